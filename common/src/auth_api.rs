@@ -1,0 +1,166 @@
+//! Requests and answers of authd's HTTP API, as both daemons read and write them.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    node::NodeName,
+    secret::{Secret, serialize_exposed},
+    session::SessionId,
+};
+
+/// Body of `POST /v1/authenticate`, sent by a node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthenticateRequest {
+    pub user: String,
+    #[serde(serialize_with = "serialize_exposed")]
+    pub password: Secret,
+    /// The client's real address.
+    pub address: IpAddr,
+    pub node: NodeName,
+    pub session: SessionId,
+    /// Whether the control connection is encrypted.
+    pub tls: bool,
+}
+
+/// Body of the answer 200 to `POST /v1/authenticate`: everything a node needs to know of a user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    pub user: String,
+    /// Absolute, within the shared storage: `/demo`.
+    pub home: String,
+    #[serde(default)]
+    pub permissions: Permissions,
+    #[serde(default)]
+    pub limits: AccountLimits,
+    #[serde(default)]
+    pub uploads: UploadMode,
+    /// May see all sessions with `SITE WHO`, not only the own ones.
+    #[serde(default)]
+    pub admin: bool,
+}
+
+/// What a user may do. What is not named is granted: a home belongs to its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Permissions {
+    /// LIST, NLST, MLSD, MLST, STAT with a path, SIZE, MDTM.
+    pub list: bool,
+    /// RETR and the checksum commands.
+    pub download: bool,
+    /// STOR, STOU, APPE, COMB of a name that does not exist yet.
+    pub upload: bool,
+    /// STOR, COMB and RNTO onto a file that exists.
+    pub overwrite: bool,
+    /// APPE to a file that exists, and STOR after REST.
+    pub append: bool,
+    /// RNFR, RNTO.
+    pub rename: bool,
+    /// DELE.
+    pub delete: bool,
+    /// MKD.
+    pub mkdir: bool,
+    /// RMD; RMDA needs `delete` too.
+    pub rmdir: bool,
+    /// SITE CHMOD, MFMT, SITE UTIME.
+    pub attributes: bool,
+}
+
+impl Default for Permissions {
+    fn default() -> Self {
+        Self {
+            list: true,
+            download: true,
+            upload: true,
+            overwrite: true,
+            append: true,
+            rename: true,
+            delete: true,
+            mkdir: true,
+            rmdir: true,
+            attributes: true,
+        }
+    }
+}
+
+/// Limits of one user over the whole cluster. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccountLimits {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions_per_address: Option<u32>,
+}
+
+/// How an upload gets its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UploadMode {
+    /// Written under its name from the first byte.
+    #[default]
+    Direct,
+    /// Written under a hidden name and renamed when it is complete and synced.
+    Atomic,
+}
+
+/// Body of every answer that is not 2xx.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    pub error: ErrorCode,
+    /// One sentence for people. Never holds a secret.
+    pub message: String,
+}
+
+/// What went wrong, for programs. The status code of each stands in authd's `error.rs` alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// 401: no bearer token, or not the one this route needs.
+    Unauthorized,
+    /// 403: unknown user, wrong password or disabled user; which of them is not told.
+    InvalidCredentials,
+    /// 429, with `Retry-After` in seconds: too many failed logins of this user or address.
+    Throttled,
+    /// 400: the body or a parameter is not what the route takes.
+    InvalidRequest,
+    /// 404
+    NotFound,
+    /// 405
+    MethodNotAllowed,
+    /// 409: the user exists already.
+    AlreadyExists,
+    /// 409: the user comes from the declarative file, which the API does not change.
+    Declarative,
+    /// 413
+    TooLarge,
+    /// 503: Redis is away and the answer needs it.
+    Unavailable,
+    /// 500
+    Internal,
+}
+
+/// A user as `GET /v1/users` shows it: everything but the password hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserView {
+    pub name: String,
+    pub source: UserSource,
+    pub enabled: bool,
+    pub home: String,
+    pub permissions: Permissions,
+    pub limits: AccountLimits,
+    pub uploads: UploadMode,
+    pub admin: bool,
+}
+
+/// Where a user is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UserSource {
+    /// The users file: changed there, not through the API.
+    Declarative,
+    /// Redis: changed through the API.
+    Registry,
+}

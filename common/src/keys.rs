@@ -1,0 +1,91 @@
+//! Every Redis key and its shape, built here only.
+//!
+//! All keys of one cluster start with the same prefix, so that clusters can share a Redis. Names
+//! chosen by people (users, paths) come last in a key, where no separator can be confused.
+
+use std::net::IpAddr;
+
+use crate::node::NodeName;
+
+/// Builds the keys of one cluster.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    /// `prefix` is put before every key, with a `:`; the default cluster's is `ftp`.
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    fn key(&self, rest: impl std::fmt::Display) -> String {
+        format!("{}:{rest}", self.prefix)
+    }
+
+    /// Set of the names of nodes that were live of late.
+    pub fn nodes(&self) -> String {
+        self.key("nodes")
+    }
+
+    /// String: a node's `NodeRecord` as JSON. Expires unless the node refreshes it.
+    pub fn node(&self, name: &NodeName) -> String {
+        self.key(format_args!("node:{name}"))
+    }
+
+    /// Hash of session id to `SessionRecord` as JSON: a node's sessions. Expires like the node.
+    pub fn node_sessions(&self, name: &NodeName) -> String {
+        self.key(format_args!("sessions:{name}"))
+    }
+
+    /// List of `NodeCommand` as JSON that wait for a node. Expires.
+    pub fn node_commands(&self, name: &NodeName) -> String {
+        self.key(format_args!("commands:{name}"))
+    }
+
+    /// Sorted set: a user's session ids by the time (Unix ms) at which they expire.
+    pub fn user_sessions(&self, user: &str) -> String {
+        self.key(format_args!("sessions-of-user:{user}"))
+    }
+
+    /// Sorted set: an address's session ids by the time (Unix ms) at which they expire.
+    pub fn address_sessions(&self, address: IpAddr) -> String {
+        self.key(format_args!("sessions-of-address:{address}"))
+    }
+
+    /// Sorted set: ids of a user's sessions from one address by the time at which they expire.
+    pub fn user_address_sessions(&self, user: &str, address: IpAddr) -> String {
+        self.key(format_args!("sessions-of-both:{address}:{user}"))
+    }
+
+    /// Hash `holder`, `token`: who writes a path. Expires unless its node refreshes it.
+    /// `digest` is the hexadecimal hash of the path within the storage.
+    pub fn write_lease(&self, digest: &str) -> String {
+        self.key(format_args!("write:{digest}"))
+    }
+
+    /// Counter from which write leases take their fencing tokens.
+    pub fn fencing_token(&self) -> String {
+        self.key("fencing-token")
+    }
+
+    /// Hash of user name to the user's JSON: users made through authd's API. Never expires.
+    pub fn users(&self) -> String {
+        self.key("users")
+    }
+
+    /// Counter of changes to users, which tells authd's caches that they are out of date.
+    pub fn users_generation(&self) -> String {
+        self.key("users-generation")
+    }
+
+    /// Failed logins of a user name. Expires.
+    pub fn failures_of_user(&self, user: &str) -> String {
+        self.key(format_args!("failures-of-user:{user}"))
+    }
+
+    /// Failed logins from an address. Expires.
+    pub fn failures_of_address(&self, address: IpAddr) -> String {
+        self.key(format_args!("failures-of-address:{address}"))
+    }
+}

@@ -1,0 +1,227 @@
+//! Nodes as every part of the cluster knows them, and how they share the passive port range.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Names an FTP node: letters, digits, `-`, `_` and `.`, at most 64 of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NodeName(String);
+
+impl NodeName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The text cannot name a node.
+#[derive(Debug, thiserror::Error)]
+#[error("a node's name is 1 to 64 letters, digits, '-', '_' or '.'")]
+pub struct InvalidNodeName;
+
+impl FromStr for NodeName {
+    type Err = InvalidNodeName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidNodeName> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if text.is_empty() || text.len() > 64 || !text.bytes().all(allowed) {
+            return Err(InvalidNodeName);
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for NodeName {
+    type Error = InvalidNodeName;
+
+    fn try_from(text: String) -> Result<Self, InvalidNodeName> {
+        text.parse()
+    }
+}
+
+impl From<NodeName> for String {
+    fn from(name: NodeName) -> Self {
+        name.0
+    }
+}
+
+/// A range of TCP ports, both ends included: the cluster's passive ports, or one node's slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "(u16, u16)", into = "(u16, u16)")]
+pub struct PortRange {
+    from: u16,
+    to: u16,
+}
+
+/// The two numbers are no range of ports.
+#[derive(Debug, thiserror::Error)]
+#[error("a port range is FROM-TO with 1 <= FROM <= TO <= 65535")]
+pub struct InvalidPortRange;
+
+impl PortRange {
+    /// # Errors
+    /// `from` is 0 or greater than `to`.
+    pub fn new(from: u16, to: u16) -> Result<Self, InvalidPortRange> {
+        if from == 0 || from > to {
+            return Err(InvalidPortRange);
+        }
+        Ok(Self { from, to })
+    }
+
+    pub fn from(self) -> u16 {
+        self.from
+    }
+
+    pub fn to(self) -> u16 {
+        self.to
+    }
+
+    /// How many ports there are: at least 1.
+    pub fn count(self) -> u32 {
+        u32::from(self.to) - u32::from(self.from) + 1
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = u16> {
+        self.from..=self.to
+    }
+
+    pub fn overlaps(self, other: Self) -> bool {
+        self.from <= other.to && other.from <= self.to
+    }
+
+    /// The slice of the node at `position` (from 0) in a cluster of `nodes`.
+    ///
+    /// Port number i of the range belongs to node `i * nodes / count` rounded down; the balancer's
+    /// configuration is made with the same formula. `None` if there are fewer ports than nodes or
+    /// no node at that position.
+    pub fn slice(self, position: usize, nodes: usize) -> Option<Self> {
+        let (position, nodes) = (u32::try_from(position).ok()?, u32::try_from(nodes).ok()?);
+        if position >= nodes || self.count() < nodes {
+            return None;
+        }
+        // position < nodes <= count <= 65535, so the products fit u32 and the sums fit u16.
+        let edge = |i: u32| self.from + (i * self.count() / nodes) as u16;
+        let to = u32::from(self.from) + (position + 1) * self.count() / nodes - 1;
+        Some(Self { from: edge(position), to: to as u16 })
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.from, self.to)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = InvalidPortRange;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPortRange> {
+        let (from, to) = text.split_once('-').ok_or(InvalidPortRange)?;
+        let parse = |port: &str| port.trim().parse().map_err(|_| InvalidPortRange);
+        Self::new(parse(from)?, parse(to)?)
+    }
+}
+
+impl TryFrom<(u16, u16)> for PortRange {
+    type Error = InvalidPortRange;
+
+    fn try_from((from, to): (u16, u16)) -> Result<Self, InvalidPortRange> {
+        Self::new(from, to)
+    }
+}
+
+impl From<PortRange> for (u16, u16) {
+    fn from(range: PortRange) -> Self {
+        (range.from, range.to)
+    }
+}
+
+/// A node's place in its life. `Starting` and `Stopped` nodes are not in the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    Ready,
+    Draining,
+}
+
+/// What the registry holds about one live node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub name: NodeName,
+    /// Random for each start of the process, so that a node restarted under its name is not
+    /// mistaken for the one before.
+    pub incarnation: u64,
+    pub state: NodeState,
+    pub slice: PortRange,
+    /// Where the control port is bound, for people.
+    pub control: String,
+    pub version: String,
+    /// Seconds since the Unix epoch.
+    pub since: u64,
+    pub sessions: u32,
+    pub transfers: u32,
+}
+
+/// What authd asks of a node, through the registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum NodeCommand {
+    /// Ends one session with 421, whatever it is doing.
+    EndSession { session: crate::session::SessionId },
+    /// Ends all sessions of a user, for example when the user was removed.
+    EndUser { user: String },
+    /// As SIGTERM: no new sessions, transfers finish, the process ends.
+    Drain,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn eleven_ports_over_three_nodes() {
+        let range: PortRange = "50000-50010".parse().unwrap();
+        let slices: Vec<_> = (0..3).map(|i| range.slice(i, 3).unwrap().to_string()).collect();
+        assert_eq!(slices, ["50000-50002", "50003-50006", "50007-50010"]);
+        assert_eq!(range.slice(3, 3), None);
+        assert_eq!(range.slice(0, 12), None);
+    }
+
+    #[test]
+    fn what_is_no_range() {
+        for text in ["", "50000", "0-10", "20-10", "1-65536", "a-b", "-"] {
+            assert!(text.parse::<PortRange>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn names() {
+        assert!("ftp-1.example_a".parse::<NodeName>().is_ok());
+        for text in ["", "a b", "a/b", "ä", &"x".repeat(65)] {
+            assert!(text.parse::<NodeName>().is_err(), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn slices_cover_the_range_without_overlap(from in 1u16..=65535, len in 0u16..2000, nodes in 1usize..50) {
+            let range = PortRange::new(from, from.saturating_add(len)).unwrap();
+            if range.count() as usize >= nodes {
+                let slices: Vec<_> = (0..nodes).map(|i| range.slice(i, nodes).unwrap()).collect();
+                let ports: Vec<u16> = slices.iter().flat_map(|s| s.iter()).collect();
+                prop_assert_eq!(ports, range.iter().collect::<Vec<_>>());
+            } else {
+                prop_assert!((0..nodes).any(|i| range.slice(i, nodes).is_none()));
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! What both mains run: logging, signals, the admin address.

@@ -1,0 +1,1 @@
+//! Data connections and what goes over them.

@@ -1,0 +1,6 @@
+//! The FTP node.
+
+pub mod data;
+pub mod jail;
+pub mod listing;
+pub mod protocol;

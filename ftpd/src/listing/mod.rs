@@ -1,0 +1,1 @@
+//! Directory entries as text: LIST, NLST, MLSD. Pure.

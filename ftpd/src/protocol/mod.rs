@@ -1,0 +1,1 @@
+//! The FTP protocol without I/O: bytes in, values out.
