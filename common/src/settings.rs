@@ -31,6 +31,8 @@ pub enum Shape {
     One,
     /// A TOML array; repeated or comma-separated elsewhere.
     Many,
+    /// As `Many`, but commas belong to the value: a flag is repeated, a variable holds one.
+    Repeated,
     /// `true` or `false`; the flag may stand alone.
     Switch,
 }
@@ -121,7 +123,7 @@ impl Schema {
                 .help(self.describe(setting));
             command = command.arg(match setting.shape {
                 Shape::One => arg,
-                Shape::Many => arg.action(ArgAction::Append),
+                Shape::Many | Shape::Repeated => arg.action(ArgAction::Append),
                 Shape::Switch => arg.num_args(0..=1).default_missing_value("true").value_name("BOOL"),
             });
         }
@@ -220,7 +222,7 @@ impl Values {
                 return Err(self.unknown(&key, path.display().to_string()));
             };
             let values = match value {
-                toml::Value::Array(items) if setting.shape == Shape::Many => {
+                toml::Value::Array(items) if matches!(setting.shape, Shape::Many | Shape::Repeated) => {
                     items.into_iter().map(scalar).collect::<Option<Vec<_>>>()
                 }
                 value => scalar(value).map(|value| vec![value]),
