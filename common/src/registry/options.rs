@@ -1,0 +1,185 @@
+//! Where a cluster's Redis is, and how a node deals with it.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use serde::Deserialize;
+
+use crate::secret::Secret;
+
+/// How to reach the shared registry.
+#[derive(Clone, Debug)]
+pub struct RedisOptions {
+    pub url: RedisUrl,
+    /// Starts every key, so that clusters can share a Redis.
+    pub prefix: String,
+    /// The longest that one request may take, connecting included.
+    pub timeout: Duration,
+    /// How long a node, its sessions and its write leases stand without a refresh. They are
+    /// refreshed three times as often. The same for all nodes of a cluster.
+    pub lease: Duration,
+    pub when_away: WhenAway,
+}
+
+impl RedisOptions {
+    /// The defaults: prefix `ftp`, 1 second for a request, leases of 30 seconds, admitting
+    /// sessions while Redis is away.
+    pub fn new(url: RedisUrl) -> Self {
+        Self {
+            url,
+            prefix: "ftp".to_owned(),
+            timeout: Duration::from_secs(1),
+            lease: Duration::from_secs(30),
+            when_away: WhenAway::Admit,
+        }
+    }
+}
+
+/// What becomes of new sessions and uploads while Redis is away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenAway {
+    /// They begin if the node's own sessions leave room within the limits.
+    #[default]
+    Admit,
+    /// They are refused.
+    Refuse,
+}
+
+/// The text is neither `admit` nor `refuse`.
+#[derive(Debug, thiserror::Error)]
+#[error("the policy is 'admit' or 'refuse'")]
+pub struct InvalidWhenAway;
+
+impl FromStr for WhenAway {
+    type Err = InvalidWhenAway;
+
+    fn from_str(text: &str) -> Result<Self, InvalidWhenAway> {
+        match text {
+            "admit" => Ok(Self::Admit),
+            "refuse" => Ok(Self::Refuse),
+            _ => Err(InvalidWhenAway),
+        }
+    }
+}
+
+/// Where Redis is: `HOST[:PORT]`, `redis://[USER:PASSWORD@]HOST[:PORT][/DB]` or `unix:///PATH`.
+///
+/// Neither `Debug` nor `Display` shows the password.
+#[derive(Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub struct RedisUrl(ConnectionInfo);
+
+/// The text does not say where a Redis is. The text itself may hold a password, so is not shown.
+#[derive(Debug, thiserror::Error)]
+#[error("Redis is at HOST[:PORT], redis://[USER:PASSWORD@]HOST[:PORT][/DB] or unix:///PATH")]
+pub struct InvalidRedisUrl;
+
+impl RedisUrl {
+    /// The same place with this password, for passwords that come from files.
+    #[must_use]
+    pub fn with_password(self, password: &Secret) -> Self {
+        let settings = self
+            .0
+            .redis_settings()
+            .clone()
+            .set_password(password.expose());
+        Self(self.0.set_redis_settings(settings))
+    }
+
+    pub(super) fn client(&self) -> redis::Client {
+        redis::Client::open(self.0.clone())
+            // Opening connects to nothing; it only turns its argument into a `ConnectionInfo`,
+            // which it is.
+            .expect("a ConnectionInfo is one")
+    }
+}
+
+impl FromStr for RedisUrl {
+    type Err = InvalidRedisUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidRedisUrl> {
+        let url = match text.split_once("://") {
+            Some(("redis" | "unix", _)) => text.to_owned(),
+            None if !text.contains(['/', '@', '?', '#']) => format!("redis://{text}"),
+            _ => return Err(InvalidRedisUrl),
+        };
+        let info = url.into_connection_info().map_err(|_| InvalidRedisUrl)?;
+        match info.addr() {
+            ConnectionAddr::Tcp(host, _) if !host.is_empty() => {}
+            ConnectionAddr::Unix(path) if path.is_absolute() => {}
+            _ => return Err(InvalidRedisUrl),
+        }
+        // Requests are small and each is waited for: Nagle's algorithm would only delay them.
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        Ok(Self(info.set_tcp_settings(tcp)))
+    }
+}
+
+impl TryFrom<String> for RedisUrl {
+    type Error = InvalidRedisUrl;
+
+    fn try_from(text: String) -> Result<Self, InvalidRedisUrl> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.addr() {
+            ConnectionAddr::Unix(path) => write!(f, "unix://{}", path.display()),
+            address => write!(f, "redis://{address}/{}", self.0.redis_settings().db()),
+        }
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_forms_of_an_address() {
+        for (text, shown) in [
+            ("redis", "redis://redis:6379/0"),
+            ("redis:6380", "redis://redis:6380/0"),
+            ("10.0.0.1:6379", "redis://10.0.0.1:6379/0"),
+            ("redis://cache.example/3", "redis://cache.example:6379/3"),
+            ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+        ] {
+            assert_eq!(
+                text.parse::<RedisUrl>().unwrap().to_string(),
+                shown,
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "rediss://x",
+            "http://x",
+            "a@b",
+            "redis://",
+            "x:70000",
+            "unix://rel",
+        ] {
+            assert!(text.parse::<RedisUrl>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let url: RedisUrl = "redis://ftp:hunter2@cache:1/2".parse().unwrap();
+        assert_eq!(url.0.redis_settings().password(), Some("hunter2"));
+        let url = url.with_password(&Secret::new("sesame"));
+        assert_eq!(url.0.redis_settings().password(), Some("sesame"));
+        assert_eq!(
+            format!("{url} {url:?}"),
+            "redis://cache:1/2 redis://cache:1/2"
+        );
+    }
+}
