@@ -342,8 +342,8 @@ pub fn parse(line: &[u8]) -> Result<Request, ParseError> {
 /// First words of other protocols: HTTP methods and SMTP commands, that pages and mails can make
 /// a victim's client send here, and the PROXY header of a balancer that is not trusted.
 const FOREIGN: [&[u8]; 16] = [
-    b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PATCH", b"TRACE", b"DELETE",
-    b"HELO", b"EHLO", b"LHLO", b"MAIL", b"RCPT", b"DATA", b"PROXY",
+    b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PATCH", b"TRACE", b"DELETE", b"HELO",
+    b"EHLO", b"LHLO", b"MAIL", b"RCPT", b"DATA", b"PROXY",
 ];
 
 /// Whether a peer speaks another protocol, by the first bytes it sent or by a line of it.

@@ -115,12 +115,7 @@ impl Reply {
 
     /// A reply of several lines: `first` beside the code, `middle` each on a line of its own, and
     /// `last` beside the code again.
-    pub fn lines(
-        code: Code,
-        first: impl Into<Text>,
-        middle: Vec<Text>,
-        last: impl Into<Text>,
-    ) -> Self {
+    pub fn lines(code: Code, first: impl Into<Text>, middle: Vec<Text>, last: impl Into<Text>) -> Self {
         let rest = Rest { middle, last: last.into() };
         Self { code, first: first.into(), rest: Some(Box::new(rest)) }
     }

@@ -18,9 +18,8 @@ pub fn parse(text: &[u8]) -> Option<i64> {
     if whole.len() != 14 || !digits(whole) || !fraction.is_none_or(digits) {
         return None;
     }
-    let field = |from: usize, to: usize| {
-        whole[from..to].iter().fold(0u16, |n, b| n * 10 + u16::from(b - b'0'))
-    };
+    let field =
+        |from: usize, to: usize| whole[from..to].iter().fold(0u16, |n, b| n * 10 + u16::from(b - b'0'));
     // Two digits are below 100 and fit a byte.
     let pair = |from: usize| field(from, from + 2) as u8;
     let month = Month::try_from(pair(4)).ok()?;
@@ -46,8 +45,7 @@ pub fn format(seconds: i64, out: &mut Vec<u8>) {
 /// The UTC date and time of Unix `seconds`, brought within the years 1970 to 9999.
 pub(crate) fn calendar(seconds: i64) -> OffsetDateTime {
     // In range after the clamp: the crate's own limits are the years -9999 and 9999.
-    OffsetDateTime::from_unix_timestamp(seconds.clamp(0, LAST))
-        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    OffsetDateTime::from_unix_timestamp(seconds.clamp(0, LAST)).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// Appends the last `N` decimal digits of `number`, with leading zeros.
