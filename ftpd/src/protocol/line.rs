@@ -114,7 +114,7 @@ impl LineBuffer {
         *self = Self::default();
     }
 
-    /// Takes a byte of text.
+    /// Takes a byte of text; more text may follow it.
     fn push(&mut self, byte: u8) -> Telnet {
         let start = match self.unfinished {
             Some(start) => start,
