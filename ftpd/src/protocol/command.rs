@@ -6,7 +6,7 @@ use super::{
     address::AddressFamily,
     arguments::Fault,
     reply::{Code, Reply},
-    verbs::{self, Verb},
+    verbs::{self, Phase, Verb},
 };
 use crate::listing::machine::Facts;
 
@@ -19,6 +19,14 @@ pub struct Request {
 }
 
 impl Request {
+    /// When in a session this may run. STAT with an argument reads directories, as LIST does.
+    pub fn phase(&self) -> Phase {
+        match self.command {
+            Command::Stat(Some(_)) => Phase::AfterLogin,
+            _ => self.verb.phase,
+        }
+    }
+
     /// Whether this may run while a transfer is under way. STAT may without an argument: it then
     /// reports on the transfer (RFC 959 section 4.1.3), else it reads directories.
     pub fn during_transfer(&self) -> bool {
@@ -342,8 +350,8 @@ pub fn parse(line: &[u8]) -> Result<Request, ParseError> {
 /// First words of other protocols: HTTP methods and SMTP commands, that pages and mails can make
 /// a victim's client send here, and the PROXY header of a balancer that is not trusted.
 const FOREIGN: [&[u8]; 16] = [
-    b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PATCH", b"TRACE", b"DELETE",
-    b"HELO", b"EHLO", b"LHLO", b"MAIL", b"RCPT", b"DATA", b"PROXY",
+    b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PATCH", b"TRACE", b"DELETE", b"HELO",
+    b"EHLO", b"LHLO", b"MAIL", b"RCPT", b"DATA", b"PROXY",
 ];
 
 /// Whether a peer speaks another protocol, by the first bytes it sent or by a line of it.
@@ -359,3 +367,6 @@ pub fn is_foreign(bytes: &[u8]) -> bool {
     let word = &bytes[..end.unwrap_or(bytes.len())];
     FOREIGN.iter().any(|foreign| foreign.eq_ignore_ascii_case(word))
 }
+
+#[cfg(test)]
+mod tests;
