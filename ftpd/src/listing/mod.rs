@@ -1,5 +1,7 @@
 //! Directory entries as text: LIST, NLST, MLSD. Pure.
 
+pub mod machine;
+
 /// One name in a directory, with what the storage says of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
