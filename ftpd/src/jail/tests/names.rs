@@ -178,14 +178,14 @@ fn one_file_has_one_key_through_every_home_and_link() {
 #[test]
 fn a_tree_is_removed_to_the_last_file() {
     let site = Site::new();
-    for directory in 0..20 {
+    for directory in 0..10 {
         let directory = site.home(&format!("tree/{directory}/x/y"));
         fs::create_dir_all(&directory).unwrap();
         // More names than one read of the directory brings.
-        (0..100).for_each(|file| fs::write(directory.join(format!("file {file}")), "").unwrap());
+        (0..20).for_each(|file| fs::write(directory.join(format!("file {file}")), "").unwrap());
     }
     fs::create_dir(site.home("tree/many")).unwrap();
-    (0..3000).for_each(|file| fs::write(site.home(&format!("tree/many/{file:040}")), "").unwrap());
+    (0..1000).for_each(|file| fs::write(site.home(&format!("tree/many/{file:040}")), "").unwrap());
     let progress = Progress::default();
     progress.cancel();
     let cancelled = site.jail.remove_tree(&path("/tree"), &progress);
