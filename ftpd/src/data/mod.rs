@@ -4,3 +4,6 @@ pub mod ascii;
 pub mod progress;
 mod splice;
 pub mod transfer;
+
+#[cfg(test)]
+mod tests;

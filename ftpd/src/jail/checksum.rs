@@ -11,19 +11,10 @@ use sha2::{Digest, Sha256, Sha512};
 
 use super::FileError;
 use crate::data::progress::Progress;
+use crate::protocol::command::Algorithm;
 
 /// NFS wants pieces of at least 256 KiB.
 const BUFFER: usize = 256 * 1024;
-
-/// What can be computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Algorithm {
-    Crc32,
-    Md5,
-    Sha1,
-    Sha256,
-    Sha512,
-}
 
 /// The checksum of the bytes of `range` that `file` has, in lower-case hexadecimal.
 ///

@@ -2,7 +2,6 @@
 
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -13,17 +12,18 @@ use super::directory::Names;
 use super::handle::READ_DIRECTORY;
 use super::path::VirtualPath;
 use super::{FileError, Jail};
+use crate::data::progress::Progress;
 
 /// Levels of directories below the one to remove, each holding a descriptor and 32 KiB.
 const MAX_DEPTH: usize = 128;
 
 impl Jail {
     /// Removes the directory `path` with everything in it, hidden names too. Symbolic links are
-    /// removed, not followed. Ends early when `cancelled`; what is gone then stays gone.
+    /// removed, not followed. Ends early when cancelled; what is gone then stays gone.
     ///
     /// # Errors
     /// [`FileError::TooDeep`] below 128 levels, [`FileError::Cancelled`], and as the kernel says.
-    pub fn remove_tree(&self, path: &VirtualPath, cancelled: &AtomicBool) -> Result<(), FileError> {
+    pub fn remove_tree(&self, path: &VirtualPath, progress: &Progress) -> Result<(), FileError> {
         let place = self.place(path)?;
         let top = Names::new(open(&place.directory, place.name)?);
         let mut levels: Vec<Level> = vec![Level {
@@ -32,7 +32,7 @@ impl Jail {
             removed: false,
         }];
         while let Some(level) = levels.last_mut() {
-            if cancelled.load(Ordering::Acquire) {
+            if progress.is_cancelled() {
                 return Err(FileError::Cancelled);
             }
             match level.names.next() {

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, close, unlinkat};
 use sha2::{Digest, Sha256};
 
@@ -239,16 +239,14 @@ impl Upload {
         }
         let stored = self.store(sync);
         if let Err(error) = stored {
-            // Not even its reader in the page cache knows which bytes are on disk.
+            // Nobody knows which bytes are on disk: what is read now comes from memory.
             self.end(Keep::Before);
             return Err(error);
         }
         let published = self.publish();
-        match &published {
-            Ok(()) => {}
+        if matches!(published, Err(FileError::AlreadyExists)) {
             // It can never be published. Other errors may pass, and the data is good.
-            Err(FileError::AlreadyExists) => self.end(Keep::Before),
-            Err(_) => {}
+            self.end(Keep::Before);
         }
         self.state = State::Ended;
         published?;
@@ -357,9 +355,8 @@ impl Upload {
     }
 
     fn remove(&self) -> Result<(), FileError> {
-        let status = |found: Result<FileStat, Errno>| found.map(|status| identity(&status));
-        match status(handle::status(&self.directory, &*self.name)) {
-            Ok(found) if found == identity(&fstat(&self.file)?) => Ok(unlinkat(
+        match handle::status(&self.directory, &*self.name) {
+            Ok(found) if identity(&found) == identity(&fstat(&self.file)?) => Ok(unlinkat(
                 &self.directory,
                 &*self.name,
                 UnlinkatFlags::NoRemoveDir,
