@@ -243,13 +243,12 @@ impl Cluster {
         let key = self.keys().node_sessions(&self.name);
         let records: Vec<Option<Vec<u8>>> =
             self.link().query(cmd("HMGET").arg(&key).arg(ids)).await?;
-        let records: Vec<SessionRecord> = records
-            .iter()
-            .flatten()
-            .filter_map(|record| parse(record, &key))
-            .collect();
-        self.remove(&records, &[]).await?;
-        // Also those whose record was none, or was another's.
+        let records = ids.iter().zip(&records).filter_map(|(id, record)| {
+            let record: SessionRecord = parse(record.as_deref()?, &key)?;
+            (record.id.to_string().as_bytes() == id).then_some(record)
+        });
+        self.remove(&records.collect::<Vec<_>>(), &[]).await?;
+        // Also those whose record is none, or another session's.
         self.link().query(cmd("HDEL").arg(&key).arg(ids)).await
     }
 
@@ -288,6 +287,8 @@ impl Cluster {
                 "without Redis, new sessions and uploads are refused"
             };
             log::warn!(node = self.name.as_str(), error = chain(error).as_str(); "{what}");
+            // The task finds out when Redis is back, and then enters what began without it.
+            let _ = self.work.send(Work::Refresh);
         }
         admit
     }

@@ -239,7 +239,7 @@ impl Registry {
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = state;
-        self.core.work(|_| Work::Publish);
+        self.core.work(|_| Work::Refresh);
     }
 
     /// The number of this node's transfers in progress, which the node counts and the registry

@@ -34,8 +34,8 @@ const COMMAND_WAIT: Duration = Duration::from_secs(5);
 pub(super) enum Work {
     EndSession(SessionRecord),
     EndLease(Held),
-    /// The node's record has changed.
-    Publish,
+    /// Something has changed that Redis should know soon.
+    Refresh,
     Leave(oneshot::Sender<()>),
 }
 
@@ -59,7 +59,7 @@ pub(super) async fn run(
         tokio::select! {
             _ = work.recv_many(&mut batch, BATCH) => match task.work_off(&mut batch).await {
                 After::GoOn => {}
-                After::Publish => due = Instant::now(),
+                After::Refresh => due = Instant::now(),
                 After::End => return,
             },
             () = sleep_until(due), if stands => {
@@ -84,7 +84,7 @@ pub(super) async fn run(
 /// What follows from a batch of work.
 enum After {
     GoOn,
-    Publish,
+    Refresh,
     End,
 }
 
@@ -113,7 +113,7 @@ impl Refresh {
             match work {
                 Work::EndSession(record) => sessions.push(record),
                 Work::EndLease(lease) => leases.push(lease),
-                Work::Publish => after = After::Publish,
+                Work::Refresh => after = After::Refresh,
                 Work::Leave(done) => left = Some(done),
             }
         }
@@ -152,9 +152,11 @@ impl Refresh {
                 return Ok(Place::Lost);
             }
         };
-        self.sweep().await?;
+        // What one step cannot do, for example because of a value of the wrong type, the next may
+        // put right.
+        self.note(refused_only(sweep(&self.core, &self.cluster).await)?);
         self.refresh_sessions().await?;
-        self.keep_leases().await?;
+        self.note(refused_only(self.keep_leases().await)?);
         self.cluster.answered();
         Ok(place)
     }
@@ -180,11 +182,6 @@ impl Refresh {
         {
             self.conflict = Some(theirs);
         }
-    }
-
-    /// Takes out what stands under this node's name and is not its own.
-    async fn sweep(&self) -> Result<(), LinkError> {
-        sweep(&self.core, &self.cluster).await
     }
 
     async fn refresh_sessions(&self) -> Result<(), LinkError> {
