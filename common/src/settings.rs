@@ -1,1 +1,460 @@
-//! Settings.
+//! Settings of a daemon: one table gives the TOML keys, flags, environment variables and help.
+//!
+//! Every value is text until [`Values`] parses it, wherever it came from, so that each error can
+//! name the setting, the value, its source and what would be right. A flag wins over a variable,
+//! a variable over the reference system's name for it, that over the file, the file over the
+//! default. What is not in the table is an error in every source.
+
+use std::{collections::BTreeMap, ffi::OsString, fmt, fs, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
+
+/// One row of a daemon's table of settings.
+pub struct Setting {
+    /// The TOML key; the flag is `--` and the key with `-` for `_`, the variable the key in
+    /// capitals after the daemon's prefix.
+    pub key: &'static str,
+    pub shape: Shape,
+    /// What a value must look like, with its unit: `duration (30s, 5m)`. Errors quote it.
+    pub expects: &'static str,
+    /// As text; empty where there is none.
+    pub default: &'static str,
+    /// What it does, and what happens at its limit. One sentence.
+    pub help: &'static str,
+    /// The reference system's environment variable for the same thing.
+    pub alias: Option<&'static str>,
+}
+
+/// How many values a setting takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    One,
+    /// A TOML array; repeated or comma-separated elsewhere.
+    Many,
+    /// As `Many`, but commas belong to the value: a flag is repeated, a variable holds one.
+    Repeated,
+    /// `true` or `false`; the flag may stand alone.
+    Switch,
+}
+
+/// A daemon's name, description, variables' prefix and table.
+pub struct Schema {
+    pub program: &'static str,
+    pub about: &'static str,
+    pub version: &'static str,
+    /// `FTPD_` or `AUTHD_`.
+    pub prefix: &'static str,
+    pub settings: &'static [Setting],
+}
+
+/// A setting that cannot be used, and why.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error("{path}: {reason}")]
+    File { path: String, reason: String },
+    #[error("unknown setting {key} in {source_name}{}", suggestion(.nearest))]
+    Unknown { key: String, source_name: String, nearest: Option<&'static str> },
+    #[error("{key} = {value:?} (from {source_name}): {reason}; expected {expects}")]
+    Invalid { key: &'static str, value: String, source_name: String, reason: String, expects: &'static str },
+    #[error("{key} is not set ({expects}): {reason}")]
+    Missing { key: &'static str, expects: &'static str, reason: String },
+    #[error("{0}")]
+    Conflict(String),
+}
+
+fn suggestion(nearest: &Option<&'static str>) -> String {
+    nearest.map(|key| format!("; did you mean {key}?")).unwrap_or_default()
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    Default,
+    File(PathBuf),
+    Variable(String),
+    Flag,
+}
+
+struct Found {
+    values: Vec<String>,
+    source: Source,
+}
+
+/// All settings of a daemon as text, each with its source.
+pub struct Values {
+    schema: &'static Schema,
+    found: BTreeMap<&'static str, Found>,
+}
+
+impl Schema {
+    fn setting(&self, key: &str) -> Option<&'static Setting> {
+        self.settings.iter().find(|setting| setting.key == key)
+    }
+
+    fn variable(&self, setting: &Setting) -> String {
+        format!("{}{}", self.prefix, setting.key.to_uppercase())
+    }
+
+    /// The command line of the daemon. A daemon adds its own sub-commands to it.
+    pub fn command(&'static self) -> Command {
+        let mut command = Command::new(self.program).about(self.about).version(self.version).arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .help(format!("TOML file with settings, each under its key [env: {}CONFIG]", self.prefix)),
+        );
+        command = command
+            .arg(
+                Arg::new("check")
+                    .long("check")
+                    .action(ArgAction::SetTrue)
+                    .help("Read all settings, say what is wrong with them, and exit with 0 or 78"),
+            )
+            .arg(
+                Arg::new("print-settings")
+                    .long("print-settings")
+                    .action(ArgAction::SetTrue)
+                    .help("Print the table of all settings as Markdown and exit"),
+            );
+        for setting in self.settings {
+            let arg = Arg::new(setting.key)
+                .long(setting.key.replace('_', "-"))
+                .value_name(setting.expects)
+                .help(self.describe(setting));
+            command = command.arg(match setting.shape {
+                Shape::One => arg,
+                Shape::Many | Shape::Repeated => arg.action(ArgAction::Append),
+                Shape::Switch => arg.num_args(0..=1).default_missing_value("true").value_name("BOOL"),
+            });
+        }
+        command
+    }
+
+    fn describe(&self, setting: &Setting) -> String {
+        let mut text = setting.help.to_owned();
+        if !setting.default.is_empty() {
+            text += &format!(" [default: {}]", setting.default);
+        }
+        text += &format!(" [env: {}", self.variable(setting));
+        if let Some(alias) = setting.alias {
+            text += &format!(", {alias}");
+        }
+        text + "]"
+    }
+
+    /// The table of settings as Markdown, for the documentation.
+    pub fn markdown(&self) -> String {
+        let mut text = String::from("| key | value | default | what it does |\n| --- | --- | --- | --- |\n");
+        for setting in self.settings {
+            let default = match setting.default {
+                "" => "–".to_owned(),
+                default => format!("`{default}`"),
+            };
+            let alias =
+                setting.alias.map(|a| format!(" (also `{a}` in the environment)")).unwrap_or_default();
+            text += &format!(
+                "| `{}` | {} | {default} | {}{alias} |\n",
+                setting.key, setting.expects, setting.help
+            );
+        }
+        text
+    }
+}
+
+impl Values {
+    /// Collects the settings of `schema` from parsed flags, the environment and the file that
+    /// `--config` names.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not TOML, or any source holds a key that is not in the table.
+    pub fn collect(
+        schema: &'static Schema,
+        flags: &ArgMatches,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, SettingsError> {
+        let mut values = Self { schema, found: BTreeMap::new() };
+        for setting in schema.settings {
+            let defaults = match (setting.default, setting.shape) {
+                ("", _) => vec![],
+                (default, Shape::Many) => split(default),
+                (default, _) => vec![default.to_owned()],
+            };
+            values.put(setting, defaults, Source::Default);
+        }
+        let environment: Vec<(OsString, OsString)> = environment.into_iter().collect();
+        let variable = format!("{}CONFIG", schema.prefix);
+        let named = environment.iter().find(|(name, _)| *name == *variable).map(|(_, path)| path.into());
+        let file = flags.get_one::<String>("config").map(PathBuf::from).or(named);
+        if let Some(path) = file {
+            values.read_file(path)?;
+        }
+        values.read_environment(environment)?;
+        for setting in schema.settings {
+            if flags.value_source(setting.key) == Some(ValueSource::CommandLine) {
+                let given: Vec<String> = flags.get_many(setting.key).unwrap_or_default().cloned().collect();
+                let given = match setting.shape {
+                    Shape::Many => given.iter().flat_map(|value| split(value)).collect(),
+                    _ => given,
+                };
+                values.put(setting, given, Source::Flag);
+            }
+        }
+        Ok(values)
+    }
+
+    fn put(&mut self, setting: &'static Setting, values: Vec<String>, source: Source) {
+        self.found.insert(setting.key, Found { values, source });
+    }
+
+    fn unknown(&self, key: &str, source_name: String) -> SettingsError {
+        let distance = |other: &str| edit_distance(&key.to_lowercase(), other);
+        let nearest = self.schema.settings.iter().map(|s| (distance(s.key), s.key)).min();
+        let nearest = nearest.filter(|(distance, _)| *distance <= 3).map(|(_, key)| key);
+        SettingsError::Unknown { key: key.to_owned(), source_name, nearest }
+    }
+
+    fn read_file(&mut self, path: PathBuf) -> Result<(), SettingsError> {
+        let failed = |reason: String| SettingsError::File { path: path.display().to_string(), reason };
+        let text = fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| failed(error.to_string()))?;
+        for (key, value) in table {
+            let Some(setting) = self.schema.setting(&key) else {
+                return Err(self.unknown(&key, path.display().to_string()));
+            };
+            let values = match value {
+                toml::Value::Array(items) if matches!(setting.shape, Shape::Many | Shape::Repeated) => {
+                    items.into_iter().map(scalar).collect::<Option<Vec<_>>>()
+                }
+                value => scalar(value).map(|value| vec![value]),
+            };
+            let values = values.ok_or_else(|| failed(format!("{key}: expected {}", setting.expects)))?;
+            self.put(setting, values, Source::File(path.clone()));
+        }
+        Ok(())
+    }
+
+    fn read_environment(
+        &mut self,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<(), SettingsError> {
+        let mut direct = Vec::new();
+        for (name, value) in environment {
+            let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
+            if let Some(setting) = self.schema.settings.iter().find(|s| s.alias == Some(name)) {
+                self.put_variable(setting, name, value);
+            } else if let Some(key) = name.strip_prefix(self.schema.prefix).filter(|key| *key != "CONFIG") {
+                let Some(setting) = self.schema.setting(&key.to_lowercase()) else {
+                    return Err(self.unknown(name, "the environment".to_owned()));
+                };
+                direct.push((setting, name.to_owned(), value.to_owned()));
+            }
+        }
+        for (setting, name, value) in direct {
+            self.put_variable(setting, &name, &value);
+        }
+        Ok(())
+    }
+
+    fn put_variable(&mut self, setting: &'static Setting, name: &str, value: &str) {
+        let values = match setting.shape {
+            Shape::Many => split(value),
+            _ => vec![value.to_owned()],
+        };
+        self.put(setting, values, Source::Variable(name.to_owned()));
+    }
+
+    fn row(&self, key: &str) -> (&'static Setting, &Found) {
+        let setting = self.schema.setting(key);
+        // Keys are literals of the daemon's own code: one that is not in its table is a bug that
+        // every start of the daemon shows.
+        let setting = setting.unwrap_or_else(|| panic!("{key} is not in the table of settings"));
+        (setting, &self.found[setting.key])
+    }
+
+    /// The error that says why the value of `key` cannot be used.
+    pub fn invalid(&self, key: &str, reason: impl fmt::Display) -> SettingsError {
+        let (setting, found) = self.row(key);
+        let source_name = match &found.source {
+            Source::Default => "its default".to_owned(),
+            Source::File(path) => path.display().to_string(),
+            Source::Variable(name) => format!("the environment's {name}"),
+            Source::Flag => format!("--{}", setting.key.replace('_', "-")),
+        };
+        SettingsError::Invalid {
+            key: setting.key,
+            value: found.values.join(","),
+            source_name,
+            reason: reason.to_string(),
+            expects: setting.expects,
+        }
+    }
+
+    /// The error that says why `key`, which is not set, must be.
+    pub fn missing(&self, key: &str, reason: impl fmt::Display) -> SettingsError {
+        let (setting, _) = self.row(key);
+        SettingsError::Missing { key: setting.key, expects: setting.expects, reason: reason.to_string() }
+    }
+
+    /// Whether something else than the default decides the setting.
+    pub fn is_given(&self, key: &str) -> bool {
+        self.row(key).1.source != Source::Default
+    }
+
+    /// The setting's value, or `None` where it is not set or set to nothing.
+    ///
+    /// # Errors
+    /// The value does not parse.
+    pub fn optional<T>(&self, key: &str) -> Result<Option<T>, SettingsError>
+    where
+        T: FromStr<Err: fmt::Display>,
+    {
+        match self.row(key).1.values.last() {
+            None => Ok(None),
+            Some(text) if text.is_empty() => Ok(None),
+            Some(text) => text.parse().map(Some).map_err(|error| self.invalid(key, error)),
+        }
+    }
+
+    /// The setting's value.
+    ///
+    /// # Errors
+    /// It is not set, or does not parse.
+    pub fn required<T>(&self, key: &str) -> Result<T, SettingsError>
+    where
+        T: FromStr<Err: fmt::Display>,
+    {
+        self.optional(key)?.ok_or_else(|| self.missing(key, "it has no default"))
+    }
+
+    /// All values of the setting, in order.
+    ///
+    /// # Errors
+    /// One of them does not parse.
+    pub fn list<T>(&self, key: &str) -> Result<Vec<T>, SettingsError>
+    where
+        T: FromStr<Err: fmt::Display>,
+    {
+        let parse = |text: &String| {
+            text.parse().map_err(|error| self.invalid(key, format_args!("{text:?}: {error}")))
+        };
+        self.row(key).1.values.iter().map(parse).collect()
+    }
+
+    /// The setting's value as a time, such as `30s`, `5m` or `1h 30m`.
+    ///
+    /// # Errors
+    /// It is not set, no duration, or zero: no time limit of ours can be switched off.
+    pub fn duration(&self, key: &str) -> Result<Duration, SettingsError> {
+        let duration = *self.required::<humantime::Duration>(key)?;
+        if duration.is_zero() {
+            return Err(self.invalid(key, "it cannot be zero"));
+        }
+        Ok(duration)
+    }
+}
+
+fn split(list: &str) -> Vec<String> {
+    list.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+}
+
+fn scalar(value: toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Boolean(switch) => Some(switch.to_string()),
+        toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => None,
+    }
+}
+
+/// Levenshtein's distance, for "did you mean".
+fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn setting(key: &'static str, shape: Shape, default: &'static str) -> Setting {
+        Setting { key, shape, expects: "a thing", default, help: "Does it.", alias: None }
+    }
+
+    static SCHEMA: Schema = Schema {
+        program: "demo",
+        about: "about",
+        version: "0",
+        prefix: "DEMO_",
+        settings: &[
+            setting("idle_timeout", Shape::One, "5m"),
+            setting("trusted", Shape::Many, ""),
+            setting("standalone", Shape::Switch, "false"),
+            Setting { alias: Some("port"), ..setting("control_port", Shape::One, "21") },
+        ],
+    };
+
+    fn collect(args: &[&str], environment: &[(&str, &str)]) -> Result<Values, SettingsError> {
+        let flags = SCHEMA.command().try_get_matches_from([&["demo"], args].concat()).unwrap();
+        let environment = environment.iter().map(|(k, v)| (OsString::from(k), OsString::from(v)));
+        Values::collect(&SCHEMA, &flags, environment)
+    }
+
+    #[test]
+    fn a_flag_wins_over_a_variable_over_its_old_name_over_the_file_over_the_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        fs::write(&file, "control_port = 1\ntrusted = [\"a\", \"b\"]\n").unwrap();
+        let file = file.to_str().unwrap();
+        let port = |args: &[&str], env: &[(&str, &str)]| {
+            collect(args, env).unwrap().required::<u16>("control_port").unwrap()
+        };
+        assert_eq!(port(&[], &[]), 21);
+        assert_eq!(port(&["--config", file], &[]), 1);
+        assert_eq!(port(&["--config", file], &[("port", "2")]), 2);
+        assert_eq!(port(&["--config", file], &[("DEMO_CONTROL_PORT", "3"), ("port", "2")]), 3);
+        assert_eq!(port(&["--config", file, "--control-port", "4"], &[("DEMO_CONTROL_PORT", "3")]), 4);
+        let values = collect(&["--config", file], &[]).unwrap();
+        assert_eq!(values.list::<String>("trusted").unwrap(), ["a", "b"]);
+    }
+
+    #[test]
+    fn lists_and_switches() {
+        let values = collect(&["--trusted", "a, b", "--trusted", "c", "--standalone"], &[]).unwrap();
+        assert_eq!(values.list::<String>("trusted").unwrap(), ["a", "b", "c"]);
+        assert!(values.required::<bool>("standalone").unwrap());
+        assert!(values.is_given("standalone") && !values.is_given("idle_timeout"));
+        assert!(!collect(&["--standalone", "false"], &[]).unwrap().required::<bool>("standalone").unwrap());
+    }
+
+    #[test]
+    fn an_error_names_the_setting_the_value_its_source_and_what_would_be_right() {
+        let values = collect(&[], &[("DEMO_IDLE_TIMEOUT", "5 apples")]).unwrap();
+        let error = values.duration("idle_timeout").unwrap_err().to_string();
+        for part in ["idle_timeout", "5 apples", "DEMO_IDLE_TIMEOUT", "a thing"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(collect(&["--idle-timeout", "0s"], &[]).unwrap().duration("idle_timeout").is_err());
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_is_an_error_in_every_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("c.toml");
+        fs::write(&file, "idle_timeuot = \"5m\"\n").unwrap();
+        let error = collect(&["--config", file.to_str().unwrap()], &[]).err().unwrap().to_string();
+        assert!(error.contains("idle_timeuot") && error.contains("did you mean idle_timeout?"), "{error}");
+        let error = collect(&[], &[("DEMO_NOPE", "1")]).err().unwrap().to_string();
+        assert!(error.contains("DEMO_NOPE"), "{error}");
+        assert!(SCHEMA.command().try_get_matches_from(["demo", "--nope"]).is_err());
+    }
+}

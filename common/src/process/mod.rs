@@ -1,1 +1,10 @@
-//! What both mains run: logging, signals, the admin address.
+//! The few lines that both mains run: logging, metrics, signals, the service manager.
+
+pub mod admin;
+pub mod logging;
+pub mod service;
+pub mod signals;
+
+/// Exit status of a daemon whose settings are wrong: sysexits.h's EX_CONFIG, so that a service
+/// manager can be told not to try again (`RestartPreventExitStatus=78`).
+pub const EXIT_CONFIG: u8 = 78;

@@ -1,1 +1,11 @@
 //! The FTP protocol without I/O: bytes in, values out.
+
+pub mod address;
+pub mod arguments;
+pub mod command;
+pub mod reply;
+pub mod timestamp;
+pub mod verbs;
+
+pub use command::{Command, ParseError, Request, parse};
+pub use reply::{Code, Reply};

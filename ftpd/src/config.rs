@@ -1,0 +1,508 @@
+//! Settings as given → `Config` as meant. Nothing else reads the environment or files for settings.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use common::{
+    node::{NodeName, PortRange},
+    process::logging::LogFormat,
+    registry::{RedisOptions, RedisUrl},
+    secret::Secret,
+    settings::{Schema, Setting, SettingsError, Shape, Values},
+};
+use ipnet::IpNet;
+
+use crate::jail::Modes;
+
+const fn one(
+    key: &'static str,
+    expects: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting { key, shape: Shape::One, expects, default, help, alias: None }
+}
+
+const fn many(
+    key: &'static str,
+    expects: &'static str,
+    default: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting { shape: Shape::Many, ..one(key, expects, default, help) }
+}
+
+const fn switch(key: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { shape: Shape::Switch, ..one(key, "true or false", default, help) }
+}
+
+const fn alias(alias: &'static str, setting: Setting) -> Setting {
+    Setting { alias: Some(alias), ..setting }
+}
+
+const DURATION: &str = "duration (500ms, 30s, 5m)";
+
+/// Every setting of `ftpd`.
+pub static SCHEMA: Schema = Schema {
+    program: "ftpd",
+    about: "The FTP node of Distributed FTP",
+    version: env!("CARGO_PKG_VERSION"),
+    prefix: "FTPD_",
+    settings: &[
+        // What the node is
+        one("node_name", "name", "", "The node's name in the cluster; the host's name if not set."),
+        many(
+            "cluster_nodes",
+            "names",
+            "",
+            "All nodes in order; this node's place decides its slice of the passive ports. Without it the whole range is this node's.",
+        ),
+        switch(
+            "standalone",
+            "false",
+            "Serve by itself: users from `user`, no authd, and no Redis unless `redis_url` is set.",
+        ),
+        Setting {
+            shape: Shape::Repeated,
+            ..one(
+                "user",
+                "NAME:PASSWORD",
+                "",
+                "A user of a standalone node, at home in `root`. Without any: demo, admin and test with any password, on loopback only.",
+            )
+        },
+        // Where it listens
+        many(
+            "listen",
+            "IP addresses",
+            "0.0.0.0,::",
+            "Addresses for the control and the passive ports.",
+        ),
+        alias("port", one("port", "port (0 takes a free one)", "21", "The control port.")),
+        alias(
+            "FtpPasvMinPort",
+            one("passive_port_min", "port", "50000", "First port of the cluster's passive port range."),
+        ),
+        alias(
+            "FtpPasvMaxPort",
+            one("passive_port_max", "port", "50099", "Last port of the cluster's passive port range."),
+        ),
+        alias(
+            "FtpExternalIP",
+            one(
+                "external_address",
+                "IP address",
+                "",
+                "The address that PASV announces; if not set, the one on which the client reached the balancer or the node.",
+            ),
+        ),
+        many(
+            "internal_networks",
+            "CIDR list",
+            "",
+            "Clients from here are told the address on which they reached the balancer, not `external_address`.",
+        ),
+        alias(
+            "FtpBehindProxy",
+            switch(
+                "behind_proxy",
+                "false",
+                "A balancer is in front; if `trusted_balancers` is empty, every private and loopback address counts as one.",
+            ),
+        ),
+        many(
+            "trusted_balancers",
+            "CIDR list",
+            "",
+            "Addresses that must send a PROXY header, and are believed. Nobody else is.",
+        ),
+        switch("active_mode", "true", "Offer PORT and EPRT, to the client's own address only."),
+        many("host_names", "names", "", "Names that HOST accepts; without any, every name."),
+        one(
+            "admin_listen",
+            "IP:PORT",
+            "127.0.0.1:9121",
+            "Where /metrics, /healthz and /readyz are served; set to nothing to switch them off.",
+        ),
+        one("greeting", "text", "Distributed FTP ready", "What the 220 reply says."),
+        // Files
+        one("root", "directory", "/srv/ftp", "The shared storage; homes are inside it."),
+        switch("create_homes", "false", "Make a user's home at the first login if it is missing."),
+        one("file_mode", "octal mode", "0640", "Permissions of new files."),
+        one("directory_mode", "octal mode", "0750", "Permissions of new directories."),
+        switch(
+            "sync_uploads",
+            "true",
+            "Answer 226 only after fsync. Off, a crash of the storage can lose what was confirmed.",
+        ),
+        one("list_depth", "number", "32", "How deep LIST -R goes."),
+        // Parts it talks to
+        alias(
+            "RedisConnectionString",
+            one("redis_url", "HOST:PORT or redis://…", "", "The Redis that holds the registry."),
+        ),
+        one("redis_password_file", "file", "", "Holds the password for Redis."),
+        one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
+        one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
+        one(
+            "node_lease",
+            DURATION,
+            "30s",
+            "After this long without a sign of life a node and its sessions are gone from the registry.",
+        ),
+        one(
+            "registry_away",
+            "admit or refuse",
+            "admit",
+            "New logins while Redis is away: admitted with this node's limits only, or refused with 421.",
+        ),
+        alias(
+            "authservice",
+            many("authd_urls", "http://HOST:PORT", "", "The authd instances, asked in turn."),
+        ),
+        one("authd_token_file", "file", "", "Holds the bearer token for nodes."),
+        one(
+            "authd_timeout",
+            DURATION,
+            "5s",
+            "How long all of them together may take to answer a login; then it gets 421.",
+        ),
+        // Limits
+        one("max_sessions", "number", "10000", "Control connections at once; one more gets 421."),
+        one(
+            "max_sessions_per_address",
+            "number",
+            "200",
+            "Sessions of one client address at once, over all nodes; one more gets 421.",
+        ),
+        one("max_transfers", "number", "1000", "Transfers at once; one more waits for its turn."),
+        one(
+            "max_file_operations",
+            "number",
+            "128",
+            "File operations other than transfers at once; one more waits for its turn.",
+        ),
+        one("max_login_failures", "number", "3", "Failed logins of one connection; then it gets 421."),
+        one(
+            "max_unauthenticated_commands",
+            "number",
+            "32",
+            "Commands before a login; then the connection gets 421.",
+        ),
+        one("max_errors", "number", "64", "Rejected commands in a row; then the session gets 421."),
+        one("login_timeout", DURATION, "60s", "From connecting to being logged in."),
+        one("idle_timeout", DURATION, "5m", "Without a command or a transfer; then the session gets 421."),
+        one("reply_timeout", DURATION, "30s", "How long a client may take to accept a reply."),
+        one("data_connect_timeout", DURATION, "30s", "For the data connection to come; then 425."),
+        one(
+            "stall_timeout",
+            DURATION,
+            "60s",
+            "Without a byte in a transfer; then 426. Must be shorter than the balancer's limit.",
+        ),
+        one("passive_wait", DURATION, "5s", "How long PASV waits for a free port; then 425."),
+        one("proxy_header_timeout", DURATION, "5s", "For a balancer to send the PROXY header."),
+        one("drain_timeout", DURATION, "5m", "How long transfers may go on after SIGTERM."),
+        // Logs
+        one("log_level", "error, warn, info, debug or trace", "info", "As env_logger reads it."),
+        one("log_format", "text or json", "text", "How a log line is written."),
+        one(
+            "transfer_log",
+            "file",
+            "",
+            "One line a transfer in xferlog's format, beside the log; opened again on SIGHUP.",
+        ),
+    ],
+};
+
+/// All settings, checked.
+#[derive(Debug)]
+pub struct Config {
+    pub node_name: NodeName,
+    pub network: Network,
+    pub storage: Storage,
+    pub authentication: Authentication,
+    /// `None`: the registry is in this process's memory.
+    pub redis: Option<RedisOptions>,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub greeting: String,
+    pub admin_listen: Option<SocketAddr>,
+    pub log: LogSettings,
+}
+
+#[derive(Debug)]
+pub struct Network {
+    pub listen: Vec<IpAddr>,
+    /// An address family the host does not have is left out only if the operator did not name it.
+    pub listen_is_default: bool,
+    pub port: u16,
+    pub slice: PortRange,
+    pub external_address: Option<IpAddr>,
+    pub internal_networks: Vec<IpNet>,
+    pub trusted_balancers: Vec<IpNet>,
+    pub active_mode: bool,
+    pub host_names: Vec<String>,
+}
+
+#[derive(Debug)]
+pub struct Storage {
+    pub root: PathBuf,
+    pub create_homes: bool,
+    pub modes: Modes,
+    pub sync_uploads: bool,
+    pub list_depth: usize,
+}
+
+/// Who decides whether a login is right.
+#[derive(Debug)]
+pub enum Authentication {
+    /// The named users of a standalone node.
+    Users(Vec<(String, Secret)>),
+    /// demo, admin and test, with any password: only where nobody else can connect.
+    Demo,
+    Authd {
+        urls: Vec<String>,
+        token: Option<Secret>,
+        timeout: Duration,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub sessions: u32,
+    pub sessions_per_address: u32,
+    pub transfers: u32,
+    pub file_operations: u32,
+    pub login_failures: u32,
+    pub unauthenticated_commands: u32,
+    pub errors: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    pub login: Duration,
+    pub idle: Duration,
+    pub reply: Duration,
+    pub data_connect: Duration,
+    pub stall: Duration,
+    pub passive_wait: Duration,
+    pub proxy_header: Duration,
+    pub drain: Duration,
+}
+
+#[derive(Debug)]
+pub struct LogSettings {
+    pub level: String,
+    pub format: LogFormat,
+    pub transfer_log: Option<PathBuf>,
+}
+
+/// Names of the users of [`Authentication::Demo`], as in the reference system.
+pub const DEMO_USERS: [&str; 3] = ["demo", "admin", "test"];
+
+impl Config {
+    /// # Errors
+    /// A value cannot be used, or two contradict each other.
+    pub fn new(values: &Values) -> Result<Self, SettingsError> {
+        let standalone = values.required("standalone")?;
+        let authentication = authentication(values, standalone)?;
+        let network = network(values, &authentication)?;
+        Ok(Self {
+            node_name: node_name(values)?,
+            storage: Storage {
+                root: values.required("root")?,
+                create_homes: values.required("create_homes")?,
+                modes: Modes { file: mode(values, "file_mode")?, directory: mode(values, "directory_mode")? },
+                sync_uploads: values.required("sync_uploads")?,
+                list_depth: values.required("list_depth")?,
+            },
+            redis: redis(values, standalone)?,
+            limits: Limits {
+                sessions: count(values, "max_sessions")?,
+                sessions_per_address: count(values, "max_sessions_per_address")?,
+                transfers: count(values, "max_transfers")?,
+                file_operations: count(values, "max_file_operations")?,
+                login_failures: count(values, "max_login_failures")?,
+                unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
+                errors: count(values, "max_errors")?,
+            },
+            timeouts: Timeouts {
+                login: values.duration("login_timeout")?,
+                idle: values.duration("idle_timeout")?,
+                reply: values.duration("reply_timeout")?,
+                data_connect: values.duration("data_connect_timeout")?,
+                stall: values.duration("stall_timeout")?,
+                passive_wait: values.duration("passive_wait")?,
+                proxy_header: values.duration("proxy_header_timeout")?,
+                drain: values.duration("drain_timeout")?,
+            },
+            greeting: values.required("greeting")?,
+            admin_listen: values.optional("admin_listen")?,
+            log: LogSettings {
+                level: values.required("log_level")?,
+                format: values.required("log_format")?,
+                transfer_log: values.optional("transfer_log")?,
+            },
+            authentication,
+            network,
+        })
+    }
+}
+
+fn node_name(values: &Values) -> Result<NodeName, SettingsError> {
+    if let Some(name) = values.optional("node_name")? {
+        return Ok(name);
+    }
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    host.and_then(|name| name.parse().ok())
+        .ok_or_else(|| values.missing("node_name", "the host's name cannot name a node"))
+}
+
+fn network(values: &Values, authentication: &Authentication) -> Result<Network, SettingsError> {
+    let demo = matches!(authentication, Authentication::Demo);
+    let listen: Vec<IpAddr> = if demo && !values.is_given("listen") {
+        vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+    } else {
+        values.list("listen")?
+    };
+    if listen.is_empty() {
+        return Err(values.missing("listen", "a node listens somewhere"));
+    }
+    if demo && !listen.iter().all(IpAddr::is_loopback) {
+        return Err(values.invalid("listen", "without `user`, every password is right: loopback only"));
+    }
+    Ok(Network {
+        listen_is_default: !values.is_given("listen"),
+        listen,
+        port: values.required("port")?,
+        slice: slice(values)?,
+        external_address: values.optional("external_address")?,
+        internal_networks: values.list("internal_networks")?,
+        trusted_balancers: trusted_balancers(values)?,
+        active_mode: values.required("active_mode")?,
+        host_names: values.list("host_names")?,
+    })
+}
+
+fn slice(values: &Values) -> Result<PortRange, SettingsError> {
+    let range = PortRange::new(values.required("passive_port_min")?, values.required("passive_port_max")?)
+        .map_err(|error| values.invalid("passive_port_max", error))?;
+    let nodes: Vec<NodeName> = values.list("cluster_nodes")?;
+    if nodes.is_empty() {
+        return Ok(range);
+    }
+    if let Some(twice) = nodes.iter().enumerate().find(|(i, name)| nodes[..*i].contains(name)) {
+        return Err(values.invalid("cluster_nodes", format_args!("{} is there twice", twice.1)));
+    }
+    let own = node_name(values)?;
+    let position = nodes.iter().position(|name| *name == own).ok_or_else(|| {
+        values.invalid("cluster_nodes", format_args!("this node's name, {own}, is not among them"))
+    })?;
+    range.slice(position, nodes.len()).ok_or_else(|| {
+        values.invalid(
+            "cluster_nodes",
+            format_args!("{} nodes share {} passive ports", nodes.len(), range.count()),
+        )
+    })
+}
+
+fn trusted_balancers(values: &Values) -> Result<Vec<IpNet>, SettingsError> {
+    let trusted: Vec<IpNet> = values.list("trusted_balancers")?;
+    let behind_proxy: bool = values.required("behind_proxy")?;
+    if !behind_proxy && values.is_given("behind_proxy") && !trusted.is_empty() {
+        return Err(values.invalid("behind_proxy", "trusted_balancers names balancers"));
+    }
+    if behind_proxy && trusted.is_empty() {
+        // The reference system's switch names no balancer; its networks were private ones.
+        const PRIVATE: [&str; 6] =
+            ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7"];
+        // The literals above are networks.
+        return Ok(PRIVATE.iter().filter_map(|network| network.parse().ok()).collect());
+    }
+    Ok(trusted)
+}
+
+fn authentication(values: &Values, standalone: bool) -> Result<Authentication, SettingsError> {
+    let users: Vec<String> = values.list("user")?;
+    let urls: Vec<String> = values.list("authd_urls")?;
+    if standalone {
+        if !urls.is_empty() {
+            return Err(values.invalid("authd_urls", "a standalone node asks no authd"));
+        }
+        if users.is_empty() {
+            return Ok(Authentication::Demo);
+        }
+        let split = |(number, user): (usize, &String)| match user.split_once(':') {
+            Some((name, password)) if !name.is_empty() && !password.is_empty() => {
+                Ok((name.to_owned(), Secret::new(password)))
+            }
+            // The text holds a password: the message must not repeat it.
+            _ => Err(SettingsError::Conflict(format!("user: entry {} is not NAME:PASSWORD", number + 1))),
+        };
+        return Ok(Authentication::Users(users.iter().enumerate().map(split).collect::<Result<_, _>>()?));
+    }
+    if !users.is_empty() {
+        return Err(SettingsError::Conflict(
+            "user: only a standalone node has users of its own; give --standalone, or make them in authd"
+                .to_owned(),
+        ));
+    }
+    if urls.is_empty() {
+        return Err(values.missing("authd_urls", "a node asks authd who may log in, unless it is standalone"));
+    }
+    for url in &urls {
+        if reqwest::Url::parse(url).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
+            continue;
+        }
+        return Err(values.invalid("authd_urls", format_args!("{url:?} is no http:// URL")));
+    }
+    Ok(Authentication::Authd {
+        urls: urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
+        token: secret(values, "authd_token_file")?,
+        timeout: values.duration("authd_timeout")?,
+    })
+}
+
+fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, SettingsError> {
+    let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else {
+        return if standalone {
+            Ok(None)
+        } else {
+            Err(values.missing("redis_url", "a node of a cluster has its registry in Redis"))
+        };
+    };
+    if let Some(password) = secret(values, "redis_password_file")? {
+        url = url.with_password(password);
+    }
+    Ok(Some(RedisOptions {
+        url,
+        prefix: values.required("redis_prefix")?,
+        timeout: values.duration("redis_timeout")?,
+        lease: values.duration("node_lease")?,
+        when_away: values.required("registry_away")?,
+    }))
+}
+
+fn secret(values: &Values, key: &str) -> Result<Option<Secret>, SettingsError> {
+    let Some(path) = values.optional::<PathBuf>(key)? else { return Ok(None) };
+    Secret::read(&path).map(Some).map_err(|error| values.invalid(key, error))
+}
+
+fn mode(values: &Values, key: &str) -> Result<u32, SettingsError> {
+    let text: String = values.required(key)?;
+    match u32::from_str_radix(&text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err(values.invalid(key, "not an octal number from 0 to 0777")),
+    }
+}
+
+fn count(values: &Values, key: &str) -> Result<u32, SettingsError> {
+    match values.required(key)? {
+        0 => Err(values.invalid(key, "it cannot be zero")),
+        count => Ok(count),
+    }
+}

@@ -1,0 +1,149 @@
+//! Checksums of files: HASH, XCRC, XMD5, XSHA1, XSHA256, XSHA512.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use md5::Md5;
+use sha1::Sha1;
+use sha2::{Digest, Sha256, Sha512};
+
+use super::FileError;
+use crate::data::progress::Progress;
+
+/// NFS wants pieces of at least 256 KiB.
+const BUFFER: usize = 256 * 1024;
+
+/// What can be computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    Crc32,
+    Md5,
+    Sha1,
+    Sha256,
+    Sha512,
+}
+
+/// The checksum of the bytes of `range` that `file` has, in lower-case hexadecimal.
+///
+/// # Errors
+/// [`FileError::Cancelled`], and as the kernel says.
+pub fn checksum(
+    file: &File,
+    algorithm: Algorithm,
+    range: Range<u64>,
+    progress: &Progress,
+) -> Result<String, FileError> {
+    match algorithm {
+        Algorithm::Crc32 => {
+            let mut hasher = crc32fast::Hasher::new();
+            each_piece(file, range, progress, |piece| hasher.update(piece))?;
+            Ok(format!("{:08x}", hasher.finalize()))
+        }
+        Algorithm::Md5 => digest::<Md5>(file, range, progress),
+        Algorithm::Sha1 => digest::<Sha1>(file, range, progress),
+        Algorithm::Sha256 => digest::<Sha256>(file, range, progress),
+        Algorithm::Sha512 => digest::<Sha512>(file, range, progress),
+    }
+}
+
+fn digest<D: Digest>(
+    file: &File,
+    range: Range<u64>,
+    progress: &Progress,
+) -> Result<String, FileError> {
+    let mut hasher = D::new();
+    each_piece(file, range, progress, |piece| hasher.update(piece))?;
+    Ok(hex::encode(&hasher.finalize()[..]))
+}
+
+fn each_piece(
+    file: &File,
+    range: Range<u64>,
+    progress: &Progress,
+    mut consume: impl FnMut(&[u8]),
+) -> Result<(), FileError> {
+    let mut buffer = vec![0; BUFFER];
+    let mut position = range.start;
+    while position < range.end {
+        if progress.is_cancelled() {
+            return Err(FileError::Cancelled);
+        }
+        // At most BUFFER, so it fits.
+        let wanted = (range.end - position).min(BUFFER as u64) as usize;
+        match file.read_at(&mut buffer[..wanted], position) {
+            Ok(0) => break,
+            Ok(read) => {
+                consume(&buffer[..read]);
+                position += read as u64;
+                progress.add(read as u64);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn file(content: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(content).unwrap();
+        file
+    }
+
+    #[test]
+    fn published_vectors() {
+        // RFC 1321 A.5, RFC 3174, FIPS 180-4 ("abc"); CRC-32 check value of "123456789".
+        for (algorithm, content, sum) in [
+            (Algorithm::Crc32, &b"123456789"[..], "cbf43926"),
+            (Algorithm::Crc32, b"", "00000000"),
+            (Algorithm::Md5, b"abc", "900150983cd24fb0d6963f7d28e17f72"),
+            (
+                Algorithm::Sha1,
+                b"abc",
+                "a9993e364706816aba3e25717850c26c9cd0d89d",
+            ),
+            (
+                Algorithm::Sha256,
+                b"abc",
+                "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            ),
+            (
+                Algorithm::Sha512,
+                b"abc",
+                "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a\
+                 2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
+            ),
+        ] {
+            let end = content.len() as u64;
+            let computed = checksum(&file(content), algorithm, 0..end, &Progress::default());
+            assert_eq!(computed.unwrap(), sum, "{algorithm:?}");
+        }
+    }
+
+    #[test]
+    fn a_range_ends_with_the_file() {
+        let progress = Progress::default();
+        let content = file(b"xx123456789");
+        let sum = |range| checksum(&content, Algorithm::Crc32, range, &progress).unwrap();
+        assert_eq!(sum(2..99), "cbf43926");
+        assert_eq!(progress.transferred(), 9);
+        assert_eq!(sum(2..2), "00000000");
+        assert_eq!(sum(99..100), "00000000");
+    }
+
+    #[test]
+    fn a_cancelled_checksum_ends() {
+        let progress = Progress::default();
+        progress.cancel();
+        let ended = checksum(&file(b"abc"), Algorithm::Md5, 0..3, &progress);
+        assert!(matches!(ended, Err(FileError::Cancelled)));
+    }
+}

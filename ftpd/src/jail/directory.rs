@@ -1,0 +1,293 @@
+//! Reading directories as a stream: memory does not grow with the number of entries.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{Whence, lseek};
+
+use super::files::link_target;
+use super::handle::{self, READ_DIRECTORY, entry, kind, open_in, status};
+use super::path::VirtualPath;
+use super::{FileError, Jail, PARTIAL_PREFIX};
+use crate::listing::{Entry, Kind};
+
+/// Bytes of names that the kernel hands over at once; what glibc takes for a local directory.
+const BUFFER: usize = 32 * 1024;
+
+impl Jail {
+    /// The entries of the directory `path` in the order of the file system, without `.` and `..`,
+    /// NFS's remains of removed files (`.nfs*`) and our partial uploads. A symbolic link that
+    /// leads somewhere in the home is shown as what it leads to.
+    ///
+    /// # Errors
+    /// Here and from the iterator: as the kernel says. Entries that vanish meanwhile are no error.
+    pub fn entries(&self, path: &VirtualPath) -> Result<Entries<'_>, FileError> {
+        let names = Names::new(self.open_path(path, READ_DIRECTORY)?);
+        Ok(Entries {
+            jail: self,
+            path: path.clone(),
+            names,
+        })
+    }
+
+    /// The tree below `path` for `LIST -R`, in the order of `ls -R`: a directory, its entries,
+    /// then each of its directories, down to `max_depth` below `path`. Symbolic links are not
+    /// followed. Holds one descriptor and 32 KiB a level.
+    ///
+    /// # Errors
+    /// As [`Jail::entries`]; directories below that cannot be read are left out.
+    pub fn walk(&self, path: &VirtualPath, max_depth: usize) -> Result<Walk<'_>, FileError> {
+        let top = self.entries(path)?;
+        Ok(Walk {
+            levels: Vec::new(),
+            next: Some(top),
+            max_depth,
+        })
+    }
+}
+
+/// See [`Jail::entries`].
+#[derive(Debug)]
+pub struct Entries<'j> {
+    jail: &'j Jail,
+    path: VirtualPath,
+    names: Names,
+}
+
+impl Iterator for Entries<'_> {
+    type Item = Result<Entry, FileError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let found = match self.names.next()? {
+                Ok(found) => found,
+                Err(errno) => return Some(Err(errno.into())),
+            };
+            if is_hidden(found.name.to_bytes()) {
+                continue;
+            }
+            match describe(self.jail, &self.path, found.directory, found.name) {
+                Ok(entry) => return Some(Ok(entry)),
+                // Another session or node removed it meanwhile.
+                Err(FileError::NotFound | FileError::Stale) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+/// One step of a [`Walk`].
+#[derive(Debug)]
+pub enum Walked {
+    /// The entries of this directory follow.
+    Directory(VirtualPath),
+    Entry(Entry),
+}
+
+/// See [`Jail::walk`]. Each directory is read twice, for its entries and for the directories in
+/// it, so that nothing need be remembered.
+#[derive(Debug)]
+pub struct Walk<'j> {
+    /// The directories on the way down, the last one being worked on.
+    levels: Vec<Level<'j>>,
+    /// The directory to step into next.
+    next: Option<Entries<'j>>,
+    max_depth: usize,
+}
+
+#[derive(Debug)]
+enum Level<'j> {
+    Listing(Entries<'j>),
+    Descending(Entries<'j>),
+}
+
+impl Iterator for Walk<'_> {
+    type Item = Result<Walked, FileError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(entries) = self.next.take() {
+            let path = entries.path.clone();
+            self.levels.push(Level::Listing(entries));
+            return Some(Ok(Walked::Directory(path)));
+        }
+        loop {
+            let deepest = self.levels.len() > self.max_depth;
+            match self.levels.pop()? {
+                Level::Listing(mut entries) => match entries.next() {
+                    Some(Ok(entry)) => {
+                        self.levels.push(Level::Listing(entries));
+                        return Some(Ok(Walked::Entry(entry)));
+                    }
+                    Some(Err(error)) => return Some(Err(error)),
+                    None if deepest => {}
+                    None => match entries.names.rewind() {
+                        Ok(()) => self.levels.push(Level::Descending(entries)),
+                        Err(errno) => return Some(Err(errno.into())),
+                    },
+                },
+                Level::Descending(mut entries) => {
+                    if let Some(below) = entries.next_directory() {
+                        let path = below.path.clone();
+                        self.levels.push(Level::Descending(entries));
+                        self.levels.push(Level::Listing(below));
+                        return Some(Ok(Walked::Directory(path)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Entries<'_> {
+    /// The next directory in this one that can be opened. An error ends the directory: it has
+    /// been reported, if it lasts, by the listing before.
+    fn next_directory(&mut self) -> Option<Self> {
+        loop {
+            let found = self.names.next()?.ok()?;
+            if is_hidden(found.name.to_bytes()) || !found.may_be_directory() {
+                continue;
+            }
+            // A name that no client can say (with a line end), or a path that is too long.
+            let Ok(path) = self.path.join(found.name.to_bytes()) else {
+                continue;
+            };
+            let flags = READ_DIRECTORY | OFlag::O_NOFOLLOW;
+            if let Ok(handle) = openat(found.directory, found.name, flags, Mode::empty()) {
+                return Some(Self {
+                    jail: self.jail,
+                    path,
+                    names: Names::new(handle),
+                });
+            }
+        }
+    }
+}
+
+fn is_hidden(name: &[u8]) -> bool {
+    matches!(name, b"." | b"..") || name.starts_with(b".nfs") || name.starts_with(PARTIAL_PREFIX)
+}
+
+fn describe(
+    jail: &Jail,
+    path: &VirtualPath,
+    directory: &OwnedFd,
+    name: &CStr,
+) -> Result<Entry, FileError> {
+    let found = status(directory, name)?;
+    if kind(&found) != Kind::Symlink {
+        return Ok(entry(name.to_bytes(), &found, None));
+    }
+    let inside = [path.relative(), b"/", name.to_bytes()].concat();
+    if let Ok(target) = open_in(&jail.home, &inside, handle::STATUS, None) {
+        return Ok(entry(name.to_bytes(), &fstat(&target)?, None));
+    }
+    let link = openat(
+        directory,
+        name,
+        handle::STATUS | OFlag::O_NOFOLLOW,
+        Mode::empty(),
+    )?;
+    // Replaced by something else meanwhile: read as a link it gives ENOENT, and is left out.
+    Ok(entry(name.to_bytes(), &found, Some(link_target(&link)?)))
+}
+
+/// The names in an open directory.
+#[derive(Debug)]
+pub(super) struct Names {
+    directory: OwnedFd,
+    buffer: Box<[u8]>,
+    /// What of the buffer has not been handed out.
+    pending: std::ops::Range<usize>,
+}
+
+/// A name, as `getdents64` gives it.
+pub(super) struct Found<'n> {
+    pub directory: &'n OwnedFd,
+    pub name: &'n CStr,
+    file_type: u8,
+}
+
+impl Found<'_> {
+    /// Whether it is worth opening it as a directory. Some file systems do not say.
+    pub fn may_be_directory(&self) -> bool {
+        matches!(self.file_type, libc::DT_DIR | libc::DT_UNKNOWN)
+    }
+}
+
+impl Names {
+    /// `directory` is open for reading.
+    pub fn new(directory: OwnedFd) -> Self {
+        Self {
+            directory,
+            buffer: vec![0; BUFFER].into(),
+            pending: 0..0,
+        }
+    }
+
+    pub fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+
+    /// Starts again.
+    pub fn rewind(&mut self) -> Result<(), Errno> {
+        self.pending = 0..0;
+        lseek(&self.directory, 0, Whence::SeekSet).map(drop)
+    }
+
+    /// The next name, `.` and `..` included; `None` at the end. Not an `Iterator`, because names
+    /// stay in the buffer.
+    pub fn next(&mut self) -> Option<Result<Found<'_>, Errno>> {
+        if self.pending.is_empty() {
+            match self.fill() {
+                Ok(0) => return None,
+                Ok(filled) => self.pending = 0..filled,
+                Err(errno) => return Some(Err(errno)),
+            }
+        }
+        // struct linux_dirent64: d_ino 8 bytes, d_off 8, d_reclen 2, d_type 1, then the name
+        // with NUL (getdents64(2)).
+        let record = &self.buffer[self.pending.clone()];
+        let parsed = record.get(16..18).and_then(|length| {
+            let length = usize::from(u16::from_ne_bytes([length[0], length[1]]));
+            let file_type = *record.get(18)?;
+            let name = CStr::from_bytes_until_nul(record.get(19..length)?).ok()?;
+            Some((length, file_type, name))
+        });
+        // Only a broken file system gets here; it must not make this loop for ever.
+        let Some((length, file_type, name)) = parsed else {
+            return Some(Err(Errno::EIO));
+        };
+        self.pending.start += length;
+        Some(Ok(Found {
+            directory: &self.directory,
+            name,
+            file_type,
+        }))
+    }
+
+    fn fill(&mut self) -> Result<usize, Errno> {
+        loop {
+            // SAFETY: the buffer is writable, of the length given, and not otherwise borrowed
+            // during the call; the descriptor is open for as long as `self` lives.
+            let filled = unsafe {
+                libc::syscall(
+                    libc::SYS_getdents64,
+                    self.directory.as_raw_fd(),
+                    self.buffer.as_mut_ptr(),
+                    self.buffer.len(),
+                )
+            };
+            match Errno::result(filled) {
+                // The kernel never returns more than the buffer holds.
+                Ok(filled) => return Ok(usize::try_from(filled).unwrap_or(0).min(BUFFER)),
+                Err(Errno::EINTR) => {}
+                // The directory has been removed meanwhile: nothing is in it.
+                Err(Errno::ENOENT) => return Ok(0),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What can go wrong with files: one table from errno to [`FileError`], one from there to FTP.
+
+use std::io;
+
+use nix::errno::Errno;
+
+/// Why a file operation failed. A variant without a source stands for the one errno in its text.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    #[error("no such file or directory (ENOENT)")]
+    NotFound,
+    #[error("permission denied")]
+    PermissionDenied(#[source] io::Error),
+    #[error("the name exists already (EEXIST)")]
+    AlreadyExists,
+    #[error("not a directory (ENOTDIR)")]
+    NotADirectory,
+    #[error("is a directory (EISDIR)")]
+    IsADirectory,
+    /// A socket, FIFO or device, or a directory where a file is wanted.
+    #[error("not a regular file")]
+    NotAFile,
+    #[error("the directory is not empty (ENOTEMPTY)")]
+    DirectoryNotEmpty,
+    #[error("no space left (ENOSPC)")]
+    NoSpace,
+    #[error("over quota (EDQUOT)")]
+    QuotaExceeded,
+    #[error("the file would become too large (EFBIG)")]
+    TooLarge,
+    /// A name that the server keeps for itself, or `/` where it cannot be meant.
+    #[error("clients may not use this name here")]
+    NameNotAllowed,
+    #[error("the name is too long (ENAMETOOLONG)")]
+    NameTooLong,
+    /// REST beyond the end: RFC 3659 section 5, and a hole in the file if it were allowed.
+    #[error("the restart offset is beyond the end of the file")]
+    BadOffset,
+    /// Another node removed or replaced the file.
+    #[error("the file is gone from the server (ESTALE)")]
+    Stale,
+    #[error("too many symbolic links (ELOOP)")]
+    Loop,
+    #[error("two different file systems (EXDEV)")]
+    CrossDevice,
+    #[error("read-only file system (EROFS)")]
+    ReadOnly,
+    #[error("busy")]
+    Busy(#[source] io::Error),
+    #[error("too many open files")]
+    TooManyOpenFiles(#[source] io::Error),
+    #[error("the directory tree is too deep")]
+    TooDeep,
+    /// COMB names one file twice.
+    #[error("one file is named twice")]
+    SameFile,
+    /// The control connection asked the operation to end.
+    #[error("cancelled")]
+    Cancelled,
+    #[error("input or output error")]
+    Io(#[source] io::Error),
+}
+
+impl FileError {
+    /// The reply code (RFC 959 section 4.2, RFC 3659 section 5) and the fixed phrase for clients.
+    pub fn reply(&self) -> (u16, &'static str) {
+        match self {
+            Self::NotFound => (550, "No such file or directory"),
+            Self::PermissionDenied(_) => (550, "Permission denied"),
+            Self::AlreadyExists => (550, "File exists"),
+            Self::NotADirectory => (550, "Not a directory"),
+            Self::IsADirectory => (550, "Is a directory"),
+            Self::NotAFile => (550, "Not a regular file"),
+            Self::DirectoryNotEmpty => (550, "Directory not empty"),
+            Self::Loop => (550, "Too many symbolic links"),
+            Self::ReadOnly => (550, "Read-only file system"),
+            Self::TooDeep => (550, "Directory tree too deep"),
+            Self::NameNotAllowed => (553, "File name not allowed"),
+            Self::NameTooLong => (553, "File name too long"),
+            Self::CrossDevice => (553, "Cannot rename across file systems"),
+            Self::SameFile => (553, "A file is named twice"),
+            Self::QuotaExceeded => (552, "Quota exceeded"),
+            Self::TooLarge => (552, "File too large"),
+            Self::BadOffset => (554, "Restart offset is beyond the end of the file"),
+            Self::NoSpace => (452, "Insufficient storage space"),
+            Self::Busy(_) => (450, "File busy, try again"),
+            Self::Stale => (450, "File changed meanwhile, try again"),
+            Self::TooManyOpenFiles(_) => (450, "Server busy, try again"),
+            Self::Cancelled => (451, "Action cancelled"),
+            Self::Io(_) => (451, "Local error in processing"),
+        }
+    }
+}
+
+impl From<Errno> for FileError {
+    fn from(errno: Errno) -> Self {
+        let source = || io::Error::from(errno);
+        match errno {
+            Errno::ENOENT => Self::NotFound,
+            Errno::EACCES | Errno::EPERM => Self::PermissionDenied(source()),
+            Errno::EEXIST => Self::AlreadyExists,
+            Errno::ENOTDIR => Self::NotADirectory,
+            Errno::EISDIR => Self::IsADirectory,
+            // Opening a socket, or a FIFO for writing that nobody reads; a device without driver.
+            Errno::ENXIO | Errno::ENODEV => Self::NotAFile,
+            Errno::ENOTEMPTY => Self::DirectoryNotEmpty,
+            Errno::ENOSPC => Self::NoSpace,
+            Errno::EDQUOT => Self::QuotaExceeded,
+            Errno::EFBIG => Self::TooLarge,
+            Errno::ENAMETOOLONG => Self::NameTooLong,
+            Errno::ESTALE => Self::Stale,
+            Errno::ELOOP => Self::Loop,
+            Errno::EXDEV => Self::CrossDevice,
+            Errno::EROFS => Self::ReadOnly,
+            // EAGAIN: openat2 that lost too many races with renames, or a lease of another server.
+            Errno::EBUSY | Errno::ETXTBSY | Errno::EAGAIN => Self::Busy(source()),
+            Errno::EMFILE | Errno::ENFILE => Self::TooManyOpenFiles(source()),
+            _ => Self::Io(source()),
+        }
+    }
+}
+
+impl From<io::Error> for FileError {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(errno) => Errno::from_raw(errno).into(),
+            None => Self::Io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn storage_errors_reach_the_client_with_their_codes() {
+        for (errno, code) in [
+            (Errno::ENOENT, 550),
+            (Errno::EACCES, 550),
+            (Errno::ENOSPC, 452),
+            (Errno::EDQUOT, 552),
+            (Errno::EFBIG, 552),
+            (Errno::EIO, 451),
+            (Errno::ESTALE, 450),
+            (Errno::EBUSY, 450),
+            (Errno::ENAMETOOLONG, 553),
+        ] {
+            assert_eq!(FileError::from(errno).reply().0, code, "{errno}");
+            assert_eq!(
+                FileError::from(io::Error::from(errno)).reply().0,
+                code,
+                "{errno}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_log_can_tell_what_the_client_cannot() {
+        let error = FileError::from(Errno::EPERM);
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        assert_eq!(source, Some(io::Error::from(Errno::EPERM).to_string()));
+    }
+}

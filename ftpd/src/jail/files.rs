@@ -1,0 +1,362 @@
+//! Operations on single names: status, open to read, make, remove, rename, attributes.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
+use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, fstat, mkdirat, utimensat};
+use nix::sys::statvfs::fstatvfs;
+use nix::sys::time::TimeSpec;
+use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
+
+use super::handle::{self, Place, entry, identity, kind, open_in, real_path, size};
+use super::path::VirtualPath;
+use super::{FileError, Jail, OpenFile};
+use crate::listing::{Entry, Kind};
+
+impl Jail {
+    /// Whether a session may make `path` its working directory (CWD): it is a directory, and
+    /// names in it may be looked up.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn check_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
+        // The `.` needs search permission, which opening the directory itself does not.
+        let inside = [path.relative(), b"/."].concat();
+        open_in(&self.home, &inside, handle::DIRECTORY, None).map(drop)
+    }
+
+    /// Opens a file for RETR, SIZE, MDTM and checksums. Opening before asking for the status is
+    /// what makes the answer true on NFS.
+    ///
+    /// # Errors
+    /// [`FileError::NotAFile`] for everything that is not a regular file.
+    pub fn open_read(&self, path: &VirtualPath) -> Result<OpenFile, FileError> {
+        let (handle, status) = self.open_with_status(path, handle::READ)?;
+        if kind(&status) != Kind::File {
+            return Err(FileError::NotAFile);
+        }
+        Ok(OpenFile {
+            file: handle.into(),
+            size: size(&status),
+            modified: status.st_mtime,
+        })
+    }
+
+    /// One entry (MLST, STAT). A symbolic link that leads somewhere in the home is shown as what
+    /// it leads to. The name of `/` is `/`.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn entry(&self, path: &VirtualPath) -> Result<Entry, FileError> {
+        let name = path.split().map_or(&b"/"[..], |(_, name)| name);
+        let opened = match self.open_with_status(path, handle::READ) {
+            // Unreadable, a socket, or a lease that stands in the way of reading only.
+            Err(FileError::PermissionDenied(_) | FileError::NotAFile | FileError::Busy(_)) => {
+                self.open_with_status(path, handle::STATUS)
+            }
+            opened => opened,
+        };
+        match opened {
+            Ok((_, status)) => Ok(entry(name, &status, None)),
+            Err(error @ (FileError::NotFound | FileError::Loop)) => {
+                // Perhaps a link that leads nowhere, or out of the home.
+                let unfollowed = handle::STATUS | OFlag::O_NOFOLLOW;
+                let (link, status) = self.open_with_status(path, unfollowed)?;
+                if kind(&status) != Kind::Symlink {
+                    return Err(error);
+                }
+                Ok(entry(name, &status, Some(link_target(&link)?)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// MKD.
+    ///
+    /// # Errors
+    /// [`FileError::AlreadyExists`], and as the kernel says.
+    pub fn create_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
+        let place = self.place(path)?;
+        mkdirat(
+            &place.directory,
+            place.name,
+            Mode::from_bits_truncate(self.modes.directory),
+        )?;
+        Ok(())
+    }
+
+    /// RMD: an empty directory.
+    ///
+    /// # Errors
+    /// [`FileError::DirectoryNotEmpty`], also when only names are in it that listings hide.
+    pub fn remove_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
+        let place = self.place(path)?;
+        Ok(unlinkat(
+            &place.directory,
+            place.name,
+            UnlinkatFlags::RemoveDir,
+        )?)
+    }
+
+    /// DELE: a file, or a symbolic link itself.
+    ///
+    /// # Errors
+    /// [`FileError::IsADirectory`], and as the kernel says.
+    pub fn remove_file(&self, path: &VirtualPath) -> Result<(), FileError> {
+        let place = self.place(path)?;
+        Ok(unlinkat(
+            &place.directory,
+            place.name,
+            UnlinkatFlags::NoRemoveDir,
+        )?)
+    }
+
+    /// RNFR and RNTO. Without `replace` an existing `to` stays what it is, also when it appears
+    /// at the same moment through another node.
+    ///
+    /// # Errors
+    /// [`FileError::AlreadyExists`] without `replace`, and as the kernel says.
+    pub fn rename(
+        &self,
+        from: &VirtualPath,
+        to: &VirtualPath,
+        replace: bool,
+    ) -> Result<(), FileError> {
+        let (from, to) = (self.place(from)?, self.place(to)?);
+        let renamed = if replace {
+            renameat(&from.directory, from.name, &to.directory, to.name).map_err(FileError::from)
+        } else {
+            rename_new(&from, &to)
+        };
+        match renamed {
+            // A directory into itself.
+            Err(FileError::Io(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Err(FileError::NameNotAllowed)
+            }
+            renamed => renamed,
+        }
+    }
+
+    /// MFMT: the time of the last change, in seconds since 1970.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set_modified(&self, path: &VirtualPath, unix_seconds: i64) -> Result<(), FileError> {
+        let handle = self.open_path(path, handle::STATUS)?;
+        utimensat(
+            AT_FDCWD,
+            handle::proc_path(&handle).as_c_str(),
+            &TimeSpec::UTIME_OMIT,
+            &TimeSpec::new(unix_seconds, 0),
+            UtimensatFlags::FollowSymlink,
+        )?;
+        Ok(())
+    }
+
+    /// SITE CHMOD: the nine permission bits of `mode`; others are ignored.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn set_mode(&self, path: &VirtualPath, mode: u32) -> Result<(), FileError> {
+        let handle = self.open_path(path, handle::STATUS)?;
+        fchmodat(
+            AT_FDCWD,
+            handle::proc_path(&handle).as_c_str(),
+            Mode::from_bits_truncate(mode & 0o777),
+            FchmodatFlags::FollowSymlink,
+        )?;
+        Ok(())
+    }
+
+    /// AVBL: bytes that an unprivileged user can still write in the file system of `path`.
+    /// Quotas of an NFS server do not show here.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn free_space(&self, path: &VirtualPath) -> Result<u64, FileError> {
+        let status = fstatvfs(self.open_path(path, handle::STATUS)?)?;
+        Ok(status
+            .blocks_available()
+            .saturating_mul(status.fragment_size()))
+    }
+
+    /// A name for the file that is the same through every home, symbolic link and node: its real
+    /// path below the storage root, without a slash before it.
+    ///
+    /// # Errors
+    /// The directory of `path` must exist; `path` itself need not.
+    pub fn canonical_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
+        if path.is_root() {
+            return self.below_storage(&self.home);
+        }
+        let place = self.place(path)?;
+        let is_link = place
+            .status()
+            .is_ok_and(|status| kind(&status) == Kind::Symlink);
+        if is_link {
+            // Only for links, because the real path of a file that is replaced just now is not
+            // its name any more.
+            match self.open_path(path, handle::STATUS) {
+                Ok(target) => return self.below_storage(&target),
+                Err(FileError::NotFound | FileError::Loop) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.place_key(&place)
+    }
+
+    /// [`Jail::canonical_key`] of the name itself.
+    pub(super) fn place_key(&self, place: &Place<'_>) -> Result<Vec<u8>, FileError> {
+        let mut key = self.below_storage(&place.directory)?;
+        if !key.is_empty() {
+            key.push(b'/');
+        }
+        key.extend_from_slice(place.name);
+        Ok(key)
+    }
+
+    fn below_storage(&self, handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
+        let path = real_path(handle)?;
+        let storage = self.storage.strip_suffix(b"/").unwrap_or(&self.storage);
+        match path.strip_prefix(storage) {
+            Some([]) => Ok(Vec::new()),
+            Some([b'/', below @ ..]) => Ok(below.to_vec()),
+            // Moved out of the storage by somebody else.
+            _ => Err(FileError::NotFound),
+        }
+    }
+}
+
+/// Where a symbolic link points, opened with `O_PATH | O_NOFOLLOW`.
+pub(super) fn link_target(link: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    readlinkat(link, "").map(OsStringExt::into_vec)
+}
+
+/// Renames, but never over something.
+pub(super) fn rename_new(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileError> {
+    let flags = RenameFlags::RENAME_NOREPLACE;
+    match renameat2(&from.directory, from.name, &to.directory, to.name, flags) {
+        // NFS knows no flags.
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => rename_new_by_link(from, to),
+        renamed => Ok(renamed?),
+    }
+}
+
+/// [`rename_new`] for file systems that cannot do it in one step: the new name appears at once or
+/// not at all, and a crash in between leaves both names.
+fn rename_new_by_link(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileError> {
+    let source = from.status()?;
+    if kind(&source) == Kind::Directory {
+        // Directories have no links. A rename replaces at most an empty directory.
+        return match to.status() {
+            Ok(_) => Err(FileError::AlreadyExists),
+            Err(Errno::ENOENT) => Ok(renameat(
+                &from.directory,
+                from.name,
+                &to.directory,
+                to.name,
+            )?),
+            Err(errno) => Err(errno.into()),
+        };
+    }
+    match linkat(
+        &from.directory,
+        from.name,
+        &to.directory,
+        to.name,
+        LinkatFlags::empty(),
+    ) {
+        Ok(()) => {}
+        // The server may have made the link, and its first answer was lost: then it is the same
+        // file, with two names. One name can be the same file too (a rename to itself, or to
+        // another case of the letters where case does not count); that has one link.
+        Err(Errno::EEXIST) => {
+            let target = to.status()?;
+            let one_name = from.name == to.name
+                && identity(&fstat(&from.directory)?) == identity(&fstat(&to.directory)?);
+            if one_name || identity(&target) != identity(&source) || target.st_nlink < 2 {
+                return Err(FileError::AlreadyExists);
+            }
+        }
+        Err(errno) => return Err(errno.into()),
+    }
+    match unlinkat(&from.directory, from.name, UnlinkatFlags::NoRemoveDir) {
+        // Gone already: again an answer that was lost.
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Writes a directory's names to disk. NFS servers have done it before they answer.
+pub(super) fn sync_directory(directory: &OwnedFd) -> Result<(), FileError> {
+    let readable = match openat(directory, ".", handle::READ_DIRECTORY, Mode::empty()) {
+        Ok(readable) => File::from(readable),
+        // A drop box: its names may be changed but not read, and so not synced either.
+        Err(Errno::EACCES) => return Ok(()),
+        Err(errno) => return Err(errno.into()),
+    };
+    match readable.sync_all() {
+        // The file system does not sync directories.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        synced => Ok(synced?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn places<'p>(from: &'p [u8], to: &'p [u8]) -> (tempfile::TempDir, Place<'p>, Place<'p>) {
+        let directory = tempfile::tempdir().unwrap();
+        let place = |name| Place {
+            directory: nix::fcntl::open(directory.path(), handle::DIRECTORY, Mode::empty())
+                .unwrap(),
+            name,
+        };
+        let (from, to) = (place(from), place(to));
+        (directory, from, to)
+    }
+
+    #[test]
+    fn without_rename_flags_a_file_still_never_replaces_another() {
+        let (directory, from, to) = places(b"a", b"b");
+        fs::write(directory.path().join("a"), "new").unwrap();
+        fs::write(directory.path().join("b"), "old").unwrap();
+        assert!(matches!(
+            rename_new_by_link(&from, &to),
+            Err(FileError::AlreadyExists)
+        ));
+        assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"old");
+        fs::remove_file(directory.path().join("b")).unwrap();
+        rename_new_by_link(&from, &to).unwrap();
+        assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"new");
+        assert!(!directory.path().join("a").exists());
+    }
+
+    #[test]
+    fn a_link_whose_answer_was_lost_is_completed() {
+        let (directory, from, to) = places(b"a", b"b");
+        fs::write(directory.path().join("a"), "data").unwrap();
+        fs::hard_link(directory.path().join("a"), directory.path().join("b")).unwrap();
+        rename_new_by_link(&from, &to).unwrap();
+        assert!(!directory.path().join("a").exists());
+        assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"data");
+    }
+
+    #[test]
+    fn renaming_a_file_to_itself_does_not_remove_it() {
+        let (directory, from, to) = places(b"a", b"a");
+        fs::write(directory.path().join("a"), "data").unwrap();
+        fs::hard_link(directory.path().join("a"), directory.path().join("other")).unwrap();
+        assert!(matches!(
+            rename_new_by_link(&from, &to),
+            Err(FileError::AlreadyExists)
+        ));
+        assert!(directory.path().join("a").exists());
+    }
+}

@@ -1,0 +1,419 @@
+//! Writing files: STOR, STOU, APPE, with REST, and atomic uploads.
+//!
+//! An upload is opened before the data connection comes, begins when it is there, and ends in one
+//! of three ways: [`Upload::finish`], [`Upload::abandon`] or [`Upload::discard`].
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::unistd::{UnlinkatFlags, close, unlinkat};
+use sha2::{Digest, Sha256};
+
+use super::files::{rename_new, sync_directory};
+use super::handle::{self, Place, identity, kind, size};
+use super::path::VirtualPath;
+use super::{FileError, Jail, PARTIAL_PREFIX};
+use crate::listing::Kind;
+
+/// How an upload treats what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteMode {
+    /// STOR.
+    Replace,
+    /// STOU, and STOR by a user who may not overwrite.
+    CreateNew,
+    /// STOR after REST (RFC 3659 section 5): bytes before `offset` stay, those after it go.
+    Resume { offset: u64 },
+    /// APPE.
+    Append,
+}
+
+/// Where the data goes until the upload is complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement<'o> {
+    /// Into the file itself.
+    Direct,
+    /// Under a hidden name that follows from `owner` and the path, so that the same user can
+    /// resume on any node. [`WriteMode::Append`] is direct all the same: it changes a file.
+    Atomic { owner: &'o str },
+}
+
+/// A file that is being written. Dropping it is [`Upload::abandon`].
+#[derive(Debug)]
+pub struct Upload {
+    file: File,
+    directory: OwnedFd,
+    /// In `directory`; what the data is under for now.
+    name: Box<[u8]>,
+    publish: Option<Publish>,
+    /// This upload made the name, and nobody else can have put data under it.
+    created: bool,
+    state: State,
+}
+
+/// What makes an atomic upload visible.
+#[derive(Debug)]
+struct Publish {
+    name: Box<[u8]>,
+    replace: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    /// Nothing has been changed; writing will start here (`None`: at the end).
+    Opened(Option<u64>),
+    /// Bytes before this offset were there before.
+    Writing(u64),
+    Ended,
+}
+
+impl Jail {
+    /// Opens `path` to write to it. Changes nothing yet but to make the file if it is missing.
+    ///
+    /// # Errors
+    /// [`FileError::BadOffset`] if there are fewer bytes than `Resume` wants to keep,
+    /// [`FileError::AlreadyExists`] for `CreateNew`, and as the kernel says.
+    pub fn open_write(
+        &self,
+        path: &VirtualPath,
+        mode: WriteMode,
+        placement: Placement<'_>,
+    ) -> Result<Upload, FileError> {
+        let place = self.place(path)?;
+        let start = match mode {
+            WriteMode::Replace | WriteMode::CreateNew => Some(0),
+            WriteMode::Resume { offset } => Some(offset),
+            WriteMode::Append => None,
+        };
+        let (file, created, name, publish) = match placement {
+            Placement::Atomic { owner } if mode != WriteMode::Append => {
+                check_target(&place, mode)?;
+                let name = self.partial_name(&place, owner)?;
+                let (file, created) = open_partial(&place.directory, &name, mode, self.modes.file)?;
+                let replace = mode != WriteMode::CreateNew;
+                (
+                    file,
+                    created,
+                    name,
+                    Some(Publish {
+                        name: place.name.into(),
+                        replace,
+                    }),
+                )
+            }
+            Placement::Direct | Placement::Atomic { .. } => {
+                let (file, created) = self.open_direct(path, &place, mode)?;
+                (file, created, place.name.into(), None)
+            }
+        };
+        let Place { directory, .. } = place;
+        let state = State::Opened(start);
+        let upload = Upload {
+            file,
+            directory,
+            name,
+            publish,
+            created,
+            state,
+        };
+        // From here on, dropping `upload` removes what was created.
+        let status = fstat(&upload.file)?;
+        if kind(&status) != Kind::File {
+            return Err(FileError::NotAFile);
+        }
+        match start {
+            Some(offset) if offset > size(&status) => Err(FileError::BadOffset),
+            _ => Ok(upload),
+        }
+    }
+
+    /// How many bytes of an atomic upload of `owner` to `path` have arrived, if one broke off:
+    /// where SIZE tells the client to resume when the file itself does not exist.
+    ///
+    /// # Errors
+    /// As the kernel says; no partial file is not an error.
+    pub fn partial_size(&self, path: &VirtualPath, owner: &str) -> Result<Option<u64>, FileError> {
+        let place = self.place(path)?;
+        let name = self.partial_name(&place, owner)?;
+        let flags = handle::READ | OFlag::O_NOFOLLOW;
+        match openat(&place.directory, &*name, flags, Mode::empty()) {
+            Ok(file) => Ok(Some(size(&fstat(&file)?))),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Removes what a broken atomic upload of `owner` to `path` left. Says whether there was any.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn remove_partial(&self, path: &VirtualPath, owner: &str) -> Result<bool, FileError> {
+        let place = self.place(path)?;
+        let name = self.partial_name(&place, owner)?;
+        match unlinkat(&place.directory, &*name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) => Ok(true),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// The same on every node; nothing a client can guess for another user, or say.
+    fn partial_name(&self, place: &Place<'_>, owner: &str) -> Result<Box<[u8]>, FileError> {
+        let mut hash = Sha256::new();
+        hash.update(owner.as_bytes());
+        hash.update([0]);
+        hash.update(self.place_key(place)?);
+        let mut name = PARTIAL_PREFIX.to_vec();
+        name.extend_from_slice(&hex::encode(hash.finalize()).as_bytes()[..32]);
+        Ok(name.into())
+    }
+
+    /// The file, and whether it is new.
+    fn open_direct(
+        &self,
+        path: &VirtualPath,
+        place: &Place<'_>,
+        mode: WriteMode,
+    ) -> Result<(File, bool), FileError> {
+        if mode == WriteMode::CreateNew {
+            return create(&place.directory, place.name, self.modes.file).map(|file| (file, true));
+        }
+        // A second round if another node makes the file between the two steps. A symbolic link
+        // that leads nowhere fails both ways, and stays so.
+        for _ in 0..2 {
+            match self.open_path(path, handle::WRITE) {
+                Err(FileError::NotFound) if matches!(mode, WriteMode::Resume { offset: 1.. }) => {
+                    return Err(FileError::BadOffset);
+                }
+                Err(FileError::NotFound) => {}
+                opened => return opened.map(|handle| (handle.into(), false)),
+            }
+            match create(&place.directory, place.name, self.modes.file) {
+                Err(FileError::AlreadyExists) => {}
+                created => return created.map(|file| (file, true)),
+            }
+        }
+        Err(FileError::NotFound)
+    }
+}
+
+impl Upload {
+    /// The data connection is there: cuts the file at the offset to write at, and tells it.
+    ///
+    /// # Errors
+    /// [`FileError::BadOffset`] if the file has become shorter, and as the kernel says.
+    pub fn begin(&mut self) -> Result<u64, FileError> {
+        let State::Opened(start) = self.state else {
+            return Err(FileError::BadOffset);
+        };
+        let length = size(&fstat(&self.file)?);
+        let offset = start.unwrap_or(length);
+        if offset > length {
+            return Err(FileError::BadOffset);
+        }
+        if offset < length {
+            self.file.set_len(offset)?;
+        }
+        self.state = State::Writing(offset);
+        Ok(offset)
+    }
+
+    /// To write to, at explicit offsets from the one [`Upload::begin`] told.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// All data has arrived. With `sync`, data and name are on disk when this returns. Only after
+    /// `Ok` is a 226 true; after an error nothing is kept that may have been lost, as by
+    /// [`Upload::discard`].
+    ///
+    /// # Errors
+    /// Late ones of the data (ENOSPC, EDQUOT, EIO), and [`FileError::AlreadyExists`] if an atomic
+    /// upload may not replace what has appeared meanwhile.
+    pub fn finish(mut self, sync: bool) -> Result<(), FileError> {
+        if matches!(self.state, State::Opened(_)) {
+            self.begin()?;
+        }
+        let stored = self.store(sync);
+        if let Err(error) = stored {
+            // Not even its reader in the page cache knows which bytes are on disk.
+            self.end(Keep::Before);
+            return Err(error);
+        }
+        let published = self.publish();
+        match &published {
+            Ok(()) => {}
+            // It can never be published. Other errors may pass, and the data is good.
+            Err(FileError::AlreadyExists) => self.end(Keep::Before),
+            Err(_) => {}
+        }
+        self.state = State::Ended;
+        published?;
+        if sync && (self.created || self.publish.is_some()) {
+            sync_directory(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// The data connection broke off, or never came: keeps what has arrived, for REST and APPE.
+    /// A file that this upload made and that is empty goes again.
+    pub fn abandon(mut self) {
+        self.end(Keep::Arrived);
+    }
+
+    /// Writing failed: takes back what this upload has written, because after a failure the file
+    /// may have holes that its length does not show.
+    pub fn discard(mut self) {
+        self.end(Keep::Before);
+    }
+
+    fn store(&self, sync: bool) -> Result<(), FileError> {
+        if sync {
+            self.file.sync_all()?;
+        }
+        self.flush()
+    }
+
+    /// What `close` would say, while the file stays open: NFS sends the data at every close of a
+    /// descriptor, and tells ENOSPC and EDQUOT only then.
+    fn flush(&self) -> Result<(), FileError> {
+        match close(OwnedFd::from(self.file.try_clone()?)) {
+            // Linux has closed it all the same (close(2)).
+            Ok(()) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn publish(&self) -> Result<(), FileError> {
+        let Some(Publish { name, replace }) = &self.publish else {
+            return Ok(());
+        };
+        if !*replace {
+            let from = Place {
+                directory: self.directory.try_clone()?,
+                name: &self.name,
+            };
+            let to = Place {
+                directory: self.directory.try_clone()?,
+                name,
+            };
+            return rename_new(&from, &to);
+        }
+        let ours = identity(&fstat(&self.file)?);
+        match renameat(&self.directory, &*self.name, &self.directory, &**name) {
+            // The first answer of an NFS server may have been lost.
+            Err(Errno::ENOENT)
+                if handle::status(&self.directory, &**name)
+                    .is_ok_and(|status| identity(&status) == ours) =>
+            {
+                Ok(())
+            }
+            renamed => Ok(renamed?),
+        }
+    }
+
+    /// Ends an upload that is not to be completed. Nobody waits for the outcome, so errors go to
+    /// the log.
+    fn end(&mut self, keep: Keep) {
+        let state = std::mem::replace(&mut self.state, State::Ended);
+        let ended = match (state, keep) {
+            (State::Ended, _) => Ok(()),
+            (State::Opened(_), _) => self.remove_if_empty(),
+            (State::Writing(start), Keep::Arrived) => match self.flush() {
+                Ok(()) => self.remove_if_empty(),
+                Err(error) => {
+                    log::warn!("a broken upload could not be kept: {error:?}");
+                    self.cut(start)
+                }
+            },
+            (State::Writing(start), Keep::Before) => self.cut(start),
+        };
+        if let Err(error) = ended {
+            log::warn!("the remains of an upload could not be removed: {error:?}");
+        }
+    }
+
+    fn cut(&self, start: u64) -> Result<(), FileError> {
+        if start == 0 && self.is_ours() {
+            return self.remove();
+        }
+        Ok(self.file.set_len(start)?)
+    }
+
+    fn remove_if_empty(&self) -> Result<(), FileError> {
+        if self.is_ours() && size(&fstat(&self.file)?) == 0 {
+            self.remove()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether the name is nothing to anybody else.
+    fn is_ours(&self) -> bool {
+        self.created || self.publish.is_some()
+    }
+
+    fn remove(&self) -> Result<(), FileError> {
+        let status = |found: Result<FileStat, Errno>| found.map(|status| identity(&status));
+        match status(handle::status(&self.directory, &*self.name)) {
+            Ok(found) if found == identity(&fstat(&self.file)?) => Ok(unlinkat(
+                &self.directory,
+                &*self.name,
+                UnlinkatFlags::NoRemoveDir,
+            )?),
+            // Somebody has removed or replaced it.
+            Ok(_) | Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.end(Keep::Arrived);
+    }
+}
+
+/// What stays of an upload that is not completed.
+#[derive(Clone, Copy)]
+enum Keep {
+    Arrived,
+    Before,
+}
+
+fn create(directory: &OwnedFd, name: &[u8], mode: u32) -> Result<File, FileError> {
+    let flags = handle::WRITE | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
+    Ok(openat(directory, name, flags, Mode::from_bits_truncate(mode))?.into())
+}
+
+/// Refuses early what the rename at the end would refuse.
+fn check_target(place: &Place<'_>, mode: WriteMode) -> Result<(), FileError> {
+    match place.status().map(|status| kind(&status)) {
+        Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+        Ok(_) if mode == WriteMode::CreateNew => Err(FileError::AlreadyExists),
+        Ok(Kind::Directory) => Err(FileError::IsADirectory),
+        Ok(Kind::Other) => Err(FileError::NotAFile),
+        Ok(Kind::File | Kind::Symlink) => Ok(()),
+    }
+}
+
+fn open_partial(
+    directory: &OwnedFd,
+    name: &[u8],
+    mode: WriteMode,
+    bits: u32,
+) -> Result<(File, bool), FileError> {
+    let flags = handle::WRITE | OFlag::O_NOFOLLOW;
+    match openat(directory, name, flags, Mode::empty()) {
+        Ok(file) => Ok((file.into(), false)),
+        Err(Errno::ENOENT) if matches!(mode, WriteMode::Resume { offset: 1.. }) => {
+            Err(FileError::BadOffset)
+        }
+        Err(Errno::ENOENT) => create(directory, name, bits).map(|file| (file, true)),
+        Err(errno) => Err(errno.into()),
+    }
+}

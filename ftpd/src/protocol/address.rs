@@ -1,0 +1,93 @@
+//! Addresses of data connections as commands and replies write them: PORT and PASV (RFC 959),
+//! EPRT and EPSV (RFC 2428).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+
+use super::{
+    arguments::{Fault, number},
+    reply::{Code, Reply},
+};
+
+/// RFC 2428 section 2: the network protocols with a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressFamily {
+    V4,
+    V6,
+}
+
+impl AddressFamily {
+    /// # Errors
+    /// [`Fault::Family`] for a number that stands for something else, [`Fault::Syntax`] for
+    /// anything that is no number.
+    pub fn parse(argument: &[u8]) -> Result<Self, Fault> {
+        match argument {
+            b"1" => Ok(Self::V4),
+            b"2" => Ok(Self::V6),
+            _ if number(argument).is_some() => Err(Fault::Family),
+            _ => Err(Fault::Syntax),
+        }
+    }
+}
+
+/// The argument of PORT: `h1,h2,h3,h4,p1,p2`, each a decimal number below 256.
+///
+/// # Errors
+/// [`Fault::Syntax`]; also for port 0, which nothing can listen on.
+pub fn parse_port(argument: &[u8]) -> Result<SocketAddr, Fault> {
+    let mut octets = [0; 6];
+    let mut fields = argument.split(|b| *b == b',');
+    for octet in &mut octets {
+        let field = fields.next().filter(|field| field.len() <= 3).ok_or(Fault::Syntax)?;
+        *octet = number(field).and_then(|n| u8::try_from(n).ok()).ok_or(Fault::Syntax)?;
+    }
+    if fields.next().is_some() {
+        return Err(Fault::Syntax);
+    }
+    let [a, b, c, d, high, low] = octets;
+    match u16::from_be_bytes([high, low]) {
+        0 => Err(Fault::Syntax),
+        port => Ok(SocketAddr::new(Ipv4Addr::new(a, b, c, d).into(), port)),
+    }
+}
+
+/// The argument of EPRT: `|1|192.0.2.1|6275|` or `|2|2001:db8::1|6275|`, with any printable
+/// delimiter (RFC 2428 section 2). An IPv4 address written as a mapped IPv6 one is taken as the
+/// IPv4 address it is, so that comparing addresses cannot be evaded by another spelling.
+///
+/// # Errors
+/// [`Fault::Family`] for another network protocol, else [`Fault::Syntax`]; also for port 0.
+pub fn parse_eprt(argument: &[u8]) -> Result<SocketAddr, Fault> {
+    let (delimiter, fields) = argument.split_first().ok_or(Fault::Syntax)?;
+    if !delimiter.is_ascii_graphic() {
+        return Err(Fault::Syntax);
+    }
+    let mut fields = fields.split(|b| b == delimiter);
+    let mut field = || fields.next().ok_or(Fault::Syntax);
+    let (family, address, port, end) = (field()?, field()?, field()?, field()?);
+    if !end.is_empty() || fields.next().is_some() {
+        return Err(Fault::Syntax);
+    }
+    let family = AddressFamily::parse(family)?;
+    let address = str::from_utf8(address).map_err(|_| Fault::Syntax)?;
+    let address: IpAddr = match family {
+        AddressFamily::V4 => address.parse::<Ipv4Addr>().map_err(|_| Fault::Syntax)?.into(),
+        AddressFamily::V6 => address.parse::<Ipv6Addr>().map_err(|_| Fault::Syntax)?.into(),
+    };
+    let port = number(port).filter(|_| port.len() <= 5).and_then(|n| u16::try_from(n).ok());
+    match port {
+        None | Some(0) => Err(Fault::Syntax),
+        Some(port) => Ok(SocketAddr::new(address.to_canonical(), port)),
+    }
+}
+
+/// The answer to PASV: where to connect.
+pub fn passive(address: SocketAddrV4) -> Reply {
+    let [a, b, c, d] = address.ip().octets();
+    let [high, low] = address.port().to_be_bytes();
+    Reply::new(Code::PASSIVE, format!("Entering Passive Mode ({a},{b},{c},{d},{high},{low})."))
+}
+
+/// The answer to EPSV: the port to connect to, at the address of the control connection.
+pub fn extended_passive(port: u16) -> Reply {
+    Reply::new(Code::EXTENDED_PASSIVE, format!("Entering Extended Passive Mode (|||{port}|)."))
+}

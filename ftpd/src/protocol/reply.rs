@@ -1,0 +1,179 @@
+//! Replies on the control connection and their encoding (RFC 959 section 4.2).
+
+use std::borrow::Cow;
+
+/// A reply code. The first digit says whether the command succeeded, RFC 959 section 4.2.1.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Code(u16);
+
+impl Code {
+    pub const TRANSFER_STARTING: Self = Self(125);
+    pub const OPENING_DATA_CONNECTION: Self = Self(150);
+    pub const OK: Self = Self(200);
+    pub const SUPERFLUOUS: Self = Self(202);
+    pub const SYSTEM_STATUS: Self = Self(211);
+    pub const DIRECTORY_STATUS: Self = Self(212);
+    pub const FILE_STATUS: Self = Self(213);
+    pub const HELP: Self = Self(214);
+    pub const SYSTEM_TYPE: Self = Self(215);
+    pub const READY: Self = Self(220);
+    pub const CLOSING: Self = Self(221);
+    pub const NO_TRANSFER: Self = Self(225);
+    pub const TRANSFER_COMPLETE: Self = Self(226);
+    pub const PASSIVE: Self = Self(227);
+    /// RFC 2428
+    pub const EXTENDED_PASSIVE: Self = Self(229);
+    pub const LOGGED_IN: Self = Self(230);
+    /// RFC 2228
+    pub const SECURITY_ACCEPTED: Self = Self(234);
+    pub const DONE: Self = Self(250);
+    pub const PATHNAME: Self = Self(257);
+    pub const NEED_PASSWORD: Self = Self(331);
+    pub const NEED_ACCOUNT: Self = Self(332);
+    pub const PENDING: Self = Self(350);
+    /// The control connection ends after this one.
+    pub const SERVICE_UNAVAILABLE: Self = Self(421);
+    pub const NO_DATA_CONNECTION: Self = Self(425);
+    pub const TRANSFER_ABORTED: Self = Self(426);
+    pub const FILE_BUSY: Self = Self(450);
+    pub const LOCAL_ERROR: Self = Self(451);
+    pub const NO_SPACE: Self = Self(452);
+    pub const UNKNOWN_COMMAND: Self = Self(500);
+    pub const BAD_ARGUMENTS: Self = Self(501);
+    pub const NOT_IMPLEMENTED: Self = Self(502);
+    pub const BAD_SEQUENCE: Self = Self(503);
+    pub const UNSUPPORTED_PARAMETER: Self = Self(504);
+    /// RFC 4217 section 10: the data connection needs a protection it does not have.
+    pub const PROTECTION_REQUIRED: Self = Self(521);
+    /// RFC 2428: the network protocol of EPRT or EPSV is not supported.
+    pub const UNSUPPORTED_FAMILY: Self = Self(522);
+    pub const NOT_LOGGED_IN: Self = Self(530);
+    pub const NEED_ACCOUNT_FOR_STORING: Self = Self(532);
+    /// RFC 2228: policy forbids what was asked for.
+    pub const POLICY: Self = Self(534);
+    /// RFC 2228: the protection level is not supported.
+    pub const UNSUPPORTED_PROTECTION: Self = Self(536);
+    pub const FILE_UNAVAILABLE: Self = Self(550);
+    pub const QUOTA_EXCEEDED: Self = Self(552);
+    pub const BAD_NAME: Self = Self(553);
+
+    pub fn value(self) -> u16 {
+        self.0
+    }
+
+    /// 1xx: a second reply to the same command follows.
+    pub fn is_preliminary(self) -> bool {
+        self.0 < 200
+    }
+
+    /// 4xx and 5xx: the command was refused or failed.
+    pub fn is_failure(self) -> bool {
+        self.0 >= 400
+    }
+}
+
+/// One line of a reply without code and line end. Mostly a constant, else bytes made from names.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Text(Cow<'static, [u8]>);
+
+impl From<&'static str> for Text {
+    fn from(text: &'static str) -> Self {
+        Self(Cow::Borrowed(text.as_bytes()))
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self(Cow::Owned(text.into_bytes()))
+    }
+}
+
+impl From<Vec<u8>> for Text {
+    fn from(text: Vec<u8>) -> Self {
+        Self(Cow::Owned(text))
+    }
+}
+
+/// An answer to a command: a code, and one line of text or more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reply {
+    code: Code,
+    first: Text,
+    rest: Option<Box<Rest>>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Rest {
+    middle: Vec<Text>,
+    last: Text,
+}
+
+impl Reply {
+    pub fn new(code: Code, text: impl Into<Text>) -> Self {
+        Self { code, first: text.into(), rest: None }
+    }
+
+    /// A reply of several lines: `first` beside the code, `middle` each on a line of its own, and
+    /// `last` beside the code again.
+    pub fn lines(
+        code: Code,
+        first: impl Into<Text>,
+        middle: Vec<Text>,
+        last: impl Into<Text>,
+    ) -> Self {
+        let rest = Rest { middle, last: last.into() };
+        Self { code, first: first.into(), rest: Some(Box::new(rest)) }
+    }
+
+    /// `257 "path" text`, the answer to PWD and MKD. A quote in the path is doubled, RFC 959
+    /// appendix II.
+    pub fn quoted_path(path: &[u8], text: &str) -> Self {
+        let mut line = Vec::with_capacity(path.len() + text.len() + 3);
+        line.push(b'"');
+        for byte in path {
+            if *byte == b'"' {
+                line.push(b'"');
+            }
+            line.push(*byte);
+        }
+        line.extend_from_slice(b"\" ");
+        line.extend_from_slice(text.as_bytes());
+        Self::new(Code::PATHNAME, line)
+    }
+
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
+    /// Appends the reply as it goes over the wire.
+    ///
+    /// Middle lines begin with a space, so that none can be taken for the last one (RFC 959
+    /// section 4.2, RFC 2389 section 3.2). Control characters become `?`: no text made from what
+    /// a client or the storage named can end a line early.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match &self.rest {
+            None => self.line(b' ', &self.first, out),
+            Some(rest) => {
+                self.line(b'-', &self.first, out);
+                for text in &rest.middle {
+                    out.push(b' ');
+                    push_line(text, out);
+                }
+                self.line(b' ', &rest.last, out);
+            }
+        }
+    }
+
+    fn line(&self, separator: u8, text: &Text, out: &mut Vec<u8>) {
+        let Code(code) = self.code;
+        // Every code has three digits: they are the constants above.
+        out.extend([code / 100, code / 10 % 10, code % 10].map(|digit| b'0' + digit as u8));
+        out.push(separator);
+        push_line(text, out);
+    }
+}
+
+fn push_line(text: &Text, out: &mut Vec<u8>) {
+    out.extend(text.0.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }));
+    out.extend_from_slice(b"\r\n");
+}
