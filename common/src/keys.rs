@@ -16,9 +16,7 @@ pub struct Keys {
 impl Keys {
     /// `prefix` is put before every key, with a `:`; the default cluster's is `ftp`.
     pub fn new(prefix: &str) -> Self {
-        Self {
-            prefix: prefix.to_owned(),
-        }
+        Self { prefix: prefix.to_owned() }
     }
 
     fn key(&self, rest: impl std::fmt::Display) -> String {

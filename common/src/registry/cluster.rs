@@ -12,8 +12,8 @@ use redis::{ErrorKind, Pipeline, RedisError, Script, Value, cmd};
 use tokio::sync::mpsc;
 
 use super::{
-    LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway, refresh::Work,
-    table::Grant, view::parse,
+    LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway, refresh::Work, table::Grant,
+    view::parse,
 };
 use crate::{
     keys::Keys,
@@ -21,14 +21,11 @@ use crate::{
     session::{SessionLimits, SessionRecord},
 };
 
-static PUT_SESSION: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("put_session.lua")));
-static PUBLISH_NODE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("publish_node.lua")));
+static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_session.lua")));
+static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish_node.lua")));
 static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave_node.lua")));
 static HOLD_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("hold_write.lua")));
-static RELEASE_WRITE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("release_write.lua")));
+static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_write.lua")));
 
 /// What came of publishing a node.
 pub(super) enum Published {
@@ -67,11 +64,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(
-        node: &NodeRecord,
-        options: &RedisOptions,
-        work: mpsc::UnboundedSender<Work>,
-    ) -> Self {
+    pub fn new(node: &NodeRecord, options: &RedisOptions, work: mpsc::UnboundedSender<Work>) -> Self {
         Self {
             view: RegistryView::new(options),
             lease: options.lease,
@@ -104,11 +97,7 @@ impl Cluster {
     }
 
     /// Enters or refreshes the node. `starting` lets it take over its name whatever stands there.
-    pub async fn publish(
-        &self,
-        record: &NodeRecord,
-        starting: bool,
-    ) -> Result<Published, LinkError> {
+    pub async fn publish(&self, record: &NodeRecord, starting: bool) -> Result<Published, LinkError> {
         let mut call = PUBLISH_NODE.prepare_invoke();
         call.key(self.keys().nodes())
             .key(self.keys().node(&self.name))
@@ -146,22 +135,14 @@ impl Cluster {
         for key in self.session_keys(record) {
             call.key(key);
         }
-        call.arg(record.id.to_string())
-            .arg(self.lease_ms())
-            .arg(super::json(record));
-        for limit in [
-            limits.per_user,
-            limits.per_address,
-            limits.per_user_and_address,
-        ] {
+        call.arg(record.id.to_string()).arg(self.lease_ms()).arg(super::json(record));
+        for limit in [limits.per_user, limits.per_address, limits.per_user_and_address] {
             call.arg(limit.map_or(-1, i64::from));
         }
         Ok(match self.link().script(&call).await? {
             1 => Err(Refusal::UserLimit(limits.per_user.unwrap_or(0))),
             2 => Err(Refusal::AddressLimit(limits.per_address.unwrap_or(0))),
-            3 => Err(Refusal::UserAddressLimit(
-                limits.per_user_and_address.unwrap_or(0),
-            )),
+            3 => Err(Refusal::UserAddressLimit(limits.per_user_and_address.unwrap_or(0))),
             _ => Ok(()),
         })
     }
@@ -172,22 +153,14 @@ impl Cluster {
         let mut pipe = with_script(&PUT_SESSION);
         for record in records {
             pipe.cmd("EVALSHA").arg(PUT_SESSION.get_hash()).arg(4);
-            pipe.arg(&self.session_keys(record)[..])
-                .arg(record.id.to_string());
-            pipe.arg(self.lease_ms())
-                .arg(super::json(record))
-                .arg(&[-1, -1, -1])
-                .ignore();
+            pipe.arg(&self.session_keys(record)[..]).arg(record.id.to_string());
+            pipe.arg(self.lease_ms()).arg(super::json(record)).arg(&[-1, -1, -1]).ignore();
         }
         self.link().pipe(&pipe).await
     }
 
     /// Takes sessions and leases out.
-    pub async fn remove(
-        &self,
-        sessions: &[SessionRecord],
-        leases: &[Held],
-    ) -> Result<(), LinkError> {
+    pub async fn remove(&self, sessions: &[SessionRecord], leases: &[Held]) -> Result<(), LinkError> {
         let mut pipe = with_script(&RELEASE_WRITE);
         for record in sessions {
             let id = record.id.to_string();
@@ -207,9 +180,7 @@ impl Cluster {
     /// Takes or keeps a lease; `false` if it is another's.
     pub async fn hold(&self, lease: &Held, hold: Hold) -> Result<bool, LinkError> {
         let mut call = HOLD_WRITE.prepare_invoke();
-        call.key(self.keys().write_lease(&lease.path))
-            .arg(&lease.token)
-            .arg(self.name.as_str());
+        call.key(self.keys().write_lease(&lease.path)).arg(&lease.token).arg(self.name.as_str());
         call.arg(self.lease_ms()).arg(match hold {
             Hold::Take => "take",
             Hold::Keep => "keep",
@@ -222,9 +193,7 @@ impl Cluster {
         let mut pipe = with_script(&HOLD_WRITE);
         for Held { path, token } in leases {
             pipe.cmd("EVALSHA").arg(HOLD_WRITE.get_hash()).arg(1);
-            pipe.arg(self.keys().write_lease(path))
-                .arg(token)
-                .arg(self.name.as_str());
+            pipe.arg(self.keys().write_lease(path)).arg(token).arg(self.name.as_str());
             pipe.arg(self.lease_ms()).arg("keep");
         }
         self.link().pipe(&pipe).await
@@ -232,17 +201,14 @@ impl Cluster {
 
     /// The ids of sessions that Redis says are this node's.
     pub async fn session_ids(&self) -> Result<Vec<Vec<u8>>, LinkError> {
-        self.link()
-            .query(cmd("HKEYS").arg(self.keys().node_sessions(&self.name)))
-            .await
+        self.link().query(cmd("HKEYS").arg(self.keys().node_sessions(&self.name))).await
     }
 
     /// Takes out sessions that Redis has under this node's name and that are not its own: those
     /// of a process before, and those whose end Redis did not hear of.
     pub async fn remove_strangers(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
         let key = self.keys().node_sessions(&self.name);
-        let records: Vec<Option<Vec<u8>>> =
-            self.link().query(cmd("HMGET").arg(&key).arg(ids)).await?;
+        let records: Vec<Option<Vec<u8>>> = self.link().query(cmd("HMGET").arg(&key).arg(ids)).await?;
         let records = ids.iter().zip(&records).filter_map(|(id, record)| {
             let record: SessionRecord = parse(record.as_deref()?, &key)?;
             (record.id.to_string().as_bytes() == id).then_some(record)

@@ -69,11 +69,7 @@ impl RedisLink {
     /// A link that connects when it is first used. `timeout` bounds each request, connecting
     /// included.
     pub fn new(url: &RedisUrl, timeout: Duration) -> Self {
-        let state = State {
-            connection: Connection::Idle,
-            number: 0,
-            told: None,
-        };
+        let state = State { connection: Connection::Idle, number: 0, told: None };
         Self(Arc::new(Inner {
             client: url.client(),
             url: url.clone(),
@@ -125,8 +121,7 @@ impl RedisLink {
     /// # Errors
     /// As [`run`](Self::run).
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, LinkError> {
-        self.run(|mut connection| async move { command.query_async(&mut connection).await })
-            .await
+        self.run(|mut connection| async move { command.query_async(&mut connection).await }).await
     }
 
     /// Sends commands in one go; other clients' commands may run between them.
@@ -134,20 +129,15 @@ impl RedisLink {
     /// # Errors
     /// As [`run`](Self::run); the other commands are done even if Redis refuses one.
     pub async fn pipe<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, LinkError> {
-        self.run(|mut connection| async move { commands.query_async(&mut connection).await })
-            .await
+        self.run(|mut connection| async move { commands.query_async(&mut connection).await }).await
     }
 
     /// Runs a script, loading it first if Redis does not know it.
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub async fn script<T: FromRedisValue>(
-        &self,
-        script: &ScriptInvocation<'_>,
-    ) -> Result<T, LinkError> {
-        self.run(|mut connection| async move { script.invoke_async(&mut connection).await })
-            .await
+    pub async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, LinkError> {
+        self.run(|mut connection| async move { script.invoke_async(&mut connection).await }).await
     }
 
     /// Whether Redis answered when it was last asked.
@@ -188,10 +178,7 @@ impl RedisLink {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.0.timeout))
             .set_response_timeout(None);
-        self.0
-            .client
-            .get_multiplexed_async_connection_with_config(&config)
-            .await
+        self.0.client.get_multiplexed_async_connection_with_config(&config).await
     }
 
     fn connected(&self, connection: MultiplexedConnection) -> u64 {
@@ -222,9 +209,7 @@ impl RedisLink {
             // Another task has connected since.
             return LinkError::Away;
         }
-        state.connection = Connection::Resting {
-            until: Instant::now() + REST,
-        };
+        state.connection = Connection::Resting { until: Instant::now() + REST };
         if state.told != Some(Told::Away) {
             state.told = Some(Told::Away);
             metrics::gauge!("ftp_registry_connected").set(0.0);

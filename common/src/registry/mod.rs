@@ -4,6 +4,9 @@
 //! registry of a single node. In a cluster every step is first taken in the table and then, as one
 //! atomic step, in Redis. So nothing a node knows is ever only in Redis, and a Redis that lost its
 //! data, or was away, is made whole by the nodes' next refresh.
+//!
+//! Redis is one server, with replicas if need be. It cannot be a Redis Cluster, which spreads keys
+//! over servers: the steps touch several keys.
 
 mod cluster;
 mod link;
@@ -81,10 +84,7 @@ pub enum JoinError {
         "the passive ports {} of node {} overlap the ports {} of node {}, which is live",
         ours.1, ours.0, theirs.1, theirs.0
     )]
-    SliceTaken {
-        ours: (NodeName, PortRange),
-        theirs: (NodeName, PortRange),
-    },
+    SliceTaken { ours: (NodeName, PortRange), theirs: (NodeName, PortRange) },
 }
 
 /// What the cluster tells a node.
@@ -104,10 +104,7 @@ pub enum Event {
 impl Registry {
     /// The registry of a single node, which needs no Redis.
     pub fn local(node: NodeRecord) -> Self {
-        Self {
-            core: Arc::new(Core::new(node, None)),
-            _refresh: Arc::default(),
-        }
+        Self { core: Arc::new(Core::new(node, None)), _refresh: Arc::default() }
     }
 
     /// Joins the cluster whose registry is in Redis.
@@ -126,10 +123,7 @@ impl Registry {
         let core = Arc::new(Core::new(node, Some(Arc::clone(&cluster))));
         let joined = match cluster.publish(&core.record(), true).await {
             Ok(Published::Taken(name, slice)) => {
-                return Err(JoinError::SliceTaken {
-                    ours: cluster.ours(),
-                    theirs: (name, slice),
-                });
+                return Err(JoinError::SliceTaken { ours: cluster.ours(), theirs: (name, slice) });
             }
             // The sessions of a process that had this name before must not count any more.
             Ok(Published::Joined | Published::Superseded) => refresh::sweep(&core, &cluster).await,
@@ -143,13 +137,7 @@ impl Registry {
         }
         let mut task = JoinSet::new();
         task.spawn(refresh::run(Arc::clone(&core), cluster, to_do, events));
-        Ok((
-            Self {
-                core,
-                _refresh: Arc::new(task),
-            },
-            hear,
-        ))
+        Ok((Self { core, _refresh: Arc::new(task) }, hear))
     }
 
     /// Registers a session that has logged in, unless a limit is reached. The session ends for
@@ -165,10 +153,7 @@ impl Registry {
         let id = record.id;
         self.core.table().open(record.clone(), limits)?;
         // From here on the session is taken out again whatever happens, cancellation included.
-        let entry = SessionEntry {
-            core: Arc::clone(&self.core),
-            id,
-        };
+        let entry = SessionEntry { core: Arc::clone(&self.core), id };
         if let Some(cluster) = &self.core.cluster {
             match cluster.put_session(&record, limits).await {
                 Ok(Ok(())) => {}
@@ -190,11 +175,7 @@ impl Registry {
         let mut sessions = self.core.table().sessions();
         if let Some(cluster) = &self.core.cluster {
             let others = cluster.view.sessions().await.unwrap_or_default();
-            sessions.extend(
-                others
-                    .into_iter()
-                    .filter(|other| other.node != self.core.node.name),
-            );
+            sessions.extend(others.into_iter().filter(|other| other.node != self.core.node.name));
         }
         sessions
     }
@@ -205,21 +186,9 @@ impl Registry {
     /// # Errors
     /// Another session has it, here or on another node; or the registry is away and the policy
     /// is to refuse.
-    pub async fn lease_write(
-        &self,
-        path: &[u8],
-        holder: SessionId,
-    ) -> Result<WriteLease, LeaseRefused> {
-        let grant = self
-            .core
-            .table()
-            .take(path, holder)
-            .ok_or(LeaseRefused::Busy)?;
-        let lease = WriteLease {
-            core: Arc::clone(&self.core),
-            path: path.into(),
-            grant,
-        };
+    pub async fn lease_write(&self, path: &[u8], holder: SessionId) -> Result<WriteLease, LeaseRefused> {
+        let grant = self.core.table().take(path, holder).ok_or(LeaseRefused::Busy)?;
+        let lease = WriteLease { core: Arc::clone(&self.core), path: path.into(), grant };
         if let Some(cluster) = &self.core.cluster {
             match cluster.hold(&lease.held(cluster), Hold::Take).await {
                 Ok(true) => {}
@@ -234,11 +203,7 @@ impl Registry {
 
     /// Tells the cluster that this node's life has moved on.
     pub fn set_state(&self, state: NodeState) {
-        *self
-            .core
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = state;
+        *self.core.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
         self.core.work(|_| Work::Refresh);
     }
 
@@ -260,10 +225,7 @@ impl Registry {
     /// Whether the registry holds for the whole cluster at this time: Redis answers, or there is
     /// only this node.
     pub fn is_connected(&self) -> bool {
-        self.core
-            .cluster
-            .as_ref()
-            .is_none_or(|cluster| cluster.link().is_connected())
+        self.core.cluster.as_ref().is_none_or(|cluster| cluster.link().is_connected())
     }
 }
 
@@ -309,10 +271,7 @@ impl WriteLease {
     }
 
     fn held(&self, cluster: &Cluster) -> Held {
-        Held {
-            path: self.path.clone(),
-            token: cluster.token(self.grant),
-        }
+        Held { path: self.path.clone(), token: cluster.token(self.grant) }
     }
 }
 
@@ -372,4 +331,59 @@ fn json(record: &impl Serialize) -> String {
     // `to_string` fails for maps whose keys are no text and for failing `Serialize`s: the records
     // are plain structs and enums of text and numbers.
     serde_json::to_string(record).expect("a record is plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry() -> Registry {
+        Registry::local(NodeRecord {
+            name: "a".parse().unwrap(),
+            incarnation: 1,
+            state: NodeState::Ready,
+            slice: "50000-50010".parse().unwrap(),
+            control: String::new(),
+            version: String::new(),
+            since: 0,
+            sessions: 0,
+            transfers: 0,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_session_counts_until_its_entry_is_dropped() {
+        let registry = registry();
+        let limits = SessionLimits { per_user: Some(1), ..SessionLimits::default() };
+        let record = |user: &str| SessionRecord {
+            id: SessionId::random(),
+            node: "a".parse().unwrap(),
+            user: user.to_owned(),
+            address: [192, 0, 2, 1].into(),
+            since: 0,
+        };
+        let ann = record("ann");
+        let entry = registry.open_session(ann.clone(), limits).await.unwrap();
+        let refused = registry.open_session(record("ann"), limits).await.err();
+        assert_eq!(refused, Some(Refusal::UserLimit(1)));
+        assert_eq!(registry.sessions().await, [ann]);
+        assert_eq!(registry.core.record().sessions, 1);
+        drop(entry);
+        let _ann = registry.open_session(record("ann"), limits).await.unwrap();
+        let _ben = registry.open_session(record("ben"), limits).await.unwrap();
+        assert!(registry.is_connected());
+    }
+
+    #[tokio::test]
+    async fn a_path_is_taken_until_its_lease_is_dropped() {
+        let registry = registry();
+        let lease = registry.lease_write(b"/a", SessionId::random()).await.unwrap();
+        let refused = registry.lease_write(b"/a", SessionId::random()).await.err();
+        assert_eq!(refused, Some(LeaseRefused::Busy));
+        assert!(lease.is_held().await);
+        let _other = registry.lease_write(b"/b", SessionId::random()).await.unwrap();
+        drop(lease);
+        let _again = registry.lease_write(b"/a", SessionId::random()).await.unwrap();
+        registry.leave().await;
+    }
 }

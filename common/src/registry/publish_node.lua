@@ -11,8 +11,10 @@ if there.err then
   redis.call('DEL', KEYS[2]) -- no hash: not ours
   there = {}
 end
-if there[1] and there[1] ~= incarnation then
-  local theirs = tonumber(there[2]) or 0
+local theirs = tonumber(there[2]) or 0
+if there[1] == incarnation then
+  generation = math.max(generation, theirs) -- the answer that told it may have been lost
+elseif there[1] then
   if theirs >= generation then
     if ARGV[4] ~= '1' then
       return {'superseded'}

@@ -46,13 +46,7 @@ pub(super) async fn run(
     mut work: mpsc::UnboundedReceiver<Work>,
     events: mpsc::Sender<Event>,
 ) {
-    let mut task = Refresh {
-        core,
-        cluster,
-        events,
-        listener: JoinSet::new(),
-        conflict: None,
-    };
+    let mut task = Refresh { core, cluster, events, listener: JoinSet::new(), conflict: None };
     let (mut due, mut stands) = (Instant::now(), true);
     let mut batch = Vec::new();
     loop {
@@ -135,8 +129,7 @@ impl Refresh {
             Published::Joined => {
                 self.conflict = None;
                 if self.listener.is_empty() {
-                    self.listener
-                        .spawn(listen(Arc::clone(&self.cluster), self.events.clone()));
+                    self.listener.spawn(listen(Arc::clone(&self.cluster), self.events.clone()));
                 }
                 Place::Ours
             }
@@ -172,14 +165,7 @@ impl Refresh {
             "another live node owns some of this node's passive ports"
         );
         // If the node is too busy to be told now, the next refresh tells it.
-        if self
-            .events
-            .try_send(Event::SliceConflict {
-                ours,
-                theirs: theirs.clone(),
-            })
-            .is_ok()
-        {
+        if self.events.try_send(Event::SliceConflict { ours, theirs: theirs.clone() }).is_ok() {
             self.conflict = Some(theirs);
         }
     }
@@ -199,10 +185,7 @@ impl Refresh {
             // Released meanwhile? Then the release waits for this task, and undoes the keeping.
             let held: Vec<Held> = leases
                 .iter()
-                .map(|(path, grant)| Held {
-                    path: path.clone(),
-                    token: self.cluster.token(*grant),
-                })
+                .map(|(path, grant)| Held { path: path.clone(), token: self.cluster.token(*grant) })
                 .collect();
             let kept = self.cluster.keep(&held).await?;
             for ((path, grant), kept) in leases.iter().zip(kept) {
@@ -222,10 +205,9 @@ impl Refresh {
         }
         let leases = self.core.table().granted_leases();
         for leases in leases.chunks(BATCH) {
-            let held = leases.iter().map(|(path, grant)| Held {
-                path: path.clone(),
-                token: self.cluster.token(*grant),
-            });
+            let held = leases
+                .iter()
+                .map(|(path, grant)| Held { path: path.clone(), token: self.cluster.token(*grant) });
             self.cluster.remove(&[], &held.collect::<Vec<_>>()).await?;
         }
         self.cluster.leave().await
@@ -289,10 +271,7 @@ async fn next_command(
     connection: &mut redis::aio::MultiplexedConnection,
 ) -> RedisResult<Option<Vec<u8>>> {
     let key = cluster.commands_key();
-    let request = cmd("BRPOP")
-        .arg(&key)
-        .arg(COMMAND_WAIT.as_secs())
-        .to_owned();
+    let request = cmd("BRPOP").arg(&key).arg(COMMAND_WAIT.as_secs()).to_owned();
     // Redis answers after `COMMAND_WAIT` at the latest; a connection that is silent for twice as
     // long is dead.
     let answer = request.query_async::<Option<(Vec<u8>, Vec<u8>)>>(connection);

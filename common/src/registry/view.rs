@@ -27,10 +27,7 @@ pub struct RegistryView {
 impl RegistryView {
     /// Connects when it is first used.
     pub fn new(options: &RedisOptions) -> Self {
-        Self {
-            link: RedisLink::new(&options.url, options.timeout),
-            keys: Keys::new(&options.prefix),
-        }
+        Self { link: RedisLink::new(&options.url, options.timeout), keys: Keys::new(&options.prefix) }
     }
 
     /// The connection, for what else its owner keeps in Redis.
@@ -105,21 +102,15 @@ impl RegistryView {
     pub async fn send(&self, node: &NodeName, command: &NodeCommand) -> Result<bool, LinkError> {
         let script = Script::new(include_str!("send_command.lua"));
         let mut call = script.prepare_invoke();
-        call.key(self.keys.node(node))
-            .key(self.keys.node_commands(node));
-        call.arg(super::json(command))
-            .arg(COMMAND_LIFE)
-            .arg(COMMANDS_WAITING);
+        call.key(self.keys.node(node)).key(self.keys.node_commands(node));
+        call.arg(super::json(command)).arg(COMMAND_LIFE).arg(COMMANDS_WAITING);
         self.link.script(&call).await
     }
 
     async fn names(&self) -> Result<Vec<NodeName>, LinkError> {
         let key = self.keys.nodes();
         let names: Vec<Vec<u8>> = or_skip(self.link.query(cmd("SMEMBERS").arg(&key)).await, &key)?;
-        Ok(names
-            .into_iter()
-            .filter_map(|name| String::from_utf8(name).ok()?.parse().ok())
-            .collect())
+        Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()?.parse().ok()).collect())
     }
 }
 

@@ -32,18 +32,10 @@ impl RedisServer {
         let directory = tempfile::tempdir().unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let port = TcpListener::bind("127.0.0.1:0")
-                .unwrap()
-                .local_addr()
-                .unwrap()
-                .port();
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             // The port can be taken by somebody else before Redis has it: then try another.
             if let Some(process) = run(&directory, port) {
-                return Self {
-                    directory,
-                    port,
-                    process,
-                };
+                return Self { directory, port, process };
             }
             assert!(Instant::now() < deadline, "redis-server does not start");
         }
@@ -61,36 +53,24 @@ impl RedisServer {
             if let Some(process) = run(&self.directory, self.port) {
                 break process;
             }
-            assert!(
-                Instant::now() < deadline,
-                "redis-server does not start again"
-            );
+            assert!(Instant::now() < deadline, "redis-server does not start again");
         };
     }
 
     /// Lets it hang (`STOP`) or go on (`CONT`).
     pub fn signal(&self, signal: &str) {
         let pid = self.process.id().to_string();
-        let status = Command::new("kill")
-            .args(["-s", signal, &pid])
-            .status()
-            .unwrap();
+        let status = Command::new("kill").args(["-s", signal, &pid]).status().unwrap();
         assert!(status.success());
     }
 
     pub fn options(&self) -> RedisOptions {
         let url = format!("127.0.0.1:{}", self.port).parse().unwrap();
-        RedisOptions {
-            lease: LEASE,
-            ..RedisOptions::new(url)
-        }
+        RedisOptions { lease: LEASE, ..RedisOptions::new(url) }
     }
 
     pub fn refusing(&self) -> RedisOptions {
-        RedisOptions {
-            when_away: WhenAway::Refuse,
-            ..self.options()
-        }
+        RedisOptions { when_away: WhenAway::Refuse, ..self.options() }
     }
 }
 
@@ -105,14 +85,7 @@ impl Drop for RedisServer {
 /// `None` if it ended before it listened.
 fn run(directory: &TempDir, port: u16) -> Option<Child> {
     let mut process = Command::new("redis-server")
-        .args([
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            &port.to_string(),
-            "--save",
-            "",
-        ])
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
         .args(["--appendonly", "no", "--dir"])
         .arg(directory.path())
         .stdin(Stdio::null())
@@ -146,11 +119,7 @@ pub fn node(name: &str, slice: &str) -> NodeRecord {
     }
 }
 
-pub async fn join(
-    name: &str,
-    slice: &str,
-    options: RedisOptions,
-) -> (Registry, mpsc::Receiver<Event>) {
+pub async fn join(name: &str, slice: &str, options: RedisOptions) -> (Registry, mpsc::Receiver<Event>) {
     Registry::join(node(name, slice), options).await.unwrap()
 }
 
@@ -165,25 +134,16 @@ pub fn session(node: &str, user: &str, address: [u8; 4]) -> SessionRecord {
     }
 }
 
-pub const NO_LIMITS: SessionLimits = SessionLimits {
-    per_user: None,
-    per_address: None,
-    per_user_and_address: None,
-};
+pub const NO_LIMITS: SessionLimits =
+    SessionLimits { per_user: None, per_address: None, per_user_and_address: None };
 
 pub fn user_limit(limit: u32) -> SessionLimits {
-    SessionLimits {
-        per_user: Some(limit),
-        ..NO_LIMITS
-    }
+    SessionLimits { per_user: Some(limit), ..NO_LIMITS }
 }
 
 /// Opens a session of `user` on `node`, without limits.
 pub async fn open(registry: &Registry, node: &str, user: &str) -> SessionEntry {
-    registry
-        .open_session(session(node, user, [192, 0, 2, 1]), NO_LIMITS)
-        .await
-        .unwrap()
+    registry.open_session(session(node, user, [192, 0, 2, 1]), NO_LIMITS).await.unwrap()
 }
 
 /// Waits until `condition` gives a value.
@@ -199,8 +159,5 @@ pub async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -
 }
 
 pub async fn next_event(events: &mut mpsc::Receiver<Event>) -> Event {
-    tokio::time::timeout(PATIENCE, events.recv())
-        .await
-        .expect("an event in time")
-        .unwrap()
+    tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").unwrap()
 }
