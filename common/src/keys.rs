@@ -16,21 +16,21 @@ pub struct Keys {
 impl Keys {
     /// `prefix` is put before every key, with a `:`; the default cluster's is `ftp`.
     pub fn new(prefix: &str) -> Self {
-        Self {
-            prefix: prefix.to_owned(),
-        }
+        Self { prefix: prefix.to_owned() }
     }
 
     fn key(&self, rest: impl std::fmt::Display) -> String {
         format!("{}:{rest}", self.prefix)
     }
 
-    /// Set of the names of nodes that were live of late.
+    /// Set of the names of nodes that were live of late. Expires with the last of them.
     pub fn nodes(&self) -> String {
         self.key("nodes")
     }
 
-    /// String: a node's `NodeRecord` as JSON. Expires unless the node refreshes it.
+    /// Hash: a live node. `record` is its `NodeRecord` as JSON; `incarnation`, `generation` (a later
+    /// process of the same name has a greater one), `from` and `to` (its slice) are what scripts
+    /// compare. Expires unless the node refreshes it. The key ends with the name.
     pub fn node(&self, name: &NodeName) -> String {
         self.key(format_args!("node:{name}"))
     }
@@ -60,15 +60,13 @@ impl Keys {
         self.key(format_args!("sessions-of-both:{address}:{user}"))
     }
 
-    /// Hash `holder`, `token`: who writes a path. Expires unless its node refreshes it.
-    /// `digest` is the hexadecimal hash of the path within the storage.
-    pub fn write_lease(&self, digest: &str) -> String {
-        self.key(format_args!("write:{digest}"))
-    }
-
-    /// Counter from which write leases take their fencing tokens.
-    pub fn fencing_token(&self) -> String {
-        self.key("fencing-token")
+    /// String: the fencing token of the lease on writing `path`, which names a file within the
+    /// storage. Expires unless its node refreshes it.
+    ///
+    /// The token says which node, process and lease it is, and no two are the same. It need not
+    /// count upwards: storage cannot compare tokens, so a writer asks whether its own still stands.
+    pub fn write_lease(&self, path: &[u8]) -> Vec<u8> {
+        [self.key("write:").as_bytes(), path].concat()
     }
 
     /// Hash of user name to the user's JSON: users made through authd's API. Never expires.

@@ -4,22 +4,38 @@
 //! registry of a single node. In a cluster every step is first taken in the table and then, as one
 //! atomic step, in Redis. So nothing a node knows is ever only in Redis, and a Redis that lost its
 //! data, or was away, is made whole by the nodes' next refresh.
+//!
+//! Redis is one server, with replicas if need be. It cannot be a Redis Cluster, which spreads keys
+//! over servers: the steps touch several keys.
 
+mod cluster;
+mod link;
 mod options;
+mod refresh;
 mod table;
+mod view;
 
-use std::{
-    net::IpAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU32, Ordering},
 };
 
-use tokio::sync::mpsc;
+use serde::Serialize;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
-pub use self::options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway};
-use self::table::{LeaseNumber, Table};
+use self::{
+    cluster::{Cluster, Held, Hold, Published, chain},
+    refresh::Work,
+    table::{Grant, Table},
+};
+pub use self::{
+    link::{LinkError, RedisLink},
+    options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
+    view::RegistryView,
+};
 use crate::{
     node::{NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
     session::{SessionId, SessionLimits, SessionRecord},
@@ -30,7 +46,12 @@ use crate::{
 #[derive(Clone)]
 pub struct Registry {
     core: Arc<Core>,
+    /// The task that refreshes the node in Redis; it ends with the last handle.
+    _refresh: Arc<JoinSet<()>>,
 }
+
+/// Events that wait for the node to take them.
+const EVENTS: usize = 64;
 
 /// Why a session may not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,10 +84,7 @@ pub enum JoinError {
         "the passive ports {} of node {} overlap the ports {} of node {}, which is live",
         ours.1, ours.0, theirs.1, theirs.0
     )]
-    SliceTaken {
-        ours: (NodeName, PortRange),
-        theirs: (NodeName, PortRange),
-    },
+    SliceTaken { ours: (NodeName, PortRange), theirs: (NodeName, PortRange) },
 }
 
 /// What the cluster tells a node.
@@ -86,9 +104,7 @@ pub enum Event {
 impl Registry {
     /// The registry of a single node, which needs no Redis.
     pub fn local(node: NodeRecord) -> Self {
-        Self {
-            core: Arc::new(Core::new(node)),
-        }
+        Self { core: Arc::new(Core::new(node, None)), _refresh: Arc::default() }
     }
 
     /// Joins the cluster whose registry is in Redis.
@@ -99,10 +115,29 @@ impl Registry {
     /// A live node of another name owns ports of this node's slice.
     pub async fn join(
         node: NodeRecord,
-        _options: RedisOptions,
+        options: RedisOptions,
     ) -> Result<(Self, mpsc::Receiver<Event>), JoinError> {
-        let (_, events) = mpsc::channel(1);
-        Ok((Self::local(node), events))
+        let (work, to_do) = mpsc::unbounded_channel();
+        let (events, hear) = mpsc::channel(EVENTS);
+        let cluster = Arc::new(Cluster::new(&node, &options, work));
+        let core = Arc::new(Core::new(node, Some(Arc::clone(&cluster))));
+        let joined = match cluster.publish(&core.record(), true).await {
+            Ok(Published::Taken(name, slice)) => {
+                return Err(JoinError::SliceTaken { ours: cluster.ours(), theirs: (name, slice) });
+            }
+            // The sessions of a process that had this name before must not count any more.
+            Ok(Published::Joined | Published::Superseded) => refresh::sweep(&core, &cluster).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = joined {
+            log::warn!(
+                node = core.node.name.as_str(), error = chain(&error).as_str();
+                "starting without the registry; joining it when it can be reached"
+            );
+        }
+        let mut task = JoinSet::new();
+        task.spawn(refresh::run(Arc::clone(&core), cluster, to_do, events));
+        Ok((Self { core, _refresh: Arc::new(task) }, hear))
     }
 
     /// Registers a session that has logged in, unless a limit is reached. The session ends for
@@ -116,50 +151,60 @@ impl Registry {
         limits: SessionLimits,
     ) -> Result<SessionEntry, Refusal> {
         let id = record.id;
-        self.core.table().open(record, limits)?;
-        let entry = SessionEntry {
-            core: Arc::clone(&self.core),
-            id,
-        };
+        self.core.table().open(record.clone(), limits)?;
+        // From here on the session is taken out again whatever happens, cancellation included.
+        let entry = SessionEntry { core: Arc::clone(&self.core), id };
+        if let Some(cluster) = &self.core.cluster {
+            match cluster.put_session(&record, limits).await {
+                Ok(Ok(())) => {}
+                Ok(Err(refusal)) => {
+                    // Redis has not entered it, so has nothing to forget.
+                    self.core.table().close(id);
+                    return Err(refusal);
+                }
+                Err(error) if cluster.may_go_on(&error) => {}
+                Err(_) => return Err(Refusal::RegistryAway),
+            }
+        }
         self.core.table().admit(id);
         Ok(entry)
     }
 
     /// All sessions of the cluster; this node's own ones while Redis is away.
     pub async fn sessions(&self) -> Vec<SessionRecord> {
-        self.core.table().sessions()
+        let mut sessions = self.core.table().sessions();
+        if let Some(cluster) = &self.core.cluster {
+            let others = cluster.view.sessions().await.unwrap_or_default();
+            sessions.extend(others.into_iter().filter(|other| other.node != self.core.node.name));
+        }
+        sessions
     }
 
-    /// Leases the right to write `path`, which names a file within the shared storage.
+    /// Leases the right to write `path`, which names a file within the shared storage. The right
+    /// is given back when the lease is dropped. `holder` is for people who look into Redis.
     ///
     /// # Errors
     /// Another session has it, here or on another node; or the registry is away and the policy
     /// is to refuse.
-    pub async fn lease_write(
-        &self,
-        path: &[u8],
-        holder: SessionId,
-    ) -> Result<WriteLease, LeaseRefused> {
-        let number = self
-            .core
-            .table()
-            .take(path, holder)
-            .ok_or(LeaseRefused::Busy)?;
-        self.core.table().grant(path, number);
-        Ok(WriteLease {
-            core: Arc::clone(&self.core),
-            path: path.into(),
-            number,
-        })
+    pub async fn lease_write(&self, path: &[u8], holder: SessionId) -> Result<WriteLease, LeaseRefused> {
+        let grant = self.core.table().take(path, holder).ok_or(LeaseRefused::Busy)?;
+        let lease = WriteLease { core: Arc::clone(&self.core), path: path.into(), grant };
+        if let Some(cluster) = &self.core.cluster {
+            match cluster.hold(&lease.held(cluster), Hold::Take).await {
+                Ok(true) => {}
+                Ok(false) => return Err(LeaseRefused::Busy),
+                Err(error) if cluster.may_go_on(&error) => {}
+                Err(_) => return Err(LeaseRefused::RegistryAway),
+            }
+        }
+        self.core.table().grant(path, grant);
+        Ok(lease)
     }
 
     /// Tells the cluster that this node's life has moved on.
     pub fn set_state(&self, state: NodeState) {
-        *self
-            .core
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = state;
+        *self.core.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.core.work(|_| Work::Refresh);
     }
 
     /// The number of this node's transfers in progress, which the node counts and the registry
@@ -169,13 +214,18 @@ impl Registry {
     }
 
     /// Takes everything of this node out of Redis. For the clean end of a node, after its last
-    /// session.
-    pub async fn leave(&self) {}
+    /// session; returns when it is done, or Redis is away.
+    pub async fn leave(&self) {
+        let (done, wait) = oneshot::channel();
+        self.core.work(|_| Work::Leave(done));
+        // An error means that the task has ended: the node has left already.
+        let _ = wait.await;
+    }
 
     /// Whether the registry holds for the whole cluster at this time: Redis answers, or there is
     /// only this node.
     pub fn is_connected(&self) -> bool {
-        true
+        self.core.cluster.as_ref().is_none_or(|cluster| cluster.link().is_connected())
     }
 }
 
@@ -188,7 +238,10 @@ pub struct SessionEntry {
 
 impl Drop for SessionEntry {
     fn drop(&mut self) {
-        self.core.table().close(self.id);
+        let ended = self.core.table().close(self.id);
+        if let Some(record) = ended {
+            self.core.work(|_| Work::EndSession(record));
+        }
     }
 }
 
@@ -197,20 +250,35 @@ impl Drop for SessionEntry {
 pub struct WriteLease {
     core: Arc<Core>,
     path: Box<[u8]>,
-    number: LeaseNumber,
+    grant: Grant,
 }
 
 impl WriteLease {
     /// Whether the right is still this lease's. It is lost when Redis did not hear from the node
-    /// for so long that the lease expired, and somebody else took it.
+    /// for so long that the lease expired, and somebody else took it. While Redis is away it
+    /// counts as held if the policy is [`WhenAway::Admit`].
     pub async fn is_held(&self) -> bool {
-        self.core.table().holds(&self.path, self.number)
+        if !self.core.table().holds(&self.path, self.grant) {
+            return false;
+        }
+        let Some(cluster) = &self.core.cluster else {
+            return true;
+        };
+        match cluster.hold(&self.held(cluster), Hold::Keep).await {
+            Ok(held) => held,
+            Err(error) => cluster.may_go_on(&error),
+        }
+    }
+
+    fn held(&self, cluster: &Cluster) -> Held {
+        Held { path: self.path.clone(), token: cluster.token(self.grant) }
     }
 }
 
 impl Drop for WriteLease {
     fn drop(&mut self) {
-        self.core.table().release(&self.path, self.number);
+        self.core.table().release(&self.path);
+        self.core.work(|cluster| Work::EndLease(self.held(cluster)));
     }
 }
 
@@ -220,19 +288,102 @@ struct Core {
     state: Mutex<NodeState>,
     transfers: AtomicU32,
     table: Mutex<Table>,
+    cluster: Option<Arc<Cluster>>,
 }
 
 impl Core {
-    fn new(node: NodeRecord) -> Self {
+    fn new(node: NodeRecord, cluster: Option<Arc<Cluster>>) -> Self {
         Self {
             state: Mutex::new(node.state),
             transfers: AtomicU32::new(node.transfers),
             table: Mutex::default(),
             node,
+            cluster,
         }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node as it is now.
+    fn record(&self) -> NodeRecord {
+        NodeRecord {
+            state: *self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            sessions: u32::try_from(self.table().session_count()).unwrap_or(u32::MAX),
+            transfers: self.transfers.load(Ordering::Relaxed),
+            ..self.node.clone()
+        }
+    }
+
+    /// Gives work to the task that keeps the node's place in Redis, if there is one. The queue
+    /// holds no more than what has ended since the task's last step, which takes a bounded time.
+    fn work(&self, work: impl FnOnce(&Cluster) -> Work) {
+        if let Some(cluster) = &self.cluster {
+            // An error means that the node has left: Redis holds nothing of it.
+            let _ = cluster.work.send(work(cluster));
+        }
+    }
+}
+
+/// A record as it stands in Redis.
+fn json(record: &impl Serialize) -> String {
+    // `to_string` fails for maps whose keys are no text and for failing `Serialize`s: the records
+    // are plain structs and enums of text and numbers.
+    serde_json::to_string(record).expect("a record is plain data")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry() -> Registry {
+        Registry::local(NodeRecord {
+            name: "a".parse().unwrap(),
+            incarnation: 1,
+            state: NodeState::Ready,
+            slice: "50000-50010".parse().unwrap(),
+            control: String::new(),
+            version: String::new(),
+            since: 0,
+            sessions: 0,
+            transfers: 0,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_session_counts_until_its_entry_is_dropped() {
+        let registry = registry();
+        let limits = SessionLimits { per_user: Some(1), ..SessionLimits::default() };
+        let record = |user: &str| SessionRecord {
+            id: SessionId::random(),
+            node: "a".parse().unwrap(),
+            user: user.to_owned(),
+            address: [192, 0, 2, 1].into(),
+            since: 0,
+        };
+        let ann = record("ann");
+        let entry = registry.open_session(ann.clone(), limits).await.unwrap();
+        let refused = registry.open_session(record("ann"), limits).await.err();
+        assert_eq!(refused, Some(Refusal::UserLimit(1)));
+        assert_eq!(registry.sessions().await, [ann]);
+        assert_eq!(registry.core.record().sessions, 1);
+        drop(entry);
+        let _ann = registry.open_session(record("ann"), limits).await.unwrap();
+        let _ben = registry.open_session(record("ben"), limits).await.unwrap();
+        assert!(registry.is_connected());
+    }
+
+    #[tokio::test]
+    async fn a_path_is_taken_until_its_lease_is_dropped() {
+        let registry = registry();
+        let lease = registry.lease_write(b"/a", SessionId::random()).await.unwrap();
+        let refused = registry.lease_write(b"/a", SessionId::random()).await.err();
+        assert_eq!(refused, Some(LeaseRefused::Busy));
+        assert!(lease.is_held().await);
+        let _other = registry.lease_write(b"/b", SessionId::random()).await.unwrap();
+        drop(lease);
+        let _again = registry.lease_write(b"/a", SessionId::random()).await.unwrap();
+        registry.leave().await;
     }
 }

@@ -79,11 +79,7 @@ impl RedisUrl {
     /// The same place with this password, for passwords that come from files.
     #[must_use]
     pub fn with_password(self, password: &Secret) -> Self {
-        let settings = self
-            .0
-            .redis_settings()
-            .clone()
-            .set_password(password.expose());
+        let settings = self.0.redis_settings().clone().set_password(password.expose());
         Self(self.0.set_redis_settings(settings))
     }
 
@@ -152,21 +148,9 @@ mod tests {
             ("redis://cache.example/3", "redis://cache.example:6379/3"),
             ("unix:///run/redis.sock", "unix:///run/redis.sock"),
         ] {
-            assert_eq!(
-                text.parse::<RedisUrl>().unwrap().to_string(),
-                shown,
-                "{text}"
-            );
+            assert_eq!(text.parse::<RedisUrl>().unwrap().to_string(), shown, "{text}");
         }
-        for text in [
-            "",
-            "rediss://x",
-            "http://x",
-            "a@b",
-            "redis://",
-            "x:70000",
-            "unix://rel",
-        ] {
+        for text in ["", "rediss://x", "http://x", "a@b", "redis://", "x:70000", "unix://rel"] {
             assert!(text.parse::<RedisUrl>().is_err(), "{text:?}");
         }
     }
@@ -177,9 +161,6 @@ mod tests {
         assert_eq!(url.0.redis_settings().password(), Some("hunter2"));
         let url = url.with_password(&Secret::new("sesame"));
         assert_eq!(url.0.redis_settings().password(), Some("sesame"));
-        assert_eq!(
-            format!("{url} {url:?}"),
-            "redis://cache:1/2 redis://cache:1/2"
-        );
+        assert_eq!(format!("{url} {url:?}"), "redis://cache:1/2 redis://cache:1/2");
     }
 }

@@ -1,20 +1,31 @@
 //! One node's own sessions and write leases, in memory.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt};
 
 use super::Refusal;
 use crate::session::{SessionId, SessionLimits, SessionRecord};
 
-/// Tells one granting of a path from the next, within a process.
+/// One granting of a path. `Display` tells it from all others of this process, and says to people
+/// who has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LeaseNumber(u64);
+pub(super) struct Grant {
+    number: u64,
+    holder: SessionId,
+}
+
+impl fmt::Display for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.number, self.holder)
+    }
+}
 
 /// Whether Redis has had its say. What is `Asked` counts in the node's own limits, but a refresh
-/// must not put it into Redis before Redis has agreed.
+/// must not put it into Redis before Redis has agreed. Only a lease can be `Lost`: another has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     Asked,
     Granted,
+    Lost,
 }
 
 struct Session {
@@ -23,8 +34,7 @@ struct Session {
 }
 
 struct Lease {
-    number: LeaseNumber,
-    holder: SessionId,
+    grant: Grant,
     standing: Standing,
 }
 
@@ -55,13 +65,7 @@ impl Table {
         if let Some(limit) = reached(limits.per_user_and_address, of_both) {
             return Err(Refusal::UserAddressLimit(limit));
         }
-        self.sessions.insert(
-            record.id,
-            Session {
-                record,
-                standing: Standing::Asked,
-            },
-        );
+        self.sessions.insert(record.id, Session { record, standing: Standing::Asked });
         Ok(())
     }
 
@@ -76,49 +80,154 @@ impl Table {
     }
 
     pub fn sessions(&self) -> Vec<SessionRecord> {
-        self.sessions
-            .values()
-            .map(|session| session.record.clone())
-            .collect()
+        self.sessions.values().map(|session| session.record.clone()).collect()
     }
 
     /// Enters a lease as asked for; `None` if this node writes the path already.
-    pub fn take(&mut self, path: &[u8], holder: SessionId) -> Option<LeaseNumber> {
+    pub fn take(&mut self, path: &[u8], holder: SessionId) -> Option<Grant> {
         if self.leases.contains_key(path) {
             return None;
         }
         self.last_number += 1;
-        let number = LeaseNumber(self.last_number);
-        self.leases.insert(
-            path.into(),
-            Lease {
-                number,
-                holder,
-                standing: Standing::Asked,
-            },
-        );
-        Some(number)
+        let grant = Grant { number: self.last_number, holder };
+        self.leases.insert(path.into(), Lease { grant, standing: Standing::Asked });
+        Some(grant)
     }
 
-    pub fn grant(&mut self, path: &[u8], number: LeaseNumber) {
-        if let Some(lease) = self
-            .leases
-            .get_mut(path)
-            .filter(|lease| lease.number == number)
-        {
+    pub fn grant(&mut self, path: &[u8], grant: Grant) {
+        if let Some(lease) = self.leases.get_mut(path).filter(|lease| lease.grant == grant) {
             lease.standing = Standing::Granted;
         }
     }
 
-    pub fn holds(&self, path: &[u8], number: LeaseNumber) -> bool {
-        self.leases
-            .get(path)
-            .is_some_and(|lease| lease.number == number)
+    /// Whether this granting stands, as far as the node knows.
+    pub fn holds(&self, path: &[u8], grant: Grant) -> bool {
+        let stands = |lease: &Lease| lease.grant == grant && lease.standing != Standing::Lost;
+        self.leases.get(path).is_some_and(stands)
     }
 
-    pub fn release(&mut self, path: &[u8], number: LeaseNumber) {
-        if self.holds(path, number) {
-            self.leases.remove(path);
+    /// Notes that another has the lease. The path stays taken until it is released.
+    pub fn lose(&mut self, path: &[u8], grant: Grant) {
+        if let Some(lease) = self.leases.get_mut(path).filter(|lease| lease.grant == grant) {
+            lease.standing = Standing::Lost;
         }
+    }
+
+    pub fn release(&mut self, path: &[u8]) {
+        self.leases.remove(path);
+    }
+
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    pub fn granted_sessions(&self) -> Vec<SessionId> {
+        let granted = |session: &Session| session.standing == Standing::Granted;
+        self.sessions.iter().filter(|(_, session)| granted(session)).map(|(&id, _)| id).collect()
+    }
+
+    /// The records of those of these sessions that have not ended.
+    pub fn records(&self, ids: &[SessionId]) -> Vec<SessionRecord> {
+        ids.iter().filter_map(|id| Some(self.sessions.get(id)?.record.clone())).collect()
+    }
+
+    /// Those of these texts that are not the id of a session here.
+    pub fn strangers(&self, ids: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        let parse = |id: &[u8]| std::str::from_utf8(id).ok()?.parse::<SessionId>().ok();
+        let known = |id: &[u8]| {
+            parse(id).is_some_and(|parsed| {
+                self.sessions.contains_key(&parsed) && parsed.to_string().as_bytes() == id
+            })
+        };
+        ids.into_iter().filter(|id| !known(id)).collect()
+    }
+
+    pub fn granted_leases(&self) -> Vec<(Box<[u8]>, Grant)> {
+        let granted = |lease: &Lease| lease.standing == Standing::Granted;
+        let leases = self.leases.iter().filter(|(_, lease)| granted(lease));
+        leases.map(|(path, lease)| (path.clone(), lease.grant)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn record(user: &str, address: [u8; 4]) -> SessionRecord {
+        SessionRecord {
+            id: SessionId::random(),
+            node: "a".parse().unwrap(),
+            user: user.to_owned(),
+            address: IpAddr::from(address),
+            since: 0,
+        }
+    }
+
+    #[test]
+    fn each_limit_counts_what_it_names() {
+        let (home, away) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+        let mut table = Table::default();
+        for (user, address) in [("ann", home), ("ann", away), ("ben", home)] {
+            table.open(record(user, address), SessionLimits::default()).unwrap();
+        }
+        let mut open = |user, address, limits: [Option<u32>; 3]| {
+            let [per_user, per_address, per_user_and_address] = limits;
+            let limits = SessionLimits { per_user, per_address, per_user_and_address };
+            let record = record(user, address);
+            let id = record.id;
+            let outcome = table.open(record, limits);
+            table.close(id);
+            outcome
+        };
+        let (two, one) = (Some(2), Some(1));
+        assert_eq!(open("ann", home, [two, None, None]), Err(Refusal::UserLimit(2)));
+        assert_eq!(open("ben", home, [two, None, None]), Ok(()));
+        assert_eq!(open("cat", home, [None, two, None]), Err(Refusal::AddressLimit(2)));
+        assert_eq!(open("cat", away, [None, two, None]), Ok(()));
+        assert_eq!(open("ann", home, [None, None, one]), Err(Refusal::UserAddressLimit(1)));
+        assert_eq!(open("ben", away, [one, None, one]), Err(Refusal::UserLimit(1)));
+        assert_eq!(open("ben", away, [None, None, one]), Ok(()));
+        assert_eq!(open("dan", away, [Some(0), None, None]), Err(Refusal::UserLimit(0)));
+    }
+
+    #[test]
+    fn what_redis_has_not_agreed_to_is_not_refreshed() {
+        let mut table = Table::default();
+        let ann = record("ann", [192, 0, 2, 1]);
+        table.open(ann.clone(), SessionLimits::default()).unwrap();
+        let grant = table.take(b"/a", ann.id).unwrap();
+        assert!(table.granted_sessions().is_empty() && table.granted_leases().is_empty());
+        table.admit(ann.id);
+        table.grant(b"/a", grant);
+        assert_eq!(table.granted_sessions(), [ann.id]);
+        assert_eq!(table.granted_leases(), [(b"/a"[..].into(), grant)]);
+    }
+
+    #[test]
+    fn a_lost_lease_is_not_held_but_its_path_stays_taken() {
+        let mut table = Table::default();
+        let holder = SessionId::random();
+        let first = table.take(b"/a", holder).unwrap();
+        table.grant(b"/a", first);
+        table.lose(b"/a", first);
+        assert!(!table.holds(b"/a", first) && table.granted_leases().is_empty());
+        assert_eq!(table.take(b"/a", holder), None);
+        table.release(b"/a");
+        let second = table.take(b"/a", holder).unwrap();
+        table.lose(b"/a", first);
+        assert!(table.holds(b"/a", second) && !table.holds(b"/a", first));
+    }
+
+    #[test]
+    fn only_the_exact_id_of_a_session_here_is_no_stranger() {
+        let mut table = Table::default();
+        let ann = record("ann", [192, 0, 2, 1]);
+        let id = ann.id.to_string();
+        table.open(ann, SessionLimits::default()).unwrap();
+        let other = SessionId::random().to_string();
+        let ids = [id.as_str(), &other, "", "x", "\u{ff}"].map(|id| id.as_bytes().to_vec());
+        assert_eq!(table.strangers(ids.to_vec()), ids[1..]);
     }
 }

@@ -1,0 +1,300 @@
+//! What one node keeps in Redis, and each step it takes there.
+
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{ErrorKind, Pipeline, RedisError, Script, Value, cmd};
+use tokio::sync::mpsc;
+
+use super::{
+    LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway, refresh::Work, table::Grant,
+    view::parse,
+};
+use crate::{
+    keys::Keys,
+    node::{NodeName, NodeRecord, PortRange},
+    session::{SessionLimits, SessionRecord},
+};
+
+static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_session.lua")));
+static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish_node.lua")));
+static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave_node.lua")));
+static HOLD_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("hold_write.lua")));
+static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_write.lua")));
+
+/// What came of publishing a node.
+pub(super) enum Published {
+    Joined,
+    /// This live node owns some of our ports.
+    Taken(NodeName, PortRange),
+    Superseded,
+}
+
+/// What a request for a lease is for.
+#[derive(Clone, Copy)]
+pub(super) enum Hold {
+    Take,
+    Keep,
+}
+
+/// A write lease as Redis has it.
+#[derive(Clone, Debug)]
+pub(super) struct Held {
+    pub path: Box<[u8]>,
+    pub token: String,
+}
+
+/// A node's place in Redis.
+pub(super) struct Cluster {
+    pub view: RegistryView,
+    pub lease: Duration,
+    pub work: mpsc::UnboundedSender<Work>,
+    name: NodeName,
+    incarnation: u64,
+    slice: PortRange,
+    generation: AtomicU64,
+    when_away: WhenAway,
+    /// Whether the log knows that this node is on its own.
+    degraded: AtomicBool,
+}
+
+impl Cluster {
+    pub fn new(node: &NodeRecord, options: &RedisOptions, work: mpsc::UnboundedSender<Work>) -> Self {
+        Self {
+            view: RegistryView::new(options),
+            lease: options.lease,
+            work,
+            name: node.name.clone(),
+            incarnation: node.incarnation,
+            slice: node.slice,
+            generation: AtomicU64::new(node.since),
+            when_away: options.when_away,
+            degraded: AtomicBool::new(false),
+        }
+    }
+
+    pub fn link(&self) -> &RedisLink {
+        self.view.link()
+    }
+
+    pub fn keys(&self) -> &Keys {
+        self.view.keys()
+    }
+
+    /// This node and its ports, as conflicts name them.
+    pub fn ours(&self) -> (NodeName, PortRange) {
+        (self.name.clone(), self.slice)
+    }
+
+    /// What tells a lease from all others, in all processes.
+    pub fn token(&self, grant: Grant) -> String {
+        format!("{} {:016x} {grant}", self.name, self.incarnation)
+    }
+
+    /// Enters or refreshes the node. `starting` lets it take over its name whatever stands there.
+    pub async fn publish(&self, record: &NodeRecord, starting: bool) -> Result<Published, LinkError> {
+        let mut call = PUBLISH_NODE.prepare_invoke();
+        call.key(self.keys().nodes())
+            .key(self.keys().node(&self.name))
+            .key(self.keys().node_commands(&self.name))
+            .arg(self.name.as_str())
+            .arg(self.incarnation)
+            .arg(self.generation.load(Ordering::Relaxed))
+            .arg(u8::from(starting))
+            .arg(self.slice.from())
+            .arg(self.slice.to())
+            .arg(super::json(record))
+            .arg(self.lease_ms());
+        let reply: Vec<String> = self.link().script(&call).await?;
+        let fields: Vec<&str> = reply.iter().map(String::as_str).collect();
+        let published = match fields[..] {
+            ["joined", generation] => generation.parse().ok().map(|generation| {
+                self.generation.store(generation, Ordering::Relaxed);
+                Published::Joined
+            }),
+            ["superseded"] => Some(Published::Superseded),
+            ["taken", name, from, to] => taken(name, from, to),
+            _ => None,
+        };
+        let unexpected = || RedisError::from((ErrorKind::UnexpectedReturnType, "publish_node.lua"));
+        published.ok_or_else(|| LinkError::Reply(unexpected()))
+    }
+
+    /// Enters a session, in one step with comparing the limits.
+    pub async fn put_session(
+        &self,
+        record: &SessionRecord,
+        limits: SessionLimits,
+    ) -> Result<Result<(), Refusal>, LinkError> {
+        let mut call = PUT_SESSION.prepare_invoke();
+        for key in self.session_keys(record) {
+            call.key(key);
+        }
+        call.arg(record.id.to_string()).arg(self.lease_ms()).arg(super::json(record));
+        for limit in [limits.per_user, limits.per_address, limits.per_user_and_address] {
+            call.arg(limit.map_or(-1, i64::from));
+        }
+        Ok(match self.link().script(&call).await? {
+            1 => Err(Refusal::UserLimit(limits.per_user.unwrap_or(0))),
+            2 => Err(Refusal::AddressLimit(limits.per_address.unwrap_or(0))),
+            3 => Err(Refusal::UserAddressLimit(limits.per_user_and_address.unwrap_or(0))),
+            _ => Ok(()),
+        })
+    }
+
+    /// Refreshes sessions, or enters them again after Redis lost them. Limits do not matter:
+    /// these sessions were admitted.
+    pub async fn refresh_sessions(&self, records: &[SessionRecord]) -> Result<(), LinkError> {
+        let mut pipe = with_script(&PUT_SESSION);
+        for record in records {
+            pipe.cmd("EVALSHA").arg(PUT_SESSION.get_hash()).arg(4);
+            pipe.arg(&self.session_keys(record)[..]).arg(record.id.to_string());
+            pipe.arg(self.lease_ms()).arg(super::json(record)).arg(&[-1, -1, -1]).ignore();
+        }
+        self.link().pipe(&pipe).await
+    }
+
+    /// Takes sessions and leases out.
+    pub async fn remove(&self, sessions: &[SessionRecord], leases: &[Held]) -> Result<(), LinkError> {
+        let mut pipe = with_script(&RELEASE_WRITE);
+        for record in sessions {
+            let id = record.id.to_string();
+            let [of_user, of_address, of_both, of_node] = self.session_keys(record);
+            for key in [of_user, of_address, of_both] {
+                pipe.cmd("ZREM").arg(key).arg(&id).ignore();
+            }
+            pipe.cmd("HDEL").arg(of_node).arg(&id).ignore();
+        }
+        for Held { path, token } in leases {
+            pipe.cmd("EVALSHA").arg(RELEASE_WRITE.get_hash()).arg(1);
+            pipe.arg(self.keys().write_lease(path)).arg(token).ignore();
+        }
+        self.link().pipe(&pipe).await
+    }
+
+    /// Takes or keeps a lease; `false` if it is another's.
+    pub async fn hold(&self, lease: &Held, hold: Hold) -> Result<bool, LinkError> {
+        let mut call = HOLD_WRITE.prepare_invoke();
+        call.key(self.keys().write_lease(&lease.path)).arg(&lease.token).arg(self.name.as_str());
+        call.arg(self.lease_ms()).arg(match hold {
+            Hold::Take => "take",
+            Hold::Keep => "keep",
+        });
+        self.link().script(&call).await
+    }
+
+    /// Refreshes leases; says of each whether it is still held.
+    pub async fn keep(&self, leases: &[Held]) -> Result<Vec<bool>, LinkError> {
+        let mut pipe = with_script(&HOLD_WRITE);
+        for Held { path, token } in leases {
+            pipe.cmd("EVALSHA").arg(HOLD_WRITE.get_hash()).arg(1);
+            pipe.arg(self.keys().write_lease(path)).arg(token).arg(self.name.as_str());
+            pipe.arg(self.lease_ms()).arg("keep");
+        }
+        self.link().pipe(&pipe).await
+    }
+
+    /// The ids of sessions that Redis says are this node's.
+    pub async fn session_ids(&self) -> Result<Vec<Vec<u8>>, LinkError> {
+        self.link().query(cmd("HKEYS").arg(self.keys().node_sessions(&self.name))).await
+    }
+
+    /// Takes out sessions that Redis has under this node's name and that are not its own: those
+    /// of a process before, and those whose end Redis did not hear of.
+    pub async fn remove_strangers(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
+        let key = self.keys().node_sessions(&self.name);
+        let records: Vec<Option<Vec<u8>>> = self.link().query(cmd("HMGET").arg(&key).arg(ids)).await?;
+        let records = ids.iter().zip(&records).filter_map(|(id, record)| {
+            let record: SessionRecord = parse(record.as_deref()?, &key)?;
+            (record.id.to_string().as_bytes() == id).then_some(record)
+        });
+        self.remove(&records.collect::<Vec<_>>(), &[]).await?;
+        // Also those whose record is none, or another session's.
+        self.link().query(cmd("HDEL").arg(&key).arg(ids)).await
+    }
+
+    /// Takes the node itself out.
+    pub async fn leave(&self) -> Result<(), LinkError> {
+        let mut call = LEAVE_NODE.prepare_invoke();
+        call.key(self.keys().nodes())
+            .key(self.keys().node(&self.name))
+            .key(self.keys().node_sessions(&self.name))
+            .key(self.keys().node_commands(&self.name))
+            .arg(self.name.as_str())
+            .arg(self.incarnation);
+        self.link().script::<Value>(&call).await.map(drop)
+    }
+
+    /// Where this node's commands wait.
+    pub fn commands_key(&self) -> String {
+        self.keys().node_commands(&self.name)
+    }
+
+    /// Notes that Redis answered.
+    pub fn answered(&self) {
+        if self.degraded.swap(false, Ordering::Relaxed) {
+            log::info!(node = self.name.as_str(); "limits and leases hold for the cluster again");
+        }
+    }
+
+    /// Notes that a login or an upload went without Redis; whether it may go on.
+    pub fn may_go_on(&self, error: &LinkError) -> bool {
+        metrics::counter!("ftp_registry_degraded_total").increment(1);
+        let admit = self.when_away == WhenAway::Admit;
+        if !self.degraded.swap(true, Ordering::Relaxed) {
+            let what = if admit {
+                "without Redis, limits and leases hold on this node only"
+            } else {
+                "without Redis, new sessions and uploads are refused"
+            };
+            log::warn!(node = self.name.as_str(), error = chain(error).as_str(); "{what}");
+            // The task finds out when Redis is back, and then enters what began without it.
+            let _ = self.work.send(Work::Refresh);
+        }
+        admit
+    }
+
+    /// The keys of `put_session.lua`, in its order.
+    fn session_keys(&self, record: &SessionRecord) -> [String; 4] {
+        let SessionRecord { user, address, .. } = record;
+        [
+            self.keys().user_sessions(user),
+            self.keys().address_sessions(*address),
+            self.keys().user_address_sessions(user, *address),
+            self.keys().node_sessions(&self.name),
+        ]
+    }
+
+    fn lease_ms(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A pipeline in which `script` can be run by its hash.
+fn with_script(script: &Script) -> Pipeline {
+    let mut pipe = Pipeline::new();
+    // Redis forgets scripts when it restarts; to load one that it knows costs it a look-up.
+    pipe.load_script(script).ignore();
+    pipe
+}
+
+fn taken(name: &str, from: &str, to: &str) -> Option<Published> {
+    let slice = PortRange::new(from.parse().ok()?, to.parse().ok()?).ok()?;
+    Some(Published::Taken(name.parse().ok()?, slice))
+}
+
+/// An error with its causes, for the log.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,142 @@
+//! The registry as those see it who are no node: authd, and a node that lists sessions.
+
+use redis::{Script, cmd};
+use serde::de::DeserializeOwned;
+
+use super::{LinkError, RedisLink, RedisOptions};
+use crate::{
+    keys::Keys,
+    node::{NodeCommand, NodeName, NodeRecord},
+    session::{SessionId, SessionRecord},
+};
+
+/// Commands wait this long for their node; one that has not come by then does not mean what it
+/// did. In seconds.
+const COMMAND_LIFE: u32 = 60;
+
+/// More commands than this do not wait for one node: the oldest are dropped.
+const COMMANDS_WAITING: u32 = 1000;
+
+/// A reader of the shared registry, and a sender of commands. Cheap to clone.
+#[derive(Clone)]
+pub struct RegistryView {
+    link: RedisLink,
+    keys: Keys,
+}
+
+impl RegistryView {
+    /// Connects when it is first used.
+    pub fn new(options: &RedisOptions) -> Self {
+        Self { link: RedisLink::new(&options.url, options.timeout), keys: Keys::new(&options.prefix) }
+    }
+
+    /// The connection, for what else its owner keeps in Redis.
+    pub fn link(&self) -> &RedisLink {
+        &self.link
+    }
+
+    /// The names of the cluster's keys.
+    pub fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// The live nodes, by name.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn nodes(&self) -> Result<Vec<NodeRecord>, LinkError> {
+        let mut nodes = Vec::new();
+        for name in self.names().await? {
+            let key = self.keys.node(&name);
+            let record = self.link.query(cmd("HGET").arg(&key).arg("record")).await;
+            let record: Option<Vec<u8>> = or_skip(record, &key)?;
+            let Some(record) = record else { continue };
+            nodes.extend(parse(&record, &key).filter(|node: &NodeRecord| node.name == name));
+        }
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(nodes)
+    }
+
+    /// The sessions of all live nodes.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn sessions(&self) -> Result<Vec<SessionRecord>, LinkError> {
+        let mut sessions = Vec::new();
+        // A node at a time, so that Redis serves others in between.
+        for node in self.nodes().await? {
+            let key = self.keys.node_sessions(&node.name);
+            let hash = self.link.query(cmd("HGETALL").arg(&key)).await;
+            let hash: Vec<(Vec<u8>, Vec<u8>)> = or_skip(hash, &key)?;
+            sessions.extend(hash.iter().filter_map(|(id, record)| {
+                parse(record, &key).filter(|record| is_genuine(record, id, &node.name))
+            }));
+        }
+        Ok(sessions)
+    }
+
+    /// One session, wherever it is; `None` if no live node has it.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn find_session(&self, id: SessionId) -> Result<Option<SessionRecord>, LinkError> {
+        let id = id.to_string();
+        for node in self.nodes().await? {
+            let key = self.keys.node_sessions(&node.name);
+            let record = self.link.query(cmd("HGET").arg(&key).arg(&id)).await;
+            let record: Option<Vec<u8>> = or_skip(record, &key)?;
+            let found = record
+                .and_then(|record| parse(&record, &key))
+                .filter(|record| is_genuine(record, id.as_bytes(), &node.name));
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sends a command to a node; `false` if there is no such live node.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn send(&self, node: &NodeName, command: &NodeCommand) -> Result<bool, LinkError> {
+        let script = Script::new(include_str!("send_command.lua"));
+        let mut call = script.prepare_invoke();
+        call.key(self.keys.node(node)).key(self.keys.node_commands(node));
+        call.arg(super::json(command)).arg(COMMAND_LIFE).arg(COMMANDS_WAITING);
+        self.link.script(&call).await
+    }
+
+    async fn names(&self) -> Result<Vec<NodeName>, LinkError> {
+        let key = self.keys.nodes();
+        let names: Vec<Vec<u8>> = or_skip(self.link.query(cmd("SMEMBERS").arg(&key)).await, &key)?;
+        Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()?.parse().ok()).collect())
+    }
+}
+
+/// Reads a record that stands in Redis, where anybody may have written. What is none is skipped.
+pub(super) fn parse<T: DeserializeOwned>(record: &[u8], key: &str) -> Option<T> {
+    match serde_json::from_slice(record) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            log::warn!(key, error:% = error; "skipped a record in Redis that is none");
+            None
+        }
+    }
+}
+
+/// Whether a record stands where its node would have put it.
+fn is_genuine(record: &SessionRecord, id: &[u8], node: &NodeName) -> bool {
+    record.id.to_string().as_bytes() == id && record.node == *node
+}
+
+/// Nothing instead of a value of the wrong type.
+fn or_skip<T: Default>(answer: Result<T, LinkError>, key: &str) -> Result<T, LinkError> {
+    match answer {
+        Err(LinkError::Reply(error)) if error.code() == Some("WRONGTYPE") => {
+            log::warn!(key, error:% = error; "skipped a value in Redis of the wrong type");
+            Ok(T::default())
+        }
+        answer => answer,
+    }
+}

@@ -1,0 +1,392 @@
+//! The registry against a real Redis: each test has a server of its own.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use common::{
+    node::{NodeCommand, NodeState},
+    registry::{Event, JoinError, LeaseRefused, Refusal, Registry, RegistryView},
+    session::{SessionId, SessionLimits},
+};
+use redis::cmd;
+use support::*;
+use tokio::task::JoinSet;
+
+/// Below this nobody waited for a timeout.
+const AT_ONCE: Duration = Duration::from_millis(500);
+
+/// A refusal as soon as one more session of `user` would be over the limit `limit`.
+async fn is_full(registry: &Registry, node: &str, user: &str, limit: u32) -> bool {
+    let record = session(node, user, [192, 0, 2, 1]);
+    registry.open_session(record, user_limit(limit)).await.is_err()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_fifty_logins_at_once_on_two_nodes_exactly_the_limit_gets_in() {
+    let redis = RedisServer::start();
+    let (a, _) = join("a", "50000-50004", redis.options()).await;
+    let (b, _) = join("b", "50005-50009", redis.options()).await;
+    for (limits, refusal) in [
+        (user_limit(7), Refusal::UserLimit(7)),
+        (SessionLimits { per_address: Some(9), ..NO_LIMITS }, Refusal::AddressLimit(9)),
+        (SessionLimits { per_user_and_address: Some(1), ..NO_LIMITS }, Refusal::UserAddressLimit(1)),
+    ] {
+        let mut logins = JoinSet::new();
+        for i in 0..50 {
+            let (registry, name) = if i % 2 == 0 { (a.clone(), "a") } else { (b.clone(), "b") };
+            let record = session(name, "ann", [192, 0, 2, 1]);
+            logins.spawn(async move { registry.open_session(record, limits).await });
+        }
+        let (entries, refusals): (Vec<_>, Vec<_>) =
+            logins.join_all().await.into_iter().partition(Result::is_ok);
+        let limit = [limits.per_user, limits.per_address, limits.per_user_and_address]
+            .into_iter()
+            .find_map(|limit| limit);
+        assert_eq!(Some(entries.len() as u32), limit);
+        assert!(refusals.into_iter().all(|answer| answer.err() == Some(refusal)));
+
+        // Whoever leaves makes room, on the other node too.
+        drop(entries);
+        let one = eventually("the limits are free again", async || {
+            let one =
+                SessionLimits { per_user: Some(1), per_address: Some(1), per_user_and_address: Some(1) };
+            a.open_session(session("a", "ann", [192, 0, 2, 1]), one).await.ok()
+        })
+        .await;
+        drop(one);
+        let view = RegistryView::new(&redis.options());
+        eventually("no session", async || view.sessions().await.unwrap().is_empty().then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn sessions_and_nodes_are_seen_from_everywhere() {
+    let redis = RedisServer::start();
+    let (a, _) = join("a", "50000-50004", redis.options()).await;
+    let (b, _) = join("b", "50005-50009", redis.options()).await;
+    let record = session("a", "ann smith\r\n:*", [192, 0, 2, 1]);
+    let entry = a.open_session(record.clone(), user_limit(1)).await.unwrap();
+    let view = RegistryView::new(&redis.options());
+    assert_eq!(view.sessions().await.unwrap(), std::slice::from_ref(&record));
+    assert_eq!(b.sessions().await, std::slice::from_ref(&record));
+    assert_eq!(a.sessions().await, std::slice::from_ref(&record));
+    assert_eq!(view.find_session(record.id).await.unwrap(), Some(record.clone()));
+    assert_eq!(view.find_session(SessionId::random()).await.unwrap(), None);
+
+    a.transfers().store(3, std::sync::atomic::Ordering::Relaxed);
+    a.set_state(NodeState::Draining);
+    eventually("the node's record", async || {
+        let nodes = view.nodes().await.unwrap();
+        let a = nodes.iter().find(|node| node.name.as_str() == "a").unwrap();
+        (nodes.len() == 2 && a.state == NodeState::Draining && (a.sessions, a.transfers) == (1, 3))
+            .then_some(())
+    })
+    .await;
+
+    drop(entry);
+    a.leave().await;
+    assert_eq!(view.find_session(record.id).await.unwrap(), None);
+    b.leave().await;
+    let keys: Vec<String> = view.link().query(cmd("KEYS").arg("*")).await.unwrap();
+    assert!(keys.is_empty(), "{keys:?}");
+}
+
+#[tokio::test]
+async fn a_dead_node_and_its_sessions_and_leases_expire() {
+    let redis = RedisServer::start();
+    let (a, _) = join("a", "50000-50004", redis.options()).await;
+    let (b, _) = join("b", "50005-50009", redis.options()).await;
+    let _session = open(&a, "a", "ann").await;
+    let _lease = a.lease_write(b"/file", SessionId::random()).await.unwrap();
+    assert!(is_full(&b, "b", "ann", 1).await);
+    drop(a);
+    eventually("room for ann", async || (!is_full(&b, "b", "ann", 1).await).then_some(())).await;
+    let _lease =
+        eventually("the lease", async || b.lease_write(b"/file", SessionId::random()).await.ok()).await;
+    let view = RegistryView::new(&redis.options());
+    eventually("one node", async || (view.nodes().await.unwrap().len() == 1).then_some(())).await;
+    // And its ports are free for another node.
+    Registry::join(node("c", "50000-50004"), redis.options()).await.unwrap();
+}
+
+#[tokio::test]
+async fn overlapping_slices_are_refused_and_both_nodes_named() {
+    let redis = RedisServer::start();
+    let (_a, _) = join("a", "50000-50004", redis.options()).await;
+    let error = Registry::join(node("b", "50004-50009"), redis.options()).await.err().unwrap();
+    let JoinError::SliceTaken { ours, theirs } = error.clone();
+    assert_eq!((ours.0.as_str(), ours.1.to_string().as_str()), ("b", "50004-50009"));
+    assert_eq!((theirs.0.as_str(), theirs.1.to_string().as_str()), ("a", "50000-50004"));
+    let text = error.to_string();
+    assert!(text.contains("node b") && text.contains("node a"), "{text}");
+    let view = RegistryView::new(&redis.options());
+    assert_eq!(view.nodes().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_restarted_node_takes_over_its_name_and_the_one_before_hears_of_it() {
+    let redis = RedisServer::start();
+    // Long leases: nothing here may need an expiry. The clocks need not agree either.
+    let options = || common::registry::RedisOptions { lease: Duration::from_secs(600), ..redis.options() };
+    let before = common::node::NodeRecord { since: 1_800_000_000, ..node("a", "50000-50004") };
+    let (old, mut old_events) = Registry::join(before, options()).await.unwrap();
+    let _session = open(&old, "a", "ann").await;
+    let lease = old.lease_write(b"/file", SessionId::random()).await.unwrap();
+    let (new, mut new_events) = join("a", "50000-50004", options()).await;
+    assert!(!is_full(&new, "a", "ann", 1).await);
+    assert_eq!(new.sessions().await, []);
+    let new_lease = new.lease_write(b"/file", SessionId::random()).await.unwrap();
+    assert!(!lease.is_held().await);
+    assert!(new_lease.is_held().await);
+
+    old.set_state(NodeState::Draining); // Makes it look at once.
+    assert_eq!(next_event(&mut old_events).await, Event::Superseded);
+    // The old process ends as a process does, and takes nothing of the new one with it.
+    old.leave().await;
+    let view = RegistryView::new(&options());
+    assert_eq!(view.nodes().await.unwrap().len(), 1);
+    assert!(new_lease.is_held().await);
+    assert!(new_events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_redis_that_lost_everything_is_made_whole_by_the_nodes() {
+    let mut redis = RedisServer::start();
+    let (a, mut events) = join("a", "50000-50004", redis.options()).await;
+    let (b, _) = join("b", "50005-50009", redis.options()).await;
+    let mut entries = Vec::new();
+    for _ in 0..3 {
+        entries.push(open(&a, "a", "ann").await);
+    }
+    let lease = a.lease_write(b"/file", SessionId::random()).await.unwrap();
+    redis.stop();
+    eventually("the loss is seen", async || (!a.is_connected()).then_some(())).await;
+    // One ends and one begins while Redis is away.
+    entries.pop();
+    entries.push(open(&a, "a", "ben").await);
+    redis.restart();
+    let view = RegistryView::new(&redis.options());
+    eventually("three sessions", async || (view.sessions().await.ok()?.len() == 3).then_some(())).await;
+    eventually("two nodes", async || (view.nodes().await.ok()?.len() == 2).then_some(())).await;
+    assert!(a.is_connected() && b.is_connected());
+    assert!(is_full(&b, "b", "ann", 2).await && !is_full(&b, "b", "ann", 3).await);
+    assert!(is_full(&b, "b", "ben", 1).await);
+    let taken = b.lease_write(b"/file", SessionId::random()).await.err();
+    assert_eq!(taken, Some(LeaseRefused::Busy));
+    assert!(lease.is_held().await);
+    // Commands find their way again.
+    let command = NodeCommand::EndUser { user: "ben".to_owned() };
+    assert!(view.send(&"a".parse().unwrap(), &command).await.unwrap());
+    assert_eq!(next_event(&mut events).await, Event::Command(command));
+}
+
+#[tokio::test]
+async fn while_redis_is_away_the_policy_decides_and_nobody_waits() {
+    let mut redis = RedisServer::start();
+    let (admits, _) = join("a", "50000-50004", redis.options()).await;
+    let (refuses, _) = join("b", "50005-50009", redis.refusing()).await;
+    let held = admits.lease_write(b"/held", SessionId::random()).await.unwrap();
+    let doubted = refuses.lease_write(b"/doubted", SessionId::random()).await.unwrap();
+    redis.stop();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let record = || session("a", "ann", [192, 0, 2, 1]);
+        let first = admits.open_session(record(), user_limit(1)).await.unwrap();
+        let second = admits.open_session(record(), user_limit(1)).await.err();
+        assert_eq!(second, Some(Refusal::UserLimit(1)), "the node's own limits hold");
+        drop(first);
+        let lease = admits.lease_write(b"/file", SessionId::random()).await.unwrap();
+        let busy = admits.lease_write(b"/file", SessionId::random()).await.err();
+        assert_eq!(busy, Some(LeaseRefused::Busy));
+        assert!(lease.is_held().await && held.is_held().await);
+
+        let refusal = refuses.open_session(record(), NO_LIMITS).await.err();
+        assert_eq!(refusal, Some(Refusal::RegistryAway));
+        let refusal = refuses.lease_write(b"/file", SessionId::random()).await.err();
+        assert_eq!(refusal, Some(LeaseRefused::RegistryAway));
+        assert!(!doubted.is_held().await);
+        assert_eq!(refuses.sessions().await, []);
+        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    }
+    assert!(!admits.is_connected() && !refuses.is_connected());
+}
+
+#[tokio::test]
+async fn a_redis_that_hangs_delays_one_login_by_the_timeout_and_the_next_not_at_all() {
+    let redis = RedisServer::start();
+    let options = redis.options();
+    let timeout = options.timeout;
+    // A long lease, so that no refresh finds out first.
+    let options = common::registry::RedisOptions { lease: Duration::from_secs(600), ..options };
+    let (a, _) = join("a", "50000-50004", options).await;
+    let _first = open(&a, "a", "ann").await;
+    redis.signal("STOP");
+    let begun = Instant::now();
+    let _second = open(&a, "a", "ann").await;
+    assert!(begun.elapsed() < timeout + AT_ONCE, "{:?}", begun.elapsed());
+    let begun = Instant::now();
+    let _third = open(&a, "a", "ann").await;
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    redis.signal("CONT");
+    let view = RegistryView::new(&redis.options());
+    eventually("all three", async || (view.sessions().await.ok()?.len() == 3).then_some(())).await;
+}
+
+#[tokio::test]
+async fn nodes_that_start_without_redis_join_when_it_comes() {
+    let mut redis = RedisServer::start();
+    redis.stop();
+    let (a, mut a_events) = join("a", "50000-50004", redis.options()).await;
+    let (b, mut b_events) = join("b", "50004-50009", redis.options()).await;
+    let _session = open(&a, "a", "ann").await;
+    redis.restart();
+    // Both want port 50004: whoever comes second is told.
+    let event = tokio::select! {
+        event = next_event(&mut a_events) => event,
+        event = next_event(&mut b_events) => event,
+    };
+    let Event::SliceConflict { ours, theirs } = event else { panic!("{event:?}") };
+    assert_ne!(ours.0, theirs.0);
+    assert!(ours.1.overlaps(theirs.1));
+    eventually("ann counts", async || is_full(&b, "b", "ann", 1).await.then_some(())).await;
+}
+
+#[tokio::test]
+async fn one_session_writes_a_path_in_the_whole_cluster() {
+    let redis = RedisServer::start();
+    let (a, _) = join("a", "50000-50004", redis.options()).await;
+    let (b, _) = join("b", "50005-50009", redis.options()).await;
+    let path = b"/in/\xff odd\r\n name";
+    let lease = a.lease_write(path, SessionId::random()).await.unwrap();
+    for registry in [&a, &b] {
+        let begun = Instant::now();
+        let refused = registry.lease_write(path, SessionId::random()).await.err();
+        assert_eq!(refused, Some(LeaseRefused::Busy));
+        assert!(begun.elapsed() < AT_ONCE);
+    }
+    // Refreshes keep it beyond its first expiry.
+    let begun = Instant::now();
+    while begun.elapsed() < LEASE * 2 {
+        assert!(lease.is_held().await);
+        assert!(b.lease_write(path, SessionId::random()).await.is_err());
+        tokio::time::sleep(LEASE / 10).await;
+    }
+    drop(lease);
+    let lease =
+        eventually("the path is free", async || b.lease_write(path, SessionId::random()).await.ok()).await;
+    assert!(lease.is_held().await);
+
+    // A node that was cut off for so long that another took the path.
+    let view = RegistryView::new(&redis.options());
+    let key = view.keys().write_lease(path);
+    let () = view.link().query(cmd("SET").arg(key).arg("c 1 1 1")).await.unwrap();
+    assert!(!lease.is_held().await);
+    eventually("b sees the loss", async || {
+        b.lease_write(path, SessionId::random()).await.err().filter(|e| *e == LeaseRefused::Busy)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn commands_reach_their_node_in_order_and_within_a_second() {
+    let redis = RedisServer::start();
+    let (_a, mut events) = join("a", "50000-50004", redis.options()).await;
+    let view = RegistryView::new(&redis.options());
+    let name = "a".parse().unwrap();
+    let sent: Vec<_> = (0..5)
+        .map(|_| NodeCommand::EndSession { session: SessionId::random() })
+        .chain([NodeCommand::Drain])
+        .collect();
+    let begun = Instant::now();
+    for command in &sent {
+        assert!(view.send(&name, command).await.unwrap());
+    }
+    for command in sent {
+        assert_eq!(next_event(&mut events).await, Event::Command(command));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(!view.send(&"nobody".parse().unwrap(), &NodeCommand::Drain).await.unwrap());
+}
+
+#[tokio::test]
+async fn garbage_in_redis_is_skipped_and_swept_away() {
+    let redis = RedisServer::start();
+    let (a, mut events) = join("a", "50000-50004", redis.options()).await;
+    let record = session("a", "ann", [192, 0, 2, 1]);
+    let _entry = a.open_session(record.clone(), user_limit(1)).await.unwrap();
+    let view = RegistryView::new(&redis.options());
+    let (link, keys) = (view.link(), view.keys());
+    let name = "a".parse().unwrap();
+    let poison = [
+        // Nodes that are none, or claim all ports without saying who they are.
+        cmd("SADD").arg(keys.nodes()).arg("b").arg("x y").arg(b"\xff").arg("").to_owned(),
+        cmd("SET").arg("ftp:node:b").arg("{}").to_owned(),
+        cmd("HSET").arg("ftp:node:x y").arg("from").arg(1).arg("to").arg(65535).to_owned(),
+        // Sessions that are none, and one that claims another's id.
+        cmd("HSET").arg(keys.node_sessions(&name)).arg("zz").arg("{").to_owned(),
+        cmd("HSET")
+            .arg(keys.node_sessions(&name))
+            .arg(SessionId::random().to_string())
+            .arg(serde_json::to_string(&record).unwrap())
+            .to_owned(),
+        cmd("LPUSH").arg(keys.node_commands(&name)).arg(r#"{"command":"format"}"#).to_owned(),
+        // Values of the wrong type.
+        cmd("SET").arg(keys.user_sessions("ben")).arg("x").to_owned(),
+        cmd("LPUSH").arg(keys.write_lease(b"/file")).arg("x").to_owned(),
+    ];
+    for command in &poison {
+        let _: redis::Value = link.query(command).await.unwrap();
+    }
+    assert_eq!(view.sessions().await.unwrap(), std::slice::from_ref(&record));
+    assert_eq!(view.nodes().await.unwrap().len(), 1);
+    let (c, _) = join("c", "50005-50009", redis.options()).await;
+    let _ben = open(&c, "c", "ben").await;
+    let _lease = c.lease_write(b"/file", SessionId::random()).await.unwrap();
+    assert!(view.send(&name, &NodeCommand::Drain).await.unwrap());
+    assert_eq!(next_event(&mut events).await, Event::Command(NodeCommand::Drain));
+    eventually("the strange sessions are gone", async || {
+        let ids: Vec<String> = link.query(cmd("HKEYS").arg(keys.node_sessions(&name))).await.unwrap();
+        (ids == [record.id.to_string()]).then_some(())
+    })
+    .await;
+    assert!(is_full(&c, "c", "ann", 1).await, "a false record does no harm to the true one");
+
+    // A hash that is none comes back, and so does the list of commands.
+    for key in [keys.node_sessions(&name), keys.node_commands(&name), keys.nodes()] {
+        let () = link.query(cmd("SET").arg(key).arg("x")).await.unwrap();
+    }
+    eventually("ann is back", async || (view.sessions().await.unwrap().contains(&record)).then_some(()))
+        .await;
+    assert!(view.send(&name, &NodeCommand::Drain).await.unwrap());
+    assert_eq!(next_event(&mut events).await, Event::Command(NodeCommand::Drain));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_thousand_sessions_outlive_their_first_expiry_and_a_flush() {
+    let redis = RedisServer::start();
+    let options = common::registry::RedisOptions { lease: LEASE * 4, ..redis.options() };
+    let (a, _) = join("a", "50000-50004", options.clone()).await;
+    let mut opening = JoinSet::new();
+    for i in 0..2000u32 {
+        let registry = a.clone();
+        let [_, _, high, low] = i.to_be_bytes();
+        let record = session("a", &format!("user{}", i % 50), [10, 0, high, low]);
+        opening.spawn(async move { registry.open_session(record, user_limit(40)).await.unwrap() });
+    }
+    let entries = opening.join_all().await;
+    let view = RegistryView::new(&options);
+    let begun = Instant::now();
+    while begun.elapsed() < options.lease + options.lease / 2 {
+        assert_eq!(view.sessions().await.unwrap().len(), 2000);
+        assert!(is_full(&a, "a", "user7", 40).await);
+        tokio::time::sleep(LEASE / 5).await;
+    }
+    let () = view.link().query(&cmd("FLUSHALL")).await.unwrap();
+    eventually("all are back", async || (view.sessions().await.unwrap().len() == 2000).then_some(())).await;
+    drop(entries);
+    eventually("none is left", async || view.sessions().await.unwrap().is_empty().then_some(())).await;
+    a.leave().await;
+    let keys: Vec<String> = view.link().query(cmd("KEYS").arg("*")).await.unwrap();
+    assert!(keys.is_empty(), "{keys:?}");
+}

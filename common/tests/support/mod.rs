@@ -1,0 +1,163 @@
+//! A Redis of one's own, and nodes that join it.
+
+use std::{
+    net::{IpAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::{
+    node::{NodeRecord, NodeState},
+    registry::{Event, RedisOptions, Registry, SessionEntry, WhenAway},
+    session::{SessionId, SessionLimits, SessionRecord},
+};
+use tempfile::TempDir;
+use tokio::sync::mpsc;
+
+/// Nothing in these tests may take longer.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Short, so that tests can wait for what is dead to expire.
+pub const LEASE: Duration = Duration::from_millis(600);
+
+/// A redis-server on a port of its own that keeps nothing. It ends with this value.
+pub struct RedisServer {
+    directory: TempDir,
+    port: u16,
+    process: Child,
+}
+
+impl RedisServer {
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            // The port can be taken by somebody else before Redis has it: then try another.
+            if let Some(process) = run(&directory, port) {
+                return Self { directory, port, process };
+            }
+            assert!(Instant::now() < deadline, "redis-server does not start");
+        }
+    }
+
+    pub fn stop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts it again, with no data.
+    pub fn restart(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        self.process = loop {
+            if let Some(process) = run(&self.directory, self.port) {
+                break process;
+            }
+            assert!(Instant::now() < deadline, "redis-server does not start again");
+        };
+    }
+
+    /// Lets it hang (`STOP`) or go on (`CONT`).
+    pub fn signal(&self, signal: &str) {
+        let pid = self.process.id().to_string();
+        let status = Command::new("kill").args(["-s", signal, &pid]).status().unwrap();
+        assert!(status.success());
+    }
+
+    pub fn options(&self) -> RedisOptions {
+        let url = format!("127.0.0.1:{}", self.port).parse().unwrap();
+        RedisOptions { lease: LEASE, ..RedisOptions::new(url) }
+    }
+
+    pub fn refusing(&self) -> RedisOptions {
+        RedisOptions { when_away: WhenAway::Refuse, ..self.options() }
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        // It may have been stopped before.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// `None` if it ended before it listened.
+fn run(directory: &TempDir, port: u16) -> Option<Child> {
+    let mut process = Command::new("redis-server")
+        .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
+        .args(["--appendonly", "no", "--dir"])
+        .arg(directory.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server is installed");
+    loop {
+        if process.try_wait().unwrap().is_some() {
+            return None;
+        }
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Some(process);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A node on its way into the cluster, with the slice `slice`.
+pub fn node(name: &str, slice: &str) -> NodeRecord {
+    NodeRecord {
+        name: name.parse().unwrap(),
+        incarnation: rand::random(),
+        state: NodeState::Ready,
+        slice: slice.parse().unwrap(),
+        control: "127.0.0.1:21".to_owned(),
+        version: "0.1.0".to_owned(),
+        since: 1_700_000_000,
+        sessions: 0,
+        transfers: 0,
+    }
+}
+
+pub async fn join(name: &str, slice: &str, options: RedisOptions) -> (Registry, mpsc::Receiver<Event>) {
+    Registry::join(node(name, slice), options).await.unwrap()
+}
+
+/// A session that has just logged in.
+pub fn session(node: &str, user: &str, address: [u8; 4]) -> SessionRecord {
+    SessionRecord {
+        id: SessionId::random(),
+        node: node.parse().unwrap(),
+        user: user.to_owned(),
+        address: IpAddr::from(address),
+        since: 1_700_000_000,
+    }
+}
+
+pub const NO_LIMITS: SessionLimits =
+    SessionLimits { per_user: None, per_address: None, per_user_and_address: None };
+
+pub fn user_limit(limit: u32) -> SessionLimits {
+    SessionLimits { per_user: Some(limit), ..NO_LIMITS }
+}
+
+/// Opens a session of `user` on `node`, without limits.
+pub async fn open(registry: &Registry, node: &str, user: &str) -> SessionEntry {
+    registry.open_session(session(node, user, [192, 0, 2, 1]), NO_LIMITS).await.unwrap()
+}
+
+/// Waits until `condition` gives a value.
+pub async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "never came: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+pub async fn next_event(events: &mut mpsc::Receiver<Event>) -> Event {
+    tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").unwrap()
+}
