@@ -139,6 +139,13 @@ pub static SCHEMA: Schema = Schema {
             "Answer 226 only after fsync. Off, a crash of the storage can lose what was confirmed.",
         ),
         one("list_depth", "number", "32", "How deep LIST -R goes."),
+        one(
+            "max_sorted_entries",
+            "number",
+            "50000",
+            "Entries that a listing sorts if asked to; those beyond come unsorted.",
+        ),
+        one("max_stat_entries", "number", "1000", "Entries that STAT with a path shows."),
         // Parts it talks to
         alias(
             "RedisConnectionString",
@@ -255,6 +262,8 @@ pub struct Storage {
     pub modes: Modes,
     pub sync_uploads: bool,
     pub list_depth: usize,
+    pub sorted_entries: usize,
+    pub stat_entries: usize,
 }
 
 /// Who decides whether a login is right.
@@ -319,6 +328,8 @@ impl Config {
                 modes: Modes { file: mode(values, "file_mode")?, directory: mode(values, "directory_mode")? },
                 sync_uploads: values.required("sync_uploads")?,
                 list_depth: values.required("list_depth")?,
+                sorted_entries: values.required("max_sorted_entries")?,
+                stat_entries: values.required("max_stat_entries")?,
             },
             redis: redis(values, standalone)?,
             limits: Limits {
@@ -476,7 +487,7 @@ fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, Sett
         };
     };
     if let Some(password) = secret(values, "redis_password_file")? {
-        url = url.with_password(password);
+        url = url.with_password(&password);
     }
     Ok(Some(RedisOptions {
         url,

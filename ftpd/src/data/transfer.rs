@@ -248,7 +248,7 @@ pub fn receive_ascii(
 ///
 /// # Errors
 /// [`TransferError::ConnectionLost`] if the peer is gone.
-pub fn finish_sending(socket: TcpStream, progress: &Progress) -> Result<(), TransferError> {
+pub fn finish_sending(socket: &TcpStream, progress: &Progress) -> Result<(), TransferError> {
     socket
         .shutdown(Shutdown::Write)
         .map_err(|error| TransferError::of_connection(error, progress))

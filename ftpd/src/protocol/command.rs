@@ -290,6 +290,8 @@ impl Site {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParseError {
     Empty,
+    /// Longer than [`super::line::MAX_LINE`], and discarded whole.
+    TooLong,
     Unknown,
     /// A command of some FTP RFC that this server does not offer.
     NotOffered,
@@ -300,10 +302,19 @@ pub enum ParseError {
 }
 
 impl ParseError {
+    /// The verb, where it was known.
+    pub fn verb(self) -> Option<&'static str> {
+        match self {
+            Self::Arguments(verb, _) => Some(verb.name),
+            Self::Empty | Self::TooLong | Self::Unknown | Self::NotOffered | Self::Foreign => None,
+        }
+    }
+
     /// What to answer. `None`: close the connection.
     pub fn reply(self) -> Option<Reply> {
         Some(match self {
             Self::Empty => Reply::new(Code::UNKNOWN_COMMAND, "Empty command line."),
+            Self::TooLong => Reply::new(Code::UNKNOWN_COMMAND, "Command line too long."),
             Self::Unknown => Reply::new(Code::UNKNOWN_COMMAND, "Unknown command."),
             Self::NotOffered => Reply::new(Code::NOT_IMPLEMENTED, "Command not implemented."),
             Self::Arguments(verb, Fault::Syntax) => {

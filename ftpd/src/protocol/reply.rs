@@ -56,6 +56,8 @@ impl Code {
     pub const FILE_UNAVAILABLE: Self = Self(550);
     pub const QUOTA_EXCEEDED: Self = Self(552);
     pub const BAD_NAME: Self = Self(553);
+    /// RFC 3659 section 5: the restart offset cannot be used.
+    pub const BAD_OFFSET: Self = Self(554);
 
     pub fn value(self) -> u16 {
         self.0
@@ -134,6 +136,11 @@ impl Reply {
         line.extend_from_slice(b"\" ");
         line.extend_from_slice(text.as_bytes());
         Self::new(Code::PATHNAME, line)
+    }
+
+    /// What every command gets that needs a login.
+    pub fn please_log_in() -> Self {
+        Self::new(Code::NOT_LOGGED_IN, "Please log in with USER and PASS")
     }
 
     pub fn code(&self) -> Code {
