@@ -1,6 +1,10 @@
 //! The whole cluster: nginx, nodes, authd, Redis and shared storage, each a real process.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
 
 use common::node::PortRange;
 use tempfile::TempDir;
@@ -75,9 +79,14 @@ impl Cluster {
         format!("ftp://{user}:secret@{}{path}", self.address())
     }
 
-    /// An address of the `number`-th client.
+    /// The address of the `number`-th client.
+    pub fn client_address(&self, number: u8) -> IpAddr {
+        self.loopback.address(100 + number)
+    }
+
+    /// Makes connections from the address of the `number`-th client.
     pub fn client(&self, number: u8) -> Connector {
-        Connector::new().from(self.loopback.address(100 + number))
+        Connector::new().from(self.client_address(number))
     }
 
     /// The balancer.
