@@ -157,7 +157,7 @@ pub static SCHEMA: Schema = Schema {
         one(
             "node_lease",
             DURATION,
-            "30s",
+            "15s",
             "After this long without a sign of life a node and its sessions are gone from the registry.",
         ),
         one(
