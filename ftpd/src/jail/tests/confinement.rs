@@ -111,6 +111,15 @@ fn removing_a_tree_removes_links_and_not_what_they_point_to() {
     );
 }
 
+/// Ends the other thread also when an assertion fails in this one.
+struct Stop<'s>(&'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A thread swaps a directory for a link to the outside and back, as fast as it can, while every
 /// operation runs through that name.
 #[test]
@@ -136,6 +145,7 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
             }
             swaps
         });
+        let stopping = Stop(&stop);
         let mut inside = 0;
         let end = Instant::now() + Duration::from_secs(20);
         // Both must have had their turns often enough for a window to be hit.
@@ -171,7 +181,7 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
                 entries.for_each(|entry| drop(entry.unwrap()));
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         swapper.join().unwrap()
     });
     assert!(swaps > 100, "only {swaps} swaps");
