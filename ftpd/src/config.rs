@@ -17,12 +17,7 @@ use ipnet::IpNet;
 
 use crate::jail::Modes;
 
-const fn one(
-    key: &'static str,
-    expects: &'static str,
-    default: &'static str,
-    help: &'static str,
-) -> Setting {
+const fn one(key: &'static str, expects: &'static str, default: &'static str, help: &'static str) -> Setting {
     Setting { key, shape: Shape::One, expects, default, help, alias: None }
 }
 
@@ -75,12 +70,7 @@ pub static SCHEMA: Schema = Schema {
             )
         },
         // Where it listens
-        many(
-            "listen",
-            "IP addresses",
-            "0.0.0.0,::",
-            "Addresses for the control and the passive ports.",
-        ),
+        many("listen", "IP addresses", "0.0.0.0,::", "Addresses for the control and the passive ports."),
         alias("port", one("port", "port (0 takes a free one)", "21", "The control port.")),
         alias(
             "FtpPasvMinPort",

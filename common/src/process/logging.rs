@@ -52,9 +52,8 @@ fn write_line(out: &mut Formatter, format: LogFormat, record: &Record<'_>) -> io
 }
 
 fn timestamp(now: OffsetDateTime) -> String {
-    const MILLISECONDS: &[BorrowedFormatItem<'_>] = format_description!(
-        "[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z"
-    );
+    const MILLISECONDS: &[BorrowedFormatItem<'_>] =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     // Every time has these components.
     now.format(MILLISECONDS).unwrap_or_default()
 }

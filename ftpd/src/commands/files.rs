@@ -29,11 +29,7 @@ pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
 }
 
 /// RNTO. An existing file is replaced only for users who may overwrite.
-pub async fn rnto(
-    session: &LoggedIn,
-    from: Option<VirtualPath>,
-    argument: &[u8],
-) -> Result<Reply, Reply> {
+pub async fn rnto(session: &LoggedIn, from: Option<VirtualPath>, argument: &[u8]) -> Result<Reply, Reply> {
     session.allow(|may| may.rename)?;
     let from = from.ok_or_else(|| Reply::new(Code::BAD_SEQUENCE, "RNFR comes before RNTO"))?;
     let to = session.path(argument)?;

@@ -168,8 +168,7 @@ async fn run(node: &Node, watch: &Watch, port: DataPort, work: Work) -> Result<(
     let result = node
         .workers
         .run_transfer(place, move || {
-            limit_stalls(&socket, stall)
-                .map_err(|error| TransferError::of_connection(error, &progress))?;
+            limit_stalls(&socket, stall).map_err(|error| TransferError::of_connection(error, &progress))?;
             work(&socket, &progress)
         })
         .await;
@@ -281,11 +280,7 @@ pub fn take_offset(session: &mut LoggedIn) -> Result<u64, Reply> {
 }
 
 /// RETR.
-pub async fn retr(
-    session: &mut LoggedIn,
-    verb: &'static str,
-    argument: &[u8],
-) -> Result<Outcome, Reply> {
+pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let range = session.range.take();
     let offset = take_offset(session)?;
     let port = take_port(session)?;

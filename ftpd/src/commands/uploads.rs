@@ -12,11 +12,11 @@ use super::transfers::{
     Direction, Transfer, TransferFailure, Work, run_in_background, start, take_offset, take_port,
 };
 use crate::{
+    activity::Watch,
     data::{
         progress::Progress,
         transfer::{TransferError, receive_ascii, receive_file},
     },
-    activity::Watch,
     jail::{FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
     protocol::{
         Code, Reply,
@@ -41,11 +41,7 @@ pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
 }
 
 /// STOR; after REST it goes on where an upload broke off.
-pub async fn stor(
-    session: &mut LoggedIn,
-    verb: &'static str,
-    argument: &[u8],
-) -> Result<Outcome, Reply> {
+pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let offset = take_offset(session)?;
     let may = session.account.permissions;
     let mode = match offset {
@@ -59,11 +55,7 @@ pub async fn stor(
 
 /// APPE. Only after a REST to the very end of the file is there anything to say against it: an
 /// offset elsewhere would not be appending.
-pub async fn appe(
-    session: &mut LoggedIn,
-    verb: &'static str,
-    argument: &[u8],
-) -> Result<Outcome, Reply> {
+pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let offset = take_offset(session)?;
     session.allow(|may| may.upload || may.append)?;
     let path = session.path(argument)?;

@@ -38,11 +38,7 @@ impl Jail {
         if kind(&status) != Kind::File {
             return Err(FileError::NotAFile);
         }
-        Ok(OpenFile {
-            file: handle.into(),
-            size: size(&status),
-            modified: status.st_mtime,
-        })
+        Ok(OpenFile { file: handle.into(), size: size(&status), modified: status.st_mtime })
     }
 
     /// One entry (MLST, STAT). A symbolic link that leads somewhere in the home is shown as what
@@ -80,11 +76,7 @@ impl Jail {
     /// [`FileError::AlreadyExists`], and as the kernel says.
     pub fn create_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
         let place = self.place(path)?;
-        mkdirat(
-            &place.directory,
-            place.name,
-            Mode::from_bits_truncate(self.modes.directory),
-        )?;
+        mkdirat(&place.directory, place.name, Mode::from_bits_truncate(self.modes.directory))?;
         Ok(())
     }
 
@@ -94,11 +86,7 @@ impl Jail {
     /// [`FileError::DirectoryNotEmpty`], also when only names are in it that listings hide.
     pub fn remove_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
         let place = self.place(path)?;
-        Ok(unlinkat(
-            &place.directory,
-            place.name,
-            UnlinkatFlags::RemoveDir,
-        )?)
+        Ok(unlinkat(&place.directory, place.name, UnlinkatFlags::RemoveDir)?)
     }
 
     /// DELE: a file, or a symbolic link itself.
@@ -107,11 +95,7 @@ impl Jail {
     /// [`FileError::IsADirectory`], and as the kernel says.
     pub fn remove_file(&self, path: &VirtualPath) -> Result<(), FileError> {
         let place = self.place(path)?;
-        Ok(unlinkat(
-            &place.directory,
-            place.name,
-            UnlinkatFlags::NoRemoveDir,
-        )?)
+        Ok(unlinkat(&place.directory, place.name, UnlinkatFlags::NoRemoveDir)?)
     }
 
     /// RNFR and RNTO. Without `replace` an existing `to` stays what it is, also when it appears
@@ -119,12 +103,7 @@ impl Jail {
     ///
     /// # Errors
     /// [`FileError::AlreadyExists`] without `replace`, and as the kernel says.
-    pub fn rename(
-        &self,
-        from: &VirtualPath,
-        to: &VirtualPath,
-        replace: bool,
-    ) -> Result<(), FileError> {
+    pub fn rename(&self, from: &VirtualPath, to: &VirtualPath, replace: bool) -> Result<(), FileError> {
         let (from, to) = (self.place(from)?, self.place(to)?);
         let renamed = if replace {
             renameat(&from.directory, from.name, &to.directory, to.name).map_err(FileError::from)
@@ -178,9 +157,7 @@ impl Jail {
     /// As the kernel says.
     pub fn free_space(&self, path: &VirtualPath) -> Result<u64, FileError> {
         let status = fstatvfs(self.open_path(path, handle::STATUS)?)?;
-        Ok(status
-            .blocks_available()
-            .saturating_mul(status.fragment_size()))
+        Ok(status.blocks_available().saturating_mul(status.fragment_size()))
     }
 
     /// A name for the file that is the same through every home, symbolic link and node: its real
@@ -193,9 +170,7 @@ impl Jail {
             return self.below_storage(&self.home);
         }
         let place = self.place(path)?;
-        let is_link = place
-            .status()
-            .is_ok_and(|status| kind(&status) == Kind::Symlink);
+        let is_link = place.status().is_ok_and(|status| kind(&status) == Kind::Symlink);
         if is_link {
             // Only for links, because the real path of a file that is replaced just now is not
             // its name any more.
@@ -253,22 +228,11 @@ fn rename_new_by_link(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileError>
         // Directories have no links. A rename replaces at most an empty directory.
         return match to.status() {
             Ok(_) => Err(FileError::AlreadyExists),
-            Err(Errno::ENOENT) => Ok(renameat(
-                &from.directory,
-                from.name,
-                &to.directory,
-                to.name,
-            )?),
+            Err(Errno::ENOENT) => Ok(renameat(&from.directory, from.name, &to.directory, to.name)?),
             Err(errno) => Err(errno.into()),
         };
     }
-    match linkat(
-        &from.directory,
-        from.name,
-        &to.directory,
-        to.name,
-        LinkatFlags::empty(),
-    ) {
+    match linkat(&from.directory, from.name, &to.directory, to.name, LinkatFlags::empty()) {
         Ok(()) => {}
         // The server may have made the link, and its first answer was lost: then it is the same
         // file, with two names. One name can be the same file too (a rename to itself, or to
@@ -314,8 +278,7 @@ mod tests {
     fn places<'p>(from: &'p [u8], to: &'p [u8]) -> (tempfile::TempDir, Place<'p>, Place<'p>) {
         let directory = tempfile::tempdir().unwrap();
         let place = |name| Place {
-            directory: nix::fcntl::open(directory.path(), handle::DIRECTORY, Mode::empty())
-                .unwrap(),
+            directory: nix::fcntl::open(directory.path(), handle::DIRECTORY, Mode::empty()).unwrap(),
             name,
         };
         let (from, to) = (place(from), place(to));
@@ -327,10 +290,7 @@ mod tests {
         let (directory, from, to) = places(b"a", b"b");
         fs::write(directory.path().join("a"), "new").unwrap();
         fs::write(directory.path().join("b"), "old").unwrap();
-        assert!(matches!(
-            rename_new_by_link(&from, &to),
-            Err(FileError::AlreadyExists)
-        ));
+        assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));
         assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"old");
         fs::remove_file(directory.path().join("b")).unwrap();
         rename_new_by_link(&from, &to).unwrap();
@@ -353,10 +313,7 @@ mod tests {
         let (directory, from, to) = places(b"a", b"a");
         fs::write(directory.path().join("a"), "data").unwrap();
         fs::hard_link(directory.path().join("a"), directory.path().join("other")).unwrap();
-        assert!(matches!(
-            rename_new_by_link(&from, &to),
-            Err(FileError::AlreadyExists)
-        ));
+        assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));
         assert!(directory.path().join("a").exists());
     }
 }
