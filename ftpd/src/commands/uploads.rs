@@ -210,7 +210,10 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     session.allow(|may| may.upload && may.append && may.delete)?;
     let target = session.path(&comb.target)?;
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
-    let lease = lease(session, &target).await?;
+    let mut leases = vec![lease(session, &target).await?];
+    for source in &sources {
+        leases.push(lease(session, source).await?);
+    }
     let jail: Arc<Jail> = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);
     let sync = session.node.storage.sync_uploads;
@@ -218,7 +221,7 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
         let combined = jail.combine(&target, &sources, sync, &progress);
-        drop(lease);
+        drop(leases);
         match combined {
             Ok(bytes) => Reply::new(Code::DONE, format!("Files joined, {bytes} bytes added")),
             Err(error) => subject.refuse(&error),

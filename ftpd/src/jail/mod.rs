@@ -4,7 +4,7 @@
 //! then act on the handle of the directory so found. Everything here blocks: call it from a
 //! thread that may wait for storage, never from one that serves connections.
 //!
-//! New files and directories get [`Modes`] less the process's umask.
+//! New files and directories get [`Modes`] less the process's umask, which `main` sets to nothing.
 
 pub mod checksum;
 mod combine;

@@ -210,3 +210,19 @@ fn an_upload_that_lost_its_name_does_not_remove_somebody_elses() {
     drop(upload);
     assert_eq!(site.names(), ["new"]);
 }
+
+#[test]
+fn a_directory_that_holds_only_what_broken_uploads_left_can_be_removed() {
+    let site = Site::new();
+    fs::create_dir(site.home("dir")).unwrap();
+    let mut upload = site.upload("/dir/file", WriteMode::Replace, ATOMIC);
+    write(&mut upload, "part");
+    upload.abandon();
+    fs::write(site.home("dir/other"), "").unwrap();
+    let refused = site.jail.remove_directory(&path("/dir"));
+    assert!(matches!(refused, Err(FileError::DirectoryNotEmpty)), "{refused:?}");
+    assert_eq!(site.jail.partial_size(&path("/dir/file"), "alice").unwrap(), Some(4));
+    fs::remove_file(site.home("dir/other")).unwrap();
+    site.jail.remove_directory(&path("/dir")).unwrap();
+    assert!(!site.home("dir").exists());
+}
