@@ -20,7 +20,7 @@ use crate::{
         line::{Line, LineBuffer},
     },
     proxy_protocol::Ends,
-    session::{Outcome, Session, State},
+    session::{Outcome, Security, Session, State},
 };
 
 /// A client's control connection and all that belongs to it.
@@ -81,6 +81,7 @@ impl Connection {
                 node,
                 ends,
                 state: State::Greeted,
+                security: Security::default(),
                 failures: 0,
             },
             activity: None,
@@ -95,8 +96,16 @@ impl Connection {
         }
     }
 
-    /// Serves the client until it leaves or has to.
-    pub async fn serve(mut self) {
+    /// Serves the client until it leaves or has to. `implicit`: TLS begins at once, and data
+    /// connections are private from the start.
+    pub async fn serve(mut self, implicit: bool) {
+        if implicit {
+            if Box::pin(self.encrypt()).await.is_err() {
+                return;
+            }
+            self.session.security.has_buffer_size = true;
+            self.session.security.is_private = true;
+        }
         self.control.push(&Reply::new(Code::READY, self.session.node.greeting.clone()));
         let end = self.converse().await;
         if let End::Told(reply, reason) = end {
@@ -238,6 +247,10 @@ impl Connection {
                         }
                         return None;
                     }
+                    Ok(Outcome::Encrypt(reply)) => {
+                        self.answer(verb, &reply);
+                        return Box::pin(self.encrypt()).await.err();
+                    }
                     Ok(Outcome::Close(reply)) => {
                         metrics::command(verb, reply.code());
                         self.control.push(&reply);
@@ -257,6 +270,35 @@ impl Connection {
             return Some(End::told("Too many rejected commands", "errors"));
         }
         None
+    }
+
+    /// Begins TLS. Nothing that was said in the clear counts afterwards: neither lines that were
+    /// pipelined after AUTH (CVE-2011-1575) nor a login.
+    async fn encrypt(&mut self) -> Result<(), End> {
+        let id = self.session.handle.id;
+        let Some(tls) = self.session.node.tls.clone() else { return Err(End::Silent) };
+        match self.control.encrypt(&tls, id).await {
+            Ok(handshake) => {
+                log::debug!(
+                    session:% = id, version = handshake.version, cipher = handshake.cipher.as_str(),
+                    resumed = handshake.resumed;
+                    "encrypted"
+                );
+                self.lines.clear();
+                self.session.handle.set_user(None);
+                self.session.state = State::Greeted;
+                self.session.security =
+                    Security { handshake: Some(Box::new(handshake)), ..Security::default() };
+                Ok(())
+            }
+            Err(error) => {
+                log::info!(
+                    session:% = id, address:% = self.session.ends.client.ip();
+                    "the TLS handshake failed: {error}"
+                );
+                Err(End::Gone)
+            }
+        }
     }
 
     fn answer(&mut self, verb: &'static str, reply: &Reply) {

@@ -7,6 +7,7 @@ mod files;
 mod information;
 mod listings;
 mod login;
+mod security;
 mod transfers;
 mod uploads;
 
@@ -30,6 +31,10 @@ pub async fn run(session: &mut Session, request: Request) -> Outcome {
         Command::Quit => Outcome::Close(Reply::new(Code::CLOSING, "Goodbye")),
         Command::Host(name) => login::host(session, &name).into(),
         Command::Clnt(name) => login::client(session, &name).into(),
+        Command::Auth => security::auth(session),
+        Command::Pbsz(_) => security::pbsz(session).into(),
+        Command::Prot(level) => security::prot(session, level).into(),
+        Command::Ccc => security::ccc().into(),
         Command::Noop => Reply::new(Code::OK, "OK").into(),
         Command::Abor => Reply::new(Code::TRANSFER_COMPLETE, "No transfer to abort").into(),
         Command::Syst => Reply::new(Code::SYSTEM_TYPE, "UNIX Type: L8").into(),
@@ -100,6 +105,10 @@ impl LoggedIn {
             | Command::Quit
             | Command::Host(_)
             | Command::Clnt(_)
+            | Command::Auth
+            | Command::Pbsz(_)
+            | Command::Prot(_)
+            | Command::Ccc
             | Command::Noop
             | Command::Abor
             | Command::Syst

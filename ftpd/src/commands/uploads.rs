@@ -15,7 +15,8 @@ use crate::{
     activity::Watch,
     data::{
         progress::Progress,
-        transfer::{TransferError, receive_ascii, receive_file},
+        stream::DataStream,
+        transfer::TransferError,
     },
     jail::{FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
     protocol::{
@@ -126,7 +127,7 @@ async fn store(
         sync: session.node.storage.sync_uploads,
         runtime: Handle::current(),
     };
-    let work: Work = Box::new(move |socket, progress| receipt.receive(socket, progress));
+    let work: Work = Box::new(move |stream, progress| receipt.receive(stream, progress));
     let label = if label.is_empty() { "Opening data connection for " } else { label };
     let text = [label.as_bytes(), argument].concat();
     let transfer = Transfer { verb, direction: Direction::Upload, path, work };
@@ -159,18 +160,19 @@ struct Receipt {
 impl Receipt {
     fn receive(
         mut self,
-        mut socket: &std::net::TcpStream,
+        stream: &mut DataStream,
         progress: &Progress,
     ) -> Result<(), TransferFailure> {
         let start = self.upload.begin().map_err(TransferError::File)?;
         let received = if self.ascii {
-            receive_ascii(&mut socket, self.upload.file(), start, progress)
+            stream.receive_ascii(self.upload.file(), start, progress)
         } else {
-            receive_file(socket, self.upload.file(), start, progress)
+            stream.receive_file(self.upload.file(), start, progress)
         };
         match received.map_err(TransferFailure::from).and_then(|got| self.believe(start, got, progress)) {
             Ok(()) => {
                 self.upload.finish(self.sync).map_err(TransferError::File)?;
+                stream.finish_receiving();
                 Ok(())
             }
             Err(failure @ TransferFailure::Failed(TransferError::File(_))) => {
