@@ -293,15 +293,16 @@ mod tests {
     #[test]
     fn an_address_counts_over_all_names_and_a_success_does_not_clear_it() {
         let (mut memory, now) = (Memory::default(), Instant::now());
+        let limits = ThrottleLimits { memory: 100, ..LIMITS };
         let names: Vec<UserName> = (0..6).map(|i| format!("user{i}").parse().unwrap()).collect();
         for name in &names[..4] {
-            memory.step(Step::Failed, attempt(name, 1), &LIMITS, now).unwrap();
+            memory.step(Step::Failed, attempt(name, 1), &limits, now).unwrap();
         }
-        memory.step(Step::Succeeded, attempt(&names[4], 1), &LIMITS, now).unwrap();
-        memory.step(Step::Failed, Attempt { user: None, ..attempt(&names[5], 1) }, &LIMITS, now).unwrap();
-        let throttled = memory.step(Step::Check, attempt(&names[5], 1), &LIMITS, now).unwrap_err();
+        memory.step(Step::Succeeded, attempt(&names[4], 1), &limits, now).unwrap();
+        memory.step(Step::Failed, Attempt { user: None, ..attempt(&names[5], 1) }, &limits, now).unwrap();
+        let throttled = memory.step(Step::Check, attempt(&names[5], 1), &limits, now).unwrap_err();
         assert_eq!(throttled.by, By::Address);
-        memory.step(Step::Check, attempt(&names[5], 2), &LIMITS, now).unwrap();
+        memory.step(Step::Check, attempt(&names[5], 2), &limits, now).unwrap();
     }
 
     #[test]
