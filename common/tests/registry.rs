@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use common::{
     node::{NodeCommand, NodeState},
-    registry::{Event, JoinError, LeaseRefused, Refusal, Registry, RegistryView},
+    registry::{Event, JoinError, LeaseRefused, RedisOptions, Refusal, Registry, RegistryView},
+    secret::Secret,
     session::{SessionId, SessionLimits},
 };
 use redis::cmd;
@@ -128,7 +129,7 @@ async fn overlapping_slices_are_refused_and_both_nodes_named() {
 async fn a_restarted_node_takes_over_its_name_and_the_one_before_hears_of_it() {
     let redis = RedisServer::start();
     // Long leases: nothing here may need an expiry. The clocks need not agree either.
-    let options = || common::registry::RedisOptions { lease: Duration::from_secs(600), ..redis.options() };
+    let options = || RedisOptions { lease: Duration::from_secs(600), ..redis.options() };
     let before = common::node::NodeRecord { since: 1_800_000_000, ..node("a", "50000-50004") };
     let (old, mut old_events) = Registry::join(before, options()).await.unwrap();
     let _session = open(&old, "a", "ann").await;
@@ -218,7 +219,7 @@ async fn a_redis_that_hangs_delays_one_login_by_the_timeout_and_the_next_not_at_
     let options = redis.options();
     let timeout = options.timeout;
     // A long lease, so that no refresh finds out first.
-    let options = common::registry::RedisOptions { lease: Duration::from_secs(600), ..options };
+    let options = RedisOptions { lease: Duration::from_secs(600), ..options };
     let (a, _) = join("a", "50000-50004", options).await;
     let _first = open(&a, "a", "ann").await;
     redis.signal("STOP");
@@ -231,6 +232,41 @@ async fn a_redis_that_hangs_delays_one_login_by_the_timeout_and_the_next_not_at_
     redis.signal("CONT");
     let view = RegistryView::new(&redis.options());
     eventually("all three", async || (view.sessions().await.ok()?.len() == 3).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_login_that_is_given_up_halfway_leaves_nothing() {
+    let redis = RedisServer::start();
+    // A long lease, so that nothing goes because it expired.
+    let options = RedisOptions { lease: Duration::from_secs(600), ..redis.options() };
+    let (a, _) = join("a", "50000-50004", options).await;
+    let view = RegistryView::new(&redis.options());
+    drop(open(&a, "a", "ann").await);
+    eventually("no session", async || view.sessions().await.unwrap().is_empty().then_some(())).await;
+    redis.signal("STOP");
+    let login = tokio::time::timeout(Duration::from_millis(50), open(&a, "a", "ann"));
+    assert!(login.await.is_err());
+    redis.signal("CONT");
+    assert_eq!(a.sessions().await, []);
+    eventually("room for ann", async || (!is_full(&a, "a", "ann", 1).await).then_some(())).await;
+    eventually("no session", async || view.sessions().await.unwrap().is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_redis_that_wants_a_password_is_away_for_those_without_it() {
+    let redis = RedisServer::start();
+    let password = Secret::new("sesame");
+    let with_password = redis.options().url.with_password(&password);
+    let with_password = RedisOptions { url: with_password, ..redis.options() };
+    let view = RegistryView::new(&redis.options());
+    let () = view.link().query(cmd("CONFIG").arg("SET").arg("requirepass").arg("sesame")).await.unwrap();
+    let (without, _) = join("a", "50000-50004", redis.refusing()).await;
+    let refusal = without.open_session(session("a", "ann", [192, 0, 2, 1]), NO_LIMITS).await.err();
+    assert_eq!(refusal, Some(Refusal::RegistryAway));
+    assert!(!without.is_connected());
+    let (with, _) = join("b", "50000-50004", with_password).await;
+    let _session = open(&with, "b", "ann").await;
+    assert!(with.is_connected());
 }
 
 #[tokio::test]
@@ -365,7 +401,7 @@ async fn garbage_in_redis_is_skipped_and_swept_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_thousand_sessions_outlive_their_first_expiry_and_a_flush() {
     let redis = RedisServer::start();
-    let options = common::registry::RedisOptions { lease: LEASE * 4, ..redis.options() };
+    let options = RedisOptions { lease: LEASE * 4, ..redis.options() };
     let (a, _) = join("a", "50000-50004", options.clone()).await;
     let mut opening = JoinSet::new();
     for i in 0..2000u32 {

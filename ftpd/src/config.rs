@@ -17,12 +17,7 @@ use ipnet::IpNet;
 
 use crate::jail::Modes;
 
-const fn one(
-    key: &'static str,
-    expects: &'static str,
-    default: &'static str,
-    help: &'static str,
-) -> Setting {
+const fn one(key: &'static str, expects: &'static str, default: &'static str, help: &'static str) -> Setting {
     Setting { key, shape: Shape::One, expects, default, help, alias: None }
 }
 
@@ -75,12 +70,7 @@ pub static SCHEMA: Schema = Schema {
             )
         },
         // Where it listens
-        many(
-            "listen",
-            "IP addresses",
-            "0.0.0.0,::",
-            "Addresses for the control and the passive ports.",
-        ),
+        many("listen", "IP addresses", "0.0.0.0,::", "Addresses for the control and the passive ports."),
         alias("port", one("port", "port (0 takes a free one)", "21", "The control port.")),
         alias(
             "FtpPasvMinPort",
@@ -139,6 +129,13 @@ pub static SCHEMA: Schema = Schema {
             "Answer 226 only after fsync. Off, a crash of the storage can lose what was confirmed.",
         ),
         one("list_depth", "number", "32", "How deep LIST -R goes."),
+        one(
+            "max_sorted_entries",
+            "number",
+            "50000",
+            "Entries that a listing sorts if asked to; those beyond come unsorted.",
+        ),
+        one("max_stat_entries", "number", "1000", "Entries that STAT with a path shows."),
         // Parts it talks to
         alias(
             "RedisConnectionString",
@@ -150,7 +147,7 @@ pub static SCHEMA: Schema = Schema {
         one(
             "node_lease",
             DURATION,
-            "30s",
+            "15s",
             "After this long without a sign of life a node and its sessions are gone from the registry.",
         ),
         one(
@@ -255,6 +252,8 @@ pub struct Storage {
     pub modes: Modes,
     pub sync_uploads: bool,
     pub list_depth: usize,
+    pub sorted_entries: usize,
+    pub stat_entries: usize,
 }
 
 /// Who decides whether a login is right.
@@ -319,6 +318,8 @@ impl Config {
                 modes: Modes { file: mode(values, "file_mode")?, directory: mode(values, "directory_mode")? },
                 sync_uploads: values.required("sync_uploads")?,
                 list_depth: values.required("list_depth")?,
+                sorted_entries: values.required("max_sorted_entries")?,
+                stat_entries: values.required("max_stat_entries")?,
             },
             redis: redis(values, standalone)?,
             limits: Limits {
@@ -476,7 +477,7 @@ fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, Sett
         };
     };
     if let Some(password) = secret(values, "redis_password_file")? {
-        url = url.with_password(password);
+        url = url.with_password(&password);
     }
     Ok(Some(RedisOptions {
         url,

@@ -1,6 +1,26 @@
 //! The FTP node.
+//!
+//! `main` → [`server::run`] → one task per client: [`connection`] reads a line, [`protocol`] makes
+//! a command of it, [`session`] decides whether it may run, a handler in [`commands`] runs it in
+//! the user's [`jail`]. A transfer is an [`activity`]: it runs on a thread of its own, over a
+//! connection from [`data`], while its control connection is still read.
 
+pub mod activity;
+pub mod auth;
+pub mod commands;
+pub mod config;
+pub mod connection;
+pub mod connections;
+pub mod control;
 pub mod data;
 pub mod jail;
+pub mod listener;
 pub mod listing;
+pub mod metrics;
+pub mod node;
 pub mod protocol;
+pub mod proxy_protocol;
+pub mod server;
+pub mod session;
+pub mod transfer_log;
+pub mod workers;

@@ -1,1 +1,62 @@
-fn main() {}
+//! `ftpd`: arguments, settings, logging; then the server runs, and its end is the exit status.
+
+use std::process::ExitCode;
+
+use common::{
+    process::{EXIT_CONFIG, logging},
+    settings::{SettingsError, Values},
+};
+use ftpd::{
+    auth::chain,
+    config::{Config, SCHEMA},
+    server,
+    workers::Workers,
+};
+
+#[allow(clippy::print_stdout, clippy::print_stderr)] // This is the program's own output.
+fn main() -> ExitCode {
+    let flags = SCHEMA.command().get_matches();
+    if flags.get_flag("print-settings") {
+        print!("{}", SCHEMA.markdown());
+        return ExitCode::SUCCESS;
+    }
+    let config = match settings(&flags) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("ftpd: {error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    if flags.get_flag("check") {
+        println!("ftpd: the settings are right");
+        return ExitCode::SUCCESS;
+    }
+    logging::init(config.log.format, &config.log.level);
+    // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
+    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(Workers::threads(&config.limits))
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            log::error!("cannot start the runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(server::run(config));
+    // Threads that wait for storage which hangs must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("{}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn settings(flags: &clap::ArgMatches) -> Result<Config, SettingsError> {
+    Config::new(&Values::collect(&SCHEMA, flags, std::env::vars_os())?)
+}

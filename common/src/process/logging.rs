@@ -11,12 +11,12 @@ use log::{
     Record,
     kv::{self, Key, Value, VisitSource},
 };
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 
 /// How a line of the log is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// `2026-11-22T16:40:24Z INFO ftpd::session logged in session=… user=…`
+    /// `2026-11-22T16:40:24.000Z INFO ftpd::session logged in session=… user=…`
     Text,
     /// `{"time":…,"level":"INFO","target":…,"message":…,"session":…}`
     Json,
@@ -52,9 +52,10 @@ fn write_line(out: &mut Formatter, format: LogFormat, record: &Record<'_>) -> io
 }
 
 fn timestamp(now: OffsetDateTime) -> String {
-    // Whole milliseconds of a year with four digits always have an RFC 3339 form.
-    let now = now.replace_millisecond(now.millisecond()).unwrap_or(now);
-    now.format(&Rfc3339).unwrap_or_default()
+    const MILLISECONDS: &[BorrowedFormatItem<'_>] =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    // Every time has these components.
+    now.format(MILLISECONDS).unwrap_or_default()
 }
 
 fn text_line(record: &Record<'_>, now: OffsetDateTime) -> String {
@@ -144,7 +145,7 @@ mod tests {
     #[test]
     fn one_event_is_one_line_in_both_forms() {
         let (text, json) = lines("logged in", "demo");
-        assert_eq!(text, "1970-01-01T00:00:00Z INFO  ftpd logged in user=demo bytes=7\n");
+        assert_eq!(text, "1970-01-01T00:00:00.000Z INFO  ftpd logged in user=demo bytes=7\n");
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["user"], "demo");
         assert_eq!(json["bytes"], 7);

@@ -27,6 +27,12 @@ static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!(
 static HOLD_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("hold_write.lua")));
 static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_write.lua")));
 
+/// A lease has to outlast a refresh or two.
+const SHORTEST_LEASE: Duration = Duration::from_millis(100);
+
+/// Beyond this a dead node would never be rid of, and Redis's arithmetic has bounds too.
+const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
+
 /// What came of publishing a node.
 pub(super) enum Published {
     Joined,
@@ -67,7 +73,7 @@ impl Cluster {
     pub fn new(node: &NodeRecord, options: &RedisOptions, work: mpsc::UnboundedSender<Work>) -> Self {
         Self {
             view: RegistryView::new(options),
-            lease: options.lease,
+            lease: options.lease.clamp(SHORTEST_LEASE, LONGEST_LEASE),
             work,
             name: node.name.clone(),
             incarnation: node.incarnation,

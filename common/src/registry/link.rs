@@ -9,7 +9,7 @@ use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
     ScriptInvocation, ServerErrorKind, aio::MultiplexedConnection,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::RedisUrl;
 
@@ -147,7 +147,10 @@ impl RedisLink {
 
     /// A connection of its own, for commands that block. Nothing bounds its requests.
     pub(super) async fn dedicated(&self) -> RedisResult<MultiplexedConnection> {
-        self.connect().await
+        match timeout(self.0.timeout, self.connect()).await {
+            Ok(connection) => connection,
+            Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
+        }
     }
 
     async fn connection(&self) -> Result<(u64, MultiplexedConnection), LinkError> {
@@ -178,7 +181,11 @@ impl RedisLink {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.0.timeout))
             .set_response_timeout(None);
-        self.0.client.get_multiplexed_async_connection_with_config(&config).await
+        let mut connection = self.0.client.get_multiplexed_async_connection_with_config(&config).await?;
+        // A Redis that wants a password or still loads its data says so now, in plain words. (PING
+        // would also fail while Redis can only be read, which is no reason not to read it.)
+        redis::cmd("ECHO").arg("").exec_async(&mut connection).await?;
+        Ok(connection)
     }
 
     fn connected(&self, connection: MultiplexedConnection) -> u64 {
@@ -227,14 +234,15 @@ impl RedisLink {
 fn means_away(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed => true,
-        ErrorKind::Server(kind) => matches!(
-            kind,
+        ErrorKind::Server(
             ServerErrorKind::BusyLoading
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::ReadOnly
-                | ServerErrorKind::ClusterDown
-        ),
-        // `is_unrecoverable_error` also knows the driver's own state: its task has ended.
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::ClusterDown,
+        ) => true,
+        // For which the driver has no name: no password was given.
+        _ if error.code() == Some("NOAUTH") => true,
+        // The driver's own state: the task that serves the connection has ended.
         _ => error.is_unrecoverable_error(),
     }
 }

@@ -16,7 +16,7 @@ pub struct RedisOptions {
     /// The longest that one request may take, connecting included.
     pub timeout: Duration,
     /// How long a node, its sessions and its write leases stand without a refresh. They are
-    /// refreshed three times as often. The same for all nodes of a cluster.
+    /// refreshed three times as often. The same for all nodes of a cluster; from 100 ms to a day.
     pub lease: Duration,
     pub when_away: WhenAway,
 }

@@ -189,9 +189,8 @@ impl Refresh {
                 .collect();
             let kept = self.cluster.keep(&held).await?;
             for ((path, grant), kept) in leases.iter().zip(kept) {
-                if !kept {
+                if !kept && self.core.table().lose(path, *grant) {
                     log::warn!(path:% = path.escape_ascii(); "a write lease was lost");
-                    self.core.table().lose(path, *grant);
                 }
             }
         }

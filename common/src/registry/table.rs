@@ -106,11 +106,14 @@ impl Table {
         self.leases.get(path).is_some_and(stands)
     }
 
-    /// Notes that another has the lease. The path stays taken until it is released.
-    pub fn lose(&mut self, path: &[u8], grant: Grant) {
-        if let Some(lease) = self.leases.get_mut(path).filter(|lease| lease.grant == grant) {
-            lease.standing = Standing::Lost;
-        }
+    /// Notes that another has the lease; `false` if it was given back before. The path stays taken
+    /// until then.
+    pub fn lose(&mut self, path: &[u8], grant: Grant) -> bool {
+        let Some(lease) = self.leases.get_mut(path).filter(|lease| lease.grant == grant) else {
+            return false;
+        };
+        lease.standing = Standing::Lost;
+        true
     }
 
     pub fn release(&mut self, path: &[u8]) {
@@ -211,12 +214,12 @@ mod tests {
         let holder = SessionId::random();
         let first = table.take(b"/a", holder).unwrap();
         table.grant(b"/a", first);
-        table.lose(b"/a", first);
+        assert!(table.lose(b"/a", first));
         assert!(!table.holds(b"/a", first) && table.granted_leases().is_empty());
         assert_eq!(table.take(b"/a", holder), None);
         table.release(b"/a");
         let second = table.take(b"/a", holder).unwrap();
-        table.lose(b"/a", first);
+        assert!(!table.lose(b"/a", first));
         assert!(table.holds(b"/a", second) && !table.holds(b"/a", first));
     }
 

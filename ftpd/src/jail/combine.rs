@@ -15,8 +15,9 @@ const BUFFER: usize = 256 * 1024;
 
 impl Jail {
     /// Appends `sources` in their order to `target`, which is made if it is missing, and then
-    /// removes them. Answers the bytes copied. Cancelled or failed, it leaves the target as it
-    /// was and all sources. With `sync` the target is on disk before a source is removed.
+    /// removes them. Answers the bytes copied. Cancelled or failed while copying, it leaves the
+    /// target as it was and all sources. With `sync` the target is on disk before a source is
+    /// removed.
     ///
     /// # Errors
     /// [`FileError::SameFile`] if a file is named twice, [`FileError::Cancelled`], and as the

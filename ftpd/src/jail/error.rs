@@ -4,6 +4,8 @@ use std::io;
 
 use nix::errno::Errno;
 
+use crate::protocol::Code;
+
 /// Why a file operation failed. A variant without a source stands for the one errno in its text.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
@@ -63,31 +65,31 @@ pub enum FileError {
 
 impl FileError {
     /// The reply code (RFC 959 section 4.2, RFC 3659 section 5) and the fixed phrase for clients.
-    pub fn reply(&self) -> (u16, &'static str) {
+    pub fn reply(&self) -> (Code, &'static str) {
         match self {
-            Self::NotFound => (550, "No such file or directory"),
-            Self::PermissionDenied(_) => (550, "Permission denied"),
-            Self::AlreadyExists => (550, "File exists"),
-            Self::NotADirectory => (550, "Not a directory"),
-            Self::IsADirectory => (550, "Is a directory"),
-            Self::NotAFile => (550, "Not a regular file"),
-            Self::DirectoryNotEmpty => (550, "Directory not empty"),
-            Self::Loop => (550, "Too many symbolic links"),
-            Self::ReadOnly => (550, "Read-only file system"),
-            Self::TooDeep => (550, "Directory tree too deep"),
-            Self::NameNotAllowed => (553, "File name not allowed"),
-            Self::NameTooLong => (553, "File name too long"),
-            Self::CrossDevice => (553, "Cannot rename across file systems"),
-            Self::SameFile => (553, "A file is named twice"),
-            Self::QuotaExceeded => (552, "Quota exceeded"),
-            Self::TooLarge => (552, "File too large"),
-            Self::BadOffset => (554, "Restart offset is beyond the end of the file"),
-            Self::NoSpace => (452, "Insufficient storage space"),
-            Self::Busy(_) => (450, "File busy, try again"),
-            Self::Stale => (450, "File changed meanwhile, try again"),
-            Self::TooManyOpenFiles(_) => (450, "Server busy, try again"),
-            Self::Cancelled => (451, "Action cancelled"),
-            Self::Io(_) => (451, "Local error in processing"),
+            Self::NotFound => (Code::FILE_UNAVAILABLE, "No such file or directory"),
+            Self::PermissionDenied(_) => (Code::FILE_UNAVAILABLE, "Permission denied"),
+            Self::AlreadyExists => (Code::FILE_UNAVAILABLE, "File exists"),
+            Self::NotADirectory => (Code::FILE_UNAVAILABLE, "Not a directory"),
+            Self::IsADirectory => (Code::FILE_UNAVAILABLE, "Is a directory"),
+            Self::NotAFile => (Code::FILE_UNAVAILABLE, "Not a regular file"),
+            Self::DirectoryNotEmpty => (Code::FILE_UNAVAILABLE, "Directory not empty"),
+            Self::Loop => (Code::FILE_UNAVAILABLE, "Too many symbolic links"),
+            Self::ReadOnly => (Code::FILE_UNAVAILABLE, "Read-only file system"),
+            Self::TooDeep => (Code::FILE_UNAVAILABLE, "Directory tree too deep"),
+            Self::NameNotAllowed => (Code::BAD_NAME, "File name not allowed"),
+            Self::NameTooLong => (Code::BAD_NAME, "File name too long"),
+            Self::CrossDevice => (Code::BAD_NAME, "Cannot rename across file systems"),
+            Self::SameFile => (Code::BAD_NAME, "A file is named twice"),
+            Self::QuotaExceeded => (Code::QUOTA_EXCEEDED, "Quota exceeded"),
+            Self::TooLarge => (Code::QUOTA_EXCEEDED, "File too large"),
+            Self::BadOffset => (Code::BAD_OFFSET, "Restart offset is beyond the end of the file"),
+            Self::NoSpace => (Code::NO_SPACE, "Insufficient storage space"),
+            Self::Busy(_) => (Code::FILE_BUSY, "File busy, try again"),
+            Self::Stale => (Code::FILE_BUSY, "File changed meanwhile, try again"),
+            Self::TooManyOpenFiles(_) => (Code::FILE_BUSY, "Server busy, try again"),
+            Self::Cancelled => (Code::LOCAL_ERROR, "Action cancelled"),
+            Self::Io(_) => (Code::LOCAL_ERROR, "Local error in processing"),
         }
     }
 }
@@ -146,12 +148,8 @@ mod tests {
             (Errno::EBUSY, 450),
             (Errno::ENAMETOOLONG, 553),
         ] {
-            assert_eq!(FileError::from(errno).reply().0, code, "{errno}");
-            assert_eq!(
-                FileError::from(io::Error::from(errno)).reply().0,
-                code,
-                "{errno}"
-            );
+            assert_eq!(FileError::from(errno).reply().0.value(), code, "{errno}");
+            assert_eq!(FileError::from(io::Error::from(errno)).reply().0.value(), code, "{errno}");
         }
     }
 

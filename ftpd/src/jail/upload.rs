@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, close, unlinkat};
 use sha2::{Digest, Sha256};
 
@@ -94,15 +94,7 @@ impl Jail {
                 let name = self.partial_name(&place, owner)?;
                 let (file, created) = open_partial(&place.directory, &name, mode, self.modes.file)?;
                 let replace = mode != WriteMode::CreateNew;
-                (
-                    file,
-                    created,
-                    name,
-                    Some(Publish {
-                        name: place.name.into(),
-                        replace,
-                    }),
-                )
+                (file, created, name, Some(Publish { name: place.name.into(), replace }))
             }
             Placement::Direct | Placement::Atomic { .. } => {
                 let (file, created) = self.open_direct(path, &place, mode)?;
@@ -111,14 +103,7 @@ impl Jail {
         };
         let Place { directory, .. } = place;
         let state = State::Opened(start);
-        let upload = Upload {
-            file,
-            directory,
-            name,
-            publish,
-            created,
-            state,
-        };
+        let upload = Upload { file, directory, name, publish, created, state };
         // From here on, dropping `upload` removes what was created.
         let status = fstat(&upload.file)?;
         if kind(&status) != Kind::File {
@@ -239,16 +224,14 @@ impl Upload {
         }
         let stored = self.store(sync);
         if let Err(error) = stored {
-            // Not even its reader in the page cache knows which bytes are on disk.
+            // Nobody knows which bytes are on disk: what is read now comes from memory.
             self.end(Keep::Before);
             return Err(error);
         }
         let published = self.publish();
-        match &published {
-            Ok(()) => {}
+        if matches!(published, Err(FileError::AlreadyExists)) {
             // It can never be published. Other errors may pass, and the data is good.
-            Err(FileError::AlreadyExists) => self.end(Keep::Before),
-            Err(_) => {}
+            self.end(Keep::Before);
         }
         self.state = State::Ended;
         published?;
@@ -292,22 +275,15 @@ impl Upload {
             return Ok(());
         };
         if !*replace {
-            let from = Place {
-                directory: self.directory.try_clone()?,
-                name: &self.name,
-            };
-            let to = Place {
-                directory: self.directory.try_clone()?,
-                name,
-            };
+            let from = Place { directory: self.directory.try_clone()?, name: &self.name };
+            let to = Place { directory: self.directory.try_clone()?, name };
             return rename_new(&from, &to);
         }
         let ours = identity(&fstat(&self.file)?);
         match renameat(&self.directory, &*self.name, &self.directory, &**name) {
             // The first answer of an NFS server may have been lost.
             Err(Errno::ENOENT)
-                if handle::status(&self.directory, &**name)
-                    .is_ok_and(|status| identity(&status) == ours) =>
+                if handle::status(&self.directory, &**name).is_ok_and(|status| identity(&status) == ours) =>
             {
                 Ok(())
             }
@@ -344,11 +320,7 @@ impl Upload {
     }
 
     fn remove_if_empty(&self) -> Result<(), FileError> {
-        if self.is_ours() && size(&fstat(&self.file)?) == 0 {
-            self.remove()
-        } else {
-            Ok(())
-        }
+        if self.is_ours() && size(&fstat(&self.file)?) == 0 { self.remove() } else { Ok(()) }
     }
 
     /// Whether the name is nothing to anybody else.
@@ -357,13 +329,10 @@ impl Upload {
     }
 
     fn remove(&self) -> Result<(), FileError> {
-        let status = |found: Result<FileStat, Errno>| found.map(|status| identity(&status));
-        match status(handle::status(&self.directory, &*self.name)) {
-            Ok(found) if found == identity(&fstat(&self.file)?) => Ok(unlinkat(
-                &self.directory,
-                &*self.name,
-                UnlinkatFlags::NoRemoveDir,
-            )?),
+        match handle::status(&self.directory, &*self.name) {
+            Ok(found) if identity(&found) == identity(&fstat(&self.file)?) => {
+                Ok(unlinkat(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir)?)
+            }
             // Somebody has removed or replaced it.
             Ok(_) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -410,9 +379,7 @@ fn open_partial(
     let flags = handle::WRITE | OFlag::O_NOFOLLOW;
     match openat(directory, name, flags, Mode::empty()) {
         Ok(file) => Ok((file.into(), false)),
-        Err(Errno::ENOENT) if matches!(mode, WriteMode::Resume { offset: 1.. }) => {
-            Err(FileError::BadOffset)
-        }
+        Err(Errno::ENOENT) if matches!(mode, WriteMode::Resume { offset: 1.. }) => Err(FileError::BadOffset),
         Err(Errno::ENOENT) => create(directory, name, bits).map(|file| (file, true)),
         Err(errno) => Err(errno.into()),
     }

@@ -1,5 +1,12 @@
 //! MLSD and MLST: facts about an entry, for programs (RFC 3659 section 7).
 
+use std::io::Write as _;
+
+use common::auth_api::Permissions;
+
+use super::{Entry, Kind, push_line_safe};
+use crate::protocol::timestamp;
+
 /// A fact this server knows of an entry, RFC 3659 section 7.5.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact {
@@ -12,8 +19,7 @@ pub enum Fact {
 }
 
 impl Fact {
-    const ALL: [Self; 6] =
-        [Self::Type, Self::Size, Self::Modify, Self::Perm, Self::Unique, Self::UnixMode];
+    const ALL: [Self; 6] = [Self::Type, Self::Size, Self::Modify, Self::Perm, Self::Unique, Self::UnixMode];
 
     fn name(self) -> &'static str {
         match self {
@@ -81,5 +87,168 @@ impl Default for Facts {
 impl std::fmt::Debug for Facts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// What an entry is to the listing it stands in, RFC 3659 section 7.5.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A name in the directory that is listed, or what MLST was asked for.
+    Member,
+    /// The directory that is listed: `cdir`.
+    Listed,
+    /// The one above it: `pdir`.
+    Parent,
+}
+
+/// Appends the facts of `entry` that `facts` selects, a space and `name`, without line end:
+/// `type=file;size=5;modify=19700101000000; name`. In MLSD the name is the entry's own, with CRLF
+/// behind all that; in MLST it is the path, in a reply.
+///
+/// `permissions` are the user's; the `perm` fact follows from them alone.
+pub fn facts(
+    facts: Facts,
+    entry: &Entry,
+    role: Role,
+    name: &[u8],
+    permissions: &Permissions,
+    out: &mut Vec<u8>,
+) {
+    for fact in facts.iter() {
+        // Sizes of anything but files mean nothing to a client, RFC 3659 section 7.5.7.
+        if fact == Fact::Size && entry.kind != Kind::File {
+            continue;
+        }
+        out.extend_from_slice(fact.name().as_bytes());
+        out.push(b'=');
+        // Writing to a vector does not fail.
+        _ = match fact {
+            Fact::Type => out.write_all(kind(entry.kind, role)),
+            Fact::Size => write!(out, "{}", entry.size),
+            Fact::Modify => {
+                timestamp::format(entry.modified, out);
+                Ok(())
+            }
+            Fact::Perm => {
+                perm(entry.kind, permissions, out);
+                Ok(())
+            }
+            Fact::Unique => write!(out, "{:x}g{:x}", entry.device, entry.inode),
+            Fact::UnixMode => write!(out, "{:04o}", entry.mode & 0o7777),
+        };
+        out.push(b';');
+    }
+    out.push(b' ');
+    push_line_safe(name, out);
+}
+
+/// Appends the line of MLSD for an entry, with its CRLF; see [`facts`].
+pub fn line(selected: Facts, entry: &Entry, role: Role, permissions: &Permissions, out: &mut Vec<u8>) {
+    facts(selected, entry, role, &entry.name, permissions, out);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn kind(kind: Kind, role: Role) -> &'static [u8] {
+    match (kind, role) {
+        (Kind::File, _) => b"file",
+        (Kind::Directory, Role::Member) => b"dir",
+        (Kind::Directory, Role::Listed) => b"cdir",
+        (Kind::Directory, Role::Parent) => b"pdir",
+        (Kind::Symlink, _) => b"OS.unix=symlink",
+        (Kind::Other, _) => b"OS.unix=special",
+    }
+}
+
+/// RFC 3659 section 7.5.5, in the order of its letters. What a symbolic link leads to is not
+/// known here: it gets what fits both a file and a directory to be read.
+fn perm(kind: Kind, permissions: &Permissions, out: &mut Vec<u8>) {
+    let file = kind == Kind::File;
+    let directory = kind == Kind::Directory;
+    let link = kind == Kind::Symlink;
+    let delete = if directory { permissions.rmdir } else { permissions.delete };
+    for (letter, granted) in [
+        (b'a', file && permissions.append),
+        (b'c', directory && permissions.upload),
+        (b'd', delete),
+        (b'e', directory || link),
+        (b'f', permissions.rename),
+        (b'l', (directory || link) && permissions.list),
+        (b'm', directory && permissions.mkdir),
+        (b'p', directory && permissions.delete),
+        (b'r', (file || link) && permissions.download),
+        (b'w', file && permissions.overwrite),
+    ] {
+        if granted {
+            out.push(letter);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(selected: Facts, entry: &Entry, role: Role, permissions: Permissions) -> String {
+        let mut out = Vec::new();
+        line(selected, entry, role, &permissions, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn read_only() -> Permissions {
+        Permissions {
+            upload: false,
+            overwrite: false,
+            append: false,
+            rename: false,
+            delete: false,
+            mkdir: false,
+            rmdir: false,
+            attributes: false,
+            ..Permissions::default()
+        }
+    }
+
+    #[test]
+    fn a_line_has_facts_then_one_space_then_the_name_rfc_3659_7_2() {
+        let file = Entry { size: 5, device: 0xfd01, inode: 0x2a, ..Entry::sample(b" a b") };
+        assert_eq!(
+            shown(Facts::default(), &file, Role::Member, Permissions::default()),
+            "type=file;size=5;modify=19700101000000;perm=adfrw;unique=fd01g2a;UNIX.mode=0644;  a b\r\n"
+        );
+        assert_eq!(shown(Facts::parse(b""), &file, Role::Member, read_only()), "  a b\r\n");
+        let split = Entry::sample(b"a\r\ntype=dir; b");
+        assert_eq!(shown(Facts::parse(b""), &split, Role::Member, read_only()), " a??type=dir; b\r\n");
+    }
+
+    #[test]
+    fn types_and_permissions_follow_from_kind_role_and_user_rfc_3659_7_5() {
+        let selected = Facts::parse(b"type;size;perm;");
+        for (kind, role, all, read) in [
+            (Kind::File, Role::Member, "type=file;size=0;perm=adfrw;", "type=file;size=0;perm=r;"),
+            (Kind::Directory, Role::Member, "type=dir;perm=cdeflmp;", "type=dir;perm=el;"),
+            (Kind::Directory, Role::Listed, "type=cdir;perm=cdeflmp;", "type=cdir;perm=el;"),
+            (Kind::Directory, Role::Parent, "type=pdir;perm=cdeflmp;", "type=pdir;perm=el;"),
+            (
+                Kind::Symlink,
+                Role::Member,
+                "type=OS.unix=symlink;perm=deflr;",
+                "type=OS.unix=symlink;perm=elr;",
+            ),
+            (Kind::Other, Role::Member, "type=OS.unix=special;perm=df;", "type=OS.unix=special;perm=;"),
+        ] {
+            let entry = Entry { kind, ..Entry::sample(b"x") };
+            assert_eq!(shown(selected, &entry, role, Permissions::default()), format!("{all} x\r\n"));
+            assert_eq!(shown(selected, &entry, role, read_only()), format!("{read} x\r\n"));
+        }
+    }
+
+    #[test]
+    fn selected_facts_have_a_star_in_feat_and_are_named_by_opts_rfc_3659_7_9() {
+        let all = Facts::default();
+        assert_eq!(all.feature(), "MLST type*;size*;modify*;perm*;unique*;UNIX.mode*;");
+        let some = Facts::parse(b"Size;unix.MODE;lang;type");
+        assert_eq!(some.feature(), "MLST type*;size*;modify;perm;unique;UNIX.mode*;");
+        assert_eq!(some.accepted(), "MLST OPTS type;size;UNIX.mode;");
+        assert_eq!(Facts::parse(b"").accepted(), "MLST OPTS");
     }
 }

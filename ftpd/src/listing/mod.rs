@@ -1,6 +1,8 @@
 //! Directory entries as text: LIST, NLST, MLSD. Pure.
 
 pub mod machine;
+pub mod names;
+pub mod unix;
 
 /// One name in a directory, with what the storage says of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,4 +32,44 @@ pub enum Kind {
     Symlink,
     /// Device, socket or pipe.
     Other,
+}
+
+impl Entry {
+    /// What `ls -F` puts after the name.
+    fn suffix(&self) -> Option<u8> {
+        match self.kind {
+            Kind::Directory => Some(b'/'),
+            Kind::Symlink => Some(b'@'),
+            Kind::File if self.mode & 0o111 != 0 => Some(b'*'),
+            Kind::File | Kind::Other => None,
+        }
+    }
+}
+
+/// Appends a name for people: no control character reaches a terminal or ends the line.
+fn push_printable(name: &[u8], out: &mut Vec<u8>) {
+    out.extend(name.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }));
+}
+
+/// Appends a name for programs: as it is, but for the line ends that no path of a client can have.
+fn push_line_safe(name: &[u8], out: &mut Vec<u8>) {
+    out.extend(name.iter().map(|b| if matches!(b, b'\r' | b'\n') { b'?' } else { *b }));
+}
+
+#[cfg(test)]
+impl Entry {
+    /// An empty file, for tests to change what they are about.
+    fn sample(name: &[u8]) -> Self {
+        Self {
+            name: name.to_vec(),
+            kind: Kind::File,
+            size: 0,
+            modified: 0,
+            mode: 0o644,
+            links: 1,
+            device: 0,
+            inode: 0,
+            link_target: None,
+        }
+    }
 }

@@ -91,3 +91,93 @@ pub fn passive(address: SocketAddrV4) -> Reply {
 pub fn extended_passive(port: u16) -> Reply {
     Reply::new(Code::EXTENDED_PASSIVE, format!("Entering Extended Passive Mode (|||{port}|)."))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(reply: &Reply) -> String {
+        let mut out = Vec::new();
+        reply.encode(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn port_takes_six_numbers_below_256_rfc_959_5_3_2() {
+        assert_eq!(parse_port(b"192,0,2,1,195,80"), Ok("192.0.2.1:50000".parse().unwrap()));
+        for argument in [
+            "",
+            "1,2,3,4,5",
+            "1,2,3,4,5,6,7",
+            "1,2,3,4,5,256",
+            "256,2,3,4,5,6",
+            "1,2,3,4,5,6,",
+            ",1,2,3,4,5",
+            "1,2,3,4,5,-6",
+            "1,2,3,4,5,+6",
+            "1,2,3,4, 5,6",
+            "1,2,3,4,5,6 ",
+            "1,2,3,4,0005,6",
+            "1,2,3,4,0,0",
+            "1.2.3.4,5,6",
+            "1,2,3,4,5,0x6",
+        ] {
+            assert_eq!(parse_port(argument.as_bytes()), Err(Fault::Syntax), "{argument}");
+        }
+    }
+
+    #[test]
+    fn eprt_takes_both_families_and_any_delimiter_rfc_2428_2() {
+        for (argument, address) in [
+            ("|1|132.235.1.2|6275|", Ok("132.235.1.2:6275")),
+            ("|2|1080::8:800:200C:417A|5282|", Ok("[1080::8:800:200c:417a]:5282")),
+            ("!1!192.0.2.1!1!", Ok("192.0.2.1:1")),
+            ("|2|::ffff:192.0.2.1|21|", Ok("192.0.2.1:21")),
+            ("|3|x|1|", Err(Fault::Family)),
+            ("|0|x|1|", Err(Fault::Family)),
+            ("|x|::1|1|", Err(Fault::Syntax)),
+            ("|1|::1|1|", Err(Fault::Syntax)),
+            ("|2|192.0.2.1|1|", Err(Fault::Syntax)),
+            ("|2|fe80::1%eth0|1|", Err(Fault::Syntax)),
+            ("|1|192.0.2.1|0|", Err(Fault::Syntax)),
+            ("|1|192.0.2.1|65536|", Err(Fault::Syntax)),
+            ("|1|192.0.2.1|000001|", Err(Fault::Syntax)),
+            ("|1|192.0.2.1|1", Err(Fault::Syntax)),
+            ("|1|192.0.2.1|1||", Err(Fault::Syntax)),
+            ("|1|192.0.2.1|1|x", Err(Fault::Syntax)),
+            (" 1 192.0.2.1 1 ", Err(Fault::Syntax)),
+            ("||||", Err(Fault::Syntax)),
+            ("", Err(Fault::Syntax)),
+        ] {
+            let address = address.map(|address| address.parse().unwrap());
+            assert_eq!(parse_eprt(argument.as_bytes()), address, "{argument}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_address_in_227_can_be_given_to_port(address: Ipv4Addr, port in 1u16..) {
+            let reply = text(&passive(SocketAddrV4::new(address, port)));
+            let inside = reply.strip_prefix("227 Entering Passive Mode (").unwrap();
+            let inside = inside.strip_suffix(").\r\n").unwrap();
+            prop_assert_eq!(parse_port(inside.as_bytes()), Ok(SocketAddr::new(address.into(), port)));
+        }
+
+        #[test]
+        fn the_229_text_has_the_form_of_rfc_2428(port: u16) {
+            let expected = format!("229 Entering Extended Passive Mode (|||{port}|).\r\n");
+            prop_assert_eq!(text(&extended_passive(port)), expected);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic_or_give_a_mapped_address(argument: Vec<u8>, ip: Ipv6Addr, port: u16) {
+            _ = parse_port(&argument);
+            _ = parse_eprt(&argument);
+            if let Ok(address) = parse_eprt(format!("|2|{ip}|{port}|").as_bytes()) {
+                prop_assert_eq!(address.ip(), ip.to_canonical());
+            }
+        }
+    }
+}

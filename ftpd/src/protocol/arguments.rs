@@ -3,8 +3,8 @@
 use super::{
     address::AddressFamily,
     command::{
-        Algorithm, ByteRange, Checksum, Comb, Command, EpsvArgument, ListArguments, Modified, Opts,
-        Password, Site, TransferType,
+        Algorithm, ByteRange, Checksum, Comb, Command, EpsvArgument, ListArguments, Modified, Opts, Password,
+        Site, TransferType,
     },
     timestamp,
 };
@@ -187,9 +187,7 @@ pub(super) fn list(mut argument: &[u8]) -> ListArguments {
                 argument = rest;
                 break;
             }
-            Some((b'-', letters))
-                if !letters.is_empty() && letters.iter().all(u8::is_ascii_alphanumeric) =>
-            {
+            Some((b'-', letters)) if !letters.is_empty() && letters.iter().all(u8::is_ascii_alphanumeric) => {
                 let options = &mut arguments.options;
                 for letter in letters {
                     match letter {

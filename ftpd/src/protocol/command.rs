@@ -1,12 +1,14 @@
 //! What a client can ask for: one variant a command, with its arguments parsed.
 
-use std::{fmt, hint, net::SocketAddr};
+use std::{fmt, net::SocketAddr};
+
+use zeroize::Zeroizing;
 
 use super::{
     address::AddressFamily,
     arguments::Fault,
     reply::{Code, Reply},
-    verbs::{self, Verb},
+    verbs::{self, Phase, Verb},
 };
 use crate::listing::machine::Facts;
 
@@ -19,6 +21,14 @@ pub struct Request {
 }
 
 impl Request {
+    /// When in a session this may run. STAT with an argument reads directories, as LIST does.
+    pub fn phase(&self) -> Phase {
+        match self.command {
+            Command::Stat(Some(_)) => Phase::AfterLogin,
+            _ => self.verb.phase,
+        }
+    }
+
     /// Whether this may run while a transfer is under way. STAT may without an argument: it then
     /// reports on the transfer (RFC 959 section 4.1.3), else it reads directories.
     pub fn during_transfer(&self) -> bool {
@@ -100,11 +110,11 @@ pub enum Command {
 
 /// What PASS carries. Never printed, and overwritten when dropped.
 #[derive(PartialEq, Eq)]
-pub struct Password(Vec<u8>);
+pub struct Password(Zeroizing<Vec<u8>>);
 
 impl Password {
     pub(super) fn new(bytes: &[u8]) -> Self {
-        Self(bytes.to_vec())
+        Self(Zeroizing::new(bytes.to_vec()))
     }
 
     /// The password itself. It may be empty, and need not be UTF-8.
@@ -116,14 +126,6 @@ impl Password {
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[password]")
-    }
-}
-
-impl Drop for Password {
-    fn drop(&mut self) {
-        self.0.fill(0);
-        // Keeps the optimiser from leaving the fill out because nobody reads it.
-        hint::black_box(&self.0);
     }
 }
 
@@ -282,6 +284,8 @@ impl Site {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParseError {
     Empty,
+    /// Longer than [`super::line::MAX_LINE`], and discarded whole.
+    TooLong,
     Unknown,
     /// A command of some FTP RFC that this server does not offer.
     NotOffered,
@@ -292,10 +296,19 @@ pub enum ParseError {
 }
 
 impl ParseError {
+    /// The verb, where it was known.
+    pub fn verb(self) -> Option<&'static str> {
+        match self {
+            Self::Arguments(verb, _) => Some(verb.name),
+            Self::Empty | Self::TooLong | Self::Unknown | Self::NotOffered | Self::Foreign => None,
+        }
+    }
+
     /// What to answer. `None`: close the connection.
     pub fn reply(self) -> Option<Reply> {
         Some(match self {
             Self::Empty => Reply::new(Code::UNKNOWN_COMMAND, "Empty command line."),
+            Self::TooLong => Reply::new(Code::UNKNOWN_COMMAND, "Command line too long."),
             Self::Unknown => Reply::new(Code::UNKNOWN_COMMAND, "Unknown command."),
             Self::NotOffered => Reply::new(Code::NOT_IMPLEMENTED, "Command not implemented."),
             Self::Arguments(verb, Fault::Syntax) => {
@@ -342,8 +355,8 @@ pub fn parse(line: &[u8]) -> Result<Request, ParseError> {
 /// First words of other protocols: HTTP methods and SMTP commands, that pages and mails can make
 /// a victim's client send here, and the PROXY header of a balancer that is not trusted.
 const FOREIGN: [&[u8]; 16] = [
-    b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PATCH", b"TRACE", b"DELETE",
-    b"HELO", b"EHLO", b"LHLO", b"MAIL", b"RCPT", b"DATA", b"PROXY",
+    b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PATCH", b"TRACE", b"DELETE", b"HELO",
+    b"EHLO", b"LHLO", b"MAIL", b"RCPT", b"DATA", b"PROXY",
 ];
 
 /// Whether a peer speaks another protocol, by the first bytes it sent or by a line of it.
@@ -359,3 +372,6 @@ pub fn is_foreign(bytes: &[u8]) -> bool {
     let word = &bytes[..end.unwrap_or(bytes.len())];
     FOREIGN.iter().any(|foreign| foreign.eq_ignore_ascii_case(word))
 }
+
+#[cfg(test)]
+mod tests;

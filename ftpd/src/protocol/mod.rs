@@ -3,6 +3,9 @@
 pub mod address;
 pub mod arguments;
 pub mod command;
+pub mod glob;
+pub mod line;
+pub mod proxy;
 pub mod reply;
 pub mod timestamp;
 pub mod verbs;

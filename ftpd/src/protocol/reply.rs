@@ -56,6 +56,8 @@ impl Code {
     pub const FILE_UNAVAILABLE: Self = Self(550);
     pub const QUOTA_EXCEEDED: Self = Self(552);
     pub const BAD_NAME: Self = Self(553);
+    /// RFC 3659 section 5: the restart offset cannot be used.
+    pub const BAD_OFFSET: Self = Self(554);
 
     pub fn value(self) -> u16 {
         self.0
@@ -115,12 +117,7 @@ impl Reply {
 
     /// A reply of several lines: `first` beside the code, `middle` each on a line of its own, and
     /// `last` beside the code again.
-    pub fn lines(
-        code: Code,
-        first: impl Into<Text>,
-        middle: Vec<Text>,
-        last: impl Into<Text>,
-    ) -> Self {
+    pub fn lines(code: Code, first: impl Into<Text>, middle: Vec<Text>, last: impl Into<Text>) -> Self {
         let rest = Rest { middle, last: last.into() };
         Self { code, first: first.into(), rest: Some(Box::new(rest)) }
     }
@@ -139,6 +136,11 @@ impl Reply {
         line.extend_from_slice(b"\" ");
         line.extend_from_slice(text.as_bytes());
         Self::new(Code::PATHNAME, line)
+    }
+
+    /// What every command gets that needs a login.
+    pub fn please_log_in() -> Self {
+        Self::new(Code::NOT_LOGGED_IN, "Please log in with USER and PASS")
     }
 
     pub fn code(&self) -> Code {
@@ -176,4 +178,55 @@ impl Reply {
 fn push_line(text: &Text, out: &mut Vec<u8>) {
     out.extend(text.0.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }));
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn encoded(reply: &Reply) -> Vec<u8> {
+        let mut out = Vec::new();
+        reply.encode(&mut out);
+        out
+    }
+
+    #[test]
+    fn one_line_and_several_have_the_forms_of_rfc_959_4_2() {
+        assert_eq!(encoded(&Reply::new(Code::DONE, "Done.")), b"250 Done.\r\n");
+        let several = Reply::lines(Code::SYSTEM_STATUS, "State:", vec!["211 no end".into()], "End");
+        assert_eq!(encoded(&several), b"211-State:\r\n 211 no end\r\n211 End\r\n");
+    }
+
+    #[test]
+    fn quotes_in_a_path_are_doubled_rfc_959_appendix_ii() {
+        let reply = Reply::quoted_path(b"/a\"b\r\n\xff", "created");
+        assert_eq!(encoded(&reply), b"257 \"/a\"\"b??\xff\" created\r\n");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_can_end_a_reply_or_begin_another(
+            first: Vec<u8>,
+            middle: Vec<Vec<u8>>,
+            last: Vec<u8>,
+        ) {
+            let count = middle.len();
+            let middle = middle.into_iter().map(Text::from).collect();
+            let out = encoded(&Reply::lines(Code::FILE_STATUS, first, middle, last));
+            let lines: Vec<_> = out.strip_suffix(b"\r\n").unwrap().split(|b| *b == b'\n').collect();
+            prop_assert_eq!(lines.len(), count + 2);
+            for (i, line) in lines.iter().enumerate() {
+                let start: &[u8] = match i {
+                    0 => b"213-",
+                    _ if i == count + 1 => b"213 ",
+                    _ => b" ",
+                };
+                prop_assert!(line.starts_with(start));
+                let line = if i <= count { line.strip_suffix(b"\r").unwrap() } else { line };
+                prop_assert!(!line.iter().any(u8::is_ascii_control));
+            }
+        }
+    }
 }

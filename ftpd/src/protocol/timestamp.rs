@@ -18,9 +18,8 @@ pub fn parse(text: &[u8]) -> Option<i64> {
     if whole.len() != 14 || !digits(whole) || !fraction.is_none_or(digits) {
         return None;
     }
-    let field = |from: usize, to: usize| {
-        whole[from..to].iter().fold(0u16, |n, b| n * 10 + u16::from(b - b'0'))
-    };
+    let field =
+        |from: usize, to: usize| whole[from..to].iter().fold(0u16, |n, b| n * 10 + u16::from(b - b'0'));
     // Two digits are below 100 and fit a byte.
     let pair = |from: usize| field(from, from + 2) as u8;
     let month = Month::try_from(pair(4)).ok()?;
@@ -46,8 +45,7 @@ pub fn format(seconds: i64, out: &mut Vec<u8>) {
 /// The UTC date and time of Unix `seconds`, brought within the years 1970 to 9999.
 pub(crate) fn calendar(seconds: i64) -> OffsetDateTime {
     // In range after the clamp: the crate's own limits are the years -9999 and 9999.
-    OffsetDateTime::from_unix_timestamp(seconds.clamp(0, LAST))
-        .unwrap_or(OffsetDateTime::UNIX_EPOCH)
+    OffsetDateTime::from_unix_timestamp(seconds.clamp(0, LAST)).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// Appends the last `N` decimal digits of `number`, with leading zeros.
@@ -58,4 +56,62 @@ pub(crate) fn decimal<const N: usize>(mut number: u32, out: &mut Vec<u8>) {
         number /= 10;
     }
     out.extend_from_slice(&digits);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn formatted(seconds: i64) -> String {
+        let mut out = Vec::new();
+        format(seconds, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn time_values_are_read_as_rfc_3659_2_3_has_them() {
+        for (text, seconds) in [
+            ("19700101000000", Some(0)),
+            ("20261122164005", Some(1_795_365_605)),
+            ("19980615100045.014", Some(897_904_845)),
+            ("20000229000000", Some(951_782_400)),
+            ("99991231235959", Some(LAST)),
+            ("20161231235960", Some(1_483_228_799)),
+            ("20161231235961", None),
+            ("19691231235959", None),
+            ("20010229000000", None),
+            ("20011301000000", None),
+            ("20010101240000", None),
+            ("2001010100000", None),
+            ("200101010000000", None),
+            ("20010101000000.", None),
+            ("20010101000000.x", None),
+            ("+2001010100000", None),
+            ("", None),
+        ] {
+            assert_eq!(parse(text.as_bytes()), seconds, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_four_digits_of_year_cannot_name_becomes_the_nearest_they_can() {
+        assert_eq!(formatted(i64::MIN), "19700101000000");
+        assert_eq!(formatted(i64::MAX), "99991231235959");
+    }
+
+    proptest! {
+        #[test]
+        fn a_time_is_read_back_as_written(seconds in 0..=LAST) {
+            prop_assert_eq!(parse(formatted(seconds).as_bytes()), Some(seconds));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(text in prop_oneof![any::<Vec<u8>>(), "[0-9]{14}(\\.[0-9]*)?".prop_map(String::into_bytes)]) {
+            if let Some(seconds) = parse(&text) {
+                prop_assert!((0..=LAST).contains(&seconds));
+            }
+        }
+    }
 }

@@ -19,9 +19,11 @@ pub struct Verb {
     pub arguments: &'static str,
     /// What it does, for people.
     pub help: &'static str,
-    pub phase: Phase,
-    /// May run while a transfer is under way; see [`super::Request::during_transfer`].
-    pub during_transfer: bool,
+    /// Asked for through [`super::Request::phase`], which knows STAT's two meanings.
+    pub(super) phase: Phase,
+    /// May run while a transfer is under way; asked for through
+    /// [`super::Request::during_transfer`].
+    pub(super) during_transfer: bool,
     feature: Feature,
     /// `None` where the verb is known but not offered.
     pub(super) parse: Option<Parser>,
@@ -184,7 +186,7 @@ static VERBS: &[Verb] = &[
     Verb::new("FEAT", "", "lists the extensions", Always, |a| argument::none(a, Command::Feat)),
     Verb::new("HELP", "[<command>]", "shows this", Always, |a| Ok(Command::Help(argument::optional_path(a)))),
     Verb::new("NOOP", "", "does nothing", Always, |a| argument::none(a, Command::Noop)).in_transfer(),
-    Verb::new("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", Always, |a| argument::opts(a).map(Command::Opts)).feat("UTF8"),
+    Verb::new("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", Always, |a| argument::opts(a).map(Command::Opts)),
     Verb::new("SITE", "CHMOD|UTIME|WHO|HELP [<arguments>]", "what no RFC has", AfterLogin, |a| argument::site(a).map(Command::Site)).feat("SITE UTIME"),
     // RFC 959 and the security extensions, RFC 2228
     Verb::not_offered("SMNT"),
@@ -211,8 +213,8 @@ static VERBS: &[Verb] = &[
     Verb::not_offered("CSID"),
 ];
 
-/// FEAT lines of what is no verb: names in TVFS's form, RFC 3659 section 6.
-const OTHER_FEATURES: [&str; 1] = ["TVFS"];
+/// FEAT lines of what is no verb: how paths are encoded (RFC 2640) and written (RFC 3659 section 6).
+const OTHER_FEATURES: [&str; 2] = ["UTF8", "TVFS"];
 
 /// The row of a name in any case, also of its form with an X.
 pub fn find(name: &[u8]) -> Option<&'static Verb> {
@@ -269,4 +271,87 @@ pub fn help(topic: Option<&[u8]>) -> Reply {
 pub fn site_help() -> Reply {
     let lines = Site::USAGES.map(Text::from).to_vec();
     Reply::lines(Code::HELP, "SITE commands:", lines, "End")
+}
+
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    VERBS.iter().map(|verb| verb.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(reply: &Reply) -> String {
+        let mut out = Vec::new();
+        reply.encode(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn every_name_is_in_the_table_once_and_in_capitals() {
+        let names: Vec<_> = VERBS.iter().flat_map(|verb| [Some(verb.name), verb.alias]).flatten().collect();
+        for (i, name) in names.iter().enumerate() {
+            assert!(name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()), "{name}");
+            assert!(!names[..i].contains(name), "{name}");
+            assert!(!crate::protocol::command::is_foreign(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_what_any_moment_allows_runs_during_a_transfer_rfc_959_4_1_3() {
+        let names: Vec<_> = VERBS.iter().filter(|verb| verb.during_transfer).map(|verb| verb.name).collect();
+        assert_eq!(names, ["QUIT", "ABOR", "STAT", "NOOP"]);
+    }
+
+    #[test]
+    fn before_login_nothing_touches_files() {
+        let names: Vec<_> = VERBS
+            .iter()
+            .filter(|verb| verb.parse.is_some() && verb.phase != AfterLogin)
+            .map(|verb| verb.name)
+            .collect();
+        // STAT is for everybody only without a path, see `Request::phase`.
+        let expected = [
+            "USER", "PASS", "ACCT", "REIN", "QUIT", "HOST", "CLNT", "STAT", "SYST", "FEAT", "HELP", "NOOP",
+            "OPTS",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn feat_has_one_line_an_extension_rfc_2389_3_2() {
+        let reply = text(&feat(Facts::parse(b"type;"), Algorithm::Sha256));
+        assert!(reply.starts_with("211-Extensions supported:\r\n ") && reply.ends_with("\r\n211 End\r\n"));
+        for line in [
+            " EPRT",
+            " EPSV",
+            " MDTM",
+            " MFMT",
+            " SIZE",
+            " REST STREAM",
+            " TVFS",
+            " UTF8",
+            " HOST",
+            " MLST type*;size;modify;perm;unique;UNIX.mode;",
+            " HASH CRC32;MD5;SHA-1;SHA-256*;SHA-512",
+        ] {
+            assert!(reply.lines().any(|l| l == line), "{line}");
+        }
+        assert!(!reply.contains("AUTH"), "not offered");
+    }
+
+    #[test]
+    fn help_lists_what_is_offered_and_explains_each() {
+        let all = text(&help(None));
+        for verb in VERBS {
+            let listed = all.split_ascii_whitespace().any(|word| word == verb.name);
+            assert_eq!(listed, verb.parse.is_some(), "{verb:?}");
+            let one = text(&help(Some(verb.name.as_bytes())));
+            assert_eq!(one.starts_with("214"), verb.parse.is_some(), "{one}");
+        }
+        assert_eq!(text(&help(Some(b"retr"))), "214 RETR <path>: sends a file to the client\r\n");
+        assert!(text(&help(Some(b"SITE"))).contains("\r\n CHMOD <octal mode> <path>\r\n"));
+        assert_eq!(text(&help(Some(b"\r\n"))), "502 No such command.\r\n");
+    }
 }

@@ -1,0 +1,191 @@
+//! Who may log in: authd's answer, or the users of a standalone node.
+
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use common::{
+    auth_api::{Account, AuthenticateRequest, ErrorBody, ErrorCode},
+    node::NodeName,
+    secret::Secret,
+    session::SessionId,
+};
+use reqwest::{Client, StatusCode, header::RETRY_AFTER};
+use subtle::ConstantTimeEq;
+use tokio::time::timeout_at;
+
+use crate::{
+    config::{Authentication, DEMO_USERS},
+    metrics,
+};
+
+/// One attempt to log in.
+pub struct Attempt {
+    pub user: String,
+    pub password: Secret,
+    pub address: IpAddr,
+    pub session: SessionId,
+    pub tls: bool,
+}
+
+/// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginError {
+    /// Unknown user, wrong password, disabled: which of them, nobody is told.
+    #[error("wrong user or password")]
+    Rejected,
+    #[error("too many failed logins; retry after {0} seconds")]
+    Throttled(u64),
+    /// No authd gave a usable answer in time. What each did, for the log.
+    #[error("no authd answered: {0}")]
+    Unavailable(String),
+}
+
+/// Decides about logins.
+pub enum Authenticator {
+    Users(Vec<(String, Secret)>),
+    Demo,
+    Authd(Authd),
+}
+
+/// The authd instances of a cluster.
+pub struct Authd {
+    client: Client,
+    urls: Vec<String>,
+    token: Option<Secret>,
+    timeout: Duration,
+    node: NodeName,
+    /// The instance that answered last is asked first.
+    preferred: AtomicUsize,
+}
+
+impl Authenticator {
+    /// # Errors
+    /// The HTTP client cannot be made.
+    pub fn new(settings: Authentication, node: NodeName) -> Result<Self, reqwest::Error> {
+        Ok(match settings {
+            Authentication::Users(users) => Self::Users(users),
+            Authentication::Demo => Self::Demo,
+            Authentication::Authd { urls, token, timeout } => Self::Authd(Authd {
+                client: Client::builder()
+                    .connect_timeout(timeout.min(Duration::from_secs(1)))
+                    .user_agent(concat!("ftpd/", env!("CARGO_PKG_VERSION")))
+                    .build()?,
+                urls,
+                token,
+                timeout,
+                node,
+                preferred: AtomicUsize::new(0),
+            }),
+        })
+    }
+
+    /// What the user may do, if the password is right.
+    ///
+    /// # Errors
+    /// See [`LoginError`].
+    pub async fn authenticate(&self, attempt: Attempt) -> Result<Account, LoginError> {
+        match self {
+            Self::Users(users) => {
+                let given = attempt.password.expose().as_bytes();
+                let right = users.iter().find(|(name, password)| {
+                    *name == attempt.user && password.expose().as_bytes().ct_eq(given).into()
+                });
+                right.map(|(name, _)| local_account(name, "/")).ok_or(LoginError::Rejected)
+            }
+            Self::Demo => {
+                let name = DEMO_USERS.iter().find(|name| **name == attempt.user);
+                name.map(|name| local_account(name, "/")).ok_or(LoginError::Rejected)
+            }
+            Self::Authd(authd) => authd.authenticate(attempt).await,
+        }
+    }
+}
+
+fn local_account(name: &str, home: &str) -> Account {
+    Account {
+        user: name.to_owned(),
+        home: home.to_owned(),
+        permissions: Default::default(),
+        limits: Default::default(),
+        uploads: Default::default(),
+        admin: false,
+    }
+}
+
+impl Authd {
+    async fn authenticate(&self, attempt: Attempt) -> Result<Account, LoginError> {
+        let request = AuthenticateRequest {
+            user: attempt.user,
+            password: attempt.password,
+            address: attempt.address,
+            node: self.node.clone(),
+            session: attempt.session,
+            tls: attempt.tls,
+        };
+        let started = Instant::now();
+        let deadline = tokio::time::Instant::now() + self.timeout;
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut failures = Vec::new();
+        for i in 0..self.urls.len() {
+            let number = (first + i) % self.urls.len();
+            let url = &self.urls[number];
+            // Each instance gets its share of what is left, so that the last one is reached too.
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let share = tokio::time::Instant::now() + left / (self.urls.len() - i) as u32;
+            match timeout_at(share, self.ask(url, &request)).await {
+                Ok(Ok(answer)) => {
+                    self.preferred.store(number, Ordering::Relaxed);
+                    metrics::authd_answered("answered", started.elapsed());
+                    return answer;
+                }
+                Ok(Err(reason)) => failures.push(format!("{url}: {reason}")),
+                Err(_) => failures.push(format!("{url}: no answer in time")),
+            }
+        }
+        metrics::authd_answered("unavailable", started.elapsed());
+        Err(LoginError::Unavailable(failures.join("; ")))
+    }
+
+    /// Asks one instance. The outer error says why its answer is none.
+    async fn ask(
+        &self,
+        url: &str,
+        request: &AuthenticateRequest,
+    ) -> Result<Result<Account, LoginError>, String> {
+        let mut post = self.client.post(format!("{url}/v1/authenticate")).json(request);
+        if let Some(token) = &self.token {
+            post = post.bearer_auth(token.expose());
+        }
+        let response = post.send().await.map_err(|error| chain(&error.without_url()))?;
+        let status = response.status();
+        if status == StatusCode::OK {
+            let account = response.json().await.map_err(|error| chain(&error.without_url()))?;
+            return Ok(Ok(account));
+        }
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .unwrap_or(1);
+        let body: Option<ErrorBody> = response.json().await.ok();
+        match body.map(|body| body.error) {
+            Some(ErrorCode::InvalidCredentials) => Ok(Err(LoginError::Rejected)),
+            Some(ErrorCode::Throttled) => Ok(Err(LoginError::Throttled(retry_after))),
+            code => Err(format!("status {status}, error {code:?}")),
+        }
+    }
+}
+
+/// An error with everything that caused it, for the log.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}

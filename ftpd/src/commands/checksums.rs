@@ -1,0 +1,66 @@
+//! HASH (draft-bryan-ftpext-hash), XCRC, XMD5, XSHA1, XSHA256, XSHA512.
+
+use std::{ops::Range, sync::Arc};
+
+use super::transfers::run_in_background;
+use crate::{
+    activity::Watch,
+    jail::checksum,
+    protocol::{
+        Code, Reply,
+        command::{Algorithm, Checksum},
+    },
+    session::{LoggedIn, Outcome},
+};
+
+/// HASH: by the algorithm of OPTS HASH, over the bytes of RANG if there was one.
+pub async fn hash(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+    let range = session.range.take().map(|range| range.start..range.end.saturating_add(1));
+    let algorithm = session.hash;
+    let name = argument.to_vec();
+    compute(session, verb, argument, algorithm, range, move |range, sum| {
+        // 213 algorithm first-last sum name, section 3.2; the draft counts the last byte in.
+        let last = range.end.saturating_sub(1).max(range.start);
+        let mut text = format!("{} {}-{last} {sum} ", algorithm.name(), range.start).into_bytes();
+        text.extend_from_slice(&name);
+        Reply::new(Code::FILE_STATUS, text)
+    })
+    .await
+}
+
+/// XCRC and its kin: 250 with the sum.
+pub async fn checksum(session: &LoggedIn, verb: &'static str, checksum: Checksum) -> Result<Outcome, Reply> {
+    let range = checksum.start..checksum.end.unwrap_or(u64::MAX);
+    compute(session, verb, &checksum.path, checksum.algorithm, Some(range), |_, sum| {
+        Reply::new(Code::DONE, sum)
+    })
+    .await
+}
+
+/// Opens the file and computes in the background; `answer` gets the bytes that were read.
+async fn compute(
+    session: &LoggedIn,
+    verb: &'static str,
+    argument: &[u8],
+    algorithm: Algorithm,
+    range: Option<Range<u64>>,
+    answer: impl FnOnce(Range<u64>, String) -> Reply + Send + 'static,
+) -> Result<Outcome, Reply> {
+    session.allow(|may| may.download)?;
+    let path = session.path(argument)?;
+    let file = session.in_home(move |jail| jail.open_read(&path)).await?;
+    let range = range.unwrap_or(0..file.size);
+    if range.start > file.size {
+        return Err(Reply::new(Code::BAD_ARGUMENTS, "The range begins beyond the end of the file"));
+    }
+    let range = range.start..range.end.min(file.size);
+    let subject = Arc::clone(&session.subject);
+    let watch = Watch::new(verb);
+    let progress = Arc::clone(&watch.progress);
+    Ok(run_in_background(session, watch, move || {
+        match checksum::checksum(&file.file, algorithm, range.clone(), &progress) {
+            Ok(sum) => answer(range, sum),
+            Err(error) => subject.refuse(&error),
+        }
+    }))
+}

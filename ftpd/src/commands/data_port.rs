@@ -1,0 +1,147 @@
+//! PASV, PORT (RFC 959 section 4.1.2), EPSV, EPRT (RFC 2428): where the next data connection is.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use crate::{
+    config::Network,
+    data::{DataPort, passive::Reservation},
+    metrics,
+    protocol::{
+        Code, Reply,
+        address::{self, AddressFamily},
+        command::EpsvArgument,
+    },
+    proxy_protocol::Ends,
+    session::LoggedIn,
+};
+
+/// The first port that is not for the system's own services: nothing below is ever dialled, so
+/// that nobody can make the node speak to them (RFC 2577 section 3).
+const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
+
+/// PASV. A new one replaces the session's old reservation.
+pub async fn pasv(session: &mut LoggedIn) -> Result<Reply, Reply> {
+    epsv_only(session)?;
+    let announced = announced(&session.node.network, session.ends)
+        .ok_or_else(|| Reply::new(Code::NO_DATA_CONNECTION, "PASV needs IPv4; use EPSV"))?;
+    let reservation = reserve(session).await?;
+    let reply = address::passive(SocketAddrV4::new(announced, reservation.port()));
+    session.data_port = Some(DataPort::Passive(reservation));
+    Ok(reply)
+}
+
+/// EPSV. The client connects to the address it has reached us on, so the family is that one.
+pub async fn epsv(session: &mut LoggedIn, argument: EpsvArgument) -> Result<Reply, Reply> {
+    match argument {
+        EpsvArgument::All => {
+            session.epsv_only = true;
+            return Ok(Reply::new(Code::OK, "EPSV only from now on"));
+        }
+        EpsvArgument::Family(family) if family != own_family(session) => {
+            return Err(Reply::new(
+                Code::UNSUPPORTED_FAMILY,
+                match own_family(session) {
+                    AddressFamily::V4 => "Network protocol not supported, use (1)",
+                    AddressFamily::V6 => "Network protocol not supported, use (2)",
+                },
+            ));
+        }
+        EpsvArgument::Any | EpsvArgument::Family(_) => {}
+    }
+    let reservation = reserve(session).await?;
+    let reply = address::extended_passive(reservation.port());
+    session.data_port = Some(DataPort::Passive(reservation));
+    Ok(reply)
+}
+
+/// PORT and EPRT: only to the client's own address and no privileged port (the FTP bounce attack,
+/// CVE-1999-0017; RFC 2577 section 3).
+pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> Result<Reply, Reply> {
+    epsv_only(session)?;
+    if !session.node.network.active_mode {
+        return Err(Reply::new(Code::NOT_IMPLEMENTED, "Active mode is not offered; use PASV or EPSV"));
+    }
+    if address.ip() != session.ends.client.ip() || address.port() < FIRST_UNPRIVILEGED_PORT {
+        metrics::data_connection_refused("bounce");
+        log::warn!(
+            session:% = session.subject.session, user = session.subject.user.as_str(),
+            address:% = session.subject.address;
+            "{verb} to {address} refused"
+        );
+        return Err(Reply::new(Code::UNSUPPORTED_PARAMETER, "Only to your own address, port 1024 and above"));
+    }
+    session.data_port = Some(DataPort::Active(address));
+    Ok(Reply::new(Code::OK, "The data connection will be opened"))
+}
+
+/// After EPSV ALL every other way is refused (RFC 2428 section 4).
+fn epsv_only(session: &LoggedIn) -> Result<(), Reply> {
+    if session.epsv_only { Err(Reply::new(Code::BAD_SEQUENCE, "Not after EPSV ALL")) } else { Ok(()) }
+}
+
+fn own_family(session: &LoggedIn) -> AddressFamily {
+    if session.ends.client.is_ipv4() { AddressFamily::V4 } else { AddressFamily::V6 }
+}
+
+async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
+    // Given back first: it may be the only port there is.
+    session.data_port = None;
+    let node = &session.node;
+    let reservation = node.passive.reserve(session.ends.client.ip(), node.timeouts.passive_wait).await;
+    reservation.ok_or_else(|| {
+        log::warn!(
+            session:% = session.subject.session, user = session.subject.user.as_str(),
+            address:% = session.subject.address;
+            "no passive port is free for this address"
+        );
+        Reply::new(Code::NO_DATA_CONNECTION, "No passive port is free, try again")
+    })
+}
+
+/// The address that PASV tells: the external one, or for clients inside, and where there is none,
+/// the one on which the client reached the balancer.
+fn announced(network: &Network, ends: Ends) -> Option<Ipv4Addr> {
+    let client = ends.client.ip();
+    let is_internal = network.internal_networks.iter().any(|internal| internal.contains(&client));
+    match (network.external_address, ends.reached.ip()) {
+        (Some(IpAddr::V4(external)), _) if !is_internal => Some(external),
+        (_, IpAddr::V4(reached)) => Some(reached),
+        (_, IpAddr::V6(_)) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(external: Option<&str>) -> Network {
+        Network {
+            listen: vec![],
+            listen_is_default: false,
+            port: 21,
+            slice: common::node::PortRange::new(1, 1).unwrap(),
+            external_address: external.map(|ip| ip.parse().unwrap()),
+            internal_networks: vec!["10.0.0.0/8".parse().unwrap()],
+            trusted_balancers: vec![],
+            active_mode: true,
+            host_names: vec![],
+        }
+    }
+
+    #[test]
+    fn pasv_announces_the_address_that_leads_to_the_balancer() {
+        let told = |external: Option<&str>, client: &str, reached: &str| {
+            let ends = Ends {
+                client: SocketAddr::new(client.parse().unwrap(), 1),
+                reached: SocketAddr::new(reached.parse().unwrap(), 21),
+            };
+            announced(&network(external), ends).map(|ip| ip.to_string())
+        };
+        let external = Some("203.0.113.10");
+        assert_eq!(told(None, "198.51.100.1", "192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(told(external, "198.51.100.1", "10.0.0.10").as_deref(), external);
+        assert_eq!(told(external, "10.1.1.1", "10.0.0.10").as_deref(), Some("10.0.0.10"));
+        assert_eq!(told(external, "2001:db8::1", "2001:db8::2").as_deref(), external);
+        assert_eq!(told(None, "2001:db8::1", "2001:db8::2"), None);
+    }
+}

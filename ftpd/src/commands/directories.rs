@@ -1,0 +1,55 @@
+//! PWD, CWD, CDUP, MKD, RMD (RFC 959 sections 4.1.1 and 4.1.3), RMDA.
+
+use std::sync::Arc;
+
+use super::transfers::run_in_background;
+use crate::{
+    activity::Watch,
+    protocol::{Code, Reply},
+    session::{LoggedIn, Outcome},
+};
+
+/// PWD: 257 with the path, quotes in it doubled (RFC 959 appendix II).
+pub fn pwd(session: &LoggedIn) -> Reply {
+    Reply::quoted_path(session.cwd.as_bytes(), "is current directory")
+}
+
+/// CWD and CDUP.
+pub async fn cwd(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+    let path = session.path(argument)?;
+    let checked = path.clone();
+    session.in_home(move |jail| jail.check_directory(&checked)).await?;
+    session.cwd = path;
+    Ok(Reply::new(Code::DONE, "Directory changed"))
+}
+
+/// MKD: 257 with the absolute path, so that the client can go there.
+pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+    session.allow(|may| may.mkdir)?;
+    let path = session.path(argument)?;
+    let made = path.clone();
+    session.in_home(move |jail| jail.create_directory(&made)).await?;
+    Ok(Reply::quoted_path(path.as_bytes(), "created"))
+}
+
+/// RMD: an empty directory.
+pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+    session.allow(|may| may.rmdir)?;
+    let path = session.path(argument)?;
+    session.in_home(move |jail| jail.remove_directory(&path)).await?;
+    Ok(Reply::new(Code::DONE, "Directory removed"))
+}
+
+/// RMDA: a directory with all that is in it. ABOR ends it; what is gone stays gone.
+pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+    session.allow(|may| may.rmdir && may.delete)?;
+    let path = session.path(argument)?;
+    let jail = Arc::clone(&session.jail);
+    let subject = Arc::clone(&session.subject);
+    let watch = Watch::new(verb);
+    let progress = Arc::clone(&watch.progress);
+    Ok(run_in_background(session, watch, move || match jail.remove_tree(&path, &progress) {
+        Ok(()) => Reply::new(Code::DONE, "Directory and all in it removed"),
+        Err(error) => subject.refuse(&error),
+    }))
+}

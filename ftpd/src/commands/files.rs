@@ -1,0 +1,108 @@
+//! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
+
+use crate::{
+    jail::{FileError, path::VirtualPath},
+    protocol::{
+        Code, Reply,
+        command::{Modified, TransferType},
+        timestamp,
+    },
+    session::LoggedIn,
+};
+
+/// DELE: a file, and what a broken atomic upload of it left.
+pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+    session.allow(|may| may.delete)?;
+    let path = session.path(argument)?;
+    let user = session.account.user.clone();
+    session
+        .in_home(move |jail| {
+            let had_partial = jail.remove_partial(&path, &user);
+            match jail.remove_file(&path) {
+                Err(FileError::NotFound) if had_partial? => Ok(()),
+                removed => removed,
+            }
+        })
+        .await?;
+    Ok(Reply::new(Code::DONE, "File deleted"))
+}
+
+/// RNFR: 350 if it is there.
+pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+    session.allow(|may| may.rename)?;
+    let path = session.path(argument)?;
+    let renamed = path.clone();
+    session.in_home(move |jail| jail.entry(&path)).await?;
+    session.rename_from = Some(renamed);
+    Ok(Reply::new(Code::PENDING, "Ready for RNTO"))
+}
+
+/// RNTO. An existing file is replaced only for users who may overwrite.
+pub async fn rnto(session: &LoggedIn, from: Option<VirtualPath>, argument: &[u8]) -> Result<Reply, Reply> {
+    session.allow(|may| may.rename)?;
+    let from = from.ok_or_else(|| Reply::new(Code::BAD_SEQUENCE, "RNFR comes before RNTO"))?;
+    let to = session.path(argument)?;
+    let replace = session.account.permissions.overwrite;
+    session.in_home(move |jail| jail.rename(&from, &to, replace)).await?;
+    Ok(Reply::new(Code::DONE, "Renamed"))
+}
+
+/// SIZE: bytes that RETR would send (RFC 3659 section 4). In TYPE A that is known only after
+/// reading the whole file, which one short command shall not cause. Of an atomic upload that broke
+/// off the size so far, so that the client knows where to go on.
+pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+    session.allow(|may| may.list)?;
+    let path = session.path(argument)?;
+    if session.transfer_type == TransferType::Ascii {
+        return Err(Reply::new(Code::FILE_UNAVAILABLE, "SIZE is known in TYPE I only"));
+    }
+    let user = session.account.user.clone();
+    let size = session
+        .in_home(move |jail| match jail.open_read(&path) {
+            Ok(file) => Ok(file.size),
+            Err(error) => jail.partial_size(&path, &user)?.ok_or(error),
+        })
+        .await?;
+    Ok(Reply::new(Code::FILE_STATUS, size.to_string()))
+}
+
+/// MDTM: when the file was last changed (RFC 3659 section 3).
+pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+    session.allow(|may| may.list)?;
+    let path = session.path(argument)?;
+    let modified = session.in_home(move |jail| jail.open_read(&path).map(|file| file.modified)).await?;
+    Ok(Reply::new(Code::FILE_STATUS, text(modified)))
+}
+
+/// MFMT, MDTM with a time, SITE UTIME: sets when the file was last changed.
+pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
+    session.allow(|may| may.attributes)?;
+    let path = session.path(&modified.path)?;
+    let time = modified.time;
+    session.in_home(move |jail| jail.set_modified(&path, time)).await?;
+    let told = [b"Modify=", &text(time)[..], b"; ", &modified.path].concat();
+    Ok(Reply::new(Code::FILE_STATUS, told))
+}
+
+/// AVBL: free bytes where the path is.
+pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
+    session.allow(|may| may.list)?;
+    let path = session.path(argument.unwrap_or_default())?;
+    let free = session.in_home(move |jail| jail.free_space(&path)).await?;
+    Ok(Reply::new(Code::FILE_STATUS, free.to_string()))
+}
+
+/// SITE CHMOD.
+pub async fn chmod(session: &LoggedIn, mode: u32, argument: &[u8]) -> Result<Reply, Reply> {
+    session.allow(|may| may.attributes)?;
+    let path = session.path(argument)?;
+    session.in_home(move |jail| jail.set_mode(&path, mode)).await?;
+    Ok(Reply::new(Code::OK, "Permissions changed"))
+}
+
+/// A time as RFC 3659 section 2.3 writes it.
+fn text(seconds: i64) -> Vec<u8> {
+    let mut text = Vec::new();
+    timestamp::format(seconds, &mut text);
+    text
+}

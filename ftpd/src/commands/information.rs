@@ -1,0 +1,106 @@
+//! FEAT, OPTS (RFC 2389), HELP, STAT, TYPE, SITE HELP and WHO.
+
+use crate::{
+    activity::Watch,
+    protocol::{
+        Code, Reply,
+        command::{Algorithm, Opts, TransferType},
+        reply::Text,
+        verbs,
+    },
+    session::{LoggedIn, Session, State},
+};
+
+/// TYPE.
+pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Reply {
+    session.transfer_type = transfer_type;
+    Reply::new(
+        Code::OK,
+        match transfer_type {
+            TransferType::Ascii => "Type is ASCII",
+            TransferType::Image => "Type is image",
+        },
+    )
+}
+
+/// FEAT: what the verb table says, with what this session has selected.
+pub fn feat(session: &Session) -> Reply {
+    match &session.state {
+        State::LoggedIn(logged_in) => verbs::feat(logged_in.facts, logged_in.hash),
+        State::Greeted | State::Named(_) => verbs::feat(Default::default(), Algorithm::Sha256),
+    }
+}
+
+/// HELP.
+pub fn help(topic: Option<&[u8]>) -> Reply {
+    verbs::help(topic)
+}
+
+/// SITE HELP.
+pub fn site_help() -> Reply {
+    verbs::site_help()
+}
+
+/// OPTS. Names are bytes that nobody converts, so UTF8 is always on.
+pub fn opts(session: &mut Session, opts: Opts) -> Reply {
+    let logged_in = match (&mut session.state, &opts) {
+        (_, Opts::Utf8(true)) => return Reply::new(Code::OK, "UTF8 is always on"),
+        (_, Opts::Utf8(false)) => {
+            return Reply::new(Code::UNSUPPORTED_PARAMETER, "UTF8 cannot be switched off");
+        }
+        (State::LoggedIn(logged_in), _) => logged_in,
+        (State::Greeted | State::Named(_), _) => return Reply::please_log_in(),
+    };
+    match opts {
+        Opts::Mlst(facts) => {
+            logged_in.facts = facts;
+            Reply::new(Code::OK, facts.accepted())
+        }
+        Opts::Hash(selected) => {
+            logged_in.hash = selected.unwrap_or(logged_in.hash);
+            Reply::new(Code::OK, logged_in.hash.name())
+        }
+        Opts::Utf8(_) => Reply::new(Code::OK, "UTF8 is always on"),
+    }
+}
+
+/// STAT without an argument: the state of the session, and of its transfer if one is under way.
+pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
+    let node = &session.node;
+    let mut lines: Vec<Text> = vec![
+        format!("Node {}, version {}", node.name, env!("CARGO_PKG_VERSION")).into(),
+        format!("Connected from {}", session.ends.client.ip()).into(),
+        format!("Session {}", session.handle.id).into(),
+    ];
+    match &session.state {
+        State::LoggedIn(logged_in) => {
+            lines.push(format!("Logged in as {}", logged_in.account.user).into());
+            let name = match logged_in.transfer_type {
+                TransferType::Ascii => "ASCII",
+                TransferType::Image => "image",
+            };
+            lines.push(format!("TYPE: {name}, STRUcture: file, MODE: stream").into());
+        }
+        State::Greeted | State::Named(_) => lines.push("Not logged in".into()),
+    }
+    lines.push(match running {
+        Some(watch) => {
+            let (bytes, seconds) = (watch.progress.transferred(), watch.started.elapsed().as_secs());
+            format!("{}: {bytes} bytes so far, {seconds} seconds", watch.verb).into()
+        }
+        None => "No transfer".into(),
+    });
+    Reply::lines(Code::SYSTEM_STATUS, "Status of the server:", lines, "End of status")
+}
+
+/// SITE WHO: the cluster's sessions for administrators, the user's own for everybody else.
+pub async fn who(session: &LoggedIn) -> Reply {
+    let mut sessions = session.node.registry.sessions().await;
+    sessions.retain(|record| session.account.admin || record.user == session.account.user);
+    sessions.sort_by_key(|record| record.since);
+    let lines = sessions.iter().map(|record| {
+        let address = if session.account.admin { record.address.to_string() } else { String::new() };
+        format!("{} {} {} {address}", record.id, record.user, record.node).into()
+    });
+    Reply::lines(Code::SYSTEM_STATUS, "Sessions:", lines.collect(), format!("{} in all", sessions.len()))
+}

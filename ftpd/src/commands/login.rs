@@ -1,0 +1,209 @@
+//! USER, PASS, REIN (RFC 959 section 4.1.1), HOST (RFC 7151), CLNT.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use common::{
+    auth_api::Account,
+    registry::Refusal,
+    secret::Secret,
+    session::{SessionLimits, SessionRecord},
+};
+
+use crate::{
+    auth::{Attempt, LoginError, chain},
+    jail::{Jail, path::VirtualPath},
+    metrics,
+    node::Node,
+    protocol::{
+        Code, Reply,
+        command::{Algorithm, Password, TransferType},
+        reply::Text,
+    },
+    session::{LoggedIn, Outcome, Session, SessionCount, State, Subject},
+};
+
+/// USER. The answer does not tell whether there is such a user.
+pub fn user(session: &mut Session, name: Vec<u8>) -> Reply {
+    if session.is_logged_in() {
+        return Reply::new(Code::BAD_SEQUENCE, "Already logged in; REIN logs out");
+    }
+    session.state = State::Named(name);
+    Reply::new(Code::NEED_PASSWORD, "Password required")
+}
+
+/// REIN: back to the state after the greeting.
+pub fn rein(session: &mut Session) -> Reply {
+    session.state = State::Greeted;
+    session.handle.set_user(None);
+    Reply::new(Code::READY, "Ready for a new user")
+}
+
+/// HOST: accepted for every name unless the operator lists them (RFC 7151 section 3.2).
+pub fn host(session: &mut Session, name: &str) -> Reply {
+    if matches!(session.state, State::Named(_)) {
+        return Reply::new(Code::BAD_SEQUENCE, "HOST comes before USER");
+    }
+    let names = &session.node.network.host_names;
+    if names.is_empty() || names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+        Reply::new(Code::READY, "Host accepted")
+    } else {
+        Reply::new(Code::UNSUPPORTED_PARAMETER, "Unknown host")
+    }
+}
+
+/// CLNT: remembered by the log alone.
+pub fn client(session: &mut Session, name: &[u8]) -> Reply {
+    log::debug!(
+        session:% = session.handle.id, address:% = session.ends.client.ip();
+        "the client is {:?}", String::from_utf8_lossy(&name[..name.len().min(100)])
+    );
+    Reply::new(Code::OK, "Noted")
+}
+
+/// PASS: asks who may log in, registers the session, opens the home.
+pub async fn pass(session: &mut Session, password: Password) -> Outcome {
+    let name = match std::mem::replace(&mut session.state, State::Greeted) {
+        State::Named(name) => name,
+        state => {
+            session.state = state;
+            return Reply::new(Code::BAD_SEQUENCE, "USER comes before PASS").into();
+        }
+    };
+    let attempt = Attempt {
+        // No user has a name that is not UTF-8; U+FFFD in it is as wrong as any other name.
+        user: String::from_utf8_lossy(&name).into_owned(),
+        password: text(password.expose()),
+        address: session.ends.client.ip(),
+        session: session.handle.id,
+        tls: false,
+    };
+    let subject =
+        Subject { session: session.handle.id, user: attempt.user.clone(), address: attempt.address };
+    let node = Arc::clone(&session.node);
+    match node.authenticator.authenticate(attempt).await {
+        Ok(account) => match log_in(session, subject, account).await {
+            Ok(reply) => Outcome::Reply(reply),
+            Err(reply) => Outcome::Close(reply),
+        },
+        Err(error) => refuse(session, &subject, &error),
+    }
+}
+
+/// Passwords are UTF-8 where they can be; older clients send Latin-1.
+fn text(password: &[u8]) -> Secret {
+    match str::from_utf8(password) {
+        Ok(text) => Secret::new(text),
+        Err(_) => Secret::new(password.iter().map(|byte| char::from(*byte)).collect::<String>()),
+    }
+}
+
+fn refuse(session: &mut Session, subject: &Subject, error: &LoginError) -> Outcome {
+    log::warn!(
+        session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
+        "login failed: {error}"
+    );
+    match error {
+        LoginError::Rejected => {
+            metrics::login("rejected");
+            session.failures += 1;
+            if session.failures >= session.node.limits.login_failures {
+                metrics::limit_reached("max_login_failures");
+                return Outcome::Close(unavailable("Too many failed logins"));
+            }
+            Reply::new(Code::NOT_LOGGED_IN, "Login incorrect").into()
+        }
+        LoginError::Throttled(seconds) => {
+            metrics::login("throttled");
+            Outcome::Close(unavailable(format!("Too many failed logins; try again in {seconds} s")))
+        }
+        LoginError::Unavailable(_) => {
+            metrics::login("unavailable");
+            Outcome::Close(unavailable("Logins are not possible at this time; try again later"))
+        }
+    }
+}
+
+fn unavailable(text: impl Into<Text>) -> Reply {
+    Reply::new(Code::SERVICE_UNAVAILABLE, text)
+}
+
+async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Result<Reply, Reply> {
+    let node = Arc::clone(&session.node);
+    let record = SessionRecord {
+        id: subject.session,
+        node: node.name.clone(),
+        user: account.user.clone(),
+        address: subject.address,
+        // A clock before 1970 is nobody's.
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+    };
+    let limits = SessionLimits {
+        per_user: account.limits.sessions,
+        per_address: Some(node.limits.sessions_per_address),
+        per_user_and_address: account.limits.sessions_per_address,
+    };
+    let entry = node.registry.open_session(record, limits).await.map_err(|refusal| {
+        metrics::login("limited");
+        log::warn!(
+            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
+            "login refused: {refusal}"
+        );
+        match refusal {
+            Refusal::UserLimit(_) => unavailable("Too many sessions of this user"),
+            Refusal::AddressLimit(_) | Refusal::UserAddressLimit(_) => {
+                unavailable("Too many sessions from your address")
+            }
+            Refusal::RegistryAway => unavailable("Logins are not possible at this time; try again later"),
+        }
+    })?;
+    let jail = open_home(&node, &account).await.map_err(|reason| {
+        metrics::login("no_home");
+        log::error!(
+            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,
+            home = account.home.as_str();
+            "login refused: the home cannot be used: {reason}"
+        );
+        unavailable("Your home directory is not available")
+    })?;
+    session.handle.set_user(Some(&account.user));
+    metrics::login("accepted");
+    log::info!(
+        session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
+        "logged in"
+    );
+    session.state = State::LoggedIn(Box::new(LoggedIn {
+        node,
+        subject: Arc::new(subject),
+        ends: session.ends,
+        account,
+        jail: Arc::new(jail),
+        cwd: VirtualPath::root(),
+        transfer_type: TransferType::default(),
+        data_port: None,
+        epsv_only: false,
+        rename_from: None,
+        offset: 0,
+        range: None,
+        announced_size: None,
+        facts: Default::default(),
+        hash: Algorithm::Sha256,
+        _entry: entry,
+        _count: SessionCount::start(),
+    }));
+    Ok(Reply::new(Code::LOGGED_IN, "Login successful"))
+}
+
+async fn open_home(node: &Arc<Node>, account: &Account) -> Result<Jail, String> {
+    let home = VirtualPath::root().join(account.home.as_bytes()).map_err(|error| error.to_string())?;
+    let shared = Arc::clone(node);
+    node.workers
+        .operation(move || {
+            let storage = &shared.storage;
+            Jail::open(&storage.root, &home, storage.create_homes, storage.modes)
+        })
+        .await
+        .map_err(|error| chain(&error))
+}

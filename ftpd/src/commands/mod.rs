@@ -1,0 +1,113 @@
+//! The commands, one family a file. Each handler says what happens next.
+
+mod checksums;
+mod data_port;
+mod directories;
+mod files;
+mod information;
+mod listings;
+mod login;
+mod transfers;
+mod uploads;
+
+use crate::{
+    protocol::{
+        Code, Command, Reply, Request,
+        command::{Modified, Site},
+    },
+    session::{LoggedIn, Outcome, Session, State},
+};
+
+pub use information::session_status;
+
+/// Runs a command whose phase has been checked.
+pub async fn run(session: &mut Session, request: Request) -> Outcome {
+    match request.command {
+        Command::User(name) => login::user(session, name).into(),
+        Command::Pass(password) => login::pass(session, password).await,
+        Command::Acct(_) => Reply::new(Code::SUPERFLUOUS, "No account is needed").into(),
+        Command::Rein => login::rein(session).into(),
+        Command::Quit => Outcome::Close(Reply::new(Code::CLOSING, "Goodbye")),
+        Command::Host(name) => login::host(session, &name).into(),
+        Command::Clnt(name) => login::client(session, &name).into(),
+        Command::Noop => Reply::new(Code::OK, "OK").into(),
+        Command::Abor => Reply::new(Code::TRANSFER_COMPLETE, "No transfer to abort").into(),
+        Command::Syst => Reply::new(Code::SYSTEM_TYPE, "UNIX Type: L8").into(),
+        Command::Feat => information::feat(session).into(),
+        Command::Help(topic) => information::help(topic.as_deref()).into(),
+        Command::Stat(None) => session_status(session, None).into(),
+        Command::Opts(opts) => information::opts(session, opts).into(),
+        command => match &mut session.state {
+            State::LoggedIn(logged_in) => {
+                logged_in.run(request.verb.name, command).await.unwrap_or_else(Outcome::Reply)
+            }
+            State::Greeted | State::Named(_) => Reply::please_log_in().into(),
+        },
+    }
+}
+
+impl LoggedIn {
+    /// An error is the reply of a command that ended early.
+    async fn run(&mut self, verb: &'static str, command: Command) -> Result<Outcome, Reply> {
+        // RNFR is void unless RNTO comes next (RFC 959 section 4.1.3).
+        let rename_from = self.rename_from.take();
+        let reply = match command {
+            Command::Pwd => Ok(directories::pwd(self)),
+            Command::Cwd(path) => directories::cwd(self, &path).await,
+            Command::Cdup => directories::cwd(self, b"..").await,
+            Command::Mkd(path) => directories::mkd(self, &path).await,
+            Command::Rmd(path) => directories::rmd(self, &path).await,
+            Command::Rmda(path) => return directories::rmda(self, verb, &path),
+            Command::Dele(path) => files::dele(self, &path).await,
+            Command::Rnfr(path) => files::rnfr(self, &path).await,
+            Command::Rnto(path) => files::rnto(self, rename_from, &path).await,
+            Command::Size(path) => files::size(self, &path).await,
+            Command::Mdtm(path) => files::mdtm(self, &path).await,
+            Command::MdtmSet(modified) | Command::Mfmt(modified) => files::mfmt(self, modified).await,
+            Command::Avbl(path) => files::avbl(self, path.as_deref()).await,
+            Command::Pasv => data_port::pasv(self).await,
+            Command::Epsv(argument) => data_port::epsv(self, argument).await,
+            Command::Port(address) | Command::Eprt(address) => data_port::port(self, verb, address),
+            Command::Type(transfer_type) => Ok(information::transfer_type(self, transfer_type)),
+            Command::Stru => Ok(Reply::new(Code::OK, "Structure is file")),
+            Command::Mode => Ok(Reply::new(Code::OK, "Mode is stream")),
+            Command::Allo(bytes) => uploads::allo(self, bytes).await,
+            Command::Rest(offset) => Ok(transfers::rest(self, offset)),
+            Command::Rang(range) => Ok(transfers::rang(self, range)),
+            Command::Retr(path) => return transfers::retr(self, verb, &path).await,
+            Command::Stor(path) => return uploads::stor(self, verb, &path).await,
+            Command::Stou(path) => return uploads::stou(self, verb, path.as_deref()).await,
+            Command::Appe(path) => return uploads::appe(self, verb, &path).await,
+            Command::List(arguments) => return listings::list(self, verb, arguments).await,
+            Command::Nlst(arguments) => return listings::nlst(self, verb, arguments).await,
+            Command::Mlsd(path) => return listings::mlsd(self, verb, path.as_deref()).await,
+            Command::Mlst(path) => listings::mlst(self, path.as_deref()).await,
+            Command::Stat(Some(arguments)) => listings::stat(self, arguments).await,
+            Command::Hash(path) => return checksums::hash(self, verb, &path).await,
+            Command::Checksum(checksum) => return checksums::checksum(self, verb, checksum).await,
+            Command::Comb(comb) => return uploads::comb(self, verb, comb).await,
+            Command::Site(Site::Chmod { mode, path }) => files::chmod(self, mode, &path).await,
+            Command::Site(Site::Utime { modified: time, path, .. }) => {
+                files::mfmt(self, Modified { time, path }).await
+            }
+            Command::Site(Site::Help) => Ok(information::site_help()),
+            Command::Site(Site::Who) => Ok(information::who(self).await),
+            // Those that need no login have been run by the caller.
+            Command::User(_)
+            | Command::Pass(_)
+            | Command::Acct(_)
+            | Command::Rein
+            | Command::Quit
+            | Command::Host(_)
+            | Command::Clnt(_)
+            | Command::Noop
+            | Command::Abor
+            | Command::Syst
+            | Command::Feat
+            | Command::Help(_)
+            | Command::Stat(None)
+            | Command::Opts(_) => Err(Reply::new(Code::NOT_IMPLEMENTED, "Command not implemented")),
+        };
+        reply.map(Outcome::Reply)
+    }
+}

@@ -1,0 +1,323 @@
+//! What all transfers have in common, and RETR, REST, RANG (RFC 959 section 4.1, RFC 3659 section 5).
+
+use std::{net::TcpStream, sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+use crate::{
+    activity::{Activity, Watch},
+    auth::chain,
+    data::{
+        DataPort, NoDataConnection,
+        progress::Progress,
+        transfer::{TransferError, finish_sending, limit_stalls, send_ascii, send_file},
+    },
+    jail::path::VirtualPath,
+    metrics,
+    node::Node,
+    protocol::{
+        Code, Reply,
+        command::{ByteRange, TransferType},
+    },
+    session::{LoggedIn, Outcome, Subject},
+    transfer_log,
+};
+
+/// Which way the data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Download,
+    Upload,
+    Listing,
+}
+
+impl Direction {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Download => "download",
+            Self::Upload => "upload",
+            Self::Listing => "listing",
+        }
+    }
+}
+
+/// What a transfer does on its thread, with its connection: whole and blocking.
+pub type Work = Box<dyn FnOnce(&TcpStream, &Progress) -> Result<(), TransferFailure> + Send>;
+
+/// A transfer that is about to start.
+pub struct Transfer {
+    pub verb: &'static str,
+    pub direction: Direction,
+    pub path: VirtualPath,
+    pub work: Work,
+}
+
+/// Why a transfer did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferFailure {
+    #[error(transparent)]
+    NoConnection(#[from] NoDataConnection),
+    #[error("too many transfers at once")]
+    NoPlace,
+    #[error(transparent)]
+    Failed(#[from] TransferError),
+    #[error("{got} bytes came of {announced} that ALLO announced")]
+    Short { announced: u64, got: u64 },
+    #[error("the file became shorter: {sent} bytes of {wanted} were sent")]
+    Shrunk { wanted: u64, sent: u64 },
+    #[error("another session has taken the right to write this path")]
+    LeaseLost,
+}
+
+impl TransferFailure {
+    /// The last reply to the command, and a name for metrics.
+    fn reply(&self) -> (Reply, &'static str) {
+        let lost = |text| Reply::new(Code::TRANSFER_ABORTED, text);
+        match self {
+            Self::NoConnection(_) => {
+                (Reply::new(Code::NO_DATA_CONNECTION, "No data connection"), "no_connection")
+            }
+            Self::NoPlace => (Reply::new(Code::FILE_BUSY, "Too many transfers, try again"), "no_place"),
+            Self::Failed(TransferError::Cancelled) => (lost("Transfer aborted"), "aborted"),
+            Self::Failed(TransferError::Stalled) => (lost("The data connection stalled"), "stalled"),
+            Self::Failed(TransferError::ConnectionLost(_)) => {
+                (lost("The data connection was lost"), "connection_lost")
+            }
+            Self::Failed(TransferError::File(error)) => {
+                let (code, phrase) = error.reply();
+                (Reply::new(code, phrase), "storage")
+            }
+            Self::Short { .. } => (lost("Fewer bytes than ALLO announced; they are kept"), "short"),
+            Self::Shrunk { .. } => {
+                (Reply::new(Code::LOCAL_ERROR, "The file became shorter while it was sent"), "shrunk")
+            }
+            Self::LeaseLost => {
+                (Reply::new(Code::LOCAL_ERROR, "Another session writes this file"), "lease_lost")
+            }
+        }
+    }
+}
+
+/// What PASV, EPSV, PORT or EPRT arranged.
+///
+/// # Errors
+/// 425: nothing was arranged.
+pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
+    session
+        .data_port
+        .take()
+        .ok_or_else(|| Reply::new(Code::NO_DATA_CONNECTION, "PASV, EPSV, PORT or EPRT comes first"))
+}
+
+/// Starts a transfer: `opening` goes to the client at once, everything else runs beside the
+/// control connection.
+pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Reply) -> Outcome {
+    let node = Arc::clone(&session.node);
+    let subject = Arc::clone(&session.subject);
+    let ascii = session.transfer_type == TransferType::Ascii;
+    let home = session.account.home.clone();
+    let Transfer { verb, direction, path, work } = transfer;
+    let watch = Watch::new(verb);
+    let watched = Arc::clone(&watch);
+    let end = async move {
+        let count = Count::new(&node);
+        let result = run(&node, &watched, port, work).await;
+        drop(count);
+        conclude(&node, &subject, &watched, Ended { direction, path, home, ascii, result })
+    };
+    Outcome::Start(Some(opening), Activity { watch, end: Box::pin(end) })
+}
+
+/// Runs long work that needs no data connection; `work` ends with the command's reply.
+pub fn run_in_background(
+    session: &LoggedIn,
+    watch: Arc<Watch>,
+    work: impl FnOnce() -> Reply + Send + 'static,
+) -> Outcome {
+    let node = Arc::clone(&session.node);
+    let end = async move {
+        let place = node.workers.transfer().await;
+        node.workers.run_transfer(place, work).await
+    };
+    Outcome::Start(None, Activity { watch, end: Box::pin(end) })
+}
+
+async fn run(node: &Node, watch: &Watch, port: DataPort, work: Work) -> Result<(), TransferFailure> {
+    let connected = tokio::select! {
+        () = watch.cancellation() => Err(TransferError::Cancelled.into()),
+        connected = port.connect(node.timeouts.data_connect) => connected.map_err(Into::into),
+    };
+    let place = match node.workers.try_transfer() {
+        Some(place) => Ok(place),
+        None => {
+            metrics::limit_reached("max_transfers");
+            tokio::select! {
+                () = watch.cancellation() => Err(TransferError::Cancelled.into()),
+                place = timeout(node.timeouts.data_connect, node.workers.transfer()) => {
+                    place.map_err(|_| TransferFailure::NoPlace)
+                }
+            }
+        }
+    };
+    let (socket, place) = match connected.and_then(|socket| Ok((Arc::new(socket), place?))) {
+        Ok(both) => both,
+        Err(failure) => {
+            // Files close and what was made for nothing is removed where that may block.
+            node.workers.operation(move || drop(work)).await;
+            return Err(failure);
+        }
+    };
+    watch.attach(&socket);
+    let progress = Arc::clone(&watch.progress);
+    let stall = node.timeouts.stall;
+    let result = node
+        .workers
+        .run_transfer(place, move || {
+            limit_stalls(&socket, stall).map_err(|error| TransferError::of_connection(error, &progress))?;
+            work(&socket, &progress)
+        })
+        .await;
+    watch.detach();
+    result
+}
+
+/// A transfer that has ended, however.
+struct Ended {
+    direction: Direction,
+    path: VirtualPath,
+    home: String,
+    ascii: bool,
+    result: Result<(), TransferFailure>,
+}
+
+/// The one place where the end of a transfer becomes a reply, a log line and metrics.
+fn conclude(node: &Node, subject: &Subject, watch: &Watch, ended: Ended) -> Reply {
+    let bytes = watch.progress.transferred();
+    let took = watch.started.elapsed();
+    let (reply, result) = match &ended.result {
+        Ok(()) if ended.direction == Direction::Listing => {
+            (Reply::new(Code::TRANSFER_COMPLETE, "Directory listing completed"), "complete")
+        }
+        Ok(()) => (Reply::new(Code::TRANSFER_COMPLETE, "Transfer complete"), "complete"),
+        Err(failure) => failure.reply(),
+    };
+    metrics::transfer_ended(ended.direction.name(), result, bytes, took);
+    let level = match (&ended.result, ended.direction) {
+        (Ok(()), Direction::Listing) => log::Level::Debug,
+        (Ok(()), _) => log::Level::Info,
+        (Err(_), _) => log::Level::Warn,
+    };
+    let error = ended.result.as_ref().err().map(|failure| chain(failure));
+    log::log!(
+        level,
+        session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,
+        verb = watch.verb, path:% = ended.path, bytes, seconds = seconds(took), result;
+        "{}{}", ended.direction.name(), error.map(|e| format!(" failed: {e}")).unwrap_or_default()
+    );
+    if ended.direction != Direction::Listing {
+        let home = ended.home.trim_end_matches('/');
+        node.transfer_log.record(&transfer_log::Transfer {
+            client: subject.address,
+            user: &subject.user,
+            path: &[home.as_bytes(), ended.path.as_bytes()].concat(),
+            bytes,
+            took,
+            ascii: ended.ascii,
+            upload: ended.direction == Direction::Upload,
+            complete: ended.result.is_ok(),
+        });
+    }
+    reply
+}
+
+/// To the millisecond.
+fn seconds(time: Duration) -> f64 {
+    time.as_millis() as f64 / 1000.0
+}
+
+/// Counts a transfer for the registry and the metrics while it runs.
+struct Count(Arc<Node>);
+
+impl Count {
+    fn new(node: &Arc<Node>) -> Self {
+        use std::sync::atomic::Ordering::Relaxed;
+        metrics::transfers(node.registry.transfers().fetch_add(1, Relaxed) + 1);
+        Self(Arc::clone(node))
+    }
+}
+
+impl Drop for Count {
+    fn drop(&mut self) {
+        use std::sync::atomic::Ordering::Relaxed;
+        metrics::transfers(self.0.registry.transfers().fetch_sub(1, Relaxed) - 1);
+    }
+}
+
+/// REST: where the next transfer begins (RFC 3659 section 5).
+pub fn rest(session: &mut LoggedIn, offset: u64) -> Reply {
+    session.offset = offset;
+    Reply::new(Code::PENDING, format!("Restarting at {offset}"))
+}
+
+/// RANG: which bytes the next RETR or HASH is of (draft-bryan-ftp-range).
+pub fn rang(session: &mut LoggedIn, range: Option<ByteRange>) -> Reply {
+    session.range = range;
+    match range {
+        Some(ByteRange { start, end }) => {
+            Reply::new(Code::PENDING, format!("Restarting at {start}, ending at {end}"))
+        }
+        None => Reply::new(Code::PENDING, "Range taken back"),
+    }
+}
+
+/// The offset of REST, used up.
+///
+/// # Errors
+/// 554 in TYPE A, where an offset would count bytes that are not in the file.
+pub fn take_offset(session: &mut LoggedIn) -> Result<u64, Reply> {
+    match std::mem::take(&mut session.offset) {
+        0 => Ok(0),
+        _ if session.transfer_type == TransferType::Ascii => {
+            Err(Reply::new(Code::BAD_OFFSET, "REST works in TYPE I only"))
+        }
+        offset => Ok(offset),
+    }
+}
+
+/// RETR.
+pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+    let range = session.range.take();
+    let offset = take_offset(session)?;
+    let port = take_port(session)?;
+    session.allow(|may| may.download)?;
+    let path = session.path(argument)?;
+    let opened = path.clone();
+    let file = session.in_home(move |jail| jail.open_read(&opened)).await?;
+    let bytes = match range {
+        Some(range) => range.start..range.end.saturating_add(1).min(file.size),
+        None => offset..file.size,
+    };
+    if bytes.start > file.size {
+        return Err(Reply::new(Code::BAD_OFFSET, "Restart offset is beyond the end of the file"));
+    }
+    let ascii = session.transfer_type == TransferType::Ascii;
+    let mut text = b"Opening data connection for ".to_vec();
+    text.extend_from_slice(argument);
+    if !ascii {
+        text.extend_from_slice(format!(" ({} bytes)", bytes.end.saturating_sub(bytes.start)).as_bytes());
+    }
+    let work: Work = Box::new(move |mut socket, progress| {
+        if ascii {
+            send_ascii(&file.file, bytes, &mut socket, progress)?;
+        } else {
+            let wanted = bytes.end.saturating_sub(bytes.start);
+            let sent = send_file(&file.file, bytes, socket, progress)?;
+            if sent < wanted {
+                return Err(TransferFailure::Shrunk { wanted, sent });
+            }
+        }
+        Ok(finish_sending(socket, progress)?)
+    });
+    let transfer = Transfer { verb, direction: Direction::Download, path, work };
+    Ok(start(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
+}

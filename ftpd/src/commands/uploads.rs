@@ -1,0 +1,230 @@
+//! STOR, STOU, APPE, ALLO (RFC 959 section 4.1.3) and COMB: what writes files.
+
+use std::sync::Arc;
+
+use common::{
+    auth_api::UploadMode,
+    registry::{LeaseRefused, WriteLease},
+};
+use tokio::runtime::Handle;
+
+use super::transfers::{
+    Direction, Transfer, TransferFailure, Work, run_in_background, start, take_offset, take_port,
+};
+use crate::{
+    activity::Watch,
+    data::{
+        progress::Progress,
+        transfer::{TransferError, receive_ascii, receive_file},
+    },
+    jail::{FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
+    protocol::{
+        Code, Reply,
+        command::{Comb, TransferType},
+    },
+    session::{LoggedIn, Outcome},
+};
+
+/// How many random names STOU tries before it gives up.
+const UNIQUE_NAMES: u32 = 16;
+
+/// ALLO: refused at once if there is no room, and held against what then arrives.
+pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
+    session.allow(|may| may.upload || may.append)?;
+    let cwd = session.cwd.clone();
+    let free = session.in_home(move |jail| jail.free_space(&cwd)).await?;
+    if bytes > free {
+        return Err(Reply::new(Code::NO_SPACE, "Insufficient storage space"));
+    }
+    session.announced_size = Some(bytes);
+    Ok(Reply::new(Code::OK, "There is room"))
+}
+
+/// STOR; after REST it goes on where an upload broke off.
+pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+    let offset = take_offset(session)?;
+    let may = session.account.permissions;
+    let mode = match offset {
+        0 if may.overwrite => WriteMode::Replace,
+        0 => WriteMode::CreateNew,
+        offset => WriteMode::Resume { offset },
+    };
+    session.allow(|may| may.upload && (offset == 0 || may.append))?;
+    store(session, verb, argument, mode, "").await
+}
+
+/// APPE. Only after a REST to the very end of the file is there anything to say against it: an
+/// offset elsewhere would not be appending.
+pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+    let offset = take_offset(session)?;
+    session.allow(|may| may.upload || may.append)?;
+    let path = session.path(argument)?;
+    if offset > 0 {
+        let size = session.in_home(move |jail| jail.open_read(&path).map(|file| file.size)).await?;
+        if size != offset {
+            return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
+        }
+    }
+    let may = session.account.permissions;
+    let mode = if may.append { WriteMode::Append } else { WriteMode::CreateNew };
+    store(session, verb, argument, mode, "").await
+}
+
+/// STOU: a name that was not there before, told in the reply as RFC 1123 section 4.1.2.9 wants it.
+pub async fn stou(
+    session: &mut LoggedIn,
+    verb: &'static str,
+    argument: Option<&[u8]>,
+) -> Result<Outcome, Reply> {
+    take_offset(session)?;
+    session.allow(|may| may.upload)?;
+    let base = argument.unwrap_or(b"upload");
+    for _ in 0..UNIQUE_NAMES {
+        let mut name = base.to_vec();
+        name.extend_from_slice(format!(".{:08x}", rand::random::<u32>()).as_bytes());
+        let path = session.path(&name)?;
+        let taken = session.in_home(move |jail| match jail.entry(&path) {
+            Ok(_) => Ok(true),
+            Err(FileError::NotFound) => Ok(false),
+            Err(error) => Err(error),
+        });
+        if !taken.await? {
+            // If it appears at this moment, O_EXCL refuses it, and the client asks again.
+            return store(session, verb, &name, WriteMode::CreateNew, "FILE: ").await;
+        }
+    }
+    Err(Reply::new(Code::FILE_BUSY, "No unique name found"))
+}
+
+/// The common part: the lease, the file, then the transfer. `label` comes before the name in the
+/// opening reply instead of a sentence.
+async fn store(
+    session: &mut LoggedIn,
+    verb: &'static str,
+    argument: &[u8],
+    mode: WriteMode,
+    label: &str,
+) -> Result<Outcome, Reply> {
+    let announced = session.announced_size.take();
+    let port = take_port(session)?;
+    let path = session.path(argument)?;
+    let lease = lease(session, &path).await?;
+    let opened = path.clone();
+    let atomic = session.account.uploads == UploadMode::Atomic;
+    let user = session.account.user.clone();
+    let upload = session
+        .in_home(move |jail| {
+            let placement = if atomic { Placement::Atomic { owner: &user } } else { Placement::Direct };
+            jail.open_write(&opened, mode, placement)
+        })
+        .await?;
+    let receipt = Receipt {
+        upload,
+        lease,
+        announced: announced.filter(|_| session.transfer_type == TransferType::Image),
+        ascii: session.transfer_type == TransferType::Ascii,
+        sync: session.node.storage.sync_uploads,
+        runtime: Handle::current(),
+    };
+    let work: Work = Box::new(move |socket, progress| receipt.receive(socket, progress));
+    let label = if label.is_empty() { "Opening data connection for " } else { label };
+    let text = [label.as_bytes(), argument].concat();
+    let transfer = Transfer { verb, direction: Direction::Upload, path, work };
+    Ok(start(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
+}
+
+/// The right to write `path`: one session at a time has it, over all nodes.
+async fn lease(session: &LoggedIn, path: &VirtualPath) -> Result<WriteLease, Reply> {
+    let named = path.clone();
+    let key = session.in_home(move |jail| jail.canonical_key(&named)).await?;
+    let node = &session.node;
+    node.registry.lease_write(&key, session.subject.session).await.map_err(|refused| match refused {
+        LeaseRefused::Busy => Reply::new(Code::FILE_BUSY, "Another session writes this file"),
+        LeaseRefused::RegistryAway => {
+            Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
+        }
+    })
+}
+
+/// An upload from its data connection to the point where 226 is true.
+struct Receipt {
+    upload: Upload,
+    lease: WriteLease,
+    announced: Option<u64>,
+    ascii: bool,
+    sync: bool,
+    runtime: Handle,
+}
+
+impl Receipt {
+    fn receive(
+        mut self,
+        mut socket: &std::net::TcpStream,
+        progress: &Progress,
+    ) -> Result<(), TransferFailure> {
+        let start = self.upload.begin().map_err(TransferError::File)?;
+        let received = if self.ascii {
+            receive_ascii(&mut socket, self.upload.file(), start, progress)
+        } else {
+            receive_file(socket, self.upload.file(), start, progress)
+        };
+        match received.map_err(TransferFailure::from).and_then(|got| self.believe(start, got, progress)) {
+            Ok(()) => {
+                self.upload.finish(self.sync).map_err(TransferError::File)?;
+                Ok(())
+            }
+            Err(failure @ TransferFailure::Failed(TransferError::File(_))) => {
+                self.upload.discard();
+                Err(failure)
+            }
+            Err(failure) => {
+                self.upload.abandon();
+                Err(failure)
+            }
+        }
+    }
+
+    /// An end of file is the word of whoever closed the connection. It is believed if the control
+    /// connection still stands, the announced size is there, and nobody else writes this path.
+    fn believe(&self, start: u64, got: u64, progress: &Progress) -> Result<(), TransferFailure> {
+        if progress.is_cancelled() {
+            return Err(TransferError::Cancelled.into());
+        }
+        if let Some(announced) = self.announced
+            && got < announced
+            // After REST some clients announce what is to come, others the whole.
+            && start + got != announced
+        {
+            return Err(TransferFailure::Short { announced, got });
+        }
+        if !self.runtime.block_on(self.lease.is_held()) {
+            return Err(TransferFailure::LeaseLost);
+        }
+        Ok(())
+    }
+}
+
+/// COMB: joins files to the end of the target, in order, and removes them: what clients that
+/// upload a file in parts send last.
+pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Result<Outcome, Reply> {
+    session.allow(|may| may.upload && may.append && may.delete)?;
+    let target = session.path(&comb.target)?;
+    let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
+    let mut leases = vec![lease(session, &target).await?];
+    for source in &sources {
+        leases.push(lease(session, source).await?);
+    }
+    let jail: Arc<Jail> = Arc::clone(&session.jail);
+    let subject = Arc::clone(&session.subject);
+    let sync = session.node.storage.sync_uploads;
+    let watch = Watch::new(verb);
+    let progress = Arc::clone(&watch.progress);
+    Ok(run_in_background(session, watch, move || {
+        let combined = jail.combine(&target, &sources, sync, &progress);
+        drop(leases);
+        match combined {
+            Ok(bytes) => Reply::new(Code::DONE, format!("Files joined, {bytes} bytes added")),
+            Err(error) => subject.refuse(&error),
+        }
+    }))
+}

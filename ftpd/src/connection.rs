@@ -1,0 +1,365 @@
+//! The loop of one control connection: read a line, run it, answer; go on reading while a
+//! transfer runs.
+
+use std::{pin::Pin, sync::Arc};
+
+use tokio::{
+    net::TcpStream,
+    time::{Instant, Sleep, sleep_until},
+};
+
+use crate::{
+    activity::Activity,
+    commands::session_status,
+    connections::{Order, Place},
+    control::{Control, Received},
+    metrics,
+    node::Node,
+    protocol::{
+        self, Code, Command, ParseError, Reply, Request,
+        line::{Line, LineBuffer},
+    },
+    proxy_protocol::Ends,
+    session::{Outcome, Session, State},
+};
+
+/// A client's control connection and all that belongs to it.
+pub struct Connection {
+    control: Control,
+    lines: LineBuffer,
+    session: Session,
+    activity: Option<Activity>,
+    /// A command that came during a transfer and has to wait for its end.
+    held: Option<Result<Request, ParseError>>,
+    /// ABOR was given: 226 follows the transfer's own reply (RFC 959 section 4.1.3).
+    confirm_abort: bool,
+    /// QUIT was given during a transfer.
+    quit_after: bool,
+    /// The time of the last command, or of the end of the last transfer.
+    quiet_since: Instant,
+    /// The time from which a login is awaited: of the connection, or of REIN.
+    login_since: Instant,
+    /// Lines that came before the login.
+    commands: u32,
+    /// Commands refused in a row.
+    errors: u32,
+    /// Keeps the connection in the node's table.
+    _place: Place,
+}
+
+/// Why a connection ends.
+enum End {
+    /// The last reply has been said, or none is wanted.
+    Silent,
+    /// With this reply, and why for the metrics.
+    Told(Reply, &'static str),
+    /// The client left.
+    Gone,
+}
+
+impl End {
+    fn told(text: &'static str, reason: &'static str) -> Self {
+        Self::Told(Reply::new(Code::SERVICE_UNAVAILABLE, text), reason)
+    }
+}
+
+/// What a connection waits for.
+enum Event {
+    Received(Received),
+    TransferEnded(Reply),
+    Ordered,
+    Timer,
+}
+
+impl Connection {
+    pub fn new(stream: TcpStream, node: Arc<Node>, ends: Ends, place: Place) -> Self {
+        Self {
+            control: Control::new(stream, node.timeouts.reply),
+            lines: LineBuffer::new(),
+            session: Session {
+                handle: Arc::clone(place.handle()),
+                node,
+                ends,
+                state: State::Greeted,
+                failures: 0,
+            },
+            activity: None,
+            held: None,
+            confirm_abort: false,
+            quit_after: false,
+            quiet_since: Instant::now(),
+            login_since: Instant::now(),
+            commands: 0,
+            errors: 0,
+            _place: place,
+        }
+    }
+
+    /// Serves the client until it leaves or has to.
+    pub async fn serve(mut self) {
+        self.control.push(&Reply::new(Code::READY, self.session.node.greeting.clone()));
+        let end = self.converse().await;
+        if let End::Told(reply, reason) = end {
+            metrics::session_ended(reason);
+            log::info!(
+                session:% = self.session.handle.id, address:% = self.session.ends.client.ip(), reason;
+                "session ended by the node"
+            );
+            self.control.push(&reply);
+        }
+        if let Some(activity) = self.activity.take() {
+            activity.watch.cancel();
+            // Should the client be gone, nobody misses this.
+            let _ = self.control.flush().await;
+            // Its thread may still write: lease and session stay until it has ended.
+            activity.end.await;
+        }
+        if self.session.is_logged_in() {
+            log::info!(
+                session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
+                "session ended"
+            );
+        }
+        self.control.close().await;
+    }
+
+    async fn converse(&mut self) -> End {
+        let timer = sleep_until(self.deadline());
+        tokio::pin!(timer);
+        loop {
+            if let Some(end) = self.run_lines(timer.as_mut()).await {
+                return end;
+            }
+            if self.control.flush().await.is_err() {
+                return End::Gone;
+            }
+            let end = match self.event(timer.as_mut()).await {
+                Event::Received(Received::Bytes) => None,
+                Event::Received(Received::Foreign) => Some(self.foreign()),
+                Event::Received(Received::End) => Some(End::Gone),
+                Event::TransferEnded(reply) => self.transfer_ended(&reply),
+                Event::Ordered => self.obey(),
+                Event::Timer => {
+                    let end = self.timer_fired();
+                    timer.as_mut().reset(self.deadline());
+                    end
+                }
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+    }
+
+    async fn event(&mut self, timer: Pin<&mut Sleep>) -> Event {
+        // With a command held there is nothing to read for: the client waits for us.
+        let reading = self.held.is_none();
+        let transfer = async {
+            match &mut self.activity {
+                Some(activity) => activity.end.as_mut().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // A control connection that broke is seen before the end of the transfer.
+            biased;
+            received = self.control.fill(&mut self.lines), if reading => Event::Received(received),
+            () = self.session.handle.ordered() => Event::Ordered,
+            reply = transfer => Event::TransferEnded(reply),
+            () = timer => Event::Timer,
+        }
+    }
+
+    /// Runs the lines that are there, as far as they may run now.
+    async fn run_lines(&mut self, mut timer: Pin<&mut Sleep>) -> Option<End> {
+        loop {
+            let request = match self.held.take() {
+                Some(held) => held,
+                None => match self.lines.next_line()? {
+                    Line::TooLong => Err(ParseError::TooLong),
+                    Line::Command(line) => protocol::parse(&line),
+                },
+            };
+            if self.must_wait(&request) {
+                self.held = Some(request);
+                return None;
+            }
+            self.quiet_since = Instant::now();
+            let was_logged_in = self.session.is_logged_in();
+            if let Some(end) = self.run_line(request).await {
+                return Some(end);
+            }
+            if was_logged_in != self.session.is_logged_in() {
+                self.commands = 0;
+                self.login_since = Instant::now();
+                timer.as_mut().reset(self.deadline());
+            }
+            if self.control.must_flush() && self.control.flush().await.is_err() {
+                return Some(End::Gone);
+            }
+            if let Some(end) = self.obey() {
+                return Some(end);
+            }
+        }
+    }
+
+    /// Whether a command has to wait for the end of the transfer. After ABOR or QUIT every command
+    /// does, so that what is owed to the client does not grow.
+    fn must_wait(&self, request: &Result<Request, ParseError>) -> bool {
+        self.activity.is_some()
+            && (self.confirm_abort
+                || self.quit_after
+                || !request.as_ref().is_ok_and(Request::during_transfer))
+    }
+
+    async fn run_line(&mut self, request: Result<Request, ParseError>) -> Option<End> {
+        let limits = self.session.node.limits;
+        if !self.session.is_logged_in() {
+            self.commands += 1;
+            if self.commands > limits.unauthenticated_commands {
+                metrics::limit_reached("max_unauthenticated_commands");
+                return Some(End::told("Too many commands without a login", "unauthenticated_commands"));
+            }
+        }
+        let (verb, reply) = match request {
+            Ok(request) if self.activity.is_some() => {
+                let verb = request.verb.name;
+                (verb, self.beside_transfer(&request.command)?)
+            }
+            Ok(request) => {
+                let verb = request.verb.name;
+                match self.run_command(request).await {
+                    Ok(Outcome::Reply(reply)) => (verb, reply),
+                    Ok(Outcome::Start(opening, activity)) => {
+                        self.activity = Some(activity);
+                        self.errors = 0;
+                        if let Some(opening) = opening {
+                            self.control.push(&opening);
+                        }
+                        return None;
+                    }
+                    Ok(Outcome::Close(reply)) => {
+                        metrics::command(verb, reply.code());
+                        self.control.push(&reply);
+                        return Some(End::Silent);
+                    }
+                    Err(end) => return Some(end),
+                }
+            }
+            Err(error) => match error.reply() {
+                Some(reply) => (error.verb().unwrap_or("unknown"), reply),
+                None => return Some(self.foreign()),
+            },
+        };
+        self.answer(verb, &reply);
+        if self.errors >= limits.errors {
+            metrics::limit_reached("max_errors");
+            return Some(End::told("Too many rejected commands", "errors"));
+        }
+        None
+    }
+
+    fn answer(&mut self, verb: &'static str, reply: &Reply) {
+        metrics::command(verb, reply.code());
+        log::debug!(session:% = self.session.handle.id, verb, code = reply.code().value(); "command");
+        self.errors = if reply.code().is_failure() { self.errors + 1 } else { 0 };
+        self.control.push(reply);
+    }
+
+    /// Runs a command to its end, unless the session has to end at once.
+    async fn run_command(&mut self, request: Request) -> Result<Outcome, End> {
+        let handle = Arc::clone(&self.session.handle);
+        let mut execution = Box::pin(self.session.execute(request));
+        loop {
+            tokio::select! {
+                biased;
+                outcome = &mut execution => return Ok(outcome),
+                () = handle.ordered() => {}
+            }
+            if let Some(end) = at_once(handle.pending()) {
+                return Err(end);
+            }
+        }
+    }
+
+    /// Answers what may come during a transfer. `None`: the answer follows the transfer's own.
+    fn beside_transfer(&mut self, command: &Command) -> Option<Reply> {
+        let activity = self.activity.as_ref()?;
+        match command {
+            Command::Abor => {
+                activity.watch.cancel();
+                self.confirm_abort = true;
+                None
+            }
+            Command::Quit => {
+                self.quit_after = true;
+                None
+            }
+            Command::Stat(_) => Some(session_status(&self.session, Some(&activity.watch))),
+            _ => Some(Reply::new(Code::OK, "OK")),
+        }
+    }
+
+    fn transfer_ended(&mut self, reply: &Reply) -> Option<End> {
+        let verb = self.activity.take().map_or("", |activity| activity.watch.verb);
+        self.answer(verb, reply);
+        self.quiet_since = Instant::now();
+        if std::mem::take(&mut self.confirm_abort) {
+            self.answer("ABOR", &Reply::new(Code::TRANSFER_COMPLETE, "Abort successful"));
+        }
+        if self.quit_after {
+            self.answer("QUIT", &Reply::new(Code::CLOSING, "Goodbye"));
+            return Some(End::Silent);
+        }
+        self.obey()
+    }
+
+    /// Ends the session if it was ordered to: at once, or when nothing runs.
+    fn obey(&self) -> Option<End> {
+        match self.session.handle.pending()? {
+            Order::Drain if self.activity.is_some() => None,
+            Order::Drain => Some(End::told("This node goes down for maintenance; connect again", "drain")),
+            order => at_once(Some(order)),
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        let timeouts = &self.session.node.timeouts;
+        match (&self.activity, self.session.is_logged_in()) {
+            // A transfer has limits of its own; the idle limit runs from its end.
+            (Some(_), _) => Instant::now() + timeouts.idle,
+            (None, true) => self.quiet_since + timeouts.idle,
+            (None, false) => self.login_since + timeouts.login,
+        }
+    }
+
+    fn timer_fired(&self) -> Option<End> {
+        if self.deadline() > Instant::now() {
+            return None;
+        }
+        Some(if self.session.is_logged_in() {
+            End::told("Nothing happened for too long", "idle_timeout")
+        } else {
+            End::told("The login took too long", "login_timeout")
+        })
+    }
+
+    /// Another protocol's client, or a page or mail that makes a victim's client send such lines
+    /// (ALPACA, CVE-2021-3618): the connection ends without a word.
+    fn foreign(&self) -> End {
+        metrics::session_ended("foreign_protocol");
+        log::warn!(
+            session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
+            "the client speaks another protocol"
+        );
+        End::Silent
+    }
+}
+
+fn at_once(order: Option<Order>) -> Option<End> {
+    match order? {
+        Order::Drain => None,
+        Order::End => Some(End::told("Session ended by the administrator", "ended")),
+        Order::Stop => Some(End::told("This node stops now; connect again", "stop")),
+    }
+}

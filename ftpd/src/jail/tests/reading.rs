@@ -1,0 +1,105 @@
+//! Directories as streams.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::symlink;
+
+use super::*;
+use crate::listing::{Entry, Kind};
+
+fn listed(site: &Site, directory: &str) -> Vec<Entry> {
+    let mut entries: Vec<_> = site.jail.entries(&path(directory)).unwrap().collect::<Result<_, _>>().unwrap();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    entries
+}
+
+#[test]
+fn entries_say_what_a_client_may_see() {
+    let site = Site::new();
+    fs::create_dir_all(site.home("sub/dir")).unwrap();
+    fs::write(site.home("sub/file"), "12345").unwrap();
+    fs::write(site.home("sub/.hidden-by-users"), "").unwrap();
+    fs::write(site.home("sub/.nfs000123"), "").unwrap();
+    fs::write(site.home("sub/.ftpd-partial-7"), "").unwrap();
+    symlink("file", site.home("sub/link")).unwrap();
+    symlink("/sub/dir", site.home("sub/link-to-dir")).unwrap();
+    symlink("../../outside", site.home("sub/out")).unwrap();
+    nix::unistd::mkfifo(&site.home("sub/fifo"), Mode::S_IRWXU).unwrap();
+    let seen: Vec<_> = listed(&site, "/sub")
+        .into_iter()
+        .map(|entry| (String::from_utf8(entry.name).unwrap(), entry.kind, entry.link_target))
+        .collect();
+    let expected = [
+        (".hidden-by-users", Kind::File, None),
+        ("dir", Kind::Directory, None),
+        ("fifo", Kind::Other, None),
+        ("file", Kind::File, None),
+        ("link", Kind::File, None),
+        ("link-to-dir", Kind::Directory, None),
+        ("out", Kind::Symlink, Some(b"../../outside".to_vec())),
+    ]
+    .map(|(name, kind, target)| (name.to_owned(), kind, target));
+    assert_eq!(seen, expected);
+    for entry in listed(&site, "/sub") {
+        let name = path("/sub").join(&entry.name).unwrap();
+        assert_eq!(site.jail.entry(&name).unwrap(), entry, "MLST and MLSD agree");
+    }
+    let root = site.jail.entry(&VirtualPath::root()).unwrap();
+    assert_eq!((root.name.as_slice(), root.kind), (&b"/"[..], Kind::Directory));
+}
+
+#[test]
+fn every_name_of_a_large_directory_comes_once() {
+    let site = Site::new();
+    let names: BTreeSet<_> = (0..1500).map(|n| format!("a name of some length {n}")).collect();
+    names.iter().for_each(|name| fs::write(site.home(name), "x").unwrap());
+    let seen: Vec<_> = listed(&site, "/");
+    assert_eq!(seen.len(), names.len());
+    let seen: BTreeSet<_> = seen.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()).collect();
+    assert_eq!(seen, names);
+}
+
+#[test]
+fn entries_that_vanish_while_they_are_read_are_left_out() {
+    let site = Site::new();
+    (0..10).for_each(|n| fs::write(site.home(&n.to_string()), "x").unwrap());
+    let mut entries = site.jail.entries(&VirtualPath::root()).unwrap();
+    let first = entries.next().unwrap().unwrap();
+    fs::remove_dir_all(site.home("")).unwrap();
+    assert_eq!(first.kind, Kind::File);
+    assert_eq!(entries.count(), 0);
+}
+
+#[test]
+fn a_walk_goes_down_directories_but_not_links_and_not_too_deep() {
+    let site = Site::new();
+    fs::create_dir_all(site.home("a/b/c/d")).unwrap();
+    fs::create_dir(site.home("e")).unwrap();
+    fs::write(site.home("a/file"), "x").unwrap();
+    symlink("/a", site.home("a/b/loop")).unwrap();
+    let walk = |depth| {
+        let mut lines: Vec<(String, BTreeSet<String>)> = Vec::new();
+        for step in site.jail.walk(&VirtualPath::root(), depth).unwrap() {
+            match step.unwrap() {
+                Walked::Directory(path) => lines.push((path.to_string(), BTreeSet::new())),
+                Walked::Entry(entry) => {
+                    let name = String::from_utf8(entry.name).unwrap();
+                    assert!(lines.last_mut().unwrap().1.insert(name));
+                }
+            }
+        }
+        lines
+    };
+    let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let all: Vec<(String, BTreeSet<String>)> = walk(10);
+    let depth_first: Vec<_> =
+        all.iter().map(|(path, _)| path.as_str()).filter(|path| path.starts_with("/a")).collect();
+    assert_eq!(depth_first, ["/a", "/a/b", "/a/b/c", "/a/b/c/d"]);
+    assert_eq!(all.len(), 6);
+    assert_eq!(all[0], ("/".into(), set(&["a", "e"])));
+    assert!(all.contains(&("/a".into(), set(&["b", "file"]))));
+    assert!(all.contains(&("/a/b".into(), set(&["c", "loop"]))));
+    let paths = |depth| walk(depth).into_iter().map(|(path, _)| path).collect::<BTreeSet<_>>();
+    assert_eq!(paths(0), set(&["/"]));
+    assert_eq!(paths(1), set(&["/", "/a", "/e"]));
+    assert_eq!(paths(2), set(&["/", "/a", "/e", "/a/b"]));
+}

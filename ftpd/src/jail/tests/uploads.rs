@@ -1,0 +1,228 @@
+//! Uploads: what stays, what goes, and when a name appears.
+
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use super::*;
+
+const ATOMIC: Placement<'_> = Placement::Atomic { owner: "alice" };
+
+impl Site {
+    fn upload(&self, name: &str, mode: WriteMode, placement: Placement<'_>) -> Upload {
+        self.jail.open_write(&path(name), mode, placement).unwrap()
+    }
+}
+
+fn write(upload: &mut Upload, data: &str) {
+    let offset = upload.begin().unwrap();
+    upload.file().write_all_at(data.as_bytes(), offset).unwrap();
+}
+
+#[test]
+fn nothing_is_truncated_before_the_data_connection_comes() {
+    let site = Site::new();
+    fs::write(site.home("file"), "old content").unwrap();
+    for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::Resume { offset: 3 }] {
+        site.upload("/file", mode, Placement::Direct).abandon();
+        drop(site.upload("/file", mode, Placement::Direct));
+        site.upload("/file", mode, Placement::Direct).discard();
+        assert_eq!(site.read("file"), "old content", "{mode:?}");
+    }
+    let mut upload = site.upload("/file", WriteMode::Replace, Placement::Direct);
+    assert_eq!(upload.begin().unwrap(), 0);
+    assert_eq!(site.read("file"), "");
+    upload.file().write_all_at(b"new", 0).unwrap();
+    upload.finish(true).unwrap();
+    assert_eq!(site.read("file"), "new");
+}
+
+#[test]
+fn a_broken_upload_keeps_what_arrived_and_is_resumed() {
+    let site = Site::new();
+    let mut upload = site.upload("/file", WriteMode::Replace, Placement::Direct);
+    write(&mut upload, "0123456789");
+    upload.abandon();
+    assert_eq!(site.read("file"), "0123456789");
+    let mut upload = site.upload("/file", WriteMode::Resume { offset: 4 }, Placement::Direct);
+    assert_eq!(upload.begin().unwrap(), 4);
+    assert_eq!(site.read("file"), "0123", "what is after the offset is sent again");
+    upload.file().write_all_at(b"abc", 4).unwrap();
+    upload.finish(true).unwrap();
+    assert_eq!(site.read("file"), "0123abc");
+    let mut upload = site.upload("/file", WriteMode::Append, Placement::Direct);
+    write(&mut upload, "!");
+    upload.finish(false).unwrap();
+    assert_eq!(site.read("file"), "0123abc!");
+}
+
+#[test]
+fn an_offset_beyond_the_end_is_refused_because_it_would_leave_a_hole() {
+    let site = Site::new();
+    fs::write(site.home("file"), "123").unwrap();
+    for (name, placement) in [("/file", Placement::Direct), ("/none", Placement::Direct), ("/file", ATOMIC)] {
+        let mode = WriteMode::Resume { offset: 4 };
+        let opened = site.jail.open_write(&path(name), mode, placement);
+        assert!(matches!(opened, Err(FileError::BadOffset)), "{name} {placement:?}");
+    }
+    let mut upload = site.upload("/file", WriteMode::Resume { offset: 3 }, Placement::Direct);
+    fs::write(site.home("file"), "1").unwrap();
+    assert!(matches!(upload.begin(), Err(FileError::BadOffset)));
+    drop(upload);
+    assert_eq!(site.names(), ["file"]);
+    assert_eq!(site.read("file"), "1");
+}
+
+#[test]
+fn a_file_that_was_made_and_got_no_data_goes_again() {
+    let site = Site::new();
+    for placement in [Placement::Direct, ATOMIC] {
+        drop(site.upload("/new", WriteMode::Replace, placement));
+        drop(site.upload("/new", WriteMode::CreateNew, placement));
+        let mut upload = site.upload("/new", WriteMode::Replace, placement);
+        upload.begin().unwrap();
+        upload.abandon();
+        assert!(site.names().is_empty(), "{placement:?}");
+    }
+    fs::write(site.home("empty"), "").unwrap();
+    drop(site.upload("/empty", WriteMode::Replace, Placement::Direct));
+    assert_eq!(site.names(), ["empty"], "it was there before");
+    site.upload("/complete", WriteMode::CreateNew, Placement::Direct).finish(true).unwrap();
+    assert_eq!(site.names(), ["complete", "empty"], "an empty upload is one, if it ends well");
+}
+
+#[test]
+fn after_a_storage_error_only_what_was_there_before_is_kept() {
+    let site = Site::new();
+    fs::write(site.home("file"), "before").unwrap();
+    let mut upload = site.upload("/file", WriteMode::Append, Placement::Direct);
+    write(&mut upload, " and after");
+    upload.discard();
+    assert_eq!(site.read("file"), "before");
+    for placement in [Placement::Direct, ATOMIC] {
+        let mut upload = site.upload("/new", WriteMode::Replace, placement);
+        write(&mut upload, "data");
+        upload.discard();
+        assert_eq!(site.names(), ["file"]);
+    }
+}
+
+#[test]
+fn creating_never_touches_what_exists() {
+    let site = Site::new();
+    fs::write(site.home("file"), "old").unwrap();
+    for placement in [Placement::Direct, ATOMIC] {
+        let opened = site.jail.open_write(&path("/file"), WriteMode::CreateNew, placement);
+        assert!(matches!(opened, Err(FileError::AlreadyExists)), "{placement:?}");
+    }
+    let mut upload = site.upload("/late", WriteMode::CreateNew, ATOMIC);
+    write(&mut upload, "mine");
+    fs::write(site.home("late"), "theirs").unwrap();
+    assert!(matches!(upload.finish(true), Err(FileError::AlreadyExists)));
+    assert_eq!(site.read("late"), "theirs");
+    assert_eq!(site.names(), ["file", "late"]);
+}
+
+#[test]
+fn an_atomic_upload_appears_only_when_it_is_complete() {
+    let site = Site::new();
+    fs::write(site.home("file"), "old").unwrap();
+    let reader = site.jail.open_read(&path("/file")).unwrap();
+    let mut upload = site.upload("/file", WriteMode::Replace, ATOMIC);
+    write(&mut upload, "new content");
+    assert_eq!(site.read("file"), "old");
+    assert_eq!(site.jail.entries(&VirtualPath::root()).unwrap().count(), 1);
+    upload.finish(true).unwrap();
+    assert_eq!(site.read("file"), "new content");
+    assert_eq!(site.names(), ["file"]);
+    let mut old = String::new();
+    (&reader.file).read_to_string(&mut old).unwrap();
+    assert_eq!(old, "old", "who reads meanwhile reads on");
+    assert_eq!(fs::metadata(site.home("file")).unwrap().mode() & 0o777 & !MODES.file, 0);
+}
+
+#[test]
+fn a_broken_atomic_upload_is_resumed_by_its_owner_on_any_node() {
+    let site = Site::new();
+    let file = path("/file");
+    let mut upload = site.upload("/file", WriteMode::Replace, ATOMIC);
+    write(&mut upload, "0123456789");
+    upload.abandon();
+    assert!(!site.home("file").exists());
+    // Another node, with another way to the same directory.
+    let whole = Jail::open(&site.storage(), &VirtualPath::root(), false, MODES).unwrap();
+    assert_eq!(whole.partial_size(&path("/alice/file"), "alice").unwrap(), Some(10));
+    assert_eq!(whole.partial_size(&path("/alice/file"), "bob").unwrap(), None);
+    assert_eq!(site.jail.partial_size(&path("/other"), "alice").unwrap(), None);
+
+    let resume = WriteMode::Resume { offset: 11 };
+    assert!(matches!(site.jail.open_write(&file, resume, ATOMIC), Err(FileError::BadOffset)));
+    let resume = WriteMode::Resume { offset: 5 };
+    let mut upload = whole.open_write(&path("/alice/file"), resume, ATOMIC).unwrap();
+    assert_eq!(upload.begin().unwrap(), 5);
+    upload.file().write_all_at(b"abc", 5).unwrap();
+    upload.finish(true).unwrap();
+    assert_eq!(site.read("file"), "01234abc");
+    assert_eq!(site.jail.partial_size(&file, "alice").unwrap(), None);
+    assert_eq!(site.names(), ["file"]);
+}
+
+#[test]
+fn a_new_atomic_upload_starts_from_nothing_once_it_begins() {
+    let site = Site::new();
+    let file = path("/file");
+    let mut upload = site.upload("/file", WriteMode::Replace, ATOMIC);
+    write(&mut upload, "a long first attempt");
+    drop(upload);
+    drop(site.upload("/file", WriteMode::Replace, ATOMIC));
+    assert_eq!(site.jail.partial_size(&file, "alice").unwrap(), Some(20));
+    let mut upload = site.upload("/file", WriteMode::Replace, ATOMIC);
+    write(&mut upload, "short");
+    upload.finish(false).unwrap();
+    assert_eq!(site.read("file"), "short");
+
+    drop({
+        let mut upload = site.upload("/file", WriteMode::Replace, ATOMIC);
+        write(&mut upload, "again");
+        upload
+    });
+    assert!(site.jail.remove_partial(&file, "alice").unwrap());
+    assert!(!site.jail.remove_partial(&file, "alice").unwrap());
+    assert_eq!(site.read("file"), "short");
+}
+
+#[test]
+fn an_atomic_users_append_changes_the_file_itself() {
+    let site = Site::new();
+    fs::write(site.home("log"), "one").unwrap();
+    let mut upload = site.upload("/log", WriteMode::Append, ATOMIC);
+    write(&mut upload, " two");
+    upload.finish(true).unwrap();
+    assert_eq!(site.read("log"), "one two");
+    assert_eq!(site.names(), ["log"]);
+}
+
+#[test]
+fn an_upload_that_lost_its_name_does_not_remove_somebody_elses() {
+    let site = Site::new();
+    let upload = site.upload("/new", WriteMode::CreateNew, Placement::Direct);
+    fs::write(site.home("other"), "").unwrap();
+    fs::rename(site.home("other"), site.home("new")).unwrap();
+    drop(upload);
+    assert_eq!(site.names(), ["new"]);
+}
+
+#[test]
+fn a_directory_that_holds_only_what_broken_uploads_left_can_be_removed() {
+    let site = Site::new();
+    fs::create_dir(site.home("dir")).unwrap();
+    let mut upload = site.upload("/dir/file", WriteMode::Replace, ATOMIC);
+    write(&mut upload, "part");
+    upload.abandon();
+    fs::write(site.home("dir/other"), "").unwrap();
+    let refused = site.jail.remove_directory(&path("/dir"));
+    assert!(matches!(refused, Err(FileError::DirectoryNotEmpty)), "{refused:?}");
+    assert_eq!(site.jail.partial_size(&path("/dir/file"), "alice").unwrap(), Some(4));
+    fs::remove_file(site.home("dir/other")).unwrap();
+    site.jail.remove_directory(&path("/dir")).unwrap();
+    assert!(!site.home("dir").exists());
+}

@@ -1,0 +1,51 @@
+//! Listening sockets: how they are made, and how accepting survives what can go wrong.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections that the kernel keeps waiting between two accepts.
+const BACKLOG: i32 = 1024;
+
+/// Listens on `address`. An IPv6 socket takes IPv6 only, so that `0.0.0.0` and `::` go together;
+/// a port whose old connections still fade away can be taken again at once.
+///
+/// # Errors
+/// Those of socket, bind and listen. Must run within the runtime.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// The next connection. Errors of single connections are passed over; where the process has run
+/// out of descriptors or memory, it waits a little for some to come free.
+pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // Replies and the last bytes of a transfer are small writes; Nagle's algorithm
+                // with the peer's delayed ACK would hold each back for 40 ms.
+                let _ = stream.set_nodelay(true);
+                return (stream, peer);
+            }
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+                ) =>
+            {
+                log::error!("cannot accept connections: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Err(error) => log::debug!("a connection ended before it was accepted: {error}"),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! LIST: lines as `ls -l` writes them. No RFC says how; this is what clients know to read.
+
+use std::io::Write as _;
+
+use super::{Entry, Kind, push_printable};
+use crate::protocol::timestamp;
+
+/// Half a year, in seconds: half of 365.2425 days.
+const RECENT: i64 = 15_778_476;
+
+/// How far ahead of the node the storage's clock may be, in seconds, before a time counts as one
+/// in the future: a file that was just written is not to be shown without its hour.
+const SKEW: i64 = 3600;
+
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+/// Appends the line of one entry, with its CRLF:
+/// `drwxr-xr-x   2 ftp      ftp          4096 Nov 22 16:40 name`.
+///
+/// Times are UTC, with the hour for the half year before `now` (Unix seconds) and with the year
+/// for all others. Owner and group are always `ftp`: whom the storage names means nothing to a
+/// client. Control characters in names become `?`. `classify` is `ls -F`: a character after the
+/// name shows directories and programs.
+pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
+    out.push(match entry.kind {
+        Kind::File => b'-',
+        Kind::Directory => b'd',
+        Kind::Symlink => b'l',
+        // One of the letters that clients know and do not try to download.
+        Kind::Other => b's',
+    });
+    permissions(entry.mode, out);
+    // Writing to a vector does not fail.
+    _ = write!(out, " {:>3} ftp      ftp      {:>8} ", entry.links, entry.size);
+    date(entry.modified, now, out);
+    out.push(b' ');
+    push_printable(&entry.name, out);
+    if let (Kind::Symlink, Some(target)) = (entry.kind, &entry.link_target) {
+        out.extend_from_slice(b" -> ");
+        push_printable(target, out);
+    } else if classify {
+        out.extend(entry.suffix());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `rwxr-xr-x`, with `s`, `S`, `t` and `T` as `ls` has them.
+fn permissions(mode: u32, out: &mut Vec<u8>) {
+    for (shift, special, letter) in [(6, 0o4000, b's'), (3, 0o2000, b's'), (0, 0o1000, b't')] {
+        let bits = mode >> shift;
+        out.push(if bits & 4 == 0 { b'-' } else { b'r' });
+        out.push(if bits & 2 == 0 { b'-' } else { b'w' });
+        out.push(match (mode & special != 0, bits & 1 != 0) {
+            (false, false) => b'-',
+            (false, true) => b'x',
+            (true, false) => letter.to_ascii_uppercase(),
+            (true, true) => letter,
+        });
+    }
+}
+
+/// `Nov 22 16:40`, or `Nov 22  2025`.
+fn date(modified: i64, now: i64, out: &mut Vec<u8>) {
+    let at = timestamp::calendar(modified);
+    // Months are 1 to 12.
+    let month = MONTHS[usize::from(u8::from(at.month())) - 1];
+    let age = now.saturating_sub(modified);
+    _ = if (-SKEW..RECENT).contains(&age) {
+        write!(out, "{month} {:>2} {:02}:{:02}", at.day(), at.hour(), at.minute())
+    } else {
+        write!(out, "{month} {:>2} {:>5}", at.day(), at.year())
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2026-11-22 16:40:05 UTC
+    const NOW: i64 = 1_795_365_605;
+
+    fn shown(entry: &Entry, classify: bool) -> String {
+        let mut out = Vec::new();
+        line(entry, NOW, classify, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    fn entry(kind: Kind, mode: u32, name: &[u8]) -> Entry {
+        Entry { kind, mode, modified: NOW, ..Entry::sample(name) }
+    }
+
+    #[test]
+    fn a_line_is_what_ls_writes() {
+        let directory = Entry { links: 2, size: 4096, ..entry(Kind::Directory, 0o755, b"name") };
+        assert_eq!(
+            shown(&directory, false),
+            "drwxr-xr-x   2 ftp      ftp          4096 Nov 22 16:40 name\r\n"
+        );
+        let file = Entry { size: 12_345_678_901, ..entry(Kind::File, 0o4601, b"a b") };
+        assert_eq!(shown(&file, false), "-rwS-----x   1 ftp      ftp      12345678901 Nov 22 16:40 a b\r\n");
+    }
+
+    #[test]
+    fn the_year_is_shown_for_what_is_older_than_half_a_year_or_in_the_future() {
+        for (age, date) in [
+            (0, "Nov 22 16:40"),
+            (-SKEW, "Nov 22 17:40"),
+            (-SKEW - 1, "Nov 22  2026"),
+            (RECENT - 1, "May 24 01:45"),
+            (RECENT, "May 24  2026"),
+            (NOW, "Jan  1  1970"),
+            (i64::MAX, "Jan  1  1970"),
+            (NOW - i64::MAX, "Dec 31  9999"),
+        ] {
+            let modified = NOW.saturating_sub(age);
+            let line = shown(&Entry { modified, ..entry(Kind::File, 0, b"x") }, false);
+            assert!(line.contains(&format!(" {date} x")), "{age}: {line}");
+        }
+    }
+
+    #[test]
+    fn suffixes_show_the_kind_as_with_ls_dash_f() {
+        for (kind, mode, name) in [
+            (Kind::Directory, 0o755, " x/\r\n"),
+            (Kind::File, 0o755, " x*\r\n"),
+            (Kind::File, 0o644, " x\r\n"),
+            (Kind::Symlink, 0o777, " x@\r\n"),
+        ] {
+            assert!(shown(&entry(kind, mode, b"x"), true).ends_with(name));
+        }
+        let link = Entry { link_target: Some(b"to/b".to_vec()), ..entry(Kind::Symlink, 0o777, b"a") };
+        assert!(shown(&link, true).ends_with(" a -> to/b\r\n"));
+    }
+
+    #[test]
+    fn no_name_can_begin_a_line_of_its_own() {
+        let target = Some(b"x\r\ny".to_vec());
+        let link = Entry { link_target: target, ..entry(Kind::Symlink, 0, b"a\r\n\x1bb") };
+        assert!(shown(&link, false).ends_with(" a???b -> x??y\r\n"));
+    }
+}

@@ -1,0 +1,104 @@
+//! Every metric of the node: one function an event, and what each means.
+
+use std::time::Duration;
+
+use ::metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use crate::protocol::reply::Code;
+
+/// Tells Prometheus what the metrics mean. Call once, after the recorder is installed.
+pub fn describe() {
+    describe_gauge!("ftp_connections", "Control connections at this time");
+    describe_counter!("ftp_connections_total", "Control connections of clients, health checks left out");
+    describe_counter!(
+        "ftp_connections_refused_total",
+        "Control connections closed before they could log in, by reason"
+    );
+    describe_counter!("ftp_logins_total", "Logins by result");
+    describe_gauge!("ftp_sessions", "Logged-in sessions at this time");
+    describe_counter!("ftp_sessions_ended_total", "Control connections that the node ended, by reason");
+    describe_counter!("ftp_commands_total", "Commands by verb and first digit of the reply");
+    describe_gauge!("ftp_transfers", "Transfers and listings in progress");
+    describe_counter!("ftp_transfers_total", "Transfers and listings by direction and result");
+    describe_counter!("ftp_transfer_bytes_total", "Bytes over data connections by direction");
+    describe_histogram!("ftp_transfer_seconds", "How long transfers and listings took");
+    describe_gauge!("ftp_passive_ports_reserved", "Reservations of (port, client address) at this time");
+    describe_counter!("ftp_passive_ports_exhausted_total", "PASV and EPSV that found no free port in time");
+    describe_counter!("ftp_data_connections_refused_total", "Data connections that were closed, by reason");
+    describe_histogram!("ftp_authd_seconds", "How long authd took to answer a login");
+    describe_gauge!("ftp_draining", "1 while the node drains");
+    describe_gauge!("ftp_limit", "The configured limits by name");
+    describe_counter!("ftp_limit_reached_total", "How often a limit refused something, by name");
+}
+
+pub fn limit(name: &'static str, value: u32) {
+    gauge!("ftp_limit", "limit" => name).set(value);
+}
+
+pub fn limit_reached(name: &'static str) {
+    counter!("ftp_limit_reached_total", "limit" => name).increment(1);
+}
+
+pub fn connection_opened() {
+    counter!("ftp_connections_total").increment(1);
+    gauge!("ftp_connections").increment(1);
+}
+
+pub fn connection_closed() {
+    gauge!("ftp_connections").decrement(1);
+}
+
+pub fn connection_refused(reason: &'static str) {
+    counter!("ftp_connections_refused_total", "reason" => reason).increment(1);
+}
+
+pub fn login(result: &'static str) {
+    counter!("ftp_logins_total", "result" => result).increment(1);
+}
+
+pub fn session_opened() {
+    gauge!("ftp_sessions").increment(1);
+}
+
+pub fn session_closed() {
+    gauge!("ftp_sessions").decrement(1);
+}
+
+pub fn session_ended(reason: &'static str) {
+    counter!("ftp_sessions_ended_total", "reason" => reason).increment(1);
+}
+
+pub fn command(verb: &'static str, code: Code) {
+    let class = ["1", "2", "3", "4", "5"].get(usize::from(code.value() / 100 % 10).wrapping_sub(1));
+    counter!("ftp_commands_total", "verb" => verb, "class" => *class.unwrap_or(&"other")).increment(1);
+}
+
+pub fn transfers(count: u32) {
+    gauge!("ftp_transfers").set(count);
+}
+
+pub fn transfer_ended(direction: &'static str, result: &'static str, bytes: u64, took: Duration) {
+    counter!("ftp_transfers_total", "direction" => direction, "result" => result).increment(1);
+    counter!("ftp_transfer_bytes_total", "direction" => direction).increment(bytes);
+    histogram!("ftp_transfer_seconds", "direction" => direction).record(took);
+}
+
+pub fn passive_ports_reserved(count: usize) {
+    gauge!("ftp_passive_ports_reserved").set(count as f64);
+}
+
+pub fn passive_ports_exhausted() {
+    counter!("ftp_passive_ports_exhausted_total").increment(1);
+}
+
+pub fn data_connection_refused(reason: &'static str) {
+    counter!("ftp_data_connections_refused_total", "reason" => reason).increment(1);
+}
+
+pub fn authd_answered(result: &'static str, took: Duration) {
+    histogram!("ftp_authd_seconds", "result" => result).record(took);
+}
+
+pub fn draining(yes: bool) {
+    gauge!("ftp_draining").set(u8::from(yes));
+}

@@ -1,0 +1,39 @@
+//! What all sessions of the node share.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use common::{node::NodeName, registry::Registry};
+
+use crate::{
+    auth::Authenticator,
+    config::{Limits, Network, Storage, Timeouts},
+    connections::Connections,
+    data::passive::PassivePorts,
+    proxy_protocol::Trust,
+    transfer_log::TransferLog,
+    workers::Workers,
+};
+
+/// The node, as its sessions see it.
+pub struct Node {
+    pub name: NodeName,
+    pub network: Network,
+    pub storage: Storage,
+    pub limits: Limits,
+    pub timeouts: Timeouts,
+    pub greeting: String,
+    pub trust: Arc<Trust>,
+    pub passive: PassivePorts,
+    pub registry: Registry,
+    pub authenticator: Authenticator,
+    pub workers: Workers,
+    pub connections: Arc<Connections>,
+    pub transfer_log: TransferLog,
+}
+
+/// Where the node can be reached, once it runs.
+#[derive(Clone, Debug)]
+pub struct Addresses {
+    pub control: Vec<SocketAddr>,
+    pub admin: Option<SocketAddr>,
+}

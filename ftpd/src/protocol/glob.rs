@@ -1,0 +1,210 @@
+//! File name patterns: `*`, `?`, `[a-z]`, `[!a-z]`, and `\` before any of them.
+//!
+//! No braces: they multiply (CVE-2011-0418). Matching takes at most pattern times name steps and
+//! no stack, whatever a client writes.
+
+/// A pattern for one name: `*` and `?` match any byte, a leading dot too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(Vec<Token>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Token {
+    Byte(u8),
+    /// `?`
+    One,
+    /// `*`
+    Any,
+    /// `[…]`: inclusive ranges.
+    Class {
+        negated: bool,
+        ranges: Vec<(u8, u8)>,
+    },
+}
+
+/// Whether a name is a pattern: it has a `*`, `?` or `[` without `\` before it.
+pub fn has_wildcards(name: &[u8]) -> bool {
+    let mut bytes = name.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'*' | b'?' | b'[' => return true,
+            b'\\' => _ = bytes.next(),
+            _ => {}
+        }
+    }
+    false
+}
+
+impl Pattern {
+    /// Every byte string is a pattern: a `[` that no `]` closes, and a `\` at the end, stand for
+    /// themselves.
+    pub fn parse(mut pattern: &[u8]) -> Self {
+        let mut tokens = Vec::new();
+        while let Some((byte, rest)) = pattern.split_first() {
+            pattern = rest;
+            let token = match (byte, rest) {
+                (b'\\', [escaped, after @ ..]) => {
+                    pattern = after;
+                    Token::Byte(*escaped)
+                }
+                // Two stars are one.
+                (b'*', _) if tokens.last() == Some(&Token::Any) => continue,
+                (b'*', _) => Token::Any,
+                (b'?', _) => Token::One,
+                (b'[', _) => match class(rest) {
+                    Some((class, after)) => {
+                        pattern = after;
+                        class
+                    }
+                    None => Token::Byte(b'['),
+                },
+                _ => Token::Byte(*byte),
+            };
+            tokens.push(token);
+        }
+        Self(tokens)
+    }
+
+    pub fn matches(&self, name: &[u8]) -> bool {
+        let (mut token, mut at) = (0, 0);
+        // After the last `*` seen: its token, and how much of the name it has not swallowed yet.
+        // Trying the next longer match of that one star is enough: what an earlier star could
+        // swallow more, this one can too.
+        let mut star = None;
+        while at < name.len() {
+            match self.0.get(token) {
+                Some(Token::Any) => {
+                    star = Some((token, at));
+                    token += 1;
+                    continue;
+                }
+                Some(one) if one.matches(name[at]) => {
+                    token += 1;
+                    at += 1;
+                    continue;
+                }
+                _ => {}
+            }
+            let Some((after, from)) = &mut star else { return false };
+            *from += 1;
+            (token, at) = (*after + 1, *from);
+        }
+        self.0[token..].iter().all(|token| *token == Token::Any)
+    }
+}
+
+impl Token {
+    fn matches(&self, byte: u8) -> bool {
+        match self {
+            Self::Byte(own) => *own == byte,
+            Self::One | Self::Any => true,
+            Self::Class { negated, ranges } => {
+                ranges.iter().any(|(from, to)| (*from..=*to).contains(&byte)) != *negated
+            }
+        }
+    }
+}
+
+/// What follows `[`, up to and with the `]`, and the rest. A `]` that comes first is a member.
+fn class(text: &[u8]) -> Option<(Token, &[u8])> {
+    let (negated, mut text) = match text {
+        [b'!' | b'^', rest @ ..] => (true, rest),
+        _ => (false, text),
+    };
+    let mut ranges = Vec::new();
+    loop {
+        text = match text {
+            [b']', rest @ ..] if !ranges.is_empty() => return Some((Token::Class { negated, ranges }, rest)),
+            [from, b'-', to, rest @ ..] if *to != b']' => {
+                ranges.push((*from, *to));
+                rest
+            }
+            [byte, rest @ ..] => {
+                ranges.push((*byte, *byte));
+                rest
+            }
+            [] => return None,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn patterns_mean_what_a_shell_makes_of_them() {
+        for (pattern, name, matches) in [
+            ("*.txt", "a.txt", true),
+            ("*.txt", ".txt", true),
+            ("*.txt", "a.txt.gz", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("[a-c]x", "bx", true),
+            ("[!a-c]x", "bx", false),
+            ("[^a-c]x", "dx", true),
+            ("[]a]", "]", true),
+            ("[a-]", "-", true),
+            ("[a", "[a", true),
+            ("\\*", "*", true),
+            ("\\*", "a", false),
+            ("a\\", "a\\", true),
+            ("{a,b}", "a", false),
+            ("*a*b*c", "xxaxxbxxc", true),
+            ("", "", true),
+            ("", "a", false),
+        ] {
+            let parsed = Pattern::parse(pattern.as_bytes());
+            assert_eq!(parsed.matches(name.as_bytes()), matches, "{pattern} on {name}");
+        }
+    }
+
+    #[test]
+    fn an_escaped_wildcard_is_none() {
+        assert!(has_wildcards(b"a*") && has_wildcards(b"\\\\?") && has_wildcards(b"[x"));
+        assert!(!has_wildcards(b"a\\*b\\[c\\?") && !has_wildcards(b"a\\"));
+    }
+
+    #[test]
+    fn many_stars_take_no_exponential_time_cve_2011_0762() {
+        let pattern = Pattern::parse(&b"*a".repeat(4000));
+        let name = b"a".repeat(255);
+        let start = std::time::Instant::now();
+        for _ in 0..100 {
+            assert!(!pattern.matches(&name));
+        }
+        assert!(start.elapsed().as_secs() < 10);
+    }
+
+    fn reference(pattern: &[Token], name: &[u8]) -> bool {
+        match pattern {
+            [] => name.is_empty(),
+            [Token::Any, rest @ ..] => (0..=name.len()).any(|n| reference(rest, &name[n..])),
+            [token, rest @ ..] => {
+                name.first().is_some_and(|b| token.matches(*b)) && reference(rest, &name[1..])
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn matching_agrees_with_plain_recursion(
+            pattern in "[ab*?!\\[\\]\\\\-]{0,10}",
+            name in "[ab*\\[\\]!-]{0,8}",
+        ) {
+            let pattern = Pattern::parse(pattern.as_bytes());
+            prop_assert_eq!(pattern.matches(name.as_bytes()), reference(&pattern.0, name.as_bytes()));
+        }
+
+        #[test]
+        fn any_bytes_are_a_pattern(pattern: Vec<u8>, name: Vec<u8>) {
+            Pattern::parse(&pattern).matches(&name);
+        }
+
+        #[test]
+        fn a_name_without_wildcards_matches_itself(name in "[a-z.-]{0,20}") {
+            prop_assert!(Pattern::parse(name.as_bytes()).matches(name.as_bytes()));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The client's real address: from the PROXY header of a trusted balancer, else the peer's own.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    time::{error::Elapsed, timeout},
+};
+
+use crate::protocol::proxy::{self, Header, Parsed};
+
+/// The two ends of a connection as the client sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The client's real address.
+    pub client: SocketAddr,
+    /// The address on which the client reached us, or the balancer.
+    pub reached: SocketAddr,
+}
+
+/// Why a connection has no client.
+#[derive(Debug, thiserror::Error)]
+pub enum NoClient {
+    /// A health check: it connected and left, or said that it is the balancer itself.
+    #[error("a health check")]
+    HealthCheck,
+    #[error("no valid PROXY header from a trusted balancer")]
+    InvalidHeader,
+    #[error("no PROXY header in time")]
+    Late(#[from] Elapsed),
+    #[error("the connection broke")]
+    Broken(#[from] io::Error),
+}
+
+/// Whom to believe, and for how long to wait.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    pub balancers: Vec<IpNet>,
+    pub header_timeout: Duration,
+}
+
+impl Trust {
+    pub fn is_balancer(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.balancers.iter().any(|network| network.contains(&peer))
+    }
+
+    /// Finds out who connected. From a trusted balancer exactly the header is read, and required;
+    /// from anybody else nothing is read.
+    ///
+    /// # Errors
+    /// See [`NoClient`].
+    pub async fn ends(&self, stream: &mut TcpStream, peer: SocketAddr) -> Result<Ends, NoClient> {
+        let client = canonical(peer);
+        if !self.is_balancer(client.ip()) {
+            return Ok(Ends { client, reached: canonical(stream.local_addr()?) });
+        }
+        match timeout(self.header_timeout, read_header(stream)).await?? {
+            Header::Proxied { source, destination } => {
+                Ok(Ends { client: canonical(source), reached: canonical(destination) })
+            }
+            Header::Local => Err(NoClient::HealthCheck),
+        }
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Reads the header and not one byte more: what follows belongs to the client.
+async fn read_header(stream: &mut TcpStream) -> Result<Header, NoClient> {
+    let mut header = Vec::new();
+    loop {
+        let mut seen = [0; 256];
+        let count = stream.peek(&mut seen).await?;
+        if count == 0 {
+            return Err(if header.is_empty() { NoClient::HealthCheck } else { NoClient::InvalidHeader });
+        }
+        let before = header.len();
+        header.extend_from_slice(&seen[..count]);
+        match proxy::parse(&header).map_err(|_| NoClient::InvalidHeader)? {
+            // All of it belongs to the header, so it can be taken.
+            Parsed::Incomplete => _ = stream.read_exact(&mut seen[..count]).await?,
+            Parsed::Complete { header, length } => {
+                stream.read_exact(&mut seen[..length - before]).await?;
+                return Ok(header);
+            }
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The node's life: starting, ready, draining, stopped.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use common::{
+    node::{NodeCommand, NodeRecord, NodeState},
+    process::{
+        admin::{self, Readiness},
+        service,
+        signals::{Request, Signals},
+    },
+    registry::{Event, JoinError, Registry},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use crate::{
+    auth::Authenticator,
+    config::{Config, Network},
+    connection::Connection,
+    connections::{Connections, Order, Refused},
+    data::passive::PassivePorts,
+    listener, metrics,
+    node::Node,
+    protocol::{Code, Reply},
+    proxy_protocol::{NoClient, Trust},
+    transfer_log::TransferLog,
+    workers::Workers,
+};
+
+/// How long a session that was told to stop may take to say its last reply.
+const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// Why the node does not start, or does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("cannot listen on {0}{hint}", hint = privileged_hint(.0))]
+    Listen(SocketAddr, #[source] io::Error),
+    #[error("cannot open the transfer log {0}")]
+    TransferLog(String, #[source] io::Error),
+    #[error("the storage root {0} is no directory that can be opened")]
+    Storage(String, #[source] io::Error),
+    #[error("cannot make an HTTP client")]
+    HttpClient(#[from] reqwest::Error),
+    #[error("cannot install the metrics: {0}")]
+    Metrics(String),
+    #[error("cannot wait for signals")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("a process that started later has this node's name")]
+    Superseded,
+    #[error("the passive ports overlap those of a live node: {0}")]
+    SliceConflict(String),
+}
+
+fn privileged_hint(address: &SocketAddr) -> &'static str {
+    if (1..1024).contains(&address.port()) {
+        " (ports below 1024 need CAP_NET_BIND_SERVICE; another one is chosen with --port)"
+    } else {
+        ""
+    }
+}
+
+/// Runs the node until it has drained.
+///
+/// # Errors
+/// Why it could not start, or had to end although nobody asked for it.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let mut signals = Signals::new().map_err(RunError::Signals)?;
+    let rendered = admin::install_metrics().map_err(|error| RunError::Metrics(error.to_string()))?;
+    metrics::describe();
+    tell_limits(&config);
+    service::start_watchdog();
+
+    let root = config.storage.root.clone();
+    let opened =
+        tokio::task::spawn_blocking(move || std::fs::read_dir(&root).map(drop).map_err(|e| (root, e)));
+    if let Ok(Err((root, error))) = opened.await {
+        return Err(RunError::Storage(root.display().to_string(), error));
+    }
+    let control = listen(&config.network)?;
+    let admin_listener = match config.admin_listen {
+        Some(address) => Some(bind(address)?),
+        None => None,
+    };
+    let (node, events) = start(config, &control).await?;
+
+    if let Some(listener) = admin_listener {
+        log::info!(part = "admin", address:% = local(&listener); "listening");
+        let shared = Arc::clone(&node);
+        let routes = admin::routes(rendered, move || readiness(&shared));
+        tokio::spawn(warp::serve(routes).incoming(listener).run());
+    }
+    for listener in control {
+        log::info!(part = "control", address:% = local(&listener); "listening");
+        tokio::spawn(accept(listener, Arc::clone(&node)));
+    }
+    log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
+    service::ready();
+
+    let ended = wait_for_the_end(&node, &mut signals, events).await;
+    drain(&node, &mut signals).await;
+    ended
+}
+
+fn tell_limits(config: &Config) {
+    let limits = &config.limits;
+    metrics::limit("max_sessions", limits.sessions);
+    metrics::limit("max_sessions_per_address", limits.sessions_per_address);
+    metrics::limit("max_transfers", limits.transfers);
+    metrics::limit("max_file_operations", limits.file_operations);
+    metrics::limit("max_login_failures", limits.login_failures);
+    metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
+    metrics::limit("max_errors", limits.errors);
+    metrics::limit("passive_ports", config.network.slice.count());
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
+    listener::bind(address).map_err(|error| RunError::Listen(address, error))
+}
+
+fn local(listener: &TcpListener) -> String {
+    listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
+}
+
+fn listen(network: &Network) -> Result<Vec<TcpListener>, RunError> {
+    let mut listeners = Vec::new();
+    for ip in &network.listen {
+        let address = SocketAddr::new(*ip, network.port);
+        match listener::bind(address) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if network.listen_is_default && is_missing_family(&error) => {
+                log::info!("not listening on {address}: {error}");
+            }
+            Err(error) => return Err(RunError::Listen(address, error)),
+        }
+    }
+    Ok(listeners)
+}
+
+/// The host has no IPv6, or no IPv4.
+fn is_missing_family(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+async fn start(
+    config: Config,
+    control: &[TcpListener],
+) -> Result<(Arc<Node>, mpsc::Receiver<Event>), RunError> {
+    let record = NodeRecord {
+        name: config.node_name.clone(),
+        incarnation: rand::random(),
+        state: NodeState::Ready,
+        slice: config.network.slice,
+        control: control.iter().map(local).collect::<Vec<_>>().join(" "),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        // A clock before 1970 is nobody's.
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        sessions: 0,
+        transfers: 0,
+    };
+    let (registry, events) = match config.redis {
+        Some(options) => Registry::join(record, options).await?,
+        // Without Redis nobody sends anything.
+        None => (Registry::local(record), mpsc::channel(1).1),
+    };
+    let trust = Arc::new(Trust {
+        balancers: config.network.trusted_balancers.clone(),
+        header_timeout: config.timeouts.proxy_header,
+    });
+    let addresses: Vec<_> =
+        control.iter().filter_map(|listener| Some(listener.local_addr().ok()?.ip())).collect();
+    let passive = PassivePorts::listen(config.network.slice, &addresses, &trust)
+        .map_err(|(address, error)| RunError::Listen(address, error))?;
+    let transfer_log = match &config.log.transfer_log {
+        Some(path) => TransferLog::open(path)
+            .map_err(|error| RunError::TransferLog(path.display().to_string(), error))?,
+        None => TransferLog::default(),
+    };
+    let node = Arc::new(Node {
+        authenticator: Authenticator::new(config.authentication, config.node_name.clone())?,
+        name: config.node_name,
+        workers: Workers::new(&config.limits),
+        connections: Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address)),
+        network: config.network,
+        storage: config.storage,
+        limits: config.limits,
+        timeouts: config.timeouts,
+        greeting: config.greeting,
+        trust,
+        passive,
+        registry,
+        transfer_log,
+    });
+    Ok((node, events))
+}
+
+fn readiness(node: &Node) -> Readiness {
+    if node.connections.is_draining() {
+        return Err("draining".to_owned());
+    }
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, node: Arc<Node>) {
+    loop {
+        let (stream, peer) = listener::accept(&listener).await;
+        if node.connections.is_draining() {
+            return;
+        }
+        tokio::spawn(serve(stream, peer, Arc::clone(&node)));
+    }
+}
+
+async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>) {
+    let ends = match node.trust.ends(&mut stream, peer).await {
+        Ok(ends) => ends,
+        Err(NoClient::HealthCheck) => return,
+        Err(error) => {
+            metrics::connection_refused("proxy_header");
+            log::warn!(peer:% = peer; "connection refused: {error}");
+            return;
+        }
+    };
+    match node.connections.admit(ends.client.ip()) {
+        Ok(place) => Connection::new(stream, node, ends, place).serve().await,
+        Err(refused) => refuse(&stream, ends.client, refused),
+    }
+}
+
+fn refuse(stream: &TcpStream, client: SocketAddr, refused: Refused) {
+    let (text, reason) = match refused {
+        Refused::TooMany => ("Too many connections; try again later", "too_many"),
+        Refused::TooManyFromAddress => ("Too many connections from your address", "too_many_from_address"),
+        Refused::Draining => ("This node goes down for maintenance; connect again", "draining"),
+    };
+    metrics::connection_refused(reason);
+    log::warn!(address:% = client.ip(); "connection refused: {reason}");
+    let mut reply = Vec::new();
+    Reply::new(Code::SERVICE_UNAVAILABLE, text).encode(&mut reply);
+    // The send buffer of a new connection is empty: it takes one line, or the client is gone.
+    let _ = stream.try_write(&reply);
+}
+
+/// Returns when the node is to end: on a signal, an administrator's wish, or because another node
+/// has its name or ports.
+async fn wait_for_the_end(
+    node: &Node,
+    signals: &mut Signals,
+    mut events: mpsc::Receiver<Event>,
+) -> Result<(), RunError> {
+    let mut events_are_open = true;
+    loop {
+        tokio::select! {
+            request = signals.next() => match request {
+                Request::Terminate => return Ok(()),
+                Request::Reload => {
+                    log::info!("reloading");
+                    node.transfer_log.reopen();
+                }
+            },
+            event = events.recv(), if events_are_open => match event {
+                Some(Event::Command(NodeCommand::Drain)) => return Ok(()),
+                Some(Event::Command(NodeCommand::EndSession { session })) => {
+                    if !node.connections.order(session, Order::End) {
+                        log::info!(session:% = session; "told to end a session that is not here");
+                    }
+                }
+                Some(Event::Command(NodeCommand::EndUser { user })) => {
+                    node.connections.order_user(&user, Order::End);
+                }
+                Some(Event::Superseded) => return Err(RunError::Superseded),
+                Some(Event::SliceConflict { ours, theirs }) => {
+                    let both = format!("{} has {}, {} has {}", ours.0, ours.1, theirs.0, theirs.1);
+                    return Err(RunError::SliceConflict(both));
+                }
+                None => events_are_open = false,
+            },
+        }
+    }
+}
+
+/// Lets transfers finish, up to the configured limit or a second signal, then ends what is left.
+async fn drain(node: &Arc<Node>, signals: &mut Signals) {
+    log::info!(
+        connections = node.connections.count(), limit:? = node.timeouts.drain;
+        "draining"
+    );
+    metrics::draining(true);
+    service::stopping();
+    node.registry.set_state(NodeState::Draining);
+    node.connections.drain(Order::Drain);
+    let deadline = Instant::now() + node.timeouts.drain;
+    tokio::select! {
+        () = node.connections.none_left() => {}
+        () = sleep_until(deadline) => log::warn!("the drain limit is over"),
+        () = terminated(signals) => log::warn!("told again to end"),
+    }
+    if node.connections.count() > 0 {
+        log::warn!(connections = node.connections.count(); "ending sessions that have not finished");
+        node.connections.drain(Order::Stop);
+        // Storage that hangs may keep a session from ending; the process ends all the same.
+        let _ = timeout_at(Instant::now() + STOP_GRACE, node.connections.none_left()).await;
+    }
+    node.registry.leave().await;
+    log::info!("stopped");
+}
+
+async fn terminated(signals: &mut Signals) {
+    while signals.next().await != Request::Terminate {}
+}

@@ -1,0 +1,196 @@
+//! One client: what it has told us so far, and what it may do now.
+
+use std::{net::IpAddr, sync::Arc};
+
+use common::{
+    auth_api::{Account, Permissions},
+    registry::SessionEntry,
+    session::SessionId,
+};
+
+use crate::{
+    activity::Activity,
+    auth::chain,
+    commands,
+    connections::Handle,
+    data::DataPort,
+    jail::{
+        FileError, Jail,
+        path::{InvalidPath, VirtualPath},
+    },
+    listing::machine::Facts,
+    metrics,
+    node::Node,
+    protocol::{
+        Code, Reply, Request,
+        command::{Algorithm, ByteRange, TransferType},
+        verbs::Phase,
+    },
+    proxy_protocol::Ends,
+};
+
+/// Everything about one client.
+pub struct Session {
+    pub node: Arc<Node>,
+    pub handle: Arc<Handle>,
+    pub ends: Ends,
+    pub state: State,
+    /// Logins that failed on this connection.
+    pub failures: u32,
+}
+
+/// How far the login is.
+pub enum State {
+    Greeted,
+    /// USER was given, PASS is awaited.
+    Named(Vec<u8>),
+    LoggedIn(Box<LoggedIn>),
+}
+
+/// A user's session. A handler that takes this cannot run before the login.
+pub struct LoggedIn {
+    pub node: Arc<Node>,
+    pub subject: Arc<Subject>,
+    pub ends: Ends,
+    pub account: Account,
+    pub jail: Arc<Jail>,
+    pub cwd: VirtualPath,
+    pub transfer_type: TransferType,
+    pub data_port: Option<DataPort>,
+    /// After `EPSV ALL` (RFC 2428 section 4).
+    pub epsv_only: bool,
+    /// What RNFR named; forgotten by every command but RNTO.
+    pub rename_from: Option<VirtualPath>,
+    /// REST, for the next transfer.
+    pub offset: u64,
+    /// RANG, for the next transfer or HASH.
+    pub range: Option<ByteRange>,
+    /// ALLO, for the next upload.
+    pub announced_size: Option<u64>,
+    pub facts: Facts,
+    pub hash: Algorithm,
+    /// The session's place in the registry, given back when it ends.
+    pub _entry: SessionEntry,
+    pub _count: SessionCount,
+}
+
+/// Whose session it is: what every line of the log says of it.
+#[derive(Debug)]
+pub struct Subject {
+    pub session: SessionId,
+    pub user: String,
+    pub address: IpAddr,
+}
+
+/// What follows from a command.
+pub enum Outcome {
+    Reply(Reply),
+    /// Something runs from now on; it ends with a reply of its own.
+    Start(Option<Reply>, Activity),
+    /// The reply is the connection's last one.
+    Close(Reply),
+}
+
+impl From<Reply> for Outcome {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(reply)
+    }
+}
+
+impl Session {
+    /// Runs a command that may run now, and refuses one that may not.
+    pub async fn execute(&mut self, request: Request) -> Outcome {
+        let logged_in = matches!(self.state, State::LoggedIn(_));
+        match request.phase() {
+            Phase::AfterLogin if !logged_in => {
+                return Reply::please_log_in().into();
+            }
+            Phase::BeforeLogin if logged_in => {
+                return Reply::new(Code::BAD_SEQUENCE, "Not after the login").into();
+            }
+            Phase::Always | Phase::BeforeLogin | Phase::AfterLogin => {}
+        }
+        // Boxed: an idle session does not pay for what a command needs while it runs.
+        Box::pin(commands::run(self, request)).await
+    }
+
+    pub fn is_logged_in(&self) -> bool {
+        matches!(self.state, State::LoggedIn(_))
+    }
+}
+
+impl LoggedIn {
+    /// The path that a client's argument means.
+    ///
+    /// # Errors
+    /// The reply to an argument that can name nothing.
+    pub fn path(&self, argument: &[u8]) -> Result<VirtualPath, Reply> {
+        self.cwd
+            .join(argument)
+            .map_err(|InvalidPath| Reply::new(Code::BAD_ARGUMENTS, "A path cannot hold this"))
+    }
+
+    /// # Errors
+    /// The reply to a user without the permission.
+    pub fn allow(&self, permission: impl Fn(&Permissions) -> bool) -> Result<(), Reply> {
+        if permission(&self.account.permissions) {
+            Ok(())
+        } else {
+            Err(Reply::new(Code::FILE_UNAVAILABLE, "Permission denied"))
+        }
+    }
+
+    /// Runs a file operation in the user's home, off the threads that serve connections.
+    ///
+    /// # Errors
+    /// The reply to what went wrong, which is in the log then.
+    pub async fn in_home<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Jail) -> Result<T, FileError> + Send + 'static,
+    ) -> Result<T, Reply> {
+        let jail = Arc::clone(&self.jail);
+        let result = self.node.workers.operation(move || work(&jail)).await;
+        result.map_err(|error| self.subject.refuse(&error))
+    }
+}
+
+impl Subject {
+    /// The reply to an error of the storage. The log gets what the client does not.
+    pub fn refuse(&self, error: &FileError) -> Reply {
+        let (code, phrase) = error.reply();
+        // Permanent ones are the client's: a missing file, a name in use.
+        let level = if code.value() < 500 { log::Level::Warn } else { log::Level::Debug };
+        log::log!(
+            level,
+            session:% = self.session, user = self.user.as_str(), address:% = self.address;
+            "file operation failed: {}", chain(error)
+        );
+        Reply::new(code, phrase)
+    }
+}
+
+/// Counts a logged-in session for as long as it lives.
+pub struct SessionCount(());
+
+impl SessionCount {
+    pub fn start() -> Self {
+        metrics::session_opened();
+        Self(())
+    }
+}
+
+impl Drop for SessionCount {
+    fn drop(&mut self) {
+        metrics::session_closed();
+    }
+}
+
+impl Session {
+    /// The current state if logged in.
+    pub fn logged_in(&mut self) -> Option<&mut LoggedIn> {
+        match &mut self.state {
+            State::LoggedIn(logged_in) => Some(logged_in),
+            State::Greeted | State::Named(_) => None,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The transfer log in xferlog's format, which two decades of report tools read.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    net::IpAddr,
+    path::Path,
+    sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    time::Duration,
+};
+
+use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
+
+/// Lines that wait for a slow disk; beyond them lines are dropped, and that is logged.
+const WAITING_LINES: usize = 4096;
+
+/// Where transfers are written down, if anywhere. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct TransferLog(Option<SyncSender<Message>>);
+
+enum Message {
+    Line(Vec<u8>),
+    Reopen,
+}
+
+/// One transfer of a file.
+pub struct Transfer<'t> {
+    pub client: IpAddr,
+    pub user: &'t str,
+    /// As seen from the storage root.
+    pub path: &'t [u8],
+    pub bytes: u64,
+    pub took: Duration,
+    pub ascii: bool,
+    pub upload: bool,
+    pub complete: bool,
+}
+
+impl TransferLog {
+    /// Opens the log and starts the thread that writes it.
+    ///
+    /// # Errors
+    /// The file cannot be opened for appending.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = append(path)?;
+        let (sender, messages) = sync_channel(WAITING_LINES);
+        let path = path.to_owned();
+        std::thread::Builder::new()
+            .name("transfer-log".into())
+            .spawn(move || write(file, &path, &messages))?;
+        Ok(Self(Some(sender)))
+    }
+
+    /// Writes a line, without waiting for the disk.
+    pub fn record(&self, transfer: &Transfer<'_>) {
+        if self.0.is_some() {
+            self.send(Message::Line(line(transfer, OffsetDateTime::now_utc())));
+        }
+    }
+
+    /// Opens the file again: it was renamed to rotate it.
+    pub fn reopen(&self) {
+        self.send(Message::Reopen);
+    }
+
+    fn send(&self, message: Message) {
+        let Some(sender) = &self.0 else { return };
+        match sender.try_send(message) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => log::error!("transfer log: the disk is too slow, a line is lost"),
+            Err(TrySendError::Disconnected(_)) => log::error!("transfer log: its thread has ended"),
+        }
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+fn write(mut file: File, path: &Path, messages: &Receiver<Message>) {
+    while let Ok(message) = messages.recv() {
+        let result = match message {
+            Message::Line(line) => file.write_all(&line),
+            Message::Reopen => append(path).map(|reopened| file = reopened),
+        };
+        if let Err(error) = result {
+            log::error!("transfer log {}: {error}", path.display());
+        }
+    }
+}
+
+/// `current-time seconds host bytes file type _ direction mode user service method id status`,
+/// xferlog(5). Blanks and unprintable bytes of a name become `_`, as every writer of it does.
+fn line(transfer: &Transfer<'_>, now: OffsetDateTime) -> Vec<u8> {
+    const TIME: &[BorrowedFormatItem<'_>] = format_description!(
+        "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]"
+    );
+    let name = |bytes: &[u8]| -> Vec<u8> {
+        bytes.iter().map(|b| if b.is_ascii_control() || *b == b' ' { b'_' } else { *b }).collect()
+    };
+    // Every time has these components.
+    let time = now.format(TIME).unwrap_or_default();
+    let seconds = transfer.took.as_secs();
+    let mut line = format!("{time} {seconds} {} {} ", transfer.client, transfer.bytes).into_bytes();
+    line.extend(name(transfer.path));
+    let kind = if transfer.ascii { 'a' } else { 'b' };
+    let direction = if transfer.upload { 'i' } else { 'o' };
+    line.extend_from_slice(format!(" {kind} _ {direction} r ").as_bytes());
+    line.extend(name(transfer.user.as_bytes()));
+    let status = if transfer.complete { 'c' } else { 'i' };
+    line.extend_from_slice(format!(" ftp 0 * {status}\n").as_bytes());
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_line_has_the_fields_of_xferlog() {
+        let transfer = Transfer {
+            client: Ipv4Addr::new(192, 0, 2, 1).into(),
+            user: "an na",
+            path: b"/anna/a b\nc",
+            bytes: 42,
+            took: Duration::from_millis(2900),
+            ascii: false,
+            upload: true,
+            complete: true,
+        };
+        let line = line(&transfer, OffsetDateTime::from_unix_timestamp(1_795_365_624).unwrap());
+        let text = String::from_utf8(line).unwrap();
+        assert_eq!(text, "Sun Nov 22 16:40:24 2026 2 192.0.2.1 42 /anna/a_b_c b _ i r an_na ftp 0 * c\n");
+    }
+}

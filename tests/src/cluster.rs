@@ -1,0 +1,325 @@
+//! The whole cluster: nginx, nodes, authd, Redis and shared storage, each a real process.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+};
+
+use common::node::PortRange;
+use tempfile::TempDir;
+
+use crate::{
+    authd::{Authd, AuthdBuilder, write_node_token},
+    dialogue::Dialogue,
+    eventually,
+    loopback::Loopback,
+    nginx::{Balancer, Nginx},
+    node::{Node, NodeBuilder},
+    proxy::Connector,
+    redis::Redis,
+};
+
+const CONTROL_PORT: u16 = 2121;
+/// The last byte of the addresses of the parts; clients may have those from 100 on.
+const BALANCER: u8 = 1;
+const REDIS: u8 = 2;
+const AUTHD: u8 = 3;
+const FIRST_NODE: u8 = 11;
+
+/// What a cluster is started with.
+pub struct ClusterBuilder {
+    nodes: usize,
+    passive_ports: u16,
+    settings: Vec<(String, String)>,
+    authd_settings: Vec<(String, String)>,
+    users: Option<String>,
+    reference_variables: bool,
+}
+
+/// A running cluster. All of it ends when this is dropped.
+pub struct Cluster {
+    // Dropped in this order: the parts before the addresses and files that they use.
+    nginx: Option<Nginx>,
+    nodes: Vec<Option<Node>>,
+    authd: Option<Authd>,
+    redis: Option<Redis>,
+    configuration: ClusterBuilder,
+    passive: PortRange,
+    token: TempDir,
+    storage: Arc<TempDir>,
+    loopback: Arc<Loopback>,
+}
+
+impl Cluster {
+    /// Three nodes that share 30 passive ports, and the users demo, admin and test with any password.
+    pub fn builder() -> ClusterBuilder {
+        ClusterBuilder {
+            nodes: 3,
+            passive_ports: 30,
+            settings: Vec::new(),
+            authd_settings: Vec::new(),
+            users: None,
+            reference_variables: false,
+        }
+    }
+
+    /// A cluster with nothing special about it.
+    pub fn start() -> Self {
+        Self::builder().start()
+    }
+
+    /// The address that clients know.
+    pub fn address(&self) -> SocketAddr {
+        self.loopback.socket(BALANCER, CONTROL_PORT)
+    }
+
+    /// `ftp://user:password@address/path`, for clients that take URLs.
+    pub fn url(&self, user: &str, path: &str) -> String {
+        format!("ftp://{user}:secret@{}{path}", self.address())
+    }
+
+    /// The address of the `number`-th client.
+    pub fn client_address(&self, number: u8) -> IpAddr {
+        self.loopback.address(100 + number)
+    }
+
+    /// Makes connections from the address of the `number`-th client.
+    pub fn client(&self, number: u8) -> Connector {
+        Connector::new().from(self.client_address(number))
+    }
+
+    /// The balancer.
+    pub fn nginx(&self) -> &Nginx {
+        self.nginx.as_ref().expect("a started cluster has a balancer")
+    }
+
+    /// The shared storage.
+    pub fn storage(&self) -> &Path {
+        self.storage.path()
+    }
+
+    /// # Panics
+    /// The node is not running.
+    pub fn node(&self, position: usize) -> &Node {
+        self.nodes[position].as_ref().expect("the node runs")
+    }
+
+    /// # Panics
+    /// The node is not running.
+    pub fn node_mut(&mut self, position: usize) -> &mut Node {
+        self.nodes[position].as_mut().expect("the node runs")
+    }
+
+    /// How many nodes the cluster has, running or not.
+    pub fn size(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Starts a node again that was killed or stopped.
+    pub fn restart_node(&mut self, position: usize) {
+        self.nodes[position] = None;
+        self.nodes[position] = Some(self.node_builder(position).start());
+    }
+
+    /// # Panics
+    /// authd is stopped.
+    pub fn authd(&self) -> &Authd {
+        self.authd.as_ref().expect("authd runs")
+    }
+
+    /// Ends authd, as a crash would.
+    pub fn kill_authd(&mut self) {
+        self.authd = None;
+    }
+
+    /// Starts authd again at its address.
+    pub fn start_authd(&mut self) {
+        self.authd = Some(self.configuration.authd(&self.loopback).start());
+    }
+
+    /// Ends Redis, as a crash would. It keeps nothing.
+    pub fn kill_redis(&mut self) {
+        self.redis = None;
+    }
+
+    /// Starts Redis again at its address, empty.
+    pub fn start_redis(&mut self) {
+        self.redis = Some(Redis::start(self.loopback.socket(REDIS, 6379)));
+    }
+
+    /// The position of the node whose slice holds a passive port.
+    ///
+    /// # Panics
+    /// It is none of the cluster's ports.
+    pub fn node_of(&self, data: SocketAddr) -> usize {
+        let holds = |position: &usize| {
+            let slice = self.passive.slice(*position, self.size()).expect("there are ports for all nodes");
+            slice.from() <= data.port() && data.port() <= slice.to()
+        };
+        (0..self.size()).find(holds).unwrap_or_else(|| panic!("{data} is no passive port of the cluster"))
+    }
+
+    /// A session of `demo` on whichever node the balancer chooses.
+    pub fn login(&self) -> Dialogue {
+        self.login_from(&Connector::new())
+    }
+
+    /// A session of `demo`, from a chosen address.
+    pub fn login_from(&self, connector: &Connector) -> Dialogue {
+        let mut dialogue = Dialogue::connect_with(connector, self.address());
+        dialogue.login("demo", "secret");
+        dialogue
+    }
+
+    /// A session of `demo` through the node at `position`: tries until the balancer chooses it.
+    pub fn login_through(&self, position: usize) -> Dialogue {
+        self.session_through(position, &Connector::new(), "demo")
+    }
+
+    /// A session of `user` through the node at `position`.
+    pub fn session_through(&self, position: usize, connector: &Connector, user: &str) -> Dialogue {
+        eventually(&format!("the balancer to choose node {position}"), || {
+            let mut dialogue = Dialogue::connect_with(connector, self.address());
+            dialogue.login(user, "secret");
+            let port = dialogue.epsv();
+            if self.node_of(port) == position {
+                return Some(dialogue);
+            }
+            dialogue.quit();
+            None
+        })
+    }
+
+    fn node_builder(&self, position: usize) -> NodeBuilder {
+        let configuration = &self.configuration;
+        let host = FIRST_NODE + position as u8;
+        let name = node_name(position);
+        let redis = self.loopback.socket(REDIS, 6379);
+        let authd = format!("http://{}", self.loopback.socket(AUTHD, 5160));
+        let external = self.loopback.address(BALANCER);
+        let (from, to) = (self.passive.from(), self.passive.to());
+        let names: Vec<String> = (0..configuration.nodes).map(node_name).collect();
+        let mut node = NodeBuilder::new(Arc::clone(&self.loopback), Arc::clone(&self.storage), &name, host)
+            .setting("cluster_nodes", names.join(","))
+            .setting("create_homes", true)
+            .setting("authd_token_file", write_node_token(self.token.path()).display());
+        node = if configuration.reference_variables {
+            node.variable("FtpExternalIP", external)
+                .variable("FtpBehindProxy", true)
+                .variable("port", CONTROL_PORT)
+                .variable("FtpPasvMinPort", from)
+                .variable("FtpPasvMaxPort", to)
+                .variable("RedisConnectionString", redis)
+                .variable("authservice", authd)
+        } else {
+            node.setting("external_address", external)
+                // nginx's connections to nodes come from here; clients' addresses are others.
+                .setting("trusted_balancers", "127.0.0.1/32")
+                .setting("port", CONTROL_PORT)
+                .setting("passive_port_min", from)
+                .setting("passive_port_max", to)
+                .setting("redis_url", redis)
+                .setting("authd_urls", authd)
+        };
+        configuration.settings.iter().fold(node, |node, (key, value)| node.setting(key, value))
+    }
+}
+
+fn node_name(position: usize) -> String {
+    format!("ftp{}", position + 1)
+}
+
+impl ClusterBuilder {
+    /// How many nodes there are.
+    pub fn nodes(mut self, nodes: usize) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// How many passive ports the nodes share.
+    pub fn passive_ports(mut self, ports: u16) -> Self {
+        self.passive_ports = ports;
+        self
+    }
+
+    /// A setting of every node.
+    pub fn setting(mut self, key: &str, value: impl ToString) -> Self {
+        self.settings.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    /// A setting of authd.
+    pub fn authd_setting(mut self, key: &str, value: impl ToString) -> Self {
+        self.authd_settings.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    /// These declarative users (TOML) instead of the demo's.
+    pub fn users(mut self, toml: &str) -> Self {
+        self.users = Some(toml.to_owned());
+        self
+    }
+
+    /// Everything that the reference system's variables can say is said by them.
+    pub fn reference_variables(mut self) -> Self {
+        self.reference_variables = true;
+        self
+    }
+
+    /// Starts all parts and waits until each serves.
+    ///
+    /// # Panics
+    /// One does not.
+    pub fn start(self) -> Cluster {
+        let loopback = Arc::new(Loopback::reserve());
+        let passive = PortRange::new(20000, 20000 + self.passive_ports - 1).expect("a range of ports");
+        let balancer = Balancer {
+            address: loopback.address(BALANCER),
+            control_port: CONTROL_PORT,
+            nodes: (0..self.nodes)
+                .map(|position| {
+                    let slice = passive.slice(position, self.nodes).expect("there are ports for all nodes");
+                    (node_name(position), loopback.address(FIRST_NODE + position as u8), slice)
+                })
+                .collect(),
+            node_port: CONTROL_PORT,
+        };
+        let redis = Redis::start(loopback.socket(REDIS, 6379));
+        let authd = self.authd(&loopback).start();
+        let mut cluster = Cluster {
+            nginx: None,
+            nodes: Vec::new(),
+            authd: Some(authd),
+            redis: Some(redis),
+            passive,
+            token: tempfile::tempdir().expect("a temporary directory"),
+            storage: Arc::new(tempfile::tempdir().expect("a temporary directory")),
+            configuration: self,
+            loopback,
+        };
+        let starting =
+            (0..cluster.configuration.nodes).map(|i| Some(cluster.node_builder(i).spawn())).collect();
+        cluster.nodes = starting;
+        for position in 0..cluster.size() {
+            cluster.node(position).daemon.wait_for_message("ready", &[]);
+        }
+        // Last: a balancer that found a node missing would avoid it for a while.
+        cluster.nginx = Some(Nginx::start(&balancer));
+        cluster
+    }
+
+    fn authd(&self, loopback: &Loopback) -> AuthdBuilder {
+        let mut authd = AuthdBuilder::new(loopback.socket(AUTHD, 5160));
+        authd = match &self.users {
+            Some(users) => authd.users(users),
+            None => authd.setting("demo", true),
+        };
+        let redis = loopback.socket(REDIS, 6379);
+        authd = match self.reference_variables {
+            true => authd.variable("RedisConnectionString", redis),
+            false => authd.setting("redis_url", redis),
+        };
+        self.authd_settings.iter().fold(authd, |authd, (key, value)| authd.setting(key, value))
+    }
+}

@@ -1,0 +1,176 @@
+//! The balancer: nginx with the repository's own configuration.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use common::node::PortRange;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::{DEADLINE, eventually, process::Daemon};
+
+/// Where Debian puts what its nginx does not have built in.
+const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
+/// What the balancer must know of the cluster.
+#[derive(Clone)]
+pub struct Balancer {
+    /// Where clients connect to.
+    pub address: IpAddr,
+    pub control_port: u16,
+    /// Name, address and slice of each node; each listens on `node_port`.
+    pub nodes: Vec<(String, IpAddr, PortRange)>,
+    pub node_port: u16,
+}
+
+/// A running nginx. It ends, with its workers, when this is dropped.
+pub struct Nginx {
+    pub daemon: Daemon,
+    directory: TempDir,
+}
+
+/// One line of the access log.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// The port that the client connected to.
+    pub port: u16,
+    /// The node that got it; the last one, if others did not accept it.
+    pub upstream: SocketAddr,
+}
+
+impl Nginx {
+    /// Starts it and waits until it listens.
+    ///
+    /// # Panics
+    /// It is not installed, or rejects the configuration.
+    pub fn start(balancer: &Balancer) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let configuration = directory.path().join("nginx.conf");
+        fs::write(&configuration, balancer.configuration(directory.path()))
+            .expect("a temporary directory takes files");
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(directory.path()).arg("-c").arg(configuration);
+        command.args(["-e", "stderr", "-g", "daemon off;"]);
+        // Killed, it would leave its workers behind.
+        let daemon = Daemon::start_ending_with("nginx", command, Signal::SIGTERM);
+        let nginx = Self { daemon, directory };
+        let control = SocketAddr::from((balancer.address, balancer.control_port));
+        eventually("nginx to listen", || std::net::TcpStream::connect_timeout(&control, DEADLINE).ok());
+        nginx
+    }
+
+    /// Connections that have ended, in that order.
+    pub fn accesses(&self) -> Vec<Access> {
+        let log = fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
+        log.lines().filter_map(access).collect()
+    }
+}
+
+impl Balancer {
+    /// The templates of `nginx/`, filled as its README says.
+    pub fn configuration(&self, directory: &Path) -> String {
+        let timeouts = [("control_timeout", "4h"), ("data_timeout", "6m")];
+        let listen =
+            |ports: &str| fill("listen.conf", &[("address", &bracketed(self.address)), ("ports", ports)]);
+        let upstream = |(_, address, _): &(String, IpAddr, PortRange)| {
+            let port = self.node_port.to_string();
+            fill("upstream-server.conf", &[("node", &bracketed(*address)), ("port", &port)])
+        };
+        let data = |(name, address, slice): &(String, IpAddr, PortRange)| {
+            let listen = listen(&slice.to_string());
+            let values = [("name", name.as_str()), ("data_listen", &listen), ("node", &bracketed(*address))];
+            fill("data-server.conf", &[&values[..], &timeouts].concat())
+        };
+        let access_log = directory.join("access.log").display().to_string();
+        let control_listen = listen(&self.control_port.to_string());
+        let upstream_servers: String = self.nodes.iter().map(upstream).collect();
+        let data_servers: String = self.nodes.iter().map(data).collect();
+        let values = [
+            ("access_log", access_log.as_str()),
+            ("upstream_servers", &upstream_servers),
+            ("control_listen", &control_listen),
+            ("implicit_control", ""),
+            ("data_servers", &data_servers),
+        ];
+        let stream = fill("stream.conf", &[&values[..], &timeouts].concat());
+        let listeners: u32 = 1 + self.nodes.iter().map(|(_, _, slice)| slice.count()).sum::<u32>();
+        let connections = 2 * (250 + 250) + listeners + 64;
+        let module = match Path::new(STREAM_MODULE).exists() {
+            true => format!("load_module {STREAM_MODULE};"),
+            false => String::new(),
+        };
+        fill(
+            "nginx.conf",
+            &[
+                ("load_module", &module),
+                ("pid", &directory.join("nginx.pid").display().to_string()),
+                ("error_log", "stderr"),
+                ("worker_processes", "2"),
+                ("worker_connections", &connections.to_string()),
+                ("worker_rlimit_nofile", &(connections + 64).to_string()),
+                ("worker_shutdown_timeout", "5m"),
+                ("stream", &stream),
+            ],
+        )
+    }
+}
+
+/// Fills one template.
+fn fill(template: &str, values: &[(&str, &str)]) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../nginx").join(template);
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    values.iter().fold(text, |text, (name, value)| text.replace(&format!("@{name}@"), value))
+}
+
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }
+}
+
+/// Takes a line of stream.conf's `log_format` apart.
+fn access(line: &str) -> Option<Access> {
+    let (client, upstream) = line.split_once(" -> ")?;
+    let port = client.rsplit_once(':')?.1.parse().ok()?;
+    let upstream = upstream.split_once(" status=")?.0.rsplit(", ").next()?.parse().ok()?;
+    Some(Access { port, upstream })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_placeholder_is_left_and_nginx_accepts_the_result() {
+        let slices = PortRange::new(20000, 20010).unwrap();
+        let node = |i: u8| {
+            let slice = slices.slice(i.into(), 3).unwrap();
+            (format!("node-{i}"), IpAddr::from([127, 0, 0, 11 + i]), slice)
+        };
+        let balancer = Balancer {
+            address: [127, 0, 0, 1].into(),
+            control_port: 20021,
+            nodes: (0..3).map(node).collect(),
+            node_port: 21,
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let text = balancer.configuration(directory.path());
+        assert!(!text.contains('@'), "{text}");
+        let path = directory.path().join("nginx.conf");
+        fs::write(&path, text).unwrap();
+        let output = Command::new("nginx").arg("-tqc").arg(path).args(["-e", "stderr"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn the_upstream_of_a_connection_is_the_one_that_accepted_it() {
+        let line = "2026-11-22T17:00:00+00:00 127.0.0.1:4000 127.0.0.1:21 -> 127.0.0.11:21, 127.0.0.12:21 status=200 received=0";
+        let access = access(line).unwrap();
+        assert_eq!((access.port, access.upstream), (21, "127.0.0.12:21".parse().unwrap()));
+    }
+}

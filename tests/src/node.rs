@@ -1,0 +1,217 @@
+//! `ftpd` as a process: one standalone node, or one of a cluster.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use tempfile::TempDir;
+
+use crate::{binaries, dialogue::Dialogue, eventually, http, loopback::Loopback, process::Daemon};
+
+/// What a node is started with.
+#[derive(Clone)]
+pub struct NodeBuilder {
+    loopback: Arc<Loopback>,
+    storage: Arc<TempDir>,
+    name: String,
+    listen: IpAddr,
+    settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
+}
+
+/// A running `ftpd`. It ends when this is dropped.
+pub struct Node {
+    pub daemon: Daemon,
+    pub name: String,
+    /// The control port.
+    pub address: SocketAddr,
+    /// Where /metrics, /healthz and /readyz are.
+    pub admin: SocketAddr,
+    builder: NodeBuilder,
+}
+
+impl Node {
+    /// A node by itself, on loopback addresses and a storage directory of its own. Its first port
+    /// number is the control port, the others but the last are its passive ports.
+    pub fn standalone() -> NodeBuilder {
+        let loopback = Arc::new(Loopback::reserve());
+        let storage = Arc::new(tempfile::tempdir().expect("a temporary directory"));
+        let ports = loopback.ports();
+        let builder = NodeBuilder::new(loopback, storage, "standalone", 1).setting("standalone", "true");
+        builder
+            .setting("port", ports.start())
+            .setting("passive_port_min", ports.start() + 1)
+            .setting("passive_port_max", ports.end() - 1)
+    }
+
+    /// The directory that holds the homes (of a standalone node: that is the users' home).
+    pub fn root(&self) -> &Path {
+        self.builder.storage.path()
+    }
+
+    /// The addresses that are this test's.
+    pub fn loopback(&self) -> &Loopback {
+        &self.builder.loopback
+    }
+
+    /// A control connection, greeted.
+    pub fn connect(&self) -> Dialogue {
+        Dialogue::connect(self.address)
+    }
+
+    /// A session of `user`.
+    pub fn login(&self, user: &str, password: &str) -> Dialogue {
+        let mut dialogue = self.connect();
+        dialogue.login(user, password);
+        dialogue
+    }
+
+    /// The value of one metric, named as in Prometheus's text: `name` or `name{label="value"}`.
+    /// `None` while it has none.
+    ///
+    /// # Panics
+    /// The admin address does not answer.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let answer = http::get(self.admin, "/metrics").expect("the admin address answers");
+        metric(&answer.body, name)
+    }
+
+    /// Waits until a metric is what `wanted` says; one that is not there counts as 0.
+    ///
+    /// # Panics
+    /// It never is.
+    pub fn wait_for_metric(&self, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
+        eventually(&format!("metric {name}"), || {
+            let value = self.metric(name).unwrap_or(0.0);
+            wanted(value).then_some(value)
+        })
+    }
+
+    /// What the node was started with, to start another like it.
+    pub fn builder(&self) -> NodeBuilder {
+        self.builder.clone()
+    }
+}
+
+impl NodeBuilder {
+    /// A node that listens on `loopback.address(host)`.
+    pub fn new(loopback: Arc<Loopback>, storage: Arc<TempDir>, name: &str, host: u8) -> Self {
+        let listen = loopback.address(host);
+        let admin = SocketAddr::from((listen, 9121));
+        let builder = Self {
+            loopback,
+            storage,
+            name: name.to_owned(),
+            listen,
+            settings: Vec::new(),
+            environment: Vec::new(),
+        };
+        builder
+            .setting("node_name", name)
+            .setting("admin_listen", admin)
+            .setting("log_level", "info,ftpd=debug,common=debug")
+    }
+
+    /// Sets a setting by its key; the last one given counts.
+    pub fn setting(mut self, key: &str, value: impl ToString) -> Self {
+        let key = key.replace('-', "_");
+        self.settings.retain(|(known, _)| *known != key);
+        self.settings.push((key, value.to_string()));
+        self
+    }
+
+    /// Takes a setting away again.
+    pub fn without(mut self, key: &str) -> Self {
+        self.settings.retain(|(known, _)| known != key);
+        self
+    }
+
+    /// Sets an environment variable.
+    pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Adds a user of a standalone node.
+    pub fn user(mut self, name: &str, password: &str) -> Self {
+        self.settings.push(("user".to_owned(), format!("{name}:{password}")));
+        self
+    }
+
+    /// Listens on this address instead of its own.
+    pub fn listen(mut self, address: IpAddr) -> Self {
+        self.listen = address;
+        self
+    }
+
+    /// The directory that will hold the homes, to put files there first.
+    pub fn root(&self) -> &Path {
+        self.storage.path()
+    }
+
+    /// The addresses that are this test's.
+    pub fn loopback(&self) -> &Loopback {
+        &self.loopback
+    }
+
+    /// Starts the node and waits until it serves.
+    ///
+    /// # Panics
+    /// It does not.
+    pub fn start(self) -> Node {
+        let node = self.spawn();
+        node.daemon.wait_for_message("ready", &[]);
+        node
+    }
+
+    /// Starts the node and does not wait: for what keeps a node from serving.
+    ///
+    /// # Panics
+    /// The process cannot be started.
+    pub fn spawn(self) -> Node {
+        let value = |key: &str| self.settings.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_str());
+        let variable = |key: &str| self.environment.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+        let port = value("port").or(variable("port")).and_then(|port| port.parse().ok());
+        let address = (self.listen, port.expect("the node's port is set")).into();
+        let admin = value("admin_listen").and_then(|admin| admin.parse().ok());
+        let admin = admin.expect("the node's admin address is set");
+        let daemon = Daemon::start(&format!("ftpd {}", self.name), self.command());
+        Node { daemon, name: self.name.clone(), address, admin, builder: self }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = clean_command(binaries::daemon("ftpd"));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.arg("--listen").arg(self.listen.to_string()).arg("--root").arg(self.storage.path());
+        for (key, value) in &self.settings {
+            command.arg(format!("--{}={value}", key.replace('_', "-")));
+        }
+        command
+    }
+}
+
+/// A command that sees nothing of the environment of whoever runs the tests.
+pub(crate) fn clean_command(program: PathBuf) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("RUST_BACKTRACE", "1");
+    command
+}
+
+/// The value of a metric in Prometheus's text format.
+pub fn metric(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn metrics_are_found_by_name_and_labels() {
+        let text = "# TYPE a gauge\na 3\nab 4\na{b=\"c\"} 5.5\n";
+        assert_eq!(super::metric(text, "a"), Some(3.0));
+        assert_eq!(super::metric(text, "a{b=\"c\"}"), Some(5.5));
+        assert_eq!(super::metric(text, "b"), None);
+    }
+}

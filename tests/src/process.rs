@@ -1,0 +1,295 @@
+//! Processes under test: started, watched through their log, and ended whatever happens.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
+    time::Instant,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::{DEADLINE, eventually};
+
+/// A running process whose standard output and error are its log.
+pub struct Daemon {
+    name: String,
+    child: Child,
+    status: Option<ExitStatus>,
+    /// Ends it when the test is over, or killed.
+    last_signal: Signal,
+    log: Arc<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    state: Mutex<LogState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct LogState {
+    lines: Vec<String>,
+    /// Of the two streams, how many have ended.
+    ended: usize,
+}
+
+impl Log {
+    fn state(&self) -> MutexGuard<'_, LogState> {
+        // A panic elsewhere leaves a list of lines as good as it was.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn follow(self: &Arc<Self>, stream: impl Read + Send + 'static) {
+        let log = Arc::clone(self);
+        thread::spawn(move || {
+            for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+                log.state().lines.push(String::from_utf8_lossy(&line).into_owned());
+                log.changed.notify_all();
+            }
+            log.state().ended += 1;
+            log.changed.notify_all();
+        });
+    }
+}
+
+impl Daemon {
+    /// Starts `command`; `name` is what failures call it.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start(name: &str, command: Command) -> Self {
+        Self::start_ending_with(name, command, Signal::SIGKILL)
+    }
+
+    /// As [`Self::start`], for a process that must clean up (nginx ends its workers) and is quick
+    /// about it: it gets `last_signal` instead of SIGKILL when it is no longer needed.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start_ending_with(name: &str, mut command: Command, last_signal: Signal) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // SAFETY: prctl is async-signal-safe, and nothing else runs between fork and exec.
+        unsafe {
+            command.pre_exec(move || Ok(nix::sys::prctl::set_pdeathsig(last_signal)?));
+        }
+        let mut child = spawn(command).unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        let log = Arc::<Log>::default();
+        if let Some(stream) = child.stdout.take() {
+            log.follow(stream);
+        }
+        if let Some(stream) = child.stderr.take() {
+            log.follow(stream);
+        }
+        Self { name: name.to_owned(), child, status: None, last_signal, log }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything logged so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.log.state().lines.clone()
+    }
+
+    /// The first line that `wanted` accepts, also among those that are there already.
+    ///
+    /// # Panics
+    /// The process ends without it, or [`DEADLINE`] passes.
+    pub fn wait_for_line(&self, wanted: impl FnMut(&str) -> bool) -> String {
+        self.wait_for_line_after(0, wanted)
+    }
+
+    /// As [`Self::wait_for_line`], without the first `skipped` lines: `lines().len()` before an
+    /// event gives the lines after it.
+    ///
+    /// # Panics
+    /// The process ends without it, or [`DEADLINE`] passes.
+    pub fn wait_for_line_after(&self, skipped: usize, mut wanted: impl FnMut(&str) -> bool) -> String {
+        let end = Instant::now() + DEADLINE;
+        let mut seen = skipped;
+        let mut state = self.log.state();
+        loop {
+            while let Some(line) = state.lines.get(seen) {
+                if wanted(line) {
+                    return line.clone();
+                }
+                seen += 1;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            let why = if state.ended == 2 { "it ended" } else { "the deadline passed" };
+            if left.is_zero() || state.ended == 2 {
+                drop(state);
+                panic!("{}: {why} before the awaited line was logged", self.name);
+            }
+            (state, _) = self.log.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The first line with this message (see [`message_is`]) for which all of `fields` hold.
+    ///
+    /// # Panics
+    /// As [`Self::wait_for_line`].
+    pub fn wait_for_message(&self, message: &str, fields: &[(&str, &str)]) -> String {
+        self.wait_for_line(|line| {
+            message_is(line, message)
+                && fields.iter().all(|(key, value)| field(line, key).as_deref() == Some(*value))
+        })
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Panics
+    /// The process has ended and was waited for.
+    pub fn signal(&self, signal: Signal) {
+        assert!(self.status.is_none(), "{} has ended already", self.name);
+        // A process that was not waited for keeps its id, so nobody else can get the signal.
+        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
+    }
+
+    /// Asks the process to end (SIGTERM) and does not wait.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    /// Ends the process without a warning (SIGKILL), as a crash would.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait();
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("a child can be asked for its state");
+        }
+        self.status.is_none()
+    }
+
+    /// How it ended, as soon as it has.
+    ///
+    /// # Panics
+    /// It has not within [`DEADLINE`].
+    pub fn wait(&mut self) -> ExitStatus {
+        let what = format!("the end of {}", self.name);
+        eventually(&what, || if self.is_running() { None } else { self.status })
+    }
+
+    /// Asks it to end and waits.
+    ///
+    /// # Panics
+    /// It ends with an error, or not in time.
+    pub fn stop(mut self) {
+        self.terminate();
+        let status = self.wait();
+        let asked = status.signal() == Some(Signal::SIGTERM as i32);
+        assert!(status.success() || asked, "{} ended with {status}", self.name);
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.is_running() {
+            self.signal(self.last_signal);
+            // Wakes it if the test had paused it.
+            self.signal(Signal::SIGCONT);
+            let end = Instant::now() + DEADLINE;
+            while self.is_running() && Instant::now() < end {
+                thread::sleep(std::time::Duration::from_millis(2));
+            }
+        }
+        if thread::panicking() {
+            eprintln!("--- log of {} ---", self.name);
+            for line in &self.log.state().lines {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// Whether a line of a daemon's log has this message, or one that begins with it.
+pub fn message_is(line: &str, message: &str) -> bool {
+    // TIME LEVEL TARGET MESSAGE key=value …; the level is padded.
+    let mut rest = line;
+    for _ in 0..3 {
+        let Some((_, after)) = rest.trim_start().split_once(' ') else { return false };
+        rest = after;
+    }
+    let rest = rest.trim_start();
+    rest.strip_prefix(message).is_some_and(|after| !after.starts_with(|c: char| c.is_alphanumeric()))
+}
+
+/// The value of `key=value` in a line of a daemon's log.
+pub fn field(line: &str, key: &str) -> Option<String> {
+    let start = line.find(&format!(" {key}="))? + key.len() + 2;
+    let value = &line[start..];
+    match value.strip_prefix('"') {
+        None => Some(value.split(' ').next().unwrap_or_default().to_owned()),
+        Some(quoted) => {
+            let mut text = String::new();
+            let mut characters = quoted.chars();
+            loop {
+                match characters.next()? {
+                    '"' => return Some(text),
+                    '\\' => text.push(characters.next()?),
+                    c => text.push(c),
+                }
+            }
+        }
+    }
+}
+
+/// Starts a process from a thread that lives as long as the test's process: the kernel signals a
+/// child when the *thread* that started it ends, and a test may start its daemons from helpers.
+fn spawn(command: Command) -> std::io::Result<Child> {
+    type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+    static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
+        let (orders, inbox) = mpsc::channel::<Order>();
+        thread::spawn(move || {
+            for (mut command, answer) in inbox {
+                // An asker that is gone has panicked; its child ends with the process.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        orders
+    });
+    let (answer, result) = mpsc::channel();
+    SPAWNER.send((command, answer)).expect("the spawning thread does not end");
+    result.recv().expect("the spawning thread answers every order")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = r#"2026-11-22T16:40:24Z INFO  ftpd::server listening part=control address=127.0.0.1:21 why="a \"b\" c""#;
+
+    #[test]
+    fn a_log_line_is_taken_apart() {
+        assert!(message_is(LINE, "listening"));
+        assert!(!message_is(LINE, "listen"));
+        assert_eq!(field(LINE, "address").as_deref(), Some("127.0.0.1:21"));
+        assert_eq!(field(LINE, "why").as_deref(), Some("a \"b\" c"));
+        assert_eq!(field(LINE, "ress"), None);
+    }
+
+    #[test]
+    fn a_daemon_started_by_a_thread_outlives_it_and_ends_when_dropped() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo started; exec sleep 600"]);
+        let start = || Daemon::start("sleep", command);
+        let mut daemon = thread::scope(|scope| scope.spawn(start).join().unwrap());
+        assert_eq!(daemon.wait_for_line(|line| line == "started"), "started");
+        assert!(daemon.is_running());
+        let id = Pid::from_raw(daemon.id() as i32);
+        drop(daemon);
+        assert!(kill(id, None).is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! Several nodes look like one server: one tree of files, connections over all of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    thread,
+};
+
+use cluster_tests::{
+    cluster::Cluster,
+    content::{bytes, sha256},
+    eventually,
+};
+
+#[test]
+fn a_file_stored_through_one_node_is_read_through_each_other_node() {
+    let cluster = Cluster::start();
+    for writer in 0..cluster.size() {
+        let content = bytes(writer as u64, 300_000);
+        let name = format!("from-{writer}.bin");
+        cluster.login_through(writer).store(&name, &content);
+        for reader in 0..cluster.size() {
+            let mut session = cluster.login_through(reader);
+            assert_eq!(session.size(&name), 300_000);
+            assert_eq!(sha256(session.retrieve(&name)), sha256(&content), "node {writer} to node {reader}");
+        }
+    }
+}
+
+#[test]
+fn what_one_node_renames_or_deletes_the_others_see_at_once() {
+    let cluster = Cluster::start();
+    let (mut one, mut other) = (cluster.login_through(0), cluster.login_through(1));
+    one.command("MKD box", 257);
+    one.store("box/a", b"first");
+    assert_eq!(other.retrieve("box/a"), b"first");
+    other.command("RNFR box/a", 350);
+    other.command("RNTO box/b", 250);
+    one.command("SIZE box/a", 550);
+    one.store("box/b", b"second, longer");
+    assert_eq!(other.retrieve("box/b"), b"second, longer");
+    assert_eq!(other.size("box/b"), 14);
+    one.command("DELE box/b", 250);
+    other.command("RETR box/b", 550);
+    other.command("RMD box", 250);
+    one.command("CWD box", 550);
+}
+
+#[test]
+fn connections_are_spread_over_all_nodes() {
+    let cluster = Cluster::start();
+    let mut sessions: Vec<_> = (0..12).map(|_| cluster.login()).collect();
+    let nodes: BTreeSet<usize> = sessions
+        .iter_mut()
+        .map(|session| {
+            let port = session.epsv();
+            cluster.node_of(port)
+        })
+        .collect();
+    assert_eq!(nodes, BTreeSet::from([0, 1, 2]));
+}
+
+#[test]
+fn fifty_sessions_at_once_each_get_their_own_data() {
+    const SESSIONS: usize = 50;
+    const ROUNDS: usize = 4;
+    let cluster = Cluster::start();
+    let used = thread::scope(|scope| {
+        let sessions: Vec<_> = (0..SESSIONS)
+            .map(|number| {
+                let cluster = &cluster;
+                scope.spawn(move || {
+                    // Ten client addresses with five sessions each: ports are shared between them.
+                    let mut session = cluster.login_from(&cluster.client((number % 10) as u8));
+                    for round in 0..ROUNDS {
+                        let content = bytes((number * ROUNDS + round) as u64, 50_000 + number * 1000);
+                        let name = format!("{number}-{round}");
+                        session.store(&name, &content);
+                        assert_eq!(sha256(session.retrieve(&name)), sha256(&content), "{name}");
+                    }
+                    let port = session.epsv();
+                    session.quit();
+                    cluster.node_of(port)
+                })
+            })
+            .collect();
+        let mut used = BTreeMap::<usize, usize>::new();
+        for session in sessions {
+            *used.entry(session.join().expect("every session succeeds")).or_default() += 1;
+        }
+        used
+    });
+    assert_eq!(used.len(), cluster.size(), "sessions by node: {used:?}");
+    // nginx writes a line when both sides have ended, which may be a moment after the client has.
+    let transfers = eventually("the access log of all data connections", || {
+        let data: Vec<_> = cluster.nginx().accesses().into_iter().filter(|a| a.port >= 20000).collect();
+        (data.len() >= SESSIONS * ROUNDS * 2).then_some(data)
+    });
+    for transfer in transfers {
+        let address = cluster.node(cluster.node_of((transfer.upstream.ip(), transfer.port).into())).address;
+        assert_eq!(transfer.upstream.ip(), address.ip(), "port {}", transfer.port);
+    }
+}

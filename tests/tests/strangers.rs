@@ -1,0 +1,106 @@
+//! Who connects to a data port without a session that waits for it gets nothing and harms nobody.
+
+use std::{io::Read, io::Write, net::Shutdown};
+
+use cluster_tests::{
+    cluster::Cluster,
+    content::{bytes, sha256},
+    dialogue::{Dialogue, read_what_comes},
+    proxy::{Connector, header_v1},
+};
+
+#[test]
+fn a_second_client_address_cannot_take_anothers_data_connection() {
+    let cluster = Cluster::start();
+    let content = bytes(1, 2 << 20);
+    let mut session = cluster.login_from(&cluster.client(1));
+    session.store("secret.bin", &content);
+
+    // Before the command, and after it: both times the stranger is first at the port.
+    for command_first in [false, true] {
+        let port = session.epsv();
+        if command_first {
+            session.send("RETR secret.bin");
+        }
+        let mut stranger = cluster.client(2).connect(port).unwrap();
+        assert_eq!(read_what_comes(&mut stranger), b"");
+        let mut data = session.data_connection(port);
+        if !command_first {
+            session.send("RETR secret.bin");
+        }
+        session.expect(150);
+        let mut received = Vec::new();
+        data.read_to_end(&mut received).unwrap();
+        session.expect(226);
+        assert_eq!(sha256(received), sha256(&content));
+    }
+}
+
+#[test]
+fn a_stranger_cannot_put_content_into_anothers_upload() {
+    let cluster = Cluster::start();
+    let mut session = cluster.login_from(&cluster.client(1));
+    session.command("TYPE I", 200);
+    let port = session.epsv();
+    session.send("STOR file");
+    let mut stranger = cluster.client(2).connect(port).unwrap();
+    // The node may have closed the connection already.
+    let _ = stranger.write_all(b"not yours");
+    assert_eq!(read_what_comes(&mut stranger), b"");
+    let mut data = session.data_connection(port);
+    session.expect(150);
+    data.write_all(b"mine").unwrap();
+    data.shutdown(Shutdown::Write).unwrap();
+    session.expect(226);
+    assert_eq!(session.retrieve("file"), b"mine");
+}
+
+#[test]
+fn two_clients_use_the_same_port_at_once_and_each_gets_its_own() {
+    // One port a node: the sessions on one node cannot avoid each other.
+    let cluster = Cluster::builder().passive_ports(3).start();
+    let clients = [cluster.client(1), cluster.client(2)];
+    let mut sessions = clients.each_ref().map(|client| cluster.session_through(0, client, "demo"));
+    for (session, text) in sessions.iter_mut().zip(["one", "two"]) {
+        session.store(text, text.as_bytes());
+    }
+    let ports = sessions.each_mut().map(Dialogue::epsv);
+    assert_eq!(ports[0], ports[1]);
+    // The connections come in the other order than the reservations.
+    let mut data: Vec<_> =
+        sessions.iter_mut().zip(ports).rev().map(|(session, port)| session.data_connection(port)).collect();
+    data.reverse();
+    for ((session, data), text) in sessions.iter_mut().zip(&mut data).zip(["one", "two"]) {
+        session.command(&format!("RETR {text}"), 150);
+        assert_eq!(read_what_comes(data), text.as_bytes());
+        session.expect(226);
+    }
+}
+
+#[test]
+fn a_header_from_anyone_but_the_balancer_is_not_believed() {
+    let cluster = Cluster::start();
+    let node = cluster.node(0).address;
+    let (client, victim) = (cluster.client_address(3), cluster.client_address(1));
+    let mut session = Dialogue::dial(&Connector::new().from(client), node);
+    session.send_bytes(&header_v1((victim, 4000).into(), cluster.address()));
+    session.send("USER demo");
+    // It is a client like any other, whose first line is no command.
+    session.expect(220);
+    let reply = session.reply();
+    assert_eq!(reply.code, 500, "{reply:?}");
+}
+
+#[test]
+fn a_health_check_that_connects_and_leaves_is_no_session() {
+    let cluster = Cluster::start();
+    let before = cluster.node(0).daemon.lines().len();
+    for _ in 0..20 {
+        drop(Connector::new().connect(cluster.node(0).address).unwrap());
+    }
+    // A real session comes after them and is the first that the log knows.
+    cluster.login_through(0).quit();
+    let warnings = |line: &String| line.contains(" WARN ") || line.contains(" ERROR ");
+    let lines = cluster.node(0).daemon.lines();
+    assert_eq!(lines[before..].iter().filter(|line| warnings(line)).count(), 0, "{:?}", &lines[before..]);
+}
