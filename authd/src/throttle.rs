@@ -258,7 +258,7 @@ mod tests {
         delay: Duration::from_secs(1),
         max_delay: Duration::from_secs(5),
         window: Duration::from_secs(100),
-        memory: 3,
+        memory: 100,
     };
 
     fn attempt(user: &UserName, last: u8) -> Attempt<'_> {
@@ -293,25 +293,25 @@ mod tests {
     #[test]
     fn an_address_counts_over_all_names_and_a_success_does_not_clear_it() {
         let (mut memory, now) = (Memory::default(), Instant::now());
-        let limits = ThrottleLimits { memory: 100, ..LIMITS };
         let names: Vec<UserName> = (0..6).map(|i| format!("user{i}").parse().unwrap()).collect();
         for name in &names[..4] {
-            memory.step(Step::Failed, attempt(name, 1), &limits, now).unwrap();
+            memory.step(Step::Failed, attempt(name, 1), &LIMITS, now).unwrap();
         }
-        memory.step(Step::Succeeded, attempt(&names[4], 1), &limits, now).unwrap();
-        memory.step(Step::Failed, Attempt { user: None, ..attempt(&names[5], 1) }, &limits, now).unwrap();
-        let throttled = memory.step(Step::Check, attempt(&names[5], 1), &limits, now).unwrap_err();
+        memory.step(Step::Succeeded, attempt(&names[4], 1), &LIMITS, now).unwrap();
+        memory.step(Step::Failed, Attempt { user: None, ..attempt(&names[5], 1) }, &LIMITS, now).unwrap();
+        let throttled = memory.step(Step::Check, attempt(&names[5], 1), &LIMITS, now).unwrap_err();
         assert_eq!(throttled.by, By::Address);
-        memory.step(Step::Check, attempt(&names[5], 2), &limits, now).unwrap();
+        memory.step(Step::Check, attempt(&names[5], 2), &LIMITS, now).unwrap();
     }
 
     #[test]
     fn memory_is_bounded() {
+        let limits = ThrottleLimits { memory: 3, ..LIMITS };
         let (mut memory, now) = (Memory::default(), Instant::now());
         for i in 0..100 {
             let name: UserName = format!("user{i}").parse().unwrap();
-            let _ = memory.step(Step::Failed, attempt(&name, i), &LIMITS, now);
-            assert!(memory.0.len() <= LIMITS.memory);
+            let _ = memory.step(Step::Failed, attempt(&name, i), &limits, now);
+            assert!(memory.0.len() <= limits.memory);
         }
     }
 

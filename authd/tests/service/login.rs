@@ -195,3 +195,17 @@ async fn while_redis_is_away_declared_users_log_in_and_the_process_throttles_by_
     let _redis = stopped.start();
     eventually("API users log in again", async || authd.login("bob", "hunter2").await.status == 200).await;
 }
+
+#[tokio::test]
+async fn readiness_follows_redis_without_any_request() {
+    let redis = Redis::start();
+    let authd = Authd::start(&["--redis-url", &redis.url()]);
+    let ready = async || authd.call(Method::GET, "/readyz", None, None).await.status;
+    assert_eq!(ready().await, 200);
+    let stopped = redis.stop();
+    eventually("not ready", async || ready().await == 503).await;
+    assert_eq!(authd.metric("ftp_registry_connected").await, 0.0);
+    let _redis = stopped.start();
+    eventually("ready again", async || ready().await == 200).await;
+    assert_eq!(authd.metric("ftp_registry_connected").await, 1.0);
+}
