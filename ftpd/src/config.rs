@@ -122,18 +122,67 @@ pub static SCHEMA: Schema = Schema {
         ),
         one("greeting", "text", "Distributed FTP ready", "What the 220 reply says."),
         // TLS
-        many("tls_certificates", "PEM files", "", "Certificate chains; the one for the name that a client asks for is used. Without any, there is no TLS."),
-        many("tls_keys", "PEM files", "", "The keys of `tls_certificates`, in the same order; without any, each key is in its certificate's file."),
-        one("tls", "off, optional or required", "optional", "Encryption of control connections, where there is a certificate; required: nobody logs in without."),
-        one("tls_data", "off, optional or required", "optional", "Encryption of data connections (PROT P); required: no transfer without."),
-        one("tls_data_reuse", "required, preferred or off", "preferred", "Whether a data connection must resume its control connection's TLS session, which proves whose it is; required: others get 522."),
-        switch("tls_close_notify", "true", "An encrypted upload that ends without close_notify was cut off, and gets 426. Off for clients that never send it."),
+        many(
+            "tls_certificates",
+            "PEM files",
+            "",
+            "Certificate chains; the one for the name that a client asks for is used. Without any, there is no TLS.",
+        ),
+        many(
+            "tls_keys",
+            "PEM files",
+            "",
+            "The keys of `tls_certificates`, in the same order; without any, each key is in its certificate's file.",
+        ),
+        one(
+            "tls",
+            "off, optional or required",
+            "optional",
+            "Encryption of control connections, where there is a certificate; required: nobody logs in without.",
+        ),
+        one(
+            "tls_data",
+            "off, optional or required",
+            "optional",
+            "Encryption of data connections (PROT P); required: no transfer without.",
+        ),
+        one(
+            "tls_data_reuse",
+            "required, preferred or off",
+            "preferred",
+            "Whether a data connection must resume its control connection's TLS session, which proves whose it is; required: others get 522.",
+        ),
+        switch(
+            "tls_close_notify",
+            "true",
+            "An encrypted upload that ends without close_notify was cut off, and gets 426. Off for clients that never send it.",
+        ),
         one("tls_minimum", "1.2 or 1.3", "1.2", "The oldest version of TLS that is spoken."),
-        one("tls_tickets", "number", "8", "Session tickets a client of TLS 1.3 gets in a handshake; it uses one for each data connection."),
-        one("tls_ticket_rotation", DURATION, "12h", "How often the key that seals tickets is replaced; tickets are good for twice as long."),
+        one(
+            "tls_tickets",
+            "number",
+            "8",
+            "Session tickets a client of TLS 1.3 gets in a handshake; it uses one for each data connection.",
+        ),
+        one(
+            "tls_ticket_rotation",
+            DURATION,
+            "12h",
+            "How often the key that seals tickets is replaced; tickets are good for twice as long.",
+        ),
         one("tls_handshake_timeout", DURATION, "10s", "How long a TLS handshake may take."),
-        one("tls_client_ca", "PEM file", "", "Authorities whose client certificates are verified, and told to authd."),
-        one("implicit_tls_port", "port", "", "A second control port where TLS begins at once (990); not listened on if not set."),
+        one(
+            "tls_client_ca",
+            "PEM file",
+            "",
+            "Authorities whose client certificates are verified, and told to authd.",
+        ),
+        one(
+            "implicit_tls_port",
+            "port",
+            "",
+            "A second control port where TLS begins at once (990); not listened on if not set.",
+        ),
         // Files
         one("root", "directory", "/srv/ftp", "The shared storage; homes are inside it."),
         switch("create_homes", "false", "Make a user's home at the first login if it is missing."),
@@ -525,7 +574,9 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
     }
     if control == Policy::Off {
         if data == Policy::Required || values.is_given("implicit_tls_port") {
-            return Err(values.invalid("tls", "data connections are encrypted only if the control connection is"));
+            return Err(
+                values.invalid("tls", "data connections are encrypted only if the control connection is")
+            );
         }
         return Ok(None);
     }

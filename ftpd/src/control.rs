@@ -19,7 +19,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::{
     protocol::{Reply, command::is_foreign, line::LineBuffer},
-    tls::{Handshake, Tls},
+    tls::{Handshake, Purpose, Tls},
 };
 
 /// Bytes read at once.
@@ -74,7 +74,9 @@ impl Control {
                 Stream::Encrypted(stream) => Pin::new(stream).poll_read(context, &mut read),
                 Stream::Gone => return Poll::Ready(Received::End),
             };
-            ready!(polled.map(|result| if result.is_err() { read.clear() }));
+            ready!(polled.map(|result| if result.is_err() {
+                read.clear()
+            }));
             Poll::Ready(match read.filled() {
                 [] => Received::End,
                 // Looked at before Telnet's bytes are taken out: TLS records have such bytes.
@@ -99,7 +101,7 @@ impl Control {
         let Stream::Plain(stream) = std::mem::replace(&mut self.stream, Stream::Gone) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        let stream = Box::new(tls.accept(stream, session, "control").await?);
+        let stream = Box::new(tls.accept(stream, session, Purpose::Control).await?);
         let handshake = Handshake::of(stream.get_ref().1);
         self.stream = Stream::Encrypted(stream);
         Ok(handshake)

@@ -27,7 +27,10 @@ pub fn describe() {
     describe_counter!("ftp_data_connections_refused_total", "Data connections that were closed, by reason");
     describe_histogram!("ftp_authd_seconds", "How long authd took to answer a login");
     describe_counter!("ftp_tls_handshakes_total", "TLS handshakes by connection, version and result");
-    describe_counter!("ftp_data_tls_sessions_total", "Encrypted data connections by whether they resumed their session's TLS session");
+    describe_counter!(
+        "ftp_data_tls_sessions_total",
+        "Encrypted data connections by whether they resumed their session's TLS session"
+    );
     describe_counter!("ftp_tls_reloads_total", "Certificates read again, by result");
     describe_gauge!("ftp_draining", "1 while the node drains");
     describe_gauge!("ftp_limit", "The configured limits by name");

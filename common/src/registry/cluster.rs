@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
 use super::{
-    LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway, refresh::Work, table::Grant,
+    LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
+    refresh::Work,
+    table::Grant,
     tickets::{KEPT, TicketKey},
     view::parse,
 };

@@ -35,8 +35,7 @@ pub fn prot(session: &mut Session, level: ProtectionLevel) -> Reply {
         Some(tls) => (tls.settings.data == Policy::Required, tls.settings.data == Policy::Off),
         None => (false, true),
     };
-    let user_requires =
-        matches!(&session.state, State::LoggedIn(logged_in) if logged_in.account.tls.data);
+    let user_requires = matches!(&session.state, State::LoggedIn(logged_in) if logged_in.account.tls.data);
     let is_private = match level {
         ProtectionLevel::Clear if node_requires || user_requires => {
             return Reply::new(Code::POLICY, "Data connections must be encrypted");
@@ -54,7 +53,10 @@ pub fn prot(session: &mut Session, level: ProtectionLevel) -> Reply {
     if let State::LoggedIn(logged_in) = &mut session.state {
         logged_in.is_private = is_private;
     }
-    Reply::new(Code::OK, if is_private { "Data connections are private" } else { "Data connections are clear" })
+    Reply::new(
+        Code::OK,
+        if is_private { "Data connections are private" } else { "Data connections are clear" },
+    )
 }
 
 /// CCC: passwords and names stay encrypted to the end.

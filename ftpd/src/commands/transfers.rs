@@ -8,9 +8,7 @@ use crate::{
     activity::{Activity, Watch},
     auth::chain,
     data::{
-        DataPort, NoDataConnection, Protection,
-        progress::Progress,
-        stream::DataStream,
+        DataPort, NoDataConnection, Protection, progress::Progress, stream::DataStream,
         transfer::TransferError,
     },
     jail::path::VirtualPath,
@@ -116,8 +114,7 @@ impl TransferFailure {
 /// 425: nothing was arranged. 521: the connection would not be encrypted, but must be (RFC 4217
 /// section 9).
 pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
-    let node_requires =
-        session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == Policy::Required);
+    let node_requires = session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == Policy::Required);
     if !session.is_private && (node_requires || session.account.tls.data) {
         session.data_port = None;
         return Err(Reply::new(Code::PROTECTION_REQUIRED, "Data connections must be encrypted: PROT P"));

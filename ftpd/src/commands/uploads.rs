@@ -13,11 +13,7 @@ use super::transfers::{
 };
 use crate::{
     activity::Watch,
-    data::{
-        progress::Progress,
-        stream::DataStream,
-        transfer::TransferError,
-    },
+    data::{progress::Progress, stream::DataStream, transfer::TransferError},
     jail::{FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
     protocol::{
         Code, Reply,
@@ -158,11 +154,7 @@ struct Receipt {
 }
 
 impl Receipt {
-    fn receive(
-        mut self,
-        stream: &mut DataStream,
-        progress: &Progress,
-    ) -> Result<(), TransferFailure> {
+    fn receive(mut self, stream: &mut DataStream, progress: &Progress) -> Result<(), TransferFailure> {
         let start = self.upload.begin().map_err(TransferError::File)?;
         let received = if self.ascii {
             stream.receive_ascii(self.upload.file(), start, progress)

@@ -19,7 +19,7 @@ use tokio::{
 use self::{passive::Reservation, stream::DataStream};
 use crate::{
     metrics,
-    tls::{self, Reuse, Tls},
+    tls::{self, Purpose, Reuse, Tls},
 };
 
 /// What PASV, EPSV, PORT or EPRT arranged for the next transfer, which uses it up.
@@ -77,7 +77,7 @@ impl DataPort {
 impl Protection {
     async fn encrypt(self, stream: TcpStream) -> Result<DataStream, NoDataConnection> {
         let Self { tls, session } = self;
-        let accepted = tls.accept(stream, session, "data").await;
+        let accepted = tls.accept(stream, session, Purpose::Data).await;
         let (stream, connection) = accepted.map_err(NoDataConnection::Handshake)?.into_inner();
         let is_proved = tls::proves(&connection, session);
         metrics::data_tls_session(is_proved);

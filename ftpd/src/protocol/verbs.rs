@@ -337,7 +337,8 @@ mod tests {
 
     #[test]
     fn feat_has_one_line_an_extension_rfc_2389_3_2() {
-        let reply = text(&feat(Features { facts: Facts::parse(b"type;"), hash: Algorithm::Sha256, tls: true }));
+        let reply =
+            text(&feat(Features { facts: Facts::parse(b"type;"), hash: Algorithm::Sha256, tls: true }));
         assert!(reply.starts_with("211-Extensions supported:\r\n ") && reply.ends_with("\r\n211 End\r\n"));
         for line in [
             " EPRT",

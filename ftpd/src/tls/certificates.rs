@@ -74,8 +74,9 @@ fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certifica
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(unreadable(&files.chain))?;
     let first = chain.first().ok_or_else(|| CertificateError::Empty(files.chain.clone()))?;
-    let unusable =
-        |path: &Path, error: &dyn fmt::Display| CertificateError::Unusable(path.to_owned(), error.to_string());
+    let unusable = |path: &Path, error: &dyn fmt::Display| {
+        CertificateError::Unusable(path.to_owned(), error.to_string())
+    };
     let (_, parsed) = X509Certificate::from_der(first).map_err(|error| unusable(&files.chain, &error))?;
     warn_of_expiry(&files.chain, parsed.validity().not_after.timestamp());
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(unreadable(&files.key))?;

@@ -21,7 +21,10 @@ use rustls::{
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
 };
-use tokio::{io::{AsyncRead, AsyncWrite}, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 pub use self::certificates::{CertificateError, CertificateFiles};
@@ -103,9 +106,31 @@ pub struct TlsSettings {
 /// The TLS side of the node.
 pub struct Tls {
     pub settings: TlsSettings,
-    config: ArcSwap<ServerConfig>,
+    configs: ArcSwap<Configs>,
     provider: Arc<CryptoProvider>,
     tickets: Arc<Tickets>,
+}
+
+/// For control and for data connections: they differ in how many tickets they send.
+struct Configs {
+    control: Arc<ServerConfig>,
+    data: Arc<ServerConfig>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Control,
+    Data,
+}
+
+impl Purpose {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Data => "data",
+        }
+    }
 }
 
 /// Why there is no TLS.
@@ -137,8 +162,8 @@ impl Tls {
     pub fn load(settings: TlsSettings) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let tickets = Tickets::new(settings.ticket_rotation);
-        let config = config(&settings, &provider, &tickets)?;
-        Ok(Self { settings, config: ArcSwap::from_pointee(config), provider, tickets })
+        let configs = configs(&settings, &provider, &tickets)?;
+        Ok(Self { settings, configs: ArcSwap::from_pointee(configs), provider, tickets })
     }
 
     /// Reads the files again. Connections that exist keep what they have. Blocks.
@@ -146,37 +171,38 @@ impl Tls {
     /// # Errors
     /// As [`Self::load`]; what was loaded before stays in use then.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let config = config(&self.settings, &self.provider, &self.tickets)?;
-        self.config.store(Arc::new(config));
+        let configs = configs(&self.settings, &self.provider, &self.tickets)?;
+        self.configs.store(Arc::new(configs));
         Ok(())
     }
 
-    /// The server's half of a connection of `session`. Tickets sent on it carry the session's id:
-    /// a data connection that resumes with one proves whose it is.
-    ///
-    /// # Errors
-    /// Those of rustls, which have no cause here.
-    pub fn connection(&self, session: SessionId) -> Result<ServerConnection, rustls::Error> {
-        let mut connection = ServerConnection::new(self.config.load_full())?;
-        connection.set_resumption_data(session.to_string().as_bytes());
-        Ok(connection)
-    }
-
-    /// Does the handshake of a connection of `session`.
+    /// Does the handshake of a connection of `session`. Tickets sent on it carry the session's id: a
+    /// data connection that resumes with one proves whose it is.
     ///
     /// # Errors
     /// It failed, or took too long.
-    pub async fn accept<IO>(&self, stream: IO, session: SessionId, kind: &'static str) -> io::Result<TlsStream<IO>>
+    pub async fn accept<IO>(
+        &self,
+        stream: IO,
+        session: SessionId,
+        purpose: Purpose,
+    ) -> io::Result<TlsStream<IO>>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let acceptor = TlsAcceptor::from(self.config.load_full());
+        let acceptor = TlsAcceptor::from(self.configs.load().of(purpose));
+        let kind = purpose.name();
         let id = session.to_string();
-        let accepted = acceptor.accept_with(stream, |connection| connection.set_resumption_data(id.as_bytes()));
+        let accepted =
+            acceptor.accept_with(stream, |connection| connection.set_resumption_data(id.as_bytes()));
         match timeout(self.settings.handshake_timeout, accepted).await {
             Ok(Ok(stream)) => {
                 let handshake = Handshake::of(stream.get_ref().1);
-                metrics::tls_handshake(kind, handshake.version, if handshake.resumed { "resumed" } else { "full" });
+                metrics::tls_handshake(
+                    kind,
+                    handshake.version,
+                    if handshake.resumed { "resumed" } else { "full" },
+                );
                 Ok(stream)
             }
             Ok(Err(error)) => {
@@ -244,11 +270,20 @@ impl Tls {
     }
 }
 
-fn config(
+impl Configs {
+    fn of(&self, purpose: Purpose) -> Arc<ServerConfig> {
+        Arc::clone(match purpose {
+            Purpose::Control => &self.control,
+            Purpose::Data => &self.data,
+        })
+    }
+}
+
+fn configs(
     settings: &TlsSettings,
     provider: &Arc<CryptoProvider>,
     tickets: &Arc<Tickets>,
-) -> Result<ServerConfig, TlsError> {
+) -> Result<Configs, TlsError> {
     let certificates = Certificates::load(&settings.certificates, provider)?;
     let versions: &[&SupportedProtocolVersion] =
         if settings.minimum.version == ProtocolVersion::TLSv1_3 { &[&TLS13] } else { &[&TLS13, &TLS12] };
@@ -258,22 +293,24 @@ fn config(
         Some(path) => builder.with_client_cert_verifier(verifier(path, provider)?),
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_cert_resolver(Arc::new(certificates));
-    config.alpn_protocols = vec![ALPN_FTP.to_vec()];
-    config.ticketer = Arc::clone(tickets) as _;
+    let mut control = builder.with_cert_resolver(Arc::new(certificates));
+    control.alpn_protocols = vec![ALPN_FTP.to_vec()];
+    control.ticketer = Arc::clone(tickets) as _;
     // A client uses a ticket of TLS 1.3 once, and each data connection needs one.
-    config.send_tls13_tickets = settings.tickets;
-    config.max_tls13_tickets = settings.tickets.max(MOST_REQUESTED_TICKETS);
-    Ok(config)
+    control.send_tls13_tickets = settings.tickets;
+    control.max_tls13_tickets = settings.tickets.max(MOST_REQUESTED_TICKETS);
+    let mut data = control.clone();
+    data.send_tls13_tickets = settings.tickets.min(TICKETS_OF_DATA_CONNECTIONS);
+    Ok(Configs { control: Arc::new(control), data: Arc::new(data) })
 }
+
+/// A data connection replaces the ticket that it used, and one more.
+const TICKETS_OF_DATA_CONNECTIONS: usize = 2;
 
 /// How many tickets a client gets that asks for a number (RFC 9149).
 const MOST_REQUESTED_TICKETS: usize = 32;
 
-fn verifier(
-    path: &PathBuf,
-    provider: &Arc<CryptoProvider>,
-) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+fn verifier(path: &PathBuf, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let failed = |reason: &dyn std::fmt::Display| TlsError::Authorities(path.clone(), reason.to_string());
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(&error))? {

@@ -68,8 +68,7 @@ impl ProducesTickets for Tickets {
         let keys = self.keys.read().ok()?;
         let key = keys.first()?;
         let mut sealed = plain.to_vec();
-        let nonce =
-            key.sealing.seal_in_place_append_tag(Aad::from(&key.name[..]), &mut sealed).ok()?;
+        let nonce = key.sealing.seal_in_place_append_tag(Aad::from(&key.name[..]), &mut sealed).ok()?;
         let mut ticket = Vec::with_capacity(key.name.len() + NONCE_LEN + sealed.len());
         ticket.extend_from_slice(&key.name);
         ticket.extend_from_slice(nonce.as_ref());
