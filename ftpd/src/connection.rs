@@ -221,6 +221,12 @@ impl Connection {
                 return Some(End::told("Too many commands without a login", "unauthenticated_commands"));
             }
         }
+        // RNFR is void unless RNTO comes next, whatever else comes (RFC 959 section 4.1.3).
+        if !matches!(&request, Ok(Request { command: Command::Rnto(_), .. }))
+            && let Some(logged_in) = self.session.logged_in()
+        {
+            logged_in.rename_from = None;
+        }
         let (verb, reply) = match request {
             Ok(request) if self.activity.is_some() => {
                 let verb = request.verb.name;
