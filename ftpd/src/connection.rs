@@ -17,11 +17,14 @@ use crate::{
     node::Node,
     protocol::{
         self, Code, Command, ParseError, Reply, Request,
-        line::{Line, LineBuffer},
+        line::{Line, LineBuffer, MAX_LINE},
     },
     proxy_protocol::Ends,
     session::{Outcome, Session, State},
 };
+
+/// Bytes of commands that are read while one is held.
+const READ_AHEAD: usize = 2 * MAX_LINE;
 
 /// A client's control connection and all that belongs to it.
 pub struct Connection {
@@ -152,8 +155,8 @@ impl Connection {
     }
 
     async fn event(&mut self, timer: Pin<&mut Sleep>) -> Event {
-        // With a command held there is nothing to read for: the client waits for us.
-        let reading = self.held.is_none();
+        // With a command held nothing can be run; what is read for is the end of the connection.
+        let reading = self.held.is_none() || self.lines.len() < READ_AHEAD;
         let transfer = async {
             match &mut self.activity {
                 Some(activity) => activity.end.as_mut().await,
@@ -237,6 +240,10 @@ impl Connection {
                 match self.run_command(request).await {
                     Ok(Outcome::Reply(reply)) => (verb, reply),
                     Ok(Outcome::Start(opening, activity)) => {
+                        match self.control.descriptor() {
+                            Ok(control) => activity.watch.progress.belong_to(control),
+                            Err(_) => activity.watch.cancel(),
+                        }
                         self.activity = Some(activity);
                         self.errors = 0;
                         if let Some(opening) = opening {

@@ -1,6 +1,11 @@
 //! The bytes of a control connection: commands in, replies out.
 
-use std::{io, net::Shutdown, time::Duration};
+use std::{
+    io,
+    net::Shutdown,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
 
@@ -34,6 +39,14 @@ impl Control {
         // an ordinary part of the line. If the kernel refuses, the byte is lost, nothing else.
         let _ = socket2::SockRef::from(&stream).set_out_of_band_inline(true);
         Self { stream, replies: Vec::new(), reply_timeout, has_spoken: false }
+    }
+
+    /// Another descriptor of the connection, to ask the kernel for its state.
+    ///
+    /// # Errors
+    /// The process has too many.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.stream.as_fd().try_clone_to_owned()
     }
 
     /// Waits for bytes and adds them to `lines`. Cancel-safe.
