@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
@@ -30,9 +30,10 @@ impl StubAuthd {
     /// Answers every request to authenticate with what `answer` makes of its body.
     ///
     /// # Panics
-    /// The address cannot be listened on.
-    pub fn start(address: SocketAddr, answer: impl Fn(&Value) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+    /// No port of the loopback address is free.
+    pub fn start(answer: impl Fn(&Value) -> Answer + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+        let address = listener.local_addr().expect("a listening socket has an address");
         let requests = Arc::<Mutex<Vec<Value>>>::default();
         let (seen, answer) = (Arc::clone(&requests), Arc::new(answer));
         thread::spawn(move || {
