@@ -17,11 +17,14 @@ use crate::{
     node::Node,
     protocol::{
         self, Code, Command, ParseError, Reply, Request,
-        line::{Line, LineBuffer},
+        line::{Line, LineBuffer, MAX_LINE},
     },
     proxy_protocol::Ends,
     session::{Outcome, Security, Session, State},
 };
+
+/// Bytes of commands that are read while one is held.
+const READ_AHEAD: usize = 2 * MAX_LINE;
 
 /// A client's control connection and all that belongs to it.
 pub struct Connection {
@@ -161,8 +164,8 @@ impl Connection {
     }
 
     async fn event(&mut self, timer: Pin<&mut Sleep>) -> Event {
-        // With a command held there is nothing to read for: the client waits for us.
-        let reading = self.held.is_none();
+        // With a command held nothing can be run; what is read for is the end of the connection.
+        let reading = self.held.is_none() || self.lines.len() < READ_AHEAD;
         let transfer = async {
             match &mut self.activity {
                 Some(activity) => activity.end.as_mut().await,
@@ -230,6 +233,12 @@ impl Connection {
                 return Some(End::told("Too many commands without a login", "unauthenticated_commands"));
             }
         }
+        // RNFR is void unless RNTO comes next, whatever else comes (RFC 959 section 4.1.3).
+        if !matches!(&request, Ok(Request { command: Command::Rnto(_), .. }))
+            && let Some(logged_in) = self.session.logged_in()
+        {
+            logged_in.rename_from = None;
+        }
         let (verb, reply) = match request {
             Ok(request) if self.activity.is_some() => {
                 let verb = request.verb.name;
@@ -240,6 +249,10 @@ impl Connection {
                 match self.run_command(request).await {
                     Ok(Outcome::Reply(reply)) => (verb, reply),
                     Ok(Outcome::Start(opening, activity)) => {
+                        match self.control.descriptor() {
+                            Ok(control) => activity.watch.progress.belong_to(control),
+                            Err(_) => activity.watch.cancel(),
+                        }
                         self.activity = Some(activity);
                         self.errors = 0;
                         if let Some(opening) = opening {
@@ -281,7 +294,7 @@ impl Connection {
             Ok(handshake) => {
                 log::debug!(
                     session:% = id, version = handshake.version, cipher = handshake.cipher.as_str(),
-                    resumed = handshake.resumed;
+                    resumed = handshake.resumed.is_some();
                     "encrypted"
                 );
                 self.lines.clear();

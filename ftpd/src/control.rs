@@ -4,6 +4,7 @@ use std::{
     future::poll_fn,
     io,
     net::Shutdown,
+    os::fd::{AsFd, OwnedFd},
     pin::Pin,
     task::{Poll, ready},
     time::Duration,
@@ -63,6 +64,18 @@ impl Control {
         Self { stream: Stream::Plain(stream), replies: Vec::new(), reply_timeout, has_spoken: false }
     }
 
+    /// Another descriptor of the connection, to ask the kernel for its state.
+    ///
+    /// # Errors
+    /// The process has too many.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        match &self.stream {
+            Stream::Plain(stream) => stream.as_fd().try_clone_to_owned(),
+            Stream::Encrypted(stream) => stream.get_ref().0.as_fd().try_clone_to_owned(),
+            Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
     /// Waits for bytes and adds them to `lines`. Cancel-safe.
     pub async fn fill(&mut self, lines: &mut LineBuffer) -> Received {
         poll_fn(|context| {
@@ -101,9 +114,8 @@ impl Control {
         let Stream::Plain(stream) = std::mem::replace(&mut self.stream, Stream::Gone) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        let stream = Box::new(tls.accept(stream, session, Purpose::Control).await?);
-        let handshake = Handshake::of(stream.get_ref().1);
-        self.stream = Stream::Encrypted(stream);
+        let (stream, handshake) = tls.accept(stream, session, Purpose::Control).await?;
+        self.stream = Stream::Encrypted(Box::new(stream));
         Ok(handshake)
     }
 

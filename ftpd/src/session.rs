@@ -80,7 +80,7 @@ pub struct LoggedIn {
     pub is_private: bool,
     /// After `EPSV ALL` (RFC 2428 section 4).
     pub epsv_only: bool,
-    /// What RNFR named; forgotten by every command but RNTO.
+    /// What RNFR named; forgotten by every line but RNTO.
     pub rename_from: Option<VirtualPath>,
     /// REST, for the next transfer.
     pub offset: u64,

@@ -54,8 +54,6 @@ pub async fn run(session: &mut Session, request: Request) -> Outcome {
 impl LoggedIn {
     /// An error is the reply of a command that ended early.
     async fn run(&mut self, verb: &'static str, command: Command) -> Result<Outcome, Reply> {
-        // RNFR is void unless RNTO comes next (RFC 959 section 4.1.3).
-        let rename_from = self.rename_from.take();
         let reply = match command {
             Command::Pwd => Ok(directories::pwd(self)),
             Command::Cwd(path) => directories::cwd(self, &path).await,
@@ -65,7 +63,7 @@ impl LoggedIn {
             Command::Rmda(path) => return directories::rmda(self, verb, &path),
             Command::Dele(path) => files::dele(self, &path).await,
             Command::Rnfr(path) => files::rnfr(self, &path).await,
-            Command::Rnto(path) => files::rnto(self, rename_from, &path).await,
+            Command::Rnto(path) => files::rnto(self, &path).await,
             Command::Size(path) => files::size(self, &path).await,
             Command::Mdtm(path) => files::mdtm(self, &path).await,
             Command::MdtmSet(modified) | Command::Mfmt(modified) => files::mfmt(self, modified).await,

@@ -194,6 +194,11 @@ impl Receipt {
         if !self.runtime.block_on(self.lease.is_held()) {
             return Err(TransferFailure::LeaseLost);
         }
+        // A client that dies ends both connections at once, and the order in which their ends
+        // arrive through a balancer is open: asked as late as can be.
+        if progress.client_has_left() {
+            return Err(TransferError::Cancelled.into());
+        }
         Ok(())
     }
 }

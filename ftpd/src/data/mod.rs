@@ -19,7 +19,7 @@ use tokio::{
 use self::{passive::Reservation, stream::DataStream};
 use crate::{
     metrics,
-    tls::{self, Purpose, Reuse, Tls},
+    tls::{Purpose, Reuse, Tls},
 };
 
 /// What PASV, EPSV, PORT or EPRT arranged for the next transfer, which uses it up.
@@ -78,8 +78,9 @@ impl Protection {
     async fn encrypt(self, stream: TcpStream) -> Result<DataStream, NoDataConnection> {
         let Self { tls, session } = self;
         let accepted = tls.accept(stream, session, Purpose::Data).await;
-        let (stream, connection) = accepted.map_err(NoDataConnection::Handshake)?.into_inner();
-        let is_proved = tls::proves(&connection, session);
+        let (stream, handshake) = accepted.map_err(NoDataConnection::Handshake)?;
+        let (stream, connection) = stream.into_inner();
+        let is_proved = handshake.resumed == Some(session);
         metrics::data_tls_session(is_proved);
         if !is_proved && tls.settings.reuse == Reuse::Required {
             metrics::data_connection_refused("not_resumed");

@@ -15,7 +15,7 @@ use std::{
 use arc_swap::ArcSwap;
 use common::{registry::Registry, session::SessionId};
 use rustls::{
-    ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
+    HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, pem::PemObject},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -28,7 +28,10 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 pub use self::certificates::{CertificateError, CertificateFiles};
-use self::{certificates::Certificates, tickets::Tickets};
+use self::{
+    certificates::Certificates,
+    tickets::{SessionTickets, Tickets},
+};
 use crate::metrics;
 
 /// The one protocol that is spoken here (IANA's ALPN registry). A client that offers others only
@@ -149,7 +152,8 @@ pub enum TlsError {
 pub struct Handshake {
     pub version: &'static str,
     pub cipher: String,
-    pub resumed: bool,
+    /// The session whose TLS session was resumed.
+    pub resumed: Option<SessionId>,
     /// Subject of the verified client certificate, if there is one.
     pub certificate_subject: Option<String>,
 }
@@ -162,7 +166,7 @@ impl Tls {
     pub fn load(settings: TlsSettings) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let tickets = Tickets::new(settings.ticket_rotation);
-        let configs = configs(&settings, &provider, &tickets)?;
+        let configs = configs(&settings, &provider)?;
         Ok(Self { settings, configs: ArcSwap::from_pointee(configs), provider, tickets })
     }
 
@@ -171,7 +175,7 @@ impl Tls {
     /// # Errors
     /// As [`Self::load`]; what was loaded before stays in use then.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let configs = configs(&self.settings, &self.provider, &self.tickets)?;
+        let configs = configs(&self.settings, &self.provider)?;
         self.configs.store(Arc::new(configs));
         Ok(())
     }
@@ -186,24 +190,22 @@ impl Tls {
         stream: IO,
         session: SessionId,
         purpose: Purpose,
-    ) -> io::Result<TlsStream<IO>>
+    ) -> io::Result<(TlsStream<IO>, Handshake)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let acceptor = TlsAcceptor::from(self.configs.load().of(purpose));
         let kind = purpose.name();
-        let id = session.to_string();
-        let accepted =
-            acceptor.accept_with(stream, |connection| connection.set_resumption_data(id.as_bytes()));
+        let tickets = Arc::new(SessionTickets::new(Arc::clone(&self.tickets), session));
+        // A copy of a few pointers: the connection's own ticketer is what ties it to its session.
+        let mut config = ServerConfig::clone(&self.configs.load().of(purpose));
+        config.ticketer = Arc::clone(&tickets) as _;
+        let accepted = TlsAcceptor::from(Arc::new(config)).accept(stream);
         match timeout(self.settings.handshake_timeout, accepted).await {
             Ok(Ok(stream)) => {
-                let handshake = Handshake::of(stream.get_ref().1);
-                metrics::tls_handshake(
-                    kind,
-                    handshake.version,
-                    if handshake.resumed { "resumed" } else { "full" },
-                );
-                Ok(stream)
+                let handshake = Handshake::of(stream.get_ref().1, &tickets);
+                let result = if handshake.resumed.is_some() { "resumed" } else { "full" };
+                metrics::tls_handshake(kind, handshake.version, result);
+                Ok((stream, handshake))
             }
             Ok(Err(error)) => {
                 metrics::tls_handshake(kind, "none", "failed");
@@ -279,11 +281,7 @@ impl Configs {
     }
 }
 
-fn configs(
-    settings: &TlsSettings,
-    provider: &Arc<CryptoProvider>,
-    tickets: &Arc<Tickets>,
-) -> Result<Configs, TlsError> {
+fn configs(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Configs, TlsError> {
     let certificates = Certificates::load(&settings.certificates, provider)?;
     let versions: &[&SupportedProtocolVersion] =
         if settings.minimum.version == ProtocolVersion::TLSv1_3 { &[&TLS13] } else { &[&TLS13, &TLS12] };
@@ -295,7 +293,6 @@ fn configs(
     };
     let mut control = builder.with_cert_resolver(Arc::new(certificates));
     control.alpn_protocols = vec![ALPN_FTP.to_vec()];
-    control.ticketer = Arc::clone(tickets) as _;
     // A client uses a ticket of TLS 1.3 once, and each data connection needs one.
     control.send_tls13_tickets = settings.tickets;
     control.max_tls13_tickets = settings.tickets.max(MOST_REQUESTED_TICKETS);
@@ -325,7 +322,7 @@ fn verifier(path: &PathBuf, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn Cl
 
 impl Handshake {
     /// Of a connection whose handshake is over.
-    pub fn of(connection: &ServerConnection) -> Self {
+    fn of(connection: &ServerConnection, tickets: &SessionTickets) -> Self {
         let version = match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
             Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
@@ -337,7 +334,11 @@ impl Handshake {
         Self {
             version,
             cipher,
-            resumed: connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed),
+            // A ticket that was opened counts only if the handshake went on with it.
+            resumed: match connection.handshake_kind() {
+                Some(HandshakeKind::Resumed) => tickets.opened(),
+                _ => None,
+            },
             certificate_subject: certificate.and_then(|certificate| subject(certificate)),
         }
     }
@@ -348,9 +349,4 @@ fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
     use x509_parser::{certificate::X509Certificate, prelude::FromDer};
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(parsed.subject().to_string())
-}
-
-/// Whether the connection has resumed a TLS session of `session`.
-pub fn proves(connection: &ServerConnection, session: SessionId) -> bool {
-    connection.received_resumption_data() == Some(session.to_string().as_bytes())
 }
