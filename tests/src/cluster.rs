@@ -139,6 +139,12 @@ impl Cluster {
         self.authd = Some(self.configuration.authd(&self.loopback).start());
     }
 
+    /// # Panics
+    /// Redis is stopped.
+    pub fn redis(&self) -> &Redis {
+        self.redis.as_ref().expect("Redis runs")
+    }
+
     /// Ends Redis, as a crash would. It keeps nothing.
     pub fn kill_redis(&mut self) {
         self.redis = None;

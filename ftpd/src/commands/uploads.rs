@@ -1,6 +1,6 @@
 //! STOR, STOU, APPE, ALLO (RFC 959 section 4.1.3) and COMB: what writes files.
 
-use std::sync::Arc;
+use std::{sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
@@ -124,6 +124,7 @@ async fn store(
         announced: announced.filter(|_| session.transfer_type == TransferType::Image),
         ascii: session.transfer_type == TransferType::Ascii,
         sync: session.node.storage.sync_uploads,
+        settle_time: session.node.storage.settle_time,
         runtime: Handle::current(),
     };
     let work: Work = Box::new(move |socket, progress| receipt.receive(socket, progress));
@@ -153,6 +154,7 @@ struct Receipt {
     announced: Option<u64>,
     ascii: bool,
     sync: bool,
+    settle_time: Duration,
     runtime: Handle,
 }
 
@@ -186,7 +188,14 @@ impl Receipt {
 
     /// An end of file is the word of whoever closed the connection. It is believed if the control
     /// connection still stands, the announced size is there, and nobody else writes this path.
+    ///
+    /// A client that is killed ends both connections, and on two ways through the balancer their
+    /// ends may arrive in either order. Where that decides whether a file gets its name, the end
+    /// of the control connection has a little time to arrive.
     fn believe(&self, start: u64, got: u64, progress: &Progress) -> Result<(), TransferFailure> {
+        if self.upload.is_hidden() && self.announced != Some(got) {
+            thread::sleep(self.settle_time);
+        }
         if progress.is_cancelled() {
             return Err(TransferError::Cancelled.into());
         }
