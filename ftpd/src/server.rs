@@ -18,7 +18,8 @@ use common::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
+    task::JoinSet,
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -109,18 +110,25 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         let routes = admin::routes(rendered, move || readiness(&shared));
         tokio::spawn(warp::serve(routes).incoming(listener).run());
     }
+    let (open, doors) = watch::channel(());
+    let mut doorkeepers = JoinSet::new();
     for listener in control {
         log::info!(part = "control", address:% = local(&listener); "listening");
-        tokio::spawn(accept(listener, Arc::clone(&node), false));
+        doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), false));
     }
     for listener in implicit {
         log::info!(part = "implicit_tls", address:% = local(&listener); "listening");
-        tokio::spawn(accept(listener, Arc::clone(&node), true));
+        doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), true));
     }
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
     service::ready();
 
     let ended = wait_for_the_end(&node, &mut signals, events).await;
+    // First of all, so that the balancer is refused and passes a client that was just told to
+    // connect again on to another node.
+    node.connections.close();
+    drop(open);
+    doorkeepers.join_all().await;
     drain(&node, &mut signals).await;
     ended
 }
@@ -230,13 +238,25 @@ fn readiness(node: &Node) -> Readiness {
     Ok(())
 }
 
-async fn accept(listener: TcpListener, node: Arc<Node>, implicit: bool) {
+/// Takes connections in as long as `open` has its sender, then stops listening. `implicit`: TLS
+/// begins at once.
+async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receiver<()>, implicit: bool) {
     loop {
-        let (stream, peer) = listener::accept(&listener).await;
-        if node.connections.is_draining() {
-            return;
-        }
+        let (stream, peer) = tokio::select! {
+            biased;
+            _ = open.changed() => break,
+            accepted = listener::accept(&listener) => accepted,
+        };
         tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit));
+    }
+    // Those that the kernel has taken in already get a 421 instead of a reset.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit));
+        }
     }
 }
 
