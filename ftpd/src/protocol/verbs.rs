@@ -329,16 +329,16 @@ mod tests {
             .collect();
         // STAT is for everybody only without a path, see `Request::phase`.
         let expected = [
-            "USER", "PASS", "ACCT", "REIN", "QUIT", "HOST", "CLNT", "STAT", "SYST", "FEAT", "HELP", "NOOP",
-            "OPTS",
+            "USER", "PASS", "ACCT", "REIN", "QUIT", "HOST", "CLNT", "AUTH", "PBSZ", "PROT", "CCC", "STAT",
+            "SYST", "FEAT", "HELP", "NOOP", "OPTS",
         ];
         assert_eq!(names, expected);
     }
 
     #[test]
     fn feat_has_one_line_an_extension_rfc_2389_3_2() {
-        let reply =
-            text(&feat(Features { facts: Facts::parse(b"type;"), hash: Algorithm::Sha256, tls: true }));
+        let features = Features { facts: Facts::parse(b"type;"), hash: Algorithm::Sha256, tls: true };
+        let reply = text(&feat(features));
         assert!(reply.starts_with("211-Extensions supported:\r\n ") && reply.ends_with("\r\n211 End\r\n"));
         for line in [
             " EPRT",
@@ -350,12 +350,15 @@ mod tests {
             " TVFS",
             " UTF8",
             " HOST",
+            " AUTH TLS",
+            " PBSZ",
+            " PROT",
             " MLST type*;size;modify;perm;unique;UNIX.mode;",
             " HASH CRC32;MD5;SHA-1;SHA-256*;SHA-512",
         ] {
             assert!(reply.lines().any(|l| l == line), "{line}");
         }
-        assert!(!reply.contains("AUTH"), "not offered");
+        assert!(!text(&feat(Features { tls: false, ..features })).contains("AUTH"), "not offered");
     }
 
     #[test]
