@@ -19,6 +19,7 @@ use common::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
+    task::JoinSet,
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -99,14 +100,18 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         let routes = admin::routes(rendered, move || readiness(&shared));
         tokio::spawn(warp::serve(routes).incoming(listener).run());
     }
+    let mut accepting = JoinSet::new();
     for listener in control {
         log::info!(part = "control", address:% = local(&listener); "listening");
-        tokio::spawn(accept(listener, Arc::clone(&node)));
+        accepting.spawn(accept(listener, Arc::clone(&node)));
     }
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
     service::ready();
 
     let ended = wait_for_the_end(&node, &mut signals, events).await;
+    // Closes the control port: a balancer whose connection is refused asks another node, while one
+    // that is accepted and ended is the client's.
+    accepting.shutdown().await;
     drain(&node, &mut signals).await;
     ended
 }
@@ -213,9 +218,6 @@ fn readiness(node: &Node) -> Readiness {
 async fn accept(listener: TcpListener, node: Arc<Node>) {
     loop {
         let (stream, peer) = listener::accept(&listener).await;
-        if node.connections.is_draining() {
-            return;
-        }
         tokio::spawn(serve(stream, peer, Arc::clone(&node)));
     }
 }
