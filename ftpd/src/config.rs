@@ -469,7 +469,12 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
 
 fn slice(values: &Values) -> Result<PortRange, SettingsError> {
     let range = PortRange::new(values.required("passive_port_min")?, values.required("passive_port_max")?)
-        .map_err(|error| values.invalid("passive_port_max", error))?;
+        .map_err(|error| {
+            // The one that the operator has set.
+            let key =
+                if values.is_given("passive_port_max") { "passive_port_max" } else { "passive_port_min" };
+            values.invalid(key, error)
+        })?;
     let nodes: Vec<NodeName> = values.list("cluster_nodes")?;
     if nodes.is_empty() {
         return Ok(range);

@@ -44,7 +44,8 @@ pub struct Connection {
     login_since: Instant,
     /// Lines that came before the login.
     commands: u32,
-    /// Commands refused in a row.
+    /// Commands rejected in a row. A missing file is no rejection: clients ask for hundreds before
+    /// they upload a tree.
     errors: u32,
     /// Keeps the connection in the node's table.
     _place: Place,
@@ -317,7 +318,7 @@ impl Connection {
     fn answer(&mut self, verb: &'static str, reply: &Reply) {
         metrics::command(verb, reply.code());
         log::debug!(session:% = self.session.handle.id, verb, code = reply.code().value(); "command");
-        self.errors = if reply.code().is_failure() { self.errors + 1 } else { 0 };
+        self.errors = if reply.code().is_rejection() { self.errors + 1 } else { 0 };
         self.control.push(reply);
     }
 

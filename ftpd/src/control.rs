@@ -6,7 +6,7 @@ use std::{
     net::Shutdown,
     os::fd::{AsFd, OwnedFd},
     pin::Pin,
-    task::{Poll, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -55,6 +55,26 @@ enum Stream {
     Gone,
 }
 
+impl Stream {
+    fn poll_fill(&mut self, context: &mut Context<'_>, read: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            // Not `poll_read`: it takes a buffer that was not filled for the last of the data, but
+            // the kernel also stops at a byte that was sent urgent, and what follows would be
+            // noticed only when still more comes.
+            Self::Plain(stream) => loop {
+                ready!(stream.poll_read_ready(context)?);
+                match stream.try_read_buf(read) {
+                    Ok(_) => return Poll::Ready(Ok(())),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            },
+            Self::Encrypted(stream) => Pin::new(stream).poll_read(context, read),
+            Self::Gone => Poll::Ready(Ok(())),
+        }
+    }
+}
+
 impl Control {
     /// `reply_timeout`: how long the client may take to accept replies.
     pub fn new(stream: TcpStream, reply_timeout: Duration) -> Self {
@@ -82,13 +102,8 @@ impl Control {
             // On the stack of the poll, not in the task: idle sessions hold no buffer.
             let mut bytes = [0; READ];
             let mut read = ReadBuf::new(&mut bytes);
-            let polled = match &mut self.stream {
-                Stream::Plain(stream) => Pin::new(stream).poll_read(context, &mut read),
-                Stream::Encrypted(stream) => Pin::new(stream).poll_read(context, &mut read),
-                Stream::Gone => return Poll::Ready(Received::End),
-            };
-            ready!(polled.map(|result| if result.is_err() {
-                read.clear()
+            ready!(self.stream.poll_fill(context, &mut read).map(|result| if result.is_err() {
+                read.clear();
             }));
             Poll::Ready(match read.filled() {
                 [] => Received::End,

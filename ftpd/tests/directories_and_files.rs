@@ -116,7 +116,7 @@ fn names_pass_byte_for_byte_also_those_that_are_not_utf_8() {
     let node = start();
     let mut session = node.login("demo", "x");
     for name in [
-        &"grüße 日本 🦀".as_bytes()[..],
+        "grüße 日本 🦀".as_bytes(),
         b"caf\xe9",
         b"\x80\xff\xfe",
         b"a\xffb",

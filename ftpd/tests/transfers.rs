@@ -576,18 +576,27 @@ fn transfers_that_stall_end_with_426_and_keep_what_came() {
 
 #[test]
 fn a_transfer_beyond_the_limit_waits_for_its_turn_or_is_told_to_come_back() {
-    let node = Node::standalone().setting("max_transfers", 1).setting("data_connect_timeout", "1s").start();
-    fs::write(at(&node, "file"), "content").unwrap();
-    let (mut first, mut second) = (login(&node), login(&node));
-    let data = first.begin("STOR new");
-    let _waits = second.begin("RETR file");
-    second.expect(450);
-    let mut waits = second.begin("RETR file");
-    finish(data, b"new");
-    first.expect(226);
-    assert_eq!(read_to_end(&mut waits), b"content");
-    second.expect(226);
-    assert_eq!(node.metric("ftp_limit_reached_total{limit=\"max_transfers\"}"), Some(2.0));
+    for (patience, waits) in [("30s", true), ("300ms", false)] {
+        let node =
+            Node::standalone().setting("max_transfers", 1).setting("data_connect_timeout", patience).start();
+        fs::write(at(&node, "file"), "content").unwrap();
+        let (mut first, mut second) = (login(&node), login(&node));
+        let upload = first.begin("STOR new");
+        // It has its place once its first bytes are stored.
+        (&upload).write_all(b"n").unwrap();
+        wait_for_size(&node, "new", 1);
+        let mut download = second.begin("RETR file");
+        node.wait_for_metric("ftp_limit_reached_total{limit=\"max_transfers\"}", |count| count == 1.0);
+        if !waits {
+            second.expect(450);
+        }
+        finish(upload, b"ew");
+        first.expect(226);
+        if waits {
+            assert_eq!(read_to_end(&mut download), b"content");
+            second.expect(226);
+        }
+    }
 }
 
 #[test]

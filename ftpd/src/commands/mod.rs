@@ -31,6 +31,9 @@ pub async fn run(session: &mut Session, request: Request) -> Outcome {
         Command::Quit => Outcome::Close(Reply::new(Code::CLOSING, "Goodbye")),
         Command::Host(name) => login::host(session, &name).into(),
         Command::Clnt(name) => login::client(session, &name).into(),
+        Command::Auth | Command::Pbsz(_) | Command::Prot(_) | Command::Ccc if session.node.tls.is_none() => {
+            Reply::new(Code::NOT_IMPLEMENTED, "There is no TLS on this server").into()
+        }
         Command::Auth => security::auth(session),
         Command::Pbsz(_) => security::pbsz(session).into(),
         Command::Prot(level) => security::prot(session, level).into(),

@@ -1,4 +1,4 @@
-//! AUTH, PBSZ, PROT, CCC (RFC 2228, RFC 4217).
+//! AUTH, PBSZ, PROT, CCC (RFC 2228, RFC 4217), where there is TLS.
 
 use crate::{
     protocol::{Code, Reply, command::ProtectionLevel},
@@ -8,9 +8,6 @@ use crate::{
 
 /// AUTH: the handshake follows the reply. Everything that was said before it is void.
 pub fn auth(session: &mut Session) -> Outcome {
-    if session.node.tls.is_none() {
-        return Reply::new(Code::NOT_IMPLEMENTED, "There is no TLS on this server").into();
-    }
     if session.security.is_encrypted() {
         return Reply::new(Code::BAD_SEQUENCE, "The connection is encrypted already").into();
     }

@@ -82,10 +82,8 @@ pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let offset = take_offset(session)?;
     session.allow(|may| may.upload || may.append)?;
     let path = session.path(argument)?;
-    if offset > 0 {
-        if size_of(session, &path).await? != Some(offset) {
-            return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
-        }
+    if offset > 0 && size_of(session, &path).await? != Some(offset) {
+        return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
     }
     let may = session.account.permissions;
     needs_file_unless(may.upload, session, &path).await?;
@@ -244,9 +242,14 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     session.allow(|may| may.upload && may.append && may.delete)?;
     let target = session.path(&comb.target)?;
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
+    // A file that is named twice is refused below, not by its own lease.
+    let mut written = vec![&target];
     let mut leases = vec![lease(session, &target).await?];
     for source in &sources {
-        leases.push(lease(session, source).await?);
+        if !written.contains(&source) {
+            written.push(source);
+            leases.push(lease(session, source).await?);
+        }
     }
     let jail: Arc<Jail> = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);
