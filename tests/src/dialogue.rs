@@ -89,6 +89,15 @@ impl Dialogue {
         }
     }
 
+    /// Sends a command that need not be text, and returns its reply; CRLF is added.
+    ///
+    /// # Panics
+    /// The reply has another code, or none comes.
+    pub fn command_bytes(&mut self, line: &[u8], code: u16) -> Reply {
+        self.send_bytes(&[line, b"\r\n"].concat());
+        self.expect(code)
+    }
+
     /// Sends bytes of which the last is urgent, as Telnet's Synch does (RFC 854).
     ///
     /// # Panics
@@ -306,9 +315,23 @@ impl Dialogue {
         self.expect_closed();
     }
 
+    /// Ends the control connection with a reset, as a client that crashes may.
+    pub fn reset(self) {
+        reset(self.control);
+    }
+
     fn fail(&self, what: Arguments<'_>) -> ! {
         panic!("{what}\n--- dialogue ---\n{}", self.transcript);
     }
+}
+
+/// Closes a connection with a reset: what is under way in either direction is lost.
+///
+/// # Panics
+/// The socket takes no options.
+pub fn reset(stream: TcpStream) {
+    let no_time = Some(Duration::ZERO);
+    socket2::SockRef::from(&stream).set_linger(no_time).expect("a socket can be set to linger");
 }
 
 /// Whether the error says that the peer is gone, rather than silent.

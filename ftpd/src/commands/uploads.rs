@@ -13,10 +13,7 @@ use super::transfers::{
 };
 use crate::{
     activity::Watch,
-    data::{
-        progress::Progress,
-        transfer::{TransferError, receive_ascii, receive_file},
-    },
+    data::{progress::Progress, stream::DataStream, transfer::TransferError},
     jail::{FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
     protocol::{
         Code, Reply,
@@ -151,7 +148,7 @@ async fn store(
         settle_time: session.node.storage.settle_time,
         runtime: Handle::current(),
     };
-    let work: Work = Box::new(move |socket, progress| receipt.receive(socket, progress));
+    let work: Work = Box::new(move |stream, progress| receipt.receive(stream, progress));
     let label = if label.is_empty() { "Opening data connection for " } else { label };
     let text = [label.as_bytes(), argument].concat();
     let transfer = Transfer { verb, direction: Direction::Upload, path, work };
@@ -183,20 +180,17 @@ struct Receipt {
 }
 
 impl Receipt {
-    fn receive(
-        mut self,
-        mut socket: &std::net::TcpStream,
-        progress: &Progress,
-    ) -> Result<(), TransferFailure> {
+    fn receive(mut self, stream: &mut DataStream, progress: &Progress) -> Result<(), TransferFailure> {
         let start = self.upload.begin().map_err(TransferError::File)?;
         let received = if self.ascii {
-            receive_ascii(&mut socket, self.upload.file(), start, progress)
+            stream.receive_ascii(self.upload.file(), start, progress)
         } else {
-            receive_file(socket, self.upload.file(), start, progress)
+            stream.receive_file(self.upload.file(), start, progress)
         };
         match received.map_err(TransferFailure::from).and_then(|got| self.believe(start, got, progress)) {
             Ok(()) => {
                 self.upload.finish(self.sync).map_err(TransferError::File)?;
+                stream.finish_receiving();
                 Ok(())
             }
             Err(failure @ TransferFailure::Failed(TransferError::File(_))) => {
@@ -233,6 +227,11 @@ impl Receipt {
         if !self.runtime.block_on(self.lease.is_held()) {
             return Err(TransferFailure::LeaseLost);
         }
+        // A client that dies ends both connections at once, and the order in which their ends
+        // arrive through a balancer is open: asked as late as can be.
+        if progress.client_has_left() {
+            return Err(TransferError::Cancelled.into());
+        }
         Ok(())
     }
 }
@@ -243,9 +242,14 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     session.allow(|may| may.upload && may.append && may.delete)?;
     let target = session.path(&comb.target)?;
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
+    // A file that is named twice is refused below, not by its own lease.
+    let mut written = vec![&target];
     let mut leases = vec![lease(session, &target).await?];
     for source in &sources {
-        leases.push(lease(session, source).await?);
+        if !written.contains(&source) {
+            written.push(source);
+            leases.push(lease(session, source).await?);
+        }
     }
     let jail: Arc<Jail> = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);

@@ -105,6 +105,11 @@ impl LineBuffer {
         Some(line)
     }
 
+    /// How many bytes it holds.
+    pub fn len(&self) -> usize {
+        self.lines.len() - self.first
+    }
+
     /// Whether [`next_line`](Self::next_line) would give a line.
     pub fn has_line(&self) -> bool {
         self.first < self.unfinished.unwrap_or(self.lines.len())
