@@ -1,1 +1,100 @@
-fn main() {}
+//! Arguments, settings, log, run, exit status.
+
+use std::{
+    env,
+    error::Error,
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use authd::{
+    accounts::{file::UsersFile, password},
+    config::{self, Config, Declared, SCHEMA},
+    prompt,
+};
+use clap::{ArgMatches, Command};
+use common::{
+    process::{EXIT_CONFIG, logging},
+    settings::Values,
+};
+
+fn main() -> ExitCode {
+    let hash_password = Command::new("hash-password").about(
+        "Read a password from the terminal or one line of standard input, and print its argon2id hash",
+    );
+    let flags = SCHEMA.command().subcommand(hash_password).get_matches();
+    if flags.get_flag("print-settings") {
+        return print(&SCHEMA.markdown());
+    }
+    match flags.subcommand_name() {
+        Some(_) => hash(&flags),
+        None => serve(&flags),
+    }
+}
+
+fn serve(flags: &ArgMatches) -> ExitCode {
+    let config = Values::collect(&SCHEMA, flags, env::vars_os()).and_then(|values| Config::new(&values));
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => return complain(&error, EXIT_CONFIG),
+    };
+    if flags.get_flag("check") {
+        return check(&config);
+    }
+    logging::init(config.log.format, &config.log.level);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(&error, 1),
+    };
+    let result = runtime.block_on(authd::run(config));
+    // A file or a computation that hangs does not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ authd::StartError::Users(_)) => complain(&error, EXIT_CONFIG),
+        Err(error) => complain(&error, 1),
+    }
+}
+
+fn check(config: &Config) -> ExitCode {
+    match &config.users {
+        Declared::File(path) => match UsersFile::load(path) {
+            Ok(_) => ExitCode::SUCCESS,
+            Err((error, _)) => complain(&authd::StartError::Users(error), EXIT_CONFIG),
+        },
+        Declared::Nowhere | Declared::Demo => ExitCode::SUCCESS,
+    }
+}
+
+fn hash(flags: &ArgMatches) -> ExitCode {
+    let params =
+        Values::collect(&SCHEMA, flags, env::vars_os()).and_then(|values| config::password_params(&values));
+    let params = match params {
+        Ok(params) => params,
+        Err(error) => return complain(&error, EXIT_CONFIG),
+    };
+    match prompt::password().map(|text| password::hash(&params, &text)) {
+        Ok(Ok(phc)) => print(&format!("{}\n", phc.as_str())),
+        Ok(Err(error)) => complain(&error, 1),
+        Err(error) => complain(&error, 1),
+    }
+}
+
+fn print(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn complain(error: &dyn Error, status: u8) -> ExitCode {
+    let mut text = format!("authd: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    // Where standard error is closed, the status still tells.
+    let _ = writeln!(io::stderr(), "{text}");
+    ExitCode::from(status)
+}

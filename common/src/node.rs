@@ -109,10 +109,7 @@ impl PortRange {
         // position < nodes <= count <= 65535, so the products fit u32 and the sums fit u16.
         let edge = |i: u32| self.from + (i * self.count() / nodes) as u16;
         let to = u32::from(self.from) + (position + 1) * self.count() / nodes - 1;
-        Some(Self {
-            from: edge(position),
-            to: to as u16,
-        })
+        Some(Self { from: edge(position), to: to as u16 })
     }
 }
 
@@ -193,9 +190,7 @@ mod tests {
     #[test]
     fn eleven_ports_over_three_nodes() {
         let range: PortRange = "50000-50010".parse().unwrap();
-        let slices: Vec<_> = (0..3)
-            .map(|i| range.slice(i, 3).unwrap().to_string())
-            .collect();
+        let slices: Vec<_> = (0..3).map(|i| range.slice(i, 3).unwrap().to_string()).collect();
         assert_eq!(slices, ["50000-50002", "50003-50006", "50007-50010"]);
         assert_eq!(range.slice(3, 3), None);
         assert_eq!(range.slice(0, 12), None);

@@ -22,10 +22,7 @@ impl Secret {
         let text = Zeroizing::new(fs::read_to_string(path)?);
         let trimmed = text.trim_end_matches(['\r', '\n']);
         if trimmed.is_empty() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the file is empty",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the file is empty"));
         }
         Ok(Self::new(trimmed))
     }
@@ -73,9 +70,6 @@ mod tests {
         fs::write(&path, "t0ken \r\n").unwrap();
         assert_eq!(Secret::read(&path).unwrap().expose(), "t0ken ");
         fs::write(&path, "\n").unwrap();
-        assert_eq!(
-            Secret::read(&path).unwrap_err().kind(),
-            io::ErrorKind::InvalidData
-        );
+        assert_eq!(Secret::read(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

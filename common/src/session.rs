@@ -40,9 +40,7 @@ impl FromStr for SessionId {
         if text.len() != 16 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(InvalidSessionId);
         }
-        u64::from_str_radix(text, 16)
-            .map(Self)
-            .map_err(|_| InvalidSessionId)
+        u64::from_str_radix(text, 16).map(Self).map_err(|_| InvalidSessionId)
     }
 }
 
@@ -54,9 +52,7 @@ impl Serialize for SessionId {
 
 impl<'de> Deserialize<'de> for SessionId {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -91,13 +87,7 @@ mod tests {
     fn an_id_survives_its_text_form_and_nothing_else_is_one() {
         let id = SessionId::random();
         assert_eq!(id.to_string().parse::<SessionId>().unwrap(), id);
-        for text in [
-            "",
-            "123",
-            "00112233445566778",
-            "+011223344556677",
-            "zz11223344556677",
-        ] {
+        for text in ["", "123", "00112233445566778", "+011223344556677", "zz11223344556677"] {
             assert!(text.parse::<SessionId>().is_err(), "{text:?}");
         }
     }

@@ -17,12 +17,7 @@ use ipnet::IpNet;
 
 use crate::jail::Modes;
 
-const fn one(
-    key: &'static str,
-    expects: &'static str,
-    default: &'static str,
-    help: &'static str,
-) -> Setting {
+const fn one(key: &'static str, expects: &'static str, default: &'static str, help: &'static str) -> Setting {
     Setting { key, shape: Shape::One, expects, default, help, alias: None }
 }
 
@@ -75,12 +70,7 @@ pub static SCHEMA: Schema = Schema {
             )
         },
         // Where it listens
-        many(
-            "listen",
-            "IP addresses",
-            "0.0.0.0,::",
-            "Addresses for the control and the passive ports.",
-        ),
+        many("listen", "IP addresses", "0.0.0.0,::", "Addresses for the control and the passive ports."),
         alias("port", one("port", "port (0 takes a free one)", "21", "The control port.")),
         alias(
             "FtpPasvMinPort",
@@ -403,7 +393,8 @@ fn slice(values: &Values) -> Result<PortRange, SettingsError> {
     let range = PortRange::new(values.required("passive_port_min")?, values.required("passive_port_max")?)
         .map_err(|error| {
             // The one that the operator has set.
-            let key = if values.is_given("passive_port_max") { "passive_port_max" } else { "passive_port_min" };
+            let key =
+                if values.is_given("passive_port_max") { "passive_port_max" } else { "passive_port_min" };
             values.invalid(key, error)
         })?;
     let nodes: Vec<NodeName> = values.list("cluster_nodes")?;

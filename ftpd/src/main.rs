@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     logging::init(config.log.format, &config.log.level);
+    // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
+    nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .max_blocking_threads(Workers::threads(&config.limits))
         .enable_all()

@@ -10,7 +10,10 @@ use crate::protocol::reply::Code;
 pub fn describe() {
     describe_gauge!("ftp_connections", "Control connections at this time");
     describe_counter!("ftp_connections_total", "Control connections of clients, health checks left out");
-    describe_counter!("ftp_connections_refused_total", "Control connections closed before they could log in, by reason");
+    describe_counter!(
+        "ftp_connections_refused_total",
+        "Control connections closed before they could log in, by reason"
+    );
     describe_counter!("ftp_logins_total", "Logins by result");
     describe_gauge!("ftp_sessions", "Logged-in sessions at this time");
     describe_counter!("ftp_sessions_ended_total", "Control connections that the node ended, by reason");

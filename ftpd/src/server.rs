@@ -83,7 +83,8 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     service::start_watchdog();
 
     let root = config.storage.root.clone();
-    let opened = tokio::task::spawn_blocking(move || std::fs::read_dir(&root).map(drop).map_err(|e| (root, e)));
+    let opened =
+        tokio::task::spawn_blocking(move || std::fs::read_dir(&root).map(drop).map_err(|e| (root, e)));
     if let Ok(Err((root, error))) = opened.await {
         return Err(RunError::Storage(root.display().to_string(), error));
     }

@@ -14,11 +14,7 @@ use crate::{
 };
 
 /// HASH: by the algorithm of OPTS HASH, over the bytes of RANG if there was one.
-pub async fn hash(
-    session: &mut LoggedIn,
-    verb: &'static str,
-    argument: &[u8],
-) -> Result<Outcome, Reply> {
+pub async fn hash(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let range = session.range.take().map(|range| range.start..range.end.saturating_add(1));
     let algorithm = session.hash;
     let name = argument.to_vec();
@@ -33,11 +29,7 @@ pub async fn hash(
 }
 
 /// XCRC and its kin: 250 with the sum.
-pub async fn checksum(
-    session: &LoggedIn,
-    verb: &'static str,
-    checksum: Checksum,
-) -> Result<Outcome, Reply> {
+pub async fn checksum(session: &LoggedIn, verb: &'static str, checksum: Checksum) -> Result<Outcome, Reply> {
     let range = checksum.start..checksum.end.unwrap_or(u64::MAX);
     compute(session, verb, &checksum.path, checksum.algorithm, Some(range), |_, sum| {
         Reply::new(Code::DONE, sum)

@@ -76,11 +76,7 @@ pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> 
 
 /// After EPSV ALL every other way is refused (RFC 2428 section 4).
 fn epsv_only(session: &LoggedIn) -> Result<(), Reply> {
-    if session.epsv_only {
-        Err(Reply::new(Code::BAD_SEQUENCE, "Not after EPSV ALL"))
-    } else {
-        Ok(())
-    }
+    if session.epsv_only { Err(Reply::new(Code::BAD_SEQUENCE, "Not after EPSV ALL")) } else { Ok(()) }
 }
 
 fn own_family(session: &LoggedIn) -> AddressFamily {

@@ -1,6 +1,7 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
 use crate::{
+    jail::FileError,
     protocol::{
         Code, Reply,
         command::{Modified, TransferType},
@@ -9,11 +10,20 @@ use crate::{
     session::LoggedIn,
 };
 
-/// DELE: a file.
+/// DELE: a file, and what a broken atomic upload of it left.
 pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     session.allow(|may| may.delete)?;
     let path = session.path(argument)?;
-    session.in_home(move |jail| jail.remove_file(&path)).await?;
+    let user = session.account.user.clone();
+    session
+        .in_home(move |jail| {
+            let had_partial = jail.remove_partial(&path, &user);
+            match jail.remove_file(&path) {
+                Err(FileError::NotFound) if had_partial? => Ok(()),
+                removed => removed,
+            }
+        })
+        .await?;
     Ok(Reply::new(Code::DONE, "File deleted"))
 }
 

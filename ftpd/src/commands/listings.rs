@@ -29,10 +29,17 @@ use crate::{
 /// How entries are written.
 enum Form {
     /// As `ls -l`; `now` in Unix seconds decides how dates look.
-    Long { now: i64 },
+    Long {
+        now: i64,
+    },
     /// Names after a prefix that makes them paths for RETR.
-    Names { prefix: Vec<u8> },
-    Machine { facts: Facts, permissions: Permissions },
+    Names {
+        prefix: Vec<u8>,
+    },
+    Machine {
+        facts: Facts,
+        permissions: Permissions,
+    },
 }
 
 /// What is listed.
@@ -184,8 +191,7 @@ fn send_listing(
         Ok(finish_sending(socket, progress)?)
     });
     let transfer = Transfer { verb, direction: Direction::Listing, path, work };
-    let opening =
-        Reply::new(Code::OPENING_DATA_CONNECTION, "Opening data connection for directory list");
+    let opening = Reply::new(Code::OPENING_DATA_CONNECTION, "Opening data connection for directory list");
     Ok(start(session, port, transfer, opening))
 }
 

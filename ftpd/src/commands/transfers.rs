@@ -63,6 +63,8 @@ pub enum TransferFailure {
     Failed(#[from] TransferError),
     #[error("{got} bytes came of {announced} that ALLO announced")]
     Short { announced: u64, got: u64 },
+    #[error("the file became shorter: {sent} bytes of {wanted} were sent")]
+    Shrunk { wanted: u64, sent: u64 },
     #[error("another session has taken the right to write this path")]
     LeaseLost,
 }
@@ -86,6 +88,9 @@ impl TransferFailure {
                 (Reply::new(code, phrase), "storage")
             }
             Self::Short { .. } => (lost("Fewer bytes than ALLO announced; they are kept"), "short"),
+            Self::Shrunk { .. } => {
+                (Reply::new(Code::LOCAL_ERROR, "The file became shorter while it was sent"), "shrunk")
+            }
             Self::LeaseLost => {
                 (Reply::new(Code::LOCAL_ERROR, "Another session writes this file"), "lease_lost")
             }
@@ -168,8 +173,7 @@ async fn run(node: &Node, watch: &Watch, port: DataPort, work: Work) -> Result<(
     let result = node
         .workers
         .run_transfer(place, move || {
-            limit_stalls(&socket, stall)
-                .map_err(|error| TransferError::of_connection(error, &progress))?;
+            limit_stalls(&socket, stall).map_err(|error| TransferError::of_connection(error, &progress))?;
             work(&socket, &progress)
         })
         .await;
@@ -281,11 +285,7 @@ pub fn take_offset(session: &mut LoggedIn) -> Result<u64, Reply> {
 }
 
 /// RETR.
-pub async fn retr(
-    session: &mut LoggedIn,
-    verb: &'static str,
-    argument: &[u8],
-) -> Result<Outcome, Reply> {
+pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let range = session.range.take();
     let offset = take_offset(session)?;
     let port = take_port(session)?;
@@ -310,7 +310,11 @@ pub async fn retr(
         if ascii {
             send_ascii(&file.file, bytes, &mut socket, progress)?;
         } else {
-            send_file(&file.file, bytes, socket, progress)?;
+            let wanted = bytes.end.saturating_sub(bytes.start);
+            let sent = send_file(&file.file, bytes, socket, progress)?;
+            if sent < wanted {
+                return Err(TransferFailure::Shrunk { wanted, sent });
+            }
         }
         Ok(finish_sending(socket, progress)?)
     });

@@ -1,6 +1,6 @@
 //! STOR, STOU, APPE, ALLO (RFC 959 section 4.1.3) and COMB: what writes files.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use common::{
     auth_api::UploadMode,
@@ -12,11 +12,11 @@ use super::transfers::{
     Direction, Transfer, TransferFailure, Work, run_in_background, start, take_offset, take_port,
 };
 use crate::{
+    activity::Watch,
     data::{
         progress::Progress,
         transfer::{TransferError, receive_ascii, receive_file},
     },
-    activity::Watch,
     jail::{FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
     protocol::{
         Code, Reply,
@@ -41,11 +41,7 @@ pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
 }
 
 /// STOR; after REST it goes on where an upload broke off.
-pub async fn stor(
-    session: &mut LoggedIn,
-    verb: &'static str,
-    argument: &[u8],
-) -> Result<Outcome, Reply> {
+pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let offset = take_offset(session)?;
     let may = session.account.permissions;
     let mode = match offset {
@@ -59,11 +55,7 @@ pub async fn stor(
 
 /// APPE. Only after a REST to the very end of the file is there anything to say against it: an
 /// offset elsewhere would not be appending.
-pub async fn appe(
-    session: &mut LoggedIn,
-    verb: &'static str,
-    argument: &[u8],
-) -> Result<Outcome, Reply> {
+pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let offset = take_offset(session)?;
     session.allow(|may| may.upload || may.append)?;
     let path = session.path(argument)?;
@@ -223,7 +215,15 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     session.allow(|may| may.upload && may.append && may.delete)?;
     let target = session.path(&comb.target)?;
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
-    let lease = lease(session, &target).await?;
+    // Before the leases: a second one of the same file would be refused as if others wrote it.
+    let mut named = HashSet::from([&target]);
+    if !sources.iter().all(|source| named.insert(source)) {
+        return Err(session.subject.refuse(&FileError::SameFile));
+    }
+    let mut leases = vec![lease(session, &target).await?];
+    for source in &sources {
+        leases.push(lease(session, source).await?);
+    }
     let jail: Arc<Jail> = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);
     let sync = session.node.storage.sync_uploads;
@@ -231,7 +231,7 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
         let combined = jail.combine(&target, &sources, sync, &progress);
-        drop(lease);
+        drop(leases);
         match combined {
             Ok(bytes) => Reply::new(Code::DONE, format!("Files joined, {bytes} bytes added")),
             Err(error) => subject.refuse(&error),

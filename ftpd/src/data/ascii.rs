@@ -59,17 +59,13 @@ mod tests {
 
     fn outgoing(chunks: &[&[u8]]) -> Vec<u8> {
         let (mut converter, mut output) = (Outgoing::default(), Vec::new());
-        chunks
-            .iter()
-            .for_each(|chunk| converter.convert(chunk, &mut output));
+        chunks.iter().for_each(|chunk| converter.convert(chunk, &mut output));
         output
     }
 
     fn incoming(chunks: &[&[u8]]) -> Vec<u8> {
         let (mut converter, mut output) = (Incoming::default(), Vec::new());
-        chunks
-            .iter()
-            .for_each(|chunk| converter.convert(chunk, &mut output));
+        chunks.iter().for_each(|chunk| converter.convert(chunk, &mut output));
         converter.finish(&mut output);
         output
     }
@@ -89,10 +85,7 @@ mod tests {
 
     fn chunked() -> impl Strategy<Value = (Vec<u8>, Vec<usize>)> {
         let byte = prop_oneof![Just(b'\r'), Just(b'\n'), any::<u8>()];
-        (
-            prop::collection::vec(byte, 0..64),
-            prop::collection::vec(0..8usize, 0..64),
-        )
+        (prop::collection::vec(byte, 0..64), prop::collection::vec(0..8usize, 0..64))
     }
 
     fn cut<'d>(data: &'d [u8], lengths: &[usize]) -> Vec<&'d [u8]> {

@@ -20,8 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    listener,
-    metrics,
+    listener, metrics,
     proxy_protocol::{NoClient, Trust},
 };
 

@@ -92,8 +92,7 @@ impl Pipe {
 fn store(pipe: &Pipe, file: &File, offset: u64, length: usize) -> Result<bool, FileError> {
     let mut moved = 0;
     while moved < length {
-        let mut position =
-            libc::loff_t::try_from(offset + moved as u64).map_err(|_| FileError::TooLarge)?;
+        let mut position = libc::loff_t::try_from(offset + moved as u64).map_err(|_| FileError::TooLarge)?;
         let (rest, flags) = (length - moved, SpliceFFlags::SPLICE_F_MOVE);
         match nix::fcntl::splice(&pipe.read, None, file, Some(&mut position), rest, flags) {
             Ok(0) => return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into()),

@@ -17,16 +17,8 @@ use crate::jail::FileError;
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Around the sizes at which the loops cut.
-const SIZES: [usize; 8] = [
-    0,
-    1,
-    65_535,
-    262_144,
-    262_145,
-    1_048_577,
-    2 * 1024 * 1024 + 1,
-    5 * 1024 * 1024 + 17,
-];
+const SIZES: [usize; 8] =
+    [0, 1, 65_535, 262_144, 262_145, 1_048_577, 2 * 1024 * 1024 + 1, 5 * 1024 * 1024 + 17];
 
 fn connection() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -38,9 +30,7 @@ fn connection() -> (TcpStream, TcpStream) {
 }
 
 fn bytes(length: usize) -> Vec<u8> {
-    (0..length)
-        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
-        .collect()
+    (0..length).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
 }
 
 fn file(content: &[u8]) -> File {
@@ -94,9 +84,8 @@ fn files_of_all_sizes_arrive_as_they_are() {
         let data = bytes(size);
         let source = file(&data);
         let range = 0..size as u64;
-        let by_kernel = downloaded(|socket, progress| {
-            send_file(&source, range.clone(), socket, progress).unwrap()
-        });
+        let by_kernel =
+            downloaded(|socket, progress| send_file(&source, range.clone(), socket, progress).unwrap());
         assert_eq!(hash(&by_kernel), hash(&data), "sendfile {size}");
         let mut by_memory = Vec::new();
         send_from(&source, range.clone(), &mut by_memory, &Progress::default()).unwrap();
@@ -119,16 +108,10 @@ fn uploads_of_all_sizes_are_stored_as_they_are() {
         let stored = content(&target);
         let kept = expected.len().max(6);
         assert_eq!(stored.len(), kept, "splice {size}");
-        assert_eq!(
-            hash(&stored[..expected.len()]),
-            hash(&expected),
-            "splice {size}"
-        );
+        assert_eq!(hash(&stored[..expected.len()]), hash(&expected), "splice {size}");
 
         let target = file(b"");
-        uploaded(&data, |mut socket, progress| {
-            receive_into(&mut socket, &target, 0, progress).unwrap()
-        });
+        uploaded(&data, |mut socket, progress| receive_into(&mut socket, &target, 0, progress).unwrap());
         assert_eq!(hash(&content(&target)), hash(&data), "write {size}");
     }
 }
@@ -143,9 +126,7 @@ fn a_range_is_sent_and_ends_with_the_file() {
         (200_000..300_000, &[]),
         (7..7, &[]),
     ] {
-        let got = downloaded(|socket, progress| {
-            send_file(&source, range.clone(), socket, progress).unwrap()
-        });
+        let got = downloaded(|socket, progress| send_file(&source, range.clone(), socket, progress).unwrap());
         assert_eq!(got, expected, "{range:?}");
     }
 }
@@ -156,15 +137,8 @@ fn a_file_that_cannot_be_spliced_into_still_gets_every_byte() {
     let directory = tempfile::tempdir().unwrap();
     let name = directory.path().join("append-only");
     // splice refuses O_APPEND with EINVAL.
-    let target = File::options()
-        .create(true)
-        .append(true)
-        .read(true)
-        .open(name)
-        .unwrap();
-    let received = uploaded(&data, |socket, progress| {
-        receive_file(socket, &target, 0, progress).unwrap()
-    });
+    let target = File::options().create(true).append(true).read(true).open(name).unwrap();
+    let received = uploaded(&data, |socket, progress| receive_file(socket, &target, 0, progress).unwrap());
     assert_eq!(received, data.len() as u64);
     assert_eq!(hash(&content(&target)), hash(&data));
 }
@@ -173,38 +147,26 @@ fn a_file_that_cannot_be_spliced_into_still_gets_every_byte() {
 fn a_full_disk_is_the_storages_fault() {
     let full = File::options().write(true).open("/dev/full").unwrap();
     let data = bytes(100_000);
-    for receive in [
-        receive_file,
-        |mut socket: &TcpStream, file: &File, offset, progress: &Progress| {
-            receive_ascii(&mut socket, file, offset, progress)
-        },
-    ] as [fn(&TcpStream, &File, u64, &Progress) -> Result<u64, TransferError>; 2]
+    for receive in [receive_file, |mut socket: &TcpStream, file: &File, offset, progress: &Progress| {
+        receive_ascii(&mut socket, file, offset, progress)
+    }] as [fn(&TcpStream, &File, u64, &Progress) -> Result<u64, TransferError>; 2]
     {
-        let ended = uploaded(&data, |socket, progress| {
-            receive(socket, &full, 0, progress)
-        });
-        assert!(
-            matches!(ended, Err(TransferError::File(FileError::NoSpace))),
-            "{ended:?}"
-        );
+        let ended = uploaded(&data, |socket, progress| receive(socket, &full, 0, progress));
+        assert!(matches!(ended, Err(TransferError::File(FileError::NoSpace))), "{ended:?}");
     }
 }
 
 #[test]
 fn lines_are_converted_on_the_way() {
-    let (text, wire) = (
-        "one\ntwo\n".repeat(100_000),
-        "one\r\ntwo\r\n".repeat(100_000),
-    );
+    let (text, wire) = ("one\ntwo\n".repeat(100_000), "one\r\ntwo\r\n".repeat(100_000));
     let source = file(text.as_bytes());
     let sent = downloaded(|mut socket, progress| {
         send_ascii(&source, 0..text.len() as u64, &mut socket, progress).unwrap()
     });
     assert_eq!(hash(&sent), hash(wire.as_bytes()));
     let target = file(b"x");
-    let received = uploaded(&sent, |mut socket, progress| {
-        receive_ascii(&mut socket, &target, 1, progress).unwrap()
-    });
+    let received =
+        uploaded(&sent, |mut socket, progress| receive_ascii(&mut socket, &target, 1, progress).unwrap());
     assert_eq!(received, wire.len() as u64);
     assert_eq!(hash(&content(&target)[1..]), hash(text.as_bytes()));
 }
@@ -232,11 +194,7 @@ fn listing_lines_are_sent_in_order_and_in_large_pieces() {
     assert_eq!(writer.finish().unwrap(), expected.len() as u64);
     assert_eq!(progress.transferred(), expected.len() as u64);
     assert_eq!(pieces.0.concat(), expected);
-    assert!(
-        pieces.0.len() <= expected.len() / 60_000 + 1,
-        "{} pieces",
-        pieces.0.len()
-    );
+    assert!(pieces.0.len() <= expected.len() / 60_000 + 1, "{} pieces", pieces.0.len());
     progress.cancel();
     let mut writer = ListingWriter::new(&mut pieces, &progress);
     writer.write(b"line").unwrap();
@@ -278,15 +236,9 @@ fn a_reset_is_not_an_end_of_file() {
     client.set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
     let ended = receive_file(&server, &target, 0, &Progress::default());
-    assert!(
-        matches!(ended, Err(TransferError::ConnectionLost(_))),
-        "{ended:?}"
-    );
+    assert!(matches!(ended, Err(TransferError::ConnectionLost(_))), "{ended:?}");
     let ended = send_file(&file(b"data"), 0..4, &server, &Progress::default());
-    assert!(
-        matches!(ended, Err(TransferError::ConnectionLost(_))),
-        "{ended:?}"
-    );
+    assert!(matches!(ended, Err(TransferError::ConnectionLost(_))), "{ended:?}");
 }
 
 /// Runs `transfer` on a thread, cancels it when it has begun to wait, and expects its end.
@@ -312,36 +264,23 @@ fn cancelled(
     progress.cancel();
     control.shutdown(Shutdown::Both).unwrap();
     let result = ended.recv_timeout(DEADLINE).expect("the transfer ends");
-    assert!(
-        matches!(result, Err(TransferError::Cancelled)),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(TransferError::Cancelled)), "{result:?}");
     thread.join().unwrap();
     drop(client);
 }
 
 #[test]
 fn a_cancelled_transfer_ends_although_its_peer_does_nothing() {
-    cancelled(4, |socket, progress| {
-        receive_file(socket, &file(b""), 0, progress)
-    });
-    cancelled(4, |mut socket, progress| {
-        receive_into(&mut socket, &file(b""), 0, progress)
-    });
-    cancelled(4, |mut socket, progress| {
-        receive_ascii(&mut socket, &file(b""), 0, progress)
-    });
+    cancelled(4, |socket, progress| receive_file(socket, &file(b""), 0, progress));
+    cancelled(4, |mut socket, progress| receive_into(&mut socket, &file(b""), 0, progress));
+    cancelled(4, |mut socket, progress| receive_ascii(&mut socket, &file(b""), 0, progress));
     let sparse = || {
         let file = file(b"");
         file.set_len(1 << 30).unwrap();
         file
     };
-    cancelled(1, move |socket, progress| {
-        send_file(&sparse(), 0..1 << 30, socket, progress)
-    });
-    cancelled(1, move |mut socket, progress| {
-        send_from(&sparse(), 0..1 << 30, &mut socket, progress)
-    });
+    cancelled(1, move |socket, progress| send_file(&sparse(), 0..1 << 30, socket, progress));
+    cancelled(1, move |mut socket, progress| send_from(&sparse(), 0..1 << 30, &mut socket, progress));
 }
 
 #[test]

@@ -201,8 +201,7 @@ pub fn receive_into(
     let mut received = 0;
     loop {
         let (filled, end) = fill(reader, &mut buffer, progress);
-        file.write_all_at(&buffer[..filled], offset + received)
-            .map_err(FileError::from)?;
+        file.write_all_at(&buffer[..filled], offset + received).map_err(FileError::from)?;
         received += filled as u64;
         if let Some(end) = end {
             return end.map(|()| received);
@@ -233,8 +232,7 @@ pub fn receive_ascii(
         if end.is_some() {
             converter.finish(&mut converted);
         }
-        file.write_all_at(&converted, position)
-            .map_err(FileError::from)?;
+        file.write_all_at(&converted, position).map_err(FileError::from)?;
         position += converted.len() as u64;
         received += filled as u64;
         if let Some(end) = end {
@@ -249,9 +247,7 @@ pub fn receive_ascii(
 /// # Errors
 /// [`TransferError::ConnectionLost`] if the peer is gone.
 pub fn finish_sending(socket: &TcpStream, progress: &Progress) -> Result<(), TransferError> {
-    socket
-        .shutdown(Shutdown::Write)
-        .map_err(|error| TransferError::of_connection(error, progress))
+    socket.shutdown(Shutdown::Write).map_err(|error| TransferError::of_connection(error, progress))
 }
 
 /// Collects listing lines, and sends them in large pieces.
@@ -266,12 +262,7 @@ pub struct ListingWriter<'p, W> {
 impl<'p, W: Write> ListingWriter<'p, W> {
     /// `writer` is the data connection, `&TcpStream` or TLS.
     pub fn new(writer: W, progress: &'p Progress) -> Self {
-        Self {
-            writer,
-            buffer: Vec::with_capacity(LISTING_BUFFER),
-            progress,
-            sent: 0,
-        }
+        Self { writer, buffer: Vec::with_capacity(LISTING_BUFFER), progress, sent: 0 }
     }
 
     /// # Errors
@@ -302,11 +293,7 @@ impl<'p, W: Write> ListingWriter<'p, W> {
 }
 
 pub(super) fn check(progress: &Progress) -> Result<(), TransferError> {
-    if progress.is_cancelled() {
-        Err(TransferError::Cancelled)
-    } else {
-        Ok(())
-    }
+    if progress.is_cancelled() { Err(TransferError::Cancelled) } else { Ok(()) }
 }
 
 /// Reads `range` until its end or the file's. Answers how many bytes.
@@ -334,18 +321,12 @@ fn each_piece(
 }
 
 /// As `Write::write_all`, but progress shows while a slow peer takes the data.
-fn write_all(
-    writer: &mut impl Write,
-    mut bytes: &[u8],
-    progress: &Progress,
-) -> Result<(), TransferError> {
+fn write_all(writer: &mut impl Write, mut bytes: &[u8], progress: &Progress) -> Result<(), TransferError> {
     while !bytes.is_empty() {
         check(progress)?;
         match writer.write(bytes) {
             Ok(0) => {
-                return Err(TransferError::ConnectionLost(
-                    io::ErrorKind::WriteZero.into(),
-                ));
+                return Err(TransferError::ConnectionLost(io::ErrorKind::WriteZero.into()));
             }
             Ok(written) => {
                 bytes = &bytes[written..];
@@ -376,10 +357,7 @@ fn fill(
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                return (
-                    filled,
-                    Some(Err(TransferError::of_connection(error, progress))),
-                );
+                return (filled, Some(Err(TransferError::of_connection(error, progress))));
             }
         }
         if progress.is_cancelled() {

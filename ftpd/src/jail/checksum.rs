@@ -39,11 +39,7 @@ pub fn checksum(
     }
 }
 
-fn digest<D: Digest>(
-    file: &File,
-    range: Range<u64>,
-    progress: &Progress,
-) -> Result<String, FileError> {
+fn digest<D: Digest>(file: &File, range: Range<u64>, progress: &Progress) -> Result<String, FileError> {
     let mut hasher = D::new();
     each_piece(file, range, progress, |piece| hasher.update(piece))?;
     Ok(hex::encode(&hasher.finalize()[..]))
@@ -96,16 +92,8 @@ mod tests {
             (Algorithm::Crc32, &b"123456789"[..], "cbf43926"),
             (Algorithm::Crc32, b"", "00000000"),
             (Algorithm::Md5, b"abc", "900150983cd24fb0d6963f7d28e17f72"),
-            (
-                Algorithm::Sha1,
-                b"abc",
-                "a9993e364706816aba3e25717850c26c9cd0d89d",
-            ),
-            (
-                Algorithm::Sha256,
-                b"abc",
-                "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-            ),
+            (Algorithm::Sha1, b"abc", "a9993e364706816aba3e25717850c26c9cd0d89d"),
+            (Algorithm::Sha256, b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"),
             (
                 Algorithm::Sha512,
                 b"abc",

@@ -26,11 +26,7 @@ impl Jail {
     /// Here and from the iterator: as the kernel says. Entries that vanish meanwhile are no error.
     pub fn entries(&self, path: &VirtualPath) -> Result<Entries<'_>, FileError> {
         let names = Names::new(self.open_path(path, READ_DIRECTORY)?);
-        Ok(Entries {
-            jail: self,
-            path: path.clone(),
-            names,
-        })
+        Ok(Entries { jail: self, path: path.clone(), names })
     }
 
     /// The tree below `path` for `LIST -R`, in the order of `ls -R`: a directory, its entries,
@@ -41,11 +37,7 @@ impl Jail {
     /// As [`Jail::entries`]; directories below that cannot be read are left out.
     pub fn walk(&self, path: &VirtualPath, max_depth: usize) -> Result<Walk<'_>, FileError> {
         let top = self.entries(path)?;
-        Ok(Walk {
-            levels: Vec::new(),
-            next: Some(top),
-            max_depth,
-        })
+        Ok(Walk { levels: Vec::new(), next: Some(top), max_depth })
     }
 }
 
@@ -156,11 +148,7 @@ impl Entries<'_> {
             };
             let flags = READ_DIRECTORY | OFlag::O_NOFOLLOW;
             if let Ok(handle) = openat(found.directory, found.name, flags, Mode::empty()) {
-                return Some(Self {
-                    jail: self.jail,
-                    path,
-                    names: Names::new(handle),
-                });
+                return Some(Self { jail: self.jail, path, names: Names::new(handle) });
             }
         }
     }
@@ -170,12 +158,7 @@ fn is_hidden(name: &[u8]) -> bool {
     matches!(name, b"." | b"..") || name.starts_with(b".nfs") || name.starts_with(PARTIAL_PREFIX)
 }
 
-fn describe(
-    jail: &Jail,
-    path: &VirtualPath,
-    directory: &OwnedFd,
-    name: &CStr,
-) -> Result<Entry, FileError> {
+fn describe(jail: &Jail, path: &VirtualPath, directory: &OwnedFd, name: &CStr) -> Result<Entry, FileError> {
     let found = status(directory, name)?;
     if kind(&found) != Kind::Symlink {
         return Ok(entry(name.to_bytes(), &found, None));
@@ -184,12 +167,7 @@ fn describe(
     if let Ok(target) = open_in(&jail.home, &inside, handle::STATUS, None) {
         return Ok(entry(name.to_bytes(), &fstat(&target)?, None));
     }
-    let link = openat(
-        directory,
-        name,
-        handle::STATUS | OFlag::O_NOFOLLOW,
-        Mode::empty(),
-    )?;
+    let link = openat(directory, name, handle::STATUS | OFlag::O_NOFOLLOW, Mode::empty())?;
     // Replaced by something else meanwhile: read as a link it gives ENOENT, and is left out.
     Ok(entry(name.to_bytes(), &found, Some(link_target(&link)?)))
 }
@@ -220,11 +198,7 @@ impl Found<'_> {
 impl Names {
     /// `directory` is open for reading.
     pub fn new(directory: OwnedFd) -> Self {
-        Self {
-            directory,
-            buffer: vec![0; BUFFER].into(),
-            pending: 0..0,
-        }
+        Self { directory, buffer: vec![0; BUFFER].into(), pending: 0..0 }
     }
 
     pub fn directory(&self) -> &OwnedFd {
@@ -261,11 +235,7 @@ impl Names {
             return Some(Err(Errno::EIO));
         };
         self.pending.start += length;
-        Some(Ok(Found {
-            directory: &self.directory,
-            name,
-            file_type,
-        }))
+        Some(Ok(Found { directory: &self.directory, name, file_type }))
     }
 
     fn fill(&mut self) -> Result<usize, Errno> {

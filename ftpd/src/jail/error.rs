@@ -149,11 +149,7 @@ mod tests {
             (Errno::ENAMETOOLONG, 553),
         ] {
             assert_eq!(FileError::from(errno).reply().0.value(), code, "{errno}");
-            assert_eq!(
-                FileError::from(io::Error::from(errno)).reply().0.value(),
-                code,
-                "{errno}"
-            );
+            assert_eq!(FileError::from(io::Error::from(errno)).reply().0.value(), code, "{errno}");
         }
     }
 

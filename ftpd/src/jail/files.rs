@@ -11,9 +11,10 @@ use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
 
+use super::directory::Names;
 use super::handle::{self, Place, entry, identity, kind, open_in, real_path, size};
 use super::path::VirtualPath;
-use super::{FileError, Jail, OpenFile};
+use super::{FileError, Jail, OpenFile, PARTIAL_PREFIX};
 use crate::listing::{Entry, Kind};
 
 impl Jail {
@@ -38,11 +39,7 @@ impl Jail {
         if kind(&status) != Kind::File {
             return Err(FileError::NotAFile);
         }
-        Ok(OpenFile {
-            file: handle.into(),
-            size: size(&status),
-            modified: status.st_mtime,
-        })
+        Ok(OpenFile { file: handle.into(), size: size(&status), modified: status.st_mtime })
     }
 
     /// One entry (MLST, STAT). A symbolic link that leads somewhere in the home is shown as what
@@ -80,25 +77,25 @@ impl Jail {
     /// [`FileError::AlreadyExists`], and as the kernel says.
     pub fn create_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
         let place = self.place(path)?;
-        mkdirat(
-            &place.directory,
-            place.name,
-            Mode::from_bits_truncate(self.modes.directory),
-        )?;
+        mkdirat(&place.directory, place.name, Mode::from_bits_truncate(self.modes.directory))?;
         Ok(())
     }
 
-    /// RMD: an empty directory.
+    /// RMD: an empty directory. What broken atomic uploads left in it, which no client sees or can
+    /// name, goes with it.
     ///
     /// # Errors
-    /// [`FileError::DirectoryNotEmpty`], also when only names are in it that listings hide.
+    /// [`FileError::DirectoryNotEmpty`], also when only NFS's remains of removed files are in it.
     pub fn remove_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
         let place = self.place(path)?;
-        Ok(unlinkat(
-            &place.directory,
-            place.name,
-            UnlinkatFlags::RemoveDir,
-        )?)
+        let remove = || unlinkat(&place.directory, place.name, UnlinkatFlags::RemoveDir);
+        match remove() {
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) => {
+                remove_partials(&place)?;
+                Ok(remove()?)
+            }
+            removed => Ok(removed?),
+        }
     }
 
     /// DELE: a file, or a symbolic link itself.
@@ -107,11 +104,7 @@ impl Jail {
     /// [`FileError::IsADirectory`], and as the kernel says.
     pub fn remove_file(&self, path: &VirtualPath) -> Result<(), FileError> {
         let place = self.place(path)?;
-        Ok(unlinkat(
-            &place.directory,
-            place.name,
-            UnlinkatFlags::NoRemoveDir,
-        )?)
+        Ok(unlinkat(&place.directory, place.name, UnlinkatFlags::NoRemoveDir)?)
     }
 
     /// RNFR and RNTO. Without `replace` an existing `to` stays what it is, also when it appears
@@ -119,12 +112,7 @@ impl Jail {
     ///
     /// # Errors
     /// [`FileError::AlreadyExists`] without `replace`, and as the kernel says.
-    pub fn rename(
-        &self,
-        from: &VirtualPath,
-        to: &VirtualPath,
-        replace: bool,
-    ) -> Result<(), FileError> {
+    pub fn rename(&self, from: &VirtualPath, to: &VirtualPath, replace: bool) -> Result<(), FileError> {
         let (from, to) = (self.place(from)?, self.place(to)?);
         let renamed = if replace {
             renameat(&from.directory, from.name, &to.directory, to.name).map_err(FileError::from)
@@ -178,9 +166,7 @@ impl Jail {
     /// As the kernel says.
     pub fn free_space(&self, path: &VirtualPath) -> Result<u64, FileError> {
         let status = fstatvfs(self.open_path(path, handle::STATUS)?)?;
-        Ok(status
-            .blocks_available()
-            .saturating_mul(status.fragment_size()))
+        Ok(status.blocks_available().saturating_mul(status.fragment_size()))
     }
 
     /// A name for the file that is the same through every home, symbolic link and node: its real
@@ -193,9 +179,7 @@ impl Jail {
             return self.below_storage(&self.home);
         }
         let place = self.place(path)?;
-        let is_link = place
-            .status()
-            .is_ok_and(|status| kind(&status) == Kind::Symlink);
+        let is_link = place.status().is_ok_and(|status| kind(&status) == Kind::Symlink);
         if is_link {
             // Only for links, because the real path of a file that is replaced just now is not
             // its name any more.
@@ -230,6 +214,31 @@ impl Jail {
     }
 }
 
+/// Removes the partial files in a directory that holds nothing else.
+fn remove_partials(place: &Place<'_>) -> Result<(), FileError> {
+    let flags = handle::READ_DIRECTORY | OFlag::O_NOFOLLOW;
+    let mut names = Names::new(openat(&place.directory, place.name, flags, Mode::empty())?);
+    let is_partial = |name: &[u8]| name.starts_with(PARTIAL_PREFIX);
+    while let Some(found) = names.next() {
+        let name = found?.name.to_bytes();
+        if !matches!(name, b"." | b"..") && !is_partial(name) {
+            return Err(FileError::DirectoryNotEmpty);
+        }
+    }
+    names.rewind()?;
+    while let Some(found) = names.next() {
+        let found = found?;
+        if is_partial(found.name.to_bytes()) {
+            match unlinkat(found.directory, found.name, UnlinkatFlags::NoRemoveDir) {
+                // Another session was faster.
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Where a symbolic link points, opened with `O_PATH | O_NOFOLLOW`.
 pub(super) fn link_target(link: &OwnedFd) -> Result<Vec<u8>, Errno> {
     readlinkat(link, "").map(OsStringExt::into_vec)
@@ -253,22 +262,11 @@ fn rename_new_by_link(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileError>
         // Directories have no links. A rename replaces at most an empty directory.
         return match to.status() {
             Ok(_) => Err(FileError::AlreadyExists),
-            Err(Errno::ENOENT) => Ok(renameat(
-                &from.directory,
-                from.name,
-                &to.directory,
-                to.name,
-            )?),
+            Err(Errno::ENOENT) => Ok(renameat(&from.directory, from.name, &to.directory, to.name)?),
             Err(errno) => Err(errno.into()),
         };
     }
-    match linkat(
-        &from.directory,
-        from.name,
-        &to.directory,
-        to.name,
-        LinkatFlags::empty(),
-    ) {
+    match linkat(&from.directory, from.name, &to.directory, to.name, LinkatFlags::empty()) {
         Ok(()) => {}
         // The server may have made the link, and its first answer was lost: then it is the same
         // file, with two names. One name can be the same file too (a rename to itself, or to
@@ -314,8 +312,7 @@ mod tests {
     fn places<'p>(from: &'p [u8], to: &'p [u8]) -> (tempfile::TempDir, Place<'p>, Place<'p>) {
         let directory = tempfile::tempdir().unwrap();
         let place = |name| Place {
-            directory: nix::fcntl::open(directory.path(), handle::DIRECTORY, Mode::empty())
-                .unwrap(),
+            directory: nix::fcntl::open(directory.path(), handle::DIRECTORY, Mode::empty()).unwrap(),
             name,
         };
         let (from, to) = (place(from), place(to));
@@ -327,10 +324,7 @@ mod tests {
         let (directory, from, to) = places(b"a", b"b");
         fs::write(directory.path().join("a"), "new").unwrap();
         fs::write(directory.path().join("b"), "old").unwrap();
-        assert!(matches!(
-            rename_new_by_link(&from, &to),
-            Err(FileError::AlreadyExists)
-        ));
+        assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));
         assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"old");
         fs::remove_file(directory.path().join("b")).unwrap();
         rename_new_by_link(&from, &to).unwrap();
@@ -353,10 +347,7 @@ mod tests {
         let (directory, from, to) = places(b"a", b"a");
         fs::write(directory.path().join("a"), "data").unwrap();
         fs::hard_link(directory.path().join("a"), directory.path().join("other")).unwrap();
-        assert!(matches!(
-            rename_new_by_link(&from, &to),
-            Err(FileError::AlreadyExists)
-        ));
+        assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));
         assert!(directory.path().join("a").exists());
     }
 }

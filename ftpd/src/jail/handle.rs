@@ -12,21 +12,15 @@ use super::FileError;
 use crate::listing::{Entry, Kind};
 
 /// Opens a directory to work in, not to read.
-pub(super) const DIRECTORY: OFlag = OFlag::O_PATH
-    .union(OFlag::O_DIRECTORY)
-    .union(OFlag::O_CLOEXEC);
+pub(super) const DIRECTORY: OFlag = OFlag::O_PATH.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// Opens a directory to read its names.
-pub(super) const READ_DIRECTORY: OFlag = OFlag::O_RDONLY
-    .union(OFlag::O_DIRECTORY)
-    .union(OFlag::O_CLOEXEC);
+pub(super) const READ_DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
 /// Opens whatever has the name, for its status only.
 pub(super) const STATUS: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
-const SAFE: OFlag = OFlag::O_NONBLOCK
-    .union(OFlag::O_NOCTTY)
-    .union(OFlag::O_CLOEXEC);
+const SAFE: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
 
 /// Opens a file to read. Does not wait for FIFOs.
 pub(super) const READ: OFlag = OFlag::O_RDONLY.union(SAFE);
@@ -78,10 +72,7 @@ pub(super) fn open_in(
     }
 }
 
-pub(super) fn status(
-    directory: impl AsFd,
-    name: &(impl nix::NixPath + ?Sized),
-) -> Result<FileStat, Errno> {
+pub(super) fn status(directory: impl AsFd, name: &(impl nix::NixPath + ?Sized)) -> Result<FileStat, Errno> {
     fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
 }
 
@@ -98,11 +89,7 @@ pub(super) fn proc_path(handle: &OwnedFd) -> CString {
 pub(super) fn real_path(handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
     let path = readlink(proc_path(handle).as_c_str())?.into_vec();
     // The kernel adds " (deleted)", which could be part of a name as well.
-    if fstat(handle)?.st_nlink == 0 {
-        Err(FileError::NotFound)
-    } else {
-        Ok(path)
-    }
+    if fstat(handle)?.st_nlink == 0 { Err(FileError::NotFound) } else { Ok(path) }
 }
 
 pub(super) fn kind(status: &FileStat) -> Kind {

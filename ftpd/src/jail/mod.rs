@@ -4,7 +4,7 @@
 //! then act on the handle of the directory so found. Everything here blocks: call it from a
 //! thread that may wait for storage, never from one that serves connections.
 //!
-//! New files and directories get [`Modes`] less the process's umask.
+//! New files and directories get [`Modes`] less the process's umask, which `main` sets to nothing.
 
 pub mod checksum;
 mod combine;
@@ -75,11 +75,7 @@ impl Jail {
             Err(FileError::NotFound) if create_home => create_all(&root, home, modes.directory)?,
             found => found?,
         };
-        Ok(Self {
-            home,
-            storage: handle::real_path(&root)?.into(),
-            modes,
-        })
+        Ok(Self { home, storage: handle::real_path(&root)?.into(), modes })
     }
 
     /// The handle of the directory that holds `path`, and the name in it.
@@ -97,21 +93,14 @@ impl Jail {
 
     /// Opens what `path` names, following symbolic links inside the home.
     fn open_path(&self, path: &VirtualPath, flags: OFlag) -> Result<OwnedFd, FileError> {
-        if path
-            .split()
-            .is_some_and(|(_, name)| name.starts_with(PARTIAL_PREFIX))
-        {
+        if path.split().is_some_and(|(_, name)| name.starts_with(PARTIAL_PREFIX)) {
             return Err(FileError::NameNotAllowed);
         }
         handle::open_in(&self.home, path.relative(), flags, None)
     }
 
     /// [`Jail::open_path`] with the status of what was opened.
-    fn open_with_status(
-        &self,
-        path: &VirtualPath,
-        flags: OFlag,
-    ) -> Result<(OwnedFd, FileStat), FileError> {
+    fn open_with_status(&self, path: &VirtualPath, flags: OFlag) -> Result<(OwnedFd, FileStat), FileError> {
         let handle = self.open_path(path, flags)?;
         let status = fstat(&handle)?;
         Ok((handle, status))

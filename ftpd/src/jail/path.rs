@@ -51,11 +51,7 @@ impl VirtualPath {
         if path.is_empty() {
             path.push(b'/');
         }
-        if path.len() > MAX_PATH {
-            Err(InvalidPath)
-        } else {
-            Ok(Self(path.into()))
-        }
+        if path.len() > MAX_PATH { Err(InvalidPath) } else { Ok(Self(path.into())) }
     }
 
     pub fn is_root(&self) -> bool {
@@ -78,11 +74,7 @@ impl VirtualPath {
         }
         // Every path but the root starts with a slash and has a name after its last one.
         let slash = self.0.iter().rposition(|b| *b == b'/').unwrap_or(0);
-        let parent = if slash == 0 {
-            Self::root()
-        } else {
-            Self(self.0[..slash].into())
-        };
+        let parent = if slash == 0 { Self::root() } else { Self(self.0[..slash].into()) };
         Some((parent, &self.0[slash + 1..]))
     }
 

@@ -26,11 +26,7 @@ impl Jail {
     pub fn remove_tree(&self, path: &VirtualPath, progress: &Progress) -> Result<(), FileError> {
         let place = self.place(path)?;
         let top = Names::new(open(&place.directory, place.name)?);
-        let mut levels: Vec<Level> = vec![Level {
-            names: top,
-            name: None,
-            removed: false,
-        }];
+        let mut levels: Vec<Level> = vec![Level { names: top, name: None, removed: false }];
         while let Some(level) = levels.last_mut() {
             if progress.is_cancelled() {
                 return Err(FileError::Cancelled);
@@ -57,11 +53,7 @@ impl Jail {
                             if levels.len() > MAX_DEPTH {
                                 return Err(FileError::TooDeep);
                             }
-                            levels.push(Level {
-                                names: below,
-                                name,
-                                removed: false,
-                            });
+                            levels.push(Level { names: below, name, removed: false });
                         }
                         Err(errno) => return Err(errno.into()),
                     }
@@ -73,10 +65,7 @@ impl Jail {
                     level.names.rewind()?;
                 }
                 None => {
-                    let Some(Level {
-                        name: Some(name), ..
-                    }) = levels.pop()
-                    else {
+                    let Some(Level { name: Some(name), .. }) = levels.pop() else {
                         break;
                     };
                     // The one that was opened by this name in the level that is last now.
@@ -87,11 +76,7 @@ impl Jail {
                 }
             }
         }
-        Ok(unlinkat(
-            &place.directory,
-            place.name,
-            UnlinkatFlags::RemoveDir,
-        )?)
+        Ok(unlinkat(&place.directory, place.name, UnlinkatFlags::RemoveDir)?)
     }
 }
 
@@ -105,20 +90,11 @@ struct Level {
 
 /// A directory to read. A symbolic link is none: ENOTDIR.
 fn open(directory: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    openat(
-        directory,
-        name,
-        READ_DIRECTORY | OFlag::O_NOFOLLOW,
-        Mode::empty(),
-    )
+    openat(directory, name, READ_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())
 }
 
 fn remove_empty(parent: &mut Level, name: &CString) -> Result<(), Errno> {
-    match unlinkat(
-        parent.names.directory(),
-        name.as_c_str(),
-        UnlinkatFlags::RemoveDir,
-    ) {
+    match unlinkat(parent.names.directory(), name.as_c_str(), UnlinkatFlags::RemoveDir) {
         Ok(()) => {
             parent.removed = true;
             Ok(())

@@ -94,15 +94,7 @@ impl Jail {
                 let name = self.partial_name(&place, owner)?;
                 let (file, created) = open_partial(&place.directory, &name, mode, self.modes.file)?;
                 let replace = mode != WriteMode::CreateNew;
-                (
-                    file,
-                    created,
-                    name,
-                    Some(Publish {
-                        name: place.name.into(),
-                        replace,
-                    }),
-                )
+                (file, created, name, Some(Publish { name: place.name.into(), replace }))
             }
             Placement::Direct | Placement::Atomic { .. } => {
                 let (file, created) = self.open_direct(path, &place, mode)?;
@@ -111,14 +103,7 @@ impl Jail {
         };
         let Place { directory, .. } = place;
         let state = State::Opened(start);
-        let upload = Upload {
-            file,
-            directory,
-            name,
-            publish,
-            created,
-            state,
-        };
+        let upload = Upload { file, directory, name, publish, created, state };
         // From here on, dropping `upload` removes what was created.
         let status = fstat(&upload.file)?;
         if kind(&status) != Kind::File {
@@ -290,22 +275,15 @@ impl Upload {
             return Ok(());
         };
         if !*replace {
-            let from = Place {
-                directory: self.directory.try_clone()?,
-                name: &self.name,
-            };
-            let to = Place {
-                directory: self.directory.try_clone()?,
-                name,
-            };
+            let from = Place { directory: self.directory.try_clone()?, name: &self.name };
+            let to = Place { directory: self.directory.try_clone()?, name };
             return rename_new(&from, &to);
         }
         let ours = identity(&fstat(&self.file)?);
         match renameat(&self.directory, &*self.name, &self.directory, &**name) {
             // The first answer of an NFS server may have been lost.
             Err(Errno::ENOENT)
-                if handle::status(&self.directory, &**name)
-                    .is_ok_and(|status| identity(&status) == ours) =>
+                if handle::status(&self.directory, &**name).is_ok_and(|status| identity(&status) == ours) =>
             {
                 Ok(())
             }
@@ -342,11 +320,7 @@ impl Upload {
     }
 
     fn remove_if_empty(&self) -> Result<(), FileError> {
-        if self.is_ours() && size(&fstat(&self.file)?) == 0 {
-            self.remove()
-        } else {
-            Ok(())
-        }
+        if self.is_ours() && size(&fstat(&self.file)?) == 0 { self.remove() } else { Ok(()) }
     }
 
     /// Whether the name is nothing to anybody else.
@@ -356,11 +330,9 @@ impl Upload {
 
     fn remove(&self) -> Result<(), FileError> {
         match handle::status(&self.directory, &*self.name) {
-            Ok(found) if identity(&found) == identity(&fstat(&self.file)?) => Ok(unlinkat(
-                &self.directory,
-                &*self.name,
-                UnlinkatFlags::NoRemoveDir,
-            )?),
+            Ok(found) if identity(&found) == identity(&fstat(&self.file)?) => {
+                Ok(unlinkat(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir)?)
+            }
             // Somebody has removed or replaced it.
             Ok(_) | Err(Errno::ENOENT) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -407,9 +379,7 @@ fn open_partial(
     let flags = handle::WRITE | OFlag::O_NOFOLLOW;
     match openat(directory, name, flags, Mode::empty()) {
         Ok(file) => Ok((file.into(), false)),
-        Err(Errno::ENOENT) if matches!(mode, WriteMode::Resume { offset: 1.. }) => {
-            Err(FileError::BadOffset)
-        }
+        Err(Errno::ENOENT) if matches!(mode, WriteMode::Resume { offset: 1.. }) => Err(FileError::BadOffset),
         Err(Errno::ENOENT) => create(directory, name, bits).map(|file| (file, true)),
         Err(errno) => Err(errno.into()),
     }

@@ -1,6 +1,8 @@
 //! What a client can ask for: one variant a command, with its arguments parsed.
 
-use std::{fmt, hint, net::SocketAddr};
+use std::{fmt, net::SocketAddr};
+
+use zeroize::Zeroizing;
 
 use super::{
     address::AddressFamily,
@@ -108,11 +110,11 @@ pub enum Command {
 
 /// What PASS carries. Never printed, and overwritten when dropped.
 #[derive(PartialEq, Eq)]
-pub struct Password(Vec<u8>);
+pub struct Password(Zeroizing<Vec<u8>>);
 
 impl Password {
     pub(super) fn new(bytes: &[u8]) -> Self {
-        Self(bytes.to_vec())
+        Self(Zeroizing::new(bytes.to_vec()))
     }
 
     /// The password itself. It may be empty, and need not be UTF-8.
@@ -124,14 +126,6 @@ impl Password {
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[password]")
-    }
-}
-
-impl Drop for Password {
-    fn drop(&mut self) {
-        self.0.fill(0);
-        // Keeps the optimiser from leaving the fill out because nobody reads it.
-        hint::black_box(&self.0);
     }
 }
 

@@ -38,38 +38,19 @@ fn no_link_leads_out_of_the_home() {
     ] {
         let name = path(name);
         assert!(site.jail.open_read(&name).is_err(), "{name}");
-        assert!(
-            site.jail.remove_file(&name).is_err() || name.parent().is_root(),
-            "{name}"
-        );
+        assert!(site.jail.remove_file(&name).is_err() || name.parent().is_root(), "{name}");
         assert!(site.jail.set_mode(&name, 0o777).is_err(), "{name}");
     }
     assert!(site.jail.check_directory(&path("/absolute")).is_err());
     assert!(site.jail.entries(&path("/relative")).is_err());
     assert!(site.jail.create_directory(&path("/absolute/new")).is_err());
-    assert!(
-        site.jail
-            .rename(&path("/absolute/secret"), &path("/stolen"), true)
-            .is_err()
-    );
+    assert!(site.jail.rename(&path("/absolute/secret"), &path("/stolen"), true).is_err());
     let new = path("/relative/new");
-    assert!(
-        site.jail
-            .open_write(&new, WriteMode::Replace, Placement::Direct)
-            .is_err()
-    );
+    assert!(site.jail.open_write(&new, WriteMode::Replace, Placement::Direct).is_err());
     assert_eq!(fs::read_dir(site.outside()).unwrap().count(), 1);
-    assert_eq!(
-        fs::read_to_string(site.outside().join("secret")).unwrap(),
-        "secret"
-    );
+    assert_eq!(fs::read_to_string(site.outside().join("secret")).unwrap(), "secret");
     // The top of the tree, seen through a link that climbs, is the home itself.
-    assert!(
-        site.jail
-            .entries(&path("/deep"))
-            .unwrap()
-            .any(|entry| entry.unwrap().name == b"proc")
-    );
+    assert!(site.jail.entries(&path("/deep")).unwrap().any(|entry| entry.unwrap().name == b"proc"));
 }
 
 #[test]
@@ -78,12 +59,7 @@ fn writing_through_a_link_that_leads_out_makes_no_file() {
     symlink(site.outside().join("new"), site.home("link")).unwrap();
     let link = path("/link");
     for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::CreateNew] {
-        assert!(
-            site.jail
-                .open_write(&link, mode, Placement::Direct)
-                .is_err(),
-            "{mode:?}"
-        );
+        assert!(site.jail.open_write(&link, mode, Placement::Direct).is_err(), "{mode:?}");
     }
     assert!(!site.outside().join("new").exists());
 }
@@ -97,18 +73,22 @@ fn removing_a_tree_removes_links_and_not_what_they_point_to() {
     symlink(site.outside(), site.home("tree/a/out")).unwrap();
     symlink("/kept", site.home("tree/in")).unwrap();
     fs::write(site.home("tree/a/b/.ftpd-partial-0"), "x").unwrap();
-    site.jail
-        .remove_tree(&path("/tree"), &Progress::default())
-        .unwrap();
+    site.jail.remove_tree(&path("/tree"), &Progress::default()).unwrap();
     assert_eq!(site.names(), ["kept"]);
     assert!(site.home("kept/file").exists());
     assert!(site.outside().join("secret").exists());
     symlink(site.home("kept"), site.home("link")).unwrap();
     let of_link = site.jail.remove_tree(&path("/link"), &Progress::default());
-    assert!(
-        matches!(of_link, Err(FileError::NotADirectory)),
-        "{of_link:?}"
-    );
+    assert!(matches!(of_link, Err(FileError::NotADirectory)), "{of_link:?}");
+}
+
+/// Ends the other thread also when an assertion fails in this one.
+struct Stop<'s>(&'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A thread swaps a directory for a link to the outside and back, as fast as it can, while every
@@ -136,6 +116,7 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
             }
             swaps
         });
+        let stopping = Stop(&stop);
         let mut inside = 0;
         let end = Instant::now() + Duration::from_secs(20);
         // Both must have had their turns often enough for a window to be hit.
@@ -154,16 +135,11 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
                 upload.file().write_all_at(b"new", 0).unwrap();
                 upload.finish(false).unwrap();
             }
-            if let Ok(upload) = site
-                .jail
-                .open_write(&new, WriteMode::Append, Placement::Direct)
-            {
+            if let Ok(upload) = site.jail.open_write(&new, WriteMode::Append, Placement::Direct) {
                 upload.abandon();
             }
             let _ = site.jail.create_directory(&path("/dir/made"));
-            let _ = site
-                .jail
-                .remove_tree(&path("/dir/made"), &Progress::default());
+            let _ = site.jail.remove_tree(&path("/dir/made"), &Progress::default());
             let _ = site.jail.rename(&new, &path("/dir/moved"), true);
             let _ = site.jail.remove_file(&path("/dir/moved"));
             let _ = site.jail.set_mode(&secret, 0o604);
@@ -171,15 +147,14 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
                 entries.for_each(|entry| drop(entry.unwrap()));
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stopping);
         swapper.join().unwrap()
     });
     assert!(swaps > 100, "only {swaps} swaps");
     assert_eq!(fs::read_dir(site.outside()).unwrap().count(), 1);
     let secret = site.outside().join("secret");
     assert_eq!(fs::read_to_string(&secret).unwrap(), "secret");
-    let mode =
-        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&secret).unwrap().permissions());
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&secret).unwrap().permissions());
     assert_ne!(mode & 0o777, 0o604);
 }
 

@@ -10,10 +10,7 @@ use std::path::PathBuf;
 
 use super::*;
 
-const MODES: Modes = Modes {
-    file: 0o640,
-    directory: 0o750,
-};
+const MODES: Modes = Modes { file: 0o640, directory: 0o750 };
 
 /// A storage root with the home `/alice`, and a directory beside the storage with a secret in it.
 struct Site {
@@ -27,13 +24,7 @@ impl Site {
         fs::create_dir(directory.path().join("storage")).unwrap();
         fs::create_dir(directory.path().join("outside")).unwrap();
         fs::write(directory.path().join("outside/secret"), "secret").unwrap();
-        let jail = Jail::open(
-            &directory.path().join("storage"),
-            &path("/alice"),
-            true,
-            MODES,
-        )
-        .unwrap();
+        let jail = Jail::open(&directory.path().join("storage"), &path("/alice"), true, MODES).unwrap();
         Self { directory, jail }
     }
 

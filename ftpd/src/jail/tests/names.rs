@@ -13,18 +13,11 @@ fn without_the_right_to_replace_a_rename_keeps_both_files() {
     fs::create_dir(site.home("dir")).unwrap();
     for to in ["/b", "/dir", "/a"] {
         let renamed = site.jail.rename(&path("/a"), &path(to), false);
-        assert!(
-            matches!(renamed, Err(FileError::AlreadyExists)),
-            "{to}: {renamed:?}"
-        );
+        assert!(matches!(renamed, Err(FileError::AlreadyExists)), "{to}: {renamed:?}");
     }
     assert_eq!((site.read("a"), site.read("b")), ("a".into(), "b".into()));
-    site.jail
-        .rename(&path("/a"), &path("/dir/c"), false)
-        .unwrap();
-    site.jail
-        .rename(&path("/dir/c"), &path("/b"), true)
-        .unwrap();
+    site.jail.rename(&path("/a"), &path("/dir/c"), false).unwrap();
+    site.jail.rename(&path("/dir/c"), &path("/b"), true).unwrap();
     assert_eq!(site.names(), ["b", "dir"]);
     assert_eq!(site.read("b"), "a");
 }
@@ -36,10 +29,7 @@ fn names_of_the_server_cannot_be_used() {
     fs::write(site.home("a"), "x").unwrap();
     let (hidden, a) = (path("/.ftpd-partial-1"), path("/a"));
     let refused = |result: Result<(), FileError>| {
-        assert!(
-            matches!(result, Err(FileError::NameNotAllowed)),
-            "{result:?}"
-        );
+        assert!(matches!(result, Err(FileError::NameNotAllowed)), "{result:?}");
     };
     refused(site.jail.open_read(&hidden).map(drop));
     refused(site.jail.entry(&hidden).map(drop));
@@ -49,16 +39,9 @@ fn names_of_the_server_cannot_be_used() {
     refused(site.jail.create_directory(&hidden));
     refused(site.jail.set_mode(&hidden, 0o777));
     refused(site.jail.set_modified(&hidden, 0));
-    refused(
-        site.jail
-            .open_write(&hidden, WriteMode::Append, Placement::Direct)
-            .map(drop),
-    );
+    refused(site.jail.open_write(&hidden, WriteMode::Append, Placement::Direct).map(drop));
     refused(site.jail.remove_directory(&VirtualPath::root()));
-    refused(
-        site.jail
-            .remove_tree(&VirtualPath::root(), &Progress::default()),
-    );
+    refused(site.jail.remove_tree(&VirtualPath::root(), &Progress::default()));
     refused(site.jail.rename(&a, &VirtualPath::root(), true));
     fs::create_dir(site.home("dir")).unwrap();
     refused(site.jail.rename(&path("/dir"), &path("/dir/below"), true));
@@ -71,47 +54,17 @@ fn each_kind_of_name_has_its_own_error() {
     fs::create_dir_all(site.home("dir/full")).unwrap();
     nix::unistd::mkfifo(&site.home("fifo"), Mode::S_IRWXU).unwrap();
     let jail = &site.jail;
-    assert!(matches!(
-        jail.open_read(&path("/none")),
-        Err(FileError::NotFound)
-    ));
-    assert!(matches!(
-        jail.open_read(&path("/dir")),
-        Err(FileError::NotAFile)
-    ));
-    assert!(matches!(
-        jail.open_read(&path("/fifo")),
-        Err(FileError::NotAFile)
-    ));
-    assert!(matches!(
-        jail.open_read(&path("/file/x")),
-        Err(FileError::NotADirectory)
-    ));
-    assert!(matches!(
-        jail.check_directory(&path("/file")),
-        Err(FileError::NotADirectory)
-    ));
-    assert!(matches!(
-        jail.remove_file(&path("/dir")),
-        Err(FileError::IsADirectory)
-    ));
-    assert!(matches!(
-        jail.remove_directory(&path("/dir")),
-        Err(FileError::DirectoryNotEmpty)
-    ));
-    assert!(matches!(
-        jail.remove_directory(&path("/file")),
-        Err(FileError::NotADirectory)
-    ));
-    assert!(matches!(
-        jail.create_directory(&path("/dir")),
-        Err(FileError::AlreadyExists)
-    ));
+    assert!(matches!(jail.open_read(&path("/none")), Err(FileError::NotFound)));
+    assert!(matches!(jail.open_read(&path("/dir")), Err(FileError::NotAFile)));
+    assert!(matches!(jail.open_read(&path("/fifo")), Err(FileError::NotAFile)));
+    assert!(matches!(jail.open_read(&path("/file/x")), Err(FileError::NotADirectory)));
+    assert!(matches!(jail.check_directory(&path("/file")), Err(FileError::NotADirectory)));
+    assert!(matches!(jail.remove_file(&path("/dir")), Err(FileError::IsADirectory)));
+    assert!(matches!(jail.remove_directory(&path("/dir")), Err(FileError::DirectoryNotEmpty)));
+    assert!(matches!(jail.remove_directory(&path("/file")), Err(FileError::NotADirectory)));
+    assert!(matches!(jail.create_directory(&path("/dir")), Err(FileError::AlreadyExists)));
     let long = format!("/{}", "n".repeat(256));
-    assert!(matches!(
-        jail.create_directory(&path(&long)),
-        Err(FileError::NameTooLong)
-    ));
+    assert!(matches!(jail.create_directory(&path(&long)), Err(FileError::NameTooLong)));
     for placement in [Placement::Direct, Placement::Atomic { owner: "alice" }] {
         let open = |name| jail.open_write(&path(name), WriteMode::Replace, placement);
         assert!(matches!(open("/dir"), Err(FileError::IsADirectory)));
@@ -129,24 +82,13 @@ fn attributes_are_set_where_the_name_leads() {
     let site = Site::new();
     fs::write(site.home("file"), "12345").unwrap();
     symlink("/file", site.home("link")).unwrap();
-    site.jail
-        .set_modified(&path("/link"), 1_000_000_007)
-        .unwrap();
+    site.jail.set_modified(&path("/link"), 1_000_000_007).unwrap();
     site.jail.set_mode(&path("/link"), 0o7604).unwrap();
     let status = fs::metadata(site.home("file")).unwrap();
-    assert_eq!(
-        (status.mtime(), status.mode() & 0o7777),
-        (1_000_000_007, 0o604)
-    );
+    assert_eq!((status.mtime(), status.mode() & 0o7777), (1_000_000_007, 0o604));
     let entry = site.jail.entry(&path("/link")).unwrap();
-    assert_eq!(
-        (entry.name.as_slice(), entry.size, entry.modified),
-        (&b"link"[..], 5, 1_000_000_007)
-    );
-    assert_eq!(
-        site.jail.open_read(&path("/link")).unwrap().modified,
-        1_000_000_007
-    );
+    assert_eq!((entry.name.as_slice(), entry.size, entry.modified), (&b"link"[..], 5, 1_000_000_007));
+    assert_eq!(site.jail.open_read(&path("/link")).unwrap().modified, 1_000_000_007);
     assert!(site.jail.free_space(&VirtualPath::root()).unwrap() > 0);
 }
 
@@ -165,14 +107,8 @@ fn one_file_has_one_key_through_every_home_and_link() {
     assert_eq!(whole.canonical_key(&path("/alice/real/file")).unwrap(), key);
     assert_eq!(whole.canonical_key(&path("/alice/link/file")).unwrap(), key);
     assert_eq!(whole.canonical_key(&path("/new")).unwrap(), b"new");
-    assert_eq!(
-        site.jail.canonical_key(&path("/link/new")).unwrap(),
-        b"alice/real/new"
-    );
-    assert_eq!(
-        site.jail.canonical_key(&VirtualPath::root()).unwrap(),
-        b"alice"
-    );
+    assert_eq!(site.jail.canonical_key(&path("/link/new")).unwrap(), b"alice/real/new");
+    assert_eq!(site.jail.canonical_key(&VirtualPath::root()).unwrap(), b"alice");
 }
 
 #[test]
@@ -191,9 +127,7 @@ fn a_tree_is_removed_to_the_last_file() {
     let cancelled = site.jail.remove_tree(&path("/tree"), &progress);
     assert!(matches!(cancelled, Err(FileError::Cancelled)));
     assert!(site.home("tree/many").exists());
-    site.jail
-        .remove_tree(&path("/tree"), &Progress::default())
-        .unwrap();
+    site.jail.remove_tree(&path("/tree"), &Progress::default()).unwrap();
     assert!(site.names().is_empty());
 }
 
@@ -208,15 +142,8 @@ fn combining_appends_in_order_and_removes_the_sources() {
 
     let missing = combine(&[path("/1"), path("/none")]);
     assert!(matches!(missing, Err(FileError::NotFound)));
-    assert_eq!(
-        site.names(),
-        ["1", "2"],
-        "a target that was made goes again"
-    );
-    assert!(matches!(
-        combine(&[path("/1"), path("/1")]),
-        Err(FileError::SameFile)
-    ));
+    assert_eq!(site.names(), ["1", "2"], "a target that was made goes again");
+    assert!(matches!(combine(&[path("/1"), path("/1")]), Err(FileError::SameFile)));
 
     assert_eq!(combine(&sources).unwrap(), 7);
     assert_eq!(site.read("all"), "one two");
@@ -227,13 +154,8 @@ fn combining_appends_in_order_and_removes_the_sources() {
     fs::write(site.home("3"), " three").unwrap();
     progress.cancel();
     assert!(matches!(combine(&[path("/3")]), Err(FileError::Cancelled)));
-    assert_eq!(
-        (site.read("all"), site.read("3")),
-        ("one two".into(), " three".into())
-    );
-    let again = site
-        .jail
-        .combine(&target, &[path("/3")], false, &Progress::default());
+    assert_eq!((site.read("all"), site.read("3")), ("one two".into(), " three".into()));
+    let again = site.jail.combine(&target, &[path("/3")], false, &Progress::default());
     assert_eq!(again.unwrap(), 6);
     assert_eq!(site.read("all"), "one two three");
 }

@@ -7,12 +7,7 @@ use super::*;
 use crate::listing::{Entry, Kind};
 
 fn listed(site: &Site, directory: &str) -> Vec<Entry> {
-    let mut entries: Vec<_> = site
-        .jail
-        .entries(&path(directory))
-        .unwrap()
-        .collect::<Result<_, _>>()
-        .unwrap();
+    let mut entries: Vec<_> = site.jail.entries(&path(directory)).unwrap().collect::<Result<_, _>>().unwrap();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     entries
 }
@@ -31,13 +26,7 @@ fn entries_say_what_a_client_may_see() {
     nix::unistd::mkfifo(&site.home("sub/fifo"), Mode::S_IRWXU).unwrap();
     let seen: Vec<_> = listed(&site, "/sub")
         .into_iter()
-        .map(|entry| {
-            (
-                String::from_utf8(entry.name).unwrap(),
-                entry.kind,
-                entry.link_target,
-            )
-        })
+        .map(|entry| (String::from_utf8(entry.name).unwrap(), entry.kind, entry.link_target))
         .collect();
     let expected = [
         (".hidden-by-users", Kind::File, None),
@@ -52,34 +41,20 @@ fn entries_say_what_a_client_may_see() {
     assert_eq!(seen, expected);
     for entry in listed(&site, "/sub") {
         let name = path("/sub").join(&entry.name).unwrap();
-        assert_eq!(
-            site.jail.entry(&name).unwrap(),
-            entry,
-            "MLST and MLSD agree"
-        );
+        assert_eq!(site.jail.entry(&name).unwrap(), entry, "MLST and MLSD agree");
     }
     let root = site.jail.entry(&VirtualPath::root()).unwrap();
-    assert_eq!(
-        (root.name.as_slice(), root.kind),
-        (&b"/"[..], Kind::Directory)
-    );
+    assert_eq!((root.name.as_slice(), root.kind), (&b"/"[..], Kind::Directory));
 }
 
 #[test]
 fn every_name_of_a_large_directory_comes_once() {
     let site = Site::new();
-    let names: BTreeSet<_> = (0..1500)
-        .map(|n| format!("a name of some length {n}"))
-        .collect();
-    names
-        .iter()
-        .for_each(|name| fs::write(site.home(name), "x").unwrap());
+    let names: BTreeSet<_> = (0..1500).map(|n| format!("a name of some length {n}")).collect();
+    names.iter().for_each(|name| fs::write(site.home(name), "x").unwrap());
     let seen: Vec<_> = listed(&site, "/");
     assert_eq!(seen.len(), names.len());
-    let seen: BTreeSet<_> = seen
-        .into_iter()
-        .map(|entry| String::from_utf8(entry.name).unwrap())
-        .collect();
+    let seen: BTreeSet<_> = seen.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()).collect();
     assert_eq!(seen, names);
 }
 
@@ -116,22 +91,14 @@ fn a_walk_goes_down_directories_but_not_links_and_not_too_deep() {
     };
     let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let all: Vec<(String, BTreeSet<String>)> = walk(10);
-    let depth_first: Vec<_> = all
-        .iter()
-        .map(|(path, _)| path.as_str())
-        .filter(|path| path.starts_with("/a"))
-        .collect();
+    let depth_first: Vec<_> =
+        all.iter().map(|(path, _)| path.as_str()).filter(|path| path.starts_with("/a")).collect();
     assert_eq!(depth_first, ["/a", "/a/b", "/a/b/c", "/a/b/c/d"]);
     assert_eq!(all.len(), 6);
     assert_eq!(all[0], ("/".into(), set(&["a", "e"])));
     assert!(all.contains(&("/a".into(), set(&["b", "file"]))));
     assert!(all.contains(&("/a/b".into(), set(&["c", "loop"]))));
-    let paths = |depth| {
-        walk(depth)
-            .into_iter()
-            .map(|(path, _)| path)
-            .collect::<BTreeSet<_>>()
-    };
+    let paths = |depth| walk(depth).into_iter().map(|(path, _)| path).collect::<BTreeSet<_>>();
     assert_eq!(paths(0), set(&["/"]));
     assert_eq!(paths(1), set(&["/", "/a", "/e"]));
     assert_eq!(paths(2), set(&["/", "/a", "/e", "/a/b"]));

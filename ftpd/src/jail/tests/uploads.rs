@@ -22,11 +22,7 @@ fn write(upload: &mut Upload, data: &str) {
 fn nothing_is_truncated_before_the_data_connection_comes() {
     let site = Site::new();
     fs::write(site.home("file"), "old content").unwrap();
-    for mode in [
-        WriteMode::Replace,
-        WriteMode::Append,
-        WriteMode::Resume { offset: 3 },
-    ] {
+    for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::Resume { offset: 3 }] {
         site.upload("/file", mode, Placement::Direct).abandon();
         drop(site.upload("/file", mode, Placement::Direct));
         site.upload("/file", mode, Placement::Direct).discard();
@@ -49,11 +45,7 @@ fn a_broken_upload_keeps_what_arrived_and_is_resumed() {
     assert_eq!(site.read("file"), "0123456789");
     let mut upload = site.upload("/file", WriteMode::Resume { offset: 4 }, Placement::Direct);
     assert_eq!(upload.begin().unwrap(), 4);
-    assert_eq!(
-        site.read("file"),
-        "0123",
-        "what is after the offset is sent again"
-    );
+    assert_eq!(site.read("file"), "0123", "what is after the offset is sent again");
     upload.file().write_all_at(b"abc", 4).unwrap();
     upload.finish(true).unwrap();
     assert_eq!(site.read("file"), "0123abc");
@@ -67,17 +59,10 @@ fn a_broken_upload_keeps_what_arrived_and_is_resumed() {
 fn an_offset_beyond_the_end_is_refused_because_it_would_leave_a_hole() {
     let site = Site::new();
     fs::write(site.home("file"), "123").unwrap();
-    for (name, placement) in [
-        ("/file", Placement::Direct),
-        ("/none", Placement::Direct),
-        ("/file", ATOMIC),
-    ] {
+    for (name, placement) in [("/file", Placement::Direct), ("/none", Placement::Direct), ("/file", ATOMIC)] {
         let mode = WriteMode::Resume { offset: 4 };
         let opened = site.jail.open_write(&path(name), mode, placement);
-        assert!(
-            matches!(opened, Err(FileError::BadOffset)),
-            "{name} {placement:?}"
-        );
+        assert!(matches!(opened, Err(FileError::BadOffset)), "{name} {placement:?}");
     }
     let mut upload = site.upload("/file", WriteMode::Resume { offset: 3 }, Placement::Direct);
     fs::write(site.home("file"), "1").unwrap();
@@ -101,14 +86,8 @@ fn a_file_that_was_made_and_got_no_data_goes_again() {
     fs::write(site.home("empty"), "").unwrap();
     drop(site.upload("/empty", WriteMode::Replace, Placement::Direct));
     assert_eq!(site.names(), ["empty"], "it was there before");
-    site.upload("/complete", WriteMode::CreateNew, Placement::Direct)
-        .finish(true)
-        .unwrap();
-    assert_eq!(
-        site.names(),
-        ["complete", "empty"],
-        "an empty upload is one, if it ends well"
-    );
+    site.upload("/complete", WriteMode::CreateNew, Placement::Direct).finish(true).unwrap();
+    assert_eq!(site.names(), ["complete", "empty"], "an empty upload is one, if it ends well");
 }
 
 #[test]
@@ -132,13 +111,8 @@ fn creating_never_touches_what_exists() {
     let site = Site::new();
     fs::write(site.home("file"), "old").unwrap();
     for placement in [Placement::Direct, ATOMIC] {
-        let opened = site
-            .jail
-            .open_write(&path("/file"), WriteMode::CreateNew, placement);
-        assert!(
-            matches!(opened, Err(FileError::AlreadyExists)),
-            "{placement:?}"
-        );
+        let opened = site.jail.open_write(&path("/file"), WriteMode::CreateNew, placement);
+        assert!(matches!(opened, Err(FileError::AlreadyExists)), "{placement:?}");
     }
     let mut upload = site.upload("/late", WriteMode::CreateNew, ATOMIC);
     write(&mut upload, "mine");
@@ -163,10 +137,7 @@ fn an_atomic_upload_appears_only_when_it_is_complete() {
     let mut old = String::new();
     (&reader.file).read_to_string(&mut old).unwrap();
     assert_eq!(old, "old", "who reads meanwhile reads on");
-    assert_eq!(
-        fs::metadata(site.home("file")).unwrap().mode() & 0o777 & !MODES.file,
-        0
-    );
+    assert_eq!(fs::metadata(site.home("file")).unwrap().mode() & 0o777 & !MODES.file, 0);
 }
 
 #[test]
@@ -179,28 +150,14 @@ fn a_broken_atomic_upload_is_resumed_by_its_owner_on_any_node() {
     assert!(!site.home("file").exists());
     // Another node, with another way to the same directory.
     let whole = Jail::open(&site.storage(), &VirtualPath::root(), false, MODES).unwrap();
-    assert_eq!(
-        whole.partial_size(&path("/alice/file"), "alice").unwrap(),
-        Some(10)
-    );
-    assert_eq!(
-        whole.partial_size(&path("/alice/file"), "bob").unwrap(),
-        None
-    );
-    assert_eq!(
-        site.jail.partial_size(&path("/other"), "alice").unwrap(),
-        None
-    );
+    assert_eq!(whole.partial_size(&path("/alice/file"), "alice").unwrap(), Some(10));
+    assert_eq!(whole.partial_size(&path("/alice/file"), "bob").unwrap(), None);
+    assert_eq!(site.jail.partial_size(&path("/other"), "alice").unwrap(), None);
 
     let resume = WriteMode::Resume { offset: 11 };
-    assert!(matches!(
-        site.jail.open_write(&file, resume, ATOMIC),
-        Err(FileError::BadOffset)
-    ));
+    assert!(matches!(site.jail.open_write(&file, resume, ATOMIC), Err(FileError::BadOffset)));
     let resume = WriteMode::Resume { offset: 5 };
-    let mut upload = whole
-        .open_write(&path("/alice/file"), resume, ATOMIC)
-        .unwrap();
+    let mut upload = whole.open_write(&path("/alice/file"), resume, ATOMIC).unwrap();
     assert_eq!(upload.begin().unwrap(), 5);
     upload.file().write_all_at(b"abc", 5).unwrap();
     upload.finish(true).unwrap();
@@ -252,4 +209,20 @@ fn an_upload_that_lost_its_name_does_not_remove_somebody_elses() {
     fs::rename(site.home("other"), site.home("new")).unwrap();
     drop(upload);
     assert_eq!(site.names(), ["new"]);
+}
+
+#[test]
+fn a_directory_that_holds_only_what_broken_uploads_left_can_be_removed() {
+    let site = Site::new();
+    fs::create_dir(site.home("dir")).unwrap();
+    let mut upload = site.upload("/dir/file", WriteMode::Replace, ATOMIC);
+    write(&mut upload, "part");
+    upload.abandon();
+    fs::write(site.home("dir/other"), "").unwrap();
+    let refused = site.jail.remove_directory(&path("/dir"));
+    assert!(matches!(refused, Err(FileError::DirectoryNotEmpty)), "{refused:?}");
+    assert_eq!(site.jail.partial_size(&path("/dir/file"), "alice").unwrap(), Some(4));
+    fs::remove_file(site.home("dir/other")).unwrap();
+    site.jail.remove_directory(&path("/dir")).unwrap();
+    assert!(!site.home("dir").exists());
 }

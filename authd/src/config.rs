@@ -1,0 +1,335 @@
+//! Settings as given → `Config` as meant. Nothing else reads the environment or files for settings.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use argon2::Params;
+use common::{
+    process::logging::LogFormat,
+    registry::{RedisOptions, RedisUrl},
+    secret::Secret,
+    settings::{Schema, Setting, SettingsError, Shape, Values},
+};
+
+use crate::{
+    accounts::{
+        cache::CacheLimits,
+        password::{self, PasswordLimits},
+    },
+    throttle::ThrottleLimits,
+};
+
+const fn one(key: &'static str, expects: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { key, shape: Shape::One, expects, default, help, alias: None }
+}
+
+const fn switch(key: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { shape: Shape::Switch, ..one(key, "true or false", default, help) }
+}
+
+const DURATION: &str = "duration (500ms, 30s, 5m)";
+
+/// Every setting of `authd`.
+pub static SCHEMA: Schema = Schema {
+    program: "authd",
+    about: "The central users and sessions service of Distributed FTP",
+    version: env!("CARGO_PKG_VERSION"),
+    prefix: "AUTHD_",
+    settings: &[
+        one("listen", "ADDRESS:PORT (port 0 takes a free one)", "127.0.0.1:5160", "Where HTTP is served."),
+        // Who may log in
+        one(
+            "users_file",
+            "file (.toml or .json)",
+            "",
+            "The declarative users; read again on SIGHUP and when it changes.",
+        ),
+        one(
+            "users_file_poll",
+            DURATION,
+            "1s",
+            "How often the users file, and the hash files it names, are looked at for a change.",
+        ),
+        switch(
+            "demo",
+            "false",
+            "Users demo, admin and test with any password, and no token for nodes; on loopback only.",
+        ),
+        // Who may ask
+        one(
+            "node_token_file",
+            "file",
+            "",
+            "Holds the bearer token of the nodes; without it every login is refused with 401.",
+        ),
+        one(
+            "admin_token_file",
+            "file",
+            "",
+            "Holds the bearer token of administrators; without it their routes answer 401.",
+        ),
+        // Redis
+        Setting {
+            alias: Some("RedisConnectionString"),
+            ..one(
+                "redis_url",
+                "HOST:PORT or redis://…",
+                "",
+                "The Redis with sessions, nodes, API users and the throttle; without it there are none of the first three, and this process throttles for itself.",
+            )
+        },
+        one("redis_password_file", "file", "", "Holds the password for Redis."),
+        one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
+        one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
+        // Throttle
+        one(
+            "throttle_free_failures",
+            "number",
+            "5",
+            "Failed logins of one user name before the next must wait and gets 429 until then.",
+        ),
+        one(
+            "throttle_free_failures_per_address",
+            "number",
+            "20",
+            "The same for one client address (IPv6: one /64 network), which many clients may share.",
+        ),
+        one(
+            "throttle_delay",
+            DURATION,
+            "1s",
+            "The wait after the first failure beyond the free ones; each further one doubles it.",
+        ),
+        one("throttle_max_delay", DURATION, "15m", "The longest such wait."),
+        one(
+            "throttle_window",
+            DURATION,
+            "1h",
+            "Failures are forgotten this long after the last; not shorter than the longest wait.",
+        ),
+        one(
+            "throttle_memory",
+            "number",
+            "10000",
+            "User names and addresses that this process counts by itself while Redis is away; a further one displaces the oldest.",
+        ),
+        // Passwords
+        one(
+            "cache_ttl",
+            DURATION,
+            "60s",
+            "How long a password that was right is known without computing argon2 again.",
+        ),
+        one("cache_size", "number", "10000", "How many such passwords; a further one displaces the oldest."),
+        one(
+            "max_verifications",
+            "number",
+            "",
+            "Argon2 computations at once, each with its memory; one more waits. One for each CPU if not set.",
+        ),
+        one(
+            "max_waiting_verifications",
+            "number",
+            "256",
+            "Logins that wait for a computation; one more gets 503.",
+        ),
+        one("argon2_memory_kib", "KiB", "19456", "Memory of one computation for new hashes."),
+        one("argon2_iterations", "number", "2", "Passes over that memory for new hashes."),
+        // Logs and the end
+        one("stop_timeout", DURATION, "10s", "How long requests may go on after SIGTERM."),
+        one("log_level", "error, warn, info, debug or trace", "info", "As env_logger reads it."),
+        one("log_format", "text or json", "text", "How a log line is written."),
+    ],
+};
+
+/// All settings, checked.
+#[derive(Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub users: Declared,
+    /// How often the users file is looked at.
+    pub poll: Duration,
+    pub node_token: Option<Secret>,
+    pub admin_token: Option<Secret>,
+    /// `None`: no sessions, nodes and API users, and the throttle is in this process's memory.
+    pub redis: Option<RedisOptions>,
+    pub throttle: ThrottleLimits,
+    pub cache: CacheLimits,
+    pub passwords: PasswordLimits,
+    /// How long requests may go on after SIGTERM.
+    pub stop: Duration,
+    pub log: LogSettings,
+}
+
+/// Where users are declared, other than in Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Declared {
+    Nowhere,
+    File(PathBuf),
+    /// demo, admin and test, with any password: only where nobody else can connect.
+    Demo,
+}
+
+#[derive(Debug)]
+pub struct LogSettings {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+impl Config {
+    /// # Errors
+    /// A value cannot be used, or two contradict each other.
+    pub fn new(values: &Values) -> Result<Self, SettingsError> {
+        let listen: SocketAddr = values.required("listen")?;
+        let demo: bool = values.required("demo")?;
+        let users = match values.optional("users_file")? {
+            Some(_) if demo => {
+                return Err(values.invalid("users_file", "with `demo` there are no other declared users"));
+            }
+            Some(path) => Declared::File(path),
+            None if demo => Declared::Demo,
+            None => Declared::Nowhere,
+        };
+        if demo && !listen.ip().is_loopback() {
+            return Err(values.invalid("listen", "with `demo` every password is right: loopback only"));
+        }
+        Ok(Self {
+            listen,
+            users,
+            poll: values.duration("users_file_poll")?,
+            node_token: secret(values, "node_token_file")?,
+            admin_token: admin_token(values)?,
+            redis: redis(values)?,
+            throttle: throttle(values)?,
+            cache: CacheLimits { ttl: values.duration("cache_ttl")?, size: count(values, "cache_size")? },
+            passwords: PasswordLimits {
+                params: password_params(values)?,
+                at_once: match values.optional::<usize>("max_verifications")? {
+                    Some(0) => return Err(values.invalid("max_verifications", "it cannot be zero")),
+                    Some(number) => number,
+                    None => std::thread::available_parallelism().map_or(1, usize::from),
+                },
+                waiting: values.required("max_waiting_verifications")?,
+            },
+            stop: values.duration("stop_timeout")?,
+            log: LogSettings { level: values.required("log_level")?, format: values.required("log_format")? },
+        })
+    }
+}
+
+/// The cost of new hashes, which `authd hash-password` needs without the rest.
+///
+/// # Errors
+/// Argon2 does not work with them, or they are beyond what a stored hash may ask for.
+pub fn password_params(values: &Values) -> Result<Params, SettingsError> {
+    let memory: u32 = values.required("argon2_memory_kib")?;
+    let iterations: u32 = values.required("argon2_iterations")?;
+    if memory > password::MAX_MEMORY_KIB {
+        let reason = format_args!("more than {} KiB", password::MAX_MEMORY_KIB).to_string();
+        return Err(values.invalid("argon2_memory_kib", reason));
+    }
+    if iterations == 0 || iterations > password::MAX_ITERATIONS {
+        let reason = format!("not from 1 to {}", password::MAX_ITERATIONS);
+        return Err(values.invalid("argon2_iterations", reason));
+    }
+    Params::new(memory, iterations, 1, None).map_err(|error| values.invalid("argon2_memory_kib", error))
+}
+
+fn admin_token(values: &Values) -> Result<Option<Secret>, SettingsError> {
+    let admin = secret(values, "admin_token_file")?;
+    if admin.is_some() && admin == secret(values, "node_token_file")? {
+        let reason = "it is the nodes' token, so that every node would be an administrator";
+        return Err(values.invalid("admin_token_file", reason));
+    }
+    Ok(admin)
+}
+
+fn redis(values: &Values) -> Result<Option<RedisOptions>, SettingsError> {
+    let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else { return Ok(None) };
+    if let Some(password) = secret(values, "redis_password_file")? {
+        url = url.with_password(&password);
+    }
+    Ok(Some(RedisOptions {
+        prefix: values.required("redis_prefix")?,
+        timeout: values.duration("redis_timeout")?,
+        ..RedisOptions::new(url)
+    }))
+}
+
+fn throttle(values: &Values) -> Result<ThrottleLimits, SettingsError> {
+    let limits = ThrottleLimits {
+        free_of_user: values.required("throttle_free_failures")?,
+        free_of_address: values.required("throttle_free_failures_per_address")?,
+        delay: values.duration("throttle_delay")?,
+        max_delay: values.duration("throttle_max_delay")?,
+        window: values.duration("throttle_window")?,
+        memory: count(values, "throttle_memory")?,
+    };
+    if limits.max_delay < limits.delay {
+        return Err(values.invalid("throttle_max_delay", "shorter than throttle_delay"));
+    }
+    if limits.window < limits.max_delay {
+        return Err(values.invalid("throttle_window", "shorter than throttle_max_delay"));
+    }
+    Ok(limits)
+}
+
+fn secret(values: &Values, key: &str) -> Result<Option<Secret>, SettingsError> {
+    let Some(path) = values.optional::<PathBuf>(key)? else { return Ok(None) };
+    Secret::read(&path).map(Some).map_err(|error| values.invalid(key, error))
+}
+
+fn count(values: &Values, key: &str) -> Result<usize, SettingsError> {
+    match values.required(key)? {
+        0 => Err(values.invalid(key, "it cannot be zero")),
+        count => Ok(count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(args: &[&str]) -> Result<Config, SettingsError> {
+        let flags = SCHEMA.command().try_get_matches_from([&["authd"], args].concat()).unwrap();
+        Config::new(&Values::collect(&SCHEMA, &flags, [])?)
+    }
+
+    #[test]
+    fn the_defaults_are_a_configuration() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.listen, "127.0.0.1:5160".parse().unwrap());
+        assert_eq!(config.users, Declared::Nowhere);
+        assert!(config.redis.is_none() && config.node_token.is_none());
+        assert!(config.passwords.at_once >= 1);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_by_name() {
+        for (args, named) in [
+            (&["--demo", "--listen", "0.0.0.0:0"][..], "listen"),
+            (&["--demo", "--users-file", "users.toml"], "users_file"),
+            (&["--argon2-memory-kib", "1"], "argon2_memory_kib"),
+            (&["--argon2-memory-kib", "999999999"], "argon2_memory_kib"),
+            (&["--argon2-iterations", "0"], "argon2_iterations"),
+            (&["--throttle-max-delay", "10ms"], "throttle_max_delay"),
+            (&["--throttle-window", "1m"], "throttle_window"),
+            (&["--max-verifications", "0"], "max_verifications"),
+            (&["--cache-size", "0"], "cache_size"),
+            (&["--redis-url", "ftp://x"], "redis_url"),
+            (&["--node-token-file", "/nonexistent"], "node_token_file"),
+        ] {
+            let error = config(args).unwrap_err().to_string();
+            assert!(error.starts_with(named), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn one_token_for_both_is_refused_and_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, "sesame\n").unwrap();
+        let path = path.to_str().unwrap();
+        let error = config(&["--node-token-file", path, "--admin-token-file", path]).unwrap_err().to_string();
+        assert!(error.starts_with("admin_token_file") && !error.contains("sesame"), "{error}");
+    }
+}

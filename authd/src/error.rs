@@ -1,0 +1,137 @@
+//! What goes wrong in the API, and the only mapping of it to a status, a public code and a log
+//! level. The client gets a fixed phrase; what an operator needs to know is logged here.
+
+use std::{error::Error, time::Duration};
+
+use common::{
+    auth_api::{ErrorBody, ErrorCode},
+    registry::LinkError,
+};
+use warp::{
+    Reply,
+    http::{HeaderValue, StatusCode, header},
+    reply::{self, Response},
+};
+
+use crate::accounts::{
+    password::{Busy, Unusable},
+    stored::StoredError,
+};
+
+/// Why a request is not answered with 2xx.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No bearer token, or not the one that the route needs.
+    #[error("this needs another bearer token")]
+    Unauthorized,
+    /// Unknown user, wrong password or disabled user.
+    #[error("the user or the password is wrong")]
+    InvalidCredentials,
+    #[error("too many failed logins; try again later")]
+    Throttled { wait: Duration },
+    /// Holds what is wrong, as the caller may know it.
+    #[error("{0}")]
+    InvalidRequest(String),
+    /// Holds what there is not.
+    #[error("there is no such {0}")]
+    NotFound(&'static str),
+    /// Holds what the path takes, as the `Allow` header lists it.
+    #[error("this path takes {0}")]
+    MethodNotAllowed(&'static str),
+    #[error("the user exists already")]
+    AlreadyExists,
+    #[error("the user is declared in the users file, which the API does not change")]
+    Declarative,
+    #[error("the body is larger than {0} bytes")]
+    TooLarge(usize),
+    #[error("Redis is away")]
+    RedisAway,
+    #[error("this service has no Redis (setting redis_url)")]
+    NoRedis,
+    #[error("too many logins at once; try again")]
+    Busy,
+    /// A user in Redis changed again and again while it was to be changed here.
+    #[error("others are changing the user at the same time; try again")]
+    Contended,
+    #[error("internal error")]
+    Internal(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl ApiError {
+    fn meaning(&self) -> (StatusCode, ErrorCode) {
+        match self {
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+            Self::InvalidCredentials => (StatusCode::FORBIDDEN, ErrorCode::InvalidCredentials),
+            Self::Throttled { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
+            Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest),
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
+            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::MethodNotAllowed),
+            Self::AlreadyExists => (StatusCode::CONFLICT, ErrorCode::AlreadyExists),
+            Self::Declarative => (StatusCode::CONFLICT, ErrorCode::Declarative),
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge),
+            Self::RedisAway | Self::NoRedis | Self::Busy | Self::Contended => {
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+            }
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
+        }
+    }
+}
+
+impl Reply for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.meaning();
+        if let Self::Internal(source) = &self {
+            let mut chain = source.to_string();
+            let mut cause = source.source();
+            while let Some(error) = cause {
+                chain += &format!(": {error}");
+                cause = error.source();
+            }
+            log::error!(error = chain; "internal error");
+        }
+        let body = ErrorBody { error: code, message: self.to_string() };
+        let mut response = reply::with_status(reply::json(&body), status).into_response();
+        let (name, value) = match self {
+            Self::Throttled { wait } => {
+                // Whole seconds (RFC 9110 section 10.2.3), rounded up: earlier would be too early.
+                let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+                (header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+            }
+            Self::Unauthorized => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Self::MethodNotAllowed(methods) => (header::ALLOW, HeaderValue::from_static(methods)),
+            _ => return response,
+        };
+        response.headers_mut().insert(name, value);
+        response
+    }
+}
+
+impl From<LinkError> for ApiError {
+    fn from(error: LinkError) -> Self {
+        match error {
+            LinkError::Away => Self::RedisAway,
+            LinkError::Reply(_) => Self::Internal(error.into()),
+        }
+    }
+}
+
+impl From<StoredError> for ApiError {
+    fn from(error: StoredError) -> Self {
+        match error {
+            StoredError::Link(error) => error.into(),
+            StoredError::Unreadable { .. } => Self::Internal(error.into()),
+        }
+    }
+}
+
+impl From<Busy> for ApiError {
+    fn from(_: Busy) -> Self {
+        Self::Busy
+    }
+}
+
+impl From<Unusable> for ApiError {
+    fn from(error: Unusable) -> Self {
+        Self::InvalidRequest(error.to_string())
+    }
+}

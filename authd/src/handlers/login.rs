@@ -1,0 +1,155 @@
+//! `POST /v1/authenticate`: whether a login is right, and what its user may do.
+
+use common::{
+    auth_api::{Account, AuthenticateRequest},
+    secret::Secret,
+};
+
+use crate::{
+    Service,
+    accounts::{
+        log_unreadable,
+        password::Busy,
+        stored::StoredError,
+        user::{Credential, User, UserName},
+    },
+    error::ApiError,
+    metrics,
+    throttle::{Attempt, Throttled},
+};
+
+/// Why a login is refused, as the log and the metrics tell it. A node hears less.
+enum Refusal {
+    UnknownUser,
+    WrongPassword,
+    Disabled,
+    Throttled(Throttled),
+    Busy,
+    /// Whether the name is a user's cannot be known now.
+    Unavailable(StoredError),
+}
+
+impl Refusal {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::UnknownUser => "unknown_user",
+            Self::WrongPassword => "wrong_password",
+            Self::Disabled => "disabled",
+            Self::Throttled(_) => "throttled",
+            Self::Busy => "busy",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::UnknownUser | Refusal::WrongPassword | Refusal::Disabled => Self::InvalidCredentials,
+            Refusal::Throttled(Throttled { wait, .. }) => Self::Throttled { wait },
+            Refusal::Busy => Self::Busy,
+            // What Redis holds and this version cannot read is logged with the login.
+            Refusal::Unavailable(_) => Self::RedisAway,
+        }
+    }
+}
+
+impl From<Throttled> for Refusal {
+    fn from(throttled: Throttled) -> Self {
+        metrics::throttled(throttled.by);
+        Self::Throttled(throttled)
+    }
+}
+
+impl From<Busy> for Refusal {
+    fn from(_: Busy) -> Self {
+        Self::Busy
+    }
+}
+
+/// Decides one login, and says so in the log.
+///
+/// # Errors
+/// The login is refused.
+pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Result<Account, ApiError> {
+    let decision = decide(service, &request).await;
+    let result = decision.as_ref().map_or_else(Refusal::as_str, |_| "accepted");
+    metrics::login(result);
+    // A name that is none may be long; the log shows its beginning.
+    let user: String = request.user.chars().take(64).collect();
+    let AuthenticateRequest { address, node, session, tls, .. } = &request;
+    match &decision {
+        Ok(_) => log::info!(user, address:%, node:%, session:%, tls:%, result; "login accepted"),
+        Err(Refusal::Throttled(throttled)) => {
+            let (by, wait) = (throttled.by.as_str(), throttled.wait.as_secs_f64());
+            log::warn!(user, address:%, node:%, session:%, tls:%, result, by, wait; "login refused");
+        }
+        Err(refusal) => {
+            if let Refusal::Unavailable(error @ StoredError::Unreadable { .. }) = refusal {
+                log_unreadable(error);
+            }
+            log::warn!(user, address:%, node:%, session:%, tls:%, result; "login refused");
+        }
+    }
+    Ok(decision?)
+}
+
+async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Account, Refusal> {
+    let name: Option<UserName> = request.user.parse().ok();
+    let attempt = Attempt { user: name.as_ref(), address: request.address };
+    service.throttle.check(attempt).await?;
+    let found = match &name {
+        None => None,
+        Some(name) => {
+            let (found, generation) = service.accounts.find(name).await.map_err(Refusal::Unavailable)?;
+            if let Some(generation) = generation {
+                service.cache.observe(generation);
+            }
+            found.map(|found| (name, found.user().clone()))
+        }
+    };
+    let verdict = match &found {
+        Some((name, user)) => {
+            if !is_right(service, name, user, &request.password).await? {
+                Err(Refusal::WrongPassword)
+            } else if !user.enabled {
+                Err(Refusal::Disabled)
+            } else {
+                Ok(user.account(name))
+            }
+        }
+        None => {
+            // The computation takes as long as for a user, so that its time does not tell.
+            service.passwords.verify(&request.password, None).await?;
+            Err(Refusal::UnknownUser)
+        }
+    };
+    match verdict {
+        Ok(account) => {
+            service.throttle.succeeded(attempt).await?;
+            Ok(account)
+        }
+        Err(refusal) => {
+            service.throttle.failed(attempt).await?;
+            Err(refusal)
+        }
+    }
+}
+
+async fn is_right(service: &Service, name: &UserName, user: &User, password: &Secret) -> Result<bool, Busy> {
+    let hash = match &user.credential {
+        Credential::AnyPassword => return Ok(true),
+        Credential::Hash(hash) => hash,
+    };
+    // Keyed by the hash as it is in this look-up, an entry cannot say more than a computation.
+    let digest = service.cache.digest(name, hash, password);
+    if service.cache.contains(&digest) {
+        metrics::cache_hit();
+        return Ok(true);
+    }
+    let right = service.passwords.verify(password, Some(hash)).await?;
+    if right {
+        service.cache.insert(digest);
+    }
+    Ok(right)
+}

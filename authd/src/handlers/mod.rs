@@ -1,0 +1,5 @@
+//! What each route does: a typed request in, a typed answer or an `ApiError` out.
+
+pub mod login;
+pub mod sessions;
+pub mod users;

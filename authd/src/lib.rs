@@ -1,0 +1,203 @@
+//! `authd`, the central service of a cluster: decides logins, keeps users, shows sessions and
+//! nodes and ends them.
+//!
+//! **A login, step by step.** (1) `routes` reads the body within its limits and checks the node's
+//! token (`tokens`). (2) `handlers/login` asks `throttle`, over all instances, whether this user
+//! and this address may try now. (3) `accounts` finds the user: declared in the users file, or in
+//! Redis. (4) `accounts/cache` knows the password from a moment ago, or `accounts/password`
+//! computes argon2 on a thread of its own; for an unknown user as well. (5) `throttle` counts the
+//! outcome. (6) The node gets an `Account`, or an `ApiError`, which `error` turns into a status
+//! and a public code; the log and the metrics get the real reason.
+
+pub mod accounts;
+pub mod config;
+pub mod error;
+mod handlers;
+mod metrics;
+pub mod prompt;
+pub mod routes;
+mod throttle;
+mod tokens;
+
+use std::{io, sync::Arc, time::Duration};
+
+use common::{
+    process::{
+        admin::{self, Readiness},
+        service,
+        signals::{Request, Signals},
+    },
+    registry::{RedisLink, RegistryView},
+};
+use tokio::{net::TcpListener, sync::oneshot, time::timeout};
+
+use crate::{
+    accounts::{Accounts, cache::Cache, file::UsersFileError, password::Passwords, stored::Stored},
+    config::{Config, Declared},
+    throttle::Throttle,
+    tokens::{Access, Tokens},
+};
+
+/// What all requests share.
+pub struct Service {
+    accounts: Accounts,
+    passwords: Passwords,
+    cache: Cache,
+    throttle: Throttle,
+    tokens: Tokens,
+    /// `None`: there is no Redis.
+    registry: Option<RegistryView>,
+}
+
+/// Why authd cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("users_file: {0}")]
+    Users(#[from] UsersFileError),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: std::net::SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot receive signals")]
+    Signals(#[source] io::Error),
+    #[error("cannot collect metrics: {0}")]
+    Metrics(String),
+}
+
+impl Service {
+    /// Reads the users file and computes one hash: blocks.
+    fn new(config: &Config) -> Result<Self, UsersFileError> {
+        let registry = config.redis.as_ref().map(RegistryView::new);
+        let shared = || registry.as_ref().map(|view| (view.link().clone(), view.keys().clone()));
+        let demo = config.users == Declared::Demo;
+        Ok(Self {
+            accounts: Accounts::new(&config.users, shared().map(|(link, keys)| Stored::new(link, keys)))?,
+            passwords: Passwords::new(&config.passwords),
+            cache: Cache::new(config.cache),
+            throttle: Throttle::new(config.throttle, shared()),
+            tokens: Tokens {
+                node: match &config.node_token {
+                    None if demo => Access::Open,
+                    token => Access::token(token.as_ref()),
+                },
+                admin: Access::token(config.admin_token.as_ref()),
+            },
+            registry,
+        })
+    }
+
+    /// Without Redis, declared users still log in.
+    fn readiness(&self) -> Readiness {
+        let away = self.accounts.stored.as_ref().is_some_and(|stored| !stored.is_connected());
+        if away && self.accounts.declared().is_empty() {
+            return Err("Redis is away, and no user is declared".to_owned());
+        }
+        Ok(())
+    }
+
+    /// Reads the users file again, and drops the cache if that changed anything. Blocks.
+    fn reload(&self) {
+        let Some(path) = self.accounts.path() else { return };
+        let file = path.display().to_string();
+        match self.accounts.reload() {
+            Ok(users) => {
+                self.cache.clear();
+                log::info!(file, users; "users file loaded");
+            }
+            Err(error) => log::error!(error:% = error; "users file is broken, the users stay as they were"),
+        }
+    }
+}
+
+/// Serves until SIGTERM, then finishes the requests in flight.
+///
+/// # Errors
+/// The users file cannot be used, or the address not bound.
+pub async fn run(config: Config) -> Result<(), StartError> {
+    let mut signals = Signals::new().map_err(StartError::Signals)?;
+    let prometheus = admin::install_metrics().map_err(|error| StartError::Metrics(error.to_string()))?;
+    metrics::describe();
+    let authd = Arc::new(Service::new(&config)?);
+    warn_about(&config);
+    let failed = |source| StartError::Listen { address: config.listen, source };
+    let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    if let Some(registry) = &authd.registry {
+        // Before the first answer, so that readiness is right from the start.
+        ask(registry.link()).await;
+        tokio::spawn(keep_asking(registry.link().clone()));
+    }
+
+    let readiness = Arc::clone(&authd);
+    let operations = admin::routes(prometheus, move || readiness.readiness());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = warp::serve(routes::routes(Arc::clone(&authd), operations)).incoming(listener);
+    let server = server.graceful(async {
+        // A dropped sender stops as well.
+        let _ = stopped.await;
+    });
+    let server = tokio::spawn(server.run());
+    log::info!(address:%; "listening");
+    service::ready();
+    service::start_watchdog();
+    tokio::spawn(watch(Arc::clone(&authd), config.poll));
+
+    while signals.next().await == Request::Reload {
+        let authd = Arc::clone(&authd);
+        tokio::task::spawn_blocking(move || authd.reload());
+    }
+    log::info!("stopping");
+    service::stopping();
+    drop(stop);
+    match timeout(config.stop, server).await {
+        Ok(_) => log::info!("stopped"),
+        Err(_) => log::warn!("stopped with requests unfinished"),
+    }
+    Ok(())
+}
+
+/// Whether Redis is there must be known without requests too: a balancer that goes by readiness
+/// sends none until it is.
+async fn keep_asking(link: RedisLink) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        ask(&link).await;
+    }
+}
+
+async fn ask(link: &RedisLink) {
+    // The link keeps the result, and tells it to the log and the metrics.
+    let _ = link.query::<String>(&redis::cmd("PING")).await;
+}
+
+/// Reads the users file again whenever it changes. It is looked at, not watched: that works on
+/// NFS, through symbolic links, and with editors that rename.
+async fn watch(authd: Arc<Service>, poll: Duration) {
+    if authd.accounts.path().is_none() {
+        return;
+    }
+    loop {
+        tokio::time::sleep(poll).await;
+        let authd = Arc::clone(&authd);
+        let look = move || {
+            if authd.accounts.has_changed() {
+                authd.reload();
+            }
+        };
+        // A panic ends this look, not the watch.
+        let _ = tokio::task::spawn_blocking(look).await;
+    }
+}
+
+fn warn_about(config: &Config) {
+    if config.users == Declared::Demo {
+        log::warn!("DEMO: the users demo, admin and test log in with ANY password, and nodes need no token");
+    } else if config.node_token.is_none() {
+        log::warn!("no node_token_file: every login is refused with 401");
+    }
+    if config.redis.is_none() {
+        log::warn!("no redis_url: no sessions, nodes and API users, and the throttle is this process's own");
+    }
+}

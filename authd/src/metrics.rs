@@ -1,0 +1,68 @@
+//! Every metric of authd, one function an event.
+
+use std::time::{Duration, SystemTime};
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+use crate::throttle::By;
+
+const LOGINS: &str = "authd_logins_total";
+const VERIFICATION: &str = "authd_verification_seconds";
+const CACHE_HITS: &str = "authd_cache_hits_total";
+const THROTTLED: &str = "authd_throttled_total";
+const REQUESTS: &str = "authd_http_requests_total";
+const USERS: &str = "authd_users_declared";
+const FILE_LOADED: &str = "authd_users_file_loaded_timestamp_seconds";
+const FILE_CURRENT: &str = "authd_users_file_current";
+
+/// Says what each metric is. Call once, when the recorder is there.
+pub fn describe() {
+    describe_counter!(LOGINS, "Login attempts by their result");
+    describe_histogram!(VERIFICATION, Unit::Seconds, "Argon2 computations that verified a password");
+    describe_counter!(CACHE_HITS, "Logins whose password was known to be right from a moment before");
+    describe_counter!(THROTTLED, "Logins that had to wait, by whose failures");
+    describe_counter!(REQUESTS, "HTTP requests by route and status");
+    describe_gauge!(USERS, "Users that are declared");
+    describe_gauge!(FILE_LOADED, Unit::Seconds, "When the users file was last read well, since the epoch");
+    describe_gauge!(FILE_CURRENT, "1 if the users file as it is now is in use, 0 if it is broken");
+}
+
+/// A login was decided.
+pub fn login(result: &'static str) {
+    counter!(LOGINS, "result" => result).increment(1);
+}
+
+/// A password was verified by computing argon2.
+pub fn verified(took: Duration) {
+    histogram!(VERIFICATION).record(took.as_secs_f64());
+}
+
+/// A password was verified without.
+pub fn cache_hit() {
+    counter!(CACHE_HITS).increment(1);
+}
+
+/// A login had to wait.
+pub fn throttled(by: By) {
+    counter!(THROTTLED, "by" => by.as_str()).increment(1);
+}
+
+/// An HTTP request was answered.
+pub fn answered(route: &'static str, status: u16) {
+    counter!(REQUESTS, "route" => route, "status" => status.to_string()).increment(1);
+}
+
+/// The declared users are these now.
+pub fn users_declared(count: usize, from_file: bool) {
+    gauge!(USERS).set(count as f64);
+    if from_file {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        gauge!(FILE_LOADED).set(now.as_secs_f64());
+        gauge!(FILE_CURRENT).set(1.0);
+    }
+}
+
+/// The users file cannot be used.
+pub fn users_file_is_broken() {
+    gauge!(FILE_CURRENT).set(0.0);
+}

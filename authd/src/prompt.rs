@@ -1,0 +1,75 @@
+//! Reads a password for `authd hash-password`: twice and unseen from a terminal, else one line.
+
+use std::{
+    io::{self, BufRead, IsTerminal, Read, Write},
+    os::fd::BorrowedFd,
+};
+
+use common::secret::Secret;
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+
+/// More than a password may have, so that a longer one is refused and not cut.
+const MAX_LINE: u64 = 4096;
+
+/// Reads a password from standard input.
+///
+/// # Errors
+/// There is none, the two differ, or reading fails.
+pub fn password() -> io::Result<Secret> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        return line();
+    }
+    let first = unseen("Password: ")?;
+    if unseen("The same again: ")? != first {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the two passwords differ"));
+    }
+    Ok(first)
+}
+
+fn unseen(prompt: &str) -> io::Result<Secret> {
+    let mut stderr = io::stderr();
+    stderr.write_all(prompt.as_bytes())?;
+    stderr.flush()?;
+    let stdin = io::stdin();
+    let password = {
+        let _echo = NoEcho::new(&stdin)?;
+        line()
+    };
+    stderr.write_all(b"\n")?;
+    password
+}
+
+fn line() -> io::Result<Secret> {
+    let mut text = zeroize::Zeroizing::new(String::new());
+    if io::stdin().lock().take(MAX_LINE).read_line(&mut text)? == 0 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no password was given"));
+    }
+    let password = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(Secret::new(password.strip_suffix('\r').unwrap_or(password)))
+}
+
+/// A terminal that shows nothing, until this is dropped. Ctrl-C becomes a character, as in
+/// getpass(3): ending the process here would leave the terminal silent. No password holds it.
+struct NoEcho<'a> {
+    terminal: BorrowedFd<'a>,
+    before: Termios,
+}
+
+impl<'a> NoEcho<'a> {
+    fn new(terminal: &'a impl std::os::fd::AsFd) -> io::Result<Self> {
+        let terminal = terminal.as_fd();
+        let before = tcgetattr(terminal)?;
+        let mut silent = before.clone();
+        silent.local_flags.remove(LocalFlags::ECHO | LocalFlags::ISIG);
+        tcsetattr(terminal, SetArg::TCSAFLUSH, &silent)?;
+        Ok(Self { terminal, before })
+    }
+}
+
+impl Drop for NoEcho<'_> {
+    fn drop(&mut self) {
+        // Nothing can be done about a terminal that is gone.
+        let _ = tcsetattr(self.terminal, SetArg::TCSAFLUSH, &self.before);
+    }
+}
