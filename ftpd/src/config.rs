@@ -128,6 +128,12 @@ pub static SCHEMA: Schema = Schema {
             "true",
             "Answer 226 only after fsync. Off, a crash of the storage can lose what was confirmed.",
         ),
+        one(
+            "settle_time",
+            DURATION,
+            "50ms",
+            "How long a complete atomic upload waits for the news that its client has died, before it gets its name.",
+        ),
         one("list_depth", "number", "32", "How deep LIST -R goes."),
         one(
             "max_sorted_entries",
@@ -154,7 +160,7 @@ pub static SCHEMA: Schema = Schema {
             "registry_away",
             "admit or refuse",
             "admit",
-            "New logins while Redis is away: admitted with this node's limits only, or refused with 421.",
+            "While Redis is away, new logins and uploads go on with this node's limits and leases only, or are refused (421, 450).",
         ),
         alias(
             "authservice",
@@ -251,6 +257,7 @@ pub struct Storage {
     pub create_homes: bool,
     pub modes: Modes,
     pub sync_uploads: bool,
+    pub settle_time: Duration,
     pub list_depth: usize,
     pub sorted_entries: usize,
     pub stat_entries: usize,
@@ -317,6 +324,7 @@ impl Config {
                 create_homes: values.required("create_homes")?,
                 modes: Modes { file: mode(values, "file_mode")?, directory: mode(values, "directory_mode")? },
                 sync_uploads: values.required("sync_uploads")?,
+                settle_time: values.duration("settle_time")?,
                 list_depth: values.required("list_depth")?,
                 sorted_entries: values.required("max_sorted_entries")?,
                 stat_entries: values.required("max_stat_entries")?,

@@ -18,7 +18,7 @@ use common::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep_until, timeout_at},
 };
@@ -101,18 +101,21 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         let routes = admin::routes(rendered, move || readiness(&shared));
         tokio::spawn(warp::serve(routes).incoming(listener).run());
     }
-    let mut accepting = JoinSet::new();
+    let (open, doors) = watch::channel(());
+    let mut doorkeepers = JoinSet::new();
     for listener in control {
         log::info!(part = "control", address:% = local(&listener); "listening");
-        accepting.spawn(accept(listener, Arc::clone(&node)));
+        doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone()));
     }
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
     service::ready();
 
     let ended = wait_for_the_end(&node, &mut signals, events).await;
-    // Closes the control port: a balancer whose connection is refused asks another node, while one
-    // that is accepted and ended is the client's.
-    accepting.shutdown().await;
+    // First of all, so that the balancer is refused and passes a client that was just told to
+    // connect again on to another node.
+    node.connections.close();
+    drop(open);
+    doorkeepers.join_all().await;
     drain(&node, &mut signals).await;
     ended
 }
@@ -216,10 +219,24 @@ fn readiness(node: &Node) -> Readiness {
     Ok(())
 }
 
-async fn accept(listener: TcpListener, node: Arc<Node>) {
+/// Takes connections in as long as `open` has its sender, then stops listening.
+async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receiver<()>) {
     loop {
-        let (stream, peer) = listener::accept(&listener).await;
+        let (stream, peer) = tokio::select! {
+            biased;
+            _ = open.changed() => break,
+            accepted = listener::accept(&listener) => accepted,
+        };
         tokio::spawn(serve(stream, peer, Arc::clone(&node)));
+    }
+    // Those that the kernel has taken in already get a 421 instead of a reset.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            tokio::spawn(serve(stream, peer, Arc::clone(&node)));
+        }
     }
 }
 

@@ -229,6 +229,26 @@ impl Dialogue {
         data
     }
 
+    /// Sends `command` (RETR, STOR, …) without making its data connection, and calls it off if it
+    /// is begun. Returns the code of its first reply.
+    ///
+    /// # Panics
+    /// The session does not survive it.
+    pub fn probe(&mut self, command: &str) -> u16 {
+        self.epsv();
+        self.send(command);
+        let code = self.reply().code;
+        if code == 150 {
+            self.send("ABOR");
+            let reply = self.reply();
+            if !matches!(reply.code, 425 | 426) {
+                self.fail(format_args!("expected 425 or 426"));
+            }
+            self.expect(226);
+        }
+        code
+    }
+
     /// The bytes that `command` (RETR, LIST, …) sends over a data connection, up to its 226.
     ///
     /// # Panics

@@ -1,6 +1,6 @@
 //! STOR, STOU, APPE, ALLO (RFC 959 section 4.1.3) and COMB: what writes files.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
@@ -44,13 +44,39 @@ pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
 pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let offset = take_offset(session)?;
     let may = session.account.permissions;
+    let path = session.path(argument)?;
     let mode = match offset {
-        0 if may.overwrite => WriteMode::Replace,
-        0 => WriteMode::CreateNew,
-        offset => WriteMode::Resume { offset },
+        0 => {
+            session.allow(|may| may.upload || may.overwrite)?;
+            needs_file_unless(may.upload, session, &path).await?;
+            if may.overwrite { WriteMode::Replace } else { WriteMode::CreateNew }
+        }
+        offset => {
+            session.allow(|may| may.append)?;
+            if !may.overwrite && size_of(session, &path).await?.is_some_and(|size| size != offset) {
+                // It would cut off what is there.
+                session.allow(|may| may.overwrite)?;
+            }
+            WriteMode::Resume { offset }
+        }
     };
-    session.allow(|may| may.upload && (offset == 0 || may.append))?;
     store(session, verb, argument, mode, "").await
+}
+
+/// Without a permission to make files a user writes to those that are there.
+async fn needs_file_unless(may: bool, session: &LoggedIn, path: &VirtualPath) -> Result<(), Reply> {
+    if may || size_of(session, path).await?.is_some() { Ok(()) } else { session.allow(|_| false) }
+}
+
+/// The size of the file that has this name, if there is one.
+async fn size_of(session: &LoggedIn, path: &VirtualPath) -> Result<Option<u64>, Reply> {
+    let path = path.clone();
+    let size = session.in_home(move |jail| match jail.open_read(&path) {
+        Ok(file) => Ok(Some(file.size)),
+        Err(FileError::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    });
+    size.await
 }
 
 /// APPE. Only after a REST to the very end of the file is there anything to say against it: an
@@ -60,12 +86,12 @@ pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     session.allow(|may| may.upload || may.append)?;
     let path = session.path(argument)?;
     if offset > 0 {
-        let size = session.in_home(move |jail| jail.open_read(&path).map(|file| file.size)).await?;
-        if size != offset {
+        if size_of(session, &path).await? != Some(offset) {
             return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
         }
     }
     let may = session.account.permissions;
+    needs_file_unless(may.upload, session, &path).await?;
     let mode = if may.append { WriteMode::Append } else { WriteMode::CreateNew };
     store(session, verb, argument, mode, "").await
 }
@@ -124,6 +150,7 @@ async fn store(
         announced: announced.filter(|_| session.transfer_type == TransferType::Image),
         ascii: session.transfer_type == TransferType::Ascii,
         sync: session.node.storage.sync_uploads,
+        settle_time: session.node.storage.settle_time,
         runtime: Handle::current(),
     };
     let work: Work = Box::new(move |socket, progress| receipt.receive(socket, progress));
@@ -153,6 +180,7 @@ struct Receipt {
     announced: Option<u64>,
     ascii: bool,
     sync: bool,
+    settle_time: Duration,
     runtime: Handle,
 }
 
@@ -186,7 +214,14 @@ impl Receipt {
 
     /// An end of file is the word of whoever closed the connection. It is believed if the control
     /// connection still stands, the announced size is there, and nobody else writes this path.
+    ///
+    /// A client that is killed ends both connections, and on two ways through the balancer their
+    /// ends may arrive in either order. Where that decides whether a file gets its name, the end
+    /// of the control connection has a little time to arrive.
     fn believe(&self, start: u64, got: u64, progress: &Progress) -> Result<(), TransferFailure> {
+        if self.upload.is_hidden() && self.announced != Some(got) {
+            thread::sleep(self.settle_time);
+        }
         if progress.is_cancelled() {
             return Err(TransferError::Cancelled.into());
         }
