@@ -85,10 +85,8 @@ pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let offset = take_offset(session)?;
     session.allow(|may| may.upload || may.append)?;
     let path = session.path(argument)?;
-    if offset > 0 {
-        if size_of(session, &path).await? != Some(offset) {
-            return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
-        }
+    if offset > 0 && size_of(session, &path).await? != Some(offset) {
+        return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
     }
     let may = session.account.permissions;
     needs_file_unless(may.upload, session, &path).await?;
