@@ -147,7 +147,7 @@ fn every_permission_that_is_missing_is_refused_with_550() {
                 "XSHA512 file",
             ],
         ),
-        ("upload", &["STOR new", "STOU", "COMB new file"]),
+        ("upload", &["STOR new", "STOU", "APPE new", "COMB new file"]),
         ("overwrite", &["STOR file"]),
         ("append", &["APPE file", "REST 3|STOR file", "COMB file other"]),
         ("rename", &["RNFR file"]),
