@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use argon2::Params;
 use common::{
-    process::logging::LogFormat,
+    process::logging::{self, LogFormat},
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
     settings::{Schema, Setting, SettingsError, Shape, Values},
@@ -211,7 +211,7 @@ impl Config {
                 waiting: values.required("max_waiting_verifications")?,
             },
             stop: values.duration("stop_timeout")?,
-            log: LogSettings { level: values.required("log_level")?, format: values.required("log_format")? },
+            log: LogSettings { level: log_level(values)?, format: values.required("log_format")? },
         })
     }
 }
@@ -283,6 +283,12 @@ fn count(values: &Values, key: &str) -> Result<usize, SettingsError> {
         0 => Err(values.invalid(key, "it cannot be zero")),
         count => Ok(count),
     }
+}
+
+fn log_level(values: &Values) -> Result<String, SettingsError> {
+    let filter: String = values.required("log_level")?;
+    logging::check_filter(&filter).map_err(|error| values.invalid("log_level", error))?;
+    Ok(filter)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::{
 use common::{
     auth_api::{Account, AuthenticateRequest, ErrorBody, ErrorCode},
     node::NodeName,
+    process::logging::chain,
     secret::Secret,
     session::SessionId,
 };
@@ -181,15 +182,4 @@ impl Authd {
             code => Err(format!("status {status}, error {code:?}")),
         }
     }
-}
-
-/// An error with everything that caused it, for the log.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -8,7 +8,7 @@ use std::{
 
 use common::{
     node::{NodeName, PortRange},
-    process::logging::LogFormat,
+    process::logging::{self, LogFormat},
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
     settings::{Schema, Setting, SettingsError, Shape, Values},
@@ -421,7 +421,7 @@ impl Config {
             greeting: values.required("greeting")?,
             admin_listen: values.optional("admin_listen")?,
             log: LogSettings {
-                level: values.required("log_level")?,
+                level: log_level(values)?,
                 format: values.required("log_format")?,
                 transfer_log: values.optional("transfer_log")?,
             },
@@ -632,4 +632,10 @@ fn count(values: &Values, key: &str) -> Result<u32, SettingsError> {
         0 => Err(values.invalid(key, "it cannot be zero")),
         count => Ok(count),
     }
+}
+
+fn log_level(values: &Values) -> Result<String, SettingsError> {
+    let filter: String = values.required("log_level")?;
+    logging::check_filter(&filter).map_err(|error| values.invalid("log_level", error))?;
+    Ok(filter)
 }

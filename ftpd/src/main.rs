@@ -3,11 +3,13 @@
 use std::process::ExitCode;
 
 use common::{
-    process::{EXIT_CONFIG, logging},
+    process::{
+        EXIT_CONFIG,
+        logging::{self, chain},
+    },
     settings::{SettingsError, Values},
 };
 use ftpd::{
-    auth::chain,
     config::{Config, SCHEMA},
     server,
     workers::Workers,

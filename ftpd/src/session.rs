@@ -4,13 +4,13 @@ use std::{net::IpAddr, sync::Arc};
 
 use common::{
     auth_api::{Account, Permissions},
+    process::logging::chain,
     registry::SessionEntry,
     session::SessionId,
 };
 
 use crate::{
     activity::Activity,
-    auth::chain,
     commands,
     connections::Handle,
     data::DataPort,

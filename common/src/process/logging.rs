@@ -8,7 +8,7 @@ use std::{
 
 use env_logger::fmt::Formatter;
 use log::{
-    Record,
+    LevelFilter, Record,
     kv::{self, Key, Value, VisitSource},
 };
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
@@ -41,6 +41,32 @@ pub fn init(format: LogFormat, filter: &str) {
         .parse_filters(filter)
         .format(move |out, record| write_line(out, format, record))
         .init();
+}
+
+/// Checks a filter for [`init`], which takes a misspelt level for the name of a module and then
+/// logs nothing.
+///
+/// # Errors
+/// What is no level.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    for part in filter.split('/').next().unwrap_or_default().split(',').filter(|part| !part.is_empty()) {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
+        if level.parse::<LevelFilter>().is_err() {
+            return Err(format!("{level} is no level"));
+        }
+    }
+    Ok(())
+}
+
+/// An error with everything that caused it.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 fn write_line(out: &mut Formatter, format: LogFormat, record: &Record<'_>) -> io::Result<()> {
@@ -151,6 +177,16 @@ mod tests {
         };
         let now = OffsetDateTime::UNIX_EPOCH;
         (record(now, text_line), record(now, json_line))
+    }
+
+    #[test]
+    fn a_filter_names_levels() {
+        for filter in ["info", "warn,ftpd=debug", "OFF", "ftpd::data=trace,error", "debug/words"] {
+            assert_eq!(check_filter(filter), Ok(()), "{filter}");
+        }
+        for filter in ["loud", "info,ftpd", "ftpd=all"] {
+            assert!(check_filter(filter).is_err(), "{filter}");
+        }
     }
 
     #[test]

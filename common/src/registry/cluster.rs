@@ -22,6 +22,7 @@ use super::{
 use crate::{
     keys::Keys,
     node::{NodeName, NodeRecord, PortRange},
+    process::logging::chain,
     session::{SessionLimits, SessionRecord},
 };
 
@@ -310,15 +311,4 @@ fn with_script(script: &Script) -> Pipeline {
 fn taken(name: &str, from: &str, to: &str) -> Option<Published> {
     let slice = PortRange::new(from.parse().ok()?, to.parse().ok()?).ok()?;
     Some(Published::Taken(name.parse().ok()?, slice))
-}
-
-/// An error with its causes, for the log.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use self::{
-    cluster::{Cluster, Held, Hold, Published, chain},
+    cluster::{Cluster, Held, Hold, Published},
     refresh::Work,
     table::{Grant, Table},
     tickets::OwnKeys,
@@ -44,6 +44,7 @@ pub use self::{
 };
 use crate::{
     node::{NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
+    process::logging::chain,
     session::{SessionId, SessionLimits, SessionRecord},
 };
 

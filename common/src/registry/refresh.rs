@@ -11,11 +11,12 @@ use tokio::{
 
 use super::{
     Core, Event, LinkError,
-    cluster::{Cluster, Held, Published, chain},
+    cluster::{Cluster, Held, Published},
     view::parse,
 };
 use crate::{
     node::{NodeName, PortRange},
+    process::logging::chain,
     session::SessionRecord,
 };
 

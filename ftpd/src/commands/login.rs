@@ -7,6 +7,7 @@ use std::{
 
 use common::{
     auth_api::Account,
+    process::logging::chain,
     registry::Refusal,
     secret::Secret,
     session::{SessionLimits, SessionRecord},
@@ -14,7 +15,7 @@ use common::{
 
 use super::security;
 use crate::{
-    auth::{Attempt, LoginError, chain},
+    auth::{Attempt, LoginError},
     jail::{Jail, path::VirtualPath},
     metrics,
     node::Node,

@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use common::process::logging::chain;
 use tokio::time::timeout;
 
 use crate::{
     activity::{Activity, Watch},
-    auth::chain,
     data::{
         DataPort, NoDataConnection, Protection, progress::Progress, stream::DataStream,
         transfer::TransferError,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use common::{registry::Registry, session::SessionId};
+use common::{process::logging::chain, registry::Registry, session::SessionId};
 use rustls::{
     HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -258,7 +258,7 @@ impl Tls {
             }
             Ok(Err(error)) => {
                 metrics::tls_reloaded(false);
-                log::error!("the certificates in use stay: {}", crate::auth::chain(&error));
+                log::error!("the certificates in use stay: {}", chain(&error));
             }
             // The runtime shuts down.
             Err(_) => {}
