@@ -39,10 +39,8 @@ let
       address = addressOption "Address from which the balancer connects to the nodes.";
       listenAddresses = mkOption {
         type = types.nonEmptyListOf address;
-        default = [
-          "0.0.0.0"
-          "::"
-        ];
+        default = [ "0.0.0.0" ] ++ lib.optional config.networking.enableIPv6 "::";
+        defaultText = lib.literalMD "all addresses";
         example = [ "203.0.113.10" ];
         description = "Addresses that clients connect to.";
       };
