@@ -27,7 +27,7 @@ use common::{
         service,
         signals::{Request, Signals},
     },
-    registry::RegistryView,
+    registry::{RedisLink, RegistryView},
 };
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
@@ -125,8 +125,9 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     if let Some(registry) = &authd.registry {
-        // Connects now, so that readiness and the log are right before the first login.
-        let _ = registry.nodes().await;
+        // Before the first answer, so that readiness is right from the start.
+        ask(registry.link()).await;
+        tokio::spawn(keep_asking(registry.link().clone()));
     }
 
     let readiness = Arc::clone(&authd);
@@ -155,6 +156,20 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         Err(_) => log::warn!("stopped with requests unfinished"),
     }
     Ok(())
+}
+
+/// Whether Redis is there must be known without requests too: a balancer that goes by readiness
+/// sends none until it is.
+async fn keep_asking(link: RedisLink) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        ask(&link).await;
+    }
+}
+
+async fn ask(link: &RedisLink) {
+    // The link keeps the result, and tells it to the log and the metrics.
+    let _ = link.query::<String>(&redis::cmd("PING")).await;
 }
 
 /// Reads the users file again whenever it changes. It is looked at, not watched: that works on

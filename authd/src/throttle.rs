@@ -258,7 +258,7 @@ mod tests {
         delay: Duration::from_secs(1),
         max_delay: Duration::from_secs(5),
         window: Duration::from_secs(100),
-        memory: 3,
+        memory: 100,
     };
 
     fn attempt(user: &UserName, last: u8) -> Attempt<'_> {
@@ -306,11 +306,12 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
+        let limits = ThrottleLimits { memory: 3, ..LIMITS };
         let (mut memory, now) = (Memory::default(), Instant::now());
         for i in 0..100 {
             let name: UserName = format!("user{i}").parse().unwrap();
-            let _ = memory.step(Step::Failed, attempt(&name, i), &LIMITS, now);
-            assert!(memory.0.len() <= LIMITS.memory);
+            let _ = memory.step(Step::Failed, attempt(&name, i), &limits, now);
+            assert!(memory.0.len() <= limits.memory);
         }
     }
 

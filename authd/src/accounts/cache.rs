@@ -150,7 +150,7 @@ mod tests {
             cache.digest(&bob, &hash, &x),
             cache.digest(&ann, &other, &x),
             cache.digest(&ann, &hash, &y),
-            super::tests::cache(9).digest(&ann, &hash, &x),
+            self::cache(9).digest(&ann, &hash, &x),
         ] {
             assert_ne!(digest, different);
         }
@@ -168,7 +168,8 @@ mod tests {
         cache.insert_at([3; 32], at(4));
         assert!(cache.contains_at(&[3; 32], at(63)), "its second insertion counts");
         cache.insert_at([4; 32], at(500));
-        assert_eq!((cache.entries().expiry.len(), cache.entries().order.len()), (1, 1));
+        let entries = cache.entries();
+        assert_eq!((entries.expiry.len(), entries.order.len()), (1, 1));
     }
 
     #[test]

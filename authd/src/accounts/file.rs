@@ -23,8 +23,8 @@ pub struct UsersFile {
     pub fingerprint: Fingerprint,
 }
 
-/// A users file that cannot be used. The message names the file, the user and the key; values are
-/// not shown, one of them may be a password.
+/// A users file that cannot be used. The message names the file, the user and the key, and never
+/// shows what stands where a hash or a password does.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", .path.display())]
 pub struct UsersFileError {

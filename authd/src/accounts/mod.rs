@@ -108,12 +108,13 @@ impl Accounts {
     /// The file cannot be used: the users stay as they were.
     pub fn reload(&self) -> Result<usize, UsersFileError> {
         let Some(file) = &self.file else { return Ok(self.declared().len()) };
-        let loaded = UsersFile::load(&file.path);
-        let (result, fingerprint) = match loaded {
+        // Held to the end, so that of two reloads at once the later one stands.
+        let mut seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (result, fingerprint) = match UsersFile::load(&file.path) {
             Ok(loaded) => (Ok(loaded.users), loaded.fingerprint),
             Err((error, fingerprint)) => (Err(error), fingerprint),
         };
-        *file.seen.lock().unwrap_or_else(PoisonError::into_inner) = fingerprint;
+        *seen = fingerprint;
         match result {
             Ok(users) => {
                 let count = users.len();

@@ -1,0 +1,349 @@
+//! The API for administrators, and that it is what `/openapi.json` says.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::TcpStream,
+    time::Duration,
+};
+
+use common::{
+    auth_api::{AuthenticateRequest, ErrorCode, UserView},
+    node::NodeRecord,
+    session::SessionRecord,
+};
+use redis::Commands;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::{ADMIN_TOKEN, Authd, NODE_TOKEN, Redis, authenticate, hash};
+
+/// Puts a live node with one session into the registry.
+pub fn put_node(connection: &mut redis::Connection, name: &str, session: &str, user: &str, address: &str) {
+    let node = json!({
+        "name": name, "incarnation": 1, "state": "ready", "slice": [50000, 50003], "control": "127.0.0.1:21",
+        "version": "0.1.0", "since": 1, "sessions": 1, "transfers": 0,
+    });
+    let record = json!({ "id": session, "node": name, "user": user, "address": address, "since": 7 });
+    let _: () = connection.sadd("ftp:nodes", name).unwrap();
+    let _: () = connection.hset(format!("ftp:node:{name}"), "record", node.to_string()).unwrap();
+    let _: () = connection.hset(format!("ftp:sessions:{name}"), session, record.to_string()).unwrap();
+}
+
+fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
+    let texts: Vec<String> = connection.lrange(format!("ftp:commands:{node}"), 0, -1).unwrap();
+    let _: () = connection.del(format!("ftp:commands:{node}")).unwrap();
+    texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
+}
+
+fn operations(document: &Value) -> Vec<(Method, String, String, Value)> {
+    let mut found = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let concrete = path.replace("{name}", "nobody").replace("{id}", "00112233445566aa");
+            found.push((method, path.clone(), concrete, operation.clone()));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn every_described_route_exists_with_its_token_and_no_other_does() {
+    let redis = Redis::start();
+    let authd = Authd::start(&["--redis-url", &redis.url()]);
+    let document = authd.call(Method::GET, "/openapi.json", None, None).await.json();
+    let operations = operations(&document);
+    assert!(operations.len() >= 14);
+    for (method, path, concrete, operation) in &operations {
+        let described: BTreeSet<String> =
+            operation["responses"].as_object().unwrap().keys().cloned().collect();
+        let security = operation["security"].as_array().unwrap();
+        let body = operation.get("requestBody").map(|_| json!({}));
+        let call = async |token: Option<&str>| {
+            let answer = authd.call(method.clone(), concrete, token, body.as_ref()).await;
+            assert!(described.contains(&answer.status.to_string()), "{method} {path}: {}", answer.status);
+            answer
+        };
+        let right = match security.first().and_then(|scheme| scheme.as_object()?.keys().next()) {
+            None => None,
+            Some(scheme) => {
+                let (right, wrong) =
+                    if scheme == "node" { (NODE_TOKEN, ADMIN_TOKEN) } else { (ADMIN_TOKEN, NODE_TOKEN) };
+                for token in [None, Some(wrong), Some("")] {
+                    let refused = call(token).await;
+                    assert_eq!(refused.error(), (401, "unauthorized".to_owned()), "{method} {path}");
+                    assert_eq!(refused.headers["www-authenticate"], "Bearer");
+                }
+                Some(right)
+            }
+        };
+        let answer = call(right).await;
+        assert!(!matches!(answer.status, 401 | 405), "{method} {path}: {}", answer.status);
+        if answer.status == 404 {
+            assert!(concrete != path, "{method} {path}");
+            assert!(!answer.json()["message"].as_str().unwrap().contains("path"), "{method} {path}");
+        }
+        // Other methods of the same path are refused, naming those that there are.
+        let other = authd.call(Method::PUT, concrete, right, None).await;
+        assert_eq!(other.error(), (405, "method_not_allowed".to_owned()), "{path}");
+        assert!(other.headers["allow"].to_str().unwrap().contains(method.as_str()), "{path}");
+    }
+    for path in
+        ["/", "/v1", "/v1/user", "/v1/users/a/b", "/v1/nodes/x", "/v2/users", "/metrics/x", "/openapi"]
+    {
+        let answer = authd.admin(Method::GET, path, None).await;
+        assert_eq!(answer.error(), (404, "not_found".to_owned()), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_described_bodies_are_those_of_the_types() {
+    let authd = Authd::start(&[]);
+    let document = authd.call(Method::GET, "/openapi.json", None, None).await.json();
+    let schemas = &document["components"]["schemas"];
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let described = |schema: &str| keys(&schemas[schema]["properties"]);
+    let of = |value: Value| keys(&value);
+
+    let request: AuthenticateRequest = serde_json::from_value(authenticate("a", "b", "::1")).unwrap();
+    assert_eq!(described("AuthenticateRequest"), of(serde_json::to_value(&request).unwrap()));
+    let user: UserView = serde_json::from_value(json!({
+        "name": "a", "source": "registry", "enabled": true, "home": "/a", "permissions": {},
+        "limits": { "sessions": 1, "sessions_per_address": 1 }, "uploads": "atomic", "admin": false,
+    }))
+    .unwrap();
+    let user = serde_json::to_value(&user).unwrap();
+    assert_eq!(described("User"), of(user.clone()));
+    assert_eq!(described("Permissions"), keys(&user["permissions"]));
+    assert_eq!(described("Limits"), keys(&user["limits"]));
+    let session: SessionRecord = serde_json::from_value(json!({
+        "id": "00112233445566aa", "node": "a", "user": "a", "address": "::1", "since": 1,
+    }))
+    .unwrap();
+    assert_eq!(described("Session"), of(serde_json::to_value(&session).unwrap()));
+    let node: NodeRecord = serde_json::from_value(json!({
+        "name": "a", "incarnation": 1, "state": "ready", "slice": [1, 2], "control": "", "version": "",
+        "since": 1, "sessions": 1, "transfers": 0,
+    }))
+    .unwrap();
+    assert_eq!(described("Node"), of(serde_json::to_value(&node).unwrap()));
+
+    // Every code that the document names is one, and every one there is is named: serde's message
+    // for an unknown one lists them all.
+    let message = serde_json::from_str::<ErrorCode>("\"nonsense\"").unwrap_err().to_string();
+    let codes = schemas["Error"]["properties"]["error"]["enum"].as_array().unwrap();
+    for code in codes {
+        serde_json::from_value::<ErrorCode>(code.clone()).unwrap();
+    }
+    assert_eq!(message.matches('`').count() / 2, codes.len() + 1, "{message}");
+}
+
+#[tokio::test]
+async fn a_user_is_made_shown_changed_and_removed() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users.toml");
+    std::fs::write(&file, format!("[users.fixed]\npassword_hash = \"{}\"\n", hash("x"))).unwrap();
+    let authd = Authd::start(&["--redis-url", &redis.url(), "--users-file", file.to_str().unwrap()]);
+    let post = async |body: Value| authd.admin(Method::POST, "/v1/users", Some(&body)).await;
+    let patch = async |name: &str, body: Value| {
+        authd.admin(Method::PATCH, &format!("/v1/users/{name}"), Some(&body)).await
+    };
+
+    let made = post(json!({ "name": "Ann Smith", "password": "hunter2", "limits": { "sessions": 3 } })).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    assert_eq!(made.json()["home"], "/Ann Smith");
+    assert_eq!(made.json()["source"], "registry");
+    let hashed = post(json!({ "name": "bob", "password_hash": hash("sesame"), "home": "/b" })).await;
+    assert_eq!(hashed.status, 201, "{}", hashed.text);
+    assert_eq!(authd.login("bob", "sesame").await.json()["home"], "/b");
+    assert_eq!(authd.login("Ann Smith", "hunter2").await.json()["limits"]["sessions"], 3);
+
+    let all = authd.admin(Method::GET, "/v1/users", None).await;
+    let names: Vec<_> = all.json().as_array().unwrap().iter().map(|user| user["name"].clone()).collect();
+    assert_eq!(names, ["Ann Smith", "bob", "fixed"]);
+    assert!(!all.text.contains("argon2"), "{}", all.text);
+    assert_eq!(authd.admin(Method::GET, "/v1/users/Ann%20Smith", None).await.json(), made.json());
+    assert_eq!(authd.admin(Method::GET, "/v1/users/fixed", None).await.json()["source"], "declarative");
+
+    for (name, code) in [("bob", "already_exists"), ("fixed", "declarative")] {
+        let again = post(json!({ "name": name, "password": "x" })).await;
+        assert_eq!(again.error(), (409, code.to_owned()));
+    }
+    assert_eq!(patch("fixed", json!({ "admin": true })).await.error().1, "declarative");
+    assert_eq!(authd.admin(Method::DELETE, "/v1/users/fixed", None).await.error().1, "declarative");
+    for method in [Method::GET, Method::PATCH, Method::DELETE] {
+        let missing = authd.admin(method, "/v1/users/nobody", Some(&json!({}))).await;
+        assert_eq!(missing.error(), (404, "not_found".to_owned()));
+    }
+    for bad in [
+        json!({ "name": "x" }),
+        json!({ "password": "x" }),
+        json!({ "name": "a/b", "password": "x" }),
+        json!({ "name": "x", "password": "" }),
+        json!({ "name": "x", "password": "a\r\nb" }),
+        json!({ "name": "x", "password": "a", "password_hash": hash("x") }),
+        json!({ "name": "x", "password_hash": "$2b$12$abcdefghijklmnopqrstuv" }),
+        json!({ "name": "x", "password": "a", "home": "/../etc" }),
+        json!({ "name": "x", "password": "a", "colour": "red" }),
+        json!({ "name": "x", "password": "a", "permissions": { "fly": true } }),
+        json!({ "name": "x", "password": "a", "limits": { "sessions": -1 } }),
+    ] {
+        let refused = post(bad.clone()).await;
+        assert_eq!(refused.error(), (400, "invalid_request".to_owned()), "{bad}");
+    }
+
+    let changed = patch("bob", json!({ "permissions": { "delete": false }, "uploads": "atomic" })).await;
+    assert_eq!(changed.json()["home"], "/b");
+    assert_eq!(changed.json()["permissions"]["delete"], false);
+    assert_eq!(authd.login("bob", "sesame").await.json()["uploads"], "atomic");
+    assert_eq!(patch("bob", json!({ "name": "x" })).await.status, 400);
+
+    assert_eq!(authd.admin(Method::DELETE, "/v1/users/bob", None).await.status, 204);
+    assert_eq!(authd.login("bob", "sesame").await.status, 403);
+    let log = authd.log();
+    assert!(!log.contains("hunter2") && !log.contains("sesame") && !log.contains("argon2id"), "{log}");
+}
+
+#[tokio::test]
+async fn a_user_who_is_disabled_changed_or_removed_loses_all_sessions() {
+    let redis = Redis::start();
+    let authd = Authd::start(&["--redis-url", &redis.url()]);
+    let mut connection = redis.connection();
+    put_node(&mut connection, "ftp-1", "00112233445566aa", "ann", "192.0.2.1");
+    put_node(&mut connection, "ftp-2", "00112233445566bb", "ann", "192.0.2.2");
+    authd.create("ann", "hunter2").await;
+    let end = json!({ "command": "end_user", "user": "ann" });
+    for (method, body, ends) in [
+        (Method::PATCH, json!({ "home": "/x" }), false),
+        (Method::PATCH, json!({ "password": "sesame" }), true),
+        (Method::PATCH, json!({ "enabled": false }), true),
+        (Method::DELETE, json!({}), true),
+    ] {
+        let answer = authd.admin(method, "/v1/users/ann", Some(&body)).await;
+        assert!(answer.status < 300, "{}", answer.text);
+        for node in ["ftp-1", "ftp-2"] {
+            let expected = if ends { vec![end.clone()] } else { vec![] };
+            assert_eq!(commands(&mut connection, node), expected, "{body} {node}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn changes_at_the_same_time_are_all_kept() {
+    let redis = Redis::start();
+    let authd = Authd::start(&["--redis-url", &redis.url()]);
+    authd.create("ann", "hunter2").await;
+    let bodies = [json!({ "home": "/x" }), json!({ "admin": true }), json!({ "uploads": "atomic" })];
+    let patch = |body| authd.admin(Method::PATCH, "/v1/users/ann", Some(body));
+    let (a, b, c) = tokio::join!(patch(&bodies[0]), patch(&bodies[1]), patch(&bodies[2]));
+    assert_eq!((a.status, b.status, c.status), (200, 200, 200));
+    let user = authd.admin(Method::GET, "/v1/users/ann", None).await.json();
+    assert_eq!(
+        (&user["home"], &user["admin"], &user["uploads"]),
+        (&json!("/x"), &json!(true), &json!("atomic"))
+    );
+    // Of several makers of one user, one makes it.
+    let body = json!({ "name": "bob", "password": "x" });
+    let make = || authd.admin(Method::POST, "/v1/users", Some(&body));
+    let (a, b, c) = tokio::join!(make(), make(), make());
+    let mut statuses = [a.status, b.status, c.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 409, 409]);
+}
+
+#[tokio::test]
+async fn sessions_and_nodes_are_shown_ended_and_drained() {
+    let redis = Redis::start();
+    let authd = Authd::start(&["--redis-url", &redis.url()]);
+    let mut connection = redis.connection();
+    put_node(&mut connection, "ftp-1", "00112233445566aa", "ann", "192.0.2.1");
+    put_node(&mut connection, "ftp-2", "00112233445566bb", "bob", "2001:db8::1");
+    for (query, ids) in [
+        ("", &["00112233445566aa", "00112233445566bb"][..]),
+        ("?user=ann", &["00112233445566aa"]),
+        ("?node=ftp-2", &["00112233445566bb"]),
+        ("?address=2001:db8:0::1", &["00112233445566bb"]),
+        ("?address=::ffff:192.0.2.1", &["00112233445566aa"]),
+        ("?user=ann&node=ftp-2", &[]),
+    ] {
+        let answer = authd.admin(Method::GET, &format!("/v1/sessions{query}"), None).await.json();
+        let found: Vec<_> = answer.as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
+        assert_eq!(found, ids, "{query}");
+    }
+    for query in ["?colour=red", "?address=here", "?node=a%20b"] {
+        let answer = authd.admin(Method::GET, &format!("/v1/sessions{query}"), None).await;
+        assert_eq!(answer.error(), (400, "invalid_request".to_owned()), "{query}");
+    }
+    let nodes = authd.admin(Method::GET, "/v1/nodes", None).await.json();
+    assert_eq!(nodes.as_array().unwrap().len(), 2);
+    assert_eq!(nodes[0]["name"], "ftp-1");
+
+    // A node that does not react: told, and no more.
+    let end = json!({ "command": "end_session", "session": "00112233445566aa" });
+    assert_eq!(authd.admin(Method::DELETE, "/v1/sessions/00112233445566aa", None).await.status, 202);
+    assert_eq!(commands(&mut connection, "ftp-1"), [end]);
+    // One that does.
+    let node = async {
+        let (mut connection, deadline) =
+            (redis.connection(), tokio::time::Instant::now() + Duration::from_secs(20));
+        while commands(&mut connection, "ftp-2").is_empty() {
+            assert!(tokio::time::Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let _: () = connection.del("ftp:sessions:ftp-2").unwrap();
+    };
+    let (ended, ()) = tokio::join!(authd.admin(Method::DELETE, "/v1/sessions/00112233445566bb", None), node);
+    assert_eq!(ended.status, 204);
+    for id in ["00112233445566bb", "ffffffffffffffff", "x"] {
+        assert_eq!(authd.admin(Method::DELETE, &format!("/v1/sessions/{id}"), None).await.error().0, 404);
+    }
+    assert_eq!(authd.admin(Method::POST, "/v1/nodes/ftp-1/drain", None).await.status, 202);
+    assert_eq!(commands(&mut connection, "ftp-1"), [json!({ "command": "drain" })]);
+    assert_eq!(authd.admin(Method::POST, "/v1/nodes/ftp-9/drain", None).await.error().0, 404);
+}
+
+#[tokio::test]
+async fn without_tokens_or_redis_the_answers_say_so() {
+    let bare = Authd::start_bare(&[]);
+    for token in [None, Some(""), Some(NODE_TOKEN)] {
+        let body = authenticate("demo", "x", "192.0.2.1");
+        let login = bare.call(Method::POST, "/v1/authenticate", token, Some(&body)).await;
+        assert_eq!(login.error(), (401, "unauthorized".to_owned()));
+        assert_eq!(bare.call(Method::GET, "/v1/users", token, None).await.error().0, 401);
+    }
+    assert!(bare.log().contains("no node_token_file"), "{}", bare.log());
+    let alone = Authd::start(&[]);
+    assert_eq!(alone.admin(Method::GET, "/v1/sessions", None).await.error(), (503, "unavailable".to_owned()));
+    assert_eq!(alone.admin(Method::GET, "/v1/users", None).await.json(), json!([]));
+    assert_eq!(alone.login("ann", "x").await.status, 403);
+}
+
+#[tokio::test]
+async fn bodies_have_limits_and_must_be_what_the_route_takes() {
+    let authd = Authd::start(&[]);
+    let big = json!({ "user": "x".repeat(20_000) });
+    let answer = authd.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&big)).await;
+    assert_eq!(answer.error(), (413, "too_large".to_owned()));
+    let mut unknown = authenticate("ann", "x", "192.0.2.1");
+    unknown["colour"] = json!("red");
+    let mut address = authenticate("ann", "x", "192.0.2.1");
+    address["address"] = json!("here");
+    for body in [unknown, address, json!([]), json!({}), json!("x")] {
+        let answer = authd.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&body)).await;
+        assert_eq!(answer.error(), (400, "invalid_request".to_owned()), "{body}");
+    }
+    // A body whose length is not announced is cut off too, by what has come.
+    let mut stream = TcpStream::connect(authd.url.strip_prefix("http://").unwrap()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let head = format!(
+        "POST /v1/authenticate HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {NODE_TOKEN}\r\n\
+         transfer-encoding: chunked\r\n\r\n5000\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&[b' '; 0x5000]).unwrap();
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}

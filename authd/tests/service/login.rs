@@ -1,0 +1,211 @@
+//! Logins: right and wrong, the throttle, the cache, and life without Redis.
+
+use std::fs;
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::{Authd, Redis, eventually, hash};
+
+fn users_file(dir: &tempfile::TempDir) -> String {
+    let path = dir.path().join("users.toml");
+    let text = format!(
+        "[users.ann]\npassword_hash = \"{0}\"\nhome = \"/teams/a\"\nlimits.sessions = 2\n\
+         permissions.delete = false\nuploads = \"atomic\"\n[users.off]\npassword_hash = \"{0}\"\nenabled = false\n",
+        hash("hunter2"),
+    );
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_right_login_gets_the_account_and_every_wrong_one_the_same_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let authd =
+        Authd::start(&["--users-file", &users_file(&dir), "--throttle-free-failures-per-address", "99"]);
+    let right = authd.login("ann", "hunter2").await;
+    assert_eq!(right.status, 200, "{}", right.text);
+    let account = right.json();
+    assert_eq!(account["home"], "/teams/a");
+    assert_eq!(account["permissions"]["delete"], false);
+    assert_eq!(account["permissions"]["list"], true);
+    assert_eq!(account["limits"], json!({ "sessions": 2 }));
+    assert_eq!(account["uploads"], "atomic");
+    assert_eq!(account["admin"], false);
+
+    let before = authd.verifications().await;
+    let (long_name, long_password) = ("x".repeat(300), "x".repeat(2000));
+    let wrong = [
+        ("ann", "hunter3"),
+        ("nobody", "hunter2"),
+        ("off", "hunter2"),
+        ("off", "wrong"),
+        ("ann", ""),
+        ("", "hunter2"),
+        ("../ann", "hunter2"),
+        ("ann\r\nforged", "hunter2"),
+        (&long_name, "hunter2"),
+        ("ann", &long_password),
+    ];
+    let mut answers = Vec::new();
+    for (user, password) in wrong {
+        let answer = authd.login(user, password).await;
+        answers.push((answer.status, answer.text));
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    assert_eq!(answers[0].0, 403);
+    assert!(answers[0].1.contains("invalid_credentials"));
+    // Each cost one computation, whether there is such a user or not.
+    assert_eq!(authd.verifications().await - before, wrong.len() as f64);
+    assert_eq!(authd.metric("authd_logins_total{result=\"unknown_user\"}").await, 5.0);
+    assert_eq!(authd.metric("authd_logins_total{result=\"disabled\"}").await, 1.0);
+
+    let log = authd.log();
+    assert_eq!(log.matches("login refused").count(), wrong.len(), "{log}");
+    assert!(!log.contains("hunter") && !log.contains(&long_password) && !log.contains("-token-"), "{log}");
+    assert!(
+        log.contains("login accepted user=ann address=192.0.2.1 node=ftp-1 session=00112233445566aa"),
+        "{log}"
+    );
+    assert!(!log.contains("\nforged"), "{log}");
+}
+
+#[tokio::test]
+async fn a_user_name_is_throttled_over_all_instances_with_growing_waits() {
+    let redis = Redis::start();
+    let args = ["--redis-url", &redis.url(), "--throttle-free-failures", "2", "--throttle-delay", "30s"];
+    let (one, two) = (Authd::start(&args), Authd::start(&args));
+    one.create("ann", "hunter2").await;
+    let wait = async |authd: &Authd, password: &str, address: &str| {
+        let answer = authd.login_from("ann", password, address).await;
+        let header = answer.headers.get("retry-after").map(|value| value.to_str().unwrap().parse().unwrap());
+        (answer.status, header.unwrap_or(0u64))
+    };
+    assert_eq!(wait(&one, "wrong", "192.0.2.1").await, (403, 0));
+    assert_eq!(wait(&two, "wrong", "192.0.2.2").await, (403, 0));
+    assert_eq!(wait(&one, "wrong", "192.0.2.3").await, (403, 0));
+    // The third was beyond the free ones: everybody waits, at both, with the right password too.
+    for (authd, password) in [(&one, "wrong"), (&two, "hunter2")] {
+        let (status, seconds) = wait(authd, password, "192.0.2.4").await;
+        assert!(status == 429 && (20..=30).contains(&seconds), "{status} {seconds}");
+    }
+    let throttled = two.login_from("ann", "hunter2", "192.0.2.4").await;
+    assert_eq!(throttled.error(), (429, "throttled".to_owned()));
+    assert!(two.metric("authd_throttled_total{by=\"user\"}").await >= 2.0);
+    // Others are not concerned.
+    one.create("bob", "hunter2").await;
+    assert_eq!(two.login_from("bob", "hunter2", "192.0.2.4").await.status, 200);
+
+    // As if the wait were over: the next failure doubles it.
+    let mut connection = redis.connection();
+    let until = |connection: &mut redis::Connection| {
+        let _: () =
+            redis::cmd("HSET").arg("ftp:failures-of-user:ann").arg("until").arg(0).query(connection).unwrap();
+    };
+    until(&mut connection);
+    assert_eq!(wait(&two, "wrong", "192.0.2.5").await, (403, 0));
+    let (status, seconds) = wait(&one, "wrong", "192.0.2.5").await;
+    assert!(status == 429 && (45..=60).contains(&seconds), "{status} {seconds}");
+    // A success forgets the failures.
+    until(&mut connection);
+    assert_eq!(wait(&one, "hunter2", "192.0.2.6").await, (200, 0));
+    for _ in 0..2 {
+        assert_eq!(wait(&two, "wrong", "192.0.2.7").await, (403, 0));
+    }
+    assert_eq!(wait(&one, "hunter2", "192.0.2.7").await, (200, 0));
+}
+
+#[tokio::test]
+async fn an_address_is_throttled_over_all_names_and_instances() {
+    let redis = Redis::start();
+    let args =
+        ["--redis-url", &redis.url(), "--throttle-free-failures-per-address", "3", "--throttle-delay", "30s"];
+    let (one, two) = (Authd::start(&args), Authd::start(&args));
+    one.create("ann", "hunter2").await;
+    for i in 0..4 {
+        let authd = if i % 2 == 0 { &one } else { &two };
+        // Addresses of one IPv6 network are one client.
+        let address = format!("2001:db8::{i}");
+        assert_eq!(authd.login_from(&format!("user{i}"), "x", &address).await.status, 403);
+    }
+    assert_eq!(two.login_from("ann", "hunter2", "2001:db8::9").await.error(), (429, "throttled".to_owned()));
+    assert_eq!(two.login_from("ann", "hunter2", "2001:db8:0:1::9").await.status, 200);
+    assert_eq!(two.metric("authd_throttled_total{by=\"address\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn ten_logins_cost_one_computation_until_another_instance_changes_the_password() {
+    let redis = Redis::start();
+    let args = ["--redis-url", &redis.url()];
+    let (one, two) = (Authd::start(&args), Authd::start(&args));
+    one.create("ann", "hunter2").await;
+    for _ in 0..10 {
+        assert_eq!(one.login("ann", "hunter2").await.status, 200);
+    }
+    assert_eq!(one.verifications().await, 1.0);
+    assert_eq!(one.metric("authd_cache_hits_total").await, 9.0);
+    // A wrong password is never remembered.
+    assert_eq!(one.login("ann", "hunter3").await.status, 403);
+    assert_eq!(one.verifications().await, 2.0);
+
+    let change = json!({ "password": "sesame" });
+    assert_eq!(two.admin(Method::PATCH, "/v1/users/ann", Some(&change)).await.status, 200);
+    assert_eq!(one.login("ann", "hunter2").await.status, 403);
+    assert_eq!(one.login("ann", "sesame").await.status, 200);
+    assert_eq!(one.verifications().await, 4.0);
+    // Any change of a user drops it.
+    let change = json!({ "enabled": false });
+    assert_eq!(two.admin(Method::PATCH, "/v1/users/ann", Some(&change)).await.status, 200);
+    assert_eq!(one.login("ann", "sesame").await.status, 403);
+    assert_eq!(one.verifications().await, 5.0);
+}
+
+#[tokio::test]
+async fn while_redis_is_away_declared_users_log_in_and_the_process_throttles_by_itself() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let authd = Authd::start(&[
+        "--redis-url",
+        &redis.url(),
+        "--users-file",
+        &users_file(&dir),
+        "--throttle-free-failures",
+        "1",
+        "--throttle-delay",
+        "60s",
+    ]);
+    authd.create("bob", "hunter2").await;
+    assert_eq!(authd.login("bob", "hunter2").await.status, 200);
+
+    let stopped = redis.stop();
+    assert_eq!(authd.login("ann", "hunter2").await.status, 200);
+    for name in ["bob", "nobody"] {
+        assert_eq!(authd.login(name, "hunter2").await.error(), (503, "unavailable".to_owned()));
+    }
+    for path in ["/v1/users", "/v1/sessions", "/v1/nodes"] {
+        assert_eq!(authd.admin(Method::GET, path, None).await.error().0, 503, "{path}");
+    }
+    assert_eq!(authd.call(Method::GET, "/readyz", None, None).await.status, 200);
+    assert_eq!(authd.login("ann", "wrong").await.status, 403);
+    assert_eq!(authd.login("ann", "wrong").await.status, 403);
+    assert_eq!(authd.login("ann", "hunter2").await.error().0, 429);
+    let away = authd.log().matches("Redis is away").count();
+    assert_eq!(away, 1, "{}", authd.log());
+
+    let _redis = stopped.start();
+    eventually("API users log in again", async || authd.login("bob", "hunter2").await.status == 200).await;
+}
+
+#[tokio::test]
+async fn readiness_follows_redis_without_any_request() {
+    let redis = Redis::start();
+    let authd = Authd::start(&["--redis-url", &redis.url()]);
+    let ready = async || authd.call(Method::GET, "/readyz", None, None).await.status;
+    assert_eq!(ready().await, 200);
+    let stopped = redis.stop();
+    eventually("not ready", async || ready().await == 503).await;
+    assert_eq!(authd.metric("ftp_registry_connected").await, 0.0);
+    let _redis = stopped.start();
+    eventually("ready again", async || ready().await == 200).await;
+    assert_eq!(authd.metric("ftp_registry_connected").await, 1.0);
+}

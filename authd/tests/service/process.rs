@@ -1,0 +1,171 @@
+//! The process: its settings, files, signals and sub-command.
+
+use std::{
+    fs,
+    io::Write,
+    process::{Output, Stdio},
+};
+
+use reqwest::Method;
+
+use crate::{
+    api::put_node,
+    support::{Authd, Redis, command, eventually, hash},
+};
+
+fn run(args: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command(args).output().unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[tokio::test]
+async fn a_demo_is_for_loopback_and_says_so() {
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
+        let (status, _, stderr) = run(&["--demo", "--listen", address]);
+        assert_eq!(status, 78);
+        assert!(stderr.contains("listen") && stderr.contains("loopback"), "{stderr}");
+    }
+    let authd = Authd::start_bare(&["--demo"]);
+    assert!(authd.log().contains("WARN") && authd.log().contains("ANY password"), "{}", authd.log());
+    for (user, admin) in [("demo", false), ("admin", true), ("test", false)] {
+        let account = authd.login(user, "whatever").await.json();
+        assert_eq!(account["home"], format!("/{user}"));
+        assert_eq!(account["admin"], admin);
+    }
+    assert_eq!(authd.login("root", "whatever").await.status, 403);
+    // Nobody is an administrator of a demo.
+    assert_eq!(authd.admin(Method::GET, "/v1/users", None).await.status, 401);
+}
+
+#[test]
+fn wrong_settings_end_it_with_78_and_a_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users.toml");
+    fs::write(&file, "[users.ann]\npassword_hash = \"hunter2\"\n").unwrap();
+    let file = file.to_str().unwrap();
+    for (args, named) in [
+        (&["--cache-ttl", "0s"][..], "cache_ttl"),
+        (&["--users-file", file], "users_file"),
+        (&["--users-file", file, "--check"], "users_file"),
+        (&["--users-file", "/nonexistent.toml"], "/nonexistent.toml"),
+    ] {
+        let (status, _, stderr) = run(&[&["--listen", "127.0.0.1:0"], args].concat());
+        assert_eq!(status, 78, "{stderr}");
+        assert!(!stderr.contains("hunter2"), "{stderr}");
+        assert!(stderr.contains(named), "{stderr}");
+    }
+    assert_eq!(run(&["--demo", "--check"]).0, 0);
+    let (status, table, _) = run(&["--print-settings"]);
+    assert!(status == 0 && table.contains("| `throttle_delay` |"));
+}
+
+#[tokio::test]
+async fn a_printed_hash_logs_in() {
+    let hash_password = |input: &str| {
+        let mut child = command(&["hash-password"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (status, phc) = hash_password("corréct horse\r\n");
+    assert!(status == 0 && phc.starts_with("$argon2id$v=19$m=64,t=1,p=1$") && phc.ends_with('\n'), "{phc}");
+    assert_eq!(phc.lines().count(), 1);
+    for bad in ["", "\n", "a\tb\n"] {
+        assert_eq!(hash_password(bad), (1, String::new()), "{bad:?}");
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("ann.hash"), phc).unwrap();
+    let file = dir.path().join("users.json");
+    fs::write(&file, r#"{ "users": { "ann": { "password_hash_file": "ann.hash" } } }"#).unwrap();
+    let authd = Authd::start(&["--users-file", file.to_str().unwrap()]);
+    assert_eq!(authd.login("ann", "corréct horse").await.status, 200);
+}
+
+#[tokio::test]
+async fn the_users_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users.toml");
+    let write = |password: &str| {
+        let new = dir.path().join("new");
+        fs::write(&new, format!("[users.ann]\npassword_hash = \"{}\"\n", hash(password))).unwrap();
+        fs::rename(new, &file).unwrap();
+    };
+    write("one");
+    let args = ["--users-file", file.to_str().unwrap(), "--users-file-poll", "50ms"];
+    let authd = Authd::start(
+        &[
+            &args[..],
+            &["--throttle-free-failures", "9999"],
+            &["--throttle-free-failures-per-address", "9999"],
+        ]
+        .concat(),
+    );
+    assert_eq!(authd.login("ann", "one").await.status, 200);
+    write("two");
+    eventually("the new password", async || authd.login("ann", "two").await.status == 200).await;
+    assert_eq!(authd.login("ann", "one").await.status, 403);
+
+    fs::write(&file, "[users.ann]\npassword = \"hunter2\"\n").unwrap();
+    eventually("the broken file is seen", async || authd.metric("authd_users_file_current").await == 0.0)
+        .await;
+    assert_eq!(authd.login("ann", "two").await.status, 200);
+    assert!(authd.log().contains("users file is broken"), "{}", authd.log());
+    assert!(!authd.log().contains("hunter2"), "{}", authd.log());
+    write("three");
+    eventually("the mended file", async || authd.login("ann", "three").await.status == 200).await;
+    assert_eq!(authd.metric("authd_users_file_current").await, 1.0);
+}
+
+#[tokio::test]
+async fn sighup_reads_the_users_file_and_sigterm_ends_it_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users.toml");
+    let write = |name: &str| {
+        fs::write(&file, format!("[users.{name}]\npassword_hash = \"{}\"\n", hash("x"))).unwrap();
+    };
+    write("ann");
+    let mut authd = Authd::start(&[
+        "--users-file",
+        file.to_str().unwrap(),
+        "--users-file-poll",
+        "1h",
+        "--throttle-free-failures",
+        "9999",
+        "--throttle-free-failures-per-address",
+        "9999",
+    ]);
+    write("bob");
+    assert_eq!(authd.login("bob", "x").await.status, 403);
+    authd.hangup();
+    eventually("the new user", async || authd.login("bob", "x").await.status == 200).await;
+    assert_eq!(authd.login("ann", "x").await.status, 403);
+    assert_eq!(authd.terminate(), Some(0));
+    eventually("the log's end", async || authd.log().trim_end().ends_with("stopped")).await;
+}
+
+#[tokio::test]
+async fn sigterm_lets_a_request_in_flight_finish() {
+    let redis = Redis::start();
+    let mut authd = Authd::start(&["--redis-url", &redis.url()]);
+    put_node(&mut redis.connection(), "ftp-1", "00112233445566aa", "ann", "192.0.2.1");
+    let pid = authd.id();
+    let stop = async {
+        // The command is there: the request now waits for the node, which does nothing.
+        let mut connection = redis.connection();
+        eventually("the command", async || {
+            redis::cmd("EXISTS").arg("ftp:commands:ftp-1").query(&mut connection).unwrap()
+        })
+        .await;
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    };
+    let (ended, ()) = tokio::join!(authd.admin(Method::DELETE, "/v1/sessions/00112233445566aa", None), stop);
+    assert_eq!(ended.status, 202);
+    assert_eq!(authd.terminate(), Some(0));
+    eventually("the log's end", async || authd.log().trim_end().ends_with("stopped")).await;
+}

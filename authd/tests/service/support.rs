@@ -1,0 +1,306 @@
+//! Starts and stops authd and Redis, and speaks to them.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use common::secret::Secret;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+pub const NODE_TOKEN: &str = "node-token-7f3a";
+pub const ADMIN_TOKEN: &str = "admin-token-91bc";
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits until `what` comes true.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The cheapest hash of a password.
+pub fn hash(password: &str) -> String {
+    let params = argon2::Params::new(64, 1, 1, None).unwrap();
+    authd::accounts::password::hash(&params, &Secret::new(password)).unwrap().as_str().to_owned()
+}
+
+/// A Redis with nothing in it.
+pub struct Redis {
+    child: Child,
+    pub port: u16,
+    dir: TempDir,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        for _ in 0..10 {
+            // Free at this time; another process may be faster, then the next one is tried.
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if let Some(redis) = Self::start_on(port, tempfile::tempdir().unwrap()) {
+                return redis;
+            }
+        }
+        panic!("no Redis");
+    }
+
+    fn start_on(port: u16, dir: TempDir) -> Option<Self> {
+        let mut child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes"])
+            .arg("--dir")
+            .arg(dir.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed");
+        let deadline = Instant::now() + DEADLINE;
+        let client = redis::Client::open(("127.0.0.1", port)).unwrap();
+        while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
+            let pid = client.get_connection().and_then(|mut connection| {
+                let info: redis::InfoDict = redis::cmd("INFO").arg("server").query(&mut connection)?;
+                Ok(info.get::<u32>("process_id"))
+            });
+            if pid.is_ok_and(|pid| pid == Some(child.id())) {
+                return Some(Self { child, port, dir });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        None
+    }
+
+    pub fn url(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn connection(&self) -> redis::Connection {
+        redis::Client::open(("127.0.0.1", self.port)).unwrap().get_connection().unwrap()
+    }
+
+    /// Stops it, keeping what it holds.
+    pub fn stop(mut self) -> StoppedRedis {
+        stop(&mut self.child);
+        StoppedRedis { port: self.port, dir: std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap()) }
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A Redis that does not run now.
+pub struct StoppedRedis {
+    port: u16,
+    dir: TempDir,
+}
+
+impl StoppedRedis {
+    pub fn start(self) -> Redis {
+        Redis::start_on(self.port, self.dir).expect("Redis starts again on its port")
+    }
+}
+
+fn stop(child: &mut Child) {
+    // Before it is waited for, the process is there, if only as a zombie.
+    signal(child, Signal::SIGTERM);
+    let deadline = Instant::now() + DEADLINE;
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "does not end on SIGTERM");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+}
+
+/// A running authd.
+pub struct Authd {
+    child: Child,
+    pub url: String,
+    log: Arc<Mutex<String>>,
+    client: reqwest::Client,
+    _files: TempDir,
+}
+
+/// What authd answered.
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {:?}", self.text))
+    }
+
+    /// The status and the public code.
+    pub fn error(&self) -> (u16, String) {
+        (self.status, self.json()["error"].as_str().unwrap_or_default().to_owned())
+    }
+}
+
+/// The command, with cheap hashes, a free port and nothing from this process's environment.
+pub fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_authd"));
+    command.env_clear().env("AUTHD_ARGON2_MEMORY_KIB", "64").env("AUTHD_ARGON2_ITERATIONS", "1").args(args);
+    command
+}
+
+impl Authd {
+    /// With both tokens.
+    pub fn start(args: &[&str]) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let token = |name: &str, token: &str| -> PathBuf {
+            let path = files.path().join(name);
+            fs::write(&path, format!("{token}\n")).unwrap();
+            path
+        };
+        let (node, admin) = (token("node", NODE_TOKEN), token("admin", ADMIN_TOKEN));
+        let tokens =
+            ["--node-token-file", node.to_str().unwrap(), "--admin-token-file", admin.to_str().unwrap()];
+        Self::spawn(&[&tokens[..], args].concat(), files)
+    }
+
+    /// With the tokens that `args` name.
+    pub fn start_bare(args: &[&str]) -> Self {
+        Self::spawn(args, tempfile::tempdir().unwrap())
+    }
+
+    fn spawn(args: &[&str], files: TempDir) -> Self {
+        let mut child = command(&["--listen", "127.0.0.1:0", "--log-level", "debug"])
+            .args(args)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(String::new()));
+        let (lines, captured) = (BufReader::new(child.stderr.take().unwrap()).lines(), Arc::clone(&log));
+        let (found, address) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Some((_, address)) = line.split_once(" listening address=") {
+                    let _ = found.send(address.to_owned());
+                }
+                *captured.lock().unwrap() += &format!("{line}\n");
+            }
+        });
+        let Ok(address) = address.recv_timeout(DEADLINE) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("authd does not listen:\n{}", log.lock().unwrap());
+        };
+        let client = reqwest::Client::builder().timeout(DEADLINE).build().unwrap();
+        Self { child, url: format!("http://{address}"), log, client, _files: files }
+    }
+
+    /// Everything on its standard error so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn id(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
+    }
+
+    pub fn hangup(&self) {
+        signal(&self.child, Signal::SIGHUP);
+    }
+
+    /// Ends it with SIGTERM; its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        stop(&mut self.child);
+        self.child.wait().unwrap().code()
+    }
+
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        token: Option<&str>,
+        body: Option<&Value>,
+    ) -> Answer {
+        let mut request = self.client.request(method, format!("{}{path}", self.url));
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.unwrap();
+        Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            text: response.text().await.unwrap(),
+        }
+    }
+
+    pub async fn admin(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
+        self.call(method, path, Some(ADMIN_TOKEN), body).await
+    }
+
+    /// Makes a user with a password.
+    pub async fn create(&self, name: &str, password: &str) {
+        let body = json!({ "name": name, "password": password });
+        let answer = self.admin(Method::POST, "/v1/users", Some(&body)).await;
+        assert_eq!(answer.status, 201, "{}", answer.text);
+    }
+
+    pub async fn login_from(&self, user: &str, password: &str, address: &str) -> Answer {
+        let body = authenticate(user, password, address);
+        self.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&body)).await
+    }
+
+    pub async fn login(&self, user: &str, password: &str) -> Answer {
+        self.login_from(user, password, "192.0.2.1").await
+    }
+
+    /// The value of a metric, 0 if it is not there. `name` is written as in the output.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.call(Method::GET, "/metrics", None, None).await.text;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    pub async fn verifications(&self) -> f64 {
+        self.metric("authd_verification_seconds_count").await
+    }
+}
+
+/// The body of a login.
+pub fn authenticate(user: &str, password: &str, address: &str) -> Value {
+    json!({
+        "user": user, "password": password, "address": address,
+        "node": "ftp-1", "session": "00112233445566aa", "tls": false,
+    })
+}
+
+impl Drop for Authd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            #[allow(clippy::print_stderr)] // A failed test shows what the daemon said.
+            {
+                eprintln!("--- authd ---\n{}", self.log());
+            }
+        }
+    }
+}
