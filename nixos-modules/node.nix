@@ -136,6 +136,9 @@ in
         # In a user namespace of its own the capability would not count, and files of others on the
         # storage would all seem to be nobody's.
         PrivateUsers = false;
+        # systemd cannot look into openat2's arguments, and forbids it as a whole; the daemon resolves
+        # every client's path with it. The storage is mounted nosuid.
+        RestrictSUIDSGID = false;
         ReadWritePaths = [ cluster.root ];
         LogsDirectory = lib.mkIf writesTransferLog "distributed-ftp";
       };
