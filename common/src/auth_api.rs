@@ -37,6 +37,8 @@ pub struct Account {
     pub limits: AccountLimits,
     #[serde(default)]
     pub uploads: UploadMode,
+    #[serde(default)]
+    pub tls: TlsRequirements,
     /// May see all sessions with `SITE WHO`, not only the own ones.
     #[serde(default)]
     pub admin: bool,
@@ -93,6 +95,16 @@ pub struct AccountLimits {
     pub sessions: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions_per_address: Option<u32>,
+}
+
+/// Which connections of a user must be encrypted, beside what the node itself requires.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsRequirements {
+    /// The login is refused on a control connection in the clear.
+    pub control: bool,
+    /// Transfers and listings need PROT P.
+    pub data: bool,
 }
 
 /// How an upload gets its name.
@@ -152,6 +164,7 @@ pub struct UserView {
     pub permissions: Permissions,
     pub limits: AccountLimits,
     pub uploads: UploadMode,
+    pub tls: TlsRequirements,
     pub admin: bool,
 }
 

@@ -69,6 +69,11 @@ impl Keys {
         [self.key("write:").as_bytes(), path].concat()
     }
 
+    /// List of the keys that seal TLS session tickets, the newest first. Expires.
+    pub fn ticket_keys(&self) -> String {
+        self.key("ticket-keys")
+    }
+
     /// Hash of user name to the user's JSON: users made through authd's API. Never expires.
     pub fn users(&self) -> String {
         self.key("users")

@@ -14,6 +14,15 @@ impl SessionId {
     pub fn random() -> Self {
         Self(rand::random())
     }
+
+    /// The id as it stands in TLS session tickets.
+    pub fn to_bytes(self) -> [u8; 8] {
+        self.0.to_be_bytes()
+    }
+
+    pub fn from_bytes(bytes: [u8; 8]) -> Self {
+        Self(u64::from_be_bytes(bytes))
+    }
 }
 
 impl fmt::Display for SessionId {

@@ -207,7 +207,8 @@ impl Values {
     }
 
     fn unknown(&self, key: &str, source_name: String) -> SettingsError {
-        let distance = |other: &str| edit_distance(&key.to_lowercase(), other);
+        let bare = key.strip_prefix(self.schema.prefix).unwrap_or(key).to_lowercase();
+        let distance = |other: &str| edit_distance(&bare, other);
         let nearest = self.schema.settings.iter().map(|s| (distance(s.key), s.key)).min();
         let nearest = nearest.filter(|(distance, _)| *distance <= 3).map(|(_, key)| key);
         SettingsError::Unknown { key: key.to_owned(), source_name, nearest }

@@ -111,6 +111,7 @@ fn local_account(name: &str, home: &str) -> Account {
         permissions: Default::default(),
         limits: Default::default(),
         uploads: Default::default(),
+        tls: Default::default(),
         admin: false,
     }
 }

@@ -15,7 +15,10 @@ use common::{
 };
 use ipnet::IpNet;
 
-use crate::jail::Modes;
+use crate::{
+    jail::Modes,
+    tls::{CertificateFiles, Policy, TlsSettings},
+};
 
 const fn one(key: &'static str, expects: &'static str, default: &'static str, help: &'static str) -> Setting {
     Setting { key, shape: Shape::One, expects, default, help, alias: None }
@@ -118,6 +121,68 @@ pub static SCHEMA: Schema = Schema {
             "Where /metrics, /healthz and /readyz are served; set to nothing to switch them off.",
         ),
         one("greeting", "text", "Distributed FTP ready", "What the 220 reply says."),
+        // TLS
+        many(
+            "tls_certificates",
+            "PEM files",
+            "",
+            "Certificate chains; the one for the name that a client asks for is used. Without any, there is no TLS.",
+        ),
+        many(
+            "tls_keys",
+            "PEM files",
+            "",
+            "The keys of `tls_certificates`, in the same order; without any, each key is in its certificate's file.",
+        ),
+        one(
+            "tls",
+            "off, optional or required",
+            "optional",
+            "Encryption of control connections, where there is a certificate; required: nobody logs in without.",
+        ),
+        one(
+            "tls_data",
+            "off, optional or required",
+            "optional",
+            "Encryption of data connections (PROT P); required: no transfer without.",
+        ),
+        one(
+            "tls_data_reuse",
+            "required, preferred or off",
+            "preferred",
+            "Whether a data connection must resume its control connection's TLS session, which proves whose it is; required: others get 522.",
+        ),
+        switch(
+            "tls_close_notify",
+            "true",
+            "An encrypted upload that ends without close_notify was cut off, and gets 426. Off for clients that never send it.",
+        ),
+        one("tls_minimum", "1.2 or 1.3", "1.2", "The oldest version of TLS that is spoken."),
+        one(
+            "tls_tickets",
+            "number",
+            "8",
+            "Session tickets a client of TLS 1.3 gets in a handshake; it uses one for each data connection.",
+        ),
+        one(
+            "tls_ticket_rotation",
+            DURATION,
+            "12h",
+            "How often the key that seals tickets is replaced; tickets are good for twice as long.",
+        ),
+        one("tls_handshake_timeout", DURATION, "10s", "How long a TLS handshake may take."),
+        one(
+            "tls_client_ca",
+            "PEM file",
+            "",
+            "Authorities whose client certificates are verified, and told to authd.",
+        ),
+        one(
+            "implicit_tls_port",
+            "port",
+            "",
+            "A second control port where TLS begins at once (990); not listened on if not set.",
+        ),
         // Files
         one("root", "directory", "/srv/ftp", "The shared storage; homes are inside it."),
         switch("create_homes", "false", "Make a user's home at the first login if it is missing."),
@@ -127,6 +192,12 @@ pub static SCHEMA: Schema = Schema {
             "sync_uploads",
             "true",
             "Answer 226 only after fsync. Off, a crash of the storage can lose what was confirmed.",
+        ),
+        one(
+            "settle_time",
+            DURATION,
+            "50ms",
+            "How long a complete atomic upload waits for the news that its client has died, before it gets its name.",
         ),
         one("list_depth", "number", "32", "How deep LIST -R goes."),
         one(
@@ -154,7 +225,7 @@ pub static SCHEMA: Schema = Schema {
             "registry_away",
             "admit or refuse",
             "admit",
-            "New logins while Redis is away: admitted with this node's limits only, or refused with 421.",
+            "While Redis is away, new logins and uploads go on with this node's limits and leases only, or are refused (421, 450).",
         ),
         alias(
             "authservice",
@@ -222,6 +293,8 @@ pub struct Config {
     pub network: Network,
     pub storage: Storage,
     pub authentication: Authentication,
+    /// `None`: neither control nor data connections can be encrypted.
+    pub tls: Option<TlsSettings>,
     /// `None`: the registry is in this process's memory.
     pub redis: Option<RedisOptions>,
     pub limits: Limits,
@@ -237,6 +310,7 @@ pub struct Network {
     /// An address family the host does not have is left out only if the operator did not name it.
     pub listen_is_default: bool,
     pub port: u16,
+    pub implicit_tls_port: Option<u16>,
     pub slice: PortRange,
     pub external_address: Option<IpAddr>,
     pub internal_networks: Vec<IpNet>,
@@ -251,6 +325,7 @@ pub struct Storage {
     pub create_homes: bool,
     pub modes: Modes,
     pub sync_uploads: bool,
+    pub settle_time: Duration,
     pub list_depth: usize,
     pub sorted_entries: usize,
     pub stat_entries: usize,
@@ -317,11 +392,13 @@ impl Config {
                 create_homes: values.required("create_homes")?,
                 modes: Modes { file: mode(values, "file_mode")?, directory: mode(values, "directory_mode")? },
                 sync_uploads: values.required("sync_uploads")?,
+                settle_time: values.duration("settle_time")?,
                 list_depth: values.required("list_depth")?,
                 sorted_entries: values.required("max_sorted_entries")?,
                 stat_entries: values.required("max_stat_entries")?,
             },
             redis: redis(values, standalone)?,
+            tls: tls(values)?,
             limits: Limits {
                 sessions: count(values, "max_sessions")?,
                 sessions_per_address: count(values, "max_sessions_per_address")?,
@@ -380,6 +457,7 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
         listen_is_default: !values.is_given("listen"),
         listen,
         port: values.required("port")?,
+        implicit_tls_port: values.optional("implicit_tls_port")?,
         slice: slice(values)?,
         external_address: values.optional("external_address")?,
         internal_networks: values.list("internal_networks")?,
@@ -391,7 +469,12 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
 
 fn slice(values: &Values) -> Result<PortRange, SettingsError> {
     let range = PortRange::new(values.required("passive_port_min")?, values.required("passive_port_max")?)
-        .map_err(|error| values.invalid("passive_port_max", error))?;
+        .map_err(|error| {
+            // The one that the operator has set.
+            let key =
+                if values.is_given("passive_port_max") { "passive_port_max" } else { "passive_port_min" };
+            values.invalid(key, error)
+        })?;
     let nodes: Vec<NodeName> = values.list("cluster_nodes")?;
     if nodes.is_empty() {
         return Ok(range);
@@ -485,6 +568,49 @@ fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, Sett
         timeout: values.duration("redis_timeout")?,
         lease: values.duration("node_lease")?,
         when_away: values.required("registry_away")?,
+    }))
+}
+
+fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
+    let chains: Vec<PathBuf> = values.list("tls_certificates")?;
+    let keys: Vec<PathBuf> = values.list("tls_keys")?;
+    let (control, data) = (values.required("tls")?, values.required("tls_data")?);
+    if chains.is_empty() {
+        if control == Policy::Required || data == Policy::Required || values.is_given("implicit_tls_port") {
+            return Err(values.missing("tls_certificates", "TLS was asked for"));
+        }
+        return Ok(None);
+    }
+    if !keys.is_empty() && keys.len() != chains.len() {
+        let reason = format_args!("{} keys for {} certificates", keys.len(), chains.len());
+        return Err(values.invalid("tls_keys", reason));
+    }
+    if control == Policy::Off {
+        if data == Policy::Required || values.is_given("implicit_tls_port") {
+            return Err(
+                values.invalid("tls", "data connections are encrypted only if the control connection is")
+            );
+        }
+        return Ok(None);
+    }
+    let keys = if keys.is_empty() { chains.clone() } else { keys };
+    let certificates = chains.into_iter().zip(keys);
+    let minimum: String = values.required("tls_minimum")?;
+    Ok(Some(TlsSettings {
+        certificates: certificates.map(|(chain, key)| CertificateFiles { chain, key }).collect(),
+        client_authorities: values.optional("tls_client_ca")?,
+        minimum: match minimum.as_str() {
+            "1.2" => &rustls::version::TLS12,
+            "1.3" => &rustls::version::TLS13,
+            _ => return Err(values.invalid("tls_minimum", "neither 1.2 nor 1.3")),
+        },
+        control,
+        data,
+        reuse: values.required("tls_data_reuse")?,
+        close_notify_required: values.required("tls_close_notify")?,
+        tickets: values.required("tls_tickets")?,
+        ticket_rotation: values.duration("tls_ticket_rotation")?,
+        handshake_timeout: values.duration("tls_handshake_timeout")?,
     }))
 }
 

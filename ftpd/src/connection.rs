@@ -17,11 +17,14 @@ use crate::{
     node::Node,
     protocol::{
         self, Code, Command, ParseError, Reply, Request,
-        line::{Line, LineBuffer},
+        line::{Line, LineBuffer, MAX_LINE},
     },
     proxy_protocol::Ends,
-    session::{Outcome, Session, State},
+    session::{Outcome, Security, Session, State},
 };
+
+/// Bytes of commands that are read while one is held.
+const READ_AHEAD: usize = 2 * MAX_LINE;
 
 /// A client's control connection and all that belongs to it.
 pub struct Connection {
@@ -41,7 +44,8 @@ pub struct Connection {
     login_since: Instant,
     /// Lines that came before the login.
     commands: u32,
-    /// Commands refused in a row.
+    /// Commands rejected in a row. A missing file is no rejection: clients ask for hundreds before
+    /// they upload a tree.
     errors: u32,
     /// Keeps the connection in the node's table.
     _place: Place,
@@ -81,6 +85,7 @@ impl Connection {
                 node,
                 ends,
                 state: State::Greeted,
+                security: Security::default(),
                 failures: 0,
             },
             activity: None,
@@ -95,8 +100,16 @@ impl Connection {
         }
     }
 
-    /// Serves the client until it leaves or has to.
-    pub async fn serve(mut self) {
+    /// Serves the client until it leaves or has to. `implicit`: TLS begins at once, and data
+    /// connections are private from the start.
+    pub async fn serve(mut self, implicit: bool) {
+        if implicit {
+            if Box::pin(self.encrypt()).await.is_err() {
+                return;
+            }
+            self.session.security.has_buffer_size = true;
+            self.session.security.is_private = true;
+        }
         self.control.push(&Reply::new(Code::READY, self.session.node.greeting.clone()));
         let end = self.converse().await;
         if let End::Told(reply, reason) = end {
@@ -152,8 +165,8 @@ impl Connection {
     }
 
     async fn event(&mut self, timer: Pin<&mut Sleep>) -> Event {
-        // With a command held there is nothing to read for: the client waits for us.
-        let reading = self.held.is_none();
+        // With a command held nothing can be run; what is read for is the end of the connection.
+        let reading = self.held.is_none() || self.lines.len() < READ_AHEAD;
         let transfer = async {
             match &mut self.activity {
                 Some(activity) => activity.end.as_mut().await,
@@ -221,6 +234,12 @@ impl Connection {
                 return Some(End::told("Too many commands without a login", "unauthenticated_commands"));
             }
         }
+        // RNFR is void unless RNTO comes next, whatever else comes (RFC 959 section 4.1.3).
+        if !matches!(&request, Ok(Request { command: Command::Rnto(_), .. }))
+            && let Some(logged_in) = self.session.logged_in()
+        {
+            logged_in.rename_from = None;
+        }
         let (verb, reply) = match request {
             Ok(request) if self.activity.is_some() => {
                 let verb = request.verb.name;
@@ -231,12 +250,20 @@ impl Connection {
                 match self.run_command(request).await {
                     Ok(Outcome::Reply(reply)) => (verb, reply),
                     Ok(Outcome::Start(opening, activity)) => {
+                        match self.control.descriptor() {
+                            Ok(control) => activity.watch.progress.belong_to(control),
+                            Err(_) => activity.watch.cancel(),
+                        }
                         self.activity = Some(activity);
                         self.errors = 0;
                         if let Some(opening) = opening {
                             self.control.push(&opening);
                         }
                         return None;
+                    }
+                    Ok(Outcome::Encrypt(reply)) => {
+                        self.answer(verb, &reply);
+                        return Box::pin(self.encrypt()).await.err();
                     }
                     Ok(Outcome::Close(reply)) => {
                         metrics::command(verb, reply.code());
@@ -259,10 +286,39 @@ impl Connection {
         None
     }
 
+    /// Begins TLS. Nothing that was said in the clear counts afterwards: neither lines that were
+    /// pipelined after AUTH (CVE-2011-1575) nor a login.
+    async fn encrypt(&mut self) -> Result<(), End> {
+        let id = self.session.handle.id;
+        let Some(tls) = self.session.node.tls.clone() else { return Err(End::Silent) };
+        match self.control.encrypt(&tls, id).await {
+            Ok(handshake) => {
+                log::debug!(
+                    session:% = id, version = handshake.version, cipher = handshake.cipher.as_str(),
+                    resumed = handshake.resumed.is_some();
+                    "encrypted"
+                );
+                self.lines.clear();
+                self.session.handle.set_user(None);
+                self.session.state = State::Greeted;
+                self.session.security =
+                    Security { handshake: Some(Box::new(handshake)), ..Security::default() };
+                Ok(())
+            }
+            Err(error) => {
+                log::info!(
+                    session:% = id, address:% = self.session.ends.client.ip();
+                    "the TLS handshake failed: {error}"
+                );
+                Err(End::Gone)
+            }
+        }
+    }
+
     fn answer(&mut self, verb: &'static str, reply: &Reply) {
         metrics::command(verb, reply.code());
         log::debug!(session:% = self.session.handle.id, verb, code = reply.code().value(); "command");
-        self.errors = if reply.code().is_failure() { self.errors + 1 } else { 0 };
+        self.errors = if reply.code().is_rejection() { self.errors + 1 } else { 0 };
         self.control.push(reply);
     }
 

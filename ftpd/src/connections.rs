@@ -117,11 +117,15 @@ impl Connections {
         }
     }
 
+    /// Admits no further connection.
+    pub fn close(&self) {
+        self.live().draining = true;
+    }
+
     /// Admits no further connection and tells those that are there what to do.
     pub fn drain(&self, order: Order) {
-        let mut live = self.live();
-        live.draining = true;
-        for handle in live.handles.values() {
+        self.close();
+        for handle in self.live().handles.values() {
             handle.give(order);
         }
     }

@@ -1,10 +1,30 @@
 //! The bytes of a control connection: commands in, replies out.
 
-use std::{io, net::Shutdown, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    net::Shutdown,
+    os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use tokio::{io::AsyncWriteExt, net::TcpStream, time::timeout};
+use common::session::SessionId;
+use tokio::{
+    io::{AsyncRead, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::server::TlsStream;
 
-use crate::protocol::{Reply, command::is_foreign, line::LineBuffer};
+use crate::{
+    protocol::{Reply, command::is_foreign, line::LineBuffer},
+    tls::{Handshake, Purpose, Tls},
+};
+
+/// Bytes read at once.
+const READ: usize = 4096;
 
 /// Replies are gathered up to this many bytes while pipelined commands are executed.
 const GATHER: usize = 4096;
@@ -21,10 +41,38 @@ pub enum Received {
 
 /// A control connection. Neither side holds memory while nothing is under way.
 pub struct Control {
-    stream: TcpStream,
+    stream: Stream,
     replies: Vec<u8>,
     reply_timeout: Duration,
     has_spoken: bool,
+}
+
+/// The connection itself.
+enum Stream {
+    Plain(TcpStream),
+    Encrypted(Box<TlsStream<TcpStream>>),
+    /// A handshake has failed, or is under way.
+    Gone,
+}
+
+impl Stream {
+    fn poll_fill(&mut self, context: &mut Context<'_>, read: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            // Not `poll_read`: it takes a buffer that was not filled for the last of the data, but
+            // the kernel also stops at a byte that was sent urgent, and what follows would be
+            // noticed only when still more comes.
+            Self::Plain(stream) => loop {
+                ready!(stream.poll_read_ready(context)?);
+                match stream.try_read_buf(read) {
+                    Ok(_) => return Poll::Ready(Ok(())),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                }
+            },
+            Self::Encrypted(stream) => Pin::new(stream).poll_read(context, read),
+            Self::Gone => Poll::Ready(Ok(())),
+        }
+    }
 }
 
 impl Control {
@@ -33,29 +81,57 @@ impl Control {
         // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3); inline it is
         // an ordinary part of the line. If the kernel refuses, the byte is lost, nothing else.
         let _ = socket2::SockRef::from(&stream).set_out_of_band_inline(true);
-        Self { stream, replies: Vec::new(), reply_timeout, has_spoken: false }
+        Self { stream: Stream::Plain(stream), replies: Vec::new(), reply_timeout, has_spoken: false }
+    }
+
+    /// Another descriptor of the connection, to ask the kernel for its state.
+    ///
+    /// # Errors
+    /// The process has too many.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        match &self.stream {
+            Stream::Plain(stream) => stream.as_fd().try_clone_to_owned(),
+            Stream::Encrypted(stream) => stream.get_ref().0.as_fd().try_clone_to_owned(),
+            Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Waits for bytes and adds them to `lines`. Cancel-safe.
     pub async fn fill(&mut self, lines: &mut LineBuffer) -> Received {
-        loop {
-            if self.stream.readable().await.is_err() {
-                return Received::End;
-            }
-            let mut bytes = [0; 4096];
-            match self.stream.try_read(&mut bytes) {
-                Ok(0) => return Received::End,
+        poll_fn(|context| {
+            // On the stack of the poll, not in the task: idle sessions hold no buffer.
+            let mut bytes = [0; READ];
+            let mut read = ReadBuf::new(&mut bytes);
+            ready!(self.stream.poll_fill(context, &mut read).map(|result| if result.is_err() {
+                read.clear();
+            }));
+            Poll::Ready(match read.filled() {
+                [] => Received::End,
                 // Looked at before Telnet's bytes are taken out: TLS records have such bytes.
-                Ok(count) if !self.has_spoken && is_foreign(&bytes[..count]) => return Received::Foreign,
-                Ok(count) => {
+                bytes if !self.has_spoken && is_foreign(bytes) => Received::Foreign,
+                bytes => {
                     self.has_spoken = true;
-                    lines.extend(&bytes[..count]);
-                    return Received::Bytes;
+                    lines.extend(bytes);
+                    Received::Bytes
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return Received::End,
-            }
-        }
+            })
+        })
+        .await
+    }
+
+    /// Answers the client's TLS handshake. What it sent in the clear and has not been read by then
+    /// cannot be a handshake, and ends the connection.
+    ///
+    /// # Errors
+    /// The handshake failed; the connection is gone.
+    pub async fn encrypt(&mut self, tls: &Tls, session: SessionId) -> io::Result<Handshake> {
+        self.flush().await?;
+        let Stream::Plain(stream) = std::mem::replace(&mut self.stream, Stream::Gone) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let (stream, handshake) = tls.accept(stream, session, Purpose::Control).await?;
+        self.stream = Stream::Encrypted(Box::new(stream));
+        Ok(handshake)
     }
 
     /// Adds a reply to those that [`Self::flush`] sends.
@@ -76,22 +152,45 @@ impl Control {
             return Ok(());
         }
         let replies = std::mem::take(&mut self.replies);
-        let sent = match self.stream.try_write(&replies) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) => return Err(error),
+        let sent = match &mut self.stream {
+            Stream::Plain(stream) => match stream.try_write(&replies) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(error) => return Err(error),
+            },
+            Stream::Encrypted(_) => 0,
+            Stream::Gone => return Err(io::ErrorKind::NotConnected.into()),
         };
         if sent < replies.len() {
-            // Rare: the client's window is full. Boxed, so that idle sessions do not pay for it.
-            Box::pin(timeout(self.reply_timeout, self.stream.write_all(&replies[sent..]))).await??;
+            let limit = self.reply_timeout;
+            // Boxed, so that idle sessions do not pay for it.
+            Box::pin(timeout(limit, self.write(&replies[sent..]))).await??;
         }
         Ok(())
     }
 
+    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match &mut self.stream {
+            Stream::Plain(stream) => stream.write_all(bytes).await,
+            Stream::Encrypted(stream) => {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
+            Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
     /// Sends what is gathered and ends the connection.
     pub async fn close(mut self) {
-        // The client may be gone already.
+        // In all of this the client may be gone already.
         let _ = self.flush().await;
-        let _ = socket2::SockRef::from(&self.stream).shutdown(Shutdown::Write);
+        let _ = match &mut self.stream {
+            Stream::Plain(stream) => socket2::SockRef::from(&*stream).shutdown(Shutdown::Write),
+            // Sends close_notify before it closes.
+            Stream::Encrypted(stream) => {
+                Box::pin(timeout(self.reply_timeout, stream.shutdown())).await.unwrap_or(Ok(()))
+            }
+            Stream::Gone => Ok(()),
+        };
     }
 }

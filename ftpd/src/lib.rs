@@ -22,5 +22,6 @@ pub mod protocol;
 pub mod proxy_protocol;
 pub mod server;
 pub mod session;
+pub mod tls;
 pub mod transfer_log;
 pub mod workers;

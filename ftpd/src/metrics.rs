@@ -26,6 +26,12 @@ pub fn describe() {
     describe_counter!("ftp_passive_ports_exhausted_total", "PASV and EPSV that found no free port in time");
     describe_counter!("ftp_data_connections_refused_total", "Data connections that were closed, by reason");
     describe_histogram!("ftp_authd_seconds", "How long authd took to answer a login");
+    describe_counter!("ftp_tls_handshakes_total", "TLS handshakes by connection, version and result");
+    describe_counter!(
+        "ftp_data_tls_sessions_total",
+        "Encrypted data connections by whether they resumed their session's TLS session"
+    );
+    describe_counter!("ftp_tls_reloads_total", "Certificates read again, by result");
     describe_gauge!("ftp_draining", "1 while the node drains");
     describe_gauge!("ftp_limit", "The configured limits by name");
     describe_counter!("ftp_limit_reached_total", "How often a limit refused something, by name");
@@ -101,4 +107,19 @@ pub fn authd_answered(result: &'static str, took: Duration) {
 
 pub fn draining(yes: bool) {
     gauge!("ftp_draining").set(u8::from(yes));
+}
+
+/// `kind`: `control` or `data`. `result`: `full`, `resumed`, `failed` or `late`.
+pub fn tls_handshake(kind: &'static str, version: &'static str, result: &'static str) {
+    counter!("ftp_tls_handshakes_total", "kind" => kind, "version" => version, "result" => result)
+        .increment(1);
+}
+
+pub fn data_tls_session(is_proved: bool) {
+    let resumed = if is_proved { "yes" } else { "no" };
+    counter!("ftp_data_tls_sessions_total", "resumed" => resumed).increment(1);
+}
+
+pub fn tls_reloaded(well: bool) {
+    counter!("ftp_tls_reloads_total", "result" => if well { "loaded" } else { "failed" }).increment(1);
 }

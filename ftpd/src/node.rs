@@ -1,6 +1,6 @@
 //! What all sessions of the node share.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use common::{node::NodeName, registry::Registry};
 
@@ -10,6 +10,7 @@ use crate::{
     connections::Connections,
     data::passive::PassivePorts,
     proxy_protocol::Trust,
+    tls::Tls,
     transfer_log::TransferLog,
     workers::Workers,
 };
@@ -29,11 +30,5 @@ pub struct Node {
     pub workers: Workers,
     pub connections: Arc<Connections>,
     pub transfer_log: TransferLog,
-}
-
-/// Where the node can be reached, once it runs.
-#[derive(Clone, Debug)]
-pub struct Addresses {
-    pub control: Vec<SocketAddr>,
-    pub admin: Option<SocketAddr>,
+    pub tls: Option<Arc<Tls>>,
 }

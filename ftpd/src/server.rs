@@ -18,7 +18,8 @@ use common::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::mpsc,
+    sync::{mpsc, watch},
+    task::JoinSet,
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -32,6 +33,7 @@ use crate::{
     node::Node,
     protocol::{Code, Reply},
     proxy_protocol::{NoClient, Trust},
+    tls::{Tls, TlsError},
     transfer_log::TransferLog,
     workers::Workers,
 };
@@ -48,6 +50,8 @@ pub enum RunError {
     TransferLog(String, #[source] io::Error),
     #[error("the storage root {0} is no directory that can be opened")]
     Storage(String, #[source] io::Error),
+    #[error("TLS cannot be used")]
+    Tls(#[from] TlsError),
     #[error("cannot make an HTTP client")]
     HttpClient(#[from] reqwest::Error),
     #[error("cannot install the metrics: {0}")]
@@ -87,12 +91,18 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     if let Ok(Err((root, error))) = opened.await {
         return Err(RunError::Storage(root.display().to_string(), error));
     }
-    let control = listen(&config.network)?;
+    // Reads files on this thread: nobody is served yet.
+    let tls = config.tls.clone().map(|settings| Tls::load(settings).map(Arc::new)).transpose()?;
+    let control = listen(&config.network, config.network.port)?;
+    let implicit = match config.network.implicit_tls_port {
+        Some(port) => listen(&config.network, port)?,
+        None => Vec::new(),
+    };
     let admin_listener = match config.admin_listen {
         Some(address) => Some(bind(address)?),
         None => None,
     };
-    let (node, events) = start(config, &control).await?;
+    let (node, events) = start(config, &control, tls).await?;
 
     if let Some(listener) = admin_listener {
         log::info!(part = "admin", address:% = local(&listener); "listening");
@@ -100,14 +110,25 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         let routes = admin::routes(rendered, move || readiness(&shared));
         tokio::spawn(warp::serve(routes).incoming(listener).run());
     }
+    let (open, doors) = watch::channel(());
+    let mut doorkeepers = JoinSet::new();
     for listener in control {
         log::info!(part = "control", address:% = local(&listener); "listening");
-        tokio::spawn(accept(listener, Arc::clone(&node)));
+        doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), false));
+    }
+    for listener in implicit {
+        log::info!(part = "implicit_tls", address:% = local(&listener); "listening");
+        doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), true));
     }
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
     service::ready();
 
     let ended = wait_for_the_end(&node, &mut signals, events).await;
+    // First of all, so that the balancer is refused and passes a client that was just told to
+    // connect again on to another node.
+    node.connections.close();
+    drop(open);
+    doorkeepers.join_all().await;
     drain(&node, &mut signals).await;
     ended
 }
@@ -132,10 +153,10 @@ fn local(listener: &TcpListener) -> String {
     listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
 }
 
-fn listen(network: &Network) -> Result<Vec<TcpListener>, RunError> {
+fn listen(network: &Network, port: u16) -> Result<Vec<TcpListener>, RunError> {
     let mut listeners = Vec::new();
     for ip in &network.listen {
-        let address = SocketAddr::new(*ip, network.port);
+        let address = SocketAddr::new(*ip, port);
         match listener::bind(address) {
             Ok(listener) => listeners.push(listener),
             Err(error) if network.listen_is_default && is_missing_family(&error) => {
@@ -155,6 +176,7 @@ fn is_missing_family(error: &io::Error) -> bool {
 async fn start(
     config: Config,
     control: &[TcpListener],
+    tls: Option<Arc<Tls>>,
 ) -> Result<(Arc<Node>, mpsc::Receiver<Event>), RunError> {
     let record = NodeRecord {
         name: config.node_name.clone(),
@@ -173,6 +195,10 @@ async fn start(
         // Without Redis nobody sends anything.
         None => (Registry::local(record), mpsc::channel(1).1),
     };
+    if let Some(tls) = &tls {
+        tls.share_ticket_keys(registry.clone()).await;
+        tls.watch_files();
+    }
     let trust = Arc::new(Trust {
         balancers: config.network.trusted_balancers.clone(),
         header_timeout: config.timeouts.proxy_header,
@@ -200,6 +226,7 @@ async fn start(
         passive,
         registry,
         transfer_log,
+        tls,
     });
     Ok((node, events))
 }
@@ -211,17 +238,29 @@ fn readiness(node: &Node) -> Readiness {
     Ok(())
 }
 
-async fn accept(listener: TcpListener, node: Arc<Node>) {
+/// Takes connections in as long as `open` has its sender, then stops listening. `implicit`: TLS
+/// begins at once.
+async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receiver<()>, implicit: bool) {
     loop {
-        let (stream, peer) = listener::accept(&listener).await;
-        if node.connections.is_draining() {
-            return;
+        let (stream, peer) = tokio::select! {
+            biased;
+            _ = open.changed() => break,
+            accepted = listener::accept(&listener) => accepted,
+        };
+        tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit));
+    }
+    // Those that the kernel has taken in already get a 421 instead of a reset.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit));
         }
-        tokio::spawn(serve(stream, peer, Arc::clone(&node)));
     }
 }
 
-async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>) {
+async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implicit: bool) {
     let ends = match node.trust.ends(&mut stream, peer).await {
         Ok(ends) => ends,
         Err(NoClient::HealthCheck) => return,
@@ -232,7 +271,7 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>) {
         }
     };
     match node.connections.admit(ends.client.ip()) {
-        Ok(place) => Connection::new(stream, node, ends, place).serve().await,
+        Ok(place) => Connection::new(stream, node, ends, place).serve(implicit).await,
         Err(refused) => refuse(&stream, ends.client, refused),
     }
 }
@@ -266,6 +305,9 @@ async fn wait_for_the_end(
                 Request::Reload => {
                     log::info!("reloading");
                     node.transfer_log.reopen();
+                    if let Some(tls) = &node.tls {
+                        tls.reload_and_tell().await;
+                    }
                 }
             },
             event = events.recv(), if events_are_open => match event {

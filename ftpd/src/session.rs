@@ -27,6 +27,7 @@ use crate::{
         verbs::Phase,
     },
     proxy_protocol::Ends,
+    tls::Handshake,
 };
 
 /// Everything about one client.
@@ -35,8 +36,26 @@ pub struct Session {
     pub handle: Arc<Handle>,
     pub ends: Ends,
     pub state: State,
+    pub security: Security,
     /// Logins that failed on this connection.
     pub failures: u32,
+}
+
+/// How the connections of a session are protected.
+#[derive(Debug, Default)]
+pub struct Security {
+    /// Of the control connection, if it is encrypted.
+    pub handshake: Option<Box<Handshake>>,
+    /// PBSZ was given.
+    pub has_buffer_size: bool,
+    /// PROT P: data connections are encrypted.
+    pub is_private: bool,
+}
+
+impl Security {
+    pub fn is_encrypted(&self) -> bool {
+        self.handshake.is_some()
+    }
 }
 
 /// How far the login is.
@@ -57,9 +76,11 @@ pub struct LoggedIn {
     pub cwd: VirtualPath,
     pub transfer_type: TransferType,
     pub data_port: Option<DataPort>,
+    /// PROT P: data connections are encrypted.
+    pub is_private: bool,
     /// After `EPSV ALL` (RFC 2428 section 4).
     pub epsv_only: bool,
-    /// What RNFR named; forgotten by every command but RNTO.
+    /// What RNFR named; forgotten by every line but RNTO.
     pub rename_from: Option<VirtualPath>,
     /// REST, for the next transfer.
     pub offset: u64,
@@ -87,6 +108,8 @@ pub enum Outcome {
     Reply(Reply),
     /// Something runs from now on; it ends with a reply of its own.
     Start(Option<Reply>, Activity),
+    /// A TLS handshake follows the reply.
+    Encrypt(Reply),
     /// The reply is the connection's last one.
     Close(Reply),
 }

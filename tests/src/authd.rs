@@ -4,7 +4,6 @@ use std::{
     fs,
     io::Write,
     net::SocketAddr,
-    path::Path,
     process::{Command, Stdio},
 };
 
@@ -133,11 +132,4 @@ pub fn hash_password(password: &str) -> String {
     let output = child.wait_with_output().expect("authd ends");
     assert!(output.status.success(), "authd hash-password: {output:?}");
     String::from_utf8(output.stdout).expect("a PHC string is text").trim().to_owned()
-}
-
-/// Writes the token with which nodes come to authd, and returns nothing but its place.
-pub(crate) fn write_node_token(directory: &Path) -> std::path::PathBuf {
-    let path = directory.join("node-token");
-    fs::write(&path, NODE_TOKEN).expect("a temporary directory takes files");
-    path
 }

@@ -1,6 +1,7 @@
 //! The whole cluster: nginx, nodes, authd, Redis and shared storage, each a real process.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
     path::Path,
     sync::Arc,
@@ -10,7 +11,7 @@ use common::node::PortRange;
 use tempfile::TempDir;
 
 use crate::{
-    authd::{Authd, AuthdBuilder, write_node_token},
+    authd::{Authd, AuthdBuilder, NODE_TOKEN},
     dialogue::Dialogue,
     eventually,
     loopback::Loopback,
@@ -138,6 +139,12 @@ impl Cluster {
         self.authd = Some(self.configuration.authd(&self.loopback).start());
     }
 
+    /// # Panics
+    /// Redis is stopped.
+    pub fn redis(&self) -> &Redis {
+        self.redis.as_ref().expect("Redis runs")
+    }
+
     /// Ends Redis, as a crash would. It keeps nothing.
     pub fn kill_redis(&mut self) {
         self.redis = None;
@@ -203,7 +210,7 @@ impl Cluster {
         let mut node = NodeBuilder::new(Arc::clone(&self.loopback), Arc::clone(&self.storage), &name, host)
             .setting("cluster_nodes", names.join(","))
             .setting("create_homes", true)
-            .setting("authd_token_file", write_node_token(self.token.path()).display());
+            .setting("authd_token_file", self.token.path().join("node-token").display());
         node = if configuration.reference_variables {
             node.variable("FtpExternalIP", external)
                 .variable("FtpBehindProxy", true)
@@ -287,13 +294,15 @@ impl ClusterBuilder {
         };
         let redis = Redis::start(loopback.socket(REDIS, 6379));
         let authd = self.authd(&loopback).start();
+        let token = tempfile::tempdir().expect("a temporary directory");
+        fs::write(token.path().join("node-token"), NODE_TOKEN).expect("a temporary directory takes files");
         let mut cluster = Cluster {
             nginx: None,
             nodes: Vec::new(),
             authd: Some(authd),
             redis: Some(redis),
             passive,
-            token: tempfile::tempdir().expect("a temporary directory"),
+            token,
             storage: Arc::new(tempfile::tempdir().expect("a temporary directory")),
             configuration: self,
             loopback,

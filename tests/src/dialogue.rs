@@ -89,6 +89,15 @@ impl Dialogue {
         }
     }
 
+    /// Sends a command that need not be text, and returns its reply; CRLF is added.
+    ///
+    /// # Panics
+    /// The reply has another code, or none comes.
+    pub fn command_bytes(&mut self, line: &[u8], code: u16) -> Reply {
+        self.send_bytes(&[line, b"\r\n"].concat());
+        self.expect(code)
+    }
+
     /// Sends bytes of which the last is urgent, as Telnet's Synch does (RFC 854).
     ///
     /// # Panics
@@ -220,6 +229,26 @@ impl Dialogue {
         data
     }
 
+    /// Sends `command` (RETR, STOR, …) without making its data connection, and calls it off if it
+    /// is begun. Returns the code of its first reply.
+    ///
+    /// # Panics
+    /// The session does not survive it.
+    pub fn probe(&mut self, command: &str) -> u16 {
+        self.epsv();
+        self.send(command);
+        let code = self.reply().code;
+        if code == 150 {
+            self.send("ABOR");
+            let reply = self.reply();
+            if !matches!(reply.code, 425 | 426) {
+                self.fail(format_args!("expected 425 or 426"));
+            }
+            self.expect(226);
+        }
+        code
+    }
+
     /// The bytes that `command` (RETR, LIST, …) sends over a data connection, up to its 226.
     ///
     /// # Panics
@@ -286,9 +315,23 @@ impl Dialogue {
         self.expect_closed();
     }
 
+    /// Ends the control connection with a reset, as a client that crashes may.
+    pub fn reset(self) {
+        reset(self.control);
+    }
+
     fn fail(&self, what: Arguments<'_>) -> ! {
         panic!("{what}\n--- dialogue ---\n{}", self.transcript);
     }
+}
+
+/// Closes a connection with a reset: what is under way in either direction is lost.
+///
+/// # Panics
+/// The socket takes no options.
+pub fn reset(stream: TcpStream) {
+    let no_time = Some(Duration::ZERO);
+    socket2::SockRef::from(&stream).set_linger(no_time).expect("a socket can be set to linger");
 }
 
 /// Whether the error says that the peer is gone, rather than silent.

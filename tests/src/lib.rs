@@ -21,6 +21,8 @@ pub mod process;
 pub mod proxy;
 pub mod redis;
 pub mod reply;
+pub mod stub_authd;
+pub mod tls;
 
 use std::{
     thread,

@@ -1,6 +1,7 @@
 //! Processes under test: started, watched through their log, and ended whatever happens.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read},
     os::unix::process::{CommandExt, ExitStatusExt},
     process::{Child, Command, ExitStatus, Stdio},
@@ -92,6 +93,26 @@ impl Daemon {
     /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// How many file descriptors it has open.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn descriptors(&self) -> usize {
+        let directory = format!("/proc/{}/fd", self.id());
+        fs::read_dir(directory).expect("a process has descriptors").count()
+    }
+
+    /// How much of its memory is in RAM, in bytes.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn memory(&self) -> u64 {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.id())).expect("a process has a status");
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect("the status tells the memory")
     }
 
     /// Everything logged so far.

@@ -153,7 +153,7 @@ fn ncftp_puts_lists_and_gets() {
     let login_to_list = ["-u", "demo", "-p", "secret", "-P", &port];
     let url = format!("ftp://{host}/there/up/");
     let names = clients.run("ncftpls", [&login_to_list[..], &["-1", &url]].concat()).text();
-    assert_eq!(names.lines().collect::<Vec<_>>(), ["empty", "inner/", "small file.txt"]);
+    assert_eq!(names.lines().collect::<Vec<_>>(), ["empty", "inner", "small file.txt"]);
     clients.write("down/.keep", "");
     clients.run("ncftpget", [&login[..], &["-R", &host, "down", "there/up"]].concat());
     assert_files("ncftpget", |name| clients.read(&format!("down/up/{name}")));

@@ -54,7 +54,7 @@ fn a_download_is_resumed_through_another_node() {
 #[test]
 fn an_upload_is_resumed_through_another_node_with_rest_and_with_appe() {
     for resume_with_append in [false, true] {
-        let mut cluster = Cluster::start();
+        let mut cluster = Cluster::builder().setting("node_lease", "2s").start();
         let content = bytes(2, 16 << 20);
         let stored = cluster.storage().join("demo/large.bin");
 

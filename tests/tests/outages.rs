@@ -1,9 +1,22 @@
 //! Redis and authd go away and come back: what goes on, and what is refused meanwhile.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+    time::{Duration, Instant},
+};
 
-use cluster_tests::{cluster::Cluster, content::bytes, dialogue::Dialogue, eventually};
+use cluster_tests::{
+    cluster::Cluster,
+    content::{bytes, sha256},
+    dialogue::{Dialogue, read_exactly},
+    eventually,
+    proxy::Connector,
+};
 use nix::sys::signal::Signal;
+
+/// More than all buffers between a node and a client that does not read can hold.
+const LARGE: usize = 64 << 20;
 
 /// The reply to PASS, and how long it took.
 fn password_reply(cluster: &Cluster) -> (u16, Duration) {
@@ -55,26 +68,83 @@ fn without_redis_sessions_go_on_and_new_ones_are_admitted() {
 }
 
 #[test]
-fn without_redis_new_sessions_are_refused_where_the_operator_wants_it() {
+fn transfers_go_on_while_redis_is_killed_and_started_again() {
+    let mut cluster = Cluster::builder().setting("node_lease", "2s").start();
+    let content = bytes(1, LARGE);
+    cluster.login().store("large.bin", &content);
+    let slow = Connector::new().buffers(64 << 10, 64 << 10);
+    let (mut reader, mut writer) =
+        (cluster.session_through(0, &slow, "demo"), cluster.session_through(1, &slow, "demo"));
+    reader.command("TYPE I", 200);
+    writer.command("TYPE I", 200);
+    let mut download = reader.begin("RETR large.bin");
+    let mut received = read_exactly(&mut download, 1 << 20);
+    let mut upload = writer.begin("STOR copy.bin");
+    upload.write_all(&content[..LARGE / 4]).unwrap();
+
+    cluster.kill_redis();
+    received.extend(read_exactly(&mut download, 10 << 20));
+    upload.write_all(&content[LARGE / 4..LARGE / 2]).unwrap();
+    cluster.start_redis();
+    eventually("all nodes to be listed again", || (listed_nodes(&cluster) == 3).then_some(()));
+    // The path is still the writer's: the new Redis knows.
+    eventually("the right to write the file to be known again", || {
+        cluster.redis().command("KEYS *write:*").filter(|count| count == "*1")
+    });
+    let mut second = cluster.login_through(2);
+    second.epsv();
+    second.command("STOR copy.bin", 450);
+    upload.write_all(&content[LARGE / 2..]).unwrap();
+    upload.shutdown(Shutdown::Write).unwrap();
+    writer.expect(226);
+    download.read_to_end(&mut received).unwrap();
+    reader.expect(226);
+    assert_eq!(sha256(received), sha256(&content));
+    assert_eq!(sha256(second.retrieve("copy.bin")), sha256(&content));
+}
+
+#[test]
+fn without_redis_new_sessions_and_uploads_are_refused_where_the_operator_wants_it() {
     let mut cluster = Cluster::builder().setting("registry_away", "refuse").start();
     let mut old = cluster.login();
-    cluster.kill_redis();
     works(&mut old);
-    let (code, _) = password_reply(&cluster);
+    cluster.kill_redis();
+    // Sessions go on. Only that nobody else writes a path cannot be known for now.
+    assert_eq!(old.retrieve("file"), bytes(7, 200_000));
+    old.receive("LIST");
+    old.epsv();
+    old.command("STOR file", 450);
+    let (code, time) = password_reply(&cluster);
     assert_eq!(code, 421);
+    assert!(time < Duration::from_secs(3), "{time:?}");
     cluster.start_redis();
     eventually("logins to work again", || (password_reply(&cluster).0 == 230).then_some(()));
+    eventually("uploads to work again", || {
+        let address = old.epsv();
+        let mut data = old.data_connection(address);
+        old.send("STOR file");
+        let reply = old.reply();
+        assert!(matches!(reply.code, 150 | 450), "{reply:?}");
+        (reply.code == 150).then(|| data.write_all(b"again").unwrap())
+    });
+    old.expect(226);
+    works(&mut old);
 }
 
 #[test]
 fn without_authd_sessions_go_on_and_logins_are_refused_until_it_is_back() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::builder().setting("authd_timeout", "2s").start();
     let mut old = cluster.login();
+    works(&mut old);
+    let mut download = old.begin("RETR file");
     cluster.kill_authd();
+    assert_eq!(read_exactly(&mut download, 200_000), bytes(7, 200_000));
+    old.expect(226);
     works(&mut old);
     for _ in 0..cluster.size() {
-        let (code, _) = password_reply(&cluster);
+        let (code, time) = password_reply(&cluster);
         assert_eq!(code, 421);
+        assert!(time < Duration::from_secs(3), "{time:?}");
     }
     cluster.start_authd();
     eventually("logins to work again", || (password_reply(&cluster).0 == 230).then_some(()));

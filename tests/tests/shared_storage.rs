@@ -40,6 +40,7 @@ fn what_one_node_renames_or_deletes_the_others_see_at_once() {
     assert_eq!(other.retrieve("box/b"), b"second, longer");
     assert_eq!(other.size("box/b"), 14);
     one.command("DELE box/b", 250);
+    other.epsv();
     other.command("RETR box/b", 550);
     other.command("RMD box", 250);
     one.command("CWD box", 550);

@@ -6,6 +6,7 @@ use cluster_tests::{
     cluster::Cluster,
     content::{bytes, sha256},
     dialogue::{Dialogue, read_what_comes},
+    process::{field, message_is},
     proxy::{Connector, header_v1},
 };
 
@@ -85,10 +86,12 @@ fn a_header_from_anyone_but_the_balancer_is_not_believed() {
     let mut session = Dialogue::dial(&Connector::new().from(client), node);
     session.send_bytes(&header_v1((victim, 4000).into(), cluster.address()));
     session.send("USER demo");
-    // It is a client like any other, whose first line is no command.
-    session.expect(220);
-    let reply = session.reply();
-    assert_eq!(reply.code, 500, "{reply:?}");
+    // It is a client like any other, one that does not speak FTP: the connection ends.
+    let replies = session.expect_closed();
+    assert!(replies.iter().all(|reply| reply.code == 220), "{replies:?}");
+    let refused = |line: &str| message_is(line, "the client speaks another protocol");
+    let line = cluster.node(0).daemon.wait_for_line(refused);
+    assert_eq!(field(&line, "address"), Some(client.to_string()));
 }
 
 #[test]

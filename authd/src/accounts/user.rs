@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use common::{
-    auth_api::{Account, AccountLimits, Permissions, UploadMode, UserSource, UserView},
+    auth_api::{Account, AccountLimits, Permissions, TlsRequirements, UploadMode, UserSource, UserView},
     secret::Secret,
 };
 use serde::{Deserialize, Serialize, Serializer, de, ser};
@@ -136,6 +136,8 @@ pub struct User {
     pub permissions: Permissions,
     pub limits: AccountLimits,
     pub uploads: UploadMode,
+    #[serde(default)]
+    pub tls: TlsRequirements,
     pub admin: bool,
 }
 
@@ -149,6 +151,7 @@ impl User {
             permissions: Permissions::default(),
             limits: AccountLimits::default(),
             uploads: UploadMode::default(),
+            tls: TlsRequirements::default(),
             admin: false,
         }
     }
@@ -161,6 +164,7 @@ impl User {
             permissions: self.permissions,
             limits: self.limits,
             uploads: self.uploads,
+            tls: self.tls,
             admin: self.admin,
         }
     }
@@ -175,6 +179,7 @@ impl User {
             permissions: self.permissions,
             limits: self.limits,
             uploads: self.uploads,
+            tls: self.tls,
             admin: self.admin,
         }
     }
@@ -193,6 +198,8 @@ pub struct Change {
     /// As a whole: a limit that is not named is none.
     pub limits: Option<AccountLimits>,
     pub uploads: Option<UploadMode>,
+    /// As a whole: a connection that is not named may be in the clear.
+    pub tls: Option<TlsRequirements>,
     pub admin: Option<bool>,
 }
 
@@ -207,6 +214,7 @@ impl Change {
             permissions: self.permissions.unwrap_or(user.permissions),
             limits: self.limits.unwrap_or(user.limits),
             uploads: self.uploads.unwrap_or(user.uploads),
+            tls: self.tls.unwrap_or(user.tls),
             admin: self.admin.unwrap_or(user.admin),
         }
     }

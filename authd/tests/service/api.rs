@@ -110,13 +110,15 @@ async fn the_described_bodies_are_those_of_the_types() {
     assert_eq!(described("AuthenticateRequest"), of(serde_json::to_value(&request).unwrap()));
     let user: UserView = serde_json::from_value(json!({
         "name": "a", "source": "registry", "enabled": true, "home": "/a", "permissions": {},
-        "limits": { "sessions": 1, "sessions_per_address": 1 }, "uploads": "atomic", "admin": false,
+        "limits": { "sessions": 1, "sessions_per_address": 1 }, "uploads": "atomic",
+        "tls": { "control": true, "data": true }, "admin": false,
     }))
     .unwrap();
     let user = serde_json::to_value(&user).unwrap();
     assert_eq!(described("User"), of(user.clone()));
     assert_eq!(described("Permissions"), keys(&user["permissions"]));
     assert_eq!(described("Limits"), keys(&user["limits"]));
+    assert_eq!(described("Tls"), keys(&user["tls"]));
     let session: SessionRecord = serde_json::from_value(json!({
         "id": "00112233445566aa", "node": "a", "user": "a", "address": "::1", "since": 1,
     }))

@@ -85,10 +85,16 @@ fn escape(line: &mut String, text: &str, quotes: bool) {
     for c in text.chars() {
         match c {
             '"' if quotes => line.push_str("\\\""),
-            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => line.extend(c.escape_default()),
+            c if is_active(c) => line.extend(c.escape_default()),
             c => line.push(c),
         }
     }
+}
+
+/// Whether a terminal or editor does something with it instead of showing it: control characters,
+/// line and paragraph separators, and those that turn the direction of what follows.
+fn is_active(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn json_line(record: &Record<'_>, now: OffsetDateTime) -> String {
@@ -112,7 +118,12 @@ fn json_line(record: &Record<'_>, now: OffsetDateTime) -> String {
     fields.0.insert("target".into(), record.target().into());
     fields.0.insert("message".into(), record.args().to_string().into());
     let _ = record.key_values().visit(&mut fields);
-    let mut line = serde_json::Value::Object(fields.0).to_string();
+    let mut line = String::new();
+    for c in serde_json::Value::Object(fields.0).to_string().chars() {
+        // JSON asks for escapes below U+0020 alone. All others are in strings, and none is above
+        // U+FFFF, so that one escape is enough. Writing to a String does not fail.
+        let _ = if is_active(c) { write!(line, "\\u{:04x}", u32::from(c)) } else { line.write_char(c) };
+    }
     line.push('\n');
     line
 }
@@ -154,9 +165,13 @@ mod tests {
 
     #[test]
     fn what_a_client_sends_cannot_forge_a_line_or_a_field() {
-        let (text, json) = lines("login\nfailed", "x\r\nINFO user=\"root\" \u{1b}[2J\u{2028}");
+        let user = "x\r\nINFO user=\"root\" \u{1b}[2J\u{2028}\u{7f}\u{9b}2J\u{202e}";
+        let (text, json) = lines("login\nfailed", user);
+        for line in [&text, &json] {
+            assert!(!line.trim_end_matches('\n').chars().any(is_active), "{line:?}");
+        }
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["user"], user);
         assert_eq!(text.matches('\n').count(), 1);
-        assert!(!text.contains(['\r', '\u{1b}', '\u{2028}']), "{text:?}");
         assert!(text.contains("user=\"x\\r\\nINFO user=\\\"root\\\""), "{text}");
         assert_eq!(json.matches('\n').count(), 1);
     }

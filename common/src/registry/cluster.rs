@@ -10,9 +10,13 @@ use std::{
 
 use redis::{ErrorKind, Pipeline, RedisError, Script, Value, cmd};
 use tokio::sync::mpsc;
+use zeroize::Zeroizing;
 
 use super::{
-    LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway, refresh::Work, table::Grant,
+    LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
+    refresh::Work,
+    table::Grant,
+    tickets::{KEPT, TicketKey},
     view::parse,
 };
 use crate::{
@@ -25,6 +29,7 @@ static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!
 static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish_node.lua")));
 static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave_node.lua")));
 static HOLD_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("hold_write.lua")));
+static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ticket_keys.lua")));
 static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_write.lua")));
 
 /// A lease has to outlast a refresh or two.
@@ -192,6 +197,19 @@ impl Cluster {
             Hold::Keep => "keep",
         });
         self.link().script(&call).await
+    }
+
+    /// The cluster's ticket keys, the newest first; one is added if the newest has had its time.
+    pub async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<TicketKey>, LinkError> {
+        let mut call = TICKET_KEYS.prepare_invoke();
+        call.key(self.keys().ticket_keys())
+            .arg(TicketKey::random(0).text().as_str())
+            .arg(u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX))
+            .arg(KEPT);
+        let keys: Vec<Zeroizing<String>> =
+            self.link().script::<Vec<String>>(&call).await?.into_iter().map(Zeroizing::new).collect();
+        // What is no key is nobody's: it is skipped, and replaced in its time.
+        Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
     }
 
     /// Refreshes leases; says of each whether it is still held.

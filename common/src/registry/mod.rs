@@ -13,11 +13,15 @@ mod link;
 mod options;
 mod refresh;
 mod table;
+mod tickets;
 mod view;
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -30,10 +34,12 @@ use self::{
     cluster::{Cluster, Held, Hold, Published, chain},
     refresh::Work,
     table::{Grant, Table},
+    tickets::OwnKeys,
 };
 pub use self::{
     link::{LinkError, RedisLink},
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
+    tickets::{InvalidTicketKey, TicketKey},
     view::RegistryView,
 };
 use crate::{
@@ -201,6 +207,24 @@ impl Registry {
         Ok(lease)
     }
 
+    /// The keys that seal TLS session tickets, the newest first: the cluster's, with a new one if
+    /// the newest is older than `rotation`. While Redis is away those known before go on.
+    pub async fn ticket_keys(&self, rotation: Duration) -> Vec<TicketKey> {
+        if let Some(cluster) = &self.core.cluster {
+            match cluster.ticket_keys(rotation).await {
+                Ok(keys) if !keys.is_empty() => {
+                    self.core.ticket_keys().replace(&keys);
+                    return keys;
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    log::warn!(node = self.core.node.name.as_str(); "no ticket keys from Redis: {error}");
+                }
+            }
+        }
+        self.core.ticket_keys().rotated(rotation)
+    }
+
     /// Tells the cluster that this node's life has moved on.
     pub fn set_state(&self, state: NodeState) {
         *self.core.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
@@ -288,6 +312,7 @@ struct Core {
     state: Mutex<NodeState>,
     transfers: AtomicU32,
     table: Mutex<Table>,
+    ticket_keys: Mutex<OwnKeys>,
     cluster: Option<Arc<Cluster>>,
 }
 
@@ -297,6 +322,7 @@ impl Core {
             state: Mutex::new(node.state),
             transfers: AtomicU32::new(node.transfers),
             table: Mutex::default(),
+            ticket_keys: Mutex::default(),
             node,
             cluster,
         }
@@ -304,6 +330,10 @@ impl Core {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ticket_keys(&self) -> MutexGuard<'_, OwnKeys> {
+        self.ticket_keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The node as it is now.

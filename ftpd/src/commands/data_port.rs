@@ -119,6 +119,7 @@ mod tests {
             listen: vec![],
             listen_is_default: false,
             port: 21,
+            implicit_tls_port: None,
             slice: common::node::PortRange::new(1, 1).unwrap(),
             external_address: external.map(|ip| ip.parse().unwrap()),
             internal_networks: vec!["10.0.0.0/8".parse().unwrap()],

@@ -1,7 +1,7 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
 use crate::{
-    jail::{FileError, path::VirtualPath},
+    jail::FileError,
     protocol::{
         Code, Reply,
         command::{Modified, TransferType},
@@ -38,7 +38,8 @@ pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
 }
 
 /// RNTO. An existing file is replaced only for users who may overwrite.
-pub async fn rnto(session: &LoggedIn, from: Option<VirtualPath>, argument: &[u8]) -> Result<Reply, Reply> {
+pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+    let from = session.rename_from.take();
     session.allow(|may| may.rename)?;
     let from = from.ok_or_else(|| Reply::new(Code::BAD_SEQUENCE, "RNFR comes before RNTO"))?;
     let to = session.path(argument)?;

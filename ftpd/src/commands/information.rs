@@ -2,11 +2,12 @@
 
 use crate::{
     activity::Watch,
+    listing::machine::Facts,
     protocol::{
         Code, Reply,
         command::{Algorithm, Opts, TransferType},
         reply::Text,
-        verbs,
+        verbs::{self, Features},
     },
     session::{LoggedIn, Session, State},
 };
@@ -25,10 +26,11 @@ pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Rep
 
 /// FEAT: what the verb table says, with what this session has selected.
 pub fn feat(session: &Session) -> Reply {
-    match &session.state {
-        State::LoggedIn(logged_in) => verbs::feat(logged_in.facts, logged_in.hash),
-        State::Greeted | State::Named(_) => verbs::feat(Default::default(), Algorithm::Sha256),
-    }
+    let (facts, hash) = match &session.state {
+        State::LoggedIn(logged_in) => (logged_in.facts, logged_in.hash),
+        State::Greeted | State::Named(_) => (Facts::default(), Algorithm::Sha256),
+    };
+    verbs::feat(Features { facts, hash, tls: session.node.tls.is_some() })
 }
 
 /// HELP.
@@ -72,6 +74,13 @@ pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
         format!("Connected from {}", session.ends.client.ip()).into(),
         format!("Session {}", session.handle.id).into(),
     ];
+    lines.push(match &session.security.handshake {
+        Some(tls) if session.security.is_private => {
+            format!("{} {}, data connections private", tls.version, tls.cipher).into()
+        }
+        Some(tls) => format!("{} {}, data connections clear", tls.version, tls.cipher).into(),
+        None => "Not encrypted".into(),
+    });
     match &session.state {
         State::LoggedIn(logged_in) => {
             lines.push(format!("Logged in as {}", logged_in.account.user).into());

@@ -10,7 +10,7 @@ use common::auth_api::Permissions;
 
 use super::transfers::{Direction, Transfer, Work, start, take_port};
 use crate::{
-    data::transfer::{ListingWriter, TransferError, finish_sending},
+    data::transfer::{ListingWriter, TransferError},
     jail::{FileError, Jail, Walked, path::VirtualPath},
     listing::{
         Entry, Kind,
@@ -184,11 +184,11 @@ fn send_listing(
     // An offset was meant for a file; after a listing it is void.
     session.offset = 0;
     let jail = Arc::clone(&session.jail);
-    let work: Work = Box::new(move |socket, progress| {
-        let mut writer = ListingWriter::new(socket, progress);
+    let work: Work = Box::new(move |stream, progress| {
+        let mut writer = ListingWriter::new(&mut *stream, progress);
         listing.write(&jail, &mut |line| writer.write(line))?;
         writer.finish()?;
-        Ok(finish_sending(socket, progress)?)
+        Ok(stream.finish(progress)?)
     });
     let transfer = Transfer { verb, direction: Direction::Listing, path, work };
     let opening = Reply::new(Code::OPENING_DATA_CONNECTION, "Opening data connection for directory list");

@@ -12,6 +12,7 @@ use common::{
     session::{SessionLimits, SessionRecord},
 };
 
+use super::security;
 use crate::{
     auth::{Attempt, LoginError, chain},
     jail::{Jail, path::VirtualPath},
@@ -29,6 +30,9 @@ use crate::{
 pub fn user(session: &mut Session, name: Vec<u8>) -> Reply {
     if session.is_logged_in() {
         return Reply::new(Code::BAD_SEQUENCE, "Already logged in; REIN logs out");
+    }
+    if security::needs_encryption(session) {
+        return Reply::new(Code::NOT_LOGGED_IN, "Encryption is required: AUTH TLS comes first");
     }
     session.state = State::Named(name);
     Reply::new(Code::NEED_PASSWORD, "Password required")
@@ -78,12 +82,20 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
         password: text(password.expose()),
         address: session.ends.client.ip(),
         session: session.handle.id,
-        tls: false,
+        tls: session.security.is_encrypted(),
     };
     let subject =
         Subject { session: session.handle.id, user: attempt.user.clone(), address: attempt.address };
     let node = Arc::clone(&session.node);
     match node.authenticator.authenticate(attempt).await {
+        Ok(account) if account.tls.control && !session.security.is_encrypted() => {
+            log::warn!(
+                session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
+                "login refused: this user must use TLS"
+            );
+            metrics::login("not_encrypted");
+            Reply::new(Code::NOT_LOGGED_IN, "Encryption is required: AUTH TLS comes first").into()
+        }
         Ok(account) => match log_in(session, subject, account).await {
             Ok(reply) => Outcome::Reply(reply),
             Err(reply) => Outcome::Close(reply),
@@ -183,6 +195,7 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         cwd: VirtualPath::root(),
         transfer_type: TransferType::default(),
         data_port: None,
+        is_private: session.security.is_private,
         epsv_only: false,
         rename_from: None,
         offset: 0,

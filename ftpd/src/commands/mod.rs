@@ -7,6 +7,7 @@ mod files;
 mod information;
 mod listings;
 mod login;
+mod security;
 mod transfers;
 mod uploads;
 
@@ -30,6 +31,13 @@ pub async fn run(session: &mut Session, request: Request) -> Outcome {
         Command::Quit => Outcome::Close(Reply::new(Code::CLOSING, "Goodbye")),
         Command::Host(name) => login::host(session, &name).into(),
         Command::Clnt(name) => login::client(session, &name).into(),
+        Command::Auth | Command::Pbsz(_) | Command::Prot(_) | Command::Ccc if session.node.tls.is_none() => {
+            Reply::new(Code::NOT_IMPLEMENTED, "There is no TLS on this server").into()
+        }
+        Command::Auth => security::auth(session),
+        Command::Pbsz(_) => security::pbsz(session).into(),
+        Command::Prot(level) => security::prot(session, level).into(),
+        Command::Ccc => security::ccc().into(),
         Command::Noop => Reply::new(Code::OK, "OK").into(),
         Command::Abor => Reply::new(Code::TRANSFER_COMPLETE, "No transfer to abort").into(),
         Command::Syst => Reply::new(Code::SYSTEM_TYPE, "UNIX Type: L8").into(),
@@ -49,8 +57,6 @@ pub async fn run(session: &mut Session, request: Request) -> Outcome {
 impl LoggedIn {
     /// An error is the reply of a command that ended early.
     async fn run(&mut self, verb: &'static str, command: Command) -> Result<Outcome, Reply> {
-        // RNFR is void unless RNTO comes next (RFC 959 section 4.1.3).
-        let rename_from = self.rename_from.take();
         let reply = match command {
             Command::Pwd => Ok(directories::pwd(self)),
             Command::Cwd(path) => directories::cwd(self, &path).await,
@@ -60,7 +66,7 @@ impl LoggedIn {
             Command::Rmda(path) => return directories::rmda(self, verb, &path),
             Command::Dele(path) => files::dele(self, &path).await,
             Command::Rnfr(path) => files::rnfr(self, &path).await,
-            Command::Rnto(path) => files::rnto(self, rename_from, &path).await,
+            Command::Rnto(path) => files::rnto(self, &path).await,
             Command::Size(path) => files::size(self, &path).await,
             Command::Mdtm(path) => files::mdtm(self, &path).await,
             Command::MdtmSet(modified) | Command::Mfmt(modified) => files::mfmt(self, modified).await,
@@ -100,6 +106,10 @@ impl LoggedIn {
             | Command::Quit
             | Command::Host(_)
             | Command::Clnt(_)
+            | Command::Auth
+            | Command::Pbsz(_)
+            | Command::Prot(_)
+            | Command::Ccc
             | Command::Noop
             | Command::Abor
             | Command::Syst

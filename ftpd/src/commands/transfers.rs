@@ -1,6 +1,6 @@
 //! What all transfers have in common, and RETR, REST, RANG (RFC 959 section 4.1, RFC 3659 section 5).
 
-use std::{net::TcpStream, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
@@ -8,9 +8,8 @@ use crate::{
     activity::{Activity, Watch},
     auth::chain,
     data::{
-        DataPort, NoDataConnection,
-        progress::Progress,
-        transfer::{TransferError, finish_sending, limit_stalls, send_ascii, send_file},
+        DataPort, NoDataConnection, Protection, progress::Progress, stream::DataStream,
+        transfer::TransferError,
     },
     jail::path::VirtualPath,
     metrics,
@@ -20,6 +19,7 @@ use crate::{
         command::{ByteRange, TransferType},
     },
     session::{LoggedIn, Outcome, Subject},
+    tls::Policy,
     transfer_log,
 };
 
@@ -42,7 +42,7 @@ impl Direction {
 }
 
 /// What a transfer does on its thread, with its connection: whole and blocking.
-pub type Work = Box<dyn FnOnce(&TcpStream, &Progress) -> Result<(), TransferFailure> + Send>;
+pub type Work = Box<dyn FnOnce(&mut DataStream, &Progress) -> Result<(), TransferFailure> + Send>;
 
 /// A transfer that is about to start.
 pub struct Transfer {
@@ -74,6 +74,16 @@ impl TransferFailure {
     fn reply(&self) -> (Reply, &'static str) {
         let lost = |text| Reply::new(Code::TRANSFER_ABORTED, text);
         match self {
+            Self::NoConnection(NoDataConnection::NotResumed) => (
+                Reply::new(
+                    Code::UNSUPPORTED_FAMILY,
+                    "The data connection must resume the control connection's TLS session",
+                ),
+                "not_resumed",
+            ),
+            Self::NoConnection(NoDataConnection::Handshake(_)) => {
+                (Reply::new(Code::UNSUPPORTED_FAMILY, "TLS failed on the data connection"), "tls_failed")
+            }
             Self::NoConnection(_) => {
                 (Reply::new(Code::NO_DATA_CONNECTION, "No data connection"), "no_connection")
             }
@@ -101,8 +111,14 @@ impl TransferFailure {
 /// What PASV, EPSV, PORT or EPRT arranged.
 ///
 /// # Errors
-/// 425: nothing was arranged.
+/// 425: nothing was arranged. 521: the connection would not be encrypted, but must be (RFC 4217
+/// section 9).
 pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
+    let node_requires = session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == Policy::Required);
+    if !session.is_private && (node_requires || session.account.tls.data) {
+        session.data_port = None;
+        return Err(Reply::new(Code::PROTECTION_REQUIRED, "Data connections must be encrypted: PROT P"));
+    }
     session
         .data_port
         .take()
@@ -116,12 +132,18 @@ pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Re
     let subject = Arc::clone(&session.subject);
     let ascii = session.transfer_type == TransferType::Ascii;
     let home = session.account.home.clone();
+    let protection = match &session.node.tls {
+        Some(tls) if session.is_private => {
+            Some(Protection { tls: Arc::clone(tls), session: session.subject.session })
+        }
+        _ => None,
+    };
     let Transfer { verb, direction, path, work } = transfer;
     let watch = Watch::new(verb);
     let watched = Arc::clone(&watch);
     let end = async move {
         let count = Count::new(&node);
-        let result = run(&node, &watched, port, work).await;
+        let result = run(&node, &watched, port.connect(node.timeouts.data_connect, protection), work).await;
         drop(count);
         conclude(&node, &subject, &watched, Ended { direction, path, home, ascii, result })
     };
@@ -142,10 +164,15 @@ pub fn run_in_background(
     Outcome::Start(None, Activity { watch, end: Box::pin(end) })
 }
 
-async fn run(node: &Node, watch: &Watch, port: DataPort, work: Work) -> Result<(), TransferFailure> {
+async fn run(
+    node: &Node,
+    watch: &Watch,
+    connection: impl Future<Output = Result<DataStream, NoDataConnection>>,
+    work: Work,
+) -> Result<(), TransferFailure> {
     let connected = tokio::select! {
         () = watch.cancellation() => Err(TransferError::Cancelled.into()),
-        connected = port.connect(node.timeouts.data_connect) => connected.map_err(Into::into),
+        connected = connection => connected.map_err(Into::into),
     };
     let place = match node.workers.try_transfer() {
         Some(place) => Ok(place),
@@ -159,7 +186,7 @@ async fn run(node: &Node, watch: &Watch, port: DataPort, work: Work) -> Result<(
             }
         }
     };
-    let (socket, place) = match connected.and_then(|socket| Ok((Arc::new(socket), place?))) {
+    let (mut stream, place) = match connected.and_then(|stream| Ok((stream, place?))) {
         Ok(both) => both,
         Err(failure) => {
             // Files close and what was made for nothing is removed where that may block.
@@ -167,14 +194,14 @@ async fn run(node: &Node, watch: &Watch, port: DataPort, work: Work) -> Result<(
             return Err(failure);
         }
     };
-    watch.attach(&socket);
+    watch.attach(stream.socket());
     let progress = Arc::clone(&watch.progress);
     let stall = node.timeouts.stall;
     let result = node
         .workers
         .run_transfer(place, move || {
-            limit_stalls(&socket, stall).map_err(|error| TransferError::of_connection(error, &progress))?;
-            work(&socket, &progress)
+            stream.limit_stalls(stall).map_err(|error| TransferError::of_connection(error, &progress))?;
+            work(&mut stream, &progress)
         })
         .await;
     watch.detach();
@@ -306,17 +333,17 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     if !ascii {
         text.extend_from_slice(format!(" ({} bytes)", bytes.end.saturating_sub(bytes.start)).as_bytes());
     }
-    let work: Work = Box::new(move |mut socket, progress| {
+    let work: Work = Box::new(move |stream, progress| {
         if ascii {
-            send_ascii(&file.file, bytes, &mut socket, progress)?;
+            stream.send_ascii(&file.file, bytes, progress)?;
         } else {
             let wanted = bytes.end.saturating_sub(bytes.start);
-            let sent = send_file(&file.file, bytes, socket, progress)?;
+            let sent = stream.send_file(&file.file, bytes, progress)?;
             if sent < wanted {
                 return Err(TransferFailure::Shrunk { wanted, sent });
             }
         }
-        Ok(finish_sending(socket, progress)?)
+        Ok(stream.finish(progress)?)
     });
     let transfer = Transfer { verb, direction: Direction::Download, path, work };
     Ok(start(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))

@@ -1,6 +1,6 @@
 //! STOR, STOU, APPE, ALLO (RFC 959 section 4.1.3) and COMB: what writes files.
 
-use std::sync::Arc;
+use std::{sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
@@ -13,10 +13,7 @@ use super::transfers::{
 };
 use crate::{
     activity::Watch,
-    data::{
-        progress::Progress,
-        transfer::{TransferError, receive_ascii, receive_file},
-    },
+    data::{progress::Progress, stream::DataStream, transfer::TransferError},
     jail::{FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
     protocol::{
         Code, Reply,
@@ -44,13 +41,39 @@ pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
 pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let offset = take_offset(session)?;
     let may = session.account.permissions;
+    let path = session.path(argument)?;
     let mode = match offset {
-        0 if may.overwrite => WriteMode::Replace,
-        0 => WriteMode::CreateNew,
-        offset => WriteMode::Resume { offset },
+        0 => {
+            session.allow(|may| may.upload || may.overwrite)?;
+            needs_file_unless(may.upload, session, &path).await?;
+            if may.overwrite { WriteMode::Replace } else { WriteMode::CreateNew }
+        }
+        offset => {
+            session.allow(|may| may.append)?;
+            if !may.overwrite && size_of(session, &path).await?.is_some_and(|size| size != offset) {
+                // It would cut off what is there.
+                session.allow(|may| may.overwrite)?;
+            }
+            WriteMode::Resume { offset }
+        }
     };
-    session.allow(|may| may.upload && (offset == 0 || may.append))?;
     store(session, verb, argument, mode, "").await
+}
+
+/// Without a permission to make files a user writes to those that are there.
+async fn needs_file_unless(may: bool, session: &LoggedIn, path: &VirtualPath) -> Result<(), Reply> {
+    if may || size_of(session, path).await?.is_some() { Ok(()) } else { session.allow(|_| false) }
+}
+
+/// The size of the file that has this name, if there is one.
+async fn size_of(session: &LoggedIn, path: &VirtualPath) -> Result<Option<u64>, Reply> {
+    let path = path.clone();
+    let size = session.in_home(move |jail| match jail.open_read(&path) {
+        Ok(file) => Ok(Some(file.size)),
+        Err(FileError::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    });
+    size.await
 }
 
 /// APPE. Only after a REST to the very end of the file is there anything to say against it: an
@@ -59,13 +82,11 @@ pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let offset = take_offset(session)?;
     session.allow(|may| may.upload || may.append)?;
     let path = session.path(argument)?;
-    if offset > 0 {
-        let size = session.in_home(move |jail| jail.open_read(&path).map(|file| file.size)).await?;
-        if size != offset {
-            return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
-        }
+    if offset > 0 && size_of(session, &path).await? != Some(offset) {
+        return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
     }
     let may = session.account.permissions;
+    needs_file_unless(may.upload, session, &path).await?;
     let mode = if may.append { WriteMode::Append } else { WriteMode::CreateNew };
     store(session, verb, argument, mode, "").await
 }
@@ -124,9 +145,10 @@ async fn store(
         announced: announced.filter(|_| session.transfer_type == TransferType::Image),
         ascii: session.transfer_type == TransferType::Ascii,
         sync: session.node.storage.sync_uploads,
+        settle_time: session.node.storage.settle_time,
         runtime: Handle::current(),
     };
-    let work: Work = Box::new(move |socket, progress| receipt.receive(socket, progress));
+    let work: Work = Box::new(move |stream, progress| receipt.receive(stream, progress));
     let label = if label.is_empty() { "Opening data connection for " } else { label };
     let text = [label.as_bytes(), argument].concat();
     let transfer = Transfer { verb, direction: Direction::Upload, path, work };
@@ -153,24 +175,22 @@ struct Receipt {
     announced: Option<u64>,
     ascii: bool,
     sync: bool,
+    settle_time: Duration,
     runtime: Handle,
 }
 
 impl Receipt {
-    fn receive(
-        mut self,
-        mut socket: &std::net::TcpStream,
-        progress: &Progress,
-    ) -> Result<(), TransferFailure> {
+    fn receive(mut self, stream: &mut DataStream, progress: &Progress) -> Result<(), TransferFailure> {
         let start = self.upload.begin().map_err(TransferError::File)?;
         let received = if self.ascii {
-            receive_ascii(&mut socket, self.upload.file(), start, progress)
+            stream.receive_ascii(self.upload.file(), start, progress)
         } else {
-            receive_file(socket, self.upload.file(), start, progress)
+            stream.receive_file(self.upload.file(), start, progress)
         };
         match received.map_err(TransferFailure::from).and_then(|got| self.believe(start, got, progress)) {
             Ok(()) => {
                 self.upload.finish(self.sync).map_err(TransferError::File)?;
+                stream.finish_receiving();
                 Ok(())
             }
             Err(failure @ TransferFailure::Failed(TransferError::File(_))) => {
@@ -186,7 +206,14 @@ impl Receipt {
 
     /// An end of file is the word of whoever closed the connection. It is believed if the control
     /// connection still stands, the announced size is there, and nobody else writes this path.
+    ///
+    /// A client that is killed ends both connections, and on two ways through the balancer their
+    /// ends may arrive in either order. Where that decides whether a file gets its name, the end
+    /// of the control connection has a little time to arrive.
     fn believe(&self, start: u64, got: u64, progress: &Progress) -> Result<(), TransferFailure> {
+        if self.upload.is_hidden() && self.announced != Some(got) {
+            thread::sleep(self.settle_time);
+        }
         if progress.is_cancelled() {
             return Err(TransferError::Cancelled.into());
         }
@@ -200,6 +227,11 @@ impl Receipt {
         if !self.runtime.block_on(self.lease.is_held()) {
             return Err(TransferFailure::LeaseLost);
         }
+        // A client that dies ends both connections at once, and the order in which their ends
+        // arrive through a balancer is open: asked as late as can be.
+        if progress.client_has_left() {
+            return Err(TransferError::Cancelled.into());
+        }
         Ok(())
     }
 }
@@ -210,9 +242,14 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     session.allow(|may| may.upload && may.append && may.delete)?;
     let target = session.path(&comb.target)?;
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
+    // A file that is named twice is refused below, not by its own lease.
+    let mut written = vec![&target];
     let mut leases = vec![lease(session, &target).await?];
     for source in &sources {
-        leases.push(lease(session, source).await?);
+        if !written.contains(&source) {
+            written.push(source);
+            leases.push(lease(session, source).await?);
+        }
     }
     let jail: Arc<Jail> = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);

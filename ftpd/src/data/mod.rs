@@ -4,16 +4,23 @@ pub mod ascii;
 pub mod passive;
 pub mod progress;
 mod splice;
+pub mod stream;
 pub mod transfer;
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use common::session::SessionId;
 
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::{error::Elapsed, timeout},
 };
 
-use self::passive::Reservation;
+use self::{passive::Reservation, stream::DataStream};
+use crate::{
+    metrics,
+    tls::{Purpose, Reuse, Tls},
+};
 
 /// What PASV, EPSV, PORT or EPRT arranged for the next transfer, which uses it up.
 pub enum DataPort {
@@ -31,24 +38,63 @@ pub enum NoDataConnection {
     Failed(#[from] io::Error),
     #[error("the passive port is gone")]
     Gone,
+    #[error("the TLS handshake of the data connection failed")]
+    Handshake(#[source] io::Error),
+    /// It resumed no TLS session, or another client's.
+    #[error("the data connection does not resume the control connection's TLS session")]
+    NotResumed,
+}
+
+/// How a data connection is encrypted, and whose it has to be.
+pub struct Protection {
+    pub tls: Arc<Tls>,
+    pub session: SessionId,
 }
 
 impl DataPort {
     /// The data connection, for blocking use on a thread of its own.
     ///
     /// # Errors
-    /// It does not come within `limit`, or connecting to the client fails.
-    pub async fn connect(self, limit: Duration) -> Result<std::net::TcpStream, NoDataConnection> {
+    /// It does not come within `limit`, connecting to the client fails, or so does TLS.
+    pub async fn connect(
+        self,
+        limit: Duration,
+        protection: Option<Protection>,
+    ) -> Result<DataStream, NoDataConnection> {
         let stream = match self {
             Self::Passive(reservation) => {
                 timeout(limit, reservation.accept()).await?.ok_or(NoDataConnection::Gone)?
             }
             Self::Active(client) => timeout(limit, dial(client)).await??,
         };
-        let stream = stream.into_std()?;
-        stream.set_nonblocking(false)?;
-        Ok(stream)
+        match protection {
+            None => Ok(DataStream::plain(blocking(stream)?)),
+            Some(protection) => protection.encrypt(stream).await,
+        }
     }
+}
+
+impl Protection {
+    async fn encrypt(self, stream: TcpStream) -> Result<DataStream, NoDataConnection> {
+        let Self { tls, session } = self;
+        let accepted = tls.accept(stream, session, Purpose::Data).await;
+        let (stream, handshake) = accepted.map_err(NoDataConnection::Handshake)?;
+        let (stream, connection) = stream.into_inner();
+        let is_proved = handshake.resumed == Some(session);
+        metrics::data_tls_session(is_proved);
+        if !is_proved && tls.settings.reuse == Reuse::Required {
+            metrics::data_connection_refused("not_resumed");
+            return Err(NoDataConnection::NotResumed);
+        }
+        let required = tls.settings.close_notify_required;
+        Ok(DataStream::encrypted(blocking(stream)?, Box::new(connection), required))
+    }
+}
+
+fn blocking(stream: TcpStream) -> io::Result<std::net::TcpStream> {
+    let stream = stream.into_std()?;
+    stream.set_nonblocking(false)?;
+    Ok(stream)
 }
 
 async fn dial(client: SocketAddr) -> io::Result<TcpStream> {

@@ -206,6 +206,11 @@ impl Upload {
         Ok(offset)
     }
 
+    /// Whether the data is hidden until [`Upload::finish`] gives it its name.
+    pub fn is_hidden(&self) -> bool {
+        self.publish.is_some()
+    }
+
     /// To write to, at explicit offsets from the one [`Upload::begin`] told.
     pub fn file(&self) -> &File {
         &self.file

@@ -4,7 +4,7 @@ use super::{
     address::AddressFamily,
     command::{
         Algorithm, ByteRange, Checksum, Comb, Command, EpsvArgument, ListArguments, Modified, Opts, Password,
-        Site, TransferType,
+        ProtectionLevel, Site, TransferType,
     },
     timestamp,
 };
@@ -67,6 +67,34 @@ fn first_word(argument: &[u8]) -> (&[u8], &[u8]) {
     match argument.iter().position(|b| *b == b' ') {
         Some(space) => (&argument[..space], &argument[space + 1..]),
         None => (argument, b""),
+    }
+}
+
+/// The argument of AUTH: a mechanism. `TLS-C` and `SSL` are older names of TLS.
+pub(super) fn auth(argument: &[u8]) -> Result<Command, Fault> {
+    let known = [&b"TLS"[..], b"TLS-C", b"SSL"];
+    match known.iter().any(|name| name.eq_ignore_ascii_case(argument)) {
+        true => Ok(Command::Auth),
+        false if argument.is_empty() => Err(Fault::Syntax),
+        false => Err(Fault::Parameter),
+    }
+}
+
+/// The argument of PBSZ: a number of 32 bits.
+pub(super) fn pbsz(argument: &[u8]) -> Result<Command, Fault> {
+    let size = number(argument).and_then(|size| u32::try_from(size).ok());
+    size.map(Command::Pbsz).ok_or(Fault::Syntax)
+}
+
+/// The argument of PROT: a letter.
+pub(super) fn prot(argument: &[u8]) -> Result<Command, Fault> {
+    match argument.to_ascii_uppercase().as_slice() {
+        b"C" => Ok(Command::Prot(ProtectionLevel::Clear)),
+        b"S" => Ok(Command::Prot(ProtectionLevel::Safe)),
+        b"E" => Ok(Command::Prot(ProtectionLevel::Confidential)),
+        b"P" => Ok(Command::Prot(ProtectionLevel::Private)),
+        b"" => Err(Fault::Syntax),
+        _ => Err(Fault::Parameter),
     }
 }
 

@@ -49,6 +49,14 @@ pub enum Command {
     /// What the client calls itself.
     Clnt(Vec<u8>),
 
+    /// RFC 4217: a TLS handshake follows the reply.
+    Auth,
+    /// The size of protected buffers, which TLS does not need to know.
+    Pbsz(u32),
+    Prot(ProtectionLevel),
+    /// Back to clear text, which is never done.
+    Ccc,
+
     Pwd,
     Cwd(Vec<u8>),
     Cdup,
@@ -127,6 +135,16 @@ impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[password]")
     }
+}
+
+/// How data connections are protected (RFC 2228 section 3): TLS has only the outer two, see
+/// RFC 4217 section 9.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProtectionLevel {
+    Clear,
+    Safe,
+    Confidential,
+    Private,
 }
 
 /// RFC 2428 section 3.

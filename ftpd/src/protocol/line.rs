@@ -18,7 +18,9 @@ pub enum Line {
 /// Lines end with CRLF, or LF alone. A CR elsewhere, also the `CR NUL` that RFC 854 has for a
 /// bare CR, and NUL stay in the line for the parser to refuse. Telnet commands (RFC 854) are taken
 /// out wherever they stand, and at the start of a line all bytes above 127 are: clients put
-/// `IAC IP IAC DM` before ABOR, and of that balancers drop the byte that was sent urgent.
+/// `IAC IP IAC DM` before ABOR, and of that balancers drop the byte that was sent urgent. Others
+/// (Python's ftplib) send `ABOR CR LF` urgent as a whole: what is dropped then is the LF, so that
+/// ABOR ends with CR, and an LF that follows belongs to it.
 ///
 /// Holds at most [`MAX_LINE`] and what one call to [`extend`](Self::extend) brings, if lines are
 /// taken out before more is put in; and no heap memory while empty.
@@ -32,6 +34,8 @@ pub struct LineBuffer {
     /// Where in `lines` the unfinished line begins, if there is one.
     unfinished: Option<usize>,
     telnet: Telnet,
+    /// The last byte was the CR of an ABOR.
+    after_abor: bool,
 }
 
 const COMMAND: u8 = 0;
@@ -68,6 +72,9 @@ impl LineBuffer {
             self.first = 0;
         }
         for byte in bytes {
+            if mem::take(&mut self.after_abor) && *byte == b'\n' {
+                continue;
+            }
             self.telnet = match (self.telnet, *byte) {
                 (Telnet::Text, IAC) => Telnet::Command,
                 (Telnet::Text, byte) => self.push(byte),
@@ -98,6 +105,11 @@ impl LineBuffer {
         Some(line)
     }
 
+    /// How many bytes it holds.
+    pub fn len(&self) -> usize {
+        self.lines.len() - self.first
+    }
+
     /// Whether [`next_line`](Self::next_line) would give a line.
     pub fn has_line(&self) -> bool {
         self.first < self.unfinished.unwrap_or(self.lines.len())
@@ -125,8 +137,10 @@ impl LineBuffer {
                 *self.unfinished.insert(self.lines.len() - 1)
             }
         };
-        if byte == b'\n' {
-            self.lines.push(byte);
+        let text = &self.lines[start + 1..];
+        self.after_abor = byte == b'\r' && text.eq_ignore_ascii_case(b"ABOR");
+        if byte == b'\n' || self.after_abor {
+            self.lines.push(b'\n');
             self.unfinished = None;
         } else if self.lines[start] == COMMAND {
             self.lines.push(byte);
@@ -222,6 +236,17 @@ mod tests {
         ] {
             assert_eq!(read(input), [command(line)], "{}", input.escape_ascii());
         }
+    }
+
+    #[test]
+    fn abor_ends_without_its_lf_which_was_urgent_and_lost() {
+        let mut buffer = LineBuffer::new();
+        buffer.extend(b"abor\r");
+        assert_eq!(lines(&mut buffer), [command(b"abor")]);
+        assert!(buffer.is_empty());
+        buffer.extend(b"\nABOR\rNOOP\r\nABOR\r\n\r\nABORT\r\n");
+        let expected = [&b"ABOR"[..], b"NOOP", b"ABOR", b"", b"ABORT"].map(command);
+        assert_eq!(lines(&mut buffer), expected);
     }
 
     #[test]

@@ -68,9 +68,9 @@ impl Code {
         self.0 < 200
     }
 
-    /// 4xx and 5xx: the command was refused or failed.
-    pub fn is_failure(self) -> bool {
-        self.0 >= 400
+    /// The command was none, wrong, or out of place: it was refused whatever the storage holds.
+    pub fn is_rejection(self) -> bool {
+        matches!(self.0, 500..=504 | 530)
     }
 }
 

@@ -44,6 +44,8 @@ pub enum Phase {
 enum Feature {
     None,
     Line(&'static str),
+    /// Where there is TLS.
+    Tls(&'static str),
     /// The facts, with those selected marked.
     Mlst,
     /// The algorithms, with the selected one marked.
@@ -136,6 +138,11 @@ static VERBS: &[Verb] = &[
     Verb::new("QUIT", "", "ends the session", Always, |a| argument::none(a, Command::Quit)).in_transfer(),
     Verb::new("HOST", "<name>", "selects a virtual host", BeforeLogin, |a| argument::host(a).map(Command::Host)).feat("HOST"),
     Verb::new("CLNT", "<name>", "says which program the client is", Always, |a| argument::path(a).map(Command::Clnt)).feat("CLNT"),
+    // Security, RFC 2228 and RFC 4217
+    Verb::new("AUTH", "TLS", "begins to encrypt the control connection", Always, argument::auth).feature(Feature::Tls("AUTH TLS")),
+    Verb::new("PBSZ", "0", "comes before PROT", Always, argument::pbsz).feature(Feature::Tls("PBSZ")),
+    Verb::new("PROT", "C|P", "data connections are in the clear, or private", Always, argument::prot).feature(Feature::Tls("PROT")),
+    Verb::new("CCC", "", "would end the encryption; refused", Always, |a| argument::none(a, Command::Ccc)),
     // Directories and files
     Verb::new("PWD", "", "shows the current directory", AfterLogin, |a| argument::none(a, Command::Pwd)).or("XPWD"),
     Verb::new("CWD", "<path>", "changes the current directory", AfterLogin, |a| argument::path(a).map(Command::Cwd)).or("XCWD"),
@@ -190,10 +197,6 @@ static VERBS: &[Verb] = &[
     Verb::new("SITE", "CHMOD|UTIME|WHO|HELP [<arguments>]", "what no RFC has", AfterLogin, |a| argument::site(a).map(Command::Site)).feat("SITE UTIME"),
     // RFC 959 and the security extensions, RFC 2228
     Verb::not_offered("SMNT"),
-    Verb::not_offered("AUTH"),
-    Verb::not_offered("PBSZ"),
-    Verb::not_offered("PROT"),
-    Verb::not_offered("CCC"),
     Verb::not_offered("ADAT"),
     Verb::not_offered("CONF"),
     Verb::not_offered("ENC"),
@@ -224,12 +227,25 @@ pub fn find(name: &[u8]) -> Option<&'static Verb> {
     })
 }
 
+/// What FEAT depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Features {
+    /// The facts that are selected.
+    pub facts: Facts,
+    /// The algorithm that is selected.
+    pub hash: Algorithm,
+    /// Whether there is TLS.
+    pub tls: bool,
+}
+
 /// The answer to FEAT, RFC 2389 section 3.2.
-pub fn feat(facts: Facts, hash: Algorithm) -> Reply {
+pub fn feat(features: Features) -> Reply {
+    let Features { facts, hash, tls } = features;
     let offered = VERBS.iter().filter(|verb| verb.parse.is_some());
     let lines = offered.filter_map(|verb| match verb.feature {
         Feature::None => None,
         Feature::Line(line) => Some(Text::from(line)),
+        Feature::Tls(line) => tls.then(|| Text::from(line)),
         Feature::Mlst => Some(Text::from(facts.feature())),
         Feature::Hash => Some(Text::from(hash_feature(hash))),
     });
@@ -313,15 +329,16 @@ mod tests {
             .collect();
         // STAT is for everybody only without a path, see `Request::phase`.
         let expected = [
-            "USER", "PASS", "ACCT", "REIN", "QUIT", "HOST", "CLNT", "STAT", "SYST", "FEAT", "HELP", "NOOP",
-            "OPTS",
+            "USER", "PASS", "ACCT", "REIN", "QUIT", "HOST", "CLNT", "AUTH", "PBSZ", "PROT", "CCC", "STAT",
+            "SYST", "FEAT", "HELP", "NOOP", "OPTS",
         ];
         assert_eq!(names, expected);
     }
 
     #[test]
     fn feat_has_one_line_an_extension_rfc_2389_3_2() {
-        let reply = text(&feat(Facts::parse(b"type;"), Algorithm::Sha256));
+        let features = Features { facts: Facts::parse(b"type;"), hash: Algorithm::Sha256, tls: true };
+        let reply = text(&feat(features));
         assert!(reply.starts_with("211-Extensions supported:\r\n ") && reply.ends_with("\r\n211 End\r\n"));
         for line in [
             " EPRT",
@@ -333,12 +350,15 @@ mod tests {
             " TVFS",
             " UTF8",
             " HOST",
+            " AUTH TLS",
+            " PBSZ",
+            " PROT",
             " MLST type*;size;modify;perm;unique;UNIX.mode;",
             " HASH CRC32;MD5;SHA-1;SHA-256*;SHA-512",
         ] {
             assert!(reply.lines().any(|l| l == line), "{line}");
         }
-        assert!(!reply.contains("AUTH"), "not offered");
+        assert!(!text(&feat(Features { tls: false, ..features })).contains("AUTH"), "not offered");
     }
 
     #[test]

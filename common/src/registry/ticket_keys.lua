@@ -1,0 +1,16 @@
+-- The ticket keys, newest first, after adding the proposed one if the newest has had its time.
+-- KEYS: the ticket keys (list of MILLISECONDS:NAME:SECRET)
+-- ARGV: the proposed NAME:SECRET, time between two keys in ms, how many to keep
+if redis.call('TYPE', KEYS[1]).ok ~= 'list' then
+  redis.call('DEL', KEYS[1]) -- not ours
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local newest = redis.call('LINDEX', KEYS[1], 0)
+local made = newest and tonumber(string.match(newest, '^(%d+):'))
+if not made or made + ARGV[2] <= now then
+  redis.call('LPUSH', KEYS[1], string.format('%.0f', now) .. ':' .. ARGV[1])
+  redis.call('LTRIM', KEYS[1], 0, ARGV[3] - 1)
+end
+redis.call('PEXPIRE', KEYS[1], math.floor(ARGV[2] * (ARGV[3] + 1)))
+return redis.call('LRANGE', KEYS[1], 0, -1)

@@ -1,0 +1,124 @@
+//! Certificates and keys: read, checked, and chosen for each client.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rustls::{
+    crypto::CryptoProvider,
+    pki_types::{
+        CertificateDer, PrivateKeyDer, ServerName,
+        pem::{self, PemObject},
+    },
+    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+/// A warning is logged this long before a certificate expires, in seconds: two weeks.
+const EXPIRES_SOON: i64 = 14 * 24 * 3600;
+
+/// Where a certificate chain and its key are, as PEM. Both may be in one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub chain: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Why certificates cannot be used. Each names its file.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    #[error("{path}: {error}", path = .0.display(), error = .1)]
+    Unreadable(PathBuf, pem::Error),
+    #[error("{path}: no certificate in it", path = .0.display())]
+    Empty(PathBuf),
+    #[error("{path}: not a certificate that can be used: {error}", path = .0.display(), error = .1)]
+    Unusable(PathBuf, String),
+    #[error("the key in {key} does not belong to the certificate in {chain}", key = .0.key.display(), chain = .0.chain.display())]
+    KeyMismatch(CertificateFiles),
+}
+
+/// The certificates of a server, in the operator's order.
+pub struct Certificates(Vec<Certificate>);
+
+struct Certificate {
+    key: Arc<CertifiedKey>,
+}
+
+impl fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} certificates", self.0.len())
+    }
+}
+
+impl Certificates {
+    /// Reads and checks all certificates. Blocks. One that has expired, or soon will, is used all
+    /// the same and warned of: clients decide for themselves.
+    ///
+    /// # Errors
+    /// The first file that cannot be used, and why.
+    pub fn load(files: &[CertificateFiles], provider: &CryptoProvider) -> Result<Self, CertificateError> {
+        files.iter().map(|files| load(files, provider)).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certificate, CertificateError> {
+    let unreadable = |path: &Path| {
+        let path = path.to_owned();
+        move |error| CertificateError::Unreadable(path, error)
+    };
+    let chain = CertificateDer::pem_file_iter(&files.chain)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(unreadable(&files.chain))?;
+    let first = chain.first().ok_or_else(|| CertificateError::Empty(files.chain.clone()))?;
+    let unusable = |path: &Path, error: &dyn fmt::Display| {
+        CertificateError::Unusable(path.to_owned(), error.to_string())
+    };
+    let (_, parsed) = X509Certificate::from_der(first).map_err(|error| unusable(&files.chain, &error))?;
+    warn_of_expiry(&files.chain, parsed.validity().not_after.timestamp());
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(unreadable(&files.key))?;
+    match CertifiedKey::from_der(chain, key, provider) {
+        Ok(key) => Ok(Certificate { key: Arc::new(key) }),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(CertificateError::KeyMismatch(files.clone())),
+        Err(error) => Err(unusable(&files.key, &error)),
+    }
+}
+
+fn warn_of_expiry(path: &Path, expires: i64) {
+    // A clock before 1970 is nobody's.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
+    let path = path.display();
+    match expires - now {
+        ..=0 => log::warn!("{path}: the certificate has expired; most clients will refuse it"),
+        1..=EXPIRES_SOON => {
+            log::warn!("{path}: the certificate expires in {} days", (expires - now) / (24 * 3600));
+        }
+        _ => {}
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    /// The first certificate for the name that the client asks for and with a key that it can
+    /// verify; for a name that none has, the first that it can verify.
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
+        let usable = || {
+            let fits = |certificate: &&Certificate| {
+                certificate.key.key.choose_scheme(hello.signature_schemes()).is_some()
+            };
+            self.0.iter().filter(fits)
+        };
+        let named = name.and_then(|name| usable().find(|certificate| certificate.is_for(&name)));
+        named.or_else(|| usable().next()).map(|certificate| Arc::clone(&certificate.key))
+    }
+}
+
+impl Certificate {
+    fn is_for(&self, name: &ServerName<'_>) -> bool {
+        let parsed = self.key.cert.first().and_then(|first| ParsedCertificate::try_from(first).ok());
+        parsed.is_some_and(|parsed| rustls::client::verify_server_name(&parsed, name).is_ok())
+    }
+}

@@ -1,0 +1,352 @@
+//! TLS of control and data connections (RFC 4217): what is offered, to whom, and how it is proved
+//! that a data connection belongs to a session.
+
+pub mod certificates;
+pub mod tickets;
+
+use std::{
+    io,
+    path::PathBuf,
+    str::FromStr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use common::{registry::Registry, session::SessionId};
+use rustls::{
+    HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, pem::PemObject},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    version::{TLS12, TLS13},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+pub use self::certificates::{CertificateError, CertificateFiles};
+use self::{
+    certificates::Certificates,
+    tickets::{SessionTickets, Tickets},
+};
+use crate::metrics;
+
+/// The one protocol that is spoken here (IANA's ALPN registry). A client that offers others only
+/// has been led astray by somebody (ALPACA, CVE-2021-3618), and its handshake fails.
+const ALPN_FTP: &[u8] = b"ftp";
+
+/// How often files are looked at for changes.
+const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often ticket keys are asked for: a node learns of a new one this late.
+const TICKET_KEY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Whether encryption may or must be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Policy {
+    Off,
+    #[default]
+    Optional,
+    Required,
+}
+
+impl FromStr for Policy {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "optional" => Ok(Self::Optional),
+            "required" => Ok(Self::Required),
+            _ => Err("neither off, optional nor required"),
+        }
+    }
+}
+
+/// Whether a data connection must resume the TLS session of its control connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    Required,
+    /// It is counted, and nothing else happens, if it does not.
+    Preferred,
+    /// Nobody looks.
+    Off,
+}
+
+impl FromStr for Reuse {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "required" => Ok(Self::Required),
+            "preferred" => Ok(Self::Preferred),
+            "off" => Ok(Self::Off),
+            _ => Err("neither required, preferred nor off"),
+        }
+    }
+}
+
+/// What the operator wants of TLS.
+#[derive(Clone, Debug)]
+pub struct TlsSettings {
+    pub certificates: Vec<CertificateFiles>,
+    /// Client certificates signed by these authorities are verified.
+    pub client_authorities: Option<PathBuf>,
+    pub minimum: &'static SupportedProtocolVersion,
+    pub control: Policy,
+    pub data: Policy,
+    pub reuse: Reuse,
+    /// Whether an upload without close_notify at its end counts as cut off.
+    pub close_notify_required: bool,
+    pub tickets: usize,
+    pub ticket_rotation: Duration,
+    pub handshake_timeout: Duration,
+}
+
+/// The TLS side of the node.
+pub struct Tls {
+    pub settings: TlsSettings,
+    configs: ArcSwap<Configs>,
+    provider: Arc<CryptoProvider>,
+    tickets: Arc<Tickets>,
+}
+
+/// For control and for data connections: they differ in how many tickets they send.
+struct Configs {
+    control: Arc<ServerConfig>,
+    data: Arc<ServerConfig>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Control,
+    Data,
+}
+
+impl Purpose {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Data => "data",
+        }
+    }
+}
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    #[error("{path}: {reason}", path = .0.display(), reason = .1)]
+    Authorities(PathBuf, String),
+    #[error("the settings do not fit together")]
+    Settings(#[from] rustls::Error),
+}
+
+/// What is known of a finished handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handshake {
+    pub version: &'static str,
+    pub cipher: String,
+    /// The session whose TLS session was resumed.
+    pub resumed: Option<SessionId>,
+    /// Subject of the verified client certificate, if there is one.
+    pub certificate_subject: Option<String>,
+}
+
+impl Tls {
+    /// Reads certificates and authorities. Blocks.
+    ///
+    /// # Errors
+    /// The first file that cannot be used, and why.
+    pub fn load(settings: TlsSettings) -> Result<Self, TlsError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let tickets = Tickets::new(settings.ticket_rotation);
+        let configs = configs(&settings, &provider)?;
+        Ok(Self { settings, configs: ArcSwap::from_pointee(configs), provider, tickets })
+    }
+
+    /// Reads the files again. Connections that exist keep what they have. Blocks.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; what was loaded before stays in use then.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let configs = configs(&self.settings, &self.provider)?;
+        self.configs.store(Arc::new(configs));
+        Ok(())
+    }
+
+    /// Does the handshake of a connection of `session`. Tickets sent on it carry the session's id: a
+    /// data connection that resumes with one proves whose it is.
+    ///
+    /// # Errors
+    /// It failed, or took too long.
+    pub async fn accept<IO>(
+        &self,
+        stream: IO,
+        session: SessionId,
+        purpose: Purpose,
+    ) -> io::Result<(TlsStream<IO>, Handshake)>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let kind = purpose.name();
+        let tickets = Arc::new(SessionTickets::new(Arc::clone(&self.tickets), session));
+        // A copy of a few pointers: the connection's own ticketer is what ties it to its session.
+        let mut config = ServerConfig::clone(&self.configs.load().of(purpose));
+        config.ticketer = Arc::clone(&tickets) as _;
+        let accepted = TlsAcceptor::from(Arc::new(config)).accept(stream);
+        match timeout(self.settings.handshake_timeout, accepted).await {
+            Ok(Ok(stream)) => {
+                let handshake = Handshake::of(stream.get_ref().1, &tickets);
+                let result = if handshake.resumed.is_some() { "resumed" } else { "full" };
+                metrics::tls_handshake(kind, handshake.version, result);
+                Ok((stream, handshake))
+            }
+            Ok(Err(error)) => {
+                metrics::tls_handshake(kind, "none", "failed");
+                Err(error)
+            }
+            Err(elapsed) => {
+                metrics::tls_handshake(kind, "none", "late");
+                Err(elapsed.into())
+            }
+        }
+    }
+
+    /// Keeps the ticket keys in step with the cluster's; the first time before this returns.
+    pub async fn share_ticket_keys(self: &Arc<Self>, registry: Registry) {
+        self.tickets.set_keys(&registry.ticket_keys(self.settings.ticket_rotation).await);
+        let tls = Arc::clone(self);
+        tokio::spawn(async move {
+            let period = TICKET_KEY_INTERVAL.min(tls.settings.ticket_rotation);
+            loop {
+                tokio::time::sleep(period).await;
+                tls.tickets.set_keys(&registry.ticket_keys(tls.settings.ticket_rotation).await);
+            }
+        });
+    }
+
+    /// Reloads when a file has changed, for as long as the process lives.
+    pub fn watch_files(self: &Arc<Self>) {
+        let tls = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut seen = None;
+            loop {
+                let looked = Arc::clone(&tls);
+                let Ok(now) = tokio::task::spawn_blocking(move || looked.modified()).await else { return };
+                if seen.as_ref().is_some_and(|seen| *seen != now) {
+                    tls.reload_and_tell().await;
+                }
+                seen = Some(now);
+                tokio::time::sleep(WATCH_INTERVAL).await;
+            }
+        });
+    }
+
+    /// Reads the files again and says in the log what came of it.
+    pub async fn reload_and_tell(self: &Arc<Self>) {
+        let tls = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || tls.reload()).await {
+            Ok(Ok(())) => {
+                metrics::tls_reloaded(true);
+                log::info!("certificates read again");
+            }
+            Ok(Err(error)) => {
+                metrics::tls_reloaded(false);
+                log::error!("the certificates in use stay: {}", crate::auth::chain(&error));
+            }
+            // The runtime shuts down.
+            Err(_) => {}
+        }
+    }
+
+    fn modified(&self) -> Vec<Option<SystemTime>> {
+        let pairs = self.settings.certificates.iter().flat_map(|files| [&files.chain, &files.key]);
+        let files = pairs.chain(&self.settings.client_authorities);
+        files.map(|file| file.metadata().and_then(|metadata| metadata.modified()).ok()).collect()
+    }
+}
+
+impl Configs {
+    fn of(&self, purpose: Purpose) -> Arc<ServerConfig> {
+        Arc::clone(match purpose {
+            Purpose::Control => &self.control,
+            Purpose::Data => &self.data,
+        })
+    }
+}
+
+fn configs(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Configs, TlsError> {
+    let certificates = Certificates::load(&settings.certificates, provider)?;
+    let versions: &[&SupportedProtocolVersion] =
+        if settings.minimum.version == ProtocolVersion::TLSv1_3 { &[&TLS13] } else { &[&TLS13, &TLS12] };
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions)?;
+    let builder = match &settings.client_authorities {
+        Some(path) => builder.with_client_cert_verifier(verifier(path, provider)?),
+        None => builder.with_no_client_auth(),
+    };
+    let mut control = builder.with_cert_resolver(Arc::new(certificates));
+    control.alpn_protocols = vec![ALPN_FTP.to_vec()];
+    // A client uses a ticket of TLS 1.3 once, and each data connection needs one.
+    control.send_tls13_tickets = settings.tickets;
+    control.max_tls13_tickets = settings.tickets.max(MOST_REQUESTED_TICKETS);
+    let mut data = control.clone();
+    data.send_tls13_tickets = settings.tickets.min(TICKETS_OF_DATA_CONNECTIONS);
+    Ok(Configs { control: Arc::new(control), data: Arc::new(data) })
+}
+
+/// A data connection replaces the ticket that it used, and one more.
+const TICKETS_OF_DATA_CONNECTIONS: usize = 2;
+
+/// How many tickets a client gets that asks for a number (RFC 9149).
+const MOST_REQUESTED_TICKETS: usize = 32;
+
+fn verifier(path: &PathBuf, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let failed = |reason: &dyn std::fmt::Display| TlsError::Authorities(path.clone(), reason.to_string());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(&error))? {
+        let certificate = certificate.map_err(|error| failed(&error))?;
+        roots.add(certificate).map_err(|error| failed(&error))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| failed(&error))
+}
+
+impl Handshake {
+    /// Of a connection whose handshake is over.
+    fn of(connection: &ServerConnection, tickets: &SessionTickets) -> Self {
+        let version = match connection.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            _ => "unknown",
+        };
+        let cipher = connection.negotiated_cipher_suite();
+        let cipher = cipher.map_or_else(String::new, |suite| format!("{:?}", suite.suite()));
+        let certificate = connection.peer_certificates().and_then(|chain| chain.first());
+        Self {
+            version,
+            cipher,
+            // A ticket that was opened counts only if the handshake went on with it.
+            resumed: match connection.handshake_kind() {
+                Some(HandshakeKind::Resumed) => tickets.opened(),
+                _ => None,
+            },
+            certificate_subject: certificate.and_then(|certificate| subject(certificate)),
+        }
+    }
+}
+
+/// The subject as RFC 4514 writes it: `CN=scanner 7, O=Example`.
+fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
+    use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.subject().to_string())
+}

@@ -1,0 +1,505 @@
+//! Where data connections come from and go to: passive, active, strangers, balancers.
+
+use std::{
+    fs,
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
+
+use cluster_tests::{
+    DEADLINE,
+    content::{bytes, sha256},
+    dialogue::{Dialogue, read_what_comes},
+    node::{Node, NodeBuilder},
+    process::field,
+    proxy::{Connector, header_v1, header_v2},
+};
+
+const CLIENT: &str = "192.0.2.7";
+const OTHER: &str = "192.0.2.8";
+const REACHED: &str = "203.0.113.9";
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// `h1,h2,h3,h4,p1,p2`
+fn port_argument(address: SocketAddr) -> String {
+    let [high, low] = address.port().to_be_bytes();
+    format!("{},{high},{low}", address.ip().to_string().replace('.', ","))
+}
+
+fn with_ports(count: u16) -> NodeBuilder {
+    let builder = Node::standalone();
+    let first = builder.loopback().ports().start() + 1;
+    builder.setting("passive_port_max", first + count - 1)
+}
+
+/// A node that trusts one balancer, and connections as that balancer makes them.
+fn behind_balancer(builder: NodeBuilder) -> (Node, Connector) {
+    let balancer = builder.loopback().address(7);
+    let node = builder.setting("trusted_balancers", format!("{balancer}/32")).start();
+    (node, Connector::new().from(balancer))
+}
+
+fn accept(listener: &TcpListener) -> TcpStream {
+    listener.set_nonblocking(true).unwrap();
+    let accepted = cluster_tests::eventually("a data connection", || match listener.accept() {
+        Ok((stream, _)) => Some(stream),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+        Err(error) => panic!("{error}"),
+    });
+    accepted.set_nonblocking(false).unwrap();
+    accepted.set_read_timeout(Some(DEADLINE)).unwrap();
+    accepted
+}
+
+fn was_dialled(listener: &TcpListener) -> bool {
+    listener.set_nonblocking(true).unwrap();
+    listener.accept().is_ok()
+}
+
+fn download(session: &mut Dialogue, mut data: TcpStream) -> Vec<u8> {
+    let mut content = Vec::new();
+    data.read_to_end(&mut content).unwrap();
+    session.expect(226);
+    content
+}
+
+#[test]
+fn pasv_and_epsv_announce_ports_of_the_range() {
+    let node = with_ports(3).start();
+    let mut session = node.login("demo", "x");
+    let first = node.loopback().ports().start() + 1;
+    let mut seen = [false; 3];
+    for _ in 0..40 {
+        let address = session.pasv();
+        assert_eq!(address.ip(), node.address.ip());
+        seen[usize::from(address.port() - first)] = true;
+        seen[usize::from(session.epsv().port() - first)] = true;
+    }
+    // Chosen at random: one of three is missed 80 times about never.
+    assert_eq!(seen, [true; 3]);
+}
+
+#[test]
+fn a_session_has_one_reservation_and_a_new_one_replaces_it() {
+    let node = with_ports(2).start();
+    fs::write(node.root().join("file"), "content").unwrap();
+    let mut session = node.login("demo", "x");
+    let mut other = node.login("demo", "x");
+    let held = other.epsv();
+    // The other port is the only one left; each reservation frees it for the next.
+    let first = session.pasv();
+    assert_ne!(first.port(), held.port());
+    for _ in 0..5 {
+        assert_eq!(session.epsv().port(), first.port());
+    }
+    assert_eq!(node.metric("ftp_passive_ports_reserved"), Some(2.0));
+    // PORT takes its place too.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    session.command(&format!("PORT {}", port_argument(listener.local_addr().unwrap())), 200);
+    assert_eq!(node.metric("ftp_passive_ports_reserved"), Some(1.0));
+    let mut late = session.data_connection(first);
+    assert_eq!(read_what_comes(&mut late), b"");
+    session.command("RETR file", 150);
+    assert_eq!(download(&mut session, accept(&listener)), b"content");
+    session.quit();
+    assert_eq!(node.wait_for_metric("ftp_passive_ports_reserved", |n| n == 1.0), 1.0);
+}
+
+#[test]
+fn a_connection_to_an_old_reservation_is_closed() {
+    let node = Node::standalone().start();
+    let mut session = node.login("demo", "x");
+    for _ in 0..10 {
+        let old = session.epsv();
+        let mut data = session.data_connection(old);
+        while session.epsv() == old {}
+        assert_eq!(read_what_comes(&mut data), b"");
+        session.receive("LIST");
+    }
+}
+
+#[test]
+fn epsv_knows_the_families_and_all() {
+    let node = Node::standalone().start();
+    let mut session = node.login("demo", "x");
+    session.command("EPSV 1", 229);
+    assert!(session.command("EPSV 2", 522).message().contains("(1)"));
+    assert!(session.command("EPSV 3", 522).message().contains("(1"));
+    session.command("EPSV x", 501);
+    session.command("EPRT |3|127.0.0.1|5000|", 522);
+    session.command("EPSV ALL", 200);
+    session.command("PASV", 503);
+    session.command("PORT 127,0,0,1,200,1", 503);
+    session.command("EPRT |1|127.0.0.1|51201|", 503);
+    session.receive("LIST");
+}
+
+#[test]
+fn active_transfers_go_to_the_client() {
+    let node = Node::standalone().start();
+    let mut session = node.login("demo", "x");
+    session.command("TYPE I", 200);
+    let content = bytes(1, 1_000_000);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let arrange =
+        [format!("PORT {}", port_argument(address)), format!("EPRT |1|127.0.0.1|{}|", address.port())];
+    for arrangement in arrange {
+        session.command(&arrangement, 200);
+        session.command("STOR file", 150);
+        let mut data = accept(&listener);
+        data.write_all(&content).unwrap();
+        drop(data);
+        session.expect(226);
+        session.command(&arrangement, 200);
+        session.command("RETR file", 150);
+        let received = download(&mut session, accept(&listener));
+        assert_eq!(sha256(received), sha256(&content));
+        // It was for one transfer.
+        session.command("RETR file", 425);
+    }
+    drop(listener);
+    session.command(&format!("PORT {}", port_argument(address)), 200);
+    session.command("RETR file", 150);
+    session.expect(425);
+}
+
+#[test]
+fn nobody_but_the_client_is_dialled() {
+    let node = Node::standalone().start();
+    fs::write(node.root().join("file"), "content").unwrap();
+    let mut session = node.login("demo", "x");
+    let victim = TcpListener::bind(node.loopback().socket(9, 0)).unwrap();
+    let address = victim.local_addr().unwrap();
+    let node_itself = node.address;
+    for command in [
+        format!("PORT {}", port_argument(address)),
+        format!("EPRT |1|{}|{}|", address.ip(), address.port()),
+        format!("EPRT |2|::ffff:{}|{}|", address.ip(), address.port()),
+        format!("PORT {}", port_argument(node_itself)),
+        "EPRT |2|::1|5000|".to_owned(),
+        "PORT 127,0,0,1,3,255".to_owned(),
+        "EPRT |1|127.0.0.1|21|".to_owned(),
+        "PORT 0,0,0,0,200,1".to_owned(),
+        "PORT 255,255,255,255,200,1".to_owned(),
+    ] {
+        session.command(&command, 504);
+        session.command("RETR file", 425);
+    }
+    for wrong in [
+        "PORT",
+        "PORT 127,0,0,1,0,0",
+        "PORT 127,0,0,1,256,1",
+        "PORT 127,0,0,1,1",
+        "PORT 127.0.0.1,200,1",
+        "EPRT",
+        "EPRT |1|127.0.0.1|0|",
+        "EPRT |1|127.0.0.1|65536|",
+        "EPRT |1|localhost|5000|",
+        "EPRT |1||5000|",
+    ] {
+        session.command(wrong, 501);
+    }
+    assert!(!was_dialled(&victim));
+    assert_eq!(node.metric("ftp_data_connections_refused_total{reason=\"bounce\"}"), Some(9.0));
+}
+
+#[test]
+fn active_mode_can_be_switched_off() {
+    let node = Node::standalone().setting("active_mode", "false").start();
+    let mut session = node.login("demo", "x");
+    session.command("PORT 127,0,0,1,200,1", 502);
+    session.command("EPRT |1|127.0.0.1|51201|", 502);
+    session.receive("LIST");
+}
+
+#[test]
+fn a_stranger_at_the_port_is_closed_and_the_client_still_served() {
+    let node = Node::standalone().start();
+    let mut session = node.login("demo", "x");
+    session.store("file", b"content");
+    let stranger = Connector::new().from(node.loopback().address(5));
+    for command_first in [true, false] {
+        let address = session.epsv();
+        if command_first {
+            session.command("RETR file", 150);
+        }
+        for _ in 0..3 {
+            assert_eq!(read_what_comes(&mut stranger.connect(address).unwrap()), b"");
+        }
+        let data = session.data_connection(address);
+        // One more connection of the right address finds nobody waiting.
+        let mut second = session.data_connection(address);
+        assert_eq!(read_what_comes(&mut second), b"");
+        if !command_first {
+            session.command("RETR file", 150);
+        }
+        assert_eq!(download(&mut session, data), b"content");
+    }
+    assert_eq!(node.metric("ftp_data_connections_refused_total{reason=\"unexpected\"}"), Some(8.0));
+}
+
+#[test]
+fn where_all_ports_are_taken_the_next_waits_for_one() {
+    let node = with_ports(1).setting("passive_wait", "300ms").start();
+    let mut first = node.login("demo", "x");
+    let mut second = node.login("demo", "x");
+    first.epsv();
+    second.command("PASV", 425);
+    second.command("EPSV", 425);
+    assert_eq!(node.metric("ftp_passive_ports_exhausted_total"), Some(2.0));
+    // Another address is not concerned.
+    let elsewhere = Connector::new().from(node.loopback().address(3));
+    let mut third = Dialogue::connect_with(&elsewhere, node.address);
+    third.login("demo", "x");
+    third.receive("LIST");
+    // The first uses its port, and so frees it, although its transfer goes on.
+    let _data = first.begin("STOR file");
+    second.receive("LIST");
+}
+
+#[test]
+fn who_waits_gets_the_port_as_soon_as_it_is_free() {
+    let node = with_ports(1).setting("passive_wait", "20s").start();
+    let mut second = node.login("demo", "x");
+    for way in 0..4 {
+        let mut first = node.login("demo", "x");
+        let address = first.epsv();
+        second.send("EPSV");
+        assert!(second.try_reply(Duration::from_millis(20)).is_err());
+        match way {
+            0 => drop(first),
+            1 => drop(first.data_connection(address)),
+            2 => first.quit(),
+            _ => _ = first.command("REIN", 220),
+        }
+        second.expect(229);
+        second.command("PORT 127,0,0,1,200,1", 200);
+    }
+}
+
+#[test]
+fn clients_of_two_addresses_use_one_port_at_once() {
+    let node = with_ports(1).start();
+    let contents = [bytes(1, 3_000_000), bytes(2, 3_000_000)];
+    let mut sessions: Vec<Dialogue> = (0..2)
+        .map(|i| {
+            let connector = Connector::new().from(node.loopback().address(20 + i));
+            let mut session = Dialogue::connect_with(&connector, node.address);
+            session.login("demo", "x");
+            session.command("TYPE I", 200);
+            session
+        })
+        .collect();
+    for (i, content) in contents.iter().enumerate() {
+        fs::write(node.root().join(i.to_string()), content).unwrap();
+    }
+    let ports: Vec<_> = sessions.iter_mut().map(Dialogue::epsv).collect();
+    assert_eq!(ports[0].port(), ports[1].port());
+    for (i, session) in sessions.iter_mut().enumerate() {
+        session.command(&format!("RETR {i}"), 150);
+    }
+    // In the other order than the commands came.
+    let data: Vec<_> = [1, 0].map(|i| (i, sessions[i].data_connection(ports[i]))).into();
+    for (i, data) in data {
+        assert_eq!(sha256(download(&mut sessions[i], data)), sha256(&contents[i]));
+    }
+}
+
+#[test]
+fn all_works_over_ipv6() {
+    let node = Node::standalone().listen(ip("::1")).start();
+    let mut session = node.login("demo", "x");
+    session.store("file", b"content");
+    session.command("EPSV 2", 229);
+    assert!(session.command("EPSV 1", 522).message().contains("(2)"));
+    session.command("PASV", 425);
+    assert_eq!(session.retrieve("file"), b"content");
+    let listener = TcpListener::bind("[::1]:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    session.command(&format!("EPRT |2|::1|{port}|"), 200);
+    session.command("RETR file", 150);
+    assert_eq!(download(&mut session, accept(&listener)), b"content");
+    session.command(&format!("EPRT |1|127.0.0.1|{port}|"), 504);
+    session.command("PORT 127,0,0,1,200,1", 504);
+    node.daemon.wait_for_message("logged in", &[("address", "::1")]);
+}
+
+#[test]
+fn the_clients_address_is_the_one_in_the_balancers_header() {
+    let (node, balancer) = behind_balancer(Node::standalone());
+    for connector in [
+        balancer.clone().proxy_v1(ip(CLIENT), ip(REACHED)),
+        balancer.clone().proxy_v2(ip(CLIENT), ip(REACHED)),
+    ] {
+        let mut session = Dialogue::connect_with(&connector, node.address);
+        session.login("demo", "x");
+        session.store("file", b"content");
+        assert_eq!(session.retrieve("file"), b"content");
+        let status = session.command("STAT", 211).details();
+        assert!(status.contains(&format!("Connected from {CLIENT}")), "{status:?}");
+        // The balancer's own address is nobody's.
+        session.command(
+            &format!("PORT {},200,1", node.loopback().address(7).to_string().replace('.', ",")),
+            504,
+        );
+        session.command("PORT 192,0,2,7,200,1", 200);
+        session.quit();
+    }
+    let six = balancer.proxy_v2(ip("2001:db8::7"), ip("2001:db8::1"));
+    let mut session = Dialogue::connect_with(&six, node.address);
+    session.login("demo", "x");
+    session.command("PASV", 425);
+    session.command("EPSV 1", 522);
+    assert_eq!(session.retrieve("file"), b"content");
+    node.daemon.wait_for_message("logged in", &[("address", "2001:db8::7")]);
+    node.daemon.wait_for_message("upload", &[("address", CLIENT), ("result", "complete")]);
+}
+
+#[test]
+fn a_data_connection_of_another_client_through_the_same_balancer_is_closed() {
+    let (node, balancer) = behind_balancer(with_ports(1));
+    let mut session =
+        Dialogue::connect_with(&balancer.clone().proxy_v1(ip(CLIENT), ip(REACHED)), node.address);
+    session.login("demo", "x");
+    session.store("file", b"content");
+    let address = session.epsv();
+    session.command("RETR file", 150);
+    let reached = SocketAddr::new(ip(REACHED), address.port());
+    for header in [
+        header_v1(SocketAddr::new(ip(OTHER), 4000), reached),
+        header_v2(SocketAddr::new(ip(OTHER), 4000), reached),
+        b"PROXY UNKNOWN\r\n".to_vec(),
+        b"PROXY TCP4 nonsense\r\n".to_vec(),
+        b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec(),
+        b"".to_vec(),
+    ] {
+        let mut other = balancer.connect(address).unwrap();
+        other.write_all(&header).unwrap();
+        if header.is_empty() {
+            other.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        assert_eq!(read_what_comes(&mut other), b"");
+    }
+    // From elsewhere than the balancer, even the right header is not believed.
+    let mut forger = Connector::new().from(node.loopback().address(8)).connect(address).unwrap();
+    // It may be closed before it has said all.
+    let _ = forger.write_all(&header_v1(SocketAddr::new(ip(CLIENT), 4000), reached));
+    assert_eq!(read_what_comes(&mut forger), b"");
+    // One that says nothing stands in nobody's way.
+    let _silent = balancer.connect(address).unwrap();
+    let data = session.data_connection(address);
+    assert_eq!(download(&mut session, data), b"content");
+}
+
+#[test]
+fn a_balancer_without_a_right_header_gets_no_reply() {
+    let (node, balancer) = behind_balancer(Node::standalone().setting("proxy_header_timeout", "500ms"));
+    let valid = header_v1("192.0.2.7:4000".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
+    let endless = [b"PROXY TCP6 ".to_vec(), vec![b'1'; 200]].concat();
+    for (what, sent) in [
+        ("missing", &b"USER demo\r\n"[..]),
+        ("late", b""),
+        ("half", &valid[..20]),
+        ("half a signature", b"\r\n\r\n\0\r\nQU"),
+        ("broken", b"PROXY TCP4 192.0.2.7 203.0.113.9 4000\r\n"),
+        ("address", b"PROXY TCP4 192.0.2.300 203.0.113.9 4000 21\r\n"),
+        ("family", b"PROXY TCP5 192.0.2.7 203.0.113.9 4000 21\r\n"),
+        ("too long", &endless),
+        ("too long in version 2", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\xff\xff"),
+        ("version 3", b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0c"),
+        ("UDP", b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c\x01\x02\x03\x04\x05\x06\x07\x08\0\x01\0\x02"),
+        ("TLS", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"),
+    ] {
+        let mut stream = balancer.connect(node.address).unwrap();
+        stream.write_all(sent).unwrap();
+        assert_eq!(read_what_comes(&mut stream), b"", "{what}");
+    }
+    let refused = "ftp_connections_refused_total{reason=\"proxy_header\"}";
+    assert_eq!(node.wait_for_metric(refused, |count| count == 12.0), 12.0);
+    assert_eq!(node.metric("ftp_connections_total").unwrap_or(0.0), 0.0);
+
+    // Two headers: the second is the client's garbage.
+    let mut twice = balancer.connect(node.address).unwrap();
+    twice.write_all(&[&valid[..], &valid].concat()).unwrap();
+    let replies = String::from_utf8(read_what_comes(&mut twice)).unwrap();
+    assert!(replies.starts_with("220 ") && replies.lines().count() == 1, "{replies}");
+    // In pieces, with the first commands behind it.
+    let mut slow = balancer.connect(node.address).unwrap();
+    for byte in &valid {
+        slow.write_all(&[*byte]).unwrap();
+    }
+    slow.write_all(b"NOOP\r\nQUIT\r\n").unwrap();
+    let replies = String::from_utf8(read_what_comes(&mut slow)).unwrap();
+    assert_eq!(replies.lines().map(|line| &line[..4]).collect::<Vec<_>>(), ["220 ", "200 ", "221 "]);
+}
+
+#[test]
+fn a_header_from_an_untrusted_address_is_garbage() {
+    let (node, _) = behind_balancer(Node::standalone());
+    let untrusted = Connector::new().from(node.loopback().address(8));
+    for connector in [
+        untrusted.clone().proxy_v1(ip(CLIENT), ip(REACHED)),
+        untrusted.clone().proxy_v2(ip(CLIENT), ip(REACHED)),
+    ] {
+        let mut session = Dialogue::dial(&connector, node.address);
+        let replies = session.expect_closed();
+        assert_eq!(replies.iter().map(|reply| reply.code).collect::<Vec<_>>(), [220]);
+    }
+    // Without a header it is an ordinary client, under its own address.
+    Dialogue::connect_with(&untrusted, node.address).login("demo", "x");
+    let own = node.loopback().address(8).to_string();
+    node.daemon.wait_for_message("logged in", &[("address", &own)]);
+    node.daemon.wait_for_message("the client speaks another protocol", &[("address", &own)]);
+}
+
+#[test]
+fn health_checks_leave_no_trace() {
+    let (node, balancer) = behind_balancer(Node::standalone());
+    let logged = node.daemon.lines().len();
+    for port in [node.address.port(), node.address.port() + 1] {
+        let address = SocketAddr::new(node.address.ip(), port);
+        for _ in 0..10 {
+            // Connect and leave; and version 2's LOCAL, which says what it is.
+            drop(balancer.connect(address).unwrap());
+            let mut local = balancer.connect(address).unwrap();
+            local.write_all(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").unwrap();
+            assert_eq!(read_what_comes(&mut local), b"");
+        }
+    }
+    let connector = balancer.proxy_v1(ip(CLIENT), ip(REACHED));
+    Dialogue::connect_with(&connector, node.address).login("demo", "x");
+    node.daemon.wait_for_message("logged in", &[]);
+    for line in &node.daemon.lines()[logged..] {
+        assert!(field(line, "session").is_some(), "{line}");
+    }
+    assert_eq!(node.metric("ftp_connections_total"), Some(1.0));
+    for refused in [
+        "ftp_connections_refused_total{reason=\"proxy_header\"}",
+        "ftp_data_connections_refused_total{reason=\"proxy_header\"}",
+        "ftp_data_connections_refused_total{reason=\"unexpected\"}",
+    ] {
+        assert_eq!(node.metric(refused), None, "{refused}");
+    }
+}
+
+#[test]
+fn pasv_tells_the_address_that_leads_to_the_balancer() {
+    let told = |builder: NodeBuilder, client: &str| {
+        let (node, balancer) = behind_balancer(builder);
+        let connector = balancer.proxy_v1(ip(client), ip(REACHED));
+        let mut session = Dialogue::connect_with(&connector, node.address);
+        session.login("demo", "x");
+        session.pasv().ip().to_string()
+    };
+    let outside = || Node::standalone().setting("external_address", "198.51.100.1");
+    assert_eq!(told(Node::standalone(), CLIENT), REACHED);
+    assert_eq!(told(outside(), CLIENT), "198.51.100.1");
+    let inside = || outside().setting("internal_networks", "10.0.0.0/8,192.0.2.0/24");
+    assert_eq!(told(inside(), CLIENT), REACHED);
+    assert_eq!(told(inside(), "198.51.100.77"), "198.51.100.1");
+}

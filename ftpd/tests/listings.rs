@@ -1,0 +1,330 @@
+//! LIST, NLST, MLSD, MLST: what they show, how, and what they hide.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    fs,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt, symlink},
+    },
+    path::PathBuf,
+};
+
+use cluster_tests::{dialogue::Dialogue, node::Node};
+
+fn start() -> Node {
+    Node::standalone().start()
+}
+
+fn at(node: &Node, name: impl AsRef<[u8]>) -> PathBuf {
+    node.root().join(OsStr::from_bytes(name.as_ref()))
+}
+
+fn file(node: &Node, name: &str, content: &str, modified: u64) {
+    let path = at(node, name);
+    fs::write(&path, content).unwrap();
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(modified);
+    fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+}
+
+/// The lines of a listing, each of which must end with CRLF.
+fn lines(session: &mut Dialogue, command: &str) -> Vec<String> {
+    let text = String::from_utf8_lossy(&session.receive(command)).into_owned();
+    let lines: Vec<String> = text.split("\r\n").map(str::to_owned).collect();
+    assert!(!text.replace("\r\n", "").contains(['\r', '\n']), "{text:?}");
+    assert_eq!(lines.last().map(String::as_str), Some(""), "{text:?}");
+    lines[..lines.len() - 1].to_vec()
+}
+
+fn sorted(mut lines: Vec<String>) -> Vec<String> {
+    lines.sort();
+    lines
+}
+
+/// Name and facts of a line of MLSD or MLST.
+fn facts(line: &str) -> (String, HashMap<String, String>) {
+    let (facts, name) = line.split_once(' ').unwrap();
+    let facts = facts.split_terminator(';').map(|fact| fact.split_once('=').unwrap());
+    (name.to_owned(), facts.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+}
+
+#[test]
+fn an_empty_directory_gives_an_empty_listing() {
+    let node = start();
+    fs::create_dir(at(&node, "empty")).unwrap();
+    let mut session = node.login("demo", "x");
+    for command in ["LIST", "NLST", "LIST -A", "NLST *"] {
+        session.command("CWD /empty", 250);
+        if command == "NLST *" {
+            // No name matches, which is an empty answer of a directory that is there.
+            assert!(session.receive(command).is_empty());
+            continue;
+        }
+        assert!(session.receive(command).is_empty(), "{command}");
+    }
+    let dots: Vec<_> = lines(&mut session, "MLSD").iter().map(|line| facts(line).1["type"].clone()).collect();
+    assert_eq!(sorted(dots), ["cdir", "pdir"]);
+}
+
+#[test]
+fn what_is_not_there_gets_550_and_mlsd_of_a_file_501() {
+    let node = start();
+    file(&node, "file", "content", 0);
+    let mut session = node.login("demo", "x");
+    for command in ["LIST", "NLST", "MLSD", "MLST", "STAT"] {
+        session.epsv();
+        session.command(&format!("{command} missing"), 550);
+        session.epsv();
+        session.command(&format!("{command} file/below"), 550);
+    }
+    session.epsv();
+    session.command("LIST missing/*", 550);
+    session.epsv();
+    session.command("MLSD file", 501);
+    assert_eq!(lines(&mut session, "NLST file"), ["file"]);
+    assert!(lines(&mut session, "LIST file")[0].ends_with(" file"));
+}
+
+#[test]
+fn list_has_the_lines_of_ls() {
+    let node = start();
+    file(&node, "file name", "12345", 1_000_000_000);
+    fs::set_permissions(at(&node, "file name"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::create_dir(at(&node, "directory")).unwrap();
+    fs::set_permissions(at(&node, "directory"), fs::Permissions::from_mode(0o755)).unwrap();
+    let mut session = node.login("demo", "x");
+    for command in ["LIST", "LIST -l", "LIST -la .", "NLST -l", "LIST /", "LIST -- ."] {
+        let shown = lines(&mut session, command);
+        let line = |name: &str| shown.iter().find(|line| line.ends_with(name)).unwrap().clone();
+        assert_eq!(line("file name"), "-rw-r-----   1 ftp      ftp             5 Sep  9  2001 file name");
+        assert!(line("directory").starts_with("drwxr-xr-x   2 ftp      ftp  "), "{shown:?}");
+        assert_eq!(shown.len(), if command.contains('a') { 4 } else { 2 }, "{shown:?}");
+    }
+    assert!(lines(&mut session, "LIST -F").iter().any(|line| line.ends_with(" directory/")));
+    let itself = lines(&mut session, "LIST -d directory");
+    assert!(
+        matches!(&itself[..], [line] if line.starts_with('d') && line.ends_with(" directory")),
+        "{itself:?}"
+    );
+}
+
+#[test]
+fn the_order_is_what_the_flags_say() {
+    let node = start();
+    for (name, content, modified) in [("a", "1", 300), ("b", "333", 100), ("c", "22", 200)] {
+        file(&node, name, content, modified);
+    }
+    let mut session = node.login("demo", "x");
+    for (flags, order) in [("-t", "acb"), ("-tr", "bca"), ("-S", "bca"), ("-S -r", "acb"), ("-r", "cba")] {
+        assert_eq!(lines(&mut session, &format!("NLST {flags}")).concat(), order, "{flags}");
+        let long: String =
+            lines(&mut session, &format!("LIST {flags} .")).iter().map(|l| &l[l.len() - 1..]).collect();
+        assert_eq!(long, order, "{flags}");
+    }
+}
+
+#[test]
+fn patterns_choose_names() {
+    let node = start();
+    fs::create_dir(at(&node, "dir")).unwrap();
+    for name in ["a.txt", "b.txt", "c.dat", "dir/d.txt", "*", "[x]"] {
+        file(&node, name, "", 0);
+    }
+    let mut session = node.login("demo", "x");
+    for (argument, names) in [
+        ("*.txt", &["a.txt", "b.txt"][..]),
+        ("?.txt", &["a.txt", "b.txt"]),
+        ("[ab].txt", &["a.txt", "b.txt"]),
+        ("[!a].*", &["b.txt", "c.dat"]),
+        ("[b-c].*", &["b.txt", "c.dat"]),
+        ("dir/*.txt", &["dir/d.txt"]),
+        ("/dir/*", &["/dir/d.txt"]),
+        ("nothing*", &[]),
+        // A name that is there is meant, whatever characters it has.
+        ("*", &["*"]),
+        ("[x]", &["[x]"]),
+        ("\\*?x*", &[]),
+        ("[*]*", &["*"]),
+    ] {
+        let shown = sorted(lines(&mut session, &format!("NLST {argument}")));
+        assert_eq!(shown, names, "{argument}");
+    }
+}
+
+#[test]
+fn names_of_nlst_are_paths_for_retr() {
+    let node = start();
+    fs::create_dir_all(at(&node, "dir/below")).unwrap();
+    file(&node, "dir/a b", "ab", 0);
+    file(&node, "dir/below/c", "c", 0);
+    let mut session = node.login("demo", "x");
+    for (command, names) in [
+        ("NLST dir", &["dir/a b", "dir/below"][..]),
+        ("NLST dir/", &["dir/a b", "dir/below"]),
+        ("NLST /dir", &["/dir/a b", "/dir/below"]),
+        ("NLST -R dir", &["dir/a b", "dir/below", "dir/below/c"]),
+        ("NLST dir/a*", &["dir/a b"]),
+        ("NLST dir/a b", &["dir/a b"]),
+    ] {
+        assert_eq!(sorted(lines(&mut session, command)), names, "{command}");
+    }
+    assert_eq!(session.retrieve("dir/a b"), b"ab");
+}
+
+#[test]
+fn a_tree_is_listed_as_ls_does_down_to_the_configured_depth() {
+    let node = Node::standalone().setting("list_depth", 3).start();
+    fs::create_dir_all(at(&node, "1/2/3/4/5")).unwrap();
+    file(&node, "1/file", "", 0);
+    let mut session = node.login("demo", "x");
+    let shown = lines(&mut session, "LIST -R");
+    let headings: Vec<_> = shown.iter().filter(|line| line.ends_with(':')).map(String::as_str).collect();
+    assert_eq!(headings, [".:", "./1:", "./1/2:", "./1/2/3:"]);
+    assert!(shown.iter().any(|line| line.ends_with(" 4")) && !shown.iter().any(|line| line.ends_with(" 5")));
+}
+
+#[test]
+fn leftovers_of_nfs_and_unfinished_uploads_are_hidden() {
+    let node = start();
+    for name in [".nfs000001", ".ftpd-partial-0123", ".profile", "file"] {
+        file(&node, name, "", 0);
+    }
+    let mut session = node.login("demo", "x");
+    for command in ["NLST", "NLST -a", "NLST -A", "NLST .*", "NLST -R"] {
+        let shown = lines(&mut session, command);
+        assert!(shown.contains(&".profile".to_owned()), "{command}: {shown:?}");
+        assert!(
+            !shown.iter().any(|name| name.contains("nfs") || name.contains("partial")),
+            "{command}: {shown:?}"
+        );
+    }
+    for command in ["LIST -la", "MLSD", "LIST -R"] {
+        let shown = lines(&mut session, command).concat();
+        assert!(!shown.contains("nfs") && !shown.contains("partial"), "{command}: {shown}");
+    }
+    session.epsv();
+    session.command("RETR .ftpd-partial-0123", 553);
+    session.command("DELE .ftpd-partial-0123", 553);
+}
+
+#[test]
+fn control_characters_in_names_split_no_line() {
+    let node = start();
+    let names: [&[u8]; 3] = [b"a\r\n-rw-r--r-- 1 ftp ftp 0 Jan 1 00:00 forged", b"b\x1b[2Jc", b"d\ne"];
+    for name in names {
+        fs::write(at(&node, name), "").unwrap();
+    }
+    fs::create_dir(at(&node, b"f\r\n226 done\r\n")).unwrap();
+    let mut session = node.login("demo", "x");
+    for (command, count) in [("LIST", 4), ("NLST", 4), ("MLSD", 6), ("LIST -R", 5), ("NLST -R", 4)] {
+        let shown = lines(&mut session, command);
+        assert_eq!(shown.iter().filter(|line| !line.is_empty()).count(), count, "{command}: {shown:?}");
+        assert!(!shown.concat().contains("\x1b") || !command.starts_with("LIST"), "{command}");
+    }
+    let status = session.command("STAT .", 213);
+    assert_eq!(status.details().len(), 4);
+    assert!(!status.raw.contains(&0x1b));
+}
+
+#[test]
+fn mlsd_and_mlst_show_the_facts_that_were_chosen() {
+    let node = start();
+    file(&node, "file", "12345", 1_582_979_696);
+    fs::set_permissions(at(&node, "file"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir(at(&node, "dir")).unwrap();
+    fs::hard_link(at(&node, "file"), at(&node, "same")).unwrap();
+    let mut session = node.login("demo", "x");
+    let shown: HashMap<_, _> = lines(&mut session, "MLSD").iter().map(|line| facts(line)).collect();
+    assert_eq!(shown.len(), 5, "{shown:?}");
+    let of = &shown["file"];
+    for (key, value) in [
+        ("type", "file"),
+        ("size", "5"),
+        ("modify", "20200229123456"),
+        ("perm", "adfrw"),
+        ("UNIX.mode", "0600"),
+    ] {
+        assert_eq!(of[key], value, "{key}");
+    }
+    assert_eq!(of["unique"], shown["same"]["unique"]);
+    assert_ne!(of["unique"], shown["dir"]["unique"]);
+    assert_eq!((&*shown["dir"]["type"], shown["dir"].get("size")), ("dir", None));
+    assert_eq!((&*shown["."]["type"], &*shown[".."]["type"]), ("cdir", "pdir"));
+
+    let single = session.command("MLST file", 250);
+    let (name, one) = facts(&single.details()[0]);
+    assert_eq!((name.as_str(), &one), ("/file", of));
+    assert_eq!(facts(&session.command("MLST", 250).details()[0]).0, "/");
+
+    assert_eq!(session.command("OPTS MLST size;Type;nonsense;", 200).message(), "MLST OPTS type;size;");
+    assert_eq!(session.command("MLST file", 250).details(), ["type=file;size=5; /file"]);
+    let features = session.command("FEAT", 211).details();
+    assert!(features.contains(&"MLST type*;size*;modify;perm;unique;UNIX.mode;".to_owned()), "{features:?}");
+    session.command("OPTS MLST", 200);
+    assert!(sorted(lines(&mut session, "MLSD")).contains(&" file".to_owned()));
+}
+
+#[test]
+fn links_are_shown_as_what_they_lead_to_unless_it_is_nothing_in_the_home() {
+    let node = start();
+    file(&node, "file", "12345", 0);
+    fs::create_dir(at(&node, "dir")).unwrap();
+    symlink("file", at(&node, "to-file")).unwrap();
+    symlink("/dir", at(&node, "to-dir")).unwrap();
+    symlink("gone", at(&node, "broken")).unwrap();
+    symlink("loop", at(&node, "loop")).unwrap();
+    symlink("/etc/passwd", at(&node, "out")).unwrap();
+    let mut session = node.login("demo", "x");
+    let shown: HashMap<_, _> = lines(&mut session, "MLSD").iter().map(|line| facts(line)).collect();
+    let kind = |name: &str| shown[name]["type"].as_str();
+    assert_eq!((kind("to-file"), kind("to-dir")), ("file", "dir"));
+    assert_eq!(shown["to-file"]["size"], "5");
+    for name in ["broken", "loop", "out"] {
+        assert_eq!(kind(name), "OS.unix=symlink", "{name}");
+    }
+    let long = lines(&mut session, "LIST");
+    assert!(long.iter().any(|line| line.starts_with('l') && line.ends_with(" broken -> gone")), "{long:?}");
+    session.command("MLST broken", 250);
+    session.epsv();
+    session.command("RETR out", 550);
+}
+
+#[test]
+fn ten_thousand_entries_come_complete_and_each_once() {
+    let node = start();
+    fs::create_dir(at(&node, "many")).unwrap();
+    for i in 0..10_000 {
+        fs::write(at(&node, format!("many/{i:05}")), "").unwrap();
+    }
+    let mut session = node.login("demo", "x");
+    session.command("CWD many", 250);
+    let wanted: Vec<String> = (0..10_000).map(|i| format!("{i:05}")).collect();
+    assert!(sorted(lines(&mut session, "NLST")) == wanted);
+    assert!(lines(&mut session, "NLST -r").iter().rev().eq(wanted.iter()));
+    assert_eq!(lines(&mut session, "LIST").len(), 10_000);
+    assert_eq!(lines(&mut session, "MLSD").len(), 10_002);
+    assert_eq!(lines(&mut session, "NLST 0000*").len(), 10);
+}
+
+#[test]
+fn a_listing_beyond_what_is_sorted_is_complete_all_the_same() {
+    let node = Node::standalone().setting("max_sorted_entries", 10).start();
+    for i in 0..100 {
+        file(&node, &i.to_string(), "", i);
+    }
+    let mut session = node.login("demo", "x");
+    let shown = sorted(lines(&mut session, "NLST -t"));
+    assert_eq!(shown, sorted((0..100).map(|i| i.to_string()).collect()));
+}
+
+#[test]
+fn a_file_named_like_flags_is_reached_by_a_path() {
+    let node = start();
+    file(&node, "-la", "content", 0);
+    let mut session = node.login("demo", "x");
+    assert_eq!(lines(&mut session, "NLST ./-la"), ["./-la"]);
+    assert_eq!(lines(&mut session, "NLST -- -la"), ["-la"]);
+    assert_eq!(lines(&mut session, "NLST -la").len(), 3);
+    assert_eq!(fs::metadata(at(&node, "-la")).unwrap().size(), 7);
+}

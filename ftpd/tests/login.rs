@@ -1,0 +1,324 @@
+//! Logging in: what is asked, in which order, how often, and for how long.
+
+use std::time::Duration;
+
+use cluster_tests::{
+    dialogue::Dialogue,
+    node::{Node, NodeBuilder},
+};
+
+fn with_users() -> NodeBuilder {
+    Node::standalone().user("anna", "secret").user("bert", "pässword")
+}
+
+#[test]
+fn the_answer_to_user_does_not_tell_whether_there_is_such_a_user() {
+    let node = with_users().start();
+    let mut session = node.connect();
+    let known = session.command("USER anna", 331);
+    assert_eq!(session.command("USER nobody", 331), known);
+    let unknown_user = session.command("PASS secret", 530);
+    session.command("USER anna", 331);
+    assert_eq!(session.command("PASS wrong", 530), unknown_user);
+}
+
+#[test]
+fn pass_needs_user_before_it_each_time() {
+    let node = with_users().start();
+    let mut session = node.connect();
+    session.command("PASS secret", 503);
+    session.command("USER anna", 331);
+    session.command("PASS wrong", 530);
+    session.command("PASS secret", 503);
+    session.login("anna", "secret");
+}
+
+#[test]
+fn names_and_passwords_are_right_only_byte_for_byte() {
+    let node = with_users().setting("max_login_failures", 100).start();
+    let mut session = node.connect();
+    let long = "x".repeat(8000);
+    for (user, password) in [
+        ("ANNA", "secret"),
+        ("anna ", "secret"),
+        (" anna", "secret"),
+        ("anna", "Secret"),
+        ("anna", "secret "),
+        ("anna", ""),
+        ("anna", "secretsecret"),
+        ("anna", &long),
+        (&long, "secret"),
+        ("../anna", "secret"),
+        ("anna:secret", ""),
+    ] {
+        session.command(&format!("USER {user}"), 331);
+        session.command(&format!("PASS {password}"), 530);
+    }
+    session.command("USER anna", 331);
+    session.command("PASS", 530);
+    session.command("USER", 501);
+    session.login("anna", "secret");
+}
+
+#[test]
+fn a_password_that_is_not_ascii_may_come_as_utf_8_or_as_latin_1() {
+    let node = with_users().start();
+    for password in [&b"p\xc3\xa4ssword"[..], b"p\xe4ssword"] {
+        let mut session = node.connect();
+        session.command("USER bert", 331);
+        session.command_bytes(&[b"PASS ", password].concat(), 230);
+    }
+    let mut session = node.connect();
+    session.command("USER bert", 331);
+    session.command_bytes(b"PASS p\xff\xffssword", 530);
+    session.command_bytes(b"USER b\xe9rt", 331);
+    session.command("PASS x", 530);
+}
+
+#[test]
+fn without_users_demo_admin_and_test_log_in_with_any_password() {
+    let node = Node::standalone().start();
+    for user in ["demo", "admin", "test"] {
+        node.login(user, "whatever").command("PWD", 257);
+    }
+    let mut session = node.connect();
+    session.command("USER anna", 331);
+    session.command("PASS whatever", 530);
+}
+
+#[test]
+fn before_the_login_only_commands_that_need_none_work() {
+    let node = with_users().setting("max_unauthenticated_commands", 100).start();
+    let mut session = node.connect();
+    let refused = [
+        "PWD",
+        "XPWD",
+        "CWD /",
+        "CDUP",
+        "MKD a",
+        "RMD a",
+        "RMDA a",
+        "DELE a",
+        "RNFR a",
+        "RNTO a",
+        "SIZE a",
+        "MDTM a",
+        "MDTM 20200101000000 a",
+        "MFMT 20200101000000 a",
+        "AVBL",
+        "PASV",
+        "EPSV",
+        "EPSV ALL",
+        "PORT 127,0,0,1,200,1",
+        "EPRT |1|127.0.0.1|51201|",
+        "TYPE I",
+        "STRU F",
+        "MODE S",
+        "ALLO 1",
+        "REST 0",
+        "RANG 0 1",
+        "RETR a",
+        "STOR a",
+        "STOU",
+        "APPE a",
+        "LIST",
+        "NLST",
+        "MLSD",
+        "MLST",
+        "STAT /",
+        "HASH a",
+        "XCRC a",
+        "XMD5 a",
+        "XSHA1 a",
+        "XSHA256 a",
+        "XSHA512 a",
+        "COMB a b",
+        "ABOR",
+        "SITE WHO",
+        "SITE HELP",
+        "SITE CHMOD 777 a",
+        "SITE UTIME 20200101000000 a",
+        "OPTS MLST type;",
+        "OPTS HASH MD5",
+    ];
+    for named in [false, true] {
+        if named {
+            session.command("USER anna", 331);
+        }
+        // Each round stays below the limit of errors in a row.
+        for command in refused.iter().skip(usize::from(named)).step_by(2) {
+            session.command(command, 530);
+        }
+        session.command("NOOP", 200);
+    }
+    for (command, code) in [
+        ("SYST", 215),
+        ("FEAT", 211),
+        ("HELP", 214),
+        ("HELP RETR", 214),
+        ("STAT", 211),
+        ("OPTS UTF8 ON", 200),
+        ("CLNT tests", 200),
+        ("ACCT any", 202),
+        ("NOOP", 200),
+        ("REIN", 220),
+    ] {
+        session.command(command, code);
+    }
+    session.login("anna", "secret");
+}
+
+#[test]
+fn a_session_logs_in_once_until_rein() {
+    let node = with_users().start();
+    std::fs::create_dir(node.root().join("deep")).unwrap();
+    let mut session = node.login("anna", "secret");
+    for command in ["USER bert", "PASS secret", "HOST example.org"] {
+        session.command(command, 503);
+    }
+    session.command("ACCT any", 202);
+    session.command("CWD deep", 250);
+    session.command("EPSV ALL", 200);
+    session.epsv();
+    assert_eq!(node.metric("ftp_passive_ports_reserved"), Some(1.0));
+
+    session.command("REIN", 220);
+    assert_eq!(node.metric("ftp_sessions"), Some(0.0));
+    assert_eq!(node.metric("ftp_passive_ports_reserved"), Some(0.0));
+    session.command("PWD", 530);
+    session.command("PASS secret", 503);
+    session.login("bert", "pässword");
+    assert_eq!(session.command("PWD", 257).quoted_path().as_deref(), Some("/"));
+    session.command("PASV", 227);
+    assert_eq!(node.metric("ftp_sessions"), Some(1.0));
+}
+
+#[test]
+fn host_comes_before_user_and_names_what_the_operator_lists() {
+    let node = with_users().setting("host_names", "ftp.example.org,other.example.org").start();
+    let mut session = node.connect();
+    session.command("HOST ftp.example.org", 220);
+    session.command("HOST OTHER.example.org", 220);
+    session.command("HOST www.example.org", 504);
+    for wrong in ["HOST", "HOST a b", "HOST [::1", "HOST ../x", "HOST a..b"] {
+        session.command(wrong, 501);
+    }
+    session.command("USER anna", 331);
+    session.command("HOST ftp.example.org", 503);
+    session.command("PASS secret", 230);
+    session.command("HOST ftp.example.org", 503);
+
+    let anywhere = with_users().start();
+    anywhere.connect().command("HOST www.example.org", 220);
+    anywhere.connect().command("HOST [2001:db8::1]", 220);
+}
+
+#[test]
+fn the_last_failed_login_ends_the_connection() {
+    let node = with_users().setting("max_login_failures", 3).start();
+    let mut session = node.connect();
+    for code in [530, 530, 421] {
+        session.command("USER anna", 331);
+        session.command("PASS wrong", code);
+    }
+    assert_eq!(session.expect_closed(), []);
+    assert_eq!(node.metric("ftp_logins_total{result=\"rejected\"}"), Some(3.0));
+    assert_eq!(node.metric("ftp_limit_reached_total{limit=\"max_login_failures\"}"), Some(1.0));
+    // The next connection begins anew: what holds over connections is authd's.
+    node.login("anna", "secret");
+}
+
+#[test]
+fn who_does_not_log_in_has_few_commands() {
+    let node = with_users().setting("max_unauthenticated_commands", 5).start();
+    let mut session = node.connect();
+    for _ in 0..5 {
+        session.command("NOOP", 200);
+    }
+    session.command("NOOP", 421);
+    assert_eq!(session.expect_closed(), []);
+
+    // A login leaves that count behind, and REIN begins a new one.
+    let mut session = node.login("anna", "secret");
+    for _ in 0..20 {
+        session.command("NOOP", 200);
+    }
+    session.command("REIN", 220);
+    for _ in 0..5 {
+        session.command("NOOP", 200);
+    }
+    session.command("NOOP", 421);
+}
+
+#[test]
+fn commands_do_not_put_off_the_end_of_the_time_for_logging_in() {
+    let node = with_users()
+        .setting("login_timeout", "1s")
+        .setting("max_unauthenticated_commands", 1_000_000)
+        .start();
+    let mut session = node.connect();
+    loop {
+        session.send("NOOP");
+        match session.reply().code {
+            200 => {}
+            421 => break,
+            code => panic!("{code}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    session.expect_closed();
+    assert_eq!(node.metric("ftp_sessions_ended_total{reason=\"login_timeout\"}"), Some(1.0));
+}
+
+#[test]
+fn a_session_is_idle_without_commands_but_not_while_it_transfers() {
+    let node = with_users().setting("idle_timeout", "700ms").start();
+    let mut busy = node.login("anna", "secret");
+    let data = busy.begin("STOR file");
+    // Each of these is told after a whole idle limit.
+    for _ in 0..2 {
+        let mut idle = node.login("anna", "secret");
+        idle.expect(421);
+        assert_eq!(idle.expect_closed(), []);
+    }
+    drop(data);
+    busy.expect(226);
+    busy.expect(421);
+    assert_eq!(node.metric("ftp_sessions_ended_total{reason=\"idle_timeout\"}"), Some(3.0));
+}
+
+#[test]
+fn site_who_shows_a_user_the_own_sessions_only() {
+    let node = with_users().start();
+    let mut anna = node.login("anna", "secret");
+    let second = node.login("anna", "secret");
+    let _bert = node.login("bert", "pässword");
+    let _nobody = node.connect();
+    let shown = anna.command("SITE WHO", 211);
+    assert_eq!(shown.details().len(), 2, "{shown:?}");
+    assert!(shown.details().iter().all(|line| line.contains(" anna standalone")), "{shown:?}");
+    second.quit();
+    assert_eq!(anna.command("SITE WHO", 211).raw.split(|b| *b == b'\n').count(), 4);
+}
+
+#[test]
+fn a_whole_session_may_come_in_one_packet() {
+    let node = with_users().start();
+    let mut session = node.connect();
+    session.send_bytes(b"USER anna\r\nPASS secret\r\nPWD\r\nMKD a\r\nCWD a\nPWD\r\nQUIT\r\nPWD\r\n");
+    for code in [331, 230, 257, 257, 250] {
+        session.expect(code);
+    }
+    assert_eq!(session.expect(257).quoted_path().as_deref(), Some("/a"));
+    session.expect(221);
+    assert_eq!(session.expect_closed(), []);
+}
+
+#[test]
+fn a_greeting_of_the_operators_is_told() {
+    let node = with_users().setting("greeting", "Welcome to the tests").start();
+    let mut session = Dialogue::dial(&cluster_tests::proxy::Connector::new(), node.address);
+    assert_eq!(session.expect(220).message(), "Welcome to the tests");
+    let status = node.login("anna", "secret").command("STAT", 211);
+    assert!(status.details().iter().any(|line| line == "Logged in as anna"), "{status:?}");
+}
