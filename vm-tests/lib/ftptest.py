@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pathlib
+import socket
 import sys
 import threading
 import time
@@ -20,7 +21,8 @@ PATIENCE = 60
 
 def login(user: str = USER) -> ftplib.FTP:
     ftp = ftplib.FTP(timeout=PATIENCE)
-    ftp.connect(HOST, 21)
+    # Over IPv4, for PASV; curl comes over IPv6 where there is one.
+    ftp.connect(socket.gethostbyname(HOST), 21)
     ftp.login(user, PASSWORD)
     return ftp
 
