@@ -25,6 +25,7 @@ let
         ];
     listenAddresses = [ "127.0.0.1" ];
     controlPort = 2121;
+    implicitPort = 2990;
     accessLog = "/dev/null";
     controlTimeout = "4h";
     dataTimeout = "6m";

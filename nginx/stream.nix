@@ -8,6 +8,8 @@
   # The control port of the balancer, and that of the nodes.
   controlPort,
   nodePort ? controlPort,
+  # The port where TLS begins at once, at the balancer and the nodes, or null.
+  implicitPort ? null,
   accessLog,
   # Durations as nginx writes them; README.md says what they must be longer than.
   controlTimeout,
@@ -35,10 +37,10 @@ let
     ) listenAddresses;
 
   upstreamServer =
-    node:
+    port: node:
     fill "upstream-server.conf" {
       node = bracketed node.address;
-      port = toString nodePort;
+      port = toString port;
     };
 
   dataServer =
@@ -54,10 +56,15 @@ let
     access_log = accessLog;
     control_listen = listen (toString controlPort);
     control_timeout = controlTimeout;
-    upstream_servers = lines upstreamServer nodes;
+    upstream_servers = lines (upstreamServer nodePort) nodes;
     data_servers = lines dataServer nodes;
-    # The nodes do not speak implicit TLS yet.
-    implicit_control = "";
+    implicit_control = lib.optionalString (implicitPort != null) (
+      fill "implicit-control.conf" {
+        control_timeout = controlTimeout;
+        implicit_listen = listen (toString implicitPort);
+        implicit_upstream_servers = lines (upstreamServer implicitPort) nodes;
+      }
+    );
   };
 in
 # As in the tests of ./dev's balancer: a placeholder that nobody filled is a bug here.

@@ -102,7 +102,7 @@ let
       change = cluster { nodes.ftp1.passivePorts = range 50000 50010; };
     }
     {
-      says = "lies within services.distributedFtp.cluster.passivePorts";
+      says = "a control port, 50050, lies within";
       change = cluster { controlPort = 50050; };
     }
     {
@@ -115,6 +115,38 @@ let
         auth.ftp1 = {
           address = "10.0.0.11";
           port = 50007;
+        };
+      };
+    }
+    {
+      says = "cluster.tls is asked for without a certificate";
+      change = cluster { tls.required = true; };
+    }
+    {
+      says = "cluster.tls is asked for without a certificate";
+      change = cluster { tls.implicitPort = 990; };
+    }
+    {
+      says = "a certificate needs its key";
+      change = cluster { tls.certificateFile = "/run/secrets/certificate"; };
+    }
+    {
+      says = "there are two certificates";
+      change = cluster {
+        tls = {
+          certificateFile = "/run/secrets/certificate";
+          keyFile = "/run/secrets/key";
+          acmeHost = "ftp.example.org";
+        };
+      };
+    }
+    {
+      says = "tls.implicitPort is the control port";
+      change = cluster {
+        tls = {
+          certificateFile = "/run/secrets/certificate";
+          keyFile = "/run/secrets/key";
+          implicitPort = 21;
         };
       };
     }

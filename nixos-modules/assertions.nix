@@ -4,7 +4,12 @@ let
   cfg = config.services.distributedFtp;
   cluster = import ./cluster.nix { inherit lib config; };
   description = cfg.cluster;
-  inherit (description) passivePorts storage redis;
+  inherit (description)
+    passivePorts
+    storage
+    redis
+    tls
+    ;
   inherit (lib) attrNames filter;
 
   option = name: "services.distributedFtp.${name}";
@@ -51,7 +56,7 @@ let
     };
   isPassive = port: passivePorts.from <= port && port <= passivePorts.to;
   clashes =
-    name: filter ({ port, ... }: isPassive port || port == description.controlPort) (takenAt name);
+    name: filter ({ port, ... }: isPassive port || lib.elem port cluster.controlPorts) (takenAt name);
   servesClients = name: description.balancers ? ${name} || description.nodes ? ${name};
 
   decided = [
@@ -66,6 +71,11 @@ let
     "redis_url"
     "authd_urls"
     "standalone"
+    "tls"
+    "tls_certificates"
+    "tls_data"
+    "tls_keys"
+    "implicit_tls_port"
     "user"
   ];
   ownFileSystem = config.fileSystems.${storage.mountPoint} or null;
@@ -139,9 +149,26 @@ in
         message = "${option "cluster.nodes"}: passivePorts is set for ${lib.concatStringsSep ", " explicit} only: set it for all nodes or for none.";
       }
       {
-        assertion =
-          description.controlPort < passivePorts.from || passivePorts.to < description.controlPort;
-        message = "${option "cluster.controlPort"}, ${toString description.controlPort}, lies within ${option "cluster.passivePorts"}, ${range passivePorts}: move one of them.";
+        assertion = !(lib.any isPassive cluster.controlPorts);
+        message = "${option "cluster"}: a control port, ${
+          lib.concatMapStringsSep " or " toString cluster.controlPorts
+        }, lies within ${option "cluster.passivePorts"}, ${range passivePorts}: move one of them.";
+      }
+      {
+        assertion = tls.implicitPort != description.controlPort;
+        message = "${option "cluster.tls.implicitPort"} is the control port, ${toString description.controlPort}, where clients begin in the clear: choose another, such as 990.";
+      }
+      {
+        assertion = cluster.hasCertificate || !(tls.required || tls.implicitPort != null);
+        message = "${option "cluster.tls"} is asked for without a certificate: set `certificateFile` and `keyFile`, or `acmeHost`.";
+      }
+      {
+        assertion = (tls.certificateFile == null) == (tls.keyFile == null);
+        message = "${option "cluster.tls"}: a certificate needs its key, and a key its certificate: set both `certificateFile` and `keyFile`.";
+      }
+      {
+        assertion = tls.certificateFile == null || tls.acmeHost == null;
+        message = "${option "cluster.tls"}: there are two certificates: set the files or `acmeHost`.";
       }
       {
         assertion = description.auth != { };

@@ -30,6 +30,7 @@ let
         admin
         uploads
         permissions
+        tls
         ;
       limits = lib.filterAttrs (_: limit: limit != null) {
         inherit (user.limits) sessions;

@@ -8,7 +8,8 @@ let
   own = description.balancers.${cluster.hostName};
   nodes = lib.filter (node: node.address != null) cluster.nodes;
 
-  ports = description.passivePorts.to - description.passivePorts.from + 2;
+  ports =
+    description.passivePorts.to - description.passivePorts.from + 1 + lib.length cluster.controlPorts;
   # As nginx/README.md says. A transfer has its control connection, and one for the data.
   connections =
     2 * (lib.length nodes * (limits.max_sessions + limits.max_transfers))
@@ -37,6 +38,7 @@ in
         inherit nodes;
         inherit (own) listenAddresses;
         inherit (description) controlPort;
+        inherit (description.tls) implicitPort;
         # Where NixOS rotates nginx's logs.
         accessLog = "/var/log/nginx/ftp.log";
         controlTimeout = "${toString (lib.max (4 * 3600) (2 * limits.idle))}s";

@@ -120,6 +120,13 @@ rec {
     idle = seconds cfg.ftpd.settings.idle_timeout;
   };
 
+  hasCertificate = cluster.tls.certificateFile != null || cluster.tls.acmeHost != null;
+  # Where clients' control connections go.
+  controlPorts = [
+    cluster.controlPort
+  ]
+  ++ lib.optional (cluster.tls.implicitPort != null) cluster.tls.implicitPort;
+
   # The path of the storage on a node.
   root = cluster.storage.mountPoint;
   # On the host that exports it, the storage is not mounted over the network.

@@ -13,16 +13,12 @@ let
 
   rules =
     lib.optional cluster.isBalancer (
-      rule null [
-        (toString description.controlPort)
-        (range description.passivePorts)
-      ]
+      rule null (map toString cluster.controlPorts ++ [ (range description.passivePorts) ])
     )
     ++ lib.optionals cluster.isNode [
-      (rule (if description.balancers == { } then null else cluster.balancerAddresses) [
-        (toString description.controlPort)
-        (range own.slice)
-      ])
+      (rule (if description.balancers == { } then null else cluster.balancerAddresses) (
+        map toString cluster.controlPorts ++ [ (range own.slice) ]
+      ))
       (rule cluster.monitoringAddresses [ (toString description.monitoring.metricsPort) ])
     ]
     ++ lib.optional cluster.isAuth (

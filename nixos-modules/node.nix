@@ -11,6 +11,8 @@ let
   inherit (cluster) limits;
   description = cfg.cluster;
   own = lib.findFirst (node: node.name == cluster.hostName) null cluster.nodes;
+  inherit (description) tls;
+  acmeDirectory = "/var/lib/acme/${tls.acmeHost}";
   hasBalancers = description.balancers != { };
 
   # Everything that the cluster's description decides; assertions.nix keeps it out of `settings`.
@@ -28,6 +30,16 @@ let
         "127.0.0.1:${toString description.monitoring.metricsPort}"
       else
         "${cluster.bracketed own.address}:${toString description.monitoring.metricsPort}";
+  }
+  // lib.optionalAttrs cluster.hasCertificate {
+    tls = if tls.required then "required" else "optional";
+    tls_data = if tls.required then "required" else "optional";
+    implicit_tls_port = tls.implicitPort;
+  }
+  // lib.optionalAttrs (tls.acmeHost != null) {
+    # Read again when they are renewed, which a credential is not.
+    tls_certificates = [ "${acmeDirectory}/fullchain.pem" ];
+    tls_keys = [ "${acmeDirectory}/key.pem" ];
   }
   // (
     if cluster.hasExplicitSlices then
@@ -51,8 +63,17 @@ let
     authd-token = cluster.secretFile "nodeToken";
     redis-password = cluster.secretFile "redisPassword";
   };
+  certificates = lib.filterAttrs (_: file: file != null) {
+    inherit (tls) certificateFile keyFile;
+  };
   # Flags, because a credential's path is known to systemd only.
-  secretFlags = path: lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets;
+  secretFlags =
+    path:
+    lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets
+    ++ lib.optionals (certificates != { }) [
+      "--tls-certificates ${path "certificateFile"}"
+      "--tls-keys ${path "keyFile"}"
+    ];
 
   # The daemon itself reads its settings when the system is built; the secrets are not there then.
   checkedSettings = pkgs.runCommand "ftpd-settings" { } ''
@@ -63,6 +84,7 @@ let
     touch $out
   '';
 
+  hasPrivilegedPort = lib.any (port: port < 1024) cluster.controlPorts;
   logsDirectory = "/var/log/distributed-ftp";
   writesTransferLog = cfg.ftpd.settings.transfer_log != null;
 in
@@ -90,7 +112,8 @@ in
         "redis-ftp.service"
         "authd.service"
       ]
-      ++ lib.optional (secrets != { }) "distributed-ftp-secrets.service";
+      ++ lib.optional (secrets != { }) "distributed-ftp-secrets.service"
+      ++ lib.optional (tls.acmeHost != null) "acme-${tls.acmeHost}.service";
       unitConfig = {
         # Started too early, it would write into the directory below the mount point.
         RequiresMountsFor = cluster.root;
@@ -103,7 +126,10 @@ in
           [ "${lib.getExe' cfg.package "ftpd"} --config ${configFile}" ] ++ secretFlags (name: "%d/${name}")
         );
         ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
-        LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") secrets;
+        LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") (secrets // certificates);
+        SupplementaryGroups = lib.mkIf (
+          tls.acmeHost != null
+        ) config.security.acme.certs.${tls.acmeHost}.group;
         User = "distributed-ftp";
         Group = "distributed-ftp";
 
@@ -131,8 +157,8 @@ in
         TasksMax = limits.max_transfers + limits.max_file_operations + 256;
 
         # The control port is below 1024. Nothing else of root's power.
-        AmbientCapabilities = lib.optional (description.controlPort < 1024) "CAP_NET_BIND_SERVICE";
-        CapabilityBoundingSet = if description.controlPort < 1024 then "CAP_NET_BIND_SERVICE" else "";
+        AmbientCapabilities = lib.optional hasPrivilegedPort "CAP_NET_BIND_SERVICE";
+        CapabilityBoundingSet = if hasPrivilegedPort then "CAP_NET_BIND_SERVICE" else "";
         # In a user namespace of its own the capability would not count, and files of others on the
         # storage would all seem to be nobody's.
         PrivateUsers = false;
@@ -142,6 +168,10 @@ in
         ReadWritePaths = [ cluster.root ];
         LogsDirectory = lib.mkIf writesTransferLog "distributed-ftp";
       };
+    };
+
+    security.acme.certs = lib.mkIf (tls.acmeHost != null) {
+      ${tls.acmeHost}.reloadServices = [ "ftpd.service" ];
     };
 
     services.logrotate.settings = lib.mkIf writesTransferLog {

@@ -16,6 +16,7 @@ lib.mapAttrs' (name: file: lib.nameValuePair "vm-${name}" (test ({ inherit name;
     auth-outage = ./auth-outage.nix;
     redis-restart = ./redis-restart.nix;
     nfs-outage = ./nfs-outage.nix;
+    tls = ./tls.nix;
     real-address = ./real-address.nix;
     partition = ./partition.nix;
     firewall = ./firewall.nix;

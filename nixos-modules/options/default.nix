@@ -25,6 +25,7 @@ in
   imports = [
     ./cluster.nix
     ./storage.nix
+    ./tls.nix
     ./users.nix
     ./settings.nix
   ];

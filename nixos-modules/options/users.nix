@@ -65,6 +65,10 @@ let
           description = "Whether an upload has its name from the first byte on, or when it is complete.";
         };
         inherit permissions;
+        tls = {
+          control = switch false "Whether the user's login must be encrypted, beside what `cluster.tls` says.";
+          data = switch false "Whether the user's transfers and listings must be encrypted.";
+        };
         limits = {
           sessions = limit "Sessions of the user at once, over all nodes; null is no limit.";
           sessionsPerAddress = limit "The same, from one address.";

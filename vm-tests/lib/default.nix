@@ -19,6 +19,8 @@
   storage ? "backend",
   # Changes to services.distributedFtp on all machines: a module.
   cluster ? { },
+  # More flags of the scripts' curl.
+  curl ? "",
   # More of a machine, and more machines.
   machines ? { },
 }:
@@ -164,6 +166,7 @@ pkgs.testers.runNixOSTest {
         }}
         balancer, auth, redis, storage = ${balancer}, ${auth}, ${redis}, ${storage}
         auth_address = "${nodes.${auth}.networking.primaryIPAddress}"
+        curl_flags = "${curl}"
         client_address = "${nodes.client.networking.primaryIPAddress}"
         parts = [
             (redis, "redis-ftp.service"),

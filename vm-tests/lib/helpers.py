@@ -5,7 +5,7 @@ from typing import Any
 
 URL = f"ftp://demo:secret@{balancer.name}"
 # curl gives up on a connection that stands still, as a client must that wants to go on elsewhere.
-CURL = "curl -sS --connect-timeout 20 --speed-limit 1 --speed-time 20"
+CURL = f"curl -sS {curl_flags} --connect-timeout 20 --speed-limit 1 --speed-time 20"
 
 
 def wait_for_cluster() -> None:
