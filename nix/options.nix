@@ -14,14 +14,14 @@ let
   value =
     shown:
     if shown._type or null == "literalMD" then
-      lib.removeSuffix "\n" shown.text
+      " ${lib.replaceStrings [ "\n" ] [ " " ] (lib.trim shown.text)}"
     else if lib.hasInfix "\n" shown.text then
       "\n\n  ```nix\n${
         lib.concatMapStrings (line: "  ${line}\n") (lib.splitString "\n" (lib.removeSuffix "\n" shown.text))
       }  ```"
     else
-      "`${shown.text}`";
-  line = what: shown: "* ${what}: ${value shown}\n";
+      " `${shown.text}`";
+  line = what: shown: "* ${what}:${value shown}\n";
 
   entry =
     option:

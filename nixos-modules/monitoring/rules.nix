@@ -44,6 +44,10 @@ in
           "warning"
           "Logins through {{ $labels.instance }} wait for authd for more than two seconds."
         )
+        (alert "FtpCertificateUnusable" ''increase(ftp_tls_reloads_total{result="failed"}[1h]) > 0'' 1
+          "warning"
+          "{{ $labels.instance }} cannot use its new certificate, and goes on with the one before."
+        )
         (alert "FtpDrainsForLong" "ftp_draining == 1" 30 "warning"
           "{{ $labels.instance }} has been draining for half an hour."
         )
