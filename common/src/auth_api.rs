@@ -23,6 +23,9 @@ pub struct AuthenticateRequest {
     pub session: SessionId,
     /// Whether the control connection is encrypted.
     pub tls: bool,
+    /// Subject of the client certificate that the node has verified, as RFC 4514 writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
 }
 
 /// Body of the answer 200 to `POST /v1/authenticate`: everything a node needs to know of a user.
@@ -165,6 +168,8 @@ pub struct UserView {
     pub limits: AccountLimits,
     pub uploads: UploadMode,
     pub tls: TlsRequirements,
+    /// Subjects of client certificates that stand in for the password.
+    pub certificates: Vec<String>,
     pub admin: bool,
 }
 

@@ -28,6 +28,8 @@ pub struct Attempt {
     pub address: IpAddr,
     pub session: SessionId,
     pub tls: bool,
+    /// Subject of the verified client certificate.
+    pub certificate: Option<String>,
 }
 
 /// Why an attempt failed.
@@ -125,6 +127,7 @@ impl Authd {
             node: self.node.clone(),
             session: attempt.session,
             tls: attempt.tls,
+            certificate: attempt.certificate,
         };
         let started = Instant::now();
         let deadline = tokio::time::Instant::now() + self.timeout;

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     net::Shutdown,
     time::{Duration, Instant},
 };
@@ -15,6 +15,7 @@ use cluster_tests::{
     node::{Node, NodeBuilder},
     redis::Redis,
     stub_authd::{Answer, StubAuthd},
+    tls::{Authority, SecureDialogue},
 };
 use serde_json::{Value, json};
 
@@ -48,6 +49,66 @@ fn refused_login(session: &mut Dialogue) -> u16 {
     session.command("USER anna", 331);
     session.send("PASS very-secret");
     session.reply().code
+}
+
+#[test]
+fn authd_is_told_the_subject_of_a_client_certificate_that_was_verified() {
+    let (authority, strangers) = (Authority::new(), Authority::new());
+    let server = authority.sign("localhost");
+    let authd = StubAuthd::start(|request| Answer::account(&json!({ "user": request["user"], "home": "/" })));
+    let (_redis, builder) = node(&authd.url());
+    let node = builder
+        .setting("tls_certificates", server.chain.display())
+        .setting("tls_keys", server.key.display())
+        .setting("tls_client_ca", authority.file().display())
+        .start();
+    let mut session = SecureDialogue::explicit(&authority.client(), node.address);
+    session.login("anna", "");
+    let scanner = authority.sign("scanner");
+    for _ in 0..2 {
+        let mut session = SecureDialogue::explicit(&authority.client_with(&scanner), node.address);
+        session.login("anna", "");
+        session.transmit("STOR file", b"content");
+    }
+    let told: Vec<_> = authd.requests().iter().map(|request| request["certificate"].clone()).collect();
+    assert_eq!(told, [Value::Null, json!("CN=scanner"), json!("CN=scanner")]);
+    // One of an authority that nobody named is no certificate at all.
+    let mut clear = node.connect();
+    clear.command("AUTH TLS", 234);
+    let stranger = authority.client_with(&strangers.sign("scanner"));
+    let handshake = stranger.encrypt(clear.control().try_clone().unwrap());
+    // With TLS 1.3 the client learns of it only when it reads.
+    assert!(handshake.and_then(|mut stream| stream.read_exact(&mut [0])).is_err());
+    assert_eq!(authd.requests().len(), 3);
+}
+
+#[test]
+fn a_user_may_have_to_encrypt_where_others_need_not() {
+    let authority = Authority::new();
+    let server = authority.sign("localhost");
+    let authd = StubAuthd::start(|request| {
+        let careful = request["user"] == "careful";
+        let tls = json!({ "control": careful, "data": careful });
+        Answer::account(&json!({ "user": request["user"], "home": "/", "tls": tls }))
+    });
+    let (_redis, builder) = node(&authd.url());
+    let node = builder
+        .setting("tls_certificates", server.chain.display())
+        .setting("tls_keys", server.key.display())
+        .start();
+    node.login("other", "x").receive("LIST");
+    let mut clear = node.connect();
+    clear.command("USER careful", 331);
+    assert!(clear.command("PASS x", 530).text().contains("AUTH TLS"));
+    let mut session = SecureDialogue::explicit(&authority.client(), node.address);
+    session.command("USER careful", 331);
+    session.command("PASS x", 230);
+    session.epsv();
+    session.command("LIST", 521);
+    session.command("PBSZ 0", 200);
+    session.command("PROT P", 200);
+    session.receive("LIST");
+    session.command("PROT C", 534);
 }
 
 #[test]
@@ -86,7 +147,7 @@ fn every_permission_that_is_missing_is_refused_with_550() {
                 "XSHA512 file",
             ],
         ),
-        ("upload", &["STOR new", "STOU", "COMB new file"]),
+        ("upload", &["STOR new", "STOU", "APPE new", "COMB new file"]),
         ("overwrite", &["STOR file"]),
         ("append", &["APPE file", "REST 3|STOR file", "COMB file other"]),
         ("rename", &["RNFR file"]),

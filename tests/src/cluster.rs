@@ -19,9 +19,11 @@ use crate::{
     node::{Node, NodeBuilder},
     proxy::Connector,
     redis::Redis,
+    tls::CertificateFiles,
 };
 
 const CONTROL_PORT: u16 = 2121;
+const IMPLICIT_PORT: u16 = 2990;
 /// The last byte of the addresses of the parts; clients may have those from 100 on.
 const BALANCER: u8 = 1;
 const REDIS: u8 = 2;
@@ -36,6 +38,7 @@ pub struct ClusterBuilder {
     authd_settings: Vec<(String, String)>,
     users: Option<String>,
     reference_variables: bool,
+    encrypted: bool,
 }
 
 /// A running cluster. All of it ends when this is dropped.
@@ -62,6 +65,7 @@ impl Cluster {
             authd_settings: Vec::new(),
             users: None,
             reference_variables: false,
+            encrypted: false,
         }
     }
 
@@ -73,6 +77,11 @@ impl Cluster {
     /// The address that clients know.
     pub fn address(&self) -> SocketAddr {
         self.loopback.socket(BALANCER, CONTROL_PORT)
+    }
+
+    /// Where clients have TLS from the first byte, in a cluster with a certificate.
+    pub fn implicit_address(&self) -> SocketAddr {
+        self.loopback.socket(BALANCER, IMPLICIT_PORT)
     }
 
     /// `ftp://user:password@address/path`, for clients that take URLs.
@@ -88,6 +97,11 @@ impl Cluster {
     /// Makes connections from the address of the `number`-th client.
     pub fn client(&self, number: u8) -> Connector {
         Connector::new().from(self.client_address(number))
+    }
+
+    /// Makes connections straight to nodes, as the balancer does for the first client.
+    pub fn as_balancer(&self) -> Connector {
+        Connector::new().proxy_v1(self.client_address(1), self.address().ip())
     }
 
     /// The balancer.
@@ -274,6 +288,14 @@ impl ClusterBuilder {
         self
     }
 
+    /// All nodes have this certificate, and offer explicit and implicit FTPS.
+    pub fn certificate(mut self, files: &CertificateFiles) -> Self {
+        self.encrypted = true;
+        self.setting("tls_certificates", files.chain.display())
+            .setting("tls_keys", files.key.display())
+            .setting("implicit_tls_port", IMPLICIT_PORT)
+    }
+
     /// Starts all parts and waits until each serves.
     ///
     /// # Panics
@@ -291,6 +313,7 @@ impl ClusterBuilder {
                 })
                 .collect(),
             node_port: CONTROL_PORT,
+            implicit_port: self.encrypted.then_some(IMPLICIT_PORT),
         };
         let redis = Redis::start(loopback.socket(REDIS, 6379));
         let authd = self.authd(&loopback).start();

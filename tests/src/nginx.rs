@@ -25,6 +25,8 @@ pub struct Balancer {
     /// Name, address and slice of each node; each listens on `node_port`.
     pub nodes: Vec<(String, IpAddr, PortRange)>,
     pub node_port: u16,
+    /// Where clients, and the nodes, have TLS from the first byte.
+    pub implicit_port: Option<u16>,
 }
 
 /// A running nginx. It ends, with its workers, when this is dropped.
@@ -76,9 +78,9 @@ impl Balancer {
         let timeouts = [("control_timeout", "4h"), ("data_timeout", "6m")];
         let listen =
             |ports: &str| fill("listen.conf", &[("address", &bracketed(self.address)), ("ports", ports)]);
-        let upstream = |(_, address, _): &(String, IpAddr, PortRange)| {
-            let port = self.node_port.to_string();
-            fill("upstream-server.conf", &[("node", &bracketed(*address)), ("port", &port)])
+        let upstream = |address: IpAddr, port: u16| {
+            let port = port.to_string();
+            fill("upstream-server.conf", &[("node", &bracketed(address)), ("port", &port)])
         };
         let data = |(name, address, slice): &(String, IpAddr, PortRange)| {
             let listen = listen(&slice.to_string());
@@ -87,17 +89,24 @@ impl Balancer {
         };
         let access_log = directory.join("access.log").display().to_string();
         let control_listen = listen(&self.control_port.to_string());
-        let upstream_servers: String = self.nodes.iter().map(upstream).collect();
+        let upstreams =
+            |port| -> String { self.nodes.iter().map(|(_, address, _)| upstream(*address, port)).collect() };
+        let upstream_servers = upstreams(self.node_port);
+        let implicit_control = self.implicit_port.map_or_else(String::new, |port| {
+            let (servers, listen) = (upstreams(port), listen(&port.to_string()));
+            let values = [("implicit_upstream_servers", servers.as_str()), ("implicit_listen", &listen)];
+            fill("implicit-control.conf", &[&values[..], &timeouts].concat())
+        });
         let data_servers: String = self.nodes.iter().map(data).collect();
         let values = [
             ("access_log", access_log.as_str()),
             ("upstream_servers", &upstream_servers),
             ("control_listen", &control_listen),
-            ("implicit_control", ""),
+            ("implicit_control", &implicit_control),
             ("data_servers", &data_servers),
         ];
         let stream = fill("stream.conf", &[&values[..], &timeouts].concat());
-        let listeners: u32 = 1 + self.nodes.iter().map(|(_, _, slice)| slice.count()).sum::<u32>();
+        let listeners: u32 = 2 + self.nodes.iter().map(|(_, _, slice)| slice.count()).sum::<u32>();
         let connections = 2 * (250 + 250) + listeners + 64;
         let module = match Path::new(STREAM_MODULE).exists() {
             true => format!("load_module {STREAM_MODULE};"),
@@ -157,6 +166,7 @@ mod tests {
             control_port: 20021,
             nodes: (0..3).map(node).collect(),
             node_port: 21,
+            implicit_port: Some(20990),
         };
         let directory = tempfile::tempdir().unwrap();
         let text = balancer.configuration(directory.path());

@@ -20,7 +20,7 @@ use rustls::{
 };
 use tempfile::TempDir;
 
-use crate::{DEADLINE, proxy::Connector, reply::Reply};
+use crate::{DEADLINE, dialogue::Dialogue, proxy::Connector, reply::Reply};
 
 /// A certificate authority, with the files of what it signed.
 pub struct Authority {
@@ -213,7 +213,11 @@ impl SecureDialogue {
 
     /// As [`Self::explicit`], with every connection made by `connector`.
     pub fn explicit_with(client: &TlsClient, connector: &Connector, address: SocketAddr) -> Self {
-        let mut clear = crate::dialogue::Dialogue::connect_with(connector, address);
+        Self::upgrade(client, connector, Dialogue::connect_with(connector, address))
+    }
+
+    /// Explicit FTPS on a control connection that has been greeted.
+    pub fn upgrade(client: &TlsClient, connector: &Connector, mut clear: Dialogue) -> Self {
         clear.command("AUTH TLS", 234);
         let control = clear.control().try_clone().expect("a descriptor");
         Self::over(client, connector, control)

@@ -26,6 +26,7 @@ fn balancer(loopback: &Loopback) -> Balancer {
         control_port: PORT,
         nodes: (0..3).map(node).collect(),
         node_port: PORT,
+        implicit_port: None,
     }
 }
 

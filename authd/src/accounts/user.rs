@@ -138,6 +138,9 @@ pub struct User {
     pub uploads: UploadMode,
     #[serde(default)]
     pub tls: TlsRequirements,
+    /// Subjects of client certificates that stand in for the password.
+    #[serde(default)]
+    pub certificates: Vec<String>,
     pub admin: bool,
 }
 
@@ -152,6 +155,7 @@ impl User {
             limits: AccountLimits::default(),
             uploads: UploadMode::default(),
             tls: TlsRequirements::default(),
+            certificates: Vec::new(),
             admin: false,
         }
     }
@@ -180,6 +184,7 @@ impl User {
             limits: self.limits,
             uploads: self.uploads,
             tls: self.tls,
+            certificates: self.certificates.clone(),
             admin: self.admin,
         }
     }
@@ -200,6 +205,8 @@ pub struct Change {
     pub uploads: Option<UploadMode>,
     /// As a whole: a connection that is not named may be in the clear.
     pub tls: Option<TlsRequirements>,
+    /// As a whole.
+    pub certificates: Option<Vec<String>>,
     pub admin: Option<bool>,
 }
 
@@ -215,6 +222,7 @@ impl Change {
             limits: self.limits.unwrap_or(user.limits),
             uploads: self.uploads.unwrap_or(user.uploads),
             tls: self.tls.unwrap_or(user.tls),
+            certificates: self.certificates.as_ref().unwrap_or(&user.certificates).clone(),
             admin: self.admin.unwrap_or(user.admin),
         }
     }

@@ -110,7 +110,7 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
     };
     let verdict = match &found {
         Some((name, user)) => {
-            if !is_right(service, name, user, &request.password).await? {
+            if !shows_certificate(user, request) && !is_right(service, name, user, &request.password).await? {
                 Err(Refusal::WrongPassword)
             } else if !user.enabled {
                 Err(Refusal::Disabled)
@@ -134,6 +134,11 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
             Err(refusal)
         }
     }
+}
+
+/// Whether the node has verified a certificate that stands in for this user's password.
+fn shows_certificate(user: &User, request: &AuthenticateRequest) -> bool {
+    request.certificate.as_ref().is_some_and(|subject| user.certificates.contains(subject))
 }
 
 async fn is_right(service: &Service, name: &UserName, user: &User, password: &Secret) -> Result<bool, Busy> {

@@ -106,12 +106,13 @@ async fn the_described_bodies_are_those_of_the_types() {
     let described = |schema: &str| keys(&schemas[schema]["properties"]);
     let of = |value: Value| keys(&value);
 
-    let request: AuthenticateRequest = serde_json::from_value(authenticate("a", "b", "::1")).unwrap();
+    let mut request: AuthenticateRequest = serde_json::from_value(authenticate("a", "b", "::1")).unwrap();
+    request.certificate = Some("CN=a".to_owned());
     assert_eq!(described("AuthenticateRequest"), of(serde_json::to_value(&request).unwrap()));
     let user: UserView = serde_json::from_value(json!({
         "name": "a", "source": "registry", "enabled": true, "home": "/a", "permissions": {},
         "limits": { "sessions": 1, "sessions_per_address": 1 }, "uploads": "atomic",
-        "tls": { "control": true, "data": true }, "admin": false,
+        "tls": { "control": true, "data": true }, "certificates": [], "admin": false,
     }))
     .unwrap();
     let user = serde_json::to_value(&user).unwrap();

@@ -5,7 +5,7 @@ use std::fs;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Authd, Redis, eventually, hash};
+use crate::support::{Authd, NODE_TOKEN, Redis, authenticate, eventually, hash};
 
 fn users_file(dir: &tempfile::TempDir) -> String {
     let path = dir.path().join("users.toml");
@@ -16,6 +16,29 @@ fn users_file(dir: &tempfile::TempDir) -> String {
     );
     fs::write(&path, text).unwrap();
     path.to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_verified_certificate_stands_in_for_the_password_of_its_user_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("users.toml");
+    let user = |name: &str, subject: &str| {
+        format!("[users.{name}]\npassword_hash = \"{}\"\ncertificates = [\"{subject}\"]\n", hash("hunter2"))
+    };
+    fs::write(&path, user("ann", "CN=scanner 7, O=Example") + &user("ben", "CN=other")).unwrap();
+    let authd = Authd::start(&["--users-file", path.to_str().unwrap()]);
+    for (name, password, certificate, status) in [
+        ("ann", "", "CN=scanner 7, O=Example", 200),
+        ("ann", "", "CN=scanner 7", 403),
+        ("ann", "hunter2", "CN=other", 200),
+        ("ben", "", "CN=scanner 7, O=Example", 403),
+        ("nobody", "", "CN=other", 403),
+    ] {
+        let mut body = authenticate(name, password, "192.0.2.1");
+        body["certificate"] = certificate.into();
+        let answer = authd.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&body)).await;
+        assert_eq!(answer.status, status, "{name} {certificate}");
+    }
 }
 
 #[tokio::test]

@@ -83,6 +83,7 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
         address: session.ends.client.ip(),
         session: session.handle.id,
         tls: session.security.is_encrypted(),
+        certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate_subject.clone()),
     };
     let subject =
         Subject { session: session.handle.id, user: attempt.user.clone(), address: attempt.address };

@@ -1,6 +1,6 @@
 //! STOR, STOU, APPE, ALLO (RFC 959 section 4.1.3) and COMB: what writes files.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{collections::HashSet, sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
@@ -242,14 +242,14 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     session.allow(|may| may.upload && may.append && may.delete)?;
     let target = session.path(&comb.target)?;
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
-    // A file that is named twice is refused below, not by its own lease.
-    let mut written = vec![&target];
+    // Before the leases: a second one of the same file would be refused as if others wrote it.
+    let mut named = HashSet::from([&target]);
+    if !sources.iter().all(|source| named.insert(source)) {
+        return Err(session.subject.refuse(&FileError::SameFile));
+    }
     let mut leases = vec![lease(session, &target).await?];
     for source in &sources {
-        if !written.contains(&source) {
-            written.push(source);
-            leases.push(lease(session, source).await?);
-        }
+        leases.push(lease(session, source).await?);
     }
     let jail: Arc<Jail> = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);
