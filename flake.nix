@@ -1,0 +1,135 @@
+{
+  description = "Several FTP servers that behave like one";
+
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
+
+  outputs =
+    { self, nixpkgs }:
+    let
+      inherit (nixpkgs) lib;
+      forAllSystems =
+        f:
+        lib.genAttrs [
+          "x86_64-linux"
+          "aarch64-linux"
+        ] (system: f nixpkgs.legacyPackages.${system} self.packages.${system});
+
+      module =
+        file:
+        { pkgs, ... }:
+        {
+          imports = [ file ];
+          services.distributedFtp.package =
+            lib.mkDefault
+              self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+        };
+      app = description: package: program: {
+        type = "app";
+        program = lib.getExe' package program;
+        meta = { inherit description; };
+      };
+    in
+    {
+      overlays.default = final: _prev: {
+        distributed-ftp = final.callPackage ./nix/package.nix { };
+      };
+
+      packages = forAllSystems (
+        pkgs: own:
+        let
+          daemon = distributed-ftp: name: pkgs.callPackage ./nix/daemon.nix { inherit distributed-ftp name; };
+          image =
+            daemon:
+            pkgs.callPackage ./nix/image.nix {
+              inherit (own.default) version;
+              inherit daemon;
+            };
+          # The tests have passed in the ordinary build.
+          static = pkgs.pkgsStatic.callPackage ./nix/package.nix { doCheck = false; };
+        in
+        {
+          default = pkgs.callPackage ./nix/package.nix { };
+          ftpd = daemon own.default "ftpd";
+          authd = daemon own.default "authd";
+          ftpd-static = daemon static "ftpd";
+          authd-static = daemon static "authd";
+          image-ftpd = image own.ftpd;
+          image-authd = image own.authd;
+          demo = pkgs.callPackage ./nix/demo.nix { distributed-ftp = own.default; };
+          # Copied to docs/options.md; a check compares.
+          options = import ./nix/options.nix {
+            inherit lib pkgs;
+            inherit (self.nixosConfigurations.example-ftp1) options;
+          };
+        }
+      );
+
+      apps = forAllSystems (
+        _pkgs: own: rec {
+          cluster = app "A whole cluster on this machine's loopback network" own.demo "distributed-ftp-demo";
+          default = cluster;
+          ftpd = app "An FTP node" own.default "ftpd";
+          authd = app "The service for users and sessions" own.default "authd";
+        }
+      );
+
+      nixosModules =
+        lib.genAttrs [
+          "node"
+          "balancer"
+          "auth"
+          "redis"
+          "storage"
+          "monitoring"
+        ] (role: module ./nixos-modules/${role}.nix)
+        // {
+          default = module ./nixos-modules;
+        };
+
+      # The hosts of the template, so that what it and README.md show cannot rot.
+      nixosConfigurations =
+        lib.mapAttrs' (name: lib.nameValuePair "example-${name}")
+          ((import ./template/flake.nix).outputs {
+            self = ./template;
+            inherit nixpkgs;
+            distributed-ftp = self;
+          }).nixosConfigurations;
+
+      templates.default = {
+        path = ./template;
+        description = "A cluster of three FTP nodes, a balancer, and one host for the rest";
+      };
+
+      checks = forAllSystems (
+        pkgs: own:
+        import ./nix/checks.nix {
+          inherit
+            lib
+            pkgs
+            self
+            nixpkgs
+            own
+            ;
+        }
+        // import ./vm-tests { inherit lib pkgs self; }
+      );
+
+      devShells = forAllSystems (
+        pkgs: own: {
+          default = pkgs.mkShell {
+            # With nginx, Redis and the clients of the tests: what ./dev would install elsewhere.
+            inputsFrom = [ own.default ];
+            packages = [
+              pkgs.clippy
+              pkgs.rustfmt
+              pkgs.rust-analyzer
+              pkgs.nixfmt-tree
+              pkgs.shellcheck
+            ];
+          };
+        }
+      );
+
+      formatter = forAllSystems (pkgs: _own: pkgs.nixfmt-tree);
+    };
+}

@@ -1,0 +1,74 @@
+# Nodes and ports → the contents of nginx's stream { }: the text templates of this folder, filled.
+{ lib }:
+{
+  # [ { name; address; slice = { from; to; }; } ]
+  nodes,
+  # Addresses that clients connect to; IPv6 without brackets.
+  listenAddresses,
+  # The control port of the balancer, and that of the nodes.
+  controlPort,
+  nodePort ? controlPort,
+  # The port where TLS begins at once, at the balancer and the nodes, or null.
+  implicitPort ? null,
+  accessLog,
+  # Durations as nginx writes them; README.md says what they must be longer than.
+  controlTimeout,
+  dataTimeout,
+}:
+let
+  fill =
+    template: values:
+    lib.removeSuffix "\n" (
+      lib.replaceStrings (map (name: "@${name}@") (lib.attrNames values)) (lib.attrValues values) (
+        lib.readFile (./. + "/${template}")
+      )
+    );
+  bracketed = address: if lib.hasInfix ":" address then "[${address}]" else address;
+  lines = lib.concatMapStringsSep "\n";
+
+  listen =
+    ports:
+    lines (
+      address:
+      fill "listen.conf" {
+        address = bracketed address;
+        inherit ports;
+      }
+    ) listenAddresses;
+
+  upstreamServer =
+    port: node:
+    fill "upstream-server.conf" {
+      node = bracketed node.address;
+      port = toString port;
+    };
+
+  dataServer =
+    node:
+    fill "data-server.conf" {
+      inherit (node) name;
+      node = bracketed node.address;
+      data_listen = listen "${toString node.slice.from}-${toString node.slice.to}";
+      data_timeout = dataTimeout;
+    };
+
+  text = fill "stream.conf" {
+    access_log = accessLog;
+    control_listen = listen (toString controlPort);
+    control_timeout = controlTimeout;
+    upstream_servers = lines (upstreamServer nodePort) nodes;
+    data_servers = lines dataServer nodes;
+    implicit_control = lib.optionalString (implicitPort != null) (
+      fill "implicit-control.conf" {
+        control_timeout = controlTimeout;
+        implicit_listen = listen (toString implicitPort);
+        implicit_upstream_servers = lines (upstreamServer implicitPort) nodes;
+      }
+    );
+  };
+in
+# As in the tests of ./dev's balancer: a placeholder that nobody filled is a bug here.
+assert lib.assertMsg (
+  !(lib.hasInfix "@" text)
+) "nginx/stream.nix: a placeholder is left in\n${text}";
+text

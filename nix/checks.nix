@@ -1,0 +1,102 @@
+# What must hold, apart from the VM tests. Those that need no build fail when they are evaluated,
+# which `nix flake check --no-build` does.
+{
+  lib,
+  pkgs,
+  self,
+  nixpkgs,
+  own,
+}:
+let
+  passes =
+    name: problems:
+    if problems == [ ] then
+      pkgs.runCommand name { } "touch $out"
+    else
+      throw "${name}:\n${lib.concatMapStrings (problem: "- ${problem}\n") problems}";
+
+  rust = own.default.src;
+  nixFiles = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.fileFilter (file: file.hasExt "nix") ../.;
+  };
+
+  failed = config: map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
+in
+{
+  package = own.default;
+
+  clippy = own.default.overrideAttrs (previous: {
+    pname = "${previous.pname}-clippy";
+    nativeBuildInputs = (previous.nativeBuildInputs or [ ]) ++ [ pkgs.clippy ];
+    buildPhase = "cargo clippy --offline --workspace --all-targets -- -D warnings";
+    doCheck = false;
+    installPhase = "touch $out";
+  });
+
+  rustfmt =
+    pkgs.runCommand "rustfmt"
+      {
+        nativeBuildInputs = [
+          pkgs.cargo
+          pkgs.rustfmt
+        ];
+      }
+      ''
+        cd ${rust}
+        cargo fmt --all --check
+        touch $out
+      '';
+
+  nixfmt = pkgs.runCommand "nixfmt" { nativeBuildInputs = [ pkgs.nixfmt ]; } ''
+    find ${nixFiles} -name '*.nix' -exec nixfmt --check {} +
+    touch $out
+  '';
+
+  nginx = pkgs.callPackage ../nginx/check.nix { };
+
+  # The hosts of the template, and a warning there is one too many.
+  example-hosts = passes "example-hosts" (
+    lib.concatLists (
+      lib.mapAttrsToList (
+        name: host:
+        map (message: "${name}: ${message}") (failed host.config ++ host.config.warnings)
+        # A host that cannot be built as a whole throws here.
+        ++ builtins.seq host.config.system.build.toplevel.drvPath [ ]
+      ) self.nixosConfigurations
+    )
+  );
+
+  module-assertions = passes "module-assertions" (
+    import ./module-assertions.nix {
+      inherit
+        lib
+        nixpkgs
+        self
+        failed
+        ;
+      system = pkgs.stdenv.hostPlatform.system;
+    }
+  );
+
+  documentation = passes "documentation" (
+    lib.optional (
+      builtins.readFile ../docs/options.md != own.options.text
+    ) "docs/options.md is not what `nix build .#options` makes"
+    ++ lib.optional (
+      !(lib.hasInfix (builtins.readFile ../template/cluster.nix) (builtins.readFile ../README.md))
+    ) "README.md does not show template/cluster.nix"
+  );
+
+  # A metric that a rule or panel names, and no daemon has, would never fire.
+  metric-names =
+    let
+      sources = builtins.readFile ../ftpd/src/metrics.rs + builtins.readFile ../authd/src/metrics.rs;
+      named = import ../nixos-modules/monitoring/names.nix { inherit lib; };
+    in
+    passes "metric-names" (
+      map (name: "no daemon has the metric ${name}") (
+        lib.filter (name: !(lib.hasInfix ''"${name}"'' sources)) named
+      )
+    );
+}

@@ -1,0 +1,19 @@
+# One daemon of the package that holds both: nothing is built again.
+{
+  lib,
+  runCommand,
+  distributed-ftp,
+  name,
+}:
+runCommand name
+  {
+    meta = {
+      inherit (distributed-ftp.meta) license platforms;
+      description = "${distributed-ftp.meta.description}: ${name}";
+      mainProgram = name;
+    };
+  }
+  ''
+    mkdir -p $out/bin
+    cp ${lib.getExe' distributed-ftp name} $out/bin/
+  ''

@@ -1,0 +1,252 @@
+# What must not be said of a cluster, and what to say instead.
+{ config, lib, ... }:
+let
+  cfg = config.services.distributedFtp;
+  cluster = import ./cluster.nix { inherit lib config; };
+  description = cfg.cluster;
+  inherit (description)
+    passivePorts
+    storage
+    redis
+    tls
+    ;
+  inherit (lib) attrNames filter;
+
+  option = name: "services.distributedFtp.${name}";
+  range = ports: "${toString ports.from}-${toString ports.to}";
+  count = passivePorts.to - passivePorts.from + 1;
+
+  withoutAddress = members: filter (name: members.${name}.address == null) (attrNames members);
+  needsAddress =
+    kind: members:
+    map (name: {
+      assertion = false;
+      message = "${option "cluster.${kind}.${name}.address"} is not set: give the address by which the other hosts of the cluster know ${name}.";
+    }) (withoutAddress members);
+
+  explicit = filter (name: description.nodes.${name}.passivePorts != null) cluster.nodeNames;
+  sliceOf = name: description.nodes.${name}.passivePorts;
+  pairs = lib.concatMap (a: map (b: { inherit a b; }) (filter (b: a < b) explicit)) explicit;
+  overlaps = one: other: one.from <= other.to && other.from <= one.to;
+
+  balancersWithNodes = filter (name: description.nodes ? ${name}) (attrNames description.balancers);
+  listensOnNode =
+    name:
+    let
+      inherit (description.nodes.${name}) address;
+      listen = description.balancers.${name}.listenAddresses;
+      wildcard = if address != null && lib.hasInfix ":" address then "::" else "0.0.0.0";
+    in
+    address != null && (lib.elem wildcard listen || lib.elem address listen);
+
+  # Ports that the roles of one host would share.
+  takenAt =
+    name:
+    lib.optional (description.auth ? ${name}) {
+      what = "authd";
+      inherit (description.auth.${name}) port;
+    }
+    ++ lib.optional (redis.host == name) {
+      what = "Redis";
+      inherit (redis) port;
+    }
+    ++ lib.optional (description.nodes ? ${name} && description.monitoring.address != null) {
+      what = "the metrics";
+      port = description.monitoring.metricsPort;
+    };
+  isPassive = port: passivePorts.from <= port && port <= passivePorts.to;
+  clashes =
+    name: filter ({ port, ... }: isPassive port || lib.elem port cluster.controlPorts) (takenAt name);
+  servesClients = name: description.balancers ? ${name} || description.nodes ? ${name};
+
+  decided = [
+    "cluster_nodes"
+    "node_name"
+    "passive_port_min"
+    "passive_port_max"
+    "port"
+    "external_address"
+    "trusted_balancers"
+    "root"
+    "redis_url"
+    "authd_urls"
+    "standalone"
+    "tls"
+    "tls_certificates"
+    "tls_data"
+    "tls_keys"
+    "implicit_tls_port"
+    "user"
+  ];
+  ownFileSystem = config.fileSystems.${storage.mountPoint} or null;
+  isNetwork = lib.elem storage.type [
+    "nfs"
+    "cephfs"
+    "glusterfs"
+  ];
+in
+{
+  config.assertions = lib.mkIf cfg.enable (
+    needsAddress "nodes" description.nodes
+    ++ needsAddress "balancers" description.balancers
+    ++ needsAddress "auth" description.auth
+    ++ map (name: {
+      assertion = description.nodes.${name}.address != null;
+      message = "${option "openFirewall"} cannot let in the node ${name}, whose address is not set: set ${option "cluster.nodes.${name}.address"}.";
+    }) (lib.optionals cfg.openFirewall cluster.nodeNames)
+    ++ map (name: {
+      assertion = sliceOf name == null || (sliceOf name).from <= (sliceOf name).to;
+      message = "${option "cluster.nodes.${name}.passivePorts"} is ${range (sliceOf name)}, upside down: swap `from` and `to`.";
+    }) explicit
+    ++ map (name: {
+      assertion = passivePorts.from <= (sliceOf name).from && (sliceOf name).to <= passivePorts.to;
+      message = "${option "cluster.nodes.${name}.passivePorts"}, ${range (sliceOf name)}, does not fit into ${option "cluster.passivePorts"}, ${range passivePorts}, which is all that the balancers pass on: widen that.";
+    }) explicit
+    ++ map (pair: {
+      assertion = !(overlaps (sliceOf pair.a) (sliceOf pair.b));
+      message = "${option "cluster.nodes"}: the passivePorts of ${pair.a}, ${range (sliceOf pair.a)}, and of ${pair.b}, ${range (sliceOf pair.b)}, overlap: give each port to one node.";
+    }) pairs
+    ++ map (name: {
+      assertion = !(listensOnNode name);
+      message = "${option "cluster.balancers.${name}.listenAddresses"} takes port ${toString description.controlPort} of the node on the same host, ${
+        toString description.nodes.${name}.address
+      }: name the addresses for clients, or give the node another address, such as 127.0.0.2.";
+    }) balancersWithNodes
+    ++ map (name: {
+      assertion = !(servesClients name) || clashes name == [ ];
+      message = "${option "cluster"}: on ${name} the control port ${toString description.controlPort} and the passive ports ${range passivePorts} meet ${
+        lib.concatMapStringsSep " and " ({ what, port }: "port ${toString port} of ${what}") (clashes name)
+      }: move one of them.";
+    }) (attrNames (description.nodes // description.balancers))
+    ++ map (name: {
+      assertion = cfg.users.${name}.hashedPasswordFile != null;
+      message = "${option "users.${name}.hashedPasswordFile"} is not set, so that ${name} could never log in: give a file that holds what `authd hash-password` printed.";
+    }) (attrNames cfg.users)
+    ++ map (key: {
+      assertion = !(cfg.ftpd.settings ? ${key});
+      message = "${option "ftpd.settings.${key}"} is decided by ${option "cluster"}: say it there.";
+    }) decided
+    ++ [
+      {
+        assertion = cluster.hasRole;
+        message = "${option "cluster"} gives no role to this host, ${cluster.hostName}: name it among the nodes, balancers or others, or set ${option "hostName"}.";
+      }
+      {
+        assertion = description.nodes != { };
+        message = "${option "cluster.nodes"} is empty: a cluster has at least one node.";
+      }
+      {
+        assertion = passivePorts.from <= passivePorts.to;
+        message = "${option "cluster.passivePorts"} is ${range passivePorts}, upside down: swap `from` and `to`.";
+      }
+      {
+        assertion =
+          explicit != [ ] || passivePorts.from > passivePorts.to || count >= lib.length cluster.nodeNames;
+        message = "${option "cluster.passivePorts"}, ${range passivePorts}, has fewer ports than there are nodes (${toString (lib.length cluster.nodeNames)}): widen it, each node needs at least one.";
+      }
+      {
+        assertion = explicit == [ ] || lib.length explicit == lib.length cluster.nodeNames;
+        message = "${option "cluster.nodes"}: passivePorts is set for ${lib.concatStringsSep ", " explicit} only: set it for all nodes or for none.";
+      }
+      {
+        assertion = !(lib.any isPassive cluster.controlPorts);
+        message = "${option "cluster"}: a control port, ${
+          lib.concatMapStringsSep " or " toString cluster.controlPorts
+        }, lies within ${option "cluster.passivePorts"}, ${range passivePorts}: move one of them.";
+      }
+      {
+        assertion = tls.implicitPort != description.controlPort;
+        message = "${option "cluster.tls.implicitPort"} is the control port, ${toString description.controlPort}, where clients begin in the clear: choose another, such as 990.";
+      }
+      {
+        assertion = cluster.hasCertificate || !(tls.required || tls.implicitPort != null);
+        message = "${option "cluster.tls"} is asked for without a certificate: set `certificateFile` and `keyFile`, or `acmeHost`.";
+      }
+      {
+        assertion = (tls.certificateFile == null) == (tls.keyFile == null);
+        message = "${option "cluster.tls"}: a certificate needs its key, and a key its certificate: set both `certificateFile` and `keyFile`.";
+      }
+      {
+        assertion = tls.certificateFile == null || tls.acmeHost == null;
+        message = "${option "cluster.tls"}: there are two certificates: set the files or `acmeHost`.";
+      }
+      {
+        assertion = description.auth != { };
+        message = "${option "cluster.auth"} is empty: the nodes need an authd to ask who may log in.";
+      }
+      {
+        assertion = cluster.hasRedis;
+        message = "${option "cluster.redis.address"} is not set: name the host that runs Redis, or an existing one with ${option "cluster.redis.url"}.";
+      }
+      {
+        assertion = !(cluster.isNode || cluster.isAuth) || cluster.secretFile "nodeToken" != null;
+        message = "${option "secrets.nodeTokenFile"} is not set, and authd and the nodes are on several hosts: put the same random text into a file on each and name it here.";
+      }
+      {
+        assertion =
+          cfg.secrets.adminTokenFile == null || cfg.secrets.adminTokenFile != cfg.secrets.nodeTokenFile;
+        message = "${option "secrets.adminTokenFile"} is the same file as nodeTokenFile, so that every node would be an administrator: use two secrets.";
+      }
+      {
+        assertion =
+          redis.host == null
+          || redis.address == null
+          || cluster.isLoopback redis.address
+          || cfg.secrets.redisPasswordFile != null
+          || (cluster.isRedis && cluster.isGenerated "redisPassword");
+        message = "${option "secrets.redisPasswordFile"} is not set, and Redis can be reached from outside at ${toString redis.address}: put the same password into a file on each host that uses Redis and name it here.";
+      }
+      {
+        assertion = redis.host == null || redis.address != null;
+        message = "${option "cluster.redis.address"} is not set, but ${option "cluster.redis.host"} is to run Redis: say where it listens.";
+      }
+      {
+        assertion = storage.type != "nfs" || (storage.server != null && storage.export != null);
+        message = "${option "cluster.storage"}: nfs needs `server` and `export`.";
+      }
+      {
+        assertion = !isNetwork || storage.type == "nfs" || storage.device != null;
+        message = "${option "cluster.storage.device"} is not set: say what ${storage.type} mounts.";
+      }
+      {
+        assertion = storage.type == "nfs" || storage.host == null;
+        message = "${option "cluster.storage.host"} is for nfs: this module makes no ${storage.type} server.";
+      }
+      {
+        assertion =
+          storage.type != "nfs"
+          || storage.server == null
+          || storage.export == null
+          || storage.device == "${cluster.bracketed storage.server}:${storage.export}";
+        message = "${option "cluster.storage"}: nodes and server disagree: the nodes mount ${toString storage.device}, the server exports ${toString storage.server}:${toString storage.export}. Leave `device` alone, or set `server` and `export` to the same.";
+      }
+      {
+        assertion =
+          storage.type != "nfs"
+          || storage.host == null
+          || !(lib.elem storage.host (
+            attrNames (description.nodes // description.balancers // description.auth)
+          ))
+          || storage.server == null
+          || builtins.match "[0-9.:a-f]+" storage.server == null
+          || cluster.hostAt storage.server == null
+          || lib.elem storage.server (
+            map (members: members.${storage.host}.address or null) [
+              description.nodes
+              description.balancers
+              description.auth
+            ]
+          );
+        message = "${option "cluster.storage"}: nodes and server disagree: the nodes mount from ${toString storage.server}, which is not an address of ${toString storage.host}, the server: correct `server` or `host`.";
+      }
+      {
+        assertion = storage.type != "directory" || lib.length cluster.nodeNames <= 1;
+        message = "${option "cluster.storage.type"} is a directory, but there are ${toString (lib.length cluster.nodeNames)} nodes, and each would have files of its own: use nfs, cephfs or glusterfs, or none if the directory is shared by other means.";
+      }
+      {
+        assertion = !(cluster.isNode && isNetwork) || ownFileSystem == null;
+        message = "fileSystems.\"${storage.mountPoint}\" and ${option "cluster.storage"} both mount something there: set ${option "cluster.storage.type"} to \"none\", or remove the first.";
+      }
+    ]
+  );
+}

@@ -1,0 +1,117 @@
+# The role of authd: it verifies passwords and keeps users.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.distributedFtp;
+  cluster = import ./cluster.nix { inherit lib config; };
+  own = cfg.cluster.auth.${cluster.hostName};
+
+  derived = {
+    listen = "${cluster.bracketed own.address}:${toString own.port}";
+    redis_url = if cluster.hasRedis then cluster.redisUrl else null;
+  };
+  settings = lib.filterAttrs (_: value: value != null) (derived // cfg.authd.settings);
+
+  # A user's name may hold what a credential's must not.
+  credentialOf = name: "user-${lib.substring 0 16 (builtins.hashString "sha256" name)}";
+  users = lib.filterAttrs (_: user: user.hashedPasswordFile != null) cfg.users;
+
+  declared =
+    password: name: user:
+    password name
+    // {
+      inherit (user)
+        enabled
+        home
+        admin
+        uploads
+        permissions
+        tls
+        ;
+      limits = lib.filterAttrs (_: limit: limit != null) {
+        inherit (user.limits) sessions;
+        sessions_per_address = user.limits.sessionsPerAddress;
+      };
+    };
+  usersFile =
+    name: password:
+    (pkgs.formats.json { }).generate name { users = lib.mapAttrs (declared password) users; };
+  configWith =
+    name: users_file: (pkgs.formats.toml { }).generate name (settings // { inherit users_file; });
+
+  configFile = configWith "authd.toml" (
+    usersFile "users.json" (name: {
+      password_hash_file = "/run/credentials/authd.service/${credentialOf name}";
+    })
+  );
+
+  secrets = lib.filterAttrs (_: file: file != null) {
+    node-token = cluster.secretFile "nodeToken";
+    admin-token = cluster.secretFile "adminToken";
+    redis-password = cluster.secretFile "redisPassword";
+  };
+  secretFlags = path: lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets;
+
+  # The daemon reads settings and users when the system is built, with secrets that are none.
+  checkedConfig = configWith "authd-checked.toml" (
+    usersFile "users-checked.json" (_: {
+      password_hash = "$argon2id$v=19$m=64,t=1,p=1$bm90IGEgc2FsdA$W/yWtQMsvmDUfhlr0m6Bb8wXAqHFR0R7R3PpHFI8uEs";
+    })
+  );
+  checkedSettings = pkgs.runCommand "authd-settings" { } ''
+    for secret in ${toString (lib.attrNames secrets)}; do echo "not the $secret" > "$secret"; done
+    ${lib.getExe' cfg.package "authd"} --check --config ${checkedConfig} ${
+      toString (secretFlags (name: name))
+    }
+    touch $out
+  '';
+in
+{
+  imports = [ ./common.nix ];
+
+  config = lib.mkIf (cluster.isAuth && own.address != null) {
+    system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) checkedSettings;
+
+    systemd.services.authd = {
+      description = "Users and sessions of Distributed FTP";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "network-online.target" ];
+      after = [
+        "network-online.target"
+        "redis-ftp.service"
+        "distributed-ftp-secrets.service"
+      ];
+      unitConfig.StartLimitIntervalSec = 0;
+      serviceConfig = import ./hardening.nix // {
+        Type = "notify";
+        ExecStart = toString (
+          [ "${lib.getExe' cfg.package "authd"} --config ${configFile}" ] ++ secretFlags (name: "%d/${name}")
+        );
+        ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
+        LoadCredential =
+          lib.mapAttrsToList (name: file: "${name}:${file}") secrets
+          ++ lib.mapAttrsToList (name: user: "${credentialOf name}:${user.hashedPasswordFile}") users;
+        # It has no files of its own.
+        DynamicUser = true;
+
+        Restart = "on-failure";
+        RestartSec = 2;
+        RestartPreventExitStatus = 78;
+        WatchdogSec = 30;
+        TimeoutStopSec = cluster.seconds (cfg.authd.settings.stop_timeout or "10s") + 10;
+        # A connection for each login that a node waits for.
+        LimitNOFILE = 16384;
+        TasksMax = 1024;
+
+        AmbientCapabilities = lib.optional (own.port < 1024) "CAP_NET_BIND_SERVICE";
+        # A port below 1024, if one was chosen.
+        CapabilityBoundingSet = if own.port < 1024 then "CAP_NET_BIND_SERVICE" else "";
+        PrivateUsers = own.port >= 1024;
+      };
+    };
+  };
+}

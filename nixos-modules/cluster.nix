@@ -1,0 +1,134 @@
+# What follows from the cluster's description: who does what, and where. Pure; read by all modules.
+{ lib, config }:
+let
+  cfg = config.services.distributedFtp;
+  inherit (cfg) cluster;
+  inherit (lib) attrNames attrValues filterAttrs;
+
+  addressesOf = members: lib.filter (a: a != null) (map (m: m.address) (attrValues members));
+  nodeNames = attrNames cluster.nodes;
+  partition = import ../nginx/ports.nix { inherit (cluster.passivePorts) from to; };
+
+  units = {
+    ms = 0;
+    s = 1;
+    m = 60;
+    h = 3600;
+    d = 86400;
+  };
+  # A duration of the daemons' settings, in whole seconds rounded up.
+  seconds =
+    duration:
+    let
+      parts = builtins.match "([0-9]+)(ms|s|m|h|d)" duration;
+      number = lib.toIntBase10 (lib.head parts);
+    in
+    if lib.last parts == "ms" then (number + 999) / 1000 else number * units.${lib.last parts};
+in
+rec {
+  inherit seconds nodeNames;
+
+  hostName = cfg.hostName;
+  hasExplicitSlices = lib.any (node: node.passivePorts != null) (attrValues cluster.nodes);
+
+  # [ { name; address; slice; } ]: in the order that decides the slices, the same on every host.
+  nodes = lib.imap0 (position: name: {
+    inherit name;
+    inherit (cluster.nodes.${name}) address;
+    slice =
+      if cluster.nodes.${name}.passivePorts != null then
+        cluster.nodes.${name}.passivePorts
+      else
+        partition position (lib.length nodeNames);
+  }) nodeNames;
+
+  nodeAddresses = addressesOf cluster.nodes;
+  balancerAddresses = addressesOf cluster.balancers;
+  authAddresses = addressesOf cluster.auth;
+  monitoringAddresses = lib.optional (cluster.monitoring.address != null) cluster.monitoring.address;
+
+  isLoopback = address: lib.hasPrefix "127." address || address == "::1";
+  bracketed = address: if lib.hasInfix ":" address then "[${address}]" else address;
+
+  # A node in front of whose address a balancer of its own host stands sees that one's loopback.
+  trustedBalancers =
+    map (
+      address: if lib.hasInfix ":" address then "${address}/128" else "${address}/32"
+    ) balancerAddresses
+    ++ lib.optional (lib.any isLoopback nodeAddresses && cluster.balancers != { }) "127.0.0.0/8";
+
+  isNode = cfg.enable && cluster.nodes ? ${hostName};
+  isBalancer = cfg.enable && cluster.balancers ? ${hostName};
+  isAuth = cfg.enable && cluster.auth ? ${hostName};
+  isRedis = cfg.enable && cluster.redis.host == hostName;
+  isStorage = cfg.enable && cluster.storage.type == "nfs" && cluster.storage.host == hostName;
+  isMonitoring = cfg.enable && cluster.monitoring.host == hostName;
+  hasRole = isNode || isBalancer || isAuth || isRedis || isStorage || isMonitoring;
+
+  # Names of the described hosts that have an address: how a server's address finds its host.
+  hostAt =
+    address:
+    let
+      members = [
+        cluster.nodes
+        cluster.balancers
+        cluster.auth
+      ];
+      names = lib.concatMap (m: attrNames (filterAttrs (_: v: v.address == address) m)) members;
+    in
+    if address == null || names == [ ] then null else lib.head names;
+
+  redisUrl =
+    if cluster.redis.url != null then
+      cluster.redis.url
+    else if cluster.redis.address == null then
+      ""
+    else
+      "${bracketed cluster.redis.address}:${toString cluster.redis.port}";
+  hasRedis = cluster.redis.url != null || cluster.redis.address != null;
+
+  authUrls = lib.mapAttrsToList (_: auth: "http://${bracketed auth.address}:${toString auth.port}") (
+    filterAttrs (_: auth: auth.address != null) cluster.auth
+  );
+
+  # Hosts that hold a secret. Where that is one, the secret can be made there.
+  users = {
+    nodeToken = lib.unique (nodeNames ++ attrNames cluster.auth);
+    adminToken = attrNames cluster.auth;
+    redisPassword = lib.unique (
+      nodeNames ++ attrNames cluster.auth ++ lib.optional (cluster.redis.host != null) cluster.redis.host
+    );
+  };
+  isGenerated =
+    secret:
+    cfg.secrets."${secret}File" == null
+    && users.${secret} == [ hostName ]
+    # The password of a Redis that exists already is known there.
+    && (secret == "redisPassword" -> cluster.redis.host == hostName);
+  # Where the secret is, or null if there is none.
+  secretFile =
+    secret:
+    if isGenerated secret then
+      "/var/lib/distributed-ftp-secrets/${secret}"
+    else
+      cfg.secrets."${secret}File";
+
+  limits = {
+    inherit (cfg.ftpd.settings) max_sessions max_transfers max_file_operations;
+    drain = seconds cfg.ftpd.settings.drain_timeout;
+    stall = seconds cfg.ftpd.settings.stall_timeout;
+    idle = seconds cfg.ftpd.settings.idle_timeout;
+  };
+
+  hasCertificate = cluster.tls.certificateFile != null || cluster.tls.acmeHost != null;
+  # Where clients' control connections go.
+  controlPorts = [
+    cluster.controlPort
+  ]
+  ++ lib.optional (cluster.tls.implicitPort != null) cluster.tls.implicitPort;
+
+  # The path of the storage on a node.
+  root = cluster.storage.mountPoint;
+  # On the host that exports it, the storage is not mounted over the network.
+  isLocalStorage = cluster.storage.type == "directory" || isStorage;
+}

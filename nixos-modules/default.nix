@@ -1,0 +1,12 @@
+# services.distributedFtp: one description of the cluster, imported unchanged by every host, which
+# takes its roles from its own name.
+{
+  imports = [
+    ./node.nix
+    ./balancer.nix
+    ./auth.nix
+    ./redis.nix
+    ./storage.nix
+    ./monitoring.nix
+  ];
+}

@@ -1,0 +1,84 @@
+# What `openFirewall` opens: for whom, and which ports. Everything else stays closed.
+{ config, lib, ... }:
+let
+  cfg = config.services.distributedFtp;
+  cluster = import ./cluster.nix { inherit lib config; };
+  description = cfg.cluster;
+  own = lib.findFirst (node: node.name == cluster.hostName) null cluster.nodes;
+
+  # A rule opens TCP ports and ranges ("50000-50099") for some addresses, or for everybody (null).
+  rule = from: ports: { inherit from ports; };
+  range = ports: "${toString ports.from}-${toString ports.to}";
+  isV6 = lib.hasInfix ":";
+
+  rules =
+    lib.optional cluster.isBalancer (
+      rule null (map toString cluster.controlPorts ++ [ (range description.passivePorts) ])
+    )
+    ++ lib.optionals cluster.isNode [
+      (rule (if description.balancers == { } then null else cluster.balancerAddresses) (
+        map toString cluster.controlPorts ++ [ (range own.slice) ]
+      ))
+      (rule cluster.monitoringAddresses [ (toString description.monitoring.metricsPort) ])
+    ]
+    ++ lib.optional cluster.isAuth (
+      rule (cluster.nodeAddresses ++ cluster.monitoringAddresses) [
+        (toString description.auth.${cluster.hostName}.port)
+      ]
+    )
+    ++ lib.optional cluster.isRedis (
+      rule (cluster.nodeAddresses ++ cluster.authAddresses) [ (toString description.redis.port) ]
+    )
+    # NFS 4 needs no other port.
+    ++ lib.optional cluster.isStorage (rule cluster.nodeAddresses [ "2049" ]);
+
+  forEverybody = lib.concatMap (r: lib.optionals (r.from == null) r.ports) rules;
+  forSome = lib.filter (r: r.from != null && r.from != [ ]) rules;
+
+  families =
+    r:
+    lib.filter (f: f.addresses != [ ]) [
+      {
+        iptables = "iptables";
+        nft = "ip";
+        addresses = lib.filter (a: !isV6 a) r.from;
+      }
+      {
+        iptables = "ip6tables";
+        nft = "ip6";
+        addresses = lib.filter isV6 r.from;
+      }
+    ];
+  render = text: lib.concatMapStrings (r: lib.concatMapStrings (text r) (families r)) forSome;
+
+  parse =
+    port:
+    let
+      ends = map lib.toIntBase10 (lib.splitString "-" port);
+    in
+    {
+      from = lib.head ends;
+      to = lib.last ends;
+    };
+in
+{
+  config.networking.firewall = lib.mkIf (cfg.enable && cfg.openFirewall) {
+    allowedTCPPortRanges = map parse forEverybody;
+    extraCommands = lib.mkIf (!config.networking.nftables.enable) (
+      render (
+        r: f:
+        "${f.iptables} -A nixos-fw -p tcp -s ${lib.concatStringsSep "," (lib.unique f.addresses)} "
+        + "-m multiport --dports ${
+          lib.replaceStrings [ "-" ] [ ":" ] (lib.concatStringsSep "," r.ports)
+        } -j nixos-fw-accept\n"
+      )
+    );
+    extraInputRules = lib.mkIf config.networking.nftables.enable (
+      render (
+        r: f:
+        "${f.nft} saddr { ${lib.concatStringsSep ", " (lib.unique f.addresses)} } "
+        + "tcp dport { ${lib.concatStringsSep ", " r.ports} } accept\n"
+      )
+    );
+  };
+}

@@ -1,0 +1,73 @@
+# The role of monitoring: Prometheus that knows the cluster, alert rules, and a Grafana dashboard.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.distributedFtp;
+  cluster = import ./cluster.nix { inherit lib config; };
+  inherit (cfg.cluster) monitoring auth;
+
+  targets = members: port: [
+    {
+      targets = lib.mapAttrsToList (
+        _: member: "${cluster.bracketed member.address}:${toString (port member)}"
+      ) (lib.filterAttrs (_: member: member.address != null) members);
+    }
+  ];
+  dashboards = pkgs.writeTextDir "distributed-ftp.json" (
+    builtins.toJSON (import ./monitoring/dashboard.nix { inherit lib; })
+  );
+in
+{
+  imports = [ ./common.nix ];
+
+  config = lib.mkIf cluster.isMonitoring {
+    assertions = [
+      {
+        assertion = monitoring.address != null;
+        message = "services.distributedFtp.cluster.monitoring.address is not set: the nodes serve their metrics to no one else than that address.";
+      }
+    ];
+
+    services.prometheus = {
+      enable = true;
+      scrapeConfigs = [
+        {
+          job_name = "ftpd";
+          static_configs = targets cfg.cluster.nodes (_: monitoring.metricsPort);
+        }
+        {
+          job_name = "authd";
+          static_configs = targets auth (member: member.port);
+        }
+      ];
+      # JSON is YAML.
+      rules = [ (builtins.toJSON (import ./monitoring/rules.nix)) ];
+    };
+
+    services.grafana = lib.mkIf monitoring.grafana {
+      enable = true;
+      provision = {
+        enable = true;
+        datasources.settings.datasources = [
+          {
+            name = "Distributed FTP";
+            type = "prometheus";
+            # The dashboard's panels name it.
+            uid = "distributed-ftp";
+            url = "http://127.0.0.1:${toString config.services.prometheus.port}";
+          }
+        ];
+        dashboards.settings.providers = [
+          {
+            name = "Distributed FTP";
+            options.path = dashboards;
+          }
+        ];
+      };
+    };
+  };
+}

@@ -1,0 +1,196 @@
+# The role of an FTP node: ftpd.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  cfg = config.services.distributedFtp;
+  cluster = import ./cluster.nix { inherit lib config; };
+  inherit (cluster) limits;
+  description = cfg.cluster;
+  own = lib.findFirst (node: node.name == cluster.hostName) null cluster.nodes;
+  inherit (description) tls;
+  acmeDirectory = "/var/lib/acme/${tls.acmeHost}";
+  hasBalancers = description.balancers != { };
+
+  # Everything that the cluster's description decides; assertions.nix keeps it out of `settings`.
+  derived = {
+    node_name = own.name;
+    listen = [ own.address ];
+    port = description.controlPort;
+    external_address = description.externalAddress;
+    trusted_balancers = cluster.trustedBalancers;
+    root = cluster.root;
+    redis_url = cluster.redisUrl;
+    authd_urls = cluster.authUrls;
+    admin_listen =
+      if cluster.monitoringAddresses == [ ] then
+        "127.0.0.1:${toString description.monitoring.metricsPort}"
+      else
+        "${cluster.bracketed own.address}:${toString description.monitoring.metricsPort}";
+  }
+  // lib.optionalAttrs cluster.hasCertificate {
+    tls = if tls.required then "required" else "optional";
+    tls_data = if tls.required then "required" else "optional";
+    implicit_tls_port = tls.implicitPort;
+  }
+  // lib.optionalAttrs (tls.acmeHost != null) {
+    # Read again when they are renewed, which a credential is not.
+    tls_certificates = [ "${acmeDirectory}/fullchain.pem" ];
+    tls_keys = [ "${acmeDirectory}/key.pem" ];
+  }
+  // (
+    if cluster.hasExplicitSlices then
+      {
+        passive_port_min = own.slice.from;
+        passive_port_max = own.slice.to;
+      }
+    else
+      {
+        cluster_nodes = cluster.nodeNames;
+        passive_port_min = description.passivePorts.from;
+        passive_port_max = description.passivePorts.to;
+      }
+  );
+
+  configFile = (pkgs.formats.toml { }).generate "ftpd.toml" (
+    lib.filterAttrs (_: value: value != null) (derived // cfg.ftpd.settings)
+  );
+
+  secrets = lib.filterAttrs (_: file: file != null) {
+    authd-token = cluster.secretFile "nodeToken";
+    redis-password = cluster.secretFile "redisPassword";
+  };
+  certificates = lib.filterAttrs (_: file: file != null) {
+    inherit (tls) certificateFile keyFile;
+  };
+  # Flags, because a credential's path is known to systemd only.
+  secretFlags =
+    path:
+    lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets
+    ++ lib.optionals (certificates != { }) [
+      "--tls-certificates ${path "certificateFile"}"
+      "--tls-keys ${path "keyFile"}"
+    ];
+
+  # The daemon itself reads its settings when the system is built; the secrets are not there then.
+  checkedSettings = pkgs.runCommand "ftpd-settings" { } ''
+    echo not-the-secret > secret
+    ${lib.getExe' cfg.package "ftpd"} --check --config ${configFile} ${
+      toString (secretFlags (_: "secret"))
+    }
+    touch $out
+  '';
+
+  hasPrivilegedPort = lib.any (port: port < 1024) cluster.controlPorts;
+  logsDirectory = "/var/log/distributed-ftp";
+  writesTransferLog = cfg.ftpd.settings.transfer_log != null;
+in
+{
+  imports = [ ./common.nix ];
+
+  config = lib.mkIf (cluster.isNode && own.address != null) {
+    users.users.distributed-ftp = {
+      isSystemUser = true;
+      description = "Owner of the files of Distributed FTP";
+      group = "distributed-ftp";
+      inherit (description.storage) uid;
+    };
+    users.groups.distributed-ftp.gid = description.storage.gid;
+
+    system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) checkedSettings;
+
+    systemd.services.ftpd = {
+      description = "FTP node ${own.name}";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "network-online.target" ];
+      # Redis and authd may come later than this, on this host or another: the node waits for neither.
+      after = [
+        "network-online.target"
+        "redis-ftp.service"
+        "authd.service"
+      ]
+      ++ lib.optional (secrets != { }) "distributed-ftp-secrets.service"
+      ++ lib.optional (tls.acmeHost != null) "acme-${tls.acmeHost}.service";
+      unitConfig = {
+        # Started too early, it would write into the directory below the mount point.
+        RequiresMountsFor = cluster.root;
+        # What it misses at boot comes up sometime: it tries until then.
+        StartLimitIntervalSec = 0;
+      };
+      serviceConfig = import ./hardening.nix // {
+        Type = "notify";
+        ExecStart = toString (
+          [ "${lib.getExe' cfg.package "ftpd"} --config ${configFile}" ] ++ secretFlags (name: "%d/${name}")
+        );
+        ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
+        LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") (secrets // certificates);
+        SupplementaryGroups = lib.mkIf (
+          tls.acmeHost != null
+        ) config.security.acme.certs.${tls.acmeHost}.group;
+        User = "distributed-ftp";
+        Group = "distributed-ftp";
+
+        # A node that was drained on purpose exits with 0 and stays away.
+        Restart = "on-failure";
+        RestartSec = 2;
+        # EX_CONFIG: the settings will not be better the next time.
+        RestartPreventExitStatus = 78;
+        WatchdogSec = 30;
+        # A start lasts as long as a storage that hangs.
+        TimeoutStartSec = "2min";
+        # The daemon ends by itself at its drain limit.
+        TimeoutStopSec = limits.drain + 30;
+
+        # A session has its control connection and its home; a transfer the data connection, the file,
+        # its directory and both ends of a pipe; an operation a few directories. The rest: every
+        # passive port, Redis, authd, metrics.
+        LimitNOFILE =
+          2 * limits.max_sessions
+          + 5 * limits.max_transfers
+          + 4 * limits.max_file_operations
+          + (own.slice.to - own.slice.from + 1)
+          + 512;
+        # A thread for each transfer and operation, and one a core.
+        TasksMax = limits.max_transfers + limits.max_file_operations + 256;
+
+        # The control port is below 1024. Nothing else of root's power.
+        AmbientCapabilities = lib.optional hasPrivilegedPort "CAP_NET_BIND_SERVICE";
+        CapabilityBoundingSet = if hasPrivilegedPort then "CAP_NET_BIND_SERVICE" else "";
+        # In a user namespace of its own the capability would not count, and files of others on the
+        # storage would all seem to be nobody's.
+        PrivateUsers = false;
+        # systemd cannot look into openat2's arguments, and forbids it as a whole; the daemon resolves
+        # every client's path with it. The storage is mounted nosuid.
+        RestrictSUIDSGID = false;
+        ReadWritePaths = [ cluster.root ];
+        LogsDirectory = lib.mkIf writesTransferLog "distributed-ftp";
+      };
+    };
+
+    security.acme.certs = lib.mkIf (tls.acmeHost != null) {
+      ${tls.acmeHost}.reloadServices = [ "ftpd.service" ];
+    };
+
+    services.logrotate.settings = lib.mkIf writesTransferLog {
+      distributed-ftp = {
+        files = "${logsDirectory}/*.log";
+        frequency = "weekly";
+        rotate = 26;
+        compress = true;
+        delaycompress = true;
+        missingok = true;
+        notifempty = true;
+        su = "distributed-ftp distributed-ftp";
+        # SIGHUP: the file is opened again.
+        postrotate = "${lib.getExe' pkgs.systemd "systemctl"} reload ftpd.service";
+      };
+    };
+
+    warnings =
+      lib.optional (!hasBalancers && lib.length cluster.nodeNames > 1)
+        "services.distributedFtp: several nodes and no balancers: clients must be told the nodes' addresses";
+  };
+}

@@ -1,0 +1,31 @@
+# Types that several options share.
+{ lib }:
+let
+  inherit (lib) mkOption types;
+in
+{
+  # A host name would need a resolver in nginx, and firewall rules match addresses.
+  address = types.strMatching "[0-9a-fA-F.:]+" // {
+    description = "IP address";
+  };
+
+  # What of the daemons' durations Nix can compute with.
+  duration = types.strMatching "[0-9]+(ms|s|m|h|d)" // {
+    description = "duration such as 500ms, 30s or 5m";
+  };
+
+  portRange = types.submodule {
+    options = {
+      from = mkOption {
+        type = types.port;
+        example = 50000;
+        description = "First port.";
+      };
+      to = mkOption {
+        type = types.port;
+        example = 50299;
+        description = "Last port.";
+      };
+    };
+  };
+}

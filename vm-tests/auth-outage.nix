@@ -1,0 +1,30 @@
+# authd goes away: sessions go on, logins are refused soon and clearly.
+{
+  script = ''
+    wait_for_cluster()
+    start_session("session", "hold")
+    auth.succeed("systemctl stop authd.service")
+
+    with subtest("a login is refused with 421 within the time that is promised"):
+        talk = client.succeed(
+            "{ sleep 3; printf 'USER demo\\r\\nPASS secret\\r\\n'; sleep 15; } | nc -w 30 lb 21"
+        )
+        assert "\n421 " in talk and "\n230 " not in talk, talk
+        client.fail(f"timeout 30 {CURL} {URL}/")
+
+    with subtest("the session that was there works"):
+        client.succeed("touch /tmp/session.go")
+        result = answer_of("session")
+        assert result["same"] and result["listed"], result
+
+    with subtest("logins work again when authd is back"):
+        auth.succeed("systemctl start authd.service")
+        wait_for_login(timeout=60)
+
+    with subtest("a wrong password is no outage"):
+        talk = client.succeed(
+            "{ sleep 3; printf 'USER demo\\r\\nPASS wrong\\r\\n'; sleep 6; printf 'QUIT\\r\\n'; sleep 2; } | nc -w 30 lb 21"
+        )
+        assert "\n530 " in talk, talk
+  '';
+}

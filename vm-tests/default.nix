@@ -1,0 +1,24 @@
+# The VM tests, one scenario a file. `nix build .#checks.x86_64-linux.vm-cluster`, or ./dev vm-test cluster.
+{
+  lib,
+  pkgs,
+  self,
+}:
+let
+  test = import ./lib { inherit lib pkgs self; };
+in
+lib.mapAttrs' (name: file: lib.nameValuePair "vm-${name}" (test ({ inherit name; } // import file)))
+  {
+    single-node = ./single-node.nix;
+    cluster = ./cluster.nix;
+    failover = ./failover.nix;
+    drain = ./drain.nix;
+    auth-outage = ./auth-outage.nix;
+    redis-restart = ./redis-restart.nix;
+    nfs-outage = ./nfs-outage.nix;
+    tls = ./tls.nix;
+    real-address = ./real-address.nix;
+    partition = ./partition.nix;
+    firewall = ./firewall.nix;
+    scale-out = ./scale-out.nix;
+  }

@@ -1,0 +1,52 @@
+# What is closed is closed: every port of the cluster, seen from where it matters.
+{
+  script = ''
+    wait_for_cluster()
+
+    def is_open(machine: Any, host: str, port: int) -> bool:
+        return machine.execute(f"nc -z -w 5 {host} {port}")[0] == 0
+
+    first, last = slices["ftp1"]
+    # Something that listens everywhere and that nobody allowed.
+    for machine in (ftp1, balancer, auth):
+        machine.succeed("systemd-run --unit=stray python3 -m http.server 8080")
+        machine.wait_for_open_port(8080, timeout=60)
+
+    # Port, and who reaches it.
+    everybody = {"client", "lb", "ftp1", "ftp2", "backend"}
+    expected = [
+        ("lb", 21, everybody),
+        ("lb", first, everybody),
+        ("lb", 50029, everybody),
+        ("lb", 50030, set()),
+        ("lb", 8080, set()),
+        ("ftp1", 21, {"lb"}),
+        ("ftp1", first, {"lb"}),
+        ("ftp1", last, {"lb"}),
+        ("ftp1", 9121, set()),
+        ("ftp1", 8080, set()),
+        ("backend", 5160, {"ftp1", "ftp2"}),
+        ("backend", 6379, {"ftp1", "ftp2"}),
+        ("backend", 2049, {"ftp1", "ftp2"}),
+        ("backend", 111, set()),
+        ("backend", 8080, set()),
+    ]
+    for host, port, allowed in expected:
+        with subtest(f"{host}:{port} is open to {', '.join(sorted(allowed)) or 'nobody'} only"):
+            for machine in (client, balancer, ftp1, ftp2, auth):
+                if machine.name != host:
+                    assert is_open(machine, host, port) == (machine.name in allowed), machine.name
+
+    with subtest("and FTP works, data connections included"):
+        sent = make_file("/tmp/file", 100)
+        upload("/tmp/file", "file")
+        assert download("file") == sent
+
+    with subtest("active mode towards a privileged port, or somebody else, is refused"):
+        talk = client.succeed(
+            "{ sleep 3; printf 'USER demo\\r\\nPASS secret\\r\\n'; sleep 6;"
+            " printf 'PORT 192,168,1,1,0,80\\r\\nPORT 10,9,8,7,200,1\\r\\nQUIT\\r\\n'; sleep 3; } | nc -w 30 lb 21"
+        )
+        assert "\n200 " not in talk, talk
+  '';
+}

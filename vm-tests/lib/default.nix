@@ -1,0 +1,183 @@
+# A VM test of a whole cluster, on the modules as a user imports them.
+{
+  lib,
+  pkgs,
+  self,
+}:
+{
+  name,
+  # The test itself, after helpers.py; or a function of the test's nodes.
+  script,
+  ftpNodes ? [
+    "ftp1"
+    "ftp2"
+  ],
+  # Which machine has which of the other roles.
+  balancer ? "lb",
+  auth ? "backend",
+  redis ? "backend",
+  storage ? "backend",
+  # Changes to services.distributedFtp on all machines: a module.
+  cluster ? { },
+  # More flags of the scripts' curl.
+  curl ? "",
+  # More of a machine, and more machines.
+  machines ? { },
+}:
+let
+  # For tests only: a real installation keeps its secrets out of the store.
+  secrets = {
+    node-token = "a token for the nodes";
+    redis-password = "a password for Redis";
+    # `authd hash-password` printed it for "secret". Cheap, since the machines are slow.
+    user-demo = "$argon2id$v=19$m=1024,t=1,p=1$8aCWlqnXu46nnFDSh+gFrQ$GgnIelifQhLr9gjFoOv3mDF7mfYHfmT+yUAxgr76a8U";
+  };
+
+  description =
+    { config, nodes, ... }:
+    let
+      addressOf = machine: nodes.${machine}.networking.primaryIPAddress;
+      secret = file: "/etc/ftp-secrets/${file}";
+    in
+    {
+      imports = [
+        self.nixosModules.default
+        cluster
+      ];
+      environment.etc = lib.mapAttrs' (
+        file: text:
+        lib.nameValuePair "ftp-secrets/${file}" {
+          inherit text;
+          mode = "0400";
+        }
+      ) secrets;
+
+      services.distributedFtp = {
+        # The client only knows the balancer.
+        enable = lib.mkDefault (config.networking.hostName != "client");
+        openFirewall = true;
+        cluster = {
+          externalAddress = addressOf balancer;
+          passivePorts = {
+            from = 50000;
+            to = 50029;
+          };
+          nodes = lib.genAttrs ftpNodes (node: {
+            address = addressOf node;
+          });
+          balancers.${balancer}.address = addressOf balancer;
+          auth.${auth}.address = addressOf auth;
+          redis = {
+            address = addressOf redis;
+            host = redis;
+          };
+          storage = {
+            type = lib.mkDefault "nfs";
+            server = addressOf storage;
+            host = storage;
+            export = "/srv/ftp";
+          };
+        };
+        secrets = {
+          nodeTokenFile = secret "node-token";
+          redisPasswordFile = secret "redis-password";
+        };
+        users.demo.hashedPasswordFile = secret "user-demo";
+        ftpd.settings = {
+          # What is waited for in the tests should not take minutes.
+          drain_timeout = lib.mkDefault "2m";
+          stall_timeout = lib.mkDefault "30s";
+          max_sessions = lib.mkDefault 500;
+          max_transfers = lib.mkDefault 100;
+        };
+      };
+    };
+
+  client =
+    { pkgs, ... }:
+    {
+      environment.etc."ftptest.py".source = ./ftptest.py;
+      environment.systemPackages = [
+        pkgs.curl
+        pkgs.lftp
+        pkgs.netcat
+        pkgs.python3
+      ];
+    };
+  # What the scripts look into the machines with.
+  tools =
+    { pkgs, ... }:
+    {
+      environment.systemPackages = [
+        pkgs.curl
+        pkgs.netcat
+      ];
+    };
+
+  names = lib.unique (
+    [
+      "client"
+      balancer
+      auth
+      redis
+      storage
+    ]
+    ++ ftpNodes
+    ++ lib.attrNames machines
+  );
+in
+pkgs.testers.runNixOSTest {
+  inherit name;
+  globalTimeout = 1800;
+  defaults = description;
+  nodes = lib.genAttrs names (machine: {
+    imports = [
+      (if machine == "client" then client else tools)
+      (machines.${machine} or { })
+    ];
+  });
+
+  testScript =
+    { nodes, ... }:
+    let
+      slices =
+        import ../../nginx/ports.nix
+          nodes.${balancer}.services.distributedFtp.cluster.passivePorts;
+      explicit = node: nodes.${node}.services.distributedFtp.cluster.nodes.${node}.passivePorts;
+      sliceOf =
+        position: node:
+        if explicit node != null then explicit node else slices position (lib.length ftpNodes);
+      list = lib.concatStringsSep ", ";
+    in
+    lib.concatStringsSep "\n" [
+      ''
+        # What the script must know of the machines.
+        ftp_nodes = [${list ftpNodes}]
+        slices = {${
+          list (
+            lib.imap0 (
+              position: node:
+              let
+                slice = sliceOf position node;
+              in
+              ''"${node}": (${toString slice.from}, ${toString slice.to})''
+            ) ftpNodes
+          )
+        }}
+        balancer, auth, redis, storage = ${balancer}, ${auth}, ${redis}, ${storage}
+        auth_address = "${nodes.${auth}.networking.primaryIPAddress}"
+        curl_flags = "${curl}"
+        client_address = "${nodes.client.networking.primaryIPAddress}"
+        parts = [
+            (redis, "redis-ftp.service"),
+            (auth, "authd.service"),
+            (storage, "${
+              if nodes.${storage}.services.nfs.server.enable then "nfs-server.service" else "multi-user.target"
+            }"),
+            (balancer, "nginx.service"),
+        ] + [(node, "ftpd.service") for node in ftp_nodes]
+      ''
+      (lib.readFile ./helpers.py)
+      (if lib.isFunction script then script { inherit nodes; } else script)
+    ];
+}

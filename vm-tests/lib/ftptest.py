@@ -1,0 +1,218 @@
+"""The clients of the VM tests that curl and lftp cannot be: ftptest.py COMMAND ARGUMENT...
+
+Prints one line of JSON. Content is random, and compared by hash.
+"""
+
+import ftplib
+import hashlib
+import io
+import json
+import os
+import pathlib
+import socket
+import sys
+import threading
+import time
+
+HOST, USER, PASSWORD = os.environ["FTP_HOST"], "demo", "secret"
+# Longer than any wait of the cluster's that ends well; emulated machines are slow.
+PATIENCE = 60
+
+
+def login(user: str = USER) -> ftplib.FTP:
+    ftp = ftplib.FTP(timeout=PATIENCE)
+    # Over IPv4, for PASV; curl comes over IPv6 where there is one.
+    ftp.connect(socket.gethostbyname(HOST), 21)
+    ftp.login(user, PASSWORD)
+    return ftp
+
+
+def passive_port(ftp: ftplib.FTP) -> int:
+    """The port of the next data connection, which tells the node."""
+    return ftplib.parse227(ftp.sendcmd("PASV"))[1]
+
+
+def store(ftp: ftplib.FTP, name: str, content: bytes) -> None:
+    ftp.storbinary(f"STOR {name}", io.BytesIO(content), blocksize=65536)
+
+
+def retrieve(ftp: ftplib.FTP, name: str) -> bytes:
+    parts: list[bytes] = []
+    ftp.retrbinary(f"RETR {name}", parts.append, blocksize=65536)
+    return b"".join(parts)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def spread(count: int) -> list[int]:
+    """Sessions that are all open at once, and the passive port of each; data goes through all."""
+    sessions = [login() for _ in range(count)]
+    ports = [passive_port(ftp) for ftp in sessions]
+    for number, ftp in enumerate(sessions):
+        content = os.urandom(5000)
+        store(ftp, f"spread-{number}", content)
+        assert retrieve(ftp, f"spread-{number}") == content
+        ftp.delete(f"spread-{number}")
+        ftp.quit()
+    return ports
+
+
+def digest_through(first: int, last: int, name: str) -> str:
+    """The hash of a file as the node with these ports has it."""
+    for _ in range(50):
+        ftp = login()
+        try:
+            if first <= passive_port(ftp) <= last:
+                return digest(retrieve(ftp, name))
+        finally:
+            ftp.close()
+    raise SystemExit(f"no session got to the node with the ports {first}-{last}")
+
+
+def wait_for(path: str) -> None:
+    deadline = time.monotonic() + 600
+    while not pathlib.Path(path).exists():
+        assert time.monotonic() < deadline, f"nobody made {path}"
+        time.sleep(0.1)
+
+
+def hold(name: str) -> dict[str, object]:
+    """A session that waits for the file NAME.go, and then works as if nothing had been."""
+    ftp = login()
+    port = passive_port(ftp)
+    pathlib.Path(f"{name}.port").write_text(str(port))
+    wait_for(f"{name}.go")
+    ftp.voidcmd("NOOP")
+    content = os.urandom(20000)
+    file = os.path.basename(name)
+    store(ftp, file, content)
+    same = retrieve(ftp, file) == content
+    listed = file in ftp.nlst()
+    ftp.quit()
+    return {"port": port, "same": same, "listed": listed}
+
+
+def chat(name: str) -> dict[str, object]:
+    """Commands that touch no file, one a second until the file NAME.stop is there."""
+    ftp = login()
+    pathlib.Path(f"{name}.port").write_text(str(passive_port(ftp)))
+    answers, slowest = 0, 0.0
+    while not pathlib.Path(f"{name}.stop").exists():
+        asked = time.monotonic()
+        ftp.voidcmd("NOOP")
+        ftp.pwd()
+        slowest = max(slowest, time.monotonic() - asked)
+        answers += 1
+        time.sleep(1)
+    return {"answers": answers, "slowest": slowest}
+
+
+class Load:
+    """Clients that upload, download and compare until the file NAME.stop is there.
+
+    A client whose session ends between transfers, or that is refused, connects again. A transfer
+    that broke off, and a file that is not what was confirmed, are losses.
+    """
+
+    def __init__(self, stop: str) -> None:
+        self.stop = pathlib.Path(stop)
+        self.lock = threading.Lock()
+        self.transfers = 0
+        self.reconnects = 0
+        self.losses: list[str] = []
+        self.ports: set[int] = set()
+
+    def lose(self, what: str) -> None:
+        with self.lock:
+            self.losses.append(what)
+
+    def client(self, number: int) -> None:
+        ftp: ftplib.FTP | None = None
+        name = f"load-{number}"
+        stored = b""
+        while not self.stop.exists():
+            try:
+                if ftp is None:
+                    ftp = login()
+                port = passive_port(ftp)
+                with self.lock:
+                    self.ports.add(port)
+            except (EOFError, OSError, ftplib.Error):
+                # Between transfers a session may end: the node drains.
+                ftp = None
+                with self.lock:
+                    self.reconnects += 1
+                time.sleep(0.5)
+                continue
+            stored, ftp = self.exchange(ftp, name, stored)
+
+    def exchange(self, ftp: ftplib.FTP, name: str, stored: bytes) -> tuple[bytes, ftplib.FTP | None]:
+        content = os.urandom(300_000)
+        try:
+            connection, _ = ftp.ntransfercmd(f"STOR {name}")
+        except (EOFError, OSError, ftplib.Error) as error:
+            # Refused before it began is no loss, if it is said: 421, 450, or the end of the session.
+            if isinstance(error, ftplib.error_perm):
+                self.lose(f"STOR refused: {error}")
+            return stored, None
+        try:
+            # In pieces, so that a drain finds the transfer in its middle.
+            for start in range(0, len(content), 60_000):
+                connection.sendall(content[start : start + 60_000])
+                time.sleep(0.3)
+            connection.close()
+            ftp.voidresp()
+        except (EOFError, OSError, ftplib.Error) as error:
+            self.lose(f"STOR broke off: {error!r}")
+            return b"", None
+        try:
+            connection, _ = ftp.ntransfercmd(f"RETR {name}")
+        except (EOFError, OSError, ftplib.error_temp):
+            return content, None
+        try:
+            parts = []
+            while part := connection.recv(65536):
+                parts.append(part)
+            connection.close()
+            ftp.voidresp()
+        except (EOFError, OSError, ftplib.Error) as error:
+            self.lose(f"RETR broke off: {error!r}")
+            return content, None
+        if b"".join(parts) != content:
+            self.lose("RETR gave something else than STOR had taken")
+        with self.lock:
+            self.transfers += 2
+        return content, ftp
+
+    def run(self, clients: int) -> dict[str, object]:
+        threads = [threading.Thread(target=self.client, args=(n,)) for n in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return {
+            "transfers": self.transfers,
+            "reconnects": self.reconnects,
+            "losses": self.losses,
+            "ports": sorted(self.ports),
+        }
+
+
+def main(command: str, *arguments: str) -> object:
+    match command:
+        case "spread":
+            return spread(int(arguments[0]))
+        case "digest-through":
+            return digest_through(int(arguments[0]), int(arguments[1]), arguments[2])
+        case "hold":
+            return hold(arguments[0])
+        case "chat":
+            return chat(arguments[0])
+        case "load":
+            return Load(f"{arguments[0]}.stop").run(int(arguments[1]))
+    raise SystemExit(f"what is {command}?")
+
+
+print(json.dumps(main(*sys.argv[1:])))

@@ -1,0 +1,124 @@
+# The beginning of every test script. `client` is the machine of the clients, `ftp_nodes` the nodes.
+import json
+import shlex
+from typing import Any
+
+URL = f"ftp://demo:secret@{balancer.name}"
+# curl gives up on a connection that stands still, as a client must that wants to go on elsewhere.
+CURL = f"curl -sS {curl_flags} --connect-timeout 20 --speed-limit 1 --speed-time 20"
+
+
+def wait_for_cluster() -> None:
+    """All parts run, and a client gets in."""
+    client.start()
+    for machine, _ in parts:
+        machine.start()
+    for machine, unit in parts:
+        machine.wait_for_unit(unit, timeout=300)
+    client.wait_for_unit("multi-user.target", timeout=300)
+    wait_for_login()
+
+
+def wait_for_login(timeout: int = 300) -> None:
+    client.wait_until_succeeds(f"{CURL} --max-time 60 {URL}/ > /dev/null", timeout=timeout)
+
+
+def make_file(path: str, kilobytes: int) -> str:
+    """A random file at the client. Returns its hash."""
+    client.succeed(f"head -c {kilobytes}K /dev/urandom > {path}")
+    return hash_of(path)
+
+
+def hash_of(path: str) -> str:
+    return client.succeed(f"sha256sum < {path}").split()[0]
+
+
+def upload(path: str, remote: str) -> None:
+    client.succeed(f"{CURL} -T {path} {URL}/{remote}")
+
+
+def download(remote: str) -> str:
+    """The hash of a file, as a client gets it."""
+    return client.succeed(f"{CURL} {URL}/{remote} > /tmp/download && sha256sum < /tmp/download").split()[0]
+
+
+def in_background(name: str, command: str) -> None:
+    """Starts a command at the client; its end is in NAME.rc, what it said in NAME.out and NAME.err."""
+    name = f"/tmp/{name}"
+    client.succeed(
+        f"rm -f {name}.*; (set +e; {command} > {name}.out 2> {name}.err < /dev/null; "
+        f"echo $? > {name}.rc) > /dev/null 2>&1 &"
+    )
+
+
+def end_of(name: str, timeout: int = 300) -> int:
+    """Waits for a command in the background. Returns its status."""
+    client.wait_until_succeeds(f"test -s /tmp/{name}.rc", timeout=timeout)
+    status = int(client.succeed(f"cat /tmp/{name}.rc"))
+    log.info(f"{name} ended with {status}: " + client.succeed(f"cat /tmp/{name}.err"))
+    return status
+
+
+def ftptest(*arguments: object) -> str:
+    return f"FTP_HOST={balancer.name} python3 /etc/ftptest.py " + " ".join(shlex.quote(str(a)) for a in arguments)
+
+
+def answer(*arguments: object, timeout: int = 600) -> Any:
+    return json.loads(client.succeed(ftptest(*arguments), timeout=timeout))
+
+
+def answer_of(name: str, timeout: int = 600) -> Any:
+    """What a test client in the background found out."""
+    status = end_of(name, timeout)
+    assert status == 0, f"{name} failed"
+    return json.loads(client.succeed(f"cat /tmp/{name}.out"))
+
+
+def start_session(name: str, command: str) -> Any:
+    """A session that stays: `hold` or `chat`. Returns the node that has it."""
+    in_background(name, ftptest(command, f"/tmp/{name}"))
+    client.wait_until_succeeds(f"test -s /tmp/{name}.port", timeout=120)
+    return node_of(int(client.succeed(f"cat /tmp/{name}.port")))
+
+
+def node_of(port: int) -> Any:
+    return next(node for node in ftp_nodes if slices[node.name][0] <= port <= slices[node.name][1])
+
+
+def metric(node: Any, name: str) -> float:
+    lines = node.succeed("curl -sf http://127.0.0.1:9121/metrics").splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith((name + " ", name + "{")))
+
+
+def node_with_transfer() -> Any:
+    """The node that has the one transfer which is going on."""
+    found = []
+
+    def look(_last: bool) -> bool:
+        found[:] = [node for node in ftp_nodes if metric(node, "ftp_transfers") > 0]
+        return len(found) == 1
+
+    retry(look, timeout_seconds=120)
+    return found[0]
+
+
+def wait_for_bytes(remote: str, count: int) -> None:
+    """Until so much of an upload is on the storage."""
+    storage.wait_until_succeeds(
+        f"test $(stat -c %s /srv/ftp/demo/{remote} || echo 0) -ge {count}", timeout=180
+    )
+
+
+def api(path: str, method: str = "GET", body: str = "") -> Any:
+    """authd's API, asked by an administrator on its own host."""
+    token = "/var/lib/distributed-ftp-secrets/adminToken"
+    data = f"-H 'Content-Type: application/json' -d {shlex.quote(body)}" if body else ""
+    text = auth.succeed(
+        f'curl -sf -X {method} -H "Authorization: Bearer $(cat {token})" {data} '
+        f"http://{auth_address}:5160{path}"
+    )
+    return json.loads(text) if text.strip() else None
+
+
+def live_nodes() -> set[str]:
+    return {node["name"] for node in api("/v1/nodes")}

@@ -1,0 +1,50 @@
+# The nodes see the client's address, and believe nobody but the balancer about it.
+{
+  script = ''
+    wait_for_cluster()
+
+    with subtest("authd shows the client's own address"):
+        start_session("session", "hold")
+        [session] = api("/v1/sessions")
+        assert session["address"] == client_address and session["user"] == "demo", session
+        client.succeed("touch /tmp/session.go")
+        assert answer_of("session")["same"]
+
+    with subtest("the node's log has it, too"):
+        logs = "".join(node.succeed("journalctl -u ftpd.service --no-pager") for node in ftp_nodes)
+        assert f"address={client_address}" in logs, logs
+
+    forged = r"PROXY TCP4 203.0.113.99 203.0.113.1 40000 21\r\n"
+
+    with subtest("a PROXY header from a client is a command that does not exist"):
+        talk = client.succeed(
+            f"{{ sleep 3; printf '{forged}'; sleep 1; printf 'USER demo\\r\\nPASS secret\\r\\n';"
+            " sleep 6; printf 'QUIT\\r\\n'; sleep 2; } | nc -w 30 lb 21"
+        )
+        assert "\n500 " in talk, talk
+        logs = "".join(node.succeed("journalctl -u ftpd.service --no-pager") for node in ftp_nodes)
+        assert "203.0.113.99" not in logs, logs
+
+    with subtest("a host that is no balancer is not believed, even where no firewall is in the way"):
+        talk = ftp1.succeed(
+            f"{{ sleep 2; printf '{forged}'; sleep 2; printf 'QUIT\\r\\n'; sleep 2; }} | nc -w 30 ftp1 21"
+        )
+        assert "500 " in talk, talk
+        assert "203.0.113.99" not in ftp1.succeed("journalctl -u ftpd.service --no-pager")
+
+    with subtest("a data connection from another address gets nothing"):
+        in_background(
+            "waiting",
+            "sh -c '{ sleep 3; printf \"USER demo\\r\\nPASS secret\\r\\n\"; sleep 6;"
+            " printf \"EPSV\\r\\n\"; sleep 2; printf \"LIST\\r\\n\"; sleep 20; } | nc -w 60 lb 21'",
+        )
+        client.wait_until_succeeds("grep '^229 ' /tmp/waiting.out", timeout=60)
+        port = client.succeed("grep '^229 ' /tmp/waiting.out").split("|||")[1].split("|")[0]
+        # The backend asks for the port that the client reserved.
+        stolen = auth.execute(f"nc -w 10 lb {port} < /dev/null | wc -c")[1]
+        assert stolen.strip() == "0", stolen
+        end_of("waiting")
+        refused = sum(metric(node, "ftp_data_connections_refused_total") for node in ftp_nodes)
+        assert refused >= 1, refused
+  '';
+}

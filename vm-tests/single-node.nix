@@ -1,0 +1,70 @@
+# Everything on one host: the balancer at its address, the node behind it on loopback, secrets that
+# nobody gave. The sandbox of the units.
+{
+  ftpNodes = [ "server" ];
+  balancer = "server";
+  auth = "server";
+  redis = "server";
+  storage = "server";
+
+  cluster =
+    { lib, nodes, ... }:
+    {
+      services.distributedFtp = {
+        cluster = {
+          nodes.server.address = lib.mkForce "127.0.0.2";
+          balancers.server.listenAddresses = [ nodes.server.networking.primaryIPAddress ];
+          auth.server.address = lib.mkForce "127.0.0.1";
+          redis.address = lib.mkForce "127.0.0.1";
+          storage = {
+            type = "directory";
+            server = lib.mkForce null;
+            host = lib.mkForce null;
+            export = lib.mkForce null;
+          };
+        };
+        secrets = {
+          nodeTokenFile = lib.mkForce null;
+          redisPasswordFile = lib.mkForce null;
+        };
+        ftpd.settings.transfer_log = "/var/log/distributed-ftp/transfers.log";
+      };
+    };
+
+  script = ''
+    wait_for_cluster()
+
+    with subtest("a file comes back as it went, and lies where it should"):
+        sent = make_file("/tmp/file", 300)
+        upload("/tmp/file", "file")
+        assert download("file") == sent
+        server.succeed("test $(stat -c %u:%g:%a /srv/ftp/demo/file) = 2121:2121:640")
+
+    with subtest("secrets are made, for root alone, and are in no unit and no log"):
+        server.succeed("test $(stat -c %U:%a /var/lib/distributed-ftp-secrets) = root:700")
+        for secret in ("nodeToken", "adminToken", "redisPassword"):
+            text = server.succeed(f"cat /var/lib/distributed-ftp-secrets/{secret}").strip()
+            assert len(text) > 40
+            server.fail(f"systemctl show ftpd authd redis-ftp | grep -F '{text}'")
+            server.fail(f"journalctl --no-pager | grep -F '{text}'")
+        server.succeed("redis-cli get x 2>&1 | grep NOAUTH")
+
+    with subtest("both daemons are sandboxed as far as systemd can tell"):
+        for unit in ("ftpd", "authd"):
+            report = server.succeed(f"systemd-analyze security --no-pager {unit}.service")
+            log.info(report)
+            line = next(line for line in report.splitlines() if "Overall exposure level" in line)
+            assert float(line.split(":")[1].split()[0]) <= 2.0, line
+
+    with subtest("the transfer log is written"):
+        server.wait_until_succeeds("grep -F file /var/log/distributed-ftp/transfers.log", timeout=30)
+
+    with subtest("it comes up by itself after a power failure, with the same secrets"):
+        token = server.succeed("cat /var/lib/distributed-ftp-secrets/nodeToken; sync")
+        server.crash()
+        server.start()
+        wait_for_login()
+        assert server.succeed("cat /var/lib/distributed-ftp-secrets/nodeToken") == token
+        assert download("file") == sent
+  '';
+}

@@ -1,0 +1,79 @@
+# FTPS through the balancer, explicit and implicit: certificates, protected data, and who must use it.
+{
+  cluster =
+    {
+      lib,
+      config,
+      pkgs,
+      ...
+    }:
+    let
+      # For tests only: a real key is kept out of the store.
+      certificate = pkgs.runCommand "certificate" { nativeBuildInputs = [ pkgs.openssl ]; } ''
+        mkdir $out
+        ${pkgs.openssl}/bin/openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+          -days 3650 -subj /CN=lb -addext subjectAltName=DNS:lb -keyout $out/key.pem -out $out/cert.pem
+      '';
+    in
+    {
+      services.distributedFtp.cluster.tls = {
+        certificateFile = "/etc/ftp-tls/cert.pem";
+        keyFile = "/etc/ftp-tls/key.pem";
+        implicitPort = 990;
+        required = true;
+      };
+      environment.etc = {
+        "ftp-tls/cert.pem".source = "${certificate}/cert.pem";
+        "ftp-tls/key.pem" = {
+          source = "${certificate}/key.pem";
+          mode = "0400";
+        };
+      };
+      security.pki.certificateFiles = [ "${certificate}/cert.pem" ];
+    };
+  # What waits for the cluster must speak TLS, too.
+  curl = "--ssl-reqd";
+
+  script = ''
+    wait_for_cluster()
+    sent = make_file("/tmp/file", 500)
+
+    with subtest("explicit TLS: a file comes back as it went"):
+        upload("/tmp/file", "file")
+        assert download("file") == sent
+
+    with subtest("implicit TLS: the same file"):
+        client.succeed(f"curl -sS -o /tmp/implicit ftps://demo:secret@lb:990/file")
+        assert hash_of("/tmp/implicit") == sent
+
+    with subtest("both nodes have it, and the certificate is the one of the name"):
+        for node in ftp_nodes:
+            assert metric(node, "ftp_tls_handshakes_total") > 0, node.name
+        client.succeed(
+            "openssl s_client -connect lb:21 -starttls ftp -verify_return_error -verify_hostname lb < /dev/null"
+        )
+
+    with subtest("a login in the clear is refused, and so is a transfer"):
+        talk = client.succeed(
+            "{ sleep 3; printf 'USER demo\\r\\n'; sleep 2; printf 'PASS secret\\r\\n'; sleep 5; } | nc -w 30 lb 21"
+        )
+        assert "\n230 " not in talk, talk
+        client.fail("lftp -u demo,secret -e 'set ssl:verify-certificate no; set ftp:ssl-protect-data no;"
+                    " set net:max-retries 1; cat file > /dev/null; bye' lb")
+
+    with subtest("lftp mirrors over TLS, with sessions resumed for data"):
+        client.succeed("mkdir -p /tmp/tree && cd /tmp/tree && for i in 1 2 3; do head -c 50K /dev/urandom > f$i; done")
+        settings = "set ftp:ssl-force yes; set ftp:ssl-protect-data yes; set net:max-retries 3"
+        client.succeed(f"lftp -u demo,secret lb -e '{settings}; mirror -R /tmp/tree tree; mirror tree /tmp/back; bye'")
+        client.succeed("diff -r /tmp/tree /tmp/back")
+
+    with subtest("a TLS session goes on through the other node"):
+        # The keys that seal tickets are the cluster's.
+        client.succeed("openssl s_client -connect lb:990 -sess_out /tmp/session < /dev/null")
+        reused = [
+            "Reused" in client.succeed("openssl s_client -connect lb:990 -sess_in /tmp/session < /dev/null")
+            for _ in range(4)
+        ]
+        assert all(reused), reused
+  '';
+}
