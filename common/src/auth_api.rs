@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    access::Access,
     node::NodeName,
     secret::{Secret, serialize_exposed},
     session::SessionId,
@@ -170,6 +171,7 @@ pub struct UserView {
     pub tls: TlsRequirements,
     /// Subjects of client certificates that stand in for the password.
     pub certificates: Vec<String>,
+    pub access: Access,
     pub admin: bool,
 }
 

@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use common::{
+    access::Access,
     auth_api::{Account, AccountLimits, Permissions, TlsRequirements, UploadMode, UserSource, UserView},
     secret::Secret,
 };
@@ -141,6 +142,8 @@ pub struct User {
     /// Subjects of client certificates that stand in for the password.
     #[serde(default)]
     pub certificates: Vec<String>,
+    #[serde(default)]
+    pub access: Access,
     pub admin: bool,
 }
 
@@ -156,6 +159,7 @@ impl User {
             uploads: UploadMode::default(),
             tls: TlsRequirements::default(),
             certificates: Vec::new(),
+            access: Access::default(),
             admin: false,
         }
     }
@@ -185,6 +189,7 @@ impl User {
             uploads: self.uploads,
             tls: self.tls,
             certificates: self.certificates.clone(),
+            access: self.access.clone(),
             admin: self.admin,
         }
     }
@@ -207,6 +212,8 @@ pub struct Change {
     pub tls: Option<TlsRequirements>,
     /// As a whole.
     pub certificates: Option<Vec<String>>,
+    /// As a whole: a condition that is not named is none.
+    pub access: Option<Access>,
     pub admin: Option<bool>,
 }
 
@@ -223,6 +230,7 @@ impl Change {
             uploads: self.uploads.unwrap_or(user.uploads),
             tls: self.tls.unwrap_or(user.tls),
             certificates: self.certificates.as_ref().unwrap_or(&user.certificates).clone(),
+            access: self.access.as_ref().unwrap_or(&user.access).clone(),
             admin: self.admin.unwrap_or(user.admin),
         }
     }

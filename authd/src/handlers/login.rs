@@ -1,6 +1,9 @@
 //! `POST /v1/authenticate`: whether a login is right, and what its user may do.
 
+use std::time::SystemTime;
+
 use common::{
+    access::Forbidden,
     auth_api::{Account, AuthenticateRequest},
     secret::Secret,
 };
@@ -23,6 +26,8 @@ enum Refusal {
     UnknownUser,
     WrongPassword,
     Disabled,
+    /// The user may not log in from this address, or not at this time.
+    Forbidden(Forbidden),
     Throttled(Throttled),
     Busy,
     /// Whether the name is a user's cannot be known now.
@@ -35,6 +40,8 @@ impl Refusal {
             Self::UnknownUser => "unknown_user",
             Self::WrongPassword => "wrong_password",
             Self::Disabled => "disabled",
+            Self::Forbidden(Forbidden::Address) => "address_not_allowed",
+            Self::Forbidden(Forbidden::Time) => "time_not_allowed",
             Self::Throttled(_) => "throttled",
             Self::Busy => "busy",
             Self::Unavailable(_) => "unavailable",
@@ -45,7 +52,9 @@ impl Refusal {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::UnknownUser | Refusal::WrongPassword | Refusal::Disabled => Self::InvalidCredentials,
+            Refusal::UnknownUser | Refusal::WrongPassword | Refusal::Disabled | Refusal::Forbidden(_) => {
+                Self::InvalidCredentials
+            }
             Refusal::Throttled(Throttled { wait, .. }) => Self::Throttled { wait },
             Refusal::Busy => Self::Busy,
             // What Redis holds and this version cannot read is logged with the login.
@@ -115,7 +124,8 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
             } else if !user.enabled {
                 Err(Refusal::Disabled)
             } else {
-                Ok(user.account(name))
+                let allowed = user.access.check(request.address, SystemTime::now());
+                allowed.map(|()| user.account(name)).map_err(Refusal::Forbidden)
             }
         }
         None => {

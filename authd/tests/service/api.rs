@@ -112,7 +112,7 @@ async fn the_described_bodies_are_those_of_the_types() {
     let user: UserView = serde_json::from_value(json!({
         "name": "a", "source": "registry", "enabled": true, "home": "/a", "permissions": {},
         "limits": { "sessions": 1, "sessions_per_address": 1 }, "uploads": "atomic",
-        "tls": { "control": true, "data": true }, "certificates": [], "admin": false,
+        "tls": { "control": true, "data": true }, "certificates": [], "access": {}, "admin": false,
     }))
     .unwrap();
     let user = serde_json::to_value(&user).unwrap();
@@ -120,6 +120,7 @@ async fn the_described_bodies_are_those_of_the_types() {
     assert_eq!(described("Permissions"), keys(&user["permissions"]));
     assert_eq!(described("Limits"), keys(&user["limits"]));
     assert_eq!(described("Tls"), keys(&user["tls"]));
+    assert_eq!(described("Access"), keys(&user["access"]));
     let session: SessionRecord = serde_json::from_value(json!({
         "id": "00112233445566aa", "node": "a", "user": "a", "address": "::1", "since": 1,
     }))

@@ -1,6 +1,9 @@
 //! Logins: right and wrong, the throttle, the cache, and life without Redis.
 
-use std::fs;
+use std::{
+    fs,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use reqwest::Method;
 use serde_json::json;
@@ -38,6 +41,39 @@ async fn a_verified_certificate_stands_in_for_the_password_of_its_user_only() {
         body["certificate"] = certificate.into();
         let answer = authd.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&body)).await;
         assert_eq!(answer.status, status, "{name} {certificate}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_logs_in_from_allowed_addresses_at_allowed_times_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("users.toml");
+    let user = |name: &str, access: &str| {
+        format!("[users.{name}]\npassword_hash = \"{}\"\naccess = {{ {access} }}\n", hash("hunter2"))
+    };
+    // All of the week but one hour of yesterday and one of tomorrow is left out, and the reverse.
+    let days = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 86400 % 7;
+    let day = |offset: u64| days[((today + offset) % 7) as usize];
+    let users = [
+        user("inside", "allow_from = [\"192.0.2.0/24\"], deny_from = [\"192.0.2.9/32\"]"),
+        user("early", &format!("hours = [\"{} 00:00-24:00\"]", day(3))),
+        user("now", &format!("hours = [\"{}-{} 00:00-24:00\"]", day(6), day(1))),
+    ];
+    fs::write(&path, users.concat()).unwrap();
+    let authd = Authd::start(&["--users-file", path.to_str().unwrap()]);
+    for (name, address, status) in [
+        ("inside", "192.0.2.1", 200),
+        ("inside", "192.0.2.9", 403),
+        ("inside", "198.51.100.1", 403),
+        ("early", "192.0.2.1", 403),
+        ("now", "192.0.2.1", 200),
+    ] {
+        let answer = authd.login_from(name, "hunter2", address).await;
+        assert_eq!(answer.status, status, "{name} from {address}");
+    }
+    for result in ["address_not_allowed", "time_not_allowed"] {
+        assert!(authd.log().contains(&format!("result={result}")), "{}", authd.log());
     }
 }
 

@@ -1,0 +1,232 @@
+//! From where and when a user may log in, as authd's API and users file spell it.
+
+use std::{
+    fmt,
+    net::IpAddr,
+    str::FromStr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The conditions of a user's logins beside the password. Without any, the user may always and from
+/// everywhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Access {
+    /// The only networks that the user may come from; none named: all.
+    pub allow_from: Vec<IpNet>,
+    /// Networks that the user may not come from, also where `allow_from` has them.
+    pub deny_from: Vec<IpNet>,
+    /// The only times; none named: always.
+    pub hours: Vec<Hours>,
+}
+
+/// Why a login with the right password is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forbidden {
+    Address,
+    Time,
+}
+
+impl Access {
+    /// # Errors
+    /// What stands against a login from `address` at `now`.
+    pub fn check(&self, address: IpAddr, now: SystemTime) -> Result<(), Forbidden> {
+        let address = address.to_canonical();
+        let holds = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
+        if holds(&self.deny_from) || (!self.allow_from.is_empty() && !holds(&self.allow_from)) {
+            return Err(Forbidden::Address);
+        }
+        if !self.hours.is_empty() && !self.hours.iter().any(|hours| hours.contain(now)) {
+            return Err(Forbidden::Time);
+        }
+        Ok(())
+    }
+}
+
+const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+const DAY_MINUTES: u16 = 24 * 60;
+
+/// A time of certain days, in UTC: `Mon-Fri 06:00-20:00`, `Sat 08:00-12:00`, `22:00-06:00`. The
+/// minute at the end is not in it. One that ends before it begins goes on into the next day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Hours {
+    /// First and last day, Monday is 0; the last may be before the first: `Sat-Mon`.
+    days: (u8, u8),
+    /// Minutes since midnight; `to` up to 24:00.
+    from: u16,
+    to: u16,
+}
+
+/// The text is no time of the week.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("hours are like 'Mon-Fri 06:00-20:00', 'Sat 08:00-12:00' or '22:00-06:00', in UTC")]
+pub struct InvalidHours;
+
+impl Hours {
+    fn contain(self, now: SystemTime) -> bool {
+        // A clock before 1970 is nobody's.
+        let minutes = now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()) / 60;
+        let day_minutes = u64::from(DAY_MINUTES);
+        // 1970 began on a Thursday. Both remainders are small.
+        let (day, minute) = (((minutes / day_minutes + 3) % 7) as u8, (minutes % day_minutes) as u16);
+        if self.from < self.to {
+            return self.has_day(day) && (self.from..self.to).contains(&minute);
+        }
+        // Over midnight: the evening of this day, or the morning after the day before.
+        (self.has_day(day) && minute >= self.from) || (self.has_day((day + 6) % 7) && minute < self.to)
+    }
+
+    fn has_day(self, day: u8) -> bool {
+        let (first, last) = self.days;
+        if first <= last { (first..=last).contains(&day) } else { day >= first || day <= last }
+    }
+}
+
+impl FromStr for Hours {
+    type Err = InvalidHours;
+
+    fn from_str(text: &str) -> Result<Self, InvalidHours> {
+        let day = |name: &str| {
+            let day = DAYS.iter().position(|day| day.eq_ignore_ascii_case(name));
+            // Below 7.
+            day.map(|day| day as u8).ok_or(InvalidHours)
+        };
+        let (days, times) = match text.trim().split_once(' ') {
+            None => ((0, 6), text.trim()),
+            Some((days, times)) => match days.split_once('-') {
+                None => ((day(days)?, day(days)?), times.trim()),
+                Some((first, last)) => ((day(first)?, day(last)?), times.trim()),
+            },
+        };
+        let (from, to) = times.split_once('-').ok_or(InvalidHours)?;
+        let (from, to) = (minute(from)?, minute(to)?);
+        if from == to || from == DAY_MINUTES {
+            return Err(InvalidHours);
+        }
+        Ok(Self { days, from, to })
+    }
+}
+
+/// `06:00`, up to `24:00`.
+fn minute(text: &str) -> Result<u16, InvalidHours> {
+    let (hour, minute) = text.split_once(':').ok_or(InvalidHours)?;
+    let number = |text: &str| match text.as_bytes() {
+        [a @ b'0'..=b'9', b @ b'0'..=b'9'] => Ok(u16::from(a - b'0') * 10 + u16::from(b - b'0')),
+        _ => Err(InvalidHours),
+    };
+    match (number(hour)?, number(minute)?) {
+        (hour @ 0..=23, minute @ 0..=59) => Ok(hour * 60 + minute),
+        (24, 0) => Ok(DAY_MINUTES),
+        _ => Err(InvalidHours),
+    }
+}
+
+impl fmt::Display for Hours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = self.days;
+        match (first, last) {
+            (0, 6) => {}
+            _ if first == last => write!(f, "{} ", DAYS[usize::from(first)])?,
+            _ => write!(f, "{}-{} ", DAYS[usize::from(first)], DAYS[usize::from(last)])?,
+        }
+        let (from, to) = (self.from, self.to);
+        write!(f, "{:02}:{:02}-{:02}:{:02}", from / 60, from % 60, to / 60, to % 60)
+    }
+}
+
+impl TryFrom<String> for Hours {
+    type Error = InvalidHours;
+
+    fn try_from(text: String) -> Result<Self, InvalidHours> {
+        text.parse()
+    }
+}
+
+impl From<Hours> for String {
+    fn from(hours: Hours) -> Self {
+        hours.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Of the week that began on Monday, 5 January 1970.
+    fn at(day: u64, hour: u64, minute: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs((4 + day) * 86400 + hour * 3600 + minute * 60)
+    }
+
+    #[test]
+    fn hours_contain_the_times_that_they_say() {
+        for (text, inside, outside) in [
+            ("Mon-Fri 06:00-20:00", vec![(0, 6, 0), (4, 19, 59)], vec![(0, 5, 59), (4, 20, 0), (5, 12, 0)]),
+            ("Sat 08:00-24:00", vec![(5, 23, 59)], vec![(5, 7, 59), (6, 8, 0)]),
+            ("22:00-06:00", vec![(2, 23, 0), (3, 5, 59)], vec![(3, 6, 0), (3, 21, 59)]),
+            ("Sun 22:00-06:00", vec![(6, 22, 0), (7, 5, 59)], vec![(6, 5, 0), (7, 22, 0)]),
+            ("Sat-Mon 00:00-24:00", vec![(5, 0, 0), (6, 12, 0), (7, 23, 59)], vec![(1, 0, 0), (4, 12, 0)]),
+        ] {
+            let hours: Hours = text.parse().unwrap();
+            assert_eq!(hours.to_string(), text);
+            for (day, hour, minute) in inside {
+                assert!(hours.contain(at(day, hour, minute)), "{text}: {day} {hour}:{minute}");
+            }
+            for (day, hour, minute) in outside {
+                assert!(!hours.contain(at(day, hour, minute)), "{text}: {day} {hour}:{minute}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_of_the_week() {
+        for text in [
+            "",
+            "Mon",
+            "Mon-Fri",
+            "06:00",
+            "6:00-7:00",
+            "06:00-06:00",
+            "25:00-26:00",
+            "24:00-06:00",
+            "Xyz 06:00-07:00",
+            "Mon- 06:00-07:00",
+            "06:60-07:00",
+            "+6:00-07:00",
+        ] {
+            assert_eq!(text.parse::<Hours>(), Err(InvalidHours), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_denied_before_they_are_allowed() {
+        let access = Access {
+            allow_from: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+            deny_from: vec!["192.0.2.128/25".parse().unwrap()],
+            hours: vec![],
+        };
+        let check = |address: &str| access.check(address.parse().unwrap(), at(0, 0, 0));
+        assert_eq!(check("192.0.2.1"), Ok(()));
+        assert_eq!(check("::ffff:192.0.2.1"), Ok(()));
+        assert_eq!(check("2001:db8::1"), Ok(()));
+        assert_eq!(check("192.0.2.200"), Err(Forbidden::Address));
+        assert_eq!(check("198.51.100.1"), Err(Forbidden::Address));
+        assert_eq!(Access::default().check("198.51.100.1".parse().unwrap(), at(0, 0, 0)), Ok(()));
+    }
+
+    proptest! {
+        #[test]
+        fn hours_survive_their_text_form(first in 0u8..7, last in 0u8..7, from in 0u16..1440, to in 0u16..=1440) {
+            prop_assume!(from != to);
+            let hours = Hours { days: (first, last), from, to };
+            prop_assert_eq!(hours.to_string().parse::<Hours>().unwrap(), hours);
+        }
+    }
+}
