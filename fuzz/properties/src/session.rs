@@ -81,7 +81,8 @@ fn check_replies(sent: &[u8], received: &[u8]) {
             Line::TooLong => Err(false),
         })
         .collect();
-    let quit = requests.iter().position(|request| *request == Ok(Command::Quit)).expect("QUIT is in the tail");
+    let quit =
+        requests.iter().position(|request| *request == Ok(Command::Quit)).expect("QUIT is in the tail");
     let foreign = requests.iter().position(|request| *request == Err(true));
     let greeting = 1;
     match codes.last() {

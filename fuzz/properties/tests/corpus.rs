@@ -45,9 +45,8 @@ fn change() -> impl Strategy<Value = Change> {
     let put = prop_oneof![
         prop::collection::vec(any::<u8>(), 0..4).prop_map(Put::Bytes),
         prop::collection::vec(interesting, 0..8).prop_map(Put::Bytes),
-        (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..40usize).prop_map(|(seed, at, length)| Put::Seed(
-            seed, at, length
-        )),
+        (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..40usize)
+            .prop_map(|(seed, at, length)| Put::Seed(seed, at, length)),
     ];
     (any::<prop::sample::Index>(), 0..16usize, put).prop_map(|(at, removed, put)| Change { at, removed, put })
 }
