@@ -29,7 +29,7 @@ pub fn glob_and_listing(input: &[u8]) {
     matching(pattern, name);
     listing(name, target, numbers);
     // Any bytes choose facts.
-    assert_eq!(Facts::parse(target).accepted().starts_with("MLST OPTS"), true);
+    assert!(Facts::parse(target).accepted().starts_with("MLST OPTS"));
 }
 
 fn matching(pattern: &[u8], name: &[u8]) {
