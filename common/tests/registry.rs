@@ -23,6 +23,7 @@ async fn is_full(registry: &Registry, node: &str, user: &str, limit: u32) -> boo
     registry.open_session(record, user_limit(limit)).await.is_err()
 }
 
+/// Limits passed by a burst: CVE-2021-40524 (of quotas), ProFTPD #2098, #2158.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_fifty_logins_at_once_on_two_nodes_exactly_the_limit_gets_in() {
     let redis = RedisServer::start();
@@ -345,6 +346,7 @@ async fn commands_reach_their_node_in_order_and_within_a_second() {
     assert!(!view.send(&"nobody".parse().unwrap(), &NodeCommand::Drain).await.unwrap());
 }
 
+/// Deserialising a shared cache: ProFTPD #2166, CVE-2026-44403.
 #[tokio::test]
 async fn garbage_in_redis_is_skipped_and_swept_away() {
     let redis = RedisServer::start();

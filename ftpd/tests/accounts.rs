@@ -130,6 +130,7 @@ fn authd_is_told_who_wants_in_from_where() {
     assert!(status.contains(&format!("Session {id}")), "{status:?}");
 }
 
+/// Commands without a check: CVE-2015-3306, CVE-2019-12815, ProFTPD #2095.
 #[test]
 fn every_permission_that_is_missing_is_refused_with_550() {
     // What each permission is needed for; all others are granted.
@@ -236,6 +237,7 @@ fn a_home_that_cannot_be_used_is_no_login() {
     }
 }
 
+/// Homes outside the root: CVE-2026-30915.
 #[test]
 fn dots_in_a_home_do_not_leave_the_root() {
     let (_redis, _authd, node) = with_account(json!({ "home": "/../../../outside" }));

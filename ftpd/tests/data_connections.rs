@@ -67,6 +67,7 @@ fn download(session: &mut Dialogue, mut data: TcpStream) -> Vec<u8> {
     content
 }
 
+/// Predictable ports: GHSA-gh7c-cg3x-pmcr.
 #[test]
 fn pasv_and_epsv_announce_ports_of_the_range() {
     let node = with_ports(3).start();
@@ -168,6 +169,7 @@ fn active_transfers_go_to_the_client() {
     session.expect(425);
 }
 
+/// Bounce: CVE-1999-0017, CVE-2007-6741, CVE-2015-10003.
 #[test]
 fn nobody_but_the_client_is_dialled() {
     let node = Node::standalone().start();
@@ -217,6 +219,7 @@ fn active_mode_can_be_switched_off() {
     session.receive("LIST");
 }
 
+/// PASV theft: CVE-1999-0351, GHSA-gh7c-cg3x-pmcr.
 #[test]
 fn a_stranger_at_the_port_is_closed_and_the_client_still_served() {
     let node = Node::standalone().start();
@@ -438,6 +441,7 @@ fn a_balancer_without_a_right_header_gets_no_reply() {
     assert_eq!(replies.lines().map(|line| &line[..4]).collect::<Vec<_>>(), ["220 ", "200 ", "221 "]);
 }
 
+/// Forged PROXY headers.
 #[test]
 fn a_header_from_an_untrusted_address_is_garbage() {
     let (node, _) = behind_balancer(Node::standalone());

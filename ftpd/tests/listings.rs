@@ -208,6 +208,7 @@ fn leftovers_of_nfs_and_unfinished_uploads_are_hidden() {
     session.command("DELE .ftpd-partial-0123", 553);
 }
 
+/// Injection through names: ProFTPD #2052.
 #[test]
 fn control_characters_in_names_split_no_line() {
     let node = start();
@@ -290,6 +291,7 @@ fn links_are_shown_as_what_they_lead_to_unless_it_is_nothing_in_the_home() {
     session.command("RETR out", 550);
 }
 
+/// Listing DoS: CVE-2019-20176.
 #[test]
 fn ten_thousand_entries_come_complete_and_each_once() {
     let node = start();

@@ -11,6 +11,7 @@ fn with_users() -> NodeBuilder {
     Node::standalone().user("anna", "secret").user("bert", "pässword")
 }
 
+/// Unknown users; how long authd takes for them is tested there.
 #[test]
 fn the_answer_to_user_does_not_tell_whether_there_is_such_a_user() {
     let node = with_users().start();
@@ -33,6 +34,7 @@ fn pass_needs_user_before_it_each_time() {
     session.login("anna", "secret");
 }
 
+/// Empty, missing and huge passwords: ProFTPD #2275, #2279.
 #[test]
 fn names_and_passwords_are_right_only_byte_for_byte() {
     let node = with_users().setting("max_login_failures", 100).start();
@@ -86,6 +88,7 @@ fn without_users_demo_admin_and_test_log_in_with_any_password() {
     session.command("PASS whatever", 530);
 }
 
+/// Commands without a check: CVE-2015-3306, CVE-2019-12815; before the login: ProFTPD #2003.
 #[test]
 fn before_the_login_only_commands_that_need_none_work() {
     let node = with_users().setting("max_unauthenticated_commands", 100).start();
@@ -228,6 +231,7 @@ fn the_last_failed_login_ends_the_connection() {
     node.login("anna", "secret");
 }
 
+/// Pre-authentication growth: CVE-2026-44240, ProFTPD #846.
 #[test]
 fn who_does_not_log_in_has_few_commands() {
     let node = with_users().setting("max_unauthenticated_commands", 5).start();

@@ -82,6 +82,7 @@ fn one_handshake_yields_tickets_for_many_transfers_and_each_proves_its_session()
     assert_eq!(node.metric("ftp_data_tls_sessions_total{resumed=\"no\"}"), None);
 }
 
+/// PASV theft from the same address: CVE-1999-0351.
 #[test]
 fn a_data_connection_that_proves_nothing_or_another_session_is_refused_where_proof_is_required() {
     let authority = Authority::new();
@@ -187,7 +188,7 @@ fn without_a_certificate_there_is_no_tls() {
     clear.command("AUTH TLS", 502);
 }
 
-/// CVE-2011-1575 and its kin.
+/// Plain text before TLS: CVE-2011-1575, CVE-2011-0411, ProFTPD bug 3624.
 #[test]
 fn what_was_said_before_tls_does_not_count_after_it() {
     let authority = Authority::new();
@@ -210,6 +211,7 @@ fn what_was_said_before_tls_does_not_count_after_it() {
     session.command("PWD", 530);
 }
 
+/// Truncation by whoever is on the network.
 #[test]
 fn an_upload_without_close_notify_was_cut_off_and_can_be_resumed() {
     let authority = Authority::new();

@@ -129,6 +129,7 @@ fn text_has_crlf_on_the_wire_and_lf_in_the_file() {
     assert_eq!(sha256(stored(&node, "again")), sha256(text));
 }
 
+/// Negative and huge offsets: ProFTPD #2286.
 #[test]
 fn rest_lets_a_download_begin_anywhere_in_the_file() {
     let node = start();
@@ -379,6 +380,7 @@ fn pipelined_commands_are_answered_in_their_order() {
     }
 }
 
+/// State during a transfer: CVE-2020-9273.
 #[test]
 fn during_a_transfer_stat_and_noop_are_answered_and_other_commands_wait() {
     let node = start();
@@ -415,6 +417,7 @@ fn quit_during_a_transfer_waits_for_its_end() {
     assert!(!at(&node, "never").exists());
 }
 
+/// State during a transfer: CVE-2020-9273, CVE-2011-4130.
 #[test]
 fn abor_ends_whatever_runs_and_the_session_goes_on() {
     let node = start();
@@ -490,6 +493,7 @@ fn abor_is_understood_with_telnets_signals_and_as_urgent_data() {
     }
 }
 
+/// State during a transfer: ProFTPD #2255, bugs 3487, 3492, 3131.
 #[test]
 fn each_of_several_abors_has_its_answer() {
     let node = start();

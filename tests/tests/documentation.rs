@@ -1,6 +1,10 @@
-//! Documentation that is made from the daemons says what they say.
+//! What stands in documents about the code is true of the code.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use cluster_tests::binaries;
 
@@ -23,3 +27,77 @@ fn the_page_of_settings_holds_what_both_daemons_print() {
     }
     assert_eq!(sections.next(), None);
 }
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The Rust sources of the repository.
+fn sources() -> Vec<PathBuf> {
+    let mut sources = Vec::new();
+    let mut left =
+        ["authd", "common", "ftpd", "fuzz/properties", "tests"].map(|part| workspace().join(part)).to_vec();
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push(path);
+        }
+    }
+    sources
+}
+
+#[test]
+fn every_test_that_security_md_names_exists() {
+    let page = fs::read_to_string(workspace().join("SECURITY.md")).unwrap();
+    let table = page.split("| class, with cases | tests |").nth(1).expect("the table of classes");
+    let sources = sources();
+    let mut classes = 0;
+    for row in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
+        classes += 1;
+        let tests = row.trim_matches('|').split(" | ").nth(1).expect("two columns");
+        let named: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty() || tests.contains("no test: "), "{row}");
+        for name in named {
+            let (file, test) = name.split_once("::").expect("FILE::TEST");
+            let function = format!("fn {test}() {{");
+            let is_test = |source: &&PathBuf| {
+                let text = fs::read_to_string(source).unwrap();
+                let lines: Vec<_> = text.lines().map(str::trim).collect();
+                lines.windows(2).any(|pair| {
+                    let is_marked = pair[0].starts_with("#[") && pair[0].contains("test");
+                    is_marked && pair[1].strip_prefix("async ").unwrap_or(pair[1]) == function
+                })
+            };
+            let mut files =
+                sources.iter().filter(|source| source.file_stem().is_some_and(|stem| stem == file));
+            assert!(files.any(|source| is_test(&source)), "{name} is no test");
+        }
+    }
+    // Those of the field, and the PROXY header.
+    assert!(classes >= 29, "{classes} classes");
+}
+
+/// Supply chain: CVE-2011-2523. What is built is what the lock file says, by its checksum.
+#[test]
+fn every_crate_comes_from_crates_io_with_a_checksum() {
+    const CRATES_IO: &str = "\"registry+https://github.com/rust-lang/crates.io-index\"";
+    for lock in ["Cargo.lock", "fuzz/Cargo.lock"] {
+        let lock = fs::read_to_string(workspace().join(lock)).unwrap();
+        for package in lock.split("[[package]]").skip(1) {
+            let value =
+                |key: &str| package.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "));
+            let name = value("name").unwrap();
+            match value("source") {
+                // A part of this repository.
+                None => assert!(OURS.iter().any(|our| name == format!("\"{our}\"")), "{name}"),
+                Some(source) => {
+                    assert_eq!(source, CRATES_IO, "{name}");
+                    assert!(value("checksum").is_some_and(|sum| sum.len() == 66), "{name}");
+                }
+            }
+        }
+    }
+}
+
+const OURS: [&str; 6] = ["authd", "cluster-tests", "common", "ftpd", "ftpd-fuzz", "ftpd-properties"];

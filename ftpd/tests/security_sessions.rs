@@ -1,0 +1,344 @@
+//! Attacks on the node's state: commands in any order, floods of connections, halves of TLS
+//! connections, and the clock.
+
+use std::{
+    cell::RefCell,
+    fs,
+    io::Write,
+    net::{Shutdown, TcpStream},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use cluster_tests::{
+    dialogue::{Dialogue, read_what_comes},
+    node::Node,
+    proxy::Connector,
+    tls::{Authority, SecureDialogue},
+};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+
+/// What the model of a session knows of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Login {
+    #[default]
+    Greeted,
+    Named,
+    LoggedIn,
+}
+
+#[derive(Debug, Default)]
+struct Model {
+    login: Login,
+    /// RNFR was the last command.
+    renaming: bool,
+    /// The file has its second name.
+    renamed: bool,
+    /// EPSV was given, and no transfer has used it.
+    passive: bool,
+    /// TYPE I, not A.
+    image: bool,
+    /// REST was given, and no transfer has used it.
+    offset: bool,
+}
+
+/// Every command of the model; the file is `a` or `b`.
+const COMMANDS: [&str; 26] = [
+    "USER demo",
+    "PASS right",
+    "PASS wrong",
+    "REIN",
+    "PWD",
+    "CWD /",
+    "NOOP",
+    "ABOR",
+    "SYST",
+    "STAT",
+    "STAT /",
+    "TYPE I",
+    "TYPE X",
+    "EPSV",
+    "RETR c",
+    "SIZE c",
+    "RNFR a",
+    "RNFR b",
+    "RNTO a",
+    "RNTO b",
+    "REST 1",
+    "HOST x",
+    "OPTS UTF8 ON",
+    "ALLO",
+    "BOGUS",
+    "AUTH TLS",
+];
+
+impl Model {
+    /// The one code that answers this command now.
+    fn expects(&mut self, command: &str) -> u16 {
+        let renaming = std::mem::take(&mut self.renaming);
+        let logged_in = self.login == Login::LoggedIn;
+        match command {
+            "USER demo" if logged_in => 503,
+            "USER demo" => {
+                self.login = Login::Named;
+                331
+            }
+            "PASS right" | "PASS wrong" if self.login != Login::Named => 503,
+            "PASS right" => {
+                self.login = Login::LoggedIn;
+                230
+            }
+            "PASS wrong" => {
+                self.login = Login::Greeted;
+                530
+            }
+            "REIN" => {
+                *self = Self { renamed: self.renamed, ..Self::default() };
+                220
+            }
+            "HOST x" => {
+                if self.login == Login::Greeted {
+                    220
+                } else {
+                    503
+                }
+            }
+            "NOOP" | "OPTS UTF8 ON" => 200,
+            "SYST" => 215,
+            "STAT" => 211,
+            "BOGUS" => 500,
+            "AUTH TLS" => 502,
+            // What is wrong with the arguments shows before the login, too.
+            "ALLO" | "TYPE X" => 501,
+            _ if !logged_in => 530,
+            "PWD" => 257,
+            "ABOR" => 226,
+            "CWD /" => 250,
+            "STAT /" => 213,
+            "TYPE I" => {
+                self.image = true;
+                200
+            }
+            "EPSV" => {
+                self.passive = true;
+                229
+            }
+            "RETR c" => {
+                // What is wrong with the offset shows first, then that there is no port, then that
+                // there is no file.
+                match (std::mem::take(&mut self.offset) && !self.image, self.passive) {
+                    (true, _) => 554,
+                    (false, false) => 425,
+                    (false, true) => {
+                        self.passive = false;
+                        550
+                    }
+                }
+            }
+            "SIZE c" => 550,
+            "REST 1" => {
+                self.offset = true;
+                350
+            }
+            "RNFR a" | "RNFR b" => {
+                self.renaming = (command == "RNFR b") == self.renamed;
+                if self.renaming { 350 } else { 550 }
+            }
+            "RNTO a" | "RNTO b" if renaming => {
+                self.renamed = command == "RNTO b";
+                250
+            }
+            "RNTO a" | "RNTO b" => 503,
+            _ => unreachable!("{command} is not in the model"),
+        }
+    }
+}
+
+/// Command order: ProFTPD #2003 (RNTO before the login), #2141, CVE-2015-3306 (commands without a
+/// login). Every command has its one reply, in order, and the session goes on.
+#[test]
+fn whatever_the_order_of_commands_each_has_the_reply_of_the_state_it_meets() {
+    let node = Node::standalone()
+        .user("demo", "right")
+        .setting("log_level", "info")
+        .setting("max_login_failures", 1_000_000)
+        .setting("max_unauthenticated_commands", 1_000_000)
+        .setting("max_errors", 1_000_000)
+        .start();
+    // What one case leaves behind is where the next begins: only the file's name is left.
+    let renamed = RefCell::new(false);
+    fs::write(node.root().join("a"), "").unwrap();
+    let commands = prop::collection::vec(prop::sample::select(&COMMANDS[..]), 1..60);
+    let config = Config { cases: 150, failure_persistence: None, ..Config::default() };
+    let tried = TestRunner::new(config).run(&(commands, any::<bool>()), |(commands, at_once)| {
+        let mut model = Model { renamed: *renamed.borrow(), ..Model::default() };
+        let expected: Vec<u16> = commands.iter().map(|command| model.expects(command)).collect();
+        let mut session = node.connect();
+        let mut seen = Vec::new();
+        if at_once {
+            session.send(&commands.join("\r\n"));
+            seen.extend(commands.iter().map(|_| session.reply().code));
+        } else {
+            for command in &commands {
+                session.send(command);
+                seen.push(session.reply().code);
+            }
+        }
+        *renamed.borrow_mut() = node.root().join("b").exists();
+        prop_assert_eq!(&seen, &expected, "{:?}", commands);
+        // One reply each: nothing is left over.
+        session.command("NOOP", 200);
+        session.command("QUIT", 221);
+        prop_assert_eq!(session.expect_closed(), []);
+        Ok(())
+    });
+    tried.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// Connection DoS: CVE-2021-30047, CVE-2021-47865, CVE-2020-35359. One address cannot take what
+/// others need, neither by connecting and staying nor by connecting and leaving.
+#[test]
+fn a_flood_of_connections_from_one_address_leaves_others_served() {
+    let node = Node::standalone()
+        .setting("log_level", "info")
+        .setting("max_sessions", 60)
+        .setting("max_sessions_per_address", 20)
+        .start();
+    let mut victim = node.login("demo", "x");
+    let before = node.daemon.descriptors();
+    let flood = Connector::new().from(node.loopback().address(7));
+    let mut staying = Vec::new();
+    let started = Instant::now();
+    for i in 0..600 {
+        let stream = flood.connect(node.address).unwrap();
+        if i % 3 == 0 {
+            staying.push(stream);
+        }
+        if i % 100 == 0 {
+            victim.command("NOOP", 200);
+            victim.store("file", b"content");
+            assert_eq!(victim.retrieve("file"), b"content");
+        }
+    }
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    // Who comes from elsewhere gets in.
+    let elsewhere = Connector::new().from(node.loopback().address(8));
+    let mut newcomer = Dialogue::connect_with(&elsewhere, node.address);
+    newcomer.login("demo", "x");
+    newcomer.receive("LIST");
+    node.wait_for_metric("ftp_connections", |count| count <= 22.0);
+    drop(staying);
+    node.wait_for_metric("ftp_connections", |count| count == 2.0);
+    cluster_tests::eventually("descriptors to be closed", || {
+        // The newcomer's connection, and the pipe of a thread that stored.
+        (node.daemon.descriptors() <= before + 5).then_some(())
+    });
+}
+
+/// Processor time that a process has used, from `/proc/PID/stat` (proc(5), fields 14 and 15).
+fn processor_time(id: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    // The name in parentheses may hold spaces; what follows begins with field 3.
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    // Linux tells user programs of 100 ticks a second on every common platform.
+    Duration::from_millis(10 * ticks)
+}
+
+/// TLS busy loops: pyftpdlib #613, #683.
+#[test]
+fn halves_of_tls_connections_keep_no_processor_busy() {
+    let authority = Authority::new();
+    let certificate = authority.sign("localhost");
+    let node = Node::standalone()
+        .user("u", "p")
+        .setting("tls_certificates", certificate.chain.display())
+        .setting("tls_keys", certificate.key.display())
+        .start();
+    fs::write(node.root().join("large"), vec![0; 32 << 20]).unwrap();
+    let mut halves: Vec<TcpStream> = Vec::new();
+    for begun in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"] {
+        // A handshake that stops halfway, open and half closed.
+        for is_closed in [false, true] {
+            let mut clear = node.connect();
+            clear.command("AUTH TLS", 234);
+            let mut stream = clear.control().try_clone().unwrap();
+            stream.write_all(begun).unwrap();
+            if is_closed {
+                stream.shutdown(Shutdown::Write).unwrap();
+            }
+            halves.push(stream);
+        }
+    }
+    let mut sessions = Vec::new();
+    for verb in ["RETR", "STOR"] {
+        let mut session = SecureDialogue::explicit(&authority.client(), node.address);
+        session.login("u", "p");
+        // Data connections: half closed at once, half closed in the transfer, and silent.
+        let mut data = session.begin(&format!("{verb} {}", if verb == "RETR" { "large" } else { "new" }));
+        if verb == "STOR" {
+            data.write_all(&[0; 1000]).unwrap();
+            data.flush().unwrap();
+        } else {
+            data.sock.shutdown(Shutdown::Write).unwrap();
+        }
+        sessions.push((session, data));
+    }
+    // A control connection whose client has closed its half without close_notify.
+    let mut clear = node.connect();
+    clear.command("AUTH TLS", 234);
+    let control = clear.control().try_clone().unwrap();
+    let half = SecureDialogue::over(&authority.client(), &Connector::new(), control.try_clone().unwrap());
+    control.shutdown(Shutdown::Write).unwrap();
+    let idle = SecureDialogue::explicit(&authority.client(), node.address);
+    let before = processor_time(node.daemon.id());
+    // What is looked for is what happens while nothing should.
+    thread::sleep(Duration::from_secs(2));
+    let used = processor_time(node.daemon.id()) - before;
+    assert!(used < Duration::from_millis(600), "{used:?} of 2 s");
+    drop((half, idle, sessions));
+    for mut stream in halves {
+        drop(stream.shutdown(Shutdown::Both));
+        read_what_comes(&mut stream);
+    }
+}
+
+/// Timers and the clock: ProFTPD #2047 (a change of the clock closes sessions). What ends or
+/// bounds anything runs by the monotonic clock; the wall clock is read for what is shown and kept,
+/// in these files alone.
+#[test]
+fn the_wall_clock_is_read_only_for_what_is_shown() {
+    let allowed = [
+        "common/src/process/logging.rs",
+        // When a key was made, where there is no Redis to say.
+        "common/src/registry/tickets.rs",
+        "ftpd/src/commands/listings.rs",
+        "ftpd/src/commands/login.rs",
+        "ftpd/src/server.rs",
+        // Warns of a certificate that expires.
+        "ftpd/src/tls/certificates.rs",
+        "ftpd/src/transfer_log.rs",
+    ];
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found: Vec<String> = Vec::new();
+    let mut left: Vec<PathBuf> = ["common/src", "ftpd/src"].map(|part| workspace.join(part)).to_vec();
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+            continue;
+        }
+        let source = fs::read(&path).unwrap();
+        let reads_clock = ["SystemTime::now", "now_utc", "UtcDateTime::now", "now_local"]
+            .iter()
+            .any(|name| source.windows(name.len()).any(|part| part == name.as_bytes()));
+        if reads_clock {
+            found.push(path.strip_prefix(workspace).unwrap().to_str().unwrap().to_owned());
+        }
+    }
+    found.sort();
+    assert_eq!(found, allowed);
+}

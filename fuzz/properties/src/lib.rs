@@ -1,0 +1,39 @@
+//! What must hold for any bytes that a peer sends. Each property takes any input and panics where
+//! it does not hold.
+//!
+//! The fuzz targets (`./dev fuzz`) try inputs for as long as they are let; `tests/corpus.rs` tries
+//! the seeds in `fuzz/corpus` and changed ones on every test run.
+
+mod lines;
+mod names;
+mod proxy;
+mod session;
+mod tickets;
+
+pub use self::{
+    lines::{command, reply},
+    names::{glob_and_listing, timestamp},
+    proxy::proxy_header,
+    session::session,
+    tickets::ticket,
+};
+
+/// A property by the name of its fuzz target and of its directory of seeds.
+pub struct Target {
+    pub name: &'static str,
+    pub property: fn(&[u8]),
+    /// How many changed seeds a test run tries: a session takes a thousand times as long as a
+    /// line.
+    pub cases: u32,
+}
+
+/// All of them.
+pub static TARGETS: [Target; 7] = [
+    Target { name: "command", property: command, cases: 3000 },
+    Target { name: "glob_and_listing", property: glob_and_listing, cases: 3000 },
+    Target { name: "proxy_header", property: proxy_header, cases: 3000 },
+    Target { name: "reply", property: reply, cases: 3000 },
+    Target { name: "session", property: session, cases: 200 },
+    Target { name: "ticket", property: ticket, cases: 3000 },
+    Target { name: "timestamp", property: timestamp, cases: 3000 },
+];

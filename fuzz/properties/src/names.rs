@@ -1,0 +1,197 @@
+//! Names in the storage: patterns that choose them, listings that show them, and times.
+
+use std::time::{Duration, Instant};
+
+use common::auth_api::Permissions;
+use ftpd::{
+    listing::{
+        Entry, Kind,
+        machine::{self, Facts, Role},
+        names, unix,
+    },
+    protocol::{
+        glob::{Pattern, has_wildcards},
+        timestamp as time,
+    },
+};
+
+/// The longest one match may take. It is counted in microseconds; the machine may be busy.
+const SOON: Duration = Duration::from_secs(2);
+
+/// Pattern, name, link target and numbers, with NUL between them (which no name has).
+///
+/// A match ends soon and is what the plain definition says; a name with its wildcards escaped
+/// matches itself; and a line of a listing is one line, with the name at its end, whatever it is.
+pub fn glob_and_listing(input: &[u8]) {
+    let mut parts = input.splitn(4, |b| *b == 0);
+    let mut next = || parts.next().unwrap_or_default();
+    let (pattern, name, target, numbers) = (next(), next(), next(), next());
+    matching(pattern, name);
+    listing(name, target, numbers);
+    // Any bytes choose facts.
+    assert!(Facts::parse(target).accepted().starts_with("MLST OPTS"));
+}
+
+fn matching(pattern: &[u8], name: &[u8]) {
+    let started = Instant::now();
+    let parsed = Pattern::parse(pattern);
+    let matched = parsed.matches(name);
+    assert!(started.elapsed() < SOON, "took {:?}", started.elapsed());
+    if pattern.len() * name.len() <= 1 << 16 {
+        assert_eq!(matched, defined(pattern, name));
+    }
+    let escaped: Vec<u8> = name.iter().flat_map(|b| [b'\\', *b]).collect();
+    assert!(Pattern::parse(&escaped).matches(name) && !has_wildcards(&escaped));
+    assert!(Pattern::parse(b"*").matches(name));
+    if !has_wildcards(pattern) && !pattern.contains(&b'\\') {
+        assert_eq!(matched, pattern == name);
+    }
+}
+
+/// What one element of a pattern takes.
+enum Element {
+    Any,
+    One(Box<[bool; 256]>),
+}
+
+/// Whether the pattern matches by the definition: which ends of the name each element can reach,
+/// without a shortcut.
+fn defined(mut pattern: &[u8], name: &[u8]) -> bool {
+    let mut reached = vec![false; name.len() + 1];
+    reached[0] = true;
+    while !pattern.is_empty() {
+        let (element, rest) = element(pattern);
+        pattern = rest;
+        let mut next = vec![false; name.len() + 1];
+        match element {
+            Element::Any => {
+                let first = reached.iter().position(|r| *r).unwrap_or(next.len());
+                next[first..].fill(true);
+            }
+            Element::One(set) => {
+                for at in 0..name.len() {
+                    next[at + 1] = reached[at] && set[usize::from(name[at])];
+                }
+            }
+        }
+        reached = next;
+    }
+    reached[name.len()]
+}
+
+fn element(pattern: &[u8]) -> (Element, &[u8]) {
+    let mut set = Box::new([false; 256]);
+    let rest = match pattern {
+        [b'*', rest @ ..] => return (Element::Any, rest),
+        [b'?', rest @ ..] => {
+            set.fill(true);
+            rest
+        }
+        [b'\\', byte, rest @ ..] => {
+            set[usize::from(*byte)] = true;
+            rest
+        }
+        [b'[', inside @ ..] => {
+            let negated = matches!(inside, [b'!' | b'^', ..]);
+            let members = &inside[usize::from(negated)..];
+            // A `]` that comes first is a member.
+            match members.iter().skip(1).position(|b| *b == b']') {
+                Some(end) => {
+                    fill(&members[..=end], &mut set);
+                    if negated {
+                        set.iter_mut().for_each(|member| *member = !*member);
+                    }
+                    &members[end + 2..]
+                }
+                None => {
+                    set[usize::from(b'[')] = true;
+                    inside
+                }
+            }
+        }
+        [byte, rest @ ..] => {
+            set[usize::from(*byte)] = true;
+            rest
+        }
+        [] => &[],
+    };
+    (Element::One(set), rest)
+}
+
+fn fill(members: &[u8], set: &mut [bool; 256]) {
+    let mut at = 0;
+    while at < members.len() {
+        let (from, to) = match members[at..] {
+            [from, b'-', to, ..] => {
+                at += 3;
+                (from, to)
+            }
+            _ => {
+                at += 1;
+                (members[at - 1], members[at - 1])
+            }
+        };
+        for byte in from..=to {
+            set[usize::from(byte)] = true;
+        }
+    }
+}
+
+fn listing(name: &[u8], target: &[u8], numbers: &[u8]) {
+    let number = |at: usize| {
+        let mut bytes = [0; 8];
+        for (byte, given) in bytes.iter_mut().zip(numbers.iter().skip(8 * at)) {
+            *byte = *given;
+        }
+        u64::from_le_bytes(bytes)
+    };
+    let kinds = [Kind::File, Kind::Directory, Kind::Symlink, Kind::Other];
+    let entry = Entry {
+        name: name.to_vec(),
+        kind: kinds[(number(0) % 4) as usize],
+        size: number(1),
+        modified: number(2).cast_signed(),
+        mode: number(3) as u32,
+        links: number(4),
+        device: number(5),
+        inode: number(6),
+        link_target: (!target.is_empty()).then(|| target.to_vec()),
+    };
+    for classify in [false, true] {
+        let mut out = Vec::new();
+        unix::line(&entry, number(7).cast_signed(), classify, &mut out);
+        let line = one_line(&out);
+        assert!(!line.iter().any(u8::is_ascii_control), "{}", line.escape_ascii());
+        let mut out = Vec::new();
+        names::line(target, &entry, classify, &mut out);
+        one_line(&out);
+    }
+    for role in [Role::Member, Role::Listed, Role::Parent] {
+        let mut out = Vec::new();
+        machine::line(Facts::default(), &entry, role, &Permissions::default(), &mut out);
+        let line = one_line(&out);
+        // The name begins after the first space, RFC 3659 section 7.2, and is all there.
+        let space = line.iter().position(|b| *b == b' ').expect("a space before the name");
+        assert_eq!(line.len() - space - 1, name.len());
+        assert!(line[..space].ends_with(b";"), "{}", line.escape_ascii());
+    }
+}
+
+/// The only line of `out`, without its end.
+fn one_line(out: &[u8]) -> &[u8] {
+    let line = out.strip_suffix(b"\r\n").expect("a line ends with CRLF");
+    assert!(!line.iter().any(|b| matches!(b, b'\r' | b'\n')), "{}", line.escape_ascii());
+    line
+}
+
+/// A time value of RFC 3659. What is read is written the same, and lies between 1970 and 9999.
+pub fn timestamp(input: &[u8]) {
+    let Some(seconds) = time::parse(input) else { return };
+    let mut out = Vec::new();
+    time::format(seconds, &mut out);
+    assert_eq!(time::parse(&out), Some(seconds));
+    // A leap second is told as the one before it.
+    if &input[12..14] != b"60" {
+        assert_eq!(out, &input[..14]);
+    }
+}
