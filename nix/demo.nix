@@ -6,6 +6,7 @@
   gnugrep,
   gnused,
   nginxStable,
+  openssl,
   redis,
   util-linux,
   distributed-ftp,
@@ -26,6 +27,7 @@ writeShellApplication {
     gnugrep
     gnused
     nginxStable
+    openssl
     redis
     util-linux
   ];

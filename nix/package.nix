@@ -3,6 +3,7 @@
   lib,
   rustPlatform,
   nginxStable,
+  openssl,
   redis,
   curl,
   lftp,
@@ -43,6 +44,7 @@ rustPlatform.buildRustPackage {
   # The tests start both daemons, nginx and Redis, and drive them with foreign clients.
   nativeCheckInputs = [
     nginxStable
+    openssl
     redis
     curl
     lftp

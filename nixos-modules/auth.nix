@@ -85,6 +85,8 @@ in
         "redis-ftp.service"
         "distributed-ftp-secrets.service"
       ];
+      # Away for as short a time as can be.
+      stopIfChanged = false;
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = import ./hardening.nix // {
         Type = "notify";

@@ -114,6 +114,8 @@ in
       ]
       ++ lib.optional (secrets != { }) "distributed-ftp-secrets.service"
       ++ lib.optional (tls.acmeHost != null) "acme-${tls.acmeHost}.service";
+      # Drains while the old system is still whole, and is away no longer than it must be.
+      stopIfChanged = false;
       unitConfig = {
         # Started too early, it would write into the directory below the mount point.
         RequiresMountsFor = cluster.root;

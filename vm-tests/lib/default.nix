@@ -52,6 +52,12 @@ let
         }
       ) secrets;
 
+      # Small buffers, so that a transfer that is slow at the client is not over at the node.
+      boot.kernel.sysctl = {
+        "net.ipv4.tcp_rmem" = "4096 65536 131072";
+        "net.ipv4.tcp_wmem" = "4096 65536 131072";
+      };
+
       services.distributedFtp = {
         # The client only knows the balancer.
         enable = lib.mkDefault (config.networking.hostName != "client");
