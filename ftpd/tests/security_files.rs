@@ -323,7 +323,7 @@ fn no_operation_follows_a_link_that_is_swapped_meanwhile() {
                         // The link may be another again by the time a listing begins.
                         let reply = session.reply();
                         assert!(
-                            reply.code == 226 || command == "NLST link" && reply.code == 451,
+                            reply.code == 226 || command == "NLST link" && reply.code == 550,
                             "{command}: {reply:?}"
                         );
                     }
