@@ -310,9 +310,10 @@ fn no_operation_follows_a_link_that_is_swapped_meanwhile() {
                 }
                 for command in ["STOR link/stored", "RETR link/file", "NLST link"] {
                     let address = session.epsv();
-                    let mut data = session.data_connection(address);
                     session.send(command);
+                    // Connected only now: a connection that nobody took would wait for the next port.
                     if session.reply().code == 150 {
+                        let mut data = session.data_connection(address);
                         if command.starts_with("STOR") {
                             drop(data);
                         } else {
