@@ -172,6 +172,13 @@ fn rang_picks_a_part_of_a_download() {
     session.epsv();
     session.command("RANG 11 20", 350);
     session.command("RETR file", 554);
+    // An upload of a part there is not: it would replace the whole file.
+    for upload in ["STOR file", "APPE file", "STOU"] {
+        session.epsv();
+        session.command("RANG 2 4", 350);
+        session.command(upload, 503);
+    }
+    assert_eq!(session.receive("RETR file"), b"0123456789");
 }
 
 #[test]

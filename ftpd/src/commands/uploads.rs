@@ -37,8 +37,21 @@ pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
     Ok(Reply::new(Code::OK, "There is room"))
 }
 
+/// A range is of what is read. An upload that took no notice of it would replace the whole file where
+/// the client meant a part.
+///
+/// # Errors
+/// 503 after RANG, which is used up.
+fn refuse_range(session: &mut LoggedIn) -> Result<(), Reply> {
+    match session.range.take() {
+        None => Ok(()),
+        Some(_) => Err(Reply::new(Code::BAD_SEQUENCE, "A range is for downloads; nothing was stored")),
+    }
+}
+
 /// STOR; after REST it goes on where an upload broke off.
 pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+    refuse_range(session)?;
     let offset = take_offset(session)?;
     let may = session.account.permissions;
     let path = session.path(argument)?;
@@ -79,6 +92,7 @@ async fn size_of(session: &LoggedIn, path: &VirtualPath) -> Result<Option<u64>, 
 /// APPE. Only after a REST to the very end of the file is there anything to say against it: an
 /// offset elsewhere would not be appending.
 pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+    refuse_range(session)?;
     let offset = take_offset(session)?;
     session.allow(|may| may.upload || may.append)?;
     let path = session.path(argument)?;
@@ -97,6 +111,7 @@ pub async fn stou(
     verb: &'static str,
     argument: Option<&[u8]>,
 ) -> Result<Outcome, Reply> {
+    refuse_range(session)?;
     take_offset(session)?;
     session.allow(|may| may.upload)?;
     let base = argument.unwrap_or(b"upload");

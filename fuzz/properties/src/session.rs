@@ -9,7 +9,7 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::{PermissionsExt, symlink},
-    path::Path,
+    path::{Path, PathBuf},
     process,
     sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
@@ -32,7 +32,6 @@ use ftpd::{
     transfer_log::TransferLog,
     workers::Workers,
 };
-use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -236,14 +235,28 @@ fn node(config: Config, address: IpAddr) -> Node {
 }
 
 /// A home with links that lead out of it, and what they lead to.
-struct Home(TempDir);
+///
+/// Nothing tells a static when the process ends: each process removes what those before it left.
+struct Home(PathBuf);
+
+/// Before the process's id, in the name of its directory.
+const PREFIX: &str = "ftpd-properties.";
 
 /// Only outside.
 const SECRET: &str = "never-to-be-seen";
 
 impl Home {
     fn new() -> Self {
-        let home = Self(tempfile::tempdir().expect("a temporary directory"));
+        let temporary = std::env::temp_dir();
+        for name in names(&temporary) {
+            let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+            if owner.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
+                // Another process may be about to do the same.
+                let _ = fs::remove_dir_all(temporary.join(name));
+            }
+        }
+        let home = Self(temporary.join(format!("{PREFIX}{}", process::id())));
+        fs::create_dir(&home.0).expect("the directory is this process's alone");
         fs::create_dir(home.outside()).expect("a directory");
         fs::write(home.outside().join("secret"), SECRET).expect("a file");
         fs::create_dir(home.root()).expect("a directory");
@@ -251,12 +264,12 @@ impl Home {
         home
     }
 
-    fn root(&self) -> std::path::PathBuf {
-        self.0.path().join("home")
+    fn root(&self) -> PathBuf {
+        self.0.join("home")
     }
 
-    fn outside(&self) -> std::path::PathBuf {
-        self.0.path().join("outside")
+    fn outside(&self) -> PathBuf {
+        self.0.join("outside")
     }
 
     fn fill(&self) {
@@ -274,7 +287,7 @@ impl Home {
     /// Something outside has changed, or was sent.
     fn check_and_restore(&self, received: &[u8]) {
         assert!(!received.windows(SECRET.len()).any(|part| part == SECRET.as_bytes()), "a secret was read");
-        let names: BTreeSet<_> = names(self.0.path()).collect();
+        let names: BTreeSet<_> = names(&self.0).collect();
         assert_eq!(names, BTreeSet::from(["home".into(), "outside".into()]));
         assert_eq!(self::names(&self.outside()).collect::<Vec<_>>(), ["secret"]);
         let secret = self.outside().join("secret");
@@ -287,7 +300,7 @@ impl Home {
 
 fn names(directory: &Path) -> impl Iterator<Item = std::ffi::OsString> {
     let entries = fs::read_dir(directory).expect("a directory");
-    entries.map(|entry| entry.expect("an entry").file_name())
+    entries.filter_map(|entry| Some(entry.ok()?.file_name()))
 }
 
 /// Removes all in a directory, also what SITE CHMOD has closed.
