@@ -22,6 +22,7 @@ pub mod protocol;
 pub mod proxy_protocol;
 pub mod server;
 pub mod session;
+pub mod settings;
 pub mod tls;
 pub mod transfer_log;
 pub mod workers;

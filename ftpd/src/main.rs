@@ -9,11 +9,7 @@ use common::{
     },
     settings::{SettingsError, Values},
 };
-use ftpd::{
-    config::{Config, SCHEMA},
-    server,
-    workers::Workers,
-};
+use ftpd::{config::Config, server, settings::SCHEMA, workers::Workers};
 
 #[allow(clippy::print_stdout, clippy::print_stderr)] // This is the program's own output.
 fn main() -> ExitCode {

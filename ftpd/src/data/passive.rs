@@ -5,7 +5,7 @@
 //! port serves many clients at once, and a connection nobody waits for is closed.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -41,6 +41,36 @@ struct Table {
 struct Waiting {
     sessions: HashMap<(u16, IpAddr), (u64, oneshot::Sender<TcpStream>)>,
     last_number: u64,
+    /// Given back without a connection of late, the oldest first.
+    cooling: VecDeque<(Instant, (u16, IpAddr))>,
+}
+
+/// How long a port is avoided for an address after a session has given it up: a connection that was
+/// on its way must not be taken for the next one's.
+const COOL_DOWN: Duration = Duration::from_secs(2);
+
+/// Beyond so many the oldest are forgotten.
+const MOST_COOLING: usize = 4096;
+
+impl Waiting {
+    fn cool_down(&mut self, key: (u16, IpAddr)) {
+        self.forget_cooled();
+        if self.cooling.len() == MOST_COOLING {
+            self.cooling.pop_front();
+        }
+        self.cooling.push_back((Instant::now() + COOL_DOWN, key));
+    }
+
+    fn forget_cooled(&mut self) {
+        let now = Instant::now();
+        while self.cooling.front().is_some_and(|(until, _)| *until <= now) {
+            self.cooling.pop_front();
+        }
+    }
+
+    fn is_cooling(&self, key: (u16, IpAddr)) -> bool {
+        self.cooling.iter().any(|(_, cooling)| *cooling == key)
+    }
 }
 
 /// A port on which one client's next connection belongs to one session. Dropping it gives the
@@ -100,9 +130,14 @@ impl PassivePorts {
         let count = self.slice.count();
         let first = rand::random_range(0..count);
         let mut waiting = self.table.waiting();
+        waiting.forget_cooled();
         // first + i < 2 * 65535, and the remainder is less than the slice's length.
-        let mut ports = (0..count).map(|i| self.slice.from() + ((first + i) % count) as u16);
-        let port = ports.find(|port| !waiting.sessions.contains_key(&(*port, client)))?;
+        let ports = (0..count).map(|i| self.slice.from() + ((first + i) % count) as u16);
+        let mut free = ports.filter(|port| !waiting.sessions.contains_key(&(*port, client)));
+        let any = free.next()?;
+        // One that cools down is better than none.
+        let mut free = std::iter::once(any).chain(free);
+        let port = free.find(|port| !waiting.is_cooling((*port, client))).unwrap_or(any);
         let (sender, arrival) = oneshot::channel();
         waiting.last_number += 1;
         let number = waiting.last_number;
@@ -156,6 +191,7 @@ impl Drop for Reservation {
         let mut waiting = self.table.waiting();
         if waiting.sessions.get(&key).is_some_and(|(number, _)| *number == self.number) {
             waiting.sessions.remove(&key);
+            waiting.cool_down(key);
             metrics::passive_ports_reserved(waiting.sessions.len());
             drop(waiting);
             self.table.freed.notify_waiters();
@@ -220,6 +256,21 @@ mod tests {
         tokio::task::yield_now().await;
         drop(taken);
         assert_eq!(waiting.await.unwrap(), Some(50000));
+    }
+
+    #[tokio::test]
+    async fn a_port_that_was_given_up_is_avoided_for_a_while_unless_it_is_the_only_one() {
+        let ports = ports(50000, 50002);
+        let given_up = ports.reserve(ANNA, SHORT).await.unwrap().port();
+        for _ in 0..20 {
+            let next = ports.reserve(ANNA, SHORT).await.unwrap();
+            assert_ne!(next.port(), given_up);
+            // As if its connection had come.
+            ports.table.waiting().sessions.clear();
+        }
+        let others = [ports.reserve(ANNA, SHORT).await.unwrap(), ports.reserve(ANNA, SHORT).await.unwrap()];
+        assert!(others.iter().all(|other| other.port() != given_up));
+        assert_eq!(ports.reserve(ANNA, SHORT).await.unwrap().port(), given_up);
     }
 
     #[tokio::test]

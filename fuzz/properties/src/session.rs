@@ -22,13 +22,14 @@ use common::{
 };
 use ftpd::{
     auth::Authenticator,
-    config::{Config, SCHEMA},
+    config::Config,
     connection::Connection,
     connections::Connections,
     data::passive::PassivePorts,
     node::Node,
     protocol::{Command, command::is_foreign, line::Line, parse},
     proxy_protocol::{Ends, Trust},
+    settings::SCHEMA,
     transfer_log::TransferLog,
     workers::Workers,
 };
