@@ -67,7 +67,7 @@ pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
                 // It would cut off what is there.
                 session.allow(|may| may.overwrite)?;
             }
-            WriteMode::Resume { offset }
+            WriteMode::Resume { offset, replace: may.overwrite }
         }
     };
     store(session, verb, argument, mode, "").await

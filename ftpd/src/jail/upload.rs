@@ -26,7 +26,8 @@ pub enum WriteMode {
     /// STOU, and STOR by a user who may not overwrite.
     CreateNew,
     /// STOR after REST (RFC 3659 section 5): bytes before `offset` stay, those after it go.
-    Resume { offset: u64 },
+    /// An atomic one replaces what has the name at its end only with `replace`.
+    Resume { offset: u64, replace: bool },
     /// APPE.
     Append,
 }
@@ -85,7 +86,7 @@ impl Jail {
         let place = self.place(path)?;
         let start = match mode {
             WriteMode::Replace | WriteMode::CreateNew => Some(0),
-            WriteMode::Resume { offset } => Some(offset),
+            WriteMode::Resume { offset, .. } => Some(offset),
             WriteMode::Append => None,
         };
         let (file, created, name, publish) = match placement {
@@ -93,7 +94,8 @@ impl Jail {
                 check_target(&place, mode)?;
                 let name = self.partial_name(&place, owner)?;
                 let (file, created) = open_partial(&place.directory, &name, mode, self.modes.file)?;
-                let replace = mode != WriteMode::CreateNew;
+                let replace =
+                    !matches!(mode, WriteMode::CreateNew | WriteMode::Resume { replace: false, .. });
                 (file, created, name, Some(Publish { name: place.name.into(), replace }))
             }
             Placement::Direct | Placement::Atomic { .. } => {
@@ -170,7 +172,7 @@ impl Jail {
         // that leads nowhere fails both ways, and stays so.
         for _ in 0..2 {
             match self.open_path(path, handle::WRITE) {
-                Err(FileError::NotFound) if matches!(mode, WriteMode::Resume { offset: 1.. }) => {
+                Err(FileError::NotFound) if matches!(mode, WriteMode::Resume { offset: 1.., .. }) => {
                     return Err(FileError::BadOffset);
                 }
                 Err(FileError::NotFound) => {}
@@ -384,7 +386,9 @@ fn open_partial(
     let flags = handle::WRITE | OFlag::O_NOFOLLOW;
     match openat(directory, name, flags, Mode::empty()) {
         Ok(file) => Ok((file.into(), false)),
-        Err(Errno::ENOENT) if matches!(mode, WriteMode::Resume { offset: 1.. }) => Err(FileError::BadOffset),
+        Err(Errno::ENOENT) if matches!(mode, WriteMode::Resume { offset: 1.., .. }) => {
+            Err(FileError::BadOffset)
+        }
         Err(Errno::ENOENT) => create(directory, name, bits).map(|file| (file, true)),
         Err(errno) => Err(errno.into()),
     }

@@ -22,7 +22,7 @@ fn write(upload: &mut Upload, data: &str) {
 fn nothing_is_truncated_before_the_data_connection_comes() {
     let site = Site::new();
     fs::write(site.home("file"), "old content").unwrap();
-    for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::Resume { offset: 3 }] {
+    for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::Resume { offset: 3, replace: true }] {
         site.upload("/file", mode, Placement::Direct).abandon();
         drop(site.upload("/file", mode, Placement::Direct));
         site.upload("/file", mode, Placement::Direct).discard();
@@ -43,7 +43,7 @@ fn a_broken_upload_keeps_what_arrived_and_is_resumed() {
     write(&mut upload, "0123456789");
     upload.abandon();
     assert_eq!(site.read("file"), "0123456789");
-    let mut upload = site.upload("/file", WriteMode::Resume { offset: 4 }, Placement::Direct);
+    let mut upload = site.upload("/file", WriteMode::Resume { offset: 4, replace: true }, Placement::Direct);
     assert_eq!(upload.begin().unwrap(), 4);
     assert_eq!(site.read("file"), "0123", "what is after the offset is sent again");
     upload.file().write_all_at(b"abc", 4).unwrap();
@@ -60,11 +60,11 @@ fn an_offset_beyond_the_end_is_refused_because_it_would_leave_a_hole() {
     let site = Site::new();
     fs::write(site.home("file"), "123").unwrap();
     for (name, placement) in [("/file", Placement::Direct), ("/none", Placement::Direct), ("/file", ATOMIC)] {
-        let mode = WriteMode::Resume { offset: 4 };
+        let mode = WriteMode::Resume { offset: 4, replace: true };
         let opened = site.jail.open_write(&path(name), mode, placement);
         assert!(matches!(opened, Err(FileError::BadOffset)), "{name} {placement:?}");
     }
-    let mut upload = site.upload("/file", WriteMode::Resume { offset: 3 }, Placement::Direct);
+    let mut upload = site.upload("/file", WriteMode::Resume { offset: 3, replace: true }, Placement::Direct);
     fs::write(site.home("file"), "1").unwrap();
     assert!(matches!(upload.begin(), Err(FileError::BadOffset)));
     drop(upload);
@@ -154,9 +154,9 @@ fn a_broken_atomic_upload_is_resumed_by_its_owner_on_any_node() {
     assert_eq!(whole.partial_size(&path("/alice/file"), "bob").unwrap(), None);
     assert_eq!(site.jail.partial_size(&path("/other"), "alice").unwrap(), None);
 
-    let resume = WriteMode::Resume { offset: 11 };
+    let resume = WriteMode::Resume { offset: 11, replace: true };
     assert!(matches!(site.jail.open_write(&file, resume, ATOMIC), Err(FileError::BadOffset)));
-    let resume = WriteMode::Resume { offset: 5 };
+    let resume = WriteMode::Resume { offset: 5, replace: true };
     let mut upload = whole.open_write(&path("/alice/file"), resume, ATOMIC).unwrap();
     assert_eq!(upload.begin().unwrap(), 5);
     upload.file().write_all_at(b"abc", 5).unwrap();
@@ -225,4 +225,18 @@ fn a_directory_that_holds_only_what_broken_uploads_left_can_be_removed() {
     fs::remove_file(site.home("dir/other")).unwrap();
     site.jail.remove_directory(&path("/dir")).unwrap();
     assert!(!site.home("dir").exists());
+}
+
+#[test]
+fn a_resumed_atomic_upload_replaces_nothing_if_it_may_not() {
+    let site = Site::new();
+    let mut upload = site.upload("/file", WriteMode::CreateNew, ATOMIC);
+    write(&mut upload, "part");
+    upload.abandon();
+    let mut upload = site.upload("/file", WriteMode::Resume { offset: 4, replace: false }, ATOMIC);
+    assert_eq!(upload.begin().unwrap(), 4);
+    // Another session is faster.
+    fs::write(site.home("file"), "other").unwrap();
+    assert!(matches!(upload.finish(true), Err(FileError::AlreadyExists)));
+    assert_eq!(site.read("file"), "other");
 }
