@@ -24,6 +24,8 @@ def login(user: str = USER) -> ftplib.FTP:
     # Over IPv4, for PASV; curl comes over IPv6 where there is one.
     ftp.connect(socket.gethostbyname(HOST), 21)
     ftp.login(user, PASSWORD)
+    # `ntransfercmd` does not say it by itself, and without it line ends are translated.
+    ftp.voidcmd("TYPE I")
     return ftp
 
 
