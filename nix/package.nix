@@ -26,7 +26,10 @@ rustPlatform.buildRustPackage {
       ../rustfmt.toml
       ../authd
       ../common
+      ../SECURITY.md
+      ../docs/settings.md
       ../ftpd
+      ../fuzz
       ../tests
       (lib.fileset.fileFilter (file: !file.hasExt "nix") ../nginx)
     ];

@@ -24,6 +24,8 @@ def login(user: str = USER) -> ftplib.FTP:
     # Over IPv4, for PASV; curl comes over IPv6 where there is one.
     ftp.connect(socket.gethostbyname(HOST), 21)
     ftp.login(user, PASSWORD)
+    # `ntransfercmd` does not say it by itself, and without it line ends are translated.
+    ftp.voidcmd("TYPE I")
     return ftp
 
 
@@ -131,7 +133,7 @@ class Load:
     def client(self, number: int) -> None:
         ftp: ftplib.FTP | None = None
         name = f"load-{number}"
-        stored = b""
+        stored, exchanges = b"", 0
         while not self.stop.exists():
             try:
                 if ftp is None:
@@ -147,6 +149,18 @@ class Load:
                 time.sleep(0.5)
                 continue
             stored, ftp = self.exchange(ftp, name, stored)
+            # As real ones do, so that the balancer can spread them again.
+            exchanges += 1
+            if ftp is not None and exchanges % 3 == 0:
+                self.leave(ftp)
+                ftp = None
+
+    @staticmethod
+    def leave(ftp: ftplib.FTP) -> None:
+        try:
+            ftp.quit()
+        except (EOFError, OSError, ftplib.Error):
+            ftp.close()
 
     def exchange(self, ftp: ftplib.FTP, name: str, stored: bytes) -> tuple[bytes, ftplib.FTP | None]:
         content = os.urandom(300_000)
