@@ -1,7 +1,9 @@
 # Both daemons, built and tested once.
 {
   lib,
+  stdenv,
   rustPlatform,
+  installShellFiles,
   nginxStable,
   openssl,
   redis,
@@ -56,6 +58,19 @@ rustPlatform.buildRustPackage {
     ncftp
     python3
   ];
+
+  nativeBuildInputs = [ installShellFiles ];
+  # The programs print their own; a build for another machine cannot run them.
+  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    for program in ftpd authd; do
+      "$out/bin/$program" --print-manual >"$program.1"
+      for shell in bash fish zsh; do
+        "$out/bin/$program" --print-completions "$shell" >"$program.$shell"
+      done
+      installManPage "$program.1"
+      installShellCompletion --cmd "$program" --bash "$program.bash" --fish "$program.fish" --zsh "$program.zsh"
+    done
+  '';
 
   meta = {
     description = "Several FTP servers that behave like one";

@@ -22,9 +22,12 @@ fn main() -> ExitCode {
     let hash_password = Command::new("hash-password").about(
         "Read a password from the terminal or one line of standard input, and print its argon2id hash",
     );
-    let flags = SCHEMA.command().subcommand(hash_password).get_matches();
-    if flags.get_flag("print-settings") {
-        return print(&SCHEMA.markdown());
+    let command = SCHEMA.command().subcommand(hash_password);
+    let flags = command.clone().get_matches();
+    if let Some(page) = SCHEMA.printed(command, &flags) {
+        // A reader that has seen enough closes the pipe.
+        let _ = io::stdout().write_all(&page);
+        return ExitCode::SUCCESS;
     }
     match flags.subcommand_name() {
         Some(_) => hash(&flags),

@@ -115,6 +115,19 @@ impl Schema {
                     .long("print-settings")
                     .action(ArgAction::SetTrue)
                     .help("Print the table of all settings as Markdown and exit"),
+            )
+            .arg(
+                Arg::new("print-completions")
+                    .long("print-completions")
+                    .value_name("SHELL")
+                    .value_parser(clap::value_parser!(clap_complete::Shell))
+                    .help("Print what completes the command line in a shell, and exit"),
+            )
+            .arg(
+                Arg::new("print-manual")
+                    .long("print-manual")
+                    .action(ArgAction::SetTrue)
+                    .help("Print the manual page and exit"),
             );
         for setting in self.settings {
             let arg = Arg::new(setting.key)
@@ -140,6 +153,23 @@ impl Schema {
             text += &format!(", {alias}");
         }
         text + "]"
+    }
+
+    /// What the flags ask to be printed instead of running: the table of settings, completions
+    /// or the manual page. `command` is the whole command line, sub-commands included.
+    pub fn printed(&self, mut command: Command, flags: &ArgMatches) -> Option<Vec<u8>> {
+        let mut page = Vec::new();
+        if flags.get_flag("print-settings") {
+            page.extend_from_slice(self.markdown().as_bytes());
+        } else if let Some(shell) = flags.get_one::<clap_complete::Shell>("print-completions") {
+            clap_complete::generate(*shell, &mut command, self.program, &mut page);
+        } else if flags.get_flag("print-manual") {
+            // Writing to memory does not fail.
+            clap_mangen::Man::new(command).render(&mut page).ok()?;
+        } else {
+            return None;
+        }
+        Some(page)
     }
 
     /// The table of settings as Markdown, for the documentation.
@@ -445,6 +475,26 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert!(collect(&["--idle-timeout", "0s"], &[]).unwrap().duration("idle_timeout").is_err());
+    }
+
+    #[test]
+    fn completions_and_manual_know_every_setting() {
+        for flags in
+            [["--print-completions", "bash"], ["--print-completions", "zsh"], ["--print-manual", "--check"]]
+        {
+            let matches = SCHEMA.command().try_get_matches_from([&["demo"][..], &flags].concat()).unwrap();
+            let page = String::from_utf8(SCHEMA.printed(SCHEMA.command(), &matches).unwrap()).unwrap();
+            for setting in SCHEMA.settings {
+                let flag = setting.key.replace('_', "-");
+                // The manual escapes its hyphens.
+                assert!(
+                    page.contains(&flag) || page.contains(&flag.replace('-', "\\-")),
+                    "{flag} in {flags:?}"
+                );
+            }
+        }
+        let matches = SCHEMA.command().try_get_matches_from(["demo"]).unwrap();
+        assert_eq!(SCHEMA.printed(SCHEMA.command(), &matches), None);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! `ftpd`: arguments, settings, logging; then the server runs, and its end is the exit status.
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use common::{
     process::{
@@ -14,8 +17,9 @@ use ftpd::{config::Config, server, settings::SCHEMA, workers::Workers};
 #[allow(clippy::print_stdout, clippy::print_stderr)] // This is the program's own output.
 fn main() -> ExitCode {
     let flags = SCHEMA.command().get_matches();
-    if flags.get_flag("print-settings") {
-        print!("{}", SCHEMA.markdown());
+    if let Some(page) = SCHEMA.printed(SCHEMA.command(), &flags) {
+        // A reader that has seen enough closes the pipe.
+        let _ = io::stdout().write_all(&page);
         return ExitCode::SUCCESS;
     }
     let config = match settings(&flags) {
