@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     access::Access,
     node::NodeName,
+    policy::{Bandwidth, DirectoryRule, Folder, NamePattern, Quota},
     secret::{Secret, serialize_exposed},
     session::SessionId,
 };
@@ -30,15 +31,28 @@ pub struct AuthenticateRequest {
 }
 
 /// Body of the answer 200 to `POST /v1/authenticate`: everything a node needs to know of a user.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     pub user: String,
     /// Absolute, within the shared storage: `/demo`.
     pub home: String,
     #[serde(default)]
     pub permissions: Permissions,
+    /// Where other permissions hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub directories: Vec<DirectoryRule>,
+    /// Names that no upload and no rename may give a file.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub denied_names: Vec<NamePattern>,
+    /// What the tree shows beside the home.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub folders: Vec<Folder>,
     #[serde(default)]
     pub limits: AccountLimits,
+    #[serde(default)]
+    pub quota: Quota,
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
     #[serde(default)]
     pub uploads: UploadMode,
     #[serde(default)]

@@ -108,15 +108,7 @@ impl Authenticator {
 }
 
 fn local_account(name: &str, home: &str) -> Account {
-    Account {
-        user: name.to_owned(),
-        home: home.to_owned(),
-        permissions: Default::default(),
-        limits: Default::default(),
-        uploads: Default::default(),
-        tls: Default::default(),
-        admin: false,
-    }
+    Account { user: name.to_owned(), home: home.to_owned(), ..Account::default() }
 }
 
 impl Authd {

@@ -174,6 +174,7 @@ impl User {
             uploads: self.uploads,
             tls: self.tls,
             admin: self.admin,
+            ..Account::default()
         }
     }
 

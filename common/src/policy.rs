@@ -1,0 +1,202 @@
+//! What a user may do where in the tree, and how much: the parts of an [`Account`] that only some
+//! users have.
+//!
+//! [`Account`]: crate::auth_api::Account
+
+use std::num::NonZeroU64;
+
+use serde::{Deserialize, Serialize};
+
+use crate::auth_api::Permissions;
+
+/// Permissions of a part of the tree. The first rule of a user that fits a path decides; where none
+/// does, the user's general permissions hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectoryRule {
+    /// Fits what it matches, and everything below that.
+    pub path: TreePattern,
+    #[serde(default)]
+    pub permissions: PermissionChanges,
+}
+
+/// Permissions that differ from the user's general ones; `None` is as there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PermissionChanges {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub list: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overwrite: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub append: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rename: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delete: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mkdir: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rmdir: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<bool>,
+}
+
+impl PermissionChanges {
+    /// `general` with these changes.
+    pub fn of(&self, general: Permissions) -> Permissions {
+        Permissions {
+            list: self.list.unwrap_or(general.list),
+            download: self.download.unwrap_or(general.download),
+            upload: self.upload.unwrap_or(general.upload),
+            overwrite: self.overwrite.unwrap_or(general.overwrite),
+            append: self.append.unwrap_or(general.append),
+            rename: self.rename.unwrap_or(general.rename),
+            delete: self.delete.unwrap_or(general.delete),
+            mkdir: self.mkdir.unwrap_or(general.mkdir),
+            rmdir: self.rmdir.unwrap_or(general.rmdir),
+            attributes: self.attributes.unwrap_or(general.attributes),
+        }
+    }
+}
+
+/// A place in a user's tree: an absolute path, whose parts may hold the wildcards `*`, `?` and
+/// `[a-z]`; a part `**` stands for any number of directories, also none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TreePattern(String);
+
+/// A path without wildcards: absolute, within the tree that the context names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TreePath(String);
+
+/// A name that files may not get: no path, with the wildcards `*`, `?` and `[a-z]`. Case does not
+/// matter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NamePattern(String);
+
+/// The text is none of a kind. Says which texts are.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(&'static str);
+
+/// The same methods for what is text of a certain form.
+macro_rules! text {
+    ($name:ident, $check:expr, $expected:literal) => {
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Invalid;
+
+            fn try_from(text: String) -> Result<Self, Invalid> {
+                let check: fn(&str) -> bool = $check;
+                if check(&text) { Ok(Self(text)) } else { Err(Invalid($expected)) }
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(text: $name) -> Self {
+                text.0
+            }
+        }
+    };
+}
+
+text!(
+    TreePattern,
+    is_place,
+    "a pattern is an absolute path of at most 1024 bytes without '.', '..' and control characters"
+);
+text!(
+    TreePath,
+    is_place,
+    "a path here is absolute, of at most 1024 bytes, without '.', '..' and control characters"
+);
+text!(
+    NamePattern,
+    |text| !text.is_empty() && text.len() <= 255 && !text.contains('/') && !text.contains(char::is_control),
+    "a pattern of names has 1 to 255 bytes, without '/' and control characters"
+);
+
+fn is_place(text: &str) -> bool {
+    text.starts_with('/')
+        && text.len() <= 1024
+        && !text.contains(char::is_control)
+        && !text.split('/').any(|part| matches!(part, "." | ".."))
+}
+
+/// A directory outside the home that the user's tree shows at a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Folder {
+    /// Where the user sees it.
+    pub path: TreePath,
+    /// Where it is, within the shared storage.
+    pub target: TreePath,
+}
+
+/// How much a user's files may take, over the whole cluster. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Quota {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Directories do not count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<u64>,
+}
+
+/// How fast a user's transfers may be, in bytes a second. `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bandwidth {
+    /// Of all sessions of the user together, over the whole cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload: Option<NonZeroU64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub download: Option<NonZeroU64>,
+    /// Of each session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_upload: Option<NonZeroU64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_download: Option<NonZeroU64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_and_names() {
+        for place in ["/", "/a", "/a b/*", "/partners/**/out", "/..a"] {
+            assert!(TreePattern::try_from(place.to_owned()).is_ok(), "{place:?}");
+        }
+        for place in ["", "a", "/a/../b", "/./a", "/..", "/a\nb"] {
+            assert!(TreePath::try_from(place.to_owned()).is_err(), "{place:?}");
+        }
+        assert!(NamePattern::try_from("*.exe".to_owned()).is_ok());
+        for name in ["", "a/b", "a\n"] {
+            assert!(NamePattern::try_from(name.to_owned()).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_changes_what_it_names_alone() {
+        let rule: DirectoryRule =
+            serde_json::from_str(r#"{ "path": "/in", "permissions": { "upload": true, "list": false } }"#)
+                .unwrap();
+        let general = Permissions { upload: false, delete: false, ..Permissions::default() };
+        let expected = Permissions { upload: true, list: false, delete: false, ..Permissions::default() };
+        assert_eq!(rule.permissions.of(general), expected);
+    }
+}
