@@ -165,7 +165,8 @@ impl Received {
             Buffer::Large(bytes) => bytes.copy_within(range, 0),
             Buffer::Early(bytes) => {
                 let mut large = Scratch::take();
-                // Less than what the handshake reads at once.
+                // The buffer of a handshake, and so this, is at most twice a record and the longest
+                // message that rustls takes (64 KiB).
                 large[..range.len()].copy_from_slice(&bytes[range]);
                 self.buffer = Buffer::Large(large);
             }
