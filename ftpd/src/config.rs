@@ -343,6 +343,7 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
         data,
         reuse: values.required("tls_data_reuse")?,
         close_notify_required: values.required("tls_close_notify")?,
+        kernel: values.required("kernel_tls")?,
         tickets: values.required("tls_tickets")?,
         ticket_rotation: values.duration("tls_ticket_rotation")?,
         handshake_timeout: values.duration("tls_handshake_timeout")?,

@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::{
     protocol::{Reply, command::is_foreign, line::LineBuffer},
-    tls::{Handshake, Purpose, Tls},
+    tls::{Handshake, Tls},
 };
 
 /// Bytes read at once.
@@ -129,7 +129,7 @@ impl Control {
         let Stream::Plain(stream) = std::mem::replace(&mut self.stream, Stream::Gone) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
-        let (stream, handshake) = tls.accept(stream, session, Purpose::Control).await?;
+        let (stream, handshake) = tls.accept(stream, session).await?;
         self.stream = Stream::Encrypted(Box::new(stream));
         Ok(handshake)
     }

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod node;
 pub mod protocol;
 pub mod proxy_protocol;
+pub mod scratch;
 pub mod server;
 pub mod session;
 pub mod settings;

@@ -31,6 +31,10 @@ pub fn describe() {
         "ftp_data_tls_sessions_total",
         "Encrypted data connections by whether they resumed their session's TLS session"
     );
+    describe_counter!(
+        "ftp_tls_downloads_total",
+        "Encrypted downloads in TYPE I by who makes their TLS records: the kernel, or the node itself"
+    );
     describe_counter!("ftp_tls_reloads_total", "Certificates read again, by result");
     describe_gauge!("ftp_draining", "1 while the node drains");
     describe_gauge!("ftp_limit", "The configured limits by name");
@@ -118,6 +122,11 @@ pub fn tls_handshake(kind: &'static str, version: &'static str, result: &'static
 pub fn data_tls_session(is_proved: bool) {
     let resumed = if is_proved { "yes" } else { "no" };
     counter!("ftp_data_tls_sessions_total", "resumed" => resumed).increment(1);
+}
+
+/// `path`: `kernel` or `records`.
+pub fn tls_download(path: &'static str) {
+    counter!("ftp_tls_downloads_total", "path" => path).increment(1);
 }
 
 pub fn tls_reloaded(well: bool) {

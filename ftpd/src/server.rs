@@ -93,6 +93,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     // Reads files on this thread: nobody is served yet.
     let tls = config.tls.clone().map(|settings| Tls::load(settings).map(Arc::new)).transpose()?;
+    if let Some(tls) = &tls {
+        let downloads = if tls.kernel_seals() { "the kernel" } else { "this process" };
+        log::info!(part = "tls"; "downloads are encrypted by {downloads}, uploads decrypted by this process");
+    }
     let control = listen(&config.network, config.network.port)?;
     let implicit = match config.network.implicit_tls_port {
         Some(port) => listen(&config.network, port)?,

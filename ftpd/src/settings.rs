@@ -139,6 +139,12 @@ pub static SCHEMA: Schema = Schema {
             "true",
             "An encrypted upload that ends without close_notify was cut off, and gets 426. Off for clients that never send it.",
         ),
+        one(
+            "kernel_tls",
+            "auto or off",
+            "auto",
+            "Whether the kernel encrypts downloads (kTLS), where its module `tls` is loaded.",
+        ),
         one("tls_minimum", "1.2 or 1.3", "1.2", "The oldest version of TLS that is spoken."),
         one(
             "tls_tickets",

@@ -52,6 +52,81 @@ fn files_go_both_ways_over_every_version_of_tls() {
     }
 }
 
+/// On a kernel without TLS both nodes do the same, and say so.
+#[test]
+fn whoever_encrypts_a_download_its_client_gets_the_same() {
+    let authority = Authority::new();
+    for choice in ["auto", "off"] {
+        let node = node(&authority.sign("localhost")).setting("kernel_tls", choice).start();
+        let by_kernel = node.daemon.lines().iter().any(|line| line.contains("encrypted by the kernel"));
+        assert!(choice == "auto" || !by_kernel);
+        let content = bytes(11, 5_000_003);
+        fs::write(node.root().join("large"), &content).unwrap();
+        fs::write(node.root().join("small"), &content[..1000]).unwrap();
+        for version in [&TLS12, &TLS13] {
+            let mut session = SecureDialogue::explicit(&authority.client_of(version), node.address);
+            session.login("u", "p");
+            assert_eq!(sha256(session.receive("RETR large")), sha256(&content));
+            session.command("REST 3000000", 350);
+            assert_eq!(sha256(session.receive("RETR large")), sha256(&content[3_000_000..]));
+            assert_eq!(session.receive("RETR small"), &content[..1000]);
+        }
+        let count = |path: &str| node.metric(&format!("ftp_tls_downloads_total{{path=\"{path}\"}}"));
+        let (kernel, records) = if by_kernel { (Some(4.0), 2.0) } else { (None, 6.0) };
+        assert_eq!((count("kernel"), count("records")), (kernel, Some(records)));
+    }
+}
+
+/// RFC 8446 section 4.6.3.
+#[test]
+fn a_client_may_replace_its_key_in_the_middle_of_a_transfer() {
+    let authority = Authority::new();
+    let node = node(&authority.sign("localhost")).start();
+    let mut session = SecureDialogue::explicit(&authority.client_of(&TLS13), node.address);
+    session.login("u", "p");
+    let content = bytes(12, 3_000_000);
+    let mut data = session.begin("STOR file");
+    for piece in content.chunks(1_000_000) {
+        data.write_all(piece).unwrap();
+        data.conn.refresh_traffic_keys().unwrap();
+    }
+    end(data);
+    session.expect(226);
+    let mut data = session.begin("RETR file");
+    data.conn.refresh_traffic_keys().unwrap();
+    data.flush().unwrap();
+    let mut received = Vec::new();
+    data.read_to_end(&mut received).unwrap();
+    session.expect(226);
+    assert_eq!(sha256(received), sha256(&content));
+}
+
+#[test]
+fn what_the_network_changes_ends_the_upload_and_what_came_before_is_kept() {
+    let authority = Authority::new();
+    for setting in ["true", "false"] {
+        // A client that sends no close_notify is allowed for; half a record is cut off all the same.
+        let node = node(&authority.sign("localhost")).setting("tls_close_notify", setting).start();
+        let content = bytes(13, 100_000);
+        for (version, junk) in [
+            (&TLS12, &b"junk"[..]),
+            (&TLS13, b"junk"),
+            (&TLS12, b"\x17\x03\x03\x10\0ab"),
+            (&TLS13, b"\x17\x03\x03\x10\0ab"),
+        ] {
+            let mut session = SecureDialogue::explicit(&authority.client_of(version), node.address);
+            session.login("u", "p");
+            let mut data = session.begin("STOR file");
+            data.write_all(&content).unwrap();
+            data.flush().unwrap();
+            data.sock.write_all(junk).unwrap();
+            data.sock.shutdown(std::net::Shutdown::Write).unwrap();
+            session.expect(426);
+            assert_eq!(sha256(fs::read(node.root().join("file")).unwrap()), sha256(&content));
+        }
+    }
+}
+
 #[test]
 fn implicit_ftps_begins_with_tls_and_private_data_connections() {
     let authority = Authority::new();

@@ -1,6 +1,7 @@
 //! Data connections and what goes over them.
 
 pub mod ascii;
+mod encrypted;
 pub mod passive;
 pub mod progress;
 mod splice;
@@ -19,7 +20,7 @@ use tokio::{
 use self::{passive::Reservation, stream::DataStream};
 use crate::{
     metrics,
-    tls::{Purpose, Reuse, Tls},
+    tls::{Reuse, Tls},
 };
 
 /// What PASV, EPSV, PORT or EPRT arranged for the next transfer, which uses it up.
@@ -75,19 +76,18 @@ impl DataPort {
 }
 
 impl Protection {
-    async fn encrypt(self, stream: TcpStream) -> Result<DataStream, NoDataConnection> {
+    async fn encrypt(self, mut stream: TcpStream) -> Result<DataStream, NoDataConnection> {
         let Self { tls, session } = self;
-        let accepted = tls.accept(stream, session, Purpose::Data).await;
-        let (stream, handshake) = accepted.map_err(NoDataConnection::Handshake)?;
-        let (stream, connection) = stream.into_inner();
+        let accepted = tls.accept_data(&mut stream, session).await;
+        let (records, handshake) = accepted.map_err(NoDataConnection::Handshake)?;
         let is_proved = handshake.resumed == Some(session);
         metrics::data_tls_session(is_proved);
         if !is_proved && tls.settings.reuse == Reuse::Required {
             metrics::data_connection_refused("not_resumed");
             return Err(NoDataConnection::NotResumed);
         }
-        let required = tls.settings.close_notify_required;
-        Ok(DataStream::encrypted(blocking(stream)?, Box::new(connection), required))
+        let (kernel_seals, required) = (tls.kernel_seals(), tls.settings.close_notify_required);
+        Ok(DataStream::encrypted(blocking(stream)?, records, kernel_seals, required))
     }
 }
 

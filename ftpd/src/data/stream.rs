@@ -9,23 +9,17 @@ use std::{
     time::Duration,
 };
 
-use rustls::ServerConnection;
-
 use super::{
+    encrypted::{Encrypted, On},
     progress::Progress,
     transfer::{self, TransferError},
 };
+use crate::tls::records::Records;
 
 /// A data connection that is ready for a transfer, on a thread of its own.
 pub struct DataStream {
     socket: Arc<TcpStream>,
-    tls: Option<Tls>,
-}
-
-struct Tls {
-    connection: Box<ServerConnection>,
-    /// Without it, the end of the stream may be anybody's doing.
-    close_notify_required: bool,
+    tls: Option<Box<Encrypted>>,
 }
 
 impl DataStream {
@@ -33,16 +27,16 @@ impl DataStream {
         Self { socket: Arc::new(socket), tls: None }
     }
 
-    /// `connection`: with its handshake over. `close_notify_required`: an end without it is an
-    /// error of the connection.
+    /// `records`: of a handshake that is over. `kernel_seals`: downloads are left to the kernel where
+    /// it can. `close_notify_required`: an end without it is an error of the connection.
     pub fn encrypted(
         socket: TcpStream,
-        mut connection: Box<ServerConnection>,
+        records: Records,
+        kernel_seals: bool,
         close_notify_required: bool,
     ) -> Self {
-        // What is written is at most one buffer of the transfer, sent before the next one is taken.
-        connection.set_buffer_limit(None);
-        Self { socket: Arc::new(socket), tls: Some(Tls { connection, close_notify_required }) }
+        let tls = Encrypted::new(records, kernel_seals, close_notify_required);
+        Self { socket: Arc::new(socket), tls: Some(Box::new(tls)) }
     }
 
     /// For shutting it down from elsewhere.
@@ -68,9 +62,9 @@ impl DataStream {
         range: Range<u64>,
         progress: &Progress,
     ) -> Result<u64, TransferError> {
-        match self.tls {
+        match &mut self.tls {
             None => transfer::send_file(file, range, &self.socket, progress),
-            Some(_) => transfer::send_from(file, range, self, progress),
+            Some(tls) => tls.send_file(&self.socket, file, range, progress),
         }
     }
 
@@ -127,10 +121,7 @@ impl DataStream {
 
     fn close(&mut self) -> io::Result<()> {
         if let Some(tls) = &mut self.tls {
-            tls.connection.send_close_notify();
-            while tls.connection.wants_write() {
-                tls.connection.write_tls(&mut &*self.socket)?;
-            }
+            tls.close(&self.socket)?;
         }
         self.socket.shutdown(Shutdown::Write)
     }
@@ -148,26 +139,20 @@ impl Write for DataStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.tls {
             None => (&*self.socket).write(bytes),
-            Some(tls) => rustls::Stream::new(&mut *tls.connection, &mut &*self.socket).write(bytes),
+            Some(tls) => On(tls, &self.socket).write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        match &mut self.tls {
-            None => Ok(()),
-            Some(tls) => rustls::Stream::new(&mut *tls.connection, &mut &*self.socket).flush(),
-        }
+        Ok(())
     }
 }
 
 impl Read for DataStream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let Some(tls) = &mut self.tls else {
-            return (&*self.socket).read(bytes);
-        };
-        match rustls::Stream::new(&mut *tls.connection, &mut &*self.socket).read(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !tls.close_notify_required => Ok(0),
-            result => result,
+        match &mut self.tls {
+            None => (&*self.socket).read(bytes),
+            Some(tls) => On(tls, &self.socket).read(bytes),
         }
     }
 }

@@ -17,7 +17,7 @@ use nix::sys::sendfile::sendfile;
 use super::ascii::{Incoming, Outgoing};
 pub use super::progress::Progress;
 use super::splice::{self, Moved};
-use crate::jail::FileError;
+use crate::{jail::FileError, scratch::Scratch};
 
 /// Bytes in one `sendfile` call: smaller ones cost more (64 KiB half as much again), and between
 /// two calls the progress shows and a cancellation is seen.
@@ -197,10 +197,11 @@ pub fn receive_into(
     offset: u64,
     progress: &Progress,
 ) -> Result<u64, TransferError> {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = Scratch::take();
+    let buffer = &mut buffer[..BUFFER];
     let mut received = 0;
     loop {
-        let (filled, end) = fill(reader, &mut buffer, progress);
+        let (filled, end) = fill(reader, buffer, progress);
         file.write_all_at(&buffer[..filled], offset + received).map_err(FileError::from)?;
         received += filled as u64;
         if let Some(end) = end {
@@ -221,12 +222,13 @@ pub fn receive_ascii(
     progress: &Progress,
 ) -> Result<u64, TransferError> {
     let mut converter = Incoming::default();
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = Scratch::take();
+    let buffer = &mut buffer[..BUFFER];
     let mut converted = Vec::with_capacity(BUFFER + 1);
     let mut received = 0;
     let mut position = offset;
     loop {
-        let (filled, end) = fill(reader, &mut buffer, progress);
+        let (filled, end) = fill(reader, buffer, progress);
         converted.clear();
         converter.convert(&buffer[..filled], &mut converted);
         if end.is_some() {
@@ -302,7 +304,8 @@ fn each_piece(
     range: Range<u64>,
     mut consume: impl FnMut(&[u8]) -> Result<(), TransferError>,
 ) -> Result<u64, TransferError> {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = Scratch::take();
+    let buffer = &mut buffer[..BUFFER];
     let mut position = range.start;
     while position < range.end {
         // At most BUFFER, so it fits.

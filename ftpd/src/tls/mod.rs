@@ -2,6 +2,9 @@
 //! that a data connection belongs to a session.
 
 pub mod certificates;
+mod handshake;
+pub mod kernel;
+pub mod records;
 pub mod tickets;
 
 use std::{
@@ -15,7 +18,7 @@ use std::{
 use arc_swap::ArcSwap;
 use common::{process::logging::chain, registry::Registry, session::SessionId};
 use rustls::{
-    HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion,
+    CommonState, HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, pem::PemObject},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -30,6 +33,8 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 pub use self::certificates::{CertificateError, CertificateFiles};
 use self::{
     certificates::Certificates,
+    kernel::KernelTls,
+    records::Records,
     tickets::{SessionTickets, Tickets},
 };
 use crate::metrics;
@@ -101,6 +106,7 @@ pub struct TlsSettings {
     pub reuse: Reuse,
     /// Whether an upload without close_notify at its end counts as cut off.
     pub close_notify_required: bool,
+    pub kernel: KernelTls,
     pub tickets: usize,
     pub ticket_rotation: Duration,
     pub handshake_timeout: Duration,
@@ -122,7 +128,7 @@ struct Configs {
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
+enum Purpose {
     Control,
     Data,
 }
@@ -180,32 +186,62 @@ impl Tls {
         Ok(())
     }
 
-    /// Does the handshake of a connection of `session`. Tickets sent on it carry the session's id: a
-    /// data connection that resumes with one proves whose it is.
+    /// Does the handshake of a control connection of `session`. Tickets sent on it carry the session's
+    /// id: a data connection that resumes with one proves whose it is.
     ///
     /// # Errors
     /// It failed, or took too long.
-    pub async fn accept<IO>(
-        &self,
-        stream: IO,
-        session: SessionId,
-        purpose: Purpose,
-    ) -> io::Result<(TlsStream<IO>, Handshake)>
+    pub async fn accept<IO>(&self, stream: IO, session: SessionId) -> io::Result<(TlsStream<IO>, Handshake)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let kind = purpose.name();
+        let (config, tickets) = self.config(session, Purpose::Control);
+        let accepted = async {
+            let stream = TlsAcceptor::from(config).accept(stream).await?;
+            let handshake = Handshake::of(stream.get_ref().1, &tickets);
+            Ok((stream, handshake))
+        };
+        self.counted(Purpose::Control, accepted).await
+    }
+
+    /// Does the handshake of a data connection of `session`.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub async fn accept_data(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        session: SessionId,
+    ) -> io::Result<(Records, Handshake)> {
+        let (config, tickets) = self.config(session, Purpose::Data);
+        let accepted = handshake::accept(stream, config, |connection| Handshake::of(connection, &tickets));
+        self.counted(Purpose::Data, accepted).await
+    }
+
+    /// Whether the kernel shall make the records of downloads.
+    pub fn kernel_seals(&self) -> bool {
+        self.settings.kernel == KernelTls::Auto && kernel::is_available()
+    }
+
+    fn config(&self, session: SessionId, purpose: Purpose) -> (Arc<ServerConfig>, Arc<SessionTickets>) {
         let tickets = Arc::new(SessionTickets::new(Arc::clone(&self.tickets), session));
         // A copy of a few pointers: the connection's own ticketer is what ties it to its session.
         let mut config = ServerConfig::clone(&self.configs.load().of(purpose));
         config.ticketer = Arc::clone(&tickets) as _;
-        let accepted = TlsAcceptor::from(Arc::new(config)).accept(stream);
+        (Arc::new(config), tickets)
+    }
+
+    async fn counted<T>(
+        &self,
+        purpose: Purpose,
+        accepted: impl Future<Output = io::Result<(T, Handshake)>>,
+    ) -> io::Result<(T, Handshake)> {
+        let kind = purpose.name();
         match timeout(self.settings.handshake_timeout, accepted).await {
-            Ok(Ok(stream)) => {
-                let handshake = Handshake::of(stream.get_ref().1, &tickets);
+            Ok(Ok((connection, handshake))) => {
                 let result = if handshake.resumed.is_some() { "resumed" } else { "full" };
                 metrics::tls_handshake(kind, handshake.version, result);
-                Ok((stream, handshake))
+                Ok((connection, handshake))
             }
             Ok(Err(error)) => {
                 metrics::tls_handshake(kind, "none", "failed");
@@ -298,6 +334,8 @@ fn configs(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Con
     control.max_tls13_tickets = settings.tickets.max(MOST_REQUESTED_TICKETS);
     let mut data = control.clone();
     data.send_tls13_tickets = settings.tickets.min(TICKETS_OF_DATA_CONNECTIONS);
+    // Their records are our own.
+    data.enable_secret_extraction = true;
     Ok(Configs { control: Arc::new(control), data: Arc::new(data) })
 }
 
@@ -322,7 +360,7 @@ fn verifier(path: &PathBuf, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn Cl
 
 impl Handshake {
     /// Of a connection whose handshake is over.
-    fn of(connection: &ServerConnection, tickets: &SessionTickets) -> Self {
+    fn of(connection: &CommonState, tickets: &SessionTickets) -> Self {
         let version = match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
             Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",

@@ -9,6 +9,7 @@ mod names;
 mod proxy;
 mod session;
 mod tickets;
+mod tls_records;
 
 pub use self::{
     lines::{command, reply},
@@ -16,6 +17,7 @@ pub use self::{
     proxy::proxy_header,
     session::session,
     tickets::ticket,
+    tls_records::tls_records,
 };
 
 /// A property by the name of its fuzz target and of its directory of seeds.
@@ -28,7 +30,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub static TARGETS: [Target; 7] = [
+pub static TARGETS: [Target; 8] = [
     Target { name: "command", property: command, cases: 2000 },
     Target { name: "glob_and_listing", property: glob_and_listing, cases: 2000 },
     Target { name: "proxy_header", property: proxy_header, cases: 2000 },
@@ -36,4 +38,5 @@ pub static TARGETS: [Target; 7] = [
     Target { name: "session", property: session, cases: 120 },
     Target { name: "ticket", property: ticket, cases: 2000 },
     Target { name: "timestamp", property: timestamp, cases: 2000 },
+    Target { name: "tls_records", property: tls_records, cases: 1000 },
 ];

@@ -134,3 +134,8 @@ fn ticket() {
 fn timestamp() {
     run("timestamp");
 }
+
+#[test]
+fn tls_records() {
+    run("tls_records");
+}

@@ -1,0 +1,217 @@
+//! A data connection's TLS in blocking use: system calls around [`Records`], or around the kernel's.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    net::TcpStream,
+    ops::Range,
+    os::fd::AsRawFd,
+};
+
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
+};
+
+use super::{
+    progress::Progress,
+    transfer::{self, TransferError},
+};
+use crate::{
+    metrics,
+    scratch::Scratch,
+    tls::{
+        kernel,
+        records::{BATCH, Fault, Records, Step},
+    },
+};
+
+/// Of the lengths of downloads that the kernel seals. One that fits in a batch is cheaper here. The most is so
+/// that AES-GCM's limit of 2^24 records of one key (RFC 8446 section 5.5) is kept even if each
+/// holds one page, because before Linux 6.14 the kernel cannot replace a key.
+const KERNEL_SEALS: Range<u64> = BATCH as u64 + 1..1 << 36;
+
+/// TLS of one connection.
+pub(super) struct Encrypted {
+    records: Records,
+    kernel_seals: bool,
+    /// Without it, the end of the stream may be anybody's doing.
+    close_notify_required: bool,
+    sealer: Sealer,
+    /// Whether a peer that should only receive may still have to say something.
+    listens: bool,
+}
+
+/// Who makes the records that are sent.
+enum Sealer {
+    Here {
+        /// Taken with the first write.
+        wire: Option<Scratch>,
+    },
+    Kernel,
+}
+
+impl Encrypted {
+    /// `kernel_seals`: it is asked to, for downloads that are worth it.
+    pub(super) fn new(records: Records, kernel_seals: bool, close_notify_required: bool) -> Self {
+        let sealer = Sealer::Here { wire: None };
+        Self { records, kernel_seals, close_notify_required, sealer, listens: true }
+    }
+
+    /// See [`transfer::send_file`].
+    pub(super) fn send_file(
+        &mut self,
+        socket: &TcpStream,
+        file: &File,
+        range: Range<u64>,
+        progress: &Progress,
+    ) -> Result<u64, TransferError> {
+        let length = range.end.saturating_sub(range.start);
+        if self.kernel_seals && KERNEL_SEALS.contains(&length) {
+            self.hand_to_kernel(socket);
+        }
+        match self.sealer {
+            Sealer::Kernel => {
+                metrics::tls_download("kernel");
+                transfer::send_file(file, range, socket, progress)
+            }
+            Sealer::Here { .. } => {
+                metrics::tls_download("records");
+                transfer::send_from(file, range, &mut On(self, socket), progress)
+            }
+        }
+    }
+
+    fn hand_to_kernel(&mut self, socket: &TcpStream) {
+        let Some(secrets) = self.records.give_away() else { return };
+        match kernel::seal(socket, self.records.version(), &secrets) {
+            Ok(()) => self.sealer = Sealer::Kernel,
+            Err(errno) => {
+                log::debug!("the kernel does not seal for this connection: {errno}");
+                self.records.take_back(secrets);
+            }
+        }
+    }
+
+    /// Tells the peer that nothing more comes.
+    pub(super) fn close(&mut self, socket: &TcpStream) -> io::Result<()> {
+        match &mut self.sealer {
+            Sealer::Kernel => kernel::send_close_notify(socket),
+            Sealer::Here { wire } => {
+                let wire = wire.get_or_insert_with(Scratch::take);
+                let length = self.records.seal_close_notify(wire).map_err(broken)?;
+                (&*socket).write_all(&wire[..length])
+            }
+        }
+    }
+
+    pub(super) fn write(&mut self, mut socket: &TcpStream, data: &[u8]) -> io::Result<usize> {
+        self.listen(socket)?;
+        let wire = match &mut self.sealer {
+            Sealer::Kernel => return socket.write(data),
+            Sealer::Here { wire } => wire.get_or_insert_with(Scratch::take),
+        };
+        let sealed = self.records.seal(data, wire).map_err(broken)?;
+        socket.write_all(&wire[..sealed.length])?;
+        Ok(sealed.taken)
+    }
+
+    pub(super) fn read(&mut self, mut socket: &TcpStream, data: &mut [u8]) -> io::Result<usize> {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let step = self.open(socket, data)?;
+            match step {
+                Step::Data(length) => return Ok(length),
+                Step::Closed => return Ok(0),
+                Step::Wanting => {}
+            }
+            let received = socket.read(self.records.room())?;
+            if received == 0 {
+                // Whoever ends it, nobody ends it within a record if nothing is missing.
+                let is_cut = self.close_notify_required || self.records.is_within_record();
+                return if is_cut { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(0) };
+            }
+            self.records.received(received);
+        }
+    }
+
+    /// Opens what has come, and answers it if that is wanted.
+    fn open(&mut self, mut socket: &TcpStream, data: &mut [u8]) -> io::Result<Step> {
+        let opened = self.records.open(data);
+        let Sealer::Here { wire } = &mut self.sealer else { return opened.map_err(broken) };
+        match opened {
+            Ok(step) if self.records.owes_answer() => {
+                let wire = wire.get_or_insert_with(Scratch::take);
+                let sealed = self.records.seal(&[], wire).map_err(broken)?;
+                socket.write_all(&wire[..sealed.length])?;
+                Ok(step)
+            }
+            Ok(step) => Ok(step),
+            Err(fault) => {
+                let wire = wire.get_or_insert_with(Scratch::take);
+                if let Some(length) = self.records.seal_alert(&fault, wire) {
+                    // It is only told why.
+                    let _ = socket.write_all(&wire[..length]);
+                }
+                Err(broken(fault))
+            }
+        }
+    }
+
+    /// Hears a peer that should only receive: its new key, which wants an answer (RFC 8446 section
+    /// 4.6.3), or the alert with which it gives up. Nobody listens while the kernel seals: it could not
+    /// answer.
+    fn listen(&mut self, socket: &TcpStream) -> io::Result<()> {
+        while self.listens && matches!(self.sealer, Sealer::Here { .. }) {
+            let mut data = [0];
+            match self.open(socket, &mut data)? {
+                Step::Wanting => {}
+                // Data is not asked for: it stays where it is.
+                Step::Data(_) | Step::Closed => {
+                    self.listens = false;
+                    return Ok(());
+                }
+            }
+            let flags = MsgFlags::MSG_DONTWAIT;
+            let peeked = recv(socket.as_raw_fd(), &mut data, flags | MsgFlags::MSG_PEEK);
+            let received = match peeked {
+                Ok(1..) => recv(socket.as_raw_fd(), self.records.room(), flags),
+                other => other,
+            };
+            match received {
+                // It may have ended its side, as it has nothing to say.
+                Ok(0) => self.listens = false,
+                Ok(length) => self.records.received(length),
+                Err(Errno::EAGAIN) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// As a reader and a writer.
+pub(super) struct On<'c>(pub(super) &'c mut Encrypted, pub(super) &'c TcpStream);
+
+impl Read for On<'_> {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        self.0.read(self.1, data)
+    }
+}
+
+impl Write for On<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.write(self.1, data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn broken(fault: Fault) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, fault)
+}
