@@ -63,7 +63,7 @@ pub static SCHEMA: Schema = Schema {
             "users_file_poll",
             DURATION,
             "1s",
-            "How often the users file, and the hash files it names, are looked at for a change.",
+            "How often the users file, and the hash files it names, are looked at; a change that is the same at two looks counts.",
         ),
         switch(
             "demo",

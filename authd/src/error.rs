@@ -86,17 +86,21 @@ impl ApiError {
     }
 }
 
+/// The whole chain of an error, for the log.
+pub fn with_causes(error: &dyn Error) -> String {
+    let (mut chain, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        chain += &format!(": {error}");
+        cause = error.source();
+    }
+    chain
+}
+
 impl Reply for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.meaning();
         if let Self::Internal(source) = &self {
-            let mut chain = source.to_string();
-            let mut cause = source.source();
-            while let Some(error) = cause {
-                chain += &format!(": {error}");
-                cause = error.source();
-            }
-            log::error!(error = chain; "internal error");
+            log::error!(error = with_causes(source.as_ref()); "internal error");
         }
         let body = ErrorBody { error: code, message: self.to_string() };
         let mut response = reply::with_status(reply::json(&body), status).into_response();

@@ -183,18 +183,22 @@ async fn ask(link: &RedisLink) {
 }
 
 /// Reads the users file again whenever it changes. It is looked at, not watched: that works on
-/// NFS, through symbolic links, and with editors that rename.
+/// NFS, through symbolic links, and with editors that rename. A file that is still being written may
+/// lack users whose sessions would end: it is read when it is the same at two looks.
 async fn watch(authd: Arc<Service>, poll: Duration) {
     if authd.accounts.path().is_none() {
         return;
     }
+    let mut before = None;
     loop {
         tokio::time::sleep(poll).await;
         let looking = Arc::clone(&authd);
         // A panic ends this look, not the watch.
-        if let Ok(true) = spawn_blocking(move || looking.accounts.has_changed()).await {
+        let changed = spawn_blocking(move || looking.accounts.changed()).await.unwrap_or_default();
+        if changed.is_some() && changed == before {
             Arc::clone(&authd).reload().await;
         }
+        before = changed;
     }
 }
 

@@ -63,9 +63,14 @@ pub fn ban_lifted(by: By) {
     counter!(BANS_LIFTED, "by" => by.as_str()).increment(1);
 }
 
-/// So many HTTP connections are open.
-pub fn connections(number: usize) {
-    gauge!(CONNECTIONS).set(number as f64);
+/// An HTTP connection was accepted.
+pub fn connected() {
+    gauge!(CONNECTIONS).increment(1.0);
+}
+
+/// An HTTP connection ended.
+pub fn disconnected() {
+    gauge!(CONNECTIONS).decrement(1.0);
 }
 
 /// An HTTP request was answered.

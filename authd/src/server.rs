@@ -38,8 +38,7 @@ pub async fn serve(
     limits: ConnectionLimits,
     mut stop: oneshot::Receiver<()>,
 ) {
-    let size = limits.connections.min(Semaphore::MAX_PERMITS);
-    let places = Arc::new(Semaphore::new(size));
+    let places = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
     let service = TowerToHyperService::new(warp::service(routes));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(MAX_HEAD);
@@ -61,18 +60,32 @@ pub async fn serve(
                 continue;
             }
         };
-        metrics::connections(size - places.available_permits());
+        let counted = Counted::new();
         let connection = open.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
-        let places = Arc::clone(&places);
         tokio::spawn(async move {
+            let _until_the_end = (place, counted);
             if let Err(error) = connection.await {
                 log::debug!(error:%; "connection ended");
             }
-            drop(place);
-            metrics::connections(size - places.available_permits());
         });
     }
     // Nobody connects any more.
     drop(listener);
     open.shutdown().await;
+}
+
+/// A connection as the metric counts it.
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        metrics::connected();
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::disconnected();
+    }
 }

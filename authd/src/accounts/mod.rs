@@ -11,7 +11,6 @@ pub mod user;
 
 use std::{
     collections::BTreeMap,
-    error::Error,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
@@ -109,13 +108,12 @@ impl Accounts {
         self.file.as_ref().map(|file| &*file.path)
     }
 
-    /// Whether the users file, or a hash file that it names, is another than when it was last
+    /// What the users file and the hash files that it names are now, if that is not what was last
     /// read. Blocks.
-    pub fn has_changed(&self) -> bool {
-        self.file.as_ref().is_some_and(|file| {
-            let seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            seen.now() != seen
-        })
+    pub fn changed(&self) -> Option<Fingerprint> {
+        let file = self.file.as_ref()?;
+        let seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(seen.now()).filter(|now| *now != seen)
     }
 
     /// Reads the users file again. Blocks.
@@ -244,12 +242,6 @@ impl Accounts {
 /// The names that no user in the users file can have.
 pub fn reserved(anonymous: &Option<Anonymous>) -> &'static [&'static str] {
     if anonymous.is_some() { &anonymous::NAMES } else { &[] }
-}
-
-/// Says in the log why something in Redis could not be used.
-pub fn log_unusable(error: &StoredError) {
-    let reason = error.source().map(ToString::to_string).unwrap_or_default();
-    log::error!(error:% = error, reason; "users in Redis");
 }
 
 fn demo_users() -> Declarations {

@@ -14,6 +14,7 @@ use super::{
     policy::Policy,
     user::User,
 };
+use crate::error::with_causes;
 
 /// The users and groups in Redis. Cheap to clone.
 #[derive(Clone)]
@@ -36,7 +37,7 @@ pub enum StoredError {
         source: serde_json::Error,
     },
     /// A user names a group that does not exist.
-    #[error("the group {0:?} does not exist")]
+    #[error("the group {:?} does not exist", .0.as_str())]
     NoGroup(GroupName),
 }
 
@@ -194,7 +195,8 @@ impl Stored {
         let entries: Vec<(String, String)> = self.link.query(cmd("HGETALL").arg(hash)).await?;
         let read = |(text, json): &(String, String)| {
             let name: N = text.parse().ok()?;
-            parse(text, json).inspect_err(super::log_unusable).ok().map(|value| (name, value))
+            let skipped = |error: &StoredError| log::error!(error = with_causes(error); "skipped");
+            parse(text, json).inspect_err(skipped).ok().map(|value| (name, value))
         };
         Ok(entries.iter().filter_map(read).collect())
     }

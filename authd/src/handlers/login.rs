@@ -11,13 +11,12 @@ use common::{
 use crate::{
     Service,
     accounts::{
-        log_unusable,
         name::UserName,
         password::Busy,
         stored::StoredError,
         user::{Credential, User},
     },
-    error::ApiError,
+    error::{ApiError, with_causes},
     metrics,
     throttle::{Attempt, Throttled},
 };
@@ -96,13 +95,13 @@ pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Re
             log::warn!(user, address:%, node:%, session:%, tls:%, result, by, wait; "login refused");
         }
         Err(refusal) => {
-            if let Refusal::Unavailable(error) = refusal
-                && !matches!(error, StoredError::Link(_))
-            {
-                log_unusable(error);
-                log::error!(user, address:%, node:%, session:%, tls:%, result, error:%; "login refused");
-            } else {
-                log::warn!(user, address:%, node:%, session:%, tls:%, result; "login refused");
+            match refusal {
+                // The link's log says that Redis is away; what else it is must be put right.
+                Refusal::Unavailable(error) if !matches!(error, StoredError::Link(_)) => {
+                    let error = with_causes(error);
+                    log::error!(user, address:%, node:%, session:%, tls:%, result, error; "login refused");
+                }
+                _ => log::warn!(user, address:%, node:%, session:%, tls:%, result; "login refused"),
             }
         }
     }

@@ -34,7 +34,7 @@ pub fn put_node(connection: &mut redis::Connection, name: &str, session: &str, u
     let _: () = connection.hset(format!("ftp:sessions:{name}"), session, record.to_string()).unwrap();
 }
 
-fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
+pub fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
     let texts: Vec<String> = connection.lrange(format!("ftp:commands:{node}"), 0, -1).unwrap();
     let _: () = connection.del(format!("ftp:commands:{node}")).unwrap();
     texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect()

@@ -245,9 +245,10 @@ async fn while_redis_is_away_declared_users_log_in_and_the_process_throttles_by_
         assert_eq!(authd.admin(Method::GET, path, None).await.error().0, 503, "{path}");
     }
     assert_eq!(authd.call(Method::GET, "/readyz", None, None).await.status, 200);
-    assert_eq!(authd.login("ann", "wrong").await.status, 403);
-    assert_eq!(authd.login("ann", "wrong").await.status, 403);
-    assert_eq!(authd.login("ann", "hunter2").await.error().0, 429);
+    let elsewhere = "192.0.2.2";
+    assert_eq!(authd.login_from("ann", "wrong", elsewhere).await.status, 403);
+    assert_eq!(authd.login_from("ann", "wrong", elsewhere).await.status, 403);
+    assert_eq!(authd.login_from("ann", "hunter2", elsewhere).await.error().0, 429);
     let away = authd.log().matches("Redis is away").count();
     assert_eq!(away, 1, "{}", authd.log());
 
