@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Authd, Redis};
+use crate::support::{Authd, Redis, eventually};
 
 const THROTTLED: [&str; 6] =
     ["--throttle-free-failures", "2", "--throttle-free-failures-per-address", "4", "--throttle-delay", "60s"];
@@ -37,9 +37,12 @@ async fn bans_are_listed_and_lifted(one: &Authd, two: &Authd) {
     let names = [("user", "Ann Smith"), ("address", "2001:db8:1:2::/64")];
     let expected = names.map(|(by, name)| (json!(by), json!(name)));
     assert_eq!(bans(two).await, expected);
-    let log = one.log();
-    assert!(log.contains("ban begins by=user name=\"Ann Smith\" wait=60"), "{log}");
-    assert!(log.contains("ban begins by=address name=2001:db8:1:2::/64 wait=60"), "{log}");
+    for line in [
+        "ban begins by=user name=\"Ann Smith\" wait=60",
+        "ban begins by=address name=2001:db8:1:2::/64 wait=60",
+    ] {
+        eventually(line, async || one.log().contains(line)).await;
+    }
     for by in ["user", "address"] {
         assert_eq!(one.metric(&format!("authd_bans_total{{by=\"{by}\"}}")).await, 1.0);
     }
@@ -53,7 +56,8 @@ async fn bans_are_listed_and_lifted(one: &Authd, two: &Authd) {
     assert_eq!(lift("address/2001:db8:1:2:ffff::1").await.status, 204);
     assert_eq!(one.login_from("nobody", "x", "2001:db8:1:2::9").await.status, 403);
     assert_eq!(bans(two).await, []);
-    assert!(two.log().contains("ban lifted by=address name=2001:db8:1:2::/64"), "{}", two.log());
+    let line = "ban lifted by=address name=2001:db8:1:2::/64";
+    eventually(line, async || two.log().contains(line)).await;
     assert_eq!(two.metric("authd_bans_lifted_total{by=\"user\"}").await, 1.0);
     for (path, status) in [
         ("user/Ann%20Smith", 404),
