@@ -20,26 +20,52 @@ let
   credentialOf = name: "user-${lib.substring 0 16 (builtins.hashString "sha256" name)}";
   users = lib.filterAttrs (_: user: user.hashedPasswordFile != null) cfg.users;
 
+  # What is set, spelled as authd does.
+  set = lib.filterAttrs (_: value: value != null && value != [ ] && value != { });
+  policy =
+    from:
+    set {
+      inherit (from) folders uploads;
+      permissions = set from.permissions;
+      directories = map (rule: rule // { permissions = set rule.permissions; }) from.directories;
+      denied_names = from.deniedNames;
+      limits = set {
+        inherit (from.limits) sessions;
+        sessions_per_address = from.limits.sessionsPerAddress;
+      };
+      quota = set from.quota;
+      bandwidth = set {
+        inherit (from.bandwidth) upload download;
+        session_upload = from.bandwidth.sessionUpload;
+        session_download = from.bandwidth.sessionDownload;
+      };
+      tls = set from.tls;
+      # An empty list is set too: it takes a group's condition away.
+      access = lib.filterAttrs (_: value: value != null) {
+        allow_from = from.access.allowFrom;
+        deny_from = from.access.denyFrom;
+        inherit (from.access) hours;
+      };
+    };
   declared =
     password: name: user:
-    password name
+    policy user
+    // password name
     // {
       inherit (user)
         enabled
         home
         admin
-        uploads
-        permissions
-        tls
+        certificates
+        groups
         ;
-      limits = lib.filterAttrs (_: limit: limit != null) {
-        inherit (user.limits) sessions;
-        sessions_per_address = user.limits.sessionsPerAddress;
-      };
     };
   usersFile =
     name: password:
-    (pkgs.formats.json { }).generate name { users = lib.mapAttrs (declared password) users; };
+    (pkgs.formats.json { }).generate name {
+      groups = lib.mapAttrs (_: policy) cfg.groups;
+      users = lib.mapAttrs (declared password) users;
+    };
   configWith =
     name: users_file: (pkgs.formats.toml { }).generate name (settings // { inherit users_file; });
 

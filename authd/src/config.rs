@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use argon2::Params;
 use common::{
+    auth_api::AccountLimits,
     process::logging::{self, LogFormat},
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
@@ -12,9 +13,12 @@ use common::{
 
 use crate::{
     accounts::{
+        anonymous::{Anonymous, DropBox},
         cache::CacheLimits,
         password::{self, PasswordLimits},
+        user::Home,
     },
+    server::ConnectionLimits,
     throttle::ThrottleLimits,
 };
 
@@ -36,6 +40,18 @@ pub static SCHEMA: Schema = Schema {
     prefix: "AUTHD_",
     settings: &[
         one("listen", "ADDRESS:PORT (port 0 takes a free one)", "127.0.0.1:5160", "Where HTTP is served."),
+        one(
+            "max_connections",
+            "number",
+            "4096",
+            "HTTP connections at once; one more waits until another ends.",
+        ),
+        one(
+            "header_timeout",
+            DURATION,
+            "2m",
+            "How long a connection may be without a complete head of a request; nodes end idle ones after 90 s.",
+        ),
         // Who may log in
         one(
             "users_file",
@@ -47,13 +63,27 @@ pub static SCHEMA: Schema = Schema {
             "users_file_poll",
             DURATION,
             "1s",
-            "How often the users file, and the hash files it names, are looked at for a change.",
+            "How often the users file, and the hash files it names, are looked at; a change that is the same at two looks counts.",
         ),
         switch(
             "demo",
             "false",
             "Users demo, admin and test with any password, and no token for nodes; on loopback only.",
         ),
+        one(
+            "anonymous_home",
+            "path within the storage",
+            "",
+            "Users anonymous and ftp log in with any password and read this directory; without it there are no such users.",
+        ),
+        one(
+            "anonymous_drop_box",
+            "path within anonymous_home",
+            "",
+            "A directory to which they may upload new files, and where they can neither list nor download.",
+        ),
+        one("anonymous_sessions", "number", "50", "Sessions of theirs at once, over all nodes."),
+        one("anonymous_sessions_per_address", "number", "5", "The same, from one address."),
         // Who may ask
         one(
             "node_token_file",
@@ -107,6 +137,22 @@ pub static SCHEMA: Schema = Schema {
             "Failures are forgotten this long after the last; not shorter than the longest wait.",
         ),
         one(
+            "throttle_known_addresses",
+            "number",
+            "100",
+            "Addresses of a user's logins where others' failures do not make the user wait; a further one displaces the oldest, 0 is none.",
+        ),
+        one("throttle_known_time", DURATION, "30d", "How long after its last login an address is known so."),
+        Setting {
+            shape: Shape::Many,
+            ..one(
+                "trusted_networks",
+                "CIDR list",
+                "",
+                "Logins from here never wait, and their failures do not count.",
+            )
+        },
+        one(
             "throttle_memory",
             "number",
             "10000",
@@ -145,7 +191,10 @@ pub static SCHEMA: Schema = Schema {
 #[derive(Debug)]
 pub struct Config {
     pub listen: SocketAddr,
+    pub connections: ConnectionLimits,
     pub users: Declared,
+    /// `None`: nobody is anonymous.
+    pub anonymous: Option<Anonymous>,
     /// How often the users file is looked at.
     pub poll: Duration,
     pub node_token: Option<Secret>,
@@ -194,7 +243,12 @@ impl Config {
         }
         Ok(Self {
             listen,
+            connections: ConnectionLimits {
+                connections: count(values, "max_connections")?,
+                header_timeout: values.duration("header_timeout")?,
+            },
             users,
+            anonymous: anonymous(values)?,
             poll: values.duration("users_file_poll")?,
             node_token: secret(values, "node_token_file")?,
             admin_token: admin_token(values)?,
@@ -243,6 +297,24 @@ fn admin_token(values: &Values) -> Result<Option<Secret>, SettingsError> {
     Ok(admin)
 }
 
+fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
+    let drop_box: Option<DropBox> = values.optional("anonymous_drop_box")?;
+    let Some(home) = values.optional::<String>("anonymous_home")? else {
+        return match drop_box {
+            None => Ok(None),
+            Some(_) => {
+                Err(values.invalid("anonymous_drop_box", "without anonymous_home nobody is anonymous"))
+            }
+        };
+    };
+    let home = Home::try_from(home).map_err(|error| values.invalid("anonymous_home", error))?;
+    let limits = AccountLimits {
+        sessions: Some(values.required("anonymous_sessions")?),
+        sessions_per_address: Some(values.required("anonymous_sessions_per_address")?),
+    };
+    Ok(Some(Anonymous { home, drop_box, limits }))
+}
+
 fn redis(values: &Values) -> Result<Option<RedisOptions>, SettingsError> {
     let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else { return Ok(None) };
     if let Some(password) = secret(values, "redis_password_file")? {
@@ -263,6 +335,9 @@ fn throttle(values: &Values) -> Result<ThrottleLimits, SettingsError> {
         max_delay: values.duration("throttle_max_delay")?,
         window: values.duration("throttle_window")?,
         memory: count(values, "throttle_memory")?,
+        trusted: values.list("trusted_networks")?,
+        known_addresses: values.required("throttle_known_addresses")?,
+        known_time: values.duration("throttle_known_time")?,
     };
     if limits.max_delay < limits.delay {
         return Err(values.invalid("throttle_max_delay", "shorter than throttle_delay"));
@@ -321,6 +396,11 @@ mod tests {
             (&["--throttle-window", "1m"], "throttle_window"),
             (&["--max-verifications", "0"], "max_verifications"),
             (&["--cache-size", "0"], "cache_size"),
+            (&["--max-connections", "0"], "max_connections"),
+            (&["--trusted-networks", "10.0.0.1"], "trusted_networks"),
+            (&["--anonymous-home", "pub"], "anonymous_home"),
+            (&["--anonymous-home", "/pub", "--anonymous-drop-box", "/"], "anonymous_drop_box"),
+            (&["--anonymous-drop-box", "/in"], "anonymous_drop_box"),
             (&["--redis-url", "ftp://x"], "redis_url"),
             (&["--node-token-file", "/nonexistent"], "node_token_file"),
         ] {

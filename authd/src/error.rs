@@ -14,7 +14,7 @@ use warp::{
 };
 
 use crate::accounts::{
-    password::{Busy, Unusable},
+    password::{self, Busy},
     stored::StoredError,
 };
 
@@ -38,10 +38,15 @@ pub enum ApiError {
     /// Holds what the path takes, as the `Allow` header lists it.
     #[error("this path takes {0}")]
     MethodNotAllowed(&'static str),
-    #[error("the user exists already")]
-    AlreadyExists,
-    #[error("the user is declared in the users file, which the API does not change")]
-    Declarative,
+    /// Holds what exists.
+    #[error("the {0} exists already")]
+    AlreadyExists(&'static str),
+    /// Holds what is declared.
+    #[error("the {0} is declared in the users file or the settings, which the API does not change")]
+    Declarative(&'static str),
+    /// Holds how many users are in the group, and one of them.
+    #[error("the group has {0} members, {1:?} among them; take them out of it first")]
+    InUse(usize, String),
     #[error("the body is larger than {0} bytes")]
     TooLarge(usize),
     #[error("Redis is away")]
@@ -50,9 +55,12 @@ pub enum ApiError {
     NoRedis,
     #[error("too many logins at once; try again")]
     Busy,
-    /// A user in Redis changed again and again while it was to be changed here.
-    #[error("others are changing the user at the same time; try again")]
+    /// What is in Redis changed again and again while it was to be changed here.
+    #[error("others are changing the same at the same time; try again")]
     Contended,
+    /// A user or a group in Redis is none.
+    #[error("what is kept of the user cannot be used; the log of authd says more")]
+    Unusable,
     #[error("internal error")]
     Internal(#[source] Box<dyn Error + Send + Sync>),
 }
@@ -66,10 +74,11 @@ impl ApiError {
             Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::MethodNotAllowed),
-            Self::AlreadyExists => (StatusCode::CONFLICT, ErrorCode::AlreadyExists),
-            Self::Declarative => (StatusCode::CONFLICT, ErrorCode::Declarative),
+            Self::AlreadyExists(_) => (StatusCode::CONFLICT, ErrorCode::AlreadyExists),
+            Self::Declarative(_) => (StatusCode::CONFLICT, ErrorCode::Declarative),
+            Self::InUse(..) => (StatusCode::CONFLICT, ErrorCode::InUse),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge),
-            Self::RedisAway | Self::NoRedis | Self::Busy | Self::Contended => {
+            Self::RedisAway | Self::NoRedis | Self::Busy | Self::Contended | Self::Unusable => {
                 (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
             }
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
@@ -77,17 +86,21 @@ impl ApiError {
     }
 }
 
+/// The whole chain of an error, for the log.
+pub fn with_causes(error: &dyn Error) -> String {
+    let (mut chain, mut cause) = (error.to_string(), error.source());
+    while let Some(error) = cause {
+        chain += &format!(": {error}");
+        cause = error.source();
+    }
+    chain
+}
+
 impl Reply for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.meaning();
         if let Self::Internal(source) = &self {
-            let mut chain = source.to_string();
-            let mut cause = source.source();
-            while let Some(error) = cause {
-                chain += &format!(": {error}");
-                cause = error.source();
-            }
-            log::error!(error = chain; "internal error");
+            log::error!(error = with_causes(source.as_ref()); "internal error");
         }
         let body = ErrorBody { error: code, message: self.to_string() };
         let mut response = reply::with_status(reply::json(&body), status).into_response();
@@ -119,7 +132,7 @@ impl From<StoredError> for ApiError {
     fn from(error: StoredError) -> Self {
         match error {
             StoredError::Link(error) => error.into(),
-            StoredError::Unreadable { .. } => Self::Internal(error.into()),
+            StoredError::Unreadable { .. } | StoredError::NoGroup(_) => Self::Internal(error.into()),
         }
     }
 }
@@ -130,8 +143,8 @@ impl From<Busy> for ApiError {
     }
 }
 
-impl From<Unusable> for ApiError {
-    fn from(error: Unusable) -> Self {
+impl From<password::Unusable> for ApiError {
+    fn from(error: password::Unusable) -> Self {
         Self::InvalidRequest(error.to_string())
     }
 }

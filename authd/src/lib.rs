@@ -5,18 +5,20 @@
 //! token (`tokens`). (2) `handlers/login` asks `throttle`, over all instances, whether this user
 //! and this address may try now. (3) `accounts` finds the user: declared in the users file, or in
 //! Redis. (4) `accounts/cache` knows the password from a moment ago, or `accounts/password`
-//! computes argon2 on a thread of its own; for an unknown user as well. (5) `throttle` counts the
-//! outcome. (6) The node gets an `Account`, or an `ApiError`, which `error` turns into a status
-//! and a public code; the log and the metrics get the real reason.
+//! computes argon2 on a thread of its own; for an unknown user as well. (5) `accounts/policy` joins
+//! what the user and the groups set. (6) `throttle` counts the outcome. (7) The node gets an
+//! `Account`, or an `ApiError`, which `error` turns into a status and a public code; the log and the
+//! metrics get the real reason.
 
 pub mod accounts;
 pub mod config;
 pub mod error;
-mod handlers;
+pub mod handlers;
 mod metrics;
 pub mod prompt;
 pub mod routes;
-mod throttle;
+pub mod server;
+pub mod throttle;
 mod tokens;
 
 use std::{io, sync::Arc, time::Duration};
@@ -29,11 +31,12 @@ use common::{
     },
     registry::{RedisLink, RegistryView},
 };
-use tokio::{net::TcpListener, sync::oneshot, time::timeout};
+use tokio::{net::TcpListener, sync::oneshot, task::spawn_blocking, time::timeout};
 
 use crate::{
-    accounts::{Accounts, cache::Cache, file::UsersFileError, password::Passwords, stored::Stored},
+    accounts::{Accounts, Reloaded, cache::Cache, file::UsersFileError, password::Passwords, stored::Stored},
     config::{Config, Declared},
+    handlers::users,
     throttle::Throttle,
     tokens::{Access, Tokens},
 };
@@ -73,10 +76,14 @@ impl Service {
         let shared = || registry.as_ref().map(|view| (view.link().clone(), view.keys().clone()));
         let demo = config.users == Declared::Demo;
         Ok(Self {
-            accounts: Accounts::new(&config.users, shared().map(|(link, keys)| Stored::new(link, keys)))?,
+            accounts: Accounts::new(
+                &config.users,
+                config.anonymous.clone(),
+                shared().map(|(link, keys)| Stored::new(link, keys)),
+            )?,
             passwords: Passwords::new(&config.passwords),
             cache: Cache::new(config.cache),
-            throttle: Throttle::new(config.throttle, shared()),
+            throttle: Throttle::new(config.throttle.clone(), shared()),
             tokens: Tokens {
                 node: match &config.node_token {
                     None if demo => Access::Open,
@@ -91,20 +98,28 @@ impl Service {
     /// Without Redis, declared users still log in.
     fn readiness(&self) -> Readiness {
         let away = self.accounts.stored.as_ref().is_some_and(|stored| !stored.is_connected());
-        if away && self.accounts.declared().is_empty() {
+        if away && self.accounts.declared().users.is_empty() {
             return Err("Redis is away, and no user is declared".to_owned());
         }
         Ok(())
     }
 
-    /// Reads the users file again, and drops the cache if that changed anything. Blocks.
-    fn reload(&self) {
+    /// Reads the users file again, and drops the cache if that changed anything. Who is no user any
+    /// more, or shows that in another way, loses all sessions.
+    async fn reload(self: Arc<Self>) {
         let Some(path) = self.accounts.path() else { return };
         let file = path.display().to_string();
-        match self.accounts.reload() {
-            Ok(users) => {
+        let reading = Arc::clone(&self);
+        // A panic ends this reading, not what comes after it.
+        let Ok(result) = spawn_blocking(move || reading.accounts.reload()).await else { return };
+        match result {
+            Ok(Reloaded { users, ended }) => {
                 self.cache.clear();
                 log::info!(file, users; "users file loaded");
+                for user in ended {
+                    log::info!(user:%; "the user's sessions are to end");
+                    users::end_sessions(&self, &user).await;
+                }
             }
             Err(error) => log::error!(error:% = error; "users file is broken, the users stay as they were"),
         }
@@ -133,20 +148,15 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     let readiness = Arc::clone(&authd);
     let operations = admin::routes(prometheus, move || readiness.readiness());
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = warp::serve(routes::routes(Arc::clone(&authd), operations)).incoming(listener);
-    let server = server.graceful(async {
-        // A dropped sender stops as well.
-        let _ = stopped.await;
-    });
-    let server = tokio::spawn(server.run());
+    let routes = routes::routes(Arc::clone(&authd), operations);
+    let server = tokio::spawn(server::serve(listener, routes, config.connections, stopped));
     log::info!(address:%; "listening");
     service::ready();
     service::start_watchdog();
     tokio::spawn(watch(Arc::clone(&authd), config.poll));
 
     while signals.next().await == Request::Reload {
-        let authd = Arc::clone(&authd);
-        tokio::task::spawn_blocking(move || authd.reload());
+        tokio::spawn(Arc::clone(&authd).reload());
     }
     log::info!("stopping");
     service::stopping();
@@ -173,21 +183,22 @@ async fn ask(link: &RedisLink) {
 }
 
 /// Reads the users file again whenever it changes. It is looked at, not watched: that works on
-/// NFS, through symbolic links, and with editors that rename.
+/// NFS, through symbolic links, and with editors that rename. A file that is still being written may
+/// lack users whose sessions would end: it is read when it is the same at two looks.
 async fn watch(authd: Arc<Service>, poll: Duration) {
     if authd.accounts.path().is_none() {
         return;
     }
+    let mut before = None;
     loop {
         tokio::time::sleep(poll).await;
-        let authd = Arc::clone(&authd);
-        let look = move || {
-            if authd.accounts.has_changed() {
-                authd.reload();
-            }
-        };
+        let looking = Arc::clone(&authd);
         // A panic ends this look, not the watch.
-        let _ = tokio::task::spawn_blocking(look).await;
+        let changed = spawn_blocking(move || looking.accounts.changed()).await.unwrap_or_default();
+        if changed.is_some() && changed == before {
+            Arc::clone(&authd).reload().await;
+        }
+        before = changed;
     }
 }
 
@@ -196,6 +207,9 @@ fn warn_about(config: &Config) {
         log::warn!("DEMO: the users demo, admin and test log in with ANY password, and nodes need no token");
     } else if config.node_token.is_none() {
         log::warn!("no node_token_file: every login is refused with 401");
+    }
+    if let Some(anonymous) = &config.anonymous {
+        log::info!(home = anonymous.home.as_str(); "anonymous access is on");
     }
     if config.redis.is_none() {
         log::warn!("no redis_url: no sessions, nodes and API users, and the throttle is this process's own");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use authd::{
-    accounts::{file::UsersFile, password},
+    accounts::{self, file::UsersFile, password},
     config::{self, Config, Declared, SCHEMA},
     prompt,
 };
@@ -61,7 +61,7 @@ fn serve(flags: &ArgMatches) -> ExitCode {
 
 fn check(config: &Config) -> ExitCode {
     match &config.users {
-        Declared::File(path) => match UsersFile::load(path) {
+        Declared::File(path) => match UsersFile::load(path, accounts::reserved(&config.anonymous)) {
             Ok(_) => ExitCode::SUCCESS,
             Err((error, _)) => complain(&authd::StartError::Users(error), EXIT_CONFIG),
         },

@@ -10,6 +10,9 @@ const LOGINS: &str = "authd_logins_total";
 const VERIFICATION: &str = "authd_verification_seconds";
 const CACHE_HITS: &str = "authd_cache_hits_total";
 const THROTTLED: &str = "authd_throttled_total";
+const BANS: &str = "authd_bans_total";
+const BANS_LIFTED: &str = "authd_bans_lifted_total";
+const CONNECTIONS: &str = "authd_http_connections";
 const REQUESTS: &str = "authd_http_requests_total";
 const USERS: &str = "authd_users_declared";
 const FILE_LOADED: &str = "authd_users_file_loaded_timestamp_seconds";
@@ -21,6 +24,9 @@ pub fn describe() {
     describe_histogram!(VERIFICATION, Unit::Seconds, "Argon2 computations that verified a password");
     describe_counter!(CACHE_HITS, "Logins whose password was known to be right from a moment before");
     describe_counter!(THROTTLED, "Logins that had to wait, by whose failures");
+    describe_counter!(BANS, "Failed logins after which a user name or an address has to wait");
+    describe_counter!(BANS_LIFTED, "Such waits that an administrator has ended");
+    describe_gauge!(CONNECTIONS, "HTTP connections that are open");
     describe_counter!(REQUESTS, "HTTP requests by route and status");
     describe_gauge!(USERS, "Users that are declared");
     describe_gauge!(FILE_LOADED, Unit::Seconds, "When the users file was last read well, since the epoch");
@@ -45,6 +51,26 @@ pub fn cache_hit() {
 /// A login had to wait.
 pub fn throttled(by: By) {
     counter!(THROTTLED, "by" => by.as_str()).increment(1);
+}
+
+/// Logins of a user name or from an address have to wait from now on.
+pub fn ban_began(by: By) {
+    counter!(BANS, "by" => by.as_str()).increment(1);
+}
+
+/// They need not wait any more, because an administrator says so.
+pub fn ban_lifted(by: By) {
+    counter!(BANS_LIFTED, "by" => by.as_str()).increment(1);
+}
+
+/// An HTTP connection was accepted.
+pub fn connected() {
+    gauge!(CONNECTIONS).increment(1.0);
+}
+
+/// An HTTP connection ended.
+pub fn disconnected() {
+    gauge!(CONNECTIONS).decrement(1.0);
 }
 
 /// An HTTP request was answered.

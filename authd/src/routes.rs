@@ -20,7 +20,7 @@ use crate::{
     Service,
     error::ApiError,
     handlers::{
-        login,
+        bans, groups, login,
         sessions::{self, Ended, SessionFilter},
         users,
     },
@@ -50,6 +50,16 @@ pub fn routes<R: Reply + 'static>(
         route("/v1/authenticate", &service, v1.and(warp::path!("authenticate")).map(none), authenticate),
         route("/v1/users", &service, v1.and(warp::path!("users")).map(none), all_users),
         route("/v1/users/{name}", &service, v1.and(warp::path!("users" / String)), one_user),
+        route("/v1/groups", &service, v1.and(warp::path!("groups")).map(none), all_groups),
+        route("/v1/groups/{name}", &service, v1.and(warp::path!("groups" / String)), one_group),
+        route("/v1/bans", &service, v1.and(warp::path!("bans")).map(none), all_bans),
+        route("/v1/bans/user/{name}", &service, v1.and(warp::path!("bans" / "user" / String)), user_ban),
+        route(
+            "/v1/bans/address/{address}",
+            &service,
+            v1.and(warp::path!("bans" / "address" / String)),
+            address_ban,
+        ),
         route("/v1/sessions", &service, v1.and(warp::path!("sessions")).map(none), all_sessions),
         route("/v1/sessions/{id}", &service, v1.and(warp::path!("sessions" / String)), one_session),
         route("/v1/nodes", &service, v1.and(warp::path!("nodes")).map(none), all_nodes),
@@ -105,6 +115,72 @@ async fn one_user(service: Arc<Service>, call: Call) -> Answer {
             Ok(StatusCode::NO_CONTENT.into_response())
         }
         _ => Err(ApiError::MethodNotAllowed("GET, PATCH, DELETE")),
+    }
+}
+
+async fn all_groups(service: Arc<Service>, call: Call) -> Answer {
+    match call.method {
+        Method::GET => {
+            service.tokens.admin(&call.headers)?;
+            Ok(json(StatusCode::OK, &groups::list(&service).await?))
+        }
+        Method::POST => {
+            service.tokens.admin(&call.headers)?;
+            Ok(json(StatusCode::CREATED, &groups::create(&service, parse(call.body)?).await?))
+        }
+        _ => Err(ApiError::MethodNotAllowed("GET, POST")),
+    }
+}
+
+async fn one_group(service: Arc<Service>, call: Call) -> Answer {
+    match call.method {
+        Method::GET => {
+            service.tokens.admin(&call.headers)?;
+            Ok(json(StatusCode::OK, &groups::show(&service, &call.parameter?).await?))
+        }
+        Method::PATCH => {
+            service.tokens.admin(&call.headers)?;
+            let group = groups::update(&service, &call.parameter?, parse(call.body)?).await?;
+            Ok(json(StatusCode::OK, &group))
+        }
+        Method::DELETE => {
+            service.tokens.admin(&call.headers)?;
+            groups::remove(&service, &call.parameter?).await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        _ => Err(ApiError::MethodNotAllowed("GET, PATCH, DELETE")),
+    }
+}
+
+async fn all_bans(service: Arc<Service>, call: Call) -> Answer {
+    match call.method {
+        Method::GET => {
+            service.tokens.admin(&call.headers)?;
+            Ok(json(StatusCode::OK, &bans::list(&service).await?))
+        }
+        _ => Err(ApiError::MethodNotAllowed("GET")),
+    }
+}
+
+async fn user_ban(service: Arc<Service>, call: Call) -> Answer {
+    match call.method {
+        Method::DELETE => {
+            service.tokens.admin(&call.headers)?;
+            bans::lift_user(&service, &call.parameter?).await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        _ => Err(ApiError::MethodNotAllowed("DELETE")),
+    }
+}
+
+async fn address_ban(service: Arc<Service>, call: Call) -> Answer {
+    match call.method {
+        Method::DELETE => {
+            service.tokens.admin(&call.headers)?;
+            bans::lift_address(&service, &call.parameter?).await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
+        _ => Err(ApiError::MethodNotAllowed("DELETE")),
     }
 }
 

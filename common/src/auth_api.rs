@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    access::Access,
     node::NodeName,
     policy::{Bandwidth, DirectoryRule, Folder, NamePattern, Quota},
     secret::{Secret, serialize_exposed},
@@ -160,41 +159,16 @@ pub enum ErrorCode {
     NotFound,
     /// 405
     MethodNotAllowed,
-    /// 409: the user exists already.
+    /// 409: the user or group exists already.
     AlreadyExists,
-    /// 409: the user comes from the declarative file, which the API does not change.
+    /// 409: the user or group comes from the declarative file, which the API does not change.
     Declarative,
+    /// 409: users are in the group.
+    InUse,
     /// 413
     TooLarge,
     /// 503: Redis is away and the answer needs it.
     Unavailable,
     /// 500
     Internal,
-}
-
-/// A user as `GET /v1/users` shows it: everything but the password hash.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UserView {
-    pub name: String,
-    pub source: UserSource,
-    pub enabled: bool,
-    pub home: String,
-    pub permissions: Permissions,
-    pub limits: AccountLimits,
-    pub uploads: UploadMode,
-    pub tls: TlsRequirements,
-    /// Subjects of client certificates that stand in for the password.
-    pub certificates: Vec<String>,
-    pub access: Access,
-    pub admin: bool,
-}
-
-/// Where a user is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UserSource {
-    /// The users file: changed there, not through the API.
-    Declarative,
-    /// Redis: changed through the API.
-    Registry,
 }

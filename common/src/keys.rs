@@ -79,7 +79,12 @@ impl Keys {
         self.key("users")
     }
 
-    /// Counter of changes to users, which tells authd's caches that they are out of date.
+    /// Hash of group name to the group's JSON: groups made through authd's API. Never expires.
+    pub fn groups(&self) -> String {
+        self.key("groups")
+    }
+
+    /// Counter of changes to users and groups, which tells authd's caches that they are out of date.
     pub fn users_generation(&self) -> String {
         self.key("users-generation")
     }
@@ -92,5 +97,16 @@ impl Keys {
     /// Failed logins from an address. Expires.
     pub fn failures_of_address(&self, address: IpAddr) -> String {
         self.key(format_args!("failures-of-address:{address}"))
+    }
+
+    /// Sorted set: the addresses from which a user logged in of late, by the time (Unix ms). Expires.
+    pub fn known_addresses(&self, user: &str) -> String {
+        self.key(format_args!("known-addresses:{user}"))
+    }
+
+    /// Sorted set: `address:` or `user:` and whose failed logins make others wait, by the time (Unix
+    /// ms) at which that ends. Expires with the last of them.
+    pub fn bans(&self) -> String {
+        self.key("bans")
     }
 }

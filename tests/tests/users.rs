@@ -118,15 +118,22 @@ fn disabling_or_deleting_a_user_ends_the_sessions_on_all_nodes() {
 }
 
 #[test]
-fn a_users_file_that_changes_holds_for_the_next_login() {
+fn a_users_file_that_changes_holds_for_the_next_login_and_ends_the_sessions_of_whoever_it_drops() {
     let hash = hash_password("secret");
     let cluster = Cluster::builder()
         .users(&format!("[users.ann]\npassword_hash = \"{hash}\"\nhome = \"/ann\"\n"))
         .start();
     assert_eq!(login_code(&cluster, "ann", "secret"), 230);
     assert_eq!(login_code(&cluster, "bob", "secret"), 530);
+    let mut sessions: Vec<_> =
+        (0..3).map(|node| cluster.session_through(node, &Connector::new(), "ann")).collect();
     let changed = format!("[users.bob]\npassword_hash = \"{hash}\"\nhome = \"/bob\"\n");
     fs::write(cluster.authd().users_file(), changed).unwrap();
     eventually("the new user to log in", || (login_code(&cluster, "bob", "secret") == 230).then_some(()));
     assert_eq!(login_code(&cluster, "ann", "secret"), 530);
+    // Who is no user any more has no sessions.
+    for session in &mut sessions {
+        let codes: Vec<u16> = session.expect_closed().iter().map(|reply| reply.code).collect();
+        assert_eq!(codes, [421]);
+    }
 }

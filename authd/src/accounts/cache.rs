@@ -15,7 +15,7 @@ use common::secret::Secret;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-use super::{password::Phc, user::UserName};
+use super::{name::UserName, password::Phc};
 
 /// How much is remembered.
 #[derive(Clone, Copy, Debug)]

@@ -11,14 +11,17 @@ use common::secret::Secret;
 use serde_json::{Map, Value};
 
 use super::{
+    Declarations,
+    name::{GroupName, UserName},
     password::Phc,
-    user::{Change, Credential, User, UserName},
+    policy::Policy,
+    user::User,
 };
 
 /// What a users file declares.
 #[derive(Clone, Debug, Default)]
 pub struct UsersFile {
-    pub users: BTreeMap<UserName, User>,
+    pub declared: Declarations,
     /// The state of everything that was read, as it was before that.
     pub fingerprint: Fingerprint,
 }
@@ -70,12 +73,13 @@ impl Version {
 }
 
 impl UsersFile {
-    /// Reads the file and the hash files that it names. Blocks.
+    /// Reads the file and the hash files that it names. Users cannot have the `reserved` names.
+    /// Blocks.
     ///
     /// # Errors
     /// One of them cannot be read, or says something that is no user. The fingerprint comes with
     /// the error, so that a change of any of the files can be noticed then too.
-    pub fn load(path: &Path) -> Result<Self, (UsersFileError, Fingerprint)> {
+    pub fn load(path: &Path, reserved: &[&str]) -> Result<Self, (UsersFileError, Fingerprint)> {
         let mut paths = vec![path.to_owned()];
         // Taken before reading: a change in between is then seen as one.
         let first = Fingerprint::of(paths.clone());
@@ -88,8 +92,8 @@ impl UsersFile {
         paths.extend(hash_files(&root).map(|file| folder.join(file)));
         let mut fingerprint = Fingerprint::of(paths);
         fingerprint.0[0] = first.0[0].clone();
-        match users(root, folder) {
-            Ok(users) => Ok(Self { users, fingerprint }),
+        match declarations(root, folder, reserved) {
+            Ok(declared) => Ok(Self { declared, fingerprint }),
             Err(reason) => Err((failed(reason), fingerprint)),
         }
     }
@@ -117,24 +121,43 @@ fn hash_files(root: &Map<String, Value>) -> impl Iterator<Item = &str> {
     users.into_iter().flat_map(Map::values).filter_map(|user| user.get("password_hash_file")?.as_str())
 }
 
-fn users(mut root: Map<String, Value>, folder: &Path) -> Result<BTreeMap<UserName, User>, String> {
-    let users = match root.remove("users") {
-        None => Map::new(),
-        Some(Value::Object(users)) => users,
-        Some(_) => return Err("users: expected one table for each user".to_owned()),
-    };
-    if let Some(key) = root.keys().next() {
-        return Err(format!("unknown key {key:?}; expected `users`"));
+fn declarations(
+    mut root: Map<String, Value>,
+    folder: &Path,
+    reserved: &[&str],
+) -> Result<Declarations, String> {
+    let mut groups = BTreeMap::new();
+    for (name, value) in tables(&mut root, "groups")? {
+        let failed = |reason: String| format!("groups.{name:?}: {reason}");
+        let group: GroupName = name.parse().map_err(|error| failed(format!("{error}")))?;
+        let policy: Policy = serde_json::from_value(value).map_err(|error| failed(error.to_string()))?;
+        groups.insert(group, policy);
     }
-    users
-        .into_iter()
-        .map(|(name, value)| {
-            let key = format!("users.{name:?}");
-            let name: UserName = name.parse().map_err(|error| format!("{key}: {error}"))?;
-            let user = user(&name, value, folder).map_err(|reason| format!("{key}: {reason}"))?;
-            Ok((name, user))
-        })
-        .collect()
+    let mut users = BTreeMap::new();
+    for (name, value) in tables(&mut root, "users")? {
+        let failed = |reason: String| format!("users.{name:?}: {reason}");
+        if reserved.contains(&name.as_str()) {
+            return Err(failed("with anonymous_home this is a name of the anonymous user".to_owned()));
+        }
+        let user: UserName = name.parse().map_err(|error| failed(format!("{error}")))?;
+        let properties = self::user(&user, value, folder).map_err(failed)?;
+        if let Some(unknown) = properties.groups.iter().find(|group| !groups.contains_key(group)) {
+            return Err(failed(format!("groups: no group {:?} is declared here", unknown.as_str())));
+        }
+        users.insert(user, properties);
+    }
+    match root.keys().next() {
+        Some(key) => Err(format!("unknown key {key:?}; expected `users` or `groups`")),
+        None => Ok(Declarations { users, groups }),
+    }
+}
+
+fn tables(root: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, String> {
+    match root.remove(key) {
+        None => Ok(Map::new()),
+        Some(Value::Object(tables)) => Ok(tables),
+        Some(_) => Err(format!("{key}: expected one table for each")),
+    }
 }
 
 fn user(name: &UserName, value: Value, folder: &Path) -> Result<User, String> {
@@ -144,20 +167,20 @@ fn user(name: &UserName, value: Value, folder: &Path) -> Result<User, String> {
         Some(Value::String(file)) => Some(folder.join(file)),
         Some(_) => return Err("password_hash_file: expected the name of a file".to_owned()),
     };
-    let mut change: Change =
-        serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())?;
-    if change.password.is_some() {
+    if fields.contains_key("password") {
         return Err("password: a users file holds hashes (password_hash) only".to_owned());
     }
-    let hash = match (change.password_hash.take(), hash_file) {
-        (Some(hash), None) => hash,
-        (None, Some(file)) => {
-            read_hash(&file).map_err(|error| format!("password_hash_file {}: {error}", file.display()))?
+    match (fields.contains_key("password_hash"), hash_file) {
+        (true, None) => {}
+        (false, Some(file)) => {
+            let hash = read_hash(&file)
+                .map_err(|error| format!("password_hash_file {}: {error}", file.display()))?;
+            fields.insert("password_hash".to_owned(), hash.as_str().into());
         }
-        (Some(_), Some(_)) => return Err("both password_hash and password_hash_file".to_owned()),
-        (None, None) => return Err("neither password_hash nor password_hash_file".to_owned()),
-    };
-    Ok(change.apply(&User::new(name, Credential::Hash(hash))))
+        (true, Some(_)) => return Err("both password_hash and password_hash_file".to_owned()),
+        (false, None) => return Err("neither password_hash nor password_hash_file".to_owned()),
+    }
+    User::from_fields(name, fields).map_err(|error| error.to_string())
 }
 
 fn read_hash(path: &Path) -> io::Result<Phc> {
@@ -178,28 +201,32 @@ mod tests {
         fs::write(dir.path().join("ann.hash"), format!("{HASH}\n")).unwrap();
         let path = dir.path().join(name);
         fs::write(&path, text).unwrap();
-        UsersFile::load(&path).map_err(|(error, _)| error.to_string())
+        UsersFile::load(&path, &["ftp"]).map_err(|(error, _)| error.to_string())
     }
 
     #[test]
     fn both_formats_say_the_same() {
         let toml = format!(
             "[users.ann]\npassword_hash_file = \"ann.hash\"\nhome = \"/teams/a\"\nuploads = \"atomic\"\n\
-             permissions.delete = false\nlimits.sessions = 3\n\
+             permissions.delete = false\nlimits.sessions = 3\ngroups = [\"staff\"]\n\
+             [groups.staff]\nquota.bytes = 1000\n\
              [users.\"bob b\"]\npassword_hash = \"{HASH}\"\nenabled = false\nadmin = true\n"
         );
-        let json = serde_json::json!({ "users": {
+        let json = serde_json::json!({ "groups": { "staff": { "quota": { "bytes": 1000 } } }, "users": {
             "ann": { "password_hash_file": "ann.hash", "home": "/teams/a", "uploads": "atomic",
-                     "permissions": { "delete": false }, "limits": { "sessions": 3 } },
+                     "permissions": { "delete": false }, "limits": { "sessions": 3 }, "groups": ["staff"] },
             "bob b": { "password_hash": HASH, "enabled": false, "admin": true },
         }});
         let (toml, json) =
-            (load("u.toml", &toml).unwrap().users, load("u.json", &json.to_string()).unwrap().users);
+            (load("u.toml", &toml).unwrap().declared, load("u.json", &json.to_string()).unwrap().declared);
         assert_eq!(toml, json);
-        let ann = &toml[&"ann".parse().unwrap()];
+        let ann = &toml.users[&"ann".parse().unwrap()];
         assert_eq!(ann.home.as_str(), "/teams/a");
-        assert!(!ann.permissions.delete && ann.permissions.list && ann.enabled && !ann.admin);
-        let bob = &toml[&"bob b".parse().unwrap()];
+        assert!(ann.policy.permissions.delete == Some(false) && ann.enabled && !ann.admin);
+        let effective = ann.effective(|group| toml.groups.get(group).cloned()).unwrap();
+        assert!(!effective.permissions.delete && effective.permissions.list);
+        assert_eq!(effective.quota.bytes, Some(1000));
+        let bob = &toml.users[&"bob b".parse().unwrap()];
         assert_eq!(bob.home.as_str(), "/bob b");
         assert!(!bob.enabled && bob.admin);
     }
@@ -216,6 +243,11 @@ mod tests {
             (with("limits.sessions = -1"), &["ann"]),
             (with("x = hunter2"), &["line 3"]),
             ("[users.ann]\n".to_owned(), &["ann", "neither"]),
+            (with("groups = [\"staff\"]"), &["ann", "groups", "staff"]),
+            (with("[groups.staff]\nhome = \"/x\""), &["groups", "staff", "home"]),
+            (with("[groups.\"a/b\"]"), &["groups", "a/b"]),
+            (with("[group.staff]"), &["group", "`groups`"]),
+            (with("").replace("ann", "ftp"), &["ftp", "anonymous"]),
             ("[users.ann]\npassword_hash = \"hunter2\"\n".to_owned(), &["ann", "PHC"]),
             ("[users.ann]\npassword_hash_file = \"none\"\n".to_owned(), &["ann", "none"]),
             ("[users.ann]\npassword_hash_file = \"u.toml\"\n".to_owned(), &["ann", "u.toml", "PHC"]),
@@ -228,7 +260,7 @@ mod tests {
             assert!(!error.contains("hunter2") && !error.contains(HASH), "{error}");
         }
         assert!(load("u.yaml", "").unwrap_err().contains(".toml or .json"));
-        assert!(load("u.toml", "").unwrap().users.is_empty());
+        assert!(load("u.toml", "").unwrap().declared.users.is_empty());
     }
 
     #[test]
@@ -240,11 +272,11 @@ mod tests {
         fs::write(dir.path().join("two"), text).unwrap();
         symlink("one", &path).unwrap();
         // The hash file is missing at first.
-        let (_, before) = UsersFile::load(&path).unwrap_err();
+        let (_, before) = UsersFile::load(&path, &[]).unwrap_err();
         assert_eq!(before, before.now());
         fs::write(dir.path().join("ann.hash"), HASH).unwrap();
         assert_ne!(before, before.now());
-        let loaded = UsersFile::load(&path).unwrap().fingerprint;
+        let loaded = UsersFile::load(&path, &[]).unwrap().fingerprint;
         assert_eq!(loaded, loaded.now());
         symlink("two", dir.path().join("new")).unwrap();
         fs::rename(dir.path().join("new"), &path).unwrap();

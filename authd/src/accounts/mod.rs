@@ -1,35 +1,44 @@
-//! The users that there are: the declared ones first, then those made through the API.
+//! The users and groups that there are: the declared ones first, then those made through the API.
 
+pub mod anonymous;
 pub mod cache;
 pub mod file;
+pub mod name;
 pub mod password;
+pub mod policy;
 pub mod stored;
 pub mod user;
 
 use std::{
     collections::BTreeMap,
-    error::Error,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use common::auth_api::UserSource;
-
 use self::{
+    anonymous::Anonymous,
     file::{Fingerprint, UsersFile, UsersFileError},
+    name::{GroupName, UserName},
+    policy::{Effective, Policy},
     stored::{Read, Stored, StoredError},
-    user::{Credential, User, UserName},
+    user::{Credential, Source, User},
 };
 use crate::{config::Declared, metrics};
 
 /// Names of the demo users, as in the reference system. `admin` is an administrator.
 pub const DEMO_USERS: [&str; 3] = ["demo", "admin", "test"];
 
-type Users = BTreeMap<UserName, User>;
+/// What is declared: users, and the groups that they may name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declarations {
+    pub users: BTreeMap<UserName, User>,
+    pub groups: BTreeMap<GroupName, Policy>,
+}
 
-/// All users, wherever they are kept.
+/// All users and groups, wherever they are kept.
 pub struct Accounts {
-    declared: RwLock<Arc<Users>>,
+    declared: RwLock<Arc<Declarations>>,
+    anonymous: Option<Anonymous>,
     file: Option<WatchedFile>,
     /// `None`: there is no Redis.
     pub stored: Option<Stored>,
@@ -42,25 +51,17 @@ struct WatchedFile {
 }
 
 /// A user that was found.
-pub enum Found {
-    Declared(User),
-    Stored(Read),
+pub struct Found {
+    pub user: User,
+    pub source: Source,
 }
 
-impl Found {
-    pub fn user(&self) -> &User {
-        match self {
-            Self::Declared(user) => user,
-            Self::Stored(read) => &read.user,
-        }
-    }
-
-    pub fn source(&self) -> UserSource {
-        match self {
-            Self::Declared(_) => UserSource::Declarative,
-            Self::Stored(_) => UserSource::Registry,
-        }
-    }
+/// What reading the users file again came to.
+pub struct Reloaded {
+    /// How many users it declares.
+    pub users: usize,
+    /// Who was declared before, and is not any more, or is disabled, or has another credential.
+    pub ended: Vec<UserName>,
 }
 
 impl Accounts {
@@ -68,24 +69,38 @@ impl Accounts {
     ///
     /// # Errors
     /// The users file cannot be used.
-    pub fn new(declared: &Declared, stored: Option<Stored>) -> Result<Self, UsersFileError> {
-        let (users, file) = match declared {
-            Declared::Nowhere => (Users::new(), None),
+    pub fn new(
+        declared: &Declared,
+        anonymous: Option<Anonymous>,
+        stored: Option<Stored>,
+    ) -> Result<Self, UsersFileError> {
+        let (declared, file) = match declared {
+            Declared::Nowhere => (Declarations::default(), None),
             Declared::Demo => (demo_users(), None),
             Declared::File(path) => {
-                let loaded = UsersFile::load(path).map_err(|(error, _)| error)?;
+                let loaded = UsersFile::load(path, reserved(&anonymous)).map_err(|(error, _)| error)?;
                 let file = WatchedFile { path: path.clone(), seen: Mutex::new(loaded.fingerprint) };
-                (loaded.users, Some(file))
+                (loaded.declared, Some(file))
             }
         };
-        let accounts = Self { declared: RwLock::new(Arc::default()), file, stored };
-        accounts.declare(users);
+        let accounts = Self { declared: RwLock::new(Arc::default()), anonymous, file, stored };
+        accounts.declare(declared);
         Ok(accounts)
     }
 
-    /// The declared users at this time.
-    pub fn declared(&self) -> Arc<Users> {
+    /// What is declared at this time.
+    pub fn declared(&self) -> Arc<Declarations> {
         Arc::clone(&self.declared.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the user is the anonymous one.
+    pub fn is_anonymous(&self, name: &UserName) -> bool {
+        self.anonymous.is_some() && anonymous::NAMES.contains(&name.as_str())
+    }
+
+    /// The name under which a user is kept: the anonymous one has two.
+    pub fn canonical(&self, name: UserName) -> UserName {
+        if self.is_anonymous(&name) { Anonymous::name() } else { name }
     }
 
     /// Where the declared users stand, if in a file.
@@ -93,33 +108,44 @@ impl Accounts {
         self.file.as_ref().map(|file| &*file.path)
     }
 
-    /// Whether the users file, or a hash file that it names, is another than when it was last
+    /// What the users file and the hash files that it names are now, if that is not what was last
     /// read. Blocks.
-    pub fn has_changed(&self) -> bool {
-        self.file.as_ref().is_some_and(|file| {
-            let seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            seen.now() != seen
-        })
+    pub fn changed(&self) -> Option<Fingerprint> {
+        let file = self.file.as_ref()?;
+        let seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(seen.now()).filter(|now| *now != seen)
     }
 
-    /// Reads the users file again; how many users it declares. Blocks.
+    /// Reads the users file again. Blocks.
     ///
     /// # Errors
     /// The file cannot be used: the users stay as they were.
-    pub fn reload(&self) -> Result<usize, UsersFileError> {
-        let Some(file) = &self.file else { return Ok(self.declared().len()) };
+    pub fn reload(&self) -> Result<Reloaded, UsersFileError> {
+        let Some(file) = &self.file else {
+            return Ok(Reloaded { users: self.declared().users.len(), ended: Vec::new() });
+        };
         // Held to the end, so that of two reloads at once the later one stands.
         let mut seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let (result, fingerprint) = match UsersFile::load(&file.path) {
-            Ok(loaded) => (Ok(loaded.users), loaded.fingerprint),
+        let (result, fingerprint) = match UsersFile::load(&file.path, reserved(&self.anonymous)) {
+            Ok(loaded) => (Ok(loaded.declared), loaded.fingerprint),
             Err((error, fingerprint)) => (Err(error), fingerprint),
         };
         *seen = fingerprint;
         match result {
-            Ok(users) => {
-                let count = users.len();
-                self.declare(users);
-                Ok(count)
+            Ok(declared) => {
+                let (users, before) = (declared.users.len(), self.declared());
+                self.declare(declared);
+                let now = self.declared();
+                let has_ended = |(name, user): &(&UserName, &User)| {
+                    // Who was disabled before has no sessions.
+                    user.enabled
+                        && now
+                            .users
+                            .get(name)
+                            .is_none_or(|now| !now.enabled || now.credential != user.credential)
+                };
+                let ended = before.users.iter().filter(has_ended).map(|(name, _)| name.clone()).collect();
+                Ok(Reloaded { users, ended })
             }
             Err(error) => {
                 metrics::users_file_is_broken();
@@ -128,37 +154,102 @@ impl Accounts {
         }
     }
 
-    /// A user, and the number of changes to users in Redis where it had to be asked.
+    /// A user by the canonical name, and the generation of Redis where that had to be asked.
     ///
     /// # Errors
     /// The user is not declared, and Redis is away or holds something that is no user.
     pub async fn find(&self, name: &UserName) -> Result<(Option<Found>, Option<u64>), StoredError> {
-        if let Some(user) = self.declared().get(name) {
-            return Ok((Some(Found::Declared(user.clone())), None));
+        if let Some(user) = self.declared().users.get(name) {
+            return Ok((Some(Found { user: user.clone(), source: Source::Declarative }), None));
         }
         let Some(stored) = &self.stored else { return Ok((None, None)) };
-        let (read, generation) = stored.find(name).await?;
-        Ok((read.map(Found::Stored), Some(generation)))
+        let (read, generation) = stored.user(name).await?;
+        let found = |read: Read<User>| Found { user: read.value, source: Source::Registry };
+        Ok((read.map(found), Some(generation)))
     }
 
-    fn declare(&self, users: Users) {
-        metrics::users_declared(users.len(), self.file.is_some());
-        *self.declared.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(users);
+    /// What holds for a user now. Groups are read each time, so that a change of one holds for the
+    /// next login.
+    ///
+    /// # Errors
+    /// One of the user's groups does not exist or cannot be read, or Redis is away.
+    pub async fn effective(&self, user: &User) -> Result<Effective, StoredError> {
+        let declared = self.declared();
+        let others: Vec<GroupName> = self.not_declared(&user.groups);
+        let stored = match &self.stored {
+            Some(stored) => stored.groups(&others).await?,
+            None => Vec::new(),
+        };
+        let group = |name: &GroupName| {
+            let stored = || others.iter().position(|other| other == name).and_then(|at| stored.get(at));
+            declared.groups.get(name).or_else(stored).cloned()
+        };
+        user.effective(group).map_err(StoredError::NoGroup)
+    }
+
+    /// Those of the groups that are not declared.
+    pub fn not_declared(&self, groups: &[GroupName]) -> Vec<GroupName> {
+        let declared = self.declared();
+        groups.iter().filter(|group| !declared.groups.contains_key(group)).cloned().collect()
+    }
+
+    /// All groups by name. One in Redis with a declared group's name is not shown.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn groups(&self) -> Result<BTreeMap<GroupName, (Source, Policy)>, StoredError> {
+        let mut groups = BTreeMap::new();
+        if let Some(stored) = &self.stored {
+            let of = |(name, policy)| (name, (Source::Registry, policy));
+            groups.extend(stored.all_groups().await?.into_iter().map(of));
+        }
+        let declared = self.declared();
+        let of =
+            |(name, policy): (&GroupName, &Policy)| (name.clone(), (Source::Declarative, policy.clone()));
+        groups.extend(declared.groups.iter().map(of));
+        Ok(groups)
+    }
+
+    /// All users by name. One in Redis with a declared user's name is not shown, since that one is who
+    /// logs in.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn users(&self) -> Result<BTreeMap<UserName, Found>, StoredError> {
+        let mut users = BTreeMap::new();
+        if let Some(stored) = &self.stored {
+            let of = |(name, user)| (name, Found { user, source: Source::Registry });
+            users.extend(stored.all_users().await?.into_iter().map(of));
+            users.retain(|name, _| !self.is_anonymous(name));
+        }
+        let declared = self.declared();
+        let of = |(name, user): (&UserName, &User)| {
+            (name.clone(), Found { user: user.clone(), source: Source::Declarative })
+        };
+        users.extend(declared.users.iter().map(of));
+        Ok(users)
+    }
+
+    fn declare(&self, mut declared: Declarations) {
+        metrics::users_declared(declared.users.len(), self.file.is_some());
+        if let Some(anonymous) = &self.anonymous {
+            declared.users.insert(Anonymous::name(), anonymous.user());
+        }
+        *self.declared.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(declared);
     }
 }
 
-/// Says in the log why something in Redis could not be read or written.
-pub fn log_unreadable(error: &StoredError) {
-    let reason = error.source().map(ToString::to_string).unwrap_or_default();
-    log::error!(error:% = error, reason; "users in Redis");
+/// The names that no user in the users file can have.
+pub fn reserved(anonymous: &Option<Anonymous>) -> &'static [&'static str] {
+    if anonymous.is_some() { &anonymous::NAMES } else { &[] }
 }
 
-fn demo_users() -> Users {
+fn demo_users() -> Declarations {
     let user = |text: &str| {
         // The three literals are names.
         let name: UserName = text.parse().expect("a user's name");
         let user = User { admin: text == "admin", ..User::new(&name, Credential::AnyPassword) };
         (name, user)
     };
-    DEMO_USERS.into_iter().map(user).collect()
+    Declarations { users: DEMO_USERS.into_iter().map(user).collect(), groups: BTreeMap::new() }
 }

@@ -1,65 +1,62 @@
-//! The users made through the API, in Redis: one hash of names to users as JSON. Each change is
-//! one atomic step that also counts the generation up, which every authd instance sees at its
-//! next look-up.
+//! The users and groups made through the API, in Redis: two hashes of names to JSON. Each change is
+//! one atomic step that also counts the generation up, which every authd instance sees at its next
+//! look-up.
 
 use common::{
     keys::Keys,
     registry::{LinkError, RedisLink},
 };
 use redis::{Script, cmd, pipe};
+use serde::Serialize;
 
-use super::user::{User, UserName};
+use super::{
+    name::{GroupName, UserName},
+    policy::Policy,
+    user::User,
+};
+use crate::error::with_causes;
 
-/// The users in Redis. Cheap to clone.
+/// The users and groups in Redis. Cheap to clone.
 #[derive(Clone)]
 pub struct Stored {
     link: RedisLink,
     keys: Keys,
 }
 
-/// Why a user in Redis cannot be read or changed.
+/// Why a user or a group in Redis cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoredError {
     #[error(transparent)]
     Link(#[from] LinkError),
     /// Somebody or something else wrote it.
-    #[error("user {name} in Redis is not one that this version can read")]
+    #[error("the {what} {name:?} in Redis is not one that this version can read")]
     Unreadable {
-        name: UserName,
+        what: &'static str,
+        name: String,
         #[source]
         source: serde_json::Error,
     },
+    /// A user names a group that does not exist.
+    #[error("the group {:?} does not exist", .0.as_str())]
+    NoGroup(GroupName),
 }
 
 /// What became of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     Done,
-    /// The user to be made exists, or the one to be changed is not as it was when it was read.
+    /// What is to be made exists, or what is to be changed is not as it was when it was read.
     Differs,
-    /// There is no such user.
+    /// There is none.
     Missing,
+    /// The group with this number of those that must exist does not.
+    NoGroup(usize),
 }
 
-/// KEYS: users, generation. ARGV: name, what must be there (empty: nothing), what is to be there
-/// (empty: nothing). A step whose answer was lost may be taken again: that what is to be there is
-/// there already is success too.
-const WRITE: &str = "
-local now = redis.call('HGET', KEYS[1], ARGV[1]) or ''
-if now == ARGV[3] and now ~= '' then return 1 end
-if now ~= ARGV[2] then
-  if now == '' then return -1 else return 0 end
-end
-if ARGV[3] == '' then redis.call('HDEL', KEYS[1], ARGV[1])
-else redis.call('HSET', KEYS[1], ARGV[1], ARGV[3]) end
-redis.call('INCR', KEYS[2])
-return 1
-";
-
-/// A user as read, to be changed only if nobody else does so meanwhile.
+/// A user or a group as read, to be changed only if nobody else does so meanwhile.
 #[derive(Debug)]
-pub struct Read {
-    pub user: User,
+pub struct Read<T> {
+    pub value: T,
     json: String,
 }
 
@@ -73,71 +70,178 @@ impl Stored {
         self.link.is_connected()
     }
 
-    /// A user, and the number of changes there have been to any.
+    /// A user, and the generation: how many changes there have been.
     ///
     /// # Errors
     /// Redis is away, or what it holds is no user.
-    pub async fn find(&self, name: &UserName) -> Result<(Option<Read>, u64), StoredError> {
-        let mut commands = pipe();
-        commands.hget(self.keys.users(), name.as_str()).get(self.keys.users_generation());
-        let (json, generation): (Option<String>, Option<u64>) = self.link.pipe(&commands).await?;
-        let read = json.map(|json| parse(name, &json).map(|user| Read { user, json })).transpose()?;
-        Ok((read, generation.unwrap_or(0)))
+    pub async fn user(&self, name: &UserName) -> Result<(Option<Read<User>>, u64), StoredError> {
+        let (json, generation) = self.find(self.keys.users(), name.as_str()).await?;
+        let read = |json: String| Ok::<_, StoredError>(Read { value: user(name.as_str(), &json)?, json });
+        Ok((json.map(read).transpose()?, generation))
+    }
+
+    /// A group, and the generation.
+    ///
+    /// # Errors
+    /// Redis is away, or what it holds is no group.
+    pub async fn group(&self, name: &GroupName) -> Result<(Option<Read<Policy>>, u64), StoredError> {
+        let (json, generation) = self.find(self.keys.groups(), name.as_str()).await?;
+        let read = |json: String| Ok::<_, StoredError>(Read { value: group(name.as_str(), &json)?, json });
+        Ok((json.map(read).transpose()?, generation))
+    }
+
+    /// Some groups, in this order.
+    ///
+    /// # Errors
+    /// One of them does not exist or cannot be read, or Redis is away.
+    pub async fn groups(&self, names: &[GroupName]) -> Result<Vec<Policy>, StoredError> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut command = cmd("HMGET");
+        command.arg(self.keys.groups());
+        for name in names {
+            command.arg(name.as_str());
+        }
+        let found: Vec<Option<String>> = self.link.query(&command).await?;
+        let mut found = found.into_iter();
+        let read = |name: &GroupName| match found.next().flatten() {
+            Some(json) => group(name.as_str(), &json),
+            None => Err(StoredError::NoGroup(name.clone())),
+        };
+        names.iter().map(read).collect()
     }
 
     /// All users. One that cannot be read is left out, and the log says so.
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn all(&self) -> Result<Vec<(UserName, User)>, StoredError> {
-        let entries: Vec<(String, String)> = self.link.query(cmd("HGETALL").arg(self.keys.users())).await?;
-        let read = |(name, json): &(String, String)| {
-            let name: UserName = name.parse().ok()?;
-            parse(&name, json).inspect_err(super::log_unreadable).ok().map(|user| (name, user))
+    pub async fn all_users(&self) -> Result<Vec<(UserName, User)>, StoredError> {
+        self.all(self.keys.users(), user).await
+    }
+
+    /// All groups. One that cannot be read is left out, and the log says so.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn all_groups(&self) -> Result<Vec<(GroupName, Policy)>, StoredError> {
+        self.all(self.keys.groups(), group).await
+    }
+
+    /// Makes a user, or puts it in the place of what was read. The `groups` must exist in Redis.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn write_user(
+        &self,
+        name: &UserName,
+        read: Option<&Read<User>>,
+        user: &User,
+        groups: &[GroupName],
+    ) -> Result<Written, StoredError> {
+        let new = json("user", name.as_str(), user)?;
+        let old = read.map_or("", |read| &read.json);
+        self.write(self.keys.users(), name.as_str(), old, &new, None, groups).await
+    }
+
+    /// Removes the user that was read.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn remove_user(&self, name: &UserName, read: &Read<User>) -> Result<Written, StoredError> {
+        self.write(self.keys.users(), name.as_str(), &read.json, "", None, &[]).await
+    }
+
+    /// Makes a group, or puts it in the place of what was read.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn write_group(
+        &self,
+        name: &GroupName,
+        read: Option<&Read<Policy>>,
+        group: &Policy,
+    ) -> Result<Written, StoredError> {
+        let new = json("group", name.as_str(), group)?;
+        let old = read.map_or("", |read| &read.json);
+        self.write(self.keys.groups(), name.as_str(), old, &new, None, &[]).await
+    }
+
+    /// Removes the group that was read, if no user and no group has changed since `generation`.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn remove_group(
+        &self,
+        name: &GroupName,
+        read: &Read<Policy>,
+        generation: u64,
+    ) -> Result<Written, StoredError> {
+        self.write(self.keys.groups(), name.as_str(), &read.json, "", Some(generation), &[]).await
+    }
+
+    async fn find(&self, hash: String, name: &str) -> Result<(Option<String>, u64), LinkError> {
+        let mut commands = pipe();
+        commands.hget(hash, name).get(self.keys.users_generation());
+        let (json, generation): (Option<String>, Option<u64>) = self.link.pipe(&commands).await?;
+        Ok((json, generation.unwrap_or(0)))
+    }
+
+    async fn all<N: std::str::FromStr, T>(
+        &self,
+        hash: String,
+        parse: fn(&str, &str) -> Result<T, StoredError>,
+    ) -> Result<Vec<(N, T)>, StoredError> {
+        let entries: Vec<(String, String)> = self.link.query(cmd("HGETALL").arg(hash)).await?;
+        let read = |(text, json): &(String, String)| {
+            let name: N = text.parse().ok()?;
+            let skipped = |error: &StoredError| log::error!(error = with_causes(error); "skipped");
+            parse(text, json).inspect_err(skipped).ok().map(|value| (name, value))
         };
         Ok(entries.iter().filter_map(read).collect())
     }
 
-    /// Makes a user.
-    ///
-    /// # Errors
-    /// Redis is away.
-    pub async fn create(&self, name: &UserName, user: &User) -> Result<Written, StoredError> {
-        self.write(name, "", &json(name, user)?).await
-    }
-
-    /// Puts `user` in the place of what was read.
-    ///
-    /// # Errors
-    /// Redis is away.
-    pub async fn replace(&self, name: &UserName, read: &Read, user: &User) -> Result<Written, StoredError> {
-        self.write(name, &read.json, &json(name, user)?).await
-    }
-
-    /// Removes what was read.
-    ///
-    /// # Errors
-    /// Redis is away.
-    pub async fn remove(&self, name: &UserName, read: &Read) -> Result<Written, StoredError> {
-        self.write(name, &read.json, "").await
-    }
-
-    async fn write(&self, name: &UserName, old: &str, new: &str) -> Result<Written, StoredError> {
-        let script = Script::new(WRITE);
-        let mut call = script.key(self.keys.users());
-        call.key(self.keys.users_generation()).arg(name.as_str()).arg(old).arg(new);
+    async fn write(
+        &self,
+        hash: String,
+        name: &str,
+        old: &str,
+        new: &str,
+        generation: Option<u64>,
+        groups: &[GroupName],
+    ) -> Result<Written, StoredError> {
+        let script = Script::new(include_str!("stored.lua"));
+        let mut call = script.key(hash);
+        call.key(self.keys.users_generation()).key(self.keys.groups());
+        call.arg(name)
+            .arg(old)
+            .arg(new)
+            .arg(generation.map_or_else(String::new, |number| number.to_string()));
+        for group in groups {
+            call.arg(group.as_str());
+        }
         Ok(match self.link.script::<i64>(&call).await? {
             1 => Written::Done,
             0 => Written::Differs,
-            _ => Written::Missing,
+            -1 => Written::Missing,
+            // As many as there are groups.
+            number => Written::NoGroup(usize::try_from(-2 - number).unwrap_or(0)),
         })
     }
 }
 
-fn parse(name: &UserName, json: &str) -> Result<User, StoredError> {
-    serde_json::from_str(json).map_err(|source| StoredError::Unreadable { name: name.clone(), source })
+fn user(name: &str, json: &str) -> Result<User, StoredError> {
+    User::from_stored(json).map_err(|source| unreadable("user", name, source))
 }
 
-fn json(name: &UserName, user: &User) -> Result<String, StoredError> {
-    serde_json::to_string(user).map_err(|source| StoredError::Unreadable { name: name.clone(), source })
+fn group(name: &str, json: &str) -> Result<Policy, StoredError> {
+    serde_json::from_str(json).map_err(|source| unreadable("group", name, source))
+}
+
+fn json(what: &'static str, name: &str, value: &impl Serialize) -> Result<String, StoredError> {
+    serde_json::to_string(value).map_err(|source| unreadable(what, name, source))
+}
+
+fn unreadable(what: &'static str, name: &str, source: serde_json::Error) -> StoredError {
+    StoredError::Unreadable { what, name: name.to_owned(), source }
 }

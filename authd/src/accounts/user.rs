@@ -1,66 +1,13 @@
-//! Users: their names, homes and properties, and how each source spells a change of them.
+//! Users: their homes and properties, and how a file, a body and Redis spell them.
 
-use std::{fmt, str::FromStr};
-
-use common::{
-    access::Access,
-    auth_api::{Account, AccountLimits, Permissions, TlsRequirements, UploadMode, UserSource, UserView},
-    secret::Secret,
-};
 use serde::{Deserialize, Serialize, Serializer, de, ser};
+use serde_json::{Map, Value};
 
-use super::password::Phc;
-
-/// A user's name: 1 to 64 characters, none of them `/` or a control character, and not `.` or `..`,
-/// so that the name can be that of a home directory and a part of a log line.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct UserName(String);
-
-/// The text cannot name a user.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a user's name is 1 to 64 characters without '/' and control characters, and not '.' or '..'")]
-pub struct InvalidUserName;
-
-impl UserName {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for UserName {
-    type Err = InvalidUserName;
-
-    fn from_str(text: &str) -> Result<Self, InvalidUserName> {
-        let forbidden = |c: char| c == '/' || c.is_control();
-        // Bytes first: counting the characters of a long text takes long.
-        let fits = !text.is_empty() && text.len() <= 64 * 4 && text.chars().count() <= 64;
-        if !fits || text.contains(forbidden) || matches!(text, "." | "..") {
-            return Err(InvalidUserName);
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl TryFrom<String> for UserName {
-    type Error = InvalidUserName;
-
-    fn try_from(text: String) -> Result<Self, InvalidUserName> {
-        text.parse()
-    }
-}
-
-impl From<UserName> for String {
-    fn from(name: UserName) -> Self {
-        name.0
-    }
-}
-
-impl fmt::Display for UserName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+use super::{
+    name::{GroupName, UserName},
+    password::Phc,
+    policy::{Effective, Policy},
+};
 
 /// A user's home: an absolute path within the shared storage, without `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,19 +79,23 @@ impl<'de> Deserialize<'de> for Credential {
 pub struct User {
     #[serde(rename = "password_hash")]
     pub credential: Credential,
+    #[serde(default = "yes")]
     pub enabled: bool,
     pub home: Home,
-    pub permissions: Permissions,
-    pub limits: AccountLimits,
-    pub uploads: UploadMode,
-    #[serde(default)]
-    pub tls: TlsRequirements,
     /// Subjects of client certificates that stand in for the password.
     #[serde(default)]
     pub certificates: Vec<String>,
     #[serde(default)]
-    pub access: Access,
     pub admin: bool,
+    /// In the order in which they are asked for what the user does not set.
+    #[serde(default)]
+    pub groups: Vec<GroupName>,
+    #[serde(flatten)]
+    pub policy: Policy,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl User {
@@ -154,87 +105,108 @@ impl User {
             credential,
             enabled: true,
             home: Home::of(name),
-            permissions: Permissions::default(),
-            limits: AccountLimits::default(),
-            uploads: UploadMode::default(),
-            tls: TlsRequirements::default(),
             certificates: Vec::new(),
-            access: Access::default(),
             admin: false,
+            groups: Vec::new(),
+            policy: Policy::default(),
         }
     }
 
-    /// What a node is told of the user after a login.
-    pub fn account(&self, name: &UserName) -> Account {
-        Account {
-            user: name.to_string(),
-            home: self.home.as_str().to_owned(),
-            permissions: self.permissions,
-            limits: self.limits,
-            uploads: self.uploads,
-            tls: self.tls,
-            admin: self.admin,
-            ..Account::default()
+    /// A user as a body or a file says it: `password_hash`, and what else is to differ from
+    /// [`new`](Self::new).
+    ///
+    /// # Errors
+    /// That is no user.
+    pub fn from_fields(name: &UserName, mut fields: Map<String, Value>) -> serde_json::Result<Self> {
+        fields.retain(|_, value| !value.is_null());
+        fields.entry("home").or_insert_with(|| Home::of(name).0.into());
+        serde_json::from_value(Value::Object(fields))
+    }
+
+    /// The user with other values of these fields; `null` is the default.
+    ///
+    /// # Errors
+    /// That is no user, or this one cannot be written.
+    pub fn with_fields(&self, name: &UserName, changes: Map<String, Value>) -> serde_json::Result<Self> {
+        Self::from_fields(name, with_changes(self, changes)?)
+    }
+
+    /// Reads what Redis holds.
+    ///
+    /// # Errors
+    /// It is no user of this version or one before.
+    pub fn from_stored(json: &str) -> serde_json::Result<Self> {
+        let fields: Map<String, Value> = serde_json::from_str(json)?;
+        let has_groups = fields.contains_key("groups");
+        let user: Self = serde_json::from_value(Value::Object(fields))?;
+        Ok(if has_groups { user } else { Self { policy: user.policy.without_defaults(), ..user } })
+    }
+
+    /// What holds for the user.
+    ///
+    /// # Errors
+    /// One of the user's groups is not found. What it would have restricted cannot be known then.
+    pub fn effective(&self, group: impl Fn(&GroupName) -> Option<Policy>) -> Result<Effective, GroupName> {
+        let mut policy = self.policy.clone();
+        for name in &self.groups {
+            policy = policy.over(group(name).ok_or_else(|| name.clone())?);
         }
+        Ok(policy.effective())
     }
 
     /// What administrators see of the user.
-    pub fn view(&self, name: &UserName, source: UserSource) -> UserView {
+    pub fn view(&self, name: &UserName, source: Source, effective: Option<Effective>) -> UserView {
         UserView {
             name: name.to_string(),
             source,
             enabled: self.enabled,
             home: self.home.as_str().to_owned(),
-            permissions: self.permissions,
-            limits: self.limits,
-            uploads: self.uploads,
-            tls: self.tls,
             certificates: self.certificates.clone(),
-            access: self.access.clone(),
             admin: self.admin,
+            groups: self.groups.clone(),
+            policy: self.policy.clone(),
+            effective,
         }
     }
 }
 
-/// What a body or a file says about a user: each field is there or left as it is.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Change {
-    pub password: Option<Secret>,
-    pub password_hash: Option<Phc>,
-    pub enabled: Option<bool>,
-    pub home: Option<Home>,
-    /// As a whole: a permission that is not named is granted.
-    pub permissions: Option<Permissions>,
-    /// As a whole: a limit that is not named is none.
-    pub limits: Option<AccountLimits>,
-    pub uploads: Option<UploadMode>,
-    /// As a whole: a connection that is not named may be in the clear.
-    pub tls: Option<TlsRequirements>,
-    /// As a whole.
-    pub certificates: Option<Vec<String>>,
-    /// As a whole: a condition that is not named is none.
-    pub access: Option<Access>,
-    pub admin: Option<bool>,
+/// The fields of something with other values for some.
+pub fn with_changes(
+    of: &impl Serialize,
+    changes: Map<String, Value>,
+) -> serde_json::Result<Map<String, Value>> {
+    let mut fields: Map<String, Value> = serde_json::from_value(serde_json::to_value(of)?)?;
+    fields.extend(changes);
+    Ok(fields)
 }
 
-impl Change {
-    /// The user with everything that is named here, apart from the password, which has to be
-    /// hashed first.
-    pub fn apply(&self, user: &User) -> User {
-        User {
-            credential: user.credential.clone(),
-            enabled: self.enabled.unwrap_or(user.enabled),
-            home: self.home.as_ref().unwrap_or(&user.home).clone(),
-            permissions: self.permissions.unwrap_or(user.permissions),
-            limits: self.limits.unwrap_or(user.limits),
-            uploads: self.uploads.unwrap_or(user.uploads),
-            tls: self.tls.unwrap_or(user.tls),
-            certificates: self.certificates.as_ref().unwrap_or(&user.certificates).clone(),
-            access: self.access.as_ref().unwrap_or(&user.access).clone(),
-            admin: self.admin.unwrap_or(user.admin),
-        }
-    }
+/// A user as `GET /v1/users` shows it: everything but the password hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserView {
+    pub name: String,
+    pub source: Source,
+    pub enabled: bool,
+    pub home: String,
+    pub certificates: Vec<String>,
+    pub admin: bool,
+    pub groups: Vec<GroupName>,
+    /// What the user sets itself.
+    #[serde(flatten)]
+    pub policy: Policy,
+    /// What holds for the user; not there if one of the groups cannot be found or read, and then the
+    /// user cannot log in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Effective>,
+}
+
+/// Where a user or a group is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// The users file (or the settings): changed there, not through the API.
+    Declarative,
+    /// Redis: changed through the API.
+    Registry,
 }
 
 #[cfg(test)]
@@ -242,16 +214,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn names() {
-        for name in ["demo", "Ann Smith", "müller@example.org", "日本", ".hidden", &"ü".repeat(64)] {
-            assert!(name.parse::<UserName>().is_ok(), "{name:?}");
-        }
-        for name in ["", ".", "..", "a/b", "a\nb", "a\0", "\u{7f}", "\u{85}", &"x".repeat(65)] {
-            assert!(name.parse::<UserName>().is_err(), "{name:?}");
-        }
-    }
 
     #[test]
     fn homes() {
@@ -267,6 +229,65 @@ mod tests {
     fn a_demo_user_cannot_be_stored() {
         let name = "demo".parse().unwrap();
         assert!(serde_json::to_string(&User::new(&name, Credential::AnyPassword)).is_err());
+    }
+
+    const HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM";
+
+    #[test]
+    fn a_user_stored_by_an_older_version_is_read_and_its_defaults_do_not_overrule_a_group() {
+        let stored = serde_json::json!({
+            "password_hash": HASH, "enabled": true, "home": "/ann", "limits": { "sessions": 3 }, "admin": false,
+            "permissions": { "list": true, "download": true, "upload": false, "delete": true },
+            "uploads": "direct",
+        });
+        let user = User::from_stored(&stored.to_string()).unwrap();
+        assert!(user.groups.is_empty() && user.policy.limits.sessions == Some(3));
+        let alone = user.effective(|_| None).unwrap();
+        assert!(alone.permissions.delete && !alone.permissions.upload);
+
+        let mut change = Map::new();
+        change.insert("groups".to_owned(), serde_json::json!(["partners"]));
+        let member = user.with_fields(&"ann".parse().unwrap(), change).unwrap();
+        let group = r#"{ "permissions": { "delete": false, "upload": true }, "uploads": "atomic" }"#;
+        let effective = member.effective(|_| serde_json::from_str(group).ok()).unwrap();
+        assert!(!effective.permissions.delete && !effective.permissions.upload);
+        assert_eq!(effective.uploads, common::auth_api::UploadMode::Atomic);
+        assert_eq!(User::from_stored(&serde_json::to_string(&member).unwrap()).unwrap(), member);
+        // Since then, what is named is meant.
+        let explicit = serde_json::json!({
+            "password_hash": HASH, "home": "/ann", "groups": ["partners"], "permissions": { "delete": true },
+        });
+        let explicit = User::from_stored(&explicit.to_string()).unwrap();
+        assert!(explicit.effective(|_| serde_json::from_str(group).ok()).unwrap().permissions.delete);
+    }
+
+    #[test]
+    fn what_is_not_known_is_an_error_at_every_depth() {
+        for (place, value) in [
+            ("colour", serde_json::json!("red")),
+            ("permissions", serde_json::json!({ "fly": true })),
+            ("limits", serde_json::json!({ "logins": 1 })),
+            ("quota", serde_json::json!({ "inodes": 1 })),
+            ("bandwidth", serde_json::json!({ "both": 1 })),
+            ("tls", serde_json::json!({ "all": true })),
+            ("access", serde_json::json!({ "from": [] })),
+            ("directories", serde_json::json!([{ "path": "/x", "mode": 1 }])),
+            ("folders", serde_json::json!([{ "path": "/x" }])),
+            ("groups", serde_json::json!(["a/b"])),
+        ] {
+            let mut stored = serde_json::json!({ "password_hash": HASH, "home": "/ann", "groups": [] });
+            assert!(User::from_stored(&stored.to_string()).is_ok());
+            stored[place] = value;
+            assert!(User::from_stored(&stored.to_string()).is_err(), "{place}");
+        }
+    }
+
+    #[test]
+    fn a_user_without_one_of_the_groups_has_nothing() {
+        let name = "ann".parse().unwrap();
+        let user =
+            User { groups: vec!["gone".parse().unwrap()], ..User::new(&name, Credential::AnyPassword) };
+        assert_eq!(user.effective(|_| None).unwrap_err().as_str(), "gone");
     }
 
     proptest! {

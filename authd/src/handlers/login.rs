@@ -11,12 +11,12 @@ use common::{
 use crate::{
     Service,
     accounts::{
-        log_unreadable,
+        name::UserName,
         password::Busy,
         stored::StoredError,
-        user::{Credential, User, UserName},
+        user::{Credential, User},
     },
-    error::ApiError,
+    error::{ApiError, with_causes},
     metrics,
     throttle::{Attempt, Throttled},
 };
@@ -30,7 +30,7 @@ enum Refusal {
     Forbidden(Forbidden),
     Throttled(Throttled),
     Busy,
-    /// Whether the name is a user's cannot be known now.
+    /// Whether the name is a user's, or what holds for the user, cannot be known now.
     Unavailable(StoredError),
 }
 
@@ -57,8 +57,9 @@ impl From<Refusal> for ApiError {
             }
             Refusal::Throttled(Throttled { wait, .. }) => Self::Throttled { wait },
             Refusal::Busy => Self::Busy,
-            // What Redis holds and this version cannot read is logged with the login.
-            Refusal::Unavailable(_) => Self::RedisAway,
+            Refusal::Unavailable(StoredError::Link(_)) => Self::RedisAway,
+            // The log has it, beside the login.
+            Refusal::Unavailable(_) => Self::Unusable,
         }
     }
 }
@@ -94,10 +95,14 @@ pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Re
             log::warn!(user, address:%, node:%, session:%, tls:%, result, by, wait; "login refused");
         }
         Err(refusal) => {
-            if let Refusal::Unavailable(error @ StoredError::Unreadable { .. }) = refusal {
-                log_unreadable(error);
+            match refusal {
+                // The link's log says that Redis is away; what else it is must be put right.
+                Refusal::Unavailable(error) if !matches!(error, StoredError::Link(_)) => {
+                    let error = with_causes(error);
+                    log::error!(user, address:%, node:%, session:%, tls:%, result, error; "login refused");
+                }
+                _ => log::warn!(user, address:%, node:%, session:%, tls:%, result; "login refused"),
             }
-            log::warn!(user, address:%, node:%, session:%, tls:%, result; "login refused");
         }
     }
     Ok(decision?)
@@ -105,7 +110,10 @@ pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Re
 
 async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Account, Refusal> {
     let name: Option<UserName> = request.user.parse().ok();
-    let attempt = Attempt { user: name.as_ref(), address: request.address };
+    let name = name.map(|name| service.accounts.canonical(name));
+    // Any password is right for the anonymous user: there is nothing to guess.
+    let guessed = name.as_ref().filter(|name| !service.accounts.is_anonymous(name));
+    let attempt = Attempt { user: guessed, address: request.address };
     service.throttle.check(attempt).await?;
     let found = match &name {
         None => None,
@@ -114,7 +122,7 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
             if let Some(generation) = generation {
                 service.cache.observe(generation);
             }
-            found.map(|found| (name, found.user().clone()))
+            found.map(|found| (name, found.user))
         }
     };
     let verdict = match &found {
@@ -124,8 +132,14 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
             } else if !user.enabled {
                 Err(Refusal::Disabled)
             } else {
-                let allowed = user.access.check(request.address, SystemTime::now());
-                allowed.map(|()| user.account(name)).map_err(Refusal::Forbidden)
+                // Without one of the groups nobody knows what it would have forbidden.
+                let effective = service.accounts.effective(user).await.map_err(Refusal::Unavailable)?;
+                match effective.access.check(request.address, SystemTime::now()) {
+                    Ok(()) => {
+                        Ok(effective.account(name.to_string(), user.home.as_str().to_owned(), user.admin))
+                    }
+                    Err(forbidden) => Err(Refusal::Forbidden(forbidden)),
+                }
             }
         }
         None => {

@@ -1,5 +1,7 @@
 //! What each route does: a typed request in, a typed answer or an `ApiError` out.
 
+pub mod bans;
+pub mod groups;
 pub mod login;
 pub mod sessions;
 pub mod users;

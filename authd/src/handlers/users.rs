@@ -1,45 +1,35 @@
 //! `/v1/users`: all users are shown; those in Redis can be made, changed and removed.
 
-use common::{
-    auth_api::{UserSource, UserView},
-    node::NodeCommand,
-};
+use common::{node::NodeCommand, secret::Secret};
 use serde_json::{Map, Value};
 
 use crate::{
     Service,
     accounts::{
+        name::{GroupName, UserName},
         password::Phc,
+        policy::Effective,
         stored::{Read, Stored, Written},
-        user::{Change, Credential, User, UserName},
+        user::{Source, User, UserView},
     },
     error::ApiError,
 };
 
-/// How often a change is tried again because somebody else changed the user meanwhile.
-const ATTEMPTS: usize = 5;
+/// How often a change is tried again because somebody else changed the same meanwhile.
+pub const ATTEMPTS: usize = 5;
 
-/// All users by name, the declared ones alone where Redis is not set up. A user in Redis with a
-/// declared user's name is not shown, since that one is who logs in.
+/// All users by name, the declared ones alone where Redis is not set up.
 ///
 /// # Errors
 /// Redis is away.
 pub async fn list(service: &Service) -> Result<Vec<UserView>, ApiError> {
-    let declared = service.accounts.declared();
-    let mut views: Vec<UserView> =
-        declared.iter().map(|(name, user)| user.view(name, UserSource::Declarative)).collect();
-    if let Some(stored) = &service.accounts.stored {
-        let users = stored.all().await?;
-        let hidden = |name: &UserName| declared.contains_key(name);
-        views.extend(
-            users
-                .iter()
-                .filter(|(name, _)| !hidden(name))
-                .map(|(name, user)| user.view(name, UserSource::Registry)),
-        );
-    }
-    views.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(views)
+    let groups = service.accounts.groups().await?;
+    let users = service.accounts.users().await?;
+    let group = |name: &GroupName| groups.get(name).map(|(_, policy)| policy.clone());
+    let views = users
+        .iter()
+        .map(|(name, found)| found.user.view(name, found.source, found.user.effective(group).ok()));
+    Ok(views.collect())
 }
 
 /// One user.
@@ -47,35 +37,32 @@ pub async fn list(service: &Service) -> Result<Vec<UserView>, ApiError> {
 /// # Errors
 /// There is none of that name, or Redis is away.
 pub async fn show(service: &Service, name: &str) -> Result<UserView, ApiError> {
-    let name: UserName = name.parse().map_err(|_| ApiError::NotFound("user"))?;
+    let name = existing(service, name)?;
     let (found, _) = service.accounts.find(&name).await?;
     let found = found.ok_or(ApiError::NotFound("user"))?;
-    Ok(found.user().view(&name, found.source()))
+    Ok(found.user.view(&name, found.source, effective(service, &found.user).await))
 }
 
-/// Makes a user in Redis. The body is a `Change` with the user's `name` and a password.
+/// Makes a user in Redis. The body has the user's `name`, a password, and what else is to differ from
+/// the defaults.
 ///
 /// # Errors
 /// The body says no user, there is one of that name, or Redis is away.
 pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<UserView, ApiError> {
-    let name = match body.remove("name") {
-        Some(Value::String(name)) => name,
-        Some(_) => return Err(ApiError::InvalidRequest("name: expected a string".to_owned())),
-        None => return Err(ApiError::InvalidRequest("missing field `name`".to_owned())),
-    };
-    let name: UserName = name.parse().map_err(|error| ApiError::InvalidRequest(format!("name: {error}")))?;
-    let change = change(body)?;
+    let name: UserName = service.accounts.canonical(take_name(&mut body)?);
     let stored = changeable(service, &name)?;
-    let hash = hash(service, &change)
-        .await?
-        .ok_or_else(|| ApiError::InvalidRequest("neither `password` nor `password_hash`".to_owned()))?;
-    let user = change.apply(&User::new(&name, Credential::Hash(hash)));
-    match stored.create(&name, &user).await? {
+    if !hash_password(service, &mut body).await? {
+        return Err(ApiError::InvalidRequest("neither `password` nor `password_hash`".to_owned()));
+    }
+    let user = User::from_fields(&name, body).map_err(invalid)?;
+    let groups = service.accounts.not_declared(&user.groups);
+    match stored.write_user(&name, None, &user, &groups).await? {
         Written::Done => {
             log::info!(user:% = name; "user created");
-            Ok(user.view(&name, UserSource::Registry))
+            Ok(user.view(&name, Source::Registry, effective(service, &user).await))
         }
-        Written::Differs | Written::Missing => Err(ApiError::AlreadyExists),
+        Written::NoGroup(number) => Err(no_group(&groups, number)),
+        Written::Differs | Written::Missing => Err(ApiError::AlreadyExists("user")),
     }
 }
 
@@ -83,25 +70,29 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<U
 ///
 /// # Errors
 /// The body says no change, the user is none in Redis, or Redis is away.
-pub async fn update(service: &Service, name: &str, body: Map<String, Value>) -> Result<UserView, ApiError> {
-    let name: UserName = name.parse().map_err(|_| ApiError::NotFound("user"))?;
-    let change = change(body)?;
+pub async fn update(
+    service: &Service,
+    name: &str,
+    mut body: Map<String, Value>,
+) -> Result<UserView, ApiError> {
+    let name = existing(service, name)?;
     let stored = changeable(service, &name)?;
     let mut read = read(stored, &name).await?;
-    let hash = hash(service, &change).await?;
+    hash_password(service, &mut body).await?;
     for _ in 0..ATTEMPTS {
-        let mut user = change.apply(&read.user);
-        if let Some(hash) = &hash {
-            user.credential = Credential::Hash(hash.clone());
-        }
-        match stored.replace(&name, &read, &user).await? {
+        let user = read.value.with_fields(&name, body.clone()).map_err(invalid)?;
+        // Whoever has lost a group can still be disabled.
+        let is_named = body.contains_key("groups");
+        let groups = if is_named { service.accounts.not_declared(&user.groups) } else { Vec::new() };
+        match stored.write_user(&name, Some(&read), &user, &groups).await? {
             Written::Done => {
                 log::info!(user:% = name; "user changed");
-                if !user.enabled || user.credential != read.user.credential {
+                if !user.enabled || user.credential != read.value.credential {
                     end_sessions(service, &name).await;
                 }
-                return Ok(user.view(&name, UserSource::Registry));
+                return Ok(user.view(&name, Source::Registry, effective(service, &user).await));
             }
+            Written::NoGroup(number) => return Err(no_group(&groups, number)),
             Written::Missing => return Err(ApiError::NotFound("user")),
             Written::Differs => read = self::read(stored, &name).await?,
         }
@@ -114,51 +105,26 @@ pub async fn update(service: &Service, name: &str, body: Map<String, Value>) -> 
 /// # Errors
 /// The user is none in Redis, or Redis is away.
 pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
-    let name: UserName = name.parse().map_err(|_| ApiError::NotFound("user"))?;
+    let name = existing(service, name)?;
     let stored = changeable(service, &name)?;
     for _ in 0..ATTEMPTS {
         let read = read(stored, &name).await?;
-        match stored.remove(&name, &read).await? {
+        match stored.remove_user(&name, &read).await? {
             Written::Done => {
                 log::info!(user:% = name; "user removed");
                 end_sessions(service, &name).await;
                 return Ok(());
             }
             Written::Missing => return Err(ApiError::NotFound("user")),
-            Written::Differs => {}
+            Written::Differs | Written::NoGroup(_) => {}
         }
     }
     Err(ApiError::Contended)
 }
 
-/// The users in Redis, if `name` may be changed there.
-fn changeable<'a>(service: &'a Service, name: &UserName) -> Result<&'a Stored, ApiError> {
-    if service.accounts.declared().contains_key(name) {
-        return Err(ApiError::Declarative);
-    }
-    service.accounts.stored.as_ref().ok_or(ApiError::NoRedis)
-}
-
-async fn read(stored: &Stored, name: &UserName) -> Result<Read, ApiError> {
-    let (read, _) = stored.find(name).await?;
-    read.ok_or(ApiError::NotFound("user"))
-}
-
-fn change(body: Map<String, Value>) -> Result<Change, ApiError> {
-    serde_json::from_value(Value::Object(body)).map_err(|error| ApiError::InvalidRequest(error.to_string()))
-}
-
-/// The new hash, if the change names one or a password.
-async fn hash(service: &Service, change: &Change) -> Result<Option<Phc>, ApiError> {
-    match (&change.password, &change.password_hash) {
-        (Some(_), Some(_)) => Err(ApiError::InvalidRequest("both `password` and `password_hash`".to_owned())),
-        (Some(password), None) => Ok(Some(service.passwords.hash(password).await??)),
-        (None, hash) => Ok(hash.clone()),
-    }
-}
-
-/// The change stands already: a node that cannot be told is a matter for the log.
-async fn end_sessions(service: &Service, name: &UserName) {
+/// Tells the nodes to end a user's sessions. The change stands already: a node that cannot be told is
+/// a matter for the log.
+pub async fn end_sessions(service: &Service, name: &UserName) {
     let Some(registry) = &service.registry else { return };
     let command = NodeCommand::EndUser { user: name.to_string() };
     let nodes = match registry.nodes().await {
@@ -169,5 +135,75 @@ async fn end_sessions(service: &Service, name: &UserName) {
         if let Err(error) = registry.send(&node.name, &command).await {
             log::error!(user:% = name, node:% = node.name, error:% = error; "cannot end the user's sessions");
         }
+    }
+}
+
+/// Takes the name of what is to be made out of a body.
+///
+/// # Errors
+/// There is none.
+pub fn take_name<N>(body: &mut Map<String, Value>) -> Result<N, ApiError>
+where
+    N: std::str::FromStr<Err: std::fmt::Display>,
+{
+    let name = match body.remove("name") {
+        Some(Value::String(name)) => name,
+        Some(_) => return Err(ApiError::InvalidRequest("name: expected a string".to_owned())),
+        None => return Err(ApiError::InvalidRequest("missing field `name`".to_owned())),
+    };
+    name.parse().map_err(|error| ApiError::InvalidRequest(format!("name: {error}")))
+}
+
+/// serde's messages name fields, and quote values only of the wrong type.
+pub fn invalid(error: serde_json::Error) -> ApiError {
+    ApiError::InvalidRequest(error.to_string())
+}
+
+/// The name of a user that there may be.
+fn existing(service: &Service, name: &str) -> Result<UserName, ApiError> {
+    let name = name.parse().map_err(|_| ApiError::NotFound("user"))?;
+    Ok(service.accounts.canonical(name))
+}
+
+/// The users in Redis, if `name` may be changed there.
+fn changeable<'a>(service: &'a Service, name: &UserName) -> Result<&'a Stored, ApiError> {
+    if service.accounts.declared().users.contains_key(name) {
+        return Err(ApiError::Declarative("user"));
+    }
+    service.accounts.stored.as_ref().ok_or(ApiError::NoRedis)
+}
+
+async fn read(stored: &Stored, name: &UserName) -> Result<Read<User>, ApiError> {
+    let (read, _) = stored.user(name).await?;
+    read.ok_or(ApiError::NotFound("user"))
+}
+
+async fn effective(service: &Service, user: &User) -> Option<Effective> {
+    service.accounts.effective(user).await.ok()
+}
+
+fn no_group(groups: &[GroupName], number: usize) -> ApiError {
+    let name = groups.get(number).map_or("", GroupName::as_str);
+    ApiError::InvalidRequest(format!("groups: there is no group {name:?}"))
+}
+
+/// Puts a hash in the place of a body's password; whether the body has one now.
+async fn hash_password(service: &Service, body: &mut Map<String, Value>) -> Result<bool, ApiError> {
+    let password = match body.remove("password") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(password)) => Some(Secret::new(password)),
+        Some(_) => return Err(ApiError::InvalidRequest("password: expected a string".to_owned())),
+    };
+    body.retain(|key, value| key != "password_hash" || !value.is_null());
+    match password {
+        Some(_) if body.contains_key("password_hash") => {
+            Err(ApiError::InvalidRequest("both `password` and `password_hash`".to_owned()))
+        }
+        Some(password) => {
+            let hash: Phc = service.passwords.hash(&password).await??;
+            body.insert("password_hash".to_owned(), hash.as_str().into());
+            Ok(true)
+        }
+        None => Ok(body.contains_key("password_hash")),
     }
 }

@@ -7,8 +7,12 @@ use std::{
     time::Duration,
 };
 
+use authd::{
+    accounts::user::UserView,
+    handlers::{bans::BanView, groups::GroupView},
+};
 use common::{
-    auth_api::{AuthenticateRequest, ErrorCode, UserView},
+    auth_api::{Account, AuthenticateRequest, ErrorCode, Permissions},
     node::NodeRecord,
     session::SessionRecord,
 };
@@ -30,7 +34,7 @@ pub fn put_node(connection: &mut redis::Connection, name: &str, session: &str, u
     let _: () = connection.hset(format!("ftp:sessions:{name}"), session, record.to_string()).unwrap();
 }
 
-fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
+pub fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
     let texts: Vec<String> = connection.lrange(format!("ftp:commands:{node}"), 0, -1).unwrap();
     let _: () = connection.del(format!("ftp:commands:{node}")).unwrap();
     texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
@@ -42,6 +46,7 @@ fn operations(document: &Value) -> Vec<(Method, String, String, Value)> {
         for (method, operation) in operations.as_object().unwrap() {
             let method: Method = method.to_uppercase().parse().unwrap();
             let concrete = path.replace("{name}", "nobody").replace("{id}", "00112233445566aa");
+            let concrete = concrete.replace("{address}", "192.0.2.99");
             found.push((method, path.clone(), concrete, operation.clone()));
         }
     }
@@ -54,7 +59,7 @@ async fn every_described_route_exists_with_its_token_and_no_other_does() {
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     let document = authd.call(Method::GET, "/openapi.json", None, None).await.json();
     let operations = operations(&document);
-    assert!(operations.len() >= 14);
+    assert!(operations.len() >= 22);
     for (method, path, concrete, operation) in &operations {
         let described: BTreeSet<String> =
             operation["responses"].as_object().unwrap().keys().cloned().collect();
@@ -109,18 +114,66 @@ async fn the_described_bodies_are_those_of_the_types() {
     let mut request: AuthenticateRequest = serde_json::from_value(authenticate("a", "b", "::1")).unwrap();
     request.certificate = Some("CN=a".to_owned());
     assert_eq!(described("AuthenticateRequest"), of(serde_json::to_value(&request).unwrap()));
-    let user: UserView = serde_json::from_value(json!({
-        "name": "a", "source": "registry", "enabled": true, "home": "/a", "permissions": {},
-        "limits": { "sessions": 1, "sessions_per_address": 1 }, "uploads": "atomic",
-        "tls": { "control": true, "data": true }, "certificates": [], "access": {}, "admin": false,
-    }))
+    let properties = json!({
+        "permissions": Permissions::default(), "denied_names": ["*.exe"],
+        "directories": [{ "path": "/in", "permissions": { "list": true } }],
+        "folders": [{ "path": "/a", "target": "/b" }],
+        "limits": { "sessions": 1, "sessions_per_address": 1 }, "quota": { "bytes": 1, "files": 1 },
+        "bandwidth": { "upload": 1, "download": 1, "session_upload": 1, "session_download": 1 },
+        "uploads": "atomic", "tls": { "control": true, "data": true },
+        "access": { "allow_from": [], "deny_from": [], "hours": [] },
+    });
+    let with = |fields: Value| {
+        let mut all = properties.as_object().unwrap().clone();
+        all.extend(fields.as_object().unwrap().clone());
+        Value::Object(all)
+    };
+    let user: UserView = serde_json::from_value(with(json!({
+        "name": "a", "source": "registry", "enabled": true, "home": "/a", "certificates": [],
+        "admin": false, "groups": ["b"], "effective": properties,
+    })))
     .unwrap();
     let user = serde_json::to_value(&user).unwrap();
     assert_eq!(described("User"), of(user.clone()));
-    assert_eq!(described("Permissions"), keys(&user["permissions"]));
-    assert_eq!(described("Limits"), keys(&user["limits"]));
-    assert_eq!(described("Tls"), keys(&user["tls"]));
-    assert_eq!(described("Access"), keys(&user["access"]));
+    assert_eq!(described("Effective"), keys(&user["effective"]));
+    for (schema, field) in [
+        ("Permissions", "permissions"),
+        ("Limits", "limits"),
+        ("Quota", "quota"),
+        ("Bandwidth", "bandwidth"),
+        ("Tls", "tls"),
+        ("Access", "access"),
+    ] {
+        assert_eq!(described(schema), keys(&user[field]), "{schema}");
+        assert_eq!(described(schema), keys(&user["effective"][field]), "{schema}");
+    }
+    assert_eq!(described("Directory"), keys(&user["directories"][0]));
+    assert_eq!(described("Folder"), keys(&user["folders"][0]));
+    // What can be sent is what is shown, without what is not set but found.
+    let mut sent = described("User");
+    for shown in ["source", "effective"] {
+        sent.remove(shown);
+    }
+    sent.extend(["password", "password_hash"].map(str::to_owned));
+    assert_eq!(described("NewUser"), sent);
+    sent.remove("name");
+    assert_eq!(described("UserChange"), sent);
+    let group: GroupView =
+        serde_json::from_value(with(json!({ "name": "a", "source": "registry", "members": [] }))).unwrap();
+    assert_eq!(described("Group"), of(serde_json::to_value(&group).unwrap()));
+    let mut sent = described("Group");
+    for shown in ["source", "members"] {
+        sent.remove(shown);
+    }
+    assert_eq!(described("NewGroup"), sent);
+    sent.remove("name");
+    assert_eq!(described("GroupChange"), sent);
+    let mut account = with(json!({ "user": "a", "home": "/a", "admin": false }));
+    account.as_object_mut().unwrap().remove("access");
+    let account: Account = serde_json::from_value(account).unwrap();
+    assert_eq!(described("Account"), of(serde_json::to_value(&account).unwrap()));
+    let ban: BanView = serde_json::from_value(json!({ "by": "user", "name": "a", "until": 1 })).unwrap();
+    assert_eq!(described("Ban"), of(serde_json::to_value(&ban).unwrap()));
     let session: SessionRecord = serde_json::from_value(json!({
         "id": "00112233445566aa", "node": "a", "user": "a", "address": "::1", "since": 1,
     }))

@@ -1,6 +1,8 @@
 //! The real authd, with a real Redis, over real sockets.
 
 mod api;
+mod bans;
+mod groups;
 mod login;
 mod process;
 mod support;

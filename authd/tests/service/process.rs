@@ -2,14 +2,17 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
+    net::TcpStream,
     process::{Output, Stdio},
+    time::Duration,
 };
 
 use reqwest::Method;
+use serde_json::json;
 
 use crate::{
-    api::put_node,
+    api::{commands, put_node},
     support::{Authd, Redis, command, eventually, hash},
 };
 
@@ -168,4 +171,70 @@ async fn sigterm_lets_a_request_in_flight_finish() {
     assert_eq!(ended.status, 202);
     assert_eq!(authd.terminate(), Some(0));
     eventually("the log's end", async || authd.log().trim_end().ends_with("stopped")).await;
+}
+
+#[tokio::test]
+async fn whoever_the_users_file_drops_or_disables_loses_all_sessions() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users.toml");
+    let write = |users: &[(&str, &str, bool)]| {
+        let user = |(name, password, enabled): &(&str, &str, bool)| {
+            format!("[users.{name}]\npassword_hash = \"{password}\"\nenabled = {enabled}\n")
+        };
+        let new = dir.path().join("new");
+        fs::write(&new, users.iter().map(user).collect::<String>()).unwrap();
+        fs::rename(new, &file).unwrap();
+    };
+    let (x, y) = (hash("x"), hash("y"));
+    write(&[("ann", &x, true), ("bob", &x, true), ("cyd", &x, true), ("dan", &x, true), ("eve", &x, false)]);
+    let url = redis.url();
+    let args = ["--redis-url", &url, "--users-file", file.to_str().unwrap(), "--users-file-poll", "50ms"];
+    let _authd = Authd::start(&args);
+    let mut connection = redis.connection();
+    put_node(&mut connection, "ftp-1", "00112233445566aa", "ann", "192.0.2.1");
+    let mut ended = async |users: &[&str]| {
+        let end = |user: &&str| json!({ "command": "end_user", "user": user });
+        let expected: Vec<_> = users.iter().map(end).collect();
+        let mut told = Vec::new();
+        eventually("the sessions end", async || {
+            // The last one is the first of the list.
+            told.extend(commands(&mut connection, "ftp-1").into_iter().rev());
+            told.len() >= expected.len()
+        })
+        .await;
+        assert_eq!(told, expected);
+    };
+    write(&[("ann", &x, true), ("cyd", &x, false), ("dan", &y, true), ("eve", &x, false)]);
+    ended(&["bob", "cyd", "dan"]).await;
+    // Whoever stays as before keeps the sessions.
+    write(&[("ann", &y, true), ("cyd", &x, false), ("dan", &y, true)]);
+    ended(&["ann"]).await;
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_are_ended_and_no_more_than_the_limit_are_open() {
+    let authd = Authd::start(&["--max-connections", "2", "--header-timeout", "1s"]);
+    let address = authd.url.strip_prefix("http://").unwrap().to_owned();
+    let mut silent: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    silent[0].write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nx: ").unwrap();
+    // A third one is served when they are gone.
+    let mut third = TcpStream::connect(&address).unwrap();
+    third.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+    third.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(third.read(&mut [0; 1]).is_err(), "no place is free yet");
+    third.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut answer = [0; 12];
+    third.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    for stream in &mut silent {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        // An answer (408) may come first; what counts is the end.
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+    drop(third);
+    eventually("only the one that asks is open", async || {
+        authd.metric("authd_http_connections").await <= 1.0
+    })
+    .await;
 }

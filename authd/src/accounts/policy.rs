@@ -1,0 +1,325 @@
+//! What a user may do: as the user and each group say it, and what comes of that together.
+//!
+//! **Who decides.** Each single field (the permission to delete, the limit of sessions, the quota of
+//! bytes, the networks to come from) is what the user sets itself; otherwise what the first of its
+//! groups sets, in the order in which the user names them; otherwise the default, which grants and
+//! does not limit. What is a list of rules is joined: `directories` are tried in that same order, the
+//! user's first, and so are `folders`, of which the first with a path counts; `denied_names` are those
+//! of all. A group's limits, quota and bandwidth are each member's own, not shared by them.
+
+use common::{
+    access::{Access, Hours},
+    auth_api::{Account, AccountLimits, Permissions, TlsRequirements, UploadMode},
+    policy::{Bandwidth, DirectoryRule, Folder, NamePattern, PermissionChanges, Quota, TreePath},
+};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// What a user or a group sets. What is not named is not set. The JSON form, which Redis holds too,
+/// names what is set alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    #[serde(skip_serializing_if = "is_default")]
+    pub permissions: PermissionChanges,
+    #[serde(skip_serializing_if = "is_default")]
+    pub directories: Vec<DirectoryRule>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub denied_names: Vec<NamePattern>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub folders: Vec<Folder>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub limits: AccountLimits,
+    #[serde(skip_serializing_if = "is_default")]
+    pub quota: Quota,
+    #[serde(skip_serializing_if = "is_default")]
+    pub bandwidth: Bandwidth,
+    #[serde(skip_serializing_if = "is_default")]
+    pub uploads: Option<UploadMode>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub tls: TlsChanges,
+    #[serde(skip_serializing_if = "is_default")]
+    pub access: AccessChanges,
+}
+
+/// [`TlsRequirements`] of which some are set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsChanges {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<bool>,
+}
+
+/// An [`Access`] of which some is set; an empty list is set, and takes a group's condition away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AccessChanges {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_from: Option<Vec<IpNet>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deny_from: Option<Vec<IpNet>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hours: Option<Vec<Hours>>,
+}
+
+/// What holds for a user: no field is left open.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Effective {
+    pub permissions: Permissions,
+    pub directories: Vec<DirectoryRule>,
+    pub denied_names: Vec<NamePattern>,
+    pub folders: Vec<Folder>,
+    pub limits: AccountLimits,
+    pub quota: Quota,
+    pub bandwidth: Bandwidth,
+    pub uploads: UploadMode,
+    pub tls: TlsRequirements,
+    pub access: Access,
+}
+
+/// For each named field: what the first sets, otherwise what the second does.
+macro_rules! first_of {
+    ($type:ident, $first:expr, $second:expr; $($field:ident),+ $(,)?) => {
+        $type { $($field: $first.$field.or($second.$field)),+ }
+    };
+}
+
+impl Policy {
+    /// What both set together, where `self` decides what both set.
+    pub fn over(mut self, other: Self) -> Self {
+        let (own, group) = (self.access, other.access);
+        self.permissions = first_of!(PermissionChanges, self.permissions, other.permissions;
+            list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes);
+        self.directories.extend(other.directories);
+        for pattern in other.denied_names {
+            if !self.denied_names.contains(&pattern) {
+                self.denied_names.push(pattern);
+            }
+        }
+        self.folders.extend(other.folders);
+        self.limits = first_of!(AccountLimits, self.limits, other.limits; sessions, sessions_per_address);
+        self.quota = first_of!(Quota, self.quota, other.quota; bytes, files);
+        self.bandwidth = first_of!(Bandwidth, self.bandwidth, other.bandwidth;
+            upload, download, session_upload, session_download);
+        self.uploads = self.uploads.or(other.uploads);
+        self.tls = first_of!(TlsChanges, self.tls, other.tls; control, data);
+        self.access = first_of!(AccessChanges, own, group; allow_from, deny_from, hours);
+        self
+    }
+
+    /// What holds where nobody else sets anything.
+    pub fn effective(self) -> Effective {
+        let (tls, access) = (TlsRequirements::default(), self.access);
+        Effective {
+            permissions: self.permissions.of(Permissions::default()),
+            directories: self.directories,
+            denied_names: self.denied_names,
+            folders: first_of_each_path(self.folders),
+            limits: self.limits,
+            quota: self.quota,
+            bandwidth: self.bandwidth,
+            uploads: self.uploads.unwrap_or_default(),
+            tls: TlsRequirements {
+                control: self.tls.control.unwrap_or(tls.control),
+                data: self.tls.data.unwrap_or(tls.data),
+            },
+            access: Access {
+                allow_from: access.allow_from.unwrap_or_default(),
+                deny_from: access.deny_from.unwrap_or_default(),
+                hours: access.hours.unwrap_or_default(),
+            },
+        }
+    }
+
+    /// Forgets what is set to its default. Users who were stored before there were groups name every
+    /// field, and mean the default by it: a group's restriction must not be overruled by that.
+    pub fn without_defaults(mut self) -> Self {
+        let PermissionChanges {
+            list,
+            download,
+            upload,
+            overwrite,
+            append,
+            rename,
+            delete,
+            mkdir,
+            rmdir,
+            attributes,
+        } = &mut self.permissions;
+        for granted in [list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes] {
+            granted.take_if(|granted| *granted);
+        }
+        for required in [&mut self.tls.control, &mut self.tls.data] {
+            required.take_if(|required| !*required);
+        }
+        self.uploads.take_if(|mode| *mode == UploadMode::default());
+        self.access.allow_from.take_if(|networks| networks.is_empty());
+        self.access.deny_from.take_if(|networks| networks.is_empty());
+        self.access.hours.take_if(|hours| hours.is_empty());
+        self
+    }
+}
+
+impl Effective {
+    /// What a node is told after a login. Where the user may come from, and when, it need not know.
+    pub fn account(self, user: String, home: String, admin: bool) -> Account {
+        Account {
+            user,
+            home,
+            permissions: self.permissions,
+            directories: self.directories,
+            denied_names: self.denied_names,
+            folders: self.folders,
+            limits: self.limits,
+            quota: self.quota,
+            bandwidth: self.bandwidth,
+            uploads: self.uploads,
+            tls: self.tls,
+            admin,
+        }
+    }
+}
+
+fn first_of_each_path(folders: Vec<Folder>) -> Vec<Folder> {
+    // However many slashes there are, it is the same path.
+    fn parts(path: &TreePath) -> impl Iterator<Item = &str> {
+        path.as_str().split('/').filter(|part| !part.is_empty())
+    }
+    let mut first: Vec<Folder> = Vec::with_capacity(folders.len());
+    for folder in folders {
+        if !first.iter().any(|known| parts(&known.path).eq(parts(&folder.path))) {
+            first.push(folder);
+        }
+    }
+    first
+}
+
+/// Whether nothing is set.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn policy(value: Value) -> Policy {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn each_field_is_the_users_then_the_first_groups_then_the_default() {
+        let user = policy(json!({
+            "permissions": { "delete": true }, "limits": { "sessions": 9 }, "tls": { "control": false },
+            "access": { "hours": ["Mon-Fri 06:00-20:00"], "deny_from": [] },
+        }));
+        let first = policy(json!({
+            "permissions": { "delete": false, "rename": false }, "limits": { "sessions": 1, "sessions_per_address": 2 },
+            "quota": { "bytes": 100 }, "uploads": "atomic", "tls": { "control": true, "data": true },
+            "access": { "allow_from": ["192.0.2.0/24"], "deny_from": ["192.0.2.1/32"] },
+        }));
+        let second = policy(json!({
+            "permissions": { "rename": true, "mkdir": false }, "uploads": "direct",
+            "quota": { "bytes": 7, "files": 5 }, "bandwidth": { "upload": 1000 },
+        }));
+        let effective = user.over(first).over(second).effective();
+        let expected = Permissions { rename: false, mkdir: false, ..Permissions::default() };
+        assert_eq!(effective.permissions, expected);
+        assert_eq!(effective.limits, AccountLimits { sessions: Some(9), sessions_per_address: Some(2) });
+        assert_eq!(effective.quota, Quota { bytes: Some(100), files: Some(5) });
+        assert_eq!(effective.bandwidth.upload.map(u64::from), Some(1000));
+        assert_eq!(effective.uploads, UploadMode::Atomic);
+        assert_eq!(effective.tls, TlsRequirements { control: false, data: true });
+        assert_eq!(effective.access.allow_from.len(), 1);
+        assert_eq!((effective.access.deny_from.len(), effective.access.hours.len()), (0, 1));
+        assert_eq!(Policy::default().effective(), Effective::default());
+    }
+
+    #[test]
+    fn rules_are_joined_and_the_users_come_first() {
+        let user = policy(json!({
+            "directories": [{ "path": "/in", "permissions": { "upload": true } }],
+            "denied_names": ["*.exe"], "folders": [{ "path": "/shared", "target": "/mine" }],
+        }));
+        let group = policy(json!({
+            "directories": [{ "path": "/in" }, { "path": "/out" }], "denied_names": ["*.exe", "*.bat"],
+            "folders": [{ "path": "/shared/", "target": "/theirs" }, { "path": "/more", "target": "/x" }],
+        }));
+        let effective = serde_json::to_value(user.over(group).effective()).unwrap();
+        let column = |list: &str, field: &str| -> Vec<String> {
+            let items = effective[list].as_array().unwrap().iter();
+            items.map(|item| item[field].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(column("directories", "path"), ["/in", "/in", "/out"]);
+        assert_eq!(effective["directories"][0]["permissions"]["upload"], true);
+        assert_eq!(effective["denied_names"], json!(["*.exe", "*.bat"]));
+        assert_eq!(column("folders", "target"), ["/mine", "/x"]);
+    }
+
+    #[test]
+    fn what_was_stored_before_there_were_groups_sets_nothing_that_is_the_default() {
+        let stored = policy(json!({
+            "permissions": Permissions { delete: false, ..Permissions::default() }, "limits": {},
+            "uploads": "direct", "tls": { "control": false, "data": true },
+            "access": { "allow_from": [], "deny_from": [], "hours": ["22:00-06:00"] },
+        }));
+        let meant = policy(json!({
+            "permissions": { "delete": false }, "tls": { "data": true }, "access": { "hours": ["22:00-06:00"] },
+        }));
+        assert_eq!(stored.clone().without_defaults(), meant);
+        assert_eq!(stored.effective(), meant.effective());
+    }
+
+    prop_compose! {
+        fn switches()(switches in proptest::collection::vec(proptest::option::of(any::<bool>()), 12)) -> [Option<bool>; 12] {
+            switches.try_into().unwrap()
+        }
+    }
+
+    prop_compose! {
+        fn policies()(
+            [list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes, control, data] in switches(),
+            rules in proptest::collection::vec(0u8..4, 0..4),
+            sessions in proptest::option::of(0u32..9),
+            bytes in proptest::option::of(0u64..9),
+            hours in proptest::option::of(Just(vec![])),
+        ) -> Policy {
+            let paths = || rules.iter().map(|rule| json!({ "path": format!("/{rule}"), "target": "/x" }));
+            Policy {
+                permissions: PermissionChanges {
+                    list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes,
+                },
+                limits: AccountLimits { sessions, sessions_per_address: None },
+                quota: Quota { bytes, files: sessions.map(u64::from) },
+                uploads: list.map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
+                tls: TlsChanges { control, data },
+                access: AccessChanges { hours, ..AccessChanges::default() },
+                folders: serde_json::from_value(paths().collect()).unwrap(),
+                denied_names: serde_json::from_value(rules.iter().map(|rule| json!(format!("*.{rule}"))).collect()).unwrap(),
+                ..Policy::default()
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn how_policies_are_grouped_does_not_matter_and_one_that_sets_nothing_changes_nothing(
+            a in policies(), b in policies(), c in policies(),
+        ) {
+            prop_assert_eq!(a.clone().over(b.clone()).over(c.clone()), a.clone().over(b.clone().over(c)));
+            prop_assert_eq!(a.clone().over(Policy::default()), a.clone());
+        }
+
+        #[test]
+        fn a_stored_policy_is_read_as_it_was_written(a in policies()) {
+            let json = serde_json::to_string(&a).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Policy>(&json).unwrap(), a);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! `/v1/bans`: the user names and addresses whose logins have to wait, and the end of that.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Service,
+    error::ApiError,
+    throttle::{Ban, By, Subject},
+};
+
+/// A ban as `GET /v1/bans` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BanView {
+    pub by: By,
+    /// The user, the IPv4 address, or the IPv6 network.
+    pub name: String,
+    /// In seconds since the Unix epoch, rounded up.
+    pub until: u64,
+}
+
+impl From<Ban> for BanView {
+    fn from(ban: Ban) -> Self {
+        let (by, name) = (ban.subject.by(), ban.subject.to_string());
+        Self { by, name, until: ban.until.div_ceil(1000) }
+    }
+}
+
+/// The bans that hold, those that end first at the beginning.
+///
+/// # Errors
+/// Redis is away.
+pub async fn list(service: &Service) -> Result<Vec<BanView>, ApiError> {
+    Ok(service.throttle.bans().await?.into_iter().map(BanView::from).collect())
+}
+
+/// Ends the ban of a user, and forgets the failed logins.
+///
+/// # Errors
+/// The user is not banned, or Redis is away.
+pub async fn lift_user(service: &Service, name: &str) -> Result<(), ApiError> {
+    let name = name.parse().map_err(|_| ApiError::NotFound("ban"))?;
+    lift(service, &Subject::User(name)).await
+}
+
+/// The same for an address, or for the IPv6 network that it is in.
+///
+/// # Errors
+/// It is none, it is not banned, or Redis is away.
+pub async fn lift_address(service: &Service, address: &str) -> Result<(), ApiError> {
+    let subject = Subject::address(address).map_err(|error| ApiError::InvalidRequest(error.to_string()))?;
+    lift(service, &subject).await
+}
+
+async fn lift(service: &Service, subject: &Subject) -> Result<(), ApiError> {
+    if service.throttle.lift(subject).await? { Ok(()) } else { Err(ApiError::NotFound("ban")) }
+}

@@ -1,0 +1,103 @@
+//! The counts of the whole cluster, in Redis: each step is one script, by Redis's clock.
+
+use std::time::Duration;
+
+use common::{
+    keys::Keys,
+    registry::{LinkError, RedisLink},
+};
+use redis::Script;
+
+use super::{Attempt, Ban, By, Outcome, Step, Subject, ThrottleLimits, Throttled};
+
+/// The throttle of all authd instances together.
+pub struct Shared {
+    link: RedisLink,
+    keys: Keys,
+    step: Script,
+    bans: Script,
+    lift: Script,
+}
+
+impl Step {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Failed => "failed",
+            Self::Succeeded => "succeeded",
+        }
+    }
+}
+
+impl Shared {
+    pub fn new(link: RedisLink, keys: Keys) -> Self {
+        Self {
+            link,
+            keys,
+            step: Script::new(include_str!("step.lua")),
+            bans: Script::new(include_str!("bans.lua")),
+            lift: Script::new(include_str!("lift.lua")),
+        }
+    }
+
+    /// The attempt's address is a subject's.
+    pub async fn step(
+        &self,
+        step: Step,
+        attempt: Attempt<'_>,
+        limits: &ThrottleLimits,
+    ) -> Result<Outcome, LinkError> {
+        let mut call = self.step.key(self.keys.bans());
+        call.key(self.keys.failures_of_address(attempt.address));
+        let user = attempt.user.map_or("", |user| user.as_str());
+        if attempt.user.is_some() {
+            call.key(self.keys.failures_of_user(user)).key(self.keys.known_addresses(user));
+        }
+        call.arg(step.as_str());
+        for time in [limits.delay, limits.max_delay, limits.window] {
+            call.arg(milliseconds(time));
+        }
+        call.arg(limits.free_of_address).arg(limits.free_of_user);
+        call.arg(milliseconds(limits.known_time)).arg(limits.known_addresses);
+        call.arg(attempt.address.to_string()).arg(user);
+        let (wait, by, address, user): (u64, u32, u64, u64) = self.link.script(&call).await?;
+        let by = [None, Some(By::Address), Some(By::User)].get(by as usize).copied().flatten();
+        Ok(Outcome {
+            throttled: by.map(|by| Throttled { wait: Duration::from_millis(wait), by }),
+            began: [address, user].map(|time| (time > 0).then(|| Duration::from_millis(time))),
+        })
+    }
+
+    /// What is no ban is skipped.
+    pub async fn bans(&self) -> Result<Vec<Ban>, LinkError> {
+        let mut call = self.bans.prepare_invoke();
+        let found: Vec<(Vec<u8>, f64)> = self.link.script(call.key(self.keys.bans())).await?;
+        let ban = |(member, until): (Vec<u8>, f64)| {
+            let member = String::from_utf8(member).ok()?;
+            let subject = match member.split_once(':')? {
+                ("address", address) => Subject::address(address).ok()?,
+                ("user", name) => Subject::User(name.parse().ok()?),
+                _ => return None,
+            };
+            // A score beyond that is nobody's, and saturates.
+            Some(Ban { subject, until: until as u64 })
+        };
+        Ok(found.into_iter().filter_map(ban).collect())
+    }
+
+    pub async fn lift(&self, subject: &Subject) -> Result<bool, LinkError> {
+        let (failures, member) = match subject {
+            Subject::Address(address) => {
+                (self.keys.failures_of_address(*address), format!("address:{address}"))
+            }
+            Subject::User(name) => (self.keys.failures_of_user(name.as_str()), format!("user:{name}")),
+        };
+        let mut call = self.lift.key(self.keys.bans());
+        call.key(failures).arg(member);
+        self.link.script(&call).await
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
+}
