@@ -30,15 +30,50 @@ let
   };
 
   ownBalancer = description.balancers.${cluster.hostName};
-  rules = pkgs.writeText "ftp-balancer.nft" (
-    import ../nginx/kernel/rules.nix { inherit lib; } {
-      inherit (cluster) controlPorts;
+  rules = import ../nginx/kernel/rules.nix { inherit lib; };
+  urgentData = pkgs.writeText "ftp-urgent-data.nft" (
+    rules.urgentData { inherit (cluster) controlPorts; }
+  );
+  dataPath = pkgs.writeText "ftp-data-path.nft" (
+    rules.dataPath {
       inherit (ownBalancer) listenAddresses isRouter;
-      nodes = lib.optionals isKernelPath (lib.filter (node: node.address != null) cluster.nodes);
+      # Others are what assertions are about.
+      nodes = lib.filter (node: node.address != null && node.slice.from <= node.slice.to) cluster.nodes;
     }
   );
   nft = lib.getExe' pkgs.nftables "nft";
   forward = on: "${lib.getExe' pkgs.procps "sysctl"} -qw ${forwarding}=${on}";
+
+  # A table of nftables of our own, whichever firewall the host has.
+  table = {
+    wantedBy = [ "multi-user.target" ];
+    # Like a firewall: before there is a network.
+    wants = [ "network-pre.target" ];
+    before = [
+      "network-pre.target"
+      "shutdown.target"
+    ];
+    after = [
+      "systemd-modules-load.service"
+      "systemd-sysctl.service"
+      "nftables.service"
+    ];
+    conflicts = [ "shutdown.target" ];
+    # A firewall that flushes all tables, also those of others, takes this one with it.
+    partOf = [ "nftables.service" ];
+    unitConfig = {
+      DefaultDependencies = false;
+      ReloadPropagatedFrom = "nftables.service";
+    };
+    # New rules take the place of the old ones at once, and transfers go on.
+    reloadIfChanged = true;
+    serviceConfig = sandbox // {
+      Type = "oneshot";
+      RemainAfterExit = true;
+      # It starts before there is a /tmp.
+      PrivateTmp = false;
+    };
+  };
 
   ownNode = lib.findFirst (node: node.name == cluster.hostName) null cluster.nodes;
   replies = "${pkgs.runtimeShell} ${../nginx/kernel/replies.sh}";
@@ -58,48 +93,40 @@ in
 
   config = lib.mkMerge [
     (lib.mkIf cluster.isBalancer {
-      systemd.services.ftp-balancer-rules = {
-        description = "Distributed FTP: what the balancer's kernel does with connections";
-        wantedBy = [ "multi-user.target" ];
-        # Like a firewall: before there is a network to forward from.
-        wants = [ "network-pre.target" ];
-        before = [
-          "network-pre.target"
-          "shutdown.target"
-        ];
-        after = [
-          "systemd-modules-load.service"
-          "systemd-sysctl.service"
-          "nftables.service"
-        ];
-        conflicts = [ "shutdown.target" ];
-        # The table is the same whichever firewall the host has. One that flushes all tables, also
-        # those of others, takes this one with it.
-        partOf = [ "nftables.service" ];
-        unitConfig = {
-          DefaultDependencies = false;
-          ReloadPropagatedFrom = "nftables.service";
-        };
-        # New rules take the place of the old ones at once, and transfers go on.
-        reloadIfChanged = true;
-        serviceConfig = sandbox // {
-          Type = "oneshot";
-          RemainAfterExit = true;
-          ExecStart = [ "${nft} -f ${rules}" ] ++ lib.optional isKernelPath (forward "1");
-          ExecReload = [ "${nft} -f ${rules}" ] ++ lib.optional isKernelPath (forward "1");
-          # Also when it could not start: no rules, no forwarding.
-          ExecStopPost = lib.optional (isKernelPath && !ownBalancer.isRouter) (forward "0") ++ [
-            "-${nft} delete table inet distributed_ftp"
-          ];
-          # It starts before there is a /tmp.
-          PrivateTmp = false;
-          ProcSubset = "all";
-          ProtectKernelTunables = false;
-        };
-      };
+      systemd.services.ftp-urgent-data = lib.mkMerge [
+        table
+        {
+          description = "Distributed FTP: clients' urgent data reaches nginx";
+          serviceConfig = {
+            ExecStart = "${nft} -f ${urgentData}";
+            ExecReload = "${nft} -f ${urgentData}";
+            ExecStopPost = "-${nft} delete table inet ftp_urgent_data";
+          };
+        }
+      ];
     })
 
     (lib.mkIf (cluster.isBalancer && isKernelPath) {
+      systemd.services.ftp-data-path = lib.mkMerge [
+        table
+        {
+          description = "Distributed FTP: data connections through the kernel";
+          serviceConfig = rec {
+            ExecStart = [
+              "${nft} -f ${dataPath}"
+              (forward "1")
+            ];
+            ExecReload = ExecStart;
+            # Also when it could not start: without the rules the host forwards nothing.
+            ExecStopPost = lib.optional (!ownBalancer.isRouter) (forward "0") ++ [
+              "-${nft} delete table inet ftp_data_path"
+            ];
+            ProcSubset = lib.mkForce "all";
+            ProtectKernelTunables = lib.mkForce false;
+          };
+        }
+      ];
+
       boot.kernelModules = [ "nf_conntrack" ];
       boot.kernel.sysctl = {
         # Not by the unit alone: NixOS would write its own default over it.

@@ -12,12 +12,12 @@
     wait_for_cluster()
     for node in ftp_nodes:
         node.wait_for_unit("ftp-node-replies.service")
-    balancer.wait_for_unit("ftp-balancer-rules.service")
+    balancer.wait_for_unit("ftp-data-path.service")
 
 
     def through_kernel() -> int:
         """Bytes that the kernel has passed on, to all nodes and from them."""
-        counters = json.loads(balancer.succeed("nft -j list counters table inet distributed_ftp"))["nftables"]
+        counters = json.loads(balancer.succeed("nft -j list counters table inet ftp_data_path"))["nftables"]
         return sum(entry["counter"]["bytes"] for entry in counters if "counter" in entry)
 
 
@@ -81,17 +81,17 @@
     with subtest("new rules leave a transfer alone"):
         in_background("download", f"{CURL} --limit-rate 300k -o /tmp/down {URL}/file")
         client.wait_until_succeeds("test $(stat -c %s /tmp/down || echo 0) -ge 300000", timeout=120)
-        balancer.succeed("systemctl reload ftp-balancer-rules.service")
+        balancer.succeed("systemctl reload ftp-data-path.service")
         assert end_of("download") == 0
         assert hash_of("/tmp/down") == sent
 
     with subtest("without the rules nginx carries the data, and nothing is forwarded"):
-        balancer.succeed("systemctl stop ftp-balancer-rules.service")
+        balancer.succeed("systemctl stop ftp-data-path.service")
         assert balancer.succeed("sysctl -n net.ipv4.conf.all.forwarding").strip() == "0"
-        balancer.fail("nft list table inet distributed_ftp")
+        balancer.fail("nft list table inet ftp_data_path")
         assert download("file") == sent
         assert through_nginx() >= 1
-        balancer.succeed("systemctl start ftp-balancer-rules.service")
+        balancer.succeed("systemctl start ftp-data-path.service")
         carried = through_nginx()
         assert download("file") == sent
         assert through_nginx() == carried and through_kernel() > 2000 * 1024

@@ -97,7 +97,7 @@ def nginx_configuration(directory: pathlib.Path) -> str:
 
 
 def rules() -> str:
-    data_path = fill(
+    return fill(
         "kernel/data-path.nft",
         family="ip",
         protocol="ipv4",
@@ -108,7 +108,6 @@ def rules() -> str:
         other_forwarding="drop",
         sources=f"{NODE} . {SLICE}",
     )
-    return fill("kernel/balancer.nft", control_ports=21, data_path=data_path)
 
 
 def children(pid: int) -> list[int]:
@@ -217,7 +216,7 @@ def main() -> None:
             time.sleep(2)
             parts = {"ftpd": children(processes[0].pid), "nginx": children(processes[1].pid), "ksoftirqd": softirq_threads()}
             ways = {
-                "nginx": ["nft", "flush", "chain", "inet", "distributed_ftp", "slices"],
+                "nginx": ["nft", "flush", "chain", "inet", "ftp_data_path", "slices"],
                 "kernel": ["nft", "-f", directory / "rules.nft"],
             }
             results: dict[tuple[str, str], list[dict[str, float]]] = {}

@@ -14,8 +14,14 @@ pub enum OtherForwarding {
 }
 
 impl Balancer {
-    /// The nftables rules of this balancer, as `nginx/kernel/README.md` says.
-    pub fn packet_rules(&self, other: OtherForwarding) -> String {
+    /// The nftables rules that keep urgent data readable, as `nginx/kernel/README.md` says.
+    pub fn urgent_data_rules(&self) -> String {
+        let ports = self.implicit_port.iter().chain([&self.control_port]).map(u16::to_string);
+        fill("kernel/urgent-data.nft", &[("control_ports", &ports.collect::<Vec<_>>().join(", "))])
+    }
+
+    /// The nftables rules that lead data connections through the kernel.
+    pub fn data_path_rules(&self, other: OtherForwarding) -> String {
         let v6 = self.nodes.first().is_some_and(|(_, address, _)| address.is_ipv6());
         let (family, protocol) = if v6 { ("ip6", "ipv6") } else { ("ip", "ipv4") };
         let each = |separator: &str, text: &dyn Fn(&str, &IpAddr, &PortRange) -> String| {
@@ -42,13 +48,7 @@ impl Balancer {
             ("sources", &each(", ", &|_, node, slice| format!("{node} . {slice}"))),
             ("other_forwarding", if other == OtherForwarding::Drop { "drop" } else { "accept" }),
         ];
-        let data_path = fill("kernel/data-path.nft", &values);
-        let ports: Vec<_> =
-            self.implicit_port.iter().chain([&self.control_port]).map(u16::to_string).collect();
-        fill(
-            "kernel/balancer.nft",
-            &[("control_ports", ports.join(", ").as_str()), ("data_path", &data_path)],
-        )
+        fill("kernel/data-path.nft", &values)
     }
 }
 

@@ -118,6 +118,7 @@ impl World {
         let world = Self { balancer, lb, client, stranger, nodes, homes, _nginx: nginx, directory };
         let control = SocketAddr::from((world.balancer.address, 21));
         world.client.enter(|| eventually("nginx to listen", || TcpStream::connect(control).ok()));
+        world.nft(&world.balancer.urgent_data_rules());
         world.load(&world.balancer, OtherForwarding::Drop);
         for position in 0..2 {
             world.route_replies(position, "add");
@@ -125,11 +126,15 @@ impl World {
         world
     }
 
-    /// Loads the rules of a balancer, in place of those that are there.
+    /// Loads the data path of a balancer, in place of the one that is there.
     fn load(&self, balancer: &Balancer, other: OtherForwarding) {
-        let rules = self.directory.path().join("rules.nft");
-        fs::write(&rules, balancer.packet_rules(other)).unwrap();
-        self.lb.run("nft", &["-f", rules.to_str().unwrap()]);
+        self.nft(&balancer.data_path_rules(other));
+    }
+
+    fn nft(&self, rules: &str) {
+        let file = self.directory.path().join("rules.nft");
+        fs::write(&file, rules).unwrap();
+        self.lb.run("nft", &["-f", file.to_str().unwrap()]);
     }
 
     fn replies(&self, position: usize, action: &str) -> Command {
@@ -163,7 +168,7 @@ impl World {
     /// Bytes that the kernel has passed on to (`to`) or from (`from`) a node.
     fn counted(&self, direction: &str, position: usize) -> u64 {
         let name = format!("{direction}_{}", self.balancer.nodes[position].0);
-        let text = self.lb.run("nft", &["list", "counter", "inet", "distributed_ftp", &name]);
+        let text = self.lb.run("nft", &["list", "counter", "inet", "ftp_data_path", &name]);
         let count = text.split("bytes ").nth(1).and_then(|rest| rest.split_whitespace().next());
         count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no bytes in {text}"))
     }
@@ -266,9 +271,9 @@ fn what_the_kernel_cannot_carry_is_carried_by_nginx() {
 fn without_the_rules_nginx_carries_everything() {
     with_own_network("without_the_rules_nginx_carries_everything", || {
         let world = World::start(v4);
-        world.lb.run("nft", &["flush", "chain", "inet", "distributed_ftp", "slices"]);
+        world.lb.run("nft", &["flush", "chain", "inet", "ftp_data_path", "slices"]);
         world.client.enter(|| world.transfers_work());
-        world.lb.run("nft", &["delete", "table", "inet", "distributed_ftp"]);
+        world.lb.run("nft", &["delete", "table", "inet", "ftp_data_path"]);
         world.client.enter(|| world.transfers_work());
         eventually("nginx to have logged it", || (world.through_nginx() >= 12).then_some(()));
     });
@@ -380,7 +385,7 @@ fn an_abor_with_urgent_data_is_heard_through_nginx() {
             }
             assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
         });
-        let rules = world.lb.run("nft", &["list", "chain", "inet", "distributed_ftp", "urgent_data"]);
+        let rules = world.lb.run("nft", &["list", "chain", "inet", "ftp_urgent_data", "control"]);
         assert!(!rules.contains("packets 0 "), "no packet was urgent: {rules}");
     });
 }
