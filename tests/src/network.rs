@@ -11,7 +11,10 @@ use std::{
     thread,
 };
 
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::{prctl::set_pdeathsig, signal::Signal},
+};
 
 /// Set in the process that has a network of its own.
 const MARK: &str = "CLUSTER_TESTS_OWN_NETWORK";
@@ -39,6 +42,10 @@ pub fn with_own_network(test: &str, body: impl FnOnce()) {
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--net", "--kill-child", "--fork", "--"]);
     command.arg(own).args(["--exact", test, "--nocapture"]).env(MARK, "1");
+    // SAFETY: prctl is async-signal-safe, and nothing else runs between fork and exec.
+    unsafe {
+        command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+    }
     let status = command.status().expect("unshare was there a moment ago");
     assert!(status.success(), "in a network of its own, {test} failed: see above");
 }
