@@ -5,6 +5,11 @@
     imports = [ ./lib/certificate.nix ];
     services.distributedFtp.cluster.dataPath = "kernel";
   };
+  # The tables are beside those of either kind of firewall.
+  machines = {
+    lb.networking.nftables.enable = true;
+    ftp2.networking.nftables.enable = true;
+  };
   # The nodes' addresses are IPv4; over IPv6 nginx carries the data.
   curl = "-4";
 

@@ -6,6 +6,7 @@ use std::{
     net::IpAddr,
     os::{fd::AsRawFd, unix::process::CommandExt},
     panic,
+    path::Path,
     process::{self, Command},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -16,7 +17,7 @@ use nix::{
     sys::{prctl::set_pdeathsig, signal::Signal},
 };
 
-/// Set in the process that has a network of its own.
+/// Set in the process that has a network of its own: a directory, where it says that it ran.
 const MARK: &str = "CLUSTER_TESTS_OWN_NETWORK";
 
 /// Runs `body`, the whole of the test called `test`, in a process with a network of its own, where
@@ -25,9 +26,11 @@ const MARK: &str = "CLUSTER_TESTS_OWN_NETWORK";
 /// # Panics
 /// `body` does, or this machine allows no namespaces.
 pub fn with_own_network(test: &str, body: impl FnOnce()) {
-    if env::var_os(MARK).is_some() {
+    if let Some(directory) = env::var_os(MARK) {
         ip(&["link", "set", "lo", "up"]);
-        return body();
+        body();
+        File::create(Path::new(&directory).join("done")).expect("a temporary directory takes files");
+        return;
     }
     let own = env::current_exe().expect("a running test knows its executable");
     let mut command = Command::new("unshare");
@@ -39,15 +42,18 @@ pub fn with_own_network(test: &str, body: impl FnOnce()) {
          kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns and \
          user.max_user_namespaces, or be root"
     );
+    let directory = tempfile::tempdir().expect("a temporary directory");
     let mut command = Command::new("unshare");
     command.args(["--user", "--map-root-user", "--net", "--kill-child", "--fork", "--"]);
-    command.arg(own).args(["--exact", test, "--nocapture"]).env(MARK, "1");
+    command.arg(own).args(["--exact", test, "--nocapture"]).env(MARK, directory.path());
     // SAFETY: prctl is async-signal-safe, and nothing else runs between fork and exec.
     unsafe {
         command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
     }
     let status = command.status().expect("unshare was there a moment ago");
     assert!(status.success(), "in a network of its own, {test} failed: see above");
+    // With another name there was no test to fail.
+    assert!(directory.path().join("done").exists(), "there is no test {test}");
 }
 
 /// A host on some of the test's networks.

@@ -218,174 +218,187 @@ fn reaches(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_millis(700)).is_ok()
 }
 
-#[test]
-fn data_goes_through_the_kernel_and_the_node_sees_the_clients_address() {
-    with_own_network("data_goes_through_the_kernel_and_the_node_sees_the_clients_address", || {
-        let world = World::start(v4);
-        // A node would close a connection from another address than the control connection's, which
-        // nginx tells it; and one of the balancer's without a PROXY header.
-        world.kernel_carries();
+/// Apart by name: builders that allow no namespaces (nix/package.nix) skip them.
+mod own_network {
+    use super::*;
 
-        // It is the route for its slice that brings the node's answers back.
-        for position in 0..2 {
-            world.route_replies(position, "remove");
-        }
-        let (_, _, slice) = &world.balancer.nodes[0];
-        let port = slice.from();
-        assert!(!world.client.enter(|| reaches((world.balancer.address, port).into())));
-        let left = world.nodes[0].0.run("ip", &["rule"])
-            + &world.nodes[0].0.run("ip", &["route", "show", "table", "all"]);
-        assert!(!left.contains("5021"), "{left}");
+    #[test]
+    fn data_goes_through_the_kernel_and_the_node_sees_the_clients_address() {
+        with_own_network(
+            "own_network::data_goes_through_the_kernel_and_the_node_sees_the_clients_address",
+            || {
+                let world = World::start(v4);
+                // A node would close a connection from another address than the control connection's, which
+                // nginx tells it; and one of the balancer's without a PROXY header.
+                world.kernel_carries();
 
-        // Twice is as good as once, and an interface that goes down and comes back does not end it.
-        world.route_replies(0, "add");
-        world.route_replies(0, "add");
-        let host = &world.nodes[0].0;
-        assert_eq!(host.run("ip", &["rule"]).matches("5021").count(), 2);
-        let keeper = Daemon::start("replies.sh", world.replies(0, "keep"));
-        host.run("ip", &["link", "set", "eth0", "down"]);
-        host.run("ip", &["link", "set", "eth0", "up"]);
-        eventually("the way through the balancer", || {
-            world.client.enter(|| reaches((world.balancer.address, port).into())).then_some(())
+                // It is the route for its slice that brings the node's answers back.
+                for position in 0..2 {
+                    world.route_replies(position, "remove");
+                }
+                let (_, _, slice) = &world.balancer.nodes[0];
+                let port = slice.from();
+                assert!(!world.client.enter(|| reaches((world.balancer.address, port).into())));
+                let left = world.nodes[0].0.run("ip", &["rule"])
+                    + &world.nodes[0].0.run("ip", &["route", "show", "table", "all"]);
+                assert!(!left.contains("5021"), "{left}");
+
+                // Twice is as good as once, and an interface that goes down and comes back does not end it.
+                world.route_replies(0, "add");
+                world.route_replies(0, "add");
+                let host = &world.nodes[0].0;
+                assert_eq!(host.run("ip", &["rule"]).matches("5021").count(), 2);
+                let keeper = Daemon::start("replies.sh", world.replies(0, "keep"));
+                host.run("ip", &["link", "set", "eth0", "down"]);
+                host.run("ip", &["link", "set", "eth0", "up"]);
+                eventually("the way through the balancer", || {
+                    world.client.enter(|| reaches((world.balancer.address, port).into())).then_some(())
+                });
+                drop(keeper);
+            },
+        );
+    }
+
+    #[test]
+    fn ipv6_goes_through_the_kernel_like_ipv4() {
+        with_own_network("own_network::ipv6_goes_through_the_kernel_like_ipv4", || {
+            World::start(v6).kernel_carries()
         });
-        drop(keeper);
-    });
-}
+    }
 
-#[test]
-fn ipv6_goes_through_the_kernel_like_ipv4() {
-    with_own_network("ipv6_goes_through_the_kernel_like_ipv4", || World::start(v6).kernel_carries());
-}
-
-#[test]
-fn what_the_kernel_cannot_carry_is_carried_by_nginx() {
-    with_own_network("what_the_kernel_cannot_carry_is_carried_by_nginx", || {
-        // Addresses of two families: no rule can translate one into the other.
-        let world = World::start(mixed);
-        world.client.enter(|| world.transfers_work());
-        eventually("nginx to have logged it", || (world.through_nginx() >= 4).then_some(()));
-    });
-}
-
-#[test]
-fn without_the_rules_nginx_carries_everything() {
-    with_own_network("without_the_rules_nginx_carries_everything", || {
-        let world = World::start(v4);
-        world.lb.run("nft", &["flush", "chain", "inet", "ftp_data_path", "slices"]);
-        world.client.enter(|| world.transfers_work());
-        world.lb.run("nft", &["delete", "table", "inet", "ftp_data_path"]);
-        world.client.enter(|| world.transfers_work());
-        eventually("nginx to have logged it", || (world.through_nginx() >= 12).then_some(()));
-    });
-}
-
-#[test]
-fn a_data_connection_from_another_address_gets_nothing() {
-    with_own_network("a_data_connection_from_another_address_gets_nothing", || {
-        let world = World::start(v4);
-        let content = bytes(8, 100_000);
-        let mut session = world.client.enter(|| {
-            let mut session = world.session(0);
-            session.store("file", &content);
-            session
+    #[test]
+    fn what_the_kernel_cannot_carry_is_carried_by_nginx() {
+        with_own_network("own_network::what_the_kernel_cannot_carry_is_carried_by_nginx", || {
+            // Addresses of two families: no rule can translate one into the other.
+            let world = World::start(mixed);
+            world.client.enter(|| world.transfers_work());
+            eventually("nginx to have logged it", || (world.through_nginx() >= 4).then_some(()));
         });
-        let address = session.epsv();
-        let stolen = world.stranger.enter(|| {
-            let mut stolen = TcpStream::connect(address).unwrap();
-            stolen.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-            let mut received = Vec::new();
-            match stolen.read_to_end(&mut received) {
-                Ok(_) => {}
-                Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
-            }
-            received
+    }
+
+    #[test]
+    fn without_the_rules_nginx_carries_everything() {
+        with_own_network("own_network::without_the_rules_nginx_carries_everything", || {
+            let world = World::start(v4);
+            world.lb.run("nft", &["flush", "chain", "inet", "ftp_data_path", "slices"]);
+            world.client.enter(|| world.transfers_work());
+            world.lb.run("nft", &["delete", "table", "inet", "ftp_data_path"]);
+            world.client.enter(|| world.transfers_work());
+            eventually("nginx to have logged it", || (world.through_nginx() >= 12).then_some(()));
         });
-        assert!(stolen.is_empty());
-        // And the client's own still comes through.
-        let received = world.client.enter(|| {
-            let mut data = session.data_connection(address);
-            session.command("RETR file", 150);
-            read_exactly(&mut data, content.len())
+    }
+
+    #[test]
+    fn a_data_connection_from_another_address_gets_nothing() {
+        with_own_network("own_network::a_data_connection_from_another_address_gets_nothing", || {
+            let world = World::start(v4);
+            let content = bytes(8, 100_000);
+            let mut session = world.client.enter(|| {
+                let mut session = world.session(0);
+                session.store("file", &content);
+                session
+            });
+            let address = session.epsv();
+            let stolen = world.stranger.enter(|| {
+                let mut stolen = TcpStream::connect(address).unwrap();
+                stolen.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                let mut received = Vec::new();
+                match stolen.read_to_end(&mut received) {
+                    Ok(_) => {}
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+                }
+                received
+            });
+            assert!(stolen.is_empty());
+            // And the client's own still comes through.
+            let received = world.client.enter(|| {
+                let mut data = session.data_connection(address);
+                session.command("RETR file", 150);
+                read_exactly(&mut data, content.len())
+            });
+            assert!(received == content);
+            session.expect(226);
         });
-        assert!(received == content);
-        session.expect(226);
-    });
-}
+    }
 
-#[test]
-fn new_rules_do_not_touch_a_transfer_even_where_the_node_is_gone_from_them() {
-    with_own_network("new_rules_do_not_touch_a_transfer_even_where_the_node_is_gone_from_them", || {
-        let world = World::start(v4);
-        let content = bytes(9, 16 << 20);
-        fs::write(world.homes[0].path().join("file"), &content).unwrap();
-        let (mut session, mut data) = world.client.enter(|| {
-            let mut session = world.session(0);
-            session.command("TYPE I", 200);
-            let data = session.begin("RETR file");
-            (session, data)
-        });
-        let mut received = read_exactly(&mut data, 1 << 20);
-        let mut smaller = world.balancer.clone();
-        smaller.nodes.remove(0);
-        world.load(&smaller, OtherForwarding::Drop);
-        received.extend(read_exactly(&mut data, 15 << 20));
-        assert!(received == content);
-        session.expect(226);
-        // The next connection to that slice is nginx's.
-        let again = world.client.enter(|| session.retrieve("file"));
-        assert!(again == content);
-        eventually("nginx to have logged it", || (world.through_nginx() == 1).then_some(()));
-    });
-}
-
-#[test]
-fn the_balancer_forwards_data_connections_and_nothing_else() {
-    with_own_network("the_balancer_forwards_data_connections_and_nothing_else", || {
-        let world = World::start(v4);
-        let (_, node, slice) = world.balancer.nodes[0].clone();
-        // A client that takes the balancer for a router, towards nodes that know the way back.
-        world.client.run("ip", &["route", "add", "10.0.0.0/24", "via", "203.0.113.10"]);
-        world.nodes[0].0.run("ip", &["route", "add", "203.0.113.0/24", "via", "10.0.0.10"]);
-        let control = (node, 21).into();
-        let data = (node, slice.from()).into();
-        assert!(!world.client.enter(|| reaches(control) || reaches(data)));
-        // Nor the other way, from a node's slice or any other port.
-        let listener = world.client.enter(|| std::net::TcpListener::bind("203.0.113.50:7000").unwrap());
-        let outward = listener.local_addr().unwrap();
-        assert!(!world.nodes[0].0.enter(|| reaches(outward)));
-
-        // A host that is a router remains one; but a node is not shown under its own address.
-        world.load(&world.balancer, OtherForwarding::Accept);
-        assert!(world.client.enter(|| reaches(control)));
-        assert!(world.nodes[0].0.enter(|| reaches(outward)));
-        assert!(!world.client.enter(|| reaches(data)));
-        world.client.enter(|| world.transfers_work());
-    });
-}
-
-#[test]
-fn an_abor_with_urgent_data_is_heard_through_nginx() {
-    with_own_network("an_abor_with_urgent_data_is_heard_through_nginx", || {
-        let world = World::start(v4);
-        fs::write(world.homes[0].path().join("file"), bytes(10, 16 << 20)).unwrap();
-        world.client.enter(|| {
-            let mut session = world.session(0);
-            session.command("TYPE I", 200);
-            let start = Instant::now();
-            for round in 0..40 {
-                let _data = session.begin("RETR file");
-                // As lftp and BSD's clients do: IAC IP IAC, of which the last byte is urgent, then
-                // DM and the command.
-                session.send_urgent(b"\xff\xf4\xff");
-                session.control().write_all(b"\xf2ABOR\r\n").unwrap();
-                let reply = session.try_reply(Duration::from_secs(5));
-                let reply = reply.unwrap_or_else(|error| panic!("round {round}: {error}")).unwrap();
-                assert_eq!(reply.code, 426);
+    #[test]
+    fn new_rules_do_not_touch_a_transfer_even_where_the_node_is_gone_from_them() {
+        with_own_network(
+            "own_network::new_rules_do_not_touch_a_transfer_even_where_the_node_is_gone_from_them",
+            || {
+                let world = World::start(v4);
+                let content = bytes(9, 16 << 20);
+                fs::write(world.homes[0].path().join("file"), &content).unwrap();
+                let (mut session, mut data) = world.client.enter(|| {
+                    let mut session = world.session(0);
+                    session.command("TYPE I", 200);
+                    let data = session.begin("RETR file");
+                    (session, data)
+                });
+                let mut received = read_exactly(&mut data, 1 << 20);
+                let mut smaller = world.balancer.clone();
+                smaller.nodes.remove(0);
+                world.load(&smaller, OtherForwarding::Drop);
+                received.extend(read_exactly(&mut data, 15 << 20));
+                assert!(received == content);
                 session.expect(226);
-            }
-            assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+                // The next connection to that slice is nginx's.
+                let again = world.client.enter(|| session.retrieve("file"));
+                assert!(again == content);
+                eventually("nginx to have logged it", || (world.through_nginx() == 1).then_some(()));
+            },
+        );
+    }
+
+    #[test]
+    fn the_balancer_forwards_data_connections_and_nothing_else() {
+        with_own_network("own_network::the_balancer_forwards_data_connections_and_nothing_else", || {
+            let world = World::start(v4);
+            let (_, node, slice) = world.balancer.nodes[0].clone();
+            // A client that takes the balancer for a router, towards nodes that know the way back.
+            world.client.run("ip", &["route", "add", "10.0.0.0/24", "via", "203.0.113.10"]);
+            world.nodes[0].0.run("ip", &["route", "add", "203.0.113.0/24", "via", "10.0.0.10"]);
+            let control = (node, 21).into();
+            let data = (node, slice.from()).into();
+            assert!(!world.client.enter(|| reaches(control) || reaches(data)));
+            // Nor the other way, from a node's slice or any other port.
+            let listener = world.client.enter(|| std::net::TcpListener::bind("203.0.113.50:7000").unwrap());
+            let outward = listener.local_addr().unwrap();
+            assert!(!world.nodes[0].0.enter(|| reaches(outward)));
+
+            // A host that is a router remains one; but a node is not shown under its own address.
+            world.load(&world.balancer, OtherForwarding::Accept);
+            assert!(world.client.enter(|| reaches(control)));
+            assert!(world.nodes[0].0.enter(|| reaches(outward)));
+            assert!(!world.client.enter(|| reaches(data)));
+            world.client.enter(|| world.transfers_work());
         });
-        let rules = world.lb.run("nft", &["list", "chain", "inet", "ftp_urgent_data", "control"]);
-        assert!(!rules.contains("packets 0 "), "no packet was urgent: {rules}");
-    });
+    }
+
+    #[test]
+    fn an_abor_with_urgent_data_is_heard_through_nginx() {
+        with_own_network("own_network::an_abor_with_urgent_data_is_heard_through_nginx", || {
+            let world = World::start(v4);
+            fs::write(world.homes[0].path().join("file"), bytes(10, 16 << 20)).unwrap();
+            world.client.enter(|| {
+                let mut session = world.session(0);
+                session.command("TYPE I", 200);
+                let start = Instant::now();
+                for round in 0..40 {
+                    let _data = session.begin("RETR file");
+                    // As lftp and BSD's clients do: IAC IP IAC, of which the last byte is urgent, then
+                    // DM and the command.
+                    session.send_urgent(b"\xff\xf4\xff");
+                    session.control().write_all(b"\xf2ABOR\r\n").unwrap();
+                    let reply = session.try_reply(Duration::from_secs(5));
+                    let reply = reply.unwrap_or_else(|error| panic!("round {round}: {error}")).unwrap();
+                    assert_eq!(reply.code, 426);
+                    session.expect(226);
+                }
+                assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+            });
+            let rules = world.lb.run("nft", &["list", "chain", "inet", "ftp_urgent_data", "control"]);
+            assert!(!rules.contains("packets 0 "), "no packet was urgent: {rules}");
+        });
+    }
 }
