@@ -125,6 +125,10 @@
               pkgs.rust-analyzer
               pkgs.nixfmt-tree
               pkgs.shellcheck
+              # For the tests with networks of their own, which the package's build leaves out.
+              pkgs.nftables
+              pkgs.iproute2
+              pkgs.procps
             ];
           };
         }

@@ -10,19 +10,32 @@ let
     from = 50000;
     to = 50010;
   };
+  nodes = lib.imap0 (
+    position: address: {
+      name = "ftp${toString (position + 1)}";
+      inherit address;
+      slice = slice position 3;
+    }
+  );
+  # nftables needs the kernel to check them: the VM test loads them.
+  rules =
+    addresses: listenAddresses:
+    (import ./kernel/rules.nix { inherit lib; }).dataPath {
+      nodes = nodes addresses;
+      inherit listenAddresses;
+    };
+  ipv4 = [
+    "10.0.0.11"
+    "10.0.0.12"
+    "10.0.0.13"
+  ];
+  says = lib.hasInfix;
   stream = import ./stream.nix { inherit lib; } {
-    nodes =
-      lib.imap0
-        (position: address: {
-          name = "ftp${toString (position + 1)}";
-          inherit address;
-          slice = slice position 3;
-        })
-        [
-          "127.0.0.11"
-          "127.0.0.12"
-          "fd00::13"
-        ];
+    nodes = nodes [
+      "127.0.0.11"
+      "127.0.0.12"
+      "fd00::13"
+    ];
     listenAddresses = [ "127.0.0.1" ];
     controlPort = 2121;
     implicitPort = 2990;
@@ -59,6 +72,21 @@ assert
       to = 50010;
     }
   ];
+assert says "        tcp dport 50003-50006 counter dnat ip to 10.0.0.12" (
+  rules ipv4 [
+    "0.0.0.0"
+    "::"
+  ]
+);
+assert says "ip daddr { 203.0.113.10 } tcp dport 50000-50002 counter dnat ip to 10.0.0.11" (
+  rules ipv4 [
+    "203.0.113.10"
+    "2001:db8::10"
+  ]
+);
+assert says "tcp dport 50000-50002 counter dnat ip6 to fd00::11" (rules [ "fd00::11" ] [ "::" ]);
+# Clients come over the other family only: nginx carries it all.
+assert !(says "counter dnat" (rules ipv4 [ "::" ]));
 runCommand "nginx-configuration" { nativeBuildInputs = [ nginxStable ]; } ''
   nginx -p "$PWD" -e stderr -t -c ${configuration}
   touch $out

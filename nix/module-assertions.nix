@@ -50,6 +50,7 @@ let
 
   range = from: to: { inherit from to; };
   cluster = changes: { cluster = changes; };
+  kernelPath = changes: cluster ({ dataPath = "kernel"; } // changes);
   slices =
     a: b: c:
     cluster {
@@ -108,6 +109,28 @@ let
     {
       says = "takes port 21 of the node on the same host";
       change = cluster { balancers.ftp1.address = "10.0.0.11"; };
+    }
+    {
+      says = "there is no balancer whose kernel it could be";
+      change = kernelPath { balancers = lib.mkForce { }; };
+    }
+    {
+      says = "cluster.dataGateway is not set, and there are several balancers";
+      change = kernelPath { balancers.lb2.address = "10.0.0.9"; };
+    }
+    {
+      says = "ftp1 is a balancer and a node";
+      change = kernelPath {
+        dataGateway = "10.0.0.10";
+        balancers.ftp1 = {
+          address = "10.0.0.11";
+          listenAddresses = [ "203.0.113.11" ];
+        };
+      };
+    }
+    {
+      says = "is no gateway for the node ftp2, fd00::12";
+      change = kernelPath { nodes.ftp2.address = "fd00::12"; };
     }
     {
       says = "meet port 50007 of authd";
@@ -225,5 +248,7 @@ let
     else
       [ ];
 in
-map (message: "the cluster without a mistake: ${message}") (failed (configuration { }))
+map (message: "the cluster without a mistake: ${message}") (
+  failed (configuration { }) ++ failed (configuration (kernelPath { }))
+)
 ++ lib.concatMap problemOf broken

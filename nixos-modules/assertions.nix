@@ -57,6 +57,16 @@ let
   isPassive = port: passivePorts.from <= port && port <= passivePorts.to;
   clashes =
     name: filter ({ port, ... }: isPassive port || lib.elem port cluster.controlPorts) (takenAt name);
+
+  gateway = description.dataGateway;
+  # Nodes that the kernel cannot lead data to through this gateway.
+  otherFamily = filter (
+    name:
+    let
+      inherit (description.nodes.${name}) address;
+    in
+    address != null && gateway != null && cluster.isV6 address != cluster.isV6 gateway
+  ) cluster.nodeNames;
   servesClients = name: description.balancers ? ${name} || description.nodes ? ${name};
 
   decided = [
@@ -113,6 +123,16 @@ in
       }: name the addresses for clients, or give the node another address, such as 127.0.0.2.";
     }) balancersWithNodes
     ++ map (name: {
+      assertion = !cluster.isKernelPath;
+      message = "${option "cluster.dataPath"} is \"kernel\", and ${name} is a balancer and a node: what the kernel leads from one to the other must pass between two hosts. Use \"nginx\", or hosts of their own.";
+    }) balancersWithNodes
+    ++ map (name: {
+      assertion = !cluster.isKernelPath;
+      message = "${option "cluster.dataGateway"}, ${toString gateway}, is no gateway for the node ${name}, ${
+        toString description.nodes.${name}.address
+      }: one is IPv4, the other IPv6. Give both addresses of one kind; clients may use either.";
+    }) otherFamily
+    ++ map (name: {
       assertion = !(servesClients name) || clashes name == [ ];
       message = "${option "cluster"}: on ${name} the control port ${toString description.controlPort} and the passive ports ${range passivePorts} meet ${
         lib.concatMapStringsSep " and " ({ what, port }: "port ${toString port} of ${what}") (clashes name)
@@ -153,6 +173,15 @@ in
         message = "${option "cluster"}: a control port, ${
           lib.concatMapStringsSep " or " toString cluster.controlPorts
         }, lies within ${option "cluster.passivePorts"}, ${range passivePorts}: move one of them.";
+      }
+      {
+        assertion = !cluster.isKernelPath || description.balancers != { };
+        message = "${option "cluster.dataPath"} is \"kernel\", but there is no balancer whose kernel it could be: name one in ${option "cluster.balancers"}.";
+      }
+      {
+        assertion =
+          !cluster.isKernelPath || lib.length (attrNames description.balancers) < 2 || gateway != null;
+        message = "${option "cluster.dataGateway"} is not set, and there are several balancers: the nodes must answer through the one that clients reach. Set an address that it alone has (keepalived can move it), or use \"nginx\".";
       }
       {
         assertion = tls.implicitPort != description.controlPort;

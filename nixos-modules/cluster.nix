@@ -47,6 +47,10 @@ rec {
   authAddresses = addressesOf cluster.auth;
   monitoringAddresses = lib.optional (cluster.monitoring.address != null) cluster.monitoring.address;
 
+  # Whether data connections go through the balancer's kernel.
+  isKernelPath = cluster.dataPath == "kernel";
+
+  isV6 = lib.hasInfix ":";
   isLoopback = address: lib.hasPrefix "127." address || address == "::1";
   bracketed = address: if lib.hasInfix ":" address then "[${address}]" else address;
 

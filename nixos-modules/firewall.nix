@@ -19,6 +19,8 @@ let
       (rule (if description.balancers == { } then null else cluster.balancerAddresses) (
         map toString cluster.controlPorts ++ [ (range own.slice) ]
       ))
+      # Through the balancer's kernel clients come with their own addresses.
+      (rule (if cluster.isKernelPath then null else [ ]) [ (range own.slice) ])
       (rule cluster.monitoringAddresses [ (toString description.monitoring.metricsPort) ])
     ]
     ++ lib.optional cluster.isAuth (

@@ -20,5 +20,6 @@ lib.mapAttrs' (name: file: lib.nameValuePair "vm-${name}" (test ({ inherit name;
     real-address = ./real-address.nix;
     partition = ./partition.nix;
     firewall = ./firewall.nix;
+    kernel-data-path = ./kernel-data-path.nix;
     scale-out = ./scale-out.nix;
   }

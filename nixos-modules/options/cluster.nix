@@ -44,6 +44,16 @@ let
         example = [ "203.0.113.10" ];
         description = "Addresses that clients connect to.";
       };
+      isRouter = mkOption {
+        type = types.bool;
+        default = false;
+        example = true;
+        description = ''
+          Whether the host also forwards what has nothing to do with FTP (containers, a VPN). With
+          `dataPath = "kernel"` it must forward data connections, and drops all else that it would
+          forward; with this it leaves all else to the host's other rules.
+        '';
+      };
     };
   };
 
@@ -100,6 +110,37 @@ in
       description = ''
         Ports of the data connections of the whole cluster. A port serves any number of clients with
         different addresses at once; clients behind one address need one port each.
+      '';
+    };
+
+    dataPath = mkOption {
+      type = types.enum [
+        "nginx"
+        "kernel"
+      ];
+      default = "nginx";
+      example = "kernel";
+      description = ''
+        What carries data connections through the balancer: nginx, as it carries control connections,
+        or the kernel (nftables), which costs a fraction of it. For `kernel` the nodes are hosts of
+        their own in one network with the balancer, which becomes their gateway for the passive
+        ports: [how it works and what it needs](../nginx/kernel/README.md).
+      '';
+    };
+
+    dataGateway = mkOption {
+      type = types.nullOr address;
+      default =
+        let
+          balancers = lib.attrValues cfg.balancers;
+        in
+        if lib.length balancers == 1 then (lib.head balancers).address else null;
+      defaultText = lib.literalMD "the address of the balancer, if there is one only";
+      example = "10.0.0.1";
+      description = ''
+        With `dataPath = "kernel"`: where the nodes send what belongs to data connections. With several
+        balancers, an address in the nodes' network that only the one has which clients reach, such as
+        keepalived moves together with the public one.
       '';
     };
 

@@ -1,0 +1,68 @@
+# The balancer's nftables rules: the text templates of this folder, filled.
+# → { urgentData = { controlPorts }: text; dataPath = { nodes, … }: text; }
+{ lib }:
+let
+  fill =
+    template: values:
+    let
+      text = lib.replaceStrings (map (name: "@${name}@") (lib.attrNames values)) (lib.attrValues values) (
+        lib.readFile (./. + "/${template}")
+      );
+    in
+    assert lib.assertMsg (
+      builtins.match ".*@[a-z_]+@.*" (lib.replaceStrings [ "\n" ] [ " " ] text) == null
+    ) "nginx/kernel/rules.nix: a placeholder is left in\n${text}";
+    text;
+  isV6 = lib.hasInfix ":";
+  list = lib.concatStringsSep ", ";
+  range = slice: "${toString slice.from}-${toString slice.to}";
+in
+{
+  urgentData =
+    {
+      # Where the kernel takes urgent data back into the stream.
+      controlPorts,
+    }:
+    fill "urgent-data.nft" { control_ports = list (map toString controlPorts); };
+
+  dataPath =
+    {
+      # [ { name; address; slice = { from; to; }; } ], addresses of one family.
+      nodes,
+      # Addresses that clients connect to, of either family, or all (0.0.0.0, ::).
+      listenAddresses,
+      # Whether the host forwards for others too: else it does for nobody.
+      isRouter ? false,
+    }:
+    let
+      v6 = isV6 (lib.head nodes).address;
+      family = if v6 then "ip6" else "ip";
+      ofFamily = lib.filter (address: isV6 address == v6) listenAddresses;
+      destination = lib.optionalString (
+        !(lib.elem (if v6 then "::" else "0.0.0.0") ofFamily)
+      ) "${family} daddr { ${list ofFamily} } ";
+      counters =
+        direction: list (map (node: ''${range node.slice} : "${direction}_${node.name}"'') nodes);
+    in
+    fill "data-path.nft" {
+      inherit family;
+      protocol = if v6 then "ipv6" else "ipv4";
+      counters = lib.concatMapStringsSep "\n" (
+        node: "    counter to_${node.name} { }\n    counter from_${node.name} { }"
+      ) nodes;
+      to_nodes = counters "to";
+      from_nodes = counters "from";
+      # What clients reach over the other family only stays with nginx.
+      slices = lib.concatMapStrings (
+        node:
+        fill "slice.nft" {
+          inherit (node) name;
+          inherit family destination;
+          ports = range node.slice;
+          node = node.address;
+        }
+      ) (lib.optionals (ofFamily != [ ]) nodes);
+      other_forwarding = if isRouter then "accept" else "drop";
+      sources = list (map (node: "${node.address} . ${range node.slice}") nodes);
+    };
+}

@@ -1,0 +1,58 @@
+//! The balancer's and the nodes' part of the kernel data path, from the files of `nginx/kernel/`.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use common::node::PortRange;
+
+use crate::nginx::{Balancer, fill};
+
+/// What the balancer forwards beside data connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherForwarding {
+    Drop,
+    Accept,
+}
+
+impl Balancer {
+    /// The nftables rules that keep urgent data readable, as `nginx/kernel/README.md` says.
+    pub fn urgent_data_rules(&self) -> String {
+        let ports = self.implicit_port.iter().chain([&self.control_port]).map(u16::to_string);
+        fill("kernel/urgent-data.nft", &[("control_ports", &ports.collect::<Vec<_>>().join(", "))])
+    }
+
+    /// The nftables rules that lead data connections through the kernel.
+    pub fn data_path_rules(&self, other: OtherForwarding) -> String {
+        let v6 = self.nodes.first().is_some_and(|(_, address, _)| address.is_ipv6());
+        let (family, protocol) = if v6 { ("ip6", "ipv6") } else { ("ip", "ipv4") };
+        let each = |separator: &str, text: &dyn Fn(&str, &IpAddr, &PortRange) -> String| {
+            let all: Vec<_> = self.nodes.iter().map(|(name, ip, slice)| text(name, ip, slice)).collect();
+            all.join(separator)
+        };
+        let destination = format!("{family} daddr {{ {} }} ", self.address);
+        let slice = |name: &str, node: &IpAddr, slice: &PortRange| {
+            let (node, slice) = (node.to_string(), slice.to_string());
+            let values = [("name", name), ("node", &node), ("ports", &slice), ("family", family)];
+            fill("kernel/slice.nft", &[&values[..], &[("destination", &destination)]].concat())
+        };
+        let counter = |name: &str, _: &IpAddr, _: &PortRange| {
+            format!("counter to_{name} {{ }}\ncounter from_{name} {{ }}")
+        };
+        let values = [
+            ("family", family),
+            ("protocol", protocol),
+            ("counters", &each("\n", &counter)),
+            ("to_nodes", &each(", ", &|name, _, slice| format!("{slice} : \"to_{name}\""))),
+            ("from_nodes", &each(", ", &|name, _, slice| format!("{slice} : \"from_{name}\""))),
+            // No rule can translate a client's address into one of the other family.
+            ("slices", &if self.address.is_ipv6() == v6 { each("", &slice) } else { String::new() }),
+            ("sources", &each(", ", &|_, node, slice| format!("{node} . {slice}"))),
+            ("other_forwarding", if other == OtherForwarding::Drop { "drop" } else { "accept" }),
+        ];
+        fill("kernel/data-path.nft", &values)
+    }
+}
+
+/// The script that routes the nodes' answers.
+pub fn replies_script() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../nginx/kernel/replies.sh")
+}

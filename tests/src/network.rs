@@ -1,0 +1,166 @@
+//! Hosts with networks of their own: network namespaces, which need no root.
+
+use std::{
+    env,
+    fs::File,
+    net::IpAddr,
+    os::{fd::AsRawFd, unix::process::CommandExt},
+    panic,
+    path::Path,
+    process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    sys::{prctl::set_pdeathsig, signal::Signal},
+};
+
+/// Set in the process that has a network of its own: a directory, where it says that it ran.
+const MARK: &str = "CLUSTER_TESTS_OWN_NETWORK";
+
+/// Runs `body`, the whole of the test called `test`, in a process with a network of its own, where
+/// it may do whatever root may do to one.
+///
+/// # Panics
+/// `body` does, or this machine allows no namespaces.
+pub fn with_own_network(test: &str, body: impl FnOnce()) {
+    if let Some(directory) = env::var_os(MARK) {
+        ip(&["link", "set", "lo", "up"]);
+        body();
+        File::create(Path::new(&directory).join("done")).expect("a temporary directory takes files");
+        return;
+    }
+    let own = env::current_exe().expect("a running test knows its executable");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net"]);
+    let able = command.arg("true").status();
+    assert!(
+        able.as_ref().is_ok_and(|status| status.success()),
+        "this test needs `unshare --user --net`, which does not work here ({able:?}): see \
+         kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns and \
+         user.max_user_namespaces, or be root"
+    );
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--net", "--kill-child", "--fork", "--"]);
+    command.arg(own).args(["--exact", test, "--nocapture"]).env(MARK, directory.path());
+    // SAFETY: prctl is async-signal-safe, and nothing else runs between fork and exec.
+    unsafe {
+        command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+    }
+    let status = command.status().expect("unshare was there a moment ago");
+    assert!(status.success(), "in a network of its own, {test} failed: see above");
+    // With another name there was no test to fail.
+    assert!(directory.path().join("done").exists(), "there is no test {test}");
+}
+
+/// A host on some of the test's networks.
+pub struct Host {
+    name: &'static str,
+    /// Keeps the namespace.
+    network: File,
+}
+
+/// A network that hosts are connected to: a bridge.
+pub struct Network(String);
+
+impl Network {
+    /// # Panics
+    /// The kernel refuses.
+    pub fn new(name: &str) -> Self {
+        ip(&["link", "add", name, "type", "bridge"]);
+        ip(&["link", "set", name, "up"]);
+        Self(name.to_owned())
+    }
+}
+
+impl Host {
+    /// A host with nothing but loopback.
+    ///
+    /// # Panics
+    /// The kernel refuses.
+    pub fn new(name: &'static str) -> Self {
+        let made = thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("root may make networks");
+            File::open("/proc/thread-self/ns/net").expect("a thread has a network")
+        });
+        let host = Self { name, network: made.join().expect("a network was made") };
+        host.run("ip", &["link", "set", "lo", "up"]);
+        host
+    }
+
+    /// Connects the host's `interface` with a network, at these addresses.
+    ///
+    /// # Panics
+    /// The kernel refuses.
+    pub fn connect(&self, interface: &str, network: &Network, addresses: &[(IpAddr, u8)]) {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        let port = format!("port{}", LAST.fetch_add(1, Ordering::Relaxed));
+        // A name with a slash is a path.
+        let netns = format!("/proc/{}/fd/{}", process::id(), self.network.as_raw_fd());
+        ip(&["link", "add", &port, "type", "veth", "peer", "name", interface, "netns", &netns]);
+        ip(&["link", "set", &port, "master", &network.0, "up"]);
+        for (address, prefix) in addresses {
+            let address = format!("{address}/{prefix}");
+            // Nobody else has it: IPv6 need not ask, which would take a second.
+            let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+            self.run("ip", &[&["addr", "add", &address, "dev", interface], nodad].concat());
+        }
+        self.run("ip", &["link", "set", interface, "up"]);
+    }
+
+    /// Does something as a process on this host would.
+    ///
+    /// # Panics
+    /// It does.
+    pub fn enter<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
+        let entered = thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.network, CloneFlags::CLONE_NEWNET).expect("root may enter networks");
+                body()
+            });
+            thread.join()
+        });
+        entered.unwrap_or_else(|panic| panic::resume_unwind(panic))
+    }
+
+    /// Makes a process that is yet to be started one of this host's.
+    ///
+    /// # Panics
+    /// There are too many open files.
+    pub fn place(&self, command: &mut Command) {
+        let network = self.network.try_clone().expect("a file can be opened once more");
+        // SAFETY: setns is a system call and nothing else; nothing is allocated between fork and exec.
+        unsafe {
+            command.pre_exec(move || Ok(setns(&network, CloneFlags::CLONE_NEWNET)?));
+        }
+    }
+
+    /// Runs a program on this host and returns what it printed.
+    ///
+    /// # Panics
+    /// It is not installed, or fails.
+    pub fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        self.place(&mut command);
+        output(self.name, command)
+    }
+}
+
+fn ip(arguments: &[&str]) -> String {
+    let mut command = Command::new("ip");
+    command.args(arguments);
+    output("the networks", command)
+}
+
+fn output(whose: &str, mut command: Command) -> String {
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("{whose}: {command:?}: {error}; ./dev test installs what the tests need")
+    });
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{whose}: {command:?} failed: {said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -1,0 +1,24 @@
+# A certificate for lb, which clients trust.
+{ pkgs, ... }:
+let
+  # For tests only: a real key is kept out of the store.
+  certificate = pkgs.runCommand "certificate" { nativeBuildInputs = [ pkgs.openssl ]; } ''
+    mkdir $out
+    ${pkgs.openssl}/bin/openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+      -days 3650 -subj /CN=lb -addext subjectAltName=DNS:lb -keyout $out/key.pem -out $out/cert.pem
+  '';
+in
+{
+  services.distributedFtp.cluster.tls = {
+    certificateFile = "/etc/ftp-tls/cert.pem";
+    keyFile = "/etc/ftp-tls/key.pem";
+  };
+  environment.etc = {
+    "ftp-tls/cert.pem".source = "${certificate}/cert.pem";
+    "ftp-tls/key.pem" = {
+      source = "${certificate}/key.pem";
+      mode = "0400";
+    };
+  };
+  security.pki.certificateFiles = [ "${certificate}/cert.pem" ];
+}
