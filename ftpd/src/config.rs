@@ -86,6 +86,7 @@ pub struct Limits {
     pub sessions_per_address: u32,
     pub transfers: u32,
     pub file_operations: u32,
+    pub serving_threads: usize,
     pub login_failures: u32,
     pub unauthenticated_commands: u32,
     pub errors: u32,
@@ -139,6 +140,7 @@ impl Config {
                 sessions_per_address: count(values, "max_sessions_per_address")?,
                 transfers: count(values, "max_transfers")?,
                 file_operations: count(values, "max_file_operations")?,
+                serving_threads: serving_threads(values)?,
                 login_failures: count(values, "max_login_failures")?,
                 unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
                 errors: count(values, "max_errors")?,
@@ -367,6 +369,15 @@ fn count(values: &Values, key: &str) -> Result<u32, SettingsError> {
     match values.required(key)? {
         0 => Err(values.invalid(key, "it cannot be zero")),
         count => Ok(count),
+    }
+}
+
+fn serving_threads(values: &Values) -> Result<usize, SettingsError> {
+    match values.optional("serving_threads")? {
+        Some(0) => Err(values.invalid("serving_threads", "it cannot be zero")),
+        Some(threads) => Ok(threads),
+        // Where the number of processors cannot be known, one thread serves.
+        None => Ok(std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))),
     }
 }
 

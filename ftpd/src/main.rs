@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.limits.serving_threads)
         .max_blocking_threads(Workers::threads(&config.limits))
         .enable_all()
         .build();

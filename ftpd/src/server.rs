@@ -143,6 +143,7 @@ fn tell_limits(config: &Config) {
     metrics::limit("max_sessions_per_address", limits.sessions_per_address);
     metrics::limit("max_transfers", limits.transfers);
     metrics::limit("max_file_operations", limits.file_operations);
+    metrics::limit("serving_threads", u32::try_from(limits.serving_threads).unwrap_or(u32::MAX));
     metrics::limit("max_login_failures", limits.login_failures);
     metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
     metrics::limit("max_errors", limits.errors);

@@ -234,12 +234,23 @@ pub static SCHEMA: Schema = Schema {
             "200",
             "Sessions of one client address at once, over all nodes; one more gets 421.",
         ),
-        one("max_transfers", "number", "1000", "Transfers at once; one more waits for its turn."),
+        one(
+            "max_transfers",
+            "number",
+            "1000",
+            "Transfers at once, each on a thread of its own; one more waits for its turn. Downloads of up to 16 KiB need none.",
+        ),
         one(
             "max_file_operations",
             "number",
             "128",
             "File operations other than transfers at once; one more waits for its turn.",
+        ),
+        one(
+            "serving_threads",
+            "number",
+            "",
+            "Threads that serve connections; none of them ever waits for a file. If not set, one for every two processors: more wake each other more often than they help.",
         ),
         one("max_login_failures", "number", "3", "Failed logins of one connection; then it gets 421."),
         one(
