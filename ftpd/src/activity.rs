@@ -15,6 +15,8 @@ use crate::{data::progress::Progress, protocol::reply::Reply};
 /// Something that runs, and ends with a reply.
 pub struct Activity {
     pub watch: Arc<Watch>,
+    /// Whether it asks [`Progress::client_has_left`].
+    pub asks_for_client: bool,
     pub end: Pin<Box<dyn Future<Output = Reply> + Send>>,
 }
 

@@ -250,9 +250,11 @@ impl Connection {
                 match self.run_command(request).await {
                     Ok(Outcome::Reply(reply)) => (verb, reply),
                     Ok(Outcome::Start(opening, activity)) => {
-                        match self.control.descriptor() {
-                            Ok(control) => activity.watch.progress.belong_to(control),
-                            Err(_) => activity.watch.cancel(),
+                        if activity.asks_for_client {
+                            match self.control.descriptor() {
+                                Ok(control) => activity.watch.progress.belong_to(control),
+                                Err(_) => activity.watch.cancel(),
+                            }
                         }
                         self.activity = Some(activity);
                         self.errors = 0;

@@ -78,9 +78,6 @@ impl Stream {
 impl Control {
     /// `reply_timeout`: how long the client may take to accept replies.
     pub fn new(stream: TcpStream, reply_timeout: Duration) -> Self {
-        // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3); inline it is
-        // an ordinary part of the line. If the kernel refuses, the byte is lost, nothing else.
-        let _ = socket2::SockRef::from(&stream).set_out_of_band_inline(true);
         Self { stream: Stream::Plain(stream), replies: Vec::new(), reply_timeout, has_spoken: false }
     }
 

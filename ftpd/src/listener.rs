@@ -19,6 +19,12 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
+    // Its connections inherit both. Replies and the last bytes of a transfer are small writes;
+    // Nagle's algorithm with the peer's delayed ACK would hold each back for 40 ms.
+    socket.set_tcp_nodelay(true)?;
+    // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3); inline it is an
+    // ordinary part of the line.
+    socket.set_out_of_band_inline(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -30,12 +36,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                // Replies and the last bytes of a transfer are small writes; Nagle's algorithm
-                // with the peer's delayed ACK would hold each back for 40 ms.
-                let _ = stream.set_nodelay(true);
-                return (stream, peer);
-            }
+            Ok(connection) => return connection,
             Err(error)
                 if matches!(
                     error.raw_os_error(),

@@ -591,7 +591,8 @@ fn a_transfer_beyond_the_limit_waits_for_its_turn_or_is_told_to_come_back() {
     for (patience, waits) in [("30s", true), ("300ms", false)] {
         let node =
             Node::standalone().setting("max_transfers", 1).setting("data_connect_timeout", patience).start();
-        fs::write(at(&node, "file"), "content").unwrap();
+        let content = bytes(1, 100_000);
+        fs::write(at(&node, "file"), &content).unwrap();
         let (mut first, mut second) = (login(&node), login(&node));
         let upload = first.begin("STOR new");
         // It has its place once its first bytes are stored.
@@ -605,7 +606,7 @@ fn a_transfer_beyond_the_limit_waits_for_its_turn_or_is_told_to_come_back() {
         finish(upload, b"ew");
         first.expect(226);
         if waits {
-            assert_eq!(read_to_end(&mut download), b"content");
+            assert_eq!(read_to_end(&mut download), content);
             second.expect(226);
         }
     }

@@ -8,10 +8,10 @@ use tokio::time::timeout;
 use crate::{
     activity::{Activity, Watch},
     data::{
-        DataPort, NoDataConnection, Protection, progress::Progress, stream::DataStream,
+        DataPort, NoDataConnection, Protection, connected::Connected, progress::Progress, stream::DataStream,
         transfer::TransferError,
     },
-    jail::path::VirtualPath,
+    jail::{OpenFile, path::VirtualPath},
     metrics,
     node::Node,
     protocol::{
@@ -41,8 +41,18 @@ impl Direction {
     }
 }
 
-/// What a transfer does on its thread, with its connection: whole and blocking.
-pub type Work = Box<dyn FnOnce(&mut DataStream, &Progress) -> Result<(), TransferFailure> + Send>;
+/// What a transfer does with its connection.
+pub enum Work {
+    /// On a thread of its own: whole and blocking.
+    OnThread(Blocking),
+    /// The same once something has come.
+    Receive(Blocking),
+    /// Sends this little, which needs no thread.
+    Send(Vec<u8>),
+}
+
+/// What a transfer does on its thread, with its connection.
+pub type Blocking = Box<dyn FnOnce(&mut DataStream, &Progress) -> Result<(), TransferFailure> + Send>;
 
 /// A transfer that is about to start.
 pub struct Transfer {
@@ -147,7 +157,8 @@ pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Re
         drop(count);
         conclude(&node, &subject, &watched, Ended { direction, path, home, ascii, result })
     };
-    Outcome::Start(Some(opening), Activity { watch, end: Box::pin(end) })
+    let asks_for_client = direction == Direction::Upload;
+    Outcome::Start(Some(opening), Activity { watch, asks_for_client, end: Box::pin(end) })
 }
 
 /// Runs long work that needs no data connection; `work` ends with the command's reply.
@@ -161,19 +172,64 @@ pub fn run_in_background(
         let place = node.workers.transfer().await;
         node.workers.run_transfer(place, work).await
     };
-    Outcome::Start(None, Activity { watch, end: Box::pin(end) })
+    Outcome::Start(None, Activity { watch, asks_for_client: false, end: Box::pin(end) })
 }
 
 async fn run(
     node: &Node,
     watch: &Watch,
-    connection: impl Future<Output = Result<DataStream, NoDataConnection>>,
+    connection: impl Future<Output = Result<Connected, NoDataConnection>>,
     work: Work,
 ) -> Result<(), TransferFailure> {
     let connected = tokio::select! {
         () = watch.cancellation() => Err(TransferError::Cancelled.into()),
         connected = connection => connected.map_err(Into::into),
     };
+    match work {
+        Work::Send(content) => send(node, watch, connected?, &content).await,
+        Work::OnThread(work) => run_on_thread(node, watch, connected, work).await,
+        Work::Receive(work) => {
+            let mut connected = connected;
+            if let Ok(connection) = &mut connected {
+                tokio::select! {
+                    () = watch.cancellation() => {}
+                    () = connection.gather(SMALL, node.timeouts.stall) => {}
+                }
+            }
+            run_on_thread(node, watch, connected, work).await
+        }
+    }
+}
+
+/// Sends `content` from here: a thread would cost more than the sending.
+async fn send(
+    node: &Node,
+    watch: &Watch,
+    connection: Connected,
+    content: &[u8],
+) -> Result<(), TransferFailure> {
+    let limit = node.timeouts.stall;
+    let sent = tokio::select! {
+        () = watch.cancellation() => return Err(TransferError::Cancelled.into()),
+        sent = connection.send(content) => sent,
+        () = stalled(limit) => return Err(TransferError::Stalled.into()),
+    };
+    sent.map_err(|error| TransferError::of_connection(error, &watch.progress))?;
+    watch.progress.add(content.len() as u64);
+    Ok(())
+}
+
+/// Returns after `limit`; zero is no limit.
+async fn stalled(limit: Duration) {
+    if limit.is_zero() { std::future::pending().await } else { tokio::time::sleep(limit).await }
+}
+
+async fn run_on_thread(
+    node: &Node,
+    watch: &Watch,
+    connected: Result<Connected, TransferFailure>,
+    work: Blocking,
+) -> Result<(), TransferFailure> {
     let place = match node.workers.try_transfer() {
         Some(place) => Ok(place),
         None => {
@@ -186,7 +242,9 @@ async fn run(
             }
         }
     };
-    let (mut stream, place) = match connected.and_then(|stream| Ok((stream, place?))) {
+    let unusable = |error| TransferError::of_connection(error, &watch.progress).into();
+    let stream = connected.and_then(|connected| connected.for_thread().map_err(unusable));
+    let (mut stream, place) = match stream.and_then(|stream| Ok((stream, place?))) {
         Ok(both) => both,
         Err(failure) => {
             // Files close and what was made for nothing is removed where that may block.
@@ -311,6 +369,18 @@ pub fn take_offset(session: &mut LoggedIn) -> Result<u64, Reply> {
     }
 }
 
+/// Bytes of a file that are read as soon as it is opened, and sent without a thread of their own;
+/// and bytes of an upload that come before a thread takes it. To go to one and back costs more than
+/// to move so many. A session that never fetches them, or sends the rest, holds them as long as it
+/// waits.
+const SMALL: usize = 16 * 1024;
+
+/// What RETR sends.
+enum Source {
+    Content(Vec<u8>),
+    File(OpenFile),
+}
+
 /// RETR.
 pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let range = session.range.take();
@@ -319,32 +389,42 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     session.allow(|may| may.download)?;
     let path = session.path(argument)?;
     let opened = path.clone();
-    let file = session.in_home(move |jail| jail.open_read(&opened)).await?;
-    let bytes = match range {
-        Some(range) => range.start..range.end.saturating_add(1).min(file.size),
-        None => offset..file.size,
-    };
-    if bytes.start > file.size {
+    let ascii = session.transfer_type == TransferType::Ascii;
+    let (size, bytes, source) = session
+        .in_home(move |jail| {
+            let file = jail.open_read(&opened)?;
+            let size = file.size;
+            let bytes = match range {
+                Some(range) => range.start..range.end.saturating_add(1).min(size),
+                None => offset..size,
+            };
+            let content = if ascii { None } else { file.content(&bytes, SMALL as u64)? };
+            Ok((size, bytes, content.map_or(Source::File(file), Source::Content)))
+        })
+        .await?;
+    if bytes.start > size {
         return Err(Reply::new(Code::BAD_OFFSET, "Restart offset is beyond the end of the file"));
     }
-    let ascii = session.transfer_type == TransferType::Ascii;
+    let wanted = bytes.end.saturating_sub(bytes.start);
     let mut text = b"Opening data connection for ".to_vec();
     text.extend_from_slice(argument);
     if !ascii {
-        text.extend_from_slice(format!(" ({} bytes)", bytes.end.saturating_sub(bytes.start)).as_bytes());
+        text.extend_from_slice(format!(" ({wanted} bytes)").as_bytes());
     }
-    let work: Work = Box::new(move |stream, progress| {
-        if ascii {
-            stream.send_ascii(&file.file, bytes, progress)?;
-        } else {
-            let wanted = bytes.end.saturating_sub(bytes.start);
-            let sent = stream.send_file(&file.file, bytes, progress)?;
-            if sent < wanted {
-                return Err(TransferFailure::Shrunk { wanted, sent });
+    let work = match source {
+        Source::Content(content) => Work::Send(content),
+        Source::File(file) => Work::OnThread(Box::new(move |stream, progress| {
+            if ascii {
+                stream.send_ascii(&file.file, bytes, progress)?;
+            } else {
+                let sent = stream.send_file(&file.file, bytes, progress)?;
+                if sent < wanted {
+                    return Err(TransferFailure::Shrunk { wanted, sent });
+                }
             }
-        }
-        Ok(stream.finish(progress)?)
-    });
+            Ok(stream.finish(progress)?)
+        })),
+    };
     let transfer = Transfer { verb, direction: Direction::Download, path, work };
     Ok(start(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
 }

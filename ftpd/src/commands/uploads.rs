@@ -144,16 +144,7 @@ async fn store(
     let announced = session.announced_size.take();
     let port = take_port(session)?;
     let path = session.path(argument)?;
-    let lease = lease(session, &path).await?;
-    let opened = path.clone();
-    let atomic = session.account.uploads == UploadMode::Atomic;
-    let user = session.account.user.clone();
-    let upload = session
-        .in_home(move |jail| {
-            let placement = if atomic { Placement::Atomic { owner: &user } } else { Placement::Direct };
-            jail.open_write(&opened, mode, placement)
-        })
-        .await?;
+    let (lease, upload) = open(session, &path, mode).await?;
     let receipt = Receipt {
         upload,
         lease,
@@ -163,24 +154,71 @@ async fn store(
         settle_time: session.node.storage.settle_time,
         runtime: Handle::current(),
     };
-    let work: Work = Box::new(move |stream, progress| receipt.receive(stream, progress));
+    let work = Work::Receive(Box::new(move |stream, progress| receipt.receive(stream, progress)));
     let label = if label.is_empty() { "Opening data connection for " } else { label };
     let text = [label.as_bytes(), argument].concat();
     let transfer = Transfer { verb, direction: Direction::Upload, path, work };
     Ok(start(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
 }
 
+/// Why there is nothing to write to.
+enum NotOpened {
+    Leased(LeaseRefused),
+    File(FileError),
+}
+
+impl NotOpened {
+    fn reply(&self, session: &LoggedIn) -> Reply {
+        match self {
+            Self::Leased(LeaseRefused::Busy) => {
+                Reply::new(Code::FILE_BUSY, "Another session writes this file")
+            }
+            Self::Leased(LeaseRefused::RegistryAway) => {
+                Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
+            }
+            Self::File(error) => session.subject.refuse(error),
+        }
+    }
+}
+
+impl From<LeaseRefused> for NotOpened {
+    fn from(refused: LeaseRefused) -> Self {
+        Self::Leased(refused)
+    }
+}
+
+impl From<FileError> for NotOpened {
+    fn from(error: FileError) -> Self {
+        Self::File(error)
+    }
+}
+
+/// Takes the lease, then opens the file: in one operation, because every way to a thread and back
+/// costs a small upload as much as its bytes. The thread waits for Redis no longer than a request to
+/// it may take.
+async fn open(
+    session: &LoggedIn,
+    path: &VirtualPath,
+    mode: WriteMode,
+) -> Result<(WriteLease, Upload), Reply> {
+    let (jail, path, runtime) = (Arc::clone(&session.jail), path.clone(), Handle::current());
+    let (registry, holder) = (session.node.registry.clone(), session.subject.session);
+    let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
+    let opened = session.node.workers.operation(move || {
+        let lease = runtime.block_on(registry.lease_write(&jail.canonical_key(&path)?, holder))?;
+        let placement =
+            owner.as_ref().map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str() });
+        Ok((lease, jail.open_write(&path, mode, placement)?))
+    });
+    opened.await.map_err(|error: NotOpened| error.reply(session))
+}
+
 /// The right to write `path`: one session at a time has it, over all nodes.
 async fn lease(session: &LoggedIn, path: &VirtualPath) -> Result<WriteLease, Reply> {
     let named = path.clone();
     let key = session.in_home(move |jail| jail.canonical_key(&named)).await?;
-    let node = &session.node;
-    node.registry.lease_write(&key, session.subject.session).await.map_err(|refused| match refused {
-        LeaseRefused::Busy => Reply::new(Code::FILE_BUSY, "Another session writes this file"),
-        LeaseRefused::RegistryAway => {
-            Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
-        }
-    })
+    let lease = session.node.registry.lease_write(&key, session.subject.session).await;
+    lease.map_err(|refused| NotOpened::Leased(refused).reply(session))
 }
 
 /// An upload from its data connection to the point where 226 is true.

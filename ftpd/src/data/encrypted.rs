@@ -14,6 +14,7 @@ use nix::{
 };
 
 use super::{
+    connected::Encryption,
     progress::Progress,
     transfer::{self, TransferError},
 };
@@ -52,8 +53,8 @@ enum Sealer {
 }
 
 impl Encrypted {
-    /// `kernel_seals`: it is asked to, for downloads that are worth it.
-    pub(super) fn new(records: Records, kernel_seals: bool, close_notify_required: bool) -> Self {
+    pub(super) fn new(encryption: Encryption) -> Self {
+        let Encryption { records, kernel_seals, close_notify_required } = encryption;
         let sealer = Sealer::Here { wire: None };
         Self { records, kernel_seals, close_notify_required, sealer, listens: true }
     }

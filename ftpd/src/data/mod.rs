@@ -1,6 +1,7 @@
 //! Data connections and what goes over them.
 
 pub mod ascii;
+pub mod connected;
 mod encrypted;
 pub mod passive;
 pub mod progress;
@@ -17,7 +18,10 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
-use self::{passive::Reservation, stream::DataStream};
+use self::{
+    connected::{Connected, Encryption},
+    passive::Reservation,
+};
 use crate::{
     metrics,
     tls::{Reuse, Tls},
@@ -53,7 +57,7 @@ pub struct Protection {
 }
 
 impl DataPort {
-    /// The data connection, for blocking use on a thread of its own.
+    /// The data connection.
     ///
     /// # Errors
     /// It does not come within `limit`, connecting to the client fails, or so does TLS.
@@ -61,7 +65,7 @@ impl DataPort {
         self,
         limit: Duration,
         protection: Option<Protection>,
-    ) -> Result<DataStream, NoDataConnection> {
+    ) -> Result<Connected, NoDataConnection> {
         let stream = match self {
             Self::Passive(reservation) => {
                 timeout(limit, reservation.accept()).await?.ok_or(NoDataConnection::Gone)?
@@ -69,14 +73,14 @@ impl DataPort {
             Self::Active(client) => timeout(limit, dial(client)).await??,
         };
         match protection {
-            None => Ok(DataStream::plain(blocking(stream)?)),
+            None => Ok(Connected::plain(stream)),
             Some(protection) => protection.encrypt(stream).await,
         }
     }
 }
 
 impl Protection {
-    async fn encrypt(self, mut stream: TcpStream) -> Result<DataStream, NoDataConnection> {
+    async fn encrypt(self, mut stream: TcpStream) -> Result<Connected, NoDataConnection> {
         let Self { tls, session } = self;
         let accepted = tls.accept_data(&mut stream, session).await;
         let (records, handshake) = accepted.map_err(NoDataConnection::Handshake)?;
@@ -86,15 +90,13 @@ impl Protection {
             metrics::data_connection_refused("not_resumed");
             return Err(NoDataConnection::NotResumed);
         }
-        let (kernel_seals, required) = (tls.kernel_seals(), tls.settings.close_notify_required);
-        Ok(DataStream::encrypted(blocking(stream)?, records, kernel_seals, required))
+        let encryption = Encryption {
+            records,
+            kernel_seals: tls.kernel_seals(),
+            close_notify_required: tls.settings.close_notify_required,
+        };
+        Ok(Connected::encrypted(stream, encryption))
     }
-}
-
-fn blocking(stream: TcpStream) -> io::Result<std::net::TcpStream> {
-    let stream = stream.into_std()?;
-    stream.set_nonblocking(false)?;
-    Ok(stream)
 }
 
 async fn dial(client: SocketAddr) -> io::Result<TcpStream> {

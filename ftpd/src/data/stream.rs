@@ -10,33 +10,31 @@ use std::{
 };
 
 use super::{
+    connected::{Early, Encryption},
     encrypted::{Encrypted, On},
     progress::Progress,
     transfer::{self, TransferError},
 };
-use crate::tls::records::Records;
 
 /// A data connection that is ready for a transfer, on a thread of its own.
 pub struct DataStream {
     socket: Arc<TcpStream>,
     tls: Option<Box<Encrypted>>,
+    /// Comes before what is still in the socket; nothing with TLS.
+    early: Early,
 }
 
 impl DataStream {
-    pub fn plain(socket: TcpStream) -> Self {
-        Self { socket: Arc::new(socket), tls: None }
+    pub fn plain(socket: TcpStream, early: Early) -> Self {
+        Self { socket: Arc::new(socket), tls: None, early }
     }
 
-    /// `records`: of a handshake that is over. `kernel_seals`: downloads are left to the kernel where
-    /// it can. `close_notify_required`: an end without it is an error of the connection.
-    pub fn encrypted(
-        socket: TcpStream,
-        records: Records,
-        kernel_seals: bool,
-        close_notify_required: bool,
-    ) -> Self {
-        let tls = Encrypted::new(records, kernel_seals, close_notify_required);
-        Self { socket: Arc::new(socket), tls: Some(Box::new(tls)) }
+    pub fn encrypted(socket: TcpStream, encryption: Encryption) -> Self {
+        Self {
+            socket: Arc::new(socket),
+            tls: Some(Box::new(Encrypted::new(encryption))),
+            early: Early::default(),
+        }
     }
 
     /// For shutting it down from elsewhere.
@@ -92,7 +90,15 @@ impl DataStream {
         progress: &Progress,
     ) -> Result<u64, TransferError> {
         match self.tls {
-            None => transfer::receive_file(&self.socket, file, offset, progress),
+            None => {
+                let is_all = self.early.is_all();
+                let early = transfer::receive_into(&mut self.early, file, offset, progress)?;
+                if is_all {
+                    return Ok(early);
+                }
+                let rest = transfer::receive_file(&self.socket, file, offset + early, progress)?;
+                Ok(early + rest)
+            }
             Some(_) => transfer::receive_into(self, file, offset, progress),
         }
     }
@@ -151,7 +157,10 @@ impl Write for DataStream {
 impl Read for DataStream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match &mut self.tls {
-            None => (&*self.socket).read(bytes),
+            None => match self.early.read(bytes) {
+                Ok(0) if !self.early.is_all() => (&*self.socket).read(bytes),
+                early => early,
+            },
             Some(tls) => On(tls, &self.socket).read(bytes),
         }
     }

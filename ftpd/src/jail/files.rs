@@ -1,8 +1,10 @@
 //! Operations on single names: status, open to read, make, remove, rename, attributes.
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::{ffi::OsStringExt, fs::FileExt};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
@@ -16,6 +18,23 @@ use super::handle::{self, Place, entry, identity, kind, open_in, real_path, size
 use super::path::VirtualPath;
 use super::{FileError, Jail, OpenFile, PARTIAL_PREFIX};
 use crate::listing::{Entry, Kind};
+
+impl OpenFile {
+    /// The bytes of `range`, if they are no more than `most` and still there.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn content(&self, range: &Range<u64>, most: u64) -> Result<Option<Vec<u8>>, FileError> {
+        let length = range.end.saturating_sub(range.start);
+        let Some(length) = usize::try_from(length).ok().filter(|_| length <= most) else { return Ok(None) };
+        let mut content = vec![0; length];
+        match self.file.read_exact_at(&mut content, range.start) {
+            Ok(()) => Ok(Some(content)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
 
 impl Jail {
     /// Whether a session may make `path` its working directory (CWD): it is a directory, and
