@@ -127,7 +127,9 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     metrics::describe();
     let authd = Arc::new(Service::new(&config)?);
     warn_about(&config);
-    capabilities::warn_about_root();
+    if capabilities::is_root() {
+        log::warn!("runs as root, which is not needed: a user of its own is safer");
+    }
     let failed = |source| StartError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;

@@ -89,7 +89,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut signals = Signals::new().map_err(RunError::Signals)?;
     let rendered = admin::install_metrics().map_err(|error| RunError::Metrics(error.to_string()))?;
     metrics::describe();
-    capabilities::warn_about_root();
+    if capabilities::is_root() {
+        log::warn!("runs as root, which is not needed: a user of its own is safer");
+    }
     tell_limits(&config);
     service::start_watchdog();
 

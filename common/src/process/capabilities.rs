@@ -28,7 +28,8 @@ impl Kept {
     }
 }
 
-fn is_root() -> bool {
+/// Whether the process has a power that neither daemon needs.
+pub fn is_root() -> bool {
     // SAFETY: takes nothing, and cannot fail (geteuid(2)).
     unsafe { libc::geteuid() == 0 }
 }
@@ -79,13 +80,6 @@ pub fn give_up_or_end(kept_by_root: Kept) {
     if let Err(error) = give_up(kept_by_root) {
         log::error!("cannot give up capabilities: {error}");
         std::process::exit(1);
-    }
-}
-
-/// Says in the log that root's power is not needed, where the daemon has it.
-pub fn warn_about_root() {
-    if is_root() {
-        log::warn!("runs as root, which it does not need: a user of its own is safer");
     }
 }
 
