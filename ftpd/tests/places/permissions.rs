@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink};
 
+use cluster_tests::clients::Clients;
 use serde_json::{Value, json};
 
 use crate::support::{Site, all_get, facts, names};
@@ -90,6 +91,24 @@ fn a_drop_box_takes_files_and_tells_nothing_of_those_in_it() {
     // Elsewhere nothing has changed.
     assert_eq!(session.retrieve("file"), b"mine");
     session.command("DELE file", 250);
+}
+
+#[test]
+fn clients_can_use_a_drop_box() {
+    let site = drop_box(json!({}));
+    let clients = Clients::with_home();
+    let address = site.node.address;
+    for name in ["by-curl", "by-lftp", "by-ncftp"] {
+        clients.write(name, name);
+    }
+    clients.run("curl", ["-sS", "-T", "by-curl", &format!("ftp://anna:x@{address}/incoming/")]);
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let script = "set net:max-retries 1; cd incoming && put by-lftp";
+    clients.run("lftp", ["-u", "anna,x", "-p", &port, &ip, "-e", &format!("{script}; bye")]);
+    clients.run("ncftpput", ["-u", "anna", "-p", "x", "-P", &port, &ip, "incoming", "by-ncftp"]);
+    for name in ["by-curl", "by-lftp", "by-ncftp"] {
+        assert_eq!(site.content(&format!("anna/incoming/{name}")).as_deref(), Some(name));
+    }
 }
 
 #[test]
