@@ -26,6 +26,7 @@ use std::{io, sync::Arc, time::Duration};
 use common::{
     process::{
         admin::{self, Readiness},
+        capabilities::{self, Kept},
         service,
         signals::{Request, Signals},
     },
@@ -40,6 +41,9 @@ use crate::{
     throttle::Throttle,
     tokens::{Access, Tokens},
 };
+
+/// An authd that is run as root reads everybody's users file, as root does, and has no other power.
+pub const KEPT_BY_ROOT: Kept = Kept::ReadFiles;
 
 /// What all requests share.
 pub struct Service {
@@ -63,6 +67,8 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot give up capabilities")]
+    Capabilities(#[source] io::Error),
     #[error("cannot receive signals")]
     Signals(#[source] io::Error),
     #[error("cannot collect metrics: {0}")]
@@ -136,9 +142,14 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     metrics::describe();
     let authd = Arc::new(Service::new(&config)?);
     warn_about(&config);
+    if capabilities::is_root() {
+        log::warn!("runs as root, which is not needed: a user of its own is safer");
+    }
     let failed = |source| StartError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
+    // Nothing else needs any. The threads of the runtime have none since they started.
+    capabilities::give_up(KEPT_BY_ROOT).map_err(StartError::Capabilities)?;
     if let Some(registry) = &authd.registry {
         // Before the first answer, so that readiness is right from the start.
         ask(registry.link()).await;

@@ -14,7 +14,7 @@ use authd::{
 };
 use clap::{ArgMatches, Command};
 use common::{
-    process::{EXIT_CONFIG, logging},
+    process::{EXIT_CONFIG, capabilities, logging},
     settings::Values,
 };
 
@@ -45,7 +45,14 @@ fn serve(flags: &ArgMatches) -> ExitCode {
         return check(&config);
     }
     logging::init(config.log.format, &config.log.level);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    if let Err(error) = capabilities::forbid_new() {
+        return complain(&error, 1);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .on_thread_start(|| capabilities::give_up_or_end(authd::KEPT_BY_ROOT))
+        .enable_all()
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error, 1),
     };

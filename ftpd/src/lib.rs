@@ -2,9 +2,10 @@
 //!
 //! `main` → [`server::run`] → one task per client: [`connection`] reads a line, [`protocol`] makes
 //! a command of it, [`session`] decides whether it may run, a handler in [`commands`] runs it in
-//! the user's [`jail`]. A transfer is an [`activity`]: it runs on a thread of its own, over a
+//! the user's [`jail`], if the user's [`access`] permits it there. A transfer is an [`activity`]: it runs on a thread of its own, over a
 //! connection from [`data`], while its control connection is still read.
 
+pub mod access;
 pub mod activity;
 pub mod auth;
 pub mod commands;

@@ -7,12 +7,17 @@ use std::{
 
 use common::{
     process::{
-        EXIT_CONFIG,
+        EXIT_CONFIG, capabilities,
         logging::{self, chain},
     },
     settings::{SettingsError, Values},
 };
-use ftpd::{config::Config, server, settings::SCHEMA, workers::Workers};
+use ftpd::{
+    config::Config,
+    server::{self, KEPT_BY_ROOT},
+    settings::SCHEMA,
+    workers::Workers,
+};
 
 #[allow(clippy::print_stdout, clippy::print_stderr)] // This is the program's own output.
 fn main() -> ExitCode {
@@ -36,8 +41,14 @@ fn main() -> ExitCode {
     logging::init(config.log.format, &config.log.level);
     // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
+    // This thread alone keeps what privileged ports need, and gives it up in `run`.
+    if let Err(error) = capabilities::forbid_new() {
+        log::error!("cannot forbid new privileges: {error}");
+        return ExitCode::FAILURE;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.limits.serving_threads)
+        .on_thread_start(|| capabilities::give_up_or_end(KEPT_BY_ROOT))
         .max_blocking_threads(Workers::threads(&config.limits))
         .enable_all()
         .build();

@@ -20,6 +20,7 @@ pub fn describe() {
     describe_counter!("ftp_commands_total", "Commands by verb and first digit of the reply");
     describe_gauge!("ftp_transfers", "Transfers and listings in progress");
     describe_counter!("ftp_transfers_total", "Transfers and listings by direction and result");
+    describe_counter!("ftp_uploads_refused_total", "Uploads and renames that were refused, by reason");
     describe_counter!("ftp_transfer_bytes_total", "Bytes over data connections by direction");
     describe_histogram!("ftp_transfer_seconds", "How long transfers and listings took");
     describe_gauge!("ftp_passive_ports_reserved", "Reservations of (port, client address) at this time");
@@ -91,6 +92,10 @@ pub fn transfer_ended(direction: &'static str, result: &'static str, bytes: u64,
     counter!("ftp_transfers_total", "direction" => direction, "result" => result).increment(1);
     counter!("ftp_transfer_bytes_total", "direction" => direction).increment(bytes);
     histogram!("ftp_transfer_seconds", "direction" => direction).record(took);
+}
+
+pub fn upload_refused(reason: &'static str) {
+    counter!("ftp_uploads_refused_total", "reason" => reason).increment(1);
 }
 
 pub fn passive_ports_reserved(count: usize) {

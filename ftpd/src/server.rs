@@ -11,6 +11,7 @@ use common::{
     node::{NodeCommand, NodeRecord, NodeState},
     process::{
         admin::{self, Readiness},
+        capabilities::{self, Kept},
         service,
         signals::{Request, Signals},
     },
@@ -41,6 +42,9 @@ use crate::{
 /// How long a session that was told to stop may take to say its last reply.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
+/// A node that is run as root uses everybody's files, as root does, and has no other power.
+pub const KEPT_BY_ROOT: Kept = Kept::Files;
+
 /// Why the node does not start, or does not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -56,6 +60,8 @@ pub enum RunError {
     HttpClient(#[from] reqwest::Error),
     #[error("cannot install the metrics: {0}")]
     Metrics(String),
+    #[error("cannot give up capabilities")]
+    Capabilities(#[source] io::Error),
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
     #[error(transparent)]
@@ -74,7 +80,8 @@ fn privileged_hint(address: &SocketAddr) -> &'static str {
     }
 }
 
-/// Runs the node until it has drained.
+/// Runs the node until it has drained. Call it on the thread of `main`, which is to have what ports
+/// below 1024 need: it binds them all, and then gives that up.
 ///
 /// # Errors
 /// Why it could not start, or had to end although nobody asked for it.
@@ -82,6 +89,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let mut signals = Signals::new().map_err(RunError::Signals)?;
     let rendered = admin::install_metrics().map_err(|error| RunError::Metrics(error.to_string()))?;
     metrics::describe();
+    if capabilities::is_root() {
+        log::warn!("runs as root, which is not needed: a user of its own is safer");
+    }
     tell_limits(&config);
     service::start_watchdog();
 
@@ -212,6 +222,8 @@ async fn start(
         control.iter().filter_map(|listener| Some(listener.local_addr().ok()?.ip())).collect();
     let passive = PassivePorts::listen(config.network.slice, &addresses, &trust)
         .map_err(|(address, error)| RunError::Listen(address, error))?;
+    // That was the last socket. Connections to clients leave from whatever port is free.
+    capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;
     let transfer_log = match &config.log.transfer_log {
         Some(path) => TransferLog::open(path)
             .map_err(|error| RunError::TransferLog(path.display().to_string(), error))?,

@@ -10,6 +10,7 @@ use common::{
 };
 
 use crate::{
+    access::Access,
     activity::Activity,
     commands,
     connections::Handle,
@@ -72,6 +73,8 @@ pub struct LoggedIn {
     pub subject: Arc<Subject>,
     pub ends: Ends,
     pub account: Account,
+    /// What of the account holds where.
+    pub access: Arc<Access>,
     pub jail: Arc<Jail>,
     pub cwd: VirtualPath,
     pub transfer_type: TransferType,
@@ -154,13 +157,24 @@ impl LoggedIn {
     }
 
     /// # Errors
-    /// The reply to a user without the permission.
-    pub fn allow(&self, permission: impl Fn(&Permissions) -> bool) -> Result<(), Reply> {
-        if permission(&self.account.permissions) {
-            Ok(())
-        } else {
-            Err(Reply::new(Code::FILE_UNAVAILABLE, "Permission denied"))
-        }
+    /// The reply to a user without the permission for `path`, the same whether it is there or not.
+    pub fn allow(&self, permission: impl Fn(&Permissions) -> bool, path: &VirtualPath) -> Result<(), Reply> {
+        if permission(&self.access.at(path)) { Ok(()) } else { Err(Reply::permission_denied()) }
+    }
+
+    /// # Errors
+    /// 553 if no file may get the name of `path`.
+    pub fn allow_name(&self, path: &VirtualPath) -> Result<(), Reply> {
+        let Some((_, name)) = path.split().filter(|(_, name)| self.access.denies_name(name)) else {
+            return Ok(());
+        };
+        metrics::upload_refused("denied_name");
+        log::warn!(
+            session:% = self.subject.session, user = self.subject.user.as_str(),
+            address:% = self.subject.address, path:%;
+            "refused: no file may be named {:?}", String::from_utf8_lossy(name)
+        );
+        Err(Reply::new(Code::BAD_NAME, "Files may not have this name"))
     }
 
     /// Runs a file operation in the user's home, off the threads that serve connections.

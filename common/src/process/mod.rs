@@ -1,6 +1,7 @@
 //! The few lines that both mains run: logging, metrics, signals, the service manager.
 
 pub mod admin;
+pub mod capabilities;
 pub mod logging;
 pub mod service;
 pub mod signals;

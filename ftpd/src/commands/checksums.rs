@@ -46,8 +46,8 @@ async fn compute(
     range: Option<Range<u64>>,
     answer: impl FnOnce(Range<u64>, String) -> Reply + Send + 'static,
 ) -> Result<Outcome, Reply> {
-    session.allow(|may| may.download)?;
     let path = session.path(argument)?;
+    session.allow(|may| may.download, &path)?;
     let file = session.in_home(move |jail| jail.open_read(&path)).await?;
     let range = range.unwrap_or(0..file.size);
     if range.start > file.size {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::transfers::run_in_background;
 use crate::{
     activity::Watch,
+    jail::FileError,
     protocol::{Code, Reply},
     session::{LoggedIn, Outcome},
 };
@@ -14,19 +15,29 @@ pub fn pwd(session: &LoggedIn) -> Reply {
     Reply::quoted_path(session.cwd.as_bytes(), "is current directory")
 }
 
-/// CWD and CDUP.
+/// CWD and CDUP: not to where nothing is permitted.
 pub async fn cwd(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
+    if !session.access.is_enterable(&path) {
+        return Err(Reply::permission_denied());
+    }
     let checked = path.clone();
-    session.in_home(move |jail| jail.check_directory(&checked)).await?;
+    let may_list = session.access.at(&path).list;
+    session
+        .in_home(move |jail| match jail.check_directory(&checked) {
+            // Whether there is a file of this name is for those to know who may list.
+            Err(FileError::NotADirectory) if !may_list => Err(FileError::NotFound),
+            checked => checked,
+        })
+        .await?;
     session.cwd = path;
     Ok(Reply::new(Code::DONE, "Directory changed"))
 }
 
 /// MKD: 257 with the absolute path, so that the client can go there.
 pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
-    session.allow(|may| may.mkdir)?;
     let path = session.path(argument)?;
+    session.allow(|may| may.mkdir, &path)?;
     let made = path.clone();
     session.in_home(move |jail| jail.create_directory(&made)).await?;
     Ok(Reply::quoted_path(path.as_bytes(), "created"))
@@ -34,16 +45,19 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 
 /// RMD: an empty directory.
 pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
-    session.allow(|may| may.rmdir)?;
     let path = session.path(argument)?;
+    session.allow(|may| may.rmdir, &path)?;
     session.in_home(move |jail| jail.remove_directory(&path)).await?;
     Ok(Reply::new(Code::DONE, "Directory removed"))
 }
 
-/// RMDA: a directory with all that is in it. ABOR ends it; what is gone stays gone.
+/// RMDA: a directory with all that is in it, where no rule could forbid a part of it. ABOR ends it;
+/// what is gone stays gone.
 pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
-    session.allow(|may| may.rmdir && may.delete)?;
     let path = session.path(argument)?;
+    if !session.access.holds_in_all_of(&path, |may| may.rmdir && may.delete) {
+        return Err(Reply::permission_denied());
+    }
     let jail = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);
     let watch = Watch::new(verb);

@@ -1,7 +1,8 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
 use crate::{
-    jail::FileError,
+    jail::{FileError, path::VirtualPath},
+    listing::Kind,
     protocol::{
         Code, Reply,
         command::{Modified, TransferType},
@@ -12,8 +13,8 @@ use crate::{
 
 /// DELE: a file, and what a broken atomic upload of it left.
 pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
-    session.allow(|may| may.delete)?;
     let path = session.path(argument)?;
+    session.allow(|may| may.delete, &path)?;
     let user = session.account.user.clone();
     session
         .in_home(move |jail| {
@@ -27,33 +28,56 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     Ok(Reply::new(Code::DONE, "File deleted"))
 }
 
-/// RNFR: 350 if it is there.
+/// RNFR: 350 if it is there. Where a user may rename but not list, 350 for every name: only a
+/// rename that works tells that there was something.
 pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
-    session.allow(|may| may.rename)?;
     let path = session.path(argument)?;
-    let renamed = path.clone();
-    session.in_home(move |jail| jail.entry(&path)).await?;
-    session.rename_from = Some(renamed);
+    session.allow(|may| may.rename, &path)?;
+    if session.access.at(&path).list {
+        let named = path.clone();
+        session.in_home(move |jail| jail.entry(&named)).await?;
+    }
+    session.rename_from = Some(path);
     Ok(Reply::new(Code::PENDING, "Ready for RNTO"))
 }
 
 /// RNTO. An existing file is replaced only for users who may overwrite.
 pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let from = session.rename_from.take();
-    session.allow(|may| may.rename)?;
-    let from = from.ok_or_else(|| Reply::new(Code::BAD_SEQUENCE, "RNFR comes before RNTO"))?;
     let to = session.path(argument)?;
-    let replace = session.account.permissions.overwrite;
+    session.allow(|may| may.rename, &to)?;
+    let from = from.ok_or_else(|| Reply::new(Code::BAD_SEQUENCE, "RNFR comes before RNTO"))?;
+    allow_rename(session, &from, &to).await?;
+    session.allow_name(&to)?;
+    let replace = session.access.at(&to).overwrite;
     session.in_home(move |jail| jail.rename(&from, &to, replace)).await?;
     Ok(Reply::new(Code::DONE, "Renamed"))
+}
+
+/// More is asked for a directory than for a file. Should a directory take the file's place between
+/// the answer and the rename, then this user has put it there, by renames that were asked about.
+async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) -> Result<(), Reply> {
+    let may = |is_directory| session.access.may_rename(from, to, is_directory);
+    let is_allowed = match (may(false), may(true)) {
+        (true, false) => {
+            let named = from.clone();
+            session.in_home(move |jail| jail.entry(&named)).await?.kind != Kind::Directory
+        }
+        (false, true) => {
+            let named = from.clone();
+            session.in_home(move |jail| jail.entry(&named)).await?.kind == Kind::Directory
+        }
+        (both, _) => both,
+    };
+    if is_allowed { Ok(()) } else { Err(Reply::permission_denied()) }
 }
 
 /// SIZE: bytes that RETR would send (RFC 3659 section 4). In TYPE A that is known only after
 /// reading the whole file, which one short command shall not cause. Of an atomic upload that broke
 /// off the size so far, so that the client knows where to go on.
 pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
-    session.allow(|may| may.list)?;
     let path = session.path(argument)?;
+    session.allow(|may| may.list, &path)?;
     if session.transfer_type == TransferType::Ascii {
         return Err(Reply::new(Code::FILE_UNAVAILABLE, "SIZE is known in TYPE I only"));
     }
@@ -69,16 +93,16 @@ pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 
 /// MDTM: when the file was last changed (RFC 3659 section 3).
 pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
-    session.allow(|may| may.list)?;
     let path = session.path(argument)?;
+    session.allow(|may| may.list, &path)?;
     let modified = session.in_home(move |jail| jail.open_read(&path).map(|file| file.modified)).await?;
     Ok(Reply::new(Code::FILE_STATUS, text(modified)))
 }
 
 /// MFMT, MDTM with a time, SITE UTIME: sets when the file was last changed.
 pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
-    session.allow(|may| may.attributes)?;
     let path = session.path(&modified.path)?;
+    session.allow(|may| may.attributes, &path)?;
     let time = modified.time;
     session.in_home(move |jail| jail.set_modified(&path, time)).await?;
     let told = [b"Modify=", &text(time)[..], b"; ", &modified.path].concat();
@@ -87,16 +111,16 @@ pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply
 
 /// AVBL: free bytes where the path is.
 pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
-    session.allow(|may| may.list)?;
     let path = session.path(argument.unwrap_or_default())?;
+    session.allow(|may| may.list, &path)?;
     let free = session.in_home(move |jail| jail.free_space(&path)).await?;
     Ok(Reply::new(Code::FILE_STATUS, free.to_string()))
 }
 
 /// SITE CHMOD.
 pub async fn chmod(session: &LoggedIn, mode: u32, argument: &[u8]) -> Result<Reply, Reply> {
-    session.allow(|may| may.attributes)?;
     let path = session.path(argument)?;
+    session.allow(|may| may.attributes, &path)?;
     session.in_home(move |jail| jail.set_mode(&path, mode)).await?;
     Ok(Reply::new(Code::OK, "Permissions changed"))
 }

@@ -10,8 +10,12 @@ use common::auth_api::Permissions;
 
 use super::transfers::{Direction, Transfer, Work, start, take_port};
 use crate::{
+    access::{Access, Directory},
     data::transfer::{ListingWriter, TransferError},
-    jail::{FileError, Jail, Walked, path::VirtualPath},
+    jail::{
+        FileError, Jail, Walked,
+        path::{InvalidPath, VirtualPath},
+    },
     listing::{
         Entry, Kind,
         machine::{self, Facts, Role},
@@ -38,7 +42,6 @@ enum Form {
     },
     Machine {
         facts: Facts,
-        permissions: Permissions,
     },
 }
 
@@ -59,6 +62,7 @@ struct Listing {
     options: ListOptions,
     depth: usize,
     most_sorted: usize,
+    access: Arc<Access>,
 }
 
 /// LIST.
@@ -94,12 +98,12 @@ pub async fn mlsd(
 ) -> Result<Outcome, Reply> {
     let argument = argument.unwrap_or_default();
     let path = session.path(argument)?;
-    session.allow(|may| may.list)?;
+    session.allow(|may| may.list, &path)?;
     let checked = path.clone();
     if session.in_home(move |jail| jail.entry(&checked)).await?.kind != Kind::Directory {
         return Err(Reply::new(Code::BAD_ARGUMENTS, "MLSD is for directories; MLST is for files"));
     }
-    let form = Form::Machine { facts: session.facts, permissions: session.account.permissions };
+    let form = Form::Machine { facts: session.facts };
     // The facts of `.` and `..` are part of the listing, as cdir and pdir.
     let options = ListOptions { all: true, ..ListOptions::default() };
     let listing = listing(session, Target::Directory(path.clone()), form, options);
@@ -108,27 +112,33 @@ pub async fn mlsd(
 
 /// MLST: the facts of one path, over the control connection.
 pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
-    session.allow(|may| may.list)?;
     let path = session.path(argument.unwrap_or_default())?;
-    let named = path.clone();
-    let entry = session.in_home(move |jail| jail.entry(&named)).await?;
+    session.allow(|may| may.list, &path)?;
+    let (named, access) = (path.clone(), Arc::clone(&session.access));
+    let shown = session.in_home(move |jail| {
+        let entry = jail.entry(&named)?;
+        let permissions = permissions_of(&access, jail, &named, &entry);
+        Ok((entry, permissions))
+    });
+    let (entry, permissions) = shown.await?;
     let mut line = Vec::new();
-    let permissions = &session.account.permissions;
-    machine::facts(session.facts, &entry, Role::Member, path.as_bytes(), permissions, &mut line);
+    machine::facts(session.facts, &entry, Role::Member, path.as_bytes(), &permissions, &mut line);
     Ok(Reply::lines(Code::DONE, "Facts:", vec![line.into()], "End"))
 }
 
 /// STAT with a path: LIST over the control connection, up to a limit.
 pub async fn stat(session: &LoggedIn, arguments: ListArguments) -> Result<Reply, Reply> {
-    session.allow(|may| may.list)?;
     let path = session.path(&arguments.path.unwrap_or_default())?;
     let options = ListOptions { recursive: false, ..arguments.options };
     let most = session.node.storage.stat_entries;
     let (depth, most_sorted) = (session.node.storage.list_depth, session.node.storage.sorted_entries);
+    let meant = Meaning::new(session, path)?;
+    let access = Arc::clone(&session.access);
     let lines = session
         .in_home(move |jail| {
-            let target = resolve(jail, &path, options)?;
-            let listing = Listing { target, form: Form::Long { now: now() }, options, depth, most_sorted };
+            let target = meant.resolve(jail, options)?;
+            let form = Form::Long { now: now() };
+            let listing = Listing { target, form, options, depth, most_sorted, access };
             let mut lines: Vec<Text> = Vec::new();
             let end = listing.write(jail, &mut |line| {
                 if lines.len() == most {
@@ -157,10 +167,9 @@ async fn send(
     form: Form,
     options: ListOptions,
 ) -> Result<Outcome, Reply> {
-    session.allow(|may| may.list)?;
     let path = session.path(argument)?;
-    let resolved = path.clone();
-    let target = session.in_home(move |jail| resolve(jail, &resolved, options)).await?;
+    let meant = Meaning::new(session, path.clone())?;
+    let target = session.in_home(move |jail| meant.resolve(jail, options)).await?;
     let form = match form {
         Form::Names { .. } => Form::Names { prefix: prefix(argument, &target) },
         form => form,
@@ -171,7 +180,8 @@ async fn send(
 
 fn listing(session: &LoggedIn, target: Target, form: Form, options: ListOptions) -> Listing {
     let storage = &session.node.storage;
-    Listing { target, form, options, depth: storage.list_depth, most_sorted: storage.sorted_entries }
+    let access = Arc::clone(&session.access);
+    Listing { target, form, options, depth: storage.list_depth, most_sorted: storage.sorted_entries, access }
 }
 
 fn send_listing(
@@ -195,20 +205,72 @@ fn send_listing(
     Ok(start(session, port, transfer, opening))
 }
 
-fn resolve(jail: &Jail, path: &VirtualPath, options: ListOptions) -> Result<Target, FileError> {
-    let entry = match (jail.entry(path), path.split()) {
-        // A name that is there is meant, whatever characters it has.
-        (Err(FileError::NotFound), Some((directory, name))) if glob::has_wildcards(name) => {
-            jail.check_directory(&directory)?;
-            return Ok(Target::Matching(directory, Pattern::parse(name)));
+/// What an argument of LIST can mean to this user: a path, or the names in a directory that match.
+struct Meaning {
+    /// If the user may list it.
+    path: Option<VirtualPath>,
+    /// If there are wildcards, and the user may list their directory.
+    pattern: Option<(VirtualPath, Pattern)>,
+}
+
+impl Meaning {
+    /// # Errors
+    /// The user may list neither.
+    fn new(session: &LoggedIn, path: VirtualPath) -> Result<Self, Reply> {
+        let may_list = |path: &VirtualPath| session.access.at(path).list;
+        let pattern = match path.split() {
+            Some((directory, name)) if glob::has_wildcards(name) && may_list(&directory) => {
+                Some((directory, Pattern::parse(name)))
+            }
+            _ => None,
+        };
+        match (may_list(&path), pattern) {
+            (false, None) => Err(Reply::permission_denied()),
+            (may_list, pattern) => Ok(Self { path: may_list.then_some(path), pattern }),
         }
-        (entry, _) => entry?,
-    };
-    if entry.kind == Kind::Directory && !options.directory {
-        jail.check_directory(path)?;
-        return Ok(Target::Directory(path.clone()));
     }
-    Ok(Target::Single(path.clone()))
+
+    fn resolve(self, jail: &Jail, options: ListOptions) -> Result<Target, FileError> {
+        let entry = self.path.as_ref().map_or(Err(FileError::NotFound), |path| jail.entry(path));
+        let (entry, path) = match (entry, self.path, self.pattern) {
+            // A name that is there is meant, whatever characters it has.
+            (Ok(entry), Some(path), _) => (entry, path),
+            (Err(FileError::NotFound), _, Some((directory, pattern))) => {
+                jail.check_directory(&directory)?;
+                return Ok(Target::Matching(directory, pattern));
+            }
+            (entry, ..) => return Err(entry.err().unwrap_or(FileError::NotFound)),
+        };
+        if entry.kind == Kind::Directory && !options.directory {
+            jail.check_directory(&path)?;
+            return Ok(Target::Directory(path));
+        }
+        Ok(Target::Single(path))
+    }
+}
+
+/// What the fact `perm` of an entry tells: what may be done with it, and of a directory, what may be
+/// done in it. Asks the storage only about directories that lead to folders.
+fn permissions_of(access: &Access, jail: &Jail, path: &VirtualPath, entry: &Entry) -> Permissions {
+    if entry.kind == Kind::Directory {
+        directory_permissions(&access.directory(path), jail, path)
+    } else {
+        access.at(path)
+    }
+}
+
+fn directory_permissions(directory: &Directory<'_>, jail: &Jail, path: &VirtualPath) -> Permissions {
+    let mut permissions = directory.facts();
+    if path.is_root() || jail.is_fixed(path) {
+        permissions.rename = false;
+        permissions.rmdir = false;
+    }
+    if jail.is_only_a_way(path) {
+        permissions.upload = false;
+        permissions.mkdir = false;
+        permissions.delete = false;
+    }
+    permissions
 }
 
 /// What makes names of NLST paths that RETR takes (RFC 1123 section 4.1.2.7): the argument, as far
@@ -241,18 +303,17 @@ impl Listing {
     /// Hands every line with its CRLF to `sink`, as the directory is read. Blocks.
     fn write(&self, jail: &Jail, sink: Sink<'_>) -> Result<(), TransferError> {
         match &self.target {
-            Target::Single(path) => self.entry(&jail.entry(path)?, Role::Member, sink),
+            Target::Single(path) => {
+                let entry = jail.entry(path)?;
+                let permissions = || permissions_of(&self.access, jail, path, &entry);
+                self.line(&entry, Role::Member, permissions, sink)
+            }
             Target::Directory(path) if self.options.recursive => self.tree(jail, path, sink),
             Target::Directory(path) => {
                 if self.options.all {
-                    let dots =
-                        [(&b"."[..], path.clone(), Role::Listed), (b"..", path.parent(), Role::Parent)];
-                    for (name, path, role) in dots {
-                        let entry = Entry { name: name.to_vec(), ..jail.entry(&path)? };
-                        self.entry(&entry, role, sink)?;
-                    }
+                    self.dots(jail, path, sink)?;
                 }
-                self.entries(jail.entries(path)?, sink)
+                self.entries(&Place::new(&self.access, jail, path), jail.entries(path)?, sink)
             }
             Target::Matching(directory, pattern) => {
                 let entries = jail.entries(directory)?;
@@ -260,26 +321,43 @@ impl Listing {
                     Ok(entry) => pattern.matches(&entry.name),
                     Err(_) => true,
                 });
-                self.entries(matching, sink)
+                self.entries(&Place::new(&self.access, jail, directory), matching, sink)
             }
         }
     }
 
-    /// In the order of the directory, unless one was asked for and the entries fit in memory.
+    /// `.`, and `..` where the user may go there.
+    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: Sink<'_>) -> Result<(), TransferError> {
+        let dots = [(&b"."[..], path.clone(), Role::Listed), (b"..", path.parent(), Role::Parent)];
+        for (name, path, role) in dots {
+            let directory = self.access.directory(&path);
+            if directory.is_enterable() {
+                let entry = Entry { name: name.to_vec(), ..jail.entry(&path)? };
+                self.line(&entry, role, || directory_permissions(&directory, jail, &path), sink)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that the user may see, in the order of the directory, unless one was asked for and the
+    /// entries fit in memory.
     fn entries(
         &self,
-        mut entries: impl Iterator<Item = Result<Entry, FileError>>,
+        place: &Place<'_>,
+        entries: impl Iterator<Item = Result<Entry, FileError>>,
         sink: Sink<'_>,
     ) -> Result<(), TransferError> {
+        let mut entries = entries.filter(|entry| entry.as_ref().map_or(true, |entry| place.shows(entry)));
         if self.options.by_time || self.options.by_size || self.options.reverse {
             let mut sorted = entries.by_ref().take(self.most_sorted).collect::<Result<Vec<_>, _>>()?;
             sorted.sort_by(|a, b| self.order(a, b));
             for entry in &sorted {
-                self.entry(entry, Role::Member, sink)?;
+                self.line(entry, Role::Member, || place.permissions(entry), sink)?;
             }
         }
         for entry in entries {
-            self.entry(&entry?, Role::Member, sink)?;
+            let entry = entry?;
+            self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
         }
         Ok(())
     }
@@ -294,26 +372,33 @@ impl Listing {
         if self.options.reverse { order.reverse() } else { order }
     }
 
-    fn entry(&self, entry: &Entry, role: Role, sink: Sink<'_>) -> Result<(), TransferError> {
+    fn line(
+        &self,
+        entry: &Entry,
+        role: Role,
+        permissions: impl FnOnce() -> Permissions,
+        sink: Sink<'_>,
+    ) -> Result<(), TransferError> {
         let mut line = Vec::with_capacity(128);
         let classify = self.options.classify;
         match &self.form {
             Form::Long { now } => unix::line(entry, *now, classify, &mut line),
             Form::Names { prefix } => names::line(prefix, entry, classify, &mut line),
-            Form::Machine { facts, permissions } => {
-                machine::line(*facts, entry, role, permissions, &mut line);
-            }
+            Form::Machine { facts } => machine::line(*facts, entry, role, &permissions(), &mut line),
         }
         sink(&line)
     }
 
-    /// `ls -R`: each directory with a heading; of NLST, paths without headings.
+    /// `ls -R`: each directory with a heading; of NLST, paths without headings. Directories that the
+    /// user may not list are entries, and nothing more.
     fn tree(&self, jail: &Jail, top: &VirtualPath, sink: Sink<'_>) -> Result<(), TransferError> {
         let mut below = Vec::new();
         let mut is_first = true;
-        for step in jail.walk(top, self.depth)? {
+        let mut place = Place::new(&self.access, jail, top);
+        for step in jail.walk(top, self.depth, |path| self.access.at(path).list)? {
             match (step?, &self.form) {
                 (Walked::Directory(path), form) => {
+                    place = Place::new(&self.access, jail, &path);
                     let path = path.as_bytes();
                     below = path[if top.is_root() { 0 } else { top.as_bytes().len() }..].to_vec();
                     if below == b"/" {
@@ -328,6 +413,7 @@ impl Listing {
                     }
                     is_first = false;
                 }
+                (Walked::Entry(entry), _) if !place.shows(&entry) => {}
                 (Walked::Entry(entry), Form::Names { prefix }) => {
                     let mut path = prefix.clone();
                     if let [b'/', below @ ..] = &below[..] {
@@ -338,9 +424,45 @@ impl Listing {
                     names::line(&path, &entry, self.options.classify, &mut line);
                     sink(&line)?;
                 }
-                (Walked::Entry(entry), _) => self.entry(&entry, Role::Member, sink)?,
+                (Walked::Entry(entry), _) => {
+                    self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
+                }
             }
         }
         Ok(())
+    }
+}
+
+/// A directory whose entries are listed, with what the user may do with them.
+struct Place<'l> {
+    access: &'l Access,
+    directory: Directory<'l>,
+    jail: &'l Jail,
+    path: VirtualPath,
+}
+
+impl<'l> Place<'l> {
+    fn new(access: &'l Access, jail: &'l Jail, path: &VirtualPath) -> Self {
+        Self { access, directory: access.directory(path), jail, path: path.clone() }
+    }
+
+    /// A directory is shown to those who may list it or go there, anything else to those who may
+    /// list it.
+    fn shows(&self, entry: &Entry) -> bool {
+        !self.access.has_rules()
+            || self.directory.at(&entry.name).list
+            || entry.kind == Kind::Directory && self.directory.below(&entry.name).is_enterable()
+    }
+
+    fn permissions(&self, entry: &Entry) -> Permissions {
+        if entry.kind != Kind::Directory {
+            return self.directory.at(&entry.name);
+        }
+        let directory = self.directory.below(&entry.name);
+        match self.path.join(&entry.name) {
+            Ok(path) => directory_permissions(&directory, self.jail, &path),
+            // No folder has a name that no client can say.
+            Err(InvalidPath) => directory.facts(),
+        }
     }
 }

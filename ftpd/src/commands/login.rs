@@ -15,8 +15,9 @@ use common::{
 
 use super::security;
 use crate::{
+    access::Access,
     auth::{Attempt, LoginError},
-    jail::{Jail, path::VirtualPath},
+    jail::{FileError, Jail, path::VirtualPath},
     metrics,
     node::Node,
     protocol::{
@@ -173,7 +174,8 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
             Refusal::RegistryAway => unavailable("Logins are not possible at this time; try again later"),
         }
     })?;
-    let jail = open_home(&node, &account).await.map_err(|reason| {
+    let access = Arc::new(Access::new(&account));
+    let jail = open_home(&node, &subject, &account, access.has_rules()).await.map_err(|reason| {
         metrics::login("no_home");
         log::error!(
             session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,
@@ -193,6 +195,7 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         subject: Arc::new(subject),
         ends: session.ends,
         account,
+        access,
         jail: Arc::new(jail),
         cwd: VirtualPath::root(),
         transfer_type: TransferType::default(),
@@ -211,14 +214,46 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
     Ok(Reply::new(Code::LOGGED_IN, "Login successful"))
 }
 
-async fn open_home(node: &Arc<Node>, account: &Account) -> Result<Jail, String> {
-    let home = VirtualPath::root().join(account.home.as_bytes()).map_err(|error| error.to_string())?;
+/// The user's tree. Without symbolic links where `has_rules` says that permissions depend on the path.
+/// A folder that cannot be opened is left out of it, and the log says why.
+async fn open_home(
+    node: &Arc<Node>,
+    subject: &Subject,
+    account: &Account,
+    has_rules: bool,
+) -> Result<Jail, String> {
+    let place = |path: &str| VirtualPath::root().join(path.as_bytes()).map_err(|error| error.to_string());
+    let home = place(&account.home)?;
+    let folders = account.folders.iter();
+    let folders: Vec<_> = folders
+        .map(|folder| Ok((place(folder.path.as_str())?, place(folder.target.as_str())?)))
+        .collect::<Result<_, String>>()?;
     let shared = Arc::clone(node);
-    node.workers
+    let (jail, absent) = node
+        .workers
         .operation(move || {
             let storage = &shared.storage;
-            Jail::open(&storage.root, &home, storage.create_homes, storage.modes)
+            let mut jail = Jail::open(&storage.root, &home, storage.create_homes, storage.modes)?;
+            if has_rules {
+                jail.refuse_links();
+            }
+            let mut absent = Vec::new();
+            for (path, target) in folders {
+                if let Err(error) = jail.add_folder(&storage.root, path.clone(), target, storage.create_homes)
+                {
+                    absent.push((path, error));
+                }
+            }
+            Ok((jail, absent))
         })
         .await
-        .map_err(|error| chain(&error))
+        .map_err(|error: FileError| chain(&error))?;
+    for (path, error) in absent {
+        log::warn!(
+            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,
+            path:%;
+            "a folder is left out: {}", chain(&error)
+        );
+    }
+    Ok(jail)
 }

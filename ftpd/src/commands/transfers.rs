@@ -141,7 +141,6 @@ pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Re
     let node = Arc::clone(&session.node);
     let subject = Arc::clone(&session.subject);
     let ascii = session.transfer_type == TransferType::Ascii;
-    let home = session.account.home.clone();
     let protection = match &session.node.tls {
         Some(tls) if session.is_private => {
             Some(Protection { tls: Arc::clone(tls), session: session.subject.session })
@@ -149,13 +148,14 @@ pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Re
         _ => None,
     };
     let Transfer { verb, direction, path, work } = transfer;
+    let stored_at = session.jail.path_in_storage(&path);
     let watch = Watch::new(verb);
     let watched = Arc::clone(&watch);
     let end = async move {
         let count = Count::new(&node);
         let result = run(&node, &watched, port.connect(node.timeouts.data_connect, protection), work).await;
         drop(count);
-        conclude(&node, &subject, &watched, Ended { direction, path, home, ascii, result })
+        conclude(&node, &subject, &watched, Ended { direction, path, stored_at, ascii, result })
     };
     let asks_for_client = direction == Direction::Upload;
     Outcome::Start(Some(opening), Activity { watch, asks_for_client, end: Box::pin(end) })
@@ -270,7 +270,8 @@ async fn run_on_thread(
 struct Ended {
     direction: Direction,
     path: VirtualPath,
-    home: String,
+    /// The path from the root of the storage.
+    stored_at: Vec<u8>,
     ascii: bool,
     result: Result<(), TransferFailure>,
 }
@@ -300,11 +301,10 @@ fn conclude(node: &Node, subject: &Subject, watch: &Watch, ended: Ended) -> Repl
         "{}{}", ended.direction.name(), error.map(|e| format!(" failed: {e}")).unwrap_or_default()
     );
     if ended.direction != Direction::Listing {
-        let home = ended.home.trim_end_matches('/');
         node.transfer_log.record(&transfer_log::Transfer {
             client: subject.address,
             user: &subject.user,
-            path: &[home.as_bytes(), ended.path.as_bytes()].concat(),
+            path: &ended.stored_at,
             bytes,
             took,
             ascii: ended.ascii,
@@ -386,8 +386,8 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let range = session.range.take();
     let offset = take_offset(session)?;
     let port = take_port(session)?;
-    session.allow(|may| may.download)?;
     let path = session.path(argument)?;
+    session.allow(|may| may.download, &path)?;
     let opened = path.clone();
     let ascii = session.transfer_type == TransferType::Ascii;
     let (size, bytes, source) = session

@@ -27,7 +27,10 @@ const UNIQUE_NAMES: u32 = 16;
 
 /// ALLO: refused at once if there is no room, and held against what then arrives.
 pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
-    session.allow(|may| may.upload || may.append)?;
+    // For which path is not known yet.
+    if !session.access.holds_somewhere(|may| may.upload || may.append) {
+        return Err(Reply::permission_denied());
+    }
     let cwd = session.cwd.clone();
     let free = session.in_home(move |jail| jail.free_space(&cwd)).await?;
     if bytes > free {
@@ -53,19 +56,19 @@ fn refuse_range(session: &mut LoggedIn) -> Result<(), Reply> {
 pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     refuse_range(session)?;
     let offset = take_offset(session)?;
-    let may = session.account.permissions;
     let path = session.path(argument)?;
+    let may = session.access.at(&path);
     let mode = match offset {
         0 => {
-            session.allow(|may| may.upload || may.overwrite)?;
+            session.allow(|may| may.upload || may.overwrite, &path)?;
             needs_file_unless(may.upload, session, &path).await?;
             if may.overwrite { WriteMode::Replace } else { WriteMode::CreateNew }
         }
         offset => {
-            session.allow(|may| may.append)?;
+            session.allow(|may| may.append, &path)?;
             if !may.overwrite && size_of(session, &path).await?.is_some_and(|size| size != offset) {
                 // It would cut off what is there.
-                session.allow(|may| may.overwrite)?;
+                session.allow(|may| may.overwrite, &path)?;
             }
             WriteMode::Resume { offset, replace: may.overwrite }
         }
@@ -75,7 +78,7 @@ pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
 
 /// Without a permission to make files a user writes to those that are there.
 async fn needs_file_unless(may: bool, session: &LoggedIn, path: &VirtualPath) -> Result<(), Reply> {
-    if may || size_of(session, path).await?.is_some() { Ok(()) } else { session.allow(|_| false) }
+    if may || size_of(session, path).await?.is_some() { Ok(()) } else { Err(Reply::permission_denied()) }
 }
 
 /// The size of the file that has this name, if there is one.
@@ -94,12 +97,12 @@ async fn size_of(session: &LoggedIn, path: &VirtualPath) -> Result<Option<u64>, 
 pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     refuse_range(session)?;
     let offset = take_offset(session)?;
-    session.allow(|may| may.upload || may.append)?;
     let path = session.path(argument)?;
+    session.allow(|may| may.upload || may.append, &path)?;
     if offset > 0 && size_of(session, &path).await? != Some(offset) {
         return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
     }
-    let may = session.account.permissions;
+    let may = session.access.at(&path);
     needs_file_unless(may.upload, session, &path).await?;
     let mode = if may.append { WriteMode::Append } else { WriteMode::CreateNew };
     store(session, verb, argument, mode, "").await
@@ -113,12 +116,12 @@ pub async fn stou(
 ) -> Result<Outcome, Reply> {
     refuse_range(session)?;
     take_offset(session)?;
-    session.allow(|may| may.upload)?;
     let base = argument.unwrap_or(b"upload");
     for _ in 0..UNIQUE_NAMES {
         let mut name = base.to_vec();
         name.extend_from_slice(format!(".{:08x}", rand::random::<u32>()).as_bytes());
         let path = session.path(&name)?;
+        session.allow(|may| may.upload, &path)?;
         let taken = session.in_home(move |jail| match jail.entry(&path) {
             Ok(_) => Ok(true),
             Err(FileError::NotFound) => Ok(false),
@@ -142,8 +145,9 @@ async fn store(
     label: &str,
 ) -> Result<Outcome, Reply> {
     let announced = session.announced_size.take();
-    let port = take_port(session)?;
     let path = session.path(argument)?;
+    session.allow_name(&path)?;
+    let port = take_port(session)?;
     let (lease, upload) = open(session, &path, mode).await?;
     let receipt = Receipt {
         upload,
@@ -292,9 +296,12 @@ impl Receipt {
 /// COMB: joins files to the end of the target, in order, and removes them: what clients that
 /// upload a file in parts send last.
 pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Result<Outcome, Reply> {
-    session.allow(|may| may.upload && may.append && may.delete)?;
     let target = session.path(&comb.target)?;
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
+    if !sources.iter().all(|source| session.access.may_join(source, &target)) {
+        return Err(Reply::permission_denied());
+    }
+    session.allow_name(&target)?;
     // Before the leases: a second one of the same file would be refused as if others wrote it.
     let mut named = HashSet::from([&target]);
     if !sources.iter().all(|source| named.insert(source)) {

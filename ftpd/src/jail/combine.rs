@@ -20,7 +20,8 @@ impl Jail {
     /// removed.
     ///
     /// # Errors
-    /// [`FileError::SameFile`] if a file is named twice, [`FileError::Cancelled`], and as the
+    /// [`FileError::SameFile`] if a file is named twice, [`FileError::CrossDevice`] if they are not
+    /// all in one folder, [`FileError::Cancelled`], and as the
     /// kernel says.
     pub fn combine(
         &self,
@@ -29,6 +30,9 @@ impl Jail {
         sync: bool,
         progress: &Progress,
     ) -> Result<u64, FileError> {
+        if !sources.iter().all(|source| self.are_together(source, target)) {
+            return Err(FileError::CrossDevice);
+        }
         let mut upload = self.open_write(target, WriteMode::Append, Placement::Direct)?;
         let mut named = HashSet::from([identity(&fstat(upload.file())?)]);
         for source in sources {

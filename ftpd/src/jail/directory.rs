@@ -9,7 +9,7 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Whence, lseek};
 
 use super::files::link_target;
-use super::handle::{self, READ_DIRECTORY, entry, kind, open_in, status};
+use super::handle::{self, READ_DIRECTORY, entry, kind, status};
 use super::path::VirtualPath;
 use super::{FileError, Jail, PARTIAL_PREFIX};
 use crate::listing::{Entry, Kind};
@@ -20,24 +20,34 @@ const BUFFER: usize = 32 * 1024;
 impl Jail {
     /// The entries of the directory `path` in the order of the file system, without `.` and `..`,
     /// NFS's remains of removed files (`.nfs*`) and our partial uploads. A symbolic link that
-    /// leads somewhere in the home is shown as what it leads to.
+    /// is followed and leads somewhere is shown as what it leads to. Folders come last.
     ///
     /// # Errors
     /// Here and from the iterator: as the kernel says. Entries that vanish meanwhile are no error.
     pub fn entries(&self, path: &VirtualPath) -> Result<Entries<'_>, FileError> {
-        let names = Names::new(self.open_path(path, READ_DIRECTORY)?);
-        Ok(Entries { jail: self, path: path.clone(), names })
+        let folders = self.folders_in(path);
+        let names = match self.open_path(path, READ_DIRECTORY) {
+            Ok(handle) => Some(Names::new(handle)),
+            Err(FileError::IsADirectory) if !folders.is_empty() => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Entries { jail: self, path: path.clone(), names, folders, shown: 0 })
     }
 
     /// The tree below `path` for `LIST -R`, in the order of `ls -R`: a directory, its entries,
-    /// then each of its directories, down to `max_depth` below `path`. Symbolic links are not
-    /// followed. Holds one descriptor and 32 KiB a level.
+    /// then each of its directories that `enters` lets it, down to `max_depth` below `path`. Symbolic
+    /// links are not followed. Holds one descriptor and 32 KiB a level.
     ///
     /// # Errors
     /// As [`Jail::entries`]; directories below that cannot be read are left out.
-    pub fn walk(&self, path: &VirtualPath, max_depth: usize) -> Result<Walk<'_>, FileError> {
+    pub fn walk<'j>(
+        &'j self,
+        path: &VirtualPath,
+        max_depth: usize,
+        enters: impl Fn(&VirtualPath) -> bool + 'j,
+    ) -> Result<Walk<'j>, FileError> {
         let top = self.entries(path)?;
-        Ok(Walk { levels: Vec::new(), next: Some(top), max_depth })
+        Ok(Walk { levels: Vec::new(), next: Some(top), max_depth, enters: Box::new(enters) })
     }
 }
 
@@ -46,7 +56,12 @@ impl Jail {
 pub struct Entries<'j> {
     jail: &'j Jail,
     path: VirtualPath,
-    names: Names,
+    /// `None` where there is nothing but the way to folders.
+    names: Option<Names>,
+    /// Names of folders and of what leads to them. They cover those of the home.
+    folders: Vec<Vec<u8>>,
+    /// How many of `folders` have been handed out.
+    shown: usize,
 }
 
 impl Iterator for Entries<'_> {
@@ -54,11 +69,18 @@ impl Iterator for Entries<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let found = match self.names.next()? {
+            let Some(found) = self.names.as_mut().and_then(Names::next) else {
+                let path = self.next_folder()?;
+                match self.jail.entry(&path) {
+                    Err(FileError::NotFound | FileError::Stale) => continue,
+                    entry => return Some(entry),
+                }
+            };
+            let found = match found {
                 Ok(found) => found,
                 Err(errno) => return Some(Err(errno.into())),
             };
-            if is_hidden(found.name.to_bytes()) {
+            if is_left_out(&self.folders, found.name.to_bytes()) {
                 continue;
             }
             match describe(self.jail, &self.path, found.directory, found.name) {
@@ -81,16 +103,15 @@ pub enum Walked {
 
 /// See [`Jail::walk`]. Each directory is read twice, for its entries and for the directories in
 /// it, so that nothing need be remembered.
-#[derive(Debug)]
 pub struct Walk<'j> {
     /// The directories on the way down, the last one being worked on.
     levels: Vec<Level<'j>>,
     /// The directory to step into next.
     next: Option<Entries<'j>>,
     max_depth: usize,
+    enters: Box<dyn Fn(&VirtualPath) -> bool + 'j>,
 }
 
-#[derive(Debug)]
 enum Level<'j> {
     Listing(Entries<'j>),
     Descending(Entries<'j>),
@@ -115,13 +136,13 @@ impl Iterator for Walk<'_> {
                     }
                     Some(Err(error)) => return Some(Err(error)),
                     None if deepest => {}
-                    None => match entries.names.rewind() {
+                    None => match entries.rewind() {
                         Ok(()) => self.levels.push(Level::Descending(entries)),
                         Err(errno) => return Some(Err(errno.into())),
                     },
                 },
                 Level::Descending(mut entries) => {
-                    if let Some(below) = entries.next_directory() {
+                    if let Some(below) = entries.next_directory(&self.enters) {
                         let path = below.path.clone();
                         self.levels.push(Level::Descending(entries));
                         self.levels.push(Level::Listing(below));
@@ -134,24 +155,56 @@ impl Iterator for Walk<'_> {
 }
 
 impl Entries<'_> {
-    /// The next directory in this one that can be opened. An error ends the directory: it has
-    /// been reported, if it lasts, by the listing before.
-    fn next_directory(&mut self) -> Option<Self> {
+    fn rewind(&mut self) -> Result<(), Errno> {
+        self.shown = 0;
+        self.names.as_mut().map_or(Ok(()), Names::rewind)
+    }
+
+    fn next_folder(&mut self) -> Option<VirtualPath> {
         loop {
-            let found = self.names.next()?.ok()?;
-            if is_hidden(found.name.to_bytes()) || !found.may_be_directory() {
+            let name = self.folders.get(self.shown)?;
+            self.shown += 1;
+            // A part of a folder's path, which is one.
+            if let Ok(path) = self.path.join(name) {
+                return Some(path);
+            }
+        }
+    }
+
+    /// The next directory in this one that `enters` wants and that can be opened. An error ends the
+    /// directory: it has been reported, if it lasts, by the listing before.
+    fn next_directory(&mut self, enters: &dyn Fn(&VirtualPath) -> bool) -> Option<Self> {
+        while let Some(found) = self.names.as_mut().and_then(Names::next) {
+            let found = found.ok()?;
+            if is_left_out(&self.folders, found.name.to_bytes()) || !found.may_be_directory() {
                 continue;
             }
             // A name that no client can say (with a line end), or a path that is too long.
             let Ok(path) = self.path.join(found.name.to_bytes()) else {
                 continue;
             };
+            if !enters(&path) {
+                continue;
+            }
             let flags = READ_DIRECTORY | OFlag::O_NOFOLLOW;
             if let Ok(handle) = openat(found.directory, found.name, flags, Mode::empty()) {
-                return Some(Self { jail: self.jail, path, names: Names::new(handle) });
+                let names = Some(Names::new(handle));
+                return Some(Self { jail: self.jail, path, names, folders: Vec::new(), shown: 0 });
+            }
+        }
+        loop {
+            let path = self.next_folder()?;
+            if enters(&path)
+                && let Ok(entries) = self.jail.entries(&path)
+            {
+                return Some(entries);
             }
         }
     }
+}
+
+fn is_left_out(folders: &[Vec<u8>], name: &[u8]) -> bool {
+    is_hidden(name) || folders.iter().any(|folder| folder == name)
 }
 
 fn is_hidden(name: &[u8]) -> bool {
@@ -163,8 +216,7 @@ fn describe(jail: &Jail, path: &VirtualPath, directory: &OwnedFd, name: &CStr) -
     if kind(&found) != Kind::Symlink {
         return Ok(entry(name.to_bytes(), &found, None));
     }
-    let inside = [path.relative(), b"/", name.to_bytes()].concat();
-    if let Ok(target) = open_in(&jail.home, &inside, handle::STATUS, None) {
+    if let Ok(target) = jail.open_inside(path, name.to_bytes(), handle::STATUS) {
         return Ok(entry(name.to_bytes(), &fstat(&target)?, None));
     }
     let link = openat(directory, name, handle::STATUS | OFlag::O_NOFOLLOW, Mode::empty())?;

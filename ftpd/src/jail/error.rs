@@ -33,6 +33,9 @@ pub enum FileError {
     /// A name that the server keeps for itself, or `/` where it cannot be meant.
     #[error("clients may not use this name here")]
     NameNotAllowed,
+    /// A folder, or a directory that leads to one.
+    #[error("the name leads to a folder")]
+    Fixed,
     #[error("the name is too long (ENAMETOOLONG)")]
     NameTooLong,
     /// REST beyond the end: RFC 3659 section 5, and a hole in the file if it were allowed.
@@ -77,9 +80,10 @@ impl FileError {
             Self::Loop => (Code::FILE_UNAVAILABLE, "Too many symbolic links"),
             Self::ReadOnly => (Code::FILE_UNAVAILABLE, "Read-only file system"),
             Self::TooDeep => (Code::FILE_UNAVAILABLE, "Directory tree too deep"),
+            Self::Fixed => (Code::FILE_UNAVAILABLE, "This directory stays as it is"),
             Self::NameNotAllowed => (Code::BAD_NAME, "File name not allowed"),
             Self::NameTooLong => (Code::BAD_NAME, "File name too long"),
-            Self::CrossDevice => (Code::BAD_NAME, "Cannot rename across file systems"),
+            Self::CrossDevice => (Code::BAD_NAME, "Cannot move between folders or file systems"),
             Self::SameFile => (Code::BAD_NAME, "A file is named twice"),
             Self::QuotaExceeded => (Code::QUOTA_EXCEEDED, "Quota exceeded"),
             Self::TooLarge => (Code::QUOTA_EXCEEDED, "File too large"),

@@ -14,7 +14,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
 
 use super::directory::Names;
-use super::handle::{self, Place, entry, identity, kind, open_in, real_path, size};
+use super::handle::{self, Place, entry, identity, kind, real_path, size};
 use super::path::VirtualPath;
 use super::{FileError, Jail, OpenFile, PARTIAL_PREFIX};
 use crate::listing::{Entry, Kind};
@@ -44,8 +44,14 @@ impl Jail {
     /// As the kernel says.
     pub fn check_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
         // The `.` needs search permission, which opening the directory itself does not.
-        let inside = [path.relative(), b"/."].concat();
-        open_in(&self.home, &inside, handle::DIRECTORY, None).map(drop)
+        match self.open_inside(path, b".", handle::DIRECTORY) {
+            Err(FileError::NotFound | FileError::NotADirectory | FileError::Loop)
+                if self.leads_to_folder(path) =>
+            {
+                Ok(())
+            }
+            opened => opened.map(drop),
+        }
     }
 
     /// Opens a file for RETR, SIZE, MDTM and checksums. Opening before asking for the status is
@@ -77,6 +83,7 @@ impl Jail {
         };
         match opened {
             Ok((_, status)) => Ok(entry(name, &status, None)),
+            Err(FileError::IsADirectory) if self.leads_to_folder(path) => self.way(path),
             Err(error @ (FileError::NotFound | FileError::Loop)) => {
                 // Perhaps a link that leads nowhere, or out of the home.
                 let unfollowed = handle::STATUS | OFlag::O_NOFOLLOW;
@@ -95,7 +102,10 @@ impl Jail {
     /// # Errors
     /// [`FileError::AlreadyExists`], and as the kernel says.
     pub fn create_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
-        let place = self.place(path)?;
+        let place = match self.place(path) {
+            Err(FileError::Fixed) => return Err(FileError::AlreadyExists),
+            place => place?,
+        };
         mkdirat(&place.directory, place.name, Mode::from_bits_truncate(self.modes.directory))?;
         Ok(())
     }
@@ -130,9 +140,14 @@ impl Jail {
     /// at the same moment through another node.
     ///
     /// # Errors
-    /// [`FileError::AlreadyExists`] without `replace`, and as the kernel says.
+    /// [`FileError::AlreadyExists`] without `replace`, [`FileError::CrossDevice`] between two
+    /// folders, and as the kernel says.
     pub fn rename(&self, from: &VirtualPath, to: &VirtualPath, replace: bool) -> Result<(), FileError> {
+        let are_together = self.are_together(from, to);
         let (from, to) = (self.place(from)?, self.place(to)?);
+        if !are_together {
+            return Err(FileError::CrossDevice);
+        }
         let renamed = if replace {
             renameat(&from.directory, from.name, &to.directory, to.name).map_err(FileError::from)
         } else {
@@ -152,7 +167,7 @@ impl Jail {
     /// # Errors
     /// As the kernel says.
     pub fn set_modified(&self, path: &VirtualPath, unix_seconds: i64) -> Result<(), FileError> {
-        let handle = self.open_path(path, handle::STATUS)?;
+        let handle = self.open_to_change(path)?;
         utimensat(
             AT_FDCWD,
             handle::proc_path(&handle).as_c_str(),
@@ -168,7 +183,7 @@ impl Jail {
     /// # Errors
     /// As the kernel says.
     pub fn set_mode(&self, path: &VirtualPath, mode: u32) -> Result<(), FileError> {
-        let handle = self.open_path(path, handle::STATUS)?;
+        let handle = self.open_to_change(path)?;
         fchmodat(
             AT_FDCWD,
             handle::proc_path(&handle).as_c_str(),
@@ -184,11 +199,22 @@ impl Jail {
     /// # Errors
     /// As the kernel says.
     pub fn free_space(&self, path: &VirtualPath) -> Result<u64, FileError> {
-        let status = fstatvfs(self.open_path(path, handle::STATUS)?)?;
+        let status = match self.open_path(path, handle::STATUS) {
+            Err(FileError::IsADirectory) if self.leads_to_folder(path) => fstatvfs(&self.home)?,
+            opened => fstatvfs(opened?)?,
+        };
         Ok(status.blocks_available().saturating_mul(status.fragment_size()))
     }
 
-    /// A name for the file that is the same through every home, symbolic link and node: its real
+    /// To change its attributes.
+    fn open_to_change(&self, path: &VirtualPath) -> Result<OwnedFd, FileError> {
+        if self.is_fixed(path) {
+            return Err(FileError::Fixed);
+        }
+        self.open_path(path, handle::STATUS)
+    }
+
+    /// A name for the file that is the same through every home, folder, symbolic link and node: its real
     /// path below the storage root, without a slash before it.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlink};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat};
+use nix::sys::stat::{FileStat, SFlag, fstat, fstatat};
 
 use super::FileError;
 use crate::listing::{Entry, Kind};
@@ -46,19 +46,26 @@ impl Place<'_> {
     }
 }
 
+/// What a symbolic link on the way is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Links {
+    Followed,
+    /// An error, [`FileError::Loop`]; only a link at the end can be opened, itself.
+    Refused,
+}
+
 /// Opens `path` as seen from inside `root`: absolute symbolic links and `..` stay inside it.
-/// `create` holds the mode bits of a file to be made with `O_CREAT`.
 pub(super) fn open_in(
     root: impl AsFd,
     path: &[u8],
     flags: OFlag,
-    create: Option<u32>,
+    links: Links,
 ) -> Result<OwnedFd, FileError> {
-    let mode = Mode::from_bits_truncate(create.unwrap_or(0));
-    let how = OpenHow::new()
-        .flags(flags)
-        .mode(mode)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let inside = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    let how = OpenHow::new().flags(flags).resolve(match links {
+        Links::Followed => inside,
+        Links::Refused => inside | ResolveFlag::RESOLVE_NO_SYMLINKS,
+    });
     let mut attempts = 0;
     loop {
         match openat2(root.as_fd(), path, how) {

@@ -4,6 +4,10 @@
 //! then act on the handle of the directory so found. Everything here blocks: call it from a
 //! thread that may wait for storage, never from one that serves connections.
 //!
+//! Symbolic links are followed inside the home, or inside the folder they are in. Where permissions
+//! depend on the path they would be second names of files, so there none is followed at all: see
+//! [`Jail::refuse_links`].
+//!
 //! New files and directories get [`Modes`] less the process's umask, which `main` sets to nothing.
 
 pub mod checksum;
@@ -11,6 +15,7 @@ mod combine;
 mod directory;
 mod error;
 mod files;
+mod folders;
 mod handle;
 pub mod path;
 mod remove_tree;
@@ -25,6 +30,8 @@ use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 
 pub use self::directory::{Entries, Walk, Walked};
 pub use self::error::FileError;
+use self::folders::{Folder, Location};
+use self::handle::Links;
 use self::path::VirtualPath;
 pub use self::upload::{Placement, Upload, WriteMode};
 
@@ -39,10 +46,14 @@ pub struct Modes {
     pub directory: u32,
 }
 
-/// A user's home. Cheap: one descriptor.
+/// A user's tree: the home, and the folders that it shows. Cheap: one descriptor each.
 #[derive(Debug)]
 pub struct Jail {
     home: OwnedFd,
+    /// Where the home is, within the storage.
+    home_path: VirtualPath,
+    folders: Vec<Folder>,
+    links: Links,
     /// The storage root's own path, which [`Jail::canonical_key`] takes off.
     storage: Box<[u8]>,
     modes: Modes,
@@ -70,33 +81,77 @@ impl Jail {
         create_home: bool,
         modes: Modes,
     ) -> Result<Self, FileError> {
-        let root = open(storage_root, handle::DIRECTORY, Mode::empty())?;
-        let home = match handle::open_in(&root, home.relative(), handle::DIRECTORY, None) {
-            Err(FileError::NotFound) if create_home => create_all(&root, home, modes.directory)?,
-            found => found?,
-        };
-        Ok(Self { home, storage: handle::real_path(&root)?.into(), modes })
+        let root = open_storage(storage_root)?;
+        Ok(Self {
+            home: open_directory(&root, home, create_home, modes)?,
+            home_path: home.clone(),
+            folders: Vec::new(),
+            links: Links::Followed,
+            storage: handle::real_path(&root)?.into(),
+            modes,
+        })
     }
 
-    /// The handle of the directory that holds `path`, and the name in it.
+    /// From now on a path with a symbolic link in it leads nowhere.
+    pub fn refuse_links(&mut self) {
+        self.links = Links::Refused;
+    }
+
+    /// The handle of the directory that holds `path`, and the name in it, to change it.
     ///
     /// # Errors
-    /// [`FileError::NameNotAllowed`] for `/` and for the names the server keeps for itself.
+    /// [`FileError::NameNotAllowed`] for `/` and for the names the server keeps for itself,
+    /// [`FileError::Fixed`] for what leads to a folder.
     fn place<'p>(&self, path: &'p VirtualPath) -> Result<handle::Place<'p>, FileError> {
         let (parent, name) = path.split().ok_or(FileError::NameNotAllowed)?;
         if name.starts_with(PARTIAL_PREFIX) {
             return Err(FileError::NameNotAllowed);
         }
-        let directory = handle::open_in(&self.home, parent.relative(), handle::DIRECTORY, None)?;
-        Ok(handle::Place { directory, name })
+        if self.is_fixed(path) {
+            return Err(FileError::Fixed);
+        }
+        match self.open_inside(&parent, b"", handle::DIRECTORY) {
+            Ok(directory) => Ok(handle::Place { directory, name }),
+            // Only the way to a folder.
+            Err(FileError::IsADirectory) => Err(FileError::ReadOnly),
+            Err(error) => Err(error),
+        }
     }
 
-    /// Opens what `path` names, following symbolic links inside the home.
+    /// Opens what `path` names, following symbolic links as far as this jail does.
+    ///
+    /// # Errors
+    /// [`FileError::IsADirectory`] if there is nothing but the way to a folder.
     fn open_path(&self, path: &VirtualPath, flags: OFlag) -> Result<OwnedFd, FileError> {
         if path.split().is_some_and(|(_, name)| name.starts_with(PARTIAL_PREFIX)) {
             return Err(FileError::NameNotAllowed);
         }
-        handle::open_in(&self.home, path.relative(), flags, None)
+        self.open_inside(path, b"", flags)
+    }
+
+    /// Opens `below`, a relative path or nothing, in the directory `path`.
+    fn open_inside(&self, path: &VirtualPath, below: &[u8], flags: OFlag) -> Result<OwnedFd, FileError> {
+        let Location { root, inside } = self.locate(path);
+        let joined: Vec<u8>;
+        let way = match (inside, below) {
+            (b"", b"") => b".",
+            (b"", below) => below,
+            (inside, b"") => inside,
+            (inside, below) => {
+                joined = [inside, b"/", below].concat();
+                &joined
+            }
+        };
+        if below.is_empty() && self.leads_to_folder(path) {
+            // Whatever else the home has under this name is covered.
+            return match handle::open_in(root, way, flags | OFlag::O_DIRECTORY, self.links) {
+                Err(FileError::NotFound | FileError::NotADirectory | FileError::Loop) => {
+                    Err(FileError::IsADirectory)
+                }
+                opened => opened,
+            };
+        }
+        handle::open_in(root, way, flags, self.links)
     }
 
     /// [`Jail::open_path`] with the status of what was opened.
@@ -107,22 +162,39 @@ impl Jail {
     }
 }
 
+fn open_storage(root: &Path) -> Result<OwnedFd, FileError> {
+    Ok(open(root, handle::DIRECTORY, Mode::empty())?)
+}
+
+/// Opens a directory of the storage that an account names, and makes it if `create` says so.
+fn open_directory(
+    root: &OwnedFd,
+    path: &VirtualPath,
+    create: bool,
+    modes: Modes,
+) -> Result<OwnedFd, FileError> {
+    match handle::open_in(root, path.relative(), handle::DIRECTORY, Links::Followed) {
+        Err(FileError::NotFound) if create => create_all(root, path, modes.directory),
+        found => found,
+    }
+}
+
 /// Makes the directories of `home` that are missing; every prefix is resolved from `root` anew, so
 /// that links in it mean the same as when it is opened.
 fn create_all(root: &OwnedFd, home: &VirtualPath, mode: u32) -> Result<OwnedFd, FileError> {
     let mut prefix = VirtualPath::root();
-    let mut directory = handle::open_in(root, prefix.relative(), handle::DIRECTORY, None)?;
+    let mut directory = handle::open_in(root, prefix.relative(), handle::DIRECTORY, Links::Followed)?;
     for name in home.relative().split(|byte| *byte == b'/') {
         // A prefix of a path is no longer than the path, and has no other bytes.
         prefix = prefix.join(name).map_err(|_| FileError::NameTooLong)?;
-        directory = match handle::open_in(root, prefix.relative(), handle::DIRECTORY, None) {
+        directory = match handle::open_in(root, prefix.relative(), handle::DIRECTORY, Links::Followed) {
             Err(FileError::NotFound) => {
                 match mkdirat(&directory, name, Mode::from_bits_truncate(mode)) {
                     // Another node was faster.
                     Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
                     Err(errno) => return Err(errno.into()),
                 }
-                handle::open_in(root, prefix.relative(), handle::DIRECTORY, None)?
+                handle::open_in(root, prefix.relative(), handle::DIRECTORY, Links::Followed)?
             }
             found => found?,
         };

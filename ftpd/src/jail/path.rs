@@ -78,6 +78,24 @@ impl VirtualPath {
         Some((parent, &self.0[slash + 1..]))
     }
 
+    /// The names on the way down from the root, which has none.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
+    }
+
+    /// The way from `top` to this, relative: empty if they are the same. `None` if this is
+    /// elsewhere.
+    pub fn below(&self, top: &Self) -> Option<&[u8]> {
+        if top.is_root() {
+            return Some(&self.0[1..]);
+        }
+        match self.0.strip_prefix(&*top.0)? {
+            [] => Some(&[]),
+            [b'/', below @ ..] => Some(below),
+            _ => None,
+        }
+    }
+
     pub fn parent(&self) -> Self {
         self.split().map_or_else(Self::root, |(parent, _)| parent)
     }
@@ -147,6 +165,23 @@ mod tests {
     fn a_log_cannot_be_split_by_a_name() {
         let path = VirtualPath::root().join(b"a\x1b[31m\xffz").unwrap();
         assert_eq!(path.to_string(), "/a\\u{1b}[31m\\xffz");
+    }
+
+    #[test]
+    fn what_is_below_a_path_is_known_by_whole_names() {
+        let path = |text: &str| VirtualPath::root().join(text.as_bytes()).unwrap();
+        for (at, top, below) in [
+            ("/a/b", "/", Some("a/b")),
+            ("/", "/", Some("")),
+            ("/a/b/c", "/a/b", Some("c")),
+            ("/a/b", "/a/b", Some("")),
+            ("/a/bc", "/a/b", None),
+            ("/a", "/a/b", None),
+        ] {
+            assert_eq!(path(at).below(&path(top)), below.map(str::as_bytes), "{at} below {top}");
+        }
+        assert!(path("/a/b").names().eq([b"a", b"b"]));
+        assert_eq!(path("/").names().count(), 0);
     }
 
     proptest! {

@@ -105,7 +105,8 @@ pub enum Role {
 /// `type=file;size=5;modify=19700101000000; name`. In MLSD the name is the entry's own, with CRLF
 /// behind all that; in MLST it is the path, in a reply.
 ///
-/// `permissions` are the user's; the `perm` fact follows from them alone.
+/// The `perm` fact follows from `permissions`: those of the user for this entry, and of a directory
+/// those to upload, make and delete for what is in it.
 pub fn facts(
     facts: Facts,
     entry: &Entry,

@@ -5,7 +5,17 @@
 
 /// A pattern for one name: `*` and `?` match any byte, a leading dot too.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(Vec<Token>);
+pub struct Pattern {
+    tokens: Vec<Token>,
+    case: Case,
+}
+
+/// Whether ASCII letters of both cases are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Case {
+    Matters,
+    Ignored,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Token {
@@ -61,7 +71,12 @@ impl Pattern {
             };
             tokens.push(token);
         }
-        Self(tokens)
+        Self { tokens, case: Case::Matters }
+    }
+
+    /// As [`Pattern::parse`]; ASCII letters match those of the other case too.
+    pub fn parse_ignoring_case(pattern: &[u8]) -> Self {
+        Self { case: Case::Ignored, ..Self::parse(pattern) }
     }
 
     pub fn matches(&self, name: &[u8]) -> bool {
@@ -71,13 +86,13 @@ impl Pattern {
         // swallow more, this one can too.
         let mut star = None;
         while at < name.len() {
-            match self.0.get(token) {
+            match self.tokens.get(token) {
                 Some(Token::Any) => {
                     star = Some((token, at));
                     token += 1;
                     continue;
                 }
-                Some(one) if one.matches(name[at]) => {
+                Some(one) if one.matches(name[at], self.case) => {
                     token += 1;
                     at += 1;
                     continue;
@@ -88,17 +103,23 @@ impl Pattern {
             *from += 1;
             (token, at) = (*after + 1, *from);
         }
-        self.0[token..].iter().all(|token| *token == Token::Any)
+        self.tokens[token..].iter().all(|token| *token == Token::Any)
     }
 }
 
 impl Token {
-    fn matches(&self, byte: u8) -> bool {
-        match self {
-            Self::Byte(own) => *own == byte,
-            Self::One | Self::Any => true,
-            Self::Class { negated, ranges } => {
-                ranges.iter().any(|(from, to)| (*from..=*to).contains(&byte)) != *negated
+    fn matches(&self, byte: u8, case: Case) -> bool {
+        match (self, case) {
+            (Self::One | Self::Any, _) => true,
+            (Self::Byte(own), Case::Matters) => *own == byte,
+            (Self::Byte(own), Case::Ignored) => own.eq_ignore_ascii_case(&byte),
+            (Self::Class { negated, ranges }, case) => {
+                let holds = |byte: u8| ranges.iter().any(|(from, to)| (*from..=*to).contains(&byte));
+                let is_member = match case {
+                    Case::Matters => holds(byte),
+                    Case::Ignored => holds(byte.to_ascii_lowercase()) || holds(byte.to_ascii_uppercase()),
+                };
+                is_member != *negated
             }
         }
     }
@@ -161,6 +182,23 @@ mod tests {
     }
 
     #[test]
+    fn case_is_ignored_where_it_shall_be() {
+        for (pattern, name, matches) in [
+            ("*.exe", "SETUP.Exe", true),
+            ("[a-c]?", "Bx", true),
+            ("[A-C]?", "bx", true),
+            ("[!a]", "A", false),
+            ("[!a]", "b", true),
+            ("\\*.EXE", "*.exe", true),
+            ("\u{c4}", "\u{e4}", false),
+        ] {
+            let parsed = Pattern::parse_ignoring_case(pattern.as_bytes());
+            assert_eq!(parsed.matches(name.as_bytes()), matches, "{pattern} on {name}");
+        }
+        assert!(!Pattern::parse(b"*.exe").matches(b"a.EXE"));
+    }
+
+    #[test]
     fn an_escaped_wildcard_is_none() {
         assert!(has_wildcards(b"a*") && has_wildcards(b"\\\\?") && has_wildcards(b"[x"));
         assert!(!has_wildcards(b"a\\*b\\[c\\?") && !has_wildcards(b"a\\"));
@@ -182,7 +220,7 @@ mod tests {
             [] => name.is_empty(),
             [Token::Any, rest @ ..] => (0..=name.len()).any(|n| reference(rest, &name[n..])),
             [token, rest @ ..] => {
-                name.first().is_some_and(|b| token.matches(*b)) && reference(rest, &name[1..])
+                name.first().is_some_and(|b| token.matches(*b, Case::Matters)) && reference(rest, &name[1..])
             }
         }
     }
@@ -194,7 +232,7 @@ mod tests {
             name in "[ab*\\[\\]!-]{0,8}",
         ) {
             let pattern = Pattern::parse(pattern.as_bytes());
-            prop_assert_eq!(pattern.matches(name.as_bytes()), reference(&pattern.0, name.as_bytes()));
+            prop_assert_eq!(pattern.matches(name.as_bytes()), reference(&pattern.tokens, name.as_bytes()));
         }
 
         #[test]

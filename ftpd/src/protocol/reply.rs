@@ -143,6 +143,11 @@ impl Reply {
         Self::new(Code::NOT_LOGGED_IN, "Please log in with USER and PASS")
     }
 
+    /// What a user without a permission gets. It does not tell whether there is such a path.
+    pub fn permission_denied() -> Self {
+        Self::new(Code::FILE_UNAVAILABLE, "Permission denied")
+    }
+
     pub fn code(&self) -> Code {
         self.code
     }

@@ -1,0 +1,319 @@
+//! What a user may do where: an account's rules, compiled once at the login.
+//!
+//! The rule of a file or directory is found by its own path, as the client names it; the first that
+//! fits decides. Whether a whole tree may be moved or removed follows from every rule that could
+//! fit something in it, which may be more than there is.
+
+mod tree;
+
+use common::auth_api::{Account, Permissions};
+
+use self::tree::{State, Tree};
+use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
+
+/// An account's permissions everywhere, and the names it may not give to files.
+#[derive(Debug)]
+pub struct Access {
+    general: Permissions,
+    rules: Vec<Rule>,
+    denied_names: Vec<Pattern>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    place: Tree,
+    permissions: Permissions,
+}
+
+/// No permission at all.
+const NOTHING: Permissions = Permissions {
+    list: false,
+    download: false,
+    upload: false,
+    overwrite: false,
+    append: false,
+    rename: false,
+    delete: false,
+    mkdir: false,
+    rmdir: false,
+    attributes: false,
+};
+
+impl Access {
+    pub fn new(account: &Account) -> Self {
+        let general = account.permissions;
+        let rules = account.directories.iter().map(|rule| Rule {
+            place: Tree::parse(rule.path.as_str()),
+            permissions: rule.permissions.of(general),
+        });
+        let denied = account.denied_names.iter();
+        Self {
+            general,
+            rules: rules.collect(),
+            denied_names: denied.map(|name| Pattern::parse_ignoring_case(name.as_str().as_bytes())).collect(),
+        }
+    }
+
+    /// Whether permissions depend on the place.
+    pub fn has_rules(&self) -> bool {
+        !self.rules.is_empty()
+    }
+
+    /// The permissions of a file or directory.
+    pub fn at(&self, path: &VirtualPath) -> Permissions {
+        self.rules
+            .iter()
+            .find(|rule| rule.place.at(path) == State::Fits)
+            .map_or(self.general, |rule| rule.permissions)
+    }
+
+    /// The directory `path`, to look at what is in it.
+    pub fn directory(&self, path: &VirtualPath) -> Directory<'_> {
+        Directory { access: self, states: self.rules.iter().map(|rule| rule.place.at(path)).collect() }
+    }
+
+    /// Whether a working directory can be of use here: something is permitted in it or below.
+    pub fn is_enterable(&self, path: &VirtualPath) -> bool {
+        self.directory(path).is_enterable()
+    }
+
+    /// Whether `permission` holds at `path` and for whatever may be below.
+    pub fn holds_in_all_of(&self, path: &VirtualPath, permission: impl Fn(&Permissions) -> bool) -> bool {
+        self.directory(path).tree().all(|possible| permission(&possible))
+    }
+
+    /// Whether `permission` holds anywhere in the tree.
+    pub fn holds_somewhere(&self, permission: impl Fn(&Permissions) -> bool) -> bool {
+        self.directory(&VirtualPath::root()).tree().any(|possible| permission(&possible))
+    }
+
+    /// Whether `from` may become `to`. Where both places have the same permissions it takes `rename`
+    /// alone; between others also what reading it there, storing it here and deleting it there would
+    /// take, so that a rename gives no more than the other commands would. For a directory all of
+    /// that must hold wherever a rule could fit below.
+    pub fn may_rename(&self, from: &VirtualPath, to: &VirtualPath, is_directory: bool) -> bool {
+        let possible = |path| match is_directory {
+            true => self.directory(path).tree().collect(),
+            false => vec![self.at(path)],
+        };
+        let (from, to): (Vec<_>, Vec<_>) = (possible(from), possible(to));
+        let is_same = from.iter().chain(&to).all(|permissions| *permissions == from[0]);
+        let may_take =
+            |may: &Permissions| may.download && may.delete && (!is_directory || may.list && may.rmdir);
+        let may_put = |may: &Permissions| may.upload && (!is_directory || may.mkdir);
+        from.iter().chain(&to).all(|may| may.rename)
+            && (is_same || from.iter().all(may_take) && to.iter().all(may_put))
+    }
+
+    /// Whether the content of `from` may be moved to the end of `to`: `upload` and `append` there,
+    /// `delete` here, and `download` where permissions differ, as for a rename.
+    pub fn may_join(&self, from: &VirtualPath, to: &VirtualPath) -> bool {
+        let (from, to) = (self.at(from), self.at(to));
+        to.upload && to.append && from.delete && (from == to || from.download)
+    }
+
+    /// Whether no file may get this name.
+    pub fn denies_name(&self, name: &[u8]) -> bool {
+        self.denied_names.iter().any(|pattern| pattern.matches(name))
+    }
+}
+
+/// A directory, and how every rule stands to it.
+#[derive(Debug)]
+pub struct Directory<'a> {
+    access: &'a Access,
+    states: Vec<State>,
+}
+
+impl Directory<'_> {
+    /// The permissions of the entry `name` in the directory.
+    pub fn at(&self, name: &[u8]) -> Permissions {
+        self.rules()
+            .find(|(rule, state)| rule.place.fits_below(state, name))
+            .map_or(self.access.general, |(rule, _)| rule.permissions)
+    }
+
+    /// The entry `name`, as a directory.
+    pub fn below(&self, name: &[u8]) -> Self {
+        let states = self.rules().map(|(rule, state)| rule.place.below(state, name)).collect();
+        Self { access: self.access, states }
+    }
+
+    pub fn is_enterable(&self) -> bool {
+        self.tree().any(|possible| possible != NOTHING)
+    }
+
+    /// The directory's own permissions, but for those to make and remove files and directories,
+    /// which are of what can be in it: what RFC 3659 section 7.5.5 wants to know.
+    pub fn facts(&self) -> Permissions {
+        let own = self.own();
+        let inside = |permission: fn(&Permissions) -> bool| {
+            self.possible(Tree::may_fit_a_name).any(|possible| permission(&possible))
+        };
+        Permissions {
+            upload: inside(|may| may.upload),
+            mkdir: inside(|may| may.mkdir),
+            delete: inside(|may| may.delete),
+            ..own
+        }
+    }
+
+    fn own(&self) -> Permissions {
+        self.rules()
+            .find(|(_, state)| **state == State::Fits)
+            .map_or(self.access.general, |(rule, _)| rule.permissions)
+    }
+
+    /// All permissions that the directory, or whatever may be below it, can have.
+    fn tree(&self) -> impl Iterator<Item = Permissions> {
+        self.possible(|_, state| *state != State::Open(Vec::new()))
+    }
+
+    /// Those of rules that `may` fit, up to the first that fits everything.
+    fn possible(&self, may: impl Fn(&Tree, &State) -> bool) -> impl Iterator<Item = Permissions> {
+        let decides = self.states.iter().position(|state| *state == State::Fits);
+        let last = match decides {
+            Some(rule) => self.access.rules[rule].permissions,
+            None => self.access.general,
+        };
+        self.rules()
+            .take(decides.unwrap_or(self.states.len()))
+            .filter(move |(rule, state)| may(&rule.place, state))
+            .map(|(rule, _)| rule.permissions)
+            .chain([last])
+    }
+
+    fn rules(&self) -> impl Iterator<Item = (&Rule, &State)> {
+        self.access.rules.iter().zip(&self.states)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn access(account: serde_json::Value) -> Access {
+        let mut account = account;
+        account["user"] = "anna".into();
+        account["home"] = "/anna".into();
+        Access::new(&serde_json::from_value(account).unwrap())
+    }
+
+    fn path(text: &str) -> VirtualPath {
+        VirtualPath::root().join(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_decides_and_changes_what_it_names() {
+        let access = access(json!({
+            "permissions": { "delete": false },
+            "directories": [
+                { "path": "/in/done", "permissions": { "list": true } },
+                { "path": "/in", "permissions": { "list": false, "delete": true } },
+                { "path": "/in/done/later", "permissions": { "list": false } },
+            ],
+        }));
+        let may = |at| {
+            let may = access.at(&path(at));
+            (may.list, may.delete)
+        };
+        assert_eq!(may("/x"), (true, false));
+        assert_eq!(may("/in"), (false, true));
+        assert_eq!(may("/in/x"), (false, true));
+        assert_eq!(may("/in/done/x"), (true, false));
+        assert_eq!(may("/in/done/later"), (true, false));
+    }
+
+    #[test]
+    fn a_directory_can_be_entered_where_anything_is_permitted_below() {
+        let nothing = serde_json::to_value(NOTHING).unwrap();
+        let access = access(json!({
+            "permissions": nothing,
+            "directories": [{ "path": "/a/b", "permissions": { "upload": true } }],
+        }));
+        assert!(["/", "/a", "/a/b", "/a/b/c"].iter().all(|at| access.is_enterable(&path(at))));
+        assert!(["/b", "/a/c"].iter().all(|at| !access.is_enterable(&path(at))));
+        assert!(access.holds_somewhere(|may| may.upload) && !access.holds_somewhere(|may| may.list));
+    }
+
+    #[test]
+    fn a_rename_gives_no_more_than_reading_storing_and_deleting_would() {
+        let access = access(json!({ "directories": [
+            { "path": "/drop", "permissions": { "list": false, "download": false } },
+            { "path": "/archive", "permissions": { "delete": false } },
+            { "path": "/published", "permissions": { "upload": false } },
+            { "path": "/project/*/secret", "permissions": { "download": false } },
+        ]}));
+        for (from, to, file, directory) in [
+            ("/a", "/b", true, true),
+            ("/a", "/drop/a", true, true),
+            ("/drop/a", "/drop/b", true, true),
+            ("/drop/a", "/b", false, false),
+            ("/archive/a", "/archive/b", true, true),
+            ("/archive/a", "/b", false, false),
+            ("/a", "/published/a", false, false),
+            // What is below counts for directories.
+            ("/project", "/p", true, false),
+            ("/project/x", "/p", true, false),
+            ("/project/x/secret", "/p", false, false),
+            ("/project/x/open", "/p", true, true),
+            ("/a", "/project/x", true, true),
+        ] {
+            let may = |is_directory| access.may_rename(&path(from), &path(to), is_directory);
+            assert_eq!((may(false), may(true)), (file, directory), "{from} to {to}");
+        }
+        assert!(access.may_join(&path("/drop/1"), &path("/drop/2")));
+        assert!(!access.may_join(&path("/drop/1"), &path("/2")));
+        assert!(!access.may_join(&path("/archive/1"), &path("/2")));
+        assert!(access.may_join(&path("/1"), &path("/archive/2")));
+    }
+
+    #[test]
+    fn the_facts_of_a_directory_tell_what_is_possible_in_it() {
+        let access = access(json!({ "directories": [
+            { "path": "/in/*.csv", "permissions": { "upload": true, "mkdir": false } },
+            { "path": "/in", "permissions": { "upload": false, "mkdir": false } },
+            { "path": "/a/b/c", "permissions": { "upload": true } },
+            { "path": "/a", "permissions": { "upload": false } },
+        ]}));
+        let facts = |at| access.directory(&path(at)).facts();
+        assert!(facts("/in").upload && !facts("/in").mkdir);
+        assert!(!facts("/in/x").upload);
+        assert!(!facts("/a").upload && facts("/a/b").upload);
+    }
+
+    #[test]
+    fn denied_names_are_denied_in_any_case() {
+        let access = access(json!({ "denied_names": ["*.exe", ".*"] }));
+        assert!(access.denies_name(b"SETUP.EXE") && access.denies_name(b".htaccess"));
+        assert!(!access.denies_name(b"exe"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_holds_of_a_tree_holds_of_everything_in_it(
+            places in proptest::collection::vec(("(/(\\*\\*|[ab*])){1,3}", any::<bool>()), 0..5),
+            above in "(/[ab]){0,2}",
+            below in "(/[ab]){0,3}",
+        ) {
+            let rules: Vec<_> = places
+                .iter()
+                .map(|(path, list)| json!({ "path": path, "permissions": { "list": list } }))
+                .collect();
+            let access = access(json!({ "directories": rules }));
+            let (top, inside) = (path(&above), path(&format!("{above}{below}")));
+            let found = access.at(&inside);
+            prop_assert!(access.directory(&top).tree().any(|possible| possible == found));
+            prop_assert_eq!(access.directory(&inside).own(), found);
+            if let Some((parent, name)) = inside.split() {
+                let parent = access.directory(&parent);
+                prop_assert_eq!(parent.at(name), found);
+                prop_assert_eq!(parent.below(name).own(), found);
+                prop_assert!(parent.possible(Tree::may_fit_a_name).any(|possible| possible == found));
+            }
+        }
+    }
+}

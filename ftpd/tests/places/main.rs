@@ -1,0 +1,5 @@
+//! What an account may do depends on the place: rules of directories, denied names, folders.
+
+mod folders;
+mod permissions;
+mod support;

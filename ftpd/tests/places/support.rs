@@ -1,0 +1,86 @@
+//! A node whose users are what a test says.
+
+use std::fs;
+
+use cluster_tests::{
+    dialogue::Dialogue,
+    node::Node,
+    redis::Redis,
+    stub_authd::{Answer, StubAuthd},
+};
+use serde_json::Value;
+
+/// In the root of the storage.
+pub const TRANSFER_LOG: &str = "transfers.log";
+
+/// What runs for a test.
+pub struct Site {
+    pub node: Node,
+    _redis: Redis,
+    _authd: StubAuthd,
+}
+
+impl Site {
+    /// Users are what `account` says of a name. Homes that are missing are made if `create_homes`.
+    pub fn new(create_homes: bool, account: impl Fn(&str) -> Value + Send + Sync + 'static) -> Self {
+        let authd = StubAuthd::start(move |request| {
+            let mut answer = account(request["user"].as_str().unwrap_or_default());
+            answer["user"] = request["user"].clone();
+            Answer::account(&answer)
+        });
+        let builder = Node::standalone().without("standalone").setting("create_homes", create_homes);
+        let redis = Redis::start(builder.loopback().socket(1, 6379));
+        let builder = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address);
+        let log = builder.root().join(TRANSFER_LOG);
+        let builder = builder.setting("transfer_log", log.display());
+        Self { node: builder.setting("max_errors", 1000).start(), _redis: redis, _authd: authd }
+    }
+
+    /// One account for everybody.
+    pub fn of(account: Value) -> Self {
+        Self::new(true, move |_| account.clone())
+    }
+
+    /// Puts a file into the storage, with the directories it needs.
+    pub fn put(&self, path: &str, content: &str) {
+        let path = self.node.root().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// What a file of the storage holds, if there is one.
+    pub fn content(&self, path: &str) -> Option<String> {
+        fs::read_to_string(self.node.root().join(path)).ok()
+    }
+
+    /// A session in TYPE I.
+    pub fn login(&self, user: &str) -> Dialogue {
+        let mut session = self.node.login(user, "x");
+        session.command("TYPE I", 200);
+        session
+    }
+}
+
+/// The names in a listing of NLST, sorted.
+pub fn names(session: &mut Dialogue, argument: &str) -> Vec<String> {
+    let listing = String::from_utf8(session.receive(&format!("NLST {argument}"))).unwrap();
+    let mut names: Vec<_> = listing.lines().map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+/// The facts of each name in an MLSD.
+pub fn facts(session: &mut Dialogue, path: &str, name: &str) -> String {
+    let listing = String::from_utf8(session.receive(&format!("MLSD {path}"))).unwrap();
+    let line = listing.lines().find(|line| line.ends_with(&format!("; {name}")));
+    line.unwrap_or_else(|| panic!("no {name} in {listing}")).to_owned()
+}
+
+/// The reply to each command must be this one, with the same words.
+pub fn all_get(session: &mut Dialogue, reply: &str, commands: &[&str]) {
+    for command in commands {
+        session.epsv();
+        session.send(command);
+        assert_eq!(session.reply().text(), reply, "{command}");
+    }
+}

@@ -1,0 +1,56 @@
+//! What power the daemons have while they serve.
+
+use std::fs;
+
+use cluster_tests::{authd::AuthdBuilder, loopback::Loopback, node::Node, process::Daemon};
+use nix::unistd::geteuid;
+
+/// What root keeps, by the numbers of linux/capability.h.
+const DAC_OVERRIDE: u64 = 1 << 1;
+const DAC_READ_SEARCH: u64 = 1 << 2;
+const FOWNER: u64 = 1 << 3;
+
+#[test]
+fn every_thread_of_a_node_that_serves_has_given_up_its_capabilities() {
+    let builder = Node::standalone();
+    // Its thread starts last.
+    let log = builder.root().join("transfers.log");
+    let builder = builder.setting("transfer_log", log.display());
+    // Port 21 takes a capability that all threads are without afterwards.
+    let builder = if geteuid().is_root() { builder.setting("port", 21) } else { builder };
+    let node = builder.start();
+    let mut session = node.login("demo", "x");
+    session.store("file", b"content");
+    assert_eq!(session.retrieve("file"), b"content");
+    session.receive("LIST");
+    has_only(&node.daemon, DAC_OVERRIDE | DAC_READ_SEARCH | FOWNER);
+}
+
+#[test]
+fn every_thread_of_an_authd_that_serves_has_given_up_its_capabilities() {
+    let loopback = Loopback::reserve();
+    let port = if geteuid().is_root() { 80 } else { 5160 };
+    let authd = AuthdBuilder::new(loopback.socket(1, port)).users("").start();
+    has_only(&authd.daemon, DAC_READ_SEARCH);
+}
+
+/// # Panics
+/// A thread has a capability, other than these where the process is root's.
+fn has_only(daemon: &Daemon, of_root: u64) {
+    let most = if geteuid().is_root() { of_root } else { 0 };
+    let mut threads = 0;
+    for thread in fs::read_dir(format!("/proc/{}/task", daemon.id())).unwrap() {
+        // A thread that was idle may have ended.
+        let Ok(status) = fs::read_to_string(thread.unwrap().path().join("status")) else { continue };
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+        for (set, most) in [("CapEff:", most), ("CapPrm:", most), ("CapInh:", 0), ("CapAmb:", 0)] {
+            let has = u64::from_str_radix(field(set), 16).unwrap();
+            assert_eq!(has & !most, 0, "{set} {has:x} of {}", field("Name:"));
+        }
+        assert_eq!(field("NoNewPrivs:"), "1");
+        threads += 1;
+    }
+    assert!(threads > 2, "only {threads} threads");
+    let told = daemon.lines().iter().any(|line| line.contains("runs as root"));
+    assert_eq!(told, geteuid().is_root());
+}
