@@ -14,6 +14,7 @@ use crate::{
     commands,
     connections::Handle,
     data::DataPort,
+    governor::Lanes,
     jail::{
         FileError, Jail,
         path::{InvalidPath, VirtualPath},
@@ -27,6 +28,7 @@ use crate::{
         verbs::Phase,
     },
     proxy_protocol::Ends,
+    quota::HomeQuota,
     tls::Handshake,
 };
 
@@ -73,6 +75,8 @@ pub struct LoggedIn {
     pub ends: Ends,
     pub account: Account,
     pub jail: Arc<Jail>,
+    pub quota: Option<Arc<HomeQuota>>,
+    pub lanes: Lanes,
     pub cwd: VirtualPath,
     pub transfer_type: TransferType,
     pub data_port: Option<DataPort>,
@@ -161,6 +165,11 @@ impl LoggedIn {
         } else {
             Err(Reply::new(Code::FILE_UNAVAILABLE, "Permission denied"))
         }
+    }
+
+    /// The quota that what happens at `path` counts to, if the user has one.
+    pub fn quota_of(&self, _path: &VirtualPath) -> Option<&Arc<HomeQuota>> {
+        self.quota.as_ref()
     }
 
     /// Runs a file operation in the user's home, off the threads that serve connections.

@@ -16,6 +16,7 @@ use common::{
 use super::security;
 use crate::{
     auth::{Attempt, LoginError},
+    governor::Lanes,
     jail::{Jail, path::VirtualPath},
     metrics,
     node::Node,
@@ -24,6 +25,7 @@ use crate::{
         command::{Algorithm, Password, TransferType},
         reply::Text,
     },
+    quota::HomeQuota,
     session::{LoggedIn, Outcome, Session, SessionCount, State, Subject},
 };
 
@@ -182,6 +184,8 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         );
         unavailable("Your home directory is not available")
     })?;
+    let jail = Arc::new(jail);
+    let quota = HomeQuota::open(&node, &account, &jail).await.map_err(|error| subject.refuse(&error))?;
     session.handle.set_user(Some(&account.user));
     metrics::login("accepted");
     log::info!(
@@ -192,8 +196,10 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         node,
         subject: Arc::new(subject),
         ends: session.ends,
+        lanes: Lanes::new(&account.bandwidth),
         account,
-        jail: Arc::new(jail),
+        jail,
+        quota,
         cwd: VirtualPath::root(),
         transfer_type: TransferType::default(),
         data_port: None,

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use common::process::logging::chain;
+use common::{process::logging::chain, registry};
 use tokio::time::timeout;
 
 use crate::{
@@ -96,6 +96,12 @@ impl TransferFailure {
             Self::Failed(TransferError::File(error)) => {
                 let (code, phrase) = error.reply();
                 (Reply::new(code, phrase), "storage")
+            }
+            Self::Failed(TransferError::OverQuota) => {
+                (Reply::new(Code::QUOTA_EXCEEDED, "Quota exceeded"), "quota")
+            }
+            Self::Failed(TransferError::QuotaUnknown) => {
+                (Reply::new(Code::LOCAL_ERROR, "The quota cannot be checked at this time"), "quota_unknown")
             }
             Self::Short { .. } => (lost("Fewer bytes than ALLO announced; they are kept"), "short"),
             Self::Shrunk { .. } => {
@@ -333,7 +339,10 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     if !ascii {
         text.extend_from_slice(format!(" ({} bytes)", bytes.end.saturating_sub(bytes.start)).as_bytes());
     }
+    let governor =
+        session.lanes.govern(&session.node, &session.account.user, registry::Direction::Download, None);
     let work: Work = Box::new(move |stream, progress| {
+        progress.govern(governor);
         if ascii {
             stream.send_ascii(&file.file, bytes, progress)?;
         } else {

@@ -15,6 +15,7 @@ mod handle;
 pub mod path;
 mod remove_tree;
 mod upload;
+mod usage;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -27,6 +28,7 @@ pub use self::directory::{Entries, Walk, Walked};
 pub use self::error::FileError;
 use self::path::VirtualPath;
 pub use self::upload::{Placement, Upload, WriteMode};
+pub use self::usage::Changes;
 
 /// Data of unfinished atomic uploads lies under names with this prefix. Listings hide them, and
 /// clients may not use them.
