@@ -240,6 +240,8 @@ struct Ledger {
     arrived: i64,
     /// What the registry has been told of this upload.
     told: (i64, i64),
+    /// A request's answer has not been seen: it may have reserved something.
+    is_asking: bool,
 }
 
 impl Ledger {
@@ -293,6 +295,7 @@ impl Share {
             let now = (bytes.saturating_add(ledger.arrived), files);
             let released = Usage { bytes: ledger.reserved.bytes - ledger.room, files: ledger.reserved.files };
             ledger.reserved = ledger.reserved.less(released);
+            ledger.is_asking = true;
             let wanted = Usage { bytes: PIECE, files: 0 };
             Step { change: ledger.untold(now), released, wanted, limit: self.quota.limit }
         };
@@ -306,6 +309,7 @@ impl Share {
             Err(RegistryAway) => return Err(TransferError::QuotaUnknown),
         };
         let mut ledger = self.ledger();
+        ledger.is_asking = false;
         ledger.reserved = ledger.reserved.plus(granted);
         ledger.room += granted.bytes;
         Ok(())
@@ -324,7 +328,8 @@ impl Share {
         let change = ledger.untold(self.so_far());
         let released = std::mem::take(&mut ledger.reserved);
         ledger.room = 0;
-        let is_nothing = change.is_nothing() && released == Usage::default();
+        let is_asking = std::mem::take(&mut ledger.is_asking);
+        let is_nothing = change.is_nothing() && released == Usage::default() && !is_asking;
         (!is_nothing).then_some(Step { change, released, ..Step::default() })
     }
 
