@@ -69,6 +69,20 @@ impl Keys {
         [self.key("write:").as_bytes(), path].concat()
     }
 
+    /// Hash: how much a home holds, which is named by its path within the storage. `bytes` and
+    /// `files` as of the last count and what nodes have told since, `counted` (Unix ms of that
+    /// count); `scan`, `scan_until` and `changes` while it is counted; `node:NAME INCARNATION` is what
+    /// a node has told so far, and has reserved. Expires when it has not been used for long.
+    pub fn home_usage(&self, home: &[u8]) -> Vec<u8> {
+        [self.key("usage:").as_bytes(), home].concat()
+    }
+
+    /// Hash: when a user's transfers in one direction may go on (`free`, Unix us), and how many each
+    /// node has (`node:NAME`). Expires.
+    pub fn bandwidth(&self, direction: &str, user: &str) -> String {
+        self.key(format_args!("bandwidth:{direction}:{user}"))
+    }
+
     /// List of the keys that seal TLS session tickets, the newest first. Expires.
     pub fn ticket_keys(&self) -> String {
         self.key("ticket-keys")

@@ -64,6 +64,7 @@ pub struct Storage {
     pub list_depth: usize,
     pub sorted_entries: usize,
     pub stat_entries: usize,
+    pub quota_rescan: Duration,
 }
 
 /// Who decides whether a login is right.
@@ -100,6 +101,7 @@ pub struct Timeouts {
     pub data_connect: Duration,
     pub stall: Duration,
     pub passive_wait: Duration,
+    pub quota_wait: Duration,
     pub proxy_header: Duration,
     pub drain: Duration,
 }
@@ -132,6 +134,7 @@ impl Config {
                 list_depth: values.required("list_depth")?,
                 sorted_entries: values.required("max_sorted_entries")?,
                 stat_entries: values.required("max_stat_entries")?,
+                quota_rescan: values.duration("quota_rescan")?,
             },
             redis: redis(values, standalone)?,
             tls: tls(values)?,
@@ -152,6 +155,7 @@ impl Config {
                 data_connect: values.duration("data_connect_timeout")?,
                 stall: values.duration("stall_timeout")?,
                 passive_wait: values.duration("passive_wait")?,
+                quota_wait: values.duration("quota_wait")?,
                 proxy_header: values.duration("proxy_header_timeout")?,
                 drain: values.duration("drain_timeout")?,
             },

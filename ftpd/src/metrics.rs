@@ -23,6 +23,10 @@ pub fn describe() {
     describe_counter!("ftp_uploads_refused_total", "Uploads and renames that were refused, by reason");
     describe_counter!("ftp_transfer_bytes_total", "Bytes over data connections by direction");
     describe_histogram!("ftp_transfer_seconds", "How long transfers and listings took");
+    describe_histogram!(
+        "ftp_paced_seconds",
+        "How long transfers with a limit of bandwidth waited for it, by direction"
+    );
     describe_gauge!("ftp_passive_ports_reserved", "Reservations of (port, client address) at this time");
     describe_counter!("ftp_passive_ports_exhausted_total", "PASV and EPSV that found no free port in time");
     describe_counter!("ftp_data_connections_refused_total", "Data connections that were closed, by reason");
@@ -96,6 +100,10 @@ pub fn transfer_ended(direction: &'static str, result: &'static str, bytes: u64,
 
 pub fn upload_refused(reason: &'static str) {
     counter!("ftp_uploads_refused_total", "reason" => reason).increment(1);
+}
+
+pub fn paced(direction: &'static str, waited: Duration) {
+    histogram!("ftp_paced_seconds", "direction" => direction).record(waited);
 }
 
 pub fn passive_ports_reserved(count: usize) {

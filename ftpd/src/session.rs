@@ -15,6 +15,7 @@ use crate::{
     commands,
     connections::Handle,
     data::DataPort,
+    governor::Lanes,
     jail::{
         FileError, Jail,
         path::{InvalidPath, VirtualPath},
@@ -28,6 +29,7 @@ use crate::{
         verbs::Phase,
     },
     proxy_protocol::Ends,
+    quota::HomeQuota,
     tls::Handshake,
 };
 
@@ -76,6 +78,8 @@ pub struct LoggedIn {
     /// What of the account holds where.
     pub access: Arc<Access>,
     pub jail: Arc<Jail>,
+    pub quota: Option<Arc<HomeQuota>>,
+    pub lanes: Lanes,
     pub cwd: VirtualPath,
     pub transfer_type: TransferType,
     pub data_port: Option<DataPort>,
@@ -175,6 +179,11 @@ impl LoggedIn {
             "refused: no file may be named {:?}", String::from_utf8_lossy(name)
         );
         Err(Reply::new(Code::BAD_NAME, "Files may not have this name"))
+    }
+
+    /// The quota that what happens at `path` counts to, if the user has one: folders are not the home's.
+    pub fn quota_of(&self, path: &VirtualPath) -> Option<&Arc<HomeQuota>> {
+        self.quota.as_ref().filter(|_| self.jail.is_in_home(path))
     }
 
     /// Runs a file operation in the user's home, off the threads that serve connections.

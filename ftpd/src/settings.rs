@@ -195,6 +195,12 @@ pub static SCHEMA: Schema = Schema {
             "Entries that a listing sorts if asked to; those beyond come unsorted.",
         ),
         one("max_stat_entries", "number", "1000", "Entries that STAT with a path shows."),
+        one(
+            "quota_rescan",
+            DURATION,
+            "24h",
+            "How often what a home with a quota holds is counted from the disk again; in between, what sessions do is added up.",
+        ),
         // Parts it talks to
         alias(
             "RedisConnectionString",
@@ -271,6 +277,12 @@ pub static SCHEMA: Schema = Schema {
             "Without a byte in a transfer; then 426. Must be shorter than the balancer's limit.",
         ),
         one("passive_wait", DURATION, "5s", "How long PASV waits for a free port; then 425."),
+        one(
+            "quota_wait",
+            DURATION,
+            "5s",
+            "How long an upload to a home with a quota waits for the home's first count; then 450.",
+        ),
         one("proxy_header_timeout", DURATION, "5s", "For a balancer to send the PROXY header."),
         one("drain_timeout", DURATION, "5m", "How long transfers may go on after SIGTERM."),
         // Logs

@@ -103,6 +103,11 @@ impl Cluster {
         (self.name.clone(), self.slice)
     }
 
+    /// This process, among all that have or had its name.
+    pub fn process(&self) -> (&NodeName, u64) {
+        (&self.name, self.incarnation)
+    }
+
     /// What tells a lease from all others, in all processes.
     pub fn token(&self, grant: Grant) -> String {
         format!("{} {:016x} {grant}", self.name, self.incarnation)

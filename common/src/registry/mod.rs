@@ -8,15 +8,18 @@
 //! Redis is one server, with replicas if need be. It cannot be a Redis Cluster, which spreads keys
 //! over servers: the steps touch several keys.
 
+mod bandwidth;
 mod cluster;
 mod link;
 mod options;
 mod refresh;
 mod table;
 mod tickets;
+mod usage;
 mod view;
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -30,17 +33,19 @@ use tokio::{
     task::JoinSet,
 };
 
+pub use self::{
+    bandwidth::{Direction, Meter, Share, Slice, piece},
+    link::{LinkError, RedisLink},
+    options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
+    tickets::{InvalidTicketKey, TicketKey},
+    usage::{Change, Counting, HomeUsage, RegistryAway, Standing, Step, Usage},
+    view::RegistryView,
+};
 use self::{
     cluster::{Cluster, Held, Hold, Published},
     refresh::Work,
     table::{Grant, Table},
     tickets::OwnKeys,
-};
-pub use self::{
-    link::{LinkError, RedisLink},
-    options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
-    tickets::{InvalidTicketKey, TicketKey},
-    view::RegistryView,
 };
 use crate::{
     node::{NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
@@ -314,6 +319,8 @@ struct Core {
     transfers: AtomicU32,
     table: Mutex<Table>,
     ticket_keys: Mutex<OwnKeys>,
+    homes: Mutex<HashMap<Box<[u8]>, Arc<usage::Home>>>,
+    shares: bandwidth::Shares,
     cluster: Option<Arc<Cluster>>,
 }
 
@@ -324,6 +331,8 @@ impl Core {
             transfers: AtomicU32::new(node.transfers),
             table: Mutex::default(),
             ticket_keys: Mutex::default(),
+            homes: Mutex::default(),
+            shares: Mutex::default(),
             node,
             cluster,
         }

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use common::registry::Usage;
+use tokio::runtime::Handle;
+
 use super::transfers::run_in_background;
 use crate::{
     activity::Watch,
-    jail::FileError,
+    jail::{Changes, FileError},
     protocol::{Code, Reply},
     session::{LoggedIn, Outcome},
 };
@@ -47,7 +50,16 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.rmdir, &path)?;
-    session.in_home(move |jail| jail.remove_directory(&path)).await?;
+    let counts = session.quota_of(&path).is_some();
+    let freed = session
+        .in_home(move |jail| {
+            let partials = if counts { jail.usage_of_partials(&path) } else { Usage::default() };
+            jail.remove_directory(&path).map(|()| partials)
+        })
+        .await?;
+    if let Some(quota) = session.quota.as_ref().filter(|_| counts) {
+        quota.tell_removed(freed).await;
+    }
     Ok(Reply::new(Code::DONE, "Directory removed"))
 }
 
@@ -62,8 +74,16 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
     let subject = Arc::clone(&session.subject);
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
-    Ok(run_in_background(session, watch, move || match jail.remove_tree(&path, &progress) {
-        Ok(()) => Reply::new(Code::DONE, "Directory and all in it removed"),
-        Err(error) => subject.refuse(&error),
+    let (quota, runtime) = (session.quota_of(&path).cloned(), Handle::current());
+    Ok(run_in_background(session, watch, move || {
+        let changes = Changes::default();
+        let removed = jail.remove_tree(&path, &progress, quota.is_some().then_some(&changes));
+        if let Some(quota) = quota {
+            runtime.block_on(quota.tell(changes.so_far()));
+        }
+        match removed {
+            Ok(()) => Reply::new(Code::DONE, "Directory and all in it removed"),
+            Err(error) => subject.refuse(&error),
+        }
     }))
 }

@@ -1,5 +1,7 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
+use common::registry::Usage;
+
 use crate::{
     jail::{FileError, path::VirtualPath},
     listing::Kind,
@@ -16,15 +18,25 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.delete, &path)?;
     let user = session.account.user.clone();
-    session
+    let counts = session.quota_of(&path).is_some();
+    let freed = session
         .in_home(move |jail| {
+            let (mut partial, mut file) = (Usage::default(), Usage::default());
+            if counts {
+                let left = jail.partial_size(&path, &user).ok().flatten();
+                partial = left.map_or(partial, |bytes| Usage { bytes, files: 1 });
+                file = jail.usage_of(&path);
+            }
             let had_partial = jail.remove_partial(&path, &user);
             match jail.remove_file(&path) {
-                Err(FileError::NotFound) if had_partial? => Ok(()),
-                removed => removed,
+                Err(FileError::NotFound) if had_partial? => Ok(partial),
+                removed => removed.map(|()| file.plus(partial)),
             }
         })
         .await?;
+    if let Some(quota) = session.quota.as_ref().filter(|_| counts) {
+        quota.tell_removed(freed).await;
+    }
     Ok(Reply::new(Code::DONE, "File deleted"))
 }
 
@@ -50,7 +62,16 @@ pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     allow_rename(session, &from, &to).await?;
     session.allow_name(&to)?;
     let replace = session.access.at(&to).overwrite;
-    session.in_home(move |jail| jail.rename(&from, &to, replace)).await?;
+    let counts = session.quota_of(&to).is_some();
+    let replaced = session
+        .in_home(move |jail| {
+            let replaced = if counts { jail.usage_replaced(&from, &to) } else { Usage::default() };
+            jail.rename(&from, &to, replace).map(|()| replaced)
+        })
+        .await?;
+    if let Some(quota) = session.quota.as_ref().filter(|_| counts) {
+        quota.tell_removed(replaced).await;
+    }
     Ok(Reply::new(Code::DONE, "Renamed"))
 }
 
@@ -109,11 +130,15 @@ pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply
     Ok(Reply::new(Code::FILE_STATUS, told))
 }
 
-/// AVBL: free bytes where the path is.
+/// AVBL: free bytes where the path is; not more than the quota leaves.
 pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let path = session.path(argument.unwrap_or_default())?;
     session.allow(|may| may.list, &path)?;
-    let free = session.in_home(move |jail| jail.free_space(&path)).await?;
+    let quota = session.quota_of(&path).cloned();
+    let mut free = session.in_home(move |jail| jail.free_space(&path)).await?;
+    if let Some(quota) = quota {
+        free = free.min(quota.bytes_left().await?.unwrap_or(free));
+    }
     Ok(Reply::new(Code::FILE_STATUS, free.to_string()))
 }
 

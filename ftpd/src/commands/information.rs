@@ -1,4 +1,4 @@
-//! FEAT, OPTS (RFC 2389), HELP, STAT, TYPE, SITE HELP and WHO.
+//! FEAT, OPTS (RFC 2389), HELP, STAT, TYPE, SITE HELP, QUOTA and WHO.
 
 use crate::{
     activity::Watch,
@@ -112,4 +112,20 @@ pub async fn who(session: &LoggedIn) -> Reply {
         format!("{} {} {} {address}", record.id, record.user, record.node).into()
     });
     Reply::lines(Code::SYSTEM_STATUS, "Sessions:", lines.collect(), format!("{} in all", sessions.len()))
+}
+
+/// SITE QUOTA: what the home holds and may hold, one line for bytes and one for files.
+pub async fn quota(session: &LoggedIn) -> Result<Reply, Reply> {
+    let Some(quota) = &session.quota else {
+        return Ok(Reply::new(Code::SYSTEM_STATUS, "No quota"));
+    };
+    let (held, limit) = (quota.held().await?, quota.limit());
+    let line = |what: &str, used: u64, limit: Option<u64>| match limit {
+        Some(limit) => {
+            Text::from(format!("{what}: {used} used, {limit} limit, {} left", limit.saturating_sub(used)))
+        }
+        None => Text::from(format!("{what}: {used} used, no limit")),
+    };
+    let lines = vec![line("Bytes", held.bytes, limit.bytes), line("Files", held.files, limit.files)];
+    Ok(Reply::lines(Code::SYSTEM_STATUS, "Quota of the home:", lines, "End"))
 }

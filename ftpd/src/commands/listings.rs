@@ -149,10 +149,9 @@ pub async fn stat(session: &LoggedIn, arguments: ListArguments) -> Result<Reply,
                 Ok(())
             });
             match end {
-                Ok(()) | Err(TransferError::Cancelled) => Ok(lines),
                 Err(TransferError::File(error)) => Err(error),
-                // The lines went to memory.
-                Err(TransferError::Stalled | TransferError::ConnectionLost(_)) => Ok(lines),
+                // Cancelled above, if at all: the lines went to memory.
+                Ok(()) | Err(_) => Ok(lines),
             }
         })
         .await?;

@@ -17,6 +17,7 @@ use super::security;
 use crate::{
     access::Access,
     auth::{Attempt, LoginError},
+    governor::Lanes,
     jail::{FileError, Jail, path::VirtualPath},
     metrics,
     node::Node,
@@ -25,6 +26,7 @@ use crate::{
         command::{Algorithm, Password, TransferType},
         reply::Text,
     },
+    quota::HomeQuota,
     session::{LoggedIn, Outcome, Session, SessionCount, State, Subject},
 };
 
@@ -184,6 +186,8 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         );
         unavailable("Your home directory is not available")
     })?;
+    let jail = Arc::new(jail);
+    let quota = HomeQuota::open(&node, &account, &jail).await.map_err(|error| subject.refuse(&error))?;
     session.handle.set_user(Some(&account.user));
     metrics::login("accepted");
     log::info!(
@@ -194,9 +198,11 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         node,
         subject: Arc::new(subject),
         ends: session.ends,
+        lanes: Lanes::new(&account.bandwidth),
         account,
         access,
-        jail: Arc::new(jail),
+        jail,
+        quota,
         cwd: VirtualPath::root(),
         transfer_type: TransferType::default(),
         data_port: None,

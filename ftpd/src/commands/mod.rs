@@ -97,6 +97,7 @@ impl LoggedIn {
                 files::mfmt(self, Modified { time, path }).await
             }
             Command::Site(Site::Help) => Ok(information::site_help()),
+            Command::Site(Site::Quota) => information::quota(self).await,
             Command::Site(Site::Who) => Ok(information::who(self).await),
             // Those that need no login have been run by the caller.
             Command::User(_)

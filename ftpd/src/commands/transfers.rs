@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use common::process::logging::chain;
+use common::{process::logging::chain, registry};
 use tokio::time::timeout;
 
 use crate::{
@@ -106,6 +106,12 @@ impl TransferFailure {
             Self::Failed(TransferError::File(error)) => {
                 let (code, phrase) = error.reply();
                 (Reply::new(code, phrase), "storage")
+            }
+            Self::Failed(TransferError::OverQuota) => {
+                (Reply::new(Code::QUOTA_EXCEEDED, "Quota exceeded"), "quota")
+            }
+            Self::Failed(TransferError::QuotaUnknown) => {
+                (Reply::new(Code::LOCAL_ERROR, "The quota cannot be checked at this time"), "quota_unknown")
             }
             Self::Short { .. } => (lost("Fewer bytes than ALLO announced; they are kept"), "short"),
             Self::Shrunk { .. } => {
@@ -390,6 +396,9 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     session.allow(|may| may.download, &path)?;
     let opened = path.clone();
     let ascii = session.transfer_type == TransferType::Ascii;
+    let governor =
+        session.lanes.govern(&session.node, &session.account.user, registry::Direction::Download, None);
+    let may_be_sent_at_once = !ascii && governor.is_none();
     let (size, bytes, source) = session
         .in_home(move |jail| {
             let file = jail.open_read(&opened)?;
@@ -398,7 +407,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
                 Some(range) => range.start..range.end.saturating_add(1).min(size),
                 None => offset..size,
             };
-            let content = if ascii { None } else { file.content(&bytes, SMALL as u64)? };
+            let content = if may_be_sent_at_once { file.content(&bytes, SMALL as u64)? } else { None };
             Ok((size, bytes, content.map_or(Source::File(file), Source::Content)))
         })
         .await?;
@@ -414,6 +423,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let work = match source {
         Source::Content(content) => Work::Send(content),
         Source::File(file) => Work::OnThread(Box::new(move |stream, progress| {
+            progress.govern(governor);
             if ascii {
                 stream.send_ascii(&file.file, bytes, progress)?;
             } else {

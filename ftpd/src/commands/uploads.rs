@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
-    registry::{LeaseRefused, WriteLease},
+    registry::{self, LeaseRefused, WriteLease},
 };
 use tokio::runtime::Handle;
 
@@ -14,11 +14,14 @@ use super::transfers::{
 use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
-    jail::{FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
+    governor::Governor,
+    jail::{Changes, FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
+    metrics,
     protocol::{
         Code, Reply,
         command::{Comb, TransferType},
     },
+    quota::{HomeQuota, Share},
     session::{LoggedIn, Outcome},
 };
 
@@ -35,6 +38,12 @@ pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
     let free = session.in_home(move |jail| jail.free_space(&cwd)).await?;
     if bytes > free {
         return Err(Reply::new(Code::NO_SPACE, "Insufficient storage space"));
+    }
+    if let Some(quota) = session.quota_of(&session.cwd)
+        && quota.bytes_left().await?.is_some_and(|left| bytes > left)
+    {
+        metrics::limit_reached("quota_bytes");
+        return Err(Reply::new(Code::QUOTA_EXCEEDED, "Quota exceeded"));
     }
     session.announced_size = Some(bytes);
     Ok(Reply::new(Code::OK, "There is room"))
@@ -148,9 +157,23 @@ async fn store(
     let path = session.path(argument)?;
     session.allow_name(&path)?;
     let port = take_port(session)?;
-    let (lease, upload) = open(session, &path, mode).await?;
+    let (lease, share) = match session.quota_of(&path) {
+        None => (None, None),
+        Some(quota) => {
+            let lease = lease(session, &path).await?;
+            (Some(lease), Some(admit(session, quota, &path, mode).await?))
+        }
+    };
+    let (lease, upload) = open(session, &path, mode, lease).await?;
+    if let Some(share) = &share {
+        share.follow(upload.changes());
+    }
+    let (node, direction) = (&session.node, registry::Direction::Upload);
+    let governor = session.lanes.govern(node, &session.account.user, direction, share.clone());
     let receipt = Receipt {
         upload,
+        share,
+        governor,
         lease,
         announced: announced.filter(|_| session.transfer_type == TransferType::Image),
         ascii: session.transfer_type == TransferType::Ascii,
@@ -197,24 +220,53 @@ impl From<FileError> for NotOpened {
     }
 }
 
-/// Takes the lease, then opens the file: in one operation, because every way to a thread and back
-/// costs a small upload as much as its bytes. The thread waits for Redis no longer than a request to
-/// it may take.
+/// Takes the lease, if there is none, then opens the file: in one operation, because every way to a
+/// thread and back costs a small upload as much as its bytes. The thread waits for Redis no longer
+/// than a request to it may take.
 async fn open(
     session: &LoggedIn,
     path: &VirtualPath,
     mode: WriteMode,
+    lease: Option<WriteLease>,
 ) -> Result<(WriteLease, Upload), Reply> {
     let (jail, path, runtime) = (Arc::clone(&session.jail), path.clone(), Handle::current());
     let (registry, holder) = (session.node.registry.clone(), session.subject.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
     let opened = session.node.workers.operation(move || {
-        let lease = runtime.block_on(registry.lease_write(&jail.canonical_key(&path)?, holder))?;
+        let lease = match lease {
+            Some(lease) => lease,
+            None => runtime.block_on(registry.lease_write(&jail.canonical_key(&path)?, holder))?,
+        };
         let placement =
             owner.as_ref().map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str() });
         Ok((lease, jail.open_write(&path, mode, placement)?))
     });
     opened.await.map_err(|error: NotOpened| error.reply(session))
+}
+
+/// What the upload may take of the quota.
+async fn admit(
+    session: &LoggedIn,
+    quota: &Arc<HomeQuota>,
+    path: &VirtualPath,
+    mode: WriteMode,
+) -> Result<Arc<Share>, Reply> {
+    let atomic = session.account.uploads == UploadMode::Atomic && mode != WriteMode::Append;
+    let (named, user) = (path.clone(), session.account.user.clone());
+    let (target, partial) = session
+        .in_home(move |jail| {
+            let target = jail.open_read(&named).ok().map(|file| file.size);
+            // Where there is a file its place is not taken twice, though for a moment it may be two.
+            Ok((target, if atomic { jail.partial_size(&named, &user)? } else { None }))
+        })
+        .await?;
+    let written = if atomic { partial } else { target };
+    let frees = match mode {
+        WriteMode::Replace | WriteMode::CreateNew => written.unwrap_or(0),
+        WriteMode::Resume { offset, .. } => written.unwrap_or(0).saturating_sub(offset),
+        WriteMode::Append => 0,
+    };
+    quota.admit(target.is_none() && partial.is_none(), frees).await.map(Arc::new)
 }
 
 /// The right to write `path`: one session at a time has it, over all nodes.
@@ -228,6 +280,9 @@ async fn lease(session: &LoggedIn, path: &VirtualPath) -> Result<WriteLease, Rep
 /// An upload from its data connection to the point where 226 is true.
 struct Receipt {
     upload: Upload,
+    /// After the upload, which notes what it does when it is dropped.
+    share: Option<Arc<Share>>,
+    governor: Option<Governor>,
     lease: WriteLease,
     announced: Option<u64>,
     ascii: bool,
@@ -238,6 +293,20 @@ struct Receipt {
 
 impl Receipt {
     fn receive(mut self, stream: &mut DataStream, progress: &Progress) -> Result<(), TransferFailure> {
+        progress.govern(self.governor.take());
+        let share = self.share.take();
+        let result = self.receive_and_end(stream, progress);
+        if let Some(share) = share {
+            share.settle();
+        }
+        result
+    }
+
+    fn receive_and_end(
+        mut self,
+        stream: &mut DataStream,
+        progress: &Progress,
+    ) -> Result<(), TransferFailure> {
         let start = self.upload.begin().map_err(TransferError::File)?;
         let received = if self.ascii {
             stream.receive_ascii(self.upload.file(), start, progress)
@@ -314,11 +383,16 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     let jail: Arc<Jail> = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);
     let sync = session.node.storage.sync_uploads;
+    let (quota, runtime) = (session.quota_of(&target).cloned(), Handle::current());
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
-        let combined = jail.combine(&target, &sources, sync, &progress);
+        let mut changes = Changes::default();
+        let combined = jail.combine(&target, &sources, sync, &progress, &mut changes);
         drop(leases);
+        if let Some(quota) = quota {
+            runtime.block_on(quota.tell(changes.so_far()));
+        }
         match combined {
             Ok(bytes) => Reply::new(Code::DONE, format!("Files joined, {bytes} bytes added")),
             Err(error) => subject.refuse(&error),

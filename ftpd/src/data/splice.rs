@@ -43,18 +43,18 @@ pub(super) fn receive(
     };
     let mut received = 0;
     loop {
-        check(progress)?;
+        let wanted = progress.piece(pipe.size)?;
         let flags = SpliceFFlags::SPLICE_F_MOVE;
-        let arrived = match nix::fcntl::splice(socket, None, &pipe.write, None, pipe.size, flags) {
+        let arrived = match nix::fcntl::splice(socket, None, &pipe.write, None, wanted, flags) {
             Ok(0) => break,
             Ok(arrived) => arrived,
             Err(Errno::EINTR) => continue,
             Err(Errno::EINVAL | Errno::ENOSYS) => return Ok(Moved::Unable(received)),
             Err(errno) => return Err(TransferError::of_socket(errno, progress)),
         };
+        progress.arrived(arrived as u64)?;
         let stored = store(&pipe, file, offset + received, arrived)?;
         received += arrived as u64;
-        progress.add(arrived as u64);
         if !stored {
             return Ok(Moved::Unable(received));
         }

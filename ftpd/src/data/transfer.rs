@@ -40,6 +40,10 @@ pub enum TransferError {
     ConnectionLost(#[source] io::Error),
     #[error("storage failed")]
     File(#[from] FileError),
+    #[error("the quota of the home is used up")]
+    OverQuota,
+    #[error("it cannot be known whether the quota has room")]
+    QuotaUnknown,
 }
 
 impl TransferError {
@@ -106,9 +110,8 @@ pub fn send_file(
 ) -> Result<u64, TransferError> {
     let mut position = range.start;
     while position < range.end {
-        check(progress)?;
         // At most SENDFILE, so it fits.
-        let wanted = (range.end - position).min(SENDFILE as u64) as usize;
+        let wanted = progress.piece((range.end - position).min(SENDFILE as u64) as usize)?;
         let Ok(mut offset) = libc::off_t::try_from(position) else {
             break;
         };
@@ -326,8 +329,8 @@ fn each_piece(
 /// As `Write::write_all`, but progress shows while a slow peer takes the data.
 fn write_all(writer: &mut impl Write, mut bytes: &[u8], progress: &Progress) -> Result<(), TransferError> {
     while !bytes.is_empty() {
-        check(progress)?;
-        match writer.write(bytes) {
+        let piece = progress.piece(bytes.len())?;
+        match writer.write(&bytes[..piece]) {
             Ok(0) => {
                 return Err(TransferError::ConnectionLost(io::ErrorKind::WriteZero.into()));
             }
@@ -351,12 +354,18 @@ fn fill(
 ) -> (usize, Option<Result<(), TransferError>>) {
     let mut filled = 0;
     while filled < buffer.len() {
-        match reader.read(&mut buffer[filled..]) {
+        let piece = match progress.piece(buffer.len() - filled) {
+            Ok(piece) => piece,
+            Err(error) => return (filled, Some(Err(error))),
+        };
+        match reader.read(&mut buffer[filled..filled + piece]) {
             // A cancellation closes the socket, which looks like an end of file.
             Ok(0) => return (filled, Some(check(progress))),
             Ok(read) => {
+                if let Err(error) = progress.arrived(read as u64) {
+                    return (filled, Some(Err(error)));
+                }
                 filled += read;
-                progress.add(read as u64);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {

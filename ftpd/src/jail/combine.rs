@@ -7,7 +7,7 @@ use nix::sys::stat::fstat;
 
 use super::handle::identity;
 use super::path::VirtualPath;
-use super::{FileError, Jail, Placement, WriteMode};
+use super::{Changes, FileError, Jail, Placement, WriteMode};
 use crate::data::progress::Progress;
 
 /// NFS wants pieces of at least 256 KiB.
@@ -17,7 +17,7 @@ impl Jail {
     /// Appends `sources` in their order to `target`, which is made if it is missing, and then
     /// removes them. Answers the bytes copied. Cancelled or failed while copying, it leaves the
     /// target as it was and all sources. With `sync` the target is on disk before a source is
-    /// removed.
+    /// removed. `changes` becomes what has been done to the home.
     ///
     /// # Errors
     /// [`FileError::SameFile`] if a file is named twice, [`FileError::CrossDevice`] if they are not
@@ -29,11 +29,13 @@ impl Jail {
         sources: &[VirtualPath],
         sync: bool,
         progress: &Progress,
+        changes: &mut Changes,
     ) -> Result<u64, FileError> {
         if !sources.iter().all(|source| self.are_together(source, target)) {
             return Err(FileError::CrossDevice);
         }
         let mut upload = self.open_write(target, WriteMode::Append, Placement::Direct)?;
+        *changes = upload.changes();
         let mut named = HashSet::from([identity(&fstat(upload.file())?)]);
         for source in sources {
             let source = self.open_read(source)?;
@@ -46,7 +48,9 @@ impl Jail {
             Ok(end) => {
                 upload.finish(sync)?;
                 for source in sources {
+                    let usage = self.usage_of(source);
                     self.remove_file(source)?;
+                    changes.remove(usage);
                 }
                 Ok(end - start)
             }

@@ -70,6 +70,11 @@ impl Jail {
         above.max_by_key(|folder| folder.path.as_bytes().len())
     }
 
+    /// Whether `path` is in the home itself, and in no folder.
+    pub fn is_in_home(&self, path: &VirtualPath) -> bool {
+        self.folder_of(path).is_none()
+    }
+
     /// Whether both paths are in the same folder, or both in the home.
     pub(super) fn are_together(&self, a: &VirtualPath, b: &VirtualPath) -> bool {
         let folder = |path| self.folder_of(path).map(|folder| &folder.path);

@@ -20,6 +20,7 @@ mod handle;
 pub mod path;
 mod remove_tree;
 mod upload;
+mod usage;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -34,6 +35,7 @@ use self::folders::{Folder, Location};
 use self::handle::Links;
 use self::path::VirtualPath;
 pub use self::upload::{Placement, Upload, WriteMode};
+pub use self::usage::Changes;
 
 /// Data of unfinished atomic uploads lies under names with this prefix. Listings hide them, and
 /// clients may not use them.

@@ -9,8 +9,9 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::Names;
-use super::handle::READ_DIRECTORY;
+use super::handle::{READ_DIRECTORY, status};
 use super::path::VirtualPath;
+use super::usage::{self, Changes};
 use super::{FileError, Jail};
 use crate::data::progress::Progress;
 
@@ -19,11 +20,17 @@ const MAX_DEPTH: usize = 128;
 
 impl Jail {
     /// Removes the directory `path` with everything in it, hidden names too. Symbolic links are
-    /// removed, not followed. Ends early when cancelled; what is gone then stays gone.
+    /// removed, not followed. Ends early when cancelled; what is gone then stays gone. The files that
+    /// go are noted in `changes`.
     ///
     /// # Errors
     /// [`FileError::TooDeep`] below 128 levels, [`FileError::Cancelled`], and as the kernel says.
-    pub fn remove_tree(&self, path: &VirtualPath, progress: &Progress) -> Result<(), FileError> {
+    pub fn remove_tree(
+        &self,
+        path: &VirtualPath,
+        progress: &Progress,
+        changes: Option<&Changes>,
+    ) -> Result<(), FileError> {
         let place = self.place(path)?;
         let top = Names::new(open(&place.directory, place.name)?);
         let mut levels: Vec<Level> = vec![Level { names: top, name: None, removed: false }];
@@ -37,8 +44,16 @@ impl Jail {
                     if matches!(found.name.to_bytes(), b"." | b"..") {
                         continue;
                     }
+                    let counted = changes.and_then(|changes| {
+                        Some((changes, usage::of(&status(found.directory, found.name).ok()?)))
+                    });
                     match unlinkat(found.directory, found.name, UnlinkatFlags::NoRemoveDir) {
-                        Ok(()) => level.removed = true,
+                        Ok(()) => {
+                            level.removed = true;
+                            if let Some((changes, usage)) = counted {
+                                changes.remove(usage);
+                            }
+                        }
                         Err(Errno::ENOENT | Errno::ESTALE) => {}
                         // Linux says EISDIR, POSIX EPERM, for a directory.
                         Err(errno @ (Errno::EISDIR | Errno::EPERM)) => {

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::files::{rename_new, sync_directory};
 use super::handle::{self, Place, identity, kind, size};
 use super::path::VirtualPath;
+use super::usage::{self, Changes};
 use super::{FileError, Jail, PARTIAL_PREFIX};
 use crate::listing::Kind;
 
@@ -53,6 +54,7 @@ pub struct Upload {
     /// This upload made the name, and nobody else can have put data under it.
     created: bool,
     state: State,
+    changes: Changes,
 }
 
 /// What makes an atomic upload visible.
@@ -66,8 +68,11 @@ struct Publish {
 enum State {
     /// Nothing has been changed; writing will start here (`None`: at the end).
     Opened(Option<u64>),
-    /// Bytes before this offset were there before.
-    Writing(u64),
+    /// Bytes before `start` were there before. `noted`: those after it are among the changes.
+    Writing {
+        start: u64,
+        noted: bool,
+    },
     Ended,
 }
 
@@ -105,7 +110,11 @@ impl Jail {
         };
         let Place { directory, .. } = place;
         let state = State::Opened(start);
-        let upload = Upload { file, directory, name, publish, created, state };
+        let changes = Changes::default();
+        if created {
+            changes.create();
+        }
+        let upload = Upload { file, directory, name, publish, created, state, changes };
         // From here on, dropping `upload` removes what was created.
         let status = fstat(&upload.file)?;
         if kind(&status) != Kind::File {
@@ -203,9 +212,15 @@ impl Upload {
         }
         if offset < length {
             self.file.set_len(offset)?;
+            self.changes.shrink(length - offset);
         }
-        self.state = State::Writing(offset);
+        self.state = State::Writing { start: offset, noted: false };
         Ok(offset)
+    }
+
+    /// What this upload has done to the home so far; what it has written is added when it ends.
+    pub fn changes(&self) -> Changes {
+        self.changes.clone()
     }
 
     /// Whether the data is hidden until [`Upload::finish`] gives it its name.
@@ -229,6 +244,7 @@ impl Upload {
         if matches!(self.state, State::Opened(_)) {
             self.begin()?;
         }
+        self.note_written();
         let stored = self.store(sync);
         if let Err(error) = stored {
             // Nobody knows which bytes are on disk: what is read now comes from memory.
@@ -260,6 +276,15 @@ impl Upload {
         self.end(Keep::Before);
     }
 
+    /// The first call counts what was written; the data does not grow any more.
+    fn note_written(&mut self) {
+        let State::Writing { start, noted: noted @ false } = &mut self.state else { return };
+        if let Ok(status) = fstat(&self.file) {
+            self.changes.grow(size(&status).saturating_sub(*start));
+        }
+        *noted = true;
+    }
+
     fn store(&self, sync: bool) -> Result<(), FileError> {
         if sync {
             self.file.sync_all()?;
@@ -287,6 +312,7 @@ impl Upload {
             return rename_new(&from, &to);
         }
         let ours = identity(&fstat(&self.file)?);
+        let replaced = handle::status(&self.directory, &**name).map(|status| usage::of(&status));
         match renameat(&self.directory, &*self.name, &self.directory, &**name) {
             // The first answer of an NFS server may have been lost.
             Err(Errno::ENOENT)
@@ -294,25 +320,30 @@ impl Upload {
             {
                 Ok(())
             }
-            renamed => Ok(renamed?),
+            renamed => {
+                renamed?;
+                self.changes.remove(replaced.unwrap_or_default());
+                Ok(())
+            }
         }
     }
 
     /// Ends an upload that is not to be completed. Nobody waits for the outcome, so errors go to
     /// the log.
     fn end(&mut self, keep: Keep) {
+        self.note_written();
         let state = std::mem::replace(&mut self.state, State::Ended);
         let ended = match (state, keep) {
             (State::Ended, _) => Ok(()),
             (State::Opened(_), _) => self.remove_if_empty(),
-            (State::Writing(start), Keep::Arrived) => match self.flush() {
+            (State::Writing { start, .. }, Keep::Arrived) => match self.flush() {
                 Ok(()) => self.remove_if_empty(),
                 Err(error) => {
                     log::warn!("a broken upload could not be kept: {error:?}");
                     self.cut(start)
                 }
             },
-            (State::Writing(start), Keep::Before) => self.cut(start),
+            (State::Writing { start, .. }, Keep::Before) => self.cut(start),
         };
         if let Err(error) = ended {
             log::warn!("the remains of an upload could not be removed: {error:?}");
@@ -323,7 +354,10 @@ impl Upload {
         if start == 0 && self.is_ours() {
             return self.remove();
         }
-        Ok(self.file.set_len(start)?)
+        let length = size(&fstat(&self.file)?);
+        self.file.set_len(start)?;
+        self.changes.shrink(length.saturating_sub(start));
+        Ok(())
     }
 
     fn remove_if_empty(&self) -> Result<(), FileError> {
@@ -338,7 +372,9 @@ impl Upload {
     fn remove(&self) -> Result<(), FileError> {
         match handle::status(&self.directory, &*self.name) {
             Ok(found) if identity(&found) == identity(&fstat(&self.file)?) => {
-                Ok(unlinkat(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir)?)
+                unlinkat(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir)?;
+                self.changes.remove(usage::of(&found));
+                Ok(())
             }
             // Somebody has removed or replaced it.
             Ok(_) | Err(Errno::ENOENT) => Ok(()),

@@ -327,7 +327,8 @@ pub(super) fn site(argument: &[u8]) -> Result<Site, Fault> {
         b"UTIME" => utime(argument),
         b"HELP" => Ok(Site::Help),
         b"WHO" if argument.is_empty() => Ok(Site::Who),
-        b"" | b"WHO" => Err(Fault::Syntax),
+        b"QUOTA" if argument.is_empty() => Ok(Site::Quota),
+        b"" | b"WHO" | b"QUOTA" => Err(Fault::Syntax),
         _ => Err(Fault::Parameter),
     }
 }

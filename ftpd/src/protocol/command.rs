@@ -285,15 +285,17 @@ pub enum Site {
     },
     Help,
     Who,
+    Quota,
 }
 
 impl Site {
     /// What SITE HELP says.
-    pub(super) const USAGES: [&str; 5] = [
+    pub(super) const USAGES: [&str; 6] = [
         "CHMOD <octal mode> <path>",
         "UTIME <YYYYMMDDhhmm[ss]> <path>",
         "UTIME <path> <access time> <time of last change> <any time> UTC",
         "WHO",
+        "QUOTA",
         "HELP",
     ];
 }

@@ -194,7 +194,7 @@ static VERBS: &[Verb] = &[
     Verb::new("HELP", "[<command>]", "shows this", Always, |a| Ok(Command::Help(argument::optional_path(a)))),
     Verb::new("NOOP", "", "does nothing", Always, |a| argument::none(a, Command::Noop)).in_transfer(),
     Verb::new("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", Always, |a| argument::opts(a).map(Command::Opts)),
-    Verb::new("SITE", "CHMOD|UTIME|WHO|HELP [<arguments>]", "what no RFC has", AfterLogin, |a| argument::site(a).map(Command::Site)).feat("SITE UTIME"),
+    Verb::new("SITE", "CHMOD|UTIME|WHO|QUOTA|HELP [<arguments>]", "what no RFC has", AfterLogin, |a| argument::site(a).map(Command::Site)).feat("SITE UTIME"),
     // RFC 959 and the security extensions, RFC 2228
     Verb::not_offered("SMNT"),
     Verb::not_offered("ADAT"),

@@ -29,6 +29,7 @@ use ftpd::{
     node::Node,
     protocol::{Command, command::is_foreign, line::Line, parse},
     proxy_protocol::{Ends, Trust},
+    quota::Counts,
     settings::SCHEMA,
     transfer_log::TransferLog,
     workers::Workers,
@@ -220,6 +221,7 @@ fn node(config: Config, address: IpAddr) -> Node {
             .expect("users of its own"),
         name: config.node_name,
         workers: Workers::new(&config.limits),
+        counts: Counts::new(config.storage.quota_rescan, config.timeouts.quota_wait),
         connections: Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address)),
         passive: PassivePorts::listen(config.network.slice, &[address], &trust)
             .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}")),

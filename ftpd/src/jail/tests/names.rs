@@ -41,7 +41,7 @@ fn names_of_the_server_cannot_be_used() {
     refused(site.jail.set_modified(&hidden, 0));
     refused(site.jail.open_write(&hidden, WriteMode::Append, Placement::Direct).map(drop));
     refused(site.jail.remove_directory(&VirtualPath::root()));
-    refused(site.jail.remove_tree(&VirtualPath::root(), &Progress::default()));
+    refused(site.jail.remove_tree(&VirtualPath::root(), &Progress::default(), None));
     refused(site.jail.rename(&a, &VirtualPath::root(), true));
     fs::create_dir(site.home("dir")).unwrap();
     refused(site.jail.rename(&path("/dir"), &path("/dir/below"), true));
@@ -124,10 +124,10 @@ fn a_tree_is_removed_to_the_last_file() {
     (0..1000).for_each(|file| fs::write(site.home(&format!("tree/many/{file:040}")), "").unwrap());
     let progress = Progress::default();
     progress.cancel();
-    let cancelled = site.jail.remove_tree(&path("/tree"), &progress);
+    let cancelled = site.jail.remove_tree(&path("/tree"), &progress, None);
     assert!(matches!(cancelled, Err(FileError::Cancelled)));
     assert!(site.home("tree/many").exists());
-    site.jail.remove_tree(&path("/tree"), &Progress::default()).unwrap();
+    site.jail.remove_tree(&path("/tree"), &Progress::default(), None).unwrap();
     assert!(site.names().is_empty());
 }
 
@@ -138,7 +138,9 @@ fn combining_appends_in_order_and_removes_the_sources() {
     fs::write(site.home("2"), "two").unwrap();
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
     let progress = Progress::default();
-    let combine = |sources: &[VirtualPath]| site.jail.combine(&target, sources, true, &progress);
+    let combine = |sources: &[VirtualPath]| {
+        site.jail.combine(&target, sources, true, &progress, &mut Changes::default())
+    };
 
     let missing = combine(&[path("/1"), path("/none")]);
     assert!(matches!(missing, Err(FileError::NotFound)));
@@ -155,7 +157,8 @@ fn combining_appends_in_order_and_removes_the_sources() {
     progress.cancel();
     assert!(matches!(combine(&[path("/3")]), Err(FileError::Cancelled)));
     assert_eq!((site.read("all"), site.read("3")), ("one two".into(), " three".into()));
-    let again = site.jail.combine(&target, &[path("/3")], false, &Progress::default());
+    let again =
+        site.jail.combine(&target, &[path("/3")], false, &Progress::default(), &mut Changes::default());
     assert_eq!(again.unwrap(), 6);
     assert_eq!(site.read("all"), "one two three");
 }

@@ -136,6 +136,7 @@ fn errors_have_the_codes_of_rfc_959_5_4() {
                 "SITE CHMOD u+x a",
                 "SITE UTIME 2026 a",
                 "SITE WHO x",
+                "SITE QUOTA x",
             ],
         ),
         (
@@ -326,6 +327,7 @@ fn utime_has_the_forms_of_proftpd_and_pure_ftpd() {
         (command("SITE HELP"), command("SITE who")),
         (Command::Site(Site::Help), Command::Site(Site::Who))
     );
+    assert_eq!(command("SITE Quota"), Command::Site(Site::Quota));
 }
 
 #[test]

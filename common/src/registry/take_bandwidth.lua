@@ -1,0 +1,34 @@
+-- Takes bytes from what a user may transfer: {microseconds until they may move, transfers of the
+-- user that take from it}.
+-- KEYS: the user's bandwidth in one direction (hash)
+-- ARGV: bytes a second, bytes, what an idle user has saved up in microseconds, name of the node,
+--       transfers of the user on that node
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
+  redis.call('DEL', KEYS[1]) -- not ours
+end
+local own = 'node:' .. ARGV[4]
+local free, transfers, all = 0, tonumber(ARGV[5]), redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  if all[i] == 'free' then
+    free = tonumber(all[i + 1]) or 0
+  elseif all[i] ~= own then
+    local count, at = string.match(all[i + 1], '^(%d+) (%d+)$')
+    -- Nobody who transfers is silent for so long.
+    if at and now - at < 10000000 then
+      transfers = transfers + count
+    else
+      redis.call('HDEL', KEYS[1], all[i])
+    end
+  end
+end
+-- So far ahead nobody queues: the clock was set back.
+if free - now > 3600000000 then
+  free = now
+end
+local from = math.max(free, now - ARGV[3])
+local to = from + ARGV[2] * 1000000 / ARGV[1]
+redis.call('HSET', KEYS[1], 'free', string.format('%.0f', to), own, ARGV[5] .. ' ' .. string.format('%.0f', now))
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(to - now, 0) / 1000 + 10000))
+return {math.max(0, math.ceil(from - now)), transfers}

@@ -1,0 +1,354 @@
+//! Quotas of homes: what a session tells of what it does, what uploads reserve, and the count.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use common::{
+    auth_api::Account,
+    policy::Quota,
+    process::logging::chain,
+    registry::{Change, Counting, HomeUsage, RegistryAway, Standing, Step, Usage},
+};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    data::{progress::Progress, transfer::TransferError},
+    jail::{Changes, FileError, Jail, path::VirtualPath},
+    metrics,
+    node::Node,
+    protocol::{Code, Reply},
+};
+
+/// Bytes that an upload reserves at once, where there is room.
+const PIECE: u64 = 16 * 1024 * 1024;
+
+/// How often a session looks whether the count that it waits for has ended.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How this node counts homes.
+pub struct Counts {
+    /// One at a time: storage has other work.
+    turn: Semaphore,
+    /// Time between two counts of a home.
+    pub interval: Duration,
+    /// How long an upload waits for the first count of its home.
+    pub wait: Duration,
+}
+
+impl Counts {
+    pub fn new(interval: Duration, wait: Duration) -> Self {
+        Self { turn: Semaphore::new(1), interval, wait }
+    }
+}
+
+/// The quota of a session's user, and the home it is about. Users without a quota have none of this.
+pub struct HomeQuota {
+    node: Arc<Node>,
+    jail: Arc<Jail>,
+    usage: HomeUsage,
+    limit: Quota,
+}
+
+impl HomeQuota {
+    /// Begins to count the home if that is due.
+    ///
+    /// # Errors
+    /// The home's path cannot be told.
+    pub async fn open(
+        node: &Arc<Node>,
+        account: &Account,
+        jail: &Arc<Jail>,
+    ) -> Result<Option<Arc<Self>>, FileError> {
+        if account.quota == Quota::default() {
+            return Ok(None);
+        }
+        let home = Arc::clone(jail);
+        let path = node.workers.operation(move || home.canonical_key(&VirtualPath::root())).await?;
+        let usage = node.registry.home_usage(&path, node.counts.interval);
+        let (node, jail) = (Arc::clone(node), Arc::clone(jail));
+        let quota = Arc::new(Self { node, jail, usage, limit: account.quota });
+        // Whoever needs the answer asks again.
+        let _ = quota.settle(Step::default()).await;
+        Ok(Some(quota))
+    }
+
+    pub fn limit(&self) -> Quota {
+        self.limit
+    }
+
+    /// What the home holds, when it has been counted.
+    ///
+    /// # Errors
+    /// 450: it is still being counted after the configured time, or the registry is away.
+    pub async fn held(self: &Arc<Self>) -> Result<Usage, Reply> {
+        let deadline = Instant::now() + self.node.counts.wait;
+        loop {
+            match self.settle(Step::default()).await {
+                Ok(Standing { held: Some(held), .. }) => return Ok(held),
+                Ok(_) if Instant::now() < deadline => sleep(LOOK).await,
+                Ok(_) => {
+                    return Err(Reply::new(Code::FILE_BUSY, "Your files are being counted; try again later"));
+                }
+                Err(RegistryAway) => return Err(unknown()),
+            }
+        }
+    }
+
+    /// Bytes left of the quota; `None` where bytes have no limit.
+    ///
+    /// # Errors
+    /// As [`Self::held`].
+    pub async fn bytes_left(self: &Arc<Self>) -> Result<Option<u64>, Reply> {
+        let Some(limit) = self.limit.bytes else { return Ok(None) };
+        Ok(Some(limit.saturating_sub(self.held().await?.bytes)))
+    }
+
+    /// Tells what has been done.
+    pub async fn tell(self: &Arc<Self>, (bytes, files): (i64, i64)) {
+        let change = change(bytes, files);
+        if !change.is_nothing() {
+            // Without Redis it is told with the next step.
+            let _ = self.settle(Step { change, ..Step::default() }).await;
+        }
+    }
+
+    /// Tells that this is gone.
+    pub async fn tell_removed(self: &Arc<Self>, removed: Usage) {
+        if removed != Usage::default() {
+            let change = Change { removed, ..Change::default() };
+            // Without Redis it is told with the next step.
+            let _ = self.settle(Step { change, ..Step::default() }).await;
+        }
+    }
+
+    /// Lets an upload begin. `is_new`: it will make a file. `frees`: bytes of what it replaces that
+    /// come free before it writes.
+    ///
+    /// # Errors
+    /// 552: the quota is used up; 450 as for [`Self::held`].
+    pub async fn admit(self: &Arc<Self>, is_new: bool, frees: u64) -> Result<Share, Reply> {
+        let held = self.held().await?;
+        if frees == 0 && self.limit.bytes.is_some_and(|limit| held.bytes >= limit) {
+            metrics::limit_reached("quota_bytes");
+            return Err(exceeded());
+        }
+        let wanted = Usage { bytes: 0, files: u64::from(is_new) };
+        let standing = self.settle(Step { wanted, limit: self.limit, ..Step::default() }).await;
+        let granted = standing.map_err(|RegistryAway| unknown())?.granted;
+        let ledger = Ledger { reserved: granted, ..Ledger::default() };
+        if granted.files < wanted.files {
+            metrics::limit_reached("quota_files");
+            return Err(exceeded());
+        }
+        Ok(Share {
+            quota: Arc::clone(self),
+            runtime: Handle::current(),
+            changes: OnceLock::new(),
+            ledger: Mutex::new(ledger),
+        })
+    }
+
+    /// One step in the registry. A count that is due begins.
+    async fn settle(self: &Arc<Self>, step: Step) -> Result<Standing, RegistryAway> {
+        let standing = self.usage.settle(step).await;
+        if standing.is_ok_and(|standing| standing.count_is_due)
+            && let Some(counting) = self.usage.begin_count().await
+        {
+            tokio::spawn(count(Arc::clone(self), counting));
+        }
+        standing
+    }
+}
+
+fn exceeded() -> Reply {
+    Reply::new(Code::QUOTA_EXCEEDED, "Quota exceeded")
+}
+
+fn unknown() -> Reply {
+    Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
+}
+
+fn change(bytes: i64, files: i64) -> Change {
+    let positive = |number: i64| u64::try_from(number).unwrap_or(0);
+    Change {
+        added: Usage { bytes: positive(bytes), files: positive(files) },
+        removed: Usage { bytes: positive(bytes.saturating_neg()), files: positive(files.saturating_neg()) },
+    }
+}
+
+/// Counts the home when it is its turn, unless the node drains or another takes over.
+async fn count(quota: Arc<HomeQuota>, counting: Counting) {
+    let node = Arc::clone(&quota.node);
+    let progress = Arc::new(Progress::default());
+    let (walked, jail) = (Arc::clone(&progress), Arc::clone(&quota.jail));
+    let walk = async {
+        // The semaphore is never closed.
+        let _turn = node.counts.turn.acquire().await.expect("never closed");
+        node.workers.operation(move || jail.usage(&walked)).await
+    };
+    tokio::pin!(walk);
+    let begun = Instant::now();
+    let interval = counting.interval().min(Duration::from_secs(1));
+    let mut kept = begun;
+    let counted = loop {
+        tokio::select! {
+            counted = &mut walk => break counted,
+            () = sleep(interval) => {}
+        }
+        let is_lost = kept.elapsed() >= counting.interval() && {
+            kept = Instant::now();
+            !counting.keep().await
+        };
+        if is_lost || node.connections.is_draining() {
+            progress.cancel();
+        }
+    };
+    match counted {
+        Ok(usage) => {
+            log::info!(
+                bytes = usage.bytes, files = usage.files, seconds = begun.elapsed().as_secs_f64();
+                "counted a home"
+            );
+            counting.finish(usage).await;
+        }
+        Err(FileError::Cancelled) => {}
+        Err(error) => log::error!("a home cannot be counted: {}", chain(&error)),
+    }
+}
+
+/// What one upload takes of the quota. Dropping it gives back what it has reserved.
+pub struct Share {
+    quota: Arc<HomeQuota>,
+    runtime: Handle,
+    changes: OnceLock<Changes>,
+    ledger: Mutex<Ledger>,
+}
+
+#[derive(Default)]
+struct Ledger {
+    /// Held in the registry.
+    reserved: Usage,
+    /// Of the bytes reserved, those that have not arrived.
+    room: u64,
+    /// Bytes that have arrived in all.
+    arrived: i64,
+    /// What the registry has been told of this upload.
+    told: (i64, i64),
+    /// A request's answer has not been seen: it may have reserved something.
+    is_asking: bool,
+}
+
+impl Ledger {
+    /// What the registry has not been told yet of what has been done by `now`.
+    fn untold(&mut self, now: (i64, i64)) -> Change {
+        let change = change(now.0 - self.told.0, now.1 - self.told.1);
+        self.told = now;
+        change
+    }
+}
+
+impl Share {
+    /// The upload has been opened, and will note what it does in `changes`.
+    pub fn follow(&self, changes: Changes) {
+        // A second call would be a bug, and the first upload is as good.
+        let _ = self.changes.set(changes);
+    }
+
+    /// Bytes that may arrive now.
+    pub fn room(&self) -> u64 {
+        self.ledger().room
+    }
+
+    /// Notes that bytes have arrived.
+    ///
+    /// # Errors
+    /// There was no room for them: they must not be stored.
+    pub fn arrived(&self, bytes: u64) -> Result<(), TransferError> {
+        let mut ledger = self.ledger();
+        match ledger.room.checked_sub(bytes) {
+            Some(room) => {
+                ledger.room = room;
+                ledger.arrived = ledger.arrived.saturating_add_unsigned(bytes);
+                Ok(())
+            }
+            None => {
+                metrics::limit_reached("quota_bytes");
+                Err(TransferError::OverQuota)
+            }
+        }
+    }
+
+    /// Reserves another piece. Nothing is granted when the quota is used up.
+    ///
+    /// # Errors
+    /// The registry is away, or has lost its data and the home is still being counted.
+    pub async fn reserve(&self) -> Result<(), TransferError> {
+        let step = {
+            let mut ledger = self.ledger();
+            let (bytes, files) = self.so_far();
+            let now = (bytes.saturating_add(ledger.arrived), files);
+            let released = Usage { bytes: ledger.reserved.bytes - ledger.room, files: ledger.reserved.files };
+            ledger.reserved = ledger.reserved.less(released);
+            ledger.is_asking = true;
+            let wanted = Usage { bytes: PIECE, files: 0 };
+            Step { change: ledger.untold(now), released, wanted, limit: self.quota.limit }
+        };
+        let granted = match self.quota.settle(step).await {
+            Ok(Standing { held: Some(_), granted, .. }) => granted,
+            Ok(Standing { held: None, .. }) => {
+                self.quota.held().await.map_err(|_| TransferError::QuotaUnknown)?;
+                let step = Step { wanted: step.wanted, limit: step.limit, ..Step::default() };
+                self.quota.settle(step).await.map_err(|RegistryAway| TransferError::QuotaUnknown)?.granted
+            }
+            Err(RegistryAway) => return Err(TransferError::QuotaUnknown),
+        };
+        let mut ledger = self.ledger();
+        ledger.is_asking = false;
+        ledger.reserved = ledger.reserved.plus(granted);
+        ledger.room += granted.bytes;
+        Ok(())
+    }
+
+    /// The upload has ended, however: tells what became of it. Blocks.
+    pub fn settle(&self) {
+        if let Some(step) = self.last_step() {
+            // Without Redis it is told with the next step.
+            let _ = self.runtime.block_on(self.quota.settle(step));
+        }
+    }
+
+    fn last_step(&self) -> Option<Step> {
+        let mut ledger = self.ledger();
+        let change = ledger.untold(self.so_far());
+        let released = std::mem::take(&mut ledger.reserved);
+        ledger.room = 0;
+        let is_asking = std::mem::take(&mut ledger.is_asking);
+        let is_nothing = change.is_nothing() && released == Usage::default() && !is_asking;
+        (!is_nothing).then_some(Step { change, released, ..Step::default() })
+    }
+
+    fn so_far(&self) -> (i64, i64) {
+        self.changes.get().map_or((0, 0), Changes::so_far)
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if let Some(step) = self.last_step() {
+            let quota = Arc::clone(&self.quota);
+            self.runtime.spawn(async move {
+                let _ = quota.settle(step).await;
+            });
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Bandwidth: transfers are as slow as their user's account says, and can be ended while they wait.
+
+use std::{
+    fs,
+    io::Read,
+    thread,
+    time::{Duration, Instant},
+};
+
+use cluster_tests::{
+    content::bytes,
+    dialogue::Dialogue,
+    node::Node,
+    redis::Redis,
+    stub_authd::{Answer, StubAuthd},
+};
+use serde_json::{Value, json};
+
+struct Site {
+    nodes: Vec<Node>,
+    _redis: Redis,
+    _authd: StubAuthd,
+}
+
+/// Two nodes whose users all have this bandwidth, and the file `file` of 2 MB.
+fn site(bandwidth: Value) -> Site {
+    let authd = StubAuthd::start(move |request| {
+        Answer::account(&json!({ "user": request["user"], "home": "/", "bandwidth": bandwidth }))
+    });
+    let builder = Node::standalone().without("standalone");
+    fs::write(builder.root().join("file"), bytes(1, 2_000_000)).unwrap();
+    let redis = Redis::start(builder.loopback().socket(1, 6379));
+    let builder = builder
+        .setting("authd_urls", authd.url())
+        .setting("redis_url", redis.address)
+        .setting("stall_timeout", "2s")
+        .setting("cluster_nodes", "node1,node2");
+    let nodes = (1..=2).map(|number| {
+        let admin = builder.loopback().socket(number, 9121);
+        let node = builder.clone().listen(builder.loopback().address(number));
+        node.setting("node_name", format!("node{number}")).setting("admin_listen", admin).start()
+    });
+    Site { nodes: nodes.collect(), _redis: redis, _authd: authd }
+}
+
+impl Site {
+    fn login(&self, node: usize) -> Dialogue {
+        self.nodes[node].login("anna", "x")
+    }
+}
+
+fn took(work: impl FnOnce()) -> Duration {
+    let begun = Instant::now();
+    work();
+    begun.elapsed()
+}
+
+/// What 2 MB take at 1 MB a second, less what is saved up, and a last piece that is not waited for.
+const AT_LEAST: Duration = Duration::from_millis(1600);
+
+#[test]
+fn a_session_has_its_own_limit_in_each_direction() {
+    let site = site(json!({ "session_download": 1_000_000, "session_upload": 1_000_000 }));
+    let mut session = site.login(0);
+    let down = took(|| assert_eq!(session.retrieve("file"), bytes(1, 2_000_000)));
+    assert!(down >= AT_LEAST, "{down:?}");
+    let up = took(|| session.store("other", &bytes(2, 2_000_000)));
+    assert!(up >= AT_LEAST, "{up:?}");
+    assert_eq!(fs::read(site.nodes[0].root().join("other")).unwrap(), bytes(2, 2_000_000));
+    // Through memory instead of the kernel.
+    session.command("TYPE A", 200);
+    let text = took(|| drop(session.receive("RETR file")));
+    assert!(text >= AT_LEAST, "{text:?}");
+    let up = took(|| drop(session.transmit("STOR text", &b"text\r\n".repeat(333_334))));
+    assert!(up >= AT_LEAST, "{up:?}");
+    let waited = site.nodes[0].metric("ftp_paced_seconds_sum{direction=\"download\"}");
+    assert!(waited.is_some_and(|seconds| seconds > 1.0), "{waited:?}");
+}
+
+#[test]
+fn all_sessions_of_a_user_share_one_limit_over_both_nodes() {
+    let site = site(json!({ "download": 1_000_000 }));
+    let both = took(|| {
+        thread::scope(|scope| {
+            for node in 0..2 {
+                let mut session = site.login(node);
+                scope.spawn(move || assert_eq!(session.retrieve("file"), bytes(1, 2_000_000)));
+            }
+        });
+    });
+    assert!(both >= AT_LEAST + Duration::from_secs(2), "{both:?}");
+}
+
+#[test]
+fn many_small_files_pay_for_their_bytes_only() {
+    let site = site(json!({ "session_upload": 1_000_000, "upload": 1_000_000 }));
+    let mut session = site.login(0);
+    // At the price of a piece each, which is an eighth of a second, they would take minutes.
+    let small = took(|| (0..400).for_each(|number| session.store(&format!("{number}"), b"small")));
+    assert!(small < Duration::from_secs(45), "{small:?}");
+}
+
+#[test]
+fn a_transfer_that_waits_is_ended_at_once_and_does_not_count_as_stalled() {
+    // 4 KiB, the smallest piece, take 40 seconds.
+    for limit in ["session_download", "download"] {
+        let site = site(json!({ limit: 100 }));
+        let mut session = site.login(0);
+        let mut data = session.begin("RETR file");
+        data.read_exact(&mut [0; 4096]).unwrap();
+        // Longer than the stall limit.
+        thread::sleep(Duration::from_secs(3));
+        assert!(session.command("STAT", 211).text().contains("4096 bytes so far"));
+        let ended = took(|| {
+            session.send("ABOR");
+            session.expect(426);
+            session.expect(226);
+        });
+        assert!(ended < Duration::from_secs(10), "{ended:?}");
+    }
+}

@@ -1,0 +1,338 @@
+//! Quotas: what a home may hold, whatever its sessions do, on however many nodes.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::Shutdown,
+    path::Path,
+    thread,
+};
+
+use cluster_tests::{
+    content::bytes,
+    dialogue::{Dialogue, read_what_comes},
+    eventually,
+    node::{Node, NodeBuilder},
+    redis::Redis,
+    stub_authd::{Answer, StubAuthd},
+};
+use serde_json::{Value, json};
+
+const LIMIT: usize = 300_000;
+
+struct Site {
+    nodes: Vec<Node>,
+    _redis: Redis,
+    _authd: StubAuthd,
+}
+
+/// Nodes that share a Redis and a storage, with an authd that lets everybody in with `account`.
+fn site(count: u8, account: Value, set: impl Fn(NodeBuilder) -> NodeBuilder) -> Site {
+    let authd = StubAuthd::start(move |request| {
+        let mut account = account.clone();
+        account["user"] = request["user"].clone();
+        account["home"] = json!("/home");
+        Answer::account(&account)
+    });
+    let builder = Node::standalone().without("standalone");
+    let redis = Redis::start(builder.loopback().socket(1, 6379));
+    let names: Vec<_> = (1..=count).map(|number| format!("node{number}")).collect();
+    let builder = builder
+        .setting("authd_urls", authd.url())
+        .setting("redis_url", redis.address)
+        .setting("create_homes", "true")
+        .setting("cluster_nodes", names.join(","));
+    let nodes = (1..=count).zip(&names).map(|(number, name)| {
+        let admin = builder.loopback().socket(number, 9121);
+        let node = builder.clone().listen(builder.loopback().address(number));
+        set(node.setting("node_name", name).setting("admin_listen", admin)).start()
+    });
+    Site { nodes: nodes.collect(), _redis: redis, _authd: authd }
+}
+
+fn quota() -> Value {
+    json!({ "quota": { "bytes": LIMIT, "files": 5 } })
+}
+
+fn one_node(account: Value) -> Site {
+    site(1, account, |node| node)
+}
+
+impl Site {
+    fn login(&self, node: usize) -> Dialogue {
+        let mut session = self.nodes[node].login("anna", "x");
+        session.command("TYPE I", 200);
+        session
+    }
+
+    fn home(&self) -> std::path::PathBuf {
+        self.nodes[0].root().join("home")
+    }
+}
+
+/// What SITE QUOTA says is used: bytes and files.
+fn used(session: &mut Dialogue) -> (u64, u64) {
+    let text = session.command("SITE QUOTA", 211).text();
+    let number = |what: &str| {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(what)?.strip_prefix(": "));
+        line.and_then(|line| line.split(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    };
+    (number("Bytes"), number("Files"))
+}
+
+/// What is on the disk: bytes and files.
+fn on_disk(directory: &Path) -> (u64, u64) {
+    let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
+    entries.fold((0, 0), |(bytes, files), entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => {
+            let below = on_disk(&entry.path());
+            (bytes + below.0, files + below.1)
+        }
+        Ok(found) => (bytes + found.len(), files + 1),
+        // Removed meanwhile.
+        Err(_) => (bytes, files),
+    })
+}
+
+/// Uploads; answers the code of the last reply.
+fn upload(session: &mut Dialogue, command: &str, content: &[u8]) -> u16 {
+    let address = session.epsv();
+    let mut data = session.data_connection(address);
+    session.send(command);
+    let reply = session.reply();
+    if reply.code != 150 {
+        return reply.code;
+    }
+    // The node closes when the quota is used up.
+    let _ = data.write_all(content).and_then(|()| data.shutdown(Shutdown::Write));
+    session.reply().code
+}
+
+/// CVE-2021-40524: a quota that only the beginning of an upload was held against.
+#[test]
+fn an_upload_ends_where_the_quota_does_and_what_arrived_stays() {
+    let site = one_node(quota());
+    let mut session = site.login(0);
+    assert_eq!(session.command("AVBL", 213).text(), "213 300000");
+    assert_eq!(upload(&mut session, "STOR fits", &bytes(1, 100_000)), 226);
+    assert_eq!(upload(&mut session, "STOR much", &bytes(2, 1_000_000)), 552);
+    assert_eq!(on_disk(&site.home()), (300_000, 2));
+    assert_eq!(fs::read(site.home().join("much")).unwrap(), bytes(2, 1_000_000)[..200_000]);
+    assert_eq!(used(&mut session), (300_000, 2));
+    assert_eq!(session.command("AVBL", 213).text(), "213 0");
+    assert_eq!(upload(&mut session, "STOR more", b"x"), 552);
+    assert_eq!(upload(&mut session, "APPE fits", b"x"), 552);
+    assert_eq!(on_disk(&site.home()), (300_000, 2));
+    session.command("DELE much", 250);
+    assert_eq!(used(&mut session), (100_000, 1));
+    assert_eq!(upload(&mut session, "STOR all", &bytes(3, 200_000)), 226);
+    let refused = "ftp_limit_reached_total{limit=\"quota_bytes\"}";
+    assert_eq!(site.nodes[0].metric(refused), Some(3.0));
+}
+
+#[test]
+fn text_that_is_converted_counts_as_it_lies_on_the_disk() {
+    let site = one_node(quota());
+    let mut session = site.login(0);
+    session.command("TYPE A", 200);
+    assert_eq!(upload(&mut session, "STOR text", &b"line\r\n".repeat(20_000)), 226);
+    assert_eq!(used(&mut session), (100_000, 1));
+    assert_eq!(upload(&mut session, "STOR text", &b"line\r\n".repeat(100_000)), 552);
+    assert_eq!(used(&mut session), on_disk(&site.home()));
+}
+
+fn everything_that_changes_files_is_counted(uploads: &str) {
+    let site = one_node(json!({ "quota": { "bytes": LIMIT, "files": 5 }, "uploads": uploads }));
+    let mut session = site.login(0);
+    let (mut other, home) = (site.login(0), site.home());
+    let mut step = |session: &mut Dialogue, expected: (u64, u64)| {
+        assert_eq!((used(session), on_disk(&home)), (expected, expected));
+        assert_eq!(used(&mut other), expected);
+    };
+    assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 226);
+    step(&mut session, (100_000, 1));
+    // Overwritten.
+    assert_eq!(upload(&mut session, "STOR a", &bytes(1, 40_000)), 226);
+    step(&mut session, (40_000, 1));
+    assert_eq!(upload(&mut session, "APPE a", &bytes(1, 10_000)), 226);
+    step(&mut session, (50_000, 1));
+    // Broken off, then resumed.
+    let mut data = session.begin("STOR b");
+    data.write_all(&bytes(2, 30_000)).unwrap();
+    eventually("the bytes to arrive", || {
+        let status = session.command("STAT", 211).text();
+        status.contains("30000 bytes").then_some(())
+    });
+    session.send("ABOR");
+    session.expect(426);
+    session.expect(226);
+    step(&mut session, (80_000, 2));
+    session.command("REST 20000", 350);
+    assert_eq!(upload(&mut session, "STOR b", &bytes(2, 30_000)), 226);
+    step(&mut session, (100_000, 2));
+    // A connection that never sends, and one that never comes.
+    assert_eq!(upload(&mut session, "STOR empty", b""), 226);
+    step(&mut session, (100_000, 3));
+    assert_eq!(session.probe("STOR none"), 150);
+    eventually("what was reserved to be given back", || (used(&mut session).1 == 3).then_some(()));
+    step(&mut session, (100_000, 3));
+    // Replaced by another name, and by itself.
+    session.command("RNFR a", 350);
+    session.command("RNTO b", 250);
+    step(&mut session, (50_000, 2));
+    session.command("RNFR b", 350);
+    session.command("RNTO b", 250);
+    step(&mut session, (50_000, 2));
+    assert_eq!(upload(&mut session, "STOU", &bytes(3, 1000)), 226);
+    step(&mut session, (51_000, 3));
+    // Joined.
+    session.command("COMB joined b empty", 250);
+    step(&mut session, (51_000, 2));
+    session.command("MKD dir", 257);
+    for name in ["dir/1", "dir/2"] {
+        assert_eq!(upload(&mut session, &format!("STOR {name}"), &bytes(4, 1000)), 226);
+    }
+    step(&mut session, (53_000, 4));
+    session.command("RMDA dir", 250);
+    step(&mut session, (51_000, 2));
+    session.command("DELE joined", 250);
+    step(&mut session, (1000, 1));
+    session.command("DELE joined", 550);
+    step(&mut session, (1000, 1));
+}
+
+#[test]
+fn everything_that_changes_files_is_counted_with_direct_uploads() {
+    everything_that_changes_files_is_counted("direct");
+}
+
+#[test]
+fn everything_that_changes_files_is_counted_with_atomic_uploads() {
+    everything_that_changes_files_is_counted("atomic");
+}
+
+#[test]
+fn what_a_broken_atomic_upload_left_counts_until_it_goes() {
+    let site = one_node(json!({ "quota": { "bytes": LIMIT }, "uploads": "atomic" }));
+    let mut session = site.login(0);
+    session.command("MKD dir", 257);
+    for name in ["dir/a", "b"] {
+        assert_eq!(upload(&mut session, &format!("STOR {name}"), &bytes(1, LIMIT + 1)), 552);
+        assert_eq!(used(&mut session), (300_000, 1));
+        if name == "b" {
+            session.command("DELE b", 250);
+        } else {
+            session.command("RMD dir", 250);
+        }
+        assert_eq!(used(&mut session), (0, 0));
+    }
+}
+
+#[test]
+fn a_full_home_can_be_overwritten_and_announced_sizes_are_refused_at_once() {
+    let site = one_node(quota());
+    let mut session = site.login(0);
+    assert_eq!(upload(&mut session, "STOR a", &bytes(1, LIMIT)), 226);
+    session.command("ALLO 1", 552);
+    assert_eq!(upload(&mut session, "STOR a", &bytes(2, LIMIT)), 226);
+    assert_eq!(upload(&mut session, "STOR a", &bytes(2, 1000)), 226);
+    session.command("ALLO 299001", 552);
+    session.command("ALLO 299000", 200);
+    assert_eq!(upload(&mut session, "STOR b", &bytes(2, 299_000)), 226);
+    assert_eq!(used(&mut session), (300_000, 2));
+}
+
+#[test]
+fn files_are_limited_too_and_a_user_without_a_quota_is_told_so() {
+    let site = one_node(json!({ "quota": { "files": 2 } }));
+    let mut session = site.login(0);
+    for name in ["a", "b", "a"] {
+        assert_eq!(upload(&mut session, &format!("STOR {name}"), b"x"), 226);
+    }
+    assert_eq!(upload(&mut session, "STOR c", b"x"), 552);
+    let text = session.command("SITE QUOTA", 211).text();
+    assert!(
+        text.contains("Bytes: 2 used, no limit") && text.contains("Files: 2 used, 2 limit, 0 left"),
+        "{text}"
+    );
+    assert!(session.command("SITE HELP", 214).text().contains("QUOTA"));
+    assert_eq!(on_disk(&site.home()), (2, 2));
+    let site = one_node(json!({}));
+    assert_eq!(site.login(0).command("SITE QUOTA", 211).text(), "211 No quota");
+}
+
+#[test]
+fn uploads_at_once_through_two_nodes_never_exceed_the_quota() {
+    let site = site(2, json!({ "quota": { "bytes": LIMIT } }), |node| node);
+    let _first = site.login(0);
+    thread::scope(|scope| {
+        let uploads: Vec<_> = (0..8)
+            .map(|number| {
+                let site = &site;
+                scope.spawn(move || {
+                    let mut session = site.login(number % 2);
+                    upload(&mut session, &format!("STOR {number}"), &bytes(number as u64, 100_000))
+                })
+            })
+            .collect();
+        while uploads.iter().any(|upload| !upload.is_finished()) {
+            assert!(on_disk(&site.home()).0 <= LIMIT as u64);
+        }
+        let codes: Vec<_> = uploads.into_iter().map(|upload| upload.join().unwrap()).collect();
+        assert!(codes.contains(&552) && codes.iter().all(|code| [226, 552].contains(code)), "{codes:?}");
+    });
+    let held = on_disk(&site.home());
+    assert!(held.0 <= LIMIT as u64, "{held:?}");
+    for node in 0..2 {
+        assert_eq!(used(&mut site.login(node)), held);
+    }
+}
+
+#[test]
+fn files_that_were_there_before_count_and_a_count_corrects_what_others_did() {
+    let site = site(1, quota(), |node| {
+        fs::create_dir_all(node.root().join("home/below")).unwrap();
+        fs::write(node.root().join("home/below/before"), bytes(1, 250_000)).unwrap();
+        std::os::unix::fs::symlink("below", node.root().join("home/link")).unwrap();
+        node.setting("quota_rescan", "1s")
+    });
+    let mut session = site.login(0);
+    assert_eq!(used(&mut session), (250_000, 1));
+    assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 552);
+    // Behind the nodes' back.
+    fs::remove_file(site.home().join("below/before")).unwrap();
+    eventually("the home to be counted again", || (used(&mut session) == (50_000, 1)).then_some(()));
+    assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 226);
+}
+
+#[test]
+fn what_a_node_that_died_had_reserved_is_free_for_the_others() {
+    let mut site = site(2, quota(), |node| node.setting("node_lease", "1s"));
+    let mut doomed = site.login(0);
+    let mut data = doomed.begin("STOR a");
+    data.write_all(&bytes(1, 10_000)).unwrap();
+    eventually("the bytes to be stored", || (on_disk(&site.home()).0 == 10_000).then_some(()));
+    let mut session = site.login(1);
+    assert!(used(&mut session).0 > 10_000);
+    site.nodes[0].daemon.kill();
+    let _ = read_what_comes(&mut data);
+    // Its reservation is gone, and what it had written is counted.
+    eventually("the home to be right again", || (used(&mut session) == (10_000, 1)).then_some(()));
+    assert_eq!(upload(&mut session, "STOR b", &bytes(1, 290_000)), 226);
+}
+
+#[test]
+fn an_upload_waits_for_the_first_count_no_longer_than_configured() {
+    let site = site(1, quota(), |node| node.setting("quota_wait", "1ms"));
+    let mut session = site.login(0);
+    eventually("the home to be counted", || match upload(&mut session, "STOR a", b"x") {
+        226 => Some(()),
+        450 => None,
+        code => panic!("{code}"),
+    });
+    let mut data = session.begin("RETR a");
+    let mut content = Vec::new();
+    data.read_to_end(&mut content).unwrap();
+    session.expect(226);
+    assert_eq!(content, b"x");
+}
