@@ -55,9 +55,8 @@ in
           wants = [ "network-online.target" ];
           after = [ "network-online.target" ];
           wantedBy = [ "multi-user.target" ];
-          # A server that boots later than this host is waited for.
-          mountConfig.TimeoutSec = "infinity";
-          # A server that is there and says no may be half set up: try again, and the node with it.
+          # A server that boots later than this host, or says no because it is half set up, is tried
+          # again, and the node with it.
           unitConfig.OnFailure = "${retry}.service";
         }
       ];
