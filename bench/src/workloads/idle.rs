@@ -1,0 +1,58 @@
+//! What a session costs that does nothing.
+
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use super::{Figures, figures};
+use crate::{
+    client::{Session, other},
+    servers::{Meter, Server},
+    statistics::percentile,
+};
+
+const SESSIONS: usize = 15_000;
+const THREADS: usize = 8;
+
+/// How long the sessions are watched.
+const WATCHED: Duration = Duration::from_secs(5);
+
+pub fn sessions(server: &Server, encrypted: bool) -> io::Result<Figures> {
+    let target = server.target(encrypted);
+    // What the first session loads is no session's cost.
+    Session::login(target)?.quit();
+    thread::sleep(Duration::from_secs(1));
+    let before = server.group.memory()?;
+    let meter = Meter::start(server)?;
+    let mut sessions = thread::scope(|scope| {
+        let share =
+            |_| scope.spawn(move || (0..SESSIONS / THREADS).map(|_| Session::login(target)).collect());
+        let threads: Vec<_> = (0..THREADS).map(share).collect();
+        let mut all = Vec::with_capacity(SESSIONS);
+        for thread in threads {
+            let some: io::Result<Vec<Session>> = thread.join().map_err(|_| other("a client panicked"))?;
+            all.extend(some?);
+        }
+        io::Result::Ok(all)
+    })?;
+    let usage = meter.stop()?;
+    thread::sleep(Duration::from_secs(2));
+    let memory = server.group.memory()?;
+    let watch = Instant::now();
+    let cpu = server.group.cpu()?;
+    thread::sleep(WATCHED);
+    let idle = (server.group.cpu()? - cpu) / watch.elapsed().as_secs_f64();
+    let mut noops = Vec::new();
+    for session in sessions.iter_mut().step_by(SESSIONS / 500) {
+        let start = Instant::now();
+        session.command("NOOP", 2)?;
+        noops.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    let mut figures = figures(&usage, 1e3, SESSIONS as f64);
+    figures.insert("PSS KiB".to_owned(), (memory.pss - before.pss) as f64 / SESSIONS as f64);
+    figures.insert("processes".to_owned(), memory.processes as f64);
+    figures.insert("idle CPU ms/s".to_owned(), idle * 1e3);
+    figures.insert("NOOP p99 ms".to_owned(), percentile(&mut noops, 0.99));
+    Ok(figures)
+}
