@@ -1,7 +1,13 @@
 //! The machine that is measured on: a network of its own where that is allowed, the CPUs that
 //! servers and client are bound to, and what the results must say of it.
 
-use std::{fs, io, path::Path, process::Command};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    process::Command,
+};
 
 use nix::{
     mount::{MsFlags, mount},
@@ -49,9 +55,9 @@ pub fn prepare(files: &Path) -> io::Result<(Conditions, Place)> {
             format!("not as it should be ({error}), {}: not comparable with other machines", control.trim())
         }
     };
-    if let Some(before) = allowed {
-        // From the outer namespace nothing else is allowed than before; ours keeps what it has.
-        let _ = fs::write(ALLOWED, before);
+    if let Some((list, before)) = allowed {
+        // Nothing else is allowed than before; this namespace keeps what it has.
+        let _ = list.write_all_at(before.as_bytes(), 0);
     }
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
@@ -93,14 +99,15 @@ const CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 
 /// A namespace may use only what the host has on its list. Where CUBIC is missing there, the list
-/// is returned as it was, to be put back.
-fn allow_cubic() -> Option<String> {
+/// is returned as it was, to be put back: opened now, since no other namespace may write it.
+fn allow_cubic() -> Option<(File, String)> {
     let before = fs::read_to_string(ALLOWED).ok()?;
     if before.split_whitespace().any(|name| name == "cubic") {
         return None;
     }
-    fs::write(ALLOWED, format!("{} cubic", before.trim())).ok()?;
-    Some(before)
+    let list = File::options().write(true).open(ALLOWED).ok()?;
+    list.write_all_at(format!("{} cubic", before.trim()).as_bytes(), 0).ok()?;
+    Some((list, before))
 }
 
 fn own_namespaces() -> io::Result<()> {
