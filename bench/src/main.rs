@@ -23,9 +23,11 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use clap::{Args, Parser, Subcommand};
+use nix::sys::signal::{self, SigHandler, Signal};
 
 use report::{Results, Row};
 use servers::{Kind, Server, Site};
@@ -64,6 +66,9 @@ struct Run {
     /// The folder with ftpd and authd; this program's own, if it is not given
     #[arg(long)]
     daemons: Option<PathBuf>,
+    /// A folder with ftpd and authd of another build, measured beside
+    #[arg(long)]
+    before: Option<PathBuf>,
     /// The folder with unpacked packages of other servers
     #[arg(long)]
     peers: PathBuf,
@@ -101,6 +106,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Set by the signals that end a run: what it started and made is cleaned up first.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn interrupt(_: libc::c_int) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+fn heed_signals() -> nix::Result<()> {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
+        unsafe { signal::signal(signal, SigHandler::Handler(interrupt)) }?;
+    }
+    Ok(())
+}
+
 impl Run {
     fn run(self) -> Result<(), Box<dyn Error>> {
         let workloads = workloads::select(&self.workloads)?;
@@ -114,7 +134,10 @@ impl Run {
         let daemons = self.daemons.clone().or_else(|| own.parent().map(Path::to_owned)).unwrap_or_default();
         // Some of their configurations want whole paths.
         let peers = fs::canonicalize(&self.peers)?;
-        let site = Site::new(daemons, peers.clone(), self.unftp.clone(), scratch.path().to_owned(), place);
+        let mut site = Site::new(daemons, peers.clone(), scratch.path().to_owned(), place);
+        site.unftp.clone_from(&self.unftp);
+        site.before.clone_from(&self.before);
+        heed_signals()?;
         eprintln!("bench: making files in {}", scratch.path().display());
         files::make(&site.home)?;
         fs::create_dir_all(&self.output)?;
@@ -155,6 +178,7 @@ impl Run {
         kinds.sort();
         kinds.dedup();
         kinds.retain(|kind| self.servers.is_empty() || self.servers.contains(kind));
+        kinds.retain(|kind| *kind != Kind::Before || self.before.is_some());
         kinds
     }
 
@@ -183,6 +207,9 @@ impl Run {
             let mode = if encrypted { "FTPS" } else { "FTP" };
             eprintln!("bench: {} {mode}, round {round}", workload.name);
             for row in rows.iter_mut().filter(|row| row.error.is_none()) {
+                if INTERRUPTED.load(Ordering::Relaxed) {
+                    return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted"));
+                }
                 let outcome = if workload.fresh {
                     let fresh = site.start(&[row.server])?;
                     fresh.iter().map(|server| (workload.run)(site, server, encrypted)).next()

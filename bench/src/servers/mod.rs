@@ -31,6 +31,8 @@ pub enum Kind {
     Ftpd,
     /// The same with `sync_uploads`, its default.
     FtpdSync,
+    /// As `Ftpd`, of another build.
+    Before,
     /// Our node by itself: no authd, no Redis.
     FtpdAlone,
     /// `Ftpd` behind nginx with the repository's templates.
@@ -48,6 +50,7 @@ impl Kind {
         match self {
             Self::Ftpd => "ftpd",
             Self::FtpdSync => "ftpd, fsync",
+            Self::Before => "ftpd before",
             Self::FtpdAlone => "ftpd alone",
             Self::Balancer => "ftpd behind nginx",
             Self::Null => "null",
@@ -65,7 +68,7 @@ impl Kind {
 
     /// Whether it is ours, which decides for how much of itself it is measured.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Ftpd | Self::FtpdSync | Self::FtpdAlone | Self::Balancer)
+        matches!(self, Self::Ftpd | Self::FtpdSync | Self::Before | Self::FtpdAlone | Self::Balancer)
     }
 }
 
@@ -73,6 +76,8 @@ impl Kind {
 pub struct Site {
     /// Where ftpd and authd are.
     pub daemons: PathBuf,
+    /// Where those of another build are, to be compared with.
+    pub before: Option<PathBuf>,
     /// Where the packages of other servers are unpacked, each in a folder of its name.
     pub peers: PathBuf,
     /// Where unftp is, if it is installed.
@@ -101,24 +106,18 @@ pub struct Server {
 }
 
 impl Site {
-    pub fn new(
-        daemons: PathBuf,
-        peers: PathBuf,
-        unftp: Option<PathBuf>,
-        scratch: PathBuf,
-        place: Place,
-    ) -> Self {
+    /// `scratch` is for configurations, logs and files.
+    pub fn new(daemons: PathBuf, peers: PathBuf, scratch: PathBuf, place: Place) -> Self {
         let authority = Authority::new();
-        let certificate = authority.sign("localhost");
-        let home = scratch.join("files/bench");
         Self {
             daemons,
+            before: None,
             peers,
-            unftp,
+            unftp: None,
+            home: scratch.join("files/bench"),
             scratch,
-            home,
             place,
-            certificate,
+            certificate: authority.sign("localhost"),
             _authority: authority,
             started: Cell::new(0),
         }
@@ -133,8 +132,7 @@ impl Site {
         let mut servers: Vec<Server> = Vec::new();
         for &kind in kinds {
             let started = match kind {
-                Kind::Ftpd => nodes::cluster(self, kind, false),
-                Kind::FtpdSync => nodes::cluster(self, kind, true),
+                Kind::Ftpd | Kind::FtpdSync | Kind::Before => nodes::cluster(self, kind),
                 Kind::FtpdAlone => nodes::standalone(self),
                 Kind::Balancer => match servers.iter().find(|server| server.kind == Kind::Ftpd) {
                     Some(node) => nodes::balancer(self, node),

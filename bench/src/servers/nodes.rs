@@ -22,9 +22,16 @@ const PASSIVE: (u16, u16) = (20000, 21499);
 ///
 /// # Errors
 /// A part does not start.
-pub fn cluster(site: &Site, kind: Kind, sync: bool) -> io::Result<Server> {
-    let host = 20 + 10 * u8::from(sync);
-    let name = if sync { "ftpd-sync" } else { "ftpd" };
+pub fn cluster(site: &Site, kind: Kind) -> io::Result<Server> {
+    let (host, name) = match kind {
+        Kind::FtpdSync => (30, "ftpd-sync"),
+        Kind::Before => (60, "ftpd-before"),
+        _ => (20, "ftpd"),
+    };
+    let daemons = match kind {
+        Kind::Before => site.before.as_ref().ok_or_else(|| other("there is no other build: --before"))?,
+        _ => &site.daemons,
+    };
     let folder = site.folder(name)?;
     let (redis, authd) = (address(host + 1, 6379), address(host + 2, 5160));
     let token = site.file(&format!("{name}/token"), "token-of-the-benchmark")?;
@@ -34,9 +41,9 @@ pub fn cluster(site: &Site, kind: Kind, sync: bool) -> io::Result<Server> {
     command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(&folder);
     let (redis_process, redis_group) = site.process("redis", command)?;
 
-    let users = format!("[users.{USER}]\npassword_hash = \"{}\"\nhome = \"/bench\"\n", hash(&site.daemons)?);
+    let users = format!("[users.{USER}]\npassword_hash = \"{}\"\nhome = \"/bench\"\n", hash(daemons)?);
     let users = site.file(&format!("{name}/users.toml"), &users)?;
-    let mut command = Command::new(require(site.daemons.join("authd"))?);
+    let mut command = Command::new(require(daemons.join("authd"))?);
     command.env_clear().args(["--listen", &authd.to_string(), "--redis-url", &redis.to_string()]);
     command.arg("--users-file").arg(users);
     let administrators = site.file(&format!("{name}/admin-token"), "token-of-no-administrator")?;
@@ -44,14 +51,14 @@ pub fn cluster(site: &Site, kind: Kind, sync: bool) -> io::Result<Server> {
     let (mut authd_process, authd_group) = site.process("authd", command)?;
     authd_process.wait_until(|| TcpStream::connect(authd))?;
 
-    let mut command = node(site, host)?;
+    let mut command = node(site, daemons, host)?;
     command.args(["--node-name", "ftp1", "--cluster-nodes", "ftp1"]);
     command.args(["--redis-url", &redis.to_string(), "--authd-urls", &format!("http://{authd}")]);
     command.arg("--authd-token-file").arg(token);
     // The balancer's; clients have others.
     command.args(["--trusted-balancers", "127.0.0.1/32"]);
     command.arg("--root").arg(site.scratch.join("files"));
-    command.arg(format!("--sync-uploads={sync}"));
+    command.arg(format!("--sync-uploads={}", kind == Kind::FtpdSync));
     let (process, group) = site.process(name, command)?;
     Ok(Server {
         kind,
@@ -68,15 +75,15 @@ pub fn cluster(site: &Site, kind: Kind, sync: bool) -> io::Result<Server> {
 /// It does not start.
 pub fn standalone(site: &Site) -> io::Result<Server> {
     let host = 40;
-    let mut command = node(site, host)?;
+    let mut command = node(site, &site.daemons, host)?;
     command.args(["--standalone", "--sync-uploads=false", &format!("--user={USER}:{PASSWORD}"), "--root"]);
     command.arg(&site.home);
     site.server(Kind::FtpdAlone, address(host, CONTROL), "ftpd-alone", command)
 }
 
 /// What nodes have in common. Limits are as they are by default, but for what the workloads exceed.
-fn node(site: &Site, host: u8) -> io::Result<Command> {
-    let mut command = Command::new(require(site.daemons.join("ftpd"))?);
+fn node(site: &Site, daemons: &Path, host: u8) -> io::Result<Command> {
+    let mut command = Command::new(require(daemons.join("ftpd"))?);
     let (from, to) = PASSIVE;
     command.env_clear();
     command.args(["--listen", &address(host, 0).ip().to_string(), "--port", &CONTROL.to_string()]);

@@ -37,11 +37,20 @@ pub struct Workload {
 
 const PLAIN: &[bool] = &[false];
 const BOTH: &[bool] = &[false, true];
-const ALL: &[Kind] =
-    &[Kind::Ftpd, Kind::FtpdAlone, Kind::Null, Kind::PureFtpd, Kind::Vsftpd, Kind::Proftpd, Kind::Unftp];
+const ALL: &[Kind] = &[
+    Kind::Ftpd,
+    Kind::Before,
+    Kind::FtpdAlone,
+    Kind::Null,
+    Kind::PureFtpd,
+    Kind::Vsftpd,
+    Kind::Proftpd,
+    Kind::Unftp,
+];
 const STORING: &[Kind] = &[
     Kind::Ftpd,
     Kind::FtpdSync,
+    Kind::Before,
     Kind::FtpdAlone,
     Kind::Null,
     Kind::PureFtpd,
@@ -50,7 +59,7 @@ const STORING: &[Kind] = &[
     Kind::Unftp,
 ];
 const BALANCED: &[Kind] = &[Kind::Ftpd, Kind::Balancer];
-const OURS: &[Kind] = &[Kind::Ftpd];
+const OURS: &[Kind] = &[Kind::Ftpd, Kind::Before];
 const MANY: usize = usize::MAX;
 
 const fn workload(
