@@ -235,11 +235,21 @@ fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64)
 }
 
-type Sink<'s> = &'s mut dyn FnMut(&[u8]) -> Result<(), TransferError>;
+/// Where lines go.
+struct Sink<'s> {
+    take: &'s mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
+    /// The line that is being made: one piece of memory for all of them.
+    line: Vec<u8>,
+}
 
 impl Listing {
-    /// Hands every line with its CRLF to `sink`, as the directory is read. Blocks.
-    fn write(&self, jail: &Jail, sink: Sink<'_>) -> Result<(), TransferError> {
+    /// Hands every line with its CRLF to `take`, as the directory is read. Blocks.
+    fn write(
+        &self,
+        jail: &Jail,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
+    ) -> Result<(), TransferError> {
+        let sink = &mut Sink { take, line: Vec::with_capacity(512) };
         match &self.target {
             Target::Single(path) => self.entry(&jail.entry(path)?, Role::Member, sink),
             Target::Directory(path) if self.options.recursive => self.tree(jail, path, sink),
@@ -269,7 +279,7 @@ impl Listing {
     fn entries(
         &self,
         mut entries: impl Iterator<Item = Result<Entry, FileError>>,
-        sink: Sink<'_>,
+        sink: &mut Sink<'_>,
     ) -> Result<(), TransferError> {
         if self.options.by_time || self.options.by_size || self.options.reverse {
             let mut sorted = entries.by_ref().take(self.most_sorted).collect::<Result<Vec<_>, _>>()?;
@@ -294,21 +304,22 @@ impl Listing {
         if self.options.reverse { order.reverse() } else { order }
     }
 
-    fn entry(&self, entry: &Entry, role: Role, sink: Sink<'_>) -> Result<(), TransferError> {
-        let mut line = Vec::with_capacity(128);
+    fn entry(&self, entry: &Entry, role: Role, sink: &mut Sink<'_>) -> Result<(), TransferError> {
+        let Sink { take, line } = sink;
+        line.clear();
         let classify = self.options.classify;
         match &self.form {
-            Form::Long { now } => unix::line(entry, *now, classify, &mut line),
-            Form::Names { prefix } => names::line(prefix, entry, classify, &mut line),
+            Form::Long { now } => unix::line(entry, *now, classify, line),
+            Form::Names { prefix } => names::line(prefix, entry, classify, line),
             Form::Machine { facts, permissions } => {
-                machine::line(*facts, entry, role, permissions, &mut line);
+                machine::line(*facts, entry, role, permissions, line);
             }
         }
-        sink(&line)
+        take(line)
     }
 
     /// `ls -R`: each directory with a heading; of NLST, paths without headings.
-    fn tree(&self, jail: &Jail, top: &VirtualPath, sink: Sink<'_>) -> Result<(), TransferError> {
+    fn tree(&self, jail: &Jail, top: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferError> {
         let mut below = Vec::new();
         let mut is_first = true;
         for step in jail.walk(top, self.depth)? {
@@ -324,7 +335,7 @@ impl Listing {
                         heading.push(b'.');
                         heading.extend(below.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }));
                         heading.extend_from_slice(b":\r\n");
-                        sink(&heading)?;
+                        (sink.take)(&heading)?;
                     }
                     is_first = false;
                 }
@@ -336,7 +347,7 @@ impl Listing {
                     }
                     let mut line = Vec::new();
                     names::line(&path, &entry, self.options.classify, &mut line);
-                    sink(&line)?;
+                    (sink.take)(&line)?;
                 }
                 (Walked::Entry(entry), _) => self.entry(&entry, Role::Member, sink)?,
             }
