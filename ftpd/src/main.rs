@@ -12,7 +12,9 @@ use common::{
     },
     settings::{SettingsError, Values},
 };
-use ftpd::{config::Config, server, settings::SCHEMA, workers::Workers};
+use ftpd::{config::Config, server, settings::SCHEMA};
+
+const RUNTIME_BLOCKING_THREADS: usize = 8;
 
 #[allow(clippy::print_stdout, clippy::print_stderr)] // This is the program's own output.
 fn main() -> ExitCode {
@@ -37,7 +39,9 @@ fn main() -> ExitCode {
     // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .max_blocking_threads(Workers::threads(&config.limits))
+        // File operations and transfers have threads of their own: this is for name look-ups, the
+        // transfer log and certificates.
+        .max_blocking_threads(RUNTIME_BLOCKING_THREADS)
         .enable_all()
         .build();
     let runtime = match runtime {
