@@ -43,7 +43,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Action {
     /// Runs workloads and prints tables
-    Run(Run),
+    Run(Box<Run>),
     /// Names the workloads
     Workloads,
     /// Serves a folder as the reference server, on a loopback address

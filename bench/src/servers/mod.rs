@@ -201,7 +201,7 @@ impl Server {
     fn wait_for_login(&mut self) -> io::Result<()> {
         let target = self.target(self.kind.encrypts());
         let Some(process) = self._processes.last_mut() else { return Ok(()) };
-        process.wait_until(|| Ok(Session::ready(target)?.quit()))
+        process.wait_until(|| Session::ready(target).map(Session::quit))
     }
 }
 
