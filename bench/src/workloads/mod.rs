@@ -118,7 +118,7 @@ pub static WORKLOADS: &[Workload] = &[
     Workload {
         fresh: true,
         rounds: 1,
-        ..workload("idle", "15,000 idle sessions", LOGINS, BOTH, OURS, |_, s, e| idle::sessions(s, e))
+        ..workload("idle", "up to 15,000 idle sessions", LOGINS, BOTH, OURS, |_, s, e| idle::sessions(s, e))
     },
 ];
 
