@@ -44,7 +44,8 @@ const fn behind(workload: &'static str) -> Goal {
     Goal { workload, encrypted: false, of: Kind::Balancer, figure: "cpu", bound }
 }
 
-/// The goals of issue 4.
+/// What a change is held against. The bounds of `idle` and `many`, and unftp as the measure of logins,
+/// are our own choice.
 pub static GOALS: &[Goal] = &[
     times("retr-1", false, 1.05, Kind::Null),
     times("retr-8", false, 1.05, Kind::Null),

@@ -35,8 +35,7 @@ pub fn sessions(server: &Server, encrypted: bool) -> io::Result<Figures> {
     let before = server.group.memory()?;
     let meter = Meter::start(server)?;
     let mut sessions = thread::scope(|scope| {
-        let share =
-            |_| scope.spawn(move || (0..count / THREADS).map(|_| Session::login(target)).collect());
+        let share = |_| scope.spawn(move || (0..count / THREADS).map(|_| Session::login(target)).collect());
         let threads: Vec<_> = (0..THREADS).map(share).collect();
         let mut all = Vec::with_capacity(count);
         for thread in threads {
