@@ -80,6 +80,24 @@ fn push_hex(number: u64, out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
+impl Entry {
+    /// An empty file, for tests to change what they are about.
+    fn sample(name: &[u8]) -> Self {
+        Self {
+            name: name.to_vec(),
+            kind: Kind::File,
+            size: 0,
+            modified: 0,
+            mode: 0o644,
+            links: 1,
+            device: 0,
+            inode: 0,
+            link_target: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
@@ -96,24 +114,6 @@ mod tests {
             out.push(b' ');
             push_hex(number, &mut out);
             prop_assert_eq!(String::from_utf8(out).unwrap(), format!("{number:>width$} {number:x}"));
-        }
-    }
-}
-
-#[cfg(test)]
-impl Entry {
-    /// An empty file, for tests to change what they are about.
-    fn sample(name: &[u8]) -> Self {
-        Self {
-            name: name.to_vec(),
-            kind: Kind::File,
-            size: 0,
-            modified: 0,
-            mode: 0o644,
-            links: 1,
-            device: 0,
-            inode: 0,
-            link_target: None,
         }
     }
 }
