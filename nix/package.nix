@@ -27,6 +27,7 @@ rustPlatform.buildRustPackage {
       ../Cargo.lock
       ../rustfmt.toml
       ../authd
+      ../bench
       ../common
       ../SECURITY.md
       ../docs/settings.md

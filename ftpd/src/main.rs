@@ -16,8 +16,11 @@ use ftpd::{
     config::Config,
     server::{self, KEPT_BY_ROOT},
     settings::SCHEMA,
-    workers::Workers,
 };
+
+/// For name look-ups, the transfer log and certificates: file operations and transfers have
+/// threads of their own.
+const RUNTIME_BLOCKING_THREADS: usize = 8;
 
 #[allow(clippy::print_stdout, clippy::print_stderr)] // This is the program's own output.
 fn main() -> ExitCode {
@@ -49,7 +52,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.limits.serving_threads)
         .on_thread_start(|| capabilities::give_up_or_end(KEPT_BY_ROOT))
-        .max_blocking_threads(Workers::threads(&config.limits))
+        .max_blocking_threads(RUNTIME_BLOCKING_THREADS)
         .enable_all()
         .build();
     let runtime = match runtime {

@@ -3,35 +3,30 @@
 //! Storage that hangs holds threads of the pool here. Operations and transfers have separate
 //! limits, so that neither can take all of them from the other.
 
-use std::{panic, sync::Arc};
+mod threads;
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task::spawn_blocking,
-};
+use std::sync::Arc;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use self::threads::Threads;
 use crate::{config::Limits, metrics};
 
-/// Bounds the work on the runtime's blocking threads.
+/// Bounds the work on blocking threads.
 pub struct Workers {
+    threads: Threads,
     operations: Semaphore,
     transfers: Arc<Semaphore>,
 }
 
-/// Threads for what is neither: name look-ups of the HTTP client, the transfer log.
-const SPARE_THREADS: usize = 8;
-
 impl Workers {
+    /// To be called within the runtime.
     pub fn new(limits: &Limits) -> Self {
         Self {
+            threads: Threads::new(limits.file_operations as usize + limits.transfers as usize),
             operations: Semaphore::new(limits.file_operations as usize),
             transfers: Arc::new(Semaphore::new(limits.transfers as usize)),
         }
-    }
-
-    /// How many blocking threads the runtime must allow.
-    pub fn threads(limits: &Limits) -> usize {
-        limits.file_operations as usize + limits.transfers as usize + SPARE_THREADS
     }
 
     /// Runs a short file operation, when it is its turn. If the caller is dropped meanwhile, the
@@ -42,7 +37,7 @@ impl Workers {
         }
         // The semaphore is never closed.
         let _permit = self.operations.acquire().await.expect("never closed");
-        join(spawn_blocking(work)).await
+        self.threads.run(work).await
     }
 
     /// A transfer's place among the threads; `None` if all are taken.
@@ -62,22 +57,10 @@ impl Workers {
         place: OwnedSemaphorePermit,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        join(spawn_blocking(move || {
+        let work = move || {
             let _place = place;
             work()
-        }))
-        .await
-    }
-}
-
-async fn join<T>(handle: tokio::task::JoinHandle<T>) -> T {
-    match handle.await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            // A bug of ours: it ends this session, as if it had happened in its own task.
-            Ok(cause) => panic::resume_unwind(cause),
-            // The runtime shuts down; nobody will look at the result of this task any more.
-            Err(_) => std::future::pending().await,
-        },
+        };
+        self.threads.run(work).await
     }
 }

@@ -100,4 +100,4 @@ fn every_crate_comes_from_crates_io_with_a_checksum() {
     }
 }
 
-const OURS: [&str; 6] = ["authd", "cluster-tests", "common", "ftpd", "ftpd-fuzz", "ftpd-properties"];
+const OURS: [&str; 7] = ["authd", "bench", "cluster-tests", "common", "ftpd", "ftpd-fuzz", "ftpd-properties"];

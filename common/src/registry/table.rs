@@ -1,6 +1,6 @@
 //! One node's own sessions and write leases, in memory.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, net::IpAddr};
 
 use super::Refusal;
 use crate::session::{SessionId, SessionLimits, SessionRecord};
@@ -38,9 +38,19 @@ struct Lease {
     standing: Standing,
 }
 
+/// How many sessions one user has, all in all and from each address.
+#[derive(Default)]
+struct OfUser {
+    all: u32,
+    by_address: HashMap<IpAddr, u32>,
+}
+
 #[derive(Default)]
 pub(super) struct Table {
     sessions: HashMap<SessionId, Session>,
+    // Counts of `sessions`, without zeros: a login must not look at every session of the node.
+    users: HashMap<String, OfUser>,
+    addresses: HashMap<IpAddr, u32>,
     leases: HashMap<Box<[u8]>, Lease>,
     last_number: u64,
 }
@@ -48,13 +58,10 @@ pub(super) struct Table {
 impl Table {
     /// Enters a session as asked for, if this node's own sessions leave room within the limits.
     pub fn open(&mut self, record: SessionRecord, limits: SessionLimits) -> Result<(), Refusal> {
-        let (mut of_user, mut of_address, mut of_both) = (0, 0, 0);
-        for Session { record: other, .. } in self.sessions.values() {
-            let (user, address) = (other.user == record.user, other.address == record.address);
-            of_user += u32::from(user);
-            of_address += u32::from(address);
-            of_both += u32::from(user && address);
-        }
+        let user = self.users.get(&record.user);
+        let of_user = user.map_or(0, |user| user.all);
+        let of_both = user.and_then(|user| user.by_address.get(&record.address)).copied().unwrap_or(0);
+        let of_address = self.addresses.get(&record.address).copied().unwrap_or(0);
         let reached = |limit: Option<u32>, count: u32| limit.filter(|&limit| count >= limit);
         if let Some(limit) = reached(limits.per_user, of_user) {
             return Err(Refusal::UserLimit(limit));
@@ -65,8 +72,22 @@ impl Table {
         if let Some(limit) = reached(limits.per_user_and_address, of_both) {
             return Err(Refusal::UserAddressLimit(limit));
         }
+        // Ids are random: that one comes twice does not happen, and must not spoil the counts.
+        self.close(record.id);
+        self.count(&record);
         self.sessions.insert(record.id, Session { record, standing: Standing::Asked });
         Ok(())
+    }
+
+    fn count(&mut self, record: &SessionRecord) {
+        if !self.users.contains_key(&record.user) {
+            self.users.insert(record.user.clone(), OfUser::default());
+        }
+        if let Some(user) = self.users.get_mut(&record.user) {
+            user.all += 1;
+            *user.by_address.entry(record.address).or_default() += 1;
+        }
+        *self.addresses.entry(record.address).or_default() += 1;
     }
 
     pub fn admit(&mut self, id: SessionId) {
@@ -76,7 +97,16 @@ impl Table {
     }
 
     pub fn close(&mut self, id: SessionId) -> Option<SessionRecord> {
-        self.sessions.remove(&id).map(|session| session.record)
+        let Session { record, .. } = self.sessions.remove(&id)?;
+        if let Some(user) = self.users.get_mut(&record.user) {
+            user.all -= 1;
+            take_one(&mut user.by_address, record.address);
+            if user.all == 0 {
+                self.users.remove(&record.user);
+            }
+        }
+        take_one(&mut self.addresses, record.address);
+        Some(record)
     }
 
     pub fn sessions(&self) -> Vec<SessionRecord> {
@@ -152,10 +182,18 @@ impl Table {
     }
 }
 
+/// Counts one less; what comes to nothing is forgotten.
+fn take_one(counts: &mut HashMap<IpAddr, u32>, address: IpAddr) {
+    if let Some(count) = counts.get_mut(&address) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&address);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use super::*;
 
     fn record(user: &str, address: [u8; 4]) -> SessionRecord {
@@ -193,6 +231,21 @@ mod tests {
         assert_eq!(open("ben", away, [one, None, one]), Err(Refusal::UserLimit(1)));
         assert_eq!(open("ben", away, [None, None, one]), Ok(()));
         assert_eq!(open("dan", away, [Some(0), None, None]), Err(Refusal::UserLimit(0)));
+    }
+
+    #[test]
+    fn nothing_is_left_of_sessions_that_have_ended() {
+        let mut table = Table::default();
+        let records = [("ann", [192, 0, 2, 1]), ("ann", [192, 0, 2, 1]), ("ben", [192, 0, 2, 2])]
+            .map(|(user, address)| record(user, address));
+        for record in &records {
+            table.open(record.clone(), SessionLimits::default()).unwrap();
+        }
+        for record in &records {
+            assert_eq!(table.close(record.id).as_ref(), Some(record));
+            assert_eq!(table.close(record.id), None);
+        }
+        assert!(table.users.is_empty() && table.addresses.is_empty());
     }
 
     #[test]

@@ -296,11 +296,21 @@ fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64)
 }
 
-type Sink<'s> = &'s mut dyn FnMut(&[u8]) -> Result<(), TransferError>;
+/// Where lines go.
+struct Sink<'s> {
+    take: &'s mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
+    /// The line that is being made: one piece of memory for all of them.
+    line: Vec<u8>,
+}
 
 impl Listing {
-    /// Hands every line with its CRLF to `sink`, as the directory is read. Blocks.
-    fn write(&self, jail: &Jail, sink: Sink<'_>) -> Result<(), TransferError> {
+    /// Hands every line with its CRLF to `take`, as the directory is read. Blocks.
+    fn write(
+        &self,
+        jail: &Jail,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
+    ) -> Result<(), TransferError> {
+        let sink = &mut Sink { take, line: Vec::with_capacity(512) };
         match &self.target {
             Target::Single(path) => {
                 let entry = jail.entry(path)?;
@@ -326,7 +336,7 @@ impl Listing {
     }
 
     /// `.`, and `..` where the user may go there.
-    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: Sink<'_>) -> Result<(), TransferError> {
+    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferError> {
         let dots = [(&b"."[..], path.clone(), Role::Listed), (b"..", path.parent(), Role::Parent)];
         for (name, path, role) in dots {
             let directory = self.access.directory(&path);
@@ -344,7 +354,7 @@ impl Listing {
         &self,
         place: &Place<'_>,
         entries: impl Iterator<Item = Result<Entry, FileError>>,
-        sink: Sink<'_>,
+        sink: &mut Sink<'_>,
     ) -> Result<(), TransferError> {
         let mut entries = entries.filter(|entry| entry.as_ref().map_or(true, |entry| place.shows(entry)));
         if self.options.by_time || self.options.by_size || self.options.reverse {
@@ -376,21 +386,22 @@ impl Listing {
         entry: &Entry,
         role: Role,
         permissions: impl FnOnce() -> Permissions,
-        sink: Sink<'_>,
+        sink: &mut Sink<'_>,
     ) -> Result<(), TransferError> {
-        let mut line = Vec::with_capacity(128);
+        let Sink { take, line } = sink;
+        line.clear();
         let classify = self.options.classify;
         match &self.form {
-            Form::Long { now } => unix::line(entry, *now, classify, &mut line),
-            Form::Names { prefix } => names::line(prefix, entry, classify, &mut line),
-            Form::Machine { facts } => machine::line(*facts, entry, role, &permissions(), &mut line),
+            Form::Long { now } => unix::line(entry, *now, classify, line),
+            Form::Names { prefix } => names::line(prefix, entry, classify, line),
+            Form::Machine { facts } => machine::line(*facts, entry, role, &permissions(), line),
         }
-        sink(&line)
+        take(line)
     }
 
     /// `ls -R`: each directory with a heading; of NLST, paths without headings. Directories that the
     /// user may not list are entries, and nothing more.
-    fn tree(&self, jail: &Jail, top: &VirtualPath, sink: Sink<'_>) -> Result<(), TransferError> {
+    fn tree(&self, jail: &Jail, top: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferError> {
         let mut below = Vec::new();
         let mut is_first = true;
         let mut place = Place::new(&self.access, jail, top);
@@ -408,7 +419,7 @@ impl Listing {
                         heading.push(b'.');
                         heading.extend(below.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }));
                         heading.extend_from_slice(b":\r\n");
-                        sink(&heading)?;
+                        (sink.take)(&heading)?;
                     }
                     is_first = false;
                 }
@@ -421,7 +432,7 @@ impl Listing {
                     }
                     let mut line = Vec::new();
                     names::line(&path, &entry, self.options.classify, &mut line);
-                    sink(&line)?;
+                    (sink.take)(&line)?;
                 }
                 (Walked::Entry(entry), _) => {
                     self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;

@@ -1,10 +1,8 @@
 //! MLSD and MLST: facts about an entry, for programs (RFC 3659 section 7).
 
-use std::io::Write as _;
-
 use common::auth_api::Permissions;
 
-use super::{Entry, Kind, push_line_safe};
+use super::{Entry, Kind, push_hex, push_line_safe, push_number};
 use crate::protocol::timestamp;
 
 /// A fact this server knows of an entry, RFC 3659 section 7.5.
@@ -122,21 +120,20 @@ pub fn facts(
         }
         out.extend_from_slice(fact.name().as_bytes());
         out.push(b'=');
-        // Writing to a vector does not fail.
-        _ = match fact {
-            Fact::Type => out.write_all(kind(entry.kind, role)),
-            Fact::Size => write!(out, "{}", entry.size),
-            Fact::Modify => {
-                timestamp::format(entry.modified, out);
-                Ok(())
+        match fact {
+            Fact::Type => out.extend_from_slice(kind(entry.kind, role)),
+            Fact::Size => push_number(entry.size, 0, out),
+            Fact::Modify => timestamp::format(entry.modified, out),
+            Fact::Perm => perm(entry.kind, permissions, out),
+            Fact::Unique => {
+                push_hex(entry.device, out);
+                out.push(b'g');
+                push_hex(entry.inode, out);
             }
-            Fact::Perm => {
-                perm(entry.kind, permissions, out);
-                Ok(())
+            Fact::UnixMode => {
+                out.extend([9, 6, 3, 0].map(|shift| b'0' + (entry.mode >> shift & 7) as u8));
             }
-            Fact::Unique => write!(out, "{:x}g{:x}", entry.device, entry.inode),
-            Fact::UnixMode => write!(out, "{:04o}", entry.mode & 0o7777),
-        };
+        }
         out.push(b';');
     }
     out.push(b' ');

@@ -56,6 +56,29 @@ fn push_line_safe(name: &[u8], out: &mut Vec<u8>) {
     out.extend(name.iter().map(|b| if matches!(b, b'\r' | b'\n') { b'?' } else { *b }));
 }
 
+/// Appends a number, with spaces before it up to `width`. Formatting machinery would take longer
+/// than reading the entry does.
+fn push_number(mut number: u64, width: usize, out: &mut Vec<u8>) {
+    // u64::MAX has 20 digits.
+    let mut digits = [b' '; 20];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start.min(digits.len() - width)..]);
+}
+
+/// Appends a number in hexadecimal.
+fn push_hex(number: u64, out: &mut Vec<u8>) {
+    let nibbles = (64 - number.leading_zeros()).div_ceil(4).max(1);
+    out.extend((0..nibbles).rev().map(|i| b"0123456789abcdef"[(number >> (4 * i)) as usize & 15]));
+}
+
 #[cfg(test)]
 impl Entry {
     /// An empty file, for tests to change what they are about.
@@ -70,6 +93,27 @@ impl Entry {
             device: 0,
             inode: 0,
             link_target: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn numbers_are_written_as_the_standard_library_does(
+            number in prop_oneof![any::<u64>(), 0..1000u64],
+            width in 0..=20usize,
+        ) {
+            let mut out = Vec::new();
+            push_number(number, width, &mut out);
+            out.push(b' ');
+            push_hex(number, &mut out);
+            prop_assert_eq!(String::from_utf8(out).unwrap(), format!("{number:>width$} {number:x}"));
         }
     }
 }

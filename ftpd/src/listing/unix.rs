@@ -1,8 +1,6 @@
 //! LIST: lines as `ls -l` writes them. No RFC says how; this is what clients know to read.
 
-use std::io::Write as _;
-
-use super::{Entry, Kind, push_printable};
+use super::{Entry, Kind, push_number, push_printable};
 use crate::protocol::timestamp;
 
 /// Half a year, in seconds: half of 365.2425 days.
@@ -31,8 +29,11 @@ pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
         Kind::Other => b's',
     });
     permissions(entry.mode, out);
-    // Writing to a vector does not fail.
-    _ = write!(out, " {:>3} ftp      ftp      {:>8} ", entry.links, entry.size);
+    out.push(b' ');
+    push_number(entry.links, 3, out);
+    out.extend_from_slice(b" ftp      ftp      ");
+    push_number(entry.size, 8, out);
+    out.push(b' ');
     date(entry.modified, now, out);
     out.push(b' ');
     push_printable(&entry.name, out);
@@ -66,11 +67,18 @@ fn date(modified: i64, now: i64, out: &mut Vec<u8>) {
     // Months are 1 to 12.
     let month = MONTHS[usize::from(u8::from(at.month())) - 1];
     let age = now.saturating_sub(modified);
-    _ = if (-SKEW..RECENT).contains(&age) {
-        write!(out, "{month} {:>2} {:02}:{:02}", at.day(), at.hour(), at.minute())
+    out.extend_from_slice(month.as_bytes());
+    out.push(b' ');
+    push_number(at.day().into(), 2, out);
+    out.push(b' ');
+    if (-SKEW..RECENT).contains(&age) {
+        timestamp::decimal::<2>(at.hour().into(), out);
+        out.push(b':');
+        timestamp::decimal::<2>(at.minute().into(), out);
     } else {
-        write!(out, "{month} {:>2} {:>5}", at.day(), at.year())
-    };
+        // 1970 to 9999
+        push_number(at.year().unsigned_abs().into(), 5, out);
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,89 @@
+//! The client's side of FTPS. It believes any certificate: what is measured is the server.
+
+use std::{
+    io,
+    net::TcpStream,
+    sync::{Arc, LazyLock},
+};
+
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+
+/// A configuration with a store of tickets of its own, for one session and its data connections.
+pub fn configuration() -> Arc<ClientConfig> {
+    static BASE: LazyLock<ClientConfig> = LazyLock::new(|| {
+        ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            // The provider is rustls's own and has suites of both versions.
+            .expect("versions that the provider knows")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_no_client_auth()
+    });
+    let mut configuration = BASE.clone();
+    configuration.resumption = Resumption::in_memory_sessions(8);
+    Arc::new(configuration)
+}
+
+/// Encrypts a connection.
+///
+/// # Errors
+/// The handshake fails.
+pub fn handshake(
+    configuration: &Arc<ClientConfig>,
+    mut socket: TcpStream,
+) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    let host = ServerName::try_from("localhost").map_err(io::Error::other)?;
+    let mut connection = ClientConnection::new(Arc::clone(configuration), host).map_err(io::Error::other)?;
+    // Uploads are written in blocks of 256 KiB.
+    connection.set_buffer_limit(Some(1 << 20));
+    while connection.is_handshaking() {
+        connection.complete_io(&mut socket)?;
+    }
+    Ok(StreamOwned::new(connection, socket))
+}
+
+#[derive(Debug)]
+struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}

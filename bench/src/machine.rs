@@ -1,0 +1,165 @@
+//! The machine that is measured on: a network of its own where that is allowed, the CPUs that
+//! servers and client are bound to, and what the results must say of it.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    process::Command,
+};
+
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::Pid,
+};
+use serde::Serialize;
+
+/// Under what conditions figures came about.
+#[derive(Clone, Debug, Serialize)]
+pub struct Conditions {
+    pub cpu: String,
+    pub cpus: usize,
+    pub memory_gib: u64,
+    pub kernel: String,
+    /// How TCP was set, and in whose network.
+    pub network: String,
+    pub pinning: String,
+    pub files: String,
+}
+
+/// Where servers are started.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The CPU that is theirs, if there are two.
+    pub cpu: Option<usize>,
+    /// Whether what is mounted from now on is seen by this process and its children alone.
+    pub own_mounts: bool,
+}
+
+/// Takes this process, and all it starts, into a network of its own with Linux's defaults, and
+/// binds it to its CPU. Must come before any thread is started.
+///
+/// # Errors
+/// CPUs cannot be bound to.
+pub fn prepare(files: &Path) -> io::Result<(Conditions, Place)> {
+    let allowed = allow_cubic();
+    let namespaces = own_namespaces();
+    let own_mounts = namespaces.is_ok();
+    let network = match namespaces.and_then(|()| own_network()) {
+        Ok(()) => "own namespace, loopback only, CUBIC, Linux's default buffers".to_owned(),
+        Err(error) => {
+            let control = fs::read_to_string(CONTROL).unwrap_or_default();
+            format!("not as it should be ({error}), {}: not comparable with other machines", control.trim())
+        }
+    };
+    if let Some((list, before)) = allowed {
+        // Nothing else is allowed than before; this namespace keeps what it has.
+        let _ = list.write_all_at(before.as_bytes(), 0);
+    }
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let cpus: Vec<usize> = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
+    let (cpu, pinning) = match cpus[..] {
+        [servers, client, ..] => {
+            bind_to(client)?;
+            (Some(servers), format!("servers on CPU {servers}, client on CPU {client}"))
+        }
+        _ => (None, "none: one CPU for servers and client".to_owned()),
+    };
+    let conditions = Conditions {
+        cpu: field("/proc/cpuinfo", "model name").unwrap_or_default(),
+        cpus: cpus.len(),
+        memory_gib: field("/proc/meminfo", "MemTotal")
+            .and_then(|text| text.split(' ').next()?.parse::<u64>().ok())
+            .map_or(0, |kib| kib >> 20),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
+        network,
+        pinning,
+        files: file_system(files),
+    };
+    Ok((conditions, Place { cpu, own_mounts }))
+}
+
+/// Binds the calling thread, and those that it starts, to one CPU.
+///
+/// # Errors
+/// The CPU is not this process's to use.
+pub fn bind_to(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+const CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+
+const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
+/// A namespace may use only what the host has on its list. Where CUBIC is missing there, the list
+/// is returned as it was, to be put back: opened now, since no other namespace may write it.
+fn allow_cubic() -> Option<(File, String)> {
+    let before = fs::read_to_string(ALLOWED).ok()?;
+    if before.split_whitespace().any(|name| name == "cubic") {
+        return None;
+    }
+    let list = File::options().write(true).open(ALLOWED).ok()?;
+    list.write_all_at(format!("{} cubic", before.trim()).as_bytes(), 0).ok()?;
+    Some((list, before))
+}
+
+fn own_namespaces() -> io::Result<()> {
+    // Also mounts of its own: vsftpd needs a file in /etc/pam.d that nobody else shall see.
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
+    Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?)
+}
+
+fn own_network() -> io::Result<()> {
+    // /proc/sys/net shows the network of whoever opens it, so it needs no new mount.
+    raise_loopback()?;
+    for (key, value) in [
+        ("ipv4/tcp_congestion_control", "cubic"),
+        ("ipv4/ip_local_port_range", "10240 65000"),
+        ("ipv4/tcp_rmem", "4096 131072 6291456"),
+        ("ipv4/tcp_wmem", "4096 16384 4194304"),
+        ("core/somaxconn", "4096"),
+    ] {
+        fs::write(Path::new("/proc/sys/net").join(key), value)
+            .map_err(|error| io::Error::new(error.kind(), format!("{key}: {error}")))?;
+    }
+    Ok(())
+}
+
+fn raise_loopback() -> io::Result<()> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    // SAFETY: a structure of numbers, for which zeros are values.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    let socket = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    // SAFETY: SIOCSIFFLAGS reads the structure, which lives until the call returns.
+    match unsafe { libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The value of the first `name : value` in a file of /proc.
+fn field(path: &str, name: &str) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+fn file_system(path: &Path) -> String {
+    let mut command = Command::new("stat");
+    let output = command.args(["--file-system", "--format=%T"]).arg(path).output();
+    output.map_or_else(
+        |_| "unknown".to_owned(),
+        |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+    )
+}

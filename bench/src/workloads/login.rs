@@ -1,0 +1,77 @@
+//! Logins: as many as go, and at a steady rate.
+
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
+
+use super::{Figures, figures};
+use crate::{
+    client::{Session, other},
+    servers::{Meter, Server},
+    statistics::percentile,
+};
+
+const CLIENTS: usize = 16;
+const TIME: Duration = Duration::from_millis(1500);
+
+/// Each client logs in and leaves, again and again.
+pub fn login(server: &Server, encrypted: bool) -> io::Result<Figures> {
+    let target = server.target(encrypted);
+    let meter = Meter::start(server)?;
+    let end = Instant::now() + TIME;
+    let times = clients(|_| {
+        let mut times = Vec::new();
+        while Instant::now() < end {
+            let start = Instant::now();
+            Session::login(target)?.quit();
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        Ok(times)
+    });
+    let usage = meter.stop()?;
+    Ok(with_latency(figures(&usage, 1e3, times.as_ref().map_or(0, Vec::len) as f64), times?))
+}
+
+/// 500 logins a second, each at its own time whether or not others are done. A latency begins when
+/// the login should have begun, so that a stall counts for all that it delayed.
+pub fn at_rate(server: &Server, encrypted: bool) -> io::Result<Figures> {
+    const RATE: usize = 500;
+    const LOGINS: usize = 2 * RATE;
+    let target = server.target(encrypted);
+    let meter = Meter::start(server)?;
+    let begin = Instant::now();
+    let times = clients(|client| {
+        let mut times = Vec::new();
+        for number in (client..LOGINS).step_by(CLIENTS) {
+            let due = begin + Duration::from_secs_f64(number as f64 / RATE as f64);
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let session = Session::login(target)?;
+            times.push(due.elapsed().as_secs_f64() * 1e3);
+            session.quit();
+        }
+        Ok(times)
+    });
+    let usage = meter.stop()?;
+    Ok(with_latency(figures(&usage, 1e3, LOGINS as f64), times?))
+}
+
+fn with_latency(mut figures: Figures, mut times: Vec<f64>) -> Figures {
+    for (name, share) in [("p50 ms", 0.5), ("p99 ms", 0.99)] {
+        figures.insert(name.to_owned(), percentile(&mut times, share));
+    }
+    figures
+}
+
+/// What all clients found, each in a thread.
+fn clients(work: impl Fn(usize) -> io::Result<Vec<f64>> + Sync) -> io::Result<Vec<f64>> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (0..CLIENTS).map(|client| scope.spawn(move || work(client))).collect();
+        let mut all = Vec::new();
+        for thread in threads {
+            all.extend(thread.join().unwrap_or_else(|_| Err(other("a client panicked")))?);
+        }
+        Ok(all)
+    })
+}

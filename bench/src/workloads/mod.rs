@@ -1,0 +1,190 @@
+//! What servers are asked to do, and what a round of it tells.
+
+mod idle;
+mod listing;
+mod login;
+mod many;
+mod transfer;
+
+use std::{collections::BTreeMap, io, thread};
+
+use crate::{
+    client::Session,
+    servers::{Kind, Server, Site, Usage},
+};
+
+/// The figures of one round. `cpu` is what servers are compared by, `rate` what they managed; the
+/// others are shown beside.
+pub type Figures = BTreeMap<String, f64>;
+
+/// One thing to measure.
+pub struct Workload {
+    pub name: &'static str,
+    pub about: &'static str,
+    /// Unit of `cpu`.
+    pub unit: &'static str,
+    /// Unit of `rate`.
+    pub rate: &'static str,
+    /// Plain, FTPS or both.
+    pub modes: &'static [bool],
+    pub kinds: &'static [Kind],
+    /// Each round has a server that did nothing before: its memory is what is measured.
+    pub fresh: bool,
+    /// No more rounds than this.
+    pub rounds: usize,
+    pub run: fn(&Site, &Server, bool) -> io::Result<Figures>,
+}
+
+const PLAIN: &[bool] = &[false];
+const BOTH: &[bool] = &[false, true];
+const ALL: &[Kind] = &[
+    Kind::Ftpd,
+    Kind::Before,
+    Kind::FtpdAlone,
+    Kind::Null,
+    Kind::PureFtpd,
+    Kind::Vsftpd,
+    Kind::Proftpd,
+    Kind::Unftp,
+];
+const STORING: &[Kind] = &[
+    Kind::Ftpd,
+    Kind::FtpdSync,
+    Kind::Before,
+    Kind::FtpdAlone,
+    Kind::Null,
+    Kind::PureFtpd,
+    Kind::Vsftpd,
+    Kind::Proftpd,
+    Kind::Unftp,
+];
+const BALANCED: &[Kind] = &[Kind::Ftpd, Kind::Balancer];
+const OURS: &[Kind] = &[Kind::Ftpd, Kind::Before];
+const MANY: usize = usize::MAX;
+
+const fn workload(
+    name: &'static str,
+    about: &'static str,
+    (unit, rate): (&'static str, &'static str),
+    modes: &'static [bool],
+    kinds: &'static [Kind],
+    run: fn(&Site, &Server, bool) -> io::Result<Figures>,
+) -> Workload {
+    Workload { name, about, unit, rate, modes, kinds, fresh: false, rounds: MANY, run }
+}
+
+const VOLUME: (&str, &str) = ("s/GiB", "GiB/s");
+const FILES: (&str, &str) = ("ms/file", "files/s");
+const LISTS: (&str, &str) = ("ms/listing", "listings/s");
+const LOGINS: (&str, &str) = ("ms/login", "logins/s");
+
+/// All workloads, in the order in which they run.
+pub static WORKLOADS: &[Workload] = &[
+    workload("retr-1", "download of 1 GiB", VOLUME, BOTH, ALL, |_, s, e| transfer::retr(s, e, 1)),
+    workload("retr-8", "8 downloads of 256 MiB", VOLUME, BOTH, ALL, |_, s, e| transfer::retr(s, e, 8)),
+    workload("stor-1", "upload of 1 GiB", VOLUME, BOTH, STORING, |site, s, e| transfer::stor(site, s, e, 1)),
+    workload("stor-8", "8 uploads of 256 MiB", VOLUME, BOTH, STORING, |site, s, e| {
+        transfer::stor(site, s, e, 8)
+    }),
+    workload("small-get", "4 KiB files, 8 sessions", FILES, BOTH, ALL, |_, s, e| transfer::small_get(s, e)),
+    workload("small-put", "4 KiB files, 8 sessions", FILES, BOTH, STORING, transfer::small_put),
+    workload("list", "LIST of 10,000 entries", LISTS, BOTH, ALL, |_, s, e| listing::listing(s, e, "LIST")),
+    workload("mlsd", "MLSD of 10,000 entries", LISTS, BOTH, ALL, |_, s, e| listing::listing(s, e, "MLSD")),
+    workload("login-16", "16 clients log in again and again", LOGINS, BOTH, ALL, |_, s, e| {
+        login::login(s, e)
+    }),
+    workload("login-rate", "500 logins a second", LOGINS, BOTH, OURS, |_, s, e| login::at_rate(s, e)),
+    workload("balancer-retr", "retr-1 direct and behind nginx", VOLUME, PLAIN, BALANCED, |_, s, e| {
+        transfer::retr(s, e, 1)
+    }),
+    workload("balancer-stor", "stor-1 direct and behind nginx", VOLUME, PLAIN, BALANCED, |site, s, e| {
+        transfer::stor(site, s, e, 1)
+    }),
+    workload("balancer-small", "small-get direct and behind nginx", FILES, PLAIN, BALANCED, |_, s, e| {
+        transfer::small_get(s, e)
+    }),
+    Workload {
+        fresh: true,
+        rounds: 3,
+        ..workload("many", "1,000 downloads at 1 MB/s each", VOLUME, PLAIN, OURS, |_, s, _| {
+            many::downloads(s)
+        })
+    },
+    Workload {
+        fresh: true,
+        rounds: 3,
+        ..workload("million", "LIST of 1,000,000 entries", LISTS, PLAIN, OURS, listing::million)
+    },
+    Workload {
+        fresh: true,
+        rounds: 1,
+        ..workload("idle", "up to 15,000 idle sessions", LOGINS, BOTH, OURS, |_, s, e| idle::sessions(s, e))
+    },
+];
+
+/// Workloads by their names or beginnings of them; all, if none is given.
+///
+/// # Errors
+/// No workload has such a name.
+pub fn select(names: &[String]) -> io::Result<Vec<&'static Workload>> {
+    if let Some(unknown) = names.iter().find(|name| !WORKLOADS.iter().any(|w| w.name.starts_with(*name))) {
+        let known: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
+        return Err(io::Error::other(format!("no workload is called \"{unknown}\": {}", known.join(" "))));
+    }
+    let chosen = |w: &&Workload| names.is_empty() || names.iter().any(|name| w.name.starts_with(name));
+    Ok(WORKLOADS.iter().filter(chosen).collect())
+}
+
+/// Figures that every workload has, for so many units of work.
+fn figures(usage: &Usage, cpu_scale: f64, units: f64) -> Figures {
+    let mut figures = Figures::from([
+        ("cpu".to_owned(), cpu_scale * usage.cpu / units),
+        ("rate".to_owned(), units / usage.wall),
+        ("client cores".to_owned(), usage.client / usage.wall),
+        ("other cores".to_owned(), usage.foreign / usage.wall),
+    ]);
+    for (name, cpu) in &usage.beside {
+        figures.insert((*name).to_owned(), cpu_scale * cpu / units);
+    }
+    figures
+}
+
+/// Runs `work` in a thread for each session at once.
+fn at_once<T: Send>(
+    sessions: &mut [Session],
+    work: impl Fn(usize, &mut Session) -> io::Result<T> + Sync,
+) -> io::Result<Vec<T>> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = sessions
+            .iter_mut()
+            .enumerate()
+            .map(|(i, session)| scope.spawn(move || work(i, session)))
+            .collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, io::Result<T>>| {
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("a client panicked")))
+        };
+        threads.into_iter().map(join).collect()
+    })
+}
+
+/// So many sessions, ready to transfer.
+fn sessions(server: &Server, encrypted: bool, count: usize) -> io::Result<Vec<Session>> {
+    (0..count).map(|_| Session::ready(server.target(encrypted))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workloads_are_chosen_by_the_beginnings_of_their_names() {
+        let names = |words: &[&str]| -> Vec<&str> {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            select(&words).unwrap().iter().map(|w| w.name).collect()
+        };
+        assert_eq!(names(&["retr", "stor-8"]), ["retr-1", "retr-8", "stor-8"]);
+        assert_eq!(names(&[]).len(), WORKLOADS.len());
+        assert!(select(&["x".to_owned()]).is_err());
+    }
+}
