@@ -15,7 +15,7 @@ use crate::{config::Limits, metrics};
 /// Bounds the work on blocking threads.
 pub struct Workers {
     threads: Threads,
-    operations: Semaphore,
+    operations: Arc<Semaphore>,
     transfers: Arc<Semaphore>,
 }
 
@@ -24,7 +24,7 @@ impl Workers {
     pub fn new(limits: &Limits) -> Self {
         Self {
             threads: Threads::new(limits.file_operations as usize + limits.transfers as usize),
-            operations: Semaphore::new(limits.file_operations as usize),
+            operations: Arc::new(Semaphore::new(limits.file_operations as usize)),
             transfers: Arc::new(Semaphore::new(limits.transfers as usize)),
         }
     }
@@ -36,7 +36,11 @@ impl Workers {
             metrics::limit_reached("max_file_operations");
         }
         // The semaphore is never closed.
-        let _permit = self.operations.acquire().await.expect("never closed");
+        let place = Arc::clone(&self.operations).acquire_owned().await.expect("never closed");
+        let work = move || {
+            let _place = place;
+            work()
+        };
         self.threads.run(work).await
     }
 
