@@ -250,6 +250,7 @@ async fn open_home(
                     absent.push((path, error));
                 }
             }
+            jail.share(&shared.directories)?;
             Ok((jail, absent))
         })
         .await

@@ -6,6 +6,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::sys::stat::fstat;
 
@@ -20,7 +21,7 @@ pub(super) struct Folder {
     path: VirtualPath,
     /// Where it is, within the storage.
     target: VirtualPath,
-    directory: OwnedFd,
+    pub(super) directory: Arc<OwnedFd>,
 }
 
 /// Where a path is resolved: the home or a folder, and the way from there.
@@ -47,7 +48,7 @@ impl Jail {
             return Err(FileError::AlreadyExists);
         }
         let root = open_storage(storage_root)?;
-        let directory = open_directory(&root, &target, create, self.modes)?;
+        let directory = open_directory(&root, &target, create, self.modes)?.into();
         self.folders.push(Folder { path, target, directory });
         Ok(())
     }

@@ -19,12 +19,14 @@ mod folders;
 mod handle;
 pub mod path;
 mod remove_tree;
+mod shared;
 mod upload;
 mod usage;
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
@@ -34,6 +36,7 @@ pub use self::error::FileError;
 use self::folders::{Folder, Location};
 use self::handle::Links;
 use self::path::VirtualPath;
+pub use self::shared::SharedDirectories;
 pub use self::upload::{Placement, Upload, WriteMode};
 pub use self::usage::Changes;
 
@@ -48,10 +51,11 @@ pub struct Modes {
     pub directory: u32,
 }
 
-/// A user's tree: the home, and the folders that it shows. Cheap: one descriptor each.
+/// A user's tree: the home, and the folders that it shows. Cheap: one descriptor each, or none
+/// where another session has it ([`Jail::share`]).
 #[derive(Debug)]
 pub struct Jail {
-    home: OwnedFd,
+    home: Arc<OwnedFd>,
     /// Where the home is, within the storage.
     home_path: VirtualPath,
     folders: Vec<Folder>,
@@ -85,7 +89,7 @@ impl Jail {
     ) -> Result<Self, FileError> {
         let root = open_storage(storage_root)?;
         Ok(Self {
-            home: open_directory(&root, home, create_home, modes)?,
+            home: open_directory(&root, home, create_home, modes)?.into(),
             home_path: home.clone(),
             folders: Vec::new(),
             links: Links::Followed,
