@@ -1,9 +1,16 @@
 //! Listening sockets: how they are made, and how accepting survives what can go wrong.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{self, SocketAddr},
+    time::Duration,
+};
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::{TcpListener, TcpStream},
+};
 
 /// Connections that the kernel keeps waiting between two accepts.
 const BACKLOG: i32 = 1024;
@@ -37,16 +44,41 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(connection) => return connection,
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
-                ) =>
-            {
-                log::error!("cannot accept connections: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            Err(error) => log::debug!("a connection ended before it was accepted: {error}"),
+            Err(error) => pass_over(&error).await,
         }
+    }
+}
+
+/// A listener whose connections the runtime does not watch.
+pub struct UnwatchedListener(AsyncFd<net::TcpListener>);
+
+impl UnwatchedListener {
+    /// # Errors
+    /// The runtime cannot watch the listener itself. Must run within the runtime.
+    pub fn new(listener: TcpListener) -> io::Result<Self> {
+        // SAFETY: a `TcpListener` owns its descriptor, which stays open and the same for as long as it lives.
+        let watched = unsafe { AsyncFd::register_with_interest(listener.into_std()?, Interest::READABLE) };
+        Ok(Self(watched?))
+    }
+
+    /// As [`accept`]; the connection is blocking.
+    pub async fn accept(&self) -> (net::TcpStream, SocketAddr) {
+        loop {
+            match self.0.async_io(Interest::READABLE, net::TcpListener::accept).await {
+                Ok(connection) => return connection,
+                Err(error) => pass_over(&error).await,
+            }
+        }
+    }
+}
+
+async fn pass_over(error: &io::Error) {
+    let is_short =
+        matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS));
+    if is_short {
+        log::error!("cannot accept connections: {error}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    } else {
+        log::debug!("a connection ended before it was accepted: {error}");
     }
 }

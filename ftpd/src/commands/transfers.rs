@@ -195,7 +195,8 @@ async fn run(
         Work::Send(content) => send(node, watch, connected?, &content).await,
         Work::OnThread(work) => run_on_thread(node, watch, connected, work).await,
         Work::Receive(work) => {
-            let mut connected = connected;
+            let unusable = |error| TransferError::of_connection(error, &watch.progress).into();
+            let mut connected = connected.and_then(|connection| connection.watched().map_err(unusable));
             if let Ok(connection) = &mut connected {
                 tokio::select! {
                     () = watch.cancellation() => {}

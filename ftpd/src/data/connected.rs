@@ -3,9 +3,15 @@
 
 use std::{
     io::{self, Read},
+    net,
+    os::fd::AsRawFd,
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, send},
+};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::stream::DataStream;
@@ -15,9 +21,61 @@ use crate::{metrics, scratch::Scratch, tls::records::Records};
 /// kept from seeing its lines in the file.
 const GATHERING: Duration = Duration::from_millis(20);
 
+/// The socket of a data connection.
+pub enum Socket {
+    /// As the kernel gave it, and blocking: the runtime knows nothing of it, which for most transfers
+    /// it need not, and to tell it costs a small one a tenth of its time.
+    Plain(net::TcpStream),
+    /// The runtime has watched it already.
+    Watched(TcpStream),
+}
+
+impl Socket {
+    /// # Errors
+    /// The socket is unusable.
+    pub fn watched(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Watched(stream) => Ok(stream),
+            Self::Plain(socket) => {
+                socket.set_nonblocking(true)?;
+                TcpStream::from_std(socket)
+            }
+        }
+    }
+
+    fn blocking(self) -> io::Result<net::TcpStream> {
+        match self {
+            Self::Plain(socket) => Ok(socket),
+            // It becomes blocking with its stall limit.
+            Self::Watched(stream) => stream.into_std(),
+        }
+    }
+
+    /// Sends `bytes` and ends the stream.
+    async fn send(self, mut bytes: &[u8]) -> io::Result<()> {
+        if let Self::Plain(socket) = &self {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            while !bytes.is_empty() {
+                match send(socket.as_raw_fd(), bytes, flags) {
+                    Ok(sent) => bytes = &bytes[sent..],
+                    Err(Errno::EINTR) => {}
+                    Err(Errno::EAGAIN) => break,
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+            if bytes.is_empty() {
+                return socket.shutdown(net::Shutdown::Write);
+            }
+        }
+        let stream = self.watched()?;
+        write_all(&stream, bytes).await?;
+        socket2::SockRef::from(&stream).shutdown(net::Shutdown::Write)
+    }
+}
+
 /// A data connection, its TLS handshake over if it has one.
 pub struct Connected {
-    stream: TcpStream,
+    socket: Socket,
     encryption: Option<Box<Encryption>>,
     early: Early,
 }
@@ -34,6 +92,22 @@ pub struct Early {
 impl Early {
     pub fn is_all(&self) -> bool {
         self.end.is_some()
+    }
+
+    async fn take_in(&mut self, stream: &TcpStream, most: usize) {
+        let read = async {
+            stream.readable().await?;
+            // Only now, so that who waits holds no memory.
+            self.bytes.reserve(most);
+            stream.try_read_buf(&mut self.bytes)
+        };
+        match read.await {
+            Ok(0) => self.end = Some(Ok(())),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.end = Some(Err(error)),
+        }
     }
 }
 
@@ -70,12 +144,13 @@ pub struct Encryption {
 }
 
 impl Connected {
-    pub fn plain(stream: TcpStream) -> Self {
-        Self { stream, encryption: None, early: Early::default() }
+    pub fn plain(socket: Socket) -> Self {
+        Self { socket, encryption: None, early: Early::default() }
     }
 
     pub fn encrypted(stream: TcpStream, encryption: Encryption) -> Self {
-        Self { stream, encryption: Some(Box::new(encryption)), early: Early::default() }
+        let socket = Socket::Watched(stream);
+        Self { socket, encryption: Some(Box::new(encryption)), early: Early::default() }
     }
 
     /// For blocking use on a thread of its own.
@@ -83,11 +158,19 @@ impl Connected {
     /// # Errors
     /// The socket is unusable.
     pub fn for_thread(self) -> io::Result<DataStream> {
-        let socket = self.stream.into_std()?;
+        let socket = self.socket.blocking()?;
         Ok(match self.encryption {
             None => DataStream::plain(socket, self.early),
             Some(encryption) => DataStream::encrypted(socket, *encryption),
         })
+    }
+
+    /// The same, for [`Self::gather`].
+    ///
+    /// # Errors
+    /// The socket is unusable.
+    pub fn watched(self) -> io::Result<Self> {
+        Ok(Self { socket: Socket::Watched(self.socket.watched()?), ..self })
     }
 
     /// Waits for the first bytes, and takes in what comes at once, up to `most` bytes or somewhat more:
@@ -96,37 +179,20 @@ impl Connected {
     ///
     /// TLS is left to the thread: its buffers are for threads.
     pub async fn gather(&mut self, most: usize, stall_limit: Duration) {
-        if self.encryption.is_some() {
-            return;
-        }
+        let (Socket::Watched(stream), None) = (&self.socket, &self.encryption) else { return };
+        let early = &mut self.early;
         if stall_limit.is_zero() {
-            self.take_in(most).await;
-        } else if let Err(late) = timeout(stall_limit, self.take_in(most)).await {
-            self.early.end = Some(Err(late.into()));
+            early.take_in(stream, most).await;
+        } else if let Err(late) = timeout(stall_limit, early.take_in(stream, most)).await {
+            early.end = Some(Err(late.into()));
         }
         let rest = async {
-            while self.early.bytes.len() < most && self.early.end.is_none() {
-                self.take_in(most).await;
+            while early.bytes.len() < most && early.end.is_none() {
+                early.take_in(stream, most).await;
             }
         };
         // In time or not, what has come is there.
         let _ = timeout(GATHERING, rest).await;
-    }
-
-    async fn take_in(&mut self, most: usize) {
-        let read = async {
-            self.stream.readable().await?;
-            // Only now, so that who waits holds no memory.
-            self.early.bytes.reserve(most);
-            self.stream.try_read_buf(&mut self.early.bytes)
-        };
-        match read.await {
-            Ok(0) => self.early.end = Some(Ok(())),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => self.early.end = Some(Err(error)),
-        }
     }
 
     /// Sends `content` and ends the connection: the peer has then got everything, or will. Cut short
@@ -136,14 +202,13 @@ impl Connected {
     /// The peer is gone.
     pub async fn send(self, content: &[u8]) -> io::Result<()> {
         match self.encryption {
-            None => write_all(&self.stream, content).await?,
+            None => self.socket.send(content).await,
             Some(encryption) => {
                 metrics::tls_download("records");
                 let sealed = seal(encryption.records, content)?;
-                write_all(&self.stream, &sealed).await?;
+                self.socket.send(&sealed).await
             }
         }
-        socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write)
     }
 }
 

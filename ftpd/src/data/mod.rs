@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use self::{
-    connected::{Connected, Encryption},
+    connected::{Connected, Encryption, Socket},
     passive::Reservation,
 };
 use crate::{
@@ -66,15 +66,15 @@ impl DataPort {
         limit: Duration,
         protection: Option<Protection>,
     ) -> Result<Connected, NoDataConnection> {
-        let stream = match self {
+        let socket = match self {
             Self::Passive(reservation) => {
                 timeout(limit, reservation.accept()).await?.ok_or(NoDataConnection::Gone)?
             }
-            Self::Active(client) => timeout(limit, dial(client)).await??,
+            Self::Active(client) => Socket::Watched(timeout(limit, dial(client)).await??),
         };
         match protection {
-            None => Ok(Connected::plain(stream)),
-            Some(protection) => protection.encrypt(stream).await,
+            None => Ok(Connected::plain(socket)),
+            Some(protection) => protection.encrypt(socket.watched()?).await,
         }
     }
 }

@@ -14,13 +14,14 @@ use std::{
 
 use common::node::PortRange;
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::{Notify, oneshot},
     time::{Instant, timeout_at},
 };
 
+use super::connected::Socket;
 use crate::{
-    listener, metrics,
+    listener::{self, UnwatchedListener},
+    metrics,
     proxy_protocol::{NoClient, Trust},
 };
 
@@ -39,7 +40,7 @@ struct Table {
 
 #[derive(Default)]
 struct Waiting {
-    sessions: HashMap<(u16, IpAddr), (u64, oneshot::Sender<TcpStream>)>,
+    sessions: HashMap<(u16, IpAddr), (u64, oneshot::Sender<Socket>)>,
     last_number: u64,
     /// Given back without a connection of late, the oldest first.
     cooling: VecDeque<(Instant, (u16, IpAddr))>,
@@ -79,7 +80,7 @@ pub struct Reservation {
     port: u16,
     client: IpAddr,
     number: u64,
-    arrival: oneshot::Receiver<TcpStream>,
+    arrival: oneshot::Receiver<Socket>,
     table: Arc<Table>,
 }
 
@@ -97,7 +98,8 @@ impl PassivePorts {
         for port in slice.iter() {
             for ip in addresses {
                 let address = SocketAddr::new(*ip, port);
-                let listener = listener::bind(address).map_err(|error| (address, error))?;
+                let bound = listener::bind(address).and_then(UnwatchedListener::new);
+                let listener = bound.map_err(|error| (address, error))?;
                 tokio::spawn(accept(listener, port, Arc::clone(&table), Arc::clone(trust)));
             }
         }
@@ -153,7 +155,7 @@ impl Table {
     }
 
     /// Hands a connection to the session that waits for it, or closes it.
-    fn deliver(&self, port: u16, client: IpAddr, stream: TcpStream) {
+    fn deliver(&self, port: u16, client: IpAddr, socket: Socket) {
         let taken = {
             let mut waiting = self.waiting();
             let taken = waiting.sessions.remove(&(port, client));
@@ -164,7 +166,7 @@ impl Table {
             Some((_, session)) => {
                 self.freed.notify_waiters();
                 // The session may have ended at this moment; then the connection is closed.
-                let _ = session.send(stream);
+                let _ = session.send(socket);
             }
             None => {
                 metrics::data_connection_refused("unexpected");
@@ -180,7 +182,7 @@ impl Reservation {
     }
 
     /// The client's connection. `None` cannot happen while the node runs.
-    pub async fn accept(mut self) -> Option<TcpStream> {
+    pub async fn accept(mut self) -> Option<Socket> {
         (&mut self.arrival).await.ok()
     }
 }
@@ -199,17 +201,22 @@ impl Drop for Reservation {
     }
 }
 
-async fn accept(listener: TcpListener, port: u16, table: Arc<Table>, trust: Arc<Trust>) {
+async fn accept(listener: UnwatchedListener, port: u16, table: Arc<Table>, trust: Arc<Trust>) {
     loop {
-        let (mut stream, peer) = listener::accept(&listener).await;
+        let (socket, peer) = listener.accept().await;
         if !trust.is_balancer(peer.ip()) {
-            table.deliver(port, peer.ip().to_canonical(), stream);
+            table.deliver(port, peer.ip().to_canonical(), Socket::Plain(socket));
             continue;
         }
         let (table, trust) = (Arc::clone(&table), Arc::clone(&trust));
         tokio::spawn(async move {
-            match trust.ends(&mut stream, peer).await {
-                Ok(ends) => table.deliver(port, ends.client.ip(), stream),
+            let ends = async {
+                let mut stream = Socket::Plain(socket).watched()?;
+                let ends = trust.ends(&mut stream, peer).await?;
+                Ok((ends, stream))
+            };
+            match ends.await {
+                Ok((ends, stream)) => table.deliver(port, ends.client.ip(), Socket::Watched(stream)),
                 Err(NoClient::HealthCheck) => {}
                 Err(error) => {
                     metrics::data_connection_refused("proxy_header");
