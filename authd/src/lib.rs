@@ -59,7 +59,7 @@ pub struct Service {
 /// Why authd cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("users_file: {0}")]
+    #[error("users_file")]
     Users(#[from] UsersFileError),
     #[error("cannot listen on {address}")]
     Listen {
