@@ -59,7 +59,7 @@ pub struct Service {
 /// Why authd cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("users_file: {0}")]
+    #[error("users_file")]
     Users(#[from] UsersFileError),
     #[error("cannot listen on {address}")]
     Listen {
@@ -124,7 +124,7 @@ impl Service {
                 log::info!(file, users; "users file loaded");
                 for user in ended {
                     log::info!(user:%; "the user's sessions are to end");
-                    users::end_sessions(&self, &user).await;
+                    users::shut_out(&self, &user).await;
                 }
             }
             Err(error) => log::error!(error:% = error; "users file is broken, the users stay as they were"),

@@ -243,3 +243,46 @@ async fn without_redis_a_node_keeps_to_the_part_of_the_rate_that_it_had() {
     // Half the rate, less what was saved up and the last piece.
     assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_at_which_a_piece_takes_more_than_an_hour_is_kept_and_a_clock_that_went_back_is_not_waited_for()
+ {
+    let redis = RedisServer::start();
+    let (a, _) = join("a", "50000-50004", redis.options()).await;
+    let link = RedisLink::new(&redis.options().url, PATIENCE);
+    let share = a.share_bandwidth("ann", Direction::Upload, NonZeroU64::MIN);
+    assert_eq!(share.take(u64::MAX).await.wait, Duration::ZERO);
+    for pieces in 1..4 {
+        let wait = share.take(u64::MAX).await.wait;
+        assert!(wait > Duration::from_secs(pieces * 4000), "{wait:?}");
+    }
+    // What was written an hour from now.
+    let key = "ftp:bandwidth:upload:ann";
+    let seconds: (u64, u64) = link.query(&cmd("TIME")).await.unwrap();
+    let later = (seconds.0 + 3600) * 1_000_000;
+    let (free, at) = (later.to_string(), format!("1 {later}"));
+    let _: () = link.query(cmd("HSET").arg(key).arg("free").arg(free).arg("node:b").arg(at)).await.unwrap();
+    assert_eq!(share.take(u64::MAX).await.wait, Duration::ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sums_beyond_what_lua_counts_exactly_are_answered() {
+    let redis = RedisServer::start();
+    let (a, _) = join("a", "50000-50004", redis.options()).await;
+    let home = counted(&a, bytes(0)).await;
+    let files = Quota { bytes: None, files: Some(5) };
+    for _ in 0..3 {
+        // A file that is one hole, as large as files can be.
+        let change = Change { added: bytes(i64::MAX as u64), ..Change::default() };
+        home.settle(Step { change, limit: files, ..Step::default() }).await.unwrap();
+    }
+    assert!(standing(&home).await.held.unwrap().bytes >= 1 << 53);
+    let granted = home.settle(Step { wanted: bytes(u64::MAX), limit: files, ..Step::default() }).await;
+    assert!(granted.unwrap().granted.bytes > 0);
+    let more = home.settle(wanted(Usage { bytes: 1, files: 1 })).await.unwrap().granted;
+    assert_eq!(more, Usage { bytes: 0, files: 1 });
+    let link = RedisLink::new(&redis.options().url, PATIENCE);
+    let (told, counted): (String, u64) =
+        link.query(cmd("HMGET").arg("ftp:usage:ann").arg("bytes").arg("counted")).await.unwrap();
+    assert!(told.parse::<u64>().unwrap() <= 1 << 60 && counted > 0, "{told}");
+}

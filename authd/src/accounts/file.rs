@@ -15,7 +15,7 @@ use super::{
     name::{GroupName, UserName},
     password::Phc,
     policy::Policy,
-    user::User,
+    user::{User, from_fields},
 };
 
 /// What a users file declares.
@@ -130,7 +130,8 @@ fn declarations(
     for (name, value) in tables(&mut root, "groups")? {
         let failed = |reason: String| format!("groups.{name:?}: {reason}");
         let group: GroupName = name.parse().map_err(|error| failed(format!("{error}")))?;
-        let policy: Policy = serde_json::from_value(value).map_err(|error| failed(error.to_string()))?;
+        let Value::Object(fields) = value else { return Err(failed("expected a table".to_owned())) };
+        let policy: Policy = from_fields(fields).map_err(|error| failed(error.to_string()))?;
         groups.insert(group, policy);
     }
     let mut users = BTreeMap::new();
@@ -240,7 +241,11 @@ mod tests {
             (with("home = \"../x\""), &["ann", "home"]),
             (with("password = \"hunter2\""), &["ann", "password"]),
             (with("password_hash_file = \"ann.hash\""), &["ann", "both"]),
-            (with("limits.sessions = -1"), &["ann"]),
+            (with("limits.sessions = -1"), &["ann", "limits: "]),
+            (with("enabled = 1"), &["ann", "enabled: "]),
+            (with("enabled = 1\ntls.control = 1"), &["ann", "tls: "]),
+            (with("quota.bytes = \"1 GB\"\ntls.control = 1"), &["ann", "quota: "]),
+            (with("[groups.staff]\nbandwidth.upload = 0"), &["groups", "staff", "bandwidth: "]),
             (with("x = hunter2"), &["line 3"]),
             ("[users.ann]\n".to_owned(), &["ann", "neither"]),
             (with("groups = [\"staff\"]"), &["ann", "groups", "staff"]),

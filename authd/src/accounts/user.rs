@@ -1,6 +1,10 @@
 //! Users: their homes and properties, and how a file, a body and Redis spell them.
 
-use serde::{Deserialize, Serialize, Serializer, de, ser};
+use serde::{
+    Deserialize, Serialize, Serializer,
+    de::{self, DeserializeOwned},
+    ser,
+};
 use serde_json::{Map, Value};
 
 use super::{
@@ -120,7 +124,7 @@ impl User {
     pub fn from_fields(name: &UserName, mut fields: Map<String, Value>) -> serde_json::Result<Self> {
         fields.retain(|_, value| !value.is_null());
         fields.entry("home").or_insert_with(|| Home::of(name).0.into());
-        serde_json::from_value(Value::Object(fields))
+        from_fields(fields)
     }
 
     /// The user with other values of these fields; `null` is the default.
@@ -168,6 +172,35 @@ impl User {
             effective,
         }
     }
+}
+
+/// Reads fields as somebody wrote them.
+///
+/// # Errors
+/// They cannot be read. The error names the field: serde's own tells what is wrong with a value, and
+/// for most values not where it stands.
+pub fn from_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> serde_json::Result<T> {
+    let read = |fields: &Map<String, Value>| T::deserialize(Value::Object(fields.clone()));
+    read(&fields).map_err(|error| {
+        let error = error.to_string();
+        let mut others = fields.clone();
+        // Without the field, and those before, the error is another, or none.
+        let is_about = |(key, value): &(&String, &Value)| {
+            others.remove(*key);
+            let other = read(&others).err().map(|other| other.to_string());
+            if other.as_ref().is_some_and(|other| other.starts_with("missing field")) {
+                others.insert((*key).clone(), (*value).clone());
+                return false;
+            }
+            other.is_none_or(|other| other != error)
+        };
+        match fields.iter().find(is_about) {
+            Some((key, _)) if !error.contains(&format!("`{key}`")) => {
+                de::Error::custom(format!("{key}: {error}"))
+            }
+            _ => de::Error::custom(error),
+        }
+    })
 }
 
 /// The fields of something with other values for some.

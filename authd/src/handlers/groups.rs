@@ -13,7 +13,7 @@ use crate::{
         name::{GroupName, UserName},
         policy::Policy,
         stored::{Read, Stored, Written},
-        user::{Source, with_changes},
+        user::{Source, from_fields, with_changes},
     },
     error::ApiError,
 };
@@ -146,5 +146,5 @@ async fn read(stored: &Stored, name: &GroupName) -> Result<(Read<Policy>, u64), 
 /// A group as a body says it; `null` is what is not set.
 fn group(mut body: Map<String, Value>) -> Result<Policy, ApiError> {
     body.retain(|_, value| !value.is_null());
-    serde_json::from_value(Value::Object(body)).map_err(invalid)
+    from_fields(body).map_err(invalid)
 }

@@ -88,7 +88,7 @@ pub async fn update(
             Written::Done => {
                 log::info!(user:% = name; "user changed");
                 if !user.enabled || user.credential != read.value.credential {
-                    end_sessions(service, &name).await;
+                    shut_out(service, &name).await;
                 }
                 return Ok(user.view(&name, Source::Registry, effective(service, &user).await));
             }
@@ -112,7 +112,7 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
         match stored.remove_user(&name, &read).await? {
             Written::Done => {
                 log::info!(user:% = name; "user removed");
-                end_sessions(service, &name).await;
+                shut_out(service, &name).await;
                 return Ok(());
             }
             Written::Missing => return Err(ApiError::NotFound("user")),
@@ -122,9 +122,16 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
     Err(ApiError::Contended)
 }
 
-/// Tells the nodes to end a user's sessions. The change stands already: a node that cannot be told is
-/// a matter for the log.
-pub async fn end_sessions(service: &Service, name: &UserName) {
+/// Takes from whoever has been this user what a login gave: the sessions, and that their addresses are
+/// known. The change stands already: what cannot be told is a matter for the log.
+pub async fn shut_out(service: &Service, name: &UserName) {
+    if let Err(error) = service.throttle.forget_addresses(name).await {
+        log::error!(user:% = name, error:% = error; "cannot forget the user's addresses");
+    }
+    end_sessions(service, name).await;
+}
+
+async fn end_sessions(service: &Service, name: &UserName) {
     let Some(registry) = &service.registry else { return };
     let command = NodeCommand::EndUser { user: name.to_string() };
     let nodes = match registry.nodes().await {

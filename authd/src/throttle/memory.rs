@@ -81,6 +81,10 @@ impl Memory {
         self.failures.remove(subject).is_some_and(|failures| failures.until > now)
     }
 
+    pub fn forget_addresses(&mut self, user: &UserName) {
+        self.known.retain(|(other, _), _| other != user);
+    }
+
     fn is_known(&self, user: &UserName, address: IpAddr, limits: &ThrottleLimits, now: Instant) -> bool {
         let last = self.known.get(&(user.clone(), address));
         last.is_some_and(|last| now.duration_since(*last) < limits.known_time)
@@ -233,6 +237,23 @@ mod tests {
         }
         let banned = step(&mut memory, Step::Check, attempt(&ann, 1), &LIMITS, later).unwrap_err();
         assert_eq!(banned.by, By::User);
+    }
+
+    #[test]
+    fn a_users_addresses_are_forgotten_and_nobody_elses() {
+        let (mut memory, now) = (Memory::default(), Instant::now());
+        let names: [UserName; 2] = ["ann", "ben"].map(|name| name.parse().unwrap());
+        for name in &names {
+            step(&mut memory, Step::Succeeded, attempt(name, 1), &LIMITS, now).unwrap();
+        }
+        memory.forget_addresses(&names[0]);
+        for (name, is_known) in names.iter().zip([false, true]) {
+            for i in 0..3 {
+                step(&mut memory, Step::Failed, attempt(name, 50 + i), &LIMITS, now).unwrap();
+            }
+            let free = step(&mut memory, Step::Check, attempt(name, 1), &LIMITS, now).is_ok();
+            assert_eq!(free, is_known, "{name}");
+        }
     }
 
     #[test]

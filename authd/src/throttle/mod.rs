@@ -218,6 +218,19 @@ impl Throttle {
         Ok(lifted)
     }
 
+    /// From now on no address is one of the user's: those that were may be of whoever knew a password
+    /// that is not right any more.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn forget_addresses(&self, user: &UserName) -> Result<(), LinkError> {
+        self.own().forget_addresses(user);
+        match &self.shared {
+            Some(shared) => shared.forget_addresses(user).await,
+            None => Ok(()),
+        }
+    }
+
     async fn step(&self, step: Step, attempt: Attempt<'_>) -> Result<(), Throttled> {
         let address = attempt.address.to_canonical();
         if self.limits.trusted.iter().any(|network| network.contains(&address)) {

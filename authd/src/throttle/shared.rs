@@ -6,9 +6,10 @@ use common::{
     keys::Keys,
     registry::{LinkError, RedisLink},
 };
-use redis::Script;
+use redis::{Script, cmd};
 
 use super::{Attempt, Ban, By, Outcome, Step, Subject, ThrottleLimits, Throttled};
+use crate::accounts::name::UserName;
 
 /// The throttle of all authd instances together.
 pub struct Shared {
@@ -95,6 +96,10 @@ impl Shared {
         let mut call = self.lift.key(self.keys.bans());
         call.key(failures).arg(member);
         self.link.script(&call).await
+    }
+
+    pub async fn forget_addresses(&self, user: &UserName) -> Result<(), LinkError> {
+        self.link.query(cmd("DEL").arg(self.keys.known_addresses(user.as_str()))).await
     }
 }
 

@@ -149,3 +149,46 @@ async fn trusted_networks_are_never_banned() {
     assert_eq!(authd.login_from("ann", "hunter2", "192.0.2.1").await.status, 429);
     assert_eq!(authd.login_from("ann", "hunter2", "10.1.2.3").await.status, 200);
 }
+
+/// Whoever logged in with a password that leaked has no place to go on from when it is changed.
+#[tokio::test]
+async fn addresses_are_known_no_longer_than_the_password_they_were_known_by() {
+    let redis = Redis::start();
+    let url = redis.url();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("users.toml");
+    let declare = |password: &str| {
+        let text = format!("[users.bob]\npassword_hash = \"{}\"\n", crate::support::hash(password));
+        std::fs::write(&file, text).unwrap();
+    };
+    declare("one");
+    let users = ["--redis-url", &url, "--users-file", file.to_str().unwrap()];
+    let authd = Authd::start(&[&users[..], &THROTTLED[..]].concat());
+    authd.create("ann", "one").await;
+    let login = async |user: &str, password: &str| authd.login_from(user, password, "192.0.2.1").await.status;
+    let change =
+        async |method, body: Option<Value>| authd.admin(method, "/v1/users/ann", body.as_ref()).await.status;
+
+    // Another property leaves the addresses known.
+    assert_eq!(login("ann", "one").await, 200);
+    assert_eq!(change(Method::PATCH, Some(json!({ "home": "/a" }))).await, 200);
+    fail(&authd, "ann", "198.51.100.1", 3).await;
+    assert_eq!(login("ann", "one").await, 200);
+    assert_eq!(change(Method::PATCH, Some(json!({ "password": "two" }))).await, 200);
+    assert_eq!(login("ann", "two").await, 429);
+
+    assert_eq!(authd.admin(Method::DELETE, "/v1/bans/user/ann", None).await.status, 204);
+    assert_eq!(login("ann", "two").await, 200);
+    assert_eq!(change(Method::DELETE, None).await, 204);
+    authd.create("ann", "three").await;
+    fail(&authd, "ann", "198.51.100.2", 3).await;
+    assert_eq!(login("ann", "three").await, 429);
+
+    assert_eq!(login("bob", "one").await, 200);
+    declare("two");
+    authd.hangup();
+    let line = "the user's sessions are to end";
+    eventually(line, async || authd.log().contains(line)).await;
+    fail(&authd, "bob", "198.51.100.3", 3).await;
+    assert_eq!(login("bob", "two").await, 429);
+}

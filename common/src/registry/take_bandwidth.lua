@@ -10,21 +10,29 @@ if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
 end
 local own = 'node:' .. ARGV[4]
 local free, transfers, all = 0, tonumber(ARGV[5]), redis.call('HGETALL', KEYS[1])
+local is_set_back = false
 for i = 1, #all, 2 do
   if all[i] == 'free' then
     free = tonumber(all[i + 1]) or 0
-  elseif all[i] ~= own then
+  else
     local count, at = string.match(all[i + 1], '^(%d+) (%d+)$')
-    -- Nobody who transfers is silent for so long.
-    if at and now - at < 10000000 then
-      transfers = transfers + count
-    else
-      redis.call('HDEL', KEYS[1], all[i])
+    local since = at and now - at
+    -- A second is soon waited for.
+    local is_later = since and since < -1000000
+    is_set_back = is_set_back or is_later
+    if all[i] ~= own then
+      -- Nobody who transfers is silent for so long.
+      if since and not is_later and since < 10000000 then
+        transfers = transfers + count
+      else
+        redis.call('HDEL', KEYS[1], all[i])
+      end
     end
   end
 end
--- So far ahead nobody queues: the clock was set back.
-if free - now > 3600000000 then
+-- Nobody took anything later than now: by the clock as it was, all might wait for as long as it was
+-- set back.
+if is_set_back then
   free = now
 end
 local from = math.max(free, now - ARGV[3])

@@ -27,7 +27,8 @@ const SMALLEST_GRANT: u64 = 64 * 1024;
 /// between two counts.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What Lua's numbers can count exactly.
+/// What Lua's numbers can count exactly. More, which holes in files can come to, is told as this much:
+/// beyond what a reply can hold, Redis would answer with something else.
 const LARGEST: u64 = 1 << 53;
 
 /// What files take. Directories and symbolic links take nothing.
@@ -319,16 +320,17 @@ impl State {
 
 impl Cluster {
     async fn settle_usage(&self, home: &Home, told: &Told, step: &Step) -> Result<Answer, LinkError> {
-        let limit = |limit: Option<u64>| limit.map_or(-1, |limit| limit.min(LARGEST).cast_signed());
+        let told_of = |number: u64| number.min(LARGEST);
+        let limit = |limit: Option<u64>| limit.map_or(-1, |limit| told_of(limit).cast_signed());
         let (name, incarnation) = self.process();
         let mut call = SETTLE.prepare_invoke();
         call.key(self.keys().home_usage(&home.path)).key(self.keys().node(name));
         call.arg(name.as_str()).arg(incarnation).arg(millis(home.recount)).arg(home.kept_ms());
         for Change { added, removed } in [told.done, told.acknowledged] {
-            call.arg(&[added.bytes, removed.bytes, added.files, removed.files]);
+            call.arg(&[added.bytes, removed.bytes, added.files, removed.files].map(told_of));
         }
         for Usage { bytes, files } in [told.reserved, step.wanted] {
-            call.arg(&[bytes, files]);
+            call.arg(&[bytes, files].map(told_of));
         }
         call.arg(&[limit(step.limit.bytes), limit(step.limit.files)]).arg(SMALLEST_GRANT);
         self.link().script(&call).await
@@ -343,7 +345,8 @@ impl Cluster {
     ) -> Result<bool, LinkError> {
         let mut call = COUNT.prepare_invoke();
         call.key(self.keys().home_usage(&home.path)).arg(what).arg(token).arg(millis(self.lease));
-        call.arg(millis(home.recount)).arg(home.kept_ms()).arg(&[counted.bytes, counted.files]);
+        call.arg(millis(home.recount)).arg(home.kept_ms());
+        call.arg(&[counted.bytes, counted.files].map(|number| number.min(LARGEST)));
         self.link().script(&call).await
     }
 }
