@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::stream::DataStream;
+use super::stream::{self, DataStream};
 use crate::{metrics, scratch::Scratch, tls::records::Records};
 
 /// How long bytes may wait for more before they are stored: a client that writes line by line is not
@@ -143,7 +144,7 @@ impl Connected {
                 write_all(&self.stream, &sealed).await?;
             }
         }
-        socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write)
+        stream::end(SockRef::from(&self.stream))
     }
 }
 
