@@ -119,7 +119,7 @@ fn quota_bandwidth_and_rules_hold_together_for_encrypted_transfers_through_the_b
     let mut session = self::session(&authority, &cluster);
     session.command(&format!("REST {kept}"), 350);
     session.transmit("STOR broken", &bytes(6, 100_000)[kept as usize..]);
-    assert_eq!(sha256(fs::read(home.join("broken")).unwrap()), sha256(&bytes(6, 100_000)));
+    assert_eq!(sha256(fs::read(home.join("broken")).unwrap()), sha256(bytes(6, 100_000)));
     assert!(used(&mut session).contains("600000 used"), "{}", used(&mut session));
     let mut data = session.begin("STOR empty");
     data.flush().unwrap();
