@@ -53,6 +53,8 @@ pub struct HomeQuota {
     jail: Arc<Jail>,
     usage: HomeUsage,
     limit: Quota,
+    /// As the account names it: for logs.
+    home: String,
 }
 
 impl HomeQuota {
@@ -72,7 +74,7 @@ impl HomeQuota {
         let path = node.workers.operation(move || home.canonical_key(&VirtualPath::root())).await?;
         let usage = node.registry.home_usage(&path, node.counts.interval);
         let (node, jail) = (Arc::clone(node), Arc::clone(jail));
-        let quota = Arc::new(Self { node, jail, usage, limit: account.quota });
+        let quota = Arc::new(Self { node, jail, usage, limit: account.quota, home: account.home.clone() });
         // Whoever needs the answer asks again.
         let _ = quota.settle(Step::default()).await;
         Ok(Some(quota))
@@ -212,13 +214,15 @@ async fn count(quota: Arc<HomeQuota>, counting: Counting) {
     match counted {
         Ok(usage) => {
             log::info!(
-                bytes = usage.bytes, files = usage.files, seconds = begun.elapsed().as_secs_f64();
+                home = quota.home.as_str(), bytes = usage.bytes, files = usage.files, seconds = begun.elapsed().as_secs_f64();
                 "counted a home"
             );
             counting.finish(usage).await;
         }
         Err(FileError::Cancelled) => {}
-        Err(error) => log::error!("a home cannot be counted: {}", chain(&error)),
+        Err(error) => {
+            log::error!(home = quota.home.as_str(); "a home cannot be counted: {}", chain(&error));
+        }
     }
 }
 

@@ -5,9 +5,10 @@ use std::{net::IpAddr, sync::Arc};
 use common::{
     auth_api::{Account, Permissions},
     process::logging::chain,
-    registry::SessionEntry,
+    registry::{SessionEntry, Usage},
     session::SessionId,
 };
+use tokio::runtime::Handle as Runtime;
 
 use crate::{
     access::Access,
@@ -197,6 +198,28 @@ impl LoggedIn {
         let jail = Arc::clone(&self.jail);
         let result = self.node.workers.operation(move || work(&jail)).await;
         result.map_err(|error| self.subject.refuse(&error))
+    }
+
+    /// [`Self::in_home`] for what removes files at `path`: `work` is told whether to count them, and
+    /// answers what went. The quota learns of it from the same thread, so also where the session is
+    /// ended meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::in_home`].
+    pub async fn remove_in_home(
+        &self,
+        path: &VirtualPath,
+        work: impl FnOnce(&Jail, bool) -> Result<Usage, FileError> + Send + 'static,
+    ) -> Result<(), Reply> {
+        let (quota, runtime) = (self.quota_of(path).cloned(), Runtime::current());
+        let removal = self.in_home(move |jail| {
+            let removed = work(jail, quota.is_some())?;
+            if let Some(quota) = quota {
+                runtime.block_on(quota.tell_removed(removed));
+            }
+            Ok(())
+        });
+        removal.await
     }
 }
 

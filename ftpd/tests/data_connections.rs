@@ -507,3 +507,29 @@ fn pasv_tells_the_address_that_leads_to_the_balancer() {
     assert_eq!(told(inside(), CLIENT), REACHED);
     assert_eq!(told(inside(), "198.51.100.77"), "198.51.100.1");
 }
+
+/// What nobody has read when a socket is closed makes the kernel forget what it has not sent yet: the
+/// end of a file would be missing behind a 226.
+#[test]
+fn a_download_is_whole_also_for_a_client_that_says_something_on_its_data_connection() {
+    let node = Node::standalone().user("u", "p").start();
+    let mut session = node.login("u", "p");
+    session.command("TYPE I", 200);
+    // One that needs no thread, and one that does; both more than the client's window.
+    for size in [16_000, 500_000] {
+        let content = bytes(size as u64, size);
+        fs::write(node.root().join("file"), &content).unwrap();
+        let address = session.epsv();
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        socket.connect(&address.into()).unwrap();
+        let mut data = TcpStream::from(socket);
+        data.write_all(b"?").unwrap();
+        session.send("RETR file");
+        session.expect(150);
+        session.expect(226);
+        let mut received = Vec::new();
+        data.read_to_end(&mut received).unwrap();
+        assert_eq!(sha256(received), sha256(&content));
+    }
+}

@@ -13,6 +13,7 @@ use cluster_tests::{
     dialogue::{Dialogue, read_what_comes},
     eventually,
     node::{Node, NodeBuilder},
+    process::field,
     redis::Redis,
     stub_authd::{Answer, StubAuthd},
 };
@@ -298,6 +299,8 @@ fn files_that_were_there_before_count_and_a_count_corrects_what_others_did() {
     });
     let mut session = site.login(0);
     assert_eq!(used(&mut session), (250_000, 1));
+    let counted = site.nodes[0].daemon.wait_for_line(|line| line.contains("counted a home"));
+    assert_eq!(field(&counted, "home").as_deref(), Some("/home"));
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 552);
     // Behind the nodes' back.
     fs::remove_file(site.home().join("below/before")).unwrap();

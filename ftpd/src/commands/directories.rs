@@ -50,16 +50,12 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.rmdir, &path)?;
-    let counts = session.quota_of(&path).is_some();
-    let freed = session
-        .in_home(move |jail| {
-            let partials = if counts { jail.usage_of_partials(&path) } else { Usage::default() };
-            jail.remove_directory(&path).map(|()| partials)
-        })
-        .await?;
-    if let Some(quota) = session.quota.as_ref().filter(|_| counts) {
-        quota.tell_removed(freed).await;
-    }
+    let removed = path.clone();
+    let removal = session.remove_in_home(&path, move |jail, counts| {
+        let partials = if counts { jail.usage_of_partials(&removed) } else { Usage::default() };
+        jail.remove_directory(&removed).map(|()| partials)
+    });
+    removal.await?;
     Ok(Reply::new(Code::DONE, "Directory removed"))
 }
 

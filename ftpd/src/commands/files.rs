@@ -18,25 +18,21 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.delete, &path)?;
     let user = session.account.user.clone();
-    let counts = session.quota_of(&path).is_some();
-    let freed = session
-        .in_home(move |jail| {
-            let (mut partial, mut file) = (Usage::default(), Usage::default());
-            if counts {
-                let left = jail.partial_size(&path, &user).ok().flatten();
-                partial = left.map_or(partial, |bytes| Usage { bytes, files: 1 });
-                file = jail.usage_of(&path);
-            }
-            let had_partial = jail.remove_partial(&path, &user);
-            match jail.remove_file(&path) {
-                Err(FileError::NotFound) if had_partial? => Ok(partial),
-                removed => removed.map(|()| file.plus(partial)),
-            }
-        })
-        .await?;
-    if let Some(quota) = session.quota.as_ref().filter(|_| counts) {
-        quota.tell_removed(freed).await;
-    }
+    let removed = path.clone();
+    let removal = session.remove_in_home(&path, move |jail, counts| {
+        let (mut partial, mut file) = (Usage::default(), Usage::default());
+        if counts {
+            let left = jail.partial_size(&removed, &user).ok().flatten();
+            partial = left.map_or(partial, |bytes| Usage { bytes, files: 1 });
+            file = jail.usage_of(&removed);
+        }
+        let had_partial = jail.remove_partial(&removed, &user);
+        match jail.remove_file(&removed) {
+            Err(FileError::NotFound) if had_partial? => Ok(partial),
+            removed => removed.map(|()| file.plus(partial)),
+        }
+    });
+    removal.await?;
     Ok(Reply::new(Code::DONE, "File deleted"))
 }
 
@@ -62,16 +58,12 @@ pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     allow_rename(session, &from, &to).await?;
     session.allow_name(&to)?;
     let replace = session.access.at(&to).overwrite;
-    let counts = session.quota_of(&to).is_some();
-    let replaced = session
-        .in_home(move |jail| {
-            let replaced = if counts { jail.usage_replaced(&from, &to) } else { Usage::default() };
-            jail.rename(&from, &to, replace).map(|()| replaced)
-        })
-        .await?;
-    if let Some(quota) = session.quota.as_ref().filter(|_| counts) {
-        quota.tell_removed(replaced).await;
-    }
+    let target = to.clone();
+    let renaming = session.remove_in_home(&target, move |jail, counts| {
+        let replaced = if counts { jail.usage_replaced(&from, &to) } else { Usage::default() };
+        jail.rename(&from, &to, replace).map(|()| replaced)
+    });
+    renaming.await?;
     Ok(Reply::new(Code::DONE, "Renamed"))
 }
 

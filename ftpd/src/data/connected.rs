@@ -12,9 +12,10 @@ use nix::{
     errno::Errno,
     sys::socket::{MsgFlags, send},
 };
+use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::stream::DataStream;
+use super::stream::{self, DataStream};
 use crate::{metrics, scratch::Scratch, tls::records::Records};
 
 /// How long bytes may wait for more before they are stored: a client that writes line by line is not
@@ -64,12 +65,12 @@ impl Socket {
                 }
             }
             if bytes.is_empty() {
-                return socket.shutdown(net::Shutdown::Write);
+                return stream::end(SockRef::from(socket));
             }
         }
         let stream = self.watched()?;
         write_all(&stream, bytes).await?;
-        socket2::SockRef::from(&stream).shutdown(net::Shutdown::Write)
+        stream::end(SockRef::from(&stream))
     }
 }
 

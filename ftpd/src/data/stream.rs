@@ -3,11 +3,14 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
+    mem::MaybeUninit,
     net::{Shutdown, TcpStream},
     ops::Range,
     sync::Arc,
     time::Duration,
 };
+
+use socket2::SockRef;
 
 use super::{
     connected::{Early, Encryption},
@@ -129,7 +132,7 @@ impl DataStream {
         if let Some(tls) = &mut self.tls {
             tls.close(&self.socket)?;
         }
-        self.socket.shutdown(Shutdown::Write)
+        end(SockRef::from(&*self.socket))
     }
 
     /// After an upload the client may be gone at once, which is its right: nothing of its data is
@@ -139,6 +142,27 @@ impl DataStream {
             log::debug!("a data connection was closed by the client first: {error}");
         }
     }
+}
+
+/// Ends our side of a connection whose socket is closed next. What the peer has said unasked, as the
+/// close_notify of a client that only receives, is thrown away: unread, it would make the kernel reset
+/// the connection and forget what it has not sent yet, which nobody but the client would notice.
+///
+/// # Errors
+/// The connection is gone.
+pub(super) fn end(socket: SockRef<'_>) -> io::Result<()> {
+    /// Who says more than this times 4 KiB has only himself to blame.
+    const MOST: usize = 256;
+    socket.shutdown(Shutdown::Write)?;
+    let mut unread = [MaybeUninit::uninit(); 4096];
+    // MSG_TRUNC copies nothing (tcp(7)).
+    let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+    for _ in 0..MOST {
+        if !matches!(socket.recv_with_flags(&mut unread, flags), Ok(1..)) {
+            break;
+        }
+    }
+    Ok(())
 }
 
 impl Write for DataStream {

@@ -58,7 +58,7 @@ fn downloaded(send: impl FnOnce(&TcpStream, &Progress) -> u64 + Send) -> Vec<u8>
             let progress = Progress::default();
             let sent = send(&server, &progress);
             assert_eq!(sent, progress.transferred());
-            finish_sending(&server, &progress).unwrap();
+            server.shutdown(Shutdown::Write).unwrap();
         });
         let mut received = Vec::new();
         client.read_to_end(&mut received).unwrap();

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -244,15 +244,6 @@ pub fn receive_ascii(
             return end.map(|()| received);
         }
     }
-}
-
-/// Everything has been sent: tells the peer so. The reply 226 comes after this, when the socket
-/// is closed.
-///
-/// # Errors
-/// [`TransferError::ConnectionLost`] if the peer is gone.
-pub fn finish_sending(socket: &TcpStream, progress: &Progress) -> Result<(), TransferError> {
-    socket.shutdown(Shutdown::Write).map_err(|error| TransferError::of_connection(error, progress))
 }
 
 /// Collects listing lines, and sends them in large pieces.

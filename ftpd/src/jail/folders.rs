@@ -33,7 +33,8 @@ pub(super) struct Location<'j, 'p> {
 
 impl Jail {
     /// Shows the directory `target` of the storage at `path`. It is opened as a home is, and
-    /// covers what the home has there.
+    /// covers what the home has there; if it cannot be opened nothing is there or can be made there: the
+    /// folder would cover it later.
     ///
     /// # Errors
     /// [`FileError::AlreadyExists`] for `/` and where a folder is already; as the kernel says.
@@ -47,9 +48,15 @@ impl Jail {
         if path.is_root() || self.folders.iter().any(|folder| folder.path == path) {
             return Err(FileError::AlreadyExists);
         }
-        let root = open_storage(storage_root)?;
-        let directory = open_directory(&root, &target, create, self.modes)?.into();
-        self.folders.push(Folder { path, target, directory });
+        let opened =
+            open_storage(storage_root).and_then(|root| open_directory(&root, &target, create, self.modes));
+        match opened {
+            Ok(directory) => self.folders.push(Folder { path, target, directory: directory.into() }),
+            Err(error) => {
+                self.absent.push(path);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -71,6 +78,13 @@ impl Jail {
         above.max_by_key(|folder| folder.path.as_bytes().len())
     }
 
+    /// Whether `path` is where a folder should be, or would be in it.
+    pub(super) fn is_absent(&self, path: &VirtualPath) -> bool {
+        let there = self.folder_of(path).map_or(0, |folder| folder.path.as_bytes().len());
+        let mut above = self.absent.iter().filter(|folder| path.below(folder).is_some());
+        above.any(|folder| folder.as_bytes().len() > there)
+    }
+
     /// Whether `path` is in the home itself, and in no folder.
     pub fn is_in_home(&self, path: &VirtualPath) -> bool {
         self.folder_of(path).is_none()
@@ -90,7 +104,7 @@ impl Jail {
     /// Whether no client may change what the name stands for: a folder, or a directory on the way
     /// to one.
     pub fn is_fixed(&self, path: &VirtualPath) -> bool {
-        self.folders.iter().any(|folder| folder.path.below(path).is_some())
+        self.folders.iter().any(|folder| folder.path.below(path).is_some()) || self.is_absent(path)
     }
 
     /// Whether there is nothing at `path` but the way to a folder: a directory that takes no

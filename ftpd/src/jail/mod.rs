@@ -59,6 +59,8 @@ pub struct Jail {
     /// Where the home is, within the storage.
     home_path: VirtualPath,
     folders: Vec<Folder>,
+    /// Where folders should be that could not be opened.
+    absent: Vec<VirtualPath>,
     links: Links,
     /// The storage root's own path, which [`Jail::canonical_key`] takes off.
     storage: Box<[u8]>,
@@ -92,6 +94,7 @@ impl Jail {
             home: open_directory(&root, home, create_home, modes)?.into(),
             home_path: home.clone(),
             folders: Vec::new(),
+            absent: Vec::new(),
             links: Links::Followed,
             storage: handle::real_path(&root)?.into(),
             modes,
@@ -137,6 +140,9 @@ impl Jail {
 
     /// Opens `below`, a relative path or nothing, in the directory `path`.
     fn open_inside(&self, path: &VirtualPath, below: &[u8], flags: OFlag) -> Result<OwnedFd, FileError> {
+        if self.is_absent(path) {
+            return Err(FileError::NotFound);
+        }
         let Location { root, inside } = self.locate(path);
         let joined: Vec<u8>;
         let way = match (inside, below) {

@@ -26,8 +26,8 @@ pub enum WriteMode {
     Replace,
     /// STOU, and STOR by a user who may not overwrite.
     CreateNew,
-    /// STOR after REST (RFC 3659 section 5): bytes before `offset` stay, those after it go.
-    /// An atomic one replaces what has the name at its end only with `replace`.
+    /// STOR after REST (RFC 3659 section 5): bytes before `offset` stay, those after it go. Without
+    /// `replace` none may be after it, and an atomic one gives its name only to a file that is new.
     Resume { offset: u64, replace: bool },
     /// APPE.
     Append,
@@ -66,8 +66,12 @@ struct Publish {
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    /// Nothing has been changed; writing will start here (`None`: at the end).
-    Opened(Option<u64>),
+    /// Nothing has been changed; writing will start at `start` (`None`: at the end), and what is after
+    /// it goes where it `may_cut`.
+    Opened {
+        start: Option<u64>,
+        may_cut: bool,
+    },
     /// Bytes before `start` were there before. `noted`: those after it are among the changes.
     Writing {
         start: u64,
@@ -109,7 +113,9 @@ impl Jail {
             }
         };
         let Place { directory, .. } = place;
-        let state = State::Opened(start);
+        // What is hidden is this user's alone.
+        let may_cut = publish.is_some() || !matches!(mode, WriteMode::Resume { replace: false, .. });
+        let state = State::Opened { start, may_cut };
         let changes = Changes::default();
         if created {
             changes.create();
@@ -200,14 +206,15 @@ impl Upload {
     /// The data connection is there: cuts the file at the offset to write at, and tells it.
     ///
     /// # Errors
-    /// [`FileError::BadOffset`] if the file has become shorter, and as the kernel says.
+    /// [`FileError::BadOffset`] if the file has become shorter, or longer where nothing may go; and as
+    /// the kernel says.
     pub fn begin(&mut self) -> Result<u64, FileError> {
-        let State::Opened(start) = self.state else {
+        let State::Opened { start, may_cut } = self.state else {
             return Err(FileError::BadOffset);
         };
         let length = size(&fstat(&self.file)?);
         let offset = start.unwrap_or(length);
-        if offset > length {
+        if offset > length || offset < length && !may_cut {
             return Err(FileError::BadOffset);
         }
         if offset < length {
@@ -241,7 +248,7 @@ impl Upload {
     /// Late ones of the data (ENOSPC, EDQUOT, EIO), and [`FileError::AlreadyExists`] if an atomic
     /// upload may not replace what has appeared meanwhile.
     pub fn finish(mut self, sync: bool) -> Result<(), FileError> {
-        if matches!(self.state, State::Opened(_)) {
+        if matches!(self.state, State::Opened { .. }) {
             self.begin()?;
         }
         self.note_written();
@@ -335,7 +342,7 @@ impl Upload {
         let state = std::mem::replace(&mut self.state, State::Ended);
         let ended = match (state, keep) {
             (State::Ended, _) => Ok(()),
-            (State::Opened(_), _) => self.remove_if_empty(),
+            (State::Opened { .. }, _) => self.remove_if_empty(),
             (State::Writing { start, .. }, Keep::Arrived) => match self.flush() {
                 Ok(()) => self.remove_if_empty(),
                 Err(error) => {

@@ -118,9 +118,12 @@ impl Jail {
             }
             match below(found.directory, found.name) {
                 Ok(directory) if depth < MAX_DEPTH => levels.push(Names::new(directory)),
-                Ok(_) => log::warn!("a directory is too deep to be counted"),
+                Ok(_) => log::warn!(home:% = self.home_path; "a directory is too deep to be counted"),
                 Err(Errno::ENOENT | Errno::ESTALE | Errno::ENOTDIR) => {}
-                Err(errno) => log::warn!("a directory cannot be counted: {errno}"),
+                Err(errno) => {
+                    let home = &self.home_path;
+                    log::warn!(home:%; "a directory cannot be counted: {errno}");
+                }
             }
         }
     }

@@ -195,6 +195,14 @@ fn a_folder_that_is_missing_is_made_or_left_out_as_homes_are() {
         assert_eq!(names(&mut session, "acme"), ["acme/order"]);
         assert_eq!(site.node.root().join("nowhere/at/all").is_dir(), create_homes);
         session.command("CWD out", 550);
+        // Nor does a client that makes the directories it misses put files where the folder will cover
+        // them the next time.
+        for command in ["MKD out", "MKD out/below", "STOR out/file", "RNFR out"] {
+            assert_eq!(session.probe(command), 550, "{command}");
+        }
+        session.command("RNFR mine", 350);
+        session.command("RNTO out", 550);
+        assert_eq!(fs::read_dir(site.node.root().join("anna")).unwrap().count(), 1);
         for path in ["/out", "/"] {
             site.node.daemon.wait_for_line(|line| {
                 line.contains("a folder is left out") && line.contains(&format!("path={path}"))

@@ -221,6 +221,7 @@ fn node(config: Config, address: IpAddr) -> Node {
             .expect("users of its own"),
         name: config.node_name,
         workers: Workers::new(&config.limits),
+        directories: ftpd::jail::SharedDirectories::default(),
         counts: Counts::new(config.storage.quota_rescan, config.timeouts.quota_wait),
         connections: Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address)),
         passive: PassivePorts::listen(config.network.slice, &[address], &trust)

@@ -56,6 +56,19 @@ fn a_broken_upload_keeps_what_arrived_and_is_resumed() {
 }
 
 #[test]
+fn a_resumed_upload_cuts_nothing_off_if_it_may_not_replace() {
+    let site = Site::new();
+    fs::write(site.home("file"), "0123").unwrap();
+    let resume = WriteMode::Resume { offset: 4, replace: false };
+    let mut upload = site.upload("/file", resume, Placement::Direct);
+    // Another upload of the same file has ended between the question and the answer.
+    fs::write(site.home("file"), "0123456789").unwrap();
+    assert!(matches!(upload.begin(), Err(FileError::BadOffset)));
+    drop(upload);
+    assert_eq!(site.read("file"), "0123456789");
+}
+
+#[test]
 fn an_offset_beyond_the_end_is_refused_because_it_would_leave_a_hole() {
     let site = Site::new();
     fs::write(site.home("file"), "123").unwrap();
