@@ -80,6 +80,13 @@
             line = next(line for line in report.splitlines() if "Overall exposure level" in line)
             assert float(line.split(":")[1].split()[0]) <= 2.0, line
 
+    with subtest("no thread of them has kept a capability, not even the one for port 21"):
+        for unit in ("ftpd", "authd"):
+            sets = server.succeed(
+                f"cat /proc/$(systemctl show -P MainPID {unit})/task/*/status | grep -E '^Cap(Inh|Prm|Eff|Amb)'"
+            )
+            assert all(int(line.split()[1], 16) == 0 for line in sets.splitlines()), sets
+
     with subtest("a user is held to what his group says"):
         partner = "ftp://partner:secret@server"
 
