@@ -84,6 +84,16 @@ let
     touch $out
   '';
 
+  # Users that are made through the API are not known here: room for as many folders as this.
+  foldersOfSession =
+    let
+      ofUser =
+        user:
+        lib.length user.folders
+        + lib.foldl' (sum: name: sum + lib.length (cfg.groups.${name}.folders or [ ])) 0 user.groups;
+    in
+    lib.foldl' lib.max 8 (map ofUser (lib.attrValues cfg.users));
+
   hasPrivilegedPort = lib.any (port: port < 1024) cluster.controlPorts;
   logsDirectory = "/var/log/distributed-ftp";
   writesTransferLog = cfg.ftpd.settings.transfer_log != null;
@@ -102,6 +112,11 @@ in
 
     system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) checkedSettings;
 
+    # The daemon cannot load it, and does without where the kernel has none; NixOS ignores that, too.
+    boot.kernelModules = lib.mkIf (
+      cluster.hasCertificate && (cfg.ftpd.settings.kernel_tls or "auto") != "off"
+    ) [ "tls" ];
+
     systemd.services.ftpd = {
       description = "FTP node ${own.name}";
       wantedBy = [ "multi-user.target" ];
@@ -111,6 +126,8 @@ in
         "network-online.target"
         "redis-ftp.service"
         "authd.service"
+        # Which a new system may start together with this.
+        "systemd-modules-load.service"
       ]
       ++ lib.optional (secrets != { }) "distributed-ftp-secrets.service"
       ++ lib.optional (tls.acmeHost != null) "acme-${tls.acmeHost}.service";
@@ -146,15 +163,16 @@ in
         # The daemon ends by itself at its drain limit.
         TimeoutStopSec = limits.drain + 30;
 
-        # A session has its control connection and its home; a transfer the data connection, the file,
-        # its directory and both ends of a pipe; an operation a few directories. The rest: every
-        # passive port, Redis, authd, metrics.
+        # A session has its control connection, its home and its folders, and from the moment that a
+        # transfer waits for its turn, the data connection, the file and its directory; a thread both
+        # ends of a pipe; an operation a few directories. The rest: every passive port, the depth of a
+        # home that is counted for its quota, Redis, authd, metrics.
         LimitNOFILE =
-          2 * limits.max_sessions
-          + 5 * limits.max_transfers
+          (5 + foldersOfSession) * limits.max_sessions
+          + 2 * (limits.max_transfers + limits.max_file_operations)
           + 4 * limits.max_file_operations
           + (own.slice.to - own.slice.from + 1)
-          + 512;
+          + 1024;
         # A thread for each transfer and operation, and one a core.
         TasksMax = limits.max_transfers + limits.max_file_operations + 256;
 

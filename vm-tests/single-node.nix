@@ -1,5 +1,5 @@
 # Everything on one host: the balancer at its address, the node behind it on loopback, secrets that
-# nobody gave. The sandbox of the units.
+# nobody gave. The sandbox of the units. What a group says of its users.
 {
   ftpNodes = [ "server" ];
   balancer = "server";
@@ -26,6 +26,30 @@
         secrets = {
           nodeTokenFile = lib.mkForce null;
           redisPasswordFile = lib.mkForce null;
+        };
+        users.partner = {
+          hashedPasswordFile = "/etc/ftp-secrets/user-demo";
+          groups = [ "partners" ];
+        };
+        groups.partners = {
+          directories = [
+            {
+              path = "/incoming";
+              permissions = {
+                download = false;
+                delete = false;
+              };
+            }
+          ];
+          deniedNames = [ "*.exe" ];
+          folders = [
+            {
+              path = "/shared";
+              target = "/teams/sales";
+            }
+          ];
+          quota.bytes = 400 * 1024;
+          bandwidth.sessionDownload = 100 * 1024;
         };
         ftpd.settings.transfer_log = "/var/log/distributed-ftp/transfers.log";
       };
@@ -55,6 +79,35 @@
             log.info(report)
             line = next(line for line in report.splitlines() if "Overall exposure level" in line)
             assert float(line.split(":")[1].split()[0]) <= 2.0, line
+
+    with subtest("no thread of them has kept a capability, not even the one for port 21"):
+        for unit in ("ftpd", "authd"):
+            sets = server.succeed(
+                f"cat /proc/$(systemctl show -P MainPID {unit})/task/*/status | grep -E '^Cap(Inh|Prm|Eff|Amb)'"
+            )
+            assert all(int(line.split()[1], 16) == 0 for line in sets.splitlines()), sets
+
+    with subtest("a user is held to what his group says"):
+        partner = "ftp://partner:secret@server"
+
+        def last_reply(arguments):
+            return client.execute(f"{CURL} -o /dev/null -w '%{{response_code}}' {arguments}")[1].strip()
+
+        assert last_reply(f"--ftp-create-dirs -T /tmp/file {partner}/incoming/file") == "226"
+        assert last_reply(f"{partner}/incoming/file") == "550"
+        assert last_reply(f"-Q 'DELE incoming/file' {partner}/") == "550"
+        assert last_reply(f"-T /tmp/file {partner}/Setup.EXE") == "553"
+
+        # 300 KiB are there, of 400.
+        assert last_reply(f"-T /tmp/file {partner}/more") == "552"
+        assert int(server.succeed("cat $(find /srv/ftp/partner -type f) | wc -c")) <= 400 * 1024
+
+        # Not in the home, and so not of its quota.
+        assert last_reply(f"-T /tmp/file {partner}/shared/file") == "226"
+        server.succeed("test $(stat -c %s /srv/ftp/teams/sales/file) = $((300 * 1024))")
+        took = client.succeed(f"{CURL} -o /tmp/slow -w '%{{time_total}}' {partner}/shared/file")
+        assert hash_of("/tmp/slow") == sent
+        assert float(took) >= 2, took
 
     with subtest("the transfer log is written"):
         server.wait_until_succeeds("grep -F file /var/log/distributed-ftp/transfers.log", timeout=30)

@@ -18,6 +18,22 @@
         upload("/tmp/file", "file")
         assert download("file") == sent
 
+    with subtest("the kernel makes the records of what goes out"):
+        def sealed(path):
+            return sum(metric(node, f'ftp_tls_downloads_total{{path="{path}"}}') for node in ftp_nodes)
+
+        for node in ftp_nodes:
+            # Loaded by the system: the daemon could not.
+            node.succeed("test -d /sys/module/tls")
+        before = sealed("kernel")
+        for version in ("1.2", "1.3"):
+            flags = f"--tlsv{version} --tls-max {version}"
+            for _ in ftp_nodes:
+                client.succeed(f"{CURL} {flags} -o /tmp/sealed {URL}/file")
+                assert hash_of("/tmp/sealed") == sent, version
+        assert sealed("kernel") == before + 4, (before, sealed("kernel"))
+        assert sealed("records") == 0
+
     with subtest("implicit TLS: the same file"):
         client.succeed(f"curl -sS -o /tmp/implicit ftps://demo:secret@lb:990/file")
         assert hash_of("/tmp/implicit") == sent

@@ -89,12 +89,18 @@ let
           "*.exe"
         ]
         "Names, with wildcards, that no upload and no rename may give; a user's and its groups' together.";
-    folders = list folder [
-      {
-        path = "/shared";
-        target = "/teams/sales";
-      }
-    ] "Directories of the storage that the tree shows beside the home, a user's and its groups'.";
+    folders =
+      list folder
+        [
+          {
+            path = "/shared";
+            target = "/teams/sales";
+          }
+        ]
+        ''
+          Directories of the storage that the tree shows beside the home, a user's and its groups'. A session
+          holds each open: nodes have room for 8 of a user, or for as many as a user here has.
+        '';
     limits = {
       sessions = perhaps types.ints.unsigned 10 "Sessions of a user at once, over all nodes.";
       sessionsPerAddress = perhaps types.ints.unsigned 10 "The same, from one address.";
