@@ -14,7 +14,7 @@ use crate::{
     statistics::percentile,
 };
 
-/// If so many fit: our node holds two descriptors a session, its connection and its home.
+/// If so many descriptors are to be had.
 const MOST_SESSIONS: u64 = 15_000;
 /// Descriptors for what is no session: passive ports, threads' files, libraries.
 const OTHER_DESCRIPTORS: u64 = 2_000;
@@ -26,7 +26,7 @@ const WATCHED: Duration = Duration::from_secs(5);
 pub fn sessions(server: &Server, encrypted: bool) -> io::Result<Figures> {
     let target = server.target(encrypted);
     let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    let count = MOST_SESSIONS.min(descriptors.saturating_sub(OTHER_DESCRIPTORS) / 2);
+    let count = MOST_SESSIONS.min(descriptors.saturating_sub(OTHER_DESCRIPTORS));
     // A multiple of the threads, and not none. No more than 15,000, so it fits.
     let count = (count as usize).max(THREADS) / THREADS * THREADS;
     // What the first session loads is no session's cost.
