@@ -5,10 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use argon2::Params;
 use common::{
     auth_api::AccountLimits,
-    process::logging::{self, LogFormat},
+    process::logging::LogFormat,
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
-    settings::{Schema, Setting, SettingsError, Shape, Values},
+    settings::{DURATION, Schema, Setting, SettingsError, Values},
 };
 
 use crate::{
@@ -22,16 +22,6 @@ use crate::{
     throttle::ThrottleLimits,
 };
 
-const fn one(key: &'static str, expects: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { key, shape: Shape::One, expects, default, help, alias: None }
-}
-
-const fn switch(key: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { shape: Shape::Switch, ..one(key, "true or false", default, help) }
-}
-
-const DURATION: &str = "duration (500ms, 30s, 5m)";
-
 /// Every setting of `authd`.
 pub static SCHEMA: Schema = Schema {
     program: "authd",
@@ -39,59 +29,64 @@ pub static SCHEMA: Schema = Schema {
     version: env!("CARGO_PKG_VERSION"),
     prefix: "AUTHD_",
     settings: &[
-        one("listen", "ADDRESS:PORT (port 0 takes a free one)", "127.0.0.1:5160", "Where HTTP is served."),
-        one(
+        Setting::one(
+            "listen",
+            "ADDRESS:PORT (port 0 takes a free one)",
+            "127.0.0.1:5160",
+            "Where HTTP is served.",
+        ),
+        Setting::one(
             "max_connections",
             "number",
             "4096",
             "HTTP connections at once; one more waits until another ends.",
         ),
-        one(
+        Setting::one(
             "header_timeout",
             DURATION,
             "2m",
             "How long a connection may be without a complete head of a request; nodes end idle ones after 90 s.",
         ),
         // Who may log in
-        one(
+        Setting::one(
             "users_file",
             "file (.toml or .json)",
             "",
             "The declarative users; read again on SIGHUP and when it changes.",
         ),
-        one(
+        Setting::one(
             "users_file_poll",
             DURATION,
             "1s",
             "How often the users file, and the hash files it names, are looked at; a change that is the same at two looks counts.",
         ),
-        switch(
+        Setting::switch(
             "demo",
             "false",
             "Users demo, admin and test with any password, and no token for nodes; on loopback only.",
         ),
-        one(
+        Setting::one(
             "anonymous_home",
             "path within the storage",
             "",
             "Users anonymous and ftp log in with any password and read this directory; without it there are no such users.",
         ),
-        one(
+        Setting::one(
             "anonymous_drop_box",
             "path within anonymous_home",
             "",
             "A directory to which they may upload new files, and where they can neither list nor download.",
         ),
-        one("anonymous_sessions", "number", "50", "Sessions of theirs at once, over all nodes."),
-        one("anonymous_sessions_per_address", "number", "5", "The same, from one address."),
+        Setting::one("anonymous_sessions", "number", "50", "Sessions of theirs at once, over all nodes."),
+        Setting::one("anonymous_sessions_per_address", "number", "5", "The same, from one address."),
         // Who may ask
-        one(
+        Setting::one(
             "node_token_file",
             "file",
             "",
             "Holds the bearer token of the nodes; without it every login is refused with 401.",
         ),
-        one(
+        Setting::one(
             "admin_token_file",
             "file",
             "",
@@ -100,90 +95,97 @@ pub static SCHEMA: Schema = Schema {
         // Redis
         Setting {
             alias: Some("RedisConnectionString"),
-            ..one(
+            ..Setting::one(
                 "redis_url",
                 "HOST:PORT or redis://…",
                 "",
                 "The Redis with sessions, nodes, API users and the throttle; without it there are none of the first three, and this process throttles for itself.",
             )
         },
-        one("redis_password_file", "file", "", "Holds the password for Redis."),
-        one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
-        one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
+        Setting::one("redis_password_file", "file", "", "Holds the password for Redis."),
+        Setting::one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
+        Setting::one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
         // Throttle
-        one(
+        Setting::one(
             "throttle_free_failures",
             "number",
             "5",
             "Failed logins of one user name before the next must wait and gets 429 until then.",
         ),
-        one(
+        Setting::one(
             "throttle_free_failures_per_address",
             "number",
             "20",
             "The same for one client address (IPv6: one /64 network), which many clients may share.",
         ),
-        one(
+        Setting::one(
             "throttle_delay",
             DURATION,
             "1s",
             "The wait after the first failure beyond the free ones; each further one doubles it.",
         ),
-        one("throttle_max_delay", DURATION, "15m", "The longest such wait."),
-        one(
+        Setting::one("throttle_max_delay", DURATION, "15m", "The longest such wait."),
+        Setting::one(
             "throttle_window",
             DURATION,
             "1h",
             "Failures are forgotten this long after the last; not shorter than the longest wait.",
         ),
-        one(
+        Setting::one(
             "throttle_known_addresses",
             "number",
             "100",
             "Addresses of a user's logins where others' failures do not make the user wait; a further one displaces the oldest, 0 is none.",
         ),
-        one("throttle_known_time", DURATION, "30d", "How long after its last login an address is known so."),
-        Setting {
-            shape: Shape::Many,
-            ..one(
-                "trusted_networks",
-                "CIDR list",
-                "",
-                "Logins from here never wait, and their failures do not count.",
-            )
-        },
-        one(
+        Setting::one(
+            "throttle_known_time",
+            DURATION,
+            "30d",
+            "How long after its last login an address is known so.",
+        ),
+        Setting::many(
+            "trusted_networks",
+            "CIDR list",
+            "",
+            "Logins from here never wait, and their failures do not count.",
+        ),
+        Setting::one(
             "throttle_memory",
             "number",
             "10000",
             "User names and addresses that this process counts by itself while Redis is away; a further one displaces the oldest.",
         ),
         // Passwords
-        one(
+        Setting::one(
             "cache_ttl",
             DURATION,
             "60s",
             "How long a password that was right is known without computing argon2 again.",
         ),
-        one("cache_size", "number", "10000", "How many such passwords; a further one displaces the oldest."),
-        one(
+        Setting::one(
+            "cache_size",
+            "number",
+            "10000",
+            "How many such passwords; a further one displaces the oldest.",
+        ),
+        Setting::one(
             "max_verifications",
             "number",
             "",
             "Argon2 computations at once, each with its memory; one more waits. One for each CPU if not set.",
         ),
-        one(
+        Setting::one(
             "max_waiting_verifications",
             "number",
             "256",
             "Logins that wait for a computation; one more gets 503.",
         ),
-        one("argon2_memory_kib", "KiB", "19456", "Memory of one computation for new hashes."),
-        one("argon2_iterations", "number", "2", "Passes over that memory for new hashes."),
+        Setting::one("argon2_memory_kib", "KiB", "19456", "Memory of one computation for new hashes."),
+        Setting::one("argon2_iterations", "number", "2", "Passes over that memory for new hashes."),
         // Logs and the end
-        one("stop_timeout", DURATION, "10s", "How long requests may go on after SIGTERM."),
-        one("log_level", "error, warn, info, debug or trace", "info", "As env_logger reads it."),
-        one("log_format", "text or json", "text", "How a log line is written."),
+        Setting::one("stop_timeout", DURATION, "10s", "How long requests may go on after SIGTERM."),
+        Setting::one("log_level", "error, warn, info, debug or trace", "info", "As env_logger reads it."),
+        Setting::one("log_format", "text or json", "text", "How a log line is written."),
     ],
 };
 
@@ -250,7 +252,7 @@ impl Config {
             users,
             anonymous: anonymous(values)?,
             poll: values.duration("users_file_poll")?,
-            node_token: secret(values, "node_token_file")?,
+            node_token: values.secret("node_token_file")?,
             admin_token: admin_token(values)?,
             redis: redis(values)?,
             throttle: throttle(values)?,
@@ -265,7 +267,7 @@ impl Config {
                 waiting: values.required("max_waiting_verifications")?,
             },
             stop: values.duration("stop_timeout")?,
-            log: LogSettings { level: log_level(values)?, format: values.required("log_format")? },
+            log: LogSettings { level: values.log_level()?, format: values.required("log_format")? },
         })
     }
 }
@@ -289,8 +291,8 @@ pub fn password_params(values: &Values) -> Result<Params, SettingsError> {
 }
 
 fn admin_token(values: &Values) -> Result<Option<Secret>, SettingsError> {
-    let admin = secret(values, "admin_token_file")?;
-    if admin.is_some() && admin == secret(values, "node_token_file")? {
+    let admin = values.secret("admin_token_file")?;
+    if admin.is_some() && admin == values.secret("node_token_file")? {
         let reason = "it is the nodes' token, so that every node would be an administrator";
         return Err(values.invalid("admin_token_file", reason));
     }
@@ -317,7 +319,7 @@ fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
 
 fn redis(values: &Values) -> Result<Option<RedisOptions>, SettingsError> {
     let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else { return Ok(None) };
-    if let Some(password) = secret(values, "redis_password_file")? {
+    if let Some(password) = values.secret("redis_password_file")? {
         url = url.with_password(&password);
     }
     Ok(Some(RedisOptions {
@@ -348,22 +350,11 @@ fn throttle(values: &Values) -> Result<ThrottleLimits, SettingsError> {
     Ok(limits)
 }
 
-fn secret(values: &Values, key: &str) -> Result<Option<Secret>, SettingsError> {
-    let Some(path) = values.optional::<PathBuf>(key)? else { return Ok(None) };
-    Secret::read(&path).map(Some).map_err(|error| values.invalid(key, error))
-}
-
 fn count(values: &Values, key: &str) -> Result<usize, SettingsError> {
     match values.required(key)? {
         0 => Err(values.invalid(key, "it cannot be zero")),
         count => Ok(count),
     }
-}
-
-fn log_level(values: &Values) -> Result<String, SettingsError> {
-    let filter: String = values.required("log_level")?;
-    logging::check_filter(&filter).map_err(|error| values.invalid("log_level", error))?;
-    Ok(filter)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ use std::{collections::BTreeMap, ffi::OsString, fmt, fs, path::PathBuf, str::Fro
 
 use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
 
+use crate::{process::logging, secret::Secret};
+
 /// One row of a daemon's table of settings.
 pub struct Setting {
     /// The TOML key; the flag is `--` and the key with `-` for `_`, the variable the key in
@@ -23,6 +25,33 @@ pub struct Setting {
     pub help: &'static str,
     /// The reference system's environment variable for the same thing.
     pub alias: Option<&'static str>,
+}
+
+/// What settings of a length of time expect.
+pub const DURATION: &str = "duration (500ms, 30s, 5m)";
+
+impl Setting {
+    pub const fn one(
+        key: &'static str,
+        expects: &'static str,
+        default: &'static str,
+        help: &'static str,
+    ) -> Self {
+        Self { key, shape: Shape::One, expects, default, help, alias: None }
+    }
+
+    pub const fn many(
+        key: &'static str,
+        expects: &'static str,
+        default: &'static str,
+        help: &'static str,
+    ) -> Self {
+        Self { shape: Shape::Many, ..Self::one(key, expects, default, help) }
+    }
+
+    pub const fn switch(key: &'static str, default: &'static str, help: &'static str) -> Self {
+        Self { shape: Shape::Switch, ..Self::one(key, "true or false", default, help) }
+    }
 }
 
 /// How many values a setting takes.
@@ -344,6 +373,25 @@ impl Values {
             Some(text) if text.is_empty() => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|error| self.invalid(key, error)),
         }
+    }
+
+    /// What the file holds that the setting names.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn secret(&self, key: &str) -> Result<Option<Secret>, SettingsError> {
+        let Some(path) = self.optional::<PathBuf>(key)? else { return Ok(None) };
+        Secret::read(&path).map(Some).map_err(|error| self.invalid(key, error))
+    }
+
+    /// `log_level`, which both daemons have.
+    ///
+    /// # Errors
+    /// It is no filter.
+    pub fn log_level(&self) -> Result<String, SettingsError> {
+        let filter: String = self.required("log_level")?;
+        logging::check_filter(&filter).map_err(|error| self.invalid("log_level", error))?;
+        Ok(filter)
     }
 
     /// The setting's value.

@@ -9,7 +9,7 @@ use std::{
 
 use common::{
     node::{NodeName, PortRange},
-    process::logging::{self, LogFormat},
+    process::logging::LogFormat,
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
     settings::{SettingsError, Values},
@@ -162,7 +162,7 @@ impl Config {
             greeting: values.required("greeting")?,
             admin_listen: values.optional("admin_listen")?,
             log: LogSettings {
-                level: log_level(values)?,
+                level: values.log_level()?,
                 format: values.required("log_format")?,
                 transfer_log: values.optional("transfer_log")?,
             },
@@ -287,7 +287,7 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
     }
     Ok(Authentication::Authd {
         urls: urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
-        token: secret(values, "authd_token_file")?,
+        token: values.secret("authd_token_file")?,
         timeout: values.duration("authd_timeout")?,
     })
 }
@@ -300,7 +300,7 @@ fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, Sett
             Err(values.missing("redis_url", "a node of a cluster has its registry in Redis"))
         };
     };
-    if let Some(password) = secret(values, "redis_password_file")? {
+    if let Some(password) = values.secret("redis_password_file")? {
         url = url.with_password(&password);
     }
     Ok(Some(RedisOptions {
@@ -356,11 +356,6 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
     }))
 }
 
-fn secret(values: &Values, key: &str) -> Result<Option<Secret>, SettingsError> {
-    let Some(path) = values.optional::<PathBuf>(key)? else { return Ok(None) };
-    Secret::read(&path).map(Some).map_err(|error| values.invalid(key, error))
-}
-
 fn mode(values: &Values, key: &str) -> Result<u32, SettingsError> {
     let text: String = values.required(key)?;
     match u32::from_str_radix(&text, 8) {
@@ -383,10 +378,4 @@ fn serving_threads(values: &Values) -> Result<usize, SettingsError> {
         // Where the number of processors cannot be known, one thread serves.
         None => Ok(std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))),
     }
-}
-
-fn log_level(values: &Values) -> Result<String, SettingsError> {
-    let filter: String = values.required("log_level")?;
-    logging::check_filter(&filter).map_err(|error| values.invalid("log_level", error))?;
-    Ok(filter)
 }

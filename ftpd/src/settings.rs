@@ -1,29 +1,10 @@
 //! The table of settings: every key of `ftpd` with its form, default and meaning.
 
-use common::settings::{Schema, Setting, Shape};
-
-const fn one(key: &'static str, expects: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { key, shape: Shape::One, expects, default, help, alias: None }
-}
-
-const fn many(
-    key: &'static str,
-    expects: &'static str,
-    default: &'static str,
-    help: &'static str,
-) -> Setting {
-    Setting { shape: Shape::Many, ..one(key, expects, default, help) }
-}
-
-const fn switch(key: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { shape: Shape::Switch, ..one(key, "true or false", default, help) }
-}
+use common::settings::{DURATION, Schema, Setting, Shape};
 
 const fn alias(alias: &'static str, setting: Setting) -> Setting {
     Setting { alias: Some(alias), ..setting }
 }
-
-const DURATION: &str = "duration (500ms, 30s, 5m)";
 
 /// Every setting of `ftpd`.
 pub static SCHEMA: Schema = Schema {
@@ -33,21 +14,21 @@ pub static SCHEMA: Schema = Schema {
     prefix: "FTPD_",
     settings: &[
         // What the node is
-        one("node_name", "name", "", "The node's name in the cluster; the host's name if not set."),
-        many(
+        Setting::one("node_name", "name", "", "The node's name in the cluster; the host's name if not set."),
+        Setting::many(
             "cluster_nodes",
             "names",
             "",
             "All nodes in order; this node's place decides its slice of the passive ports. Without it the whole range is this node's.",
         ),
-        switch(
+        Setting::switch(
             "standalone",
             "false",
             "Serve by itself: users from `user`, no authd, and no Redis unless `redis_url` is set.",
         ),
         Setting {
             shape: Shape::Repeated,
-            ..one(
+            ..Setting::one(
                 "user",
                 "NAME:PASSWORD",
                 "",
@@ -55,26 +36,41 @@ pub static SCHEMA: Schema = Schema {
             )
         },
         // Where it listens
-        many("listen", "IP addresses", "0.0.0.0,::", "Addresses for the control and the passive ports."),
-        alias("port", one("port", "port (0 takes a free one)", "21", "The control port.")),
+        Setting::many(
+            "listen",
+            "IP addresses",
+            "0.0.0.0,::",
+            "Addresses for the control and the passive ports.",
+        ),
+        alias("port", Setting::one("port", "port (0 takes a free one)", "21", "The control port.")),
         alias(
             "FtpPasvMinPort",
-            one("passive_port_min", "port", "50000", "First port of the cluster's passive port range."),
+            Setting::one(
+                "passive_port_min",
+                "port",
+                "50000",
+                "First port of the cluster's passive port range.",
+            ),
         ),
         alias(
             "FtpPasvMaxPort",
-            one("passive_port_max", "port", "50099", "Last port of the cluster's passive port range."),
+            Setting::one(
+                "passive_port_max",
+                "port",
+                "50099",
+                "Last port of the cluster's passive port range.",
+            ),
         ),
         alias(
             "FtpExternalIP",
-            one(
+            Setting::one(
                 "external_address",
                 "IP address",
                 "",
                 "The address that PASV announces; if not set, the one on which the client reached the balancer or the node.",
             ),
         ),
-        many(
+        Setting::many(
             "internal_networks",
             "CIDR list",
             "",
@@ -82,120 +78,120 @@ pub static SCHEMA: Schema = Schema {
         ),
         alias(
             "FtpBehindProxy",
-            switch(
+            Setting::switch(
                 "behind_proxy",
                 "false",
                 "A balancer is in front; if `trusted_balancers` is empty, every private and loopback address counts as one.",
             ),
         ),
-        many(
+        Setting::many(
             "trusted_balancers",
             "CIDR list",
             "",
             "Addresses that must send a PROXY header, and are believed. Nobody else is.",
         ),
-        switch("active_mode", "true", "Offer PORT and EPRT, to the client's own address only."),
-        many("host_names", "names", "", "Names that HOST accepts; without any, every name."),
-        one(
+        Setting::switch("active_mode", "true", "Offer PORT and EPRT, to the client's own address only."),
+        Setting::many("host_names", "names", "", "Names that HOST accepts; without any, every name."),
+        Setting::one(
             "admin_listen",
             "IP:PORT",
             "127.0.0.1:9121",
             "Where /metrics, /healthz and /readyz are served; set to nothing to switch them off.",
         ),
-        one("greeting", "text", "Distributed FTP ready", "What the 220 reply says."),
+        Setting::one("greeting", "text", "Distributed FTP ready", "What the 220 reply says."),
         // TLS
-        many(
+        Setting::many(
             "tls_certificates",
             "PEM files",
             "",
             "Certificate chains; the one for the name that a client asks for is used. Without any, there is no TLS.",
         ),
-        many(
+        Setting::many(
             "tls_keys",
             "PEM files",
             "",
             "The keys of `tls_certificates`, in the same order; without any, each key is in its certificate's file.",
         ),
-        one(
+        Setting::one(
             "tls",
             "off, optional or required",
             "optional",
             "Encryption of control connections, where there is a certificate; required: nobody logs in without.",
         ),
-        one(
+        Setting::one(
             "tls_data",
             "off, optional or required",
             "optional",
             "Encryption of data connections (PROT P); required: no transfer without.",
         ),
-        one(
+        Setting::one(
             "tls_data_reuse",
             "required, preferred or off",
             "preferred",
             "Whether a data connection must resume its control connection's TLS session, which proves whose it is; required: others get 522.",
         ),
-        switch(
+        Setting::switch(
             "tls_close_notify",
             "true",
             "An encrypted upload that ends without close_notify was cut off, and gets 426. Off for clients that never send it.",
         ),
-        one(
+        Setting::one(
             "kernel_tls",
             "auto or off",
             "auto",
             "Whether the kernel encrypts downloads (kTLS), where its module `tls` is loaded.",
         ),
-        one("tls_minimum", "1.2 or 1.3", "1.2", "The oldest version of TLS that is spoken."),
-        one(
+        Setting::one("tls_minimum", "1.2 or 1.3", "1.2", "The oldest version of TLS that is spoken."),
+        Setting::one(
             "tls_tickets",
             "number",
             "8",
             "Session tickets a client of TLS 1.3 gets in a handshake; it uses one for each data connection.",
         ),
-        one(
+        Setting::one(
             "tls_ticket_rotation",
             DURATION,
             "12h",
             "How often the key that seals tickets is replaced; tickets are good for twice as long.",
         ),
-        one("tls_handshake_timeout", DURATION, "10s", "How long a TLS handshake may take."),
-        one(
+        Setting::one("tls_handshake_timeout", DURATION, "10s", "How long a TLS handshake may take."),
+        Setting::one(
             "tls_client_ca",
             "PEM file",
             "",
             "Authorities whose client certificates are verified, and told to authd.",
         ),
-        one(
+        Setting::one(
             "implicit_tls_port",
             "port",
             "",
             "A second control port where TLS begins at once (990); not listened on if not set.",
         ),
         // Files
-        one("root", "directory", "/srv/ftp", "The shared storage; homes are inside it."),
-        switch("create_homes", "false", "Make a user's home at the first login if it is missing."),
-        one("file_mode", "octal mode", "0640", "Permissions of new files."),
-        one("directory_mode", "octal mode", "0750", "Permissions of new directories."),
-        switch(
+        Setting::one("root", "directory", "/srv/ftp", "The shared storage; homes are inside it."),
+        Setting::switch("create_homes", "false", "Make a user's home at the first login if it is missing."),
+        Setting::one("file_mode", "octal mode", "0640", "Permissions of new files."),
+        Setting::one("directory_mode", "octal mode", "0750", "Permissions of new directories."),
+        Setting::switch(
             "sync_uploads",
             "true",
             "Answer 226 only after fsync. Off, a crash of the storage can lose what was confirmed.",
         ),
-        one(
+        Setting::one(
             "settle_time",
             DURATION,
             "50ms",
             "How long a complete atomic upload waits for the news that its client has died, before it gets its name.",
         ),
-        one("list_depth", "number", "32", "How deep LIST -R goes."),
-        one(
+        Setting::one("list_depth", "number", "32", "How deep LIST -R goes."),
+        Setting::one(
             "max_sorted_entries",
             "number",
             "50000",
             "Entries that a listing sorts if asked to; those beyond come unsorted.",
         ),
-        one("max_stat_entries", "number", "1000", "Entries that STAT with a path shows."),
-        one(
+        Setting::one("max_stat_entries", "number", "1000", "Entries that STAT with a path shows."),
+        Setting::one(
             "quota_rescan",
             DURATION,
             "24h",
@@ -204,18 +200,18 @@ pub static SCHEMA: Schema = Schema {
         // Parts it talks to
         alias(
             "RedisConnectionString",
-            one("redis_url", "HOST:PORT or redis://…", "", "The Redis that holds the registry."),
+            Setting::one("redis_url", "HOST:PORT or redis://…", "", "The Redis that holds the registry."),
         ),
-        one("redis_password_file", "file", "", "Holds the password for Redis."),
-        one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
-        one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
-        one(
+        Setting::one("redis_password_file", "file", "", "Holds the password for Redis."),
+        Setting::one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
+        Setting::one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
+        Setting::one(
             "node_lease",
             DURATION,
             "15s",
             "After this long without a sign of life a node and its sessions are gone from the registry.",
         ),
-        one(
+        Setting::one(
             "registry_away",
             "admit or refuse",
             "admit",
@@ -223,72 +219,82 @@ pub static SCHEMA: Schema = Schema {
         ),
         alias(
             "authservice",
-            many("authd_urls", "http://HOST:PORT", "", "The authd instances, asked in turn."),
+            Setting::many("authd_urls", "http://HOST:PORT", "", "The authd instances, asked in turn."),
         ),
-        one("authd_token_file", "file", "", "Holds the bearer token for nodes."),
-        one(
+        Setting::one("authd_token_file", "file", "", "Holds the bearer token for nodes."),
+        Setting::one(
             "authd_timeout",
             DURATION,
             "5s",
             "How long all of them together may take to answer a login; then it gets 421.",
         ),
         // Limits
-        one("max_sessions", "number", "10000", "Control connections at once; one more gets 421."),
-        one(
+        Setting::one("max_sessions", "number", "10000", "Control connections at once; one more gets 421."),
+        Setting::one(
             "max_sessions_per_address",
             "number",
             "200",
             "Sessions of one client address at once, over all nodes; one more gets 421.",
         ),
-        one(
+        Setting::one(
             "max_transfers",
             "number",
             "1000",
             "Transfers at once, each on a thread of its own; one more waits for its turn. Downloads of up to 16 KiB need none.",
         ),
-        one(
+        Setting::one(
             "max_file_operations",
             "number",
             "128",
             "File operations other than transfers at once; one more waits for its turn.",
         ),
-        one(
+        Setting::one(
             "serving_threads",
             "number",
             "",
             "Threads that serve connections; none of them ever waits for a file. If not set, one for every two processors: more wake each other more often than they help.",
         ),
-        one("max_login_failures", "number", "3", "Failed logins of one connection; then it gets 421."),
-        one(
+        Setting::one(
+            "max_login_failures",
+            "number",
+            "3",
+            "Failed logins of one connection; then it gets 421.",
+        ),
+        Setting::one(
             "max_unauthenticated_commands",
             "number",
             "32",
             "Commands before a login; then the connection gets 421.",
         ),
-        one("max_errors", "number", "64", "Rejected commands in a row; then the session gets 421."),
-        one("login_timeout", DURATION, "60s", "From connecting to being logged in."),
-        one("idle_timeout", DURATION, "5m", "Without a command or a transfer; then the session gets 421."),
-        one("reply_timeout", DURATION, "30s", "How long a client may take to accept a reply."),
-        one("data_connect_timeout", DURATION, "30s", "For the data connection to come; then 425."),
-        one(
+        Setting::one("max_errors", "number", "64", "Rejected commands in a row; then the session gets 421."),
+        Setting::one("login_timeout", DURATION, "60s", "From connecting to being logged in."),
+        Setting::one(
+            "idle_timeout",
+            DURATION,
+            "5m",
+            "Without a command or a transfer; then the session gets 421.",
+        ),
+        Setting::one("reply_timeout", DURATION, "30s", "How long a client may take to accept a reply."),
+        Setting::one("data_connect_timeout", DURATION, "30s", "For the data connection to come; then 425."),
+        Setting::one(
             "stall_timeout",
             DURATION,
             "60s",
             "Without a byte in a transfer; then 426. Must be shorter than the balancer's limit.",
         ),
-        one("passive_wait", DURATION, "5s", "How long PASV waits for a free port; then 425."),
-        one(
+        Setting::one("passive_wait", DURATION, "5s", "How long PASV waits for a free port; then 425."),
+        Setting::one(
             "quota_wait",
             DURATION,
             "5s",
             "How long an upload to a home with a quota waits for the home's first count; then 450.",
         ),
-        one("proxy_header_timeout", DURATION, "5s", "For a balancer to send the PROXY header."),
-        one("drain_timeout", DURATION, "5m", "How long transfers may go on after SIGTERM."),
+        Setting::one("proxy_header_timeout", DURATION, "5s", "For a balancer to send the PROXY header."),
+        Setting::one("drain_timeout", DURATION, "5m", "How long transfers may go on after SIGTERM."),
         // Logs
-        one("log_level", "error, warn, info, debug or trace", "info", "As env_logger reads it."),
-        one("log_format", "text or json", "text", "How a log line is written."),
-        one(
+        Setting::one("log_level", "error, warn, info, debug or trace", "info", "As env_logger reads it."),
+        Setting::one("log_format", "text or json", "text", "How a log line is written."),
+        Setting::one(
             "transfer_log",
             "file",
             "",
