@@ -11,7 +11,7 @@ use crate::{
         DataPort, NoDataConnection, Protection, connected::Connected, progress::Progress, stream::DataStream,
         transfer::TransferError,
     },
-    jail::{OpenFile, path::VirtualPath},
+    jail::{FileError, OpenFile, path::VirtualPath},
     metrics,
     node::Node,
     protocol::{
@@ -173,9 +173,13 @@ pub fn run_in_background(
     watch: Arc<Watch>,
     work: impl FnOnce() -> Reply + Send + 'static,
 ) -> Outcome {
-    let node = Arc::clone(&session.node);
+    let (node, subject) = (Arc::clone(&session.node), Arc::clone(&session.subject));
+    let watched = Arc::clone(&watch);
     let end = async move {
-        let place = node.workers.transfer().await;
+        let place = tokio::select! {
+            () = watched.cancellation() => return subject.refuse(&FileError::Cancelled),
+            place = node.workers.transfer() => place,
+        };
         node.workers.run_transfer(place, work).await
     };
     Outcome::Start(None, Activity { watch, asks_for_client: false, end: Box::pin(end) })

@@ -388,7 +388,8 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
         let mut changes = Changes::default();
-        let combined = jail.combine(&target, &sources, sync, &progress, &mut changes);
+        let are_held = || leases.iter().all(|lease| runtime.block_on(lease.is_held()));
+        let combined = jail.combine(&target, &sources, sync, &progress, &mut changes, are_held);
         drop(leases);
         if let Some(quota) = quota {
             runtime.block_on(quota.tell(changes.so_far()));

@@ -17,12 +17,14 @@ impl Jail {
     /// Appends `sources` in their order to `target`, which is made if it is missing, and then
     /// removes them. Answers the bytes copied. Cancelled or failed while copying, it leaves the
     /// target as it was and all sources. With `sync` the target is on disk before a source is
-    /// removed. `changes` becomes what has been done to the home.
+    /// removed. `changes` becomes what has been done to the home. `is_ours` is asked before the
+    /// removal whether nobody else may write the files by now; if somebody may, all sources stay, and
+    /// the target keeps what it has, which may be another's.
     ///
     /// # Errors
     /// [`FileError::SameFile`] if a file is named twice, [`FileError::CrossDevice`] if they are not
-    /// all in one folder, [`FileError::Cancelled`], and as the
-    /// kernel says.
+    /// all in one folder, [`FileError::Taken`] if `is_ours` says no, [`FileError::Cancelled`], and as
+    /// the kernel says.
     pub fn combine(
         &self,
         target: &VirtualPath,
@@ -30,6 +32,7 @@ impl Jail {
         sync: bool,
         progress: &Progress,
         changes: &mut Changes,
+        is_ours: impl FnOnce() -> bool,
     ) -> Result<u64, FileError> {
         if !sources.iter().all(|source| self.are_together(source, target)) {
             return Err(FileError::CrossDevice);
@@ -45,6 +48,10 @@ impl Jail {
         }
         let start = upload.begin()?;
         match self.append_all(upload.file(), start, sources, progress) {
+            Ok(_) if !is_ours() => {
+                upload.abandon();
+                Err(FileError::Taken)
+            }
             Ok(end) => {
                 upload.finish(sync)?;
                 for source in sources {

@@ -59,6 +59,9 @@ pub enum FileError {
     /// COMB names one file twice.
     #[error("one file is named twice")]
     SameFile,
+    /// The right to write it was lost while it was written.
+    #[error("another session may write this file")]
+    Taken,
     /// The control connection asked the operation to end.
     #[error("cancelled")]
     Cancelled,
@@ -92,6 +95,7 @@ impl FileError {
             Self::Busy(_) => (Code::FILE_BUSY, "File busy, try again"),
             Self::Stale => (Code::FILE_BUSY, "File changed meanwhile, try again"),
             Self::TooManyOpenFiles(_) => (Code::FILE_BUSY, "Server busy, try again"),
+            Self::Taken => (Code::LOCAL_ERROR, "Another session writes this file"),
             Self::Cancelled => (Code::LOCAL_ERROR, "Action cancelled"),
             Self::Io(_) => (Code::LOCAL_ERROR, "Local error in processing"),
         }

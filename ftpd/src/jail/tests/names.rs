@@ -139,7 +139,7 @@ fn combining_appends_in_order_and_removes_the_sources() {
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
     let progress = Progress::default();
     let combine = |sources: &[VirtualPath]| {
-        site.jail.combine(&target, sources, true, &progress, &mut Changes::default())
+        site.jail.combine(&target, sources, true, &progress, &mut Changes::default(), || true)
     };
 
     let missing = combine(&[path("/1"), path("/none")]);
@@ -157,8 +157,24 @@ fn combining_appends_in_order_and_removes_the_sources() {
     progress.cancel();
     assert!(matches!(combine(&[path("/3")]), Err(FileError::Cancelled)));
     assert_eq!((site.read("all"), site.read("3")), ("one two".into(), " three".into()));
-    let again =
-        site.jail.combine(&target, &[path("/3")], false, &Progress::default(), &mut Changes::default());
+    let again = site.jail.combine(
+        &target,
+        &[path("/3")],
+        false,
+        &Progress::default(),
+        &mut Changes::default(),
+        || true,
+    );
     assert_eq!(again.unwrap(), 6);
     assert_eq!(site.read("all"), "one two three");
+}
+
+#[test]
+fn combining_removes_nothing_that_another_may_write_by_now() {
+    let site = Site::new();
+    fs::write(site.home("1"), "one").unwrap();
+    let (progress, changes) = (Progress::default(), &mut Changes::default());
+    let lost = site.jail.combine(&path("/all"), &[path("/1")], true, &progress, changes, || false);
+    assert!(matches!(lost, Err(FileError::Taken)));
+    assert_eq!(site.read("1"), "one");
 }
