@@ -34,9 +34,12 @@ pub fn put_node(connection: &mut redis::Connection, name: &str, session: &str, u
     let _: () = connection.hset(format!("ftp:sessions:{name}"), session, record.to_string()).unwrap();
 }
 
+/// Takes a node's commands. At once: one that comes between reading and removing would be lost.
 pub fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
-    let texts: Vec<String> = connection.lrange(format!("ftp:commands:{node}"), 0, -1).unwrap();
-    let _: () = connection.del(format!("ftp:commands:{node}")).unwrap();
+    let key = format!("ftp:commands:{node}");
+    let mut take = redis::pipe();
+    take.atomic().lrange(&key, 0, -1).del(&key).ignore();
+    let (texts,): (Vec<String>,) = take.query(connection).unwrap();
     texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
 }
 
