@@ -202,6 +202,7 @@ async fn while_redis_is_away_the_policy_decides_and_nobody_waits() {
         let busy = admits.lease_write(b"/file", SessionId::random()).await.err();
         assert_eq!(busy, Some(LeaseRefused::Busy));
         assert!(lease.is_held().await && held.is_held().await);
+        assert!(lease.give_back().await);
 
         let refusal = refuses.open_session(record(), NO_LIMITS).await.err();
         assert_eq!(refusal, Some(Refusal::RegistryAway));
@@ -314,10 +315,24 @@ async fn one_session_writes_a_path_in_the_whole_cluster() {
         eventually("the path is free", async || b.lease_write(path, SessionId::random()).await.ok()).await;
     assert!(lease.is_held().await);
 
-    // A node that was cut off for so long that another took the path.
+    // Given back, it is free at once, and Redis has nothing of it.
+    assert!(lease.give_back().await);
     let view = RegistryView::new(&redis.options());
     let key = view.keys().write_lease(path);
-    let () = view.link().query(cmd("SET").arg(key).arg("c 1 1 1")).await.unwrap();
+    let there: bool = view.link().query(cmd("EXISTS").arg(&key)).await.unwrap();
+    assert!(!there);
+    let lease = a.lease_write(path, SessionId::random()).await.unwrap();
+    // That Redis forgot it does not make it another's.
+    let () = view.link().query(cmd("DEL").arg(&key)).await.unwrap();
+    assert!(lease.give_back().await);
+
+    // A node that was cut off for so long that another took the path.
+    let lost = a.lease_write(path, SessionId::random()).await.unwrap();
+    let () = view.link().query(cmd("SET").arg(&key).arg("c 1 1 1")).await.unwrap();
+    assert!(!lost.give_back().await);
+    let () = view.link().query(cmd("DEL").arg(&key)).await.unwrap();
+    let lease = b.lease_write(path, SessionId::random()).await.unwrap();
+    let () = view.link().query(cmd("SET").arg(&key).arg("c 1 1 1")).await.unwrap();
     assert!(!lease.is_held().await);
     eventually("b sees the loss", async || {
         b.lease_write(path, SessionId::random()).await.err().filter(|e| *e == LeaseRefused::Busy)

@@ -9,7 +9,7 @@ use std::{
 };
 
 use redis::{ErrorKind, Pipeline, RedisError, Script, Value, cmd};
-use tokio::sync::mpsc;
+use tokio::sync::{RwLock, mpsc};
 use zeroize::Zeroizing;
 
 use super::{
@@ -66,6 +66,9 @@ pub(super) struct Cluster {
     pub view: RegistryView,
     pub lease: Duration,
     pub work: mpsc::UnboundedSender<Work>,
+    /// Held by whoever gives a lease back, and alone by the refresh that keeps them all, which could
+    /// otherwise bring back what has just been given back.
+    pub keeping: RwLock<()>,
     name: NodeName,
     incarnation: u64,
     slice: PortRange,
@@ -81,6 +84,7 @@ impl Cluster {
             view: RegistryView::new(options),
             lease: options.lease.clamp(SHORTEST_LEASE, LONGEST_LEASE),
             work,
+            keeping: RwLock::default(),
             name: node.name.clone(),
             incarnation: node.incarnation,
             slice: node.slice,
@@ -202,6 +206,13 @@ impl Cluster {
             Hold::Take => "take",
             Hold::Keep => "keep",
         });
+        self.link().script(&call).await
+    }
+
+    /// Gives a lease back; `false` if another has it.
+    pub async fn give_back(&self, lease: &Held) -> Result<bool, LinkError> {
+        let mut call = RELEASE_WRITE.prepare_invoke();
+        call.key(self.keys().write_lease(&lease.path)).arg(&lease.token);
         self.link().script(&call).await
     }
 

@@ -200,7 +200,7 @@ impl Registry {
     /// is to refuse.
     pub async fn lease_write(&self, path: &[u8], holder: SessionId) -> Result<WriteLease, LeaseRefused> {
         let grant = self.core.table().take(path, holder).ok_or(LeaseRefused::Busy)?;
-        let lease = WriteLease { core: Arc::clone(&self.core), path: path.into(), grant };
+        let lease = WriteLease { core: Arc::clone(&self.core), path: path.into(), grant, is_in_redis: true };
         if let Some(cluster) = &self.core.cluster {
             match cluster.hold(&lease.held(cluster), Hold::Take).await {
                 Ok(true) => {}
@@ -281,6 +281,8 @@ pub struct WriteLease {
     core: Arc<Core>,
     path: Box<[u8]>,
     grant: Grant,
+    /// For all we know.
+    is_in_redis: bool,
 }
 
 impl WriteLease {
@@ -300,6 +302,26 @@ impl WriteLease {
         }
     }
 
+    /// Gives the right back, and says whether it was this lease's until now: as [`Self::is_held`], and
+    /// one request for both.
+    pub async fn give_back(mut self) -> bool {
+        let core = Arc::clone(&self.core);
+        let Some(cluster) = &core.cluster else {
+            return core.table().holds(&self.path, self.grant);
+        };
+        let _kept_by_nobody = cluster.keeping.read().await;
+        if !core.table().end(&self.path, self.grant) {
+            return false;
+        }
+        match cluster.give_back(&self.held(cluster)).await {
+            Ok(held) => {
+                self.is_in_redis = false;
+                held
+            }
+            Err(error) => cluster.may_go_on(&error),
+        }
+    }
+
     fn held(&self, cluster: &Cluster) -> Held {
         Held { path: self.path.clone(), token: cluster.token(self.grant) }
     }
@@ -308,7 +330,9 @@ impl WriteLease {
 impl Drop for WriteLease {
     fn drop(&mut self) {
         self.core.table().release(&self.path);
-        self.core.work(|cluster| Work::EndLease(self.held(cluster)));
+        if self.is_in_redis {
+            self.core.work(|cluster| Work::EndLease(self.held(cluster)));
+        }
     }
 }
 

@@ -31,7 +31,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const COMMAND_WAIT: Duration = Duration::from_secs(5);
 
 /// What a node has for its task to do. All that takes a session or lease out of Redis goes
-/// through the task that refreshes them, so that a refresh cannot bring back what has ended.
+/// through the task that refreshes them, so that a refresh cannot bring back what has ended; or
+/// keeps it from refreshing meanwhile.
 pub(super) enum Work {
     EndSession(SessionRecord),
     EndLease(Held),
@@ -181,9 +182,10 @@ impl Refresh {
     }
 
     async fn keep_leases(&self) -> Result<(), LinkError> {
+        let _alone = self.cluster.keeping.write().await;
         let leases = self.core.table().granted_leases();
         for leases in leases.chunks(BATCH) {
-            // Released meanwhile? Then the release waits for this task, and undoes the keeping.
+            // Dropped meanwhile? Then its end waits for this task, and undoes the keeping.
             let held: Vec<Held> = leases
                 .iter()
                 .map(|(path, grant)| Held { path: path.clone(), token: self.cluster.token(*grant) })

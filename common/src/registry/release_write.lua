@@ -1,5 +1,9 @@
--- Gives back the right to write a path, if it is still this lease's.
+-- Gives back the right to write a path: 1 if nobody else had it until now, or 0.
 -- KEYS: the lease. ARGV: its token
-if redis.pcall('GET', KEYS[1]) == ARGV[1] then
+local held = redis.pcall('GET', KEYS[1])
+if held == ARGV[1] then
   redis.call('DEL', KEYS[1])
+  return 1
 end
+-- What Redis has lost, or let expire, nobody else has taken.
+return held == false and 1 or 0

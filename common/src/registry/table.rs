@@ -20,12 +20,14 @@ impl fmt::Display for Grant {
 }
 
 /// Whether Redis has had its say. What is `Asked` counts in the node's own limits, but a refresh
-/// must not put it into Redis before Redis has agreed. Only a lease can be `Lost`: another has it.
+/// must not put it into Redis before Redis has agreed. Only a lease can be `Lost`: another has it;
+/// or `Ending`: a refresh must not bring it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     Asked,
     Granted,
     Lost,
+    Ending,
 }
 
 struct Session {
@@ -134,6 +136,16 @@ impl Table {
     pub fn holds(&self, path: &[u8], grant: Grant) -> bool {
         let stands = |lease: &Lease| lease.grant == grant && lease.standing != Standing::Lost;
         self.leases.get(path).is_some_and(stands)
+    }
+
+    /// From now on no refresh keeps the lease; `false` if it does not stand any more. The path stays
+    /// taken until it is released.
+    pub fn end(&mut self, path: &[u8], grant: Grant) -> bool {
+        let stands = self.holds(path, grant);
+        if let Some(lease) = self.leases.get_mut(path).filter(|_| stands) {
+            lease.standing = Standing::Ending;
+        }
+        stands
     }
 
     /// Notes that another has the lease; `false` if it was given back before. The path stays taken
@@ -274,6 +286,20 @@ mod tests {
         let second = table.take(b"/a", holder).unwrap();
         assert!(!table.lose(b"/a", first));
         assert!(table.holds(b"/a", second) && !table.holds(b"/a", first));
+    }
+
+    #[test]
+    fn a_lease_that_ends_is_not_refreshed_but_its_path_stays_taken() {
+        let mut table = Table::default();
+        let holder = SessionId::random();
+        let lease = table.take(b"/a", holder).unwrap();
+        table.grant(b"/a", lease);
+        assert!(table.end(b"/a", lease));
+        assert!(table.granted_leases().is_empty());
+        assert_eq!(table.take(b"/a", holder), None);
+        table.release(b"/a");
+        let next = table.take(b"/a", holder).unwrap();
+        assert!(!table.end(b"/a", lease) && table.holds(b"/a", next));
     }
 
     #[test]

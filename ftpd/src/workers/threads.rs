@@ -136,7 +136,18 @@ impl Idle {
     }
 }
 
+/// Lets the threads that serve connections interrupt this one, and not the other way round: a command
+/// is answered at once beside a thousand transfers, and a thread that is woken with work does not
+/// push aside the one that hands it out. Its share of the CPU stays the same (sched(7)).
+fn yield_to_connections() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `parameters` is one valid structure, which is only read; 0 is this thread.
+    // Where the call is not allowed, the thread is as good as any.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
+}
+
 fn serve(shared: &Shared) {
+    yield_to_connections();
     let _runtime = shared.runtime.as_ref().map(Handle::enter);
     let idle = Arc::new(Idle { thread: thread::current(), job: Mutex::default() });
     while let Some(job) = shared.next(&idle) {
