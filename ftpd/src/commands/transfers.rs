@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use common::{process::logging::chain, registry};
+use common::{
+    process::logging::chain,
+    registry::{self, WriteLease},
+};
 use tokio::time::timeout;
 
 use crate::{
@@ -44,15 +47,15 @@ impl Direction {
 /// What a transfer does with its connection.
 pub enum Work {
     /// On a thread of its own: whole and blocking.
-    OnThread(Blocking),
-    /// The same once something has come.
-    Receive(Blocking),
+    OnThread(Blocking<()>),
+    /// The same once something has come. What then ends it is the lease, if the work leaves it.
+    Receive(Blocking<Option<WriteLease>>),
     /// Sends this little, which needs no thread.
     Send(Vec<u8>),
 }
 
 /// What a transfer does on its thread, with its connection.
-pub type Blocking = Box<dyn FnOnce(&mut DataStream, &Progress) -> Result<(), TransferFailure> + Send>;
+pub type Blocking<T> = Box<dyn FnOnce(&mut DataStream, &Progress) -> Result<T, TransferFailure> + Send>;
 
 /// A transfer that is about to start.
 pub struct Transfer {
@@ -207,7 +210,8 @@ async fn run(
                     () = connection.gather(SMALL, node.timeouts.stall) => {}
                 }
             }
-            run_on_thread(node, watch, connected, work).await
+            let Some(lease) = run_on_thread(node, watch, connected, work).await? else { return Ok(()) };
+            if lease.give_back().await { Ok(()) } else { Err(TransferFailure::LeaseLost) }
         }
     }
 }
@@ -235,12 +239,12 @@ async fn stalled(limit: Duration) {
     if limit.is_zero() { std::future::pending().await } else { tokio::time::sleep(limit).await }
 }
 
-async fn run_on_thread(
+async fn run_on_thread<T: Send + 'static>(
     node: &Node,
     watch: &Watch,
     connected: Result<Connected, TransferFailure>,
-    work: Blocking,
-) -> Result<(), TransferFailure> {
+    work: Blocking<T>,
+) -> Result<T, TransferFailure> {
     let place = match node.workers.try_transfer() {
         Some(place) => Ok(place),
         None => {

@@ -233,13 +233,14 @@ async fn open(
     let (registry, holder) = (session.node.registry.clone(), session.subject.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
     let opened = session.node.workers.operation(move || {
+        let target = jail.target(&path)?;
         let lease = match lease {
             Some(lease) => lease,
-            None => runtime.block_on(registry.lease_write(&jail.canonical_key(&path)?, holder))?,
+            None => runtime.block_on(registry.lease_write(&target.key()?, holder))?,
         };
         let placement =
             owner.as_ref().map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str() });
-        Ok((lease, jail.open_write(&path, mode, placement)?))
+        Ok((lease, target.open(mode, placement)?))
     });
     opened.await.map_err(|error: NotOpened| error.reply(session))
 }
@@ -292,7 +293,12 @@ struct Receipt {
 }
 
 impl Receipt {
-    fn receive(mut self, stream: &mut DataStream, progress: &Progress) -> Result<(), TransferFailure> {
+    /// Answers the lease where it is still to be asked whether nobody else wrote this path.
+    fn receive(
+        mut self,
+        stream: &mut DataStream,
+        progress: &Progress,
+    ) -> Result<Option<WriteLease>, TransferFailure> {
         progress.govern(self.governor.take());
         let share = self.share.take();
         let result = self.receive_and_end(stream, progress);
@@ -306,7 +312,7 @@ impl Receipt {
         mut self,
         stream: &mut DataStream,
         progress: &Progress,
-    ) -> Result<(), TransferFailure> {
+    ) -> Result<Option<WriteLease>, TransferFailure> {
         let start = self.upload.begin().map_err(TransferError::File)?;
         let received = if self.ascii {
             stream.receive_ascii(self.upload.file(), start, progress)
@@ -315,9 +321,11 @@ impl Receipt {
         };
         match received.map_err(TransferFailure::from).and_then(|got| self.believe(start, got, progress)) {
             Ok(()) => {
+                let is_hidden = self.upload.is_hidden();
                 self.upload.finish(self.sync).map_err(TransferError::File)?;
                 stream.finish_receiving();
-                Ok(())
+                // What was hidden has its name now, by the right that it had then.
+                Ok((!is_hidden).then_some(self.lease))
             }
             Err(failure @ TransferFailure::Failed(TransferError::File(_))) => {
                 self.upload.discard();
@@ -331,13 +339,15 @@ impl Receipt {
     }
 
     /// An end of file is the word of whoever closed the connection. It is believed if the control
-    /// connection still stands, the announced size is there, and nobody else writes this path.
+    /// connection still stands, the announced size is there, and nobody else writes this path: of
+    /// which the last is asked before a hidden file gets its name, and otherwise when all is stored.
     ///
     /// A client that is killed ends both connections, and on two ways through the balancer their
     /// ends may arrive in either order. Where that decides whether a file gets its name, the end
     /// of the control connection has a little time to arrive.
     fn believe(&self, start: u64, got: u64, progress: &Progress) -> Result<(), TransferFailure> {
-        if self.upload.is_hidden() && self.announced != Some(got) {
+        let is_hidden = self.upload.is_hidden();
+        if is_hidden && self.announced != Some(got) {
             thread::sleep(self.settle_time);
         }
         if progress.is_cancelled() {
@@ -350,7 +360,7 @@ impl Receipt {
         {
             return Err(TransferFailure::Short { announced, got });
         }
-        if !self.runtime.block_on(self.lease.is_held()) {
+        if is_hidden && !self.runtime.block_on(self.lease.is_held()) {
             return Err(TransferFailure::LeaseLost);
         }
         // A client that dies ends both connections at once, and the order in which their ends

@@ -50,7 +50,8 @@ impl DataStream {
     /// # Errors
     /// The socket is unusable.
     pub fn limit_stalls(&self, limit: Duration) -> io::Result<()> {
-        transfer::limit_stalls(&self.socket, limit)
+        // Nobody waits any more where everything has come.
+        if self.early.is_all() { Ok(()) } else { transfer::limit_stalls(&self.socket, limit) }
     }
 
     /// Sends the bytes of `range` that `file` has; answers how many.
@@ -138,6 +139,10 @@ impl DataStream {
     /// After an upload the client may be gone at once, which is its right: nothing of its data is
     /// missing.
     pub fn finish_receiving(&mut self) {
+        if self.early.is_all() {
+            // It has said all, and what closes the socket tells it that we have too.
+            return;
+        }
         if let Err(error) = self.close() {
             log::debug!("a data connection was closed by the client first: {error}");
         }

@@ -223,18 +223,7 @@ impl Jail {
         if path.is_root() {
             return self.below_storage(&self.home);
         }
-        let place = self.place(path)?;
-        let is_link = place.status().is_ok_and(|status| kind(&status) == Kind::Symlink);
-        if is_link {
-            // Only for links, because the real path of a file that is replaced just now is not
-            // its name any more.
-            match self.open_path(path, handle::STATUS) {
-                Ok(target) => return self.below_storage(&target),
-                Err(FileError::NotFound | FileError::Loop) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.place_key(&place)
+        self.target(path)?.key()
     }
 
     /// [`Jail::canonical_key`] of the name itself.
@@ -247,7 +236,7 @@ impl Jail {
         Ok(key)
     }
 
-    fn below_storage(&self, handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
+    pub(super) fn below_storage(&self, handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
         let path = real_path(handle)?;
         let storage = self.storage.strip_suffix(b"/").unwrap_or(&self.storage);
         match path.strip_prefix(storage) {

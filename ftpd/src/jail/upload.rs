@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::unistd::{UnlinkatFlags, close, unlinkat};
 use sha2::{Digest, Sha256};
 
@@ -80,19 +80,40 @@ enum State {
     Ended,
 }
 
-impl Jail {
-    /// Opens `path` to write to it. Changes nothing yet but to make the file if it is missing.
+/// A name that is to be written to: looked up once, for its lease and to open it.
+#[derive(Debug)]
+pub struct Target<'j> {
+    jail: &'j Jail,
+    path: &'j VirtualPath,
+    place: Place<'j>,
+    /// What had the name when it was looked up.
+    found: Result<FileStat, Errno>,
+}
+
+impl Target<'_> {
+    /// See [`Jail::canonical_key`].
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn key(&self) -> Result<Vec<u8>, FileError> {
+        if self.found.is_ok_and(|status| kind(&status) == Kind::Symlink) {
+            // Only for links, because the real path of a file that is replaced just now is not
+            // its name any more.
+            match self.jail.open_path(self.path, handle::STATUS) {
+                Ok(target) => return self.jail.below_storage(&target),
+                Err(FileError::NotFound | FileError::Loop) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.jail.place_key(&self.place)
+    }
+
+    /// Opens it to write to it. Changes nothing yet but to make the file if it is missing.
     ///
     /// # Errors
     /// [`FileError::BadOffset`] if there are fewer bytes than `Resume` wants to keep,
     /// [`FileError::AlreadyExists`] for `CreateNew`, and as the kernel says.
-    pub fn open_write(
-        &self,
-        path: &VirtualPath,
-        mode: WriteMode,
-        placement: Placement<'_>,
-    ) -> Result<Upload, FileError> {
-        let place = self.place(path)?;
+    pub fn open(self, mode: WriteMode, placement: Placement<'_>) -> Result<Upload, FileError> {
         let start = match mode {
             WriteMode::Replace | WriteMode::CreateNew => Some(0),
             WriteMode::Resume { offset, .. } => Some(offset),
@@ -100,19 +121,19 @@ impl Jail {
         };
         let (file, created, name, publish) = match placement {
             Placement::Atomic { owner } if mode != WriteMode::Append => {
-                check_target(&place, mode)?;
-                let name = self.partial_name(&place, owner)?;
-                let (file, created) = open_partial(&place.directory, &name, mode, self.modes.file)?;
+                self.check(mode)?;
+                let name = self.jail.partial_name(&self.place, owner)?;
+                let (file, created) = open_partial(&self.place.directory, &name, mode, self.jail.modes.file)?;
                 let replace =
                     !matches!(mode, WriteMode::CreateNew | WriteMode::Resume { replace: false, .. });
-                (file, created, name, Some(Publish { name: place.name.into(), replace }))
+                (file, created, name, Some(Publish { name: self.place.name.into(), replace }))
             }
             Placement::Direct | Placement::Atomic { .. } => {
-                let (file, created) = self.open_direct(path, &place, mode)?;
-                (file, created, place.name.into(), None)
+                let (file, created) = self.open_direct(mode)?;
+                (file, created, self.place.name.into(), None)
             }
         };
-        let Place { directory, .. } = place;
+        let Place { directory, .. } = self.place;
         // What is hidden is this user's alone.
         let may_cut = publish.is_some() || !matches!(mode, WriteMode::Resume { replace: false, .. });
         let state = State::Opened { start, may_cut };
@@ -130,6 +151,69 @@ impl Jail {
             Some(offset) if offset > size(&status) => Err(FileError::BadOffset),
             _ => Ok(upload),
         }
+    }
+
+    /// Refuses early what the rename at the end would refuse.
+    fn check(&self, mode: WriteMode) -> Result<(), FileError> {
+        match self.found.map(|status| kind(&status)) {
+            Err(Errno::ENOENT) => Ok(()),
+            Err(errno) => Err(errno.into()),
+            Ok(_) if mode == WriteMode::CreateNew => Err(FileError::AlreadyExists),
+            Ok(Kind::Directory) => Err(FileError::IsADirectory),
+            Ok(Kind::Other) => Err(FileError::NotAFile),
+            Ok(Kind::File | Kind::Symlink) => Ok(()),
+        }
+    }
+
+    /// The file, and whether it is new.
+    fn open_direct(&self, mode: WriteMode) -> Result<(File, bool), FileError> {
+        let create = || create(&self.place.directory, self.place.name, self.jail.modes.file);
+        if mode == WriteMode::CreateNew {
+            return create().map(|file| (file, true));
+        }
+        let must_be_there = matches!(mode, WriteMode::Resume { offset: 1.., .. });
+        let mut is_missing = self.found == Err(Errno::ENOENT);
+        // As it was found, then once more each way, in case another node makes or removes the file
+        // between two steps. A symbolic link that leads nowhere fails both ways, and stays so.
+        for _ in 0..3 {
+            if is_missing && !must_be_there {
+                match create() {
+                    Err(FileError::AlreadyExists) => {}
+                    created => return created.map(|file| (file, true)),
+                }
+            }
+            match self.jail.open_path(self.path, handle::WRITE) {
+                Err(FileError::NotFound) if must_be_there => return Err(FileError::BadOffset),
+                Err(FileError::NotFound) => is_missing = true,
+                opened => return opened.map(|handle| (handle.into(), false)),
+            }
+        }
+        Err(FileError::NotFound)
+    }
+}
+
+impl Jail {
+    /// Looks up `path`, to write to it.
+    ///
+    /// # Errors
+    /// The directory of `path` must exist; `path` itself need not.
+    pub fn target<'j>(&'j self, path: &'j VirtualPath) -> Result<Target<'j>, FileError> {
+        let place = self.place(path)?;
+        let found = place.status();
+        Ok(Target { jail: self, path, place, found })
+    }
+
+    /// [`Target::open`] of `path`.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_write(
+        &self,
+        path: &VirtualPath,
+        mode: WriteMode,
+        placement: Placement<'_>,
+    ) -> Result<Upload, FileError> {
+        self.target(path)?.open(mode, placement)
     }
 
     /// How many bytes of an atomic upload of `owner` to `path` have arrived, if one broke off:
@@ -171,34 +255,6 @@ impl Jail {
         let mut name = PARTIAL_PREFIX.to_vec();
         name.extend_from_slice(&hex::encode(hash.finalize()).as_bytes()[..32]);
         Ok(name.into())
-    }
-
-    /// The file, and whether it is new.
-    fn open_direct(
-        &self,
-        path: &VirtualPath,
-        place: &Place<'_>,
-        mode: WriteMode,
-    ) -> Result<(File, bool), FileError> {
-        if mode == WriteMode::CreateNew {
-            return create(&place.directory, place.name, self.modes.file).map(|file| (file, true));
-        }
-        // A second round if another node makes the file between the two steps. A symbolic link
-        // that leads nowhere fails both ways, and stays so.
-        for _ in 0..2 {
-            match self.open_path(path, handle::WRITE) {
-                Err(FileError::NotFound) if matches!(mode, WriteMode::Resume { offset: 1.., .. }) => {
-                    return Err(FileError::BadOffset);
-                }
-                Err(FileError::NotFound) => {}
-                opened => return opened.map(|handle| (handle.into(), false)),
-            }
-            match create(&place.directory, place.name, self.modes.file) {
-                Err(FileError::AlreadyExists) => {}
-                created => return created.map(|file| (file, true)),
-            }
-        }
-        Err(FileError::NotFound)
     }
 }
 
@@ -406,18 +462,6 @@ enum Keep {
 fn create(directory: &OwnedFd, name: &[u8], mode: u32) -> Result<File, FileError> {
     let flags = handle::WRITE | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
     Ok(openat(directory, name, flags, Mode::from_bits_truncate(mode))?.into())
-}
-
-/// Refuses early what the rename at the end would refuse.
-fn check_target(place: &Place<'_>, mode: WriteMode) -> Result<(), FileError> {
-    match place.status().map(|status| kind(&status)) {
-        Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno.into()),
-        Ok(_) if mode == WriteMode::CreateNew => Err(FileError::AlreadyExists),
-        Ok(Kind::Directory) => Err(FileError::IsADirectory),
-        Ok(Kind::Other) => Err(FileError::NotAFile),
-        Ok(Kind::File | Kind::Symlink) => Ok(()),
-    }
 }
 
 fn open_partial(
