@@ -2,11 +2,13 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{self, IpAddr, SocketAddr},
+    os::fd::AsRawFd,
     time::Duration,
 };
 
 use ipnet::IpNet;
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
@@ -14,6 +16,9 @@ use tokio::{
 };
 
 use crate::protocol::proxy::{self, Header, Parsed};
+
+/// Bytes that are looked at in one go: more than the headers of all known balancers have.
+const PEEK: usize = 256;
 
 /// The two ends of a connection as the client sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +66,33 @@ impl Trust {
         if !self.is_balancer(client.ip()) {
             return Ok(Ends { client, reached: canonical(stream.local_addr()?) });
         }
-        match timeout(self.header_timeout, read_header(stream)).await?? {
-            Header::Proxied { source, destination } => {
-                Ok(Ends { client: canonical(source), reached: canonical(destination) })
-            }
-            Header::Local => Err(NoClient::HealthCheck),
+        of_header(timeout(self.header_timeout, read_header(stream)).await??)
+    }
+}
+
+/// The ends of a balancer's connection whose header has come already, as most have when they are
+/// accepted: for them the runtime need not watch the connection. `None`: nothing was read, and
+/// [`Trust::ends`] finds out.
+pub fn ends_at_once(socket: &net::TcpStream) -> Option<Result<Ends, NoClient>> {
+    let socket = socket.as_raw_fd();
+    let mut seen = [0; PEEK];
+    let count = recv(socket, &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).ok()?;
+    let Ok(Parsed::Complete { header, length }) = proxy::parse(&seen[..count]) else { return None };
+    // What was there to be seen is there to be taken.
+    let taken = recv(socket, &mut seen[..length], MsgFlags::MSG_DONTWAIT);
+    Some(match taken {
+        Ok(count) if count == length => of_header(header),
+        Ok(_) => Err(NoClient::InvalidHeader),
+        Err(errno) => Err(NoClient::Broken(errno.into())),
+    })
+}
+
+fn of_header(header: Header) -> Result<Ends, NoClient> {
+    match header {
+        Header::Proxied { source, destination } => {
+            Ok(Ends { client: canonical(source), reached: canonical(destination) })
         }
+        Header::Local => Err(NoClient::HealthCheck),
     }
 }
 
@@ -78,7 +104,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 async fn read_header(stream: &mut TcpStream) -> Result<Header, NoClient> {
     let mut header = Vec::new();
     loop {
-        let mut seen = [0; 256];
+        let mut seen = [0; PEEK];
         let count = stream.peek(&mut seen).await?;
         if count == 0 {
             return Err(if header.is_empty() { NoClient::HealthCheck } else { NoClient::InvalidHeader });

@@ -400,6 +400,33 @@ fn a_data_connection_of_another_client_through_the_same_balancer_is_closed() {
 }
 
 #[test]
+fn the_header_of_a_data_connection_may_come_with_the_first_bytes_or_in_pieces() {
+    let (node, balancer) = behind_balancer(Node::standalone());
+    let mut session =
+        Dialogue::connect_with(&balancer.clone().proxy_v1(ip(CLIENT), ip(REACHED)), node.address);
+    session.login("demo", "x");
+    session.command("TYPE I", 200);
+    for round in 0..20_u8 {
+        let address = session.epsv();
+        let reached = SocketAddr::new(ip(REACHED), address.port());
+        let client = SocketAddr::new(ip(CLIENT), 4000);
+        let header = if round % 2 == 0 { header_v1(client, reached) } else { header_v2(client, reached) };
+        // What follows is the client's, were it a header itself.
+        let content = [header_v1(client, reached), vec![round; 100]].concat();
+        let mut data = balancer.connect(address).unwrap();
+        let sent = [header, content.clone()].concat();
+        let pieces = if round < 10 { sent.len() } else { 7 };
+        for piece in sent.chunks(pieces) {
+            data.write_all(piece).unwrap();
+        }
+        session.command("STOR file", 150);
+        drop(data);
+        session.expect(226);
+        assert_eq!(session.retrieve("file"), content);
+    }
+}
+
+#[test]
 fn a_balancer_without_a_right_header_gets_no_reply() {
     let (node, balancer) = behind_balancer(Node::standalone().setting("proxy_header_timeout", "500ms"));
     let valid = header_v1("192.0.2.7:4000".parse().unwrap(), "203.0.113.9:21".parse().unwrap());

@@ -22,7 +22,7 @@ use super::connected::Socket;
 use crate::{
     listener::{self, UnwatchedListener},
     metrics,
-    proxy_protocol::{NoClient, Trust},
+    proxy_protocol::{self, Ends, NoClient, Trust},
 };
 
 /// The passive ports of this node.
@@ -174,6 +174,18 @@ impl Table {
             }
         }
     }
+
+    /// [`Self::deliver`] for a connection that came from a balancer.
+    fn deliver_for(&self, port: u16, balancer: SocketAddr, ends: Result<(Ends, Socket), NoClient>) {
+        match ends {
+            Ok((ends, socket)) => self.deliver(port, ends.client.ip(), socket),
+            Err(NoClient::HealthCheck) => {}
+            Err(error) => {
+                metrics::data_connection_refused("proxy_header");
+                log::warn!(port, peer:% = balancer; "data connection refused: {error}");
+            }
+        }
+    }
 }
 
 impl Reservation {
@@ -208,21 +220,19 @@ async fn accept(listener: UnwatchedListener, port: u16, table: Arc<Table>, trust
             table.deliver(port, peer.ip().to_canonical(), Socket::Plain(socket));
             continue;
         }
+        if let Some(ends) = proxy_protocol::ends_at_once(&socket) {
+            table.deliver_for(port, peer, ends.map(|ends| (ends, Socket::Plain(socket))));
+            continue;
+        }
         let (table, trust) = (Arc::clone(&table), Arc::clone(&trust));
         tokio::spawn(async move {
             let ends = async {
                 let mut stream = Socket::Plain(socket).watched()?;
                 let ends = trust.ends(&mut stream, peer).await?;
-                Ok((ends, stream))
+                Ok((ends, Socket::Watched(stream)))
             };
-            match ends.await {
-                Ok((ends, stream)) => table.deliver(port, ends.client.ip(), Socket::Watched(stream)),
-                Err(NoClient::HealthCheck) => {}
-                Err(error) => {
-                    metrics::data_connection_refused("proxy_header");
-                    log::warn!(port, peer:% = peer; "data connection refused: {error}");
-                }
-            }
+            let ends = ends.await;
+            table.deliver_for(port, peer, ends);
         });
     }
 }
