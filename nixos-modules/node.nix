@@ -9,6 +9,7 @@ let
   cfg = config.services.distributedFtp;
   cluster = import ./cluster.nix { inherit lib config; };
   inherit (cluster) limits;
+  hardening = import ./hardening.nix;
   description = cfg.cluster;
   own = lib.findFirst (node: node.name == cluster.hostName) null cluster.nodes;
   inherit (description) tls;
@@ -139,7 +140,7 @@ in
         # What it misses at boot comes up sometime: it tries until then.
         StartLimitIntervalSec = 0;
       };
-      serviceConfig = import ./hardening.nix // {
+      serviceConfig = hardening // {
         Type = "notify";
         ExecStart = toString (
           [ "${lib.getExe' cfg.package "ftpd"} --config ${configFile}" ] ++ secretFlags (name: "%d/${name}")
@@ -182,6 +183,9 @@ in
         # In a user namespace of its own the capability would not count, and files of others on the
         # storage would all seem to be nobody's.
         PrivateUsers = false;
+        # Threads that write files stand back for those that serve connections. What it takes falls
+        # under @resources; of realtime there is none, see RestrictRealtime.
+        SystemCallFilter = hardening.SystemCallFilter ++ [ "sched_setscheduler" ];
         # systemd cannot look into openat2's arguments, and forbids it as a whole; the daemon resolves
         # every client's path with it. The storage is mounted nosuid.
         RestrictSUIDSGID = false;

@@ -471,3 +471,25 @@ fn both_families_are_served_where_the_host_has_them() {
     }
     daemon.stop();
 }
+
+#[test]
+fn threads_that_work_on_files_stand_back_for_those_that_serve_connections() {
+    let node = Node::standalone().start();
+    let mut session = node.login("demo", "x");
+    session.store("file", b"content");
+    // proc_pid_stat(5): the name in parentheses, and 38 fields behind it the policy.
+    let policies: Vec<(String, String)> = fs::read_dir(format!("/proc/{}/task", node.daemon.id()))
+        .unwrap()
+        .map(|thread| {
+            let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+            let (name, rest) = stat.split_once(") ").unwrap();
+            let name = name.split_once('(').unwrap().1.to_owned();
+            (name, rest.split(' ').nth(38).unwrap().to_owned())
+        })
+        .collect();
+    let batch = libc::SCHED_BATCH.to_string();
+    assert!(policies.iter().any(|(name, _)| name == "worker"), "{policies:?}");
+    for (name, policy) in &policies {
+        assert_eq!(name == "worker", *policy == batch, "{policies:?}");
+    }
+}
