@@ -35,7 +35,8 @@ impl Keys {
         self.key(format_args!("node:{name}"))
     }
 
-    /// Hash of session id to `SessionRecord` as JSON: a node's sessions. Expires like the node.
+    /// Hash of session id to `SessionRecord` as JSON: a node's sessions. They live as long as the
+    /// node's own key does; this one expires long after it, and so is there when the node comes back.
     pub fn node_sessions(&self, name: &NodeName) -> String {
         self.key(format_args!("sessions:{name}"))
     }
@@ -45,19 +46,23 @@ impl Keys {
         self.key(format_args!("commands:{name}"))
     }
 
-    /// Sorted set: a user's session ids by the time (Unix ms) at which they expire.
+    /// Sorted set: a user's sessions by the time (Unix ms) at which nobody has renewed them for long.
+    /// Each is `ID NAME INCARNATION`, and counts only while that process of that node lives: while its
+    /// node's key has that incarnation.
+    ///
+    /// (`sessions-of-user:` and so on were an earlier version's, with bare ids: not to be used again.)
     pub fn user_sessions(&self, user: &str) -> String {
-        self.key(format_args!("sessions-of-user:{user}"))
+        self.key(format_args!("user-sessions:{user}"))
     }
 
-    /// Sorted set: an address's session ids by the time (Unix ms) at which they expire.
+    /// Sorted set: an address's sessions, as [`user_sessions`](Self::user_sessions).
     pub fn address_sessions(&self, address: IpAddr) -> String {
-        self.key(format_args!("sessions-of-address:{address}"))
+        self.key(format_args!("address-sessions:{address}"))
     }
 
-    /// Sorted set: ids of a user's sessions from one address by the time at which they expire.
+    /// Sorted set: a user's sessions from one address, as [`user_sessions`](Self::user_sessions).
     pub fn user_address_sessions(&self, user: &str, address: IpAddr) -> String {
-        self.key(format_args!("sessions-of-both:{address}:{user}"))
+        self.key(format_args!("user-address-sessions:{address}:{user}"))
     }
 
     /// String: the fencing token of the lease on writing `path`, which names a file within the

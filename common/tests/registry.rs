@@ -1,5 +1,6 @@
 //! The registry against a real Redis: each test has a server of its own.
 
+#[allow(dead_code)] // Each file of tests uses a part of it.
 mod support;
 
 use std::time::{Duration, Instant};
@@ -16,12 +17,6 @@ use tokio::task::JoinSet;
 
 /// Below this nobody waited for a timeout.
 const AT_ONCE: Duration = Duration::from_millis(500);
-
-/// A refusal as soon as one more session of `user` would be over the limit `limit`.
-async fn is_full(registry: &Registry, node: &str, user: &str, limit: u32) -> bool {
-    let record = session(node, user, [192, 0, 2, 1]);
-    registry.open_session(record, user_limit(limit)).await.is_err()
-}
 
 /// Limits passed by a burst: CVE-2021-40524 (of quotas), ProFTPD #2098, #2158.
 #[tokio::test(flavor = "multi_thread")]
@@ -104,6 +99,8 @@ async fn a_dead_node_and_its_sessions_and_leases_expire() {
     assert!(is_full(&b, "b", "ann", 1).await);
     drop(a);
     eventually("room for ann", async || (!is_full(&b, "b", "ann", 1).await).then_some(())).await;
+    let seen = b.sessions().await;
+    assert!(seen.iter().all(|session| session.node.as_str() == "b"), "{seen:?}");
     let _lease =
         eventually("the lease", async || b.lease_write(b"/file", SessionId::random()).await.ok()).await;
     let view = RegistryView::new(&redis.options());

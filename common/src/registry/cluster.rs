@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use redis::{ErrorKind, Pipeline, RedisError, Script, Value, cmd};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisWrite, Script, Value, cmd};
 use tokio::sync::{RwLock, mpsc};
 use zeroize::Zeroizing;
 
 use super::{
     LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
-    refresh::Work,
+    refresh::{ROUND, Work},
     table::Grant,
     tickets::{KEPT, TicketKey},
     view::parse,
@@ -23,7 +23,7 @@ use crate::{
     keys::Keys,
     node::{NodeName, NodeRecord, PortRange},
     process::logging::chain,
-    session::{SessionLimits, SessionRecord},
+    session::{SessionId, SessionLimits, SessionRecord},
 };
 
 static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_session.lua")));
@@ -39,12 +39,25 @@ const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 /// Beyond this a dead node would never be rid of, and Redis's arithmetic has bounds too.
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 
+/// Redis keeps for so many leases what nobody renews: what is left of sessions whose node died, or whose
+/// end it was not told. That is three rounds of renewing all sessions, a third of a lease a step.
+const KEPT_FOR: u32 = ROUND;
+
 /// What came of publishing a node.
 pub(super) enum Published {
-    Joined,
+    Joined(Known),
     /// This live node owns some of our ports.
-    Taken(NodeName, PortRange),
+    Taken(NodeName, PortRange, Known),
     Superseded,
+}
+
+/// What Redis knew of a node when it was published.
+#[derive(Clone, Copy)]
+pub(super) struct Known {
+    /// How many sessions.
+    pub sessions: usize,
+    /// Whether the node counted as alive.
+    pub alive: bool,
 }
 
 /// What a request for a lease is for.
@@ -71,11 +84,15 @@ pub(super) struct Cluster {
     pub keeping: RwLock<()>,
     name: NodeName,
     incarnation: u64,
+    /// This process, as sessions name it in Redis.
+    process: String,
     slice: PortRange,
     generation: AtomicU64,
     when_away: WhenAway,
     /// Whether the log knows that this node is on its own.
     degraded: AtomicBool,
+    /// Whether Redis may have other sessions of this node than the table.
+    in_doubt: AtomicBool,
 }
 
 impl Cluster {
@@ -87,10 +104,12 @@ impl Cluster {
             keeping: RwLock::default(),
             name: node.name.clone(),
             incarnation: node.incarnation,
+            process: format!("{} {}", node.name, node.incarnation),
             slice: node.slice,
             generation: AtomicU64::new(node.since),
             when_away: options.when_away,
             degraded: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
         }
     }
 
@@ -123,6 +142,7 @@ impl Cluster {
         call.key(self.keys().nodes())
             .key(self.keys().node(&self.name))
             .key(self.keys().node_commands(&self.name))
+            .key(self.keys().node_sessions(&self.name))
             .arg(self.name.as_str())
             .arg(self.incarnation)
             .arg(self.generation.load(Ordering::Relaxed))
@@ -130,16 +150,24 @@ impl Cluster {
             .arg(self.slice.from())
             .arg(self.slice.to())
             .arg(super::json(record))
-            .arg(self.lease_ms());
+            .arg(self.lease_ms())
+            .arg(self.kept_ms());
         let reply: Vec<String> = self.link().script(&call).await?;
         let fields: Vec<&str> = reply.iter().map(String::as_str).collect();
         let published = match fields[..] {
-            ["joined", generation] => generation.parse().ok().map(|generation| {
-                self.generation.store(generation, Ordering::Relaxed);
-                Published::Joined
-            }),
+            ["joined", sessions, alive, generation] => {
+                generation.parse().ok().zip(Known::parse(sessions, alive)).map(|(generation, known)| {
+                    self.generation.store(generation, Ordering::Relaxed);
+                    Published::Joined(known)
+                })
+            }
             ["superseded"] => Some(Published::Superseded),
-            ["taken", name, from, to] => taken(name, from, to),
+            ["taken", sessions, alive, name, from, to] => {
+                let known = Known::parse(sessions, alive);
+                taken(name, from, to)
+                    .zip(known)
+                    .map(|((name, slice), known)| Published::Taken(name, slice, known))
+            }
             _ => None,
         };
         let unexpected = || RedisError::from((ErrorKind::UnexpectedReturnType, "publish_node.lua"));
@@ -152,15 +180,7 @@ impl Cluster {
         record: &SessionRecord,
         limits: SessionLimits,
     ) -> Result<Result<(), Refusal>, LinkError> {
-        let mut call = PUT_SESSION.prepare_invoke();
-        for key in self.session_keys(record) {
-            call.key(key);
-        }
-        call.arg(record.id.to_string()).arg(self.lease_ms()).arg(super::json(record));
-        for limit in [limits.per_user, limits.per_address, limits.per_user_and_address] {
-            call.arg(limit.map_or(-1, i64::from));
-        }
-        Ok(match self.link().script(&call).await? {
+        Ok(match self.link().call(&PUT_SESSION, &self.put(record, limits)).await? {
             1 => Err(Refusal::UserLimit(limits.per_user.unwrap_or(0))),
             2 => Err(Refusal::AddressLimit(limits.per_address.unwrap_or(0))),
             3 => Err(Refusal::UserAddressLimit(limits.per_user_and_address.unwrap_or(0))),
@@ -168,28 +188,45 @@ impl Cluster {
         })
     }
 
-    /// Refreshes sessions, or enters them again after Redis lost them. Limits do not matter:
-    /// these sessions were admitted.
-    pub async fn refresh_sessions(&self, records: &[SessionRecord]) -> Result<(), LinkError> {
+    /// Renews sessions, or enters them again after Redis lost them. Limits do not matter: these
+    /// sessions were admitted.
+    pub async fn renew_sessions(&self, records: &[SessionRecord]) -> Result<(), LinkError> {
         let mut pipe = with_script(&PUT_SESSION);
         for record in records {
-            pipe.cmd("EVALSHA").arg(PUT_SESSION.get_hash()).arg(4);
-            pipe.arg(&self.session_keys(record)[..]).arg(record.id.to_string());
-            pipe.arg(self.lease_ms()).arg(super::json(record)).arg(&[-1, -1, -1]).ignore();
+            pipe.add_command(self.put(record, SessionLimits::default())).ignore();
         }
         self.link().pipe(&pipe).await
     }
 
+    /// The call of `put_session.lua`.
+    fn put(&self, record: &SessionRecord, limits: SessionLimits) -> Cmd {
+        // As much as a call needs unless names are long.
+        let mut call = Cmd::with_capacity(15, 640);
+        call.arg("EVALSHA").arg(PUT_SESSION.get_hash()).arg(5);
+        call.arg(&self.counting_keys(record)).arg(self.keys().node_sessions(&self.name));
+        call.arg(self.keys().node(&self.name));
+        call.write_arg_fmt(record.id);
+        call.arg(&self.process).arg(self.kept_ms()).arg(super::json(record));
+        for limit in [limits.per_user, limits.per_address, limits.per_user_and_address] {
+            call.arg(limit.map_or(-1, i64::from));
+        }
+        call
+    }
+
     /// Takes sessions and leases out.
     pub async fn remove(&self, sessions: &[SessionRecord], leases: &[Held]) -> Result<(), LinkError> {
-        let mut pipe = with_script(&RELEASE_WRITE);
+        if sessions.is_empty() && leases.is_empty() {
+            return Ok(()); // There is no pipeline without commands.
+        }
+        let mut pipe = if leases.is_empty() { Pipeline::new() } else { with_script(&RELEASE_WRITE) };
+        let of_node = self.keys().node_sessions(&self.name);
         for record in sessions {
-            let id = record.id.to_string();
-            let [of_user, of_address, of_both, of_node] = self.session_keys(record);
-            for key in [of_user, of_address, of_both] {
-                pipe.cmd("ZREM").arg(key).arg(&id).ignore();
+            for key in self.counting_keys(record) {
+                pipe.add_command(self.zrem(&key, record.id)).ignore();
             }
-            pipe.cmd("HDEL").arg(of_node).arg(&id).ignore();
+            let mut hdel = cmd("HDEL");
+            hdel.arg(&of_node).write_arg_fmt(record.id);
+            pipe.add_command(hdel).ignore();
         }
         for Held { path, token } in leases {
             pipe.cmd("EVALSHA").arg(RELEASE_WRITE.get_hash()).arg(1);
@@ -246,7 +283,8 @@ impl Cluster {
     }
 
     /// Takes out sessions that Redis has under this node's name and that are not its own: those
-    /// of a process before, and those whose end Redis did not hear of.
+    /// of a process before, and those whose end Redis did not hear of. (Where the former counted they
+    /// do so no more, and expire.)
     pub async fn remove_strangers(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
         let key = self.keys().node_sessions(&self.name);
         let records: Vec<Option<Vec<u8>>> = self.link().query(cmd("HMGET").arg(&key).arg(ids)).await?;
@@ -300,19 +338,39 @@ impl Cluster {
         admit
     }
 
-    /// The keys of `put_session.lua`, in its order.
-    fn session_keys(&self, record: &SessionRecord) -> [String; 4] {
+    /// Notes that Redis may have other sessions of this node than the table: the next refresh makes
+    /// it whole.
+    pub fn doubt(&self) {
+        self.in_doubt.store(true, Ordering::Release);
+    }
+
+    /// Whether there was a doubt since this was last asked.
+    pub fn take_doubt(&self) -> bool {
+        self.in_doubt.swap(false, Ordering::Acquire)
+    }
+
+    /// Where a session counts, in the order of the limits.
+    fn counting_keys(&self, record: &SessionRecord) -> [String; 3] {
         let SessionRecord { user, address, .. } = record;
         [
             self.keys().user_sessions(user),
             self.keys().address_sessions(*address),
             self.keys().user_address_sessions(user, *address),
-            self.keys().node_sessions(&self.name),
         ]
+    }
+
+    fn zrem(&self, key: &str, id: SessionId) -> Cmd {
+        let mut zrem = cmd("ZREM");
+        zrem.arg(key).write_arg_fmt(format_args!("{id} {}", self.process));
+        zrem
     }
 
     fn lease_ms(&self) -> u64 {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn kept_ms(&self) -> u64 {
+        self.lease_ms().saturating_mul(u64::from(KEPT_FOR))
     }
 }
 
@@ -324,7 +382,13 @@ fn with_script(script: &Script) -> Pipeline {
     pipe
 }
 
-fn taken(name: &str, from: &str, to: &str) -> Option<Published> {
+impl Known {
+    fn parse(sessions: &str, alive: &str) -> Option<Self> {
+        Some(Self { sessions: sessions.parse().ok()?, alive: alive == "1" })
+    }
+}
+
+fn taken(name: &str, from: &str, to: &str) -> Option<(NodeName, PortRange)> {
     let slice = PortRange::new(from.parse().ok()?, to.parse().ok()?).ok()?;
-    Some(Published::Taken(name.parse().ok()?, slice))
+    Some((name.parse().ok()?, slice))
 }

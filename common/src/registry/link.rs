@@ -6,7 +6,7 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult,
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, Script,
     ScriptInvocation, ServerErrorKind, aio::MultiplexedConnection,
 };
 use tokio::time::{Instant, timeout, timeout_at};
@@ -138,6 +138,29 @@ impl RedisLink {
     /// As [`run`](Self::run).
     pub async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, LinkError> {
         self.run(|mut connection| async move { script.invoke_async(&mut connection).await }).await
+    }
+
+    /// Sends `call`, an EVALSHA of `script`, and loads the script first if Redis does not know it.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub(super) async fn call<T: FromRedisValue>(&self, script: &Script, call: &Cmd) -> Result<T, LinkError> {
+        self.run(|mut connection| async move {
+            match call.query_async(&mut connection).await {
+                Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                    script.load_async(&mut connection).await?;
+                    call.query_async(&mut connection).await
+                }
+                answer => answer,
+            }
+        })
+        .await
+    }
+
+    /// Counts the connections that there were: it tells whether there is another one than before,
+    /// perhaps to another Redis.
+    pub(super) fn connections(&self) -> u64 {
+        self.state().number
     }
 
     /// Whether Redis answered when it was last asked.

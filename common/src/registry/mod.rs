@@ -3,7 +3,10 @@
 //! A node always keeps its own sessions and leases in a table in memory; that table alone is the
 //! registry of a single node. In a cluster every step is first taken in the table and then, as one
 //! atomic step, in Redis. So nothing a node knows is ever only in Redis, and a Redis that lost its
-//! data, or was away, is made whole by the nodes' next refresh.
+//! data, or was away, is made whole by the nodes.
+//!
+//! What is refreshed there is the node, and its sessions live with it: one that is idle costs nothing.
+//! Only where Redis may have other sessions of the node than the node are all of them entered again.
 //!
 //! Redis is one server, with replicas if need be. It cannot be a Redis Cluster, which spreads keys
 //! over servers: the steps touch several keys.
@@ -134,11 +137,11 @@ impl Registry {
         let cluster = Arc::new(Cluster::new(&node, &options, work));
         let core = Arc::new(Core::new(node, Some(Arc::clone(&cluster))));
         let joined = match cluster.publish(&core.record(), true).await {
-            Ok(Published::Taken(name, slice)) => {
+            Ok(Published::Taken(name, slice, _)) => {
                 return Err(JoinError::SliceTaken { ours: cluster.ours(), theirs: (name, slice) });
             }
             // The sessions of a process that had this name before must not count any more.
-            Ok(Published::Joined | Published::Superseded) => refresh::sweep(&core, &cluster).await,
+            Ok(Published::Joined(_) | Published::Superseded) => refresh::sweep(&core, &cluster).await,
             Err(error) => Err(error),
         };
         if let Err(error) = joined {
@@ -174,7 +177,12 @@ impl Registry {
                     self.core.table().close(id);
                     return Err(refusal);
                 }
-                Err(error) if cluster.may_go_on(&error) => {}
+                Err(error) if cluster.may_go_on(&error) => {
+                    self.core.table().admit(id);
+                    // After that: whoever hears of the doubt finds the session among those to enter.
+                    cluster.doubt();
+                    return Ok(entry);
+                }
                 Err(_) => return Err(Refusal::RegistryAway),
             }
         }
@@ -268,8 +276,9 @@ pub struct SessionEntry {
 
 impl Drop for SessionEntry {
     fn drop(&mut self) {
-        let ended = self.core.table().close(self.id);
-        if let Some(record) = ended {
+        let mut table = self.core.table();
+        if let Some(record) = table.close(self.id) {
+            // While the table is locked: whoever counts both finds a session in it, or its end here.
             self.core.work(|_| Work::EndSession(record));
         }
     }

@@ -15,8 +15,9 @@ pub struct RedisOptions {
     pub prefix: String,
     /// The longest that one request may take, connecting included.
     pub timeout: Duration,
-    /// How long a node, its sessions and its write leases stand without a refresh. They are
-    /// refreshed three times as often. The same for all nodes of a cluster; from 100 ms to a day.
+    /// How long a node, with its sessions, and its write leases stand without a refresh. They are
+    /// refreshed three times as often. What is left of the sessions of a node that died is kept for
+    /// 120 times as long. The same for all nodes of a cluster; from 100 ms to a day.
     pub lease: Duration,
     pub when_away: WhenAway,
 }

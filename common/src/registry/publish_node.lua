@@ -1,8 +1,10 @@
--- Enters or refreshes a node: {'joined', generation}, {'superseded'}, or {'taken', name, from, to}
--- when a live node of another name owns some of its ports.
--- KEYS: names of nodes (set), this node (hash; its key ends with the name), its commands (list)
+-- Enters or refreshes a node: {'joined', SESSIONS, ALIVE, generation}, {'superseded'}, or
+-- {'taken', SESSIONS, ALIVE, name, from, to} when a live node of another name owns some of its ports.
+-- SESSIONS: how many Redis has of the node; ALIVE: 1 if it counted as alive until now, or 0.
+-- KEYS: names of nodes (set), this node (hash; its key ends with the name), its commands (list), its
+--       sessions (hash)
 -- ARGV: name, incarnation, generation, '1' if the process has just started, first and last port
---       of the slice, record, lease in ms
+--       of the slice, record, lease in ms, how long to keep the sessions in ms
 local name, incarnation, generation = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local from, to = tonumber(ARGV[5]), tonumber(ARGV[6])
 
@@ -23,6 +25,24 @@ elseif there[1] then
   end
 end
 
+local alive = there[1] == incarnation and 1 or 0
+local sessions = redis.pcall('HLEN', KEYS[4])
+if type(sessions) ~= 'number' then
+  redis.call('DEL', KEYS[4]) -- no hash: not ours
+  sessions = 0
+end
+
+-- What is refreshed is the node: by this alone its sessions go on counting.
+local function live(...)
+  if alive == 0 then
+    redis.call('DEL', KEYS[3]) -- what waits there was meant for the process before
+  end
+  generation = string.format('%.0f', generation)
+  redis.call('HSET', KEYS[2], 'incarnation', incarnation, 'generation', generation, ...)
+  redis.call('PEXPIRE', KEYS[2], ARGV[8])
+  redis.call('PEXPIRE', KEYS[4], ARGV[9])
+end
+
 local function port(text)
   local number = tonumber(text)
   if number and number >= 1 and number <= 65535 then
@@ -41,18 +61,15 @@ for _, other in ipairs(redis.call('SMEMBERS', KEYS[1])) do
     if not first or not last or first > last or #other > 64 or string.find(other, '[^%w%._-]') then
       redis.call('SREM', KEYS[1], other) -- expired, or never a node
     elseif first <= to and from <= last then
-      return {'taken', other, first, last}
+      if ARGV[4] ~= '1' then
+        live() -- It is no member, but has sessions.
+      end
+      return {'taken', sessions, alive, other, first, last}
     end
   end
 end
 
-if there[1] ~= incarnation then
-  redis.call('DEL', KEYS[3]) -- what waits there was meant for the process before
-end
-generation = string.format('%.0f', generation)
-redis.call('HSET', KEYS[2], 'incarnation', incarnation, 'generation', generation,
-  'from', from, 'to', to, 'record', ARGV[7])
-redis.call('PEXPIRE', KEYS[2], ARGV[8])
+live('from', from, 'to', to, 'record', ARGV[7])
 redis.call('SADD', KEYS[1], name)
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
-return {'joined', generation}
+return {'joined', sessions, alive, generation}

@@ -11,17 +11,21 @@ use tokio::{
 
 use super::{
     Core, Event, LinkError,
-    cluster::{Cluster, Held, Published},
+    cluster::{Cluster, Held, Known, Published},
     view::parse,
 };
 use crate::{
     node::{NodeName, PortRange},
     process::logging::chain,
-    session::SessionRecord,
+    session::{SessionId, SessionRecord},
 };
 
 /// How many sessions or leases go into one request, so that Redis serves others in between.
 const BATCH: usize = 500;
+
+/// In so many refreshes every session is renewed in Redis once, some in each: what Redis lost without
+/// anybody noticing comes back then, and what it has too much goes.
+pub(super) const ROUND: u32 = 120;
 
 /// While Redis is away or another node owns our ports, try again after this long (or after the
 /// usual time, if that is shorter).
@@ -45,15 +49,25 @@ pub(super) enum Work {
 pub(super) async fn run(
     core: Arc<Core>,
     cluster: Arc<Cluster>,
-    mut work: mpsc::UnboundedReceiver<Work>,
+    work: mpsc::UnboundedReceiver<Work>,
     events: mpsc::Sender<Event>,
 ) {
-    let mut task = Refresh { core, cluster, events, listener: JoinSet::new(), conflict: None };
+    let mut task = Refresh {
+        core,
+        cluster,
+        work,
+        events,
+        listener: JoinSet::new(),
+        conflict: None,
+        connections: 0,
+        round: Vec::new(),
+        steps: 0,
+    };
     let (mut due, mut stands) = (Instant::now(), true);
     let mut batch = Vec::new();
     loop {
         tokio::select! {
-            _ = work.recv_many(&mut batch, BATCH) => match task.work_off(&mut batch).await {
+            _ = task.work.recv_many(&mut batch, BATCH) => match task.work_off(&mut batch).await {
                 After::GoOn => {}
                 After::Refresh => due = Instant::now(),
                 After::End => return,
@@ -94,11 +108,17 @@ enum Place {
 struct Refresh {
     core: Arc<Core>,
     cluster: Arc<Cluster>,
+    work: mpsc::UnboundedReceiver<Work>,
     events: mpsc::Sender<Event>,
     /// The task that waits for commands, once the node has joined.
     listener: JoinSet<()>,
     /// The conflict that was last reported.
     conflict: Option<(NodeName, PortRange)>,
+    /// How many connections to Redis there had been when it was last asked.
+    connections: u64,
+    /// The sessions that this round has still to renew, and in how many refreshes.
+    round: Vec<SessionId>,
+    steps: u32,
 }
 
 impl Refresh {
@@ -114,8 +134,12 @@ impl Refresh {
             }
         }
         if !sessions.is_empty() || !leases.is_empty() {
-            // What cannot be taken out now expires, and the next refresh finds the sessions.
-            self.note(self.cluster.remove(&sessions, &leases).await);
+            let removed = self.cluster.remove(&sessions, &leases).await;
+            if removed.is_err() {
+                // Leases expire; the next refresh finds the sessions.
+                self.cluster.doubt();
+            }
+            self.note(removed);
         }
         if let Some(done) = left {
             self.note(self.leave().await);
@@ -127,17 +151,18 @@ impl Refresh {
     }
 
     async fn refresh(&mut self) -> Result<Place, LinkError> {
-        let place = match self.cluster.publish(&self.core.record(), false).await? {
-            Published::Joined => {
+        let least = self.core.table().granted_count();
+        let (place, known) = match self.cluster.publish(&self.core.record(), false).await? {
+            Published::Joined(known) => {
                 self.conflict = None;
                 if self.listener.is_empty() {
                     self.listener.spawn(listen(Arc::clone(&self.cluster), self.events.clone()));
                 }
-                Place::Ours
+                (Place::Ours, known)
             }
-            Published::Taken(name, slice) => {
+            Published::Taken(name, slice, known) => {
                 self.contested((name, slice));
-                Place::Contested
+                (Place::Contested, known)
             }
             Published::Superseded => {
                 log::error!("a later process has this node's name");
@@ -147,13 +172,28 @@ impl Refresh {
                 return Ok(Place::Lost);
             }
         };
-        // What one step cannot do, for example because of a value of the wrong type, the next may
-        // put right.
-        self.note(refused_only(sweep(&self.core, &self.cluster).await)?);
-        self.refresh_sessions().await?;
+        if !self.is_whole(least, known) {
+            self.cluster.doubt();
+        }
+        self.renew_sessions().await?;
         self.note(refused_only(self.keep_leases().await)?);
         self.cluster.answered();
         Ok(place)
+    }
+
+    /// Whether Redis had just these sessions, as far as their number tells. `least` of them were
+    /// admitted before it was asked.
+    fn is_whole(&mut self, least: usize, known: Known) -> bool {
+        // Those were in Redis, because nobody but this task takes a session out. What was there beside
+        // them is by now in the table or, if it has ended, waits in the queue.
+        let most = {
+            let table = self.core.table();
+            table.session_count() + self.work.len()
+        };
+        // Another connection may lead to another Redis, and one that thought this node dead may have
+        // lost more of it: neither need show in the number.
+        let before = std::mem::replace(&mut self.connections, self.cluster.link().connections());
+        before == self.connections && known.alive && (least..=most).contains(&known.sessions)
     }
 
     fn contested(&mut self, theirs: (NodeName, PortRange)) {
@@ -172,13 +212,36 @@ impl Refresh {
         }
     }
 
-    async fn refresh_sessions(&self) -> Result<(), LinkError> {
-        let ids = self.core.table().granted_sessions();
-        for ids in ids.chunks(BATCH) {
-            let records = self.core.table().records(ids);
-            self.note(refused_only(self.cluster.refresh_sessions(&records).await)?);
+    /// Renews those sessions in Redis whose turn it is; after a doubt all of them.
+    async fn renew_sessions(&mut self) -> Result<(), LinkError> {
+        let all = self.cluster.take_doubt();
+        let renewed = self.renew(all).await;
+        if all && !matches!(renewed, Ok(Ok(()))) {
+            self.cluster.doubt();
         }
+        self.note(renewed?);
         Ok(())
+    }
+
+    /// As [`renew_sessions`](Self::renew_sessions). What one step cannot do, for example because of a
+    /// value of the wrong type, the next may put right: says what Redis refused last.
+    async fn renew(&mut self, all: bool) -> Result<Result<(), LinkError>, LinkError> {
+        let mut outcome = Ok(());
+        if all || self.steps == 0 {
+            outcome = refused_only(sweep(&self.core, &self.cluster).await)?;
+            self.round = self.core.table().granted_sessions();
+            self.steps = ROUND;
+        }
+        let left = self.round.len();
+        // The steps fit: they count down from `ROUND`.
+        let now = if all { left } else { left.div_ceil(self.steps as usize) };
+        self.steps -= 1;
+        for ids in self.round.split_off(left - now).chunks(BATCH) {
+            let records = self.core.table().records(ids);
+            let renewed = refused_only(self.cluster.renew_sessions(&records).await)?;
+            outcome = outcome.and(renewed);
+        }
+        Ok(outcome)
     }
 
     async fn keep_leases(&self) -> Result<(), LinkError> {

@@ -50,6 +50,8 @@ struct OfUser {
 #[derive(Default)]
 pub(super) struct Table {
     sessions: HashMap<SessionId, Session>,
+    /// How many of them are `Asked`.
+    asked: usize,
     // Counts of `sessions`, without zeros: a login must not look at every session of the node.
     users: HashMap<String, OfUser>,
     addresses: HashMap<IpAddr, u32>,
@@ -77,6 +79,7 @@ impl Table {
         // Ids are random: that one comes twice does not happen, and must not spoil the counts.
         self.close(record.id);
         self.count(&record);
+        self.asked += 1;
         self.sessions.insert(record.id, Session { record, standing: Standing::Asked });
         Ok(())
     }
@@ -93,13 +96,17 @@ impl Table {
     }
 
     pub fn admit(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get_mut(&id) {
+        if let Some(session) = self.sessions.get_mut(&id).filter(|s| s.standing == Standing::Asked) {
             session.standing = Standing::Granted;
+            self.asked -= 1;
         }
     }
 
     pub fn close(&mut self, id: SessionId) -> Option<SessionRecord> {
-        let Session { record, .. } = self.sessions.remove(&id)?;
+        let Session { record, standing } = self.sessions.remove(&id)?;
+        if standing == Standing::Asked {
+            self.asked -= 1;
+        }
         if let Some(user) = self.users.get_mut(&record.user) {
             user.all -= 1;
             take_one(&mut user.by_address, record.address);
@@ -164,6 +171,10 @@ impl Table {
 
     pub fn session_count(&self) -> usize {
         self.sessions.len()
+    }
+
+    pub fn granted_count(&self) -> usize {
+        self.sessions.len() - self.asked
     }
 
     pub fn granted_sessions(&self) -> Vec<SessionId> {
@@ -253,11 +264,15 @@ mod tests {
         for record in &records {
             table.open(record.clone(), SessionLimits::default()).unwrap();
         }
+        // Some end before Redis has agreed, some after.
+        table.admit(records[0].id);
+        table.admit(records[0].id);
         for record in &records {
             assert_eq!(table.close(record.id).as_ref(), Some(record));
             assert_eq!(table.close(record.id), None);
         }
         assert!(table.users.is_empty() && table.addresses.is_empty());
+        assert_eq!((table.session_count(), table.granted_count()), (0, 0));
     }
 
     #[test]
@@ -267,9 +282,11 @@ mod tests {
         table.open(ann.clone(), SessionLimits::default()).unwrap();
         let grant = table.take(b"/a", ann.id).unwrap();
         assert!(table.granted_sessions().is_empty() && table.granted_leases().is_empty());
+        assert_eq!(table.granted_count(), 0);
         table.admit(ann.id);
         table.grant(b"/a", grant);
         assert_eq!(table.granted_sessions(), [ann.id]);
+        assert_eq!(table.granted_count(), 1);
         assert_eq!(table.granted_leases(), [(b"/a"[..].into(), grant)]);
     }
 

@@ -146,6 +146,12 @@ pub async fn open(registry: &Registry, node: &str, user: &str) -> SessionEntry {
     registry.open_session(session(node, user, [192, 0, 2, 1]), NO_LIMITS).await.unwrap()
 }
 
+/// A refusal as soon as one more session of `user` would be over the limit `limit`.
+pub async fn is_full(registry: &Registry, node: &str, user: &str, limit: u32) -> bool {
+    let record = session(node, user, [192, 0, 2, 1]);
+    registry.open_session(record, user_limit(limit)).await.is_err()
+}
+
 /// Waits until `condition` gives a value.
 pub async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
