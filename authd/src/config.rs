@@ -45,7 +45,7 @@ pub static SCHEMA: Schema = Schema {
             "header_timeout",
             DURATION,
             "2m",
-            "How long a connection may be without a complete head of a request; nodes end idle ones after 90 s.",
+            "How long a connection may be without a complete head of a request; nodes use none again after 90 s.",
         ),
         // Who may log in
         Setting::one(

@@ -1,5 +1,7 @@
 //! Who may log in: authd's answer, or the users of a standalone node.
 
+pub mod http;
+
 use std::{
     net::IpAddr,
     sync::atomic::{AtomicUsize, Ordering},
@@ -13,10 +15,11 @@ use common::{
     secret::Secret,
     session::SessionId,
 };
-use reqwest::{Client, StatusCode, header::RETRY_AFTER};
+use hyper::{StatusCode, header::RETRY_AFTER};
 use subtle::ConstantTimeEq;
 use tokio::time::timeout_at;
 
+use self::http::Instance;
 use crate::{
     config::{Authentication, DEMO_USERS},
     metrics,
@@ -55,9 +58,7 @@ pub enum Authenticator {
 
 /// The authd instances of a cluster.
 pub struct Authd {
-    client: Client,
-    urls: Vec<String>,
-    token: Option<Secret>,
+    instances: Vec<Instance>,
     timeout: Duration,
     node: NodeName,
     /// The instance that answered last is asked first.
@@ -65,24 +66,21 @@ pub struct Authd {
 }
 
 impl Authenticator {
-    /// # Errors
-    /// The HTTP client cannot be made.
-    pub fn new(settings: Authentication, node: NodeName) -> Result<Self, reqwest::Error> {
-        Ok(match settings {
+    pub fn new(settings: Authentication, node: NodeName) -> Self {
+        match settings {
             Authentication::Users(users) => Self::Users(users),
             Authentication::Demo => Self::Demo,
-            Authentication::Authd { urls, token, timeout } => Self::Authd(Authd {
-                client: Client::builder()
-                    .connect_timeout(timeout.min(Duration::from_secs(1)))
-                    .user_agent(concat!("ftpd/", env!("CARGO_PKG_VERSION")))
-                    .build()?,
-                urls,
-                token,
-                timeout,
-                node,
-                preferred: AtomicUsize::new(0),
-            }),
-        })
+            Authentication::Authd { urls, authorization, timeout } => {
+                let connect_timeout = timeout.min(Duration::from_secs(1));
+                let instance = |url| Instance::new(url, authorization.clone(), connect_timeout);
+                Self::Authd(Authd {
+                    instances: urls.into_iter().map(instance).collect(),
+                    timeout,
+                    node,
+                    preferred: AtomicUsize::new(0),
+                })
+            }
+        }
     }
 
     /// What the user may do, if the password is right.
@@ -126,52 +124,48 @@ impl Authd {
         let deadline = tokio::time::Instant::now() + self.timeout;
         let first = self.preferred.load(Ordering::Relaxed);
         let mut failures = Vec::new();
-        for i in 0..self.urls.len() {
-            let number = (first + i) % self.urls.len();
-            let url = &self.urls[number];
+        for i in 0..self.instances.len() {
+            let number = (first + i) % self.instances.len();
+            let instance = &self.instances[number];
             // Each instance gets its share of what is left, so that the last one is reached too.
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            let share = tokio::time::Instant::now() + left / (self.urls.len() - i) as u32;
-            match timeout_at(share, self.ask(url, &request)).await {
+            let share = tokio::time::Instant::now() + left / (self.instances.len() - i) as u32;
+            match timeout_at(share, ask(instance, &request)).await {
                 Ok(Ok(answer)) => {
                     self.preferred.store(number, Ordering::Relaxed);
                     metrics::authd_answered("answered", started.elapsed());
                     return answer;
                 }
-                Ok(Err(reason)) => failures.push(format!("{url}: {reason}")),
-                Err(_) => failures.push(format!("{url}: no answer in time")),
+                Ok(Err(reason)) => failures.push(format!("{}: {reason}", instance.url)),
+                Err(_) => failures.push(format!("{}: no answer in time", instance.url)),
             }
         }
         metrics::authd_answered("unavailable", started.elapsed());
         Err(LoginError::Unavailable(failures.join("; ")))
     }
+}
 
-    /// Asks one instance. The outer error says why its answer is none.
-    async fn ask(
-        &self,
-        url: &str,
-        request: &AuthenticateRequest,
-    ) -> Result<Result<Account, LoginError>, String> {
-        let mut post = self.client.post(format!("{url}/v1/authenticate")).json(request);
-        if let Some(token) = &self.token {
-            post = post.bearer_auth(token.expose());
+/// Asks one instance. The outer error says why its answer is none.
+async fn ask(
+    instance: &Instance,
+    request: &AuthenticateRequest,
+) -> Result<Result<Account, LoginError>, String> {
+    // `to_string` fails for maps whose keys are no text and for failing `Serialize`s: the request is
+    // a plain struct of text and numbers.
+    let body = || serde_json::to_string(request).expect("a request is plain data");
+    let answer = instance.post(body).await.map_err(|error| chain(&error))?;
+    if answer.status == StatusCode::OK {
+        return serde_json::from_slice(&answer.body)
+            .map(Ok)
+            .map_err(|error| format!("the answer is no account: {error}"));
+    }
+    let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
+    match body.map(|body| body.error) {
+        Some(ErrorCode::InvalidCredentials) => Ok(Err(LoginError::Rejected)),
+        Some(ErrorCode::Throttled) => {
+            let seconds = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            Ok(Err(LoginError::Throttled(seconds.unwrap_or(1))))
         }
-        let response = post.send().await.map_err(|error| chain(&error.without_url()))?;
-        let status = response.status();
-        if status == StatusCode::OK {
-            let account = response.json().await.map_err(|error| chain(&error.without_url()))?;
-            return Ok(Ok(account));
-        }
-        let retry_after = response
-            .headers()
-            .get(RETRY_AFTER)
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .unwrap_or(1);
-        let body: Option<ErrorBody> = response.json().await.ok();
-        match body.map(|body| body.error) {
-            Some(ErrorCode::InvalidCredentials) => Ok(Err(LoginError::Rejected)),
-            Some(ErrorCode::Throttled) => Ok(Err(LoginError::Throttled(retry_after))),
-            code => Err(format!("status {status}, error {code:?}")),
-        }
+        code => Err(format!("status {}, error {code:?}", answer.status)),
     }
 }

@@ -14,9 +14,11 @@ use common::{
     secret::Secret,
     settings::{SettingsError, Values},
 };
+use hyper::header::HeaderValue;
 use ipnet::IpNet;
 
 use crate::{
+    auth::http::{self, AuthdUrl},
     jail::Modes,
     tls::{CertificateFiles, Policy, TlsSettings},
 };
@@ -75,8 +77,9 @@ pub enum Authentication {
     /// demo, admin and test, with any password: only where nobody else can connect.
     Demo,
     Authd {
-        urls: Vec<String>,
-        token: Option<Secret>,
+        urls: Vec<AuthdUrl>,
+        /// Shows authd the token.
+        authorization: Option<HeaderValue>,
         timeout: Duration,
     },
 }
@@ -279,15 +282,25 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
     if urls.is_empty() {
         return Err(values.missing("authd_urls", "a node asks authd who may log in, unless it is standalone"));
     }
-    for url in &urls {
-        if reqwest::Url::parse(url).is_ok_and(|url| url.scheme() == "http" && url.has_host()) {
-            continue;
-        }
-        return Err(values.invalid("authd_urls", format_args!("{url:?} is no http:// URL")));
+    if urls.iter().any(|url| url.contains('@')) {
+        // There may be a password before it: the message must not repeat it.
+        let reason = "authd_urls: no user can stand in a URL; authd_token_file is what authd asks for";
+        return Err(SettingsError::Conflict(reason.to_owned()));
     }
+    let parse = |url: &String| {
+        url.parse::<AuthdUrl>()
+            .map_err(|error| values.invalid("authd_urls", format_args!("{url:?}: {error}")))
+    };
+    let urls = urls.iter().map(parse).collect::<Result<_, _>>()?;
+    let token = values.secret("authd_token_file")?;
+    let authorization = token.map(|token| {
+        http::authorization(&token).ok_or_else(|| {
+            values.invalid("authd_token_file", "the token has bytes that no HTTP header holds")
+        })
+    });
     Ok(Authentication::Authd {
-        urls: urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
-        token: values.secret("authd_token_file")?,
+        urls,
+        authorization: authorization.transpose()?,
         timeout: values.duration("authd_timeout")?,
     })
 }

@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::{
     data::{progress::Progress, transfer::TransferError},
-    jail::{Changes, FileError, Jail, path::VirtualPath},
+    jail::{Changes, FileError, Jail},
     metrics,
     node::Node,
     protocol::{Code, Reply},
@@ -58,26 +58,14 @@ pub struct HomeQuota {
 }
 
 impl HomeQuota {
-    /// Begins to count the home if that is due.
-    ///
-    /// # Errors
-    /// The home's path cannot be told.
-    pub async fn open(
-        node: &Arc<Node>,
-        account: &Account,
-        jail: &Arc<Jail>,
-    ) -> Result<Option<Arc<Self>>, FileError> {
-        if account.quota == Quota::default() {
-            return Ok(None);
-        }
-        let home = Arc::clone(jail);
-        let path = node.workers.operation(move || home.canonical_key(&VirtualPath::root())).await?;
-        let usage = node.registry.home_usage(&path, node.counts.interval);
+    /// Begins to count the home if that is due. `path`: the home's [`Jail::canonical_key`].
+    pub async fn open(node: &Arc<Node>, account: &Account, jail: &Arc<Jail>, path: &[u8]) -> Arc<Self> {
+        let usage = node.registry.home_usage(path, node.counts.interval);
         let (node, jail) = (Arc::clone(node), Arc::clone(jail));
         let quota = Arc::new(Self { node, jail, usage, limit: account.quota, home: account.home.clone() });
         // Whoever needs the answer asks again.
         let _ = quota.settle(Step::default()).await;
-        Ok(Some(quota))
+        quota
     }
 
     pub fn limit(&self) -> Quota {

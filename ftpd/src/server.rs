@@ -58,8 +58,6 @@ pub enum RunError {
     Storage(String, #[source] io::Error),
     #[error("TLS cannot be used")]
     Tls(#[from] TlsError),
-    #[error("cannot make an HTTP client")]
-    HttpClient(#[from] reqwest::Error),
     #[error("cannot install the metrics: {0}")]
     Metrics(String),
     #[error("cannot give up capabilities")]
@@ -232,7 +230,7 @@ async fn start(
         None => TransferLog::default(),
     };
     let node = Arc::new(Node {
-        authenticator: Authenticator::new(config.authentication, config.node_name.clone())?,
+        authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
         workers: Workers::new(&config.limits),
         directories: SharedDirectories::default(),

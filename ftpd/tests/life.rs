@@ -239,14 +239,20 @@ fn a_wrong_setting_stops_the_node_and_is_named_with_its_value() {
     }
     refused_at_start(&["--check"], &[], &["authd_urls"]);
     refused_at_start(&["--authd-urls=127.0.0.1:5160"], &[], &["authd_urls", "127.0.0.1:5160"]);
+    refused_at_start(&["--authd-urls=https://127.0.0.1:5160"], &[], &["authd_urls", "without TLS"]);
     refused_at_start(&["--authd-urls=http://127.0.0.1:1"], &[], &["redis_url"]);
     // A password is not repeated.
-    let output = run(&["--standalone", "--user=anna:", "--user=very-secret"], &[]);
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        output.status.code() == Some(78) && text.contains("user") && !text.contains("very-secret"),
-        "{text}"
-    );
+    for (arguments, told) in [
+        (&["--standalone", "--user=anna:", "--user=very-secret"][..], "user"),
+        (&["--authd-urls=https://a,http://anna:very-secret@127.0.0.1:5160"], "authd_urls"),
+    ] {
+        let output = run(arguments, &[]);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.code() == Some(78) && text.contains(told) && !text.contains("very-secret"),
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::{
 
 use common::{
     auth_api::Account,
+    policy::Quota,
     process::logging::chain,
     registry::Refusal,
     secret::Secret,
@@ -177,7 +178,8 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         }
     })?;
     let access = Arc::new(Access::new(&account));
-    let jail = open_home(&node, &subject, &account, access.has_rules()).await.map_err(|reason| {
+    let home = open_home(&node, &subject, &account, access.has_rules()).await;
+    let (jail, counted) = home.map_err(|reason| {
         metrics::login("no_home");
         log::error!(
             session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,
@@ -187,7 +189,10 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         unavailable("Your home directory is not available")
     })?;
     let jail = Arc::new(jail);
-    let quota = HomeQuota::open(&node, &account, &jail).await.map_err(|error| subject.refuse(&error))?;
+    let quota = match counted {
+        Some(path) => Some(HomeQuota::open(&node, &account, &jail, &path).await),
+        None => None,
+    };
     session.handle.set_user(Some(&account.user));
     metrics::login("accepted");
     log::info!(
@@ -220,22 +225,25 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
     Ok(Reply::new(Code::LOGGED_IN, "Login successful"))
 }
 
-/// The user's tree. Without symbolic links where `has_rules` says that permissions depend on the path.
-/// A folder that cannot be opened is left out of it, and the log says why.
+/// The user's tree, and the canonical path of a home that has a quota. Without symbolic links where
+/// `has_rules` says that permissions depend on the path. A folder that cannot be opened is left out,
+/// and the log says why.
 async fn open_home(
     node: &Arc<Node>,
     subject: &Subject,
     account: &Account,
     has_rules: bool,
-) -> Result<Jail, String> {
+) -> Result<(Jail, Option<Vec<u8>>), String> {
     let place = |path: &str| VirtualPath::root().join(path.as_bytes()).map_err(|error| error.to_string());
     let home = place(&account.home)?;
     let folders = account.folders.iter();
     let folders: Vec<_> = folders
         .map(|folder| Ok((place(folder.path.as_str())?, place(folder.target.as_str())?)))
         .collect::<Result<_, String>>()?;
+    let has_quota = account.quota != Quota::default();
     let shared = Arc::clone(node);
-    let (jail, absent) = node
+    // All at once: every way to a thread and back costs as much as what is done there.
+    let (jail, absent, counted) = node
         .workers
         .operation(move || {
             let storage = &shared.storage;
@@ -251,7 +259,8 @@ async fn open_home(
                 }
             }
             jail.share(&shared.directories)?;
-            Ok((jail, absent))
+            let counted = has_quota.then(|| jail.canonical_key(&VirtualPath::root())).transpose()?;
+            Ok((jail, absent, counted))
         })
         .await
         .map_err(|error: FileError| chain(&error))?;
@@ -262,5 +271,5 @@ async fn open_home(
             "a folder is left out: {}", chain(&error)
         );
     }
-    Ok(jail)
+    Ok((jail, counted))
 }

@@ -217,8 +217,7 @@ fn node(config: Config, address: IpAddr) -> Node {
     };
     let trust = Arc::new(Trust { balancers: Vec::new(), header_timeout: config.timeouts.proxy_header });
     Node {
-        authenticator: Authenticator::new(config.authentication, config.node_name.clone())
-            .expect("users of its own"),
+        authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
         workers: Workers::new(&config.limits),
         directories: ftpd::jail::SharedDirectories::default(),
