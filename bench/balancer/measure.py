@@ -29,6 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NAMESPACES = {"client": "ftpbench-client", "lb": "ftpbench-lb", "node": "ftpbench-node"}
 PUBLIC, INSIDE, NODE, CLIENT = "203.0.113.10", "10.98.0.10", "10.98.0.11", "203.0.113.50"
 SLICE = "50000-50009"
+CONGESTION_CONTROLS = pathlib.Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 STREAM_MODULE = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -48,9 +49,10 @@ def fill(template: str, **values: object) -> str:
 
 
 def make_networks() -> None:
-    allowed = pathlib.Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
-    if "cubic" not in allowed.read_text().split():
-        allowed.write_text(allowed.read_text().strip() + " cubic")
+    # What may be used in a namespace is set for the whole host; main() puts it back.
+    allowed = CONGESTION_CONTROLS.read_text().split()
+    if "cubic" not in allowed:
+        CONGESTION_CONTROLS.write_text(" ".join([*allowed, "cubic"]))
     for name in NAMESPACES.values():
         run("ip", "netns", "add", name)
         run("ip", "-n", name, "link", "set", "lo", "up")
@@ -128,12 +130,29 @@ def softirq_threads() -> list[int]:
     return [pid for pid, name in names if name.startswith("ksoftirqd/")]
 
 
-def transfer(direction: str, size: int) -> None:
-    """One transfer, as a client that costs as little as it can. Runs in the client's namespace."""
+def login() -> ftplib.FTP:
     ftp = ftplib.FTP(timeout=120)
     ftp.connect(PUBLIC, 21)
     ftp.login("bench", "bench")
     ftp.voidcmd("TYPE I")
+    return ftp
+
+
+def wait_for_login() -> None:
+    """Returns when nginx and the node serve. Runs in the client's namespace."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return login().close()
+        except (OSError, EOFError, ftplib.Error):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def transfer(direction: str, size: int) -> None:
+    """One transfer, as a client that costs as little as it can. Runs in the client's namespace."""
+    ftp = login()
     buffer = mmap.mmap(-1, 1 << 20)
     if direction == "RETR":
         data, done = ftp.transfercmd("RETR file"), 0
@@ -187,12 +206,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size-mib", type=int, default=1024)
     parser.add_argument("--transfer", choices=["RETR", "STOR"], help=argparse.SUPPRESS)
+    parser.add_argument("--wait-for-login", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = options.size_mib << 20
+    if options.wait_for_login:
+        return wait_for_login()
     if options.transfer:
         return transfer(options.transfer, size)
 
     processes: list[subprocess.Popen[bytes]] = []
+    congestion_controls = CONGESTION_CONTROLS.read_text()
     with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
         directory = pathlib.Path(scratch)
         directory.chmod(0o755)
@@ -213,7 +236,7 @@ def main() -> None:
                 inside("lb", "nginx", "-p", directory, "-c", directory / "nginx.conf", "-e", "stderr", "-g", "daemon off;"),
             ):  # fmt: skip
                 processes.append(subprocess.Popen(command, stdout=log, stderr=log))
-            time.sleep(2)
+            run(*inside("client", sys.executable, __file__, "--wait-for-login"))
             parts = {"ftpd": children(processes[0].pid), "nginx": children(processes[1].pid), "ksoftirqd": softirq_threads()}
             ways = {
                 "nginx": ["nft", "flush", "chain", "inet", "ftp_data_path", "slices"],
@@ -236,9 +259,15 @@ def main() -> None:
         finally:
             for process in processes:
                 process.send_signal(signal.SIGTERM)
-                process.wait()
+            for process in processes:
+                try:
+                    process.wait(timeout=10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
             for name in NAMESPACES.values():
                 subprocess.run(["ip", "netns", "del", name], check=False)
+            CONGESTION_CONTROLS.write_text(congestion_controls)
 
 
 if __name__ == "__main__":

@@ -127,9 +127,10 @@ impl Connection {
             // Its thread may still write: lease and session stay until it has ended.
             activity.end.await;
         }
-        if self.session.is_logged_in() {
+        if let State::LoggedIn(session) = &self.session.state {
+            let subject = &session.subject;
             log::info!(
-                session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
+                session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
                 "session ended"
             );
         }

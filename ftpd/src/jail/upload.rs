@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use common::process::logging::chain;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstat};
@@ -301,8 +302,9 @@ impl Upload {
     /// [`Upload::discard`].
     ///
     /// # Errors
-    /// Late ones of the data (ENOSPC, EDQUOT, EIO), and [`FileError::AlreadyExists`] if an atomic
-    /// upload may not replace what has appeared meanwhile.
+    /// Late ones of the data (ENOSPC, EDQUOT, EIO), [`FileError::AlreadyExists`] if an atomic
+    /// upload may not replace what has appeared meanwhile, and [`FileError::Stale`] if somebody has
+    /// removed or replaced the file while it was written.
     pub fn finish(mut self, sync: bool) -> Result<(), FileError> {
         if matches!(self.state, State::Opened { .. }) {
             self.begin()?;
@@ -367,7 +369,8 @@ impl Upload {
 
     fn publish(&self) -> Result<(), FileError> {
         let Some(Publish { name, replace }) = &self.publish else {
-            return Ok(());
+            let has_name = fstat(&self.file)?.st_nlink > 0;
+            return if has_name { Ok(()) } else { Err(FileError::Stale) };
         };
         if !*replace {
             let from = Place { directory: self.directory.try_clone()?, name: &self.name };
@@ -402,15 +405,22 @@ impl Upload {
             (State::Writing { start, .. }, Keep::Arrived) => match self.flush() {
                 Ok(()) => self.remove_if_empty(),
                 Err(error) => {
-                    log::warn!("a broken upload could not be kept: {error:?}");
+                    log::warn!(path:% = self.path(); "a broken upload could not be kept: {}", chain(&error));
                     self.cut(start)
                 }
             },
             (State::Writing { start, .. }, Keep::Before) => self.cut(start),
         };
         if let Err(error) = ended {
-            log::warn!("the remains of an upload could not be removed: {error:?}");
+            let path = self.path();
+            log::warn!(path:%; "the remains of an upload could not be removed: {}", chain(&error));
         }
+    }
+
+    /// Where the data is, for the log.
+    fn path(&self) -> String {
+        let directory = handle::real_path(&self.directory).unwrap_or_default();
+        format!("{}/{}", directory.escape_ascii(), self.name.escape_ascii())
     }
 
     fn cut(&self, start: u64) -> Result<(), FileError> {

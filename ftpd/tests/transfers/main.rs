@@ -1,0 +1,5 @@
+//! Transfers: what arrives, what stays when they break off, and what may happen meanwhile.
+
+mod contents;
+mod meanwhile;
+mod support;

@@ -1,0 +1,52 @@
+//! A node, a session in TYPE I, and what both see of a file.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+    path::PathBuf,
+};
+
+use cluster_tests::{dialogue::Dialogue, eventually, node::Node};
+
+pub fn start() -> Node {
+    Node::standalone().start()
+}
+
+pub fn login(node: &Node) -> Dialogue {
+    let mut session = node.login("demo", "x");
+    session.command("TYPE I", 200);
+    session
+}
+
+pub fn at(node: &Node, name: &str) -> PathBuf {
+    node.root().join(name)
+}
+
+pub fn stored(node: &Node, name: &str) -> Vec<u8> {
+    fs::read(at(node, name)).unwrap()
+}
+
+pub fn transfers(node: &Node, direction: &str, result: &str) -> f64 {
+    node.metric(&format!("ftp_transfers_total{{direction=\"{direction}\",result=\"{result}\"}}"))
+        .unwrap_or(0.0)
+}
+
+pub fn wait_for_size(node: &Node, name: &str, size: usize) {
+    eventually("bytes to be in the file", || {
+        let length = fs::metadata(at(node, name)).ok()?.len();
+        (length >= size as u64).then_some(())
+    });
+}
+
+/// All that a client does at the end of an upload.
+pub fn finish(mut data: TcpStream, content: &[u8]) {
+    data.write_all(content).unwrap();
+    data.shutdown(Shutdown::Write).unwrap();
+}
+
+pub fn read_to_end(data: &mut TcpStream) -> Vec<u8> {
+    let mut content = Vec::new();
+    data.read_to_end(&mut content).unwrap();
+    content
+}
