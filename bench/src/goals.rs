@@ -18,6 +18,8 @@ pub enum Bound {
     AtMost(f64),
     /// No more than this many times the figure of another server in the same rounds.
     Times(f64, Kind),
+    /// No less than that.
+    TimesAtLeast(f64, Kind),
     AtLeast(f64),
 }
 
@@ -26,7 +28,7 @@ impl Bound {
     pub fn is_kept(self, value: f64) -> bool {
         match self {
             Self::AtMost(most) | Self::Times(most, _) => value <= most,
-            Self::AtLeast(least) => value >= least,
+            Self::AtLeast(least) | Self::TimesAtLeast(least, _) => value >= least,
         }
     }
 }
@@ -39,13 +41,16 @@ const fn times(workload: &'static str, encrypted: bool, factor: f64, kind: Kind)
     goal(workload, encrypted, "cpu", Bound::Times(factor, kind))
 }
 
+const fn rate(workload: &'static str, encrypted: bool, factor: f64, kind: Kind) -> Goal {
+    goal(workload, encrypted, "rate", Bound::TimesAtLeast(factor, kind))
+}
+
 const fn behind(workload: &'static str) -> Goal {
     let bound = Bound::Times(1.05, Kind::Ftpd);
     Goal { workload, encrypted: false, of: Kind::Balancer, figure: "cpu", bound }
 }
 
-/// What a change is held against. The bounds of `idle` and `many`, and unftp as the measure of logins,
-/// are our own choice.
+/// What a change is held against.
 pub static GOALS: &[Goal] = &[
     times("retr-1", false, 1.05, Kind::Null),
     times("retr-8", false, 1.05, Kind::Null),
@@ -59,8 +64,12 @@ pub static GOALS: &[Goal] = &[
     times("stor-8", true, 0.75, Kind::PureFtpd),
     times("small-get", false, 0.85, Kind::PureFtpd),
     times("small-put", false, 0.85, Kind::PureFtpd),
-    times("small-get", true, 0.85, Kind::PureFtpd),
-    times("small-put", true, 0.85, Kind::PureFtpd),
+    rate("small-get", false, 1.0, Kind::PureFtpd),
+    rate("small-put", false, 1.0, Kind::PureFtpd),
+    times("small-get", true, 0.9, Kind::Unftp),
+    times("small-put", true, 0.9, Kind::Unftp),
+    rate("small-get", true, 1.8, Kind::PureFtpd),
+    rate("small-put", true, 1.8, Kind::PureFtpd),
     times("list", false, 0.85, Kind::PureFtpd),
     times("list", true, 0.85, Kind::PureFtpd),
     times("mlsd", false, 0.85, Kind::PureFtpd),
@@ -74,9 +83,14 @@ pub static GOALS: &[Goal] = &[
     behind("balancer-retr"),
     behind("balancer-stor"),
     behind("balancer-small"),
+    goal("idle", false, "PSS KiB", Bound::AtMost(4.0)),
+    goal("idle", true, "PSS KiB", Bound::AtMost(16.0)),
     goal("idle", false, "idle CPU ms/s", Bound::AtMost(1.0)),
     goal("idle", true, "idle CPU ms/s", Bound::AtMost(1.0)),
     goal("many", false, "fairness", Bound::AtLeast(0.99)),
+    goal("many", false, "slowest MB/s", Bound::AtLeast(0.9)),
+    goal("many", false, "NOOP p99 ms", Bound::AtMost(5.0)),
+    goal("many", false, "PSS KiB per transfer", Bound::AtMost(40.0)),
 ];
 
 #[cfg(test)]
@@ -90,7 +104,7 @@ mod tests {
             let workload = WORKLOADS.iter().find(|w| w.name == goal.workload).unwrap();
             assert!(workload.modes.contains(&goal.encrypted), "{}", goal.workload);
             let reference = match goal.bound {
-                Bound::Times(_, kind) => Some(kind),
+                Bound::Times(_, kind) | Bound::TimesAtLeast(_, kind) => Some(kind),
                 Bound::AtMost(_) | Bound::AtLeast(_) => None,
             };
             for kind in [Some(goal.of), reference].into_iter().flatten() {

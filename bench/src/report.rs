@@ -120,13 +120,25 @@ impl Results {
         let row = self.row(goal.workload, goal.encrypted, goal.of)?;
         let workload = WORKLOADS.iter().find(|workload| workload.name == goal.workload)?;
         let ours = row.summary(goal.figure)?;
-        let unit = if goal.figure == "cpu" { workload.unit } else { goal.figure };
+        let unit = match goal.figure {
+            "cpu" => workload.unit,
+            "rate" => workload.rate,
+            figure => figure,
+        };
+        let times = |kind: Kind| {
+            let other = self.row(goal.workload, goal.encrypted, kind)?;
+            let ratio = ratio(&row.values(goal.figure), &other.values(goal.figure))?;
+            let measure = format!("{} {}", kind.name(), number(other.summary(goal.figure)?.median));
+            Some((measure, (ratio, " ×")))
+        };
         let (measure, wanted, is) = match goal.bound {
-            Bound::Times(factor, kind) => {
-                let other = self.row(goal.workload, goal.encrypted, kind)?;
-                let ratio = ratio(&row.values(goal.figure), &other.values(goal.figure))?;
-                let measure = format!("{} {}", kind.name(), number(other.summary(goal.figure)?.median));
-                (measure, format!("≤ {factor} ×"), (ratio, " ×"))
+            Bound::Times(most, kind) => {
+                let (measure, is) = times(kind)?;
+                (measure, format!("≤ {most} ×"), is)
+            }
+            Bound::TimesAtLeast(least, kind) => {
+                let (measure, is) = times(kind)?;
+                (measure, format!("≥ {least} ×"), is)
             }
             Bound::AtMost(most) => (String::new(), format!("≤ {most}"), (ours, "")),
             Bound::AtLeast(least) => (String::new(), format!("≥ {least}"), (ours, "")),
