@@ -183,8 +183,8 @@ in
         # In a user namespace of its own the capability would not count, and files of others on the
         # storage would all seem to be nobody's.
         PrivateUsers = false;
-        # Threads that work on files stand back for those that serve connections. It is one of
-        # @resources, and gives a process nothing that others lose.
+        # Transfers stand back for what is short. It is one of @resources, and gives a process nothing
+        # that others lose.
         SystemCallFilter = hardening.SystemCallFilter ++ [ "sched_setattr" ];
         # systemd cannot look into openat2's arguments, and forbids it as a whole; the daemon resolves
         # every client's path with it. The storage is mounted nosuid.

@@ -64,12 +64,6 @@
         assert download("file") == sent
         server.succeed("test $(stat -c %u:%g:%a /srv/ftp/demo/file) = 2121:2121:640")
 
-    with subtest("threads that work on files stand back for those that serve connections"):
-        # ps has B for a batch thread; those of the download still wait for more.
-        classes = server.succeed("ps -L -o comm=,cls= -p $(systemctl show -P MainPID ftpd)")
-        workers = [line.split()[1] for line in classes.splitlines() if line.startswith("worker")]
-        assert workers and set(workers) == {"B"}, classes
-
     with subtest("secrets are made, for root alone, and are in no unit and no log"):
         server.succeed("test $(stat -c %U:%a /var/lib/distributed-ftp-secrets) = root:700")
         for secret in ("nodeToken", "adminToken", "redisPassword"):

@@ -3,13 +3,14 @@
 //! Storage that hangs holds threads of the pool here. Operations and transfers have separate
 //! limits, so that neither can take all of them from the other.
 
+mod standing_back;
 mod threads;
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use self::threads::Threads;
+use self::{standing_back::StandingBack, threads::Threads};
 use crate::{config::Limits, metrics};
 
 /// Bounds the work on blocking threads.
@@ -63,6 +64,7 @@ impl Workers {
     ) -> T {
         let work = move || {
             let _place = place;
+            let _back = StandingBack::begin();
             work()
         };
         self.threads.run(work).await

@@ -479,23 +479,25 @@ fn both_families_are_served_where_the_host_has_them() {
 }
 
 #[test]
-fn threads_that_work_on_files_stand_back_for_those_that_serve_connections() {
-    let node = Node::standalone().start();
-    let mut session = node.login("demo", "x");
-    session.store("file", b"content");
+fn a_transfer_stands_back_while_it_runs() {
+    let (node, content) = with_large_file(Node::standalone());
     // proc_pid_stat(5): the name in parentheses, and 38 fields behind it the policy.
-    let policies: Vec<(String, String)> = fs::read_dir(format!("/proc/{}/task", node.daemon.id()))
-        .unwrap()
-        .map(|thread| {
-            let stat = fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
-            let (name, rest) = stat.split_once(") ").unwrap();
-            let name = name.split_once('(').unwrap().1.to_owned();
-            (name, rest.split(' ').nth(38).unwrap().to_owned())
-        })
-        .collect();
-    let batch = libc::SCHED_BATCH.to_string();
-    assert!(policies.iter().any(|(name, _)| name == "worker"), "{policies:?}");
-    for (name, policy) in &policies {
-        assert_eq!(name == "worker", *policy == batch, "{policies:?}");
-    }
+    let batch = || {
+        let threads = fs::read_dir(format!("/proc/{}/task", node.daemon.id())).unwrap();
+        let is_batch = |stat: &String| {
+            let (_, rest) = stat.split_once(") ").unwrap();
+            rest.split(' ').nth(38) == Some(&libc::SCHED_BATCH.to_string())
+        };
+        // A thread may end meanwhile.
+        let stats = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok());
+        stats.filter(is_batch).count()
+    };
+    let mut session = slow_session(&node);
+    let (mut data, start) = begin_download(&mut session);
+    assert_eq!(batch(), 1);
+    let mut rest = Vec::new();
+    data.read_to_end(&mut rest).unwrap();
+    assert!([start, rest].concat() == content);
+    session.expect(226);
+    eventually("no thread that stands back", || (batch() == 0).then_some(()));
 }

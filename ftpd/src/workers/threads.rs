@@ -136,35 +136,7 @@ impl Idle {
     }
 }
 
-/// Lets the threads that serve connections interrupt this one, and not the other way round: a command
-/// is answered beside a thousand transfers, and a thread that is woken with work does not push aside
-/// the one that hands it out. Its share of the CPU stays the same (sched(7)).
-fn stand_back() {
-    /// In nanoseconds. The scheduler runs first who asks for less at a time, and everybody else asks
-    /// for about 3 ms. Linux before 6.12 takes no notice.
-    const SLICE: u64 = 20_000_000;
-    let attributes = libc::sched_attr {
-        size: size_of::<libc::sched_attr>() as u32,
-        sched_policy: libc::SCHED_BATCH as u32,
-        sched_flags: 0,
-        // SAFETY: 0 is this thread, and nothing is passed by address. (-1 may be an error; then it is
-        // this thread's, too.)
-        sched_nice: unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) },
-        sched_priority: 0,
-        sched_runtime: SLICE,
-        sched_deadline: 0,
-        sched_period: 0,
-    };
-    // SAFETY: `attributes` is one valid structure that tells its size and is only read.
-    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
-    if result != 0 {
-        // A sandbox may forbid it; the thread then is as good as any.
-        log::debug!("a file thread has no class of its own: {}", std::io::Error::last_os_error());
-    }
-}
-
 fn serve(shared: &Shared) {
-    stand_back();
     let _runtime = shared.runtime.as_ref().map(Handle::enter);
     let idle = Arc::new(Idle { thread: thread::current(), job: Mutex::default() });
     while let Some(job) = shared.next(&idle) {
