@@ -146,7 +146,7 @@ pub static SCHEMA: Schema = Schema {
             "tls_tickets",
             "number",
             "8",
-            "Session tickets a client of TLS 1.3 gets in a handshake; it uses one for each data connection.",
+            "Session tickets a client of TLS 1.3 gets on its control connection. It uses one for each data connection, and gets two with that; after an upload only if it reads until the node closes. The control connection's are all that one has which only uploads and does not.",
         ),
         Setting::one(
             "tls_ticket_rotation",

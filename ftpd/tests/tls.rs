@@ -12,7 +12,7 @@ use cluster_tests::{
     eventually,
     node::{Node, NodeBuilder},
     proxy::Connector,
-    tls::{Authority, CertificateFiles, SecureDialogue, cut, end},
+    tls::{Authority, CertificateFiles, SecureDialogue, cut, end, hang_up},
 };
 use nix::sys::signal::Signal;
 use rustls::version::{TLS12, TLS13};
@@ -304,6 +304,26 @@ fn an_upload_without_close_notify_was_cut_off_and_can_be_resumed() {
         session.command(&format!("REST {arrived}"), 350);
         session.transmit("STOR file", &content[arrived..]);
         assert_eq!(sha256(session.receive("RETR file")), sha256(&content));
+    }
+}
+
+/// Whatever such a client is sent before all is here resets its connection, and loses what its kernel
+/// has not sent so far.
+#[test]
+fn an_upload_is_whole_whose_client_reads_nothing_and_closes_at_once() {
+    let authority = Authority::new();
+    let node = node(&authority.sign("localhost")).start();
+    let content = bytes(21, 3 << 20);
+    for version in [&TLS12, &TLS13] {
+        let mut session = SecureDialogue::explicit(&authority.client_of(version), node.address);
+        session.login("u", "p");
+        for _ in 0..3 {
+            let mut data = session.begin("STOR file");
+            data.write_all(&content).unwrap();
+            hang_up(data);
+            session.expect(226);
+            assert_eq!(sha256(fs::read(node.root().join("file")).unwrap()), sha256(&content));
+        }
     }
 }
 

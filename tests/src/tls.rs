@@ -354,6 +354,13 @@ pub fn end(mut stream: TlsStream) {
     let _ = io::copy(&mut stream, &mut io::sink());
 }
 
+/// Ends a connection as curl does: close_notify, and closed at once, with nothing read before. What is
+/// still on its way is the kernel's to send.
+pub fn hang_up(mut stream: TlsStream) {
+    stream.conn.send_close_notify();
+    let _ = stream.flush();
+}
+
 /// Ends a connection without close_notify: what a cut or an attacker does.
 pub fn cut(mut stream: TlsStream) {
     let _ = stream.flush();

@@ -213,10 +213,10 @@ impl Connected {
     }
 }
 
-/// `content` as records, and close_notify.
+/// `content` as records, and close_notify, after what the handshake has left.
 fn seal(mut records: Records, mut content: &[u8]) -> io::Result<Vec<u8>> {
     let mut wire = Scratch::take();
-    let mut sealed = Vec::new();
+    let mut sealed = records.take_tickets();
     while !content.is_empty() {
         let batch = records.seal(content, &mut wire).map_err(io::Error::other)?;
         sealed.extend_from_slice(&wire[..batch.length]);

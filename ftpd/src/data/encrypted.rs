@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, IoSlice, Read, Write},
     net::TcpStream,
     ops::Range,
     os::fd::AsRawFd,
@@ -69,7 +69,8 @@ impl Encrypted {
     ) -> Result<u64, TransferError> {
         let length = range.end.saturating_sub(range.start);
         if self.kernel_seals && KERNEL_SEALS.contains(&length) {
-            self.hand_to_kernel(socket);
+            let handed = self.hand_to_kernel(socket);
+            handed.map_err(|error| TransferError::of_connection(error, progress))?;
         }
         match self.sealer {
             Sealer::Kernel => {
@@ -83,8 +84,9 @@ impl Encrypted {
         }
     }
 
-    fn hand_to_kernel(&mut self, socket: &TcpStream) {
-        let Some(secrets) = self.records.give_away() else { return };
+    fn hand_to_kernel(&mut self, mut socket: &TcpStream) -> io::Result<()> {
+        socket.write_all(&self.records.take_tickets())?;
+        let Some(secrets) = self.records.give_away() else { return Ok(()) };
         match kernel::seal(socket, self.records.version(), &secrets) {
             Ok(()) => self.sealer = Sealer::Kernel,
             Err(errno) => {
@@ -92,6 +94,7 @@ impl Encrypted {
                 self.records.take_back(secrets);
             }
         }
+        Ok(())
     }
 
     /// Tells the peer that nothing more comes.
@@ -101,7 +104,7 @@ impl Encrypted {
             Sealer::Here { wire } => {
                 let wire = wire.get_or_insert_with(Scratch::take);
                 let length = self.records.seal_close_notify(wire).map_err(broken)?;
-                (&*socket).write_all(&wire[..length])
+                send(&mut self.records, socket, &wire[..length])
             }
         }
     }
@@ -113,7 +116,7 @@ impl Encrypted {
             Sealer::Here { wire } => wire.get_or_insert_with(Scratch::take),
         };
         let sealed = self.records.seal(data, wire).map_err(broken)?;
-        socket.write_all(&wire[..sealed.length])?;
+        send(&mut self.records, socket, &wire[..sealed.length])?;
         Ok(sealed.taken)
     }
 
@@ -139,14 +142,14 @@ impl Encrypted {
     }
 
     /// Opens what has come, and answers it if that is wanted.
-    fn open(&mut self, mut socket: &TcpStream, data: &mut [u8]) -> io::Result<Step> {
+    fn open(&mut self, socket: &TcpStream, data: &mut [u8]) -> io::Result<Step> {
         let opened = self.records.open(data);
         let Sealer::Here { wire } = &mut self.sealer else { return opened.map_err(broken) };
         match opened {
             Ok(step) if self.records.owes_answer() => {
                 let wire = wire.get_or_insert_with(Scratch::take);
                 let sealed = self.records.seal(&[], wire).map_err(broken)?;
-                socket.write_all(&wire[..sealed.length])?;
+                send(&mut self.records, socket, &wire[..sealed.length])?;
                 Ok(step)
             }
             Ok(step) => Ok(step),
@@ -154,7 +157,7 @@ impl Encrypted {
                 let wire = wire.get_or_insert_with(Scratch::take);
                 if let Some(length) = self.records.seal_alert(&fault, wire) {
                     // It is only told why.
-                    let _ = socket.write_all(&wire[..length]);
+                    let _ = send(&mut self.records, socket, &wire[..length]);
                 }
                 Err(broken(fault))
             }
@@ -211,6 +214,22 @@ impl Write for On<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Sends what the handshake has left, and `sealed`, at once.
+fn send(records: &mut Records, mut socket: &TcpStream, sealed: &[u8]) -> io::Result<()> {
+    let tickets = records.take_tickets();
+    let parts = &mut [IoSlice::new(&tickets), IoSlice::new(sealed)][..];
+    let mut left = if tickets.is_empty() { &mut parts[1..] } else { parts };
+    while !left.is_empty() {
+        match socket.write_vectored(left) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => IoSlice::advance_slices(&mut left, written),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn broken(fault: Fault) -> io::Error {

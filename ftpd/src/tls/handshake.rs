@@ -30,6 +30,10 @@ enum Next {
 
 /// Does the server's side. `look` sees the connection when it is over.
 ///
+/// TLS 1.3 ends with what the server says unasked: session tickets. They are not sent but left to the
+/// [`Records`], since a client that uploads need not read at all. One that closes with them unread, or
+/// before they come, has its connection reset, which loses what its kernel has not sent so far.
+///
 /// # Errors
 /// The handshake failed; the client was told why. Or the connection ended.
 pub(super) async fn accept<T>(
@@ -66,10 +70,11 @@ pub(super) async fn accept<T>(
         shown -= discard;
         match next {
             Next::Go => {}
-            Next::Send => {
+            Next::Send if connection.is_handshaking() || version(&connection) == Version::Tls12 => {
                 stream.write_all(&answer).await?;
                 answer.clear();
             }
+            Next::Send => {}
             Next::Receive => {
                 while record(&received[shown..]).is_none() {
                     received.reserve(READ);
@@ -83,7 +88,7 @@ pub(super) async fn accept<T>(
         }
     }
     let seen = look(&connection);
-    Ok((records(connection, received).map_err(invalid)?, seen))
+    Ok((records(connection, received, answer).map_err(invalid)?, seen))
 }
 
 /// The length of the record at the front of `bytes`, if it is whole. Bytes that cannot be a record
@@ -121,14 +126,23 @@ async fn tell(
     let _ = stream.write_all(&answer).await;
 }
 
-fn records(connection: UnbufferedServerConnection, received: Vec<u8>) -> Result<Records, rustls::Error> {
+fn records(
+    connection: UnbufferedServerConnection,
+    received: Vec<u8>,
+    tickets: Vec<u8>,
+) -> Result<Records, rustls::Error> {
+    let version = version(&connection);
     let (secrets, schedule) = connection.dangerous_into_kernel_connection()?;
-    let version = match schedule.protocol_version() {
-        rustls::ProtocolVersion::TLSv1_3 => Version::Tls13,
-        _ => Version::Tls12,
-    };
     let [sending, receiving] = [secrets.tx, secrets.rx].map(|(sequence, keys)| Secrets { keys, sequence });
-    Records::new(version, sending, &receiving, Box::new(schedule), received)
+    let records = Records::new(version, sending, &receiving, Box::new(schedule), received)?;
+    Ok(records.after(tickets))
+}
+
+fn version(connection: &UnbufferedServerConnection) -> Version {
+    match connection.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => Version::Tls13,
+        _ => Version::Tls12,
+    }
 }
 
 impl KeySchedule for KernelConnection<ServerConnectionData> {

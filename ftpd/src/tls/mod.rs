@@ -339,7 +339,8 @@ fn configs(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Con
     Ok(Configs { control: Arc::new(control), data: Arc::new(data) })
 }
 
-/// A data connection replaces the ticket that it used, and one more.
+/// A data connection replaces the ticket that it used, and one more, with the first that the node has to
+/// say: of an upload that is its end, which the client need not wait for.
 const TICKETS_OF_DATA_CONNECTIONS: usize = 2;
 
 /// How many tickets a client gets that asks for a number (RFC 9149).

@@ -117,6 +117,8 @@ pub struct Records {
     version: Version,
     schedule: Box<dyn KeySchedule>,
     opener: Opener,
+    /// Records of the handshake that were not sent so far.
+    tickets: Vec<u8>,
     sending: Sending,
     /// The peer has asked for a new key of ours, which comes before the next data.
     owes_key_update: bool,
@@ -158,6 +160,7 @@ impl Records {
             version,
             schedule,
             opener: Opener::new(version, Key::new(version, receiving)?, received),
+            tickets: Vec::new(),
             sending: Sending::Fresh(sending),
             owes_key_update: false,
             fault: None,
@@ -168,9 +171,24 @@ impl Records {
         self.version
     }
 
-    /// The sending key, for somebody else to seal with; `None` if it has been used here. No sealing
-    /// here succeeds after that, unless it is [taken back](Self::take_back).
+    /// The same after `tickets`, records that the handshake has made.
+    #[must_use]
+    pub fn after(self, tickets: Vec<u8>) -> Self {
+        Self { tickets, ..self }
+    }
+
+    /// What is to be sent before anything that is sealed here or elsewhere; empty after the first time.
+    pub fn take_tickets(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.tickets)
+    }
+
+    /// The sending key, for somebody else to seal with; `None` if it has been used here, or something
+    /// is to be sent before. No sealing here succeeds after that, unless it is
+    /// [taken back](Self::take_back).
     pub fn give_away(&mut self) -> Option<Secrets> {
+        if !self.tickets.is_empty() {
+            return None;
+        }
         match std::mem::replace(&mut self.sending, Sending::Elsewhere) {
             Sending::Fresh(secrets) => Some(secrets),
             used => {

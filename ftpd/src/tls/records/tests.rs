@@ -73,12 +73,16 @@ fn connection_with(suite: SupportedCipherSuite, early: &[u8]) -> (ClientConnecti
         let mut rest = Vec::new();
         far.read_to_end(&mut rest).await.unwrap();
         rest.extend(sent_by(&mut client));
-        // Tickets.
+        // It says nothing more unasked: its tickets wait.
         drop(far);
-        let mut tickets = Vec::new();
-        near.read_to_end(&mut tickets).await.unwrap();
+        let mut unasked = Vec::new();
+        near.read_to_end(&mut unasked).await.unwrap();
+        assert_eq!(unasked, b"", "{suite:?}");
+        let mut records = accepted.unwrap().0;
+        let tickets = records.take_tickets();
+        assert_eq!(tickets.is_empty(), suite.tls13().is_none());
         assert_eq!(read(&mut client, &tickets), b"");
-        (client, accepted.unwrap().0, rest)
+        (client, records, rest)
     })
 }
 
