@@ -90,3 +90,37 @@ fn of_many_who_begin_at_the_same_time_one_writes_and_its_content_is_whole() {
         assert_eq!(sha256(sessions[writer].retrieve("file")), sha256(content));
     }
 }
+
+/// A node that Redis has not heard from for `node_lease` has lost its leases, and may learn of it only
+/// when its upload is over: 226 would be said of a file that two have written.
+#[test]
+fn an_upload_that_lost_its_lease_on_the_way_gets_451_and_an_atomic_one_gets_no_name() {
+    let hash = hash_password("secret");
+    let cluster = Cluster::builder()
+        .users(&format!(
+            "[users.direct]\npassword_hash = \"{hash}\"\nhome = \"/team/direct\"\n\
+             [users.atomic]\npassword_hash = \"{hash}\"\nhome = \"/team/atomic\"\nuploads = \"atomic\"\n"
+        ))
+        .start();
+    for user in ["direct", "atomic"] {
+        let mut session = cluster.session_through(0, &Connector::new(), user);
+        session.command("TYPE I", 200);
+        let mut upload = session.begin("STOR file");
+        upload.write_all(b"content").unwrap();
+        let lease = format!("ftp:write:team/{user}/file");
+        cluster.redis().command(&format!("SET {lease} another-node"));
+        upload.shutdown(Shutdown::Write).unwrap();
+        let refusal = session.expect(451).text();
+        assert!(refusal.contains("Another session writes this file"), "{refusal}");
+        let name = cluster.storage().join("team").join(user).join("file");
+        assert_eq!(name.exists(), user == "direct");
+        // The other's right is not taken from it.
+        assert_eq!(cluster.redis().command(&format!("GET {lease}")).as_deref(), Some("$12"));
+        busy(&mut session, "STOR file");
+        cluster.redis().command(&format!("DEL {lease}"));
+        session.store("file", b"again");
+        assert_eq!(session.retrieve("file"), b"again");
+    }
+    let lost = "ftp_transfers_total{direction=\"upload\",result=\"lease_lost\"}";
+    assert_eq!(cluster.node(0).metric(lost), Some(2.0));
+}
