@@ -282,7 +282,12 @@ pub static SCHEMA: Schema = Schema {
             "60s",
             "Without a byte in a transfer; then 426. Must be shorter than the balancer's limit.",
         ),
-        Setting::one("passive_wait", DURATION, "5s", "How long PASV waits for a free port; then 425."),
+        Setting::one(
+            "passive_wait",
+            DURATION,
+            "5s",
+            "How long PASV waits for a free port; then 425. One that a session has given up unused is free for its address 2 seconds later.",
+        ),
         Setting::one(
             "quota_wait",
             DURATION,

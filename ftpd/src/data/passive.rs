@@ -38,40 +38,60 @@ struct Table {
     freed: Notify,
 }
 
+/// A port, and the address whose connection to it is waited for.
+type Key = (u16, IpAddr);
+
 #[derive(Default)]
 struct Waiting {
-    sessions: HashMap<(u16, IpAddr), (u64, oneshot::Sender<Socket>)>,
+    sessions: HashMap<Key, (u64, oneshot::Sender<Socket>)>,
     last_number: u64,
-    /// Given back without a connection of late, the oldest first.
-    cooling: VecDeque<(Instant, (u16, IpAddr))>,
+    cooling: Cooling,
 }
 
-/// How long a port is avoided for an address after a session has given it up: a connection that was
-/// on its way must not be taken for the next one's.
+/// Ports that sessions have given up without a connection: one that was on its way must not be taken
+/// for the next session's, whose upload would be empty, and complete.
+#[derive(Default)]
+struct Cooling {
+    until: HashMap<Key, Instant>,
+    /// The same, the first to end first.
+    ends: VecDeque<(Instant, Key)>,
+}
+
+/// As long as a client whose first attempt to connect was lost on the way takes for the second (RFC 6298
+/// section 2), and somewhat more.
 const COOL_DOWN: Duration = Duration::from_secs(2);
 
 /// Beyond so many the oldest are forgotten.
 const MOST_COOLING: usize = 4096;
 
-impl Waiting {
-    fn cool_down(&mut self, key: (u16, IpAddr)) {
-        self.forget_cooled();
-        if self.cooling.len() == MOST_COOLING {
-            self.cooling.pop_front();
+impl Cooling {
+    /// `key` is not among them: a port that cools down is not reserved.
+    fn add(&mut self, key: Key, now: Instant) {
+        if self.ends.len() == MOST_COOLING {
+            self.forget_first();
         }
-        self.cooling.push_back((Instant::now() + COOL_DOWN, key));
+        let end = now + COOL_DOWN;
+        self.until.insert(key, end);
+        self.ends.push_back((end, key));
     }
 
-    fn forget_cooled(&mut self) {
-        let now = Instant::now();
-        while self.cooling.front().is_some_and(|(until, _)| *until <= now) {
-            self.cooling.pop_front();
+    fn forget_until(&mut self, now: Instant) {
+        while self.ends.front().is_some_and(|(end, _)| *end <= now) {
+            self.forget_first();
         }
     }
 
-    fn is_cooling(&self, key: (u16, IpAddr)) -> bool {
-        self.cooling.iter().any(|(_, cooling)| *cooling == key)
+    fn forget_first(&mut self) {
+        if let Some((_, key)) = self.ends.pop_front() {
+            self.until.remove(&key);
+        }
     }
+}
+
+/// Why there is no port at this time.
+struct NoPort {
+    /// When the first of those that cool down has done so.
+    cooled: Option<Instant>,
 }
 
 /// A port on which one client's next connection belongs to one session. Dropping it gives the
@@ -107,10 +127,10 @@ impl PassivePorts {
     }
 
     /// Reserves a port for `client`'s next data connection: a random one, so that it cannot be
-    /// guessed. If all are taken by sessions from the same address, waits for one to come free.
-    /// `None` if none does within `wait`.
+    /// guessed. If all are taken by sessions from the same address, or have just been given up by
+    /// them, waits for one. `None` if none comes free within `wait`.
     pub async fn reserve(&self, client: IpAddr, wait: Duration) -> Option<Reservation> {
-        if let Some(reservation) = self.try_reserve(client) {
+        if let Ok(reservation) = self.try_reserve(client) {
             return Some(reservation);
         }
         let deadline = Instant::now() + wait;
@@ -118,34 +138,41 @@ impl PassivePorts {
             // Registered before looking: a port freed in between is not missed.
             let mut freed = Box::pin(self.table.freed.notified());
             freed.as_mut().enable();
-            if let Some(reservation) = self.try_reserve(client) {
-                return Some(reservation);
-            }
-            if timeout_at(deadline, freed).await.is_err() {
+            let cooled = match self.try_reserve(client) {
+                Ok(reservation) => return Some(reservation),
+                Err(none) => none.cooled,
+            };
+            let look_again = cooled.map_or(deadline, |cooled| cooled.min(deadline));
+            if timeout_at(look_again, freed).await.is_err() && look_again == deadline {
                 metrics::passive_ports_exhausted();
                 return None;
             }
         }
     }
 
-    fn try_reserve(&self, client: IpAddr) -> Option<Reservation> {
+    fn try_reserve(&self, client: IpAddr) -> Result<Reservation, NoPort> {
         let count = self.slice.count();
         let first = rand::random_range(0..count);
         let mut waiting = self.table.waiting();
-        waiting.forget_cooled();
+        waiting.cooling.forget_until(Instant::now());
+        let mut cooled = None::<Instant>;
         // first + i < 2 * 65535, and the remainder is less than the slice's length.
-        let ports = (0..count).map(|i| self.slice.from() + ((first + i) % count) as u16);
-        let mut free = ports.filter(|port| !waiting.sessions.contains_key(&(*port, client)));
-        let any = free.next()?;
-        // One that cools down is better than none.
-        let mut free = std::iter::once(any).chain(free);
-        let port = free.find(|port| !waiting.is_cooling((*port, client))).unwrap_or(any);
+        let mut ports = (0..count).map(|i| self.slice.from() + ((first + i) % count) as u16);
+        let free = ports.find(|port| {
+            let key = (*port, client);
+            let Some(end) = waiting.cooling.until.get(&key) else {
+                return !waiting.sessions.contains_key(&key);
+            };
+            cooled = Some(cooled.map_or(*end, |cooled| cooled.min(*end)));
+            false
+        });
+        let port = free.ok_or(NoPort { cooled })?;
         let (sender, arrival) = oneshot::channel();
         waiting.last_number += 1;
         let number = waiting.last_number;
         waiting.sessions.insert((port, client), (number, sender));
         metrics::passive_ports_reserved(waiting.sessions.len());
-        Some(Reservation { port, client, number, arrival, table: Arc::clone(&self.table) })
+        Ok(Reservation { port, client, number, arrival, table: Arc::clone(&self.table) })
     }
 }
 
@@ -205,7 +232,7 @@ impl Drop for Reservation {
         let mut waiting = self.table.waiting();
         if waiting.sessions.get(&key).is_some_and(|(number, _)| *number == self.number) {
             waiting.sessions.remove(&key);
-            waiting.cool_down(key);
+            waiting.cooling.add(key, Instant::now());
             metrics::passive_ports_reserved(waiting.sessions.len());
             drop(waiting);
             self.table.freed.notify_waiters();
@@ -252,7 +279,7 @@ mod tests {
         PassivePorts { slice: PortRange::new(from, to).unwrap(), table: Arc::default() }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_port_is_shared_by_addresses_but_not_by_sessions_of_one_address() {
         let ports = ports(50000, 50001);
         let first = ports.reserve(ANNA, SHORT).await.unwrap();
@@ -262,7 +289,7 @@ mod tests {
         assert!(ports.reserve(BERT, SHORT).await.is_some());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn who_waits_gets_the_port_that_comes_free() {
         let ports = Arc::new(ports(50000, 50000));
         let taken = ports.reserve(ANNA, SHORT).await.unwrap();
@@ -275,8 +302,8 @@ mod tests {
         assert_eq!(waiting.await.unwrap(), Some(50000));
     }
 
-    #[tokio::test]
-    async fn a_port_that_was_given_up_is_avoided_for_a_while_unless_it_is_the_only_one() {
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_was_given_up_is_nobodys_at_its_address_for_a_while() {
         let ports = ports(50000, 50002);
         let given_up = ports.reserve(ANNA, SHORT).await.unwrap().port();
         for _ in 0..20 {
@@ -285,12 +312,33 @@ mod tests {
             // As if its connection had come.
             ports.table.waiting().sessions.clear();
         }
-        let others = [ports.reserve(ANNA, SHORT).await.unwrap(), ports.reserve(ANNA, SHORT).await.unwrap()];
-        assert!(others.iter().all(|other| other.port() != given_up));
-        assert_eq!(ports.reserve(ANNA, SHORT).await.unwrap().port(), given_up);
+        let _others = [ports.reserve(ANNA, SHORT).await.unwrap(), ports.reserve(ANNA, SHORT).await.unwrap()];
+        assert!(ports.reserve(ANNA, SHORT).await.is_none());
+        let start = Instant::now();
+        let again = ports.reserve(ANNA, LONG).await.unwrap();
+        assert_eq!(again.port(), given_up);
+        assert!(start.elapsed() < COOL_DOWN);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
+    async fn whoever_gives_up_most_ports_does_not_fill_the_memory() {
+        let ports = ports(1, 65535);
+        let given_up: Vec<_> = {
+            let mut all = Vec::new();
+            for _ in 0..MOST_COOLING + 100 {
+                all.push(ports.reserve(ANNA, SHORT).await.unwrap());
+            }
+            all
+        };
+        drop(given_up);
+        let sizes = |waiting: &Waiting| (waiting.cooling.until.len(), waiting.cooling.ends.len());
+        assert_eq!(sizes(&ports.table.waiting()), (MOST_COOLING, MOST_COOLING));
+        tokio::time::advance(COOL_DOWN).await;
+        drop(ports.reserve(ANNA, SHORT).await.unwrap());
+        assert_eq!(sizes(&ports.table.waiting()), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_old_reservation_does_not_give_back_its_successors_port() {
         let ports = ports(50000, 50000);
         let old = ports.reserve(ANNA, SHORT).await.unwrap();
@@ -298,8 +346,9 @@ mod tests {
         ports.table.waiting().sessions.clear();
         let new = ports.reserve(ANNA, SHORT).await.unwrap();
         drop(old);
+        assert!(ports.table.waiting().cooling.ends.is_empty());
         assert!(ports.reserve(ANNA, SHORT).await.is_none());
         drop(new);
-        assert!(ports.reserve(ANNA, SHORT).await.is_some());
+        assert!(ports.reserve(ANNA, LONG).await.is_some());
     }
 }
