@@ -286,7 +286,7 @@ pub static SCHEMA: Schema = Schema {
             "passive_wait",
             DURATION,
             "5s",
-            "How long PASV waits for a free port; then 425. One that a session has given up unused is free for its address 2 seconds later.",
+            "How long PASV waits for a free port; then 425. One that a session has given up unused is free for its address when its connection has come, or 2 seconds later.",
         ),
         Setting::one(
             "quota_wait",

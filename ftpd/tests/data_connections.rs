@@ -338,7 +338,7 @@ fn clients_of_two_addresses_use_one_port_at_once() {
 
 #[test]
 fn all_works_over_ipv6() {
-    let node = Node::standalone().listen(ip("::1")).start();
+    let node = with_ports(18).listen(ip("::1")).start();
     let mut session = node.login("demo", "x");
     session.store("file", b"content");
     session.command("EPSV 2", 229);

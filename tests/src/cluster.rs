@@ -60,7 +60,7 @@ impl Cluster {
     pub fn builder() -> ClusterBuilder {
         ClusterBuilder {
             nodes: 3,
-            passive_ports: 30,
+            passive_ports: 90,
             settings: Vec::new(),
             authd_settings: Vec::new(),
             users: None,

@@ -34,8 +34,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node by itself, on loopback addresses and a storage directory of its own. Its first port
-    /// number is the control port, the others but the last are its passive ports.
+    /// A node by itself, on loopback addresses and a storage directory of its own. The test's first
+    /// port number is the control port; of the passive ports after it, as many as nobody is short of,
+    /// those within [`Loopback::ports`] are the test's on other addresses too.
     pub fn standalone() -> NodeBuilder {
         let loopback = Arc::new(Loopback::reserve());
         let storage = Arc::new(tempfile::tempdir().expect("a temporary directory"));
@@ -44,7 +45,7 @@ impl Node {
         builder
             .setting("port", ports.start())
             .setting("passive_port_min", ports.start() + 1)
-            .setting("passive_port_max", ports.end() - 1)
+            .setting("passive_port_max", ports.start() + 300)
     }
 
     /// The directory that holds the homes (of a standalone node: that is the users' home).

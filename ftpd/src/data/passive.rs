@@ -48,12 +48,12 @@ struct Waiting {
     cooling: Cooling,
 }
 
-/// Ports that sessions have given up without a connection: one that was on its way must not be taken
-/// for the next session's, whose upload would be empty, and complete.
+/// Ports that sessions have given up without a connection, until it comes or will not come any more:
+/// taken for the next session's, it would be an upload that is empty, and complete.
 #[derive(Default)]
 struct Cooling {
     until: HashMap<Key, Instant>,
-    /// The same, the first to end first.
+    /// The same, the first to end first, and what has ended early.
     ends: VecDeque<(Instant, Key)>,
 }
 
@@ -82,7 +82,9 @@ impl Cooling {
     }
 
     fn forget_first(&mut self) {
-        if let Some((_, key)) = self.ends.pop_front() {
+        if let Some((end, key)) = self.ends.pop_front()
+            && self.until.get(&key) == Some(&end)
+        {
             self.until.remove(&key);
         }
     }
@@ -186,12 +188,15 @@ impl Table {
         let taken = {
             let mut waiting = self.waiting();
             let taken = waiting.sessions.remove(&(port, client));
+            if taken.is_none() {
+                waiting.cooling.until.remove(&(port, client));
+            }
             metrics::passive_ports_reserved(waiting.sessions.len());
             taken
         };
+        self.freed.notify_waiters();
         match taken {
             Some((_, session)) => {
-                self.freed.notify_waiters();
                 // The session may have ended at this moment; then the connection is closed.
                 let _ = session.send(socket);
             }
