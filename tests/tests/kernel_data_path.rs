@@ -23,7 +23,8 @@ use common::node::PortRange;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-const RANGE: (u16, u16) = (50000, 50010);
+/// So wide that a client that asks for ports until it has found its node is not short of them.
+const RANGE: (u16, u16) = (50000, 50080);
 
 /// Two nodes behind a balancer. Clients know the balancer only; the nodes' ordinary gateway is a
 /// host that does not exist.

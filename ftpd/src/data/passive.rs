@@ -328,14 +328,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_gives_up_most_ports_does_not_fill_the_memory() {
         let ports = ports(1, 65535);
-        let given_up: Vec<_> = {
-            let mut all = Vec::new();
-            for _ in 0..MOST_COOLING + 100 {
-                all.push(ports.reserve(ANNA, SHORT).await.unwrap());
-            }
-            all
-        };
-        drop(given_up);
+        let mut reservations = Vec::new();
+        for _ in 0..MOST_COOLING + 100 {
+            reservations.push(ports.reserve(ANNA, SHORT).await.unwrap());
+        }
+        drop(reservations);
         let sizes = |waiting: &Waiting| (waiting.cooling.until.len(), waiting.cooling.ends.len());
         assert_eq!(sizes(&ports.table.waiting()), (MOST_COOLING, MOST_COOLING));
         tokio::time::advance(COOL_DOWN).await;
