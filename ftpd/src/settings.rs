@@ -297,7 +297,12 @@ pub static SCHEMA: Schema = Schema {
         Setting::one("proxy_header_timeout", DURATION, "5s", "For a balancer to send the PROXY header."),
         Setting::one("drain_timeout", DURATION, "5m", "How long transfers may go on after SIGTERM."),
         // Logs
-        Setting::one("log_level", "error, warn, info, debug or trace", "info", "As env_logger reads it."),
+        Setting::one(
+            "log_level",
+            "error, warn, info, debug or trace",
+            "info",
+            "As env_logger reads it. rustls, which tells no session, is at error unless it is named: info,rustls=warn.",
+        ),
         Setting::one("log_format", "text or json", "text", "How a log line is written."),
         Setting::one(
             "transfer_log",

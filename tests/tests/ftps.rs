@@ -111,6 +111,11 @@ fn curl_lftp_and_python_encrypt_everything() {
     };
     lftp(&format!("ftp://demo:x@{explicit}/"), "lftp-explicit");
     lftp(&format!("ftps://demo:x@{implicit}/"), "lftp-implicit");
+    // It tells TLS that it wants to speak with an address, which is not allowed, and everybody does.
+    for node in 0..cluster.size() {
+        let lines = cluster.node(node).daemon.lines();
+        assert!(!lines.iter().any(|line| line.contains("rustls")), "{lines:#?}");
+    }
 
     let program = format!(
         "import ftplib, ssl\n\

@@ -36,8 +36,12 @@ impl FromStr for LogFormat {
 
 /// Sends log lines to standard error. `filter` is env_logger's: `info`, `warn,ftpd=debug`.
 /// Call once, first thing.
+///
+/// rustls warns of what a client's messages hold, as often as the client likes and without a word of whose
+/// they are: only a filter that names it shows these.
 pub fn init(format: LogFormat, filter: &str) {
     env_logger::Builder::new()
+        .filter_module("rustls", LevelFilter::Error)
         .parse_filters(filter)
         .format(move |out, record| write_line(out, format, record))
         .init();
