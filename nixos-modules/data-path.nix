@@ -161,9 +161,6 @@ in
       # NixOS' check of the way back does not know of rules for ports: a node whose other traffic takes
       # another interface would drop what comes through the balancer.
       networking.firewall.checkReversePath = lib.mkDefault "loose";
-      # A connection of the node's own from such a port would go to the balancer, too.
-      boot.kernel.sysctl."net.ipv4.ip_local_reserved_ports" =
-        lib.mkDefault "${toString ownNode.slice.from}-${toString ownNode.slice.to}";
       # systemd-networkd, when it starts, takes away rules and routes that are not its own.
       environment.etc."systemd/networkd.conf.d/distributed-ftp.conf".text = ''
         [Network]

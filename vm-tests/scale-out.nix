@@ -46,6 +46,11 @@ in
       in_background("load", ftptest("load", "/tmp/load", 4))
       retry(lambda _: sum(metric(node, "ftp_transfers_total") for node in ftp_nodes) >= 6, 180)
 
+      with subtest("no connection of the host's own takes a port of the range"):
+          for host in (lb, ftp1):
+              reserved = host.succeed("sysctl -n net.ipv4.ip_local_reserved_ports").strip()
+              assert reserved == "50000-50099", reserved
+
       with subtest("the new node joins"):
           ftp3.start()
           ftp3.wait_for_unit("ftpd.service", timeout=300)

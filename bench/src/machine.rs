@@ -17,6 +17,8 @@ use nix::{
 };
 use serde::Serialize;
 
+use crate::servers::PASSIVE;
+
 /// Under what conditions figures came about.
 #[derive(Clone, Debug, Serialize)]
 pub struct Conditions {
@@ -119,9 +121,12 @@ fn own_namespaces() -> io::Result<()> {
 fn own_network() -> io::Result<()> {
     // /proc/sys/net shows the network of whoever opens it, so it needs no new mount.
     raise_loopback()?;
+    let passive = format!("{}-{}", PASSIVE.0, PASSIVE.1);
     for (key, value) in [
         ("ipv4/tcp_congestion_control", "cubic"),
         ("ipv4/ip_local_port_range", "10240 65000"),
+        // A client's own port among them would keep nginx from listening there.
+        ("ipv4/ip_local_reserved_ports", passive.as_str()),
         ("ipv4/tcp_rmem", "4096 131072 6291456"),
         ("ipv4/tcp_wmem", "4096 16384 4194304"),
         ("core/somaxconn", "4096"),

@@ -52,6 +52,11 @@ pub const KEPT_BY_ROOT: Kept = Kept::Files;
 pub enum RunError {
     #[error("cannot listen on {0}{hint}", hint = privileged_hint(.0))]
     Listen(SocketAddr, #[source] io::Error),
+    #[error(
+        "cannot listen on the passive port {0} (if a connection of this host holds it: \
+         net.ipv4.ip_local_reserved_ports keeps such ports free)"
+    )]
+    ListenPassive(SocketAddr, #[source] io::Error),
     #[error("cannot open the transfer log {0}")]
     TransferLog(String, #[source] io::Error),
     #[error("the storage root {0} is no directory that can be opened")]
@@ -221,7 +226,7 @@ async fn start(
     let addresses: Vec<_> =
         control.iter().filter_map(|listener| Some(listener.local_addr().ok()?.ip())).collect();
     let passive = PassivePorts::listen(config.network.slice, &addresses, &trust)
-        .map_err(|(address, error)| RunError::Listen(address, error))?;
+        .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
     // That was the last socket. Connections to clients leave from whatever port is free.
     capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;
     let transfer_log = match &config.log.transfer_log {

@@ -341,7 +341,8 @@ fn a_busy_port_and_a_root_that_is_none_are_told() {
         .setting("admin_listen", node.loopback().socket(1, 9))
         .spawn();
     assert_eq!(passive.daemon.wait().code(), Some(1));
-    passive.daemon.wait_for_line(|line| line.contains(&format!(":{}", node.address.port() + 1)));
+    let port = format!("the passive port {}:{}", node.address.ip(), node.address.port() + 1);
+    passive.daemon.wait_for_line(|line| line.contains(&port) && line.contains("reserved_ports"));
 
     let no_root = Node::standalone();
     fs::remove_dir(no_root.root()).unwrap();

@@ -3,6 +3,8 @@
 mod nodes;
 mod peers;
 
+pub use self::nodes::PASSIVE;
+
 use std::{
     cell::Cell,
     fs, io,

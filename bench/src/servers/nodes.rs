@@ -16,7 +16,7 @@ use crate::client::{PASSWORD, USER, other};
 
 const CONTROL: u16 = 2121;
 /// Enough for the transfers of the largest workload; each port is a descriptor.
-const PASSIVE: (u16, u16) = (20000, 21499);
+pub const PASSIVE: (u16, u16) = (20000, 21499);
 
 /// A cluster of one node with its Redis and its authd.
 ///
