@@ -17,7 +17,7 @@ use nix::{
 };
 use serde::Serialize;
 
-use crate::servers::PASSIVE;
+use crate::servers::PASSIVE_PORTS;
 
 /// Under what conditions figures came about.
 #[derive(Clone, Debug, Serialize)]
@@ -121,7 +121,7 @@ fn own_namespaces() -> io::Result<()> {
 fn own_network() -> io::Result<()> {
     // /proc/sys/net shows the network of whoever opens it, so it needs no new mount.
     raise_loopback()?;
-    let passive = format!("{}-{}", PASSIVE.0, PASSIVE.1);
+    let passive = format!("{}-{}", PASSIVE_PORTS.0, PASSIVE_PORTS.1);
     for (key, value) in [
         ("ipv4/tcp_congestion_control", "cubic"),
         ("ipv4/ip_local_port_range", "10240 65000"),

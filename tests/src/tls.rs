@@ -349,8 +349,7 @@ pub fn end(mut stream: TlsStream) {
     stream.conn.send_close_notify();
     let _ = stream.flush();
     let _ = stream.sock.shutdown(Shutdown::Write);
-    // Until the server has closed too: what comes before that are tickets, and an early close could
-    // reset what is still on its way.
+    // Until the server has closed too: new tickets come before that.
     let _ = io::copy(&mut stream, &mut io::sink());
 }
 

@@ -3,7 +3,7 @@
 mod nodes;
 mod peers;
 
-pub use self::nodes::PASSIVE;
+pub use self::nodes::PASSIVE_PORTS;
 
 use std::{
     cell::Cell,

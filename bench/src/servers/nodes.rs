@@ -16,7 +16,7 @@ use crate::client::{PASSWORD, USER, other};
 
 const CONTROL: u16 = 2121;
 /// Enough for the transfers of the largest workload; each port is a descriptor.
-pub const PASSIVE: (u16, u16) = (20000, 21499);
+pub const PASSIVE_PORTS: (u16, u16) = (20000, 21499);
 
 /// A cluster of one node with its Redis and its authd.
 ///
@@ -84,7 +84,7 @@ pub fn standalone(site: &Site) -> io::Result<Server> {
 /// What nodes have in common. Limits are as they are by default, but for what the workloads exceed.
 fn node(site: &Site, daemons: &Path, host: u8) -> io::Result<Command> {
     let mut command = Command::new(require(daemons.join("ftpd"))?);
-    let (from, to) = PASSIVE;
+    let (from, to) = PASSIVE_PORTS;
     command.env_clear();
     command.args(["--listen", &address(host, 0).ip().to_string(), "--port", &CONTROL.to_string()]);
     command.args(["--passive-port-min", &from.to_string(), "--passive-port-max", &to.to_string()]);
@@ -104,7 +104,7 @@ fn node(site: &Site, daemons: &Path, host: u8) -> io::Result<Command> {
 /// It does not start.
 pub fn balancer(site: &Site, node: &Server) -> io::Result<Server> {
     let listen = address(1, CONTROL);
-    let slice = PortRange::new(PASSIVE.0, PASSIVE.1).map_err(io::Error::other)?;
+    let slice = PortRange::new(PASSIVE_PORTS.0, PASSIVE_PORTS.1).map_err(io::Error::other)?;
     let balancer = nginx::Balancer {
         address: (*listen.ip()).into(),
         control_port: listen.port(),
