@@ -338,7 +338,7 @@ fn a_busy_port_and_a_root_that_is_none_are_told() {
     let mut passive = node
         .builder()
         .setting("port", node.address.port() - 1)
-        .setting("admin_listen", node.loopback().socket(1, 9))
+        .setting("admin_listen", node.loopback().socket(1, 9122))
         .spawn();
     assert_eq!(passive.daemon.wait().code(), Some(1));
     let port = format!("the passive port {}:{}", node.address.ip(), node.address.port() + 1);

@@ -10,7 +10,8 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    SignatureAlgorithm,
 };
 use rustls::{
     ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, SupportedProtocolVersion,
@@ -22,7 +23,8 @@ use tempfile::TempDir;
 
 use crate::{DEADLINE, dialogue::Dialogue, proxy::Connector, reply::Reply};
 
-/// A certificate authority, with the files of what it signed.
+/// A certificate authority, with the files of what it signed. Its certificates pass strict
+/// verification by RFC 5280 (sections 4.2.1.1 and 4.2.1.3), which Python 3.13 and later ask of OpenSSL.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
@@ -47,6 +49,7 @@ impl Authority {
     pub fn new() -> Self {
         let mut parameters = CertificateParams::new([]).expect("no names are right names");
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         parameters.distinguished_name.push(DnType::CommonName, "Authority of a test");
         let key = KeyPair::generate().expect("a key");
         let issuer = CertifiedIssuer::self_signed(parameters, key).expect("a certificate");
@@ -77,6 +80,7 @@ impl Authority {
     ) -> CertificateFiles {
         let mut parameters = CertificateParams::new([host.to_owned()]).expect("a host name");
         parameters.distinguished_name.push(DnType::CommonName, host);
+        parameters.use_authority_key_identifier_extension = true;
         change(&mut parameters);
         let key = KeyPair::generate_for(algorithm).expect("a key");
         let certificate = parameters.signed_by(&key, &self.issuer).expect("a certificate");

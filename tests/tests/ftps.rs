@@ -24,6 +24,19 @@ fn session_on(cluster: &Cluster, node: usize, client: &cluster_tests::tls::TlsCl
 }
 
 #[test]
+fn the_certificates_of_these_tests_pass_strict_verification() {
+    let authority = Authority::new();
+    let clients = Clients::with_home();
+    for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_RSA_SHA256] {
+        let files = authority.sign_with("localhost", algorithm, |_| {});
+        let (root, certificate) = (authority.file(), files.chain);
+        let strict =
+            ["verify", "-x509_strict", "-verify_hostname", "localhost", "-CAfile"].map(AsRef::as_ref);
+        clients.run("openssl", strict.into_iter().chain([root.as_os_str(), certificate.as_os_str()]));
+    }
+}
+
+#[test]
 fn a_tls_session_of_one_node_is_resumed_on_every_other() {
     let authority = Authority::new();
     let cluster = encrypted(&authority).start();
@@ -120,6 +133,7 @@ fn curl_lftp_and_python_encrypt_everything() {
     let program = format!(
         "import ftplib, ssl\n\
          context = ssl.create_default_context(cafile={ca:?})\n\
+         context.verify_flags |= ssl.VERIFY_X509_STRICT\n\
          context.check_hostname = False\n\
          ftp = ftplib.FTP_TLS(context=context, timeout=30)\n\
          ftp.connect({:?}, {})\n\
