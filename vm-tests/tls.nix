@@ -35,7 +35,7 @@
         assert sealed("records") == 0
 
     with subtest("implicit TLS: the same file"):
-        client.succeed(f"curl -sS -o /tmp/implicit ftps://demo:secret@lb:990/file")
+        client.succeed("curl -sS -o /tmp/implicit ftps://demo:secret@lb:990/file")
         assert hash_of("/tmp/implicit") == sent
 
     with subtest("both nodes have it, and the certificate is the one of the name"):

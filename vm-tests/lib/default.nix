@@ -107,6 +107,7 @@ let
         pkgs.curl
         pkgs.lftp
         pkgs.netcat
+        pkgs.openssl
         pkgs.python3
       ];
     };

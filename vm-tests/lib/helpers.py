@@ -92,7 +92,7 @@ def metric(node: Any, name: str) -> float:
 
 def node_with_transfer() -> Any:
     """The node that has the one transfer which is going on."""
-    found = []
+    found: list[Any] = []
 
     def look(_last: bool) -> bool:
         found[:] = [node for node in ftp_nodes if metric(node, "ftp_transfers") > 0]
