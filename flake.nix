@@ -1,6 +1,8 @@
 {
   description = "Several FTP servers that behave like one";
 
+  # The checks use the nixpkgs of flake.lock, from 26.05, which NixOS supports until the end of 2026. For
+  # 26.11 change this line and template/, run `nix flake update`, and the checks.
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
 
   outputs =
@@ -89,11 +91,7 @@
       # The hosts of the template, so that what it and README.md show cannot rot.
       nixosConfigurations =
         lib.mapAttrs' (name: lib.nameValuePair "example-${name}")
-          ((import ./template/flake.nix).outputs {
-            self = ./template;
-            inherit nixpkgs;
-            distributed-ftp = self;
-          }).nixosConfigurations;
+          (import ./nix/template.nix { inherit self nixpkgs; }).nixosConfigurations;
 
       templates.default = {
         path = ./template;
@@ -111,7 +109,7 @@
             own
             ;
         }
-        // import ./vm-tests { inherit lib pkgs self; }
+        // own.default.tests
       );
 
       devShells = forAllSystems (

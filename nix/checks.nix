@@ -21,6 +21,8 @@ let
     fileset = lib.fileset.fileFilter (file: file.hasExt "nix") ../.;
   };
 
+  inherit (pkgs.stdenv.hostPlatform) system;
+
   failed = config: map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
 in
 {
@@ -55,6 +57,28 @@ in
 
   nginx = pkgs.callPackage ../nginx/check.nix { };
 
+  # ftpd can write to the directory that its image keeps the files in.
+  image = pkgs.runCommand "image" { } ''
+    ${own.image-ftpd} | tar -x
+    for layer in */layer.tar; do tar --numeric-owner -tvf "$layer"; done >files
+    grep -E '^drwxr-x--- 2121/2121 .* (\./)?srv/ftp/$' files
+    touch $out
+  '';
+
+  # default.nix gives what the flake gives.
+  without-flakes =
+    let
+      plain = import ../default.nix { inherit nixpkgs system; };
+    in
+    passes "without-flakes" (
+      lib.optional (
+        plain.drvPath != own.default.drvPath
+      ) "default.nix is another package than the flake's"
+      ++ lib.optional (
+        lib.attrNames plain.nixosModules != lib.attrNames self.nixosModules
+      ) "default.nix has other modules than the flake"
+    );
+
   # The hosts of the template, and a warning there is one too many.
   example-hosts = passes "example-hosts" (
     lib.concatLists (
@@ -67,6 +91,8 @@ in
     )
   );
 
+  template = passes "template" (import ./template-check.nix { inherit lib self nixpkgs; });
+
   module-assertions = passes "module-assertions" (
     import ./module-assertions.nix {
       inherit
@@ -74,8 +100,8 @@ in
         nixpkgs
         self
         failed
+        system
         ;
-      system = pkgs.stdenv.hostPlatform.system;
     }
   );
 

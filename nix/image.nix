@@ -7,14 +7,20 @@
 }:
 let
   name = daemon.meta.mainProgram;
-  # Any mounted storage belongs to somebody: ftpd runs as that user, by number (`--user 2121:2121`).
-  # The numbers here are those of the NixOS modules.
+  # The owner of the files, by number as in the NixOS modules. A storage that belongs to another user is
+  # mounted with that one's numbers: `podman run --user 1000:1000`.
   user = "2121:2121";
 in
 dockerTools.streamLayeredImage {
   inherit name;
   tag = version;
   contents = [ dockerTools.fakeNss ];
+  # A new volume takes its owner from the directory of the image that it is mounted on.
+  fakeRootCommands = lib.optionalString (name == "ftpd") ''
+    mkdir -p srv/ftp
+    chown ${user} srv/ftp
+    chmod 0750 srv/ftp
+  '';
   config = {
     Entrypoint = [ (lib.getExe daemon) ];
     User = user;

@@ -4,6 +4,8 @@
   stdenv,
   rustPlatform,
   installShellFiles,
+  testers,
+  versionCheckHook,
   nginxStable,
   openssl,
   redis,
@@ -15,27 +17,39 @@
   python3,
   doCheck ? true,
 }:
-rustPlatform.buildRustPackage {
+let
+  workspace = (lib.importTOML ../Cargo.toml).workspace.package;
+in
+rustPlatform.buildRustPackage (finalAttrs: {
   pname = "distributed-ftp";
-  inherit ((lib.importTOML ../Cargo.toml).workspace.package) version;
+  inherit (workspace) version;
 
   src = lib.fileset.toSource {
     root = ../.;
     # Only what a build or test reads, so that a word in the documentation builds nothing anew.
-    fileset = lib.fileset.unions [
-      ../Cargo.toml
-      ../Cargo.lock
-      ../rustfmt.toml
-      ../authd
-      ../bench
-      ../common
-      ../SECURITY.md
-      ../docs/settings.md
-      ../ftpd
-      ../fuzz
-      ../tests
-      (lib.fileset.fileFilter (file: !file.hasExt "nix") ../nginx)
-    ];
+    # What `./dev fuzz` leaves there is known to git as ignored; without a flake it would be copied, too.
+    fileset =
+      lib.fileset.difference
+        (lib.fileset.unions [
+          ../Cargo.toml
+          ../Cargo.lock
+          ../rustfmt.toml
+          ../authd
+          ../bench
+          ../common
+          ../SECURITY.md
+          ../docs/settings.md
+          ../ftpd
+          ../fuzz
+          ../tests
+          (lib.fileset.fileFilter (file: !file.hasExt "nix") ../nginx)
+        ])
+        (
+          lib.fileset.unions [
+            (lib.fileset.maybeMissing ../fuzz/target)
+            (lib.fileset.maybeMissing ../fuzz/artifacts)
+          ]
+        );
   };
   cargoLock.lockFile = ../Cargo.lock;
 
@@ -47,6 +61,9 @@ rustPlatform.buildRustPackage {
   ];
 
   inherit doCheck;
+  # With the profile of the build, link-time optimisation of every test program takes ten times as long
+  # as the tests themselves.
+  checkType = "debug";
   # The tests start both daemons, nginx and Redis, and drive them with foreign clients.
   nativeCheckInputs = [
     nginxStable
@@ -76,10 +93,31 @@ rustPlatform.buildRustPackage {
     done
   '';
 
+  # The installed ftpd runs and says its version; authd is asked in passthru.tests.
+  doInstallCheck = true;
+  nativeInstallCheckInputs = [ versionCheckHook ];
+
+  passthru.tests = {
+    version-ftpd = testers.testVersion { package = finalAttrs.finalPackage; };
+    version-authd = testers.testVersion {
+      package = finalAttrs.finalPackage;
+      command = "authd --version";
+    };
+  }
+  // import ../vm-tests {
+    inherit lib testers;
+    package = finalAttrs.finalPackage;
+  };
+
   meta = {
     description = "Several FTP servers that behave like one";
     license = lib.licenses.mit;
     mainProgram = "ftpd";
     platforms = lib.platforms.linux;
+  }
+  # Cargo.toml says where the project is; a copy that is nowhere has no page.
+  // lib.optionalAttrs (workspace ? repository) {
+    homepage = workspace.repository;
+    changelog = "${workspace.repository}/blob/v${workspace.version}/CHANGELOG.md";
   };
-}
+})

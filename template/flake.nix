@@ -6,6 +6,12 @@
     # Where the project is: github:OWNER/REPOSITORY, or path:/some/where.
     distributed-ftp.url = "path:/etc/nixos/distributed-ftp";
     distributed-ftp.inputs.nixpkgs.follows = "nixpkgs";
+    # Secrets: encrypted in this repository, decrypted on the hosts.
+    sops-nix.url = "github:Mic92/sops-nix";
+    sops-nix.inputs.nixpkgs.follows = "nixpkgs";
+    # Deployment from one machine.
+    colmena.url = "github:nix-community/colmena";
+    colmena.inputs.nixpkgs.follows = "nixpkgs";
   };
 
   outputs =
@@ -13,21 +19,69 @@
       self,
       nixpkgs,
       distributed-ftp,
+      sops-nix,
+      colmena,
     }:
+    let
+      inherit (nixpkgs) lib;
+      # The machine that deploys.
+      system = "x86_64-linux";
+
+      modules = lib.mapAttrs (name: host: {
+        imports = [
+          distributed-ftp.nixosModules.default
+          sops-nix.nixosModules.sops
+          # The same for all.
+          ./cluster.nix
+          ./secrets.nix
+          # What only this host has.
+          host
+        ];
+        networking.hostName = name;
+      }) (import ./hosts.nix);
+
+      configurations = lib.mapAttrs (_: module: lib.nixosSystem { modules = [ module ]; }) modules;
+      cluster = (lib.head (lib.attrValues configurations)).config.services.distributedFtp.cluster;
+
+      # What the nodes need comes before them, and the balancer last: it sends clients to new nodes only
+      # when those are there.
+      nodes = lib.attrNames cluster.nodes;
+      balancers = lib.attrNames cluster.balancers;
+      order = lib.subtractLists (nodes ++ balancers) (lib.attrNames modules) ++ nodes ++ balancers;
+    in
     {
-      # nixos-rebuild switch --flake .#ftp1 --target-host root@10.0.0.11, and so on.
-      nixosConfigurations = nixpkgs.lib.mapAttrs (
-        name: host:
-        nixpkgs.lib.nixosSystem {
-          modules = [
-            distributed-ftp.nixosModules.default
-            # The same for all.
-            ./cluster.nix
-            # What only this host has.
-            host
-            { networking.hostName = name; }
-          ];
+      nixosConfigurations = configurations;
+
+      # colmena apply --on ftp1
+      colmenaHive = colmena.lib.makeHive (
+        {
+          meta.nixpkgs = nixpkgs.legacyPackages.${system};
         }
-      ) (import ./hosts.nix);
+        // lib.mapAttrs (
+          _: module:
+          { config, ... }:
+          {
+            imports = [ module ];
+            deployment.targetHost = (lib.head config.networking.interfaces.eth0.ipv4.addresses).address;
+          }
+        ) modules
+      );
+
+      # nix run .#deploy: the whole cluster in order, one host after another. A node drains before it
+      # changes, and the next one waits until it serves again; the first failure ends the deployment.
+      apps.${system}.deploy = {
+        type = "app";
+        program = lib.getExe (
+          nixpkgs.legacyPackages.${system}.writeShellApplication {
+            name = "deploy";
+            runtimeInputs = [ colmena.packages.${system}.colmena ];
+            text = ''
+              for host in ${toString order}; do
+                colmena apply --on "$host"
+              done
+            '';
+          }
+        );
+      };
     };
 }

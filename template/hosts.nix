@@ -1,8 +1,11 @@
-# What each host has of its own. Replace it with the files that nixos-generate-config made there.
+# What each host has of its own: hardware, network, who may log in. Where nixos-generate-config has written
+# a hardware-configuration.nix, import it and remove its part here.
 let
   host = address: {
     nixpkgs.hostPlatform = "x86_64-linux";
     system.stateVersion = "26.05";
+
+    # Two partitions with these labels, as the NixOS manual's installation makes them.
     boot.loader.systemd-boot.enable = true;
     boot.loader.efi.canTouchEfiVariables = true;
     fileSystems."/" = {
@@ -13,13 +16,40 @@ let
       device = "/dev/disk/by-label/boot";
       fsType = "vfat";
     };
+    # Drivers of the disks and network cards of common servers and virtual machines.
+    hardware.enableRedistributableFirmware = true;
+    boot.initrd.availableKernelModules = [
+      "ahci"
+      "nvme"
+      "sd_mod"
+      "virtio_blk"
+      "virtio_pci"
+      "virtio_scsi"
+      "xhci_pci"
+    ];
+
+    # The only network card is eth0 whatever its slot. With several cards set this to true, and use the
+    # names that `ip -brief link` shows.
+    networking.usePredictableInterfaceNames = false;
+    networking.useDHCP = false;
     networking.interfaces.eth0.ipv4.addresses = [
       {
         inherit address;
         prefixLength = 24;
       }
     ];
+    networking.defaultGateway = {
+      address = "10.0.0.1";
+      interface = "eth0";
+    };
+    networking.nameservers = [ "10.0.0.1" ];
+
+    # Deployments come as root, with this key. Replace it with your own: `cat ~/.ssh/id_ed25519.pub`.
     services.openssh.enable = true;
+    services.openssh.settings.PasswordAuthentication = false;
+    users.users.root.openssh.authorizedKeys.keys = [
+      "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleOnlyReplaceThisKeyExampleOnlyReplaceThis admin@example.com"
+    ];
   };
 in
 {

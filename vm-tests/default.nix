@@ -1,11 +1,12 @@
-# The VM tests, one scenario a file. `nix build .#checks.x86_64-linux.vm-cluster`, or ./dev vm-test cluster.
+# The VM tests of a package, one scenario a file: its `passthru.tests`, and checks of the flake.
+# `nix build .#checks.x86_64-linux.vm-cluster`, or ./dev vm-test cluster.
 {
   lib,
-  pkgs,
-  self,
+  testers,
+  package,
 }:
 let
-  test = import ./lib { inherit lib pkgs self; };
+  test = import ./lib { inherit lib testers package; };
 in
 lib.mapAttrs' (name: file: lib.nameValuePair "vm-${name}" (test ({ inherit name; } // import file)))
   {

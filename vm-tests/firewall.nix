@@ -15,9 +15,9 @@ in
 
     first, last = slices["ftp1"]
     # Something that listens everywhere and that nobody allowed.
-    for machine in (ftp1, balancer, auth):
-        machine.succeed("systemd-run --unit=stray python3 -m http.server 8080")
-        machine.wait_for_open_port(8080, timeout=60)
+    for exposed in (ftp1, balancer, auth):
+        exposed.succeed("systemd-run --unit=stray python3 -m http.server 8080")
+        exposed.wait_for_open_port(8080, timeout=60)
 
     # Port, and who reaches it.
     everybody = {"client", "lb", "ftp1", "ftp2", "backend"}

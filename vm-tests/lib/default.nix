@@ -1,8 +1,8 @@
 # A VM test of a whole cluster, on the modules as a user imports them.
 {
   lib,
-  pkgs,
-  self,
+  testers,
+  package,
 }:
 {
   name,
@@ -41,7 +41,7 @@ let
     in
     {
       imports = [
-        self.nixosModules.default
+        ../../nixos-modules
         cluster
       ];
       environment.etc = lib.mapAttrs' (
@@ -61,6 +61,7 @@ let
       services.distributedFtp = {
         # The client only knows the balancer.
         enable = lib.mkDefault (config.networking.hostName != "client");
+        inherit package;
         openFirewall = true;
         cluster = {
           externalAddress = addressOf balancer;
@@ -133,7 +134,7 @@ let
     ++ lib.attrNames machines
   );
 in
-pkgs.testers.runNixOSTest {
+testers.runNixOSTest {
   inherit name;
   globalTimeout = 1800;
   defaults = description;

@@ -1,0 +1,2 @@
+# The development shell, for Nix without flakes: `nix-shell`.
+{ ... }@arguments: (import ./. arguments).devShell
