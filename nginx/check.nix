@@ -1,9 +1,11 @@
-# Renders a sample of the balancer's configuration and lets nginx itself check it.
+# Renders a sample of the balancer's configuration and lets nginx itself and gixy check it.
 {
   lib,
   runCommand,
   writeText,
   nginxStable,
+  # What NixOS checks nginx's configuration with; it may come under another name one day.
+  gixy ? null,
 }:
 let
   slice = import ./ports.nix {
@@ -30,27 +32,37 @@ let
     "10.0.0.13"
   ];
   says = lib.hasInfix;
-  stream = import ./stream.nix { inherit lib; } {
-    nodes = nodes [
-      "127.0.0.11"
-      "127.0.0.12"
-      "fd00::13"
-    ];
-    listenAddresses = [ "127.0.0.1" ];
-    controlPort = 2121;
-    implicitPort = 2990;
-    accessLog = "/dev/null";
-    controlTimeout = "4h";
-    dataTimeout = "6m";
-  };
-  configuration = writeText "nginx.conf" ''
-    pid nginx.pid;
-    error_log stderr;
-    events { worker_connections 1024; }
-    stream {
-    ${stream}
-    }
-  '';
+  # Also with more clients than one worker can have.
+  configurations =
+    map
+      (
+        clients:
+        writeText "nginx.conf" (
+          import ./balancer.nix { inherit lib; } {
+            pid = "nginx.pid";
+            files = 1024 * 1024;
+            inherit clients;
+            shutdownTimeout = "300s";
+            stream = {
+              nodes = nodes [
+                "127.0.0.11"
+                "127.0.0.12"
+                "fd00::13"
+              ];
+              listenAddresses = [ "127.0.0.1" ];
+              controlPort = 2121;
+              implicitPort = 2990;
+              accessLog = "/dev/null";
+              controlTimeout = "4h";
+              dataTimeout = "6m";
+            };
+          }
+        )
+      )
+      [
+        3000
+        3000000
+      ];
 in
 # The slices that the nodes compute (common/src/node.rs, eleven_ports_over_three_nodes).
 assert
@@ -87,7 +99,14 @@ assert says "ip daddr { 203.0.113.10 } tcp dport 50000-50002 counter dnat ip to 
 assert says "tcp dport 50000-50002 counter dnat ip6 to fd00::11" (rules [ "fd00::11" ] [ "::" ]);
 # Clients come over the other family only: nginx carries it all.
 assert !(says "counter dnat" (rules ipv4 [ "::" ]));
-runCommand "nginx-configuration" { nativeBuildInputs = [ nginxStable ]; } ''
-  nginx -p "$PWD" -e stderr -t -c ${configuration}
-  touch $out
-''
+runCommand "nginx-configuration"
+  {
+    nativeBuildInputs = [ nginxStable ] ++ lib.optional (gixy != null) gixy;
+  }
+  ''
+    for configuration in ${toString configurations}; do
+      nginx -p "$PWD" -e stderr -t -c "$configuration"
+      ${lib.optionalString (gixy != null) "gixy \"$configuration\""}
+    done
+    touch $out
+  ''

@@ -16,13 +16,7 @@
   dataTimeout,
 }:
 let
-  fill =
-    template: values:
-    lib.removeSuffix "\n" (
-      lib.replaceStrings (map (name: "@${name}@") (lib.attrNames values)) (lib.attrValues values) (
-        lib.readFile (./. + "/${template}")
-      )
-    );
+  fill = import ./fill.nix { inherit lib; };
   bracketed = address: if lib.hasInfix ":" address then "[${address}]" else address;
   lines = lib.concatMapStringsSep "\n";
 

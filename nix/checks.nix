@@ -22,6 +22,14 @@ let
   };
 
   inherit (pkgs.stdenv.hostPlatform) system;
+  sample = import ./sample-cluster.nix {
+    inherit
+      lib
+      nixpkgs
+      self
+      system
+      ;
+  };
 
   failed = config: map (a: a.message) (lib.filter (a: !a.assertion) config.assertions);
 in
@@ -94,16 +102,11 @@ in
   template = passes "template" (import ./template-check.nix { inherit lib self nixpkgs; });
 
   module-assertions = passes "module-assertions" (
-    import ./module-assertions.nix {
-      inherit
-        lib
-        nixpkgs
-        self
-        failed
-        system
-        ;
-    }
+    import ./module-assertions.nix { inherit lib sample failed; }
   );
+
+  # Changes that must cut no session.
+  unit-changes = passes "unit-changes" (import ./unit-changes.nix { inherit lib sample; });
 
   documentation = passes "documentation" (
     lib.optional (
@@ -112,6 +115,11 @@ in
     ++ lib.optional (
       !(lib.hasInfix (builtins.readFile ../template/cluster.nix) (builtins.readFile ../README.md))
     ) "README.md does not show template/cluster.nix"
+    ++ map (line: "docs/options.md: a path with a space: ${line}") (
+      lib.filter (line: builtins.match "[*] example: `\"/[^\"]* [^\"]*\"`" line != null) (
+        lib.splitString "\n" own.options.text
+      )
+    )
   );
 
   # A metric that a rule or panel names, and no daemon has, would never fire.

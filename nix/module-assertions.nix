@@ -1,53 +1,10 @@
 # Clusters with one mistake each, and the words that must be said about it. → list of problems
 {
   lib,
-  nixpkgs,
-  self,
-  system,
+  sample,
   failed,
 }:
 let
-  good = {
-    enable = true;
-    hostName = "ftp1";
-    cluster = {
-      nodes.ftp1.address = "10.0.0.11";
-      nodes.ftp2.address = "10.0.0.12";
-      nodes.ftp3.address = "10.0.0.13";
-      balancers.lb1.address = "10.0.0.10";
-      auth.backend1.address = "10.0.0.20";
-      redis.address = "10.0.0.20";
-      storage = {
-        type = "nfs";
-        server = "10.0.0.20";
-        export = "/srv/ftp";
-      };
-    };
-    secrets = {
-      nodeTokenFile = "/run/secrets/node-token";
-      redisPasswordFile = "/run/secrets/redis-password";
-    };
-    users.demo.hashedPasswordFile = "/run/secrets/demo";
-  };
-
-  configuration =
-    changes:
-    (nixpkgs.lib.nixosSystem {
-      modules = [
-        self.nixosModules.default
-        {
-          services.distributedFtp = lib.recursiveUpdate good changes;
-          nixpkgs.hostPlatform = system;
-          system.stateVersion = "26.05";
-          fileSystems."/" = {
-            device = "/dev/disk/by-label/nixos";
-            fsType = "ext4";
-          };
-          boot.loader.systemd-boot.enable = true;
-        }
-      ];
-    }).config;
-
   range = from: to: { inherit from to; };
   cluster = changes: { cluster = changes; };
   kernelPath = changes: cluster ({ dataPath = "kernel"; } // changes);
@@ -232,14 +189,54 @@ let
     }
     {
       says = "monitoring.address is not set";
-      change = cluster { monitoring.host = "ftp1"; };
+      change = cluster { monitoring.address = null; } // {
+        hostName = "monitor1";
+      };
+    }
+    {
+      says = "openFirewall writes no rules for firewalld";
+      change.openFirewall = true;
+      module.services.firewalld.enable = true;
     }
   ];
 
+  # As in the tests of common/src/registry/options.rs: option and daemons take the same.
+  redisUrl = (import ../nixos-modules/options/types.nix { inherit lib; }).redisUrl.check;
+  wrongUrls =
+    map (url: "cluster.redis.url refuses ${url}") (
+      lib.filter (url: !(redisUrl url)) [
+        "redis"
+        "redis:6380"
+        "10.0.0.1:6379"
+        "redis://cache.example/3"
+        "redis://ftp@cache.example:6380"
+        "redis://[fd00::1]:6379/2"
+        "unix:///run/redis.sock"
+        "unix:///run/redis.sock?db=2"
+      ]
+    )
+    ++ map (url: "cluster.redis.url accepts ${url}") (
+      lib.filter redisUrl [
+        ""
+        "rediss://x"
+        "http://x"
+        "a@b"
+        "redis://"
+        "unix://rel"
+        # A password would be in the store.
+        "redis://ftp:secret@cache.example"
+        "redis://:secret@cache.example"
+      ]
+    );
+
   problemOf =
-    { says, change }:
+    {
+      says,
+      change,
+      module ? { },
+    }:
     let
-      messages = failed (configuration change);
+      messages = failed (sample.configuration change [ module ]);
     in
     if messages == [ ] then
       [ "nothing was said, but expected: ${says}" ]
@@ -247,8 +244,18 @@ let
       [ "expected: ${says}; was said: ${lib.concatStringsSep " / " messages}" ]
     else
       [ ];
+
+  # Each role without a mistake; what assertions do not see throws when the host is made.
+  problemsOfHost =
+    change:
+    let
+      config = sample.configuration change [ ];
+    in
+    map (message: "the cluster without a mistake: ${change.hostName}: ${message}") (
+      failed config ++ builtins.seq config.system.build.toplevel.drvPath [ ]
+    );
 in
-map (message: "the cluster without a mistake: ${message}") (
-  failed (configuration { }) ++ failed (configuration (kernelPath { }))
-)
+lib.concatMap (hostName: problemsOfHost { inherit hostName; }) sample.hosts
+++ problemsOfHost (kernelPath { } // { hostName = "lb1"; })
+++ wrongUrls
 ++ lib.concatMap problemOf broken

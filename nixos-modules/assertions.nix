@@ -148,6 +148,10 @@ in
     }) decided
     ++ [
       {
+        assertion = !cfg.openFirewall || config.networking.firewall.backend != "firewalld";
+        message = "${option "openFirewall"} writes no rules for firewalld, the firewall of this host, and what hosts of the cluster need of each other would stay closed: turn it off and open the ports in a zone of firewalld, or set networking.firewall.backend to \"nftables\" or \"iptables\".";
+      }
+      {
         assertion = cluster.hasRole;
         message = "${option "cluster"} gives no role to this host, ${cluster.hostName}: name it among the nodes, balancers or others, or set ${option "hostName"}.";
       }

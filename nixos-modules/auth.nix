@@ -16,8 +16,8 @@ let
   };
   settings = lib.filterAttrs (_: value: value != null) (derived // cfg.authd.settings);
 
-  # A user's name may hold what a credential's must not.
-  credentialOf = name: "user-${lib.substring 0 16 (builtins.hashString "sha256" name)}";
+  # A user's name may hold what a file's must not.
+  hashFileOf = name: "user-${lib.substring 0 16 (builtins.hashString "sha256" name)}";
   users = lib.filterAttrs (_: user: user.hashedPasswordFile != null) cfg.users;
 
   # What is set, spelled as authd does.
@@ -69,11 +69,30 @@ let
   configWith =
     name: users_file: (pkgs.formats.toml { }).generate name (settings // { inherit users_file; });
 
-  configFile = configWith "authd.toml" (
-    usersFile "users.json" (name: {
-      password_hash_file = "/run/credentials/authd.service/${credentialOf name}";
-    })
-  );
+  # The users file and, beside it, the hashes that it names: complete before the users file is there.
+  userFiles = import ./run-files.nix { inherit lib pkgs; } {
+    name = "authd";
+    group = "authd-files";
+    files =
+      lib.mapAttrsToList (name: user: {
+        name = hashFileOf name;
+        path = user.hashedPasswordFile;
+      }) users
+      ++ [
+        {
+          name = "users.json";
+          path = "/etc/distributed-ftp/users.json";
+        }
+      ];
+  };
+  etc = {
+    "distributed-ftp/authd.toml".source = configWith "authd.toml" "${userFiles.directory}/users.json";
+    "distributed-ftp/users.json".source = usersFile "users.json" (name: {
+      password_hash_file = hashFileOf name;
+    });
+    ${userFiles.etc}.text = userFiles.list;
+  };
+  sourceOf = name: config.environment.etc.${name}.source;
 
   secrets = lib.filterAttrs (_: file: file != null) {
     node-token = cluster.secretFile "nodeToken";
@@ -100,6 +119,8 @@ in
   imports = [ ./common.nix ];
 
   config = lib.mkIf (cluster.isAuth && own.address != null) {
+    environment.etc = etc;
+    users.groups.authd-files = { };
     system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) checkedSettings;
 
     systemd.services.authd = {
@@ -113,18 +134,28 @@ in
       ];
       # Away for as short a time as can be.
       stopIfChanged = false;
+      # SIGHUP reads users and groups again, and nothing else.
+      restartTriggers = [ (sourceOf "distributed-ftp/authd.toml") ];
+      reloadTriggers = [
+        (sourceOf "distributed-ftp/users.json")
+        (sourceOf userFiles.etc)
+      ];
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = import ./hardening.nix // {
         Type = "notify";
         ExecStart = toString (
-          [ "${lib.getExe' cfg.package "authd"} --config ${configFile}" ] ++ secretFlags (name: "%d/${name}")
+          [ "${lib.getExe' cfg.package "authd"} --config /etc/distributed-ftp/authd.toml" ]
+          ++ secretFlags (name: "%d/${name}")
         );
-        ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
-        LoadCredential =
-          lib.mapAttrsToList (name: file: "${name}:${file}") secrets
-          ++ lib.mapAttrsToList (name: user: "${credentialOf name}:${user.hashedPasswordFile}") users;
+        ExecStartPre = userFiles.command;
+        ExecReload = [
+          userFiles.command
+          "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
+        ];
+        LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") secrets;
         # It has no files of its own.
         DynamicUser = true;
+        SupplementaryGroups = "authd-files";
 
         Restart = "on-failure";
         RestartSec = 2;

@@ -1,60 +1,135 @@
-# The role of the balancer: nginx's stream proxy with the configuration of ../nginx.
-{ config, lib, ... }:
+# The role of the balancer: nginx's stream proxy with the configuration of ../nginx. A process of its
+# own beside services.nginx, so that neither's changes restart the other.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
 let
   cfg = config.services.distributedFtp;
   cluster = import ./cluster.nix { inherit lib config; };
   inherit (cluster) limits;
+  hardening = import ./hardening.nix;
   description = cfg.cluster;
   own = description.balancers.${cluster.hostName};
   nodes = lib.filter (node: node.address != null) cluster.nodes;
 
-  ports =
-    description.passivePorts.to - description.passivePorts.from + 1 + lib.length cluster.controlPorts;
-  # As nginx/README.md says. A transfer has its control connection, and one for the data.
-  connections =
-    2 * (lib.length nodes * (limits.max_sessions + limits.max_transfers))
-    + ports * lib.length own.listenAddresses
-    + 64;
+  nginx = lib.getExe' cfg.nginxPackage "nginx";
+  file = "distributed-ftp/balancer.conf";
+  # Before it has read its configuration, nginx logs to a place that its package chose.
+  command = "${nginx} -e stderr -c /etc/${file}";
+  logs = "/var/log/ftp-balancer";
+
+  # The unit is the same for every number of nodes and sessions: changing it would restart nginx. This
+  # is the kernel's own upper limit (fs.nr_open).
+  files = 1024 * 1024;
+
+  # Empty with nixpkgs' nginx. Other packages may have the stream proxy as a module.
+  loadModule = pkgs.runCommand "balancer-load-module.conf" { } ''
+    case "$(${nginx} -V 2>&1)" in
+      *--with-stream=dynamic*) echo "load_module modules/ngx_stream_module.so;" ;;
+    esac > $out
+  '';
+
+  configuration = import ../nginx/balancer.nix { inherit lib; } {
+    inherit files;
+    pid = "/run/ftp-balancer/nginx.pid";
+    loadModule = lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) "include ${loadModule};";
+    # A transfer has its control connection, and one for the data.
+    clients = lib.length nodes * (limits.max_sessions + limits.max_transfers);
+    shutdownTimeout = "${toString limits.drain}s";
+    stream = {
+      inherit nodes;
+      inherit (own) listenAddresses;
+      inherit (description) controlPort;
+      inherit (description.tls) implicitPort;
+      accessLog = "${logs}/access.log";
+      controlTimeout = "${toString (lib.max (4 * 3600) (2 * limits.idle))}s";
+      dataTimeout = "${toString (lib.max limits.stall limits.idle + 60)}s";
+    };
+  };
+
+  hasPrivilegedPort = lib.any (port: port < 1024) (
+    cluster.controlPorts ++ [ description.passivePorts.from ]
+  );
 in
 {
   imports = [ ./common.nix ];
 
   config = lib.mkIf cluster.isBalancer {
-    services.nginx = {
-      enable = true;
-      # A change of the configuration, such as one more node, is a reload: old workers go on with the
-      # connections they have.
-      enableReload = true;
-      # The default one would listen on port 80.
-      virtualHosts = { };
-      # One worker a core.
-      appendConfig = ''
-        worker_processes auto;
-        worker_rlimit_nofile ${toString (connections + 64)};
-        worker_shutdown_timeout ${toString limits.drain}s;
-      '';
-      eventsConfig = "worker_connections ${toString connections};";
-      streamConfig = import ../nginx/stream.nix { inherit lib; } {
-        inherit nodes;
-        inherit (own) listenAddresses;
-        inherit (description) controlPort;
-        inherit (description.tls) implicitPort;
-        # Where NixOS rotates nginx's logs.
-        accessLog = "/var/log/nginx/ftp.log";
-        controlTimeout = "${toString (lib.max (4 * 3600) (2 * limits.idle))}s";
-        dataTimeout = "${toString (lib.max limits.stall limits.idle + 60)}s";
-      };
+    users.users.ftp-balancer = {
+      isSystemUser = true;
+      description = "Balancer of Distributed FTP";
+      group = "ftp-balancer";
     };
+    users.groups.ftp-balancer = { };
 
-    systemd.services.nginx = {
+    environment.etc.${file}.text = configuration;
+
+    systemd.services.ftp-balancer = {
+      description = "Balancer of Distributed FTP";
+      documentation = [ "https://nginx.org/en/docs/stream/ngx_stream_core_module.html" ];
+      wantedBy = [ "multi-user.target" ];
       # It may listen on an address that the network has to bring.
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
-      serviceConfig = {
-        LimitNOFILE = connections + 64;
-        # Long enough for nginx to let go of transfers, when the host stops.
-        TimeoutStopSec = limits.drain + 30;
+      # A new configuration, such as one more node, is a reload: old workers keep the connections that
+      # they have.
+      reloadTriggers = [ config.environment.etc.${file}.source ];
+      stopIfChanged = false;
+      unitConfig.StartLimitIntervalSec = 0;
+      serviceConfig = hardening // {
+        # The first process ends when the second listens, so the unit is up when clients can connect.
+        Type = "forking";
+        PIDFile = "/run/ftp-balancer/nginx.pid";
+        ExecStart = command;
+        # A configuration that nginx refuses is an error of the reload, not only a line in the log.
+        ExecReload = [
+          "${command} -t"
+          "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
+        ];
+        # SIGTERM would end every connection at once, with an end of file that looks orderly: a client
+        # would take half a file for a whole one. After SIGQUIT transfers go on for
+        # worker_shutdown_timeout.
+        KillSignal = "SIGQUIT";
+        KillMode = "mixed";
+        # nginx ends by itself before this. Hours, because the unit must not follow drain_timeout.
+        TimeoutStopSec = 3600 * (1 + (limits.drain + 60) / 3600);
+        Restart = "always";
+        RestartSec = 2;
+
+        User = "ftp-balancer";
+        Group = "ftp-balancer";
+        RuntimeDirectory = "ftp-balancer";
+        LogsDirectory = "ftp-balancer";
+        LogsDirectoryMode = "0750";
+        UMask = "0027";
+
+        LimitNOFILE = files;
+        AmbientCapabilities = lib.optional hasPrivilegedPort "CAP_NET_BIND_SERVICE";
+        CapabilityBoundingSet = if hasPrivilegedPort then "CAP_NET_BIND_SERVICE" else "";
+        # In a user namespace of its own the capability would not count.
+        PrivateUsers = !hasPrivilegedPort;
+        # Workers set their limit of files (worker_rlimit_nofile).
+        SystemCallFilter = hardening.SystemCallFilter ++ [
+          "setrlimit"
+          "prlimit64"
+        ];
       };
+    };
+
+    services.logrotate.settings.ftp-balancer = {
+      files = "${logs}/*.log";
+      frequency = "weekly";
+      rotate = 26;
+      compress = true;
+      delaycompress = true;
+      missingok = true;
+      notifempty = true;
+      su = "ftp-balancer ftp-balancer";
+      # SIGUSR1: nginx opens the file again.
+      postrotate = "${lib.getExe' pkgs.systemd "systemctl"} kill --kill-whom=main --signal=USR1 ftp-balancer.service";
     };
 
     # `proxy_socket_keepalive` notices a vanished node at this pace, not after two hours.

@@ -97,6 +97,10 @@ rec {
 
   # Hosts that hold a secret. Where that is one, the secret can be made there.
   users = {
+    # Grafana encrypts with it what its database keeps. Of no other host's interest.
+    grafanaSecretKey = lib.optional (
+      cluster.monitoring.grafana && cluster.monitoring.host != null
+    ) cluster.monitoring.host;
     nodeToken = lib.unique (nodeNames ++ attrNames cluster.auth);
     adminToken = attrNames cluster.auth;
     redisPassword = lib.unique (
@@ -105,7 +109,7 @@ rec {
   };
   isGenerated =
     secret:
-    cfg.secrets."${secret}File" == null
+    cfg.secrets."${secret}File" or null == null
     && users.${secret} == [ hostName ]
     # The password of a Redis that exists already is known there.
     && (secret == "redisPassword" -> cluster.redis.host == hostName);

@@ -34,6 +34,8 @@ in
 
     services.prometheus = {
       enable = true;
+      # Other targets, such as one more node, are a reload.
+      enableReload = lib.mkDefault true;
       scrapeConfigs = [
         {
           job_name = "ftpd";
@@ -48,8 +50,14 @@ in
       rules = [ (builtins.toJSON (import ./monitoring/rules.nix)) ];
     };
 
+    systemd.services.grafana = lib.mkIf monitoring.grafana {
+      serviceConfig.LoadCredential = "secret-key:${cluster.secretFile "grafanaSecretKey"}";
+    };
     services.grafana = lib.mkIf monitoring.grafana {
       enable = true;
+      # NixOS has no default, and Grafana's own is the same everywhere. A Grafana that exists already
+      # keeps the key that its database was encrypted with.
+      settings.security.secret_key = lib.mkDefault "$__file{/run/credentials/grafana.service/secret-key}";
       provision = {
         enable = true;
         datasources.settings.datasources = [

@@ -37,8 +37,11 @@ let
     tls_data = if tls.required then "required" else "optional";
     implicit_tls_port = tls.implicitPort;
   }
+  // lib.optionalAttrs hasCertificateFiles {
+    tls_certificates = [ "${certificates.directory}/certificate.pem" ];
+    tls_keys = [ "${certificates.directory}/key.pem" ];
+  }
   // lib.optionalAttrs (tls.acmeHost != null) {
-    # Read again when they are renewed, which a credential is not.
     tls_certificates = [ "${acmeDirectory}/fullchain.pem" ];
     tls_keys = [ "${acmeDirectory}/key.pem" ];
   }
@@ -64,17 +67,24 @@ let
     authd-token = cluster.secretFile "nodeToken";
     redis-password = cluster.secretFile "redisPassword";
   };
-  certificates = lib.filterAttrs (_: file: file != null) {
-    inherit (tls) certificateFile keyFile;
-  };
   # Flags, because a credential's path is known to systemd only.
-  secretFlags =
-    path:
-    lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets
-    ++ lib.optionals (certificates != { }) [
-      "--tls-certificates ${path "certificateFile"}"
-      "--tls-keys ${path "keyFile"}"
+  secretFlags = path: lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets;
+
+  hasCertificateFiles = tls.certificateFile != null && tls.keyFile != null;
+  certificates = import ./run-files.nix { inherit lib pkgs; } {
+    name = "ftpd";
+    group = "distributed-ftp";
+    files = [
+      {
+        name = "certificate.pem";
+        path = tls.certificateFile;
+      }
+      {
+        name = "key.pem";
+        path = tls.keyFile;
+      }
     ];
+  };
 
   # The daemon itself reads its settings when the system is built; the secrets are not there then.
   checkedSettings = pkgs.runCommand "ftpd-settings" { } ''
@@ -84,6 +94,9 @@ let
     }
     touch $out
   '';
+
+  # A unit's limit that grows in steps, far from what it needs: to change it restarts the node.
+  atLeast = least: needed: if needed <= least then least else atLeast (2 * least) needed;
 
   # Users that are made through the API are not known here: room for as many folders as this.
   foldersOfSession =
@@ -118,6 +131,11 @@ in
       cluster.hasCertificate && (cfg.ftpd.settings.kernel_tls or "auto") != "off"
     ) [ "tls" ];
 
+    environment.etc = {
+      "distributed-ftp/ftpd.toml".source = configFile;
+    }
+    // lib.optionalAttrs hasCertificateFiles { ${certificates.etc}.text = certificates.list; };
+
     systemd.services.ftpd = {
       description = "FTP node ${own.name}";
       wantedBy = [ "multi-user.target" ];
@@ -134,6 +152,9 @@ in
       ++ lib.optional (tls.acmeHost != null) "acme-${tls.acmeHost}.service";
       # Drains while the old system is still whole, and is away no longer than it must be.
       stopIfChanged = false;
+      # SIGHUP reads certificates again and opens the log of transfers; settings need a new process.
+      restartTriggers = [ configFile ];
+      reloadTriggers = lib.optional hasCertificateFiles config.environment.etc.${certificates.etc}.source;
       unitConfig = {
         # Started too early, it would write into the directory below the mount point.
         RequiresMountsFor = cluster.root;
@@ -143,10 +164,14 @@ in
       serviceConfig = hardening // {
         Type = "notify";
         ExecStart = toString (
-          [ "${lib.getExe' cfg.package "ftpd"} --config ${configFile}" ] ++ secretFlags (name: "%d/${name}")
+          [ "${lib.getExe' cfg.package "ftpd"} --config /etc/distributed-ftp/ftpd.toml" ]
+          ++ secretFlags (name: "%d/${name}")
         );
-        ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
-        LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") (secrets // certificates);
+        ExecStartPre = lib.mkIf hasCertificateFiles certificates.command;
+        ExecReload = lib.optional hasCertificateFiles certificates.command ++ [
+          "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
+        ];
+        LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") secrets;
         SupplementaryGroups = lib.mkIf (
           tls.acmeHost != null
         ) config.security.acme.certs.${tls.acmeHost}.group;
@@ -168,14 +193,15 @@ in
         # transfer waits for its turn, the data connection, the file and its directory; a thread both
         # ends of a pipe; an operation a few directories. The rest: every passive port, the depth of a
         # home that is counted for its quota, Redis, authd, metrics.
-        LimitNOFILE =
+        LimitNOFILE = atLeast (1024 * 1024) (
           (5 + foldersOfSession) * limits.max_sessions
           + 2 * (limits.max_transfers + limits.max_file_operations)
           + 4 * limits.max_file_operations
           + (own.slice.to - own.slice.from + 1)
-          + 1024;
+          + 1024
+        );
         # A thread for each transfer and operation, and one a core.
-        TasksMax = limits.max_transfers + limits.max_file_operations + 256;
+        TasksMax = atLeast 16384 (limits.max_transfers + limits.max_file_operations + 256);
 
         # The control port is below 1024. Nothing else of root's power.
         AmbientCapabilities = lib.optional hasPrivilegedPort "CAP_NET_BIND_SERVICE";

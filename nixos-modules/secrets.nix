@@ -23,11 +23,13 @@ in
         "ftpd.service"
         "authd.service"
         "redis-ftp.service"
+        "grafana.service"
       ];
       requiredBy =
         lib.optional cluster.isNode "ftpd.service"
         ++ lib.optional cluster.isAuth "authd.service"
-        ++ lib.optional cluster.isRedis "redis-ftp.service";
+        ++ lib.optional cluster.isRedis "redis-ftp.service"
+        ++ lib.optional (lib.elem "grafanaSecretKey" generated) "grafana.service";
       path = [ pkgs.coreutils ];
       serviceConfig = {
         Type = "oneshot";

@@ -25,6 +25,17 @@ let
     group = toString storage.gid;
   };
   retry = "distributed-ftp-storage-retry";
+
+  exportsFile = "exports.d/distributed-ftp.exports";
+  exportOptions = lib.concatStringsSep "," [
+    "rw"
+    # What a node was told is written, is written: 226 stands on it.
+    "sync"
+    "no_subtree_check"
+    # The nodes' user owns everything; no node needs root here.
+    "root_squash"
+  ];
+  exportAll = "${lib.getExe' pkgs.nfs-utils "exportfs"} -r";
 in
 {
   imports = [ ./common.nix ];
@@ -90,16 +101,25 @@ in
     (lib.mkIf (cluster.isStorage && storage.export != null) {
       systemd.tmpfiles.settings.distributed-ftp.${storage.export}.d = owned;
 
-      services.nfs.server = {
-        enable = true;
-        exports.${storage.export} = lib.genAttrs cluster.nodeAddresses (_: [
-          "rw"
-          # What a node was told is written, is written: 226 stands on it.
-          "sync"
-          "no_subtree_check"
-          # The nodes' user owns everything; no node needs root here.
-          "root_squash"
-        ]);
+      services.nfs.server.enable = true;
+      # A file of our own, which exportfs reads like /etc/exports. With services.nfs.server.exports NixOS
+      # would restart the server for every new node, and all nodes would wait for its grace period.
+      environment.etc.${exportsFile}.text = "${storage.export} ${
+        toString (map (address: "${address}(${exportOptions})") cluster.nodeAddresses)
+      }\n";
+      systemd.services.distributed-ftp-exports = {
+        description = "NFS export of the files of Distributed FTP";
+        wantedBy = [ "multi-user.target" ];
+        # The server itself exports everything when it starts; this is for changes.
+        requires = [ "nfs-server.service" ];
+        after = [ "nfs-server.service" ];
+        reloadTriggers = [ config.environment.etc.${exportsFile}.source ];
+        serviceConfig = {
+          Type = "oneshot";
+          RemainAfterExit = true;
+          ExecStart = exportAll;
+          ExecReload = exportAll;
+        };
       };
       services.nfs.settings.nfsd = {
         # The nodes speak 4.2: one port, and no rpcbind in the way.

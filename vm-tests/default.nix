@@ -23,4 +23,5 @@ lib.mapAttrs' (name: file: lib.nameValuePair "vm-${name}" (test ({ inherit name;
     firewall = ./firewall.nix;
     kernel-data-path = ./kernel-data-path.nix;
     scale-out = ./scale-out.nix;
+    reload = ./reload.nix;
   }

@@ -2,7 +2,7 @@
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
-  inherit (import ./types.nix { inherit lib; }) address portRange;
+  inherit (import ./types.nix { inherit lib; }) address portRange redisUrl;
   cfg = config.services.distributedFtp.cluster;
   cluster = import ../cluster.nix { inherit lib config; };
 
@@ -172,12 +172,12 @@ in
         description = "Port of that Redis.";
       };
       url = mkOption {
-        type = types.nullOr (types.strMatching "rediss?://[^@]*");
+        type = types.nullOr redisUrl;
         default = null;
         example = "redis://redis.example.org:6379/2";
         description = ''
-          A Redis that exists already, in place of `address` and `port`. Without a password: that
-          belongs into `secrets.redisPasswordFile`.
+          A Redis that exists already, in place of `address` and `port`. The password goes into
+          `secrets.redisPasswordFile`. With `unix:///PATH` each host has its own socket at that path.
         '';
       };
       host = mkOption {
@@ -210,7 +210,10 @@ in
         type = types.bool;
         default = false;
         example = true;
-        description = "Whether `monitoring.host` gets Grafana, too, with a dashboard of the cluster.";
+        description = ''
+          Whether `monitoring.host` gets Grafana, too, with a dashboard of the cluster. Its
+          `security.secret_key` is made at the first boot, unless `services.grafana.settings` has one.
+        '';
       };
     };
   };

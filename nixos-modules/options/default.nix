@@ -41,6 +41,14 @@ in
       description = "Package that holds ftpd and authd.";
     };
 
+    nginxPackage = mkOption {
+      type = types.package;
+      default = pkgs.nginxStable;
+      defaultText = lib.literalExpression "pkgs.nginxStable";
+      example = lib.literalExpression "pkgs.nginxMainline";
+      description = "The balancer's nginx, with its stream module, version 1.21.4 or later.";
+    };
+
     hostName = mkOption {
       type = types.str;
       default = config.networking.hostName;
@@ -56,7 +64,8 @@ in
       description = ''
         Open what this host's roles need, and no more: the control port and the passive range for
         everybody at a balancer (at a node, if there are no balancers); the ports of a node for the
-        balancers; authd, Redis and NFS for the hosts that use them.
+        balancers; authd, Redis and NFS for the hosts that use them. For the firewalls of NixOS
+        (iptables, nftables), not for firewalld.
       '';
     };
 

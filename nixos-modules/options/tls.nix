@@ -4,21 +4,21 @@
 let
   inherit (lib) mkOption types;
   file =
-    what:
+    name: what:
     mkOption {
       type = types.nullOr types.externalPath;
       default = null;
-      example = "/run/secrets/ftp-${what}.pem";
+      example = "/run/secrets/ftp-${name}.pem";
       description = ''
         File outside the store, on every node, that holds the ${what} in PEM. Only root needs to read
-        it; a new one counts when ftpd starts again.
+        it. After `systemctl reload ftpd` new connections get a new one; no session is cut.
       '';
     };
 in
 {
   options.services.distributedFtp.cluster.tls = {
-    certificateFile = file "certificate chain";
-    keyFile = file "key";
+    certificateFile = file "certificate" "certificate chain";
+    keyFile = file "key" "key";
     acmeHost = mkOption {
       type = types.nullOr types.str;
       default = null;

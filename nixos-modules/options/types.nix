@@ -9,6 +9,16 @@ in
     description = "IP address";
   };
 
+  # As in common/src/registry/options.rs, but without a password: the store is readable by everybody.
+  redisUrl =
+    let
+      host = "([^]@:/?#[]+|\\[[0-9a-fA-F:.]+])(:[0-9]+)?";
+    in
+    types.strMatching "${host}|redis://([^@:/?#]+@)?${host}(/[0-9]*)?|unix:///[^@?#]+(\\?db=[0-9]+)?"
+    // {
+      description = "HOST[:PORT], redis://[USER@]HOST[:PORT][/DB] or unix:///PATH";
+    };
+
   # What of the daemons' durations Nix can compute with.
   duration = types.strMatching "[0-9]+(ms|s|m|h|d)" // {
     description = "duration such as 500ms, 30s or 5m";

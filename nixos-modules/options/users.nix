@@ -152,7 +152,7 @@ let
           example = "/run/secrets/distributed-ftp/demo";
           description = ''
             File outside the store, on the hosts that run authd, that holds what
-            `authd hash-password` printed. Read when authd starts.
+            `authd hash-password` printed. `systemctl reload authd` reads a new one.
           '';
         };
         home = mkOption {

@@ -120,7 +120,7 @@ impl Balancer {
                 ("error_log", "stderr"),
                 ("worker_processes", "2"),
                 ("worker_connections", &connections.to_string()),
-                ("worker_rlimit_nofile", &(connections + 64).to_string()),
+                ("worker_rlimit_nofile", &(2 * connections).to_string()),
                 ("worker_shutdown_timeout", "5m"),
                 ("stream", &stream),
             ],

@@ -1,0 +1,135 @@
+# Changes of a running cluster, the units that must go on, and those that must be reloaded. Units are
+# compared as switch-to-configuration does: it restarts a unit whose own text changes. → list of problems
+{ lib, sample }:
+let
+  slices = from: {
+    inherit from;
+    to = from + 9;
+  };
+  # Slices by hand: a new node moves none of the others.
+  nodes = count: {
+    cluster.nodes = lib.genAttrs (map (n: "ftp${toString n}") (lib.range 1 count)) (
+      name:
+      let
+        number = lib.toInt (lib.removePrefix "ftp" name);
+      in
+      {
+        address = "10.0.0.${toString (10 + number)}";
+        passivePorts = slices (50000 + 10 * number);
+      }
+    );
+  };
+  folders = count: {
+    users.demo.folders = map (n: {
+      path = "/team${toString n}";
+      target = "/teams/${toString n}";
+    }) (lib.range 1 count);
+  };
+  certificate = name: {
+    cluster.tls = {
+      certificateFile = "/run/secrets/${name}.pem";
+      keyFile = "/run/secrets/${name}-key.pem";
+    };
+  };
+
+  changes = [
+    {
+      what = "one more node";
+      before = nodes 3;
+      after = nodes 4;
+      keeps = {
+        ftp1 = [ "ftpd" ];
+        lb1 = [ "ftp-balancer" ];
+        backend1 = [
+          "authd"
+          "redis-ftp"
+          "nfs-server"
+          "nfs-mountd"
+        ];
+      };
+      reloads = {
+        lb1 = [ "ftp-balancer" ];
+        backend1 = [ "distributed-ftp-exports" ];
+      };
+    }
+    {
+      what = "other limits of the nodes";
+      before = { };
+      after.ftpd.settings = {
+        max_sessions = 20000;
+        max_transfers = 4000;
+        drain_timeout = "20m";
+      };
+      keeps = {
+        lb1 = [ "ftp-balancer" ];
+        backend1 = [ "authd" ];
+      };
+      reloads.lb1 = [ "ftp-balancer" ];
+    }
+    {
+      what = "one more user, with a ninth folder";
+      before = folders 8;
+      after = lib.recursiveUpdate (folders 9) { users.ann.hashedPasswordFile = "/run/secrets/ann"; };
+      keeps = {
+        ftp1 = [ "ftpd" ];
+        backend1 = [ "authd" ];
+      };
+      reloads.backend1 = [ "authd" ];
+    }
+    {
+      what = "another certificate";
+      before = certificate "old";
+      after = certificate "new";
+      keeps.ftp1 = [ "ftpd" ];
+      reloads.ftp1 = [ "ftpd" ];
+    }
+  ];
+
+  # What decides about a restart. NixOS adds the triggers to [Unit]; those of a reload are of no account.
+  restartedBy =
+    unit:
+    builtins.toJSON {
+      inherit (unit)
+        after
+        before
+        bindsTo
+        conflicts
+        environment
+        partOf
+        requires
+        requisite
+        restartTriggers
+        serviceConfig
+        upholds
+        wants
+        ;
+      path = map toString unit.path;
+      unitConfig = removeAttrs unit.unitConfig [
+        "Description"
+        "X-Reload-Triggers"
+      ];
+    };
+  reloadedBy = unit: builtins.toJSON (map toString unit.reloadTriggers);
+
+  problemsOf =
+    change:
+    lib.concatMap (
+      host:
+      let
+        units =
+          which: (sample.configuration (lib.recursiveUpdate { hostName = host; } which) [ ]).systemd.services;
+        before = units change.before;
+        after = units change.after;
+        problems =
+          names: isWrong: says:
+          map (name: "${change.what}: ${host}: ${name}.service ${says}") (lib.filter isWrong names);
+      in
+      problems (change.keeps.${host} or [ ]) (
+        name: restartedBy before.${name} != restartedBy after.${name}
+      ) "would be restarted"
+      ++ problems (change.reloads.${host} or [ ]) (
+        name: reloadedBy before.${name} == reloadedBy after.${name}
+      ) "would not be reloaded"
+    ) (lib.attrNames change.keeps);
+in
+lib.concatMap problemsOf changes

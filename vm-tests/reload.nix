@@ -1,0 +1,135 @@
+# Changes that reload and do not restart: users, certificates, the export, the balancer's configuration.
+# And how the balancer stops.
+let
+  # By hand, so that a new node moves none of the others.
+  slice = number: {
+    from = 50000 + 10 * number;
+    to = 50009 + 10 * number;
+  };
+  # The hosts after the change; these machines never start.
+  after =
+    hostName:
+    { nodes, ... }:
+    {
+      services.distributedFtp = {
+        inherit hostName;
+        cluster.nodes.ftp3 = {
+          address = nodes.client.networking.primaryIPAddress;
+          passivePorts = slice 2;
+        };
+        users.ann.hashedPasswordFile = "/etc/ftp-secrets/user-demo";
+      };
+    };
+  openssl =
+    { pkgs, ... }:
+    {
+      environment.systemPackages = [ pkgs.openssl ];
+    };
+in
+{
+  cluster = {
+    imports = [ ./lib/certificate.nix ];
+    services.distributedFtp.cluster.nodes = {
+      ftp1.passivePorts = slice 0;
+      ftp2.passivePorts = slice 1;
+    };
+  };
+  machines = {
+    ftp1 = openssl;
+    # Web pages on the same host are another nginx's.
+    lb.services.nginx.enable = true;
+    backend-after = after "backend";
+    lb-after = after "lb";
+  };
+
+  script =
+    { nodes }:
+    let
+      file = machine: name: nodes.${machine}.environment.etc.${name}.source;
+    in
+    ''
+      def pid(node: Any, unit: str) -> str:
+          return str(node.get_unit_property(f"{unit}.service", "MainPID"))
+
+
+      def replace(node: Any, path: str, source: str) -> None:
+          """As a switch does it: another file of the store."""
+          node.succeed(f"ln -sfn {source} {path}")
+
+
+      wait_for_cluster()
+      lb.wait_for_unit("nginx.service", timeout=300)
+      sent = make_file("/tmp/file", 4000)
+      upload("/tmp/file", "file")
+      before = {(node.name, unit): pid(node, unit)
+                for node, unit in ((backend, "authd"), (ftp1, "ftpd"), (lb, "ftp-balancer"), (lb, "nginx"))}
+      start_session("held", "hold")
+
+      with subtest("a reload of authd brings a new user"):
+          ann = "ftp://ann:secret@lb/"
+          client.fail(f"{CURL} {ann}")
+          replace(backend, "/etc/distributed-ftp/users.json", "${file "backend-after" "distributed-ftp/users.json"}")
+          replace(backend, "/etc/distributed-ftp/authd.files", "${file "backend-after" "distributed-ftp/authd.files"}")
+          backend.succeed("systemctl reload authd.service")
+          client.wait_until_succeeds(f"{CURL} {ann}", timeout=60)
+          access = backend.succeed("cd /run/distributed-ftp/authd; stat -c %U:%G:%a . *").split()
+          assert access == ["root:authd-files:750"] + ["root:authd-files:440"] * 3, access
+
+      with subtest("a reload that lacks a file fails, and the users stay"):
+          backend.succeed("echo 'x /nowhere' > /run/list; ln -sfn /run/list /etc/distributed-ftp/authd.files")
+          backend.fail("systemctl reload authd.service")
+          client.succeed(f"{CURL} {ann}")
+          backend.succeed("journalctl -u authd.service | grep /nowhere")
+
+      with subtest("a reload of ftpd brings another certificate"):
+          def certificate() -> str:
+              return ftp1.succeed(
+                  "openssl s_client -connect ${nodes.ftp1.networking.primaryIPAddress}:21 -starttls ftp < /dev/null"
+                  " | openssl x509 -noout -subject"
+              )
+
+          assert "lb" in certificate()
+          ftp1.succeed(
+              "openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=renewed -keyout /run/key -out /run/cert;"
+              " ln -sfn /run/cert /etc/ftp-tls/cert.pem; ln -sfn /run/key /etc/ftp-tls/key.pem"
+          )
+          assert "lb" in certificate()
+          ftp1.succeed("systemctl reload ftpd.service")
+          retry(lambda _: "renewed" in certificate(), timeout_seconds=60)
+
+      with subtest("a new node is exported to, and the NFS server goes on"):
+          since = backend.get_unit_property("nfs-server.service", "ActiveEnterTimestampMonotonic")
+          exports = "exports.d/distributed-ftp.exports"
+          backend.fail("grep ${nodes.client.networking.primaryIPAddress} /var/lib/nfs/etab")
+          replace(backend, f"/etc/{exports}", "${file "backend-after" "exports.d/distributed-ftp.exports"}")
+          backend.succeed("systemctl reload distributed-ftp-exports.service")
+          backend.succeed("grep ${nodes.client.networking.primaryIPAddress} /var/lib/nfs/etab")
+          assert since == backend.get_unit_property("nfs-server.service", "ActiveEnterTimestampMonotonic")
+          assert download("file") == sent
+
+      with subtest("the balancer's new configuration is refused while it is wrong, and is a reload"):
+          replace(lb, "/etc/distributed-ftp/balancer.conf", "/etc/hosts")
+          lb.fail("systemctl reload ftp-balancer.service")
+          replace(lb, "/etc/distributed-ftp/balancer.conf", "${file "lb-after" "distributed-ftp/balancer.conf"}")
+          lb.succeed("systemctl reload ftp-balancer.service")
+          lb.wait_until_succeeds("journalctl -u ftp-balancer.service | grep reconfiguring", timeout=60)
+
+      with subtest("no process was restarted, and a session that was there all the time goes on"):
+          for (name, unit), process in before.items():
+              node = next(machine for machine in (backend, ftp1, lb) if machine.name == name)
+              assert pid(node, unit) == process, (name, unit)
+          client.succeed("touch /tmp/held.go")
+          result = answer_of("held")
+          assert result["same"] and result["listed"], result
+
+      with subtest("the balancer stops when the transfers are over, which are whole"):
+          in_background("slow", f"{CURL} --limit-rate 200K -o /tmp/slow {URL}/file")
+          node_with_transfer()
+          lb.succeed("systemctl stop --no-block ftp-balancer.service")
+          client.wait_until_fails("nc -z lb 21", timeout=60)
+          assert end_of("slow") == 0
+          assert hash_of("/tmp/slow") == sent
+          lb.succeed("systemctl start ftp-balancer.service", timeout=180)
+          wait_for_login()
+    '';
+}
