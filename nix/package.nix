@@ -13,6 +13,7 @@
   wget,
   ncftp,
   python3,
+  util-linux,
   doCheck ? true,
 }:
 rustPlatform.buildRustPackage {
@@ -29,6 +30,8 @@ rustPlatform.buildRustPackage {
       ../authd
       ../bench
       ../common
+      ../demo
+      ../dev
       ../SECURITY.md
       ../docs/settings.md
       ../ftpd
@@ -58,6 +61,7 @@ rustPlatform.buildRustPackage {
     wget
     ncftp
     python3
+    util-linux
   ];
 
   # A builder may allow no user namespaces. ./dev test has these tests, and vm-kernel-data-path.
