@@ -3,6 +3,7 @@
   lib,
   writeShellApplication,
   coreutils,
+  findutils,
   gnugrep,
   gnused,
   nginxStable,
@@ -16,6 +17,7 @@ let
     root = ../.;
     fileset = lib.fileset.unions [
       ../dev
+      ../demo
       ../nginx
     ];
   };
@@ -24,6 +26,7 @@ writeShellApplication {
   name = "distributed-ftp-demo";
   runtimeInputs = [
     coreutils
+    findutils
     gnugrep
     gnused
     nginxStable
@@ -37,6 +40,9 @@ writeShellApplication {
     export DEV_DAEMONS=${distributed-ftp}/bin
     export DEV_STATE=''${DEV_STATE:-$state}
     export DEV_STORAGE=''${DEV_STORAGE:-$PWD/data}
-    exec bash ${source}/dev up
+    export DEV_COMMAND=$0
+    # Other words ask the cluster that runs: `stop ftp2`, `status`.
+    if (($# == 0)); then set -- up; fi
+    exec bash ${source}/dev "$@"
   '';
 }

@@ -15,6 +15,7 @@
   wget,
   ncftp,
   python3,
+  util-linux,
   doCheck ? true,
 }:
 let
@@ -37,6 +38,8 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../authd
           ../bench
           ../common
+          ../demo
+          ../dev
           ../SECURITY.md
           ../docs/settings.md
           ../ftpd
@@ -75,6 +78,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     wget
     ncftp
     python3
+    util-linux
   ];
 
   # A builder may allow no user namespaces. ./dev test has these tests, and vm-kernel-data-path.

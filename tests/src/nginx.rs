@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
+    sync::LazyLock,
 };
 
 use common::node::PortRange;
@@ -12,9 +13,6 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::{DEADLINE, eventually, process::Daemon};
-
-/// Where Debian puts what its nginx does not have built in.
-const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 /// What the balancer must know of the cluster.
 #[derive(Clone)]
@@ -70,6 +68,40 @@ impl Nginx {
         let log = fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
         log.lines().filter_map(access).collect()
     }
+
+    /// Clients that no node has accepted, among the connections that have ended.
+    pub fn refused(&self) -> usize {
+        let log = fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
+        // Of each try, the time to connect; `-` where it failed.
+        let last_try =
+            |line: &str| Some(line.split_once(" connect=")?.1.split_once(" first_byte=")?.0.to_owned());
+        log.lines().filter_map(last_try).filter(|tries| tries.ends_with('-')).count()
+    }
+}
+
+/// The line that loads nginx's stream module, where it is not built in: `nginx -V` says which of both. A
+/// module's file alone says nothing; it may belong to another nginx, which then refuses to start.
+///
+/// # Panics
+/// nginx is not installed.
+fn load_stream_module() -> String {
+    static LINE: LazyLock<String> = LazyLock::new(|| {
+        let output = Command::new("nginx").arg("-V").output().expect("nginx is installed");
+        stream_module(&String::from_utf8_lossy(&output.stderr))
+    });
+    LINE.clone()
+}
+
+/// The same, from what `nginx -V` prints.
+fn stream_module(build: &str) -> String {
+    let options = build.split([' ', '\n']);
+    if !options.clone().any(|option| option == "--with-stream=dynamic") {
+        return String::new();
+    }
+    let value = |name: &str| options.clone().find_map(|option| option.strip_prefix(name));
+    let prefix = value("--prefix=").unwrap_or("/usr/local/nginx");
+    let modules = value("--modules-path=").map_or_else(|| format!("{prefix}/modules"), str::to_owned);
+    format!("load_module {modules}/ngx_stream_module.so;")
 }
 
 impl Balancer {
@@ -108,14 +140,10 @@ impl Balancer {
         let stream = fill("stream.conf", &[&values[..], &timeouts].concat());
         let listeners: u32 = 2 + self.nodes.iter().map(|(_, _, slice)| slice.count()).sum::<u32>();
         let connections = 2 * (250 + 250) + listeners + 64;
-        let module = match Path::new(STREAM_MODULE).exists() {
-            true => format!("load_module {STREAM_MODULE};"),
-            false => String::new(),
-        };
         fill(
             "nginx.conf",
             &[
-                ("load_module", &module),
+                ("load_module", &load_stream_module()),
                 ("pid", &directory.join("nginx.pid").display().to_string()),
                 ("error_log", "stderr"),
                 ("worker_processes", "2"),
@@ -175,6 +203,16 @@ mod tests {
         fs::write(&path, text).unwrap();
         let output = Command::new("nginx").arg("-tqc").arg(path).args(["-e", "stderr"]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn the_stream_module_is_loaded_only_where_it_is_not_built_in() {
+        let debian =
+            "configure arguments: --modules-path=/usr/lib/nginx/modules --with-stream=dynamic --with-x\n";
+        assert_eq!(stream_module(debian), "load_module /usr/lib/nginx/modules/ngx_stream_module.so;");
+        for built_in in ["--modules-path=/m --with-stream --with-stream_ssl_module\n", "--with-stream\n"] {
+            assert_eq!(stream_module(built_in), "");
+        }
     }
 
     #[test]

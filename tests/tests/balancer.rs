@@ -1,9 +1,16 @@
 //! The balancer alone: nginx as configured, in front of nodes that are only sockets.
 
+// The rolling restart tells what it measured.
+#![allow(clippy::print_stderr)]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -89,6 +96,120 @@ fn a_node_that_does_not_answer_delays_a_client_by_the_connect_timeout_only() {
         assert_eq!(greeting(&client), format!("220 {live}"));
         assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     }
+}
+
+/// Nodes restart one after another, each down for 20 ms, while clients connect without a pause. Each node
+/// refuses some client within `fail_timeout`, so that nginx soon has every one of them down as failed.
+#[test]
+fn a_rolling_restart_of_any_speed_refuses_no_client() {
+    const CLIENTS: usize = 4;
+    const RESTARTS: usize = 60;
+    let loopback = Arc::new(Loopback::reserve());
+    let mut nodes: Vec<_> = [11, 12, 13].map(|host| RestartedNode::start(loopback.socket(host, PORT))).into();
+    let nginx = Nginx::start(&balancer(&loopback));
+    let over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let (over, loopback) = (Arc::clone(&over), Arc::clone(&loopback));
+            thread::spawn(move || {
+                let (mut served, mut ended) = (0, 0);
+                while !over.load(Ordering::Relaxed) {
+                    let client = Connector::new().connect(loopback.socket(1, PORT)).unwrap();
+                    let mut line = String::new();
+                    let _ = BufReader::new(client).read_line(&mut line);
+                    if line.starts_with("220 ") { served += 1 } else { ended += 1 }
+                }
+                (served, ended)
+            })
+        })
+        .collect();
+    for restart in 0..RESTARTS {
+        let node = &mut nodes[restart % 3];
+        node.stop();
+        thread::sleep(Duration::from_millis(20));
+        node.resume();
+    }
+    over.store(true, Ordering::Relaxed);
+    let counts: Vec<(u32, u32)> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+    let (served, ended) = counts.iter().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
+    eprintln!("{served} clients served, {ended} ended by a node, {} refused", nginx.refused());
+    assert!(served > 100, "{served}");
+    assert_eq!(nginx.refused(), 0);
+    // A node that stops may reset what its kernel has accepted at that instant, which no balancer can know.
+    assert!(ended <= RESTARTS as u32, "{ended} of {served}");
+}
+
+/// The PROXY header is left unread beyond its first bytes: this is about who answers. A client may have gone.
+fn greet(mut stream: TcpStream) {
+    let _ = stream.read(&mut [0; 256]);
+    let _ = stream.write_all(b"220 ready\r\n");
+}
+
+/// Greets each client, and can stop and start again at its address.
+struct RestartedNode {
+    address: SocketAddr,
+    running: Option<(Arc<AtomicBool>, thread::JoinHandle<()>)>,
+}
+
+impl RestartedNode {
+    fn start(address: SocketAddr) -> Self {
+        let mut node = Self { address, running: None };
+        node.resume();
+        node
+    }
+
+    fn resume(&mut self) {
+        let listener = TcpListener::bind(self.address).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                greet(listener.accept().unwrap().0);
+            }
+            // As ftpd does: what the kernel has accepted is served before the port closes.
+            listener.set_nonblocking(true).unwrap();
+            while let Ok((stream, _)) = listener.accept() {
+                stream.set_nonblocking(false).unwrap();
+                greet(stream);
+            }
+        });
+        self.running = Some((stop, thread));
+    }
+
+    fn stop(&mut self) {
+        let (stop, thread) = self.running.take().expect("a node that runs");
+        stop.store(true, Ordering::Relaxed);
+        // Wakes the thread, unless a client has done so and it has closed the listener already.
+        drop(TcpStream::connect(self.address));
+        thread.join().unwrap();
+    }
+}
+
+impl Drop for RestartedNode {
+    fn drop(&mut self) {
+        if self.running.is_some() {
+            self.stop();
+        }
+    }
+}
+
+/// A machine that vanished delays one client in `fail_timeout`, not one in three.
+#[test]
+fn a_vanished_machine_is_found_by_few_clients() {
+    let loopback = Arc::new(Loopback::reserve());
+    let _nodes = [12, 13].map(|host| node(&loopback, loopback.socket(host, PORT)));
+    let _silent = silent(loopback.socket(11, PORT));
+    let _nginx = Nginx::start(&balancer(&loopback));
+    let start = Instant::now();
+    let mut slow = 0;
+    for _ in 0..60 {
+        let begin = Instant::now();
+        let client = Connector::new().connect(loopback.socket(1, PORT)).unwrap();
+        assert!(greeting(&client).starts_with("220 "));
+        slow += u32::from(begin.elapsed() > Duration::from_millis(900));
+    }
+    // One at the start, and one after each fail_timeout of 5 s; two workers may find it at once.
+    assert!(f64::from(slow) <= 2.0 + start.elapsed().as_secs_f64() / 5.0 * 2.0, "{slow} of 60");
 }
 
 /// A listener that drops every further SYN.

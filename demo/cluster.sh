@@ -1,0 +1,521 @@
+# shellcheck shell=bash
+# The demo cluster: `./dev up` starts it and stays; the other words ask that process for something.
+
+# Addresses of the loopback network. Parts that need the same port each have their own, and
+# Redis has one where the distribution's does not listen.
+REDIS=127.0.0.10:$REDIS_PORT
+AUTHD=127.0.0.1:$AUTHD_PORT
+# Every name has its slice of the passive ports from the start, so that `./dev add` moves no other's.
+NODES=(ftp1 ftp2 ftp3 ftp4 ftp5 ftp6)
+NODE_ADDRESSES=(127.0.0.11 127.0.0.12 127.0.0.13 127.0.0.14 127.0.0.15 127.0.0.16)
+FIRST_NODES=3
+CLIENT_ADDRESSES=(127.0.0.1)
+# What the other words must know, and may have been other variables' values then.
+KEPT=(CONTROL_PORT IMPLICIT_PORT PASSIVE_PORTS AUTHD_PORT REDIS_PORT ADMIN_PORT STORAGE DRAIN_TIMEOUT REDIS AUTHD
+  CLIENT_ADDRESSES)
+me=${DEV_COMMAND:-./dev}
+
+# Set by signals: the cluster is to end; and without waiting for transfers.
+ending='' hurry=''
+
+# --- questions to the parts -----------------------------------------------------------------------
+
+# http METHOD ADDRESS:PORT PATH [HEADER]: prints the answer, status line first.
+http() (
+  exec 2>/dev/null 3<>"/dev/tcp/${2%:*}/${2##*:}" || exit 1
+  printf '%s %s HTTP/1.0\r\nContent-Length: 0\r\n%s\r\n' "$1" "$3" "${4+$4$'\r\n'}" >&3
+  timeout 5 cat <&3
+)
+
+listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
+
+# can_log_in: whether a client of the cluster gets a session.
+can_log_in() (
+  exec 2>/dev/null 3<>"/dev/tcp/127.0.0.1/$CONTROL_PORT" || exit 1
+  printf 'USER demo\r\nPASS ready?\r\nQUIT\r\n' >&3
+  while read -rt 2 line <&3; do [[ $line == 230* ]] && exit 0; done
+  exit 1
+)
+
+# position NODE: its place among NODES.
+position() {
+  local i
+  for i in "${!NODES[@]}"; do [[ ${NODES[i]} != "$1" ]] || { echo "$i"; return; }; done
+  return 1
+}
+
+# admin PART: where it answers about itself.
+admin() {
+  if [[ $1 == authd ]]; then echo "$AUTHD"; else echo "${NODE_ADDRESSES[$(position "$1")]}:$ADMIN_PORT"; fi
+}
+
+# is_ready PART
+is_ready() {
+  case $1 in
+    redis) listens "${REDIS%:*}" "$REDIS_PORT" ;;
+    balancer) listens 127.0.0.1 "$CONTROL_PORT" ;;
+    *) [[ $(http GET "$(admin "$1")" /readyz) == "HTTP/1."?" 200 "* ]] ;;
+  esac
+}
+
+# The transfers of all nodes at this time.
+transfers() {
+  local node count=0 line
+  for node in "${NODES[@]}"; do
+    [[ ${pids[$node]-} ]] || continue
+    line=$(http GET "$(admin "$node")" /metrics | grep '^ftp_transfers ' || true)
+    [[ $line =~ \ ([0-9]+) ]] && count=$((count + BASH_REMATCH[1]))
+  done
+  echo "$count"
+}
+
+# --- starting -------------------------------------------------------------------------------------
+
+# start_part PART: with its settings.
+start_part() {
+  local place address
+  case $1 in
+    redis)
+      start redis redis-server --bind "${REDIS%:*}" --port "$REDIS_PORT" --dir "$state" --save '' --appendonly no
+      ;;
+    authd)
+      start authd "$daemons/authd" --demo --listen "$AUTHD" --redis-url "$REDIS" \
+        --node-token-file "$state/node-token" --admin-token-file "$state/admin-token"
+      ;;
+    balancer)
+      balancer_configuration >"$state/nginx.conf"
+      start balancer nginx -p "$state" -c nginx.conf -e stderr -g 'daemon off;'
+      ;;
+    *)
+      place=$(position "$1")
+      address=${NODE_ADDRESSES[place]}
+      start "$1" "$daemons/ftpd" --node-name "$1" --cluster-nodes "$(IFS=,; echo "${NODES[*]}")" \
+        --listen "$address" --port "$CONTROL_PORT" --admin-listen "$address:$ADMIN_PORT" \
+        --passive-port-min "${PASSIVE_PORTS%-*}" --passive-port-max "${PASSIVE_PORTS#*-}" \
+        --external-address 127.0.0.1 --trusted-balancers 127.0.0.1/32 \
+        --root "$STORAGE" --create-homes true --drain-timeout "${DRAIN_TIMEOUT}s" \
+        --tls-certificates "$state/tls/localhost.pem" --tls-keys "$state/tls/localhost.key" \
+        --implicit-tls-port "$IMPLICIT_PORT" \
+        --redis-url "$REDIS" --authd-urls "http://$AUTHD" --authd-token-file "$state/node-token"
+      ;;
+  esac
+}
+
+# wait_until WHAT PART COMMAND…: while the part starts.
+wait_until() {
+  local what=$1 part=$2 deadline=$((SECONDS + 30))
+  shift 2
+  until "$@"; do
+    if ! kill -0 "${pids[$part]}" 2>/dev/null; then
+      tail -n 5 "$state/$part.log" >&2
+      fail "$part ended at once; the last lines of $state/$part.log stand above"
+    fi
+    ((SECONDS < deadline)) || fail "waited 30 s for $what; the logs are in $state"
+    sleep 0.05
+  done
+}
+
+# address_of PART: where the table says that it is.
+address_of() {
+  case $1 in
+    redis) echo "$REDIS" ;;
+    authd) echo "$AUTHD" ;;
+    balancer) echo "127.0.0.1:$CONTROL_PORT" ;;
+    *) echo "${NODE_ADDRESSES[$(position "$1")]}:$CONTROL_PORT" ;;
+  esac
+}
+
+# row PART PROCESS STATE
+row() {
+  local place ports=
+  place=$(position "$1") && ports="passive ports $(slice "$place")"
+  printf '  %-10s %-18s %-9s %-13s %s\n' "$1" "$(address_of "$1")" "$2" "$3" "$ports"
+}
+
+# make_certificates: an authority of this cluster's own, and a certificate of it for localhost.
+# They stay from one `up` to the next, so that a client has to be told once whom to trust.
+# All extensions that RFC 5280 asks for: OpenSSL with -x509_strict and Python 3.13 refuse less.
+make_certificates() (
+  umask 077
+  mkdir -p "$state/tls"
+  cd "$state/tls"
+  # Good for at least another day.
+  openssl x509 -checkend 86400 -noout -in localhost.pem >/dev/null 2>&1 &&
+    openssl verify -x509_strict -CAfile ca.pem localhost.pem >/dev/null 2>&1 && exit
+  cat >openssl.cnf <<'END'
+[req]
+prompt = no
+distinguished_name = authority_name
+x509_extensions = authority
+[authority_name]
+CN = Distributed FTP dev
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+[server]
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+subjectAltName = DNS:localhost, IP:127.0.0.1, IP:::1
+END
+  {
+    openssl req -config openssl.cnf -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 825 \
+      -keyout ca.key -out ca.pem &&
+      openssl req -config openssl.cnf -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj '/CN=localhost' \
+        -keyout localhost.key -out localhost.csr &&
+      openssl x509 -req -in localhost.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 825 \
+        -extfile openssl.cnf -extensions server -out localhost.pem
+  } 2>openssl.log || { cat openssl.log >&2; exit 1; }
+)
+
+# fill TEMPLATE NAME=VALUE…: a file of nginx/ with its placeholders replaced.
+fill() {
+  local text pair
+  text=$(<"nginx/$1")
+  shift
+  for pair; do
+    # Quoted, so that & in a value is only that.
+    text=${text//"@${pair%%=*}@"/"${pair#*=}"}
+  done
+  printf '%s\n' "$text"
+}
+
+# balancer_configuration: as nginx/README.md says. All slices are listened on, so that a reload that adds a
+# node needs no port that something else may have taken meanwhile; the control connections go to members.
+balancer_configuration() {
+  local i address listen upstream='' data='' control='' implicit='' implicit_upstream='' stream connections
+  for address in "${CLIENT_ADDRESSES[@]}"; do
+    control+=$(fill listen.conf address="$address" ports="$CONTROL_PORT")$'\n'
+    implicit+=$(fill listen.conf address="$address" ports="$IMPLICIT_PORT")$'\n'
+  done
+  for i in "${!NODES[@]}"; do
+    listen=
+    for address in "${CLIENT_ADDRESSES[@]}"; do
+      listen+=$(fill listen.conf address="$address" ports="$(slice "$i")")$'\n'
+    done
+    data+=$(fill data-server.conf name="${NODES[i]}" node="${NODE_ADDRESSES[i]}" data_listen="$listen" data_timeout=6m)$'\n'
+    ((i < members)) || continue
+    upstream+=$(fill upstream-server.conf node="${NODE_ADDRESSES[i]}" port="$CONTROL_PORT")$'\n'
+    implicit_upstream+=$(fill upstream-server.conf node="${NODE_ADDRESSES[i]}" port="$IMPLICIT_PORT")$'\n'
+  done
+  implicit=$(fill implicit-control.conf control_timeout=4h implicit_listen="$implicit" \
+    implicit_upstream_servers="$implicit_upstream")
+  stream=$(fill stream.conf access_log="$state/balancer.log" control_timeout=4h implicit_control="$implicit" \
+    upstream_servers="$upstream" control_listen="$control" data_servers="$data")
+  # For 500 control and 500 data connections at once.
+  connections=$((2 * (500 + 500) + ${#CLIENT_ADDRESSES[@]} * (${PASSIVE_PORTS#*-} - ${PASSIVE_PORTS%-*} + 3) + 64))
+  fill nginx.conf load_module="$(load_stream_module)" pid="$state/nginx.pid" error_log=stderr worker_processes=auto \
+    worker_connections=$connections worker_rlimit_nofile=$((2 * connections)) \
+    worker_shutdown_timeout=5m stream="$stream"
+}
+
+# find_state: where logs and the like are.
+find_state() {
+  daemons=${DEV_DAEMONS-}
+  if [[ $daemons ]]; then
+    state=${DEV_STATE:?DEV_DAEMONS needs it}
+  else
+    need_rust
+    state=${DEV_STATE:-$(target_directory)/dev}
+  fi
+}
+
+up() {
+  local part from to pid
+  if [[ $PASSIVE_PORTS ]]; then
+    [[ $PASSIVE_PORTS =~ ^([0-9]+)-([0-9]+)$ ]] || fail "DEV_PASSIVE_PORTS=$PASSIVE_PORTS: expected FROM-TO"
+    from=${BASH_REMATCH[1]} to=${BASH_REMATCH[2]}
+    ((to - from + 1 >= ${#NODES[@]} && to < 65536)) ||
+      fail "DEV_PASSIVE_PORTS=$PASSIVE_PORTS: expected at least ${#NODES[@]} ports, one for each node that can be added"
+  fi
+  [[ $DRAIN_TIMEOUT =~ ^[1-9][0-9]{0,4}$ ]] || fail "DEV_DRAIN_TIMEOUT=$DRAIN_TIMEOUT: expected seconds, 1 to 99999"
+  need_parts openssl=openssl
+  find_state
+  mkdir -p "$state/parts" || fail "cannot make the folder for logs, $state (DEV_STATE)"
+  mkdir -p "$STORAGE" || fail "cannot make the folder for files, $STORAGE (DEV_STORAGE)"
+  state=$(realpath "$state")
+  exec 9>>"$state/lock"
+  if ! flock -n 9; then
+    say_where "it is up already, as process $(<"$state/lock")"
+    exit 1
+  fi
+  echo $$ >"$state/lock"
+  rm -f "$state"/parts/* "$state"/cluster "$state"/requests "$state"/answer.*
+
+  # A cluster ends as it began: with nothing of it left.
+  trap 'end_cluster' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
+  end_leftovers
+  rm -f "$state"/*.log
+  has_ipv6 && CLIENT_ADDRESSES+=('[::1]')
+  choose_ports
+  if [[ ! $daemons ]]; then
+    cargo build --package ftpd --package authd --bins || fail "the build failed"
+    daemons=$(target_directory)/debug
+  fi
+  make_certificates || fail "openssl could not make a certificate"
+  (umask 077 && for part in node admin; do head -c 24 /dev/urandom | base64 >"$state/$part-token"; done)
+  # Readable and writable, so that it never ends.
+  mkfifo -m 600 "$state/requests"
+  exec 7<>"$state/requests"
+
+  members=$FIRST_NODES
+  printf '  %-10s %-18s %s\n' part address process
+  # Redis and authd come before the nodes, which are asked for a login as soon as they listen.
+  for part in redis authd "${NODES[@]:0:members}" balancer; do
+    start_part "$part"
+    case $part in
+      balancer) wait_until "a login through the balancer" balancer can_log_in ;;
+      *) wait_until "$part to be ready" "$part" is_ready "$part" ;;
+    esac
+    row "$part" "${pids[$part]}" ready
+  done
+  # Global also where a function reads them.
+  declare -p "${KEPT[@]}" | sed 's/^declare /declare -g /' >"$state/cluster"
+  # A first signal lets transfers finish, a second one does not.
+  trap 'ending=1' INT TERM HUP
+  describe
+  for part in redis authd "${NODES[@]:0:members}" balancer; do follow "$part"; done
+  serve_requests
+}
+
+describe() {
+  cat <<END
+
+  ftp://demo:anything@127.0.0.1:$CONTROL_PORT/     in the clear, or with AUTH TLS
+  ftps://demo:anything@127.0.0.1:$IMPLICIT_PORT/    TLS from the first byte
+
+Users demo, admin and test, any password. Files are in $STORAGE, logs in $state.
+Data connections use ports $PASSIVE_PORTS. For example:
+  curl -T README.md ftp://demo:x@127.0.0.1:$CONTROL_PORT/
+  curl --ssl-reqd --cacert $state/tls/ca.pem -T README.md ftp://demo:x@localhost:$CONTROL_PORT/
+  lftp -u demo,x -p $CONTROL_PORT localhost -e 'set ssl:ca-file $state/tls/ca.pem; ls; bye'
+  curl -H "Authorization: Bearer \$(cat $state/admin-token)" http://$AUTHD/v1/sessions
+  curl http://${NODE_ADDRESSES[0]}:$ADMIN_PORT/metrics
+In a second terminal: $me stop|start|kill|drain ftp2, $me add, $me status. Ctrl-C ends all of it.
+
+END
+}
+
+# say_where WHAT: for those who find the cluster up, or ask.
+say_where() {
+  say "$1"
+  if [[ -e $state/cluster ]]; then
+    (
+      # shellcheck disable=SC1091 # written by `up`
+      . "$state/cluster"
+      echo "  clients: ftp://demo:anything@127.0.0.1:$CONTROL_PORT/  ftps://demo:anything@127.0.0.1:$IMPLICIT_PORT/"
+      echo "  files: $STORAGE"
+    ) >&2
+  fi
+  echo "  logs: $state" >&2
+  echo "  $me status shows its parts; $me down, or Ctrl-C where it runs, ends it" >&2
+}
+
+# --- serving requests, and the end ----------------------------------------------------------------
+
+# serve_requests: until a signal says that the cluster is to end. A part that ends does not end the others.
+serve_requests() {
+  local word part answer
+  while [[ ! $ending ]]; do
+    if read -rt 0.2 -u 7 word part answer; then
+      # An asker that is gone reads nothing, and must not stop this process.
+      [[ -p $answer ]] && answer_request "$word" "$part" 1<>"$answer"
+    fi
+    reap
+  done
+}
+
+# answer_request WORD PART: prints one line, "ok …" or "error …". Whoever asked waits for the outcome.
+answer_request() {
+  local pid=${pids[$2]-}
+  case $1 in
+    start)
+      if [[ $pid ]]; then echo "error $2 runs already, as process $pid"; return; fi
+      start_part "$2"
+      echo ok
+      ;;
+    stop | kill)
+      if [[ ! $pid ]]; then echo "error $2 does not run"; return; fi
+      if [[ $1 == stop ]]; then send TERM "$2"; else told[$2]=1 && kill_group "$pid"; fi
+      echo ok
+      ;;
+    add)
+      if ((members == ${#NODES[@]})); then echo "error there are $members nodes already, and no slice for more"; return; fi
+      find_added_busy
+      if ((${#busy[@]})); then echo "error $(refuse_busy 2>&1)"; return; fi
+      start_part "${NODES[members]}"
+      follow "${NODES[members]}"
+      echo "ok ${NODES[members]}"
+      members=$((members + 1))
+      ;;
+    reload)
+      # nginx goes on with the old configuration where the new one is refused.
+      balancer_configuration >"$state/nginx.conf"
+      [[ ! ${pids[balancer]-} ]] || kill -HUP "${pids[balancer]}"
+      echo ok
+      ;;
+    end) ending=1 && echo ok ;;
+  esac
+}
+
+# The ports of the next node.
+find_added_busy() {
+  local address=${NODE_ADDRESSES[members]} ports
+  mapfile -t ports < <(node_ports "$address")
+  find_busy "${ports[@]}" "$address:$(slice "$members")"
+}
+
+# end_cluster: nodes first, so that transfers can finish; the balancer and what nodes need stay meanwhile.
+end_cluster() {
+  local part nodes=() others=() running
+  trap - EXIT
+  trap 'hurry=1' INT TERM HUP
+  ending=1
+  rm -f "$state/cluster"
+  for part in "${NODES[@]}"; do [[ ! ${pids[$part]-} ]] || nodes+=("$part"); done
+  for part in balancer authd redis; do [[ ! ${pids[$part]-} ]] || others+=("$part"); done
+  if ((${#nodes[@]})); then
+    running=$(transfers)
+    if ((running)); then
+      say "ending. Transfers that run: $running; they have $DRAIN_TIMEOUT s. Ctrl-C again cuts them"
+    else
+      say "ending"
+    fi
+    for part in "${nodes[@]}"; do send TERM "$part"; done
+    wait_for_end $((DRAIN_TIMEOUT + 10)) "${nodes[@]}"
+  fi
+  for part in "${others[@]}"; do send TERM "$part"; done
+  wait_for_end 10 "${others[@]}"
+  if ((${#followers[@]})); then
+    # They have shown the last lines by then.
+    sleep 0.1
+    kill "${followers[@]}" 2>/dev/null || true
+  fi
+  wait 2>/dev/null || true
+  rm -f "$state"/parts/* "$state/requests"
+  ((${#nodes[@]} + ${#others[@]} == 0)) || say "all parts have ended; logs are in $state, files in $STORAGE"
+}
+
+# --- the words for a second terminal --------------------------------------------------------------
+
+find_cluster() {
+  find_state
+  if [[ ! -e $state/lock ]] || flock -n "$state/lock" true; then fail "it is not up; $me up starts it"; fi
+  [[ -e $state/cluster ]] || fail "it is about to start, or to end; $me status shows it once it is up"
+  state=$(realpath "$state")
+  # shellcheck disable=SC1091 # written by `up`
+  . "$state/cluster"
+}
+
+# need_part NAME: ends if the cluster has no such part.
+need_part() {
+  [[ $1 =~ ^[a-z0-9]+$ && -e $state/parts/$1 ]] ||
+    fail "there is no part \"$1\"; the parts are: $(basename -a "$state"/parts/* | xargs)"
+}
+
+runs() { [[ -s $state/parts/$1 ]]; }
+
+# ask WORD [PART]: sets `answer` to what `up` says.
+ask() {
+  local reply=$state/answer.$$ line
+  mkfifo -m 600 "$reply"
+  exec 8<>"$reply"
+  echo "$1 ${2:--} $reply" >"$state/requests"
+  read -rt 30 -u 8 line || line="error there is no answer; is $me up still there?"
+  exec 8>&-
+  rm -f "$reply"
+  [[ $line == ok* ]] || fail "${line#error }"
+  answer=${line#ok} answer=${answer# }
+}
+
+# until_ended PART SECONDS
+until_ended() {
+  local deadline=$((SECONDS + $2))
+  while runs "$1"; do
+    ((SECONDS < deadline)) || fail "$1 has not ended within $2 s; its log is $state/$1.log"
+    sleep 0.05
+  done
+}
+
+# until_ready PART
+until_ready() {
+  local deadline=$((SECONDS + 30))
+  until is_ready "$1"; do
+    if ! runs "$1"; then
+      tail -n 5 "$state/$1.log" >&2
+      fail "$1 ended at once; the last lines of $state/$1.log stand above"
+    fi
+    ((SECONDS < deadline)) || fail "$1 is not ready after 30 s; its log is $state/$1.log"
+    sleep 0.05
+  done
+}
+
+stop_part() {
+  ask stop "$1"
+  until_ended "$1" $((DRAIN_TIMEOUT + 20))
+  say "$1 has ended; $me start $1 brings it back"
+}
+
+start_again() {
+  ask start "$1"
+  until_ready "$1"
+  say "$1 is ready"
+}
+
+kill_part() {
+  ask kill "$1"
+  until_ended "$1" 10
+  say "$1 is killed, as by a crash; $me start $1 brings it back"
+}
+
+# drain_node NODE: as an administrator does it, through authd.
+drain_node() {
+  local status
+  position "$1" >/dev/null || fail "only nodes drain: ${NODES[*]}"
+  runs "$1" || fail "$1 does not run"
+  status=$(http POST "$AUTHD" "/v1/nodes/$1/drain" "Authorization: Bearer $(<"$state/admin-token")" | head -n 1 || true)
+  [[ $status == *" 202 "* ]] || fail "authd did not take the order: ${status:-no answer}"
+  say "$1 takes no new sessions; transfers have $DRAIN_TIMEOUT s"
+  until_ended "$1" $((DRAIN_TIMEOUT + 20))
+  say "$1 has drained and ended; $me start $1 brings it back"
+}
+
+add_node() {
+  ask add
+  until_ready "$answer"
+  local node=$answer
+  # Not earlier: a client would be sent to a node that does not serve yet.
+  ask reload
+  say "$node is ready, and the balancer sends clients to it. No other part was restarted"
+}
+
+show_status() {
+  local part process condition
+  printf '  %-10s %-18s %-9s %s\n' part address process state
+  for part in redis authd "${NODES[@]}" balancer; do
+    [[ -e $state/parts/$part ]] || continue
+    process=$(<"$state/parts/$part") condition='not running'
+    if [[ $process ]]; then
+      condition='not ready'
+      if is_ready "$part"; then
+        condition=ready
+      elif position "$part" >/dev/null && [[ $(http GET "$(admin "$part")" /readyz) == *draining* ]]; then
+        condition=draining
+      fi
+    fi
+    row "$part" "${process:--}" "$condition"
+  done
+}
+
+end_from_outside() {
+  local process
+  process=$(<"$state/lock")
+  ask end
+  until flock -n "$state/lock" true; do sleep 0.1; done
+  say "process $process has ended"
+}

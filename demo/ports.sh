@@ -1,0 +1,155 @@
+# shellcheck shell=bash
+# Ports of the demo cluster: which are free, who holds the others, and which variable chooses others.
+
+# The line of nginx.conf that loads the stream module, where `nginx -V` says that it is not built in. The
+# module's file alone says nothing: it may belong to another nginx, which then refuses to start.
+load_stream_module() {
+  local build folder prefix
+  build=$(nginx -V 2>&1)
+  [[ " $build " =~ [[:space:]]--with-stream=dynamic[[:space:]] ]] || return 0
+  prefix=/usr/local/nginx
+  [[ $build =~ [[:space:]]--prefix=([^[:space:]]+) ]] && prefix=${BASH_REMATCH[1]}
+  folder=$prefix/modules
+  [[ $build =~ [[:space:]]--modules-path=([^[:space:]]+) ]] && folder=${BASH_REMATCH[1]}
+  echo "load_module $folder/ngx_stream_module.so;"
+}
+
+has_ipv6() { [[ -e /proc/net/if_inet6 ]] && grep -q '^0\{31\}1 ' /proc/net/if_inet6; }
+
+# find_busy ADDRESS:PORT[-PORT]…: sets `busy` to those "ADDRESS PORT" that nothing can listen on at this
+# time. nginx binds them all, once. Every part binds as nginx does (SO_REUSEADDR), so this fails where a
+# part would: also on a port that an outgoing or a closed connection (TIME_WAIT) holds.
+find_busy() {
+  local listen='' entry probe log=$state/probe.log deadline=$((SECONDS + 20))
+  for entry; do listen+="listen $entry; "; done
+  cat >"$state/probe.conf" <<END
+$(load_stream_module)
+daemon off;
+master_process off;
+pid $state/probe.pid;
+error_log stderr notice;
+events { worker_connections 4096; }
+stream { server { $listen return ''; } }
+END
+  rm -f "$state/probe.pid"
+  nginx -p "$state" -c probe.conf -e stderr >"$log" 2>&1 7>&- 9>&- &
+  probe=$!
+  # nginx writes its process id once it has all ports. Where it misses some, it names them and waits.
+  until [[ -s $state/probe.pid ]] || grep -sq 'try again to bind' "$log" || ! kill -0 "$probe" 2>/dev/null; do
+    ((SECONDS < deadline)) || break
+    sleep 0.01
+  done
+  kill -KILL "$probe" 2>/dev/null || true
+  wait "$probe" 2>/dev/null || true
+  mapfile -t busy < <(sed -nE 's/.*bind\(\) to (.*):([0-9]+) failed .*/\1 \2/p' "$log" | sort -u)
+  if ((${#busy[@]} == 0)) && [[ ! -s $state/probe.pid ]]; then
+    tail -n 5 "$log" >&2
+    fail "nginx could not try the ports; its log stands above"
+  fi
+}
+
+# holder PORT: what has the port, as far as the kernel tells this user.
+holder() {
+  local wanted line local_end state_code socket descriptor process what=
+  printf -v wanted '%04X' "$1"
+  while read -r _ local_end _ state_code _ _ _ _ _ socket _; do
+    [[ $local_end == *:$wanted ]] || continue
+    case $state_code in
+      06) what=${what:-"a closed connection (TIME_WAIT) holds it for up to a minute"} ; continue ;;
+      0A) line=listener ;;
+      *) line=connection ;;
+    esac
+    descriptor=$(find /proc/[0-9]*/fd -lname "socket:\\[$socket\\]" -print -quit 2>/dev/null || true)
+    process=${descriptor#/proc/} process=${process%%/*}
+    if [[ $process ]]; then
+      what="$(<"/proc/$process/comm"), process $process, has a $line there"
+    else
+      what="another user's process has a $line there"
+    fi
+    break
+  done < <(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null)
+  echo "${what:-a process that holds no connection has it}"
+}
+
+# The variable that chooses a port.
+variable_of() {
+  case $1 in
+    "$CONTROL_PORT") echo DEV_CONTROL_PORT ;;
+    "$IMPLICIT_PORT") echo DEV_IMPLICIT_PORT ;;
+    "$ADMIN_PORT") echo DEV_ADMIN_PORT ;;
+    "$AUTHD_PORT") echo DEV_AUTHD_PORT ;;
+    "$REDIS_PORT") echo DEV_REDIS_PORT ;;
+    *) echo DEV_PASSIVE_PORTS ;;
+  esac
+}
+
+# Ends if one of `busy` is there: names the port, its holder and the remedy.
+refuse_busy() {
+  local address port
+  ((${#busy[@]})) || return 0
+  read -r address port <<<"${busy[0]}"
+  if grep -q "bind() to $address:$port failed (13:" "$state/probe.log"; then
+    fail "port $port may not be listened on: ports below 1024 need root. $(variable_of "$port") chooses another one"
+  fi
+  fail "port $port is in use on $address: $(holder "$port"). $(remedy "$port")"
+}
+
+remedy() {
+  local variable
+  variable=$(variable_of "$1")
+  if [[ $variable == DEV_PASSIVE_PORTS ]]; then
+    echo "DEV_PASSIVE_PORTS=FROM-TO chooses other ports; without it, ./dev up takes free ones itself"
+  else
+    echo "$variable=PORT chooses another one"
+  fi
+}
+
+# The ports of the balancer, Redis and authd, for find_busy; and those of a node but its passive ones.
+backend_ports() { printf '%s\n' "$REDIS" "$AUTHD"; }
+balancer_ports() {
+  local address
+  for address in "${CLIENT_ADDRESSES[@]}"; do printf '%s\n' "$address:$CONTROL_PORT" "$address:$IMPLICIT_PORT"; done
+}
+node_ports() { printf '%s\n' "$1:$CONTROL_PORT" "$1:$IMPLICIT_PORT" "$1:$ADMIN_PORT"; }
+
+# passive_ports NODES: the range at the balancer's addresses, and the slices of so many nodes at theirs.
+passive_ports() {
+  local i
+  printf '%s\n' "${CLIENT_ADDRESSES[@]/%/:$PASSIVE_PORTS}"
+  for ((i = 0; i < $1; i++)); do echo "${NODE_ADDRESSES[i]}:$(slice "$i")"; done
+}
+
+# choose_ports: checks the fixed ports, and takes a passive range if DEV_PASSIVE_PORTS names none.
+choose_ports() {
+  local address entries ranges low high first count=$((10 * ${#NODES[@]}))
+  mapfile -t entries < <(
+    backend_ports
+    balancer_ports
+    for address in "${NODE_ADDRESSES[@]:0:FIRST_NODES}"; do node_ports "$address"; done
+    [[ ! $PASSIVE_PORTS ]] || passive_ports "$FIRST_NODES"
+  )
+  find_busy "${entries[@]}"
+  refuse_busy
+  [[ ! $PASSIVE_PORTS ]] || return 0
+  # The kernel gives the ports from `low` to `high` to outgoing connections, so others come first.
+  read -r low high </proc/sys/net/ipv4/ip_local_port_range
+  mapfile -t ranges < <(
+    seq 12000 100 $((low - count))
+    seq $((high + 1)) 100 $((65536 - count))
+    seq 50000 100 $((65536 - count))
+  )
+  for first in "${ranges[@]}"; do
+    PASSIVE_PORTS=$first-$((first + count - 1))
+    mapfile -t entries < <(passive_ports ${#NODES[@]})
+    find_busy "${entries[@]}"
+    ((${#busy[@]})) || return 0
+  done
+  refuse_busy
+}
+
+# slice POSITION: the passive ports of that node, as nginx/README.md says.
+slice() {
+  local from=${PASSIVE_PORTS%-*} to=${PASSIVE_PORTS#*-} count
+  count=$((to - from + 1))
+  echo "$((from + $1 * count / ${#NODES[@]}))-$((from + ($1 + 1) * count / ${#NODES[@]} - 1))"
+}
