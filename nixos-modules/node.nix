@@ -143,7 +143,12 @@ in
       serviceConfig = hardening // {
         Type = "notify";
         ExecStart = toString (
-          [ "${lib.getExe' cfg.package "ftpd"} --config ${configFile}" ] ++ secretFlags (name: "%d/${name}")
+          [
+            "${lib.getExe' cfg.package "ftpd"} --config ${configFile}"
+            # ProcSubset hides it. systemd puts it in.
+            "--boot-id %b"
+          ]
+          ++ secretFlags (name: "%d/${name}")
         );
         ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
         LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") (secrets // certificates);
