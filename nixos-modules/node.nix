@@ -164,7 +164,11 @@ in
       serviceConfig = hardening // {
         Type = "notify";
         ExecStart = toString (
-          [ "${lib.getExe' cfg.package "ftpd"} --config /etc/distributed-ftp/ftpd.toml" ]
+          [
+            "${lib.getExe' cfg.package "ftpd"} --config /etc/distributed-ftp/ftpd.toml"
+            # ProcSubset hides it. systemd puts it in.
+            "--boot-id %b"
+          ]
           ++ secretFlags (name: "%d/${name}")
         );
         ExecStartPre = lib.mkIf hasCertificateFiles certificates.command;

@@ -28,9 +28,9 @@ impl Keys {
         self.key("nodes")
     }
 
-    /// Hash: a live node. `record` is its `NodeRecord` as JSON; `incarnation`, `generation` (a later
-    /// process of the same name has a greater one), `from` and `to` (its slice) are what scripts
-    /// compare. Expires unless the node refreshes it. The key ends with the name.
+    /// Hash: a live node. `record` is its `NodeRecord` as JSON; `incarnation`, `place` (where its
+    /// process runs), `from` and `to` (its slice) are what scripts compare. Expires unless the node
+    /// refreshes it: until then the name is that process's. The key ends with the name.
     pub fn node(&self, name: &NodeName) -> String {
         self.key(format_args!("node:{name}"))
     }

@@ -162,6 +162,9 @@ pub struct NodeRecord {
     pub slice: PortRange,
     /// Where the control port is bound, for people.
     pub control: String,
+    /// The host's name, for people. Empty from a node of an earlier version.
+    #[serde(default)]
+    pub host: String,
     pub version: String,
     /// Seconds since the Unix epoch.
     pub since: u64,

@@ -106,15 +106,15 @@ async fn a_dead_node_and_its_sessions_and_leases_expire() {
     let view = RegistryView::new(&redis.options());
     eventually("one node", async || (view.nodes().await.unwrap().len() == 1).then_some(())).await;
     // And its ports are free for another node.
-    Registry::join(node("c", "50000-50004"), redis.options()).await.unwrap();
+    Registry::join(node("c", "50000-50004"), place("c"), redis.options()).await.unwrap();
 }
 
 #[tokio::test]
 async fn overlapping_slices_are_refused_and_both_nodes_named() {
     let redis = RedisServer::start();
     let (_a, _) = join("a", "50000-50004", redis.options()).await;
-    let error = Registry::join(node("b", "50004-50009"), redis.options()).await.err().unwrap();
-    let JoinError::SliceTaken { ours, theirs } = error.clone();
+    let error = Registry::join(node("b", "50004-50009"), place("b"), redis.options()).await.err().unwrap();
+    let JoinError::SliceTaken { ours, theirs } = error.clone() else { panic!("{error}") };
     assert_eq!((ours.0.as_str(), ours.1.to_string().as_str()), ("b", "50004-50009"));
     assert_eq!((theirs.0.as_str(), theirs.1.to_string().as_str()), ("a", "50000-50004"));
     let text = error.to_string();
@@ -126,10 +126,9 @@ async fn overlapping_slices_are_refused_and_both_nodes_named() {
 #[tokio::test]
 async fn a_restarted_node_takes_over_its_name_and_the_one_before_hears_of_it() {
     let redis = RedisServer::start();
-    // Long leases: nothing here may need an expiry. The clocks need not agree either.
+    // Long leases: nothing here may need an expiry.
     let options = || RedisOptions { lease: Duration::from_secs(600), ..redis.options() };
-    let before = common::node::NodeRecord { since: 1_800_000_000, ..node("a", "50000-50004") };
-    let (old, mut old_events) = Registry::join(before, options()).await.unwrap();
+    let (old, mut old_events) = join("a", "50000-50004", options()).await;
     let _session = open(&old, "a", "ann").await;
     let lease = old.lease_write(b"/file", SessionId::random()).await.unwrap();
     let (new, mut new_events) = join("a", "50000-50004", options()).await;
@@ -140,13 +139,78 @@ async fn a_restarted_node_takes_over_its_name_and_the_one_before_hears_of_it() {
     assert!(new_lease.is_held().await);
 
     old.set_state(NodeState::Draining); // Makes it look at once.
-    assert_eq!(next_event(&mut old_events).await, Event::Superseded);
+    let lost = next_event(&mut old_events).await;
+    assert!(matches!(lost, Event::NameTaken(_)), "{lost:?}");
     // The old process ends as a process does, and takes nothing of the new one with it.
     old.leave().await;
     let view = RegistryView::new(&options());
     assert_eq!(view.nodes().await.unwrap().len(), 1);
     assert!(new_lease.is_held().await);
     assert!(new_events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_second_process_of_a_live_nodes_name_is_refused_and_disturbs_nothing() {
+    let redis = RedisServer::start();
+    let (first, mut events) = join("a", "50000-50004", redis.options()).await;
+    let _session = open(&first, "a", "ann").await;
+    let lease = first.lease_write(b"/file", SessionId::random()).await.unwrap();
+    let view = RegistryView::new(&redis.options());
+    let before = (view.nodes().await.unwrap(), view.sessions().await.unwrap());
+    for place in [Some("another host".to_owned()), None] {
+        let begun = Instant::now();
+        let error = Registry::join(node("a", "50005-50009"), place, redis.options()).await.err().unwrap();
+        assert!(begun.elapsed() >= LEASE, "{:?}", begun.elapsed());
+        assert!(matches!(error, JoinError::NameTaken { .. }), "{error}");
+        let text = error.to_string();
+        for part in ["node name a", "on host host", "127.0.0.1:21", "2023-11-14T22:13:20Z", "node_name"] {
+            assert!(text.contains(part), "{part:?} is not in: {text}");
+        }
+    }
+    assert_eq!((view.nodes().await.unwrap(), view.sessions().await.unwrap()), before);
+    assert!(lease.is_held().await && events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_name_is_free_when_its_lease_ends() {
+    let redis = RedisServer::start();
+    let (crashed, _) = join("a", "50000-50004", redis.options()).await;
+    let _session = open(&crashed, "a", "ann").await;
+    drop(crashed);
+    let elsewhere = Some("another host".to_owned());
+    let joined = Registry::join(node("a", "50000-50004"), elsewhere, redis.options()).await;
+    let (next, _) = joined.unwrap();
+    assert!(!is_full(&next, "a", "ann", 1).await);
+}
+
+#[tokio::test]
+async fn a_key_without_an_end_holds_no_name() {
+    let redis = RedisServer::start();
+    let view = RegistryView::new(&redis.options());
+    let key = view.keys().node(&"a".parse().unwrap());
+    let _: () = view.link().query(cmd("HSET").arg(key).arg("incarnation").arg("1")).await.unwrap();
+    let begun = Instant::now();
+    join("a", "50000-50004", redis.options()).await;
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_process_that_started_while_redis_was_away_yields_to_the_node_that_was_there_before() {
+    let mut redis = RedisServer::start();
+    let (first, mut events) = join("a", "50000-50004", redis.options()).await;
+    let _session = open(&first, "a", "ann").await;
+    redis.stop();
+    eventually("the loss is seen", async || (!first.is_connected()).then_some(())).await;
+    let elsewhere = Some("another host".to_owned());
+    let second = Registry::join(node("a", "50000-50004"), elsewhere, redis.options()).await;
+    let (_second, mut told) = second.unwrap();
+    redis.restart();
+    let lost = next_event(&mut told).await;
+    assert!(matches!(lost, Event::NameTaken(_)), "{lost:?}");
+    let view = RegistryView::new(&redis.options());
+    let sessions = view.sessions().await.unwrap();
+    assert_eq!(sessions.iter().map(|session| session.user.as_str()).collect::<Vec<_>>(), ["ann"]);
+    assert!(events.try_recv().is_err());
 }
 
 #[tokio::test]

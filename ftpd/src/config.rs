@@ -27,6 +27,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Config {
     pub node_name: NodeName,
+    /// The host's boot ID, where the process cannot read it.
+    pub boot_id: Option<String>,
     pub network: Network,
     pub storage: Storage,
     pub authentication: Authentication,
@@ -128,6 +130,7 @@ impl Config {
         let network = network(values, &authentication)?;
         Ok(Self {
             node_name: node_name(values)?,
+            boot_id: values.optional("boot_id")?,
             storage: Storage {
                 root: values.required("root")?,
                 create_homes: values.required("create_homes")?,

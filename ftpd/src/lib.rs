@@ -20,6 +20,7 @@ pub mod listener;
 pub mod listing;
 pub mod metrics;
 pub mod node;
+mod place;
 pub mod protocol;
 pub mod proxy_protocol;
 pub mod quota;

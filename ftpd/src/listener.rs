@@ -15,27 +15,55 @@ use tokio::{
 /// Connections that the kernel keeps waiting between two accepts.
 const BACKLOG: i32 = 1024;
 
-/// Listens on `address`. An IPv6 socket takes IPv6 only, so that `0.0.0.0` and `::` go together;
-/// a port whose old connections still fade away can be taken again at once.
+/// Listens on `address`.
 ///
 /// # Errors
 /// Those of socket, bind and listen. Must run within the runtime.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+    Bound::new(address)?.listen()
+}
+
+/// A socket that has its address, on which no process listens then, and takes no connections yet.
+pub struct Bound(Socket);
+
+impl Bound {
+    /// An IPv6 socket takes IPv6 only, so that `0.0.0.0` and `::` go together; a port whose old
+    /// connections still fade away can be taken again at once.
+    ///
+    /// # Errors
+    /// Those of socket and bind: EADDRINUSE if a process listens on the address.
+    pub fn new(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.set_reuse_address(true)?;
+        // Its connections inherit both. Replies and the last bytes of a transfer are small writes;
+        // Nagle's algorithm with the peer's delayed ACK would hold each back for 40 ms.
+        socket.set_tcp_nodelay(true)?;
+        // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3); inline it is an
+        // ordinary part of the line.
+        socket.set_out_of_band_inline(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        Ok(Self(socket))
     }
-    socket.set_reuse_address(true)?;
-    // Its connections inherit both. Replies and the last bytes of a transfer are small writes;
-    // Nagle's algorithm with the peer's delayed ACK would hold each back for 40 ms.
-    socket.set_tcp_nodelay(true)?;
-    // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3); inline it is an
-    // ordinary part of the line.
-    socket.set_out_of_band_inline(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+
+    /// The address with the port that the kernel chose, if none was given.
+    ///
+    /// # Errors
+    /// Those of getsockname(2).
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        let address = self.0.local_addr()?;
+        address.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
+    }
+
+    /// # Errors
+    /// Those of listen(2). Must run within the runtime.
+    pub fn listen(self) -> io::Result<TcpListener> {
+        self.0.listen(BACKLOG)?;
+        TcpListener::from_std(self.0.into())
+    }
 }
 
 /// The next connection. Errors of single connections are passed over; where the process has run

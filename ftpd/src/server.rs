@@ -15,7 +15,7 @@ use common::{
         service,
         signals::{Request, Signals},
     },
-    registry::{Event, JoinError, Registry},
+    registry::{Event, Holder, JoinError, Registry},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -31,8 +31,10 @@ use crate::{
     connections::{Connections, Order, Refused},
     data::passive::PassivePorts,
     jail::SharedDirectories,
-    listener, metrics,
+    listener::{self, Bound},
+    metrics,
     node::Node,
+    place,
     protocol::{Code, Reply},
     proxy_protocol::{NoClient, Trust},
     quota::Counts,
@@ -71,8 +73,11 @@ pub enum RunError {
     Signals(#[source] io::Error),
     #[error(transparent)]
     Join(#[from] JoinError),
-    #[error("a process that started later has this node's name")]
-    Superseded,
+    #[error(
+        "this node lost its name: {0} holds it now. A node that cannot renew its lease in Redis for \
+         node_lease frees its name; if both are meant to run, give one of them another node_name"
+    )]
+    NameLost(Holder),
     #[error("the passive ports overlap those of a live node: {0}")]
     SliceConflict(String),
 }
@@ -112,16 +117,29 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         let downloads = if tls.kernel_seals() { "the kernel" } else { "this process" };
         log::info!(part = "tls"; "downloads are encrypted by {downloads}, uploads decrypted by this process");
     }
-    let control = listen(&config.network, config.network.port)?;
+    // Listening comes last: a balancer passes clients on to a node that refuses them, and would wait for
+    // one that does not answer yet.
+    let control = bind_all(&config.network, config.network.port)?;
     let implicit = match config.network.implicit_tls_port {
-        Some(port) => listen(&config.network, port)?,
+        Some(port) => bind_all(&config.network, port)?,
         None => Vec::new(),
     };
     let admin_listener = match config.admin_listen {
         Some(address) => Some(bind(address)?),
         None => None,
     };
-    let (node, events) = start(config, &control, tls).await?;
+    let (node, events) = tokio::select! {
+        started = start(config, &control, tls) => started?,
+        // It may wait for its name.
+        () = terminated(&mut signals) => return Ok(()),
+    };
+    let (control, implicit) = match (listen(control), listen(implicit)) {
+        (Ok(control), Ok(implicit)) => (control, implicit),
+        (Err(error), _) | (_, Err(error)) => {
+            node.registry.leave().await;
+            return Err(error);
+        }
+    };
 
     if let Some(listener) = admin_listener {
         log::info!(part = "admin", address:% = local(&listener); "listening");
@@ -173,19 +191,28 @@ fn local(listener: &TcpListener) -> String {
     listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
 }
 
-fn listen(network: &Network, port: u16) -> Result<Vec<TcpListener>, RunError> {
-    let mut listeners = Vec::new();
+fn bind_all(network: &Network, port: u16) -> Result<Vec<Bound>, RunError> {
+    let mut sockets = Vec::new();
     for ip in &network.listen {
         let address = SocketAddr::new(*ip, port);
-        match listener::bind(address) {
-            Ok(listener) => listeners.push(listener),
+        match Bound::new(address) {
+            Ok(socket) => sockets.push(socket),
             Err(error) if network.listen_is_default && is_missing_family(&error) => {
                 log::info!("not listening on {address}: {error}");
             }
             Err(error) => return Err(RunError::Listen(address, error)),
         }
     }
-    Ok(listeners)
+    Ok(sockets)
+}
+
+fn listen(sockets: Vec<Bound>) -> Result<Vec<TcpListener>, RunError> {
+    let listen = |socket: Bound| {
+        // Every bound socket has an address.
+        let address = socket.address().unwrap_or_else(|_| SocketAddr::from(([0; 4], 0)));
+        socket.listen().map_err(|error| RunError::Listen(address, error))
+    };
+    sockets.into_iter().map(listen).collect()
 }
 
 /// The host has no IPv6, or no IPv4.
@@ -195,37 +222,19 @@ fn is_missing_family(error: &io::Error) -> bool {
 
 async fn start(
     config: Config,
-    control: &[TcpListener],
+    control: &[Bound],
     tls: Option<Arc<Tls>>,
 ) -> Result<(Arc<Node>, mpsc::Receiver<Event>), RunError> {
-    let record = NodeRecord {
-        name: config.node_name.clone(),
-        incarnation: rand::random(),
-        state: NodeState::Ready,
-        slice: config.network.slice,
-        control: control.iter().map(local).collect::<Vec<_>>().join(" "),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        // A clock before 1970 is nobody's.
-        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-        sessions: 0,
-        transfers: 0,
-    };
-    let (registry, events) = match config.redis {
-        Some(options) => Registry::join(record, options).await?,
-        // Without Redis nobody sends anything.
-        None => (Registry::local(record), mpsc::channel(1).1),
-    };
-    if let Some(tls) = &tls {
-        tls.share_ticket_keys(registry.clone()).await;
-        tls.watch_files();
-    }
+    let addresses: Vec<SocketAddr> = control.iter().filter_map(|socket| socket.address().ok()).collect();
+    let control = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
     let trust = Arc::new(Trust {
         balancers: config.network.trusted_balancers.clone(),
         header_timeout: config.timeouts.proxy_header,
     });
-    let addresses: Vec<_> =
-        control.iter().filter_map(|listener| Some(listener.local_addr().ok()?.ip())).collect();
-    let passive = PassivePorts::listen(config.network.slice, &addresses, &trust)
+    let ips: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
+    // Before the node takes its name: a process that had it and still finishes its transfers has these
+    // ports, and keeps both.
+    let passive = PassivePorts::listen(config.network.slice, &ips, &trust)
         .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
     // That was the last socket. Connections to clients leave from whatever port is free.
     capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;
@@ -234,6 +243,29 @@ async fn start(
             .map_err(|error| RunError::TransferLog(path.display().to_string(), error))?,
         None => TransferLog::default(),
     };
+    let place = place::of_process(config.boot_id.as_deref(), &control);
+    let record = NodeRecord {
+        name: config.node_name.clone(),
+        incarnation: rand::random(),
+        state: NodeState::Ready,
+        slice: config.network.slice,
+        control,
+        host: place::host_name(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        // A clock before 1970 is nobody's.
+        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        sessions: 0,
+        transfers: 0,
+    };
+    let (registry, events) = match config.redis {
+        Some(options) => Registry::join(record, place, options).await?,
+        // Without Redis nobody sends anything.
+        None => (Registry::local(record), mpsc::channel(1).1),
+    };
+    if let Some(tls) = &tls {
+        tls.share_ticket_keys(registry.clone()).await;
+        tls.watch_files();
+    }
     let node = Arc::new(Node {
         authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
@@ -344,7 +376,7 @@ async fn wait_for_the_end(
                 Some(Event::Command(NodeCommand::EndUser { user })) => {
                     node.connections.order_user(&user, Order::End);
                 }
-                Some(Event::Superseded) => return Err(RunError::Superseded),
+                Some(Event::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
                 Some(Event::SliceConflict { ours, theirs }) => {
                     let both = format!("{} has {}, {} has {}", ours.0, ours.1, theirs.0, theirs.1);
                     return Err(RunError::SliceConflict(both));

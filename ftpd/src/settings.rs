@@ -15,6 +15,12 @@ pub static SCHEMA: Schema = Schema {
     settings: &[
         // What the node is
         Setting::one("node_name", "name", "", "The node's name in the cluster; the host's name if not set."),
+        Setting::one(
+            "boot_id",
+            "text",
+            "",
+            "The host's boot ID, where /proc/sys/kernel/random/boot_id is hidden from the process (systemd's `%b`). By it a node that crashed takes its name back at once; otherwise after `node_lease`.",
+        ),
         Setting::many(
             "cluster_nodes",
             "names",
@@ -209,7 +215,7 @@ pub static SCHEMA: Schema = Schema {
             "node_lease",
             DURATION,
             "15s",
-            "After this long without a sign of life a node and its sessions are gone from the registry.",
+            "After this long without a sign of life a node and its sessions are gone from the registry, and its name is free. A node whose name another process holds waits this long, and then ends if that process renews its lease.",
         ),
         Setting::one(
             "registry_away",

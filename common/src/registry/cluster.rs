@@ -3,7 +3,7 @@
 use std::{
     sync::{
         LazyLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -13,7 +13,7 @@ use tokio::sync::{RwLock, mpsc};
 use zeroize::Zeroizing;
 
 use super::{
-    LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
+    Holder, LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
     refresh::{ROUND, Work},
     table::Grant,
     tickets::{KEPT, TicketKey},
@@ -48,7 +48,23 @@ pub(super) enum Published {
     Joined(Known),
     /// This live node owns some of our ports.
     Taken(NodeName, PortRange, Known),
-    Superseded,
+    /// Another process holds the node's name, and for this long if it does not renew its lease.
+    Named(Holder, Duration),
+    /// No other process holds the name.
+    Free,
+}
+
+/// Why a node is published.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Publish {
+    /// The process has just started. A process before it at the same place is dead.
+    Start,
+    /// The same, and the process serves already, because Redis was away when it started.
+    Late,
+    /// The process has joined, and renews its lease.
+    Keep,
+    /// Only says whether another process holds the name.
+    Look,
 }
 
 /// What Redis knew of a node when it was published.
@@ -87,7 +103,8 @@ pub(super) struct Cluster {
     /// This process, as sessions name it in Redis.
     process: String,
     slice: PortRange,
-    generation: AtomicU64,
+    /// Empty if it is not known.
+    place: String,
     when_away: WhenAway,
     /// Whether the log knows that this node is on its own.
     degraded: AtomicBool,
@@ -96,7 +113,12 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(node: &NodeRecord, options: &RedisOptions, work: mpsc::UnboundedSender<Work>) -> Self {
+    pub fn new(
+        node: &NodeRecord,
+        place: Option<String>,
+        options: &RedisOptions,
+        work: mpsc::UnboundedSender<Work>,
+    ) -> Self {
         Self {
             view: RegistryView::new(options),
             lease: options.lease.clamp(SHORTEST_LEASE, LONGEST_LEASE),
@@ -106,7 +128,7 @@ impl Cluster {
             incarnation: node.incarnation,
             process: format!("{} {}", node.name, node.incarnation),
             slice: node.slice,
-            generation: AtomicU64::new(node.since),
+            place: place.unwrap_or_default(),
             when_away: options.when_away,
             degraded: AtomicBool::new(false),
             in_doubt: AtomicBool::new(false),
@@ -136,8 +158,8 @@ impl Cluster {
         format!("{} {:016x} {grant}", self.name, self.incarnation)
     }
 
-    /// Enters or refreshes the node. `starting` lets it take over its name whatever stands there.
-    pub async fn publish(&self, record: &NodeRecord, starting: bool) -> Result<Published, LinkError> {
+    /// Enters or refreshes the node.
+    pub async fn publish(&self, record: &NodeRecord, why: Publish) -> Result<Published, LinkError> {
         let mut call = PUBLISH_NODE.prepare_invoke();
         call.key(self.keys().nodes())
             .key(self.keys().node(&self.name))
@@ -145,23 +167,28 @@ impl Cluster {
             .key(self.keys().node_sessions(&self.name))
             .arg(self.name.as_str())
             .arg(self.incarnation)
-            .arg(self.generation.load(Ordering::Relaxed))
-            .arg(u8::from(starting))
+            .arg(&self.place)
+            .arg(match why {
+                Publish::Start => "start",
+                Publish::Late => "late",
+                Publish::Keep => "keep",
+                Publish::Look => "look",
+            })
             .arg(self.slice.from())
             .arg(self.slice.to())
             .arg(super::json(record))
             .arg(self.lease_ms())
             .arg(self.kept_ms());
-        let reply: Vec<String> = self.link().script(&call).await?;
-        let fields: Vec<&str> = reply.iter().map(String::as_str).collect();
+        let reply: Vec<Vec<u8>> = self.link().script(&call).await?;
+        let reply: Vec<_> = reply.iter().map(|field| String::from_utf8_lossy(field)).collect();
+        let fields: Vec<&str> = reply.iter().map(|field| &**field).collect();
         let published = match fields[..] {
-            ["joined", sessions, alive, generation] => {
-                generation.parse().ok().zip(Known::parse(sessions, alive)).map(|(generation, known)| {
-                    self.generation.store(generation, Ordering::Relaxed);
-                    Published::Joined(known)
-                })
+            ["joined", sessions, alive] => Known::parse(sessions, alive).map(Published::Joined),
+            ["named", record, left] => {
+                let holder = Holder(serde_json::from_str(record).ok().map(Box::new));
+                left.parse().ok().map(|left| Published::Named(holder, Duration::from_millis(left)))
             }
-            ["superseded"] => Some(Published::Superseded),
+            ["free"] => Some(Published::Free),
             ["taken", sessions, alive, name, from, to] => {
                 let known = Known::parse(sessions, alive);
                 taken(name, from, to)

@@ -12,6 +12,7 @@
 //! over servers: the steps touch several keys.
 
 mod bandwidth;
+mod claim;
 mod cluster;
 mod link;
 mod options;
@@ -38,6 +39,7 @@ use tokio::{
 
 pub use self::{
     bandwidth::{Direction, Meter, Share, Slice, piece},
+    claim::Holder,
     link::{LinkError, RedisLink},
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
     tickets::{InvalidTicketKey, TicketKey},
@@ -45,6 +47,7 @@ pub use self::{
     view::RegistryView,
 };
 use self::{
+    claim::LateClaim,
     cluster::{Cluster, Held, Hold, Published},
     refresh::Work,
     table::{Grant, Table},
@@ -100,6 +103,12 @@ pub enum JoinError {
         ours.1, ours.0, theirs.1, theirs.0
     )]
     SliceTaken { ours: (NodeName, PortRange), theirs: (NodeName, PortRange) },
+    #[error(
+        "the node name {name} is in use by {holder}, which renews its lease in Redis: give this node \
+         another node_name, or end that process (a process that crashed frees the name after {lease:?}, \
+         the node_lease)"
+    )]
+    NameTaken { name: NodeName, holder: Holder, lease: Duration },
 }
 
 /// What the cluster tells a node.
@@ -112,8 +121,9 @@ pub enum Event {
         ours: (NodeName, PortRange),
         theirs: (NodeName, PortRange),
     },
-    /// A process that started later has this node's name: this one must end.
-    Superseded,
+    /// Another process holds this node's name, because this one could not renew its lease for a
+    /// `node_lease`, or started while Redis was away: this one must end.
+    NameTaken(Holder),
 }
 
 impl Registry {
@@ -126,22 +136,37 @@ impl Registry {
     ///
     /// A Redis that cannot be reached is no error: the node starts, and joins when Redis comes.
     ///
+    /// `place` identifies what only one living process can have: this host since it booted, its
+    /// network, and the ports there, which the caller holds. So a process that Redis names at the same
+    /// place is dead, and this one takes over its name at once. If another process at another place
+    /// holds the name, this waits for a `lease`: the process may have crashed.
+    ///
     /// # Errors
-    /// A live node of another name owns ports of this node's slice.
+    /// Another process renews the lease of this node's name, or a live node of another name owns ports
+    /// of this node's slice.
     pub async fn join(
         node: NodeRecord,
+        place: Option<String>,
         options: RedisOptions,
     ) -> Result<(Self, mpsc::Receiver<Event>), JoinError> {
         let (work, to_do) = mpsc::unbounded_channel();
         let (events, hear) = mpsc::channel(EVENTS);
-        let cluster = Arc::new(Cluster::new(&node, &options, work));
+        let cluster = Arc::new(Cluster::new(&node, place, &options, work));
         let core = Arc::new(Core::new(node, Some(Arc::clone(&cluster))));
-        let joined = match cluster.publish(&core.record(), true).await {
+        let mut claim = LateClaim::default();
+        let joined = match claim::at_start(&core, &cluster).await {
             Ok(Published::Taken(name, slice, _)) => {
                 return Err(JoinError::SliceTaken { ours: cluster.ours(), theirs: (name, slice) });
             }
+            Ok(Published::Named(holder, _)) => {
+                let (name, lease) = (core.node.name.clone(), cluster.lease);
+                return Err(JoinError::NameTaken { name, holder, lease });
+            }
             // The sessions of a process that had this name before must not count any more.
-            Ok(Published::Joined(_) | Published::Superseded) => refresh::sweep(&core, &cluster).await,
+            Ok(Published::Joined(_) | Published::Free) => {
+                claim.done();
+                refresh::sweep(&core, &cluster).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = joined {
@@ -151,7 +176,7 @@ impl Registry {
             );
         }
         let mut task = JoinSet::new();
-        task.spawn(refresh::run(Arc::clone(&core), cluster, to_do, events));
+        task.spawn(refresh::run(Arc::clone(&core), cluster, to_do, events, claim));
         Ok((Self { core, _refresh: Arc::new(task) }, hear))
     }
 
@@ -418,6 +443,7 @@ mod tests {
             slice: "50000-50010".parse().unwrap(),
             control: String::new(),
             version: String::new(),
+            host: String::new(),
             since: 0,
             sessions: 0,
             transfers: 0,

@@ -1,28 +1,31 @@
--- Enters or refreshes a node: {'joined', SESSIONS, ALIVE, generation}, {'superseded'}, or
--- {'taken', SESSIONS, ALIVE, name, from, to} when a live node of another name owns some of its ports.
--- SESSIONS: how many Redis has of the node; ALIVE: 1 if it counted as alive until now, or 0.
+-- Enters or refreshes a node: {'joined', SESSIONS, ALIVE}, {'named', record, LEFT} when another process
+-- holds its name, {'taken', SESSIONS, ALIVE, name, from, to} when a live node of another name owns some of
+-- its ports, or {'free'}.
+-- SESSIONS: how many Redis has of the node; ALIVE: 1 if it counted as alive until now, or 0; LEFT: how
+-- long the other process's lease still lasts, in ms.
 -- KEYS: names of nodes (set), this node (hash; its key ends with the name), its commands (list), its
 --       sessions (hash)
--- ARGV: name, incarnation, generation, '1' if the process has just started, first and last port
---       of the slice, record, lease in ms, how long to keep the sessions in ms
-local name, incarnation, generation = ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- ARGV: name, incarnation, place (see Registry::join; may be empty), 'keep', 'start', 'late' or 'look'
+--       (changes nothing), first and last port of the slice, record, lease in ms, how long to keep the sessions in
+--       ms
+local name, incarnation, place, step = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local from, to = tonumber(ARGV[5]), tonumber(ARGV[6])
 
-local there = redis.pcall('HMGET', KEYS[2], 'incarnation', 'generation')
+local there = redis.pcall('HMGET', KEYS[2], 'incarnation', 'place', 'record')
 if there.err then
   redis.call('DEL', KEYS[2]) -- no hash: not ours
   there = {}
 end
-local theirs = tonumber(there[2]) or 0
-if there[1] == incarnation then
-  generation = math.max(generation, theirs) -- the answer that told it may have been lost
-elseif there[1] then
-  if theirs >= generation then
-    if ARGV[4] ~= '1' then
-      return {'superseded'}
-    end
-    generation = theirs + 1
+if there[1] and there[1] ~= incarnation then
+  -- A lease expires; a key that does not was not written here.
+  local left = redis.call('PTTL', KEYS[2])
+  local is_dead = left < 0 or (step ~= 'keep' and place ~= '' and there[2] == place)
+  if not is_dead then
+    return {'named', there[3] or '', tostring(left)}
   end
+end
+if step == 'look' then
+  return {'free'}
 end
 
 local alive = there[1] == incarnation and 1 or 0
@@ -37,8 +40,7 @@ local function live(...)
   if alive == 0 then
     redis.call('DEL', KEYS[3]) -- what waits there was meant for the process before
   end
-  generation = string.format('%.0f', generation)
-  redis.call('HSET', KEYS[2], 'incarnation', incarnation, 'generation', generation, ...)
+  redis.call('HSET', KEYS[2], 'incarnation', incarnation, 'place', place, ...)
   redis.call('PEXPIRE', KEYS[2], ARGV[8])
   redis.call('PEXPIRE', KEYS[4], ARGV[9])
 end
@@ -61,10 +63,10 @@ for _, other in ipairs(redis.call('SMEMBERS', KEYS[1])) do
     if not first or not last or first > last or #other > 64 or string.find(other, '[^%w%._-]') then
       redis.call('SREM', KEYS[1], other) -- expired, or never a node
     elseif first <= to and from <= last then
-      if ARGV[4] ~= '1' then
+      if step ~= 'start' then
         live() -- It is no member, but has sessions.
       end
-      return {'taken', sessions, alive, other, first, last}
+      return {'taken', tostring(sessions), tostring(alive), other, tostring(first), tostring(last)}
     end
   end
 end
@@ -72,4 +74,4 @@ end
 live('from', from, 'to', to, 'record', ARGV[7])
 redis.call('SADD', KEYS[1], name)
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
-return {'joined', sessions, alive, generation}
+return {'joined', tostring(sessions), tostring(alive)}

@@ -11,7 +11,8 @@ use tokio::{
 
 use super::{
     Core, Event, LinkError,
-    cluster::{Cluster, Held, Known, Published},
+    claim::{Claim, LateClaim},
+    cluster::{Cluster, Held, Known, Publish, Published},
     view::parse,
 };
 use crate::{
@@ -45,12 +46,13 @@ pub(super) enum Work {
     Leave(oneshot::Sender<()>),
 }
 
-/// Refreshes what the node has in Redis until the node leaves or is superseded.
+/// Refreshes what the node has in Redis until the node leaves or loses its name.
 pub(super) async fn run(
     core: Arc<Core>,
     cluster: Arc<Cluster>,
     work: mpsc::UnboundedReceiver<Work>,
     events: mpsc::Sender<Event>,
+    claim: LateClaim,
 ) {
     let mut task = Refresh {
         core,
@@ -58,6 +60,7 @@ pub(super) async fn run(
         work,
         events,
         listener: JoinSet::new(),
+        claim,
         conflict: None,
         connections: 0,
         round: Vec::new(),
@@ -112,6 +115,7 @@ struct Refresh {
     events: mpsc::Sender<Event>,
     /// The task that waits for commands, once the node has joined.
     listener: JoinSet<()>,
+    claim: LateClaim,
     /// The conflict that was last reported.
     conflict: Option<(NodeName, PortRange)>,
     /// How many connections to Redis there had been when it was last asked.
@@ -152,7 +156,12 @@ impl Refresh {
 
     async fn refresh(&mut self) -> Result<Place, LinkError> {
         let least = self.core.table().granted_count();
-        let (place, known) = match self.cluster.publish(&self.core.record(), false).await? {
+        let published = match self.claim.step(&self.core, &self.cluster).await? {
+            Claim::Wait => return Ok(Place::Contested),
+            Claim::Outcome(published) => published,
+            Claim::Done => self.cluster.publish(&self.core.record(), Publish::Keep).await?,
+        };
+        let (place, known) = match published {
             Published::Joined(known) => {
                 self.conflict = None;
                 if self.listener.is_empty() {
@@ -164,13 +173,13 @@ impl Refresh {
                 self.contested((name, slice));
                 (Place::Contested, known)
             }
-            Published::Superseded => {
-                log::error!("a later process has this node's name");
+            Published::Named(holder, _) => {
                 self.listener.abort_all();
-                // Nobody listens to events only when the node is ending anyway.
-                let _ = self.events.send(Event::Superseded).await;
+                // An error means that the node is ending anyway.
+                let _ = self.events.send(Event::NameTaken(holder)).await;
                 return Ok(Place::Lost);
             }
+            Published::Free => return Ok(Place::Contested),
         };
         if !self.is_whole(least, known) {
             self.cluster.doubt();

@@ -112,6 +112,7 @@ pub fn node(name: &str, slice: &str) -> NodeRecord {
         state: NodeState::Ready,
         slice: slice.parse().unwrap(),
         control: "127.0.0.1:21".to_owned(),
+        host: "host".to_owned(),
         version: "0.1.0".to_owned(),
         since: 1_700_000_000,
         sessions: 0,
@@ -119,8 +120,13 @@ pub fn node(name: &str, slice: &str) -> NodeRecord {
     }
 }
 
+/// Where the tests' nodes of this name run: one of them at a time.
+pub fn place(name: &str) -> Option<String> {
+    Some(format!("boot namespace {name}"))
+}
+
 pub async fn join(name: &str, slice: &str, options: RedisOptions) -> (Registry, mpsc::Receiver<Event>) {
-    Registry::join(node(name, slice), options).await.unwrap()
+    Registry::join(node(name, slice), place(name), options).await.unwrap()
 }
 
 /// A session that has just logged in.

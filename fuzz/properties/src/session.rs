@@ -211,6 +211,7 @@ fn node(config: Config, address: IpAddr) -> Node {
         slice: config.network.slice,
         control: String::new(),
         version: String::new(),
+        host: String::new(),
         since: 0,
         sessions: 0,
         transfers: 0,
