@@ -23,6 +23,7 @@ pub mod node;
 pub mod protocol;
 pub mod proxy_protocol;
 pub mod quota;
+pub mod representation;
 pub mod scratch;
 pub mod server;
 pub mod session;

@@ -246,6 +246,7 @@ async fn start(
         limits: config.limits,
         timeouts: config.timeouts,
         greeting: config.greeting,
+        ascii_conversion: config.ascii_conversion,
         trust,
         passive,
         registry,

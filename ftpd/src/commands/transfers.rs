@@ -17,10 +17,7 @@ use crate::{
     jail::{FileError, OpenFile, path::VirtualPath},
     metrics,
     node::Node,
-    protocol::{
-        Code, Reply,
-        command::{ByteRange, TransferType},
-    },
+    protocol::{Code, Reply, command::ByteRange},
     session::{LoggedIn, Outcome, Subject},
     tls::Policy,
     transfer_log,
@@ -149,7 +146,7 @@ pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
 pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Reply) -> Outcome {
     let node = Arc::clone(&session.node);
     let subject = Arc::clone(&session.subject);
-    let ascii = session.transfer_type == TransferType::Ascii;
+    let ascii = session.representation.converts();
     let protection = match &session.node.tls {
         Some(tls) if session.is_private => {
             Some(Protection { tls: Arc::clone(tls), session: session.subject.session })
@@ -377,7 +374,7 @@ pub fn rang(session: &mut LoggedIn, range: Option<ByteRange>) -> Reply {
 pub fn take_offset(session: &mut LoggedIn) -> Result<u64, Reply> {
     match std::mem::take(&mut session.offset) {
         0 => Ok(0),
-        _ if session.transfer_type == TransferType::Ascii => {
+        _ if session.representation.converts() => {
             Err(Reply::new(Code::BAD_OFFSET, "REST works in TYPE I only"))
         }
         offset => Ok(offset),
@@ -404,7 +401,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let path = session.path(argument)?;
     session.allow(|may| may.download, &path)?;
     let opened = path.clone();
-    let ascii = session.transfer_type == TransferType::Ascii;
+    let ascii = session.representation.converts();
     let governor =
         session.lanes.govern(&session.node, &session.account.user, registry::Direction::Download, None);
     let may_be_sent_at_once = !ascii && governor.is_none();
