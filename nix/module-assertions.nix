@@ -31,9 +31,9 @@ let
   };
 
   configuration =
-    changes:
+    changes: modules:
     (nixpkgs.lib.nixosSystem {
-      modules = [
+      modules = modules ++ [
         self.nixosModules.default
         {
           services.distributedFtp = lib.recursiveUpdate good changes;
@@ -234,12 +234,23 @@ let
       says = "monitoring.address is not set";
       change = cluster { monitoring.host = "ftp1"; };
     }
+    {
+      says = "would forget a silent data connection before the node ends it";
+      change = kernelPath { } // {
+        hostName = "lb1";
+      };
+      module.boot.kernel.sysctl."net.netfilter.nf_conntrack_tcp_timeout_established" = 300;
+    }
   ];
 
   problemOf =
-    { says, change }:
+    {
+      says,
+      change,
+      module ? { },
+    }:
     let
-      messages = failed (configuration change);
+      messages = failed (configuration change [ module ]);
     in
     if messages == [ ] then
       [ "nothing was said, but expected: ${says}" ]
@@ -249,6 +260,6 @@ let
       [ ];
 in
 map (message: "the cluster without a mistake: ${message}") (
-  failed (configuration { }) ++ failed (configuration (kernelPath { }))
+  failed (configuration { } [ ]) ++ failed (configuration (kernelPath { }) [ ])
 )
 ++ lib.concatMap problemOf broken

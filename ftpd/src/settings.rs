@@ -285,8 +285,8 @@ pub static SCHEMA: Schema = Schema {
         Setting::one(
             "stall_timeout",
             DURATION,
-            "60s",
-            "Without a byte in a transfer; then 426. Must be shorter than the balancer's limit.",
+            "5m",
+            "Without a byte in a transfer; then 426. The balancer's limit for silent data connections must be longer: it ends them with an ordinary end of file, which looks like the end of an upload.",
         ),
         Setting::one(
             "passive_wait",

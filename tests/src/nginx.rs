@@ -16,6 +16,9 @@ use crate::{DEADLINE, eventually, process::Daemon};
 /// Where Debian puts what its nginx does not have built in.
 const STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
+/// Longer than the nodes' `stall_timeout` and `idle_timeout`.
+const DATA_TIMEOUT: &str = "6m";
+
 /// What the balancer must know of the cluster.
 #[derive(Clone)]
 pub struct Balancer {
@@ -75,7 +78,7 @@ impl Nginx {
 impl Balancer {
     /// The templates of `nginx/`, filled as its README says.
     pub fn configuration(&self, directory: &Path) -> String {
-        let timeouts = [("control_timeout", "4h"), ("data_timeout", "6m")];
+        let timeouts = [("control_timeout", "4h"), ("data_timeout", DATA_TIMEOUT)];
         let listen =
             |ports: &str| fill("listen.conf", &[("address", &bracketed(self.address)), ("ports", ports)]);
         let upstream = |address: IpAddr, port: u16| {

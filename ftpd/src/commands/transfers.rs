@@ -80,9 +80,9 @@ pub enum TransferFailure {
 }
 
 impl TransferFailure {
-    /// The last reply to the command, and a name for metrics.
-    fn reply(&self) -> (Reply, &'static str) {
-        let lost = |text| Reply::new(Code::TRANSFER_ABORTED, text);
+    /// The last reply to the command, and a name for metrics. `stall`: the limit that a stalled transfer met.
+    fn reply(&self, stall: Duration) -> (Reply, &'static str) {
+        let lost = |text: &'static str| Reply::new(Code::TRANSFER_ABORTED, text);
         match self {
             Self::NoConnection(NoDataConnection::NotResumed) => (
                 Reply::new(
@@ -99,7 +99,10 @@ impl TransferFailure {
             }
             Self::NoPlace => (Reply::new(Code::FILE_BUSY, "Too many transfers, try again"), "no_place"),
             Self::Failed(TransferError::Cancelled) => (lost("Transfer aborted"), "aborted"),
-            Self::Failed(TransferError::Stalled) => (lost("The data connection stalled"), "stalled"),
+            Self::Failed(TransferError::Stalled) => {
+                let text = format!("Transfer stalled: no data for {} s", stall.as_secs_f64());
+                (Reply::new(Code::TRANSFER_ABORTED, text), "stalled")
+            }
             Self::Failed(TransferError::ConnectionLost(_)) => {
                 (lost("The data connection was lost"), "connection_lost")
             }
@@ -297,7 +300,7 @@ fn conclude(node: &Node, subject: &Subject, watch: &Watch, ended: Ended) -> Repl
             (Reply::new(Code::TRANSFER_COMPLETE, "Directory listing completed"), "complete")
         }
         Ok(()) => (Reply::new(Code::TRANSFER_COMPLETE, "Transfer complete"), "complete"),
-        Err(failure) => failure.reply(),
+        Err(failure) => failure.reply(node.timeouts.stall),
     };
     metrics::transfer_ended(ended.direction.name(), result, bytes, took);
     let level = match (&ended.result, ended.direction) {
