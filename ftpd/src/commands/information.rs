@@ -25,6 +25,11 @@ pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Rep
     )
 }
 
+/// SYST.
+pub fn system_type() -> Reply {
+    Reply::new(Code::SYSTEM_TYPE, "UNIX Type: L8")
+}
+
 /// FEAT: what the verb table says, with what this session has selected.
 pub fn feat(session: &Session) -> Reply {
     let (facts, hash) = match &session.state {
