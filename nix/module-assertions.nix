@@ -198,6 +198,13 @@ let
       change.openFirewall = true;
       module.services.firewalld.enable = true;
     }
+    {
+      says = "would forget a silent data connection before the node ends it";
+      change = kernelPath { } // {
+        hostName = "lb1";
+      };
+      module.boot.kernel.sysctl."net.netfilter.nf_conntrack_tcp_timeout_established" = 300;
+    }
   ];
 
   # As in the tests of common/src/registry/options.rs: option and daemons take the same.

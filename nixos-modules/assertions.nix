@@ -69,6 +69,15 @@ let
   ) cluster.nodeNames;
   servesClients = name: description.balancers ? ${name} || description.nodes ? ${name};
 
+  # Seconds. A client may connect first and ask for the transfer later.
+  longestSilence = lib.max cluster.limits.stall cluster.limits.idle;
+  establishedTimeout =
+    let
+      inherit (config.boot.kernel) sysctl;
+      set = sysctl."net.netfilter.nf_conntrack_tcp_timeout_established" or null;
+    in
+    if set == null then 432000 else lib.toInt (toString set);
+
   decided = [
     "cluster_nodes"
     "node_name"
@@ -186,6 +195,11 @@ in
         assertion =
           !cluster.isKernelPath || lib.length (attrNames description.balancers) < 2 || gateway != null;
         message = "${option "cluster.dataGateway"} is not set, and there are several balancers: the nodes must answer through the one that clients reach. Set an address that it alone has (keepalived can move it), or use \"nginx\".";
+      }
+      {
+        assertion =
+          !(cluster.isBalancer && cluster.isKernelPath) || establishedTimeout > longestSilence;
+        message = "boot.kernel.sysctl.\"net.netfilter.nf_conntrack_tcp_timeout_established\" is ${toString establishedTimeout} s: the kernel of a balancer would forget a silent data connection before the node ends it. Make it longer than ${option "ftpd.settings"}.stall_timeout and idle_timeout (${toString longestSilence} s), or leave it at the kernel's five days.";
       }
       {
         assertion = tls.implicitPort != description.controlPort;

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use crate::{
     auth::http::{self, AuthdUrl},
     jail::Modes,
+    representation::AsciiConversion,
     tls::{CertificateFiles, Policy, TlsSettings},
 };
 
@@ -39,6 +40,7 @@ pub struct Config {
     pub limits: Limits,
     pub timeouts: Timeouts,
     pub greeting: String,
+    pub ascii_conversion: AsciiConversion,
     pub admin_listen: Option<SocketAddr>,
     pub log: LogSettings,
 }
@@ -166,6 +168,7 @@ impl Config {
                 drain: values.duration("drain_timeout")?,
             },
             greeting: values.required("greeting")?,
+            ascii_conversion: values.required("ascii_conversion")?,
             admin_listen: values.optional("admin_listen")?,
             log: LogSettings {
                 level: values.log_level()?,

@@ -32,9 +32,12 @@ pub struct Ends {
 /// Why a connection has no client.
 #[derive(Debug, thiserror::Error)]
 pub enum NoClient {
-    /// A health check: it connected and left, or said that it is the balancer itself.
+    /// A health check that connected and left.
     #[error("a health check")]
-    HealthCheck,
+    Left,
+    /// The header says that the balancer connected for itself, or does not know the client.
+    #[error("the PROXY header names no client")]
+    Balancer,
     #[error("no valid PROXY header from a trusted balancer")]
     InvalidHeader,
     #[error("no PROXY header in time")]
@@ -92,7 +95,7 @@ fn of_header(header: Header) -> Result<Ends, NoClient> {
         Header::Proxied { source, destination } => {
             Ok(Ends { client: canonical(source), reached: canonical(destination) })
         }
-        Header::Local => Err(NoClient::HealthCheck),
+        Header::Local => Err(NoClient::Balancer),
     }
 }
 
@@ -107,7 +110,7 @@ async fn read_header(stream: &mut TcpStream) -> Result<Header, NoClient> {
         let mut seen = [0; PEEK];
         let count = stream.peek(&mut seen).await?;
         if count == 0 {
-            return Err(if header.is_empty() { NoClient::HealthCheck } else { NoClient::InvalidHeader });
+            return Err(if header.is_empty() { NoClient::Left } else { NoClient::InvalidHeader });
         }
         let before = header.len();
         header.extend_from_slice(&seen[..count]);

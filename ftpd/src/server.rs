@@ -30,6 +30,7 @@ use crate::{
     connection::Connection,
     connections::{Connections, Order, Refused},
     data::passive::PassivePorts,
+    health_check,
     jail::SharedDirectories,
     listener::{self, Bound},
     metrics,
@@ -278,6 +279,7 @@ async fn start(
         limits: config.limits,
         timeouts: config.timeouts,
         greeting: config.greeting,
+        ascii_conversion: config.ascii_conversion,
         trust,
         passive,
         registry,
@@ -319,7 +321,8 @@ async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receive
 async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implicit: bool) {
     let ends = match node.trust.ends(&mut stream, peer).await {
         Ok(ends) => ends,
-        Err(NoClient::HealthCheck) => return,
+        Err(NoClient::Left) => return,
+        Err(NoClient::Balancer) => return health_check::serve(stream, &node, implicit).await,
         Err(error) => {
             metrics::connection_refused("proxy_header");
             log::warn!(peer:% = peer; "connection refused: {error}");

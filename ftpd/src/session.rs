@@ -26,11 +26,12 @@ use crate::{
     node::Node,
     protocol::{
         Code, Reply, Request,
-        command::{Algorithm, ByteRange, TransferType},
+        command::{Algorithm, ByteRange},
         verbs::Phase,
     },
     proxy_protocol::Ends,
     quota::HomeQuota,
+    representation::Representation,
     tls::Handshake,
 };
 
@@ -82,7 +83,7 @@ pub struct LoggedIn {
     pub quota: Option<Arc<HomeQuota>>,
     pub lanes: Lanes,
     pub cwd: VirtualPath,
-    pub transfer_type: TransferType,
+    pub representation: Representation,
     pub data_port: Option<DataPort>,
     /// PROT P: data connections are encrypted.
     pub is_private: bool,

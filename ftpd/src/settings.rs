@@ -105,6 +105,12 @@ pub static SCHEMA: Schema = Schema {
             "Where /metrics, /healthz and /readyz are served; set to nothing to switch them off.",
         ),
         Setting::one("greeting", "text", "Distributed FTP ready", "What the 220 reply says."),
+        Setting::one(
+            "ascii_conversion",
+            "explicit, on or off",
+            "explicit",
+            "Whether TYPE A converts line ends (CRLF on the wire, LF in the file). explicit: once the client has sent TYPE A. on: from the login on, which is RFC 959's default; a client that never sends TYPE damages its binary files. off: never.",
+        ),
         // TLS
         Setting::many(
             "tls_certificates",
@@ -285,8 +291,8 @@ pub static SCHEMA: Schema = Schema {
         Setting::one(
             "stall_timeout",
             DURATION,
-            "60s",
-            "Without a byte in a transfer; then 426. Must be shorter than the balancer's limit.",
+            "5m",
+            "Without a byte in a transfer; then 426. The balancer's limit for silent data connections must be longer: it ends them with an ordinary end of file, which looks like the end of an upload.",
         ),
         Setting::one(
             "passive_wait",

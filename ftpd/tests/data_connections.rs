@@ -12,7 +12,6 @@ use cluster_tests::{
     content::{bytes, sha256},
     dialogue::{Dialogue, read_what_comes},
     node::{Node, NodeBuilder},
-    process::field,
     proxy::{Connector, header_v1, header_v2},
 };
 
@@ -509,36 +508,6 @@ fn a_header_from_an_untrusted_address_is_garbage() {
     let own = node.loopback().address(8).to_string();
     node.daemon.wait_for_message("logged in", &[("address", &own)]);
     node.daemon.wait_for_message("the client speaks another protocol", &[("address", &own)]);
-}
-
-#[test]
-fn health_checks_leave_no_trace() {
-    let (node, balancer) = behind_balancer(Node::standalone());
-    let logged = node.daemon.lines().len();
-    for port in [node.address.port(), node.address.port() + 1] {
-        let address = SocketAddr::new(node.address.ip(), port);
-        for _ in 0..10 {
-            // Connect and leave; and version 2's LOCAL, which says what it is.
-            drop(balancer.connect(address).unwrap());
-            let mut local = balancer.connect(address).unwrap();
-            local.write_all(b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0").unwrap();
-            assert_eq!(read_what_comes(&mut local), b"");
-        }
-    }
-    let connector = balancer.proxy_v1(ip(CLIENT), ip(REACHED));
-    Dialogue::connect_with(&connector, node.address).login("demo", "x");
-    node.daemon.wait_for_message("logged in", &[]);
-    for line in &node.daemon.lines()[logged..] {
-        assert!(field(line, "session").is_some(), "{line}");
-    }
-    assert_eq!(node.metric("ftp_connections_total"), Some(1.0));
-    for refused in [
-        "ftp_connections_refused_total{reason=\"proxy_header\"}",
-        "ftp_data_connections_refused_total{reason=\"proxy_header\"}",
-        "ftp_data_connections_refused_total{reason=\"unexpected\"}",
-    ] {
-        assert_eq!(node.metric(refused), None, "{refused}");
-    }
 }
 
 #[test]

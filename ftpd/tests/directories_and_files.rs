@@ -212,10 +212,12 @@ fn rnto_follows_rnfr_at_once_or_not_at_all() {
 }
 
 #[test]
-fn sizes_are_told_in_image_type_only() {
+fn sizes_are_told_unless_type_a_was_sent() {
     let node = start();
     let mut session = node.login("demo", "x");
     fs::write(at(&node, "file"), bytes(1, 12345)).unwrap();
+    assert_eq!(session.command("SIZE file", 213).message(), "12345");
+    session.command("TYPE A", 200);
     session.command("SIZE file", 550);
     assert_eq!(session.size("file"), 12345);
     session.command("TYPE L 8", 200);

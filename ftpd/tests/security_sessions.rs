@@ -40,14 +40,14 @@ struct Model {
     renamed: bool,
     /// EPSV was given, and no transfer has used it.
     passive: bool,
-    /// TYPE I, not A.
-    image: bool,
+    /// The last TYPE was A.
+    ascii: bool,
     /// REST was given, and no transfer has used it.
     offset: bool,
 }
 
 /// Every command of the model; the file is `a` or `b`.
-const COMMANDS: [&str; 26] = [
+const COMMANDS: [&str; 27] = [
     "USER demo",
     "PASS right",
     "PASS wrong",
@@ -59,6 +59,7 @@ const COMMANDS: [&str; 26] = [
     "SYST",
     "STAT",
     "STAT /",
+    "TYPE A",
     "TYPE I",
     "TYPE X",
     "EPSV",
@@ -119,8 +120,8 @@ impl Model {
             "ABOR" => 226,
             "CWD /" => 250,
             "STAT /" => 213,
-            "TYPE I" => {
-                self.image = true;
+            "TYPE A" | "TYPE I" => {
+                self.ascii = command == "TYPE A";
                 200
             }
             "EPSV" => {
@@ -130,7 +131,7 @@ impl Model {
             "RETR c" => {
                 // What is wrong with the offset shows first, then that there is no port, then that
                 // there is no file.
-                match (std::mem::take(&mut self.offset) && !self.image, self.passive) {
+                match (std::mem::take(&mut self.offset) && self.ascii, self.passive) {
                     (true, _) => 554,
                     (false, false) => 425,
                     (false, true) => {

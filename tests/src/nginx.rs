@@ -14,6 +14,9 @@ use tempfile::TempDir;
 
 use crate::{DEADLINE, eventually, process::Daemon};
 
+/// Longer than the nodes' `stall_timeout` and `idle_timeout`.
+const DATA_TIMEOUT: &str = "6m";
+
 /// What the balancer must know of the cluster.
 #[derive(Clone)]
 pub struct Balancer {
@@ -107,7 +110,7 @@ fn stream_module(build: &str) -> String {
 impl Balancer {
     /// The templates of `nginx/`, filled as its README says.
     pub fn configuration(&self, directory: &Path) -> String {
-        let timeouts = [("control_timeout", "4h"), ("data_timeout", "6m")];
+        let timeouts = [("control_timeout", "4h"), ("data_timeout", DATA_TIMEOUT)];
         let listen =
             |ports: &str| fill("listen.conf", &[("address", &bracketed(self.address)), ("ports", ports)]);
         let upstream = |address: IpAddr, port: u16| {

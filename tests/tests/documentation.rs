@@ -28,6 +28,61 @@ fn the_page_of_settings_holds_what_both_daemons_print() {
     assert_eq!(sections.next(), None);
 }
 
+/// The default of a setting of `ftpd`, as `docs/settings.md` has it.
+fn default_of(setting: &str) -> String {
+    let page = fs::read_to_string(workspace().join("docs/settings.md")).unwrap();
+    let row = page.lines().find(|line| line.starts_with(&format!("| `{setting}` |"))).unwrap();
+    row.split(" | ").nth(2).unwrap().trim_matches('`').to_owned()
+}
+
+/// `300s`, `6m`, `4h`, in seconds.
+fn seconds(duration: &str) -> u64 {
+    let (number, unit) = duration.split_at(duration.len() - 1);
+    let unit = ["s", "m", "h"].iter().position(|known| *known == unit).expect(duration);
+    number.parse::<u64>().expect(duration) * 60_u64.pow(unit as u32)
+}
+
+/// nginx ends a silent data connection with an ordinary end of file, and an upload would look complete: the
+/// node has to end it first, everywhere.
+#[test]
+fn every_balancer_waits_longer_for_silent_data_connections_than_the_nodes() {
+    let longest_silence = ["stall_timeout", "idle_timeout"].map(|setting| seconds(&default_of(setting)));
+    let longest_silence = longest_silence.into_iter().max().unwrap();
+    let mut found = 0;
+    for file in
+        ["dev", "tests/src/nginx.rs", "bench/balancer/measure.py", "nginx/check.nix", "nginx/README.md"]
+    {
+        let text = fs::read_to_string(workspace().join(file)).unwrap();
+        for line in text.lines() {
+            let folded = line.to_ascii_lowercase().replace('_', "");
+            let Some((_, after)) = folded.split_once("datatimeout") else { continue };
+            let words = after.split(|c: char| !c.is_ascii_alphanumeric());
+            let is_duration = |word: &&str| {
+                let number = word.trim_end_matches(['s', 'm', 'h']);
+                number.len() + 1 == word.len() && number.parse::<u64>().is_ok()
+            };
+            for limit in words.filter(is_duration) {
+                assert!(seconds(limit) > longest_silence, "{file}: {line}");
+                found += 1;
+            }
+        }
+    }
+    assert!(found >= 4, "{found} limits of balancers");
+}
+
+/// nixos-modules/balancer.nix computes the balancer's limits with the defaults that the modules say.
+#[test]
+fn the_modules_have_the_defaults_of_the_daemon() {
+    let options = fs::read_to_string(workspace().join("nixos-modules/options/settings.nix")).unwrap();
+    for setting in ["stall_timeout", "idle_timeout", "drain_timeout", "max_sessions", "max_transfers"] {
+        let line =
+            options.lines().map(str::trim).find(|line| line.starts_with(&format!("{setting} = "))).unwrap();
+        let default = default_of(setting);
+        let said = line.split_whitespace().find(|word| word.trim_matches('"') == default);
+        assert!(said.is_some(), "{setting} is {default} in the daemon: {line}");
+    }
+}
+
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }

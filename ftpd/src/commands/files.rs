@@ -5,11 +5,7 @@ use common::registry::Usage;
 use crate::{
     jail::{FileError, path::VirtualPath},
     listing::Kind,
-    protocol::{
-        Code, Reply,
-        command::{Modified, TransferType},
-        timestamp,
-    },
+    protocol::{Code, Reply, command::Modified, timestamp},
     session::LoggedIn,
 };
 
@@ -91,7 +87,7 @@ async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) 
 pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.list, &path)?;
-    if session.transfer_type == TransferType::Ascii {
+    if session.representation.converts() {
         return Err(Reply::new(Code::FILE_UNAVAILABLE, "SIZE is known in TYPE I only"));
     }
     let user = session.account.user.clone();

@@ -14,14 +14,20 @@ use crate::{
 
 /// TYPE.
 pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Reply {
-    session.transfer_type = transfer_type;
+    session.representation.select(transfer_type);
     Reply::new(
         Code::OK,
         match transfer_type {
-            TransferType::Ascii => "Type is ASCII",
+            TransferType::Ascii if session.representation.converts() => "Type is ASCII",
+            TransferType::Ascii => "Type is ASCII; line ends are not converted",
             TransferType::Image => "Type is image",
         },
     )
+}
+
+/// SYST.
+pub fn system_type() -> Reply {
+    Reply::new(Code::SYSTEM_TYPE, "UNIX Type: L8")
 }
 
 /// FEAT: what the verb table says, with what this session has selected.
@@ -84,10 +90,7 @@ pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
     match &session.state {
         State::LoggedIn(logged_in) => {
             lines.push(format!("Logged in as {}", logged_in.account.user).into());
-            let name = match logged_in.transfer_type {
-                TransferType::Ascii => "ASCII",
-                TransferType::Image => "image",
-            };
+            let name = logged_in.representation.description();
             lines.push(format!("TYPE: {name}, STRUcture: file, MODE: stream").into());
         }
         State::Greeted | State::Named(_) => lines.push("Not logged in".into()),

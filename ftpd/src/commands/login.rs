@@ -24,10 +24,11 @@ use crate::{
     node::Node,
     protocol::{
         Code, Reply,
-        command::{Algorithm, Password, TransferType},
+        command::{Algorithm, Password},
         reply::Text,
     },
     quota::HomeQuota,
+    representation::Representation,
     session::{LoggedIn, Outcome, Session, SessionCount, State, Subject},
 };
 
@@ -199,6 +200,7 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
         "logged in"
     );
+    let representation = Representation::new(node.ascii_conversion);
     session.state = State::LoggedIn(Box::new(LoggedIn {
         node,
         subject: Arc::new(subject),
@@ -209,7 +211,7 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         jail,
         quota,
         cwd: VirtualPath::root(),
-        transfer_type: TransferType::default(),
+        representation,
         data_port: None,
         is_private: session.security.is_private,
         epsv_only: false,

@@ -19,7 +19,7 @@ use crate::{
     session::{LoggedIn, Outcome, Session, State},
 };
 
-pub use information::session_status;
+pub use information::{session_status, system_type};
 
 /// Runs a command whose phase has been checked.
 pub async fn run(session: &mut Session, request: Request) -> Outcome {
@@ -40,7 +40,7 @@ pub async fn run(session: &mut Session, request: Request) -> Outcome {
         Command::Ccc => security::ccc().into(),
         Command::Noop => Reply::new(Code::OK, "OK").into(),
         Command::Abor => Reply::new(Code::TRANSFER_COMPLETE, "No transfer to abort").into(),
-        Command::Syst => Reply::new(Code::SYSTEM_TYPE, "UNIX Type: L8").into(),
+        Command::Syst => system_type().into(),
         Command::Feat => information::feat(session).into(),
         Command::Help(topic) => information::help(topic.as_deref()).into(),
         Command::Stat(None) => session_status(session, None).into(),

@@ -17,10 +17,7 @@ use crate::{
     jail::{FileError, OpenFile, path::VirtualPath},
     metrics,
     node::Node,
-    protocol::{
-        Code, Reply,
-        command::{ByteRange, TransferType},
-    },
+    protocol::{Code, Reply, command::ByteRange},
     session::{LoggedIn, Outcome, Subject},
     tls::Policy,
     transfer_log,
@@ -83,9 +80,9 @@ pub enum TransferFailure {
 }
 
 impl TransferFailure {
-    /// The last reply to the command, and a name for metrics.
-    fn reply(&self) -> (Reply, &'static str) {
-        let lost = |text| Reply::new(Code::TRANSFER_ABORTED, text);
+    /// The last reply to the command, and a name for metrics. `stall`: the limit that a stalled transfer met.
+    fn reply(&self, stall: Duration) -> (Reply, &'static str) {
+        let lost = |text: &'static str| Reply::new(Code::TRANSFER_ABORTED, text);
         match self {
             Self::NoConnection(NoDataConnection::NotResumed) => (
                 Reply::new(
@@ -102,7 +99,10 @@ impl TransferFailure {
             }
             Self::NoPlace => (Reply::new(Code::FILE_BUSY, "Too many transfers, try again"), "no_place"),
             Self::Failed(TransferError::Cancelled) => (lost("Transfer aborted"), "aborted"),
-            Self::Failed(TransferError::Stalled) => (lost("The data connection stalled"), "stalled"),
+            Self::Failed(TransferError::Stalled) => {
+                let text = format!("Transfer stalled: no data for {} s", stall.as_secs_f64());
+                (Reply::new(Code::TRANSFER_ABORTED, text), "stalled")
+            }
             Self::Failed(TransferError::ConnectionLost(_)) => {
                 (lost("The data connection was lost"), "connection_lost")
             }
@@ -149,7 +149,7 @@ pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
 pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Reply) -> Outcome {
     let node = Arc::clone(&session.node);
     let subject = Arc::clone(&session.subject);
-    let ascii = session.transfer_type == TransferType::Ascii;
+    let ascii = session.representation.converts();
     let protection = match &session.node.tls {
         Some(tls) if session.is_private => {
             Some(Protection { tls: Arc::clone(tls), session: session.subject.session })
@@ -300,7 +300,7 @@ fn conclude(node: &Node, subject: &Subject, watch: &Watch, ended: Ended) -> Repl
             (Reply::new(Code::TRANSFER_COMPLETE, "Directory listing completed"), "complete")
         }
         Ok(()) => (Reply::new(Code::TRANSFER_COMPLETE, "Transfer complete"), "complete"),
-        Err(failure) => failure.reply(),
+        Err(failure) => failure.reply(node.timeouts.stall),
     };
     metrics::transfer_ended(ended.direction.name(), result, bytes, took);
     let level = match (&ended.result, ended.direction) {
@@ -377,7 +377,7 @@ pub fn rang(session: &mut LoggedIn, range: Option<ByteRange>) -> Reply {
 pub fn take_offset(session: &mut LoggedIn) -> Result<u64, Reply> {
     match std::mem::take(&mut session.offset) {
         0 => Ok(0),
-        _ if session.transfer_type == TransferType::Ascii => {
+        _ if session.representation.converts() => {
             Err(Reply::new(Code::BAD_OFFSET, "REST works in TYPE I only"))
         }
         offset => Ok(offset),
@@ -404,7 +404,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let path = session.path(argument)?;
     session.allow(|may| may.download, &path)?;
     let opened = path.clone();
-    let ascii = session.transfer_type == TransferType::Ascii;
+    let ascii = session.representation.converts();
     let governor =
         session.lanes.govern(&session.node, &session.account.user, registry::Direction::Download, None);
     let may_be_sent_at_once = !ascii && governor.is_none();

@@ -17,10 +17,7 @@ use crate::{
     governor::Governor,
     jail::{Changes, FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
     metrics,
-    protocol::{
-        Code, Reply,
-        command::{Comb, TransferType},
-    },
+    protocol::{Code, Reply, command::Comb},
     quota::{HomeQuota, Share},
     session::{LoggedIn, Outcome},
 };
@@ -175,8 +172,8 @@ async fn store(
         share,
         governor,
         lease,
-        announced: announced.filter(|_| session.transfer_type == TransferType::Image),
-        ascii: session.transfer_type == TransferType::Ascii,
+        announced: announced.filter(|_| !session.representation.converts()),
+        ascii: session.representation.converts(),
         sync: session.node.storage.sync_uploads,
         settle_time: session.node.storage.settle_time,
         runtime: Handle::current(),

@@ -211,7 +211,8 @@ impl Table {
     fn deliver_for(&self, port: u16, balancer: SocketAddr, ends: Result<(Ends, Socket), NoClient>) {
         match ends {
             Ok((ends, socket)) => self.deliver(port, ends.client.ip(), socket),
-            Err(NoClient::HealthCheck) => {}
+            // A health check: it has no session, so it gets no data.
+            Err(NoClient::Left | NoClient::Balancer) => {}
             Err(error) => {
                 metrics::data_connection_refused("proxy_header");
                 log::warn!(port, peer:% = balancer; "data connection refused: {error}");

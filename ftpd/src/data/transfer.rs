@@ -34,7 +34,7 @@ const LISTING_BUFFER: usize = 64 * 1024;
 pub enum TransferError {
     #[error("cancelled")]
     Cancelled,
-    #[error("no data moved within the stall limit")]
+    #[error("no data moved for as long as stall_timeout allows")]
     Stalled,
     #[error("data connection lost")]
     ConnectionLost(#[source] io::Error),

@@ -158,9 +158,8 @@ pub enum EpsvArgument {
 }
 
 /// RFC 959 section 3.1.1. Bytes of eight bits are an image: `L 8`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransferType {
-    #[default]
     Ascii,
     Image,
 }

@@ -14,7 +14,8 @@ const MAX_TLVS: usize = 1024;
 /// What a header says of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Header {
-    /// The balancer connected for itself, as health checks do, or says nothing of the client.
+    /// The balancer connected for itself, as health checks do (LOCAL), or does not know the client (UNSPEC, and
+    /// UNKNOWN of version 1).
     Local,
     /// For a client. IPv4 addresses that were written as mapped IPv6 ones are IPv4 here.
     Proxied { source: SocketAddr, destination: SocketAddr },

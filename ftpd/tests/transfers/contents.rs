@@ -68,6 +68,7 @@ fn appe_adds_to_a_file_or_makes_it() {
 fn text_has_crlf_on_the_wire_and_lf_in_the_file() {
     let node = start();
     let mut session = node.login("demo", "x");
+    session.command("TYPE A", 200);
     session.transmit("STOR file", b"one\r\ntwo\r\nlone\rcr\r\n");
     assert_eq!(stored(&node, "file"), b"one\ntwo\nlone\rcr\n");
     assert_eq!(session.receive("RETR file"), b"one\r\ntwo\r\nlone\rcr\r\n");

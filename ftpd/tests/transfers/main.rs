@@ -2,4 +2,5 @@
 
 mod contents;
 mod meanwhile;
+mod representation;
 mod support;

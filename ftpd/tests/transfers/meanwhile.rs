@@ -220,7 +220,11 @@ fn transfers_that_stall_end_with_426_and_keep_what_came() {
     let mut uploads = login(&node);
     let mut data = uploads.begin("STOR file");
     data.write_all(b"12345").unwrap();
-    uploads.expect(426);
+    assert_eq!(uploads.expect(426).message(), "Transfer stalled: no data for 0.4 s");
+    node.daemon.wait_for_message(
+        "upload failed: no data moved for as long as stall_timeout allows",
+        &[("result", "stalled")],
+    );
     assert_eq!(stored(&node, "file"), b"12345");
     assert_eq!(transfers(&node, "upload", "stalled"), 1.0);
     let small = Connector::new().buffers(4096, 4096);
