@@ -197,8 +197,7 @@ in
         message = "${option "cluster.dataGateway"} is not set, and there are several balancers: the nodes must answer through the one that clients reach. Set an address that it alone has (keepalived can move it), or use \"nginx\".";
       }
       {
-        assertion =
-          !(cluster.isBalancer && cluster.isKernelPath) || establishedTimeout > longestSilence;
+        assertion = !(cluster.isBalancer && cluster.isKernelPath) || establishedTimeout > longestSilence;
         message = "boot.kernel.sysctl.\"net.netfilter.nf_conntrack_tcp_timeout_established\" is ${toString establishedTimeout} s: the kernel of a balancer would forget a silent data connection before the node ends it. Make it longer than ${option "ftpd.settings"}.stall_timeout and idle_timeout (${toString longestSilence} s), or leave it at the kernel's five days.";
       }
       {

@@ -231,6 +231,7 @@ fn node(config: Config, address: IpAddr) -> Node {
         limits: config.limits,
         timeouts: config.timeouts,
         greeting: config.greeting,
+        ascii_conversion: config.ascii_conversion,
         trust,
         registry: Registry::local(record),
         transfer_log: TransferLog::default(),
