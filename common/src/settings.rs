@@ -360,6 +360,11 @@ impl Values {
         self.row(key).1.source != Source::Default
     }
 
+    /// Whether a flag decides the setting: every user of the host sees it in `ps`.
+    pub fn is_flag(&self, key: &str) -> bool {
+        self.row(key).1.source == Source::Flag
+    }
+
     /// The setting's value, or `None` where it is not set or set to nothing.
     ///
     /// # Errors

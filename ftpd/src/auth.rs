@@ -1,6 +1,7 @@
 //! Who may log in: authd's answer, or the users of a standalone node.
 
 pub mod http;
+pub mod local;
 
 use std::{
     net::IpAddr,
@@ -16,10 +17,9 @@ use common::{
     session::SessionId,
 };
 use hyper::{StatusCode, header::RETRY_AFTER};
-use subtle::ConstantTimeEq;
 use tokio::time::timeout_at;
 
-use self::http::Instance;
+use self::{http::Instance, local::Verifier};
 use crate::{
     config::{Authentication, DEMO_USERS},
     metrics,
@@ -51,7 +51,7 @@ pub enum LoginError {
 
 /// Decides about logins.
 pub enum Authenticator {
-    Users(Vec<(String, Secret)>),
+    Users(Verifier),
     Demo,
     Authd(Authd),
 }
@@ -68,7 +68,7 @@ pub struct Authd {
 impl Authenticator {
     pub fn new(settings: Authentication, node: NodeName) -> Self {
         match settings {
-            Authentication::Users(users) => Self::Users(users),
+            Authentication::Users(users) => Self::Users(Verifier::new(users)),
             Authentication::Demo => Self::Demo,
             Authentication::Authd { urls, authorization, timeout } => {
                 let connect_timeout = timeout.min(Duration::from_secs(1));
@@ -89,13 +89,10 @@ impl Authenticator {
     /// See [`LoginError`].
     pub async fn authenticate(&self, attempt: Attempt) -> Result<Account, LoginError> {
         match self {
-            Self::Users(users) => {
-                let given = attempt.password.expose().as_bytes();
-                let right = users.iter().find(|(name, password)| {
-                    *name == attempt.user && password.expose().as_bytes().ct_eq(given).into()
-                });
-                right.map(|(name, _)| local_account(name, "/")).ok_or(LoginError::Rejected)
+            Self::Users(users) if users.is_right(&attempt.user, &attempt.password).await => {
+                Ok(local_account(&attempt.user, "/"))
             }
+            Self::Users(_) => Err(LoginError::Rejected),
             Self::Demo => {
                 let name = DEMO_USERS.iter().find(|name| **name == attempt.user);
                 name.map(|name| local_account(name, "/")).ok_or(LoginError::Rejected)

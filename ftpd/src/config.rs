@@ -11,14 +11,16 @@ use common::{
     node::{NodeName, PortRange},
     process::logging::LogFormat,
     registry::{RedisOptions, RedisUrl},
-    secret::Secret,
     settings::{SettingsError, Values},
 };
 use hyper::header::HeaderValue;
 use ipnet::IpNet;
 
 use crate::{
-    auth::http::{self, AuthdUrl},
+    auth::{
+        http::{self, AuthdUrl},
+        local::LocalUsers,
+    },
     jail::Modes,
     representation::AsciiConversion,
     tls::{CertificateFiles, Policy, TlsSettings},
@@ -52,6 +54,9 @@ pub struct Network {
     pub listen_is_default: bool,
     pub port: u16,
     pub implicit_tls_port: Option<u16>,
+    /// Of all nodes.
+    pub passive_ports: PortRange,
+    /// Of this node.
     pub slice: PortRange,
     pub external_address: Option<IpAddr>,
     pub internal_networks: Vec<IpNet>,
@@ -63,6 +68,9 @@ pub struct Network {
 #[derive(Debug)]
 pub struct Storage {
     pub root: PathBuf,
+    /// A missing root is made. Only of a standalone node: a cluster's root is a mount, and a folder in its
+    /// place would take files that the other nodes never see.
+    pub create_root: bool,
     pub create_homes: bool,
     pub modes: Modes,
     pub sync_uploads: bool,
@@ -77,7 +85,7 @@ pub struct Storage {
 #[derive(Debug)]
 pub enum Authentication {
     /// The named users of a standalone node.
-    Users(Vec<(String, Secret)>),
+    Users(LocalUsers),
     /// demo, admin and test, with any password: only where nobody else can connect.
     Demo,
     Authd {
@@ -135,6 +143,7 @@ impl Config {
             boot_id: values.optional("boot_id")?,
             storage: Storage {
                 root: values.required("root")?,
+                create_root: standalone,
                 create_homes: values.required("create_homes")?,
                 modes: Modes { file: mode(values, "file_mode")?, directory: mode(values, "directory_mode")? },
                 sync_uploads: values.required("sync_uploads")?,
@@ -201,14 +210,18 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
         return Err(values.missing("listen", "a node listens somewhere"));
     }
     if demo && !listen.iter().all(IpAddr::is_loopback) {
-        return Err(values.invalid("listen", "without `user`, every password is right: loopback only"));
+        return Err(
+            values.invalid("listen", "without `user` or `user_file`, every password is right: loopback only")
+        );
     }
+    let passive_ports = passive_ports(values)?;
     Ok(Network {
         listen_is_default: !values.is_given("listen"),
         listen,
         port: values.required("port")?,
         implicit_tls_port: values.optional("implicit_tls_port")?,
-        slice: slice(values)?,
+        passive_ports,
+        slice: slice(values, passive_ports)?,
         external_address: values.optional("external_address")?,
         internal_networks: values.list("internal_networks")?,
         trusted_balancers: trusted_balancers(values)?,
@@ -217,14 +230,18 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
     })
 }
 
-fn slice(values: &Values) -> Result<PortRange, SettingsError> {
-    let range = PortRange::new(values.required("passive_port_min")?, values.required("passive_port_max")?)
-        .map_err(|error| {
+fn passive_ports(values: &Values) -> Result<PortRange, SettingsError> {
+    PortRange::new(values.required("passive_port_min")?, values.required("passive_port_max")?).map_err(
+        |error| {
             // The one that the operator has set.
             let key =
                 if values.is_given("passive_port_max") { "passive_port_max" } else { "passive_port_min" };
             values.invalid(key, error)
-        })?;
+        },
+    )
+}
+
+fn slice(values: &Values, range: PortRange) -> Result<PortRange, SettingsError> {
     let nodes: Vec<NodeName> = values.list("cluster_nodes")?;
     if nodes.is_empty() {
         return Ok(range);
@@ -261,7 +278,7 @@ fn trusted_balancers(values: &Values) -> Result<Vec<IpNet>, SettingsError> {
 }
 
 fn authentication(values: &Values, standalone: bool) -> Result<Authentication, SettingsError> {
-    let users: Vec<String> = values.list("user")?;
+    let users = LocalUsers::read(values)?;
     let urls: Vec<String> = values.list("authd_urls")?;
     if standalone {
         if !urls.is_empty() {
@@ -270,18 +287,11 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
         if users.is_empty() {
             return Ok(Authentication::Demo);
         }
-        let split = |(number, user): (usize, &String)| match user.split_once(':') {
-            Some((name, password)) if !name.is_empty() && !password.is_empty() => {
-                Ok((name.to_owned(), Secret::new(password)))
-            }
-            // The text holds a password: the message must not repeat it.
-            _ => Err(SettingsError::Conflict(format!("user: entry {} is not NAME:PASSWORD", number + 1))),
-        };
-        return Ok(Authentication::Users(users.iter().enumerate().map(split).collect::<Result<_, _>>()?));
+        return Ok(Authentication::Users(users));
     }
     if !users.is_empty() {
         return Err(SettingsError::Conflict(
-            "user: only a standalone node has users of its own; give --standalone, or make them in authd"
+            "user, user_file: only a standalone node has users of its own; give --standalone, or make them in authd"
                 .to_owned(),
         ));
     }

@@ -14,6 +14,7 @@ pub mod connection;
 pub mod connections;
 pub mod control;
 pub mod data;
+mod ephemeral;
 pub mod governor;
 pub mod health_check;
 pub mod jail;

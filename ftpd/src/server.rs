@@ -1,8 +1,11 @@
 //! The node's life: starting, ready, draining, stopped.
 
 use std::{
+    fs::{self, DirBuilder},
     io,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -30,7 +33,7 @@ use crate::{
     connection::Connection,
     connections::{Connections, Order, Refused},
     data::passive::PassivePorts,
-    health_check,
+    ephemeral, health_check,
     jail::SharedDirectories,
     listener::{self, Bound},
     metrics,
@@ -106,9 +109,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     tell_limits(&config);
     service::start_watchdog();
 
-    let root = config.storage.root.clone();
-    let opened =
-        tokio::task::spawn_blocking(move || std::fs::read_dir(&root).map(drop).map_err(|e| (root, e)));
+    ephemeral::warn(config.network.passive_ports);
+    let (root, create) = (config.storage.root.clone(), config.storage.create_root);
+    let opened = tokio::task::spawn_blocking(move || open_root(&root, create).map_err(|error| (root, error)));
     if let Ok(Err((root, error))) = opened.await {
         return Err(RunError::Storage(root.display().to_string(), error));
     }
@@ -169,6 +172,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     doorkeepers.join_all().await;
     drain(&node, &mut signals).await;
     ended
+}
+
+/// Whether the root is a directory. `create` makes it if it alone is missing, not the directories above it,
+/// which more likely means a mistyped path.
+fn open_root(root: &Path, create: bool) -> io::Result<()> {
+    // Where it cannot be made, reading it tells why.
+    if create && DirBuilder::new().mode(0o755).create(root).is_ok() {
+        log::info!(root:% = root.display(); "made the storage root, which was missing");
+    }
+    fs::read_dir(root).map(drop)
 }
 
 fn tell_limits(config: &Config) {

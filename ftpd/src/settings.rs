@@ -30,7 +30,7 @@ pub static SCHEMA: Schema = Schema {
         Setting::switch(
             "standalone",
             "false",
-            "Serve by itself: users from `user`, no authd, and no Redis unless `redis_url` is set.",
+            "Serve by itself: users from `user` and `user_file`, no authd, no Redis unless `redis_url` is set, and a missing `root` is made.",
         ),
         Setting {
             shape: Shape::Repeated,
@@ -38,9 +38,15 @@ pub static SCHEMA: Schema = Schema {
                 "user",
                 "NAME:PASSWORD",
                 "",
-                "A user of a standalone node, at home in `root`. Without any: demo, admin and test with any password, on loopback only.",
+                "A user of a standalone node, at home in `root`. Every user of the host sees a flag's password in `ps`: `user_file` or the variable keep it. Without any user: demo, admin and test with any password, on loopback only.",
             )
         },
+        Setting::one(
+            "user_file",
+            "file",
+            "",
+            "Users of a standalone node, NAME:HASH a line, with the hash that `authd hash-password` prints; lines that are empty or begin with # are passed over. Only ftpd's user should be able to read it.",
+        ),
         // Where it listens
         Setting::many(
             "listen",

@@ -346,10 +346,24 @@ fn a_busy_port_and_a_root_that_is_none_are_told() {
 
     let no_root = Node::standalone();
     fs::remove_dir(no_root.root()).unwrap();
+    fs::write(no_root.root(), "a file").unwrap();
     let root = no_root.root().display().to_string();
     let mut no_root = no_root.spawn();
     assert_eq!(no_root.daemon.wait().code(), Some(1));
     no_root.daemon.wait_for_line(|line| line.contains("ERROR") && line.contains(&root));
+}
+
+/// README's command in a fresh clone, where nothing has made ./data yet.
+#[test]
+fn a_standalone_node_makes_a_root_that_is_missing() {
+    let builder = Node::standalone();
+    fs::remove_dir(builder.root()).unwrap();
+    let node = builder.start();
+    node.daemon.wait_for_line(|line| {
+        line.contains("made the storage root") && line.contains(&node.root().display().to_string())
+    });
+    node.login("demo", "x").store("file", b"content");
+    assert_eq!(fs::read(node.root().join("file")).unwrap(), b"content");
 }
 
 #[test]

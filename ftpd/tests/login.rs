@@ -1,11 +1,12 @@
 //! Logging in: what is asked, in which order, how often, and for how long.
 
-use std::time::Duration;
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use cluster_tests::{
     dialogue::Dialogue,
     node::{Node, NodeBuilder},
 };
+use tempfile::TempDir;
 
 fn with_users() -> NodeBuilder {
     Node::standalone().user("anna", "secret").user("bert", "pässword")
@@ -325,4 +326,71 @@ fn a_greeting_of_the_operators_is_told() {
     assert_eq!(session.expect(220).message(), "Welcome to the tests");
     let status = node.login("anna", "secret").command("STAT", 211);
     assert!(status.details().iter().any(|line| line == "Logged in as anna"), "{status:?}");
+}
+
+/// Of "hunter2", and cheap; printed by `authd hash-password` with low `argon2_…` settings.
+const HASH: &str =
+    "$argon2id$v=19$m=64,t=1,p=1$WblnLZrd9Cyxsu/sbkhdIw$wnkMJjrTKrlYPakOFWemRv7yyd1rBRoNajoHgc4lmKQ";
+
+fn user_file(text: &str, mode: u32) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("users");
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    folder
+}
+
+fn with_user_file(folder: &TempDir) -> NodeBuilder {
+    Node::standalone().setting("user_file", folder.path().join("users").display())
+}
+
+#[test]
+fn a_standalone_nodes_user_file_holds_hashes() {
+    let folder = user_file(&format!("# users\n\nanna:{HASH}\nbert: {HASH}\n"), 0o600);
+    let node = with_user_file(&folder).user("carl", "plain").setting("max_login_failures", 100).start();
+    for (user, password) in [("anna", "hunter2"), ("bert", "hunter2"), ("carl", "plain")] {
+        node.login(user, password).store(&format!("of-{user}"), b"content");
+    }
+    let mut session = node.connect();
+    for (user, password) in
+        [("anna", "hunter3"), ("anna", ""), ("anna", HASH), ("dora", "hunter2"), ("carl", "hunter2")]
+    {
+        session.command(&format!("USER {user}"), 331);
+        session.command(&format!("PASS {password}"), 530);
+    }
+    let warnings = node.daemon.lines().into_iter().filter(|line| line.contains("user_file")).count();
+    assert_eq!(warnings, 0);
+}
+
+#[test]
+fn a_password_that_other_users_of_the_host_can_see_is_warned_of() {
+    let folder = user_file(&format!("anna:{HASH}\n"), 0o644);
+    let node = with_user_file(&folder).start();
+    node.daemon
+        .wait_for_line(|line| line.contains("WARN") && line.contains("0644") && line.contains("chmod 600"));
+
+    let node = Node::standalone().user("anna", "secret").start();
+    let line = node.daemon.wait_for_line(|line| line.contains("WARN") && line.contains("`ps`"));
+    assert!(line.contains("--user-file") && line.contains("FTPD_USER") && !line.contains("secret"), "{line}");
+
+    let node = Node::standalone().variable("FTPD_USER", "anna:secret").start();
+    node.login("anna", "secret");
+    assert!(!node.daemon.lines().iter().any(|line| line.contains("`ps`")));
+}
+
+#[test]
+fn a_wrong_user_file_is_refused_with_its_line_and_without_its_secrets() {
+    for (text, reason) in [
+        (format!("anna:{HASH}\nbert:hunter2\n"), "line 2: the password hash is no PHC string"),
+        ("hunter2\n".to_owned(), "line 1 is not NAME:HASH"),
+        (format!(":{HASH}\n"), "line 1 is not NAME:HASH"),
+        (format!("anna:{HASH}\nanna:{HASH}\n"), "line 2: the user \"anna\" is there twice"),
+        ("# hunter2\n".to_owned(), "it names no user"),
+    ] {
+        let folder = user_file(&text, 0o600);
+        let mut node = with_user_file(&folder).spawn();
+        let line = node.daemon.wait_for_line(|line| line.contains("user_file"));
+        assert!(line.contains(reason) && !line.contains("hunter2"), "{line}");
+        assert_eq!(node.daemon.wait().code(), Some(78));
+    }
 }

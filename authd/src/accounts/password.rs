@@ -1,25 +1,16 @@
 //! Passwords: argon2id hashes, and computing them off the runtime, only so many at once.
 
-use std::{fmt, str::FromStr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
-use argon2::{ARGON2ID_IDENT, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier};
+use argon2::Params;
+pub use common::password::{MAX_ITERATIONS, MAX_MEMORY_KIB, Phc};
 use common::secret::Secret;
-use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use crate::metrics;
 
 /// The longest password that can be right, in bytes.
 pub const MAX_PASSWORD: usize = 1024;
-
-// What a stored hash may cost. Hashes come from operators, but a slip of theirs must not turn
-// one login into minutes or take the machine's memory.
-
-/// The most memory that a hash may need, in KiB.
-pub const MAX_MEMORY_KIB: u32 = 1024 * 1024;
-/// The most passes over its memory that a hash may need.
-pub const MAX_ITERATIONS: u32 = 64;
-const MAX_LANES: u32 = 16;
 
 /// How passwords are hashed, and how many at once.
 #[derive(Clone, Debug)]
@@ -30,70 +21,6 @@ pub struct PasswordLimits {
     pub at_once: usize,
     /// How many more wait for one.
     pub waiting: usize,
-}
-
-/// An argon2id hash with its salt and cost, as a PHC string. `Debug` does not show it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Phc(String);
-
-/// Why a text is no [`Phc`]. The text is not shown: it may be a password in the wrong place.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidPhc {
-    #[error("the password hash is no PHC string ($argon2id$v=19$m=…,t=…,p=…$SALT$HASH)")]
-    Syntax,
-    #[error("the password hash is not argon2id version 19; make one with `authd hash-password`")]
-    Algorithm,
-    #[error("the password hash has no salt or no hash")]
-    Incomplete,
-    #[error("the password hash costs more than 1 GiB of memory, 64 iterations or 16 lanes")]
-    Cost,
-}
-
-impl Phc {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Phc {
-    type Err = InvalidPhc;
-
-    fn from_str(text: &str) -> Result<Self, InvalidPhc> {
-        let hash = PasswordHash::new(text).map_err(|_| InvalidPhc::Syntax)?;
-        if hash.algorithm != ARGON2ID_IDENT || hash.version != Some(19) {
-            return Err(InvalidPhc::Algorithm);
-        }
-        if hash.salt.is_none() || hash.hash.is_none() {
-            return Err(InvalidPhc::Incomplete);
-        }
-        let params = Params::try_from(&hash).map_err(|_| InvalidPhc::Syntax)?;
-        if params.m_cost() > MAX_MEMORY_KIB || params.t_cost() > MAX_ITERATIONS || params.p_cost() > MAX_LANES
-        {
-            return Err(InvalidPhc::Cost);
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl TryFrom<String> for Phc {
-    type Error = InvalidPhc;
-
-    fn try_from(text: String) -> Result<Self, InvalidPhc> {
-        text.parse()
-    }
-}
-
-impl From<Phc> for String {
-    fn from(phc: Phc) -> Self {
-        phc.0
-    }
-}
-
-impl fmt::Debug for Phc {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("[hash]")
-    }
 }
 
 /// Why a text cannot become a password.
@@ -124,22 +51,7 @@ pub fn hash(params: &Params, password: &Secret) -> Result<Phc, Unusable> {
     if text.chars().any(char::is_control) {
         return Err(Unusable::Control);
     }
-    Ok(Phc(compute(params, text.as_bytes())))
-}
-
-fn compute(params: &Params, password: &[u8]) -> String {
-    let argon2 = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params.clone());
-    let hash: PasswordHash = argon2
-        .hash_password(password)
-        // The parameters are checked, the salt is of the recommended length, the password is far
-        // below 4 GiB, and a machine without randomness or memory cannot serve passwords.
-        .expect("argon2 with checked parameters");
-    hash.to_string()
-}
-
-fn matches(password: &[u8], hash: &Phc) -> bool {
-    // A `Phc` has been parsed before. The verifier compares in constant time.
-    PasswordHash::new(&hash.0).is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok())
+    Ok(Phc::compute(params, text.as_bytes()))
 }
 
 /// Too many logins wait for a computation already.
@@ -163,7 +75,7 @@ impl Passwords {
     pub fn new(limits: &PasswordLimits) -> Self {
         let waiting = limits.waiting.min(Semaphore::MAX_PERMITS - limits.at_once.min(1 << 16));
         Self {
-            dummy: Phc(compute(&limits.params, &rand::random::<[u8; 32]>())),
+            dummy: Phc::compute(&limits.params, &rand::random::<[u8; 32]>()),
             params: limits.params.clone(),
             running: Arc::new(Semaphore::new(limits.at_once.min(1 << 16))),
             admitted: Arc::new(Semaphore::new(limits.at_once.min(1 << 16) + waiting)),
@@ -180,7 +92,7 @@ impl Passwords {
         let password = password.clone();
         self.compute(move || {
             let start = Instant::now();
-            let right = matches(password.expose().as_bytes(), &hash);
+            let right = hash.matches(password.expose().as_bytes());
             metrics::verified(start.elapsed());
             right && known
         })
@@ -226,28 +138,6 @@ mod tests {
 
     fn passwords(at_once: usize, waiting: usize) -> Passwords {
         Passwords::new(&PasswordLimits { params: cheap(), at_once, waiting })
-    }
-
-    #[test]
-    fn only_argon2id_of_bounded_cost_is_a_hash() {
-        let good = compute(&cheap(), b"x");
-        assert!(good.parse::<Phc>().is_ok());
-        for (text, why) in [
-            ("secret".to_owned(), InvalidPhc::Syntax),
-            (String::new(), InvalidPhc::Syntax),
-            (good.replace("argon2id", "argon2i"), InvalidPhc::Algorithm),
-            (good.replace("v=19", "v=16"), InvalidPhc::Algorithm),
-            (good.replace("$v=19", ""), InvalidPhc::Algorithm),
-            ("$2b$12$abcdefghijklmnopqrstuv".to_owned(), InvalidPhc::Syntax),
-            ("$scrypt$ln=16,r=8,p=1$aM15713r3Xsvxbi31lqr1Q".to_owned(), InvalidPhc::Algorithm),
-            (good.rsplit_once('$').unwrap().0.to_owned(), InvalidPhc::Incomplete),
-            (good.replace("m=64", "m=1048577"), InvalidPhc::Cost),
-            (good.replace("t=1", "t=65"), InvalidPhc::Cost),
-            (good.replace("m=64", "m=0"), InvalidPhc::Syntax),
-        ] {
-            assert_eq!(text.parse::<Phc>().unwrap_err(), why, "{text}");
-        }
-        assert_eq!(format!("{:?}", good.parse::<Phc>().unwrap()), "[hash]");
     }
 
     #[test]

@@ -120,6 +120,7 @@ mod tests {
             listen_is_default: false,
             port: 21,
             implicit_tls_port: None,
+            passive_ports: common::node::PortRange::new(1, 1).unwrap(),
             slice: common::node::PortRange::new(1, 1).unwrap(),
             external_address: external.map(|ip| ip.parse().unwrap()),
             internal_networks: vec!["10.0.0.0/8".parse().unwrap()],
