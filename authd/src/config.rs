@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use argon2::Params;
 use common::{
     auth_api::AccountLimits,
+    health::{REGISTRY, Requirement},
     process::logging::LogFormat,
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
@@ -103,6 +104,12 @@ pub static SCHEMA: Schema = Schema {
             )
         },
         Setting::one("redis_password_file", "file", "", "Holds the password for Redis."),
+        Setting::many(
+            "readiness_requires",
+            "names of registry, credentials",
+            "credentials",
+            "What makes /readyz answer 503 while it fails: Redis (registry), or that Redis refuses authd's password (credentials), which does not get better by waiting. Where no user is declared, registry always counts: no login can be decided without it.",
+        ),
         Setting::one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
         Setting::one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
         // Throttle
@@ -201,6 +208,8 @@ pub struct Config {
     pub poll: Duration,
     pub node_token: Option<Secret>,
     pub admin_token: Option<Secret>,
+    /// What `/readyz` goes by.
+    pub requirements: Vec<Requirement>,
     /// `None`: no sessions, nodes and API users, and the throttle is in this process's memory.
     pub redis: Option<RedisOptions>,
     pub throttle: ThrottleLimits,
@@ -254,6 +263,7 @@ impl Config {
             poll: values.duration("users_file_poll")?,
             node_token: values.secret("node_token_file")?,
             admin_token: admin_token(values)?,
+            requirements: requirements(values)?,
             redis: redis(values)?,
             throttle: throttle(values)?,
             cache: CacheLimits { ttl: values.duration("cache_ttl")?, size: count(values, "cache_size")? },
@@ -315,6 +325,20 @@ fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
         sessions_per_address: Some(values.required("anonymous_sessions_per_address")?),
     };
     Ok(Some(Anonymous { home, drop_box, limits }))
+}
+
+fn requirements(values: &Values) -> Result<Vec<Requirement>, SettingsError> {
+    let all: Vec<Requirement> = values.list("readiness_requires")?;
+    let is_ours = |requirement: &Requirement| {
+        matches!(requirement, Requirement::Credentials | Requirement::Dependency(REGISTRY))
+    };
+    match all.iter().find(|requirement| !is_ours(requirement)) {
+        Some(other) => {
+            let reason = format_args!("{other} is no dependency of authd").to_string();
+            Err(values.invalid("readiness_requires", reason))
+        }
+        None => Ok(all),
+    }
 }
 
 fn redis(values: &Values) -> Result<Option<RedisOptions>, SettingsError> {

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod auth_api;
+pub mod health;
 pub mod keys;
 pub mod node;
 pub mod policy;

@@ -8,9 +8,10 @@ use std::{
 };
 
 use common::{
+    health::{REGISTRY, Requirement},
     node::{NodeName, PortRange},
     process::logging::LogFormat,
-    registry::{RedisOptions, RedisUrl},
+    registry::{RedisOptions, RedisUrl, WhenAway},
     secret::Secret,
     settings::{SettingsError, Values},
 };
@@ -19,6 +20,7 @@ use ipnet::IpNet;
 
 use crate::{
     auth::http::{self, AuthdUrl},
+    health::Readiness,
     jail::Modes,
     tls::{CertificateFiles, Policy, TlsSettings},
 };
@@ -40,6 +42,7 @@ pub struct Config {
     pub timeouts: Timeouts,
     pub greeting: String,
     pub admin_listen: Option<SocketAddr>,
+    pub readiness: Readiness,
     pub log: LogSettings,
 }
 
@@ -167,6 +170,7 @@ impl Config {
             },
             greeting: values.required("greeting")?,
             admin_listen: values.optional("admin_listen")?,
+            readiness: readiness(values)?,
             log: LogSettings {
                 level: values.log_level()?,
                 format: values.required("log_format")?,
@@ -326,6 +330,19 @@ fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, Sett
         lease: values.duration("node_lease")?,
         when_away: values.required("registry_away")?,
     }))
+}
+
+fn readiness(values: &Values) -> Result<Readiness, SettingsError> {
+    let mut requirements: Vec<Requirement> = values.list("readiness_requires")?;
+    let refuses = values.required::<WhenAway>("registry_away")? == WhenAway::Refuse;
+    if refuses && !values.is_given("readiness_requires") {
+        requirements.push(Requirement::Dependency(REGISTRY));
+    }
+    Ok(Readiness {
+        requirements,
+        interval: values.duration("readiness_interval")?,
+        timeout: values.duration("readiness_timeout")?,
+    })
 }
 
 fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {

@@ -15,6 +15,7 @@ pub mod connections;
 pub mod control;
 pub mod data;
 pub mod governor;
+pub mod health;
 pub mod jail;
 pub mod listener;
 pub mod listing;
