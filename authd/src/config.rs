@@ -164,6 +164,12 @@ pub static SCHEMA: Schema = Schema {
         ),
         // Passwords
         Setting::one(
+            "min_password_length",
+            "number of characters",
+            "12",
+            "The shortest new password, through the API and `authd hash-password`. FTP has no second factor, and programs keep most of its passwords. Passwords that exist stay as they are.",
+        ),
+        Setting::one(
             "cache_ttl",
             DURATION,
             "60s",
@@ -269,6 +275,7 @@ impl Config {
             cache: CacheLimits { ttl: values.duration("cache_ttl")?, size: count(values, "cache_size")? },
             passwords: PasswordLimits {
                 params: password_params(values)?,
+                min_length: values.required("min_password_length")?,
                 at_once: match values.optional::<usize>("max_verifications")? {
                     Some(0) => return Err(values.invalid("max_verifications", "it cannot be zero")),
                     Some(number) => number,
@@ -397,6 +404,7 @@ mod tests {
         assert_eq!(config.users, Declared::Nowhere);
         assert!(config.redis.is_none() && config.node_token.is_none());
         assert!(config.passwords.at_once >= 1);
+        assert_eq!(config.passwords.min_length, 12);
     }
 
     #[test]

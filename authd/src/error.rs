@@ -44,6 +44,11 @@ pub enum ApiError {
     /// Holds what is declared.
     #[error("the {0} is declared in the users file or the settings, which the API does not change")]
     Declarative(&'static str),
+    /// Holds where the user is declared.
+    #[error("the user is declared in {0}; of such a user the API overrides only `enabled`")]
+    OnlyEnabled(String),
+    #[error("no override disables the user any more, but {0} does")]
+    DisabledInFile(String),
     /// Holds how many users are in the group, and one of them.
     #[error("the group has {0} members, {1:?} among them; take them out of it first")]
     InUse(usize, String),
@@ -82,7 +87,9 @@ impl ApiError {
             Self::NotFound(_) => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::MethodNotAllowed),
             Self::AlreadyExists(_) => (StatusCode::CONFLICT, ErrorCode::AlreadyExists),
-            Self::Declarative(_) => (StatusCode::CONFLICT, ErrorCode::Declarative),
+            Self::Declarative(_) | Self::OnlyEnabled(_) | Self::DisabledInFile(_) => {
+                (StatusCode::CONFLICT, ErrorCode::Declarative)
+            }
             Self::InUse(..) => (StatusCode::CONFLICT, ErrorCode::InUse),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge),
             Self::RedisAway

@@ -167,6 +167,7 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     if let Some(registry) = &authd.registry {
         // Before the first answer, so that readiness is right from the start.
         ask(registry.link()).await;
+        authd.accounts.learn_overrides().await;
         tokio::spawn(keep_asking(Arc::clone(&authd), registry.link().clone()));
     }
 
@@ -207,6 +208,7 @@ async fn keep_asking(authd: Arc<Service>, link: RedisLink) {
         authd.readiness();
         tokio::time::sleep(Duration::from_secs(1)).await;
         ask(&link).await;
+        authd.accounts.learn_overrides().await;
     }
 }
 

@@ -116,7 +116,7 @@ async fn one_user(service: Arc<Service>, call: Call) -> Answer {
         }
         Method::PATCH => {
             service.tokens.admin(&call.headers, call.peer)?;
-            let user = users::update(&service, &call.parameter?, parse(call.body)?).await?;
+            let user = users::update(&service, &call.parameter?, parse(call.body)?, call.peer).await?;
             Ok(json(StatusCode::OK, &user))
         }
         Method::DELETE => {

@@ -134,6 +134,7 @@ async fn the_described_bodies_are_those_of_the_types() {
     let user: UserView = serde_json::from_value(with(json!({
         "name": "a", "source": "registry", "enabled": true, "home": "/a", "certificates": [],
         "admin": false, "groups": ["b"], "effective": properties,
+        "override": { "enabled": false, "since": 1 },
     })))
     .unwrap();
     let user = serde_json::to_value(&user).unwrap();
@@ -154,7 +155,7 @@ async fn the_described_bodies_are_those_of_the_types() {
     assert_eq!(described("Folder"), keys(&user["folders"][0]));
     // What can be sent is what is shown, without what is not set but found.
     let mut sent = described("User");
-    for shown in ["source", "effective"] {
+    for shown in ["source", "effective", "override"] {
         sent.remove(shown);
     }
     sent.extend(["password", "password_hash"].map(str::to_owned));
