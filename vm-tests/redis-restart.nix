@@ -2,8 +2,8 @@
 {
   script = ''
     wait_for_cluster()
-    api("/v1/users", "POST", json.dumps({"name": "ann", "password": "hers"}))
-    client.succeed(f"{CURL} ftp://ann:hers@lb/")
+    api("/v1/users", "POST", json.dumps({"name": "ann", "password": "hers-and-long"}))
+    client.succeed(f"{CURL} ftp://ann:hers-and-long@lb/")
     start_session("session", "hold")
     # appendfsync everysec: what was confirmed is on the disk after this.
     redis.succeed("sleep 2")
@@ -27,7 +27,7 @@
         redis.succeed("systemctl start redis-ftp.service")
         retry(lambda _: live_nodes() == {"ftp1", "ftp2"}, timeout_seconds=60)
         retry(lambda _: [s["user"] for s in api("/v1/sessions")] == ["demo"], timeout_seconds=60)
-        client.succeed(f"{CURL} ftp://ann:hers@lb/")
+        client.succeed(f"{CURL} ftp://ann:hers-and-long@lb/")
         client.succeed("touch /tmp/second.go")
         assert answer_of("second")["same"]
 

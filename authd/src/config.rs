@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use argon2::Params;
 use common::{
     auth_api::AccountLimits,
+    health::{REGISTRY, Requirement},
     process::logging::LogFormat,
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
@@ -103,6 +104,12 @@ pub static SCHEMA: Schema = Schema {
             )
         },
         Setting::one("redis_password_file", "file", "", "Holds the password for Redis."),
+        Setting::many(
+            "readiness_requires",
+            "names of registry, credentials",
+            "credentials",
+            "What makes /readyz answer 503 while it fails: Redis (registry), or that Redis refuses authd's password (credentials), which does not get better by waiting. Where no user is declared, registry always counts: no login can be decided without it.",
+        ),
         Setting::one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
         Setting::one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
         // Throttle
@@ -157,6 +164,12 @@ pub static SCHEMA: Schema = Schema {
         ),
         // Passwords
         Setting::one(
+            "min_password_length",
+            "number of characters",
+            "12",
+            "The shortest new password, through the API and `authd hash-password`. FTP has no second factor, and programs keep most of its passwords. Passwords that exist stay as they are.",
+        ),
+        Setting::one(
             "cache_ttl",
             DURATION,
             "60s",
@@ -201,6 +214,8 @@ pub struct Config {
     pub poll: Duration,
     pub node_token: Option<Secret>,
     pub admin_token: Option<Secret>,
+    /// What `/readyz` goes by.
+    pub requirements: Vec<Requirement>,
     /// `None`: no sessions, nodes and API users, and the throttle is in this process's memory.
     pub redis: Option<RedisOptions>,
     pub throttle: ThrottleLimits,
@@ -254,11 +269,13 @@ impl Config {
             poll: values.duration("users_file_poll")?,
             node_token: values.secret("node_token_file")?,
             admin_token: admin_token(values)?,
+            requirements: requirements(values)?,
             redis: redis(values)?,
             throttle: throttle(values)?,
             cache: CacheLimits { ttl: values.duration("cache_ttl")?, size: count(values, "cache_size")? },
             passwords: PasswordLimits {
                 params: password_params(values)?,
+                min_length: values.required("min_password_length")?,
                 at_once: match values.optional::<usize>("max_verifications")? {
                     Some(0) => return Err(values.invalid("max_verifications", "it cannot be zero")),
                     Some(number) => number,
@@ -317,6 +334,20 @@ fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
     Ok(Some(Anonymous { home, drop_box, limits }))
 }
 
+fn requirements(values: &Values) -> Result<Vec<Requirement>, SettingsError> {
+    let all: Vec<Requirement> = values.list("readiness_requires")?;
+    let is_ours = |requirement: &Requirement| {
+        matches!(requirement, Requirement::Credentials | Requirement::Dependency(REGISTRY))
+    };
+    match all.iter().find(|requirement| !is_ours(requirement)) {
+        Some(other) => {
+            let reason = format_args!("{other} is no dependency of authd").to_string();
+            Err(values.invalid("readiness_requires", reason))
+        }
+        None => Ok(all),
+    }
+}
+
 fn redis(values: &Values) -> Result<Option<RedisOptions>, SettingsError> {
     let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else { return Ok(None) };
     if let Some(password) = values.secret("redis_password_file")? {
@@ -373,6 +404,7 @@ mod tests {
         assert_eq!(config.users, Declared::Nowhere);
         assert!(config.redis.is_none() && config.node_token.is_none());
         assert!(config.passwords.at_once >= 1);
+        assert_eq!(config.passwords.min_length, 12);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::{error::Error, time::Duration};
 
 use common::{
-    auth_api::{ErrorBody, ErrorCode},
+    auth_api::{ErrorBody, ErrorCode, Rejection},
     registry::LinkError,
 };
 use warp::{
@@ -24,9 +24,9 @@ pub enum ApiError {
     /// No bearer token, or not the one that the route needs.
     #[error("this needs another bearer token")]
     Unauthorized,
-    /// Unknown user, wrong password or disabled user.
+    /// The login is wrong. The message is the same for all reasons; the reason is for the node's log.
     #[error("the user or the password is wrong")]
-    InvalidCredentials,
+    InvalidCredentials(Rejection),
     #[error("too many failed logins; try again later")]
     Throttled { wait: Duration },
     /// Holds what is wrong, as the caller may know it.
@@ -44,6 +44,11 @@ pub enum ApiError {
     /// Holds what is declared.
     #[error("the {0} is declared in the users file or the settings, which the API does not change")]
     Declarative(&'static str),
+    /// Holds where the user is declared.
+    #[error("the user is declared in {0}; of such a user the API overrides only `enabled`")]
+    OnlyEnabled(String),
+    #[error("no override disables the user any more, but {0} does")]
+    DisabledInFile(String),
     /// Holds how many users are in the group, and one of them.
     #[error("the group has {0} members, {1:?} among them; take them out of it first")]
     InUse(usize, String),
@@ -51,6 +56,13 @@ pub enum ApiError {
     TooLarge(usize),
     #[error("Redis is away")]
     RedisAway,
+    #[error("Redis refuses authd's password (redis_password_file)")]
+    RedisDenied,
+    /// Whether there is such a user cannot be known. Holds why not.
+    #[error("{0}, and no declared user has this name: authd cannot decide the login")]
+    Undecided(LinkError),
+    #[error("Redis is not available and no user is declared: authd cannot decide a login")]
+    NoLogins,
     #[error("this service has no Redis (setting redis_url)")]
     NoRedis,
     #[error("too many logins at once; try again")]
@@ -69,18 +81,25 @@ impl ApiError {
     fn meaning(&self) -> (StatusCode, ErrorCode) {
         match self {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
-            Self::InvalidCredentials => (StatusCode::FORBIDDEN, ErrorCode::InvalidCredentials),
+            Self::InvalidCredentials(_) => (StatusCode::FORBIDDEN, ErrorCode::InvalidCredentials),
             Self::Throttled { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
             Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::MethodNotAllowed),
             Self::AlreadyExists(_) => (StatusCode::CONFLICT, ErrorCode::AlreadyExists),
-            Self::Declarative(_) => (StatusCode::CONFLICT, ErrorCode::Declarative),
+            Self::Declarative(_) | Self::OnlyEnabled(_) | Self::DisabledInFile(_) => {
+                (StatusCode::CONFLICT, ErrorCode::Declarative)
+            }
             Self::InUse(..) => (StatusCode::CONFLICT, ErrorCode::InUse),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge),
-            Self::RedisAway | Self::NoRedis | Self::Busy | Self::Contended | Self::Unusable => {
-                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
-            }
+            Self::RedisAway
+            | Self::RedisDenied
+            | Self::Undecided(_)
+            | Self::NoLogins
+            | Self::NoRedis
+            | Self::Busy
+            | Self::Contended
+            | Self::Unusable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
         }
     }
@@ -102,7 +121,8 @@ impl Reply for ApiError {
         if let Self::Internal(source) = &self {
             log::error!(error = with_causes(source.as_ref()); "internal error");
         }
-        let body = ErrorBody { error: code, message: self.to_string() };
+        let reason = if let Self::InvalidCredentials(reason) = &self { Some(*reason) } else { None };
+        let body = ErrorBody { error: code, message: self.to_string(), reason };
         let mut response = reply::with_status(reply::json(&body), status).into_response();
         let (name, value) = match self {
             Self::Throttled { wait } => {
@@ -123,6 +143,7 @@ impl From<LinkError> for ApiError {
     fn from(error: LinkError) -> Self {
         match error {
             LinkError::Away => Self::RedisAway,
+            LinkError::Denied => Self::RedisDenied,
             LinkError::Reply(_) => Self::Internal(error.into()),
         }
     }

@@ -15,6 +15,7 @@ pub mod config;
 pub mod error;
 pub mod handlers;
 mod metrics;
+mod persistence;
 pub mod prompt;
 pub mod routes;
 pub mod server;
@@ -24,8 +25,9 @@ mod tokens;
 use std::{io, sync::Arc, time::Duration};
 
 use common::{
+    health::{Condition, Life, REGISTRY, Report, Requirement},
     process::{
-        admin::{self, Readiness},
+        admin,
         capabilities::{self, Kept},
         service,
         signals::{Request, Signals},
@@ -54,6 +56,8 @@ pub struct Service {
     tokens: Tokens,
     /// `None`: there is no Redis.
     registry: Option<RegistryView>,
+    /// What `/readyz` goes by.
+    requirements: Vec<Requirement>,
 }
 
 /// Why authd cannot start.
@@ -90,24 +94,34 @@ impl Service {
             passwords: Passwords::new(&config.passwords),
             cache: Cache::new(config.cache),
             throttle: Throttle::new(config.throttle.clone(), shared()),
-            tokens: Tokens {
-                node: match &config.node_token {
+            tokens: Tokens::new(
+                match &config.node_token {
                     None if demo => Access::Open,
                     token => Access::token(token.as_ref()),
                 },
-                admin: Access::token(config.admin_token.as_ref()),
-            },
+                Access::token(config.admin_token.as_ref()),
+            ),
             registry,
+            requirements: config.requirements.clone(),
         })
     }
 
-    /// Without Redis, declared users still log in.
-    fn readiness(&self) -> Readiness {
+    /// Whether any login can be decided: without Redis, declared users still log in.
+    pub(crate) fn decides_logins(&self) -> bool {
         let away = self.accounts.stored.as_ref().is_some_and(|stored| !stored.is_connected());
-        if away && self.accounts.declared().users.is_empty() {
-            return Err("Redis is away, and no user is declared".to_owned());
+        !away || !self.accounts.declared().users.is_empty()
+    }
+
+    fn readiness(&self) -> Report {
+        let mut requirements = self.requirements.clone();
+        if self.accounts.declared().users.is_empty() {
+            requirements.push(Requirement::Dependency(REGISTRY));
         }
-        Ok(())
+        let redis = self.registry.as_ref().map(|registry| (REGISTRY, registry.link().dependency()));
+        if let Some((name, dependency)) = &redis {
+            metrics::dependency(name, dependency.condition == Condition::Ok);
+        }
+        Report::new(Life::Ready, redis, &requirements)
     }
 
     /// Reads the users file again, and drops the cache if that changed anything. Who is no user any
@@ -153,7 +167,8 @@ pub async fn run(config: Config) -> Result<(), StartError> {
     if let Some(registry) = &authd.registry {
         // Before the first answer, so that readiness is right from the start.
         ask(registry.link()).await;
-        tokio::spawn(keep_asking(registry.link().clone()));
+        authd.accounts.learn_overrides().await;
+        tokio::spawn(keep_asking(Arc::clone(&authd), registry.link().clone()));
     }
 
     let readiness = Arc::clone(&authd);
@@ -181,10 +196,19 @@ pub async fn run(config: Config) -> Result<(), StartError> {
 
 /// Whether Redis is there must be known without requests too: a balancer that goes by readiness
 /// sends none until it is.
-async fn keep_asking(link: RedisLink) {
+async fn keep_asking(authd: Arc<Service>, link: RedisLink) {
+    let mut checked = 0;
     loop {
+        // Another connection may lead to another Redis, or to one with other settings.
+        let connections = link.connections();
+        if checked != connections && persistence::check(&link).await {
+            checked = connections;
+        }
+        // For the metrics.
+        authd.readiness();
         tokio::time::sleep(Duration::from_secs(1)).await;
         ask(&link).await;
+        authd.accounts.learn_overrides().await;
     }
 }
 

@@ -15,6 +15,7 @@ use authd::{
 use clap::{ArgMatches, Command};
 use common::{
     process::{EXIT_CONFIG, capabilities, logging},
+    secret::Secret,
     settings::Values,
 };
 
@@ -77,13 +78,18 @@ fn check(config: &Config) -> ExitCode {
 }
 
 fn hash(flags: &ArgMatches) -> ExitCode {
-    let params =
-        Values::collect(&SCHEMA, flags, env::vars_os()).and_then(|values| config::password_params(&values));
-    let params = match params {
-        Ok(params) => params,
+    let settings = Values::collect(&SCHEMA, flags, env::vars_os()).and_then(|values| {
+        Ok((config::password_params(&values)?, values.required::<usize>("min_password_length")?))
+    });
+    let (params, min_length) = match settings {
+        Ok(settings) => settings,
         Err(error) => return complain(&error, EXIT_CONFIG),
     };
-    match prompt::password().map(|text| password::hash(&params, &text)) {
+    let hashed = |text: Secret| {
+        password::check_length(min_length, &text)?;
+        password::hash(&params, &text)
+    };
+    match prompt::password().map(hashed) {
         Ok(Ok(phc)) => print(&format!("{}\n", phc.as_str())),
         Ok(Err(error)) => complain(&error, 1),
         Err(error) => complain(&error, 1),

@@ -14,6 +14,7 @@ const BANS: &str = "authd_bans_total";
 const BANS_LIFTED: &str = "authd_bans_lifted_total";
 const CONNECTIONS: &str = "authd_http_connections";
 const REQUESTS: &str = "authd_http_requests_total";
+const DEPENDENCY_UP: &str = "authd_dependency_up";
 const USERS: &str = "authd_users_declared";
 const FILE_LOADED: &str = "authd_users_file_loaded_timestamp_seconds";
 const FILE_CURRENT: &str = "authd_users_file_current";
@@ -28,6 +29,10 @@ pub fn describe() {
     describe_counter!(BANS_LIFTED, "Such waits that an administrator has ended");
     describe_gauge!(CONNECTIONS, "HTTP connections that are open");
     describe_counter!(REQUESTS, "HTTP requests by route and status");
+    describe_gauge!(
+        DEPENDENCY_UP,
+        "1 if authd's dependency is as it should be, 0 if not, by its name in /readyz"
+    );
     describe_gauge!(USERS, "Users that are declared");
     describe_gauge!(FILE_LOADED, Unit::Seconds, "When the users file was last read well, since the epoch");
     describe_gauge!(FILE_CURRENT, "1 if the users file as it is now is in use, 0 if it is broken");
@@ -76,6 +81,11 @@ pub fn disconnected() {
 /// An HTTP request was answered.
 pub fn answered(route: &'static str, status: u16) {
     counter!(REQUESTS, "route" => route, "status" => status.to_string()).increment(1);
+}
+
+/// How a dependency is.
+pub fn dependency(name: &'static str, is_up: bool) {
+    gauge!(DEPENDENCY_UP, "dependency" => name).set(u8::from(is_up));
 }
 
 /// The declared users are these now.

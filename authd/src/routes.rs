@@ -25,6 +25,7 @@ use crate::{
         users,
     },
     metrics,
+    server::Peer,
 };
 
 /// The largest body that any route takes, in bytes.
@@ -76,22 +77,31 @@ pub fn routes<R: Reply + 'static>(
 async fn authenticate(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::POST => {
-            service.tokens.node(&call.headers)?;
+            service.tokens.node(&call.headers, call.peer)?;
             let account = login::authenticate(&service, parse(call.body)?).await?;
             Ok(json(StatusCode::OK, &account))
         }
-        _ => Err(ApiError::MethodNotAllowed("POST")),
+        // Whether a login of this node would be decided, for its readiness.
+        Method::GET => {
+            service.tokens.node(&call.headers, call.peer)?;
+            if service.decides_logins() {
+                Ok(StatusCode::NO_CONTENT.into_response())
+            } else {
+                Err(ApiError::NoLogins)
+            }
+        }
+        _ => Err(ApiError::MethodNotAllowed("GET, POST")),
     }
 }
 
 async fn all_users(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::GET => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(json(StatusCode::OK, &users::list(&service).await?))
         }
         Method::POST => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(json(StatusCode::CREATED, &users::create(&service, parse(call.body)?).await?))
         }
         _ => Err(ApiError::MethodNotAllowed("GET, POST")),
@@ -101,16 +111,16 @@ async fn all_users(service: Arc<Service>, call: Call) -> Answer {
 async fn one_user(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::GET => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(json(StatusCode::OK, &users::show(&service, &call.parameter?).await?))
         }
         Method::PATCH => {
-            service.tokens.admin(&call.headers)?;
-            let user = users::update(&service, &call.parameter?, parse(call.body)?).await?;
+            service.tokens.admin(&call.headers, call.peer)?;
+            let user = users::update(&service, &call.parameter?, parse(call.body)?, call.peer).await?;
             Ok(json(StatusCode::OK, &user))
         }
         Method::DELETE => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             users::remove(&service, &call.parameter?).await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
@@ -121,11 +131,11 @@ async fn one_user(service: Arc<Service>, call: Call) -> Answer {
 async fn all_groups(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::GET => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(json(StatusCode::OK, &groups::list(&service).await?))
         }
         Method::POST => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(json(StatusCode::CREATED, &groups::create(&service, parse(call.body)?).await?))
         }
         _ => Err(ApiError::MethodNotAllowed("GET, POST")),
@@ -135,16 +145,16 @@ async fn all_groups(service: Arc<Service>, call: Call) -> Answer {
 async fn one_group(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::GET => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(json(StatusCode::OK, &groups::show(&service, &call.parameter?).await?))
         }
         Method::PATCH => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             let group = groups::update(&service, &call.parameter?, parse(call.body)?).await?;
             Ok(json(StatusCode::OK, &group))
         }
         Method::DELETE => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             groups::remove(&service, &call.parameter?).await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
@@ -155,7 +165,7 @@ async fn one_group(service: Arc<Service>, call: Call) -> Answer {
 async fn all_bans(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::GET => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(json(StatusCode::OK, &bans::list(&service).await?))
         }
         _ => Err(ApiError::MethodNotAllowed("GET")),
@@ -165,7 +175,7 @@ async fn all_bans(service: Arc<Service>, call: Call) -> Answer {
 async fn user_ban(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::DELETE => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             bans::lift_user(&service, &call.parameter?).await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
@@ -176,7 +186,7 @@ async fn user_ban(service: Arc<Service>, call: Call) -> Answer {
 async fn address_ban(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::DELETE => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             bans::lift_address(&service, &call.parameter?).await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
@@ -187,7 +197,7 @@ async fn address_ban(service: Arc<Service>, call: Call) -> Answer {
 async fn all_sessions(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::GET => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(json(StatusCode::OK, &sessions::list(&service, call.filter?).await?))
         }
         _ => Err(ApiError::MethodNotAllowed("GET")),
@@ -197,7 +207,7 @@ async fn all_sessions(service: Arc<Service>, call: Call) -> Answer {
 async fn one_session(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::DELETE => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(match sessions::end(&service, &call.parameter?).await? {
                 Ended::Gone => StatusCode::NO_CONTENT.into_response(),
                 Ended::Told => StatusCode::ACCEPTED.into_response(),
@@ -210,7 +220,7 @@ async fn one_session(service: Arc<Service>, call: Call) -> Answer {
 async fn all_nodes(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::GET => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             Ok(json(StatusCode::OK, &sessions::nodes(&service).await?))
         }
         _ => Err(ApiError::MethodNotAllowed("GET")),
@@ -220,7 +230,7 @@ async fn all_nodes(service: Arc<Service>, call: Call) -> Answer {
 async fn drain(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
         Method::POST => {
-            service.tokens.admin(&call.headers)?;
+            service.tokens.admin(&call.headers, call.peer)?;
             sessions::drain(&service, &call.parameter?).await?;
             Ok(StatusCode::ACCEPTED.into_response())
         }
@@ -241,6 +251,7 @@ async fn describe(_: Arc<Service>, call: Call) -> Answer {
 struct Call {
     method: Method,
     headers: HeaderMap,
+    peer: Option<Peer>,
     /// The part of the path that names something.
     parameter: Result<String, ApiError>,
     filter: Result<SessionFilter, ApiError>,
@@ -264,22 +275,23 @@ fn route<F: Future<Output = Answer> + Send + 'static>(
     });
     path.and(warp::method())
         .and(filter)
+        .and(warp::ext::optional::<Peer>())
         .and(body)
-        .then(move |parameter: String, method, filter, (headers, body)| {
+        .then(move |parameter: String, method, filter, peer, (headers, body)| {
             let parameter = decoded(&parameter);
-            let call = Call { method, headers, parameter, filter, body };
+            let call = Call { method, headers, peer, parameter, filter, body };
             let handled = handler(Arc::clone(&service), call);
             async move { answer(name, handled.await) }
         })
         .boxed()
 }
 
-/// The operational routes, which take GET alone, and 405 for other methods.
+/// The operational routes, which take GET and HEAD alone, and 405 for other methods.
 fn operational<R: Reply + 'static>(
     routes: impl Filter<Extract = (R,), Error = Rejection> + Clone + Send + Sync + 'static,
 ) -> Route {
     let known = warp::path!("metrics").or(warp::path!("healthz")).unify().or(warp::path!("readyz")).unify();
-    let refused = known.map(|| Err(ApiError::MethodNotAllowed("GET")));
+    let refused = known.map(|| Err(ApiError::MethodNotAllowed("GET, HEAD")));
     let served = routes.map(|reply: R| Ok(reply.into_response()));
     warp::path::full()
         .and(served.or(refused).unify())

@@ -1,8 +1,13 @@
 //! The HTTP connections: only so many at once, and none for those who say nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use hyper::server::conn::http1;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
@@ -15,6 +20,10 @@ use tokio::{
 use warp::{filters::BoxedFilter, reply::Response};
 
 use crate::metrics;
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
 
 /// What connections may take.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +61,8 @@ pub async fn serve(
             next = next => next,
             _ = &mut stop => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 log::warn!(error:%; "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_REST).await;
@@ -61,7 +70,12 @@ pub async fn serve(
             }
         };
         let counted = Counted::new();
-        let connection = open.watch(http.serve_connection(TokioIo::new(stream), service.clone()));
+        let routes = service.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            routes.call(request)
+        });
+        let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
             let _until_the_end = (place, counted);
             if let Err(error) = connection.await {

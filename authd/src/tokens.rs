@@ -1,11 +1,16 @@
 //! The two bearer tokens: one for nodes, one for administrators.
 
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use common::secret::Secret;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use warp::http::{HeaderMap, header};
 
-use crate::error::ApiError;
+use crate::{error::ApiError, server::Peer};
 
 /// Who may use some routes.
 pub enum Access {
@@ -25,21 +30,78 @@ pub struct Node(());
 
 /// Who may use which routes.
 pub struct Tokens {
-    pub node: Access,
-    pub admin: Access,
+    node: Access,
+    admin: Access,
+    refused_nodes: Refusals,
+    refused_admins: Refusals,
 }
 
 impl Tokens {
+    pub fn new(node: Access, admin: Access) -> Self {
+        Self { node, admin, refused_nodes: Refusals::default(), refused_admins: Refusals::default() }
+    }
+
     /// # Errors
     /// The request does not come from a node.
-    pub fn node(&self, headers: &HeaderMap) -> Result<Node, ApiError> {
-        self.node.check(headers).then_some(Node(())).ok_or(ApiError::Unauthorized)
+    pub fn node(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<Node, ApiError> {
+        if self.node.check(headers) {
+            return Ok(Node(()));
+        }
+        let what = match (&self.node, bearer(headers)) {
+            (Access::Closed, _) => "a node's request was refused (401): node_token_file is not set",
+            (_, None) => {
+                "a node's request was refused (401): it has no token; set the node's authd_token_file"
+            }
+            (_, Some(_)) => {
+                "a node's request was refused (401): its authd_token_file differs from node_token_file"
+            }
+        };
+        self.refused_nodes.tell(what, peer);
+        Err(ApiError::Unauthorized)
     }
 
     /// # Errors
     /// The request does not come from an administrator.
-    pub fn admin(&self, headers: &HeaderMap) -> Result<Admin, ApiError> {
-        self.admin.check(headers).then_some(Admin(())).ok_or(ApiError::Unauthorized)
+    pub fn admin(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<Admin, ApiError> {
+        if self.admin.check(headers) {
+            return Ok(Admin(()));
+        }
+        let what = match (&self.admin, bearer(headers)) {
+            (Access::Closed, _) => {
+                "an administrator's request was refused (401): admin_token_file is not set"
+            }
+            (_, None) => "an administrator's request was refused (401): it has no token",
+            (_, Some(_)) => {
+                "an administrator's request was refused (401): its token differs from admin_token_file"
+            }
+        };
+        self.refused_admins.tell(what, peer);
+        Err(ApiError::Unauthorized)
+    }
+}
+
+/// Refused requests of one kind, of which the log gets a line in each [`QUIET`]: they cost their sender
+/// nothing.
+#[derive(Default)]
+struct Refusals(Mutex<(Option<Instant>, u64)>);
+
+/// How long further refusals are only counted.
+const QUIET: Duration = Duration::from_secs(10);
+
+impl Refusals {
+    fn tell(&self, what: &str, peer: Option<Peer>) {
+        let unwritten = {
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let (written, unwritten) = &mut *state;
+            if written.is_some_and(|written| written.elapsed() < QUIET) {
+                *unwritten += 1;
+                return;
+            }
+            *written = Some(Instant::now());
+            std::mem::take(unwritten)
+        };
+        let address = peer.map(|Peer(peer)| peer.ip().to_string()).unwrap_or_default();
+        log::warn!(address = address.as_str(), unwritten; "{what}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests and answers of authd's HTTP API, as both daemons read and write them.
 
-use std::net::IpAddr;
+use std::{fmt, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +141,54 @@ pub struct ErrorBody {
     pub error: ErrorCode,
     /// One sentence for people. Never holds a secret.
     pub message: String,
+    /// With `invalid_credentials`: what was wrong with the login. For the node's log and metrics; its
+    /// client must not learn it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Rejection>,
+}
+
+/// Why a login is wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rejection {
+    UnknownUser,
+    WrongPassword,
+    Disabled,
+    AddressNotAllowed,
+    TimeNotAllowed,
+    /// authd does not say, or has a reason that this version does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl Rejection {
+    /// As in JSON, logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownUser => "unknown_user",
+            Self::WrongPassword => "wrong_password",
+            Self::Disabled => "disabled",
+            Self::AddressNotAllowed => "address_not_allowed",
+            Self::TimeNotAllowed => "time_not_allowed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UnknownUser => "there is no such user",
+            Self::WrongPassword => "the password is wrong",
+            Self::Disabled => "the user is disabled",
+            Self::AddressNotAllowed => {
+                "the user may not log in from this address (access.allow_from, deny_from)"
+            }
+            Self::TimeNotAllowed => "the user may not log in at this time (access.hours)",
+            Self::Unknown => "authd refused it; authd's log has the reason",
+        })
+    }
 }
 
 /// What went wrong, for programs. The status code of each stands in authd's `error.rs` alone.

@@ -103,6 +103,11 @@ impl Keys {
         self.key("groups")
     }
 
+    /// Hash of the name of a declared user to what overrides it, as JSON. Never expires.
+    pub fn overrides(&self) -> String {
+        self.key("overrides")
+    }
+
     /// Counter of changes to users and groups, which tells authd's caches that they are out of date.
     pub fn users_generation(&self) -> String {
         self.key("users-generation")

@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod auth_api;
+pub mod health;
 pub mod keys;
 pub mod node;
 pub mod password;

@@ -1,6 +1,10 @@
 //! Nodes as every part of the cluster knows them, and how they share the passive port range.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    str::FromStr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -149,6 +153,25 @@ impl From<PortRange> for (u16, u16) {
 pub enum NodeState {
     Ready,
     Draining,
+    /// A required dependency of the node fails. authd's API shows it; in the registry such a node is
+    /// `Ready` and has [`Failing`]s, since an older authd would not know this state.
+    Degraded,
+}
+
+/// A dependency of a node that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failing {
+    pub dependency: String,
+    pub error: String,
+    /// Seconds since the Unix epoch.
+    pub since: u64,
+    /// Whether the node is not ready because of it.
+    pub required: bool,
+}
+
+/// Seconds since the Unix epoch; 0 before it.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 /// What the registry holds about one live node.
@@ -170,6 +193,9 @@ pub struct NodeRecord {
     pub since: u64,
     pub sessions: u32,
     pub transfers: u32,
+    /// Of a node of an earlier version nothing is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failing: Vec<Failing>,
 }
 
 /// What authd asks of a node, through the registry.

@@ -2,6 +2,7 @@
 
 pub mod http;
 pub mod local;
+pub mod probe;
 
 use std::{
     net::IpAddr,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use common::{
-    auth_api::{Account, AuthenticateRequest, ErrorBody, ErrorCode},
+    auth_api::{Account, AuthenticateRequest, ErrorBody, ErrorCode, Rejection},
     node::NodeName,
     process::logging::chain,
     secret::Secret,
@@ -24,6 +25,9 @@ use crate::{
     config::{Authentication, DEMO_USERS},
     metrics,
 };
+
+/// How long a connection to authd may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One attempt to log in.
 pub struct Attempt {
@@ -39,13 +43,14 @@ pub struct Attempt {
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// Unknown user, wrong password, disabled: which of them, nobody is told.
-    #[error("wrong user or password")]
-    Rejected,
+    /// The login is wrong. The reason is for the log and the metrics: the client gets the same reply for
+    /// all of them.
+    #[error("{0}")]
+    Rejected(Rejection),
     #[error("too many failed logins; retry after {0} seconds")]
     Throttled(u64),
-    /// No authd gave a usable answer in time. What each did, for the log.
-    #[error("no authd answered: {0}")]
+    /// No authd accepted or rejected the login in time. What each did, for the log.
+    #[error("no authd decided the login: {0}")]
     Unavailable(String),
 }
 
@@ -71,7 +76,7 @@ impl Authenticator {
             Authentication::Users(users) => Self::Users(Verifier::new(users)),
             Authentication::Demo => Self::Demo,
             Authentication::Authd { urls, authorization, timeout } => {
-                let connect_timeout = timeout.min(Duration::from_secs(1));
+                let connect_timeout = timeout.min(CONNECT_TIMEOUT);
                 let instance = |url| Instance::new(url, authorization.clone(), connect_timeout);
                 Self::Authd(Authd {
                     instances: urls.into_iter().map(instance).collect(),
@@ -92,10 +97,14 @@ impl Authenticator {
             Self::Users(users) if users.is_right(&attempt.user, &attempt.password).await => {
                 Ok(local_account(&attempt.user, "/"))
             }
-            Self::Users(_) => Err(LoginError::Rejected),
+            Self::Users(users) => Err(LoginError::Rejected(match users.knows(&attempt.user) {
+                true => Rejection::WrongPassword,
+                false => Rejection::UnknownUser,
+            })),
             Self::Demo => {
                 let name = DEMO_USERS.iter().find(|name| **name == attempt.user);
-                name.map(|name| local_account(name, "/")).ok_or(LoginError::Rejected)
+                let account = name.map(|name| local_account(name, "/"));
+                account.ok_or(LoginError::Rejected(Rejection::UnknownUser))
             }
             Self::Authd(authd) => authd.authenticate(attempt).await,
         }
@@ -156,13 +165,21 @@ async fn ask(
             .map(Ok)
             .map_err(|error| format!("the answer is no account: {error}"));
     }
-    let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
-    match body.map(|body| body.error) {
-        Some(ErrorCode::InvalidCredentials) => Ok(Err(LoginError::Rejected)),
-        Some(ErrorCode::Throttled) => {
+    let Ok(ErrorBody { error, message, reason }) = serde_json::from_slice(&answer.body) else {
+        return Err(format!("answered {}", answer.status));
+    };
+    match error {
+        ErrorCode::InvalidCredentials => Ok(Err(LoginError::Rejected(reason.unwrap_or_default()))),
+        ErrorCode::Throttled => {
             let seconds = answer.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             Ok(Err(LoginError::Throttled(seconds.unwrap_or(1))))
         }
-        code => Err(format!("status {}, error {code:?}", answer.status)),
+        ErrorCode::Unauthorized => Err(refused_token()),
+        _ => Err(format!("answered {}: {message}", answer.status)),
     }
+}
+
+/// Why authd answers 401.
+fn refused_token() -> String {
+    "it refuses this node's token (401): authd_token_file differs from authd's node_token_file".to_owned()
 }

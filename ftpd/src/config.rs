@@ -8,9 +8,10 @@ use std::{
 };
 
 use common::{
+    health::{REGISTRY, Requirement},
     node::{NodeName, PortRange},
     process::logging::LogFormat,
-    registry::{RedisOptions, RedisUrl},
+    registry::{RedisOptions, RedisUrl, WhenAway},
     settings::{SettingsError, Values},
 };
 use hyper::header::HeaderValue;
@@ -21,6 +22,7 @@ use crate::{
         http::{self, AuthdUrl},
         local::LocalUsers,
     },
+    health::Readiness,
     jail::Modes,
     representation::AsciiConversion,
     tls::{CertificateFiles, Policy, TlsSettings},
@@ -44,6 +46,7 @@ pub struct Config {
     pub greeting: String,
     pub ascii_conversion: AsciiConversion,
     pub admin_listen: Option<SocketAddr>,
+    pub readiness: Readiness,
     pub log: LogSettings,
 }
 
@@ -179,6 +182,7 @@ impl Config {
             greeting: values.required("greeting")?,
             ascii_conversion: values.required("ascii_conversion")?,
             admin_listen: values.optional("admin_listen")?,
+            readiness: readiness(values)?,
             log: LogSettings {
                 level: values.log_level()?,
                 format: values.required("log_format")?,
@@ -339,6 +343,19 @@ fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, Sett
         lease: values.duration("node_lease")?,
         when_away: values.required("registry_away")?,
     }))
+}
+
+fn readiness(values: &Values) -> Result<Readiness, SettingsError> {
+    let mut requirements: Vec<Requirement> = values.list("readiness_requires")?;
+    let refuses = values.required::<WhenAway>("registry_away")? == WhenAway::Refuse;
+    if refuses && !values.is_given("readiness_requires") {
+        requirements.push(Requirement::Dependency(REGISTRY));
+    }
+    Ok(Readiness {
+        requirements,
+        interval: values.duration("readiness_interval")?,
+        timeout: values.duration("readiness_timeout")?,
+    })
 }
 
 fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {

@@ -16,6 +16,7 @@ pub mod control;
 pub mod data;
 mod ephemeral;
 pub mod governor;
+pub mod health;
 pub mod health_check;
 pub mod jail;
 pub mod listener;

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{self, SocketAddr},
+    sync::atomic::{AtomicI32, Ordering},
     time::Duration,
 };
 
@@ -71,7 +72,10 @@ impl Bound {
 pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok(connection) => return connection,
+            Ok(connection) => {
+                enough();
+                return connection;
+            }
             Err(error) => pass_over(&error).await,
         }
     }
@@ -93,10 +97,29 @@ impl UnwatchedListener {
     pub async fn accept(&self) -> (net::TcpStream, SocketAddr) {
         loop {
             match self.0.async_io(Interest::READABLE, net::TcpListener::accept).await {
-                Ok(connection) => return connection,
+                Ok(connection) => {
+                    enough();
+                    return connection;
+                }
                 Err(error) => pass_over(&error).await,
             }
         }
+    }
+}
+
+/// The error number with which the process last could not accept a connection, until it could: 0.
+static SHORTAGE: AtomicI32 = AtomicI32::new(0);
+
+/// Why the process cannot accept connections at this time.
+pub fn shortage() -> Option<String> {
+    let number = SHORTAGE.load(Ordering::Relaxed);
+    (number != 0).then(|| format!("cannot accept connections: {}", io::Error::from_raw_os_error(number)))
+}
+
+fn enough() {
+    // Read first: connections on all threads would otherwise write to the same place.
+    if SHORTAGE.load(Ordering::Relaxed) != 0 {
+        SHORTAGE.store(0, Ordering::Relaxed);
     }
 }
 
@@ -104,6 +127,7 @@ async fn pass_over(error: &io::Error) {
     let is_short =
         matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS));
     if is_short {
+        SHORTAGE.store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
         log::error!("cannot accept connections: {error}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     } else {

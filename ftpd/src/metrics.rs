@@ -15,6 +15,11 @@ pub fn describe() {
         "Control connections closed before they could log in, by reason"
     );
     describe_counter!("ftp_logins_total", "Logins by result");
+    describe_counter!("ftp_logins_rejected_total", "Logins with the result rejected, by reason");
+    describe_gauge!(
+        "ftp_dependency_up",
+        "1 if the node's dependency is as it should be, 0 if not, by its name in /readyz"
+    );
     describe_gauge!("ftp_sessions", "Logged-in sessions at this time");
     describe_counter!("ftp_sessions_ended_total", "Control connections that the node ended, by reason");
     describe_counter!("ftp_commands_total", "Commands by verb and first digit of the reply");
@@ -69,6 +74,14 @@ pub fn connection_refused(reason: &'static str) {
 
 pub fn login(result: &'static str) {
     counter!("ftp_logins_total", "result" => result).increment(1);
+}
+
+pub fn login_rejected(reason: &'static str) {
+    counter!("ftp_logins_rejected_total", "reason" => reason).increment(1);
+}
+
+pub fn dependency(name: &'static str, is_up: bool) {
+    gauge!("ftp_dependency_up", "dependency" => name).set(u8::from(is_up));
 }
 
 pub fn session_opened() {

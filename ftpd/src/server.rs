@@ -11,9 +11,10 @@ use std::{
 };
 
 use common::{
+    health::Life,
     node::{NodeCommand, NodeRecord, NodeState},
     process::{
-        admin::{self, Readiness},
+        admin,
         capabilities::{self, Kept},
         service,
         signals::{Request, Signals},
@@ -28,12 +29,14 @@ use tokio::{
 };
 
 use crate::{
-    auth::Authenticator,
-    config::{Config, Network},
+    auth::{Authenticator, probe::AuthdProbe},
+    config::{Authentication, Config, Network},
     connection::Connection,
     connections::{Connections, Order, Refused},
     data::passive::PassivePorts,
-    ephemeral, health_check,
+    ephemeral,
+    health::Health,
+    health_check,
     jail::SharedDirectories,
     listener::{self, Bound},
     metrics,
@@ -132,11 +135,25 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         Some(address) => Some(bind(address)?),
         None => None,
     };
+    let probe = match &config.authentication {
+        Authentication::Authd { urls, authorization, .. } => {
+            Some(AuthdProbe::new(urls, authorization.as_ref()))
+        }
+        Authentication::Users(_) | Authentication::Demo => None,
+    };
+    let health = Arc::new(Health::new(config.readiness.clone(), probe.is_some()));
+    if let Some(listener) = admin_listener {
+        log::info!(part = "admin", address:% = local(&listener); "listening");
+        let shown = Arc::clone(&health);
+        let routes = admin::routes(rendered, move || shown.report());
+        tokio::spawn(warp::serve(routes).incoming(listener).run());
+    }
     let (node, events) = tokio::select! {
         started = start(config, &control, tls) => started?,
         // It may wait for its name.
         () = terminated(&mut signals) => return Ok(()),
     };
+    health.watch(&node.storage.root, probe, &node.registry).await;
     let (control, implicit) = match (listen(control), listen(implicit)) {
         (Ok(control), Ok(implicit)) => (control, implicit),
         (Err(error), _) | (_, Err(error)) => {
@@ -145,12 +162,6 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         }
     };
 
-    if let Some(listener) = admin_listener {
-        log::info!(part = "admin", address:% = local(&listener); "listening");
-        let shared = Arc::clone(&node);
-        let routes = admin::routes(rendered, move || readiness(&shared));
-        tokio::spawn(warp::serve(routes).incoming(listener).run());
-    }
     let (open, doors) = watch::channel(());
     let mut doorkeepers = JoinSet::new();
     for listener in control {
@@ -162,12 +173,15 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), true));
     }
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
+    health.set_life(Life::Ready);
+    health.tell(&node.registry);
     service::ready();
 
     let ended = wait_for_the_end(&node, &mut signals, events).await;
     // First of all, so that the balancer is refused and passes a client that was just told to
     // connect again on to another node.
     node.connections.close();
+    health.set_life(Life::Draining);
     drop(open);
     doorkeepers.join_all().await;
     drain(&node, &mut signals).await;
@@ -270,6 +284,7 @@ async fn start(
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
         sessions: 0,
         transfers: 0,
+        failing: Vec::new(),
     };
     let (registry, events) = match config.redis {
         Some(options) => Registry::join(record, place, options).await?,
@@ -300,13 +315,6 @@ async fn start(
         tls,
     });
     Ok((node, events))
-}
-
-fn readiness(node: &Node) -> Readiness {
-    if node.connections.is_draining() {
-        return Err("draining".to_owned());
-    }
-    Ok(())
 }
 
 /// Takes connections in as long as `open` has its sender, then stops listening. `implicit`: TLS

@@ -110,6 +110,24 @@ pub static SCHEMA: Schema = Schema {
             "127.0.0.1:9121",
             "Where /metrics, /healthz and /readyz are served; set to nothing to switch them off.",
         ),
+        Setting::many(
+            "readiness_requires",
+            "names of storage, registry, authd, credentials",
+            "storage,authd,credentials",
+            "What makes /readyz answer 503 while it fails; credentials: Redis or authd refuses this node's password or token, which does not get better by waiting. With `registry_away = \"refuse\"` registry is in the default too.",
+        ),
+        Setting::one(
+            "readiness_interval",
+            DURATION,
+            "5s",
+            "How often the storage and authd are asked whether they answer.",
+        ),
+        Setting::one(
+            "readiness_timeout",
+            DURATION,
+            "5s",
+            "How long they may take; then they count as failed.",
+        ),
         Setting::one("greeting", "text", "Distributed FTP ready", "What the 220 reply says."),
         Setting::one(
             "ascii_conversion",

@@ -253,16 +253,32 @@ fn refusals_of_authd_have_their_replies() {
             "retry-after: 17\r\n".to_owned(),
             json!({ "error": "throttled", "message": "later" }).to_string(),
         ),
-        _ => Answer::refusal("403 Forbidden", "invalid_credentials"),
+        reason => {
+            let body = json!({ "error": "invalid_credentials", "message": "wrong", "reason": reason });
+            Answer::Http("403 Forbidden", String::new(), body.to_string())
+        }
     });
+    let reasons = [
+        ("unknown_user", "there is no such user"),
+        ("address_not_allowed", "the user may not log in from this address"),
+        ("of_a_later_authd", "authd refused it"),
+    ];
+    for (reason, told) in reasons {
+        let mut session = node.connect();
+        session.command(&format!("USER {reason}"), 331);
+        // The client learns nothing of it.
+        assert_eq!(session.command("PASS x", 530).text(), "530 Login incorrect");
+        let line = node.daemon.wait_for_message("login failed", &[("user", reason)]);
+        let shown = if reason == "of_a_later_authd" { "unknown" } else { reason };
+        assert!(line.contains(told) && line.contains(&format!(" reason={shown}")), "{line}");
+        assert_eq!(node.metric(&format!("ftp_logins_rejected_total{{reason=\"{shown}\"}}")), Some(1.0));
+    }
     let mut session = node.connect();
-    session.command("USER anna", 331);
-    assert_eq!(session.command("PASS x", 530).message(), "Login incorrect");
     session.command("USER throttled", 331);
     assert!(session.command("PASS x", 421).message().contains("17 s"));
     assert_eq!(session.expect_closed(), []);
-    for result in ["rejected", "throttled"] {
-        assert_eq!(node.metric(&format!("ftp_logins_total{{result=\"{result}\"}}")), Some(1.0));
+    for (result, count) in [("rejected", 3.0), ("throttled", 1.0)] {
+        assert_eq!(node.metric(&format!("ftp_logins_total{{result=\"{result}\"}}")), Some(count));
     }
 }
 

@@ -175,7 +175,7 @@ fn before_the_login_only_commands_that_need_none_work() {
 #[test]
 fn a_session_logs_in_once_until_rein() {
     let node = with_users().start();
-    std::fs::create_dir(node.root().join("deep")).unwrap();
+    fs::create_dir(node.root().join("deep")).unwrap();
     let mut session = node.login("anna", "secret");
     for command in ["USER bert", "PASS secret", "HOST example.org"] {
         session.command(command, 503);

@@ -8,6 +8,7 @@ use std::{
 
 use cluster_tests::{
     content::bytes,
+    http,
     node::{Node, NodeBuilder},
     process::message_is,
     redis::Redis,
@@ -90,6 +91,8 @@ fn a_node_that_waits_for_its_name_refuses_connections_and_ends_when_it_is_asked_
     let first = builder.setting("node_lease", "10m").start();
     let mut second = elsewhere(first.builder()).spawn();
     second.daemon.wait_for_line(|line| line.contains("(node_lease)"));
+    let readiness = http::get(second.admin, "/readyz").unwrap();
+    assert_eq!((readiness.status, &readiness.json()["state"]), (503, &json!("starting")), "{readiness:?}");
     let refused = std::net::TcpStream::connect(second.address).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     second.daemon.terminate();

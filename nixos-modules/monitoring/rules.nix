@@ -22,6 +22,12 @@ in
         (alert "AuthdDown" ''sum(up{job="authd"}) == 0'' 1 "critical"
           "No authd answers: nobody can log in."
         )
+        (alert "FtpDependencyFails" "ftp_dependency_up == 0" 2 "warning"
+          "{{ $labels.instance }}: its dependency {{ $labels.dependency }} fails; its /readyz says why, and which setting to look at."
+        )
+        (alert "AuthdDependencyFails" "authd_dependency_up == 0" 2 "warning"
+          "{{ $labels.instance }}: its dependency {{ $labels.dependency }} fails; users made through the API cannot log in."
+        )
         (alert "AuthdUsersFileBroken" "authd_users_file_current == 0" 5 "warning"
           "{{ $labels.instance }} cannot use its users file as it is now, and goes on with the one before."
         )

@@ -41,6 +41,8 @@ impl AuthdBuilder {
     pub fn new(address: SocketAddr) -> Self {
         Self { address, settings: Vec::new(), environment: Vec::new(), users: None }
             .setting("log_level", "info,authd=debug,common=debug")
+            // Passwords of the tests are short.
+            .setting("min_password_length", 1)
     }
 
     /// Sets a setting by its key; the last one given counts.
@@ -121,7 +123,7 @@ impl Authd {
 /// It prints none.
 pub fn hash_password(password: &str) -> String {
     let mut child = Command::new(binaries::daemon("authd"))
-        .arg("hash-password")
+        .args(["--min-password-length", "1", "hash-password"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

@@ -38,17 +38,37 @@ impl StubAuthd {
     /// # Panics
     /// No port of the loopback address is free.
     pub fn start(answer: impl Fn(&Value) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_with_probe(answer, || Answer::Http("204 No Content", String::new(), String::new()))
+    }
+
+    /// As [`Self::start`]. `probe` answers a node that asks whether it would get a login decided, which is
+    /// no request to authenticate.
+    ///
+    /// # Panics
+    /// No port of the loopback address is free.
+    pub fn start_with_probe(
+        answer: impl Fn(&Value) -> Answer + Send + Sync + 'static,
+        probe: impl Fn() -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
         let address = listener.local_addr().expect("a listening socket has an address");
         let requests = Arc::<Mutex<Vec<Value>>>::default();
         let connections = Arc::<AtomicUsize>::default();
-        let (seen, answer) = (Arc::clone(&requests), Arc::new(answer));
+        let (seen, answer, probe) = (Arc::clone(&requests), Arc::new(answer), Arc::new(probe));
         let counted = Arc::clone(&connections);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                counted.fetch_add(1, Ordering::Relaxed);
-                let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
-                thread::spawn(move || while serve(&stream, &seen, &*answer) {});
+                let (seen, answer, probe) = (Arc::clone(&seen), Arc::clone(&answer), Arc::clone(&probe));
+                let counted = Arc::clone(&counted);
+                thread::spawn(move || {
+                    let mut is_counted = false;
+                    let mut count = || {
+                        if !std::mem::replace(&mut is_counted, true) {
+                            counted.fetch_add(1, Ordering::Relaxed);
+                        }
+                    };
+                    while serve(&stream, &seen, &*answer, &*probe, &mut count) {}
+                });
             }
         });
         Self { address, requests, connections }
@@ -64,7 +84,7 @@ impl StubAuthd {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many connections there were so far.
+    /// How many connections with requests to authenticate there were so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
@@ -84,15 +104,21 @@ impl Answer {
 }
 
 /// One request; whether the connection is kept. A peer that speaks badly or leaves is not answered.
-fn serve(mut stream: &TcpStream, seen: &Mutex<Vec<Value>>, answer: &dyn Fn(&Value) -> Answer) -> bool {
+fn serve(
+    mut stream: &TcpStream,
+    seen: &Mutex<Vec<Value>>,
+    answer: &dyn Fn(&Value) -> Answer,
+    probe: &dyn Fn() -> Answer,
+    count: &mut dyn FnMut(),
+) -> bool {
     let mut reader = BufReader::new(stream);
-    let mut length = 0;
+    let (mut length, mut is_probe) = (0, false);
     loop {
         let mut line = String::new();
         match reader.read_line(&mut line) {
             Ok(0) | Err(_) => return false,
             Ok(_) if line == "\r\n" => break,
-            Ok(_) => {}
+            Ok(_) => is_probe |= line.starts_with("GET "),
         }
         if let Some((name, value)) = line.split_once(':')
             && name.eq_ignore_ascii_case("content-length")
@@ -102,9 +128,15 @@ fn serve(mut stream: &TcpStream, seen: &Mutex<Vec<Value>>, answer: &dyn Fn(&Valu
     }
     let mut body = vec![0; length];
     let Ok(()) = reader.read_exact(&mut body) else { return false };
-    let Ok(request) = serde_json::from_slice(&body) else { return false };
-    let answer = answer(&request);
-    seen.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+    let answer = if is_probe {
+        probe()
+    } else {
+        let Ok(request) = serde_json::from_slice(&body) else { return false };
+        count();
+        let answer = answer(&request);
+        seen.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        answer
+    };
     let is_kept = matches!(answer, Answer::Kept(_));
     let bytes = match answer {
         Answer::Http(status, head, body) => format!(

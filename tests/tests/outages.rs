@@ -1,6 +1,7 @@
 //! Redis and authd go away and come back: what goes on, and what is refused meanwhile.
 
 use std::{
+    fs,
     io::{Read, Write},
     net::Shutdown,
     time::{Duration, Instant},
@@ -44,6 +45,23 @@ fn listed_sessions(cluster: &Cluster) -> usize {
     let answer = cluster.authd().administer("GET", "/v1/sessions", None);
     let Ok(json) = serde_json::from_str::<serde_json::Value>(&answer.body) else { return 0 };
     json.as_array().or_else(|| json["sessions"].as_array()).map_or(0, Vec::len)
+}
+
+#[test]
+fn a_node_whose_storage_is_gone_is_listed_as_degraded() {
+    let cluster = Cluster::builder().nodes(1).setting("readiness_interval", "200ms").start();
+    let state = || {
+        let node = cluster.authd().administer("GET", "/v1/nodes", None).json()[0].clone();
+        (node["state"].clone(), node["failing"][0]["dependency"].clone())
+    };
+    assert_eq!(state(), ("ready".into(), serde_json::Value::Null));
+    let hidden = cluster.storage().with_extension("hidden");
+    fs::rename(cluster.storage(), &hidden).unwrap();
+    eventually("the node to be degraded", || {
+        (state() == ("degraded".into(), "storage".into())).then_some(())
+    });
+    fs::rename(&hidden, cluster.storage()).unwrap();
+    eventually("the node to be ready", || (state().0 == "ready").then_some(()));
 }
 
 #[test]

@@ -118,6 +118,30 @@ fn disabling_or_deleting_a_user_ends_the_sessions_on_all_nodes() {
 }
 
 #[test]
+fn disabling_a_declared_user_ends_the_sessions_on_all_nodes_and_can_be_taken_back() {
+    let hash = hash_password("secret");
+    let user = |name: &str| format!("[users.{name}]\npassword_hash = \"{hash}\"\nhome = \"/{name}\"\n");
+    let cluster = Cluster::builder().users(&(user("acme") + &user("other"))).start();
+    let mut sessions: Vec<_> =
+        (0..3).map(|node| cluster.session_through(node, &Connector::new(), "acme")).collect();
+    let mut other = cluster.session_through(1, &Connector::new(), "other");
+    let change = |enabled: bool| {
+        let body = json!({ "enabled": enabled });
+        cluster.authd().administer("PATCH", "/v1/users/acme", Some(&body))
+    };
+    let answer = change(false);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    for session in &mut sessions {
+        let codes: Vec<u16> = session.expect_closed().iter().map(|reply| reply.code).collect();
+        assert_eq!(codes, [421]);
+    }
+    assert_eq!(login_code(&cluster, "acme", "secret"), 530);
+    other.command("NOOP", 200);
+    assert_eq!(change(true).status, 200);
+    assert_eq!(login_code(&cluster, "acme", "secret"), 230);
+}
+
+#[test]
 fn a_users_file_that_changes_holds_for_the_next_login_and_ends_the_sessions_of_whoever_it_drops() {
     let hash = hash_password("secret");
     let cluster = Cluster::builder()

@@ -4,6 +4,7 @@ pub mod anonymous;
 pub mod cache;
 pub mod file;
 pub mod name;
+pub mod overrides;
 pub mod password;
 pub mod policy;
 pub mod stored;
@@ -19,6 +20,7 @@ use self::{
     anonymous::Anonymous,
     file::{Fingerprint, UsersFile, UsersFileError},
     name::{GroupName, UserName},
+    overrides::{Override, Overrides},
     policy::{Effective, Policy},
     stored::{Read, Stored, StoredError},
     user::{Credential, Source, User},
@@ -42,6 +44,7 @@ pub struct Accounts {
     file: Option<WatchedFile>,
     /// `None`: there is no Redis.
     pub stored: Option<Stored>,
+    overrides: Overrides,
 }
 
 struct WatchedFile {
@@ -52,8 +55,21 @@ struct WatchedFile {
 
 /// A user that was found.
 pub struct Found {
+    /// A declared user as its override makes it.
     pub user: User,
     pub source: Source,
+    pub overridden: Option<Override>,
+}
+
+impl Found {
+    fn declared(user: &User, overridden: Option<Override>) -> Self {
+        let enabled = user.enabled && overridden.is_none();
+        Self { user: User { enabled, ..user.clone() }, source: Source::Declarative, overridden }
+    }
+
+    fn stored(user: User) -> Self {
+        Self { user, source: Source::Registry, overridden: None }
+    }
 }
 
 /// What reading the users file again came to.
@@ -83,7 +99,13 @@ impl Accounts {
                 (loaded.declared, Some(file))
             }
         };
-        let accounts = Self { declared: RwLock::new(Arc::default()), anonymous, file, stored };
+        let accounts = Self {
+            declared: RwLock::new(Arc::default()),
+            anonymous,
+            file,
+            stored,
+            overrides: Overrides::default(),
+        };
         accounts.declare(declared);
         Ok(accounts)
     }
@@ -159,13 +181,22 @@ impl Accounts {
     /// # Errors
     /// The user is not declared, and Redis is away or holds something that is no user.
     pub async fn find(&self, name: &UserName) -> Result<(Option<Found>, Option<u64>), StoredError> {
-        if let Some(user) = self.declared().users.get(name) {
-            return Ok((Some(Found { user: user.clone(), source: Source::Declarative }), None));
+        let declared = self.declared();
+        if let Some(user) = declared.users.get(name) {
+            let overridden = self.overrides.of(name, self.stored.as_ref()).await;
+            return Ok((Some(Found::declared(user, overridden)), None));
         }
         let Some(stored) = &self.stored else { return Ok((None, None)) };
         let (read, generation) = stored.user(name).await?;
-        let found = |read: Read<User>| Found { user: read.value, source: Source::Registry };
+        let found = |read: Read<User>| Found::stored(read.value);
         Ok((read.map(found), Some(generation)))
+    }
+
+    /// Learns which declared users are overridden, to know it when Redis goes away.
+    pub async fn learn_overrides(&self) {
+        if let Some(stored) = &self.stored {
+            self.overrides.learn(stored).await;
+        }
     }
 
     /// What holds for a user now. Groups are read each time, so that a change of one holds for the
@@ -216,15 +247,16 @@ impl Accounts {
     /// # Errors
     /// Redis is away.
     pub async fn users(&self) -> Result<BTreeMap<UserName, Found>, StoredError> {
-        let mut users = BTreeMap::new();
+        let (mut users, mut overrides) = (BTreeMap::new(), BTreeMap::new());
         if let Some(stored) = &self.stored {
-            let of = |(name, user)| (name, Found { user, source: Source::Registry });
+            overrides = stored.overrides().await?;
+            let of = |(name, user)| (name, Found::stored(user));
             users.extend(stored.all_users().await?.into_iter().map(of));
             users.retain(|name, _| !self.is_anonymous(name));
         }
         let declared = self.declared();
         let of = |(name, user): (&UserName, &User)| {
-            (name.clone(), Found { user: user.clone(), source: Source::Declarative })
+            (name.clone(), Found::declared(user, overrides.get(name).copied()))
         };
         users.extend(declared.users.iter().map(of));
         Ok(users)

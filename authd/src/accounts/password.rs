@@ -17,6 +17,8 @@ pub const MAX_PASSWORD: usize = 1024;
 pub struct PasswordLimits {
     /// The cost of new hashes.
     pub params: Params,
+    /// How many characters a new password has at least.
+    pub min_length: usize,
     /// Computations at once.
     pub at_once: usize,
     /// How many more wait for one.
@@ -30,10 +32,20 @@ pub enum Unusable {
     Empty,
     #[error("the password is longer than 1024 bytes")]
     TooLong,
+    #[error("the password has fewer than {0} characters (setting min_password_length)")]
+    TooShort(usize),
     /// An FTP command ends at CR LF, and a PASS with other control characters is not sent by
     /// clients: nobody could log in.
     #[error("the password holds a control character")]
     Control,
+}
+
+/// # Errors
+/// A new password has fewer than `min_length` characters.
+pub fn check_length(min_length: usize, password: &Secret) -> Result<(), Unusable> {
+    // That there is none is told by `hash`.
+    let length = password.expose().chars().count();
+    if (1..min_length).contains(&length) { Err(Unusable::TooShort(min_length)) } else { Ok(()) }
 }
 
 /// Hashes a new password. Takes the time that argon2 takes: not for the runtime's threads.
@@ -62,6 +74,7 @@ pub struct Busy;
 /// Verifies and hashes passwords on threads of their own.
 pub struct Passwords {
     params: Params,
+    min_length: usize,
     /// A hash of a random password with the parameters of new hashes.
     dummy: Phc,
     /// One for each computation that runs.
@@ -77,6 +90,7 @@ impl Passwords {
         Self {
             dummy: Phc::compute(&limits.params, &rand::random::<[u8; 32]>()),
             params: limits.params.clone(),
+            min_length: limits.min_length,
             running: Arc::new(Semaphore::new(limits.at_once.min(1 << 16))),
             admitted: Arc::new(Semaphore::new(limits.at_once.min(1 << 16) + waiting)),
         }
@@ -102,8 +116,11 @@ impl Passwords {
     /// Hashes a new password.
     ///
     /// # Errors
-    /// Too many logins wait already, or (within) no one could log in with the password.
+    /// Too many logins wait already, or (within) the password is too short, or no one could log in with it.
     pub async fn hash(&self, password: &Secret) -> Result<Result<Phc, Unusable>, Busy> {
+        if let Err(unusable) = check_length(self.min_length, password) {
+            return Ok(Err(unusable));
+        }
         let (params, password) = (self.params.clone(), password.clone());
         self.compute(move || hash(&params, &password)).await
     }
@@ -137,7 +154,7 @@ mod tests {
     }
 
     fn passwords(at_once: usize, waiting: usize) -> Passwords {
-        Passwords::new(&PasswordLimits { params: cheap(), at_once, waiting })
+        Passwords::new(&PasswordLimits { params: cheap(), min_length: 4, at_once, waiting })
     }
 
     #[test]
@@ -151,6 +168,17 @@ mod tests {
             assert_eq!(hash(&cheap(), &Secret::new(text)).unwrap_err(), why);
         }
         assert!(hash(&cheap(), &Secret::new("pässwörd 🔑")).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_new_password_has_a_least_number_of_characters_not_bytes() {
+        let passwords = passwords(1, 1);
+        for short in ["abc", "äöü"] {
+            let refused = passwords.hash(&Secret::new(short)).await.unwrap();
+            assert_eq!(refused.unwrap_err(), Unusable::TooShort(4), "{short}");
+        }
+        assert_eq!(passwords.hash(&Secret::new("")).await.unwrap().unwrap_err(), Unusable::Empty);
+        assert!(passwords.hash(&Secret::new("äöüß")).await.unwrap().is_ok());
     }
 
     #[tokio::test]

@@ -6,11 +6,14 @@ use common::{
     keys::Keys,
     registry::{LinkError, RedisLink},
 };
+use std::collections::BTreeMap;
+
 use redis::{Script, cmd, pipe};
 use serde::Serialize;
 
 use super::{
     name::{GroupName, UserName},
+    overrides::Override,
     policy::Policy,
     user::User,
 };
@@ -39,6 +42,13 @@ pub enum StoredError {
     /// A user names a group that does not exist.
     #[error("the group {:?} does not exist", .0.as_str())]
     NoGroup(GroupName),
+}
+
+impl StoredError {
+    /// Whether Redis cannot be asked, which its link has told the log.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Link(LinkError::Away | LinkError::Denied))
+    }
 }
 
 /// What became of a change.
@@ -178,6 +188,47 @@ impl Stored {
         generation: u64,
     ) -> Result<Written, StoredError> {
         self.write(self.keys.groups(), name.as_str(), &read.json, "", Some(generation), &[]).await
+    }
+
+    /// What overrides a declared user.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn override_of(&self, name: &UserName) -> Result<Option<Override>, StoredError> {
+        let command = cmd("HGET").arg(self.keys.overrides()).arg(name.as_str()).to_owned();
+        let json: Option<String> = self.link.query(&command).await?;
+        Ok(json.map(|json| Override::from_stored(name.as_str(), &json)))
+    }
+
+    /// What overrides declared users.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn overrides(&self) -> Result<BTreeMap<UserName, Override>, StoredError> {
+        let all: Vec<(String, String)> = self.link.query(cmd("HGETALL").arg(self.keys.overrides())).await?;
+        let read = |(name, json): &(String, String)| {
+            Some((name.parse::<UserName>().ok()?, Override::from_stored(name, json)))
+        };
+        Ok(all.iter().filter_map(read).collect())
+    }
+
+    /// Overrides a declared user, unless it is overridden already.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn set_override(&self, name: &UserName, new: Override) -> Result<(), StoredError> {
+        let json = json("override", name.as_str(), &new)?;
+        let command = cmd("HSETNX").arg(self.keys.overrides()).arg(name.as_str()).arg(json).to_owned();
+        Ok(self.link.query(&command).await?)
+    }
+
+    /// Takes the override of a user back; `false` if there was none.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn remove_override(&self, name: &UserName) -> Result<bool, StoredError> {
+        let command = cmd("HDEL").arg(self.keys.overrides()).arg(name.as_str()).to_owned();
+        Ok(self.link.query(&command).await?)
     }
 
     async fn find(&self, hash: String, name: &str) -> Result<(Option<String>, u64), LinkError> {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{
     name::{GroupName, UserName},
+    overrides::Override,
     password::Phc,
     policy::{Effective, Policy},
 };
@@ -164,6 +165,7 @@ impl User {
             name: name.to_string(),
             source,
             enabled: self.enabled,
+            overridden: None,
             home: self.home.as_str().to_owned(),
             certificates: self.certificates.clone(),
             admin: self.admin,
@@ -218,7 +220,11 @@ pub fn with_changes(
 pub struct UserView {
     pub name: String,
     pub source: Source,
+    /// Whether the user may log in: what overrides a declared user counts.
     pub enabled: bool,
+    /// What overrides a declared user.
+    #[serde(rename = "override", default, skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<Override>,
     pub home: String,
     pub certificates: Vec<String>,
     pub admin: bool,

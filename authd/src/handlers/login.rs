@@ -4,7 +4,8 @@ use std::time::SystemTime;
 
 use common::{
     access::Forbidden,
-    auth_api::{Account, AuthenticateRequest},
+    auth_api::{Account, AuthenticateRequest, Rejection},
+    registry::LinkError,
     secret::Secret,
 };
 
@@ -21,13 +22,9 @@ use crate::{
     throttle::{Attempt, Throttled},
 };
 
-/// Why a login is refused, as the log and the metrics tell it. A node hears less.
+/// Why a login is refused, as the log and the metrics tell it.
 enum Refusal {
-    UnknownUser,
-    WrongPassword,
-    Disabled,
-    /// The user may not log in from this address, or not at this time.
-    Forbidden(Forbidden),
+    Rejected(Rejection),
     Throttled(Throttled),
     Busy,
     /// Whether the name is a user's, or what holds for the user, cannot be known now.
@@ -37,11 +34,7 @@ enum Refusal {
 impl Refusal {
     fn as_str(&self) -> &'static str {
         match self {
-            Self::UnknownUser => "unknown_user",
-            Self::WrongPassword => "wrong_password",
-            Self::Disabled => "disabled",
-            Self::Forbidden(Forbidden::Address) => "address_not_allowed",
-            Self::Forbidden(Forbidden::Time) => "time_not_allowed",
+            Self::Rejected(rejection) => rejection.as_str(),
             Self::Throttled(_) => "throttled",
             Self::Busy => "busy",
             Self::Unavailable(_) => "unavailable",
@@ -52,12 +45,12 @@ impl Refusal {
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
-            Refusal::UnknownUser | Refusal::WrongPassword | Refusal::Disabled | Refusal::Forbidden(_) => {
-                Self::InvalidCredentials
-            }
+            Refusal::Rejected(rejection) => Self::InvalidCredentials(rejection),
             Refusal::Throttled(Throttled { wait, .. }) => Self::Throttled { wait },
             Refusal::Busy => Self::Busy,
-            Refusal::Unavailable(StoredError::Link(_)) => Self::RedisAway,
+            Refusal::Unavailable(StoredError::Link(error @ (LinkError::Away | LinkError::Denied))) => {
+                Self::Undecided(error)
+            }
             // The log has it, beside the login.
             Refusal::Unavailable(_) => Self::Unusable,
         }
@@ -89,7 +82,8 @@ pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Re
     let user: String = request.user.chars().take(64).collect();
     let AuthenticateRequest { address, node, session, tls, .. } = &request;
     match &decision {
-        Ok(_) => log::info!(user, address:%, node:%, session:%, tls:%, result; "login accepted"),
+        // The node may still refuse the login, for a limit or for its storage.
+        Ok(_) => log::info!(user, address:%, node:%, session:%, tls:%, result; "credentials accepted"),
         Err(Refusal::Throttled(throttled)) => {
             let (by, wait) = (throttled.by.as_str(), throttled.wait.as_secs_f64());
             log::warn!(user, address:%, node:%, session:%, tls:%, result, by, wait; "login refused");
@@ -128,9 +122,9 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
     let verdict = match &found {
         Some((name, user)) => {
             if !shows_certificate(user, request) && !is_right(service, name, user, &request.password).await? {
-                Err(Refusal::WrongPassword)
+                Err(Rejection::WrongPassword)
             } else if !user.enabled {
-                Err(Refusal::Disabled)
+                Err(Rejection::Disabled)
             } else {
                 // Without one of the groups nobody knows what it would have forbidden.
                 let effective = service.accounts.effective(user).await.map_err(Refusal::Unavailable)?;
@@ -138,14 +132,15 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
                     Ok(()) => {
                         Ok(effective.account(name.to_string(), user.home.as_str().to_owned(), user.admin))
                     }
-                    Err(forbidden) => Err(Refusal::Forbidden(forbidden)),
+                    Err(Forbidden::Address) => Err(Rejection::AddressNotAllowed),
+                    Err(Forbidden::Time) => Err(Rejection::TimeNotAllowed),
                 }
             }
         }
         None => {
             // The computation takes as long as for a user, so that its time does not tell.
             service.passwords.verify(&request.password, None).await?;
-            Err(Refusal::UnknownUser)
+            Err(Rejection::UnknownUser)
         }
     };
     match verdict {
@@ -153,9 +148,9 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
             service.throttle.succeeded(attempt).await?;
             Ok(account)
         }
-        Err(refusal) => {
+        Err(rejection) => {
             service.throttle.failed(attempt).await?;
-            Err(refusal)
+            Err(Refusal::Rejected(rejection))
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use common::{
-    node::{NodeCommand, NodeName, NodeRecord},
+    node::{NodeCommand, NodeName, NodeRecord, NodeState},
     registry::RegistryView,
     session::{SessionId, SessionRecord},
 };
@@ -78,7 +78,13 @@ pub async fn end(service: &Service, id: &str) -> Result<Ended, ApiError> {
 /// # Errors
 /// Redis is away.
 pub async fn nodes(service: &Service) -> Result<Vec<NodeRecord>, ApiError> {
-    Ok(registry(service)?.nodes().await?)
+    let mut nodes = registry(service)?.nodes().await?;
+    for node in &mut nodes {
+        if node.state == NodeState::Ready && node.failing.iter().any(|failing| failing.required) {
+            node.state = NodeState::Degraded;
+        }
+    }
+    Ok(nodes)
 }
 
 /// Tells a node to drain.

@@ -1,18 +1,26 @@
 //! `/v1/users`: all users are shown; those in Redis can be made, changed and removed.
 
-use common::{node::NodeCommand, secret::Secret};
+use std::time::SystemTime;
+
+use common::{
+    node::{NodeCommand, unix_seconds},
+    secret::Secret,
+};
 use serde_json::{Map, Value};
 
 use crate::{
     Service,
     accounts::{
+        Found,
         name::{GroupName, UserName},
+        overrides::Override,
         password::Phc,
         policy::Effective,
         stored::{Read, Stored, Written},
         user::{Source, User, UserView},
     },
     error::ApiError,
+    server::Peer,
 };
 
 /// How often a change is tried again because somebody else changed the same meanwhile.
@@ -26,9 +34,7 @@ pub async fn list(service: &Service) -> Result<Vec<UserView>, ApiError> {
     let groups = service.accounts.groups().await?;
     let users = service.accounts.users().await?;
     let group = |name: &GroupName| groups.get(name).map(|(_, policy)| policy.clone());
-    let views = users
-        .iter()
-        .map(|(name, found)| found.user.view(name, found.source, found.user.effective(group).ok()));
+    let views = users.iter().map(|(name, found)| view(name, found, found.user.effective(group).ok()));
     Ok(views.collect())
 }
 
@@ -40,7 +46,11 @@ pub async fn show(service: &Service, name: &str) -> Result<UserView, ApiError> {
     let name = existing(service, name)?;
     let (found, _) = service.accounts.find(&name).await?;
     let found = found.ok_or(ApiError::NotFound("user"))?;
-    Ok(found.user.view(&name, found.source, effective(service, &found.user).await))
+    Ok(view(&name, &found, effective(service, &found.user).await))
+}
+
+fn view(name: &UserName, found: &Found, effective: Option<Effective>) -> UserView {
+    UserView { overridden: found.overridden, ..found.user.view(name, found.source, effective) }
 }
 
 /// Makes a user in Redis. The body has the user's `name`, a password, and what else is to differ from
@@ -66,16 +76,23 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<U
     }
 }
 
-/// Changes a user in Redis. A user who is disabled or gets another password loses all sessions.
+/// Changes a user in Redis. A user who is disabled or gets another password loses all sessions. Of a
+/// declared user, `enabled` alone can be overridden. `peer` is for the log.
 ///
 /// # Errors
-/// The body says no change, the user is none in Redis, or Redis is away.
+/// The body says no change, the user is declared and the body says more than `enabled`, there is no such
+/// user, or Redis is away.
 pub async fn update(
     service: &Service,
     name: &str,
     mut body: Map<String, Value>,
+    peer: Option<Peer>,
 ) -> Result<UserView, ApiError> {
     let name = existing(service, name)?;
+    let declared = service.accounts.declared();
+    if let Some(user) = declared.users.get(&name) {
+        return override_declared(service, &name, user, &body, peer).await;
+    }
     let stored = changeable(service, &name)?;
     let mut read = read(stored, &name).await?;
     hash_password(service, &mut body).await?;
@@ -98,6 +115,41 @@ pub async fn update(
         }
     }
     Err(ApiError::Contended)
+}
+
+/// Disables a declared user, for all authds at once, or takes that back.
+async fn override_declared(
+    service: &Service,
+    name: &UserName,
+    declared: &User,
+    body: &Map<String, Value>,
+    peer: Option<Peer>,
+) -> Result<UserView, ApiError> {
+    let place = || match service.accounts.path() {
+        Some(path) => path.display().to_string(),
+        None => "the settings".to_owned(),
+    };
+    let enabled = match (body.len(), body.get("enabled")) {
+        (1, Some(Value::Bool(enabled))) => *enabled,
+        (1, Some(Value::Null)) => true,
+        (1, Some(_)) => return Err(ApiError::InvalidRequest("enabled: expected a boolean".to_owned())),
+        _ => return Err(ApiError::OnlyEnabled(place())),
+    };
+    let stored = service.accounts.stored.as_ref().ok_or(ApiError::NoRedis)?;
+    let address = peer.map(|Peer(peer)| peer.ip().to_string()).unwrap_or_default();
+    if enabled {
+        if stored.remove_override(name).await? {
+            log::info!(user:% = name, address = address.as_str(); "override of a declared user taken back");
+        }
+        if !declared.enabled {
+            return Err(ApiError::DisabledInFile(place()));
+        }
+    } else {
+        stored.set_override(name, Override::disabled(unix_seconds(SystemTime::now()))).await?;
+        log::info!(user:% = name, address = address.as_str(); "declared user disabled by an override");
+        shut_out(service, name).await;
+    }
+    show(service, name.as_str()).await
 }
 
 /// Removes a user from Redis, and ends the user's sessions.

@@ -257,7 +257,7 @@ impl Throttle {
         match self.shared.as_ref()?.step(step, attempt, &self.limits).await {
             Ok(outcome) => Some(outcome),
             // The link's log says when Redis goes away and comes back.
-            Err(LinkError::Away) => None,
+            Err(LinkError::Away | LinkError::Denied) => None,
             Err(error @ LinkError::Reply(_)) => {
                 log::error!(error:? = error; "the throttle's step in Redis failed");
                 None

@@ -134,6 +134,7 @@ async fn the_described_bodies_are_those_of_the_types() {
     let user: UserView = serde_json::from_value(with(json!({
         "name": "a", "source": "registry", "enabled": true, "home": "/a", "certificates": [],
         "admin": false, "groups": ["b"], "effective": properties,
+        "override": { "enabled": false, "since": 1 },
     })))
     .unwrap();
     let user = serde_json::to_value(&user).unwrap();
@@ -154,7 +155,7 @@ async fn the_described_bodies_are_those_of_the_types() {
     assert_eq!(described("Folder"), keys(&user["folders"][0]));
     // What can be sent is what is shown, without what is not set but found.
     let mut sent = described("User");
-    for shown in ["source", "effective"] {
+    for shown in ["source", "effective", "override"] {
         sent.remove(shown);
     }
     sent.extend(["password", "password_hash"].map(str::to_owned));
@@ -185,9 +186,14 @@ async fn the_described_bodies_are_those_of_the_types() {
     let node: NodeRecord = serde_json::from_value(json!({
         "name": "a", "incarnation": 1, "state": "ready", "slice": [1, 2], "control": "", "version": "",
         "since": 1, "sessions": 1, "transfers": 0,
+        "failing": [{ "dependency": "storage", "error": "gone", "since": 1, "required": true }],
     }))
     .unwrap();
-    assert_eq!(described("Node"), of(serde_json::to_value(&node).unwrap()));
+    let node = serde_json::to_value(&node).unwrap();
+    assert_eq!(described("Failing"), keys(&node["failing"][0]));
+    assert_eq!(described("Node"), of(node));
+    let readiness = authd.call(Method::GET, "/readyz", None, None).await.json();
+    assert_eq!(described("Readiness"), of(readiness));
 
     // Every code that the document names is one, and every one there is is named: serde's message
     // for an unknown one lists them all.
@@ -338,7 +344,15 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
     }
     let nodes = authd.admin(Method::GET, "/v1/nodes", None).await.json();
     assert_eq!(nodes.as_array().unwrap().len(), 2);
-    assert_eq!(nodes[0]["name"], "ftp-1");
+    assert_eq!((&nodes[0]["name"], &nodes[0]["state"]), (&json!("ftp-1"), &json!("ready")));
+    for (required, state) in [(false, "ready"), (true, "degraded")] {
+        let failing = json!([{ "dependency": "storage", "error": "gone", "since": 1, "required": required }]);
+        let mut record = nodes[0].clone();
+        record["failing"] = failing.clone();
+        let _: () = connection.hset("ftp:node:ftp-1", "record", record.to_string()).unwrap();
+        let shown = authd.admin(Method::GET, "/v1/nodes", None).await.json();
+        assert_eq!((&shown[0]["state"], &shown[0]["failing"]), (&json!(state), &failing));
+    }
 
     // A node that does not react: told, and no more.
     let end = json!({ "command": "end_session", "session": "00112233445566aa" });

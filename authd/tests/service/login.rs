@@ -106,11 +106,15 @@ async fn a_right_login_gets_the_account_and_every_wrong_one_the_same_answer() {
         (&long_name, "hunter2"),
         ("ann", &long_password),
     ];
-    let mut answers = Vec::new();
+    let (mut answers, mut reasons) = (Vec::new(), Vec::new());
     for (user, password) in wrong {
         let answer = authd.login(user, password).await;
-        answers.push((answer.status, answer.text));
+        // The reason is for the node's log; it tells its client nothing.
+        let mut body = answer.json();
+        reasons.push(body.as_object_mut().unwrap().remove("reason").unwrap());
+        answers.push((answer.status, body.to_string()));
     }
+    assert_eq!(reasons[..4], ["wrong_password", "unknown_user", "disabled", "wrong_password"]);
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
     assert_eq!(answers[0].0, 403);
     assert!(answers[0].1.contains("invalid_credentials"));
@@ -125,7 +129,7 @@ async fn a_right_login_gets_the_account_and_every_wrong_one_the_same_answer() {
     assert_eq!(refusals(), wrong.len(), "{log}");
     assert!(!log.contains("hunter") && !log.contains(&long_password) && !log.contains("-token-"), "{log}");
     assert!(
-        log.contains("login accepted user=ann address=192.0.2.1 node=ftp-1 session=00112233445566aa"),
+        log.contains("credentials accepted user=ann address=192.0.2.1 node=ftp-1 session=00112233445566aa"),
         "{log}"
     );
     assert!(!log.contains("\nforged"), "{log}");
@@ -264,10 +268,96 @@ async fn readiness_follows_redis_without_any_request() {
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     let ready = async || authd.call(Method::GET, "/readyz", None, None).await.status;
     assert_eq!(ready().await, 200);
+    let probe = async || authd.call(Method::GET, "/v1/authenticate", Some(NODE_TOKEN), None).await.status;
+    assert_eq!(probe().await, 204);
     let stopped = redis.stop();
     eventually("not ready", async || ready().await == 503).await;
+    assert_eq!(probe().await, 503);
+    let report = authd.call(Method::GET, "/readyz", None, None).await;
+    assert_eq!(report.headers["content-type"], "application/json");
+    let registry = &report.json()["dependencies"]["registry"];
+    assert_eq!((&registry["state"], &registry["setting"]), (&json!("failed"), &json!("redis_url")));
+    assert!(registry["last_error"]["message"].is_string(), "{registry}");
+    assert_eq!(authd.metric("authd_dependency_up{dependency=\"registry\"}").await, 0.0);
     assert_eq!(authd.metric("ftp_registry_connected").await, 0.0);
     let _redis = stopped.start();
     eventually("ready again", async || ready().await == 200).await;
     assert_eq!(authd.metric("ftp_registry_connected").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_wrong_password_for_redis_is_an_error_of_its_setting_and_declared_users_log_in() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let _: () =
+        redis::cmd("CONFIG").arg(&["SET", "requirepass", "sesame"]).query(&mut redis.connection()).unwrap();
+    let file = dir.path().join("redis-password");
+    fs::write(&file, "wrong").unwrap();
+    let wrong = ["--redis-password-file", file.to_str().unwrap()];
+    for (password, told) in [(&wrong[..], "Redis refuses the password"), (&[], "Redis wants a password")] {
+        let (url, users) = (redis.url(), users_file(&dir));
+        let authd = Authd::start(&[&["--redis-url", &url, "--users-file", &users], password].concat());
+        let report = authd.call(Method::GET, "/readyz", None, None).await;
+        let registry = &report.json()["dependencies"]["registry"];
+        assert_eq!((report.status, &registry["state"]), (503, &json!("misconfigured")), "{}", report.text);
+        assert_eq!(registry["setting"], "redis_password_file");
+        let log = authd.log();
+        assert!(log.contains(" ERROR ") && log.contains(told) && !log.contains("Redis is away"), "{log}");
+        assert_eq!(authd.login("ann", "hunter2").await.status, 200);
+        let undecided = authd.login("bob", "hunter2").await;
+        assert_eq!(undecided.status, 503);
+        assert!(undecided.text.contains("no declared user has this name"), "{}", undecided.text);
+        // A login can be decided, so that nodes go on asking.
+        let probe = authd.call(Method::GET, "/v1/authenticate", Some(NODE_TOKEN), None).await;
+        assert_eq!(probe.status, 204);
+    }
+    let tolerant = ["--redis-url", &redis.url(), "--users-file", &users_file(&dir), "--readiness-requires="];
+    let authd = Authd::start(&tolerant);
+    assert_eq!(authd.call(Method::GET, "/readyz", None, None).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_refused_token_is_logged_with_the_setting_and_not_for_every_request() {
+    let authd = Authd::start(&[]);
+    for _ in 0..5 {
+        let body = authenticate("ann", "hunter2", "192.0.2.1");
+        authd.call(Method::POST, "/v1/authenticate", Some("wrong"), Some(&body)).await;
+        authd.admin(Method::GET, "/v1/users", None).await;
+        authd.call(Method::GET, "/v1/users", Some(NODE_TOKEN), None).await;
+    }
+    let log = authd.log();
+    let node = "its authd_token_file differs from node_token_file address=127.0.0.1 unwritten=0";
+    for line in [node, "its token differs from admin_token_file address=127.0.0.1"] {
+        assert_eq!(log.matches(line).count(), 1, "{line:?}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_would_lose_api_users_is_warned_of_again_after_each_connection() {
+    let redis = Redis::start();
+    let set = |name: &str, value: &str| {
+        let mut connection = redis.connection();
+        let _: () = redis::cmd("CONFIG").arg(&["SET", name, value]).query(&mut connection).unwrap();
+    };
+    let warned = |authd: &Authd| authd.log().matches("set `appendonly yes`").count();
+    let authd = Authd::start(&["--redis-url", &redis.url()]);
+    eventually("authd to have looked", async || {
+        let stats: redis::InfoDict =
+            redis::cmd("INFO").arg("commandstats").query(&mut redis.connection()).unwrap();
+        // Its own questions, of sections that this test does not ask for, leave their mark here.
+        stats.get::<String>("cmdstat_info").is_some()
+    })
+    .await;
+    assert!(!authd.log().contains(" WARN  authd::persistence"), "{}", authd.log());
+    set("appendonly", "no");
+    set("maxmemory", "100mb");
+    set("maxmemory-policy", "allkeys-lru");
+    let authd = Authd::start(&["--redis-url", &redis.url()]);
+    eventually("the warnings", async || {
+        warned(&authd) == 1 && authd.log().contains("set `maxmemory-policy noeviction`")
+    })
+    .await;
+    let _: i64 =
+        redis::cmd("CLIENT").arg(&["KILL", "TYPE", "normal"]).query(&mut redis.connection()).unwrap();
+    eventually("a second warning", async || warned(&authd) == 2).await;
 }

@@ -4,5 +4,6 @@ mod api;
 mod bans;
 mod groups;
 mod login;
+mod overrides;
 mod process;
 mod support;

@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use warp::{Filter, Rejection, Reply, http::StatusCode, reply};
 
+use crate::health::Report;
+
 /// Upper bounds of the buckets of every histogram, in seconds.
 const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0];
@@ -28,14 +30,11 @@ pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
-/// Why a daemon is not ready, as one sentence; `Ok` if it is.
-pub type Readiness = Result<(), String>;
-
 /// The three routes. `/healthz` answers 200 as long as the process can; `/readyz` 200 or 503 with
-/// the reason, as `readiness` says.
+/// what `readiness` says, as JSON.
 pub fn routes(
     metrics: PrometheusHandle,
-    readiness: impl Fn() -> Readiness + Send + Sync + 'static,
+    readiness: impl Fn() -> Report + Send + Sync + 'static,
 ) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
     let readiness = Arc::new(readiness);
     let metrics = warp::path!("metrics").map(move || {
@@ -43,9 +42,13 @@ pub fn routes(
         reply::with_header(text, "content-type", "text/plain; version=0.0.4").into_response()
     });
     let health = warp::path!("healthz").map(|| "ok\n".into_response());
-    let ready = warp::path!("readyz").map(move || match readiness() {
-        Ok(()) => "ready\n".into_response(),
-        Err(reason) => reply::with_status(reason + "\n", StatusCode::SERVICE_UNAVAILABLE).into_response(),
+    let ready = warp::path!("readyz").map(move || {
+        let report = readiness();
+        let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        let body = reply::with_status(reply::json(&report), status);
+        // It is true for this moment alone.
+        reply::with_header(body, "cache-control", "no-store").into_response()
     });
-    warp::get().and(metrics.or(health).unify().or(ready).unify())
+    // The server leaves the body of an answer to HEAD out.
+    warp::get().or(warp::head()).unify().and(metrics.or(health).unify().or(ready).unify())
 }

@@ -12,6 +12,7 @@ use redis::{
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::RedisUrl;
+use crate::health::{Condition, Dependency, Trouble, Watched};
 
 /// After a failure nobody tries again for this long: requests fail at once instead of each
 /// waiting out the timeout.
@@ -28,6 +29,7 @@ struct Inner {
     state: Mutex<State>,
     /// Held by the one task that connects.
     connecting: tokio::sync::Mutex<()>,
+    watched: Watched,
 }
 
 struct State {
@@ -45,6 +47,7 @@ enum Connection {
     /// The last attempt failed.
     Resting {
         until: Instant,
+        is_denied: bool,
     },
 }
 
@@ -52,6 +55,7 @@ enum Connection {
 enum Told {
     Connected,
     Away,
+    Denied,
 }
 
 /// Why a request to Redis has no answer.
@@ -60,6 +64,10 @@ pub enum LinkError {
     /// Redis cannot be reached, does not answer in time, or says that it cannot serve now.
     #[error("Redis is away")]
     Away,
+    /// Redis is there, and refuses this daemon's password or wants one. Whoever does without Redis
+    /// while it is away does so now.
+    #[error("Redis refuses this daemon's password (redis_password_file)")]
+    Denied,
     /// Redis refused this request.
     #[error("Redis answered with an error")]
     Reply(#[source] RedisError),
@@ -76,6 +84,7 @@ impl RedisLink {
             timeout,
             state: Mutex::new(state),
             connecting: tokio::sync::Mutex::new(()),
+            watched: Watched::new("redis_url"),
         }))
     }
 
@@ -103,13 +112,13 @@ impl RedisLink {
                     Ok(value) => return Ok(value),
                     Err(error) => error,
                 },
-                Err(_) => return Err(self.fail(used, "no answer in time")),
+                Err(_) => return Err(self.fail(used, "no answer in time".to_owned(), None)),
             };
             if !means_away(&error) {
                 return Err(LinkError::Reply(error));
             }
             if second || !error.is_io_error() {
-                return Err(self.fail(used, &error));
+                return Err(self.refused(used, &error));
             }
             second = true;
             self.forget(used);
@@ -157,9 +166,14 @@ impl RedisLink {
         .await
     }
 
+    /// How Redis is, as far as the last request tells.
+    pub fn dependency(&self) -> Dependency {
+        self.0.watched.dependency()
+    }
+
     /// Counts the connections that there were: it tells whether there is another one than before,
     /// perhaps to another Redis.
-    pub(super) fn connections(&self) -> u64 {
+    pub fn connections(&self) -> u64 {
         self.state().number
     }
 
@@ -187,7 +201,7 @@ impl RedisLink {
         }
         match self.connect().await {
             Ok(connection) => Ok((self.connected(connection.clone()), connection)),
-            Err(error) => Err(self.fail(None, &error)),
+            Err(error) => Err(self.refused(None, &error)),
         }
     }
 
@@ -195,7 +209,9 @@ impl RedisLink {
         let state = self.state();
         match &state.connection {
             Connection::Open(connection) => Some(Ok((state.number, connection.clone()))),
-            Connection::Resting { until } if Instant::now() < *until => Some(Err(LinkError::Away)),
+            Connection::Resting { until, is_denied } if Instant::now() < *until => {
+                Some(Err(if *is_denied { LinkError::Denied } else { LinkError::Away }))
+            }
             Connection::Resting { .. } | Connection::Idle => None,
         }
     }
@@ -215,6 +231,7 @@ impl RedisLink {
         let mut state = self.state();
         state.connection = Connection::Open(connection);
         state.number += 1;
+        self.0.watched.note(Ok(()));
         if state.told != Some(Told::Connected) {
             state.told = Some(Told::Connected);
             metrics::gauge!("ftp_registry_connected").set(1.0);
@@ -231,27 +248,55 @@ impl RedisLink {
         }
     }
 
-    /// Notes a failure on the connection `used`, or in making one.
-    fn fail(&self, used: Option<u64>, reason: impl std::fmt::Display) -> LinkError {
+    fn refused(&self, used: Option<u64>, error: &RedisError) -> LinkError {
+        self.fail(used, error.to_string(), denial(error))
+    }
+
+    /// Notes a failure on the connection `used`, or in making one. `denial`: what is wrong with the
+    /// password.
+    fn fail(&self, used: Option<u64>, error: String, denial: Option<&'static str>) -> LinkError {
         let mut state = self.state();
         let is_open = matches!(state.connection, Connection::Open(_));
         if is_open && used != Some(state.number) {
             // Another task has connected since.
             return LinkError::Away;
         }
-        state.connection = Connection::Resting { until: Instant::now() + REST };
-        if state.told != Some(Told::Away) {
-            state.told = Some(Told::Away);
+        let is_denied = denial.is_some();
+        state.connection = Connection::Resting { until: Instant::now() + REST, is_denied };
+        let (condition, setting, told, result) = if is_denied {
+            (Condition::Misconfigured, "redis_password_file", Told::Denied, LinkError::Denied)
+        } else {
+            (Condition::Failed, "redis_url", Told::Away, LinkError::Away)
+        };
+        if state.told != Some(told) {
+            state.told = Some(told);
             metrics::gauge!("ftp_registry_connected").set(0.0);
-            log::warn!(redis:% = self.0.url, error:% = reason; "Redis is away");
+            match denial {
+                Some(what) => log::error!(redis:% = self.0.url, error = error.as_str(), setting; "{what}"),
+                None => log::warn!(redis:% = self.0.url, error = error.as_str(); "Redis is away"),
+            }
         }
-        LinkError::Away
+        let error = denial.map_or(error, str::to_owned);
+        self.0.watched.note(Err(Trouble { condition, error, setting }));
+        result
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// What is wrong with the password, if Redis says so. That does not pass by itself.
+fn denial(error: &RedisError) -> Option<&'static str> {
+    match error.code() {
+        Some("NOAUTH") => Some("Redis wants a password: set redis_password_file"),
+        Some("WRONGPASS") => Some(WRONG_PASSWORD),
+        _ => (error.kind() == ErrorKind::AuthenticationFailed).then_some(WRONG_PASSWORD),
+    }
+}
+
+const WRONG_PASSWORD: &str = "Redis refuses the password: the one in redis_password_file (or redis_url) is \
+                              not that of Redis, or Redis has none";
 
 /// Whether an error says something about Redis at this time, not about the request.
 fn means_away(error: &RedisError) -> bool {
@@ -263,8 +308,8 @@ fn means_away(error: &RedisError) -> bool {
             | ServerErrorKind::ReadOnly
             | ServerErrorKind::ClusterDown,
         ) => true,
-        // For which the driver has no name: no password was given.
-        _ if error.code() == Some("NOAUTH") => true,
+        // For some of which the driver has no name.
+        _ if denial(error).is_some() => true,
         // The driver's own state: the task that serves the connection has ended.
         _ => error.is_unrecoverable_error(),
     }

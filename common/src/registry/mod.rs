@@ -54,7 +54,8 @@ use self::{
     tickets::OwnKeys,
 };
 use crate::{
-    node::{NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
+    health::Dependency,
+    node::{Failing, NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
     process::logging::chain,
     session::{SessionId, SessionLimits, SessionRecord},
 };
@@ -270,6 +271,26 @@ impl Registry {
         self.core.work(|_| Work::Refresh);
     }
 
+    /// Tells the cluster which of this node's dependencies fail.
+    pub fn set_failing(&self, failing: Vec<Failing>) {
+        let before = {
+            let mut now = self.core.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *now, failing.clone())
+        };
+        // Errors that differ in their text alone can wait for the next refresh.
+        let kinds = |all: &[Failing]| -> Vec<_> {
+            all.iter().map(|one| (one.dependency.clone(), one.since, one.required)).collect()
+        };
+        if kinds(&before) != kinds(&failing) {
+            self.core.work(|_| Work::Refresh);
+        }
+    }
+
+    /// How Redis is; `None` where there is only this node.
+    pub fn dependency(&self) -> Option<Dependency> {
+        self.core.cluster.as_ref().map(|cluster| cluster.link().dependency())
+    }
+
     /// The number of this node's transfers in progress, which the node counts and the registry
     /// publishes.
     pub fn transfers(&self) -> &AtomicU32 {
@@ -374,6 +395,7 @@ impl Drop for WriteLease {
 struct Core {
     node: NodeRecord,
     state: Mutex<NodeState>,
+    failing: Mutex<Vec<Failing>>,
     transfers: AtomicU32,
     table: Mutex<Table>,
     ticket_keys: Mutex<OwnKeys>,
@@ -386,6 +408,7 @@ impl Core {
     fn new(node: NodeRecord, cluster: Option<Arc<Cluster>>) -> Self {
         Self {
             state: Mutex::new(node.state),
+            failing: Mutex::default(),
             transfers: AtomicU32::new(node.transfers),
             table: Mutex::default(),
             ticket_keys: Mutex::default(),
@@ -410,6 +433,7 @@ impl Core {
             state: *self.state.lock().unwrap_or_else(PoisonError::into_inner),
             sessions: u32::try_from(self.table().session_count()).unwrap_or(u32::MAX),
             transfers: self.transfers.load(Ordering::Relaxed),
+            failing: self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             ..self.node.clone()
         }
     }
@@ -447,6 +471,7 @@ mod tests {
             since: 0,
             sessions: 0,
             transfers: 0,
+            failing: Vec::new(),
         })
     }
 

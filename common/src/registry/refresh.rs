@@ -79,7 +79,7 @@ pub(super) async fn run(
                 let usual = task.cluster.lease / 3;
                 due = Instant::now() + match task.refresh().await {
                     Ok(Place::Ours) => usual,
-                    Ok(Place::Contested) | Err(LinkError::Away) => usual.min(RETRY),
+                    Ok(Place::Contested) | Err(LinkError::Away | LinkError::Denied) => usual.min(RETRY),
                     Ok(Place::Lost) => {
                         stands = false;
                         usual
@@ -298,7 +298,7 @@ impl Refresh {
 /// Lets the error pass if Redis is away: then there is no use in going on.
 fn refused_only(result: Result<(), LinkError>) -> Result<Result<(), LinkError>, LinkError> {
     match result {
-        Err(LinkError::Away) => Err(LinkError::Away),
+        Err(error @ (LinkError::Away | LinkError::Denied)) => Err(error),
         result => Ok(result),
     }
 }

@@ -117,6 +117,7 @@ pub fn node(name: &str, slice: &str) -> NodeRecord {
         since: 1_700_000_000,
         sessions: 0,
         transfers: 0,
+        failing: Vec::new(),
     }
 }
 

@@ -176,18 +176,35 @@ impl Instance {
     /// # Errors
     /// There is no whole answer. What came may have been decided.
     pub async fn post(&self, body: impl Fn() -> String) -> Result<Answer, AskError> {
+        self.request(Method::POST, body).await
+    }
+
+    /// Asks the same route whether authd would decide a login.
+    ///
+    /// # Errors
+    /// There is no whole answer.
+    pub async fn get(&self) -> Result<Answer, AskError> {
+        self.request(Method::GET, String::new).await
+    }
+
+    async fn request(&self, method: Method, body: impl Fn() -> String) -> Result<Answer, AskError> {
         if let Some(connection) = self.take().await {
-            match self.ask(connection, body()).await {
+            match self.ask(connection, method.clone(), body()).await {
                 Err(AskError::Unanswered(error)) if !error.is_parse() => {}
                 result => return result,
             }
         }
-        self.ask(self.connect().await?, body()).await
+        self.ask(self.connect().await?, method, body()).await
     }
 
-    async fn ask(&self, mut connection: Box<Connection>, body: String) -> Result<Answer, AskError> {
+    async fn ask(
+        &self,
+        mut connection: Box<Connection>,
+        method: Method,
+        body: String,
+    ) -> Result<Answer, AskError> {
         let mut request = Request::new(body);
-        *request.method_mut() = Method::POST;
+        *request.method_mut() = method;
         *request.uri_mut() = self.url.target.clone();
         *request.headers_mut() = self.headers.clone();
         let Connection { sender, work } = &mut *connection;

@@ -127,6 +127,11 @@ impl Verifier {
         Self { users: users.users, dummy: hashed, running: Arc::new(Semaphore::new(VERIFIED_AT_ONCE)) }
     }
 
+    /// Whether there is a user of this name.
+    pub fn knows(&self, user: &str) -> bool {
+        self.users.iter().any(|(name, _)| name == user)
+    }
+
     /// Whether `password` is the user's. Hashes are computed on threads that serve no connections.
     pub async fn is_right(&self, user: &str, password: &Secret) -> bool {
         let found = self.users.iter().find(|(name, _)| name == user).map(|(_, credential)| credential);

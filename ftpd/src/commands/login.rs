@@ -120,13 +120,19 @@ fn text(password: &[u8]) -> Secret {
 }
 
 fn refuse(session: &mut Session, subject: &Subject, error: &LoginError) -> Outcome {
+    let reason = match error {
+        LoginError::Rejected(rejection) => rejection.as_str(),
+        LoginError::Throttled(_) => "throttled",
+        LoginError::Unavailable(_) => "unavailable",
+    };
     log::warn!(
-        session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
+        session:% = subject.session, user = subject.user.as_str(), address:% = subject.address, reason;
         "login failed: {error}"
     );
     match error {
-        LoginError::Rejected => {
+        LoginError::Rejected(rejection) => {
             metrics::login("rejected");
+            metrics::login_rejected(rejection.as_str());
             session.failures += 1;
             if session.failures >= session.node.limits.login_failures {
                 metrics::limit_reached("max_login_failures");

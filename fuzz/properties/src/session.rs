@@ -215,6 +215,7 @@ fn node(config: Config, address: IpAddr) -> Node {
         since: 0,
         sessions: 0,
         transfers: 0,
+        failing: Vec::new(),
     };
     let trust = Arc::new(Trust { balancers: Vec::new(), header_timeout: config.timeouts.proxy_header });
     Node {

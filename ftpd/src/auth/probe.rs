@@ -1,0 +1,77 @@
+//! Whether an authd would decide a login, without one: no password is sent.
+
+use std::{sync::Arc, time::Duration};
+
+use common::{
+    auth_api::ErrorBody,
+    health::{Condition, Trouble},
+    process::logging::chain,
+};
+use hyper::{StatusCode, header::HeaderValue};
+use tokio::{task::JoinSet, time::timeout};
+
+use super::{
+    CONNECT_TIMEOUT,
+    http::{AuthdUrl, Instance},
+    refused_token,
+};
+
+/// Asks `GET /v1/authenticate` of every authd, over connections of its own.
+pub struct AuthdProbe {
+    instances: Vec<Arc<Instance>>,
+}
+
+impl AuthdProbe {
+    pub fn new(urls: &[AuthdUrl], authorization: Option<&HeaderValue>) -> Self {
+        let instance =
+            |url: &AuthdUrl| Arc::new(Instance::new(url.clone(), authorization.cloned(), CONNECT_TIMEOUT));
+        Self { instances: urls.iter().map(instance).collect() }
+    }
+
+    /// # Errors
+    /// No authd would decide a login; what each says.
+    pub async fn ask(&self, patience: Duration) -> Result<(), Trouble> {
+        let mut asked = JoinSet::new();
+        for instance in &self.instances {
+            let instance = Arc::clone(instance);
+            asked.spawn(async move {
+                let answer = timeout(patience, ask(&instance)).await;
+                let answer =
+                    answer.unwrap_or_else(|_| Err((Condition::Failed, "no answer in time".to_owned())));
+                answer.map_err(|(condition, error)| (condition, format!("{}: {error}", instance.url)))
+            });
+        }
+        let mut troubles = Vec::new();
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(trouble)) => troubles.push(trouble),
+                Err(error) => troubles.push((Condition::Failed, error.to_string())),
+            }
+        }
+        troubles.sort_by(|(_, a), (_, b)| a.cmp(b));
+        let is_refused = troubles.iter().any(|(condition, _)| *condition == Condition::Misconfigured);
+        let (condition, setting) = if is_refused {
+            (Condition::Misconfigured, "authd_token_file")
+        } else {
+            (Condition::Failed, "authd_urls")
+        };
+        let errors: Vec<String> = troubles.into_iter().map(|(_, error)| error).collect();
+        Err(Trouble { condition, error: errors.join("; "), setting })
+    }
+}
+
+async fn ask(instance: &Instance) -> Result<(), (Condition, String)> {
+    let answer = instance.get().await.map_err(|error| (Condition::Failed, chain(&error)))?;
+    match answer.status {
+        status if status.is_success() => Ok(()),
+        // Of an earlier version, which does not say more.
+        StatusCode::METHOD_NOT_ALLOWED => Ok(()),
+        StatusCode::UNAUTHORIZED => Err((Condition::Misconfigured, refused_token())),
+        status => {
+            let body: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
+            let message = body.map(|body| format!(": {}", body.message)).unwrap_or_default();
+            Err((Condition::Failed, format!("answered {status}{message}")))
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Whether the node is ready for new clients, and which of its dependencies keep it from that.
+
+mod storage;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use common::{
+    health::{AUTHD, Condition, LISTENERS, Life, REGISTRY, Report, Requirement, STORAGE, Trouble, Watched},
+    process::service,
+    registry::Registry,
+};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use self::storage::StorageProbe;
+use crate::{auth::probe::AuthdProbe, listener, metrics};
+
+/// How often dependencies are asked, how long each may take, and which must be well.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    pub requirements: Vec<Requirement>,
+    pub interval: Duration,
+    pub timeout: Duration,
+}
+
+/// The health of the node, from its start on.
+pub struct Health {
+    settings: Readiness,
+    life: RwLock<Life>,
+    storage: Watched,
+    listeners: Watched,
+    authd: Option<Watched>,
+    registry: OnceLock<Registry>,
+    was_ready: AtomicBool,
+}
+
+impl Health {
+    /// `asks_authd`: the node asks an authd who may log in.
+    pub fn new(settings: Readiness, asks_authd: bool) -> Self {
+        Self {
+            settings,
+            life: RwLock::new(Life::Starting),
+            storage: Watched::new("root"),
+            listeners: Watched::new("listen"),
+            authd: asks_authd.then(|| Watched::new("authd_urls")),
+            registry: OnceLock::new(),
+            was_ready: AtomicBool::new(true),
+        }
+    }
+
+    pub fn set_life(&self, life: Life) {
+        *self.life.write().unwrap_or_else(PoisonError::into_inner) = life;
+    }
+
+    /// What `/readyz` answers.
+    pub fn report(&self) -> Report {
+        let life = *self.life.read().unwrap_or_else(PoisonError::into_inner);
+        let always = [(STORAGE, self.storage.dependency()), (LISTENERS, self.listeners.dependency())];
+        let authd = self.authd.as_ref().map(|authd| (AUTHD, authd.dependency()));
+        let registry = self.registry.get().and_then(Registry::dependency).map(|redis| (REGISTRY, redis));
+        Report::new(life, always.into_iter().chain(authd).chain(registry), &self.settings.requirements)
+    }
+
+    /// Asks the dependencies again and again. Returns when each of them has answered for the first time or
+    /// could have; the asking goes on in the background.
+    pub async fn watch(self: &Arc<Self>, root: &Path, authd: Option<AuthdProbe>, registry: &Registry) {
+        // There is one registry.
+        let _ = self.registry.set(registry.clone());
+        let mut storage = StorageProbe::of(root);
+        let (first, done) = tokio::sync::oneshot::channel();
+        let mut first = Some(first);
+        let (health, registry) = (Arc::clone(self), registry.clone());
+        tokio::spawn(async move {
+            loop {
+                let due = Instant::now() + health.settings.interval;
+                tokio::join!(health.ask_storage(&mut storage), health.ask_authd(authd.as_ref()));
+                health.look_at_listeners();
+                if let Some(first) = first.take() {
+                    // The node may have stopped waiting.
+                    let _ = first.send(());
+                }
+                health.tell(&registry);
+                sleep_until(due).await;
+            }
+        });
+        // A dependency that hangs does not keep the node from starting: it is not ready then.
+        let _ = tokio::time::timeout(Duration::from_secs(1), done).await;
+    }
+
+    async fn ask_storage(&self, probe: &mut StorageProbe) {
+        let result = probe.ask(self.settings.timeout).await;
+        let trouble = |error: String| Trouble { condition: Condition::Failed, error, setting: "root" };
+        let is_new = self.storage.note(result.clone().map_err(trouble));
+        match result {
+            Err(error) if is_new => log::error!(error, setting = "root"; "the storage does not answer"),
+            Ok(()) if is_new && self.storage.dependency().last_error.is_some() => {
+                log::info!("the storage answers again");
+            }
+            _ => {}
+        }
+    }
+
+    async fn ask_authd(&self, probe: Option<&AuthdProbe>) {
+        let (Some(watched), Some(probe)) = (&self.authd, probe) else { return };
+        let mut result = probe.ask(self.settings.timeout).await;
+        if result.is_err() && watched.dependency().condition == Condition::Ok {
+            // An authd that is started again is away for less than that.
+            sleep(Duration::from_secs(1)).await;
+            result = probe.ask(self.settings.timeout).await;
+        }
+        let is_new = watched.note(result.clone());
+        match result {
+            Err(Trouble { error, setting, .. }) if is_new => {
+                log::error!(error, setting; "no authd would decide a login");
+            }
+            Ok(()) if is_new && watched.dependency().last_error.is_some() => {
+                log::info!("an authd decides logins again");
+            }
+            _ => {}
+        }
+    }
+
+    fn look_at_listeners(&self) {
+        // Its log line was written when it happened.
+        self.listeners.note(match listener::shortage() {
+            None => Ok(()),
+            Some(error) => {
+                Err(Trouble { condition: Condition::Failed, error, setting: "the limit of open files" })
+            }
+        });
+    }
+
+    /// Tells the metrics, the log, the service manager and the registry.
+    pub fn tell(&self, registry: &Registry) {
+        let report = self.report();
+        for (name, shown) in &report.dependencies {
+            metrics::dependency(name, shown.dependency.condition == Condition::Ok);
+        }
+        registry.set_failing(report.failing());
+        if report.state != Life::Ready {
+            return;
+        }
+        if self.was_ready.swap(report.ready, Ordering::Relaxed) == report.ready {
+            return;
+        }
+        if report.ready {
+            log::info!("ready again");
+            service::status("ready");
+        } else {
+            let failing = report.failing().into_iter().filter(|failing| failing.required);
+            let names = failing.map(|failing| failing.dependency).collect::<Vec<_>>().join(", ");
+            log::warn!(dependencies = names.as_str(); "not ready (/readyz says why)");
+            service::status(&format!("not ready: {names}"));
+        }
+    }
+}
