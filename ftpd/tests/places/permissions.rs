@@ -367,7 +367,7 @@ fn no_link_is_another_name_for_what_a_rule_protects() {
     session.command("RNFR secret", 350);
     session.command("RNTO open", 550);
     // A link can be seen, moved and removed, itself.
-    assert!(facts(&mut session, "/", "link").contains("type=OS.unix=symlink;"));
+    assert!(facts(&mut session, "/", "link").contains("type=OS.unix=slink:secret;"));
     session.command("RNFR link", 350);
     session.command("RNTO link2", 250);
     session.command("DELE link2", 250);
