@@ -1,4 +1,4 @@
-//! Clients that delete whole directories by their own sequence of
+//! Clients that delete whole directories, or all that a pattern matches, by their own sequence of
 //! commands: afterwards the storage holds everything that was not theirs to delete.
 
 use std::{
@@ -188,6 +188,36 @@ fn basic_ftps_remove_dir_keeps_what_links_lead_to() {
             session.command("CWD /", 250);
             session.quit();
         });
+    }
+}
+
+/// The commands of tnftp's `mdelete *`, without a question for each.
+#[test]
+fn tnftps_mdelete_spares_hidden_names() {
+    for command in ["NLST *", "NLST ?*"] {
+        let node = site_with_links().start();
+        for name in [".htaccess", ".ftpquota", "a", "b.txt"] {
+            fs::write(node.root().join("site").join(name), name).unwrap();
+        }
+        let before = tree(node.root());
+        let mut session = node.login("demo", "x");
+        session.command("CWD site", 250);
+        session.command("TYPE A", 200);
+        let names = String::from_utf8(session.receive(command)).unwrap();
+        for name in names.lines() {
+            let code = if name == "inner" { 550 } else { 250 };
+            session.command(&format!("DELE {name}"), code);
+        }
+        let is_left = |path: &PathBuf| {
+            let below = path.strip_prefix("site").unwrap_or(path);
+            path == below
+                || below == Path::new("")
+                || below.starts_with("inner")
+                || below.starts_with(".htaccess")
+                || below.starts_with(".ftpquota")
+        };
+        let expected: BTreeMap<_, _> = before.into_iter().filter(|(path, _)| is_left(path)).collect();
+        assert_eq!(tree(node.root()), expected, "{command}");
     }
 }
 

@@ -153,6 +153,36 @@ fn patterns_choose_names() {
 }
 
 #[test]
+fn a_pattern_matches_hidden_names_only_if_it_begins_with_a_dot() {
+    let node = start();
+    fs::create_dir(at(&node, "dir")).unwrap();
+    for name in ["a", ".htaccess", ".ftpquota", "dir/b", "dir/.hidden"] {
+        file(&node, name, "", 0);
+    }
+    let mut session = node.login("demo", "x");
+    let hidden = [".ftpquota", ".htaccess"];
+    for (argument, names) in [
+        ("*", &["a", "dir"][..]),
+        ("?*", &["a", "dir"]),
+        ("[.a]*", &["a"]),
+        ("*a*", &["a"]),
+        ("dir/*", &["dir/b"]),
+        (".*", &hidden),
+        (".h*", &hidden[1..]),
+        ("\\.*", &hidden),
+        ("dir/.*", &["dir/.hidden"]),
+        ("-a *", &[".ftpquota", ".htaccess", "a", "dir"]),
+        ("-A *", &[".ftpquota", ".htaccess", "a", "dir"]),
+        ("", &[".ftpquota", ".htaccess", "a", "dir"]),
+    ] {
+        assert_eq!(sorted(lines(&mut session, &format!("NLST {argument}"))), names, "NLST {argument}");
+        let long = lines(&mut session, &format!("LIST {argument}"));
+        assert_eq!(long.len(), names.len(), "LIST {argument}: {long:?}");
+    }
+    assert_eq!(session.command("STAT *", 213).details().len(), 2);
+}
+
+#[test]
 fn names_of_nlst_are_paths_for_retr() {
     let node = start();
     fs::create_dir_all(at(&node, "dir/below")).unwrap();
@@ -221,11 +251,24 @@ fn control_characters_in_names_split_no_line() {
     for (command, count) in [("LIST", 4), ("NLST", 4), ("MLSD", 6), ("LIST -R", 5), ("NLST -R", 4)] {
         let shown = lines(&mut session, command);
         assert_eq!(shown.iter().filter(|line| !line.is_empty()).count(), count, "{command}: {shown:?}");
-        assert!(!shown.concat().contains("\x1b") || !command.starts_with("LIST"), "{command}");
     }
-    let status = session.command("STAT .", 213);
-    assert_eq!(status.details().len(), 4);
-    assert!(!status.raw.contains(&0x1b));
+    assert_eq!(session.command("STAT .", 213).details().len(), 4);
+}
+
+#[test]
+fn every_byte_that_a_name_can_have_is_shown() {
+    let node = start();
+    let name: Vec<u8> = (1..=u8::MAX).filter(|byte| !matches!(byte, b'\r' | b'\n' | b'/')).collect();
+    fs::write(at(&node, &name), "").unwrap();
+    let mut session = node.login("demo", "x");
+    let ends_with_name = |shown: &[u8]| shown.ends_with(&[b" ", &name[..], b"\r\n"].concat());
+    for command in ["LIST", "LIST *", "LIST -R", "MLSD"] {
+        let shown = session.receive(command);
+        assert!(shown.split_inclusive(|byte| *byte == b'\n').any(ends_with_name), "{command}");
+    }
+    assert_eq!(session.receive("NLST"), [&name[..], b"\r\n"].concat());
+    let status = session.command("STAT .", 213).raw;
+    assert!(status.split_inclusive(|byte| *byte == b'\n').any(ends_with_name));
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::{
     listing::{
         Entry, Kind,
         machine::{self, Facts, Role},
-        names, unix,
+        names, push_line_safe, unix,
     },
     protocol::{
         Code, Reply,
@@ -328,8 +328,11 @@ impl Listing {
             }
             Target::Matching(directory, pattern) => {
                 let entries = jail.entries(directory)?;
+                let shows_hidden = self.options.all || self.options.almost_all || pattern.asks_for_hidden();
                 let matching = entries.filter(|entry| match entry {
-                    Ok(entry) => pattern.matches(&entry.name),
+                    Ok(entry) => {
+                        (shows_hidden || !entry.name.starts_with(b".")) && pattern.matches(&entry.name)
+                    }
                     Err(_) => true,
                 });
                 self.entries(&Place::new(&self.access, jail, directory), matching, sink)
@@ -420,7 +423,7 @@ impl Listing {
                     if matches!(form, Form::Long { .. }) {
                         let mut heading = if is_first { Vec::new() } else { b"\r\n".to_vec() };
                         heading.push(b'.');
-                        heading.extend(below.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }));
+                        push_line_safe(&below, &mut heading);
                         heading.extend_from_slice(b":\r\n");
                         (sink.take)(&heading)?;
                     }

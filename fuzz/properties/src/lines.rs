@@ -110,8 +110,7 @@ fn encoded(reply: &Reply) -> Vec<u8> {
 }
 
 /// The codes of complete replies, RFC 959 section 4.2. Stricter than a client has to be: every
-/// line ends with CRLF and has no other control character, and lines within a reply begin with a
-/// space.
+/// line ends with CRLF and has no other CR and no NUL, and lines within a reply begin with a space.
 ///
 /// # Errors
 /// What is wrong with the bytes.
@@ -123,8 +122,8 @@ pub(crate) fn whole_replies(bytes: &[u8]) -> Result<Vec<u16>, String> {
         let end = rest.iter().position(|b| *b == b'\n').ok_or("a line has no end")?;
         let line = rest[..end].strip_suffix(b"\r").ok_or("a line ends with LF alone")?;
         rest = &rest[end + 1..];
-        if line.iter().any(u8::is_ascii_control) {
-            return Err(format!("a control character in {}", line.escape_ascii()));
+        if line.iter().any(|byte| matches!(byte, b'\r' | 0)) {
+            return Err(format!("CR or NUL in {}", line.escape_ascii()));
         }
         let code = || str::from_utf8(line.get(..3)?).ok()?.parse::<u16>().ok();
         match (open, line.get(3)) {
