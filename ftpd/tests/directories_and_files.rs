@@ -272,7 +272,7 @@ fn site_chmod_sets_nine_bits() {
         session.command(&format!("SITE CHMOD {digits} a file"), 200);
         assert_eq!(mode(&path), bits, "{digits}");
     }
-    for wrong in ["888", "u+x", "-1", "00755", "", "600"] {
+    for wrong in ["888", "u+q", "-1", "10755", "", "600"] {
         let path = if wrong == "600" { "" } else { " a file" };
         session.command(&format!("SITE CHMOD {wrong}{path}"), 501);
     }

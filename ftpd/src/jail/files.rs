@@ -196,12 +196,19 @@ impl Jail {
         Ok(())
     }
 
-    /// SITE CHMOD: the nine permission bits of `mode`; others are ignored.
+    /// SITE CHMOD: the nine permission bits of what `change` makes of a mode, given whether it is a
+    /// directory's; other bits are ignored.
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn set_mode(&self, path: &VirtualPath, mode: u32) -> Result<(), FileError> {
+    pub fn change_mode(
+        &self,
+        path: &VirtualPath,
+        change: impl FnOnce(u32, bool) -> u32,
+    ) -> Result<(), FileError> {
         let handle = self.open_to_change(path)?;
+        let status = fstat(&handle)?;
+        let mode = change(status.st_mode & 0o777, kind(&status) == Kind::Directory);
         fchmodat(
             AT_FDCWD,
             handle::proc_path(&handle).as_c_str(),
