@@ -304,8 +304,10 @@ impl Connection {
                 self.lines.clear();
                 self.session.handle.set_user(None);
                 self.session.state = State::Greeted;
+                // Set by AUTH TLS-P: PROT is refused before TLS.
+                let is_private = self.session.security.is_private;
                 self.session.security =
-                    Security { handshake: Some(Box::new(handshake)), ..Security::default() };
+                    Security { handshake: Some(Box::new(handshake)), is_private, ..Security::default() };
                 Ok(())
             }
             Err(error) => {

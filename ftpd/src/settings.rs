@@ -219,6 +219,11 @@ pub static SCHEMA: Schema = Schema {
             "50ms",
             "How long a complete atomic upload waits for the news that its client has died, before it gets its name.",
         ),
+        Setting::switch(
+            "resolve_links",
+            "false",
+            "Listings show symbolic links as the files and directories they lead to. Danger: a client that deletes a directory then also deletes what links in it lead to, and a recursive listing does not end at a link to a directory above.",
+        ),
         Setting::one("list_depth", "number", "32", "How deep LIST -R goes."),
         Setting::one(
             "max_sorted_entries",

@@ -138,10 +138,9 @@ fn names_pass_byte_for_byte_also_those_that_are_not_utf_8() {
         session.command_bytes(&sent("MKD"), 257);
         assert!(at(&node, name).is_dir(), "{}", name.escape_ascii());
         session.command_bytes(&sent("CWD"), 250);
-        let shown: Vec<u8> = name.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }).collect();
         assert_eq!(
             session.command("PWD", 257).raw,
-            [b"257 \"/", &shown[..], b"\" is current directory\r\n"].concat()
+            [b"257 \"/", name, b"\" is current directory\r\n"].concat()
         );
         session.command("CDUP", 250);
         session.command_bytes(&sent("RMD"), 250);
@@ -273,7 +272,7 @@ fn site_chmod_sets_nine_bits() {
         session.command(&format!("SITE CHMOD {digits} a file"), 200);
         assert_eq!(mode(&path), bits, "{digits}");
     }
-    for wrong in ["888", "u+x", "-1", "00755", "", "600"] {
+    for wrong in ["888", "u+q", "-1", "10755", "", "600"] {
         let path = if wrong == "600" { "" } else { " a file" };
         session.command(&format!("SITE CHMOD {wrong}{path}"), 501);
     }

@@ -153,6 +153,36 @@ fn patterns_choose_names() {
 }
 
 #[test]
+fn a_pattern_matches_hidden_names_only_if_it_begins_with_a_dot() {
+    let node = start();
+    fs::create_dir(at(&node, "dir")).unwrap();
+    for name in ["a", ".htaccess", ".ftpquota", "dir/b", "dir/.hidden"] {
+        file(&node, name, "", 0);
+    }
+    let mut session = node.login("demo", "x");
+    let hidden = [".ftpquota", ".htaccess"];
+    for (argument, names) in [
+        ("*", &["a", "dir"][..]),
+        ("?*", &["a", "dir"]),
+        ("[.a]*", &["a"]),
+        ("*a*", &["a"]),
+        ("dir/*", &["dir/b"]),
+        (".*", &hidden),
+        (".h*", &hidden[1..]),
+        ("\\.*", &hidden),
+        ("dir/.*", &["dir/.hidden"]),
+        ("-a *", &[".ftpquota", ".htaccess", "a", "dir"]),
+        ("-A *", &[".ftpquota", ".htaccess", "a", "dir"]),
+        ("", &[".ftpquota", ".htaccess", "a", "dir"]),
+    ] {
+        assert_eq!(sorted(lines(&mut session, &format!("NLST {argument}"))), names, "NLST {argument}");
+        let long = lines(&mut session, &format!("LIST {argument}"));
+        assert_eq!(long.len(), names.len(), "LIST {argument}: {long:?}");
+    }
+    assert_eq!(session.command("STAT *", 213).details().len(), 2);
+}
+
+#[test]
 fn names_of_nlst_are_paths_for_retr() {
     let node = start();
     fs::create_dir_all(at(&node, "dir/below")).unwrap();
@@ -221,11 +251,24 @@ fn control_characters_in_names_split_no_line() {
     for (command, count) in [("LIST", 4), ("NLST", 4), ("MLSD", 6), ("LIST -R", 5), ("NLST -R", 4)] {
         let shown = lines(&mut session, command);
         assert_eq!(shown.iter().filter(|line| !line.is_empty()).count(), count, "{command}: {shown:?}");
-        assert!(!shown.concat().contains("\x1b") || !command.starts_with("LIST"), "{command}");
     }
-    let status = session.command("STAT .", 213);
-    assert_eq!(status.details().len(), 4);
-    assert!(!status.raw.contains(&0x1b));
+    assert_eq!(session.command("STAT .", 213).details().len(), 4);
+}
+
+#[test]
+fn every_byte_that_a_name_can_have_is_shown() {
+    let node = start();
+    let name: Vec<u8> = (1..=u8::MAX).filter(|byte| !matches!(byte, b'\r' | b'\n' | b'/')).collect();
+    fs::write(at(&node, &name), "").unwrap();
+    let mut session = node.login("demo", "x");
+    let ends_with_name = |shown: &[u8]| shown.ends_with(&[b" ", &name[..], b"\r\n"].concat());
+    for command in ["LIST", "LIST *", "LIST -R", "MLSD"] {
+        let shown = session.receive(command);
+        assert!(shown.split_inclusive(|byte| *byte == b'\n').any(ends_with_name), "{command}");
+    }
+    assert_eq!(session.receive("NLST"), [&name[..], b"\r\n"].concat());
+    let status = session.command("STAT .", 213).raw;
+    assert!(status.split_inclusive(|byte| *byte == b'\n').any(ends_with_name));
 }
 
 #[test]
@@ -267,28 +310,93 @@ fn mlsd_and_mlst_show_the_facts_that_were_chosen() {
 }
 
 #[test]
-fn links_are_shown_as_what_they_lead_to_unless_it_is_nothing_in_the_home() {
+fn links_are_listed_as_links_and_followed_where_a_client_names_them() {
     let node = start();
-    file(&node, "file", "12345", 0);
+    file(&node, "file", "12345", 1_000_000_000);
     fs::create_dir(at(&node, "dir")).unwrap();
-    symlink("file", at(&node, "to-file")).unwrap();
-    symlink("/dir", at(&node, "to-dir")).unwrap();
-    symlink("gone", at(&node, "broken")).unwrap();
-    symlink("loop", at(&node, "loop")).unwrap();
-    symlink("/etc/passwd", at(&node, "out")).unwrap();
-    let mut session = node.login("demo", "x");
-    let shown: HashMap<_, _> = lines(&mut session, "MLSD").iter().map(|line| facts(line)).collect();
-    let kind = |name: &str| shown[name]["type"].as_str();
-    assert_eq!((kind("to-file"), kind("to-dir")), ("file", "dir"));
-    assert_eq!(shown["to-file"]["size"], "5");
-    for name in ["broken", "loop", "out"] {
-        assert_eq!(kind(name), "OS.unix=symlink", "{name}");
+    file(&node, "dir/inside", "", 0);
+    symlink(".", at(&node, "dir/self")).unwrap();
+    for (name, target) in [
+        ("to-file", "file"),
+        ("to-dir", "/dir"),
+        ("broken", "gone"),
+        ("loop", "loop"),
+        ("out", "/etc/passwd"),
+        ("odd", "two words"),
+        ("split", "a\r\n226 done"),
+    ] {
+        symlink(target, at(&node, name)).unwrap();
     }
-    let long = lines(&mut session, "LIST");
-    assert!(long.iter().any(|line| line.starts_with('l') && line.ends_with(" broken -> gone")), "{long:?}");
-    session.command("MLST broken", 250);
+    let mut session = node.login("demo", "x");
+
+    let shown: HashMap<_, _> = lines(&mut session, "MLSD").iter().map(|line| facts(line)).collect();
+    for (name, kind) in [
+        ("to-file", "OS.unix=slink:file"),
+        ("to-dir", "OS.unix=slink:/dir"),
+        ("broken", "OS.unix=slink:gone"),
+        ("loop", "OS.unix=slink:loop"),
+        ("out", "OS.unix=slink:/etc/passwd"),
+        // What cannot stand in a fact is left out.
+        ("odd", "OS.unix=symlink"),
+        ("split", "OS.unix=symlink"),
+    ] {
+        assert_eq!(shown[name]["type"], kind, "{name}");
+        assert!(!shown[name].contains_key("size"), "{name}");
+        let single = session.command(&format!("MLST {name}"), 250);
+        assert_eq!(facts(&single.details()[0]), (format!("/{name}"), shown[name].clone()));
+    }
+
+    let status = session.command("STAT .", 213).details();
+    for long in
+        [lines(&mut session, "LIST"), lines(&mut session, "LIST -a"), lines(&mut session, "LIST *"), status]
+    {
+        for end in [
+            "to-file -> file",
+            "to-dir -> /dir",
+            "broken -> gone",
+            "loop -> loop",
+            "out -> /etc/passwd",
+            "odd -> two words",
+            "split -> a??226 done",
+        ] {
+            let is_shown =
+                |line: &String| line.starts_with("lrwxrwxrwx") && line.ends_with(&format!(" {end}"));
+            assert!(long.iter().any(is_shown), "{end}: {long:?}");
+        }
+    }
+    let names = sorted(lines(&mut session, "NLST"));
+    assert_eq!(names, ["broken", "dir", "file", "loop", "odd", "out", "split", "to-dir", "to-file"]);
+    let headings = lines(&mut session, "LIST -R").into_iter().filter(|line| line.ends_with(':'));
+    assert_eq!(headings.collect::<Vec<_>>(), [".:", "./dir:"]);
+
+    // Named by the client, a link means what it leads to.
+    for command in ["NLST to-dir/", "NLST to-dir"] {
+        let names = sorted(lines(&mut session, command));
+        assert_eq!(names, ["to-dir/inside", "to-dir/self"], "{command}");
+    }
+    for command in ["LIST to-dir", "LIST to-dir/", "LIST to-dir/self/self"] {
+        let long = lines(&mut session, command);
+        assert!(
+            long.len() == 2 && long.iter().any(|line| line.ends_with(" self -> .")),
+            "{command}: {long:?}"
+        );
+    }
+    let members: HashMap<_, _> = lines(&mut session, "MLSD to-dir").iter().map(|line| facts(line)).collect();
+    assert_eq!((&*members["."]["type"], &*members["inside"]["type"]), ("cdir", "file"));
+    for command in ["LIST -d to-dir", "LIST to-file", "LIST broken", "LIST out"] {
+        let long = lines(&mut session, command);
+        assert!(matches!(&long[..], [line] if line.starts_with('l')), "{command}: {long:?}");
+    }
+    assert_eq!(session.size("to-file"), 5);
+    assert_eq!(session.command("MDTM to-file", 213).message(), "20010909014640");
+    assert_eq!(session.retrieve("to-file"), b"12345");
+    session.epsv();
+    session.command("MLSD to-file", 501);
     session.epsv();
     session.command("RETR out", 550);
+    session.command("CWD to-dir", 250);
+    assert_eq!(session.command("PWD", 257).quoted_path().unwrap(), "/to-dir");
+    assert!(lines(&mut session, "LIST -a").iter().any(|line| line.starts_with('d') && line.ends_with(" .")));
 }
 
 /// Listing DoS: CVE-2019-20176.

@@ -238,7 +238,7 @@ fn the_security_commands_have_their_order_and_their_limits() {
     clear.command("PROT P", 503);
     clear.command("AUTH KERBEROS_V4", 504);
     clear.command("AUTH", 501);
-    for mechanism in ["TLS", "TLS-C", "SSL", "tls"] {
+    for mechanism in ["TLS", "TLS-C", "SSL", "tls", "TLS-P", "TLS "] {
         Dialogue::connect(node.address).command(&format!("AUTH {mechanism}"), 234);
     }
     let mut session = session(&authority, &node);

@@ -289,6 +289,8 @@ mod tests {
     fn denied_names_are_denied_in_any_case() {
         let access = access(json!({ "denied_names": ["*.exe", ".*"] }));
         assert!(access.denies_name(b"SETUP.EXE") && access.denies_name(b".htaccess"));
+        // Also of hidden files, which a pattern in a listing spares.
+        assert!(access.denies_name(b".hidden.exe") && access.denies_name(b".exe"));
         assert!(!access.denies_name(b"exe"));
     }
 

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use super::transfers::run_in_background;
 use crate::{
     activity::Watch,
-    jail::{Changes, FileError},
+    jail::{Changes, FileError, path::VirtualPath},
     protocol::{Code, Reply},
     session::{LoggedIn, Outcome},
 };
@@ -18,9 +18,32 @@ pub fn pwd(session: &LoggedIn) -> Reply {
     Reply::quoted_path(session.cwd.as_bytes(), "is current directory")
 }
 
-/// CWD and CDUP: not to where nothing is permitted.
-pub async fn cwd(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+/// CWD. Without a path, and with `~` where no directory has that name, it goes to the home, as in
+/// ProFTPD and Pure-FTPd.
+pub async fn cwd(session: &mut LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
+    let Some(argument) = argument else { return enter(session, VirtualPath::root()).await };
     let path = session.path(argument)?;
+    let refused = match enter(session, path).await {
+        Err(refused) if refused.code() == Code::FILE_UNAVAILABLE => refused,
+        entered => return entered,
+    };
+    match argument {
+        [b'~'] | [b'~', b'/', ..] => {
+            let below_home = session.path(&[b"/", &argument[1..]].concat())?;
+            enter(session, below_home).await
+        }
+        _ => Err(refused),
+    }
+}
+
+/// CDUP.
+pub async fn cdup(session: &mut LoggedIn) -> Result<Reply, Reply> {
+    let path = session.cwd.parent();
+    enter(session, path).await
+}
+
+/// Makes `path` the working directory, unless nothing is permitted there.
+async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply> {
     if !session.access.is_enterable(&path) {
         return Err(Reply::permission_denied());
     }

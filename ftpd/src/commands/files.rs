@@ -5,7 +5,7 @@ use common::registry::Usage;
 use crate::{
     jail::{FileError, path::VirtualPath},
     listing::Kind,
-    protocol::{Code, Reply, command::Modified, timestamp},
+    protocol::{Code, Reply, command::Modified, mode::ModeChange, timestamp},
     session::LoggedIn,
 };
 
@@ -130,11 +130,12 @@ pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
     Ok(Reply::new(Code::FILE_STATUS, free.to_string()))
 }
 
-/// SITE CHMOD.
-pub async fn chmod(session: &LoggedIn, mode: u32, argument: &[u8]) -> Result<Reply, Reply> {
+/// SITE CHMOD, with an octal or a symbolic mode.
+pub async fn chmod(session: &LoggedIn, mode: ModeChange, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.attributes, &path)?;
-    session.in_home(move |jail| jail.set_mode(&path, mode)).await?;
+    let change = move |before, is_directory| mode.apply(before, is_directory);
+    session.in_home(move |jail| jail.change_mode(&path, change)).await?;
     Ok(Reply::new(Code::OK, "Permissions changed"))
 }
 

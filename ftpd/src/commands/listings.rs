@@ -19,7 +19,7 @@ use crate::{
     listing::{
         Entry, Kind,
         machine::{self, Facts, Role},
-        names, unix,
+        names, push_line_safe, unix,
     },
     protocol::{
         Code, Reply,
@@ -100,7 +100,7 @@ pub async fn mlsd(
     let path = session.path(argument)?;
     session.allow(|may| may.list, &path)?;
     let checked = path.clone();
-    if session.in_home(move |jail| jail.entry(&checked)).await?.kind != Kind::Directory {
+    if session.in_home(move |jail| jail.resolved_entry(&checked)).await?.kind != Kind::Directory {
         return Err(Reply::new(Code::BAD_ARGUMENTS, "MLSD is for directories; MLST is for files"));
     }
     let form = Form::Machine { facts: session.facts };
@@ -110,7 +110,7 @@ pub async fn mlsd(
     send_listing(session, verb, path, listing)
 }
 
-/// MLST: the facts of one path, over the control connection.
+/// MLST: the facts of one path, over the control connection. Those of a symbolic link are its own.
 pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let path = session.path(argument.unwrap_or_default())?;
     session.allow(|may| may.list, &path)?;
@@ -229,8 +229,10 @@ impl Meaning {
         }
     }
 
+    /// A symbolic link to a directory means the directory, as in vsftpd and Pure-FTPd: the client has
+    /// named it. Any other link means itself.
     fn resolve(self, jail: &Jail, options: ListOptions) -> Result<Target, FileError> {
-        let entry = self.path.as_ref().map_or(Err(FileError::NotFound), |path| jail.entry(path));
+        let entry = self.path.as_ref().map_or(Err(FileError::NotFound), |path| jail.resolved_entry(path));
         let (entry, path) = match (entry, self.path, self.pattern) {
             // A name that is there is meant, whatever characters it has.
             (Ok(entry), Some(path), _) => (entry, path),
@@ -326,8 +328,11 @@ impl Listing {
             }
             Target::Matching(directory, pattern) => {
                 let entries = jail.entries(directory)?;
+                let shows_hidden = self.options.all || self.options.almost_all || pattern.asks_for_hidden();
                 let matching = entries.filter(|entry| match entry {
-                    Ok(entry) => pattern.matches(&entry.name),
+                    Ok(entry) => {
+                        (shows_hidden || !entry.name.starts_with(b".")) && pattern.matches(&entry.name)
+                    }
                     Err(_) => true,
                 });
                 self.entries(&Place::new(&self.access, jail, directory), matching, sink)
@@ -341,7 +346,8 @@ impl Listing {
         for (name, path, role) in dots {
             let directory = self.access.directory(&path);
             if directory.is_enterable() {
-                let entry = Entry { name: name.to_vec(), ..jail.entry(&path)? };
+                // The directory itself, also where a link has led there.
+                let entry = Entry { name: name.to_vec(), ..jail.resolved_entry(&path)? };
                 self.line(&entry, role, || directory_permissions(&directory, jail, &path), sink)?;
             }
         }
@@ -417,7 +423,7 @@ impl Listing {
                     if matches!(form, Form::Long { .. }) {
                         let mut heading = if is_first { Vec::new() } else { b"\r\n".to_vec() };
                         heading.push(b'.');
-                        heading.extend(below.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }));
+                        push_line_safe(&below, &mut heading);
                         heading.extend_from_slice(b":\r\n");
                         (sink.take)(&heading)?;
                     }

@@ -259,6 +259,9 @@ async fn open_home(
             if has_rules {
                 jail.refuse_links();
             }
+            if storage.resolve_links {
+                jail.resolve_links();
+            }
             let mut absent = Vec::new();
             for (path, target) in folders {
                 if let Err(error) = jail.add_folder(&storage.root, path.clone(), target, storage.create_homes)

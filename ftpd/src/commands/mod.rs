@@ -31,10 +31,12 @@ pub async fn run(session: &mut Session, request: Request) -> Outcome {
         Command::Quit => Outcome::Close(Reply::new(Code::CLOSING, "Goodbye")),
         Command::Host(name) => login::host(session, &name).into(),
         Command::Clnt(name) => login::client(session, &name).into(),
-        Command::Auth | Command::Pbsz(_) | Command::Prot(_) | Command::Ccc if session.node.tls.is_none() => {
+        Command::Auth { .. } | Command::Pbsz(_) | Command::Prot(_) | Command::Ccc
+            if session.node.tls.is_none() =>
+        {
             Reply::new(Code::NOT_IMPLEMENTED, "There is no TLS on this server").into()
         }
-        Command::Auth => security::auth(session),
+        Command::Auth { private_data } => security::auth(session, private_data),
         Command::Pbsz(_) => security::pbsz(session).into(),
         Command::Prot(level) => security::prot(session, level).into(),
         Command::Ccc => security::ccc().into(),
@@ -59,8 +61,8 @@ impl LoggedIn {
     async fn run(&mut self, verb: &'static str, command: Command) -> Result<Outcome, Reply> {
         let reply = match command {
             Command::Pwd => Ok(directories::pwd(self)),
-            Command::Cwd(path) => directories::cwd(self, &path).await,
-            Command::Cdup => directories::cwd(self, b"..").await,
+            Command::Cwd(path) => directories::cwd(self, path.as_deref()).await,
+            Command::Cdup => directories::cdup(self).await,
             Command::Mkd(path) => directories::mkd(self, &path).await,
             Command::Rmd(path) => directories::rmd(self, &path).await,
             Command::Rmda(path) => return directories::rmda(self, verb, &path),
@@ -107,7 +109,7 @@ impl LoggedIn {
             | Command::Quit
             | Command::Host(_)
             | Command::Clnt(_)
-            | Command::Auth
+            | Command::Auth { .. }
             | Command::Pbsz(_)
             | Command::Prot(_)
             | Command::Ccc

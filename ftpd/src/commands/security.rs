@@ -6,11 +6,16 @@ use crate::{
     tls::Policy,
 };
 
-/// AUTH: the handshake follows the reply. Everything that was said before it is void.
-pub fn auth(session: &mut Session) -> Outcome {
+/// AUTH: the handshake follows the reply. Everything that was said before it is void. `private_data`
+/// stands for a PROT P after it.
+pub fn auth(session: &mut Session, private_data: bool) -> Outcome {
     if session.security.is_encrypted() {
         return Reply::new(Code::BAD_SEQUENCE, "The connection is encrypted already").into();
     }
+    if private_data && session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == Policy::Off) {
+        return Reply::new(Code::POLICY, "Data connections are not encrypted here").into();
+    }
+    session.security.is_private = private_data;
     Outcome::Encrypt(Reply::new(Code::SECURITY_ACCEPTED, "Go ahead with TLS"))
 }
 

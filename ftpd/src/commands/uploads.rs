@@ -124,8 +124,7 @@ pub async fn stou(
     take_offset(session)?;
     let base = argument.unwrap_or(b"upload");
     for _ in 0..UNIQUE_NAMES {
-        let mut name = base.to_vec();
-        name.extend_from_slice(format!(".{:08x}", rand::random::<u32>()).as_bytes());
+        let name = unique_name(base, rand::random());
         let path = session.path(&name)?;
         session.allow(|may| may.upload, &path)?;
         let taken = session.in_home(move |jail| match jail.entry(&path) {
@@ -139,6 +138,16 @@ pub async fn stou(
         }
     }
     Err(Reply::new(Code::FILE_BUSY, "No unique name found"))
+}
+
+/// `scan.pdf` becomes `scan.<number>.pdf`: what takes files by their extension still does.
+fn unique_name(base: &[u8], number: u32) -> Vec<u8> {
+    let name = base.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    // A dot that a name begins with is not followed by an extension, nor is one that ends it.
+    let dot = base[name..].iter().rposition(|byte| *byte == b'.').filter(|dot| *dot > 0);
+    let dot = dot.map(|dot| name + dot).filter(|dot| dot + 1 < base.len());
+    let (stem, extension) = base.split_at(dot.unwrap_or(base.len()));
+    [stem, format!(".{number:08x}").as_bytes(), extension].concat()
 }
 
 /// The common part: the lease, the file, then the transfer. `label` comes before the name in the
@@ -406,4 +415,25 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
             Err(error) => subject.refuse(&error),
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unique_name;
+
+    #[test]
+    fn a_unique_name_keeps_its_extension_last() {
+        for (base, name) in [
+            ("scan.pdf", "scan.0000abcd.pdf"),
+            ("a.tar.gz", "a.tar.0000abcd.gz"),
+            ("in.box/scan", "in.box/scan.0000abcd"),
+            ("/in/scan.pdf", "/in/scan.0000abcd.pdf"),
+            (".htaccess", ".htaccess.0000abcd"),
+            ("in/.htaccess", "in/.htaccess.0000abcd"),
+            ("ends.", "ends..0000abcd"),
+            ("upload", "upload.0000abcd"),
+        ] {
+            assert_eq!(unique_name(base.as_bytes(), 0xabcd), name.as_bytes());
+        }
+    }
 }

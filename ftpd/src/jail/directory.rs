@@ -19,8 +19,8 @@ const BUFFER: usize = 32 * 1024;
 
 impl Jail {
     /// The entries of the directory `path` in the order of the file system, without `.` and `..`,
-    /// NFS's remains of removed files (`.nfs*`) and our partial uploads. A symbolic link that
-    /// is followed and leads somewhere is shown as what it leads to. Folders come last.
+    /// NFS's remains of removed files (`.nfs*`) and our partial uploads. Symbolic links are shown as
+    /// links: a client that removes a directory entry by entry must not enter them. Folders come last.
     ///
     /// # Errors
     /// Here and from the iterator: as the kernel says. Entries that vanish meanwhile are no error.
@@ -216,7 +216,9 @@ fn describe(jail: &Jail, path: &VirtualPath, directory: &OwnedFd, name: &CStr) -
     if kind(&found) != Kind::Symlink {
         return Ok(entry(name.to_bytes(), &found, None));
     }
-    if let Ok(target) = jail.open_inside(path, name.to_bytes(), handle::STATUS) {
+    if jail.resolves_links
+        && let Ok(target) = jail.open_inside(path, name.to_bytes(), handle::STATUS)
+    {
         return Ok(entry(name.to_bytes(), &fstat(&target)?, None));
     }
     let link = openat(directory, name, handle::STATUS | OFlag::O_NOFOLLOW, Mode::empty())?;

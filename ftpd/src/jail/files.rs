@@ -67,17 +67,35 @@ impl Jail {
         Ok(OpenFile { file: handle.into(), size: size(&status), modified: status.st_mtime })
     }
 
-    /// One entry (MLST, STAT). A symbolic link that leads somewhere in the home is shown as what
-    /// it leads to. The name of `/` is `/`.
+    /// The entry that has the name `path` (MLST, RNFR): a symbolic link itself, not what it leads to,
+    /// unless this jail [resolves](Jail::resolve_links) links. A directory on the way to a folder is a
+    /// directory, also where the home has a link of that name. The name of `/` is `/`.
     ///
     /// # Errors
     /// As the kernel says.
     pub fn entry(&self, path: &VirtualPath) -> Result<Entry, FileError> {
+        if self.resolves_links || self.leads_to_folder(path) {
+            return self.resolved_entry(path);
+        }
+        self.look_up(path, OFlag::O_NOFOLLOW)
+    }
+
+    /// As [`Jail::entry`], but a symbolic link that leads somewhere in the home is described as what
+    /// it leads to (LIST, MLSD of a link to a directory).
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn resolved_entry(&self, path: &VirtualPath) -> Result<Entry, FileError> {
+        self.look_up(path, OFlag::empty())
+    }
+
+    /// `following` is `O_NOFOLLOW`, or nothing.
+    fn look_up(&self, path: &VirtualPath, following: OFlag) -> Result<Entry, FileError> {
         let name = path.split().map_or(&b"/"[..], |(_, name)| name);
-        let opened = match self.open_with_status(path, handle::READ) {
+        let opened = match self.open_with_status(path, handle::READ | following) {
             // Unreadable, a socket, or a lease that stands in the way of reading only.
             Err(FileError::PermissionDenied(_) | FileError::NotAFile | FileError::Busy(_)) => {
-                self.open_with_status(path, handle::STATUS)
+                self.open_with_status(path, handle::STATUS | following)
             }
             opened => opened,
         };
@@ -85,7 +103,7 @@ impl Jail {
             Ok((_, status)) => Ok(entry(name, &status, None)),
             Err(FileError::IsADirectory) if self.leads_to_folder(path) => self.way(path),
             Err(error @ (FileError::NotFound | FileError::Loop)) => {
-                // Perhaps a link that leads nowhere, or out of the home.
+                // Perhaps a link: one that is not followed, leads nowhere, or out of the home.
                 let unfollowed = handle::STATUS | OFlag::O_NOFOLLOW;
                 let (link, status) = self.open_with_status(path, unfollowed)?;
                 if kind(&status) != Kind::Symlink {
@@ -178,12 +196,19 @@ impl Jail {
         Ok(())
     }
 
-    /// SITE CHMOD: the nine permission bits of `mode`; others are ignored.
+    /// SITE CHMOD: the nine permission bits of what `change` makes of a mode, given whether it is a
+    /// directory's; other bits are ignored.
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn set_mode(&self, path: &VirtualPath, mode: u32) -> Result<(), FileError> {
+    pub fn change_mode(
+        &self,
+        path: &VirtualPath,
+        change: impl FnOnce(u32, bool) -> u32,
+    ) -> Result<(), FileError> {
         let handle = self.open_to_change(path)?;
+        let status = fstat(&handle)?;
+        let mode = change(status.st_mode & 0o777, kind(&status) == Kind::Directory);
         fchmodat(
             AT_FDCWD,
             handle::proc_path(&handle).as_c_str(),

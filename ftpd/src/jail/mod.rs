@@ -62,6 +62,8 @@ pub struct Jail {
     /// Where folders should be that could not be opened.
     absent: Vec<VirtualPath>,
     links: Links,
+    /// Listings show what a symbolic link leads to, instead of the link.
+    resolves_links: bool,
     /// The storage root's own path, which [`Jail::canonical_key`] takes off.
     storage: Box<[u8]>,
     modes: Modes,
@@ -96,6 +98,7 @@ impl Jail {
             folders: Vec::new(),
             absent: Vec::new(),
             links: Links::Followed,
+            resolves_links: false,
             storage: handle::real_path(&root)?.into(),
             modes,
         })
@@ -104,6 +107,11 @@ impl Jail {
     /// From now on a path with a symbolic link in it leads nowhere.
     pub fn refuse_links(&mut self) {
         self.links = Links::Refused;
+    }
+
+    /// From now on listings show a symbolic link that leads somewhere in the home as what it leads to.
+    pub fn resolve_links(&mut self) {
+        self.resolves_links = true;
     }
 
     /// The handle of the directory that holds `path`, and the name in it, to change it.

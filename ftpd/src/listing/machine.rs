@@ -121,7 +121,7 @@ pub fn facts(
         out.extend_from_slice(fact.name().as_bytes());
         out.push(b'=');
         match fact {
-            Fact::Type => out.extend_from_slice(kind(entry.kind, role)),
+            Fact::Type => kind(entry, role, out),
             Fact::Size => push_number(entry.size, 0, out),
             Fact::Modify => timestamp::format(entry.modified, out),
             Fact::Perm => perm(entry.kind, permissions, out),
@@ -146,15 +146,28 @@ pub fn line(selected: Facts, entry: &Entry, role: Role, permissions: &Permission
     out.extend_from_slice(b"\r\n");
 }
 
-fn kind(kind: Kind, role: Role) -> &'static [u8] {
-    match (kind, role) {
-        (Kind::File, _) => b"file",
-        (Kind::Directory, Role::Member) => b"dir",
-        (Kind::Directory, Role::Listed) => b"cdir",
-        (Kind::Directory, Role::Parent) => b"pdir",
-        (Kind::Symlink, _) => b"OS.unix=symlink",
-        (Kind::Other, _) => b"OS.unix=special",
-    }
+/// The value of the fact `type`. A symbolic link is `OS.unix=slink:` with its target as it is stored
+/// (RFC 3659 section 7.5.1.5), or `OS.unix=symlink` where the target is unknown or cannot stand in a
+/// fact. No client decodes an escape there; clients that know links know both forms.
+fn kind(entry: &Entry, role: Role, out: &mut Vec<u8>) {
+    let target = entry.link_target.as_deref().filter(|target| fits_in_fact(target));
+    let (value, target): (&[u8], _) = match (entry.kind, role, target) {
+        (Kind::File, ..) => (b"file", None),
+        (Kind::Directory, Role::Member, _) => (b"dir", None),
+        (Kind::Directory, Role::Listed, _) => (b"cdir", None),
+        (Kind::Directory, Role::Parent, _) => (b"pdir", None),
+        (Kind::Symlink, _, None) => (b"OS.unix=symlink", None),
+        (Kind::Symlink, _, target) => (b"OS.unix=slink:", target),
+        (Kind::Other, ..) => (b"OS.unix=special", None),
+    };
+    out.extend_from_slice(value);
+    out.extend_from_slice(target.unwrap_or_default());
+}
+
+/// Whether a text can be the value of a fact: `;` ends a fact, and the first space all of them (RFC
+/// 3659 section 7.2). Bytes above 127 can stand there as they can in names.
+fn fits_in_fact(text: &[u8]) -> bool {
+    !text.iter().any(|byte| byte.is_ascii_control() || matches!(byte, b' ' | b';'))
 }
 
 /// RFC 3659 section 7.5.5, in the order of its letters. What a symbolic link leads to is not
@@ -237,6 +250,25 @@ mod tests {
             let entry = Entry { kind, ..Entry::sample(b"x") };
             assert_eq!(shown(selected, &entry, role, Permissions::default()), format!("{all} x\r\n"));
             assert_eq!(shown(selected, &entry, role, read_only()), format!("{read} x\r\n"));
+        }
+    }
+
+    #[test]
+    fn a_link_shows_its_target_where_it_can_stand_in_a_fact_rfc_3659_7_2() {
+        let selected = Facts::parse(b"type;");
+        for (target, value) in [
+            ("../keep", "OS.unix=slink:../keep"),
+            ("/a=b:c", "OS.unix=slink:/a=b:c"),
+            ("\u{e4}", "OS.unix=slink:\u{e4}"),
+            ("two words", "OS.unix=symlink"),
+            ("a;type=dir", "OS.unix=symlink"),
+            ("a\r\nb", "OS.unix=symlink"),
+            ("a\tb", "OS.unix=symlink"),
+        ] {
+            let link_target = Some(target.as_bytes().to_vec());
+            let entry = Entry { kind: Kind::Symlink, link_target, ..Entry::sample(b"x") };
+            let line = shown(selected, &entry, Role::Member, Permissions::default());
+            assert_eq!(line, format!("type={value}; x\r\n"));
         }
     }
 

@@ -46,14 +46,10 @@ impl Entry {
     }
 }
 
-/// Appends a name for people: no control character reaches a terminal or ends the line.
-fn push_printable(name: &[u8], out: &mut Vec<u8>) {
-    out.extend(name.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }));
-}
-
-/// Appends a name for programs: as it is, but for the line ends that no path of a client can have.
-fn push_line_safe(name: &[u8], out: &mut Vec<u8>) {
-    out.extend(name.iter().map(|b| if matches!(b, b'\r' | b'\n') { b'?' } else { *b }));
+/// Appends a name as it is, so that a client can name it, except CR, LF and NUL, which no path of a
+/// client can have: they become `?`, and no name can begin a line of its own.
+pub fn push_line_safe(name: &[u8], out: &mut Vec<u8>) {
+    out.extend(name.iter().map(|b| if matches!(b, b'\r' | b'\n' | 0) { b'?' } else { *b }));
 }
 
 /// Appends a number, with spaces before it up to `width`. Formatting machinery would take longer

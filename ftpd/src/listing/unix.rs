@@ -1,6 +1,6 @@
 //! LIST: lines as `ls -l` writes them. No RFC says how; this is what clients know to read.
 
-use super::{Entry, Kind, push_number, push_printable};
+use super::{Entry, Kind, push_line_safe, push_number};
 use crate::protocol::timestamp;
 
 /// Half a year, in seconds: half of 365.2425 days.
@@ -18,8 +18,7 @@ const MONTHS: [&str; 12] =
 ///
 /// Times are UTC, with the hour for the half year before `now` (Unix seconds) and with the year
 /// for all others. Owner and group are always `ftp`: whom the storage names means nothing to a
-/// client. Control characters in names become `?`. `classify` is `ls -F`: a character after the
-/// name shows directories and programs.
+/// client. `classify` is `ls -F`: a character after the name shows directories and programs.
 pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
     out.push(match entry.kind {
         Kind::File => b'-',
@@ -36,10 +35,10 @@ pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
     out.push(b' ');
     date(entry.modified, now, out);
     out.push(b' ');
-    push_printable(&entry.name, out);
+    push_line_safe(&entry.name, out);
     if let (Kind::Symlink, Some(target)) = (entry.kind, &entry.link_target) {
         out.extend_from_slice(b" -> ");
-        push_printable(target, out);
+        push_line_safe(target, out);
     } else if classify {
         out.extend(entry.suffix());
     }
@@ -144,7 +143,7 @@ mod tests {
     #[test]
     fn no_name_can_begin_a_line_of_its_own() {
         let target = Some(b"x\r\ny".to_vec());
-        let link = Entry { link_target: target, ..entry(Kind::Symlink, 0, b"a\r\n\x1bb") };
-        assert!(shown(&link, false).ends_with(" a???b -> x??y\r\n"));
+        let link = Entry { link_target: target, ..entry(Kind::Symlink, 0, b"a\r\n\tb") };
+        assert!(shown(&link, false).ends_with(" a??\tb -> x??y\r\n"));
     }
 }

@@ -6,6 +6,7 @@ use super::{
         Algorithm, ByteRange, Checksum, Comb, Command, EpsvArgument, ListArguments, Modified, Opts, Password,
         ProtectionLevel, Site, TransferType,
     },
+    mode::ModeChange,
     timestamp,
 };
 use crate::listing::machine::Facts;
@@ -21,9 +22,13 @@ pub enum Fault {
     Family,
 }
 
-/// No argument. Spaces after the verb are let pass, as some clients send them.
-pub(super) fn none(argument: &[u8], command: Command) -> Result<Command, Fault> {
-    if argument.iter().all(|b| *b == b' ') { Ok(command) } else { Err(Fault::Syntax) }
+/// The arguments of a command that takes no path and no part of a login: some clients put spaces around
+/// them.
+pub(super) fn without_spaces_around(mut argument: &[u8]) -> &[u8] {
+    while let [b' ', rest @ ..] | [rest @ .., b' '] = argument {
+        argument = rest;
+    }
+    argument
 }
 
 /// A path or name: all of the line, leading and trailing spaces too. Not empty.
@@ -70,13 +75,14 @@ fn first_word(argument: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// The argument of AUTH: a mechanism. `TLS-C` and `SSL` are older names of TLS.
+/// The argument of AUTH: a mechanism. `TLS-C`, `SSL` and `TLS-P` are older names of TLS; with the last
+/// one data connections are private from the start (draft-murray-auth-ftp-ssl).
 pub(super) fn auth(argument: &[u8]) -> Result<Command, Fault> {
-    let known = [&b"TLS"[..], b"TLS-C", b"SSL"];
-    match known.iter().any(|name| name.eq_ignore_ascii_case(argument)) {
-        true => Ok(Command::Auth),
-        false if argument.is_empty() => Err(Fault::Syntax),
-        false => Err(Fault::Parameter),
+    match argument.to_ascii_uppercase().as_slice() {
+        b"TLS" | b"TLS-C" | b"SSL" => Ok(Command::Auth { private_data: false }),
+        b"TLS-P" => Ok(Command::Auth { private_data: true }),
+        b"" => Err(Fault::Syntax),
+        _ => Err(Fault::Parameter),
     }
 }
 
@@ -117,7 +123,7 @@ pub(super) fn host(argument: &[u8]) -> Result<String, Fault> {
 }
 
 pub(super) fn epsv(argument: &[u8]) -> Result<EpsvArgument, Fault> {
-    if argument.iter().all(|b| *b == b' ') {
+    if argument.is_empty() {
         Ok(EpsvArgument::Any)
     } else if argument.eq_ignore_ascii_case(b"ALL") {
         Ok(EpsvArgument::All)
@@ -126,19 +132,16 @@ pub(super) fn epsv(argument: &[u8]) -> Result<EpsvArgument, Fault> {
     }
 }
 
-/// RFC 959 section 3.1.1: `A [N|T|C]`, `E [N|T|C]`, `I`, `L <bits>`.
+/// RFC 959 section 3.1.1: `A [N|T|C]`, `E [N|T|C]`, `I`, `L <bits>`. Some clients leave out the space
+/// between the letter and what follows it.
 pub(super) fn transfer_type(argument: &[u8]) -> Result<TransferType, Fault> {
-    let mut words = words(argument);
-    let (code, second) = (words.next().ok_or(Fault::Syntax)?, words.next());
-    if code.len() != 1 || words.next().is_some() {
-        return Err(Fault::Syntax);
-    }
-    match (code[0].to_ascii_uppercase(), second) {
-        (b'A', None | Some(b"N" | b"n")) => Ok(TransferType::Ascii),
-        (b'A', Some(b"T" | b"t" | b"C" | b"c")) => Err(Fault::Parameter),
-        (b'E', None | Some(b"N" | b"n" | b"T" | b"t" | b"C" | b"c")) => Err(Fault::Parameter),
-        (b'I', None) => Ok(TransferType::Image),
-        (b'L', Some(bits)) => match number(bits) {
+    let (code, second) = argument.split_first().ok_or(Fault::Syntax)?;
+    match (code.to_ascii_uppercase(), without_spaces_around(second)) {
+        (b'A', b"" | b"N" | b"n") => Ok(TransferType::Ascii),
+        (b'A', b"T" | b"t" | b"C" | b"c") => Err(Fault::Parameter),
+        (b'E', b"" | b"N" | b"n" | b"T" | b"t" | b"C" | b"c") => Err(Fault::Parameter),
+        (b'I', b"") => Ok(TransferType::Image),
+        (b'L', bits) => match number(bits) {
             Some(8) => Ok(TransferType::Image),
             Some(1..=255) => Err(Fault::Parameter),
             _ => Err(Fault::Syntax),
@@ -306,6 +309,7 @@ pub(super) fn comb(argument: &[u8]) -> Result<Comb, Fault> {
 /// OPTS, RFC 2389 section 4.
 pub(super) fn opts(argument: &[u8]) -> Result<Opts, Fault> {
     let (name, value) = first_word(argument);
+    let value = without_spaces_around(value);
     match &*name.to_ascii_uppercase() {
         // `OPTS UTF8 NLST` and the name with a dash come from drafts of RFC 2640.
         b"UTF8" | b"UTF-8" => match &*value.to_ascii_uppercase() {
@@ -326,21 +330,17 @@ pub(super) fn site(argument: &[u8]) -> Result<Site, Fault> {
         b"CHMOD" => chmod(argument),
         b"UTIME" => utime(argument),
         b"HELP" => Ok(Site::Help),
-        b"WHO" if argument.is_empty() => Ok(Site::Who),
-        b"QUOTA" if argument.is_empty() => Ok(Site::Quota),
-        b"" | b"WHO" | b"QUOTA" => Err(Fault::Syntax),
+        b"WHO" => Ok(Site::Who),
+        b"QUOTA" => Ok(Site::Quota),
+        b"" => Err(Fault::Syntax),
         _ => Err(Fault::Parameter),
     }
 }
 
-/// `<octal mode> <path>`
+/// `<mode> <path>`
 fn chmod(argument: &[u8]) -> Result<Site, Fault> {
-    let (digits, rest) = first_word(argument);
-    if !(1..=4).contains(&digits.len()) || !digits.iter().all(|b| (b'0'..=b'7').contains(b)) {
-        return Err(Fault::Syntax);
-    }
-    let mode = digits.iter().fold(0, |mode, b| mode * 8 + u32::from(b - b'0'));
-    Ok(Site::Chmod { mode, path: path(rest)? })
+    let (mode, rest) = first_word(argument);
+    Ok(Site::Chmod { mode: ModeChange::parse(mode)?, path: path(rest)? })
 }
 
 /// `<YYYYMMDDhhmm[ss]> <path>` as ProFTPD has it, or `<path> <atime> <mtime> <ctime> UTC` as

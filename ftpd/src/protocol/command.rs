@@ -6,7 +6,8 @@ use zeroize::Zeroizing;
 
 use super::{
     address::AddressFamily,
-    arguments::Fault,
+    arguments::{self as argument, Fault},
+    mode::ModeChange,
     reply::{Code, Reply},
     verbs::{self, Phase, Verb},
 };
@@ -49,8 +50,11 @@ pub enum Command {
     /// What the client calls itself.
     Clnt(Vec<u8>),
 
-    /// RFC 4217: a TLS handshake follows the reply.
-    Auth,
+    /// RFC 4217: a TLS handshake follows the reply. With `private_data` as if PROT P had been given
+    /// after it.
+    Auth {
+        private_data: bool,
+    },
     /// The size of protected buffers, which TLS does not need to know.
     Pbsz(u32),
     Prot(ProtectionLevel),
@@ -58,7 +62,8 @@ pub enum Command {
     Ccc,
 
     Pwd,
-    Cwd(Vec<u8>),
+    /// `None` is the home.
+    Cwd(Option<Vec<u8>>),
     Cdup,
     Mkd(Vec<u8>),
     Rmd(Vec<u8>),
@@ -271,8 +276,7 @@ pub enum Opts {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Site {
     Chmod {
-        /// At most 0o7777.
-        mode: u32,
+        mode: ModeChange,
         path: Vec<u8>,
     },
     /// Unix seconds.
@@ -290,7 +294,7 @@ pub enum Site {
 impl Site {
     /// What SITE HELP says.
     pub(super) const USAGES: [&str; 6] = [
-        "CHMOD <octal mode> <path>",
+        "CHMOD <mode> <path>",
         "UTIME <YYYYMMDDhhmm[ss]> <path>",
         "UTIME <path> <access time> <time of last change> <any time> UTC",
         "WHO",
@@ -344,8 +348,9 @@ impl ParseError {
     }
 }
 
-/// Makes a request of a line without its line end. The verb's case does not matter; arguments
-/// are taken byte for byte after the one space.
+/// Makes a request of a line without its line end. The verb's case does not matter. Paths, user names and
+/// passwords are taken byte for byte after the one space; around arguments that hold none of them
+/// spaces mean nothing. What follows a command without arguments is ignored, as other servers do.
 ///
 /// # Errors
 /// See [`ParseError`], which knows its reply.
@@ -365,6 +370,7 @@ pub fn parse(line: &[u8]) -> Result<Request, ParseError> {
     if argument.iter().any(|b| matches!(b, 0 | b'\r' | b'\n')) {
         return Err(ParseError::Arguments(verb, Fault::Syntax));
     }
+    let argument = if verb.takes_words { argument::without_spaces_around(argument) } else { argument };
     match parse(argument) {
         Ok(command) => Ok(Request { verb, command }),
         Err(fault) => Err(ParseError::Arguments(verb, fault)),

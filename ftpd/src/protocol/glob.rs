@@ -3,7 +3,8 @@
 //! No braces: they multiply (CVE-2011-0418). Matching takes at most pattern times name steps and
 //! no stack, whatever a client writes.
 
-/// A pattern for one name: `*` and `?` match any byte, a leading dot too.
+/// A pattern for one name: `*` and `?` match any byte, a leading dot too. Listings hide such names by
+/// [`Pattern::asks_for_hidden`]; rules for names do not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     tokens: Vec<Token>,
@@ -77,6 +78,12 @@ impl Pattern {
     /// As [`Pattern::parse`]; ASCII letters match those of the other case too.
     pub fn parse_ignoring_case(pattern: &[u8]) -> Self {
         Self { case: Case::Ignored, ..Self::parse(pattern) }
+    }
+
+    /// Whether the pattern itself begins with a dot. In a listing others match no hidden name, as in a
+    /// shell (POSIX, 2.13.3): a client's `mdelete *` spares `.htaccess`.
+    pub fn asks_for_hidden(&self) -> bool {
+        self.tokens.first() == Some(&Token::Byte(b'.'))
     }
 
     pub fn matches(&self, name: &[u8]) -> bool {
@@ -196,6 +203,21 @@ mod tests {
             assert_eq!(parsed.matches(name.as_bytes()), matches, "{pattern} on {name}");
         }
         assert!(!Pattern::parse(b"*.exe").matches(b"a.EXE"));
+    }
+
+    #[test]
+    fn hidden_names_are_asked_for_by_a_dot_alone() {
+        for (pattern, asks) in [
+            (".*", true),
+            ("\\.*", true),
+            ("..", true),
+            ("*", false),
+            ("?x", false),
+            ("[.]*", false),
+            ("", false),
+        ] {
+            assert_eq!(Pattern::parse(pattern.as_bytes()).asks_for_hidden(), asks, "{pattern}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Lines of the control connection: CRLF framing with a maximum length, without Telnet's bytes.
+//! Lines of the control connection: CRLF framing with a maximum length, without Telnet's commands.
 
 use std::mem;
 
@@ -15,12 +15,18 @@ pub enum Line {
 
 /// Collects what was read from a control connection and gives it back line by line.
 ///
-/// Lines end with CRLF, or LF alone. A CR elsewhere, also the `CR NUL` that RFC 854 has for a
-/// bare CR, and NUL stay in the line for the parser to refuse. Telnet commands (RFC 854) are taken
-/// out wherever they stand, and at the start of a line all bytes above 127 are: clients put
-/// `IAC IP IAC DM` before ABOR, and of that balancers drop the byte that was sent urgent. Others
-/// (Python's ftplib) send `ABOR CR LF` urgent as a whole: what is dropped then is the LF, so that
-/// ABOR ends with CR, and an LF that follows belongs to it.
+/// Lines end with CRLF, with LF alone, or with CR CRLF, as text mode makes it of a client's own CRLF.
+/// A CR elsewhere, also the `CR NUL` that RFC 854 has for a bare CR, and NUL stay in the line for the
+/// parser to refuse.
+///
+/// Telnet commands (RFC 854) are recognised before a line's first byte alone, and all bytes above 127
+/// are dropped there: clients put `IAC IP IAC DM` before ABOR, and of that balancers drop the byte that
+/// was sent urgent. Within a line 255 is a byte of a name like any other, because most clients send
+/// names as they are, and without what looks like a command two names could become one. Only two of
+/// them stand for one, as RFC 854 writes the byte.
+///
+/// Some clients (Python's ftplib) send `ABOR CR LF` urgent as a whole: what is dropped then is the LF,
+/// so that ABOR ends with CR, and an LF that follows belongs to it.
 ///
 /// Holds at most [`MAX_LINE`] and what one call to [`extend`](Self::extend) brings, if lines are
 /// taken out before more is put in; and no heap memory while empty.
@@ -34,22 +40,24 @@ pub struct LineBuffer {
     /// Where in `lines` the unfinished line begins, if there is one.
     unfinished: Option<usize>,
     telnet: Telnet,
-    /// The last byte was the CR of an ABOR.
+    /// Nothing but CR has come since the CR that ended an ABOR.
     after_abor: bool,
 }
 
 const COMMAND: u8 = 0;
 const TOO_LONG: u8 = 1;
 
-/// How far into a Telnet command the input is.
+/// What the last byte was to Telnet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Telnet {
     #[default]
     Text,
-    /// After IAC.
+    /// IAC before a line.
     Command,
-    /// After IAC and one of WILL, WONT, DO, DONT: the option's number follows.
+    /// One of WILL, WONT, DO, DONT after it: the option's number follows.
     Option,
+    /// The byte 255 in a line. It has been taken; another one right after it is its double.
+    Escape,
 }
 
 /// "Interpret as command".
@@ -72,21 +80,26 @@ impl LineBuffer {
             self.first = 0;
         }
         for byte in bytes {
-            if mem::take(&mut self.after_abor) && *byte == b'\n' {
-                continue;
+            if self.after_abor {
+                self.after_abor = *byte == b'\r';
+                if matches!(byte, b'\r' | b'\n') {
+                    continue;
+                }
             }
             self.telnet = match (self.telnet, *byte) {
-                (Telnet::Text, IAC) => Telnet::Command,
-                (Telnet::Text, byte) => self.push(byte),
-                (Telnet::Command, IAC) => self.push(IAC),
-                (Telnet::Command, WILL..=DONT) => Telnet::Option,
-                (Telnet::Command, FIRST_COMMAND..) => Telnet::Text,
-                // No Telnet command: the byte 255 of a name that is not UTF-8.
-                (Telnet::Command, byte) => {
+                (Telnet::Escape, IAC) => Telnet::Text,
+                (Telnet::Text, IAC) if self.unfinished.is_none() => Telnet::Command,
+                (Telnet::Text, IAC) => {
                     self.push(IAC);
-                    self.push(byte)
+                    Telnet::Escape
                 }
-                (Telnet::Option, _) => Telnet::Text,
+                (Telnet::Command, WILL..=DONT) => Telnet::Option,
+                (Telnet::Command, FIRST_COMMAND..) | (Telnet::Option, _) => Telnet::Text,
+                // The byte after IAC is not a command: that one was urgent, and lost.
+                (Telnet::Text | Telnet::Escape | Telnet::Command, byte) => {
+                    self.push(byte);
+                    Telnet::Text
+                }
             };
         }
         self.release();
@@ -97,7 +110,10 @@ impl LineBuffer {
         let complete = &self.lines[self.first..self.unfinished.unwrap_or(self.lines.len())];
         let end = complete.iter().position(|b| *b == b'\n')?;
         let line = match complete[..end] {
-            [COMMAND, ref line @ ..] => Line::Command(line.strip_suffix(b"\r").unwrap_or(line).to_vec()),
+            [COMMAND, ref line @ ..] => {
+                let line = line.strip_suffix(b"\r").unwrap_or(line);
+                Line::Command(line.strip_suffix(b"\r").unwrap_or(line).to_vec())
+            }
             _ => Line::TooLong,
         };
         self.first += end + 1;
@@ -126,12 +142,12 @@ impl LineBuffer {
         *self = Self::default();
     }
 
-    /// Takes a byte of text; more text may follow it.
-    fn push(&mut self, byte: u8) -> Telnet {
+    /// Takes a byte of text.
+    fn push(&mut self, byte: u8) {
         let start = match self.unfinished {
             Some(start) => start,
             // Not part of any verb, see the type.
-            None if byte >= 0x80 => return Telnet::Text,
+            None if byte >= 0x80 => return,
             None => {
                 self.lines.push(COMMAND);
                 *self.unfinished.insert(self.lines.len() - 1)
@@ -144,14 +160,13 @@ impl LineBuffer {
             self.unfinished = None;
         } else if self.lines[start] == COMMAND {
             self.lines.push(byte);
-            // One more than a line may have is the CR of its end, or one too many.
-            let length = self.lines.len() - start - 1;
-            if length > MAX_LINE + 1 || length == MAX_LINE + 1 && byte != b'\r' {
+            // Beyond what a line may have there are one or two CRs of its end.
+            let beyond = self.lines.get(start + 1 + MAX_LINE..).unwrap_or_default();
+            if beyond.len() > 2 || beyond.iter().any(|byte| *byte != b'\r') {
                 self.lines.truncate(start);
                 self.lines.push(TOO_LONG);
             }
         }
-        Telnet::Text
     }
 
     /// Gives the memory back once everything was taken.
@@ -209,7 +224,8 @@ mod tests {
         assert_eq!(read(&[&name, &b"\r\n"[..]].concat()), [command(&name)]);
         let hidden = [&name, &b"a"[..], &name, b"\0DELE x\r\nNOOP\r\n"].concat();
         assert_eq!(read(&hidden), [Line::TooLong, command(b"NOOP")]);
-        assert_eq!(read(&[&name, &b"\r\r\nNOOP\n"[..]].concat()), [Line::TooLong, command(b"NOOP")]);
+        assert_eq!(read(&[&name, &b"\r\r\nNOOP\n"[..]].concat()), [command(&name), command(b"NOOP")]);
+        assert_eq!(read(&[&name, &b"\r\r\r\nNOOP\n"[..]].concat()), [Line::TooLong, command(b"NOOP")]);
     }
 
     #[test]
@@ -223,16 +239,22 @@ mod tests {
     }
 
     #[test]
-    fn telnet_commands_are_taken_out_rfc_854() {
+    fn telnet_commands_are_taken_out_before_a_line_alone_rfc_854() {
         for (input, line) in [
             (&b"\xff\xf4\xff\xf2ABOR\r\n"[..], &b"ABOR"[..]), // IAC IP IAC DM
             (b"\xff\xf4\xffABOR\r\n", b"ABOR"),               // DM was urgent, and lost
             (b"\xf2ABOR\r\n", b"ABOR"),                       // all but DM was
-            (b"\xff\xfb\x01NO\xff\xfe\x0aOP\r\n", b"NOOP"),   // WILL ECHO, DONT 10
+            (b"\xff\xfb\x01\xff\xfe\x0aNOOP\r\n", b"NOOP"),   // WILL ECHO, DONT 10
+            (b"\xff\xff\xff\xf1\xffNOOP\r\n", b"NOOP"),
             (b"CWD a\xff\xffb\r\n", b"CWD a\xffb"),
             (b"CWD a\xffb\r\n", b"CWD a\xffb"),
             (b"CWD \xe4\xf6\r\n", b"CWD \xe4\xf6"),
             (b"CWD \xff\r\n", b"CWD \xff"),
+            (b"CWD \xff\xf4\xff\xf2\r\n", b"CWD \xff\xf4\xff\xf2"),
+            (b"CWD \xff\xfb\x01\r\n", b"CWD \xff\xfb\x01"),
+            (b"CWD \xff\xff\xff\xf0\r\n", b"CWD \xff\xff\xf0"),
+            (b"CWD \xff\xff\xff\xff\xff\r\n", b"CWD \xff\xff\xff"),
+            (b"NO\xff\xf1OP\r\n", b"NO\xff\xf1OP"),
         ] {
             assert_eq!(read(input), [command(line)], "{}", input.escape_ascii());
         }
@@ -244,15 +266,21 @@ mod tests {
         buffer.extend(b"abor\r");
         assert_eq!(lines(&mut buffer), [command(b"abor")]);
         assert!(buffer.is_empty());
-        buffer.extend(b"\nABOR\rNOOP\r\nABOR\r\n\r\nABORT\r\n");
-        let expected = [&b"ABOR"[..], b"NOOP", b"ABOR", b"", b"ABORT"].map(command);
+        buffer.extend(b"\nABOR\rNOOP\r\nABOR\r\n\r\nABORT\r\nABOR\r\r\nPWD\r\n");
+        let expected = [&b"ABOR"[..], b"NOOP", b"ABOR", b"", b"ABORT", b"ABOR", b"PWD"].map(command);
         assert_eq!(lines(&mut buffer), expected);
+    }
+
+    #[test]
+    fn a_line_may_end_with_cr_cr_lf() {
+        assert_eq!(read(b"NOOP\r\r\nCWD a\r\r\n"), [command(b"NOOP"), command(b"CWD a")]);
+        assert_eq!(read(b"CWD a\r\r\r\n"), [command(b"CWD a\r")]);
     }
 
     #[test]
     fn cr_nul_stays_in_the_line_for_the_parser_to_refuse() {
         assert_eq!(read(b"CWD a\r\0b\r\n"), [command(b"CWD a\r\0b")]);
-        assert_eq!(read(b"CWD a\0\r\r\n"), [command(b"CWD a\0\r")]);
+        assert_eq!(read(b"CWD a\0\r\r\n"), [command(b"CWD a\0")]);
     }
 
     #[test]
@@ -277,6 +305,23 @@ mod tests {
     }
 
     proptest! {
+        /// However a client writes the byte 255, the name that arrives tells the names apart.
+        #[test]
+        fn a_name_in_a_line_loses_nothing_but_the_double_of_255(
+            name in prop::collection::vec(
+                prop::sample::select(&b"a \xff\xff\xf0\xf2\xf4\xfb\xfc\xfd\xfe\xef"[..]), 1..20),
+        ) {
+            let sent = |name: &[u8]| read(&[b"STOR ", name, b"\r\n"].concat());
+            let line = |name: &[u8]| [command(&[b"STOR ", name].concat())];
+            let times = |byte: u8| if byte == IAC { 2 } else { 1 };
+            let doubled = name.iter().flat_map(|byte| std::iter::repeat_n(*byte, times(*byte)));
+            let doubled: Vec<u8> = doubled.collect();
+            prop_assert_eq!(sent(&doubled), line(&name));
+            if !name.windows(2).any(|pair| pair == [IAC, IAC]) {
+                prop_assert_eq!(sent(&name), line(&name));
+            }
+        }
+
         #[test]
         fn lines_are_the_same_however_the_input_is_cut(
             input in input(),

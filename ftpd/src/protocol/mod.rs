@@ -5,6 +5,7 @@ pub mod arguments;
 pub mod command;
 pub mod glob;
 pub mod line;
+pub mod mode;
 pub mod proxy;
 pub mod reply;
 pub mod timestamp;

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::listing::push_line_safe;
+
 /// A reply code. The first digit says whether the command succeeded, RFC 959 section 4.2.1.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Code(u16);
@@ -155,8 +157,9 @@ impl Reply {
     /// Appends the reply as it goes over the wire.
     ///
     /// Middle lines begin with a space, so that none can be taken for the last one (RFC 959
-    /// section 4.2, RFC 2389 section 3.2). Control characters become `?`: no text made from what
-    /// a client or the storage named can end a line early.
+    /// section 4.2, RFC 2389 section 3.2). CR, LF and NUL become `?`: no text made from what a client or
+    /// the storage named can end a line early. All other bytes stay, so that a client can go to the path
+    /// that PWD told it.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match &self.rest {
             None => self.line(b' ', &self.first, out),
@@ -181,7 +184,7 @@ impl Reply {
 }
 
 fn push_line(text: &Text, out: &mut Vec<u8>) {
-    out.extend(text.0.iter().map(|b| if b.is_ascii_control() { b'?' } else { *b }));
+    push_line_safe(&text.0, out);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -206,8 +209,8 @@ mod tests {
 
     #[test]
     fn quotes_in_a_path_are_doubled_rfc_959_appendix_ii() {
-        let reply = Reply::quoted_path(b"/a\"b\r\n\xff", "created");
-        assert_eq!(encoded(&reply), b"257 \"/a\"\"b??\xff\" created\r\n");
+        let reply = Reply::quoted_path(b"/a\"b\r\n\t\xff", "created");
+        assert_eq!(encoded(&reply), b"257 \"/a\"\"b??\t\xff\" created\r\n");
     }
 
     proptest! {
@@ -230,7 +233,7 @@ mod tests {
                 };
                 prop_assert!(line.starts_with(start));
                 let line = if i <= count { line.strip_suffix(b"\r").unwrap() } else { line };
-                prop_assert!(!line.iter().any(u8::is_ascii_control));
+                prop_assert!(!line.iter().any(|byte| matches!(byte, b'\r' | 0)));
             }
         }
     }

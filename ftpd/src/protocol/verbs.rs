@@ -25,6 +25,8 @@ pub struct Verb {
     /// [`super::Request::during_transfer`].
     pub(super) during_transfer: bool,
     feature: Feature,
+    /// Spaces around the arguments mean nothing: none of them is a path or part of a login.
+    pub(super) takes_words: bool,
     /// `None` where the verb is known but not offered.
     pub(super) parse: Option<Parser>,
 }
@@ -68,6 +70,7 @@ impl Verb {
             phase,
             during_transfer: false,
             feature: Feature::None,
+            takes_words: false,
             parse: Some(parse),
         }
     }
@@ -81,6 +84,7 @@ impl Verb {
             phase: Always,
             during_transfer: false,
             feature: Feature::None,
+            takes_words: false,
             parse: None,
         }
     }
@@ -92,6 +96,11 @@ impl Verb {
 
     const fn in_transfer(mut self) -> Self {
         self.during_transfer = true;
+        self
+    }
+
+    const fn words(mut self) -> Self {
+        self.takes_words = true;
         self
     }
 
@@ -134,19 +143,19 @@ static VERBS: &[Verb] = &[
     Verb::new("USER", "<name>", "begins a login", Always, |a| argument::path(a).map(Command::User)),
     Verb::new("PASS", "<password>", "ends a login", Always, |a| Ok(argument::password(a))),
     Verb::new("ACCT", "<account>", "names an account; none is needed", Always, |a| argument::path(a).map(Command::Acct)),
-    Verb::new("REIN", "", "logs out", Always, |a| argument::none(a, Command::Rein)),
-    Verb::new("QUIT", "", "ends the session", Always, |a| argument::none(a, Command::Quit)).in_transfer(),
-    Verb::new("HOST", "<name>", "selects a virtual host", BeforeLogin, |a| argument::host(a).map(Command::Host)).feat("HOST"),
-    Verb::new("CLNT", "<name>", "says which program the client is", Always, |a| argument::path(a).map(Command::Clnt)).feat("CLNT"),
+    Verb::new("REIN", "", "logs out", Always, |_| Ok(Command::Rein)),
+    Verb::new("QUIT", "", "ends the session", Always, |_| Ok(Command::Quit)).in_transfer(),
+    Verb::new("HOST", "<name>", "selects a virtual host", BeforeLogin, |a| argument::host(a).map(Command::Host)).words().feat("HOST"),
+    Verb::new("CLNT", "<name>", "says which program the client is", Always, |a| argument::path(a).map(Command::Clnt)).words().feat("CLNT"),
     // Security, RFC 2228 and RFC 4217
-    Verb::new("AUTH", "TLS", "begins to encrypt the control connection", Always, argument::auth).feature(Feature::Tls("AUTH TLS")),
-    Verb::new("PBSZ", "0", "comes before PROT", Always, argument::pbsz).feature(Feature::Tls("PBSZ")),
-    Verb::new("PROT", "C|P", "data connections are in the clear, or private", Always, argument::prot).feature(Feature::Tls("PROT")),
-    Verb::new("CCC", "", "would end the encryption; refused", Always, |a| argument::none(a, Command::Ccc)),
+    Verb::new("AUTH", "TLS", "begins to encrypt the control connection", Always, argument::auth).words().feature(Feature::Tls("AUTH TLS")),
+    Verb::new("PBSZ", "0", "comes before PROT", Always, argument::pbsz).words().feature(Feature::Tls("PBSZ")),
+    Verb::new("PROT", "C|P", "data connections are in the clear, or private", Always, argument::prot).words().feature(Feature::Tls("PROT")),
+    Verb::new("CCC", "", "would end the encryption; refused", Always, |_| Ok(Command::Ccc)),
     // Directories and files
-    Verb::new("PWD", "", "shows the current directory", AfterLogin, |a| argument::none(a, Command::Pwd)).or("XPWD"),
-    Verb::new("CWD", "<path>", "changes the current directory", AfterLogin, |a| argument::path(a).map(Command::Cwd)).or("XCWD"),
-    Verb::new("CDUP", "", "goes to the directory above", AfterLogin, |a| argument::none(a, Command::Cdup)).or("XCUP"),
+    Verb::new("PWD", "", "shows the current directory", AfterLogin, |_| Ok(Command::Pwd)).or("XPWD"),
+    Verb::new("CWD", "[<path>]", "changes the current directory", AfterLogin, |a| Ok(Command::Cwd(argument::optional_path(a)))).or("XCWD"),
+    Verb::new("CDUP", "", "goes to the directory above", AfterLogin, |_| Ok(Command::Cdup)).or("XCUP"),
     Verb::new("MKD", "<path>", "makes a directory", AfterLogin, |a| argument::path(a).map(Command::Mkd)).or("XMKD"),
     Verb::new("RMD", "<path>", "removes an empty directory", AfterLogin, |a| argument::path(a).map(Command::Rmd)).or("XRMD"),
     Verb::new("RMDA", "<path>", "removes a directory and all in it", AfterLogin, |a| argument::path(a).map(Command::Rmda)).feat("RMDA"),
@@ -158,22 +167,22 @@ static VERBS: &[Verb] = &[
     Verb::new("MFMT", "<YYYYMMDDhhmmss> <path>", "sets the time of last change", AfterLogin, |a| argument::modified(a).map(Command::Mfmt)).feat("MFMT"),
     Verb::new("AVBL", "[<path>]", "shows the free space in bytes", AfterLogin, |a| Ok(Command::Avbl(argument::optional_path(a)))).feat("AVBL"),
     // Data connections
-    Verb::new("PASV", "", "the server listens for the data connection", AfterLogin, |a| argument::none(a, Command::Pasv)).feat("PASV"),
-    Verb::new("EPSV", "[1|2|ALL]", "the server listens for the data connection", AfterLogin, |a| argument::epsv(a).map(Command::Epsv)).feat("EPSV"),
-    Verb::new("PORT", "<h1,h2,h3,h4,p1,p2>", "the server opens the data connection", AfterLogin, |a| super::address::parse_port(a).map(Command::Port)),
-    Verb::new("EPRT", "|<1|2>|<address>|<port>|", "the server opens the data connection", AfterLogin, |a| super::address::parse_eprt(a).map(Command::Eprt)).feat("EPRT"),
+    Verb::new("PASV", "", "the server listens for the data connection", AfterLogin, |_| Ok(Command::Pasv)).feat("PASV"),
+    Verb::new("EPSV", "[1|2|ALL]", "the server listens for the data connection", AfterLogin, |a| argument::epsv(a).map(Command::Epsv)).words().feat("EPSV"),
+    Verb::new("PORT", "<h1,h2,h3,h4,p1,p2>", "the server opens the data connection", AfterLogin, |a| super::address::parse_port(a).map(Command::Port)).words(),
+    Verb::new("EPRT", "|<1|2>|<address>|<port>|", "the server opens the data connection", AfterLogin, |a| super::address::parse_eprt(a).map(Command::Eprt)).words().feat("EPRT"),
     // Transfers
-    Verb::new("TYPE", "A|I|L 8", "text with line ends converted, or bytes", AfterLogin, |a| argument::transfer_type(a).map(Command::Type)),
-    Verb::new("STRU", "F", "files have no structure", AfterLogin, argument::structure),
-    Verb::new("MODE", "S", "data is sent as a stream", AfterLogin, argument::mode),
-    Verb::new("ALLO", "<bytes> [R <bytes>]", "announces the size of the next upload", AfterLogin, |a| argument::allo(a).map(Command::Allo)),
-    Verb::new("REST", "<offset>", "where the next transfer begins", AfterLogin, |a| argument::offset(a).map(Command::Rest)).feat("REST STREAM"),
-    Verb::new("RANG", "<first> <last>", "which bytes the next transfer is of; 1 0 for all", AfterLogin, |a| argument::rang(a).map(Command::Rang)).feat("RANG STREAM"),
+    Verb::new("TYPE", "A|I|L 8", "text with line ends converted, or bytes", AfterLogin, |a| argument::transfer_type(a).map(Command::Type)).words(),
+    Verb::new("STRU", "F", "files have no structure", AfterLogin, argument::structure).words(),
+    Verb::new("MODE", "S", "data is sent as a stream", AfterLogin, argument::mode).words(),
+    Verb::new("ALLO", "<bytes> [R <bytes>]", "announces the size of the next upload", AfterLogin, |a| argument::allo(a).map(Command::Allo)).words(),
+    Verb::new("REST", "<offset>", "where the next transfer begins", AfterLogin, |a| argument::offset(a).map(Command::Rest)).words().feat("REST STREAM"),
+    Verb::new("RANG", "<first> <last>", "which bytes the next transfer is of; 1 0 for all", AfterLogin, |a| argument::rang(a).map(Command::Rang)).words().feat("RANG STREAM"),
     Verb::new("RETR", "<path>", "sends a file to the client", AfterLogin, |a| argument::path(a).map(Command::Retr)),
     Verb::new("STOR", "<path>", "stores a file", AfterLogin, |a| argument::path(a).map(Command::Stor)),
     Verb::new("STOU", "[<path>]", "stores a file under a new name", AfterLogin, |a| Ok(Command::Stou(argument::optional_path(a)))),
     Verb::new("APPE", "<path>", "appends to a file", AfterLogin, |a| argument::path(a).map(Command::Appe)),
-    Verb::new("ABOR", "", "ends the transfer under way", AfterLogin, |a| argument::none(a, Command::Abor)).in_transfer(),
+    Verb::new("ABOR", "", "ends the transfer under way", AfterLogin, |_| Ok(Command::Abor)).in_transfer(),
     // Listings
     Verb::new("LIST", "[-aAdFlRrSt1] [<path>]", "lists a directory for people", AfterLogin, |a| Ok(Command::List(argument::list(a)))),
     Verb::new("NLST", "[-aAdFlRrSt1] [<path>]", "lists the names in a directory", AfterLogin, |a| Ok(Command::Nlst(argument::list(a)))),
@@ -189,11 +198,11 @@ static VERBS: &[Verb] = &[
     Verb::new("XSHA512", "<path> [<start> [<end>]]", "the SHA-512 of a file", AfterLogin, |a| argument::checksum(Algorithm::Sha512, a)).feat("XSHA512"),
     Verb::new("COMB", "<target> <source>...", "joins files to the end of one", AfterLogin, |a| argument::comb(a).map(Command::Comb)).feat("COMB"),
     // Information and parameters
-    Verb::new("SYST", "", "shows the kind of system", Always, |a| argument::none(a, Command::Syst)),
-    Verb::new("FEAT", "", "lists the extensions", Always, |a| argument::none(a, Command::Feat)),
-    Verb::new("HELP", "[<command>]", "shows this", Always, |a| Ok(Command::Help(argument::optional_path(a)))),
-    Verb::new("NOOP", "", "does nothing", Always, |a| argument::none(a, Command::Noop)).in_transfer(),
-    Verb::new("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", Always, |a| argument::opts(a).map(Command::Opts)),
+    Verb::new("SYST", "", "shows the kind of system", Always, |_| Ok(Command::Syst)),
+    Verb::new("FEAT", "", "lists the extensions", Always, |_| Ok(Command::Feat)),
+    Verb::new("HELP", "[<command>]", "shows this", Always, |a| Ok(Command::Help(argument::optional_path(a)))).words(),
+    Verb::new("NOOP", "", "does nothing", Always, |_| Ok(Command::Noop)).in_transfer(),
+    Verb::new("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", Always, |a| argument::opts(a).map(Command::Opts)).words(),
     Verb::new("SITE", "CHMOD|UTIME|WHO|QUOTA|HELP [<arguments>]", "what no RFC has", AfterLogin, |a| argument::site(a).map(Command::Site)).feat("SITE UTIME"),
     // RFC 959 and the security extensions, RFC 2228
     Verb::not_offered("SMNT"),
@@ -371,7 +380,7 @@ mod tests {
             assert_eq!(one.starts_with("214"), verb.parse.is_some(), "{one}");
         }
         assert_eq!(text(&help(Some(b"retr"))), "214 RETR <path>: sends a file to the client\r\n");
-        assert!(text(&help(Some(b"SITE"))).contains("\r\n CHMOD <octal mode> <path>\r\n"));
+        assert!(text(&help(Some(b"SITE"))).contains("\r\n CHMOD <mode> <path>\r\n"));
         assert_eq!(text(&help(Some(b"\r\n"))), "502 No such command.\r\n");
     }
 }

@@ -253,6 +253,29 @@ fn no_path_leaves_a_folder() {
     assert_eq!(site.content("secret/file").as_deref(), Some("secret"));
 }
 
+/// A client that deletes all it can in a folder must not reach what links there lead to.
+#[test]
+fn links_in_a_folder_are_links_and_the_way_to_a_folder_is_a_directory() {
+    let site = site();
+    let root = site.node.root();
+    site.put("acme/keep/important", "important");
+    fs::create_dir(root.join("acme/site")).unwrap();
+    symlink("../keep", root.join("acme/site/link")).unwrap();
+    fs::create_dir(root.join("anna/elsewhere")).unwrap();
+    symlink("elsewhere", root.join("anna/partners")).unwrap();
+    let mut session = site.login("anna");
+    assert!(facts(&mut session, "/partners/acme/site", "link").starts_with("type=OS.unix=slink:../keep;"));
+    session.command("RMD /partners/acme/site/link", 550);
+    session.command("RMDA /partners/acme/site", 250);
+    assert_eq!(site.content("acme/keep/important").as_deref(), Some("important"));
+    // A link of the home does not hide that the folder is below.
+    assert!(facts(&mut session, "/", "partners").starts_with("type=dir;"));
+    assert!(session.command("MLST /partners", 250).details()[0].starts_with("type=dir;"));
+    assert!(facts(&mut session, "/partners", "acme").starts_with("type=dir;"));
+    session.command("DELE /partners", 550);
+    session.command("RMD /partners", 550);
+}
+
 #[test]
 fn one_file_has_one_writer_whatever_tree_it_is_reached_through() {
     let site = Site::new(true, |user| match user {

@@ -40,7 +40,7 @@ fn stou_invents_a_name_and_tells_it() {
     let node = start();
     let mut session = login(&node);
     let mut names = Vec::new();
-    for command in ["STOU", "STOU", "STOU report", "STOU report"] {
+    for command in ["STOU", "STOU", "STOU report", "STOU report", "STOU scan.pdf"] {
         let address = session.epsv();
         let data = session.data_connection(address);
         session.send(command);
@@ -53,6 +53,7 @@ fn stou_invents_a_name_and_tells_it() {
         names.push(name);
     }
     assert!(names[2].starts_with("report."), "{names:?}");
+    assert!(names[4].starts_with("scan.") && names[4].ends_with(".pdf"), "{names:?}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ use ftpd::protocol::{
 ///
 /// However it is cut, the same lines come out; none is longer than [`MAX_LINE`]; no more is held
 /// than a line and what one read brought; and each line is a request, or has one reply of one line.
+/// After a verb a line keeps every byte, and one 255 of each two.
 pub fn command(input: &[u8]) {
     let (step, bytes) = match input.split_first() {
         Some((first, rest)) => (usize::from(*first) + 1, rest),
@@ -26,11 +27,26 @@ pub fn command(input: &[u8]) {
             Line::TooLong => refused(ParseError::TooLong),
         }
     }
+    let argument: Vec<u8> = bytes.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
+    let line = [b"STOR ", &argument[..argument.len().min(MAX_LINE - 5)]].concat();
+    let whole = lines(&[&line[..], b"\r\n"].concat(), step);
+    assert_eq!(whole, [Line::Command(without_doubles(&line))], "a name has changed");
     let mut buffer = LineBuffer::new();
     buffer.extend(bytes);
     buffer.clear();
     buffer.extend(b"PWD\r\n");
     assert_eq!(buffer.next_line(), Some(Line::Command(b"PWD".to_vec())), "something outlived clear()");
+}
+
+/// `text` with one byte 255 for each two of them, from left to right.
+fn without_doubles(text: &[u8]) -> Vec<u8> {
+    let mut single = Vec::new();
+    let mut rest = text;
+    while let [byte, after @ ..] = rest {
+        single.push(*byte);
+        rest = if let ([255, ..], [255, after @ ..]) = (rest, after) { after } else { after };
+    }
+    single
 }
 
 /// The lines of `bytes` that come in reads of `step` bytes.
@@ -40,7 +56,7 @@ pub(crate) fn lines(bytes: &[u8], step: usize) -> Vec<Line> {
     for read in bytes.chunks(step) {
         buffer.extend(read);
         // An empty line takes two bytes for one.
-        assert!(buffer.len() <= MAX_LINE + 2 + 2 * read.len(), "{} bytes are held", buffer.len());
+        assert!(buffer.len() <= MAX_LINE + 3 + 2 * read.len(), "{} bytes are held", buffer.len());
         while let Some(line) = buffer.next_line() {
             if let Line::Command(line) = &line {
                 assert!(line.len() <= MAX_LINE && !line.contains(&b'\n'));
@@ -48,7 +64,8 @@ pub(crate) fn lines(bytes: &[u8], step: usize) -> Vec<Line> {
             lines.push(line);
         }
         assert!(!buffer.has_line());
-        assert!(buffer.len() <= MAX_LINE + 2, "{} bytes are held of an unfinished line", buffer.len());
+        // One for its state, and two CRs that may belong to its end.
+        assert!(buffer.len() <= MAX_LINE + 3, "{} bytes are held of an unfinished line", buffer.len());
     }
     lines
 }
@@ -110,8 +127,7 @@ fn encoded(reply: &Reply) -> Vec<u8> {
 }
 
 /// The codes of complete replies, RFC 959 section 4.2. Stricter than a client has to be: every
-/// line ends with CRLF and has no other control character, and lines within a reply begin with a
-/// space.
+/// line ends with CRLF and has no other CR and no NUL, and lines within a reply begin with a space.
 ///
 /// # Errors
 /// What is wrong with the bytes.
@@ -123,8 +139,8 @@ pub(crate) fn whole_replies(bytes: &[u8]) -> Result<Vec<u16>, String> {
         let end = rest.iter().position(|b| *b == b'\n').ok_or("a line has no end")?;
         let line = rest[..end].strip_suffix(b"\r").ok_or("a line ends with LF alone")?;
         rest = &rest[end + 1..];
-        if line.iter().any(u8::is_ascii_control) {
-            return Err(format!("a control character in {}", line.escape_ascii()));
+        if line.iter().any(|byte| matches!(byte, b'\r' | 0)) {
+            return Err(format!("CR or NUL in {}", line.escape_ascii()));
         }
         let code = || str::from_utf8(line.get(..3)?).ok()?.parse::<u16>().ok();
         match (open, line.get(3)) {

@@ -33,12 +33,21 @@ fn entries_say_what_a_client_may_see() {
         ("dir", Kind::Directory, None),
         ("fifo", Kind::Other, None),
         ("file", Kind::File, None),
-        ("link", Kind::File, None),
-        ("link-to-dir", Kind::Directory, None),
+        ("link", Kind::Symlink, Some(b"file".to_vec())),
+        ("link-to-dir", Kind::Symlink, Some(b"/sub/dir".to_vec())),
         ("out", Kind::Symlink, Some(b"../../outside".to_vec())),
     ]
     .map(|(name, kind, target)| (name.to_owned(), kind, target));
     assert_eq!(seen, expected);
+    for entry in listed(&site, "/sub") {
+        let name = path("/sub").join(&entry.name).unwrap();
+        assert_eq!(site.jail.entry(&name).unwrap(), entry, "MLST and MLSD agree");
+    }
+    let kinds = |site: &Site| listed(site, "/sub").into_iter().map(|entry| entry.kind).collect::<Vec<_>>();
+    let mut site = site;
+    site.jail.resolve_links();
+    let (file, directory) = (Kind::File, Kind::Directory);
+    assert_eq!(kinds(&site), [file, directory, Kind::Other, file, file, directory, Kind::Symlink]);
     for entry in listed(&site, "/sub") {
         let name = path("/sub").join(&entry.name).unwrap();
         assert_eq!(site.jail.entry(&name).unwrap(), entry, "MLST and MLSD agree");

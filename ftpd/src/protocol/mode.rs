@@ -1,0 +1,171 @@
+//! Permission bits as chmod(1) takes them: `640`, `u+x`, `go-w,a+r`, `u=rw,g=u`.
+
+use super::arguments::Fault;
+
+/// What SITE CHMOD does to permission bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModeChange {
+    /// At most 0o7777.
+    To(u32),
+    /// In this order.
+    Steps(Vec<Step>),
+}
+
+/// One action of a symbolic mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    operator: Operator,
+    /// The bits that `u`, `g` and `o` stand for. Without any of them all, as with `a`: a session's
+    /// umask is nothing.
+    who: u32,
+    /// `r`, `w` and `x` as one octal digit.
+    bits: u32,
+    /// `X`: `x` for directories, and for files that have an `x` already.
+    execute_if_any: bool,
+    /// `g=u`: how far the digit to copy is from the right.
+    copied: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operator {
+    Add,
+    Remove,
+    Set,
+}
+
+/// Each digit of a mode, once.
+const ALL: u32 = 0o111;
+
+impl ModeChange {
+    /// An octal number, or clauses with a comma between them (POSIX, chmod).
+    ///
+    /// # Errors
+    /// The text is neither.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, Fault> {
+        if text.first().is_some_and(u8::is_ascii_digit) {
+            let mode = text.iter().try_fold(0u32, |mode, byte| {
+                let digit = matches!(byte, b'0'..=b'7').then(|| u32::from(byte - b'0'))?;
+                Some(mode * 8 + digit).filter(|mode| *mode <= 0o7777)
+            });
+            return mode.map(Self::To).ok_or(Fault::Syntax);
+        }
+        let mut steps = Vec::new();
+        for clause in text.split(|byte| *byte == b',') {
+            clause_steps(clause, &mut steps).ok_or(Fault::Syntax)?;
+        }
+        Ok(Self::Steps(steps))
+    }
+
+    /// What becomes of the mode of a file or a directory. Bits beyond the nine of user, group and
+    /// others mean nothing.
+    pub fn apply(&self, mode: u32, is_directory: bool) -> u32 {
+        match self {
+            Self::To(mode) => *mode,
+            Self::Steps(steps) => steps.iter().fold(mode, |mode, step| step.apply(mode, is_directory)),
+        }
+    }
+}
+
+impl Step {
+    fn apply(self, mode: u32, is_directory: bool) -> u32 {
+        let mut digit = self.bits | self.copied.map_or(0, |shift| (mode >> shift) & 7);
+        if self.execute_if_any && (is_directory || mode & ALL != 0) {
+            digit |= 1;
+        }
+        let bits = (digit * ALL) & self.who;
+        match self.operator {
+            Operator::Add => mode | bits,
+            Operator::Remove => mode & !bits,
+            Operator::Set => (mode & !self.who) | bits,
+        }
+    }
+}
+
+/// Appends the steps of one clause, `[ugoa...][[+-=][rwxXst...]...]`. `None` if it is not one.
+fn clause_steps(clause: &[u8], steps: &mut Vec<Step>) -> Option<()> {
+    let is_operator = |byte: &u8| matches!(byte, b'+' | b'-' | b'=');
+    let (who, mut actions) = clause.split_at(clause.iter().position(is_operator)?);
+    let who = match who {
+        b"" => 0o777,
+        who => who.iter().try_fold(0, |bits, letter| Some(bits | who_bits(*letter)?))?,
+    };
+    while let Some((operator, rest)) = actions.split_first() {
+        let end = rest.iter().position(is_operator).unwrap_or(rest.len());
+        let (letters, next) = rest.split_at(end);
+        let operator = match operator {
+            b'+' => Operator::Add,
+            b'-' => Operator::Remove,
+            _ => Operator::Set,
+        };
+        let mut step = Step { operator, who, bits: 0, execute_if_any: false, copied: None };
+        match letters {
+            b"u" => step.copied = Some(6),
+            b"g" => step.copied = Some(3),
+            b"o" => step.copied = Some(0),
+            letters => {
+                for letter in letters {
+                    match letter {
+                        b'r' => step.bits |= 4,
+                        b'w' => step.bits |= 2,
+                        b'x' => step.bits |= 1,
+                        b'X' => step.execute_if_any = true,
+                        // Beyond the nine bits that SITE CHMOD changes, as in `4755`.
+                        b's' | b't' => {}
+                        _ => return None,
+                    }
+                }
+            }
+        }
+        steps.push(step);
+        actions = next;
+    }
+    Some(())
+}
+
+fn who_bits(letter: u8) -> Option<u32> {
+    match letter {
+        b'u' => Some(0o700),
+        b'g' => Some(0o070),
+        b'o' => Some(0o007),
+        b'a' => Some(0o777),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_mean_what_chmod_makes_of_them() {
+        for (text, before, is_directory, after) in [
+            ("640", 0, false, 0o640),
+            ("00640", 0, false, 0o640),
+            ("0000000000000755", 0, false, 0o755),
+            ("u+x", 0o640, false, 0o740),
+            ("+x", 0o640, false, 0o751),
+            ("a-w", 0o666, false, 0o444),
+            ("go=", 0o777, false, 0o700),
+            ("u=rw,g=r,o-rwx", 0o777, false, 0o640),
+            ("ug+rw-x", 0o151, false, 0o661),
+            ("g=u", 0o740, false, 0o770),
+            ("o=g-w", 0o760, false, 0o764),
+            ("a+X", 0o640, false, 0o640),
+            ("a+X", 0o740, false, 0o751),
+            ("a+X", 0o640, true, 0o751),
+            ("u+s,+t", 0o640, false, 0o640),
+        ] {
+            let change = ModeChange::parse(text.as_bytes()).unwrap();
+            assert_eq!(change.apply(before, is_directory), after, "{text} on {before:o}");
+        }
+    }
+
+    #[test]
+    fn what_chmod_does_not_take_is_refused() {
+        for text in
+            ["", "8", "6 4", "10000", "777777777777777", "0x1", "u", "u+q", "x+r", "u+x,", ",u+x", "u+ug"]
+        {
+            assert_eq!(ModeChange::parse(text.as_bytes()), Err(Fault::Syntax), "{text}");
+        }
+    }
+}
