@@ -39,7 +39,10 @@ let
         session_upload = from.bandwidth.sessionUpload;
         session_download = from.bandwidth.sessionDownload;
       };
-      tls = set from.tls;
+      tls = set {
+        inherit (from.tls) control data;
+        close_notify = from.tls.closeNotify;
+      };
       # An empty list is set too: it takes a group's condition away.
       access = lib.filterAttrs (_: value: value != null) {
         allow_from = from.access.allowFrom;

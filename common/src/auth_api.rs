@@ -114,7 +114,8 @@ pub struct AccountLimits {
     pub sessions_per_address: Option<u32>,
 }
 
-/// Which connections of a user must be encrypted, beside what the node itself requires.
+/// Which connections of a user must be encrypted, beside what the node itself requires, and how their data
+/// ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsRequirements {
@@ -122,6 +123,9 @@ pub struct TlsRequirements {
     pub control: bool,
     /// Transfers and listings need PROT P.
     pub data: bool,
+    /// Whether an encrypted upload must end with close_notify. `None`: as the node's `tls_close_notify` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub close_notify: Option<bool>,
 }
 
 /// How an upload gets its name.

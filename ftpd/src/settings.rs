@@ -169,7 +169,7 @@ pub static SCHEMA: Schema = Schema {
         Setting::switch(
             "tls_close_notify",
             "true",
-            "An encrypted upload that ends without close_notify was cut off, and gets 426. Off for clients that never send it.",
+            "An encrypted upload that ends without close_notify was cut off, and gets 426, unless ALLO announced exactly what came. Off for clients that never send it, as .NET's FtpWebRequest; better for their users alone (`tls.close_notify` in authd).",
         ),
         Setting::one(
             "kernel_tls",

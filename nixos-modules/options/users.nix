@@ -128,6 +128,9 @@ let
         perhaps types.bool true
           "Whether the login must be encrypted, beside what `cluster.tls` says.";
       data = perhaps types.bool true "Whether transfers and listings must be encrypted.";
+      closeNotify =
+        perhaps types.bool false
+          "Whether an encrypted upload must end with close_notify; otherwise as `tls_close_notify` of ftpd says. Off for clients that never send it, such as .NET's FtpWebRequest.";
     };
     access = {
       allowFrom = perhaps (types.listOf types.str) [

@@ -50,6 +50,8 @@ pub struct TlsChanges {
     pub control: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub close_notify: Option<bool>,
 }
 
 /// An [`Access`] of which some is set; an empty list is set, and takes a group's condition away.
@@ -64,7 +66,8 @@ pub struct AccessChanges {
     pub hours: Option<Vec<Hours>>,
 }
 
-/// What holds for a user: no field is left open.
+/// What holds for a user: no field is left open, but for limits that there are not, and `tls.close_notify`, which
+/// each node then decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Effective {
@@ -105,7 +108,7 @@ impl Policy {
         self.bandwidth = first_of!(Bandwidth, self.bandwidth, other.bandwidth;
             upload, download, session_upload, session_download);
         self.uploads = self.uploads.or(other.uploads);
-        self.tls = first_of!(TlsChanges, self.tls, other.tls; control, data);
+        self.tls = first_of!(TlsChanges, self.tls, other.tls; control, data, close_notify);
         self.access = first_of!(AccessChanges, own, group; allow_from, deny_from, hours);
         self
     }
@@ -125,6 +128,7 @@ impl Policy {
             tls: TlsRequirements {
                 control: self.tls.control.unwrap_or(tls.control),
                 data: self.tls.data.unwrap_or(tls.data),
+                close_notify: self.tls.close_notify,
             },
             access: Access {
                 allow_from: access.allow_from.unwrap_or_default(),
@@ -221,7 +225,8 @@ mod tests {
         }));
         let first = policy(json!({
             "permissions": { "delete": false, "rename": false }, "limits": { "sessions": 1, "sessions_per_address": 2 },
-            "quota": { "bytes": 100 }, "uploads": "atomic", "tls": { "control": true, "data": true },
+            "quota": { "bytes": 100 }, "uploads": "atomic",
+            "tls": { "control": true, "data": true, "close_notify": false },
             "access": { "allow_from": ["192.0.2.0/24"], "deny_from": ["192.0.2.1/32"] },
         }));
         let second = policy(json!({
@@ -235,7 +240,7 @@ mod tests {
         assert_eq!(effective.quota, Quota { bytes: Some(100), files: Some(5) });
         assert_eq!(effective.bandwidth.upload.map(u64::from), Some(1000));
         assert_eq!(effective.uploads, UploadMode::Atomic);
-        assert_eq!(effective.tls, TlsRequirements { control: false, data: true });
+        assert_eq!(effective.tls, TlsRequirements { control: false, data: true, close_notify: Some(false) });
         assert_eq!(effective.access.allow_from.len(), 1);
         assert_eq!((effective.access.deny_from.len(), effective.access.hours.len()), (0, 1));
         assert_eq!(Policy::default().effective(), Effective::default());
@@ -277,14 +282,17 @@ mod tests {
     }
 
     prop_compose! {
-        fn switches()(switches in proptest::collection::vec(proptest::option::of(any::<bool>()), 12)) -> [Option<bool>; 12] {
+        fn switches()(switches in proptest::collection::vec(proptest::option::of(any::<bool>()), 13)) -> [Option<bool>; 13] {
             switches.try_into().unwrap()
         }
     }
 
     prop_compose! {
         fn policies()(
-            [list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes, control, data] in switches(),
+            [
+                list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes, control, data,
+                close_notify,
+            ] in switches(),
             rules in proptest::collection::vec(0u8..4, 0..4),
             sessions in proptest::option::of(0u32..9),
             bytes in proptest::option::of(0u64..9),
@@ -298,7 +306,7 @@ mod tests {
                 limits: AccountLimits { sessions, sessions_per_address: None },
                 quota: Quota { bytes, files: sessions.map(u64::from) },
                 uploads: list.map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
-                tls: TlsChanges { control, data },
+                tls: TlsChanges { control, data, close_notify },
                 access: AccessChanges { hours, ..AccessChanges::default() },
                 folders: serde_json::from_value(paths().collect()).unwrap(),
                 denied_names: serde_json::from_value(rules.iter().map(|rule| json!(format!("*.{rule}"))).collect()).unwrap(),

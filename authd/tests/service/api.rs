@@ -123,7 +123,7 @@ async fn the_described_bodies_are_those_of_the_types() {
         "folders": [{ "path": "/a", "target": "/b" }],
         "limits": { "sessions": 1, "sessions_per_address": 1 }, "quota": { "bytes": 1, "files": 1 },
         "bandwidth": { "upload": 1, "download": 1, "session_upload": 1, "session_download": 1 },
-        "uploads": "atomic", "tls": { "control": true, "data": true },
+        "uploads": "atomic", "tls": { "control": true, "data": true, "close_notify": false },
         "access": { "allow_from": [], "deny_from": [], "hours": [] },
     });
     let with = |fields: Value| {

@@ -15,7 +15,7 @@ async fn a_user_is_what_it_sets_then_what_its_groups_set_in_their_order() {
     let path = dir.path().join("users.toml");
     let text = format!(
         "[groups.partners]\npermissions = {{ delete = false, rename = false }}\nquota = {{ bytes = 1000 }}\n\
-         bandwidth = {{ upload = 5000 }}\nuploads = \"atomic\"\ntls = {{ control = true }}\n\
+         bandwidth = {{ upload = 5000 }}\nuploads = \"atomic\"\ntls = {{ control = true, close_notify = false }}\n\
          denied_names = [\"*.exe\"]\nlimits = {{ sessions = 5 }}\n\
          [[groups.partners.directories]]\npath = \"/out\"\npermissions = {{ upload = false }}\n\
          [groups.office]\nquota = {{ bytes = 7, files = 9 }}\naccess = {{ allow_from = [\"192.0.2.0/24\"] }}\n\
@@ -34,7 +34,7 @@ async fn a_user_is_what_it_sets_then_what_its_groups_set_in_their_order() {
     assert_eq!(account["quota"], json!({ "bytes": 1000, "files": 9 }));
     assert_eq!(account["bandwidth"], json!({ "upload": 5000 }));
     assert_eq!(account["uploads"], "atomic");
-    assert_eq!(account["tls"]["control"], true);
+    assert_eq!(account["tls"], json!({ "control": true, "data": false, "close_notify": false }));
     assert_eq!(account["denied_names"], json!(["*.bat", "*.exe"]));
     assert_eq!(account["folders"], json!([{ "path": "/shared", "target": "/company" }]));
     assert_eq!(account["directories"][0]["path"], "/out/mine");

@@ -103,6 +103,10 @@ impl TransferFailure {
                 let text = format!("Transfer stalled: no data for {} s", stall.as_secs_f64());
                 (Reply::new(Code::TRANSFER_ABORTED, text), "stalled")
             }
+            Self::Failed(TransferError::NoCloseNotify) => {
+                let text = "Upload ended without TLS close_notify (tls_close_notify); what arrived is kept";
+                (lost(text), "no_close_notify")
+            }
             Self::Failed(TransferError::ConnectionLost(_)) => {
                 (lost("The data connection was lost"), "connection_lost")
             }
@@ -151,9 +155,15 @@ pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Re
     let subject = Arc::clone(&session.subject);
     let ascii = session.representation.converts();
     let protection = match &session.node.tls {
-        Some(tls) if session.is_private => {
-            Some(Protection { tls: Arc::clone(tls), session: session.subject.session })
-        }
+        Some(tls) if session.is_private => Some(Protection {
+            tls: Arc::clone(tls),
+            session: session.subject.session,
+            close_notify_required: session
+                .account
+                .tls
+                .close_notify
+                .unwrap_or(tls.settings.close_notify_required),
+        }),
         _ => None,
     };
     let Transfer { verb, direction, path, work } = transfer;

@@ -325,6 +325,7 @@ impl Receipt {
         } else {
             stream.receive_file(self.upload.file(), start, progress)
         };
+        let received = received.or_else(|error| self.accept_without_close_notify(start, error, progress));
         match received.map_err(TransferFailure::from).and_then(|got| self.believe(start, got, progress)) {
             Ok(()) => {
                 let is_hidden = self.upload.is_hidden();
@@ -341,6 +342,24 @@ impl Receipt {
                 self.upload.abandon();
                 Err(failure)
             }
+        }
+    }
+
+    /// Without close_notify an upload is complete if ALLO announced exactly what came: ALLO came over the encrypted
+    /// control connection, so nobody else could say it.
+    fn accept_without_close_notify(
+        &self,
+        start: u64,
+        error: TransferError,
+        progress: &Progress,
+    ) -> Result<u64, TransferError> {
+        let got = progress.transferred();
+        match (&error, self.announced) {
+            // After REST some clients announce what is to come, others the whole.
+            (TransferError::NoCloseNotify, Some(announced)) if [got, start + got].contains(&announced) => {
+                Ok(got)
+            }
+            _ => Err(error),
         }
     }
 

@@ -16,7 +16,7 @@ use nix::{
 use super::{
     connected::Encryption,
     progress::Progress,
-    transfer::{self, TransferError},
+    transfer::{self, NoCloseNotify, TransferError},
 };
 use crate::{
     metrics,
@@ -133,9 +133,12 @@ impl Encrypted {
             }
             let received = socket.read(self.records.room())?;
             if received == 0 {
-                // Whoever ends it, nobody ends it within a record if nothing is missing.
-                let is_cut = self.close_notify_required || self.records.is_within_record();
-                return if is_cut { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(0) };
+                return match (self.records.is_within_record(), self.close_notify_required) {
+                    // A complete upload never ends within a record.
+                    (true, _) => Err(io::ErrorKind::UnexpectedEof.into()),
+                    (false, true) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, NoCloseNotify)),
+                    (false, false) => Ok(0),
+                };
             }
             self.records.received(received);
         }

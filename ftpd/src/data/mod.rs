@@ -54,6 +54,8 @@ pub enum NoDataConnection {
 pub struct Protection {
     pub tls: Arc<Tls>,
     pub session: SessionId,
+    /// An upload ends with close_notify, or was cut off.
+    pub close_notify_required: bool,
 }
 
 impl DataPort {
@@ -81,7 +83,7 @@ impl DataPort {
 
 impl Protection {
     async fn encrypt(self, mut stream: TcpStream) -> Result<Connected, NoDataConnection> {
-        let Self { tls, session } = self;
+        let Self { tls, session, close_notify_required } = self;
         let accepted = tls.accept_data(&mut stream, session).await;
         let (records, handshake) = accepted.map_err(NoDataConnection::Handshake)?;
         let is_proved = handshake.resumed == Some(session);
@@ -90,11 +92,7 @@ impl Protection {
             metrics::data_connection_refused("not_resumed");
             return Err(NoDataConnection::NotResumed);
         }
-        let encryption = Encryption {
-            records,
-            kernel_seals: tls.kernel_seals(),
-            close_notify_required: tls.settings.close_notify_required,
-        };
+        let encryption = Encryption { records, kernel_seals: tls.kernel_seals(), close_notify_required };
         Ok(Connected::encrypted(stream, encryption))
     }
 }

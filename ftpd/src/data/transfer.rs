@@ -36,6 +36,12 @@ pub enum TransferError {
     Cancelled,
     #[error("no data moved for as long as stall_timeout allows")]
     Stalled,
+    /// Everything that arrived was whole, but an attacker or a broken network could have ended it as well.
+    #[error(
+        "the upload ended without TLS's close_notify (.NET's FtpWebRequest never sends it: tls_close_notify, or \
+         tls.close_notify of the user, set to false allows that)"
+    )]
+    NoCloseNotify,
     #[error("data connection lost")]
     ConnectionLost(#[source] io::Error),
     #[error("storage failed")]
@@ -46,11 +52,17 @@ pub enum TransferError {
     QuotaUnknown,
 }
 
+/// The cause of an error of [`std::io::Read`]: an encrypted stream ended without close_notify, after a whole record.
+#[derive(Debug, thiserror::Error)]
+#[error("no close_notify")]
+pub struct NoCloseNotify;
+
 impl TransferError {
     /// What an error of the data connection means. After a cancellation every error is its doing.
     pub fn of_connection(error: io::Error, progress: &Progress) -> Self {
         match error.kind() {
             _ if progress.is_cancelled() => Self::Cancelled,
+            _ if error.get_ref().is_some_and(|cause| cause.is::<NoCloseNotify>()) => Self::NoCloseNotify,
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Stalled,
             _ => Self::ConnectionLost(error),
         }
