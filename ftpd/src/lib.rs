@@ -14,6 +14,7 @@ pub mod connection;
 pub mod connections;
 pub mod control;
 pub mod data;
+pub mod failure;
 pub mod governor;
 pub mod jail;
 pub mod listener;
