@@ -45,7 +45,7 @@ fn serve(flags: &ArgMatches) -> ExitCode {
     if flags.get_flag("check") {
         return check(&config);
     }
-    logging::init(config.log.format, &config.log.level);
+    logging::init(config.log.format, &config.log.level, None);
     if let Err(error) = capabilities::forbid_new() {
         return complain(&error, 1);
     }

@@ -236,7 +236,7 @@ async fn a_redis_that_lost_everything_is_made_whole_by_the_nodes() {
     assert!(is_full(&b, "b", "ann", 2).await && !is_full(&b, "b", "ann", 3).await);
     assert!(is_full(&b, "b", "ben", 1).await);
     let taken = b.lease_write(b"/file", SessionId::random()).await.err();
-    assert_eq!(taken, Some(LeaseRefused::Busy));
+    assert!(matches!(taken, Some(LeaseRefused::Busy { .. })));
     assert!(lease.is_held().await);
     // Commands find their way again.
     let command = NodeCommand::EndUser { user: "ben".to_owned() };
@@ -261,7 +261,7 @@ async fn while_redis_is_away_the_policy_decides_and_nobody_waits() {
         drop(first);
         let lease = admits.lease_write(b"/file", SessionId::random()).await.unwrap();
         let busy = admits.lease_write(b"/file", SessionId::random()).await.err();
-        assert_eq!(busy, Some(LeaseRefused::Busy));
+        assert!(matches!(busy, Some(LeaseRefused::Busy { .. })));
         assert!(lease.is_held().await && held.is_held().await);
         assert!(lease.give_back().await);
 
@@ -357,11 +357,12 @@ async fn one_session_writes_a_path_in_the_whole_cluster() {
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let (b, _) = join("b", "50005-50009", redis.options()).await;
     let path = b"/in/\xff odd\r\n name";
-    let lease = a.lease_write(path, SessionId::random()).await.unwrap();
+    let holder = SessionId::random();
+    let lease = a.lease_write(path, holder).await.unwrap();
     for registry in [&a, &b] {
         let begun = Instant::now();
         let refused = registry.lease_write(path, SessionId::random()).await.err();
-        assert_eq!(refused, Some(LeaseRefused::Busy));
+        assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder) }));
         assert!(begun.elapsed() < AT_ONCE);
     }
     // Refreshes keep it beyond its first expiry.
@@ -396,7 +397,10 @@ async fn one_session_writes_a_path_in_the_whole_cluster() {
     let () = view.link().query(cmd("SET").arg(&key).arg("c 1 1 1")).await.unwrap();
     assert!(!lease.is_held().await);
     eventually("b sees the loss", async || {
-        b.lease_write(path, SessionId::random()).await.err().filter(|e| *e == LeaseRefused::Busy)
+        b.lease_write(path, SessionId::random())
+            .await
+            .err()
+            .filter(|e| matches!(e, LeaseRefused::Busy { .. }))
     })
     .await;
 }

@@ -2,15 +2,16 @@
 //! other long work. ABOR, STAT, NOOP and QUIT are answered meanwhile.
 
 use std::{
+    fmt,
     net::{Shutdown, TcpStream},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Instant,
 };
 
 use tokio::sync::Notify;
 
-use crate::{data::progress::Progress, protocol::reply::Reply};
+use crate::{data::progress::Progress, jail::path::VirtualPath, protocol::reply::Reply};
 
 /// Something that runs, and ends with a reply.
 pub struct Activity {
@@ -26,8 +27,52 @@ pub struct Watch {
     pub verb: &'static str,
     pub started: Instant,
     pub progress: Arc<Progress>,
+    /// What the command's argument names. Set before the activity runs.
+    pub path: OnceLock<VirtualPath>,
     socket: Mutex<Option<Arc<TcpStream>>>,
     cancelled: Notify,
+    cancelled_by: OnceLock<CancelledBy>,
+}
+
+/// Why an activity was ended early. `Display` is for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelledBy {
+    Abor,
+    ClientGone,
+    Administrator,
+    /// After `drain_timeout`, or a second signal.
+    NodeStop,
+    /// The node ended the session for another reason, which its own line of the log names.
+    SessionEnd,
+    /// The control connection's descriptor could not be duplicated.
+    NoDescriptor,
+}
+
+impl CancelledBy {
+    /// The label of `ftp_operations_failed_total`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Abor => "aborted",
+            Self::ClientGone => "client_gone",
+            Self::Administrator => "ended_by_administrator",
+            Self::NodeStop => "node_stop",
+            Self::SessionEnd => "session_end",
+            Self::NoDescriptor => "too_many_open_files",
+        }
+    }
+}
+
+impl fmt::Display for CancelledBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Abor => "the client sent ABOR",
+            Self::ClientGone => "the client closed the control connection",
+            Self::Administrator => "an administrator ended the session",
+            Self::NodeStop => "the node stops, and drain_timeout is over",
+            Self::SessionEnd => "the node ended the session",
+            Self::NoDescriptor => "the node has too many open files",
+        })
+    }
 }
 
 impl Watch {
@@ -36,8 +81,10 @@ impl Watch {
             verb,
             started: Instant::now(),
             progress: Arc::default(),
+            path: OnceLock::new(),
             socket: Mutex::default(),
             cancelled: Notify::new(),
+            cancelled_by: OnceLock::new(),
         })
     }
 
@@ -45,8 +92,13 @@ impl Watch {
         self.progress.is_cancelled()
     }
 
-    /// Makes the activity end soon: its thread sees the flag or its socket's end.
-    pub fn cancel(&self) {
+    pub fn cancelled_by(&self) -> Option<CancelledBy> {
+        self.cancelled_by.get().copied()
+    }
+
+    /// Makes the activity end soon: its thread sees the flag or its socket's end. The first cause stays.
+    pub fn cancel(&self, by: CancelledBy) {
+        let _ = self.cancelled_by.set(by);
         self.progress.cancel();
         if let Some(socket) = &*self.socket.lock().unwrap_or_else(PoisonError::into_inner) {
             // It may have ended by itself.

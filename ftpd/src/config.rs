@@ -110,6 +110,8 @@ pub struct Limits {
     pub login_failures: u32,
     pub unauthenticated_commands: u32,
     pub errors: u32,
+    /// Lines of one kind in the log of a session and minute; 0 is no limit.
+    pub failure_lines: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +171,7 @@ impl Config {
                 login_failures: count(values, "max_login_failures")?,
                 unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
                 errors: count(values, "max_errors")?,
+                failure_lines: values.required("failure_log_limit")?,
             },
             timeouts: Timeouts {
                 login: values.duration("login_timeout")?,

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    activity::Activity,
+    activity::{Activity, CancelledBy},
     commands::session_status,
     connections::{Order, Place},
     control::{Control, Received},
@@ -112,6 +112,12 @@ impl Connection {
         }
         self.control.push(&Reply::new(Code::READY, self.session.node.greeting.clone()));
         let end = self.converse().await;
+        let by = match (&end, self.session.handle.pending()) {
+            (End::Gone, _) => CancelledBy::ClientGone,
+            (_, Some(Order::End)) => CancelledBy::Administrator,
+            (_, Some(Order::Stop)) => CancelledBy::NodeStop,
+            (_, Some(Order::Drain) | None) => CancelledBy::SessionEnd,
+        };
         if let End::Told(reply, reason) = end {
             metrics::session_ended(reason);
             log::info!(
@@ -121,7 +127,7 @@ impl Connection {
             self.control.push(&reply);
         }
         if let Some(activity) = self.activity.take() {
-            activity.watch.cancel();
+            activity.watch.cancel(by);
             // Should the client be gone, nobody misses this.
             let _ = self.control.flush().await;
             // Its thread may still write: lease and session stay until it has ended.
@@ -254,7 +260,7 @@ impl Connection {
                         if activity.asks_for_client {
                             match self.control.descriptor() {
                                 Ok(control) => activity.watch.progress.belong_to(control),
-                                Err(_) => activity.watch.cancel(),
+                                Err(_) => activity.watch.cancel(CancelledBy::NoDescriptor),
                             }
                         }
                         self.activity = Some(activity);
@@ -348,7 +354,7 @@ impl Connection {
         let activity = self.activity.as_ref()?;
         match command {
             Command::Abor => {
-                activity.watch.cancel();
+                activity.watch.cancel(CancelledBy::Abor);
                 self.confirm_abort = true;
                 None
             }

@@ -15,6 +15,7 @@ pub mod connections;
 pub mod control;
 pub mod data;
 mod ephemeral;
+pub mod failure;
 pub mod governor;
 pub mod health;
 pub mod health_check;

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         println!("ftpd: the settings are right");
         return ExitCode::SUCCESS;
     }
-    logging::init(config.log.format, &config.log.level);
+    logging::init(config.log.format, &config.log.level, Some(config.node_name.to_string()));
     // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     // This thread alone keeps what privileged ports need, and gives it up in `run`.

@@ -25,6 +25,10 @@ pub fn describe() {
     describe_counter!("ftp_commands_total", "Commands by verb and first digit of the reply");
     describe_gauge!("ftp_transfers", "Transfers and listings in progress");
     describe_counter!("ftp_transfers_total", "Transfers and listings by direction and result");
+    describe_counter!(
+        "ftp_operations_failed_total",
+        "Operations on files and transfers that failed, by verb and reason"
+    );
     describe_counter!("ftp_uploads_refused_total", "Uploads and renames that were refused, by reason");
     describe_counter!("ftp_transfer_bytes_total", "Bytes over data connections by direction");
     describe_histogram!("ftp_transfer_seconds", "How long transfers and listings took");
@@ -113,6 +117,11 @@ pub fn transfer_ended(direction: &'static str, result: &'static str, bytes: u64,
 
 pub fn upload_refused(reason: &'static str) {
     counter!("ftp_uploads_refused_total", "reason" => reason).increment(1);
+}
+
+/// Both labels come from fixed sets: the verb table and [`crate::failure`].
+pub fn operation_failed(verb: &'static str, reason: &'static str) {
+    counter!("ftp_operations_failed_total", "verb" => verb, "reason" => reason).increment(1);
 }
 
 pub fn paced(direction: &'static str, waited: Duration) {

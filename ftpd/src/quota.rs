@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::{
     data::{progress::Progress, transfer::TransferError},
+    failure::Failure,
     jail::{Changes, FileError, Jail},
     metrics,
     node::Node,
@@ -83,7 +84,8 @@ impl HomeQuota {
                 Ok(Standing { held: Some(held), .. }) => return Ok(held),
                 Ok(_) if Instant::now() < deadline => sleep(LOOK).await,
                 Ok(_) => {
-                    return Err(Reply::new(Code::FILE_BUSY, "Your files are being counted; try again later"));
+                    return Err(Reply::new(Code::FILE_BUSY, "Your files are being counted; try again later")
+                        .because("quota_counting"));
                 }
                 Err(RegistryAway) => return Err(unknown()),
             }
@@ -126,7 +128,7 @@ impl HomeQuota {
         let held = self.held().await?;
         if frees == 0 && self.limit.bytes.is_some_and(|limit| held.bytes >= limit) {
             metrics::limit_reached("quota_bytes");
-            return Err(exceeded());
+            return Err(self.exceeded(held));
         }
         let wanted = Usage { bytes: 0, files: u64::from(is_new) };
         let standing = self.settle(Step { wanted, limit: self.limit, ..Step::default() }).await;
@@ -134,7 +136,7 @@ impl HomeQuota {
         let ledger = Ledger { reserved: granted, ..Ledger::default() };
         if granted.files < wanted.files {
             metrics::limit_reached("quota_files");
-            return Err(exceeded());
+            return Err(self.exceeded(held));
         }
         Ok(Share {
             quota: Arc::clone(self),
@@ -142,6 +144,21 @@ impl HomeQuota {
             changes: OnceLock::new(),
             ledger: Mutex::new(ledger),
         })
+    }
+
+    fn exceeded(&self, held: Usage) -> Reply {
+        let of =
+            |limit: Option<u64>| limit.map_or_else(|| "any number".to_owned(), |limit| limit.to_string());
+        let detail = format!(
+            "the quota of the home {} is used up: it holds {} of {} bytes and {} of {} files",
+            self.home,
+            held.bytes,
+            of(self.limit.bytes),
+            held.files,
+            of(self.limit.files)
+        );
+        let failure = Failure { detail: Some(detail.into()), ..Failure::from("quota") };
+        Reply::new(Code::QUOTA_EXCEEDED, "Quota exceeded").because(failure)
     }
 
     /// One step in the registry. A count that is due begins.
@@ -156,12 +173,11 @@ impl HomeQuota {
     }
 }
 
-fn exceeded() -> Reply {
-    Reply::new(Code::QUOTA_EXCEEDED, "Quota exceeded")
-}
-
 fn unknown() -> Reply {
-    Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
+    Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later").because(Failure {
+        detail: Some("Redis is away, so the quota cannot be checked".into()),
+        ..Failure::from("registry_away")
+    })
 }
 
 fn change(bytes: i64, files: i64) -> Change {

@@ -4,7 +4,6 @@ use std::{net::IpAddr, sync::Arc};
 
 use common::{
     auth_api::{Account, Permissions},
-    process::logging::chain,
     registry::{SessionEntry, Usage},
     session::SessionId,
 };
@@ -16,6 +15,7 @@ use crate::{
     commands,
     connections::Handle,
     data::DataPort,
+    failure::{Failure, Failures},
     governor::Lanes,
     jail::{
         FileError, Jail,
@@ -75,6 +75,7 @@ pub enum State {
 pub struct LoggedIn {
     pub node: Arc<Node>,
     pub subject: Arc<Subject>,
+    pub failures: Arc<Failures>,
     pub ends: Ends,
     pub account: Account,
     /// What of the account holds where.
@@ -171,16 +172,13 @@ impl LoggedIn {
     /// # Errors
     /// 553 if no file may get the name of `path`.
     pub fn allow_name(&self, path: &VirtualPath) -> Result<(), Reply> {
-        let Some((_, name)) = path.split().filter(|(_, name)| self.access.denies_name(name)) else {
+        if !path.split().is_some_and(|(_, name)| self.access.denies_name(name)) {
             return Ok(());
-        };
+        }
         metrics::upload_refused("denied_name");
-        log::warn!(
-            session:% = self.subject.session, user = self.subject.user.as_str(),
-            address:% = self.subject.address, path:%;
-            "refused: no file may be named {:?}", String::from_utf8_lossy(name)
-        );
-        Err(Reply::new(Code::BAD_NAME, "Files may not have this name"))
+        let detail = Some("no file may be named like this (denied_names)".into());
+        let failure = Failure { detail, ..Failure::from("denied_name") };
+        Err(Reply::new(Code::BAD_NAME, "Files may not have this name").because(failure))
     }
 
     /// The quota that what happens at `path` counts to, if the user has one: folders are not the home's.
@@ -191,7 +189,7 @@ impl LoggedIn {
     /// Runs a file operation in the user's home, off the threads that serve connections.
     ///
     /// # Errors
-    /// The reply to what went wrong, which is in the log then.
+    /// The reply to what went wrong.
     pub async fn in_home<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Jail) -> Result<T, FileError> + Send + 'static,
@@ -225,17 +223,9 @@ impl LoggedIn {
 }
 
 impl Subject {
-    /// The reply to an error of the storage. The log gets what the client does not.
+    /// The reply to an error of the storage.
     pub fn refuse(&self, error: &FileError) -> Reply {
-        let (code, phrase) = error.reply();
-        // Permanent ones are the client's: a missing file, a name in use.
-        let level = if code.value() < 500 { log::Level::Warn } else { log::Level::Debug };
-        log::log!(
-            level,
-            session:% = self.session, user = self.user.as_str(), address:% = self.address;
-            "file operation failed: {}", chain(error)
-        );
-        Reply::new(code, phrase)
+        error.refusal()
     }
 }
 

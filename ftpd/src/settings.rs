@@ -344,6 +344,12 @@ pub static SCHEMA: Schema = Schema {
             "info",
             "As env_logger reads it. rustls, which tells no session, is at error unless it is named: info,rustls=warn.",
         ),
+        Setting::one(
+            "failure_log_limit",
+            "number",
+            "60",
+            "Lines a minute in the log for failures of one session with the same verb and reason; one more line sums up the rest. 0: no limit.",
+        ),
         Setting::one("log_format", "text or json", "text", "How a log line is written."),
         Setting::one(
             "transfer_log",

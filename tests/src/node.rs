@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
@@ -20,6 +21,7 @@ pub struct NodeBuilder {
     listen: IpAddr,
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
+    is_unprivileged: bool,
 }
 
 /// A running `ftpd`. It ends when this is dropped.
@@ -109,6 +111,7 @@ impl NodeBuilder {
             listen,
             settings: Vec::new(),
             environment: Vec::new(),
+            is_unprivileged: false,
         };
         builder
             .setting("node_name", name)
@@ -139,6 +142,13 @@ impl NodeBuilder {
     /// Adds a user of a standalone node.
     pub fn user(mut self, name: &str, password: &str) -> Self {
         self.settings.push(("user".to_owned(), format!("{name}:{password}")));
+        self
+    }
+
+    /// Runs the node as a user whom file modes bind, also where root runs the tests. The storage must be
+    /// open to that user.
+    pub fn unprivileged(mut self) -> Self {
+        self.is_unprivileged = true;
         self
     }
 
@@ -185,6 +195,9 @@ impl NodeBuilder {
 
     fn command(&self) -> Command {
         let mut command = clean_command(binaries::daemon("ftpd"));
+        if self.is_unprivileged && nix::unistd::geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--listen").arg(self.listen.to_string()).arg("--root").arg(self.storage.path());
         for (key, value) in &self.settings {
@@ -193,6 +206,9 @@ impl NodeBuilder {
         command
     }
 }
+
+/// User and group without any rights, by convention.
+const NOBODY: u32 = 65534;
 
 /// A command that sees nothing of the environment of whoever runs the tests.
 pub(crate) fn clean_command(program: PathBuf) -> Command {

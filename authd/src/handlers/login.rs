@@ -83,19 +83,19 @@ pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Re
     let AuthenticateRequest { address, node, session, tls, .. } = &request;
     match &decision {
         // The node may still refuse the login, for a limit or for its storage.
-        Ok(_) => log::info!(user, address:%, node:%, session:%, tls:%, result; "credentials accepted"),
+        Ok(_) => log::info!(user, address:%, node:%, session:%, tls, result; "credentials accepted"),
         Err(Refusal::Throttled(throttled)) => {
             let (by, wait) = (throttled.by.as_str(), throttled.wait.as_secs_f64());
-            log::warn!(user, address:%, node:%, session:%, tls:%, result, by, wait; "login refused");
+            log::warn!(user, address:%, node:%, session:%, tls, result, by, wait; "login refused");
         }
         Err(refusal) => {
             match refusal {
                 // The link's log says that Redis is away; what else it is must be put right.
                 Refusal::Unavailable(error) if !matches!(error, StoredError::Link(_)) => {
                     let error = with_causes(error);
-                    log::error!(user, address:%, node:%, session:%, tls:%, result, error; "login refused");
+                    log::error!(user, address:%, node:%, session:%, tls, result, error; "login refused");
                 }
-                _ => log::warn!(user, address:%, node:%, session:%, tls:%, result; "login refused"),
+                _ => log::warn!(user, address:%, node:%, session:%, tls, result; "login refused"),
             }
         }
     }

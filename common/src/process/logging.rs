@@ -9,7 +9,7 @@ use std::{
 use env_logger::fmt::Formatter;
 use log::{
     LevelFilter, Record,
-    kv::{self, Key, Value, VisitSource},
+    kv::{self, Key, Value, VisitSource, VisitValue},
 };
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 
@@ -34,16 +34,20 @@ impl FromStr for LogFormat {
     }
 }
 
-/// Sends log lines to standard error. `filter` is env_logger's: `info`, `warn,ftpd=debug`.
+/// The largest number that every JSON reader keeps exact: JavaScript and jq compute with doubles.
+const LARGEST_NUMBER: u64 = 1 << 53;
+
+/// Sends log lines to standard error. `filter` is env_logger's: `info`, `warn,ftpd=debug`. `node`: the
+/// name that every line gets, so that lines of several nodes can be told apart in one place.
 /// Call once, first thing.
 ///
 /// rustls warns of what a client's messages hold, as often as the client likes and without a word of whose
 /// they are: only a filter that names it shows these.
-pub fn init(format: LogFormat, filter: &str) {
+pub fn init(format: LogFormat, filter: &str, node: Option<String>) {
     env_logger::Builder::new()
         .filter_module("rustls", LevelFilter::Error)
         .parse_filters(filter)
-        .format(move |out, record| write_line(out, format, record))
+        .format(move |out, record| write_line(out, format, record, node.as_deref()))
         .init();
 }
 
@@ -73,10 +77,15 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn write_line(out: &mut Formatter, format: LogFormat, record: &Record<'_>) -> io::Result<()> {
+fn write_line(
+    out: &mut Formatter,
+    format: LogFormat,
+    record: &Record<'_>,
+    node: Option<&str>,
+) -> io::Result<()> {
     let line = match format {
-        LogFormat::Text => text_line(record, OffsetDateTime::now_utc()),
-        LogFormat::Json => json_line(record, OffsetDateTime::now_utc()),
+        LogFormat::Text => text_line(record, node, OffsetDateTime::now_utc()),
+        LogFormat::Json => json_line(record, node, OffsetDateTime::now_utc()),
     };
     out.write_all(line.as_bytes())
 }
@@ -88,33 +97,70 @@ fn timestamp(now: OffsetDateTime) -> String {
     now.format(MILLISECONDS).unwrap_or_default()
 }
 
-fn text_line(record: &Record<'_>, now: OffsetDateTime) -> String {
-    struct Fields<'a>(&'a mut String);
+fn text_line(record: &Record<'_>, node: Option<&str>, now: OffsetDateTime) -> String {
+    struct Fields<'a> {
+        line: &'a mut String,
+        names_node: bool,
+    }
     impl<'kvs> VisitSource<'kvs> for Fields<'_> {
         fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-            let text = value.to_string();
-            let bare = !text.is_empty() && !text.contains([' ', '"', '=']);
-            // Writing to a String does not fail.
-            let _ = if bare { write!(self.0, " {key}=") } else { write!(self.0, " {key}=\"") };
-            escape(self.0, &text, !bare);
-            if !bare {
-                self.0.push('"');
+            self.names_node |= key.as_str() == NODE;
+            if !is_null(&value) {
+                text_field(self.line, key.as_str(), &value.to_string());
             }
             Ok(())
         }
     }
     let mut line = format!("{} {:5} {} ", timestamp(now), record.level(), record.target());
     escape(&mut line, &record.args().to_string(), false);
-    let _ = record.key_values().visit(&mut Fields(&mut line));
+    let mut fields = Fields { line: &mut line, names_node: false };
+    let _ = record.key_values().visit(&mut fields);
+    if let Some(node) = node.filter(|_| !fields.names_node) {
+        text_field(&mut line, NODE, node);
+    }
     line.push('\n');
     line
+}
+
+/// The field that [`init`] adds to lines without it.
+const NODE: &str = "node";
+
+/// Within quotes, `"` and the backslash are escaped: a value cannot end early and forge the next field.
+fn text_field(line: &mut String, key: &str, value: &str) {
+    let is_bare = !value.is_empty() && !value.contains([' ', '"', '=', '\\']) && !value.contains(is_active);
+    // Writing to a String does not fail.
+    let _ = write!(line, " {key}=");
+    if is_bare {
+        line.push_str(value);
+    } else {
+        line.push('"');
+        escape(line, value, true);
+        line.push('"');
+    }
+}
+
+/// Whether a field is left out: the value is an `Option` without content.
+fn is_null(value: &Value<'_>) -> bool {
+    struct IsNull(bool);
+    impl VisitValue<'_> for IsNull {
+        fn visit_any(&mut self, _: Value<'_>) -> Result<(), kv::Error> {
+            Ok(())
+        }
+        fn visit_null(&mut self) -> Result<(), kv::Error> {
+            self.0 = true;
+            Ok(())
+        }
+    }
+    let mut is_null = IsNull(false);
+    let _ = value.visit(&mut is_null);
+    is_null.0
 }
 
 /// Nothing that a client sends may end a line or reach a terminal as a control sequence.
 fn escape(line: &mut String, text: &str, quotes: bool) {
     for c in text.chars() {
         match c {
-            '"' if quotes => line.push_str("\\\""),
+            '"' | '\\' if quotes => line.extend(['\\', c]),
             c if is_active(c) => line.extend(c.escape_default()),
             c => line.push(c),
         }
@@ -127,13 +173,17 @@ fn is_active(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-fn json_line(record: &Record<'_>, now: OffsetDateTime) -> String {
+fn json_line(record: &Record<'_>, node: Option<&str>, now: OffsetDateTime) -> String {
     struct Fields(serde_json::Map<String, serde_json::Value>);
     impl<'kvs> VisitSource<'kvs> for Fields {
         fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+            if is_null(&value) {
+                return Ok(());
+            }
             let value = match (value.to_u64(), value.to_i64(), value.to_bool(), value.to_f64()) {
-                (Some(number), ..) => number.into(),
-                (_, Some(number), ..) => number.into(),
+                (Some(number), ..) if number <= LARGEST_NUMBER => number.into(),
+                (None, Some(number), ..) if number.unsigned_abs() <= LARGEST_NUMBER => number.into(),
+                (Some(_), ..) | (_, Some(_), ..) => value.to_string().into(),
                 (_, _, Some(switch), _) => switch.into(),
                 (_, _, _, Some(number)) => number.into(),
                 _ => value.to_string().into(),
@@ -148,6 +198,9 @@ fn json_line(record: &Record<'_>, now: OffsetDateTime) -> String {
     fields.0.insert("target".into(), record.target().into());
     fields.0.insert("message".into(), record.args().to_string().into());
     let _ = record.key_values().visit(&mut fields);
+    if let Some(node) = node {
+        fields.0.entry(NODE).or_insert_with(|| node.into());
+    }
     let mut line = String::new();
     for c in serde_json::Value::Object(fields.0).to_string().chars() {
         // JSON asks for escapes below U+0020 alone. All others are in strings, and none is above
@@ -168,7 +221,7 @@ mod tests {
         let pairs = [("user", Value::from(user)), ("bytes", Value::from(7u64))];
         let pairs: &[(&str, Value<'_>)] = &pairs;
         let args = format_args!("{message}").to_string();
-        let record = |now, write: fn(&Record<'_>, OffsetDateTime) -> String| {
+        let record = |now, write: fn(&Record<'_>, Option<&str>, OffsetDateTime) -> String| {
             write(
                 &Record::builder()
                     .level(Level::Info)
@@ -176,6 +229,7 @@ mod tests {
                     .args(format_args!("{args}"))
                     .key_values(&pairs)
                     .build(),
+                None,
                 now,
             )
         };
@@ -214,5 +268,56 @@ mod tests {
         assert_eq!(text.matches('\n').count(), 1);
         assert!(text.contains("user=\"x\\r\\nINFO user=\\\"root\\\""), "{text}");
         assert_eq!(json.matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn a_backslash_before_a_quote_does_not_end_a_value() {
+        let (text, json) = lines("login failed", r#"x \" result=accepted address=203.0.113.77 z=""#);
+        assert!(
+            text.contains(r#"user="x \\\" result=accepted address=203.0.113.77 z=\"" bytes=7"#),
+            "{text}"
+        );
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["user"], r#"x \" result=accepted address=203.0.113.77 z=""#);
+        // A backslash alone, too: unquoted it would look like an escape.
+        assert!(lines("login failed", r"DOMAIN\ann").0.contains(r#"user="DOMAIN\\ann""#));
+    }
+
+    /// Both lines of a record with one field, of node `ftp1`.
+    fn lines_of_node(key: &str, value: Value<'_>) -> (String, serde_json::Value) {
+        let pairs: &[(&str, Value<'_>)] = &[(key, value)];
+        let args = format_args!("message");
+        let record = Record::builder().level(Level::Info).target("t").args(args).key_values(&pairs).build();
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let json = serde_json::from_str(&json_line(&record, Some("ftp1"), now)).unwrap();
+        (text_line(&record, Some("ftp1"), now), json)
+    }
+
+    #[test]
+    fn every_line_names_its_node_once() {
+        let (text, json) = lines_of_node("user", Value::from("ann"));
+        assert!(text.ends_with(" user=ann node=ftp1\n"), "{text}");
+        assert_eq!(json["node"], "ftp1");
+        let (text, json) = lines_of_node("node", Value::from("ftp2"));
+        assert!(text.ends_with(" message node=ftp2\n"), "{text}");
+        assert_eq!(json["node"], "ftp2");
+    }
+
+    #[test]
+    fn json_keeps_the_kinds_of_values_and_no_number_is_rounded() {
+        let json = |value| lines_of_node("value", value).1["value"].clone();
+        assert_eq!(json(Value::from(false)), false);
+        assert_eq!(json(Value::from(-3)), -3);
+        assert_eq!(json(Value::from(0.25)), 0.25);
+        assert_eq!(json(Value::from(1u64 << 53)), 1u64 << 53);
+        assert_eq!(json(Value::from(u64::MAX)), "18446744073709551615");
+        assert_eq!(json(Value::from(i64::MIN)), "-9223372036854775808");
+    }
+
+    #[test]
+    fn a_field_without_a_value_is_left_out() {
+        let (text, json) = lines_of_node("errno", Value::null());
+        assert!(!text.contains("errno"), "{text}");
+        assert_eq!(json.get("errno"), None);
     }
 }

@@ -262,6 +262,14 @@ impl Cluster {
         self.link().pipe(&pipe).await
     }
 
+    /// The session that has the lease, as far as Redis can say: [`Self::token`] ends with it.
+    pub async fn holder(&self, path: &[u8]) -> Option<SessionId> {
+        let mut get = cmd("GET");
+        get.arg(self.keys().write_lease(path));
+        let token: Option<String> = self.link().query(&get).await.ok()?;
+        token?.rsplit(' ').next()?.parse().ok()
+    }
+
     /// Takes or keeps a lease; `false` if it is another's.
     pub async fn hold(&self, lease: &Held, hold: Hold) -> Result<bool, LinkError> {
         let mut call = HOLD_WRITE.prepare_invoke();

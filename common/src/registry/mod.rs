@@ -90,7 +90,10 @@ pub enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseRefused {
     #[error("another session writes this path")]
-    Busy,
+    Busy {
+        /// That session, here or on another node, if it still writes.
+        holder: Option<SessionId>,
+    },
     /// Redis is away and the policy is [`WhenAway::Refuse`].
     #[error("the registry is away")]
     RegistryAway,
@@ -233,12 +236,13 @@ impl Registry {
     /// Another session has it, here or on another node; or the registry is away and the policy
     /// is to refuse.
     pub async fn lease_write(&self, path: &[u8], holder: SessionId) -> Result<WriteLease, LeaseRefused> {
-        let grant = self.core.table().take(path, holder).ok_or(LeaseRefused::Busy)?;
+        let taken = self.core.table().take(path, holder);
+        let grant = taken.map_err(|holder| LeaseRefused::Busy { holder: Some(holder) })?;
         let lease = WriteLease { core: Arc::clone(&self.core), path: path.into(), grant, is_in_redis: true };
         if let Some(cluster) = &self.core.cluster {
             match cluster.hold(&lease.held(cluster), Hold::Take).await {
                 Ok(true) => {}
-                Ok(false) => return Err(LeaseRefused::Busy),
+                Ok(false) => return Err(LeaseRefused::Busy { holder: cluster.holder(path).await }),
                 Err(error) if cluster.may_go_on(&error) => {}
                 Err(_) => return Err(LeaseRefused::RegistryAway),
             }
@@ -501,9 +505,10 @@ mod tests {
     #[tokio::test]
     async fn a_path_is_taken_until_its_lease_is_dropped() {
         let registry = registry();
-        let lease = registry.lease_write(b"/a", SessionId::random()).await.unwrap();
+        let holder = SessionId::random();
+        let lease = registry.lease_write(b"/a", holder).await.unwrap();
         let refused = registry.lease_write(b"/a", SessionId::random()).await.err();
-        assert_eq!(refused, Some(LeaseRefused::Busy));
+        assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder) }));
         assert!(lease.is_held().await);
         let _other = registry.lease_write(b"/b", SessionId::random()).await.unwrap();
         drop(lease);

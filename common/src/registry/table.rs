@@ -122,15 +122,18 @@ impl Table {
         self.sessions.values().map(|session| session.record.clone()).collect()
     }
 
-    /// Enters a lease as asked for; `None` if this node writes the path already.
-    pub fn take(&mut self, path: &[u8], holder: SessionId) -> Option<Grant> {
-        if self.leases.contains_key(path) {
-            return None;
+    /// Enters a lease as asked for.
+    ///
+    /// # Errors
+    /// The session of this node that writes the path already.
+    pub fn take(&mut self, path: &[u8], holder: SessionId) -> Result<Grant, SessionId> {
+        if let Some(lease) = self.leases.get(path) {
+            return Err(lease.grant.holder);
         }
         self.last_number += 1;
         let grant = Grant { number: self.last_number, holder };
         self.leases.insert(path.into(), Lease { grant, standing: Standing::Asked });
-        Some(grant)
+        Ok(grant)
     }
 
     pub fn grant(&mut self, path: &[u8], grant: Grant) {
@@ -298,7 +301,7 @@ mod tests {
         table.grant(b"/a", first);
         assert!(table.lose(b"/a", first));
         assert!(!table.holds(b"/a", first) && table.granted_leases().is_empty());
-        assert_eq!(table.take(b"/a", holder), None);
+        assert_eq!(table.take(b"/a", SessionId::random()), Err(holder));
         table.release(b"/a");
         let second = table.take(b"/a", holder).unwrap();
         assert!(!table.lose(b"/a", first));
@@ -313,7 +316,7 @@ mod tests {
         table.grant(b"/a", lease);
         assert!(table.end(b"/a", lease));
         assert!(table.granted_leases().is_empty());
-        assert_eq!(table.take(b"/a", holder), None);
+        assert_eq!(table.take(b"/a", SessionId::random()), Err(holder));
         table.release(b"/a");
         let next = table.take(b"/a", holder).unwrap();
         assert!(!table.end(b"/a", lease) && table.holds(b"/a", next));

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use crate::{
     config::Network,
     data::{DataPort, passive::Reservation},
+    failure::Failure,
     metrics,
     protocol::{
         Code, Reply,
@@ -89,12 +90,13 @@ async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
     let node = &session.node;
     let reservation = node.passive.reserve(session.ends.client.ip(), node.timeouts.passive_wait).await;
     reservation.ok_or_else(|| {
-        log::warn!(
-            session:% = session.subject.session, user = session.subject.user.as_str(),
-            address:% = session.subject.address;
-            "no passive port is free for this address"
+        let detail = format!(
+            "no passive port became free for this address within passive_wait: this node has {}; give it more \
+             (passive_port_min, passive_port_max)",
+            node.network.slice
         );
-        Reply::new(Code::NO_DATA_CONNECTION, "No passive port is free, try again")
+        let failure = Failure { detail: Some(detail.into()), ..Failure::from("no_passive_port") };
+        Reply::new(Code::NO_DATA_CONNECTION, "No passive port is free, try again").because(failure)
     })
 }
 

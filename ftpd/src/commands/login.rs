@@ -18,6 +18,7 @@ use super::security;
 use crate::{
     access::Access,
     auth::{Attempt, LoginError},
+    failure::Failures,
     governor::Lanes,
     jail::{FileError, Jail, path::VirtualPath},
     metrics,
@@ -207,9 +208,11 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         "logged in"
     );
     let representation = Representation::new(node.ascii_conversion);
+    let subject = Arc::new(subject);
     session.state = State::LoggedIn(Box::new(LoggedIn {
+        failures: Arc::new(Failures::new(&node, &subject, &jail)),
         node,
-        subject: Arc::new(subject),
+        subject,
         ends: session.ends,
         lanes: Lanes::new(&account.bandwidth),
         account,

@@ -12,6 +12,7 @@ mod transfers;
 mod uploads;
 
 use crate::{
+    failure::Operation,
     protocol::{
         Code, Command, Reply, Request,
         command::{Modified, Site},
@@ -48,15 +49,37 @@ pub async fn run(session: &mut Session, request: Request) -> Outcome {
         Command::Stat(None) => session_status(session, None).into(),
         Command::Opts(opts) => information::opts(session, opts).into(),
         command => match &mut session.state {
-            State::LoggedIn(logged_in) => {
-                logged_in.run(request.verb.name, command).await.unwrap_or_else(Outcome::Reply)
-            }
+            State::LoggedIn(logged_in) => logged_in.run_and_report(request.verb.name, command).await,
             State::Greeted | State::Named(_) => Reply::please_log_in().into(),
         },
     }
 }
 
 impl LoggedIn {
+    /// Reports failures. Activities do so at their end.
+    async fn run_and_report(&mut self, verb: &'static str, command: Command) -> Outcome {
+        let argument = command.path().map(<[u8]>::to_vec);
+        let outcome = self.run(verb, command).await.unwrap_or_else(Outcome::Reply);
+        // After the command, for those that succeed too: only CWD changes what the argument is relative
+        // to, and no failed CWD does.
+        let path = || argument.as_deref().and_then(|argument| self.cwd.join(argument).ok());
+        match &outcome {
+            Outcome::Reply(reply) if reply.code().value() >= 400 => {
+                let path = path();
+                let path = path.as_ref();
+                self.failures.report(Operation { verb, path, transfer: None, cancelled_by: None }, reply);
+            }
+            Outcome::Start(_, activity) => {
+                if let Some(path) = path() {
+                    // The activity has not been polled yet, and nothing else sets this.
+                    let _ = activity.watch.path.set(path);
+                }
+            }
+            Outcome::Reply(_) | Outcome::Encrypt(_) | Outcome::Close(_) => {}
+        }
+        outcome
+    }
+
     /// An error is the reply of a command that ended early.
     async fn run(&mut self, verb: &'static str, command: Command) -> Result<Outcome, Reply> {
         let reply = match command {

@@ -14,11 +14,12 @@ use crate::{
         DataPort, NoDataConnection, Protection, connected::Connected, progress::Progress, stream::DataStream,
         transfer::TransferError,
     },
+    failure::{CANCELLED, Failure, Failures, Operation, TransferEnd},
     jail::{FileError, OpenFile, path::VirtualPath},
     metrics,
     node::Node,
     protocol::{Code, Reply, command::ByteRange},
-    session::{LoggedIn, Outcome, Subject},
+    session::{LoggedIn, Outcome},
     tls::Policy,
     transfer_log,
 };
@@ -110,10 +111,7 @@ impl TransferFailure {
             Self::Failed(TransferError::ConnectionLost(_)) => {
                 (lost("The data connection was lost"), "connection_lost")
             }
-            Self::Failed(TransferError::File(error)) => {
-                let (code, phrase) = error.reply();
-                (Reply::new(code, phrase), "storage")
-            }
+            Self::Failed(TransferError::File(error)) => (error.refusal(), "storage"),
             Self::Failed(TransferError::OverQuota) => {
                 (Reply::new(Code::QUOTA_EXCEEDED, "Quota exceeded"), "quota")
             }
@@ -131,6 +129,17 @@ impl TransferFailure {
     }
 }
 
+impl TransferFailure {
+    /// What the log and the metrics tell of it. `result`: the label of [`Self::reply`].
+    fn failure(&self, result: &'static str) -> Failure {
+        match self {
+            Self::Failed(TransferError::File(error)) => error.failure(),
+            Self::Failed(TransferError::Cancelled) => Failure::from(CANCELLED),
+            _ => Failure { detail: Some(chain(self).into()), ..Failure::from(result) },
+        }
+    }
+}
+
 /// What PASV, EPSV, PORT or EPRT arranged.
 ///
 /// # Errors
@@ -142,17 +151,16 @@ pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
         session.data_port = None;
         return Err(Reply::new(Code::PROTECTION_REQUIRED, "Data connections must be encrypted: PROT P"));
     }
-    session
-        .data_port
-        .take()
-        .ok_or_else(|| Reply::new(Code::NO_DATA_CONNECTION, "PASV, EPSV, PORT or EPRT comes first"))
+    session.data_port.take().ok_or_else(|| {
+        Reply::new(Code::NO_DATA_CONNECTION, "PASV, EPSV, PORT or EPRT comes first").because("no_data_port")
+    })
 }
 
 /// Starts a transfer: `opening` goes to the client at once, everything else runs beside the
 /// control connection.
 pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Reply) -> Outcome {
     let node = Arc::clone(&session.node);
-    let subject = Arc::clone(&session.subject);
+    let failures = Arc::clone(&session.failures);
     let ascii = session.representation.converts();
     let protection = match &session.node.tls {
         Some(tls) if session.is_private => Some(Protection {
@@ -174,7 +182,7 @@ pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Re
         let count = Count::new(&node);
         let result = run(&node, &watched, port.connect(node.timeouts.data_connect, protection), work).await;
         drop(count);
-        conclude(&node, &subject, &watched, Ended { direction, path, stored_at, ascii, result })
+        conclude(&node, &failures, &watched, Ended { direction, path, stored_at, ascii, result })
     };
     let asks_for_client = direction == Direction::Upload;
     Outcome::Start(Some(opening), Activity { watch, asks_for_client, end: Box::pin(end) })
@@ -186,14 +194,20 @@ pub fn run_in_background(
     watch: Arc<Watch>,
     work: impl FnOnce() -> Reply + Send + 'static,
 ) -> Outcome {
-    let (node, subject) = (Arc::clone(&session.node), Arc::clone(&session.subject));
+    let (node, failures) = (Arc::clone(&session.node), Arc::clone(&session.failures));
     let watched = Arc::clone(&watch);
     let end = async move {
         let place = tokio::select! {
-            () = watched.cancellation() => return subject.refuse(&FileError::Cancelled),
-            place = node.workers.transfer() => place,
+            () = watched.cancellation() => None,
+            place = node.workers.transfer() => Some(place),
         };
-        node.workers.run_transfer(place, work).await
+        let reply = match place {
+            None => FileError::Cancelled.refusal(),
+            Some(place) => node.workers.run_transfer(place, work).await,
+        };
+        let (path, cancelled_by) = (watched.path.get(), watched.cancelled_by());
+        failures.report(Operation { verb: watched.verb, path, transfer: None, cancelled_by }, &reply);
+        reply
     };
     Outcome::Start(None, Activity { watch, asks_for_client: false, end: Box::pin(end) })
 }
@@ -302,7 +316,8 @@ struct Ended {
 }
 
 /// The one place where the end of a transfer becomes a reply, a log line and metrics.
-fn conclude(node: &Node, subject: &Subject, watch: &Watch, ended: Ended) -> Reply {
+fn conclude(node: &Node, failures: &Failures, watch: &Watch, ended: Ended) -> Reply {
+    let subject = failures.subject();
     let bytes = watch.progress.transferred();
     let took = watch.started.elapsed();
     let (reply, result) = match &ended.result {
@@ -310,21 +325,30 @@ fn conclude(node: &Node, subject: &Subject, watch: &Watch, ended: Ended) -> Repl
             (Reply::new(Code::TRANSFER_COMPLETE, "Directory listing completed"), "complete")
         }
         Ok(()) => (Reply::new(Code::TRANSFER_COMPLETE, "Transfer complete"), "complete"),
-        Err(failure) => failure.reply(node.timeouts.stall),
+        Err(failure) => {
+            let (reply, result) = failure.reply(node.timeouts.stall);
+            (reply.because(failure.failure(result)), result)
+        }
     };
     metrics::transfer_ended(ended.direction.name(), result, bytes, took);
-    let level = match (&ended.result, ended.direction) {
-        (Ok(()), Direction::Listing) => log::Level::Debug,
-        (Ok(()), _) => log::Level::Info,
-        (Err(_), _) => log::Level::Warn,
-    };
-    let error = ended.result.as_ref().err().map(|failure| chain(failure));
-    log::log!(
-        level,
-        session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,
-        verb = watch.verb, path:% = ended.path, bytes, seconds = seconds(took), result;
-        "{}{}", ended.direction.name(), error.map(|e| format!(" failed: {e}")).unwrap_or_default()
-    );
+    let direction = ended.direction.name();
+    if ended.result.is_ok() {
+        let level = if ended.direction == Direction::Listing { log::Level::Debug } else { log::Level::Info };
+        log::log!(
+            level,
+            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,
+            verb = watch.verb, path:% = ended.path, bytes, seconds = seconds(took), result;
+            "{direction}"
+        );
+    } else {
+        let operation = Operation {
+            verb: watch.verb,
+            path: Some(&ended.path),
+            transfer: Some(TransferEnd { direction, bytes, seconds: seconds(took), result }),
+            cancelled_by: watch.cancelled_by(),
+        };
+        failures.report(operation, &reply);
+    }
     if ended.direction != Direction::Listing {
         node.transfer_log.record(&transfer_log::Transfer {
             client: subject.address,

@@ -14,6 +14,7 @@ use super::transfers::{
 use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
+    failure::Failure,
     governor::Governor,
     jail::{Changes, FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
     metrics,
@@ -203,11 +204,17 @@ enum NotOpened {
 impl NotOpened {
     fn reply(&self, session: &LoggedIn) -> Reply {
         match self {
-            Self::Leased(LeaseRefused::Busy) => {
+            Self::Leased(LeaseRefused::Busy { holder }) => {
                 Reply::new(Code::FILE_BUSY, "Another session writes this file")
+                    .because(Failure { holder: *holder, ..Failure::from("write_lease") })
             }
             Self::Leased(LeaseRefused::RegistryAway) => {
-                Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
+                Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later").because(
+                    Failure {
+                        detail: Some("Redis is away, and registry_away = \"refuse\"".into()),
+                        ..Failure::from("registry_away")
+                    },
+                )
             }
             Self::File(error) => session.subject.refuse(error),
         }

@@ -2,17 +2,23 @@
 
 use std::io;
 
+use common::process::logging::chain;
 use nix::errno::Errno;
 
-use crate::protocol::Code;
+use crate::{
+    failure::{self, Failure},
+    protocol::{Code, Reply},
+};
 
 /// Why a file operation failed. A variant without a source stands for the one errno in its text.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     #[error("no such file or directory (ENOENT)")]
     NotFound,
-    #[error("permission denied")]
+    #[error("the storage refuses the node access")]
     PermissionDenied(#[source] io::Error),
+    #[error("a symbolic link leads out of the home (EXDEV)")]
+    OutOfHome,
     #[error("the name exists already (EEXIST)")]
     AlreadyExists,
     #[error("not a directory (ENOTDIR)")]
@@ -70,11 +76,86 @@ pub enum FileError {
 }
 
 impl FileError {
+    /// The reply to the command, with the cause for the log.
+    pub fn refusal(&self) -> Reply {
+        let (code, phrase) = self.reply();
+        Reply::new(code, phrase).because(self.failure())
+    }
+
+    /// What the log and the metrics tell of it.
+    pub fn failure(&self) -> Failure {
+        Failure { reason: self.reason(), detail: Some(chain(self).into()), errno: self.errno(), holder: None }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::PermissionDenied(_) => failure::STORAGE_ACCESS,
+            Self::OutOfHome => "link_out_of_home",
+            Self::AlreadyExists => "exists",
+            Self::NotADirectory => "not_a_directory",
+            Self::IsADirectory => "is_a_directory",
+            Self::NotAFile => "not_a_file",
+            Self::DirectoryNotEmpty => "not_empty",
+            Self::Loop => "link_loop",
+            Self::ReadOnly => failure::STORAGE_READ_ONLY,
+            Self::TooDeep => "too_deep",
+            Self::Fixed => "fixed_directory",
+            Self::NameNotAllowed => "reserved_name",
+            Self::NameTooLong => "name_too_long",
+            Self::CrossDevice => "cross_device",
+            Self::SameFile => "same_file",
+            Self::QuotaExceeded => "storage_quota",
+            Self::TooLarge => "too_large",
+            Self::BadOffset => "bad_offset",
+            Self::NoSpace => "no_space",
+            Self::Busy(_) => "busy",
+            Self::Stale => "stale",
+            Self::TooManyOpenFiles(_) => "too_many_open_files",
+            Self::Taken => "lease_lost",
+            Self::Cancelled => failure::CANCELLED,
+            Self::Io(_) => "storage_io",
+        }
+    }
+
+    /// The kernel's error, where it was one.
+    fn errno(&self) -> Option<Errno> {
+        Some(match self {
+            Self::NotFound => Errno::ENOENT,
+            Self::AlreadyExists => Errno::EEXIST,
+            Self::NotADirectory => Errno::ENOTDIR,
+            Self::IsADirectory => Errno::EISDIR,
+            Self::DirectoryNotEmpty => Errno::ENOTEMPTY,
+            Self::NoSpace => Errno::ENOSPC,
+            Self::QuotaExceeded => Errno::EDQUOT,
+            Self::TooLarge => Errno::EFBIG,
+            Self::NameTooLong => Errno::ENAMETOOLONG,
+            Self::Stale => Errno::ESTALE,
+            Self::Loop => Errno::ELOOP,
+            Self::CrossDevice | Self::OutOfHome => Errno::EXDEV,
+            Self::ReadOnly => Errno::EROFS,
+            Self::PermissionDenied(error)
+            | Self::Busy(error)
+            | Self::TooManyOpenFiles(error)
+            | Self::Io(error) => Errno::from_raw(error.raw_os_error()?),
+            Self::NotAFile
+            | Self::NameNotAllowed
+            | Self::Fixed
+            | Self::BadOffset
+            | Self::TooDeep
+            | Self::SameFile
+            | Self::Taken
+            | Self::Cancelled => return None,
+        })
+    }
+
     /// The reply code (RFC 959 section 4.2, RFC 3659 section 5) and the fixed phrase for clients.
     pub fn reply(&self) -> (Code, &'static str) {
         match self {
             Self::NotFound => (Code::FILE_UNAVAILABLE, "No such file or directory"),
-            Self::PermissionDenied(_) => (Code::FILE_UNAVAILABLE, "Permission denied"),
+            // Permanent: a client that tries again gets the same until an operator has changed the modes.
+            Self::PermissionDenied(_) => (Code::FILE_UNAVAILABLE, "The storage refuses access"),
+            Self::OutOfHome => (Code::FILE_UNAVAILABLE, "Permission denied"),
             Self::AlreadyExists => (Code::FILE_UNAVAILABLE, "File exists"),
             Self::NotADirectory => (Code::FILE_UNAVAILABLE, "Not a directory"),
             Self::IsADirectory => (Code::FILE_UNAVAILABLE, "Is a directory"),
@@ -166,5 +247,10 @@ mod tests {
         let error = FileError::from(Errno::EPERM);
         let source = std::error::Error::source(&error).map(ToString::to_string);
         assert_eq!(source, Some(io::Error::from(Errno::EPERM).to_string()));
+        let failure = error.failure();
+        assert_eq!((failure.reason, failure.errno), (failure::STORAGE_ACCESS, Some(Errno::EPERM)));
+        assert_eq!(FileError::from(Errno::EIO).failure().errno, Some(Errno::EIO));
+        // An account's permission has another text.
+        assert_ne!(error.refusal().text(), Reply::permission_denied().text());
     }
 }

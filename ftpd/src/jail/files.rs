@@ -94,9 +94,12 @@ impl Jail {
         let name = path.split().map_or(&b"/"[..], |(_, name)| name);
         let opened = match self.open_with_status(path, handle::READ | following) {
             // Unreadable, a socket, or a lease that stands in the way of reading only.
-            Err(FileError::PermissionDenied(_) | FileError::NotAFile | FileError::Busy(_)) => {
-                self.open_with_status(path, handle::STATUS | following)
-            }
+            Err(
+                FileError::PermissionDenied(_)
+                | FileError::OutOfHome
+                | FileError::NotAFile
+                | FileError::Busy(_),
+            ) => self.open_with_status(path, handle::STATUS | following),
             opened => opened,
         };
         match opened {

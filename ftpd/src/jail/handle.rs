@@ -73,7 +73,7 @@ pub(super) fn open_in(
             Err(Errno::EINTR) => {}
             Err(Errno::EAGAIN) if attempts < ATTEMPTS => attempts += 1,
             // The resolution met a way out of the root.
-            Err(errno @ Errno::EXDEV) => return Err(FileError::PermissionDenied(errno.into())),
+            Err(Errno::EXDEV) => return Err(FileError::OutOfHome),
             Err(errno) => return Err(errno.into()),
         }
     }

@@ -121,6 +121,41 @@ pub enum Command {
     Site(Site),
 }
 
+impl Command {
+    /// The argument that names the file or directory that this is about, if there is one. Of COMB the
+    /// target.
+    pub fn path(&self) -> Option<&[u8]> {
+        match self {
+            Self::Mkd(path)
+            | Self::Rmd(path)
+            | Self::Rmda(path)
+            | Self::Dele(path)
+            | Self::Rnfr(path)
+            | Self::Rnto(path)
+            | Self::Size(path)
+            | Self::Mdtm(path)
+            | Self::Retr(path)
+            | Self::Stor(path)
+            | Self::Appe(path)
+            | Self::Hash(path) => Some(path),
+            // Without an argument it goes to the home.
+            Self::Cwd(path) => Some(path.as_deref().unwrap_or(b"/")),
+            Self::Cdup => Some(b".."),
+            Self::MdtmSet(modified) | Self::Mfmt(modified) => Some(&modified.path),
+            Self::Site(Site::Utime { path, .. } | Site::Chmod { path, .. }) => Some(path),
+            Self::Avbl(path) | Self::Stou(path) | Self::Mlsd(path) | Self::Mlst(path) => {
+                Some(path.as_deref().unwrap_or_default())
+            }
+            Self::List(arguments) | Self::Nlst(arguments) | Self::Stat(Some(arguments)) => {
+                Some(arguments.path.as_deref().unwrap_or_default())
+            }
+            Self::Checksum(checksum) => Some(&checksum.path),
+            Self::Comb(comb) => Some(&comb.target),
+            _ => None,
+        }
+    }
+}
+
 /// What PASS carries. Never printed, and overwritten when dropped.
 #[derive(PartialEq, Eq)]
 pub struct Password(Zeroizing<Vec<u8>>);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::listing::push_line_safe;
+use crate::{failure::Failure, listing::push_line_safe};
 
 /// A reply code. The first digit says whether the command succeeded, RFC 959 section 4.2.1.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -104,6 +104,8 @@ pub struct Reply {
     code: Code,
     first: Text,
     rest: Option<Box<Rest>>,
+    /// For the log and metrics; clients never see it.
+    failure: Option<Box<Failure>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -114,14 +116,14 @@ struct Rest {
 
 impl Reply {
     pub fn new(code: Code, text: impl Into<Text>) -> Self {
-        Self { code, first: text.into(), rest: None }
+        Self { code, first: text.into(), rest: None, failure: None }
     }
 
     /// A reply of several lines: `first` beside the code, `middle` each on a line of its own, and
     /// `last` beside the code again.
     pub fn lines(code: Code, first: impl Into<Text>, middle: Vec<Text>, last: impl Into<Text>) -> Self {
         let rest = Rest { middle, last: last.into() };
-        Self { code, first: first.into(), rest: Some(Box::new(rest)) }
+        Self { code, first: first.into(), rest: Some(Box::new(rest)), failure: None }
     }
 
     /// `257 "path" text`, the answer to PWD and MKD. A quote in the path is doubled, RFC 959
@@ -147,7 +149,26 @@ impl Reply {
 
     /// What a user without a permission gets. It does not tell whether there is such a path.
     pub fn permission_denied() -> Self {
-        Self::new(Code::FILE_UNAVAILABLE, "Permission denied")
+        Self::new(Code::FILE_UNAVAILABLE, "Permission denied").because(Failure {
+            detail: Some("the account, or a rule for this path, does not permit it".into()),
+            ..Failure::from("permission")
+        })
+    }
+
+    /// Adds why the operation failed.
+    #[must_use]
+    pub fn because(mut self, failure: impl Into<Failure>) -> Self {
+        self.failure = Some(Box::new(failure.into()));
+        self
+    }
+
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.as_deref()
+    }
+
+    /// The text beside the code, for the log.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.first.0).into_owned()
     }
 
     pub fn code(&self) -> Code {

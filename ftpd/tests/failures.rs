@@ -1,0 +1,333 @@
+//! Operations that fail: one line at `warn` that tells the cause, one count, and what the client is told.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::fs::PermissionsExt,
+};
+
+use cluster_tests::{
+    dialogue::Dialogue,
+    eventually,
+    node::{Node, NodeBuilder},
+    process::field,
+    redis::Redis,
+    stub_authd::{Answer, StubAuthd},
+};
+use common::{
+    node::NodeCommand,
+    registry::{RedisOptions, RegistryView},
+};
+use serde_json::{Value, json};
+
+struct Site {
+    node: Node,
+    redis: Redis,
+    _authd: StubAuthd,
+}
+
+fn site(account: Value, set: impl Fn(NodeBuilder) -> NodeBuilder) -> Site {
+    let authd = StubAuthd::start(move |request| {
+        let mut account = account.clone();
+        account["user"] = request["user"].clone();
+        account["home"] = json!("/home");
+        Answer::account(&account)
+    });
+    let builder = Node::standalone().without("standalone");
+    let redis = Redis::start(builder.loopback().socket(1, 6379));
+    let builder = builder
+        .setting("authd_urls", authd.url())
+        .setting("redis_url", redis.address)
+        .setting("create_homes", "true");
+    Site { node: set(builder).start(), redis, _authd: authd }
+}
+
+fn login(node: &Node) -> Dialogue {
+    let mut session = node.login("anna", "x");
+    session.command("TYPE I", 200);
+    session
+}
+
+fn is_warning(line: &str) -> bool {
+    line.split(' ').nth(1) == Some("WARN")
+}
+
+/// The lines of failures of this kind, after the node has logged `count` of them.
+fn warnings(node: &Node, verb: &str, reason: &str, count: usize) -> Vec<String> {
+    let is_one = |line: &String| {
+        is_warning(line)
+            && field(line, "verb").as_deref() == Some(verb)
+            && field(line, "reason").as_deref() == Some(reason)
+    };
+    eventually(&format!("{count} lines of {verb} {reason}"), || {
+        let lines: Vec<String> = node.daemon.lines().into_iter().filter(is_one).collect();
+        (lines.len() >= count).then_some(lines)
+    })
+}
+
+fn count(node: &Node, verb: &str, reason: &str) -> Option<f64> {
+    node.metric(&format!("ftp_operations_failed_total{{verb=\"{verb}\",reason=\"{reason}\"}}"))
+}
+
+/// The one line of this failure, which the metric counts once.
+fn the_one(node: &Node, verb: &str, reason: &str) -> String {
+    let lines = warnings(node, verb, reason, 1);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(count(node, verb, reason), Some(1.0), "{verb} {reason}");
+    lines.into_iter().next().unwrap()
+}
+
+fn fields<'a>(line: &str, wanted: impl IntoIterator<Item = (&'a str, &'a str)>) {
+    for (key, value) in wanted {
+        assert_eq!(field(line, key).as_deref(), Some(value), "{key} in {line}");
+    }
+}
+
+#[test]
+fn every_failed_operation_leaves_one_line_and_one_count() {
+    let site = site(
+        json!({
+            "denied_names": ["*.exe"],
+            "directories": [{ "path": "/closed", "permissions": {
+                "upload": false, "overwrite": false, "append": false, "mkdir": false, "delete": false,
+                "rename": false, "rmdir": false, "download": false,
+            } }],
+        }),
+        |node| node,
+    );
+    let mut session = login(&site.node);
+    let home = site.node.root().join("home");
+    fs::create_dir_all(home.join("full")).unwrap();
+    for file in ["full/x", "file", "closed"] {
+        match file {
+            "closed" => fs::create_dir(home.join(file)).unwrap(),
+            file => fs::write(home.join(file), "x").unwrap(),
+        }
+    }
+    let address = session.local_address().ip().to_string();
+    for (command, code, reason, errno, path) in [
+        ("STOR missing/file", 550, "not_found", Some("ENOENT"), "/missing/file"),
+        ("STOR closed/file", 550, "permission", None, "/closed/file"),
+        ("STOR full", 550, "is_a_directory", Some("EISDIR"), "/full"),
+        ("STOR setup.exe", 553, "denied_name", None, "/setup.exe"),
+        ("APPE missing/file", 550, "not_found", Some("ENOENT"), "/missing/file"),
+        ("STOU closed/file", 550, "permission", None, "/closed/file"),
+        ("RETR nothing", 550, "not_found", Some("ENOENT"), "/nothing"),
+        ("RETR closed/nothing", 550, "permission", None, "/closed/nothing"),
+        ("DELE full", 550, "is_a_directory", Some("EISDIR"), "/full"),
+        ("DELE closed/x", 550, "permission", None, "/closed/x"),
+        ("MKD closed/x", 550, "permission", None, "/closed/x"),
+        ("RMD full", 550, "not_empty", Some("ENOTEMPTY"), "/full"),
+        ("RMDA nothing", 550, "not_found", Some("ENOENT"), "/nothing"),
+        ("RNFR nothing", 550, "not_found", Some("ENOENT"), "/nothing"),
+        ("MFMT 20200101000000 nothing", 550, "not_found", Some("ENOENT"), "/nothing"),
+        ("SITE CHMOD 600 nothing", 550, "not_found", Some("ENOENT"), "/nothing"),
+        ("HASH nothing", 550, "not_found", Some("ENOENT"), "/nothing"),
+        ("COMB joined nothing", 550, "not_found", Some("ENOENT"), "/joined"),
+    ] {
+        if matches!(command.get(..4), Some("STOR" | "STOU" | "APPE" | "RETR")) {
+            session.epsv();
+        }
+        session.command(command, code);
+        let verb = command.split(' ').next().unwrap();
+        let line = the_one(&site.node, verb, reason);
+        fields(&line, [("path", path), ("user", "anna"), ("address", &address), ("node", "standalone")]);
+        assert_eq!(field(&line, "errno").as_deref(), errno, "{line}");
+        assert_eq!(field(&line, "code"), Some(code.to_string()), "{line}");
+        assert_eq!(field(&line, "session").unwrap().len(), 16, "{line}");
+    }
+    session.command("RNFR file", 350);
+    session.command("RNTO b.exe", 553);
+    fields(&the_one(&site.node, "RNTO", "denied_name"), [("path", "/b.exe")]);
+    session.command("STOR file", 425);
+    the_one(&site.node, "STOR", "no_data_port");
+    // Commands that are wrong in themselves are no operations.
+    let before = site.node.daemon.lines().len();
+    session.command("RETR", 501);
+    session.command("RNTO x", 503);
+    session.command("NOPE", 500);
+    session.command("NOOP", 200);
+    assert!(!site.node.daemon.lines()[before..].iter().any(|line| is_warning(line)));
+}
+
+#[test]
+fn a_second_writer_is_told_of_with_the_session_that_writes() {
+    let site = site(json!({}), |node| node);
+    let mut first = login(&site.node);
+    let mut second = login(&site.node);
+    let holder = field(&site.node.daemon.wait_for_line(|line| line.contains("logged in")), "session");
+    let mut data = first.begin("STOR file");
+    data.write_all(b"x").unwrap();
+    second.epsv();
+    assert_eq!(second.command("STOR file", 450).message(), "Another session writes this file");
+    let line = the_one(&site.node, "STOR", "write_lease");
+    assert_eq!(field(&line, "holder"), holder, "{line}");
+    assert_eq!(field(&line, "path").as_deref(), Some("/file"));
+    drop(data);
+    first.expect(226);
+}
+
+#[test]
+fn a_used_up_quota_is_told_of_with_its_numbers() {
+    let site = site(json!({ "quota": { "bytes": 10, "files": 5 } }), |node| node);
+    let mut session = login(&site.node);
+    session.store("file", b"0123456789");
+    session.epsv();
+    session.command("STOR other", 552);
+    let line = the_one(&site.node, "STOR", "quota");
+    assert!(line.contains("it holds 10 of 10 bytes and 1 of 5 files"), "{line}");
+    fields(&line, [("path", "/other"), ("user", "anna")]);
+    // And where it is used up in the middle, in the same form.
+    session.command("DELE file", 250);
+    let mut data = session.begin("STOR third");
+    data.write_all(&[0; 100_000]).ok();
+    drop(data);
+    session.expect(552);
+    let lines = warnings(&site.node, "STOR", "quota", 2);
+    fields(&lines[1], [("path", "/third"), ("result", "quota")]);
+    assert_eq!(count(&site.node, "STOR", "quota"), Some(2.0));
+}
+
+#[test]
+fn a_refusal_by_the_storage_is_not_told_as_an_accounts_permission() {
+    let builder = Node::standalone().unprivileged();
+    let set_mode = |name: &str, mode| {
+        let path = builder.root().join(name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set_mode("", 0o777);
+    fs::create_dir(builder.root().join("scans")).unwrap();
+    fs::write(builder.root().join("scans/old"), "x").unwrap();
+    fs::write(builder.root().join("secret"), "x").unwrap();
+    set_mode("scans", 0o555);
+    set_mode("secret", 0);
+    let node = builder.clone().start();
+    let mut session = node.login("demo", "x");
+    session.command("TYPE I", 200);
+    for (command, path, stored_at) in [
+        ("STOR scans/new", "/scans/new", "scans/new"),
+        ("MKD scans/d", "/scans/d", "scans/d"),
+        ("DELE scans/old", "/scans/old", "scans/old"),
+        ("RETR secret", "/secret", "secret"),
+    ] {
+        if !command.starts_with("MKD") && !command.starts_with("DELE") {
+            session.epsv();
+        }
+        assert_eq!(session.command(command, 550).message(), "The storage refuses access", "{command}");
+        let line = the_one(&node, command.split(' ').next().unwrap(), "storage_access");
+        let stored_at = node.root().join(stored_at).display().to_string();
+        fields(&line, [("path", path), ("errno", "EACCES"), ("stored_at", &stored_at)]);
+        for part in ["runs as uid ", "chown", "root_squash"] {
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
+    }
+    // The file is there for the test's own clean-up.
+    set_mode("scans", 0o755);
+}
+
+#[test]
+fn questions_that_clients_ask_before_an_upload_are_no_warnings_but_counted() {
+    let node = Node::standalone().start();
+    let mut session = node.login("demo", "x");
+    session.command("TYPE I", 200);
+    session.command("MKD there", 257);
+    let before = node.daemon.lines().len();
+    for (command, code, reason) in [
+        ("SIZE no", 550, "not_found"),
+        ("MDTM no", 550, "not_found"),
+        ("MLST no", 550, "not_found"),
+        ("CWD no", 550, "not_found"),
+        ("MKD there", 550, "exists"),
+    ] {
+        session.command(command, code);
+        let verb = command.split(' ').next().unwrap();
+        assert_eq!(count(&node, verb, reason), Some(1.0), "{command}");
+    }
+    session.command("NOOP", 200);
+    let lines = node.daemon.lines();
+    assert!(!lines[before..].iter().any(|line| is_warning(line)), "{lines:?}");
+    assert!(lines.iter().any(|line| line.contains("DEBUG") && line.contains("path=/no ")), "{lines:?}");
+}
+
+#[test]
+fn a_session_does_not_flood_the_log_and_the_rest_is_summed_up() {
+    let node = Node::standalone().setting("failure_log_limit", 3).start();
+    let mut session = node.login("demo", "x");
+    session.command("TYPE I", 200);
+    for number in 0..10 {
+        session.epsv();
+        session.command(&format!("RETR no{number}"), 550);
+    }
+    // Others are not hidden by it.
+    session.command("DELE no", 550);
+    the_one(&node, "DELE", "not_found");
+    assert_eq!(count(&node, "RETR", "not_found"), Some(10.0));
+    session.quit();
+    let line = node.daemon.wait_for_line(|line| field(line, "omitted").is_some());
+    fields(&line, [("verb", "RETR"), ("reason", "not_found"), ("omitted", "7"), ("user", "demo")]);
+    assert!(line.contains("failure_log_limit = 3"), "{line}");
+    assert_eq!(warnings(&node, "RETR", "not_found", 4).len(), 4);
+}
+
+#[test]
+fn a_cancelled_transfer_tells_who_cancelled_it() {
+    let site = site(json!({}), |node| node.setting("drain_timeout", "300ms"));
+    let node = &site.node;
+    let begin = |name: &str| {
+        let mut session = login(node);
+        let mut data = session.begin(&format!("STOR {name}"));
+        data.write_all(b"12345").unwrap();
+        eventually("the upload's first bytes", || {
+            (fs::metadata(node.root().join("home").join(name)).ok()?.len() == 5).then_some(())
+        });
+        (session, data)
+    };
+    let line = |reason: &str, path: &str, told: &str| {
+        let line = the_one(node, "STOR", reason);
+        assert!(line.contains(told), "{told} is not in {line}");
+        fields(&line, [("path", path), ("bytes", "5"), ("user", "anna"), ("result", "aborted")]);
+    };
+
+    let (mut session, data) = begin("aborted");
+    session.send("ABOR");
+    session.expect(426);
+    session.expect(226);
+    line("aborted", "/aborted", "the client sent ABOR");
+    drop((session, data));
+
+    let (session, _data) = begin("left");
+    session.reset();
+    line("client_gone", "/left", "the client closed the control connection");
+
+    let (mut session, mut data) = begin("kicked");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let view = RegistryView::new(&RedisOptions::new(site.redis.address.to_string().parse().unwrap()));
+        let records = view.sessions().await.unwrap();
+        let command = NodeCommand::EndSession { session: records[0].id };
+        assert!(view.send(&"standalone".parse().unwrap(), &command).await.unwrap());
+    });
+    session.expect(421);
+    line("ended_by_administrator", "/kicked", "an administrator ended the session");
+    let _ = data.read(&mut [0]);
+
+    let (mut session, _data) = begin("drained");
+    node.daemon.terminate();
+    session.expect(421);
+    // The admin address ends with the node.
+    let line = warnings(node, "STOR", "node_stop", 1).remove(0);
+    assert!(line.contains("drain_timeout"), "{line}");
+    fields(&line, [("path", "/drained"), ("bytes", "5")]);
+}
+
+#[test]
+fn background_work_tells_its_path_too() {
+    let node = Node::standalone().start();
+    let mut session = node.login("demo", "x");
+    session.command("TYPE I", 200);
+    fs::write(node.root().join("large"), vec![0; 1 << 20]).unwrap();
+    session.command("RMDA large", 550);
+    fields(&the_one(&node, "RMDA", "not_a_directory"), [("path", "/large"), ("errno", "ENOTDIR")]);
+    session.command("COMB large large", 553);
+    fields(&the_one(&node, "COMB", "same_file"), [("path", "/large")]);
+}
