@@ -67,7 +67,7 @@ in
 
   # ftpd can write to the directory that its image keeps the files in.
   image = pkgs.runCommand "image" { } ''
-    ${own.image-ftpd} | tar -x
+    ${own.image-ftpd} | tar -xf -
     for layer in */layer.tar; do tar --numeric-owner -tvf "$layer"; done >files
     grep -E '^drwxr-x--- 2121/2121 .* (\./)?srv/ftp/$' files
     touch $out

@@ -8,53 +8,75 @@
 let
   template = import ./template.nix { inherit self nixpkgs; };
 
-  # The files below /run/secrets that a unit reads: credentials, or with Redis its password file.
-  readBy =
-    config: unit:
-    lib.filter (lib.hasPrefix "/run/secrets/") (
-      map (credential: lib.last (lib.splitString ":" credential)) (
-        lib.toList (config.systemd.services.${unit}.serviceConfig.LoadCredential or [ ])
+  secretsIn = lib.filter (lib.hasPrefix "/run/secrets/");
+  # { path → units } from { unit → paths }.
+  inverted =
+    paths:
+    lib.mapAttrs (_: lib.naturalSort) (
+      lib.foldAttrs (unit: units: [ unit ] ++ units) [ ] (
+        lib.mapAttrsToList (unit: paths: lib.genAttrs (secretsIn paths) (_: "${unit}.service")) paths
       )
-      ++ lib.optional (unit == "redis-ftp") (toString config.services.redis.servers.ftp.requirePassFile)
     );
-  # { file → units }, as the host's units read them and as the template's secrets.nix says.
-  readers =
+
+  # What a unit reads when it starts: its credentials, and with Redis the file of its password.
+  readAtStart =
     config:
-    lib.foldAttrs (unit: units: [ unit ] ++ units) [ ] (
-      map (unit: lib.genAttrs (readBy config unit) (_: "${unit}.service")) (
-        lib.attrNames config.systemd.services
-      )
+    inverted (
+      lib.mapAttrs (
+        unit: service:
+        map (credential: lib.last (lib.splitString ":" credential)) (
+          lib.toList (service.serviceConfig.LoadCredential or [ ])
+        )
+        ++ lib.optional (unit == "redis-ftp") (toString config.services.redis.servers.ftp.requirePassFile)
+      ) config.systemd.services
     );
+  # What it reads at a reload, too: the lists of run-files.nix, with a name and a path in a line.
+  readAtReload =
+    config:
+    inverted (
+      lib.mapAttrs'
+        (
+          name: etc:
+          lib.nameValuePair (lib.removeSuffix ".files" (baseNameOf name)) (
+            lib.concatMap (line: lib.drop 1 (lib.splitString " " line)) (lib.splitString "\n" etc.text)
+          )
+        )
+        (
+          lib.filterAttrs (
+            name: _: lib.hasPrefix "distributed-ftp/" name && lib.hasSuffix ".files" name
+          ) config.environment.etc
+        )
+    );
+
   declared =
-    config:
-    lib.mapAttrs' (
-      _: secret: lib.nameValuePair secret.path (lib.naturalSort secret.restartUnits)
-    ) config.sops.secrets;
+    units: config:
+    lib.filterAttrs (_: units: units != [ ]) (
+      lib.mapAttrs' (
+        _: secret: lib.nameValuePair secret.path (lib.naturalSort secret.${units})
+      ) config.sops.secrets
+    );
 
   secretsOf =
-    name: host:
+    name:
+    { config, ... }:
     let
-      needed = builtins.toJSON (lib.mapAttrs (_: lib.naturalSort) (readers host.config));
-      given = builtins.toJSON (declared host.config);
+      compare =
+        units: needed: given:
+        lib.optional (needed != given)
+          "${name}: ${units} of its secrets are ${builtins.toJSON given}, and should be ${builtins.toJSON needed}";
     in
-    lib.optional (
-      needed != given
-    ) "${name}: its units read ${needed}, and secrets.nix declares ${given}";
+    compare "restartUnits" (readAtStart config) (declared "restartUnits" config)
+    ++ compare "reloadUnits" (readAtReload config) (declared "reloadUnits" config);
 
   # Where the description says that a host is.
   targetsOf =
     name: host:
     let
       inherit (host.config.services.distributedFtp) cluster;
-      described = lib.foldl' (found: members: found // members) { } [
-        cluster.auth
-        cluster.balancers
-        cluster.nodes
-      ];
+      described = cluster.auth // cluster.balancers // cluster.nodes;
+      target = host.config.deployment.targetHost;
     in
-    lib.optional (
-      host.config.deployment.targetHost != described.${name}.address
-    ) "${name} is deployed to ${host.config.deployment.targetHost}";
+    lib.optional (target != described.${name}.address) "${name} is deployed to ${target}";
 in
 lib.concatLists (
   lib.mapAttrsToList secretsOf template.nixosConfigurations

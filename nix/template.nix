@@ -22,6 +22,10 @@ let
                 type = types.listOf types.str;
                 default = [ ];
               };
+              reloadUnits = mkOption {
+                type = types.listOf types.str;
+                default = [ ];
+              };
             };
           }
         )

@@ -7,7 +7,7 @@ let
   isAuth = cluster.auth ? ${hostName};
   isRedis = cluster.redis.host == hostName;
 
-  # systemd gives a unit its secrets when it starts. After a new one, these start again; a node drains.
+  # systemd gives a unit its secrets when it starts. After a change these units restart; a node drains.
   usedBy = units: { restartUnits = units; };
 in
 {
@@ -24,7 +24,8 @@ in
       ftp-node-token = usedBy (lib.optional isAuth "authd.service" ++ lib.optional isNode "ftpd.service");
     }
     // lib.optionalAttrs isAuth {
-      ftp-user-demo = usedBy [ "authd.service" ];
+      # Read again by a reload.
+      ftp-user-demo.reloadUnits = [ "authd.service" ];
     };
   };
 }

@@ -28,7 +28,7 @@
 
     def through_nginx() -> int:
         """Data connections that nginx has carried."""
-        return int(balancer.succeed("grep -Ec '^[^>]*:500[0-2][0-9] -> ' /var/log/nginx/ftp.log || true"))
+        return int(balancer.succeed("grep -Ec '^[^>]*:500[0-2][0-9] -> ' /var/log/ftp-balancer/access.log || true"))
 
 
     with subtest("files go through the kernel, both ways, with EPSV and with PASV"):
@@ -104,7 +104,7 @@
     with subtest("after a crash of the balancer it is as it was"):
         balancer.crash()
         balancer.start()
-        balancer.wait_for_unit("nginx.service", timeout=300)
+        balancer.wait_for_unit("ftp-balancer.service", timeout=300)
         wait_for_login()
         before, carried = through_kernel(), through_nginx()
         assert download("file") == sent

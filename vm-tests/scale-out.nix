@@ -1,5 +1,5 @@
-# A third node joins under load: the hosts behind the nodes know it already, no node restarts, and the
-# balancer is reloaded with the configuration that has one node more.
+# A third node joins under load: each host switches to the configuration that knows it, in the order of
+# README.md. No unit of the cluster restarts, and no session or transfer ends.
 let
   third =
     { nodes, ... }:
@@ -12,6 +12,9 @@ let
         };
       };
     };
+  grows = {
+    specialisation.third.configuration = third;
+  };
 in
 {
   # With slices of their own, which no new node moves.
@@ -27,61 +30,67 @@ in
   };
 
   machines = {
-    backend = third;
+    backend = grows;
+    ftp1 = grows;
+    ftp2 = grows;
+    lb = grows;
     ftp3 = third;
-    # What the balancer's configuration will be; this machine never starts.
-    after = {
-      imports = [ third ];
-      services.distributedFtp.hostName = "lb";
-    };
   };
 
-  script =
-    { nodes }:
-    ''
-      import re
+  script = ''
+    # The units of the hosts that are there.
+    units = [
+        *parts,
+        (storage, "nfs-mountd.service"),
+    ]
 
-      wait_for_cluster()
-      pids = {node.name: node.get_unit_property("ftpd.service", "MainPID") for node in ftp_nodes}
-      in_background("load", ftptest("load", "/tmp/load", 4))
-      retry(lambda _: sum(metric(node, "ftp_transfers_total") for node in ftp_nodes) >= 6, 180)
 
-      with subtest("no connection of the host's own takes a port of the range"):
-          for host in (lb, ftp1):
-              reserved = host.succeed("sysctl -n net.ipv4.ip_local_reserved_ports").strip()
-              assert reserved == "50000-50029", reserved
+    def invocations() -> list[str]:
+        """One identifier for each start of a unit; a reload keeps it."""
+        return [machine.get_unit_property(unit, "InvocationID") for machine, unit in units]
 
-      with subtest("the new node joins"):
-          ftp3.start()
-          ftp3.wait_for_unit("ftpd.service", timeout=300)
-          retry(lambda _: live_nodes() == {"ftp1", "ftp2", "ftp3"}, timeout_seconds=60)
 
-      with subtest("the balancer is reloaded with it"):
-          pid = lb.get_unit_property("nginx.service", "MainPID")
-          path = lb.succeed(f"tr '\\0' ' ' < /proc/{pid}/cmdline").split(" -c ")[1].split()[0].strip("'")
-          stream = re.compile(r"^stream \{.*^\}", re.M | re.S)
-          after = lb.succeed("cat ${nodes.after.environment.etc."nginx/nginx.conf".source}")
-          # From the old file, only the proxy's part changes.
-          [block] = stream.findall(after)
-          new, count = stream.subn(lambda _: block, lb.succeed(f"cat {path}"))
-          assert count == 1 and "ftp3" in new
-          lb.succeed(f"cat > /run/nginx.conf.new << 'END'\n{new}\nEND")
-          lb.succeed(f"mount --bind /run/nginx.conf.new $(realpath {path})")
-          lb.succeed(f"kill -HUP {pid}")
-          slices["ftp3"] = (50020, 50029)
-          ftp_nodes.append(ftp3)
-          retry(lambda _: metric(ftp3, "ftp_connections_total") >= 1 or not answer("spread", 3), 60)
+    def switch(machine: Any) -> None:
+        machine.succeed("/run/booted-system/specialisation/third/bin/switch-to-configuration test", timeout=300)
 
-      with subtest("clients that worked all the time lost nothing, and use the new node"):
-          retry(lambda _: "ftp3" in {node_of(p).name for p in answer("spread", 3)}, timeout_seconds=60)
-          client.succeed("touch /tmp/load.stop")
-          result = answer_of("load")
-          log.info(f"load: {result}")
-          assert result["losses"] == [] and result["reconnects"] == 0, result
-          assert result["transfers"] >= 12, result
 
-      with subtest("the other nodes were left alone"):
-          for node in (ftp1, ftp2):
-              assert node.get_unit_property("ftpd.service", "MainPID") == pids[node.name]
-    '';
+    wait_for_cluster()
+    before = invocations()
+    start_session("talking", "chat")
+    in_background("load", ftptest("load", "/tmp/load", 4))
+    retry(lambda _: sum(metric(node, "ftp_transfers_total") for node in ftp_nodes) >= 6, 180)
+
+    with subtest("no connection of the host's own takes a port of the range"):
+        for host in (lb, ftp1):
+            reserved = host.succeed("sysctl -n net.ipv4.ip_local_reserved_ports").strip()
+            assert reserved == "50000-50029", reserved
+
+    with subtest("the host behind the nodes lets the new node in"):
+        switch(backend)
+        ftp3.start()
+        ftp3.wait_for_unit("ftpd.service", timeout=300)
+        ftp3.succeed("findmnt -t nfs4 /srv/ftp")
+        retry(lambda _: live_nodes() == {"ftp1", "ftp2", "ftp3"}, timeout_seconds=60)
+
+    with subtest("the other nodes learn of it, and the balancer sends it clients"):
+        for host in (ftp1, ftp2, lb):
+            switch(host)
+        slices["ftp3"] = (50020, 50029)
+        ftp_nodes.append(ftp3)
+        retry(lambda _: "ftp3" in {node_of(p).name for p in answer("spread", 3)}, timeout_seconds=120)
+
+    with subtest("no unit has started again"):
+        restarted = [f"{m.name}: {unit}" for (m, unit), a, b in zip(units, before, invocations()) if a != b]
+        assert restarted == [], restarted
+
+    with subtest("clients that worked all the time lost nothing, and no session ended"):
+        client.succeed("touch /tmp/load.stop")
+        result = answer_of("load")
+        log.info(f"load: {result}")
+        assert result["losses"] == [] and result["reconnects"] == 0, result
+        assert result["transfers"] >= 12, result
+        client.succeed("touch /tmp/talking.stop")
+        talking = answer_of("talking")
+        assert talking["answers"] >= 10, talking
+  '';
 }

@@ -23,7 +23,9 @@ in
           max_transfers = setting types.ints.positive 1000 "Transfers of a node at once.";
           max_file_operations = setting types.ints.positive 128 "File operations of a node at once.";
           idle_timeout = setting duration "5m" "Without a command or a transfer; then the session ends.";
-          stall_timeout = setting duration "5m" "Without a byte in a transfer; then it ends. The balancer waits a minute longer.";
+          stall_timeout =
+            setting duration "5m"
+              "Without a byte in a transfer; then it ends. The balancer waits a minute longer.";
           drain_timeout = setting duration "5m" ''
             How long transfers may go on when a node stops. The unit's stop limit and the balancer's
             reload follow it.

@@ -182,7 +182,7 @@ testers.runNixOSTest {
             (storage, "${
               if nodes.${storage}.services.nfs.server.enable then "nfs-server.service" else "multi-user.target"
             }"),
-            (balancer, "nginx.service"),
+            (balancer, "ftp-balancer.service"),
         ] + [(node, "ftpd.service") for node in ftp_nodes]
       ''
       (lib.readFile ./helpers.py)
