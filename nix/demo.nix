@@ -17,7 +17,7 @@ let
     root = ../.;
     fileset = lib.fileset.unions [
       ../dev
-      ../demo
+      ../deploy/demo
       ../nginx
     ];
   };

@@ -39,7 +39,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../authd
           ../bench
           ../common
-          ../demo
+          ../deploy/demo
           ../dev
           ../SECURITY.md
           ../docs/settings.md
