@@ -32,7 +32,7 @@ pub static SCHEMA: Schema = Schema {
     settings: &[
         Setting::one(
             "listen",
-            "ADDRESS:PORT (port 0 takes a free one)",
+            "IP:PORT (127.0.0.1:5160; port 0 takes a free one)",
             "127.0.0.1:5160",
             "Where HTTP is served.",
         ),
@@ -83,13 +83,13 @@ pub static SCHEMA: Schema = Schema {
         // Who may ask
         Setting::one(
             "node_token_file",
-            "file",
+            "path of a file",
             "",
             "Holds the bearer token of the nodes; without it every login is refused with 401.",
         ),
         Setting::one(
             "admin_token_file",
-            "file",
+            "path of a file",
             "",
             "Holds the bearer token of administrators; without it their routes answer 401.",
         ),
@@ -103,7 +103,7 @@ pub static SCHEMA: Schema = Schema {
                 "The Redis with sessions, nodes, API users and the throttle; without it there are none of the first three, and this process throttles for itself.",
             )
         },
-        Setting::one("redis_password_file", "file", "", "Holds the password for Redis."),
+        Setting::one("redis_password_file", "path of a file", "", "Holds the password for Redis."),
         Setting::many(
             "readiness_requires",
             "names of registry, credentials",
@@ -152,7 +152,7 @@ pub static SCHEMA: Schema = Schema {
         ),
         Setting::many(
             "trusted_networks",
-            "CIDR list",
+            "CIDR list (10.0.0.0/24, 2001:db8::/64)",
             "",
             "Logins from here never wait, and their failures do not count.",
         ),

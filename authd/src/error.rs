@@ -22,8 +22,8 @@ use crate::accounts::{
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// No bearer token, or not the one that the route needs.
-    #[error("this needs another bearer token")]
-    Unauthorized,
+    #[error("this needs the bearer token of {0}")]
+    Unauthorized(&'static str),
     /// The login is wrong. The message is the same for all reasons; the reason is for the node's log.
     #[error("the user or the password is wrong")]
     InvalidCredentials(Rejection),
@@ -80,7 +80,7 @@ pub enum ApiError {
 impl ApiError {
     fn meaning(&self) -> (StatusCode, ErrorCode) {
         match self {
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+            Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
             Self::InvalidCredentials(_) => (StatusCode::FORBIDDEN, ErrorCode::InvalidCredentials),
             Self::Throttled { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
             Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest),
@@ -130,7 +130,7 @@ impl Reply for ApiError {
                 let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
                 (header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
             }
-            Self::Unauthorized => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Self::Unauthorized(_) => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
             Self::MethodNotAllowed(methods) => (header::ALLOW, HeaderValue::from_static(methods)),
             _ => return response,
         };

@@ -14,7 +14,8 @@ use authd::{
 };
 use clap::{ArgMatches, Command};
 use common::{
-    process::{EXIT_CONFIG, capabilities, logging},
+    process::{EXIT_CONFIG, capabilities, check::report, logging},
+    registry,
     secret::Secret,
     settings::Values,
 };
@@ -43,7 +44,7 @@ fn serve(flags: &ArgMatches) -> ExitCode {
         Err(error) => return complain(&error, EXIT_CONFIG),
     };
     if flags.get_flag("check") {
-        return check(&config);
+        return check(&config, flags.get_flag("deep"));
     }
     logging::init(config.log.format, &config.log.level, None);
     if let Err(error) = capabilities::forbid_new() {
@@ -67,13 +68,52 @@ fn serve(flags: &ArgMatches) -> ExitCode {
     }
 }
 
-fn check(config: &Config) -> ExitCode {
-    match &config.users {
+/// Exit status 0, 78 if a file cannot be used, or 1 if Redis cannot.
+fn check(config: &Config, deep: bool) -> ExitCode {
+    let users = match &config.users {
         Declared::File(path) => match UsersFile::load(path, accounts::reserved(&config.anonymous)) {
-            Ok(_) => ExitCode::SUCCESS,
-            Err((error, _)) => complain(&authd::StartError::Users(error), EXIT_CONFIG),
+            Ok(file) => {
+                let (users, groups) = (file.declared.users.len(), file.declared.groups.len());
+                format!("{users} users and {groups} groups in {}", path.display())
+            }
+            Err((error, _)) => return complain(&authd::StartError::Users(error), EXIT_CONFIG),
         },
-        Declared::Nowhere | Declared::Demo => ExitCode::SUCCESS,
+        Declared::Demo => "DEMO users with any password".to_owned(),
+        Declared::Nowhere => "no declared users".to_owned(),
+    };
+    let redis = match &config.redis {
+        Some(options) => {
+            format!("registry and API users in Redis at {}, keys {}:*", options.url, options.prefix)
+        }
+        None => "no Redis: no API users, sessions or nodes".to_owned(),
+    };
+    let token = |name, token: bool| {
+        let state = if token { "set" } else { "not set: its routes answer 401" };
+        format!("{name} {state}")
+    };
+    let summary = [
+        format!("HTTP on {}", config.listen),
+        users,
+        redis,
+        token("node_token_file", config.node_token.is_some()),
+        token("admin_token_file", config.admin_token.is_some()),
+    ];
+    let tried = match (&config.redis, deep) {
+        (_, false) => None,
+        (None, true) => Some(Vec::new()),
+        (Some(options), true) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let answer = match runtime {
+                Ok(runtime) => runtime.block_on(registry::probe(options)).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            Some(vec![(format!("Redis at {}", options.url), answer)])
+        }
+    };
+    if report(&mut io::stdout(), "authd", &summary, tried.as_deref()) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 

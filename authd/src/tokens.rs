@@ -12,6 +12,10 @@ use warp::http::{HeaderMap, header};
 
 use crate::{error::ApiError, server::Peer};
 
+/// Whose token is asked for, and where it stands, in the answer to a request without it.
+const NODES: &str = "nodes: authd's node_token_file, ftpd's authd_token_file";
+const ADMINISTRATORS: &str = "administrators: authd's admin_token_file";
+
 /// Who may use some routes.
 pub enum Access {
     /// Nobody: there is no token.
@@ -57,7 +61,7 @@ impl Tokens {
             }
         };
         self.refused_nodes.tell(what, peer);
-        Err(ApiError::Unauthorized)
+        Err(ApiError::Unauthorized(NODES))
     }
 
     /// # Errors
@@ -76,7 +80,7 @@ impl Tokens {
             }
         };
         self.refused_admins.tell(what, peer);
-        Err(ApiError::Unauthorized)
+        Err(ApiError::Unauthorized(ADMINISTRATORS))
     }
 }
 

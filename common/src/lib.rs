@@ -1,11 +1,12 @@
 //! What both daemons share.
 //!
 //! A type belongs here when it crosses a process boundary (`access`, `auth_api`, `node`, `policy`,
-//! `session`, `keys`, `registry`), and code when both `main`s run it (`settings`, `secret`,
-//! `password`, `process`).
+//! `session`, `keys`, `registry`), and code when both `main`s run it (`clock`, `settings`, `toml_lines`,
+//! `secret`, `password`, `process`).
 
 pub mod access;
 pub mod auth_api;
+pub mod clock;
 pub mod health;
 pub mod keys;
 pub mod node;
@@ -16,3 +17,4 @@ pub mod registry;
 pub mod secret;
 pub mod session;
 pub mod settings;
+pub mod toml_lines;

@@ -22,7 +22,9 @@ pub struct Phc(String);
 /// Why a text is no [`Phc`]. The text is not shown: it may be a password in the wrong place.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPhc {
-    #[error("the password hash is no PHC string ($argon2id$v=19$m=…,t=…,p=…$SALT$HASH)")]
+    #[error(
+        "the password hash is not a PHC string ($argon2id$v=19$m=…,t=…,p=…$SALT$HASH); `authd hash-password` makes one"
+    )]
     Syntax,
     #[error("the password hash is not argon2id version 19; make one with `authd hash-password`")]
     Algorithm,

@@ -9,7 +9,11 @@ use std::{collections::BTreeMap, ffi::OsString, fmt, fs, path::PathBuf, str::Fro
 
 use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
 
-use crate::{process::logging, secret::Secret};
+use crate::{
+    process::logging,
+    secret::Secret,
+    toml_lines::{line_at, line_of},
+};
 
 /// One row of a daemon's table of settings.
 pub struct Setting {
@@ -82,24 +86,25 @@ pub enum SettingsError {
     #[error("{path}: {reason}")]
     File { path: String, reason: String },
     #[error("unknown setting {key} in {source_name}{}", suggestion(.nearest))]
-    Unknown { key: String, source_name: String, nearest: Option<&'static str> },
+    Unknown { key: String, source_name: String, nearest: Vec<&'static str> },
     #[error("{key} = {value:?} (from {source_name}): {reason}; expected {expects}")]
     Invalid { key: &'static str, value: String, source_name: String, reason: String, expects: &'static str },
-    #[error("{key} is not set ({expects}): {reason}")]
-    Missing { key: &'static str, expects: &'static str, reason: String },
+    #[error("{key} is not set: {reason}; set {key} = {expects} in the file, or {variable}, or --{flag}")]
+    Missing { key: &'static str, expects: &'static str, reason: String, variable: String, flag: String },
     #[error("{0}")]
     Conflict(String),
 }
 
-fn suggestion(nearest: &Option<&'static str>) -> String {
-    nearest.map(|key| format!("; did you mean {key}?")).unwrap_or_default()
+fn suggestion(nearest: &[&'static str]) -> String {
+    if nearest.is_empty() { String::new() } else { format!("; did you mean {}?", nearest.join(" or ")) }
 }
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
     Default,
-    File(PathBuf),
+    /// With the line, from 1.
+    File(PathBuf, Option<usize>),
     Variable(String),
     Flag,
 }
@@ -138,6 +143,13 @@ impl Schema {
                     .long("check")
                     .action(ArgAction::SetTrue)
                     .help("Read all settings, say what is wrong with them, and exit with 0 or 78"),
+            )
+            .arg(
+                Arg::new("deep")
+                    .long("deep")
+                    .action(ArgAction::SetTrue)
+                    .requires("check")
+                    .help("With --check: try the files and servers that the settings name, too"),
             )
             .arg(
                 Arg::new("print-settings")
@@ -267,28 +279,50 @@ impl Values {
 
     fn unknown(&self, key: &str, source_name: String) -> SettingsError {
         let bare = key.strip_prefix(self.schema.prefix).unwrap_or(key).to_lowercase();
-        let distance = |other: &str| edit_distance(&bare, other);
-        let nearest = self.schema.settings.iter().map(|s| (distance(s.key), s.key)).min();
-        let nearest = nearest.filter(|(distance, _)| *distance <= 3).map(|(_, key)| key);
+        let keys = || self.schema.settings.iter().map(|setting| setting.key);
+        let nearest = keys().map(|key| (edit_distance(&bare, key), key)).min();
+        let nearest = match nearest {
+            Some((0..=3, key)) => vec![key],
+            _ => {
+                // Those that begin alike: `passive_ports` for `passive_port_min` and `passive_port_max`.
+                let longest = keys().map(|key| common_start(&bare, key)).max().unwrap_or(0);
+                keys().filter(|key| longest >= 5 && common_start(&bare, key) == longest).take(3).collect()
+            }
+        };
         SettingsError::Unknown { key: key.to_owned(), source_name, nearest }
     }
 
     fn read_file(&mut self, path: PathBuf) -> Result<(), SettingsError> {
         let failed = |reason: String| SettingsError::File { path: path.display().to_string(), reason };
         let text = fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| failed(error.to_string()))?;
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            // Not `to_string`, which quotes the line: it may hold a password.
+            let line = error.span().map_or(1, |span| line_at(&text, span.start));
+            let path = format!("{}:{line}", path.display());
+            SettingsError::File { path, reason: format!("not TOML: {}", error.message()) }
+        })?;
         for (key, value) in table {
+            let line = line_of(&text, &[&key]);
+            let source = Source::File(path.clone(), line);
             let Some(setting) = self.schema.setting(&key) else {
-                return Err(self.unknown(&key, path.display().to_string()));
+                return Err(self.unknown(&key, source.to_string()));
             };
+            let kind = value.type_str();
             let values = match value {
                 toml::Value::Array(items) if matches!(setting.shape, Shape::Many | Shape::Repeated) => {
                     items.into_iter().map(scalar).collect::<Option<Vec<_>>>()
                 }
                 value => scalar(value).map(|value| vec![value]),
             };
-            let values = values.ok_or_else(|| failed(format!("{key}: expected {}", setting.expects)))?;
-            self.put(setting, values, Source::File(path.clone()));
+            // The value itself may be a password.
+            let values = values.ok_or_else(|| SettingsError::Invalid {
+                key: setting.key,
+                value: format!("<{kind}>"),
+                source_name: source.to_string(),
+                reason: "a value of this kind cannot be used".to_owned(),
+                expects: setting.expects,
+            })?;
+            self.put(setting, values, source);
         }
         Ok(())
     }
@@ -335,16 +369,14 @@ impl Values {
     pub fn invalid(&self, key: &str, reason: impl fmt::Display) -> SettingsError {
         let (setting, found) = self.row(key);
         let source_name = match &found.source {
-            Source::Default => "its default".to_owned(),
-            Source::File(path) => path.display().to_string(),
-            Source::Variable(name) => format!("the environment's {name}"),
             Source::Flag => format!("--{}", setting.key.replace('_', "-")),
+            source => source.to_string(),
         };
         SettingsError::Invalid {
             key: setting.key,
-            value: found.values.join(","),
+            value: found.values.iter().map(|value| without_password(value)).collect::<Vec<_>>().join(","),
             source_name,
-            reason: reason.to_string(),
+            reason: plain(&reason.to_string()),
             expects: setting.expects,
         }
     }
@@ -352,7 +384,13 @@ impl Values {
     /// The error that says why `key`, which is not set, must be.
     pub fn missing(&self, key: &str, reason: impl fmt::Display) -> SettingsError {
         let (setting, _) = self.row(key);
-        SettingsError::Missing { key: setting.key, expects: setting.expects, reason: reason.to_string() }
+        SettingsError::Missing {
+            key: setting.key,
+            expects: setting.expects,
+            reason: reason.to_string(),
+            variable: self.schema.variable(setting),
+            flag: setting.key.replace('_', "-"),
+        }
     }
 
     /// Whether something else than the default decides the setting.
@@ -419,7 +457,10 @@ impl Values {
         T: FromStr<Err: fmt::Display>,
     {
         let parse = |text: &String| {
-            text.parse().map_err(|error| self.invalid(key, format_args!("{text:?}: {error}")))
+            text.parse().map_err(|error: T::Err| {
+                let (text, reason) = (without_password(text), plain(&error.to_string()));
+                self.invalid(key, format_args!("{text:?}: {reason}"))
+            })
         };
         self.row(key).1.values.iter().map(parse).collect()
     }
@@ -435,6 +476,46 @@ impl Values {
         }
         Ok(duration)
     }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("its default"),
+            Self::File(path, Some(line)) => write!(f, "{}:{line}", path.display()),
+            Self::File(path, None) => path.display().fmt(f),
+            Self::Variable(name) => write!(f, "the environment's {name}"),
+            Self::Flag => f.write_str("the command line"),
+        }
+    }
+}
+
+/// The words of the standard library's and of ipnet's parsers, for operators.
+fn plain(reason: &str) -> String {
+    match reason {
+        "invalid digit found in string" => "not a whole number",
+        "cannot parse integer from empty string" => "empty, and not a number",
+        "number too large to fit in target type" => "the number is too large",
+        "number too small to fit in target type" => "the number is too small",
+        "provided string was not `true` or `false`" => "neither true nor false",
+        "invalid IP address syntax" => "not an IP address, and names are not resolved",
+        "invalid socket address syntax" => "not an IP address with a port, and names are not resolved",
+        other => other,
+    }
+    .to_owned()
+}
+
+/// A URL without the password that it may hold.
+fn without_password(value: &str) -> String {
+    match value.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?))) {
+        Some((scheme, (_, place))) => format!("{scheme}://…@{place}"),
+        None => value.to_owned(),
+    }
+}
+
+/// How many bytes two keys have in common at their beginning.
+fn common_start(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }
 
 fn split(list: &str) -> Vec<String> {
@@ -548,6 +629,62 @@ mod tests {
         }
         let matches = SCHEMA.command().try_get_matches_from(["demo"]).unwrap();
         assert_eq!(SCHEMA.printed(SCHEMA.command(), &matches), None);
+    }
+
+    #[test]
+    fn an_error_names_the_line_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        let error = |text: &str| {
+            fs::write(&path, text).unwrap();
+            let values = collect(&["--config", path.to_str().unwrap()], &[]);
+            values
+                .and_then(|values| {
+                    values.duration("idle_timeout")?;
+                    values.required::<u16>("control_port")
+                })
+                .unwrap_err()
+                .to_string()
+        };
+        let at = |line: usize| format!("{}:{line}", path.display());
+        for (text, line, parts) in [
+            (
+                "\n\ncontrol_port = \"abc\"\n",
+                3,
+                &["control_port = \"abc\"", "not a whole number", "a thing"][..],
+            ),
+            ("control_port = 99999\n", 1, &["control_port = \"99999\"", "too large"]),
+            ("\nidle_timeout = 5\n", 2, &["idle_timeout = \"5\"", "time unit"]),
+            ("\n\nidle_timeuot = \"5m\"\n", 3, &["idle_timeuot", "did you mean idle_timeout?"]),
+            ("\ncontrol_ports = 3\n", 2, &["control_ports", "did you mean control_port?"]),
+            ("\nidle_timeout_of_sessions = 3\n", 2, &["did you mean idle_timeout?"]),
+            ("\ncontrol_port = [21]\n", 2, &["control_port = \"<array>\"", "a thing"]),
+            ("\n\n\nidle_timeout = \n", 4, &["not TOML"]),
+        ] {
+            let error = error(text);
+            assert!(error.contains(&at(line)), "{line}: {error}");
+            assert!(parts.iter().all(|part| error.contains(part)), "{parts:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_setting_tells_where_it_can_be_set() {
+        let error = collect(&[], &[]).unwrap().missing("trusted", "the test wants it").to_string();
+        for part in ["trusted", "a thing", "DEMO_TRUSTED", "--trusted", "the test wants it"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_a_url_or_a_broken_file_is_not_repeated() {
+        let values = collect(&["--trusted", "redis://ann:secret@host"], &[]).unwrap();
+        let error = values.list::<u16>("trusted").unwrap_err().to_string();
+        assert!(!error.contains("secret") && error.contains("redis://…@host"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        fs::write(&path, "trusted = \"secret\n").unwrap();
+        let error = collect(&["--config", path.to_str().unwrap()], &[]).err().unwrap().to_string();
+        assert!(!error.contains("secret"), "{error}");
     }
 
     #[test]

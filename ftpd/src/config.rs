@@ -224,13 +224,30 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
         );
     }
     let passive_ports = passive_ports(values)?;
+    let slice = slice(values, passive_ports)?;
+    let (port, implicit_tls_port) = (values.required("port")?, values.optional("implicit_tls_port")?);
+    let is_passive = |port: u16| port != 0 && slice.from() <= port && port <= slice.to();
+    for (key, port) in [("port", Some(port)), ("implicit_tls_port", implicit_tls_port)] {
+        if port.is_some_and(is_passive) {
+            let reason = format_args!(
+                "this node's passive ports, {slice}, contain it: choose another port, or other passive ports \
+                 (passive_port_min, passive_port_max)"
+            );
+            return Err(values.invalid(key, reason));
+        }
+    }
+    if implicit_tls_port == Some(port) {
+        return Err(
+            values.invalid("implicit_tls_port", "it is `port`, too: the two differ in how TLS begins")
+        );
+    }
     Ok(Network {
         listen_is_default: !values.is_given("listen"),
         listen,
-        port: values.required("port")?,
-        implicit_tls_port: values.optional("implicit_tls_port")?,
+        port,
+        implicit_tls_port,
         passive_ports,
-        slice: slice(values, passive_ports)?,
+        slice,
         external_address: values.optional("external_address")?,
         internal_networks: values.list("internal_networks")?,
         trusted_balancers: trusted_balancers(values)?,

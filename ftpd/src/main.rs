@@ -7,12 +7,13 @@ use std::{
 
 use common::{
     process::{
-        EXIT_CONFIG, capabilities,
+        EXIT_CONFIG, capabilities, check as report,
         logging::{self, chain},
     },
     settings::{SettingsError, Values},
 };
 use ftpd::{
+    check,
     config::Config,
     server::{self, KEPT_BY_ROOT},
     settings::SCHEMA,
@@ -33,13 +34,12 @@ fn main() -> ExitCode {
     let config = match settings(&flags) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("ftpd: {error}");
+            eprintln!("ftpd: {error}\nftpd: verify a correction with --check; --help tells all settings");
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     if flags.get_flag("check") {
-        println!("ftpd: the settings are right");
-        return ExitCode::SUCCESS;
+        return check(config, flags.get_flag("deep"));
     }
     logging::init(config.log.format, &config.log.level, Some(config.node_name.to_string()));
     // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
@@ -72,6 +72,22 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Exit status 0, or 1 if something that the settings name cannot be used.
+fn check(config: Config, deep: bool) -> ExitCode {
+    let summary = check::summary(&config);
+    let tried = if deep {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Some(match runtime {
+            Ok(runtime) => runtime.block_on(check::deep(config)),
+            Err(error) => vec![("the runtime".to_owned(), Err(error.to_string()))],
+        })
+    } else {
+        None
+    };
+    let works = report::report(&mut io::stdout(), "ftpd", &summary, tried.as_deref());
+    if works { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn settings(flags: &clap::ArgMatches) -> Result<Config, SettingsError> {

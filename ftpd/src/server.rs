@@ -59,7 +59,7 @@ pub const KEPT_BY_ROOT: Kept = Kept::Files;
 /// Why the node does not start, or does not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    #[error("cannot listen on {0}{hint}", hint = privileged_hint(.0))]
+    #[error("cannot listen on {0}{hint}", hint = hint(.0, .1))]
     Listen(SocketAddr, #[source] io::Error),
     #[error(
         "cannot listen on the passive port {0} (if a connection of this host holds it: \
@@ -89,11 +89,19 @@ pub enum RunError {
     SliceConflict(String),
 }
 
-fn privileged_hint(address: &SocketAddr) -> &'static str {
-    if (1..1024).contains(&address.port()) {
-        " (ports below 1024 need CAP_NET_BIND_SERVICE; another one is chosen with --port)"
-    } else {
-        ""
+/// What the operator can do about an address that cannot be listened on.
+fn hint(address: &SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!(" (`ss -ltnp 'sport = :{}'` shows the process that does)", address.port())
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            " (this host has no such address: see listen, admin_listen)".to_owned()
+        }
+        _ if (1..1024).contains(&address.port()) => {
+            " (ports below 1024 need CAP_NET_BIND_SERVICE; another one is chosen with --port)".to_owned()
+        }
+        _ => String::new(),
     }
 }
 

@@ -14,7 +14,12 @@ pub static SCHEMA: Schema = Schema {
     prefix: "FTPD_",
     settings: &[
         // What the node is
-        Setting::one("node_name", "name", "", "The node's name in the cluster; the host's name if not set."),
+        Setting::one(
+            "node_name",
+            "name of A-Z, a-z, 0-9, dot, hyphen and underscore (ftp1)",
+            "",
+            "The node's name in the cluster; the host's name if not set.",
+        ),
         Setting::one(
             "boot_id",
             "text",
@@ -23,7 +28,7 @@ pub static SCHEMA: Schema = Schema {
         ),
         Setting::many(
             "cluster_nodes",
-            "names",
+            "names of nodes (ftp1,ftp2,ftp3)",
             "",
             "All nodes in order; this node's place decides its slice of the passive ports. Without it the whole range is this node's.",
         ),
@@ -50,16 +55,19 @@ pub static SCHEMA: Schema = Schema {
         // Where it listens
         Setting::many(
             "listen",
-            "IP addresses",
+            "IP addresses (0.0.0.0, ::)",
             "0.0.0.0,::",
             "Addresses for the control and the passive ports.",
         ),
-        alias("port", Setting::one("port", "port (0 takes a free one)", "21", "The control port.")),
+        alias(
+            "port",
+            Setting::one("port", "port from 1 to 65535 (0 takes a free one)", "21", "The control port."),
+        ),
         alias(
             "FtpPasvMinPort",
             Setting::one(
                 "passive_port_min",
-                "port",
+                "port from 1 to 65535",
                 "50000",
                 "First port of the cluster's passive port range.",
             ),
@@ -68,7 +76,7 @@ pub static SCHEMA: Schema = Schema {
             "FtpPasvMaxPort",
             Setting::one(
                 "passive_port_max",
-                "port",
+                "port from 1 to 65535",
                 "50099",
                 "Last port of the cluster's passive port range.",
             ),
@@ -77,14 +85,14 @@ pub static SCHEMA: Schema = Schema {
             "FtpExternalIP",
             Setting::one(
                 "external_address",
-                "IP address",
+                "IP address (203.0.113.10)",
                 "",
                 "The address that PASV announces; if not set, the one on which the client reached the balancer or the node.",
             ),
         ),
         Setting::many(
             "internal_networks",
-            "CIDR list",
+            "CIDR list (10.0.0.0/24, 2001:db8::/64)",
             "",
             "Clients from here are told the address on which they reached the balancer, not `external_address`.",
         ),
@@ -98,15 +106,20 @@ pub static SCHEMA: Schema = Schema {
         ),
         Setting::many(
             "trusted_balancers",
-            "CIDR list",
+            "CIDR list (10.0.0.0/24, 2001:db8::/64)",
             "",
             "Addresses that must send a PROXY header, and are believed. Nobody else is.",
         ),
         Setting::switch("active_mode", "true", "Offer PORT and EPRT, to the client's own address only."),
-        Setting::many("host_names", "names", "", "Names that HOST accepts; without any, every name."),
+        Setting::many(
+            "host_names",
+            "host names (ftp.example.com)",
+            "",
+            "Names that HOST accepts; without any, every name.",
+        ),
         Setting::one(
             "admin_listen",
-            "IP:PORT",
+            "IP:PORT (127.0.0.1:9121)",
             "127.0.0.1:9121",
             "Where /metrics, /healthz and /readyz are served; set to nothing to switch them off.",
         ),
@@ -199,15 +212,20 @@ pub static SCHEMA: Schema = Schema {
         ),
         Setting::one(
             "implicit_tls_port",
-            "port",
+            "port from 1 to 65535 (990)",
             "",
             "A second control port where TLS begins at once (990); not listened on if not set.",
         ),
         // Files
         Setting::one("root", "directory", "/srv/ftp", "The shared storage; homes are inside it."),
         Setting::switch("create_homes", "false", "Make a user's home at the first login if it is missing."),
-        Setting::one("file_mode", "octal mode", "0640", "Permissions of new files."),
-        Setting::one("directory_mode", "octal mode", "0750", "Permissions of new directories."),
+        Setting::one("file_mode", "octal mode from 0 to 0777 (0640)", "0640", "Permissions of new files."),
+        Setting::one(
+            "directory_mode",
+            "octal mode from 0 to 0777 (0640)",
+            "0750",
+            "Permissions of new directories.",
+        ),
         Setting::switch(
             "sync_uploads",
             "true",
@@ -243,7 +261,7 @@ pub static SCHEMA: Schema = Schema {
             "RedisConnectionString",
             Setting::one("redis_url", "HOST:PORT or redis://…", "", "The Redis that holds the registry."),
         ),
-        Setting::one("redis_password_file", "file", "", "Holds the password for Redis."),
+        Setting::one("redis_password_file", "path of a file", "", "Holds the password for Redis."),
         Setting::one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
         Setting::one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
         Setting::one(
@@ -260,9 +278,14 @@ pub static SCHEMA: Schema = Schema {
         ),
         alias(
             "authservice",
-            Setting::many("authd_urls", "http://HOST:PORT", "", "The authd instances, asked in turn."),
+            Setting::many(
+                "authd_urls",
+                "http://HOST:PORT (http://10.0.0.5:5160)",
+                "",
+                "The authd instances, asked in turn.",
+            ),
         ),
-        Setting::one("authd_token_file", "file", "", "Holds the bearer token for nodes."),
+        Setting::one("authd_token_file", "path of a file", "", "Holds the bearer token for nodes."),
         Setting::one(
             "authd_timeout",
             DURATION,
@@ -353,7 +376,7 @@ pub static SCHEMA: Schema = Schema {
         Setting::one("log_format", "text or json", "text", "How a log line is written."),
         Setting::one(
             "transfer_log",
-            "file",
+            "path of a file",
             "",
             "One line a transfer in xferlog's format, beside the log; opened again on SIGHUP.",
         ),

@@ -236,6 +236,8 @@ fn a_wrong_setting_stops_the_node_and_is_named_with_its_value() {
         ("--redis-url=mysql://x", &["redis_url", "mysql://x"]),
     ] {
         refused_at_start(&standalone(setting), &[], told);
+        // The next step.
+        refused_at_start(&standalone(setting), &[], &["--check", "--help"]);
     }
     refused_at_start(&["--check"], &[], &["authd_urls"]);
     refused_at_start(&["--authd-urls=127.0.0.1:5160"], &[], &["authd_urls", "127.0.0.1:5160"]);

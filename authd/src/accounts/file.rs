@@ -7,7 +7,10 @@ use std::{
     time::SystemTime,
 };
 
-use common::secret::Secret;
+use common::{
+    secret::Secret,
+    toml_lines::{line_at, line_of},
+};
 use serde_json::{Map, Value};
 
 use super::{
@@ -84,8 +87,8 @@ impl UsersFile {
         // Taken before reading: a change in between is then seen as one.
         let first = Fingerprint::of(paths.clone());
         let failed = |reason: String| UsersFileError { path: path.to_owned(), reason };
-        let root = match read(path) {
-            Ok(root) => root,
+        let (root, text) = match read(path) {
+            Ok(both) => both,
             Err(reason) => return Err((failed(reason), first)),
         };
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -94,26 +97,41 @@ impl UsersFile {
         fingerprint.0[0] = first.0[0].clone();
         match declarations(root, folder, reserved) {
             Ok(declared) => Ok(Self { declared, fingerprint }),
-            Err(reason) => Err((failed(reason), fingerprint)),
+            Err(Wrong { place, reason }) => {
+                let place: Vec<&str> = place.iter().map(String::as_str).collect();
+                // A JSON text has no line here: the names in the reason have to do.
+                let line = line_of(&text, &place).map(|line| format!("line {line}: ")).unwrap_or_default();
+                Err((failed(format!("{line}{reason}")), fingerprint))
+            }
         }
     }
 }
 
-fn read(path: &Path) -> Result<Map<String, Value>, String> {
+/// The tables of the file, and its text.
+fn read(path: &Path) -> Result<(Map<String, Value>, String), String> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    match path.extension().and_then(|extension| extension.to_str()) {
+    let root = match path.extension().and_then(|extension| extension.to_str()) {
         // The parser's own messages quote the line, which may hold what is not for logs.
         Some("toml") => toml::from_str(&text).map_err(|error| match error.span() {
-            Some(span) => format!("line {}: {}", line(&text, span.start), error.message()),
+            Some(span) => format!("line {}: {}", line_at(&text, span.start), error.message()),
             None => error.message().to_owned(),
         }),
         Some("json") => serde_json::from_str(&text).map_err(|error| error.to_string()),
         _ => Err("the name of a users file ends in .toml or .json".to_owned()),
-    }
+    }?;
+    Ok((root, text))
 }
 
-fn line(text: &str, offset: usize) -> usize {
-    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+/// What in the file is wrong, and where: the keys that lead there.
+struct Wrong {
+    place: Vec<String>,
+    reason: String,
+}
+
+impl Wrong {
+    fn at(place: &[&str], reason: impl Into<String>) -> Self {
+        Self { place: place.iter().map(|&key| key.to_owned()).collect(), reason: reason.into() }
+    }
 }
 
 fn hash_files(root: &Map<String, Value>) -> impl Iterator<Item = &str> {
@@ -125,10 +143,10 @@ fn declarations(
     mut root: Map<String, Value>,
     folder: &Path,
     reserved: &[&str],
-) -> Result<Declarations, String> {
+) -> Result<Declarations, Wrong> {
     let mut groups = BTreeMap::new();
     for (name, value) in tables(&mut root, "groups")? {
-        let failed = |reason: String| format!("groups.{name:?}: {reason}");
+        let failed = |reason: String| Wrong::at(&["groups", &name], format!("groups.{name:?}: {reason}"));
         let group: GroupName = name.parse().map_err(|error| failed(format!("{error}")))?;
         let Value::Object(fields) = value else { return Err(failed("expected a table".to_owned())) };
         let policy: Policy = from_fields(fields).map_err(|error| failed(error.to_string()))?;
@@ -136,7 +154,7 @@ fn declarations(
     }
     let mut users = BTreeMap::new();
     for (name, value) in tables(&mut root, "users")? {
-        let failed = |reason: String| format!("users.{name:?}: {reason}");
+        let failed = |reason: String| Wrong::at(&["users", &name], format!("users.{name:?}: {reason}"));
         if reserved.contains(&name.as_str()) {
             return Err(failed("with anonymous_home this is a name of the anonymous user".to_owned()));
         }
@@ -148,16 +166,16 @@ fn declarations(
         users.insert(user, properties);
     }
     match root.keys().next() {
-        Some(key) => Err(format!("unknown key {key:?}; expected `users` or `groups`")),
+        Some(key) => Err(Wrong::at(&[key], format!("unknown key {key:?}; expected `users` or `groups`"))),
         None => Ok(Declarations { users, groups }),
     }
 }
 
-fn tables(root: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, String> {
+fn tables(root: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, Wrong> {
     match root.remove(key) {
         None => Ok(Map::new()),
         Some(Value::Object(tables)) => Ok(tables),
-        Some(_) => Err(format!("{key}: expected one table for each")),
+        Some(_) => Err(Wrong::at(&[key], format!("{key}: expected one table for each"))),
     }
 }
 
@@ -169,7 +187,10 @@ fn user(name: &UserName, value: Value, folder: &Path) -> Result<User, String> {
         Some(_) => return Err("password_hash_file: expected the name of a file".to_owned()),
     };
     if fields.contains_key("password") {
-        return Err("password: a users file holds hashes (password_hash) only".to_owned());
+        return Err(
+            "password: a users file holds hashes only: `authd hash-password` makes one for password_hash"
+                .to_owned(),
+        );
     }
     match (fields.contains_key("password_hash"), hash_file) {
         (true, None) => {}
@@ -179,10 +200,22 @@ fn user(name: &UserName, value: Value, folder: &Path) -> Result<User, String> {
             fields.insert("password_hash".to_owned(), hash.as_str().into());
         }
         (true, Some(_)) => return Err("both password_hash and password_hash_file".to_owned()),
-        (false, None) => return Err("neither password_hash nor password_hash_file".to_owned()),
+        (false, None) => {
+            // Its own keys first: a hash under a misspelt key is the likely reason.
+            let hint = "`authd hash-password` makes a hash";
+            let mut tried = fields.clone();
+            tried.insert("password_hash".to_owned(), ABSENT.into());
+            return Err(match User::from_fields(name, tried) {
+                Err(error) => format!("{error}; and neither password_hash nor password_hash_file ({hint})"),
+                Ok(_) => format!("neither password_hash nor password_hash_file ({hint})"),
+            });
+        }
     }
     User::from_fields(name, fields).map_err(|error| error.to_string())
 }
+
+/// A hash of no password, to look at the other fields of a user without one.
+const ABSENT: &str = "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM";
 
 fn read_hash(path: &Path) -> io::Result<Phc> {
     let text = Secret::read(path)?;
@@ -236,7 +269,7 @@ mod tests {
     fn what_is_wrong_is_named_and_never_quoted() {
         let with = |line: &str| format!("[users.ann]\npassword_hash = \"{HASH}\"\n{line}\n");
         for (text, parts) in [
-            (with("hom = \"/x\""), &["ann", "hom"][..]),
+            (with("hom = \"/x\""), &["line 1: ", "ann", "hom"][..]),
             (with("permissions.fly = true"), &["ann", "fly"]),
             (with("home = \"../x\""), &["ann", "home"]),
             (with("password = \"hunter2\""), &["ann", "password"]),
@@ -247,13 +280,14 @@ mod tests {
             (with("quota.bytes = \"1 GB\"\ntls.control = 1"), &["ann", "quota: "]),
             (with("[groups.staff]\nbandwidth.upload = 0"), &["groups", "staff", "bandwidth: "]),
             (with("x = hunter2"), &["line 3"]),
-            ("[users.ann]\n".to_owned(), &["ann", "neither"]),
+            ("[users.ann]\n".to_owned(), &["line 1: ", "ann", "neither", "authd hash-password"]),
+            ("\n[users.ann]\npasswd = \"hunter2\"\n".to_owned(), &["line 2: ", "passwd", "neither"]),
             (with("groups = [\"staff\"]"), &["ann", "groups", "staff"]),
             (with("[groups.staff]\nhome = \"/x\""), &["groups", "staff", "home"]),
-            (with("[groups.\"a/b\"]"), &["groups", "a/b"]),
+            (with("[groups.\"a/b\"]"), &["line 3: ", "groups", "a/b"]),
             (with("[group.staff]"), &["group", "`groups`"]),
             (with("").replace("ann", "ftp"), &["ftp", "anonymous"]),
-            ("[users.ann]\npassword_hash = \"hunter2\"\n".to_owned(), &["ann", "PHC"]),
+            ("[users.ann]\npassword_hash = \"hunter2\"\n".to_owned(), &["ann", "PHC", "authd hash-password"]),
             ("[users.ann]\npassword_hash_file = \"none\"\n".to_owned(), &["ann", "none"]),
             ("[users.ann]\npassword_hash_file = \"u.toml\"\n".to_owned(), &["ann", "u.toml", "PHC"]),
             ("[users.\"a/b\"]\n".to_owned(), &["a/b"]),

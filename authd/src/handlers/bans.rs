@@ -1,5 +1,6 @@
 //! `/v1/bans`: the user names and addresses whose logins have to wait, and the end of that.
 
+use common::clock::rfc3339;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -14,14 +15,14 @@ pub struct BanView {
     pub by: By,
     /// The user, the IPv4 address, or the IPv6 network.
     pub name: String,
-    /// In seconds since the Unix epoch, rounded up.
-    pub until: u64,
+    /// RFC 3339, rounded up to a second.
+    pub until: String,
 }
 
 impl From<Ban> for BanView {
     fn from(ban: Ban) -> Self {
         let (by, name) = (ban.subject.by(), ban.subject.to_string());
-        Self { by, name, until: ban.until.div_ceil(1000) }
+        Self { by, name, until: rfc3339(ban.until.div_ceil(1000)) }
     }
 }
 

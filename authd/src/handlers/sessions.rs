@@ -3,11 +3,12 @@
 use std::{net::IpAddr, time::Duration};
 
 use common::{
-    node::{NodeCommand, NodeName, NodeRecord, NodeState},
+    clock::rfc3339,
+    node::{Failing, NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
     registry::RegistryView,
     session::{SessionId, SessionRecord},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use crate::{Service, error::ApiError};
@@ -27,6 +28,91 @@ pub struct SessionFilter {
     address: Option<IpAddr>,
 }
 
+/// A session as `GET /v1/sessions` shows it.
+#[derive(Debug, Serialize)]
+pub struct SessionView {
+    id: SessionId,
+    node: NodeName,
+    user: String,
+    address: IpAddr,
+    /// Of the login; RFC 3339.
+    since: String,
+}
+
+impl From<SessionRecord> for SessionView {
+    fn from(record: SessionRecord) -> Self {
+        let SessionRecord { id, node, user, address, since } = record;
+        Self { id, node, user, address, since: rfc3339(since) }
+    }
+}
+
+/// A node as `GET /v1/nodes` shows it.
+#[derive(Debug, Serialize)]
+pub struct NodeView {
+    name: NodeName,
+    /// In hexadecimal digits: JavaScript and jq would round the number.
+    incarnation: String,
+    state: NodeState,
+    slice: PortRange,
+    control: String,
+    host: String,
+    version: String,
+    /// Of the process's start; RFC 3339.
+    since: String,
+    sessions: u32,
+    transfers: u32,
+    failing: Vec<FailingView>,
+}
+
+/// A dependency of a node that fails.
+#[derive(Debug, Serialize)]
+pub struct FailingView {
+    dependency: String,
+    error: String,
+    /// RFC 3339.
+    since: String,
+    required: bool,
+}
+
+impl From<NodeRecord> for NodeView {
+    fn from(record: NodeRecord) -> Self {
+        let NodeRecord {
+            name,
+            incarnation,
+            state,
+            slice,
+            control,
+            host,
+            version,
+            since,
+            sessions,
+            transfers,
+            failing,
+        } = record;
+        let is_degraded = state == NodeState::Ready && failing.iter().any(|failing| failing.required);
+        Self {
+            name,
+            incarnation: format!("{incarnation:016x}"),
+            state: if is_degraded { NodeState::Degraded } else { state },
+            slice,
+            control,
+            host,
+            version,
+            since: rfc3339(since),
+            sessions,
+            transfers,
+            failing: failing.into_iter().map(FailingView::from).collect(),
+        }
+    }
+}
+
+impl From<Failing> for FailingView {
+    fn from(failing: Failing) -> Self {
+        let Failing { dependency, error, since, required } = failing;
+        Self { dependency, error, since: rfc3339(since), required }
+    }
+}
+
 /// What became of a session that was to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -39,7 +125,7 @@ pub enum Ended {
 ///
 /// # Errors
 /// Redis is away.
-pub async fn list(service: &Service, filter: SessionFilter) -> Result<Vec<SessionRecord>, ApiError> {
+pub async fn list(service: &Service, filter: SessionFilter) -> Result<Vec<SessionView>, ApiError> {
     let mut sessions = registry(service)?.sessions().await?;
     sessions.retain(|session| {
         filter.user.as_ref().is_none_or(|user| *user == session.user)
@@ -47,7 +133,7 @@ pub async fn list(service: &Service, filter: SessionFilter) -> Result<Vec<Sessio
             && filter.address.is_none_or(|address| address.to_canonical() == session.address.to_canonical())
     });
     sessions.sort_by_key(|session| (session.since, session.id));
-    Ok(sessions)
+    Ok(sessions.into_iter().map(SessionView::from).collect())
 }
 
 /// Ends a session.
@@ -77,14 +163,8 @@ pub async fn end(service: &Service, id: &str) -> Result<Ended, ApiError> {
 ///
 /// # Errors
 /// Redis is away.
-pub async fn nodes(service: &Service) -> Result<Vec<NodeRecord>, ApiError> {
-    let mut nodes = registry(service)?.nodes().await?;
-    for node in &mut nodes {
-        if node.state == NodeState::Ready && node.failing.iter().any(|failing| failing.required) {
-            node.state = NodeState::Degraded;
-        }
-    }
-    Ok(nodes)
+pub async fn nodes(service: &Service) -> Result<Vec<NodeView>, ApiError> {
+    Ok(registry(service)?.nodes().await?.into_iter().map(NodeView::from).collect())
 }
 
 /// Tells a node to drain.

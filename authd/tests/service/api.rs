@@ -9,7 +9,11 @@ use std::{
 
 use authd::{
     accounts::user::UserView,
-    handlers::{bans::BanView, groups::GroupView},
+    handlers::{
+        bans::BanView,
+        groups::GroupView,
+        sessions::{NodeView, SessionView},
+    },
 };
 use common::{
     auth_api::{Account, AuthenticateRequest, ErrorCode, Permissions},
@@ -25,7 +29,7 @@ use crate::support::{ADMIN_TOKEN, Authd, NODE_TOKEN, Redis, authenticate, hash};
 /// Puts a live node with one session into the registry.
 pub fn put_node(connection: &mut redis::Connection, name: &str, session: &str, user: &str, address: &str) {
     let node = json!({
-        "name": name, "incarnation": 1, "state": "ready", "slice": [50000, 50003], "control": "127.0.0.1:21",
+        "name": name, "incarnation": u64::MAX, "state": "ready", "slice": [50000, 50003], "control": "127.0.0.1:21",
         "version": "0.1.0", "since": 1, "sessions": 1, "transfers": 0,
     });
     let record = json!({ "id": session, "node": name, "user": user, "address": address, "since": 7 });
@@ -176,20 +180,22 @@ async fn the_described_bodies_are_those_of_the_types() {
     account.as_object_mut().unwrap().remove("access");
     let account: Account = serde_json::from_value(account).unwrap();
     assert_eq!(described("Account"), of(serde_json::to_value(&account).unwrap()));
-    let ban: BanView = serde_json::from_value(json!({ "by": "user", "name": "a", "until": 1 })).unwrap();
+    let ban: BanView =
+        serde_json::from_value(json!({ "by": "user", "name": "a", "until": "1970-01-01T00:00:01Z" }))
+            .unwrap();
     assert_eq!(described("Ban"), of(serde_json::to_value(&ban).unwrap()));
     let session: SessionRecord = serde_json::from_value(json!({
         "id": "00112233445566aa", "node": "a", "user": "a", "address": "::1", "since": 1,
     }))
     .unwrap();
-    assert_eq!(described("Session"), of(serde_json::to_value(&session).unwrap()));
+    assert_eq!(described("Session"), of(serde_json::to_value(SessionView::from(session)).unwrap()));
     let node: NodeRecord = serde_json::from_value(json!({
         "name": "a", "incarnation": 1, "state": "ready", "slice": [1, 2], "control": "", "version": "",
         "since": 1, "sessions": 1, "transfers": 0,
         "failing": [{ "dependency": "storage", "error": "gone", "since": 1, "required": true }],
     }))
     .unwrap();
-    let node = serde_json::to_value(&node).unwrap();
+    let node = serde_json::to_value(NodeView::from(node)).unwrap();
     assert_eq!(described("Failing"), keys(&node["failing"][0]));
     assert_eq!(described("Node"), of(node));
     let readiness = authd.call(Method::GET, "/readyz", None, None).await.json();
@@ -342,14 +348,23 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
         let answer = authd.admin(Method::GET, &format!("/v1/sessions{query}"), None).await;
         assert_eq!(answer.error(), (400, "invalid_request".to_owned()), "{query}");
     }
+    // Times are RFC 3339, and no number is beyond 2^53.
+    let sessions = authd.admin(Method::GET, "/v1/sessions", None).await.json();
+    assert_eq!(sessions[0]["since"], "1970-01-01T00:00:07Z");
     let nodes = authd.admin(Method::GET, "/v1/nodes", None).await.json();
+    assert_eq!(nodes[0]["since"], "1970-01-01T00:00:01Z");
+    assert_eq!(nodes[0]["incarnation"], "ffffffffffffffff");
     assert_eq!(nodes.as_array().unwrap().len(), 2);
     assert_eq!((&nodes[0]["name"], &nodes[0]["state"]), (&json!("ftp-1"), &json!("ready")));
     for (required, state) in [(false, "ready"), (true, "degraded")] {
-        let failing = json!([{ "dependency": "storage", "error": "gone", "since": 1, "required": required }]);
-        let mut record = nodes[0].clone();
-        record["failing"] = failing.clone();
+        let record: String = connection.hget("ftp:node:ftp-1", "record").unwrap();
+        let mut record: Value = serde_json::from_str(&record).unwrap();
+        record["failing"] =
+            json!([{ "dependency": "storage", "error": "gone", "since": 1, "required": required }]);
         let _: () = connection.hset("ftp:node:ftp-1", "record", record.to_string()).unwrap();
+        let failing = json!([{
+            "dependency": "storage", "error": "gone", "since": "1970-01-01T00:00:01Z", "required": required,
+        }]);
         let shown = authd.admin(Method::GET, "/v1/nodes", None).await.json();
         assert_eq!((&shown[0]["state"], &shown[0]["failing"]), (&json!(state), &failing));
     }

@@ -21,7 +21,8 @@ async fn bans(authd: &Authd) -> Vec<(Value, Value)> {
     let bans = authd.admin(Method::GET, "/v1/bans", None).await.json();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     for ban in bans.as_array().unwrap() {
-        let until = Duration::from_secs(ban["until"].as_u64().unwrap());
+        let until = humantime::parse_rfc3339(ban["until"].as_str().unwrap()).unwrap();
+        let until = until.duration_since(UNIX_EPOCH).unwrap();
         assert!(until > now && until < now + Duration::from_secs(65), "{ban}");
     }
     bans.as_array().unwrap().iter().map(|ban| (ban["by"].clone(), ban["name"].clone())).collect()

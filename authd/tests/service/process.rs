@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::{
     api::{commands, put_node},
-    support::{Authd, Redis, command, eventually, hash},
+    support::{Authd, NODE_TOKEN, Redis, command, eventually, hash},
 };
 
 fn run(args: &[&str]) -> (i32, String, String) {
@@ -40,6 +40,40 @@ async fn a_demo_is_for_loopback_and_says_so() {
     assert_eq!(authd.admin(Method::GET, "/v1/users", None).await.status, 401);
 }
 
+#[tokio::test]
+async fn a_check_tells_what_the_settings_mean_and_a_deep_one_asks_redis() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = dir.path().join("users.toml");
+    fs::write(&users, format!("[users.ann]\npassword_hash = \"{}\"\n[groups.staff]\n", hash("x"))).unwrap();
+    let redis = Redis::start();
+    let (users, url) = (users.to_str().unwrap(), redis.url());
+    let settings = ["--users-file", users, "--redis-url", &url, "--check"];
+    let (status, stdout, stderr) = run(&settings);
+    assert_eq!(status, 0, "{stderr}");
+    for part in ["the settings are right", "1 users and 1 groups", "node_token_file not set", "--deep"] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    let (status, stdout, _) = run(&[&settings[..], &["--deep"]].concat());
+    assert!(status == 0 && stdout.contains("ok      Redis at"), "{stdout}");
+    drop(redis);
+    let (status, stdout, _) = run(&[&settings[..], &["--deep"]].concat());
+    assert!(status == 1 && stdout.contains("FAILED  Redis at") && stdout.contains("redis_url"), "{stdout}");
+}
+
+/// `ftpd --check --deep` relies on it: the token is looked at before the request, and nothing is counted.
+#[tokio::test]
+async fn an_incomplete_login_tells_only_whether_the_token_is_right() {
+    let authd = Authd::start(&[]);
+    let body = json!({});
+    for (token, status) in [(NODE_TOKEN, 400), ("wrong", 401)] {
+        let answer = authd.call(Method::POST, "/v1/authenticate", Some(token), Some(&body)).await;
+        assert_eq!(answer.status, status);
+    }
+    let needed = authd.call(Method::GET, "/v1/users", None, None).await.json();
+    let message = needed["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("administrators") && message.contains("admin_token_file"), "{message}");
+}
+
 #[test]
 fn wrong_settings_end_it_with_78_and_a_message() {
     let dir = tempfile::tempdir().unwrap();
@@ -57,7 +91,8 @@ fn wrong_settings_end_it_with_78_and_a_message() {
         assert!(!stderr.contains("hunter2"), "{stderr}");
         assert_eq!(stderr.matches(named).count(), 1, "{stderr}");
     }
-    assert_eq!(run(&["--demo", "--check"]).0, 0);
+    let (status, stdout, _) = run(&["--demo", "--check"]);
+    assert!(status == 0 && stdout.contains("the settings are right") && stdout.contains("DEMO"), "{stdout}");
     let (status, table, _) = run(&["--print-settings"]);
     assert!(status == 0 && table.contains("| `throttle_delay` |"));
 }

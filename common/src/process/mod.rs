@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod capabilities;
+pub mod check;
 pub mod logging;
 pub mod service;
 pub mod signals;

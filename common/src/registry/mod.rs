@@ -16,6 +16,7 @@ mod claim;
 mod cluster;
 mod link;
 mod options;
+mod probe;
 mod refresh;
 mod table;
 mod tickets;
@@ -42,6 +43,7 @@ pub use self::{
     claim::Holder,
     link::{LinkError, RedisLink},
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
+    probe::{ProbeError, probe},
     tickets::{InvalidTicketKey, TicketKey},
     usage::{Change, Counting, HomeUsage, RegistryAway, Standing, Step, Usage},
     view::RegistryView,

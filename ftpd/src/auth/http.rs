@@ -58,9 +58,12 @@ pub struct AuthdUrl {
 /// The text is no URL of an authd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUrl {
-    #[error("it is no http:// URL")]
+    #[error("not a URL of the form http://HOST[:PORT][/PREFIX]")]
     Syntax,
-    #[error("it is no http:// URL: a node asks authd without TLS, on a network of their own")]
+    #[error(
+        "nodes ask authd without TLS: use http:// on a private network, or through a tunnel between the hosts \
+         (WireGuard, stunnel)"
+    )]
     Https,
 }
 

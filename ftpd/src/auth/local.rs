@@ -100,6 +100,11 @@ impl LocalUsers {
         Ok(())
     }
 
+    /// How many users there are.
+    pub fn len(&self) -> usize {
+        self.users.len()
+    }
+
     /// Whether there are no users.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()

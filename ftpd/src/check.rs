@@ -1,0 +1,129 @@
+//! `ftpd --check`: what the settings mean, and with `--deep`, whether what they name can be used.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::Path,
+};
+
+use common::{process::logging::chain, registry};
+use nix::unistd::{Gid, Uid};
+
+use crate::{
+    auth::probe::AuthdProbe,
+    config::{Authentication, Config, DEMO_USERS},
+    jail::PARTIAL_PREFIX,
+    tls::Tls,
+};
+
+/// One thing that was tried: its name, and why it cannot be used.
+pub type Tried = (String, Result<(), String>);
+
+/// What the settings mean, one line each.
+pub fn summary(config: &Config) -> Vec<String> {
+    let network = &config.network;
+    let listen = network.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let users = match &config.authentication {
+        Authentication::Users(users) => format!("{} users of its own", users.len()),
+        Authentication::Demo => format!("DEMO users {} with any password", DEMO_USERS.join(", ")),
+        Authentication::Authd { urls, .. } => {
+            format!("authd at {}", urls.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+        }
+    };
+    let redis = match &config.redis {
+        Some(options) => format!("registry in Redis at {}, keys {}:*", options.url, options.prefix),
+        None => "registry in memory: this node is alone".to_owned(),
+    };
+    let tls = match &config.tls {
+        Some(tls) => format!("TLS with {} certificates", tls.certificates.len()),
+        None => "no TLS".to_owned(),
+    };
+    vec![
+        format!(
+            "node {}, on {listen}, port {}, passive ports {}",
+            config.node_name, network.port, network.slice
+        ),
+        format!("files in {}", config.storage.root.display()),
+        users,
+        redis,
+        tls,
+    ]
+}
+
+/// Tries the storage, the certificates, Redis and every authd. Changes nothing but a probe file that is
+/// removed again; no login is counted.
+pub async fn deep(config: Config) -> Vec<Tried> {
+    let root = config.storage.root.clone();
+    let must_write =
+        config.storage.create_homes || !matches!(config.authentication, Authentication::Authd { .. });
+    let storage = tokio::task::spawn_blocking(move || storage(&root, must_write)).await;
+    let mut tried = storage.unwrap_or_default();
+    if let Some(tls) = config.tls {
+        tried.push(("certificates (tls_certificates)".to_owned(), load(tls)));
+    }
+    if let Some(options) = &config.redis {
+        let answer = registry::probe(options).await.map_err(|error| error.to_string());
+        tried.push((format!("Redis at {}", options.url), answer));
+    }
+    if let Authentication::Authd { urls, authorization, timeout } = config.authentication {
+        for url in urls {
+            let name = format!("authd at {url}");
+            let probe = AuthdProbe::new(&[url], authorization.as_ref());
+            let answer = probe.ask(timeout).await;
+            tried.push((
+                name,
+                answer.map_err(|trouble| format!("{}; see {}", trouble.error, trouble.setting)),
+            ));
+        }
+    }
+    tried
+}
+
+fn load(tls: crate::tls::TlsSettings) -> Result<(), String> {
+    Tls::load(tls).map(drop).map_err(|error| chain(&error))
+}
+
+/// Opens the root, and writes a probe.
+fn storage(root: &Path, must_write: bool) -> Vec<Tried> {
+    let opened = fs::read_dir(root).map(drop).map_err(|error| refused(root, &error));
+    let is_open = opened.is_ok();
+    let mut tried = vec![(format!("storage root {}", root.display()), opened)];
+    if is_open {
+        match write_probe(root) {
+            Err(error) if !must_write && error.kind() == io::ErrorKind::PermissionDenied => {}
+            written => tried.push((
+                format!("a probe file in {}", root.display()),
+                written.map_err(|error| refused(root, &error)),
+            )),
+        }
+    }
+    tried
+}
+
+/// Creates a file that no listing shows, flushes it to the disk, and removes it.
+fn write_probe(root: &Path) -> io::Result<()> {
+    let prefix = String::from_utf8_lossy(PARTIAL_PREFIX);
+    let path = root.join(format!("{prefix}check-{:016x}", rand::random::<u64>()));
+    let mut file: File = OpenOptions::new().write(true).create_new(true).open(&path)?;
+    let written = file.write_all(b"probe").and_then(|()| file.sync_all());
+    fs::remove_file(&path)?;
+    written
+}
+
+fn refused(root: &Path, error: &io::Error) -> String {
+    let root = root.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("{error}; create it (mkdir -p {root}), mount it, or correct `root`")
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "{error}; this process runs as uid {}, gid {}: compare with `ls -ld {root}`, then chown or chmod \
+             it, or see the export's root_squash",
+            Uid::effective(),
+            Gid::effective()
+        ),
+        io::ErrorKind::ReadOnlyFilesystem => format!("{error}; mount it writable"),
+        io::ErrorKind::StorageFull => format!("{error}; free space"),
+        _ => error.to_string(),
+    }
+}
