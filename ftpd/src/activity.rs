@@ -4,19 +4,27 @@
 use std::{
     fmt,
     net::{Shutdown, TcpStream},
+    os::fd::AsRawFd,
     pin::Pin,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Instant,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::{sync::Notify, time::sleep};
 
 use crate::{data::progress::Progress, jail::path::VirtualPath, protocol::reply::Reply};
+
+/// An upload whose client has left ends at the latest after this many times the limit for silence.
+const MOST_SILENCES: u32 = 10;
 
 /// Something that runs, and ends with a reply.
 pub struct Activity {
     pub watch: Arc<Watch>,
-    /// Whether it asks [`Progress::client_has_left`].
+    /// Whether it asks [`Progress::client_has_left`], and goes on with [`Watch::see_off`] then: an upload.
     pub asks_for_client: bool,
     pub end: Pin<Box<dyn Future<Output = Reply> + Send>>,
 }
@@ -30,8 +38,11 @@ pub struct Watch {
     /// What the command's argument names. Set before the activity runs.
     pub path: OnceLock<VirtualPath>,
     socket: Mutex<Option<Arc<TcpStream>>>,
+    /// Its data connection has come.
+    is_connected: AtomicBool,
     cancelled: Notify,
     cancelled_by: OnceLock<CancelledBy>,
+    departed: Notify,
 }
 
 /// Why an activity was ended early. `Display` is for the log.
@@ -83,8 +94,10 @@ impl Watch {
             progress: Arc::default(),
             path: OnceLock::new(),
             socket: Mutex::default(),
+            is_connected: AtomicBool::new(false),
             cancelled: Notify::new(),
             cancelled_by: OnceLock::new(),
+            departed: Notify::new(),
         })
     }
 
@@ -100,11 +113,64 @@ impl Watch {
     pub fn cancel(&self, by: CancelledBy) {
         let _ = self.cancelled_by.set(by);
         self.progress.cancel();
+        self.shut_down(Shutdown::Both);
+        self.cancelled.notify_one();
+    }
+
+    fn shut_down(&self, how: Shutdown) {
         if let Some(socket) = &*self.socket.lock().unwrap_or_else(PoisonError::into_inner) {
             // It may have ended by itself.
-            let _ = socket.shutdown(Shutdown::Both);
+            let _ = socket.shutdown(how);
         }
+    }
+
+    /// The client has closed the control connection in an upload: what is on its way is still stored.
+    /// Waits for it until nothing came for as long as `silence`, or for [`MOST_SILENCES`] times as long;
+    /// then the upload ends soon. Cancel-safe.
+    pub async fn see_off(&self, silence: Duration) {
+        self.progress.client_left();
+        self.departed.notify_one();
+        let mut moved = self.progress.transferred();
+        for _ in 0..MOST_SILENCES {
+            sleep(silence).await;
+            let is_connected = self.is_connected.load(Ordering::Acquire);
+            let is_silent = self.progress.transferred() == moved && !self.has_unread();
+            moved = self.progress.transferred();
+            match (is_connected, is_silent) {
+                (false, _) => break,
+                (true, true) => self.cut_off(),
+                (true, false) => {}
+            }
+        }
+        let _ = self.cancelled_by.set(CancelledBy::ClientGone);
+        self.progress.give_up();
+        self.shut_down(Shutdown::Both);
         self.cancelled.notify_one();
+    }
+
+    /// Ends the stream after what has come so far.
+    fn cut_off(&self) {
+        self.progress.cut_off();
+        self.shut_down(Shutdown::Read);
+    }
+
+    /// Whether bytes wait in the data connection for a thread that is slower.
+    fn has_unread(&self) -> bool {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        socket.as_ref().is_some_and(|socket| recv(socket.as_raw_fd(), &mut [0], flags).is_ok_and(|n| n > 0))
+    }
+
+    /// Returns once the client has left. One waiter at a time.
+    pub async fn departure(&self) {
+        if !self.progress.client_has_left() {
+            self.departed.notified().await;
+        }
+    }
+
+    /// The data connection has come.
+    pub fn connected(&self) {
+        self.is_connected.store(true, Ordering::Release);
     }
 
     /// Returns once the activity is cancelled. One waiter at a time.
@@ -119,6 +185,8 @@ impl Watch {
         *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(socket));
         if self.is_cancelled() {
             let _ = socket.shutdown(Shutdown::Both);
+        } else if self.progress.is_cut_off() {
+            let _ = socket.shutdown(Shutdown::Read);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The loop of one control connection: read a line, run it, answer; go on reading while a
 //! transfer runs.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpStream,
@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     activity::{Activity, CancelledBy},
     commands::session_status,
-    connections::{Order, Place},
+    connections::{Handle, Order, Place},
     control::{Control, Received},
     metrics,
     node::Node,
@@ -118,6 +118,7 @@ impl Connection {
             (_, Some(Order::Stop)) => CancelledBy::NodeStop,
             (_, Some(Order::Drain) | None) => CancelledBy::SessionEnd,
         };
+        let client_left = matches!(end, End::Gone);
         if let End::Told(reply, reason) = end {
             metrics::session_ended(reason);
             log::info!(
@@ -127,11 +128,15 @@ impl Connection {
             self.control.push(&reply);
         }
         if let Some(activity) = self.activity.take() {
-            activity.watch.cancel(by);
-            // Should the client be gone, nobody misses this.
-            let _ = self.control.flush().await;
-            // Its thread may still write: lease and session stay until it has ended.
-            activity.end.await;
+            if client_left && activity.asks_for_client {
+                see_off(&self.session.handle, activity, self.session.node.timeouts.client_left).await;
+            } else {
+                activity.watch.cancel(by);
+                // The client may be gone already.
+                let _ = self.control.flush().await;
+                // Its thread may still write: lease and session stay until it has ended.
+                activity.end.await;
+            }
         }
         if let State::LoggedIn(session) = &self.session.state {
             let subject = &session.subject;
@@ -420,6 +425,35 @@ impl Connection {
             "the client speaks another protocol"
         );
         End::Silent
+    }
+}
+
+/// Lets an upload whose client has left store what is on its way, for a bounded time: see
+/// [`crate::activity::Watch::see_off`]. Lease and session stay until it has ended. An order to end the
+/// session or the node ends it at once.
+async fn see_off(handle: &Handle, mut activity: Activity, silence: Duration) {
+    let watch = Arc::clone(&activity.watch);
+    let ordered = async {
+        loop {
+            match handle.pending() {
+                Some(Order::End) => return CancelledBy::Administrator,
+                Some(Order::Stop) => return CancelledBy::NodeStop,
+                Some(Order::Drain) | None => handle.ordered().await,
+            }
+        }
+    };
+    let limits = async {
+        tokio::select! {
+            () = watch.see_off(silence) => {}
+            by = ordered => watch.cancel(by),
+        }
+        // The activity ends soon, and ends this.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        _ = activity.end.as_mut() => {}
+        () = limits => {}
     }
 }
 

@@ -8,6 +8,7 @@
 pub mod access;
 pub mod activity;
 pub mod auth;
+pub mod blocking;
 pub mod check;
 pub mod commands;
 pub mod config;

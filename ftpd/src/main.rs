@@ -13,7 +13,7 @@ use common::{
     settings::{SettingsError, Values},
 };
 use ftpd::{
-    check,
+    blocking, check,
     config::Config,
     server::{self, KEPT_BY_ROOT},
     settings::SCHEMA,
@@ -42,6 +42,10 @@ fn main() -> ExitCode {
         return check(config, flags.get_flag("deep"));
     }
     logging::init(config.log.format, &config.log.level, Some(config.node_name.to_string()));
+    // Where the service has a limit on the size of files (LimitFSIZE), a file that would become larger is
+    // an error of its upload (EFBIG), not the end of the node.
+    // SAFETY: no other thread runs yet, and ignoring a signal runs no code of ours.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     // This thread alone keeps what privileged ports need, and gives it up in `run`.
@@ -51,7 +55,10 @@ fn main() -> ExitCode {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(config.limits.serving_threads)
-        .on_thread_start(|| capabilities::give_up_or_end(KEPT_BY_ROOT))
+        .on_thread_start(|| {
+            capabilities::give_up_or_end(KEPT_BY_ROOT);
+            blocking::forbid();
+        })
         .max_blocking_threads(RUNTIME_BLOCKING_THREADS)
         .enable_all()
         .build();

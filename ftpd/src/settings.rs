@@ -347,6 +347,12 @@ pub static SCHEMA: Schema = Schema {
             "Without a byte in a transfer; then 426. The balancer's limit for silent data connections must be longer: it ends them with an ordinary end of file, which looks like the end of an upload.",
         ),
         Setting::one(
+            "client_left_timeout",
+            DURATION,
+            "3s",
+            "How long an upload whose client has closed the control connection waits for more bytes. It stores what still comes, for at most ten times as long and at most 128 MiB; then it has broken off.",
+        ),
+        Setting::one(
             "passive_wait",
             DURATION,
             "5s",

@@ -3,6 +3,7 @@
 //! Storage that hangs holds threads of the pool here. Operations and transfers have separate
 //! limits, so that neither can take all of them from the other.
 
+mod off_runtime;
 mod standing_back;
 mod threads;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub use self::off_runtime::OffRuntime;
 use self::{standing_back::StandingBack, threads::Threads};
 use crate::{config::Limits, metrics};
 
@@ -30,8 +32,14 @@ impl Workers {
         }
     }
 
+    /// Keeps `value` so that only workers drop it.
+    pub fn keep<T: Send + 'static>(&self, value: T) -> OffRuntime<T> {
+        OffRuntime::new(value, self.threads.clone())
+    }
+
     /// Runs a short file operation, when it is its turn. If the caller is dropped meanwhile, the
-    /// operation still ends, and keeps its place until then.
+    /// operation still ends, and keeps its place until then; a worker drops its result. A result that
+    /// does file I/O when it is dropped belongs in [`Workers::keep`] before it is returned.
     pub async fn operation<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         if self.operations.available_permits() == 0 {
             metrics::limit_reached("max_file_operations");

@@ -282,22 +282,22 @@ fn a_cancelled_transfer_tells_who_cancelled_it() {
         });
         (session, data)
     };
-    let line = |reason: &str, path: &str, told: &str| {
+    let line = |reason: &str, path: &str, told: &str, result: &str| {
         let line = the_one(node, "STOR", reason);
         assert!(line.contains(told), "{told} is not in {line}");
-        fields(&line, [("path", path), ("bytes", "5"), ("user", "anna"), ("result", "aborted")]);
+        fields(&line, [("path", path), ("bytes", "5"), ("user", "anna"), ("result", result)]);
     };
 
     let (mut session, data) = begin("aborted");
     session.send("ABOR");
     session.expect(426);
     session.expect(226);
-    line("aborted", "/aborted", "the client sent ABOR");
+    line("aborted", "/aborted", "the client sent ABOR", "aborted");
     drop((session, data));
 
     let (session, _data) = begin("left");
     session.reset();
-    line("client_gone", "/left", "the client closed the control connection");
+    line("client_gone", "/left", "the client closed the control connection", "client_gone");
 
     let (mut session, mut data) = begin("kicked");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -308,7 +308,7 @@ fn a_cancelled_transfer_tells_who_cancelled_it() {
         assert!(view.send(&"standalone".parse().unwrap(), &command).await.unwrap());
     });
     session.expect(421);
-    line("ended_by_administrator", "/kicked", "an administrator ended the session");
+    line("ended_by_administrator", "/kicked", "an administrator ended the session", "aborted");
     let _ = data.read(&mut [0]);
 
     let (mut session, _data) = begin("drained");

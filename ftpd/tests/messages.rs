@@ -171,7 +171,8 @@ fn a_deep_check_names_what_fails_and_the_remedy() {
 #[test]
 fn a_deep_check_tells_a_wrong_credential_from_a_server_that_is_away() {
     let mut parts = parts();
-    parts.authd = StubAuthd::start(|_| Answer::refusal("401 Unauthorized", "unauthorized"));
+    let refusal = || Answer::refusal("401 Unauthorized", "unauthorized");
+    parts.authd = StubAuthd::start_with_probe(move |_| refusal(), refusal);
     let redis = Redis::start(parts.loopback.socket(1, 6379));
     redis.command("CONFIG SET requirepass right");
     let (status, text) = check(&parts.settings(&redis.address.to_string(), parts.root.path()), true);

@@ -1,4 +1,4 @@
-//! Hosts with networks of their own: network namespaces, which need no root.
+//! Hosts with networks of their own, and mounts of their own: namespaces, which need no root.
 
 use std::{
     env,
@@ -20,8 +20,8 @@ use nix::{
 /// Set in the process that has a network of its own: a directory, where it says that it ran.
 const MARK: &str = "CLUSTER_TESTS_OWN_NETWORK";
 
-/// Runs `body`, the whole of the test called `test`, in a process with a network of its own, where
-/// it may do whatever root may do to one.
+/// Runs `body`, the whole of the test called `test`, in a process with a network and mounts of its own,
+/// where it may do whatever root may do to them.
 ///
 /// # Panics
 /// `body` does, or this machine allows no namespaces.
@@ -34,17 +34,17 @@ pub fn with_own_network(test: &str, body: impl FnOnce()) {
     }
     let own = env::current_exe().expect("a running test knows its executable");
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--net"]);
+    command.args(["--user", "--map-root-user", "--net", "--mount"]);
     let able = command.arg("true").status();
     assert!(
         able.as_ref().is_ok_and(|status| status.success()),
-        "this test needs `unshare --user --net`, which does not work here ({able:?}): see \
+        "this test needs `unshare --user --net --mount`, which does not work here ({able:?}): see \
          kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns and \
          user.max_user_namespaces, or be root"
     );
     let directory = tempfile::tempdir().expect("a temporary directory");
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--net", "--kill-child", "--fork", "--"]);
+    command.args(["--user", "--map-root-user", "--net", "--mount", "--kill-child", "--fork", "--"]);
     command.arg(own).args(["--exact", test, "--nocapture"]).env(MARK, directory.path());
     // SAFETY: prctl is async-signal-safe, and nothing else runs between fork and exec.
     unsafe {

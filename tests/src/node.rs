@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use nix::sys::resource::{Resource, setrlimit};
 use tempfile::TempDir;
 
 use crate::{binaries, dialogue::Dialogue, eventually, http, loopback::Loopback, process::Daemon};
@@ -22,6 +23,7 @@ pub struct NodeBuilder {
     settings: Vec<(String, String)>,
     environment: Vec<(String, String)>,
     is_unprivileged: bool,
+    largest_file: Option<u64>,
 }
 
 /// A running `ftpd`. It ends when this is dropped.
@@ -112,6 +114,7 @@ impl NodeBuilder {
             settings: Vec::new(),
             environment: Vec::new(),
             is_unprivileged: false,
+            largest_file: None,
         };
         builder
             .setting("node_name", name)
@@ -136,6 +139,13 @@ impl NodeBuilder {
     /// Sets an environment variable.
     pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
         self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Lets no file become larger than this many bytes (RLIMIT_FSIZE): a write beyond it fails, as on a
+    /// full disk.
+    pub fn largest_file(mut self, bytes: u64) -> Self {
+        self.largest_file = Some(bytes);
         self
     }
 
@@ -200,6 +210,12 @@ impl NodeBuilder {
         }
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--listen").arg(self.listen.to_string()).arg("--root").arg(self.storage.path());
+        if let Some(bytes) = self.largest_file {
+            // SAFETY: setrlimit is a system call and nothing else.
+            unsafe {
+                command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes)?));
+            }
+        }
         for (key, value) in &self.settings {
             command.arg(format!("--{}={value}", key.replace('_', "-")));
         }

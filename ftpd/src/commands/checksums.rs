@@ -48,16 +48,22 @@ async fn compute(
 ) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.download, &path)?;
-    let file = session.in_home(move |jail| jail.open_read(&path)).await?;
-    let range = range.unwrap_or(0..file.size);
-    if range.start > file.size {
+    let node = Arc::clone(&session.node);
+    let opened = session.in_home(move |jail| {
+        let file = jail.open_read(&path)?;
+        Ok((file.size, node.workers.keep(file)))
+    });
+    let (size, file) = opened.await?;
+    let range = range.unwrap_or(0..size);
+    if range.start > size {
         return Err(Reply::new(Code::BAD_ARGUMENTS, "The range begins beyond the end of the file"));
     }
-    let range = range.start..range.end.min(file.size);
+    let range = range.start..range.end.min(size);
     let subject = Arc::clone(&session.subject);
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
+        let file = file.into_inner();
         match checksum::checksum(&file.file, algorithm, range.clone(), &progress) {
             Ok(sum) => answer(range, sum),
             Err(error) => subject.refuse(&error),

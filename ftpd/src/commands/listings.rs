@@ -193,12 +193,12 @@ fn send_listing(
     // An offset was meant for a file; after a listing it is void.
     session.offset = 0;
     let jail = Arc::clone(&session.jail);
-    let work = Work::OnThread(Box::new(move |stream, progress| {
+    let work = Work::on_thread(&session.node, move |stream, progress| {
         let mut writer = ListingWriter::new(&mut *stream, progress);
         listing.write(&jail, &mut |line| writer.write(line))?;
         writer.finish()?;
         Ok(stream.finish(progress)?)
-    }));
+    });
     let transfer = Transfer { verb, direction: Direction::Listing, path, work };
     let opening = Reply::new(Code::OPENING_DATA_CONNECTION, "Opening data connection for directory list");
     Ok(start(session, port, transfer, opening))

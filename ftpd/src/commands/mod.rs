@@ -9,6 +9,7 @@ mod listings;
 mod login;
 mod security;
 mod transfers;
+mod upload_end;
 mod uploads;
 
 use crate::{

@@ -22,6 +22,7 @@ use crate::{
     session::{LoggedIn, Outcome},
     tls::Policy,
     transfer_log,
+    workers::OffRuntime,
 };
 
 /// Which way the data goes.
@@ -45,11 +46,31 @@ impl Direction {
 /// What a transfer does with its connection.
 pub enum Work {
     /// On a thread of its own: whole and blocking.
-    OnThread(Blocking<()>),
+    OnThread(OffRuntime<Blocking<()>>),
     /// The same once something has come. What then ends it is the lease, if the work leaves it.
-    Receive(Blocking<Option<WriteLease>>),
+    Receive(OffRuntime<Blocking<Option<WriteLease>>>),
     /// Sends this little, which needs no thread.
     Send(Vec<u8>),
+}
+
+impl Work {
+    /// [`Work::OnThread`].
+    pub fn on_thread(
+        node: &Node,
+        work: impl FnOnce(&mut DataStream, &Progress) -> Result<(), TransferFailure> + Send + 'static,
+    ) -> Self {
+        Self::OnThread(node.workers.keep(Box::new(work)))
+    }
+
+    /// [`Work::Receive`].
+    pub fn receive(
+        node: &Node,
+        work: impl FnOnce(&mut DataStream, &Progress) -> Result<Option<WriteLease>, TransferFailure>
+        + Send
+        + 'static,
+    ) -> Self {
+        Self::Receive(node.workers.keep(Box::new(work)))
+    }
 }
 
 /// What a transfer does on its thread, with its connection.
@@ -100,6 +121,9 @@ impl TransferFailure {
             }
             Self::NoPlace => (Reply::new(Code::FILE_BUSY, "Too many transfers, try again"), "no_place"),
             Self::Failed(TransferError::Cancelled) => (lost("Transfer aborted"), "aborted"),
+            Self::Failed(TransferError::ClientLeft) => {
+                (lost("The control connection was closed; what arrived is kept"), "client_gone")
+            }
             Self::Failed(TransferError::Stalled) => {
                 let text = format!("Transfer stalled: no data for {} s", stall.as_secs_f64());
                 (Reply::new(Code::TRANSFER_ABORTED, text), "stalled")
@@ -219,9 +243,10 @@ async fn run(
     work: Work,
 ) -> Result<(), TransferFailure> {
     let connected = tokio::select! {
-        () = watch.cancellation() => Err(TransferError::Cancelled.into()),
+        () = watch.cancellation() => Err(watch.progress.why_cancelled().into()),
         connected = connection => connected.map_err(Into::into),
     };
+    watch.connected();
     match work {
         Work::Send(content) => send(node, watch, connected?, &content).await,
         Work::OnThread(work) => run_on_thread(node, watch, connected, work).await,
@@ -230,8 +255,11 @@ async fn run(
             let mut connected = connected.and_then(|connection| connection.watched().map_err(unusable));
             if let Ok(connection) = &mut connected {
                 tokio::select! {
+                    biased;
                     () = watch.cancellation() => {}
-                    () = connection.gather(SMALL, node.timeouts.stall) => {}
+                    () = connection.gather(SMALL, node.timeouts.stall, &watch.progress) => {}
+                    // The thread takes what is there.
+                    () = watch.departure() => {}
                 }
             }
             let Some(lease) = run_on_thread(node, watch, connected, work).await? else { return Ok(()) };
@@ -267,14 +295,14 @@ async fn run_on_thread<T: Send + 'static>(
     node: &Node,
     watch: &Watch,
     connected: Result<Connected, TransferFailure>,
-    work: Blocking<T>,
+    work: OffRuntime<Blocking<T>>,
 ) -> Result<T, TransferFailure> {
     let place = match node.workers.try_transfer() {
         Some(place) => Ok(place),
         None => {
             metrics::limit_reached("max_transfers");
             tokio::select! {
-                () = watch.cancellation() => Err(TransferError::Cancelled.into()),
+                () = watch.cancellation() => Err(watch.progress.why_cancelled().into()),
                 place = timeout(node.timeouts.data_connect, node.workers.transfer()) => {
                     place.map_err(|_| TransferFailure::NoPlace)
                 }
@@ -286,7 +314,7 @@ async fn run_on_thread<T: Send + 'static>(
     let (mut stream, place) = match stream.and_then(|stream| Ok((stream, place?))) {
         Ok(both) => both,
         Err(failure) => {
-            // Files close and what was made for nothing is removed where that may block.
+            // A worker closes the files and removes what was made for nothing. The reply comes after that.
             node.workers.operation(move || drop(work)).await;
             return Err(failure);
         }
@@ -298,7 +326,7 @@ async fn run_on_thread<T: Send + 'static>(
         .workers
         .run_transfer(place, move || {
             stream.limit_stalls(stall).map_err(|error| TransferError::of_connection(error, &progress))?;
-            work(&mut stream, &progress)
+            work.into_inner()(&mut stream, &progress)
         })
         .await;
     watch.detach();
@@ -427,7 +455,7 @@ const SMALL: usize = 16 * 1024;
 /// What RETR sends.
 enum Source {
     Content(Vec<u8>),
-    File(OpenFile),
+    File(OffRuntime<OpenFile>),
 }
 
 /// RETR.
@@ -442,6 +470,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let governor =
         session.lanes.govern(&session.node, &session.account.user, registry::Direction::Download, None);
     let may_be_sent_at_once = !ascii && governor.is_none();
+    let node = Arc::clone(&session.node);
     let (size, bytes, source) = session
         .in_home(move |jail| {
             let file = jail.open_read(&opened)?;
@@ -451,7 +480,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
                 None => offset..size,
             };
             let content = if may_be_sent_at_once { file.content(&bytes, SMALL as u64)? } else { None };
-            Ok((size, bytes, content.map_or(Source::File(file), Source::Content)))
+            Ok((size, bytes, content.map_or_else(|| Source::File(node.workers.keep(file)), Source::Content)))
         })
         .await?;
     if bytes.start > size {
@@ -465,7 +494,8 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     }
     let work = match source {
         Source::Content(content) => Work::Send(content),
-        Source::File(file) => Work::OnThread(Box::new(move |stream, progress| {
+        Source::File(file) => Work::on_thread(&session.node, move |stream, progress| {
+            let file = file.into_inner();
             progress.govern(governor);
             if ascii {
                 stream.send_ascii(&file.file, bytes, progress)?;
@@ -476,7 +506,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
                 }
             }
             Ok(stream.finish(progress)?)
-        })),
+        }),
     };
     let transfer = Transfer { verb, direction: Direction::Download, path, work };
     Ok(start(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))

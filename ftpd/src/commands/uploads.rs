@@ -8,25 +8,29 @@ use common::{
 };
 use tokio::runtime::Handle;
 
-use super::transfers::{
-    Direction, Transfer, TransferFailure, Work, run_in_background, start, take_offset, take_port,
+use super::{
+    transfers::{
+        Direction, Transfer, TransferFailure, Work, run_in_background, start, take_offset, take_port,
+    },
+    upload_end::Evidence,
 };
 use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
     failure::Failure,
-    governor::Governor,
     jail::{Changes, FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
     metrics,
     protocol::{Code, Reply, command::Comb},
     quota::{HomeQuota, Share},
     session::{LoggedIn, Outcome},
+    workers::OffRuntime,
 };
 
 /// How many random names STOU tries before it gives up.
 const UNIQUE_NAMES: u32 = 16;
 
-/// ALLO: refused at once if there is no room, and held against what then arrives.
+/// ALLO: refused at once if there is no room. What it announced is evidence of where the upload ends: see
+/// [`Evidence::believe`].
 pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
     // For which path is not known yet.
     if !session.access.holds_somewhere(|may| may.upload || may.append) {
@@ -171,24 +175,20 @@ async fn store(
             (Some(lease), Some(admit(session, quota, &path, mode).await?))
         }
     };
-    let (lease, upload) = open(session, &path, mode, lease).await?;
-    if let Some(share) = &share {
-        share.follow(upload.changes());
-    }
+    let opened = open(session, &path, mode, lease, share.clone()).await?;
     let (node, direction) = (&session.node, registry::Direction::Upload);
-    let governor = session.lanes.govern(node, &session.account.user, direction, share.clone());
-    let receipt = Receipt {
-        upload,
-        share,
-        governor,
-        lease,
+    let governor = session.lanes.govern(node, &session.account.user, direction, share);
+    let terms = Terms {
         announced: announced.filter(|_| !session.representation.converts()),
         ascii: session.representation.converts(),
         sync: session.node.storage.sync_uploads,
         settle_time: session.node.storage.settle_time,
         runtime: Handle::current(),
     };
-    let work = Work::Receive(Box::new(move |stream, progress| receipt.receive(stream, progress)));
+    let work = Work::receive(node, move |stream, progress| {
+        progress.govern(governor);
+        opened.into_inner().receive(&terms, stream, progress)
+    });
     let label = if label.is_empty() { "Opening data connection for " } else { label };
     let text = [label.as_bytes(), argument].concat();
     let transfer = Transfer { verb, direction: Direction::Upload, path, work };
@@ -233,6 +233,15 @@ impl From<FileError> for NotOpened {
     }
 }
 
+/// A file that was opened to be written, until the point where 226 is true. Dropped in this order.
+struct Opened {
+    upload: Upload,
+    /// After the upload, which notes what it does when it is dropped.
+    share: Option<Arc<Share>>,
+    /// While it is held no other session writes this path.
+    lease: WriteLease,
+}
+
 /// Takes the lease, if there is none, then opens the file: in one operation, because every way to a
 /// thread and back costs a small upload as much as its bytes. The thread waits for Redis no longer
 /// than a request to it may take.
@@ -241,7 +250,9 @@ async fn open(
     path: &VirtualPath,
     mode: WriteMode,
     lease: Option<WriteLease>,
-) -> Result<(WriteLease, Upload), Reply> {
+    share: Option<Arc<Share>>,
+) -> Result<OffRuntime<Opened>, Reply> {
+    let node = Arc::clone(&session.node);
     let (jail, path, runtime) = (Arc::clone(&session.jail), path.clone(), Handle::current());
     let (registry, holder) = (session.node.registry.clone(), session.subject.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
@@ -253,7 +264,11 @@ async fn open(
         };
         let placement =
             owner.as_ref().map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str() });
-        Ok((lease, target.open(mode, placement)?))
+        let upload = target.open(mode, placement)?;
+        if let Some(share) = &share {
+            share.follow(upload.changes());
+        }
+        Ok(node.workers.keep(Opened { upload, share, lease }))
     });
     opened.await.map_err(|error: NotOpened| error.reply(session))
 }
@@ -291,13 +306,8 @@ async fn lease(session: &LoggedIn, path: &VirtualPath) -> Result<WriteLease, Rep
     lease.map_err(|refused| NotOpened::Leased(refused).reply(session))
 }
 
-/// An upload from its data connection to the point where 226 is true.
-struct Receipt {
-    upload: Upload,
-    /// After the upload, which notes what it does when it is dropped.
-    share: Option<Arc<Share>>,
-    governor: Option<Governor>,
-    lease: WriteLease,
+/// What an upload is held to.
+struct Terms {
     announced: Option<u64>,
     ascii: bool,
     sync: bool,
@@ -305,16 +315,17 @@ struct Receipt {
     runtime: Handle,
 }
 
-impl Receipt {
-    /// Answers the lease where it is still to be asked whether nobody else wrote this path.
+impl Opened {
+    /// Receives the upload to its end. Returns the lease where its holder still has to check that no other
+    /// session wrote this path.
     fn receive(
         mut self,
+        terms: &Terms,
         stream: &mut DataStream,
         progress: &Progress,
     ) -> Result<Option<WriteLease>, TransferFailure> {
-        progress.govern(self.governor.take());
         let share = self.share.take();
-        let result = self.receive_and_end(stream, progress);
+        let result = self.receive_and_end(terms, stream, progress);
         if let Some(share) = share {
             share.settle();
         }
@@ -323,26 +334,29 @@ impl Receipt {
 
     fn receive_and_end(
         mut self,
+        terms: &Terms,
         stream: &mut DataStream,
         progress: &Progress,
     ) -> Result<Option<WriteLease>, TransferFailure> {
         let start = self.upload.begin().map_err(TransferError::File)?;
-        let received = if self.ascii {
-            stream.receive_ascii(self.upload.file(), start, progress)
-        } else {
-            stream.receive_file(self.upload.file(), start, progress)
+        let received = match self.store(terms, stream, start, progress) {
+            // TLS has ended, though without close_notify: ALLO may prove that this is all.
+            Err(TransferError::NoCloseNotify) => {
+                progress.note_end();
+                Ok(progress.transferred())
+            }
+            received => received.map_err(TransferFailure::from),
         };
-        let received = received.or_else(|error| self.accept_without_close_notify(start, error, progress));
-        match received.map_err(TransferFailure::from).and_then(|got| self.believe(start, got, progress)) {
+        match received.and_then(|got| self.believe(terms, stream, start, got, progress)) {
             Ok(()) => {
                 let is_hidden = self.upload.is_hidden();
-                self.upload.finish(self.sync).map_err(TransferError::File)?;
+                self.upload.finish(terms.sync).map_err(TransferError::File)?;
                 stream.finish_receiving();
                 // What was hidden has its name now, by the right that it had then.
                 Ok((!is_hidden).then_some(self.lease))
             }
             Err(failure @ TransferFailure::Failed(TransferError::File(_))) => {
-                self.upload.discard();
+                self.upload.keep_proved();
                 Err(failure)
             }
             Err(failure) => {
@@ -352,53 +366,60 @@ impl Receipt {
         }
     }
 
-    /// Without close_notify an upload is complete if ALLO announced exactly what came: ALLO came over the encrypted
-    /// control connection, so nobody else could say it.
-    fn accept_without_close_notify(
-        &self,
+    /// Stores what comes. The file changes when the first bytes are there: before that the quota has no
+    /// room for them where they replace others.
+    fn store(
+        &mut self,
+        terms: &Terms,
+        stream: &mut DataStream,
         start: u64,
-        error: TransferError,
         progress: &Progress,
     ) -> Result<u64, TransferError> {
-        let got = progress.transferred();
-        match (&error, self.announced) {
-            // After REST some clients announce what is to come, others the whole.
-            (TransferError::NoCloseNotify, Some(announced)) if [got, start + got].contains(&announced) => {
-                Ok(got)
-            }
-            _ => Err(error),
+        let first = stream.await_first(progress);
+        if first > 0 && !progress.is_cancelled() {
+            self.upload.to_write(first as u64)?;
+        }
+        if terms.ascii {
+            stream.receive_ascii(self.upload.file(), start, progress)
+        } else {
+            stream.receive_file(self.upload.file(), start, progress)
         }
     }
 
-    /// An end of file is the word of whoever closed the connection. It is believed if the control
-    /// connection still stands, the announced size is there, and nobody else writes this path: of
-    /// which the last is asked before a hidden file gets its name, and otherwise when all is stored.
+    /// Collects the evidence of the end of the data for [`Evidence::believe`]. The lease is checked here
+    /// before a hidden file gets its name, and otherwise when everything is stored.
     ///
-    /// A client that is killed ends both connections, and on two ways through the balancer their
-    /// ends may arrive in either order. Where that decides whether a file gets its name, the end
-    /// of the control connection has a little time to arrive.
-    fn believe(&self, start: u64, got: u64, progress: &Progress) -> Result<(), TransferFailure> {
+    /// A client that is killed closes both connections, and through a balancer the ends may arrive in
+    /// either order. Where that decides whether a file gets its name, the end of the control connection
+    /// has `settle_time` to arrive.
+    fn believe(
+        &self,
+        terms: &Terms,
+        stream: &DataStream,
+        start: u64,
+        got: u64,
+        progress: &Progress,
+    ) -> Result<(), TransferFailure> {
         let is_hidden = self.upload.is_hidden();
-        if is_hidden && self.announced != Some(got) {
-            thread::sleep(self.settle_time);
+        let client_stands = progress.client_stood_at_end();
+        let mut evidence = Evidence {
+            end: stream.data_end(),
+            client_stands,
+            close_notify_required: stream.close_notify_required(),
+            announced: terms.announced,
+            start,
+            got,
+        };
+        if is_hidden && client_stands && !evidence.meets_announcement() {
+            thread::sleep(terms.settle_time);
+            evidence.client_stands = !progress.client_has_left();
         }
         if progress.is_cancelled() {
-            return Err(TransferError::Cancelled.into());
+            return Err(progress.why_cancelled().into());
         }
-        if let Some(announced) = self.announced
-            && got < announced
-            // After REST some clients announce what is to come, others the whole.
-            && start + got != announced
-        {
-            return Err(TransferFailure::Short { announced, got });
-        }
-        if is_hidden && !self.runtime.block_on(self.lease.is_held()) {
+        evidence.believe()?;
+        if is_hidden && !terms.runtime.block_on(self.lease.is_held()) {
             return Err(TransferFailure::LeaseLost);
-        }
-        // A client that dies ends both connections at once, and the order in which their ends
-        // arrive through a balancer is open: asked as late as can be.
-        if progress.client_has_left() {
-            return Err(TransferError::Cancelled.into());
         }
         Ok(())
     }

@@ -15,7 +15,10 @@ use nix::{
 use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::stream::{self, DataStream};
+use super::{
+    progress::Progress,
+    stream::{self, DataStream},
+};
 use crate::{metrics, scratch::Scratch, tls::records::Records};
 
 /// How long bytes may wait for more before they are stored: a client that writes line by line is not
@@ -74,11 +77,19 @@ impl Socket {
     }
 }
 
+/// A connection that came to a passive port.
+pub struct Arrived {
+    pub socket: Socket,
+    /// From a balancer, with a PROXY header.
+    pub by_balancer: bool,
+}
+
 /// A data connection, its TLS handshake over if it has one.
 pub struct Connected {
     socket: Socket,
     encryption: Option<Box<Encryption>>,
     early: Early,
+    by_balancer: bool,
 }
 
 /// What came before a thread took the connection.
@@ -95,7 +106,25 @@ impl Early {
         self.end.is_some()
     }
 
-    async fn take_in(&mut self, stream: &TcpStream, most: usize) {
+    /// Bytes that were not read yet.
+    pub fn left(&self) -> usize {
+        self.bytes.len() - self.read
+    }
+
+    /// Adds what a read has brought: bytes, the end of the stream, or an error.
+    pub fn put(&mut self, read: io::Result<&[u8]>, progress: &Progress) {
+        match read {
+            Ok([]) => {
+                progress.note_end();
+                self.end = Some(Ok(()));
+            }
+            Ok(bytes) => self.bytes.extend_from_slice(bytes),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.end = Some(Err(error)),
+        }
+    }
+
+    async fn take_in(&mut self, stream: &TcpStream, most: usize, progress: &Progress) {
         let read = async {
             stream.readable().await?;
             // Only now, so that who waits holds no memory.
@@ -103,7 +132,10 @@ impl Early {
             stream.try_read_buf(&mut self.bytes)
         };
         match read.await {
-            Ok(0) => self.end = Some(Ok(())),
+            Ok(0) => {
+                progress.note_end();
+                self.end = Some(Ok(()));
+            }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -145,13 +177,14 @@ pub struct Encryption {
 }
 
 impl Connected {
-    pub fn plain(socket: Socket) -> Self {
-        Self { socket, encryption: None, early: Early::default() }
+    pub fn plain(arrived: Arrived) -> Self {
+        let Arrived { socket, by_balancer } = arrived;
+        Self { socket, encryption: None, early: Early::default(), by_balancer }
     }
 
-    pub fn encrypted(stream: TcpStream, encryption: Encryption) -> Self {
+    pub fn encrypted(stream: TcpStream, encryption: Encryption, by_balancer: bool) -> Self {
         let socket = Socket::Watched(stream);
-        Self { socket, encryption: Some(Box::new(encryption)), early: Early::default() }
+        Self { socket, encryption: Some(Box::new(encryption)), early: Early::default(), by_balancer }
     }
 
     /// For blocking use on a thread of its own.
@@ -161,8 +194,8 @@ impl Connected {
     pub fn for_thread(self) -> io::Result<DataStream> {
         let socket = self.socket.blocking()?;
         Ok(match self.encryption {
-            None => DataStream::plain(socket, self.early),
-            Some(encryption) => DataStream::encrypted(socket, *encryption),
+            None => DataStream::plain(socket, self.early, self.by_balancer),
+            Some(encryption) => DataStream::encrypted(socket, *encryption, self.by_balancer),
         })
     }
 
@@ -179,17 +212,17 @@ impl Connected {
     /// one takes it. What goes wrong is told where the bytes are read. Can be dropped at any time.
     ///
     /// TLS is left to the thread: its buffers are for threads.
-    pub async fn gather(&mut self, most: usize, stall_limit: Duration) {
+    pub async fn gather(&mut self, most: usize, stall_limit: Duration, progress: &Progress) {
         let (Socket::Watched(stream), None) = (&self.socket, &self.encryption) else { return };
         let early = &mut self.early;
         if stall_limit.is_zero() {
-            early.take_in(stream, most).await;
-        } else if let Err(late) = timeout(stall_limit, early.take_in(stream, most)).await {
+            early.take_in(stream, most, progress).await;
+        } else if let Err(late) = timeout(stall_limit, early.take_in(stream, most, progress)).await {
             early.end = Some(Err(late.into()));
         }
         let rest = async {
             while early.bytes.len() < most && early.end.is_none() {
-                early.take_in(stream, most).await;
+                early.take_in(stream, most, progress).await;
             }
         };
         // In time or not, what has come is there.

@@ -41,6 +41,8 @@ pub(super) struct Encrypted {
     sealer: Sealer,
     /// Whether a peer that should only receive may still have to say something.
     listens: bool,
+    /// The peer's close_notify has come.
+    is_closed: bool,
 }
 
 /// Who makes the records that are sent.
@@ -56,7 +58,16 @@ impl Encrypted {
     pub(super) fn new(encryption: Encryption) -> Self {
         let Encryption { records, kernel_seals, close_notify_required } = encryption;
         let sealer = Sealer::Here { wire: None };
-        Self { records, kernel_seals, close_notify_required, sealer, listens: true }
+        Self { records, kernel_seals, close_notify_required, sealer, listens: true, is_closed: false }
+    }
+
+    /// Whether the peer has said with close_notify that nothing more comes.
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    pub(super) fn close_notify_required(&self) -> bool {
+        self.close_notify_required
     }
 
     /// See [`transfer::send_file`].
@@ -128,7 +139,10 @@ impl Encrypted {
             let step = self.open(socket, data)?;
             match step {
                 Step::Data(length) => return Ok(length),
-                Step::Closed => return Ok(0),
+                Step::Closed => {
+                    self.is_closed = true;
+                    return Ok(0);
+                }
                 Step::Wanting => {}
             }
             let received = socket.read(self.records.room())?;

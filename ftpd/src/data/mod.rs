@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use self::{
-    connected::{Connected, Encryption, Socket},
+    connected::{Arrived, Connected, Encryption, Socket},
     passive::Reservation,
 };
 use crate::{
@@ -68,21 +68,24 @@ impl DataPort {
         limit: Duration,
         protection: Option<Protection>,
     ) -> Result<Connected, NoDataConnection> {
-        let socket = match self {
+        let arrived = match self {
             Self::Passive(reservation) => {
                 timeout(limit, reservation.accept()).await?.ok_or(NoDataConnection::Gone)?
             }
-            Self::Active(client) => Socket::Watched(timeout(limit, dial(client)).await??),
+            Self::Active(client) => {
+                let socket = Socket::Watched(timeout(limit, dial(client)).await??);
+                Arrived { socket, by_balancer: false }
+            }
         };
         match protection {
-            None => Ok(Connected::plain(socket)),
-            Some(protection) => protection.encrypt(socket.watched()?).await,
+            None => Ok(Connected::plain(arrived)),
+            Some(protection) => protection.encrypt(arrived.socket.watched()?, arrived.by_balancer).await,
         }
     }
 }
 
 impl Protection {
-    async fn encrypt(self, mut stream: TcpStream) -> Result<Connected, NoDataConnection> {
+    async fn encrypt(self, mut stream: TcpStream, by_balancer: bool) -> Result<Connected, NoDataConnection> {
         let Self { tls, session, close_notify_required } = self;
         let accepted = tls.accept_data(&mut stream, session).await;
         let (records, handshake) = accepted.map_err(NoDataConnection::Handshake)?;
@@ -93,7 +96,7 @@ impl Protection {
             return Err(NoDataConnection::NotResumed);
         }
         let encryption = Encryption { records, kernel_seals: tls.kernel_seals(), close_notify_required };
-        Ok(Connected::encrypted(stream, encryption))
+        Ok(Connected::encrypted(stream, encryption, by_balancer))
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::connected::Socket;
+use super::connected::{Arrived, Socket};
 use crate::{
     listener::{self, UnwatchedListener},
     metrics,
@@ -43,7 +43,7 @@ type Key = (u16, IpAddr);
 
 #[derive(Default)]
 struct Waiting {
-    sessions: HashMap<Key, (u64, oneshot::Sender<Socket>)>,
+    sessions: HashMap<Key, (u64, oneshot::Sender<Arrived>)>,
     last_number: u64,
     cooling: Cooling,
 }
@@ -102,7 +102,7 @@ pub struct Reservation {
     port: u16,
     client: IpAddr,
     number: u64,
-    arrival: oneshot::Receiver<Socket>,
+    arrival: oneshot::Receiver<Arrived>,
     table: Arc<Table>,
 }
 
@@ -184,7 +184,7 @@ impl Table {
     }
 
     /// Hands a connection to the session that waits for it, or closes it.
-    fn deliver(&self, port: u16, client: IpAddr, socket: Socket) {
+    fn deliver(&self, port: u16, client: IpAddr, arrived: Arrived) {
         let taken = {
             let mut waiting = self.waiting();
             let taken = waiting.sessions.remove(&(port, client));
@@ -198,7 +198,7 @@ impl Table {
         match taken {
             Some((_, session)) => {
                 // The session may have ended at this moment; then the connection is closed.
-                let _ = session.send(socket);
+                let _ = session.send(arrived);
             }
             None => {
                 metrics::data_connection_refused("unexpected");
@@ -210,7 +210,9 @@ impl Table {
     /// [`Self::deliver`] for a connection that came from a balancer.
     fn deliver_for(&self, port: u16, balancer: SocketAddr, ends: Result<(Ends, Socket), NoClient>) {
         match ends {
-            Ok((ends, socket)) => self.deliver(port, ends.client.ip(), socket),
+            Ok((ends, socket)) => {
+                self.deliver(port, ends.client.ip(), Arrived { socket, by_balancer: true });
+            }
             // A health check: it has no session, so it gets no data.
             Err(NoClient::Left | NoClient::Balancer) => {}
             Err(error) => {
@@ -227,7 +229,7 @@ impl Reservation {
     }
 
     /// The client's connection. `None` cannot happen while the node runs.
-    pub async fn accept(mut self) -> Option<Socket> {
+    pub async fn accept(mut self) -> Option<Arrived> {
         (&mut self.arrival).await.ok()
     }
 }
@@ -250,7 +252,8 @@ async fn accept(listener: UnwatchedListener, port: u16, table: Arc<Table>, trust
     loop {
         let (socket, peer) = listener.accept().await;
         if !trust.is_balancer(peer.ip()) {
-            table.deliver(port, peer.ip().to_canonical(), Socket::Plain(socket));
+            let arrived = Arrived { socket: Socket::Plain(socket), by_balancer: false };
+            table.deliver(port, peer.ip().to_canonical(), arrived);
             continue;
         }
         if let Some(ends) = proxy_protocol::ends_at_once(&socket) {

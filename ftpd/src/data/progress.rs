@@ -5,7 +5,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
     sync::{
         OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -14,15 +14,32 @@ use tokio::sync::Notify;
 use super::transfer::TransferError;
 use crate::governor::Governor;
 
+/// How many bytes an upload still takes after its client has closed the control connection: as many
+/// as can be on their way in the largest usual buffers of both ends (64 MiB each).
+pub const MOST_AFTER_LEAVING: u64 = 128 * 1024 * 1024;
+
 /// Shared by the thread that works and the one that watches it.
 #[derive(Default)]
 pub struct Progress {
     transferred: AtomicU64,
-    cancelled: AtomicBool,
+    /// One of [`RUNNING`], [`CANCELLED`] and [`GIVEN_UP`].
+    state: AtomicU8,
     cancellation: Notify,
+    /// When the client left, this many bytes had been transferred.
+    left_at: OnceLock<u64>,
+    /// Nothing more is waited for: the client has left, and the connection is silent.
+    is_cut_off: AtomicBool,
+    /// Whether the control connection stood when the end of the data was seen.
+    stood_at_end: OnceLock<bool>,
     control: OnceLock<OwnedFd>,
     governor: OnceLock<Governor>,
 }
+
+const RUNNING: u8 = 0;
+/// By ABOR, or because the session or the node ends.
+const CANCELLED: u8 = 1;
+/// The client left, and the time for what was on its way is over.
+const GIVEN_UP: u8 = 2;
 
 impl fmt::Debug for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,12 +76,17 @@ impl Progress {
     /// limit of bandwidth wants it.
     ///
     /// # Errors
-    /// [`TransferError::Cancelled`], and [`TransferError::QuotaUnknown`].
+    /// [`TransferError::Cancelled`], [`TransferError::ClientLeft`] and [`TransferError::QuotaUnknown`].
     pub fn piece(&self, most: usize) -> Result<usize, TransferError> {
+        let is_enough = |left_at: &u64| self.transferred() - left_at >= MOST_AFTER_LEAVING;
         match self.governor.get() {
-            _ if self.is_cancelled() => Err(TransferError::Cancelled),
+            _ if self.is_cancelled() => Err(self.why_cancelled()),
+            _ if self.left_at.get().is_some_and(is_enough) => Err(TransferError::ClientLeft),
             None => Ok(most),
-            Some(governor) => governor.piece(most, self),
+            Some(governor) => match governor.piece(most, self) {
+                Err(TransferError::Cancelled) => Err(self.why_cancelled()),
+                piece => piece,
+            },
         }
     }
 
@@ -80,12 +102,61 @@ impl Progress {
     /// `shutdown(Both)` on that socket, *after* this: an end of file that it then sees counts as
     /// the cancellation.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Release);
+        self.end_early(CANCELLED);
+    }
+
+    /// [`Self::cancel`], because the client has left and enough has been waited for.
+    pub fn give_up(&self) {
+        self.end_early(GIVEN_UP);
+    }
+
+    fn end_early(&self, state: u8) {
+        // The first reason stays.
+        let _ = self.state.compare_exchange(RUNNING, state, Ordering::AcqRel, Ordering::Acquire);
         self.cancellation.notify_one();
     }
 
+    /// Cancelled or given up.
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Acquire)
+        self.state.load(Ordering::Acquire) != RUNNING
+    }
+
+    /// What ended it early, if [`Self::is_cancelled`].
+    pub fn why_cancelled(&self) -> TransferError {
+        match self.state.load(Ordering::Acquire) {
+            GIVEN_UP => TransferError::ClientLeft,
+            _ => TransferError::Cancelled,
+        }
+    }
+
+    /// The client has closed the control connection. The work goes on for as long as data comes,
+    /// up to [`MOST_AFTER_LEAVING`].
+    pub fn client_left(&self) {
+        let _ = self.left_at.set(self.transferred());
+    }
+
+    /// The client has left, and nothing more comes: an end of file that the work sees from now on is
+    /// that of [`crate::activity::Watch::cut_off`].
+    pub fn cut_off(&self) {
+        // After the end of the data no further end is seen.
+        if self.stood_at_end.get().is_none() {
+            self.is_cut_off.store(true, Ordering::Release);
+        }
+    }
+
+    pub fn is_cut_off(&self) -> bool {
+        self.is_cut_off.load(Ordering::Acquire)
+    }
+
+    /// The end of the data was seen: remembers whether the control connection still stood. Only the
+    /// first call counts.
+    pub fn note_end(&self) {
+        self.stood_at_end.get_or_init(|| !self.client_has_left());
+    }
+
+    /// Whether the end of the data was seen while the control connection stood.
+    pub fn client_stood_at_end(&self) -> bool {
+        self.stood_at_end.get().copied().unwrap_or(false)
     }
 
     /// Returns once it is cancelled. For the thread that works.
@@ -105,6 +176,9 @@ impl Progress {
     /// were not read yet stand before its end. The kernel is asked, because the task that reads
     /// the connection may not have come to it yet.
     pub fn client_has_left(&self) -> bool {
+        if self.left_at.get().is_some() {
+            return true;
+        }
         let Some(control) = self.control.get() else { return false };
         let mut poll = libc::pollfd { fd: control.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
         // SAFETY: `poll` is one valid structure, as the count says, and 0 does not wait.

@@ -46,7 +46,10 @@ pub(super) fn receive(
         let wanted = progress.piece(pipe.size)?;
         let flags = SpliceFFlags::SPLICE_F_MOVE;
         let arrived = match nix::fcntl::splice(socket, None, &pipe.write, None, wanted, flags) {
-            Ok(0) => break,
+            Ok(0) => {
+                progress.note_end();
+                break;
+            }
             Ok(arrived) => arrived,
             Err(Errno::EINTR) => continue,
             Err(Errno::EINVAL | Errno::ENOSYS) => return Ok(Moved::Unable(received)),
@@ -60,7 +63,6 @@ pub(super) fn receive(
         }
     }
     SPARE.set(Some(pipe));
-    // A cancellation closes the socket, which looks like an end of file.
     check(progress)?;
     Ok(Moved::All(received))
 }

@@ -19,25 +19,61 @@ use super::{
     transfer::{self, TransferError},
 };
 
+/// Bytes that [`DataStream::await_first`] reads at most.
+const FIRST: usize = 4096;
+
 /// A data connection that is ready for a transfer, on a thread of its own.
 pub struct DataStream {
     socket: Arc<TcpStream>,
     tls: Option<Box<Encrypted>>,
-    /// Comes before what is still in the socket; nothing with TLS.
+    /// Comes before what is still in the socket; with TLS it is what [`Self::await_first`] has read.
     early: Early,
+    by_balancer: bool,
+}
+
+/// How an upload's data connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataEnd {
+    /// TLS's close_notify: the client itself said that this is all.
+    CloseNotify,
+    /// The end of the TCP connection, where TLS would have had close_notify.
+    WithoutCloseNotify,
+    /// The end of a TCP connection that came from the client itself. A connection that was reset would
+    /// have arrived as reset.
+    OfClient,
+    /// The end of a TCP connection that came from a balancer. nginx ends a connection in this way also
+    /// where its client reset it.
+    OfBalancer,
 }
 
 impl DataStream {
-    pub fn plain(socket: TcpStream, early: Early) -> Self {
-        Self { socket: Arc::new(socket), tls: None, early }
+    /// `by_balancer`: the connection came from a balancer, with a PROXY header.
+    pub fn plain(socket: TcpStream, early: Early, by_balancer: bool) -> Self {
+        Self { socket: Arc::new(socket), tls: None, early, by_balancer }
     }
 
-    pub fn encrypted(socket: TcpStream, encryption: Encryption) -> Self {
+    pub fn encrypted(socket: TcpStream, encryption: Encryption, by_balancer: bool) -> Self {
         Self {
             socket: Arc::new(socket),
             tls: Some(Box::new(Encrypted::new(encryption))),
             early: Early::default(),
+            by_balancer,
         }
+    }
+
+    /// How the data ended, once a receiving method has returned `Ok`.
+    pub fn data_end(&self) -> DataEnd {
+        match &self.tls {
+            Some(tls) if tls.is_closed() => DataEnd::CloseNotify,
+            Some(_) => DataEnd::WithoutCloseNotify,
+            None if self.by_balancer => DataEnd::OfBalancer,
+            None => DataEnd::OfClient,
+        }
+    }
+
+    /// Whether an end without close_notify proves nothing.
+    pub fn close_notify_required(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.close_notify_required())
     }
 
     /// For shutting it down from elsewhere.
@@ -83,6 +119,20 @@ impl DataStream {
         transfer::send_ascii(file, range, self, progress)
     }
 
+    /// Waits for the first bytes of an upload, which the methods below store. Answers how many have come:
+    /// none if the stream has ended, however.
+    pub fn await_first(&mut self, progress: &Progress) -> usize {
+        let mut bytes = [0; FIRST];
+        while self.early.left() == 0 && !self.early.is_all() {
+            let read = match &mut self.tls {
+                None => (&*self.socket).read(&mut bytes),
+                Some(tls) => On(tls, &self.socket).read(&mut bytes),
+            };
+            self.early.put(read.map(|length| &bytes[..length]), progress);
+        }
+        self.early.left()
+    }
+
     /// Stores what arrives at `offset` and after; answers how many bytes.
     ///
     /// # Errors
@@ -95,11 +145,11 @@ impl DataStream {
     ) -> Result<u64, TransferError> {
         match self.tls {
             None => {
-                let is_all = self.early.is_all();
-                let early = transfer::receive_into(&mut self.early, file, offset, progress)?;
-                if is_all {
-                    return Ok(early);
+                if self.early.is_all() {
+                    return transfer::receive_into(&mut self.early, file, offset, progress);
                 }
+                let length = self.early.left();
+                let early = transfer::receive_first(&mut self.early, length, file, offset, progress)?;
                 let rest = transfer::receive_file(&self.socket, file, offset + early, progress)?;
                 Ok(early + rest)
             }
@@ -139,7 +189,7 @@ impl DataStream {
     /// After an upload the client may be gone at once, which is its right: nothing of its data is
     /// missing.
     pub fn finish_receiving(&mut self) {
-        if self.early.is_all() {
+        if self.tls.is_none() && self.early.is_all() {
             // It has said all, and what closes the socket tells it that we have too.
             return;
         }
@@ -185,11 +235,11 @@ impl Write for DataStream {
 
 impl Read for DataStream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.early.left() > 0 || self.early.is_all() {
+            return self.early.read(bytes);
+        }
         match &mut self.tls {
-            None => match self.early.read(bytes) {
-                Ok(0) if !self.early.is_all() => (&*self.socket).read(bytes),
-                early => early,
-            },
+            None => (&*self.socket).read(bytes),
             Some(tls) => On(tls, &self.socket).read(bytes),
         }
     }

@@ -34,6 +34,8 @@ const LISTING_BUFFER: usize = 64 * 1024;
 pub enum TransferError {
     #[error("cancelled")]
     Cancelled,
+    #[error("the client closed the control connection")]
+    ClientLeft,
     #[error("no data moved for as long as stall_timeout allows")]
     Stalled,
     /// Everything that arrived was whole, but an attacker or a broken network could have ended it as well.
@@ -61,7 +63,8 @@ impl TransferError {
     /// What an error of the data connection means. After a cancellation every error is its doing.
     pub fn of_connection(error: io::Error, progress: &Progress) -> Self {
         match error.kind() {
-            _ if progress.is_cancelled() => Self::Cancelled,
+            _ if progress.is_cancelled() => progress.why_cancelled(),
+            _ if progress.is_cut_off() => Self::ClientLeft,
             _ if error.get_ref().is_some_and(|cause| cause.is::<NoCloseNotify>()) => Self::NoCloseNotify,
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Stalled,
             _ => Self::ConnectionLost(error),
@@ -225,6 +228,24 @@ pub fn receive_into(
     }
 }
 
+/// [`receive_into`] of exactly `length` bytes that are there, and are not the end of the stream. At most
+/// [`BUFFER`].
+///
+/// # Errors
+/// See [`TransferError`].
+pub(super) fn receive_first(
+    reader: &mut impl Read,
+    length: usize,
+    file: &File,
+    offset: u64,
+    progress: &Progress,
+) -> Result<u64, TransferError> {
+    let mut buffer = Scratch::take();
+    let (filled, end) = fill(reader, &mut buffer[..length.min(BUFFER)], progress);
+    file.write_all_at(&buffer[..filled], offset).map_err(FileError::from)?;
+    end.unwrap_or(Ok(())).map(|()| filled as u64)
+}
+
 /// [`receive_into`] with lines that end in CRLF on the wire (TYPE A). Answers the bytes received;
 /// the file gets fewer.
 ///
@@ -300,8 +321,13 @@ impl<'p, W: Write> ListingWriter<'p, W> {
     }
 }
 
+/// An end of file is the peer's only where this node has not shut the socket down itself.
 pub(super) fn check(progress: &Progress) -> Result<(), TransferError> {
-    if progress.is_cancelled() { Err(TransferError::Cancelled) } else { Ok(()) }
+    match progress {
+        _ if progress.is_cancelled() => Err(progress.why_cancelled()),
+        _ if progress.is_cut_off() => Err(TransferError::ClientLeft),
+        _ => Ok(()),
+    }
 }
 
 /// Reads `range` until its end or the file's. Answers how many bytes.
@@ -362,8 +388,10 @@ fn fill(
             Err(error) => return (filled, Some(Err(error))),
         };
         match reader.read(&mut buffer[filled..filled + piece]) {
-            // A cancellation closes the socket, which looks like an end of file.
-            Ok(0) => return (filled, Some(check(progress))),
+            Ok(0) => {
+                progress.note_end();
+                return (filled, Some(check(progress)));
+            }
             Ok(read) => {
                 if let Err(error) = progress.arrived(read as u64) {
                     return (filled, Some(Err(error)));
@@ -376,7 +404,7 @@ fn fill(
             }
         }
         if progress.is_cancelled() {
-            return (filled, Some(Err(TransferError::Cancelled)));
+            return (filled, Some(Err(progress.why_cancelled())));
         }
     }
     (filled, None)

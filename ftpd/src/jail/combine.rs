@@ -47,7 +47,7 @@ impl Jail {
             }
         }
         let start = upload.begin()?;
-        match self.append_all(upload.file(), start, sources, progress) {
+        match self.append_all(upload.to_write(0)?, start, sources, progress) {
             Ok(_) if !is_ours() => {
                 upload.abandon();
                 Err(FileError::Taken)

@@ -68,6 +68,9 @@ pub enum FileError {
     /// The right to write it was lost while it was written.
     #[error("another session may write this file")]
     Taken,
+    /// It is not known which bytes have reached the storage.
+    #[error("not proved to be on the storage")]
+    Unproved,
     /// The control connection asked the operation to end.
     #[error("cancelled")]
     Cancelled,
@@ -114,7 +117,7 @@ impl FileError {
             Self::TooManyOpenFiles(_) => "too_many_open_files",
             Self::Taken => "lease_lost",
             Self::Cancelled => failure::CANCELLED,
-            Self::Io(_) => "storage_io",
+            Self::Unproved | Self::Io(_) => "storage_io",
         }
     }
 
@@ -145,6 +148,7 @@ impl FileError {
             | Self::TooDeep
             | Self::SameFile
             | Self::Taken
+            | Self::Unproved
             | Self::Cancelled => return None,
         })
     }
@@ -178,7 +182,7 @@ impl FileError {
             Self::TooManyOpenFiles(_) => (Code::FILE_BUSY, "Server busy, try again"),
             Self::Taken => (Code::LOCAL_ERROR, "Another session writes this file"),
             Self::Cancelled => (Code::LOCAL_ERROR, "Action cancelled"),
-            Self::Io(_) => (Code::LOCAL_ERROR, "Local error in processing"),
+            Self::Unproved | Self::Io(_) => (Code::LOCAL_ERROR, "Local error in processing"),
         }
     }
 }

@@ -1,15 +1,17 @@
 //! Writing files: STOR, STOU, APPE, with REST, and atomic uploads.
 //!
-//! An upload is opened before the data connection comes, begins when it is there, and ends in one
-//! of three ways: [`Upload::finish`], [`Upload::abandon`] or [`Upload::discard`].
+//! An upload is opened before the data connection comes, begins when it is there, changes the file when
+//! its first bytes are written, and ends in one of four ways: [`Upload::finish`], [`Upload::abandon`],
+//! [`Upload::keep_proved`] or [`Upload::discard`].
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use common::process::logging::chain;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::sys::statfs::{NFS_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, close, unlinkat};
 use sha2::{Digest, Sha256};
 
@@ -18,6 +20,7 @@ use super::handle::{self, Place, identity, kind, size};
 use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, PARTIAL_PREFIX};
+use crate::blocking;
 use crate::listing::Kind;
 
 /// How an upload treats what is there.
@@ -72,6 +75,12 @@ enum State {
     Opened {
         start: Option<u64>,
         may_cut: bool,
+    },
+    /// Nothing has been changed; before the first byte is written at `start`, the `beyond` bytes that
+    /// are there go.
+    Begun {
+        start: u64,
+        beyond: u64,
     },
     /// Bytes before `start` were there before. `noted`: those after it are among the changes.
     Writing {
@@ -260,7 +269,8 @@ impl Jail {
 }
 
 impl Upload {
-    /// The data connection is there: cuts the file at the offset to write at, and tells it.
+    /// The data connection is there: tells the offset to write at. Changes nothing yet, because the first
+    /// byte may never come.
     ///
     /// # Errors
     /// [`FileError::BadOffset`] if the file has become shorter, or longer where nothing may go; and as
@@ -274,12 +284,48 @@ impl Upload {
         if offset > length || offset < length && !may_cut {
             return Err(FileError::BadOffset);
         }
-        if offset < length {
-            self.file.set_len(offset)?;
-            self.changes.shrink(length - offset);
-        }
-        self.state = State::Writing { start: offset, noted: false };
+        self.state = State::Begun { start: offset, beyond: length - offset };
         Ok(offset)
+    }
+
+    /// The file, to write `length` bytes to it now, in order and without a gap from the offset that
+    /// [`Upload::begin`] told. The first call cuts off what they replace.
+    ///
+    /// # Errors
+    /// [`FileError::NoSpace`] and [`FileError::QuotaExceeded`] if the storage has no room for the first
+    /// bytes beside what they replace, which then stays; [`FileError::BadOffset`] before `begin`; and as
+    /// the kernel says.
+    pub fn to_write(&mut self, length: u64) -> Result<&File, FileError> {
+        match self.state {
+            State::Writing { .. } => return Ok(&self.file),
+            State::Begun { start, beyond } => {
+                if beyond > 0 {
+                    // A hidden file is worth nothing to a reader, and its room may be needed.
+                    if !self.is_hidden() {
+                        self.reserve(start + beyond, length)?;
+                    }
+                    self.file.set_len(start)?;
+                    self.changes.shrink(beyond);
+                }
+                self.state = State::Writing { start, noted: false };
+            }
+            State::Opened { .. } | State::Ended => return Err(FileError::BadOffset),
+        }
+        Ok(&self.file)
+    }
+
+    /// Makes sure that the storage has room for `length` bytes beside the content that ends at `end`: on
+    /// a full disk the content would be cut off, and nothing take its place.
+    fn reserve(&self, end: u64, length: u64) -> Result<(), FileError> {
+        let (Ok(end), Ok(length @ 1..)) = (libc::off_t::try_from(end), libc::off_t::try_from(length)) else {
+            return Ok(());
+        };
+        match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, end, length) {
+            Err(errno @ (Errno::ENOSPC | Errno::EDQUOT)) => Err(errno.into()),
+            // Not every file system can (NFS before 4.2), and then the write will tell. What was
+            // reserved goes when the file is cut.
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// What this upload has done to the home so far; what it has written is added when it ends.
@@ -292,7 +338,7 @@ impl Upload {
         self.publish.is_some()
     }
 
-    /// To write to, at explicit offsets from the one [`Upload::begin`] told.
+    /// To write to, after [`Upload::to_write`].
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -309,6 +355,8 @@ impl Upload {
         if matches!(self.state, State::Opened { .. }) {
             self.begin()?;
         }
+        // An upload without a byte cuts the file here.
+        self.to_write(0)?;
         self.note_written();
         let stored = self.store(sync);
         if let Err(error) = stored {
@@ -335,8 +383,14 @@ impl Upload {
         self.end(Keep::Arrived);
     }
 
-    /// Writing failed: takes back what this upload has written, because after a failure the file
-    /// may have holes that its length does not show.
+    /// Writing failed, as on a full disk: keeps what was written before if it is proved to be on stable
+    /// storage, for REST and APPE; otherwise as [`Upload::discard`], because the file may have holes that
+    /// its length does not show. Content that nothing has replaced yet stays as it is.
+    pub fn keep_proved(mut self) {
+        self.end(Keep::Proved);
+    }
+
+    /// Takes back what this upload has written.
     pub fn discard(mut self) {
         self.end(Keep::Before);
     }
@@ -401,20 +455,35 @@ impl Upload {
         let state = std::mem::replace(&mut self.state, State::Ended);
         let ended = match (state, keep) {
             (State::Ended, _) => Ok(()),
-            (State::Opened { .. }, _) => self.remove_if_empty(),
-            (State::Writing { start, .. }, Keep::Arrived) => match self.flush() {
-                Ok(()) => self.remove_if_empty(),
-                Err(error) => {
-                    log::warn!(path:% = self.path(); "a broken upload could not be kept: {}", chain(&error));
-                    self.cut(start)
-                }
-            },
+            (State::Opened { .. } | State::Begun { .. }, _) => self.remove_if_empty(),
             (State::Writing { start, .. }, Keep::Before) => self.cut(start),
+            (State::Writing { start, .. }, keep) => {
+                let kept = if keep == Keep::Proved { self.prove() } else { self.flush() };
+                match kept {
+                    Ok(()) => self.remove_if_empty(),
+                    Err(error) => {
+                        let (path, error) = (self.path(), chain(&error));
+                        log::warn!(path:%; "a broken upload could not be kept: {error}");
+                        self.cut(start)
+                    }
+                }
+            }
         };
         if let Err(error) = ended {
             let path = self.path();
             log::warn!(path:%; "the remains of an upload could not be removed: {}", chain(&error));
         }
+    }
+
+    /// Whether all bytes that were written are on stable storage, asked after a write has failed. They
+    /// have no gap, because they were written in order.
+    fn prove(&self) -> Result<(), FileError> {
+        // A failed write on NFS tells that earlier bytes were lost on their way to the server, and
+        // tells it once: fsync may succeed then (nfs_file_write in Linux's fs/nfs/file.c).
+        if fstatfs(&self.file)?.filesystem_type() == NFS_SUPER_MAGIC {
+            return Err(FileError::Unproved);
+        }
+        self.store(true)
     }
 
     /// Where the data is, for the log.
@@ -458,14 +527,17 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
+        blocking::assert_allowed("an upload is dropped");
         self.end(Keep::Arrived);
     }
 }
 
 /// What stays of an upload that is not completed.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Keep {
     Arrived,
+    /// What arrived, if it is proved to be on stable storage.
+    Proved,
     Before,
 }
 

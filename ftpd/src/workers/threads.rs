@@ -6,6 +6,7 @@
 //! futex calls again as the work itself.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     panic::{self, AssertUnwindSafe},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,8 +21,13 @@ type Job = Box<dyn FnOnce() + Send>;
 /// How long a thread waits for work before it ends.
 const KEEP: Duration = Duration::from_secs(10);
 
-/// A pool that grows to so many threads, and shrinks when they idle.
+/// A pool that grows to so many threads, and shrinks when they idle. Clones share the threads.
+#[derive(Clone)]
 pub struct Threads(Arc<Shared>);
+
+thread_local! {
+    static IS_WORKER: Cell<bool> = const { Cell::new(false) };
+}
 
 struct Shared {
     most: usize,
@@ -53,20 +59,39 @@ impl Threads {
         Self(Arc::new(Shared { most, runtime, state: Mutex::default() }))
     }
 
-    /// Runs `work` on a thread. If the caller is dropped meanwhile, it still runs to its end.
+    /// Runs `work` on a thread. If the caller is dropped meanwhile, it still runs to its end, and its
+    /// result is dropped on a worker, too.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let (sender, result) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
+        let mut result = Undelivered { receiver, threads: self };
         self.submit(Box::new(move || {
-            // An error means that the caller is gone.
+            // An error means that the caller is gone; it gives the result back, to be dropped here.
             let _ = sender.send(panic::catch_unwind(AssertUnwindSafe(work)));
         }));
-        match result.await {
+        match (&mut result.receiver).await {
             Ok(Ok(value)) => value,
             // A bug of ours: it ends this session, as if it had happened in its own task.
             Ok(Err(cause)) => panic::resume_unwind(cause),
             // Jobs are dropped only with the pool, when the process ends.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// Whether the current thread belongs to such a pool.
+    pub fn is_worker() -> bool {
+        IS_WORKER.get()
+    }
+
+    /// Drops `value` on a worker: at once if this is one, otherwise as soon as one is free.
+    pub fn drop_on_worker<T: Send + 'static>(&self, value: T) {
+        if Self::is_worker() {
+            drop(value);
+            return;
+        }
+        self.submit(Box::new(move || {
+            // A panic is a bug of ours, which its hook has told; the thread is still good.
+            let _ = panic::catch_unwind(AssertUnwindSafe(move || drop(value)));
+        }));
     }
 
     fn submit(&self, job: Job) {
@@ -90,6 +115,23 @@ impl Threads {
                 shared.state().count -= 1;
                 log::error!("cannot start a thread for files: {error}");
             }
+        }
+    }
+}
+
+/// The result of a job, until its caller has it. A session may end between the moment at which the
+/// worker sends a result and the moment at which the session would receive it.
+struct Undelivered<'t, T: Send + 'static> {
+    receiver: oneshot::Receiver<T>,
+    threads: &'t Threads,
+}
+
+impl<T: Send + 'static> Drop for Undelivered<'_, T> {
+    fn drop(&mut self) {
+        // From here on the worker keeps what it could not send.
+        self.receiver.close();
+        if let Ok(result) = self.receiver.try_recv() {
+            self.threads.drop_on_worker(result);
         }
     }
 }
@@ -137,6 +179,7 @@ impl Idle {
 }
 
 fn serve(shared: &Shared) {
+    IS_WORKER.set(true);
     let _runtime = shared.runtime.as_ref().map(Handle::enter);
     let idle = Arc::new(Idle { thread: thread::current(), job: Mutex::default() });
     while let Some(job) = shared.next(&idle) {
@@ -200,5 +243,68 @@ mod tests {
             }
             assert_eq!(threads.run(|| thread::current().id()).await, first);
         }
+    }
+
+    /// Sends the name of the thread on which it is dropped.
+    struct Witness(std::sync::mpsc::Sender<Option<String>>);
+
+    impl Drop for Witness {
+        fn drop(&mut self) {
+            let _ = self.0.send(thread::current().name().map(str::to_owned));
+        }
+    }
+
+    fn dropped_on(witness: &std::sync::mpsc::Receiver<Option<String>>) -> Option<String> {
+        witness.recv_timeout(Duration::from_secs(30)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_result_whose_caller_is_gone_is_dropped_on_a_worker() {
+        let threads = Threads::new(1);
+        for is_sent_first in [true, false] {
+            let (sender, witness) = std::sync::mpsc::channel();
+            let (go, gone) = std::sync::mpsc::channel::<()>();
+            let mut running = Box::pin(threads.run(move || {
+                gone.recv().unwrap();
+                Witness(sender)
+            }));
+            // Polled once: the job is with the worker, and the caller waits.
+            assert!(waits_after_one_poll(running.as_mut()).await);
+            if is_sent_first {
+                go.send(()).unwrap();
+                // The only thread takes another job only when it has sent the result of this one.
+                threads.run(|| ()).await;
+                drop(running);
+            } else {
+                drop(running);
+                go.send(()).unwrap();
+            }
+            assert_eq!(dropped_on(&witness).as_deref(), Some("worker"), "sent first: {is_sent_first}");
+        }
+    }
+
+    /// Polls it once; whether it still waits.
+    async fn waits_after_one_poll<F: Future>(mut future: std::pin::Pin<&mut F>) -> bool {
+        std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context).is_pending()))
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_value_off_the_runtime_is_dropped_on_a_worker_wherever_its_owner_is() {
+        use crate::workers::off_runtime::OffRuntime;
+
+        let threads = Threads::new(1);
+        let (sender, witness) = std::sync::mpsc::channel();
+        let keep = |value| OffRuntime::new(value, threads.clone());
+        drop(keep(Witness(sender.clone())));
+        assert_eq!(dropped_on(&witness).as_deref(), Some("worker"));
+        // A closure that was never called, and what it holds.
+        let held = keep(Witness(sender.clone()));
+        drop(OffRuntime::new(move || drop(held), threads.clone()));
+        assert_eq!(dropped_on(&witness).as_deref(), Some("worker"));
+        // On a worker it goes at once, in its turn.
+        let held = keep(Witness(sender));
+        threads.run(move || drop(held.into_inner())).await;
+        assert_eq!(witness.try_recv().unwrap().as_deref(), Some("worker"));
     }
 }

@@ -4,9 +4,10 @@ use std::{fs, io::Write};
 
 use cluster_tests::{
     content::{bytes, sha256},
-    dialogue::reset,
+    dialogue::{Dialogue, reset},
     eventually,
     node::Node,
+    proxy::Connector,
 };
 
 use crate::support::{at, finish, login, read_to_end, start, stored, wait_for_size};
@@ -180,7 +181,7 @@ fn an_upload_that_broke_off_is_resumed() {
 }
 
 #[test]
-fn allo_is_refused_where_there_is_no_room_and_held_against_what_arrives() {
+fn allo_is_refused_where_there_is_no_room_and_reserves_more_than_comes() {
     let node = start();
     let mut session = login(&node);
     session.command("ALLO 9223372036854775807", 452);
@@ -189,9 +190,7 @@ fn allo_is_refused_where_there_is_no_room_and_held_against_what_arrives() {
     }
     session.command("ALLO 10 R 5", 200);
     session.command("ALLO 10", 200);
-    let data = session.begin("STOR file");
-    finish(data, b"12345");
-    session.expect(426);
+    session.transmit("STOR file", b"12345");
     assert_eq!(stored(&node, "file"), b"12345");
     // After REST some announce what is to come, others the whole.
     for announced in [5, 10] {
@@ -200,7 +199,29 @@ fn allo_is_refused_where_there_is_no_room_and_held_against_what_arrives() {
         session.transmit("STOR file", b"67890");
         assert_eq!(stored(&node, "file"), b"1234567890");
     }
-    // It held for one upload only.
+}
+
+/// A balancer may turn a client's reset into an orderly end.
+#[test]
+fn allo_is_held_against_what_comes_through_a_balancer() {
+    let node = Node::standalone();
+    let (client, balancer) = (node.loopback().address(20), node.loopback().address(21));
+    let node = node.setting("trusted_balancers", format!("{balancer}/32")).start();
+    let connector = Connector::new().from(balancer).proxy_v1(client, balancer);
+    let mut session = Dialogue::connect_with(&connector, node.address);
+    session.login("demo", "x");
+    session.command("TYPE I", 200);
+    session.command("ALLO 10", 200);
+    let data = session.begin("STOR file");
+    finish(data, b"12345");
+    let reply = session.expect(426).text();
+    assert!(reply.contains("ALLO"), "{reply}");
+    assert_eq!(stored(&node, "file"), b"12345");
+    session.command("ALLO 5", 200);
+    session.command("REST 5", 350);
+    session.transmit("STOR file", b"67890");
+    assert_eq!(stored(&node, "file"), b"1234567890");
+    // It holds for one upload only.
     session.store("file", b"1");
 }
 

@@ -132,7 +132,7 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
             let placement = Placement::Atomic { owner: "alice" };
             if let Ok(mut upload) = site.jail.open_write(&new, WriteMode::Replace, placement) {
                 upload.begin().unwrap();
-                upload.file().write_all_at(b"new", 0).unwrap();
+                upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
                 upload.finish(false).unwrap();
             }
             if let Ok(upload) = site.jail.open_write(&new, WriteMode::Append, Placement::Direct) {

@@ -15,11 +15,11 @@ impl Site {
 
 fn write(upload: &mut Upload, data: &str) {
     let offset = upload.begin().unwrap();
-    upload.file().write_all_at(data.as_bytes(), offset).unwrap();
+    upload.to_write(3).unwrap().write_all_at(data.as_bytes(), offset).unwrap();
 }
 
 #[test]
-fn nothing_is_truncated_before_the_data_connection_comes() {
+fn nothing_is_truncated_before_the_first_byte_is_written() {
     let site = Site::new();
     fs::write(site.home("file"), "old content").unwrap();
     for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::Resume { offset: 3, replace: true }] {
@@ -28,10 +28,19 @@ fn nothing_is_truncated_before_the_data_connection_comes() {
         site.upload("/file", mode, Placement::Direct).discard();
         assert_eq!(site.read("file"), "old content", "{mode:?}");
     }
+    for mode in [WriteMode::Replace, WriteMode::Resume { offset: 3, replace: true }] {
+        for end in [Upload::abandon, Upload::keep_proved, Upload::discard] {
+            let mut upload = site.upload("/file", mode, Placement::Direct);
+            upload.begin().unwrap();
+            end(upload);
+            assert_eq!(site.read("file"), "old content", "{mode:?}");
+        }
+    }
     let mut upload = site.upload("/file", WriteMode::Replace, Placement::Direct);
+    assert!(matches!(upload.to_write(3), Err(FileError::BadOffset)), "it has not begun");
     assert_eq!(upload.begin().unwrap(), 0);
-    assert_eq!(site.read("file"), "");
-    upload.file().write_all_at(b"new", 0).unwrap();
+    assert_eq!(site.read("file"), "old content");
+    upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
     upload.finish(true).unwrap();
     assert_eq!(site.read("file"), "new");
 }
@@ -45,8 +54,9 @@ fn a_broken_upload_keeps_what_arrived_and_is_resumed() {
     assert_eq!(site.read("file"), "0123456789");
     let mut upload = site.upload("/file", WriteMode::Resume { offset: 4, replace: true }, Placement::Direct);
     assert_eq!(upload.begin().unwrap(), 4);
+    upload.to_write(3).unwrap();
     assert_eq!(site.read("file"), "0123", "what is after the offset is sent again");
-    upload.file().write_all_at(b"abc", 4).unwrap();
+    upload.to_write(3).unwrap().write_all_at(b"abc", 4).unwrap();
     upload.finish(true).unwrap();
     assert_eq!(site.read("file"), "0123abc");
     let mut upload = site.upload("/file", WriteMode::Append, Placement::Direct);
@@ -104,7 +114,29 @@ fn a_file_that_was_made_and_got_no_data_goes_again() {
 }
 
 #[test]
-fn after_a_storage_error_only_what_was_there_before_is_kept() {
+fn after_a_storage_error_what_was_written_before_it_is_kept() {
+    let site = Site::new();
+    fs::write(site.home("file"), "before").unwrap();
+    let mut upload = site.upload("/file", WriteMode::Append, Placement::Direct);
+    write(&mut upload, " and after");
+    upload.keep_proved();
+    assert_eq!(site.read("file"), "before and after");
+    let mut upload = site.upload("/new", WriteMode::Replace, ATOMIC);
+    write(&mut upload, "data");
+    upload.keep_proved();
+    assert_eq!(site.jail.partial_size(&path("/new"), "alice").unwrap(), Some(4));
+    // Not one byte could be written.
+    for placement in [Placement::Direct, ATOMIC] {
+        let mut upload = site.upload("/empty", WriteMode::Replace, placement);
+        upload.begin().unwrap();
+        upload.to_write(1).unwrap();
+        upload.keep_proved();
+    }
+    assert_eq!(site.names().len(), 2, "the file, and what is kept of the atomic upload");
+}
+
+#[test]
+fn a_discarded_upload_leaves_what_was_there_before() {
     let site = Site::new();
     fs::write(site.home("file"), "before").unwrap();
     let mut upload = site.upload("/file", WriteMode::Append, Placement::Direct);
@@ -172,7 +204,7 @@ fn a_broken_atomic_upload_is_resumed_by_its_owner_on_any_node() {
     let resume = WriteMode::Resume { offset: 5, replace: true };
     let mut upload = whole.open_write(&path("/alice/file"), resume, ATOMIC).unwrap();
     assert_eq!(upload.begin().unwrap(), 5);
-    upload.file().write_all_at(b"abc", 5).unwrap();
+    upload.to_write(3).unwrap().write_all_at(b"abc", 5).unwrap();
     upload.finish(true).unwrap();
     assert_eq!(site.read("file"), "01234abc");
     assert_eq!(site.jail.partial_size(&file, "alice").unwrap(), None);

@@ -1,0 +1,301 @@
+//! Clients that close the control connection during an upload, or right after its data: cameras and
+//! microcontrollers do so after every file, and whatever is killed does.
+
+use std::{
+    fs,
+    io::Write,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use cluster_tests::{
+    content::{bytes, sha256},
+    dialogue::{Dialogue, read_what_comes},
+    eventually,
+    node::Node,
+    redis::Redis,
+    stub_authd::{Answer, StubAuthd},
+    tls::{Authority, SecureDialogue, hang_up},
+};
+use serde_json::json;
+
+use crate::support::{at, login, start, stored, transfers, wait_for_size};
+
+/// A node with TLS, and the users `direct` and `atomic`, whose uploads are so. All have one home.
+struct Site {
+    node: Node,
+    authority: Authority,
+    _redis: Redis,
+    _authd: StubAuthd,
+}
+
+impl Site {
+    fn start() -> Self {
+        let authd = StubAuthd::start(|request| {
+            Answer::account(&json!({ "user": request["user"], "home": "/", "uploads": request["user"] }))
+        });
+        let builder = Node::standalone().without("standalone");
+        let redis = Redis::start(builder.loopback().socket(1, 6379));
+        let authority = Authority::new();
+        let certificate = authority.sign("localhost");
+        let log = builder.root().join("transfers.log");
+        let node = builder
+            .setting("authd_urls", authd.url())
+            .setting("redis_url", redis.address)
+            .setting("tls_certificates", certificate.chain.display())
+            .setting("tls_keys", certificate.key.display())
+            .setting("transfer_log", log.display())
+            .start();
+        Self { node, authority, _redis: redis, _authd: authd }
+    }
+
+    fn plain(&self, user: &str) -> Dialogue {
+        let mut session = self.node.login(user, "x");
+        session.command("TYPE I", 200);
+        session
+    }
+
+    fn encrypted(&self, user: &str) -> SecureDialogue {
+        let mut session = SecureDialogue::explicit(&self.authority.client(), self.node.address);
+        session.login(user, "x");
+        session
+    }
+
+    /// Sends `content` and closes both connections at once, the data connection first or second.
+    fn send_and_leave(&self, way: Way, name: &str, content: &[u8]) {
+        let command = format!("STOR {name}");
+        if way.is_encrypted {
+            let mut session = self.encrypted(way.user);
+            let mut data = session.begin(&command);
+            data.write_all(content).unwrap();
+            if way.is_data_first {
+                hang_up(data);
+                drop(session);
+            } else {
+                drop(session);
+                hang_up(data);
+            }
+        } else {
+            let mut session = self.plain(way.user);
+            let mut data = session.begin(&command);
+            data.write_all(content).unwrap();
+            if way.is_data_first {
+                drop(data);
+                drop(session);
+            } else {
+                drop(session);
+                drop(data);
+            }
+        }
+        self.wait_for_the_end();
+    }
+
+    fn wait_for_the_end(&self) {
+        self.node.wait_for_metric("ftp_connections", |count| count == 0.0);
+    }
+
+    /// The hidden file of the only broken atomic upload.
+    fn partial(&self) -> Option<PathBuf> {
+        let entries = fs::read_dir(self.node.root()).unwrap().map(|entry| entry.unwrap());
+        let mut partials =
+            entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b".ftpd-"));
+        let partial = partials.next().map(|entry| entry.path());
+        assert!(partials.next().is_none());
+        partial
+    }
+
+    /// Whether the upload that was just sent is where it has to be: under its name, or, atomic and in
+    /// doubt, in the hidden file while the name has what it had before.
+    fn check(&self, way: Way, name: &str, content: &[u8], old: Option<&[u8]>) {
+        let now = fs::read(at(&self.node, name)).ok().map(sha256);
+        if now == Some(sha256(content)) {
+            assert_eq!(self.partial(), None, "{way:?}");
+            return;
+        }
+        assert_eq!(way.user, "atomic", "{way:?}: what was sent is not stored");
+        assert_eq!(now, old.map(sha256), "{way:?}");
+        let partial = self.partial().unwrap_or_else(|| panic!("{way:?}: nothing was kept"));
+        assert_eq!(sha256(fs::read(&partial).unwrap()), sha256(content), "{way:?}");
+        fs::remove_file(partial).unwrap();
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    user: &'static str,
+    is_encrypted: bool,
+    is_data_first: bool,
+}
+
+fn ways() -> impl Iterator<Item = Way> {
+    ["direct", "atomic"].into_iter().flat_map(|user| {
+        [false, true].into_iter().flat_map(move |is_encrypted| {
+            [true, false].map(move |is_data_first| Way { user, is_encrypted, is_data_first })
+        })
+    })
+}
+
+/// A camera: 2,000 bytes, close the data connection, close the control connection.
+#[test]
+fn whatever_a_client_sent_before_it_closed_both_connections_is_stored() {
+    const ROUNDS: usize = 12;
+    let site = Site::start();
+    let old = bytes(1, 5000);
+    let mut count = 0;
+    for way in ways() {
+        for round in 0..ROUNDS {
+            for old in [None, Some(&old[..])] {
+                if let Some(old) = old {
+                    fs::write(at(&site.node, "image"), old).unwrap();
+                }
+                let content = bytes(100 + round as u64, 2000);
+                site.send_and_leave(way, "image", &content);
+                site.check(way, "image", &content, old);
+                let _ = fs::remove_file(at(&site.node, "image"));
+                count += 1;
+            }
+        }
+    }
+    // Metrics and transfer log say the same of each.
+    let complete = transfers(&site.node, "upload", "complete");
+    let left = transfers(&site.node, "upload", "client_gone");
+    assert_eq!(complete + left, f64::from(count), "{complete} complete, {left} left");
+    let lines = eventually("the transfer log", || {
+        let log = fs::read_to_string(at(&site.node, "transfers.log")).unwrap();
+        (log.lines().count() == count as usize).then_some(log)
+    });
+    let ended = |status: &str| lines.lines().filter(|line| line.ends_with(status)).count() as f64;
+    assert_eq!((ended(" c"), ended(" i")), (complete, left));
+}
+
+#[test]
+fn megabytes_that_are_on_their_way_when_the_client_leaves_are_stored() {
+    let site = Site::start();
+    for way in ways() {
+        for (name, size) in [("large", 5_000_001), ("larger", 20_000_000)] {
+            let (content, old) = (bytes(7, size), bytes(8, 1000));
+            fs::write(at(&site.node, name), &old).unwrap();
+            site.send_and_leave(way, name, &content);
+            site.check(way, name, &content, Some(&old));
+        }
+    }
+}
+
+#[test]
+fn a_client_that_waits_for_no_reply_before_it_leaves_loses_nothing() {
+    let site = Site::start();
+    for (round, user) in ["direct", "atomic"].into_iter().cycle().take(24).enumerate() {
+        let way = Way { user, is_encrypted: false, is_data_first: true };
+        let content = bytes(round as u64, 2000);
+        let mut session = site.plain(user);
+        let address = session.epsv();
+        let mut data = session.data_connection(address);
+        data.write_all(&content).unwrap();
+        drop(data);
+        session.send("STOR image");
+        drop(session);
+        site.wait_for_the_end();
+        site.check(way, "image", &content, None);
+        let _ = fs::remove_file(at(&site.node, "image"));
+    }
+}
+
+#[test]
+fn bytes_that_come_after_the_control_connection_has_ended_are_stored() {
+    let node = start();
+    let content = bytes(3, 3_000_000);
+    let mut session = login(&node);
+    let mut data = session.begin("STOR file");
+    data.write_all(&content[..1_000_000]).unwrap();
+    wait_for_size(&node, "file", 1_000_000);
+    drop(session);
+    for piece in content[1_000_000..].chunks(500_000) {
+        data.write_all(piece).unwrap();
+    }
+    drop(data);
+    node.wait_for_metric("ftp_connections", |count| count == 0.0);
+    assert_eq!(sha256(stored(&node, "file")), sha256(&content));
+    // It is whole, but whether it is cannot be known.
+    assert_eq!(transfers(&node, "upload", "client_gone"), 1.0);
+    let line = node.daemon.wait_for_line(|line| line.contains("upload failed"));
+    assert!(line.contains("the client closed the control connection"), "{line}");
+}
+
+#[test]
+fn a_file_is_not_touched_by_an_upload_of_which_no_byte_came_before_the_client_left() {
+    let site = Site::start();
+    for (name, user) in [("direct", "direct"), ("atomic", "atomic")] {
+        fs::write(at(&site.node, name), b"content").unwrap();
+        let mut session = site.plain(user);
+        let data = session.begin(&format!("STOR {name}"));
+        drop(session);
+        drop(data);
+        site.wait_for_the_end();
+        let mut session = site.plain(user);
+        session.command("REST 0", 350);
+        // No data connection at all.
+        session.epsv();
+        session.command(&format!("STOR {name}"), 150);
+        drop(session);
+        site.wait_for_the_end();
+        assert_eq!(stored(&site.node, name), b"content");
+        assert_eq!(site.partial(), None);
+    }
+    assert_eq!(transfers(&site.node, "upload", "client_gone"), 4.0);
+}
+
+#[test]
+fn exactly_what_allo_announced_is_complete_though_the_client_has_left() {
+    let site = Site::start();
+    let content = bytes(5, 200_000);
+    for user in ["direct", "atomic"] {
+        fs::write(at(&site.node, user), b"old").unwrap();
+        let mut session = site.plain(user);
+        session.command("ALLO 200000", 200);
+        let mut data = session.begin(&format!("STOR {user}"));
+        data.write_all(&content[..100_000]).unwrap();
+        drop(session);
+        data.write_all(&content[100_000..]).unwrap();
+        drop(data);
+        site.wait_for_the_end();
+        assert_eq!(sha256(stored(&site.node, user)), sha256(&content), "{user}");
+        assert_eq!(site.partial(), None);
+    }
+    assert_eq!(transfers(&site.node, "upload", "complete"), 2.0);
+}
+
+#[test]
+fn an_upload_whose_client_has_left_ends_when_nothing_more_comes() {
+    let node = Node::standalone().setting("client_left_timeout", "300ms").start();
+    let mut session = login(&node);
+    let mut data = session.begin("STOR file");
+    data.write_all(b"12345").unwrap();
+    wait_for_size(&node, "file", 5);
+    drop(session);
+    // A trickle keeps it only so long.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(20) && data.write_all(b".").is_ok() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    node.wait_for_metric("ftp_connections", |count| count == 0.0);
+    assert!(stored(&node, "file").starts_with(b"12345."));
+    assert_eq!(transfers(&node, "upload", "client_gone"), 1.0);
+    // The name is free for the client's next session.
+    login(&node).store("file", b"content");
+}
+
+#[test]
+fn a_node_that_stops_does_not_wait_for_an_upload_whose_client_has_left() {
+    let mut node =
+        Node::standalone().setting("client_left_timeout", "10m").setting("drain_timeout", "300ms").start();
+    let mut session = login(&node);
+    let mut data = session.begin("STOR file");
+    data.write_all(b"12345").unwrap();
+    wait_for_size(&node, "file", 5);
+    drop(session);
+    node.daemon.terminate();
+    node.daemon.wait();
+    assert_eq!(read_what_comes(&mut data), b"");
+    assert_eq!(stored(&node, "file"), b"12345");
+}
