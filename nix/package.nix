@@ -45,6 +45,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../docs/settings.md
           ../ftpd
           ../fuzz
+          ../nixos-modules/options/settings.nix
           ../tests
           (lib.fileset.fileFilter (file: !file.hasExt "nix") ../nginx)
         ])

@@ -180,10 +180,10 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         log::info!(part = "implicit_tls", address:% = local(&listener); "listening");
         doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), true));
     }
-    log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
     health.set_life(Life::Ready);
     health.tell(&node.registry);
     service::ready();
+    log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
 
     let ended = wait_for_the_end(&node, &mut signals, events).await;
     // First of all, so that the balancer is refused and passes a client that was just told to

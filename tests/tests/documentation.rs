@@ -75,11 +75,11 @@ fn every_balancer_waits_longer_for_silent_data_connections_than_the_nodes() {
 fn the_modules_have_the_defaults_of_the_daemon() {
     let options = fs::read_to_string(workspace().join("nixos-modules/options/settings.nix")).unwrap();
     for setting in ["stall_timeout", "idle_timeout", "drain_timeout", "max_sessions", "max_transfers"] {
-        let line =
-            options.lines().map(str::trim).find(|line| line.starts_with(&format!("{setting} = "))).unwrap();
+        let (_, definition) = options.split_once(&format!(" {setting} =")).unwrap();
         let default = default_of(setting);
-        let said = line.split_whitespace().find(|word| word.trim_matches('"') == default);
-        assert!(said.is_some(), "{setting} is {default} in the daemon: {line}");
+        // `setting TYPE DEFAULT DESCRIPTION`, on one line or several.
+        let said = definition.split_whitespace().nth(2).unwrap().trim_matches('"');
+        assert_eq!(said, default, "{setting}");
     }
 }
 
