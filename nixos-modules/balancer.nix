@@ -16,13 +16,41 @@ let
   nodes = lib.filter (node: node.address != null) cluster.nodes;
 
   nginx = lib.getExe' cfg.nginxPackage "nginx";
+  # Below /etc. nginx starts its successor by the name that it was started with itself.
+  program = "distributed-ftp/nginx";
   file = "distributed-ftp/balancer.conf";
   # Before it has read its configuration, nginx logs to a place that its package chose.
-  command = "${nginx} -e stderr -c /etc/${file}";
+  command = "/etc/${program} -e stderr -c /etc/${file}";
+  pidFile = "/run/ftp-balancer/nginx.pid";
   logs = "/var/log/ftp-balancer";
 
-  # The unit is the same for every number of nodes and sessions: changing it would restart nginx. This
-  # is the kernel's own upper limit (fs.nr_open).
+  # A configuration that nginx refuses is an error of the reload, not only a line in the log.
+  reload = pkgs.writeShellScript "ftp-balancer-reload" ''
+    set -eu
+    ${command} -t
+    # systemd's main process may be the predecessor, which still has transfers.
+    pid=$(cat ${pidFile})
+    if [ "$(readlink "/proc/$pid/exe")" = "$(readlink -f /etc/${program})" ]; then
+      kill -HUP "$pid"
+      exit
+    fi
+    # Another nginx: it inherits the listening sockets, and the old one ends after its transfers.
+    kill -USR2 "$pid"
+    for _ in $(seq 100); do
+      successor=$(cat ${pidFile} 2> /dev/null || true)
+      if [ "''${successor:-$pid}" != "$pid" ]; then
+        kill -QUIT "$pid"
+        exit
+      fi
+      sleep 0.1
+    done
+    echo "the new nginx did not start, or an older one still has transfers; nginx $pid goes on" >&2
+    kill -HUP "$pid"
+    exit 1
+  '';
+
+  # A process's limit is that of its start: this one is enough for every number of nodes and sessions.
+  # It is also the most that the kernel allows (fs.nr_open).
   files = 1024 * 1024;
 
   # Empty with nixpkgs' nginx. Other packages may have the stream proxy as a module.
@@ -34,7 +62,7 @@ let
 
   configuration = import ../nginx/balancer.nix { inherit lib; } {
     inherit files;
-    pid = "/run/ftp-balancer/nginx.pid";
+    pid = pidFile;
     loadModule = lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) "include ${loadModule};";
     # A transfer has its control connection, and one for the data.
     clients = lib.length nodes * (limits.max_sessions + limits.max_transfers);
@@ -65,7 +93,10 @@ in
     };
     users.groups.ftp-balancer = { };
 
-    environment.etc.${file}.text = configuration;
+    environment.etc = {
+      ${program}.source = nginx;
+      ${file}.text = configuration;
+    };
 
     systemd.services.ftp-balancer = {
       description = "Balancer of Distributed FTP";
@@ -74,27 +105,26 @@ in
       # It may listen on an address that the network has to bring.
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
-      # A new configuration, such as one more node, is a reload: old workers keep the connections that
-      # they have.
-      reloadTriggers = [ config.environment.etc.${file}.source ];
-      stopIfChanged = false;
+      # A new configuration, such as one more node, is a reload, and so is a new nginx: old workers keep
+      # the connections that they have. A restart would listen again only after the last transfer.
+      reloadTriggers = [
+        config.environment.etc.${file}.source
+        nginx
+      ];
+      reloadIfChanged = true;
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = hardening // {
         # The first process ends when the second listens, so the unit is up when clients can connect.
         Type = "forking";
-        PIDFile = "/run/ftp-balancer/nginx.pid";
+        # A successor writes itself there, and systemd takes it for the main process in its turn.
+        PIDFile = pidFile;
         ExecStart = command;
-        # A configuration that nginx refuses is an error of the reload, not only a line in the log.
-        ExecReload = [
-          "${command} -t"
-          "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
-        ];
+        ExecReload = reload;
         # SIGTERM would end every connection at once, with an end of file that looks orderly: a client
         # would take half a file for a whole one. After SIGQUIT transfers go on for
         # worker_shutdown_timeout.
         KillSignal = "SIGQUIT";
-        KillMode = "mixed";
-        # nginx ends by itself before this. Hours, because the unit must not follow drain_timeout.
+        # nginx ends by itself before this, at worker_shutdown_timeout.
         TimeoutStopSec = 3600 * (1 + (limits.drain + 60) / 3600);
         Restart = "always";
         RestartSec = 2;
@@ -128,8 +158,8 @@ in
       missingok = true;
       notifempty = true;
       su = "ftp-balancer ftp-balancer";
-      # SIGUSR1: nginx opens the file again.
-      postrotate = "${lib.getExe' pkgs.systemd "systemctl"} kill --kill-whom=main --signal=USR1 ftp-balancer.service";
+      # SIGUSR1: nginx opens the file again; all of its processes, as there may be two masters.
+      postrotate = "${lib.getExe' pkgs.systemd "systemctl"} kill --signal=USR1 ftp-balancer.service";
     };
 
     # `proxy_socket_keepalive` notices a vanished node at this pace, not after two hours.

@@ -65,6 +65,15 @@ in
                 for node, unit in ((backend, "authd"), (ftp1, "ftpd"), (lb, "ftp-balancer"), (lb, "nginx"))}
       start_session("held", "hold")
 
+      with subtest("the balancer is sandboxed as the daemons are"):
+          report = lb.succeed("systemd-analyze security --no-pager ftp-balancer.service")
+          log.info(report)
+          [line] = [line for line in report.splitlines() if "Overall exposure level" in line]
+          assert float(line.split(":")[1].split()[0]) <= 2.0, line
+          limits = lb.succeed("cat /proc/$(pgrep -u ftp-balancer -f 'worker process' | head -n 1)/limits")
+          [line] = [line for line in limits.splitlines() if line.startswith("Max open files")]
+          assert line.split()[3] == "1048576", line
+
       with subtest("a reload of authd brings a new user"):
           ann = "ftp://ann:secret@lb/"
           client.fail(f"{CURL} {ann}")
@@ -113,14 +122,30 @@ in
           replace(lb, "/etc/distributed-ftp/balancer.conf", "${file "lb-after" "distributed-ftp/balancer.conf"}")
           lb.succeed("systemctl reload ftp-balancer.service")
           lb.wait_until_succeeds("journalctl -u ftp-balancer.service | grep reconfiguring", timeout=60)
+          assert pid(lb, "ftp-balancer") == before["lb", "ftp-balancer"]
 
-      with subtest("no process was restarted, and a session that was there all the time goes on"):
-          for (name, unit), process in before.items():
-              node = next(machine for machine in (backend, ftp1, lb) if machine.name == name)
-              assert pid(node, unit) == process, (name, unit)
+      with subtest("another nginx takes over from the first"):
+          old = lb.succeed("cat /run/ftp-balancer/nginx.pid").strip()
+          # The same program at another path.
+          lb.succeed("cp $(readlink -f /etc/distributed-ftp/nginx) /var/other-nginx")
+          replace(lb, "/etc/distributed-ftp/nginx", "/var/other-nginx")
+          lb.succeed("systemctl reload ftp-balancer.service")
+          new = lb.succeed("cat /run/ftp-balancer/nginx.pid").strip()
+          assert new != old and "other-nginx" in lb.succeed(f"readlink /proc/{new}/exe"), (old, new)
+          assert download("file") == sent
+          # It can be reloaded while the first one waits for its last session.
+          lb.succeed("systemctl reload ftp-balancer.service; kill -0 " + old)
+          assert lb.succeed("cat /run/ftp-balancer/nginx.pid").strip() == new
+
+      with subtest("a session that was there all the time goes on, and no process was restarted"):
           client.succeed("touch /tmp/held.go")
           result = answer_of("held")
           assert result["same"] and result["listed"], result
+          # The first nginx has no session any more.
+          retry(lambda _: pid(lb, "ftp-balancer") == new, timeout_seconds=60)
+          lb.require_unit_state("ftp-balancer.service")
+          for node, unit in ((backend, "authd"), (ftp1, "ftpd"), (lb, "nginx")):
+              assert pid(node, unit) == before[node.name, unit], (node.name, unit)
 
       with subtest("the balancer stops when the transfers are over, which are whole"):
           in_background("slow", f"{CURL} --limit-rate 200K -o /tmp/slow {URL}/file")
