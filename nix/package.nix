@@ -47,6 +47,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../fuzz
           ../nixos-modules/options/settings.nix
           ../tests
+          ../nginx/check.nix
           (lib.fileset.fileFilter (file: !file.hasExt "nix") ../nginx)
         ])
         (
