@@ -31,7 +31,7 @@ pub enum Condition {
     Ok,
     /// It does not answer as it should. That may pass by itself.
     Failed,
-    /// It refuses this daemon's token or password. That passes only when somebody changes a file.
+    /// It refuses this daemon's token or password. That passes only after a file has been changed.
     Misconfigured,
 }
 

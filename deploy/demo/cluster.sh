@@ -330,7 +330,7 @@ serve_requests() {
   done
 }
 
-# answer_request WORD PART: prints one line, "ok …" or "error …". Whoever asked waits for the outcome.
+# answer_request WORD PART: prints one line, "ok …" or "error …". The process that asked waits for the outcome.
 answer_request() {
   local pid=${pids[$2]-}
   case $1 in
