@@ -1,6 +1,12 @@
 //! One client: what it has told us so far, and what it may do now.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use common::{
     auth_api::{Account, Permissions},
@@ -111,6 +117,8 @@ pub struct Subject {
     pub session: SessionId,
     pub user: String,
     pub address: IpAddr,
+    /// The log has a data connection that came to this session's port from another address.
+    pub foreign_data_logged: AtomicBool,
 }
 
 /// What follows from a command.
@@ -223,6 +231,27 @@ impl LoggedIn {
 }
 
 impl Subject {
+    pub fn new(session: SessionId, user: String, address: IpAddr) -> Self {
+        Self { session, user, address, foreign_data_logged: AtomicBool::new(false) }
+    }
+
+    /// Logs, once a session, that a data connection to `port` came from another address than the control
+    /// connection, and what became of it.
+    pub fn log_foreign_data(&self, port: u16, data_address: IpAddr, is_accepted: bool) {
+        if self.foreign_data_logged.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let outcome = if is_accepted {
+            "it resumes this session's TLS, and is accepted"
+        } else {
+            "refused, because no TLS session proves that it is this client's"
+        };
+        log::warn!(
+            session:% = self.session, user = self.user.as_str(), address:% = self.address, data_address:%, port;
+            "a data connection came from another address than the control connection: {outcome}"
+        );
+    }
+
     /// The reply to an error of the storage.
     pub fn refuse(&self, error: &FileError) -> Reply {
         error.refusal()

@@ -48,7 +48,7 @@ pub static SCHEMA: Schema = Schema {
         },
         Setting::one(
             "user_file",
-            "file",
+            "path of a file",
             "",
             "Users of a standalone node, NAME:HASH a line, with the hash that `authd hash-password` prints; lines that are empty or begin with # are passed over. Only ftpd's user should be able to read it.",
         ),

@@ -381,7 +381,7 @@ fn a_password_that_other_users_of_the_host_can_see_is_warned_of() {
 #[test]
 fn a_wrong_user_file_is_refused_with_its_line_and_without_its_secrets() {
     for (text, reason) in [
-        (format!("anna:{HASH}\nbert:hunter2\n"), "line 2: the password hash is no PHC string"),
+        (format!("anna:{HASH}\nbert:hunter2\n"), "line 2: the password hash is not a PHC string"),
         ("hunter2\n".to_owned(), "line 1 is not NAME:HASH"),
         (format!(":{HASH}\n"), "line 1 is not NAME:HASH"),
         (format!("anna:{HASH}\nanna:{HASH}\n"), "line 2: the user \"anna\" is there twice"),

@@ -79,10 +79,7 @@ impl LocalUsers {
             let entry = line.split_once(':').filter(|(name, _)| !name.is_empty());
             let (name, hash) = entry.ok_or_else(|| format!("line {} is not NAME:HASH", number + 1))?;
             // Not the text itself, which may be a password.
-            let hash: Phc = hash
-                .trim()
-                .parse()
-                .map_err(|error| format!("line {}: {error}; `authd hash-password` makes one", number + 1))?;
+            let hash: Phc = hash.trim().parse().map_err(|error| format!("line {}: {error}", number + 1))?;
             self.add(name, Credential::Hash(hash))
                 .map_err(|error| format!("line {}: {error}", number + 1))?;
         }

@@ -88,7 +88,8 @@ async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
     // Given back first: it may be the only port there is.
     session.data_port = None;
     let node = &session.node;
-    let reservation = node.passive.reserve(session.ends.client.ip(), node.timeouts.passive_wait).await;
+    let tls = node.tls.as_ref().filter(|_| session.is_private);
+    let reservation = node.passive.reserve(&session.subject, tls, node.timeouts.passive_wait).await;
     reservation.ok_or_else(|| {
         let detail = format!(
             "no passive port became free for this address within passive_wait: this node has {}; give it more \

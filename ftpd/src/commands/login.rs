@@ -92,8 +92,7 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
         tls: session.security.is_encrypted(),
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate_subject.clone()),
     };
-    let subject =
-        Subject { session: session.handle.id, user: attempt.user.clone(), address: attempt.address };
+    let subject = Subject::new(session.handle.id, attempt.user.clone(), attempt.address);
     let node = Arc::clone(&session.node);
     match node.authenticator.authenticate(attempt).await {
         Ok(account) if account.tls.control && !session.security.is_encrypted() => {

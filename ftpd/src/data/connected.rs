@@ -82,6 +82,8 @@ pub struct Arrived {
     pub socket: Socket,
     /// From a balancer, with a PROXY header.
     pub by_balancer: bool,
+    /// The TLS handshake is over: it resumed the TLS session of the session that gets this.
+    pub records: Option<Box<Records>>,
 }
 
 /// A data connection, its TLS handshake over if it has one.
@@ -178,7 +180,7 @@ pub struct Encryption {
 
 impl Connected {
     pub fn plain(arrived: Arrived) -> Self {
-        let Arrived { socket, by_balancer } = arrived;
+        let Arrived { socket, by_balancer, .. } = arrived;
         Self { socket, encryption: None, early: Early::default(), by_balancer }
     }
 

@@ -74,19 +74,31 @@ impl DataPort {
             }
             Self::Active(client) => {
                 let socket = Socket::Watched(timeout(limit, dial(client)).await??);
-                Arrived { socket, by_balancer: false }
+                Arrived { socket, by_balancer: false, records: None }
             }
         };
-        match protection {
-            None => Ok(Connected::plain(arrived)),
-            Some(protection) => protection.encrypt(arrived.socket.watched()?, arrived.by_balancer).await,
+        match (protection, arrived.records.is_some()) {
+            (None, false) => Ok(Connected::plain(arrived)),
+            // PROT C came after PASV: in the clear nothing proves a connection from another address.
+            (None, true) => Err(NoDataConnection::NotResumed),
+            (Some(protection), _) => protection.encrypt(arrived).await,
         }
     }
 }
 
 impl Protection {
-    async fn encrypt(self, mut stream: TcpStream, by_balancer: bool) -> Result<Connected, NoDataConnection> {
+    async fn encrypt(self, arrived: Arrived) -> Result<Connected, NoDataConnection> {
         let Self { tls, session, close_notify_required } = self;
+        let Arrived { socket, by_balancer, records } = arrived;
+        let mut stream = socket.watched()?;
+        let connected = |stream, records| {
+            let encryption = Encryption { records, kernel_seals: tls.kernel_seals(), close_notify_required };
+            Connected::encrypted(stream, encryption, by_balancer)
+        };
+        if let Some(records) = records {
+            metrics::data_tls_session(true);
+            return Ok(connected(stream, *records));
+        }
         let accepted = tls.accept_data(&mut stream, session).await;
         let (records, handshake) = accepted.map_err(NoDataConnection::Handshake)?;
         let is_proved = handshake.resumed == Some(session);
@@ -95,8 +107,7 @@ impl Protection {
             metrics::data_connection_refused("not_resumed");
             return Err(NoDataConnection::NotResumed);
         }
-        let encryption = Encryption { records, kernel_seals: tls.kernel_seals(), close_notify_required };
-        Ok(Connected::encrypted(stream, encryption, by_balancer))
+        Ok(connected(stream, records))
     }
 }
 

@@ -2,19 +2,20 @@
 //!
 //! A port is listened on once, for as long as the node runs. A session reserves (port, client
 //! address); a connection is matched by the port it came to and the client's real address. So a
-//! port serves many clients at once, and a connection nobody waits for is closed.
+//! port serves many clients at once. A connection from another address is closed, unless it proves by the TLS
+//! session that it resumes which session it belongs to.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use common::node::PortRange;
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Notify, Semaphore, oneshot},
     time::{Instant, timeout_at},
 };
 
@@ -23,6 +24,8 @@ use crate::{
     listener::{self, UnwatchedListener},
     metrics,
     proxy_protocol::{self, Ends, NoClient, Trust},
+    session::Subject,
+    tls::Tls,
 };
 
 /// The passive ports of this node.
@@ -31,19 +34,46 @@ pub struct PassivePorts {
     table: Arc<Table>,
 }
 
-#[derive(Default)]
+/// Connections from addresses that no session waits for whose TLS handshakes may run at once. Each lasts no
+/// longer than `tls_handshake_timeout`; one more is refused.
+const PROOFS_AT_ONCE: usize = 16;
+
 struct Table {
     waiting: Mutex<Waiting>,
     /// A reservation ended: who waits for a port may look again.
     freed: Notify,
+    proofs: Arc<Semaphore>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            waiting: Mutex::default(),
+            freed: Notify::new(),
+            proofs: Arc::new(Semaphore::new(PROOFS_AT_ONCE)),
+        }
+    }
 }
 
 /// A port, and the address whose connection to it is waited for.
 type Key = (u16, IpAddr);
 
+/// A session that has reserved a port.
+struct Waiter {
+    number: u64,
+    subject: Arc<Subject>,
+    /// What its data connections are encrypted with.
+    tls: Option<Arc<Tls>>,
+    connection: oneshot::Sender<Arrived>,
+    /// The last address from which a connection came to the port that no session had reserved it for, while
+    /// several sessions waited there.
+    stranger: Option<IpAddr>,
+}
+
 #[derive(Default)]
 struct Waiting {
-    sessions: HashMap<Key, (u64, oneshot::Sender<Arrived>)>,
+    /// Ordered, so that the sessions which wait at one port stand together.
+    sessions: BTreeMap<Key, Waiter>,
     last_number: u64,
     cooling: Cooling,
 }
@@ -128,11 +158,19 @@ impl PassivePorts {
         Ok(Self { slice, table })
     }
 
-    /// Reserves a port for `client`'s next data connection: a random one, so that it cannot be
+    /// Reserves a port for the next data connection of `subject`: a random one, so that it cannot be
     /// guessed. If all are taken by sessions from the same address, or have just been given up by
     /// them, waits for one. `None` if none comes free within `wait`.
-    pub async fn reserve(&self, client: IpAddr, wait: Duration) -> Option<Reservation> {
-        if let Ok(reservation) = self.try_reserve(client) {
+    ///
+    /// `tls`: what the session's data connections are encrypted with. A connection from another address than
+    /// the client's then gets the port, too, if it resumes the session's TLS.
+    pub async fn reserve(
+        &self,
+        subject: &Arc<Subject>,
+        tls: Option<&Arc<Tls>>,
+        wait: Duration,
+    ) -> Option<Reservation> {
+        if let Ok(reservation) = self.try_reserve(subject, tls) {
             return Some(reservation);
         }
         let deadline = Instant::now() + wait;
@@ -140,7 +178,7 @@ impl PassivePorts {
             // Registered before looking: a port freed in between is not missed.
             let mut freed = Box::pin(self.table.freed.notified());
             freed.as_mut().enable();
-            let cooled = match self.try_reserve(client) {
+            let cooled = match self.try_reserve(subject, tls) {
                 Ok(reservation) => return Some(reservation),
                 Err(none) => none.cooled,
             };
@@ -152,7 +190,8 @@ impl PassivePorts {
         }
     }
 
-    fn try_reserve(&self, client: IpAddr) -> Result<Reservation, NoPort> {
+    fn try_reserve(&self, subject: &Arc<Subject>, tls: Option<&Arc<Tls>>) -> Result<Reservation, NoPort> {
+        let client = subject.address;
         let count = self.slice.count();
         let first = rand::random_range(0..count);
         let mut waiting = self.table.waiting();
@@ -169,49 +208,131 @@ impl PassivePorts {
             false
         });
         let port = free.ok_or(NoPort { cooled })?;
-        let (sender, arrival) = oneshot::channel();
+        let (connection, arrival) = oneshot::channel();
         waiting.last_number += 1;
         let number = waiting.last_number;
-        waiting.sessions.insert((port, client), (number, sender));
+        let waiter =
+            Waiter { number, subject: Arc::clone(subject), tls: tls.cloned(), connection, stranger: None };
+        waiting.sessions.insert((port, client), waiter);
         metrics::passive_ports_reserved(waiting.sessions.len());
         Ok(Reservation { port, client, number, arrival, table: Arc::clone(&self.table) })
     }
 }
+
+impl Waiting {
+    /// The sessions that wait at `port`.
+    fn at(&mut self, port: u16) -> impl Iterator<Item = (&Key, &mut Waiter)> {
+        let all = (port, IpAddr::from(Ipv4Addr::UNSPECIFIED))..=(port, IpAddr::from(LAST_ADDRESS));
+        self.sessions.range_mut(all)
+    }
+
+    /// A connection to `port` from an address that no session there has was refused. Where one session waits
+    /// it is most likely that session's, and the log says so. Where several wait, it may be of any: those say
+    /// so which then get no connection of their own.
+    fn refuse_stranger(&mut self, port: u16, stranger: IpAddr) {
+        let mut waiters = self.at(port).map(|(_, waiter)| waiter);
+        match (waiters.next(), waiters.next()) {
+            (None, _) => {}
+            (Some(only), None) => only.subject.log_foreign_data(port, stranger, false),
+            (Some(first), Some(second)) => {
+                for waiter in [first, second].into_iter().chain(waiters) {
+                    waiter.stranger = Some(stranger);
+                }
+            }
+        }
+    }
+}
+
+/// No address comes after it in the order of [`IpAddr`].
+const LAST_ADDRESS: Ipv6Addr = Ipv6Addr::from_bits(u128::MAX);
 
 impl Table {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands a connection to the session that waits for it, or closes it.
-    fn deliver(&self, port: u16, client: IpAddr, arrived: Arrived) {
-        let taken = {
+    /// Hands a connection to the session that waits for it. One from an address that no session there has may
+    /// still prove by its TLS session whose it is; otherwise it is closed.
+    fn deliver(self: &Arc<Self>, port: u16, client: IpAddr, arrived: Arrived) {
+        let (taken, tls) = {
             let mut waiting = self.waiting();
             let taken = waiting.sessions.remove(&(port, client));
-            if taken.is_none() {
+            let tls = if taken.is_none() {
                 waiting.cooling.until.remove(&(port, client));
-            }
+                waiting.at(port).find_map(|(_, waiter)| waiter.tls.clone())
+            } else {
+                None
+            };
             metrics::passive_ports_reserved(waiting.sessions.len());
-            taken
+            (taken, tls)
         };
         self.freed.notify_waiters();
-        match taken {
-            Some((_, session)) => {
+        match (taken, tls) {
+            (Some(waiter), _) => {
                 // The session may have ended at this moment; then the connection is closed.
-                let _ = session.send(arrived);
+                let _ = waiter.connection.send(arrived);
             }
-            None => {
-                metrics::data_connection_refused("unexpected");
-                log::debug!(port, address:% = client; "data connection that no session waits for");
-            }
+            (None, Some(tls)) => match Arc::clone(&self.proofs).try_acquire_owned() {
+                Ok(permit) => {
+                    let table = Arc::clone(self);
+                    tokio::spawn(async move {
+                        let _permit = permit;
+                        table.prove(port, client, arrived, &tls).await;
+                    });
+                }
+                Err(_) => self.refuse_stranger(port, client),
+            },
+            (None, None) => self.refuse_stranger(port, client),
         }
     }
 
+    /// Does the TLS handshake of a connection from an address that no session at `port` has, and hands it to
+    /// the session there whose TLS session it resumes. The client whose address is right loses nothing
+    /// meanwhile: its reservation stays until the proof is there.
+    async fn prove(&self, port: u16, stranger: IpAddr, arrived: Arrived, tls: &Tls) {
+        let Arrived { socket, by_balancer, .. } = arrived;
+        let proof = async {
+            let mut stream = socket.watched()?;
+            let (records, handshake) = tls.accept_unclaimed_data(&mut stream).await?;
+            Ok::<_, io::Error>((stream, records, handshake.resumed))
+        };
+        let (stream, records, session) = match proof.await {
+            Ok((stream, records, Some(session))) => (stream, records, session),
+            Ok((_, _, None)) | Err(_) => return self.refuse_stranger(port, stranger),
+        };
+        let taken = {
+            let mut waiting = self.waiting();
+            let is_own = |waiter: &Waiter| waiter.subject.session == session && waiter.tls.is_some();
+            let key = waiting.at(port).find_map(|(key, waiter)| is_own(waiter).then_some(*key));
+            let taken = key.and_then(|key| waiting.sessions.remove(&key));
+            metrics::passive_ports_reserved(waiting.sessions.len());
+            taken
+        };
+        let Some(waiter) = taken else { return self.refuse_stranger(port, stranger) };
+        self.freed.notify_waiters();
+        waiter.subject.log_foreign_data(port, stranger, true);
+        let records = Some(Box::new(records));
+        let arrived = Arrived { socket: Socket::Watched(stream), by_balancer, records };
+        // As in `deliver`.
+        let _ = waiter.connection.send(arrived);
+    }
+
+    fn refuse_stranger(&self, port: u16, stranger: IpAddr) {
+        self.waiting().refuse_stranger(port, stranger);
+        metrics::data_connection_refused("unexpected");
+        log::debug!(port, address:% = stranger; "data connection that no session waits for");
+    }
+
     /// [`Self::deliver`] for a connection that came from a balancer.
-    fn deliver_for(&self, port: u16, balancer: SocketAddr, ends: Result<(Ends, Socket), NoClient>) {
+    fn deliver_for(
+        self: &Arc<Self>,
+        port: u16,
+        balancer: SocketAddr,
+        ends: Result<(Ends, Socket), NoClient>,
+    ) {
         match ends {
             Ok((ends, socket)) => {
-                self.deliver(port, ends.client.ip(), Arrived { socket, by_balancer: true });
+                self.deliver(port, ends.client.ip(), Arrived { socket, by_balancer: true, records: None });
             }
             // A health check: it has no session, so it gets no data.
             Err(NoClient::Left | NoClient::Balancer) => {}
@@ -238,12 +359,16 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let key = (self.port, self.client);
         let mut waiting = self.table.waiting();
-        if waiting.sessions.get(&key).is_some_and(|(number, _)| *number == self.number) {
-            waiting.sessions.remove(&key);
-            waiting.cooling.add(key, Instant::now());
-            metrics::passive_ports_reserved(waiting.sessions.len());
-            drop(waiting);
-            self.table.freed.notify_waiters();
+        if waiting.sessions.get(&key).is_none_or(|waiter| waiter.number != self.number) {
+            return;
+        }
+        let waiter = waiting.sessions.remove(&key);
+        waiting.cooling.add(key, Instant::now());
+        metrics::passive_ports_reserved(waiting.sessions.len());
+        drop(waiting);
+        self.table.freed.notify_waiters();
+        if let Some(Waiter { subject, stranger: Some(stranger), .. }) = waiter {
+            subject.log_foreign_data(self.port, stranger, false);
         }
     }
 }
@@ -252,7 +377,7 @@ async fn accept(listener: UnwatchedListener, port: u16, table: Arc<Table>, trust
     loop {
         let (socket, peer) = listener.accept().await;
         if !trust.is_balancer(peer.ip()) {
-            let arrived = Arrived { socket: Socket::Plain(socket), by_balancer: false };
+            let arrived = Arrived { socket: Socket::Plain(socket), by_balancer: false, records: None };
             table.deliver(port, peer.ip().to_canonical(), arrived);
             continue;
         }
@@ -275,7 +400,7 @@ async fn accept(listener: UnwatchedListener, port: u16, table: Arc<Table>, trust
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use common::session::SessionId;
 
     use super::*;
 
@@ -284,6 +409,10 @@ mod tests {
     const ANNA: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const BERT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
+    fn of(address: IpAddr) -> Arc<Subject> {
+        Arc::new(Subject::new(SessionId::random(), "u".to_owned(), address))
+    }
+
     fn ports(from: u16, to: u16) -> PassivePorts {
         PassivePorts { slice: PortRange::new(from, to).unwrap(), table: Arc::default() }
     }
@@ -291,20 +420,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_port_is_shared_by_addresses_but_not_by_sessions_of_one_address() {
         let ports = ports(50000, 50001);
-        let first = ports.reserve(ANNA, SHORT).await.unwrap();
-        let second = ports.reserve(ANNA, SHORT).await.unwrap();
+        let first = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+        let second = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
         assert_ne!(first.port(), second.port());
-        assert!(ports.reserve(ANNA, SHORT).await.is_none());
-        assert!(ports.reserve(BERT, SHORT).await.is_some());
+        assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
+        assert!(ports.reserve(&of(BERT), None, SHORT).await.is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_gets_the_port_that_comes_free() {
         let ports = Arc::new(ports(50000, 50000));
-        let taken = ports.reserve(ANNA, SHORT).await.unwrap();
+        let taken = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
         let waiting = tokio::spawn({
             let ports = Arc::clone(&ports);
-            async move { ports.reserve(ANNA, LONG).await.map(|r| r.port()) }
+            async move { ports.reserve(&of(ANNA), None, LONG).await.map(|r| r.port()) }
         });
         tokio::task::yield_now().await;
         drop(taken);
@@ -314,17 +443,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_port_that_was_given_up_is_nobodys_at_its_address_for_a_while() {
         let ports = ports(50000, 50002);
-        let given_up = ports.reserve(ANNA, SHORT).await.unwrap().port();
+        let given_up = ports.reserve(&of(ANNA), None, SHORT).await.unwrap().port();
         for _ in 0..20 {
-            let next = ports.reserve(ANNA, SHORT).await.unwrap();
+            let next = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
             assert_ne!(next.port(), given_up);
             // As if its connection had come.
             ports.table.waiting().sessions.clear();
         }
-        let _others = [ports.reserve(ANNA, SHORT).await.unwrap(), ports.reserve(ANNA, SHORT).await.unwrap()];
-        assert!(ports.reserve(ANNA, SHORT).await.is_none());
+        let _others = [
+            ports.reserve(&of(ANNA), None, SHORT).await.unwrap(),
+            ports.reserve(&of(ANNA), None, SHORT).await.unwrap(),
+        ];
+        assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
         let start = Instant::now();
-        let again = ports.reserve(ANNA, LONG).await.unwrap();
+        let again = ports.reserve(&of(ANNA), None, LONG).await.unwrap();
         assert_eq!(again.port(), given_up);
         assert!(start.elapsed() < COOL_DOWN);
     }
@@ -334,27 +466,27 @@ mod tests {
         let ports = ports(1, 65535);
         let mut reservations = Vec::new();
         for _ in 0..MOST_COOLING + 100 {
-            reservations.push(ports.reserve(ANNA, SHORT).await.unwrap());
+            reservations.push(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());
         }
         drop(reservations);
         let sizes = |waiting: &Waiting| (waiting.cooling.until.len(), waiting.cooling.ends.len());
         assert_eq!(sizes(&ports.table.waiting()), (MOST_COOLING, MOST_COOLING));
         tokio::time::advance(COOL_DOWN).await;
-        drop(ports.reserve(ANNA, SHORT).await.unwrap());
+        drop(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());
         assert_eq!(sizes(&ports.table.waiting()), (1, 1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_old_reservation_does_not_give_back_its_successors_port() {
         let ports = ports(50000, 50000);
-        let old = ports.reserve(ANNA, SHORT).await.unwrap();
+        let old = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
         // As if the connection had come: the entry is gone, the reservation still lives.
         ports.table.waiting().sessions.clear();
-        let new = ports.reserve(ANNA, SHORT).await.unwrap();
+        let new = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
         drop(old);
         assert!(ports.table.waiting().cooling.ends.is_empty());
-        assert!(ports.reserve(ANNA, SHORT).await.is_none());
+        assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
         drop(new);
-        assert!(ports.reserve(ANNA, LONG).await.is_some());
+        assert!(ports.reserve(&of(ANNA), None, LONG).await.is_some());
     }
 }

@@ -195,7 +195,7 @@ impl Tls {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let (config, tickets) = self.config(session, Purpose::Control);
+        let (config, tickets) = self.config(Some(session), Purpose::Control);
         let accepted = async {
             let stream = TlsAcceptor::from(config).accept(stream).await?;
             let handshake = Handshake::of(stream.get_ref().1, &tickets);
@@ -213,6 +213,26 @@ impl Tls {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         session: SessionId,
     ) -> io::Result<(Records, Handshake)> {
+        self.accept_data_of(stream, Some(session)).await
+    }
+
+    /// Does the handshake of a data connection of which only the TLS session that it resumes tells whose it
+    /// is. New tickets are of that session.
+    ///
+    /// # Errors
+    /// As [`Self::accept`].
+    pub async fn accept_unclaimed_data(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    ) -> io::Result<(Records, Handshake)> {
+        self.accept_data_of(stream, None).await
+    }
+
+    async fn accept_data_of(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        session: Option<SessionId>,
+    ) -> io::Result<(Records, Handshake)> {
         let (config, tickets) = self.config(session, Purpose::Data);
         let accepted = handshake::accept(stream, config, |connection| Handshake::of(connection, &tickets));
         self.counted(Purpose::Data, accepted).await
@@ -223,7 +243,11 @@ impl Tls {
         self.settings.kernel == KernelTls::Auto && kernel::is_available()
     }
 
-    fn config(&self, session: SessionId, purpose: Purpose) -> (Arc<ServerConfig>, Arc<SessionTickets>) {
+    fn config(
+        &self,
+        session: Option<SessionId>,
+        purpose: Purpose,
+    ) -> (Arc<ServerConfig>, Arc<SessionTickets>) {
         let tickets = Arc::new(SessionTickets::new(Arc::clone(&self.tickets), session));
         // A copy of a few pointers: the connection's own ticketer is what ties it to its session.
         let mut config = ServerConfig::clone(&self.configs.load().of(purpose));

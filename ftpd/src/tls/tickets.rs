@@ -61,13 +61,14 @@ const MAX_LIFETIME: u64 = 7 * 24 * 3600;
 /// 1.3 only; many FTP clients speak 1.2.
 pub struct SessionTickets {
     tickets: Arc<Tickets>,
-    session: SessionId,
+    /// `None`: the session whose ticket the client has shown.
+    session: Option<SessionId>,
     /// Whose the ticket is that the client has shown.
     opened: Mutex<Option<SessionId>>,
 }
 
 impl SessionTickets {
-    pub fn new(tickets: Arc<Tickets>, session: SessionId) -> Self {
+    pub fn new(tickets: Arc<Tickets>, session: Option<SessionId>) -> Self {
         Self { tickets, session, opened: Mutex::default() }
     }
 
@@ -80,7 +81,7 @@ impl SessionTickets {
 
 impl fmt::Debug for SessionTickets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SessionTickets({})", self.session)
+        write!(f, "SessionTickets({:?})", self.session)
     }
 }
 
@@ -97,7 +98,8 @@ impl ProducesTickets for SessionTickets {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.tickets.seal(&[&self.session.to_bytes()[..], plain].concat())
+        let session = self.session.or_else(|| self.opened())?;
+        self.tickets.seal(&[&session.to_bytes()[..], plain].concat())
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
@@ -161,8 +163,8 @@ mod tests {
         let tickets = Tickets::new(Duration::from_secs(60));
         tickets.set_keys(&[TicketKey::random(1)]);
         let [anna, bert] = [(); 2].map(|()| SessionId::random());
-        let ticket = SessionTickets::new(Arc::clone(&tickets), anna).encrypt(b"state").unwrap();
-        let berts = SessionTickets::new(tickets, bert);
+        let ticket = SessionTickets::new(Arc::clone(&tickets), Some(anna)).encrypt(b"state").unwrap();
+        let berts = SessionTickets::new(tickets, Some(bert));
         assert_eq!(berts.opened(), None);
         assert_eq!(berts.decrypt(&ticket).as_deref(), Some(&b"state"[..]));
         assert_eq!(berts.opened(), Some(anna));

@@ -22,7 +22,7 @@ static SEALED: LazyLock<Sealed> = LazyLock::new(|| {
     tickets.set_keys(&[TicketKey::random(2), key.clone()]);
     let old = Tickets::new(Duration::from_secs(60));
     old.set_keys(std::slice::from_ref(&key));
-    let sealed = SessionTickets::new(old, SessionId::random()).encrypt(b"state of a TLS session");
+    let sealed = SessionTickets::new(old, Some(SessionId::random())).encrypt(b"state of a TLS session");
     Sealed { name: key.name().to_vec(), tickets, ticket: sealed.expect("there is a key") }
 });
 
@@ -31,7 +31,7 @@ static SEALED: LazyLock<Sealed> = LazyLock::new(|| {
 pub fn ticket(input: &[u8]) {
     let Sealed { name, tickets, ticket } = &*SEALED;
     let opens = |ticket: &[u8]| {
-        let session = SessionTickets::new(Arc::clone(tickets), SessionId::random());
+        let session = SessionTickets::new(Arc::clone(tickets), Some(SessionId::random()));
         let opened = session.decrypt(ticket);
         assert_eq!(opened.is_some(), session.opened().is_some());
         opened.is_some()
