@@ -217,7 +217,7 @@ impl Tls {
     }
 
     /// Does the handshake of a data connection of which only the TLS session that it resumes tells whose it
-    /// is. New tickets are of that session.
+    /// is. It gets no new tickets.
     ///
     /// # Errors
     /// As [`Self::accept`].

@@ -61,7 +61,9 @@ const MAX_LIFETIME: u64 = 7 * 24 * 3600;
 /// 1.3 only; many FTP clients speak 1.2.
 pub struct SessionTickets {
     tickets: Arc<Tickets>,
-    /// `None`: the session whose ticket the client has shown.
+    /// `None` while it is not proved whose the connection is: it gets no tickets then. rustls opens a ticket
+    /// before it decides whether to resume with it. A new one with the opened session's id would seal the
+    /// secret of a stranger who has shown a ticket that was overheard (TLS 1.2 sends them in the clear).
     session: Option<SessionId>,
     /// Whose the ticket is that the client has shown.
     opened: Mutex<Option<SessionId>>,
@@ -98,7 +100,7 @@ impl ProducesTickets for SessionTickets {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        let session = self.session.or_else(|| self.opened())?;
+        let session = self.session?;
         self.tickets.seal(&[&session.to_bytes()[..], plain].concat())
     }
 
@@ -168,6 +170,19 @@ mod tests {
         assert_eq!(berts.opened(), None);
         assert_eq!(berts.decrypt(&ticket).as_deref(), Some(&b"state"[..]));
         assert_eq!(berts.opened(), Some(anna));
+    }
+
+    #[test]
+    fn a_connection_that_is_not_proved_gets_no_ticket_whatever_ticket_it_has_shown() {
+        let tickets = Tickets::new(Duration::from_secs(60));
+        tickets.set_keys(&[TicketKey::random(1)]);
+        let anna = SessionId::random();
+        let overheard = SessionTickets::new(Arc::clone(&tickets), Some(anna)).encrypt(b"state").unwrap();
+        let unproved = SessionTickets::new(tickets, None);
+        assert_eq!(unproved.encrypt(b"a stranger's state"), None);
+        unproved.decrypt(&overheard).unwrap();
+        assert_eq!(unproved.opened(), Some(anna));
+        assert_eq!(unproved.encrypt(b"a stranger's state"), None);
     }
 
     #[test]
