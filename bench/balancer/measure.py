@@ -30,7 +30,6 @@ NAMESPACES = {"client": "ftpbench-client", "lb": "ftpbench-lb", "node": "ftpbenc
 PUBLIC, INSIDE, NODE, CLIENT = "203.0.113.10", "10.98.0.10", "10.98.0.11", "203.0.113.50"
 SLICE = "50000-50009"
 CONGESTION_CONTROLS = pathlib.Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
-STREAM_MODULE = pathlib.Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
 def run(*command: object) -> None:
@@ -74,6 +73,16 @@ def link(host: str, interface: str, address: str, balancer_interface: str, balan
         run("ip", "-n", namespace, "link", "set", card, "up")
 
 
+def load_stream_module() -> str:
+    """The directive that loads nginx's stream module, where it is not built in."""
+    options = subprocess.run(["nginx", "-V"], capture_output=True, text=True, check=True).stderr.split()
+    if "--with-stream=dynamic" not in options:
+        return ""
+    values = dict(option.split("=", 1) for option in options if "=" in option)
+    modules = values.get("--modules-path", values.get("--prefix", "/usr/local/nginx") + "/modules")
+    return f"load_module {modules}/ngx_stream_module.so;"
+
+
 def nginx_configuration(directory: pathlib.Path) -> str:
     listen = lambda ports: fill("listen.conf", address=PUBLIC, ports=ports)
     stream = fill(
@@ -87,7 +96,7 @@ def nginx_configuration(directory: pathlib.Path) -> str:
     )
     return fill(
         "nginx.conf",
-        load_module=f"load_module {STREAM_MODULE};" if STREAM_MODULE.exists() else "",
+        load_module=load_stream_module(),
         pid=directory / "nginx.pid",
         error_log="stderr",
         worker_processes="auto",
