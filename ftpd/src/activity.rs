@@ -125,7 +125,7 @@ impl Watch {
     }
 
     /// The client has closed the control connection in an upload: what is on its way is still stored.
-    /// Waits for it until nothing came for as long as `silence`, or for [`MOST_SILENCES`] times as long;
+    /// Waits for it until nothing came for as long as `silence`, or for `MOST_SILENCES` times as long;
     /// then the upload ends soon. Cancel-safe.
     pub async fn see_off(&self, silence: Duration) {
         self.progress.client_left();

@@ -136,7 +136,7 @@ impl Progress {
     }
 
     /// The client has left, and nothing more comes: an end of file that the work sees from now on is
-    /// that of [`crate::activity::Watch::cut_off`].
+    /// that of `Watch::cut_off`.
     pub fn cut_off(&self) {
         // After the end of the data no further end is seen.
         if self.stood_at_end.get().is_none() {

@@ -213,7 +213,7 @@ impl Jail {
         Ok(Target { jail: self, path, place, found })
     }
 
-    /// [`Target::open`] of `path`.
+    /// `Target::open` of `path`.
     ///
     /// # Errors
     /// The same.
