@@ -156,6 +156,11 @@ async fn a_second_process_of_a_live_nodes_name_is_refused_and_disturbs_nothing()
     let _session = open(&first, "a", "ann").await;
     let lease = first.lease_write(b"/file", SessionId::random()).await.unwrap();
     let view = RegistryView::new(&redis.options());
+    // The node's next refresh tells of the session; nothing of the node changes after it.
+    eventually("the session is counted", async || {
+        (view.nodes().await.unwrap()[0].sessions == 1).then_some(())
+    })
+    .await;
     let before = (view.nodes().await.unwrap(), view.sessions().await.unwrap());
     for place in [Some("another host".to_owned()), None] {
         let begun = Instant::now();
