@@ -108,7 +108,7 @@ pub static SCHEMA: Schema = Schema {
             "trusted_balancers",
             "CIDR list (10.0.0.0/24, 2001:db8::/64)",
             "",
-            "Addresses that must send a PROXY header, and are believed. Nobody else is.",
+            "Addresses that must send a PROXY header, and are believed. A header from any other address is refused.",
         ),
         Setting::switch("active_mode", "true", "Offer PORT and EPRT, to the client's own address only."),
         Setting::many(

@@ -213,7 +213,7 @@ fn a_part_that_dies_is_told_with_its_log_and_leaves_no_process() {
     demo.run(&["start", "balancer"]);
     Dialogue::connect(demo.control()).login("demo", "x");
 
-    // The same, and nobody to end the workers: the next run does.
+    // The same, but no `./dev up` is left to end the workers: the next one does it.
     kill(demo.process("balancer").unwrap(), Signal::SIGKILL).unwrap();
     up.kill();
     drop(up);

@@ -43,7 +43,7 @@ pub enum Unusable {
 /// # Errors
 /// A new password has fewer than `min_length` characters.
 pub fn check_length(min_length: usize, password: &Secret) -> Result<(), Unusable> {
-    // That there is none is told by `hash`.
+    // `hash` reports a missing password.
     let length = password.expose().chars().count();
     if (1..min_length).contains(&length) { Err(Unusable::TooShort(min_length)) } else { Ok(()) }
 }

@@ -64,8 +64,8 @@ pub enum LinkError {
     /// Redis cannot be reached, does not answer in time, or says that it cannot serve now.
     #[error("Redis is away")]
     Away,
-    /// Redis is there, and refuses this daemon's password or wants one. Whoever does without Redis
-    /// while it is away does so now.
+    /// Redis answers, but refuses this daemon's password or wants one. Callers go on without Redis, as
+    /// while it is away.
     #[error("Redis refuses this daemon's password (redis_password_file)")]
     Denied,
     /// Redis refused this request.
