@@ -164,6 +164,9 @@ in
         RestartSec = 2;
         RestartPreventExitStatus = 78;
         WatchdogSec = 30;
+        # A failed login is one line, and the throttle bounds them. journald's limit would drop the lines that
+        # matter.
+        LogRateLimitIntervalSec = 0;
         TimeoutStopSec = cluster.seconds (cfg.authd.settings.stop_timeout or "10s") + 10;
         # A connection for each login that a node waits for.
         LimitNOFILE = 16384;

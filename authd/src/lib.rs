@@ -29,7 +29,7 @@ use common::{
     process::{
         admin,
         capabilities::{self, Kept},
-        service,
+        descriptors, service,
         signals::{Request, Signals},
     },
     registry::{RedisLink, RegistryView},
@@ -150,10 +150,11 @@ impl Service {
 ///
 /// # Errors
 /// The users file cannot be used, or the address not bound.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(mut config: Config) -> Result<(), StartError> {
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let prometheus = admin::install_metrics().map_err(|error| StartError::Metrics(error.to_string()))?;
     metrics::describe();
+    fit_descriptors(&mut config);
     let authd = Arc::new(Service::new(&config)?);
     warn_about(&config);
     if capabilities::is_root() {
@@ -234,6 +235,29 @@ async fn watch(authd: Arc<Service>, poll: Duration) {
             Arc::clone(&authd).reload().await;
         }
         before = changed;
+    }
+}
+
+/// Descriptors beside those of HTTP connections: Redis, files of users and tokens, the listener.
+const OTHER_DESCRIPTORS: u64 = 64;
+
+/// Raises the limit of open files, and lowers `max_connections` where even that is too low.
+fn fit_descriptors(config: &mut Config) {
+    let available = match descriptors::raise() {
+        Ok(limit) => limit,
+        Err(error) => {
+            log::warn!("cannot raise the limit of open files (RLIMIT_NOFILE): {error}");
+            return;
+        }
+    };
+    let most = usize::try_from(available.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX).max(1);
+    if config.connections.connections > most {
+        log::warn!(
+            max_connections = config.connections.connections, lowered_to = most, open_files = available;
+            "max_connections is lowered, because the limit of open files is too low for it: raise RLIMIT_NOFILE \
+             (LimitNOFILE= of the service), or lower max_connections"
+        );
+        config.connections.connections = most;
     }
 }
 

@@ -55,14 +55,15 @@ impl Keys {
         self.key(format_args!("user-sessions:{user}"))
     }
 
-    /// Sorted set: an address's sessions, as [`user_sessions`](Self::user_sessions).
-    pub fn address_sessions(&self, address: IpAddr) -> String {
-        self.key(format_args!("address-sessions:{address}"))
+    /// Sorted set: the sessions of a client's network (see [`network_of`](crate::client_network::network_of)), as
+    /// [`user_sessions`](Self::user_sessions).
+    pub fn address_sessions(&self, network: IpAddr) -> String {
+        self.key(format_args!("address-sessions:{network}"))
     }
 
-    /// Sorted set: a user's sessions from one address, as [`user_sessions`](Self::user_sessions).
-    pub fn user_address_sessions(&self, user: &str, address: IpAddr) -> String {
-        self.key(format_args!("user-address-sessions:{address}:{user}"))
+    /// Sorted set: a user's sessions from one network, as [`user_sessions`](Self::user_sessions).
+    pub fn user_address_sessions(&self, user: &str, network: IpAddr) -> String {
+        self.key(format_args!("user-address-sessions:{network}:{user}"))
     }
 
     /// String: the fencing token of the lease on writing `path`, which names a file within the

@@ -65,6 +65,8 @@ pub struct Network {
     pub internal_networks: Vec<IpNet>,
     pub trusted_balancers: Vec<IpNet>,
     pub active_mode: bool,
+    /// Redis, authd and this node's own admin port, where the settings name them by address.
+    pub services: Vec<SocketAddr>,
     pub host_names: Vec<String>,
 }
 
@@ -254,6 +256,7 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
         internal_networks: values.list("internal_networks")?,
         trusted_balancers: trusted_balancers(values)?,
         active_mode: values.required("active_mode")?,
+        services: services(values, authentication)?,
         host_names: values.list("host_names")?,
     })
 }
@@ -347,6 +350,17 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
         authorization: authorization.transpose()?,
         timeout: values.duration("authd_timeout")?,
     })
+}
+
+/// Services of the cluster that active mode must not reach. A name is not looked up: what it leads to may
+/// change, and the settings of most clusters have addresses.
+fn services(values: &Values, authentication: &Authentication) -> Result<Vec<SocketAddr>, SettingsError> {
+    let mut services: Vec<SocketAddr> = values.optional("admin_listen")?.into_iter().collect();
+    services.extend(values.optional::<RedisUrl>("redis_url")?.and_then(|url| url.address()));
+    if let Authentication::Authd { urls, .. } = authentication {
+        services.extend(urls.iter().filter_map(AuthdUrl::address));
+    }
+    Ok(services)
 }
 
 fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, SettingsError> {

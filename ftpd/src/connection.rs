@@ -116,7 +116,7 @@ impl Connection {
             (End::Gone, _) => CancelledBy::ClientGone,
             (_, Some(Order::End)) => CancelledBy::Administrator,
             (_, Some(Order::Stop)) => CancelledBy::NodeStop,
-            (_, Some(Order::Drain) | None) => CancelledBy::SessionEnd,
+            (_, Some(Order::Drain | Order::MakeRoom) | None) => CancelledBy::SessionEnd,
         };
         let client_left = matches!(end, End::Gone);
         if let End::Told(reply, reason) = end {
@@ -438,7 +438,8 @@ async fn see_off(handle: &Handle, mut activity: Activity, silence: Duration) {
             match handle.pending() {
                 Some(Order::End) => return CancelledBy::Administrator,
                 Some(Order::Stop) => return CancelledBy::NodeStop,
-                Some(Order::Drain) | None => handle.ordered().await,
+                // A session that has logged in is not told to make room.
+                Some(Order::Drain | Order::MakeRoom) | None => handle.ordered().await,
             }
         }
     };
@@ -460,6 +461,7 @@ async fn see_off(handle: &Handle, mut activity: Activity, silence: Duration) {
 fn at_once(order: Option<Order>) -> Option<End> {
     match order? {
         Order::Drain => None,
+        Order::MakeRoom => Some(End::told("Too many connections; log in sooner", "made_room")),
         Order::End => Some(End::told("Session ended by the administrator", "ended")),
         Order::Stop => Some(End::told("This node stops now; connect again", "stop")),
     }

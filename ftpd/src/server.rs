@@ -16,7 +16,7 @@ use common::{
     process::{
         admin,
         capabilities::{self, Kept},
-        service,
+        descriptors as open_files, service,
         signals::{Request, Signals},
     },
     registry::{Event, Holder, JoinError, Registry},
@@ -34,6 +34,7 @@ use crate::{
     connection::Connection,
     connections::{Connections, Order, Refused},
     data::passive::PassivePorts,
+    descriptors::{Needs, TooFewDescriptors},
     ephemeral,
     health::Health,
     health_check,
@@ -74,6 +75,8 @@ pub enum RunError {
     Tls(#[from] TlsError),
     #[error("cannot install the metrics: {0}")]
     Metrics(String),
+    #[error(transparent)]
+    OpenFiles(#[from] TooFewDescriptors),
     #[error("cannot give up capabilities")]
     Capabilities(#[source] io::Error),
     #[error("cannot wait for signals")]
@@ -110,13 +113,14 @@ fn hint(address: &SocketAddr, error: &io::Error) -> String {
 ///
 /// # Errors
 /// Why it could not start, or had to end although nobody asked for it.
-pub async fn run(config: Config) -> Result<(), RunError> {
+pub async fn run(mut config: Config) -> Result<(), RunError> {
     let mut signals = Signals::new().map_err(RunError::Signals)?;
     let rendered = admin::install_metrics().map_err(|error| RunError::Metrics(error.to_string()))?;
     metrics::describe();
     if capabilities::is_root() {
         log::warn!("runs as root, which is not needed: a user of its own is safer");
     }
+    fit_descriptors(&mut config)?;
     tell_limits(&config);
     service::start_watchdog();
 
@@ -204,6 +208,36 @@ fn open_root(root: &Path, create: bool) -> io::Result<()> {
         log::info!(root:% = root.display(); "made the storage root, which was missing");
     }
     fs::read_dir(root).map(drop)
+}
+
+/// Lowers `max_sessions` to what the limit of open files allows.
+fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
+    let available = match open_files::raise() {
+        Ok(limit) => limit,
+        Err(error) => {
+            log::warn!("cannot raise the limit of open files (RLIMIT_NOFILE): {error}");
+            return Ok(());
+        }
+    };
+    let (limits, network) = (&mut config.limits, &config.network);
+    let addresses = u32::try_from(network.listen.len()).unwrap_or(u32::MAX);
+    let needs = Needs {
+        sessions: limits.sessions,
+        transfers: limits.transfers,
+        file_operations: limits.file_operations,
+        listening: network.slice.count().saturating_mul(addresses),
+    };
+    let sessions = needs.sessions_that_fit(available)?;
+    if sessions < limits.sessions {
+        log::warn!(
+            max_sessions = limits.sessions, lowered_to = sessions, open_files = available,
+            needed = needs.total();
+            "max_sessions is lowered, because the limit of open files is too low for it: raise RLIMIT_NOFILE \
+             (LimitNOFILE= of the service), or lower max_sessions"
+        );
+        limits.sessions = sessions;
+    }
+    Ok(())
 }
 
 fn tell_limits(config: &Config) {

@@ -293,12 +293,17 @@ pub static SCHEMA: Schema = Schema {
             "How long all of them together may take to answer a login; then it gets 421.",
         ),
         // Limits
-        Setting::one("max_sessions", "number", "10000", "Control connections at once; one more gets 421."),
+        Setting::one(
+            "max_sessions",
+            "number",
+            "10000",
+            "Control connections at once; one more gets 421. The last tenth is for networks that logged in within a day. If none is free, a connection that has not logged in for 10 s is ended. The node lowers the number at its start if the limit of open files is too low for it.",
+        ),
         Setting::one(
             "max_sessions_per_address",
             "number",
             "200",
-            "Sessions of one client address at once, over all nodes; one more gets 421.",
+            "Sessions of one client address (of one IPv6 /64 network) at once, over all nodes; one more gets 421.",
         ),
         Setting::one(
             "max_transfers",

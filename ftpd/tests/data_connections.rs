@@ -209,6 +209,29 @@ fn nobody_but_the_client_is_dialled() {
     assert_eq!(node.metric("ftp_data_connections_refused_total{reason=\"bounce\"}"), Some(9.0));
 }
 
+/// A proxy that replaces the clients' addresses by the host's own would open the host's services to all.
+#[test]
+fn active_mode_reaches_no_service_of_the_cluster_on_the_clients_own_address() {
+    let node = Node::standalone().start();
+    fs::write(node.root().join("file"), "content").unwrap();
+    let here = Connector::new().from(node.admin.ip());
+    let mut session = Dialogue::connect_with(&here, node.address);
+    session.login("demo", "x");
+    for command in [
+        format!("PORT {}", port_argument(node.admin)),
+        format!("EPRT |1|{}|{}|", node.admin.ip(), node.admin.port()),
+    ] {
+        session.command(&command, 504);
+        session.command("RETR file", 425);
+    }
+    assert_eq!(node.metric("ftp_data_connections_refused_total{reason=\"own_address\"}"), Some(2.0));
+    let listener = TcpListener::bind(SocketAddr::new(node.admin.ip(), 0)).unwrap();
+    session.command(&format!("PORT {}", port_argument(listener.local_addr().unwrap())), 200);
+    session.send("RETR file");
+    session.expect(150);
+    assert_eq!(download(&mut session, accept(&listener)), b"content");
+}
+
 #[test]
 fn active_mode_can_be_switched_off() {
     let node = Node::standalone().setting("active_mode", "false").start();

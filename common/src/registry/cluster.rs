@@ -20,6 +20,7 @@ use super::{
     view::parse,
 };
 use crate::{
+    client_network::network_of,
     keys::Keys,
     node::{NodeName, NodeRecord, PortRange},
     process::logging::chain,
@@ -387,10 +388,11 @@ impl Cluster {
     /// Where a session counts, in the order of the limits.
     fn counting_keys(&self, record: &SessionRecord) -> [String; 3] {
         let SessionRecord { user, address, .. } = record;
+        let network = network_of(*address);
         [
             self.keys().user_sessions(user),
-            self.keys().address_sessions(*address),
-            self.keys().user_address_sessions(user, *address),
+            self.keys().address_sessions(network),
+            self.keys().user_address_sessions(user, network),
         ]
     }
 

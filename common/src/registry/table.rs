@@ -3,7 +3,10 @@
 use std::{collections::HashMap, fmt, net::IpAddr};
 
 use super::Refusal;
-use crate::session::{SessionId, SessionLimits, SessionRecord};
+use crate::{
+    client_network::network_of,
+    session::{SessionId, SessionLimits, SessionRecord},
+};
 
 /// One granting of a path. `Display` tells it from all others of this process, and says to people
 /// who has it.
@@ -40,11 +43,11 @@ struct Lease {
     standing: Standing,
 }
 
-/// How many sessions one user has, all in all and from each address.
+/// How many sessions one user has, in total and from each network (see [`network_of`]).
 #[derive(Default)]
 struct OfUser {
     all: u32,
-    by_address: HashMap<IpAddr, u32>,
+    by_network: HashMap<IpAddr, u32>,
 }
 
 #[derive(Default)]
@@ -54,7 +57,7 @@ pub(super) struct Table {
     asked: usize,
     // Counts of `sessions`, without zeros: a login must not look at every session of the node.
     users: HashMap<String, OfUser>,
-    addresses: HashMap<IpAddr, u32>,
+    networks: HashMap<IpAddr, u32>,
     leases: HashMap<Box<[u8]>, Lease>,
     last_number: u64,
 }
@@ -62,10 +65,11 @@ pub(super) struct Table {
 impl Table {
     /// Enters a session as asked for, if this node's own sessions leave room within the limits.
     pub fn open(&mut self, record: SessionRecord, limits: SessionLimits) -> Result<(), Refusal> {
+        let network = network_of(record.address);
         let user = self.users.get(&record.user);
         let of_user = user.map_or(0, |user| user.all);
-        let of_both = user.and_then(|user| user.by_address.get(&record.address)).copied().unwrap_or(0);
-        let of_address = self.addresses.get(&record.address).copied().unwrap_or(0);
+        let of_both = user.and_then(|user| user.by_network.get(&network)).copied().unwrap_or(0);
+        let of_address = self.networks.get(&network).copied().unwrap_or(0);
         let reached = |limit: Option<u32>, count: u32| limit.filter(|&limit| count >= limit);
         if let Some(limit) = reached(limits.per_user, of_user) {
             return Err(Refusal::UserLimit(limit));
@@ -85,14 +89,15 @@ impl Table {
     }
 
     fn count(&mut self, record: &SessionRecord) {
+        let network = network_of(record.address);
         if !self.users.contains_key(&record.user) {
             self.users.insert(record.user.clone(), OfUser::default());
         }
         if let Some(user) = self.users.get_mut(&record.user) {
             user.all += 1;
-            *user.by_address.entry(record.address).or_default() += 1;
+            *user.by_network.entry(network).or_default() += 1;
         }
-        *self.addresses.entry(record.address).or_default() += 1;
+        *self.networks.entry(network).or_default() += 1;
     }
 
     pub fn admit(&mut self, id: SessionId) {
@@ -104,17 +109,18 @@ impl Table {
 
     pub fn close(&mut self, id: SessionId) -> Option<SessionRecord> {
         let Session { record, standing } = self.sessions.remove(&id)?;
+        let network = network_of(record.address);
         if standing == Standing::Asked {
             self.asked -= 1;
         }
         if let Some(user) = self.users.get_mut(&record.user) {
             user.all -= 1;
-            take_one(&mut user.by_address, record.address);
+            take_one(&mut user.by_network, network);
             if user.all == 0 {
                 self.users.remove(&record.user);
             }
         }
-        take_one(&mut self.addresses, record.address);
+        take_one(&mut self.networks, network);
         Some(record)
     }
 
@@ -260,6 +266,22 @@ mod tests {
     }
 
     #[test]
+    fn all_addresses_of_an_ipv6_64_network_share_one_limit() {
+        let mut table = Table::default();
+        let limits = SessionLimits { per_address: Some(2), ..SessionLimits::default() };
+        let mut open = |address: &str| {
+            let record = SessionRecord { address: address.parse().unwrap(), ..record("ann", [0; 4]) };
+            table.open(record.clone(), limits).map(|()| record.id)
+        };
+        let first = open("2001:db8:1:2::1").unwrap();
+        open("2001:db8:1:2:ffff::2").unwrap();
+        assert_eq!(open("2001:db8:1:2::3"), Err(Refusal::AddressLimit(2)));
+        open("2001:db8:1:3::1").unwrap();
+        assert!(table.close(first).is_some());
+        assert!(table.networks.values().all(|count| *count == 1));
+    }
+
+    #[test]
     fn nothing_is_left_of_sessions_that_have_ended() {
         let mut table = Table::default();
         let records = [("ann", [192, 0, 2, 1]), ("ann", [192, 0, 2, 1]), ("ben", [192, 0, 2, 2])]
@@ -274,7 +296,7 @@ mod tests {
             assert_eq!(table.close(record.id).as_ref(), Some(record));
             assert_eq!(table.close(record.id), None);
         }
-        assert!(table.users.is_empty() && table.addresses.is_empty());
+        assert!(table.users.is_empty() && table.networks.is_empty());
         assert_eq!((table.session_count(), table.granted_count()), (0, 0));
     }
 

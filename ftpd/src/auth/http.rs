@@ -8,6 +8,7 @@
 use std::{
     collections::VecDeque,
     fmt, io,
+    net::SocketAddr,
     pin::{Pin, pin},
     str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -65,6 +66,13 @@ pub enum InvalidUrl {
          (WireGuard, stunnel)"
     )]
     Https,
+}
+
+impl AuthdUrl {
+    /// Its address and port; `None` where the URL has a name.
+    pub fn address(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.host.parse().ok()?, self.port))
+    }
 }
 
 impl FromStr for AuthdUrl {

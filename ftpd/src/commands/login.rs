@@ -92,7 +92,7 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
         tls: session.security.is_encrypted(),
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate_subject.clone()),
     };
-    let subject = Subject::new(session.handle.id, attempt.user.clone(), attempt.address);
+    let subject = Subject::new(session.handle.id, shown_name(&attempt.user), attempt.address);
     let node = Arc::clone(&session.node);
     match node.authenticator.authenticate(attempt).await {
         Ok(account) if account.tls.control && !session.security.is_encrypted() => {
@@ -108,6 +108,18 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
             Err(reply) => Outcome::Close(reply),
         },
         Err(error) => refuse(session, &subject, &error),
+    }
+}
+
+/// Longest user name in the log, in characters. No user has a longer one, and a line of 8 KiB for each wrong
+/// login would displace others.
+const SHOWN_NAME: usize = 64;
+
+/// The name as the log shows it: cut at [`SHOWN_NAME`] characters.
+fn shown_name(name: &str) -> String {
+    match name.char_indices().nth(SHOWN_NAME) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     }
 }
 
@@ -201,6 +213,7 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         None => None,
     };
     session.handle.set_user(Some(&account.user));
+    node.connections.logged_in(&session.handle);
     metrics::login("accepted");
     log::info!(
         session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
