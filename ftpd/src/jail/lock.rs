@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +49,36 @@ impl Lock {
     }
 }
 
+/// Which locks are taken and what they prove (`storage_locks`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Locks {
+    /// Taken, and the mount tells whether they cross nodes.
+    #[default]
+    Auto,
+    /// Taken, and the operator says that they cross nodes.
+    Cluster,
+    /// Not taken: the leases in Redis alone tell writers apart.
+    Off,
+}
+
+/// The text is no [`Locks`].
+#[derive(Debug, thiserror::Error)]
+#[error("the locks are 'auto', 'cluster' or 'off'")]
+pub struct InvalidLocks;
+
+impl FromStr for Locks {
+    type Err = InvalidLocks;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLocks> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cluster" => Ok(Self::Cluster),
+            "off" => Ok(Self::Off),
+            _ => Err(InvalidLocks),
+        }
+    }
+}
+
 /// Which kind of lock is wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
@@ -57,15 +88,57 @@ enum Access {
     Read,
 }
 
-/// Takes the writer's lock on all of `file`, which must be open for writing. Does not wait.
-///
-/// # Errors
-/// As the kernel says, but that there are no locks: that is [`Lock::NotSupported`].
-pub fn take(file: &File) -> Result<Lock, FileError> {
-    lock(file, Access::Write)
+impl Locks {
+    /// Takes the writer's lock on all of `file`, which must be open for writing. Does not wait.
+    ///
+    /// # Errors
+    /// As the kernel says. That the storage has no locks is [`Lock::NotSupported`].
+    pub fn take(self, file: &File) -> Result<Lock, FileError> {
+        self.lock(file, Access::Write)
+    }
+
+    /// Locks a regular file that is open with `O_PATH`, to change its name or attributes. `None` where it
+    /// can be opened neither for writing nor for reading, and where there are no locks.
+    ///
+    /// # Errors
+    /// [`FileError::BeingWritten`], and as the kernel says.
+    pub(super) fn hold(self, handle: &OwnedFd) -> Result<Option<ChangeLock>, FileError> {
+        if self == Self::Off {
+            return Ok(None);
+        }
+        for (flags, access) in [(handle::WRITE, Access::Write), (handle::READ, Access::Read)] {
+            let file = match open(handle::proc_path(handle).as_c_str(), flags, Mode::empty()) {
+                Ok(file) => file,
+                // A reader's lock keeps writers out as well.
+                Err(Errno::EACCES | Errno::EPERM | Errno::EROFS | Errno::ETXTBSY) => continue,
+                // Removed by another node.
+                Err(Errno::ENOENT | Errno::ESTALE) => return Ok(None),
+                Err(errno) => return Err(errno.into()),
+            };
+            return match self.lock(&file, access)? {
+                Lock::Held { .. } => Ok(Some(ChangeLock { _file: file })),
+                Lock::HeldByAnother => Err(FileError::BeingWritten),
+                Lock::NotSupported => Ok(None),
+            };
+        }
+        Ok(None)
+    }
+
+    fn lock(self, file: &(impl AsFd + AsRawFd), access: Access) -> Result<Lock, FileError> {
+        match self {
+            Self::Off => Ok(Lock::NotSupported),
+            Self::Auto | Self::Cluster => match lock(file, access)? {
+                Lock::Held { .. } => {
+                    Ok(Lock::Held { crosses_nodes: self == Self::Cluster || file_crosses_nodes(file)? })
+                }
+                other => Ok(other),
+            },
+        }
+    }
 }
 
-fn lock(file: &(impl AsFd + AsRawFd), access: Access) -> Result<Lock, FileError> {
+/// `crosses_nodes` of what this returns is not yet known to be true.
+fn lock(file: &impl AsFd, access: Access) -> Result<Lock, FileError> {
     let kind = match access {
         Access::Write => libc::F_WRLCK,
         Access::Read => libc::F_RDLCK,
@@ -80,7 +153,7 @@ fn lock(file: &(impl AsFd + AsRawFd), access: Access) -> Result<Lock, FileError>
     };
     loop {
         return match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
-            Ok(_) => Ok(Lock::Held { crosses_nodes: file_crosses_nodes(file)? }),
+            Ok(_) => Ok(Lock::Held { crosses_nodes: false }),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(Lock::HeldByAnother),
             // ENOLCK is also what an NFS client says that cannot reach a lock service.
             Err(Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) => Ok(Lock::NotSupported),
@@ -124,7 +197,7 @@ impl Jail {
 
     fn hold_opened(&self, path: &VirtualPath, flags: OFlag) -> Result<Option<ChangeLock>, FileError> {
         match self.open_with_status(path, flags) {
-            Ok((handle, status)) if kind(&status) == Kind::File => hold(&handle),
+            Ok((handle, status)) if kind(&status) == Kind::File => self.locks.hold(&handle),
             Ok(_) => Ok(None),
             // The operation itself tells what is wrong with the name, or that nothing is.
             Err(FileError::Io(error)) => Err(FileError::Io(error)),
@@ -132,26 +205,6 @@ impl Jail {
             Err(_) => Ok(None),
         }
     }
-}
-
-/// Locks a regular file that is open with `O_PATH`.
-pub(super) fn hold(handle: &OwnedFd) -> Result<Option<ChangeLock>, FileError> {
-    for (flags, access) in [(handle::WRITE, Access::Write), (handle::READ, Access::Read)] {
-        let file = match open(handle::proc_path(handle).as_c_str(), flags, Mode::empty()) {
-            Ok(file) => file,
-            // A reader's lock keeps writers out as well.
-            Err(Errno::EACCES | Errno::EPERM | Errno::EROFS | Errno::ETXTBSY) => continue,
-            // Removed by another node.
-            Err(Errno::ENOENT | Errno::ESTALE) => return Ok(None),
-            Err(errno) => return Err(errno.into()),
-        };
-        return match lock(&file, access)? {
-            Lock::Held { .. } => Ok(Some(ChangeLock { _file: file })),
-            Lock::HeldByAnother => Err(FileError::BeingWritten),
-            Lock::NotSupported => Ok(None),
-        };
-    }
-    Ok(None)
 }
 
 /// Whether a lock on the open file keeps out other nodes. Remembered for each file system.
@@ -329,13 +382,13 @@ rw,vers=4.2,rsize=1048576,hard,proto=tcp,sec=sys,local_lock=none,addr=192.0.2.1
         let first = File::create(&name).unwrap();
         fs::hard_link(&name, directory.path().join("link")).unwrap();
         let second = File::options().write(true).open(directory.path().join("link")).unwrap();
-        assert!(matches!(take(&first), Ok(Lock::Held { .. })));
-        assert_eq!(take(&second).unwrap(), Lock::HeldByAnother);
+        assert!(matches!(Locks::Auto.take(&first), Ok(Lock::Held { .. })));
+        assert_eq!(Locks::Auto.take(&second).unwrap(), Lock::HeldByAnother);
         // Other locks of POSIX end with the first descriptor that is closed.
         drop(first.try_clone().unwrap());
         drop(File::open(&name).unwrap());
-        assert_eq!(take(&second).unwrap(), Lock::HeldByAnother);
+        assert_eq!(Locks::Auto.take(&second).unwrap(), Lock::HeldByAnother);
         drop(first);
-        assert!(matches!(take(&second), Ok(Lock::Held { .. })));
+        assert!(matches!(Locks::Auto.take(&second), Ok(Lock::Held { .. })));
     }
 }

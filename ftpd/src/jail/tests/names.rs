@@ -66,7 +66,7 @@ fn each_kind_of_name_has_its_own_error() {
     assert!(matches!(jail.create_directory(&path("/dir")), Err(FileError::AlreadyExists)));
     let long = format!("/{}", "n".repeat(256));
     assert!(matches!(jail.create_directory(&path(&long)), Err(FileError::NameTooLong)));
-    for placement in [Placement::Direct, Placement::Atomic { owner: "alice" }] {
+    for placement in [Placement::Direct, Placement::Atomic { owner: "alice", rivals: Rivals::Replaced }] {
         let open = |name| jail.open_write(&path(name), WriteMode::Replace, placement);
         assert!(matches!(open("/dir"), Err(FileError::IsADirectory)));
         assert!(matches!(open("/fifo"), Err(FileError::NotAFile)));
@@ -188,10 +188,10 @@ fn a_name_is_held_against_writers_and_a_writer_against_changes() {
     symlink("file", site.home("link")).unwrap();
     let write = || File::options().write(true).open(site.home("file")).unwrap();
     let held = site.jail.hold(&file).unwrap().unwrap();
-    assert_eq!(lock::take(&write()).unwrap(), lock::Lock::HeldByAnother);
+    assert_eq!(Locks::Auto.take(&write()).unwrap(), lock::Lock::HeldByAnother);
     drop(held);
     let writer = write();
-    assert!(matches!(lock::take(&writer), Ok(lock::Lock::Held { .. })));
+    assert!(matches!(Locks::Auto.take(&writer), Ok(lock::Lock::Held { .. })));
     assert!(matches!(site.jail.hold(&file), Err(FileError::BeingWritten)));
     assert!(matches!(site.jail.hold_resolved(&path("/link")), Err(FileError::BeingWritten)));
     assert!(site.jail.hold(&path("/link")).unwrap().is_none(), "the link itself is not written");
@@ -223,8 +223,8 @@ fn a_file_that_may_not_be_written_is_held_by_a_readers_lock() {
     let writer = File::options().write(true).open(site.home("file")).unwrap();
     fs::set_permissions(site.home("file"), fs::Permissions::from_mode(0o444)).unwrap();
     let held = site.jail.hold(&path("/file")).unwrap().unwrap();
-    assert_eq!(lock::take(&writer).unwrap(), lock::Lock::HeldByAnother);
+    assert_eq!(Locks::Auto.take(&writer).unwrap(), lock::Lock::HeldByAnother);
     drop(held);
-    assert!(matches!(lock::take(&writer), Ok(lock::Lock::Held { .. })));
+    assert!(matches!(Locks::Auto.take(&writer), Ok(lock::Lock::Held { .. })));
     assert!(matches!(site.jail.hold(&path("/file")), Err(FileError::BeingWritten)));
 }
