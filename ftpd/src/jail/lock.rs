@@ -5,7 +5,7 @@
 //! when that file is closed or its process ends. On storage that passes locks to its server (NFSv4, CephFS,
 //! …) the server does the same for all nodes.
 //!
-//! [`crosses_nodes`] tells on which storage a lock keeps out the other nodes as well.
+//! Whether it does follows from the mount: see [`Locks::cross_nodes`].
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -95,6 +95,25 @@ impl Locks {
     /// As the kernel says. That the storage has no locks is [`Lock::NotSupported`].
     pub fn take(self, file: &File) -> Result<Lock, FileError> {
         self.lock(file, Access::Write)
+    }
+
+    /// Whether a lock on a file in the directory `root` keeps out the writers of other nodes. Answers on what
+    /// authority. Blocks.
+    ///
+    /// # Errors
+    /// Why not, and what to change.
+    pub fn cross_nodes(self, root: &Path) -> Result<String, String> {
+        match self {
+            Self::Off => Err("storage_locks is \"off\"".to_owned()),
+            Self::Cluster => Ok("storage_locks is \"cluster\"".to_owned()),
+            Self::Auto => {
+                let storage = open(root, handle::DIRECTORY, Mode::empty())
+                    .map_err(std::io::Error::from)
+                    .and_then(|handle| Storage::of(&handle))
+                    .map_err(|error| format!("the mount cannot be found out: {error}"))?;
+                storage.crossing().map(|()| format!("{} passes them on", storage.kind))
+            }
+        }
     }
 
     /// Locks a regular file that is open with `O_PATH`, to change its name or attributes. `None` where it
@@ -225,25 +244,11 @@ fn file_crosses_nodes(file: &(impl AsFd + AsRawFd)) -> Result<bool, FileError> {
     Ok(crosses)
 }
 
-/// Whether locks of the storage at `path` keep out the writers of other nodes.
-///
-/// # Errors
-/// Why they do not, or that it cannot be found out, with what to change.
-pub fn crosses_nodes(path: &Path) -> Result<Storage, String> {
-    let unknown = |error: &dyn std::fmt::Display| format!("it cannot be found out: {error}");
-    let handle = open(path, handle::DIRECTORY, Mode::empty()).map_err(|errno| unknown(&errno))?;
-    let storage = Storage::of(&handle).map_err(|error| unknown(&error))?;
-    match storage.crossing() {
-        Ok(()) => Ok(storage),
-        Err(why) => Err(why),
-    }
-}
-
 /// What a file system says of itself in `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Storage {
+#[derive(Debug, PartialEq, Eq)]
+struct Storage {
     /// `ext4`, `nfs4`, …
-    pub kind: String,
+    kind: String,
     /// Those of the mount, then those of the file system.
     options: Vec<String>,
 }
@@ -296,7 +301,7 @@ impl Storage {
             }
             "lustre" | "cifs" | "smb3" | "gfs2" | "ocfs2" | "ceph" | "gpfs" | "fuse.glusterfs"
             | "fuse.ceph" | "fuse.ceph-fuse" => Ok(()),
-            // All nodes that can reach these are processes of one kernel.
+            // All nodes that use such a file system are processes of one kernel.
             "ext2" | "ext3" | "ext4" | "xfs" | "btrfs" | "bcachefs" | "f2fs" | "zfs" | "jfs" | "nilfs2"
             | "reiserfs" | "tmpfs" | "ramfs" | "overlay" | "vfat" | "exfat" | "ntfs3" | "fuseblk"
             | "ecryptfs" => Ok(()),
@@ -372,7 +377,11 @@ rw,vers=4.2,rsize=1048576,hard,proto=tcp,sec=sys,local_lock=none,addr=192.0.2.1
         let directory = tempfile::tempdir().unwrap();
         let handle = open(directory.path(), handle::DIRECTORY, Mode::empty()).unwrap();
         assert!(!Storage::of(&handle).unwrap().kind.is_empty());
-        assert!(crosses_nodes(&directory.path().join("missing")).unwrap_err().contains("ENOENT"));
+        assert!(
+            Locks::Auto.cross_nodes(&directory.path().join("missing")).unwrap_err().contains("No such file")
+        );
+        assert!(Locks::Off.cross_nodes(directory.path()).unwrap_err().contains("storage_locks"));
+        assert!(Locks::Cluster.cross_nodes(directory.path()).is_ok());
     }
 
     #[test]
