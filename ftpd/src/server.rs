@@ -38,7 +38,7 @@ use crate::{
     ephemeral,
     health::Health,
     health_check,
-    jail::SharedDirectories,
+    jail::{Locks, SharedDirectories},
     listener::{self, Bound},
     metrics,
     node::Node,
@@ -126,7 +126,14 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
 
     ephemeral::warn(config.network.passive_ports);
     let (root, create) = (config.storage.root.clone(), config.storage.create_root);
-    let opened = tokio::task::spawn_blocking(move || open_root(&root, create).map_err(|error| (root, error)));
+    let locks = config.redis.is_some().then_some(config.storage.locks);
+    let opened = tokio::task::spawn_blocking(move || {
+        open_root(&root, create).map_err(|error| (root.clone(), error))?;
+        if let Some(locks) = locks {
+            tell_locks(locks, &root);
+        }
+        Ok(())
+    });
     if let Ok(Err((root, error))) = opened.await {
         return Err(RunError::Storage(root.display().to_string(), error));
     }
@@ -238,6 +245,17 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
         limits.sessions = sessions;
     }
     Ok(())
+}
+
+/// Says whether locks on the storage keep a second writer out on other nodes.
+fn tell_locks(locks: Locks, root: &Path) {
+    match locks.cross_nodes(root) {
+        Ok(why) => log::info!(root:% = root.display(); "file locks hold on all nodes: {why}"),
+        Err(why) => log::warn!(
+            root:% = root.display(), setting = "storage_locks";
+            "file locks do not keep out other nodes, so that uploads depend on Redis: {why}"
+        ),
+    }
 }
 
 fn tell_limits(config: &Config) {

@@ -232,6 +232,12 @@ pub static SCHEMA: Schema = Schema {
             "Answer 226 only after fsync. Off, a crash of the storage can lose what was confirmed.",
         ),
         Setting::one(
+            "storage_locks",
+            "auto, cluster or off",
+            "auto",
+            "Locks on files that are written, which keep a second writer out also while Redis is away. auto: taken, and the mount tells whether they hold on all nodes (local file systems, NFS without nolock and local_lock, CephFS, GlusterFS and others); cluster: taken, and they hold on all nodes although the mount does not tell; off: not taken. Where they do not hold on all nodes an upload depends on Redis: see docs/one-writer.md.",
+        ),
+        Setting::one(
             "settle_time",
             DURATION,
             "50ms",

@@ -271,6 +271,7 @@ async fn open_home(
         .operation(move || {
             let storage = &shared.storage;
             let mut jail = Jail::open(&storage.root, &home, storage.create_homes, storage.modes)?;
+            jail.set_locks(storage.locks);
             if has_rules {
                 jail.refuse_links();
             }

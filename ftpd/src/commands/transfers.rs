@@ -48,7 +48,7 @@ pub enum Work {
     /// On a thread of its own: whole and blocking.
     OnThread(OffRuntime<Blocking<()>>),
     /// The same once something has come. What then ends it is the lease, if the work leaves it.
-    Receive(OffRuntime<Blocking<Option<WriteLease>>>),
+    Receive(OffRuntime<Blocking<Option<LastLease>>>),
     /// Sends this little, which needs no thread.
     Send(Vec<u8>),
 }
@@ -65,12 +65,20 @@ impl Work {
     /// [`Work::Receive`].
     pub fn receive(
         node: &Node,
-        work: impl FnOnce(&mut DataStream, &Progress) -> Result<Option<WriteLease>, TransferFailure>
+        work: impl FnOnce(&mut DataStream, &Progress) -> Result<Option<LastLease>, TransferFailure>
         + Send
         + 'static,
     ) -> Self {
         Self::Receive(node.workers.keep(Box::new(work)))
     }
+}
+
+/// The lease of an upload that has ended well, to be given back before the reply.
+pub struct LastLease {
+    pub lease: WriteLease,
+    /// Whether the upload is complete only if the lease was held until now. A lock on the storage that
+    /// crosses nodes proves as much.
+    pub decides: bool,
 }
 
 /// What a transfer does on its thread, with its connection.
@@ -146,7 +154,7 @@ impl TransferFailure {
             Self::Shrunk { .. } => {
                 (Reply::new(Code::LOCAL_ERROR, "The file became shorter while it was sent"), "shrunk")
             }
-            Self::LeaseLost => {
+            Self::LeaseLost | Self::Failed(TransferError::NoRight) => {
                 (Reply::new(Code::LOCAL_ERROR, "Another session writes this file"), "lease_lost")
             }
         }
@@ -262,8 +270,9 @@ async fn run(
                     () = watch.departure() => {}
                 }
             }
-            let Some(lease) = run_on_thread(node, watch, connected, work).await? else { return Ok(()) };
-            if lease.give_back().await { Ok(()) } else { Err(TransferFailure::LeaseLost) }
+            let ended = run_on_thread(node, watch, connected, work).await?;
+            let Some(LastLease { lease, decides }) = ended else { return Ok(()) };
+            if lease.give_back().await || !decides { Ok(()) } else { Err(TransferFailure::LeaseLost) }
         }
     }
 }

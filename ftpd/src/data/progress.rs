@@ -22,6 +22,10 @@ pub const MOST_AFTER_LEAVING: u64 = 128 * 1024 * 1024;
 #[derive(Default)]
 pub struct Progress {
     transferred: AtomicU64,
+    /// Bytes that are in the file of an upload; fewer than came in TYPE A.
+    stored: AtomicU64,
+    /// Says whether an upload may still write.
+    may_store: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
     /// One of [`RUNNING`], [`CANCELLED`] and [`GIVEN_UP`].
     state: AtomicU8,
     cancellation: Notify,
@@ -70,6 +74,34 @@ impl Progress {
     pub fn arrived(&self, bytes: u64) -> Result<(), TransferError> {
         self.add(bytes);
         self.governor.get().map_or(Ok(()), |governor| governor.arrived(bytes))
+    }
+
+    /// Sets what says before each write of an upload whether it may still write. Once, before it starts.
+    pub fn guard_by(&self, may_store: impl Fn() -> bool + Send + Sync + 'static) {
+        // A second call would be a bug, and the first answer is as good.
+        let _ = self.may_store.set(Box::new(may_store));
+    }
+
+    /// Asked directly before each write to the file of an upload.
+    ///
+    /// # Errors
+    /// [`TransferError::NoRight`]: another session may write the file by now.
+    pub fn may_store(&self) -> Result<(), TransferError> {
+        if self.may_store.get().is_none_or(|may_store| may_store()) {
+            Ok(())
+        } else {
+            Err(TransferError::NoRight)
+        }
+    }
+
+    /// Notes bytes that are in the file of an upload.
+    pub fn note_stored(&self, bytes: u64) {
+        self.stored.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of an upload that are in its file.
+    pub fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
     }
 
     /// How many of `most` bytes the transfer may move in its next step, one at least. Waits where a

@@ -53,7 +53,7 @@ impl Jail {
                 Err(FileError::Taken)
             }
             Ok(end) => {
-                upload.finish(sync)?;
+                upload.finish(sync, end)?;
                 for source in sources {
                     let usage = self.usage_of(source);
                     self.remove_file(source)?;

@@ -13,10 +13,9 @@ use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
 
-use super::directory::Names;
 use super::handle::{self, Place, entry, identity, kind, real_path, size};
 use super::path::VirtualPath;
-use super::{FileError, Jail, OpenFile, PARTIAL_PREFIX};
+use super::{FileError, Jail, OpenFile};
 use crate::listing::{Entry, Kind};
 
 impl OpenFile {
@@ -135,13 +134,14 @@ impl Jail {
     /// name, goes with it.
     ///
     /// # Errors
-    /// [`FileError::DirectoryNotEmpty`], also when only NFS's remains of removed files are in it.
+    /// [`FileError::DirectoryNotEmpty`], also when only NFS's remains of removed files are in it, and
+    /// [`FileError::BeingWritten`] while an atomic upload to it runs.
     pub fn remove_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
         let place = self.place(path)?;
         let remove = || unlinkat(&place.directory, place.name, UnlinkatFlags::RemoveDir);
         match remove() {
             Err(Errno::ENOTEMPTY | Errno::EEXIST) => {
-                remove_partials(&place)?;
+                self.remove_partials(&place)?;
                 Ok(remove()?)
             }
             removed => Ok(removed?),
@@ -274,31 +274,6 @@ impl Jail {
             _ => Err(FileError::NotFound),
         }
     }
-}
-
-/// Removes the partial files in a directory that holds nothing else.
-fn remove_partials(place: &Place<'_>) -> Result<(), FileError> {
-    let flags = handle::READ_DIRECTORY | OFlag::O_NOFOLLOW;
-    let mut names = Names::new(openat(&place.directory, place.name, flags, Mode::empty())?);
-    let is_partial = |name: &[u8]| name.starts_with(PARTIAL_PREFIX);
-    while let Some(found) = names.next() {
-        let name = found?.name.to_bytes();
-        if !matches!(name, b"." | b"..") && !is_partial(name) {
-            return Err(FileError::DirectoryNotEmpty);
-        }
-    }
-    names.rewind()?;
-    while let Some(found) = names.next() {
-        let found = found?;
-        if is_partial(found.name.to_bytes()) {
-            match unlinkat(found.directory, found.name, UnlinkatFlags::NoRemoveDir) {
-                // Another session was faster.
-                Ok(()) | Err(Errno::ENOENT) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Where a symbolic link points, opened with `O_PATH | O_NOFOLLOW`.

@@ -17,7 +17,10 @@ mod error;
 mod files;
 mod folders;
 mod handle;
+pub mod lock;
+mod partial;
 pub mod path;
+mod publish;
 mod remove_tree;
 mod shared;
 mod upload;
@@ -35,6 +38,8 @@ pub use self::directory::{Entries, Walk, Walked};
 pub use self::error::FileError;
 use self::folders::{Folder, Location};
 use self::handle::Links;
+pub use self::lock::{ChangeLock, Locks};
+pub use self::partial::Rivals;
 use self::path::VirtualPath;
 pub use self::shared::SharedDirectories;
 pub use self::upload::{Placement, Upload, WriteMode};
@@ -64,6 +69,7 @@ pub struct Jail {
     links: Links,
     /// Listings show what a symbolic link leads to, instead of the link.
     resolves_links: bool,
+    locks: Locks,
     /// The storage root's own path, which [`Jail::canonical_key`] takes off.
     storage: Box<[u8]>,
     modes: Modes,
@@ -99,6 +105,7 @@ impl Jail {
             absent: Vec::new(),
             links: Links::Followed,
             resolves_links: false,
+            locks: Locks::Auto,
             storage: handle::real_path(&root)?.into(),
             modes,
         })
@@ -112,6 +119,11 @@ impl Jail {
     /// From now on listings show a symbolic link that leads somewhere in the home as what it leads to.
     pub fn resolve_links(&mut self) {
         self.resolves_links = true;
+    }
+
+    /// Which locks uploads take from now on.
+    pub fn set_locks(&mut self, locks: Locks) {
+        self.locks = locks;
     }
 
     /// The handle of the directory that holds `path`, and the name in it, to change it.
