@@ -66,13 +66,34 @@ impl Keys {
         self.key(format_args!("user-address-sessions:{network}:{user}"))
     }
 
-    /// String: the fencing token of the lease on writing `path`, which names a file within the
-    /// storage. Expires unless its node refreshes it.
-    ///
-    /// The token says which node, process and lease it is, and no two are the same. It need not
-    /// count upwards: storage cannot compare tokens, so a writer asks whether its own still stands.
+    /// String: the lease on writing `path`, which names a file or a directory within the storage, and its
+    /// holder; `lease.lua` tells the form. Its node renews it. It expires long after the lease does, so that a
+    /// node that was cut off learns whether another session took the path meanwhile.
     pub fn write_lease(&self, path: &[u8]) -> Vec<u8> {
-        [self.key("write:").as_bytes(), path].concat()
+        [self.write_leases().as_bytes(), path].concat()
+    }
+
+    /// What the keys of all leases start with.
+    pub fn write_leases(&self) -> String {
+        self.key("write:")
+    }
+
+    /// Sorted set: the leased paths, by name (all scores are 0), and some of leases that have ended. Expires
+    /// with the last of them.
+    pub fn leased_paths(&self) -> String {
+        self.key("leased-paths")
+    }
+
+    /// Sorted set: those of [`leased_paths`](Self::leased_paths) that are leased with all paths below them.
+    pub fn leased_trees(&self) -> String {
+        self.key("leased-trees")
+    }
+
+    /// Hash: `epoch` is a random name for the time since Redis lost data, which began at `created` (Unix ms) on
+    /// the server process `server`; `doubt` is 1 if nodes held leases before, and `number` the number of the
+    /// last lease. Never expires.
+    pub fn lease_epoch(&self) -> String {
+        self.key("lease-epoch")
     }
 
     /// Hash: how much a home holds, which is named by its path within the storage. `bytes` and

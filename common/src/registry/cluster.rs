@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Holder, LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
+    lease_calls::{Held, LeaseCalls, RELEASE_WRITE},
     refresh::{ROUND, Work},
     table::Grant,
     tickets::{KEPT, TicketKey},
@@ -30,9 +31,7 @@ use crate::{
 static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_session.lua")));
 static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish_node.lua")));
 static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave_node.lua")));
-static HOLD_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("hold_write.lua")));
 static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ticket_keys.lua")));
-static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_write.lua")));
 
 /// A lease has to outlast a refresh or two.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
@@ -77,27 +76,13 @@ pub(super) struct Known {
     pub alive: bool,
 }
 
-/// What a request for a lease is for.
-#[derive(Clone, Copy)]
-pub(super) enum Hold {
-    Take,
-    Keep,
-}
-
-/// A write lease as Redis has it.
-#[derive(Clone, Debug)]
-pub(super) struct Held {
-    pub path: Box<[u8]>,
-    pub token: String,
-}
-
 /// A node's place in Redis.
 pub(super) struct Cluster {
     pub view: RegistryView,
     pub lease: Duration,
     pub work: mpsc::UnboundedSender<Work>,
-    /// Held by whoever gives a lease back, and alone by the refresh that keeps them all, which could
-    /// otherwise bring back what has just been given back.
+    /// Read-locked while a lease is given back, write-locked while the refresh keeps all leases; otherwise the
+    /// refresh could bring back a lease that was just given back.
     pub keeping: RwLock<()>,
     name: NodeName,
     incarnation: u64,
@@ -106,6 +91,7 @@ pub(super) struct Cluster {
     slice: PortRange,
     /// Empty if it is not known.
     place: String,
+    pub(super) leases: LeaseCalls,
     when_away: WhenAway,
     /// Whether the log knows that this node is on its own.
     degraded: AtomicBool,
@@ -129,6 +115,7 @@ impl Cluster {
             incarnation: node.incarnation,
             process: format!("{} {}", node.name, node.incarnation),
             slice: node.slice,
+            leases: LeaseCalls::new(node, place.as_deref()),
             place: place.unwrap_or_default(),
             when_away: options.when_away,
             degraded: AtomicBool::new(false),
@@ -154,9 +141,9 @@ impl Cluster {
         (&self.name, self.incarnation)
     }
 
-    /// What tells a lease from all others, in all processes.
+    /// See [`LeaseCalls::token`].
     pub fn token(&self, grant: Grant) -> String {
-        format!("{} {:016x} {grant}", self.name, self.incarnation)
+        self.leases.token(grant)
     }
 
     /// Enters or refreshes the node.
@@ -256,37 +243,10 @@ impl Cluster {
             hdel.arg(&of_node).write_arg_fmt(record.id);
             pipe.add_command(hdel).ignore();
         }
-        for Held { path, token } in leases {
-            pipe.cmd("EVALSHA").arg(RELEASE_WRITE.get_hash()).arg(1);
-            pipe.arg(self.keys().write_lease(path)).arg(token).ignore();
+        for lease in leases {
+            self.add_release(&mut pipe, lease);
         }
         self.link().pipe(&pipe).await
-    }
-
-    /// The session that has the lease, as far as Redis can say: [`Self::token`] ends with it.
-    pub async fn holder(&self, path: &[u8]) -> Option<SessionId> {
-        let mut get = cmd("GET");
-        get.arg(self.keys().write_lease(path));
-        let token: Option<String> = self.link().query(&get).await.ok()?;
-        token?.rsplit(' ').next()?.parse().ok()
-    }
-
-    /// Takes or keeps a lease; `false` if it is another's.
-    pub async fn hold(&self, lease: &Held, hold: Hold) -> Result<bool, LinkError> {
-        let mut call = HOLD_WRITE.prepare_invoke();
-        call.key(self.keys().write_lease(&lease.path)).arg(&lease.token).arg(self.name.as_str());
-        call.arg(self.lease_ms()).arg(match hold {
-            Hold::Take => "take",
-            Hold::Keep => "keep",
-        });
-        self.link().script(&call).await
-    }
-
-    /// Gives a lease back; `false` if another has it.
-    pub async fn give_back(&self, lease: &Held) -> Result<bool, LinkError> {
-        let mut call = RELEASE_WRITE.prepare_invoke();
-        call.key(self.keys().write_lease(&lease.path)).arg(&lease.token);
-        self.link().script(&call).await
     }
 
     /// The cluster's ticket keys, the newest first; one is added if the newest has had its time.
@@ -300,17 +260,6 @@ impl Cluster {
             self.link().script::<Vec<String>>(&call).await?.into_iter().map(Zeroizing::new).collect();
         // What is no key is nobody's: it is skipped, and replaced in its time.
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
-    }
-
-    /// Refreshes leases; says of each whether it is still held.
-    pub async fn keep(&self, leases: &[Held]) -> Result<Vec<bool>, LinkError> {
-        let mut pipe = with_script(&HOLD_WRITE);
-        for Held { path, token } in leases {
-            pipe.cmd("EVALSHA").arg(HOLD_WRITE.get_hash()).arg(1);
-            pipe.arg(self.keys().write_lease(path)).arg(token).arg(self.name.as_str());
-            pipe.arg(self.lease_ms()).arg("keep");
-        }
-        self.link().pipe(&pipe).await
     }
 
     /// The ids of sessions that Redis says are this node's.
@@ -402,17 +351,18 @@ impl Cluster {
         zrem
     }
 
-    fn lease_ms(&self) -> u64 {
+    pub(super) fn lease_ms(&self) -> u64 {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn kept_ms(&self) -> u64 {
+    /// How long Redis keeps entries that no node renews, in ms.
+    pub(super) fn kept_ms(&self) -> u64 {
         self.lease_ms().saturating_mul(u64::from(KEPT_FOR))
     }
 }
 
 /// A pipeline in which `script` can be run by its hash.
-fn with_script(script: &Script) -> Pipeline {
+pub(super) fn with_script(script: &Script) -> Pipeline {
     let mut pipe = Pipeline::new();
     // Redis forgets scripts when it restarts; to load one that it knows costs it a look-up.
     pipe.load_script(script).ignore();

@@ -14,6 +14,8 @@
 mod bandwidth;
 mod claim;
 mod cluster;
+mod lease_calls;
+mod leases;
 mod link;
 mod options;
 mod probe;
@@ -41,6 +43,7 @@ use tokio::{
 pub use self::{
     bandwidth::{Direction, Meter, Share, Slice, piece},
     claim::Holder,
+    leases::{Certainty, Claim, Conflict, LeaseAge, LeaseRefused, Scope, WriteLease},
     link::{LinkError, RedisLink},
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
     probe::{ProbeError, probe},
@@ -50,9 +53,9 @@ pub use self::{
 };
 use self::{
     claim::LateClaim,
-    cluster::{Cluster, Held, Hold, Published},
+    cluster::{Cluster, Published},
     refresh::Work,
-    table::{Grant, Table},
+    table::Table,
     tickets::OwnKeys,
 };
 use crate::{
@@ -83,19 +86,6 @@ pub enum Refusal {
     AddressLimit(u32),
     #[error("the user has {0} sessions from this address already")]
     UserAddressLimit(u32),
-    /// Redis is away and the policy is [`WhenAway::Refuse`].
-    #[error("the registry is away")]
-    RegistryAway,
-}
-
-/// Why a path may not be written now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LeaseRefused {
-    #[error("another session writes this path")]
-    Busy {
-        /// That session, here or on another node, if it still writes.
-        holder: Option<SessionId>,
-    },
     /// Redis is away and the policy is [`WhenAway::Refuse`].
     #[error("the registry is away")]
     RegistryAway,
@@ -231,28 +221,6 @@ impl Registry {
         sessions
     }
 
-    /// Leases the right to write `path`, which names a file within the shared storage. The right
-    /// is given back when the lease is dropped. `holder` is for people who look into Redis.
-    ///
-    /// # Errors
-    /// Another session has it, here or on another node; or the registry is away and the policy
-    /// is to refuse.
-    pub async fn lease_write(&self, path: &[u8], holder: SessionId) -> Result<WriteLease, LeaseRefused> {
-        let taken = self.core.table().take(path, holder);
-        let grant = taken.map_err(|holder| LeaseRefused::Busy { holder: Some(holder) })?;
-        let lease = WriteLease { core: Arc::clone(&self.core), path: path.into(), grant, is_in_redis: true };
-        if let Some(cluster) = &self.core.cluster {
-            match cluster.hold(&lease.held(cluster), Hold::Take).await {
-                Ok(true) => {}
-                Ok(false) => return Err(LeaseRefused::Busy { holder: cluster.holder(path).await }),
-                Err(error) if cluster.may_go_on(&error) => {}
-                Err(_) => return Err(LeaseRefused::RegistryAway),
-            }
-        }
-        self.core.table().grant(path, grant);
-        Ok(lease)
-    }
-
     /// The keys that seal TLS session tickets, the newest first: the cluster's, with a new one if
     /// the newest is older than `rotation`. While Redis is away those known before go on.
     pub async fn ticket_keys(&self, rotation: Duration) -> Vec<TicketKey> {
@@ -332,67 +300,6 @@ impl Drop for SessionEntry {
         if let Some(record) = table.close(self.id) {
             // While the table is locked: whoever counts both finds a session in it, or its end here.
             self.core.work(|_| Work::EndSession(record));
-        }
-    }
-}
-
-/// The right to write one path. Dropping it gives the right back.
-#[must_use]
-pub struct WriteLease {
-    core: Arc<Core>,
-    path: Box<[u8]>,
-    grant: Grant,
-    /// For all we know.
-    is_in_redis: bool,
-}
-
-impl WriteLease {
-    /// Whether the right is still this lease's. It is lost when Redis did not hear from the node
-    /// for so long that the lease expired, and somebody else took it. While Redis is away it
-    /// counts as held if the policy is [`WhenAway::Admit`].
-    pub async fn is_held(&self) -> bool {
-        if !self.core.table().holds(&self.path, self.grant) {
-            return false;
-        }
-        let Some(cluster) = &self.core.cluster else {
-            return true;
-        };
-        match cluster.hold(&self.held(cluster), Hold::Keep).await {
-            Ok(held) => held,
-            Err(error) => cluster.may_go_on(&error),
-        }
-    }
-
-    /// Gives the right back, and says whether it was this lease's until now: as [`Self::is_held`], and
-    /// one request for both.
-    pub async fn give_back(mut self) -> bool {
-        let core = Arc::clone(&self.core);
-        let Some(cluster) = &core.cluster else {
-            return core.table().holds(&self.path, self.grant);
-        };
-        let _kept_by_nobody = cluster.keeping.read().await;
-        if !core.table().end(&self.path, self.grant) {
-            return false;
-        }
-        match cluster.give_back(&self.held(cluster)).await {
-            Ok(held) => {
-                self.is_in_redis = false;
-                held
-            }
-            Err(error) => cluster.may_go_on(&error),
-        }
-    }
-
-    fn held(&self, cluster: &Cluster) -> Held {
-        Held { path: self.path.clone(), token: cluster.token(self.grant) }
-    }
-}
-
-impl Drop for WriteLease {
-    fn drop(&mut self) {
-        self.core.table().release(&self.path);
-        if self.is_in_redis {
-            self.core.work(|cluster| Work::EndLease(self.held(cluster)));
         }
     }
 }
@@ -510,8 +417,9 @@ mod tests {
         let holder = SessionId::random();
         let lease = registry.lease_write(b"/a", holder).await.unwrap();
         let refused = registry.lease_write(b"/a", SessionId::random()).await.err();
-        assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder) }));
-        assert!(lease.is_held().await);
+        let conflict = Conflict::Same;
+        assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder), conflict }));
+        assert!(lease.is_held().await && lease.is_certain() && !lease.is_expired());
         let _other = registry.lease_write(b"/b", SessionId::random()).await.unwrap();
         drop(lease);
         let _again = registry.lease_write(b"/a", SessionId::random()).await.unwrap();

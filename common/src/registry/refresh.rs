@@ -12,10 +12,13 @@ use tokio::{
 use super::{
     Core, Event, LinkError,
     claim::{Claim, LateClaim},
-    cluster::{Cluster, Held, Known, Publish, Published},
+    cluster::{Cluster, Known, Publish, Published},
+    lease_calls::Held,
+    table::Granted,
     view::parse,
 };
 use crate::{
+    clock,
     node::{NodeName, PortRange},
     process::logging::chain,
     session::{SessionId, SessionRecord},
@@ -184,8 +187,9 @@ impl Refresh {
         if !self.is_whole(least, known) {
             self.cluster.doubt();
         }
-        self.renew_sessions().await?;
+        // Before the sessions, of which there may be many: leases expire, sessions live with their node.
         self.note(refused_only(self.keep_leases().await)?);
+        self.renew_sessions().await?;
         self.cluster.answered();
         Ok(place)
     }
@@ -253,23 +257,40 @@ impl Refresh {
         Ok(outcome)
     }
 
+    /// Keeps the leases of this node in Redis.
     async fn keep_leases(&self) -> Result<(), LinkError> {
         let _alone = self.cluster.keeping.write().await;
         let leases = self.core.table().granted_leases();
         for leases in leases.chunks(BATCH) {
-            // Dropped meanwhile? Then its end waits for this task, and undoes the keeping.
-            let held: Vec<Held> = leases
-                .iter()
-                .map(|(path, grant)| Held { path: path.clone(), token: self.cluster.token(*grant) })
-                .collect();
+            // If one is dropped meanwhile, its end waits for this task, and undoes the keeping.
+            let held: Vec<Held> = leases.iter().map(|lease| self.held(lease)).collect();
+            let sent = clock::since_boot();
             let kept = self.cluster.keep(&held).await?;
-            for ((path, grant), kept) in leases.iter().zip(kept) {
-                if !kept && self.core.table().lose(path, *grant) {
-                    log::warn!(path:% = path.escape_ascii(); "a write lease was lost");
+            for (lease, kept) in leases.iter().zip(kept) {
+                match kept {
+                    Some(kept) => lease.state.kept(sent, kept.epoch, kept.number),
+                    None => self.lose(lease),
                 }
             }
         }
         Ok(())
+    }
+
+    fn lose(&self, lease: &Granted) {
+        if !self.core.table().lose(lease.grant) {
+            return;
+        }
+        for claim in lease.claims.iter() {
+            log::warn!(path:% = claim.path.escape_ascii(); "a write lease was lost");
+        }
+    }
+
+    fn held(&self, lease: &Granted) -> Held {
+        Held {
+            claims: Arc::clone(&lease.claims),
+            token: self.cluster.token(lease.grant),
+            state: Arc::clone(&lease.state),
+        }
     }
 
     async fn leave(&self) -> Result<(), LinkError> {
@@ -279,10 +300,8 @@ impl Refresh {
         }
         let leases = self.core.table().granted_leases();
         for leases in leases.chunks(BATCH) {
-            let held = leases
-                .iter()
-                .map(|(path, grant)| Held { path: path.clone(), token: self.cluster.token(*grant) });
-            self.cluster.remove(&[], &held.collect::<Vec<_>>()).await?;
+            let held: Vec<Held> = leases.iter().map(|lease| self.held(lease)).collect();
+            self.cluster.remove(&[], &held).await?;
         }
         self.cluster.leave().await
     }

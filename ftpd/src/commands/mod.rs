@@ -5,6 +5,7 @@ mod data_port;
 mod directories;
 mod files;
 mod information;
+mod leases;
 mod listings;
 mod login;
 mod security;

@@ -9,6 +9,7 @@ use common::{
 use tokio::runtime::Handle;
 
 use super::{
+    leases,
     transfers::{
         Direction, LastLease, Transfer, TransferFailure, Work, run_in_background, start, take_offset,
         take_port,
@@ -18,7 +19,6 @@ use super::{
 use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
-    failure::Failure,
     jail::{Changes, FileError, Jail, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
     metrics,
     protocol::{Code, Reply, command::Comb},
@@ -209,18 +209,7 @@ enum NotOpened {
 impl NotOpened {
     fn reply(&self, session: &LoggedIn) -> Reply {
         match self {
-            Self::Leased(LeaseRefused::Busy { holder }) => {
-                Reply::new(Code::FILE_BUSY, "Another session writes this file")
-                    .because(Failure { holder: *holder, ..Failure::from("write_lease") })
-            }
-            Self::Leased(LeaseRefused::RegistryAway) => {
-                Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later").because(
-                    Failure {
-                        detail: Some("Redis is away, and registry_away = \"refuse\"".into()),
-                        ..Failure::from("registry_away")
-                    },
-                )
-            }
+            Self::Leased(refused) => leases::refused(refused),
             Self::File(error) => session.subject.refuse(error),
         }
     }
