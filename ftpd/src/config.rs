@@ -83,6 +83,8 @@ pub struct Storage {
     pub resolve_links: bool,
     pub list_depth: usize,
     pub sorted_entries: usize,
+    /// Bytes that sorted listings of all sessions may take together.
+    pub listing_memory: u64,
     pub stat_entries: usize,
     pub quota_rescan: Duration,
 }
@@ -160,6 +162,7 @@ impl Config {
                 resolve_links: values.required("resolve_links")?,
                 list_depth: values.required("list_depth")?,
                 sorted_entries: values.required("max_sorted_entries")?,
+                listing_memory: values.required("max_listing_memory")?,
                 stat_entries: values.required("max_stat_entries")?,
                 quota_rescan: values.duration("quota_rescan")?,
             },

@@ -177,7 +177,8 @@ impl Connection {
     }
 
     async fn event(&mut self, timer: Pin<&mut Sleep>) -> Event {
-        // With a command held nothing can be run; what is read for is the end of the connection.
+        // While a command is held no other can run. Commands are read all the same, up to a limit, so that the
+        // end of the connection behind them is seen.
         let reading = self.held.is_none() || self.lines.len() < READ_AHEAD;
         let transfer = async {
             match &mut self.activity {
@@ -185,10 +186,18 @@ impl Connection {
                 None => std::future::pending().await,
             }
         };
+        let input = async {
+            if reading {
+                self.control.fill(&mut self.lines).await
+            } else {
+                self.control.ended().await;
+                Received::End
+            }
+        };
         tokio::select! {
             // A control connection that broke is seen before the end of the transfer.
             biased;
-            received = self.control.fill(&mut self.lines), if reading => Event::Received(received),
+            received = input => Event::Received(received),
             () = self.session.handle.ordered() => Event::Ordered,
             reply = transfer => Event::TransferEnded(reply),
             () = timer => Event::Timer,

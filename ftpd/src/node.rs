@@ -10,6 +10,7 @@ use crate::{
     connections::Connections,
     data::passive::PassivePorts,
     jail::SharedDirectories,
+    listing::sorted::ListingMemory,
     proxy_protocol::Trust,
     quota::Counts,
     representation::AsciiConversion,
@@ -32,6 +33,8 @@ pub struct Node {
     pub registry: Registry,
     pub authenticator: Authenticator,
     pub workers: Workers,
+    /// What sorted listings may take together.
+    pub listing_memory: ListingMemory,
     pub directories: SharedDirectories,
     pub counts: Counts,
     pub connections: Arc<Connections>,

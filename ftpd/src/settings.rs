@@ -249,6 +249,12 @@ pub static SCHEMA: Schema = Schema {
             "50000",
             "Entries that a listing sorts if asked to; those beyond come unsorted.",
         ),
+        Setting::one(
+            "max_listing_memory",
+            "bytes (67108864)",
+            "67108864",
+            "Memory that the sorted listings of all sessions take together. An entry takes 56 bytes and its name until it is sent. Entries for which there is no memory come unsorted. 0: nothing is sorted.",
+        ),
         Setting::one("max_stat_entries", "number", "1000", "Entries that STAT with a path shows."),
         Setting::one(
             "quota_rescan",
