@@ -305,7 +305,7 @@ async fn start(
     let ips: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
     // Before the node takes its name: a process that had it and still finishes its transfers has these
     // ports, and keeps both.
-    let passive = PassivePorts::listen(config.network.slice, &ips, &trust)
+    let passive = PassivePorts::listen(config.network.slice, &ips, &trust, config.timeouts.data_connect)
         .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
     // That was the last socket. Connections to clients leave from whatever port is free.
     capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;

@@ -9,12 +9,14 @@ use std::{
 
 use cluster_tests::{DEADLINE, dialogue::Dialogue, eventually, node::Node};
 
-/// A directory with `count` names of 240 bytes each.
+/// A directory with `count` names of 240 bytes each: of one file, which is faster to make.
 fn big(root: &Path, count: usize) -> PathBuf {
     let directory = root.join("big");
     fs::create_dir(&directory).unwrap();
-    for number in 0..count {
-        fs::File::create(directory.join(format!("{number:0>240}"))).unwrap();
+    let first = directory.join(format!("{:0>240}", 0));
+    fs::File::create(&first).unwrap();
+    for number in 1..count {
+        fs::hard_link(&first, directory.join(format!("{number:0>240}"))).unwrap();
     }
     directory
 }

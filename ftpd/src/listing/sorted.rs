@@ -258,8 +258,8 @@ mod tests {
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
         const KINDS: [Kind; 4] = [Kind::File, Kind::Directory, Kind::Symlink, Kind::Other];
         let entry = (
-            prop::collection::vec(1..=255u8, 1..300),
-            prop::option::of(prop::collection::vec(any::<u8>(), 0..5000)),
+            prop::collection::vec(1..=255u8, 1..100),
+            prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
             (any::<u64>(), any::<i64>(), any::<u64>(), any::<u64>(), any::<u64>()),
             0..0o10000u32,
             prop::sample::select(&KINDS[..]),
@@ -267,7 +267,7 @@ mod tests {
         let made = entry.prop_map(|(name, link_target, (size, modified, links, device, inode), mode, kind)| {
             Entry { name, kind, size, modified, mode, links, device, inode, link_target }
         });
-        prop::collection::vec(made, 0..200)
+        prop::collection::vec(made, 0..100)
     }
 
     #[test]
@@ -293,7 +293,7 @@ mod tests {
         #[test]
         fn no_more_memory_is_taken_than_there_is_and_all_is_given_back(
             entries in entries(),
-            most in 0..300_000u64,
+            most in 0..60_000u64,
         ) {
             let memory = ListingMemory::new(most);
             let mut both = [Gathered::new(&memory), Gathered::new(&memory)];
