@@ -121,10 +121,12 @@ impl Connection {
         let client_left = matches!(end, End::Gone);
         if let End::Told(reply, reason) = end {
             metrics::session_ended(reason);
-            log::info!(
-                session:% = self.session.handle.id, address:% = self.session.ends.client.ip(), reason;
-                "session ended by the node"
-            );
+            if self.session.is_logged_in() || self.has_room_in_log(reason) {
+                log::info!(
+                    session:% = self.session.handle.id, address:% = self.session.ends.client.ip(), reason;
+                    "session ended by the node"
+                );
+            }
             self.control.push(&reply);
         }
         if let Some(activity) = self.activity.take() {
@@ -331,10 +333,12 @@ impl Connection {
                 Ok(())
             }
             Err(error) => {
-                log::info!(
-                    session:% = id, address:% = self.session.ends.client.ip();
-                    "the TLS handshake failed: {error}"
-                );
+                if self.has_room_in_log("tls_handshake") {
+                    log::info!(
+                        session:% = id, address:% = self.session.ends.client.ip();
+                        "the TLS handshake failed: {error}"
+                    );
+                }
                 Err(End::Gone)
             }
         }
@@ -425,14 +429,21 @@ impl Connection {
         })
     }
 
+    /// Whether a line that any client can cause may be written.
+    fn has_room_in_log(&self, kind: &'static str) -> bool {
+        self.session.node.connection_log.has_room(kind, self.session.ends.client.ip())
+    }
+
     /// Another protocol's client, or a page or mail that makes a victim's client send such lines
     /// (ALPACA, CVE-2021-3618): the connection ends without a word.
     fn foreign(&self) -> End {
         metrics::session_ended("foreign_protocol");
-        log::warn!(
-            session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
-            "the client speaks another protocol"
-        );
+        if self.has_room_in_log("foreign_protocol") {
+            log::warn!(
+                session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
+                "the client speaks another protocol"
+            );
+        }
         End::Silent
     }
 }

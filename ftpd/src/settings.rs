@@ -324,6 +324,12 @@ pub static SCHEMA: Schema = Schema {
             "File operations other than transfers at once; one more waits for its turn.",
         ),
         Setting::one(
+            "max_checksums_per_user",
+            "number",
+            "1",
+            "Checksums (HASH, XMD5 and so on) of one user that this node computes at once; one more waits for its turn.",
+        ),
+        Setting::one(
             "serving_threads",
             "number",
             "",
@@ -358,6 +364,12 @@ pub static SCHEMA: Schema = Schema {
             "Without a byte in a transfer; then 426. The balancer's limit for silent data connections must be longer: it ends them with an ordinary end of file, which looks like the end of an upload.",
         ),
         Setting::one(
+            "checksum_timeout",
+            DURATION,
+            "1h",
+            "How long the node computes one checksum (HASH, XMD5 and so on); then 552. A gigabyte takes a few seconds.",
+        ),
+        Setting::one(
             "client_left_timeout",
             DURATION,
             "3s",
@@ -388,7 +400,7 @@ pub static SCHEMA: Schema = Schema {
             "failure_log_limit",
             "number",
             "60",
-            "Lines a minute in the log for failures of one session with the same verb and reason; one more line sums up the rest. 0: no limit.",
+            "Lines a minute in the log for failures of one session with the same verb and reason, and for connections of one kind before the login (refused, failed handshake and so on) from one network, ten times as many from all networks; one more line sums up the rest. 0: no limit.",
         ),
         Setting::one("log_format", "text or json", "text", "How a log line is written."),
         Setting::one(

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cluster_tests::{DEADLINE, dialogue::Dialogue, eventually, node::Node};
+use cluster_tests::{DEADLINE, dialogue::Dialogue, eventually, node::Node, process::message_is};
 
 /// A directory with `count` names of 240 bytes each: of one file, which is faster to make.
 fn big(root: &Path, count: usize) -> PathBuf {
@@ -112,11 +112,50 @@ fn abor_ends_a_listing_while_its_entries_are_gathered() {
     one.expect(226);
 }
 
+/// A file that is a hole: it takes no space, and hours to read.
+fn sparse(root: &Path) {
+    fs::File::create(root.join("sparse")).unwrap().set_len(1 << 40).unwrap();
+}
+
+#[test]
+fn a_user_computes_one_checksum_at_a_time_and_others_are_not_concerned() {
+    let node = Node::standalone().start();
+    sparse(node.root());
+    fs::write(node.root().join("abc"), "abc").unwrap();
+    let mut busy = node.login("demo", "x");
+    busy.send("XSHA512 sparse");
+    // STAT is answered beside it, once it is under way.
+    busy.command("STAT", 211);
+    let mut waiting = [node.login("demo", "x"), node.login("demo", "x")];
+    for session in &mut waiting {
+        session.send("XMD5 abc");
+    }
+    let waits = "ftp_limit_reached_total{limit=\"max_checksums_per_user\"}";
+    node.wait_for_metric(waits, |waits| waits == 2.0);
+    node.login("test", "x").command("XMD5 abc", 250);
+    let [first, second] = &mut waiting;
+    first.command("ABOR", 451);
+    first.expect(226);
+    busy.command("ABOR", 451);
+    busy.expect(226);
+    assert_eq!(second.expect(250).message(), "900150983cd24fb0d6963f7d28e17f72");
+    first.command("XMD5 abc", 250);
+}
+
+#[test]
+fn a_checksum_ends_at_its_time_limit() {
+    let node = Node::standalone().setting("checksum_timeout", "500ms").start();
+    sparse(node.root());
+    let mut session = node.login("demo", "x");
+    assert!(session.command("XSHA512 sparse", 552).message().contains("checksum_timeout"));
+    assert_eq!(node.metric("ftp_limit_reached_total{limit=\"checksum_timeout\"}"), Some(1.0));
+    session.command("XCRC sparse 0 1000", 250);
+}
+
 #[test]
 fn the_end_of_a_client_is_seen_behind_any_number_of_commands() {
     let node = Node::standalone().start();
-    // A hole: it takes no space, and hours to read.
-    fs::File::create(node.root().join("sparse")).unwrap().set_len(1 << 40).unwrap();
+    sparse(node.root());
     for command in ["XSHA512 sparse", "HASH sparse"] {
         let mut session = node.login("demo", "x");
         session.send(command);
@@ -125,4 +164,21 @@ fn the_end_of_a_client_is_seen_behind_any_number_of_commands() {
         drop(session);
         node.wait_for_metric("ftp_sessions", |sessions| sessions == 0.0);
     }
+}
+
+#[test]
+fn connections_without_a_login_leave_so_many_lines_in_the_log() {
+    let node = Node::standalone().setting("failure_log_limit", 3).start();
+    for _ in 0..20 {
+        let mut client = node.connect();
+        client.send_bytes(b"GET / HTTP/1.1\r\n");
+        client.expect_closed();
+    }
+    node.wait_for_metric("ftp_sessions_ended_total{reason=\"foreign_protocol\"}", |ended| ended == 20.0);
+    // A line that is written after all of those.
+    node.login("demo", "x").quit();
+    node.daemon.wait_for_message("session ended", &[("user", "demo")]);
+    let lines = node.daemon.lines();
+    let told = lines.iter().filter(|line| message_is(line, "the client speaks another protocol"));
+    assert_eq!(told.count(), 3);
 }

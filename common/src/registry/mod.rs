@@ -231,6 +231,17 @@ impl Registry {
         sessions
     }
 
+    /// The sessions of one user in the cluster; those on this node while Redis is away.
+    pub async fn sessions_of(&self, user: &str) -> Vec<SessionRecord> {
+        let mut sessions = self.core.table().sessions();
+        sessions.retain(|session| session.user == user);
+        if let Some(cluster) = &self.core.cluster {
+            let others = cluster.view.sessions_of(user).await.unwrap_or_default();
+            sessions.extend(others.into_iter().filter(|other| other.node != self.core.node.name));
+        }
+        sessions
+    }
+
     /// Leases the right to write `path`, which names a file within the shared storage. The right
     /// is given back when the lease is dropped. `holder` is for people who look into Redis.
     ///
