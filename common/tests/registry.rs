@@ -68,6 +68,12 @@ async fn sessions_and_nodes_are_seen_from_everywhere() {
     assert_eq!(view.sessions().await.unwrap(), std::slice::from_ref(&record));
     assert_eq!(b.sessions().await, std::slice::from_ref(&record));
     assert_eq!(a.sessions().await, std::slice::from_ref(&record));
+    let other = b.open_session(session("b", "bert", [192, 0, 2, 1]), NO_LIMITS).await.unwrap();
+    for registry in [&a, &b] {
+        assert_eq!(registry.sessions_of(&record.user).await, std::slice::from_ref(&record));
+        assert_eq!(registry.sessions_of("carol").await, []);
+    }
+    drop(other);
     assert_eq!(view.find_session(record.id).await.unwrap(), Some(record.clone()));
     assert_eq!(view.find_session(SessionId::random()).await.unwrap(), None);
 
@@ -99,6 +105,7 @@ async fn a_dead_node_and_its_sessions_and_leases_expire() {
     assert!(is_full(&b, "b", "ann", 1).await);
     drop(a);
     eventually("room for ann", async || (!is_full(&b, "b", "ann", 1).await).then_some(())).await;
+    assert!(b.sessions_of("ann").await.iter().all(|session| session.node.as_str() == "b"));
     let seen = b.sessions().await;
     assert!(seen.iter().all(|session| session.node.as_str() == "b"), "{seen:?}");
     let _lease =

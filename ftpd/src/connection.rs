@@ -121,10 +121,12 @@ impl Connection {
         let client_left = matches!(end, End::Gone);
         if let End::Told(reply, reason) = end {
             metrics::session_ended(reason);
-            log::info!(
-                session:% = self.session.handle.id, address:% = self.session.ends.client.ip(), reason;
-                "session ended by the node"
-            );
+            if self.session.is_logged_in() || self.has_room_in_log(reason) {
+                log::info!(
+                    session:% = self.session.handle.id, address:% = self.session.ends.client.ip(), reason;
+                    "session ended by the node"
+                );
+            }
             self.control.push(&reply);
         }
         if let Some(activity) = self.activity.take() {
@@ -177,7 +179,8 @@ impl Connection {
     }
 
     async fn event(&mut self, timer: Pin<&mut Sleep>) -> Event {
-        // With a command held nothing can be run; what is read for is the end of the connection.
+        // While a command is held no other can run. Commands are read all the same, up to a limit, so that the
+        // end of the connection behind them is seen.
         let reading = self.held.is_none() || self.lines.len() < READ_AHEAD;
         let transfer = async {
             match &mut self.activity {
@@ -185,10 +188,18 @@ impl Connection {
                 None => std::future::pending().await,
             }
         };
+        let input = async {
+            if reading {
+                self.control.fill(&mut self.lines).await
+            } else {
+                self.control.ended().await;
+                Received::End
+            }
+        };
         tokio::select! {
             // A control connection that broke is seen before the end of the transfer.
             biased;
-            received = self.control.fill(&mut self.lines), if reading => Event::Received(received),
+            received = input => Event::Received(received),
             () = self.session.handle.ordered() => Event::Ordered,
             reply = transfer => Event::TransferEnded(reply),
             () = timer => Event::Timer,
@@ -322,10 +333,12 @@ impl Connection {
                 Ok(())
             }
             Err(error) => {
-                log::info!(
-                    session:% = id, address:% = self.session.ends.client.ip();
-                    "the TLS handshake failed: {error}"
-                );
+                if self.has_room_in_log("tls_handshake") {
+                    log::info!(
+                        session:% = id, address:% = self.session.ends.client.ip();
+                        "the TLS handshake failed: {error}"
+                    );
+                }
                 Err(End::Gone)
             }
         }
@@ -416,14 +429,21 @@ impl Connection {
         })
     }
 
+    /// Whether a line that any client can cause may be written.
+    fn has_room_in_log(&self, kind: &'static str) -> bool {
+        self.session.node.connection_log.has_room(kind, self.session.ends.client.ip())
+    }
+
     /// Another protocol's client, or a page or mail that makes a victim's client send such lines
     /// (ALPACA, CVE-2021-3618): the connection ends without a word.
     fn foreign(&self) -> End {
         metrics::session_ended("foreign_protocol");
-        log::warn!(
-            session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
-            "the client speaks another protocol"
-        );
+        if self.has_room_in_log("foreign_protocol") {
+            log::warn!(
+                session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
+                "the client speaks another protocol"
+            );
+        }
         End::Silent
     }
 }

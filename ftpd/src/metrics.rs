@@ -38,6 +38,10 @@ pub fn describe() {
     );
     describe_gauge!("ftp_passive_ports_reserved", "Reservations of (port, client address) at this time");
     describe_counter!("ftp_passive_ports_exhausted_total", "PASV and EPSV that found no free port in time");
+    describe_counter!(
+        "ftp_passive_ports_given_up_total",
+        "Reservations that ended because another session of the address waited: unused for data_connect_timeout, or beyond half of the ports"
+    );
     describe_counter!("ftp_data_connections_refused_total", "Data connections that were closed, by reason");
     describe_histogram!("ftp_authd_seconds", "How long authd took to answer a login");
     describe_counter!("ftp_tls_handshakes_total", "TLS handshakes by connection, version and result");
@@ -134,6 +138,11 @@ pub fn passive_ports_reserved(count: usize) {
 
 pub fn passive_ports_exhausted() {
     counter!("ftp_passive_ports_exhausted_total").increment(1);
+}
+
+/// `reason`: `unused` or `share`.
+pub fn passive_port_given_up(reason: &'static str) {
+    counter!("ftp_passive_ports_given_up_total", "reason" => reason).increment(1);
 }
 
 pub fn data_connection_refused(reason: &'static str) {

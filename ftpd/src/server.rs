@@ -32,6 +32,7 @@ use crate::{
     auth::{Authenticator, probe::AuthdProbe},
     config::{Authentication, Config, Network},
     connection::Connection,
+    connection_log::ConnectionLog,
     connections::{Connections, Order, Refused},
     data::passive::PassivePorts,
     descriptors::{Needs, TooFewDescriptors},
@@ -39,6 +40,7 @@ use crate::{
     health::Health,
     health_check,
     jail::{Locks, SharedDirectories},
+    listing::sorted::ListingMemory,
     listener::{self, Bound},
     metrics,
     node::Node,
@@ -48,6 +50,7 @@ use crate::{
     quota::Counts,
     tls::{Tls, TlsError},
     transfer_log::TransferLog,
+    turns::Turns,
     workers::Workers,
 };
 
@@ -264,6 +267,7 @@ fn tell_limits(config: &Config) {
     metrics::limit("max_sessions_per_address", limits.sessions_per_address);
     metrics::limit("max_transfers", limits.transfers);
     metrics::limit("max_file_operations", limits.file_operations);
+    metrics::limit("max_checksums_per_user", limits.checksums_per_user);
     metrics::limit("serving_threads", u32::try_from(limits.serving_threads).unwrap_or(u32::MAX));
     metrics::limit("max_login_failures", limits.login_failures);
     metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
@@ -322,7 +326,7 @@ async fn start(
     let ips: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
     // Before the node takes its name: a process that had it and still finishes its transfers has these
     // ports, and keeps both.
-    let passive = PassivePorts::listen(config.network.slice, &ips, &trust)
+    let passive = PassivePorts::listen(config.network.slice, &ips, &trust, config.timeouts.data_connect)
         .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
     // That was the last socket. Connections to clients leave from whatever port is free.
     capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;
@@ -359,9 +363,12 @@ async fn start(
         authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
         workers: Workers::new(&config.limits),
+        checksum_turns: Turns::new(config.limits.checksums_per_user),
+        listing_memory: ListingMemory::new(config.storage.listing_memory),
         directories: SharedDirectories::default(),
         counts: Counts::new(config.storage.quota_rescan, config.timeouts.quota_wait),
         connections: Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address)),
+        connection_log: ConnectionLog::new(config.limits.failure_lines),
         network: config.network,
         storage: config.storage,
         limits: config.limits,
@@ -406,24 +413,28 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implici
         Err(NoClient::Balancer) => return health_check::serve(stream, &node, implicit).await,
         Err(error) => {
             metrics::connection_refused("proxy_header");
-            log::warn!(peer:% = peer; "connection refused: {error}");
+            if node.connection_log.has_room("proxy_header", peer.ip()) {
+                log::warn!(peer:% = peer; "connection refused: {error}");
+            }
             return;
         }
     };
     match node.connections.admit(ends.client.ip()) {
         Ok(place) => Connection::new(stream, node, ends, place).serve(implicit).await,
-        Err(refused) => refuse(&stream, ends.client, refused),
+        Err(refused) => refuse(&node, &stream, ends.client, refused),
     }
 }
 
-fn refuse(stream: &TcpStream, client: SocketAddr, refused: Refused) {
+fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: Refused) {
     let (text, reason) = match refused {
         Refused::TooMany => ("Too many connections; try again later", "too_many"),
         Refused::TooManyFromAddress => ("Too many connections from your address", "too_many_from_address"),
         Refused::Draining => ("This node goes down for maintenance; connect again", "draining"),
     };
     metrics::connection_refused(reason);
-    log::warn!(address:% = client.ip(); "connection refused: {reason}");
+    if node.connection_log.has_room(reason, client.ip()) {
+        log::warn!(address:% = client.ip(); "connection refused: {reason}");
+    }
     let mut reply = Vec::new();
     Reply::new(Code::SERVICE_UNAVAILABLE, text).encode(&mut reply);
     // The send buffer of a new connection is empty: it takes one line, or the client is gone.

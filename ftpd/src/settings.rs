@@ -255,6 +255,12 @@ pub static SCHEMA: Schema = Schema {
             "50000",
             "Entries that a listing sorts if asked to; those beyond come unsorted.",
         ),
+        Setting::one(
+            "max_listing_memory",
+            "bytes (67108864)",
+            "67108864",
+            "Memory that the sorted listings of all sessions take together. An entry takes 56 bytes and its name until it is sent. Entries for which there is no memory come unsorted. 0: nothing is sorted.",
+        ),
         Setting::one("max_stat_entries", "number", "1000", "Entries that STAT with a path shows."),
         Setting::one(
             "quota_rescan",
@@ -324,6 +330,12 @@ pub static SCHEMA: Schema = Schema {
             "File operations other than transfers at once; one more waits for its turn.",
         ),
         Setting::one(
+            "max_checksums_per_user",
+            "number",
+            "1",
+            "Checksums (HASH, XMD5 and so on) of one user that this node computes at once; one more waits for its turn.",
+        ),
+        Setting::one(
             "serving_threads",
             "number",
             "",
@@ -358,6 +370,12 @@ pub static SCHEMA: Schema = Schema {
             "Without a byte in a transfer; then 426. The balancer's limit for silent data connections must be longer: it ends them with an ordinary end of file, which looks like the end of an upload.",
         ),
         Setting::one(
+            "checksum_timeout",
+            DURATION,
+            "1h",
+            "How long the node computes one checksum (HASH, XMD5 and so on); then 552. A gigabyte takes a few seconds.",
+        ),
+        Setting::one(
             "client_left_timeout",
             DURATION,
             "3s",
@@ -388,7 +406,7 @@ pub static SCHEMA: Schema = Schema {
             "failure_log_limit",
             "number",
             "60",
-            "Lines a minute in the log for failures of one session with the same verb and reason; one more line sums up the rest. 0: no limit.",
+            "Lines a minute in the log for failures of one session with the same verb and reason, and for connections of one kind before the login (refused, failed handshake and so on) from one network, ten times as many from all networks; one more line sums up the rest. 0: no limit.",
         ),
         Setting::one("log_format", "text or json", "text", "How a log line is written."),
         Setting::one(

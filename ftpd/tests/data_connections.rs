@@ -308,6 +308,41 @@ fn who_waits_gets_the_port_as_soon_as_it_is_free() {
     }
 }
 
+#[test]
+fn idle_sessions_of_one_user_do_not_keep_the_ports_of_an_address_from_another() {
+    let node = with_ports(4).setting("passive_wait", "25s").start();
+    fs::write(node.root().join("file"), "content").unwrap();
+    let mut idle: Vec<Dialogue> = (0..4).map(|_| node.login("demo", "x")).collect();
+    idle.iter_mut().for_each(|session| _ = session.epsv());
+    let mut other = node.login("test", "x");
+    assert_eq!(other.receive("RETR file"), b"content");
+    assert_eq!(node.metric("ftp_passive_ports_given_up_total{reason=\"share\"}"), Some(1.0));
+    // That session is told, and can ask again.
+    let codes: Vec<u16> = idle
+        .iter_mut()
+        .map(|session| {
+            session.send("RETR file");
+            session.reply().code
+        })
+        .collect();
+    assert_eq!(codes.iter().filter(|code| **code == 425).count(), 1, "{codes:?}");
+    let told = codes.iter().position(|code| *code == 425).unwrap();
+    assert_eq!(idle[told].receive("RETR file"), b"content");
+}
+
+#[test]
+fn a_reservation_that_no_transfer_follows_is_given_up_when_ports_are_short() {
+    let node = with_ports(1).setting("passive_wait", "25s").setting("data_connect_timeout", "3s").start();
+    fs::write(node.root().join("file"), "content").unwrap();
+    let mut idle = node.login("demo", "x");
+    idle.epsv();
+    let mut other = node.login("demo", "x");
+    assert_eq!(other.receive("RETR file"), b"content");
+    assert_eq!(node.metric("ftp_passive_ports_given_up_total{reason=\"unused\"}"), Some(1.0));
+    assert!(idle.command("RETR file", 425).message().contains("data_connect_timeout"));
+    assert_eq!(idle.receive("RETR file"), b"content");
+}
+
 /// Taken for the next one's, it would be an empty upload that is answered 226.
 #[test]
 fn a_connection_that_comes_after_its_transfer_was_given_up_is_not_taken_for_the_next_ones() {

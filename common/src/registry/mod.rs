@@ -221,6 +221,17 @@ impl Registry {
         sessions
     }
 
+    /// The sessions of one user in the cluster; those on this node while Redis is away.
+    pub async fn sessions_of(&self, user: &str) -> Vec<SessionRecord> {
+        let mut sessions = self.core.table().sessions();
+        sessions.retain(|session| session.user == user);
+        if let Some(cluster) = &self.core.cluster {
+            let others = cluster.view.sessions_of(user).await.unwrap_or_default();
+            sessions.extend(others.into_iter().filter(|other| other.node != self.core.node.name));
+        }
+        sessions
+    }
+
     /// The keys that seal TLS session tickets, the newest first: the cluster's, with a new one if
     /// the newest is older than `rotation`. While Redis is away those known before go on.
     pub async fn ticket_keys(&self, rotation: Duration) -> Vec<TicketKey> {

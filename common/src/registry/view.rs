@@ -1,5 +1,7 @@
 //! The registry as those see it who are no node: authd, and a node that lists sessions.
 
+use std::collections::BTreeMap;
+
 use redis::{Script, cmd};
 use serde::de::DeserializeOwned;
 
@@ -70,6 +72,44 @@ impl RegistryView {
             let hash: Vec<(Vec<u8>, Vec<u8>)> = or_skip(hash, &key)?;
             sessions.extend(hash.iter().filter_map(|(id, record)| {
                 parse(record, &key).filter(|record| is_genuine(record, id, &node.name))
+            }));
+        }
+        Ok(sessions)
+    }
+
+    /// The sessions of one user on all live nodes. Reads the records of that user's sessions only.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn sessions_of(&self, user: &str) -> Result<Vec<SessionRecord>, LinkError> {
+        let key = self.keys.user_sessions(user);
+        let entries = self.link.query(cmd("ZRANGE").arg(&key).arg(0).arg(-1)).await;
+        let entries: Vec<Vec<u8>> = or_skip(entries, &key)?;
+        let mut processes = BTreeMap::<(NodeName, String), Vec<String>>::new();
+        for entry in entries {
+            // `ID NAME INCARNATION`; what is none is not ours.
+            let Ok(entry) = String::from_utf8(entry) else { continue };
+            let mut words = entry.split(' ').map(str::to_owned);
+            let (Some(id), Some(name), Some(incarnation)) = (words.next(), words.next(), words.next()) else {
+                continue;
+            };
+            let Ok(name) = name.parse() else { continue };
+            processes.entry((name, incarnation)).or_default().push(id);
+        }
+        let mut sessions = Vec::new();
+        for ((node, incarnation), ids) in processes {
+            let key = self.keys.node(&node);
+            let living = self.link.query(cmd("HGET").arg(&key).arg("incarnation")).await;
+            let living: Option<Vec<u8>> = or_skip(living, &key)?;
+            if living.as_deref() != Some(incarnation.as_bytes()) {
+                continue;
+            }
+            let key = self.keys.node_sessions(&node);
+            let records = self.link.query(cmd("HMGET").arg(&key).arg(&ids)).await;
+            let records: Vec<Option<Vec<u8>>> = or_skip(records, &key)?;
+            sessions.extend(ids.iter().zip(records).filter_map(|(id, record)| {
+                let record = parse(&record?, &key)?;
+                (is_genuine(&record, id.as_bytes(), &node) && record.user == user).then_some(record)
             }));
         }
         Ok(sessions)

@@ -115,7 +115,7 @@ impl LoggedIn {
             Command::Nlst(arguments) => return listings::nlst(self, verb, arguments).await,
             Command::Mlsd(path) => return listings::mlsd(self, verb, path.as_deref()).await,
             Command::Mlst(path) => listings::mlst(self, path.as_deref()).await,
-            Command::Stat(Some(arguments)) => listings::stat(self, arguments).await,
+            Command::Stat(Some(arguments)) => return listings::stat(self, verb, arguments),
             Command::Hash(path) => return checksums::hash(self, verb, &path).await,
             Command::Checksum(checksum) => return checksums::checksum(self, verb, checksum).await,
             Command::Comb(comb) => return uploads::comb(self, verb, comb).await,

@@ -183,7 +183,12 @@ pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
         session.data_port = None;
         return Err(Reply::new(Code::PROTECTION_REQUIRED, "Data connections must be encrypted: PROT P"));
     }
-    session.data_port.take().ok_or_else(|| {
+    let port = session.data_port.take();
+    if port.as_ref().is_some_and(DataPort::is_given_up) {
+        let text = "The passive port was given up (data_connect_timeout): send PASV or EPSV again";
+        return Err(Reply::new(Code::NO_DATA_CONNECTION, text).because("passive_port_given_up"));
+    }
+    port.ok_or_else(|| {
         Reply::new(Code::NO_DATA_CONNECTION, "PASV, EPSV, PORT or EPRT comes first").because("no_data_port")
     })
 }

@@ -211,10 +211,14 @@ impl Progress {
         if self.left_at.get().is_some() {
             return true;
         }
-        let Some(control) = self.control.get() else { return false };
-        let mut poll = libc::pollfd { fd: control.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
-        // SAFETY: `poll` is one valid structure, as the count says, and 0 does not wait.
-        let found = unsafe { libc::poll(&mut poll, 1, 0) };
-        found != 0
+        self.control.get().is_some_and(has_ended)
     }
+}
+
+/// Whether the peer has closed its side of the connection, or the connection broke. Does not wait.
+pub fn has_ended(connection: &impl AsRawFd) -> bool {
+    let mut poll = libc::pollfd { fd: connection.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: `poll` is one valid structure, as the count says, and 0 does not wait.
+    let found = unsafe { libc::poll(&mut poll, 1, 0) };
+    found != 0
 }

@@ -8,8 +8,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::sys::stat::fstat;
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, fstat};
 
+use super::handle::identity;
 use super::path::VirtualPath;
 use super::{FileError, Jail, handle, open_directory, open_storage};
 use crate::listing::{Entry, Kind};
@@ -105,6 +107,16 @@ impl Jail {
     /// to one.
     pub fn is_fixed(&self, path: &VirtualPath) -> bool {
         self.folders.iter().any(|folder| folder.path.below(path).is_some()) || self.is_absent(path)
+    }
+
+    /// Whether it is the status of the home, or of a folder.
+    pub(super) fn is_top(&self, status: &FileStat) -> Result<bool, Errno> {
+        for top in std::iter::once(&self.home).chain(self.folders.iter().map(|folder| &folder.directory)) {
+            if identity(&fstat(top)?) == identity(status) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether there is nothing at `path` but the way to a folder: a directory that takes no
