@@ -35,7 +35,7 @@ use crate::{
     connections::{Connections, Order, Refused},
     data::passive::PassivePorts,
     ephemeral,
-    health::Health,
+    health::{self, Health},
     health_check,
     jail::SharedDirectories,
     listener::{self, Bound},
@@ -161,6 +161,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         // It may wait for its name.
         () = terminated(&mut signals) => return Ok(()),
     };
+    tokio::spawn(health::operations::watch(
+        Arc::clone(&health),
+        node.workers.clone(),
+        node.timeouts.file_operation_alarm,
+    ));
     health.watch(&node.storage.root, probe, &node.registry).await;
     let (control, implicit) = match (listen(control), listen(implicit)) {
         (Ok(control), Ok(implicit)) => (control, implicit),
@@ -211,7 +216,13 @@ fn tell_limits(config: &Config) {
     metrics::limit("max_sessions", limits.sessions);
     metrics::limit("max_sessions_per_address", limits.sessions_per_address);
     metrics::limit("max_transfers", limits.transfers);
+    metrics::limit("max_transfers_per_user", limits.transfers_per_user);
     metrics::limit("max_file_operations", limits.file_operations);
+    metrics::limit("max_file_operations_per_user", limits.file_operations_per_user);
+    metrics::limit("max_file_operations_per_filesystem", limits.file_operations_per_filesystem);
+    metrics::limit("max_login_operations", limits.login_operations);
+    metrics::limit("max_long_operations", limits.long_operations);
+    metrics::limit("max_long_operations_per_user", limits.long_operations_per_user);
     metrics::limit("serving_threads", u32::try_from(limits.serving_threads).unwrap_or(u32::MAX));
     metrics::limit("max_login_failures", limits.login_failures);
     metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
@@ -306,7 +317,7 @@ async fn start(
     let node = Arc::new(Node {
         authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
-        workers: Workers::new(&config.limits),
+        workers: Workers::new(&config.limits, config.timeouts.file_operation_wait),
         directories: SharedDirectories::default(),
         counts: Counts::new(config.storage.quota_rescan, config.timeouts.quota_wait),
         connections: Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address)),

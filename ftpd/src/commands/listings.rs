@@ -8,8 +8,9 @@ use std::{
 
 use common::auth_api::Permissions;
 
-use super::transfers::{Direction, Transfer, Work, start, take_port};
+use super::transfers::{Direction, Transfer, Work, run_in_background, start, take_port};
 use crate::{
+    activity::Watch,
     access::{Access, Directory},
     data::transfer::{ListingWriter, TransferError},
     jail::{
@@ -126,36 +127,44 @@ pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
     Ok(Reply::lines(Code::DONE, "Facts:", vec![line.into()], "End"))
 }
 
-/// STAT with a path: LIST over the control connection, up to a limit.
-pub async fn stat(session: &LoggedIn, arguments: ListArguments) -> Result<Reply, Reply> {
+/// STAT with a path: LIST over the control connection, up to a limit. Runs in the background, because a
+/// directory can have any number of entries: ABOR and the client's end end it.
+pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) -> Result<Outcome, Reply> {
     let path = session.path(&arguments.path.unwrap_or_default())?;
     let options = ListOptions { recursive: false, ..arguments.options };
     let most = session.node.storage.stat_entries;
     let (depth, most_sorted) = (session.node.storage.list_depth, session.node.storage.sorted_entries);
     let meant = Meaning::new(session, path)?;
     let access = Arc::clone(&session.access);
-    let lines = session
-        .in_home(move |jail| {
-            let target = meant.resolve(jail, options)?;
-            let form = Form::Long { now: now() };
-            let listing = Listing { target, form, options, depth, most_sorted, access };
-            let mut lines: Vec<Text> = Vec::new();
-            let end = listing.write(jail, &mut |line| {
-                if lines.len() == most {
-                    lines.push("There is more; LIST shows it.".into());
-                    return Err(TransferError::Cancelled);
-                }
-                lines.push(line.strip_suffix(b"\r\n").unwrap_or(line).to_vec().into());
-                Ok(())
-            });
-            match end {
-                Err(TransferError::File(error)) => Err(error),
-                // Cancelled above, if at all: the lines went to memory.
-                Ok(()) | Err(_) => Ok(lines),
+    let (jail, subject) = (Arc::clone(&session.jail), Arc::clone(&session.subject));
+    let watch = Watch::new(verb);
+    let progress = Arc::clone(&watch.progress);
+    Ok(run_in_background(session, watch, move || {
+        let target = match meant.resolve(&jail, options) {
+            Ok(target) => target,
+            Err(error) => return subject.refuse(&error),
+        };
+        let form = Form::Long { now: now() };
+        let listing = Listing { target, form, options, depth, most_sorted, access };
+        let mut lines: Vec<Text> = Vec::new();
+        let end = listing.write(&jail, &mut |line| {
+            if progress.is_cancelled() {
+                return Err(TransferError::Cancelled);
             }
-        })
-        .await?;
-    Ok(Reply::lines(Code::FILE_STATUS, "Status:", lines, "End of status"))
+            if lines.len() == most {
+                lines.push("There is more; LIST shows it.".into());
+                return Err(TransferError::Cancelled);
+            }
+            lines.push(line.strip_suffix(b"\r\n").unwrap_or(line).to_vec().into());
+            Ok(())
+        });
+        match end {
+            Err(TransferError::File(error)) => subject.refuse(&error),
+            _ if progress.is_cancelled() => subject.refuse(&FileError::Cancelled),
+            // The list is full: the lines went to memory, where nothing else can fail.
+            Ok(()) | Err(_) => Reply::lines(Code::FILE_STATUS, "Status:", lines, "End of status"),
+        }
+    }))
 }
 
 /// LIST and NLST: finds out what the argument means, then starts.
