@@ -30,7 +30,7 @@ let
       directories = map (rule: rule // { permissions = set rule.permissions; }) from.directories;
       denied_names = from.deniedNames;
       limits = set {
-        inherit (from.limits) sessions;
+        inherit (from.limits) sessions transfers;
         sessions_per_address = from.limits.sessionsPerAddress;
       };
       quota = set from.quota;

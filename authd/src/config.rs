@@ -330,6 +330,7 @@ fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
     let limits = AccountLimits {
         sessions: Some(values.required("anonymous_sessions")?),
         sessions_per_address: Some(values.required("anonymous_sessions_per_address")?),
+        transfers: None,
     };
     Ok(Some(Anonymous { home, drop_box, limits }))
 }

@@ -104,7 +104,7 @@ impl Default for Permissions {
     }
 }
 
-/// Limits of one user over the whole cluster. `None` is no limit.
+/// Limits of one user. `None` of sessions is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccountLimits {
@@ -112,6 +112,9 @@ pub struct AccountLimits {
     pub sessions: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions_per_address: Option<u32>,
+    /// Transfers at once on each node. `None`: the node's `max_transfers_per_user`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transfers: Option<u32>,
 }
 
 /// Which connections of a user must be encrypted, beside what the node itself requires, and how their data

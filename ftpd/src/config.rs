@@ -22,10 +22,12 @@ use crate::{
         http::{self, AuthdUrl},
         local::LocalUsers,
     },
+    commands::MinimumRate,
     health::Readiness,
     jail::{Locks, Modes},
     representation::AsciiConversion,
     tls::{CertificateFiles, Policy, TlsSettings},
+    workers::quarter,
 };
 
 /// All settings, checked.
@@ -110,8 +112,15 @@ pub struct Limits {
     pub sessions: u32,
     pub sessions_per_address: u32,
     pub transfers: u32,
+    pub transfers_per_user: u32,
     pub file_operations: u32,
     pub checksums_per_user: u32,
+    pub file_operations_per_user: u32,
+    pub file_operations_per_filesystem: u32,
+    pub login_operations: u32,
+    pub long_operations: u32,
+    pub long_operations_per_user: u32,
+    pub minimum_rate: MinimumRate,
     pub serving_threads: usize,
     pub login_failures: u32,
     pub unauthenticated_commands: u32,
@@ -133,6 +142,12 @@ pub struct Timeouts {
     pub quota_wait: Duration,
     pub proxy_header: Duration,
     pub drain: Duration,
+    /// How long a file operation waits for a place while no other operation ends.
+    pub file_operation_wait: Duration,
+    /// A file operation that runs for longer is logged.
+    pub file_operation_alarm: Duration,
+    /// How long a long command waits for a place.
+    pub long_operation_wait: Duration,
 }
 
 #[derive(Debug)]
@@ -172,18 +187,7 @@ impl Config {
             },
             redis: redis(values, standalone)?,
             tls: tls(values)?,
-            limits: Limits {
-                sessions: count(values, "max_sessions")?,
-                sessions_per_address: count(values, "max_sessions_per_address")?,
-                transfers: count(values, "max_transfers")?,
-                file_operations: count(values, "max_file_operations")?,
-                checksums_per_user: count(values, "max_checksums_per_user")?,
-                serving_threads: serving_threads(values)?,
-                login_failures: count(values, "max_login_failures")?,
-                unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
-                errors: count(values, "max_errors")?,
-                failure_lines: values.required("failure_log_limit")?,
-            },
+            limits: limits(values)?,
             timeouts: Timeouts {
                 login: values.duration("login_timeout")?,
                 idle: values.duration("idle_timeout")?,
@@ -196,6 +200,9 @@ impl Config {
                 quota_wait: values.duration("quota_wait")?,
                 proxy_header: values.duration("proxy_header_timeout")?,
                 drain: values.duration("drain_timeout")?,
+                file_operation_wait: values.duration("file_operation_wait")?,
+                file_operation_alarm: values.duration("file_operation_alarm")?,
+                long_operation_wait: values.duration("long_operation_wait")?,
             },
             greeting: values.required("greeting")?,
             ascii_conversion: values.required("ascii_conversion")?,
@@ -455,6 +462,49 @@ fn mode(values: &Values, key: &str) -> Result<u32, SettingsError> {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err(values.invalid(key, "not an octal number from 0 to 0777")),
     }
+}
+
+/// At least so many transfers of one user, as far as `max_transfers` allows, where
+/// `max_transfers_per_user` is not set.
+const TRANSFERS_OF_USER: u32 = 10;
+
+fn limits(values: &Values) -> Result<Limits, SettingsError> {
+    let transfers = count(values, "max_transfers")?;
+    let file_operations = count(values, "max_file_operations")?;
+    let long_operations = count(values, "max_long_operations")?;
+    let share = |key: &str, default: u32| match values.optional(key)? {
+        Some(0) => Err(values.invalid(key, "it cannot be zero")),
+        Some(share) => Ok(share),
+        None => Ok(default),
+    };
+    Ok(Limits {
+        sessions: count(values, "max_sessions")?,
+        sessions_per_address: count(values, "max_sessions_per_address")?,
+        transfers,
+        transfers_per_user: share(
+            "max_transfers_per_user",
+            quarter(transfers).max(TRANSFERS_OF_USER.min(transfers)),
+        )?,
+        file_operations,
+        file_operations_per_user: share("max_file_operations_per_user", quarter(file_operations))?,
+        file_operations_per_filesystem: share(
+            "max_file_operations_per_filesystem",
+            file_operations.div_ceil(2),
+        )?,
+        checksums_per_user: count(values, "max_checksums_per_user")?,
+        login_operations: count(values, "max_login_operations")?,
+        long_operations,
+        long_operations_per_user: count(values, "max_long_operations_per_user")?,
+        minimum_rate: MinimumRate {
+            rate: values.required("minimum_rate")?,
+            window: values.duration("minimum_rate_time")?,
+        },
+        serving_threads: serving_threads(values)?,
+        login_failures: count(values, "max_login_failures")?,
+        unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
+        errors: count(values, "max_errors")?,
+        failure_lines: values.required("failure_log_limit")?,
+    })
 }
 
 fn count(values: &Values, key: &str) -> Result<u32, SettingsError> {

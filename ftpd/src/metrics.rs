@@ -54,6 +54,11 @@ pub fn describe() {
         "Encrypted downloads in TYPE I by who makes their TLS records: the kernel, or the node itself"
     );
     describe_counter!("ftp_tls_reloads_total", "Certificates read again, by result");
+    describe_gauge!(
+        "ftp_oldest_file_operation_seconds",
+        "How long the file operation runs that began first, of commands and logins; 0 if none runs"
+    );
+    describe_gauge!("ftp_places_used", "Places for work on files in use, by kind");
     describe_gauge!("ftp_draining", "1 while the node drains");
     describe_gauge!("ftp_limit", "The configured limits by name");
     describe_counter!("ftp_limit_reached_total", "How often a limit refused something, by name");
@@ -65,6 +70,15 @@ pub fn limit(name: &'static str, value: u32) {
 
 pub fn limit_reached(name: &'static str) {
     counter!("ftp_limit_reached_total", "limit" => name).increment(1);
+}
+
+pub fn oldest_file_operation(age: Duration) {
+    gauge!("ftp_oldest_file_operation_seconds").set(age.as_secs_f64());
+}
+
+/// `kind`: one of [`crate::workers::KINDS`].
+pub fn places_used(kind: &'static str, count: u32) {
+    gauge!("ftp_places_used", "kind" => kind).set(count);
 }
 
 pub fn connection_opened() {

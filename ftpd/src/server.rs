@@ -37,7 +37,7 @@ use crate::{
     data::passive::PassivePorts,
     descriptors::{Needs, TooFewDescriptors},
     ephemeral,
-    health::Health,
+    health::{self, Health},
     health_check,
     jail::{Locks, SharedDirectories},
     listing::sorted::ListingMemory,
@@ -175,6 +175,11 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         // It may wait for its name.
         () = terminated(&mut signals) => return Ok(()),
     };
+    tokio::spawn(health::operations::watch(
+        Arc::clone(&health),
+        node.workers.clone(),
+        node.timeouts.file_operation_alarm,
+    ));
     health.watch(&node.storage.root, probe, &node.registry).await;
     let (control, implicit) = match (listen(control), listen(implicit)) {
         (Ok(control), Ok(implicit)) => (control, implicit),
@@ -266,8 +271,14 @@ fn tell_limits(config: &Config) {
     metrics::limit("max_sessions", limits.sessions);
     metrics::limit("max_sessions_per_address", limits.sessions_per_address);
     metrics::limit("max_transfers", limits.transfers);
+    metrics::limit("max_transfers_per_user", limits.transfers_per_user);
     metrics::limit("max_file_operations", limits.file_operations);
     metrics::limit("max_checksums_per_user", limits.checksums_per_user);
+    metrics::limit("max_file_operations_per_user", limits.file_operations_per_user);
+    metrics::limit("max_file_operations_per_filesystem", limits.file_operations_per_filesystem);
+    metrics::limit("max_login_operations", limits.login_operations);
+    metrics::limit("max_long_operations", limits.long_operations);
+    metrics::limit("max_long_operations_per_user", limits.long_operations_per_user);
     metrics::limit("serving_threads", u32::try_from(limits.serving_threads).unwrap_or(u32::MAX));
     metrics::limit("max_login_failures", limits.login_failures);
     metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
@@ -362,7 +373,7 @@ async fn start(
     let node = Arc::new(Node {
         authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
-        workers: Workers::new(&config.limits),
+        workers: Workers::new(&config.limits, config.timeouts.file_operation_wait),
         checksum_turns: Turns::new(config.limits.checksums_per_user),
         listing_memory: ListingMemory::new(config.storage.listing_memory),
         directories: SharedDirectories::default(),

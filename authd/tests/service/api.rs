@@ -125,7 +125,7 @@ async fn the_described_bodies_are_those_of_the_types() {
         "permissions": Permissions::default(), "denied_names": ["*.exe"],
         "directories": [{ "path": "/in", "permissions": { "list": true } }],
         "folders": [{ "path": "/a", "target": "/b" }],
-        "limits": { "sessions": 1, "sessions_per_address": 1 }, "quota": { "bytes": 1, "files": 1 },
+        "limits": { "sessions": 1, "sessions_per_address": 1, "transfers": 1 }, "quota": { "bytes": 1, "files": 1 },
         "bandwidth": { "upload": 1, "download": 1, "session_upload": 1, "session_download": 1 },
         "uploads": "atomic", "tls": { "control": true, "data": true, "close_notify": false },
         "access": { "allow_from": [], "deny_from": [], "hours": [] },

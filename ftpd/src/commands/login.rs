@@ -31,6 +31,7 @@ use crate::{
     quota::HomeQuota,
     representation::Representation,
     session::{LoggedIn, Outcome, Session, SessionCount, State, Subject},
+    workers::Task,
 };
 
 /// USER. The answer does not tell whether there is such a user.
@@ -169,6 +170,7 @@ fn unavailable(text: impl Into<Text>) -> Reply {
 
 async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Result<Reply, Reply> {
     let node = Arc::clone(&session.node);
+    let subject = Arc::new(subject);
     let record = SessionRecord {
         id: subject.session,
         node: node.name.clone(),
@@ -220,9 +222,11 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         "logged in"
     );
     let representation = Representation::new(node.ascii_conversion);
-    let subject = Arc::new(subject);
+    let owner = account.user.as_str().into();
     session.state = State::LoggedIn(Box::new(LoggedIn {
         failures: Arc::new(Failures::new(&node, &subject, &jail)),
+        task: Arc::new(Task { subject: Arc::clone(&subject), verb: "PASS", path: None }),
+        owner,
         node,
         subject,
         ends: session.ends,
@@ -253,7 +257,7 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
 /// and the log says why.
 async fn open_home(
     node: &Arc<Node>,
-    subject: &Subject,
+    subject: &Arc<Subject>,
     account: &Account,
     has_rules: bool,
 ) -> Result<(Jail, Option<Vec<u8>>), String> {
@@ -266,9 +270,10 @@ async fn open_home(
     let has_quota = account.quota != Quota::default();
     let shared = Arc::clone(node);
     // All at once: every way to a thread and back costs as much as what is done there.
-    let (jail, absent, counted) = node
+    let task = Task { subject: Arc::clone(subject), verb: "PASS", path: Some(home.clone()) };
+    let opened = node
         .workers
-        .operation(move || {
+        .login(Arc::new(task), move || {
             let storage = &shared.storage;
             let mut jail = Jail::open(&storage.root, &home, storage.create_homes, storage.modes)?;
             jail.set_locks(storage.locks);
@@ -290,7 +295,11 @@ async fn open_home(
             Ok((jail, absent, counted))
         })
         .await
-        .map_err(|error: FileError| chain(&error))?;
+        .map_err(|stuck| stuck.to_string())?;
+    let (jail, absent, counted) = opened.map_err(|error: FileError| chain(&error))?;
+    for filesystem in jail.filesystems() {
+        node.workers.note_filesystem(*filesystem);
+    }
     for (path, error) in absent {
         log::warn!(
             session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,

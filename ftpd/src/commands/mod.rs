@@ -13,6 +13,8 @@ mod transfers;
 mod upload_end;
 mod uploads;
 
+use std::sync::Arc;
+
 use crate::{
     failure::Operation,
     protocol::{
@@ -20,9 +22,11 @@ use crate::{
         command::{Modified, Site},
     },
     session::{LoggedIn, Outcome, Session, State},
+    workers::Task,
 };
 
 pub use information::{session_status, system_type};
+pub use transfers::MinimumRate;
 
 /// Runs a command whose phase has been checked.
 pub async fn run(session: &mut Session, request: Request) -> Outcome {
@@ -61,6 +65,8 @@ impl LoggedIn {
     /// Reports failures. Activities do so at their end.
     async fn run_and_report(&mut self, verb: &'static str, command: Command) -> Outcome {
         let argument = command.path().map(<[u8]>::to_vec);
+        let named = argument.as_deref().and_then(|argument| self.cwd.join(argument).ok());
+        self.task = Arc::new(Task { subject: Arc::clone(&self.subject), verb, path: named });
         let outcome = self.run(verb, command).await.unwrap_or_else(Outcome::Reply);
         // After the command, for those that succeed too: only CWD changes what the argument is relative
         // to, and no failed CWD does.

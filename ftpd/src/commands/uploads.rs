@@ -250,7 +250,7 @@ async fn open(
     let (jail, path, runtime) = (Arc::clone(&session.jail), path.clone(), Handle::current());
     let (registry, holder) = (session.node.registry.clone(), session.subject.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
-    let opened = session.node.workers.operation(move || {
+    let opened = session.operation(move || {
         let target = jail.target(&path)?;
         let lease = match lease {
             Some(lease) => lease,
@@ -270,7 +270,7 @@ async fn open(
         }
         Ok(node.workers.keep(Opened { upload, share, lease }))
     });
-    opened.await.map_err(|error: NotOpened| error.reply(session))
+    opened.await?.map_err(|error: NotOpened| error.reply(session))
 }
 
 /// Says whether an upload may still write by its lease alone: what protects a file on storage whose locks do

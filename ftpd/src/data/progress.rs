@@ -7,6 +7,7 @@ use std::{
         OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -120,6 +121,16 @@ impl Progress {
                 piece => piece,
             },
         }
+    }
+
+    /// How long the transfer has waited for its user's bandwidth so far.
+    pub fn paced(&self) -> Duration {
+        self.governor.get().map_or(Duration::ZERO, Governor::waited)
+    }
+
+    /// Whether the end of the data was seen ([`Self::note_end`]).
+    pub fn has_seen_end(&self) -> bool {
+        self.stood_at_end.get().is_some()
     }
 
     /// Sets what holds the transfer back. Once, before it starts.

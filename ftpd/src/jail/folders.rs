@@ -92,6 +92,19 @@ impl Jail {
         self.folder_of(path).is_none()
     }
 
+    /// The device number (`st_dev`) of the file system that the home, or the folder, of `path` is on; 0
+    /// before [`Jail::share`]. Asks nothing of the storage.
+    pub fn filesystem_of(&self, path: &VirtualPath) -> u64 {
+        let folder = self.folder_of(path);
+        let position = folder.and_then(|folder| self.folders.iter().position(|f| std::ptr::eq(f, folder)));
+        self.filesystems.get(position.map_or(0, |position| position + 1)).copied().unwrap_or_default()
+    }
+
+    /// The device numbers of all file systems that the tree shows.
+    pub fn filesystems(&self) -> &[u64] {
+        &self.filesystems
+    }
+
     /// Whether both paths are in the same folder, or both in the home.
     pub(super) fn are_together(&self, a: &VirtualPath, b: &VirtualPath) -> bool {
         let folder = |path| self.folder_of(path).map(|folder| &folder.path);

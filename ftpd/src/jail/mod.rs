@@ -64,6 +64,9 @@ pub struct Jail {
     /// Where the home is, within the storage.
     home_path: VirtualPath,
     folders: Vec<Folder>,
+    /// The device numbers of the home and of each folder, in the order of `folders`. Empty before
+    /// [`Jail::share`].
+    filesystems: Vec<u64>,
     /// Where folders should be that could not be opened.
     absent: Vec<VirtualPath>,
     links: Links,
@@ -102,6 +105,7 @@ impl Jail {
             home: open_directory(&root, home, create_home, modes)?.into(),
             home_path: home.clone(),
             folders: Vec::new(),
+            filesystems: Vec::new(),
             absent: Vec::new(),
             links: Links::Followed,
             resolves_links: false,
