@@ -126,6 +126,10 @@ pub struct Timeouts {
     pub quota_wait: Duration,
     pub proxy_header: Duration,
     pub drain: Duration,
+    /// Between two questions to authd which sessions may stay.
+    pub reauthorize: Duration,
+    /// `None`: sessions have no greatest age.
+    pub session_age: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -185,6 +189,8 @@ impl Config {
                 quota_wait: values.duration("quota_wait")?,
                 proxy_header: values.duration("proxy_header_timeout")?,
                 drain: values.duration("drain_timeout")?,
+                reauthorize: values.duration("reauthorize_interval")?,
+                session_age: values.duration_or_off("session_max_age")?,
             },
             greeting: values.required("greeting")?,
             ascii_conversion: values.required("ascii_conversion")?,

@@ -183,6 +183,7 @@ impl Effective {
             uploads: self.uploads,
             tls: self.tls,
             admin,
+            version: None,
         }
     }
 }
