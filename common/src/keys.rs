@@ -41,9 +41,23 @@ impl Keys {
         self.key(format_args!("sessions:{name}"))
     }
 
-    /// List of `NodeCommand` as JSON that wait for a node. Expires.
+    /// List of `NodeCommand` as JSON that wait for a node. Expires. It makes the node react at once; a command
+    /// that is lost on its way stands in [`node_orders`](Self::node_orders) too.
     pub fn node_commands(&self, name: &NodeName) -> String {
         self.key(format_args!("commands:{name}"))
+    }
+
+    /// Hash: what one process of a node is to do. `incarnation` names the process; `drain` and `end:ID` are the
+    /// times (Unix s) at which that was asked for. The node removes `end:ID` when the session has ended; when a
+    /// node that was told to drain leaves, `drained` is the time. Expires a day after the last change.
+    pub fn node_orders(&self, name: &NodeName) -> String {
+        self.key(format_args!("orders:{name}"))
+    }
+
+    /// The revision of the accounts: a number that changes with each change after which a session may have to
+    /// end. Starts at a time (Unix ms), so that a Redis that lost it does not repeat a number. Never expires.
+    pub fn revision(&self) -> String {
+        self.key("revision")
     }
 
     /// Sorted set: a user's sessions by the time (Unix ms) at which nobody has renewed them for long.

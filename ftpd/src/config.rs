@@ -148,6 +148,10 @@ pub struct Timeouts {
     pub file_operation_alarm: Duration,
     /// How long a long command waits for a place.
     pub long_operation_wait: Duration,
+    /// Between two questions to authd which sessions may stay.
+    pub reauthorize: Duration,
+    /// `None`: sessions have no greatest age.
+    pub session_age: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -203,6 +207,8 @@ impl Config {
                 file_operation_wait: values.duration("file_operation_wait")?,
                 file_operation_alarm: values.duration("file_operation_alarm")?,
                 long_operation_wait: values.duration("long_operation_wait")?,
+                reauthorize: values.duration("reauthorize_interval")?,
+                session_age: values.duration_or_off("session_max_age")?,
             },
             greeting: values.required("greeting")?,
             ascii_conversion: values.required("ascii_conversion")?,

@@ -20,6 +20,7 @@ use crate::{
         line::{Line, LineBuffer, MAX_LINE},
     },
     proxy_protocol::Ends,
+    revocation,
     session::{Outcome, Security, Session, State},
 };
 
@@ -220,6 +221,9 @@ impl Connection {
                 self.held = Some(request);
                 return None;
             }
+            if let Some(end) = self.too_old() {
+                return Some(end);
+            }
             self.quiet_since = Instant::now();
             let was_logged_in = self.session.is_logged_in();
             if let Some(end) = self.run_line(request).await {
@@ -361,7 +365,7 @@ impl Connection {
                 outcome = &mut execution => return Ok(outcome),
                 () = handle.ordered() => {}
             }
-            if let Some(end) = at_once(handle.pending()) {
+            if let Some(end) = at_once(&handle) {
                 return Err(end);
             }
         }
@@ -396,7 +400,20 @@ impl Connection {
             self.answer("QUIT", &Reply::new(Code::CLOSING, "Goodbye"));
             return Some(End::Silent);
         }
-        self.obey()
+        self.obey().or_else(|| self.too_old())
+    }
+
+    /// Ends a session that has reached `session_max_age`, unless a transfer runs.
+    fn too_old(&self) -> Option<End> {
+        let is_over = self.activity.is_none() && Instant::now() >= self.old_at()?;
+        is_over.then(|| End::told("This session has reached its greatest age; log in again", "max_age"))
+    }
+
+    /// The time at which the session reaches `session_max_age`. `None`: there is no such limit, or no session.
+    fn old_at(&self) -> Option<Instant> {
+        let age = self.session.node.timeouts.session_age?;
+        // That of the login, once there was one.
+        self.session.is_logged_in().then(|| self.login_since + age)
     }
 
     /// Ends the session if it was ordered to: at once, or when nothing runs.
@@ -404,7 +421,7 @@ impl Connection {
         match self.session.handle.pending()? {
             Order::Drain if self.activity.is_some() => None,
             Order::Drain => Some(End::told("This node goes down for maintenance; connect again", "drain")),
-            order => at_once(Some(order)),
+            Order::End | Order::Stop => at_once(&self.session.handle),
         }
     }
 
@@ -413,7 +430,10 @@ impl Connection {
         match (&self.activity, self.session.is_logged_in()) {
             // A transfer has limits of its own; the idle limit runs from its end.
             (Some(_), _) => Instant::now() + timeouts.idle,
-            (None, true) => self.quiet_since + timeouts.idle,
+            (None, true) => {
+                let idle = self.quiet_since + timeouts.idle;
+                self.old_at().map_or(idle, |old| old.min(idle))
+            }
             (None, false) => self.login_since + timeouts.login,
         }
     }
@@ -422,7 +442,10 @@ impl Connection {
         if self.deadline() > Instant::now() {
             return None;
         }
-        Some(if self.session.is_logged_in() {
+        let too_old = self.too_old();
+        Some(if let Some(end) = too_old {
+            end
+        } else if self.session.is_logged_in() {
             End::told("Nothing happened for too long", "idle_timeout")
         } else {
             End::told("The login took too long", "login_timeout")
@@ -478,11 +501,24 @@ async fn see_off(handle: &Handle, mut activity: Activity, silence: Duration) {
     }
 }
 
-fn at_once(order: Option<Order>) -> Option<End> {
-    match order? {
-        Order::Drain => None,
-        Order::MakeRoom => Some(End::told("Too many connections; log in sooner", "made_room")),
-        Order::End => Some(End::told("Session ended by the administrator", "ended")),
-        Order::Stop => Some(End::told("This node stops now; connect again", "stop")),
+/// How a session ends that is to end whatever it does.
+fn at_once(handle: &Handle) -> Option<End> {
+    match (handle.pending()?, handle.revoked()) {
+        (Order::Drain, _) => None,
+        (Order::MakeRoom, _) => Some(End::told("Too many connections; log in sooner", "made_room")),
+        (Order::End, Some(reason)) => Some(End::told(revocation::message(reason), "revoked")),
+        (Order::End, None) => Some(End::told("Session ended by the administrator", "ended")),
+        (Order::Stop, _) => Some(End::told("This node stops now; connect again", "stop")),
+    }
+}
+
+/// The last reply to a client whose session is to end at once.
+pub fn last_reply(handle: &Handle) -> Option<Reply> {
+    match at_once(handle)? {
+        End::Told(reply, reason) => {
+            metrics::session_ended(reason);
+            Some(reply)
+        }
+        End::Silent | End::Gone => None,
     }
 }

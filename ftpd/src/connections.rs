@@ -4,13 +4,17 @@ use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
 };
 
-use common::{client_network::network_of, session::SessionId};
+use common::{
+    auth_api::{EndReason, PastLogin},
+    client_network::network_of,
+    session::SessionId,
+};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::metrics;
@@ -52,12 +56,24 @@ const MOST_KNOWN: usize = 50_000;
 pub struct Handle {
     pub id: SessionId,
     pub address: IpAddr,
-    user: Mutex<Option<Box<str>>>,
+    user: Mutex<User>,
     order: AtomicU8,
     ordered: Notify,
     since: Instant,
     has_logged_in: AtomicBool,
     has_ended: AtomicBool,
+    /// Why the session has to end, if authd says so.
+    revoked: OnceLock<EndReason>,
+}
+
+/// Whose connection it is.
+#[derive(Default)]
+enum User {
+    #[default]
+    Unknown,
+    /// Somebody logs in by this name, which authd may write in another way.
+    Claimed(Box<str>),
+    LoggedIn(Box<PastLogin>),
 }
 
 /// What a connection is told to do. A later one is only heard if it is more urgent.
@@ -127,6 +143,7 @@ impl Connections {
             since: now,
             has_logged_in: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
+            revoked: OnceLock::new(),
         });
         live.handles.insert(handle.id, Arc::clone(&handle));
         live.not_logged_in.push_back(Arc::clone(&handle));
@@ -146,13 +163,29 @@ impl Connections {
         handle.as_ref().inspect(|handle| handle.give(order)).is_some()
     }
 
-    /// Tells all sessions of a user what to do.
+    /// Tells all sessions of a user what to do, and the connections on which the user is just logging in.
     pub fn order_user(&self, user: &str, order: Order) {
         for handle in self.live().handles.values() {
-            if handle.user.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(user) {
+            let is_theirs = match &*handle.user() {
+                User::Unknown => false,
+                User::Claimed(name) => **name == *user,
+                User::LoggedIn(login) => login.user == user,
+            };
+            if is_theirs {
                 handle.give(order);
             }
         }
+    }
+
+    /// The logins that all sessions began with, and the sessions of each.
+    pub fn logins(&self) -> HashMap<PastLogin, Vec<Arc<Handle>>> {
+        let mut logins = HashMap::<PastLogin, Vec<Arc<Handle>>>::new();
+        for handle in self.live().handles.values() {
+            if let User::LoggedIn(login) = &*handle.user() {
+                logins.entry((**login).clone()).or_default().push(Arc::clone(handle));
+            }
+        }
+        logins
     }
 
     /// Admits no further connection.
@@ -258,8 +291,33 @@ impl Handle {
         self.ordered.notified().await;
     }
 
+    /// Notes who logs in, or that nobody is logged in.
     pub fn set_user(&self, user: Option<&str>) {
-        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = user.map(Box::from);
+        *self.user() = user.map_or(User::Unknown, |name| User::Claimed(name.into()));
+    }
+
+    /// Notes that a login was accepted. From now on [`Connections::logins`] has it.
+    pub fn log_in(&self, login: PastLogin) {
+        *self.user() = User::LoggedIn(Box::new(login));
+    }
+
+    /// Ends the session, if it still is the one that this login began, and was not told so before.
+    pub fn revoke(&self, login: &PastLogin, reason: EndReason) -> bool {
+        let is_its = matches!(&*self.user(), User::LoggedIn(current) if **current == *login);
+        let is_new = is_its && self.revoked.set(reason).is_ok();
+        if is_new {
+            self.give(Order::End);
+        }
+        is_new
+    }
+
+    /// Why authd would not accept the session's login now, if that is why it has to end.
+    pub fn revoked(&self) -> Option<EndReason> {
+        self.revoked.get().copied()
+    }
+
+    fn user(&self) -> MutexGuard<'_, User> {
+        self.user.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -370,5 +428,39 @@ mod tests {
         assert_eq!(connections.admit(Ipv4Addr::LOCALHOST.into()).err(), Some(Refused::Draining));
         drop(place);
         connections.none_left().await;
+    }
+
+    #[test]
+    fn an_order_reaches_a_user_who_is_logging_in() {
+        let connections = Arc::new(Connections::new(9, 9));
+        let place = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
+        place.handle().set_user(Some("anna"));
+        assert!(connections.logins().is_empty());
+        connections.order_user("anna", Order::End);
+        let login = PastLogin { user: "anna".to_owned(), version: None, address: Ipv4Addr::LOCALHOST.into() };
+        place.handle().log_in(login);
+        assert_eq!(place.handle().pending(), Some(Order::End));
+    }
+
+    #[test]
+    fn only_the_session_of_the_login_is_revoked_and_once() {
+        let connections = Arc::new(Connections::new(9, 9));
+        let place = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
+        let login = |version: &str| PastLogin {
+            user: "anna".to_owned(),
+            version: Some(version.to_owned()),
+            address: Ipv4Addr::LOCALHOST.into(),
+        };
+        place.handle().log_in(login("1"));
+        let found = connections.logins();
+        assert_eq!(found[&login("1")].len(), 1);
+        // REIN, and another login.
+        place.handle().log_in(login("2"));
+        assert!(!place.handle().revoke(&login("1"), EndReason::Disabled));
+        assert_eq!(place.handle().pending(), None);
+        assert!(place.handle().revoke(&login("2"), EndReason::Disabled));
+        assert!(!place.handle().revoke(&login("2"), EndReason::Removed));
+        assert_eq!(place.handle().revoked(), Some(EndReason::Disabled));
+        assert_eq!(place.handle().pending(), Some(Order::End));
     }
 }

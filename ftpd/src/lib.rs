@@ -34,6 +34,7 @@ pub mod protocol;
 pub mod proxy_protocol;
 pub mod quota;
 pub mod representation;
+pub mod revocation;
 pub mod scratch;
 pub mod server;
 pub mod session;

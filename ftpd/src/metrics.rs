@@ -22,6 +22,11 @@ pub fn describe() {
     );
     describe_gauge!("ftp_sessions", "Logged-in sessions at this time");
     describe_counter!("ftp_sessions_ended_total", "Control connections that the node ended, by reason");
+    describe_counter!(
+        "ftp_sessions_revoked_total",
+        "Sessions that ended because authd would not accept their login any more, by reason"
+    );
+    describe_counter!("ftp_reauthorizations_total", "Checks of all sessions with authd, by result");
     describe_counter!("ftp_commands_total", "Commands by verb and first digit of the reply");
     describe_gauge!("ftp_transfers", "Transfers and listings in progress");
     describe_counter!("ftp_transfers_total", "Transfers and listings by direction and result");
@@ -116,6 +121,15 @@ pub fn session_closed() {
 
 pub fn session_ended(reason: &'static str) {
     counter!("ftp_sessions_ended_total", "reason" => reason).increment(1);
+}
+
+pub fn session_revoked(reason: &'static str) {
+    counter!("ftp_sessions_revoked_total", "reason" => reason).increment(1);
+}
+
+/// `result`: `answered`, `failed` or `unsupported`.
+pub fn reauthorization(result: &'static str) {
+    counter!("ftp_reauthorizations_total", "result" => result).increment(1);
 }
 
 pub fn command(verb: &'static str, code: Code) {

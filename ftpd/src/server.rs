@@ -48,6 +48,7 @@ use crate::{
     protocol::{Code, Reply},
     proxy_protocol::{NoClient, Trust},
     quota::Counts,
+    revocation,
     tls::{Tls, TlsError},
     transfer_log::TransferLog,
     turns::Turns,
@@ -170,7 +171,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         let routes = admin::routes(rendered, move || shown.report());
         tokio::spawn(warp::serve(routes).incoming(listener).run());
     }
-    let (node, events) = tokio::select! {
+    let (node, mut events) = tokio::select! {
         started = start(config, &control, tls) => started?,
         // It may wait for its name.
         () = terminated(&mut signals) => return Ok(()),
@@ -180,6 +181,9 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         node.workers.clone(),
         node.timeouts.file_operation_alarm,
     ));
+    if node.authenticator.asks_authd() {
+        tokio::spawn(revocation::run(Arc::clone(&node)));
+    }
     health.watch(&node.storage.root, probe, &node.registry).await;
     let (control, implicit) = match (listen(control), listen(implicit)) {
         (Ok(control), Ok(implicit)) => (control, implicit),
@@ -204,14 +208,14 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     service::ready();
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
 
-    let ended = wait_for_the_end(&node, &mut signals, events).await;
+    let ended = wait_for_the_end(&node, &mut signals, &mut events).await;
     // First of all, so that the balancer is refused and passes a client that was just told to
     // connect again on to another node.
     node.connections.close();
     health.set_life(Life::Draining);
     drop(open);
     doorkeepers.join_all().await;
-    drain(&node, &mut signals).await;
+    drain(&node, &mut signals, &mut events).await;
     ended
 }
 
@@ -457,7 +461,7 @@ fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: Refused)
 async fn wait_for_the_end(
     node: &Node,
     signals: &mut Signals,
-    mut events: mpsc::Receiver<Event>,
+    events: &mut mpsc::Receiver<Event>,
 ) -> Result<(), RunError> {
     let mut events_are_open = true;
     loop {
@@ -474,14 +478,7 @@ async fn wait_for_the_end(
             },
             event = events.recv(), if events_are_open => match event {
                 Some(Event::Command(NodeCommand::Drain)) => return Ok(()),
-                Some(Event::Command(NodeCommand::EndSession { session })) => {
-                    if !node.connections.order(session, Order::End) {
-                        log::info!(session:% = session; "told to end a session that is not here");
-                    }
-                }
-                Some(Event::Command(NodeCommand::EndUser { user })) => {
-                    node.connections.order_user(&user, Order::End);
-                }
+                Some(Event::Command(command)) => obey(node, &command),
                 Some(Event::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
                 Some(Event::SliceConflict { ours, theirs }) => {
                     let both = format!("{} has {}, {} has {}", ours.0, ours.1, theirs.0, theirs.1);
@@ -493,8 +490,21 @@ async fn wait_for_the_end(
     }
 }
 
+/// Carries out a command to end sessions.
+fn obey(node: &Node, command: &NodeCommand) {
+    match command {
+        NodeCommand::EndSession { session } => {
+            if !node.connections.order(*session, Order::End) {
+                log::info!(session:%; "told to end a session that this node does not have");
+            }
+        }
+        NodeCommand::EndUser { user } => node.connections.order_user(user, Order::End),
+        NodeCommand::Drain => {}
+    }
+}
+
 /// Lets transfers finish, up to the configured limit or a second signal, then ends what is left.
-async fn drain(node: &Arc<Node>, signals: &mut Signals) {
+async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Receiver<Event>) {
     log::info!(
         connections = node.connections.count(), limit:? = node.timeouts.drain;
         "draining"
@@ -504,10 +514,20 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals) {
     node.registry.set_state(NodeState::Draining);
     node.connections.drain(Order::Drain);
     let deadline = Instant::now() + node.timeouts.drain;
-    tokio::select! {
-        () = node.connections.none_left() => {}
-        () = sleep_until(deadline) => log::warn!("the drain limit is over"),
-        () = terminated(signals) => log::warn!("told again to end"),
+    loop {
+        tokio::select! {
+            () = node.connections.none_left() => {}
+            () = sleep_until(deadline) => log::warn!("the drain limit is over"),
+            () = terminated(signals) => log::warn!("told again to end"),
+            // A session that still finishes its transfer can be ended.
+            Some(event) = events.recv() => {
+                if let Event::Command(command) = event {
+                    obey(node, &command);
+                }
+                continue;
+            }
+        }
+        break;
     }
     if node.connections.count() > 0 {
         log::warn!(connections = node.connections.count(); "ending sessions that have not finished");

@@ -304,6 +304,12 @@ pub static SCHEMA: Schema = Schema {
             "5s",
             "How long all of them together may take to answer a login; then it gets 421.",
         ),
+        Setting::one(
+            "reauthorize_interval",
+            DURATION,
+            "5m",
+            "How often the node asks authd which of its sessions may stay: it ends those of users who are removed, disabled, have another password, or may not be there from their address or at this time. It also asks at once whenever accounts have changed; this is for what changes with the clock, and for changes while Redis is away.",
+        ),
         // Limits
         Setting::one(
             "max_sessions",
@@ -426,6 +432,12 @@ pub static SCHEMA: Schema = Schema {
             DURATION,
             "5m",
             "Without a command or a transfer; then the session gets 421.",
+        ),
+        Setting::one(
+            "session_max_age",
+            "duration (12h, 7d; 0s is none)",
+            "0s",
+            "How long after its login a session may go on. Then it gets 421, as soon as no transfer runs.",
         ),
         Setting::one("reply_timeout", DURATION, "30s", "How long a client may take to accept a reply."),
         Setting::one("data_connect_timeout", DURATION, "30s", "For the data connection to come; then 425."),

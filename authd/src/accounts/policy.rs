@@ -184,6 +184,7 @@ impl Effective {
             uploads: self.uploads,
             tls: self.tls,
             admin,
+            version: None,
         }
     }
 }

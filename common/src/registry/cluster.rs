@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use super::{
     Holder, LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
     lease_calls::{Held, LeaseCalls, RELEASE_WRITE},
+    orders::{ORDER_LIFE, Order},
     refresh::{ROUND, Work},
     table::Grant,
     tickets::{KEPT, TicketKey},
@@ -45,7 +46,7 @@ const KEPT_FOR: u32 = ROUND;
 
 /// What came of publishing a node.
 pub(super) enum Published {
-    Joined(Known),
+    Joined(Joined),
     /// This live node owns some of our ports.
     Taken(NodeName, PortRange, Known),
     /// Another process holds the node's name, and for this long if it does not renew its lease.
@@ -74,6 +75,15 @@ pub(super) struct Known {
     pub sessions: usize,
     /// Whether the node counted as alive.
     pub alive: bool,
+}
+
+/// What a node that has joined is told beside that.
+pub(super) struct Joined {
+    pub known: Known,
+    /// Of the accounts.
+    pub revision: u64,
+    /// What this process is to do.
+    pub orders: Vec<Order>,
 }
 
 /// A node's place in Redis.
@@ -153,6 +163,8 @@ impl Cluster {
             .key(self.keys().node(&self.name))
             .key(self.keys().node_commands(&self.name))
             .key(self.keys().node_sessions(&self.name))
+            .key(self.keys().revision())
+            .key(self.keys().node_orders(&self.name))
             .arg(self.name.as_str())
             .arg(self.incarnation)
             .arg(&self.place)
@@ -171,7 +183,15 @@ impl Cluster {
         let reply: Vec<_> = reply.iter().map(|field| String::from_utf8_lossy(field)).collect();
         let fields: Vec<&str> = reply.iter().map(|field| &**field).collect();
         let published = match fields[..] {
-            ["joined", sessions, alive] => Known::parse(sessions, alive).map(Published::Joined),
+            ["joined", sessions, alive, revision, ref orders @ ..] => {
+                Known::parse(sessions, alive).map(|known| {
+                    Published::Joined(Joined {
+                        known,
+                        revision: revision.parse().unwrap_or(0),
+                        orders: orders.iter().filter_map(|order| order.parse().ok()).collect(),
+                    })
+                })
+            }
             ["named", record, left] => {
                 let holder = Holder(serde_json::from_str(record).ok().map(Box::new));
                 left.parse().ok().map(|left| Published::Named(holder, Duration::from_millis(left)))
@@ -289,9 +309,21 @@ impl Cluster {
             .key(self.keys().node(&self.name))
             .key(self.keys().node_sessions(&self.name))
             .key(self.keys().node_commands(&self.name))
+            .key(self.keys().node_orders(&self.name))
             .arg(self.name.as_str())
-            .arg(self.incarnation);
+            .arg(self.incarnation)
+            .arg(ORDER_LIFE);
         self.link().script::<Value>(&call).await.map(drop)
+    }
+
+    /// Notes in Redis that sessions that were to end are gone.
+    pub async fn orders_done(&self, ended: &[SessionId]) -> Result<(), LinkError> {
+        let mut hdel = cmd("HDEL");
+        hdel.arg(self.keys().node_orders(&self.name));
+        for id in ended {
+            hdel.arg(Order::End(*id).to_string());
+        }
+        self.link().query(&hdel).await
     }
 
     /// Where this node's commands wait.

@@ -18,6 +18,7 @@ mod lease_calls;
 mod leases;
 mod link;
 mod options;
+mod orders;
 mod probe;
 mod refresh;
 mod table;
@@ -36,7 +37,7 @@ use std::{
 
 use serde::Serialize;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -46,6 +47,7 @@ pub use self::{
     leases::{Certainty, Claim, Conflict, LeaseAge, LeaseRefused, Scope, WriteLease},
     link::{LinkError, RedisLink},
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
+    orders::NodeOrders,
     probe::{ProbeError, probe},
     tickets::{InvalidTicketKey, TicketKey},
     usage::{Change, Counting, HomeUsage, RegistryAway, Standing, Step, Usage},
@@ -54,6 +56,7 @@ pub use self::{
 use self::{
     claim::LateClaim,
     cluster::{Cluster, Published},
+    orders::OwnOrders,
     refresh::Work,
     table::Table,
     tickets::OwnKeys,
@@ -120,6 +123,16 @@ pub enum Event {
     /// Another process holds this node's name, because this one could not renew its lease for a
     /// `node_lease`, or started while Redis was away: this one must end.
     NameTaken(Holder),
+}
+
+/// What a node last learned of changes to accounts. It asks which of its sessions may stay whenever this is
+/// another value than the one for which it asked before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// The number in Redis: see [`Keys::revision`](crate::keys::Keys::revision).
+    number: u64,
+    /// How often the node has joined. Changes that it was not told of may have happened before each time.
+    joins: u64,
 }
 
 impl Registry {
@@ -250,6 +263,12 @@ impl Registry {
         self.core.ticket_keys().rotated(rotation)
     }
 
+    /// The revision of the accounts as of the last refresh, and its changes. Never changes where there is only
+    /// this node.
+    pub fn revision(&self) -> watch::Receiver<Revision> {
+        self.core.revision.subscribe()
+    }
+
     /// Tells the cluster that this node's life has moved on.
     pub fn set_state(&self, state: NodeState) {
         *self.core.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
@@ -325,6 +344,8 @@ struct Core {
     ticket_keys: Mutex<OwnKeys>,
     homes: Mutex<HashMap<Box<[u8]>, Arc<usage::Home>>>,
     shares: bandwidth::Shares,
+    revision: watch::Sender<Revision>,
+    orders: Mutex<OwnOrders>,
     cluster: Option<Arc<Cluster>>,
 }
 
@@ -338,6 +359,8 @@ impl Core {
             ticket_keys: Mutex::default(),
             homes: Mutex::default(),
             shares: Mutex::default(),
+            revision: watch::Sender::default(),
+            orders: Mutex::default(),
             node,
             cluster,
         }
@@ -345,6 +368,10 @@ impl Core {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn orders(&self) -> MutexGuard<'_, OwnOrders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ticket_keys(&self) -> MutexGuard<'_, OwnKeys> {

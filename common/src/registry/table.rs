@@ -123,6 +123,10 @@ impl Table {
         *self.networks.entry(network).or_default() += 1;
     }
 
+    pub fn has_session(&self, id: SessionId) -> bool {
+        self.sessions.contains_key(&id)
+    }
+
     pub fn admit(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id).filter(|s| s.standing == Standing::Asked) {
             session.standing = Standing::Granted;

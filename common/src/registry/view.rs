@@ -5,15 +5,18 @@ use std::collections::BTreeMap;
 use redis::{Script, cmd};
 use serde::de::DeserializeOwned;
 
-use super::{LinkError, RedisLink, RedisOptions};
+use super::{
+    LinkError, RedisLink, RedisOptions,
+    orders::{NodeOrders, ORDER_LIFE, Order},
+};
 use crate::{
     keys::Keys,
     node::{NodeCommand, NodeName, NodeRecord},
     session::{SessionId, SessionRecord},
 };
 
-/// Commands wait this long for their node; one that has not come by then does not mean what it
-/// did. In seconds.
+/// The list of a node's commands is kept for so many seconds after the last one. A command of which the node
+/// must hear later than that stands as an order.
 const COMMAND_LIFE: u32 = 60;
 
 /// More commands than this do not wait for one node: the oldest are dropped.
@@ -135,16 +138,39 @@ impl RegistryView {
         Ok(None)
     }
 
-    /// Sends a command to a node; `false` if there is no such live node.
+    /// Sends a command to a node; `false` if there is no such live node. To drain or to end a session stands as
+    /// an order until it is done, for a day at most, or until the node's process is gone.
     ///
     /// # Errors
     /// Redis is away, or refuses the request.
     pub async fn send(&self, node: &NodeName, command: &NodeCommand) -> Result<bool, LinkError> {
         let script = Script::new(include_str!("send_command.lua"));
         let mut call = script.prepare_invoke();
-        call.key(self.keys.node(node)).key(self.keys.node_commands(node));
+        call.key(self.keys.node(node)).key(self.keys.node_commands(node)).key(self.keys.node_orders(node));
         call.arg(super::json(command)).arg(COMMAND_LIFE).arg(COMMANDS_WAITING);
+        call.arg(Order::of(command).map(|order| order.to_string()).unwrap_or_default()).arg(ORDER_LIFE);
         self.link.script(&call).await
+    }
+
+    /// What administrators have asked of a node that is not done.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn orders(&self, node: &NodeName) -> Result<NodeOrders, LinkError> {
+        let key = self.keys.node_orders(node);
+        let fields = self.link.query(cmd("HGETALL").arg(&key)).await;
+        Ok(NodeOrders::new(&or_skip::<Vec<(String, String)>>(fields, &key)?))
+    }
+
+    /// Gives the accounts another revision, so that each node asks authd which of its sessions may stay.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn advance_revision(&self) -> Result<u64, LinkError> {
+        let script = Script::new(include_str!("advance_revision.lua"));
+        let revision: String = self.link.script(script.prepare_invoke().key(self.keys.revision())).await?;
+        // The script returns a number.
+        Ok(revision.parse().unwrap_or(0))
     }
 
     async fn names(&self) -> Result<Vec<NodeName>, LinkError> {

@@ -6,10 +6,10 @@ use std::{
 };
 
 use common::{
-    auth_api::Account,
+    auth_api::{Account, PastLogin, Verdict},
     policy::Quota,
     process::logging::chain,
-    registry::Refusal,
+    registry::{Refusal, Revision},
     secret::Secret,
     session::{SessionLimits, SessionRecord},
 };
@@ -18,6 +18,7 @@ use super::security;
 use crate::{
     access::Access,
     auth::{Attempt, LoginError},
+    connection,
     failure::Failures,
     governor::Lanes,
     jail::{FileError, Jail, path::VirtualPath},
@@ -30,6 +31,7 @@ use crate::{
     },
     quota::HomeQuota,
     representation::Representation,
+    revocation,
     session::{LoggedIn, Outcome, Session, SessionCount, State, Subject},
     workers::Task,
 };
@@ -95,7 +97,10 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
     };
     let subject = Subject::new(session.handle.id, shown_name(&attempt.user), attempt.address);
     let node = Arc::clone(&session.node);
-    match node.authenticator.authenticate(attempt).await {
+    // Before authd is asked: what the user loses from now on, the login loses too.
+    session.handle.set_user(Some(&attempt.user));
+    let revision = *node.registry.revision().borrow();
+    let outcome = match node.authenticator.authenticate(attempt).await {
         Ok(account) if account.tls.control && !session.security.is_encrypted() => {
             log::warn!(
                 session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
@@ -104,12 +109,16 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
             metrics::login("not_encrypted");
             Reply::new(Code::NOT_LOGGED_IN, "Encryption is required: AUTH TLS comes first").into()
         }
-        Ok(account) => match log_in(session, subject, account).await {
+        Ok(account) => match log_in(session, subject, account, revision).await {
             Ok(reply) => Outcome::Reply(reply),
             Err(reply) => Outcome::Close(reply),
         },
         Err(error) => refuse(session, &subject, &error),
+    };
+    if !session.is_logged_in() {
+        session.handle.set_user(None);
     }
+    outcome
 }
 
 /// Longest user name in the log, in characters. No user has a longer one, and a line of 8 KiB for each wrong
@@ -168,7 +177,13 @@ fn unavailable(text: impl Into<Text>) -> Reply {
     Reply::new(Code::SERVICE_UNAVAILABLE, text)
 }
 
-async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Result<Reply, Reply> {
+/// `revision`: of the accounts, before authd was asked.
+async fn log_in(
+    session: &mut Session,
+    subject: Subject,
+    account: Account,
+    revision: Revision,
+) -> Result<Reply, Reply> {
     let node = Arc::clone(&session.node);
     let subject = Arc::new(subject);
     let record = SessionRecord {
@@ -214,7 +229,21 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         Some(path) => Some(HomeQuota::open(&node, &account, &jail, &path).await),
         None => None,
     };
-    session.handle.set_user(Some(&account.user));
+    let login =
+        PastLogin { user: account.user.clone(), version: account.version.clone(), address: subject.address };
+    session.handle.log_in(login.clone());
+    // After that: either the check of all sessions finds this one, or the revision has changed here.
+    if *node.registry.revision().borrow() != revision {
+        confirm(session, &login).await?;
+    }
+    if let Some(reply) = connection::last_reply(&session.handle) {
+        metrics::login("revoked");
+        log::warn!(
+            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
+            "login refused: the session was to end before the login was complete"
+        );
+        return Err(reply);
+    }
     node.connections.logged_in(&session.handle);
     metrics::login("accepted");
     log::info!(
@@ -250,6 +279,29 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         _count: SessionCount::start(),
     }));
     Ok(Reply::new(Code::LOGGED_IN, "Login successful"))
+}
+
+/// Asks authd again about a login during which accounts have changed. One that is not accepted any more is
+/// revoked.
+async fn confirm(session: &Session, login: &PastLogin) -> Result<(), Reply> {
+    let verdict = revocation::still_authorized(&session.node, login).await;
+    let error = match verdict {
+        Ok(Verdict::Stay) => return Ok(()),
+        Ok(Verdict::End { reason }) => {
+            if session.handle.revoke(login, reason) {
+                revocation::tell(&session.handle, login, reason);
+            }
+            return Ok(());
+        }
+        Ok(Verdict::Undecided) => "authd cannot decide now".to_owned(),
+        Err(error) => error,
+    };
+    metrics::login("unavailable");
+    log::warn!(
+        session:% = session.handle.id, user = login.user.as_str(), address:% = login.address;
+        "login failed: accounts have changed meanwhile, and whether it is still right is not known: {error}"
+    );
+    Err(unavailable("Logins are not possible at this time; try again later"))
 }
 
 /// The user's tree, and the canonical path of a home that has a quota. Without symbolic links where
