@@ -1,6 +1,6 @@
 //! The replies to commands that get no lease on their paths.
 
-use common::registry::{Conflict, LeaseRefused};
+use common::registry::{Certainty, Conflict, LeaseRefused};
 
 use crate::{
     failure::Failure,
@@ -28,4 +28,15 @@ pub fn refused(refused: &LeaseRefused) -> Reply {
                 .because(failure)
         }
     }
+}
+
+/// 450: the lease proves nothing at this time, and there is no lock on the storage that would.
+pub fn uncertain(certainty: Certainty) -> Reply {
+    let why = match certainty {
+        Certainty::RedisLostData => "Redis lost its data less than node_lease ago",
+        Certainty::RedisAway | Certainty::Certain => "Redis is away",
+    };
+    let detail = format!("{why}, and file locks on this storage do not keep out other nodes: storage_locks");
+    Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
+        .because(Failure { detail: Some(detail.into()), ..Failure::from("registry_away") })
 }

@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
-    registry::{self, LeaseRefused, WriteLease},
+    registry::{self, Certainty, LeaseRefused, WriteLease},
 };
 use tokio::runtime::Handle;
 
@@ -203,6 +203,8 @@ async fn store(
 /// Why there is nothing to write to.
 enum NotOpened {
     Leased(LeaseRefused),
+    /// Neither the lease nor a lock proves that no other node writes the file.
+    Uncertain(Certainty),
     File(FileError),
 }
 
@@ -210,6 +212,7 @@ impl NotOpened {
     fn reply(&self, session: &LoggedIn) -> Reply {
         match self {
             Self::Leased(refused) => leases::refused(refused),
+            Self::Uncertain(certainty) => leases::uncertain(*certainty),
             Self::File(error) => session.subject.refuse(error),
         }
     }
@@ -232,8 +235,8 @@ struct Opened {
     upload: Upload,
     /// After the upload, which notes what it does when it is dropped.
     share: Option<Arc<Share>>,
-    /// While it is held no other session writes this path. Only the upload's guards have weak references.
-    lease: Arc<WriteLease>,
+    /// While it is held no other session writes this path.
+    lease: WriteLease,
 }
 
 /// Takes the lease, if there is none, then opens the file: in one operation, because every way to a
@@ -256,14 +259,18 @@ async fn open(
             Some(lease) => lease,
             None => runtime.block_on(registry.lease_write(&target.key()?, holder))?,
         };
-        let placement = owner.as_ref().map_or(Placement::Direct, |owner| Placement::Atomic {
-            owner: owner.as_str(),
-            rivals: Rivals::Replaced,
-        });
+        // Where Redis cannot tell who may write, an upload that runs may be another's by right.
+        let rivals = if lease.is_certain() { Rivals::Replaced } else { Rivals::Respected };
+        let placement = owner
+            .as_ref()
+            .map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str(), rivals });
         let mut upload = target.open(mode, placement)?;
-        let lease = Arc::new(lease);
-        if !upload.is_fenced() {
+        if upload.is_fenced() {
+            lease.rely_on_storage();
+        } else if lease.is_certain() {
             upload.guard_by(guard(&lease));
+        } else {
+            return Err(NotOpened::Uncertain(lease.certainty()));
         }
         if let Some(share) = &share {
             share.follow(upload.changes());
@@ -275,9 +282,9 @@ async fn open(
 
 /// Says whether an upload may still write by its lease alone: what protects a file on storage whose locks do
 /// not keep out other nodes.
-fn guard(lease: &Arc<WriteLease>) -> impl Fn() -> bool + Send + Sync + 'static {
-    let lease = Arc::downgrade(lease);
-    move || lease.upgrade().is_some()
+fn guard(lease: &WriteLease) -> impl Fn() -> bool + Send + Sync + 'static {
+    let age = lease.age();
+    move || !age.is_expired()
 }
 
 /// What the upload may take of the quota.
@@ -363,8 +370,7 @@ impl Opened {
                 })?;
                 stream.finish_receiving();
                 // What was hidden has its name now, by the right that it had then.
-                let lease = Arc::into_inner(self.lease).filter(|_| !is_hidden);
-                Ok(lease.map(|lease| LastLease { lease, decides: !is_fenced }))
+                Ok((!is_hidden).then_some(LastLease { lease: self.lease, decides: !is_fenced }))
             }
             Err(failure @ (TransferFailure::LeaseLost | TransferFailure::Failed(TransferError::NoRight))) => {
                 self.upload.leave();
