@@ -4,12 +4,12 @@ use std::{collections::HashSet, sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
-    registry::{self, LeaseRefused, WriteLease},
+    registry::{self, Claim, LeaseRefused, WriteLease},
 };
 use tokio::runtime::Handle;
 
 use super::{
-    leases,
+    leases::Lessee,
     transfers::{
         Direction, LastLease, Transfer, TransferFailure, Work, run_in_background, start, take_offset,
         take_port,
@@ -29,6 +29,9 @@ use crate::{
 
 /// How many random names STOU tries before it gives up.
 const UNIQUE_NAMES: u32 = 16;
+
+/// How many files COMB joins at most: each is leased while it runs.
+const MAX_SOURCES: usize = 64;
 
 /// ALLO: refused at once if there is no room. What it announced is evidence of where the upload ends: see
 /// [`Evidence::believe`].
@@ -209,7 +212,7 @@ enum NotOpened {
 impl NotOpened {
     fn reply(&self, session: &LoggedIn) -> Reply {
         match self {
-            Self::Leased(refused) => leases::refused(refused),
+            Self::Leased(refused) => FileError::from(*refused).refusal(),
             Self::File(error) => session.subject.refuse(error),
         }
     }
@@ -445,34 +448,37 @@ impl Opened {
 }
 
 /// COMB: joins files to the end of the target, in order, and removes them: what clients that
-/// upload a file in parts send last.
+/// upload a file in parts send last. All names are leased in one step while it runs.
 pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Result<Outcome, Reply> {
     let target = session.path(&comb.target)?;
+    if comb.sources.len() > MAX_SOURCES {
+        metrics::limit_reached("comb_sources");
+        let text = format!("At most {MAX_SOURCES} files can be joined at once");
+        return Err(Reply::new(Code::BAD_ARGUMENTS, text));
+    }
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
     if !sources.iter().all(|source| session.access.may_join(source, &target)) {
         return Err(Reply::permission_denied());
     }
     session.allow_name(&target)?;
-    // Before the leases: a second one of the same file would be refused as if others wrote it.
     let mut named = HashSet::from([&target]);
     if !sources.iter().all(|source| named.insert(source)) {
         return Err(session.subject.refuse(&FileError::SameFile));
     }
-    let mut leases = vec![lease(session, &target).await?];
-    for source in &sources {
-        leases.push(lease(session, source).await?);
-    }
     let jail: Arc<Jail> = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);
     let sync = session.node.storage.sync_uploads;
-    let (quota, runtime) = (session.quota_of(&target).cloned(), Handle::current());
+    let (quota, lessee) = (session.quota_of(&target).cloned(), Lessee::of(session));
+    let runtime = Handle::current();
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
         let mut changes = Changes::default();
-        let are_held = || leases.iter().all(|lease| runtime.block_on(lease.is_held()));
-        let combined = jail.combine(&target, &sources, sync, &progress, &mut changes, are_held);
-        drop(leases);
+        let combined = claims_of_join(&jail, &target, &sources).and_then(|claims| {
+            let lease = lessee.take_to_write(claims)?;
+            let is_held = || runtime.block_on(lease.is_held());
+            jail.combine(&target, &sources, sync, &progress, &mut changes, is_held)
+        });
         if let Some(quota) = quota {
             runtime.block_on(quota.tell(changes.so_far()));
         }
@@ -481,6 +487,22 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
             Err(error) => subject.refuse(&error),
         }
     }))
+}
+
+/// What COMB writes, reads and removes. That a source is missing is found out here, before anything is leased.
+fn claims_of_join(
+    jail: &Jail,
+    target: &VirtualPath,
+    sources: &[VirtualPath],
+) -> Result<Vec<Claim>, FileError> {
+    let mut claims = vec![Claim::file(&jail.canonical_key(target)?)];
+    for source in sources {
+        jail.open_read(source)?;
+        // Not the same where the name is a symbolic link.
+        claims.push(Claim::file(&jail.canonical_key(source)?));
+        claims.push(Claim::file(&jail.name_key(source)?));
+    }
+    Ok(claims)
 }
 
 #[cfg(test)]
