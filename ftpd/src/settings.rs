@@ -341,12 +341,7 @@ pub static SCHEMA: Schema = Schema {
             "0",
             "A transfer that is slower than this for `minimum_rate_time` gets 426. Time in which it waits for its user's bandwidth does not count. 0: no minimum.",
         ),
-        Setting::one(
-            "minimum_rate_time",
-            DURATION,
-            "60s",
-            "Over how long `minimum_rate` is measured.",
-        ),
+        Setting::one("minimum_rate_time", DURATION, "60s", "Over how long `minimum_rate` is measured."),
         Setting::one(
             "max_file_operations",
             "number",
@@ -389,12 +384,7 @@ pub static SCHEMA: Schema = Schema {
             "64",
             "Long commands (checksums, COMB, RMDA, STAT with a path) at once, each on a thread of its own; one more waits for its turn.",
         ),
-        Setting::one(
-            "max_long_operations_per_user",
-            "number",
-            "8",
-            "Long commands of one user at once.",
-        ),
+        Setting::one("max_long_operations_per_user", "number", "8", "Long commands of one user at once."),
         Setting::one(
             "long_operation_wait",
             DURATION,

@@ -75,7 +75,7 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     session.allow(|may| may.rmdir, &path)?;
     let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, counts| {
-        let _lease = lessee.take(vec![Claim::tree(&jail.name_key(&removed)?)])?;
+        let _lease = lessee.to_remove(vec![Claim::tree(&jail.name_key(&removed)?)])?;
         let partials = if counts { jail.usage_of_partials(&removed) } else { Usage::default() };
         jail.remove_directory(&removed).map(|()| partials)
     });
@@ -98,7 +98,7 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
     let lessee = Lessee::of(session);
     Ok(run_in_background(session, watch, move || {
         let changes = Changes::default();
-        let lease = jail.name_key(&path).and_then(|key| lessee.take(vec![Claim::tree(&key)]));
+        let lease = jail.name_key(&path).and_then(|key| lessee.to_remove(vec![Claim::tree(&key)]));
         let removed =
             lease.and_then(|_lease| jail.remove_tree(&path, &progress, quota.is_some().then_some(&changes)));
         if let Some(quota) = quota {

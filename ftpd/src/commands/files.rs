@@ -17,7 +17,8 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let user = session.account.user.clone();
     let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, counts| {
-        let _lease = lessee.take(vec![Claim::file(&jail.name_key(&removed)?)])?;
+        let _lease = lessee.to_remove(vec![Claim::file(&jail.name_key(&removed)?)])?;
+        let _lock = jail.hold(&removed)?;
         let (mut partial, mut file) = (Usage::default(), Usage::default());
         if counts {
             let left = jail.partial_size(&removed, &user).ok().flatten();
@@ -58,9 +59,8 @@ pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     let replace = session.access.at(&to).overwrite;
     let (target, lessee) = (to.clone(), Lessee::of(session));
     let renaming = session.remove_in_home(&target, move |jail, counts| {
-        // With all below them, whatever they are: a file could have become a directory meanwhile.
-        let claims = vec![Claim::tree(&jail.name_key(&from)?), Claim::tree(&jail.name_key(&to)?)];
-        let _lease = lessee.take(claims)?;
+        let _lease = lessee.to_rename(jail, &[&from, &to])?;
+        let _locks = jail.hold_all(&[&from, &to])?;
         let replaced = if counts { jail.usage_replaced(&from, &to) } else { Usage::default() };
         jail.rename(&from, &to, replace).map(|()| replaced)
     });
@@ -119,7 +119,8 @@ pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply
     session.allow(|may| may.attributes, &path)?;
     let (time, lessee) = (modified.time, Lessee::of(session));
     let stamping = session.in_home(move |jail| {
-        let _lease = lessee.take(vec![Claim::file(&jail.canonical_key(&path)?)])?;
+        let _lease = lessee.to_remove(vec![Claim::file(&jail.canonical_key(&path)?)])?;
+        let _lock = jail.hold_resolved(&path)?;
         jail.set_modified(&path, time)
     });
     stamping.await?;

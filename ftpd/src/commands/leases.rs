@@ -1,12 +1,21 @@
 //! Leases for commands that change names: no file is renamed, removed or stamped while a session writes it.
 
 use common::{
-    registry::{Claim, Registry, WriteLease},
+    registry::{Claim, LeaseRefused, Registry, WriteLease},
     session::SessionId,
 };
 use tokio::runtime::Handle;
 
-use crate::{jail::FileError, session::LoggedIn};
+use crate::{
+    jail::{FileError, Jail, path::VirtualPath},
+    protocol::Reply,
+    session::LoggedIn,
+};
+
+/// 450: another session has a lease on one of the paths, or the registry is away.
+pub fn refused(refused: &LeaseRefused) -> Reply {
+    FileError::from(*refused).refusal()
+}
 
 /// Takes leases for a session, on a worker's thread.
 pub struct Lessee {
@@ -25,22 +34,56 @@ impl Lessee {
         }
     }
 
-    /// Leases names for the time of a change. The thread waits for Redis no longer than a request may take.
+    /// Leases names for the time of a removal. The thread waits for Redis no longer than a request may take.
     ///
-    /// While Redis is away there is a lease all the same, of this node only. A removal is safe then: its file
-    /// gets no other content, and the session that writes it finds at the end that the name is gone.
+    /// While Redis is away there is a lease all the same, of this node only. A removal is safe then: the file
+    /// gets no other content, and a session that writes it finds at the end that the name is gone.
     ///
     /// # Errors
     /// [`FileError::Leased`].
-    pub fn take(&self, claims: Vec<Claim>) -> Result<WriteLease, FileError> {
+    pub fn to_remove(&self, claims: Vec<Claim>) -> Result<WriteLease, FileError> {
         Ok(self.runtime.block_on(self.registry.lease_names(claims, self.session))?)
     }
 
-    /// Leases files to write to them.
+    /// Leases the names `paths`, with all paths below them, for the time of a rename.
+    ///
+    /// Without proof that no session writes the file or one below, a rename would let a second session write it
+    /// under its new name: then only a lock on the storage tells them apart.
     ///
     /// # Errors
-    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`.
-    pub fn take_to_write(&self, claims: Vec<Claim>) -> Result<WriteLease, FileError> {
-        Ok(self.runtime.block_on(self.registry.lease(claims, self.session))?)
+    /// [`FileError::Leased`], and [`FileError::Unsure`] where there is no proof, and locks do not keep out other
+    /// nodes.
+    pub fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
+        // Whatever they are: a file could have become a directory meanwhile.
+        let claim = |path: &&VirtualPath| Ok(Claim::tree(&jail.name_key(path)?));
+        let claims = paths.iter().map(claim).collect::<Result<_, FileError>>()?;
+        let lease = self.to_remove(claims)?;
+        self.prove(&lease, jail, paths)?;
+        Ok(lease)
+    }
+
+    /// Leases files to write to one of `paths`, and to remove the others.
+    ///
+    /// # Errors
+    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`; [`FileError::Unsure`] as
+    /// for [`Self::to_rename`].
+    pub fn to_write(
+        &self,
+        jail: &Jail,
+        paths: &[&VirtualPath],
+        claims: Vec<Claim>,
+    ) -> Result<WriteLease, FileError> {
+        let lease = self.runtime.block_on(self.registry.lease(claims, self.session))?;
+        self.prove(&lease, jail, paths)?;
+        Ok(lease)
+    }
+
+    fn prove(&self, lease: &WriteLease, jail: &Jail, paths: &[&VirtualPath]) -> Result<(), FileError> {
+        for path in paths {
+            if !lease.is_certain() && !jail.locks_cross_nodes(path)? {
+                return Err(FileError::Unsure(lease.certainty()));
+            }
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! STOR, STOU, APPE, ALLO (RFC 959 section 4.1.3) and COMB: what writes files.
 
-use std::{collections::HashSet, sync::Arc, thread, time::Duration};
+use std::{collections::HashSet, os::unix::fs::MetadataExt, sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
@@ -9,7 +9,7 @@ use common::{
 use tokio::runtime::Handle;
 
 use super::{
-    leases::Lessee,
+    leases::{self, Lessee},
     transfers::{
         Direction, LastLease, Transfer, TransferFailure, Work, run_in_background, start, take_offset,
         take_port,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
-    jail::{Changes, FileError, Jail, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
+    jail::{Changes, FileError, Jail, OpenFile, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
     metrics,
     protocol::{Code, Reply, command::Comb},
     quota::{HomeQuota, Share},
@@ -212,7 +212,7 @@ enum NotOpened {
 impl NotOpened {
     fn reply(&self, session: &LoggedIn) -> Reply {
         match self {
-            Self::Leased(refused) => FileError::from(*refused).refusal(),
+            Self::Leased(refused) => leases::refused(refused),
             Self::File(error) => session.subject.refuse(error),
         }
     }
@@ -475,7 +475,13 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     Ok(run_in_background(session, watch, move || {
         let mut changes = Changes::default();
         let combined = claims_of_join(&jail, &target, &sources).and_then(|claims| {
-            let lease = lessee.take_to_write(claims)?;
+            let paths: Vec<_> = [&target].into_iter().chain(&sources).collect();
+            let lease = lessee.to_write(&jail, &paths, claims)?;
+            // The target is locked when it is opened.
+            let _locks = jail.hold_all(&paths[1..])?;
+            if jail.locks_cross_nodes(&target)? {
+                lease.rely_on_storage();
+            }
             let is_held = || runtime.block_on(lease.is_held());
             jail.combine(&target, &sources, sync, &progress, &mut changes, is_held)
         });
@@ -489,15 +495,23 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     }))
 }
 
-/// What COMB writes, reads and removes. That a source is missing is found out here, before anything is leased.
+/// What COMB writes, reads and removes. That a source is missing, or named twice, is found out here, before
+/// anything is leased.
 fn claims_of_join(
     jail: &Jail,
     target: &VirtualPath,
     sources: &[VirtualPath],
 ) -> Result<Vec<Claim>, FileError> {
+    let identity = |file: &OpenFile| file.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    let mut files = HashSet::new();
+    if let Ok(target) = jail.open_read(target) {
+        files.insert(identity(&target)?);
+    }
     let mut claims = vec![Claim::file(&jail.canonical_key(target)?)];
     for source in sources {
-        jail.open_read(source)?;
+        if !files.insert(identity(&jail.open_read(source)?)?) {
+            return Err(FileError::SameFile);
+        }
         // Not the same where the name is a symbolic link.
         claims.push(Claim::file(&jail.canonical_key(source)?));
         claims.push(Claim::file(&jail.name_key(source)?));

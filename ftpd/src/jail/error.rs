@@ -107,11 +107,12 @@ impl FileError {
             }
             Self::Unsure(certainty) => {
                 let why = if *certainty == Certainty::RedisLostData {
-                    "Redis lost data less than a node_lease ago"
+                    "Redis lost its data less than node_lease ago"
                 } else {
                     "Redis is away"
                 };
-                (Some(format!("{why}, and locks on the storage do not keep out other nodes").into()), None)
+                let what = "file locks on this storage do not keep out other nodes: storage_locks";
+                (Some(format!("{why}, and {what}").into()), None)
             }
             error => (Some(chain(error).into()), None),
         };
@@ -145,8 +146,7 @@ impl FileError {
             Self::TooManyOpenFiles(_) => "too_many_open_files",
             Self::BeingWritten => "being_written",
             Self::Leased(LeaseRefused::Busy { .. }) => "write_lease",
-            Self::Leased(LeaseRefused::RegistryAway) | Self::Unsure(Certainty::RedisAway) => "registry_away",
-            Self::Unsure(_) => "registry_lost_data",
+            Self::Leased(LeaseRefused::RegistryAway) | Self::Unsure(_) => "registry_away",
             Self::Taken => "lease_lost",
             Self::Cancelled => failure::CANCELLED,
             Self::Unproved | Self::Io(_) => "storage_io",
@@ -228,7 +228,7 @@ impl FileError {
                 (Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
             }
             Self::Unsure(_) => {
-                (Code::FILE_BUSY, "It is not known whether another session writes this; try again later")
+                (Code::FILE_BUSY, "It cannot be told whether another session writes this; try again later")
             }
             Self::Taken => (Code::LOCAL_ERROR, "Another session writes this file"),
             Self::Cancelled => (Code::LOCAL_ERROR, "Action cancelled"),

@@ -201,7 +201,11 @@ impl Places {
     ///
     /// # Errors
     /// Within the share that the claim could have, no work has begun or ended for `patience`.
-    pub async fn take_while_moving(self: &Arc<Self>, claim: Claim, patience: Duration) -> Result<Place, Stuck> {
+    pub async fn take_while_moving(
+        self: &Arc<Self>,
+        claim: Claim,
+        patience: Duration,
+    ) -> Result<Place, Stuck> {
         self.until_stuck(&claim, patience)?;
         let taking = self.take(claim.clone());
         tokio::pin!(taking);
@@ -399,7 +403,8 @@ impl State {
             front(key).is_some_and(|waiter| self.obstacle(bounds, &waiter.claim).is_none())
         });
         // The earliest of equals: positions count downwards.
-        let (position, _) = ready.max_by_key(|(position, key)| (Reverse(held(&key.0)), Reverse(*position)))?;
+        let (position, _) =
+            ready.max_by_key(|(position, key)| (Reverse(held(&key.0)), Reverse(*position)))?;
         let key = self.order.remove(position)?;
         let waiter = self.queues.get_mut(&key)?.pop_front();
         if self.queues.get(&key).is_some_and(VecDeque::is_empty) {
