@@ -47,6 +47,7 @@ fn a_second_writer_on_another_node_gets_450_at_once_under_every_name_of_the_file
     let (mut team, mut safe, mut same_node) = (session(2, "team"), session(1, "safe"), session(0, "ann"));
     let content = bytes(1, 1 << 20);
 
+    second.store("other", b"no session writes this one");
     let mut upload = first.begin("STOR file");
     upload.write_all(&content[..1000]).unwrap();
     for command in ["STOR file", "STOR /file", "STOR ./file", "APPE file", "COMB file other"] {
@@ -55,7 +56,6 @@ fn a_second_writer_on_another_node_gets_450_at_once_under_every_name_of_the_file
     busy(&mut same_node, "STOR file");
     busy(&mut team, "STOR ann/file");
     busy(&mut safe, "STOR file");
-    second.store("other", b"nobody writes this one");
     upload.write_all(&content[1000..]).unwrap();
     upload.shutdown(Shutdown::Write).unwrap();
     first.expect(226);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use common::registry::Usage;
+use common::registry::{Claim, Usage};
 use tokio::runtime::Handle;
 
-use super::transfers::run_in_background;
+use super::{leases::Lessee, transfers::run_in_background};
 use crate::{
     activity::Watch,
     jail::{Changes, FileError, path::VirtualPath},
@@ -73,8 +73,9 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.rmdir, &path)?;
-    let removed = path.clone();
+    let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, counts| {
+        let _lease = lessee.to_remove(vec![Claim::tree(&jail.name_key(&removed)?)])?;
         let partials = if counts { jail.usage_of_partials(&removed) } else { Usage::default() };
         jail.remove_directory(&removed).map(|()| partials)
     });
@@ -83,7 +84,7 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 }
 
 /// RMDA: a directory with all that is in it, where no rule could forbid a part of it. ABOR ends it;
-/// what is gone stays gone.
+/// what is gone stays gone. While it runs nothing below can be written.
 pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
     if !session.access.holds_in_all_of(&path, |may| may.rmdir && may.delete) {
@@ -94,9 +95,12 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
     let (quota, runtime) = (session.quota_of(&path).cloned(), Handle::current());
+    let lessee = Lessee::of(session);
     Ok(run_in_background(session, watch, move || {
         let changes = Changes::default();
-        let removed = jail.remove_tree(&path, &progress, quota.is_some().then_some(&changes));
+        let lease = jail.name_key(&path).and_then(|key| lessee.to_remove(vec![Claim::tree(&key)]));
+        let removed =
+            lease.and_then(|_lease| jail.remove_tree(&path, &progress, quota.is_some().then_some(&changes)));
         if let Some(quota) = quota {
             runtime.block_on(quota.tell(changes.so_far()));
         }

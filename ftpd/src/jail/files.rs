@@ -265,7 +265,14 @@ impl Jail {
         self.target(path)?.key()
     }
 
-    /// [`Jail::canonical_key`] of the name itself.
+    /// As [`Jail::canonical_key`], of the name itself: for a symbolic link at the end that of the link.
+    ///
+    /// # Errors
+    /// As [`Jail::canonical_key`], and as for changing the name.
+    pub fn name_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
+        self.place_key(&self.place(path)?)
+    }
+
     pub(super) fn place_key(&self, place: &Place<'_>) -> Result<Vec<u8>, FileError> {
         let mut key = self.below_storage(&place.directory)?;
         if !key.is_empty() {
