@@ -31,9 +31,10 @@ use std::{
 
 use checker::{Files, decode, explain};
 use cluster::Shared;
+use cluster_tests::content::sha256;
 use generator::{Round, SCHEDULES_PER_ROUND};
 use ledger::Entry;
-use model::{ALL, Fault};
+use model::{ALL, Account, Fault};
 use runner::{Run, Slot};
 use summary::Summary;
 
@@ -60,6 +61,9 @@ fn whatever_happens_a_path_holds_one_upload_and_no_confirmed_upload_is_lost() {
             };
             let ledger = ran.as_ref().map_or(&[][..], |(_, ledger)| ledger);
             summary.add(round.fault, ledger, failure.is_some());
+            if let Ok((directory, _)) = &ran {
+                summary.add_hidden(round.fault, hidden(&slots[schedule], directory));
+            }
             if let Some(failure) = failure {
                 shown += 1;
                 let seed = format!("{number}/{schedule}");
@@ -175,6 +179,24 @@ fn check(directory: &Path, ledger: &[Entry]) -> Result<(), String> {
         }
     }
     explain(ledger, &found)
+}
+
+/// How many hidden files of broken atomic uploads are left, and how many of them no session can resume: their
+/// names do not follow from the user and a path, or the directory was renamed.
+fn hidden(slot: &Slot, directory: &Path) -> (usize, usize) {
+    let owner = Slot::user(slot.number, Account::Atomic);
+    let below = directory.strip_prefix(&slot.storage).expect("a schedule is on the storage");
+    let resumable: Vec<String> = ALL
+        .iter()
+        .map(|name| {
+            let path = below.join(name);
+            let hash = sha256(format!("{owner}\0{}", path.display()));
+            let above = name.rsplit_once('/').map_or(String::new(), |(above, _)| format!("{above}/"));
+            format!("{above}.ftpd-partial-{}", &hash[..32])
+        })
+        .collect();
+    let left: Vec<_> = files(directory).filter(|(name, _)| name.contains(".ftpd-partial-")).collect();
+    (left.len(), left.iter().filter(|(name, _)| !resumable.contains(name)).count())
 }
 
 /// All files below a directory and what they hold; hidden ones too.

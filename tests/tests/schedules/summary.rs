@@ -16,21 +16,15 @@ struct Row {
     /// Uploads that were told this code.
     codes: BTreeMap<u16, usize>,
     without_reply: usize,
+    /// Files of broken atomic uploads, and those that no session can resume.
+    hidden: usize,
+    orphans: usize,
 }
 
 impl Summary {
     /// Counts one schedule.
     pub fn add(&mut self, fault: Fault, ledger: &[Entry], has_failed: bool) {
-        let name = match fault {
-            Fault::None => "none",
-            Fault::Pause(_) => "pause",
-            Fault::Partition(_) => "partition",
-            Fault::Flush => "flush",
-            Fault::Forget => "forget",
-            Fault::Away => "away",
-            Fault::Hang => "hang",
-        };
-        let row = self.0.entry(name).or_default();
+        let row = self.row(fault);
         row.schedules += 1;
         row.failures += usize::from(has_failed);
         for entry in ledger.iter().filter(|entry| entry.upload().is_some()) {
@@ -41,6 +35,26 @@ impl Summary {
                 None => row.without_reply += 1,
             }
         }
+    }
+
+    /// Counts the hidden files that are left, and those that no session can resume.
+    pub fn add_hidden(&mut self, fault: Fault, (hidden, orphans): (usize, usize)) {
+        let row = self.row(fault);
+        row.hidden += hidden;
+        row.orphans += orphans;
+    }
+
+    fn row(&mut self, fault: Fault) -> &mut Row {
+        let name = match fault {
+            Fault::None => "none",
+            Fault::Pause(_) => "pause",
+            Fault::Partition(_) => "partition",
+            Fault::Flush => "flush",
+            Fault::Forget => "forget",
+            Fault::Away => "away",
+            Fault::Hang => "hang",
+        };
+        self.0.entry(name).or_default()
     }
 
     pub fn failures(&self) -> usize {
@@ -62,11 +76,11 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, row) in &self.0 {
-            let Row { schedules, failures, uploads, confirmed, codes, without_reply } = row;
+            let Row { schedules, failures, uploads, confirmed, codes, without_reply, hidden, orphans } = row;
             writeln!(
                 f,
                 "{name:>9}: {schedules} schedules, {failures} failed; {uploads} uploads, {confirmed} confirmed, \
-                 {without_reply} without a reply, others {codes:?}"
+                 {without_reply} without a reply, others {codes:?}; {hidden} hidden files left, {orphans} orphans"
             )?;
         }
         Ok(())
