@@ -24,8 +24,8 @@ pub struct Shared(Cluster);
 
 impl Shared {
     /// Three nodes that clients reach without a balancer, each with a way to Redis of its own, and two
-    /// accounts with one home for each schedule of a round.
-    pub fn start() -> Self {
+    /// accounts with one home for each schedule of a round. `settings` are those of the nodes beside the usual.
+    pub fn start(settings: &[(&str, &str)]) -> Self {
         let mut users = String::new();
         for number in 0..SCHEDULES_PER_ROUND {
             for (account, uploads) in [(Account::Direct, "direct"), (Account::Atomic, "atomic")] {
@@ -35,7 +35,7 @@ impl Shared {
                 );
             }
         }
-        let cluster = Cluster::builder()
+        let builder = Cluster::builder()
             .nodes(NODES)
             .passive_ports(600)
             .without_balancer()
@@ -43,9 +43,8 @@ impl Shared {
             .users(&users)
             .setting("node_lease", "1s")
             .setting("redis_timeout", "300ms")
-            .setting("log_level", "info")
-            .start();
-        Self(cluster)
+            .setting("log_level", "info");
+        Self(settings.iter().fold(builder, |builder, (key, value)| builder.setting(key, value)).start())
     }
 
     pub fn slot(&self, number: usize) -> Slot {
