@@ -11,6 +11,13 @@
     };
   };
 
+  # The watchdog ends a process that is stopped for longer. Here it is to go on.
+  machines.ftp1 =
+    { lib, ... }:
+    {
+      systemd.services.ftpd.serviceConfig.WatchdogSec = lib.mkForce "infinity";
+    };
+
   script = ''
     wait_for_cluster()
     redis_address = client.succeed("getent ahostsv4 redis").split()[0]

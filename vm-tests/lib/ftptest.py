@@ -125,7 +125,8 @@ def blocks(writer: str, count: int) -> bytes:
 
 def write(mark: str, first: int, last: int, user: str, name: str, writer: str, count: int) -> dict[str, object]:
     """An upload in two halves. The second goes out when the file MARK.go is there; MARK.begun tells that the
-    first has gone out, or that the upload was refused. MARK.content is the whole. Returns the last reply's code."""
+    first has gone out, or that the upload was refused. MARK.content is the whole. Returns the last reply's code;
+    it is empty if none comes."""
     ftp = login_through(first, last, user)
     content = blocks(writer, count)
     pathlib.Path(f"{mark}.content").write_bytes(content)
@@ -140,13 +141,15 @@ def write(mark: str, first: int, last: int, user: str, name: str, writer: str, c
     wait_for(f"{mark}.go")
     try:
         connection.sendall(content[half:])
-        connection.close()
-        code = ftp.voidresp()[:3]
-    except ftplib.Error as error:
-        code = str(error)[:3]
     except OSError:
         # The node has closed the data connection; its reply tells why.
+        pass
+    connection.close()
+    try:
         code = ftp.getmultiline()[:3]
+    except (EOFError, OSError):
+        # The node has ended.
+        code = ""
     return {"code": code, "sha256": digest(content)}
 
 
