@@ -22,10 +22,12 @@ pub mod nginx;
 pub mod node;
 pub mod process;
 pub mod proxy;
+pub mod random;
 pub mod redis;
 pub mod reply;
 pub mod stub_authd;
 pub mod tls;
+pub mod wire;
 
 use std::{
     thread,
