@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod content;
 pub mod dialogue;
 pub mod gate;
+pub mod hang;
 pub mod http;
 pub mod kernel_path;
 pub mod loopback;
