@@ -78,7 +78,8 @@ impl Found {
 pub struct Reloaded {
     /// How many users it declares.
     pub users: usize,
-    /// Who was declared before, and is not any more, or is disabled, or has another credential.
+    /// Users that were declared before and are not any more, or are disabled, or have another password or other
+    /// certificates.
     pub ended: Vec<UserName>,
 }
 
@@ -163,10 +164,7 @@ impl Accounts {
                 let has_ended = |(name, user): &(&UserName, &User)| {
                     // Who was disabled before has no sessions.
                     user.enabled
-                        && now
-                            .users
-                            .get(name)
-                            .is_none_or(|now| !now.enabled || now.credential != user.credential)
+                        && now.users.get(name).is_none_or(|now| !now.enabled || !now.has_proofs_of(user))
                 };
                 let ended = before.users.iter().filter(has_ended).map(|(name, _)| name.clone()).collect();
                 Ok(Reloaded { users, ended })

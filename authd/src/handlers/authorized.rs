@@ -8,6 +8,7 @@ use std::{
 use common::{
     access::{Access, Forbidden},
     auth_api::{AuthorizedAnswer, AuthorizedRequest, EndReason, MAX_AUTHORIZED, PastLogin, Verdict},
+    certificate::CertificateRule,
 };
 
 use crate::{
@@ -83,7 +84,8 @@ fn judge(known: Option<&(User, Access)>, login: &PastLogin, now: SystemTime) -> 
 /// Whether a login of this version would be accepted again: by the password, or by a certificate that still
 /// stands in for it.
 fn is_current(user: &User, then: &str) -> bool {
-    version(user, None) == then || user.certificates.iter().any(|entry| version(user, Some(entry)) == then)
+    let by_certificate = |entry: &CertificateRule| version(user, Some(&entry.to_string())) == then;
+    version(user, None) == then || user.certificates.iter().any(by_certificate)
 }
 
 #[cfg(test)]
@@ -110,11 +112,11 @@ mod tests {
         let changed = Verdict::End { reason: EndReason::CredentialChanged };
         let user = ann(HASHES[0]);
         let with = |certificates: &[&str]| User {
-            certificates: certificates.iter().map(|&subject| subject.to_owned()).collect(),
+            certificates: certificates.iter().map(|subject| subject.parse().unwrap()).collect(),
             ..user.clone()
         };
         let by_password = version(&user, None);
-        let by_certificate = version(&with(&["CN=a"]), Some(&"CN=a".to_owned()));
+        let by_certificate = version(&with(&["CN=a"]), Some("CN=a"));
         assert_ne!(by_password, by_certificate);
         for (now, password, certificate) in [
             (with(&[]), Verdict::Stay, changed),
@@ -122,7 +124,7 @@ mod tests {
             (with(&["CN=b", "CN=a"]), Verdict::Stay, Verdict::Stay),
             (with(&["CN=b"]), Verdict::Stay, changed),
             (ann(HASHES[1]), changed, changed),
-            (User { certificates: vec!["CN=a".to_owned()], ..ann(HASHES[1]) }, changed, changed),
+            (User { certificates: vec!["CN=a".parse().unwrap()], ..ann(HASHES[1]) }, changed, changed),
         ] {
             assert_eq!(verdict(&now, Some(by_password.clone())), password, "{now:?}");
             assert_eq!(verdict(&now, Some(by_certificate.clone())), certificate, "{now:?}");
