@@ -83,6 +83,8 @@ pub struct Storage {
     pub sorted_entries: usize,
     pub stat_entries: usize,
     pub quota_rescan: Duration,
+    /// How long the hidden file of a broken upload stays after its last change; `None`: for ever.
+    pub partial_lifetime: Option<Duration>,
 }
 
 /// Who decides whether a login is right.
@@ -106,6 +108,7 @@ pub struct Limits {
     pub sessions_per_address: u32,
     pub transfers: u32,
     pub file_operations: u32,
+    pub home_counts: u32,
     pub serving_threads: usize,
     pub login_failures: u32,
     pub unauthenticated_commands: u32,
@@ -124,6 +127,7 @@ pub struct Timeouts {
     pub client_left: Duration,
     pub passive_wait: Duration,
     pub quota_wait: Duration,
+    pub home_count_turn: Duration,
     pub proxy_header: Duration,
     pub drain: Duration,
 }
@@ -160,6 +164,7 @@ impl Config {
                 sorted_entries: values.required("max_sorted_entries")?,
                 stat_entries: values.required("max_stat_entries")?,
                 quota_rescan: values.duration("quota_rescan")?,
+                partial_lifetime: Some(values.duration("partial_lifetime")?).filter(|time| !time.is_zero()),
             },
             redis: redis(values, standalone)?,
             tls: tls(values)?,
@@ -168,6 +173,7 @@ impl Config {
                 sessions_per_address: count(values, "max_sessions_per_address")?,
                 transfers: count(values, "max_transfers")?,
                 file_operations: count(values, "max_file_operations")?,
+                home_counts: count(values, "max_home_counts")?,
                 serving_threads: serving_threads(values)?,
                 login_failures: count(values, "max_login_failures")?,
                 unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
@@ -183,6 +189,7 @@ impl Config {
                 client_left: values.duration("client_left_timeout")?,
                 passive_wait: values.duration("passive_wait")?,
                 quota_wait: values.duration("quota_wait")?,
+                home_count_turn: values.duration("home_count_turn")?,
                 proxy_header: values.duration("proxy_header_timeout")?,
                 drain: values.duration("drain_timeout")?,
             },

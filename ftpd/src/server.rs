@@ -212,6 +212,7 @@ fn tell_limits(config: &Config) {
     metrics::limit("max_sessions_per_address", limits.sessions_per_address);
     metrics::limit("max_transfers", limits.transfers);
     metrics::limit("max_file_operations", limits.file_operations);
+    metrics::limit("max_home_counts", limits.home_counts);
     metrics::limit("serving_threads", u32::try_from(limits.serving_threads).unwrap_or(u32::MAX));
     metrics::limit("max_login_failures", limits.login_failures);
     metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
@@ -303,13 +304,15 @@ async fn start(
         tls.share_ticket_keys(registry.clone()).await;
         tls.watch_files();
     }
+    let connections = Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address));
+    let counts = Counts::new(&config.limits, &config.timeouts, &config.storage, &connections);
     let node = Arc::new(Node {
         authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
         workers: Workers::new(&config.limits),
         directories: SharedDirectories::default(),
-        counts: Counts::new(config.storage.quota_rescan, config.timeouts.quota_wait),
-        connections: Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address)),
+        counts,
+        connections,
         network: config.network,
         storage: config.storage,
         limits: config.limits,

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub use self::off_runtime::OffRuntime;
-use self::{standing_back::StandingBack, threads::Threads};
+use self::threads::Threads;
+pub use self::{off_runtime::OffRuntime, standing_back::StandingBack};
 use crate::{config::Limits, metrics};
 
 /// Bounds the work on blocking threads.

@@ -1,7 +1,5 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
-use common::registry::Usage;
-
 use crate::{
     jail::{FileError, path::VirtualPath},
     listing::Kind,
@@ -15,18 +13,17 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     session.allow(|may| may.delete, &path)?;
     let user = session.account.user.clone();
     let removed = path.clone();
-    let removal = session.remove_in_home(&path, move |jail, counts| {
-        let (mut partial, mut file) = (Usage::default(), Usage::default());
-        if counts {
-            let left = jail.partial_size(&removed, &user).ok().flatten();
-            partial = left.map_or(partial, |bytes| Usage { bytes, files: 1 });
-            file = jail.usage_of(&removed);
+    let removal = session.remove_in_home(&path, move |jail, changes| {
+        let partial = jail.remove_partial(&removed, &user);
+        if let Ok(Some(freed)) = partial {
+            changes.remove(freed);
         }
-        let had_partial = jail.remove_partial(&removed, &user);
         match jail.remove_file(&removed) {
-            Err(FileError::NotFound) if had_partial? => Ok(partial),
-            removed => removed.map(|()| file.plus(partial)),
+            Ok(freed) => changes.remove(freed),
+            Err(FileError::NotFound) if partial?.is_some() => {}
+            Err(error) => return Err(error),
         }
+        Ok(())
     });
     removal.await?;
     Ok(Reply::new(Code::DONE, "File deleted"))
@@ -55,9 +52,9 @@ pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     session.allow_name(&to)?;
     let replace = session.access.at(&to).overwrite;
     let target = to.clone();
-    let renaming = session.remove_in_home(&target, move |jail, counts| {
-        let replaced = if counts { jail.usage_replaced(&from, &to) } else { Usage::default() };
-        jail.rename(&from, &to, replace).map(|()| replaced)
+    let renaming = session.remove_in_home(&target, move |jail, changes| {
+        changes.remove(jail.rename(&from, &to, replace)?);
+        Ok(())
     });
     renaming.await?;
     Ok(Reply::new(Code::DONE, "Renamed"))

@@ -19,6 +19,7 @@ mod folders;
 mod handle;
 pub mod path;
 mod remove_tree;
+mod same_file;
 mod shared;
 mod upload;
 mod usage;

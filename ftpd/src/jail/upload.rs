@@ -7,12 +7,12 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use common::process::logging::chain;
+use common::{process::logging::chain, registry::Usage};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat, renameat};
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::sys::statfs::{NFS_SUPER_MAGIC, fstatfs};
-use nix::unistd::{UnlinkatFlags, close, unlinkat};
+use nix::unistd::{UnlinkatFlags, close};
 use sha2::{Digest, Sha256};
 
 use super::files::{rename_new, sync_directory};
@@ -242,16 +242,17 @@ impl Jail {
         }
     }
 
-    /// Removes what a broken atomic upload of `owner` to `path` left. Says whether there was any.
+    /// Removes what a broken atomic upload of `owner` to `path` left. Answers what that freed, if there
+    /// was any.
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn remove_partial(&self, path: &VirtualPath, owner: &str) -> Result<bool, FileError> {
+    pub fn remove_partial(&self, path: &VirtualPath, owner: &str) -> Result<Option<Usage>, FileError> {
         let place = self.place(path)?;
         let name = self.partial_name(&place, owner)?;
-        match unlinkat(&place.directory, &*name, UnlinkatFlags::NoRemoveDir) {
-            Ok(()) => Ok(true),
-            Err(Errno::ENOENT) => Ok(false),
+        match usage::unlink(&place.directory, &*name, UnlinkatFlags::NoRemoveDir, None) {
+            Ok(freed) => Ok(Some(freed)),
+            Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -304,8 +305,7 @@ impl Upload {
                     if !self.is_hidden() {
                         self.reserve(start + beyond, length)?;
                     }
-                    self.file.set_len(start)?;
-                    self.changes.shrink(beyond);
+                    usage::cut(&self.file, start, &self.changes)?;
                 }
                 self.state = State::Writing { start, noted: false };
             }
@@ -432,8 +432,8 @@ impl Upload {
             return rename_new(&from, &to);
         }
         let ours = identity(&fstat(&self.file)?);
-        let replaced = handle::status(&self.directory, &**name).map(|status| usage::of(&status));
-        match renameat(&self.directory, &*self.name, &self.directory, &**name) {
+        let place = |name| Ok::<_, FileError>(Place { directory: self.directory.try_clone()?, name });
+        match usage::replace(&place(&*self.name)?, &place(&**name)?) {
             // The first answer of an NFS server may have been lost.
             Err(Errno::ENOENT)
                 if handle::status(&self.directory, &**name).is_ok_and(|status| identity(&status) == ours) =>
@@ -441,8 +441,7 @@ impl Upload {
                 Ok(())
             }
             renamed => {
-                renamed?;
-                self.changes.remove(replaced.unwrap_or_default());
+                self.changes.remove(renamed?);
                 Ok(())
             }
         }
@@ -496,10 +495,7 @@ impl Upload {
         if start == 0 && self.is_ours() {
             return self.remove();
         }
-        let length = size(&fstat(&self.file)?);
-        self.file.set_len(start)?;
-        self.changes.shrink(length.saturating_sub(start));
-        Ok(())
+        usage::cut(&self.file, start, &self.changes)
     }
 
     fn remove_if_empty(&self) -> Result<(), FileError> {
@@ -512,16 +508,14 @@ impl Upload {
     }
 
     fn remove(&self) -> Result<(), FileError> {
-        match handle::status(&self.directory, &*self.name) {
-            Ok(found) if identity(&found) == identity(&fstat(&self.file)?) => {
-                unlinkat(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir)?;
-                self.changes.remove(usage::of(&found));
-                Ok(())
-            }
-            // Somebody has removed or replaced it.
-            Ok(_) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        let ours = identity(&fstat(&self.file)?);
+        match usage::unlink(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir, Some(ours)) {
+            Ok(freed) => self.changes.remove(freed),
+            // Another session has removed it.
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
         }
+        Ok(())
     }
 }
 

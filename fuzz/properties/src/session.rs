@@ -217,14 +217,15 @@ fn node(config: Config, address: IpAddr) -> Node {
         transfers: 0,
         failing: Vec::new(),
     };
+    let connections = Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address));
     let trust = Arc::new(Trust { balancers: Vec::new(), header_timeout: config.timeouts.proxy_header });
     Node {
         authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
         workers: Workers::new(&config.limits),
         directories: ftpd::jail::SharedDirectories::default(),
-        counts: Counts::new(config.storage.quota_rescan, config.timeouts.quota_wait),
-        connections: Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address)),
+        counts: Counts::new(&config.limits, &config.timeouts, &config.storage, &connections),
+        connections,
         passive: PassivePorts::listen(config.network.slice, &[address], &trust)
             .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}")),
         network: config.network,
