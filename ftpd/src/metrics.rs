@@ -50,6 +50,11 @@ pub fn describe() {
         "Encrypted downloads in TYPE I by who makes their TLS records: the kernel, or the node itself"
     );
     describe_counter!("ftp_tls_reloads_total", "Certificates read again, by result");
+    describe_counter!(
+        "ftp_partials_removed_total",
+        "Hidden files of broken atomic uploads removed because they were older than partial_lifetime"
+    );
+    describe_counter!("ftp_partial_bytes_removed_total", "Bytes of those files");
     describe_gauge!("ftp_draining", "1 while the node drains");
     describe_gauge!("ftp_limit", "The configured limits by name");
     describe_counter!("ftp_limit_reached_total", "How often a limit refused something, by name");
@@ -138,6 +143,11 @@ pub fn passive_ports_exhausted() {
 
 pub fn data_connection_refused(reason: &'static str) {
     counter!("ftp_data_connections_refused_total", "reason" => reason).increment(1);
+}
+
+pub fn partial_removed(bytes: u64) {
+    counter!("ftp_partials_removed_total").increment(1);
+    counter!("ftp_partial_bytes_removed_total").increment(bytes);
 }
 
 pub fn authd_answered(result: &'static str, took: Duration) {

@@ -45,6 +45,7 @@ use crate::{
     protocol::{Code, Reply},
     proxy_protocol::{NoClient, Trust},
     quota::Counts,
+    sweeper,
     tls::{Tls, TlsError},
     transfer_log::TransferLog,
     workers::Workers,
@@ -162,6 +163,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         () = terminated(&mut signals) => return Ok(()),
     };
     health.watch(&node.storage.root, probe, &node.registry).await;
+    sweeper::start(&node);
     let (control, implicit) = match (listen(control), listen(implicit)) {
         (Ok(control), Ok(implicit)) => (control, implicit),
         (Err(error), _) | (_, Err(error)) => {

@@ -424,3 +424,47 @@ fn sessions_on_two_nodes_that_change_the_same_names_never_hold_more_than_is_coun
         assert!(disk.0 <= LIMIT as u64 && disk.1 <= 6, "round {round}: {disk:?}");
     }
 }
+
+#[test]
+fn partial_files_of_uploads_that_were_not_resumed_are_removed_and_given_back_to_the_quota() {
+    // Looked for every 30 s / 7.
+    let account = json!({ "quota": { "bytes": LIMIT, "files": 5 }, "uploads": "atomic" });
+    let site = site(2, account, |node| node.setting("partial_lifetime", "30s"));
+    let (mut session, home) = (site.login(0), site.home());
+    let partials = || -> Vec<_> {
+        let names = fs::read_dir(&home).unwrap().map(|entry| entry.unwrap().path());
+        names.filter(|path| path.to_string_lossy().contains(".ftpd-partial-")).collect()
+    };
+    assert_eq!(upload(&mut session, "STOR full", &bytes(1, LIMIT + 1)), 552);
+    session.command("DELE full", 250);
+    let mut data = session.begin("STOR broken");
+    data.write_all(&bytes(2, 100_000)).unwrap();
+    eventually("the bytes to arrive", || (on_disk(&home).0 == 100_000).then_some(()));
+    session.send("ABOR");
+    session.expect(426);
+    session.expect(226);
+    let [old] = &partials()[..] else { panic!("{:?}", partials()) };
+    // Another upload runs meanwhile.
+    let mut other = site.login(1);
+    let mut data = other.begin("STOR runs");
+    data.write_all(&bytes(3, 1000)).unwrap();
+    eventually("its bytes to arrive", || (on_disk(&home).0 == 101_000).then_some(()));
+    let two_minutes_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(120);
+    fs::File::options().write(true).open(old).unwrap().set_modified(two_minutes_ago).unwrap();
+    eventually("the old partial file to go", || (!old.exists()).then_some(()));
+    data.write_all(&bytes(4, 1000)).unwrap();
+    data.shutdown(Shutdown::Write).unwrap();
+    other.expect(226);
+    assert_eq!(fs::read(home.join("runs")).unwrap().len(), 2000);
+    eventually("the quota to be told", || (used(&mut session) == (2000, 1)).then_some(()));
+    assert_eq!(on_disk(&home), (2000, 1));
+    let removed = |node: &Node| node.metric("ftp_partials_removed_total").unwrap_or(0.0);
+    let bytes = |node: &Node| node.metric("ftp_partial_bytes_removed_total").unwrap_or(0.0);
+    eventually("one node to have removed it", || {
+        let sums = (site.nodes.iter().map(removed).sum::<f64>(), site.nodes.iter().map(bytes).sum::<f64>());
+        (sums == (1.0, 100_000.0)).then_some(())
+    });
+    let node = site.nodes.iter().find(|node| removed(node) > 0.0).unwrap();
+    let line = node.daemon.wait_for_line(|line| line.contains("was not resumed"));
+    assert!(line.contains("partial_lifetime") && line.contains("bytes=100000"), "{line}");
+}

@@ -12,6 +12,7 @@
 //! over servers: the steps touch several keys.
 
 mod bandwidth;
+mod chore;
 mod claim;
 mod cluster;
 mod link;
@@ -40,6 +41,7 @@ use tokio::{
 
 pub use self::{
     bandwidth::{Direction, Meter, Share, Slice, piece},
+    chore::Chore,
     claim::Holder,
     link::{LinkError, RedisLink},
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},

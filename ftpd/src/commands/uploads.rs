@@ -296,7 +296,8 @@ async fn admit(
     };
     let new = match (target, partial) {
         (None, None) => NewFile::Yes,
-        (Some(_), None) if atomic => NewFile::Beside,
+        (_, Some(_)) if matches!(mode, WriteMode::Resume { .. }) => NewFile::No,
+        _ if atomic => NewFile::Beside,
         _ => NewFile::No,
     };
     quota.admit(new, frees).await.map(Arc::new)

@@ -21,6 +21,7 @@ pub mod path;
 mod remove_tree;
 mod same_file;
 mod shared;
+pub mod sweep;
 mod upload;
 mod usage;
 

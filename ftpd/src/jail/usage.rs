@@ -115,7 +115,7 @@ fn below(directory: &OwnedFd, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
 }
 
 /// What the file or directory itself takes.
-fn of(status: &FileStat) -> Usage {
+pub(super) fn of(status: &FileStat) -> Usage {
     match kind(status) {
         Kind::File => Usage { bytes: size(status), files: 1 },
         Kind::Directory => Usage { bytes: 0, files: 1 },
