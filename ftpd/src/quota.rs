@@ -24,7 +24,7 @@ pub use self::count::Counts;
 use crate::{
     data::transfer::TransferError,
     failure::Failure,
-    jail::{Changes, Jail},
+    jail::{Changes, Jail, path::VirtualPath},
     metrics,
     node::Node,
     protocol::{Code, Reply},
@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub struct HomeQuota {
     counts: Counts,
     jail: Arc<Jail>,
+    /// What it counts: the home, or a directory of it.
+    directory: VirtualPath,
     usage: HomeUsage,
     limit: Quota,
     /// As the account names it: for logs.
@@ -47,14 +49,35 @@ pub struct HomeQuota {
 }
 
 impl HomeQuota {
-    /// Begins to count the home if that is due. `path`: the home's [`Jail::canonical_key`].
-    pub async fn open(node: &Arc<Node>, account: &Account, jail: &Arc<Jail>, path: &[u8]) -> Arc<Self> {
+    /// Begins to count `directory` if that is due. `path`: its [`Jail::counted_key`].
+    pub async fn open(
+        node: &Arc<Node>,
+        account: &Account,
+        jail: &Arc<Jail>,
+        path: &[u8],
+        directory: VirtualPath,
+    ) -> Arc<Self> {
         let usage = node.registry.home_usage(path, node.counts.interval);
         let (counts, jail) = (node.counts.clone(), Arc::clone(jail));
-        let quota = Arc::new(Self { counts, jail, usage, limit: account.quota, home: account.home.clone() });
+        let limit = account.quota;
+        let home = match directory.is_root() {
+            true => account.home.clone(),
+            false => format!("{}{}", account.home.trim_end_matches('/'), directory.as_bytes().escape_ascii()),
+        };
+        let quota = Arc::new(Self { counts, jail, directory, usage, limit, home });
         // Commands that need the answer ask again.
         let _ = quota.settle(Step::default()).await;
         quota
+    }
+
+    /// Whether what happens at `path` counts.
+    pub fn counts(&self, path: &VirtualPath) -> bool {
+        self.jail.is_in_home(path) && path.below(&self.directory).is_some()
+    }
+
+    /// What it counts: the home, or a directory of it.
+    pub fn directory(&self) -> &VirtualPath {
+        &self.directory
     }
 
     pub fn limit(&self) -> Quota {

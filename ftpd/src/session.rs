@@ -191,7 +191,7 @@ impl LoggedIn {
 
     /// The quota that what happens at `path` counts to, if the user has one: folders are not the home's.
     pub fn quota_of(&self, path: &VirtualPath) -> Option<&Arc<HomeQuota>> {
-        self.quota.as_ref().filter(|_| self.jail.is_in_home(path))
+        self.quota.as_ref().filter(|quota| quota.counts(path))
     }
 
     /// Runs a file operation in the user's home, off the threads that serve connections.

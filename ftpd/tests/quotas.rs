@@ -468,3 +468,33 @@ fn partial_files_of_uploads_that_were_not_resumed_are_removed_and_given_back_to_
     let line = node.daemon.wait_for_line(|line| line.contains("was not resumed"));
     assert!(line.contains("partial_lifetime") && line.contains("bytes=100000"), "{line}");
 }
+
+/// An anonymous user's drop box: broken uploads left hidden files without end, and nothing counted them.
+#[test]
+fn a_quota_of_a_directory_counts_what_is_in_it_and_nothing_else() {
+    let nothing = json!({ "list": false, "download": false, "upload": false, "overwrite": false, "append": false,
+        "rename": false, "delete": false, "mkdir": false, "rmdir": false, "attributes": false });
+    let (mut reads, mut adds) = (nothing.clone(), nothing);
+    (reads["list"], reads["download"], adds["upload"]) = (json!(true), json!(true), json!(true));
+    let account = json!({
+        "permissions": reads, "directories": [{ "path": "/in", "permissions": adds }], "uploads": "atomic",
+        "quota": { "bytes": LIMIT, "files": 4 }, "quota_directory": "/in",
+    });
+    let site = site(1, account, |node| {
+        fs::create_dir_all(node.root().join("home/in")).unwrap();
+        // What the operator offers takes nothing of it.
+        fs::write(node.root().join("home/offer"), bytes(1, 2 * LIMIT)).unwrap();
+        node
+    });
+    let mut session = site.login(0);
+    assert_eq!(upload(&mut session, "STOR in/a", &bytes(2, 100_000)), 226);
+    for name in ["b", "c", "d"] {
+        let code = upload(&mut session, &format!("STOR in/{name}"), &bytes(3, LIMIT));
+        assert_eq!((code, on_disk(&site.home().join("in")).0), (552, 300_000), "{name}");
+    }
+    let text = session.command("SITE QUOTA", 211).text();
+    assert!(text.contains("Quota of /in:") && text.contains("Bytes: 300000 used, 300000 limit"), "{text}");
+    assert_eq!(used(&mut session), on_disk(&site.home().join("in")));
+    // Free space elsewhere is the storage's.
+    assert_ne!(session.command("AVBL /", 213).text(), "213 0");
+}

@@ -130,7 +130,9 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
                 let effective = service.accounts.effective(user).await.map_err(Refusal::Unavailable)?;
                 match effective.access.check(request.address, SystemTime::now()) {
                     Ok(()) => {
-                        Ok(effective.account(name.to_string(), user.home.as_str().to_owned(), user.admin))
+                        let home = user.home.as_str().to_owned();
+                        let account = effective.account(name.to_string(), home, user.admin);
+                        Ok(Account { quota_directory: service.accounts.quota_directory(name), ..account })
                     }
                     Err(Forbidden::Address) => Err(Rejection::AddressNotAllowed),
                     Err(Forbidden::Time) => Err(Rejection::TimeNotAllowed),

@@ -258,6 +258,22 @@ impl Jail {
         self.target(path)?.key()
     }
 
+    /// A name for the home, or a directory of it, whose files a quota counts: the same on every node, also
+    /// while the directory does not exist. Symbolic links on the way to it are not resolved.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn counted_key(&self, directory: &VirtualPath) -> Result<Vec<u8>, FileError> {
+        let mut key = self.below_storage(&self.home)?;
+        for name in directory.names() {
+            if !key.is_empty() {
+                key.push(b'/');
+            }
+            key.extend_from_slice(name);
+        }
+        Ok(key)
+    }
+
     /// [`Jail::canonical_key`] of the name itself.
     pub(super) fn place_key(&self, place: &Place<'_>) -> Result<Vec<u8>, FileError> {
         let mut key = self.below_storage(&place.directory)?;

@@ -66,15 +66,23 @@ fn signed(number: u64) -> i64 {
 }
 
 impl Jail {
-    /// What all files and directories of the home take, hidden ones included, without the home's own
-    /// directory. Symbolic links are not followed; directories that cannot be read, and those 512 levels
+    /// What all files and directories below `top` take, hidden ones included. A `top` that is missing takes
+    /// nothing. Symbolic links are not followed; directories that cannot be read, and those 512 levels
     /// down, count as empty. `step` is called before each entry, and may wait.
     ///
     /// # Errors
-    /// [`FileError::Cancelled`] if `step` says so, and as the kernel says of the home itself.
-    pub fn usage(&self, mut step: impl FnMut() -> Result<(), FileError>) -> Result<Usage, FileError> {
+    /// [`FileError::Cancelled`] if `step` says so, and as the kernel says of `top` itself.
+    pub fn usage(
+        &self,
+        top: &VirtualPath,
+        mut step: impl FnMut() -> Result<(), FileError>,
+    ) -> Result<Usage, FileError> {
         let mut sum = Usage::default();
-        let mut levels = vec![Names::new(self.open_path(&VirtualPath::root(), READ_DIRECTORY)?)];
+        let top = match self.open_path(top, READ_DIRECTORY) {
+            Err(FileError::NotFound) if !top.is_root() => return Ok(sum),
+            opened => opened?,
+        };
+        let mut levels = vec![Names::new(top)];
         loop {
             let depth = levels.len();
             let Some(names) = levels.last_mut() else { return Ok(sum) };

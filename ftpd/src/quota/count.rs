@@ -20,7 +20,7 @@ use crate::{
     config::{Limits, Storage, Timeouts},
     connections::Connections,
     data::progress::Progress,
-    jail::{FileError, Jail},
+    jail::FileError,
     metrics,
     workers::StandingBack,
 };
@@ -65,8 +65,8 @@ impl Counts {
         Self { places: Arc::new(Semaphore::new(1)), turns, connections, interval, wait }
     }
 
-    /// Walks through the home on a thread of its own, in a place and in turns with other counts.
-    async fn walk(&self, jail: Arc<Jail>, progress: Arc<Progress>) -> Result<Usage, FileError> {
+    /// Walks through what the quota counts on a thread of its own, in a place and in turns with other counts.
+    async fn walk(&self, quota: Arc<HomeQuota>, progress: Arc<Progress>) -> Result<Usage, FileError> {
         if self.places.available_permits() == 0 {
             metrics::limit_reached("max_home_counts");
         }
@@ -76,7 +76,7 @@ impl Counts {
         let (sender, counted) = oneshot::channel();
         let work = move || {
             // If nobody waits for the result any more, it is not needed.
-            let _ = sender.send(walk(&jail, &progress, turn, place));
+            let _ = sender.send(walk(&quota, &progress, turn, place));
         };
         thread::Builder::new().name("count".to_owned()).spawn(work)?;
         counted.await.unwrap_or(Err(FileError::Cancelled))
@@ -84,20 +84,20 @@ impl Counts {
 }
 
 fn walk(
-    jail: &Jail,
+    quota: &HomeQuota,
     progress: &Progress,
     mut turn: Turn,
     _place: OwnedSemaphorePermit,
 ) -> Result<Usage, FileError> {
     let _back = StandingBack::begin();
-    jail.usage(|| turn.step(|| progress.is_cancelled()).map_err(|_| FileError::Cancelled))
+    quota.jail.usage(&quota.directory, || turn.step(|| progress.is_cancelled()).map_err(|_| FileError::Cancelled))
 }
 
 /// Counts the home, unless the node drains or another node takes over.
 pub(super) async fn count(quota: Arc<HomeQuota>, counting: Counting) {
     let counts = &quota.counts;
     let progress = Arc::new(Progress::default());
-    let walk = counts.walk(Arc::clone(&quota.jail), Arc::clone(&progress));
+    let walk = counts.walk(Arc::clone(&quota), Arc::clone(&progress));
     tokio::pin!(walk);
     let begun = Instant::now();
     let interval = counting.interval().min(Duration::from_secs(1));

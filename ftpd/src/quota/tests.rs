@@ -121,14 +121,16 @@ impl Site {
             usage.begin_count().await.unwrap().finish(Usage::default()).await;
         });
         let counts = Counts::for_tests(Arc::new(Connections::new(1, 1)));
-        let quota = Arc::new(HomeQuota { counts, jail, usage, limit: LIMIT, home: "/home".to_owned() });
+        let (directory_of_home, home) = (VirtualPath::root(), "/home".to_owned());
+        let quota =
+            Arc::new(HomeQuota { counts, jail, directory: directory_of_home, usage, limit: LIMIT, home });
         Self { runtime, registry, quota, _directory: directory }
     }
 
     /// What the quota counts, and what is on the disk.
     fn standing(&self) -> (Usage, Usage) {
         let counted = self.runtime.block_on(self.quota.usage.settle(Step::default())).unwrap().held;
-        (counted.unwrap(), self.quota.jail.usage(|| Ok(())).unwrap())
+        (counted.unwrap(), self.quota.jail.usage(&VirtualPath::root(), || Ok(())).unwrap())
     }
 
     fn lease(&self, name: &VirtualPath) -> Option<WriteLease> {
@@ -340,7 +342,7 @@ fn at_once(prepare: impl Fn(&Path), operations: &[Operation]) {
         let site = Arc::new(Site::new());
         prepare(site._directory.path());
         // What was prepared is counted.
-        let disk = site.quota.jail.usage(|| Ok(())).unwrap();
+        let disk = site.quota.jail.usage(&VirtualPath::root(), || Ok(())).unwrap();
         site.runtime.block_on(site.quota.tell((disk.bytes as i64, disk.files as i64)));
         thread::scope(|scope| {
             for operation in operations {
