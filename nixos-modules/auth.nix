@@ -30,7 +30,7 @@ let
       directories = map (rule: rule // { permissions = set rule.permissions; }) from.directories;
       denied_names = from.deniedNames;
       limits = set {
-        inherit (from.limits) sessions;
+        inherit (from.limits) sessions transfers;
         sessions_per_address = from.limits.sessionsPerAddress;
       };
       quota = set from.quota;
@@ -164,6 +164,9 @@ in
         RestartSec = 2;
         RestartPreventExitStatus = 78;
         WatchdogSec = 30;
+        # A failed login is one line, and the throttle bounds them. journald's limit would drop the lines that
+        # matter.
+        LogRateLimitIntervalSec = 0;
         TimeoutStopSec = cluster.seconds (cfg.authd.settings.stop_timeout or "10s") + 10;
         # A connection for each login that a node waits for.
         LimitNOFILE = 16384;

@@ -188,6 +188,8 @@ in
         # EX_CONFIG: the settings will not be better the next time.
         RestartPreventExitStatus = 78;
         WatchdogSec = 30;
+        # The daemon limits repeated lines itself. journald's limit would drop the lines that matter.
+        LogRateLimitIntervalSec = 0;
         # A start lasts as long as a storage that hangs.
         TimeoutStartSec = "2min";
         # The daemon ends by itself at its drain limit.

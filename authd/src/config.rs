@@ -359,6 +359,7 @@ fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
     let limits = AccountLimits {
         sessions: Some(values.required("anonymous_sessions")?),
         sessions_per_address: Some(values.required("anonymous_sessions_per_address")?),
+        transfers: None,
     };
     let quota_of = |key| values.required::<u64>(key).map(|limit| Some(limit).filter(|limit| *limit > 0));
     let (mut quota, mut bandwidth) = (Quota::default(), Bandwidth::default());

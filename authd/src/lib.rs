@@ -17,6 +17,7 @@ pub mod handlers;
 mod metrics;
 mod persistence;
 pub mod prompt;
+mod revision;
 pub mod routes;
 pub mod server;
 pub mod throttle;
@@ -29,7 +30,7 @@ use common::{
     process::{
         admin,
         capabilities::{self, Kept},
-        service,
+        descriptors, service,
         signals::{Request, Signals},
     },
     registry::{RedisLink, RegistryView},
@@ -40,6 +41,7 @@ use crate::{
     accounts::{Accounts, Reloaded, cache::Cache, file::UsersFileError, password::Passwords, stored::Stored},
     config::{Config, Declared},
     handlers::users,
+    revision::Revision,
     throttle::Throttle,
     tokens::{Access, Tokens},
 };
@@ -56,6 +58,7 @@ pub struct Service {
     tokens: Tokens,
     /// `None`: there is no Redis.
     registry: Option<RegistryView>,
+    revision: Revision,
     /// What `/readyz` goes by.
     requirements: Vec<Requirement>,
 }
@@ -102,6 +105,7 @@ impl Service {
                 Access::token(config.admin_token.as_ref()),
             ),
             registry,
+            revision: Revision::default(),
             requirements: config.requirements.clone(),
         })
     }
@@ -136,6 +140,7 @@ impl Service {
             Ok(Reloaded { users, ended }) => {
                 self.cache.clear();
                 log::info!(file, users; "users file loaded");
+                self.revision.advance();
                 for user in ended {
                     log::info!(user:%; "the user's sessions are to end");
                     users::shut_out(&self, &user).await;
@@ -150,10 +155,11 @@ impl Service {
 ///
 /// # Errors
 /// The users file cannot be used, or the address not bound.
-pub async fn run(config: Config) -> Result<(), StartError> {
+pub async fn run(mut config: Config) -> Result<(), StartError> {
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let prometheus = admin::install_metrics().map_err(|error| StartError::Metrics(error.to_string()))?;
     metrics::describe();
+    fit_descriptors(&mut config);
     let authd = Arc::new(Service::new(&config)?);
     warn_about(&config);
     if capabilities::is_root() {
@@ -169,6 +175,8 @@ pub async fn run(config: Config) -> Result<(), StartError> {
         ask(registry.link()).await;
         authd.accounts.learn_overrides().await;
         tokio::spawn(keep_asking(Arc::clone(&authd), registry.link().clone()));
+        let (advancing, registry) = (Arc::clone(&authd), registry.clone());
+        tokio::spawn(async move { advancing.revision.run(&registry).await });
     }
 
     let readiness = Arc::clone(&authd);
@@ -197,10 +205,15 @@ pub async fn run(config: Config) -> Result<(), StartError> {
 /// Whether Redis is there must be known without requests too: a balancer that goes by readiness
 /// sends none until it is.
 async fn keep_asking(authd: Arc<Service>, link: RedisLink) {
-    let mut checked = 0;
+    let (mut checked, mut known) = (0, 0);
+    // The process before may have ended between a change and the next revision.
+    authd.revision.advance();
     loop {
         // Another connection may lead to another Redis, or to one with other settings.
         let connections = link.connections();
+        if std::mem::replace(&mut known, connections) != connections {
+            authd.revision.advance();
+        }
         if checked != connections && persistence::check(&link).await {
             checked = connections;
         }
@@ -234,6 +247,29 @@ async fn watch(authd: Arc<Service>, poll: Duration) {
             Arc::clone(&authd).reload().await;
         }
         before = changed;
+    }
+}
+
+/// Descriptors beside those of HTTP connections: Redis, files of users and tokens, the listener.
+const OTHER_DESCRIPTORS: u64 = 64;
+
+/// Raises the limit of open files, and lowers `max_connections` where even that is too low.
+fn fit_descriptors(config: &mut Config) {
+    let available = match descriptors::raise() {
+        Ok(limit) => limit,
+        Err(error) => {
+            log::warn!("cannot raise the limit of open files (RLIMIT_NOFILE): {error}");
+            return;
+        }
+    };
+    let most = usize::try_from(available.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX).max(1);
+    if config.connections.connections > most {
+        log::warn!(
+            max_connections = config.connections.connections, lowered_to = most, open_files = available;
+            "max_connections is lowered, because the limit of open files is too low for it: raise RLIMIT_NOFILE \
+             (LimitNOFILE= of the service), or lower max_connections"
+        );
+        config.connections.connections = most;
     }
 }
 

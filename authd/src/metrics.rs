@@ -12,6 +12,7 @@ const CACHE_HITS: &str = "authd_cache_hits_total";
 const THROTTLED: &str = "authd_throttled_total";
 const BANS: &str = "authd_bans_total";
 const BANS_LIFTED: &str = "authd_bans_lifted_total";
+const REVOKED: &str = "authd_sessions_revoked_total";
 const CONNECTIONS: &str = "authd_http_connections";
 const REQUESTS: &str = "authd_http_requests_total";
 const DEPENDENCY_UP: &str = "authd_dependency_up";
@@ -27,6 +28,10 @@ pub fn describe() {
     describe_counter!(THROTTLED, "Logins that had to wait, by whose failures");
     describe_counter!(BANS, "Failed logins after which a user name or an address has to wait");
     describe_counter!(BANS_LIFTED, "Such waits that an administrator has ended");
+    describe_counter!(
+        REVOKED,
+        "Past logins of which a node asked, and whose sessions may not stay, by reason"
+    );
     describe_gauge!(CONNECTIONS, "HTTP connections that are open");
     describe_counter!(REQUESTS, "HTTP requests by route and status");
     describe_gauge!(
@@ -66,6 +71,11 @@ pub fn ban_began(by: By) {
 /// They need not wait any more, because an administrator says so.
 pub fn ban_lifted(by: By) {
     counter!(BANS_LIFTED, "by" => by.as_str()).increment(1);
+}
+
+/// The sessions of a past login may not stay.
+pub fn session_revoked(reason: &'static str) {
+    counter!(REVOKED, "reason" => reason).increment(1);
 }
 
 /// An HTTP connection was accepted.

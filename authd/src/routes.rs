@@ -20,7 +20,7 @@ use crate::{
     Service,
     error::ApiError,
     handlers::{
-        bans, groups, login,
+        authorized, bans, groups, login,
         sessions::{self, Ended, SessionFilter},
         users,
     },
@@ -49,6 +49,7 @@ pub fn routes<R: Reply + 'static>(
     let none = String::new;
     let routes = [
         route("/v1/authenticate", &service, v1.and(warp::path!("authenticate")).map(none), authenticate),
+        route("/v1/authorized", &service, v1.and(warp::path!("authorized")).map(none), authorized),
         route("/v1/users", &service, v1.and(warp::path!("users")).map(none), all_users),
         route("/v1/users/{name}", &service, v1.and(warp::path!("users" / String)), one_user),
         route("/v1/groups", &service, v1.and(warp::path!("groups")).map(none), all_groups),
@@ -91,6 +92,16 @@ async fn authenticate(service: Arc<Service>, call: Call) -> Answer {
             }
         }
         _ => Err(ApiError::MethodNotAllowed("GET, POST")),
+    }
+}
+
+async fn authorized(service: Arc<Service>, call: Call) -> Answer {
+    match call.method {
+        Method::POST => {
+            service.tokens.node(&call.headers, call.peer)?;
+            Ok(json(StatusCode::OK, &authorized::authorized(&service, parse(call.body)?).await?))
+        }
+        _ => Err(ApiError::MethodNotAllowed("POST")),
     }
 }
 
@@ -206,14 +217,18 @@ async fn all_sessions(service: Arc<Service>, call: Call) -> Answer {
 
 async fn one_session(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
+        Method::GET => {
+            service.tokens.admin(&call.headers, call.peer)?;
+            Ok(json(StatusCode::OK, &sessions::show(&service, &call.parameter?).await?))
+        }
         Method::DELETE => {
             service.tokens.admin(&call.headers, call.peer)?;
-            Ok(match sessions::end(&service, &call.parameter?).await? {
+            Ok(match sessions::end(&service, &call.parameter?, call.peer).await? {
                 Ended::Gone => StatusCode::NO_CONTENT.into_response(),
-                Ended::Told => StatusCode::ACCEPTED.into_response(),
+                Ended::Asked(session) => json(StatusCode::ACCEPTED, &session),
             })
         }
-        _ => Err(ApiError::MethodNotAllowed("DELETE")),
+        _ => Err(ApiError::MethodNotAllowed("GET, DELETE")),
     }
 }
 
@@ -229,12 +244,16 @@ async fn all_nodes(service: Arc<Service>, call: Call) -> Answer {
 
 async fn drain(service: Arc<Service>, call: Call) -> Answer {
     match call.method {
+        Method::GET => {
+            service.tokens.admin(&call.headers, call.peer)?;
+            Ok(json(StatusCode::OK, &sessions::drain_state(&service, &call.parameter?).await?))
+        }
         Method::POST => {
             service.tokens.admin(&call.headers, call.peer)?;
-            sessions::drain(&service, &call.parameter?).await?;
+            sessions::drain(&service, &call.parameter?, call.peer).await?;
             Ok(StatusCode::ACCEPTED.into_response())
         }
-        _ => Err(ApiError::MethodNotAllowed("POST")),
+        _ => Err(ApiError::MethodNotAllowed("GET, POST")),
     }
 }
 

@@ -63,6 +63,85 @@ pub struct Account {
     /// May see all sessions with `SITE WHO`, not only the own ones.
     #[serde(default)]
     pub admin: bool,
+    /// What the login was accepted by, for [`AuthorizedRequest`]. `None` from an older authd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// Body of `POST /v1/authorized`, sent by a node: may sessions that these logins began go on? One entry stands
+/// for all sessions with the same values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthorizedRequest {
+    pub node: NodeName,
+    /// At most [`MAX_AUTHORIZED`].
+    pub logins: Vec<PastLogin>,
+}
+
+/// How many logins one [`AuthorizedRequest`] may name.
+pub const MAX_AUTHORIZED: usize = 256;
+
+/// A login that authd has accepted before.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PastLogin {
+    pub user: String,
+    /// [`Account::version`] of authd's answer. `None`: only the user and the conditions of access are checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The client's real address.
+    pub address: IpAddr,
+}
+
+/// Body of the answer 200 to `POST /v1/authorized`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorizedAnswer {
+    /// One for each login of the request, in its order.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// Whether the sessions of a login may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "decision", rename_all = "snake_case")]
+pub enum Verdict {
+    Stay,
+    End {
+        #[serde(default)]
+        reason: EndReason,
+    },
+    /// authd cannot tell now, because Redis is away: the sessions go on, and the node asks again.
+    Undecided,
+}
+
+/// Why a session has to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The user does not exist any more.
+    Removed,
+    Disabled,
+    /// The user has another password, or lost the client certificate of the login.
+    CredentialChanged,
+    AddressNotAllowed,
+    TimeNotAllowed,
+    /// A newer authd has a reason that this version does not know.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+impl EndReason {
+    /// As in JSON, logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Removed => "removed",
+            Self::Disabled => "disabled",
+            Self::CredentialChanged => "credential_changed",
+            Self::AddressNotAllowed => "address_not_allowed",
+            Self::TimeNotAllowed => "time_not_allowed",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// What a user may do. What is not named is granted: a home belongs to its user.
@@ -108,7 +187,7 @@ impl Default for Permissions {
     }
 }
 
-/// Limits of one user over the whole cluster. `None` is no limit.
+/// Limits of one user. `None` of sessions is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccountLimits {
@@ -116,6 +195,9 @@ pub struct AccountLimits {
     pub sessions: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions_per_address: Option<u32>,
+    /// Transfers at once on each node. `None`: the node's `max_transfers_per_user`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transfers: Option<u32>,
 }
 
 /// Which connections of a user must be encrypted, beside what the node itself requires, and how their data

@@ -1,4 +1,6 @@
-//! Times for people and other programs.
+//! Times for people and other programs, and the clock by which leases age.
+
+use std::time::Duration;
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -11,9 +13,27 @@ pub fn rfc3339(seconds: u64) -> String {
     time.format(&Rfc3339).unwrap_or_default()
 }
 
+/// The time since the host booted, with the time that it was suspended (CLOCK_BOOTTIME): a lease ages then, too.
+pub fn since_boot() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec to the address of one. The call cannot fail: Linux has this clock
+    // since 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    // Neither is negative.
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::rfc3339;
+    use super::{rfc3339, since_boot};
+
+    #[test]
+    fn the_time_since_boot_goes_on() {
+        let before = since_boot();
+        assert!(!before.is_zero());
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert!(since_boot() > before);
+    }
 
     #[test]
     fn seconds_are_told_as_rfc_3339() {

@@ -22,6 +22,9 @@ pub const AUTHD: &str = "authd";
 /// The daemon's own listening sockets.
 pub const LISTENERS: &str = "listeners";
 
+/// The daemon's places for work on files: they fail while all are taken by work that does not end.
+pub const FILE_OPERATIONS: &str = "file_operations";
+
 /// How a dependency is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -190,14 +193,16 @@ pub struct Shown {
 
 impl Report {
     /// Dependencies that `requirements` do not name count only if they are misconfigured and
-    /// [`Requirement::Credentials`] is among the requirements. The listeners always count.
+    /// [`Requirement::Credentials`] is among the requirements. The listeners and the file operations
+    /// always count.
     pub fn new(
         state: Life,
         dependencies: impl IntoIterator<Item = (&'static str, Dependency)>,
         requirements: &[Requirement],
     ) -> Self {
         let shown = |(name, dependency): (&'static str, Dependency)| {
-            let is_named = name == LISTENERS || requirements.contains(&Requirement::Dependency(name));
+            let always = name == LISTENERS || name == FILE_OPERATIONS;
+            let is_named = always || requirements.contains(&Requirement::Dependency(name));
             let is_misconfigured = dependency.condition == Condition::Misconfigured;
             let required = is_named || is_misconfigured && requirements.contains(&Requirement::Credentials);
             (name, Shown { required, dependency })

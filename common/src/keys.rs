@@ -41,9 +41,23 @@ impl Keys {
         self.key(format_args!("sessions:{name}"))
     }
 
-    /// List of `NodeCommand` as JSON that wait for a node. Expires.
+    /// List of `NodeCommand` as JSON that wait for a node. Expires. It makes the node react at once; a command
+    /// that is lost on its way stands in [`node_orders`](Self::node_orders) too.
     pub fn node_commands(&self, name: &NodeName) -> String {
         self.key(format_args!("commands:{name}"))
+    }
+
+    /// Hash: what one process of a node is to do. `incarnation` names the process; `drain` and `end:ID` are the
+    /// times (Unix s) at which that was asked for. The node removes `end:ID` when the session has ended; when a
+    /// node that was told to drain leaves, `drained` is the time. Expires a day after the last change.
+    pub fn node_orders(&self, name: &NodeName) -> String {
+        self.key(format_args!("orders:{name}"))
+    }
+
+    /// The revision of the accounts: a number that changes with each change after which a session may have to
+    /// end. Starts at a time (Unix ms), so that a Redis that lost it does not repeat a number. Never expires.
+    pub fn revision(&self) -> String {
+        self.key("revision")
     }
 
     /// Sorted set: a user's sessions by the time (Unix ms) at which nobody has renewed them for long.
@@ -55,23 +69,45 @@ impl Keys {
         self.key(format_args!("user-sessions:{user}"))
     }
 
-    /// Sorted set: an address's sessions, as [`user_sessions`](Self::user_sessions).
-    pub fn address_sessions(&self, address: IpAddr) -> String {
-        self.key(format_args!("address-sessions:{address}"))
+    /// Sorted set: the sessions of a client's network (see [`network_of`](crate::client_network::network_of)), as
+    /// [`user_sessions`](Self::user_sessions).
+    pub fn address_sessions(&self, network: IpAddr) -> String {
+        self.key(format_args!("address-sessions:{network}"))
     }
 
-    /// Sorted set: a user's sessions from one address, as [`user_sessions`](Self::user_sessions).
-    pub fn user_address_sessions(&self, user: &str, address: IpAddr) -> String {
-        self.key(format_args!("user-address-sessions:{address}:{user}"))
+    /// Sorted set: a user's sessions from one network, as [`user_sessions`](Self::user_sessions).
+    pub fn user_address_sessions(&self, user: &str, network: IpAddr) -> String {
+        self.key(format_args!("user-address-sessions:{network}:{user}"))
     }
 
-    /// String: the fencing token of the lease on writing `path`, which names a file within the
-    /// storage. Expires unless its node refreshes it.
-    ///
-    /// The token says which node, process and lease it is, and no two are the same. It need not
-    /// count upwards: storage cannot compare tokens, so a writer asks whether its own still stands.
+    /// String: the lease on writing `path`, which names a file or a directory within the storage, and its
+    /// holder; `lease.lua` tells the form. Its node renews it. It expires long after the lease does, so that a
+    /// node that was cut off learns whether another session took the path meanwhile.
     pub fn write_lease(&self, path: &[u8]) -> Vec<u8> {
-        [self.key("write:").as_bytes(), path].concat()
+        [self.write_leases().as_bytes(), path].concat()
+    }
+
+    /// What the keys of all leases start with.
+    pub fn write_leases(&self) -> String {
+        self.key("write:")
+    }
+
+    /// Sorted set: the leased paths, by name (all scores are 0), and some of leases that have ended. Expires
+    /// with the last of them.
+    pub fn leased_paths(&self) -> String {
+        self.key("leased-paths")
+    }
+
+    /// Sorted set: those of [`leased_paths`](Self::leased_paths) that are leased with all paths below them.
+    pub fn leased_trees(&self) -> String {
+        self.key("leased-trees")
+    }
+
+    /// Hash: `epoch` is a random name for the time since Redis lost data, which began at `created` (Unix ms) on
+    /// the server process `server`; `doubt` is 1 if nodes held leases before, and `number` the number of the
+    /// last lease. Never expires.
+    pub fn lease_epoch(&self) -> String {
+        self.key("lease-epoch")
     }
 
     /// Hash: how much a home holds, which is named by its path within the storage. `bytes` and

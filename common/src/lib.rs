@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod auth_api;
+pub mod client_network;
 pub mod clock;
 pub mod health;
 pub mod keys;

@@ -476,6 +476,15 @@ impl Values {
         }
         Ok(duration)
     }
+
+    /// A duration for which zero means that there is none.
+    ///
+    /// # Errors
+    /// The text is no duration.
+    pub fn duration_or_off(&self, key: &str) -> Result<Option<Duration>, SettingsError> {
+        let duration = *self.required::<humantime::Duration>(key)?;
+        Ok(Some(duration).filter(|duration| !duration.is_zero()))
+    }
 }
 
 impl fmt::Display for Source {

@@ -57,6 +57,8 @@ pub enum CancelledBy {
     SessionEnd,
     /// The control connection's descriptor could not be duplicated.
     NoDescriptor,
+    /// It was slower than `minimum_rate`.
+    TooSlow,
 }
 
 impl CancelledBy {
@@ -69,6 +71,7 @@ impl CancelledBy {
             Self::NodeStop => "node_stop",
             Self::SessionEnd => "session_end",
             Self::NoDescriptor => "too_many_open_files",
+            Self::TooSlow => "too_slow",
         }
     }
 }
@@ -82,6 +85,7 @@ impl fmt::Display for CancelledBy {
             Self::NodeStop => "the node stops, and drain_timeout is over",
             Self::SessionEnd => "the node ended the session",
             Self::NoDescriptor => "the node has too many open files",
+            Self::TooSlow => "the transfer was slower than minimum_rate",
         })
     }
 }
@@ -188,6 +192,11 @@ impl Watch {
         } else if self.progress.is_cut_off() {
             let _ = socket.shutdown(Shutdown::Read);
         }
+    }
+
+    /// Whether a thread uses the data connection.
+    pub fn is_attached(&self) -> bool {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// The connection is done with: it closes when its thread has dropped it too.

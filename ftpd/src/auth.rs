@@ -1,5 +1,6 @@
 //! Who may log in: authd's answer, or the users of a standalone node.
 
+mod authorized;
 pub mod http;
 pub mod local;
 pub mod probe;
@@ -11,7 +12,7 @@ use std::{
 };
 
 use common::{
-    auth_api::{Account, AuthenticateRequest, ErrorBody, ErrorCode, Rejection},
+    auth_api::{Account, AuthenticateRequest, ErrorBody, ErrorCode, PastLogin, Rejection, Verdict},
     node::NodeName,
     process::logging::chain,
     secret::Secret,
@@ -107,6 +108,23 @@ impl Authenticator {
                 account.ok_or(LoginError::Rejected(Rejection::UnknownUser))
             }
             Self::Authd(authd) => authd.authenticate(attempt).await,
+        }
+    }
+
+    /// Whether an authd decides, which may decide otherwise later. A standalone node reads its users once.
+    pub fn asks_authd(&self) -> bool {
+        matches!(self, Self::Authd(_))
+    }
+
+    /// Which of these logins authd would accept now, without their passwords: one verdict for each, in their
+    /// order. `None`: it cannot tell, because it is of an earlier version or there is none.
+    ///
+    /// # Errors
+    /// No authd answered in time, or what each answered instead. For the log.
+    pub async fn authorized(&self, logins: &[PastLogin]) -> Result<Option<Vec<Verdict>>, String> {
+        match self {
+            Self::Authd(authd) => authd.authorized(logins).await,
+            Self::Users(_) | Self::Demo => Ok(None),
         }
     }
 }

@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Uid};
 use crate::{
     auth::probe::AuthdProbe,
     config::{Authentication, Config, DEMO_USERS},
-    jail::PARTIAL_PREFIX,
+    jail::{Locks, PARTIAL_PREFIX},
     tls::Tls,
 };
 
@@ -56,7 +56,8 @@ pub async fn deep(config: Config) -> Vec<Tried> {
     let root = config.storage.root.clone();
     let must_write =
         config.storage.create_homes || !matches!(config.authentication, Authentication::Authd { .. });
-    let storage = tokio::task::spawn_blocking(move || storage(&root, must_write)).await;
+    let locks = config.redis.is_some().then_some(config.storage.locks);
+    let storage = tokio::task::spawn_blocking(move || storage(&root, must_write, locks)).await;
     let mut tried = storage.unwrap_or_default();
     if let Some(tls) = config.tls {
         tried.push(("certificates (tls_certificates)".to_owned(), load(tls)));
@@ -83,8 +84,9 @@ fn load(tls: crate::tls::TlsSettings) -> Result<(), String> {
     Tls::load(tls).map(drop).map_err(|error| chain(&error))
 }
 
-/// Opens the root, and writes a probe.
-fn storage(root: &Path, must_write: bool) -> Vec<Tried> {
+/// Opens the root, writes a probe, and tells whether `locks` of uploads keep out other nodes (`None`: there are
+/// no others). That they do not is no failure, because the leases in Redis do it then.
+fn storage(root: &Path, must_write: bool, locks: Option<Locks>) -> Vec<Tried> {
     let opened = fs::read_dir(root).map(drop).map_err(|error| refused(root, &error));
     let is_open = opened.is_ok();
     let mut tried = vec![(format!("storage root {}", root.display()), opened)];
@@ -95,6 +97,15 @@ fn storage(root: &Path, must_write: bool) -> Vec<Tried> {
                 format!("a probe file in {}", root.display()),
                 written.map_err(|error| refused(root, &error)),
             )),
+        }
+        if let Some(locks) = locks {
+            let told = match locks.cross_nodes(root) {
+                Ok(why) => format!("file locks hold on all nodes: {why}"),
+                Err(why) => {
+                    format!("file locks do not keep out other nodes, so that uploads depend on Redis: {why}")
+                }
+            };
+            tried.push((told, Ok(())));
         }
     }
     tried

@@ -22,10 +22,12 @@ use crate::{
         http::{self, AuthdUrl},
         local::LocalUsers,
     },
+    commands::MinimumRate,
     health::Readiness,
-    jail::Modes,
+    jail::{Locks, Modes},
     representation::AsciiConversion,
     tls::{CertificateFiles, Policy, TlsSettings},
+    workers::quarter,
 };
 
 /// All settings, checked.
@@ -65,6 +67,8 @@ pub struct Network {
     pub internal_networks: Vec<IpNet>,
     pub trusted_balancers: Vec<IpNet>,
     pub active_mode: bool,
+    /// Redis, authd and this node's own admin port, where the settings name them by address.
+    pub services: Vec<SocketAddr>,
     pub host_names: Vec<String>,
 }
 
@@ -77,10 +81,13 @@ pub struct Storage {
     pub create_homes: bool,
     pub modes: Modes,
     pub sync_uploads: bool,
+    pub locks: Locks,
     pub settle_time: Duration,
     pub resolve_links: bool,
     pub list_depth: usize,
     pub sorted_entries: usize,
+    /// Bytes that sorted listings of all sessions may take together.
+    pub listing_memory: u64,
     pub stat_entries: usize,
     pub quota_rescan: Duration,
     /// How long the hidden file of a broken upload stays after its last change; `None`: for ever.
@@ -107,8 +114,16 @@ pub struct Limits {
     pub sessions: u32,
     pub sessions_per_address: u32,
     pub transfers: u32,
+    pub transfers_per_user: u32,
     pub file_operations: u32,
     pub home_counts: u32,
+    pub checksums_per_user: u32,
+    pub file_operations_per_user: u32,
+    pub file_operations_per_filesystem: u32,
+    pub login_operations: u32,
+    pub long_operations: u32,
+    pub long_operations_per_user: u32,
+    pub minimum_rate: MinimumRate,
     pub serving_threads: usize,
     pub login_failures: u32,
     pub unauthenticated_commands: u32,
@@ -124,12 +139,23 @@ pub struct Timeouts {
     pub reply: Duration,
     pub data_connect: Duration,
     pub stall: Duration,
+    pub checksum: Duration,
     pub client_left: Duration,
     pub passive_wait: Duration,
     pub quota_wait: Duration,
     pub home_count_turn: Duration,
     pub proxy_header: Duration,
     pub drain: Duration,
+    /// How long a file operation waits for a place while no other operation ends.
+    pub file_operation_wait: Duration,
+    /// A file operation that runs for longer is logged.
+    pub file_operation_alarm: Duration,
+    /// How long a long command waits for a place.
+    pub long_operation_wait: Duration,
+    /// Between two questions to authd which sessions may stay.
+    pub reauthorize: Duration,
+    /// `None`: sessions have no greatest age.
+    pub session_age: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -158,40 +184,37 @@ impl Config {
                 create_homes: values.required("create_homes")?,
                 modes: Modes { file: mode(values, "file_mode")?, directory: mode(values, "directory_mode")? },
                 sync_uploads: values.required("sync_uploads")?,
+                locks: values.required("storage_locks")?,
                 settle_time: values.duration("settle_time")?,
                 resolve_links: values.required("resolve_links")?,
                 list_depth: values.required("list_depth")?,
                 sorted_entries: values.required("max_sorted_entries")?,
+                listing_memory: values.required("max_listing_memory")?,
                 stat_entries: values.required("max_stat_entries")?,
                 quota_rescan: values.duration("quota_rescan")?,
                 partial_lifetime: Some(values.duration("partial_lifetime")?).filter(|time| !time.is_zero()),
             },
             redis: redis(values, standalone)?,
             tls: tls(values)?,
-            limits: Limits {
-                sessions: count(values, "max_sessions")?,
-                sessions_per_address: count(values, "max_sessions_per_address")?,
-                transfers: count(values, "max_transfers")?,
-                file_operations: count(values, "max_file_operations")?,
-                home_counts: count(values, "max_home_counts")?,
-                serving_threads: serving_threads(values)?,
-                login_failures: count(values, "max_login_failures")?,
-                unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
-                errors: count(values, "max_errors")?,
-                failure_lines: values.required("failure_log_limit")?,
-            },
+            limits: limits(values)?,
             timeouts: Timeouts {
                 login: values.duration("login_timeout")?,
                 idle: values.duration("idle_timeout")?,
                 reply: values.duration("reply_timeout")?,
                 data_connect: values.duration("data_connect_timeout")?,
                 stall: values.duration("stall_timeout")?,
+                checksum: values.duration("checksum_timeout")?,
                 client_left: values.duration("client_left_timeout")?,
                 passive_wait: values.duration("passive_wait")?,
                 quota_wait: values.duration("quota_wait")?,
                 home_count_turn: values.duration("home_count_turn")?,
                 proxy_header: values.duration("proxy_header_timeout")?,
                 drain: values.duration("drain_timeout")?,
+                file_operation_wait: values.duration("file_operation_wait")?,
+                file_operation_alarm: values.duration("file_operation_alarm")?,
+                long_operation_wait: values.duration("long_operation_wait")?,
+                reauthorize: values.duration("reauthorize_interval")?,
+                session_age: values.duration_or_off("session_max_age")?,
             },
             greeting: values.required("greeting")?,
             ascii_conversion: values.required("ascii_conversion")?,
@@ -261,6 +284,7 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
         internal_networks: values.list("internal_networks")?,
         trusted_balancers: trusted_balancers(values)?,
         active_mode: values.required("active_mode")?,
+        services: services(values, authentication)?,
         host_names: values.list("host_names")?,
     })
 }
@@ -356,6 +380,17 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
     })
 }
 
+/// Services of the cluster that active mode must not reach. A name is not looked up: what it leads to may
+/// change, and the settings of most clusters have addresses.
+fn services(values: &Values, authentication: &Authentication) -> Result<Vec<SocketAddr>, SettingsError> {
+    let mut services: Vec<SocketAddr> = values.optional("admin_listen")?.into_iter().collect();
+    services.extend(values.optional::<RedisUrl>("redis_url")?.and_then(|url| url.address()));
+    if let Authentication::Authd { urls, .. } = authentication {
+        services.extend(urls.iter().filter_map(AuthdUrl::address));
+    }
+    Ok(services)
+}
+
 fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, SettingsError> {
     let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else {
         return if standalone {
@@ -439,6 +474,50 @@ fn mode(values: &Values, key: &str) -> Result<u32, SettingsError> {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err(values.invalid(key, "not an octal number from 0 to 0777")),
     }
+}
+
+/// At least so many transfers of one user, as far as `max_transfers` allows, where
+/// `max_transfers_per_user` is not set.
+const TRANSFERS_OF_USER: u32 = 10;
+
+fn limits(values: &Values) -> Result<Limits, SettingsError> {
+    let transfers = count(values, "max_transfers")?;
+    let file_operations = count(values, "max_file_operations")?;
+    let long_operations = count(values, "max_long_operations")?;
+    let share = |key: &str, default: u32| match values.optional(key)? {
+        Some(0) => Err(values.invalid(key, "it cannot be zero")),
+        Some(share) => Ok(share),
+        None => Ok(default),
+    };
+    Ok(Limits {
+        sessions: count(values, "max_sessions")?,
+        sessions_per_address: count(values, "max_sessions_per_address")?,
+        transfers,
+        transfers_per_user: share(
+            "max_transfers_per_user",
+            quarter(transfers).max(TRANSFERS_OF_USER.min(transfers)),
+        )?,
+        file_operations,
+        file_operations_per_user: share("max_file_operations_per_user", quarter(file_operations))?,
+        file_operations_per_filesystem: share(
+            "max_file_operations_per_filesystem",
+            file_operations.div_ceil(2),
+        )?,
+        home_counts: count(values, "max_home_counts")?,
+        checksums_per_user: count(values, "max_checksums_per_user")?,
+        login_operations: count(values, "max_login_operations")?,
+        long_operations,
+        long_operations_per_user: count(values, "max_long_operations_per_user")?,
+        minimum_rate: MinimumRate {
+            rate: values.required("minimum_rate")?,
+            window: values.duration("minimum_rate_time")?,
+        },
+        serving_threads: serving_threads(values)?,
+        login_failures: count(values, "max_login_failures")?,
+        unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
+        errors: count(values, "max_errors")?,
+        failure_lines: values.required("failure_log_limit")?,
+    })
 }
 
 fn count(values: &Values, key: &str) -> Result<u32, SettingsError> {

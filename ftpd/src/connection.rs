@@ -20,6 +20,7 @@ use crate::{
         line::{Line, LineBuffer, MAX_LINE},
     },
     proxy_protocol::Ends,
+    revocation,
     session::{Outcome, Security, Session, State},
 };
 
@@ -116,15 +117,17 @@ impl Connection {
             (End::Gone, _) => CancelledBy::ClientGone,
             (_, Some(Order::End)) => CancelledBy::Administrator,
             (_, Some(Order::Stop)) => CancelledBy::NodeStop,
-            (_, Some(Order::Drain) | None) => CancelledBy::SessionEnd,
+            (_, Some(Order::Drain | Order::MakeRoom) | None) => CancelledBy::SessionEnd,
         };
         let client_left = matches!(end, End::Gone);
         if let End::Told(reply, reason) = end {
             metrics::session_ended(reason);
-            log::info!(
-                session:% = self.session.handle.id, address:% = self.session.ends.client.ip(), reason;
-                "session ended by the node"
-            );
+            if self.session.is_logged_in() || self.has_room_in_log(reason) {
+                log::info!(
+                    session:% = self.session.handle.id, address:% = self.session.ends.client.ip(), reason;
+                    "session ended by the node"
+                );
+            }
             self.control.push(&reply);
         }
         if let Some(activity) = self.activity.take() {
@@ -177,7 +180,8 @@ impl Connection {
     }
 
     async fn event(&mut self, timer: Pin<&mut Sleep>) -> Event {
-        // With a command held nothing can be run; what is read for is the end of the connection.
+        // While a command is held no other can run. Commands are read all the same, up to a limit, so that the
+        // end of the connection behind them is seen.
         let reading = self.held.is_none() || self.lines.len() < READ_AHEAD;
         let transfer = async {
             match &mut self.activity {
@@ -185,10 +189,18 @@ impl Connection {
                 None => std::future::pending().await,
             }
         };
+        let input = async {
+            if reading {
+                self.control.fill(&mut self.lines).await
+            } else {
+                self.control.ended().await;
+                Received::End
+            }
+        };
         tokio::select! {
             // A control connection that broke is seen before the end of the transfer.
             biased;
-            received = self.control.fill(&mut self.lines), if reading => Event::Received(received),
+            received = input => Event::Received(received),
             () = self.session.handle.ordered() => Event::Ordered,
             reply = transfer => Event::TransferEnded(reply),
             () = timer => Event::Timer,
@@ -208,6 +220,9 @@ impl Connection {
             if self.must_wait(&request) {
                 self.held = Some(request);
                 return None;
+            }
+            if let Some(end) = self.too_old() {
+                return Some(end);
             }
             self.quiet_since = Instant::now();
             let was_logged_in = self.session.is_logged_in();
@@ -322,10 +337,12 @@ impl Connection {
                 Ok(())
             }
             Err(error) => {
-                log::info!(
-                    session:% = id, address:% = self.session.ends.client.ip();
-                    "the TLS handshake failed: {error}"
-                );
+                if self.has_room_in_log("tls_handshake") {
+                    log::info!(
+                        session:% = id, address:% = self.session.ends.client.ip();
+                        "the TLS handshake failed: {error}"
+                    );
+                }
                 Err(End::Gone)
             }
         }
@@ -348,7 +365,7 @@ impl Connection {
                 outcome = &mut execution => return Ok(outcome),
                 () = handle.ordered() => {}
             }
-            if let Some(end) = at_once(handle.pending()) {
+            if let Some(end) = at_once(&handle) {
                 return Err(end);
             }
         }
@@ -383,7 +400,20 @@ impl Connection {
             self.answer("QUIT", &Reply::new(Code::CLOSING, "Goodbye"));
             return Some(End::Silent);
         }
-        self.obey()
+        self.obey().or_else(|| self.too_old())
+    }
+
+    /// Ends a session that has reached `session_max_age`, unless a transfer runs.
+    fn too_old(&self) -> Option<End> {
+        let is_over = self.activity.is_none() && Instant::now() >= self.old_at()?;
+        is_over.then(|| End::told("This session has reached its greatest age; log in again", "max_age"))
+    }
+
+    /// The time at which the session reaches `session_max_age`. `None`: there is no such limit, or no session.
+    fn old_at(&self) -> Option<Instant> {
+        let age = self.session.node.timeouts.session_age?;
+        // That of the login, once there was one.
+        self.session.is_logged_in().then(|| self.login_since + age)
     }
 
     /// Ends the session if it was ordered to: at once, or when nothing runs.
@@ -391,7 +421,7 @@ impl Connection {
         match self.session.handle.pending()? {
             Order::Drain if self.activity.is_some() => None,
             Order::Drain => Some(End::told("This node goes down for maintenance; connect again", "drain")),
-            order => at_once(Some(order)),
+            Order::End | Order::Stop | Order::MakeRoom => at_once(&self.session.handle),
         }
     }
 
@@ -400,7 +430,10 @@ impl Connection {
         match (&self.activity, self.session.is_logged_in()) {
             // A transfer has limits of its own; the idle limit runs from its end.
             (Some(_), _) => Instant::now() + timeouts.idle,
-            (None, true) => self.quiet_since + timeouts.idle,
+            (None, true) => {
+                let idle = self.quiet_since + timeouts.idle;
+                self.old_at().map_or(idle, |old| old.min(idle))
+            }
             (None, false) => self.login_since + timeouts.login,
         }
     }
@@ -409,21 +442,31 @@ impl Connection {
         if self.deadline() > Instant::now() {
             return None;
         }
-        Some(if self.session.is_logged_in() {
+        let too_old = self.too_old();
+        Some(if let Some(end) = too_old {
+            end
+        } else if self.session.is_logged_in() {
             End::told("Nothing happened for too long", "idle_timeout")
         } else {
             End::told("The login took too long", "login_timeout")
         })
     }
 
+    /// Whether a line that any client can cause may be written.
+    fn has_room_in_log(&self, kind: &'static str) -> bool {
+        self.session.node.connection_log.has_room(kind, self.session.ends.client.ip())
+    }
+
     /// Another protocol's client, or a page or mail that makes a victim's client send such lines
     /// (ALPACA, CVE-2021-3618): the connection ends without a word.
     fn foreign(&self) -> End {
         metrics::session_ended("foreign_protocol");
-        log::warn!(
-            session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
-            "the client speaks another protocol"
-        );
+        if self.has_room_in_log("foreign_protocol") {
+            log::warn!(
+                session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
+                "the client speaks another protocol"
+            );
+        }
         End::Silent
     }
 }
@@ -438,7 +481,8 @@ async fn see_off(handle: &Handle, mut activity: Activity, silence: Duration) {
             match handle.pending() {
                 Some(Order::End) => return CancelledBy::Administrator,
                 Some(Order::Stop) => return CancelledBy::NodeStop,
-                Some(Order::Drain) | None => handle.ordered().await,
+                // A session that has logged in is not told to make room.
+                Some(Order::Drain | Order::MakeRoom) | None => handle.ordered().await,
             }
         }
     };
@@ -457,10 +501,24 @@ async fn see_off(handle: &Handle, mut activity: Activity, silence: Duration) {
     }
 }
 
-fn at_once(order: Option<Order>) -> Option<End> {
-    match order? {
-        Order::Drain => None,
-        Order::End => Some(End::told("Session ended by the administrator", "ended")),
-        Order::Stop => Some(End::told("This node stops now; connect again", "stop")),
+/// How a session ends that is to end whatever it does.
+fn at_once(handle: &Handle) -> Option<End> {
+    match (handle.pending()?, handle.revoked()) {
+        (Order::Drain, _) => None,
+        (Order::MakeRoom, _) => Some(End::told("Too many connections; log in sooner", "made_room")),
+        (Order::End, Some(reason)) => Some(End::told(revocation::message(reason), "revoked")),
+        (Order::End, None) => Some(End::told("Session ended by the administrator", "ended")),
+        (Order::Stop, _) => Some(End::told("This node stops now; connect again", "stop")),
+    }
+}
+
+/// The last reply to a client whose session is to end at once.
+pub fn last_reply(handle: &Handle) -> Option<Reply> {
+    match at_once(handle)? {
+        End::Told(reply, reason) => {
+            metrics::session_ended(reason);
+            Some(reply)
+        }
+        End::Silent | End::Gone => None,
     }
 }

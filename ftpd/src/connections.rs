@@ -1,16 +1,21 @@
 //! The control connections of this node: how many there may be, and how to reach each of them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
+    time::Duration,
 };
 
-use common::session::SessionId;
-use tokio::sync::Notify;
+use common::{
+    auth_api::{EndReason, PastLogin},
+    client_network::network_of,
+    session::SessionId,
+};
+use tokio::{sync::Notify, time::Instant};
 
 use crate::metrics;
 
@@ -25,17 +30,50 @@ pub struct Connections {
 #[derive(Default)]
 struct Live {
     handles: HashMap<SessionId, Arc<Handle>>,
-    per_address: HashMap<IpAddr, u32>,
+    per_network: HashMap<IpAddr, u32>,
+    /// Connections in the order of their arrival. Those that have ended or logged in are removed when they
+    /// reach the front.
+    not_logged_in: VecDeque<Arc<Handle>>,
+    /// Networks from which a user has logged in, and when the latest login was.
+    known: HashMap<IpAddr, Instant>,
     draining: bool,
 }
+
+/// The last places are for networks that are known: one in so many of `max_sessions`.
+const RESERVED: u32 = 10;
+
+/// A connection that has not logged in for this long gives its place to another when no place is free.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a network is known after a login.
+const KNOWN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Most networks that are known at once; each takes about 50 bytes. Beyond it a login makes no network known
+/// until older ones expire.
+const MOST_KNOWN: usize = 50_000;
 
 /// One control connection, as seen from elsewhere in the node.
 pub struct Handle {
     pub id: SessionId,
     pub address: IpAddr,
-    user: Mutex<Option<Box<str>>>,
+    user: Mutex<User>,
     order: AtomicU8,
     ordered: Notify,
+    since: Instant,
+    has_logged_in: AtomicBool,
+    has_ended: AtomicBool,
+    /// Why the session has to end, if authd says so.
+    revoked: OnceLock<EndReason>,
+}
+
+/// Whose connection it is.
+#[derive(Default)]
+enum User {
+    #[default]
+    Unknown,
+    /// Somebody logs in by this name, which authd may write in another way.
+    Claimed(Box<str>),
+    LoggedIn(Box<PastLogin>),
 }
 
 /// What a connection is told to do. A later one is only heard if it is more urgent.
@@ -44,10 +82,12 @@ pub struct Handle {
 pub enum Order {
     /// End when nothing runs.
     Drain = 1,
+    /// End now: it has not logged in, and another connection needs its place.
+    MakeRoom = 2,
     /// End now: an administrator wants it.
-    End = 2,
+    End = 3,
     /// End now: the node goes down.
-    Stop = 3,
+    Stop = 4,
 }
 
 /// Why a connection gets 421 instead of a greeting.
@@ -80,26 +120,41 @@ impl Connections {
         if live.draining {
             return Err(Refused::Draining);
         }
-        if live.handles.len() >= self.most as usize {
-            metrics::limit_reached("max_sessions");
-            return Err(Refused::TooMany);
-        }
-        let from_address = live.per_address.entry(address).or_insert(0);
-        if *from_address >= self.most_per_address {
+        let network = network_of(address);
+        if live.per_network.get(&network).copied().unwrap_or(0) >= self.most_per_address {
             metrics::limit_reached("max_sessions_per_address");
             return Err(Refused::TooManyFromAddress);
         }
-        *from_address += 1;
+        let now = Instant::now();
+        let most = if live.is_known(network, now) { self.most } else { self.most - self.most / RESERVED };
+        // A connection that was told to make room counts until it has ended, in a moment: until then there
+        // may be a few more connections than `max_sessions`.
+        if live.handles.len() >= most as usize && !live.make_room(now) {
+            metrics::limit_reached("max_sessions");
+            return Err(Refused::TooMany);
+        }
+        *live.per_network.entry(network).or_insert(0) += 1;
         let handle = Arc::new(Handle {
             id: SessionId::random(),
             address,
             user: Mutex::default(),
             order: AtomicU8::new(0),
             ordered: Notify::new(),
+            since: now,
+            has_logged_in: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
+            revoked: OnceLock::new(),
         });
         live.handles.insert(handle.id, Arc::clone(&handle));
+        live.not_logged_in.push_back(Arc::clone(&handle));
         metrics::connection_opened();
         Ok(Place { connections: Arc::clone(self), handle })
+    }
+
+    /// The session has logged in: it keeps its place, and its network is known from now on.
+    pub fn logged_in(&self, handle: &Handle) {
+        handle.has_logged_in.store(true, Ordering::Release);
+        self.live().learn(network_of(handle.address), Instant::now());
     }
 
     /// Tells one connection what to do; `false` if there is none of this id.
@@ -108,13 +163,29 @@ impl Connections {
         handle.as_ref().inspect(|handle| handle.give(order)).is_some()
     }
 
-    /// Tells all sessions of a user what to do.
+    /// Tells all sessions of a user what to do, and the connections on which the user is just logging in.
     pub fn order_user(&self, user: &str, order: Order) {
         for handle in self.live().handles.values() {
-            if handle.user.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(user) {
+            let is_theirs = match &*handle.user() {
+                User::Unknown => false,
+                User::Claimed(name) => **name == *user,
+                User::LoggedIn(login) => login.user == user,
+            };
+            if is_theirs {
                 handle.give(order);
             }
         }
+    }
+
+    /// The logins that all sessions began with, and the sessions of each.
+    pub fn logins(&self) -> HashMap<PastLogin, Vec<Arc<Handle>>> {
+        let mut logins = HashMap::<PastLogin, Vec<Arc<Handle>>>::new();
+        for handle in self.live().handles.values() {
+            if let User::LoggedIn(login) = &*handle.user() {
+                logins.entry((**login).clone()).or_default().push(Arc::clone(handle));
+            }
+        }
+        logins
     }
 
     /// Admits no further connection.
@@ -151,7 +222,54 @@ impl Connections {
     }
 }
 
+impl Live {
+    fn is_known(&self, network: IpAddr, now: Instant) -> bool {
+        self.known.get(&network).is_some_and(|login| now.duration_since(*login) < KNOWN_FOR)
+    }
+
+    fn learn(&mut self, network: IpAddr, now: Instant) {
+        if self.known.len() >= MOST_KNOWN && !self.known.contains_key(&network) {
+            self.known.retain(|_, login| now.duration_since(*login) < KNOWN_FOR);
+            if self.known.len() >= MOST_KNOWN {
+                return;
+            }
+        }
+        self.known.insert(network, now);
+    }
+
+    /// Ends the oldest connection that has not logged in for [`LOGIN_PATIENCE`]; `false` if there is none.
+    fn make_room(&mut self, now: Instant) -> bool {
+        while let Some(oldest) = self.not_logged_in.front() {
+            let is_waiting = oldest.is_waiting_for_login();
+            if is_waiting && now.duration_since(oldest.since) < LOGIN_PATIENCE {
+                return false;
+            }
+            let Some(oldest) = self.not_logged_in.pop_front() else { return false };
+            if is_waiting {
+                oldest.give(Order::MakeRoom);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Drops the connections at the front of the queue that [`Live::make_room`] would pass over.
+    fn tidy(&mut self) {
+        while self.not_logged_in.front().is_some_and(|oldest| !oldest.is_waiting_for_login()) {
+            self.not_logged_in.pop_front();
+        }
+        // One silent connection at the front keeps the others there, until `login_timeout` ends it.
+        if self.not_logged_in.len() > 2 * self.handles.len() + 64 {
+            self.not_logged_in.retain(|handle| handle.is_waiting_for_login());
+        }
+    }
+}
+
 impl Handle {
+    fn is_waiting_for_login(&self) -> bool {
+        !self.has_logged_in.load(Ordering::Acquire) && !self.has_ended.load(Ordering::Acquire)
+    }
+
     fn give(&self, order: Order) {
         self.order.fetch_max(order as u8, Ordering::AcqRel);
         self.ordered.notify_one();
@@ -162,7 +280,8 @@ impl Handle {
         match self.order.load(Ordering::Acquire) {
             0 => None,
             1 => Some(Order::Drain),
-            2 => Some(Order::End),
+            2 => Some(Order::MakeRoom),
+            3 => Some(Order::End),
             _ => Some(Order::Stop),
         }
     }
@@ -172,8 +291,33 @@ impl Handle {
         self.ordered.notified().await;
     }
 
+    /// Notes who logs in, or that nobody is logged in.
     pub fn set_user(&self, user: Option<&str>) {
-        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = user.map(Box::from);
+        *self.user() = user.map_or(User::Unknown, |name| User::Claimed(name.into()));
+    }
+
+    /// Notes that a login was accepted. From now on [`Connections::logins`] has it.
+    pub fn log_in(&self, login: PastLogin) {
+        *self.user() = User::LoggedIn(Box::new(login));
+    }
+
+    /// Ends the session, if it still is the one that this login began, and was not told so before.
+    pub fn revoke(&self, login: &PastLogin, reason: EndReason) -> bool {
+        let is_its = matches!(&*self.user(), User::LoggedIn(current) if **current == *login);
+        let is_new = is_its && self.revoked.set(reason).is_ok();
+        if is_new {
+            self.give(Order::End);
+        }
+        is_new
+    }
+
+    /// Why authd would not accept the session's login now, if that is why it has to end.
+    pub fn revoked(&self) -> Option<EndReason> {
+        self.revoked.get().copied()
+    }
+
+    fn user(&self) -> MutexGuard<'_, User> {
+        self.user.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -187,12 +331,15 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut live = self.connections.live();
         live.handles.remove(&self.handle.id);
-        if let Some(count) = live.per_address.get_mut(&self.handle.address) {
+        self.handle.has_ended.store(true, Ordering::Release);
+        let network = network_of(self.handle.address);
+        if let Some(count) = live.per_network.get_mut(&network) {
             *count -= 1;
             if *count == 0 {
-                live.per_address.remove(&self.handle.address);
+                live.per_network.remove(&network);
             }
         }
+        live.tidy();
         drop(live);
         metrics::connection_closed();
         self.connections.ended.notify_waiters();
@@ -218,6 +365,55 @@ mod tests {
         assert!(connections.admit(anna).is_ok());
     }
 
+    #[test]
+    fn all_addresses_of_an_ipv6_64_network_share_one_limit() {
+        let connections = Arc::new(Connections::new(100, 2));
+        let admit = |address: &str| connections.admit(address.parse().unwrap());
+        let first = admit("2001:db8:1:2::1").ok().unwrap();
+        let _second = admit("2001:db8:1:2:3:4:5:6").ok().unwrap();
+        assert_eq!(admit("2001:db8:1:2::9").err(), Some(Refused::TooManyFromAddress));
+        let _other = admit("2001:db8:1:3::1").ok().unwrap();
+        drop(first);
+        assert!(admit("2001:db8:1:2::9").is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_nearly_full_the_oldest_without_a_login_makes_room_for_a_newcomer() {
+        let connections = Arc::new(Connections::new(10, 10));
+        let stranger = |i: u8| IpAddr::V4(Ipv4Addr::new(198, 51, 100, i));
+        let places: Vec<_> = (0..9).map(|i| connections.admit(stranger(i)).ok().unwrap()).collect();
+        assert_eq!(
+            connections.admit(stranger(9)).err(),
+            Some(Refused::TooMany),
+            "the last tenth is reserved"
+        );
+        connections.logged_in(places[0].handle());
+        tokio::time::advance(LOGIN_PATIENCE).await;
+        let newcomer = connections.admit(stranger(9)).ok().unwrap();
+        assert_eq!(places[0].handle().pending(), None, "it has logged in");
+        assert_eq!(places[1].handle().pending(), Some(Order::MakeRoom));
+        assert_eq!(places[2].handle().pending(), None);
+        drop(newcomer);
+        drop(places);
+        assert!(connections.live().not_logged_in.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_network_that_logged_in_lately_finds_a_place_in_a_flood() {
+        let connections = Arc::new(Connections::new(10, 10));
+        let client = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+        let first = connections.admit(client).ok().unwrap();
+        connections.logged_in(first.handle());
+        drop(first);
+        let flood: Vec<_> =
+            (0..100).filter_map(|i| connections.admit(Ipv4Addr::new(198, 51, 100, i).into()).ok()).collect();
+        assert_eq!(flood.len(), 9);
+        let _again = connections.admit(client).ok().unwrap();
+        tokio::time::advance(KNOWN_FOR).await;
+        connections.logged_in(flood[0].handle());
+        assert_eq!(connections.admit(client).err(), None, "a silent connection made room");
+    }
+
     #[tokio::test]
     async fn an_order_reaches_its_session_and_the_most_urgent_one_stands() {
         let connections = Arc::new(Connections::new(9, 9));
@@ -232,5 +428,39 @@ mod tests {
         assert_eq!(connections.admit(Ipv4Addr::LOCALHOST.into()).err(), Some(Refused::Draining));
         drop(place);
         connections.none_left().await;
+    }
+
+    #[test]
+    fn an_order_reaches_a_user_who_is_logging_in() {
+        let connections = Arc::new(Connections::new(9, 9));
+        let place = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
+        place.handle().set_user(Some("anna"));
+        assert!(connections.logins().is_empty());
+        connections.order_user("anna", Order::End);
+        let login = PastLogin { user: "anna".to_owned(), version: None, address: Ipv4Addr::LOCALHOST.into() };
+        place.handle().log_in(login);
+        assert_eq!(place.handle().pending(), Some(Order::End));
+    }
+
+    #[test]
+    fn only_the_session_of_the_login_is_revoked_and_once() {
+        let connections = Arc::new(Connections::new(9, 9));
+        let place = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
+        let login = |version: &str| PastLogin {
+            user: "anna".to_owned(),
+            version: Some(version.to_owned()),
+            address: Ipv4Addr::LOCALHOST.into(),
+        };
+        place.handle().log_in(login("1"));
+        let found = connections.logins();
+        assert_eq!(found[&login("1")].len(), 1);
+        // REIN, and another login.
+        place.handle().log_in(login("2"));
+        assert!(!place.handle().revoke(&login("1"), EndReason::Disabled));
+        assert_eq!(place.handle().pending(), None);
+        assert!(place.handle().revoke(&login("2"), EndReason::Disabled));
+        assert!(!place.handle().revoke(&login("2"), EndReason::Removed));
+        assert_eq!(place.handle().revoked(), Some(EndReason::Disabled));
+        assert_eq!(place.handle().pending(), Some(Order::End));
     }
 }

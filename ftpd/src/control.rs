@@ -14,12 +14,13 @@ use common::session::SessionId;
 use tokio::{
     io::{AsyncRead, AsyncWriteExt, ReadBuf},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::server::TlsStream;
 
 use crate::{
     protocol::{Reply, command::is_foreign, line::LineBuffer},
+    data::progress::has_ended,
     tls::{Handshake, Tls},
 };
 
@@ -28,6 +29,9 @@ const READ: usize = 4096;
 
 /// Replies are gathered up to this many bytes while pipelined commands are executed.
 const GATHER: usize = 4096;
+
+/// How often [`Control::ended`] asks.
+const END_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What came over a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +94,22 @@ impl Control {
             Stream::Plain(stream) => stream.as_fd().try_clone_to_owned(),
             Stream::Encrypted(stream) => stream.get_ref().0.as_fd().try_clone_to_owned(),
             Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Returns once the client has closed its side of the connection, or the connection broke, also where
+    /// bytes that were not read yet stand before its end. For a caller that reads nothing meanwhile.
+    /// Cancel-safe.
+    ///
+    /// The kernel is asked once a second: the runtime tells of the end only together with new bytes.
+    pub async fn ended(&self) {
+        let stream = match &self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Encrypted(stream) => stream.get_ref().0,
+            Stream::Gone => return,
+        };
+        while !has_ended(stream) {
+            sleep(END_INTERVAL).await;
         }
     }
 

@@ -129,6 +129,11 @@ impl Governor {
         self.quota.as_ref().map_or(Ok(()), |quota| quota.arrived(bytes))
     }
 
+    /// How long it has held the transfer back so far.
+    pub fn waited(&self) -> Duration {
+        *self.waited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pay(&self, lane: &Lane, progress: &Progress) -> Result<(), TransferError> {
         let begun = Instant::now();
         let most = lane.of_session.map_or(u64::MAX, |rate| piece(rate, 1));
@@ -162,7 +167,7 @@ impl Governor {
 
 impl Drop for Governor {
     fn drop(&mut self) {
-        let waited = *self.waited.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.waited();
         if let Some(lane) = &self.lane {
             metrics::paced(lane.direction.name(), waited);
         }

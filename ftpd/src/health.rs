@@ -1,5 +1,6 @@
 //! Whether the node is ready for new clients, and which of its dependencies keep it from that.
 
+pub mod operations;
 mod storage;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 };
 
 use common::{
-    health::{AUTHD, Condition, LISTENERS, Life, REGISTRY, Report, Requirement, STORAGE, Trouble, Watched},
+    health::{AUTHD, Condition, FILE_OPERATIONS, LISTENERS, Life, REGISTRY, Report, Requirement, STORAGE, Trouble, Watched},
     process::service,
     registry::Registry,
 };
@@ -35,6 +36,7 @@ pub struct Health {
     life: RwLock<Life>,
     storage: Watched,
     listeners: Watched,
+    operations: Watched,
     authd: Option<Watched>,
     registry: OnceLock<Registry>,
     was_ready: AtomicBool,
@@ -48,6 +50,7 @@ impl Health {
             life: RwLock::new(Life::Starting),
             storage: Watched::new("root"),
             listeners: Watched::new("listen"),
+            operations: Watched::new("max_file_operations"),
             authd: asks_authd.then(|| Watched::new("authd_urls")),
             registry: OnceLock::new(),
             was_ready: AtomicBool::new(true),
@@ -61,7 +64,11 @@ impl Health {
     /// What `/readyz` answers.
     pub fn report(&self) -> Report {
         let life = *self.life.read().unwrap_or_else(PoisonError::into_inner);
-        let always = [(STORAGE, self.storage.dependency()), (LISTENERS, self.listeners.dependency())];
+        let always = [
+            (STORAGE, self.storage.dependency()),
+            (LISTENERS, self.listeners.dependency()),
+            (FILE_OPERATIONS, self.operations.dependency()),
+        ];
         let authd = self.authd.as_ref().map(|authd| (AUTHD, authd.dependency()));
         let registry = self.registry.get().and_then(Registry::dependency).map(|redis| (REGISTRY, redis));
         Report::new(life, always.into_iter().chain(authd).chain(registry), &self.settings.requirements)

@@ -22,6 +22,11 @@ pub fn describe() {
     );
     describe_gauge!("ftp_sessions", "Logged-in sessions at this time");
     describe_counter!("ftp_sessions_ended_total", "Control connections that the node ended, by reason");
+    describe_counter!(
+        "ftp_sessions_revoked_total",
+        "Sessions that ended because authd would not accept their login any more, by reason"
+    );
+    describe_counter!("ftp_reauthorizations_total", "Checks of all sessions with authd, by result");
     describe_counter!("ftp_commands_total", "Commands by verb and first digit of the reply");
     describe_gauge!("ftp_transfers", "Transfers and listings in progress");
     describe_counter!("ftp_transfers_total", "Transfers and listings by direction and result");
@@ -38,6 +43,10 @@ pub fn describe() {
     );
     describe_gauge!("ftp_passive_ports_reserved", "Reservations of (port, client address) at this time");
     describe_counter!("ftp_passive_ports_exhausted_total", "PASV and EPSV that found no free port in time");
+    describe_counter!(
+        "ftp_passive_ports_given_up_total",
+        "Reservations that ended because another session of the address waited: unused for data_connect_timeout, or beyond half of the ports"
+    );
     describe_counter!("ftp_data_connections_refused_total", "Data connections that were closed, by reason");
     describe_histogram!("ftp_authd_seconds", "How long authd took to answer a login");
     describe_counter!("ftp_tls_handshakes_total", "TLS handshakes by connection, version and result");
@@ -55,6 +64,11 @@ pub fn describe() {
         "Hidden files of broken atomic uploads removed because they were older than partial_lifetime"
     );
     describe_counter!("ftp_partial_bytes_removed_total", "Bytes of those files");
+    describe_gauge!(
+        "ftp_oldest_file_operation_seconds",
+        "How long the file operation runs that began first, of commands and logins; 0 if none runs"
+    );
+    describe_gauge!("ftp_places_used", "Places for work on files in use, by kind");
     describe_gauge!("ftp_draining", "1 while the node drains");
     describe_gauge!("ftp_limit", "The configured limits by name");
     describe_counter!("ftp_limit_reached_total", "How often a limit refused something, by name");
@@ -66,6 +80,15 @@ pub fn limit(name: &'static str, value: u32) {
 
 pub fn limit_reached(name: &'static str) {
     counter!("ftp_limit_reached_total", "limit" => name).increment(1);
+}
+
+pub fn oldest_file_operation(age: Duration) {
+    gauge!("ftp_oldest_file_operation_seconds").set(age.as_secs_f64());
+}
+
+/// `kind`: one of [`crate::workers::KINDS`].
+pub fn places_used(kind: &'static str, count: u32) {
+    gauge!("ftp_places_used", "kind" => kind).set(count);
 }
 
 pub fn connection_opened() {
@@ -105,6 +128,15 @@ pub fn session_ended(reason: &'static str) {
     counter!("ftp_sessions_ended_total", "reason" => reason).increment(1);
 }
 
+pub fn session_revoked(reason: &'static str) {
+    counter!("ftp_sessions_revoked_total", "reason" => reason).increment(1);
+}
+
+/// `result`: `answered`, `failed` or `unsupported`.
+pub fn reauthorization(result: &'static str) {
+    counter!("ftp_reauthorizations_total", "result" => result).increment(1);
+}
+
 pub fn command(verb: &'static str, code: Code) {
     let class = ["1", "2", "3", "4", "5"].get(usize::from(code.value() / 100 % 10).wrapping_sub(1));
     counter!("ftp_commands_total", "verb" => verb, "class" => *class.unwrap_or(&"other")).increment(1);
@@ -139,6 +171,11 @@ pub fn passive_ports_reserved(count: usize) {
 
 pub fn passive_ports_exhausted() {
     counter!("ftp_passive_ports_exhausted_total").increment(1);
+}
+
+/// `reason`: `unused` or `share`.
+pub fn passive_port_given_up(reason: &'static str) {
+    counter!("ftp_passive_ports_given_up_total", "reason" => reason).increment(1);
 }
 
 pub fn data_connection_refused(reason: &'static str) {

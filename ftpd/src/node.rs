@@ -7,14 +7,17 @@ use common::{node::NodeName, registry::Registry};
 use crate::{
     auth::Authenticator,
     config::{Limits, Network, Storage, Timeouts},
+    connection_log::ConnectionLog,
     connections::Connections,
     data::passive::PassivePorts,
     jail::SharedDirectories,
+    listing::sorted::ListingMemory,
     proxy_protocol::Trust,
     quota::Counts,
     representation::AsciiConversion,
     tls::Tls,
     transfer_log::TransferLog,
+    turns::Turns,
     workers::Workers,
 };
 
@@ -32,9 +35,14 @@ pub struct Node {
     pub registry: Registry,
     pub authenticator: Authenticator,
     pub workers: Workers,
+    /// For checksums (`max_checksums_per_user`).
+    pub checksum_turns: Turns,
+    /// What sorted listings may take together.
+    pub listing_memory: ListingMemory,
     pub directories: SharedDirectories,
     pub counts: Counts,
     pub connections: Arc<Connections>,
+    pub connection_log: ConnectionLog,
     pub transfer_log: TransferLog,
     pub tls: Option<Arc<Tls>>,
 }

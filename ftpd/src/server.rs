@@ -16,7 +16,7 @@ use common::{
     process::{
         admin,
         capabilities::{self, Kept},
-        service,
+        descriptors as open_files, service,
         signals::{Request, Signals},
     },
     registry::{Event, Holder, JoinError, Registry},
@@ -32,12 +32,15 @@ use crate::{
     auth::{Authenticator, probe::AuthdProbe},
     config::{Authentication, Config, Network},
     connection::Connection,
+    connection_log::ConnectionLog,
     connections::{Connections, Order, Refused},
     data::passive::PassivePorts,
+    descriptors::{Needs, TooFewDescriptors},
     ephemeral,
-    health::Health,
+    health::{self, Health},
     health_check,
-    jail::SharedDirectories,
+    jail::{Locks, SharedDirectories},
+    listing::sorted::ListingMemory,
     listener::{self, Bound},
     metrics,
     node::Node,
@@ -45,9 +48,11 @@ use crate::{
     protocol::{Code, Reply},
     proxy_protocol::{NoClient, Trust},
     quota::Counts,
+    revocation,
     sweeper,
     tls::{Tls, TlsError},
     transfer_log::TransferLog,
+    turns::Turns,
     workers::Workers,
 };
 
@@ -75,6 +80,8 @@ pub enum RunError {
     Tls(#[from] TlsError),
     #[error("cannot install the metrics: {0}")]
     Metrics(String),
+    #[error(transparent)]
+    OpenFiles(#[from] TooFewDescriptors),
     #[error("cannot give up capabilities")]
     Capabilities(#[source] io::Error),
     #[error("cannot wait for signals")]
@@ -111,19 +118,27 @@ fn hint(address: &SocketAddr, error: &io::Error) -> String {
 ///
 /// # Errors
 /// Why it could not start, or had to end although nobody asked for it.
-pub async fn run(config: Config) -> Result<(), RunError> {
+pub async fn run(mut config: Config) -> Result<(), RunError> {
     let mut signals = Signals::new().map_err(RunError::Signals)?;
     let rendered = admin::install_metrics().map_err(|error| RunError::Metrics(error.to_string()))?;
     metrics::describe();
     if capabilities::is_root() {
         log::warn!("runs as root, which is not needed: a user of its own is safer");
     }
+    fit_descriptors(&mut config)?;
     tell_limits(&config);
     service::start_watchdog();
 
     ephemeral::warn(config.network.passive_ports);
     let (root, create) = (config.storage.root.clone(), config.storage.create_root);
-    let opened = tokio::task::spawn_blocking(move || open_root(&root, create).map_err(|error| (root, error)));
+    let locks = config.redis.is_some().then_some(config.storage.locks);
+    let opened = tokio::task::spawn_blocking(move || {
+        open_root(&root, create).map_err(|error| (root.clone(), error))?;
+        if let Some(locks) = locks {
+            tell_locks(locks, &root);
+        }
+        Ok(())
+    });
     if let Ok(Err((root, error))) = opened.await {
         return Err(RunError::Storage(root.display().to_string(), error));
     }
@@ -157,11 +172,19 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         let routes = admin::routes(rendered, move || shown.report());
         tokio::spawn(warp::serve(routes).incoming(listener).run());
     }
-    let (node, events) = tokio::select! {
+    let (node, mut events) = tokio::select! {
         started = start(config, &control, tls) => started?,
         // It may wait for its name.
         () = terminated(&mut signals) => return Ok(()),
     };
+    tokio::spawn(health::operations::watch(
+        Arc::clone(&health),
+        node.workers.clone(),
+        node.timeouts.file_operation_alarm,
+    ));
+    if node.authenticator.asks_authd() {
+        tokio::spawn(revocation::run(Arc::clone(&node)));
+    }
     health.watch(&node.storage.root, probe, &node.registry).await;
     sweeper::start(&node);
     let (control, implicit) = match (listen(control), listen(implicit)) {
@@ -187,14 +210,14 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     service::ready();
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
 
-    let ended = wait_for_the_end(&node, &mut signals, events).await;
+    let ended = wait_for_the_end(&node, &mut signals, &mut events).await;
     // First of all, so that the balancer is refused and passes a client that was just told to
     // connect again on to another node.
     node.connections.close();
     health.set_life(Life::Draining);
     drop(open);
     doorkeepers.join_all().await;
-    drain(&node, &mut signals).await;
+    drain(&node, &mut signals, &mut events).await;
     ended
 }
 
@@ -208,13 +231,61 @@ fn open_root(root: &Path, create: bool) -> io::Result<()> {
     fs::read_dir(root).map(drop)
 }
 
+/// Lowers `max_sessions` to what the limit of open files allows.
+fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
+    let available = match open_files::raise() {
+        Ok(limit) => limit,
+        Err(error) => {
+            log::warn!("cannot raise the limit of open files (RLIMIT_NOFILE): {error}");
+            return Ok(());
+        }
+    };
+    let (limits, network) = (&mut config.limits, &config.network);
+    let addresses = u32::try_from(network.listen.len()).unwrap_or(u32::MAX);
+    let needs = Needs {
+        sessions: limits.sessions,
+        transfers: limits.transfers,
+        file_operations: limits.file_operations,
+        listening: network.slice.count().saturating_mul(addresses),
+    };
+    let sessions = needs.sessions_that_fit(available)?;
+    if sessions < limits.sessions {
+        log::warn!(
+            max_sessions = limits.sessions, lowered_to = sessions, open_files = available,
+            needed = needs.total();
+            "max_sessions is lowered, because the limit of open files is too low for it: raise RLIMIT_NOFILE \
+             (LimitNOFILE= of the service), or lower max_sessions"
+        );
+        limits.sessions = sessions;
+    }
+    Ok(())
+}
+
+/// Says whether locks on the storage keep a second writer out on other nodes.
+fn tell_locks(locks: Locks, root: &Path) {
+    match locks.cross_nodes(root) {
+        Ok(why) => log::info!(root:% = root.display(); "file locks hold on all nodes: {why}"),
+        Err(why) => log::warn!(
+            root:% = root.display(), setting = "storage_locks";
+            "file locks do not keep out other nodes, so that uploads depend on Redis: {why}"
+        ),
+    }
+}
+
 fn tell_limits(config: &Config) {
     let limits = &config.limits;
     metrics::limit("max_sessions", limits.sessions);
     metrics::limit("max_sessions_per_address", limits.sessions_per_address);
     metrics::limit("max_transfers", limits.transfers);
+    metrics::limit("max_transfers_per_user", limits.transfers_per_user);
     metrics::limit("max_file_operations", limits.file_operations);
     metrics::limit("max_home_counts", limits.home_counts);
+    metrics::limit("max_checksums_per_user", limits.checksums_per_user);
+    metrics::limit("max_file_operations_per_user", limits.file_operations_per_user);
+    metrics::limit("max_file_operations_per_filesystem", limits.file_operations_per_filesystem);
+    metrics::limit("max_login_operations", limits.login_operations);
+    metrics::limit("max_long_operations", limits.long_operations);
+    metrics::limit("max_long_operations_per_user", limits.long_operations_per_user);
     metrics::limit("serving_threads", u32::try_from(limits.serving_threads).unwrap_or(u32::MAX));
     metrics::limit("max_login_failures", limits.login_failures);
     metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
@@ -273,7 +344,7 @@ async fn start(
     let ips: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
     // Before the node takes its name: a process that had it and still finishes its transfers has these
     // ports, and keeps both.
-    let passive = PassivePorts::listen(config.network.slice, &ips, &trust)
+    let passive = PassivePorts::listen(config.network.slice, &ips, &trust, config.timeouts.data_connect)
         .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
     // That was the last socket. Connections to clients leave from whatever port is free.
     capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;
@@ -311,10 +382,13 @@ async fn start(
     let node = Arc::new(Node {
         authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
-        workers: Workers::new(&config.limits),
+        workers: Workers::new(&config.limits, config.timeouts.file_operation_wait),
+        checksum_turns: Turns::new(config.limits.checksums_per_user),
+        listing_memory: ListingMemory::new(config.storage.listing_memory),
         directories: SharedDirectories::default(),
         counts,
         connections,
+        connection_log: ConnectionLog::new(config.limits.failure_lines),
         network: config.network,
         storage: config.storage,
         limits: config.limits,
@@ -359,24 +433,28 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implici
         Err(NoClient::Balancer) => return health_check::serve(stream, &node, implicit).await,
         Err(error) => {
             metrics::connection_refused("proxy_header");
-            log::warn!(peer:% = peer; "connection refused: {error}");
+            if node.connection_log.has_room("proxy_header", peer.ip()) {
+                log::warn!(peer:% = peer; "connection refused: {error}");
+            }
             return;
         }
     };
     match node.connections.admit(ends.client.ip()) {
         Ok(place) => Connection::new(stream, node, ends, place).serve(implicit).await,
-        Err(refused) => refuse(&stream, ends.client, refused),
+        Err(refused) => refuse(&node, &stream, ends.client, refused),
     }
 }
 
-fn refuse(stream: &TcpStream, client: SocketAddr, refused: Refused) {
+fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: Refused) {
     let (text, reason) = match refused {
         Refused::TooMany => ("Too many connections; try again later", "too_many"),
         Refused::TooManyFromAddress => ("Too many connections from your address", "too_many_from_address"),
         Refused::Draining => ("This node goes down for maintenance; connect again", "draining"),
     };
     metrics::connection_refused(reason);
-    log::warn!(address:% = client.ip(); "connection refused: {reason}");
+    if node.connection_log.has_room(reason, client.ip()) {
+        log::warn!(address:% = client.ip(); "connection refused: {reason}");
+    }
     let mut reply = Vec::new();
     Reply::new(Code::SERVICE_UNAVAILABLE, text).encode(&mut reply);
     // The send buffer of a new connection is empty: it takes one line, or the client is gone.
@@ -388,7 +466,7 @@ fn refuse(stream: &TcpStream, client: SocketAddr, refused: Refused) {
 async fn wait_for_the_end(
     node: &Node,
     signals: &mut Signals,
-    mut events: mpsc::Receiver<Event>,
+    events: &mut mpsc::Receiver<Event>,
 ) -> Result<(), RunError> {
     let mut events_are_open = true;
     loop {
@@ -405,14 +483,7 @@ async fn wait_for_the_end(
             },
             event = events.recv(), if events_are_open => match event {
                 Some(Event::Command(NodeCommand::Drain)) => return Ok(()),
-                Some(Event::Command(NodeCommand::EndSession { session })) => {
-                    if !node.connections.order(session, Order::End) {
-                        log::info!(session:% = session; "told to end a session that is not here");
-                    }
-                }
-                Some(Event::Command(NodeCommand::EndUser { user })) => {
-                    node.connections.order_user(&user, Order::End);
-                }
+                Some(Event::Command(command)) => obey(node, &command),
                 Some(Event::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
                 Some(Event::SliceConflict { ours, theirs }) => {
                     let both = format!("{} has {}, {} has {}", ours.0, ours.1, theirs.0, theirs.1);
@@ -424,8 +495,21 @@ async fn wait_for_the_end(
     }
 }
 
+/// Carries out a command to end sessions.
+fn obey(node: &Node, command: &NodeCommand) {
+    match command {
+        NodeCommand::EndSession { session } => {
+            if !node.connections.order(*session, Order::End) {
+                log::info!(session:%; "told to end a session that this node does not have");
+            }
+        }
+        NodeCommand::EndUser { user } => node.connections.order_user(user, Order::End),
+        NodeCommand::Drain => {}
+    }
+}
+
 /// Lets transfers finish, up to the configured limit or a second signal, then ends what is left.
-async fn drain(node: &Arc<Node>, signals: &mut Signals) {
+async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Receiver<Event>) {
     log::info!(
         connections = node.connections.count(), limit:? = node.timeouts.drain;
         "draining"
@@ -435,10 +519,20 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals) {
     node.registry.set_state(NodeState::Draining);
     node.connections.drain(Order::Drain);
     let deadline = Instant::now() + node.timeouts.drain;
-    tokio::select! {
-        () = node.connections.none_left() => {}
-        () = sleep_until(deadline) => log::warn!("the drain limit is over"),
-        () = terminated(signals) => log::warn!("told again to end"),
+    loop {
+        tokio::select! {
+            () = node.connections.none_left() => {}
+            () = sleep_until(deadline) => log::warn!("the drain limit is over"),
+            () = terminated(signals) => log::warn!("told again to end"),
+            // A session that still finishes its transfer can be ended.
+            Some(event) = events.recv() => {
+                if let Event::Command(command) = event {
+                    obey(node, &command);
+                }
+                continue;
+            }
+        }
+        break;
     }
     if node.connections.count() > 0 {
         log::warn!(connections = node.connections.count(); "ending sessions that have not finished");

@@ -39,6 +39,7 @@ use crate::{
     quota::HomeQuota,
     representation::Representation,
     tls::Handshake,
+    workers::{Claim, Task},
 };
 
 /// Everything about one client.
@@ -106,6 +107,10 @@ pub struct LoggedIn {
     pub announced_size: Option<u64>,
     pub facts: Facts,
     pub hash: Algorithm,
+    /// The command that runs, or ran last.
+    pub task: Arc<Task>,
+    /// The user's name, for places of workers.
+    pub owner: Arc<str>,
     /// The session's place in the registry, given back when it ends.
     pub _entry: SessionEntry,
     pub _count: SessionCount,
@@ -194,6 +199,45 @@ impl LoggedIn {
         self.quota.as_ref().filter(|quota| quota.counts(path))
     }
 
+    /// The session's claim to a place for what the current command does in its user's tree.
+    pub fn claim(&self) -> Claim {
+        let root;
+        let path = match &self.task.path {
+            Some(path) => path,
+            None => {
+                root = VirtualPath::root();
+                &root
+            }
+        };
+        Claim {
+            user: Arc::clone(&self.owner),
+            filesystem: self.jail.filesystem_of(path),
+            per_user: None,
+            task: Some(Arc::clone(&self.task)),
+        }
+    }
+
+    /// The session's claim to a place for a transfer.
+    pub fn transfer_claim(&self) -> Claim {
+        Claim { per_user: self.account.limits.transfers, ..self.claim() }
+    }
+
+    /// Runs a short file operation of the current command, off the threads that serve connections.
+    ///
+    /// # Errors
+    /// 450: the user's share of the places is held by operations that do not end.
+    pub async fn operation<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Reply> {
+        let done = self.node.workers.operation_of(self.claim(), work).await;
+        done.map_err(|stuck| {
+            let failure = Failure { detail: Some(stuck.to_string().into()), ..Failure::from("storage_hangs") };
+            Reply::new(Code::FILE_BUSY, "The storage does not answer at this time; try again later")
+                .because(failure)
+        })
+    }
+
     /// Runs a file operation in the user's home, off the threads that serve connections.
     ///
     /// # Errors
@@ -203,7 +247,7 @@ impl LoggedIn {
         work: impl FnOnce(&Jail) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, Reply> {
         let jail = Arc::clone(&self.jail);
-        let result = self.node.workers.operation(move || work(&jail)).await;
+        let result = self.operation(move || work(&jail)).await?;
         result.map_err(|error| self.subject.refuse(&error))
     }
 

@@ -232,6 +232,12 @@ pub static SCHEMA: Schema = Schema {
             "Answer 226 only after fsync. Off, a crash of the storage can lose what was confirmed.",
         ),
         Setting::one(
+            "storage_locks",
+            "auto, cluster or off",
+            "auto",
+            "Locks on files that are written, which keep a second writer out also while Redis is away. auto: taken, and the mount tells whether they hold on all nodes (local file systems, NFS without nolock and local_lock, CephFS, GlusterFS and others); cluster: taken, and they hold on all nodes although the mount does not tell; off: not taken. Where they do not hold on all nodes an upload depends on Redis: see docs/one-writer.md.",
+        ),
+        Setting::one(
             "settle_time",
             DURATION,
             "50ms",
@@ -248,6 +254,12 @@ pub static SCHEMA: Schema = Schema {
             "number",
             "50000",
             "Entries that a listing sorts if asked to; those beyond come unsorted.",
+        ),
+        Setting::one(
+            "max_listing_memory",
+            "bytes (67108864)",
+            "67108864",
+            "Memory that the sorted listings of all sessions take together. An entry takes 56 bytes and its name until it is sent. Entries for which there is no memory come unsorted. 0: nothing is sorted.",
         ),
         Setting::one("max_stat_entries", "number", "1000", "Entries that STAT with a path shows."),
         Setting::one(
@@ -298,25 +310,108 @@ pub static SCHEMA: Schema = Schema {
             "5s",
             "How long all of them together may take to answer a login; then it gets 421.",
         ),
+        Setting::one(
+            "reauthorize_interval",
+            DURATION,
+            "5m",
+            "How often the node asks authd which of its sessions may stay: it ends those of users who are removed, disabled, have another password, or may not be there from their address or at this time. It also asks at once whenever accounts have changed; this is for what changes with the clock, and for changes while Redis is away.",
+        ),
         // Limits
-        Setting::one("max_sessions", "number", "10000", "Control connections at once; one more gets 421."),
+        Setting::one(
+            "max_sessions",
+            "number",
+            "10000",
+            "Control connections at once; one more gets 421. The last tenth is for networks that logged in within a day. If none is free, a connection that has not logged in for 10 s is ended. The node lowers the number at its start if the limit of open files is too low for it.",
+        ),
         Setting::one(
             "max_sessions_per_address",
             "number",
             "200",
-            "Sessions of one client address at once, over all nodes; one more gets 421.",
+            "Sessions of one client address (of one IPv6 /64 network) at once, over all nodes; one more gets 421.",
         ),
         Setting::one(
             "max_transfers",
             "number",
             "1000",
-            "Transfers at once, each on a thread of its own; one more waits for its turn. Downloads of up to 16 KiB need none.",
+            "Transfers at once, each on a thread of its own; one more waits for its turn, at most `data_connect_timeout`, then it gets 450. Downloads of up to 16 KiB need none. The last quarter is for users without a transfer.",
+        ),
+        Setting::one(
+            "max_transfers_per_user",
+            "number",
+            "",
+            "Transfers of one user at once on this node, unless the account has a limit of its own (`limits.transfers`). If not set, a quarter of `max_transfers`, but at least 10.",
+        ),
+        Setting::one(
+            "minimum_rate",
+            "bytes a second",
+            "0",
+            "A transfer that is slower than this for `minimum_rate_time` gets 426. Time in which it waits for its user's bandwidth does not count. 0: no minimum.",
+        ),
+        Setting::one(
+            "minimum_rate_time",
+            DURATION,
+            "60s",
+            "Over how long `minimum_rate` is measured.",
         ),
         Setting::one(
             "max_file_operations",
             "number",
             "128",
-            "File operations other than transfers at once; one more waits for its turn.",
+            "Short file operations of commands at once; one more waits for its turn. The last quarter is for users without one.",
+        ),
+        Setting::one(
+            "max_file_operations_per_user",
+            "number",
+            "",
+            "Short file operations of one user at once, also those whose session has ended. If not set, a quarter of `max_file_operations`.",
+        ),
+        Setting::one(
+            "max_file_operations_per_filesystem",
+            "number",
+            "",
+            "Short file operations in one file system at once, while sessions use several. If not set, half of `max_file_operations`.",
+        ),
+        Setting::one(
+            "max_login_operations",
+            "number",
+            "32",
+            "Logins that open their home at once, in places of their own; a quarter of them of one user.",
+        ),
+        Setting::one(
+            "file_operation_wait",
+            DURATION,
+            "2s",
+            "A file operation waits for a place as long as others in its share begin or end. If none has for this long, they hang, and it gets 450.",
+        ),
+        Setting::one(
+            "file_operation_alarm",
+            DURATION,
+            "10s",
+            "A file operation that runs for longer is logged. If all `max_file_operations` places are taken and none of the operations has ended for as long, the node is not ready.",
+        ),
+        Setting::one(
+            "max_long_operations",
+            "number",
+            "64",
+            "Long commands (checksums, COMB, RMDA, STAT with a path) at once, each on a thread of its own; one more waits for its turn.",
+        ),
+        Setting::one(
+            "max_long_operations_per_user",
+            "number",
+            "8",
+            "Long commands of one user at once.",
+        ),
+        Setting::one(
+            "long_operation_wait",
+            DURATION,
+            "30s",
+            "How long a long command waits for its turn; then 450.",
+        ),
+        Setting::one(
+            "max_checksums_per_user",
+            "number",
+            "1",
+            "Checksums (HASH, XMD5 and so on) of one user that this node computes at once; one more waits for its turn.",
         ),
         Setting::one(
             "max_home_counts",
@@ -356,6 +451,12 @@ pub static SCHEMA: Schema = Schema {
             "5m",
             "Without a command or a transfer; then the session gets 421.",
         ),
+        Setting::one(
+            "session_max_age",
+            "duration (12h, 7d; 0s is none)",
+            "0s",
+            "How long after its login a session may go on. Then it gets 421, as soon as no transfer runs.",
+        ),
         Setting::one("reply_timeout", DURATION, "30s", "How long a client may take to accept a reply."),
         Setting::one("data_connect_timeout", DURATION, "30s", "For the data connection to come; then 425."),
         Setting::one(
@@ -363,6 +464,12 @@ pub static SCHEMA: Schema = Schema {
             DURATION,
             "5m",
             "Without a byte in a transfer; then 426. The balancer's limit for silent data connections must be longer: it ends them with an ordinary end of file, which looks like the end of an upload.",
+        ),
+        Setting::one(
+            "checksum_timeout",
+            DURATION,
+            "1h",
+            "How long the node computes one checksum (HASH, XMD5 and so on); then 552. A gigabyte takes a few seconds.",
         ),
         Setting::one(
             "client_left_timeout",
@@ -395,7 +502,7 @@ pub static SCHEMA: Schema = Schema {
             "failure_log_limit",
             "number",
             "60",
-            "Lines a minute in the log for failures of one session with the same verb and reason; one more line sums up the rest. 0: no limit.",
+            "Lines a minute in the log for failures of one session with the same verb and reason, and for connections of one kind before the login (refused, failed handshake and so on) from one network, ten times as many from all networks; one more line sums up the rest. 0: no limit.",
         ),
         Setting::one("log_format", "text or json", "text", "How a log line is written."),
         Setting::one(

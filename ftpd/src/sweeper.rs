@@ -116,6 +116,6 @@ fn sweep_all(
         );
         runtime.block_on(node.registry.removed_below(&directory, usage, node.counts.interval));
     };
-    sweep(&node.storage.root, lifetime, step, note)?;
+    sweep(&node.storage.root, lifetime, node.storage.locks, step, note)?;
     Ok(sum)
 }

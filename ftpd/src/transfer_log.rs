@@ -90,14 +90,12 @@ fn write(mut file: File, path: &Path, messages: &Receiver<Message>) {
 }
 
 /// `current-time seconds host bytes file type _ direction mode user service method id status`,
-/// xferlog(5). Blanks and unprintable bytes of a name become `_`, as every writer of it does.
+/// xferlog(5). Blanks and unprintable bytes of a name become `_`, as every writer of it does; and so do the
+/// characters that readers of Unicode take for the end of a line: U+0085, U+2028 and U+2029.
 fn line(transfer: &Transfer<'_>, now: OffsetDateTime) -> Vec<u8> {
     const TIME: &[BorrowedFormatItem<'_>] = format_description!(
         "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]"
     );
-    let name = |bytes: &[u8]| -> Vec<u8> {
-        bytes.iter().map(|b| if b.is_ascii_control() || *b == b' ' { b'_' } else { *b }).collect()
-    };
     // Every time has these components.
     let time = now.format(TIME).unwrap_or_default();
     let seconds = transfer.took.as_secs();
@@ -112,11 +110,34 @@ fn line(transfer: &Transfer<'_>, now: OffsetDateTime) -> Vec<u8> {
     line
 }
 
+fn name(bytes: &[u8]) -> Vec<u8> {
+    const LINE_ENDS: [&[u8]; 3] = ["\u{85}".as_bytes(), "\u{2028}".as_bytes(), "\u{2029}".as_bytes()];
+    let mut name = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((byte, after)) = rest.split_first() {
+        if let Some(end) = LINE_ENDS.iter().find(|end| rest.starts_with(end)) {
+            name.push(b'_');
+            rest = &rest[end.len()..];
+            continue;
+        }
+        name.push(if byte.is_ascii_control() || *byte == b' ' { b'_' } else { *byte });
+        rest = after;
+    }
+    name
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+
+    #[test]
+    fn no_character_of_a_name_ends_the_line() {
+        assert_eq!(name("a\u{85}b\u{2028}c\u{2029}d\ne é".as_bytes()), "a_b_c_d_e_é".as_bytes());
+        // Bytes of other encodings stay: 0x85 alone is an ellipsis in windows-1252.
+        assert_eq!(name(b"\x85\xff"), b"\x85\xff");
+    }
 
     #[test]
     fn a_line_has_the_fields_of_xferlog() {

@@ -209,6 +209,29 @@ fn nobody_but_the_client_is_dialled() {
     assert_eq!(node.metric("ftp_data_connections_refused_total{reason=\"bounce\"}"), Some(9.0));
 }
 
+/// A proxy that replaces the clients' addresses by the host's own would open the host's services to all.
+#[test]
+fn active_mode_reaches_no_service_of_the_cluster_on_the_clients_own_address() {
+    let node = Node::standalone().start();
+    fs::write(node.root().join("file"), "content").unwrap();
+    let here = Connector::new().from(node.admin.ip());
+    let mut session = Dialogue::connect_with(&here, node.address);
+    session.login("demo", "x");
+    for command in [
+        format!("PORT {}", port_argument(node.admin)),
+        format!("EPRT |1|{}|{}|", node.admin.ip(), node.admin.port()),
+    ] {
+        session.command(&command, 504);
+        session.command("RETR file", 425);
+    }
+    assert_eq!(node.metric("ftp_data_connections_refused_total{reason=\"own_address\"}"), Some(2.0));
+    let listener = TcpListener::bind(SocketAddr::new(node.admin.ip(), 0)).unwrap();
+    session.command(&format!("PORT {}", port_argument(listener.local_addr().unwrap())), 200);
+    session.send("RETR file");
+    session.expect(150);
+    assert_eq!(download(&mut session, accept(&listener)), b"content");
+}
+
 #[test]
 fn active_mode_can_be_switched_off() {
     let node = Node::standalone().setting("active_mode", "false").start();
@@ -283,6 +306,41 @@ fn who_waits_gets_the_port_as_soon_as_it_is_free() {
         second.expect(229);
         drop(second.data_connection(address));
     }
+}
+
+#[test]
+fn idle_sessions_of_one_user_do_not_keep_the_ports_of_an_address_from_another() {
+    let node = with_ports(4).setting("passive_wait", "25s").start();
+    fs::write(node.root().join("file"), "content").unwrap();
+    let mut idle: Vec<Dialogue> = (0..4).map(|_| node.login("demo", "x")).collect();
+    idle.iter_mut().for_each(|session| _ = session.epsv());
+    let mut other = node.login("test", "x");
+    assert_eq!(other.receive("RETR file"), b"content");
+    assert_eq!(node.metric("ftp_passive_ports_given_up_total{reason=\"share\"}"), Some(1.0));
+    // That session is told, and can ask again.
+    let codes: Vec<u16> = idle
+        .iter_mut()
+        .map(|session| {
+            session.send("RETR file");
+            session.reply().code
+        })
+        .collect();
+    assert_eq!(codes.iter().filter(|code| **code == 425).count(), 1, "{codes:?}");
+    let told = codes.iter().position(|code| *code == 425).unwrap();
+    assert_eq!(idle[told].receive("RETR file"), b"content");
+}
+
+#[test]
+fn a_reservation_that_no_transfer_follows_is_given_up_when_ports_are_short() {
+    let node = with_ports(1).setting("passive_wait", "25s").setting("data_connect_timeout", "3s").start();
+    fs::write(node.root().join("file"), "content").unwrap();
+    let mut idle = node.login("demo", "x");
+    idle.epsv();
+    let mut other = node.login("demo", "x");
+    assert_eq!(other.receive("RETR file"), b"content");
+    assert_eq!(node.metric("ftp_passive_ports_given_up_total{reason=\"unused\"}"), Some(1.0));
+    assert!(idle.command("RETR file", 425).message().contains("data_connect_timeout"));
+    assert_eq!(idle.receive("RETR file"), b"content");
 }
 
 /// Taken for the next one's, it would be an empty upload that is answered 226.

@@ -460,3 +460,17 @@ fn symbolic_links_work_inside_the_home() {
     assert_eq!(fs::read_link(at(&node, "renamed")).unwrap(), Path::new("/real"));
     assert!(at(&node, "real/file").exists());
 }
+
+#[test]
+fn no_client_takes_away_the_permissions_of_the_home() {
+    let node = Node::standalone().start();
+    fs::create_dir(node.root().join("below")).unwrap();
+    symlink("/", node.root().join("below/top")).unwrap();
+    let before = fs::metadata(node.root()).unwrap().permissions();
+    let mut session = node.login("demo", "x");
+    for path in ["/", ".", "below/..", "below/top"] {
+        session.command(&format!("SITE CHMOD 0 {path}"), 550);
+    }
+    assert_eq!(fs::metadata(node.root()).unwrap().permissions(), before);
+    session.command("SITE CHMOD 700 below", 200);
+}

@@ -438,3 +438,26 @@ fn a_file_named_like_flags_is_reached_by_a_path() {
     assert_eq!(lines(&mut session, "NLST -la").len(), 3);
     assert_eq!(fs::metadata(at(&node, "-la")).unwrap().size(), 7);
 }
+
+#[test]
+fn no_listing_opens_a_fifo() {
+    let node = start();
+    let fifo = at(&node, "fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // The open waits for a reader.
+    let (sender, opened) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || sender.send(fs::File::options().write(true).open(fifo).is_ok())
+    });
+    let mut session = node.login("demo", "x");
+    session.command("MLST fifo", 250);
+    session.command("STAT fifo", 213);
+    session.command("RNFR fifo", 350);
+    for command in ["LIST fifo", "NLST fifo", "LIST", "MLSD"] {
+        assert!(!lines(&mut session, command).is_empty(), "{command}");
+    }
+    assert!(opened.recv_timeout(std::time::Duration::from_millis(300)).is_err());
+    drop(fs::File::open(fifo).unwrap());
+    writer.join().unwrap().unwrap();
+}

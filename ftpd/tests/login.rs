@@ -293,6 +293,18 @@ fn a_session_is_idle_without_commands_but_not_while_it_transfers() {
 }
 
 #[test]
+fn stat_tells_nothing_of_the_node_before_the_login() {
+    let node = with_users().start();
+    let mut session = node.connect();
+    let tells = |status: &cluster_tests::reply::Reply| {
+        ["Node", "version", "Session"].map(|word| status.text().contains(word))
+    };
+    assert_eq!(tells(&session.command("STAT", 211)), [false; 3]);
+    session.login("anna", "secret");
+    assert_eq!(tells(&session.command("STAT", 211)), [true; 3]);
+}
+
+#[test]
 fn site_who_shows_a_user_the_own_sessions_only() {
     let node = with_users().start();
     let mut anna = node.login("anna", "secret");

@@ -450,7 +450,10 @@ fn partial_files_of_uploads_that_were_not_resumed_are_removed_and_given_back_to_
     data.write_all(&bytes(3, 1000)).unwrap();
     eventually("its bytes to arrive", || (on_disk(&home).0 == 101_000).then_some(()));
     let two_minutes_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(120);
-    fs::File::options().write(true).open(old).unwrap().set_modified(two_minutes_ago).unwrap();
+    // The running one's is as old, but locked.
+    for partial in partials() {
+        fs::File::options().write(true).open(partial).unwrap().set_modified(two_minutes_ago).unwrap();
+    }
     eventually("the old partial file to go", || (!old.exists()).then_some(()));
     data.write_all(&bytes(4, 1000)).unwrap();
     data.shutdown(Shutdown::Write).unwrap();

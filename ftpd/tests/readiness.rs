@@ -61,6 +61,7 @@ fn readyz_shows_every_dependency_as_json() {
         ("registry", "redis_url", false),
         ("authd", "authd_urls", true),
         ("listeners", "listen", true),
+        ("file_operations", "max_file_operations", true),
     ] {
         let dependency = &report["dependencies"][name];
         assert_eq!(dependency["state"], "ok", "{name}: {report}");
@@ -79,7 +80,7 @@ fn a_standalone_node_depends_on_its_storage_alone() {
     let node = Node::standalone().setting("readiness_interval", "100ms").start();
     let report = readyz(&node).json();
     let names: Vec<_> = report["dependencies"].as_object().unwrap().keys().collect();
-    assert_eq!(names, ["listeners", "storage"]);
+    assert_eq!(names, ["file_operations", "listeners", "storage"]);
 }
 
 #[test]

@@ -104,6 +104,7 @@ let
     limits = {
       sessions = perhaps types.ints.unsigned 10 "Sessions of a user at once, over all nodes.";
       sessionsPerAddress = perhaps types.ints.unsigned 10 "The same, from one address.";
+      transfers = perhaps types.ints.unsigned 50 "Transfers of a user at once, on each node.";
     };
     quota = {
       bytes = perhaps types.ints.unsigned 10000000000 "What a user's files may take, in bytes.";

@@ -13,6 +13,7 @@ pub mod clients;
 pub mod cluster;
 pub mod content;
 pub mod dialogue;
+pub mod gate;
 pub mod http;
 pub mod kernel_path;
 pub mod loopback;

@@ -24,6 +24,7 @@ pub struct NodeBuilder {
     environment: Vec<(String, String)>,
     is_unprivileged: bool,
     largest_file: Option<u64>,
+    open_files: Option<(u64, u64)>,
 }
 
 /// A running `ftpd`. It ends when this is dropped.
@@ -115,6 +116,7 @@ impl NodeBuilder {
             environment: Vec::new(),
             is_unprivileged: false,
             largest_file: None,
+            open_files: None,
         };
         builder
             .setting("node_name", name)
@@ -146,6 +148,12 @@ impl NodeBuilder {
     /// full disk.
     pub fn largest_file(mut self, bytes: u64) -> Self {
         self.largest_file = Some(bytes);
+        self
+    }
+
+    /// The soft and the hard limit of open files (RLIMIT_NOFILE).
+    pub fn open_files(mut self, soft: u64, hard: u64) -> Self {
+        self.open_files = Some((soft, hard));
         self
     }
 
@@ -214,6 +222,12 @@ impl NodeBuilder {
             // SAFETY: setrlimit is a system call and nothing else.
             unsafe {
                 command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes)?));
+            }
+        }
+        if let Some((soft, hard)) = self.open_files {
+            // SAFETY: setrlimit is a system call and nothing else.
+            unsafe {
+                command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?));
             }
         }
         for (key, value) in &self.settings {

@@ -109,10 +109,33 @@ impl Daemon {
     /// # Panics
     /// It has ended.
     pub fn memory(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most memory that it has had in RAM so far, in bytes.
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn peak_memory(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, key: &str) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.id())).expect("a process has a status");
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        let kib = status.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB"));
         1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect("the status tells the memory")
+    }
+
+    /// The processor time that it has used so far, in the kernel's ticks (10 ms).
+    ///
+    /// # Panics
+    /// It has ended.
+    pub fn processor_ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("a process has a stat");
+        // proc_pid_stat(5): utime and stime are fields 14 and 15; the name before them ends with `)`.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("ticks are a number")).sum()
     }
 
     /// Everything logged so far.

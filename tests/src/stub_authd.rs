@@ -50,16 +50,39 @@ impl StubAuthd {
         answer: impl Fn(&Value) -> Answer + Send + Sync + 'static,
         probe: impl Fn() -> Answer + Send + Sync + 'static,
     ) -> Self {
+        // As an authd of an earlier version.
+        Self::start_with_all(answer, probe, |_| Answer::refusal("404 Not Found", "not_found"))
+    }
+
+    /// As [`Self::start`]. `authorized` answers a node that asks which of its sessions may stay, which is no
+    /// request to authenticate.
+    ///
+    /// # Panics
+    /// No port of the loopback address is free.
+    pub fn start_with_authorized(
+        answer: impl Fn(&Value) -> Answer + Send + Sync + 'static,
+        authorized: impl Fn(&Value) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let probe = || Answer::Http("204 No Content", String::new(), String::new());
+        Self::start_with_all(answer, probe, authorized)
+    }
+
+    fn start_with_all(
+        answer: impl Fn(&Value) -> Answer + Send + Sync + 'static,
+        probe: impl Fn() -> Answer + Send + Sync + 'static,
+        authorized: impl Fn(&Value) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
         let address = listener.local_addr().expect("a listening socket has an address");
         let requests = Arc::<Mutex<Vec<Value>>>::default();
         let connections = Arc::<AtomicUsize>::default();
         let (seen, answer, probe) = (Arc::clone(&requests), Arc::new(answer), Arc::new(probe));
+        let authorized = Arc::new(authorized);
         let counted = Arc::clone(&connections);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (seen, answer, probe) = (Arc::clone(&seen), Arc::clone(&answer), Arc::clone(&probe));
-                let counted = Arc::clone(&counted);
+                let (counted, authorized) = (Arc::clone(&counted), Arc::clone(&authorized));
                 thread::spawn(move || {
                     let mut is_counted = false;
                     let mut count = || {
@@ -67,7 +90,7 @@ impl StubAuthd {
                             counted.fetch_add(1, Ordering::Relaxed);
                         }
                     };
-                    while serve(&stream, &seen, &*answer, &*probe, &mut count) {}
+                    while serve(&stream, &seen, &*answer, &*probe, &*authorized, &mut count) {}
                 });
             }
         });
@@ -109,16 +132,20 @@ fn serve(
     seen: &Mutex<Vec<Value>>,
     answer: &dyn Fn(&Value) -> Answer,
     probe: &dyn Fn() -> Answer,
+    authorized: &dyn Fn(&Value) -> Answer,
     count: &mut dyn FnMut(),
 ) -> bool {
     let mut reader = BufReader::new(stream);
-    let (mut length, mut is_probe) = (0, false);
+    let (mut length, mut is_probe, mut is_authorized) = (0, false, false);
     loop {
         let mut line = String::new();
         match reader.read_line(&mut line) {
             Ok(0) | Err(_) => return false,
             Ok(_) if line == "\r\n" => break,
-            Ok(_) => is_probe |= line.starts_with("GET "),
+            Ok(_) => {
+                is_probe |= line.starts_with("GET ");
+                is_authorized |= line.starts_with("POST ") && line.contains("/v1/authorized ");
+            }
         }
         if let Some((name, value)) = line.split_once(':')
             && name.eq_ignore_ascii_case("content-length")
@@ -130,6 +157,9 @@ fn serve(
     let Ok(()) = reader.read_exact(&mut body) else { return false };
     let answer = if is_probe {
         probe()
+    } else if is_authorized {
+        let Ok(request) = serde_json::from_slice(&body) else { return false };
+        authorized(&request)
     } else {
         let Ok(request) = serde_json::from_slice(&body) else { return false };
         count();

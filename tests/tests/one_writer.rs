@@ -1,8 +1,10 @@
 //! One writer for a path at a time, over all nodes.
 
 use std::{
+    fs,
     io::Write,
-    net::Shutdown,
+    net::{Shutdown, TcpStream},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -11,8 +13,10 @@ use cluster_tests::{
     cluster::Cluster,
     content::{bytes, sha256},
     dialogue::Dialogue,
+    eventually,
     proxy::Connector,
 };
+use nix::sys::signal::Signal;
 
 /// The command is refused with 450, at once.
 fn busy(session: &mut Dialogue, command: &str) {
@@ -91,17 +95,12 @@ fn of_many_who_begin_at_the_same_time_one_writes_and_its_content_is_whole() {
     }
 }
 
-/// A node that Redis has not heard from for `node_lease` has lost its leases, and may learn of it only
-/// when its upload is over: 226 would be said of a file that two have written.
+/// Where the storage has no locks that cross nodes, a node that Redis has not heard from for `node_lease` has
+/// lost its leases, and may learn of it only when its upload is over: 226 would be said of a file that two have
+/// written.
 #[test]
-fn an_upload_that_lost_its_lease_on_the_way_gets_451_and_an_atomic_one_gets_no_name() {
-    let hash = hash_password("secret");
-    let cluster = Cluster::builder()
-        .users(&format!(
-            "[users.direct]\npassword_hash = \"{hash}\"\nhome = \"/team/direct\"\n\
-             [users.atomic]\npassword_hash = \"{hash}\"\nhome = \"/team/atomic\"\nuploads = \"atomic\"\n"
-        ))
-        .start();
+fn without_locks_an_upload_that_lost_its_lease_on_the_way_gets_451_and_an_atomic_one_gets_no_name() {
+    let cluster = cluster(&[("storage_locks", "off")]);
     for user in ["direct", "atomic"] {
         let mut session = cluster.session_through(0, &Connector::new(), user);
         session.command("TYPE I", 200);
@@ -123,4 +122,203 @@ fn an_upload_that_lost_its_lease_on_the_way_gets_451_and_an_atomic_one_gets_no_n
     }
     let lost = "ftp_transfers_total{direction=\"upload\",result=\"lease_lost\"}";
     assert_eq!(cluster.node(0).metric(lost), Some(2.0));
+}
+
+/// The users `direct` and `atomic`, each with a home of its own.
+fn cluster(settings: &[(&str, &str)]) -> Cluster {
+    let hash = hash_password("secret");
+    let users = format!(
+        "[users.direct]\npassword_hash = \"{hash}\"\nhome = \"/team/direct\"\n\
+         [users.atomic]\npassword_hash = \"{hash}\"\nhome = \"/team/atomic\"\nuploads = \"atomic\"\n"
+    );
+    let builder = Cluster::builder().users(&users).setting("node_lease", "2s");
+    settings.iter().fold(builder, |builder, (key, value)| builder.setting(key, value)).start()
+}
+
+fn session(cluster: &Cluster, node: usize, user: &str) -> Dialogue {
+    let mut session = cluster.session_through(node, &Connector::new(), user);
+    session.command("TYPE I", 200);
+    session
+}
+
+/// Where a file of `user` is on the storage.
+fn stored(cluster: &Cluster, user: &str, name: &str) -> PathBuf {
+    cluster.storage().join("team").join(user).join(name)
+}
+
+/// The bytes that the storage has of the only file below the home of `user`, hidden or not.
+fn arrived(cluster: &Cluster, user: &str) -> u64 {
+    let Ok(entries) = cluster.storage().join("team").join(user).read_dir() else { return 0 };
+    let lengths = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()));
+    lengths.max().unwrap_or(0)
+}
+
+/// An upload of which a part is on the storage.
+struct Begun {
+    session: Dialogue,
+    data: TcpStream,
+    content: Vec<u8>,
+}
+
+/// More than a node holds back before it writes.
+const PART: usize = 1 << 20;
+
+impl Begun {
+    fn new(cluster: &Cluster, node: usize, user: &str, name: &str) -> Self {
+        let mut session = session(cluster, node, user);
+        let content = bytes(1, 2 * PART + 12_345);
+        let mut data = session.begin(&format!("STOR {name}"));
+        data.write_all(&content[..PART]).unwrap();
+        eventually("a part to be stored", || (arrived(cluster, user) > 0).then_some(()));
+        Self { session, data, content }
+    }
+
+    /// Sends the rest. The code of the last reply, and the content.
+    fn end(mut self) -> (u16, Vec<u8>) {
+        // A node that may not write any more closes the connection.
+        let _ = self.data.write_all(&self.content[PART..]);
+        let _ = self.data.shutdown(Shutdown::Write);
+        (self.session.reply().code, self.content)
+    }
+}
+
+/// The reply to a whole upload: 226, or what refuses it.
+fn store(session: &mut Dialogue, name: &str, content: &[u8]) -> u16 {
+    let address = session.epsv();
+    let mut data = session.data_connection(address);
+    session.send(&format!("STOR {name}"));
+    let first = session.reply().code;
+    if first != 150 {
+        return first;
+    }
+    data.write_all(content).unwrap();
+    data.shutdown(Shutdown::Write).unwrap();
+    session.reply().code
+}
+
+/// What `A` began goes on while its node cannot keep its lease, and `B` stores the same path meanwhile. Returns
+/// the replies of both. The file is whole in any case.
+fn interrupted(cluster: &Cluster, user: &str, interrupt: impl FnOnce(), resume: impl FnOnce()) -> (u16, u16) {
+    let begun = Begun::new(cluster, 0, user, "file");
+    let mut other = session(cluster, 1, user);
+    interrupt();
+    let second = bytes(2, 2 * PART);
+    let of_second = store(&mut other, "file", &second);
+    resume();
+    let (of_first, first) = begun.end();
+    let wanted = match (of_first, of_second) {
+        (226, _) => &first,
+        (_, 226) => &second,
+        codes => panic!("no upload was complete: {codes:?}"),
+    };
+    assert_eq!(sha256(fs::read(stored(cluster, user, "file")).unwrap()), sha256(wanted));
+    (of_first, of_second)
+}
+
+#[test]
+fn while_a_node_is_stopped_a_second_writer_waits_for_a_direct_upload_and_takes_an_atomic_one_over() {
+    for (user, codes) in [("direct", (226, 450)), ("atomic", (451, 226))] {
+        let cluster = cluster(&[]);
+        let stop = || {
+            cluster.node(0).daemon.signal(Signal::SIGSTOP);
+            eventually("the lease to expire", || {
+                cluster.redis().command("KEYS ftp:write:*").filter(|count| count == "*0")
+            });
+        };
+        let go_on = || cluster.node(0).daemon.signal(Signal::SIGCONT);
+        assert_eq!(interrupted(&cluster, user, stop, go_on), codes, "{user}");
+    }
+}
+
+#[test]
+fn after_a_loss_of_redis_data_two_writers_of_a_path_are_never_both_complete() {
+    for user in ["direct", "atomic"] {
+        for loss in ["FLUSHALL", "DEL ftp:write:team/direct/file ftp:write:team/atomic/file"] {
+            let cluster = cluster(&[]);
+            let lose = || drop(cluster.redis().command(loss).unwrap());
+            let codes = interrupted(&cluster, user, lose, || ());
+            match user {
+                "direct" => assert_eq!(codes, (226, 450), "{loss}"),
+                _ => assert!(matches!(codes, (451, 226) | (226, 450)), "{loss}: {codes:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn while_redis_is_away_the_lock_on_the_storage_refuses_a_second_writer() {
+    for user in ["direct"] {
+        let mut cluster = cluster(&[]);
+        let begun = Begun::new(&cluster, 0, user, "file");
+        let (mut other, mut free) = (session(&cluster, 1, user), session(&cluster, 1, user));
+        cluster.kill_redis();
+        assert_eq!(store(&mut other, "file", b"second"), 450, "{user}");
+        assert_eq!(store(&mut free, "other", b"no other session writes this"), 226, "{user}");
+        let (code, content) = begun.end();
+        assert_eq!(code, 226, "{user}");
+        assert_eq!(sha256(fs::read(stored(&cluster, user, "file")).unwrap()), sha256(&content));
+    }
+}
+
+#[test]
+fn an_upload_whose_file_was_renamed_gets_450_and_no_other_session_writes_the_file_before() {
+    let cluster = cluster(&[]);
+    let begun = Begun::new(&cluster, 0, "direct", "v");
+    fs::rename(stored(&cluster, "direct", "v"), stored(&cluster, "direct", "w")).unwrap();
+    let mut other = session(&cluster, 1, "direct");
+    busy(&mut other, "STOR w");
+    busy(&mut other, "APPE w");
+    let (code, content) = begun.end();
+    assert_eq!(code, 450);
+    assert_eq!(sha256(fs::read(stored(&cluster, "direct", "w")).unwrap()), sha256(&content));
+    assert_eq!(store(&mut other, "w", b"other"), 226);
+    assert_eq!(fs::read(stored(&cluster, "direct", "w")).unwrap(), b"other");
+}
+
+#[test]
+fn an_upload_whose_directory_was_renamed_gets_450_and_an_atomic_one_no_name() {
+    for user in ["direct", "atomic"] {
+        let cluster = cluster(&[]);
+        session(&cluster, 0, user).command("MKD d1", 257);
+        let mut first = session(&cluster, 0, user);
+        let mut data = first.begin("STOR d1/v");
+        data.write_all(&bytes(1, PART)).unwrap();
+        let directory = stored(&cluster, user, "d1");
+        let length = || -> u64 {
+            let entries = directory.read_dir().unwrap();
+            entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
+        };
+        eventually("a part to be stored", || (length() > 0).then_some(()));
+        fs::rename(&directory, stored(&cluster, user, "d2")).unwrap();
+        let mut other = session(&cluster, 1, user);
+        let refused = store(&mut other, "d2/v", b"other");
+        // The hidden file of an atomic upload has another name there, so the other one is in no danger.
+        assert_eq!(refused, if user == "direct" { 450 } else { 226 });
+        data.shutdown(Shutdown::Write).unwrap();
+        first.expect(450);
+        other.command("SIZE d1/v", 550);
+        if user == "atomic" {
+            assert_eq!(fs::read(stored(&cluster, user, "d2/v")).unwrap(), b"other");
+        }
+    }
+}
+
+#[test]
+fn one_file_with_two_names_has_one_writer() {
+    let cluster = cluster(&[]);
+    session(&cluster, 0, "direct").store("h1", b"old");
+    fs::hard_link(stored(&cluster, "direct", "h1"), stored(&cluster, "direct", "h2")).unwrap();
+    let begun = Begun::new(&cluster, 0, "direct", "h1");
+    let mut other = session(&cluster, 1, "direct");
+    busy(&mut other, "STOR h2");
+    let (code, content) = begun.end();
+    assert_eq!(code, 226);
+    assert_eq!(sha256(fs::read(stored(&cluster, "direct", "h2")).unwrap()), sha256(&content));
+}
+
+#[test]
+fn the_log_says_whether_locks_keep_out_other_nodes() {
+    let cluster = cluster(&[("storage_locks", "off")]);
+    let line = cluster.node(0).daemon.wait_for_message("file locks do not keep out other nodes", &[]);
+    assert!(line.contains("setting=storage_locks"), "{line}");
 }

@@ -103,7 +103,8 @@ impl Policy {
             }
         }
         self.folders.extend(other.folders);
-        self.limits = first_of!(AccountLimits, self.limits, other.limits; sessions, sessions_per_address);
+        self.limits = first_of!(AccountLimits, self.limits, other.limits;
+            sessions, sessions_per_address, transfers);
         self.quota = first_of!(Quota, self.quota, other.quota; bytes, files);
         self.bandwidth = first_of!(Bandwidth, self.bandwidth, other.bandwidth;
             upload, download, session_upload, session_download);
@@ -184,6 +185,7 @@ impl Effective {
             uploads: self.uploads,
             tls: self.tls,
             admin,
+            version: None,
         }
     }
 }
@@ -221,7 +223,7 @@ mod tests {
     #[test]
     fn each_field_is_the_users_then_the_first_groups_then_the_default() {
         let user = policy(json!({
-            "permissions": { "delete": true }, "limits": { "sessions": 9 }, "tls": { "control": false },
+            "permissions": { "delete": true }, "limits": { "sessions": 9, "transfers": 4 }, "tls": { "control": false },
             "access": { "hours": ["Mon-Fri 06:00-20:00"], "deny_from": [] },
         }));
         let first = policy(json!({
@@ -237,7 +239,7 @@ mod tests {
         let effective = user.over(first).over(second).effective();
         let expected = Permissions { rename: false, mkdir: false, ..Permissions::default() };
         assert_eq!(effective.permissions, expected);
-        assert_eq!(effective.limits, AccountLimits { sessions: Some(9), sessions_per_address: Some(2) });
+        assert_eq!(effective.limits, AccountLimits { sessions: Some(9), sessions_per_address: Some(2), transfers: Some(4) });
         assert_eq!(effective.quota, Quota { bytes: Some(100), files: Some(5) });
         assert_eq!(effective.bandwidth.upload.map(u64::from), Some(1000));
         assert_eq!(effective.uploads, UploadMode::Atomic);
@@ -304,7 +306,7 @@ mod tests {
                 permissions: PermissionChanges {
                     list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes,
                 },
-                limits: AccountLimits { sessions, sessions_per_address: None },
+                limits: AccountLimits { sessions, sessions_per_address: None, transfers: sessions },
                 quota: Quota { bytes, files: sessions.map(u64::from) },
                 uploads: list.map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
                 tls: TlsChanges { control, data, close_notify },

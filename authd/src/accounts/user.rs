@@ -6,6 +6,7 @@ use serde::{
     ser,
 };
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::{
     name::{GroupName, UserName},
@@ -174,6 +175,22 @@ impl User {
             effective,
         }
     }
+}
+
+/// What a login was accepted by: the password, or `certificate`, which stood in for it. Changes with the
+/// password in both cases. Nodes keep it, and cannot learn the hash from it.
+pub fn version(user: &User, certificate: Option<&String>) -> String {
+    let mut digest = Sha256::new();
+    match &user.credential {
+        Credential::Hash(hash) => digest.update(hash.as_str()),
+        Credential::AnyPassword => digest.update("any password"),
+    }
+    if let Some(certificate) = certificate {
+        // No hash has a zero byte.
+        digest.update(b"\0");
+        digest.update(certificate);
+    }
+    digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Reads fields as somebody wrote them.

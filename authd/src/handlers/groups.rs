@@ -93,6 +93,8 @@ pub async fn update(service: &Service, name: &str, body: Map<String, Value>) -> 
         match stored.write_group(&name, Some(&read), &group).await? {
             Written::Done => {
                 log::info!(group:% = name; "group changed");
+                // Its members may not come from where they are any more, or not at this time.
+                service.revision.advance();
                 return Ok(GroupView::new(&name, Source::Registry, group, &service.accounts.users().await?));
             }
             Written::Missing => return Err(ApiError::NotFound("group")),

@@ -15,7 +15,7 @@ use crate::{
         name::UserName,
         password::Busy,
         stored::StoredError,
-        user::{Credential, User},
+        user::{Credential, User, version},
     },
     error::{ApiError, with_causes},
     metrics,
@@ -121,7 +121,8 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
     };
     let verdict = match &found {
         Some((name, user)) => {
-            if !shows_certificate(user, request) && !is_right(service, name, user, &request.password).await? {
+            let certificate = shown_certificate(user, request);
+            if certificate.is_none() && !is_right(service, name, user, &request.password).await? {
                 Err(Rejection::WrongPassword)
             } else if !user.enabled {
                 Err(Rejection::Disabled)
@@ -132,7 +133,11 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
                     Ok(()) => {
                         let home = user.home.as_str().to_owned();
                         let account = effective.account(name.to_string(), home, user.admin);
-                        Ok(Account { quota_directory: service.accounts.quota_directory(name), ..account })
+                        Ok(Account {
+                            version: Some(version(user, certificate)),
+                            quota_directory: service.accounts.quota_directory(name),
+                            ..account
+                        })
                     }
                     Err(Forbidden::Address) => Err(Rejection::AddressNotAllowed),
                     Err(Forbidden::Time) => Err(Rejection::TimeNotAllowed),
@@ -157,9 +162,10 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
     }
 }
 
-/// Whether the node has verified a certificate that stands in for this user's password.
-fn shows_certificate(user: &User, request: &AuthenticateRequest) -> bool {
-    request.certificate.as_ref().is_some_and(|subject| user.certificates.contains(subject))
+/// That of the user's certificates which the node has verified: it stands in for the password.
+fn shown_certificate<'a>(user: &'a User, request: &AuthenticateRequest) -> Option<&'a String> {
+    let shown = request.certificate.as_ref()?;
+    user.certificates.iter().find(|certificate| *certificate == shown)
 }
 
 async fn is_right(service: &Service, name: &UserName, user: &User, password: &Secret) -> Result<bool, Busy> {

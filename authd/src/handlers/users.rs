@@ -104,6 +104,7 @@ pub async fn update(
         match stored.write_user(&name, Some(&read), &user, &groups).await? {
             Written::Done => {
                 log::info!(user:% = name; "user changed");
+                service.revision.advance();
                 if !user.enabled || user.credential != read.value.credential {
                     shut_out(service, &name).await;
                 }
@@ -177,22 +178,27 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
 /// Takes from whoever has been this user what a login gave: the sessions, and that their addresses are
 /// known. The change stands already: what cannot be told is a matter for the log.
 pub async fn shut_out(service: &Service, name: &UserName) {
+    service.revision.advance();
     if let Err(error) = service.throttle.forget_addresses(name).await {
         log::error!(user:% = name, error:% = error; "cannot forget the user's addresses");
     }
     end_sessions(service, name).await;
 }
 
+/// Ends the user's sessions at once where that is possible. Where it is not, because a node or Redis is away,
+/// the node ends them when it sees the next revision of the accounts.
 async fn end_sessions(service: &Service, name: &UserName) {
+    const LATER: &str =
+        "the user's sessions cannot be ended now; the nodes end them when Redis can be reached";
     let Some(registry) = &service.registry else { return };
     let command = NodeCommand::EndUser { user: name.to_string() };
     let nodes = match registry.nodes().await {
         Ok(nodes) => nodes,
-        Err(error) => return log::error!(user:% = name, error:% = error; "cannot end the user's sessions"),
+        Err(error) => return log::warn!(user:% = name, error:%; "{LATER}"),
     };
     for node in nodes {
         if let Err(error) = registry.send(&node.name, &command).await {
-            log::error!(user:% = name, node:% = node.name, error:% = error; "cannot end the user's sessions");
+            log::warn!(user:% = name, node:% = node.name, error:%; "{LATER}");
         }
     }
 }

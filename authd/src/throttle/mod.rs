@@ -10,13 +10,14 @@ mod shared;
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use common::{
+    client_network::network_of,
     keys::Keys,
     registry::{LinkError, RedisLink},
 };
@@ -105,7 +106,7 @@ impl Subject {
                 if net.prefix_len() == whole { net.addr() } else { return Err(InvalidAddress) }
             }
         };
-        Ok(Self::Address(network(address)))
+        Ok(Self::Address(network_of(address)))
     }
 
     pub fn by(&self) -> By {
@@ -236,7 +237,7 @@ impl Throttle {
         if self.limits.trusted.iter().any(|network| network.contains(&address)) {
             return Ok(());
         }
-        let attempt = Attempt { address: network(address), ..attempt };
+        let attempt = Attempt { address: network_of(address), ..attempt };
         let outcome = match self.shared_step(step, attempt).await {
             Some(outcome) => outcome,
             None => self.own().step(step, attempt, &self.limits, Instant::now()),
@@ -267,14 +268,6 @@ impl Throttle {
 
     fn own(&self) -> MutexGuard<'_, Memory> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What of an address counts: a client with IPv6 has a whole /64 network (RFC 6177).
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-        address => address,
     }
 }
 

@@ -16,7 +16,10 @@ use authd::{
     },
 };
 use common::{
-    auth_api::{Account, AuthenticateRequest, ErrorCode, Permissions},
+    auth_api::{
+        Account, AuthenticateRequest, AuthorizedAnswer, AuthorizedRequest, EndReason, ErrorCode, Permissions,
+        Verdict,
+    },
     node::NodeRecord,
     session::SessionRecord,
 };
@@ -125,7 +128,7 @@ async fn the_described_bodies_are_those_of_the_types() {
         "permissions": Permissions::default(), "denied_names": ["*.exe"],
         "directories": [{ "path": "/in", "permissions": { "list": true } }],
         "folders": [{ "path": "/a", "target": "/b" }],
-        "limits": { "sessions": 1, "sessions_per_address": 1 }, "quota": { "bytes": 1, "files": 1 },
+        "limits": { "sessions": 1, "sessions_per_address": 1, "transfers": 1 }, "quota": { "bytes": 1, "files": 1 },
         "bandwidth": { "upload": 1, "download": 1, "session_upload": 1, "session_download": 1 },
         "uploads": "atomic", "tls": { "control": true, "data": true, "close_notify": false },
         "access": { "allow_from": [], "deny_from": [], "hours": [] },
@@ -179,7 +182,18 @@ async fn the_described_bodies_are_those_of_the_types() {
     let mut account = with(json!({ "user": "a", "home": "/a", "admin": false }));
     account.as_object_mut().unwrap().remove("access");
     let account: Account = serde_json::from_value(account).unwrap();
+    let account = Account { version: Some("1".to_owned()), ..account };
     assert_eq!(described("Account"), of(serde_json::to_value(&account).unwrap()));
+    let login = json!({ "user": "a", "version": "1", "address": "::1" });
+    let request: AuthorizedRequest =
+        serde_json::from_value(json!({ "node": "a", "logins": [login] })).unwrap();
+    let request = serde_json::to_value(&request).unwrap();
+    assert_eq!(described("PastLogin"), keys(&request["logins"][0]));
+    assert_eq!(described("AuthorizedRequest"), of(request));
+    let verdicts = vec![Verdict::End { reason: EndReason::Removed }];
+    let answer = serde_json::to_value(AuthorizedAnswer { verdicts }).unwrap();
+    assert_eq!(described("Verdict"), keys(&answer["verdicts"][0]));
+    assert_eq!(described("AuthorizedAnswer"), of(answer));
     let ban: BanView =
         serde_json::from_value(json!({ "by": "user", "name": "a", "until": "1970-01-01T00:00:01Z" }))
             .unwrap();
@@ -371,7 +385,12 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
 
     // A node that does not react: told, and no more.
     let end = json!({ "command": "end_session", "session": "00112233445566aa" });
-    assert_eq!(authd.admin(Method::DELETE, "/v1/sessions/00112233445566aa", None).await.status, 202);
+    let shown = authd.admin(Method::GET, "/v1/sessions/00112233445566aa", None).await.json();
+    assert_eq!((&shown["user"], &shown["ending"]), (&json!("ann"), &json!(false)));
+    let asked = authd.admin(Method::DELETE, "/v1/sessions/00112233445566aa", None).await;
+    assert_eq!((asked.status, &asked.json()["ending"]), (202, &json!(true)));
+    let shown = authd.admin(Method::GET, "/v1/sessions/00112233445566aa", None).await.json();
+    assert!(shown["ending"] == true && shown["ending_since"].is_string(), "{shown}");
     assert_eq!(commands(&mut connection, "ftp-1"), [end]);
     // One that does.
     let node = async {
@@ -388,7 +407,11 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
     for id in ["00112233445566bb", "ffffffffffffffff", "x"] {
         assert_eq!(authd.admin(Method::DELETE, &format!("/v1/sessions/{id}"), None).await.error().0, 404);
     }
+    let stage =
+        async || authd.admin(Method::GET, "/v1/nodes/ftp-1/drain", None).await.json()["drain"].clone();
+    assert_eq!(stage().await, "none");
     assert_eq!(authd.admin(Method::POST, "/v1/nodes/ftp-1/drain", None).await.status, 202);
+    assert_eq!(stage().await, "asked");
     assert_eq!(commands(&mut connection, "ftp-1"), [json!({ "command": "drain" })]);
     assert_eq!(authd.admin(Method::POST, "/v1/nodes/ftp-9/drain", None).await.error().0, 404);
 }

@@ -1,6 +1,7 @@
 //! The real authd, with a real Redis, over real sockets.
 
 mod api;
+mod authorized;
 mod bans;
 mod groups;
 mod login;

@@ -283,6 +283,58 @@ mod tests {
         assert!(lines("login failed", r"DOMAIN\ann").0.contains(r#"user="DOMAIN\\ann""#));
     }
 
+    /// The fields of a text line as a logfmt reader sees them: `KEY=VALUE`, where VALUE is bare or in quotes
+    /// with backslash escapes.
+    fn read_fields(mut text: &str) -> Vec<(String, String)> {
+        let mut fields = Vec::new();
+        while let Some((key, rest)) = text.trim_start().split_once('=') {
+            let Some(quoted) = rest.strip_prefix('"') else {
+                let end = rest.find([' ', '\n']).unwrap_or(rest.len());
+                fields.push((key.to_owned(), rest[..end].to_owned()));
+                text = &rest[end..];
+                continue;
+            };
+            let (mut value, mut chars) = (String::new(), quoted.char_indices());
+            text = loop {
+                match chars.next().expect("a quoted value ends") {
+                    (at, '"') => break &quoted[at + 1..],
+                    (_, '\\') => match chars.next().expect("something is escaped").1 {
+                        'n' => value.push('\n'),
+                        'r' => value.push('\r'),
+                        't' => value.push('\t'),
+                        'u' => {
+                            let digits: String =
+                                chars.by_ref().map(|(_, c)| c).skip(1).take_while(|c| *c != '}').collect();
+                            let code = u32::from_str_radix(&digits, 16).expect("hexadecimal digits");
+                            value.push(char::from_u32(code).expect("a character"));
+                        }
+                        c => value.push(c),
+                    },
+                    (_, c) => value.push(c),
+                }
+            };
+            fields.push((key.to_owned(), value));
+        }
+        fields
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_logfmt_reader_gets_back_exactly_the_fields(
+            user in "\\PC*|[\\x00-\\x7f]*|[ \"=\\\\]*",
+            path in "\\PC*|[\\x00-\\x7f]*",
+        ) {
+            let pairs: &[(&str, Value<'_>)] = &[("user", user.as_str().into()), ("path", path.as_str().into())];
+            let args = format_args!("message");
+            let record =
+                Record::builder().level(Level::Info).target("t").args(args).key_values(&pairs).build();
+            let line = text_line(&record, Some("ftp1"), OffsetDateTime::UNIX_EPOCH);
+            let fields = line.split_once("message").map(|(_, fields)| read_fields(fields));
+            let expected = [("user", user), ("path", path), ("node", "ftp1".to_owned())];
+            proptest::prop_assert_eq!(fields, Some(expected.map(|(key, value)| (key.to_owned(), value)).to_vec()));
+        }
+    }
+
     /// Both lines of a record with one field, of node `ftp1`.
     fn lines_of_node(key: &str, value: Value<'_>) -> (String, serde_json::Value) {
         let pairs: &[(&str, Value<'_>)] = &[(key, value)];

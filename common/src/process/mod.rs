@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod capabilities;
 pub mod check;
+pub mod descriptors;
 pub mod logging;
 pub mod service;
 pub mod signals;

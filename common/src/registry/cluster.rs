@@ -14,12 +14,15 @@ use zeroize::Zeroizing;
 
 use super::{
     Holder, LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
+    lease_calls::{Held, LeaseCalls, RELEASE_WRITE},
+    orders::{ORDER_LIFE, Order},
     refresh::{ROUND, Work},
     table::Grant,
     tickets::{KEPT, TicketKey},
     view::parse,
 };
 use crate::{
+    client_network::network_of,
     keys::Keys,
     node::{NodeName, NodeRecord, PortRange},
     process::logging::chain,
@@ -29,9 +32,7 @@ use crate::{
 static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_session.lua")));
 static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish_node.lua")));
 static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave_node.lua")));
-static HOLD_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("hold_write.lua")));
 static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ticket_keys.lua")));
-static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("release_write.lua")));
 
 /// A lease has to outlast a refresh or two.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
@@ -45,7 +46,7 @@ const KEPT_FOR: u32 = ROUND;
 
 /// What came of publishing a node.
 pub(super) enum Published {
-    Joined(Known),
+    Joined(Joined),
     /// This live node owns some of our ports.
     Taken(NodeName, PortRange, Known),
     /// Another process holds the node's name, and for this long if it does not renew its lease.
@@ -76,18 +77,13 @@ pub(super) struct Known {
     pub alive: bool,
 }
 
-/// What a request for a lease is for.
-#[derive(Clone, Copy)]
-pub(super) enum Hold {
-    Take,
-    Keep,
-}
-
-/// A write lease as Redis has it.
-#[derive(Clone, Debug)]
-pub(super) struct Held {
-    pub path: Box<[u8]>,
-    pub token: String,
+/// What a node that has joined is told beside that.
+pub(super) struct Joined {
+    pub known: Known,
+    /// Of the accounts.
+    pub revision: u64,
+    /// What this process is to do.
+    pub orders: Vec<Order>,
 }
 
 /// A node's place in Redis.
@@ -95,8 +91,8 @@ pub(super) struct Cluster {
     pub view: RegistryView,
     pub lease: Duration,
     pub work: mpsc::UnboundedSender<Work>,
-    /// Held by whoever gives a lease back, and alone by the refresh that keeps them all, which could
-    /// otherwise bring back what has just been given back.
+    /// Read-locked while a lease is given back, write-locked while the refresh keeps all leases; otherwise the
+    /// refresh could bring back a lease that was just given back.
     pub keeping: RwLock<()>,
     name: NodeName,
     incarnation: u64,
@@ -105,6 +101,7 @@ pub(super) struct Cluster {
     slice: PortRange,
     /// Empty if it is not known.
     place: String,
+    pub(super) leases: LeaseCalls,
     when_away: WhenAway,
     /// Whether the log knows that this node is on its own.
     degraded: AtomicBool,
@@ -128,6 +125,7 @@ impl Cluster {
             incarnation: node.incarnation,
             process: format!("{} {}", node.name, node.incarnation),
             slice: node.slice,
+            leases: LeaseCalls::new(node, place.as_deref()),
             place: place.unwrap_or_default(),
             when_away: options.when_away,
             degraded: AtomicBool::new(false),
@@ -153,9 +151,9 @@ impl Cluster {
         (&self.name, self.incarnation)
     }
 
-    /// What tells a lease from all others, in all processes.
+    /// See [`LeaseCalls::token`].
     pub fn token(&self, grant: Grant) -> String {
-        format!("{} {:016x} {grant}", self.name, self.incarnation)
+        self.leases.token(grant)
     }
 
     /// Enters or refreshes the node.
@@ -165,6 +163,8 @@ impl Cluster {
             .key(self.keys().node(&self.name))
             .key(self.keys().node_commands(&self.name))
             .key(self.keys().node_sessions(&self.name))
+            .key(self.keys().revision())
+            .key(self.keys().node_orders(&self.name))
             .arg(self.name.as_str())
             .arg(self.incarnation)
             .arg(&self.place)
@@ -183,7 +183,15 @@ impl Cluster {
         let reply: Vec<_> = reply.iter().map(|field| String::from_utf8_lossy(field)).collect();
         let fields: Vec<&str> = reply.iter().map(|field| &**field).collect();
         let published = match fields[..] {
-            ["joined", sessions, alive] => Known::parse(sessions, alive).map(Published::Joined),
+            ["joined", sessions, alive, revision, ref orders @ ..] => {
+                Known::parse(sessions, alive).map(|known| {
+                    Published::Joined(Joined {
+                        known,
+                        revision: revision.parse().unwrap_or(0),
+                        orders: orders.iter().filter_map(|order| order.parse().ok()).collect(),
+                    })
+                })
+            }
             ["named", record, left] => {
                 let holder = Holder(serde_json::from_str(record).ok().map(Box::new));
                 left.parse().ok().map(|left| Published::Named(holder, Duration::from_millis(left)))
@@ -255,37 +263,10 @@ impl Cluster {
             hdel.arg(&of_node).write_arg_fmt(record.id);
             pipe.add_command(hdel).ignore();
         }
-        for Held { path, token } in leases {
-            pipe.cmd("EVALSHA").arg(RELEASE_WRITE.get_hash()).arg(1);
-            pipe.arg(self.keys().write_lease(path)).arg(token).ignore();
+        for lease in leases {
+            self.add_release(&mut pipe, lease);
         }
         self.link().pipe(&pipe).await
-    }
-
-    /// The session that has the lease, as far as Redis can say: [`Self::token`] ends with it.
-    pub async fn holder(&self, path: &[u8]) -> Option<SessionId> {
-        let mut get = cmd("GET");
-        get.arg(self.keys().write_lease(path));
-        let token: Option<String> = self.link().query(&get).await.ok()?;
-        token?.rsplit(' ').next()?.parse().ok()
-    }
-
-    /// Takes or keeps a lease; `false` if it is another's.
-    pub async fn hold(&self, lease: &Held, hold: Hold) -> Result<bool, LinkError> {
-        let mut call = HOLD_WRITE.prepare_invoke();
-        call.key(self.keys().write_lease(&lease.path)).arg(&lease.token).arg(self.name.as_str());
-        call.arg(self.lease_ms()).arg(match hold {
-            Hold::Take => "take",
-            Hold::Keep => "keep",
-        });
-        self.link().script(&call).await
-    }
-
-    /// Gives a lease back; `false` if another has it.
-    pub async fn give_back(&self, lease: &Held) -> Result<bool, LinkError> {
-        let mut call = RELEASE_WRITE.prepare_invoke();
-        call.key(self.keys().write_lease(&lease.path)).arg(&lease.token);
-        self.link().script(&call).await
     }
 
     /// The cluster's ticket keys, the newest first; one is added if the newest has had its time.
@@ -299,17 +280,6 @@ impl Cluster {
             self.link().script::<Vec<String>>(&call).await?.into_iter().map(Zeroizing::new).collect();
         // What is no key is nobody's: it is skipped, and replaced in its time.
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
-    }
-
-    /// Refreshes leases; says of each whether it is still held.
-    pub async fn keep(&self, leases: &[Held]) -> Result<Vec<bool>, LinkError> {
-        let mut pipe = with_script(&HOLD_WRITE);
-        for Held { path, token } in leases {
-            pipe.cmd("EVALSHA").arg(HOLD_WRITE.get_hash()).arg(1);
-            pipe.arg(self.keys().write_lease(path)).arg(token).arg(self.name.as_str());
-            pipe.arg(self.lease_ms()).arg("keep");
-        }
-        self.link().pipe(&pipe).await
     }
 
     /// The ids of sessions that Redis says are this node's.
@@ -339,9 +309,21 @@ impl Cluster {
             .key(self.keys().node(&self.name))
             .key(self.keys().node_sessions(&self.name))
             .key(self.keys().node_commands(&self.name))
+            .key(self.keys().node_orders(&self.name))
             .arg(self.name.as_str())
-            .arg(self.incarnation);
+            .arg(self.incarnation)
+            .arg(ORDER_LIFE);
         self.link().script::<Value>(&call).await.map(drop)
+    }
+
+    /// Notes in Redis that sessions that were to end are gone.
+    pub async fn orders_done(&self, ended: &[SessionId]) -> Result<(), LinkError> {
+        let mut hdel = cmd("HDEL");
+        hdel.arg(self.keys().node_orders(&self.name));
+        for id in ended {
+            hdel.arg(Order::End(*id).to_string());
+        }
+        self.link().query(&hdel).await
     }
 
     /// Where this node's commands wait.
@@ -387,10 +369,11 @@ impl Cluster {
     /// Where a session counts, in the order of the limits.
     fn counting_keys(&self, record: &SessionRecord) -> [String; 3] {
         let SessionRecord { user, address, .. } = record;
+        let network = network_of(*address);
         [
             self.keys().user_sessions(user),
-            self.keys().address_sessions(*address),
-            self.keys().user_address_sessions(user, *address),
+            self.keys().address_sessions(network),
+            self.keys().user_address_sessions(user, network),
         ]
     }
 
@@ -400,17 +383,18 @@ impl Cluster {
         zrem
     }
 
-    fn lease_ms(&self) -> u64 {
+    pub(super) fn lease_ms(&self) -> u64 {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn kept_ms(&self) -> u64 {
+    /// How long Redis keeps entries that no node renews, in ms.
+    pub(super) fn kept_ms(&self) -> u64 {
         self.lease_ms().saturating_mul(u64::from(KEPT_FOR))
     }
 }
 
 /// A pipeline in which `script` can be run by its hash.
-fn with_script(script: &Script) -> Pipeline {
+pub(super) fn with_script(script: &Script) -> Pipeline {
     let mut pipe = Pipeline::new();
     // Redis forgets scripts when it restarts; to load one that it knows costs it a look-up.
     pipe.load_script(script).ignore();

@@ -1,9 +1,17 @@
--- Takes a node out, unless a later process has its name.
--- KEYS: names of nodes (set), this node (hash), its sessions (hash), its commands (list)
--- ARGV: name, incarnation
+-- Takes a node out, unless a later process has its name. A drain that was asked for is done then.
+-- KEYS: names of nodes (set), this node (hash), its sessions (hash), its commands (list), its orders (hash)
+-- ARGV: name, incarnation, seconds for which it is known that the node drained
 local there = redis.call('HGET', KEYS[2], 'incarnation')
 -- It may have been away for so long that the node expired; its sessions have not.
 if not there or there == ARGV[2] then
   redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
   redis.call('SREM', KEYS[1], ARGV[1])
+  local orders = redis.pcall('HMGET', KEYS[5], 'incarnation', 'drain')
+  if orders[1] == ARGV[2] and orders[2] then
+    redis.call('DEL', KEYS[5])
+    redis.call('HSET', KEYS[5], 'incarnation', ARGV[2], 'drain', orders[2], 'drained', redis.call('TIME')[1])
+    redis.call('EXPIRE', KEYS[5], ARGV[3])
+  elseif orders.err or not orders[1] or orders[1] == ARGV[2] then
+    redis.call('DEL', KEYS[5])
+  end
 end

@@ -15,8 +15,11 @@ mod bandwidth;
 mod chore;
 mod claim;
 mod cluster;
+mod lease_calls;
+mod leases;
 mod link;
 mod options;
+mod orders;
 mod probe;
 mod refresh;
 mod table;
@@ -35,7 +38,7 @@ use std::{
 
 use serde::Serialize;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -43,8 +46,10 @@ pub use self::{
     bandwidth::{Direction, Meter, Share, Slice, piece},
     chore::Chore,
     claim::Holder,
+    leases::{Certainty, Claim, Conflict, LeaseAge, LeaseRefused, Scope, WriteLease},
     link::{LinkError, RedisLink},
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
+    orders::NodeOrders,
     probe::{ProbeError, probe},
     tickets::{InvalidTicketKey, TicketKey},
     usage::{Change, Counting, HomeUsage, RegistryAway, Standing, Step, Usage},
@@ -52,9 +57,10 @@ pub use self::{
 };
 use self::{
     claim::LateClaim,
-    cluster::{Cluster, Held, Hold, Published},
+    cluster::{Cluster, Published},
+    orders::OwnOrders,
     refresh::Work,
-    table::{Grant, Table},
+    table::Table,
     tickets::OwnKeys,
 };
 use crate::{
@@ -90,19 +96,6 @@ pub enum Refusal {
     RegistryAway,
 }
 
-/// Why a path may not be written now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LeaseRefused {
-    #[error("another session writes this path")]
-    Busy {
-        /// That session, here or on another node, if it still writes.
-        holder: Option<SessionId>,
-    },
-    /// Redis is away and the policy is [`WhenAway::Refuse`].
-    #[error("the registry is away")]
-    RegistryAway,
-}
-
 /// Why a node may not join its cluster.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
@@ -132,6 +125,16 @@ pub enum Event {
     /// Another process holds this node's name, because this one could not renew its lease for a
     /// `node_lease`, or started while Redis was away: this one must end.
     NameTaken(Holder),
+}
+
+/// What a node last learned of changes to accounts. It asks which of its sessions may stay whenever this is
+/// another value than the one for which it asked before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// The number in Redis: see [`Keys::revision`](crate::keys::Keys::revision).
+    number: u64,
+    /// How often the node has joined. Changes that it was not told of may have happened before each time.
+    joins: u64,
 }
 
 impl Registry {
@@ -233,26 +236,15 @@ impl Registry {
         sessions
     }
 
-    /// Leases the right to write `path`, which names a file within the shared storage. The right
-    /// is given back when the lease is dropped. `holder` is for people who look into Redis.
-    ///
-    /// # Errors
-    /// Another session has it, here or on another node; or the registry is away and the policy
-    /// is to refuse.
-    pub async fn lease_write(&self, path: &[u8], holder: SessionId) -> Result<WriteLease, LeaseRefused> {
-        let taken = self.core.table().take(path, holder);
-        let grant = taken.map_err(|holder| LeaseRefused::Busy { holder: Some(holder) })?;
-        let lease = WriteLease { core: Arc::clone(&self.core), path: path.into(), grant, is_in_redis: true };
+    /// The sessions of one user in the cluster; those on this node while Redis is away.
+    pub async fn sessions_of(&self, user: &str) -> Vec<SessionRecord> {
+        let mut sessions = self.core.table().sessions();
+        sessions.retain(|session| session.user == user);
         if let Some(cluster) = &self.core.cluster {
-            match cluster.hold(&lease.held(cluster), Hold::Take).await {
-                Ok(true) => {}
-                Ok(false) => return Err(LeaseRefused::Busy { holder: cluster.holder(path).await }),
-                Err(error) if cluster.may_go_on(&error) => {}
-                Err(_) => return Err(LeaseRefused::RegistryAway),
-            }
+            let others = cluster.view.sessions_of(user).await.unwrap_or_default();
+            sessions.extend(others.into_iter().filter(|other| other.node != self.core.node.name));
         }
-        self.core.table().grant(path, grant);
-        Ok(lease)
+        sessions
     }
 
     /// The keys that seal TLS session tickets, the newest first: the cluster's, with a new one if
@@ -271,6 +263,12 @@ impl Registry {
             }
         }
         self.core.ticket_keys().rotated(rotation)
+    }
+
+    /// The revision of the accounts as of the last refresh, and its changes. Never changes where there is only
+    /// this node.
+    pub fn revision(&self) -> watch::Receiver<Revision> {
+        self.core.revision.subscribe()
     }
 
     /// Tells the cluster that this node's life has moved on.
@@ -338,67 +336,6 @@ impl Drop for SessionEntry {
     }
 }
 
-/// The right to write one path. Dropping it gives the right back.
-#[must_use]
-pub struct WriteLease {
-    core: Arc<Core>,
-    path: Box<[u8]>,
-    grant: Grant,
-    /// For all we know.
-    is_in_redis: bool,
-}
-
-impl WriteLease {
-    /// Whether the right is still this lease's. It is lost when Redis did not hear from the node
-    /// for so long that the lease expired, and somebody else took it. While Redis is away it
-    /// counts as held if the policy is [`WhenAway::Admit`].
-    pub async fn is_held(&self) -> bool {
-        if !self.core.table().holds(&self.path, self.grant) {
-            return false;
-        }
-        let Some(cluster) = &self.core.cluster else {
-            return true;
-        };
-        match cluster.hold(&self.held(cluster), Hold::Keep).await {
-            Ok(held) => held,
-            Err(error) => cluster.may_go_on(&error),
-        }
-    }
-
-    /// Gives the right back, and says whether it was this lease's until now: as [`Self::is_held`], and
-    /// one request for both.
-    pub async fn give_back(mut self) -> bool {
-        let core = Arc::clone(&self.core);
-        let Some(cluster) = &core.cluster else {
-            return core.table().holds(&self.path, self.grant);
-        };
-        let _kept_by_nobody = cluster.keeping.read().await;
-        if !core.table().end(&self.path, self.grant) {
-            return false;
-        }
-        match cluster.give_back(&self.held(cluster)).await {
-            Ok(held) => {
-                self.is_in_redis = false;
-                held
-            }
-            Err(error) => cluster.may_go_on(&error),
-        }
-    }
-
-    fn held(&self, cluster: &Cluster) -> Held {
-        Held { path: self.path.clone(), token: cluster.token(self.grant) }
-    }
-}
-
-impl Drop for WriteLease {
-    fn drop(&mut self) {
-        self.core.table().release(&self.path);
-        if self.is_in_redis {
-            self.core.work(|cluster| Work::EndLease(self.held(cluster)));
-        }
-    }
-}
-
 /// What all handles, entries and leases of one node share.
 struct Core {
     node: NodeRecord,
@@ -409,6 +346,8 @@ struct Core {
     ticket_keys: Mutex<OwnKeys>,
     homes: Mutex<HashMap<Box<[u8]>, Arc<usage::Home>>>,
     shares: bandwidth::Shares,
+    revision: watch::Sender<Revision>,
+    orders: Mutex<OwnOrders>,
     cluster: Option<Arc<Cluster>>,
 }
 
@@ -422,6 +361,8 @@ impl Core {
             ticket_keys: Mutex::default(),
             homes: Mutex::default(),
             shares: Mutex::default(),
+            revision: watch::Sender::default(),
+            orders: Mutex::default(),
             node,
             cluster,
         }
@@ -429,6 +370,10 @@ impl Core {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn orders(&self) -> MutexGuard<'_, OwnOrders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ticket_keys(&self) -> MutexGuard<'_, OwnKeys> {
@@ -512,8 +457,9 @@ mod tests {
         let holder = SessionId::random();
         let lease = registry.lease_write(b"/a", holder).await.unwrap();
         let refused = registry.lease_write(b"/a", SessionId::random()).await.err();
-        assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder) }));
-        assert!(lease.is_held().await);
+        let conflict = Conflict::Same;
+        assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder), conflict }));
+        assert!(lease.is_held().await && lease.is_certain() && !lease.is_expired());
         let _other = registry.lease_write(b"/b", SessionId::random()).await.unwrap();
         drop(lease);
         let _again = registry.lease_write(b"/a", SessionId::random()).await.unwrap();

@@ -1,6 +1,6 @@
 //! Where a cluster's Redis is, and how a node deals with it.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 use serde::Deserialize;
@@ -82,6 +82,14 @@ impl RedisUrl {
     pub fn with_password(self, password: &Secret) -> Self {
         let settings = self.0.redis_settings().clone().set_password(password.expose());
         Self(self.0.set_redis_settings(settings))
+    }
+
+    /// The server's address and port; `None` where the URL has a name or a Unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.0.addr() {
+            ConnectionAddr::Tcp(host, port) => Some(SocketAddr::new(host.parse().ok()?, *port)),
+            _ => None,
+        }
     }
 
     pub(super) fn client(&self) -> redis::Client {

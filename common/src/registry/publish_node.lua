@@ -1,10 +1,11 @@
--- Enters or refreshes a node: {'joined', SESSIONS, ALIVE}, {'named', record, LEFT} when another process
+-- Enters or refreshes a node: {'joined', SESSIONS, ALIVE, REVISION, ORDERS…}, {'named', record, LEFT} when another process
 -- holds its name, {'taken', SESSIONS, ALIVE, name, from, to} when a live node of another name owns some of
 -- its ports, or {'free'}.
 -- SESSIONS: how many Redis has of the node; ALIVE: 1 if it counted as alive until now, or 0; LEFT: how
--- long the other process's lease still lasts, in ms.
+-- long the other process's lease still lasts, in ms. REVISION: of the accounts, 0 if there is none.
+-- ORDERS: the names of what this process is to do: 'drain', 'end:ID'.
 -- KEYS: names of nodes (set), this node (hash; its key ends with the name), its commands (list), its
---       sessions (hash)
+--       sessions (hash), the revision of the accounts, the node's orders (hash)
 -- ARGV: name, incarnation, place (see Registry::join; may be empty), 'keep', 'start', 'late' or 'look'
 --       (changes nothing), first and last port of the slice, record, lease in ms, how long to keep the sessions in
 --       ms
@@ -74,4 +75,20 @@ end
 live('from', from, 'to', to, 'record', ARGV[7])
 redis.call('SADD', KEYS[1], name)
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
-return {'joined', tostring(sessions), tostring(alive)}
+local revision = redis.pcall('GET', KEYS[5])
+local reply = {'joined', tostring(sessions), tostring(alive), type(revision) == 'string' and revision or '0'}
+local orders = redis.pcall('HGETALL', KEYS[6])
+local mine = {}
+for i = 1, #orders, 2 do
+  mine[orders[i]] = orders[i + 1]
+end
+if orders.err or next(mine) and mine.incarnation ~= incarnation then
+  redis.call('DEL', KEYS[6]) -- no hash, or orders for a process before this one
+  mine = {}
+end
+for order in pairs(mine) do
+  if order == 'drain' or string.sub(order, 1, 4) == 'end:' then
+    reply[#reply + 1] = order
+  end
+end
+return reply

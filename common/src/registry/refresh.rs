@@ -12,10 +12,14 @@ use tokio::{
 use super::{
     Core, Event, LinkError,
     claim::{Claim, LateClaim},
-    cluster::{Cluster, Held, Known, Publish, Published},
+    cluster::{Cluster, Joined, Known, Publish, Published},
+    lease_calls::Held,
+    orders::Order,
+    table::Granted,
     view::parse,
 };
 use crate::{
+    clock,
     node::{NodeName, PortRange},
     process::logging::chain,
     session::{SessionId, SessionRecord},
@@ -78,8 +82,8 @@ pub(super) async fn run(
             () = sleep_until(due), if stands => {
                 let usual = task.cluster.lease / 3;
                 due = Instant::now() + match task.refresh().await {
-                    Ok(Place::Ours) => usual,
-                    Ok(Place::Contested) | Err(LinkError::Away | LinkError::Denied) => usual.min(RETRY),
+                    Ok(Place::Ours { has_new_orders: false }) => usual,
+                    Ok(Place::Ours { has_new_orders: true } | Place::Contested) | Err(LinkError::Away | LinkError::Denied) => usual.min(RETRY),
                     Ok(Place::Lost) => {
                         stands = false;
                         usual
@@ -103,7 +107,10 @@ enum After {
 
 /// Whose this node's name and ports are.
 enum Place {
-    Ours,
+    Ours {
+        /// The next refresh tells whether they were heard of in another way.
+        has_new_orders: bool,
+    },
     Contested,
     Lost,
 }
@@ -162,12 +169,21 @@ impl Refresh {
             Claim::Done => self.cluster.publish(&self.core.record(), Publish::Keep).await?,
         };
         let (place, known) = match published {
-            Published::Joined(known) => {
+            Published::Joined(Joined { known, revision, orders }) => {
                 self.conflict = None;
                 if self.listener.is_empty() {
-                    self.listener.spawn(listen(Arc::clone(&self.cluster), self.events.clone()));
+                    self.listener.spawn(listen(
+                        Arc::clone(&self.core),
+                        Arc::clone(&self.cluster),
+                        self.events.clone(),
+                    ));
                 }
-                (Place::Ours, known)
+                self.note_revision(revision, known);
+                let (has_new_orders, ended) = self.take_orders(orders);
+                if !ended.is_empty() {
+                    self.note(self.cluster.orders_done(&ended).await);
+                }
+                (Place::Ours { has_new_orders }, known)
             }
             Published::Taken(name, slice, known) => {
                 self.contested((name, slice));
@@ -184,10 +200,47 @@ impl Refresh {
         if !self.is_whole(least, known) {
             self.cluster.doubt();
         }
-        self.renew_sessions().await?;
+        // Before the sessions, of which there may be many: leases expire, sessions live with their node.
         self.note(refused_only(self.keep_leases().await)?);
+        self.renew_sessions().await?;
         self.cluster.answered();
         Ok(place)
+    }
+
+    /// Tells the node of the revision of the accounts. A node that had expired in Redis, or has another
+    /// connection, perhaps to another Redis, may have missed one.
+    fn note_revision(&self, number: u64, known: Known) {
+        let has_joined = !known.alive || self.connections != self.cluster.link().connections();
+        self.core.revision.send_if_modified(|revision| {
+            let before = *revision;
+            revision.number = number;
+            revision.joins += u64::from(has_joined);
+            *revision != before
+        });
+    }
+
+    /// Tells the node of orders whose commands were lost. Returns whether there are new ones, whose commands may
+    /// still come, and the sessions that were to end and are gone.
+    fn take_orders(&self, orders: Vec<Order>) -> (bool, Vec<SessionId>) {
+        let (open, ended) = {
+            let table = self.core.table();
+            let is_done =
+                |order: &Order| matches!(order, Order::End(session) if !table.has_session(*session));
+            orders.into_iter().partition::<Vec<_>, _>(|order| !is_done(order))
+        };
+        let (late, is_new) = self.core.orders().refresh(open);
+        for command in late.into_iter().map(Order::command) {
+            log::info!(command:?; "carrying out an order whose command did not arrive");
+            // If the node is too busy to be told now, the next refresh tells it.
+            if self.events.try_send(Event::Command(command.clone())).is_ok() {
+                self.core.orders().note(&command);
+            }
+        }
+        let session = |order| match order {
+            Order::End(session) => Some(session),
+            Order::Drain => None,
+        };
+        (is_new, ended.into_iter().filter_map(session).collect())
     }
 
     /// Whether Redis had just these sessions, as far as their number tells. `least` of them were
@@ -253,23 +306,40 @@ impl Refresh {
         Ok(outcome)
     }
 
+    /// Keeps the leases of this node in Redis.
     async fn keep_leases(&self) -> Result<(), LinkError> {
         let _alone = self.cluster.keeping.write().await;
         let leases = self.core.table().granted_leases();
         for leases in leases.chunks(BATCH) {
-            // Dropped meanwhile? Then its end waits for this task, and undoes the keeping.
-            let held: Vec<Held> = leases
-                .iter()
-                .map(|(path, grant)| Held { path: path.clone(), token: self.cluster.token(*grant) })
-                .collect();
+            // If one is dropped meanwhile, its end waits for this task, and undoes the keeping.
+            let held: Vec<Held> = leases.iter().map(|lease| self.held(lease)).collect();
+            let sent = clock::since_boot();
             let kept = self.cluster.keep(&held).await?;
-            for ((path, grant), kept) in leases.iter().zip(kept) {
-                if !kept && self.core.table().lose(path, *grant) {
-                    log::warn!(path:% = path.escape_ascii(); "a write lease was lost");
+            for (lease, kept) in leases.iter().zip(kept) {
+                match kept {
+                    Some(kept) => lease.state.kept(sent, kept.epoch, kept.number),
+                    None => self.lose(lease),
                 }
             }
         }
         Ok(())
+    }
+
+    fn lose(&self, lease: &Granted) {
+        if !self.core.table().lose(lease.grant) {
+            return;
+        }
+        for claim in lease.claims.iter() {
+            log::warn!(path:% = claim.path.escape_ascii(); "a write lease was lost");
+        }
+    }
+
+    fn held(&self, lease: &Granted) -> Held {
+        Held {
+            claims: Arc::clone(&lease.claims),
+            token: self.cluster.token(lease.grant),
+            state: Arc::clone(&lease.state),
+        }
     }
 
     async fn leave(&self) -> Result<(), LinkError> {
@@ -279,10 +349,8 @@ impl Refresh {
         }
         let leases = self.core.table().granted_leases();
         for leases in leases.chunks(BATCH) {
-            let held = leases
-                .iter()
-                .map(|(path, grant)| Held { path: path.clone(), token: self.cluster.token(*grant) });
-            self.cluster.remove(&[], &held.collect::<Vec<_>>()).await?;
+            let held: Vec<Held> = leases.iter().map(|lease| self.held(lease)).collect();
+            self.cluster.remove(&[], &held).await?;
         }
         self.cluster.leave().await
     }
@@ -316,7 +384,7 @@ pub(super) async fn sweep(core: &Core, cluster: &Cluster) -> Result<(), LinkErro
 }
 
 /// Waits for commands on a connection of its own, for as long as anybody hears of them.
-async fn listen(cluster: Arc<Cluster>, events: mpsc::Sender<Event>) {
+async fn listen(core: Arc<Core>, cluster: Arc<Cluster>, events: mpsc::Sender<Event>) {
     const FIRST_PAUSE: Duration = Duration::from_millis(100);
     const LONGEST_PAUSE: Duration = Duration::from_secs(2);
     let mut pause = FIRST_PAUSE;
@@ -329,6 +397,7 @@ async fn listen(cluster: Arc<Cluster>, events: mpsc::Sender<Event>) {
                 let Some(command) = parse(&command, &key) else {
                     continue;
                 };
+                core.orders().note(&command);
                 if events.send(Event::Command(command)).await.is_err() {
                     return;
                 }

@@ -1,8 +1,19 @@
 -- Leaves a command for a node: 1, or 0 if there is no such live node.
--- KEYS: the node (hash), its commands (list). ARGV: the command, seconds until it is stale, how
--- many may wait
+-- KEYS: the node (hash), its commands (list), its orders (hash)
+-- ARGV: the command, seconds until the list is stale, how many commands may wait in it, the order that stands
+--       until the command is done ('' if none does), for how many seconds it stands at most
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
+end
+if ARGV[4] ~= '' then
+  local incarnation = redis.pcall('HGET', KEYS[1], 'incarnation')
+  incarnation = type(incarnation) == 'string' and incarnation or ''
+  if redis.pcall('HGET', KEYS[3], 'incarnation') ~= incarnation then
+    redis.call('DEL', KEYS[3]) -- none, or for a process before this one
+  end
+  redis.call('HSET', KEYS[3], 'incarnation', incarnation)
+  redis.call('HSETNX', KEYS[3], ARGV[4], redis.call('TIME')[1])
+  redis.call('EXPIRE', KEYS[3], ARGV[5])
 end
 if redis.call('TYPE', KEYS[2]).ok ~= 'list' then
   redis.call('DEL', KEYS[2])

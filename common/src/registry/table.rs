@@ -1,11 +1,23 @@
 //! One node's own sessions and write leases, in memory.
 
-use std::{collections::HashMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    net::IpAddr,
+    ops::Bound,
+    sync::Arc,
+};
 
-use super::Refusal;
-use crate::session::{SessionId, SessionLimits, SessionRecord};
+use super::{
+    Refusal,
+    leases::{Claim, Conflict, LeaseState, Scope},
+};
+use crate::{
+    client_network::network_of,
+    session::{SessionId, SessionLimits, SessionRecord},
+};
 
-/// One granting of a path. `Display` tells it from all others of this process, and says to people
+/// One granting of paths. `Display` tells it from all others of this process, and says to people
 /// who has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Grant {
@@ -37,14 +49,23 @@ struct Session {
 
 struct Lease {
     grant: Grant,
+    claims: Arc<[Claim]>,
     standing: Standing,
+    state: Arc<LeaseState>,
 }
 
-/// How many sessions one user has, all in all and from each address.
+/// A lease that Redis has granted, to be kept there.
+pub(super) struct Granted {
+    pub grant: Grant,
+    pub claims: Arc<[Claim]>,
+    pub state: Arc<LeaseState>,
+}
+
+/// How many sessions one user has, in total and from each network (see [`network_of`]).
 #[derive(Default)]
 struct OfUser {
     all: u32,
-    by_address: HashMap<IpAddr, u32>,
+    by_network: HashMap<IpAddr, u32>,
 }
 
 #[derive(Default)]
@@ -54,18 +75,24 @@ pub(super) struct Table {
     asked: usize,
     // Counts of `sessions`, without zeros: a login must not look at every session of the node.
     users: HashMap<String, OfUser>,
-    addresses: HashMap<IpAddr, u32>,
-    leases: HashMap<Box<[u8]>, Lease>,
+    networks: HashMap<IpAddr, u32>,
+    /// By the number of their grant.
+    leases: HashMap<u64, Lease>,
+    /// The leased paths.
+    paths: BTreeMap<Box<[u8]>, (Grant, Scope)>,
+    /// How many of them are trees.
+    trees: usize,
     last_number: u64,
 }
 
 impl Table {
     /// Enters a session as asked for, if this node's own sessions leave room within the limits.
     pub fn open(&mut self, record: SessionRecord, limits: SessionLimits) -> Result<(), Refusal> {
+        let network = network_of(record.address);
         let user = self.users.get(&record.user);
         let of_user = user.map_or(0, |user| user.all);
-        let of_both = user.and_then(|user| user.by_address.get(&record.address)).copied().unwrap_or(0);
-        let of_address = self.addresses.get(&record.address).copied().unwrap_or(0);
+        let of_both = user.and_then(|user| user.by_network.get(&network)).copied().unwrap_or(0);
+        let of_address = self.networks.get(&network).copied().unwrap_or(0);
         let reached = |limit: Option<u32>, count: u32| limit.filter(|&limit| count >= limit);
         if let Some(limit) = reached(limits.per_user, of_user) {
             return Err(Refusal::UserLimit(limit));
@@ -85,14 +112,19 @@ impl Table {
     }
 
     fn count(&mut self, record: &SessionRecord) {
+        let network = network_of(record.address);
         if !self.users.contains_key(&record.user) {
             self.users.insert(record.user.clone(), OfUser::default());
         }
         if let Some(user) = self.users.get_mut(&record.user) {
             user.all += 1;
-            *user.by_address.entry(record.address).or_default() += 1;
+            *user.by_network.entry(network).or_default() += 1;
         }
-        *self.addresses.entry(record.address).or_default() += 1;
+        *self.networks.entry(network).or_default() += 1;
+    }
+
+    pub fn has_session(&self, id: SessionId) -> bool {
+        self.sessions.contains_key(&id)
     }
 
     pub fn admit(&mut self, id: SessionId) {
@@ -104,17 +136,18 @@ impl Table {
 
     pub fn close(&mut self, id: SessionId) -> Option<SessionRecord> {
         let Session { record, standing } = self.sessions.remove(&id)?;
+        let network = network_of(record.address);
         if standing == Standing::Asked {
             self.asked -= 1;
         }
         if let Some(user) = self.users.get_mut(&record.user) {
             user.all -= 1;
-            take_one(&mut user.by_address, record.address);
+            take_one(&mut user.by_network, network);
             if user.all == 0 {
                 self.users.remove(&record.user);
             }
         }
-        take_one(&mut self.addresses, record.address);
+        take_one(&mut self.networks, network);
         Some(record)
     }
 
@@ -122,54 +155,90 @@ impl Table {
         self.sessions.values().map(|session| session.record.clone()).collect()
     }
 
-    /// Enters a lease as asked for.
+    /// Enters a lease of paths, each of them named once, as asked for.
     ///
     /// # Errors
-    /// The session of this node that writes the path already.
-    pub fn take(&mut self, path: &[u8], holder: SessionId) -> Result<Grant, SessionId> {
-        if let Some(lease) = self.leases.get(path) {
-            return Err(lease.grant.holder);
+    /// The session of this node whose lease stands in the way, and where it does.
+    pub fn take(
+        &mut self,
+        claims: &Arc<[Claim]>,
+        holder: SessionId,
+        state: &Arc<LeaseState>,
+    ) -> Result<Grant, (SessionId, Conflict)> {
+        if let Some(conflict) = claims.iter().find_map(|claim| self.conflict(claim)) {
+            return Err(conflict);
         }
         self.last_number += 1;
         let grant = Grant { number: self.last_number, holder };
-        self.leases.insert(path.into(), Lease { grant, standing: Standing::Asked });
+        for claim in claims.iter() {
+            self.trees += usize::from(claim.scope == Scope::Tree);
+            self.paths.insert(claim.path.clone(), (grant, claim.scope));
+        }
+        let (claims, state) = (Arc::clone(claims), Arc::clone(state));
+        self.leases.insert(grant.number, Lease { grant, claims, standing: Standing::Asked, state });
         Ok(grant)
     }
 
-    pub fn grant(&mut self, path: &[u8], grant: Grant) {
-        if let Some(lease) = self.leases.get_mut(path).filter(|lease| lease.grant == grant) {
+    fn conflict(&self, claim: &Claim) -> Option<(SessionId, Conflict)> {
+        let path = &claim.path;
+        if let Some((grant, _)) = self.paths.get(path) {
+            return Some((grant.holder, Conflict::Same));
+        }
+        if self.trees > 0 {
+            let above = above(path).find_map(|above| self.paths.get(above).filter(|it| it.1 == Scope::Tree));
+            if let Some((grant, _)) = above {
+                return Some((grant.holder, Conflict::Above));
+            }
+        }
+        if claim.scope == Scope::File {
+            return None;
+        }
+        let prefix = if path.is_empty() { Vec::new() } else { [&**path, b"/"].concat() };
+        let after = (Bound::Excluded(&prefix[..]), Bound::Unbounded);
+        let (below, (grant, _)) = self.paths.range::<[u8], _>(after).next()?;
+        below.starts_with(&prefix).then_some((grant.holder, Conflict::Below))
+    }
+
+    pub fn grant(&mut self, grant: Grant) {
+        if let Some(lease) = self.leases.get_mut(&grant.number) {
             lease.standing = Standing::Granted;
         }
     }
 
     /// Whether this granting stands, as far as the node knows.
-    pub fn holds(&self, path: &[u8], grant: Grant) -> bool {
-        let stands = |lease: &Lease| lease.grant == grant && lease.standing != Standing::Lost;
-        self.leases.get(path).is_some_and(stands)
+    pub fn holds(&self, grant: Grant) -> bool {
+        self.leases.get(&grant.number).is_some_and(|lease| lease.standing != Standing::Lost)
     }
 
-    /// From now on no refresh keeps the lease; `false` if it does not stand any more. The path stays
+    /// From now on no refresh keeps the lease; `false` if it does not stand any more. Its paths stay
     /// taken until it is released.
-    pub fn end(&mut self, path: &[u8], grant: Grant) -> bool {
-        let stands = self.holds(path, grant);
-        if let Some(lease) = self.leases.get_mut(path).filter(|_| stands) {
-            lease.standing = Standing::Ending;
+    pub fn end(&mut self, grant: Grant) -> bool {
+        match self.leases.get_mut(&grant.number).filter(|lease| lease.standing != Standing::Lost) {
+            Some(lease) => {
+                lease.standing = Standing::Ending;
+                true
+            }
+            None => false,
         }
-        stands
     }
 
-    /// Notes that another has the lease; `false` if it was given back before. The path stays taken
+    /// Notes that another has one of its paths; `false` if it was given back before. The paths stay taken
     /// until then.
-    pub fn lose(&mut self, path: &[u8], grant: Grant) -> bool {
-        let Some(lease) = self.leases.get_mut(path).filter(|lease| lease.grant == grant) else {
+    pub fn lose(&mut self, grant: Grant) -> bool {
+        let Some(lease) = self.leases.get_mut(&grant.number) else {
             return false;
         };
         lease.standing = Standing::Lost;
+        lease.state.lost();
         true
     }
 
-    pub fn release(&mut self, path: &[u8]) {
-        self.leases.remove(path);
+    pub fn release(&mut self, grant: Grant) {
+        let Some(lease) = self.leases.remove(&grant.number) else { return };
+        for claim in lease.claims.iter() {
+            self.trees -= usize::from(claim.scope == Scope::Tree);
+            self.paths.remove(&claim.path);
+        }
     }
 
     pub fn session_count(&self) -> usize {
@@ -201,11 +270,22 @@ impl Table {
         ids.into_iter().filter(|id| !known(id)).collect()
     }
 
-    pub fn granted_leases(&self) -> Vec<(Box<[u8]>, Grant)> {
-        let granted = |lease: &Lease| lease.standing == Standing::Granted;
-        let leases = self.leases.iter().filter(|(_, lease)| granted(lease));
-        leases.map(|(path, lease)| (path.clone(), lease.grant)).collect()
+    pub fn granted_leases(&self) -> Vec<Granted> {
+        let granted = self.leases.values().filter(|lease| lease.standing == Standing::Granted);
+        let granted = granted.map(|Lease { grant, claims, state, .. }| Granted {
+            grant: *grant,
+            claims: Arc::clone(claims),
+            state: Arc::clone(state),
+        });
+        granted.collect()
     }
+}
+
+/// The paths of the directories above a path, the storage's root first.
+fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let root = (!path.is_empty()).then_some(&path[..0]);
+    let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+    root.into_iter().chain(slashes.map(|(at, _)| &path[..at]))
 }
 
 /// Counts one less; what comes to nothing is forgotten.
@@ -260,6 +340,22 @@ mod tests {
     }
 
     #[test]
+    fn all_addresses_of_an_ipv6_64_network_share_one_limit() {
+        let mut table = Table::default();
+        let limits = SessionLimits { per_address: Some(2), ..SessionLimits::default() };
+        let mut open = |address: &str| {
+            let record = SessionRecord { address: address.parse().unwrap(), ..record("ann", [0; 4]) };
+            table.open(record.clone(), limits).map(|()| record.id)
+        };
+        let first = open("2001:db8:1:2::1").unwrap();
+        open("2001:db8:1:2:ffff::2").unwrap();
+        assert_eq!(open("2001:db8:1:2::3"), Err(Refusal::AddressLimit(2)));
+        open("2001:db8:1:3::1").unwrap();
+        assert!(table.close(first).is_some());
+        assert!(table.networks.values().all(|count| *count == 1));
+    }
+
+    #[test]
     fn nothing_is_left_of_sessions_that_have_ended() {
         let mut table = Table::default();
         let records = [("ann", [192, 0, 2, 1]), ("ann", [192, 0, 2, 1]), ("ben", [192, 0, 2, 2])]
@@ -274,8 +370,12 @@ mod tests {
             assert_eq!(table.close(record.id).as_ref(), Some(record));
             assert_eq!(table.close(record.id), None);
         }
-        assert!(table.users.is_empty() && table.addresses.is_empty());
+        assert!(table.users.is_empty() && table.networks.is_empty());
         assert_eq!((table.session_count(), table.granted_count()), (0, 0));
+    }
+
+    fn take(table: &mut Table, claims: &[Claim], holder: SessionId) -> Result<Grant, (SessionId, Conflict)> {
+        table.take(&claims.into(), holder, &Arc::default())
     }
 
     #[test]
@@ -283,43 +383,87 @@ mod tests {
         let mut table = Table::default();
         let ann = record("ann", [192, 0, 2, 1]);
         table.open(ann.clone(), SessionLimits::default()).unwrap();
-        let grant = table.take(b"/a", ann.id).unwrap();
+        let grant = take(&mut table, &[Claim::file(b"a")], ann.id).unwrap();
         assert!(table.granted_sessions().is_empty() && table.granted_leases().is_empty());
         assert_eq!(table.granted_count(), 0);
         table.admit(ann.id);
-        table.grant(b"/a", grant);
+        table.grant(grant);
         assert_eq!(table.granted_sessions(), [ann.id]);
         assert_eq!(table.granted_count(), 1);
-        assert_eq!(table.granted_leases(), [(b"/a"[..].into(), grant)]);
+        let leases = table.granted_leases();
+        assert_eq!((leases.len(), leases[0].grant, &*leases[0].claims[0].path), (1, grant, &b"a"[..]));
     }
 
     #[test]
     fn a_lost_lease_is_not_held_but_its_path_stays_taken() {
         let mut table = Table::default();
-        let holder = SessionId::random();
-        let first = table.take(b"/a", holder).unwrap();
-        table.grant(b"/a", first);
-        assert!(table.lose(b"/a", first));
-        assert!(!table.holds(b"/a", first) && table.granted_leases().is_empty());
-        assert_eq!(table.take(b"/a", SessionId::random()), Err(holder));
-        table.release(b"/a");
-        let second = table.take(b"/a", holder).unwrap();
-        assert!(!table.lose(b"/a", first));
-        assert!(table.holds(b"/a", second) && !table.holds(b"/a", first));
+        let (holder, file) = (SessionId::random(), [Claim::file(b"a")]);
+        let first = take(&mut table, &file, holder).unwrap();
+        table.grant(first);
+        assert!(table.lose(first));
+        assert!(!table.holds(first) && table.granted_leases().is_empty());
+        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, Conflict::Same)));
+        table.release(first);
+        let second = take(&mut table, &file, holder).unwrap();
+        assert!(!table.lose(first));
+        assert!(table.holds(second) && !table.holds(first));
     }
 
     #[test]
     fn a_lease_that_ends_is_not_refreshed_but_its_path_stays_taken() {
         let mut table = Table::default();
-        let holder = SessionId::random();
-        let lease = table.take(b"/a", holder).unwrap();
-        table.grant(b"/a", lease);
-        assert!(table.end(b"/a", lease));
+        let (holder, file) = (SessionId::random(), [Claim::file(b"a")]);
+        let lease = take(&mut table, &file, holder).unwrap();
+        table.grant(lease);
+        assert!(table.end(lease));
         assert!(table.granted_leases().is_empty());
-        assert_eq!(table.take(b"/a", SessionId::random()), Err(holder));
-        table.release(b"/a");
-        let next = table.take(b"/a", holder).unwrap();
-        assert!(!table.end(b"/a", lease) && table.holds(b"/a", next));
+        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, Conflict::Same)));
+        table.release(lease);
+        let next = take(&mut table, &file, holder).unwrap();
+        assert!(!table.end(lease) && table.holds(next));
+    }
+
+    #[test]
+    fn a_tree_and_what_is_below_it_stand_in_each_others_way_and_nothing_else_does() {
+        let mut table = Table::default();
+        let holder = SessionId::random();
+        let [file, tree] = [b"a/b/c", b"d/e/f"];
+        let first = take(&mut table, &[Claim::file(file), Claim::tree(tree)], holder).unwrap();
+        let mut check = |claim: Claim| {
+            let taken = take(&mut table, std::slice::from_ref(&claim), SessionId::random());
+            taken.map(|grant| table.release(grant)).map_err(|(of, conflict)| {
+                assert_eq!(of, holder);
+                conflict
+            })
+        };
+        for (path, as_file, as_tree) in [
+            ("a/b/c", Some(Conflict::Same), Some(Conflict::Same)),
+            ("a/b", None, Some(Conflict::Below)),
+            ("a", None, Some(Conflict::Below)),
+            ("", None, Some(Conflict::Below)),
+            // Names that begin alike, before and after `/` in the order of bytes.
+            ("a/b/c ", None, None),
+            ("a/b/c0", None, None),
+            ("a/b/c/d", None, None),
+            ("a/", None, None),
+            ("d/e/f", Some(Conflict::Same), Some(Conflict::Same)),
+            ("d/e/f/g/h", Some(Conflict::Above), Some(Conflict::Above)),
+            ("d/e/f ", None, None),
+            ("d/e/f0/g", None, None),
+            ("d/e", None, Some(Conflict::Below)),
+            ("e", None, None),
+        ] {
+            assert_eq!(check(Claim::file(path.as_bytes())).err(), as_file, "file {path}");
+            assert_eq!(check(Claim::tree(path.as_bytes())).err(), as_tree, "tree {path}");
+        }
+        // All or none.
+        let some = [Claim::file(b"x"), Claim::file(file)];
+        assert_eq!(take(&mut table, &some, holder), Err((holder, Conflict::Same)));
+        table.release(first);
+        // The paths of one lease do not stand in each other's way.
+        let all = take(&mut table, &[Claim::tree(b""), Claim::file(b"x")], holder).unwrap();
+        table.release(all);
+        assert!(table.paths.is_empty() && table.leases.is_empty() && table.trees == 0);
     }
 
     #[test]

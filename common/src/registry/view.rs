@@ -1,17 +1,22 @@
 //! The registry as those see it who are no node: authd, and a node that lists sessions.
 
+use std::collections::BTreeMap;
+
 use redis::{Script, cmd};
 use serde::de::DeserializeOwned;
 
-use super::{LinkError, RedisLink, RedisOptions};
+use super::{
+    LinkError, RedisLink, RedisOptions,
+    orders::{NodeOrders, ORDER_LIFE, Order},
+};
 use crate::{
     keys::Keys,
     node::{NodeCommand, NodeName, NodeRecord},
     session::{SessionId, SessionRecord},
 };
 
-/// Commands wait this long for their node; one that has not come by then does not mean what it
-/// did. In seconds.
+/// The list of a node's commands is kept for so many seconds after the last one. A command of which the node
+/// must hear later than that stands as an order.
 const COMMAND_LIFE: u32 = 60;
 
 /// More commands than this do not wait for one node: the oldest are dropped.
@@ -75,6 +80,44 @@ impl RegistryView {
         Ok(sessions)
     }
 
+    /// The sessions of one user on all live nodes. Reads the records of that user's sessions only.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn sessions_of(&self, user: &str) -> Result<Vec<SessionRecord>, LinkError> {
+        let key = self.keys.user_sessions(user);
+        let entries = self.link.query(cmd("ZRANGE").arg(&key).arg(0).arg(-1)).await;
+        let entries: Vec<Vec<u8>> = or_skip(entries, &key)?;
+        let mut processes = BTreeMap::<(NodeName, String), Vec<String>>::new();
+        for entry in entries {
+            // `ID NAME INCARNATION`; what is none is not ours.
+            let Ok(entry) = String::from_utf8(entry) else { continue };
+            let mut words = entry.split(' ').map(str::to_owned);
+            let (Some(id), Some(name), Some(incarnation)) = (words.next(), words.next(), words.next()) else {
+                continue;
+            };
+            let Ok(name) = name.parse() else { continue };
+            processes.entry((name, incarnation)).or_default().push(id);
+        }
+        let mut sessions = Vec::new();
+        for ((node, incarnation), ids) in processes {
+            let key = self.keys.node(&node);
+            let living = self.link.query(cmd("HGET").arg(&key).arg("incarnation")).await;
+            let living: Option<Vec<u8>> = or_skip(living, &key)?;
+            if living.as_deref() != Some(incarnation.as_bytes()) {
+                continue;
+            }
+            let key = self.keys.node_sessions(&node);
+            let records = self.link.query(cmd("HMGET").arg(&key).arg(&ids)).await;
+            let records: Vec<Option<Vec<u8>>> = or_skip(records, &key)?;
+            sessions.extend(ids.iter().zip(records).filter_map(|(id, record)| {
+                let record = parse(&record?, &key)?;
+                (is_genuine(&record, id.as_bytes(), &node) && record.user == user).then_some(record)
+            }));
+        }
+        Ok(sessions)
+    }
+
     /// One session, wherever it is; `None` if no live node has it.
     ///
     /// # Errors
@@ -95,16 +138,39 @@ impl RegistryView {
         Ok(None)
     }
 
-    /// Sends a command to a node; `false` if there is no such live node.
+    /// Sends a command to a node; `false` if there is no such live node. To drain or to end a session stands as
+    /// an order until it is done, for a day at most, or until the node's process is gone.
     ///
     /// # Errors
     /// Redis is away, or refuses the request.
     pub async fn send(&self, node: &NodeName, command: &NodeCommand) -> Result<bool, LinkError> {
         let script = Script::new(include_str!("send_command.lua"));
         let mut call = script.prepare_invoke();
-        call.key(self.keys.node(node)).key(self.keys.node_commands(node));
+        call.key(self.keys.node(node)).key(self.keys.node_commands(node)).key(self.keys.node_orders(node));
         call.arg(super::json(command)).arg(COMMAND_LIFE).arg(COMMANDS_WAITING);
+        call.arg(Order::of(command).map(|order| order.to_string()).unwrap_or_default()).arg(ORDER_LIFE);
         self.link.script(&call).await
+    }
+
+    /// What administrators have asked of a node that is not done.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn orders(&self, node: &NodeName) -> Result<NodeOrders, LinkError> {
+        let key = self.keys.node_orders(node);
+        let fields = self.link.query(cmd("HGETALL").arg(&key)).await;
+        Ok(NodeOrders::new(&or_skip::<Vec<(String, String)>>(fields, &key)?))
+    }
+
+    /// Gives the accounts another revision, so that each node asks authd which of its sessions may stay.
+    ///
+    /// # Errors
+    /// Redis is away, or refuses the request.
+    pub async fn advance_revision(&self) -> Result<u64, LinkError> {
+        let script = Script::new(include_str!("advance_revision.lua"));
+        let revision: String = self.link.script(script.prepare_invoke().key(self.keys.revision())).await?;
+        // The script returns a number.
+        Ok(revision.parse().unwrap_or(0))
     }
 
     async fn names(&self) -> Result<Vec<NodeName>, LinkError> {

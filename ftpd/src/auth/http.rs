@@ -8,6 +8,7 @@
 use std::{
     collections::VecDeque,
     fmt, io,
+    net::SocketAddr,
     pin::{Pin, pin},
     str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -53,6 +54,8 @@ pub struct AuthdUrl {
     authority: HeaderValue,
     /// Of [`Instance::post`].
     target: Uri,
+    /// Of [`Instance::post_authorized`].
+    authorized: Uri,
 }
 
 /// The text is no URL of an authd.
@@ -65,6 +68,13 @@ pub enum InvalidUrl {
          (WireGuard, stunnel)"
     )]
     Https,
+}
+
+impl AuthdUrl {
+    /// Its address and port; `None` where the URL has a name.
+    pub fn address(&self) -> Option<SocketAddr> {
+        Some(SocketAddr::new(self.host.parse().ok()?, self.port))
+    }
 }
 
 impl FromStr for AuthdUrl {
@@ -90,14 +100,18 @@ impl FromStr for AuthdUrl {
         if host.is_empty() || has_user || uri.query().is_some() || text.contains('#') {
             return Err(InvalidUrl::Syntax);
         }
-        let path = format!("{}/v1/authenticate", uri.path().trim_end_matches('/'));
-        let target = PathAndQuery::try_from(path).map_err(|_| InvalidUrl::Syntax)?;
+        let prefix = uri.path().trim_end_matches('/');
+        let route = |name: &str| {
+            let path = PathAndQuery::try_from(format!("{prefix}/v1/{name}"));
+            path.map(Uri::from).map_err(|_| InvalidUrl::Syntax)
+        };
         Ok(Self {
             text: text.to_owned(),
             host: host.to_owned(),
             port,
             authority: HeaderValue::from_str(authority.as_str()).map_err(|_| InvalidUrl::Syntax)?,
-            target: target.into(),
+            target: route("authenticate")?,
+            authorized: route("authorized")?,
         })
     }
 }
@@ -179,7 +193,15 @@ impl Instance {
     /// # Errors
     /// There is no whole answer. What came may have been decided.
     pub async fn post(&self, body: impl Fn() -> String) -> Result<Answer, AskError> {
-        self.request(Method::POST, body).await
+        self.request(Method::POST, &self.url.target, body).await
+    }
+
+    /// Posts the JSON that `body` makes to the route `/v1/authorized`, which changes nothing.
+    ///
+    /// # Errors
+    /// There is no whole answer.
+    pub async fn post_authorized(&self, body: impl Fn() -> String) -> Result<Answer, AskError> {
+        self.request(Method::POST, &self.url.authorized, body).await
     }
 
     /// Asks the same route whether authd would decide a login.
@@ -187,28 +209,34 @@ impl Instance {
     /// # Errors
     /// There is no whole answer.
     pub async fn get(&self) -> Result<Answer, AskError> {
-        self.request(Method::GET, String::new).await
+        self.request(Method::GET, &self.url.target, String::new).await
     }
 
-    async fn request(&self, method: Method, body: impl Fn() -> String) -> Result<Answer, AskError> {
+    async fn request(
+        &self,
+        method: Method,
+        target: &Uri,
+        body: impl Fn() -> String,
+    ) -> Result<Answer, AskError> {
         if let Some(connection) = self.take().await {
-            match self.ask(connection, method.clone(), body()).await {
+            match self.ask(connection, method.clone(), target, body()).await {
                 Err(AskError::Unanswered(error)) if !error.is_parse() => {}
                 result => return result,
             }
         }
-        self.ask(self.connect().await?, method, body()).await
+        self.ask(self.connect().await?, method, target, body()).await
     }
 
     async fn ask(
         &self,
         mut connection: Box<Connection>,
         method: Method,
+        target: &Uri,
         body: String,
     ) -> Result<Answer, AskError> {
         let mut request = Request::new(body);
         *request.method_mut() = method;
-        *request.uri_mut() = self.url.target.clone();
+        *request.uri_mut() = target.clone();
         *request.headers_mut() = self.headers.clone();
         let Connection { sender, work } = &mut *connection;
         let response = drive(work, sender.send_request(request)).await.map_err(AskError::Unanswered)?;

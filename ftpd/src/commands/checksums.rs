@@ -1,16 +1,22 @@
 //! HASH (draft-bryan-ftpext-hash), XCRC, XMD5, XSHA1, XSHA256, XSHA512.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::transfers::run_in_background;
 use crate::{
-    activity::Watch,
-    jail::checksum,
+    activity::{Activity, Watch},
+    failure::Failure,
+    jail::checksum::{self, ChecksumError},
+    metrics,
     protocol::{
         Code, Reply,
         command::{Algorithm, Checksum},
     },
-    session::{LoggedIn, Outcome},
+    session::{LoggedIn, Outcome, Subject},
 };
 
 /// HASH: by the algorithm of OPTS HASH, over the bytes of RANG if there was one.
@@ -62,11 +68,49 @@ async fn compute(
     let subject = Arc::clone(&session.subject);
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
-    Ok(run_in_background(session, watch, move || {
+    let limit = session.node.timeouts.checksum;
+    let started = run_in_background(session, watch, move || {
         let file = file.into_inner();
-        match checksum::checksum(&file.file, algorithm, range.clone(), &progress) {
+        let deadline = Instant::now().checked_add(limit);
+        match checksum::checksum(&file.file, algorithm, range.clone(), &progress, deadline) {
             Ok(sum) => answer(range, sum),
-            Err(error) => subject.refuse(&error),
+            Err(error) => refuse(&subject, &error, limit),
         }
-    }))
+    });
+    Ok(in_turn(session, started))
+}
+
+/// Lets what was started wait for the user's turn (`max_checksums_per_user`), before it takes a place among
+/// the transfers. It holds no more than its open file meanwhile.
+fn in_turn(session: &LoggedIn, started: Outcome) -> Outcome {
+    let Outcome::Start(opening, Activity { watch, asks_for_client, end }) = started else { return started };
+    let (node, subject) = (Arc::clone(&session.node), Arc::clone(&session.subject));
+    let watched = Arc::clone(&watch);
+    let in_turn = async move {
+        let _turn = match node.checksum_turns.try_take(&subject.user) {
+            Some(turn) => Some(turn),
+            None => {
+                metrics::limit_reached("max_checksums_per_user");
+                tokio::select! {
+                    // `end` sees the cancellation, too, and answers.
+                    () = watched.cancellation() => None,
+                    turn = node.checksum_turns.take(&subject.user) => Some(turn),
+                }
+            }
+        };
+        end.await
+    };
+    Outcome::Start(opening, Activity { watch, asks_for_client, end: Box::pin(in_turn) })
+}
+
+fn refuse(subject: &Subject, error: &ChecksumError, limit: Duration) -> Reply {
+    match error {
+        ChecksumError::File(error) => subject.refuse(error),
+        ChecksumError::TooLong => {
+            metrics::limit_reached("checksum_timeout");
+            let text = format!("The checksum takes longer than {} s (checksum_timeout)", limit.as_secs_f64());
+            // Permanent: the same file would take as long again.
+            Reply::new(Code::QUOTA_EXCEEDED, text).because(Failure::from("checksum_timeout"))
+        }
+    }
 }

@@ -56,7 +56,8 @@ pub async fn epsv(session: &mut LoggedIn, argument: EpsvArgument) -> Result<Repl
 }
 
 /// PORT and EPRT: only to the client's own address and no privileged port (the FTP bounce attack,
-/// CVE-1999-0017; RFC 2577 section 3).
+/// CVE-1999-0017; RFC 2577 section 3), and never to this host or to the cluster's own services: a proxy
+/// that replaces the clients' address by the host's own would open them to every user.
 pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> Result<Reply, Reply> {
     epsv_only(session)?;
     if !session.node.network.active_mode {
@@ -70,6 +71,18 @@ pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> 
             "{verb} to {address} refused"
         );
         return Err(Reply::new(Code::UNSUPPORTED_PARAMETER, "Only to your own address, port 1024 and above"));
+    }
+    if let Err(reason) = session.node.network.may_dial(address) {
+        metrics::data_connection_refused("own_address");
+        log::warn!(
+            session:% = session.subject.session, user = session.subject.user.as_str(),
+            address:% = session.subject.address, reason;
+            "{verb} to {address} refused: active mode never connects to this host or to the cluster's services"
+        );
+        return Err(Reply::new(
+            Code::UNSUPPORTED_PARAMETER,
+            "Active mode is not possible from this address; use PASV or EPSV",
+        ));
     }
     session.data_port = Some(DataPort::Active(address));
     Ok(Reply::new(Code::OK, "The data connection will be opened"))
@@ -129,7 +142,35 @@ mod tests {
             internal_networks: vec!["10.0.0.0/8".parse().unwrap()],
             trusted_balancers: vec![],
             active_mode: true,
+            services: vec![],
             host_names: vec![],
+        }
+    }
+
+    #[test]
+    fn active_mode_dials_neither_this_host_nor_a_service_of_the_cluster() {
+        let may_dial = |listen: &[&str], services: &[&str], address: &str| {
+            let network = Network {
+                listen: listen.iter().map(|ip| ip.parse().unwrap()).collect(),
+                services: services.iter().map(|address| address.parse().unwrap()).collect(),
+                ..network(None)
+            };
+            network.may_dial(address.parse().unwrap())
+        };
+        let services = ["192.0.2.5:6379", "127.0.0.10:6379"];
+        assert_eq!(may_dial(&["0.0.0.0"], &services, "198.51.100.1:2000"), Ok(()));
+        assert_eq!(may_dial(&["0.0.0.0"], &services, "127.0.0.1:2000"), Err("loopback"));
+        assert_eq!(may_dial(&["::"], &services, "[::1]:2000"), Err("loopback"));
+        assert_eq!(may_dial(&["127.0.0.1", "::1"], &services, "127.0.0.1:2000"), Ok(()));
+        assert_eq!(may_dial(&["0.0.0.0"], &services, "192.0.2.5:2000"), Err("service"));
+        // Where all is on one host, a client may have the address of a service, but not its port.
+        assert_eq!(may_dial(&["127.0.0.1"], &services, "127.0.0.10:2000"), Ok(()));
+        assert_eq!(may_dial(&["127.0.0.1"], &services, "127.0.0.10:6379"), Err("service"));
+        for interface in nix::ifaddrs::getifaddrs().unwrap() {
+            let Some(own) = interface.address.as_ref().and_then(|own| own.as_sockaddr_in()) else { continue };
+            if !own.ip().is_loopback() {
+                assert_eq!(may_dial(&["0.0.0.0"], &[], &format!("{}:2000", own.ip())), Err("own_address"));
+            }
         }
     }
 

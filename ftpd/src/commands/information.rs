@@ -75,11 +75,14 @@ pub fn opts(session: &mut Session, opts: Opts) -> Reply {
 /// STAT without an argument: the state of the session, and of its transfer if one is under way.
 pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
     let node = &session.node;
-    let mut lines: Vec<Text> = vec![
-        format!("Node {}, version {}", node.name, env!("CARGO_PKG_VERSION")).into(),
-        format!("Connected from {}", session.ends.client.ip()).into(),
-        format!("Session {}", session.handle.id).into(),
-    ];
+    let mut lines: Vec<Text> = Vec::new();
+    // Names of parts, versions and sessions are of use to attackers: clients that have not logged in do not get
+    // them.
+    if session.is_logged_in() {
+        lines.push(format!("Node {}, version {}", node.name, env!("CARGO_PKG_VERSION")).into());
+        lines.push(format!("Session {}", session.handle.id).into());
+    }
+    lines.push(format!("Connected from {}", session.ends.client.ip()).into());
     lines.push(match &session.security.handshake {
         Some(tls) if session.security.is_private => {
             format!("{} {}, data connections private", tls.version, tls.cipher).into()
@@ -107,8 +110,12 @@ pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
 
 /// SITE WHO: the cluster's sessions for administrators, the user's own for everybody else.
 pub async fn who(session: &LoggedIn) -> Reply {
-    let mut sessions = session.node.registry.sessions().await;
-    sessions.retain(|record| session.account.admin || record.user == session.account.user);
+    let registry = &session.node.registry;
+    let mut sessions = if session.account.admin {
+        registry.sessions().await
+    } else {
+        registry.sessions_of(&session.account.user).await
+    };
     sessions.sort_by_key(|record| record.since);
     let lines = sessions.iter().map(|record| {
         let address = if session.account.admin { record.address.to_string() } else { String::new() };

@@ -1,25 +1,21 @@
 //! LIST, NLST, STAT with a path (RFC 959 section 4.1.3), MLSD, MLST (RFC 3659 section 7).
 
+mod lines;
+
 use std::{
-    cmp::Ordering,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use common::auth_api::Permissions;
-
-use super::transfers::{Direction, Transfer, Work, start, take_port};
+use self::lines::{Form, Listing, Target, permissions_of};
+use super::transfers::{Direction, Transfer, Work, run_in_background, start, take_port};
 use crate::{
-    access::{Access, Directory},
+    activity::Watch,
     data::transfer::{ListingWriter, TransferError},
-    jail::{
-        FileError, Jail, Walked,
-        path::{InvalidPath, VirtualPath},
-    },
+    jail::{FileError, Jail, path::VirtualPath},
     listing::{
-        Entry, Kind,
-        machine::{self, Facts, Role},
-        names, push_line_safe, unix,
+        Kind,
+        machine::{self, Role},
     },
     protocol::{
         Code, Reply,
@@ -29,41 +25,6 @@ use crate::{
     },
     session::{LoggedIn, Outcome},
 };
-
-/// How entries are written.
-enum Form {
-    /// As `ls -l`; `now` in Unix seconds decides how dates look.
-    Long {
-        now: i64,
-    },
-    /// Names after a prefix that makes them paths for RETR.
-    Names {
-        prefix: Vec<u8>,
-    },
-    Machine {
-        facts: Facts,
-    },
-}
-
-/// What is listed.
-enum Target {
-    /// What is in a directory.
-    Directory(VirtualPath),
-    /// One name itself.
-    Single(VirtualPath),
-    /// The names in a directory that match.
-    Matching(VirtualPath, Pattern),
-}
-
-/// A listing that is ready to be written.
-struct Listing {
-    target: Target,
-    form: Form,
-    options: ListOptions,
-    depth: usize,
-    most_sorted: usize,
-    access: Arc<Access>,
-}
 
 /// LIST.
 pub async fn list(
@@ -126,36 +87,40 @@ pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
     Ok(Reply::lines(Code::DONE, "Facts:", vec![line.into()], "End"))
 }
 
-/// STAT with a path: LIST over the control connection, up to a limit.
-pub async fn stat(session: &LoggedIn, arguments: ListArguments) -> Result<Reply, Reply> {
+/// STAT with a path: LIST over the control connection, up to a limit. Runs in the background, because a
+/// directory can have any number of entries: ABOR and the client's end end it.
+pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) -> Result<Outcome, Reply> {
     let path = session.path(&arguments.path.unwrap_or_default())?;
     let options = ListOptions { recursive: false, ..arguments.options };
     let most = session.node.storage.stat_entries;
-    let (depth, most_sorted) = (session.node.storage.list_depth, session.node.storage.sorted_entries);
     let meant = Meaning::new(session, path)?;
-    let access = Arc::clone(&session.access);
-    let lines = session
-        .in_home(move |jail| {
-            let target = meant.resolve(jail, options)?;
-            let form = Form::Long { now: now() };
-            let listing = Listing { target, form, options, depth, most_sorted, access };
-            let mut lines: Vec<Text> = Vec::new();
-            let end = listing.write(jail, &mut |line| {
+    // The target is known once the storage has been asked.
+    let listing = listing(session, Target::Unknown, Form::Long { now: now() }, options);
+    let (jail, subject) = (Arc::clone(&session.jail), Arc::clone(&session.subject));
+    let watch = Watch::new(verb);
+    let progress = Arc::clone(&watch.progress);
+    Ok(run_in_background(session, watch, move || {
+        let mut lines: Vec<Text> = Vec::new();
+        let mut is_full = false;
+        let written = meant.resolve(&jail, options).map_err(TransferError::from).and_then(|target| {
+            Listing { target, ..listing }.write(&jail, &progress, &mut |line| {
                 if lines.len() == most {
-                    lines.push("There is more; LIST shows it.".into());
+                    is_full = true;
                     return Err(TransferError::Cancelled);
                 }
                 lines.push(line.strip_suffix(b"\r\n").unwrap_or(line).to_vec().into());
                 Ok(())
-            });
-            match end {
-                Err(TransferError::File(error)) => Err(error),
-                // Cancelled above, if at all: the lines went to memory.
-                Ok(()) | Err(_) => Ok(lines),
-            }
-        })
-        .await?;
-    Ok(Reply::lines(Code::FILE_STATUS, "Status:", lines, "End of status"))
+            })
+        });
+        match written {
+            Err(TransferError::File(error)) => return subject.refuse(&error),
+            Err(_) if is_full => lines.push("There is more; LIST shows it.".into()),
+            // The lines went to memory: nothing else can fail.
+            Err(_) => return subject.refuse(&FileError::Cancelled),
+            Ok(()) => {}
+        }
+        Reply::lines(Code::FILE_STATUS, "Status:", lines, "End of status")
+    }))
 }
 
 /// LIST and NLST: finds out what the argument means, then starts.
@@ -179,8 +144,15 @@ async fn send(
 
 fn listing(session: &LoggedIn, target: Target, form: Form, options: ListOptions) -> Listing {
     let storage = &session.node.storage;
-    let access = Arc::clone(&session.access);
-    Listing { target, form, options, depth: storage.list_depth, most_sorted: storage.sorted_entries, access }
+    Listing {
+        target,
+        form,
+        options,
+        depth: storage.list_depth,
+        most_sorted: storage.sorted_entries,
+        memory: session.node.listing_memory.clone(),
+        access: Arc::clone(&session.access),
+    }
 }
 
 fn send_listing(
@@ -195,7 +167,7 @@ fn send_listing(
     let jail = Arc::clone(&session.jail);
     let work = Work::on_thread(&session.node, move |stream, progress| {
         let mut writer = ListingWriter::new(&mut *stream, progress);
-        listing.write(&jail, &mut |line| writer.write(line))?;
+        listing.write(&jail, progress, &mut |line| writer.write(line))?;
         writer.finish()?;
         Ok(stream.finish(progress)?)
     });
@@ -250,30 +222,6 @@ impl Meaning {
     }
 }
 
-/// What the fact `perm` of an entry tells: what may be done with it, and of a directory, what may be
-/// done in it. Asks the storage only about directories that lead to folders.
-fn permissions_of(access: &Access, jail: &Jail, path: &VirtualPath, entry: &Entry) -> Permissions {
-    if entry.kind == Kind::Directory {
-        directory_permissions(&access.directory(path), jail, path)
-    } else {
-        access.at(path)
-    }
-}
-
-fn directory_permissions(directory: &Directory<'_>, jail: &Jail, path: &VirtualPath) -> Permissions {
-    let mut permissions = directory.facts();
-    if path.is_root() || jail.is_fixed(path) {
-        permissions.rename = false;
-        permissions.rmdir = false;
-    }
-    if jail.is_only_a_way(path) {
-        permissions.upload = false;
-        permissions.mkdir = false;
-        permissions.delete = false;
-    }
-    permissions
-}
-
 /// What makes names of NLST paths that RETR takes (RFC 1123 section 4.1.2.7): the argument, as far
 /// as it is a directory.
 fn prefix(argument: &[u8], target: &Target) -> Vec<u8> {
@@ -286,7 +234,7 @@ fn prefix(argument: &[u8], target: &Target) -> Vec<u8> {
             }
             prefix
         }
-        Target::Single(_) | Target::Matching(..) => {
+        Target::Single(_) | Target::Matching(..) | Target::Unknown => {
             let end = argument.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
             argument[..end].to_vec()
         }
@@ -296,189 +244,4 @@ fn prefix(argument: &[u8], target: &Target) -> Vec<u8> {
 fn now() -> i64 {
     // A clock before 1970 is nobody's.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64)
-}
-
-/// Where lines go.
-struct Sink<'s> {
-    take: &'s mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
-    /// The line that is being made: one piece of memory for all of them.
-    line: Vec<u8>,
-}
-
-impl Listing {
-    /// Hands every line with its CRLF to `take`, as the directory is read. Blocks.
-    fn write(
-        &self,
-        jail: &Jail,
-        take: &mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
-    ) -> Result<(), TransferError> {
-        let sink = &mut Sink { take, line: Vec::with_capacity(512) };
-        match &self.target {
-            Target::Single(path) => {
-                let entry = jail.entry(path)?;
-                let permissions = || permissions_of(&self.access, jail, path, &entry);
-                self.line(&entry, Role::Member, permissions, sink)
-            }
-            Target::Directory(path) if self.options.recursive => self.tree(jail, path, sink),
-            Target::Directory(path) => {
-                if self.options.all {
-                    self.dots(jail, path, sink)?;
-                }
-                self.entries(&Place::new(&self.access, jail, path), jail.entries(path)?, sink)
-            }
-            Target::Matching(directory, pattern) => {
-                let entries = jail.entries(directory)?;
-                let shows_hidden = self.options.all || self.options.almost_all || pattern.asks_for_hidden();
-                let matching = entries.filter(|entry| match entry {
-                    Ok(entry) => {
-                        (shows_hidden || !entry.name.starts_with(b".")) && pattern.matches(&entry.name)
-                    }
-                    Err(_) => true,
-                });
-                self.entries(&Place::new(&self.access, jail, directory), matching, sink)
-            }
-        }
-    }
-
-    /// `.`, and `..` where the user may go there.
-    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferError> {
-        let dots = [(&b"."[..], path.clone(), Role::Listed), (b"..", path.parent(), Role::Parent)];
-        for (name, path, role) in dots {
-            let directory = self.access.directory(&path);
-            if directory.is_enterable() {
-                // The directory itself, also where a link has led there.
-                let entry = Entry { name: name.to_vec(), ..jail.resolved_entry(&path)? };
-                self.line(&entry, role, || directory_permissions(&directory, jail, &path), sink)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Those that the user may see, in the order of the directory, unless one was asked for and the
-    /// entries fit in memory.
-    fn entries(
-        &self,
-        place: &Place<'_>,
-        entries: impl Iterator<Item = Result<Entry, FileError>>,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), TransferError> {
-        let mut entries = entries.filter(|entry| entry.as_ref().map_or(true, |entry| place.shows(entry)));
-        if self.options.by_time || self.options.by_size || self.options.reverse {
-            let mut sorted = entries.by_ref().take(self.most_sorted).collect::<Result<Vec<_>, _>>()?;
-            sorted.sort_by(|a, b| self.order(a, b));
-            for entry in &sorted {
-                self.line(entry, Role::Member, || place.permissions(entry), sink)?;
-            }
-        }
-        for entry in entries {
-            let entry = entry?;
-            self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
-        }
-        Ok(())
-    }
-
-    fn order(&self, a: &Entry, b: &Entry) -> Ordering {
-        let order = match (self.options.by_time, self.options.by_size) {
-            (true, _) => b.modified.cmp(&a.modified),
-            (_, true) => b.size.cmp(&a.size),
-            _ => Ordering::Equal,
-        };
-        let order = order.then_with(|| a.name.cmp(&b.name));
-        if self.options.reverse { order.reverse() } else { order }
-    }
-
-    fn line(
-        &self,
-        entry: &Entry,
-        role: Role,
-        permissions: impl FnOnce() -> Permissions,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), TransferError> {
-        let Sink { take, line } = sink;
-        line.clear();
-        let classify = self.options.classify;
-        match &self.form {
-            Form::Long { now } => unix::line(entry, *now, classify, line),
-            Form::Names { prefix } => names::line(prefix, entry, classify, line),
-            Form::Machine { facts } => machine::line(*facts, entry, role, &permissions(), line),
-        }
-        take(line)
-    }
-
-    /// `ls -R`: each directory with a heading; of NLST, paths without headings. Directories that the
-    /// user may not list are entries, and nothing more.
-    fn tree(&self, jail: &Jail, top: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferError> {
-        let mut below = Vec::new();
-        let mut is_first = true;
-        let mut place = Place::new(&self.access, jail, top);
-        for step in jail.walk(top, self.depth, |path| self.access.at(path).list)? {
-            match (step?, &self.form) {
-                (Walked::Directory(path), form) => {
-                    place = Place::new(&self.access, jail, &path);
-                    let path = path.as_bytes();
-                    below = path[if top.is_root() { 0 } else { top.as_bytes().len() }..].to_vec();
-                    if below == b"/" {
-                        below.clear();
-                    }
-                    if matches!(form, Form::Long { .. }) {
-                        let mut heading = if is_first { Vec::new() } else { b"\r\n".to_vec() };
-                        heading.push(b'.');
-                        push_line_safe(&below, &mut heading);
-                        heading.extend_from_slice(b":\r\n");
-                        (sink.take)(&heading)?;
-                    }
-                    is_first = false;
-                }
-                (Walked::Entry(entry), _) if !place.shows(&entry) => {}
-                (Walked::Entry(entry), Form::Names { prefix }) => {
-                    let mut path = prefix.clone();
-                    if let [b'/', below @ ..] = &below[..] {
-                        path.extend_from_slice(below);
-                        path.push(b'/');
-                    }
-                    let mut line = Vec::new();
-                    names::line(&path, &entry, self.options.classify, &mut line);
-                    (sink.take)(&line)?;
-                }
-                (Walked::Entry(entry), _) => {
-                    self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A directory whose entries are listed, with what the user may do with them.
-struct Place<'l> {
-    access: &'l Access,
-    directory: Directory<'l>,
-    jail: &'l Jail,
-    path: VirtualPath,
-}
-
-impl<'l> Place<'l> {
-    fn new(access: &'l Access, jail: &'l Jail, path: &VirtualPath) -> Self {
-        Self { access, directory: access.directory(path), jail, path: path.clone() }
-    }
-
-    /// A directory is shown to those who may list it or go there, anything else to those who may
-    /// list it.
-    fn shows(&self, entry: &Entry) -> bool {
-        !self.access.has_rules()
-            || self.directory.at(&entry.name).list
-            || entry.kind == Kind::Directory && self.directory.below(&entry.name).is_enterable()
-    }
-
-    fn permissions(&self, entry: &Entry) -> Permissions {
-        if entry.kind != Kind::Directory {
-            return self.directory.at(&entry.name);
-        }
-        let directory = self.directory.below(&entry.name);
-        match self.path.join(&entry.name) {
-            Ok(path) => directory_permissions(&directory, self.jail, &path),
-            // No folder has a name that no client can say.
-            Err(InvalidPath) => directory.facts(),
-        }
-    }
 }

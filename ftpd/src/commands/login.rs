@@ -6,10 +6,10 @@ use std::{
 };
 
 use common::{
-    auth_api::Account,
+    auth_api::{Account, PastLogin, Verdict},
     policy::Quota,
     process::logging::chain,
-    registry::Refusal,
+    registry::{Refusal, Revision},
     secret::Secret,
     session::{SessionLimits, SessionRecord},
 };
@@ -18,6 +18,7 @@ use super::security;
 use crate::{
     access::Access,
     auth::{Attempt, LoginError},
+    connection,
     failure::Failures,
     governor::Lanes,
     jail::{FileError, Jail, path::VirtualPath},
@@ -30,7 +31,9 @@ use crate::{
     },
     quota::HomeQuota,
     representation::Representation,
+    revocation,
     session::{LoggedIn, Outcome, Session, SessionCount, State, Subject},
+    workers::Task,
 };
 
 /// USER. The answer does not tell whether there is such a user.
@@ -92,9 +95,12 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
         tls: session.security.is_encrypted(),
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate_subject.clone()),
     };
-    let subject = Subject::new(session.handle.id, attempt.user.clone(), attempt.address);
+    let subject = Subject::new(session.handle.id, shown_name(&attempt.user), attempt.address);
     let node = Arc::clone(&session.node);
-    match node.authenticator.authenticate(attempt).await {
+    // Before authd is asked: what the user loses from now on, the login loses too.
+    session.handle.set_user(Some(&attempt.user));
+    let revision = *node.registry.revision().borrow();
+    let outcome = match node.authenticator.authenticate(attempt).await {
         Ok(account) if account.tls.control && !session.security.is_encrypted() => {
             log::warn!(
                 session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
@@ -103,11 +109,27 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
             metrics::login("not_encrypted");
             Reply::new(Code::NOT_LOGGED_IN, "Encryption is required: AUTH TLS comes first").into()
         }
-        Ok(account) => match log_in(session, subject, account).await {
+        Ok(account) => match log_in(session, subject, account, revision).await {
             Ok(reply) => Outcome::Reply(reply),
             Err(reply) => Outcome::Close(reply),
         },
         Err(error) => refuse(session, &subject, &error),
+    };
+    if !session.is_logged_in() {
+        session.handle.set_user(None);
+    }
+    outcome
+}
+
+/// Longest user name in the log, in characters. No user has a longer one, and a line of 8 KiB for each wrong
+/// login would displace others.
+const SHOWN_NAME: usize = 64;
+
+/// The name as the log shows it: cut at [`SHOWN_NAME`] characters.
+fn shown_name(name: &str) -> String {
+    match name.char_indices().nth(SHOWN_NAME) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     }
 }
 
@@ -155,8 +177,15 @@ fn unavailable(text: impl Into<Text>) -> Reply {
     Reply::new(Code::SERVICE_UNAVAILABLE, text)
 }
 
-async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Result<Reply, Reply> {
+/// `revision`: of the accounts, before authd was asked.
+async fn log_in(
+    session: &mut Session,
+    subject: Subject,
+    account: Account,
+    revision: Revision,
+) -> Result<Reply, Reply> {
     let node = Arc::clone(&session.node);
+    let subject = Arc::new(subject);
     let record = SessionRecord {
         id: subject.session,
         node: node.name.clone(),
@@ -202,16 +231,33 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
         }
         None => None,
     };
-    session.handle.set_user(Some(&account.user));
+    let login =
+        PastLogin { user: account.user.clone(), version: account.version.clone(), address: subject.address };
+    session.handle.log_in(login.clone());
+    // After that: either the check of all sessions finds this one, or the revision has changed here.
+    if *node.registry.revision().borrow() != revision {
+        confirm(session, &login).await?;
+    }
+    if let Some(reply) = connection::last_reply(&session.handle) {
+        metrics::login("revoked");
+        log::warn!(
+            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
+            "login refused: the session was to end before the login was complete"
+        );
+        return Err(reply);
+    }
+    node.connections.logged_in(&session.handle);
     metrics::login("accepted");
     log::info!(
         session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
         "logged in"
     );
     let representation = Representation::new(node.ascii_conversion);
-    let subject = Arc::new(subject);
+    let owner = account.user.as_str().into();
     session.state = State::LoggedIn(Box::new(LoggedIn {
         failures: Arc::new(Failures::new(&node, &subject, &jail)),
+        task: Arc::new(Task { subject: Arc::clone(&subject), verb: "PASS", path: None }),
+        owner,
         node,
         subject,
         ends: session.ends,
@@ -237,12 +283,35 @@ async fn log_in(session: &mut Session, subject: Subject, account: Account) -> Re
     Ok(Reply::new(Code::LOGGED_IN, "Login successful"))
 }
 
+/// Asks authd again about a login during which accounts have changed. One that is not accepted any more is
+/// revoked.
+async fn confirm(session: &Session, login: &PastLogin) -> Result<(), Reply> {
+    let verdict = revocation::still_authorized(&session.node, login).await;
+    let error = match verdict {
+        Ok(Verdict::Stay) => return Ok(()),
+        Ok(Verdict::End { reason }) => {
+            if session.handle.revoke(login, reason) {
+                revocation::tell(&session.handle, login, reason);
+            }
+            return Ok(());
+        }
+        Ok(Verdict::Undecided) => "authd cannot decide now".to_owned(),
+        Err(error) => error,
+    };
+    metrics::login("unavailable");
+    log::warn!(
+        session:% = session.handle.id, user = login.user.as_str(), address:% = login.address;
+        "login failed: accounts have changed meanwhile, and whether it is still right is not known: {error}"
+    );
+    Err(unavailable("Logins are not possible at this time; try again later"))
+}
+
 /// The user's tree, and, if there is a quota, the directory that it is of: its canonical path, and its path
 /// in the tree. Without symbolic links where `has_rules` says that permissions depend on the path. A folder
 /// that cannot be opened is left out, and the log says why.
 async fn open_home(
     node: &Arc<Node>,
-    subject: &Subject,
+    subject: &Arc<Subject>,
     account: &Account,
     has_rules: bool,
 ) -> Result<(Jail, Option<(Vec<u8>, VirtualPath)>), String> {
@@ -259,11 +328,13 @@ async fn open_home(
     };
     let shared = Arc::clone(node);
     // All at once: every way to a thread and back costs as much as what is done there.
-    let (jail, absent, counted) = node
+    let task = Task { subject: Arc::clone(subject), verb: "PASS", path: Some(home.clone()) };
+    let opened = node
         .workers
-        .operation(move || {
+        .login(Arc::new(task), move || {
             let storage = &shared.storage;
             let mut jail = Jail::open(&storage.root, &home, storage.create_homes, storage.modes)?;
+            jail.set_locks(storage.locks);
             if has_rules {
                 jail.refuse_links();
             }
@@ -285,7 +356,11 @@ async fn open_home(
             Ok((jail, absent, counted))
         })
         .await
-        .map_err(|error: FileError| chain(&error))?;
+        .map_err(|stuck| stuck.to_string())?;
+    let (jail, absent, counted) = opened.map_err(|error: FileError| chain(&error))?;
+    for filesystem in jail.filesystems() {
+        node.workers.note_filesystem(*filesystem);
+    }
     for (path, error) in absent {
         log::warn!(
             session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,

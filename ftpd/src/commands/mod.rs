@@ -5,12 +5,15 @@ mod data_port;
 mod directories;
 mod files;
 mod information;
+mod leases;
 mod listings;
 mod login;
 mod security;
 mod transfers;
 mod upload_end;
 mod uploads;
+
+use std::sync::Arc;
 
 use crate::{
     failure::Operation,
@@ -19,9 +22,11 @@ use crate::{
         command::{Modified, Site},
     },
     session::{LoggedIn, Outcome, Session, State},
+    workers::Task,
 };
 
 pub use information::{session_status, system_type};
+pub use transfers::MinimumRate;
 
 /// Runs a command whose phase has been checked.
 pub async fn run(session: &mut Session, request: Request) -> Outcome {
@@ -60,6 +65,8 @@ impl LoggedIn {
     /// Reports failures. Activities do so at their end.
     async fn run_and_report(&mut self, verb: &'static str, command: Command) -> Outcome {
         let argument = command.path().map(<[u8]>::to_vec);
+        let named = argument.as_deref().and_then(|argument| self.cwd.join(argument).ok());
+        self.task = Arc::new(Task { subject: Arc::clone(&self.subject), verb, path: named });
         let outcome = self.run(verb, command).await.unwrap_or_else(Outcome::Reply);
         // After the command, for those that succeed too: only CWD changes what the argument is relative
         // to, and no failed CWD does.
@@ -114,7 +121,7 @@ impl LoggedIn {
             Command::Nlst(arguments) => return listings::nlst(self, verb, arguments).await,
             Command::Mlsd(path) => return listings::mlsd(self, verb, path.as_deref()).await,
             Command::Mlst(path) => listings::mlst(self, path.as_deref()).await,
-            Command::Stat(Some(arguments)) => listings::stat(self, arguments).await,
+            Command::Stat(Some(arguments)) => return listings::stat(self, verb, arguments),
             Command::Hash(path) => return checksums::hash(self, verb, &path).await,
             Command::Checksum(checksum) => return checksums::checksum(self, verb, checksum).await,
             Command::Comb(comb) => return uploads::comb(self, verb, comb).await,

@@ -1,5 +1,7 @@
 //! What all transfers have in common, and RETR, REST, RANG (RFC 959 section 4.1, RFC 3659 section 5).
 
+mod minimum_rate;
+
 use std::{sync::Arc, time::Duration};
 
 use common::{
@@ -9,7 +11,7 @@ use common::{
 use tokio::time::timeout;
 
 use crate::{
-    activity::{Activity, Watch},
+    activity::{Activity, CancelledBy, Watch},
     data::{
         DataPort, NoDataConnection, Protection, connected::Connected, progress::Progress, stream::DataStream,
         transfer::TransferError,
@@ -22,8 +24,10 @@ use crate::{
     session::{LoggedIn, Outcome},
     tls::Policy,
     transfer_log,
-    workers::OffRuntime,
+    workers::{Claim, OffRuntime, Place},
 };
+
+pub use self::minimum_rate::MinimumRate;
 
 /// Which way the data goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,7 @@ pub enum Work {
     /// On a thread of its own: whole and blocking.
     OnThread(OffRuntime<Blocking<()>>),
     /// The same once something has come. What then ends it is the lease, if the work leaves it.
-    Receive(OffRuntime<Blocking<Option<WriteLease>>>),
+    Receive(OffRuntime<Blocking<Option<LastLease>>>),
     /// Sends this little, which needs no thread.
     Send(Vec<u8>),
 }
@@ -65,12 +69,20 @@ impl Work {
     /// [`Work::Receive`].
     pub fn receive(
         node: &Node,
-        work: impl FnOnce(&mut DataStream, &Progress) -> Result<Option<WriteLease>, TransferFailure>
+        work: impl FnOnce(&mut DataStream, &Progress) -> Result<Option<LastLease>, TransferFailure>
         + Send
         + 'static,
     ) -> Self {
         Self::Receive(node.workers.keep(Box::new(work)))
     }
+}
+
+/// The lease of an upload that has ended well, to be given back before the reply.
+pub struct LastLease {
+    pub lease: WriteLease,
+    /// Whether the upload is complete only if the lease was held until now. A lock on the storage that
+    /// crosses nodes proves as much.
+    pub decides: bool,
 }
 
 /// What a transfer does on its thread, with its connection.
@@ -89,8 +101,10 @@ pub struct Transfer {
 pub enum TransferFailure {
     #[error(transparent)]
     NoConnection(#[from] NoDataConnection),
-    #[error("too many transfers at once")]
-    NoPlace,
+    #[error("no place for a transfer became free within data_connect_timeout ({setting})")]
+    NoPlace { setting: &'static str },
+    #[error("the transfer moved fewer than {minimum} bytes a second (minimum_rate, minimum_rate_time)")]
+    TooSlow { minimum: u64 },
     #[error(transparent)]
     Failed(#[from] TransferError),
     #[error("{got} bytes came of {announced} that ALLO announced")]
@@ -119,7 +133,11 @@ impl TransferFailure {
             Self::NoConnection(_) => {
                 (Reply::new(Code::NO_DATA_CONNECTION, "No data connection"), "no_connection")
             }
-            Self::NoPlace => (Reply::new(Code::FILE_BUSY, "Too many transfers, try again"), "no_place"),
+            Self::NoPlace { .. } => (Reply::new(Code::FILE_BUSY, "Too many transfers, try again"), "no_place"),
+            Self::TooSlow { minimum } => {
+                let text = format!("Transfer too slow: fewer than {minimum} bytes a second");
+                (Reply::new(Code::TRANSFER_ABORTED, text), "too_slow")
+            }
             Self::Failed(TransferError::Cancelled) => (lost("Transfer aborted"), "aborted"),
             Self::Failed(TransferError::ClientLeft) => {
                 (lost("The control connection was closed; what arrived is kept"), "client_gone")
@@ -146,7 +164,7 @@ impl TransferFailure {
             Self::Shrunk { .. } => {
                 (Reply::new(Code::LOCAL_ERROR, "The file became shorter while it was sent"), "shrunk")
             }
-            Self::LeaseLost => {
+            Self::LeaseLost | Self::Failed(TransferError::NoRight) => {
                 (Reply::new(Code::LOCAL_ERROR, "Another session writes this file"), "lease_lost")
             }
         }
@@ -175,7 +193,12 @@ pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
         session.data_port = None;
         return Err(Reply::new(Code::PROTECTION_REQUIRED, "Data connections must be encrypted: PROT P"));
     }
-    session.data_port.take().ok_or_else(|| {
+    let port = session.data_port.take();
+    if port.as_ref().is_some_and(DataPort::is_given_up) {
+        let text = "The passive port was given up (data_connect_timeout): send PASV or EPSV again";
+        return Err(Reply::new(Code::NO_DATA_CONNECTION, text).because("passive_port_given_up"));
+    }
+    port.ok_or_else(|| {
         Reply::new(Code::NO_DATA_CONNECTION, "PASV, EPSV, PORT or EPRT comes first").because("no_data_port")
     })
 }
@@ -202,9 +225,20 @@ pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Re
     let stored_at = session.jail.path_in_storage(&path);
     let watch = Watch::new(verb);
     let watched = Arc::clone(&watch);
+    let claim = session.transfer_claim();
     let end = async move {
         let count = Count::new(&node);
-        let result = run(&node, &watched, port.connect(node.timeouts.data_connect, protection), work).await;
+        let connection = port.connect(node.timeouts.data_connect, protection);
+        let result = tokio::select! {
+            result = run(&node, &watched, claim, connection, work) => result,
+            never = node.limits.minimum_rate.enforce(&watched, direction) => match never {},
+        };
+        let result = result.map_err(|failure| match watched.cancelled_by() {
+            Some(CancelledBy::TooSlow) => {
+                TransferFailure::TooSlow { minimum: node.limits.minimum_rate.rate }
+            }
+            _ => failure,
+        });
         drop(count);
         conclude(&node, &failures, &watched, Ended { direction, path, stored_at, ascii, result })
     };
@@ -220,14 +254,15 @@ pub fn run_in_background(
 ) -> Outcome {
     let (node, failures) = (Arc::clone(&session.node), Arc::clone(&session.failures));
     let watched = Arc::clone(&watch);
+    let claim = session.claim();
     let end = async move {
-        let place = tokio::select! {
-            () = watched.cancellation() => None,
-            place = node.workers.transfer() => Some(place),
-        };
-        let reply = match place {
-            None => FileError::Cancelled.refusal(),
-            Some(place) => node.workers.run_transfer(place, work).await,
+        let reply = match place_for_long_work(&node, &watched, claim).await {
+            Ok(place) => node.workers.run_long(place, work).await,
+            Err(reply) => {
+                // A worker closes the files that the work holds.
+                node.workers.operation(move || drop(work)).await;
+                reply
+            }
         };
         let (path, cancelled_by) = (watched.path.get(), watched.cancelled_by());
         failures.report(Operation { verb: watched.verb, path, transfer: None, cancelled_by }, &reply);
@@ -236,9 +271,34 @@ pub fn run_in_background(
     Outcome::Start(None, Activity { watch, asks_for_client: false, end: Box::pin(end) })
 }
 
+/// A place for a long command, at most `long_operation_wait` later.
+///
+/// # Errors
+/// The reply: cancelled, or 450 because there is none.
+async fn place_for_long_work(node: &Node, watch: &Watch, claim: Claim) -> Result<Place, Reply> {
+    let setting = match node.workers.try_long(&claim) {
+        Ok(place) => return Ok(place),
+        Err(setting) => setting,
+    };
+    metrics::limit_reached(setting);
+    let patience = node.timeouts.long_operation_wait;
+    tokio::select! {
+        () = watch.cancellation() => Err(FileError::Cancelled.refusal()),
+        place = timeout(patience, node.workers.long(claim)) => place.map_err(|_| {
+            let detail = format!(
+                "no place for a long command became free within {} s ({setting}, long_operation_wait)",
+                patience.as_secs_f64()
+            );
+            let failure = Failure { detail: Some(detail.into()), ..Failure::from("no_place") };
+            Reply::new(Code::FILE_BUSY, "Too many long commands at once, try again").because(failure)
+        }),
+    }
+}
+
 async fn run(
     node: &Node,
     watch: &Watch,
+    claim: Claim,
     connection: impl Future<Output = Result<Connected, NoDataConnection>>,
     work: Work,
 ) -> Result<(), TransferFailure> {
@@ -249,7 +309,7 @@ async fn run(
     watch.connected();
     match work {
         Work::Send(content) => send(node, watch, connected?, &content).await,
-        Work::OnThread(work) => run_on_thread(node, watch, connected, work).await,
+        Work::OnThread(work) => run_on_thread(node, watch, claim, connected, work).await,
         Work::Receive(work) => {
             let unusable = |error| TransferError::of_connection(error, &watch.progress).into();
             let mut connected = connected.and_then(|connection| connection.watched().map_err(unusable));
@@ -262,8 +322,9 @@ async fn run(
                     () = watch.departure() => {}
                 }
             }
-            let Some(lease) = run_on_thread(node, watch, connected, work).await? else { return Ok(()) };
-            if lease.give_back().await { Ok(()) } else { Err(TransferFailure::LeaseLost) }
+            let ended = run_on_thread(node, watch, claim, connected, work).await?;
+            let Some(LastLease { lease, decides }) = ended else { return Ok(()) };
+            if lease.give_back().await || !decides { Ok(()) } else { Err(TransferFailure::LeaseLost) }
         }
     }
 }
@@ -294,17 +355,18 @@ async fn stalled(limit: Duration) {
 async fn run_on_thread<T: Send + 'static>(
     node: &Node,
     watch: &Watch,
+    claim: Claim,
     connected: Result<Connected, TransferFailure>,
     work: OffRuntime<Blocking<T>>,
 ) -> Result<T, TransferFailure> {
-    let place = match node.workers.try_transfer() {
-        Some(place) => Ok(place),
-        None => {
-            metrics::limit_reached("max_transfers");
+    let place = match node.workers.try_transfer(&claim) {
+        Ok(place) => Ok(place),
+        Err(setting) => {
+            metrics::limit_reached(setting);
             tokio::select! {
                 () = watch.cancellation() => Err(watch.progress.why_cancelled().into()),
-                place = timeout(node.timeouts.data_connect, node.workers.transfer()) => {
-                    place.map_err(|_| TransferFailure::NoPlace)
+                place = timeout(node.timeouts.data_connect, node.workers.transfer(claim)) => {
+                    place.map_err(|_| TransferFailure::NoPlace { setting })
                 }
             }
         }
@@ -324,7 +386,7 @@ async fn run_on_thread<T: Send + 'static>(
     let stall = node.timeouts.stall;
     let result = node
         .workers
-        .run_transfer(place, move || {
+        .run_long(place, move || {
             stream.limit_stalls(stall).map_err(|error| TransferError::of_connection(error, &progress))?;
             work.into_inner()(&mut stream, &progress)
         })

@@ -9,16 +9,17 @@ use common::{
 use tokio::runtime::Handle;
 
 use super::{
+    leases,
     transfers::{
-        Direction, Transfer, TransferFailure, Work, run_in_background, start, take_offset, take_port,
+        Direction, LastLease, Transfer, TransferFailure, Work, run_in_background, start, take_offset,
+        take_port,
     },
     upload_end::Evidence,
 };
 use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
-    failure::Failure,
-    jail::{Changes, FileError, Jail, Placement, Upload, WriteMode, path::VirtualPath},
+    jail::{Changes, FileError, Jail, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
     metrics,
     protocol::{Code, Reply, command::Comb},
     quota::{HomeQuota, NewFile, Share},
@@ -187,7 +188,11 @@ async fn store(
     };
     let work = Work::receive(node, move |stream, progress| {
         progress.govern(governor);
-        opened.into_inner().receive(&terms, stream, progress)
+        let opened = opened.into_inner();
+        if !opened.upload.is_fenced() {
+            progress.guard_by(guard(&opened.lease));
+        }
+        opened.receive(&terms, stream, progress)
     });
     let label = if label.is_empty() { "Opening data connection for " } else { label };
     let text = [label.as_bytes(), argument].concat();
@@ -204,18 +209,7 @@ enum NotOpened {
 impl NotOpened {
     fn reply(&self, session: &LoggedIn) -> Reply {
         match self {
-            Self::Leased(LeaseRefused::Busy { holder }) => {
-                Reply::new(Code::FILE_BUSY, "Another session writes this file")
-                    .because(Failure { holder: *holder, ..Failure::from("write_lease") })
-            }
-            Self::Leased(LeaseRefused::RegistryAway) => {
-                Reply::new(Code::FILE_BUSY, "Uploads are not possible at this time; try again later").because(
-                    Failure {
-                        detail: Some("Redis is away, and registry_away = \"refuse\"".into()),
-                        ..Failure::from("registry_away")
-                    },
-                )
-            }
+            Self::Leased(refused) => leases::refused(refused),
             Self::File(error) => session.subject.refuse(error),
         }
     }
@@ -238,8 +232,8 @@ struct Opened {
     upload: Upload,
     /// After the upload, which notes what it does when it is dropped.
     share: Option<Arc<Share>>,
-    /// While it is held no other session writes this path.
-    lease: WriteLease,
+    /// While it is held no other session writes this path. Only the upload's guards have weak references.
+    lease: Arc<WriteLease>,
 }
 
 /// Takes the lease, if there is none, then opens the file: in one operation, because every way to a
@@ -256,21 +250,34 @@ async fn open(
     let (jail, path, runtime) = (Arc::clone(&session.jail), path.clone(), Handle::current());
     let (registry, holder) = (session.node.registry.clone(), session.subject.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
-    let opened = session.node.workers.operation(move || {
+    let opened = session.operation(move || {
         let target = jail.target(&path)?;
         let lease = match lease {
             Some(lease) => lease,
             None => runtime.block_on(registry.lease_write(&target.key()?, holder))?,
         };
-        let placement =
-            owner.as_ref().map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str() });
-        let upload = target.open(mode, placement)?;
+        let placement = owner.as_ref().map_or(Placement::Direct, |owner| Placement::Atomic {
+            owner: owner.as_str(),
+            rivals: Rivals::Replaced,
+        });
+        let mut upload = target.open(mode, placement)?;
+        let lease = Arc::new(lease);
+        if !upload.is_fenced() {
+            upload.guard_by(guard(&lease));
+        }
         if let Some(share) = &share {
             share.follow(upload.changes());
         }
         Ok(node.workers.keep(Opened { upload, share, lease }))
     });
-    opened.await.map_err(|error: NotOpened| error.reply(session))
+    opened.await?.map_err(|error: NotOpened| error.reply(session))
+}
+
+/// Says whether an upload may still write by its lease alone: what protects a file on storage whose locks do
+/// not keep out other nodes.
+fn guard(lease: &Arc<WriteLease>) -> impl Fn() -> bool + Send + Sync + 'static {
+    let lease = Arc::downgrade(lease);
+    move || lease.upgrade().is_some()
 }
 
 /// What the upload may take of the quota.
@@ -328,7 +335,7 @@ impl Opened {
         terms: &Terms,
         stream: &mut DataStream,
         progress: &Progress,
-    ) -> Result<Option<WriteLease>, TransferFailure> {
+    ) -> Result<Option<LastLease>, TransferFailure> {
         let share = self.share.take();
         let result = self.receive_and_end(terms, stream, progress);
         if let Some(share) = share {
@@ -342,7 +349,7 @@ impl Opened {
         terms: &Terms,
         stream: &mut DataStream,
         progress: &Progress,
-    ) -> Result<Option<WriteLease>, TransferFailure> {
+    ) -> Result<Option<LastLease>, TransferFailure> {
         let start = self.upload.begin().map_err(TransferError::File)?;
         let received = match self.store(terms, stream, start, progress) {
             // TLS has ended, though without close_notify: ALLO may prove that this is all.
@@ -354,11 +361,19 @@ impl Opened {
         };
         match received.and_then(|got| self.believe(terms, stream, start, got, progress)) {
             Ok(()) => {
-                let is_hidden = self.upload.is_hidden();
-                self.upload.finish(terms.sync).map_err(TransferError::File)?;
+                let (is_hidden, is_fenced) = (self.upload.is_hidden(), self.upload.is_fenced());
+                self.upload.finish(terms.sync, start + progress.stored()).map_err(|error| match error {
+                    FileError::Taken => TransferFailure::LeaseLost,
+                    error => TransferError::File(error).into(),
+                })?;
                 stream.finish_receiving();
                 // What was hidden has its name now, by the right that it had then.
-                Ok((!is_hidden).then_some(self.lease))
+                let lease = Arc::into_inner(self.lease).filter(|_| !is_hidden);
+                Ok(lease.map(|lease| LastLease { lease, decides: !is_fenced }))
+            }
+            Err(failure @ (TransferFailure::LeaseLost | TransferFailure::Failed(TransferError::NoRight))) => {
+                self.upload.leave();
+                Err(failure)
             }
             Err(failure @ TransferFailure::Failed(TransferError::File(_))) => {
                 self.upload.keep_proved();
@@ -382,7 +397,10 @@ impl Opened {
     ) -> Result<u64, TransferError> {
         let first = stream.await_first(progress);
         if first > 0 && !progress.is_cancelled() {
-            self.upload.to_write(first as u64)?;
+            self.upload.to_write(first as u64).map_err(|error| match error {
+                FileError::Taken => TransferError::NoRight,
+                error => error.into(),
+            })?;
         }
         if terms.ascii {
             stream.receive_ascii(self.upload.file(), start, progress)
@@ -391,8 +409,9 @@ impl Opened {
         }
     }
 
-    /// Collects the evidence of the end of the data for [`Evidence::believe`]. The lease is checked here
-    /// before a hidden file gets its name, and otherwise when everything is stored.
+    /// Collects the evidence of the end of the data for [`Evidence::believe`]. Where no lock on the storage
+    /// proves that this is the only writer, the lease is checked here before a hidden file gets its name, and
+    /// otherwise when everything is stored.
     ///
     /// A client that is killed closes both connections, and through a balancer the ends may arrive in
     /// either order. Where that decides whether a file gets its name, the end of the control connection
@@ -423,7 +442,7 @@ impl Opened {
             return Err(progress.why_cancelled().into());
         }
         evidence.believe()?;
-        if is_hidden && !terms.runtime.block_on(self.lease.is_held()) {
+        if is_hidden && !self.upload.is_fenced() && !terms.runtime.block_on(self.lease.is_held()) {
             return Err(TransferFailure::LeaseLost);
         }
         Ok(())

@@ -41,7 +41,7 @@ pub enum NoDataConnection {
     Late(#[from] Elapsed),
     #[error("the data connection cannot be opened")]
     Failed(#[from] io::Error),
-    #[error("the passive port is gone")]
+    #[error("the passive port was given up, because another user of the same address waited for one")]
     Gone,
     #[error("the TLS handshake of the data connection failed")]
     Handshake(#[source] io::Error),
@@ -59,6 +59,11 @@ pub struct Protection {
 }
 
 impl DataPort {
+    /// Whether the port was taken away, because other sessions of the address waited for one.
+    pub fn is_given_up(&self) -> bool {
+        matches!(self, Self::Passive(reservation) if reservation.is_given_up())
+    }
+
     /// The data connection.
     ///
     /// # Errors

@@ -4,12 +4,20 @@
 //! address); a connection is matched by the port it came to and the client's real address. So a
 //! port serves many clients at once. A connection from another address is closed, unless it proves by the TLS
 //! session that it resumes which session it belongs to.
+//!
+//! Where the ports of an address run out, reservations are given up that no transfer has followed for long, and
+//! those by which one user holds more than half of the ports while another waits: see [`Waiting::give_up`].
+
+mod cooling;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,6 +27,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use self::cooling::{COOL_DOWN, Cooling};
 use super::connected::{Arrived, Socket};
 use crate::{
     listener::{self, UnwatchedListener},
@@ -31,6 +40,8 @@ use crate::{
 /// The passive ports of this node.
 pub struct PassivePorts {
     slice: PortRange,
+    /// How long a reservation waits for the transfer command.
+    unused_limit: Duration,
     table: Arc<Table>,
 }
 
@@ -61,6 +72,10 @@ type Key = (u16, IpAddr);
 /// A session that has reserved a port.
 struct Waiter {
     number: u64,
+    since: Instant,
+    /// The transfer command has come.
+    is_claimed: bool,
+    is_given_up: Arc<AtomicBool>,
     subject: Arc<Subject>,
     /// What its data connections are encrypted with.
     tls: Option<Arc<Tls>>,
@@ -76,54 +91,15 @@ struct Waiting {
     sessions: BTreeMap<Key, Waiter>,
     last_number: u64,
     cooling: Cooling,
-}
-
-/// Ports that sessions have given up without a connection, until it comes or will not come any more:
-/// taken for the next session's, it would be an upload that is empty, and complete.
-#[derive(Default)]
-struct Cooling {
-    until: HashMap<Key, Instant>,
-    /// The same, the first to end first, and what has ended early.
-    ends: VecDeque<(Instant, Key)>,
-}
-
-/// As long as a client whose first attempt to connect was lost on the way takes for the second (RFC 6298
-/// section 2), and somewhat more.
-const COOL_DOWN: Duration = Duration::from_secs(2);
-
-/// Beyond so many the oldest are forgotten.
-const MOST_COOLING: usize = 4096;
-
-impl Cooling {
-    /// `key` is not among them: a port that cools down is not reserved.
-    fn add(&mut self, key: Key, now: Instant) {
-        if self.ends.len() == MOST_COOLING {
-            self.forget_first();
-        }
-        let end = now + COOL_DOWN;
-        self.until.insert(key, end);
-        self.ends.push_back((end, key));
-    }
-
-    fn forget_until(&mut self, now: Instant) {
-        while self.ends.front().is_some_and(|(end, _)| *end <= now) {
-            self.forget_first();
-        }
-    }
-
-    fn forget_first(&mut self) {
-        if let Some((end, key)) = self.ends.pop_front()
-            && self.until.get(&key) == Some(&end)
-        {
-            self.until.remove(&key);
-        }
-    }
+    /// How many sessions wait for a port, by address and user.
+    asking: HashMap<IpAddr, HashMap<String, usize>>,
 }
 
 /// Why there is no port at this time.
 struct NoPort {
-    /// When the first of those that cool down has done so.
-    cooled: Option<Instant>,
+    /// When there may be one, unless one is freed before.
+    look_again: Option<Instant>,
+    has_given_up: bool,
 }
 
 /// A port on which one client's next connection belongs to one session. Dropping it gives the
@@ -132,12 +108,14 @@ pub struct Reservation {
     port: u16,
     client: IpAddr,
     number: u64,
+    is_given_up: Arc<AtomicBool>,
     arrival: oneshot::Receiver<Arrived>,
     table: Arc<Table>,
 }
 
 impl PassivePorts {
-    /// Listens on every port of the slice at each of `addresses`, until the process ends.
+    /// Listens on every port of the slice at each of `addresses`, until the process ends. `unused_limit`: how
+    /// long a reservation waits for the transfer command where ports are short.
     ///
     /// # Errors
     /// A port cannot be listened on: the address and the reason.
@@ -145,6 +123,7 @@ impl PassivePorts {
         slice: PortRange,
         addresses: &[IpAddr],
         trust: &Arc<Trust>,
+        unused_limit: Duration,
     ) -> Result<Self, (SocketAddr, io::Error)> {
         let table = Arc::new(Table::default());
         for port in slice.iter() {
@@ -155,7 +134,7 @@ impl PassivePorts {
                 tokio::spawn(accept(listener, port, Arc::clone(&table), Arc::clone(trust)));
             }
         }
-        Ok(Self { slice, table })
+        Ok(Self { slice, unused_limit, table })
     }
 
     /// Reserves a port for the next data connection of `subject`: a random one, so that it cannot be
@@ -174,15 +153,19 @@ impl PassivePorts {
             return Some(reservation);
         }
         let deadline = Instant::now() + wait;
+        let _asking = Asking::begin(&self.table, subject);
         loop {
             // Registered before looking: a port freed in between is not missed.
             let mut freed = Box::pin(self.table.freed.notified());
             freed.as_mut().enable();
-            let cooled = match self.try_reserve(subject, tls) {
+            let none = match self.try_reserve(subject, tls) {
                 Ok(reservation) => return Some(reservation),
-                Err(none) => none.cooled,
+                Err(none) => none,
             };
-            let look_again = cooled.map_or(deadline, |cooled| cooled.min(deadline));
+            if none.has_given_up {
+                self.table.freed.notify_waiters();
+            }
+            let look_again = none.look_again.map_or(deadline, |time| time.min(deadline));
             if timeout_at(look_again, freed).await.is_err() && look_again == deadline {
                 metrics::passive_ports_exhausted();
                 return None;
@@ -194,32 +177,157 @@ impl PassivePorts {
         let client = subject.address;
         let count = self.slice.count();
         let first = rand::random_range(0..count);
-        let mut waiting = self.table.waiting();
-        waiting.cooling.forget_until(Instant::now());
-        let mut cooled = None::<Instant>;
         // first + i < 2 * 65535, and the remainder is less than the slice's length.
         let mut ports = (0..count).map(|i| self.slice.from() + ((first + i) % count) as u16);
-        let free = ports.find(|port| {
-            let key = (*port, client);
-            let Some(end) = waiting.cooling.until.get(&key) else {
-                return !waiting.sessions.contains_key(&key);
-            };
-            cooled = Some(cooled.map_or(*end, |cooled| cooled.min(*end)));
-            false
-        });
-        let port = free.ok_or(NoPort { cooled })?;
+        let now = Instant::now();
+        let mut waiting = self.table.waiting();
+        waiting.cooling.forget_until(now);
+        if waiting.must_stand_back(subject, count) {
+            return Err(NoPort { look_again: None, has_given_up: false });
+        }
+        let is_free = |port: &u16| {
+            waiting.cooling.until(*port, client).is_none() && !waiting.sessions.contains_key(&(*port, client))
+        };
+        let Some(port) = ports.find(is_free) else {
+            return Err(waiting.give_up(self.slice, subject, self.unused_limit, now));
+        };
         let (connection, arrival) = oneshot::channel();
         waiting.last_number += 1;
         let number = waiting.last_number;
-        let waiter =
-            Waiter { number, subject: Arc::clone(subject), tls: tls.cloned(), connection, stranger: None };
+        let is_given_up = Arc::<AtomicBool>::default();
+        let waiter = Waiter {
+            number,
+            since: now,
+            is_claimed: false,
+            is_given_up: Arc::clone(&is_given_up),
+            subject: Arc::clone(subject),
+            tls: tls.cloned(),
+            connection,
+            stranger: None,
+        };
         waiting.sessions.insert((port, client), waiter);
         metrics::passive_ports_reserved(waiting.sessions.len());
-        Ok(Reservation { port, client, number, arrival, table: Arc::clone(&self.table) })
+        Ok(Reservation { port, client, number, is_given_up, arrival, table: Arc::clone(&self.table) })
+    }
+}
+
+/// How many of `count` ports a user may hold while another user of the same address waits.
+fn share(count: u32) -> usize {
+    (count / 2).max(1) as usize
+}
+
+/// A session that waits for a port.
+struct Asking<'t> {
+    table: &'t Table,
+    subject: &'t Subject,
+}
+
+impl<'t> Asking<'t> {
+    fn begin(table: &'t Table, subject: &'t Subject) -> Self {
+        let mut waiting = table.waiting();
+        *waiting.asking.entry(subject.address).or_default().entry(subject.user.clone()).or_default() += 1;
+        drop(waiting);
+        Self { table, subject }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.table.waiting();
+        let Some(users) = waiting.asking.get_mut(&self.subject.address) else { return };
+        if let Some(count) = users.get_mut(&self.subject.user) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&self.subject.user);
+            }
+        }
+        if users.is_empty() {
+            waiting.asking.remove(&self.subject.address);
+        }
     }
 }
 
 impl Waiting {
+    /// Whether the user has a full share of the address's `count` ports, and another user waits for one.
+    fn must_stand_back(&self, subject: &Subject, count: u32) -> bool {
+        let others_wait = self
+            .asking
+            .get(&subject.address)
+            .is_some_and(|users| users.keys().any(|user| *user != subject.user));
+        if !others_wait {
+            return false;
+        }
+        let is_held = |(key, waiter): &(&Key, &Waiter)| {
+            key.1 == subject.address && waiter.subject.user == subject.user
+        };
+        self.sessions.iter().filter(is_held).count() >= share(count)
+    }
+
+    /// Makes room for `subject`, whose address has no free port:
+    ///
+    /// * gives up reservations that no transfer command has followed for `unused_limit`;
+    /// * gives up the oldest reservation of a user who has more than half of the ports, if another user waits
+    ///   and no port is about to be free. Those that no transfer command has followed go first. A reservation is not given up for this in its first two seconds, in
+    ///   which most clients use it.
+    ///
+    /// Such a port cools down as any other that is given up.
+    fn give_up(&mut self, slice: PortRange, subject: &Subject, unused_limit: Duration, now: Instant) -> NoPort {
+        let address = subject.address;
+        let mut look_again = None::<Instant>;
+        let mut at = |time: Instant| look_again = Some(look_again.map_or(time, |first| first.min(time)));
+        let mut held = HashMap::<&str, usize>::new();
+        let mut unused = Vec::new();
+        let mut cooling = 0;
+        for port in slice.iter() {
+            if let Some(end) = self.cooling.until(port, address) {
+                cooling += 1;
+                at(end);
+            } else if let Some(waiter) = self.sessions.get(&(port, address)) {
+                let end = waiter.since + unused_limit;
+                if waiter.is_claimed {
+                    *held.entry(&waiter.subject.user).or_default() += 1;
+                } else if end <= now {
+                    unused.push(port);
+                } else {
+                    *held.entry(&waiter.subject.user).or_default() += 1;
+                    at(end);
+                }
+            }
+        }
+        let asking: usize = self.asking.get(&address).map_or(0, |users| users.values().sum());
+        let has_too_many = |waiter: &Waiter| {
+            waiter.subject.user != subject.user
+                && held.get(waiter.subject.user.as_str()).is_some_and(|held| *held > share(slice.count()))
+        };
+        let mut beyond_share = None;
+        if cooling + unused.len() < asking {
+            let waiters = slice.iter().filter_map(|port| Some((port, self.sessions.get(&(port, address))?)));
+            let oldest = waiters.filter(|(_, waiter)| has_too_many(waiter)).min_by_key(|(_, waiter)| (waiter.is_claimed, waiter.since));
+            match oldest {
+                Some((port, waiter)) if waiter.since + COOL_DOWN <= now => beyond_share = Some(port),
+                Some((_, waiter)) => at(waiter.since + COOL_DOWN),
+                None => {}
+            }
+        }
+        let has_given_up = !unused.is_empty() || beyond_share.is_some();
+        for (port, reason) in
+            unused.into_iter().map(|port| (port, "unused")).chain(beyond_share.map(|port| (port, "share")))
+        {
+            let Some(waiter) = self.sessions.remove(&(port, address)) else { continue };
+            waiter.is_given_up.store(true, Ordering::Release);
+            metrics::passive_port_given_up(reason);
+            let subject = &waiter.subject;
+            log::debug!(
+                session:% = subject.session, user = subject.user.as_str(), address:%, port, reason;
+                "gave up the reservation of a passive port, because another session waits for one"
+            );
+            self.cooling.add(port, address, now);
+            at(now + COOL_DOWN);
+        }
+        metrics::passive_ports_reserved(self.sessions.len());
+        NoPort { look_again, has_given_up }
+    }
+
     /// The sessions that wait at `port`.
     fn at(&mut self, port: u16) -> impl Iterator<Item = (&Key, &mut Waiter)> {
         let all = (port, IpAddr::from(Ipv4Addr::UNSPECIFIED))..=(port, IpAddr::from(LAST_ADDRESS));
@@ -258,7 +366,7 @@ impl Table {
             let mut waiting = self.waiting();
             let taken = waiting.sessions.remove(&(port, client));
             let tls = if taken.is_none() {
-                waiting.cooling.until.remove(&(port, client));
+                waiting.cooling.remove(port, client);
                 waiting.at(port).find_map(|(_, waiter)| waiter.tls.clone())
             } else {
                 None
@@ -349,8 +457,18 @@ impl Reservation {
         self.port
     }
 
-    /// The client's connection. `None` cannot happen while the node runs.
+    /// Whether the port was taken away, because other sessions of the address waited for one.
+    pub fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
+    }
+
+    /// The client's connection. `None` if the port was given up.
     pub async fn accept(mut self) -> Option<Arrived> {
+        if let Some(waiter) = self.table.waiting().sessions.get_mut(&(self.port, self.client))
+            && waiter.number == self.number
+        {
+            waiter.is_claimed = true;
+        }
         (&mut self.arrival).await.ok()
     }
 }
@@ -363,7 +481,7 @@ impl Drop for Reservation {
             return;
         }
         let waiter = waiting.sessions.remove(&key);
-        waiting.cooling.add(key, Instant::now());
+        waiting.cooling.add(self.port, self.client, Instant::now());
         metrics::passive_ports_reserved(waiting.sessions.len());
         drop(waiting);
         self.table.freed.notify_waiters();
@@ -399,94 +517,4 @@ async fn accept(listener: UnwatchedListener, port: u16, table: Arc<Table>, trust
 }
 
 #[cfg(test)]
-mod tests {
-    use common::session::SessionId;
-
-    use super::*;
-
-    const SHORT: Duration = Duration::from_millis(20);
-    const LONG: Duration = Duration::from_secs(20);
-    const ANNA: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-    const BERT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
-
-    fn of(address: IpAddr) -> Arc<Subject> {
-        Arc::new(Subject::new(SessionId::random(), "u".to_owned(), address))
-    }
-
-    fn ports(from: u16, to: u16) -> PassivePorts {
-        PassivePorts { slice: PortRange::new(from, to).unwrap(), table: Arc::default() }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_port_is_shared_by_addresses_but_not_by_sessions_of_one_address() {
-        let ports = ports(50000, 50001);
-        let first = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
-        let second = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
-        assert_ne!(first.port(), second.port());
-        assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
-        assert!(ports.reserve(&of(BERT), None, SHORT).await.is_some());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_waits_gets_the_port_that_comes_free() {
-        let ports = Arc::new(ports(50000, 50000));
-        let taken = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
-        let waiting = tokio::spawn({
-            let ports = Arc::clone(&ports);
-            async move { ports.reserve(&of(ANNA), None, LONG).await.map(|r| r.port()) }
-        });
-        tokio::task::yield_now().await;
-        drop(taken);
-        assert_eq!(waiting.await.unwrap(), Some(50000));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_port_that_was_given_up_is_nobodys_at_its_address_for_a_while() {
-        let ports = ports(50000, 50002);
-        let given_up = ports.reserve(&of(ANNA), None, SHORT).await.unwrap().port();
-        for _ in 0..20 {
-            let next = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
-            assert_ne!(next.port(), given_up);
-            // As if its connection had come.
-            ports.table.waiting().sessions.clear();
-        }
-        let _others = [
-            ports.reserve(&of(ANNA), None, SHORT).await.unwrap(),
-            ports.reserve(&of(ANNA), None, SHORT).await.unwrap(),
-        ];
-        assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
-        let start = Instant::now();
-        let again = ports.reserve(&of(ANNA), None, LONG).await.unwrap();
-        assert_eq!(again.port(), given_up);
-        assert!(start.elapsed() < COOL_DOWN);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn whoever_gives_up_most_ports_does_not_fill_the_memory() {
-        let ports = ports(1, 65535);
-        let mut reservations = Vec::new();
-        for _ in 0..MOST_COOLING + 100 {
-            reservations.push(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());
-        }
-        drop(reservations);
-        let sizes = |waiting: &Waiting| (waiting.cooling.until.len(), waiting.cooling.ends.len());
-        assert_eq!(sizes(&ports.table.waiting()), (MOST_COOLING, MOST_COOLING));
-        tokio::time::advance(COOL_DOWN).await;
-        drop(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());
-        assert_eq!(sizes(&ports.table.waiting()), (1, 1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_old_reservation_does_not_give_back_its_successors_port() {
-        let ports = ports(50000, 50000);
-        let old = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
-        // As if the connection had come: the entry is gone, the reservation still lives.
-        ports.table.waiting().sessions.clear();
-        let new = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
-        drop(old);
-        assert!(ports.table.waiting().cooling.ends.is_empty());
-        assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
-        drop(new);
-        assert!(ports.reserve(&of(ANNA), None, LONG).await.is_some());
-    }
-}
+mod tests;

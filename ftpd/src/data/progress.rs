@@ -7,6 +7,7 @@ use std::{
         OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::sync::Notify;
@@ -22,6 +23,10 @@ pub const MOST_AFTER_LEAVING: u64 = 128 * 1024 * 1024;
 #[derive(Default)]
 pub struct Progress {
     transferred: AtomicU64,
+    /// Bytes that are in the file of an upload; fewer than came in TYPE A.
+    stored: AtomicU64,
+    /// Says whether an upload may still write.
+    may_store: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
     /// One of [`RUNNING`], [`CANCELLED`] and [`GIVEN_UP`].
     state: AtomicU8,
     cancellation: Notify,
@@ -72,6 +77,34 @@ impl Progress {
         self.governor.get().map_or(Ok(()), |governor| governor.arrived(bytes))
     }
 
+    /// Sets what says before each write of an upload whether it may still write. Once, before it starts.
+    pub fn guard_by(&self, may_store: impl Fn() -> bool + Send + Sync + 'static) {
+        // A second call would be a bug, and the first answer is as good.
+        let _ = self.may_store.set(Box::new(may_store));
+    }
+
+    /// Asked directly before each write to the file of an upload.
+    ///
+    /// # Errors
+    /// [`TransferError::NoRight`]: another session may write the file by now.
+    pub fn may_store(&self) -> Result<(), TransferError> {
+        if self.may_store.get().is_none_or(|may_store| may_store()) {
+            Ok(())
+        } else {
+            Err(TransferError::NoRight)
+        }
+    }
+
+    /// Notes bytes that are in the file of an upload.
+    pub fn note_stored(&self, bytes: u64) {
+        self.stored.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of an upload that are in its file.
+    pub fn stored(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
+    }
+
     /// How many of `most` bytes the transfer may move in its next step, one at least. Waits where a
     /// limit of bandwidth wants it.
     ///
@@ -88,6 +121,16 @@ impl Progress {
                 piece => piece,
             },
         }
+    }
+
+    /// How long the transfer has waited for its user's bandwidth so far.
+    pub fn paced(&self) -> Duration {
+        self.governor.get().map_or(Duration::ZERO, Governor::waited)
+    }
+
+    /// Whether the end of the data was seen ([`Self::note_end`]).
+    pub fn has_seen_end(&self) -> bool {
+        self.stood_at_end.get().is_some()
     }
 
     /// Sets what holds the transfer back. Once, before it starts.
@@ -179,10 +222,14 @@ impl Progress {
         if self.left_at.get().is_some() {
             return true;
         }
-        let Some(control) = self.control.get() else { return false };
-        let mut poll = libc::pollfd { fd: control.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
-        // SAFETY: `poll` is one valid structure, as the count says, and 0 does not wait.
-        let found = unsafe { libc::poll(&mut poll, 1, 0) };
-        found != 0
+        self.control.get().is_some_and(has_ended)
     }
+}
+
+/// Whether the peer has closed its side of the connection, or the connection broke. Does not wait.
+pub fn has_ended(connection: &impl AsRawFd) -> bool {
+    let mut poll = libc::pollfd { fd: connection.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: `poll` is one valid structure, as the count says, and 0 does not wait.
+    let found = unsafe { libc::poll(&mut poll, 1, 0) };
+    found != 0
 }

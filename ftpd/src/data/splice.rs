@@ -56,8 +56,10 @@ pub(super) fn receive(
             Err(errno) => return Err(TransferError::of_socket(errno, progress)),
         };
         progress.arrived(arrived as u64)?;
+        progress.may_store()?;
         let stored = store(&pipe, file, offset + received, arrived)?;
         received += arrived as u64;
+        progress.note_stored(arrived as u64);
         if !stored {
             return Ok(Moved::Unable(received));
         }

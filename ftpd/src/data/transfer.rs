@@ -52,6 +52,9 @@ pub enum TransferError {
     OverQuota,
     #[error("it cannot be known whether the quota has room")]
     QuotaUnknown,
+    /// The lease of an upload is older than `node_lease`, and the storage has no locks that cross nodes.
+    #[error("the right to write the file was not renewed in time")]
+    NoRight,
 }
 
 /// The cause of an error of [`std::io::Read`]: an encrypted stream ended without close_notify, after a whole record.
@@ -220,7 +223,7 @@ pub fn receive_into(
     let mut received = 0;
     loop {
         let (filled, end) = fill(reader, buffer, progress);
-        file.write_all_at(&buffer[..filled], offset + received).map_err(FileError::from)?;
+        write(file, &buffer[..filled], offset + received, progress)?;
         received += filled as u64;
         if let Some(end) = end {
             return end.map(|()| received);
@@ -242,7 +245,7 @@ pub(super) fn receive_first(
 ) -> Result<u64, TransferError> {
     let mut buffer = Scratch::take();
     let (filled, end) = fill(reader, &mut buffer[..length.min(BUFFER)], progress);
-    file.write_all_at(&buffer[..filled], offset).map_err(FileError::from)?;
+    write(file, &buffer[..filled], offset, progress)?;
     end.unwrap_or(Ok(())).map(|()| filled as u64)
 }
 
@@ -270,13 +273,21 @@ pub fn receive_ascii(
         if end.is_some() {
             converter.finish(&mut converted);
         }
-        file.write_all_at(&converted, position).map_err(FileError::from)?;
+        write(file, &converted, position, progress)?;
         position += converted.len() as u64;
         received += filled as u64;
         if let Some(end) = end {
             return end.map(|()| received);
         }
     }
+}
+
+/// Writes a piece of an upload, if it may still write.
+fn write(file: &File, bytes: &[u8], offset: u64, progress: &Progress) -> Result<(), TransferError> {
+    progress.may_store()?;
+    file.write_all_at(bytes, offset).map_err(FileError::from)?;
+    progress.note_stored(bytes.len() as u64);
+    Ok(())
 }
 
 /// Collects listing lines, and sends them in large pieces.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use md5::Md5;
 use sha1::Sha1;
@@ -16,32 +17,47 @@ use crate::protocol::command::Algorithm;
 /// NFS wants pieces of at least 256 KiB.
 const BUFFER: usize = 256 * 1024;
 
+/// Why there is no checksum.
+#[derive(Debug, thiserror::Error)]
+pub enum ChecksumError {
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("the checksum takes longer than checksum_timeout")]
+    TooLong,
+}
+
 /// The checksum of the bytes of `range` that `file` has, in lower-case hexadecimal.
 ///
 /// # Errors
-/// [`FileError::Cancelled`], and as the kernel says.
+/// [`ChecksumError::TooLong`] once `deadline` has passed, [`FileError::Cancelled`], and as the kernel says.
 pub fn checksum(
     file: &File,
     algorithm: Algorithm,
     range: Range<u64>,
     progress: &Progress,
-) -> Result<String, FileError> {
+    deadline: Option<Instant>,
+) -> Result<String, ChecksumError> {
     match algorithm {
         Algorithm::Crc32 => {
             let mut hasher = crc32fast::Hasher::new();
-            each_piece(file, range, progress, |piece| hasher.update(piece))?;
+            each_piece(file, range, progress, deadline, |piece| hasher.update(piece))?;
             Ok(format!("{:08x}", hasher.finalize()))
         }
-        Algorithm::Md5 => digest::<Md5>(file, range, progress),
-        Algorithm::Sha1 => digest::<Sha1>(file, range, progress),
-        Algorithm::Sha256 => digest::<Sha256>(file, range, progress),
-        Algorithm::Sha512 => digest::<Sha512>(file, range, progress),
+        Algorithm::Md5 => digest::<Md5>(file, range, progress, deadline),
+        Algorithm::Sha1 => digest::<Sha1>(file, range, progress, deadline),
+        Algorithm::Sha256 => digest::<Sha256>(file, range, progress, deadline),
+        Algorithm::Sha512 => digest::<Sha512>(file, range, progress, deadline),
     }
 }
 
-fn digest<D: Digest>(file: &File, range: Range<u64>, progress: &Progress) -> Result<String, FileError> {
+fn digest<D: Digest>(
+    file: &File,
+    range: Range<u64>,
+    progress: &Progress,
+    deadline: Option<Instant>,
+) -> Result<String, ChecksumError> {
     let mut hasher = D::new();
-    each_piece(file, range, progress, |piece| hasher.update(piece))?;
+    each_piece(file, range, progress, deadline, |piece| hasher.update(piece))?;
     Ok(hex::encode(&hasher.finalize()[..]))
 }
 
@@ -49,13 +65,17 @@ fn each_piece(
     file: &File,
     range: Range<u64>,
     progress: &Progress,
+    deadline: Option<Instant>,
     mut consume: impl FnMut(&[u8]),
-) -> Result<(), FileError> {
+) -> Result<(), ChecksumError> {
     let mut buffer = vec![0; BUFFER];
     let mut position = range.start;
     while position < range.end {
         if progress.is_cancelled() {
-            return Err(FileError::Cancelled);
+            return Err(FileError::Cancelled.into());
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(ChecksumError::TooLong);
         }
         // At most BUFFER, so it fits.
         let wanted = (range.end - position).min(BUFFER as u64) as usize;
@@ -67,7 +87,7 @@ fn each_piece(
                 progress.add(read as u64);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(FileError::from(error).into()),
         }
     }
     Ok(())
@@ -102,7 +122,7 @@ mod tests {
             ),
         ] {
             let end = content.len() as u64;
-            let computed = checksum(&file(content), algorithm, 0..end, &Progress::default());
+            let computed = checksum(&file(content), algorithm, 0..end, &Progress::default(), None);
             assert_eq!(computed.unwrap(), sum, "{algorithm:?}");
         }
     }
@@ -111,7 +131,7 @@ mod tests {
     fn a_range_ends_with_the_file() {
         let progress = Progress::default();
         let content = file(b"xx123456789");
-        let sum = |range| checksum(&content, Algorithm::Crc32, range, &progress).unwrap();
+        let sum = |range| checksum(&content, Algorithm::Crc32, range, &progress, None).unwrap();
         assert_eq!(sum(2..99), "cbf43926");
         assert_eq!(progress.transferred(), 9);
         assert_eq!(sum(2..2), "00000000");
@@ -122,7 +142,14 @@ mod tests {
     fn a_cancelled_checksum_ends() {
         let progress = Progress::default();
         progress.cancel();
-        let ended = checksum(&file(b"abc"), Algorithm::Md5, 0..3, &progress);
-        assert!(matches!(ended, Err(FileError::Cancelled)));
+        let ended = checksum(&file(b"abc"), Algorithm::Md5, 0..3, &progress, None);
+        assert!(matches!(ended, Err(ChecksumError::File(FileError::Cancelled))));
+    }
+
+    #[test]
+    fn a_checksum_ends_at_its_deadline() {
+        let passed = Some(Instant::now());
+        let ended = checksum(&file(b"abc"), Algorithm::Md5, 0..3, &Progress::default(), passed);
+        assert!(matches!(ended, Err(ChecksumError::TooLong)));
     }
 }

@@ -73,7 +73,7 @@ impl Jail {
                 let file = upload.file().try_clone()?;
                 let written =
                     Written { jail: self, file, path: target, is_new: is_new && start == 0, sync, changes };
-                upload.finish(sync)?;
+                upload.finish(sync, end)?;
                 written.remove_sources(&sources, start)?;
                 Ok(end - start)
             }

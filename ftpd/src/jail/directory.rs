@@ -1,6 +1,7 @@
 //! Reading directories as a stream: memory does not grow with the number of entries.
 
 use std::ffi::CStr;
+use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -12,6 +13,7 @@ use super::files::link_target;
 use super::handle::{self, READ_DIRECTORY, entry, kind, status};
 use super::path::VirtualPath;
 use super::{FileError, Jail, PARTIAL_PREFIX};
+use crate::data::progress::Progress;
 use crate::listing::{Entry, Kind};
 
 /// Bytes of names that the kernel hands over at once; what glibc takes for a local directory.
@@ -31,28 +33,30 @@ impl Jail {
             Err(FileError::IsADirectory) if !folders.is_empty() => None,
             Err(error) => return Err(error),
         };
-        Ok(Entries { jail: self, path: path.clone(), names, folders, shown: 0 })
+        let path = path.clone();
+        Ok(Entries { jail: self, path, names, folders, shown: 0, is_wanted: None, progress: None })
     }
 
     /// The tree below `path` for `LIST -R`, in the order of `ls -R`: a directory, its entries,
     /// then each of its directories that `enters` lets it, down to `max_depth` below `path`. Symbolic
-    /// links are not followed. Holds one descriptor and 32 KiB a level.
+    /// links are not followed. Holds one descriptor and 32 KiB a level. Ends when `progress` is
+    /// cancelled.
     ///
     /// # Errors
-    /// As [`Jail::entries`]; directories below that cannot be read are left out.
+    /// As [`Entries::until_cancelled`]; directories below that cannot be read are left out.
     pub fn walk<'j>(
         &'j self,
         path: &VirtualPath,
         max_depth: usize,
+        progress: &'j Progress,
         enters: impl Fn(&VirtualPath) -> bool + 'j,
     ) -> Result<Walk<'j>, FileError> {
-        let top = self.entries(path)?;
-        Ok(Walk { levels: Vec::new(), next: Some(top), max_depth, enters: Box::new(enters) })
+        let top = self.entries(path)?.until_cancelled(progress);
+        Ok(Walk { levels: Vec::new(), next: Some(top), max_depth, progress, enters: Box::new(enters) })
     }
 }
 
 /// See [`Jail::entries`].
-#[derive(Debug)]
 pub struct Entries<'j> {
     jail: &'j Jail,
     path: VirtualPath,
@@ -62,6 +66,34 @@ pub struct Entries<'j> {
     folders: Vec<Vec<u8>>,
     /// How many of `folders` have been handed out.
     shown: usize,
+    /// Decides by its name whether an entry is asked for its status. `None`: all are.
+    is_wanted: Option<Box<dyn Fn(&[u8]) -> bool + 'j>>,
+    /// Ends the iteration. `None`: it cannot be ended.
+    progress: Option<&'j Progress>,
+}
+
+impl fmt::Debug for Entries<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entries").field("path", &self.path).field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl<'j> Entries<'j> {
+    /// Only the entries whose names `is_wanted` accepts. Names are tested before the storage is asked
+    /// for the status: on NFS that is one request for each entry.
+    pub fn only(self, is_wanted: impl Fn(&[u8]) -> bool + 'j) -> Self {
+        Self { is_wanted: Some(Box::new(is_wanted)), ..self }
+    }
+
+    /// The iteration gives [`FileError::Cancelled`] as soon as `progress` is cancelled, also between
+    /// entries that are left out.
+    pub fn until_cancelled(self, progress: &'j Progress) -> Self {
+        Self { progress: Some(progress), ..self }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.progress.is_some_and(Progress::is_cancelled)
+    }
 }
 
 impl Iterator for Entries<'_> {
@@ -69,8 +101,14 @@ impl Iterator for Entries<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
+            if self.is_cancelled() {
+                return Some(Err(FileError::Cancelled));
+            }
             let Some(found) = self.names.as_mut().and_then(Names::next) else {
                 let path = self.next_folder()?;
+                if !is_wanted(self.is_wanted.as_deref(), path.split().map_or(b"/", |(_, name)| name)) {
+                    continue;
+                }
                 match self.jail.entry(&path) {
                     Err(FileError::NotFound | FileError::Stale) => continue,
                     entry => return Some(entry),
@@ -80,7 +118,8 @@ impl Iterator for Entries<'_> {
                 Ok(found) => found,
                 Err(errno) => return Some(Err(errno.into())),
             };
-            if is_left_out(&self.folders, found.name.to_bytes()) {
+            let name = found.name.to_bytes();
+            if is_left_out(&self.folders, name) || !is_wanted(self.is_wanted.as_deref(), name) {
                 continue;
             }
             match describe(self.jail, &self.path, found.directory, found.name) {
@@ -109,6 +148,7 @@ pub struct Walk<'j> {
     /// The directory to step into next.
     next: Option<Entries<'j>>,
     max_depth: usize,
+    progress: &'j Progress,
     enters: Box<dyn Fn(&VirtualPath) -> bool + 'j>,
 }
 
@@ -127,6 +167,9 @@ impl Iterator for Walk<'_> {
             return Some(Ok(Walked::Directory(path)));
         }
         loop {
+            if self.progress.is_cancelled() {
+                return Some(Err(FileError::Cancelled));
+            }
             let deepest = self.levels.len() > self.max_depth;
             match self.levels.pop()? {
                 Level::Listing(mut entries) => match entries.next() {
@@ -154,7 +197,7 @@ impl Iterator for Walk<'_> {
     }
 }
 
-impl Entries<'_> {
+impl<'j> Entries<'j> {
     fn rewind(&mut self) -> Result<(), Errno> {
         self.shown = 0;
         self.names.as_mut().map_or(Ok(()), Names::rewind)
@@ -172,9 +215,12 @@ impl Entries<'_> {
     }
 
     /// The next directory in this one that `enters` wants and that can be opened. An error ends the
-    /// directory: it has been reported, if it lasts, by the listing before.
+    /// directory: it has been reported, if it lasts, by the listing before. So does a cancellation.
     fn next_directory(&mut self, enters: &dyn Fn(&VirtualPath) -> bool) -> Option<Self> {
-        while let Some(found) = self.names.as_mut().and_then(Names::next) {
+        let progress = self.progress;
+        let is_cancelled = || progress.is_some_and(Progress::is_cancelled);
+        while !is_cancelled()
+            && let Some(found) = self.names.as_mut().and_then(Names::next) {
             let found = found.ok()?;
             if is_left_out(&self.folders, found.name.to_bytes()) || !found.may_be_directory() {
                 continue;
@@ -188,19 +234,31 @@ impl Entries<'_> {
             }
             let flags = READ_DIRECTORY | OFlag::O_NOFOLLOW;
             if let Ok(handle) = openat(found.directory, found.name, flags, Mode::empty()) {
-                let names = Some(Names::new(handle));
-                return Some(Self { jail: self.jail, path, names, folders: Vec::new(), shown: 0 });
+                return Some(Self {
+                    jail: self.jail,
+                    path,
+                    names: Some(Names::new(handle)),
+                    folders: Vec::new(),
+                    shown: 0,
+                    is_wanted: None,
+                    progress,
+                });
             }
         }
-        loop {
+        while !is_cancelled() {
             let path = self.next_folder()?;
             if enters(&path)
                 && let Ok(entries) = self.jail.entries(&path)
             {
-                return Some(entries);
+                return Some(Self { progress, ..entries });
             }
         }
+        None
     }
+}
+
+fn is_wanted(is_wanted: Option<&(dyn Fn(&[u8]) -> bool + '_)>, name: &[u8]) -> bool {
+    is_wanted.is_none_or(|is_wanted| is_wanted(name))
 }
 
 fn is_left_out(folders: &[Vec<u8>], name: &[u8]) -> bool {

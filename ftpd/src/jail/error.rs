@@ -65,6 +65,9 @@ pub enum FileError {
     /// COMB names one file twice.
     #[error("one file is named twice")]
     SameFile,
+    /// Another session holds the lock of the file's writer: see [`super::lock`].
+    #[error("another session writes the file")]
+    BeingWritten,
     /// The right to write it was lost while it was written.
     #[error("another session may write this file")]
     Taken,
@@ -115,6 +118,7 @@ impl FileError {
             Self::Busy(_) => "busy",
             Self::Stale => "stale",
             Self::TooManyOpenFiles(_) => "too_many_open_files",
+            Self::BeingWritten => "being_written",
             Self::Taken => "lease_lost",
             Self::Cancelled => failure::CANCELLED,
             Self::Unproved | Self::Io(_) => "storage_io",
@@ -147,6 +151,7 @@ impl FileError {
             | Self::BadOffset
             | Self::TooDeep
             | Self::SameFile
+            | Self::BeingWritten
             | Self::Taken
             | Self::Unproved
             | Self::Cancelled => return None,
@@ -180,6 +185,7 @@ impl FileError {
             Self::Busy(_) => (Code::FILE_BUSY, "File busy, try again"),
             Self::Stale => (Code::FILE_BUSY, "File changed meanwhile, try again"),
             Self::TooManyOpenFiles(_) => (Code::FILE_BUSY, "Server busy, try again"),
+            Self::BeingWritten => (Code::FILE_BUSY, "Another session writes this file"),
             Self::Taken => (Code::LOCAL_ERROR, "Another session writes this file"),
             Self::Cancelled => (Code::LOCAL_ERROR, "Action cancelled"),
             Self::Unproved | Self::Io(_) => (Code::LOCAL_ERROR, "Local error in processing"),

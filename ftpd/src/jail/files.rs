@@ -9,16 +9,15 @@ use std::os::unix::{ffi::OsStringExt, fs::FileExt};
 use common::registry::Usage;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
-use nix::sys::stat::{FchmodatFlags, Mode, UtimensatFlags, fchmodat, fstat, mkdirat, utimensat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmodat, fstat, mkdirat, utimensat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
 
-use super::directory::Names;
 use super::handle::{self, Place, entry, identity, kind, real_path, size};
 use super::path::VirtualPath;
 use super::usage::{self, Changes};
-use super::{FileError, Jail, OpenFile, PARTIAL_PREFIX};
+use super::{FileError, Jail, OpenFile};
 use crate::listing::{Entry, Kind};
 
 impl OpenFile {
@@ -94,17 +93,24 @@ impl Jail {
     /// `following` is `O_NOFOLLOW`, or nothing.
     fn look_up(&self, path: &VirtualPath, following: OFlag) -> Result<Entry, FileError> {
         let name = path.split().map_or(&b"/"[..], |(_, name)| name);
-        let opened = match self.open_with_status(path, handle::READ | following) {
-            // Unreadable, a socket, or a lease that stands in the way of reading only.
-            Err(
-                FileError::PermissionDenied(_)
-                | FileError::OutOfHome
-                | FileError::NotAFile
-                | FileError::Busy(_),
-            ) => self.open_with_status(path, handle::STATUS | following),
-            opened => opened,
-        };
+        // Without O_PATH the open itself has effects: on a FIFO it wakes a writer that waits for a reader, on a
+        // device the driver decides.
+        let opened = self.open_with_status(path, handle::STATUS | following).map(|(found, status)| {
+            match kind(&status) {
+                // On NFS only a real open asks the server for the status of now (close-to-open consistency). Where
+                // it is not permitted, or a lease stands in its way, what the client knows must do.
+                Kind::File | Kind::Directory => {
+                    let status = reopen(&found).unwrap_or(status);
+                    (found, status)
+                }
+                Kind::Symlink | Kind::Other => (found, status),
+            }
+        });
         match opened {
+            // Only where links are not followed.
+            Ok((link, status)) if kind(&status) == Kind::Symlink => {
+                Ok(entry(name, &status, Some(link_target(&link)?)))
+            }
             Ok((_, status)) => Ok(entry(name, &status, None)),
             Err(FileError::IsADirectory) if self.leads_to_folder(path) => self.way(path),
             Err(error @ (FileError::NotFound | FileError::Loop)) => {
@@ -137,13 +143,14 @@ impl Jail {
     /// name, goes with it. What is gone is noted in `changes`, also after an error.
     ///
     /// # Errors
-    /// [`FileError::DirectoryNotEmpty`], also when only NFS's remains of removed files are in it.
+    /// [`FileError::DirectoryNotEmpty`], also when only NFS's remains of removed files are in it, and
+    /// [`FileError::BeingWritten`] while an atomic upload to it runs.
     pub fn remove_directory(&self, path: &VirtualPath, changes: &Changes) -> Result<(), FileError> {
         let place = self.place(path)?;
         let remove = || usage::unlink(&place.directory, place.name, UnlinkatFlags::RemoveDir, None);
         let removed = match remove() {
             Err(Errno::ENOTEMPTY | Errno::EEXIST) => {
-                remove_partials(&place, changes)?;
+                self.remove_partials(&place, changes)?;
                 remove()
             }
             removed => removed,
@@ -207,7 +214,8 @@ impl Jail {
     /// directory's; other bits are ignored.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// [`FileError::Fixed`] for the home and for folders, by whatever name: without its permissions no session
+    /// could use it, and no client could give them back. As the kernel says.
     pub fn change_mode(
         &self,
         path: &VirtualPath,
@@ -215,6 +223,9 @@ impl Jail {
     ) -> Result<(), FileError> {
         let handle = self.open_to_change(path)?;
         let status = fstat(&handle)?;
+        if self.is_top(&status)? {
+            return Err(FileError::Fixed);
+        }
         let mode = change(status.st_mode & 0o777, kind(&status) == Kind::Directory);
         fchmodat(
             AT_FDCWD,
@@ -296,30 +307,11 @@ impl Jail {
     }
 }
 
-/// Removes the partial files in a directory that holds nothing else.
-fn remove_partials(place: &Place<'_>, changes: &Changes) -> Result<(), FileError> {
-    let flags = handle::READ_DIRECTORY | OFlag::O_NOFOLLOW;
-    let mut names = Names::new(openat(&place.directory, place.name, flags, Mode::empty())?);
-    let is_partial = |name: &[u8]| name.starts_with(PARTIAL_PREFIX);
-    while let Some(found) = names.next() {
-        let name = found?.name.to_bytes();
-        if !matches!(name, b"." | b"..") && !is_partial(name) {
-            return Err(FileError::DirectoryNotEmpty);
-        }
-    }
-    names.rewind()?;
-    while let Some(found) = names.next() {
-        let found = found?;
-        if is_partial(found.name.to_bytes()) {
-            match usage::unlink(found.directory, found.name, UnlinkatFlags::NoRemoveDir, None) {
-                Ok(freed) => changes.remove(freed),
-                // Another session was faster.
-                Err(Errno::ENOENT) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
-    Ok(())
+/// Opens a regular file or a directory that is held by an `O_PATH` handle to read, and asks for its status.
+/// This is the same file, whatever has its name by now.
+fn reopen(found: &OwnedFd) -> Result<FileStat, Errno> {
+    let opened = openat(AT_FDCWD, handle::proc_path(found).as_c_str(), handle::READ, Mode::empty())?;
+    fstat(&opened)
 }
 
 /// Where a symbolic link points, opened with `O_PATH | O_NOFOLLOW`.

@@ -8,8 +8,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::sys::stat::fstat;
+use nix::errno::Errno;
+use nix::sys::stat::{FileStat, fstat};
 
+use super::handle::identity;
 use super::path::VirtualPath;
 use super::{FileError, Jail, handle, open_directory, open_storage};
 use crate::listing::{Entry, Kind};
@@ -90,6 +92,19 @@ impl Jail {
         self.folder_of(path).is_none()
     }
 
+    /// The device number (`st_dev`) of the file system that the home, or the folder, of `path` is on; 0
+    /// before [`Jail::share`]. Asks nothing of the storage.
+    pub fn filesystem_of(&self, path: &VirtualPath) -> u64 {
+        let folder = self.folder_of(path);
+        let position = folder.and_then(|folder| self.folders.iter().position(|f| std::ptr::eq(f, folder)));
+        self.filesystems.get(position.map_or(0, |position| position + 1)).copied().unwrap_or_default()
+    }
+
+    /// The device numbers of all file systems that the tree shows.
+    pub fn filesystems(&self) -> &[u64] {
+        &self.filesystems
+    }
+
     /// Whether both paths are in the same folder, or both in the home.
     pub(super) fn are_together(&self, a: &VirtualPath, b: &VirtualPath) -> bool {
         let folder = |path| self.folder_of(path).map(|folder| &folder.path);
@@ -105,6 +120,16 @@ impl Jail {
     /// to one.
     pub fn is_fixed(&self, path: &VirtualPath) -> bool {
         self.folders.iter().any(|folder| folder.path.below(path).is_some()) || self.is_absent(path)
+    }
+
+    /// Whether it is the status of the home, or of a folder.
+    pub(super) fn is_top(&self, status: &FileStat) -> Result<bool, Errno> {
+        for top in std::iter::once(&self.home).chain(self.folders.iter().map(|folder| &folder.directory)) {
+            if identity(&fstat(top)?) == identity(status) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether there is nothing at `path` but the way to a folder: a directory that takes no

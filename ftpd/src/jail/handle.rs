@@ -39,7 +39,12 @@ pub(super) struct Place<'p> {
     pub name: &'p [u8],
 }
 
-impl Place<'_> {
+impl<'p> Place<'p> {
+    /// A name in a directory that another holds open as well.
+    pub fn new(directory: &OwnedFd, name: &'p [u8]) -> Result<Self, FileError> {
+        Ok(Self { directory: directory.try_clone()?, name })
+    }
+
     /// Of the name itself, not of what a symbolic link points to.
     pub fn status(&self) -> Result<FileStat, Errno> {
         status(&self.directory, self.name)
@@ -84,7 +89,7 @@ pub(super) fn status(directory: impl AsFd, name: &(impl nix::NixPath + ?Sized)) 
 }
 
 /// Names of descriptors for calls that take no `O_PATH` handle (chmod, utimes).
-pub(super) fn proc_path(handle: &OwnedFd) -> CString {
+pub(super) fn proc_path(handle: &impl AsRawFd) -> CString {
     // Digits hold no NUL.
     CString::new(format!("/proc/self/fd/{}", handle.as_raw_fd())).unwrap_or_default()
 }
@@ -93,7 +98,7 @@ pub(super) fn proc_path(handle: &OwnedFd) -> CString {
 ///
 /// # Errors
 /// [`FileError::NotFound`] if it has been removed meanwhile.
-pub(super) fn real_path(handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
+pub(super) fn real_path(handle: &(impl AsFd + AsRawFd)) -> Result<Vec<u8>, FileError> {
     let path = readlink(proc_path(handle).as_c_str())?.into_vec();
     // The kernel adds " (deleted)", which could be part of a name as well.
     if fstat(handle)?.st_nlink == 0 { Err(FileError::NotFound) } else { Ok(path) }

@@ -17,7 +17,10 @@ mod error;
 mod files;
 mod folders;
 mod handle;
+pub mod lock;
+mod partial;
 pub mod path;
+mod publish;
 mod remove_tree;
 mod same_file;
 mod shared;
@@ -37,6 +40,8 @@ pub use self::directory::{Entries, Walk, Walked};
 pub use self::error::FileError;
 use self::folders::{Folder, Location};
 use self::handle::Links;
+pub use self::lock::{ChangeLock, Locks};
+pub use self::partial::Rivals;
 use self::path::VirtualPath;
 pub use self::shared::SharedDirectories;
 pub use self::upload::{Placement, Upload, WriteMode};
@@ -61,11 +66,15 @@ pub struct Jail {
     /// Where the home is, within the storage.
     home_path: VirtualPath,
     folders: Vec<Folder>,
+    /// The device numbers of the home and of each folder, in the order of `folders`. Empty before
+    /// [`Jail::share`].
+    filesystems: Vec<u64>,
     /// Where folders should be that could not be opened.
     absent: Vec<VirtualPath>,
     links: Links,
     /// Listings show what a symbolic link leads to, instead of the link.
     resolves_links: bool,
+    locks: Locks,
     /// The storage root's own path, which [`Jail::canonical_key`] takes off.
     storage: Box<[u8]>,
     modes: Modes,
@@ -98,9 +107,11 @@ impl Jail {
             home: open_directory(&root, home, create_home, modes)?.into(),
             home_path: home.clone(),
             folders: Vec::new(),
+            filesystems: Vec::new(),
             absent: Vec::new(),
             links: Links::Followed,
             resolves_links: false,
+            locks: Locks::Auto,
             storage: handle::real_path(&root)?.into(),
             modes,
         })
@@ -114,6 +125,11 @@ impl Jail {
     /// From now on listings show a symbolic link that leads somewhere in the home as what it leads to.
     pub fn resolve_links(&mut self) {
         self.resolves_links = true;
+    }
+
+    /// Which locks uploads take from now on.
+    pub fn set_locks(&mut self, locks: Locks) {
+        self.locks = locks;
     }
 
     /// The handle of the directory that holds `path`, and the name in it, to change it.

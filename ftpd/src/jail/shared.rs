@@ -57,15 +57,19 @@ fn is_same(a: &FileStat, b: &FileStat) -> bool {
 }
 
 impl Jail {
-    /// Gives up handles of its own where other sessions have the same directory open. Blocks.
+    /// Gives up handles of its own where other sessions have the same directory open, and notes which file
+    /// systems the home and the folders are on. Blocks.
     ///
     /// # Errors
     /// As the kernel says.
     pub fn share(&mut self, directories: &SharedDirectories) -> Result<(), FileError> {
         let folders = self.folders.iter_mut().map(|folder| &mut folder.directory);
+        let mut filesystems = Vec::with_capacity(1);
         for directory in std::iter::once(&mut self.home).chain(folders) {
             *directory = directories.share(Arc::clone(directory))?;
+            filesystems.push(fstat(&*directory)?.st_dev);
         }
+        self.filesystems = filesystems;
         Ok(())
     }
 }

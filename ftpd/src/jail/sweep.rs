@@ -5,14 +5,14 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::registry::Usage;
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, openat};
+use common::{process::logging::chain, registry::Usage};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::unistd::UnlinkatFlags;
 
 use super::directory::Names;
 use super::handle::{self, READ_DIRECTORY, identity, kind, real_path};
+use super::lock::{Lock, Locks};
 use super::{FileError, PARTIAL_PREFIX, open_storage, usage};
 use crate::listing::Kind;
 
@@ -37,7 +37,7 @@ pub struct Swept {
 }
 
 /// Looks through everything below `root` and removes partial files that were last changed at least `lifetime`
-/// ago and that no upload has locked. `step` is called before each entry and ends the work with an error;
+/// ago and that no upload has locked. Where `locks` says that there are no locks, the age alone tells. `step` is called before each entry and ends the work with an error;
 /// `swept` is told of each file that is removed. Symbolic links are not followed, directories that cannot be
 /// read are left out.
 ///
@@ -46,6 +46,7 @@ pub struct Swept {
 pub fn sweep(
     root: &Path,
     lifetime: Duration,
+    locks: Locks,
     mut step: impl FnMut() -> Result<(), FileError>,
     mut swept: impl FnMut(Swept),
 ) -> Result<(), FileError> {
@@ -60,18 +61,18 @@ pub fn sweep(
         };
         let name = found.name.to_bytes();
         if is_partial(name) {
-            match remove(found.directory, found.name, lifetime) {
+            match remove(found.directory, found.name, lifetime, locks) {
                 Ok(Some((usage, age))) => {
                     let directory = real_path(found.directory).unwrap_or_default();
                     let directory = directory.strip_prefix(&*storage).unwrap_or_default();
                     let directory = directory.strip_prefix(b"/").unwrap_or(directory).to_vec();
                     swept(Swept { directory, name: name.to_vec(), usage, age });
                 }
-                Ok(None) | Err(Errno::ENOENT | Errno::ESTALE) => {}
-                Err(errno) => {
+                Ok(None) | Err(FileError::NotFound | FileError::Stale) => {}
+                Err(error) => {
                     let path = real_path(found.directory).unwrap_or_default();
                     let path = format!("{}/{}", path.escape_ascii(), name.escape_ascii());
-                    log::warn!(path:%; "an old partial file cannot be removed (partial_lifetime): {errno}");
+                    log::warn!(path:%; "an old partial file cannot be removed (partial_lifetime): {}", chain(&error));
                 }
             }
             continue;
@@ -107,13 +108,15 @@ fn remove(
     directory: &OwnedFd,
     name: &std::ffi::CStr,
     lifetime: Duration,
-) -> Result<Option<(Usage, Duration)>, Errno> {
+    locks: Locks,
+) -> Result<Option<(Usage, Duration)>, FileError> {
     let old = |status: &FileStat| age(status).filter(|age| kind(status) == Kind::File && *age >= lifetime);
     if old(&handle::status(directory, name)?).is_none() {
         return Ok(None);
     }
     let file = File::from(openat(directory, name, handle::WRITE | OFlag::O_NOFOLLOW, Mode::empty())?);
-    if is_locked_by_another(&file)? {
+    // Held until `file` is closed: no upload can resume it meanwhile.
+    if locks.take(&file)? == Lock::HeldByAnother {
         return Ok(None);
     }
     // An upload may have resumed it before the lock.
@@ -128,23 +131,6 @@ fn remove(
 fn age(status: &FileStat) -> Option<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     now.checked_sub(Duration::from_secs(u64::try_from(status.st_mtime).ok()?))
-}
-
-/// Takes the lock that an upload holds on its file (fcntl(2), open file description locks); it ends with `file`.
-/// Where the storage has no locks, only the age tells.
-fn is_locked_by_another(file: &File) -> Result<bool, Errno> {
-    let all = libc::flock {
-        l_type: libc::F_WRLCK as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&all)) {
-        Err(Errno::EAGAIN | Errno::EACCES) => Ok(true),
-        Ok(_) | Err(Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS) => Ok(false),
-        Err(errno) => Err(errno),
-    }
 }
 
 #[cfg(test)]
@@ -163,7 +149,7 @@ mod tests {
 
     fn swept(root: &Path) -> Vec<Swept> {
         let mut all = Vec::new();
-        sweep(root, HOUR, || Ok(()), |swept| all.push(swept)).unwrap();
+        sweep(root, HOUR, Locks::Auto, || Ok(()), |swept| all.push(swept)).unwrap();
         all
     }
 
@@ -190,7 +176,7 @@ mod tests {
         let locked = below.join(format!(".ftpd-partial-{}", "2".repeat(32)));
         old_file(&locked);
         let upload = File::options().write(true).open(&locked).unwrap();
-        assert_eq!(is_locked_by_another(&upload), Ok(false));
+        assert!(matches!(Locks::Auto.take(&upload), Ok(Lock::Held { .. })));
         let plain = format!(".ftpd-partial-{hash}");
         let with_token = format!(".ftpd-partial-{hash}-0123456789abcdef");
         old_file(&below.join(&plain));
@@ -221,7 +207,7 @@ mod tests {
     #[test]
     fn it_ends_when_it_is_told_to() {
         let site = tempfile::tempdir().unwrap();
-        let ended = sweep(site.path(), HOUR, || Err(FileError::Cancelled), |_| ());
+        let ended = sweep(site.path(), HOUR, Locks::Auto, || Err(FileError::Cancelled), |_| ());
         assert!(matches!(ended, Err(FileError::Cancelled)));
     }
 }

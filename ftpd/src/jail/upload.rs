@@ -1,26 +1,26 @@
 //! Writing files: STOR, STOU, APPE, with REST, and atomic uploads.
 //!
 //! An upload is opened before the data connection comes, begins when it is there, changes the file when
-//! its first bytes are written, and ends in one of four ways: [`Upload::finish`], [`Upload::abandon`],
-//! [`Upload::keep_proved`] or [`Upload::discard`].
+//! its first bytes are written, and ends in one of five ways: [`Upload::finish`], [`Upload::abandon`],
+//! [`Upload::keep_proved`], [`Upload::discard`] or [`Upload::leave`].
+//!
+//! From the moment it is opened it holds the lock of the file's writer: see [`super::lock`].
 
+use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use common::{process::logging::chain, registry::Usage};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat};
+use nix::fcntl::{FallocateFlags, OFlag, fallocate, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstat};
-use nix::sys::statfs::{NFS_SUPER_MAGIC, fstatfs};
-use nix::unistd::{UnlinkatFlags, close};
-use sha2::{Digest, Sha256};
 
-use super::files::{rename_new, sync_directory};
-use super::handle::{self, Place, identity, kind, size};
+use super::handle::{self, Place, kind, size};
+use super::lock::Lock;
+use super::partial::{HiddenNames, Partial, Replaced};
 use super::path::VirtualPath;
 use super::usage::{self, Changes};
-use super::{FileError, Jail, PARTIAL_PREFIX};
-use crate::blocking;
+use super::{FileError, Jail, Rivals};
 use crate::listing::Kind;
 
 /// How an upload treats what is there.
@@ -44,32 +44,68 @@ pub enum Placement<'o> {
     Direct,
     /// Under a hidden name that follows from `owner` and the path, so that the same user can
     /// resume on any node. [`WriteMode::Append`] is direct all the same: it changes a file.
-    Atomic { owner: &'o str },
+    Atomic { owner: &'o str, rivals: Rivals },
 }
 
 /// A file that is being written. Dropping it is [`Upload::abandon`].
 #[derive(Debug)]
 pub struct Upload {
-    file: File,
-    directory: OwnedFd,
+    pub(super) file: File,
+    pub(super) lock: Lock,
+    pub(super) guard: Guard,
+    pub(super) directory: OwnedFd,
+    /// The real path of `directory` when it was opened.
+    pub(super) directory_path: Vec<u8>,
     /// In `directory`; what the data is under for now.
-    name: Box<[u8]>,
-    publish: Option<Publish>,
-    /// This upload made the name, and nobody else can have put data under it.
-    created: bool,
-    state: State,
-    changes: Changes,
+    pub(super) name: Box<[u8]>,
+    /// The symbolic link that `name` is, if it is one.
+    pub(super) link: Option<Link>,
+    pub(super) publish: Option<Publish>,
+    /// This upload made the name, and no other can have put data under it.
+    pub(super) created: bool,
+    pub(super) state: State,
+    pub(super) changes: Changes,
 }
 
 /// What makes an atomic upload visible.
 #[derive(Debug)]
-struct Publish {
-    name: Box<[u8]>,
-    replace: bool,
+pub(super) struct Publish {
+    pub name: Box<[u8]>,
+    pub replace: bool,
+    pub hidden: HiddenNames,
+    /// What the data takes the hidden name from with the first byte.
+    pub replaces: Option<Replaced>,
+}
+
+/// A symbolic link that a file was opened through.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// Its text. Not its inode number, which the next link may get.
+    pub text: OsString,
+    /// The real path of the file it led to.
+    pub target: Vec<u8>,
+}
+
+/// Says whether this node may still write, where the lock alone does not prove that.
+#[derive(Default)]
+pub(super) struct Guard(Option<Box<dyn Fn() -> bool + Send>>);
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Guard").field(&self.0.is_some()).finish()
+    }
+}
+
+impl Guard {
+    /// # Errors
+    /// [`FileError::Taken`].
+    pub fn check(&self) -> Result<(), FileError> {
+        if self.0.as_ref().is_none_or(|may_write| may_write()) { Ok(()) } else { Err(FileError::Taken) }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
-enum State {
+pub(super) enum State {
     /// Nothing has been changed; writing will start at `start` (`None`: at the end), and what is after
     /// it goes where it `may_cut`.
     Opened {
@@ -118,40 +154,69 @@ impl Target<'_> {
         self.jail.place_key(&self.place)
     }
 
-    /// Opens it to write to it. Changes nothing yet but to make the file if it is missing.
+    /// Opens it to write to it, and takes the lock of its writer. Changes nothing yet but to make the file
+    /// if it is missing.
     ///
     /// # Errors
-    /// [`FileError::BadOffset`] if there are fewer bytes than `Resume` wants to keep,
-    /// [`FileError::AlreadyExists`] for `CreateNew`, and as the kernel says.
+    /// [`FileError::BeingWritten`] if another upload has the lock, [`FileError::BadOffset`] if there are
+    /// fewer bytes than `Resume` wants to keep, [`FileError::AlreadyExists`] for `CreateNew`, and as the
+    /// kernel says.
     pub fn open(self, mode: WriteMode, placement: Placement<'_>) -> Result<Upload, FileError> {
         let start = match mode {
             WriteMode::Replace | WriteMode::CreateNew => Some(0),
             WriteMode::Resume { offset, .. } => Some(offset),
             WriteMode::Append => None,
         };
-        let (file, created, name, publish) = match placement {
-            Placement::Atomic { owner } if mode != WriteMode::Append => {
+        let directory_path = handle::real_path(&self.place.directory)?;
+        let (partial, name, publish) = match placement {
+            Placement::Atomic { owner, rivals } if mode != WriteMode::Append => {
                 self.check(mode)?;
-                let name = self.jail.partial_name(&self.place, owner)?;
-                let (file, created) = open_partial(&self.place.directory, &name, mode, self.jail.modes.file)?;
+                let hidden = HiddenNames::new(self.jail.partial_name(&self.place, owner)?);
+                let (directory, locks) = (&self.place.directory, self.jail.locks);
+                let mut partial = match mode {
+                    WriteMode::Resume { offset: 1.., .. } => hidden.resume(directory, locks)?,
+                    _ => hidden.create(directory, self.jail.modes.file, locks, rivals)?,
+                };
+                let replaces = partial.replaces.take();
+                let now = if replaces.is_some() { &hidden.own } else { &hidden.found_by }.clone();
                 let replace =
                     !matches!(mode, WriteMode::CreateNew | WriteMode::Resume { replace: false, .. });
-                (file, created, name, Some(Publish { name: self.place.name.into(), replace }))
+                let publish = Publish { name: self.place.name.into(), replace, hidden, replaces };
+                (partial, now, Some(publish))
             }
             Placement::Direct | Placement::Atomic { .. } => {
-                let (file, created) = self.open_direct(mode)?;
-                (file, created, self.place.name.into(), None)
+                (self.open_direct(mode)?, self.place.name.into(), None)
             }
         };
+        let Partial { file, lock, created, .. } = partial;
+        let link = match self.found {
+            Ok(found) if publish.is_none() && !created && kind(&found) == Kind::Symlink => {
+                let text = readlinkat(&self.place.directory, self.place.name)?;
+                Some(Link { text, target: handle::real_path(&file)? })
+            }
+            _ => None,
+        };
         let Place { directory, .. } = self.place;
-        // What is hidden is this user's alone.
+        // A hidden file is locked, or its owner's lease keeps all others from it: it may always be cut.
         let may_cut = publish.is_some() || !matches!(mode, WriteMode::Resume { replace: false, .. });
         let state = State::Opened { start, may_cut };
-        let changes = Changes::default();
+        let (guard, changes) = (Guard::default(), Changes::default());
         if created {
             changes.create();
         }
-        let upload = Upload { file, directory, name, publish, created, state, changes };
+        let upload = Upload {
+            file,
+            lock,
+            guard,
+            directory,
+            directory_path,
+            name,
+            link,
+            publish,
+            created,
+            state,
+            changes,
+        };
         // From here on, dropping `upload` removes what was created.
         let status = fstat(&upload.file)?;
         if kind(&status) != Kind::File {
@@ -175,8 +240,19 @@ impl Target<'_> {
         }
     }
 
+    /// The file itself, locked.
+    fn open_direct(&self, mode: WriteMode) -> Result<Partial, FileError> {
+        let (file, created) = self.open_file(mode)?;
+        match self.jail.locks.take(&file)? {
+            // Also where this node has just made the file: another opened it and was faster, and now it is
+            // that one's.
+            Lock::HeldByAnother => Err(FileError::BeingWritten),
+            lock => Ok(Partial { file, lock, created, replaces: None }),
+        }
+    }
+
     /// The file, and whether it is new.
-    fn open_direct(&self, mode: WriteMode) -> Result<(File, bool), FileError> {
+    fn open_file(&self, mode: WriteMode) -> Result<(File, bool), FileError> {
         let create = || create(&self.place.directory, self.place.name, self.jail.modes.file);
         if mode == WriteMode::CreateNew {
             return create().map(|file| (file, true));
@@ -225,51 +301,20 @@ impl Jail {
     ) -> Result<Upload, FileError> {
         self.target(path)?.open(mode, placement)
     }
-
-    /// How many bytes of an atomic upload of `owner` to `path` have arrived, if one broke off:
-    /// where SIZE tells the client to resume when the file itself does not exist.
-    ///
-    /// # Errors
-    /// As the kernel says; no partial file is not an error.
-    pub fn partial_size(&self, path: &VirtualPath, owner: &str) -> Result<Option<u64>, FileError> {
-        let place = self.place(path)?;
-        let name = self.partial_name(&place, owner)?;
-        let flags = handle::READ | OFlag::O_NOFOLLOW;
-        match openat(&place.directory, &*name, flags, Mode::empty()) {
-            Ok(file) => Ok(Some(size(&fstat(&file)?))),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    /// Removes what a broken atomic upload of `owner` to `path` left. Answers what that freed, if there
-    /// was any.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn remove_partial(&self, path: &VirtualPath, owner: &str) -> Result<Option<Usage>, FileError> {
-        let place = self.place(path)?;
-        let name = self.partial_name(&place, owner)?;
-        match usage::unlink(&place.directory, &*name, UnlinkatFlags::NoRemoveDir, None) {
-            Ok(freed) => Ok(Some(freed)),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    /// The same on every node; nothing a client can guess for another user, or say.
-    fn partial_name(&self, place: &Place<'_>, owner: &str) -> Result<Box<[u8]>, FileError> {
-        let mut hash = Sha256::new();
-        hash.update(owner.as_bytes());
-        hash.update([0]);
-        hash.update(self.place_key(place)?);
-        let mut name = PARTIAL_PREFIX.to_vec();
-        name.extend_from_slice(&hex::encode(hash.finalize()).as_bytes()[..32]);
-        Ok(name.into())
-    }
 }
 
 impl Upload {
+    /// Whether the lock proves that no other node writes the file. Otherwise [`Upload::guard_by`] has to.
+    pub fn is_fenced(&self) -> bool {
+        self.lock.fences()
+    }
+
+    /// Asks `may_write` before every step that changes the file or its name: when it says no, nothing is
+    /// changed any more.
+    pub fn guard_by(&mut self, may_write: impl Fn() -> bool + Send + 'static) {
+        self.guard = Guard(Some(Box::new(may_write)));
+    }
+
     /// The data connection is there: tells the offset to write at. Changes nothing yet, because the first
     /// byte may never come.
     ///
@@ -294,12 +339,19 @@ impl Upload {
     ///
     /// # Errors
     /// [`FileError::NoSpace`] and [`FileError::QuotaExceeded`] if the storage has no room for the first
-    /// bytes beside what they replace, which then stays; [`FileError::BadOffset`] before `begin`; and as
-    /// the kernel says.
+    /// bytes beside what they replace, which then stays; [`FileError::Taken`] if this node may not write any
+    /// more; [`FileError::BadOffset`] before `begin`; and as the kernel says.
     pub fn to_write(&mut self, length: u64) -> Result<&File, FileError> {
         match self.state {
             State::Writing { .. } => return Ok(&self.file),
             State::Begun { start, beyond } => {
+                self.guard.check()?;
+                if let Some(Publish { hidden, replaces, .. }) = &mut self.publish
+                    && let Some(replaced) = replaces.take()
+                {
+                    hidden.take_over(&self.directory, &self.file, replaced, &self.changes)?;
+                    self.name = hidden.found_by.clone();
+                }
                 if beyond > 0 {
                     // A hidden file is worth nothing to a reader, and its room may be needed.
                     if !self.is_hidden() {
@@ -342,217 +394,10 @@ impl Upload {
     pub fn file(&self) -> &File {
         &self.file
     }
-
-    /// All data has arrived. With `sync`, data and name are on disk when this returns. Only after
-    /// `Ok` is a 226 true; after an error nothing is kept that may have been lost, as by
-    /// [`Upload::discard`].
-    ///
-    /// # Errors
-    /// Late ones of the data (ENOSPC, EDQUOT, EIO), [`FileError::AlreadyExists`] if an atomic
-    /// upload may not replace what has appeared meanwhile, and [`FileError::Stale`] if somebody has
-    /// removed or replaced the file while it was written.
-    pub fn finish(mut self, sync: bool) -> Result<(), FileError> {
-        if matches!(self.state, State::Opened { .. }) {
-            self.begin()?;
-        }
-        // An upload without a byte cuts the file here.
-        self.to_write(0)?;
-        self.note_written();
-        let stored = self.store(sync);
-        if let Err(error) = stored {
-            // Nobody knows which bytes are on disk: what is read now comes from memory.
-            self.end(Keep::Before);
-            return Err(error);
-        }
-        let published = self.publish();
-        if matches!(published, Err(FileError::AlreadyExists)) {
-            // It can never be published. Other errors may pass, and the data is good.
-            self.end(Keep::Before);
-        }
-        self.state = State::Ended;
-        published?;
-        if sync && (self.created || self.publish.is_some()) {
-            sync_directory(&self.directory)?;
-        }
-        Ok(())
-    }
-
-    /// The data connection broke off, or never came: keeps what has arrived, for REST and APPE.
-    /// A file that this upload made and that is empty goes again.
-    pub fn abandon(mut self) {
-        self.end(Keep::Arrived);
-    }
-
-    /// Writing failed, as on a full disk: keeps what was written before if it is proved to be on stable
-    /// storage, for REST and APPE; otherwise as [`Upload::discard`], because the file may have holes that
-    /// its length does not show. Content that nothing has replaced yet stays as it is.
-    pub fn keep_proved(mut self) {
-        self.end(Keep::Proved);
-    }
-
-    /// Takes back what this upload has written.
-    pub fn discard(mut self) {
-        self.end(Keep::Before);
-    }
-
-    /// The first call counts what was written; the data does not grow any more.
-    fn note_written(&mut self) {
-        let State::Writing { start, noted: noted @ false } = &mut self.state else { return };
-        if let Ok(status) = fstat(&self.file) {
-            self.changes.grow(size(&status).saturating_sub(*start));
-        }
-        *noted = true;
-    }
-
-    fn store(&self, sync: bool) -> Result<(), FileError> {
-        if sync {
-            self.file.sync_all()?;
-        }
-        self.flush()
-    }
-
-    /// What `close` would say, while the file stays open: NFS sends the data at every close of a
-    /// descriptor, and tells ENOSPC and EDQUOT only then.
-    fn flush(&self) -> Result<(), FileError> {
-        match close(OwnedFd::from(self.file.try_clone()?)) {
-            // Linux has closed it all the same (close(2)).
-            Ok(()) | Err(Errno::EINTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-
-    fn publish(&self) -> Result<(), FileError> {
-        let Some(Publish { name, replace }) = &self.publish else {
-            let has_name = fstat(&self.file)?.st_nlink > 0;
-            return if has_name { Ok(()) } else { Err(FileError::Stale) };
-        };
-        if !*replace {
-            let from = Place { directory: self.directory.try_clone()?, name: &self.name };
-            let to = Place { directory: self.directory.try_clone()?, name };
-            return rename_new(&from, &to);
-        }
-        let ours = identity(&fstat(&self.file)?);
-        let place = |name| Ok::<_, FileError>(Place { directory: self.directory.try_clone()?, name });
-        match usage::replace(&place(&*self.name)?, &place(&**name)?) {
-            // The first answer of an NFS server may have been lost.
-            Err(Errno::ENOENT)
-                if handle::status(&self.directory, &**name).is_ok_and(|status| identity(&status) == ours) =>
-            {
-                Ok(())
-            }
-            renamed => {
-                self.changes.remove(renamed?);
-                Ok(())
-            }
-        }
-    }
-
-    /// Ends an upload that is not to be completed. Nobody waits for the outcome, so errors go to
-    /// the log.
-    fn end(&mut self, keep: Keep) {
-        self.note_written();
-        let state = std::mem::replace(&mut self.state, State::Ended);
-        let ended = match (state, keep) {
-            (State::Ended, _) => Ok(()),
-            (State::Opened { .. } | State::Begun { .. }, _) => self.remove_if_empty(),
-            (State::Writing { start, .. }, Keep::Before) => self.cut(start),
-            (State::Writing { start, .. }, keep) => {
-                let kept = if keep == Keep::Proved { self.prove() } else { self.flush() };
-                match kept {
-                    Ok(()) => self.remove_if_empty(),
-                    Err(error) => {
-                        let (path, error) = (self.path(), chain(&error));
-                        log::warn!(path:%; "a broken upload could not be kept: {error}");
-                        self.cut(start)
-                    }
-                }
-            }
-        };
-        if let Err(error) = ended {
-            let path = self.path();
-            log::warn!(path:%; "the remains of an upload could not be removed: {}", chain(&error));
-        }
-    }
-
-    /// Whether all bytes that were written are on stable storage, asked after a write has failed. They
-    /// have no gap, because they were written in order.
-    fn prove(&self) -> Result<(), FileError> {
-        // A failed write on NFS tells that earlier bytes were lost on their way to the server, and
-        // tells it once: fsync may succeed then (nfs_file_write in Linux's fs/nfs/file.c).
-        if fstatfs(&self.file)?.filesystem_type() == NFS_SUPER_MAGIC {
-            return Err(FileError::Unproved);
-        }
-        self.store(true)
-    }
-
-    /// Where the data is, for the log.
-    fn path(&self) -> String {
-        let directory = handle::real_path(&self.directory).unwrap_or_default();
-        format!("{}/{}", directory.escape_ascii(), self.name.escape_ascii())
-    }
-
-    fn cut(&self, start: u64) -> Result<(), FileError> {
-        if start == 0 && self.is_ours() {
-            return self.remove();
-        }
-        usage::cut(&self.file, start, &self.changes)
-    }
-
-    fn remove_if_empty(&self) -> Result<(), FileError> {
-        if self.is_ours() && size(&fstat(&self.file)?) == 0 { self.remove() } else { Ok(()) }
-    }
-
-    /// Whether the name is nothing to anybody else.
-    fn is_ours(&self) -> bool {
-        self.created || self.publish.is_some()
-    }
-
-    fn remove(&self) -> Result<(), FileError> {
-        let ours = identity(&fstat(&self.file)?);
-        match usage::unlink(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir, Some(ours)) {
-            Ok(freed) => self.changes.remove(freed),
-            // Another session has removed it.
-            Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        Ok(())
-    }
 }
 
-impl Drop for Upload {
-    fn drop(&mut self) {
-        blocking::assert_allowed("an upload is dropped");
-        self.end(Keep::Arrived);
-    }
-}
-
-/// What stays of an upload that is not completed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Keep {
-    Arrived,
-    /// What arrived, if it is proved to be on stable storage.
-    Proved,
-    Before,
-}
-
-fn create(directory: &OwnedFd, name: &[u8], mode: u32) -> Result<File, FileError> {
+/// A new file.
+pub(super) fn create(directory: &OwnedFd, name: &[u8], mode: u32) -> Result<File, FileError> {
     let flags = handle::WRITE | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
     Ok(openat(directory, name, flags, Mode::from_bits_truncate(mode))?.into())
-}
-
-fn open_partial(
-    directory: &OwnedFd,
-    name: &[u8],
-    mode: WriteMode,
-    bits: u32,
-) -> Result<(File, bool), FileError> {
-    let flags = handle::WRITE | OFlag::O_NOFOLLOW;
-    match openat(directory, name, flags, Mode::empty()) {
-        Ok(file) => Ok((file.into(), false)),
-        Err(Errno::ENOENT) if matches!(mode, WriteMode::Resume { offset: 1.., .. }) => {
-            Err(FileError::BadOffset)
-        }
-        Err(Errno::ENOENT) => create(directory, name, bits).map(|file| (file, true)),
-        Err(errno) => Err(errno.into()),
-    }
 }

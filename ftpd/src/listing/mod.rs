@@ -2,6 +2,7 @@
 
 pub mod machine;
 pub mod names;
+pub mod sorted;
 pub mod unix;
 
 /// One name in a directory, with what the storage says of it.

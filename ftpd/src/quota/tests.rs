@@ -15,7 +15,7 @@ use super::{HomeQuota, NewFile, Share, count::Counts};
 use crate::{
     connections::Connections,
     data::progress::Progress,
-    jail::{Changes, FileError, Jail, Modes, Placement, Upload, WriteMode, path::VirtualPath},
+    jail::{Changes, FileError, Jail, Modes, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
 };
 
 const LIMIT: Quota = Quota { bytes: Some(100_000), files: Some(6) };
@@ -235,7 +235,8 @@ impl Session {
             _ => NewFile::No,
         };
         let share = site.runtime.block_on(site.quota.admit(new, 1)).ok()?;
-        let placement = if atomic { Placement::Atomic { owner: "anna" } } else { Placement::Direct };
+        let hidden = Placement::Atomic { owner: "anna", rivals: Rivals::Replaced };
+        let placement = if atomic { hidden } else { Placement::Direct };
         let Ok(mut upload) = jail.open_write(name, mode, placement) else {
             share.settle();
             return None;
@@ -252,10 +253,10 @@ impl Session {
     }
 
     fn end(&mut self, end: End) {
-        let Some(Running { upload, share, .. }) = self.running.take() else { return };
+        let Some(Running { upload, share, position, .. }) = self.running.take() else { return };
         match end {
             End::Finish => {
-                let _ = upload.finish(false);
+                let _ = upload.finish(false, position);
             }
             End::Abandon => upload.abandon(),
             End::Discard => upload.discard(),

@@ -222,7 +222,7 @@ fn node(config: Config, address: IpAddr) -> Node {
     Node {
         authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
         name: config.node_name,
-        workers: Workers::new(&config.limits),
+        workers: Workers::new(&config.limits, config.timeouts.file_operation_wait),
         directories: ftpd::jail::SharedDirectories::default(),
         counts: Counts::new(&config.limits, &config.timeouts, &config.storage, &connections),
         connections,

@@ -129,11 +129,12 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
                 assert_ne!(content, "secret");
                 inside += 1;
             }
-            let placement = Placement::Atomic { owner: "alice" };
+            let placement = Placement::Atomic { owner: "alice", rivals: Rivals::Replaced };
             if let Ok(mut upload) = site.jail.open_write(&new, WriteMode::Replace, placement) {
                 upload.begin().unwrap();
                 upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
-                upload.finish(false).unwrap();
+                let finished = upload.finish(false, 3);
+                assert!(matches!(finished, Ok(()) | Err(FileError::Stale)), "{finished:?}");
             }
             if let Ok(upload) = site.jail.open_write(&new, WriteMode::Append, Placement::Direct) {
                 upload.abandon();

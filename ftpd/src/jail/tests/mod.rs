@@ -4,6 +4,7 @@ mod confinement;
 mod names;
 mod reading;
 mod uploads;
+mod writers;
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,6 +1,7 @@
 //! Operations on names.
 
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 
 use super::*;
 use crate::data::progress::Progress;
@@ -65,7 +66,7 @@ fn each_kind_of_name_has_its_own_error() {
     assert!(matches!(jail.create_directory(&path("/dir")), Err(FileError::AlreadyExists)));
     let long = format!("/{}", "n".repeat(256));
     assert!(matches!(jail.create_directory(&path(&long)), Err(FileError::NameTooLong)));
-    for placement in [Placement::Direct, Placement::Atomic { owner: "alice" }] {
+    for placement in [Placement::Direct, Placement::Atomic { owner: "alice", rivals: Rivals::Replaced }] {
         let open = |name| jail.open_write(&path(name), WriteMode::Replace, placement);
         assert!(matches!(open("/dir"), Err(FileError::IsADirectory)));
         assert!(matches!(open("/fifo"), Err(FileError::NotAFile)));
@@ -242,4 +243,53 @@ fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
             fs::write(site.home("there"), "before ").unwrap();
         }
     }
+}
+
+#[test]
+fn a_name_is_held_against_writers_and_a_writer_against_changes() {
+    let site = Site::new();
+    let file = path("/file");
+    fs::write(site.home("file"), "content").unwrap();
+    symlink("file", site.home("link")).unwrap();
+    let write = || File::options().write(true).open(site.home("file")).unwrap();
+    let held = site.jail.hold(&file).unwrap().unwrap();
+    assert_eq!(Locks::Auto.take(&write()).unwrap(), lock::Lock::HeldByAnother);
+    drop(held);
+    let writer = write();
+    assert!(matches!(Locks::Auto.take(&writer), Ok(lock::Lock::Held { .. })));
+    assert!(matches!(site.jail.hold(&file), Err(FileError::BeingWritten)));
+    assert!(matches!(site.jail.hold_resolved(&path("/link")), Err(FileError::BeingWritten)));
+    assert!(site.jail.hold(&path("/link")).unwrap().is_none(), "the link itself is not written");
+}
+
+#[test]
+fn only_regular_files_are_held_and_a_fifo_is_not_opened() {
+    let site = Site::new();
+    fs::create_dir(site.home("dir")).unwrap();
+    nix::unistd::mkfifo(&site.home("fifo"), Mode::S_IRWXU).unwrap();
+    for name in ["/none", "/dir", "/fifo", "/dir/none", "/"] {
+        assert!(site.jail.hold(&path(name)).unwrap().is_none(), "{name}");
+    }
+    // A reader of the FIFO would have seen an end: nothing has opened it to write.
+    let mut reader = File::options();
+    let reader = reader.read(true).custom_flags(libc::O_NONBLOCK).open(site.home("fifo")).unwrap();
+    let mut poll = libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: `poll` is one valid structure, as the count says, and 0 does not wait.
+    assert_eq!(unsafe { libc::poll(&mut poll, 1, 0) }, 0);
+    assert!(site.jail.hold(&path("/fifo")).unwrap().is_none());
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::poll(&mut poll, 1, 0) }, 0);
+}
+
+#[test]
+fn a_file_that_may_not_be_written_is_held_by_a_readers_lock() {
+    let site = Site::new();
+    fs::write(site.home("file"), "content").unwrap();
+    let writer = File::options().write(true).open(site.home("file")).unwrap();
+    fs::set_permissions(site.home("file"), fs::Permissions::from_mode(0o444)).unwrap();
+    let held = site.jail.hold(&path("/file")).unwrap().unwrap();
+    assert_eq!(Locks::Auto.take(&writer).unwrap(), lock::Lock::HeldByAnother);
+    drop(held);
+    assert!(matches!(Locks::Auto.take(&writer), Ok(lock::Lock::Held { .. })));
+    assert!(matches!(site.jail.hold(&path("/file")), Err(FileError::BeingWritten)));
 }

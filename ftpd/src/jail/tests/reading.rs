@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::data::progress::Progress;
 use crate::listing::{Entry, Kind};
 
 fn listed(site: &Site, directory: &str) -> Vec<Entry> {
@@ -79,6 +80,32 @@ fn entries_that_vanish_while_they_are_read_are_left_out() {
 }
 
 #[test]
+fn names_that_are_not_wanted_are_left_out() {
+    let site = Site::new();
+    for name in ["a", "b", "ab"] {
+        fs::write(site.home(name), "x").unwrap();
+    }
+    let entries = site.jail.entries(&VirtualPath::root()).unwrap().only(|name| name.starts_with(b"a"));
+    let names: BTreeSet<_> = entries.map(|entry| String::from_utf8(entry.unwrap().name).unwrap()).collect();
+    assert_eq!(names, BTreeSet::from(["a".to_owned(), "ab".to_owned()]));
+}
+
+#[test]
+fn a_cancelled_iteration_gives_an_error_also_where_every_name_is_left_out() {
+    let site = Site::new();
+    fs::create_dir_all(site.home("a/b")).unwrap();
+    let progress = Progress::default();
+    let root = VirtualPath::root();
+    let mut entries = site.jail.entries(&root).unwrap().only(|_| false).until_cancelled(&progress);
+    let mut walk = site.jail.walk(&root, 9, &progress, |_| true).unwrap();
+    // The root, then its entry.
+    assert!(walk.by_ref().take(2).all(|step| step.is_ok()));
+    progress.cancel();
+    assert!(matches!(entries.next(), Some(Err(FileError::Cancelled))));
+    assert!(matches!(walk.next(), Some(Err(FileError::Cancelled))));
+}
+
+#[test]
 fn a_walk_goes_down_directories_but_not_links_and_not_too_deep() {
     let site = Site::new();
     fs::create_dir_all(site.home("a/b/c/d")).unwrap();
@@ -87,7 +114,7 @@ fn a_walk_goes_down_directories_but_not_links_and_not_too_deep() {
     symlink("/a", site.home("a/b/loop")).unwrap();
     let walk = |depth| {
         let mut lines: Vec<(String, BTreeSet<String>)> = Vec::new();
-        for step in site.jail.walk(&VirtualPath::root(), depth, |_| true).unwrap() {
+        for step in site.jail.walk(&VirtualPath::root(), depth, &Progress::default(), |_| true).unwrap() {
             match step.unwrap() {
                 Walked::Directory(path) => lines.push((path.to_string(), BTreeSet::new())),
                 Walked::Entry(entry) => {

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::*;
 
-const ATOMIC: Placement<'_> = Placement::Atomic { owner: "alice" };
+const ATOMIC: Placement<'_> = Placement::Atomic { owner: "alice", rivals: Rivals::Replaced };
 
 impl Site {
     fn upload(&self, name: &str, mode: WriteMode, placement: Placement<'_>) -> Upload {
@@ -41,7 +41,7 @@ fn nothing_is_truncated_before_the_first_byte_is_written() {
     assert_eq!(upload.begin().unwrap(), 0);
     assert_eq!(site.read("file"), "old content");
     upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
-    upload.finish(true).unwrap();
+    upload.finish(true, 3).unwrap();
     assert_eq!(site.read("file"), "new");
 }
 
@@ -57,11 +57,11 @@ fn a_broken_upload_keeps_what_arrived_and_is_resumed() {
     upload.to_write(3).unwrap();
     assert_eq!(site.read("file"), "0123", "what is after the offset is sent again");
     upload.to_write(3).unwrap().write_all_at(b"abc", 4).unwrap();
-    upload.finish(true).unwrap();
+    upload.finish(true, 7).unwrap();
     assert_eq!(site.read("file"), "0123abc");
     let mut upload = site.upload("/file", WriteMode::Append, Placement::Direct);
     write(&mut upload, "!");
-    upload.finish(false).unwrap();
+    upload.finish(false, 8).unwrap();
     assert_eq!(site.read("file"), "0123abc!");
 }
 
@@ -109,7 +109,7 @@ fn a_file_that_was_made_and_got_no_data_goes_again() {
     fs::write(site.home("empty"), "").unwrap();
     drop(site.upload("/empty", WriteMode::Replace, Placement::Direct));
     assert_eq!(site.names(), ["empty"], "it was there before");
-    site.upload("/complete", WriteMode::CreateNew, Placement::Direct).finish(true).unwrap();
+    site.upload("/complete", WriteMode::CreateNew, Placement::Direct).finish(true, 0).unwrap();
     assert_eq!(site.names(), ["complete", "empty"], "an empty upload is one, if it ends well");
 }
 
@@ -162,7 +162,7 @@ fn creating_never_touches_what_exists() {
     let mut upload = site.upload("/late", WriteMode::CreateNew, ATOMIC);
     write(&mut upload, "mine");
     fs::write(site.home("late"), "theirs").unwrap();
-    assert!(matches!(upload.finish(true), Err(FileError::AlreadyExists)));
+    assert!(matches!(upload.finish(true, 4), Err(FileError::AlreadyExists)));
     assert_eq!(site.read("late"), "theirs");
     assert_eq!(site.names(), ["file", "late"]);
 }
@@ -176,7 +176,7 @@ fn an_atomic_upload_appears_only_when_it_is_complete() {
     write(&mut upload, "new content");
     assert_eq!(site.read("file"), "old");
     assert_eq!(site.jail.entries(&VirtualPath::root()).unwrap().count(), 1);
-    upload.finish(true).unwrap();
+    upload.finish(true, 11).unwrap();
     assert_eq!(site.read("file"), "new content");
     assert_eq!(site.names(), ["file"]);
     let mut old = String::new();
@@ -205,7 +205,7 @@ fn a_broken_atomic_upload_is_resumed_by_its_owner_on_any_node() {
     let mut upload = whole.open_write(&path("/alice/file"), resume, ATOMIC).unwrap();
     assert_eq!(upload.begin().unwrap(), 5);
     upload.to_write(3).unwrap().write_all_at(b"abc", 5).unwrap();
-    upload.finish(true).unwrap();
+    upload.finish(true, 8).unwrap();
     assert_eq!(site.read("file"), "01234abc");
     assert_eq!(site.jail.partial_size(&file, "alice").unwrap(), None);
     assert_eq!(site.names(), ["file"]);
@@ -222,7 +222,7 @@ fn a_new_atomic_upload_starts_from_nothing_once_it_begins() {
     assert_eq!(site.jail.partial_size(&file, "alice").unwrap(), Some(20));
     let mut upload = site.upload("/file", WriteMode::Replace, ATOMIC);
     write(&mut upload, "short");
-    upload.finish(false).unwrap();
+    upload.finish(false, 5).unwrap();
     assert_eq!(site.read("file"), "short");
 
     drop({
@@ -241,7 +241,7 @@ fn an_atomic_users_append_changes_the_file_itself() {
     fs::write(site.home("log"), "one").unwrap();
     let mut upload = site.upload("/log", WriteMode::Append, ATOMIC);
     write(&mut upload, " two");
-    upload.finish(true).unwrap();
+    upload.finish(true, 7).unwrap();
     assert_eq!(site.read("log"), "one two");
     assert_eq!(site.names(), ["log"]);
 }
@@ -282,6 +282,6 @@ fn a_resumed_atomic_upload_replaces_nothing_if_it_may_not() {
     assert_eq!(upload.begin().unwrap(), 4);
     // Another session is faster.
     fs::write(site.home("file"), "other").unwrap();
-    assert!(matches!(upload.finish(true), Err(FileError::AlreadyExists)));
+    assert!(matches!(upload.finish(true, 4), Err(FileError::AlreadyExists)));
     assert_eq!(site.read("file"), "other");
 }

@@ -1,0 +1,152 @@
+//! `POST /v1/authorized`: which sessions of past logins may go on.
+
+use std::{collections::HashMap, time::SystemTime};
+
+use common::{
+    access::{Access, Forbidden},
+    auth_api::{AuthorizedAnswer, AuthorizedRequest, EndReason, MAX_AUTHORIZED, PastLogin, Verdict},
+};
+
+use crate::{
+    Service,
+    accounts::{
+        name::UserName,
+        stored::StoredError,
+        user::{User, version},
+    },
+    error::{ApiError, with_causes},
+    metrics,
+};
+
+/// A user as it is now; `None` if there is none.
+type Known = Option<(User, Access)>;
+
+/// Decides about past logins, without passwords: no argon2 is computed.
+///
+/// # Errors
+/// The request names more than [`MAX_AUTHORIZED`] logins.
+pub async fn authorized(service: &Service, request: AuthorizedRequest) -> Result<AuthorizedAnswer, ApiError> {
+    let AuthorizedRequest { node, logins } = request;
+    if logins.len() > MAX_AUTHORIZED {
+        return Err(ApiError::InvalidRequest(format!("logins: more than {MAX_AUTHORIZED}")));
+    }
+    let now = SystemTime::now();
+    let mut users: HashMap<&str, Result<Known, StoredError>> = HashMap::new();
+    let mut verdicts = Vec::with_capacity(logins.len());
+    for login in &logins {
+        if !users.contains_key(login.user.as_str()) {
+            let known = look_up(service, &login.user).await;
+            if let Err(error) = &known
+                && !error.is_absence()
+            {
+                let error = with_causes(error);
+                log::error!(user = login.user.as_str(), node:%, error; "cannot tell whether sessions may stay");
+            }
+            users.insert(&login.user, known);
+        }
+        let verdict = match users.get(login.user.as_str()) {
+            Some(Ok(known)) => judge(known.as_ref(), login, now),
+            Some(Err(_)) | None => Verdict::Undecided,
+        };
+        if let Verdict::End { reason } = verdict {
+            metrics::session_revoked(reason.as_str());
+            log::info!(
+                user = login.user.as_str(), address:% = login.address, node:%, reason = reason.as_str();
+                "sessions may not stay"
+            );
+        }
+        verdicts.push(verdict);
+    }
+    Ok(AuthorizedAnswer { verdicts })
+}
+
+async fn look_up(service: &Service, name: &str) -> Result<Known, StoredError> {
+    let Ok(name) = name.parse::<UserName>() else { return Ok(None) };
+    let name = service.accounts.canonical(name);
+    let (found, _) = service.accounts.find(&name).await?;
+    let Some(user) = found.map(|found| found.user) else { return Ok(None) };
+    // The conditions of a disabled user do not matter, and may name a group that is gone.
+    let access = match user.enabled {
+        true => service.accounts.effective(&user).await?.access,
+        false => Access::default(),
+    };
+    Ok(Some((user, access)))
+}
+
+fn judge(known: Option<&(User, Access)>, login: &PastLogin, now: SystemTime) -> Verdict {
+    let end = |reason| Verdict::End { reason };
+    let Some((user, access)) = known else { return end(EndReason::Removed) };
+    if !user.enabled {
+        return end(EndReason::Disabled);
+    }
+    if login.version.as_ref().is_some_and(|then| !is_current(user, then)) {
+        return end(EndReason::CredentialChanged);
+    }
+    match access.check(login.address, now) {
+        Ok(()) => Verdict::Stay,
+        Err(Forbidden::Address) => end(EndReason::AddressNotAllowed),
+        Err(Forbidden::Time) => end(EndReason::TimeNotAllowed),
+    }
+}
+
+/// Whether a login of this version would be accepted again: by the password, or by a certificate that still
+/// stands in for it.
+fn is_current(user: &User, then: &str) -> bool {
+    version(user, None) == then || user.certificates.iter().any(|entry| version(user, Some(entry)) == then)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accounts::user::Credential;
+
+    const HASHES: [&str; 2] = [
+        "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM",
+        "$argon2id$v=19$m=64,t=1,p=1$b3RoZXJzYWx0$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM",
+    ];
+
+    fn ann(hash: &str) -> User {
+        User::new(&"ann".parse().unwrap(), Credential::Hash(hash.parse().unwrap()))
+    }
+
+    fn verdict(user: &User, version: Option<String>) -> Verdict {
+        let login = PastLogin { user: "ann".to_owned(), version, address: [192, 0, 2, 1].into() };
+        judge(Some(&(user.clone(), Access::default())), &login, SystemTime::now())
+    }
+
+    #[test]
+    fn a_session_ends_with_the_credential_that_began_it() {
+        let changed = Verdict::End { reason: EndReason::CredentialChanged };
+        let user = ann(HASHES[0]);
+        let with = |certificates: &[&str]| User {
+            certificates: certificates.iter().map(|&subject| subject.to_owned()).collect(),
+            ..user.clone()
+        };
+        let by_password = version(&user, None);
+        let by_certificate = version(&with(&["CN=a"]), Some(&"CN=a".to_owned()));
+        assert_ne!(by_password, by_certificate);
+        for (now, password, certificate) in [
+            (with(&[]), Verdict::Stay, changed),
+            (with(&["CN=a"]), Verdict::Stay, Verdict::Stay),
+            (with(&["CN=b", "CN=a"]), Verdict::Stay, Verdict::Stay),
+            (with(&["CN=b"]), Verdict::Stay, changed),
+            (ann(HASHES[1]), changed, changed),
+            (User { certificates: vec!["CN=a".to_owned()], ..ann(HASHES[1]) }, changed, changed),
+        ] {
+            assert_eq!(verdict(&now, Some(by_password.clone())), password, "{now:?}");
+            assert_eq!(verdict(&now, Some(by_certificate.clone())), certificate, "{now:?}");
+            // From a node whose authd told no version.
+            assert_eq!(verdict(&now, None), Verdict::Stay);
+        }
+        let disabled = User { enabled: false, ..user };
+        assert_eq!(verdict(&disabled, None), Verdict::End { reason: EndReason::Disabled });
+    }
+
+    #[test]
+    fn a_change_that_holds_for_the_next_login_ends_no_session() {
+        let user = ann(HASHES[0]);
+        let then = version(&user, None);
+        let moved = User { home: "/x".to_owned().try_into().unwrap(), admin: true, ..user };
+        assert_eq!(verdict(&moved, Some(then)), Verdict::Stay);
+    }
+}

@@ -1,0 +1,45 @@
+//! The revision of the accounts in Redis: nodes that see another one ask which of their sessions may stay.
+//!
+//! It advances after each change that takes something from a user, when authd starts (the process before may
+//! have ended between a change and this), and when there is another connection to Redis (a change may have
+//! happened while Redis was away, and another Redis may not know the last revision).
+
+use std::time::Duration;
+
+use common::registry::{LinkError, RegistryView};
+use tokio::{sync::Notify, time::sleep};
+
+use crate::error::with_causes;
+
+/// Waits between attempts while Redis cannot be reached: the first, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Advances the revision, for as long as it takes.
+#[derive(Default)]
+pub struct Revision {
+    wanted: Notify,
+}
+
+impl Revision {
+    /// Has the revision advanced soon, or when Redis is back. Of several calls at once, one advance is enough.
+    pub fn advance(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Does what [`advance`](Self::advance) asks for. Never returns.
+    pub async fn run(&self, registry: &RegistryView) {
+        loop {
+            self.wanted.notified().await;
+            let mut pause = FIRST_PAUSE;
+            while let Err(error) = registry.advance_revision().await {
+                if matches!(error, LinkError::Reply(_)) {
+                    log::error!(error = with_causes(&error); "cannot tell the nodes that accounts have changed");
+                }
+                sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            log::debug!("the nodes ask which of their sessions may stay");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Asks authd which sessions of past logins may go on (`POST /v1/authorized`).
+
+use common::{
+    auth_api::{
+        AuthorizedAnswer, AuthorizedRequest, ErrorBody, ErrorCode, MAX_AUTHORIZED, PastLogin, Verdict,
+    },
+    process::logging::chain,
+};
+use hyper::StatusCode;
+use std::sync::atomic::Ordering;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Authd, http::Instance, refused_token};
+
+/// Bytes of logins in one request: authd takes bodies of 16 KiB.
+const BATCH: usize = 15 * 1024;
+
+/// What one instance said.
+enum Answer {
+    Verdicts(Vec<Verdict>),
+    /// It is of an earlier version, which does not have the route.
+    Unknown,
+}
+
+impl Authd {
+    /// One verdict for each login, in their order. `None`: every authd is of an earlier version, which cannot
+    /// tell.
+    ///
+    /// # Errors
+    /// No authd answered in time, or what each answered instead. For the log.
+    pub async fn authorized(&self, logins: &[PastLogin]) -> Result<Option<Vec<Verdict>>, String> {
+        let mut verdicts = Vec::with_capacity(logins.len());
+        for batch in batches(logins) {
+            match self.authorized_batch(batch).await? {
+                Some(more) => verdicts.extend(more),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(verdicts))
+    }
+
+    async fn authorized_batch(&self, logins: &[PastLogin]) -> Result<Option<Vec<Verdict>>, String> {
+        let request = AuthorizedRequest { node: self.node.clone(), logins: logins.to_vec() };
+        let deadline = Instant::now() + self.timeout;
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut failures = Vec::new();
+        for i in 0..self.instances.len() {
+            let instance = &self.instances[(first + i) % self.instances.len()];
+            // Each instance gets its share of what is left, so that the last one is reached too.
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = Instant::now() + left / (self.instances.len() - i) as u32;
+            match timeout_at(share, ask(instance, &request)).await {
+                Ok(Ok(Answer::Verdicts(verdicts))) => return Ok(Some(verdicts)),
+                Ok(Ok(Answer::Unknown)) => {}
+                Ok(Err(reason)) => failures.push(format!("{}: {reason}", instance.url)),
+                Err(_) => failures.push(format!("{}: no answer in time", instance.url)),
+            }
+        }
+        if failures.is_empty() { Ok(None) } else { Err(failures.join("; ")) }
+    }
+}
+
+/// Asks one instance. The error says why its answer is none.
+async fn ask(instance: &Instance, request: &AuthorizedRequest) -> Result<Answer, String> {
+    // `to_string` fails for maps whose keys are no text and for failing `Serialize`s: the request is a plain
+    // struct of text.
+    let body = || serde_json::to_string(request).expect("a request is plain data");
+    let answer = instance.post_authorized(body).await.map_err(|error| chain(&error))?;
+    if answer.status == StatusCode::OK {
+        let AuthorizedAnswer { verdicts } = serde_json::from_slice(&answer.body)
+            .map_err(|error| format!("the answer has no verdicts: {error}"))?;
+        return match verdicts.len() == request.logins.len() {
+            true => Ok(Answer::Verdicts(verdicts)),
+            false => Err(format!("{} verdicts for {} logins", verdicts.len(), request.logins.len())),
+        };
+    }
+    let error: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
+    match error {
+        Some(ErrorBody { error: ErrorCode::NotFound, .. }) => Ok(Answer::Unknown),
+        Some(ErrorBody { error: ErrorCode::Unauthorized, .. }) => Err(refused_token()),
+        Some(ErrorBody { message, .. }) => Err(format!("answered {}: {message}", answer.status)),
+        None => Err(format!("answered {}", answer.status)),
+    }
+}
+
+/// Cuts logins into pieces that fit into one request each.
+fn batches(logins: &[PastLogin]) -> Vec<&[PastLogin]> {
+    let mut batches = Vec::new();
+    let (mut from, mut bytes) = (0, 0);
+    for (at, login) in logins.iter().enumerate() {
+        // A plain struct of text: `to_string` does not fail. One more is the comma.
+        let length = serde_json::to_string(login).map_or(0, |json| json.len() + 1);
+        if at > from && (at - from == MAX_AUTHORIZED || bytes + length > BATCH) {
+            batches.push(&logins[from..at]);
+            (from, bytes) = (at, 0);
+        }
+        bytes += length;
+    }
+    if from < logins.len() {
+        batches.push(&logins[from..]);
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_fit_and_lose_nothing() {
+        let login = |user: String| PastLogin { user, version: None, address: [192, 0, 2, 1].into() };
+        assert!(batches(&[]).is_empty());
+        let short: Vec<_> = (0..600).map(|i| login(format!("u{i}"))).collect();
+        let long: Vec<_> = (0..600).map(|i| login(format!("{i}{}", "ä".repeat(60)))).collect();
+        let whole = [short, long].concat();
+        let cut = batches(&whole);
+        assert_eq!(cut.concat(), whole);
+        for batch in cut {
+            let request = AuthorizedRequest { node: "n".repeat(64).parse().unwrap(), logins: batch.to_vec() };
+            assert!(serde_json::to_string(&request).unwrap().len() <= 16 * 1024);
+            assert!(batch.len() <= MAX_AUTHORIZED && !batch.is_empty());
+        }
+    }
+}

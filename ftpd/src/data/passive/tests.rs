@@ -1,0 +1,162 @@
+use common::session::SessionId;
+
+use super::{cooling::MOST_COOLING, *};
+
+const SHORT: Duration = Duration::from_millis(20);
+const LONG: Duration = Duration::from_secs(20);
+const ANNA: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const BERT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+
+fn of(address: IpAddr) -> Arc<Subject> {
+    Arc::new(Subject::new(SessionId::random(), "u".to_owned(), address))
+}
+
+/// How long a reservation waits for its transfer command.
+const UNUSED: Duration = Duration::from_secs(30);
+
+fn user(name: &str) -> Arc<Subject> {
+    Arc::new(Subject::new(SessionId::random(), name.to_owned(), ANNA))
+}
+
+fn ports(from: u16, to: u16) -> PassivePorts {
+    let slice = PortRange::new(from, to).unwrap();
+    PassivePorts { slice, unused_limit: UNUSED, table: Arc::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_is_shared_by_addresses_but_not_by_sessions_of_one_address() {
+    let ports = ports(50000, 50001);
+    let first = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+    let second = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+    assert_ne!(first.port(), second.port());
+    assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
+    assert!(ports.reserve(&of(BERT), None, SHORT).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_gets_the_port_that_comes_free() {
+    let ports = Arc::new(ports(50000, 50000));
+    let taken = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+    let waiting = tokio::spawn({
+        let ports = Arc::clone(&ports);
+        async move { ports.reserve(&of(ANNA), None, LONG).await.map(|r| r.port()) }
+    });
+    tokio::task::yield_now().await;
+    drop(taken);
+    assert_eq!(waiting.await.unwrap(), Some(50000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_that_was_given_up_is_nobodys_at_its_address_for_a_while() {
+    let ports = ports(50000, 50002);
+    let given_up = ports.reserve(&of(ANNA), None, SHORT).await.unwrap().port();
+    for _ in 0..20 {
+        let next = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+        assert_ne!(next.port(), given_up);
+        // As if its connection had come.
+        ports.table.waiting().sessions.clear();
+    }
+    let _others = [
+        ports.reserve(&of(ANNA), None, SHORT).await.unwrap(),
+        ports.reserve(&of(ANNA), None, SHORT).await.unwrap(),
+    ];
+    assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
+    let start = Instant::now();
+    let again = ports.reserve(&of(ANNA), None, LONG).await.unwrap();
+    assert_eq!(again.port(), given_up);
+    assert!(start.elapsed() < COOL_DOWN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_gives_up_many_ports_fills_no_memory_and_flushes_no_other_address() {
+    let ports = ports(1, 65535);
+    let of_bert = ports.reserve(&of(BERT), None, SHORT).await.unwrap();
+    let port = of_bert.port();
+    drop(of_bert);
+    let mut reservations = Vec::new();
+    for _ in 0..MOST_COOLING + 100 {
+        reservations.push(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());
+    }
+    drop(reservations);
+    assert_eq!(ports.table.waiting().cooling.len(), MOST_COOLING + 1);
+    assert!(ports.table.waiting().cooling.until(port, BERT).is_some());
+    tokio::time::advance(COOL_DOWN).await;
+    drop(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());
+    assert_eq!(ports.table.waiting().cooling.len(), 1);
+    assert_eq!(ports.table.waiting().cooling.remembered(), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reservation_without_a_transfer_is_given_up_where_another_session_waits() {
+    let ports = ports(50000, 50001);
+    let same = user("ann");
+    let unused = ports.reserve(&same, None, SHORT).await.unwrap();
+    let used = ports.reserve(&same, None, SHORT).await.unwrap();
+    let port = unused.port();
+    let accepting = tokio::spawn(used.accept());
+    tokio::task::yield_now().await;
+    assert!(ports.reserve(&same, None, UNUSED - SHORT).await.is_none());
+    assert!(!unused.is_given_up());
+    let next = ports.reserve(&same, None, 2 * COOL_DOWN).await.unwrap();
+    assert_eq!(next.port(), port);
+    assert!(unused.is_given_up() && !next.is_given_up());
+    assert!(unused.accept().await.is_none());
+    assert!(!accepting.is_finished());
+    assert!(!next.is_given_up());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_who_holds_more_than_half_of_an_address_gives_way_to_another() {
+    let ports = ports(50000, 50003);
+    let (ann, bert) = (user("ann"), user("bert"));
+    let mut of_ann = Vec::new();
+    for _ in 0..4 {
+        of_ann.push(ports.reserve(&ann, None, SHORT).await.unwrap());
+    }
+    // One of these has its transfer command.
+    let last = of_ann.pop().unwrap();
+    let accepting = tokio::spawn(last.accept());
+    let mut of_bert = Vec::new();
+    let start = Instant::now();
+    for given_up in 1..=2 {
+        of_bert.push(ports.reserve(&bert, None, 3 * COOL_DOWN).await.unwrap());
+        assert_eq!(of_ann.iter().filter(|reservation| reservation.is_given_up()).count(), given_up);
+    }
+    assert!(start.elapsed() < 4 * COOL_DOWN);
+    // Half is ann's.
+    assert!(ports.reserve(&bert, None, 2 * COOL_DOWN).await.is_none());
+    assert!(!accepting.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_user_with_half_of_the_ports_gets_no_more_while_another_waits() {
+    let ports = Arc::new(ports(50000, 50003));
+    let (ann, bert) = (user("ann"), user("bert"));
+    let mut of_ann = Vec::new();
+    for _ in 0..4 {
+        of_ann.push(ports.reserve(&ann, None, SHORT).await.unwrap());
+    }
+    let waiting = tokio::spawn({
+        let ports = Arc::clone(&ports);
+        async move { ports.reserve(&bert, None, LONG).await }
+    });
+    tokio::task::yield_now().await;
+    drop(of_ann.pop());
+    // It would be free, but for those who wait.
+    assert!(ports.reserve(&ann, None, COOL_DOWN + SHORT).await.is_none());
+    assert!(waiting.await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_reservation_does_not_give_back_its_successors_port() {
+    let ports = ports(50000, 50000);
+    let old = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+    // As if the connection had come: the entry is gone, the reservation still lives.
+    ports.table.waiting().sessions.clear();
+    let new = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+    drop(old);
+    assert!(ports.table.waiting().cooling.len() == 0);
+    assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
+    drop(new);
+    assert!(ports.reserve(&of(ANNA), None, LONG).await.is_some());
+}

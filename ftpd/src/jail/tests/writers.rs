@@ -1,0 +1,403 @@
+//! One writer of a file at a time, decided by the storage alone: several jails stand for several nodes.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::jail::lock::Lock;
+
+const ATOMIC: Placement<'_> = Placement::Atomic { owner: "alice", rivals: Rivals::Replaced };
+const RESPECTFUL: Placement<'_> = Placement::Atomic { owner: "alice", rivals: Rivals::Respected };
+const RESUME: WriteMode = WriteMode::Resume { offset: 4, replace: true };
+
+/// Opens `/file`, and writes `data` where the upload begins.
+fn upload(jail: &Jail, mode: WriteMode, placement: Placement<'_>, data: &str) -> Result<Upload, FileError> {
+    let mut upload = jail.open_write(&path("/file"), mode, placement)?;
+    let offset = upload.begin()?;
+    upload.to_write(data.len() as u64)?.write_all_at(data.as_bytes(), offset)?;
+    Ok(upload)
+}
+
+impl Site {
+    /// The same home, as another node has it.
+    fn node(&self) -> Jail {
+        Jail::open(&self.storage(), &path("/alice"), false, MODES).unwrap()
+    }
+}
+
+#[test]
+fn a_second_direct_upload_of_the_file_is_refused_under_each_of_its_names() {
+    let (site, names) = (Site::new(), ["/file", "/hard", "/soft"]);
+    fs::write(site.home("file"), "old").unwrap();
+    fs::hard_link(site.home("file"), site.home("hard")).unwrap();
+    symlink("file", site.home("soft")).unwrap();
+    let node = site.node();
+    let first = upload(&site.jail, WriteMode::Replace, Placement::Direct, "content").unwrap();
+    assert!(first.is_fenced() || std::env::var_os("TMPDIR").is_some(), "{first:?}");
+    for name in names {
+        for mode in [WriteMode::Replace, WriteMode::Append, RESUME] {
+            for placement in [Placement::Direct, ATOMIC] {
+                let is_direct = placement == Placement::Direct || mode == WriteMode::Append;
+                let second = node.open_write(&path(name), mode, placement);
+                assert_eq!(matches!(second, Err(FileError::BeingWritten)), is_direct, "{name} {mode:?}");
+            }
+        }
+    }
+    first.finish(true, 7).unwrap();
+    upload(&node, WriteMode::Replace, Placement::Direct, "again").unwrap().finish(true, 5).unwrap();
+    assert_eq!(site.read("file"), "again");
+}
+
+#[test]
+fn of_two_that_make_a_file_the_one_without_the_lock_does_not_remove_it() {
+    let site = Site::new();
+    let first = site.jail.open_write(&path("/file"), WriteMode::Replace, Placement::Direct).unwrap();
+    let second = site.node().open_write(&path("/file"), WriteMode::Replace, Placement::Direct);
+    assert!(matches!(second, Err(FileError::BeingWritten)));
+    assert_eq!(site.names(), ["file"]);
+    first.finish(false, 0).unwrap();
+    assert_eq!(site.names(), ["file"]);
+}
+
+#[test]
+fn an_upload_whose_file_was_renamed_removed_or_replaced_is_not_complete() {
+    type Change = fn(&Site);
+    let changes: [Change; 6] = [
+        |site| fs::rename(site.home("file"), site.home("other")).unwrap(),
+        |site| fs::remove_file(site.home("file")).unwrap(),
+        |site| {
+            fs::write(site.home("new"), "new").unwrap();
+            fs::rename(site.home("new"), site.home("file")).unwrap();
+        },
+        |site| fs::rename(site.home(""), site.storage().join("bob")).unwrap(),
+        |site| fs::write(site.home("file"), "contents").unwrap(),
+        |site| fs::write(site.home("file"), "").unwrap(),
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::CreateNew] {
+            let site = Site::new();
+            let upload = upload(&site.jail, mode, Placement::Direct, "content").unwrap();
+            change(&site);
+            let finished = upload.finish(true, 7);
+            assert!(matches!(finished, Err(FileError::Stale)), "{number} {mode:?}: {finished:?}");
+        }
+    }
+}
+
+#[test]
+fn an_upload_through_a_symbolic_link_ends_where_the_link_led() {
+    let site = Site::new();
+    fs::write(site.home("one"), "").unwrap();
+    fs::write(site.home("two"), "").unwrap();
+    symlink("one", site.home("file")).unwrap();
+    upload(&site.jail, WriteMode::Replace, Placement::Direct, "content").unwrap().finish(true, 7).unwrap();
+    assert_eq!(site.read("one"), "content");
+    let moved = upload(&site.jail, WriteMode::Replace, Placement::Direct, "moved").unwrap();
+    fs::rename(site.home("one"), site.home("three")).unwrap();
+    assert!(matches!(moved.finish(true, 5), Err(FileError::Stale)));
+    fs::rename(site.home("three"), site.home("one")).unwrap();
+    let led_away = upload(&site.jail, WriteMode::Replace, Placement::Direct, "other").unwrap();
+    fs::remove_file(site.home("file")).unwrap();
+    symlink("two", site.home("file")).unwrap();
+    assert!(matches!(led_away.finish(true, 5), Err(FileError::Stale)));
+    assert_eq!(site.read("two"), "");
+}
+
+#[test]
+fn an_atomic_upload_whose_directory_was_renamed_is_not_published() {
+    let site = Site::new();
+    fs::create_dir(site.home("d1")).unwrap();
+    let mut upload = site.jail.open_write(&path("/d1/file"), WriteMode::Replace, ATOMIC).unwrap();
+    upload.begin().unwrap();
+    upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
+    fs::rename(site.home("d1"), site.home("d2")).unwrap();
+    assert!(matches!(upload.finish(true, 3), Err(FileError::Stale)));
+    assert!(!site.home("d2/file").exists());
+}
+
+#[test]
+fn an_atomic_upload_that_lost_its_hidden_file_cannot_publish() {
+    let site = Site::new();
+    let node = site.node();
+    let lost = upload(&site.jail, WriteMode::Replace, ATOMIC, "first, and longer").unwrap();
+    let second = upload(&node, WriteMode::Replace, ATOMIC, "second").unwrap();
+    second.finish(true, 6).unwrap();
+    lost.file().write_all_at(b" goes on", 17).unwrap();
+    assert!(matches!(lost.finish(true, 25), Err(FileError::Taken)));
+    assert_eq!((site.read("file"), site.names()), ("second".into(), vec!["file".into()]));
+
+    // Also where the other has not ended, or has broken off.
+    let lost = upload(&site.jail, WriteMode::Replace, ATOMIC, "first").unwrap();
+    let second = upload(&node, WriteMode::Replace, ATOMIC, "other").unwrap();
+    assert!(matches!(lost.finish(true, 5), Err(FileError::Taken)));
+    second.abandon();
+    let lost = upload(&site.jail, WriteMode::Replace, ATOMIC, "first").unwrap();
+    drop(lost);
+    assert_eq!(node.partial_size(&path("/file"), "alice").unwrap(), Some(5));
+    let mut resumed = node.open_write(&path("/file"), RESUME, ATOMIC).unwrap();
+    assert_eq!(resumed.begin().unwrap(), 4);
+    resumed.to_write(4).unwrap().write_all_at(b"/end", 4).unwrap();
+    resumed.finish(true, 8).unwrap();
+    assert_eq!((site.read("file"), site.names()), ("firs/end".into(), vec!["file".into()]));
+}
+
+#[test]
+fn where_only_locks_tell_who_may_write_a_running_atomic_upload_is_not_replaced() {
+    let site = Site::new();
+    let node = site.node();
+    let first = upload(&site.jail, WriteMode::Replace, RESPECTFUL, "first").unwrap();
+    let second = node.open_write(&path("/file"), WriteMode::Replace, RESPECTFUL);
+    assert!(matches!(second, Err(FileError::BeingWritten)));
+    first.abandon();
+    let second = upload(&node, WriteMode::Replace, RESPECTFUL, "second").unwrap();
+    let resumed = site.jail.open_write(&path("/file"), RESUME, RESPECTFUL);
+    assert!(matches!(resumed, Err(FileError::BeingWritten)));
+    second.finish(true, 6).unwrap();
+    assert_eq!((site.read("file"), site.names()), ("second".into(), vec!["file".into()]));
+}
+
+#[test]
+fn an_upload_that_waits_for_its_first_byte_keeps_a_broken_one_from_being_resumed_and_leaves_it() {
+    let site = Site::new();
+    let node = site.node();
+    upload(&site.jail, WriteMode::Replace, ATOMIC, "broken").unwrap().abandon();
+    let waiting = site.jail.open_write(&path("/file"), WriteMode::Replace, ATOMIC).unwrap();
+    assert!(matches!(node.open_write(&path("/file"), RESUME, ATOMIC), Err(FileError::BeingWritten)));
+    drop(waiting);
+    assert_eq!(site.names().len(), 1);
+    let changes = {
+        let mut again = site.jail.open_write(&path("/file"), WriteMode::Replace, ATOMIC).unwrap();
+        again.begin().unwrap();
+        again.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
+        let changes = again.changes();
+        again.abandon();
+        changes
+    };
+    assert_eq!(changes.so_far(), (3 - 6, 0), "the broken one is gone");
+    assert_eq!(site.names().len(), 1);
+}
+
+#[test]
+fn a_directory_in_which_an_atomic_upload_runs_is_not_removed_with_it() {
+    let site = Site::new();
+    fs::create_dir(site.home("dir")).unwrap();
+    let mut upload = site.jail.open_write(&path("/dir/file"), WriteMode::Replace, ATOMIC).unwrap();
+    let node = site.node();
+    assert!(matches!(node.remove_directory(&path("/dir"), &Changes::default()), Err(FileError::BeingWritten)));
+    upload.begin().unwrap();
+    upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
+    assert!(matches!(node.remove_directory(&path("/dir"), &Changes::default()), Err(FileError::BeingWritten)));
+    assert!(matches!(node.remove_partial(&path("/dir/file"), "alice"), Err(FileError::BeingWritten)));
+    upload.finish(true, 3).unwrap();
+    assert_eq!(site.read("dir/file"), "new");
+}
+
+#[test]
+fn an_upload_that_may_not_write_any_more_changes_nothing() {
+    let site = Site::new();
+    let may_not = |mut upload: Upload| {
+        upload.guard_by(|| false);
+        upload
+    };
+    fs::write(site.home("file"), "old").unwrap();
+    let mut late =
+        may_not(site.jail.open_write(&path("/file"), WriteMode::Replace, Placement::Direct).unwrap());
+    late.begin().unwrap();
+    assert!(matches!(late.to_write(1), Err(FileError::Taken)));
+    drop(late);
+    assert_eq!(site.read("file"), "old");
+    for end in [Upload::abandon, Upload::keep_proved, Upload::discard, Upload::leave] {
+        end(may_not(upload(&site.jail, WriteMode::Append, Placement::Direct, " new").unwrap()));
+    }
+    assert_eq!(site.read("file"), "old new new new new");
+    for placement in [Placement::Direct, ATOMIC] {
+        let upload = may_not(upload(&site.jail, WriteMode::Replace, placement, "other").unwrap());
+        assert!(matches!(upload.finish(true, 5), Err(FileError::Taken)));
+    }
+    assert_eq!(site.read("file"), "other");
+    assert_eq!(site.jail.partial_size(&path("/file"), "alice").unwrap(), Some(5));
+}
+
+#[test]
+fn without_locks_an_upload_is_not_fenced() {
+    let site = Site::new();
+    let mut node = site.node();
+    node.set_locks(Locks::Off);
+    let first = upload(&site.jail, WriteMode::Replace, Placement::Direct, "first").unwrap();
+    let second = upload(&node, WriteMode::Replace, Placement::Direct, "second").unwrap();
+    assert_eq!(second.lock, Lock::NotSupported);
+    assert!(!second.is_fenced());
+    assert!(node.hold(&path("/file")).unwrap().is_none());
+    drop((first, second));
+    node.set_locks(Locks::Cluster);
+    let third = node.open_write(&path("/file"), WriteMode::Replace, Placement::Direct).unwrap();
+    assert!(third.is_fenced());
+}
+
+/// One upload of a schedule, as far as it has come.
+struct Writer {
+    jail: Jail,
+    mode: WriteMode,
+    placement: Placement<'static>,
+    state: Progressed,
+    /// Bytes of this writer, after what it found.
+    written: usize,
+}
+
+enum Progressed {
+    Waiting,
+    Opened(Upload),
+    Writing { upload: Upload, found: Vec<u8>, start: u64 },
+    Claimed { upload: Upload, found: Vec<u8>, start: u64 },
+    Ended,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Opens, begins, or writes a piece.
+    On,
+    /// Takes the next step towards 226.
+    End,
+    Abandon,
+    /// The node dies: its locks go, and its files stay as they are.
+    Crash,
+}
+
+/// What a writer's byte is at each place: tells which upload wrote it.
+fn byte(writer: usize) -> u8 {
+    b'a' + writer as u8
+}
+
+fn is_prefix_of_one(content: &[u8]) -> bool {
+    content.iter().all(|byte| *byte == content[0])
+}
+
+impl Writer {
+    /// Takes one step. An upload that is complete by it has its name, and whole content.
+    fn step(&mut self, number: usize, step: Step, site: &Site) {
+        let state = std::mem::replace(&mut self.state, Progressed::Ended);
+        self.state = match (state, step) {
+            (Progressed::Ended, _) | (Progressed::Waiting, Step::Abandon | Step::Crash) => Progressed::Ended,
+            (Progressed::Waiting, _) => {
+                match self.jail.open_write(&path("/file"), self.mode, self.placement) {
+                    Ok(upload) => Progressed::Opened(upload),
+                    Err(FileError::BeingWritten | FileError::BadOffset | FileError::Stale) => {
+                        Progressed::Ended
+                    }
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            (
+                Progressed::Opened(upload)
+                | Progressed::Writing { upload, .. }
+                | Progressed::Claimed { upload, .. },
+                Step::Crash,
+            ) => {
+                upload.crash();
+                Progressed::Ended
+            }
+            (
+                Progressed::Opened(upload)
+                | Progressed::Writing { upload, .. }
+                | Progressed::Claimed { upload, .. },
+                Step::Abandon,
+            ) => {
+                upload.abandon();
+                Progressed::Ended
+            }
+            (Progressed::Opened(mut upload), _) => match upload.begin() {
+                Ok(start) => match upload.to_write(2) {
+                    Ok(file) => {
+                        let mut found = vec![0; start as usize];
+                        let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+                        again.read_exact_at(&mut found, 0).unwrap();
+                        Progressed::Writing { upload, found, start }
+                    }
+                    Err(FileError::Taken) => Progressed::Ended,
+                    Err(error) => panic!("{error:?}"),
+                },
+                Err(FileError::BadOffset) => Progressed::Ended,
+                Err(error) => panic!("{error:?}"),
+            },
+            (Progressed::Writing { upload, found, start }, Step::On) => {
+                upload.file().write_all_at(&[byte(number); 2], start + self.written as u64).unwrap();
+                self.written += 2;
+                Progressed::Writing { upload, found, start }
+            }
+            (Progressed::Writing { mut upload, found, start }, Step::End) => match upload.claim() {
+                Ok(()) => Progressed::Claimed { upload, found, start },
+                Err(FileError::Taken) => Progressed::Ended,
+                Err(error) => panic!("{error:?}"),
+            },
+            (Progressed::Claimed { upload, found, start }, Step::On | Step::End) => {
+                let end = start + self.written as u64;
+                assert_eq!(upload.file().metadata().unwrap().size(), end, "nobody else has written the file");
+                let content = [&found[..], &vec![byte(number); self.written]].concat();
+                let named = upload.give_name().and_then(|()| upload.check_names());
+                match named {
+                    Ok(()) => {
+                        assert_eq!(fs::read(site.home("file")).unwrap(), content);
+                        upload.crash();
+                        Progressed::Ended
+                    }
+                    Err(FileError::Stale) => Progressed::Ended,
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+        };
+    }
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![8 => Just(Step::On), 4 => Just(Step::End), 1 => Just(Step::Abandon), 1 => Just(Step::Crash)]
+}
+
+fn modes() -> impl Strategy<Value = (WriteMode, Placement<'static>)> {
+    let mode = prop_oneof![
+        4 => Just(WriteMode::Replace),
+        1 => Just(WriteMode::Append),
+        2 => Just(WriteMode::Resume { offset: 2, replace: true }),
+    ];
+    (mode, prop_oneof![Just(Placement::Direct), Just(ATOMIC), Just(RESPECTFUL)])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Uploads that begin at 0 hold bytes of one writer only; those that go on with a file, what they found
+    /// and then their own. A name never shows anything else.
+    #[test]
+    fn a_name_never_holds_a_mix_whatever_the_order_of_the_steps(
+        is_there in any::<bool>(),
+        writers in prop::collection::vec(modes(), 2..4),
+        schedule in prop::collection::vec((0..4usize, steps()), 1..60),
+    ) {
+        let site = Site::new();
+        if is_there {
+            fs::write(site.home("file"), "zzzz").unwrap();
+        }
+        let only_from_zero = writers.iter().all(|(mode, _)| *mode == WriteMode::Replace);
+        let mut writers: Vec<_> = writers
+            .into_iter()
+            .map(|(mode, placement)| Writer {
+                jail: site.node(), mode, placement, state: Progressed::Waiting, written: 0,
+            })
+            .collect();
+        for (number, step) in schedule {
+            let Some(writer) = writers.get_mut(number) else { continue };
+            writer.step(number, step, &site);
+            if only_from_zero && let Ok(content) = fs::read(site.home("file")) {
+                prop_assert!(is_prefix_of_one(&content), "{}", content.escape_ascii());
+            }
+        }
+        // The hidden files hold one writer's bytes as well: they may be resumed.
+        if only_from_zero {
+            for name in site.names() {
+                let content = fs::read(site.home(&name)).unwrap();
+                prop_assert!(is_prefix_of_one(&content), "{name}: {}", content.escape_ascii());
+            }
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! A user who may not log in any more loses the sessions, whatever was away when that was decided, and
+//! commands of administrators are not lost.
+
+use std::{
+    fs,
+    sync::{
+        Arc, LazyLock, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use cluster_tests::{
+    authd::{Authd, AuthdBuilder, NODE_TOKEN, hash_password},
+    dialogue::Dialogue,
+    eventually,
+    gate::Gate,
+    loopback::Loopback,
+    node::{Node, NodeBuilder},
+    redis::Redis,
+    stub_authd::{Answer, StubAuthd},
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const REDIS: u8 = 2;
+const AUTHD: u8 = 3;
+const AUTHDS_REDIS: u8 = 4;
+const FIRST_NODE: u8 = 11;
+/// Where a node finds its Redis: that many after the node.
+const NODES_REDIS: u8 = 10;
+
+/// Two nodes and authd, each with a way of its own to Redis that can be cut.
+struct Parts {
+    nodes: Vec<Node>,
+    /// Of each node.
+    gates: Vec<Gate>,
+    authd: Option<Authd>,
+    authds_gate: Gate,
+    redis: Option<Redis>,
+    loopback: Arc<Loopback>,
+    _token: TempDir,
+}
+
+impl Parts {
+    fn start(users: &str, settings: &[(&str, &str)]) -> Self {
+        let loopback = Arc::new(Loopback::reserve());
+        let redis = Redis::start(loopback.socket(REDIS, 6379));
+        let authds_gate = Gate::start(loopback.socket(AUTHDS_REDIS, 6379), redis.address);
+        let authd = start_authd(&loopback, &authds_gate, users);
+        let token = tempfile::tempdir().unwrap();
+        fs::write(token.path().join("node-token"), NODE_TOKEN).unwrap();
+        let storage = Arc::new(tempfile::tempdir().unwrap());
+        let (mut nodes, mut gates) = (Vec::new(), Vec::new());
+        for position in 0..2 {
+            let host = FIRST_NODE + position;
+            let gate = Gate::start(loopback.socket(host + NODES_REDIS, 6379), redis.address);
+            let name = format!("ftp{}", position + 1);
+            let ports = 20000 + 10 * u16::from(position);
+            let builder = NodeBuilder::new(Arc::clone(&loopback), Arc::clone(&storage), &name, host)
+                .setting("port", 2121)
+                .setting("passive_port_min", ports)
+                .setting("passive_port_max", ports + 9)
+                .setting("create_homes", true)
+                .setting("node_lease", "1s")
+                .setting("authd_urls", format!("http://{}", authd.address))
+                .setting("authd_token_file", token.path().join("node-token").display())
+                .setting("redis_url", gate.address);
+            nodes.push(settings.iter().fold(builder, |node, (key, value)| node.setting(key, value)).start());
+            gates.push(gate);
+        }
+        Self { nodes, gates, authd: Some(authd), authds_gate, redis: Some(redis), loopback, _token: token }
+    }
+
+    fn login(&self, node: usize, user: &str) -> Dialogue {
+        self.nodes[node].login(user, "secret")
+    }
+
+    fn authd(&self) -> &Authd {
+        self.authd.as_ref().unwrap()
+    }
+
+    /// Replaces the users file, and waits until authd uses it.
+    fn declare(&self, users: &str) {
+        let seen = self.authd().daemon.lines().len();
+        fs::write(self.authd().users_file(), users).unwrap();
+        self.authd().daemon.wait_for_line_after(seen, |line| line.contains("users file loaded"));
+    }
+
+    fn administer(&self, method: &str, path: &str, body: Option<Value>) -> cluster_tests::http::Answer {
+        self.authd().administer(method, path, body.as_ref())
+    }
+
+    /// The id of the only session of a user, as authd shows it.
+    fn session_of(&self, user: &str) -> String {
+        eventually("the session to be listed", || {
+            let all = self.administer("GET", &format!("/v1/sessions?user={user}"), None);
+            Some(serde_json::from_str::<Value>(&all.body).ok()?[0]["id"].as_str()?.to_owned())
+        })
+    }
+
+    fn wait_for_nodes(&self, count: usize) {
+        eventually("nodes to be listed", || {
+            let all = self.administer("GET", "/v1/nodes", None);
+            let all: Value = serde_json::from_str(&all.body).ok()?;
+            (all.as_array()?.len() == count).then_some(())
+        });
+    }
+}
+
+fn start_authd(loopback: &Loopback, gate: &Gate, users: &str) -> Authd {
+    AuthdBuilder::new(loopback.socket(AUTHD, 5160))
+        .users(users)
+        .setting("users_file_poll", "100ms")
+        .setting("redis_url", gate.address)
+        .start()
+}
+
+/// Declared users with the password "secret".
+fn users(names: &[&str]) -> String {
+    // Another salt would be another password.
+    static HASH: LazyLock<String> = LazyLock::new(|| hash_password("secret"));
+    let hash = &*HASH;
+    names.iter().map(|name| format!("[users.{name}]\npassword_hash = \"{hash}\"\n")).collect()
+}
+
+/// The text of the 421 with which a session ends.
+fn ending(session: &mut Dialogue) -> String {
+    let replies = session.expect_closed();
+    assert_eq!(replies.iter().map(|reply| reply.code).collect::<Vec<_>>(), [421], "{replies:?}");
+    format!("{replies:?}")
+}
+
+fn ends_because(session: &mut Dialogue, text: &str) {
+    let replies = ending(session);
+    assert!(replies.contains(text), "{text:?} is not in {replies}");
+}
+
+#[test]
+fn a_user_removed_while_authd_has_no_redis_loses_the_sessions_when_it_is_back() {
+    let parts = Parts::start(&users(&["ann", "bob"]), &[]);
+    let mut sessions = [parts.login(0, "ann"), parts.login(1, "ann")];
+    let mut other = parts.login(0, "bob");
+    parts.authds_gate.close();
+    parts.declare(&users(&["bob"]));
+    parts.authd().daemon.wait_for_line(|line| line.contains("cannot be ended now"));
+    for session in &mut sessions {
+        session.command("NOOP", 200);
+    }
+    parts.authds_gate.open();
+    for session in &mut sessions {
+        ends_because(session, "does not exist any more");
+    }
+    let metric = "ftp_sessions_revoked_total{reason=\"removed\"}";
+    assert_eq!(parts.nodes[0].metric(metric), Some(1.0));
+    let line = parts.nodes[0].daemon.wait_for_line(|line| line.contains("the session ends"));
+    assert!(line.contains("user=ann") && line.contains("reason=removed"), "{line}");
+    other.command("NOOP", 200);
+}
+
+#[test]
+fn a_user_removed_while_a_node_is_cut_off_loses_the_session_when_the_node_is_back() {
+    let parts = Parts::start(&users(&["ann", "bob"]), &[]);
+    let (mut session, mut there) = (parts.login(0, "ann"), parts.login(1, "ann"));
+    let mut others = [parts.login(0, "bob"), parts.login(1, "bob")];
+    parts.gates[0].close();
+    // For longer than its lease: authd does not know the node, and sends it nothing.
+    parts.wait_for_nodes(1);
+    parts.declare(&users(&["bob"]));
+    ending(&mut there);
+    session.command("NOOP", 200);
+    parts.gates[0].open();
+    ends_because(&mut session, "does not exist any more");
+    for other in &mut others {
+        other.command("NOOP", 200);
+    }
+}
+
+#[test]
+fn a_user_removed_while_redis_is_down_loses_the_sessions_when_it_has_started_empty() {
+    let mut parts = Parts::start(&users(&["ann", "bob"]), &[]);
+    let mut sessions = [parts.login(0, "ann"), parts.login(1, "ann")];
+    parts.redis = None;
+    parts.declare(&users(&["bob"]));
+    parts.authd().daemon.wait_for_line(|line| line.contains("cannot be ended now"));
+    for session in &mut sessions {
+        session.command("NOOP", 200);
+    }
+    parts.redis = Some(Redis::start(parts.loopback.socket(REDIS, 6379)));
+    for session in &mut sessions {
+        ends_because(session, "does not exist any more");
+    }
+}
+
+#[test]
+fn a_user_removed_while_authd_is_down_loses_the_sessions_when_it_has_started() {
+    let mut parts = Parts::start(&users(&["ann", "bob"]), &[]);
+    let (mut session, mut other) = (parts.login(0, "ann"), parts.login(1, "bob"));
+    parts.authd = None;
+    session.command("NOOP", 200);
+    parts.authd = Some(start_authd(&parts.loopback, &parts.authds_gate, &users(&["bob"])));
+    ends_because(&mut session, "does not exist any more");
+    other.command("NOOP", 200);
+}
+
+#[test]
+fn a_password_or_a_condition_that_changes_ends_the_session_and_other_changes_do_not() {
+    let parts = Parts::start("", &[]);
+    let body = |name: &str| json!({ "name": name, "password": "secret" });
+    for name in ["ann", "bob"] {
+        assert_eq!(parts.administer("POST", "/v1/users", Some(body(name))).status, 201);
+    }
+    let change = |body: Value| {
+        let answer = parts.administer("PATCH", "/v1/users/ann", Some(body));
+        assert_eq!(answer.status, 200, "{answer:?}");
+    };
+    let mut session = parts.login(0, "ann");
+    let mut other = parts.login(0, "bob");
+    let checks = || parts.nodes[0].metric("ftp_reauthorizations_total{result=\"answered\"}").unwrap_or(0.0);
+    let before = checks();
+    change(json!({ "home": "/x", "permissions": { "delete": false } }));
+    eventually("the node to have asked", || (checks() > before).then_some(()));
+    session.command("NOOP", 200);
+
+    change(json!({ "access": { "allow_from": ["192.0.2.0/24"] } }));
+    ends_because(&mut session, "from your address");
+    change(json!({ "access": null }));
+    let mut session = parts.login(0, "ann");
+    // A list of hours of the one day that is neither yesterday, today nor tomorrow.
+    let day = (std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 86400 + 3 + 3) % 7;
+    let day = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"][day as usize];
+    change(json!({ "access": { "hours": [format!("{day} 10:00-11:00")] } }));
+    ends_because(&mut session, "at this time");
+    other.command("NOOP", 200);
+}
+
+#[test]
+fn sessions_are_checked_again_after_the_interval_without_any_sign() {
+    let parts = Parts::start("", &[("reauthorize_interval", "300ms")]);
+    let body = json!({ "name": "ann", "password": "secret" });
+    assert_eq!(parts.administer("POST", "/v1/users", Some(body)).status, 201);
+    let mut session = parts.login(0, "ann");
+    // Behind authd's back.
+    parts.redis.as_ref().unwrap().command("HDEL ftp:users ann");
+    ends_because(&mut session, "does not exist any more");
+}
+
+#[test]
+fn a_command_whose_connection_breaks_on_its_way_is_carried_out_all_the_same() {
+    let parts = Parts::start(&users(&["ann", "bob"]), &[]);
+    let (mut session, mut other) = (parts.login(0, "ann"), parts.login(0, "bob"));
+    let id = parts.session_of("ann");
+    parts.gates[0].break_at("end_session");
+    let answer = parts.administer("DELETE", &format!("/v1/sessions/{id}"), None);
+    assert!(matches!(answer.status, 202 | 204), "{answer:?}");
+    parts.gates[0].wait_for_break();
+    ends_because(&mut session, "by the administrator");
+    eventually("the session to be gone", || {
+        (parts.administer("GET", &format!("/v1/sessions/{id}"), None).status == 404).then_some(())
+    });
+    // The order is done: nothing is left of it.
+    eventually("the order to be done", || {
+        let left = parts.redis.as_ref().unwrap().command(&format!("HEXISTS ftp:orders:ftp1 end:{id}"));
+        (left.as_deref() == Some(":0")).then_some(())
+    });
+    other.command("NOOP", 200);
+}
+
+#[test]
+fn a_command_for_a_node_that_was_thought_dead_meanwhile_is_carried_out() {
+    let parts = Parts::start(&users(&["ann"]), &[]);
+    let mut session = parts.login(0, "ann");
+    let id = parts.session_of("ann");
+    parts.gates[0].close();
+    let answer = parts.administer("DELETE", &format!("/v1/sessions/{id}"), None);
+    // The node may have expired while the answer waited for it.
+    assert!(matches!(answer.status, 202 | 204), "{answer:?}");
+    parts.wait_for_nodes(1);
+    session.command("NOOP", 200);
+    parts.gates[0].open();
+    ends_because(&mut session, "by the administrator");
+}
+
+#[test]
+fn a_drain_whose_command_is_lost_is_carried_out_and_its_stages_are_shown() {
+    let mut parts = Parts::start(&users(&["ann"]), &[("node_lease", "10s")]);
+    let mut session = parts.login(0, "ann");
+    let stage = |parts: &Parts| {
+        let answer = parts.administer("GET", "/v1/nodes/ftp1/drain", None);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()["drain"].clone()
+    };
+    assert_eq!(stage(&parts), "none");
+    parts.nodes[0].daemon.signal(Signal::SIGSTOP);
+    parts.gates[0].break_at("\"command\":\"drain\"");
+    assert_eq!(parts.administer("POST", "/v1/nodes/ftp1/drain", None).status, 202);
+    assert_eq!(stage(&parts), "asked");
+    let nodes = parts.administer("GET", "/v1/nodes", None).json();
+    assert_eq!((&nodes[0]["drain"], &nodes[1]["drain"]), (&json!("asked"), &json!("none")));
+    parts.gates[0].wait_for_break();
+    parts.nodes[0].daemon.signal(Signal::SIGCONT);
+    ends_because(&mut session, "goes down for maintenance");
+    assert!(parts.nodes[0].daemon.wait().success());
+    assert_eq!(stage(&parts), "drained");
+    assert_eq!(parts.administer("GET", "/v1/nodes/ftp9/drain", None).status, 404);
+}
+
+#[test]
+fn a_session_that_is_to_end_is_shown_so_until_it_is_gone() {
+    let parts = Parts::start(&users(&["ann"]), &[("node_lease", "30s")]);
+    let mut session = parts.login(0, "ann");
+    let path = format!("/v1/sessions/{}", parts.session_of("ann"));
+    let shown = parts.administer("GET", &path, None).json();
+    assert_eq!((&shown["ending"], &shown["ending_since"]), (&json!(false), &Value::Null));
+    parts.nodes[0].daemon.signal(Signal::SIGSTOP);
+    let asked = parts.administer("DELETE", &path, None);
+    assert_eq!((asked.status, &asked.json()["ending"]), (202, &json!(true)));
+    let shown = parts.administer("GET", &path, None).json();
+    assert!(shown["ending"] == true && shown["ending_since"].is_string(), "{shown}");
+    assert_eq!(parts.administer("GET", "/v1/sessions", None).json()[0]["ending"], true);
+    parts.nodes[0].daemon.signal(Signal::SIGCONT);
+    ends_because(&mut session, "by the administrator");
+    eventually("the session to be gone", || {
+        (parts.administer("GET", &path, None).status == 404).then_some(())
+    });
+}
+
+/// A node of a cluster of one, with an authd that says what the test wants.
+fn node_with(authd: &StubAuthd) -> (Redis, Node) {
+    let builder = Node::standalone().without("standalone").setting("node_lease", "600ms");
+    let redis = Redis::start(builder.loopback().socket(1, 6379));
+    let node = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
+    (redis, node)
+}
+
+fn account(request: &Value) -> Answer {
+    Answer::account(&json!({ "user": request["user"], "home": "/", "version": "1" }))
+}
+
+fn verdicts(request: &Value, verdict: impl Fn(&Value) -> Value) -> Answer {
+    let verdicts: Vec<Value> = request["logins"].as_array().unwrap().iter().map(verdict).collect();
+    Answer::Http("200 OK", String::new(), json!({ "verdicts": verdicts }).to_string())
+}
+
+#[test]
+fn a_login_that_races_with_a_removal_loses() {
+    let (is_asked, is_free) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let asked_of = Arc::<Mutex<Vec<Value>>>::default();
+    let (asked, free, of) = (Arc::clone(&is_asked), Arc::clone(&is_free), Arc::clone(&asked_of));
+    let authd = StubAuthd::start_with_authorized(
+        move |request| {
+            if request["user"] == "ann" {
+                // Accepted now; the answer is late.
+                asked.store(true, Ordering::SeqCst);
+                eventually("the test to go on", || free.load(Ordering::SeqCst).then_some(()));
+            }
+            account(request)
+        },
+        move |request| {
+            of.lock().unwrap().extend(request["logins"].as_array().unwrap().iter().cloned());
+            verdicts(request, |login| match login["user"] == "ann" {
+                true => json!({ "decision": "end", "reason": "disabled" }),
+                false => json!({ "decision": "stay" }),
+            })
+        },
+    );
+    let (redis, node) = node_with(&authd);
+    let mut witness = node.login("bob", "x");
+    let mut session = node.connect();
+    session.command("USER ann", 331);
+    session.send("PASS x");
+    eventually("authd to be asked", || is_asked.load(Ordering::SeqCst).then_some(()));
+    // Now the user is disabled, and the node hears of it: it asks about the session that there is.
+    asked_of.lock().unwrap().clear();
+    redis.command("INCR ftp:revision");
+    eventually("the node to ask about all sessions", || {
+        asked_of.lock().unwrap().iter().any(|login| login["user"] == "bob").then_some(())
+    });
+    is_free.store(true, Ordering::SeqCst);
+    ends_because(&mut session, "disabled");
+    let asked_of = asked_of.lock().unwrap().clone();
+    let ann = asked_of.iter().find(|login| login["user"] == "ann").unwrap();
+    assert_eq!(*ann, json!({ "user": "ann", "version": "1", "address": ann["address"] }));
+    assert_eq!(node.metric("ftp_logins_total{result=\"revoked\"}"), Some(1.0));
+    witness.command("NOOP", 200);
+}
+
+#[test]
+fn an_order_for_a_user_who_is_logging_in_ends_the_login() {
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&is_asked);
+    let authd = StubAuthd::start(move |_| {
+        asked.store(true, Ordering::SeqCst);
+        Answer::Silence
+    });
+    let (redis, node) = node_with(&authd);
+    let mut session = node.connect();
+    session.command("USER ann", 331);
+    session.send("PASS x");
+    eventually("authd to be asked", || is_asked.load(Ordering::SeqCst).then_some(()));
+    let sent = redis.command("LPUSH ftp:commands:standalone '{\"command\":\"end_user\",\"user\":\"ann\"}'");
+    assert_eq!(sent.as_deref(), Some(":1"));
+    ends_because(&mut session, "by the administrator");
+}
+
+#[test]
+fn a_node_whose_authd_does_not_answer_asks_again_until_it_does() {
+    let refusals = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&refusals);
+    let authd =
+        StubAuthd::start_with_authorized(account, move |request| match seen.fetch_add(1, Ordering::SeqCst) {
+            0 => Answer::refusal("503 Service Unavailable", "unavailable"),
+            1 => verdicts(request, |_| json!({ "decision": "undecided" })),
+            _ => verdicts(request, |_| json!({ "decision": "end", "reason": "of a newer authd" })),
+        });
+    let (redis, node) = node_with(&authd);
+    let mut session = node.login("ann", "x");
+    redis.command("INCR ftp:revision");
+    ends_because(&mut session, "may not be logged in now");
+    assert!(refusals.load(Ordering::SeqCst) >= 3);
+    node.daemon.wait_for_line(|line| line.contains("authd does not say which sessions may stay"));
+}
+
+#[test]
+fn with_an_authd_of_an_earlier_version_sessions_go_on_and_the_log_says_so_once() {
+    let authd = StubAuthd::start(account);
+    let (redis, node) = node_with(&authd);
+    let mut session = node.login("ann", "x");
+    let unsupported = || node.metric("ftp_reauthorizations_total{result=\"unsupported\"}").unwrap_or(0.0);
+    for _ in 0..2 {
+        let before = unsupported();
+        redis.command("INCR ftp:revision");
+        eventually("the node to ask", || (unsupported() > before).then_some(()));
+    }
+    session.command("NOOP", 200);
+    let lines = node.daemon.lines();
+    assert_eq!(lines.iter().filter(|line| line.contains("authd is of an earlier version")).count(), 1);
+}
+
+#[test]
+fn a_session_ends_at_its_greatest_age_but_not_in_a_transfer() {
+    use std::{io::Write, net::Shutdown};
+    let node = Node::standalone().setting("session_max_age", "1s").start();
+    let mut idle = node.login("demo", "x");
+    let mut uploading = node.login("demo", "x");
+    let mut busy = node.login("demo", "x");
+    uploading.command("TYPE I", 200);
+    let mut data = uploading.begin("STOR file");
+    data.write_all(b"begin").unwrap();
+    ends_because(&mut idle, "greatest age");
+    // Commands do not keep a session.
+    let replies = eventually("the busy session to end", || {
+        busy.send("NOOP");
+        let reply = busy.reply();
+        (reply.code != 200).then_some(reply)
+    });
+    assert_eq!(replies.code, 421);
+    std::thread::sleep(Duration::from_millis(200));
+    data.write_all(b" end").unwrap();
+    data.shutdown(Shutdown::Write).unwrap();
+    uploading.expect(226);
+    ends_because(&mut uploading, "greatest age");
+    assert_eq!(fs::read(node.root().join("file")).unwrap(), b"begin end");
+}
