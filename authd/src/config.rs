@@ -1,11 +1,12 @@
 //! Settings as given → `Config` as meant. Nothing else reads the environment or files for settings.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use argon2::Params;
 use common::{
     auth_api::AccountLimits,
     health::{REGISTRY, Requirement},
+    policy::{Bandwidth, Quota},
     process::logging::LogFormat,
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
@@ -80,6 +81,30 @@ pub static SCHEMA: Schema = Schema {
         ),
         Setting::one("anonymous_sessions", "number", "50", "Sessions of theirs at once, over all nodes."),
         Setting::one("anonymous_sessions_per_address", "number", "5", "The same, from one address."),
+        Setting::one(
+            "anonymous_quota_bytes",
+            "number of bytes",
+            "10000000000",
+            "How much anonymous_drop_box may hold; 0 is no limit.",
+        ),
+        Setting::one(
+            "anonymous_quota_files",
+            "number",
+            "10000",
+            "How many files and directories anonymous_drop_box may hold; 0 is no limit.",
+        ),
+        Setting::one(
+            "anonymous_upload_bandwidth",
+            "bytes a second",
+            "10000000",
+            "How fast all their uploads together may be, over all nodes; 0 is no limit.",
+        ),
+        Setting::one(
+            "anonymous_download_bandwidth",
+            "bytes a second",
+            "0",
+            "How fast all their downloads together may be, over all nodes; 0 is no limit.",
+        ),
         // Who may ask
         Setting::one(
             "node_token_file",
@@ -316,6 +341,10 @@ fn admin_token(values: &Values) -> Result<Option<Secret>, SettingsError> {
     Ok(admin)
 }
 
+/// Settings that mean nothing without a drop box.
+const OF_DROP_BOX: [&str; 3] =
+    ["anonymous_quota_bytes", "anonymous_quota_files", "anonymous_upload_bandwidth"];
+
 fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
     let drop_box: Option<DropBox> = values.optional("anonymous_drop_box")?;
     let Some(home) = values.optional::<String>("anonymous_home")? else {
@@ -332,7 +361,17 @@ fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
         sessions_per_address: Some(values.required("anonymous_sessions_per_address")?),
         transfers: None,
     };
-    Ok(Some(Anonymous { home, drop_box, limits }))
+    let quota_of = |key| values.required::<u64>(key).map(|limit| Some(limit).filter(|limit| *limit > 0));
+    let (mut quota, mut bandwidth) = (Quota::default(), Bandwidth::default());
+    if drop_box.is_some() {
+        quota.bytes = quota_of("anonymous_quota_bytes")?;
+        quota.files = quota_of("anonymous_quota_files")?;
+        bandwidth.upload = quota_of("anonymous_upload_bandwidth")?.and_then(NonZeroU64::new);
+    } else if let Some(key) = OF_DROP_BOX.into_iter().find(|key| values.is_given(key)) {
+        return Err(values.invalid(key, "without anonymous_drop_box no anonymous user uploads anything"));
+    }
+    bandwidth.download = quota_of("anonymous_download_bandwidth")?.and_then(NonZeroU64::new);
+    Ok(Some(Anonymous { home, drop_box, limits, quota, bandwidth }))
 }
 
 fn requirements(values: &Values) -> Result<Vec<Requirement>, SettingsError> {
@@ -418,6 +457,7 @@ mod tests {
             (&["--argon2-iterations", "0"], "argon2_iterations"),
             (&["--throttle-max-delay", "10ms"], "throttle_max_delay"),
             (&["--throttle-window", "1m"], "throttle_window"),
+            (&["--anonymous-home", "/pub", "--anonymous-quota-bytes", "1"], "anonymous_quota_bytes"),
             (&["--max-verifications", "0"], "max_verifications"),
             (&["--cache-size", "0"], "cache_size"),
             (&["--max-connections", "0"], "max_connections"),

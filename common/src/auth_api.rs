@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     certificate::ClientCertificate,
     node::NodeName,
-    policy::{Bandwidth, DirectoryRule, Folder, NamePattern, Quota},
+    policy::{Bandwidth, DirectoryRule, Folder, NamePattern, Quota, TreePath},
     secret::{Secret, serialize_exposed},
     session::SessionId,
 };
@@ -55,6 +55,10 @@ pub struct Account {
     pub limits: AccountLimits,
     #[serde(default)]
     pub quota: Quota,
+    /// The directory of the home that the quota is of; without it the whole home. For users who may not
+    /// rename: a rename into the directory would not be counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota_directory: Option<TreePath>,
     #[serde(default)]
     pub bandwidth: Bandwidth,
     #[serde(default)]

@@ -114,8 +114,10 @@ impl Keys {
     /// `files` as of the last count and what nodes have told since, `counted` (Unix ms of that
     /// count); `scan`, `scan_until` and `changes` while it is counted; `node:NAME INCARNATION` is what
     /// a node has told so far, and has reserved. Expires when it has not been used for long.
+    ///
+    /// (`usage:` was an earlier version's, which counted no directories: not to be used again.)
     pub fn home_usage(&self, home: &[u8]) -> Vec<u8> {
-        [self.key("usage:").as_bytes(), home].concat()
+        [self.key("home-usage:").as_bytes(), home].concat()
     }
 
     /// Hash: when a user's transfers in one direction may go on (`free`, Unix us), and how many each

@@ -151,7 +151,7 @@ pub struct Folder {
 pub struct Quota {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Directories do not count.
+    /// Files and directories.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<u64>,
 }

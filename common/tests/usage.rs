@@ -181,7 +181,7 @@ async fn a_home_of_the_wrong_type_is_replaced() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let link = RedisLink::new(&redis.options().url, PATIENCE);
-    let _: () = link.query(cmd("SET").arg("ftp:usage:ann").arg("x")).await.unwrap();
+    let _: () = link.query(cmd("SET").arg("ftp:home-usage:ann").arg("x")).await.unwrap();
     counted(&a, bytes(7)).await;
     let _: () = link.query(cmd("SET").arg("ftp:bandwidth:upload:ann").arg("x")).await.unwrap();
     a.share_bandwidth("ann", Direction::Upload, NonZeroU64::MIN).take(1).await;
@@ -283,6 +283,6 @@ async fn sums_beyond_what_lua_counts_exactly_are_answered() {
     assert_eq!(more, Usage { bytes: 0, files: 1 });
     let link = RedisLink::new(&redis.options().url, PATIENCE);
     let (told, counted): (String, u64) =
-        link.query(cmd("HMGET").arg("ftp:usage:ann").arg("bytes").arg("counted")).await.unwrap();
+        link.query(cmd("HMGET").arg("ftp:home-usage:ann").arg("bytes").arg("counted")).await.unwrap();
     assert!(told.parse::<u64>().unwrap() <= 1 << 60 && counted > 0, "{told}");
 }

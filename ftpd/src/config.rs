@@ -90,6 +90,8 @@ pub struct Storage {
     pub listing_memory: u64,
     pub stat_entries: usize,
     pub quota_rescan: Duration,
+    /// How long the hidden file of a broken upload stays after its last change; `None`: for ever.
+    pub partial_lifetime: Option<Duration>,
 }
 
 /// Who decides whether a login is right.
@@ -114,6 +116,7 @@ pub struct Limits {
     pub transfers: u32,
     pub transfers_per_user: u32,
     pub file_operations: u32,
+    pub home_counts: u32,
     pub checksums_per_user: u32,
     pub file_operations_per_user: u32,
     pub file_operations_per_filesystem: u32,
@@ -140,6 +143,7 @@ pub struct Timeouts {
     pub client_left: Duration,
     pub passive_wait: Duration,
     pub quota_wait: Duration,
+    pub home_count_turn: Duration,
     pub proxy_header: Duration,
     pub drain: Duration,
     /// How long a file operation waits for a place while no other operation ends.
@@ -188,6 +192,7 @@ impl Config {
                 listing_memory: values.required("max_listing_memory")?,
                 stat_entries: values.required("max_stat_entries")?,
                 quota_rescan: values.duration("quota_rescan")?,
+                partial_lifetime: Some(values.duration("partial_lifetime")?).filter(|time| !time.is_zero()),
             },
             redis: redis(values, standalone)?,
             tls: tls(values)?,
@@ -202,6 +207,7 @@ impl Config {
                 client_left: values.duration("client_left_timeout")?,
                 passive_wait: values.duration("passive_wait")?,
                 quota_wait: values.duration("quota_wait")?,
+                home_count_turn: values.duration("home_count_turn")?,
                 proxy_header: values.duration("proxy_header_timeout")?,
                 drain: values.duration("drain_timeout")?,
                 file_operation_wait: values.duration("file_operation_wait")?,
@@ -507,6 +513,7 @@ fn limits(values: &Values) -> Result<Limits, SettingsError> {
             "max_file_operations_per_filesystem",
             file_operations.div_ceil(2),
         )?,
+        home_counts: count(values, "max_home_counts")?,
         checksums_per_user: count(values, "max_checksums_per_user")?,
         login_operations: count(values, "max_login_operations")?,
         long_operations,

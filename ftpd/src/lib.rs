@@ -39,6 +39,7 @@ pub mod scratch;
 pub mod server;
 pub mod session;
 pub mod settings;
+mod sweeper;
 pub mod tls;
 pub mod transfer_log;
 pub mod turns;

@@ -63,6 +63,11 @@ pub fn describe() {
         "When the first of tls_client_crls expires; from then on its authority's client certificates are refused"
     );
     describe_counter!("ftp_tls_reloads_total", "Certificates read again, by result");
+    describe_counter!(
+        "ftp_partials_removed_total",
+        "Hidden files of broken atomic uploads removed because they were older than partial_lifetime"
+    );
+    describe_counter!("ftp_partial_bytes_removed_total", "Bytes of those files");
     describe_gauge!(
         "ftp_oldest_file_operation_seconds",
         "How long the file operation runs that began first, of commands and logins; 0 if none runs"
@@ -179,6 +184,11 @@ pub fn passive_port_given_up(reason: &'static str) {
 
 pub fn data_connection_refused(reason: &'static str) {
     counter!("ftp_data_connections_refused_total", "reason" => reason).increment(1);
+}
+
+pub fn partial_removed(bytes: u64) {
+    counter!("ftp_partials_removed_total").increment(1);
+    counter!("ftp_partial_bytes_removed_total").increment(bytes);
 }
 
 pub fn authd_answered(result: &'static str, took: Duration) {

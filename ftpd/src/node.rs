@@ -60,6 +60,8 @@ impl Node {
     /// To be called within the runtime.
     pub fn new(config: Config, parts: Parts) -> Self {
         let Parts { trust, passive, registry, transfer_log, tls } = parts;
+        let limits = &config.limits;
+        let connections = Arc::new(Connections::new(limits.sessions, limits.sessions_per_address));
         Self {
             authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
             name: config.node_name,
@@ -67,11 +69,8 @@ impl Node {
             checksum_turns: Turns::new(config.limits.checksums_per_user),
             listing_memory: ListingMemory::new(config.storage.listing_memory),
             directories: SharedDirectories::default(),
-            counts: Counts::new(config.storage.quota_rescan, config.timeouts.quota_wait),
-            connections: Arc::new(Connections::new(
-                config.limits.sessions,
-                config.limits.sessions_per_address,
-            )),
+            counts: Counts::new(&config.limits, &config.timeouts, &config.storage, &connections),
+            connections,
             connection_log: ConnectionLog::new(config.limits.failure_lines),
             network: config.network,
             storage: config.storage,

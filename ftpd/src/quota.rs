@@ -1,5 +1,10 @@
 //! Quotas of homes: what a session tells of what it does, what uploads reserve, and the count.
 
+mod count;
+#[cfg(test)]
+mod tests;
+mod turns;
+
 use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
@@ -8,19 +13,18 @@ use std::{
 use common::{
     auth_api::Account,
     policy::Quota,
-    process::logging::chain,
-    registry::{Change, Counting, HomeUsage, RegistryAway, Standing, Step, Usage},
+    registry::{Change, HomeUsage, RegistryAway, Standing, Step, Usage},
 };
 use tokio::{
     runtime::Handle,
-    sync::Semaphore,
     time::{Instant, sleep},
 };
 
+pub use self::count::Counts;
 use crate::{
-    data::{progress::Progress, transfer::TransferError},
+    data::transfer::TransferError,
     failure::Failure,
-    jail::{Changes, FileError, Jail},
+    jail::{Changes, Jail, path::VirtualPath},
     metrics,
     node::Node,
     protocol::{Code, Reply},
@@ -32,26 +36,12 @@ const PIECE: u64 = 16 * 1024 * 1024;
 /// How often a session looks whether the count that it waits for has ended.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How this node counts homes.
-pub struct Counts {
-    /// One at a time: storage has other work.
-    turn: Semaphore,
-    /// Time between two counts of a home.
-    pub interval: Duration,
-    /// How long an upload waits for the first count of its home.
-    pub wait: Duration,
-}
-
-impl Counts {
-    pub fn new(interval: Duration, wait: Duration) -> Self {
-        Self { turn: Semaphore::new(1), interval, wait }
-    }
-}
-
 /// The quota of a session's user, and the home it is about. Users without a quota have none of this.
 pub struct HomeQuota {
-    node: Arc<Node>,
+    counts: Counts,
     jail: Arc<Jail>,
+    /// What it counts: the home, or a directory of it.
+    directory: VirtualPath,
     usage: HomeUsage,
     limit: Quota,
     /// As the account names it: for logs.
@@ -59,14 +49,35 @@ pub struct HomeQuota {
 }
 
 impl HomeQuota {
-    /// Begins to count the home if that is due. `path`: the home's [`Jail::canonical_key`].
-    pub async fn open(node: &Arc<Node>, account: &Account, jail: &Arc<Jail>, path: &[u8]) -> Arc<Self> {
+    /// Begins to count `directory` if that is due. `path`: its [`Jail::counted_key`].
+    pub async fn open(
+        node: &Arc<Node>,
+        account: &Account,
+        jail: &Arc<Jail>,
+        path: &[u8],
+        directory: VirtualPath,
+    ) -> Arc<Self> {
         let usage = node.registry.home_usage(path, node.counts.interval);
-        let (node, jail) = (Arc::clone(node), Arc::clone(jail));
-        let quota = Arc::new(Self { node, jail, usage, limit: account.quota, home: account.home.clone() });
-        // Whoever needs the answer asks again.
+        let (counts, jail) = (node.counts.clone(), Arc::clone(jail));
+        let limit = account.quota;
+        let home = match directory.is_root() {
+            true => account.home.clone(),
+            false => format!("{}{}", account.home.trim_end_matches('/'), directory.as_bytes().escape_ascii()),
+        };
+        let quota = Arc::new(Self { counts, jail, directory, usage, limit, home });
+        // Commands that need the answer ask again.
         let _ = quota.settle(Step::default()).await;
         quota
+    }
+
+    /// Whether what happens at `path` counts.
+    pub fn counts(&self, path: &VirtualPath) -> bool {
+        self.jail.is_in_home(path) && path.below(&self.directory).is_some()
+    }
+
+    /// What it counts: the home, or a directory of it.
+    pub fn directory(&self) -> &VirtualPath {
+        &self.directory
     }
 
     pub fn limit(&self) -> Quota {
@@ -78,7 +89,7 @@ impl HomeQuota {
     /// # Errors
     /// 450: it is still being counted after the configured time, or the registry is away.
     pub async fn held(self: &Arc<Self>) -> Result<Usage, Reply> {
-        let deadline = Instant::now() + self.node.counts.wait;
+        let deadline = Instant::now() + self.counts.wait;
         loop {
             match self.settle(Step::default()).await {
                 Ok(Standing { held: Some(held), .. }) => return Ok(held),
@@ -110,40 +121,47 @@ impl HomeQuota {
         }
     }
 
-    /// Tells that this is gone.
-    pub async fn tell_removed(self: &Arc<Self>, removed: Usage) {
-        if removed != Usage::default() {
-            let change = Change { removed, ..Change::default() };
-            // Without Redis it is told with the next step.
-            let _ = self.settle(Step { change, ..Step::default() }).await;
-        }
-    }
-
-    /// Lets an upload begin. `is_new`: it will make a file. `frees`: bytes of what it replaces that
-    /// come free before it writes.
+    /// Lets an upload begin. `frees`: bytes of what it replaces that come free before it writes.
     ///
     /// # Errors
     /// 552: the quota is used up; 450 as for [`Self::held`].
-    pub async fn admit(self: &Arc<Self>, is_new: bool, frees: u64) -> Result<Share, Reply> {
+    pub async fn admit(self: &Arc<Self>, new: NewFile, frees: u64) -> Result<Share, Reply> {
         let held = self.held().await?;
         if frees == 0 && self.limit.bytes.is_some_and(|limit| held.bytes >= limit) {
             metrics::limit_reached("quota_bytes");
             return Err(self.exceeded(held));
         }
-        let wanted = Usage { bytes: 0, files: u64::from(is_new) };
-        let standing = self.settle(Step { wanted, limit: self.limit, ..Step::default() }).await;
+        let wanted = Usage { bytes: 0, files: u64::from(new != NewFile::No) };
+        let limit = Quota { files: self.limit.files.filter(|_| new != NewFile::Beside), ..self.limit };
+        self.reserve(held, Step { wanted, limit, ..Step::default() }).await
+    }
+
+    /// Reserves a whole: so many bytes, and so many files and directories. Nothing, if there is no room for
+    /// all of it.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub async fn admit_whole(self: &Arc<Self>, wanted: Usage) -> Result<Share, Reply> {
+        let held = self.held().await?;
+        self.reserve(held, Step { wanted, whole: true, limit: self.limit, ..Step::default() }).await
+    }
+
+    async fn reserve(self: &Arc<Self>, held: Usage, step: Step) -> Result<Share, Reply> {
+        let standing = self.settle(step).await;
         let granted = standing.map_err(|RegistryAway| unknown())?.granted;
-        let ledger = Ledger { reserved: granted, ..Ledger::default() };
-        if granted.files < wanted.files {
-            metrics::limit_reached("quota_files");
-            return Err(self.exceeded(held));
-        }
-        Ok(Share {
+        let ledger = Ledger { reserved: granted, room: granted.bytes, ..Ledger::default() };
+        let share = Share {
             quota: Arc::clone(self),
             runtime: Handle::current(),
             changes: OnceLock::new(),
             ledger: Mutex::new(ledger),
-        })
+        };
+        let is_short = granted.bytes < step.wanted.bytes;
+        if is_short || granted.files < step.wanted.files {
+            metrics::limit_reached(if is_short { "quota_bytes" } else { "quota_files" });
+            return Err(self.exceeded(held));
+        }
+        Ok(share)
     }
 
     fn exceeded(&self, held: Usage) -> Reply {
@@ -167,7 +185,7 @@ impl HomeQuota {
         if standing.is_ok_and(|standing| standing.count_is_due)
             && let Some(counting) = self.usage.begin_count().await
         {
-            tokio::spawn(count(Arc::clone(self), counting));
+            tokio::spawn(count::count(Arc::clone(self), counting));
         }
         standing
     }
@@ -188,49 +206,18 @@ fn change(bytes: i64, files: i64) -> Change {
     }
 }
 
-/// Counts the home when it is its turn, unless the node drains or another takes over.
-async fn count(quota: Arc<HomeQuota>, counting: Counting) {
-    let node = Arc::clone(&quota.node);
-    let progress = Arc::new(Progress::default());
-    let (walked, jail) = (Arc::clone(&progress), Arc::clone(&quota.jail));
-    let walk = async {
-        // The semaphore is never closed.
-        let _turn = node.counts.turn.acquire().await.expect("never closed");
-        node.workers.operation(move || jail.usage(&walked)).await
-    };
-    tokio::pin!(walk);
-    let begun = Instant::now();
-    let interval = counting.interval().min(Duration::from_secs(1));
-    let mut kept = begun;
-    let counted = loop {
-        tokio::select! {
-            counted = &mut walk => break counted,
-            () = sleep(interval) => {}
-        }
-        let is_lost = kept.elapsed() >= counting.interval() && {
-            kept = Instant::now();
-            !counting.keep().await
-        };
-        if is_lost || node.connections.is_draining() {
-            progress.cancel();
-        }
-    };
-    match counted {
-        Ok(usage) => {
-            log::info!(
-                home = quota.home.as_str(), bytes = usage.bytes, files = usage.files, seconds = begun.elapsed().as_secs_f64();
-                "counted a home"
-            );
-            counting.finish(usage).await;
-        }
-        Err(FileError::Cancelled) => {}
-        Err(error) => {
-            log::error!(home = quota.home.as_str(); "a home cannot be counted: {}", chain(&error));
-        }
-    }
+/// What an upload makes beside the bytes that it writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewFile {
+    No,
+    /// A file that counts to the limit of files.
+    Yes,
+    /// A hidden file beside the file that it will replace: counted for as long as both are there, but not
+    /// refused.
+    Beside,
 }
 
-/// What one upload takes of the quota. Dropping it gives back what it has reserved.
+/// What one upload, COMB or MKD takes of the quota. Dropping it gives back what it has reserved.
 pub struct Share {
     quota: Arc<HomeQuota>,
     runtime: Handle,
@@ -262,7 +249,7 @@ impl Ledger {
 }
 
 impl Share {
-    /// The upload has been opened, and will note what it does in `changes`.
+    /// The operation has begun, and notes what it does in `changes`.
     pub fn follow(&self, changes: Changes) {
         // A second call would be a bug, and the first upload is as good.
         let _ = self.changes.set(changes);
@@ -305,7 +292,7 @@ impl Share {
             ledger.reserved = ledger.reserved.less(released);
             ledger.is_asking = true;
             let wanted = Usage { bytes: PIECE, files: 0 };
-            Step { change: ledger.untold(now), released, wanted, limit: self.quota.limit }
+            Step { change: ledger.untold(now), released, wanted, limit: self.quota.limit, whole: false }
         };
         let granted = match self.quota.settle(step).await {
             Ok(Standing { held: Some(_), granted, .. }) => granted,
@@ -323,7 +310,7 @@ impl Share {
         Ok(())
     }
 
-    /// The upload has ended, however: tells what became of it. Blocks.
+    /// The operation has ended, with or without success: tells what it has changed. Blocks.
     pub fn settle(&self) {
         if let Some(step) = self.last_step() {
             // Without Redis it is told with the next step.

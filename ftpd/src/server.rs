@@ -46,6 +46,7 @@ use crate::{
     protocol::{Code, Reply},
     proxy_protocol::{NoClient, Trust},
     revocation,
+    sweeper,
     tls::{Tls, TlsError},
     transfer_log::TransferLog,
 };
@@ -180,6 +181,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         tokio::spawn(revocation::run(Arc::clone(&node)));
     }
     health.watch(&node.storage.root, probe, &node.registry).await;
+    sweeper::start(&node);
     let (control, implicit) = match (listen(control), listen(implicit)) {
         (Ok(control), Ok(implicit)) => (control, implicit),
         (Err(error), _) | (_, Err(error)) => {
@@ -272,6 +274,7 @@ fn tell_limits(config: &Config) {
     metrics::limit("max_transfers", limits.transfers);
     metrics::limit("max_transfers_per_user", limits.transfers_per_user);
     metrics::limit("max_file_operations", limits.file_operations);
+    metrics::limit("max_home_counts", limits.home_counts);
     metrics::limit("max_checksums_per_user", limits.checksums_per_user);
     metrics::limit("max_file_operations_per_user", limits.file_operations_per_user);
     metrics::limit("max_file_operations_per_filesystem", limits.file_operations_per_filesystem);

@@ -10,7 +10,7 @@ use std::{
 
 use common::{
     auth_api::{Account, Permissions},
-    registry::{SessionEntry, Usage},
+    registry::SessionEntry,
     session::SessionId,
 };
 use tokio::runtime::Handle as Runtime;
@@ -24,7 +24,7 @@ use crate::{
     failure::{Failure, Failures},
     governor::Lanes,
     jail::{
-        FileError, Jail,
+        Changes, FileError, Jail,
         path::{InvalidPath, VirtualPath},
     },
     listing::machine::Facts,
@@ -196,7 +196,7 @@ impl LoggedIn {
 
     /// The quota that what happens at `path` counts to, if the user has one: folders are not the home's.
     pub fn quota_of(&self, path: &VirtualPath) -> Option<&Arc<HomeQuota>> {
-        self.quota.as_ref().filter(|_| self.jail.is_in_home(path))
+        self.quota.as_ref().filter(|quota| quota.counts(path))
     }
 
     /// The session's claim to a place for what the current command does in its user's tree.
@@ -252,24 +252,25 @@ impl LoggedIn {
         result.map_err(|error| self.subject.refuse(&error))
     }
 
-    /// [`Self::in_home`] for what removes files at `path`: `work` is told whether to count them, and
-    /// answers what went. The quota learns of it from the same thread, so also where the session is
-    /// ended meanwhile.
+    /// [`Self::in_home`] for an operation that removes or replaces files at `path`, and notes what it frees in
+    /// the changes that it is given, also where it fails after a part. The quota learns of it from the same
+    /// thread, so also where the session is ended meanwhile.
     ///
     /// # Errors
     /// As [`Self::in_home`].
     pub async fn remove_in_home(
         &self,
         path: &VirtualPath,
-        work: impl FnOnce(&Jail, bool) -> Result<Usage, FileError> + Send + 'static,
+        work: impl FnOnce(&Jail, &Changes) -> Result<(), FileError> + Send + 'static,
     ) -> Result<(), Reply> {
         let (quota, runtime) = (self.quota_of(path).cloned(), Runtime::current());
         let removal = self.in_home(move |jail| {
-            let removed = work(jail, quota.is_some())?;
+            let changes = Changes::default();
+            let removed = work(jail, &changes);
             if let Some(quota) = quota {
-                runtime.block_on(quota.tell_removed(removed));
+                runtime.block_on(quota.tell(changes.so_far()));
             }
-            Ok(())
+            removed
         });
         removal.await
     }

@@ -280,6 +280,12 @@ pub static SCHEMA: Schema = Schema {
             "24h",
             "How often what a home with a quota holds is counted from the disk again; in between, what sessions do is added up.",
         ),
+        Setting::one(
+            "partial_lifetime",
+            DURATION,
+            "7d",
+            "How long the hidden file of a broken atomic upload stays after its last change, unless it is resumed; 0 keeps it for ever.",
+        ),
         // Parts it talks to
         alias(
             "RedisConnectionString",
@@ -408,6 +414,18 @@ pub static SCHEMA: Schema = Schema {
             "number",
             "1",
             "Checksums (HASH, XMD5 and so on) of one user that this node computes at once; one more waits for its turn.",
+        ),
+        Setting::one(
+            "max_home_counts",
+            "number",
+            "32",
+            "Counts of homes with a quota at once, each on a thread of its own; one more waits. Four of them read the storage at a time.",
+        ),
+        Setting::one(
+            "home_count_turn",
+            DURATION,
+            "1s",
+            "How long a count of a home may read while another waits; then the one that has read least is next, so that a small home does not wait for a large one, or for storage that hangs.",
         ),
         Setting::one(
             "serving_threads",

@@ -19,11 +19,11 @@ use std::{sync::Arc, time::Duration};
 pub use self::{
     off_runtime::OffRuntime,
     places::{Claim, Inspection, Place, Places, Scope, Stuck},
+    standing_back::StandingBack,
     task::Task,
 };
 use self::{
     places::{Bounds, Settings},
-    standing_back::StandingBack,
     threads::Threads,
 };
 use crate::{config::Limits, metrics};

@@ -81,13 +81,14 @@ fn used(session: &mut Dialogue) -> (u64, u64) {
     (number("Bytes"), number("Files"))
 }
 
-/// What is on the disk: bytes and files.
+/// What is on the disk: bytes, and files and directories.
 fn on_disk(directory: &Path) -> (u64, u64) {
-    let entries = fs::read_dir(directory).unwrap().map(Result::unwrap);
+    // It may be removed meanwhile, too.
+    let entries = fs::read_dir(directory).into_iter().flatten().map(Result::unwrap);
     entries.fold((0, 0), |(bytes, files), entry| match entry.metadata() {
         Ok(found) if found.is_dir() => {
             let below = on_disk(&entry.path());
-            (bytes + below.0, files + below.1)
+            (bytes + below.0, files + below.1 + 1)
         }
         Ok(found) => (bytes + found.len(), files + 1),
         // Removed meanwhile.
@@ -193,8 +194,22 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
     for name in ["dir/1", "dir/2"] {
         assert_eq!(upload(&mut session, &format!("STOR {name}"), &bytes(4, 1000)), 226);
     }
-    step(&mut session, (53_000, 4));
+    step(&mut session, (53_000, 5));
+    session.command("MKD more", 552);
+    step(&mut session, (53_000, 5));
     session.command("RMDA dir", 250);
+    step(&mut session, (51_000, 2));
+    session.command("MKD more", 257);
+    session.command("MKD more", 550);
+    step(&mut session, (51_000, 3));
+    session.command("XMKD more/below", 257);
+    session.command("RMD more", 550);
+    step(&mut session, (51_000, 4));
+    session.command("RMD more/below", 250);
+    session.command("RNFR more", 350);
+    session.command("RNTO renamed", 250);
+    step(&mut session, (51_000, 3));
+    session.command("XRMD renamed", 250);
     step(&mut session, (51_000, 2));
     session.command("DELE joined", 250);
     step(&mut session, (1000, 1));
@@ -219,7 +234,8 @@ fn what_a_broken_atomic_upload_left_counts_until_it_goes() {
     session.command("MKD dir", 257);
     for name in ["dir/a", "b"] {
         assert_eq!(upload(&mut session, &format!("STOR {name}"), &bytes(1, LIMIT + 1)), 552);
-        assert_eq!(used(&mut session), (300_000, 1));
+        assert_eq!(used(&mut session), on_disk(&site.home()));
+        assert_eq!(used(&mut session).0, 300_000);
         if name == "b" {
             session.command("DELE b", 250);
         } else {
@@ -298,12 +314,13 @@ fn files_that_were_there_before_count_and_a_count_corrects_what_others_did() {
         node.setting("quota_rescan", "1s")
     });
     let mut session = site.login(0);
-    assert_eq!(used(&mut session), (250_000, 1));
+    assert_eq!(used(&mut session), (250_000, 2));
     let counted = site.nodes[0].daemon.wait_for_line(|line| line.contains("counted a home"));
     assert_eq!(field(&counted, "home").as_deref(), Some("/home"));
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 552);
     // Behind the nodes' back.
     fs::remove_file(site.home().join("below/before")).unwrap();
+    fs::remove_dir(site.home().join("below")).unwrap();
     eventually("the home to be counted again", || (used(&mut session) == (50_000, 1)).then_some(()));
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 226);
 }
@@ -338,4 +355,149 @@ fn an_upload_waits_for_the_first_count_no_longer_than_configured() {
     data.read_to_end(&mut content).unwrap();
     session.expect(226);
     assert_eq!(content, b"x");
+}
+
+/// Each failed COMB left its copy, and none was refused: a home without end.
+#[test]
+fn comb_takes_no_more_than_the_quota_and_a_failed_one_takes_nothing() {
+    let site = one_node(quota());
+    let mut session = site.login(0);
+    session.command("MKD dir", 257);
+    assert_eq!(upload(&mut session, "STOR dir/source", &bytes(1, 200_000)), 226);
+    // There is no room for the copy beside the source.
+    session.command("COMB target dir/source", 552);
+    assert_eq!(on_disk(&site.home()), (200_000, 2));
+    assert_eq!(used(&mut session), (200_000, 2));
+    assert_eq!(upload(&mut session, "STOR dir/source", &bytes(1, 140_000)), 226);
+    // Root can remove the source all the same.
+    session.command("SITE CHMOD 555 dir", 200);
+    for _ in 0..10 {
+        session.send("COMB target dir/source");
+        let code = session.reply().code;
+        let disk = on_disk(&site.home());
+        assert!(disk.0 <= LIMIT as u64, "{disk:?}");
+        assert_eq!(used(&mut session), disk);
+        if code == 250 {
+            session.command("RNFR target", 350);
+            session.command("RNTO dir/source", 250);
+        } else {
+            assert_eq!((code, disk), (550, (140_000, 2)));
+        }
+    }
+    session.command("SITE CHMOD 755 dir", 200);
+    session.command("COMB target dir/source", 250);
+    assert_eq!(used(&mut session), (140_000, 2));
+    assert_eq!(on_disk(&site.home()), (140_000, 2));
+}
+
+/// Each round runs a command of every session at the same time, on two nodes and over a few names.
+#[test]
+fn sessions_on_two_nodes_that_change_the_same_names_never_hold_more_than_is_counted() {
+    let site = site(2, json!({ "quota": { "bytes": LIMIT, "files": 6 } }), |node| node);
+    let mut observer = site.login(0);
+    let mut sessions: Vec<_> = (0..4).map(|number| site.login(number % 2)).collect();
+    for round in 0..40 {
+        thread::scope(|scope| {
+            for (number, session) in sessions.iter_mut().enumerate() {
+                scope.spawn(move || {
+                    let (a, b) = (format!("f{}", round % 2), format!("f{}", (round + number) % 3));
+                    let mut send = |line: String| {
+                        session.send(&line);
+                        session.reply();
+                    };
+                    match round % 5 {
+                        0 | 3 => drop(upload(session, &format!("STOR {b}"), &bytes(number as u64, 90_000))),
+                        1 => {
+                            send(format!("RNFR {b}"));
+                            send(format!("RNTO {a}"));
+                        }
+                        2 if number % 2 == 0 => send(format!("MKD {a}.d")),
+                        2 => send(format!("COMB f2 {a}")),
+                        _ if number % 2 == 0 => send(format!("DELE {a}")),
+                        _ => send(format!("RMD {a}.d")),
+                    }
+                });
+            }
+        });
+        let (counted, disk) = (used(&mut observer), on_disk(&site.home()));
+        assert!(counted.0 >= disk.0 && counted.1 >= disk.1, "round {round}: {counted:?}, disk {disk:?}");
+        assert!(disk.0 <= LIMIT as u64 && disk.1 <= 6, "round {round}: {disk:?}");
+    }
+}
+
+#[test]
+fn partial_files_of_uploads_that_were_not_resumed_are_removed_and_given_back_to_the_quota() {
+    // Looked for every 30 s / 7.
+    let account = json!({ "quota": { "bytes": LIMIT, "files": 5 }, "uploads": "atomic" });
+    let site = site(2, account, |node| node.setting("partial_lifetime", "30s"));
+    let (mut session, home) = (site.login(0), site.home());
+    let partials = || -> Vec<_> {
+        let names = fs::read_dir(&home).unwrap().map(|entry| entry.unwrap().path());
+        names.filter(|path| path.to_string_lossy().contains(".ftpd-partial-")).collect()
+    };
+    assert_eq!(upload(&mut session, "STOR full", &bytes(1, LIMIT + 1)), 552);
+    session.command("DELE full", 250);
+    let mut data = session.begin("STOR broken");
+    data.write_all(&bytes(2, 100_000)).unwrap();
+    eventually("the bytes to arrive", || (on_disk(&home).0 == 100_000).then_some(()));
+    session.send("ABOR");
+    session.expect(426);
+    session.expect(226);
+    let [old] = &partials()[..] else { panic!("{:?}", partials()) };
+    // Another upload runs meanwhile.
+    let mut other = site.login(1);
+    let mut data = other.begin("STOR runs");
+    data.write_all(&bytes(3, 1000)).unwrap();
+    eventually("its bytes to arrive", || (on_disk(&home).0 == 101_000).then_some(()));
+    let two_minutes_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(120);
+    // The running one's is as old, but locked.
+    for partial in partials() {
+        fs::File::options().write(true).open(partial).unwrap().set_modified(two_minutes_ago).unwrap();
+    }
+    eventually("the old partial file to go", || (!old.exists()).then_some(()));
+    data.write_all(&bytes(4, 1000)).unwrap();
+    data.shutdown(Shutdown::Write).unwrap();
+    other.expect(226);
+    assert_eq!(fs::read(home.join("runs")).unwrap().len(), 2000);
+    eventually("the quota to be told", || (used(&mut session) == (2000, 1)).then_some(()));
+    assert_eq!(on_disk(&home), (2000, 1));
+    let removed = |node: &Node| node.metric("ftp_partials_removed_total").unwrap_or(0.0);
+    let bytes = |node: &Node| node.metric("ftp_partial_bytes_removed_total").unwrap_or(0.0);
+    eventually("one node to have removed it", || {
+        let sums = (site.nodes.iter().map(removed).sum::<f64>(), site.nodes.iter().map(bytes).sum::<f64>());
+        (sums == (1.0, 100_000.0)).then_some(())
+    });
+    let node = site.nodes.iter().find(|node| removed(node) > 0.0).unwrap();
+    let line = node.daemon.wait_for_line(|line| line.contains("was not resumed"));
+    assert!(line.contains("partial_lifetime") && line.contains("bytes=100000"), "{line}");
+}
+
+/// An anonymous user's drop box: broken uploads left hidden files without end, and nothing counted them.
+#[test]
+fn a_quota_of_a_directory_counts_what_is_in_it_and_nothing_else() {
+    let nothing = json!({ "list": false, "download": false, "upload": false, "overwrite": false, "append": false,
+        "rename": false, "delete": false, "mkdir": false, "rmdir": false, "attributes": false });
+    let (mut reads, mut adds) = (nothing.clone(), nothing);
+    (reads["list"], reads["download"], adds["upload"]) = (json!(true), json!(true), json!(true));
+    let account = json!({
+        "permissions": reads, "directories": [{ "path": "/in", "permissions": adds }], "uploads": "atomic",
+        "quota": { "bytes": LIMIT, "files": 4 }, "quota_directory": "/in",
+    });
+    let site = site(1, account, |node| {
+        fs::create_dir_all(node.root().join("home/in")).unwrap();
+        // What the operator offers takes nothing of it.
+        fs::write(node.root().join("home/offer"), bytes(1, 2 * LIMIT)).unwrap();
+        node
+    });
+    let mut session = site.login(0);
+    assert_eq!(upload(&mut session, "STOR in/a", &bytes(2, 100_000)), 226);
+    for name in ["b", "c", "d"] {
+        let code = upload(&mut session, &format!("STOR in/{name}"), &bytes(3, LIMIT));
+        assert_eq!((code, on_disk(&site.home().join("in")).0), (552, 300_000), "{name}");
+    }
+    let text = session.command("SITE QUOTA", 211).text();
+    assert!(text.contains("Quota of /in:") && text.contains("Bytes: 300000 used, 300000 limit"), "{text}");
+    assert_eq!(used(&mut session), on_disk(&site.home().join("in")));
+    // Free space elsewhere is the storage's.
+    assert_ne!(session.command("AVBL /", 213).text(), "213 0");
 }

@@ -3,7 +3,7 @@
 
 use common::{
     auth_api::{AccountLimits, UploadMode},
-    policy::{DirectoryRule, PermissionChanges, TreePattern},
+    policy::{Bandwidth, DirectoryRule, PermissionChanges, Quota, TreePath, TreePattern},
 };
 
 use super::{
@@ -22,6 +22,9 @@ pub struct Anonymous {
     /// A directory of that home.
     pub drop_box: Option<DropBox>,
     pub limits: AccountLimits,
+    /// Of the drop box.
+    pub quota: Quota,
+    pub bandwidth: Bandwidth,
 }
 
 /// A directory that takes new files, and shows and gives none: an absolute path within the home.
@@ -52,6 +55,13 @@ impl Anonymous {
         NAMES[0].parse().expect("a user's name")
     }
 
+    /// What the quota is of: the drop box, because the rest of the home is the operator's.
+    pub fn quota_directory(&self) -> Option<TreePath> {
+        let DropBox(path) = self.drop_box.as_ref()?;
+        // A pattern without wildcards has the form of a path.
+        TreePath::try_from(path.as_str().to_owned()).ok()
+    }
+
     /// The user, as if it were declared.
     pub fn user(&self) -> User {
         let may = |reads, adds| PermissionChanges {
@@ -72,6 +82,8 @@ impl Anonymous {
             permissions: may(true, false),
             directories: self.drop_box.iter().map(drop_box).collect(),
             limits: self.limits,
+            quota: self.quota,
+            bandwidth: self.bandwidth,
             // An upload that broke off could be neither gone on with nor replaced.
             uploads: Some(UploadMode::Atomic),
             ..Policy::default()

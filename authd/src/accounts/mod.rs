@@ -16,7 +16,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use common::access::Access;
+use common::{access::Access, policy::TreePath};
 
 use self::{
     anonymous::Anonymous,
@@ -121,6 +121,11 @@ impl Accounts {
     /// Whether the user is the anonymous one.
     pub fn is_anonymous(&self, name: &UserName) -> bool {
         self.anonymous.is_some() && anonymous::NAMES.contains(&name.as_str())
+    }
+
+    /// The directory of the user's home that the user's quota is of, if it is not of the whole home.
+    pub fn quota_directory(&self, name: &UserName) -> Option<TreePath> {
+        self.anonymous.as_ref().filter(|_| self.is_anonymous(name))?.quota_directory()
     }
 
     /// The name under which a user is kept: the anonymous one has two.

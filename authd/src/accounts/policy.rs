@@ -180,6 +180,7 @@ impl Effective {
             folders: self.folders,
             limits: self.limits,
             quota: self.quota,
+            quota_directory: None,
             bandwidth: self.bandwidth,
             uploads: self.uploads,
             tls: self.tls,

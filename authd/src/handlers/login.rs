@@ -166,7 +166,8 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
                         };
                         let version = Some(version(user, rule));
                         let account = effective.account(name.to_string(), home, user.admin);
-                        Ok((Account { version, ..account }, proof))
+                        let quota_directory = service.accounts.quota_directory(name);
+                        Ok((Account { version, quota_directory, ..account }, proof))
                     }
                     Err(Forbidden::Address) => Err(Rejection::AddressNotAllowed),
                     Err(Forbidden::Time) => Err(Rejection::TimeNotAllowed),

@@ -216,6 +216,8 @@ async fn anonymous_users_are_unknown_unless_the_settings_have_them() {
         "/incoming",
         "--anonymous-sessions",
         "7",
+        "--anonymous-quota-files",
+        "100",
         "--throttle-free-failures",
         "0",
     ]);
@@ -229,6 +231,10 @@ async fn anonymous_users_are_unknown_unless_the_settings_have_them() {
             all.filter(|(_, granted)| **granted == json!(true)).map(|(name, _)| name.clone()).collect()
         };
         assert_eq!(may(&account["permissions"]), ["download", "list"]);
+        // Without further settings the drop box cannot fill the storage.
+        assert_eq!(account["quota"], json!({ "bytes": 10_000_000_000_u64, "files": 100 }));
+        assert_eq!(account["quota_directory"], "/incoming");
+        assert_eq!(account["bandwidth"], json!({ "upload": 10_000_000 }));
         assert_eq!(account["directories"][0]["path"], "/incoming");
         assert_eq!(may(&account["directories"][0]["permissions"]), ["upload"]);
         assert_eq!(account["directories"][0]["permissions"].as_object().unwrap().len(), 10);

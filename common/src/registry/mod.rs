@@ -12,6 +12,7 @@
 //! over servers: the steps touch several keys.
 
 mod bandwidth;
+mod chore;
 mod claim;
 mod cluster;
 mod lease_calls;
@@ -43,6 +44,7 @@ use tokio::{
 
 pub use self::{
     bandwidth::{Direction, Meter, Share, Slice, piece},
+    chore::Chore,
     claim::Holder,
     leases::{Certainty, Claim, Conflict, LeaseAge, LeaseRefused, Scope, WriteLease},
     link::{LinkError, RedisLink},

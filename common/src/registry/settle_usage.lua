@@ -5,7 +5,7 @@
 -- ARGV: name, incarnation, time between two counts in ms, how long to keep the home in ms;
 --       bytes added, bytes removed, files added, files removed by this process so far; the same when
 --       Redis last answered; bytes, files it has reserved; bytes, files wanted; limits (-1 is none);
---       the least bytes that a grant is worth
+--       the least bytes that a grant is worth; 1 if bytes are wanted all or none
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
@@ -78,11 +78,11 @@ for i = 1, 2 do
   local limit = tonumber(ARGV[16 + i])
   if counted then
     local room = limit < 0 and wanted[i] or limit - used[i] - others[i] - reserved[i]
-    if i == 1 and limit >= 0 then
+    if (i == 2 or ARGV[20] == '1') and room < wanted[i] then
+      room = 0
+    elseif i == 1 and ARGV[20] ~= '1' and limit >= 0 then
       -- What one upload holds, another cannot use: near the limit the pieces become small.
       room = math.min(room, math.max(tonumber(ARGV[19]), math.floor(room / 8)))
-    elseif i == 2 and room < wanted[i] then
-      room = 0
     end
     granted[i] = math.max(0, math.min(wanted[i], room))
   end

@@ -31,7 +31,7 @@ const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// beyond what a reply can hold, Redis would answer with something else.
 const LARGEST: u64 = 1 << 53;
 
-/// What files take. Directories and symbolic links take nothing.
+/// What files take. A directory counts as a file without bytes; symbolic links take nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub bytes: u64,
@@ -82,6 +82,8 @@ pub struct Step {
     pub released: Usage,
     /// What it would like to reserve.
     pub wanted: Usage,
+    /// Bytes are wanted all or none, not as many as there are.
+    pub whole: bool,
     /// Of its user.
     pub limit: Quota,
 }
@@ -91,7 +93,7 @@ pub struct Step {
 pub struct Standing {
     /// What is on the disk or reserved; `None` if it must be counted first.
     pub held: Option<Usage>,
-    /// What was reserved of what was wanted. Bytes: any part; files: all or none.
+    /// What was reserved of what was wanted. Bytes: any part, unless a whole is wanted; files: all or none.
     pub granted: Usage,
     /// Nobody counts, and the last count was long ago or is in doubt.
     pub count_is_due: bool,
@@ -289,11 +291,15 @@ impl State {
         let mut granted = Usage::default();
         if let Some(held) = self.held() {
             let room = |limit: Option<u64>, held: u64| limit.map(|limit| limit.saturating_sub(held));
-            let bytes = room(step.limit.bytes, held.bytes)
-                .map_or(step.wanted.bytes, |room| room.min(SMALLEST_GRANT.max(room / 8)));
+            let all_or_none = |wanted: u64, room: u64| if room < wanted { 0 } else { wanted };
+            let bytes = room(step.limit.bytes, held.bytes).unwrap_or(step.wanted.bytes);
             let files = room(step.limit.files, held.files).unwrap_or(step.wanted.files);
-            granted.bytes = step.wanted.bytes.min(bytes);
-            granted.files = if files < step.wanted.files { 0 } else { step.wanted.files };
+            granted.bytes = match (step.whole, step.limit.bytes) {
+                (true, _) => all_or_none(step.wanted.bytes, bytes),
+                (false, None) => step.wanted.bytes,
+                (false, Some(_)) => step.wanted.bytes.min(bytes).min(SMALLEST_GRANT.max(bytes / 8)),
+            };
+            granted.files = all_or_none(step.wanted.files, files);
         }
         self.reserved = self.reserved.plus(granted);
         let is_fresh = self.used.is_some() && self.counted_at.is_some_and(|at| at.elapsed() < recount);
@@ -333,6 +339,7 @@ impl Cluster {
             call.arg(&[bytes, files].map(told_of));
         }
         call.arg(&[limit(step.limit.bytes), limit(step.limit.files)]).arg(SMALLEST_GRANT);
+        call.arg(u8::from(step.whole));
         self.link().script(&call).await
     }
 

@@ -60,12 +60,29 @@ async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply
     Ok(Reply::new(Code::DONE, "Directory changed"))
 }
 
-/// MKD: 257 with the absolute path, so that the client can go there.
+/// MKD: 257 with the absolute path, so that the client can go there. The directory counts to the quota as a
+/// file.
 pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.mkdir, &path)?;
+    let share = match session.quota_of(&path) {
+        Some(quota) => Some(quota.admit_whole(Usage { bytes: 0, files: 1 }).await?),
+        None => None,
+    };
     let made = path.clone();
-    session.in_home(move |jail| jail.create_directory(&made)).await?;
+    let making = session.in_home(move |jail| {
+        let changes = Changes::default();
+        let made = jail.create_directory(&made);
+        if made.is_ok() {
+            changes.create();
+        }
+        if let Some(share) = share {
+            share.follow(changes);
+            share.settle();
+        }
+        made
+    });
+    making.await?;
     Ok(Reply::quoted_path(path.as_bytes(), "created"))
 }
 
@@ -74,10 +91,9 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.rmdir, &path)?;
     let (removed, lessee) = (path.clone(), Lessee::of(session));
-    let removal = session.remove_in_home(&path, move |jail, counts| {
+    let removal = session.remove_in_home(&path, move |jail, changes| {
         let _lease = lessee.to_remove(vec![Claim::tree(&jail.name_key(&removed)?)])?;
-        let partials = if counts { jail.usage_of_partials(&removed) } else { Usage::default() };
-        jail.remove_directory(&removed).map(|()| partials)
+        jail.remove_directory(&removed, changes)
     });
     removal.await?;
     Ok(Reply::new(Code::DONE, "Directory removed"))
@@ -99,8 +115,7 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
     Ok(run_in_background(session, watch, move || {
         let changes = Changes::default();
         let lease = jail.name_key(&path).and_then(|key| lessee.to_remove(vec![Claim::tree(&key)]));
-        let removed =
-            lease.and_then(|_lease| jail.remove_tree(&path, &progress, quota.is_some().then_some(&changes)));
+        let removed = lease.and_then(|_lease| jail.remove_tree(&path, &progress, &changes));
         if let Some(quota) = quota {
             runtime.block_on(quota.tell(changes.so_far()));
         }

@@ -1,6 +1,6 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
-use common::registry::{Claim, Usage};
+use common::registry::Claim;
 
 use super::leases::Lessee;
 use crate::{
@@ -16,20 +16,19 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     session.allow(|may| may.delete, &path)?;
     let user = session.account.user.clone();
     let (removed, lessee) = (path.clone(), Lessee::of(session));
-    let removal = session.remove_in_home(&path, move |jail, counts| {
+    let removal = session.remove_in_home(&path, move |jail, changes| {
         let _lease = lessee.to_remove(vec![Claim::file(&jail.name_key(&removed)?)])?;
         let _lock = jail.hold(&removed)?;
-        let (mut partial, mut file) = (Usage::default(), Usage::default());
-        if counts {
-            let left = jail.partial_size(&removed, &user).ok().flatten();
-            partial = left.map_or(partial, |bytes| Usage { bytes, files: 1 });
-            file = jail.usage_of(&removed);
+        let partial = jail.remove_partial(&removed, &user);
+        if let Ok(Some(freed)) = partial {
+            changes.remove(freed);
         }
-        let had_partial = jail.remove_partial(&removed, &user);
         match jail.remove_file(&removed) {
-            Err(FileError::NotFound) if had_partial? => Ok(partial),
-            removed => removed.map(|()| file.plus(partial)),
+            Ok(freed) => changes.remove(freed),
+            Err(FileError::NotFound) if partial?.is_some() => {}
+            Err(error) => return Err(error),
         }
+        Ok(())
     });
     removal.await?;
     Ok(Reply::new(Code::DONE, "File deleted"))
@@ -58,11 +57,11 @@ pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     session.allow_name(&to)?;
     let replace = session.access.at(&to).overwrite;
     let (target, lessee) = (to.clone(), Lessee::of(session));
-    let renaming = session.remove_in_home(&target, move |jail, counts| {
+    let renaming = session.remove_in_home(&target, move |jail, changes| {
         let _lease = lessee.to_rename(jail, &[&from, &to])?;
         let _locks = jail.hold_all(&[&from, &to])?;
-        let replaced = if counts { jail.usage_replaced(&from, &to) } else { Usage::default() };
-        jail.rename(&from, &to, replace).map(|()| replaced)
+        changes.remove(jail.rename(&from, &to, replace)?);
+        Ok(())
     });
     renaming.await?;
     Ok(Reply::new(Code::DONE, "Renamed"))

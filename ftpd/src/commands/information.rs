@@ -124,7 +124,7 @@ pub async fn who(session: &LoggedIn) -> Reply {
     Reply::lines(Code::SYSTEM_STATUS, "Sessions:", lines.collect(), format!("{} in all", sessions.len()))
 }
 
-/// SITE QUOTA: what the home holds and may hold, one line for bytes and one for files.
+/// SITE QUOTA: what the home holds and may hold, one line for bytes and one for files, directories included.
 pub async fn quota(session: &LoggedIn) -> Result<Reply, Reply> {
     let Some(quota) = &session.quota else {
         return Ok(Reply::new(Code::SYSTEM_STATUS, "No quota"));
@@ -137,5 +137,9 @@ pub async fn quota(session: &LoggedIn) -> Result<Reply, Reply> {
         None => Text::from(format!("{what}: {used} used, no limit")),
     };
     let lines = vec![line("Bytes", held.bytes, limit.bytes), line("Files", held.files, limit.files)];
-    Ok(Reply::lines(Code::SYSTEM_STATUS, "Quota of the home:", lines, "End"))
+    let title = match quota.directory() {
+        home if home.is_root() => Text::from("Quota of the home:"),
+        directory => Text::from(format!("Quota of {}:", directory.as_bytes().escape_ascii())),
+    };
+    Ok(Reply::lines(Code::SYSTEM_STATUS, title, lines, "End"))
 }

@@ -226,7 +226,9 @@ async fn log_in(
     })?;
     let jail = Arc::new(jail);
     let quota = match counted {
-        Some(path) => Some(HomeQuota::open(&node, &account, &jail, &path).await),
+        Some((path, directory)) => {
+            Some(HomeQuota::open(&node, &account, &jail, &path, directory).await)
+        }
         None => None,
     };
     let login =
@@ -304,22 +306,26 @@ async fn confirm(session: &Session, login: &PastLogin) -> Result<(), Reply> {
     Err(unavailable("Logins are not possible at this time; try again later"))
 }
 
-/// The user's tree, and the canonical path of a home that has a quota. Without symbolic links where
-/// `has_rules` says that permissions depend on the path. A folder that cannot be opened is left out,
-/// and the log says why.
+/// The user's tree, and, if there is a quota, the directory that it is of: its canonical path, and its path
+/// in the tree. Without symbolic links where `has_rules` says that permissions depend on the path. A folder
+/// that cannot be opened is left out, and the log says why.
 async fn open_home(
     node: &Arc<Node>,
     subject: &Arc<Subject>,
     account: &Account,
     has_rules: bool,
-) -> Result<(Jail, Option<Vec<u8>>), String> {
+) -> Result<(Jail, Option<(Vec<u8>, VirtualPath)>), String> {
     let place = |path: &str| VirtualPath::root().join(path.as_bytes()).map_err(|error| error.to_string());
     let home = place(&account.home)?;
     let folders = account.folders.iter();
     let folders: Vec<_> = folders
         .map(|folder| Ok((place(folder.path.as_str())?, place(folder.target.as_str())?)))
         .collect::<Result<_, String>>()?;
-    let has_quota = account.quota != Quota::default();
+    let counted = match &account.quota_directory {
+        _ if account.quota == Quota::default() => None,
+        Some(directory) => Some(place(directory.as_str())?),
+        None => Some(VirtualPath::root()),
+    };
     let shared = Arc::clone(node);
     // All at once: every way to a thread and back costs as much as what is done there.
     let task = Task { subject: Arc::clone(subject), verb: "PASS", path: Some(home.clone()) };
@@ -343,7 +349,10 @@ async fn open_home(
                 }
             }
             jail.share(&shared.directories)?;
-            let counted = has_quota.then(|| jail.canonical_key(&VirtualPath::root())).transpose()?;
+            let counted = match counted {
+                Some(directory) => Some((jail.counted_key(&directory)?, directory)),
+                None => None,
+            };
             Ok((jail, absent, counted))
         })
         .await

@@ -4,7 +4,7 @@ use std::{collections::HashSet, os::unix::fs::MetadataExt, sync::Arc, thread, ti
 
 use common::{
     auth_api::UploadMode,
-    registry::{self, Claim, WriteLease},
+    registry::{self, Claim, Usage, WriteLease},
 };
 use tokio::runtime::Handle;
 
@@ -22,7 +22,7 @@ use crate::{
     jail::{Changes, FileError, Jail, OpenFile, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
     metrics,
     protocol::{Code, Reply, command::Comb},
-    quota::{HomeQuota, Share},
+    quota::{HomeQuota, NewFile, Share},
     session::{LoggedIn, Outcome},
     workers::OffRuntime,
 };
@@ -272,7 +272,6 @@ async fn admit(
     let (target, partial) = session
         .in_home(move |jail| {
             let target = jail.open_read(&named).ok().map(|file| file.size);
-            // Where there is a file its place is not taken twice, though for a moment it may be two.
             Ok((target, if atomic { jail.partial_size(&named, &user)? } else { None }))
         })
         .await?;
@@ -282,7 +281,13 @@ async fn admit(
         WriteMode::Resume { offset, .. } => written.unwrap_or(0).saturating_sub(offset),
         WriteMode::Append => 0,
     };
-    quota.admit(target.is_none() && partial.is_none(), frees).await.map(Arc::new)
+    let new = match (target, partial) {
+        (None, None) => NewFile::Yes,
+        (_, Some(_)) if matches!(mode, WriteMode::Resume { .. }) => NewFile::No,
+        _ if atomic => NewFile::Beside,
+        _ => NewFile::No,
+    };
+    quota.admit(new, frees).await.map(Arc::new)
 }
 
 /// The right to write `path`: one session at a time has it, over all nodes.
@@ -450,6 +455,19 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
         let mut changes = Changes::default();
+        let (mut share, mut refusal) = (None, None);
+        let reserve = |bytes, is_new| {
+            let Some(quota) = &quota else { return Ok(()) };
+            let wanted = Usage { bytes, files: u64::from(is_new) };
+            match runtime.block_on(quota.admit_whole(wanted)) {
+                Ok(reserved) => share = Some(reserved),
+                Err(reply) => {
+                    refusal = Some(reply);
+                    return Err(FileError::QuotaExceeded);
+                }
+            }
+            Ok(())
+        };
         let combined = claims_of_join(&jail, &target, &sources).and_then(|claims| {
             let paths: Vec<_> = [&target].into_iter().chain(&sources).collect();
             let lease = lessee.to_write(&jail, &paths, claims)?;
@@ -459,10 +477,14 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
                 lease.rely_on_storage();
             }
             let is_held = || runtime.block_on(lease.is_held());
-            jail.combine(&target, &sources, sync, &progress, &mut changes, is_held)
+            jail.combine(&target, &sources, sync, &progress, &mut changes, reserve, is_held)
         });
-        if let Some(quota) = quota {
-            runtime.block_on(quota.tell(changes.so_far()));
+        if let Some(share) = share {
+            share.follow(changes);
+            share.settle();
+        }
+        if let Some(refusal) = refusal {
+            return refusal;
         }
         match combined {
             Ok(bytes) => Reply::new(Code::DONE, format!("Files joined, {bytes} bytes added")),

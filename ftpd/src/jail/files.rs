@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::{ffi::OsStringExt, fs::FileExt};
 
+use common::registry::Usage;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmodat, fstat, mkdirat, utimensat};
@@ -15,6 +16,7 @@ use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
 
 use super::handle::{self, Place, entry, identity, kind, real_path, size};
 use super::path::VirtualPath;
+use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile};
 use crate::listing::{Entry, Kind};
 
@@ -138,48 +140,50 @@ impl Jail {
     }
 
     /// RMD: an empty directory. What broken atomic uploads left in it, which no client sees or can
-    /// name, goes with it.
+    /// name, goes with it. What is gone is noted in `changes`, also after an error.
     ///
     /// # Errors
     /// [`FileError::DirectoryNotEmpty`], also when only NFS's remains of removed files are in it, and
     /// [`FileError::BeingWritten`] while an atomic upload to it runs.
-    pub fn remove_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
+    pub fn remove_directory(&self, path: &VirtualPath, changes: &Changes) -> Result<(), FileError> {
         let place = self.place(path)?;
-        let remove = || unlinkat(&place.directory, place.name, UnlinkatFlags::RemoveDir);
-        match remove() {
+        let remove = || usage::unlink(&place.directory, place.name, UnlinkatFlags::RemoveDir, None);
+        let removed = match remove() {
             Err(Errno::ENOTEMPTY | Errno::EEXIST) => {
-                self.remove_partials(&place)?;
-                Ok(remove()?)
+                self.remove_partials(&place, changes)?;
+                remove()
             }
-            removed => Ok(removed?),
-        }
+            removed => removed,
+        };
+        changes.remove(removed?);
+        Ok(())
     }
 
-    /// DELE: a file, or a symbolic link itself.
+    /// DELE: a file, or a symbolic link itself. Answers what that freed.
     ///
     /// # Errors
     /// [`FileError::IsADirectory`], and as the kernel says.
-    pub fn remove_file(&self, path: &VirtualPath) -> Result<(), FileError> {
+    pub fn remove_file(&self, path: &VirtualPath) -> Result<Usage, FileError> {
         let place = self.place(path)?;
-        Ok(unlinkat(&place.directory, place.name, UnlinkatFlags::NoRemoveDir)?)
+        Ok(usage::unlink(&place.directory, place.name, UnlinkatFlags::NoRemoveDir, None)?)
     }
 
     /// RNFR and RNTO. Without `replace` an existing `to` stays what it is, also when it appears
-    /// at the same moment through another node.
+    /// at the same moment through another node. Answers what was replaced.
     ///
     /// # Errors
     /// [`FileError::AlreadyExists`] without `replace`, [`FileError::CrossDevice`] between two
     /// folders, and as the kernel says.
-    pub fn rename(&self, from: &VirtualPath, to: &VirtualPath, replace: bool) -> Result<(), FileError> {
+    pub fn rename(&self, from: &VirtualPath, to: &VirtualPath, replace: bool) -> Result<Usage, FileError> {
         let are_together = self.are_together(from, to);
         let (from, to) = (self.place(from)?, self.place(to)?);
         if !are_together {
             return Err(FileError::CrossDevice);
         }
         let renamed = if replace {
-            renameat(&from.directory, from.name, &to.directory, to.name).map_err(FileError::from)
+            usage::replace(&from, &to).map_err(FileError::from)
         } else {
-            rename_new(&from, &to)
+            rename_new(&from, &to).map(|()| Usage::default())
         };
         match renamed {
             // A directory into itself.
@@ -273,6 +277,23 @@ impl Jail {
         self.place_key(&self.place(path)?)
     }
 
+    /// A name for the home, or a directory of it, whose files a quota counts: the same on every node, also
+    /// while the directory does not exist. Symbolic links on the way to it are not resolved.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn counted_key(&self, directory: &VirtualPath) -> Result<Vec<u8>, FileError> {
+        let mut key = self.below_storage(&self.home)?;
+        for name in directory.names() {
+            if !key.is_empty() {
+                key.push(b'/');
+            }
+            key.extend_from_slice(name);
+        }
+        Ok(key)
+    }
+
+    /// [`Jail::canonical_key`] of the name itself.
     pub(super) fn place_key(&self, place: &Place<'_>) -> Result<Vec<u8>, FileError> {
         let mut key = self.below_storage(&place.directory)?;
         if !key.is_empty() {
@@ -308,6 +329,8 @@ pub(super) fn link_target(link: &OwnedFd) -> Result<Vec<u8>, Errno> {
 
 /// Renames, but never over something.
 pub(super) fn rename_new(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileError> {
+    // An operation that has just looked at the file, to remove it, must not find another under its name.
+    let (_lock, _) = usage::lock(from)?;
     let flags = RenameFlags::RENAME_NOREPLACE;
     match renameat2(&from.directory, from.name, &to.directory, to.name, flags) {
         // NFS knows no flags.

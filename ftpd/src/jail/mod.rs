@@ -22,7 +22,9 @@ mod partial;
 pub mod path;
 mod publish;
 mod remove_tree;
+mod same_file;
 mod shared;
+pub mod sweep;
 mod upload;
 mod usage;
 

@@ -11,10 +11,11 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+use common::registry::Usage;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat, renameat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::UnlinkatFlags;
 use sha2::{Digest, Sha256};
 
 use super::directory::Names;
@@ -126,17 +127,16 @@ impl HiddenNames {
         replaced: Replaced,
         changes: &Changes,
     ) -> Result<(), FileError> {
-        // While it is locked it does not grow.
-        let there = handle::status(directory, &*self.found_by);
-        let gone = there.ok().filter(|there| replaced.counts && replaced.is(there)).map(|s| usage::of(&s));
-        match renameat(directory, &*self.own, directory, &*self.found_by) {
-            Ok(()) => {}
+        let (from, to) = (Place::new(directory, &self.own)?, Place::new(directory, &self.found_by)?);
+        let counts = replaced.counts && to.status().is_ok_and(|there| replaced.is(&there));
+        match usage::replace(&from, &to) {
+            Ok(freed) if counts => changes.remove(freed),
+            Ok(_) => {}
             // The first answer of an NFS server may have been lost.
             Err(Errno::ENOENT) if has_name(directory, &*self.found_by, file)? => {}
             Err(Errno::ENOENT) => return Err(FileError::Taken),
             Err(errno) => return Err(errno.into()),
         }
-        changes.remove(gone.unwrap_or_default());
         Ok(())
     }
 }
@@ -208,22 +208,24 @@ impl Jail {
         }
     }
 
-    /// Removes what a broken atomic upload of `owner` to `path` left. Says whether there was any.
+    /// Removes what a broken atomic upload of `owner` to `path` left. Answers what that freed, if there was
+    /// any.
     ///
     /// # Errors
     /// [`FileError::BeingWritten`] while an upload writes it, and as the kernel says.
-    pub fn remove_partial(&self, path: &VirtualPath, owner: &str) -> Result<bool, FileError> {
+    pub fn remove_partial(&self, path: &VirtualPath, owner: &str) -> Result<Option<Usage>, FileError> {
         let place = self.place(path)?;
         let name = self.partial_name(&place, owner)?;
         self.remove_unwritten(&place.directory, &*name)
     }
 
-    /// Removes the partial files in a directory that holds nothing else.
+    /// Removes the partial files in a directory that holds nothing else. What is gone is noted in `changes`,
+    /// also after an error.
     ///
     /// # Errors
     /// [`FileError::DirectoryNotEmpty`], [`FileError::BeingWritten`] while an upload writes one of them,
     /// and as the kernel says.
-    pub(super) fn remove_partials(&self, place: &Place<'_>) -> Result<(), FileError> {
+    pub(super) fn remove_partials(&self, place: &Place<'_>, changes: &Changes) -> Result<(), FileError> {
         let flags = handle::READ_DIRECTORY | OFlag::O_NOFOLLOW;
         let mut names = Names::new(openat(&place.directory, place.name, flags, Mode::empty())?);
         let is_partial = |name: &[u8]| name.starts_with(PARTIAL_PREFIX);
@@ -241,23 +243,25 @@ impl Jail {
         while let Some(found) = names.next() {
             let found = found?;
             if is_partial(found.name.to_bytes()) {
-                self.remove_unwritten(found.directory, found.name)?;
+                // Another session may have been faster.
+                let freed = self.remove_unwritten(found.directory, found.name)?;
+                changes.remove(freed.unwrap_or_default());
             }
         }
         Ok(())
     }
 
-    /// Removes a hidden file that no upload writes. Says whether there was any.
+    /// Removes a hidden file that no upload writes. Answers what that freed, if there was any.
     fn remove_unwritten(
         &self,
         directory: &OwnedFd,
         name: &(impl nix::NixPath + ?Sized),
-    ) -> Result<bool, FileError> {
+    ) -> Result<Option<Usage>, FileError> {
         let _lock = self.hold_unwritten(directory, name)?;
-        match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
-            Ok(()) => Ok(true),
+        match usage::unlink(directory, name, UnlinkatFlags::NoRemoveDir, None) {
+            Ok(freed) => Ok(Some(freed)),
             // Another session was faster.
-            Err(Errno::ENOENT) => Ok(false),
+            Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }

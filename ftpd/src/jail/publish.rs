@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, readlinkat, renameat};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{NFS_SUPER_MAGIC, fstatfs};
-use nix::unistd::{UnlinkatFlags, close, unlinkat};
+use nix::unistd::{UnlinkatFlags, close};
 
 use super::files::{rename_new, sync_directory};
 use super::handle::{self, Place, identity, size};
@@ -185,10 +185,10 @@ impl Upload {
                 &Place::new(&self.directory, name)?,
             );
         }
-        let replaced = handle::status(&self.directory, &**name).map(|status| usage::of(&status));
-        match renameat(&self.directory, &*hidden.own, &self.directory, &**name) {
-            Ok(()) => {
-                self.changes.remove(replaced.unwrap_or_default());
+        let (from, to) = (Place::new(&self.directory, &hidden.own)?, Place::new(&self.directory, name)?);
+        match usage::replace(&from, &to) {
+            Ok(freed) => {
+                self.changes.remove(freed);
                 Ok(())
             }
             // The first answer of an NFS server may have been lost.
@@ -273,10 +273,7 @@ impl Upload {
         if start == 0 && self.is_ours() {
             return self.remove();
         }
-        let length = size(&fstat(&self.file)?);
-        self.file.set_len(start)?;
-        self.changes.shrink(length.saturating_sub(start));
-        Ok(())
+        usage::cut(&self.file, start, &self.changes)
     }
 
     fn remove_if_empty(&self) -> Result<(), FileError> {
@@ -289,16 +286,14 @@ impl Upload {
     }
 
     fn remove(&self) -> Result<(), FileError> {
-        match handle::status(&self.directory, &*self.name) {
-            Ok(found) if identity(&found) == identity(&fstat(&self.file)?) => {
-                unlinkat(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir)?;
-                self.changes.remove(usage::of(&found));
-                Ok(())
-            }
-            // Somebody has removed or replaced it.
-            Ok(_) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        let ours = identity(&fstat(&self.file)?);
+        match usage::unlink(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir, Some(ours)) {
+            Ok(freed) => self.changes.remove(freed),
+            // Another session has removed it.
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(errno.into()),
         }
+        Ok(())
     }
 }
 

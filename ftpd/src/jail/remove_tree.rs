@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::UnlinkatFlags;
 
 use super::directory::Names;
-use super::handle::{READ_DIRECTORY, status};
+use super::handle::READ_DIRECTORY;
 use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail};
@@ -20,8 +20,8 @@ const MAX_DEPTH: usize = 128;
 
 impl Jail {
     /// Removes the directory `path` with everything in it, hidden names too. Symbolic links are
-    /// removed, not followed. Ends early when cancelled; what is gone then stays gone. The files that
-    /// go are noted in `changes`.
+    /// removed, not followed. Ends early when cancelled; what is gone then stays gone. Files and
+    /// directories that go are noted in `changes`, also after an error.
     ///
     /// # Errors
     /// [`FileError::TooDeep`] below 128 levels, [`FileError::Cancelled`], and as the kernel says.
@@ -29,7 +29,7 @@ impl Jail {
         &self,
         path: &VirtualPath,
         progress: &Progress,
-        changes: Option<&Changes>,
+        changes: &Changes,
     ) -> Result<(), FileError> {
         let place = self.place(path)?;
         let top = Names::new(open(&place.directory, place.name)?);
@@ -44,15 +44,10 @@ impl Jail {
                     if matches!(found.name.to_bytes(), b"." | b"..") {
                         continue;
                     }
-                    let counted = changes.and_then(|changes| {
-                        Some((changes, usage::of(&status(found.directory, found.name).ok()?)))
-                    });
-                    match unlinkat(found.directory, found.name, UnlinkatFlags::NoRemoveDir) {
-                        Ok(()) => {
+                    match usage::unlink(found.directory, found.name, UnlinkatFlags::NoRemoveDir, None) {
+                        Ok(freed) => {
                             level.removed = true;
-                            if let Some((changes, usage)) = counted {
-                                changes.remove(usage);
-                            }
+                            changes.remove(freed);
                         }
                         Err(Errno::ENOENT | Errno::ESTALE) => {}
                         // Linux says EISDIR, POSIX EPERM, for a directory.
@@ -87,11 +82,12 @@ impl Jail {
                     let Some(parent) = levels.last_mut() else {
                         break;
                     };
-                    remove_empty(parent, &name)?;
+                    remove_empty(parent, &name, changes)?;
                 }
             }
         }
-        Ok(unlinkat(&place.directory, place.name, UnlinkatFlags::RemoveDir)?)
+        changes.remove(usage::unlink(&place.directory, place.name, UnlinkatFlags::RemoveDir, None)?);
+        Ok(())
     }
 }
 
@@ -108,10 +104,11 @@ fn open(directory: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     openat(directory, name, READ_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())
 }
 
-fn remove_empty(parent: &mut Level, name: &CString) -> Result<(), Errno> {
-    match unlinkat(parent.names.directory(), name.as_c_str(), UnlinkatFlags::RemoveDir) {
-        Ok(()) => {
+fn remove_empty(parent: &mut Level, name: &CString, changes: &Changes) -> Result<(), Errno> {
+    match usage::unlink(parent.names.directory(), name.as_c_str(), UnlinkatFlags::RemoveDir, None) {
+        Ok(freed) => {
             parent.removed = true;
+            changes.remove(freed);
             Ok(())
         }
         Err(Errno::ENOENT | Errno::ESTALE) => Ok(()),

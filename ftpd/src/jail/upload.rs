@@ -19,7 +19,7 @@ use super::handle::{self, Place, kind, size};
 use super::lock::Lock;
 use super::partial::{HiddenNames, Partial, Replaced};
 use super::path::VirtualPath;
-use super::usage::Changes;
+use super::usage::{self, Changes};
 use super::{FileError, Jail, Rivals};
 use crate::listing::Kind;
 
@@ -357,8 +357,7 @@ impl Upload {
                     if !self.is_hidden() {
                         self.reserve(start + beyond, length)?;
                     }
-                    self.file.set_len(start)?;
-                    self.changes.shrink(beyond);
+                    usage::cut(&self.file, start, &self.changes)?;
                 }
                 self.state = State::Writing { start, noted: false };
             }

@@ -1,23 +1,33 @@
-//! What files take, for quotas: of one name, of a home, and what an upload changes.
+//! How much files take of a quota: all files of a home, and what an operation adds or frees.
+//!
+//! Every operation that removes, replaces or cuts a file goes through the functions here. They look at the
+//! file while it is locked ([`FileLock`]), so that two sessions that remove or replace the same file at the
+//! same time do not both free its bytes.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use common::registry::Usage;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{FileStat, Mode};
+use nix::NixPath;
+use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
+use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::Names;
 use super::handle::{self, Place, READ_DIRECTORY, identity, kind, size};
 use super::path::VirtualPath;
-use super::{FileError, Jail, PARTIAL_PREFIX};
-use crate::data::progress::Progress;
+use super::same_file::{FileLock, Identity};
+use super::{FileError, Jail};
 use crate::listing::Kind;
 
 /// Levels of directories that are counted, each holding a descriptor and 32 KiB.
 const MAX_DEPTH: usize = 512;
+
+/// How often an operation looks again because the name has changed in between.
+const ATTEMPTS: u32 = 16;
 
 /// What an operation has added to or taken from the files of a home, so far. Shared by who does it
 /// and who tells of it.
@@ -38,11 +48,13 @@ impl Changes {
         self.0.0.fetch_sub(signed(bytes), Relaxed);
     }
 
-    pub(super) fn create(&self) {
+    /// A file or directory was made.
+    pub fn create(&self) {
         self.0.1.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn remove(&self, usage: Usage) {
+    /// `usage` was removed or replaced.
+    pub fn remove(&self, usage: Usage) {
         self.shrink(usage.bytes);
         self.0.1.fetch_sub(signed(usage.files), Relaxed);
     }
@@ -54,50 +66,27 @@ fn signed(number: u64) -> i64 {
 }
 
 impl Jail {
-    /// What would go if `path` were removed, or replaced by another file: a regular file's size.
-    /// Nothing where there is none.
-    pub fn usage_of(&self, path: &VirtualPath) -> Usage {
-        self.place(path).ok().and_then(|place| place.status().ok()).map_or_else(Usage::default, |s| of(&s))
-    }
-
-    /// What would go if `from` were renamed to `to`.
-    pub fn usage_replaced(&self, from: &VirtualPath, to: &VirtualPath) -> Usage {
-        let status = |path| self.place(path).ok().and_then(|place: Place<'_>| place.status().ok());
-        match (status(from), status(to)) {
-            // A rename of a file to itself changes nothing.
-            (Some(from), Some(to)) if identity(&from) != identity(&to) => of(&to),
-            _ => Usage::default(),
-        }
-    }
-
-    /// What broken atomic uploads left in the directory `path`, which RMD removes with it.
-    pub fn usage_of_partials(&self, path: &VirtualPath) -> Usage {
-        let Ok(directory) = self.open_path(path, READ_DIRECTORY) else { return Usage::default() };
-        let (mut names, mut sum) = (Names::new(directory), Usage::default());
-        while let Some(Ok(found)) = names.next() {
-            if found.name.to_bytes().starts_with(PARTIAL_PREFIX)
-                && let Ok(status) = handle::status(found.directory, found.name)
-            {
-                sum = sum.plus(of(&status));
-            }
-        }
-        sum
-    }
-
-    /// What all files of the home take, hidden ones included. Symbolic links are not followed;
-    /// directories that cannot be read, and those 512 levels down, count as empty.
+    /// What all files and directories below `top` take, hidden ones included. A `top` that is missing takes
+    /// nothing. Symbolic links are not followed; directories that cannot be read, and those 512 levels
+    /// down, count as empty. `step` is called before each entry, and may wait.
     ///
     /// # Errors
-    /// [`FileError::Cancelled`], and as the kernel says of the home itself.
-    pub fn usage(&self, progress: &Progress) -> Result<Usage, FileError> {
+    /// [`FileError::Cancelled`] if `step` says so, and as the kernel says of `top` itself.
+    pub fn usage(
+        &self,
+        top: &VirtualPath,
+        mut step: impl FnMut() -> Result<(), FileError>,
+    ) -> Result<Usage, FileError> {
         let mut sum = Usage::default();
-        let mut levels = vec![Names::new(self.open_path(&VirtualPath::root(), READ_DIRECTORY)?)];
+        let top = match self.open_path(top, READ_DIRECTORY) {
+            Err(FileError::NotFound) if !top.is_root() => return Ok(sum),
+            opened => opened?,
+        };
+        let mut levels = vec![Names::new(top)];
         loop {
             let depth = levels.len();
             let Some(names) = levels.last_mut() else { return Ok(sum) };
-            if progress.is_cancelled() {
-                return Err(FileError::Cancelled);
-            }
+            step()?;
             let found = match names.next() {
                 Some(Ok(found)) => found,
                 Some(Err(errno)) if depth == 1 => return Err(errno.into()),
@@ -112,8 +101,8 @@ impl Jail {
             }
             // One that vanishes meanwhile counts for nothing.
             let Ok(status) = handle::status(found.directory, found.name) else { continue };
+            sum = sum.plus(of(&status));
             if kind(&status) != Kind::Directory {
-                sum = sum.plus(of(&status));
                 continue;
             }
             match below(found.directory, found.name) {
@@ -133,10 +122,129 @@ fn below(directory: &OwnedFd, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
     openat(directory, name, READ_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())
 }
 
-/// What the file takes.
+/// What the file or directory itself takes.
 pub(super) fn of(status: &FileStat) -> Usage {
     match kind(status) {
         Kind::File => Usage { bytes: size(status), files: 1 },
-        _ => Usage::default(),
+        Kind::Directory => Usage { bytes: 0, files: 1 },
+        Kind::Symlink | Kind::Other => Usage::default(),
     }
+}
+
+/// Removes the name `name` in `directory`, and answers what that freed. With `only`, the name is removed only
+/// if it is that file's; otherwise nothing happens and nothing is freed.
+///
+/// If other sessions rename files to this name again and again meanwhile, it answers less than it freed.
+///
+/// # Errors
+/// As `unlinkat`.
+pub(super) fn unlink<N: NixPath + ?Sized>(
+    directory: &OwnedFd,
+    name: &N,
+    flag: UnlinkatFlags,
+    only: Option<Identity>,
+) -> Result<Usage, Errno> {
+    let look = || handle::status(directory, name);
+    for _ in 0..ATTEMPTS {
+        let found = identity(&look()?);
+        if only.is_some_and(|only| only != found) {
+            return Ok(Usage::default());
+        }
+        let _lock = FileLock::take([found]);
+        // From here on no other operation gives this file another name.
+        let status = look()?;
+        if identity(&status) == found {
+            unlinkat(directory, name, flag)?;
+            return Ok(of(&status));
+        }
+    }
+    // With `only`, the name is another file's by now.
+    if only.is_none() {
+        unlinkat(directory, name, flag)?;
+    }
+    Ok(Usage::default())
+}
+
+/// Locks the file that has the name, and tells its status.
+///
+/// # Errors
+/// As `fstatat`; EBUSY if the name is another file's each time.
+pub(super) fn lock(place: &Place<'_>) -> Result<(FileLock, FileStat), Errno> {
+    for _ in 0..ATTEMPTS {
+        let found = identity(&place.status()?);
+        let lock = FileLock::take([found]);
+        let status = place.status()?;
+        if identity(&status) == found {
+            return Ok((lock, status));
+        }
+    }
+    Err(Errno::EBUSY)
+}
+
+/// Renames `from` to `to`, and answers what was at `to` and is gone now.
+///
+/// If other sessions make and remove files at these names again and again meanwhile, it answers less than was
+/// freed.
+///
+/// # Errors
+/// As `renameat`.
+pub(super) fn replace(from: &Place<'_>, to: &Place<'_>) -> Result<Usage, Errno> {
+    for _ in 0..ATTEMPTS {
+        let (source, victim) = (from.status()?, found(to)?);
+        let files = [Some(source), victim].into_iter().flatten().map(|status| identity(&status));
+        let _lock = FileLock::take(files);
+        let (source_now, victim_now) = (from.status()?, found(to)?);
+        let is_same = |a: Option<FileStat>, b: Option<FileStat>| {
+            a.map(|status| identity(&status)) == b.map(|status| identity(&status))
+        };
+        if !is_same(Some(source), Some(source_now)) || !is_same(victim, victim_now) {
+            continue;
+        }
+        let Some(victim) = victim_now else {
+            let flags = RenameFlags::RENAME_NOREPLACE;
+            match renameat2(&from.directory, from.name, &to.directory, to.name, flags) {
+                // Another session has just made a file there.
+                Err(Errno::EEXIST) => continue,
+                // NFS has no flags. A file that is made there at this moment is not counted as freed.
+                Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
+                    renameat(&from.directory, from.name, &to.directory, to.name)?;
+                }
+                renamed => renamed?,
+            }
+            return Ok(Usage::default());
+        };
+        renameat(&from.directory, from.name, &to.directory, to.name)?;
+        // A rename of one name of a file to another name of the same file changes nothing.
+        let is_itself = identity(&victim) == identity(&source_now);
+        return Ok(if is_itself { Usage::default() } else { of(&victim) });
+    }
+    renameat(&from.directory, from.name, &to.directory, to.name)?;
+    Ok(Usage::default())
+}
+
+/// The status of what has the name, if anything has.
+fn found(place: &Place<'_>) -> Result<Option<FileStat>, Errno> {
+    match place.status() {
+        Ok(status) => Ok(Some(status)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Cuts `file` to `length` bytes if it is longer, and notes what that freed in `changes`. A file that has been
+/// removed or replaced meanwhile frees nothing: that operation has counted all its bytes.
+///
+/// # Errors
+/// As `ftruncate`.
+pub(super) fn cut(file: &File, length: u64, changes: &Changes) -> Result<(), FileError> {
+    let _lock = FileLock::take([identity(&fstat(file)?)]);
+    let status = fstat(file)?;
+    let goes = size(&status).saturating_sub(length);
+    if goes > 0 {
+        file.set_len(length)?;
+        if status.st_nlink > 0 {
+            changes.shrink(goes);
+        }
+    }
+    Ok(())
 }

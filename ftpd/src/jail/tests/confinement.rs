@@ -73,12 +73,12 @@ fn removing_a_tree_removes_links_and_not_what_they_point_to() {
     symlink(site.outside(), site.home("tree/a/out")).unwrap();
     symlink("/kept", site.home("tree/in")).unwrap();
     fs::write(site.home("tree/a/b/.ftpd-partial-0"), "x").unwrap();
-    site.jail.remove_tree(&path("/tree"), &Progress::default(), None).unwrap();
+    site.jail.remove_tree(&path("/tree"), &Progress::default(), &Changes::default()).unwrap();
     assert_eq!(site.names(), ["kept"]);
     assert!(site.home("kept/file").exists());
     assert!(site.outside().join("secret").exists());
     symlink(site.home("kept"), site.home("link")).unwrap();
-    let of_link = site.jail.remove_tree(&path("/link"), &Progress::default(), None);
+    let of_link = site.jail.remove_tree(&path("/link"), &Progress::default(), &Changes::default());
     assert!(matches!(of_link, Err(FileError::NotADirectory)), "{of_link:?}");
 }
 
@@ -140,7 +140,7 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
                 upload.abandon();
             }
             let _ = site.jail.create_directory(&path("/dir/made"));
-            let _ = site.jail.remove_tree(&path("/dir/made"), &Progress::default(), None);
+            let _ = site.jail.remove_tree(&path("/dir/made"), &Progress::default(), &Changes::default());
             let _ = site.jail.rename(&new, &path("/dir/moved"), true);
             let _ = site.jail.remove_file(&path("/dir/moved"));
             let _ = site.jail.change_mode(&secret, |_, _| 0o604);

@@ -34,18 +34,18 @@ fn names_of_the_server_cannot_be_used() {
     };
     refused(site.jail.open_read(&hidden).map(drop));
     refused(site.jail.entry(&hidden).map(drop));
-    refused(site.jail.remove_file(&hidden));
-    refused(site.jail.rename(&hidden, &path("/b"), true));
-    refused(site.jail.rename(&a, &hidden, true));
+    refused(site.jail.remove_file(&hidden).map(drop));
+    refused(site.jail.rename(&hidden, &path("/b"), true).map(drop));
+    refused(site.jail.rename(&a, &hidden, true).map(drop));
     refused(site.jail.create_directory(&hidden));
     refused(site.jail.change_mode(&hidden, |_, _| 0o777));
     refused(site.jail.set_modified(&hidden, 0));
     refused(site.jail.open_write(&hidden, WriteMode::Append, Placement::Direct).map(drop));
-    refused(site.jail.remove_directory(&VirtualPath::root()));
-    refused(site.jail.remove_tree(&VirtualPath::root(), &Progress::default(), None));
-    refused(site.jail.rename(&a, &VirtualPath::root(), true));
+    refused(site.jail.remove_directory(&VirtualPath::root(), &Changes::default()));
+    refused(site.jail.remove_tree(&VirtualPath::root(), &Progress::default(), &Changes::default()));
+    refused(site.jail.rename(&a, &VirtualPath::root(), true).map(drop));
     fs::create_dir(site.home("dir")).unwrap();
-    refused(site.jail.rename(&path("/dir"), &path("/dir/below"), true));
+    refused(site.jail.rename(&path("/dir"), &path("/dir/below"), true).map(drop));
 }
 
 #[test]
@@ -61,8 +61,8 @@ fn each_kind_of_name_has_its_own_error() {
     assert!(matches!(jail.open_read(&path("/file/x")), Err(FileError::NotADirectory)));
     assert!(matches!(jail.check_directory(&path("/file")), Err(FileError::NotADirectory)));
     assert!(matches!(jail.remove_file(&path("/dir")), Err(FileError::IsADirectory)));
-    assert!(matches!(jail.remove_directory(&path("/dir")), Err(FileError::DirectoryNotEmpty)));
-    assert!(matches!(jail.remove_directory(&path("/file")), Err(FileError::NotADirectory)));
+    assert!(matches!(jail.remove_directory(&path("/dir"), &Changes::default()), Err(FileError::DirectoryNotEmpty)));
+    assert!(matches!(jail.remove_directory(&path("/file"), &Changes::default()), Err(FileError::NotADirectory)));
     assert!(matches!(jail.create_directory(&path("/dir")), Err(FileError::AlreadyExists)));
     let long = format!("/{}", "n".repeat(256));
     assert!(matches!(jail.create_directory(&path(&long)), Err(FileError::NameTooLong)));
@@ -73,7 +73,7 @@ fn each_kind_of_name_has_its_own_error() {
         assert!(matches!(open("/none/file"), Err(FileError::NotFound)));
     }
     jail.check_directory(&path("/dir/full")).unwrap();
-    jail.remove_directory(&path("/dir/full")).unwrap();
+    jail.remove_directory(&path("/dir/full"), &Changes::default()).unwrap();
     jail.remove_file(&path("/file")).unwrap();
     assert_eq!(site.names(), ["dir", "fifo"]);
 }
@@ -125,11 +125,16 @@ fn a_tree_is_removed_to_the_last_file() {
     (0..1000).for_each(|file| fs::write(site.home(&format!("tree/many/{file:040}")), "").unwrap());
     let progress = Progress::default();
     progress.cancel();
-    let cancelled = site.jail.remove_tree(&path("/tree"), &progress, None);
+    let cancelled = site.jail.remove_tree(&path("/tree"), &progress, &Changes::default());
     assert!(matches!(cancelled, Err(FileError::Cancelled)));
     assert!(site.home("tree/many").exists());
-    site.jail.remove_tree(&path("/tree"), &Progress::default(), None).unwrap();
+    site.jail.remove_tree(&path("/tree"), &Progress::default(), &Changes::default()).unwrap();
     assert!(site.names().is_empty());
+}
+
+/// There is always room.
+fn room(_bytes: u64, _is_new: bool) -> Result<(), FileError> {
+    Ok(())
 }
 
 #[test]
@@ -140,7 +145,7 @@ fn combining_appends_in_order_and_removes_the_sources() {
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
     let progress = Progress::default();
     let combine = |sources: &[VirtualPath]| {
-        site.jail.combine(&target, sources, true, &progress, &mut Changes::default(), || true)
+        site.jail.combine(&target, sources, true, &progress, &mut Changes::default(), room, || true)
     };
 
     let missing = combine(&[path("/1"), path("/none")]);
@@ -164,6 +169,7 @@ fn combining_appends_in_order_and_removes_the_sources() {
         false,
         &Progress::default(),
         &mut Changes::default(),
+        room,
         || true,
     );
     assert_eq!(again.unwrap(), 6);
@@ -175,9 +181,68 @@ fn combining_removes_nothing_that_another_may_write_by_now() {
     let site = Site::new();
     fs::write(site.home("1"), "one").unwrap();
     let (progress, changes) = (Progress::default(), &mut Changes::default());
-    let lost = site.jail.combine(&path("/all"), &[path("/1")], true, &progress, changes, || false);
+    let lost = site.jail.combine(&path("/all"), &[path("/1")], true, &progress, changes, room, || false);
     assert!(matches!(lost, Err(FileError::Taken)));
     assert_eq!(site.read("1"), "one");
+}
+
+#[test]
+fn combining_asks_for_room_before_it_changes_anything() {
+    let site = Site::new();
+    fs::write(site.home("1"), "one").unwrap();
+    fs::write(site.home("2"), "four").unwrap();
+    let mut changes = Changes::default();
+    for (target, is_new) in [("/new", true), ("/2", false)] {
+        let mut asked = None;
+        let no_room = |bytes, is_new| {
+            asked = Some((bytes, is_new));
+            Err(FileError::QuotaExceeded)
+        };
+        let (progress, sources) = (Progress::default(), [path("/1")]);
+        let refused = site.jail.combine(&path(target), &sources, true, &progress, &mut changes, no_room, || true);
+        assert!(matches!(refused, Err(FileError::QuotaExceeded)));
+        assert_eq!(asked, Some((3, is_new)));
+        assert_eq!((site.names(), site.read("2")), (vec!["1".into(), "2".into()], "four".into()));
+        assert_eq!(changes.so_far(), (0, 0));
+    }
+}
+
+/// A directory without the permission to write, a sticky one, or a file that NFS's server has open.
+#[test]
+fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
+    let site = Site::new();
+    fs::write(site.home("there"), "before ").unwrap();
+    for (target, before) in [("there", Some("before ")), ("new", None)] {
+        for kept in [0, 1] {
+            fs::write(site.home("1"), "one ").unwrap();
+            fs::write(site.home("2"), "two").unwrap();
+            let stays = if kept == 0 { "1" } else { "2" };
+            // Another file system object has the name when the sources are to go, for root, too.
+            let spoil = || {
+                fs::rename(site.home(stays), site.home("away")).unwrap();
+                fs::create_dir(site.home(stays)).unwrap();
+                true
+            };
+            let (progress, sources) = (Progress::default(), [path("/1"), path("/2")]);
+            let mut changes = Changes::default();
+            let target_path = path(&format!("/{target}"));
+            let failed = site.jail.combine(&target_path, &sources, true, &progress, &mut changes, room, spoil);
+            assert!(matches!(failed, Err(FileError::IsADirectory)), "{failed:?}");
+            let gone = if kept == 0 { "" } else { "one " };
+            let expected = before.map_or(gone.to_owned(), |before| format!("{before}{gone}"));
+            let is_made = i64::from(before.is_none() && kept == 1);
+            assert_eq!(site.home(target).exists(), !expected.is_empty());
+            if !expected.is_empty() {
+                assert_eq!(site.read(target), expected);
+            }
+            // Bytes: those of a source that is gone are in the target. Files: the source is gone.
+            assert_eq!(changes.so_far(), (0, is_made - i64::from(kept == 1)));
+            fs::remove_dir(site.home(stays)).unwrap();
+            let _ = (fs::remove_file(site.home("away")), fs::remove_file(site.home("2")));
+            let _ = fs::remove_file(site.home("new"));
+            fs::write(site.home("there"), "before ").unwrap();
+        }
+    }
 }
 
 #[test]

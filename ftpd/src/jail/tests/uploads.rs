@@ -230,8 +230,8 @@ fn a_new_atomic_upload_starts_from_nothing_once_it_begins() {
         write(&mut upload, "again");
         upload
     });
-    assert!(site.jail.remove_partial(&file, "alice").unwrap());
-    assert!(!site.jail.remove_partial(&file, "alice").unwrap());
+    assert!(site.jail.remove_partial(&file, "alice").unwrap().is_some());
+    assert!(site.jail.remove_partial(&file, "alice").unwrap().is_none());
     assert_eq!(site.read("file"), "short");
 }
 
@@ -264,11 +264,11 @@ fn a_directory_that_holds_only_what_broken_uploads_left_can_be_removed() {
     write(&mut upload, "part");
     upload.abandon();
     fs::write(site.home("dir/other"), "").unwrap();
-    let refused = site.jail.remove_directory(&path("/dir"));
+    let refused = site.jail.remove_directory(&path("/dir"), &Changes::default());
     assert!(matches!(refused, Err(FileError::DirectoryNotEmpty)), "{refused:?}");
     assert_eq!(site.jail.partial_size(&path("/dir/file"), "alice").unwrap(), Some(4));
     fs::remove_file(site.home("dir/other")).unwrap();
-    site.jail.remove_directory(&path("/dir")).unwrap();
+    site.jail.remove_directory(&path("/dir"), &Changes::default()).unwrap();
     assert!(!site.home("dir").exists());
 }
 
