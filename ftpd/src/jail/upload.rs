@@ -132,6 +132,8 @@ pub struct Target<'j> {
     jail: &'j Jail,
     path: &'j VirtualPath,
     place: Place<'j>,
+    /// The real path of the place's directory.
+    directory_path: Vec<u8>,
     /// What had the name when it was looked up.
     found: Result<FileStat, Errno>,
 }
@@ -151,7 +153,7 @@ impl Target<'_> {
                 Err(error) => return Err(error),
             }
         }
-        self.jail.place_key(&self.place)
+        self.jail.key_in(&self.directory_path, self.place.name)
     }
 
     /// Opens it to write to it, and takes the lock of its writer. Changes nothing yet but to make the file
@@ -167,11 +169,11 @@ impl Target<'_> {
             WriteMode::Resume { offset, .. } => Some(offset),
             WriteMode::Append => None,
         };
-        let directory_path = handle::real_path(&self.place.directory)?;
         let (partial, name, publish) = match placement {
             Placement::Atomic { owner, rivals } if mode != WriteMode::Append => {
                 self.check(mode)?;
-                let hidden = HiddenNames::new(self.jail.partial_name(&self.place, owner)?);
+                let hidden =
+                    HiddenNames::new(self.jail.partial_name(&self.directory_path, self.place.name, owner)?);
                 let (directory, locks) = (&self.place.directory, self.jail.locks);
                 let mut partial = match mode {
                     WriteMode::Resume { offset: 1.., .. } => hidden.resume(directory, locks)?,
@@ -196,7 +198,7 @@ impl Target<'_> {
             }
             _ => None,
         };
-        let Place { directory, .. } = self.place;
+        let (Place { directory, .. }, directory_path) = (self.place, self.directory_path);
         // A hidden file is locked, or its owner's lease keeps all others from it: it may always be cut.
         let may_cut = publish.is_some() || !matches!(mode, WriteMode::Resume { replace: false, .. });
         let state = State::Opened { start, may_cut };
@@ -286,7 +288,8 @@ impl Jail {
     pub fn target<'j>(&'j self, path: &'j VirtualPath) -> Result<Target<'j>, FileError> {
         let place = self.place(path)?;
         let found = place.status();
-        Ok(Target { jail: self, path, place, found })
+        let directory_path = handle::real_path(&place.directory)?;
+        Ok(Target { jail: self, path, place, directory_path, found })
     }
 
     /// `Target::open` of `path`.
