@@ -56,7 +56,7 @@ fn whatever_happens_a_path_holds_one_upload_and_no_confirmed_upload_is_lost() {
 #[test]
 fn without_locks_of_the_storage_the_lease_alone_keeps_one_writer() {
     let is_promised = |fault| !matches!(fault, Fault::Pause(_) | Fault::Forget);
-    run(SCHEDULES / 4, Shared::start(3, &[("storage_locks", "off")]), is_promised);
+    run(SCHEDULES * 3 / 8, Shared::start(3, &[("storage_locks", "off")]), is_promised);
 }
 
 /// Runs rounds whose fault is `wanted` until there were `least` schedules, and more if the environment says so.
