@@ -136,9 +136,15 @@ pub struct Target<'j> {
     directory_path: Vec<u8>,
     /// What had the name when it was looked up.
     found: Result<FileStat, Errno>,
+    may_create: bool,
 }
 
 impl Target<'_> {
+    /// The file must be there when it is opened: another session may remove it after any check.
+    pub fn only_existing(self) -> Self {
+        Self { may_create: false, ..self }
+    }
+
     /// See [`Jail::canonical_key`].
     ///
     /// # Errors
@@ -233,7 +239,7 @@ impl Target<'_> {
     /// Refuses early what the rename at the end would refuse.
     fn check(&self, mode: WriteMode) -> Result<(), FileError> {
         match self.found.map(|status| kind(&status)) {
-            Err(Errno::ENOENT) => Ok(()),
+            Err(Errno::ENOENT) if self.may_create => Ok(()),
             Err(errno) => Err(errno.into()),
             Ok(_) if mode == WriteMode::CreateNew => Err(FileError::AlreadyExists),
             Ok(Kind::Directory) => Err(FileError::IsADirectory),
@@ -259,19 +265,19 @@ impl Target<'_> {
         if mode == WriteMode::CreateNew {
             return create().map(|file| (file, true));
         }
-        let must_be_there = matches!(mode, WriteMode::Resume { offset: 1.., .. });
+        let is_resumed = matches!(mode, WriteMode::Resume { offset: 1.., .. });
         let mut is_missing = self.found == Err(Errno::ENOENT);
         // As it was found, then once more each way, in case another node makes or removes the file
         // between two steps. A symbolic link that leads nowhere fails both ways, and stays so.
         for _ in 0..3 {
-            if is_missing && !must_be_there {
+            if is_missing && !is_resumed && self.may_create {
                 match create() {
                     Err(FileError::AlreadyExists) => {}
                     created => return created.map(|file| (file, true)),
                 }
             }
             match self.jail.open_path(self.path, handle::WRITE) {
-                Err(FileError::NotFound) if must_be_there => return Err(FileError::BadOffset),
+                Err(FileError::NotFound) if is_resumed => return Err(FileError::BadOffset),
                 Err(FileError::NotFound) => is_missing = true,
                 opened => return opened.map(|handle| (handle.into(), false)),
             }
@@ -289,7 +295,7 @@ impl Jail {
         let place = self.place(path)?;
         let found = place.status();
         let directory_path = handle::real_path(&place.directory)?;
-        Ok(Target { jail: self, path, place, directory_path, found })
+        Ok(Target { jail: self, path, place, directory_path, found, may_create: true })
     }
 
     /// `Target::open` of `path`.
