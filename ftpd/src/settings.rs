@@ -203,12 +203,24 @@ pub static SCHEMA: Schema = Schema {
             "12h",
             "How often the key that seals tickets is replaced; tickets are good for twice as long.",
         ),
+        Setting::one(
+            "tls_resumption_max_age",
+            DURATION,
+            "24h",
+            "How long after a full TLS handshake new control connections may resume it, by whatever tickets came since. Data connections of a session resume for as long as it lasts.",
+        ),
         Setting::one("tls_handshake_timeout", DURATION, "10s", "How long a TLS handshake may take."),
         Setting::one(
             "tls_client_ca",
             "PEM file",
             "",
             "Authorities whose client certificates are verified, and told to authd.",
+        ),
+        Setting::many(
+            "tls_client_crls",
+            "PEM files",
+            "",
+            "Certificate revocation lists for tls_client_ca, read again when they change and on SIGHUP. With any, every authority in a client's chain needs one that has not expired: without, its certificates are refused.",
         ),
         Setting::one(
             "implicit_tls_port",

@@ -326,7 +326,7 @@ impl Stored {
 }
 
 fn user(name: &str, json: &str) -> Result<User, StoredError> {
-    User::from_stored(json).map_err(|source| unreadable("user", name, source))
+    User::from_stored(name, json).map_err(|source| unreadable("user", name, source))
 }
 
 fn group(name: &str, json: &str) -> Result<Policy, StoredError> {

@@ -110,11 +110,11 @@ mod tests {
         let changed = Verdict::End { reason: EndReason::CredentialChanged };
         let user = ann(HASHES[0]);
         let with = |certificates: &[&str]| User {
-            certificates: certificates.iter().map(|&subject| subject.to_owned()).collect(),
+            certificates: certificates.iter().map(|text| text.parse().unwrap()).collect(),
             ..user.clone()
         };
         let by_password = version(&user, None);
-        let by_certificate = version(&with(&["CN=a"]), Some(&"CN=a".to_owned()));
+        let by_certificate = version(&with(&["CN=a"]), Some(&"CN=a".parse().unwrap()));
         assert_ne!(by_password, by_certificate);
         for (now, password, certificate) in [
             (with(&[]), Verdict::Stay, changed),
@@ -122,7 +122,7 @@ mod tests {
             (with(&["CN=b", "CN=a"]), Verdict::Stay, Verdict::Stay),
             (with(&["CN=b"]), Verdict::Stay, changed),
             (ann(HASHES[1]), changed, changed),
-            (User { certificates: vec!["CN=a".to_owned()], ..ann(HASHES[1]) }, changed, changed),
+            (User { certificates: vec!["CN=a".parse().unwrap()], ..ann(HASHES[1]) }, changed, changed),
         ] {
             assert_eq!(verdict(&now, Some(by_password.clone())), password, "{now:?}");
             assert_eq!(verdict(&now, Some(by_certificate.clone())), certificate, "{now:?}");
