@@ -145,8 +145,7 @@ fn logins_to_a_home_that_hangs_do_not_stop_other_logins() {
     let builder = Node::standalone().without("standalone").hanging(&hang);
     fs::create_dir(builder.root().join("hung")).unwrap();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
-    let node =
-        builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
+    let node = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
     let mut attempts: Vec<_> = (0..20).map(|_| node.connect()).collect();
     for session in &mut attempts {
         session.command("USER hung", 331);
@@ -256,8 +255,7 @@ fn an_account_may_have_a_limit_of_transfers_of_its_own() {
     });
     let builder = Node::standalone().without("standalone").setting("data_connect_timeout", "500ms");
     let redis = Redis::start(builder.loopback().socket(1, 6379));
-    let node =
-        builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
+    let node = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
     File::create(node.root().join("large")).unwrap().set_len(64 << 20).unwrap();
     let _slow = slow_downloads(&node, "ann", 2);
     node.wait_for_metric("ftp_places_used{kind=\"transfers\"}", |used| used == 2.0);
