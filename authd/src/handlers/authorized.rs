@@ -84,7 +84,7 @@ fn judge(known: Option<&(User, Access)>, login: &PastLogin, now: SystemTime) -> 
 /// Whether a login of this version would be accepted again: by the password, or by a certificate that still
 /// stands in for it.
 fn is_current(user: &User, then: &str) -> bool {
-    let by_certificate = |entry: &CertificateRule| version(user, Some(&entry.to_string())) == then;
+    let by_certificate = |entry: &CertificateRule| version(user, Some(entry)) == then;
     version(user, None) == then || user.certificates.iter().any(by_certificate)
 }
 
@@ -112,11 +112,11 @@ mod tests {
         let changed = Verdict::End { reason: EndReason::CredentialChanged };
         let user = ann(HASHES[0]);
         let with = |certificates: &[&str]| User {
-            certificates: certificates.iter().map(|subject| subject.parse().unwrap()).collect(),
+            certificates: certificates.iter().map(|text| text.parse().unwrap()).collect(),
             ..user.clone()
         };
         let by_password = version(&user, None);
-        let by_certificate = version(&with(&["CN=a"]), Some("CN=a"));
+        let by_certificate = version(&with(&["CN=a"]), Some(&"CN=a".parse().unwrap()));
         assert_ne!(by_password, by_certificate);
         for (now, password, certificate) in [
             (with(&[]), Verdict::Stay, changed),

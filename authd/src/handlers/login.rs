@@ -126,9 +126,9 @@ struct Accepted {
 }
 
 /// What shows that the client is the user.
-enum Proof {
+enum Proof<'a> {
     /// This entry of the user's `certificates` matches.
-    Certificate(String),
+    Certificate(&'a CertificateRule),
     /// The password, and how to remember it if it had to be computed.
     Password(Option<Digest>),
 }
@@ -161,7 +161,7 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
                     Ok(()) => {
                         let home = user.home.as_str().to_owned();
                         let rule = match &proof {
-                            Proof::Certificate(rule) => Some(rule.as_str()),
+                            Proof::Certificate(rule) => Some(*rule),
                             Proof::Password(_) => None,
                         };
                         let version = Some(version(user, rule));
@@ -184,7 +184,7 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
         Ok((account, proof)) => {
             service.throttle.succeeded(attempt).await?;
             let rule = match proof {
-                Proof::Certificate(rule) => Some(rule),
+                Proof::Certificate(rule) => Some(rule.to_string()),
                 Proof::Password(digest) => {
                     // Only now: the time of the next answer would tell that the password of a login that was
                     // refused for another reason is right.
@@ -218,14 +218,14 @@ fn matching_rule<'a>(user: &'a User, request: &AuthenticateRequest) -> Option<&'
 }
 
 /// `None`: neither a certificate nor the password is the user's.
-async fn prove(
+async fn prove<'a>(
     service: &Service,
     name: &UserName,
-    user: &User,
+    user: &'a User,
     request: &AuthenticateRequest,
-) -> Result<Option<Proof>, Busy> {
+) -> Result<Option<Proof<'a>>, Busy> {
     if let Some(rule) = matching_rule(user, request) {
-        return Ok(Some(Proof::Certificate(rule.to_string())));
+        return Ok(Some(Proof::Certificate(rule)));
     }
     let hash = match &user.credential {
         Credential::AnyPassword => return Ok(Some(Proof::Password(None))),

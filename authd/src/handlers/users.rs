@@ -76,9 +76,8 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<U
     }
 }
 
-/// Changes a user in Redis. A user who is disabled or gets another password or other certificates loses all
-/// sessions. Of a
-/// declared user, `enabled` alone can be overridden. `peer` is for the log.
+/// Changes a user in Redis. A user who is disabled or gets another password loses all sessions; those that began
+/// by a certificate which is taken out end when their nodes ask (see [`super::authorized`]). Of a declared user, `enabled` alone can be overridden. `peer` is for the log.
 ///
 /// # Errors
 /// The body says no change, the user is declared and the body says more than `enabled`, there is no such
@@ -106,7 +105,7 @@ pub async fn update(
             Written::Done => {
                 log::info!(user:% = name; "user changed");
                 service.revision.advance();
-                if !user.enabled || !user.has_proofs_of(&read.value) {
+                if !user.enabled || user.credential != read.value.credential {
                     shut_out(service, &name).await;
                 }
                 return Ok(user.view(&name, Source::Registry, effective(service, &user).await));
