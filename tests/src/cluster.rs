@@ -239,6 +239,8 @@ impl Cluster {
         let mut node = NodeBuilder::new(Arc::clone(&self.loopback), Arc::clone(&self.storage), &name, host)
             .setting("cluster_nodes", names.join(","))
             .setting("create_homes", true)
+            // All nodes are on this host, whatever the file system of the temporary directory.
+            .setting("storage_locks", "cluster")
             .setting("authd_token_file", self.token.path().join("node-token").display());
         node = if configuration.reference_variables {
             node.variable("FtpExternalIP", external)

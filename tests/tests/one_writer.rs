@@ -364,7 +364,14 @@ fn without_locks_uploads_are_refused_while_redis_is_away_and_those_that_run_end_
 
 #[test]
 fn the_log_says_whether_locks_keep_out_other_nodes() {
-    let cluster = cluster(&[("storage_locks", "off")]);
-    let line = cluster.node(0).daemon.wait_for_message("file locks do not keep out other nodes", &[]);
-    assert!(line.contains("setting=storage_locks"), "{line}");
+    for (locks, message) in [
+        ("off", "file locks do not keep out other nodes, so that uploads depend on Redis"),
+        ("cluster", "file locks hold on all nodes"),
+        // As the file system of the temporary directory is.
+        ("auto", "file locks"),
+    ] {
+        let cluster = cluster(&[("storage_locks", locks)]);
+        let line = cluster.node(0).daemon.wait_for_line(|line| line.contains(message));
+        assert_eq!(line.contains("setting=storage_locks"), line.contains("WARN"), "{line}");
+    }
 }

@@ -30,8 +30,8 @@ use crate::listing::Kind;
 /// How often another session may make, remove or replace the hidden file while it is opened.
 const ATTEMPTS: usize = 3;
 
-/// What an atomic upload that begins at 0 does where another upload still writes the hidden file of the same
-/// owner and path.
+/// What an atomic upload does where another upload still writes the file, or begins at 0 where another still
+/// writes the hidden file of the same owner and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rivals {
     /// Replaces it, so that the other cannot publish any more: the right to write the path was taken from

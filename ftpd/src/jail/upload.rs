@@ -178,6 +178,10 @@ impl Target<'_> {
         let (partial, name, publish) = match placement {
             Placement::Atomic { owner, rivals } if mode != WriteMode::Append => {
                 self.check(mode)?;
+                if rivals == Rivals::Respected {
+                    // A direct upload would find at its end that its file has no name any more.
+                    drop(self.jail.hold(self.path)?);
+                }
                 let hidden =
                     HiddenNames::new(self.jail.partial_name(&self.directory_path, self.place.name, owner)?);
                 let (directory, locks) = (&self.place.directory, self.jail.locks);
