@@ -7,11 +7,13 @@
 
 -- At most so many paths below a tree are looked at in one call.
 local MOST = 200
--- Every so many takes, as many paths are looked at: a node that died has left some in the sets.
-local SWEEP = 16
+-- Each so many takes, a quarter as many paths are looked at: a node that died has left some in the sets.
+local SWEEP = 64
 
 if step == 'look' then
-  redis.call('PEXPIRE', KEYS[1], remembered_ms)
+  for i = 1, 3 do
+    redis.call('PEXPIRE', KEYS[i], remembered_ms)
+  end
   return {epoch}
 end
 local is_take = step == 'take'
@@ -89,7 +91,7 @@ for i = 4, #KEYS do
   end
 end
 if must_look_around then
-  local has_trees = on_set('ZCARD', KEYS[3]) > 0
+  local has_trees = redis.call('EXISTS', KEYS[3]) == 1
   for i = 4, #KEYS do
     local path = path_of(KEYS[i])
     local lease, where = has_trees and path ~= '' and conflict_above(path) or nil, 'above'
@@ -119,16 +121,16 @@ for i = 4, #KEYS do
   end
   local value = '2:' .. whole(now + lease_ms) .. ':' .. whole(number) .. ':' .. kind .. ' ' .. token
   redis.call('SET', KEYS[i], value, 'PX', remembered_ms)
-  on_set('ZADD', KEYS[2], 0, path)
-  if string.sub(kind, 1, 1) == 't' then
-    on_set('ZADD', KEYS[3], 0, path)
-    redis.call('PEXPIRE', KEYS[3], remembered_ms)
+  if not is_same or is_take then
+    on_set('ZADD', KEYS[2], 0, path)
+    if string.sub(kind, 1, 1) == 't' then
+      on_set('ZADD', KEYS[3], 0, path)
+    end
   end
 end
-redis.call('PEXPIRE', KEYS[2], remembered_ms)
 if is_take and number % SWEEP == 0 then
   -- Redis before 6.2 does not know the command; then the set goes when no path is leased for long.
-  local some = redis.pcall('ZRANDMEMBER', KEYS[2], SWEEP)
+  local some = redis.pcall('ZRANDMEMBER', KEYS[2], SWEEP / 4)
   for _, path in ipairs(some) do
     if redis.call('EXISTS', prefix .. path) == 0 then
       forget(path)

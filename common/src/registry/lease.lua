@@ -20,8 +20,6 @@ local lease_ms, remembered_ms = tonumber(ARGV[4]), ARGV[5]
 local known, fresh = ARGV[6], ARGV[7]
 local own_epoch, own_number = ARGV[9], tonumber(ARGV[10])
 local is_recent, has_lock, kinds = ARGV[11] == '1', ARGV[12] == '1', ARGV[13]
-local process = string.match(token, '^%S+ %S+ ')
-local name, place = string.match(token, '^(%S+) %S+ (%S+) ')
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -75,7 +73,7 @@ local function read(key)
   end
   return {
     is_live = kind ~= 'r' and tonumber(ends) > now,
-    is_doubtful = string.sub(kind, -1) == '?',
+    is_doubtful = #kind > 1,
     number = tonumber(number),
     kind = string.sub(kind, 1, 1),
     holder = holder,
@@ -86,11 +84,9 @@ end
 -- asks only for paths that it has not leased itself: a lease of its own is about to be released, or the
 -- answer to the request that took it was lost.)
 local function is_own(lease)
-  if string.sub(lease.holder, 1, #process) == process then
-    return true
-  end
-  local its_name, its_place = string.match(lease.holder, '^(%S+) %S+ (%S+) ')
-  return place ~= '-' and its_name == name and its_place == place
+  local name, incarnation, place = string.match(token, '^(%S+) (%S+) (%S+) ')
+  local its_name, its_incarnation, its_place = string.match(lease.holder, '^(%S+) (%S+) (%S+) ')
+  return its_name == name and (its_incarnation == incarnation or place ~= '-' and its_place == place)
 end
 
 -- Whether this lease, which Redis does not have as it was granted, is its holder's all the same: `found` is

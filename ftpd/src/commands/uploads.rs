@@ -478,6 +478,9 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
             let _locks = jail.hold_all(&paths[1..])?;
             if jail.locks_cross_nodes(&target)? {
                 lease.rely_on_storage();
+            } else {
+                let age = lease.age();
+                progress.guard_by(move || !age.is_expired());
             }
             let is_held = || runtime.block_on(lease.is_held());
             jail.combine(&target, &sources, sync, &progress, &mut changes, reserve, is_held)

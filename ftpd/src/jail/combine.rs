@@ -26,7 +26,8 @@ impl Jail {
     /// `reserve` is asked, before anything is changed, for room for so many bytes and, if true, for a new
     /// file: for as long as sources and target both exist. `is_ours` is asked before the removal whether no
     /// other session may write the files by now; if one may, all sources stay, and the target keeps its
-    /// content, which may be that session's.
+    /// content, which may be that session's. The same holds from the moment at which `progress` says that the
+    /// right to write is lost ([`Progress::guard_by`]).
     ///
     /// Cancelled or failed while copying, it leaves the target as it was and all sources. If a source cannot
     /// be removed, the target keeps the content of the sources that are gone, and loses the rest again: no
@@ -66,7 +67,7 @@ impl Jail {
         let start = upload.begin()?;
         match self.append_all(upload.to_write(0)?, start, &sources, progress) {
             Ok(_) if !is_ours() => {
-                upload.abandon();
+                upload.leave();
                 Err(FileError::Taken)
             }
             Ok(end) => {
@@ -76,6 +77,11 @@ impl Jail {
                 upload.finish(sync, end)?;
                 written.remove_sources(&sources, start)?;
                 Ok(end - start)
+            }
+            Err(error) if progress.may_store().is_err() => {
+                // Another session may write the target by now.
+                upload.leave();
+                Err(error)
             }
             Err(error) => {
                 upload.discard();
@@ -109,6 +115,7 @@ impl Jail {
                 if read == 0 || read as u64 > source_end - end {
                     return Err(FileError::Taken);
                 }
+                progress.may_store().map_err(|_| FileError::Taken)?;
                 target.write_all_at(&buffer[..read], end)?;
                 end += read as u64;
                 progress.add(read as u64);

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::data::progress::Progress;
@@ -190,6 +191,22 @@ fn combining_removes_nothing_that_another_may_write_by_now() {
     let lost = site.jail.combine(&path("/all"), &[path("/1")], true, &progress, changes, room, || false);
     assert!(matches!(lost, Err(FileError::Taken)));
     assert_eq!(site.read("1"), "one");
+}
+
+#[test]
+fn combining_changes_nothing_once_the_right_to_write_is_lost() {
+    let site = Site::new();
+    for name in ["all", "1", "2"] {
+        fs::write(site.home(name), name).unwrap();
+    }
+    // The second piece comes too late.
+    let (progress, asked) = (Progress::default(), AtomicU32::new(0));
+    progress.guard_by(move || asked.fetch_add(1, Ordering::Relaxed) < 1);
+    let (sources, changes) = ([path("/1"), path("/2")], &mut Changes::default());
+    let lost = site.jail.combine(&path("/all"), &sources, true, &progress, changes, room, || true);
+    assert!(matches!(lost, Err(FileError::Taken)));
+    // Not even cut again: what is there may be another session's.
+    assert_eq!([site.read("all"), site.read("1"), site.read("2")], ["all1", "1", "2"]);
 }
 
 #[test]
