@@ -123,14 +123,15 @@ impl Search<'_> {
         match &entry.operation {
             Operation::Upload(upload) => return self.effects_of_upload(entry, upload, is_done, state),
             Operation::Delete(name) => {
-                if entry.account == Account::Atomic {
-                    // What a broken upload left goes first, also where there is no file.
-                    after.hidden.remove(name);
-                }
                 if is_done {
                     after.names.remove(name);
-                    return vec![after];
                 }
+                let mut without = after.clone();
+                if entry.account == Account::Atomic {
+                    // What a broken upload left goes first, also where there is no file. It stays if it is written.
+                    without.hidden.remove(name);
+                }
+                return vec![after, without];
             }
             Operation::Rename(from, to) => {
                 if !is_done {

@@ -12,6 +12,7 @@ use std::{
 
 use cluster_tests::{
     dialogue::{self, Dialogue},
+    eventually,
     proxy::Connector,
     random::Random,
 };
@@ -51,11 +52,20 @@ impl Slot {
     }
 
     fn session(&mut self, writer: Writer) -> Dialogue {
-        self.sessions.entry(writer).or_default().pop().unwrap_or_else(|| {
+        if let Some(session) = self.sessions.entry(writer).or_default().pop() {
+            return session;
+        }
+        // All sessions log in at the same time: a busy authd may answer late.
+        eventually("a login", || {
             let mut session = Dialogue::connect_with(&self.connector, self.nodes[writer.node]);
-            session.login(&Self::user(self.number, writer.account), "secret");
-            session.command("TYPE I", 200);
-            session
+            session.command(&format!("USER {}", Self::user(self.number, writer.account)), 331);
+            session.send("PASS secret");
+            let reply = session.reply();
+            assert!(matches!(reply.code, 230 | 421), "{reply:?}");
+            (reply.code == 230).then(|| {
+                session.command("TYPE I", 200);
+                session
+            })
         })
     }
 }

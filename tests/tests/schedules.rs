@@ -11,13 +11,21 @@
 // Numbers of what was run belong beside the result.
 #![allow(clippy::print_stderr)]
 
+#[path = "schedules/checker.rs"]
 mod checker;
+#[path = "schedules/checker_tests.rs"]
 mod checker_tests;
+#[path = "schedules/cluster.rs"]
 mod cluster;
+#[path = "schedules/generator.rs"]
 mod generator;
+#[path = "schedules/ledger.rs"]
 mod ledger;
+#[path = "schedules/model.rs"]
 mod model;
+#[path = "schedules/runner.rs"]
 mod runner;
+#[path = "schedules/summary.rs"]
 mod summary;
 
 use std::{
