@@ -176,7 +176,7 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
         authd.accounts.learn_overrides().await;
         tokio::spawn(keep_asking(Arc::clone(&authd), registry.link().clone()));
         let (advancing, registry) = (Arc::clone(&authd), registry.clone());
-        tokio::spawn(async move { advancing.revision.run(&registry).await });
+        tokio::spawn(async move { advancing.revision.run(&registry, &advancing.throttle).await });
     }
 
     let readiness = Arc::clone(&authd);

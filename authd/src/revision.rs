@@ -4,12 +4,16 @@
 //! have ended between a change and this), and when there is another connection to Redis (a change may have
 //! happened while Redis was away, and another Redis may not know the last revision).
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use common::registry::{LinkError, RegistryView};
 use tokio::{sync::Notify, time::sleep};
 
-use crate::error::with_causes;
+use crate::{accounts::name::UserName, error::with_causes, throttle::Throttle};
 
 /// Waits between attempts while Redis cannot be reached: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -19,6 +23,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub struct Revision {
     wanted: Notify,
+    /// Users whose known addresses Redis has still to forget.
+    to_forget: Mutex<BTreeSet<UserName>>,
 }
 
 impl Revision {
@@ -27,12 +33,18 @@ impl Revision {
         self.wanted.notify_one();
     }
 
-    /// Does what [`advance`](Self::advance) asks for. Never returns.
-    pub async fn run(&self, registry: &RegistryView) {
+    /// Has the user's known addresses forgotten when Redis is back.
+    pub fn forget_addresses_later(&self, user: &UserName) {
+        self.to_forget().insert(user.clone());
+        self.advance();
+    }
+
+    /// Does what the other methods ask for. Never returns.
+    pub async fn run(&self, registry: &RegistryView, throttle: &Throttle) {
         loop {
             self.wanted.notified().await;
             let mut pause = FIRST_PAUSE;
-            while let Err(error) = registry.advance_revision().await {
+            while let Err(error) = self.catch_up(registry, throttle).await {
                 if matches!(error, LinkError::Reply(_)) {
                     log::error!(error = with_causes(&error); "cannot tell the nodes that accounts have changed");
                 }
@@ -41,5 +53,18 @@ impl Revision {
             }
             log::debug!("the nodes ask which of their sessions may stay");
         }
+    }
+
+    async fn catch_up(&self, registry: &RegistryView, throttle: &Throttle) -> Result<(), LinkError> {
+        registry.advance_revision().await?;
+        loop {
+            let Some(user) = self.to_forget().first().cloned() else { return Ok(()) };
+            throttle.forget_addresses(&user).await?;
+            self.to_forget().remove(&user);
+        }
+    }
+
+    fn to_forget(&self) -> MutexGuard<'_, BTreeSet<UserName>> {
+        self.to_forget.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -71,7 +71,7 @@ pub struct Handle {
 enum User {
     #[default]
     Unknown,
-    /// Somebody logs in by this name, which authd may write in another way.
+    /// A login with this name is being decided. authd may write the name in another way.
     Claimed(Box<str>),
     LoggedIn(Box<PastLogin>),
 }
@@ -291,7 +291,7 @@ impl Handle {
         self.ordered.notified().await;
     }
 
-    /// Notes who logs in, or that nobody is logged in.
+    /// Notes the name of a login that is being decided. `None`: no user is logged in.
     pub fn set_user(&self, user: Option<&str>) {
         *self.user() = user.map_or(User::Unknown, |name| User::Claimed(name.into()));
     }

@@ -59,6 +59,10 @@ in
           "warning"
           "Logins through {{ $labels.instance }} wait for authd for more than two seconds."
         )
+        (alert "FtpSessionsUnchecked" ''increase(ftp_reauthorizations_total{result="failed"}[10m]) > 5'' 5
+          "warning"
+          "{{ $labels.instance }} cannot ask authd which sessions may stay: users who are removed or disabled may go on."
+        )
         (alert "FtpCertificateUnusable" ''increase(ftp_tls_reloads_total{result="failed"}[1h]) > 0'' 1
           "warning"
           "{{ $labels.instance }} cannot use its new certificate, and goes on with the one before."

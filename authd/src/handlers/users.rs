@@ -180,7 +180,11 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
 pub async fn shut_out(service: &Service, name: &UserName) {
     service.revision.advance();
     if let Err(error) = service.throttle.forget_addresses(name).await {
-        log::error!(user:% = name, error:% = error; "cannot forget the user's addresses");
+        log::warn!(
+            user:% = name, error:%;
+            "the user's known addresses cannot be forgotten now; authd does it when Redis can be reached"
+        );
+        service.revision.forget_addresses_later(name);
     }
     end_sessions(service, name).await;
 }

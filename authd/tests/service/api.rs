@@ -186,7 +186,8 @@ async fn the_described_bodies_are_those_of_the_types() {
     let mut account = with(json!({ "user": "a", "home": "/a", "admin": false }));
     account.as_object_mut().unwrap().remove("access");
     let account: Account = serde_json::from_value(account).unwrap();
-    let account = Account { version: Some("1".to_owned()), ..account };
+    let quota_directory = Some("/in".to_owned().try_into().unwrap());
+    let account = Account { version: Some("1".to_owned()), quota_directory, ..account };
     assert_eq!(described("Account"), of(serde_json::to_value(&account).unwrap()));
     let login = json!({ "user": "a", "version": "1", "address": "::1" });
     let request: AuthorizedRequest =

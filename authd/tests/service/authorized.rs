@@ -33,8 +33,9 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// 0 if there is none, also while Redis still loads its data.
 fn revision(connection: &mut redis::Connection) -> u64 {
-    connection.get::<_, Option<u64>>("ftp:revision").unwrap().unwrap_or(0)
+    connection.get::<_, Option<u64>>("ftp:revision").ok().flatten().unwrap_or(0)
 }
 
 #[tokio::test]
@@ -176,7 +177,9 @@ async fn the_revision_advances_with_each_change_that_takes_something_away() {
     })
     .await;
 
-    // A change while Redis is away is made up for, and so is a time of which authd knows nothing.
+    // A change while Redis is away is made up for, and the addresses that the user was known from are forgotten.
+    let known = "ftp:known-addresses:another";
+    let () = connection.zadd(known, "192.0.2.1", u32::MAX).unwrap();
     let stopped = redis.stop();
     declare(&["fixed"]);
     authd.hangup();
@@ -184,4 +187,5 @@ async fn the_revision_advances_with_each_change_that_takes_something_away() {
     let redis = stopped.start();
     let mut connection = redis.connection();
     eventually("another revision", async || revision(&mut connection) > last).await;
+    eventually("the addresses to be forgotten", async || !connection.exists::<_, bool>(known).unwrap()).await;
 }
