@@ -53,7 +53,7 @@ impl Health {
             life: RwLock::new(Life::Starting),
             storage: Watched::new("root"),
             listeners: Watched::new("listen"),
-            operations: Watched::new("max_file_operations"),
+            operations: operations::watched(),
             authd: asks_authd.then(|| Watched::new("authd_urls")),
             registry: OnceLock::new(),
             was_ready: AtomicBool::new(true),

@@ -81,6 +81,7 @@ fn a_standalone_node_depends_on_its_storage_alone() {
     let report = readyz(&node).json();
     let names: Vec<_> = report["dependencies"].as_object().unwrap().keys().collect();
     assert_eq!(names, ["file_operations", "listeners", "storage"]);
+    assert!(!node.daemon.lines().iter().any(|line| message_is(line, "not ready")), "ready from the start");
 }
 
 #[test]
