@@ -102,7 +102,8 @@ let
   # of commands and the kernel's buffers of its connection; a transfer three buffers of 264 KiB, its thread, and
   # the kernel's buffers of a data connection (at most 6 MiB to receive or 4 MiB to send by default); an
   # operation its thread and a few buffers of 32 KiB. A listing's memory may be counted twice while it is given
-  # back. The rest: the program, its tables, and the depth of a home that is counted for its quota.
+  # back. The rest: the program, its tables, and trees that are removed or counted for quotas, with 32 KiB for each
+  # level of directories.
   memory =
     let
       kibibyte = 1024;
@@ -113,7 +114,7 @@ let
       + limits.max_transfers * 8 * mebibyte
       + limits.max_file_operations * mebibyte
       + 2 * limits.max_listing_memory
-      + 256 * mebibyte
+      + 1024 * mebibyte
     );
 
   # Users that are made through the API are not known here: room for as many folders as this.

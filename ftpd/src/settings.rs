@@ -281,7 +281,7 @@ pub static SCHEMA: Schema = Schema {
         ),
         Setting::one(
             "max_listing_memory",
-            "bytes (67108864)",
+            "number of bytes",
             "67108864",
             "Memory that the sorted listings of all sessions take together. An entry takes 56 bytes and its name until it is sent. Entries for which there is no memory come unsorted. 0: nothing is sorted.",
         ),
