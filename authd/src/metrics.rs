@@ -14,6 +14,7 @@ const BANS: &str = "authd_bans_total";
 const BANS_LIFTED: &str = "authd_bans_lifted_total";
 const REVOKED: &str = "authd_sessions_revoked_total";
 const CONNECTIONS: &str = "authd_http_connections";
+const DISPLACED: &str = "authd_http_connections_displaced_total";
 const REQUESTS: &str = "authd_http_requests_total";
 const DEPENDENCY_UP: &str = "authd_dependency_up";
 const USERS: &str = "authd_users_declared";
@@ -33,6 +34,10 @@ pub fn describe() {
         "Past logins of which a node asked, and whose sessions may not stay, by reason"
     );
     describe_gauge!(CONNECTIONS, "HTTP connections that are open");
+    describe_counter!(
+        DISPLACED,
+        "HTTP connections without a token that were closed because max_connections left them no more places"
+    );
     describe_counter!(REQUESTS, "HTTP requests by route and status");
     describe_gauge!(
         DEPENDENCY_UP,
@@ -86,6 +91,11 @@ pub fn connected() {
 /// An HTTP connection ended.
 pub fn disconnected() {
     gauge!(CONNECTIONS).decrement(1.0);
+}
+
+/// An HTTP connection without a token was closed for a newer one.
+pub fn displaced() {
+    counter!(DISPLACED).increment(1);
 }
 
 /// An HTTP request was answered.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::secret::Secret;
+use common::{process::http, secret::Secret};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use warp::http::{HeaderMap, header};
@@ -49,6 +49,7 @@ impl Tokens {
     /// The request does not come from a node.
     pub fn node(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<Node, ApiError> {
         if self.node.check(headers) {
+            http::vouch();
             return Ok(Node(()));
         }
         let what = match (&self.node, bearer(headers)) {
@@ -68,6 +69,7 @@ impl Tokens {
     /// The request does not come from an administrator.
     pub fn admin(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<Admin, ApiError> {
         if self.admin.check(headers) {
+            http::vouch();
             return Ok(Admin(()));
         }
         let what = match (&self.admin, bearer(headers)) {

@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 // What a stored hash may cost. Hashes come from operators, but a slip of theirs must not turn
 // one login into minutes or take the machine's memory.
 
+/// The longest password that can be right, in bytes of UTF-8.
+pub const MAX_PASSWORD: usize = 1024;
+
+/// The longest user name that authd can know, in bytes: 64 characters.
+pub const MAX_USER_NAME: usize = 256;
+
 /// The most memory that a hash may need, in KiB.
 pub const MAX_MEMORY_KIB: u32 = 1024 * 1024;
 /// The most passes over its memory that a hash may need.

@@ -10,7 +10,7 @@ use std::{
 use common::{
     health::{REGISTRY, Requirement},
     node::{NodeName, PortRange},
-    process::logging::LogFormat,
+    process::{http::ConnectionLimits, logging::LogFormat},
     registry::{RedisOptions, RedisUrl, WhenAway},
     settings::{SettingsError, Values},
 };
@@ -48,6 +48,7 @@ pub struct Config {
     pub greeting: String,
     pub ascii_conversion: AsciiConversion,
     pub admin_listen: Option<SocketAddr>,
+    pub admin_limits: ConnectionLimits,
     pub readiness: Readiness,
     pub log: LogSettings,
 }
@@ -219,6 +220,10 @@ impl Config {
             greeting: values.required("greeting")?,
             ascii_conversion: values.required("ascii_conversion")?,
             admin_listen: values.optional("admin_listen")?,
+            admin_limits: ConnectionLimits {
+                connections: count(values, "admin_max_connections")? as usize,
+                header_timeout: values.duration("admin_header_timeout")?,
+            },
             readiness: readiness(values)?,
             log: LogSettings {
                 level: values.log_level()?,

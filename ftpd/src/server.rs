@@ -16,17 +16,21 @@ use common::{
     process::{
         admin,
         capabilities::{self, Kept},
-        descriptors as open_files, service,
+        descriptors as open_files,
+        http::{self, Event as HttpEvent},
+        service,
         signals::{Request, Signals},
     },
     registry::{Event, Holder, JoinError, Registry},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep_until, timeout_at},
 };
+
+use warp::Filter;
 
 use crate::{
     auth::probe::AuthdProbe,
@@ -164,7 +168,18 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         log::info!(part = "admin", address:% = local(&listener); "listening");
         let shown = Arc::clone(&health);
         let routes = admin::routes(rendered, move || shown.report());
-        tokio::spawn(warp::serve(routes).incoming(listener).run());
+        let routes = routes.map(warp::Reply::into_response).boxed();
+        let observe = |event| {
+            if event == HttpEvent::Displaced {
+                metrics::limit_reached("admin_max_connections");
+            }
+        };
+        let limits = config.admin_limits;
+        tokio::spawn(async move {
+            // It serves until the process ends: nothing is sent here.
+            let (_never, stop) = oneshot::channel();
+            http::serve(listener, routes, limits, observe, stop).await;
+        });
     }
     let (node, mut events) = tokio::select! {
         started = start(config, &control, tls) => started?,

@@ -123,6 +123,18 @@ pub static SCHEMA: Schema = Schema {
             "127.0.0.1:9121",
             "Where /metrics, /healthz and /readyz are served; set to nothing to switch them off.",
         ),
+        Setting::one(
+            "admin_max_connections",
+            "number",
+            "16",
+            "Connections to admin_listen at once. Beyond three quarters of them, one more closes the oldest silent one.",
+        ),
+        Setting::one(
+            "admin_header_timeout",
+            DURATION,
+            "5s",
+            "How long a connection to admin_listen may be without a complete head of a request.",
+        ),
         Setting::many(
             "readiness_requires",
             "names of storage, registry, authd, credentials",

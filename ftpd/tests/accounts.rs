@@ -141,6 +141,22 @@ fn a_user_may_have_to_encrypt_where_others_need_not() {
 }
 
 #[test]
+fn names_and_passwords_too_long_for_any_user_are_wrong_logins_that_authd_is_not_asked_about() {
+    let (_redis, authd, node) = with_account(json!({ "home": "/" }));
+    // As JSON, each of these bytes takes six.
+    for (name, password) in
+        [("anna", "\x01".repeat(4000)), ("anna", "x".repeat(1025)), (&"\x01".repeat(4000), "x".to_owned())]
+    {
+        let mut session = node.connect();
+        session.command(&format!("USER {name}"), 331);
+        assert_eq!(session.command(&format!("PASS {password}"), 530).text(), "530 Login incorrect");
+    }
+    assert!(authd.requests().is_empty());
+    assert_eq!(node.metric("ftp_logins_total{result=\"rejected\"}"), Some(3.0));
+    node.login("anna", &"x".repeat(1024));
+}
+
+#[test]
 fn authd_is_told_who_wants_in_from_where() {
     let (_redis, authd, node) = with_account(json!({ "home": "/homes/anna" }));
     let mut session = node.login("anna", "very-secret \"quoted\"");

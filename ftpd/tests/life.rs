@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::Path,
@@ -186,6 +186,25 @@ fn the_admin_address_tells_health_readiness_and_metrics() {
     for line in text.lines().filter(|line| line.starts_with("# HELP ")) {
         assert!(line.split(' ').count() > 4, "no help: {line}");
     }
+}
+
+#[test]
+fn half_requests_at_the_admin_address_are_closed_and_keep_no_check_waiting() {
+    let node = Node::standalone().user("u", "p").setting("admin_header_timeout", "2s").start();
+    let half = |_| {
+        let mut stream = TcpStream::connect(node.admin).unwrap();
+        // The node may have closed it already.
+        let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nx: ");
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+    };
+    let halves: Vec<_> = (0..300).map(half).collect();
+    assert_eq!(status(node.admin, "/healthz"), 200);
+    for mut stream in halves {
+        let ended = stream.read_to_end(&mut Vec::new());
+        assert!(ended.map_or_else(|error| error.kind() == io::ErrorKind::ConnectionReset, |_| true));
+    }
+    assert!(node.metric("ftp_limit_reached_total{limit=\"admin_max_connections\"}").unwrap() > 200.0);
 }
 
 #[test]

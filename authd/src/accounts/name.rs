@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+use common::password::MAX_USER_NAME;
 use serde::{Deserialize, Serialize};
 
 /// A user's name: 1 to 64 characters, none of them `/` or a control character, and not `.` or `..`,
@@ -23,7 +24,7 @@ pub struct InvalidName;
 fn check(text: &str) -> Result<String, InvalidName> {
     let forbidden = |c: char| c == '/' || c.is_control();
     // Bytes first: counting the characters of a long text takes long.
-    let fits = !text.is_empty() && text.len() <= 64 * 4 && text.chars().count() <= 64;
+    let fits = !text.is_empty() && text.len() <= MAX_USER_NAME && text.chars().count() <= 64;
     if !fits || text.contains(forbidden) || matches!(text, "." | "..") {
         return Err(InvalidName);
     }

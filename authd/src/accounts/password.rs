@@ -3,14 +3,11 @@
 use std::{sync::Arc, time::Instant};
 
 use argon2::Params;
-pub use common::password::{MAX_ITERATIONS, MAX_MEMORY_KIB, Phc};
+pub use common::password::{MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PASSWORD, Phc};
 use common::secret::Secret;
 use tokio::sync::Semaphore;
 
 use crate::metrics;
-
-/// The longest password that can be right, in bytes.
-pub const MAX_PASSWORD: usize = 1024;
 
 /// How passwords are hashed, and how many at once.
 #[derive(Clone, Debug)]

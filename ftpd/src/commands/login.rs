@@ -6,7 +6,8 @@ use std::{
 };
 
 use common::{
-    auth_api::{Account, PastLogin, Verdict},
+    auth_api::{Account, PastLogin, Rejection, Verdict},
+    password::{MAX_PASSWORD, MAX_USER_NAME},
     policy::Quota,
     process::logging::chain,
     registry::{Refusal, Revision},
@@ -96,6 +97,9 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate.clone()),
     };
     let subject = Subject::new(session.handle.id, shown_name(&attempt.user), attempt.address);
+    if let Some(rejection) = impossible(&attempt) {
+        return refuse(session, &subject, &LoginError::Rejected(rejection));
+    }
     let node = Arc::clone(&session.node);
     // Before authd is asked: what the user loses from now on, the login loses too.
     session.handle.set_user(Some(&attempt.user));
@@ -131,6 +135,15 @@ fn shown_name(name: &str) -> String {
         Some((end, _)) => format!("{}…", &name[..end]),
         None => name.to_owned(),
     }
+}
+
+/// Names and passwords that are too long for any user. Written as JSON they may be longer than authd's requests, and
+/// would count as an authd that does not answer.
+fn impossible(attempt: &Attempt) -> Option<Rejection> {
+    if attempt.user.len() > MAX_USER_NAME {
+        return Some(Rejection::UnknownUser);
+    }
+    (attempt.password.expose().len() > MAX_PASSWORD).then_some(Rejection::WrongPassword)
 }
 
 /// Passwords are UTF-8 where they can be; older clients send Latin-1.
