@@ -122,7 +122,12 @@ rec {
       cfg.secrets."${secret}File";
 
   limits = {
-    inherit (cfg.ftpd.settings) max_sessions max_transfers max_file_operations;
+    inherit (cfg.ftpd.settings)
+      max_sessions
+      max_transfers
+      max_file_operations
+      max_listing_memory
+      ;
     drain = seconds cfg.ftpd.settings.drain_timeout;
     stall = seconds cfg.ftpd.settings.stall_timeout;
     idle = seconds cfg.ftpd.settings.idle_timeout;

@@ -98,6 +98,24 @@ let
   # A unit's limit that grows in steps, far from what it needs: to change it restarts the node.
   atLeast = least: needed: if needed <= least then least else atLeast (2 * least) needed;
 
+  # The memory of a node all of whose limits are reached at the same time, in bytes. A session has its TLS, 16 KiB
+  # of commands and the kernel's buffers of its connection; a transfer three buffers of 264 KiB, its thread, and
+  # the kernel's buffers of a data connection (at most 6 MiB to receive or 4 MiB to send by default); an
+  # operation its thread and a few buffers of 32 KiB. A listing's memory may be counted twice while it is given
+  # back. The rest: the program, its tables, and the depth of a home that is counted for its quota.
+  memory =
+    let
+      kibibyte = 1024;
+      mebibyte = 1024 * kibibyte;
+    in
+    atLeast (2048 * mebibyte) (
+      limits.max_sessions * 128 * kibibyte
+      + limits.max_transfers * 8 * mebibyte
+      + limits.max_file_operations * mebibyte
+      + 2 * limits.max_listing_memory
+      + 256 * mebibyte
+    );
+
   # Users that are made through the API are not known here: room for as many folders as this.
   foldersOfSession =
     let
@@ -208,6 +226,14 @@ in
         );
         # A thread for each transfer and operation, and one a core.
         TasksMax = atLeast 16384 (limits.max_transfers + limits.max_file_operations + 256);
+
+        # The node and the page cache of the files that it reads. From MemoryHigh on the kernel frees the cache;
+        # MemoryMax ends the node before it takes the memory of the rest of the host.
+        MemoryMax = lib.mkDefault memory;
+        MemoryHigh = lib.mkDefault (memory / 8 * 7);
+        # Where the host itself is short, the kernel ends a node before Redis and authd (0): clients connect to
+        # another node, but every node needs those two.
+        OOMScoreAdjust = 250;
 
         # The control port is below 1024. Nothing else of root's power.
         AmbientCapabilities = lib.optional hasPrivilegedPort "CAP_NET_BIND_SERVICE";

@@ -20,6 +20,7 @@ lib.mapAttrs' (name: file: lib.nameValuePair "vm-${name}" (test ({ inherit name;
     tls = ./tls.nix;
     real-address = ./real-address.nix;
     partition = ./partition.nix;
+    one-writer = ./one-writer.nix;
     firewall = ./firewall.nix;
     kernel-data-path = ./kernel-data-path.nix;
     scale-out = ./scale-out.nix;

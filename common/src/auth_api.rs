@@ -5,6 +5,7 @@ use std::{fmt, net::IpAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    certificate::ClientCertificate,
     node::NodeName,
     policy::{Bandwidth, DirectoryRule, Folder, NamePattern, Quota, TreePath},
     secret::{Secret, serialize_exposed},
@@ -24,9 +25,13 @@ pub struct AuthenticateRequest {
     pub session: SessionId,
     /// Whether the control connection is encrypted.
     pub tls: bool,
-    /// Subject of the client certificate that the node has verified, as RFC 4514 writes it.
+    /// Subject of the client certificate, from a node that does not send `client_certificate` yet. It has no
+    /// escapes: authd believes it only if it has one attribute without special characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
+    /// The client certificate that the node has verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<ClientCertificate>,
 }
 
 /// Body of the answer 200 to `POST /v1/authenticate`: everything a node needs to know of a user.

@@ -13,6 +13,7 @@ use std::{
 
 use common::{
     auth_api::{Account, AuthenticateRequest, ErrorBody, ErrorCode, PastLogin, Rejection, Verdict},
+    certificate::{ClientCertificate, DistinguishedName},
     node::NodeName,
     process::logging::chain,
     secret::Secret,
@@ -37,8 +38,8 @@ pub struct Attempt {
     pub address: IpAddr,
     pub session: SessionId,
     pub tls: bool,
-    /// Subject of the verified client certificate.
-    pub certificate: Option<String>,
+    /// The verified client certificate.
+    pub certificate: Option<ClientCertificate>,
 }
 
 /// Why an attempt failed.
@@ -142,7 +143,8 @@ impl Authd {
             node: self.node.clone(),
             session: attempt.session,
             tls: attempt.tls,
-            certificate: attempt.certificate,
+            certificate: None,
+            client_certificate: attempt.certificate,
         };
         let started = Instant::now();
         let deadline = tokio::time::Instant::now() + self.timeout;
@@ -174,10 +176,7 @@ async fn ask(
     instance: &Instance,
     request: &AuthenticateRequest,
 ) -> Result<Result<Account, LoginError>, String> {
-    // `to_string` fails for maps whose keys are no text and for failing `Serialize`s: the request is
-    // a plain struct of text and numbers.
-    let body = || serde_json::to_string(request).expect("a request is plain data");
-    let answer = instance.post(body).await.map_err(|error| chain(&error))?;
+    let answer = post(instance, request).await?;
     if answer.status == StatusCode::OK {
         return serde_json::from_slice(&answer.body)
             .map(Ok)
@@ -193,7 +192,32 @@ async fn ask(
             Ok(Err(LoginError::Throttled(seconds.unwrap_or(1))))
         }
         ErrorCode::Unauthorized => Err(refused_token()),
+        ErrorCode::InvalidRequest if message.contains(NEW_FIELD) && request.client_certificate.is_some() => {
+            Box::pin(ask(instance, &for_older_authd(request))).await
+        }
         _ => Err(format!("answered {}: {message}", answer.status)),
+    }
+}
+
+async fn post(instance: &Instance, request: &AuthenticateRequest) -> Result<http::Answer, String> {
+    // `to_string` fails for maps whose keys are no text and for failing `Serialize`s: the request is
+    // a plain struct of text and numbers.
+    let body = || serde_json::to_string(request).expect("a request is plain data");
+    instance.post(body).await.map_err(|error| chain(&error))
+}
+
+/// The field that an authd of an older version does not know.
+const NEW_FIELD: &str = "client_certificate";
+
+/// The same request as an older authd takes it, until that is upgraded: a subject without special characters is
+/// told as text, and no other one, because an older authd takes the texts of different subjects for the same.
+fn for_older_authd(request: &AuthenticateRequest) -> AuthenticateRequest {
+    let subject = request.client_certificate.as_ref().and_then(|certificate| certificate.subject.as_ref());
+    let plain = subject.filter(|subject| DistinguishedName::is_plain(subject));
+    AuthenticateRequest {
+        certificate: plain.map(ToString::to_string),
+        client_certificate: None,
+        ..request.clone()
     }
 }
 

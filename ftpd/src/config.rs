@@ -26,7 +26,7 @@ use crate::{
     health::Readiness,
     jail::{Locks, Modes},
     representation::AsciiConversion,
-    tls::{CertificateFiles, Policy, TlsSettings},
+    tls::{CertificateFiles, Policy, TlsSettings, trust::TrustFiles},
     workers::quarter,
 };
 
@@ -451,7 +451,7 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
     let minimum: String = values.required("tls_minimum")?;
     Ok(Some(TlsSettings {
         certificates: certificates.map(|(chain, key)| CertificateFiles { chain, key }).collect(),
-        client_authorities: values.optional("tls_client_ca")?,
+        client_trust: client_trust(values)?,
         minimum: match minimum.as_str() {
             "1.2" => &rustls::version::TLS12,
             "1.3" => &rustls::version::TLS13,
@@ -464,8 +464,18 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
         kernel: values.required("kernel_tls")?,
         tickets: values.required("tls_tickets")?,
         ticket_rotation: values.duration("tls_ticket_rotation")?,
+        resumption_max_age: values.duration("tls_resumption_max_age")?,
         handshake_timeout: values.duration("tls_handshake_timeout")?,
     }))
+}
+
+fn client_trust(values: &Values) -> Result<Option<TrustFiles>, SettingsError> {
+    let revocations: Vec<PathBuf> = values.list("tls_client_crls")?;
+    match values.optional("tls_client_ca")? {
+        Some(authorities) => Ok(Some(TrustFiles { authorities, revocations })),
+        None if revocations.is_empty() => Ok(None),
+        None => Err(values.missing("tls_client_ca", "tls_client_crls has its authorities' revocation lists")),
+    }
 }
 
 fn mode(values: &Values, key: &str) -> Result<u32, SettingsError> {

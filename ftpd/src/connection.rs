@@ -421,7 +421,7 @@ impl Connection {
         match self.session.handle.pending()? {
             Order::Drain if self.activity.is_some() => None,
             Order::Drain => Some(End::told("This node goes down for maintenance; connect again", "drain")),
-            Order::End | Order::Stop | Order::MakeRoom => at_once(&self.session.handle),
+            Order::MakeRoom | Order::End | Order::Stop => at_once(&self.session.handle),
         }
     }
 

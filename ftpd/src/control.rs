@@ -19,8 +19,8 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use crate::{
-    protocol::{Reply, command::is_foreign, line::LineBuffer},
     data::progress::has_ended,
+    protocol::{Reply, command::is_foreign, line::LineBuffer},
     tls::{Handshake, Tls},
 };
 

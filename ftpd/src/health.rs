@@ -13,7 +13,10 @@ use std::{
 };
 
 use common::{
-    health::{AUTHD, Condition, FILE_OPERATIONS, LISTENERS, Life, REGISTRY, Report, Requirement, STORAGE, Trouble, Watched},
+    health::{
+        AUTHD, Condition, FILE_OPERATIONS, LISTENERS, Life, REGISTRY, Report, Requirement, STORAGE, Trouble,
+        Watched,
+    },
     process::service,
     registry::Registry,
 };

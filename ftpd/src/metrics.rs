@@ -58,6 +58,10 @@ pub fn describe() {
         "ftp_tls_downloads_total",
         "Encrypted downloads in TYPE I by who makes their TLS records: the kernel, or the node itself"
     );
+    describe_gauge!(
+        "ftp_tls_crl_expiry_timestamp_seconds",
+        "When the first of tls_client_crls expires; from then on its authority's client certificates are refused"
+    );
     describe_counter!("ftp_tls_reloads_total", "Certificates read again, by result");
     describe_counter!(
         "ftp_partials_removed_total",
@@ -209,6 +213,13 @@ pub fn data_tls_session(is_proved: bool) {
 /// `path`: `kernel` or `records`.
 pub fn tls_download(path: &'static str) {
     counter!("ftp_tls_downloads_total", "path" => path).increment(1);
+}
+
+/// `until`: when the first revocation list expires, in seconds since 1970; `None`: there are no lists.
+pub fn tls_revocation_lists(until: Option<i64>) {
+    if let Some(until) = until {
+        gauge!("ftp_tls_crl_expiry_timestamp_seconds").set(until as f64);
+    }
 }
 
 pub fn tls_reloaded(well: bool) {

@@ -6,7 +6,7 @@ use common::{node::NodeName, registry::Registry};
 
 use crate::{
     auth::Authenticator,
-    config::{Limits, Network, Storage, Timeouts},
+    config::{Config, Limits, Network, Storage, Timeouts},
     connection_log::ConnectionLog,
     connections::Connections,
     data::passive::PassivePorts,
@@ -45,4 +45,44 @@ pub struct Node {
     pub connection_log: ConnectionLog,
     pub transfer_log: TransferLog,
     pub tls: Option<Arc<Tls>>,
+}
+
+/// What a node needs beside its settings: it is open, or in touch with other processes, already.
+pub struct Parts {
+    pub trust: Arc<Trust>,
+    pub passive: PassivePorts,
+    pub registry: Registry,
+    pub transfer_log: TransferLog,
+    pub tls: Option<Arc<Tls>>,
+}
+
+impl Node {
+    /// To be called within the runtime.
+    pub fn new(config: Config, parts: Parts) -> Self {
+        let Parts { trust, passive, registry, transfer_log, tls } = parts;
+        let limits = &config.limits;
+        let connections = Arc::new(Connections::new(limits.sessions, limits.sessions_per_address));
+        Self {
+            authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
+            name: config.node_name,
+            workers: Workers::new(&config.limits, config.timeouts.file_operation_wait),
+            checksum_turns: Turns::new(config.limits.checksums_per_user),
+            listing_memory: ListingMemory::new(config.storage.listing_memory),
+            directories: SharedDirectories::default(),
+            counts: Counts::new(&config.limits, &config.timeouts, &config.storage, &connections),
+            connections,
+            connection_log: ConnectionLog::new(config.limits.failure_lines),
+            network: config.network,
+            storage: config.storage,
+            limits: config.limits,
+            timeouts: config.timeouts,
+            greeting: config.greeting,
+            ascii_conversion: config.ascii_conversion,
+            trust,
+            passive,
+            registry,
+            transfer_log,
+            tls,
+        }
+    }
 }

@@ -29,31 +29,26 @@ use tokio::{
 };
 
 use crate::{
-    auth::{Authenticator, probe::AuthdProbe},
+    auth::probe::AuthdProbe,
     config::{Authentication, Config, Network},
     connection::Connection,
-    connection_log::ConnectionLog,
-    connections::{Connections, Order, Refused},
+    connections::{Order, Refused},
     data::passive::PassivePorts,
     descriptors::{Needs, TooFewDescriptors},
     ephemeral,
     health::{self, Health},
     health_check,
-    jail::{Locks, SharedDirectories},
-    listing::sorted::ListingMemory,
+    jail::Locks,
     listener::{self, Bound},
     metrics,
-    node::Node,
+    node::{Node, Parts},
     place,
     protocol::{Code, Reply},
     proxy_protocol::{NoClient, Trust},
-    quota::Counts,
     revocation,
     sweeper,
     tls::{Tls, TlsError},
     transfer_log::TransferLog,
-    turns::Turns,
-    workers::Workers,
 };
 
 /// How long a session that was told to stop may take to say its last reply.
@@ -331,7 +326,7 @@ fn is_missing_family(error: &io::Error) -> bool {
 }
 
 async fn start(
-    config: Config,
+    mut config: Config,
     control: &[Bound],
     tls: Option<Arc<Tls>>,
 ) -> Result<(Arc<Node>, mpsc::Receiver<Event>), RunError> {
@@ -368,7 +363,7 @@ async fn start(
         transfers: 0,
         failing: Vec::new(),
     };
-    let (registry, events) = match config.redis {
+    let (registry, events) = match config.redis.take() {
         Some(options) => Registry::join(record, place, options).await?,
         // Without Redis nobody sends anything.
         None => (Registry::local(record), mpsc::channel(1).1),
@@ -377,30 +372,7 @@ async fn start(
         tls.share_ticket_keys(registry.clone()).await;
         tls.watch_files();
     }
-    let connections = Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address));
-    let counts = Counts::new(&config.limits, &config.timeouts, &config.storage, &connections);
-    let node = Arc::new(Node {
-        authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
-        name: config.node_name,
-        workers: Workers::new(&config.limits, config.timeouts.file_operation_wait),
-        checksum_turns: Turns::new(config.limits.checksums_per_user),
-        listing_memory: ListingMemory::new(config.storage.listing_memory),
-        directories: SharedDirectories::default(),
-        counts,
-        connections,
-        connection_log: ConnectionLog::new(config.limits.failure_lines),
-        network: config.network,
-        storage: config.storage,
-        limits: config.limits,
-        timeouts: config.timeouts,
-        greeting: config.greeting,
-        ascii_conversion: config.ascii_conversion,
-        trust,
-        passive,
-        registry,
-        transfer_log,
-        tls,
-    });
+    let node = Arc::new(Node::new(config, Parts { trust, passive, registry, transfer_log, tls }));
     Ok((node, events))
 }
 

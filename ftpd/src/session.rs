@@ -232,7 +232,8 @@ impl LoggedIn {
     ) -> Result<T, Reply> {
         let done = self.node.workers.operation_of(self.claim(), work).await;
         done.map_err(|stuck| {
-            let failure = Failure { detail: Some(stuck.to_string().into()), ..Failure::from("storage_hangs") };
+            let failure =
+                Failure { detail: Some(stuck.to_string().into()), ..Failure::from("storage_hangs") };
             Reply::new(Code::FILE_BUSY, "The storage does not answer at this time; try again later")
                 .because(failure)
         })

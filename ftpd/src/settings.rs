@@ -203,12 +203,24 @@ pub static SCHEMA: Schema = Schema {
             "12h",
             "How often the key that seals tickets is replaced; tickets are good for twice as long.",
         ),
+        Setting::one(
+            "tls_resumption_max_age",
+            DURATION,
+            "24h",
+            "How long after a full TLS handshake new control connections may resume it, by whatever tickets came since. Data connections of a session resume for as long as it lasts.",
+        ),
         Setting::one("tls_handshake_timeout", DURATION, "10s", "How long a TLS handshake may take."),
         Setting::one(
             "tls_client_ca",
             "PEM file",
             "",
             "Authorities whose client certificates are verified, and told to authd.",
+        ),
+        Setting::many(
+            "tls_client_crls",
+            "PEM files",
+            "",
+            "Certificate revocation lists for tls_client_ca, read again when they change and on SIGHUP. With any, every authority in a client's chain needs one that has not expired: without, its certificates are refused.",
         ),
         Setting::one(
             "implicit_tls_port",
@@ -347,12 +359,7 @@ pub static SCHEMA: Schema = Schema {
             "0",
             "A transfer that is slower than this for `minimum_rate_time` gets 426. Time in which it waits for its user's bandwidth does not count. 0: no minimum.",
         ),
-        Setting::one(
-            "minimum_rate_time",
-            DURATION,
-            "60s",
-            "Over how long `minimum_rate` is measured.",
-        ),
+        Setting::one("minimum_rate_time", DURATION, "60s", "Over how long `minimum_rate` is measured."),
         Setting::one(
             "max_file_operations",
             "number",
@@ -395,12 +402,7 @@ pub static SCHEMA: Schema = Schema {
             "64",
             "Long commands (checksums, COMB, RMDA, STAT with a path) at once, each on a thread of its own; one more waits for its turn.",
         ),
-        Setting::one(
-            "max_long_operations_per_user",
-            "number",
-            "8",
-            "Long commands of one user at once.",
-        ),
+        Setting::one("max_long_operations_per_user", "number", "8", "Long commands of one user at once."),
         Setting::one(
             "long_operation_wait",
             DURATION,

@@ -56,8 +56,7 @@ impl Workers {
         let places = |all: u32, per_user, per_filesystem, settings| {
             Places::new(Bounds { all, per_user, per_filesystem, settings })
         };
-        let all =
-            [limits.file_operations, limits.login_operations, limits.long_operations, limits.transfers];
+        let all = [limits.file_operations, limits.login_operations, limits.long_operations, limits.transfers];
         Self {
             threads: Threads::new(SPARE + all.into_iter().map(|places| places as usize).sum::<usize>()),
             operations: places(

@@ -70,7 +70,8 @@ fn authd_is_told_the_subject_of_a_client_certificate_that_was_verified() {
         session.login("anna", "");
         session.transmit("STOR file", b"content");
     }
-    let told: Vec<_> = authd.requests().iter().map(|request| request["certificate"].clone()).collect();
+    let told: Vec<_> =
+        authd.requests().iter().map(|request| request["client_certificate"]["subject"].clone()).collect();
     assert_eq!(told, [Value::Null, json!("CN=scanner"), json!("CN=scanner")]);
     // One of an authority that nobody named is no certificate at all.
     let mut clear = node.connect();
@@ -80,6 +81,34 @@ fn authd_is_told_the_subject_of_a_client_certificate_that_was_verified() {
     // With TLS 1.3 the client learns of it only when it reads.
     assert!(handshake.and_then(|mut stream| stream.read_exact(&mut [0])).is_err());
     assert_eq!(authd.requests().len(), 3);
+}
+
+/// Nodes are upgraded before authd.
+#[test]
+fn an_older_authd_is_told_a_subject_without_special_characters_and_no_other() {
+    let authority = Authority::new();
+    let server = authority.sign("localhost");
+    let authd = StubAuthd::start(|request| match &request["client_certificate"] {
+        Value::Null => Answer::account(&json!({ "user": request["user"], "home": "/" })),
+        _ => {
+            let message = "unknown field `client_certificate`, expected one of `user`, `password`";
+            let body = json!({ "error": "invalid_request", "message": message });
+            Answer::Http("400 Bad Request", String::new(), body.to_string())
+        }
+    });
+    let (_redis, builder) = node(&authd.url());
+    let node = builder
+        .setting("tls_certificates", server.chain.display())
+        .setting("tls_keys", server.key.display())
+        .setting("tls_client_ca", authority.file().display())
+        .start();
+    for (name, told) in [("scanner", json!("CN=scanner")), ("O=a, CN=scanner", Value::Null)] {
+        let files = authority.sign_with("client", &rcgen::PKCS_ECDSA_P256_SHA256, |parameters| {
+            parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
+        });
+        SecureDialogue::explicit(&authority.client_with(&files), node.address).login("anna", "");
+        assert_eq!(authd.requests().last().unwrap()["certificate"], told);
+    }
 }
 
 #[test]

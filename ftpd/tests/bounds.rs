@@ -54,7 +54,11 @@ fn without_memory_to_sort_a_listing_has_every_entry_once() {
         let text = String::from_utf8(session.receive("NLST -r big")).unwrap();
         let mut names: Vec<&str> = text.lines().collect();
         names.sort_unstable();
-        assert_eq!(names, (0..500).map(|number| format!("big/{number:0>240}")).collect::<Vec<_>>(), "{memory}");
+        assert_eq!(
+            names,
+            (0..500).map(|number| format!("big/{number:0>240}")).collect::<Vec<_>>(),
+            "{memory}"
+        );
         // What fits is sorted, as beyond max_sorted_entries.
         let first: Vec<&str> = text.lines().take(3).collect();
         assert!(memory == 0 || first.is_sorted_by(|a, b| a > b), "{memory}: {first:?}");

@@ -179,6 +179,30 @@ fn a_data_connection_that_proves_nothing_or_another_session_is_refused_where_pro
     assert_eq!(victim.receive("RETR secret"), b"secret");
 }
 
+/// The refused connection is one of the victim's session: a ticket from it would be the proof next time.
+#[test]
+fn a_refused_data_connection_yields_no_ticket_that_proves_the_session_next_time() {
+    let authority = Authority::new();
+    let node = node(&authority.sign("localhost")).setting("tls_data_reuse", "required").start();
+    for version in [&TLS12, &TLS13] {
+        let mut victim = SecureDialogue::explicit(&authority.client_of(version), node.address);
+        victim.login("u", "p");
+        victim.transmit("STOR secret", b"secret");
+        let thief = authority.client_of(version);
+        for _ in 0..3 {
+            let data = victim.begin_clear("RETR secret");
+            victim.expect(150);
+            if let Ok(mut stream) = thief.encrypt(data) {
+                let mut stolen = Vec::new();
+                let _ = stream.read_to_end(&mut stolen);
+                assert!(stolen.is_empty(), "{version:?}");
+            }
+            victim.expect(522);
+        }
+        assert_eq!(victim.receive("RETR secret"), b"secret");
+    }
+}
+
 #[test]
 fn where_reuse_is_preferred_a_client_that_cannot_is_served_and_counted() {
     let authority = Authority::new();

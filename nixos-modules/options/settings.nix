@@ -22,6 +22,9 @@ in
           max_sessions = setting types.ints.positive 10000 "Control connections of a node at once.";
           max_transfers = setting types.ints.positive 1000 "Transfers of a node at once.";
           max_file_operations = setting types.ints.positive 128 "File operations of a node at once.";
+          max_listing_memory =
+            setting types.ints.unsigned 67108864
+              "Bytes that the sorted listings of all sessions of a node take together.";
           idle_timeout = setting duration "5m" "Without a command or a transfer; then the session ends.";
           stall_timeout =
             setting duration "5m"

@@ -20,6 +20,7 @@ use crate::{
     proxy::Connector,
     redis::Redis,
     tls::CertificateFiles,
+    wire::Wire,
 };
 
 const CONTROL_PORT: u16 = 2121;
@@ -29,6 +30,7 @@ const BALANCER: u8 = 1;
 const REDIS: u8 = 2;
 const AUTHD: u8 = 3;
 const FIRST_NODE: u8 = 11;
+const FIRST_WIRE: u8 = 51;
 
 /// What a cluster is started with.
 pub struct ClusterBuilder {
@@ -39,6 +41,8 @@ pub struct ClusterBuilder {
     users: Option<String>,
     reference_variables: bool,
     encrypted: bool,
+    balancer: bool,
+    wires: bool,
 }
 
 /// A running cluster. All of it ends when this is dropped.
@@ -46,6 +50,7 @@ pub struct Cluster {
     // Dropped in this order: the parts before the addresses and files that they use.
     nginx: Option<Nginx>,
     nodes: Vec<Option<Node>>,
+    wires: Vec<Wire>,
     authd: Option<Authd>,
     redis: Option<Redis>,
     configuration: ClusterBuilder,
@@ -66,6 +71,8 @@ impl Cluster {
             users: None,
             reference_variables: false,
             encrypted: false,
+            balancer: true,
+            wires: false,
         }
     }
 
@@ -169,6 +176,14 @@ impl Cluster {
         self.redis = Some(Redis::start(self.loopback.socket(REDIS, 6379)));
     }
 
+    /// The connections between the node at `position` and Redis.
+    ///
+    /// # Panics
+    /// The cluster was started without [`ClusterBuilder::wires`].
+    pub fn wire(&self, position: usize) -> &Wire {
+        &self.wires[position]
+    }
+
     /// The position of the node whose slice holds a passive port.
     ///
     /// # Panics
@@ -216,7 +231,7 @@ impl Cluster {
         let configuration = &self.configuration;
         let host = FIRST_NODE + position as u8;
         let name = node_name(position);
-        let redis = self.loopback.socket(REDIS, 6379);
+        let redis = self.wires.get(position).map_or(self.loopback.socket(REDIS, 6379), Wire::address);
         let authd = format!("http://{}", self.loopback.socket(AUTHD, 5160));
         let external = self.loopback.address(BALANCER);
         let (from, to) = (self.passive.from(), self.passive.to());
@@ -296,6 +311,18 @@ impl ClusterBuilder {
             .setting("implicit_tls_port", IMPLICIT_PORT)
     }
 
+    /// Clients connect to the nodes themselves: there is no nginx.
+    pub fn without_balancer(mut self) -> Self {
+        self.balancer = false;
+        self
+    }
+
+    /// Each node reaches Redis through a [`Wire`] of its own, which a test can cut.
+    pub fn wires(mut self) -> Self {
+        self.wires = true;
+        self
+    }
+
     /// Starts all parts and waits until each serves.
     ///
     /// # Panics
@@ -322,6 +349,7 @@ impl ClusterBuilder {
         let mut cluster = Cluster {
             nginx: None,
             nodes: Vec::new(),
+            wires: Vec::new(),
             authd: Some(authd),
             redis: Some(redis),
             passive,
@@ -330,6 +358,11 @@ impl ClusterBuilder {
             configuration: self,
             loopback,
         };
+        if cluster.configuration.wires {
+            let redis = cluster.loopback.socket(REDIS, 6379);
+            let wire = |position| cluster.loopback.socket(FIRST_WIRE + position as u8, 6379);
+            cluster.wires = (0..cluster.configuration.nodes).map(|i| Wire::start(wire(i), redis)).collect();
+        }
         let starting =
             (0..cluster.configuration.nodes).map(|i| Some(cluster.node_builder(i).spawn())).collect();
         cluster.nodes = starting;
@@ -337,7 +370,7 @@ impl ClusterBuilder {
             cluster.node(position).daemon.wait_for_message("ready", &[]);
         }
         // Last: a balancer that found a node missing would avoid it for a while.
-        cluster.nginx = Some(Nginx::start(&balancer));
+        cluster.nginx = cluster.configuration.balancer.then(|| Nginx::start(&balancer));
         cluster
     }
 

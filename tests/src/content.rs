@@ -2,12 +2,14 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::random::Random;
+
 /// `length` bytes that look random and are the same for the same `seed`.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed;
+    let mut random = Random::new(seed);
     let mut content = Vec::with_capacity(length + 8);
     while content.len() < length {
-        content.extend_from_slice(&splitmix64(&mut state).to_le_bytes());
+        content.extend_from_slice(&random.number().to_le_bytes());
     }
     content.truncate(length);
     content
@@ -16,15 +18,6 @@ pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
 /// SHA-256 in hexadecimal: what two contents are compared by, so that a failure prints one line.
 pub fn sha256(content: impl AsRef<[u8]>) -> String {
     hex::encode(Sha256::digest(content))
-}
-
-/// Sebastiano Vigna's generator: every seed gives another sequence.
-fn splitmix64(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod content;
 pub mod dialogue;
 pub mod gate;
+pub mod hang;
 pub mod http;
 pub mod kernel_path;
 pub mod loopback;
@@ -22,10 +23,12 @@ pub mod nginx;
 pub mod node;
 pub mod process;
 pub mod proxy;
+pub mod random;
 pub mod redis;
 pub mod reply;
 pub mod stub_authd;
 pub mod tls;
+pub mod wire;
 
 use std::{
     thread,

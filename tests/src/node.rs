@@ -11,7 +11,7 @@ use std::{
 use nix::sys::resource::{Resource, setrlimit};
 use tempfile::TempDir;
 
-use crate::{binaries, dialogue::Dialogue, eventually, http, loopback::Loopback, process::Daemon};
+use crate::{binaries, dialogue::Dialogue, eventually, hang::Hang, http, loopback::Loopback, process::Daemon};
 
 /// What a node is started with.
 #[derive(Clone)]
@@ -25,6 +25,7 @@ pub struct NodeBuilder {
     is_unprivileged: bool,
     largest_file: Option<u64>,
     open_files: Option<(u64, u64)>,
+    hang: Option<Arc<Hang>>,
 }
 
 /// A running `ftpd`. It ends when this is dropped.
@@ -117,6 +118,7 @@ impl NodeBuilder {
             is_unprivileged: false,
             largest_file: None,
             open_files: None,
+            hang: None,
         };
         builder
             .setting("node_name", name)
@@ -170,6 +172,12 @@ impl NodeBuilder {
         self
     }
 
+    /// Lets a directory of the storage hang.
+    pub fn hanging(mut self, hang: &Arc<Hang>) -> Self {
+        self.hang = Some(Arc::clone(hang));
+        self
+    }
+
     /// Listens on this address instead of its own.
     pub fn listen(mut self, address: IpAddr) -> Self {
         self.listen = address;
@@ -207,7 +215,12 @@ impl NodeBuilder {
         let address = (self.listen, port.expect("the node's port is set")).into();
         let admin = value("admin_listen").and_then(|admin| admin.parse().ok());
         let admin = admin.expect("the node's admin address is set");
-        let daemon = Daemon::start(&format!("ftpd {}", self.name), self.command());
+        let mut command = self.command();
+        let hang = self.hang.as_ref().map(|hang| (hang, Hang::prepare(&mut command)));
+        let daemon = Daemon::start(&format!("ftpd {}", self.name), command);
+        if let Some((hang, socket)) = hang {
+            hang.supervise(&socket);
+        }
         Node { daemon, name: self.name.clone(), address, admin, builder: self }
     }
 

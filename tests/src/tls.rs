@@ -6,18 +6,23 @@ use std::{
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
-    SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SerialNumber, SignatureAlgorithm,
 };
 use rustls::{
-    ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, SupportedProtocolVersion,
-    client::Resumption,
+    ClientConfig, ClientConnection, HandshakeKind, RootCertStore, SignatureScheme, StreamOwned,
+    SupportedProtocolVersion,
+    client::{ResolvesClientCert, Resumption, Tls12Resumption},
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
+    sign::CertifiedKey,
 };
 use tempfile::TempDir;
 
@@ -103,6 +108,41 @@ impl Authority {
         TlsClient::new(self, None, &[version])
     }
 
+    /// Writes a revocation list with these serial numbers. It expires in so many hours; a negative number of
+    /// hours is in the past.
+    ///
+    /// # Panics
+    /// The file cannot be written.
+    pub fn revoke(&self, serials: &[u64], hours: i64) -> PathBuf {
+        let now = time::OffsetDateTime::now_utc();
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: now - time::Duration::DAY,
+            next_update: now + time::Duration::hours(hours),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let path = self.directory.path().join("crl.pem");
+        replace(&path, &list.signed_by(&self.issuer).expect("a list").pem().expect("PEM"));
+        path
+    }
+
+    /// A client of one version of TLS that trusts this authority and shows a certificate.
+    pub fn client_of_with(
+        &self,
+        version: &'static SupportedProtocolVersion,
+        files: &CertificateFiles,
+    ) -> TlsClient {
+        TlsClient::new(self, Some(files), &[version])
+    }
+
     /// A client that shows a certificate of this authority.
     pub fn client_with(&self, files: &CertificateFiles) -> TlsClient {
         TlsClient::new(self, Some(files), &[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -121,6 +161,25 @@ fn replace(path: &Path, content: &str) {
 pub struct TlsClient {
     config: Arc<ClientConfig>,
     host: ServerName<'static>,
+    shown: Option<Arc<Shown>>,
+}
+
+/// The certificate that a client shows, unless it hides it.
+#[derive(Debug)]
+struct Shown {
+    pair: Arc<CertifiedKey>,
+    hidden: AtomicBool,
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let usable = self.pair.key.choose_scheme(schemes).is_some() && !self.hidden.load(Ordering::Relaxed);
+        usable.then(|| Arc::clone(&self.pair))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 impl TlsClient {
@@ -135,16 +194,34 @@ impl TlsClient {
             .with_protocol_versions(versions)
             .expect("versions")
             .with_root_certificates(roots);
-        let mut config = match certificate {
+        let shown = certificate.map(|files| {
+            let chain = vec![CertificateDer::from(pem(&files.chain))];
+            let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pem(&files.key)));
+            let pair = CertifiedKey::from_der(chain, key, builder.crypto_provider()).expect("a pair");
+            Arc::new(Shown { pair: Arc::new(pair), hidden: AtomicBool::new(false) })
+        });
+        let mut config = match &shown {
             None => builder.with_no_client_auth(),
-            Some(files) => {
-                let chain = pem(&files.chain);
-                let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pem(&files.key)));
-                builder.with_client_auth_cert(vec![CertificateDer::from(chain)], key).expect("a pair")
-            }
+            Some(shown) => builder.with_client_cert_resolver(Arc::clone(shown) as _),
         };
         config.resumption = Resumption::in_memory_sessions(64);
-        Self { config: Arc::new(config), host: "localhost".try_into().expect("a name") }
+        Self { config: Arc::new(config), host: "localhost".try_into().expect("a name"), shown }
+    }
+
+    /// Shows no certificate in full handshakes from now on. TLS sessions in which one was shown are kept.
+    pub fn hide_certificate(&self) {
+        if let Some(shown) = &self.shown {
+            shown.hidden.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A client that resumes sessions of TLS 1.2 by their id, without tickets.
+    #[must_use]
+    pub fn without_tickets(&self) -> Self {
+        let mut config = (*self.config).clone();
+        config.resumption =
+            Resumption::in_memory_sessions(64).tls12_resumption(Tls12Resumption::SessionIdOnly);
+        Self { config: Arc::new(config), ..self.clone() }
     }
 
     /// The same client asking for another host.

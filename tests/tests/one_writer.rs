@@ -5,6 +5,7 @@ use std::{
     io::Write,
     net::{Shutdown, TcpStream},
     path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -46,6 +47,7 @@ fn a_second_writer_on_another_node_gets_450_at_once_under_every_name_of_the_file
     let (mut team, mut safe, mut same_node) = (session(2, "team"), session(1, "safe"), session(0, "ann"));
     let content = bytes(1, 1 << 20);
 
+    second.store("other", b"no session writes this one");
     let mut upload = first.begin("STOR file");
     upload.write_all(&content[..1000]).unwrap();
     for command in ["STOR file", "STOR /file", "STOR ./file", "APPE file", "COMB file other"] {
@@ -54,7 +56,6 @@ fn a_second_writer_on_another_node_gets_450_at_once_under_every_name_of_the_file
     busy(&mut same_node, "STOR file");
     busy(&mut team, "STOR ann/file");
     busy(&mut safe, "STOR file");
-    second.store("other", b"nobody writes this one");
     upload.write_all(&content[1000..]).unwrap();
     upload.shutdown(Shutdown::Write).unwrap();
     first.expect(226);
@@ -196,15 +197,38 @@ fn store(session: &mut Dialogue, name: &str, content: &[u8]) -> u16 {
     session.reply().code
 }
 
-/// What `A` began goes on while its node cannot keep its lease, and `B` stores the same path meanwhile. Returns
-/// the replies of both. The file is whole in any case.
-fn interrupted(cluster: &Cluster, user: &str, interrupt: impl FnOnce(), resume: impl FnOnce()) -> (u16, u16) {
+/// How an upload is kept from renewing its lease.
+#[derive(Clone, Copy)]
+enum Fault {
+    /// Its node is stopped until the lease has expired.
+    Stopped,
+    /// Redis runs this command.
+    Redis(&'static str),
+}
+
+/// An upload on one node, a fault, and another upload of the same path on another node before the first goes on.
+/// Returns the last reply of each. The file holds one of them, whole.
+fn interrupted(cluster: &Cluster, user: &str, fault: Fault) -> (u16, u16) {
     let begun = Begun::new(cluster, 0, user, "file");
     let mut other = session(cluster, 1, user);
-    interrupt();
     let second = bytes(2, 2 * PART);
-    let of_second = store(&mut other, "file", &second);
-    resume();
+    let of_second = match fault {
+        Fault::Stopped => {
+            cluster.node(0).daemon.signal(Signal::SIGSTOP);
+            let of_second = eventually("the lease to expire", || {
+                let refused = "ftp_operations_failed_total{verb=\"STOR\",reason=\"being_written\"}";
+                let code = store(&mut other, "file", &second);
+                let by_lock = cluster.node(1).metric(refused).is_some();
+                (code != 450 || by_lock).then_some(code)
+            });
+            cluster.node(0).daemon.signal(Signal::SIGCONT);
+            of_second
+        }
+        Fault::Redis(command) => {
+            cluster.redis().command(command).expect("Redis answers");
+            store(&mut other, "file", &second)
+        }
+    };
     let (of_first, first) = begun.end();
     let wanted = match (of_first, of_second) {
         (226, _) => &first,
@@ -219,14 +243,7 @@ fn interrupted(cluster: &Cluster, user: &str, interrupt: impl FnOnce(), resume: 
 fn while_a_node_is_stopped_a_second_writer_waits_for_a_direct_upload_and_takes_an_atomic_one_over() {
     for (user, codes) in [("direct", (226, 450)), ("atomic", (451, 226))] {
         let cluster = cluster(&[]);
-        let stop = || {
-            cluster.node(0).daemon.signal(Signal::SIGSTOP);
-            eventually("the lease to expire", || {
-                cluster.redis().command("KEYS ftp:write:*").filter(|count| count == "*0")
-            });
-        };
-        let go_on = || cluster.node(0).daemon.signal(Signal::SIGCONT);
-        assert_eq!(interrupted(&cluster, user, stop, go_on), codes, "{user}");
+        assert_eq!(interrupted(&cluster, user, Fault::Stopped), codes, "{user}");
     }
 }
 
@@ -235,8 +252,7 @@ fn after_a_loss_of_redis_data_two_writers_of_a_path_are_never_both_complete() {
     for user in ["direct", "atomic"] {
         for loss in ["FLUSHALL", "DEL ftp:write:team/direct/file ftp:write:team/atomic/file"] {
             let cluster = cluster(&[]);
-            let lose = || drop(cluster.redis().command(loss).unwrap());
-            let codes = interrupted(&cluster, user, lose, || ());
+            let codes = interrupted(&cluster, user, Fault::Redis(loss));
             match user {
                 "direct" => assert_eq!(codes, (226, 450), "{loss}"),
                 _ => assert!(matches!(codes, (451, 226) | (226, 450)), "{loss}: {codes:?}"),
@@ -247,7 +263,7 @@ fn after_a_loss_of_redis_data_two_writers_of_a_path_are_never_both_complete() {
 
 #[test]
 fn while_redis_is_away_the_lock_on_the_storage_refuses_a_second_writer() {
-    for user in ["direct"] {
+    for user in ["direct", "atomic"] {
         let mut cluster = cluster(&[]);
         let begun = Begun::new(&cluster, 0, user, "file");
         let (mut other, mut free) = (session(&cluster, 1, user), session(&cluster, 1, user));
@@ -314,6 +330,36 @@ fn one_file_with_two_names_has_one_writer() {
     let (code, content) = begun.end();
     assert_eq!(code, 226);
     assert_eq!(sha256(fs::read(stored(&cluster, "direct", "h2")).unwrap()), sha256(&content));
+}
+
+#[test]
+fn without_locks_an_upload_whose_lease_expired_writes_no_more_and_the_next_one_is_whole() {
+    for user in ["direct", "atomic"] {
+        let cluster = cluster(&[("storage_locks", "off")]);
+        assert_eq!(interrupted(&cluster, user, Fault::Stopped), (451, 226), "{user}");
+    }
+}
+
+#[test]
+fn without_locks_uploads_are_refused_while_redis_is_away_and_those_that_run_end_in_time() {
+    for user in ["direct", "atomic"] {
+        let mut cluster = cluster(&[("storage_locks", "off")]);
+        let begun = Begun::new(&cluster, 0, user, "file");
+        let mut other = session(&cluster, 1, user);
+        cluster.kill_redis();
+        let refused = eventually("uploads to be refused", || {
+            let code = store(&mut other, "other", b"content");
+            (code != 226).then_some(code)
+        });
+        assert_eq!(refused, 450, "{user}");
+        // No byte is written once the lease is too old, so a part is all that the storage ever has.
+        thread::sleep(Duration::from_secs(2));
+        let (code, content) = begun.end();
+        assert_eq!(code, 451, "{user}");
+        let kept = fs::read(stored(&cluster, user, "file"));
+        assert_eq!(kept.is_ok(), user == "direct");
+        assert!(content.starts_with(&kept.unwrap_or_default()));
+    }
 }
 
 #[test]

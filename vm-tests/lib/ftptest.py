@@ -63,14 +63,11 @@ def spread(count: int) -> list[int]:
 
 def digest_through(first: int, last: int, name: str) -> str:
     """The hash of a file as the node with these ports has it."""
-    for _ in range(50):
-        ftp = login()
-        try:
-            if first <= passive_port(ftp) <= last:
-                return digest(retrieve(ftp, name))
-        finally:
-            ftp.close()
-    raise SystemExit(f"no session got to the node with the ports {first}-{last}")
+    ftp = login_through(first, last, USER)
+    try:
+        return digest(retrieve(ftp, name))
+    finally:
+        ftp.close()
 
 
 def wait_for(path: str) -> None:
@@ -109,6 +106,51 @@ def chat(name: str) -> dict[str, object]:
         answers += 1
         time.sleep(1)
     return {"answers": answers, "slowest": slowest}
+
+
+def login_through(first: int, last: int, user: str) -> ftplib.FTP:
+    """A session on the node with these ports."""
+    for _ in range(50):
+        ftp = login(user)
+        if first <= passive_port(ftp) <= last:
+            return ftp
+        ftp.close()
+    raise SystemExit(f"no session got to the node with the ports {first}-{last}")
+
+
+def blocks(writer: str, count: int) -> bytes:
+    """Content that tells in each block of 16 bytes whose it is, and which block."""
+    return b"".join(f"{writer:>4} {number:010}\n".encode() for number in range(count))
+
+
+def write(mark: str, first: int, last: int, user: str, name: str, writer: str, count: int) -> dict[str, object]:
+    """An upload in two halves. The second goes out when the file MARK.go is there; MARK.begun tells that the
+    first has gone out, or that the upload was refused. MARK.content is the whole. Returns the last reply's code;
+    it is empty if none comes."""
+    ftp = login_through(first, last, user)
+    content = blocks(writer, count)
+    pathlib.Path(f"{mark}.content").write_bytes(content)
+    half = len(content) // 2
+    try:
+        connection = ftp.transfercmd(f"STOR {name}")
+    except ftplib.error_temp as refused:
+        pathlib.Path(f"{mark}.begun").write_text("refused")
+        return {"code": str(refused)[:3], "sha256": digest(content)}
+    connection.sendall(content[:half])
+    pathlib.Path(f"{mark}.begun").write_text("begun")
+    wait_for(f"{mark}.go")
+    try:
+        connection.sendall(content[half:])
+    except OSError:
+        # The node has closed the data connection; its reply tells why.
+        pass
+    connection.close()
+    try:
+        code = ftp.getmultiline()[:3]
+    except (EOFError, OSError):
+        # The node has ended.
+        code = ""
+    return {"code": code, "sha256": digest(content)}
 
 
 class Load:
@@ -222,6 +264,9 @@ def main(command: str, *arguments: str) -> object:
             return digest_through(int(arguments[0]), int(arguments[1]), arguments[2])
         case "hold":
             return hold(arguments[0])
+        case "write":
+            mark, first, last, user, name, writer, count = arguments
+            return write(mark, int(first), int(last), user, name, writer, int(count))
         case "chat":
             return chat(arguments[0])
         case "load":

@@ -11,12 +11,12 @@ pub mod stored;
 pub mod user;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
-use common::policy::TreePath;
+use common::{access::Access, policy::TreePath};
 
 use self::{
     anonymous::Anonymous,
@@ -78,7 +78,8 @@ impl Found {
 pub struct Reloaded {
     /// How many users it declares.
     pub users: usize,
-    /// Who was declared before, and is not any more, or is disabled, or has another credential.
+    /// Users that were declared before and are not any more, or are disabled, or have another password or other
+    /// certificates.
     pub ended: Vec<UserName>,
 }
 
@@ -168,10 +169,7 @@ impl Accounts {
                 let has_ended = |(name, user): &(&UserName, &User)| {
                     // Who was disabled before has no sessions.
                     user.enabled
-                        && now
-                            .users
-                            .get(name)
-                            .is_none_or(|now| !now.enabled || now.credential != user.credential)
+                        && now.users.get(name).is_none_or(|now| !now.enabled || !now.has_proofs_of(user))
                 };
                 let ended = before.users.iter().filter(has_ended).map(|(name, _)| name.clone()).collect();
                 Ok(Reloaded { users, ended })
@@ -204,6 +202,60 @@ impl Accounts {
         if let Some(stored) = &self.stored {
             self.overrides.learn(stored).await;
         }
+    }
+
+    /// Many users and their conditions of access at once, by canonical names, with a few requests to Redis. In
+    /// the order of the names; `None`: there is no such user.
+    ///
+    /// # Errors
+    /// Of each user: Redis is away or holds something that is no user, or one of the user's groups does not exist.
+    pub async fn find_many(
+        &self,
+        names: &[UserName],
+    ) -> Vec<Result<Option<(User, Access)>, Arc<StoredError>>> {
+        let declared = self.declared();
+        self.learn_overrides().await;
+        let others: Vec<UserName> =
+            names.iter().filter(|name| !declared.users.contains_key(name)).cloned().collect();
+        let mut stored = match &self.stored {
+            None => others.iter().map(|_| Ok(None)).collect(),
+            Some(stored) => match stored.some_users(&others).await {
+                Ok(users) => users.into_iter().map(|user| user.map_err(Arc::new)).collect(),
+                Err(error) => {
+                    let error = Arc::new(error);
+                    others.iter().map(|_| Err(Arc::clone(&error))).collect::<Vec<_>>()
+                }
+            },
+        }
+        .into_iter();
+        let find = |name: &UserName| match declared.users.get(name) {
+            Some(user) => Ok(Some(Found::declared(user, self.overrides.learned(name)).user)),
+            // There is one for each name that is not declared.
+            None => stored.next().unwrap_or(Ok(None)),
+        };
+        let users: Vec<Result<Option<User>, Arc<StoredError>>> = names.iter().map(find).collect();
+        let enabled = users.iter().flatten().flatten().filter(|user| user.enabled);
+        let groups: BTreeSet<GroupName> = enabled.flat_map(|user| self.not_declared(&user.groups)).collect();
+        let groups = match &self.stored {
+            None => Ok(BTreeMap::new()),
+            Some(stored) => {
+                stored.some_groups(&groups.into_iter().collect::<Vec<_>>()).await.map_err(Arc::new)
+            }
+        };
+        let join = |user: User| {
+            // The conditions of a disabled user do not matter, and may name a group that is gone.
+            if !user.enabled {
+                return Ok((user, Access::default()));
+            }
+            let of_redis = |name: &GroupName| groups.as_ref().ok().and_then(|groups| groups.get(name));
+            let group = |name: &GroupName| declared.groups.get(name).or_else(|| of_redis(name)).cloned();
+            match (user.effective(group), &groups) {
+                (Ok(effective), _) => Ok((user, effective.access)),
+                (Err(_), Err(error)) => Err(Arc::clone(error)),
+                (Err(name), Ok(_)) => Err(Arc::new(StoredError::NoGroup(name))),
+            }
+        };
+        users.into_iter().map(|user| user?.map(join).transpose()).collect()
     }
 
     /// What holds for a user now. Groups are read each time, so that a change of one holds for the

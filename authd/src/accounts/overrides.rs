@@ -73,6 +73,11 @@ impl Overrides {
         }
     }
 
+    /// The override of a declared user as [`learn`](Self::learn) or a login learned it last.
+    pub fn learned(&self, name: &UserName) -> Option<Override> {
+        self.known().get(name).copied()
+    }
+
     fn known(&self) -> MutexGuard<'_, BTreeMap<UserName, Override>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

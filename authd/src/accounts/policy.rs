@@ -239,7 +239,10 @@ mod tests {
         let effective = user.over(first).over(second).effective();
         let expected = Permissions { rename: false, mkdir: false, ..Permissions::default() };
         assert_eq!(effective.permissions, expected);
-        assert_eq!(effective.limits, AccountLimits { sessions: Some(9), sessions_per_address: Some(2), transfers: Some(4) });
+        assert_eq!(
+            effective.limits,
+            AccountLimits { sessions: Some(9), sessions_per_address: Some(2), transfers: Some(4) }
+        );
         assert_eq!(effective.quota, Quota { bytes: Some(100), files: Some(5) });
         assert_eq!(effective.bandwidth.upload.map(u64::from), Some(1000));
         assert_eq!(effective.uploads, UploadMode::Atomic);

@@ -90,6 +90,50 @@ impl Stored {
         Ok((json.map(read).transpose()?, generation))
     }
 
+    /// Some users in one request, in this order. `None`: there is no such user.
+    ///
+    /// # Errors
+    /// Redis is away. Of each user: what it holds is no user.
+    pub async fn some_users(
+        &self,
+        names: &[UserName],
+    ) -> Result<Vec<Result<Option<User>, StoredError>>, StoredError> {
+        let found = self.some(self.keys.users(), names.iter().map(UserName::as_str)).await?;
+        let read = |(name, json): (&UserName, Option<String>)| {
+            json.map(|json| user(name.as_str(), &json)).transpose()
+        };
+        Ok(names.iter().zip(found).map(read).collect())
+    }
+
+    /// Those of the groups that exist, in one request. One that cannot be read is left out, and the log says so.
+    ///
+    /// # Errors
+    /// Redis is away.
+    pub async fn some_groups(&self, names: &[GroupName]) -> Result<BTreeMap<GroupName, Policy>, StoredError> {
+        let found = self.some(self.keys.groups(), names.iter().map(GroupName::as_str)).await?;
+        let read = |(name, json): (&GroupName, Option<String>)| {
+            let skipped = |error: &StoredError| log::error!(error = with_causes(error); "skipped");
+            Some((name.clone(), group(name.as_str(), &json?).inspect_err(skipped).ok()?))
+        };
+        Ok(names.iter().zip(found).filter_map(read).collect())
+    }
+
+    async fn some(
+        &self,
+        hash: String,
+        names: impl ExactSizeIterator<Item = &str>,
+    ) -> Result<Vec<Option<String>>, LinkError> {
+        if names.len() == 0 {
+            return Ok(Vec::new()); // Redis refuses a request for nothing.
+        }
+        let mut command = cmd("HMGET");
+        command.arg(hash);
+        for name in names {
+            command.arg(name);
+        }
+        self.link.query(&command).await
+    }
+
     /// A group, and the generation.
     ///
     /// # Errors
@@ -282,7 +326,7 @@ impl Stored {
 }
 
 fn user(name: &str, json: &str) -> Result<User, StoredError> {
-    User::from_stored(json).map_err(|source| unreadable("user", name, source))
+    User::from_stored(name, json).map_err(|source| unreadable("user", name, source))
 }
 
 fn group(name: &str, json: &str) -> Result<Policy, StoredError> {

@@ -1,5 +1,6 @@
 //! Users: their homes and properties, and how a file, a body and Redis spell them.
 
+use common::certificate::CertificateRule;
 use serde::{
     Deserialize, Serialize, Serializer,
     de::{self, DeserializeOwned},
@@ -88,9 +89,9 @@ pub struct User {
     #[serde(default = "yes")]
     pub enabled: bool,
     pub home: Home,
-    /// Subjects of client certificates that stand in for the password.
+    /// Client certificates that stand in for the password.
     #[serde(default)]
-    pub certificates: Vec<String>,
+    pub certificates: Vec<CertificateRule>,
     #[serde(default)]
     pub admin: bool,
     /// In the order in which they are asked for what the user does not set.
@@ -137,15 +138,30 @@ impl User {
         Self::from_fields(name, with_changes(self, changes)?)
     }
 
-    /// Reads what Redis holds.
+    /// Reads what Redis holds. An entry of `certificates` that does not parse, which an older authd stored, is
+    /// left out: it could match more than one subject. `name` is for the log.
     ///
     /// # Errors
     /// It is no user of this version or one before.
-    pub fn from_stored(json: &str) -> serde_json::Result<Self> {
-        let fields: Map<String, Value> = serde_json::from_str(json)?;
+    pub fn from_stored(name: &str, json: &str) -> serde_json::Result<Self> {
+        let mut fields: Map<String, Value> = serde_json::from_str(json)?;
+        if let Some(Value::Array(entries)) = fields.get_mut("certificates") {
+            entries.retain(|entry| match entry.as_str().map(str::parse::<CertificateRule>) {
+                Some(Err(error)) => {
+                    log::warn!(user = name, error:%; "an entry of the user's `certificates` in Redis is ignored");
+                    false
+                }
+                _ => true,
+            });
+        }
         let has_groups = fields.contains_key("groups");
         let user: Self = serde_json::from_value(Value::Object(fields))?;
         Ok(if has_groups { user } else { Self { policy: user.policy.without_defaults(), ..user } })
+    }
+
+    /// Whether the same proofs, password and certificates, log this user in as `other`.
+    pub fn has_proofs_of(&self, other: &Self) -> bool {
+        self.credential == other.credential && self.certificates == other.certificates
     }
 
     /// What holds for the user.
@@ -177,9 +193,9 @@ impl User {
     }
 }
 
-/// What a login was accepted by: the password, or `certificate`, which stood in for it. Changes with the
-/// password in both cases. Nodes keep it, and cannot learn the hash from it.
-pub fn version(user: &User, certificate: Option<&String>) -> String {
+/// What a login was accepted by: the password, or the entry `certificate` of the user's `certificates`, which
+/// stood in for it. Changes with the password in both cases. Nodes keep it, and cannot learn the hash from it.
+pub fn version(user: &User, certificate: Option<&str>) -> String {
     let mut digest = Sha256::new();
     match &user.credential {
         Credential::Hash(hash) => digest.update(hash.as_str()),
@@ -243,7 +259,7 @@ pub struct UserView {
     #[serde(rename = "override", default, skip_serializing_if = "Option::is_none")]
     pub overridden: Option<Override>,
     pub home: String,
-    pub certificates: Vec<String>,
+    pub certificates: Vec<CertificateRule>,
     pub admin: bool,
     pub groups: Vec<GroupName>,
     /// What the user sets itself.
@@ -296,7 +312,7 @@ mod tests {
             "permissions": { "list": true, "download": true, "upload": false, "delete": true },
             "uploads": "direct",
         });
-        let user = User::from_stored(&stored.to_string()).unwrap();
+        let user = User::from_stored("ann", &stored.to_string()).unwrap();
         assert!(user.groups.is_empty() && user.policy.limits.sessions == Some(3));
         let alone = user.effective(|_| None).unwrap();
         assert!(alone.permissions.delete && !alone.permissions.upload);
@@ -308,12 +324,12 @@ mod tests {
         let effective = member.effective(|_| serde_json::from_str(group).ok()).unwrap();
         assert!(!effective.permissions.delete && !effective.permissions.upload);
         assert_eq!(effective.uploads, common::auth_api::UploadMode::Atomic);
-        assert_eq!(User::from_stored(&serde_json::to_string(&member).unwrap()).unwrap(), member);
+        assert_eq!(User::from_stored("ann", &serde_json::to_string(&member).unwrap()).unwrap(), member);
         // Since then, what is named is meant.
         let explicit = serde_json::json!({
             "password_hash": HASH, "home": "/ann", "groups": ["partners"], "permissions": { "delete": true },
         });
-        let explicit = User::from_stored(&explicit.to_string()).unwrap();
+        let explicit = User::from_stored("ann", &explicit.to_string()).unwrap();
         assert!(explicit.effective(|_| serde_json::from_str(group).ok()).unwrap().permissions.delete);
     }
 
@@ -332,10 +348,29 @@ mod tests {
             ("groups", serde_json::json!(["a/b"])),
         ] {
             let mut stored = serde_json::json!({ "password_hash": HASH, "home": "/ann", "groups": [] });
-            assert!(User::from_stored(&stored.to_string()).is_ok());
+            assert!(User::from_stored("ann", &stored.to_string()).is_ok());
             stored[place] = value;
-            assert!(User::from_stored(&stored.to_string()).is_err(), "{place}");
+            assert!(User::from_stored("ann", &stored.to_string()).is_err(), "{place}");
         }
+    }
+
+    #[test]
+    fn certificates_are_rules_and_what_an_older_authd_stored_is_kept_where_it_can_be_read() {
+        let stored = serde_json::json!({
+            "password_hash": HASH, "home": "/ann", "groups": [],
+            "certificates": ["O=Acme, CN=scanner", "CN=a, b", "Email=ann@example.com"],
+        });
+        let user = User::from_stored("ann", &stored.to_string()).unwrap();
+        let texts: Vec<_> = user.certificates.iter().map(ToString::to_string).collect();
+        assert_eq!(texts, ["O=Acme,CN=scanner", "emailAddress=ann@example.com"]);
+        let name = "ann".parse().unwrap();
+        let changed = |certificates: Value| {
+            user.with_fields(&name, [("certificates".to_owned(), certificates)].into_iter().collect())
+        };
+        let error = changed(serde_json::json!(["CN=a", "CN=a, b"])).unwrap_err().to_string();
+        assert!(error.contains("certificates: ") && error.contains("CN=a, b"), "{error}");
+        let other = changed(serde_json::json!(["CN=scanner,O=Acme"])).unwrap();
+        assert!(!other.has_proofs_of(&user) && user.has_proofs_of(&user.clone()));
     }
 
     #[test]

@@ -1,25 +1,25 @@
 //! `POST /v1/authorized`: which sessions of past logins may go on.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::SystemTime,
+};
 
 use common::{
     access::{Access, Forbidden},
     auth_api::{AuthorizedAnswer, AuthorizedRequest, EndReason, MAX_AUTHORIZED, PastLogin, Verdict},
+    certificate::CertificateRule,
 };
 
 use crate::{
     Service,
     accounts::{
         name::UserName,
-        stored::StoredError,
         user::{User, version},
     },
     error::{ApiError, with_causes},
     metrics,
 };
-
-/// A user as it is now; `None` if there is none.
-type Known = Option<(User, Access)>;
 
 /// Decides about past logins, without passwords: no argon2 is computed.
 ///
@@ -31,46 +31,38 @@ pub async fn authorized(service: &Service, request: AuthorizedRequest) -> Result
         return Err(ApiError::InvalidRequest(format!("logins: more than {MAX_AUTHORIZED}")));
     }
     let now = SystemTime::now();
-    let mut users: HashMap<&str, Result<Known, StoredError>> = HashMap::new();
-    let mut verdicts = Vec::with_capacity(logins.len());
-    for login in &logins {
-        if !users.contains_key(login.user.as_str()) {
-            let known = look_up(service, &login.user).await;
-            if let Err(error) = &known
-                && !error.is_absence()
-            {
-                let error = with_causes(error);
-                log::error!(user = login.user.as_str(), node:%, error; "cannot tell whether sessions may stay");
-            }
-            users.insert(&login.user, known);
+    // No user has a name that cannot be one.
+    let name = |login: &PastLogin| login.user.parse().ok().map(|name| service.accounts.canonical(name));
+    let names: BTreeSet<UserName> = logins.iter().filter_map(name).collect();
+    let names: Vec<UserName> = names.into_iter().collect();
+    let found = service.accounts.find_many(&names).await;
+    for (name, result) in names.iter().zip(&found) {
+        // The link's log says that Redis is away; what else it is must be put right.
+        if let Err(error) = result
+            && !error.is_absence()
+        {
+            let error = with_causes(error.as_ref());
+            log::error!(user:% = name, node:%, error; "cannot tell whether the user's sessions may stay");
         }
-        let verdict = match users.get(login.user.as_str()) {
-            Some(Ok(known)) => judge(known.as_ref(), login, now),
-            Some(Err(_)) | None => Verdict::Undecided,
+    }
+    let users: HashMap<&UserName, _> = names.iter().zip(&found).collect();
+    let judge_one = |login: &PastLogin| {
+        let known = name(login).and_then(|name| users.get(&name).copied());
+        let verdict = match known {
+            None => judge(None, login, now),
+            Some(Ok(user)) => judge(user.as_ref(), login, now),
+            Some(Err(_)) => Verdict::Undecided,
         };
         if let Verdict::End { reason } = verdict {
             metrics::session_revoked(reason.as_str());
+            let user: String = login.user.chars().take(64).collect();
             log::info!(
-                user = login.user.as_str(), address:% = login.address, node:%, reason = reason.as_str();
-                "sessions may not stay"
+                user, address:% = login.address, node:%, reason = reason.as_str(); "sessions may not stay"
             );
         }
-        verdicts.push(verdict);
-    }
-    Ok(AuthorizedAnswer { verdicts })
-}
-
-async fn look_up(service: &Service, name: &str) -> Result<Known, StoredError> {
-    let Ok(name) = name.parse::<UserName>() else { return Ok(None) };
-    let name = service.accounts.canonical(name);
-    let (found, _) = service.accounts.find(&name).await?;
-    let Some(user) = found.map(|found| found.user) else { return Ok(None) };
-    // The conditions of a disabled user do not matter, and may name a group that is gone.
-    let access = match user.enabled {
-        true => service.accounts.effective(&user).await?.access,
-        false => Access::default(),
+        verdict
     };
-    Ok(Some((user, access)))
+    Ok(AuthorizedAnswer { verdicts: logins.iter().map(judge_one).collect() })
 }
 
 fn judge(known: Option<&(User, Access)>, login: &PastLogin, now: SystemTime) -> Verdict {
@@ -92,7 +84,8 @@ fn judge(known: Option<&(User, Access)>, login: &PastLogin, now: SystemTime) -> 
 /// Whether a login of this version would be accepted again: by the password, or by a certificate that still
 /// stands in for it.
 fn is_current(user: &User, then: &str) -> bool {
-    version(user, None) == then || user.certificates.iter().any(|entry| version(user, Some(entry)) == then)
+    let by_certificate = |entry: &CertificateRule| version(user, Some(&entry.to_string())) == then;
+    version(user, None) == then || user.certificates.iter().any(by_certificate)
 }
 
 #[cfg(test)]
@@ -119,11 +112,11 @@ mod tests {
         let changed = Verdict::End { reason: EndReason::CredentialChanged };
         let user = ann(HASHES[0]);
         let with = |certificates: &[&str]| User {
-            certificates: certificates.iter().map(|&subject| subject.to_owned()).collect(),
+            certificates: certificates.iter().map(|subject| subject.parse().unwrap()).collect(),
             ..user.clone()
         };
         let by_password = version(&user, None);
-        let by_certificate = version(&with(&["CN=a"]), Some(&"CN=a".to_owned()));
+        let by_certificate = version(&with(&["CN=a"]), Some("CN=a"));
         assert_ne!(by_password, by_certificate);
         for (now, password, certificate) in [
             (with(&[]), Verdict::Stay, changed),
@@ -131,7 +124,7 @@ mod tests {
             (with(&["CN=b", "CN=a"]), Verdict::Stay, Verdict::Stay),
             (with(&["CN=b"]), Verdict::Stay, changed),
             (ann(HASHES[1]), changed, changed),
-            (User { certificates: vec!["CN=a".to_owned()], ..ann(HASHES[1]) }, changed, changed),
+            (User { certificates: vec!["CN=a".parse().unwrap()], ..ann(HASHES[1]) }, changed, changed),
         ] {
             assert_eq!(verdict(&now, Some(by_password.clone())), password, "{now:?}");
             assert_eq!(verdict(&now, Some(by_certificate.clone())), certificate, "{now:?}");

@@ -5,13 +5,14 @@ use std::time::SystemTime;
 use common::{
     access::Forbidden,
     auth_api::{Account, AuthenticateRequest, Rejection},
+    certificate::{CertificateRule, ClientCertificate, DistinguishedName},
     registry::LinkError,
-    secret::Secret,
 };
 
 use crate::{
     Service,
     accounts::{
+        cache::Digest,
         name::UserName,
         password::Busy,
         stored::StoredError,
@@ -83,6 +84,14 @@ pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Re
     let AuthenticateRequest { address, node, session, tls, .. } = &request;
     match &decision {
         // The node may still refuse the login, for a limit or for its storage.
+        Ok(Accepted { rule: Some(rule), .. }) => {
+            let key = request.client_certificate.as_ref().map(|shown| shown.key.to_string());
+            let subject = subject(&request);
+            log::info!(
+                user, address:%, node:%, session:%, tls, result, subject = subject.as_deref(), key = key.as_deref(), rule = rule.as_str();
+                "client certificate accepted"
+            );
+        }
         Ok(_) => log::info!(user, address:%, node:%, session:%, tls, result; "credentials accepted"),
         Err(Refusal::Throttled(throttled)) => {
             let (by, wait) = (throttled.by.as_str(), throttled.wait.as_secs_f64());
@@ -99,10 +108,32 @@ pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Re
             }
         }
     }
-    Ok(decision?)
+    Ok(decision?.account)
 }
 
-async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Account, Refusal> {
+/// The subject of the certificate that the node has verified, as text.
+fn subject(request: &AuthenticateRequest) -> Option<String> {
+    let shown = request.client_certificate.as_ref();
+    let subject = shown.and_then(|shown: &ClientCertificate| shown.subject.as_ref());
+    subject.map(ToString::to_string).or_else(|| request.certificate.clone())
+}
+
+/// A login that is right.
+struct Accepted {
+    account: Account,
+    /// The entry of `certificates` by which it is, if not by the password.
+    rule: Option<String>,
+}
+
+/// What shows that the client is the user.
+enum Proof {
+    /// This entry of the user's `certificates` matches.
+    Certificate(String),
+    /// The password, and how to remember it if it had to be computed.
+    Password(Option<Digest>),
+}
+
+async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Accepted, Refusal> {
     let name: Option<UserName> = request.user.parse().ok();
     let name = name.map(|name| service.accounts.canonical(name));
     // Any password is right for the anonymous user: there is nothing to guess.
@@ -120,30 +151,29 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
         }
     };
     let verdict = match &found {
-        Some((name, user)) => {
-            let certificate = shown_certificate(user, request);
-            if certificate.is_none() && !is_right(service, name, user, &request.password).await? {
-                Err(Rejection::WrongPassword)
-            } else if !user.enabled {
-                Err(Rejection::Disabled)
-            } else {
+        Some((name, user)) => match prove(service, name, user, request).await? {
+            None => Err(Rejection::WrongPassword),
+            Some(_) if !user.enabled => Err(Rejection::Disabled),
+            Some(proof) => {
                 // Without one of the groups nobody knows what it would have forbidden.
                 let effective = service.accounts.effective(user).await.map_err(Refusal::Unavailable)?;
                 match effective.access.check(request.address, SystemTime::now()) {
                     Ok(()) => {
                         let home = user.home.as_str().to_owned();
+                        let rule = match &proof {
+                            Proof::Certificate(rule) => Some(rule.as_str()),
+                            Proof::Password(_) => None,
+                        };
+                        let version = Some(version(user, rule));
                         let account = effective.account(name.to_string(), home, user.admin);
-                        Ok(Account {
-                            version: Some(version(user, certificate)),
-                            quota_directory: service.accounts.quota_directory(name),
-                            ..account
-                        })
+                        let quota_directory = service.accounts.quota_directory(name);
+                        Ok((Account { version, quota_directory, ..account }, proof))
                     }
                     Err(Forbidden::Address) => Err(Rejection::AddressNotAllowed),
                     Err(Forbidden::Time) => Err(Rejection::TimeNotAllowed),
                 }
             }
-        }
+        },
         None => {
             // The computation takes as long as for a user, so that its time does not tell.
             service.passwords.verify(&request.password, None).await?;
@@ -151,9 +181,20 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
         }
     };
     match verdict {
-        Ok(account) => {
+        Ok((account, proof)) => {
             service.throttle.succeeded(attempt).await?;
-            Ok(account)
+            let rule = match proof {
+                Proof::Certificate(rule) => Some(rule),
+                Proof::Password(digest) => {
+                    // Only now: the time of the next answer would tell that the password of a login that was
+                    // refused for another reason is right.
+                    if let Some(digest) = digest {
+                        service.cache.insert(digest);
+                    }
+                    None
+                }
+            };
+            Ok(Accepted { account, rule })
         }
         Err(rejection) => {
             service.throttle.failed(attempt).await?;
@@ -162,26 +203,40 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acco
     }
 }
 
-/// That of the user's certificates which the node has verified: it stands in for the password.
-fn shown_certificate<'a>(user: &'a User, request: &AuthenticateRequest) -> Option<&'a String> {
-    let shown = request.certificate.as_ref()?;
-    user.certificates.iter().find(|certificate| *certificate == shown)
+/// The entry of the user's `certificates` that matches the certificate which the node has verified.
+fn matching_rule<'a>(user: &'a User, request: &AuthenticateRequest) -> Option<&'a CertificateRule> {
+    let mut rules = user.certificates.iter();
+    match (&request.client_certificate, &request.certificate) {
+        (Some(certificate), _) => rules.find(|rule| rule.matches(certificate)),
+        // The text of an older node: any other one may belong to several subjects.
+        (None, Some(text)) => {
+            let subject = text.parse::<DistinguishedName>().ok().filter(DistinguishedName::is_plain)?;
+            rules.find(|rule| rule.matches_subject(&subject))
+        }
+        (None, None) => None,
+    }
 }
 
-async fn is_right(service: &Service, name: &UserName, user: &User, password: &Secret) -> Result<bool, Busy> {
+/// `None`: neither a certificate nor the password is the user's.
+async fn prove(
+    service: &Service,
+    name: &UserName,
+    user: &User,
+    request: &AuthenticateRequest,
+) -> Result<Option<Proof>, Busy> {
+    if let Some(rule) = matching_rule(user, request) {
+        return Ok(Some(Proof::Certificate(rule.to_string())));
+    }
     let hash = match &user.credential {
-        Credential::AnyPassword => return Ok(true),
+        Credential::AnyPassword => return Ok(Some(Proof::Password(None))),
         Credential::Hash(hash) => hash,
     };
     // Keyed by the hash as it is in this look-up, an entry cannot say more than a computation.
-    let digest = service.cache.digest(name, hash, password);
+    let digest = service.cache.digest(name, hash, &request.password);
     if service.cache.contains(&digest) {
         metrics::cache_hit();
-        return Ok(true);
+        return Ok(Some(Proof::Password(None)));
     }
-    let right = service.passwords.verify(password, Some(hash)).await?;
-    if right {
-        service.cache.insert(digest);
-    }
-    Ok(right)
+    let right = service.passwords.verify(&request.password, Some(hash)).await?;
+    Ok(right.then_some(Proof::Password(Some(digest))))
 }

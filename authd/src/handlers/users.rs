@@ -76,7 +76,8 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<U
     }
 }
 
-/// Changes a user in Redis. A user who is disabled or gets another password loses all sessions. Of a
+/// Changes a user in Redis. A user who is disabled or gets another password or other certificates loses all
+/// sessions. Of a
 /// declared user, `enabled` alone can be overridden. `peer` is for the log.
 ///
 /// # Errors
@@ -105,7 +106,7 @@ pub async fn update(
             Written::Done => {
                 log::info!(user:% = name; "user changed");
                 service.revision.advance();
-                if !user.enabled || user.credential != read.value.credential {
+                if !user.enabled || !user.has_proofs_of(&read.value) {
                     shut_out(service, &name).await;
                 }
                 return Ok(user.view(&name, Source::Registry, effective(service, &user).await));

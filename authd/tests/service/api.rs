@@ -123,6 +123,10 @@ async fn the_described_bodies_are_those_of_the_types() {
 
     let mut request: AuthenticateRequest = serde_json::from_value(authenticate("a", "b", "::1")).unwrap();
     request.certificate = Some("CN=a".to_owned());
+    let key = format!("sha256:{}", "0".repeat(64));
+    let certificate = json!({ "subject": "CN=a", "key": key, "names": ["DNS:a"] });
+    request.client_certificate = Some(serde_json::from_value(certificate.clone()).unwrap());
+    assert_eq!(described("ClientCertificate"), of(certificate));
     assert_eq!(described("AuthenticateRequest"), of(serde_json::to_value(&request).unwrap()));
     let properties = json!({
         "permissions": Permissions::default(), "denied_names": ["*.exe"],

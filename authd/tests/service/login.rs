@@ -21,26 +21,96 @@ fn users_file(dir: &tempfile::TempDir) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+fn with_certificates(users: &[(&str, &str)]) -> String {
+    let user = |(name, rule): &(&str, &str)| {
+        let hash = hash("hunter2");
+        format!("[users.{name}]\npassword_hash = \"{hash}\"\ncertificates = ['{rule}']\n")
+    };
+    users.iter().map(user).collect()
+}
+
 #[tokio::test]
 async fn a_verified_certificate_stands_in_for_the_password_of_its_user_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users.toml");
-    let user = |name: &str, subject: &str| {
-        format!("[users.{name}]\npassword_hash = \"{}\"\ncertificates = [\"{subject}\"]\n", hash("hunter2"))
-    };
-    fs::write(&path, user("ann", "CN=scanner 7, O=Example") + &user("ben", "CN=other")).unwrap();
+    let (key, other_key) = (format!("sha256:{}", "ab".repeat(32)), format!("sha256:{}", "cd".repeat(32)));
+    let users = with_certificates(&[
+        ("ann", "O=Example, CN=scanner 7"),
+        ("ben", "CN=other"),
+        ("key", &key),
+        ("mail", "email:ann@example.com"),
+    ]);
+    fs::write(&path, users).unwrap();
     let authd = Authd::start(&["--users-file", path.to_str().unwrap()]);
+    let by_subject = |subject: &str| json!({ "subject": subject, "key": other_key });
+    let named = json!({ "key": other_key, "names": ["email:ann@EXAMPLE.com"] });
     for (name, password, certificate, status) in [
-        ("ann", "", "CN=scanner 7, O=Example", 200),
-        ("ann", "", "CN=scanner 7", 403),
-        ("ann", "hunter2", "CN=other", 200),
-        ("ben", "", "CN=scanner 7, O=Example", 403),
-        ("nobody", "", "CN=other", 403),
+        ("ann", "", by_subject("CN=scanner 7,O=Example"), 200),
+        ("ann", "", by_subject("O=Example\\, CN=scanner 7"), 403),
+        ("ann", "", by_subject("CN=scanner 7"), 403),
+        ("ann", "", by_subject("CN=scanner 7+O=Example"), 403),
+        ("ann", "hunter2", by_subject("CN=other"), 200),
+        ("ben", "", by_subject("CN=scanner 7,O=Example"), 403),
+        ("nobody", "", by_subject("CN=other"), 403),
+        ("key", "", json!({ "key": key }), 200),
+        ("key", "", json!({ "key": other_key }), 403),
+        ("mail", "", named.clone(), 200),
+        ("ben", "", named, 403),
+        ("ben", "", json!({ "subject": "CN=a,b", "key": key }), 400),
     ] {
         let mut body = authenticate(name, password, "192.0.2.1");
-        body["certificate"] = certificate.into();
+        body["client_certificate"] = certificate.clone();
         let answer = authd.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&body)).await;
         assert_eq!(answer.status, status, "{name} {certificate}");
+    }
+    let fields = ["user=ann", "subject=\"CN=scanner 7,O=Example\"", &format!("key={other_key}")];
+    eventually("the log names the certificate", async || {
+        authd.log().lines().any(|line| fields.iter().all(|field| line.contains(field)))
+    })
+    .await;
+}
+
+/// Until all nodes are upgraded.
+#[tokio::test]
+async fn of_an_older_node_only_a_subject_that_can_be_one_alone_is_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("users.toml");
+    let users = with_certificates(&[("ann", "O=Acme, CN=scanner"), ("ben", "CN=other"), ("eve", "CN=a\\,b")]);
+    fs::write(&path, users).unwrap();
+    let authd = Authd::start(&["--users-file", path.to_str().unwrap()]);
+    for (name, subject, status) in [
+        ("ben", "CN=other", 200),
+        ("ann", "O=Acme, CN=scanner", 403),
+        ("ann", "CN=scanner,O=Acme", 403),
+        ("eve", "CN=a,b", 403),
+        ("eve", "CN=a\\,b", 403),
+    ] {
+        let mut body = authenticate(name, "", "192.0.2.1");
+        body["certificate"] = subject.into();
+        let answer = authd.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&body)).await;
+        assert_eq!(answer.status, status, "{name} {subject}");
+    }
+}
+
+/// The time of the second answer would tell that the password is right.
+#[tokio::test]
+async fn a_right_password_is_remembered_only_if_the_login_is_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("users.toml");
+    let user =
+        |name: &str, more: &str| format!("[users.{name}]\npassword_hash = \"{}\"\n{more}\n", hash("hunter2"));
+    let users = user("disabled", "enabled = false")
+        + &user("elsewhere", "access.allow_from = [\"198.51.100.0/24\"]")
+        + &user("ann", "");
+    fs::write(&path, users).unwrap();
+    let authd = Authd::start(&["--users-file", path.to_str().unwrap()]);
+    for (name, status, computed) in [("disabled", 403, 3.0), ("elsewhere", 403, 6.0), ("ann", 200, 7.0)] {
+        for _ in 0..3 {
+            let body = authenticate(name, "hunter2", "192.0.2.1");
+            let answer = authd.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&body)).await;
+            assert_eq!(answer.status, status, "{name}");
+        }
+        assert_eq!(authd.verifications().await, computed, "{name}");
     }
 }
 

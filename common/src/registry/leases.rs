@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Core, Registry,
+    Core, LinkError, Registry,
     cluster::Cluster,
     lease_calls::{Held, Taken},
     refresh::Work,
@@ -179,6 +179,33 @@ impl Registry {
     /// Another session has one of the paths, here or on another node; or the registry is away and the policy
     /// is to refuse.
     pub async fn lease(&self, claims: Vec<Claim>, holder: SessionId) -> Result<WriteLease, LeaseRefused> {
+        self.lease_if(claims, holder, Cluster::may_go_on).await
+    }
+
+    /// As [`Self::lease`] for a change of names, which the policy for an absent Redis does not concern: the
+    /// holder decides whether it goes on without [proof](WriteLease::is_certain).
+    ///
+    /// # Errors
+    /// Another session has one of the paths, here or on another node.
+    pub async fn lease_names(
+        &self,
+        claims: Vec<Claim>,
+        holder: SessionId,
+    ) -> Result<WriteLease, LeaseRefused> {
+        self.lease_if(claims, holder, |cluster, error| {
+            cluster.may_go_on(error);
+            true
+        })
+        .await
+    }
+
+    /// `may_go_on`: whether there is a lease of this node alone while Redis does not answer.
+    async fn lease_if(
+        &self,
+        claims: Vec<Claim>,
+        holder: SessionId,
+        may_go_on: impl FnOnce(&Cluster, &LinkError) -> bool,
+    ) -> Result<WriteLease, LeaseRefused> {
         let claims = each_once(claims);
         let state = Arc::new(LeaseState::default());
         let taken = self.core.table().take(&claims, holder, &state);
@@ -205,7 +232,7 @@ impl Registry {
                     lease.is_in_redis = false;
                     return Err(LeaseRefused::Busy { holder, conflict });
                 }
-                Err(error) if cluster.may_go_on(&error) => lease.certainty = Certainty::RedisAway,
+                Err(error) if may_go_on(cluster, &error) => lease.certainty = Certainty::RedisAway,
                 Err(_) => return Err(LeaseRefused::RegistryAway),
             }
         }

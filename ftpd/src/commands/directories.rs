@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use common::registry::Usage;
+use common::registry::{Claim, Usage};
 use tokio::runtime::Handle;
 
-use super::transfers::run_in_background;
+use super::{leases::Lessee, transfers::run_in_background};
 use crate::{
     activity::Watch,
     jail::{Changes, FileError, path::VirtualPath},
@@ -90,13 +90,17 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.rmdir, &path)?;
-    let removed = path.clone();
-    session.remove_in_home(&path, move |jail, changes| jail.remove_directory(&removed, changes)).await?;
+    let (removed, lessee) = (path.clone(), Lessee::of(session));
+    let removal = session.remove_in_home(&path, move |jail, changes| {
+        let _lease = lessee.to_remove(vec![Claim::tree(&jail.name_key(&removed)?)])?;
+        jail.remove_directory(&removed, changes)
+    });
+    removal.await?;
     Ok(Reply::new(Code::DONE, "Directory removed"))
 }
 
 /// RMDA: a directory with all that is in it, where no rule could forbid a part of it. ABOR ends it;
-/// what is gone stays gone.
+/// what is gone stays gone. While it runs nothing below can be written.
 pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
     if !session.access.holds_in_all_of(&path, |may| may.rmdir && may.delete) {
@@ -107,9 +111,11 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
     let (quota, runtime) = (session.quota_of(&path).cloned(), Handle::current());
+    let lessee = Lessee::of(session);
     Ok(run_in_background(session, watch, move || {
         let changes = Changes::default();
-        let removed = jail.remove_tree(&path, &progress, &changes);
+        let lease = jail.name_key(&path).and_then(|key| lessee.to_remove(vec![Claim::tree(&key)]));
+        let removed = lease.and_then(|_lease| jail.remove_tree(&path, &progress, &changes));
         if let Some(quota) = quota {
             runtime.block_on(quota.tell(changes.so_far()));
         }

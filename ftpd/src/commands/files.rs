@@ -1,5 +1,8 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
+use common::registry::Claim;
+
+use super::leases::Lessee;
 use crate::{
     jail::{FileError, path::VirtualPath},
     listing::Kind,
@@ -12,8 +15,10 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(|may| may.delete, &path)?;
     let user = session.account.user.clone();
-    let removed = path.clone();
+    let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
+        let _lease = lessee.to_remove(vec![Claim::file(&jail.name_key(&removed)?)])?;
+        let _lock = jail.hold(&removed)?;
         let partial = jail.remove_partial(&removed, &user);
         if let Ok(Some(freed)) = partial {
             changes.remove(freed);
@@ -51,8 +56,10 @@ pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     allow_rename(session, &from, &to).await?;
     session.allow_name(&to)?;
     let replace = session.access.at(&to).overwrite;
-    let target = to.clone();
+    let (target, lessee) = (to.clone(), Lessee::of(session));
     let renaming = session.remove_in_home(&target, move |jail, changes| {
+        let _lease = lessee.to_rename(jail, &[&from, &to])?;
+        let _locks = jail.hold_all(&[&from, &to])?;
         changes.remove(jail.rename(&from, &to, replace)?);
         Ok(())
     });
@@ -109,8 +116,13 @@ pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
     let path = session.path(&modified.path)?;
     session.allow(|may| may.attributes, &path)?;
-    let time = modified.time;
-    session.in_home(move |jail| jail.set_modified(&path, time)).await?;
+    let (time, lessee) = (modified.time, Lessee::of(session));
+    let stamping = session.in_home(move |jail| {
+        let _lease = lessee.to_remove(vec![Claim::file(&jail.canonical_key(&path)?)])?;
+        let _lock = jail.hold_resolved(&path)?;
+        jail.set_modified(&path, time)
+    });
+    stamping.await?;
     let told = [b"Modify=", &text(time)[..], b"; ", &modified.path].concat();
     Ok(Reply::new(Code::FILE_STATUS, told))
 }

@@ -93,7 +93,7 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
         address: session.ends.client.ip(),
         session: session.handle.id,
         tls: session.security.is_encrypted(),
-        certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate_subject.clone()),
+        certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate.clone()),
     };
     let subject = Subject::new(session.handle.id, shown_name(&attempt.user), attempt.address);
     let node = Arc::clone(&session.node);

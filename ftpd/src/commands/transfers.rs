@@ -133,7 +133,9 @@ impl TransferFailure {
             Self::NoConnection(_) => {
                 (Reply::new(Code::NO_DATA_CONNECTION, "No data connection"), "no_connection")
             }
-            Self::NoPlace { .. } => (Reply::new(Code::FILE_BUSY, "Too many transfers, try again"), "no_place"),
+            Self::NoPlace { .. } => {
+                (Reply::new(Code::FILE_BUSY, "Too many transfers, try again"), "no_place")
+            }
             Self::TooSlow { minimum } => {
                 let text = format!("Transfer too slow: fewer than {minimum} bytes a second");
                 (Reply::new(Code::TRANSFER_ABORTED, text), "too_slow")
@@ -234,9 +236,7 @@ pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Re
             never = node.limits.minimum_rate.enforce(&watched, direction) => match never {},
         };
         let result = result.map_err(|failure| match watched.cancelled_by() {
-            Some(CancelledBy::TooSlow) => {
-                TransferFailure::TooSlow { minimum: node.limits.minimum_rate.rate }
-            }
+            Some(CancelledBy::TooSlow) => TransferFailure::TooSlow { minimum: node.limits.minimum_rate.rate },
             _ => failure,
         });
         drop(count);

@@ -1,15 +1,15 @@
 //! STOR, STOU, APPE, ALLO (RFC 959 section 4.1.3) and COMB: what writes files.
 
-use std::{collections::HashSet, sync::Arc, thread, time::Duration};
+use std::{collections::HashSet, os::unix::fs::MetadataExt, sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
-    registry::{self, LeaseRefused, Usage, WriteLease},
+    registry::{self, Claim, Usage, WriteLease},
 };
 use tokio::runtime::Handle;
 
 use super::{
-    leases,
+    leases::Lessee,
     transfers::{
         Direction, LastLease, Transfer, TransferFailure, Work, run_in_background, start, take_offset,
         take_port,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
-    jail::{Changes, FileError, Jail, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
+    jail::{Changes, FileError, Jail, OpenFile, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
     metrics,
     protocol::{Code, Reply, command::Comb},
     quota::{HomeQuota, NewFile, Share},
@@ -29,6 +29,9 @@ use crate::{
 
 /// How many random names STOU tries before it gives up.
 const UNIQUE_NAMES: u32 = 16;
+
+/// How many files COMB joins at most: each is leased while it runs.
+const MAX_SOURCES: usize = 64;
 
 /// ALLO: refused at once if there is no room. What it announced is evidence of where the upload ends: see
 /// [`Evidence::believe`].
@@ -200,40 +203,13 @@ async fn store(
     Ok(start(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
 }
 
-/// Why there is nothing to write to.
-enum NotOpened {
-    Leased(LeaseRefused),
-    File(FileError),
-}
-
-impl NotOpened {
-    fn reply(&self, session: &LoggedIn) -> Reply {
-        match self {
-            Self::Leased(refused) => leases::refused(refused),
-            Self::File(error) => session.subject.refuse(error),
-        }
-    }
-}
-
-impl From<LeaseRefused> for NotOpened {
-    fn from(refused: LeaseRefused) -> Self {
-        Self::Leased(refused)
-    }
-}
-
-impl From<FileError> for NotOpened {
-    fn from(error: FileError) -> Self {
-        Self::File(error)
-    }
-}
-
 /// A file that was opened to be written, until the point where 226 is true. Dropped in this order.
 struct Opened {
     upload: Upload,
     /// After the upload, which notes what it does when it is dropped.
     share: Option<Arc<Share>>,
-    /// While it is held no other session writes this path. Only the upload's guards have weak references.
-    lease: Arc<WriteLease>,
+    /// While it is held no other session writes this path.
+    lease: WriteLease,
 }
 
 /// Takes the lease, if there is none, then opens the file: in one operation, because every way to a
@@ -256,28 +232,32 @@ async fn open(
             Some(lease) => lease,
             None => runtime.block_on(registry.lease_write(&target.key()?, holder))?,
         };
-        let placement = owner.as_ref().map_or(Placement::Direct, |owner| Placement::Atomic {
-            owner: owner.as_str(),
-            rivals: Rivals::Replaced,
-        });
+        // Where Redis cannot tell who may write, an upload that runs may be another's by right.
+        let rivals = if lease.is_certain() { Rivals::Replaced } else { Rivals::Respected };
+        let placement = owner
+            .as_ref()
+            .map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str(), rivals });
         let mut upload = target.open(mode, placement)?;
-        let lease = Arc::new(lease);
-        if !upload.is_fenced() {
+        if upload.is_fenced() {
+            lease.rely_on_storage();
+        } else if lease.is_certain() {
             upload.guard_by(guard(&lease));
+        } else {
+            return Err(FileError::Unsure(lease.certainty()));
         }
         if let Some(share) = &share {
             share.follow(upload.changes());
         }
         Ok(node.workers.keep(Opened { upload, share, lease }))
     });
-    opened.await?.map_err(|error: NotOpened| error.reply(session))
+    opened.await?.map_err(|error| session.subject.refuse(&error))
 }
 
 /// Says whether an upload may still write by its lease alone: what protects a file on storage whose locks do
 /// not keep out other nodes.
-fn guard(lease: &Arc<WriteLease>) -> impl Fn() -> bool + Send + Sync + 'static {
-    let lease = Arc::downgrade(lease);
-    move || lease.upgrade().is_some()
+fn guard(lease: &WriteLease) -> impl Fn() -> bool + Send + Sync + 'static {
+    let age = lease.age();
+    move || !age.is_expired()
 }
 
 /// What the upload may take of the quota.
@@ -315,7 +295,7 @@ async fn lease(session: &LoggedIn, path: &VirtualPath) -> Result<WriteLease, Rep
     let named = path.clone();
     let key = session.in_home(move |jail| jail.canonical_key(&named)).await?;
     let lease = session.node.registry.lease_write(&key, session.subject.session).await;
-    lease.map_err(|refused| NotOpened::Leased(refused).reply(session))
+    lease.map_err(|refused| session.subject.refuse(&FileError::from(refused)))
 }
 
 /// What an upload is held to.
@@ -368,8 +348,7 @@ impl Opened {
                 })?;
                 stream.finish_receiving();
                 // What was hidden has its name now, by the right that it had then.
-                let lease = Arc::into_inner(self.lease).filter(|_| !is_hidden);
-                Ok(lease.map(|lease| LastLease { lease, decides: !is_fenced }))
+                Ok((!is_hidden).then_some(LastLease { lease: self.lease, decides: !is_fenced }))
             }
             Err(failure @ (TransferFailure::LeaseLost | TransferFailure::Failed(TransferError::NoRight))) => {
                 self.upload.leave();
@@ -450,32 +429,32 @@ impl Opened {
 }
 
 /// COMB: joins files to the end of the target, in order, and removes them: what clients that
-/// upload a file in parts send last.
+/// upload a file in parts send last. All names are leased in one step while it runs.
 pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Result<Outcome, Reply> {
     let target = session.path(&comb.target)?;
+    if comb.sources.len() > MAX_SOURCES {
+        metrics::limit_reached("comb_sources");
+        let text = format!("At most {MAX_SOURCES} files can be joined at once");
+        return Err(Reply::new(Code::BAD_ARGUMENTS, text));
+    }
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
     if !sources.iter().all(|source| session.access.may_join(source, &target)) {
         return Err(Reply::permission_denied());
     }
     session.allow_name(&target)?;
-    // Before the leases: a second one of the same file would be refused as if others wrote it.
     let mut named = HashSet::from([&target]);
     if !sources.iter().all(|source| named.insert(source)) {
         return Err(session.subject.refuse(&FileError::SameFile));
     }
-    let mut leases = vec![lease(session, &target).await?];
-    for source in &sources {
-        leases.push(lease(session, source).await?);
-    }
     let jail: Arc<Jail> = Arc::clone(&session.jail);
     let subject = Arc::clone(&session.subject);
     let sync = session.node.storage.sync_uploads;
-    let (quota, runtime) = (session.quota_of(&target).cloned(), Handle::current());
+    let (quota, lessee) = (session.quota_of(&target).cloned(), Lessee::of(session));
+    let runtime = Handle::current();
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
         let mut changes = Changes::default();
-        let are_held = || leases.iter().all(|lease| runtime.block_on(lease.is_held()));
         let (mut share, mut refusal) = (None, None);
         let reserve = |bytes, is_new| {
             let Some(quota) = &quota else { return Ok(()) };
@@ -489,9 +468,17 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
             }
             Ok(())
         };
-        let combined =
-            jail.combine(&target, &sources, sync, &progress, &mut changes, reserve, are_held);
-        drop(leases);
+        let combined = claims_of_join(&jail, &target, &sources).and_then(|claims| {
+            let paths: Vec<_> = [&target].into_iter().chain(&sources).collect();
+            let lease = lessee.to_write(&jail, &paths, claims)?;
+            // The target is locked when it is opened.
+            let _locks = jail.hold_all(&paths[1..])?;
+            if jail.locks_cross_nodes(&target)? {
+                lease.rely_on_storage();
+            }
+            let is_held = || runtime.block_on(lease.is_held());
+            jail.combine(&target, &sources, sync, &progress, &mut changes, reserve, is_held)
+        });
         if let Some(share) = share {
             share.follow(changes);
             share.settle();
@@ -504,6 +491,30 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
             Err(error) => subject.refuse(&error),
         }
     }))
+}
+
+/// What COMB writes, reads and removes. That a source is missing, or named twice, is found out here, before
+/// anything is leased.
+fn claims_of_join(
+    jail: &Jail,
+    target: &VirtualPath,
+    sources: &[VirtualPath],
+) -> Result<Vec<Claim>, FileError> {
+    let identity = |file: &OpenFile| file.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+    let mut files = HashSet::new();
+    if let Ok(target) = jail.open_read(target) {
+        files.insert(identity(&target)?);
+    }
+    let mut claims = vec![Claim::file(&jail.canonical_key(target)?)];
+    for source in sources {
+        if !files.insert(identity(&jail.open_read(source)?)?) {
+            return Err(FileError::SameFile);
+        }
+        // Not the same where the name is a symbolic link.
+        claims.push(Claim::file(&jail.canonical_key(source)?));
+        claims.push(Claim::file(&jail.name_key(source)?));
+    }
+    Ok(claims)
 }
 
 #[cfg(test)]

@@ -257,9 +257,8 @@ impl Waiting {
         if !others_wait {
             return false;
         }
-        let is_held = |(key, waiter): &(&Key, &Waiter)| {
-            key.1 == subject.address && waiter.subject.user == subject.user
-        };
+        let is_held =
+            |(key, waiter): &(&Key, &Waiter)| key.1 == subject.address && waiter.subject.user == subject.user;
         self.sessions.iter().filter(is_held).count() >= share(count)
     }
 
@@ -271,7 +270,13 @@ impl Waiting {
     ///   which most clients use it.
     ///
     /// Such a port cools down as any other that is given up.
-    fn give_up(&mut self, slice: PortRange, subject: &Subject, unused_limit: Duration, now: Instant) -> NoPort {
+    fn give_up(
+        &mut self,
+        slice: PortRange,
+        subject: &Subject,
+        unused_limit: Duration,
+        now: Instant,
+    ) -> NoPort {
         let address = subject.address;
         let mut look_again = None::<Instant>;
         let mut at = |time: Instant| look_again = Some(look_again.map_or(time, |first| first.min(time)));
@@ -302,7 +307,9 @@ impl Waiting {
         let mut beyond_share = None;
         if cooling + unused.len() < asking {
             let waiters = slice.iter().filter_map(|port| Some((port, self.sessions.get(&(port, address))?)));
-            let oldest = waiters.filter(|(_, waiter)| has_too_many(waiter)).min_by_key(|(_, waiter)| (waiter.is_claimed, waiter.since));
+            let oldest = waiters
+                .filter(|(_, waiter)| has_too_many(waiter))
+                .min_by_key(|(_, waiter)| (waiter.is_claimed, waiter.since));
             match oldest {
                 Some((port, waiter)) if waiter.since + COOL_DOWN <= now => beyond_share = Some(port),
                 Some((_, waiter)) => at(waiter.since + COOL_DOWN),

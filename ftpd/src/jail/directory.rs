@@ -74,7 +74,10 @@ pub struct Entries<'j> {
 
 impl fmt::Debug for Entries<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entries").field("path", &self.path).field("names", &self.names).finish_non_exhaustive()
+        f.debug_struct("Entries")
+            .field("path", &self.path)
+            .field("names", &self.names)
+            .finish_non_exhaustive()
     }
 }
 
@@ -220,7 +223,8 @@ impl<'j> Entries<'j> {
         let progress = self.progress;
         let is_cancelled = || progress.is_some_and(Progress::is_cancelled);
         while !is_cancelled()
-            && let Some(found) = self.names.as_mut().and_then(Names::next) {
+            && let Some(found) = self.names.as_mut().and_then(Names::next)
+        {
             let found = found.ok()?;
             if is_left_out(&self.folders, found.name.to_bytes()) || !found.may_be_directory() {
                 continue;

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use common::process::logging::chain;
+use common::{
+    process::logging::chain,
+    registry::{Certainty, Conflict, LeaseRefused},
+};
 use nix::errno::Errno;
 
 use crate::{
@@ -68,6 +71,12 @@ pub enum FileError {
     /// Another session holds the lock of the file's writer: see [`super::lock`].
     #[error("another session writes the file")]
     BeingWritten,
+    /// Another session has a lease on the path, or there are no leases at this time.
+    #[error(transparent)]
+    Leased(#[from] LeaseRefused),
+    /// There is no proof that no other session writes the file: neither a lease nor a lock.
+    #[error("it cannot be told whether another node writes the file")]
+    Unsure(Certainty),
     /// The right to write it was lost while it was written.
     #[error("another session may write this file")]
     Taken,
@@ -90,7 +99,24 @@ impl FileError {
 
     /// What the log and the metrics tell of it.
     pub fn failure(&self) -> Failure {
-        Failure { reason: self.reason(), detail: Some(chain(self).into()), errno: self.errno(), holder: None }
+        let (detail, holder) = match self {
+            // The reply says all.
+            Self::Leased(LeaseRefused::Busy { holder, .. }) => (None, *holder),
+            Self::Leased(LeaseRefused::RegistryAway) => {
+                (Some("Redis is away, and registry_away = \"refuse\"".into()), None)
+            }
+            Self::Unsure(certainty) => {
+                let why = if *certainty == Certainty::RedisLostData {
+                    "Redis lost its data less than node_lease ago"
+                } else {
+                    "Redis is away"
+                };
+                let what = "file locks on this storage do not keep out other nodes: storage_locks";
+                (Some(format!("{why}, and {what}").into()), None)
+            }
+            error => (Some(chain(error).into()), None),
+        };
+        Failure { reason: self.reason(), detail, errno: self.errno(), holder }
     }
 
     fn reason(&self) -> &'static str {
@@ -119,6 +145,8 @@ impl FileError {
             Self::Stale => "stale",
             Self::TooManyOpenFiles(_) => "too_many_open_files",
             Self::BeingWritten => "being_written",
+            Self::Leased(LeaseRefused::Busy { .. }) => "write_lease",
+            Self::Leased(LeaseRefused::RegistryAway) | Self::Unsure(_) => "registry_away",
             Self::Taken => "lease_lost",
             Self::Cancelled => failure::CANCELLED,
             Self::Unproved | Self::Io(_) => "storage_io",
@@ -152,6 +180,8 @@ impl FileError {
             | Self::TooDeep
             | Self::SameFile
             | Self::BeingWritten
+            | Self::Leased(_)
+            | Self::Unsure(_)
             | Self::Taken
             | Self::Unproved
             | Self::Cancelled => return None,
@@ -186,6 +216,20 @@ impl FileError {
             Self::Stale => (Code::FILE_BUSY, "File changed meanwhile, try again"),
             Self::TooManyOpenFiles(_) => (Code::FILE_BUSY, "Server busy, try again"),
             Self::BeingWritten => (Code::FILE_BUSY, "Another session writes this file"),
+            Self::Leased(LeaseRefused::Busy { conflict, .. }) => {
+                let phrase = match conflict {
+                    Conflict::Same => "Another session writes this file",
+                    Conflict::Below => "A file below is being written",
+                    Conflict::Above => "A directory above is being renamed or removed",
+                };
+                (Code::FILE_BUSY, phrase)
+            }
+            Self::Leased(LeaseRefused::RegistryAway) => {
+                (Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
+            }
+            Self::Unsure(_) => {
+                (Code::FILE_BUSY, "It cannot be told whether another session writes this; try again later")
+            }
             Self::Taken => (Code::LOCAL_ERROR, "Another session writes this file"),
             Self::Cancelled => (Code::LOCAL_ERROR, "Action cancelled"),
             Self::Unproved | Self::Io(_) => (Code::LOCAL_ERROR, "Local error in processing"),

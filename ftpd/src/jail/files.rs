@@ -269,6 +269,14 @@ impl Jail {
         self.target(path)?.key()
     }
 
+    /// As [`Jail::canonical_key`], of the name itself: for a symbolic link at the end that of the link.
+    ///
+    /// # Errors
+    /// As [`Jail::canonical_key`], and as for changing the name.
+    pub fn name_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
+        self.place_key(&self.place(path)?)
+    }
+
     /// A name for the home, or a directory of it, whose files a quota counts: the same on every node, also
     /// while the directory does not exist. Symbolic links on the way to it are not resolved.
     ///

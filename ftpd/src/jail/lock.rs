@@ -7,7 +7,7 @@
 //!
 //! Whether it does follows from the mount: see [`Locks::cross_nodes`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::{Mode, fstat};
 
-use super::handle::{self, kind};
+use super::handle::{self, identity, kind};
 use super::path::VirtualPath;
 use super::{FileError, Jail};
 use crate::listing::Kind;
@@ -214,10 +214,46 @@ impl Jail {
         self.hold_opened(path, handle::STATUS)
     }
 
+    /// [`Jail::hold`] for several paths: each file once, also if it has two of the names.
+    ///
+    /// # Errors
+    /// As [`Jail::hold`].
+    pub fn hold_all(&self, paths: &[&VirtualPath]) -> Result<Vec<ChangeLock>, FileError> {
+        let mut known = HashSet::new();
+        let mut held = Vec::new();
+        for path in paths {
+            if let Some(handle) = self.open_to_hold(path, handle::STATUS | OFlag::O_NOFOLLOW)?
+                && known.insert(identity(&fstat(&handle)?))
+            {
+                held.extend(self.locks.hold(&handle)?);
+            }
+        }
+        Ok(held)
+    }
+
+    /// Whether locks on files in the directory of `path` keep out the writers of other nodes.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn locks_cross_nodes(&self, path: &VirtualPath) -> Result<bool, FileError> {
+        match self.locks {
+            Locks::Off => Ok(false),
+            Locks::Cluster => Ok(true),
+            Locks::Auto => file_crosses_nodes(&self.place(path)?.directory),
+        }
+    }
+
     fn hold_opened(&self, path: &VirtualPath, flags: OFlag) -> Result<Option<ChangeLock>, FileError> {
+        match self.open_to_hold(path, flags)? {
+            Some(handle) => self.locks.hold(&handle),
+            None => Ok(None),
+        }
+    }
+
+    /// The regular file that has the name, if there is one.
+    fn open_to_hold(&self, path: &VirtualPath, flags: OFlag) -> Result<Option<OwnedFd>, FileError> {
         match self.open_with_status(path, flags) {
-            Ok((handle, status)) if kind(&status) == Kind::File => self.locks.hold(&handle),
-            Ok(_) => Ok(None),
+            Ok((handle, status)) => Ok((kind(&status) == Kind::File).then_some(handle)),
             // The operation itself tells what is wrong with the name, or that nothing is.
             Err(FileError::Io(error)) => Err(FileError::Io(error)),
             Err(FileError::TooManyOpenFiles(error)) => Err(FileError::TooManyOpenFiles(error)),

@@ -264,9 +264,18 @@ mod tests {
             0..0o10000u32,
             prop::sample::select(&KINDS[..]),
         );
-        let made = entry.prop_map(|(name, link_target, (size, modified, links, device, inode), mode, kind)| {
-            Entry { name, kind, size, modified, mode, links, device, inode, link_target }
-        });
+        let made =
+            entry.prop_map(|(name, link_target, (size, modified, links, device, inode), mode, kind)| Entry {
+                name,
+                kind,
+                size,
+                modified,
+                mode,
+                links,
+                device,
+                inode,
+                link_target,
+            });
         prop::collection::vec(made, 0..100)
     }
 

@@ -28,7 +28,8 @@ enum Next {
     Done,
 }
 
-/// Does the server's side. `look` sees the connection when it is over.
+/// Does the server's side. `look` sees the connection when it is over, and says whether the client gets session
+/// tickets of TLS 1.3.
 ///
 /// TLS 1.3 ends with what the server says unasked: session tickets. They are not sent but left to the
 /// [`Records`], since a client that uploads need not read at all. One that closes with them unread, or
@@ -39,7 +40,7 @@ enum Next {
 pub(super) async fn accept<T>(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     config: Arc<ServerConfig>,
-    look: impl FnOnce(&UnbufferedServerConnection) -> T,
+    look: impl FnOnce(&UnbufferedServerConnection) -> (T, bool),
 ) -> io::Result<(Records, T)> {
     let mut connection = UnbufferedServerConnection::new(config).map_err(invalid)?;
     let mut received = Vec::new();
@@ -87,8 +88,9 @@ pub(super) async fn accept<T>(
             Next::Done => break,
         }
     }
-    let seen = look(&connection);
-    Ok((records(connection, received, answer).map_err(invalid)?, seen))
+    let (seen, gets_tickets) = look(&connection);
+    let tickets = gets_tickets.then_some(answer);
+    Ok((records(connection, received, tickets).map_err(invalid)?, seen))
 }
 
 /// The length of the record at the front of `bytes`, if it is whole. Bytes that cannot be a record
@@ -129,13 +131,19 @@ async fn tell(
 fn records(
     connection: UnbufferedServerConnection,
     received: Vec<u8>,
-    tickets: Vec<u8>,
+    tickets: Option<Vec<u8>>,
 ) -> Result<Records, rustls::Error> {
     let version = version(&connection);
     let (secrets, schedule) = connection.dangerous_into_kernel_connection()?;
-    let [sending, receiving] = [secrets.tx, secrets.rx].map(|(sequence, keys)| Secrets { keys, sequence });
+    let [mut sending, receiving] =
+        [secrets.tx, secrets.rx].map(|(sequence, keys)| Secrets { keys, sequence });
+    if tickets.is_none() && version == Version::Tls13 {
+        // Tickets are the first records under this key. They are dropped here without having been sent, so
+        // that their numbers are free, and the client expects the first record with number 0.
+        sending.sequence = 0;
+    }
     let records = Records::new(version, sending, &receiving, Box::new(schedule), received)?;
-    Ok(records.after(tickets))
+    Ok(records.after(tickets.unwrap_or_default()))
 }
 
 fn version(connection: &UnbufferedServerConnection) -> Version {

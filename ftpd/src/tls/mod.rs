@@ -3,25 +3,28 @@
 
 pub mod certificates;
 mod handshake;
+mod identity;
 pub mod kernel;
 pub mod records;
 pub mod tickets;
+pub mod trust;
 
 use std::{
     io,
     path::PathBuf,
     str::FromStr,
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
-use common::{process::logging::chain, registry::Registry, session::SessionId};
+use common::{
+    certificate::ClientCertificate, process::logging::chain, registry::Registry, session::SessionId,
+};
 use rustls::{
-    CommonState, HandshakeKind, ProtocolVersion, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    CommonState, HandshakeKind, ProtocolVersion, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, pem::PemObject},
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::NoServerSessionStorage,
     version::{TLS12, TLS13},
 };
 use tokio::{
@@ -35,7 +38,8 @@ use self::{
     certificates::Certificates,
     kernel::KernelTls,
     records::Records,
-    tickets::{SessionTickets, Tickets},
+    tickets::{Purpose, SessionTickets, Tickets},
+    trust::{Trust, TrustFiles, Witness},
 };
 use crate::metrics;
 
@@ -99,7 +103,7 @@ impl FromStr for Reuse {
 pub struct TlsSettings {
     pub certificates: Vec<CertificateFiles>,
     /// Client certificates signed by these authorities are verified.
-    pub client_authorities: Option<PathBuf>,
+    pub client_trust: Option<TrustFiles>,
     pub minimum: &'static SupportedProtocolVersion,
     pub control: Policy,
     pub data: Policy,
@@ -109,6 +113,8 @@ pub struct TlsSettings {
     pub kernel: KernelTls,
     pub tickets: usize,
     pub ticket_rotation: Duration,
+    /// How long after a full handshake control connections may resume it.
+    pub resumption_max_age: Duration,
     pub handshake_timeout: Duration,
 }
 
@@ -124,13 +130,8 @@ pub struct Tls {
 struct Configs {
     control: Arc<ServerConfig>,
     data: Arc<ServerConfig>,
-}
-
-/// What a connection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    Control,
-    Data,
+    /// `None`: client certificates are not asked for.
+    trust: Option<Arc<Trust>>,
 }
 
 impl Purpose {
@@ -149,6 +150,8 @@ pub enum TlsError {
     Certificate(#[from] CertificateError),
     #[error("{path}: {reason}", path = .0.display(), reason = .1)]
     Authorities(PathBuf, String),
+    #[error("{path}: {reason}", path = .0.display(), reason = .1)]
+    Revocations(PathBuf, String),
     #[error("the settings do not fit together")]
     Settings(#[from] rustls::Error),
 }
@@ -160,8 +163,8 @@ pub struct Handshake {
     pub cipher: String,
     /// The session whose TLS session was resumed.
     pub resumed: Option<SessionId>,
-    /// Subject of the verified client certificate, if there is one.
-    pub certificate_subject: Option<String>,
+    /// The verified client certificate, if there is one.
+    pub certificate: Option<ClientCertificate>,
 }
 
 impl Tls {
@@ -171,7 +174,7 @@ impl Tls {
     /// The first file that cannot be used, and why.
     pub fn load(settings: TlsSettings) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let tickets = Tickets::new(settings.ticket_rotation);
+        let tickets = Tickets::new(settings.ticket_rotation, settings.resumption_max_age);
         let configs = configs(&settings, &provider)?;
         Ok(Self { settings, configs: ArcSwap::from_pointee(configs), provider, tickets })
     }
@@ -195,7 +198,7 @@ impl Tls {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let (config, tickets) = self.config(Some(session), Purpose::Control);
+        let (config, tickets) = self.config(Some(session), Purpose::Control)?;
         let accepted = async {
             let stream = TlsAcceptor::from(config).accept(stream).await?;
             let handshake = Handshake::of(stream.get_ref().1, &tickets);
@@ -233,8 +236,13 @@ impl Tls {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         session: Option<SessionId>,
     ) -> io::Result<(Records, Handshake)> {
-        let (config, tickets) = self.config(session, Purpose::Data);
-        let accepted = handshake::accept(stream, config, |connection| Handshake::of(connection, &tickets));
+        let (config, tickets) = self.config(session, Purpose::Data)?;
+        let accepted = handshake::accept(stream, config, |connection| {
+            let handshake = Handshake::of(connection, &tickets);
+            // New tickets prove the session: only a client that has proved it gets them.
+            let is_proved = session.is_some() && handshake.resumed == session;
+            (handshake, is_proved)
+        });
         self.counted(Purpose::Data, accepted).await
     }
 
@@ -247,12 +255,19 @@ impl Tls {
         &self,
         session: Option<SessionId>,
         purpose: Purpose,
-    ) -> (Arc<ServerConfig>, Arc<SessionTickets>) {
-        let tickets = Arc::new(SessionTickets::new(Arc::clone(&self.tickets), session));
-        // A copy of a few pointers: the connection's own ticketer is what ties it to its session.
-        let mut config = ServerConfig::clone(&self.configs.load().of(purpose));
+    ) -> io::Result<(Arc<ServerConfig>, Arc<SessionTickets>)> {
+        let configs = self.configs.load();
+        let witness = configs.trust.as_ref().map(|trust| Witness::new(Arc::clone(trust)));
+        let tickets = SessionTickets::new(Arc::clone(&self.tickets), session, purpose, witness.clone());
+        let tickets = Arc::new(tickets);
+        let shared = configs.of(purpose);
+        let mut config = match witness {
+            // A copy of a few pointers: the connection's own ticketer is what ties it to its session.
+            None => ServerConfig::clone(&shared),
+            Some(witness) => with_witness(&shared, witness, &self.settings).map_err(io::Error::other)?,
+        };
         config.ticketer = Arc::clone(&tickets) as _;
-        (Arc::new(config), tickets)
+        Ok((Arc::new(config), tickets))
     }
 
     async fn counted<T>(
@@ -327,7 +342,8 @@ impl Tls {
 
     fn modified(&self) -> Vec<Option<SystemTime>> {
         let pairs = self.settings.certificates.iter().flat_map(|files| [&files.chain, &files.key]);
-        let files = pairs.chain(&self.settings.client_authorities);
+        let trust = self.settings.client_trust.iter();
+        let files = pairs.chain(trust.flat_map(|files| files.revocations.iter().chain([&files.authorities])));
         files.map(|file| file.metadata().and_then(|metadata| metadata.modified()).ok()).collect()
     }
 }
@@ -343,24 +359,52 @@ impl Configs {
 
 fn configs(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Configs, TlsError> {
     let certificates = Certificates::load(&settings.certificates, provider)?;
-    let versions: &[&SupportedProtocolVersion] =
-        if settings.minimum.version == ProtocolVersion::TLSv1_3 { &[&TLS13] } else { &[&TLS13, &TLS12] };
-    let builder =
-        ServerConfig::builder_with_provider(Arc::clone(provider)).with_protocol_versions(versions)?;
-    let builder = match &settings.client_authorities {
-        Some(path) => builder.with_client_cert_verifier(verifier(path, provider)?),
-        None => builder.with_no_client_auth(),
-    };
-    let mut control = builder.with_cert_resolver(Arc::new(certificates));
+    let trust = settings.client_trust.as_ref().map(|files| Trust::load(files, provider)).transpose()?;
+    let mut control = ServerConfig::builder_with_provider(Arc::clone(provider))
+        .with_protocol_versions(versions(settings))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(certificates));
     control.alpn_protocols = vec![ALPN_FTP.to_vec()];
     // A client uses a ticket of TLS 1.3 once, and each data connection needs one.
     control.send_tls13_tickets = settings.tickets;
     control.max_tls13_tickets = settings.tickets.max(MOST_REQUESTED_TICKETS);
+    // Sessions of TLS 1.2 that this process keeps would be resumed without any of the checks of tickets.
+    control.session_storage = Arc::new(NoServerSessionStorage {});
     let mut data = control.clone();
     data.send_tls13_tickets = settings.tickets.min(TICKETS_OF_DATA_CONNECTIONS);
     // Their records are our own.
     data.enable_secret_extraction = true;
-    Ok(Configs { control: Arc::new(control), data: Arc::new(data) })
+    Ok(Configs { control: Arc::new(control), data: Arc::new(data), trust })
+}
+
+fn versions(settings: &TlsSettings) -> &'static [&'static SupportedProtocolVersion] {
+    static ALL: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+    static NEWEST: [&SupportedProtocolVersion; 1] = [&TLS13];
+    if settings.minimum.version == ProtocolVersion::TLSv1_3 { &NEWEST } else { &ALL }
+}
+
+/// `shared`, with a verifier of the connection's own: rustls sets one only when it builds a configuration.
+fn with_witness(
+    shared: &ServerConfig,
+    witness: Witness,
+    settings: &TlsSettings,
+) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::clone(shared.crypto_provider()))
+        .with_protocol_versions(versions(settings))?
+        .with_client_cert_verifier(Arc::new(witness))
+        .with_cert_resolver(Arc::clone(&shared.cert_resolver));
+    config.alpn_protocols.clone_from(&shared.alpn_protocols);
+    config.send_tls13_tickets = shared.send_tls13_tickets;
+    config.max_tls13_tickets = shared.max_tls13_tickets;
+    config.session_storage = Arc::clone(&shared.session_storage);
+    config.enable_secret_extraction = shared.enable_secret_extraction;
+    Ok(config)
+}
+
+/// The time of day in seconds since 1970; 0 if the clock is before that.
+fn unix_seconds() -> i64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
 /// A data connection replaces the ticket that it used, and one more, with the first that the node has to
@@ -369,19 +413,6 @@ const TICKETS_OF_DATA_CONNECTIONS: usize = 2;
 
 /// How many tickets a client gets that asks for a number (RFC 9149).
 const MOST_REQUESTED_TICKETS: usize = 32;
-
-fn verifier(path: &PathBuf, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let failed = |reason: &dyn std::fmt::Display| TlsError::Authorities(path.clone(), reason.to_string());
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| failed(&error))? {
-        let certificate = certificate.map_err(|error| failed(&error))?;
-        roots.add(certificate).map_err(|error| failed(&error))?;
-    }
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| failed(&error))
-}
 
 impl Handshake {
     /// Of a connection whose handshake is over.
@@ -402,14 +433,7 @@ impl Handshake {
                 Some(HandshakeKind::Resumed) => tickets.opened(),
                 _ => None,
             },
-            certificate_subject: certificate.and_then(|certificate| subject(certificate)),
+            certificate: certificate.and_then(identity::describe),
         }
     }
-}
-
-/// The subject as RFC 4514 writes it: `CN=scanner 7, O=Example`.
-fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
-    use x509_parser::{certificate::X509Certificate, prelude::FromDer};
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(parsed.subject().to_string())
 }

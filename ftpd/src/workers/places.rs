@@ -177,7 +177,7 @@ impl Places {
     /// A place, if one is free for this claim.
     pub fn try_take(self: &Arc<Self>, claim: &Claim) -> Option<Place> {
         let mut state = self.state();
-        if state.obstacle(&self.bounds, claim).is_some() {
+        if !state.may_start(&self.bounds, claim) {
             return None;
         }
         Some(Place { places: Arc::clone(self), id: state.start(claim.clone()) })
@@ -201,7 +201,11 @@ impl Places {
     ///
     /// # Errors
     /// Within the share that the claim could have, no work has begun or ended for `patience`.
-    pub async fn take_while_moving(self: &Arc<Self>, claim: Claim, patience: Duration) -> Result<Place, Stuck> {
+    pub async fn take_while_moving(
+        self: &Arc<Self>,
+        claim: Claim,
+        patience: Duration,
+    ) -> Result<Place, Stuck> {
         self.until_stuck(&claim, patience)?;
         let taking = self.take(claim.clone());
         tokio::pin!(taking);
@@ -251,11 +255,14 @@ impl Places {
     fn until_stuck(&self, claim: &Claim, patience: Duration) -> Result<Instant, Stuck> {
         let state = self.state();
         let now = Instant::now();
-        let Some(scope) = state.obstacle(&self.bounds, claim) else { return Ok(now + patience) };
-        let usage = match scope {
+        let usage_in = |scope| match scope {
             Scope::All => state.all,
             Scope::User => state.users.get(&claim.user).copied().unwrap_or_default(),
             Scope::Filesystem => state.filesystems.get(&claim.filesystem).copied().unwrap_or_default(),
+        };
+        let full = state.obstacles(&self.bounds, claim).map(|scope| (scope, usage_in(scope)));
+        let Some((scope, usage)) = full.min_by_key(|(_, usage)| usage.moved) else {
+            return Ok(now + patience);
         };
         let until = usage.moved + patience;
         if until > now {
@@ -280,7 +287,7 @@ impl Places {
     /// The setting that keeps the claim from a place at this moment.
     pub fn obstacle(&self, claim: &Claim) -> Option<&'static str> {
         let settings = self.bounds.settings;
-        self.state().obstacle(&self.bounds, claim).map(|scope| match scope {
+        self.state().obstacles(&self.bounds, claim).next().map(|scope| match scope {
             Scope::All => settings.all,
             Scope::User => settings.per_user,
             Scope::Filesystem => settings.per_filesystem,
@@ -290,7 +297,7 @@ impl Places {
     /// Takes a place, or stands in the queue for one.
     fn enter(self: &Arc<Self>, claim: Claim) -> Result<Place, Waiting> {
         let mut state = self.state();
-        if state.obstacle(&self.bounds, &claim).is_none() {
+        if state.may_start(&self.bounds, &claim) {
             return Ok(Place { places: Arc::clone(self), id: state.start(claim) });
         }
         let (sender, receiver) = oneshot::channel();
@@ -343,22 +350,23 @@ impl Places {
 }
 
 impl State {
-    /// The bound that keeps `claim` from a place.
-    fn obstacle(&self, bounds: &Bounds, claim: &Claim) -> Option<Scope> {
+    /// The bounds that keep `claim` from a place.
+    fn obstacles(&self, bounds: &Bounds, claim: &Claim) -> impl Iterator<Item = Scope> + use<> {
         let of_user = self.users.get(&claim.user).map_or(0, |usage| usage.running);
         let of_filesystem = self.filesystems.get(&claim.filesystem).map_or(0, |usage| usage.running);
         let is_new_filesystem = !self.filesystems.contains_key(&claim.filesystem);
         let filesystems = self.filesystems.len() + usize::from(is_new_filesystem);
         let for_others = if of_user == 0 { 0 } else { bounds.all / 4 };
-        if of_user >= claim.per_user.unwrap_or(bounds.per_user) {
-            Some(Scope::User)
-        } else if filesystems > 1 && of_filesystem >= bounds.per_filesystem {
-            Some(Scope::Filesystem)
-        } else if self.all.running >= bounds.all - for_others {
-            Some(Scope::All)
-        } else {
-            None
-        }
+        let is_full = [
+            (Scope::All, self.all.running >= bounds.all - for_others),
+            (Scope::User, of_user >= claim.per_user.unwrap_or(bounds.per_user)),
+            (Scope::Filesystem, filesystems > 1 && of_filesystem >= bounds.per_filesystem),
+        ];
+        is_full.into_iter().filter_map(|(scope, is_full)| is_full.then_some(scope))
+    }
+
+    fn may_start(&self, bounds: &Bounds, claim: &Claim) -> bool {
+        self.obstacles(bounds, claim).next().is_none()
     }
 
     fn next_id(&mut self) -> u64 {
@@ -396,10 +404,11 @@ impl State {
         let front = |key: &(Arc<str>, u64)| self.queues.get(key).and_then(VecDeque::front);
         let held = |user: &Arc<str>| self.users.get(user).map_or(0, |usage| usage.running);
         let ready = self.order.iter().enumerate().filter(|(_, key)| {
-            front(key).is_some_and(|waiter| self.obstacle(bounds, &waiter.claim).is_none())
+            front(key).is_some_and(|waiter| self.may_start(bounds, &waiter.claim))
         });
         // The earliest of equals: positions count downwards.
-        let (position, _) = ready.max_by_key(|(position, key)| (Reverse(held(&key.0)), Reverse(*position)))?;
+        let (position, _) =
+            ready.max_by_key(|(position, key)| (Reverse(held(&key.0)), Reverse(*position)))?;
         let key = self.order.remove(position)?;
         let waiter = self.queues.get_mut(&key)?.pop_front();
         if self.queues.get(&key).is_some_and(VecDeque::is_empty) {

@@ -290,6 +290,7 @@ fn what_is_no_file_is_not_transferred() {
 fn one_session_writes_a_file_and_the_other_is_told_at_once() {
     let node = start();
     let (mut first, mut second) = (login(&node), login(&node));
+    second.store("other", b"no session writes this one");
     let data = first.begin("STOR file");
     for command in ["STOR file", "APPE file", "STOR ./file", "COMB file other"] {
         second.epsv();

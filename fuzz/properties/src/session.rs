@@ -21,18 +21,14 @@ use common::{
     settings::Values,
 };
 use ftpd::{
-    auth::Authenticator,
     config::Config,
     connection::Connection,
-    connections::Connections,
     data::passive::PassivePorts,
-    node::Node,
+    node::{Node, Parts},
     protocol::{Command, command::is_foreign, line::Line, parse},
     proxy_protocol::{Ends, Trust},
-    quota::Counts,
     settings::SCHEMA,
     transfer_log::TransferLog,
-    workers::Workers,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -217,28 +213,11 @@ fn node(config: Config, address: IpAddr) -> Node {
         transfers: 0,
         failing: Vec::new(),
     };
-    let connections = Arc::new(Connections::new(config.limits.sessions, config.limits.sessions_per_address));
     let trust = Arc::new(Trust { balancers: Vec::new(), header_timeout: config.timeouts.proxy_header });
-    Node {
-        authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
-        name: config.node_name,
-        workers: Workers::new(&config.limits, config.timeouts.file_operation_wait),
-        directories: ftpd::jail::SharedDirectories::default(),
-        counts: Counts::new(&config.limits, &config.timeouts, &config.storage, &connections),
-        connections,
-        passive: PassivePorts::listen(config.network.slice, &[address], &trust)
-            .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}")),
-        network: config.network,
-        storage: config.storage,
-        limits: config.limits,
-        timeouts: config.timeouts,
-        greeting: config.greeting,
-        ascii_conversion: config.ascii_conversion,
-        trust,
-        registry: Registry::local(record),
-        transfer_log: TransferLog::default(),
-        tls: None,
-    }
+    let passive = PassivePorts::listen(config.network.slice, &[address], &trust, config.timeouts.data_connect)
+        .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}"));
+    let (registry, transfer_log) = (Registry::local(record), TransferLog::default());
+    Node::new(config, Parts { trust, passive, registry, transfer_log, tls: None })
 }
 
 /// A home with links that lead out of it, and what they lead to.

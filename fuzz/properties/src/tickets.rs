@@ -6,7 +6,7 @@ use std::{
 };
 
 use common::{registry::TicketKey, session::SessionId};
-use ftpd::tls::tickets::{SessionTickets, Tickets};
+use ftpd::tls::tickets::{Purpose, SessionTickets, Tickets};
 use rustls::server::ProducesTickets;
 
 struct Sealed {
@@ -16,13 +16,17 @@ struct Sealed {
     ticket: Vec<u8>,
 }
 
+/// Long enough for the test: tickets are opened within moments.
+const ROTATION: Duration = Duration::from_secs(3600);
+
 static SEALED: LazyLock<Sealed> = LazyLock::new(|| {
     let key = TicketKey::random(1);
-    let tickets = Tickets::new(Duration::from_secs(60));
+    let tickets = Tickets::new(ROTATION, ROTATION);
     tickets.set_keys(&[TicketKey::random(2), key.clone()]);
-    let old = Tickets::new(Duration::from_secs(60));
+    let old = Tickets::new(ROTATION, ROTATION);
     old.set_keys(std::slice::from_ref(&key));
-    let sealed = SessionTickets::new(old, Some(SessionId::random())).encrypt(b"state of a TLS session");
+    let session = SessionTickets::new(old, Some(SessionId::random()), Purpose::Control, None);
+    let sealed = session.encrypt(b"state of a TLS session");
     Sealed { name: key.name().to_vec(), tickets, ticket: sealed.expect("there is a key") }
 });
 
@@ -31,7 +35,8 @@ static SEALED: LazyLock<Sealed> = LazyLock::new(|| {
 pub fn ticket(input: &[u8]) {
     let Sealed { name, tickets, ticket } = &*SEALED;
     let opens = |ticket: &[u8]| {
-        let session = SessionTickets::new(Arc::clone(tickets), Some(SessionId::random()));
+        let session =
+            SessionTickets::new(Arc::clone(tickets), Some(SessionId::random()), Purpose::Control, None);
         let opened = session.decrypt(ticket);
         assert_eq!(opened.is_some(), session.opened().is_some());
         opened.is_some()

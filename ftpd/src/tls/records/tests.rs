@@ -67,7 +67,7 @@ fn connection_with(suite: SupportedCipherSuite, early: &[u8]) -> (ClientConnecti
         let connecting =
             connector.connect_with(name, near, |client| client.writer().write_all(early).unwrap());
         let (stream, accepted) =
-            tokio::join!(connecting, handshake::accept(&mut far, Arc::new(server), |_| ()));
+            tokio::join!(connecting, handshake::accept(&mut far, Arc::new(server), |_| ((), true)));
         let (mut near, mut client) = stream.unwrap().into_inner();
         near.shutdown().await.unwrap();
         let mut rest = Vec::new();

@@ -1,0 +1,136 @@
+//! The cluster that all schedules run on, and its faults.
+
+use std::{thread, time::Duration};
+
+use cluster_tests::{cluster::Cluster, eventually, wire::Heal};
+use nix::sys::signal::Signal;
+
+use crate::{
+    generator::{NODES, Round, SCHEDULES_PER_ROUND},
+    model::{Account, Fault},
+    runner::Slot,
+};
+
+/// A lease that a busy machine keeps, and that is over soon.
+const LEASE: Duration = Duration::from_secs(1);
+/// `secret`, with parameters that cost little.
+const HASH: &str =
+    "$argon2id$v=19$m=1024,t=1,p=1$8aCWlqnXu46nnFDSh+gFrQ$GgnIelifQhLr9gjFoOv3mDF7mfYHfmT+yUAxgr76a8U";
+/// Deletes all write leases, under whichever key.
+const FORGET: &str =
+    r#"EVAL "for _, k in ipairs(redis.call('KEYS', '*write*')) do redis.call('DEL', k) end return 1" 0"#;
+
+pub struct Shared(Cluster);
+
+impl Shared {
+    /// Three nodes that clients reach without a balancer, each with a way to Redis of its own, and two
+    /// accounts with one home for each schedule of a round. `settings` are those of the nodes beside the usual.
+    pub fn start(settings: &[(&str, &str)]) -> Self {
+        let mut users = String::new();
+        for number in 0..SCHEDULES_PER_ROUND {
+            for (account, uploads) in [(Account::Direct, "direct"), (Account::Atomic, "atomic")] {
+                let (user, home) = (Slot::user(number, account), Slot::home(number));
+                users += &format!(
+                    "[users.{user}]\npassword_hash = \"{HASH}\"\nhome = \"/{home}\"\nuploads = \"{uploads}\"\n"
+                );
+            }
+        }
+        let builder = Cluster::builder()
+            .nodes(NODES)
+            .passive_ports(600)
+            .without_balancer()
+            .wires()
+            .users(&users)
+            .setting("node_lease", "1s")
+            .setting("redis_timeout", "300ms")
+            .setting("log_level", "info");
+        Self(settings.iter().fold(builder, |builder, (key, value)| builder.setting(key, value)).start())
+    }
+
+    pub fn slot(&self, number: usize) -> Slot {
+        Slot {
+            number,
+            connector: self.0.client(number as u8),
+            nodes: (0..NODES).map(|node| self.0.node(node).address).collect(),
+            storage: self.0.storage().to_owned(),
+            sessions: Default::default(),
+        }
+    }
+
+    /// Begins the fault of a round.
+    pub fn begin(&mut self, round: &Round) {
+        let lost = match round.fault {
+            Fault::None => return,
+            Fault::Pause(node) => {
+                self.0.node(node).daemon.signal(Signal::SIGSTOP);
+                Some(node)
+            }
+            Fault::Partition(node) => {
+                self.0.wire(node).cut();
+                Some(node)
+            }
+            Fault::Flush => {
+                self.0.redis().command("FLUSHALL");
+                None
+            }
+            Fault::Forget => {
+                self.0.redis().command(FORGET);
+                None
+            }
+            Fault::Away => {
+                self.0.kill_redis();
+                None
+            }
+            Fault::Hang => {
+                self.0.redis().daemon.signal(Signal::SIGSTOP);
+                if !round.is_early {
+                    // All leases have expired when Redis goes on.
+                    thread::sleep(2 * LEASE);
+                }
+                None
+            }
+        };
+        if let Some(node) = lost
+            && !round.is_early
+        {
+            let name = self.0.node(node).name.clone();
+            eventually("the registry to forget the node", || (!self.nodes().contains(&name)).then_some(()));
+        }
+    }
+
+    /// Ends the fault of a round.
+    pub fn end(&mut self, round: &Round) {
+        match round.fault {
+            Fault::None | Fault::Flush | Fault::Forget => {}
+            Fault::Pause(node) => self.0.node(node).daemon.signal(Signal::SIGCONT),
+            Fault::Partition(node) => {
+                self.0.wire(node).heal(if round.delivers_late { Heal::Deliver } else { Heal::Close });
+            }
+            Fault::Away => self.0.start_redis(),
+            Fault::Hang => self.0.redis().daemon.signal(Signal::SIGCONT),
+        }
+        if round.recovers_first {
+            self.wait_until_whole();
+        }
+    }
+
+    /// Waits until no transfer is going on, and the registry knows all nodes.
+    pub fn wait_until_quiet(&self) {
+        for node in 0..NODES {
+            self.0.node(node).wait_for_metric("ftp_transfers", |transfers| transfers == 0.0);
+        }
+        self.wait_until_whole();
+    }
+
+    fn wait_until_whole(&self) {
+        eventually("the registry to know all nodes", || (self.nodes().len() == NODES).then_some(()));
+    }
+
+    /// The names of the nodes that the registry takes for alive.
+    fn nodes(&self) -> Vec<String> {
+        let answer = self.0.authd().administer("GET", "/v1/nodes", None);
+        let Ok(json) = serde_json::from_str::<serde_json::Value>(&answer.body) else { return vec![] };
+        let nodes = json.as_array().into_iter().flatten();
+        nodes.filter_map(|node| node["name"].as_str().map(str::to_owned)).collect()
+    }
+}

@@ -1,0 +1,340 @@
+//! Runs one schedule: its writers' sessions, step by step, and the ledger of what they were told.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    net::{Shutdown, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use cluster_tests::{
+    dialogue::{self, Dialogue},
+    proxy::Connector,
+    random::Random,
+};
+
+use crate::{
+    ledger::{Entry, Operation, Upload},
+    model::{Account, Break, How, Schedule, Step, Turn, Writer},
+};
+
+/// How long a part may take to the storage before the writer goes on all the same: it is not certain that
+/// it ever gets there.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Where a schedule runs, and its sessions, which later schedules use again.
+pub struct Slot {
+    pub number: usize,
+    /// Makes connections from an address of this slot's own.
+    pub connector: Connector,
+    pub nodes: Vec<SocketAddr>,
+    /// The directory that holds the homes.
+    pub storage: PathBuf,
+    pub sessions: BTreeMap<Writer, Vec<Dialogue>>,
+}
+
+impl Slot {
+    /// The account's name.
+    pub fn user(number: usize, account: Account) -> String {
+        match account {
+            Account::Direct => format!("direct{number}"),
+            Account::Atomic => format!("atomic{number}"),
+        }
+    }
+
+    /// The home of both accounts.
+    pub fn home(number: usize) -> String {
+        format!("home{number}")
+    }
+
+    fn session(&mut self, writer: Writer) -> Dialogue {
+        self.sessions.entry(writer).or_default().pop().unwrap_or_else(|| {
+            let mut session = Dialogue::connect_with(&self.connector, self.nodes[writer.node]);
+            session.login(&Self::user(self.number, writer.account), "secret");
+            session.command("TYPE I", 200);
+            session
+        })
+    }
+}
+
+/// A schedule that is under way.
+pub struct Run<'s> {
+    schedule: &'s Schedule,
+    /// Marks the bytes of its uploads.
+    tag: u32,
+    /// Its directory, as sessions and the storage name it.
+    name: String,
+    directory: PathBuf,
+    actors: Vec<Actor>,
+    random: Random,
+    events: usize,
+    uploads: u8,
+    pub ledger: Vec<Entry>,
+}
+
+/// A writer's session.
+struct Actor {
+    writer: Writer,
+    session: Option<Dialogue>,
+    data: Option<TcpStream>,
+    /// The upload that has begun, in the ledger.
+    upload: Option<usize>,
+    pending: Option<Pending>,
+}
+
+/// The replies that a writer waits for, and the operation in the ledger.
+#[derive(Clone, Copy)]
+enum Pending {
+    /// 150, or a refusal.
+    Begin(usize),
+    /// The end of an upload.
+    End(usize),
+    /// The end of an upload, and ABOR's reply.
+    Abort(usize),
+    /// RNFR's reply and RNTO's.
+    Rename(usize),
+    Command(usize),
+}
+
+impl<'s> Run<'s> {
+    /// Makes the directory of the schedule and its writers' sessions.
+    pub fn new(slot: &mut Slot, schedule: &'s Schedule, round: u64) -> Self {
+        let name = format!("{round}");
+        let directory = slot.storage.join(Slot::home(slot.number)).join(&name);
+        let deepest = if schedule.is_nested { directory.join("d") } else { directory.clone() };
+        fs::create_dir_all(deepest).expect("the storage takes directories");
+        let actor = |writer: &Writer| Actor {
+            writer: *writer,
+            session: Some(slot.session(*writer)),
+            data: None,
+            upload: None,
+            pending: None,
+        };
+        let actors = schedule.writers.iter().map(actor).collect();
+        let tag = (round as u32) << 8 | slot.number as u32;
+        let random = Random::new(schedule.seed);
+        Self { schedule, tag, name, directory, actors, random, events: 0, uploads: 0, ledger: Vec::new() }
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Runs one phase. The node `frozen` does not answer meanwhile: its writers send what they can, and
+    /// their replies come later.
+    pub fn phase(&mut self, number: usize, frozen: Option<usize>) {
+        for Turn(steps) in &self.schedule.phases[number] {
+            for (actor, step) in steps {
+                let is_frozen = frozen == Some(self.actors[*actor].writer.node);
+                if !is_frozen {
+                    self.settle(*actor);
+                }
+                if self.actors[*actor].pending.is_none() {
+                    self.take(*actor, *step, is_frozen);
+                }
+            }
+            for (actor, step) in steps {
+                if frozen != Some(self.actors[*actor].writer.node) {
+                    self.settle(*actor);
+                    if *step == Step::Part {
+                        self.await_part(*actor);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends all uploads, reads all replies and gives the sessions back.
+    pub fn finish(&mut self, slot: &mut Slot) {
+        for actor in 0..self.actors.len() {
+            self.settle(actor);
+            self.take(actor, Step::End, false);
+            self.settle(actor);
+            let actor = &mut self.actors[actor];
+            if let Some(session) = actor.session.take() {
+                slot.sessions.entry(actor.writer).or_default().push(session);
+            }
+        }
+    }
+
+    fn event(&mut self) -> usize {
+        self.events += 1;
+        self.events
+    }
+
+    fn note(&mut self, writer: usize, operation: Operation) -> usize {
+        let (account, asked) = (self.actors[writer].writer.account, self.event());
+        self.ledger.push(Entry { writer, account, operation, asked, answered: None });
+        self.ledger.len() - 1
+    }
+
+    fn upload(&mut self, entry: usize) -> &mut Upload {
+        match &mut self.ledger[entry].operation {
+            Operation::Upload(upload) => upload,
+            other => unreachable!("{other:?} is no upload"),
+        }
+    }
+
+    /// Sends a step's command or data and does not wait for replies. Steps that do not fit what the writer
+    /// was told before are left out.
+    fn take(&mut self, number: usize, step: Step, is_frozen: bool) {
+        let is_writing = self.actors[number].upload.is_some();
+        let pending = match step {
+            Step::Part if is_writing => return self.send_part(number),
+            Step::End if is_writing => self.end(number),
+            Step::Break(how) if is_writing => self.break_off(number, how),
+            Step::Part | Step::End | Step::Break(_) => None,
+            _ if is_writing || self.actors[number].session.is_none() => None,
+            Step::Begin(..) if is_frozen => None,
+            Step::Begin(how, name) => Some(self.begin(number, how, name)),
+            Step::Delete(name) => Some(self.command(number, "DELE", name, Operation::Delete(name))),
+            Step::Remove(name) => Some(self.command(number, "RMD", name, Operation::Remove(name))),
+            Step::RemoveAll(name) => Some(self.command(number, "RMDA", name, Operation::RemoveAll(name))),
+            Step::Rename(from, to) => Some(self.rename(number, from, to, Operation::Rename(from, to))),
+            Step::Move => Some(self.rename(number, "d", "e", Operation::Move)),
+        };
+        self.actors[number].pending = pending;
+    }
+
+    fn session(&mut self, number: usize) -> &mut Dialogue {
+        self.actors[number].session.as_mut().expect("a writer without a session takes no steps")
+    }
+
+    fn command(&mut self, number: usize, verb: &str, name: &str, operation: Operation) -> Pending {
+        let entry = self.note(number, operation);
+        let line = format!("{verb} /{}/{name}", self.name);
+        self.session(number).send(&line);
+        Pending::Command(entry)
+    }
+
+    fn rename(&mut self, number: usize, from: &str, to: &str, operation: Operation) -> Pending {
+        let entry = self.note(number, operation);
+        let directory = &self.name;
+        let lines = format!("RNFR /{directory}/{from}\r\nRNTO /{directory}/{to}");
+        self.session(number).send(&lines);
+        Pending::Rename(entry)
+    }
+
+    fn begin(&mut self, number: usize, how: How, name: &'static str) -> Pending {
+        let most = if self.random.chance(10) { 4000 } else { 200 };
+        let length = 16 * (1 + self.random.below(most));
+        self.uploads += 1;
+        let mut upload = Upload::new(self.tag, self.uploads, name, how, length);
+        let path = format!("/{}/{name}", self.name);
+        let session = self.session(number);
+        if how == How::Resume {
+            session.send(&format!("SIZE {path}"));
+            let reply = session.reply();
+            if reply.code == 213 {
+                upload.offset = reply.message().parse().expect("213 tells a size");
+            }
+        }
+        let data = session.epsv();
+        let data = session.data_connection(data);
+        if upload.offset > 0 {
+            session.command(&format!("REST {}", upload.offset), 350);
+        }
+        let verb = if how == How::Append { "APPE" } else { "STOR" };
+        self.actors[number].data = Some(data);
+        let entry = self.note(number, Operation::Upload(upload));
+        self.session(number).send(&format!("{verb} {path}"));
+        Pending::Begin(entry)
+    }
+
+    /// Sends bytes of the upload that has begun, up to `length` in all. A node that has ended the transfer
+    /// does not take them; its reply tells.
+    fn send_up_to(&mut self, number: usize, length: usize) {
+        let Actor { upload: Some(entry), data: Some(data), .. } = &mut self.actors[number] else { return };
+        let Operation::Upload(upload) = &mut self.ledger[*entry].operation else { return };
+        let _ = data.write_all(&upload.content[upload.sent()..length]);
+        upload.sent.push(length);
+    }
+
+    fn send_part(&mut self, number: usize) {
+        let Some(entry) = self.actors[number].upload else { return };
+        let upload = self.upload(entry);
+        let (sent, left) = (upload.sent(), upload.content.len() - upload.sent());
+        // At least one byte is kept for the end.
+        let part = self.random.below(left.max(1));
+        self.send_up_to(number, sent + part);
+    }
+
+    fn end(&mut self, number: usize) -> Option<Pending> {
+        let entry = self.actors[number].upload?;
+        let total = self.upload(entry).content.len();
+        self.send_up_to(number, total);
+        self.upload(entry).is_ended = true;
+        let data = self.actors[number].data.take()?;
+        // The connection may have been closed by the node.
+        let _ = data.shutdown(Shutdown::Write);
+        Some(Pending::End(entry))
+    }
+
+    fn break_off(&mut self, number: usize, how: Break) -> Option<Pending> {
+        let entry = self.actors[number].upload?;
+        match how {
+            Break::Reset => {
+                dialogue::reset(self.actors[number].data.take()?);
+                Some(Pending::End(entry))
+            }
+            Break::Abort => {
+                self.session(number).send("ABOR");
+                Some(Pending::Abort(entry))
+            }
+            Break::Leave => {
+                dialogue::reset(self.actors[number].data.take()?);
+                self.actors[number].session = None;
+                self.actors[number].upload = None;
+                None
+            }
+        }
+    }
+
+    /// Reads the replies that the writer waits for.
+    fn settle(&mut self, number: usize) {
+        let Some(pending) = self.actors[number].pending.take() else { return };
+        let code = self.session(number).reply().code;
+        let (entry, code) = match pending {
+            Pending::Begin(entry) if matches!(code, 125 | 150) => {
+                self.upload(entry).has_begun = true;
+                self.actors[number].upload = Some(entry);
+                return;
+            }
+            Pending::Begin(entry) => {
+                self.actors[number].data = None;
+                (entry, code)
+            }
+            Pending::End(entry) => (entry, code),
+            Pending::Abort(entry) => {
+                self.session(number).reply();
+                self.actors[number].data = None;
+                (entry, code)
+            }
+            Pending::Rename(entry) => (entry, self.session(number).reply().code),
+            Pending::Command(entry) => (entry, code),
+        };
+        self.actors[number].upload = None;
+        let when = self.event();
+        self.ledger[entry].answered = Some((when, code));
+    }
+
+    /// Waits until the bytes that were sent are in a file. It need not come to that: the file may have been
+    /// removed, or the transfer have ended.
+    fn await_part(&mut self, number: usize) {
+        let Some(entry) = self.actors[number].upload else { return };
+        let upload = self.upload(entry);
+        let sent = &upload.content[..upload.sent()];
+        let end = sent[sent.len().saturating_sub(16)..].to_vec();
+        let deadline = Instant::now() + PATIENCE;
+        while !end.is_empty() && Instant::now() < deadline {
+            if crate::files(&self.directory).any(|(_, content)| content.ends_with(&end)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}

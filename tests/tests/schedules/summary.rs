@@ -1,0 +1,88 @@
+//! How many schedules ran, and what their uploads were told.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::{ledger::Entry, model::Fault};
+
+#[derive(Default)]
+pub struct Summary(BTreeMap<&'static str, Row>);
+
+#[derive(Default)]
+struct Row {
+    schedules: usize,
+    failures: usize,
+    uploads: usize,
+    confirmed: usize,
+    /// Uploads that were told this code.
+    codes: BTreeMap<u16, usize>,
+    without_reply: usize,
+    /// Files of broken atomic uploads, and those that no session can resume.
+    hidden: usize,
+    orphans: usize,
+}
+
+impl Summary {
+    /// Counts one schedule.
+    pub fn add(&mut self, fault: Fault, ledger: &[Entry], has_failed: bool) {
+        let row = self.row(fault);
+        row.schedules += 1;
+        row.failures += usize::from(has_failed);
+        for entry in ledger.iter().filter(|entry| entry.upload().is_some()) {
+            row.uploads += 1;
+            match entry.code() {
+                Some(226) => row.confirmed += 1,
+                Some(code) => *row.codes.entry(code).or_default() += 1,
+                None => row.without_reply += 1,
+            }
+        }
+    }
+
+    /// Counts the hidden files that are left, and those that no session can resume.
+    pub fn add_hidden(&mut self, fault: Fault, (hidden, orphans): (usize, usize)) {
+        let row = self.row(fault);
+        row.hidden += hidden;
+        row.orphans += orphans;
+    }
+
+    fn row(&mut self, fault: Fault) -> &mut Row {
+        let name = match fault {
+            Fault::None => "none",
+            Fault::Pause(_) => "pause",
+            Fault::Partition(_) => "partition",
+            Fault::Flush => "flush",
+            Fault::Forget => "forget",
+            Fault::Away => "away",
+            Fault::Hang => "hang",
+        };
+        self.0.entry(name).or_default()
+    }
+
+    pub fn failures(&self) -> usize {
+        self.0.values().map(|row| row.failures).sum()
+    }
+
+    /// A cluster that refuses everything loses nothing, and would prove nothing.
+    pub fn assert_meaningful(&self) {
+        for (name, row) in &self.0 {
+            let Row { uploads, confirmed, .. } = row;
+            assert!(
+                confirmed * 5 > *uploads,
+                "with fault {name} {confirmed} of {uploads} uploads were stored"
+            );
+        }
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, row) in &self.0 {
+            let Row { schedules, failures, uploads, confirmed, codes, without_reply, hidden, orphans } = row;
+            writeln!(
+                f,
+                "{name:>9}: {schedules} schedules, {failures} failed; {uploads} uploads, {confirmed} confirmed, \
+                 {without_reply} without a reply, others {codes:?}; {hidden} hidden files left, {orphans} orphans"
+            )?;
+        }
+        Ok(())
+    }
+}
