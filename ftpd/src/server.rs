@@ -45,8 +45,7 @@ use crate::{
     place,
     protocol::{Code, Reply},
     proxy_protocol::{NoClient, Trust},
-    revocation,
-    sweeper,
+    revocation, sweeper,
     tls::{Tls, TlsError},
     transfer_log::TransferLog,
 };

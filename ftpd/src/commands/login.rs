@@ -226,9 +226,7 @@ async fn log_in(
     })?;
     let jail = Arc::new(jail);
     let quota = match counted {
-        Some((path, directory)) => {
-            Some(HomeQuota::open(&node, &account, &jail, &path, directory).await)
-        }
+        Some((path, directory)) => Some(HomeQuota::open(&node, &account, &jail, &path, directory).await),
         None => None,
     };
     let login =

@@ -12,8 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 pub(super) type Identity = (u64, u64);
 
 /// Locked files of all jails.
-static LOCKED: LockedFiles =
-    LockedFiles { files: Mutex::new(None), released: Condvar::new() };
+static LOCKED: LockedFiles = LockedFiles { files: Mutex::new(None), released: Condvar::new() };
 
 struct LockedFiles {
     /// `None` before the first lock, because a `HashSet` cannot be made in a constant.

@@ -182,8 +182,11 @@ mod tests {
         old_file(&below.join(&plain));
         old_file(&site.path().join(&with_token));
         // A link is not what its target is.
-        std::os::unix::fs::symlink(below.join("file"), below.join(format!(".ftpd-partial-{}", "3".repeat(32))))
-            .unwrap();
+        std::os::unix::fs::symlink(
+            below.join("file"),
+            below.join(format!(".ftpd-partial-{}", "3".repeat(32))),
+        )
+        .unwrap();
 
         let mut all = swept(site.path());
         all.sort_by_key(|swept| swept.name.len());
@@ -191,10 +194,7 @@ mod tests {
         let usage = Usage { bytes: 1000, files: 1 };
         assert_eq!(
             found,
-            [
-                (&b"home/a directory"[..], plain.as_bytes(), usage),
-                (&b""[..], with_token.as_bytes(), usage)
-            ]
+            [(&b"home/a directory"[..], plain.as_bytes(), usage), (&b""[..], with_token.as_bytes(), usage)]
         );
         assert!(all[0].age >= 2 * HOUR && all[0].age < 3 * HOUR);
         assert!(stays.iter().chain([&young]).all(|name| below.join(name).exists()));

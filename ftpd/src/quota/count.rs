@@ -90,7 +90,9 @@ fn walk(
     _place: OwnedSemaphorePermit,
 ) -> Result<Usage, FileError> {
     let _back = StandingBack::begin();
-    quota.jail.usage(&quota.directory, || turn.step(|| progress.is_cancelled()).map_err(|_| FileError::Cancelled))
+    quota
+        .jail
+        .usage(&quota.directory, || turn.step(|| progress.is_cancelled()).map_err(|_| FileError::Cancelled))
 }
 
 /// Counts the home, unless the node drains or another node takes over.

@@ -28,13 +28,24 @@ const NAMES: [&str; 4] = ["/a", "/b", "/d", "/d/c"];
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     /// STOR or APPE, up to the first byte.
-    Begin { name: &'static str, mode: WriteMode, atomic: bool },
+    Begin {
+        name: &'static str,
+        mode: WriteMode,
+        atomic: bool,
+    },
     /// Further bytes of the upload that runs.
     Write(u64),
     End(End),
     Delete(&'static str),
-    Rename { from: &'static str, to: &'static str, replace: bool },
-    Combine { target: &'static str, source: &'static str },
+    Rename {
+        from: &'static str,
+        to: &'static str,
+        replace: bool,
+    },
+    Combine {
+        target: &'static str,
+        source: &'static str,
+    },
     MakeDirectory(&'static str),
     RemoveDirectory(&'static str),
     RemoveTree(&'static str),
@@ -295,7 +306,10 @@ fn check(rounds: &[[Operation; SESSIONS]], leases: bool) -> Result<(), TestCaseE
     let session = || Session { site: Arc::clone(&site), leases, running: None };
     let mut sessions: [Session; SESSIONS] = std::array::from_fn(|_| session());
     let is_enough = |(counted, disk): (Usage, Usage)| {
-        prop_assert!(counted.bytes >= disk.bytes && counted.files >= disk.files, "{counted:?}, disk {disk:?}");
+        prop_assert!(
+            counted.bytes >= disk.bytes && counted.files >= disk.files,
+            "{counted:?}, disk {disk:?}"
+        );
         prop_assert!(disk.bytes <= 100_000, "{disk:?}");
         Ok(())
     };

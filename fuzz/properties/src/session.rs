@@ -214,8 +214,9 @@ fn node(config: Config, address: IpAddr) -> Node {
         failing: Vec::new(),
     };
     let trust = Arc::new(Trust { balancers: Vec::new(), header_timeout: config.timeouts.proxy_header });
-    let passive = PassivePorts::listen(config.network.slice, &[address], &trust, config.timeouts.data_connect)
-        .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}"));
+    let passive =
+        PassivePorts::listen(config.network.slice, &[address], &trust, config.timeouts.data_connect)
+            .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}"));
     let (registry, transfer_log) = (Registry::local(record), TransferLog::default());
     Node::new(config, Parts { trust, passive, registry, transfer_log, tls: None })
 }

@@ -61,8 +61,14 @@ fn each_kind_of_name_has_its_own_error() {
     assert!(matches!(jail.open_read(&path("/file/x")), Err(FileError::NotADirectory)));
     assert!(matches!(jail.check_directory(&path("/file")), Err(FileError::NotADirectory)));
     assert!(matches!(jail.remove_file(&path("/dir")), Err(FileError::IsADirectory)));
-    assert!(matches!(jail.remove_directory(&path("/dir"), &Changes::default()), Err(FileError::DirectoryNotEmpty)));
-    assert!(matches!(jail.remove_directory(&path("/file"), &Changes::default()), Err(FileError::NotADirectory)));
+    assert!(matches!(
+        jail.remove_directory(&path("/dir"), &Changes::default()),
+        Err(FileError::DirectoryNotEmpty)
+    ));
+    assert!(matches!(
+        jail.remove_directory(&path("/file"), &Changes::default()),
+        Err(FileError::NotADirectory)
+    ));
     assert!(matches!(jail.create_directory(&path("/dir")), Err(FileError::AlreadyExists)));
     let long = format!("/{}", "n".repeat(256));
     assert!(matches!(jail.create_directory(&path(&long)), Err(FileError::NameTooLong)));
@@ -199,7 +205,8 @@ fn combining_asks_for_room_before_it_changes_anything() {
             Err(FileError::QuotaExceeded)
         };
         let (progress, sources) = (Progress::default(), [path("/1")]);
-        let refused = site.jail.combine(&path(target), &sources, true, &progress, &mut changes, no_room, || true);
+        let refused =
+            site.jail.combine(&path(target), &sources, true, &progress, &mut changes, no_room, || true);
         assert!(matches!(refused, Err(FileError::QuotaExceeded)));
         assert_eq!(asked, Some((3, is_new)));
         assert_eq!((site.names(), site.read("2")), (vec!["1".into(), "2".into()], "four".into()));
@@ -226,7 +233,8 @@ fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
             let (progress, sources) = (Progress::default(), [path("/1"), path("/2")]);
             let mut changes = Changes::default();
             let target_path = path(&format!("/{target}"));
-            let failed = site.jail.combine(&target_path, &sources, true, &progress, &mut changes, room, spoil);
+            let failed =
+                site.jail.combine(&target_path, &sources, true, &progress, &mut changes, room, spoil);
             assert!(matches!(failed, Err(FileError::IsADirectory)), "{failed:?}");
             let gone = if kept == 0 { "" } else { "one " };
             let expected = before.map_or(gone.to_owned(), |before| format!("{before}{gone}"));

@@ -185,10 +185,16 @@ fn a_directory_in_which_an_atomic_upload_runs_is_not_removed_with_it() {
     fs::create_dir(site.home("dir")).unwrap();
     let mut upload = site.jail.open_write(&path("/dir/file"), WriteMode::Replace, ATOMIC).unwrap();
     let node = site.node();
-    assert!(matches!(node.remove_directory(&path("/dir"), &Changes::default()), Err(FileError::BeingWritten)));
+    assert!(matches!(
+        node.remove_directory(&path("/dir"), &Changes::default()),
+        Err(FileError::BeingWritten)
+    ));
     upload.begin().unwrap();
     upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
-    assert!(matches!(node.remove_directory(&path("/dir"), &Changes::default()), Err(FileError::BeingWritten)));
+    assert!(matches!(
+        node.remove_directory(&path("/dir"), &Changes::default()),
+        Err(FileError::BeingWritten)
+    ));
     assert!(matches!(node.remove_partial(&path("/dir/file"), "alice"), Err(FileError::BeingWritten)));
     upload.finish(true, 3).unwrap();
     assert_eq!(site.read("dir/file"), "new");
