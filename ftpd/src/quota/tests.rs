@@ -15,7 +15,9 @@ use super::{HomeQuota, NewFile, Share, count::Counts};
 use crate::{
     connections::Connections,
     data::progress::Progress,
-    jail::{Changes, FileError, Jail, Modes, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
+    jail::{
+        Changes, FileError, Jail, Joining, Modes, Placement, Rivals, Upload, WriteMode, path::VirtualPath,
+    },
 };
 
 const LIMIT: Quota = Quota { bytes: Some(100_000), files: Some(6) };
@@ -187,7 +189,8 @@ impl Session {
                     Ok(())
                 };
                 let (target, sources, progress) = (path(target), [path(source)], Progress::default());
-                let _ = jail.combine(&target, &sources, false, &progress, &mut changes, reserve, || true);
+                let joining = Joining { target: &target, sources: &sources, sync: false };
+                let _ = jail.combine(joining, &progress, &mut changes, reserve, || true);
                 if let Some(share) = share {
                     share.follow(changes);
                     share.settle();
