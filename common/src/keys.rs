@@ -105,7 +105,7 @@ impl Keys {
 
     /// Hash: `epoch` is a random name for the time since Redis lost data, which began at `created` (Unix ms) on
     /// the server process `server`; `doubt` is 1 if nodes held leases before, and `number` the number of the
-    /// last lease. Never expires.
+    /// last lease. Expires long after the last node's refresh.
     pub fn lease_epoch(&self) -> String {
         self.key("lease-epoch")
     }

@@ -164,6 +164,18 @@ async fn a_lease_after_the_loss_takes_are_certain_again() {
             .await;
 }
 
+#[tokio::test]
+async fn a_node_without_leases_remembers_what_redis_had_too() {
+    let redis = RedisServer::start();
+    let (a, _) = join("a", "50000-50004", redis.options()).await;
+    let view = RegistryView::new(&redis.options());
+    let epoch = cmd("EXISTS").arg(view.keys().lease_epoch()).to_owned();
+    let is_there = async || view.link().query::<bool>(&epoch).await.unwrap().then_some(());
+    eventually("its refresh", is_there).await;
+    flush(&view).await;
+    assert!(!take(&a, "file").await.unwrap().is_certain());
+}
+
 /// A replica may lag, and a file of a snapshot is old.
 #[tokio::test]
 async fn another_server_with_the_data_counts_as_a_loss() {
@@ -186,23 +198,18 @@ async fn another_server_with_the_data_counts_as_a_loss() {
 
 #[tokio::test]
 async fn a_holder_that_was_away_for_a_lease_while_redis_lost_it_comes_back_only_with_a_lock_on_the_storage() {
-    let redis = RedisServer::start();
-    // No refresh comes in between: the first is at the start, the next after a third.
-    let options = || RedisOptions { lease: Duration::from_secs(3), ..redis.options() };
-    let (a, _) = join("a", "50000-50004", options()).await;
+    let mut redis = RedisServer::start();
+    let (a, _) = join("a", "50000-50004", redis.options()).await;
     let [bare, locked] = [take(&a, "bare").await.unwrap(), take(&a, "locked").await.unwrap()];
     locked.rely_on_storage();
-    redis.signal("STOP");
-    eventually("the leases are old", async || (bare.is_expired() && locked.is_expired()).then_some(())).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    // Whether Redis is still away or back already, no request has kept them: they were for longer than a lease.
-    redis.signal("CONT");
+    redis.stop();
+    tokio::time::sleep(LEASE * 2).await;
+    assert!(bare.is_expired() && locked.is_expired());
+    redis.restart();
     let view = RegistryView::new(&redis.options());
-    eventually("Redis is back", async || view.link().query::<()>(&cmd("FLUSHALL")).await.ok()).await;
-    eventually("the refresh", async || bare.age().is_expired().then_some(())).await;
-    eventually("the lease is lost", async || (!bare.is_held().await).then_some(())).await;
     eventually("the lease is back", async || stored_if(&view, "locked").await).await;
-    assert!(locked.is_held().await);
+    assert!(locked.is_held().await && !locked.is_expired());
+    assert!(!bare.is_held().await && bare.is_expired());
 }
 
 async fn stored_if(view: &RegistryView, path: &str) -> Option<()> {

@@ -217,11 +217,7 @@ async fn at_last_nothing_is_left_of_a_node_that_died() {
     .await;
     drop(staying);
     b.leave().await;
-    eventually("no key", async || {
-        let keys: Vec<String> = link.query(cmd("KEYS").arg("*")).await.unwrap();
-        keys.is_empty().then_some(())
-    })
-    .await;
+    eventually("no key", async || keys_left(link).await.is_empty().then_some(())).await;
 }
 
 #[tokio::test]
@@ -236,6 +232,6 @@ async fn a_node_that_leaves_after_redis_forgot_it_leaves_no_session() {
     some_refreshes(link, 2).await;
     let () = link.query(cmd("DEL").arg(view.keys().node(&name))).await.unwrap();
     a.leave().await;
-    let keys: Vec<String> = link.query(cmd("KEYS").arg("*")).await.unwrap();
+    let keys = keys_left(link).await;
     assert!(keys.is_empty(), "{keys:?}");
 }

@@ -105,6 +105,12 @@ impl Watch {
         })
     }
 
+    /// Whether the replies to the commands after it wait for its reply. STAT with a path is short, so that nothing
+    /// needs an answer meanwhile, and clients may pipeline commands after it. ABOR is heard all the same.
+    pub fn keeps_order(&self) -> bool {
+        self.verb == "STAT"
+    }
+
     pub fn is_cancelled(&self) -> bool {
         self.progress.is_cancelled()
     }

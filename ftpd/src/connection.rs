@@ -246,10 +246,12 @@ impl Connection {
     /// Whether a command has to wait for the end of the transfer. After ABOR or QUIT every command
     /// does, so that what is owed to the client does not grow.
     fn must_wait(&self, request: &Result<Request, ParseError>) -> bool {
-        self.activity.is_some()
-            && (self.confirm_abort
-                || self.quit_after
-                || !request.as_ref().is_ok_and(Request::during_transfer))
+        let Some(activity) = &self.activity else { return false };
+        let may_run = |request: &Request| match request.command {
+            Command::Abor => true,
+            _ => request.during_transfer() && !activity.watch.keeps_order(),
+        };
+        self.confirm_abort || self.quit_after || !request.as_ref().is_ok_and(may_run)
     }
 
     async fn run_line(&mut self, request: Result<Request, ParseError>) -> Option<End> {

@@ -145,8 +145,7 @@ fn logins_to_a_home_that_hangs_do_not_stop_other_logins() {
     let builder = Node::standalone().without("standalone").hanging(&hang);
     fs::create_dir(builder.root().join("hung")).unwrap();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
-    let node =
-        builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
+    let node = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
     let mut attempts: Vec<_> = (0..20).map(|_| node.connect()).collect();
     for session in &mut attempts {
         session.command("USER hung", 331);
@@ -192,7 +191,7 @@ fn many_sessions_with_an_expensive_stat_leave_others_their_place() {
 }
 
 #[test]
-fn one_users_checksums_wait_for_each_other_and_not_for_those_of_others() {
+fn one_users_long_commands_wait_for_each_other_and_not_for_those_of_others() {
     let node = Node::standalone()
         .user("a", "x")
         .user("b", "x")
@@ -205,16 +204,16 @@ fn one_users_checksums_wait_for_each_other_and_not_for_those_of_others() {
     let (mut first, mut second) = (node.login("a", "x"), node.login("a", "x"));
     first.send("XSHA512 sparse");
     node.wait_for_metric("ftp_places_used{kind=\"long_operations\"}", |used| used == 1.0);
-    let refused = second.command("XCRC small", 450);
+    let refused = second.command("STAT small", 450);
     assert!(refused.text().contains("Too many long commands"), "{}", refused.text());
-    let line = node.daemon.wait_for_message("XCRC failed", &[("reason", "no_place")]);
+    let line = node.daemon.wait_for_message("STAT failed", &[("reason", "no_place")]);
     assert!(line.contains("max_long_operations_per_user") && line.contains("long_operation_wait"), "{line}");
     node.login("b", "x").command("XCRC small", 250);
     first.send("ABOR");
     first.expect(451);
     first.expect(226);
     node.wait_for_metric("ftp_places_used{kind=\"long_operations\"}", |used| used == 0.0);
-    second.command("XCRC small", 250);
+    second.command("STAT small", 213);
 }
 
 /// Sessions whose client takes only a few KiB of each download.
@@ -256,8 +255,7 @@ fn an_account_may_have_a_limit_of_transfers_of_its_own() {
     });
     let builder = Node::standalone().without("standalone").setting("data_connect_timeout", "500ms");
     let redis = Redis::start(builder.loopback().socket(1, 6379));
-    let node =
-        builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
+    let node = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
     File::create(node.root().join("large")).unwrap().set_len(64 << 20).unwrap();
     let _slow = slow_downloads(&node, "ann", 2);
     node.wait_for_metric("ftp_places_used{kind=\"transfers\"}", |used| used == 2.0);

@@ -35,6 +35,23 @@ let
       unit = "ops";
     }
     {
+      title = "Failed operations by reason";
+      expr = "sum by (reason) (rate(ftp_operations_failed_total[5m]))";
+      legend = "{{reason}}";
+      unit = "ops";
+    }
+    {
+      title = "Oldest file operation";
+      expr = "ftp_oldest_file_operation_seconds";
+      legend = "{{instance}}";
+      unit = "s";
+    }
+    {
+      title = "Places for work on files in use";
+      expr = "ftp_places_used";
+      legend = "{{instance}} {{kind}}";
+    }
+    {
       title = "Logins by result";
       expr = "sum by (result) (rate(ftp_logins_total[5m]))";
       legend = "{{result}}";

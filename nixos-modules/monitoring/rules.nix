@@ -44,6 +44,15 @@ in
           "warning"
           "Transfers on {{ $labels.instance }} wait for their turn: max_transfers is reached, or the storage is slow."
         )
+        (alert "FtpFileOperationHangs" "ftp_oldest_file_operation_seconds > 30" 1 "warning"
+          "A file operation on {{ $labels.instance }} does not end: a part of its storage hangs. The log names user and path."
+        )
+        (alert "FtpStorageFails"
+          ''sum by (instance) (rate(ftp_operations_failed_total{reason=~"storage_.*"}[5m])) > 0''
+          5
+          "warning"
+          "The storage of {{ $labels.instance }} refuses operations or hangs. The log says why: reason, errno, stored_at."
+        )
         (alert "FtpAuthdSlow"
           "sum by (instance) (rate(ftp_authd_seconds_sum[5m])) / sum by (instance) (rate(ftp_authd_seconds_count[5m])) > 2"
           5

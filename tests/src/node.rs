@@ -11,7 +11,9 @@ use std::{
 use nix::sys::resource::{Resource, setrlimit};
 use tempfile::TempDir;
 
-use crate::{binaries, dialogue::Dialogue, eventually, hang::Hang, http, loopback::Loopback, process::Daemon};
+use crate::{
+    binaries, dialogue::Dialogue, eventually, hang::Hang, http, loopback::Loopback, process::Daemon,
+};
 
 /// What a node is started with.
 #[derive(Clone)]

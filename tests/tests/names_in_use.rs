@@ -7,13 +7,20 @@ use cluster_tests::{
     cluster::Cluster,
     content::{bytes, sha256},
     dialogue::Dialogue,
+    eventually,
     proxy::Connector,
 };
 use nix::sys::signal::Signal;
 
 fn cluster() -> Cluster {
+    cluster_with(&[])
+}
+
+fn cluster_with(settings: &[(&str, &str)]) -> Cluster {
     let hash = hash_password("secret");
-    Cluster::builder()
+    let builder =
+        settings.iter().fold(Cluster::builder(), |builder, (key, value)| builder.setting(key, value));
+    builder
         .users(&format!(
             "[users.direct]\npassword_hash = \"{hash}\"\nhome = \"/team/direct\"\n\
              [users.atomic]\npassword_hash = \"{hash}\"\nhome = \"/team/atomic\"\nuploads = \"atomic\"\n\
@@ -192,4 +199,78 @@ fn comb_joins_no_more_than_64_files_and_leases_nothing_before_it_has_found_them(
     session.command(&format!("COMB whole {}", names[..64].join(" ")), 250);
     assert_eq!(session.retrieve("whole"), names[..64].concat().as_bytes());
     assert_eq!(session.retrieve("part64"), b"part64");
+}
+
+/// Without Redis the lock on the file tells that it is written. A directory has none: its rename goes on, and the
+/// upload below is told that its name is gone.
+#[test]
+fn while_redis_is_away_locks_keep_names_of_uploads_and_no_upload_is_complete_under_a_name_that_is_gone() {
+    for policy in ["admit", "refuse"] {
+        let mut cluster = cluster_with(&[("registry_away", policy)]);
+        let mut writers = [session(&cluster, 0, "direct"), session(&cluster, 0, "direct")];
+        let mut other = session(&cluster, 1, "direct");
+        other.command("MKD d", 257);
+        for path in ["file", "free", "d/file"] {
+            other.store(path, b"before");
+        }
+        let uploads: Vec<_> = ["file", "d/file"]
+            .into_iter()
+            .zip(&mut writers)
+            .map(|(path, writer)| {
+                let mut upload = writer.begin(&format!("STOR {path}"));
+                upload.write_all(b"content").unwrap();
+                upload
+            })
+            .collect();
+        cluster.kill_redis();
+        refused(&rename(&mut other, "file", "new", 450), false);
+        refused(&rename(&mut other, "free", "file", 450), false);
+        refused(&other.command("DELE file", 450).text(), false);
+        refused(&other.command("MFMT 20200101000000 file", 450).text(), false);
+        rename(&mut other, "free", "renamed", 250);
+        other.command("DELE renamed", 250);
+        rename(&mut other, "d", "e", 250);
+        for upload in uploads {
+            upload.shutdown(Shutdown::Write).unwrap();
+        }
+        let [of_file, below] = &mut writers;
+        of_file.expect(226);
+        below.expect(450);
+        let home = cluster.storage().join("team/direct");
+        assert_eq!(fs::read(home.join("file")).unwrap(), b"content", "{policy}");
+        assert!(!home.join("d").exists());
+    }
+}
+
+#[test]
+fn without_locks_nothing_is_renamed_while_it_cannot_be_told_who_writes() {
+    let mut cluster = cluster_with(&[("storage_locks", "off"), ("node_lease", "2s")]);
+    let mut writer = session(&cluster, 0, "direct");
+    let mut other = session(&cluster, 1, "direct");
+    writer.store("other", b"other");
+    let mut upload = writer.begin("STOR file");
+    upload.write_all(b"content").unwrap();
+    let unsure = |other: &mut Dialogue| {
+        let text = rename(other, "other", "new", 450);
+        assert!(text.contains("cannot be told"), "{text}");
+        let text = other.command("COMB joined other", 450).text();
+        assert!(text.contains("cannot be told"), "{text}");
+    };
+    cluster.redis().command("FLUSHALL").unwrap();
+    unsure(&mut other);
+    // The upload tells Redis of its lease again, and after a lease Redis knows all.
+    eventually("renames are possible again", || {
+        other.command("RNFR other", 350);
+        other.send("RNTO new");
+        (other.reply().code == 250).then_some(())
+    });
+    rename(&mut other, "new", "other", 250);
+    refused(&rename(&mut other, "file", "new", 450), false);
+    upload.shutdown(Shutdown::Write).unwrap();
+    writer.expect(226);
+
+    cluster.kill_redis();
+    unsure(&mut other);
+    other.command("DELE other", 250);
+    other.command("MFMT 20200101000000 file", 213);
 }

@@ -2,6 +2,7 @@
 -- 'take' answers {'held', epoch, number, 1 if Redis lost data within the last lease, or 0},
 --   {'busy', where the other lease is, its token, epoch} or {'more'}: call again;
 -- 'keep' answers {'held', …} or {'lost', epoch}.
+-- 'look' answers {epoch}, and leases nothing: each node sends it with each refresh.
 -- Tokens tell a request that is repeated from a new one.
 
 -- At most so many paths below a tree are looked at in one call.
@@ -9,6 +10,10 @@ local MOST = 200
 -- Every so many takes, as many paths are looked at: a node that died has left some in the sets.
 local SWEEP = 16
 
+if step == 'look' then
+  redis.call('PEXPIRE', KEYS[1], remembered_ms)
+  return {epoch}
+end
 local is_take = step == 'take'
 
 -- The lease of `path` if it stands in the way of these; otherwise removes what is left of it, so that its holder,

@@ -52,6 +52,7 @@ if not epoch or not created or is_other_server then
   local number = math.max(tonumber(state[5] or '') or 0, now * 1000)
   redis.call('HSET', KEYS[1], 'epoch', epoch, 'created', whole(created), 'doubt', is_doubtful and 1 or 0,
     'server', server, 'number', whole(number))
+  redis.call('PEXPIRE', KEYS[1], remembered_ms)
 elseif known ~= '' and known ~= epoch and not is_doubtful then
   is_doubtful = true
   redis.call('HSET', KEYS[1], 'doubt', 1)

@@ -62,6 +62,8 @@ pub(super) struct LeaseCalls {
 enum Step {
     Take,
     Keep,
+    /// Only learns the epoch.
+    Look,
     /// Released, and the answer matters.
     Give,
     /// Released, and the answer does not matter.
@@ -111,18 +113,21 @@ impl Cluster {
         self.kept(&self.call(&HOLD_WRITE, Step::Keep, lease).await?)
     }
 
-    /// Keeps leases; `None` for each that is lost.
+    /// Keeps leases; `None` for each that is lost. Also without leases the node learns of a loss of data: what it
+    /// knows of the time before makes takes uncertain.
     pub async fn keep(&self, leases: &[Held]) -> Result<Vec<Option<Kept>>, LinkError> {
-        let (connection, mut compare) = self.comparison();
+        let (connection, compare) = self.comparison();
         let mut pipe = with_script(&HOLD_WRITE);
+        let nothing = Held { claims: Arc::new([]), token: self.leases.holder.clone(), state: Arc::default() };
+        pipe.add_command(self.command(&HOLD_WRITE, Step::Look, &nothing, compare));
         for lease in leases {
-            pipe.add_command(self.command(&HOLD_WRITE, Step::Keep, lease, compare));
-            // Once is enough: all go to one server.
-            compare = false;
+            pipe.add_command(self.command(&HOLD_WRITE, Step::Keep, lease, false));
         }
         let replies: Vec<Vec<String>> = self.link().pipe(&pipe).await?;
         self.compared(connection);
-        replies.iter().map(|reply| self.kept(reply)).collect()
+        let Some((look, kept)) = replies.split_first() else { return Err(unexpected("hold_write.lua")) };
+        self.leases.note(parse(look.first().map_or("", String::as_str))?);
+        kept.iter().map(|reply| self.kept(reply)).collect()
     }
 
     /// Gives a lease back; `false` if another session has had it.
@@ -178,6 +183,7 @@ impl Cluster {
         call.arg(match step {
             Step::Take => "take",
             Step::Keep => "keep",
+            Step::Look => "look",
             Step::Give => "give",
             Step::Drop => "drop",
         });

@@ -310,7 +310,8 @@ impl Refresh {
     async fn keep_leases(&self) -> Result<(), LinkError> {
         let _alone = self.cluster.keeping.write().await;
         let leases = self.core.table().granted_leases();
-        for leases in leases.chunks(BATCH) {
+        let batches = leases.chunks(BATCH).chain(leases.is_empty().then_some(&[][..]));
+        for leases in batches {
             // If one is dropped meanwhile, its end waits for this task, and undoes the keeping.
             let held: Vec<Held> = leases.iter().map(|lease| self.held(lease)).collect();
             let sent = clock::since_boot();

@@ -8,7 +8,7 @@ use std::{
 
 use common::{
     node::{NodeRecord, NodeState},
-    registry::{Event, RedisOptions, Registry, SessionEntry, WhenAway},
+    registry::{Event, RedisLink, RedisOptions, Registry, SessionEntry, WhenAway},
     session::{SessionId, SessionLimits, SessionRecord},
 };
 use tempfile::TempDir;
@@ -157,6 +157,13 @@ pub async fn open(registry: &Registry, node: &str, user: &str) -> SessionEntry {
 pub async fn is_full(registry: &Registry, node: &str, user: &str, limit: u32) -> bool {
     let record = session(node, user, [192, 0, 2, 1]);
     registry.open_session(record, user_limit(limit)).await.is_err()
+}
+
+/// What is in Redis, without what nodes leave there on purpose, to expire.
+pub async fn keys_left(link: &RedisLink) -> Vec<String> {
+    let mut keys: Vec<String> = link.query(redis::cmd("KEYS").arg("*")).await.unwrap();
+    keys.retain(|key| key != "ftp:lease-epoch");
+    keys
 }
 
 /// Waits until `condition` gives a value.

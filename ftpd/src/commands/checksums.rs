@@ -81,7 +81,7 @@ async fn compute(
 }
 
 /// Lets what was started wait for the user's turn (`max_checksums_per_user`), before it takes a place among
-/// the transfers. It holds no more than its open file meanwhile.
+/// the long commands. It holds no more than its open file meanwhile.
 fn in_turn(session: &LoggedIn, started: Outcome) -> Outcome {
     let Outcome::Start(opening, Activity { watch, asks_for_client, end }) = started else { return started };
     let (node, subject) = (Arc::clone(&session.node), Arc::clone(&session.subject));

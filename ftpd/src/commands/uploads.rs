@@ -228,8 +228,11 @@ async fn open(
     let (jail, path, runtime) = (Arc::clone(&session.jail), path.clone(), Handle::current());
     let (registry, holder) = (session.node.registry.clone(), session.subject.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
+    // `needs_file_unless` has looked; the file can have been removed since then.
+    let may_create = session.access.at(&path).upload || matches!(mode, WriteMode::Resume { .. });
     let opened = session.operation(move || {
         let target = jail.target(&path)?;
+        let target = if may_create { target } else { target.only_existing() };
         let lease = match lease {
             Some(lease) => lease,
             None => runtime.block_on(registry.lease_write(&target.key()?, holder))?,

@@ -56,6 +56,9 @@ impl Jail {
     }
 }
 
+/// Whether the entry of this name is wanted.
+type Wanted<'j> = dyn Fn(&[u8]) -> bool + 'j;
+
 /// See [`Jail::entries`].
 pub struct Entries<'j> {
     jail: &'j Jail,
@@ -67,7 +70,7 @@ pub struct Entries<'j> {
     /// How many of `folders` have been handed out.
     shown: usize,
     /// Decides by its name whether an entry is asked for its status. `None`: all are.
-    is_wanted: Option<Box<dyn Fn(&[u8]) -> bool + 'j>>,
+    is_wanted: Option<Box<Wanted<'j>>>,
     /// Ends the iteration. `None`: it cannot be ended.
     progress: Option<&'j Progress>,
 }
@@ -261,7 +264,7 @@ impl<'j> Entries<'j> {
     }
 }
 
-fn is_wanted(is_wanted: Option<&(dyn Fn(&[u8]) -> bool + '_)>, name: &[u8]) -> bool {
+fn is_wanted(is_wanted: Option<&Wanted<'_>>, name: &[u8]) -> bool {
     is_wanted.is_none_or(|is_wanted| is_wanted(name))
 }
 

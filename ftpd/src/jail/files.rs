@@ -274,7 +274,8 @@ impl Jail {
     /// # Errors
     /// As [`Jail::canonical_key`], and as for changing the name.
     pub fn name_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
-        self.place_key(&self.place(path)?)
+        let place = self.place(path)?;
+        self.key_in(&real_path(&place.directory)?, place.name)
     }
 
     /// A name for the home, or a directory of it, whose files a quota counts: the same on every node, also
@@ -293,23 +294,30 @@ impl Jail {
         Ok(key)
     }
 
-    /// [`Jail::canonical_key`] of the name itself.
-    pub(super) fn place_key(&self, place: &Place<'_>) -> Result<Vec<u8>, FileError> {
-        let mut key = self.below_storage(&place.directory)?;
+    /// [`Jail::canonical_key`] of the name `name` itself in the directory whose real path is `directory`.
+    ///
+    /// # Errors
+    /// [`FileError::NotFound`] if the directory is not in the storage any more.
+    pub(super) fn key_in(&self, directory: &[u8], name: &[u8]) -> Result<Vec<u8>, FileError> {
+        let mut key = self.strip_storage(directory)?.to_vec();
         if !key.is_empty() {
             key.push(b'/');
         }
-        key.extend_from_slice(place.name);
+        key.extend_from_slice(name);
         Ok(key)
     }
 
     pub(super) fn below_storage(&self, handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
-        let path = real_path(handle)?;
+        Ok(self.strip_storage(&real_path(handle)?)?.to_vec())
+    }
+
+    /// A real path without that of the storage and the slash after it.
+    fn strip_storage<'p>(&self, path: &'p [u8]) -> Result<&'p [u8], FileError> {
         let storage = self.storage.strip_suffix(b"/").unwrap_or(&self.storage);
         match path.strip_prefix(storage) {
-            Some([]) => Ok(Vec::new()),
-            Some([b'/', below @ ..]) => Ok(below.to_vec()),
-            // Moved out of the storage by somebody else.
+            Some([]) => Ok(&[]),
+            Some([b'/', below @ ..]) => Ok(below),
+            // Another program has moved it out of the storage.
             _ => Err(FileError::NotFound),
         }
     }

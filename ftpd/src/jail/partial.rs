@@ -199,7 +199,7 @@ impl Jail {
     /// As the kernel says; no partial file is not an error.
     pub fn partial_size(&self, path: &VirtualPath, owner: &str) -> Result<Option<u64>, FileError> {
         let place = self.place(path)?;
-        let name = self.partial_name(&place, owner)?;
+        let name = self.partial_name(&handle::real_path(&place.directory)?, place.name, owner)?;
         let flags = handle::READ | OFlag::O_NOFOLLOW;
         match openat(&place.directory, &*name, flags, Mode::empty()) {
             Ok(file) => Ok(Some(size(&fstat(&file)?))),
@@ -215,7 +215,7 @@ impl Jail {
     /// [`FileError::BeingWritten`] while an upload writes it, and as the kernel says.
     pub fn remove_partial(&self, path: &VirtualPath, owner: &str) -> Result<Option<Usage>, FileError> {
         let place = self.place(path)?;
-        let name = self.partial_name(&place, owner)?;
+        let name = self.partial_name(&handle::real_path(&place.directory)?, place.name, owner)?;
         self.remove_unwritten(&place.directory, &*name)
     }
 
@@ -279,12 +279,18 @@ impl Jail {
         }
     }
 
-    /// The same on every node; nothing a client can guess for another user, or say.
-    pub(super) fn partial_name(&self, place: &Place<'_>, owner: &str) -> Result<Box<[u8]>, FileError> {
+    /// The hidden name for `name` in the directory whose real path is `directory`. The same on every node;
+    /// nothing a client can guess for another user, or say.
+    pub(super) fn partial_name(
+        &self,
+        directory: &[u8],
+        name: &[u8],
+        owner: &str,
+    ) -> Result<Box<[u8]>, FileError> {
         let mut hash = Sha256::new();
         hash.update(owner.as_bytes());
         hash.update([0]);
-        hash.update(self.place_key(place)?);
+        hash.update(self.key_in(directory, name)?);
         let mut name = PARTIAL_PREFIX.to_vec();
         name.extend_from_slice(&hex::encode(hash.finalize()).as_bytes()[..32]);
         Ok(name.into())

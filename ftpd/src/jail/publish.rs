@@ -124,6 +124,9 @@ impl Upload {
         if size(&fstat(&self.file)?) != end {
             return Err(FileError::Stale);
         }
+        if !self.is_hidden() {
+            return Ok(());
+        }
         self.claim()?;
         let named = self.guard.check().and_then(|()| self.check_directory()).and_then(|()| self.give_name());
         if named.is_err() {

@@ -132,11 +132,19 @@ pub struct Target<'j> {
     jail: &'j Jail,
     path: &'j VirtualPath,
     place: Place<'j>,
+    /// The real path of the place's directory.
+    directory_path: Vec<u8>,
     /// What had the name when it was looked up.
     found: Result<FileStat, Errno>,
+    may_create: bool,
 }
 
 impl Target<'_> {
+    /// The file must be there when it is opened: another session may remove it after any check.
+    pub fn only_existing(self) -> Self {
+        Self { may_create: false, ..self }
+    }
+
     /// See [`Jail::canonical_key`].
     ///
     /// # Errors
@@ -151,7 +159,7 @@ impl Target<'_> {
                 Err(error) => return Err(error),
             }
         }
-        self.jail.place_key(&self.place)
+        self.jail.key_in(&self.directory_path, self.place.name)
     }
 
     /// Opens it to write to it, and takes the lock of its writer. Changes nothing yet but to make the file
@@ -167,11 +175,11 @@ impl Target<'_> {
             WriteMode::Resume { offset, .. } => Some(offset),
             WriteMode::Append => None,
         };
-        let directory_path = handle::real_path(&self.place.directory)?;
         let (partial, name, publish) = match placement {
             Placement::Atomic { owner, rivals } if mode != WriteMode::Append => {
                 self.check(mode)?;
-                let hidden = HiddenNames::new(self.jail.partial_name(&self.place, owner)?);
+                let hidden =
+                    HiddenNames::new(self.jail.partial_name(&self.directory_path, self.place.name, owner)?);
                 let (directory, locks) = (&self.place.directory, self.jail.locks);
                 let mut partial = match mode {
                     WriteMode::Resume { offset: 1.., .. } => hidden.resume(directory, locks)?,
@@ -196,7 +204,7 @@ impl Target<'_> {
             }
             _ => None,
         };
-        let Place { directory, .. } = self.place;
+        let (Place { directory, .. }, directory_path) = (self.place, self.directory_path);
         // A hidden file is locked, or its owner's lease keeps all others from it: it may always be cut.
         let may_cut = publish.is_some() || !matches!(mode, WriteMode::Resume { replace: false, .. });
         let state = State::Opened { start, may_cut };
@@ -231,7 +239,7 @@ impl Target<'_> {
     /// Refuses early what the rename at the end would refuse.
     fn check(&self, mode: WriteMode) -> Result<(), FileError> {
         match self.found.map(|status| kind(&status)) {
-            Err(Errno::ENOENT) => Ok(()),
+            Err(Errno::ENOENT) if self.may_create => Ok(()),
             Err(errno) => Err(errno.into()),
             Ok(_) if mode == WriteMode::CreateNew => Err(FileError::AlreadyExists),
             Ok(Kind::Directory) => Err(FileError::IsADirectory),
@@ -257,19 +265,19 @@ impl Target<'_> {
         if mode == WriteMode::CreateNew {
             return create().map(|file| (file, true));
         }
-        let must_be_there = matches!(mode, WriteMode::Resume { offset: 1.., .. });
+        let is_resumed = matches!(mode, WriteMode::Resume { offset: 1.., .. });
         let mut is_missing = self.found == Err(Errno::ENOENT);
         // As it was found, then once more each way, in case another node makes or removes the file
         // between two steps. A symbolic link that leads nowhere fails both ways, and stays so.
         for _ in 0..3 {
-            if is_missing && !must_be_there {
+            if is_missing && !is_resumed && self.may_create {
                 match create() {
                     Err(FileError::AlreadyExists) => {}
                     created => return created.map(|file| (file, true)),
                 }
             }
             match self.jail.open_path(self.path, handle::WRITE) {
-                Err(FileError::NotFound) if must_be_there => return Err(FileError::BadOffset),
+                Err(FileError::NotFound) if is_resumed => return Err(FileError::BadOffset),
                 Err(FileError::NotFound) => is_missing = true,
                 opened => return opened.map(|handle| (handle.into(), false)),
             }
@@ -286,7 +294,8 @@ impl Jail {
     pub fn target<'j>(&'j self, path: &'j VirtualPath) -> Result<Target<'j>, FileError> {
         let place = self.place(path)?;
         let found = place.status();
-        Ok(Target { jail: self, path, place, found })
+        let directory_path = handle::real_path(&place.directory)?;
+        Ok(Target { jail: self, path, place, directory_path, found, may_create: true })
     }
 
     /// `Target::open` of `path`.

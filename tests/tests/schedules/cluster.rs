@@ -11,8 +11,6 @@ use crate::{
     runner::Slot,
 };
 
-/// A lease that a busy machine keeps, and that is over soon.
-const LEASE: Duration = Duration::from_secs(1);
 /// `secret`, with parameters that cost little.
 const HASH: &str =
     "$argon2id$v=19$m=1024,t=1,p=1$8aCWlqnXu46nnFDSh+gFrQ$GgnIelifQhLr9gjFoOv3mDF7mfYHfmT+yUAxgr76a8U";
@@ -20,12 +18,16 @@ const HASH: &str =
 const FORGET: &str =
     r#"EVAL "for _, k in ipairs(redis.call('KEYS', '*write*')) do redis.call('DEL', k) end return 1" 0"#;
 
-pub struct Shared(Cluster);
+pub struct Shared {
+    cluster: Cluster,
+    lease: Duration,
+}
 
 impl Shared {
     /// Three nodes that clients reach without a balancer, each with a way to Redis of its own, and two
-    /// accounts with one home for each schedule of a round. `settings` are those of the nodes beside the usual.
-    pub fn start(settings: &[(&str, &str)]) -> Self {
+    /// accounts with one home for each schedule of a round. A busy machine keeps leases of so many `seconds`.
+    /// `settings` are those of the nodes beside the usual.
+    pub fn start(seconds: u64, settings: &[(&str, &str)]) -> Self {
         let mut users = String::new();
         for number in 0..SCHEDULES_PER_ROUND {
             for (account, uploads) in [(Account::Direct, "direct"), (Account::Atomic, "atomic")] {
@@ -41,18 +43,20 @@ impl Shared {
             .without_balancer()
             .wires()
             .users(&users)
-            .setting("node_lease", "1s")
+            .setting("node_lease", format!("{seconds}s"))
             .setting("redis_timeout", "300ms")
             .setting("log_level", "info");
-        Self(settings.iter().fold(builder, |builder, (key, value)| builder.setting(key, value)).start())
+        let cluster =
+            settings.iter().fold(builder, |builder, (key, value)| builder.setting(key, value)).start();
+        Self { cluster, lease: Duration::from_secs(seconds) }
     }
 
     pub fn slot(&self, number: usize) -> Slot {
         Slot {
             number,
-            connector: self.0.client(number as u8),
-            nodes: (0..NODES).map(|node| self.0.node(node).address).collect(),
-            storage: self.0.storage().to_owned(),
+            connector: self.cluster.client(number as u8),
+            nodes: (0..NODES).map(|node| self.cluster.node(node).address).collect(),
+            storage: self.cluster.storage().to_owned(),
             sessions: Default::default(),
         }
     }
@@ -62,30 +66,30 @@ impl Shared {
         let lost = match round.fault {
             Fault::None => return,
             Fault::Pause(node) => {
-                self.0.node(node).daemon.signal(Signal::SIGSTOP);
+                self.cluster.node(node).daemon.signal(Signal::SIGSTOP);
                 Some(node)
             }
             Fault::Partition(node) => {
-                self.0.wire(node).cut();
+                self.cluster.wire(node).cut();
                 Some(node)
             }
             Fault::Flush => {
-                self.0.redis().command("FLUSHALL");
+                self.cluster.redis().command("FLUSHALL");
                 None
             }
             Fault::Forget => {
-                self.0.redis().command(FORGET);
+                self.cluster.redis().command(FORGET);
                 None
             }
             Fault::Away => {
-                self.0.kill_redis();
+                self.cluster.kill_redis();
                 None
             }
             Fault::Hang => {
-                self.0.redis().daemon.signal(Signal::SIGSTOP);
+                self.cluster.redis().daemon.signal(Signal::SIGSTOP);
                 if !round.is_early {
                     // All leases have expired when Redis goes on.
-                    thread::sleep(2 * LEASE);
+                    thread::sleep(2 * self.lease);
                 }
                 None
             }
@@ -93,7 +97,7 @@ impl Shared {
         if let Some(node) = lost
             && !round.is_early
         {
-            let name = self.0.node(node).name.clone();
+            let name = self.cluster.node(node).name.clone();
             eventually("the registry to forget the node", || (!self.nodes().contains(&name)).then_some(()));
         }
     }
@@ -102,12 +106,12 @@ impl Shared {
     pub fn end(&mut self, round: &Round) {
         match round.fault {
             Fault::None | Fault::Flush | Fault::Forget => {}
-            Fault::Pause(node) => self.0.node(node).daemon.signal(Signal::SIGCONT),
+            Fault::Pause(node) => self.cluster.node(node).daemon.signal(Signal::SIGCONT),
             Fault::Partition(node) => {
-                self.0.wire(node).heal(if round.delivers_late { Heal::Deliver } else { Heal::Close });
+                self.cluster.wire(node).heal(if round.delivers_late { Heal::Deliver } else { Heal::Close });
             }
-            Fault::Away => self.0.start_redis(),
-            Fault::Hang => self.0.redis().daemon.signal(Signal::SIGCONT),
+            Fault::Away => self.cluster.start_redis(),
+            Fault::Hang => self.cluster.redis().daemon.signal(Signal::SIGCONT),
         }
         if round.recovers_first {
             self.wait_until_whole();
@@ -117,7 +121,7 @@ impl Shared {
     /// Waits until no transfer is going on, and the registry knows all nodes.
     pub fn wait_until_quiet(&self) {
         for node in 0..NODES {
-            self.0.node(node).wait_for_metric("ftp_transfers", |transfers| transfers == 0.0);
+            self.cluster.node(node).wait_for_metric("ftp_transfers", |transfers| transfers == 0.0);
         }
         self.wait_until_whole();
     }
@@ -128,7 +132,7 @@ impl Shared {
 
     /// The names of the nodes that the registry takes for alive.
     fn nodes(&self) -> Vec<String> {
-        let answer = self.0.authd().administer("GET", "/v1/nodes", None);
+        let answer = self.cluster.authd().administer("GET", "/v1/nodes", None);
         let Ok(json) = serde_json::from_str::<serde_json::Value>(&answer.body) else { return vec![] };
         let nodes = json.as_array().into_iter().flatten();
         nodes.filter_map(|node| node["name"].as_str().map(str::to_owned)).collect()

@@ -48,7 +48,7 @@ static MACHINE: Mutex<()> = Mutex::new(());
 
 #[test]
 fn whatever_happens_a_path_holds_one_upload_and_no_confirmed_upload_is_lost() {
-    run(SCHEDULES, Shared::start(&[]), |_| true);
+    run(SCHEDULES, Shared::start(1, &[]), |_| true);
 }
 
 /// The lease is the fence then. Two faults are left out: a process that is stopped for longer than its lease
@@ -56,7 +56,7 @@ fn whatever_happens_a_path_holds_one_upload_and_no_confirmed_upload_is_lost() {
 #[test]
 fn without_locks_of_the_storage_the_lease_alone_keeps_one_writer() {
     let is_promised = |fault| !matches!(fault, Fault::Pause(_) | Fault::Forget);
-    run(SCHEDULES / 4, Shared::start(&[("storage_locks", "off")]), is_promised);
+    run(SCHEDULES * 3 / 8, Shared::start(3, &[("storage_locks", "off")]), is_promised);
 }
 
 /// Runs rounds whose fault is `wanted` until there were `least` schedules, and more if the environment says so.

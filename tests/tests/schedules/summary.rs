@@ -66,7 +66,7 @@ impl Summary {
         for (name, row) in &self.0 {
             let Row { uploads, confirmed, .. } = row;
             assert!(
-                confirmed * 5 > *uploads,
+                confirmed * 20 > *uploads,
                 "with fault {name} {confirmed} of {uploads} uploads were stored"
             );
         }

@@ -191,7 +191,7 @@ impl Listing {
         entries: &mut impl Iterator<Item = Result<Entry, FileError>>,
     ) -> Result<(Gathered, Option<Entry>), FileError> {
         let mut gathered = Gathered::new(&self.memory);
-        while gathered.len() < self.most_sorted
+        while gathered.count() < self.most_sorted
             && let Some(entry) = entries.next()
         {
             if let Err(entry) = gathered.add(entry?) {

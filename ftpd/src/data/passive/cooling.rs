@@ -73,7 +73,7 @@ impl Cooling {
 
     /// How many ports cool down.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.addresses.values().map(|ports| ports.until.len()).sum()
     }
 

@@ -78,11 +78,11 @@ async fn an_address_that_gives_up_many_ports_fills_no_memory_and_flushes_no_othe
         reservations.push(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());
     }
     drop(reservations);
-    assert_eq!(ports.table.waiting().cooling.len(), MOST_COOLING + 1);
+    assert_eq!(ports.table.waiting().cooling.count(), MOST_COOLING + 1);
     assert!(ports.table.waiting().cooling.until(port, BERT).is_some());
     tokio::time::advance(COOL_DOWN).await;
     drop(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());
-    assert_eq!(ports.table.waiting().cooling.len(), 1);
+    assert_eq!(ports.table.waiting().cooling.count(), 1);
     assert_eq!(ports.table.waiting().cooling.remembered(), (1, 1));
 }
 
@@ -155,7 +155,7 @@ async fn an_old_reservation_does_not_give_back_its_successors_port() {
     ports.table.waiting().sessions.clear();
     let new = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
     drop(old);
-    assert!(ports.table.waiting().cooling.len() == 0);
+    assert!(ports.table.waiting().cooling.count() == 0);
     assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
     drop(new);
     assert!(ports.reserve(&of(ANNA), None, LONG).await.is_some());

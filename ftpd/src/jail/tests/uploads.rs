@@ -285,3 +285,33 @@ fn a_resumed_atomic_upload_replaces_nothing_if_it_may_not() {
     assert!(matches!(upload.finish(true, 4), Err(FileError::AlreadyExists)));
     assert_eq!(site.read("file"), "other");
 }
+
+#[test]
+fn a_file_that_must_be_there_is_never_made() {
+    let site = Site::new();
+    let named = path("/file");
+    for (mode, placement) in [
+        (WriteMode::Replace, Placement::Direct),
+        (WriteMode::Replace, ATOMIC),
+        (WriteMode::Append, Placement::Direct),
+    ] {
+        let open = |removed: bool| {
+            fs::write(site.home("file"), "content").unwrap();
+            let target = site.jail.target(&named).unwrap().only_existing();
+            if removed {
+                fs::remove_file(site.home("file")).unwrap();
+            }
+            target.open(mode, placement)
+        };
+        assert!(open(false).is_ok(), "{mode:?}");
+        if placement == Placement::Direct {
+            // Removed between the look and the opening.
+            assert!(matches!(open(true), Err(FileError::NotFound)), "{mode:?}");
+        } else {
+            fs::remove_file(site.home("file")).unwrap();
+        }
+        let gone = site.jail.target(&named).unwrap().only_existing().open(mode, placement);
+        assert!(matches!(gone, Err(FileError::NotFound)), "{mode:?}");
+        assert_eq!(fs::read_dir(site.home("")).unwrap().count(), 0);
+    }
+}
