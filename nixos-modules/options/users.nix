@@ -108,7 +108,7 @@ let
     };
     quota = {
       bytes = perhaps types.ints.unsigned 10000000000 "What a user's files may take, in bytes.";
-      files = perhaps types.ints.unsigned 100000 "How many files a user may have.";
+      files = perhaps types.ints.unsigned 100000 "How many files and directories a user may have.";
     };
     bandwidth = {
       upload = perhaps types.ints.positive 10000000 "Bytes a second of all uploads of a user together.";

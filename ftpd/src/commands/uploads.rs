@@ -19,7 +19,9 @@ use super::{
 use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
-    jail::{Changes, FileError, Jail, OpenFile, Placement, Rivals, Upload, WriteMode, path::VirtualPath},
+    jail::{
+        Changes, FileError, Jail, Joining, OpenFile, Placement, Rivals, Upload, WriteMode, path::VirtualPath,
+    },
     metrics,
     protocol::{Code, Reply, command::Comb},
     quota::{HomeQuota, NewFile, Share},
@@ -483,7 +485,8 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
                 progress.guard_by(move || !age.is_expired());
             }
             let is_held = || runtime.block_on(lease.is_held());
-            jail.combine(&target, &sources, sync, &progress, &mut changes, reserve, is_held)
+            let joining = Joining { target: &target, sources: &sources, sync };
+            jail.combine(joining, &progress, &mut changes, reserve, is_held)
         });
         if let Some(share) = share {
             share.follow(changes);

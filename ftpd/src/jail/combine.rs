@@ -18,10 +18,19 @@ use crate::data::progress::Progress;
 /// NFS wants pieces of at least 256 KiB.
 const BUFFER: usize = 256 * 1024;
 
+/// What COMB joins.
+#[derive(Clone, Copy, Debug)]
+pub struct Joining<'p> {
+    pub target: &'p VirtualPath,
+    pub sources: &'p [VirtualPath],
+    /// The target is on disk before a source is removed.
+    pub sync: bool,
+}
+
 impl Jail {
     /// Appends `sources` in their order to `target`, which is made if it is missing, and then
-    /// removes them. Answers the bytes copied. With `sync` the target is on disk before a source is
-    /// removed. `changes` becomes what has been done to the home, also after an error.
+    /// removes them. Answers the bytes copied. `changes` becomes what has been done to the home, also after an
+    /// error.
     ///
     /// `reserve` is asked, before anything is changed, for room for so many bytes and, if true, for a new
     /// file: for as long as sources and target both exist. `is_ours` is asked before the removal whether no
@@ -39,9 +48,7 @@ impl Jail {
     /// meanwhile, [`FileError::Cancelled`], and as the kernel says.
     pub fn combine(
         &self,
-        target: &VirtualPath,
-        sources: &[VirtualPath],
-        sync: bool,
+        Joining { target, sources, sync }: Joining<'_>,
         progress: &Progress,
         changes: &mut Changes,
         reserve: impl FnOnce(u64, bool) -> Result<(), FileError>,

@@ -36,6 +36,7 @@ use std::sync::Arc;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 
+pub use self::combine::Joining;
 pub use self::directory::{Entries, Walk, Walked};
 pub use self::error::FileError;
 use self::folders::{Folder, Location};

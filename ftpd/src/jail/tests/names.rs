@@ -152,7 +152,8 @@ fn combining_appends_in_order_and_removes_the_sources() {
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
     let progress = Progress::default();
     let combine = |sources: &[VirtualPath]| {
-        site.jail.combine(&target, sources, true, &progress, &mut Changes::default(), room, || true)
+        let joining = Joining { target: &target, sources, sync: true };
+        site.jail.combine(joining, &progress, &mut Changes::default(), room, || true)
     };
 
     let missing = combine(&[path("/1"), path("/none")]);
@@ -170,15 +171,8 @@ fn combining_appends_in_order_and_removes_the_sources() {
     progress.cancel();
     assert!(matches!(combine(&[path("/3")]), Err(FileError::Cancelled)));
     assert_eq!((site.read("all"), site.read("3")), ("one two".into(), " three".into()));
-    let again = site.jail.combine(
-        &target,
-        &[path("/3")],
-        false,
-        &Progress::default(),
-        &mut Changes::default(),
-        room,
-        || true,
-    );
+    let joining = Joining { target: &target, sources: &[path("/3")], sync: false };
+    let again = site.jail.combine(joining, &Progress::default(), &mut Changes::default(), room, || true);
     assert_eq!(again.unwrap(), 6);
     assert_eq!(site.read("all"), "one two three");
 }
@@ -188,7 +182,8 @@ fn combining_removes_nothing_that_another_may_write_by_now() {
     let site = Site::new();
     fs::write(site.home("1"), "one").unwrap();
     let (progress, changes) = (Progress::default(), &mut Changes::default());
-    let lost = site.jail.combine(&path("/all"), &[path("/1")], true, &progress, changes, room, || false);
+    let joining = Joining { target: &path("/all"), sources: &[path("/1")], sync: true };
+    let lost = site.jail.combine(joining, &progress, changes, room, || false);
     assert!(matches!(lost, Err(FileError::Taken)));
     assert_eq!(site.read("1"), "one");
 }
@@ -222,8 +217,8 @@ fn combining_asks_for_room_before_it_changes_anything() {
             Err(FileError::QuotaExceeded)
         };
         let (progress, sources) = (Progress::default(), [path("/1")]);
-        let refused =
-            site.jail.combine(&path(target), &sources, true, &progress, &mut changes, no_room, || true);
+        let joining = Joining { target: &path(target), sources: &sources, sync: true };
+        let refused = site.jail.combine(joining, &progress, &mut changes, no_room, || true);
         assert!(matches!(refused, Err(FileError::QuotaExceeded)));
         assert_eq!(asked, Some((3, is_new)));
         assert_eq!((site.names(), site.read("2")), (vec!["1".into(), "2".into()], "four".into()));
@@ -250,8 +245,8 @@ fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
             let (progress, sources) = (Progress::default(), [path("/1"), path("/2")]);
             let mut changes = Changes::default();
             let target_path = path(&format!("/{target}"));
-            let failed =
-                site.jail.combine(&target_path, &sources, true, &progress, &mut changes, room, spoil);
+            let joining = Joining { target: &target_path, sources: &sources, sync: true };
+            let failed = site.jail.combine(joining, &progress, &mut changes, room, spoil);
             assert!(matches!(failed, Err(FileError::IsADirectory)), "{failed:?}");
             let gone = if kept == 0 { "" } else { "one " };
             let expected = before.map_or(gone.to_owned(), |before| format!("{before}{gone}"));
