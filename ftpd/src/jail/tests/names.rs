@@ -197,8 +197,9 @@ fn combining_changes_nothing_once_the_right_to_write_is_lost() {
     // The second piece comes too late.
     let (progress, asked) = (Progress::default(), AtomicU32::new(0));
     progress.guard_by(move || asked.fetch_add(1, Ordering::Relaxed) < 1);
-    let (sources, changes) = ([path("/1"), path("/2")], &mut Changes::default());
-    let lost = site.jail.combine(&path("/all"), &sources, true, &progress, changes, room, || true);
+    let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
+    let joining = Joining { target: &target, sources: &sources, sync: true };
+    let lost = site.jail.combine(joining, &progress, &mut Changes::default(), room, || true);
     assert!(matches!(lost, Err(FileError::Taken)));
     // Not even cut again: what is there may be another session's.
     assert_eq!([site.read("all"), site.read("1"), site.read("2")], ["all1", "1", "2"]);
