@@ -169,7 +169,10 @@ impl Accounts {
                 let has_ended = |(name, user): &(&UserName, &User)| {
                     // Who was disabled before has no sessions.
                     user.enabled
-                        && now.users.get(name).is_none_or(|now| !now.enabled || !now.has_proofs_of(user))
+                        && now
+                            .users
+                            .get(name)
+                            .is_none_or(|now| !now.enabled || now.credential != user.credential)
                 };
                 let ended = before.users.iter().filter(has_ended).map(|(name, _)| name.clone()).collect();
                 Ok(Reloaded { users, ended })

@@ -159,11 +159,6 @@ impl User {
         Ok(if has_groups { user } else { Self { policy: user.policy.without_defaults(), ..user } })
     }
 
-    /// Whether the same proofs, password and certificates, log this user in as `other`.
-    pub fn has_proofs_of(&self, other: &Self) -> bool {
-        self.credential == other.credential && self.certificates == other.certificates
-    }
-
     /// What holds for the user.
     ///
     /// # Errors
@@ -369,8 +364,6 @@ mod tests {
         };
         let error = changed(serde_json::json!(["CN=a", "CN=a, b"])).unwrap_err().to_string();
         assert!(error.contains("certificates: ") && error.contains("CN=a, b"), "{error}");
-        let other = changed(serde_json::json!(["CN=scanner,O=Acme"])).unwrap();
-        assert!(!other.has_proofs_of(&user) && user.has_proofs_of(&user.clone()));
     }
 
     #[test]

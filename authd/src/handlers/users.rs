@@ -106,7 +106,7 @@ pub async fn update(
             Written::Done => {
                 log::info!(user:% = name; "user changed");
                 service.revision.advance();
-                if !user.enabled || !user.has_proofs_of(&read.value) {
+                if !user.enabled || user.credential != read.value.credential {
                     shut_out(service, &name).await;
                 }
                 return Ok(user.view(&name, Source::Registry, effective(service, &user).await));

@@ -91,7 +91,16 @@ fn node(site: &Site, daemons: &Path, host: u8) -> io::Result<Command> {
     command.args(["--admin-listen", &address(host, 9121).to_string()]);
     // As with the others: a line for each login and transfer is a write of its own.
     command.args(["--log-level", "warn"]);
-    command.args(["--max-sessions", "16000", "--max-transfers", "1200", "--max-transfers-per-user", "1200", "--idle-timeout", "1h"]);
+    command.args([
+        "--max-sessions",
+        "16000",
+        "--max-transfers",
+        "1200",
+        "--max-transfers-per-user",
+        "1200",
+        "--idle-timeout",
+        "1h",
+    ]);
     command.arg("--tls-certificates").arg(&site.certificate.chain);
     command.arg("--tls-keys").arg(&site.certificate.key);
     Ok(command)
