@@ -218,6 +218,12 @@ pub static SCHEMA: Schema = Schema {
             "256",
             "Logins that wait for a computation; one more gets 503.",
         ),
+        Setting::one(
+            "verification_wait",
+            DURATION,
+            "3s",
+            "How long a login waits for a computation; then it gets 503. Less than `authd_timeout` of the nodes.",
+        ),
         Setting::one("argon2_memory_kib", "KiB", "19456", "Memory of one computation for new hashes."),
         Setting::one("argon2_iterations", "number", "2", "Passes over that memory for new hashes."),
         // Logs and the end
@@ -307,6 +313,7 @@ impl Config {
                     None => std::thread::available_parallelism().map_or(1, usize::from),
                 },
                 waiting: values.required("max_waiting_verifications")?,
+                patience: values.duration("verification_wait")?,
             },
             stop: values.duration("stop_timeout")?,
             log: LogSettings { level: values.log_level()?, format: values.required("log_format")? },

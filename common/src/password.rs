@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use argon2::{ARGON2ID_IDENT, Argon2, Params, PasswordHash, PasswordHasher, PasswordVerifier};
+use argon2::{
+    ARGON2ID_IDENT, Argon2, Block, Params, PasswordHash, PasswordHasher, PasswordVerifier,
+    password_hash::phc::Output,
+};
 use serde::{Deserialize, Serialize};
 
 // What a stored hash may cost. Hashes come from operators, but a slip of theirs must not turn
@@ -59,11 +62,48 @@ impl Phc {
         Self(hash.to_string())
     }
 
+    /// As [`Self::matches`], in memory that the caller keeps.
+    pub fn matches_in(&self, memory: &mut Memory, password: &[u8]) -> bool {
+        let Ok(hash) = PasswordHash::new(&self.0) else { return false };
+        let (Ok(params), Some(salt), Some(wanted)) = (Params::try_from(&hash), hash.salt, hash.hash) else {
+            return false;
+        };
+        let blocks = memory.blocks(params.block_count());
+        let argon2 = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+        let mut computed = vec![0; wanted.len()];
+        let done = argon2.hash_password_into_with_memory(password, &salt, &mut computed, blocks);
+        // Outputs are compared in constant time.
+        done.is_ok() && Output::new(&computed).is_ok_and(|computed| computed == wanted)
+    }
+
     /// Whether this is the hash of `password`; compares in constant time. As slow as [`Self::compute`].
     pub fn matches(&self, password: &[u8]) -> bool {
         // The text has been parsed before.
         PasswordHash::new(&self.0)
             .is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok())
+    }
+}
+
+/// The working memory of argon2, kept from one computation to the next. Memory that each computation takes and gives
+/// back stays in the arenas of the allocator, one for each thread that ever computed.
+#[derive(Default)]
+pub struct Memory(Vec<Block>);
+
+impl Memory {
+    fn blocks(&mut self, count: usize) -> &mut [Block] {
+        if self.0.len() < count {
+            self.0.resize(count, Block::new());
+        }
+        &mut self.0[..count]
+    }
+
+    /// Gives back what is more than `kib` KiB: a single costly hash must not hold its memory for ever.
+    pub fn shrink_to(&mut self, kib: u32) {
+        let kept = usize::try_from(kib).unwrap_or(usize::MAX);
+        if self.0.len() > kept {
+            self.0.truncate(kept);
+            self.0.shrink_to_fit();
+        }
     }
 }
 
@@ -113,6 +153,22 @@ mod tests {
 
     fn cheap() -> Params {
         Params::new(64, 1, 1, None).unwrap()
+    }
+
+    #[test]
+    fn memory_is_kept_for_the_next_computation_and_the_result_is_the_same() {
+        let mut memory = Memory::default();
+        let large = Params::new(256, 2, 2, None).unwrap();
+        for params in [cheap(), large, cheap()] {
+            let hash = Phc::compute(&params, b"right");
+            for (password, right) in [(&b"right"[..], true), (b"wrong", false), (b"", false)] {
+                assert_eq!(hash.matches_in(&mut memory, password), right);
+                assert_eq!(hash.matches(password), right);
+            }
+        }
+        assert_eq!(memory.0.len(), 256);
+        memory.shrink_to(64);
+        assert_eq!(memory.0.capacity(), 64);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::{
     activity::Activity,
     commands,
     connections::Handle,
-    data::DataPort,
+    data::{DataPort, Resumes},
     failure::{Failure, Failures},
     governor::Lanes,
     jail::{
@@ -106,6 +106,8 @@ pub struct LoggedIn {
     /// ALLO, for the next upload.
     pub announced_size: Option<u64>,
     pub facts: Facts,
+    /// Whether data connections prove the session.
+    pub resumes: Arc<Resumes>,
     pub hash: Algorithm,
     /// The command that runs, or ran last.
     pub task: Arc<Task>,

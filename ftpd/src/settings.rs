@@ -189,7 +189,7 @@ pub static SCHEMA: Schema = Schema {
             "tls_data_reuse",
             "required, preferred or off",
             "preferred",
-            "Whether a data connection must resume its control connection's TLS session, which proves whose it is; required: others get 522.",
+            "Whether a data connection must resume its control connection's TLS session, which proves whose it is; required: others get 522. preferred: with TLS 1.2 they get 522 once one of the session has resumed; with TLS 1.3 clients may run out of tickets, and are served.",
         ),
         Setting::switch(
             "tls_close_notify",

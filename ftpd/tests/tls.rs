@@ -214,6 +214,31 @@ fn where_reuse_is_preferred_a_client_that_cannot_is_served_and_counted() {
 }
 
 #[test]
+fn where_reuse_is_preferred_a_session_of_tls_1_2_that_has_resumed_must_go_on_doing_so() {
+    let authority = Authority::new();
+    let node = node(&authority.sign("localhost")).start();
+    for version in [&TLS12, &TLS13] {
+        let mut session = SecureDialogue::explicit(&authority.client_of(version), node.address);
+        session.login("u", "p");
+        session.transmit("STOR file", b"content");
+        let data = session.begin_clear("RETR file");
+        session.expect(150);
+        // A stranger chooses the version.
+        let stranger = authority.client().encrypt(data);
+        if version.version == TLS12.version {
+            let mut stolen = Vec::new();
+            let _ = stranger.map(|mut stream| stream.read_to_end(&mut stolen));
+            assert!(stolen.is_empty());
+            session.expect(522);
+        } else {
+            stranger.unwrap().read_to_end(&mut Vec::new()).unwrap();
+            session.expect(226);
+        }
+        assert_eq!(session.receive("RETR file"), b"content");
+    }
+}
+
+#[test]
 fn a_client_that_comes_back_resumes_its_tls_session() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();

@@ -1,11 +1,14 @@
 //! Passwords: argon2id hashes, and computing them off the runtime, only so many at once.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use argon2::Params;
-pub use common::password::{MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PASSWORD, Phc};
+pub use common::password::{MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PASSWORD, Memory, Phc};
 use common::secret::Secret;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::metrics;
 
@@ -20,6 +23,8 @@ pub struct PasswordLimits {
     pub at_once: usize,
     /// How many more wait for one.
     pub waiting: usize,
+    /// How long each of these waits.
+    pub patience: Duration,
 }
 
 /// Why a text cannot become a password.
@@ -78,6 +83,9 @@ pub struct Passwords {
     running: Arc<Semaphore>,
     /// One for each computation that runs or waits.
     admitted: Arc<Semaphore>,
+    patience: Duration,
+    /// Memory of verifications that do not run at this time: at most one for each that may.
+    memory: Arc<Mutex<Vec<Memory>>>,
 }
 
 impl Passwords {
@@ -90,6 +98,8 @@ impl Passwords {
             min_length: limits.min_length,
             running: Arc::new(Semaphore::new(limits.at_once.min(1 << 16))),
             admitted: Arc::new(Semaphore::new(limits.at_once.min(1 << 16) + waiting)),
+            patience: limits.patience,
+            memory: Arc::default(),
         }
     }
 
@@ -101,9 +111,13 @@ impl Passwords {
         let known = hash.is_some() && password.expose().len() <= MAX_PASSWORD;
         let hash = if known { hash } else { None }.unwrap_or(&self.dummy).clone();
         let password = password.clone();
+        let (pool, kept) = (Arc::clone(&self.memory), self.params.m_cost());
         self.compute(move || {
             let start = Instant::now();
-            let right = hash.matches(password.expose().as_bytes());
+            let mut memory = pool.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+            let right = hash.matches_in(&mut memory, password.expose().as_bytes());
+            memory.shrink_to(kept);
+            pool.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
             metrics::verified(start.elapsed());
             right && known
         })
@@ -124,8 +138,9 @@ impl Passwords {
 
     async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
         let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| Busy)?;
-        // The semaphore is never closed.
-        let running = Arc::clone(&self.running).acquire_owned().await.map_err(|_| Busy)?;
+        // A node that has given up meanwhile would not hear the answer. The semaphore is never closed.
+        let turn = timeout(self.patience, Arc::clone(&self.running).acquire_owned());
+        let running = turn.await.map_err(|_| Busy)?.map_err(|_| Busy)?;
         let task = tokio::task::spawn_blocking(move || {
             // Held by the thread, not by the request, which may be dropped before the end.
             let _permits = (admitted, running);
@@ -151,7 +166,13 @@ mod tests {
     }
 
     fn passwords(at_once: usize, waiting: usize) -> Passwords {
-        Passwords::new(&PasswordLimits { params: cheap(), min_length: 4, at_once, waiting })
+        Passwords::new(&PasswordLimits {
+            params: cheap(),
+            min_length: 4,
+            at_once,
+            waiting,
+            patience: Duration::from_secs(60),
+        })
     }
 
     #[test]
@@ -187,6 +208,15 @@ mod tests {
         assert_eq!(passwords.verify(&Secret::new("hunter3"), Some(&hash)).await, Ok(false));
         assert_eq!(passwords.verify(&right, None).await, Ok(false));
         assert_eq!(passwords.verify(&Secret::new("x".repeat(2000)), Some(&hash)).await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn a_login_waits_for_its_turn_so_long_and_no_longer() {
+        let patience = Duration::from_millis(20);
+        let limits = PasswordLimits { params: cheap(), min_length: 4, at_once: 1, waiting: 1, patience };
+        let passwords = Passwords::new(&limits);
+        let _running = Arc::clone(&passwords.running).acquire_owned().await.unwrap();
+        assert_eq!(passwords.compute(|| true).await, Err(Busy));
     }
 
     #[tokio::test]

@@ -158,6 +158,7 @@ impl User {
         let user: Self = serde_json::from_value(Value::Object(fields))?;
         Ok(if has_groups { user } else { Self { policy: user.policy.without_defaults(), ..user } })
     }
+
     /// What holds for the user.
     ///
     /// # Errors

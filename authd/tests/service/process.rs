@@ -5,11 +5,13 @@ use std::{
     io::{self, Read, Write},
     net::TcpStream,
     process::{Output, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
 use reqwest::Method;
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use crate::{
     api::{commands, put_node},
@@ -313,4 +315,27 @@ async fn silent_connections_take_no_place_from_a_node_or_a_health_check() {
     assert!(!asks().starts_with("HTTP/1.1 401"));
     assert!(authd.metric("authd_http_connections_displaced_total").await >= 30.0);
     drop(silent);
+}
+
+/// 200 logins with names that nobody has, eight at a time. One computation takes 19 MiB.
+#[tokio::test]
+async fn wrong_logins_do_not_grow_the_memory_with_each_thread_that_ever_computed() {
+    let authd = Arc::new(Authd::start(&["--max-verifications", "2"]));
+    for round in 0..25 {
+        let mut logins = JoinSet::new();
+        for i in 0..8 {
+            let authd = Arc::clone(&authd);
+            logins.spawn(async move {
+                let address = format!("192.0.2.{}", 1 + round * 8 + i);
+                authd.login_from(&format!("nobody{round}-{i}"), "wrong", &address).await.status
+            });
+        }
+        while let Some(status) = logins.join_next().await {
+            assert!([403, 503].contains(&status.unwrap()));
+        }
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", authd.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(peak < 200 * 1024, "{peak} kB");
 }

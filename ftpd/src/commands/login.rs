@@ -20,6 +20,7 @@ use crate::{
     access::Access,
     auth::{Attempt, LoginError},
     connection,
+    data::Resumes,
     failure::Failures,
     governor::Lanes,
     jail::{FileError, Jail, path::VirtualPath},
@@ -265,6 +266,7 @@ async fn log_in(
     );
     let representation = Representation::new(node.ascii_conversion);
     let owner = account.user.as_str().into();
+    let keeps_ticket = session.security.handshake.as_ref().is_some_and(|tls| tls.version == "TLSv1.2");
     session.state = State::LoggedIn(Box::new(LoggedIn {
         failures: Arc::new(Failures::new(&node, &subject, &jail)),
         task: Arc::new(Task { subject: Arc::clone(&subject), verb: "PASS", path: None }),
@@ -287,6 +289,7 @@ async fn log_in(
         range: None,
         announced_size: None,
         facts: Default::default(),
+        resumes: Arc::new(Resumes::new(keeps_ticket)),
         hash: Algorithm::Sha256,
         _entry: entry,
         _count: SessionCount::start(),

@@ -215,6 +215,7 @@ pub fn start(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Re
         Some(tls) if session.is_private => Some(Protection {
             tls: Arc::clone(tls),
             session: session.subject.session,
+            resumes: Arc::clone(&session.resumes),
             close_notify_required: session
                 .account
                 .tls

@@ -9,7 +9,15 @@ mod splice;
 pub mod stream;
 pub mod transfer;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use common::session::SessionId;
 
@@ -46,7 +54,7 @@ pub enum NoDataConnection {
     #[error("the TLS handshake of the data connection failed")]
     Handshake(#[source] io::Error),
     /// It resumed no TLS session, or another client's.
-    #[error("the data connection does not resume the control connection's TLS session")]
+    #[error("the data connection does not resume the control connection's TLS session (tls_data_reuse)")]
     NotResumed,
 }
 
@@ -54,8 +62,29 @@ pub enum NoDataConnection {
 pub struct Protection {
     pub tls: Arc<Tls>,
     pub session: SessionId,
+    /// Whether a data connection has resumed the session's TLS, and the client keeps the ticket with which it did.
+    pub resumes: Arc<Resumes>,
     /// An upload ends with close_notify, or was cut off.
     pub close_notify_required: bool,
+}
+
+/// What is known of a session's data connections.
+pub struct Resumes {
+    /// The control connection has TLS 1.2, whose tickets can be used again and again. With TLS 1.3 clients use a ticket
+    /// once, and one that reads no new ones runs out of them.
+    pub keeps_ticket: bool,
+    has_resumed: AtomicBool,
+}
+
+impl Resumes {
+    pub fn new(keeps_ticket: bool) -> Self {
+        Self { keeps_ticket, has_resumed: AtomicBool::new(false) }
+    }
+
+    /// Whether a data connection without the proof is refused where `preferred` is set.
+    fn is_certain(&self) -> bool {
+        self.keeps_ticket && self.has_resumed.load(Ordering::Relaxed)
+    }
 }
 
 impl DataPort {
@@ -93,7 +122,7 @@ impl DataPort {
 
 impl Protection {
     async fn encrypt(self, arrived: Arrived) -> Result<Connected, NoDataConnection> {
-        let Self { tls, session, close_notify_required } = self;
+        let Self { tls, session, resumes, close_notify_required } = self;
         let Arrived { socket, by_balancer, records } = arrived;
         let mut stream = socket.watched()?;
         let connected = |stream, records| {
@@ -101,6 +130,7 @@ impl Protection {
             Connected::encrypted(stream, encryption, by_balancer)
         };
         if let Some(records) = records {
+            resumes.has_resumed.store(true, Ordering::Relaxed);
             metrics::data_tls_session(true);
             return Ok(connected(stream, *records));
         }
@@ -108,7 +138,14 @@ impl Protection {
         let (records, handshake) = accepted.map_err(NoDataConnection::Handshake)?;
         let is_proved = handshake.resumed == Some(session);
         metrics::data_tls_session(is_proved);
-        if !is_proved && tls.settings.reuse == Reuse::Required {
+        let must_prove = match tls.settings.reuse {
+            Reuse::Required => true,
+            Reuse::Preferred => resumes.is_certain(),
+            Reuse::Off => false,
+        };
+        if is_proved {
+            resumes.has_resumed.store(true, Ordering::Relaxed);
+        } else if must_prove {
             metrics::data_connection_refused("not_resumed");
             return Err(NoDataConnection::NotResumed);
         }

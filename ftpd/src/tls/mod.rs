@@ -79,7 +79,7 @@ impl FromStr for Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reuse {
     Required,
-    /// It is counted, and nothing else happens, if it does not.
+    /// It is counted if it does not. With TLS 1.2 it is refused once another one of the session has.
     Preferred,
     /// Nobody looks.
     Off,
