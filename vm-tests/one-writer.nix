@@ -4,10 +4,14 @@
   redis = "redis";
 
   cluster = {
-    services.distributedFtp.users.safe = {
-      hashedPasswordFile = "/etc/ftp-secrets/user-demo";
-      home = "/demo";
-      uploads = "atomic";
+    services.distributedFtp = {
+      users.safe = {
+        hashedPasswordFile = "/etc/ftp-secrets/user-demo";
+        home = "/demo";
+        uploads = "atomic";
+      };
+      # Uploads wait while the machines, which are slow, notice a fault.
+      ftpd.settings.stall_timeout = "10m";
     };
   };
 
