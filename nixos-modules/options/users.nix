@@ -168,9 +168,12 @@ let
         };
         enabled = switch true "Whether the user can log in.";
         admin = switch false "Whether the user sees everybody's sessions with SITE WHO.";
-        certificates = list types.str [
-          "CN=scanner 7,O=Example"
-        ] "Client certificates that stand in for the password: subjects by RFC 4514, keys (`sha256:…`) or alternative names (`email:…`, `URI:…`, `DNS:…`).";
+        certificates =
+          list types.str
+            [
+              "CN=scanner 7,O=Example"
+            ]
+            "Client certificates that stand in for the password: subjects by RFC 4514, keys (`sha256:…`) or alternative names (`email:…`, `URI:…`, `DNS:…`).";
         groups = list types.str [ "partners" ] ''
           Groups of this description. What the user does not set, down to the single field, is as the
           first of them says that sets it.
