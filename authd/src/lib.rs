@@ -38,7 +38,14 @@ use common::{
 use tokio::{net::TcpListener, sync::oneshot, task::spawn_blocking, time::timeout};
 
 use crate::{
-    accounts::{Accounts, Reloaded, cache::Cache, file::UsersFileError, password::Passwords, stored::Stored},
+    accounts::{
+        Accounts, Reloaded,
+        cache::Cache,
+        file::UsersFileError,
+        password::Passwords,
+        stored::Stored,
+        user::{Credential, User},
+    },
     config::{Config, Declared},
     handlers::users,
     revision::Revision,
@@ -94,7 +101,7 @@ impl Service {
                 config.anonymous.clone(),
                 shared().map(|(link, keys)| Stored::new(link, keys)),
             )?,
-            passwords: Passwords::new(&config.passwords),
+            passwords: Passwords::new(&config.passwords, config.node_token.as_ref()),
             cache: Cache::new(config.cache),
             throttle: Throttle::new(config.throttle.clone(), shared()),
             tokens: Tokens::new(
@@ -130,6 +137,21 @@ impl Service {
 
     /// Reads the users file again, and drops the cache if that changed anything. Who is no user any
     /// more, or shows that in another way, loses all sessions.
+    /// Notes what the hashes of all users cost, so that names that no user has take as long. While Redis is away,
+    /// of the declared users alone.
+    async fn learn_costs(&self) {
+        let note = |user: &User| {
+            if let Credential::Hash(hash) = &user.credential {
+                self.passwords.observe(hash);
+            }
+        };
+        self.accounts.declared().users.values().for_each(note);
+        // The link's log says that Redis is away, and users that cannot be read are in the log, too.
+        if let Ok(users) = self.accounts.users().await {
+            users.values().for_each(|found| note(&found.user));
+        }
+    }
+
     async fn reload(self: Arc<Self>) {
         let Some(path) = self.accounts.path() else { return };
         let file = path.display().to_string();
@@ -139,6 +161,7 @@ impl Service {
         match result {
             Ok(Reloaded { users, ended }) => {
                 self.cache.clear();
+                self.learn_costs().await;
                 log::info!(file, users; "users file loaded");
                 self.revision.advance();
                 for user in ended {
@@ -179,6 +202,8 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
         tokio::spawn(async move { advancing.revision.run(&registry, &advancing.throttle).await });
     }
 
+    authd.learn_costs().await;
+
     let readiness = Arc::clone(&authd);
     let operations = admin::routes(prometheus, move || readiness.readiness());
     let (stop, stopped) = oneshot::channel::<()>();
@@ -213,6 +238,7 @@ async fn keep_asking(authd: Arc<Service>, link: RedisLink) {
         let connections = link.connections();
         if std::mem::replace(&mut known, connections) != connections {
             authd.revision.advance();
+            authd.learn_costs().await;
         }
         if checked != connections && persistence::check(&link).await {
             checked = connections;

@@ -48,6 +48,27 @@ impl Phc {
         &self.0
     }
 
+    /// What decides how long a computation takes: algorithm, version and parameters, as text.
+    pub fn cost(&self) -> &str {
+        // A PHC string with salt and hash, which every `Phc` has, ends with `$SALT$HASH`.
+        let before_hash = self.0.rfind('$').unwrap_or(self.0.len());
+        let before_salt = self.0[..before_hash].rfind('$').unwrap_or(before_hash);
+        &self.0[..before_salt]
+    }
+
+    /// Whether a computation takes as long as one of `other`.
+    pub fn has_cost_of(&self, other: &Self) -> bool {
+        self.cost() == other.cost()
+    }
+
+    /// A hash of the same cost that no known password matches: its salt and output are random.
+    #[must_use]
+    pub fn decoy(&self) -> Self {
+        // Hexadecimal digits are base64 digits, and a multiple of four of them leaves no bits over.
+        let [salt, output] = [rand::random::<[u8; 12]>().to_vec(), rand::random::<[u8; 22]>().to_vec()];
+        Self(format!("{}${}${}", self.cost(), hex::encode(salt), hex::encode(output)))
+    }
+
     /// Hashes a password with a new salt. Takes the time that argon2 takes: not for the runtime's threads.
     ///
     /// # Panics

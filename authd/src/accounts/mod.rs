@@ -2,6 +2,7 @@
 
 pub mod anonymous;
 pub mod cache;
+mod decoys;
 pub mod file;
 pub mod name;
 pub mod overrides;

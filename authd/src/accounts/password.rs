@@ -10,6 +10,7 @@ pub use common::password::{MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PASSWORD, Memory,
 use common::secret::Secret;
 use tokio::{sync::Semaphore, time::timeout};
 
+use super::decoys::Decoys;
 use crate::metrics;
 
 /// How passwords are hashed, and how many at once.
@@ -77,8 +78,8 @@ pub struct Busy;
 pub struct Passwords {
     params: Params,
     min_length: usize,
-    /// A hash of a random password with the parameters of new hashes.
-    dummy: Phc,
+    /// For names that no user has.
+    decoys: Decoys,
     /// One for each computation that runs.
     running: Arc<Semaphore>,
     /// One for each computation that runs or waits.
@@ -89,11 +90,11 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    /// Computes one hash: not for the runtime's threads.
-    pub fn new(limits: &PasswordLimits) -> Self {
+    /// Computes one hash: not for the runtime's threads. `known`: see [`Decoys::new`].
+    pub fn new(limits: &PasswordLimits, known: Option<&Secret>) -> Self {
         let waiting = limits.waiting.min(Semaphore::MAX_PERMITS - limits.at_once.min(1 << 16));
         Self {
-            dummy: Phc::compute(&limits.params, &rand::random::<[u8; 32]>()),
+            decoys: Decoys::new(known, &Phc::compute(&limits.params, &rand::random::<[u8; 32]>())),
             params: limits.params.clone(),
             min_length: limits.min_length,
             running: Arc::new(Semaphore::new(limits.at_once.min(1 << 16))),
@@ -103,13 +104,29 @@ impl Passwords {
         }
     }
 
-    /// Whether `password` is the one of `hash`. Without a hash the answer is no, at the same cost.
+    /// Notes the cost of a hash that a user has: names that no user has take as long as some user's.
+    pub fn observe(&self, hash: &Phc) {
+        self.decoys.observe(hash);
+    }
+
+    /// Whether `password` is the one of `hash`.
     ///
     /// # Errors
     /// Too many logins wait already.
-    pub async fn verify(&self, password: &Secret, hash: Option<&Phc>) -> Result<bool, Busy> {
-        let known = hash.is_some() && password.expose().len() <= MAX_PASSWORD;
-        let hash = if known { hash } else { None }.unwrap_or(&self.dummy).clone();
+    pub async fn verify(&self, password: &Secret, hash: &Phc) -> Result<bool, Busy> {
+        self.decoys.observe(hash);
+        Ok(self.compare(password, hash.clone()).await? && password.expose().len() <= MAX_PASSWORD)
+    }
+
+    /// Takes as long as [`Self::verify`] for a user: no user has this name.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn verify_unknown(&self, password: &Secret, name: &str) -> Result<(), Busy> {
+        self.compare(password, self.decoys.of(name)).await.map(drop)
+    }
+
+    async fn compare(&self, password: &Secret, hash: Phc) -> Result<bool, Busy> {
         let password = password.clone();
         let (pool, kept) = (Arc::clone(&self.memory), self.params.m_cost());
         self.compute(move || {
@@ -119,7 +136,7 @@ impl Passwords {
             memory.shrink_to(kept);
             pool.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
             metrics::verified(start.elapsed());
-            right && known
+            right
         })
         .await
     }
@@ -172,7 +189,7 @@ mod tests {
             at_once,
             waiting,
             patience: Duration::from_secs(60),
-        })
+        }, None)
     }
 
     #[test]
@@ -204,17 +221,17 @@ mod tests {
         let passwords = passwords(2, 2);
         let right = Secret::new("hunter2");
         let hash = passwords.hash(&right).await.unwrap().unwrap();
-        assert_eq!(passwords.verify(&right, Some(&hash)).await, Ok(true));
-        assert_eq!(passwords.verify(&Secret::new("hunter3"), Some(&hash)).await, Ok(false));
-        assert_eq!(passwords.verify(&right, None).await, Ok(false));
-        assert_eq!(passwords.verify(&Secret::new("x".repeat(2000)), Some(&hash)).await, Ok(false));
+        assert_eq!(passwords.verify(&right, &hash).await, Ok(true));
+        assert_eq!(passwords.verify(&Secret::new("hunter3"), &hash).await, Ok(false));
+        assert_eq!(passwords.verify_unknown(&right, "nobody").await, Ok(()));
+        assert_eq!(passwords.verify(&Secret::new("x".repeat(2000)), &hash).await, Ok(false));
     }
 
     #[tokio::test]
     async fn a_login_waits_for_its_turn_so_long_and_no_longer() {
         let patience = Duration::from_millis(20);
         let limits = PasswordLimits { params: cheap(), min_length: 4, at_once: 1, waiting: 1, patience };
-        let passwords = Passwords::new(&limits);
+        let passwords = Passwords::new(&limits, None);
         let _running = Arc::clone(&passwords.running).acquire_owned().await.unwrap();
         assert_eq!(passwords.compute(|| true).await, Err(Busy));
     }

@@ -176,7 +176,8 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
         },
         None => {
             // The computation takes as long as for a user, so that its time does not tell.
-            service.passwords.verify(&request.password, None).await?;
+            let user = name.as_ref().map_or(request.user.as_str(), UserName::as_str);
+            service.passwords.verify_unknown(&request.password, user).await?;
             Err(Rejection::UnknownUser)
         }
     };
@@ -237,6 +238,6 @@ async fn prove<'a>(
         metrics::cache_hit();
         return Ok(Some(Proof::Password(None)));
     }
-    let right = service.passwords.verify(&request.password, Some(hash)).await?;
+    let right = service.passwords.verify(&request.password, hash).await?;
     Ok(right.then_some(Proof::Password(Some(digest))))
 }
