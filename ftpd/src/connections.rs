@@ -62,6 +62,8 @@ pub struct Handle {
     since: Instant,
     has_logged_in: AtomicBool,
     has_ended: AtomicBool,
+    /// The user's sessions were to end while this login was being decided.
+    must_confirm: AtomicBool,
     /// Why the session has to end, if authd says so.
     revoked: OnceLock<EndReason>,
 }
@@ -143,6 +145,7 @@ impl Connections {
             since: now,
             has_logged_in: AtomicBool::new(false),
             has_ended: AtomicBool::new(false),
+            must_confirm: AtomicBool::new(false),
             revoked: OnceLock::new(),
         });
         live.handles.insert(handle.id, Arc::clone(&handle));
@@ -163,16 +166,15 @@ impl Connections {
         handle.as_ref().inspect(|handle| handle.give(order)).is_some()
     }
 
-    /// Tells all sessions of a user what to do, and the connections on which the user is just logging in.
-    pub fn order_user(&self, user: &str, order: Order) {
+    /// Ends all sessions of a user. A login that is being decided must be confirmed: the reason may be a change
+    /// that it knows already, such as the new password that it was made with.
+    pub fn end_user(&self, user: &str) {
         for handle in self.live().handles.values() {
-            let is_theirs = match &*handle.user() {
-                User::Unknown => false,
-                User::Claimed(name) => **name == *user,
-                User::LoggedIn(login) => login.user == user,
-            };
-            if is_theirs {
-                handle.give(order);
+            match &*handle.user() {
+                User::LoggedIn(login) if login.user == user => handle.give(Order::End),
+                // While its user is locked: `log_in` comes before, or sees it afterwards.
+                User::Claimed(name) if **name == *user => handle.must_confirm.store(true, Ordering::Release),
+                User::Unknown | User::Claimed(_) | User::LoggedIn(_) => {}
             }
         }
     }
@@ -296,9 +298,11 @@ impl Handle {
         *self.user() = user.map_or(User::Unknown, |name| User::Claimed(name.into()));
     }
 
-    /// Notes that a login was accepted. From now on [`Connections::logins`] has it.
-    pub fn log_in(&self, login: PastLogin) {
+    /// Notes that a login was accepted. From now on [`Connections::logins`] has it. Returns whether the user's
+    /// sessions were to end while it was being decided.
+    pub fn log_in(&self, login: PastLogin) -> bool {
         *self.user() = User::LoggedIn(Box::new(login));
+        self.must_confirm.swap(false, Ordering::AcqRel)
     }
 
     /// Ends the session, if it still is the one that this login began, and was not told so before.
@@ -418,10 +422,10 @@ mod tests {
     async fn an_order_reaches_its_session_and_the_most_urgent_one_stands() {
         let connections = Arc::new(Connections::new(9, 9));
         let place = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
-        place.handle().set_user(Some("anna"));
-        connections.order_user("bert", Order::End);
+        place.handle().log_in(login("anna"));
+        connections.end_user("bert");
         assert_eq!(place.handle().pending(), None);
-        connections.order_user("anna", Order::End);
+        connections.end_user("anna");
         connections.drain(Order::Drain);
         place.handle().ordered().await;
         assert_eq!(place.handle().pending(), Some(Order::End));
@@ -430,16 +434,22 @@ mod tests {
         connections.none_left().await;
     }
 
+    fn login(user: &str) -> PastLogin {
+        PastLogin { user: user.to_owned(), version: None, address: Ipv4Addr::LOCALHOST.into() }
+    }
+
     #[test]
-    fn an_order_reaches_a_user_who_is_logging_in() {
+    fn a_login_during_which_the_users_sessions_end_must_be_confirmed() {
         let connections = Arc::new(Connections::new(9, 9));
         let place = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
         place.handle().set_user(Some("anna"));
         assert!(connections.logins().is_empty());
-        connections.order_user("anna", Order::End);
-        let login = PastLogin { user: "anna".to_owned(), version: None, address: Ipv4Addr::LOCALHOST.into() };
-        place.handle().log_in(login);
-        assert_eq!(place.handle().pending(), Some(Order::End));
+        connections.end_user("bert");
+        connections.end_user("anna");
+        assert_eq!(place.handle().pending(), None);
+        assert!(place.handle().log_in(login("anna")));
+        // Once is enough: the next login on this connection is another.
+        assert!(!place.handle().log_in(login("anna")));
     }
 
     #[test]

@@ -51,14 +51,14 @@ pub async fn run(node: Arc<Node>) {
     }
 }
 
-/// Whether authd still accepts this login, which may have begun before a change.
+/// Whether authd still accepts this login, which may have begun before a change. `None`: every authd is of an
+/// earlier version, which cannot tell.
 ///
 /// # Errors
 /// authd did not decide it. What it did instead, for the log.
-pub async fn still_authorized(node: &Node, login: &PastLogin) -> Result<Verdict, String> {
+pub async fn still_authorized(node: &Node, login: &PastLogin) -> Result<Option<Verdict>, String> {
     let verdicts = node.authenticator.authorized(std::slice::from_ref(login)).await?;
-    // An authd of an earlier version has accepted the login, and says no more.
-    Ok(verdicts.and_then(|verdicts| verdicts.first().copied()).unwrap_or(Verdict::Stay))
+    Ok(verdicts.and_then(|verdicts| verdicts.first().copied()))
 }
 
 /// Asks about all sessions, and ends those that may not stay. `false`: every authd is of an earlier version,

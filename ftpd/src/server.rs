@@ -489,7 +489,7 @@ fn obey(node: &Node, command: &NodeCommand) {
                 log::info!(session:%; "told to end a session that this node does not have");
             }
         }
-        NodeCommand::EndUser { user } => node.connections.order_user(user, Order::End),
+        NodeCommand::EndUser { user } => node.connections.end_user(user),
         NodeCommand::Drain => {}
     }
 }

@@ -386,22 +386,38 @@ fn a_login_that_races_with_a_removal_loses() {
     witness.command("NOOP", 200);
 }
 
+/// The order may be of the very change that the login was made after: a new password, just set.
 #[test]
-fn an_order_for_a_user_who_is_logging_in_ends_the_login() {
-    let is_asked = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&is_asked);
-    let authd = StubAuthd::start(move |_| {
-        asked.store(true, Ordering::SeqCst);
-        Answer::Silence
-    });
-    let (redis, node) = node_with(&authd);
-    let mut session = node.connect();
-    session.command("USER ann", 331);
-    session.send("PASS x");
-    eventually("authd to be asked", || is_asked.load(Ordering::SeqCst).then_some(()));
-    let sent = redis.command("LPUSH ftp:commands:standalone '{\"command\":\"end_user\",\"user\":\"ann\"}'");
-    assert_eq!(sent.as_deref(), Some(":1"));
-    ends_because(&mut session, "by the administrator");
+fn a_login_during_which_the_users_sessions_end_is_decided_by_authd_again() {
+    for (decision, code) in [(json!({ "decision": "stay" }), 230), (end("removed"), 421)] {
+        let (is_asked, is_free) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (asked, free) = (Arc::clone(&is_asked), Arc::clone(&is_free));
+        let authd = StubAuthd::start_with_authorized(
+            move |request| {
+                asked.store(true, Ordering::SeqCst);
+                eventually("the order to be taken", || free.load(Ordering::SeqCst).then_some(()));
+                account(request)
+            },
+            move |request| verdicts(request, |_| decision.clone()),
+        );
+        let (redis, node) = node_with(&authd);
+        let mut session = node.connect();
+        session.command("USER ann", 331);
+        session.send("PASS x");
+        eventually("authd to be asked", || is_asked.load(Ordering::SeqCst).then_some(()));
+        let order = "LPUSH ftp:commands:standalone '{\"command\":\"end_user\",\"user\":\"ann\"}'";
+        assert_eq!(redis.command(order).as_deref(), Some(":1"));
+        eventually("the node to take the order", || {
+            let left = redis.command("LLEN ftp:commands:standalone");
+            (left.as_deref() == Some(":0")).then_some(())
+        });
+        is_free.store(true, Ordering::SeqCst);
+        session.expect(code);
+    }
+}
+
+fn end(reason: &str) -> Value {
+    json!({ "decision": "end", "reason": reason })
 }
 
 #[test]

@@ -245,10 +245,10 @@ async fn log_in(
     };
     let login =
         PastLogin { user: account.user.clone(), version: account.version.clone(), address: subject.address };
-    session.handle.log_in(login.clone());
+    let must_confirm = session.handle.log_in(login.clone());
     // After that: either the check of all sessions finds this one, or the revision has changed here.
-    if *node.registry.revision().borrow() != revision {
-        confirm(session, &login).await?;
+    if must_confirm || *node.registry.revision().borrow() != revision {
+        confirm(session, &login, must_confirm).await?;
     }
     if let Some(reply) = connection::last_reply(&session.handle) {
         metrics::login("revoked");
@@ -298,18 +298,21 @@ async fn log_in(
 }
 
 /// Asks authd again about a login during which accounts have changed. One that is not accepted any more is
-/// revoked.
-async fn confirm(session: &Session, login: &PastLogin) -> Result<(), Reply> {
+/// revoked. `must_end`: the user's sessions were to end meanwhile, so that this one needs an answer.
+async fn confirm(session: &Session, login: &PastLogin, must_end: bool) -> Result<(), Reply> {
     let verdict = revocation::still_authorized(&session.node, login).await;
     let error = match verdict {
-        Ok(Verdict::Stay) => return Ok(()),
-        Ok(Verdict::End { reason }) => {
+        Ok(Some(Verdict::Stay)) => return Ok(()),
+        // An authd of an earlier version has accepted the login, and says no more.
+        Ok(None) if !must_end => return Ok(()),
+        Ok(None) => "authd is of an earlier version, which cannot tell".to_owned(),
+        Ok(Some(Verdict::End { reason })) => {
             if session.handle.revoke(login, reason) {
                 revocation::tell(&session.handle, login, reason);
             }
             return Ok(());
         }
-        Ok(Verdict::Undecided) => "authd cannot decide now".to_owned(),
+        Ok(Some(Verdict::Undecided)) => "authd cannot decide now".to_owned(),
         Err(error) => error,
     };
     metrics::login("unavailable");
