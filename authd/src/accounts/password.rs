@@ -183,13 +183,16 @@ mod tests {
     }
 
     fn passwords(at_once: usize, waiting: usize) -> Passwords {
-        Passwords::new(&PasswordLimits {
-            params: cheap(),
-            min_length: 4,
-            at_once,
-            waiting,
-            patience: Duration::from_secs(60),
-        }, None)
+        Passwords::new(
+            &PasswordLimits {
+                params: cheap(),
+                min_length: 4,
+                at_once,
+                waiting,
+                patience: Duration::from_secs(60),
+            },
+            None,
+        )
     }
 
     #[test]

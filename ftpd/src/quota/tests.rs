@@ -5,7 +5,7 @@ use std::{os::unix::fs::FileExt, path::Path, sync::Arc, thread, time::Duration};
 use common::{
     node::{NodeRecord, NodeState},
     policy::Quota,
-    registry::{Registry, Step, Usage, WriteLease},
+    registry::{Claim, Registry, Step, Usage, WriteLease},
     session::SessionId,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -216,17 +216,20 @@ impl Session {
         }
     }
 
-    fn leases_of(&self, names: &[&str]) -> Option<Vec<WriteLease>> {
+    /// The leases of the names with all that is below them, as commands take them. `None`: another session has
+    /// one in the way.
+    fn leases_of(&self, names: &[&str]) -> Option<Option<WriteLease>> {
         if !self.leases {
-            return Some(Vec::new());
+            return Some(None);
         }
-        // A directory above a file that is written is leased with it, so that no removal of a tree meets it.
-        let mut all: Vec<_> = names.iter().map(|name| path(name)).collect();
-        all.extend(names.iter().filter(|name| **name == "/d").map(|_| path("/d/c")));
-        all.sort_by(|a, b| a.as_bytes().cmp(b.as_bytes()));
-        all.dedup();
-        let is_there = |name: &&VirtualPath| self.site.quota.jail.canonical_key(name).is_ok();
-        all.iter().filter(is_there).map(|name| self.site.lease(name)).collect()
+        // A name in a directory that is missing cannot be changed.
+        let key = |name: &&str| self.site.quota.jail.name_key(&path(name)).ok();
+        let claims: Vec<Claim> = names.iter().filter_map(key).map(|key| Claim::tree(&key)).collect();
+        if claims.is_empty() {
+            return Some(None);
+        }
+        let lease = self.site.registry.lease_names(claims, SessionId::random());
+        self.site.runtime.block_on(lease).ok().map(Some)
     }
 
     fn change(&self, names: &[&str], work: impl FnOnce(&Changes) -> Result<(), FileError>) {
