@@ -90,7 +90,8 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    /// Computes one hash: not for the runtime's threads. `known`: see [`Decoys::new`].
+    /// Computes one hash: not for the runtime's threads. `known`: a secret that all authds of the cluster know,
+    /// from which the time that an unknown name takes follows.
     pub fn new(limits: &PasswordLimits, known: Option<&Secret>) -> Self {
         let waiting = limits.waiting.min(Semaphore::MAX_PERMITS - limits.at_once.min(1 << 16));
         Self {
