@@ -6,7 +6,7 @@
 //! session that it resumes which session it belongs to.
 //!
 //! Where the ports of an address run out, reservations are given up that no transfer has followed for long, and
-//! those by which one user holds more than half of the ports while another waits: see [`Waiting::give_up`].
+//! those by which one user holds more than half of the ports while another waits: see `Waiting::give_up`.
 
 mod cooling;
 

@@ -45,7 +45,7 @@ pub struct Trust {
 /// A client certificate that was verified in a full handshake, as it travels in the tickets of that TLS session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// [`Trust::hash`] of what verified it.
+    /// `Trust::hash` of what verified it.
     pub by: [u8; 32],
     /// Until when the certificate is valid, in seconds since 1970.
     pub until: i64,

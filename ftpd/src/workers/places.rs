@@ -44,7 +44,7 @@ pub struct Claim {
     pub user: Arc<str>,
     /// The device number (`st_dev`) of the file system, as far as it is known.
     pub filesystem: u64,
-    /// A bound of this user's own, instead of [`Bounds::per_user`].
+    /// A bound of this user's own, instead of `Bounds::per_user`.
     pub per_user: Option<u32>,
     /// What the log says of work that hangs.
     pub task: Option<Arc<Task>>,
