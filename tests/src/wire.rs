@@ -48,12 +48,14 @@ impl Wire {
         let accepting = Arc::clone(&shared);
         let listening = thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                if accepting.wait_until_whole().is_dropped {
+                let mut state = accepting.wait_until_whole();
+                if state.is_dropped {
                     break;
                 }
-                // Without a connection to the target the client's is closed: it sees a server that is away.
+                // Without a connection to the target the client's is closed: it sees a server that is away. The
+                // state stays locked, so that a connection that the target has accepted is among those to close.
                 if let Ok(server) = TcpStream::connect(target) {
-                    accepting.relay(client, server);
+                    accepting.relay(client, server, &mut state);
                 }
             }
         });
@@ -117,13 +119,13 @@ impl Shared {
         self.changed.wait_while(state, |state| state.is_cut).unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn relay(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
+    fn relay(self: &Arc<Self>, client: TcpStream, server: TcpStream, state: &mut State) {
         for end in [&client, &server] {
             let _ = end.set_nodelay(true);
         }
         let clones = || Some([client.try_clone().ok()?, server.try_clone().ok()?]);
         let (Some([from_client, to_server]), Some(kept)) = (clones(), clones()) else { return };
-        self.state().ends.extend(kept);
+        state.ends.extend(kept);
         for (from, to) in [(from_client, to_server), (server, client)] {
             let shared = Arc::clone(self);
             thread::spawn(move || shared.copy(from, to));
