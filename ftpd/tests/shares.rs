@@ -174,7 +174,10 @@ fn many_sessions_with_an_expensive_stat_leave_others_their_place() {
     for session in &mut greedy {
         session.send("STAT big/*9");
     }
-    node.wait_for_metric("ftp_places_used{kind=\"long_operations\"}", |used| used == 8.0);
+    // A counter: on a fast machine the share is full for moments only.
+    node.wait_for_metric("ftp_limit_reached_total{limit=\"max_long_operations_per_user\"}", |times| {
+        times > 0.0
+    });
     soon("others' commands and logins", || {
         other.command("CWD /big", 250);
         other.command("SIZE 00001", 213);
