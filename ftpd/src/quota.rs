@@ -159,6 +159,10 @@ impl HomeQuota {
         let is_short = granted.bytes < step.wanted.bytes;
         if is_short || granted.files < step.wanted.files {
             metrics::limit_reached(if is_short { "quota_bytes" } else { "quota_files" });
+            // At once, and not when it is dropped: the next command may want the part that was granted.
+            if let Some(step) = share.last_step() {
+                let _ = self.settle(step).await;
+            }
             return Err(self.exceeded(held));
         }
         Ok(share)

@@ -246,9 +246,10 @@ impl Session {
         let new = match (jail.open_read(name), jail.partial_size(name, "anna").ok()?) {
             // Without leases the file may be removed before it is opened.
             _ if !self.leases => NewFile::Beside,
-            (Err(_), None) => NewFile::Yes,
-            (Ok(_), None) if atomic => NewFile::Beside,
-            (Err(_), Some(_)) if !atomic => NewFile::Yes,
+            // As STOR and APPE do.
+            (Err(_), partial) if !atomic || partial.is_none() => NewFile::Yes,
+            (_, Some(_)) if atomic && matches!(mode, WriteMode::Resume { .. }) => NewFile::No,
+            _ if atomic => NewFile::Beside,
             _ => NewFile::No,
         };
         let share = site.runtime.block_on(site.quota.admit(new, 1)).ok()?;
@@ -270,7 +271,8 @@ impl Session {
     }
 
     fn end(&mut self, end: End) {
-        let Some(Running { upload, share, position, .. }) = self.running.take() else { return };
+        // The lease ends last, as in a session.
+        let Some(Running { upload, share, position, _lease }) = self.running.take() else { return };
         match end {
             End::Finish => {
                 let _ = upload.finish(false, position);
@@ -305,9 +307,17 @@ impl Running {
     }
 }
 
-/// Each session's operations run at the same time as the others', one each in a round. After each round, the
-/// quota must count what is on the disk; after the last, with leases, exactly that.
-fn check(rounds: &[[Operation; SESSIONS]], leases: bool) -> Result<(), TestCaseError> {
+/// How the operations of one round run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    InTurn,
+    AtOnce,
+}
+
+/// Each session has one operation in a round. After each round the quota must count what is on the disk; after the
+/// last, exactly that if the operations ran in turn. Operations that run at the same time may be counted as more
+/// than they leave, until the home is counted again: MKD, for example, takes no lease.
+fn check(rounds: &[[Operation; SESSIONS]], leases: bool, order: Order) -> Result<(), TestCaseError> {
     let site = Arc::new(Site::new());
     let session = || Session { site: Arc::clone(&site), leases, running: None };
     let mut sessions: [Session; SESSIONS] = std::array::from_fn(|_| session());
@@ -320,11 +330,15 @@ fn check(rounds: &[[Operation; SESSIONS]], leases: bool) -> Result<(), TestCaseE
         Ok(())
     };
     for round in rounds {
-        thread::scope(|scope| {
-            for (session, operation) in sessions.iter_mut().zip(round) {
-                scope.spawn(move || session.run(*operation));
-            }
-        });
+        let operations = sessions.iter_mut().zip(round);
+        match order {
+            Order::InTurn => operations.for_each(|(session, operation)| session.run(*operation)),
+            Order::AtOnce => thread::scope(|scope| {
+                for (session, operation) in operations {
+                    scope.spawn(move || session.run(*operation));
+                }
+            }),
+        }
         is_enough(site.standing())?;
     }
     for session in &mut sessions {
@@ -332,7 +346,7 @@ fn check(rounds: &[[Operation; SESSIONS]], leases: bool) -> Result<(), TestCaseE
     }
     let (counted, disk) = site.standing();
     is_enough((counted, disk))?;
-    if leases {
+    if order == Order::InTurn {
         prop_assert_eq!(counted, disk);
     }
     Ok(())
@@ -347,14 +361,18 @@ fn cases() -> ProptestConfig {
 }
 
 #[test]
-fn sessions_with_leases_are_counted_exactly() {
-    proptest!(cases(), |(rounds in rounds())| check(&rounds, true)?);
+fn sessions_whose_commands_come_in_turn_are_counted_exactly() {
+    proptest!(cases(), |(rounds in rounds())| check(&rounds, true, Order::InTurn)?);
 }
 
-/// As while Redis is away, or where a lease was lost.
+#[test]
+fn sessions_with_leases_are_never_counted_as_less_than_is_on_the_disk() {
+    proptest!(cases(), |(rounds in rounds())| check(&rounds, true, Order::AtOnce)?);
+}
+
 #[test]
 fn sessions_without_leases_are_never_counted_as_less_than_is_on_the_disk() {
-    proptest!(cases(), |(rounds in rounds())| check(&rounds, false)?);
+    proptest!(cases(), |(rounds in rounds())| check(&rounds, false, Order::AtOnce)?);
 }
 
 /// Many sessions do the same at the same time, again and again.
