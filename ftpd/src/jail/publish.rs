@@ -235,6 +235,8 @@ impl Upload {
             (State::Ended, _) => Ok(()),
             // By now it may be another's.
             _ if self.guard.check().is_err() => Ok(()),
+            // What another upload left stays, even if it is empty: this one has changed nothing.
+            (State::Opened { .. } | State::Begun { .. }, _) if !self.created => Ok(()),
             (State::Opened { .. } | State::Begun { .. }, _) => self.remove_if_empty(),
             (State::Writing { start, .. }, Keep::Before) => self.cut(start),
             (State::Writing { start, .. }, keep) => {
