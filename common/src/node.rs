@@ -198,6 +198,26 @@ pub struct NodeRecord {
     pub failing: Vec<Failing>,
 }
 
+impl NodeRecord {
+    /// The record of a node that serves and has no sessions yet. `control`, `host`, `version` and `since`, which
+    /// are for people, are empty.
+    pub fn new(name: NodeName, incarnation: u64, slice: PortRange) -> Self {
+        Self {
+            name,
+            incarnation,
+            state: NodeState::Ready,
+            slice,
+            control: String::new(),
+            host: String::new(),
+            version: String::new(),
+            since: 0,
+            sessions: 0,
+            transfers: 0,
+            failing: Vec::new(),
+        }
+    }
+}
+
 /// What authd asks of a node, through the registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]

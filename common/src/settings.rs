@@ -477,7 +477,7 @@ impl Values {
         Ok(duration)
     }
 
-    /// A duration for which zero means that there is none.
+    /// A duration; zero means "no limit".
     ///
     /// # Errors
     /// The text is no duration.

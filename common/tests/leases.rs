@@ -115,7 +115,7 @@ async fn after_a_loss_of_data_holders_come_back_and_for_a_lease_no_take_is_certa
     flush(&view).await;
     assert!(early.is_held().await);
     assert_eq!(conflict(take(&b, "early").await), Some(Conflict::Same));
-    // Whoever is faster than the holder has no proof, and gives way.
+    // A session that is faster than the holder has no proof, and gives way.
     let hasty = take(&b, "late").await.unwrap();
     assert_eq!(hasty.certainty(), Certainty::RedisLostData);
     assert!(late.is_held().await);

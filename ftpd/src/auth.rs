@@ -118,7 +118,7 @@ impl Authenticator {
     }
 
     /// Which of these logins authd would accept now, without their passwords: one verdict for each, in their
-    /// order. `None`: it cannot tell, because it is of an earlier version or there is none.
+    /// order. `None`: this node has no authd, or every authd is of an earlier version, which cannot tell.
     ///
     /// # Errors
     /// No authd answered in time, or what each answered instead. For the log.

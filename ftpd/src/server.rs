@@ -364,18 +364,12 @@ async fn start(
     };
     let place = place::of_process(config.boot_id.as_deref(), &control);
     let record = NodeRecord {
-        name: config.node_name.clone(),
-        incarnation: rand::random(),
-        state: NodeState::Ready,
-        slice: config.network.slice,
         control,
         host: place::host_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        // A clock before 1970 is nobody's.
+        // 0 if the clock is before 1970.
         since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-        sessions: 0,
-        transfers: 0,
-        failing: Vec::new(),
+        ..NodeRecord::new(config.node_name.clone(), rand::random(), config.network.slice)
     };
     let (registry, events) = match config.redis.take() {
         Some(options) => Registry::join(record, place, options).await?,

@@ -467,7 +467,7 @@ pub static SCHEMA: Schema = Schema {
         ),
         Setting::one(
             "session_max_age",
-            "duration (12h, 7d; 0s is none)",
+            "duration (12h, 7d; 0s: no limit)",
             "0s",
             "How long after its login a session may go on. Then it gets 421, as soon as no transfer runs.",
         ),

@@ -25,7 +25,7 @@ use time::{Duration, OffsetDateTime};
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// A node that verifies certificates of `authority`, and an authd that lets in who has one.
+/// A node that verifies certificates of `authority`, and an authd that accepts the login of each client that has such a certificate.
 struct Setup {
     authority: Authority,
     /// `tls_client_ca`: a copy of the authority's own certificate at first.

@@ -36,7 +36,7 @@ impl Random {
     /// One of `choices`.
     ///
     /// # Panics
-    /// There are none.
+    /// `choices` is empty.
     pub fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }

@@ -191,7 +191,7 @@ pub async fn list(service: &Service, filter: SessionFilter) -> Result<Vec<Sessio
 /// One session, and whether an administrator has asked for its end.
 ///
 /// # Errors
-/// There is none with that id, or Redis is away.
+/// No session has that id, or Redis is away.
 pub async fn show(service: &Service, id: &str) -> Result<SessionView, ApiError> {
     let id: SessionId = id.parse().map_err(|_| ApiError::NotFound("session"))?;
     let registry = registry(service)?;
@@ -203,7 +203,7 @@ pub async fn show(service: &Service, id: &str) -> Result<SessionView, ApiError> 
 /// Ends a session. `peer` is for the log.
 ///
 /// # Errors
-/// There is none with that id, or Redis is away.
+/// No session has that id, or Redis is away.
 pub async fn end(service: &Service, id: &str, peer: Option<Peer>) -> Result<Ended, ApiError> {
     let id: SessionId = id.parse().map_err(|_| ApiError::NotFound("session"))?;
     let registry = registry(service)?;

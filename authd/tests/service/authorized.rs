@@ -33,7 +33,7 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// 0 if there is none, also while Redis still loads its data.
+/// The revision of the accounts; 0 before authd has set it, and while Redis loads its data.
 fn revision(connection: &mut redis::Connection) -> u64 {
     connection.get::<_, Option<u64>>("ftp:revision").ok().flatten().unwrap_or(0)
 }
@@ -107,11 +107,11 @@ async fn without_redis_declared_users_are_judged_and_others_undecided() {
     authd.create("ann", "hunter2").await;
     let login = |user: &str| json!({ "user": user, "address": "192.0.2.1" });
     let stopped = redis.stop();
-    let decided = decisions(&authd, &[login("fixed"), login("ann"), login("nobody")]).await;
+    let decided = decisions(&authd, &[login("fixed"), login("ann"), login("unknown")]).await;
     assert_eq!(decided, ["stay", "undecided", "undecided"]);
     let _redis = stopped.start();
     eventually("a decision", async || {
-        decisions(&authd, &[login("ann"), login("nobody")]).await == ["stay", "removed"]
+        decisions(&authd, &[login("ann"), login("unknown")]).await == ["stay", "removed"]
     })
     .await;
 }

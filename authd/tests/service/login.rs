@@ -51,7 +51,7 @@ async fn a_verified_certificate_stands_in_for_the_password_of_its_user_only() {
         ("ann", "", by_subject("CN=scanner 7+O=Example"), 403),
         ("ann", "hunter2", by_subject("CN=other"), 200),
         ("ben", "", by_subject("CN=scanner 7,O=Example"), 403),
-        ("nobody", "", by_subject("CN=other"), 403),
+        ("unknown", "", by_subject("CN=other"), 403),
         ("key", "", json!({ "key": key }), 200),
         ("key", "", json!({ "key": other_key }), 403),
         ("mail", "", named.clone(), 200),

@@ -413,19 +413,7 @@ mod tests {
     use super::*;
 
     fn registry() -> Registry {
-        Registry::local(NodeRecord {
-            name: "a".parse().unwrap(),
-            incarnation: 1,
-            state: NodeState::Ready,
-            slice: "50000-50010".parse().unwrap(),
-            control: String::new(),
-            version: String::new(),
-            host: String::new(),
-            since: 0,
-            sessions: 0,
-            transfers: 0,
-            failing: Vec::new(),
-        })
+        Registry::local(NodeRecord::new("a".parse().unwrap(), 1, "50000-50010".parse().unwrap()))
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 -- holds its name, {'taken', SESSIONS, ALIVE, name, from, to} when a live node of another name owns some of
 -- its ports, or {'free'}.
 -- SESSIONS: how many Redis has of the node; ALIVE: 1 if it counted as alive until now, or 0; LEFT: how
--- long the other process's lease still lasts, in ms. REVISION: of the accounts, 0 if there is none.
+-- long the other process's lease still lasts, in ms. REVISION: of the accounts; 0 if authd has set none.
 -- ORDERS: the names of what this process is to do: 'drain', 'end:ID'.
 -- KEYS: names of nodes (set), this node (hash; its key ends with the name), its commands (list), its
 --       sessions (hash), the revision of the accounts, the node's orders (hash)

@@ -90,7 +90,7 @@ impl RegistryView {
         let entries: Vec<Vec<u8>> = or_skip(entries, &key)?;
         let mut processes = BTreeMap::<(NodeName, String), Vec<String>>::new();
         for entry in entries {
-            // `ID NAME INCARNATION`; what is none is not ours.
+            // An entry is `ID NAME INCARNATION`. Anything else was not written by a node.
             let Ok(entry) = String::from_utf8(entry) else { continue };
             let mut words = entry.split(' ').map(str::to_owned);
             let (Some(id), Some(name), Some(incarnation)) = (words.next(), words.next(), words.next()) else {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use common::{
-    node::{NodeRecord, NodeState},
+    node::NodeRecord,
     registry::{Event, RedisLink, RedisOptions, Registry, SessionEntry, WhenAway},
     session::{SessionId, SessionLimits, SessionRecord},
 };
@@ -107,17 +107,11 @@ fn run(directory: &TempDir, port: u16) -> Option<Child> {
 /// A node on its way into the cluster, with the slice `slice`.
 pub fn node(name: &str, slice: &str) -> NodeRecord {
     NodeRecord {
-        name: name.parse().unwrap(),
-        incarnation: rand::random(),
-        state: NodeState::Ready,
-        slice: slice.parse().unwrap(),
         control: "127.0.0.1:21".to_owned(),
         host: "host".to_owned(),
         version: "0.1.0".to_owned(),
         since: 1_700_000_000,
-        sessions: 0,
-        transfers: 0,
-        failing: Vec::new(),
+        ..NodeRecord::new(name.parse().unwrap(), rand::random(), slice.parse().unwrap())
     }
 }
 

@@ -60,7 +60,7 @@ impl Authd {
     }
 }
 
-/// Asks one instance. The error says why its answer is none.
+/// Asks one instance. The error says why its answer cannot be used.
 async fn ask(instance: &Instance, request: &AuthorizedRequest) -> Result<Answer, String> {
     // `to_string` fails for maps whose keys are no text and for failing `Serialize`s: the request is a plain
     // struct of text.

@@ -67,8 +67,8 @@ pub async fn mlsd(
     let form = Form::Machine { facts: session.facts };
     // The facts of `.` and `..` are part of the listing, as cdir and pdir.
     let options = ListOptions { all: true, ..ListOptions::default() };
-    let listing = listing(session, Target::Directory(path.clone()), form, options);
-    send_listing(session, verb, path, listing)
+    let listing = listing(session, form, options);
+    send_listing(session, verb, path.clone(), Target::Directory(path), listing)
 }
 
 /// MLST: the facts of one path, over the control connection. Those of a symbolic link are its own.
@@ -94,8 +94,7 @@ pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) ->
     let options = ListOptions { recursive: false, ..arguments.options };
     let most = session.node.storage.stat_entries;
     let meant = Meaning::new(session, path)?;
-    // The target is known once the storage has been asked.
-    let listing = listing(session, Target::Unknown, Form::Long { now: now() }, options);
+    let listing = listing(session, Form::Long { now: now() }, options);
     let (jail, subject) = (Arc::clone(&session.jail), Arc::clone(&session.subject));
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
@@ -103,7 +102,7 @@ pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) ->
         let mut lines: Vec<Text> = Vec::new();
         let mut is_full = false;
         let written = meant.resolve(&jail, options).map_err(TransferError::from).and_then(|target| {
-            Listing { target, ..listing }.write(&jail, &progress, &mut |line| {
+            listing.write(&jail, &target, &progress, &mut |line| {
                 if lines.len() == most {
                     is_full = true;
                     return Err(TransferError::Cancelled);
@@ -138,14 +137,13 @@ async fn send(
         Form::Names { .. } => Form::Names { prefix: prefix(argument, &target) },
         form => form,
     };
-    let listing = listing(session, target, form, options);
-    send_listing(session, verb, path, listing)
+    let listing = listing(session, form, options);
+    send_listing(session, verb, path, target, listing)
 }
 
-fn listing(session: &LoggedIn, target: Target, form: Form, options: ListOptions) -> Listing {
+fn listing(session: &LoggedIn, form: Form, options: ListOptions) -> Listing {
     let storage = &session.node.storage;
     Listing {
-        target,
         form,
         options,
         depth: storage.list_depth,
@@ -159,6 +157,7 @@ fn send_listing(
     session: &mut LoggedIn,
     verb: &'static str,
     path: VirtualPath,
+    target: Target,
     listing: Listing,
 ) -> Result<Outcome, Reply> {
     let port = take_port(session)?;
@@ -167,7 +166,7 @@ fn send_listing(
     let jail = Arc::clone(&session.jail);
     let work = Work::on_thread(&session.node, move |stream, progress| {
         let mut writer = ListingWriter::new(&mut *stream, progress);
-        listing.write(&jail, progress, &mut |line| writer.write(line))?;
+        listing.write(&jail, &target, progress, &mut |line| writer.write(line))?;
         writer.finish()?;
         Ok(stream.finish(progress)?)
     });
@@ -234,7 +233,7 @@ fn prefix(argument: &[u8], target: &Target) -> Vec<u8> {
             }
             prefix
         }
-        Target::Single(_) | Target::Matching(..) | Target::Unknown => {
+        Target::Single(_) | Target::Matching(..) => {
             let end = argument.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
             argument[..end].to_vec()
         }

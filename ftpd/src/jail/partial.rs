@@ -111,7 +111,7 @@ impl HiddenNames {
                 Lock::HeldByAnother => return Err(FileError::BeingWritten),
                 lock => lock,
             };
-            // Published or replaced before the lock was taken, it is another's file, or no one's.
+            // The file may have been published or replaced before the lock was taken.
             if has_name(directory, &*self.found_by, &file)? {
                 return Ok(Partial { file, lock, created: false, replaces: None });
             }

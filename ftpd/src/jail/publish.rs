@@ -45,7 +45,7 @@ impl Upload {
         self.note_written();
         let stored = self.store(sync);
         if let Err(error) = stored {
-            // Nobody knows which bytes are on disk: what is read now comes from memory.
+            // It is unknown which bytes are on disk: a read now is served from memory.
             self.end(Keep::Before);
             return Err(error);
         }
@@ -226,7 +226,7 @@ impl Upload {
         }
     }
 
-    /// Ends an upload that is not to be completed. Nobody waits for the outcome, so errors go to
+    /// Ends an upload that is not to be completed. No caller waits for the outcome, so errors go to
     /// the log.
     fn end(&mut self, keep: Keep) {
         self.note_written();

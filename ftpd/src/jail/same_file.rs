@@ -2,7 +2,7 @@
 //!
 //! A quota may get back only what an operation really freed. Between the look at a name and the
 //! operation on it, another session could remove or replace the file, and both would give back the same
-//! bytes. So whoever removes or cuts a file locks its inode first and then looks again. Sessions on
+//! bytes. So an operation that removes or cuts a file locks its inode first and then looks again. Sessions on
 //! other nodes are kept out by the write lease of the name.
 
 use std::collections::HashSet;

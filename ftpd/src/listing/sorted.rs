@@ -83,7 +83,7 @@ struct Record {
     mode: u16,
     /// Bytes.
     name: u16,
-    /// Bytes; [`NO_TARGET`]: there is none.
+    /// Length of the link's target in bytes; [`NO_TARGET`] for an entry that is no link.
     target: u16,
     kind: Kind,
 }
@@ -111,7 +111,7 @@ impl Gathered {
     /// Adds an entry if there is memory for it.
     ///
     /// # Errors
-    /// There is none: the entry.
+    /// The entry, if `max_listing_memory` has no room for it.
     pub fn add(&mut self, entry: Entry) -> Result<(), Entry> {
         let target = entry.link_target.as_deref();
         let length = entry.name.len() + target.map_or(0, <[u8]>::len);

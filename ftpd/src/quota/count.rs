@@ -75,7 +75,7 @@ impl Counts {
         let turn = self.turns.enter();
         let (sender, counted) = oneshot::channel();
         let work = move || {
-            // If nobody waits for the result any more, it is not needed.
+            // The receiver is gone if the count was given up; then the result is not needed.
             let _ = sender.send(walk(&quota, &progress, turn, place));
         };
         thread::Builder::new().name("count".to_owned()).spawn(work)?;

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::FileExt, path::Path, sync::Arc, thread, time::Duration};
 
 use common::{
-    node::{NodeRecord, NodeState},
+    node::NodeRecord,
     policy::Quota,
     registry::{Claim, Registry, Step, Usage, WriteLease},
     session::SessionId,
@@ -116,19 +116,8 @@ impl Site {
         let modes = Modes { file: 0o640, directory: 0o750 };
         let jail = Arc::new(Jail::open(directory.path(), &VirtualPath::root(), false, modes).unwrap());
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let registry = Registry::local(NodeRecord {
-            name: "test".parse().unwrap(),
-            incarnation: 1,
-            state: NodeState::Ready,
-            slice: "50000-50004".parse().unwrap(),
-            control: String::new(),
-            version: String::new(),
-            host: String::new(),
-            since: 0,
-            sessions: 0,
-            transfers: 0,
-            failing: Vec::new(),
-        });
+        let registry =
+            Registry::local(NodeRecord::new("test".parse().unwrap(), 1, "50000-50004".parse().unwrap()));
         let usage = registry.home_usage(b"home", Duration::from_secs(24 * 3600));
         runtime.block_on(async {
             usage.begin_count().await.unwrap().finish(Usage::default()).await;

@@ -15,11 +15,7 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    node::{NodeRecord, NodeState},
-    registry::Registry,
-    settings::Values,
-};
+use common::{node::NodeRecord, registry::Registry, settings::Values};
 use ftpd::{
     config::Config,
     connection::Connection,
@@ -200,19 +196,7 @@ fn passive_port(line: &[u8]) -> Option<u16> {
 }
 
 fn node(config: Config, address: IpAddr) -> Node {
-    let record = NodeRecord {
-        name: config.node_name.clone(),
-        incarnation: 1,
-        state: NodeState::Ready,
-        slice: config.network.slice,
-        control: String::new(),
-        version: String::new(),
-        host: String::new(),
-        since: 0,
-        sessions: 0,
-        transfers: 0,
-        failing: Vec::new(),
-    };
+    let record = NodeRecord::new(config.node_name.clone(), 1, config.network.slice);
     let trust = Arc::new(Trust { balancers: Vec::new(), header_timeout: config.timeouts.proxy_header });
     let passive =
         PassivePorts::listen(config.network.slice, &[address], &trust, config.timeouts.data_connect)

@@ -66,7 +66,7 @@ struct State {
 /// Looks for an order of the operations after which `files` are there.
 ///
 /// # Errors
-/// There is none.
+/// No order of the operations explains the files.
 pub fn explain(entries: &[Entry], files: &Files) -> Result<(), String> {
     let search = Search { entries, files, lengths: lengths(entries, files) };
     let begin = State { names: Files::new(), hidden: Files::new() };

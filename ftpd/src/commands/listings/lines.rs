@@ -45,13 +45,10 @@ pub enum Target {
     Single(VirtualPath),
     /// The names in a directory that match.
     Matching(VirtualPath, Pattern),
-    /// The storage has not been asked yet. Such a listing is empty.
-    Unknown,
 }
 
-/// A listing that is ready to be written.
+/// How a listing is made.
 pub struct Listing {
-    pub target: Target,
     pub form: Form,
     pub options: ListOptions,
     /// Levels of directories of `LIST -R`.
@@ -95,7 +92,7 @@ struct Sink<'s> {
 }
 
 impl Listing {
-    /// Hands every line with its CRLF to `take`, as the directory is read. Blocks. Ends when `progress` is
+    /// Hands every line of the listing of `target` with its CRLF to `take`, as the directory is read. Blocks. Ends when `progress` is
     /// cancelled, also while nothing is written.
     ///
     /// # Errors
@@ -103,11 +100,12 @@ impl Listing {
     pub fn write(
         &self,
         jail: &Jail,
+        target: &Target,
         progress: &Progress,
         take: &mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
     ) -> Result<(), TransferError> {
         let sink = &mut Sink { take, line: Vec::with_capacity(512) };
-        let written = match &self.target {
+        let written = match target {
             Target::Single(path) => self.single(jail, path, sink),
             Target::Directory(path) if self.options.recursive => self.tree(jail, path, progress, sink),
             Target::Directory(path) => self.directory(jail, path, progress, sink),
@@ -119,7 +117,6 @@ impl Listing {
                 let entries = jail.entries(directory).map(|entries| entries.only(is_wanted));
                 entries.map_err(Into::into).and_then(|entries| self.entries(&place, entries, progress, sink))
             }
-            Target::Unknown => Ok(()),
         };
         written.map_err(|error| match error {
             TransferError::File(FileError::Cancelled) => progress.why_cancelled(),

@@ -208,7 +208,7 @@ async fn the_watchdog_tells_once_of_each_operation_that_hangs_and_of_a_stuck_poo
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever comes, stays and goes: no bound is passed, nobody waits for a place that could be had,
+    /// Whatever comes, stays and goes: no bound is passed, no claim waits while a place is free for it,
     /// and nothing is left at the end.
     #[test]
     fn bounds_hold_and_no_place_is_idle_while_a_claim_could_have_it(
