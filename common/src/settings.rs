@@ -30,6 +30,9 @@ pub struct Setting {
 /// What settings of a length of time expect.
 pub const DURATION: &str = "duration (500ms, 30s, 5m)";
 
+/// As [`DURATION`], for [`Values::duration_or_off`].
+pub const DURATION_OR_OFF: &str = "duration (12h, 7d; 0s: no limit)";
+
 impl Setting {
     pub const fn one(
         key: &'static str,

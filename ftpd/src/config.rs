@@ -193,7 +193,7 @@ impl Config {
                 listing_memory: values.required("max_listing_memory")?,
                 stat_entries: values.required("max_stat_entries")?,
                 quota_rescan: values.duration("quota_rescan")?,
-                partial_lifetime: Some(values.duration("partial_lifetime")?).filter(|time| !time.is_zero()),
+                partial_lifetime: values.duration_or_off("partial_lifetime")?,
             },
             redis: redis(values, standalone)?,
             tls: tls(values)?,

@@ -1,6 +1,6 @@
 //! The table of settings: every key of `ftpd` with its form, default and meaning.
 
-use common::settings::{DURATION, Schema, Setting, Shape};
+use common::settings::{DURATION, DURATION_OR_OFF, Schema, Setting, Shape};
 
 const fn alias(alias: &'static str, setting: Setting) -> Setting {
     Setting { alias: Some(alias), ..setting }
@@ -294,9 +294,9 @@ pub static SCHEMA: Schema = Schema {
         ),
         Setting::one(
             "partial_lifetime",
-            DURATION,
+            DURATION_OR_OFF,
             "7d",
-            "How long the hidden file of a broken atomic upload stays after its last change, unless it is resumed; 0 keeps it for ever.",
+            "How long the hidden file of a broken atomic upload stays after its last change, unless it is resumed. Then the node removes it.",
         ),
         // Parts it talks to
         alias(
@@ -467,7 +467,7 @@ pub static SCHEMA: Schema = Schema {
         ),
         Setting::one(
             "session_max_age",
-            "duration (12h, 7d; 0s: no limit)",
+            DURATION_OR_OFF,
             "0s",
             "How long after its login a session may go on. Then it gets 421, as soon as no transfer runs.",
         ),

@@ -19,6 +19,8 @@ use cluster_tests::{
     process::Daemon,
     proxy::Connector,
 };
+use common::settings::Setting;
+use ftpd::settings::SCHEMA;
 use nix::sys::signal::Signal;
 
 /// Runs `ftpd` to its end, which must come by itself.
@@ -224,6 +226,23 @@ fn the_admin_address_can_be_switched_off() {
     Dialogue::connect((loopback.address(1), *ports.start()).into()).login("demo", "x");
     assert!(!daemon.lines().iter().any(|line| line.contains("part=admin")));
     daemon.stop();
+}
+
+#[test]
+fn each_setting_that_says_so_takes_zero_for_no_limit() {
+    let says_so = |setting: &&Setting| {
+        ["0: no", "0 is no", "0s: no"]
+            .iter()
+            .any(|words| (setting.expects.to_owned() + setting.help).contains(words))
+    };
+    let settings: Vec<&Setting> = SCHEMA.settings.iter().filter(says_so).collect();
+    assert!(settings.len() >= 4, "partial_lifetime, session_max_age, minimum_rate and failure_log_limit");
+    for setting in settings {
+        let zero = if setting.expects.starts_with("duration") { "0s" } else { "0" };
+        let flag = format!("--{}={zero}", setting.key.replace('_', "-"));
+        let output = run(&["--standalone", &flag, "--check"], &[]);
+        assert!(output.status.success(), "{flag}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]
