@@ -88,7 +88,7 @@
           default = module ./nixos-modules;
         };
 
-      # The hosts of the template, so that what it and README.md show cannot rot.
+      # The hosts of the template, so that it and docs/deployment-nixos.md stay correct.
       nixosConfigurations =
         lib.mapAttrs' (name: lib.nameValuePair "example-${name}")
           (import ./nix/template.nix { inherit self nixpkgs; }).nixosConfigurations;
