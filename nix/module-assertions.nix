@@ -99,11 +99,11 @@ let
       };
     }
     {
-      says = "cluster.tls is asked for without a certificate";
+      says = "cluster.tls needs a certificate";
       change = cluster { tls.required = true; };
     }
     {
-      says = "cluster.tls is asked for without a certificate";
+      says = "cluster.tls needs a certificate";
       change = cluster { tls.implicitPort = 990; };
     }
     {

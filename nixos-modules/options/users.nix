@@ -73,15 +73,12 @@ let
   # Null or empty means not set.
   policy = {
     inherit permissions;
-    directories =
-      list directory
-        [
-          {
-            path = "/incoming";
-            permissions.delete = false;
-          }
-        ]
-        "Parts of the tree with other permissions. The first matching rule decides, user before groups.";
+    directories = list directory [
+      {
+        path = "/incoming";
+        permissions.delete = false;
+      }
+    ] "Parts of the tree with other permissions. The first matching rule decides, user before groups.";
     deniedNames =
       list types.str
         [
@@ -103,7 +100,9 @@ let
         '';
     limits = {
       sessions = perhaps types.ints.unsigned 10 "Simultaneous sessions of a user on all nodes together.";
-      sessionsPerAddress = perhaps types.ints.unsigned 10 "Simultaneous sessions of a user from one address, on all nodes together.";
+      sessionsPerAddress =
+        perhaps types.ints.unsigned 10
+          "Simultaneous sessions of a user from one address, on all nodes together.";
       transfers = perhaps types.ints.unsigned 50 "Simultaneous transfers of a user on each node.";
     };
     quota = {
@@ -120,10 +119,14 @@ let
         perhaps types.ints.positive 1000000
           "Bytes a second of the download of a session.";
     };
-    uploads = perhaps (types.enum [
-      "direct"
-      "atomic"
-    ]) "atomic" "Whether an upload is visible under its name from the first byte (`direct`) or when complete (`atomic`).";
+    uploads =
+      perhaps
+        (types.enum [
+          "direct"
+          "atomic"
+        ])
+        "atomic"
+        "Whether an upload is visible under its name from the first byte (`direct`) or when complete (`atomic`).";
     tls = {
       control =
         perhaps types.bool true
