@@ -2,12 +2,9 @@
 
 mod lines;
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
-use common::policy::Permission;
+use common::{clock::unix_seconds, policy::Permission};
 
 use self::lines::{Form, Listing, Target, permissions_of};
 use super::transfers::{Direction, Transfer, Work, run_in_background, start, take_port};
@@ -243,6 +240,5 @@ fn prefix(argument: &[u8], target: &Target) -> Vec<u8> {
 }
 
 fn now() -> i64 {
-    // A clock before 1970 is nobody's.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64)
+    i64::try_from(unix_seconds()).unwrap_or(i64::MAX)
 }
