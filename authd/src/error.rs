@@ -5,6 +5,7 @@ use std::{error::Error, time::Duration};
 
 use common::{
     auth_api::{ErrorBody, ErrorCode, Rejection},
+    process::logging::chain,
     registry::LinkError,
 };
 use warp::{
@@ -105,21 +106,11 @@ impl ApiError {
     }
 }
 
-/// The whole chain of an error, for the log.
-pub fn with_causes(error: &dyn Error) -> String {
-    let (mut chain, mut cause) = (error.to_string(), error.source());
-    while let Some(error) = cause {
-        chain += &format!(": {error}");
-        cause = error.source();
-    }
-    chain
-}
-
 impl Reply for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.meaning();
         if let Self::Internal(source) = &self {
-            log::error!(error = with_causes(source.as_ref()); "internal error");
+            log::error!(error = chain(source.as_ref()); "internal error");
         }
         let reason = if let Self::InvalidCredentials(reason) = &self { Some(*reason) } else { None };
         let body = ErrorBody { error: code, message: self.to_string(), reason };

@@ -1,11 +1,11 @@
 //! The two bearer tokens: one for nodes, one for administrators.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
-use common::{process::http, secret::Secret};
+use common::{process::http, secret::Secret, sync::lock};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use warp::http::{HeaderMap, header};
@@ -97,7 +97,7 @@ const QUIET: Duration = Duration::from_secs(10);
 impl Refusals {
     fn tell(&self, what: &str, peer: Option<Peer>) {
         let unwritten = {
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&self.0);
             let (written, unwritten) = &mut *state;
             if written.is_some_and(|written| written.elapsed() < QUIET) {
                 *unwritten += 1;

@@ -8,11 +8,7 @@ use std::{
     },
 };
 
-use common::{
-    auth_api::{Account, Permissions},
-    registry::SessionEntry,
-    session::SessionId,
-};
+use common::{auth_api::Account, policy::Permission, registry::SessionEntry, session::SessionId};
 use tokio::runtime::Handle as Runtime;
 
 use crate::{
@@ -180,8 +176,14 @@ impl LoggedIn {
 
     /// # Errors
     /// The reply to a user without the permission for `path`, the same whether it is there or not.
-    pub fn allow(&self, permission: impl Fn(&Permissions) -> bool, path: &VirtualPath) -> Result<(), Reply> {
-        if permission(&self.access.at(path)) { Ok(()) } else { Err(Reply::permission_denied()) }
+    pub fn allow(&self, permission: Permission, path: &VirtualPath) -> Result<(), Reply> {
+        self.allow_any(&[permission], path)
+    }
+
+    /// # Errors
+    /// The reply to a user who has none of `permissions` for `path`, as that of [`Self::allow`].
+    pub fn allow_any(&self, permissions: &[Permission], path: &VirtualPath) -> Result<(), Reply> {
+        if self.access.at(path).has_any(permissions) { Ok(()) } else { Err(Reply::permission_denied()) }
     }
 
     /// # Errors

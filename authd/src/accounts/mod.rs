@@ -14,10 +14,14 @@ pub mod user;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
 };
 
-use common::{access::Access, policy::TreePath};
+use common::{
+    access::Access,
+    policy::TreePath,
+    sync::{lock, read, write},
+};
 
 use self::{
     anonymous::Anonymous,
@@ -116,7 +120,7 @@ impl Accounts {
 
     /// What is declared at this time.
     pub fn declared(&self) -> Arc<Declarations> {
-        Arc::clone(&self.declared.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&read(&self.declared))
     }
 
     /// Whether the user is the anonymous one.
@@ -143,7 +147,7 @@ impl Accounts {
     /// read. Blocks.
     pub fn changed(&self) -> Option<Fingerprint> {
         let file = self.file.as_ref()?;
-        let seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let seen = lock(&file.seen).clone();
         Some(seen.now()).filter(|now| *now != seen)
     }
 
@@ -156,7 +160,7 @@ impl Accounts {
             return Ok(Reloaded { users: self.declared().users.len(), ended: Vec::new() });
         };
         // Held to the end, so that of two reloads at once the later one stands.
-        let mut seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&file.seen);
         let (result, fingerprint) = match UsersFile::load(&file.path, reserved(&self.anonymous)) {
             Ok(loaded) => (Ok(loaded.declared), loaded.fingerprint),
             Err((error, fingerprint)) => (Err(error), fingerprint),
@@ -330,7 +334,7 @@ impl Accounts {
         if let Some(anonymous) = &self.anonymous {
             declared.users.insert(Anonymous::name(), anonymous.user());
         }
-        *self.declared.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(declared);
+        *write(&self.declared) = Arc::new(declared);
     }
 }
 

@@ -6,16 +6,16 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
+use common::{process::logging::chain, sync::lock};
 use serde::{Deserialize, Serialize};
 
 use super::{
     name::UserName,
     stored::{Stored, StoredError},
 };
-use crate::error::with_causes;
 
 /// What overrides a declared user. There is nothing else yet than that the user is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,13 +79,13 @@ impl Overrides {
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<UserName, Override>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
 /// That Redis is away is in the link's log.
 fn note(error: &StoredError) {
     if !error.is_absence() {
-        log::error!(error = with_causes(error); "cannot read the overrides of declared users");
+        log::error!(error = chain(error); "cannot read the overrides of declared users");
     }
 }

@@ -4,6 +4,7 @@
 
 use common::{
     keys::Keys,
+    process::logging::chain,
     registry::{LinkError, RedisLink},
 };
 use std::collections::BTreeMap;
@@ -17,7 +18,6 @@ use super::{
     policy::Policy,
     user::User,
 };
-use crate::error::with_causes;
 
 /// The users and groups in Redis. Cheap to clone.
 #[derive(Clone)]
@@ -112,7 +112,7 @@ impl Stored {
     pub async fn some_groups(&self, names: &[GroupName]) -> Result<BTreeMap<GroupName, Policy>, StoredError> {
         let found = self.some(self.keys.groups(), names.iter().map(GroupName::as_str)).await?;
         let read = |(name, json): (&GroupName, Option<String>)| {
-            let skipped = |error: &StoredError| log::error!(error = with_causes(error); "skipped");
+            let skipped = |error: &StoredError| log::error!(error = chain(error); "skipped");
             Some((name.clone(), group(name.as_str(), &json?).inspect_err(skipped).ok()?))
         };
         Ok(names.iter().zip(found).filter_map(read).collect())
@@ -290,7 +290,7 @@ impl Stored {
         let entries: Vec<(String, String)> = self.link.query(cmd("HGETALL").arg(hash)).await?;
         let read = |(text, json): &(String, String)| {
             let name: N = text.parse().ok()?;
-            let skipped = |error: &StoredError| log::error!(error = with_causes(error); "skipped");
+            let skipped = |error: &StoredError| log::error!(error = chain(error); "skipped");
             parse(text, json).inspect_err(skipped).ok().map(|value| (name, value))
         };
         Ok(entries.iter().filter_map(read).collect())

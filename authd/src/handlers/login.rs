@@ -6,6 +6,7 @@ use common::{
     access::Forbidden,
     auth_api::{Account, AuthenticateRequest, Rejection},
     certificate::{CertificateRule, ClientCertificate, DistinguishedName},
+    process::logging::chain,
     registry::LinkError,
 };
 
@@ -18,7 +19,7 @@ use crate::{
         stored::StoredError,
         user::{Credential, User, version},
     },
-    error::{ApiError, with_causes},
+    error::ApiError,
     metrics,
     throttle::{Attempt, Throttled},
 };
@@ -101,7 +102,7 @@ pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Re
             match refusal {
                 // The link's log says that Redis is away; what else it is must be put right.
                 Refusal::Unavailable(error) if !matches!(error, StoredError::Link(_)) => {
-                    let error = with_causes(error);
+                    let error = chain(error);
                     log::error!(user, address:%, node:%, session:%, tls, result, error; "login refused");
                 }
                 _ => log::warn!(user, address:%, node:%, session:%, tls, result; "login refused"),

@@ -1,11 +1,6 @@
 //! `/v1/users`: all users are shown; those in Redis can be made, changed and removed.
 
-use std::time::SystemTime;
-
-use common::{
-    node::{NodeCommand, unix_seconds},
-    secret::Secret,
-};
+use common::{clock::unix_seconds, node::NodeCommand, secret::Secret};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -146,7 +141,7 @@ async fn override_declared(
             return Err(ApiError::DisabledInFile(place()));
         }
     } else {
-        stored.set_override(name, Override::disabled(unix_seconds(SystemTime::now()))).await?;
+        stored.set_override(name, Override::disabled(unix_seconds())).await?;
         log::info!(user:% = name, address = address.as_str(); "declared user disabled by an override");
         shut_out(service, name).await;
     }

@@ -4,8 +4,10 @@ use std::{
     collections::HashMap,
     hash::Hash,
     net::IpAddr,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
+
+use common::clock::since_epoch;
 
 use super::{Attempt, Ban, By, Outcome, Step, Subject, ThrottleLimits, Throttled};
 use crate::accounts::name::UserName;
@@ -66,7 +68,7 @@ impl Memory {
 
     /// The bans that hold now.
     pub fn bans(&self, now: Instant) -> Vec<Ban> {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let clock = since_epoch();
         let ban = |(subject, failures): (&Subject, &Failures)| {
             let left = failures.until.saturating_duration_since(now);
             // Milliseconds since 1970 fit.

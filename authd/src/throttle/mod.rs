@@ -12,7 +12,7 @@ use std::{
     fmt,
     net::IpAddr,
     str::FromStr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,7 @@ use common::{
     client_network::network_of,
     keys::Keys,
     registry::{LinkError, RedisLink},
+    sync::lock,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -267,7 +268,7 @@ impl Throttle {
     }
 
     fn own(&self) -> MutexGuard<'_, Memory> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.own)
     }
 }
 

@@ -6,7 +6,10 @@
 
 mod tree;
 
-use common::auth_api::{Account, Permissions};
+use common::{
+    auth_api::Account,
+    policy::{Permission, Permissions},
+};
 
 use self::tree::{State, Tree};
 use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
@@ -24,20 +27,6 @@ struct Rule {
     place: Tree,
     permissions: Permissions,
 }
-
-/// No permission at all.
-const NOTHING: Permissions = Permissions {
-    list: false,
-    download: false,
-    upload: false,
-    overwrite: false,
-    append: false,
-    rename: false,
-    delete: false,
-    mkdir: false,
-    rmdir: false,
-    attributes: false,
-};
 
 impl Access {
     pub fn new(account: &Account) -> Self {
@@ -77,14 +66,14 @@ impl Access {
         self.directory(path).is_enterable()
     }
 
-    /// Whether `permission` holds at `path` and for whatever may be below.
-    pub fn holds_in_all_of(&self, path: &VirtualPath, permission: impl Fn(&Permissions) -> bool) -> bool {
-        self.directory(path).tree().all(|possible| permission(&possible))
+    /// Whether all of `permissions` hold at `path` and for whatever may be below.
+    pub fn holds_in_all_of(&self, path: &VirtualPath, permissions: &[Permission]) -> bool {
+        self.directory(path).tree().all(|possible| possible.has_all(permissions))
     }
 
-    /// Whether `permission` holds anywhere in the tree.
-    pub fn holds_somewhere(&self, permission: impl Fn(&Permissions) -> bool) -> bool {
-        self.directory(&VirtualPath::root()).tree().any(|possible| permission(&possible))
+    /// Whether one of `permissions` holds anywhere in the tree.
+    pub fn holds_somewhere(&self, permissions: &[Permission]) -> bool {
+        self.directory(&VirtualPath::root()).tree().any(|possible| possible.has_any(permissions))
     }
 
     /// Whether `from` may become `to`. Where both places have the same permissions it takes `rename`
@@ -98,10 +87,13 @@ impl Access {
         };
         let (from, to): (Vec<_>, Vec<_>) = (possible(from), possible(to));
         let is_same = from.iter().chain(&to).all(|permissions| *permissions == from[0]);
-        let may_take =
-            |may: &Permissions| may.download && may.delete && (!is_directory || may.list && may.rmdir);
-        let may_put = |may: &Permissions| may.upload && (!is_directory || may.mkdir);
-        from.iter().chain(&to).all(|may| may.rename)
+        let may_take = |may: &Permissions| {
+            may.has_all(&[Permission::Download, Permission::Delete])
+                && (!is_directory || may.has_all(&[Permission::List, Permission::Rmdir]))
+        };
+        let may_put =
+            |may: &Permissions| may.has(Permission::Upload) && (!is_directory || may.has(Permission::Mkdir));
+        from.iter().chain(&to).all(|may| may.has(Permission::Rename))
             && (is_same || from.iter().all(may_take) && to.iter().all(may_put))
     }
 
@@ -109,7 +101,9 @@ impl Access {
     /// `delete` here, and `download` where permissions differ, as for a rename.
     pub fn may_join(&self, from: &VirtualPath, to: &VirtualPath) -> bool {
         let (from, to) = (self.at(from), self.at(to));
-        to.upload && to.append && from.delete && (from == to || from.download)
+        to.has_all(&[Permission::Upload, Permission::Append])
+            && from.has(Permission::Delete)
+            && (from == to || from.has(Permission::Download))
     }
 
     /// Whether no file may get this name.
@@ -140,22 +134,17 @@ impl Directory<'_> {
     }
 
     pub fn is_enterable(&self) -> bool {
-        self.tree().any(|possible| possible != NOTHING)
+        self.tree().any(|possible| possible != Permissions::NONE)
     }
 
     /// The directory's own permissions, but for those to make and remove files and directories,
     /// which are of what can be in it: what RFC 3659 section 7.5.5 wants to know.
     pub fn facts(&self) -> Permissions {
-        let own = self.own();
-        let inside = |permission: fn(&Permissions) -> bool| {
-            self.possible(Tree::may_fit_a_name).any(|possible| permission(&possible))
-        };
-        Permissions {
-            upload: inside(|may| may.upload),
-            mkdir: inside(|may| may.mkdir),
-            delete: inside(|may| may.delete),
-            ..own
-        }
+        let inside =
+            |permission| self.possible(Tree::may_fit_a_name).any(|possible| possible.has(permission));
+        [Permission::Upload, Permission::Mkdir, Permission::Delete]
+            .into_iter()
+            .fold(self.own(), |facts, permission| facts.with(permission, inside(permission)))
     }
 
     fn own(&self) -> Permissions {
@@ -218,7 +207,7 @@ mod tests {
         }));
         let may = |at| {
             let may = access.at(&path(at));
-            (may.list, may.delete)
+            (may.has(Permission::List), may.has(Permission::Delete))
         };
         assert_eq!(may("/x"), (true, false));
         assert_eq!(may("/in"), (false, true));
@@ -229,14 +218,15 @@ mod tests {
 
     #[test]
     fn a_directory_can_be_entered_where_anything_is_permitted_below() {
-        let nothing = serde_json::to_value(NOTHING).unwrap();
+        let nothing = serde_json::to_value(Permissions::NONE).unwrap();
         let access = access(json!({
             "permissions": nothing,
             "directories": [{ "path": "/a/b", "permissions": { "upload": true } }],
         }));
         assert!(["/", "/a", "/a/b", "/a/b/c"].iter().all(|at| access.is_enterable(&path(at))));
         assert!(["/b", "/a/c"].iter().all(|at| !access.is_enterable(&path(at))));
-        assert!(access.holds_somewhere(|may| may.upload) && !access.holds_somewhere(|may| may.list));
+        assert!(access.holds_somewhere(&[Permission::Upload]));
+        assert!(!access.holds_somewhere(&[Permission::List]));
     }
 
     #[test]
@@ -279,10 +269,10 @@ mod tests {
             { "path": "/a/b/c", "permissions": { "upload": true } },
             { "path": "/a", "permissions": { "upload": false } },
         ]}));
-        let facts = |at| access.directory(&path(at)).facts();
-        assert!(facts("/in").upload && !facts("/in").mkdir);
-        assert!(!facts("/in/x").upload);
-        assert!(!facts("/a").upload && facts("/a/b").upload);
+        let may = |at, permission| access.directory(&path(at)).facts().has(permission);
+        assert!(may("/in", Permission::Upload) && !may("/in", Permission::Mkdir));
+        assert!(!may("/in/x", Permission::Upload));
+        assert!(!may("/a", Permission::Upload) && may("/a/b", Permission::Upload));
     }
 
     #[test]

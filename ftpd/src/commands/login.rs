@@ -1,12 +1,10 @@
 //! USER, PASS, REIN (RFC 959 section 4.1.1), HOST (RFC 7151), CLNT.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use common::{
     auth_api::{Account, PastLogin, Rejection, Verdict},
+    clock::unix_seconds,
     password::{MAX_PASSWORD, MAX_USER_NAME},
     policy::Quota,
     process::logging::chain,
@@ -205,8 +203,7 @@ async fn log_in(
         node: node.name.clone(),
         user: account.user.clone(),
         address: subject.address,
-        // A clock before 1970 is nobody's.
-        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        since: unix_seconds(),
     };
     let limits = SessionLimits {
         per_user: account.limits.sessions,
