@@ -16,7 +16,7 @@ use common::{
 use tokio::runtime::Handle as Runtime;
 
 use crate::{
-    access::Access,
+    access::AccessRules,
     activity::Activity,
     commands,
     connections::Handle,
@@ -86,7 +86,7 @@ pub struct LoggedIn {
     pub ends: Ends,
     pub account: Account,
     /// What of the account holds where.
-    pub access: Arc<Access>,
+    pub access: Arc<AccessRules>,
     pub jail: Arc<Jail>,
     pub quota: Option<Arc<HomeQuota>>,
     pub lanes: Lanes,
