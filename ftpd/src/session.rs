@@ -12,7 +12,7 @@ use common::{auth_api::Account, policy::Permission, registry::SessionEntry, sess
 use tokio::runtime::Handle as Runtime;
 
 use crate::{
-    access::Access,
+    access::AccessRules,
     activity::Activity,
     connections::Handle,
     data::{DataPort, Resumes},
@@ -80,7 +80,7 @@ pub struct LoggedIn {
     pub ends: Ends,
     pub account: Account,
     /// What of the account holds where.
-    pub access: Arc<Access>,
+    pub access: Arc<AccessRules>,
     pub jail: Arc<Jail>,
     pub quota: Option<Arc<HomeQuota>>,
     pub lanes: Lanes,

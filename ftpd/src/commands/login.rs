@@ -15,7 +15,7 @@ use common::{
 
 use super::security;
 use crate::{
-    access::Access,
+    access::AccessRules,
     auth::{Attempt, LoginError},
     connection,
     data::Resumes,
@@ -231,7 +231,7 @@ async fn log_in(
             Refusal::RegistryAway => unavailable("Logins are not possible at this time; try again later"),
         }
     })?;
-    let access = Arc::new(Access::new(&account));
+    let access = Arc::new(AccessRules::new(&account));
     let home = open_home(&node, &subject, &account, access.has_rules()).await;
     let (jail, counted) = home.map_err(|reason| {
         metrics::login("no_home");
@@ -371,7 +371,7 @@ async fn open_home(
             }
             jail.share(&shared.directories)?;
             let counted = match counted {
-                Some(directory) => Some((jail.counted_key(&directory)?, directory)),
+                Some(directory) => Some((jail.quota_key(&directory)?, directory)),
                 None => None,
             };
             Ok((jail, absent, counted))
