@@ -15,7 +15,7 @@ use warp::{
 };
 
 use crate::accounts::{
-    password::{self, Busy},
+    password::{QueueFull, UnusablePassword},
     stored::StoredError,
 };
 
@@ -73,7 +73,7 @@ pub enum ApiError {
     Contended,
     /// A user or a group in Redis is none.
     #[error("what is kept of the user cannot be used; the log of authd says more")]
-    Unusable,
+    UnreadableAccount,
     #[error("internal error")]
     Internal(#[source] Box<dyn Error + Send + Sync>),
 }
@@ -100,7 +100,7 @@ impl ApiError {
             | Self::NoRedis
             | Self::Busy
             | Self::Contended
-            | Self::Unusable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+            | Self::UnreadableAccount => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
         }
     }
@@ -149,14 +149,14 @@ impl From<StoredError> for ApiError {
     }
 }
 
-impl From<Busy> for ApiError {
-    fn from(_: Busy) -> Self {
+impl From<QueueFull> for ApiError {
+    fn from(_: QueueFull) -> Self {
         Self::Busy
     }
 }
 
-impl From<password::Unusable> for ApiError {
-    fn from(error: password::Unusable) -> Self {
+impl From<UnusablePassword> for ApiError {
+    fn from(error: UnusablePassword) -> Self {
         Self::InvalidRequest(error.to_string())
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::clock::since_epoch;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-use crate::throttle::By;
+use crate::throttle::BanKind;
 
 const LOGINS: &str = "authd_logins_total";
 const VERIFICATION: &str = "authd_verification_seconds";
@@ -65,17 +65,17 @@ pub fn cache_hit() {
 }
 
 /// A login had to wait.
-pub fn throttled(by: By) {
+pub fn throttled(by: BanKind) {
     counter!(THROTTLED, "by" => by.as_str()).increment(1);
 }
 
 /// Logins of a user name or from an address have to wait from now on.
-pub fn ban_began(by: By) {
+pub fn ban_began(by: BanKind) {
     counter!(BANS, "by" => by.as_str()).increment(1);
 }
 
 /// They need not wait any more, because an administrator says so.
-pub fn ban_lifted(by: By) {
+pub fn ban_lifted(by: BanKind) {
     counter!(BANS_LIFTED, "by" => by.as_str()).increment(1);
 }
 

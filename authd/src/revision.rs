@@ -25,13 +25,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Advances the revision, for as long as it takes.
 #[derive(Default)]
-pub struct Revision {
+pub struct RevisionAdvancer {
     wanted: Notify,
     /// Users whose known addresses Redis has still to forget.
     to_forget: Mutex<BTreeSet<UserName>>,
 }
 
-impl Revision {
+impl RevisionAdvancer {
     /// Has the revision advanced soon, or when Redis is back. Of several calls at once, one advance is enough.
     pub fn advance(&self) {
         self.wanted.notify_one();

@@ -43,7 +43,7 @@ use crate::{
     ephemeral,
     health::{self, Health},
     health_check,
-    jail::Locks,
+    jail::LockMode,
     listener::{self, Bound},
     metrics,
     node::{Node, Parts},
@@ -272,7 +272,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
 }
 
 /// Says whether locks on the storage keep a second writer out on other nodes.
-fn tell_locks(locks: Locks, root: &Path) {
+fn tell_locks(locks: LockMode, root: &Path) {
     match locks.cross_nodes(root) {
         Ok(why) => log::info!(root:% = root.display(); "file locks hold on all nodes: {why}"),
         Err(why) => log::warn!(

@@ -8,8 +8,8 @@ use common::{
 
 use super::{
     name::UserName,
-    policy::Policy,
-    user::{Credential, Home, User},
+    policy::AccountPolicy,
+    user::{Credential, HomePath, User},
 };
 
 /// The user's name, and another name for it.
@@ -18,7 +18,7 @@ pub const NAMES: [&str; 2] = ["anonymous", "ftp"];
 /// What the settings say of the anonymous user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anonymous {
-    pub home: Home,
+    pub home: HomePath,
     /// A directory of that home.
     pub drop_box: Option<DropBox>,
     pub limits: AccountLimits,
@@ -75,7 +75,7 @@ impl Anonymous {
         };
         let drop_box =
             |DropBox(path): &DropBox| DirectoryRule { path: path.clone(), permissions: may(false, true) };
-        let policy = Policy {
+        let policy = AccountPolicy {
             permissions: may(true, false),
             directories: self.drop_box.iter().map(drop_box).collect(),
             limits: self.limits,
@@ -83,7 +83,7 @@ impl Anonymous {
             bandwidth: self.bandwidth,
             // An upload that broke off could be neither gone on with nor replaced.
             uploads: Some(UploadMode::Atomic),
-            ..Policy::default()
+            ..AccountPolicy::default()
         };
         User { home: self.home.clone(), policy, ..User::new(&Self::name(), Credential::AnyPassword) }
     }

@@ -1,4 +1,4 @@
-//! Overrides of declared users: an administrator disables one through the API, at once and for all authds.
+//! OverrideCache of declared users: an administrator disables one through the API, at once and for all authds.
 //!
 //! They stand in Redis, beside the users file and not in it, so that reading the file again changes nothing
 //! about them. Each login of a declared user asks Redis for the user's override; while Redis cannot be
@@ -14,20 +14,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     name::UserName,
-    stored::{Stored, StoredError},
+    stored::{StoredAccounts, StoredError},
 };
 
 /// What overrides a declared user. There is nothing else yet than that the user is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Override {
+pub struct UserOverride {
     /// Always `false`.
     pub enabled: bool,
     /// Seconds since the Unix epoch.
     pub since: u64,
 }
 
-impl Override {
+impl UserOverride {
     pub fn disabled(since: u64) -> Self {
         Self { enabled: false, since }
     }
@@ -44,11 +44,11 @@ impl Override {
 
 /// The overrides as this process knew them last.
 #[derive(Default)]
-pub struct Overrides(Mutex<BTreeMap<UserName, Override>>);
+pub struct OverrideCache(Mutex<BTreeMap<UserName, UserOverride>>);
 
-impl Overrides {
+impl OverrideCache {
     /// The override that holds for a declared user now.
-    pub async fn of(&self, name: &UserName, stored: Option<&Stored>) -> Option<Override> {
+    pub async fn of(&self, name: &UserName, stored: Option<&StoredAccounts>) -> Option<UserOverride> {
         let stored = stored?;
         match stored.override_of(name).await {
             Ok(found) => {
@@ -66,7 +66,7 @@ impl Overrides {
     }
 
     /// Learns all overrides, to know them when Redis goes away.
-    pub async fn learn(&self, stored: &Stored) {
+    pub async fn learn(&self, stored: &StoredAccounts) {
         match stored.overrides().await {
             Ok(all) => *self.known() = all,
             Err(error) => note(&error),
@@ -74,11 +74,11 @@ impl Overrides {
     }
 
     /// The override of a declared user as [`learn`](Self::learn) or a login learned it last.
-    pub fn learned(&self, name: &UserName) -> Option<Override> {
+    pub fn learned(&self, name: &UserName) -> Option<UserOverride> {
         self.known().get(name).copied()
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<UserName, Override>> {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<UserName, UserOverride>> {
         lock(&self.0)
     }
 }

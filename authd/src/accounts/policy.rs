@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 /// names what is set alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Policy {
+pub struct AccountPolicy {
     #[serde(skip_serializing_if = "is_default")]
     pub permissions: PermissionChanges,
     #[serde(skip_serializing_if = "is_default")]
@@ -41,7 +41,7 @@ pub struct Policy {
     #[serde(skip_serializing_if = "is_default")]
     pub tls: TlsChanges,
     #[serde(skip_serializing_if = "is_default")]
-    pub access: AccessChanges,
+    pub access: LoginConditionChanges,
 }
 
 /// [`TlsRequirements`] of which some are set.
@@ -59,7 +59,7 @@ pub struct TlsChanges {
 /// An [`Access`] of which some is set; an empty list is set, and takes a group's condition away.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct AccessChanges {
+pub struct LoginConditionChanges {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_from: Option<Vec<IpNet>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +72,7 @@ pub struct AccessChanges {
 /// each node then decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Effective {
+pub struct EffectivePolicy {
     pub permissions: Permissions,
     pub directories: Vec<DirectoryRule>,
     pub denied_names: Vec<NamePattern>,
@@ -92,7 +92,7 @@ macro_rules! first_of {
     };
 }
 
-impl Policy {
+impl AccountPolicy {
     /// What both set together, where `self` decides what both set.
     pub fn over(mut self, other: Self) -> Self {
         let (own, group) = (self.access, other.access);
@@ -111,14 +111,14 @@ impl Policy {
             upload, download, session_upload, session_download);
         self.uploads = self.uploads.or(other.uploads);
         self.tls = first_of!(TlsChanges, self.tls, other.tls; control, data, close_notify);
-        self.access = first_of!(AccessChanges, own, group; allow_from, deny_from, hours);
+        self.access = first_of!(LoginConditionChanges, own, group; allow_from, deny_from, hours);
         self
     }
 
     /// What holds where nobody else sets anything.
-    pub fn effective(self) -> Effective {
+    pub fn effective(self) -> EffectivePolicy {
         let (tls, access) = (TlsRequirements::default(), self.access);
-        Effective {
+        EffectivePolicy {
             permissions: self.permissions.of(Permissions::default()),
             directories: self.directories,
             denied_names: self.denied_names,
@@ -155,7 +155,7 @@ impl Policy {
     }
 }
 
-impl Effective {
+impl EffectivePolicy {
     /// What a node is told after a login. Where the user may come from, and when, it need not know.
     pub fn account(self, user: String, home: String, admin: bool) -> Account {
         Account {
@@ -204,7 +204,7 @@ mod tests {
 
     use super::*;
 
-    fn policy(value: Value) -> Policy {
+    fn policy(value: Value) -> AccountPolicy {
         serde_json::from_value(value).unwrap()
     }
 
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(effective.tls, TlsRequirements { control: false, data: true, close_notify: Some(false) });
         assert_eq!(effective.access.allow_from.len(), 1);
         assert_eq!((effective.access.deny_from.len(), effective.access.hours.len()), (0, 1));
-        assert_eq!(Policy::default().effective(), Effective::default());
+        assert_eq!(AccountPolicy::default().effective(), EffectivePolicy::default());
     }
 
     #[test]
@@ -287,18 +287,18 @@ mod tests {
             sessions in proptest::option::of(0u32..9),
             bytes in proptest::option::of(0u64..9),
             hours in proptest::option::of(Just(vec![])),
-        ) -> Policy {
+        ) -> AccountPolicy {
             let paths = || rules.iter().map(|rule| json!({ "path": format!("/{rule}"), "target": "/x" }));
-            Policy {
+            AccountPolicy {
                 permissions: PermissionChanges::from_fn(|permission| permissions[permission as usize]),
                 limits: AccountLimits { sessions, sessions_per_address: None, transfers: sessions },
                 quota: Quota { bytes, files: sessions.map(u64::from) },
                 uploads: permissions[0].map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
                 tls: TlsChanges { control, data, close_notify },
-                access: AccessChanges { hours, ..AccessChanges::default() },
+                access: LoginConditionChanges { hours, ..LoginConditionChanges::default() },
                 folders: serde_json::from_value(paths().collect()).unwrap(),
                 denied_names: serde_json::from_value(rules.iter().map(|rule| json!(format!("*.{rule}"))).collect()).unwrap(),
-                ..Policy::default()
+                ..AccountPolicy::default()
             }
         }
     }
@@ -309,13 +309,13 @@ mod tests {
             a in policies(), b in policies(), c in policies(),
         ) {
             prop_assert_eq!(a.clone().over(b.clone()).over(c.clone()), a.clone().over(b.clone().over(c)));
-            prop_assert_eq!(a.clone().over(Policy::default()), a.clone());
+            prop_assert_eq!(a.clone().over(AccountPolicy::default()), a.clone());
         }
 
         #[test]
         fn a_stored_policy_is_read_as_it_was_written(a in policies()) {
             let json = serde_json::to_string(&a).unwrap();
-            prop_assert_eq!(serde_json::from_str::<Policy>(&json).unwrap(), a);
+            prop_assert_eq!(serde_json::from_str::<AccountPolicy>(&json).unwrap(), a);
         }
     }
 }

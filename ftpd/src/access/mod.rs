@@ -11,28 +11,28 @@ use common::{
     policy::{Permission, Permissions},
 };
 
-use self::tree::{State, Tree};
+use self::tree::{MatchState, PathPattern};
 use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
 
 /// An account's permissions everywhere, and the names it may not give to files.
 #[derive(Debug)]
-pub struct Access {
+pub struct AccessRules {
     general: Permissions,
-    rules: Vec<Rule>,
+    rules: Vec<PathRule>,
     denied_names: Vec<Pattern>,
 }
 
 #[derive(Debug)]
-struct Rule {
-    place: Tree,
+struct PathRule {
+    pattern: PathPattern,
     permissions: Permissions,
 }
 
-impl Access {
+impl AccessRules {
     pub fn new(account: &Account) -> Self {
         let general = account.permissions;
-        let rules = account.directories.iter().map(|rule| Rule {
-            place: Tree::parse(rule.path.as_str()),
+        let rules = account.directories.iter().map(|rule| PathRule {
+            pattern: PathPattern::parse(rule.path.as_str()),
             permissions: rule.permissions.of(general),
         });
         let denied = account.denied_names.iter();
@@ -52,13 +52,13 @@ impl Access {
     pub fn at(&self, path: &VirtualPath) -> Permissions {
         self.rules
             .iter()
-            .find(|rule| rule.place.at(path) == State::Fits)
+            .find(|rule| rule.pattern.at(path) == MatchState::Matched)
             .map_or(self.general, |rule| rule.permissions)
     }
 
     /// The directory `path`, to look at what is in it.
-    pub fn directory(&self, path: &VirtualPath) -> Directory<'_> {
-        Directory { access: self, states: self.rules.iter().map(|rule| rule.place.at(path)).collect() }
+    pub fn directory(&self, path: &VirtualPath) -> DirectoryRules<'_> {
+        DirectoryRules { access: self, states: self.rules.iter().map(|rule| rule.pattern.at(path)).collect() }
     }
 
     /// Whether a working directory can be of use here: something is permitted in it or below.
@@ -114,22 +114,22 @@ impl Access {
 
 /// A directory, and how every rule stands to it.
 #[derive(Debug)]
-pub struct Directory<'a> {
-    access: &'a Access,
-    states: Vec<State>,
+pub struct DirectoryRules<'a> {
+    access: &'a AccessRules,
+    states: Vec<MatchState>,
 }
 
-impl Directory<'_> {
+impl DirectoryRules<'_> {
     /// The permissions of the entry `name` in the directory.
     pub fn at(&self, name: &[u8]) -> Permissions {
         self.rules()
-            .find(|(rule, state)| rule.place.fits_below(state, name))
+            .find(|(rule, state)| rule.pattern.matches_below(state, name))
             .map_or(self.access.general, |(rule, _)| rule.permissions)
     }
 
     /// The entry `name`, as a directory.
     pub fn below(&self, name: &[u8]) -> Self {
-        let states = self.rules().map(|(rule, state)| rule.place.below(state, name)).collect();
+        let states = self.rules().map(|(rule, state)| rule.pattern.below(state, name)).collect();
         Self { access: self.access, states }
     }
 
@@ -141,7 +141,7 @@ impl Directory<'_> {
     /// which are of what can be in it: what RFC 3659 section 7.5.5 wants to know.
     pub fn facts(&self) -> Permissions {
         let inside =
-            |permission| self.possible(Tree::may_fit_a_name).any(|possible| possible.has(permission));
+            |permission| self.possible(PathPattern::may_match_entry).any(|possible| possible.has(permission));
         [Permission::Upload, Permission::Mkdir, Permission::Delete]
             .into_iter()
             .fold(self.own(), |facts, permission| facts.with(permission, inside(permission)))
@@ -149,30 +149,30 @@ impl Directory<'_> {
 
     fn own(&self) -> Permissions {
         self.rules()
-            .find(|(_, state)| **state == State::Fits)
+            .find(|(_, state)| **state == MatchState::Matched)
             .map_or(self.access.general, |(rule, _)| rule.permissions)
     }
 
     /// All permissions that the directory, or whatever may be below it, can have.
     fn tree(&self) -> impl Iterator<Item = Permissions> {
-        self.possible(|_, state| *state != State::Open(Vec::new()))
+        self.possible(|_, state| *state != MatchState::Pending(Vec::new()))
     }
 
     /// Those of rules that `may` fit, up to the first that fits everything.
-    fn possible(&self, may: impl Fn(&Tree, &State) -> bool) -> impl Iterator<Item = Permissions> {
-        let decides = self.states.iter().position(|state| *state == State::Fits);
+    fn possible(&self, may: impl Fn(&PathPattern, &MatchState) -> bool) -> impl Iterator<Item = Permissions> {
+        let decides = self.states.iter().position(|state| *state == MatchState::Matched);
         let last = match decides {
             Some(rule) => self.access.rules[rule].permissions,
             None => self.access.general,
         };
         self.rules()
             .take(decides.unwrap_or(self.states.len()))
-            .filter(move |(rule, state)| may(&rule.place, state))
+            .filter(move |(rule, state)| may(&rule.pattern, state))
             .map(|(rule, _)| rule.permissions)
             .chain([last])
     }
 
-    fn rules(&self) -> impl Iterator<Item = (&Rule, &State)> {
+    fn rules(&self) -> impl Iterator<Item = (&PathRule, &MatchState)> {
         self.access.rules.iter().zip(&self.states)
     }
 }
@@ -184,11 +184,11 @@ mod tests {
 
     use super::*;
 
-    fn access(account: serde_json::Value) -> Access {
+    fn access(account: serde_json::Value) -> AccessRules {
         let mut account = account;
         account["user"] = "anna".into();
         account["home"] = "/anna".into();
-        Access::new(&serde_json::from_value(account).unwrap())
+        AccessRules::new(&serde_json::from_value(account).unwrap())
     }
 
     fn path(text: &str) -> VirtualPath {
@@ -304,7 +304,7 @@ mod tests {
                 let parent = access.directory(&parent);
                 prop_assert_eq!(parent.at(name), found);
                 prop_assert_eq!(parent.below(name).own(), found);
-                prop_assert!(parent.possible(Tree::may_fit_a_name).any(|possible| possible == found));
+                prop_assert!(parent.possible(PathPattern::may_match_entry).any(|possible| possible == found));
             }
         }
     }

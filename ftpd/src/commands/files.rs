@@ -5,7 +5,7 @@ use common::{policy::Permission, registry::Claim};
 use super::leases::Lessee;
 use crate::{
     jail::{FileError, path::VirtualPath},
-    listing::Kind,
+    listing::EntryKind,
     protocol::{Code, Reply, command::Modified, mode::ModeChange, timestamp},
     session::LoggedIn,
 };
@@ -18,7 +18,7 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
         let _lease = lessee.to_remove(vec![Claim::file(&jail.name_key(&removed)?)])?;
-        let _lock = jail.hold(&removed)?;
+        let _lock = jail.lock_for_change(&removed)?;
         let partial = jail.remove_partial(&removed, &user);
         if let Ok(Some(freed)) = partial {
             changes.remove(freed);
@@ -59,7 +59,7 @@ pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     let (target, lessee) = (to.clone(), Lessee::of(session));
     let renaming = session.remove_in_home(&target, move |jail, changes| {
         let _lease = lessee.to_rename(jail, &[&from, &to])?;
-        let _locks = jail.hold_all(&[&from, &to])?;
+        let _locks = jail.lock_all_for_change(&[&from, &to])?;
         changes.remove(jail.rename(&from, &to, replace)?);
         Ok(())
     });
@@ -74,11 +74,11 @@ async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) 
     let is_allowed = match (may(false), may(true)) {
         (true, false) => {
             let named = from.clone();
-            session.in_home(move |jail| jail.entry(&named)).await?.kind != Kind::Directory
+            session.in_home(move |jail| jail.entry(&named)).await?.kind != EntryKind::Directory
         }
         (false, true) => {
             let named = from.clone();
-            session.in_home(move |jail| jail.entry(&named)).await?.kind == Kind::Directory
+            session.in_home(move |jail| jail.entry(&named)).await?.kind == EntryKind::Directory
         }
         (both, _) => both,
     };
@@ -119,7 +119,7 @@ pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply
     let (time, lessee) = (modified.time, Lessee::of(session));
     let stamping = session.in_home(move |jail| {
         let _lease = lessee.to_remove(vec![Claim::file(&jail.canonical_key(&path)?)])?;
-        let _lock = jail.hold_resolved(&path)?;
+        let _lock = jail.lock_resolved_for_change(&path)?;
         jail.set_modified(&path, time)
     });
     stamping.await?;

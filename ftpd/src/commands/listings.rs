@@ -13,8 +13,8 @@ use crate::{
     data::transfer::{ListingWriter, TransferError},
     jail::{FileError, Jail, path::VirtualPath},
     listing::{
-        Kind,
-        machine::{self, Role},
+        EntryKind,
+        machine::{self, EntryRole},
     },
     protocol::{
         Code, Reply,
@@ -60,7 +60,7 @@ pub async fn mlsd(
     let path = session.path(argument)?;
     session.allow(Permission::List, &path)?;
     let checked = path.clone();
-    if session.in_home(move |jail| jail.resolved_entry(&checked)).await?.kind != Kind::Directory {
+    if session.in_home(move |jail| jail.resolved_entry(&checked)).await?.kind != EntryKind::Directory {
         return Err(Reply::new(Code::BAD_ARGUMENTS, "MLSD is for directories; MLST is for files"));
     }
     let form = Form::Machine { facts: session.facts };
@@ -82,7 +82,7 @@ pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
     });
     let (entry, permissions) = shown.await?;
     let mut line = Vec::new();
-    machine::facts(session.facts, &entry, Role::Member, path.as_bytes(), &permissions, &mut line);
+    machine::facts(session.facts, &entry, EntryRole::Member, path.as_bytes(), &permissions, &mut line);
     Ok(Reply::lines(Code::DONE, "Facts:", vec![line.into()], "End"))
 }
 
@@ -212,7 +212,7 @@ impl Meaning {
             }
             (entry, ..) => return Err(entry.err().unwrap_or(FileError::NotFound)),
         };
-        if entry.kind == Kind::Directory && !options.directory {
+        if entry.kind == EntryKind::Directory && !options.directory {
             jail.check_directory(&path)?;
             return Ok(Target::Directory(path));
         }
