@@ -29,7 +29,7 @@ use crate::{
     protocol::{
         Code, Reply,
         command::{Algorithm, Password},
-        reply::Text,
+        reply::ReplyText,
     },
     quota::HomeQuota,
     representation::Representation,
@@ -187,7 +187,7 @@ fn refuse(session: &mut Session, subject: &Subject, error: &LoginError) -> Outco
     }
 }
 
-fn unavailable(text: impl Into<Text>) -> Reply {
+fn unavailable(text: impl Into<ReplyText>) -> Reply {
     Reply::new(Code::SERVICE_UNAVAILABLE, text)
 }
 
