@@ -44,43 +44,43 @@ static ESSENTIAL: Group = Group {
             "listen",
             Form::new("IP:PORT", "IP:PORT (127.0.0.1:5160; port 0 takes a free one)"),
             "127.0.0.1:5160",
-            "The address of the HTTP service. It has no TLS, so the default is loopback; nodes on other hosts need an \
-             address of the internal network.",
+            "The address of the HTTP service. It has no TLS, so the default is loopback; nodes on other \
+             hosts need an address of the internal network.",
         ),
         Setting::one(
             "users_file",
             Form::new("FILE", "file (.toml or .json)"),
             "",
-            "A file that declares users and groups. It is read again when it changes, and on SIGHUP. If not set, all \
-             users come from the API.",
+            "A file that declares users and groups. It is read again when it changes, and on SIGHUP. If \
+             not set, all users come from the API.",
         ),
         Setting::one(
             "node_token_file",
             FILE,
             "",
-            "A file that holds the bearer token of the nodes (their `authd_token_file`). Without it every login gets \
-             401.",
+            "A file that holds the bearer token of the nodes (their `authd_token_file`). Without it every \
+             login gets 401.",
         ),
         Setting::one(
             "admin_token_file",
             FILE,
             "",
-            "A file that holds the bearer token of administrators. Without it the API for users, sessions and nodes \
-             answers 401. It must differ from the nodes' token.",
+            "A file that holds the bearer token of administrators. Without it the API for users, sessions \
+             and nodes answers 401. It must differ from the nodes' token.",
         ),
         Setting::one(
             "redis_url",
             REDIS_URL,
             "",
-            "The Redis that holds sessions, nodes, API users and failed logins. Without it there are no sessions, nodes \
-             or API users, and each authd counts failed logins by itself.",
+            "The Redis that holds sessions, nodes, API users and failed logins. Without it there are no \
+             sessions, nodes or API users, and each authd counts failed logins by itself.",
         )
         .alias("RedisConnectionString"),
         Setting::switch(
             "demo",
             "false",
-            "Let users demo, admin and test log in with any password, and nodes ask without a token. For trials, on \
-             loopback only.",
+            "Let users demo, admin and test log in with any password, and nodes ask without a token. For \
+             trials, on loopback only.",
         ),
     ],
 };
@@ -93,15 +93,15 @@ static NETWORK: Group = Group {
             "max_connections",
             NUMBER,
             "4096",
-            "HTTP connections at once. A further one waits until another ends. Connections that have shown no token may \
-             use three quarters of them; then a further one closes the oldest silent one.",
+            "HTTP connections at once. A further one waits until another ends. Connections that have shown \
+             no token may use three quarters of them; then a further one closes the oldest silent one.",
         ),
         Setting::one(
             "header_timeout",
             DURATION,
             "2m",
-            "The time in which a connection must send a complete request header. The default is longer than the 90 s \
-             for which nodes keep idle connections.",
+            "The time in which a connection must send a complete request header. The default is longer \
+             than the 90 s for which nodes keep idle connections.",
         ),
         Setting::one(
             "stop_timeout",
@@ -121,8 +121,8 @@ static CLUSTER: Group = Group {
             "redis_prefix",
             TEXT,
             "ftp",
-            "The first part of every key in Redis. The same on all nodes and authd instances; clusters that share a \
-             Redis need different ones.",
+            "The first part of every key in Redis. The same on all nodes and authd instances; clusters \
+             that share a Redis need different ones.",
         ),
         Setting::one(
             "redis_timeout",
@@ -134,16 +134,17 @@ static CLUSTER: Group = Group {
             "readiness_requires",
             Form::new("NAMES", "names of registry, credentials"),
             "credentials",
-            "The dependencies without which /readyz answers 503: `registry` is Redis; `credentials` fails if Redis \
-             refuses authd's password, which waiting does not repair. If no user is declared, `registry` is always \
-             required, because no login can be decided without Redis.",
+            "The dependencies without which /readyz answers 503: `registry` is Redis; `credentials` fails \
+             if Redis refuses authd's password, which waiting does not repair. If no user is declared, \
+             `registry` is always required, because no login can be decided without Redis.",
         ),
         Setting::one(
             "users_file_poll",
             DURATION,
             "1s",
-            "The interval at which authd looks for changes of `users_file` and of the hash files that it names. It \
-             reads them when two looks in a row see the same change, so that it never reads half a file.",
+            "The interval at which authd looks for changes of `users_file` and of the hash files that it \
+             names. It reads them when two looks in a row see the same change, so that it never reads half \
+             a file.",
         ),
     ],
 };
@@ -156,7 +157,8 @@ static LOGGING: Group = Group {
             "log_level",
             LOG_LEVEL,
             "info",
-            "The least severe level that is logged, or a filter of env_logger (`info,authd::throttle=debug`).",
+            "The least severe level that is logged, or a filter of env_logger \
+             (`info,authd::throttle=debug`).",
         ),
         Setting::one(
             "log_format",

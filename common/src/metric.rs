@@ -61,8 +61,8 @@ impl Metric {
 pub const REGISTRY_CONNECTED: Metric = Metric::gauge(
     "ftp_registry_connected",
     "1 or 0",
-    "1 while the process is connected to Redis, 0 after a request failed. Missing without `redis_url`, and until \
-     the first connection or failure.",
+    "1 while the process is connected to Redis, 0 after a request failed. Missing without `redis_url`, and \
+     until the first connection or failure.",
 );
 
 /// `ftp_registry_degraded_total`, which the nodes of a cluster have.

@@ -62,7 +62,8 @@ pub struct Setting {
     pub form: Form,
     /// The default as text; empty if there is none.
     pub default: &'static str,
-    /// The effect, the reason of the default, and when to change it, in short sentences. `-h` shows the first.
+    /// The effect, the reason of the default, and when to change it, in short sentences. `-h` shows the
+    /// first.
     pub help: &'static str,
     /// The reference system's environment variable for the same setting.
     pub alias: Option<&'static str>,

@@ -7,8 +7,8 @@ pub fn line_at(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// The number of the line, from 1, of a key in nested tables: `["users", "ann", "home"]`. `None` if the key is
-/// missing or the text is not TOML.
+/// The number of the line, from 1, of a key in nested tables: `["users", "ann", "home"]`. `None` if the key
+/// is missing or the text is not TOML.
 pub fn line_of(text: &str, path: &[&str]) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
     let mut table = parsed.get_ref();

@@ -85,8 +85,8 @@ pub struct Network {
 #[derive(Debug)]
 pub struct Storage {
     pub root: PathBuf,
-    /// True if a missing root is created: on a standalone node only. In a cluster the root is a mount, and files in
-    /// a directory in its place would be invisible to the other nodes.
+    /// True if a missing root is created: on a standalone node only. In a cluster the root is a mount, and
+    /// files in a directory in its place would be invisible to the other nodes.
     pub create_root: bool,
     /// True if a missing home is created at the login.
     pub create_homes: bool,
@@ -307,9 +307,11 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
         return Err(values.missing("listen", "a node needs an address to listen on"));
     }
     if demo && !listen.iter().all(IpAddr::is_loopback) {
-        return Err(
-            values.invalid("listen", "without `user` or `user_file` every password is accepted, so the node may listen on loopback only")
-        );
+        return Err(values.invalid(
+            "listen",
+            "without `user` or `user_file` every password is accepted, so the \
+                                      node may listen on loopback only",
+        ));
     }
     let passive_ports = passive_ports(values)?;
     let slice = slice(values, passive_ports)?;
@@ -318,8 +320,8 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
     for (key, port) in [("port", Some(port)), ("implicit_tls_port", implicit_tls_port)] {
         if port.is_some_and(is_passive) {
             let reason = format_args!(
-                "it is one of this node's passive ports, {slice}: choose another port, or other passive ports \
-                 (passive_port_min, passive_port_max)"
+                "it is one of this node's passive ports, {slice}: choose another port, or other passive \
+                 ports (passive_port_min, passive_port_max)"
             );
             return Err(values.invalid(key, reason));
         }
@@ -407,8 +409,8 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
     }
     if !users.is_empty() {
         return Err(SettingsError::Conflict(
-            "user, user_file: only a standalone node has its own users; give --standalone, or create the users in \
-             authd"
+            "user, user_file: only a standalone node has its own users; give --standalone, or create the \
+             users in authd"
                 .to_owned(),
         ));
     }

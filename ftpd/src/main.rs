@@ -42,9 +42,9 @@ fn main() -> ExitCode {
         return check(config, flags.get_flag("deep"));
     }
     logging::init(config.log.format, &config.log.level, Some(config.node_name.to_string()));
-    // With a limit on the size of files (LimitFSIZE), an upload beyond it fails with EFBIG. Without this line the
-    // kernel would end the process.
-    // SAFETY: no other thread runs yet, and an ignored signal runs no handler.
+    // With a limit on the size of files (LimitFSIZE), an upload beyond it fails with EFBIG. Without this
+    // line the kernel would end the process. SAFETY: no other thread runs yet, and an ignored signal runs
+    // no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     // New files get the permissions of `file_mode` and `directory_mode` unchanged.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());

@@ -42,36 +42,37 @@ const MODE: Form = Form::new("MODE", "octal mode from 0 to 0777 (0640)");
 
 static ESSENTIAL: Group = Group {
     name: "Essential",
-    about: "The settings to begin with. A standalone server needs `standalone`, `root` and `user_file`; a node of a \
-            cluster needs `root` and the settings from `node_name` on.",
+    about: "The settings to begin with. A standalone server needs `standalone`, `root` and `user_file`; a \
+            node of a cluster needs `root` and the settings from `node_name` on.",
     settings: &[
         Setting::one(
             "root",
             Form::new("DIR", "directory"),
             "/srv/ftp",
-            "The shared storage, which holds the users' homes. On every node of a cluster it is a mount of the \
-             same file system. A missing directory is created only with `standalone`, because in a cluster it means \
-             that the mount is missing.",
+            "The shared storage, which holds the users' homes. On every node of a cluster it is a mount of \
+             the same file system. A missing directory is created only with `standalone`, because in a \
+             cluster it means that the mount is missing.",
         ),
         Setting::one(
             "port",
             Form::new("PORT", "port from 1 to 65535 (0 takes a free one)"),
             "21",
-            "The control port. The default is FTP's own, which needs CAP_NET_BIND_SERVICE; ports above 1023 do not.",
+            "The control port. The default is FTP's own, which needs CAP_NET_BIND_SERVICE; ports above \
+             1023 do not.",
         )
         .alias("port"),
         Setting::switch(
             "standalone",
             "false",
-            "Serve as one server, without authd and without a cluster. Users come from `user` and `user_file`. Redis \
-             is used only if `redis_url` is set.",
+            "Serve as one server, without authd and without a cluster. Users come from `user` and \
+             `user_file`. Redis is used only if `redis_url` is set.",
         ),
         Setting::one(
             "user_file",
             FILE,
             "",
-            "Users of a standalone node, one `NAME:HASH` a line. `authd hash-password` prints the hash. Empty lines and \
-             lines that begin with # are ignored. Let only ftpd's own user read the file.",
+            "Users of a standalone node, one `NAME:HASH` a line. `authd hash-password` prints the hash. \
+             Empty lines and lines that begin with # are ignored. Let only ftpd's own user read the file.",
         ),
         Setting {
             shape: Shape::Repeated,
@@ -79,17 +80,18 @@ static ESSENTIAL: Group = Group {
                 "user",
                 Form::new("NAME:PASSWORD", "NAME:PASSWORD"),
                 "",
-                "A user of a standalone node, with `root` as home. Use it for trials: every user of the host sees the \
-                 flag's password in `ps`, so prefer `user_file` or the variable. Without any user, demo, admin and \
-                 test log in with any password, and the node listens on loopback only.",
+                "A user of a standalone node, with `root` as home. Use it for trials: every user of the \
+                 host sees the flag's password in `ps`, so prefer `user_file` or the variable. Without any \
+                 user, demo, admin and test log in with any password, and the node listens on loopback \
+                 only.",
             )
         },
         Setting::many(
             "tls_certificates",
             PEM_FILES,
             "",
-            "Certificate chains for FTPS. The client's SNI name selects the chain. Without a certificate the node \
-             offers no TLS.",
+            "Certificate chains for FTPS. The client's SNI name selects the chain. Without a certificate \
+             the node offers no TLS.",
         ),
         Setting::one(
             "node_name",
@@ -101,30 +103,32 @@ static ESSENTIAL: Group = Group {
             "cluster_nodes",
             Form::new("NAMES", "names of nodes (ftp1,ftp2,ftp3)"),
             "",
-            "The names of all nodes, in the same order on every node. The position of `node_name` in the list selects \
-             this node's slice of the passive ports. If not set, the node uses the whole range.",
+            "The names of all nodes, in the same order on every node. The position of `node_name` in the \
+             list selects this node's slice of the passive ports. If not set, the node uses the whole \
+             range.",
         ),
         Setting::one(
             "passive_port_min",
             PORT,
             "50000",
-            "The first port of the cluster's passive port range. The same on all nodes.",
+            "The first port of the passive range. With `cluster_nodes` it is the range of the cluster, the same on \
+             all nodes; otherwise it is this node's own range.",
         )
         .alias("FtpPasvMinPort"),
         Setting::one(
             "passive_port_max",
             PORT,
             "50099",
-            "The last port of the cluster's passive port range. Clients behind one address share \
-             the ports of a node's slice: widen the range where many clients have one address.",
+            "The last port of the passive range. Clients behind one address share the ports of a node: widen the \
+             range where many clients have one address.",
         )
         .alias("FtpPasvMaxPort"),
         Setting::one(
             "external_address",
             IP_ADDRESS,
             "",
-            "The address that PASV announces. Set it where clients reach the cluster through NAT. If not set, PASV \
-             announces the address on which the client reached the balancer or the node.",
+            "The address that PASV announces. Set it where clients reach the cluster through NAT. If not \
+             set, PASV announces the address on which the client reached the balancer or the node.",
         )
         .alias("FtpExternalIP"),
         Setting::one(
@@ -138,8 +142,8 @@ static ESSENTIAL: Group = Group {
             "authd_urls",
             Form::new("URL", "http://HOST:PORT (http://10.0.0.5:5160)"),
             "",
-            "The authd instances, which verify logins. Required in a cluster. If one does not answer, the node asks \
-             the next.",
+            "The authd instances, which verify logins. Required in a cluster. If one does not answer, the \
+             node asks the next.",
         )
         .alias("authservice"),
     ],
@@ -153,9 +157,9 @@ static LOGGING: Group = Group {
             "log_level",
             LOG_LEVEL,
             "info",
-            "The least severe level that is logged, or a filter of env_logger (`info,ftpd::tls=debug`). At info the log \
-             has one line for each login and transfer. rustls stays at error unless the filter names it \
-             (`info,rustls=warn`), because its messages name no session.",
+            "The least severe level that is logged, or a filter of env_logger (`info,ftpd::tls=debug`). At \
+             info the log has one line for each login and transfer. rustls stays at error unless the \
+             filter names it (`info,rustls=warn`), because its messages name no session.",
         ),
         Setting::one(
             "log_format",
@@ -167,17 +171,17 @@ static LOGGING: Group = Group {
             "failure_log_limit",
             NUMBER,
             "60",
-            "Log lines a minute for failures with the same verb and reason in one session. The same limit holds for \
-             each kind of connection that fails before its login (refused, failed handshake and so on) from one \
-             network; for all networks together it is ten times as high. One more line sums up what was left out. \
-             0: no limit.",
+            "Log lines a minute for failures with the same verb and reason in one session. The same limit \
+             holds for each kind of connection that fails before its login (refused, failed handshake and \
+             so on) from one network; for all networks together it is ten times as high. One more line \
+             sums up what was left out. 0: no limit.",
         ),
         Setting::one(
             "transfer_log",
             FILE,
             "",
-            "A file in xferlog's format with one line for each upload and download, beside the log. SIGHUP opens it \
-             again, for logrotate. If not set, no transfer log is written.",
+            "A file in xferlog's format with one line for each upload and download, beside the log. SIGHUP \
+             opens it again, for logrotate. If not set, no transfer log is written.",
         ),
     ],
 };

@@ -11,10 +11,15 @@ use super::{
 pub const METRICS: &[Metric] = &[
     Metric::counter(LOGINS, "logins", "Decided logins.").labels(&[(
         "result",
-        "accepted, unknown_user, wrong_password, disabled, address_not_allowed, time_not_allowed, throttled, busy, \
-         unavailable",
+        "accepted, unknown_user, wrong_password, disabled, address_not_allowed, time_not_allowed, \
+         throttled, busy, unavailable",
     )]),
-    Metric::histogram(VERIFICATION, "seconds", "Duration of the argon2 computations that verified passwords."),
+    Metric::histogram(
+        VERIFICATION,
+        "seconds",
+        "Duration of the argon2 computations that verified \
+                                                passwords.",
+    ),
     Metric::counter(
         CACHE_HITS,
         "logins",
@@ -26,11 +31,15 @@ pub const METRICS: &[Metric] = &[
         .labels(&[("by", "user, address")]),
     Metric::counter(BANS_LIFTED, "delays", "Delays that an administrator ended.")
         .labels(&[("by", "user, address")]),
-    Metric::counter(REVOKED, "logins", "Past logins that a node asked about and whose sessions may not stay.")
-        .labels(&[(
-            "reason",
-            "removed, disabled, credential_changed, address_not_allowed, time_not_allowed, unknown",
-        )]),
+    Metric::counter(
+        REVOKED,
+        "logins",
+        "Past logins that a node asked about and whose sessions may not stay.",
+    )
+    .labels(&[(
+        "reason",
+        "removed, disabled, credential_changed, address_not_allowed, time_not_allowed, unknown",
+    )]),
     Metric::gauge(CONNECTIONS, "connections", "Open HTTP connections."),
     Metric::counter(
         DISPLACED,

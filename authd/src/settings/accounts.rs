@@ -4,7 +4,8 @@ use common::settings::{BYTES, BYTES_PER_SECOND, Form, Group, NUMBER, Setting};
 
 pub static ANONYMOUS: Group = Group {
     name: "Anonymous",
-    about: "Users anonymous and ftp, who log in with any password. They exist only if `anonymous_home` is set.",
+    about: "Users anonymous and ftp, who log in with any password. They exist only if `anonymous_home` is \
+            set.",
     settings: &[
         Setting::one(
             "anonymous_home",
@@ -16,7 +17,8 @@ pub static ANONYMOUS: Group = Group {
             "anonymous_drop_box",
             Form::new("PATH", "path within anonymous_home"),
             "",
-            "A directory in which anonymous users may create new files. They cannot list it or download from it.",
+            "A directory in which anonymous users may create new files. They cannot list it or download \
+             from it.",
         ),
         Setting::one(
             "anonymous_sessions",

@@ -9,14 +9,14 @@ pub const MANUAL: Manual = Manual {
         ("authd hash-password", "make a hash for a users file"),
     ],
     description: &[
-        "`authd` decides the logins of a distributed FTP cluster. The nodes, `ftpd`(8), send it names and passwords \
-         over HTTP; it answers with the account: home, permissions, limits. Users are declared in a file, or kept in \
-         Redis and changed through the HTTP API, which also shows and ends sessions and drains nodes. \
-         `/openapi.json` describes the API.",
-        "Several instances may run for one cluster: they share all state through Redis. While Redis is away, declared \
-         users can still log in.",
-        "It runs in the foreground, logs to standard error and needs no root. It serves HTTP without TLS: let only the \
-         nodes and administrators reach it.",
+        "`authd` decides the logins of a distributed FTP cluster. The nodes, `ftpd`(8), send it names and \
+         passwords over HTTP; it answers with the account: home, permissions, limits. Users are declared \
+         in a file, or kept in Redis and changed through the HTTP API, which also shows and ends sessions \
+         and drains nodes. `/openapi.json` describes the API.",
+        "Several instances may run for one cluster: they share all state through Redis. While Redis is \
+         away, declared users can still log in.",
+        "It runs in the foreground, logs to standard error and needs no root. It serves HTTP without TLS: \
+         let only the nodes and administrators reach it.",
     ],
     examples: &[
         ("The service:", "authd --config /etc/distributed-ftp/authd.toml"),
@@ -49,7 +49,8 @@ pub const MANUAL: Manual = Manual {
         ("AUTHD_CONFIG", "Path of the file with settings, if `--config` is not given."),
         (
             "AUTHD_KEY",
-            "Any setting: the prefix and its key in capitals, such as `AUTHD_LOG_LEVEL`. An unknown key is an error.",
+            "Any setting: the prefix and its key in capitals, such as `AUTHD_LOG_LEVEL`. An unknown key is \
+             an error.",
         ),
         (
             "RedisConnectionString",
@@ -57,8 +58,8 @@ pub const MANUAL: Manual = Manual {
         ),
         (
             "NOTIFY_SOCKET, WATCHDOG_USEC",
-            "Set by systemd for services with `Type=notify` and `WatchdogSec=`: authd reports that it is ready, that \
-             it stops, and that it is alive.",
+            "Set by systemd for services with `Type=notify` and `WatchdogSec=`: authd reports that it is \
+             ready, that it stops, and that it is alive.",
         ),
     ],
     signals: &[
@@ -72,8 +73,9 @@ pub const MANUAL: Manual = Manual {
         ("0", "authd ended as asked: by a signal, or after `--check`, `--print-…` or `hash-password`."),
         (
             "1",
-            "authd could not start; the last line of standard error says why. With `--check --deep`: Redis cannot be \
-             used. With `hash-password`: the password is empty, too short, or has control characters.",
+            "authd could not start; the last line of standard error says why. With `--check --deep`: Redis \
+             cannot be used. With `hash-password`: the password is empty, too short, or has control \
+             characters.",
         ),
         ("2", "The command line is wrong."),
         (
@@ -88,11 +90,13 @@ pub const MANUAL: Manual = Manual {
 pub const HASH_PASSWORD: Manual = Manual {
     synopsis: &[("authd hash-password", ""), ("authd [--argon2-memory-kib KIB] hash-password", "")],
     description: &[
-        "`authd hash-password` reads a password and prints its argon2id hash in PHC format, for `password_hash` in a \
-         users file of `authd`(8), or for a line `NAME:HASH` in a `user_file` of `ftpd`(8).",
-        "On a terminal it asks for the password twice, and does not show it. Otherwise it reads one line of standard input.",
-        "The settings `min_password_length`, `argon2_memory_kib` and `argon2_iterations` of `authd.toml`(5) apply. \
-         Flags stand before the subcommand.",
+        "`authd hash-password` reads a password and prints its argon2id hash in PHC format, for \
+         `password_hash` in a users file of `authd`(8), or for a line `NAME:HASH` in a `user_file` of \
+         `ftpd`(8).",
+        "On a terminal it asks for the password twice, and does not show it. Otherwise it reads one line \
+         of standard input.",
+        "The settings `min_password_length`, `argon2_memory_kib` and `argon2_iterations` of \
+         `authd.toml`(5) apply. Flags stand before the subcommand.",
     ],
     examples: &[
         ("Ask for a password:", "authd hash-password"),

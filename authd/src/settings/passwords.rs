@@ -10,8 +10,9 @@ pub static PASSWORDS: Group = Group {
             "min_password_length",
             Form::new("NUMBER", "number of characters"),
             "12",
-            "The length in characters of the shortest new password, for the API and `authd hash-password`. FTP has no \
-             second factor, and mostly programs type its passwords. Existing passwords stay valid.",
+            "The length in characters of the shortest new password, for the API and `authd hash-password`. \
+             FTP has no second factor, and mostly programs type its passwords. Existing passwords stay \
+             valid.",
         ),
         Setting::one(
             "cache_ttl",
@@ -30,7 +31,8 @@ pub static PASSWORDS: Group = Group {
             "max_verifications",
             NUMBER,
             "",
-            "Argon2 computations at once, each with its own memory. A further one waits. If not set, one for each CPU.",
+            "Argon2 computations at once, each with its own memory. A further one waits. If not set, one \
+             for each CPU.",
         ),
         Setting::one(
             "max_waiting_verifications",
@@ -42,14 +44,15 @@ pub static PASSWORDS: Group = Group {
             "verification_wait",
             DURATION,
             "3s",
-            "The time that a login waits for a computation. After it the login gets 503. Keep it shorter than the \
-             nodes' `authd_timeout`.",
+            "The time that a login waits for a computation. After it the login gets 503. Keep it shorter \
+             than the nodes' `authd_timeout`.",
         ),
         Setting::one(
             "argon2_memory_kib",
             Form::new("KIB", "KiB"),
             "19456",
-            "The memory in KiB of one computation for new hashes. The default is OWASP's minimum for 2 iterations.",
+            "The memory in KiB of one computation for new hashes. The default is OWASP's minimum for 2 \
+             iterations.",
         ),
         Setting::one(
             "argon2_iterations",

@@ -4,20 +4,22 @@ use common::settings::{DURATION, Group, NETWORKS, NUMBER, Setting};
 
 pub static THROTTLE: Group = Group {
     name: "Throttle",
-    about: "Delays after failed logins, by user name and by client address. They slow down guessing of passwords.",
+    about: "Delays after failed logins, by user name and by client address. They slow down guessing of \
+            passwords.",
     settings: &[
         Setting::one(
             "throttle_free_failures",
             NUMBER,
             "5",
-            "Failed logins of one user name without a delay. After them a login must wait, and gets 429 until then.",
+            "Failed logins of one user name without a delay. After them a login must wait, and gets 429 \
+             until then.",
         ),
         Setting::one(
             "throttle_free_failures_per_address",
             NUMBER,
             "20",
-            "Failed logins from one client address (IPv6: one /64 network) without a delay. The number is higher than \
-             for a name, because many clients may share an address.",
+            "Failed logins from one client address (IPv6: one /64 network) without a delay. The number is \
+             higher than for a name, because many clients may share an address.",
         ),
         Setting::one(
             "throttle_delay",
@@ -37,9 +39,9 @@ pub static THROTTLE: Group = Group {
             "throttle_known_addresses",
             NUMBER,
             "100",
-            "Client addresses that are remembered for each user after a login. The delay of the user's name does not \
-             hold for them, so that an attacker cannot lock the user out. A further address displaces the oldest. 0: \
-             none is remembered.",
+            "Client addresses that are remembered for each user after a login. The delay of the user's \
+             name does not hold for them, so that an attacker cannot lock the user out. A further address \
+             displaces the oldest. 0: none is remembered.",
         ),
         Setting::one(
             "throttle_known_time",
@@ -57,8 +59,8 @@ pub static THROTTLE: Group = Group {
             "throttle_memory",
             NUMBER,
             "10000",
-            "User names and addresses that authd counts in its memory while Redis is away. A further one displaces the \
-             oldest.",
+            "User names and addresses that authd counts in its memory while Redis is away. A further one \
+             displaces the oldest.",
         ),
     ],
 };

@@ -97,17 +97,18 @@ impl Schema {
         };
         for paragraph in [
             format!(
-                "A file in TOML: one `key = value` a line. `{program}` reads it at its start, if `--config` or \
-                 the variable `{prefix}CONFIG` names it. Every setting is also a flag, `--key` with a hyphen \
-                 for each underscore, and an environment variable, `{prefix}KEY` in capitals. A flag wins over a \
-                 variable, a variable over the file, the file over the default."
+                "A file in TOML: one `key = value` a line. `{program}` reads it at its start, if \
+                 `--config` or the variable `{prefix}CONFIG` names it. Every setting is also a flag, \
+                 `--key` with a hyphen for each underscore, and an environment variable, `{prefix}KEY` in \
+                 capitals. A flag wins over a variable, a variable over the file, the file over the \
+                 default."
             ),
-            "A key that is not listed here, or a value of another form, ends the program with exit status 78 and \
-             a message that names the file, the line and the expected form. `--check` verifies a file without \
-             a start."
+            "A key that is not listed here, or a value of another form, ends the program with exit status \
+             78 and a message that names the file, the line and the expected form. `--check` verifies a \
+             file without a start."
                 .to_owned(),
-            "Texts, durations, addresses and networks stand in quotes. A duration has a unit: `ms`, `s`, `m`, `h` \
-             or `d`. Numbers and `true` and `false` have no quotes."
+            "Texts, durations, addresses and networks stand in quotes. A duration has a unit: `ms`, `s`, \
+             `m`, `h` or `d`. Numbers and `true` and `false` have no quotes."
                 .to_owned(),
             format!(
                 "A list is an array, `[\"a\", \"b\"]`. Flags and variables take values separated by commas\

@@ -85,7 +85,8 @@ impl Values {
         let nearest = match nearest {
             Some((0..=3, key)) => vec![key],
             _ => {
-                // Keys with the same beginning: `passive_ports` for `passive_port_min` and `passive_port_max`.
+                // Keys with the same beginning: `passive_ports` for `passive_port_min` and
+                // `passive_port_max`.
                 let longest = keys().map(|key| common_start(&bare, key)).max().unwrap_or(0);
                 keys().filter(|key| longest >= 5 && common_start(&bare, key) == longest).take(3).collect()
             }
@@ -269,8 +270,8 @@ impl Values {
     /// The setting's value as a duration: `30s`, `5m`, `1h 30m`.
     ///
     /// # Errors
-    /// The setting is not set, or its value is not a duration or is zero. These time limits cannot be switched
-    /// off.
+    /// The setting is not set, or its value is not a duration or is zero. These time limits cannot be
+    /// switched off.
     pub fn duration(&self, key: &str) -> Result<Duration, SettingsError> {
         let duration = *self.required::<humantime::Duration>(key)?;
         if duration.is_zero() {

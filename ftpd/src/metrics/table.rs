@@ -20,7 +20,8 @@ pub const METRICS: &[Metric] = &[
     .labels(&[("reason", "too_many, too_many_from_address, draining, proxy_header, no_client_address")]),
     Metric::counter("ftp_logins_total", "logins", "Decided logins.").labels(&[(
         "result",
-        "accepted, rejected, throttled, unavailable (authd does not answer), not_encrypted, limited, no_home, revoked",
+        "accepted, rejected, throttled, unavailable (authd does not answer), not_encrypted, limited, \
+         no_home, revoked",
     )]),
     Metric::counter("ftp_logins_rejected_total", "logins", "Logins with the result rejected.").labels(&[(
         "reason",
@@ -29,11 +30,12 @@ pub const METRICS: &[Metric] = &[
     Metric::gauge("ftp_dependency_up", "1 or 0", "1 if the dependency works, 0 if not.")
         .labels(&[("dependency", "storage, listeners, file_operations, registry, authd, as in /readyz")]),
     Metric::gauge("ftp_sessions", "sessions", "Logged-in sessions."),
-    Metric::counter("ftp_sessions_ended_total", "connections", "Control connections that the node ended.").labels(&[(
-        "reason",
-        "idle_timeout, login_timeout, max_age, errors, unauthenticated_commands, foreign_protocol, made_room, drain, \
-         stop, ended (by an administrator), revoked",
-    )]),
+    Metric::counter("ftp_sessions_ended_total", "connections", "Control connections that the node ended.")
+        .labels(&[(
+            "reason",
+            "idle_timeout, login_timeout, max_age, errors, unauthenticated_commands, foreign_protocol, \
+         made_room, drain, stop, ended (by an administrator), revoked",
+        )]),
     Metric::counter(
         "ftp_sessions_revoked_total",
         "sessions",
@@ -53,21 +55,16 @@ pub const METRICS: &[Metric] = &[
         (
             "result",
             "complete, aborted, client_gone, stalled, connection_lost, no_connection, no_place, too_slow, \
-             not_resumed, tls_failed, no_close_notify, short, shrunk, storage, quota, quota_unknown, lease_lost",
+             not_resumed, tls_failed, no_close_notify, short, shrunk, storage, quota, quota_unknown, \
+             lease_lost",
         ),
     ]),
-    Metric::counter(
-        "ftp_operations_failed_total",
-        "operations",
-        "Failed file operations and transfers.",
-    )
-    .labels(&[
-        ("verb", "RETR, STOR and so on"),
-        ("reason", "see [logs](logs.md#failed-operations)"),
-    ]),
+    Metric::counter("ftp_operations_failed_total", "operations", "Failed file operations and transfers.")
+        .labels(&[("verb", "RETR, STOR and so on"), ("reason", "see [logs](logs.md#failed-operations)")]),
     Metric::counter("ftp_uploads_refused_total", "commands", "Refused uploads and renames.")
         .labels(&[("reason", "denied_name")]),
-    Metric::counter("ftp_transfer_bytes_total", "bytes", "Bytes over data connections.").labels(&[DIRECTIONS]),
+    Metric::counter("ftp_transfer_bytes_total", "bytes", "Bytes over data connections.")
+        .labels(&[DIRECTIONS]),
     Metric::histogram("ftp_transfer_seconds", "seconds", "Duration of transfers, listings included.")
         .labels(&[DIRECTIONS]),
     Metric::histogram(
@@ -93,13 +90,19 @@ pub const METRICS: &[Metric] = &[
     )
     .labels(&[(
         "reason",
-        "unused (no transfer command within `data_connect_timeout`), share (the user had more than half of the ports)",
+        "unused (no transfer command within `data_connect_timeout`), share (the user had more than half of \
+         the ports)",
     )]),
-    Metric::counter("ftp_data_connections_refused_total", "connections", "Data connections that were refused.")
-        .labels(&[(
-            "reason",
-            "unexpected (no session waits for it), proxy_header, not_resumed, bounce, own_address",
-        )]),
+    Metric::counter(
+        "ftp_data_connections_refused_total",
+        "connections",
+        "Data connections that were \
+                                                                          refused.",
+    )
+    .labels(&[(
+        "reason",
+        "unexpected (no session waits for it), proxy_header, not_resumed, bounce, own_address",
+    )]),
     Metric::histogram("ftp_authd_seconds", "seconds", "Time that authd took to decide a login.")
         .labels(&[("result", "answered, unavailable")]),
     Metric::counter("ftp_tls_handshakes_total", "handshakes", "TLS handshakes.").labels(&[
@@ -107,15 +110,17 @@ pub const METRICS: &[Metric] = &[
         ("version", "TLSv1.2, TLSv1.3, none (failed or late), unknown"),
         ("result", "full, resumed, failed, late"),
     ]),
-    Metric::counter("ftp_data_tls_sessions_total", "connections", "Encrypted data connections.")
-        .labels(&[("resumed", "yes or no: whether they resumed the TLS session of their control connection")]),
+    Metric::counter("ftp_data_tls_sessions_total", "connections", "Encrypted data connections.").labels(&[(
+        "resumed",
+        "yes or no: whether they resumed the TLS session of their control connection",
+    )]),
     Metric::counter("ftp_tls_downloads_total", "transfers", "Encrypted downloads in TYPE I.")
         .labels(&[("path", "kernel (kTLS), records (ftpd encrypts)")]),
     Metric::gauge(
         "ftp_tls_crl_expiry_timestamp_seconds",
         "Unix time in seconds",
-        "Expiry of the `tls_client_crls` list that expires first. From then on its authority's client certificates are \
-         refused. Missing without lists.",
+        "Expiry of the `tls_client_crls` list that expires first. From then on its authority's client \
+         certificates are refused. Missing without lists.",
     ),
     Metric::counter("ftp_tls_reloads_total", "reloads", "Certificates that were read again.")
         .labels(&[("result", "loaded, failed")]),
@@ -135,8 +140,11 @@ pub const METRICS: &[Metric] = &[
         "file_operations, login_operations, long_operations, transfers: see [limits](limits.md#shares)",
     )]),
     Metric::gauge("ftp_draining", "1 or 0", "1 while the node drains. Missing before."),
-    Metric::gauge("ftp_limit", "as the setting", "Configured limits.")
-        .labels(&[("limit", "max_sessions and other settings; passive_ports is the size of the node's slice")]),
+    Metric::gauge("ftp_limit", "as the setting", "Configured limits.").labels(&[(
+        "limit",
+        "max_sessions and other settings; passive_ports is the size of the node's \
+                             slice",
+    )]),
     Metric::counter(
         "ftp_limit_reached_total",
         "times",

@@ -11,8 +11,8 @@ pub static CLUSTER: Group = Group {
             "redis_prefix",
             TEXT,
             "ftp",
-            "The first part of every key in Redis. The same on all nodes and authd instances; clusters that share a \
-             Redis need different ones.",
+            "The first part of every key in Redis. The same on all nodes and authd instances; clusters \
+             that share a Redis need different ones.",
         ),
         Setting::one(
             "redis_timeout",
@@ -36,41 +36,43 @@ pub static CLUSTER: Group = Group {
             "reauthorize_interval",
             DURATION,
             "5m",
-            "The interval at which the node asks authd which sessions may stay. It ends the sessions of users who were \
-             removed or disabled, got a new password, or may not log in from their address or at this time. The node \
-             also asks at once when accounts change; the interval covers allowed hours, and changes that it missed \
-             while Redis was away.",
+            "The interval at which the node asks authd which sessions may stay. It ends the sessions of \
+             users who were removed or disabled, got a new password, or may not log in from their address \
+             or at this time. The node also asks at once when accounts change; the interval covers allowed \
+             hours, and changes that it missed while Redis was away.",
         ),
         Setting::one(
             "registry_away",
             Form::new("admit|refuse", "admit or refuse"),
             "admit",
-            "New logins and uploads while Redis is away. admit: they go on, and limits and leases hold on this node \
-             only. refuse: logins get 421, uploads 450; choose it where limits for the whole cluster matter more than \
-             availability.",
+            "New logins and uploads while Redis is away. admit: they go on, and limits and leases hold on \
+             this node only. refuse: logins get 421, uploads 450; choose it where limits for the whole \
+             cluster matter more than availability.",
         ),
         Setting::one(
             "node_lease",
             DURATION,
             "15s",
-            "The time without a sign of life after which the registry drops a node and its sessions, and frees its \
-             name. A node that finds its name held by another process waits this long, and ends if that process \
-             renews its lease. A shorter lease finds dead nodes sooner; a longer one bears longer pauses of Redis.",
+            "The time without a sign of life after which the registry drops a node and its sessions, and \
+             frees its name. A node that finds its name held by another process waits this long, and ends \
+             if that process renews its lease. A shorter lease finds dead nodes sooner; a longer one bears \
+             longer pauses of Redis.",
         ),
         Setting::one(
             "boot_id",
             TEXT,
             "",
-            "The host's boot ID (systemd's `%b`), for services that cannot read /proc/sys/kernel/random/boot_id. With \
-             it a node that crashed takes its name back at once; without it after `node_lease`.",
+            "The host's boot ID (systemd's `%b`), for services that cannot read \
+             /proc/sys/kernel/random/boot_id. With it a node that crashed takes its name back at once; \
+             without it after `node_lease`.",
         ),
         Setting::many(
             "readiness_requires",
             Form::new("NAMES", "names of storage, registry, authd, credentials"),
             "storage,authd,credentials",
-            "The dependencies without which /readyz answers 503. `credentials` fails if Redis or authd refuses this \
-             node's password or token, which waiting does not repair. With `registry_away = \"refuse\"` the default \
-             has `registry`, too.",
+            "The dependencies without which /readyz answers 503. `credentials` fails if Redis or authd \
+             refuses this node's password or token, which waiting does not repair. With `registry_away = \
+             \"refuse\"` the default has `registry`, too.",
         ),
         Setting::one(
             "readiness_interval",

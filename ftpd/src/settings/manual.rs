@@ -9,12 +9,13 @@ pub const MANUAL: Manual = Manual {
         ("ftpd --check [--deep] [OPTIONS]", "verify the settings and what they name"),
     ],
     description: &[
-        "`ftpd` serves files over FTP and FTPS. Several nodes form a cluster that clients see as one server: a \
-         balancer in front passes connections on, all nodes mount the same storage, `authd`(8) verifies logins, and \
-         Redis holds the registry of sessions, nodes and leases.",
+        "`ftpd` serves files over FTP and FTPS. Several nodes form a cluster that clients see as one \
+         server: a balancer in front passes connections on, all nodes mount the same storage, `authd`(8) \
+         verifies logins, and Redis holds the registry of sessions, nodes and leases.",
         "With `--standalone` it is one server by itself, with users from a file.",
-        "It runs in the foreground, logs to standard error and needs no root. A control port below 1024 needs \
-         CAP_NET_BIND_SERVICE, which it gives up after it has bound the port. Linux 5.6 or later is required.",
+        "It runs in the foreground, logs to standard error and needs no root. A control port below 1024 \
+         needs CAP_NET_BIND_SERVICE, which it gives up after it has bound the port. Linux 5.6 or later is \
+         required.",
     ],
     examples: &[
         ("A standalone server, with a user in a file:", {
@@ -40,39 +41,43 @@ pub const MANUAL: Manual = Manual {
         ("FTPD_CONFIG", "Path of the file with settings, if `--config` is not given."),
         (
             "FTPD_KEY",
-            "Any setting: the prefix and its key in capitals, such as `FTPD_LOG_LEVEL`. An unknown key is an error.",
+            "Any setting: the prefix and its key in capitals, such as `FTPD_LOG_LEVEL`. An unknown key is \
+             an error.",
         ),
         (
-            "port, FtpPasvMinPort, FtpPasvMaxPort, FtpExternalIP, FtpBehindProxy, RedisConnectionString, authservice",
-            "Names of some settings in the system that this one replaces. They are weaker than the variables above.",
+            "port, FtpPasvMinPort, FtpPasvMaxPort, FtpExternalIP, FtpBehindProxy, RedisConnectionString, \
+             authservice",
+            "Names of some settings in the system that this one replaces. They are weaker than the \
+             variables above.",
         ),
         (
             "NOTIFY_SOCKET, WATCHDOG_USEC",
-            "Set by systemd for services with `Type=notify` and `WatchdogSec=`: ftpd reports that it is ready, that it \
-             stops, and that it is alive.",
+            "Set by systemd for services with `Type=notify` and `WatchdogSec=`: ftpd reports that it is \
+             ready, that it stops, and that it is alive.",
         ),
     ],
     signals: &[
         (
             "SIGTERM, SIGINT",
-            "Drain: new connections are refused, running transfers go on for at most `drain_timeout`, then ftpd exits \
-             with 0. A second one ends the remaining sessions at once.",
+            "Drain: new connections are refused, running transfers go on for at most `drain_timeout`, then \
+             ftpd exits with 0. A second one ends the remaining sessions at once.",
         ),
         (
             "SIGHUP",
-            "Read certificates and revocation lists again, and open the transfer log again. Other settings need a \
-             restart.",
+            "Read certificates and revocation lists again, and open the transfer log again. Other settings \
+             need a restart.",
         ),
     ],
     exit_status: &[
         (
             "0",
-            "ftpd ended as asked: by a signal, by an administrator's drain, or after `--check` or `--print-…`.",
+            "ftpd ended as asked: by a signal, by an administrator's drain, or after `--check` or \
+             `--print-…`.",
         ),
         (
             "1",
-            "ftpd could not start or could not go on; the last line of the log says why. With `--check --deep`: \
-             something that the settings name cannot be used.",
+            "ftpd could not start or could not go on; the last line of the log says why. With `--check \
+             --deep`: something that the settings name cannot be used.",
         ),
         ("2", "The command line is wrong."),
         (

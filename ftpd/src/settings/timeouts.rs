@@ -16,8 +16,8 @@ pub static TIMEOUTS: Group = Group {
             "idle_timeout",
             DURATION,
             "5m",
-            "The time without a command or a transfer after which a session gets 421. The balancer's limit must be \
-             longer, so that the client gets the reply.",
+            "The time without a command or a transfer after which a session gets 421. The balancer's limit \
+             must be longer, so that the client gets the reply.",
         ),
         Setting::one(
             "session_max_age",
@@ -42,36 +42,38 @@ pub static TIMEOUTS: Group = Group {
             "stall_timeout",
             DURATION,
             "5m",
-            "The time without a byte after which a transfer gets 426. The balancer's limit for silent data connections \
-             must be longer: it ends them with an ordinary end of file, which looks like the end of an upload.",
+            "The time without a byte after which a transfer gets 426. The balancer's limit for silent data \
+             connections must be longer: it ends them with an ordinary end of file, which looks like the \
+             end of an upload.",
         ),
         Setting::one(
             "checksum_timeout",
             DURATION,
             "1h",
-            "The time limit of one checksum (HASH, XMD5 and so on). After it the client gets 552. A gigabyte takes a \
-             few seconds.",
+            "The time limit of one checksum (HASH, XMD5 and so on). After it the client gets 552. A \
+             gigabyte takes a few seconds.",
         ),
         Setting::one(
             "client_left_timeout",
             DURATION,
             "3s",
-            "The time without a byte after which an upload ends, if its client has closed the control connection. \
-             Bytes on their way are stored: for at most ten times this time, and at most 128 MiB.",
+            "The time without a byte after which an upload ends, if its client has closed the control \
+             connection. Bytes on their way are stored: for at most ten times this time, and at most 128 \
+             MiB.",
         ),
         Setting::one(
             "passive_wait",
             DURATION,
             "5s",
-            "The time that PASV waits for a free port. After it the client gets 425. A port that a session gave up \
-             unused is free for its address when its connection has come, or after 2 seconds.",
+            "The time that PASV waits for a free port. After it the client gets 425. A port that a session \
+             gave up unused is free for its address when its connection has come, or after 2 seconds.",
         ),
         Setting::one(
             "quota_wait",
             DURATION,
             "5s",
-            "The time that an upload to a home with a quota waits for the home's first count. After it the upload gets \
-             450.",
+            "The time that an upload to a home with a quota waits for the home's first count. After it the \
+             upload gets 450.",
         ),
         Setting::one(
             "proxy_header_timeout",
@@ -83,8 +85,8 @@ pub static TIMEOUTS: Group = Group {
             "drain_timeout",
             DURATION,
             "5m",
-            "The time that transfers may go on after SIGTERM or an administrator's drain. After it they are cut. The \
-             service manager's stop limit must be longer.",
+            "The time that transfers may go on after SIGTERM or an administrator's drain. After it they \
+             are cut. The service manager's stop limit must be longer.",
         ),
     ],
 };
