@@ -125,7 +125,7 @@ fn a_refused_node_token_makes_the_node_unready_and_names_the_setting() {
     assert_eq!((answer.status, &authd_state["state"]), (503, &json!("misconfigured")), "{answer:?}");
     assert_eq!(authd_state["setting"], "authd_token_file");
     let line =
-        node.daemon.wait_for_message("no authd would decide a login", &[("setting", "authd_token_file")]);
+        node.daemon.wait_for_message("no authd is able to decide logins", &[("setting", "authd_token_file")]);
     assert!(line.contains(" ERROR ") && line.contains("differs from authd's node_token_file"), "{line}");
 
     let mut session = node.connect();
