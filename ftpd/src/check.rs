@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Uid};
 use crate::{
     auth::probe::AuthdProbe,
     config::{Authentication, Config, DEMO_USERS},
-    jail::{Locks, PARTIAL_PREFIX},
+    jail::{LockMode, PARTIAL_PREFIX},
     tls::Tls,
 };
 
@@ -87,7 +87,7 @@ fn load(tls: crate::tls::TlsSettings) -> Result<(), String> {
 /// Opens the root, writes a probe file, and shows whether file locks exclude other nodes (`locks` is
 /// `None` on a node without cluster). It is not a failure if they do not: the write leases in Redis
 /// exclude other nodes.
-fn storage(root: &Path, must_write: bool, locks: Option<Locks>) -> Vec<CheckResult> {
+fn storage(root: &Path, must_write: bool, locks: Option<LockMode>) -> Vec<CheckResult> {
     let opened = fs::read_dir(root).map(drop).map_err(|error| refused(root, &error));
     let is_open = opened.is_ok();
     let mut results = vec![(format!("storage root {}", root.display()), opened)];

@@ -7,13 +7,13 @@ use zeroize::Zeroizing;
 use super::{
     address::AddressFamily,
     arguments::{self as argument, ArgumentError},
-    mode::ModeChange,
     reply::{Code, Reply},
-    verbs::{self, Phase, Verb},
+    site::Site,
+    verbs::{self, Verb},
 };
 use crate::listing::machine::Facts;
 
-/// A parsed command line: the command and its row in the verb table, which says when it may run.
+/// A parsed command line: the command, and its row in the verb table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
     pub verb: &'static Verb,
@@ -21,26 +21,24 @@ pub struct Request {
 }
 
 impl Request {
-    /// The phase of a session in which this command may run. STAT with an argument reads directories,
-    /// so it needs a login as LIST does.
-    pub fn phase(&self) -> Phase {
-        match self.command {
-            Command::Stat(Some(_)) => Phase::AfterLogin,
-            _ => self.verb.phase,
-        }
-    }
-
-    /// Returns true if this command may run during a transfer. STAT without an argument may: it
-    /// reports on the transfer (RFC 959 section 4.1.3). STAT with an argument reads directories and
-    /// has to wait.
+    /// Returns true if the command may run during an activity. STAT without an argument may: it reports on
+    /// the transfer (RFC 959 section 4.1.3). STAT with a path reads directories and may not.
     pub fn during_transfer(&self) -> bool {
-        self.verb.during_transfer && !matches!(self.command, Command::Stat(Some(_)))
+        self.verb.during_transfer && !matches!(self.command, Command::LoggedIn(LoggedInCommand::StatPath(_)))
     }
 }
 
-/// A command with its arguments. Paths are as the client sent them; they contain no NUL, CR or LF.
+/// A command with its arguments. The variant tells whether it needs a login. Paths are as the client sent
+/// them; they contain no NUL, CR or LF.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
+    AnyTime(AnyTimeCommand),
+    LoggedIn(LoggedInCommand),
+}
+
+/// Commands that need no login.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AnyTimeCommand {
     User(Vec<u8>),
     Pass(Password),
     Acct(Vec<u8>),
@@ -48,19 +46,31 @@ pub enum Command {
     Quit,
     /// RFC 7151: the name of the virtual host, or an IPv6 address in brackets.
     Host(String),
-    /// Name of the client program.
+    /// The name and version of the client program.
     Clnt(Vec<u8>),
 
-    /// RFC 4217: a TLS handshake follows the reply. `private_data` implies PROT P.
+    /// RFC 4217: a TLS handshake follows the reply. `private_data` has the effect of a later PROT P.
     Auth {
         private_data: bool,
     },
     /// Size of protected buffers in bytes. TLS does not use it (RFC 4217 section 9).
     Pbsz(u32),
     Prot(ProtectionLevel),
-    /// Return of the control connection to clear text. Always refused.
+    /// Asks to end the encryption; always refused.
     Ccc,
 
+    /// STAT without a path: the status of the session.
+    Stat,
+    Syst,
+    Feat,
+    Help(Option<Vec<u8>>),
+    Noop,
+    Opts(Opts),
+}
+
+/// Commands that need a login.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LoggedInCommand {
     Pwd,
     /// `None` means the home.
     Cwd(Option<Vec<u8>>),
@@ -94,7 +104,7 @@ pub enum Command {
     Allo(u64),
     /// Offset in bytes, at most `i64::MAX`.
     Rest(u64),
-    /// `None` for `RANG 1 0`, which clears the range.
+    /// `None` after `RANG 1 0`, which clears the range.
     Rang(Option<ByteRange>),
     Retr(Vec<u8>),
     Stor(Vec<u8>),
@@ -106,23 +116,17 @@ pub enum Command {
     Nlst(ListArguments),
     Mlsd(Option<Vec<u8>>),
     Mlst(Option<Vec<u8>>),
-    /// `None` asks for the status of the session.
-    Stat(Option<ListArguments>),
+    /// STAT with a path or options: a listing over the control connection.
+    StatPath(ListArguments),
 
     Hash(Vec<u8>),
     Checksum(Checksum),
     Comb(Comb),
-
-    Syst,
-    Feat,
-    Help(Option<Vec<u8>>),
-    Noop,
-    Opts(Opts),
     Site(Site),
 }
 
-impl Command {
-    /// The path of the file or directory that the command works on, if it has one. For COMB, the target.
+impl LoggedInCommand {
+    /// The argument that names the command's file or directory, if there is one. For COMB the target.
     pub fn path(&self) -> Option<&[u8]> {
         match self {
             Self::Mkd(path)
@@ -137,20 +141,34 @@ impl Command {
             | Self::Stor(path)
             | Self::Appe(path)
             | Self::Hash(path) => Some(path),
-
+            // CWD without an argument changes to the home.
             Self::Cwd(path) => Some(path.as_deref().unwrap_or(b"/")),
             Self::Cdup => Some(b".."),
-            Self::MdtmSet(modified) | Self::Mfmt(modified) => Some(&modified.path),
-            Self::Site(Site::Utime { path, .. } | Site::Chmod { path, .. }) => Some(path),
+            Self::MdtmSet(modified) | Self::Mfmt(modified) | Self::Site(Site::Utime(modified)) => {
+                Some(&modified.path)
+            }
+            Self::Site(Site::Chmod { path, .. }) => Some(path),
             Self::Avbl(path) | Self::Stou(path) | Self::Mlsd(path) | Self::Mlst(path) => {
                 Some(path.as_deref().unwrap_or_default())
             }
-            Self::List(arguments) | Self::Nlst(arguments) | Self::Stat(Some(arguments)) => {
+            Self::List(arguments) | Self::Nlst(arguments) | Self::StatPath(arguments) => {
                 Some(arguments.path.as_deref().unwrap_or_default())
             }
             Self::Checksum(checksum) => Some(&checksum.path),
             Self::Comb(comb) => Some(&comb.target),
-            _ => None,
+            Self::Pwd
+            | Self::Pasv
+            | Self::Epsv(_)
+            | Self::Port(_)
+            | Self::Eprt(_)
+            | Self::Type(_)
+            | Self::Stru
+            | Self::Mode
+            | Self::Allo(_)
+            | Self::Rest(_)
+            | Self::Rang(_)
+            | Self::Abor
+            | Self::Site(Site::Help | Site::Who | Site::Quota) => None,
         }
     }
 }
@@ -231,12 +249,10 @@ pub struct ListArguments {
 pub struct ListOptions {
     /// `-a`: includes hidden names, `.` and `..`.
     pub all: bool,
-    /// `-A`: includes hidden names, without `.` and `..`.
+    /// `-A`: wildcards also match hidden names.
     pub almost_all: bool,
     /// `-l`: long format.
     pub long: bool,
-    /// `-1`: one name per line.
-    pub one_per_line: bool,
     /// `-R`: includes subdirectories.
     pub recursive: bool,
     /// `-d`: shows the directory itself, not its entries.
@@ -308,36 +324,6 @@ pub enum Opts {
     Hash(Option<Algorithm>),
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub enum Site {
-    Chmod {
-        mode: ModeChange,
-        path: Vec<u8>,
-    },
-    /// Unix seconds.
-    Utime {
-        modified: i64,
-        /// `None` if the client gave only one time.
-        accessed: Option<i64>,
-        path: Vec<u8>,
-    },
-    Help,
-    Who,
-    Quota,
-}
-
-impl Site {
-    /// The lines of SITE HELP.
-    pub(super) const USAGES: [&str; 6] = [
-        "CHMOD <mode> <path>",
-        "UTIME <YYYYMMDDhhmm[ss]> <path>",
-        "UTIME <path> <access time> <modification time> <creation time> UTC",
-        "WHO",
-        "QUOTA",
-        "HELP",
-    ];
-}
-
 /// Reason why a command line cannot run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParseError {
@@ -372,6 +358,9 @@ impl ParseError {
             Self::Arguments(verb, ArgumentError::Syntax) => {
                 Reply::new(Code::BAD_ARGUMENTS, format!("Usage: {}", verb.usage()))
             }
+            Self::Arguments(_, ArgumentError::SiteSyntax(command)) => {
+                Reply::new(Code::BAD_ARGUMENTS, format!("Usage: SITE {}", command.usage()))
+            }
             Self::Arguments(_, ArgumentError::Parameter) => {
                 Reply::new(Code::UNSUPPORTED_PARAMETER, "Parameter not supported")
             }
@@ -383,9 +372,9 @@ impl ParseError {
     }
 }
 
-/// Makes a request of a line without its line end. The verb's case does not matter. Paths, user names and
-/// passwords are taken byte for byte after the one space; around arguments that hold none of them
-/// spaces mean nothing. What follows a command without arguments is ignored, as other servers do.
+/// Parses a line without its line end. The verb may be in upper or lower case. Paths, user names and
+/// passwords start after exactly one space and are kept byte for byte. Spaces around other arguments
+/// are ignored, and so is text after a command without arguments, as on other servers.
 ///
 /// # Errors
 /// See [`ParseError`]; [`ParseError::reply`] gives the reply.
@@ -401,14 +390,14 @@ pub fn parse(line: &[u8]) -> Result<Request, ParseError> {
         return Err(if argument.is_empty() { ParseError::Empty } else { ParseError::Unknown });
     }
     let verb = verbs::find(name).ok_or(ParseError::Unknown)?;
-    let parse = verb.parse.ok_or(ParseError::NotOffered)?;
+    let parser = verb.parser.as_ref().ok_or(ParseError::NotOffered)?;
     if argument.iter().any(|b| matches!(b, 0 | b'\r' | b'\n')) {
         return Err(ParseError::Arguments(verb, ArgumentError::Syntax));
     }
     let argument = if verb.takes_words { argument::without_spaces_around(argument) } else { argument };
-    match parse(argument) {
+    match parser.parse(argument) {
         Ok(command) => Ok(Request { verb, command }),
-        Err(fault) => Err(ParseError::Arguments(verb, fault)),
+        Err(error) => Err(ParseError::Arguments(verb, error)),
     }
 }
 

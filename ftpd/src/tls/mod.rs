@@ -14,12 +14,12 @@ use std::{
     path::PathBuf,
     str::FromStr,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 use common::{
-    certificate::ClientCertificate, process::logging::chain, registry::Registry, session::SessionId,
+    certificate::ClientCertificate, clock, process::logging::chain, registry::Registry, session::SessionId,
 };
 use rustls::{
     CommonState, HandshakeKind, ProtocolVersion, ServerConfig, SupportedProtocolVersion,
@@ -410,10 +410,9 @@ fn with_verifier(
     Ok(config)
 }
 
-/// The current time in Unix seconds; 0 if the clock is before 1970.
+/// The current time in Unix seconds, signed as times in certificates and tickets are.
 fn unix_seconds() -> i64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+    i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX)
 }
 
 /// Tickets sent on a data connection: one replaces the ticket it used, one is spare. They go out with
