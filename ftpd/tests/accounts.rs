@@ -70,9 +70,9 @@ fn authd_gets_the_subject_of_a_verified_client_certificate() {
         session.login("anna", "");
         session.transmit("STOR file", b"content");
     }
-    let told: Vec<_> =
+    let subjects: Vec<_> =
         authd.requests().iter().map(|request| request["client_certificate"]["subject"].clone()).collect();
-    assert_eq!(told, [Value::Null, json!("CN=scanner"), json!("CN=scanner")]);
+    assert_eq!(subjects, [Value::Null, json!("CN=scanner"), json!("CN=scanner")]);
     // The handshake fails with a certificate of an unknown authority.
     let mut clear = node.connect();
     clear.command("AUTH TLS", 234);
@@ -102,12 +102,12 @@ fn an_older_authd_gets_only_subjects_without_special_characters() {
         .setting("tls_keys", server.key.display())
         .setting("tls_client_ca", authority.file().display())
         .start();
-    for (name, told) in [("scanner", json!("CN=scanner")), ("O=a, CN=scanner", Value::Null)] {
+    for (name, expected) in [("scanner", json!("CN=scanner")), ("O=a, CN=scanner", Value::Null)] {
         let files = authority.sign_with("client", &rcgen::PKCS_ECDSA_P256_SHA256, |parameters| {
             parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
         });
         SecureDialogue::explicit(&authority.client_with(&files), node.address).login("anna", "");
-        assert_eq!(authd.requests().last().unwrap()["certificate"], told);
+        assert_eq!(authd.requests().last().unwrap()["certificate"], expected);
     }
 }
 
@@ -308,14 +308,14 @@ fn each_refusal_of_authd_gets_its_reply() {
         ("address_not_allowed", "the user may not log in from this address"),
         ("of_a_later_authd", "authd refused it"),
     ];
-    for (reason, told) in reasons {
+    for (reason, message) in reasons {
         let mut session = node.connect();
         session.command(&format!("USER {reason}"), 331);
         // The reply does not reveal the reason.
         assert_eq!(session.command("PASS x", 530).text(), "530 Login incorrect");
         let line = node.daemon.wait_for_message("login failed", &[("user", reason)]);
         let shown = if reason == "of_a_later_authd" { "unknown" } else { reason };
-        assert!(line.contains(told) && line.contains(&format!(" reason={shown}")), "{line}");
+        assert!(line.contains(message) && line.contains(&format!(" reason={shown}")), "{line}");
         assert_eq!(node.metric(&format!("ftp_logins_rejected_total{{reason=\"{shown}\"}}")), Some(1.0));
     }
     let mut session = node.connect();

@@ -444,7 +444,7 @@ fn a_header_from_an_untrusted_address_is_refused_as_another_protocol() {
 
 #[test]
 fn pasv_announces_the_address_that_leads_to_the_balancer() {
-    let told = |builder: NodeBuilder, client: &str| {
+    let announced = |builder: NodeBuilder, client: &str| {
         let (node, balancer) = behind_balancer(builder);
         let connector = balancer.proxy_v1(ip(client), ip(REACHED));
         let mut session = Dialogue::connect_with(&connector, node.address);
@@ -452,11 +452,11 @@ fn pasv_announces_the_address_that_leads_to_the_balancer() {
         session.pasv().ip().to_string()
     };
     let outside = || Node::standalone().setting("external_address", "198.51.100.1");
-    assert_eq!(told(Node::standalone(), CLIENT), REACHED);
-    assert_eq!(told(outside(), CLIENT), "198.51.100.1");
+    assert_eq!(announced(Node::standalone(), CLIENT), REACHED);
+    assert_eq!(announced(outside(), CLIENT), "198.51.100.1");
     let inside = || outside().setting("internal_networks", "10.0.0.0/8,192.0.2.0/24");
-    assert_eq!(told(inside(), CLIENT), REACHED);
-    assert_eq!(told(inside(), "198.51.100.77"), "198.51.100.1");
+    assert_eq!(announced(inside(), CLIENT), REACHED);
+    assert_eq!(announced(inside(), "198.51.100.77"), "198.51.100.1");
 }
 
 /// Closing a socket with unread input makes the kernel discard unsent data: the end of the file would

@@ -282,9 +282,9 @@ fn the_log_line_of_a_cancelled_transfer_names_the_cause() {
         });
         (session, data)
     };
-    let line = |reason: &str, path: &str, told: &str, result: &str| {
+    let line = |reason: &str, path: &str, expected: &str, result: &str| {
         let line = the_one(node, "STOR", reason);
-        assert!(line.contains(told), "{told} is not in {line}");
+        assert!(line.contains(expected), "{expected} is not in {line}");
         fields(&line, [("path", path), ("bytes", "5"), ("user", "anna"), ("result", result)]);
     };
 

@@ -232,7 +232,7 @@ fn a_client_that_never_reads_replies_is_disconnected() {
         if let Err(error) = write.write(&flood) {
             break error;
         }
-        assert!(Instant::now() < end, "the node goes on answering one who does not listen");
+        assert!(Instant::now() < end, "the node keeps replying to a client that never reads");
     };
     assert!(is_closed(&error), "{error}");
     let grown = node.daemon.memory().saturating_sub(before);

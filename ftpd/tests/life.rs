@@ -30,11 +30,11 @@ fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     command.output().unwrap()
 }
 
-fn refused_at_start(arguments: &[&str], environment: &[(&str, &str)], told: &[&str]) {
+fn refused_at_start(arguments: &[&str], environment: &[(&str, &str)], expected: &[&str]) {
     let output = run(arguments, environment);
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(78), "{arguments:?} {environment:?}: {text}");
-    for part in told {
+    for part in expected {
         assert!(text.contains(part), "{part:?} is not in: {text}");
     }
 }
@@ -248,7 +248,7 @@ fn settings_that_document_it_accept_zero_for_no_limit() {
 #[test]
 fn a_wrong_setting_prevents_the_start_and_is_reported_with_its_value() {
     let standalone = |setting: &'static str| ["--standalone", setting, "--check"];
-    for (setting, told) in [
+    for (setting, expected) in [
         ("--port=70000", &["port", "70000"][..]),
         ("--port=ftp", &["port", "ftp"]),
         ("--passive-port-min=50200", &["passive_port_m", "50200"]),
@@ -273,7 +273,7 @@ fn a_wrong_setting_prevents_the_start_and_is_reported_with_its_value() {
         ("--authd-urls=http://127.0.0.1:1", &["authd_urls", "http://127.0.0.1:1"]),
         ("--redis-url=mysql://x", &["redis_url", "mysql://x"]),
     ] {
-        refused_at_start(&standalone(setting), &[], told);
+        refused_at_start(&standalone(setting), &[], expected);
         // The remedy.
         refused_at_start(&standalone(setting), &[], &["--check", "--help"]);
     }
@@ -282,14 +282,14 @@ fn a_wrong_setting_prevents_the_start_and_is_reported_with_its_value() {
     refused_at_start(&["--authd-urls=https://127.0.0.1:5160"], &[], &["authd_urls", "without TLS"]);
     refused_at_start(&["--authd-urls=http://127.0.0.1:1"], &[], &["redis_url"]);
     // The message does not contain the password.
-    for (arguments, told) in [
+    for (arguments, expected) in [
         (&["--standalone", "--user=anna:", "--user=very-secret"][..], "user"),
         (&["--authd-urls=https://a,http://anna:very-secret@127.0.0.1:5160"], "authd_urls"),
     ] {
         let output = run(arguments, &[]);
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(
-            output.status.code() == Some(78) && text.contains(told) && !text.contains("very-secret"),
+            output.status.code() == Some(78) && text.contains(expected) && !text.contains("very-secret"),
             "{text}"
         );
     }
@@ -412,18 +412,18 @@ fn the_service_manager_is_notified_of_ready_and_stopping() {
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    let told = |state: &str| {
+    let notified = |state: &str| {
         let mut message = [0; 4096];
         let length = socket.recv(&mut message).unwrap();
         let message = String::from_utf8_lossy(&message[..length]);
         assert!(message.lines().any(|line| line == state), "{message}");
     };
     let mut node = Node::standalone().variable("NOTIFY_SOCKET", path.display()).spawn();
-    told("READY=1");
+    notified("READY=1");
     // From here on the node serves clients.
     let session = node.login("demo", "x");
     node.daemon.terminate();
-    told("STOPPING=1");
+    notified("STOPPING=1");
     drop(session);
     assert_eq!(node.daemon.wait().code(), Some(0));
 }

@@ -296,12 +296,12 @@ fn a_session_without_commands_times_out_unless_a_transfer_runs() {
 fn stat_before_login_reveals_nothing_about_the_node() {
     let node = with_users().start();
     let mut session = node.connect();
-    let tells = |status: &cluster_tests::reply::Reply| {
+    let mentions = |status: &cluster_tests::reply::Reply| {
         ["Node", "version", "Session"].map(|word| status.text().contains(word))
     };
-    assert_eq!(tells(&session.command("STAT", 211)), [false; 3]);
+    assert_eq!(mentions(&session.command("STAT", 211)), [false; 3]);
     session.login("anna", "secret");
-    assert_eq!(tells(&session.command("STAT", 211)), [true; 3]);
+    assert_eq!(mentions(&session.command("STAT", 211)), [true; 3]);
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn site_who_shows_only_the_users_own_sessions() {
     let mut anna = node.login("anna", "secret");
     let second = node.login("anna", "secret");
     let _bert = node.login("bert", "pässword");
-    let _nobody = node.connect();
+    let _not_logged_in = node.connect();
     let shown = anna.command("SITE WHO", 211);
     assert_eq!(shown.details().len(), 2, "{shown:?}");
     assert!(shown.details().iter().all(|line| line.contains(" anna standalone")), "{shown:?}");

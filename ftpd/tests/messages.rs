@@ -40,7 +40,7 @@ fn contains_all(text: &str, parts: &[&str]) {
 fn a_wrong_setting_is_reported_with_value_file_line_and_valid_values() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ftpd.toml");
-    for (line, told) in [
+    for (line, expected) in [
         (
             "passive_ports = \"1-2\"",
             &["unknown setting passive_ports", "did you mean passive_port_min or passive_port_max?"][..],
@@ -76,7 +76,7 @@ fn a_wrong_setting_is_reported_with_value_file_line_and_valid_values() {
         fs::write(&path, format!("{standalone}\n# a comment\n{line}\n")).unwrap();
         let (status, text) = check(&[format!("--config={}", path.display())], false);
         assert_eq!(status, 78, "{line}: {text}");
-        contains_all(&text, told);
+        contains_all(&text, expected);
         contains_all(&text, &[&format!("{}:3", path.display()), "--check", "--help"]);
         assert!(!text.contains("secret"), "{text}");
     }

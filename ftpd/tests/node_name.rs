@@ -47,10 +47,10 @@ fn a_second_process_with_the_same_name_exits_and_the_first_keeps_serving() {
     assert_eq!(status.code(), Some(1));
     let lines = second.daemon.lines();
     assert!(lines.iter().any(|line| line.contains("waiting for 1s (node_lease)")), "{lines:#?}");
-    let told = lines.iter().find(|line| line.contains(" ERROR ")).unwrap();
+    let error = lines.iter().find(|line| line.contains(" ERROR ")).unwrap();
     let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
     for part in ["standalone", &host, &first.address.to_string(), "started 2", "another node_name"] {
-        assert!(told.contains(part), "{part:?} is not in: {told}");
+        assert!(error.contains(part), "{part:?} is not in: {error}");
     }
     assert!(!lines.iter().any(|line| message_is(line, "ready")), "{lines:#?}");
 

@@ -85,8 +85,8 @@ fn idle_sessions_of_one_user_do_not_keep_the_ports_of_an_address_from_another() 
         })
         .collect();
     assert_eq!(codes.iter().filter(|code| **code == 425).count(), 1, "{codes:?}");
-    let told = codes.iter().position(|code| *code == 425).unwrap();
-    assert_eq!(idle[told].receive("RETR file"), b"content");
+    let released = codes.iter().position(|code| *code == 425).unwrap();
+    assert_eq!(idle[released].receive("RETR file"), b"content");
 }
 
 #[test]

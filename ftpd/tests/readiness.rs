@@ -132,8 +132,8 @@ fn a_refused_node_token_makes_the_node_unready_and_names_the_setting() {
     session.command("USER anna", 331);
     session.command("PASS x", 421);
     let line = node.daemon.wait_for_message("login failed", &[("reason", "unavailable")]);
-    let told = "it refuses this node's token (401): authd_token_file differs from authd's node_token_file";
-    assert!(line.contains("no authd decided the login") && line.contains(told), "{line}");
+    let reason = "it refuses this node's token (401): authd_token_file differs from authd's node_token_file";
+    assert!(line.contains("no authd decided the login") && line.contains(reason), "{line}");
 
     let tolerant = node.builder().setting("readiness_requires", "storage");
     right.store(1, Ordering::SeqCst);
@@ -173,13 +173,15 @@ fn a_wrong_redis_password_is_a_misconfiguration_and_makes_the_node_unready() {
     let file = builder.root().join("redis-password");
     fs::write(&file, "wrong").unwrap();
     let with_wrong = builder.clone().setting("redis_password_file", file.display());
-    for (builder, told) in [(builder, "Redis wants a password"), (with_wrong, "Redis refuses the password")] {
+    for (builder, expected) in
+        [(builder, "Redis wants a password"), (with_wrong, "Redis refuses the password")]
+    {
         let node = builder.start();
         let answer = readyz(&node);
         let registry = &answer.json()["dependencies"]["registry"];
         assert_eq!((answer.status, &registry["state"]), (503, &json!("misconfigured")), "{answer:?}");
         assert_eq!(registry["setting"], "redis_password_file");
-        let line = node.daemon.wait_for_message(told, &[("setting", "redis_password_file")]);
+        let line = node.daemon.wait_for_message(expected, &[("setting", "redis_password_file")]);
         assert!(line.contains(" ERROR "), "{line}");
         let lines = node.daemon.lines();
         assert!(!lines.iter().any(|line| message_is(line, "Redis is away")), "{lines:#?}");
