@@ -5,19 +5,19 @@
 
 /// Descriptors of a session: the control connection and the home, and during a transfer the data connection,
 /// the file and its directory.
-const OF_SESSION: u64 = 5;
+const PER_SESSION: u64 = 5;
 
 /// Descriptors of a transfer: both ends of the pipe through which a transfer thread moves data.
-const OF_TRANSFER: u64 = 2;
+const PER_TRANSFER: u64 = 2;
 
 /// Directories on the way to a file that a file operation has open at once.
-const OF_OPERATION: u64 = 6;
+const PER_OPERATION: u64 = 6;
 
 /// Descriptors for Redis, authd, metrics, logs, certificates, and the home count of a quota.
 const OTHERS: u64 = 256;
 
 /// Most descriptors that one session can use at a time.
-const OF_BUSY_SESSION: u64 = 8;
+const PER_BUSY_SESSION: u64 = 8;
 
 /// The limit of open files is too low for a single session.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,9 +44,9 @@ impl DescriptorNeeds {
     /// Descriptors that the process needs if every limit is reached.
     pub fn total(&self) -> u64 {
         let sessions = u64::from(self.sessions);
-        OF_SESSION * sessions
-            + OF_TRANSFER * sessions.min(self.transfers.into())
-            + OF_OPERATION * sessions.min(self.file_operations.into())
+        PER_SESSION * sessions
+            + PER_TRANSFER * sessions.min(self.transfers.into())
+            + PER_OPERATION * sessions.min(self.file_operations.into())
             + u64::from(self.listening)
             + OTHERS
     }
@@ -60,10 +60,10 @@ impl DescriptorNeeds {
             return Ok(self.sessions);
         }
         let for_sessions = available.saturating_sub(u64::from(self.listening) + OTHERS);
-        match u32::try_from(for_sessions / OF_BUSY_SESSION).unwrap_or(u32::MAX).min(self.sessions) {
+        match u32::try_from(for_sessions / PER_BUSY_SESSION).unwrap_or(u32::MAX).min(self.sessions) {
             0 => Err(TooFewDescriptors {
                 available,
-                needed: u64::from(self.listening) + OTHERS + OF_BUSY_SESSION,
+                needed: u64::from(self.listening) + OTHERS + PER_BUSY_SESSION,
             }),
             sessions => Ok(sessions),
         }
@@ -86,7 +86,7 @@ mod tests {
             [(1_048_576, 1000, 10_000), (20_000, 1000, 2_343), (1_024, 40, 91), (305, 40, 1)]
         {
             assert_eq!(needs(listening).sessions_that_fit(available), Ok(sessions), "{available}");
-            let busy = OF_BUSY_SESSION * u64::from(sessions) + u64::from(listening) + OTHERS;
+            let busy = PER_BUSY_SESSION * u64::from(sessions) + u64::from(listening) + OTHERS;
             assert!(busy <= available, "{available}");
         }
         assert!(needs(40).sessions_that_fit(300).is_err());
