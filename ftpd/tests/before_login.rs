@@ -60,7 +60,7 @@ fn at_the_connection_limit_a_silent_connection_is_closed_for_a_new_client() {
     let flood: Vec<TcpStream> = (0..30).map(|_| Connector::new().connect(node.address).unwrap()).collect();
     node.wait_for_metric("ftp_connections", |count| count == 18.0);
     let elsewhere = Connector::new().from(node.loopback().address(8));
-    let mut client = cluster_tests::eventually("a place for a client", || {
+    let mut client = cluster_tests::eventually("a client to be accepted", || {
         let (session, code) = greeting(&elsewhere, &node);
         (code == 220).then_some(session)
     });
