@@ -39,7 +39,7 @@ use crate::{
     connection::Connection,
     connections::{Order, Refused},
     data::passive::PassivePorts,
-    descriptors::{Needs, TooFewDescriptors},
+    descriptors::{DescriptorNeeds, TooFewDescriptors},
     ephemeral,
     health::{self, Health},
     health_check,
@@ -216,7 +216,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), true));
     }
     health.set_life(Life::Ready);
-    health.tell(&node.registry);
+    health.publish(&node.registry);
     service::ready();
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
 
@@ -252,7 +252,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
     };
     let (limits, network) = (&mut config.limits, &config.network);
     let addresses = u32::try_from(network.listen.len()).unwrap_or(u32::MAX);
-    let needs = Needs {
+    let needs = DescriptorNeeds {
         sessions: limits.sessions,
         transfers: limits.transfers,
         file_operations: limits.file_operations,

@@ -118,7 +118,7 @@ fn a_node_whose_places_all_hang_is_not_ready_until_one_comes_free() {
     assert_eq!((&operations["state"], &operations["required"]), (&json!("failed"), &json!(true)));
     assert_eq!(operations["setting"], "max_file_operations");
     let message = operations["last_error"]["message"].as_str().unwrap();
-    assert!(message.starts_with("all 4 places are taken, and no operation has ended for "), "{message}");
+    assert!(message.starts_with("all 4 slots are in use, and no operation has ended for "), "{message}");
     node.daemon.wait_for_message("file operations hang", &[("setting", "max_file_operations")]);
     // Logins have places of their own.
     let mut session = soon("a login", || node.login("e", "x"));
@@ -127,7 +127,7 @@ fn a_node_whose_places_all_hang_is_not_ready_until_one_comes_free() {
     eventually("the node to be ready", || {
         (http::get(node.admin, "/readyz").unwrap().status == 200).then_some(())
     });
-    node.daemon.wait_for_message("file operations end again", &[]);
+    node.daemon.wait_for_message("file operations no longer hang", &[]);
     session.command("SIZE new", 550);
     for session in &mut hung {
         session.expect(213);
