@@ -109,7 +109,7 @@ impl Jail {
     }
 
     /// Returns true if both paths are in the same folder or both are in the home.
-    pub(super) fn share_root(&self, a: &VirtualPath, b: &VirtualPath) -> bool {
+    pub(super) fn have_same_root(&self, a: &VirtualPath, b: &VirtualPath) -> bool {
         let folder = |path| self.folder_containing(path).map(|folder| &folder.path);
         folder(a) == folder(b)
     }

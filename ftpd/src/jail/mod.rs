@@ -17,12 +17,13 @@ mod error;
 mod files;
 mod folders;
 mod handle;
+mod inode_lock;
 pub mod lock;
+mod mount;
 mod partial;
 pub mod path;
 mod publish;
 mod remove_tree;
-mod same_file;
 mod shared;
 pub mod sweep;
 mod upload;
@@ -176,7 +177,7 @@ impl Jail {
         }
         let RootedPath { root, inside } = self.rooted_path(path);
         let joined: Vec<u8>;
-        let synthetic_entry = match (inside, below) {
+        let relative = match (inside, below) {
             (b"", b"") => b".",
             (b"", below) => below,
             (inside, b"") => inside,
@@ -187,15 +188,14 @@ impl Jail {
         };
         if below.is_empty() && self.has_folder_below(path) {
             // The synthetic directory hides a file or link of the same name in the home.
-            return match handle::open_in(root, synthetic_entry, flags | OFlag::O_DIRECTORY, self.link_policy)
-            {
+            return match handle::open_in(root, relative, flags | OFlag::O_DIRECTORY, self.link_policy) {
                 Err(FileError::NotFound | FileError::NotADirectory | FileError::Loop) => {
                     Err(FileError::IsADirectory)
                 }
                 opened => opened,
             };
         }
-        handle::open_in(root, synthetic_entry, flags, self.link_policy)
+        handle::open_in(root, relative, flags, self.link_policy)
     }
 
     /// [`Jail::open_path`] together with the status of the opened file.
