@@ -7,10 +7,11 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use common::{
+    clock::unix_seconds,
     health::Life,
     node::{NodeCommand, NodeRecord, NodeState},
     process::{
@@ -367,8 +368,7 @@ async fn start(
         control,
         host: place::host_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        // 0 if the clock is before 1970.
-        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        since: unix_seconds(),
         ..NodeRecord::new(config.node_name.clone(), rand::random(), config.network.slice)
     };
     let (registry, events) = match config.redis.take() {

@@ -6,7 +6,10 @@
 
 mod path_pattern;
 
-use common::auth_api::{Account, Permissions};
+use common::{
+    auth_api::Account,
+    policy::{Permission, Permissions},
+};
 
 use self::path_pattern::{MatchState, PathPattern};
 use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
@@ -24,20 +27,6 @@ struct PathRule {
     pattern: PathPattern,
     permissions: Permissions,
 }
-
-/// No permissions.
-const NO_PERMISSIONS: Permissions = Permissions {
-    list: false,
-    download: false,
-    upload: false,
-    overwrite: false,
-    append: false,
-    rename: false,
-    delete: false,
-    mkdir: false,
-    rmdir: false,
-    attributes: false,
-};
 
 impl AccessRules {
     pub fn new(account: &Account) -> Self {
@@ -78,14 +67,14 @@ impl AccessRules {
         self.directory(path).is_enterable()
     }
 
-    /// Returns true if `permission` is granted for `path` and for every possible path below it.
-    pub fn holds_in_all_of(&self, path: &VirtualPath, permission: impl Fn(&Permissions) -> bool) -> bool {
-        self.directory(path).tree().all(|possible| permission(&possible))
+    /// Returns true if all of `permissions` are granted for `path` and for every possible path below it.
+    pub fn holds_in_all_of(&self, path: &VirtualPath, permissions: &[Permission]) -> bool {
+        self.directory(path).tree().all(|possible| possible.has_all(permissions))
     }
 
-    /// Returns true if `permission` is granted for any path.
-    pub fn holds_somewhere(&self, permission: impl Fn(&Permissions) -> bool) -> bool {
-        self.directory(&VirtualPath::root()).tree().any(|possible| permission(&possible))
+    /// Returns true if one of `permissions` is granted for any path.
+    pub fn holds_somewhere(&self, permissions: &[Permission]) -> bool {
+        self.directory(&VirtualPath::root()).tree().any(|possible| possible.has_any(permissions))
     }
 
     /// Returns true if `from` may be renamed to `to`. If all permissions of both are equal, `rename` is
@@ -99,10 +88,13 @@ impl AccessRules {
         };
         let (from, to): (Vec<_>, Vec<_>) = (possible(from), possible(to));
         let is_same = from.iter().chain(&to).all(|permissions| *permissions == from[0]);
-        let may_take =
-            |may: &Permissions| may.download && may.delete && (!is_directory || may.list && may.rmdir);
-        let may_put = |may: &Permissions| may.upload && (!is_directory || may.mkdir);
-        from.iter().chain(&to).all(|may| may.rename)
+        let may_take = |may: &Permissions| {
+            may.has_all(&[Permission::Download, Permission::Delete])
+                && (!is_directory || may.has_all(&[Permission::List, Permission::Rmdir]))
+        };
+        let may_put =
+            |may: &Permissions| may.has(Permission::Upload) && (!is_directory || may.has(Permission::Mkdir));
+        from.iter().chain(&to).all(|may| may.has(Permission::Rename))
             && (is_same || from.iter().all(may_take) && to.iter().all(may_put))
     }
 
@@ -111,7 +103,9 @@ impl AccessRules {
     /// `from` as for a rename.
     pub fn may_join(&self, from: &VirtualPath, to: &VirtualPath) -> bool {
         let (from, to) = (self.at(from), self.at(to));
-        to.upload && to.append && from.delete && (from == to || from.download)
+        to.has_all(&[Permission::Upload, Permission::Append])
+            && from.has(Permission::Delete)
+            && (from == to || from.has(Permission::Download))
     }
 
     /// Returns true if no file may get this name.
@@ -142,22 +136,17 @@ impl DirectoryRules<'_> {
     }
 
     pub fn is_enterable(&self) -> bool {
-        self.tree().any(|possible| possible != NO_PERMISSIONS)
+        self.tree().any(|possible| possible != Permissions::NONE)
     }
 
     /// Returns the directory's own permissions, except `upload`, `mkdir` and `delete`, which are those
     /// of possible entries in it, as RFC 3659 section 7.5.5 defines them.
     pub fn facts(&self) -> Permissions {
-        let own = self.own();
-        let inside = |permission: fn(&Permissions) -> bool| {
-            self.possible(PathPattern::may_match_entry).any(|possible| permission(&possible))
-        };
-        Permissions {
-            upload: inside(|may| may.upload),
-            mkdir: inside(|may| may.mkdir),
-            delete: inside(|may| may.delete),
-            ..own
-        }
+        let inside =
+            |permission| self.possible(PathPattern::may_match_entry).any(|possible| possible.has(permission));
+        [Permission::Upload, Permission::Mkdir, Permission::Delete]
+            .into_iter()
+            .fold(self.own(), |facts, permission| facts.with(permission, inside(permission)))
     }
 
     fn own(&self) -> Permissions {
@@ -224,7 +213,7 @@ mod tests {
         }));
         let may = |at| {
             let may = access.at(&path(at));
-            (may.list, may.delete)
+            (may.has(Permission::List), may.has(Permission::Delete))
         };
         assert_eq!(may("/x"), (true, false));
         assert_eq!(may("/in"), (false, true));
@@ -235,14 +224,15 @@ mod tests {
 
     #[test]
     fn directory_is_enterable_if_anything_below_it_is_permitted() {
-        let nothing = serde_json::to_value(NO_PERMISSIONS).unwrap();
+        let nothing = serde_json::to_value(Permissions::NONE).unwrap();
         let access = access(json!({
             "permissions": nothing,
             "directories": [{ "path": "/a/b", "permissions": { "upload": true } }],
         }));
         assert!(["/", "/a", "/a/b", "/a/b/c"].iter().all(|at| access.is_enterable(&path(at))));
         assert!(["/b", "/a/c"].iter().all(|at| !access.is_enterable(&path(at))));
-        assert!(access.holds_somewhere(|may| may.upload) && !access.holds_somewhere(|may| may.list));
+        assert!(access.holds_somewhere(&[Permission::Upload]));
+        assert!(!access.holds_somewhere(&[Permission::List]));
     }
 
     #[test]
@@ -285,10 +275,10 @@ mod tests {
             { "path": "/a/b/c", "permissions": { "upload": true } },
             { "path": "/a", "permissions": { "upload": false } },
         ]}));
-        let facts = |at| access.directory(&path(at)).facts();
-        assert!(facts("/in").upload && !facts("/in").mkdir);
-        assert!(!facts("/in/x").upload);
-        assert!(!facts("/a").upload && facts("/a/b").upload);
+        let may = |at, permission| access.directory(&path(at)).facts().has(permission);
+        assert!(may("/in", Permission::Upload) && !may("/in", Permission::Mkdir));
+        assert!(!may("/in/x", Permission::Upload));
+        assert!(!may("/a", Permission::Upload) && may("/a/b", Permission::Upload));
     }
 
     #[test]

@@ -25,6 +25,16 @@ pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Rep
     )
 }
 
+/// STRU F.
+pub fn structure() -> Reply {
+    Reply::new(Code::OK, "Structure is file")
+}
+
+/// MODE S.
+pub fn mode() -> Reply {
+    Reply::new(Code::OK, "Mode is stream")
+}
+
 /// SYST.
 pub fn system_type() -> Reply {
     Reply::new(Code::SYSTEM_TYPE, "UNIX Type: L8")

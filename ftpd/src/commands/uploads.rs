@@ -4,6 +4,7 @@ use std::{collections::HashSet, os::unix::fs::MetadataExt, sync::Arc, thread, ti
 
 use common::{
     auth_api::UploadMode,
+    policy::Permission,
     registry::{self, Claim, Usage, WriteLease},
 };
 use tokio::runtime::Handle;
@@ -40,7 +41,7 @@ const MAX_SOURCES: usize = 64;
 /// [`Evidence::believe`].
 pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
     // For which path is not known yet.
-    if !session.access.holds_somewhere(|may| may.upload || may.append) {
+    if !session.access.holds_somewhere(&[Permission::Upload, Permission::Append]) {
         return Err(Reply::permission_denied());
     }
     let cwd = session.cwd.clone();
@@ -78,17 +79,19 @@ pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let may = session.access.at(&path);
     let mode = match offset {
         0 => {
-            session.allow(|may| may.upload || may.overwrite, &path)?;
-            needs_file_unless(may.upload, session, &path).await?;
-            if may.overwrite { WriteMode::Replace } else { WriteMode::CreateNew }
+            session.allow_any(&[Permission::Upload, Permission::Overwrite], &path)?;
+            needs_file_unless(may.has(Permission::Upload), session, &path).await?;
+            if may.has(Permission::Overwrite) { WriteMode::Replace } else { WriteMode::CreateNew }
         }
         offset => {
-            session.allow(|may| may.append, &path)?;
-            if !may.overwrite && size_of(session, &path).await?.is_some_and(|size| size != offset) {
+            session.allow(Permission::Append, &path)?;
+            if !may.has(Permission::Overwrite)
+                && size_of(session, &path).await?.is_some_and(|size| size != offset)
+            {
                 // It would cut off what is there.
-                session.allow(|may| may.overwrite, &path)?;
+                session.allow(Permission::Overwrite, &path)?;
             }
-            WriteMode::Resume { offset, replace: may.overwrite }
+            WriteMode::Resume { offset, replace: may.has(Permission::Overwrite) }
         }
     };
     store(session, verb, argument, mode, "").await
@@ -116,13 +119,13 @@ pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     refuse_range(session)?;
     let offset = take_offset(session)?;
     let path = session.path(argument)?;
-    session.allow(|may| may.upload || may.append, &path)?;
+    session.allow_any(&[Permission::Upload, Permission::Append], &path)?;
     if offset > 0 && size_of(session, &path).await? != Some(offset) {
         return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
     }
     let may = session.access.at(&path);
-    needs_file_unless(may.upload, session, &path).await?;
-    let mode = if may.append { WriteMode::Append } else { WriteMode::CreateNew };
+    needs_file_unless(may.has(Permission::Upload), session, &path).await?;
+    let mode = if may.has(Permission::Append) { WriteMode::Append } else { WriteMode::CreateNew };
     store(session, verb, argument, mode, "").await
 }
 
@@ -138,7 +141,7 @@ pub async fn stou(
     for _ in 0..UNIQUE_NAMES {
         let name = unique_name(base, rand::random());
         let path = session.path(&name)?;
-        session.allow(|may| may.upload, &path)?;
+        session.allow(Permission::Upload, &path)?;
         let taken = session.in_home(move |jail| match jail.entry(&path) {
             Ok(_) => Ok(true),
             Err(FileError::NotFound) => Ok(false),
@@ -230,7 +233,8 @@ async fn open(
     let (registry, holder) = (session.node.registry.clone(), session.subject.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
     // `needs_file_unless` has looked; the file can have been removed since then.
-    let may_create = session.access.at(&path).upload || matches!(mode, WriteMode::Resume { .. });
+    let may_create =
+        session.access.at(&path).has(Permission::Upload) || matches!(mode, WriteMode::Resume { .. });
     let opened = session.operation(move || {
         let target = jail.upload_target(&path)?;
         let target = if may_create { target } else { target.only_existing() };

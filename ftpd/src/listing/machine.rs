@@ -1,6 +1,6 @@
 //! MLSD and MLST: facts about an entry, for programs (RFC 3659 section 7).
 
-use common::auth_api::Permissions;
+use common::policy::{Permission, Permissions};
 
 use super::{Entry, EntryKind, push_hex, push_line_safe, push_number};
 use crate::protocol::timestamp;
@@ -177,18 +177,18 @@ fn perm(kind: EntryKind, permissions: &Permissions, out: &mut Vec<u8>) {
     let file = kind == EntryKind::File;
     let directory = kind == EntryKind::Directory;
     let link = kind == EntryKind::Symlink;
-    let delete = if directory { permissions.rmdir } else { permissions.delete };
+    let delete = if directory { Permission::Rmdir } else { Permission::Delete };
     for (letter, granted) in [
-        (b'a', file && permissions.append),
-        (b'c', directory && permissions.upload),
-        (b'd', delete),
+        (b'a', file && permissions.has(Permission::Append)),
+        (b'c', directory && permissions.has(Permission::Upload)),
+        (b'd', permissions.has(delete)),
         (b'e', directory || link),
-        (b'f', permissions.rename),
-        (b'l', (directory || link) && permissions.list),
-        (b'm', directory && permissions.mkdir),
-        (b'p', directory && permissions.delete),
-        (b'r', (file || link) && permissions.download),
-        (b'w', file && permissions.overwrite),
+        (b'f', permissions.has(Permission::Rename)),
+        (b'l', (directory || link) && permissions.has(Permission::List)),
+        (b'm', directory && permissions.has(Permission::Mkdir)),
+        (b'p', directory && permissions.has(Permission::Delete)),
+        (b'r', (file || link) && permissions.has(Permission::Download)),
+        (b'w', file && permissions.has(Permission::Overwrite)),
     ] {
         if granted {
             out.push(letter);
@@ -207,17 +207,7 @@ mod tests {
     }
 
     fn read_only() -> Permissions {
-        Permissions {
-            upload: false,
-            overwrite: false,
-            append: false,
-            rename: false,
-            delete: false,
-            mkdir: false,
-            rmdir: false,
-            attributes: false,
-            ..Permissions::default()
-        }
+        [Permission::List, Permission::Download].into_iter().collect()
     }
 
     #[test]

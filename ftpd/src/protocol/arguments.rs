@@ -3,10 +3,10 @@
 use super::{
     address::AddressFamily,
     command::{
-        Algorithm, ByteRange, Checksum, Comb, Command, EpsvArgument, ListArguments, Modified, Opts, Password,
-        ProtectionLevel, Site, TransferType,
+        Algorithm, AnyTimeCommand, ByteRange, Checksum, Comb, Command, EpsvArgument, ListArguments,
+        LoggedInCommand, Modified, Opts, Password, ProtectionLevel, TransferType,
     },
-    mode::ModeChange,
+    site::SiteCommand,
     timestamp,
 };
 use crate::listing::machine::Facts;
@@ -20,6 +20,8 @@ pub enum Fault {
     Parameter,
     /// 522, RFC 2428
     Family,
+    /// 501, for a subcommand of SITE.
+    SiteSyntax(&'static SiteCommand),
 }
 
 /// The arguments of a command that takes no path and no part of a login: some clients put spaces around
@@ -41,8 +43,8 @@ pub(super) fn optional_path(argument: &[u8]) -> Option<Vec<u8>> {
     (!argument.is_empty()).then(|| argument.to_vec())
 }
 
-pub(super) fn password(argument: &[u8]) -> Command {
-    Command::Pass(Password::new(argument))
+pub(super) fn password(argument: &[u8]) -> AnyTimeCommand {
+    AnyTimeCommand::Pass(Password::new(argument))
 }
 
 /// A decimal number: digits alone, without sign. `None` also if it does not fit.
@@ -68,7 +70,7 @@ fn words(argument: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// The first word, and what stands after the one space behind it.
-fn first_word(argument: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn first_word(argument: &[u8]) -> (&[u8], &[u8]) {
     match argument.iter().position(|b| *b == b' ') {
         Some(space) => (&argument[..space], &argument[space + 1..]),
         None => (argument, b""),
@@ -77,28 +79,28 @@ fn first_word(argument: &[u8]) -> (&[u8], &[u8]) {
 
 /// The argument of AUTH: a mechanism. `TLS-C`, `SSL` and `TLS-P` are older names of TLS; with the last
 /// one data connections are private from the start (draft-murray-auth-ftp-ssl).
-pub(super) fn auth(argument: &[u8]) -> Result<Command, Fault> {
+pub(super) fn auth(argument: &[u8]) -> Result<AnyTimeCommand, Fault> {
     match argument.to_ascii_uppercase().as_slice() {
-        b"TLS" | b"TLS-C" | b"SSL" => Ok(Command::Auth { private_data: false }),
-        b"TLS-P" => Ok(Command::Auth { private_data: true }),
+        b"TLS" | b"TLS-C" | b"SSL" => Ok(AnyTimeCommand::Auth { private_data: false }),
+        b"TLS-P" => Ok(AnyTimeCommand::Auth { private_data: true }),
         b"" => Err(Fault::Syntax),
         _ => Err(Fault::Parameter),
     }
 }
 
 /// The argument of PBSZ: a number of 32 bits.
-pub(super) fn pbsz(argument: &[u8]) -> Result<Command, Fault> {
+pub(super) fn pbsz(argument: &[u8]) -> Result<AnyTimeCommand, Fault> {
     let size = number(argument).and_then(|size| u32::try_from(size).ok());
-    size.map(Command::Pbsz).ok_or(Fault::Syntax)
+    size.map(AnyTimeCommand::Pbsz).ok_or(Fault::Syntax)
 }
 
 /// The argument of PROT: a letter.
-pub(super) fn prot(argument: &[u8]) -> Result<Command, Fault> {
+pub(super) fn prot(argument: &[u8]) -> Result<AnyTimeCommand, Fault> {
     match argument.to_ascii_uppercase().as_slice() {
-        b"C" => Ok(Command::Prot(ProtectionLevel::Clear)),
-        b"S" => Ok(Command::Prot(ProtectionLevel::Safe)),
-        b"E" => Ok(Command::Prot(ProtectionLevel::Confidential)),
-        b"P" => Ok(Command::Prot(ProtectionLevel::Private)),
+        b"C" => Ok(AnyTimeCommand::Prot(ProtectionLevel::Clear)),
+        b"S" => Ok(AnyTimeCommand::Prot(ProtectionLevel::Safe)),
+        b"E" => Ok(AnyTimeCommand::Prot(ProtectionLevel::Confidential)),
+        b"P" => Ok(AnyTimeCommand::Prot(ProtectionLevel::Private)),
         b"" => Err(Fault::Syntax),
         _ => Err(Fault::Parameter),
     }
@@ -151,18 +153,18 @@ pub(super) fn transfer_type(argument: &[u8]) -> Result<TransferType, Fault> {
 }
 
 /// STRU: file, record, page.
-pub(super) fn structure(argument: &[u8]) -> Result<Command, Fault> {
+pub(super) fn structure(argument: &[u8]) -> Result<LoggedInCommand, Fault> {
     match argument {
-        b"F" | b"f" => Ok(Command::Stru),
+        b"F" | b"f" => Ok(LoggedInCommand::Stru),
         b"R" | b"r" | b"P" | b"p" => Err(Fault::Parameter),
         _ => Err(Fault::Syntax),
     }
 }
 
 /// MODE: stream, block, compressed; Z is deflate, which has no RFC.
-pub(super) fn mode(argument: &[u8]) -> Result<Command, Fault> {
+pub(super) fn mode(argument: &[u8]) -> Result<LoggedInCommand, Fault> {
     match argument {
-        b"S" | b"s" => Ok(Command::Mode),
+        b"S" | b"s" => Ok(LoggedInCommand::Mode),
         b"B" | b"b" | b"C" | b"c" | b"Z" | b"z" => Err(Fault::Parameter),
         _ => Err(Fault::Syntax),
     }
@@ -193,10 +195,10 @@ pub(super) fn rang(argument: &[u8]) -> Result<Option<ByteRange>, Fault> {
 
 /// A path, or a time and a path. A file whose own name begins with a time and a space is taken
 /// for the latter; as `./<name>` it can be asked for.
-pub(super) fn mdtm(argument: &[u8]) -> Result<Command, Fault> {
+pub(super) fn mdtm(argument: &[u8]) -> Result<LoggedInCommand, Fault> {
     match modified(argument) {
-        Ok(modified) => Ok(Command::MdtmSet(modified)),
-        Err(_) => path(argument).map(Command::Mdtm),
+        Ok(modified) => Ok(LoggedInCommand::MdtmSet(modified)),
+        Err(_) => path(argument).map(LoggedInCommand::Mdtm),
     }
 }
 
@@ -225,7 +227,6 @@ pub(super) fn list(mut argument: &[u8]) -> ListArguments {
                         b'a' => options.all = true,
                         b'A' => options.almost_all = true,
                         b'l' => options.long = true,
-                        b'1' => options.one_per_line = true,
                         b'R' => options.recursive = true,
                         b'd' => options.directory = true,
                         b'F' => options.classify = true,
@@ -244,8 +245,12 @@ pub(super) fn list(mut argument: &[u8]) -> ListArguments {
     arguments
 }
 
+/// STAT: the session's status without an argument, a listing with one.
 pub(super) fn stat(argument: &[u8]) -> Command {
-    Command::Stat((!argument.is_empty()).then(|| list(argument)))
+    match argument {
+        b"" => Command::AnyTime(AnyTimeCommand::Stat),
+        _ => Command::LoggedIn(LoggedInCommand::StatPath(list(argument))),
+    }
 }
 
 /// A path that may be quoted: `"a ""b"" c"`, or all up to the next space. Gives what stands after
@@ -274,7 +279,7 @@ fn quotable(argument: &[u8]) -> Result<(Vec<u8>, &[u8]), Fault> {
 
 /// A path, quoted or not, then none, one or two offsets. Without quotes a name with spaces is
 /// understood too, where no number follows its first word.
-pub(super) fn checksum(algorithm: Algorithm, argument: &[u8]) -> Result<Command, Fault> {
+pub(super) fn checksum(algorithm: Algorithm, argument: &[u8]) -> Result<LoggedInCommand, Fault> {
     let bounds = |rest: &[u8]| {
         let mut words = words(rest);
         let start = words.next().map_or(Ok(0), offset)?;
@@ -291,7 +296,7 @@ pub(super) fn checksum(algorithm: Algorithm, argument: &[u8]) -> Result<Command,
         }
         Err(fault) => return Err(fault),
     };
-    Ok(Command::Checksum(Checksum { algorithm, path, start, end }))
+    Ok(LoggedInCommand::Checksum(Checksum { algorithm, path, start, end }))
 }
 
 /// The target and at least one source, each quoted or a word.
@@ -322,50 +327,4 @@ pub(super) fn opts(argument: &[u8]) -> Result<Opts, Fault> {
         b"HASH" => Algorithm::parse(value).map(|a| Opts::Hash(Some(a))).ok_or(Fault::Syntax),
         _ => Err(Fault::Syntax),
     }
-}
-
-pub(super) fn site(argument: &[u8]) -> Result<Site, Fault> {
-    let (name, argument) = first_word(argument);
-    match &*name.to_ascii_uppercase() {
-        b"CHMOD" => chmod(argument),
-        b"UTIME" => utime(argument),
-        b"HELP" => Ok(Site::Help),
-        b"WHO" => Ok(Site::Who),
-        b"QUOTA" => Ok(Site::Quota),
-        b"" => Err(Fault::Syntax),
-        _ => Err(Fault::Parameter),
-    }
-}
-
-/// `<mode> <path>`
-fn chmod(argument: &[u8]) -> Result<Site, Fault> {
-    let (mode, rest) = first_word(argument);
-    Ok(Site::Chmod { mode: ModeChange::parse(mode)?, path: path(rest)? })
-}
-
-/// `<YYYYMMDDhhmm[ss]> <path>` as ProFTPD has it, or `<path> <atime> <mtime> <ctime> UTC` as
-/// pure-ftpd has it.
-fn utime(argument: &[u8]) -> Result<Site, Fault> {
-    if let Some(site) = utime_of_three(argument) {
-        return Ok(site);
-    }
-    let (time, rest) = first_word(argument);
-    let modified = match time.len() {
-        12 => timestamp::parse(&[time, b"00"].concat()),
-        _ => timestamp::parse(time),
-    };
-    let modified = modified.ok_or(Fault::Syntax)?;
-    Ok(Site::Utime { modified, accessed: None, path: path(rest)? })
-}
-
-fn utime_of_three(argument: &[u8]) -> Option<Site> {
-    let (end, utc) = argument.split_last_chunk::<4>()?;
-    if !utc.eq_ignore_ascii_case(b" UTC") {
-        return None;
-    }
-    let mut parts = end.rsplitn(4, |b| *b == b' ');
-    let mut time = || timestamp::parse(parts.next()?);
-    let (_changed, modified, accessed) = (time()?, time()?, time()?);
-    let path = path(parts.next()?).ok()?;
-    Some(Site::Utime { modified, accessed: Some(accessed), path })
 }

@@ -7,14 +7,13 @@ use zeroize::Zeroizing;
 use super::{
     address::AddressFamily,
     arguments::{self as argument, Fault},
-    mode::ModeChange,
     reply::{Code, Reply},
-    verbs::{self, Phase, Verb},
+    site::Site,
+    verbs::{self, Verb},
 };
 use crate::listing::machine::Facts;
 
-/// A command line as understood: the command, and its row in the verb table, which says when it
-/// may run.
+/// A parsed command line: the command, and its row in the verb table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
     pub verb: &'static Verb,
@@ -22,24 +21,24 @@ pub struct Request {
 }
 
 impl Request {
-    /// When in a session this may run. STAT with an argument reads directories, as LIST does.
-    pub fn phase(&self) -> Phase {
-        match self.command {
-            Command::Stat(Some(_)) => Phase::AfterLogin,
-            _ => self.verb.phase,
-        }
-    }
-
-    /// Whether this may run while a transfer is under way. STAT may without an argument: it then
-    /// reports on the transfer (RFC 959 section 4.1.3), else it reads directories.
+    /// Returns true if the command may run during an activity. STAT without an argument may: it reports on the
+    /// transfer (RFC 959 section 4.1.3). STAT with a path reads directories, and may not.
     pub fn during_transfer(&self) -> bool {
-        self.verb.during_transfer && !matches!(self.command, Command::Stat(Some(_)))
+        self.verb.during_transfer && !matches!(self.command, Command::LoggedIn(LoggedInCommand::StatPath(_)))
     }
 }
 
-/// A command with its arguments. Paths are as the client wrote them, without NUL, CR and LF.
+/// A command with its arguments, by whether it needs a login. Paths are as the client wrote them, without NUL,
+/// CR and LF.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
+    AnyTime(AnyTimeCommand),
+    LoggedIn(LoggedInCommand),
+}
+
+/// Commands that need no login.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AnyTimeCommand {
     User(Vec<u8>),
     Pass(Password),
     Acct(Vec<u8>),
@@ -47,37 +46,48 @@ pub enum Command {
     Quit,
     /// RFC 7151: the name of the virtual host, or an address in brackets.
     Host(String),
-    /// What the client calls itself.
+    /// The name and version of the client program.
     Clnt(Vec<u8>),
 
-    /// RFC 4217: a TLS handshake follows the reply. With `private_data` as if PROT P had been given
-    /// after it.
+    /// RFC 4217: a TLS handshake follows the reply. `private_data` has the effect of a later PROT P.
     Auth {
         private_data: bool,
     },
-    /// The size of protected buffers, which TLS does not need to know.
+    /// Size of protected buffers. TLS does not use it.
     Pbsz(u32),
     Prot(ProtectionLevel),
-    /// Back to clear text, which is never done.
+    /// Asks to end the encryption; always refused.
     Ccc,
 
+    /// STAT without a path: the status of the session.
+    Stat,
+    Syst,
+    Feat,
+    Help(Option<Vec<u8>>),
+    Noop,
+    Opts(Opts),
+}
+
+/// Commands that need a login.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LoggedInCommand {
     Pwd,
     /// `None` is the home.
     Cwd(Option<Vec<u8>>),
     Cdup,
     Mkd(Vec<u8>),
     Rmd(Vec<u8>),
-    /// Removes a directory and all in it.
+    /// Removes a directory and everything below it.
     Rmda(Vec<u8>),
     Dele(Vec<u8>),
     Rnfr(Vec<u8>),
     Rnto(Vec<u8>),
     Size(Vec<u8>),
     Mdtm(Vec<u8>),
-    /// MDTM with a time: what clients older than MFMT set it with.
+    /// MDTM with a time, which clients send that do not know MFMT.
     MdtmSet(Modified),
     Mfmt(Modified),
-    /// Free space where the path, or the current directory, is.
+    /// Free space at the path, or in the current directory.
     Avbl(Option<Vec<u8>>),
 
     Pasv,
@@ -86,15 +96,15 @@ pub enum Command {
     Eprt(SocketAddr),
 
     Type(TransferType),
-    /// STRU F, the only one there is.
+    /// STRU F, the only supported structure.
     Stru,
-    /// MODE S, the only one there is.
+    /// MODE S, the only supported mode.
     Mode,
     /// Bytes.
     Allo(u64),
     /// Offset in bytes, at most `i64::MAX`.
     Rest(u64),
-    /// `None` after the `1 0` that takes a range back.
+    /// `None` after `RANG 1 0`, which clears the range.
     Rang(Option<ByteRange>),
     Retr(Vec<u8>),
     Stor(Vec<u8>),
@@ -106,24 +116,17 @@ pub enum Command {
     Nlst(ListArguments),
     Mlsd(Option<Vec<u8>>),
     Mlst(Option<Vec<u8>>),
-    /// `None` asks for the state of the session.
-    Stat(Option<ListArguments>),
+    /// STAT with a path or options: a listing over the control connection.
+    StatPath(ListArguments),
 
     Hash(Vec<u8>),
     Checksum(Checksum),
     Comb(Comb),
-
-    Syst,
-    Feat,
-    Help(Option<Vec<u8>>),
-    Noop,
-    Opts(Opts),
     Site(Site),
 }
 
-impl Command {
-    /// The argument that names the file or directory that this is about, if there is one. Of COMB the
-    /// target.
+impl LoggedInCommand {
+    /// The argument that names the command's file or directory, if there is one. For COMB the target.
     pub fn path(&self) -> Option<&[u8]> {
         match self {
             Self::Mkd(path)
@@ -138,20 +141,34 @@ impl Command {
             | Self::Stor(path)
             | Self::Appe(path)
             | Self::Hash(path) => Some(path),
-            // Without an argument it goes to the home.
+            // CWD without an argument changes to the home.
             Self::Cwd(path) => Some(path.as_deref().unwrap_or(b"/")),
             Self::Cdup => Some(b".."),
-            Self::MdtmSet(modified) | Self::Mfmt(modified) => Some(&modified.path),
-            Self::Site(Site::Utime { path, .. } | Site::Chmod { path, .. }) => Some(path),
+            Self::MdtmSet(modified) | Self::Mfmt(modified) | Self::Site(Site::Utime(modified)) => {
+                Some(&modified.path)
+            }
+            Self::Site(Site::Chmod { path, .. }) => Some(path),
             Self::Avbl(path) | Self::Stou(path) | Self::Mlsd(path) | Self::Mlst(path) => {
                 Some(path.as_deref().unwrap_or_default())
             }
-            Self::List(arguments) | Self::Nlst(arguments) | Self::Stat(Some(arguments)) => {
+            Self::List(arguments) | Self::Nlst(arguments) | Self::StatPath(arguments) => {
                 Some(arguments.path.as_deref().unwrap_or_default())
             }
             Self::Checksum(checksum) => Some(&checksum.path),
             Self::Comb(comb) => Some(&comb.target),
-            _ => None,
+            Self::Pwd
+            | Self::Pasv
+            | Self::Epsv(_)
+            | Self::Port(_)
+            | Self::Eprt(_)
+            | Self::Type(_)
+            | Self::Stru
+            | Self::Mode
+            | Self::Allo(_)
+            | Self::Rest(_)
+            | Self::Rang(_)
+            | Self::Abor
+            | Self::Site(Site::Help | Site::Who | Site::Quota) => None,
         }
     }
 }
@@ -231,12 +248,10 @@ pub struct ListArguments {
 pub struct ListOptions {
     /// `-a`: also hidden names, `.` and `..`.
     pub all: bool,
-    /// `-A`: also hidden names.
+    /// `-A`: also hidden names, where a wildcard would leave them out.
     pub almost_all: bool,
     /// `-l`
     pub long: bool,
-    /// `-1`
-    pub one_per_line: bool,
     /// `-R`
     pub recursive: bool,
     /// `-d`: a directory itself, not what is in it.
@@ -308,36 +323,6 @@ pub enum Opts {
     Hash(Option<Algorithm>),
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub enum Site {
-    Chmod {
-        mode: ModeChange,
-        path: Vec<u8>,
-    },
-    /// Unix seconds.
-    Utime {
-        modified: i64,
-        /// `None` where the client gave one time only.
-        accessed: Option<i64>,
-        path: Vec<u8>,
-    },
-    Help,
-    Who,
-    Quota,
-}
-
-impl Site {
-    /// What SITE HELP says.
-    pub(super) const USAGES: [&str; 6] = [
-        "CHMOD <mode> <path>",
-        "UTIME <YYYYMMDDhhmm[ss]> <path>",
-        "UTIME <path> <access time> <time of last change> <any time> UTC",
-        "WHO",
-        "QUOTA",
-        "HELP",
-    ];
-}
-
 /// Why a line is no command to be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParseError {
@@ -372,6 +357,9 @@ impl ParseError {
             Self::Arguments(verb, Fault::Syntax) => {
                 Reply::new(Code::BAD_ARGUMENTS, format!("Usage: {}", verb.usage()))
             }
+            Self::Arguments(_, Fault::SiteSyntax(command)) => {
+                Reply::new(Code::BAD_ARGUMENTS, format!("Usage: SITE {}", command.usage()))
+            }
             Self::Arguments(_, Fault::Parameter) => {
                 Reply::new(Code::UNSUPPORTED_PARAMETER, "Parameter not supported.")
             }
@@ -401,12 +389,12 @@ pub fn parse(line: &[u8]) -> Result<Request, ParseError> {
         return Err(if argument.is_empty() { ParseError::Empty } else { ParseError::Unknown });
     }
     let verb = verbs::find(name).ok_or(ParseError::Unknown)?;
-    let parse = verb.parse.ok_or(ParseError::NotOffered)?;
+    let parser = verb.parser.as_ref().ok_or(ParseError::NotOffered)?;
     if argument.iter().any(|b| matches!(b, 0 | b'\r' | b'\n')) {
         return Err(ParseError::Arguments(verb, Fault::Syntax));
     }
     let argument = if verb.takes_words { argument::without_spaces_around(argument) } else { argument };
-    match parse(argument) {
+    match parser.parse(argument) {
         Ok(command) => Ok(Request { verb, command }),
         Err(fault) => Err(ParseError::Arguments(verb, fault)),
     }

@@ -8,8 +8,9 @@ pub mod line;
 pub mod mode;
 pub mod proxy;
 pub mod reply;
+pub mod site;
 pub mod timestamp;
 pub mod verbs;
 
-pub use command::{Command, ParseError, Request, parse};
+pub use command::{AnyTimeCommand, Command, LoggedInCommand, ParseError, Request, parse};
 pub use reply::{Code, Reply};

@@ -9,18 +9,15 @@ use crate::{failure::Failure, listing::push_line_safe};
 pub struct Code(u16);
 
 impl Code {
-    pub const TRANSFER_STARTING: Self = Self(125);
     pub const OPENING_DATA_CONNECTION: Self = Self(150);
     pub const OK: Self = Self(200);
     pub const SUPERFLUOUS: Self = Self(202);
     pub const SYSTEM_STATUS: Self = Self(211);
-    pub const DIRECTORY_STATUS: Self = Self(212);
     pub const FILE_STATUS: Self = Self(213);
     pub const HELP: Self = Self(214);
     pub const SYSTEM_TYPE: Self = Self(215);
     pub const READY: Self = Self(220);
     pub const CLOSING: Self = Self(221);
-    pub const NO_TRANSFER: Self = Self(225);
     pub const TRANSFER_COMPLETE: Self = Self(226);
     pub const PASSIVE: Self = Self(227);
     /// RFC 2428
@@ -31,7 +28,6 @@ impl Code {
     pub const DONE: Self = Self(250);
     pub const PATHNAME: Self = Self(257);
     pub const NEED_PASSWORD: Self = Self(331);
-    pub const NEED_ACCOUNT: Self = Self(332);
     pub const PENDING: Self = Self(350);
     /// The control connection ends after this one.
     pub const SERVICE_UNAVAILABLE: Self = Self(421);
@@ -50,7 +46,6 @@ impl Code {
     /// RFC 2428: the network protocol of EPRT or EPSV is not supported.
     pub const UNSUPPORTED_FAMILY: Self = Self(522);
     pub const NOT_LOGGED_IN: Self = Self(530);
-    pub const NEED_ACCOUNT_FOR_STORING: Self = Self(532);
     /// RFC 2228: policy forbids what was asked for.
     pub const POLICY: Self = Self(534);
     /// RFC 2228: the protection level is not supported.
@@ -65,9 +60,9 @@ impl Code {
         self.0
     }
 
-    /// 1xx: a second reply to the same command follows.
-    pub fn is_preliminary(self) -> bool {
-        self.0 < 200
+    /// 4xx and 5xx: the command failed.
+    pub fn is_failure(self) -> bool {
+        self.0 >= 400
     }
 
     /// The command was none, wrong, or out of place: it was refused whatever the storage holds.
@@ -142,7 +137,17 @@ impl Reply {
         Self::new(Code::PATHNAME, line)
     }
 
-    /// What every command gets that needs a login.
+    /// NOOP.
+    pub fn ok() -> Self {
+        Self::new(Code::OK, "OK")
+    }
+
+    /// QUIT.
+    pub fn goodbye() -> Self {
+        Self::new(Code::CLOSING, "Goodbye")
+    }
+
+    /// Reply to each command that needs a login, before the login.
     pub fn please_log_in() -> Self {
         Self::new(Code::NOT_LOGGED_IN, "Please log in with USER and PASS")
     }

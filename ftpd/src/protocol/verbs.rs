@@ -4,8 +4,9 @@ use std::fmt;
 
 use super::{
     arguments::{self as argument, Fault},
-    command::{Algorithm, Command, Site},
+    command::{Algorithm, AnyTimeCommand, Command, LoggedInCommand},
     reply::{Code, Reply, Text},
+    site::{self, SITE_COMMANDS},
 };
 use crate::listing::machine::Facts;
 
@@ -19,26 +20,33 @@ pub struct Verb {
     pub arguments: &'static str,
     /// What it does, for people.
     pub help: &'static str,
-    /// Asked for through [`super::Request::phase`], which knows STAT's two meanings.
-    pub(super) phase: Phase,
-    /// May run while a transfer is under way; asked for through
-    /// [`super::Request::during_transfer`].
+    /// May run during an activity; [`super::Request::during_transfer`] makes the exception for STAT with a path.
     pub(super) during_transfer: bool,
+    /// Refused, and missing in FEAT, on a node without TLS.
+    pub needs_tls: bool,
     feature: Feature,
-    /// Spaces around the arguments mean nothing: none of them is a path or part of a login.
+    /// Spaces around the arguments are ignored: none of them is a path or part of a login.
     pub(super) takes_words: bool,
-    /// `None` where the verb is known but not offered.
-    pub(super) parse: Option<Parser>,
+    /// `None` if the verb is known but not offered.
+    pub(super) parser: Option<Parser>,
 }
 
-pub(super) type Parser = fn(&[u8]) -> Result<Command, Fault>;
+/// Parser of the bytes after a verb. Its kind says whether the verb needs a login.
+pub(super) enum Parser {
+    AnyTime(fn(&[u8]) -> Result<AnyTimeCommand, Fault>),
+    LoggedIn(fn(&[u8]) -> Result<LoggedInCommand, Fault>),
+    /// The argument decides whether the command needs a login.
+    Either(fn(&[u8]) -> Command),
+}
 
-/// When in a session a verb may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    Always,
-    BeforeLogin,
-    AfterLogin,
+impl Parser {
+    pub(super) fn parse(&self, argument: &[u8]) -> Result<Command, Fault> {
+        match self {
+            Self::AnyTime(parse) => parse(argument).map(Command::AnyTime),
+            Self::LoggedIn(parse) => parse(argument).map(Command::LoggedIn),
+            Self::Either(parse) => Ok(parse(argument)),
+        }
+    }
 }
 
 /// What FEAT says of a verb, RFC 2389 section 3.2.
@@ -46,12 +54,12 @@ pub enum Phase {
 enum Feature {
     None,
     Line(&'static str),
-    /// Where there is TLS.
-    Tls(&'static str),
     /// The facts, with those selected marked.
     Mlst,
     /// The algorithms, with the selected one marked.
     Hash,
+    /// The subcommands of SITE that are extensions.
+    Site,
 }
 
 impl Verb {
@@ -59,34 +67,50 @@ impl Verb {
         name: &'static str,
         arguments: &'static str,
         help: &'static str,
-        phase: Phase,
-        parse: Parser,
+        parser: Option<Parser>,
     ) -> Self {
         Self {
             name,
             alias: None,
             arguments,
             help,
-            phase,
             during_transfer: false,
+            needs_tls: false,
             feature: Feature::None,
             takes_words: false,
-            parse: Some(parse),
+            parser,
         }
     }
 
+    const fn any_time(
+        name: &'static str,
+        arguments: &'static str,
+        help: &'static str,
+        parse: fn(&[u8]) -> Result<AnyTimeCommand, Fault>,
+    ) -> Self {
+        Self::new(name, arguments, help, Some(Parser::AnyTime(parse)))
+    }
+
+    const fn logged_in(
+        name: &'static str,
+        arguments: &'static str,
+        help: &'static str,
+        parse: fn(&[u8]) -> Result<LoggedInCommand, Fault>,
+    ) -> Self {
+        Self::new(name, arguments, help, Some(Parser::LoggedIn(parse)))
+    }
+
+    const fn any_time_or_logged_in(
+        name: &'static str,
+        arguments: &'static str,
+        help: &'static str,
+        parse: fn(&[u8]) -> Command,
+    ) -> Self {
+        Self::new(name, arguments, help, Some(Parser::Either(parse)))
+    }
+
     const fn not_offered(name: &'static str) -> Self {
-        Self {
-            name,
-            alias: None,
-            arguments: "",
-            help: "",
-            phase: Always,
-            during_transfer: false,
-            feature: Feature::None,
-            takes_words: false,
-            parse: None,
-        }
+        Self::new(name, "", "", None)
     }
 
     const fn or(mut self, alias: &'static str) -> Self {
@@ -104,6 +128,11 @@ impl Verb {
         self
     }
 
+    const fn tls(mut self) -> Self {
+        self.needs_tls = true;
+        self
+    }
+
     const fn feature(mut self, feature: Feature) -> Self {
         self.feature = feature;
         self
@@ -113,10 +142,17 @@ impl Verb {
         self.feature(Feature::Line(line))
     }
 
+    fn is_offered(&self) -> bool {
+        self.parser.is_some()
+    }
+
     /// Name and arguments: `RETR <path>`.
     pub fn usage(&self) -> String {
-        let space = if self.arguments.is_empty() { "" } else { " " };
-        format!("{}{space}{}", self.name, self.arguments)
+        match (self.name, self.arguments) {
+            ("SITE", _) => format!("SITE {} [<arguments>]", site::names()),
+            (name, "") => name.to_owned(),
+            (name, arguments) => format!("{name} {arguments}"),
+        }
     }
 }
 
@@ -135,75 +171,191 @@ impl fmt::Debug for Verb {
     }
 }
 
-use Phase::{AfterLogin, Always, BeforeLogin};
-
-#[rustfmt::skip]
 static VERBS: &[Verb] = &[
     // Login
-    Verb::new("USER", "<name>", "begins a login", Always, |a| argument::path(a).map(Command::User)),
-    Verb::new("PASS", "<password>", "ends a login", Always, |a| Ok(argument::password(a))),
-    Verb::new("ACCT", "<account>", "names an account; none is needed", Always, |a| argument::path(a).map(Command::Acct)),
-    Verb::new("REIN", "", "logs out", Always, |_| Ok(Command::Rein)),
-    Verb::new("QUIT", "", "ends the session", Always, |_| Ok(Command::Quit)).in_transfer(),
-    Verb::new("HOST", "<name>", "selects a virtual host", BeforeLogin, |a| argument::host(a).map(Command::Host)).words().feat("HOST"),
-    Verb::new("CLNT", "<name>", "says which program the client is", Always, |a| argument::path(a).map(Command::Clnt)).words().feat("CLNT"),
+    Verb::any_time("USER", "<name>", "begins a login", |a| argument::path(a).map(AnyTimeCommand::User)),
+    Verb::any_time("PASS", "<password>", "ends a login", |a| Ok(argument::password(a))),
+    Verb::any_time("ACCT", "<account>", "names an account; none is needed", |a| {
+        argument::path(a).map(AnyTimeCommand::Acct)
+    }),
+    Verb::any_time("REIN", "", "logs out", |_| Ok(AnyTimeCommand::Rein)),
+    Verb::any_time("QUIT", "", "ends the session", |_| Ok(AnyTimeCommand::Quit)).in_transfer(),
+    Verb::any_time("HOST", "<name>", "selects a virtual host", |a| {
+        argument::host(a).map(AnyTimeCommand::Host)
+    })
+    .words()
+    .feat("HOST"),
+    Verb::any_time("CLNT", "<name>", "says which program the client is", |a| {
+        argument::path(a).map(AnyTimeCommand::Clnt)
+    })
+    .words()
+    .feat("CLNT"),
     // Security, RFC 2228 and RFC 4217
-    Verb::new("AUTH", "TLS", "begins to encrypt the control connection", Always, argument::auth).words().feature(Feature::Tls("AUTH TLS")),
-    Verb::new("PBSZ", "0", "comes before PROT", Always, argument::pbsz).words().feature(Feature::Tls("PBSZ")),
-    Verb::new("PROT", "C|P", "data connections are in the clear, or private", Always, argument::prot).words().feature(Feature::Tls("PROT")),
-    Verb::new("CCC", "", "would end the encryption; refused", Always, |_| Ok(Command::Ccc)),
+    Verb::any_time("AUTH", "TLS", "begins to encrypt the control connection", argument::auth)
+        .words()
+        .tls()
+        .feat("AUTH TLS"),
+    Verb::any_time("PBSZ", "0", "comes before PROT", argument::pbsz).words().tls().feat("PBSZ"),
+    Verb::any_time("PROT", "C|P", "data connections are in the clear, or private", argument::prot)
+        .words()
+        .tls()
+        .feat("PROT"),
+    Verb::any_time("CCC", "", "would end the encryption; refused", |_| Ok(AnyTimeCommand::Ccc)).tls(),
     // Directories and files
-    Verb::new("PWD", "", "shows the current directory", AfterLogin, |_| Ok(Command::Pwd)).or("XPWD"),
-    Verb::new("CWD", "[<path>]", "changes the current directory", AfterLogin, |a| Ok(Command::Cwd(argument::optional_path(a)))).or("XCWD"),
-    Verb::new("CDUP", "", "goes to the directory above", AfterLogin, |_| Ok(Command::Cdup)).or("XCUP"),
-    Verb::new("MKD", "<path>", "makes a directory", AfterLogin, |a| argument::path(a).map(Command::Mkd)).or("XMKD"),
-    Verb::new("RMD", "<path>", "removes an empty directory", AfterLogin, |a| argument::path(a).map(Command::Rmd)).or("XRMD"),
-    Verb::new("RMDA", "<path>", "removes a directory and all in it", AfterLogin, |a| argument::path(a).map(Command::Rmda)).feat("RMDA"),
-    Verb::new("DELE", "<path>", "deletes a file", AfterLogin, |a| argument::path(a).map(Command::Dele)),
-    Verb::new("RNFR", "<path>", "names what to rename", AfterLogin, |a| argument::path(a).map(Command::Rnfr)),
-    Verb::new("RNTO", "<path>", "renames it", AfterLogin, |a| argument::path(a).map(Command::Rnto)),
-    Verb::new("SIZE", "<path>", "shows the size of a file in bytes", AfterLogin, |a| argument::path(a).map(Command::Size)).feat("SIZE"),
-    Verb::new("MDTM", "[<YYYYMMDDhhmmss>] <path>", "shows or sets the time of last change", AfterLogin, argument::mdtm).feat("MDTM"),
-    Verb::new("MFMT", "<YYYYMMDDhhmmss> <path>", "sets the time of last change", AfterLogin, |a| argument::modified(a).map(Command::Mfmt)).feat("MFMT"),
-    Verb::new("AVBL", "[<path>]", "shows the free space in bytes", AfterLogin, |a| Ok(Command::Avbl(argument::optional_path(a)))).feat("AVBL"),
+    Verb::logged_in("PWD", "", "shows the current directory", |_| Ok(LoggedInCommand::Pwd)).or("XPWD"),
+    Verb::logged_in("CWD", "[<path>]", "changes the current directory", |a| {
+        Ok(LoggedInCommand::Cwd(argument::optional_path(a)))
+    })
+    .or("XCWD"),
+    Verb::logged_in("CDUP", "", "goes to the directory above", |_| Ok(LoggedInCommand::Cdup)).or("XCUP"),
+    Verb::logged_in("MKD", "<path>", "makes a directory", |a| argument::path(a).map(LoggedInCommand::Mkd))
+        .or("XMKD"),
+    Verb::logged_in("RMD", "<path>", "removes an empty directory", |a| {
+        argument::path(a).map(LoggedInCommand::Rmd)
+    })
+    .or("XRMD"),
+    Verb::logged_in("RMDA", "<path>", "removes a directory and all in it", |a| {
+        argument::path(a).map(LoggedInCommand::Rmda)
+    })
+    .feat("RMDA"),
+    Verb::logged_in("DELE", "<path>", "deletes a file", |a| argument::path(a).map(LoggedInCommand::Dele)),
+    Verb::logged_in("RNFR", "<path>", "names what to rename", |a| {
+        argument::path(a).map(LoggedInCommand::Rnfr)
+    }),
+    Verb::logged_in("RNTO", "<path>", "renames it", |a| argument::path(a).map(LoggedInCommand::Rnto)),
+    Verb::logged_in("SIZE", "<path>", "shows the size of a file in bytes", |a| {
+        argument::path(a).map(LoggedInCommand::Size)
+    })
+    .feat("SIZE"),
+    Verb::logged_in(
+        "MDTM",
+        "[<YYYYMMDDhhmmss>] <path>",
+        "shows or sets the time of last change",
+        argument::mdtm,
+    )
+    .feat("MDTM"),
+    Verb::logged_in("MFMT", "<YYYYMMDDhhmmss> <path>", "sets the time of last change", |a| {
+        argument::modified(a).map(LoggedInCommand::Mfmt)
+    })
+    .feat("MFMT"),
+    Verb::logged_in("AVBL", "[<path>]", "shows the free space in bytes", |a| {
+        Ok(LoggedInCommand::Avbl(argument::optional_path(a)))
+    })
+    .feat("AVBL"),
     // Data connections
-    Verb::new("PASV", "", "the server listens for the data connection", AfterLogin, |_| Ok(Command::Pasv)).feat("PASV"),
-    Verb::new("EPSV", "[1|2|ALL]", "the server listens for the data connection", AfterLogin, |a| argument::epsv(a).map(Command::Epsv)).words().feat("EPSV"),
-    Verb::new("PORT", "<h1,h2,h3,h4,p1,p2>", "the server opens the data connection", AfterLogin, |a| super::address::parse_port(a).map(Command::Port)).words(),
-    Verb::new("EPRT", "|<1|2>|<address>|<port>|", "the server opens the data connection", AfterLogin, |a| super::address::parse_eprt(a).map(Command::Eprt)).words().feat("EPRT"),
+    Verb::logged_in("PASV", "", "the server listens for the data connection", |_| Ok(LoggedInCommand::Pasv))
+        .feat("PASV"),
+    Verb::logged_in("EPSV", "[1|2|ALL]", "the server listens for the data connection", |a| {
+        argument::epsv(a).map(LoggedInCommand::Epsv)
+    })
+    .words()
+    .feat("EPSV"),
+    Verb::logged_in("PORT", "<h1,h2,h3,h4,p1,p2>", "the server opens the data connection", |a| {
+        super::address::parse_port(a).map(LoggedInCommand::Port)
+    })
+    .words(),
+    Verb::logged_in("EPRT", "|<1|2>|<address>|<port>|", "the server opens the data connection", |a| {
+        super::address::parse_eprt(a).map(LoggedInCommand::Eprt)
+    })
+    .words()
+    .feat("EPRT"),
     // Transfers
-    Verb::new("TYPE", "A|I|L 8", "text with line ends converted, or bytes", AfterLogin, |a| argument::transfer_type(a).map(Command::Type)).words(),
-    Verb::new("STRU", "F", "files have no structure", AfterLogin, argument::structure).words(),
-    Verb::new("MODE", "S", "data is sent as a stream", AfterLogin, argument::mode).words(),
-    Verb::new("ALLO", "<bytes> [R <bytes>]", "announces the size of the next upload", AfterLogin, |a| argument::allo(a).map(Command::Allo)).words(),
-    Verb::new("REST", "<offset>", "where the next transfer begins", AfterLogin, |a| argument::offset(a).map(Command::Rest)).words().feat("REST STREAM"),
-    Verb::new("RANG", "<first> <last>", "which bytes the next transfer is of; 1 0 for all", AfterLogin, |a| argument::rang(a).map(Command::Rang)).words().feat("RANG STREAM"),
-    Verb::new("RETR", "<path>", "sends a file to the client", AfterLogin, |a| argument::path(a).map(Command::Retr)),
-    Verb::new("STOR", "<path>", "stores a file", AfterLogin, |a| argument::path(a).map(Command::Stor)),
-    Verb::new("STOU", "[<path>]", "stores a file under a new name", AfterLogin, |a| Ok(Command::Stou(argument::optional_path(a)))),
-    Verb::new("APPE", "<path>", "appends to a file", AfterLogin, |a| argument::path(a).map(Command::Appe)),
-    Verb::new("ABOR", "", "ends the transfer under way", AfterLogin, |_| Ok(Command::Abor)).in_transfer(),
+    Verb::logged_in("TYPE", "A|I|L 8", "text with line ends converted, or bytes", |a| {
+        argument::transfer_type(a).map(LoggedInCommand::Type)
+    })
+    .words(),
+    Verb::logged_in("STRU", "F", "files have no structure", argument::structure).words(),
+    Verb::logged_in("MODE", "S", "data is sent as a stream", argument::mode).words(),
+    Verb::logged_in("ALLO", "<bytes> [R <bytes>]", "announces the size of the next upload", |a| {
+        argument::allo(a).map(LoggedInCommand::Allo)
+    })
+    .words(),
+    Verb::logged_in("REST", "<offset>", "where the next transfer begins", |a| {
+        argument::offset(a).map(LoggedInCommand::Rest)
+    })
+    .words()
+    .feat("REST STREAM"),
+    Verb::logged_in("RANG", "<first> <last>", "which bytes the next transfer is of; 1 0 for all", |a| {
+        argument::rang(a).map(LoggedInCommand::Rang)
+    })
+    .words()
+    .feat("RANG STREAM"),
+    Verb::logged_in("RETR", "<path>", "sends a file to the client", |a| {
+        argument::path(a).map(LoggedInCommand::Retr)
+    }),
+    Verb::logged_in("STOR", "<path>", "stores a file", |a| argument::path(a).map(LoggedInCommand::Stor)),
+    Verb::logged_in("STOU", "[<path>]", "stores a file under a new name", |a| {
+        Ok(LoggedInCommand::Stou(argument::optional_path(a)))
+    }),
+    Verb::logged_in("APPE", "<path>", "appends to a file", |a| argument::path(a).map(LoggedInCommand::Appe)),
+    Verb::logged_in("ABOR", "", "ends the transfer under way", |_| Ok(LoggedInCommand::Abor)).in_transfer(),
     // Listings
-    Verb::new("LIST", "[-aAdFlRrSt1] [<path>]", "lists a directory for people", AfterLogin, |a| Ok(Command::List(argument::list(a)))),
-    Verb::new("NLST", "[-aAdFlRrSt1] [<path>]", "lists the names in a directory", AfterLogin, |a| Ok(Command::Nlst(argument::list(a)))),
-    Verb::new("MLSD", "[<path>]", "lists a directory for programs", AfterLogin, |a| Ok(Command::Mlsd(argument::optional_path(a)))),
-    Verb::new("MLST", "[<path>]", "shows the facts about a path", AfterLogin, |a| Ok(Command::Mlst(argument::optional_path(a)))).feature(Feature::Mlst),
-    Verb::new("STAT", "[[-aAdFlRrSt1] <path>]", "shows the state of the session, or lists a path", Always, |a| Ok(argument::stat(a))).in_transfer(),
+    Verb::logged_in("LIST", "[-aAdFlRrSt] [<path>]", "lists a directory for people", |a| {
+        Ok(LoggedInCommand::List(argument::list(a)))
+    }),
+    Verb::logged_in("NLST", "[-aAdFlRrSt] [<path>]", "lists the names in a directory", |a| {
+        Ok(LoggedInCommand::Nlst(argument::list(a)))
+    }),
+    Verb::logged_in("MLSD", "[<path>]", "lists a directory for programs", |a| {
+        Ok(LoggedInCommand::Mlsd(argument::optional_path(a)))
+    }),
+    Verb::logged_in("MLST", "[<path>]", "shows the facts about a path", |a| {
+        Ok(LoggedInCommand::Mlst(argument::optional_path(a)))
+    })
+    .feature(Feature::Mlst),
+    Verb::any_time_or_logged_in(
+        "STAT",
+        "[[-aAdFlRrSt] <path>]",
+        "shows the state of the session, or lists a path",
+        argument::stat,
+    )
+    .in_transfer(),
     // Checksums
-    Verb::new("HASH", "<path>", "the checksum of a file, by the algorithm of OPTS HASH", AfterLogin, |a| argument::path(a).map(Command::Hash)).feature(Feature::Hash),
-    Verb::new("XCRC", "<path> [<start> [<end>]]", "the CRC-32 of a file", AfterLogin, |a| argument::checksum(Algorithm::Crc32, a)).feat("XCRC"),
-    Verb::new("XMD5", "<path> [<start> [<end>]]", "the MD5 of a file", AfterLogin, |a| argument::checksum(Algorithm::Md5, a)).feat("XMD5"),
-    Verb::new("XSHA1", "<path> [<start> [<end>]]", "the SHA-1 of a file", AfterLogin, |a| argument::checksum(Algorithm::Sha1, a)).or("XSHA").feat("XSHA1"),
-    Verb::new("XSHA256", "<path> [<start> [<end>]]", "the SHA-256 of a file", AfterLogin, |a| argument::checksum(Algorithm::Sha256, a)).feat("XSHA256"),
-    Verb::new("XSHA512", "<path> [<start> [<end>]]", "the SHA-512 of a file", AfterLogin, |a| argument::checksum(Algorithm::Sha512, a)).feat("XSHA512"),
-    Verb::new("COMB", "<target> <source>...", "joins files to the end of one", AfterLogin, |a| argument::comb(a).map(Command::Comb)).feat("COMB"),
+    Verb::logged_in("HASH", "<path>", "the checksum of a file, by the algorithm of OPTS HASH", |a| {
+        argument::path(a).map(LoggedInCommand::Hash)
+    })
+    .feature(Feature::Hash),
+    Verb::logged_in("XCRC", "<path> [<start> [<end>]]", "the CRC-32 of a file", |a| {
+        argument::checksum(Algorithm::Crc32, a)
+    })
+    .feat("XCRC"),
+    Verb::logged_in("XMD5", "<path> [<start> [<end>]]", "the MD5 of a file", |a| {
+        argument::checksum(Algorithm::Md5, a)
+    })
+    .feat("XMD5"),
+    Verb::logged_in("XSHA1", "<path> [<start> [<end>]]", "the SHA-1 of a file", |a| {
+        argument::checksum(Algorithm::Sha1, a)
+    })
+    .or("XSHA")
+    .feat("XSHA1"),
+    Verb::logged_in("XSHA256", "<path> [<start> [<end>]]", "the SHA-256 of a file", |a| {
+        argument::checksum(Algorithm::Sha256, a)
+    })
+    .feat("XSHA256"),
+    Verb::logged_in("XSHA512", "<path> [<start> [<end>]]", "the SHA-512 of a file", |a| {
+        argument::checksum(Algorithm::Sha512, a)
+    })
+    .feat("XSHA512"),
+    Verb::logged_in("COMB", "<target> <source>...", "joins files to the end of one", |a| {
+        argument::comb(a).map(LoggedInCommand::Comb)
+    })
+    .feat("COMB"),
     // Information and parameters
-    Verb::new("SYST", "", "shows the kind of system", Always, |_| Ok(Command::Syst)),
-    Verb::new("FEAT", "", "lists the extensions", Always, |_| Ok(Command::Feat)),
-    Verb::new("HELP", "[<command>]", "shows this", Always, |a| Ok(Command::Help(argument::optional_path(a)))).words(),
-    Verb::new("NOOP", "", "does nothing", Always, |_| Ok(Command::Noop)).in_transfer(),
-    Verb::new("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", Always, |a| argument::opts(a).map(Command::Opts)).words(),
-    Verb::new("SITE", "CHMOD|UTIME|WHO|QUOTA|HELP [<arguments>]", "what no RFC has", AfterLogin, |a| argument::site(a).map(Command::Site)).feat("SITE UTIME"),
+    Verb::any_time("SYST", "", "shows the kind of system", |_| Ok(AnyTimeCommand::Syst)),
+    Verb::any_time("FEAT", "", "lists the extensions", |_| Ok(AnyTimeCommand::Feat)),
+    Verb::any_time("HELP", "[<command>]", "shows this", |a| {
+        Ok(AnyTimeCommand::Help(argument::optional_path(a)))
+    })
+    .words(),
+    Verb::any_time("NOOP", "", "does nothing", |_| Ok(AnyTimeCommand::Noop)).in_transfer(),
+    Verb::any_time("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", |a| {
+        argument::opts(a).map(AnyTimeCommand::Opts)
+    })
+    .words(),
+    Verb::logged_in("SITE", "<command> [<arguments>]", "what no RFC has", |a| {
+        site::parse(a).map(LoggedInCommand::Site)
+    })
+    .feature(Feature::Site),
     // RFC 959 and the security extensions, RFC 2228
     Verb::not_offered("SMNT"),
     Verb::not_offered("ADAT"),
@@ -250,13 +402,13 @@ pub struct Features {
 /// The answer to FEAT, RFC 2389 section 3.2.
 pub fn feat(features: Features) -> Reply {
     let Features { facts, hash, tls } = features;
-    let offered = VERBS.iter().filter(|verb| verb.parse.is_some());
-    let lines = offered.filter_map(|verb| match verb.feature {
-        Feature::None => None,
-        Feature::Line(line) => Some(Text::from(line)),
-        Feature::Tls(line) => tls.then(|| Text::from(line)),
-        Feature::Mlst => Some(Text::from(facts.feature())),
-        Feature::Hash => Some(Text::from(hash_feature(hash))),
+    let offered = VERBS.iter().filter(|verb| verb.is_offered() && (tls || !verb.needs_tls));
+    let lines = offered.flat_map(|verb| match verb.feature {
+        Feature::None => vec![],
+        Feature::Line(line) => vec![Text::from(line)],
+        Feature::Mlst => vec![Text::from(facts.feature())],
+        Feature::Hash => vec![Text::from(hash_feature(hash))],
+        Feature::Site => SITE_COMMANDS.iter().filter_map(|command| command.feature.map(Text::from)).collect(),
     });
     let lines = lines.chain(OTHER_FEATURES.map(Text::from)).collect();
     Reply::lines(Code::SYSTEM_STATUS, "Extensions supported:", lines, "End")
@@ -279,10 +431,9 @@ fn hash_feature(selected: Algorithm) -> String {
 
 /// The answer to HELP, RFC 959 section 4.1.3: of all verbs, or of the one in `topic`.
 pub fn help(topic: Option<&[u8]>) -> Reply {
-    match topic.map(|name| find(name).filter(|verb| verb.parse.is_some())) {
+    match topic.map(|name| find(name).filter(|verb| verb.is_offered())) {
         None => {
-            let names: Vec<_> =
-                VERBS.iter().filter(|verb| verb.parse.is_some()).map(|verb| verb.name).collect();
+            let names: Vec<_> = VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name).collect();
             let rows = names.chunks(8).map(|row| Text::from(row.join(" "))).collect();
             Reply::lines(Code::HELP, "Commands:", rows, "HELP <command> tells more.")
         }
@@ -294,7 +445,7 @@ pub fn help(topic: Option<&[u8]>) -> Reply {
 
 /// The answer to SITE HELP.
 pub fn site_help() -> Reply {
-    let lines = Site::USAGES.map(Text::from).to_vec();
+    let lines = site::usages().map(Text::from).collect();
     Reply::lines(Code::HELP, "SITE commands:", lines, "End")
 }
 
@@ -333,10 +484,10 @@ mod tests {
     fn before_login_nothing_touches_files() {
         let names: Vec<_> = VERBS
             .iter()
-            .filter(|verb| verb.parse.is_some() && verb.phase != AfterLogin)
+            .filter(|verb| matches!(verb.parser, Some(Parser::AnyTime(_) | Parser::Either(_))))
             .map(|verb| verb.name)
             .collect();
-        // STAT is for everybody only without a path, see `Request::phase`.
+        // STAT with a path needs a login.
         let expected = [
             "USER", "PASS", "ACCT", "REIN", "QUIT", "HOST", "CLNT", "AUTH", "PBSZ", "PROT", "CCC", "STAT",
             "SYST", "FEAT", "HELP", "NOOP", "OPTS",
@@ -375,9 +526,9 @@ mod tests {
         let all = text(&help(None));
         for verb in VERBS {
             let listed = all.split_ascii_whitespace().any(|word| word == verb.name);
-            assert_eq!(listed, verb.parse.is_some(), "{verb:?}");
+            assert_eq!(listed, verb.is_offered(), "{verb:?}");
             let one = text(&help(Some(verb.name.as_bytes())));
-            assert_eq!(one.starts_with("214"), verb.parse.is_some(), "{one}");
+            assert_eq!(one.starts_with("214"), verb.is_offered(), "{one}");
         }
         assert_eq!(text(&help(Some(b"retr"))), "214 RETR <path>: sends a file to the client\r\n");
         assert!(text(&help(Some(b"SITE"))).contains("\r\n CHMOD <mode> <path>\r\n"));

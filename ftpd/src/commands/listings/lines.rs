@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, sync::Arc};
 
-use common::auth_api::Permissions;
+use common::policy::{Permission, Permissions};
 
 use crate::{
     access::{AccessRules, DirectoryRules},
@@ -73,13 +73,10 @@ pub fn permissions_of(access: &AccessRules, jail: &Jail, path: &VirtualPath, ent
 fn directory_permissions(directory: &DirectoryRules<'_>, jail: &Jail, path: &VirtualPath) -> Permissions {
     let mut permissions = directory.facts();
     if path.is_root() || jail.is_fixed(path) {
-        permissions.rename = false;
-        permissions.rmdir = false;
+        permissions = permissions.without(&[Permission::Rename, Permission::Rmdir]);
     }
     if jail.is_synthetic_directory(path) {
-        permissions.upload = false;
-        permissions.mkdir = false;
-        permissions.delete = false;
+        permissions = permissions.without(&[Permission::Upload, Permission::Mkdir, Permission::Delete]);
     }
     permissions
 }
@@ -239,7 +236,7 @@ impl Listing {
         let mut below = Vec::new();
         let mut is_first = true;
         let mut place = Place::new(&self.access, jail, top);
-        for step in jail.walk(top, self.depth, progress, |path| self.access.at(path).list)? {
+        for step in jail.walk(top, self.depth, progress, |path| self.access.at(path).has(Permission::List))? {
             match (step?, &self.form) {
                 (WalkStep::Directory(path), form) => {
                     place = Place::new(&self.access, jail, &path);
@@ -294,7 +291,7 @@ impl<'l> Place<'l> {
     /// list it.
     fn shows(&self, entry: &Entry) -> bool {
         !self.access.has_rules()
-            || self.directory.at(&entry.name).list
+            || self.directory.at(&entry.name).has(Permission::List)
             || entry.kind == EntryKind::Directory && self.directory.below(&entry.name).is_enterable()
     }
 
