@@ -12,9 +12,10 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
+use common::sync;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::{Mode, fstat};
@@ -127,7 +128,7 @@ impl LockMode {
         if self == Self::Off {
             return Ok(None);
         }
-        for (flags, access) in [(handle::WRITE, LockKind::Write), (handle::READ, LockKind::Read)] {
+        for (flags, kind) in [(handle::WRITE, LockKind::Write), (handle::READ, LockKind::Read)] {
             let file = match open(handle::proc_path(handle).as_c_str(), flags, Mode::empty()) {
                 Ok(file) => file,
                 // The node may not write the file. A reader's lock excludes writers as well.
@@ -136,7 +137,7 @@ impl LockMode {
                 Err(Errno::ENOENT | Errno::ESTALE) => return Ok(None),
                 Err(errno) => return Err(errno.into()),
             };
-            return match self.lock(&file, access)? {
+            return match self.lock(&file, kind)? {
                 WriterLock::Held { .. } => Ok(Some(ChangeLock { _file: file })),
                 WriterLock::HeldByAnother => Err(FileError::BeingWritten),
                 WriterLock::NotSupported => Ok(None),
@@ -274,8 +275,7 @@ impl Jail {
 fn file_crosses_nodes(file: &(impl AsFd + AsRawFd)) -> Result<bool, FileError> {
     static CACHE: LazyLock<Mutex<HashMap<libc::dev_t, (Instant, bool)>>> = LazyLock::new(Mutex::default);
     let device = fstat(file)?.st_dev;
-    // No code panics while it holds the mutex.
-    let cache = || CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    let cache = || sync::lock(&CACHE);
     if let Some((at, crosses)) = cache().get(&device).copied()
         && at.elapsed() < CACHE_LIFETIME
     {

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
+use common::sync;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::handle::identity;
@@ -47,8 +48,7 @@ impl SharedDirectories {
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, SharedDirectoriesInner> {
-        // No code panics while it holds the mutex.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

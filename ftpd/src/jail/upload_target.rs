@@ -216,10 +216,10 @@ impl Jail {
         Ok(UploadTarget { jail: self, path, location, directory_path, found, may_create: true })
     }
 
-    /// [`UploadTarget::open`] of `path`.
+    /// Looks up `path` and opens it as `UploadTarget::open` does.
     ///
     /// # Errors
-    /// The errors of [`UploadTarget::open`].
+    /// The errors of `UploadTarget::open`.
     pub fn open_write(
         &self,
         path: &VirtualPath,
