@@ -184,6 +184,6 @@ fn log_lines_for_connections_without_login_are_limited() {
     node.login("demo", "x").quit();
     node.daemon.wait_for_message("session ended", &[("user", "demo")]);
     let lines = node.daemon.lines();
-    let told = lines.iter().filter(|line| message_is(line, "the client speaks another protocol"));
-    assert_eq!(told.count(), 3);
+    let logged = lines.iter().filter(|line| message_is(line, "the client speaks another protocol"));
+    assert_eq!(logged.count(), 3);
 }

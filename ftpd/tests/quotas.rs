@@ -461,7 +461,7 @@ fn expired_partial_files_are_removed_and_credited_to_the_quota() {
     data.shutdown(Shutdown::Write).unwrap();
     other.expect(226);
     assert_eq!(fs::read(home.join("runs")).unwrap().len(), 2000);
-    eventually("the quota to be told", || (used(&mut session) == (2000, 1)).then_some(()));
+    eventually("the usage to be reported", || (used(&mut session) == (2000, 1)).then_some(()));
     assert_eq!(on_disk(&home), (2000, 1));
     let removed = |node: &Node| node.metric("ftp_partials_removed_total").unwrap_or(0.0);
     let bytes = |node: &Node| node.metric("ftp_partial_bytes_removed_total").unwrap_or(0.0);
@@ -478,8 +478,10 @@ fn expired_partial_files_are_removed_and_credited_to_the_quota() {
 /// counted.
 #[test]
 fn directory_quota_counts_only_that_directory() {
-    let nothing = json!({ "list": false, "download": false, "upload": false, "overwrite": false, "append": false,
-        "rename": false, "delete": false, "mkdir": false, "rmdir": false, "attributes": false });
+    let nothing = json!({
+        "list": false, "download": false, "upload": false, "overwrite": false, "append": false, "rename": false,
+        "delete": false, "mkdir": false, "rmdir": false, "attributes": false,
+    });
     let (mut reads, mut adds) = (nothing.clone(), nothing);
     (reads["list"], reads["download"], adds["upload"]) = (json!(true), json!(true), json!(true));
     let account = json!({

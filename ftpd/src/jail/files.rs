@@ -8,14 +8,15 @@ use std::os::unix::{ffi::OsStringExt, fs::FileExt};
 
 use common::registry::Usage;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
+use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmodat, fstat, mkdirat, utimensat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
+use nix::unistd::UnlinkatFlags;
 
-use super::handle::{self, EntryLocation, entry, identity, kind, real_path, size};
+use super::handle::{self, entry, kind, size};
 use super::path::VirtualPath;
+use super::rename_new::rename_new;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile};
 use crate::listing::{Entry, EntryKind};
@@ -260,74 +261,6 @@ impl Jail {
         }
         self.open_path(path, handle::STATUS)
     }
-
-    /// Returns a key of the file that is the same through every home, folder, symbolic link and node:
-    /// its real path below the storage root, without a leading slash.
-    ///
-    /// # Errors
-    /// [`FileError::NotFound`] if the directory of `path` does not exist; `path` itself need not exist.
-    pub fn canonical_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
-        if path.is_root() {
-            return self.key_of_handle(&self.home);
-        }
-        self.upload_target(path)?.key()
-    }
-
-    /// Like [`Jail::canonical_key`], but a symbolic link as the last component is not resolved.
-    ///
-    /// # Errors
-    /// The errors of [`Jail::canonical_key`] and those of a change of the name.
-    pub fn name_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
-        let location = self.entry_location(path)?;
-        self.key_in(&real_path(&location.directory)?, location.name)
-    }
-
-    /// Returns a key of the home, or of a directory in it, whose files a quota counts. The key is the
-    /// same on every node, even while the directory does not exist. Symbolic links in `directory` are
-    /// not resolved.
-    ///
-    /// # Errors
-    /// Any error of the kernel.
-    pub fn quota_key(&self, directory: &VirtualPath) -> Result<Vec<u8>, FileError> {
-        let mut key = self.key_of_handle(&self.home)?;
-        for name in directory.names() {
-            if !key.is_empty() {
-                key.push(b'/');
-            }
-            key.extend_from_slice(name);
-        }
-        Ok(key)
-    }
-
-    /// [`Jail::canonical_key`] of the name `name` itself in the directory with the real path
-    /// `directory`.
-    ///
-    /// # Errors
-    /// [`FileError::NotFound`] if the directory is no longer in the storage.
-    pub(super) fn key_in(&self, directory: &[u8], name: &[u8]) -> Result<Vec<u8>, FileError> {
-        let mut key = self.strip_storage(directory)?.to_vec();
-        if !key.is_empty() {
-            key.push(b'/');
-        }
-        key.extend_from_slice(name);
-        Ok(key)
-    }
-
-    /// [`Jail::canonical_key`] of an open file or directory.
-    pub(super) fn key_of_handle(&self, handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
-        Ok(self.strip_storage(&real_path(handle)?)?.to_vec())
-    }
-
-    /// Strips the storage's path and the slash after it from a real path.
-    fn strip_storage<'p>(&self, path: &'p [u8]) -> Result<&'p [u8], FileError> {
-        let storage = self.storage.strip_suffix(b"/").unwrap_or(&self.storage);
-        match path.strip_prefix(storage) {
-            Some([]) => Ok(&[]),
-            Some([b'/', below @ ..]) => Ok(below),
-            // Another program has moved the file out of the storage.
-            _ => Err(FileError::NotFound),
-        }
-    }
 }
 
 /// Opens a regular file or directory again for reading, by its `O_PATH` handle, and returns its current
@@ -342,53 +275,6 @@ pub(super) fn link_target(link: &OwnedFd) -> Result<Vec<u8>, Errno> {
     readlinkat(link, "").map(OsStringExt::into_vec)
 }
 
-/// Renames without replacing an existing file.
-pub(super) fn rename_new(from: &EntryLocation<'_>, to: &EntryLocation<'_>) -> Result<(), FileError> {
-    // Another operation that has checked this file before removing it must not find another file under
-    // its name.
-    let (_lock, _) = usage::lock_entry(from)?;
-    let flags = RenameFlags::RENAME_NOREPLACE;
-    match renameat2(&from.directory, from.name, &to.directory, to.name, flags) {
-        // NFS does not support the flag.
-        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => rename_new_by_link(from, to),
-        renamed => Ok(renamed?),
-    }
-}
-
-/// [`rename_new`] for file systems without RENAME_NOREPLACE. The new name appears atomically or not at
-/// all. A crash between the two steps leaves both names.
-fn rename_new_by_link(from: &EntryLocation<'_>, to: &EntryLocation<'_>) -> Result<(), FileError> {
-    let source = from.status()?;
-    if kind(&source) == EntryKind::Directory {
-        // Directories cannot have hard links. A rename replaces at most an empty directory.
-        return match to.status() {
-            Ok(_) => Err(FileError::AlreadyExists),
-            Err(Errno::ENOENT) => Ok(renameat(&from.directory, from.name, &to.directory, to.name)?),
-            Err(errno) => Err(errno.into()),
-        };
-    }
-    match linkat(&from.directory, from.name, &to.directory, to.name, LinkatFlags::empty()) {
-        Ok(()) => {}
-        // An NFS server may have created the link and its first reply was lost: then both names are the
-        // same file, which has at least two links. Both names can also be one directory entry (a rename
-        // to itself, or to another case on a case-insensitive file system); then the file has one link.
-        Err(Errno::EEXIST) => {
-            let target = to.status()?;
-            let one_name = from.name == to.name
-                && identity(&fstat(&from.directory)?) == identity(&fstat(&to.directory)?);
-            if one_name || identity(&target) != identity(&source) || target.st_nlink < 2 {
-                return Err(FileError::AlreadyExists);
-            }
-        }
-        Err(errno) => return Err(errno.into()),
-    }
-    match unlinkat(&from.directory, from.name, UnlinkatFlags::NoRemoveDir) {
-        // Already removed: again the first reply was lost.
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
 /// Writes the names of a directory to stable storage. NFS servers do this before they reply.
 pub(super) fn sync_directory(directory: &OwnedFd) -> Result<(), FileError> {
     let readable = match openat(directory, ".", handle::READ_DIRECTORY, Mode::empty()) {
@@ -401,57 +287,5 @@ pub(super) fn sync_directory(directory: &OwnedFd) -> Result<(), FileError> {
         // The file system does not support fsync of directories.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         synced => Ok(synced?),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    fn locations<'p>(
-        from: &'p [u8],
-        to: &'p [u8],
-    ) -> (tempfile::TempDir, EntryLocation<'p>, EntryLocation<'p>) {
-        let directory = tempfile::tempdir().unwrap();
-        let location = |name| EntryLocation {
-            directory: nix::fcntl::open(directory.path(), handle::DIRECTORY, Mode::empty()).unwrap(),
-            name,
-        };
-        let (from, to) = (location(from), location(to));
-        (directory, from, to)
-    }
-
-    #[test]
-    fn rename_by_link_never_replaces_a_file() {
-        let (directory, from, to) = locations(b"a", b"b");
-        fs::write(directory.path().join("a"), "new").unwrap();
-        fs::write(directory.path().join("b"), "old").unwrap();
-        assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));
-        assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"old");
-        fs::remove_file(directory.path().join("b")).unwrap();
-        rename_new_by_link(&from, &to).unwrap();
-        assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"new");
-        assert!(!directory.path().join("a").exists());
-    }
-
-    #[test]
-    fn rename_by_link_completes_after_a_lost_reply() {
-        let (directory, from, to) = locations(b"a", b"b");
-        fs::write(directory.path().join("a"), "data").unwrap();
-        fs::hard_link(directory.path().join("a"), directory.path().join("b")).unwrap();
-        rename_new_by_link(&from, &to).unwrap();
-        assert!(!directory.path().join("a").exists());
-        assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"data");
-    }
-
-    #[test]
-    fn rename_by_link_to_the_same_name_keeps_the_file() {
-        let (directory, from, to) = locations(b"a", b"a");
-        fs::write(directory.path().join("a"), "data").unwrap();
-        fs::hard_link(directory.path().join("a"), directory.path().join("other")).unwrap();
-        assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));
-        assert!(directory.path().join("a").exists());
     }
 }

@@ -18,12 +18,14 @@ mod files;
 mod folders;
 mod handle;
 mod inode_lock;
+mod keys;
 pub mod lock;
 mod mount;
 mod partial;
 pub mod path;
 mod publish;
 mod remove_tree;
+mod rename_new;
 mod shared;
 pub mod sweep;
 mod upload;
@@ -41,7 +43,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 pub use self::combine::CombineRequest;
 pub use self::directory::{Entries, TreeWalk, WalkStep};
 pub use self::error::FileError;
-use self::folders::{Folder, RootedPath};
+use self::folders::{RootedPath, SharedFolder};
 use self::handle::LinkPolicy;
 pub use self::lock::{ChangeLock, LockMode};
 pub use self::partial::RivalPolicy;
@@ -68,7 +70,7 @@ pub struct Jail {
     home: Arc<OwnedFd>,
     /// Path of the home in the storage.
     home_path: VirtualPath,
-    folders: Vec<Folder>,
+    folders: Vec<SharedFolder>,
     /// Device numbers of the home and then of each folder in the order of `folders`. Empty before
     /// [`Jail::share`].
     filesystems: Vec<u64>,

@@ -20,9 +20,10 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{NFS_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, close};
 
-use super::files::{rename_new, sync_directory};
+use super::files::sync_directory;
 use super::handle::{self, EntryLocation, identity, size};
 use super::partial::has_name;
+use super::rename_new::rename_new;
 use super::upload::{FollowedLink, PublishPlan, Upload, UploadState};
 use super::{FileError, usage};
 use crate::blocking;

@@ -1,5 +1,6 @@
 //! Removal of old partial files (the hidden files of aborted atomic uploads).
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -61,19 +62,8 @@ pub fn sweep(
         };
         let name = found.name.to_bytes();
         if is_partial(name) {
-            match remove(found.directory, found.name, lifetime, locks) {
-                Ok(Some((usage, age))) => {
-                    let directory = real_path(found.directory).unwrap_or_default();
-                    let directory = directory.strip_prefix(&*storage).unwrap_or_default();
-                    let directory = directory.strip_prefix(b"/").unwrap_or(directory).to_vec();
-                    swept(SweptFile { directory, name: name.to_vec(), usage, age });
-                }
-                Ok(None) | Err(FileError::NotFound | FileError::Stale) => {}
-                Err(error) => {
-                    let path = handle::printable_path(found.directory, name);
-                    let error = chain(&error);
-                    log::warn!(path:%; "cannot remove an expired partial file (partial_lifetime): {error}");
-                }
+            if let Some(file) = remove_or_warn(found.directory, found.name, &storage, lifetime, locks) {
+                swept(file);
             }
             continue;
         }
@@ -102,11 +92,36 @@ fn is_partial(name: &[u8]) -> bool {
     }
 }
 
+/// [`remove`], with errors in the log. `storage` is the real path of the storage root.
+fn remove_or_warn(
+    directory: &OwnedFd,
+    name: &CStr,
+    storage: &[u8],
+    lifetime: Duration,
+    locks: LockMode,
+) -> Option<SweptFile> {
+    match remove(directory, name, lifetime, locks) {
+        Ok(removed) => removed.map(|(usage, age)| {
+            let directory = real_path(directory).unwrap_or_default();
+            let below = directory.strip_prefix(storage).unwrap_or_default();
+            let directory = below.strip_prefix(b"/").unwrap_or(below).to_vec();
+            SweptFile { directory, name: name.to_bytes().to_vec(), usage, age }
+        }),
+        Err(FileError::NotFound | FileError::Stale) => None,
+        Err(error) => {
+            let path = handle::printable_path(directory, name.to_bytes());
+            let error = chain(&error);
+            log::warn!(path:%; "cannot remove an expired partial file (partial_lifetime): {error}");
+            None
+        }
+    }
+}
+
 /// Removes the partial file if it is old and no upload has locked it. Returns what that freed, and the
 /// age of the file.
 fn remove(
     directory: &OwnedFd,
-    name: &std::ffi::CStr,
+    name: &CStr,
     lifetime: Duration,
     locks: LockMode,
 ) -> Result<Option<(Usage, Duration)>, FileError> {

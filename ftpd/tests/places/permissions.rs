@@ -23,7 +23,7 @@ fn drop_box(more: Value) -> Site {
     });
     account.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let site = Site::of(account);
-    site.put("anna/incoming/there", "of somebody else");
+    site.put("anna/incoming/there", "of another user");
     site.put("anna/file", "mine");
     site
 }
@@ -87,7 +87,7 @@ fn drop_box_accepts_files_and_reveals_nothing_about_existing_ones() {
     session.command("RNFR file", 350);
     session.command("RNTO incoming/there", 550);
     session.command("COMB incoming/there file", 550);
-    assert_eq!(site.content("anna/incoming/there").as_deref(), Some("of somebody else"));
+    assert_eq!(site.content("anna/incoming/there").as_deref(), Some("of another user"));
     // Other directories are not affected.
     assert_eq!(session.retrieve("file"), b"mine");
     session.command("DELE file", 250);
@@ -380,7 +380,9 @@ fn no_command_can_give_a_file_a_denied_name() {
     let site = Site::of(json!({
         "home": "/anna",
         "denied_names": ["*.exe", ".ht*", "con"],
-        "directories": [{ "path": "/closed", "permissions": { "upload": false, "overwrite": false, "append": false } }],
+        "directories": [
+            { "path": "/closed", "permissions": { "upload": false, "overwrite": false, "append": false } },
+        ],
     }));
     site.put("anna/file", "x");
     site.put("anna/part", "x");
