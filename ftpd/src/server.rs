@@ -457,7 +457,7 @@ async fn wait_for_the_end(
                     log::info!("reloading");
                     node.transfer_log.reopen();
                     if let Some(tls) = &node.tls {
-                        tls.reload_and_tell().await;
+                        tls.reload_and_log().await;
                     }
                 }
             },

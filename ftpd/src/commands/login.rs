@@ -27,7 +27,7 @@ use crate::{
     protocol::{
         Code, Reply,
         command::{Algorithm, Password},
-        reply::Text,
+        reply::ReplyText,
     },
     quota::HomeQuota,
     representation::Representation,
@@ -192,7 +192,7 @@ fn refuse(session: &mut Session, subject: &Subject, error: &LoginError) -> Outco
     }
 }
 
-fn unavailable(text: impl Into<Text>) -> Reply {
+fn unavailable(text: impl Into<ReplyText>) -> Reply {
     Reply::new(Code::SERVICE_UNAVAILABLE, text)
 }
 
