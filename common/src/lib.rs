@@ -1,16 +1,16 @@
 //! What both daemons share.
 //!
-//! A type belongs here when it crosses a process boundary (`access`, `auth_api`, `certificate`, `node`, `policy`,
+//! A type belongs here when it crosses a process boundary (`login_conditions`, `auth_api`, `certificate`, `node`, `policy`,
 //! `session`, `keys`, `registry`), and code when both `main`s run it (`clock`, `settings`, `toml_lines`,
 //! `secret`, `password`, `process`).
 
-pub mod access;
 pub mod auth_api;
 pub mod certificate;
 pub mod client_network;
 pub mod clock;
 pub mod health;
 pub mod keys;
+pub mod login_conditions;
 pub mod node;
 pub mod password;
 pub mod policy;

@@ -150,13 +150,13 @@ pub enum NodeState {
     Ready,
     Draining,
     /// A required dependency of the node fails. authd's API shows it; in the registry such a node is
-    /// `Ready` and has [`Failing`]s, since an older authd would not know this state.
+    /// `Ready` and has [`FailingDependency`]s, since an older authd would not know this state.
     Degraded,
 }
 
 /// A dependency of a node that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failing {
+pub struct FailingDependency {
     pub dependency: String,
     pub error: String,
     /// Seconds since the Unix epoch.
@@ -186,7 +186,7 @@ pub struct NodeRecord {
     pub transfers: u32,
     /// Of a node of an earlier version nothing is known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failing: Vec<Failing>,
+    pub failing: Vec<FailingDependency>,
 }
 
 impl NodeRecord {

@@ -13,11 +13,11 @@ use tokio::sync::{RwLock, mpsc};
 use zeroize::Zeroizing;
 
 use super::{
-    Holder, LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
-    lease_calls::{Held, LeaseCalls, RELEASE_WRITE},
+    LinkError, NameHolder, RedisLink, RedisOptions, RegistryView, SessionRefused, WhenAway,
+    lease_calls::{LeaseCalls, LeaseRequest, RELEASE_WRITE},
     orders::{ORDER_LIFE, Order},
-    refresh::{ROUND, Work},
-    table::Grant,
+    refresh::{ROUND, RegistryWork},
+    table::LeaseGrant,
     tickets::{KEPT, TicketKey},
     view::parse,
 };
@@ -29,10 +29,10 @@ use crate::{
     session::{SessionId, SessionLimits, SessionRecord},
 };
 
-static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_session.lua")));
-static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish_node.lua")));
-static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave_node.lua")));
-static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ticket_keys.lua")));
+static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/put_session.lua")));
+static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish_node.lua")));
+static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave_node.lua")));
+static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ticket_keys.lua")));
 
 /// A lease has to outlast a refresh or two.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
@@ -45,19 +45,19 @@ const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 const KEPT_FOR: u32 = ROUND;
 
 /// What came of publishing a node.
-pub(super) enum Published {
-    Joined(Joined),
+pub(super) enum PublishOutcome {
+    Joined(JoinedNode),
     /// This live node owns some of our ports.
-    Taken(NodeName, PortRange, Known),
+    Taken(NodeName, PortRange, NodeInRedis),
     /// Another process holds the node's name, and for this long if it does not renew its lease.
-    Named(Holder, Duration),
+    Named(NameHolder, Duration),
     /// No other process holds the name.
     Free,
 }
 
 /// Why a node is published.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Publish {
+pub(super) enum PublishReason {
     /// The process has just started. A process before it at the same place is dead.
     Start,
     /// The same, and the process serves already, because Redis was away when it started.
@@ -70,7 +70,7 @@ pub(super) enum Publish {
 
 /// What Redis knew of a node when it was published.
 #[derive(Clone, Copy)]
-pub(super) struct Known {
+pub(super) struct NodeInRedis {
     /// How many sessions.
     pub sessions: usize,
     /// Whether the node counted as alive.
@@ -78,8 +78,8 @@ pub(super) struct Known {
 }
 
 /// What a node that has joined is told beside that.
-pub(super) struct Joined {
-    pub known: Known,
+pub(super) struct JoinedNode {
+    pub known: NodeInRedis,
     /// Of the accounts.
     pub revision: u64,
     /// What this process is to do.
@@ -90,7 +90,7 @@ pub(super) struct Joined {
 pub(super) struct Cluster {
     pub view: RegistryView,
     pub lease: Duration,
-    pub work: mpsc::UnboundedSender<Work>,
+    pub work: mpsc::UnboundedSender<RegistryWork>,
     /// Read-locked while a lease is given back, write-locked while the refresh keeps all leases; otherwise the
     /// refresh could bring back a lease that was just given back.
     pub keeping: RwLock<()>,
@@ -114,7 +114,7 @@ impl Cluster {
         node: &NodeRecord,
         place: Option<String>,
         options: &RedisOptions,
-        work: mpsc::UnboundedSender<Work>,
+        work: mpsc::UnboundedSender<RegistryWork>,
     ) -> Self {
         Self {
             view: RegistryView::new(options),
@@ -152,12 +152,16 @@ impl Cluster {
     }
 
     /// See [`LeaseCalls::token`].
-    pub fn token(&self, grant: Grant) -> String {
+    pub fn token(&self, grant: LeaseGrant) -> String {
         self.leases.token(grant)
     }
 
     /// Enters or refreshes the node.
-    pub async fn publish(&self, record: &NodeRecord, why: Publish) -> Result<Published, LinkError> {
+    pub async fn publish(
+        &self,
+        record: &NodeRecord,
+        why: PublishReason,
+    ) -> Result<PublishOutcome, LinkError> {
         let mut call = PUBLISH_NODE.prepare_invoke();
         call.key(self.keys().nodes())
             .key(self.keys().node(&self.name))
@@ -169,10 +173,10 @@ impl Cluster {
             .arg(self.incarnation)
             .arg(&self.place)
             .arg(match why {
-                Publish::Start => "start",
-                Publish::Late => "late",
-                Publish::Keep => "keep",
-                Publish::Look => "look",
+                PublishReason::Start => "start",
+                PublishReason::Late => "late",
+                PublishReason::Keep => "keep",
+                PublishReason::Look => "look",
             })
             .arg(self.slice.from())
             .arg(self.slice.to())
@@ -183,25 +187,24 @@ impl Cluster {
         let reply: Vec<_> = reply.iter().map(|field| String::from_utf8_lossy(field)).collect();
         let fields: Vec<&str> = reply.iter().map(|field| &**field).collect();
         let published = match fields[..] {
-            ["joined", sessions, alive, revision, ref orders @ ..] => {
-                Known::parse(sessions, alive).map(|known| {
-                    Published::Joined(Joined {
+            ["joined", sessions, alive, revision, ref orders @ ..] => NodeInRedis::parse(sessions, alive)
+                .map(|known| {
+                    PublishOutcome::Joined(JoinedNode {
                         known,
                         revision: revision.parse().unwrap_or(0),
                         orders: orders.iter().filter_map(|order| order.parse().ok()).collect(),
                     })
-                })
-            }
+                }),
             ["named", record, left] => {
-                let holder = Holder(serde_json::from_str(record).ok().map(Box::new));
-                left.parse().ok().map(|left| Published::Named(holder, Duration::from_millis(left)))
+                let holder = NameHolder(serde_json::from_str(record).ok().map(Box::new));
+                left.parse().ok().map(|left| PublishOutcome::Named(holder, Duration::from_millis(left)))
             }
-            ["free"] => Some(Published::Free),
+            ["free"] => Some(PublishOutcome::Free),
             ["taken", sessions, alive, name, from, to] => {
-                let known = Known::parse(sessions, alive);
+                let known = NodeInRedis::parse(sessions, alive);
                 taken(name, from, to)
                     .zip(known)
-                    .map(|((name, slice), known)| Published::Taken(name, slice, known))
+                    .map(|((name, slice), known)| PublishOutcome::Taken(name, slice, known))
             }
             _ => None,
         };
@@ -214,11 +217,11 @@ impl Cluster {
         &self,
         record: &SessionRecord,
         limits: SessionLimits,
-    ) -> Result<Result<(), Refusal>, LinkError> {
+    ) -> Result<Result<(), SessionRefused>, LinkError> {
         Ok(match self.link().call(&PUT_SESSION, &self.put(record, limits)).await? {
-            1 => Err(Refusal::UserLimit(limits.per_user.unwrap_or(0))),
-            2 => Err(Refusal::AddressLimit(limits.per_address.unwrap_or(0))),
-            3 => Err(Refusal::UserAddressLimit(limits.per_user_and_address.unwrap_or(0))),
+            1 => Err(SessionRefused::UserLimit(limits.per_user.unwrap_or(0))),
+            2 => Err(SessionRefused::AddressLimit(limits.per_address.unwrap_or(0))),
+            3 => Err(SessionRefused::UserAddressLimit(limits.per_user_and_address.unwrap_or(0))),
             _ => Ok(()),
         })
     }
@@ -249,7 +252,7 @@ impl Cluster {
     }
 
     /// Takes sessions and leases out.
-    pub async fn remove(&self, sessions: &[SessionRecord], leases: &[Held]) -> Result<(), LinkError> {
+    pub async fn remove(&self, sessions: &[SessionRecord], leases: &[LeaseRequest]) -> Result<(), LinkError> {
         if sessions.is_empty() && leases.is_empty() {
             return Ok(()); // There is no pipeline without commands.
         }
@@ -290,7 +293,7 @@ impl Cluster {
     /// Takes out sessions that Redis has under this node's name and that are not its own: those
     /// of a process before, and those whose end Redis did not hear of. (Where the former counted they
     /// do so no more, and expire.)
-    pub async fn remove_strangers(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
+    pub async fn remove_unknown_sessions(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
         let key = self.keys().node_sessions(&self.name);
         let records: Vec<Option<Vec<u8>>> = self.link().query(cmd("HMGET").arg(&key).arg(ids)).await?;
         let records = ids.iter().zip(&records).filter_map(|(id, record)| {
@@ -350,7 +353,7 @@ impl Cluster {
             };
             log::warn!(node = self.name.as_str(), error = chain(error).as_str(); "{what}");
             // The task finds out when Redis is back, and then enters what began without it.
-            let _ = self.work.send(Work::Refresh);
+            let _ = self.work.send(RegistryWork::Refresh);
         }
         admit
     }
@@ -401,7 +404,7 @@ pub(super) fn with_script(script: &Script) -> Pipeline {
     pipe
 }
 
-impl Known {
+impl NodeInRedis {
     fn parse(sessions: &str, alive: &str) -> Option<Self> {
         Some(Self { sessions: sessions.parse().ok()?, alive: alive == "1" })
     }

@@ -10,15 +10,16 @@ use redis::{Cmd, ErrorKind, Pipeline, RedisError, Script, cmd};
 use super::{
     LinkError,
     cluster::{Cluster, with_script},
-    leases::{Claim, Conflict, LeaseState, Scope},
-    table::Grant,
+    leases::{LeaseConflict, LeasePath, LeaseScope, LeaseState},
+    table::LeaseGrant,
 };
 use crate::{node::NodeRecord, session::SessionId};
 
 static HOLD_WRITE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(concat!(include_str!("lease.lua"), include_str!("hold_write.lua"))));
-pub(super) static RELEASE_WRITE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(concat!(include_str!("lease.lua"), include_str!("release_write.lua"))));
+    LazyLock::new(|| Script::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/hold_write.lua"))));
+pub(super) static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/release_write.lua")))
+});
 
 /// How often a take is called until it has looked at all paths below a tree. Each call removes what nodes that
 /// died have left of two hundred paths.
@@ -26,15 +27,15 @@ const MOST_CALLS: u32 = 100;
 
 /// A lease, to be taken, kept or given back.
 #[derive(Clone, Debug)]
-pub(super) struct Held {
-    pub claims: Arc<[Claim]>,
+pub(super) struct LeaseRequest {
+    pub claims: Arc<[LeasePath]>,
     pub token: String,
     pub state: Arc<LeaseState>,
 }
 
 /// What Redis says of a lease that it has granted or kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kept {
+pub(super) struct LeaseConfirmation {
     pub epoch: u64,
     pub number: u64,
     /// Redis has lost data of late: another session may have the path.
@@ -43,9 +44,9 @@ pub(super) struct Kept {
 
 /// What Redis answers to a session that wants a lease.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    Granted(Kept),
-    Busy(Option<SessionId>, Conflict),
+pub(super) enum TakeReply {
+    Granted(LeaseConfirmation),
+    Busy(Option<SessionId>, LeaseConflict),
 }
 
 /// What a node remembers for its requests.
@@ -59,7 +60,7 @@ pub(super) struct LeaseCalls {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum LeaseStep {
     Take,
     Keep,
     /// Only learns the epoch.
@@ -80,8 +81,8 @@ impl LeaseCalls {
         }
     }
 
-    /// Tells a lease from all others, in all processes. [`Taken::parse`] takes the session from it.
-    pub fn token(&self, grant: Grant) -> String {
+    /// Tells a lease from all others, in all processes. [`TakeReply::parse`] takes the session from it.
+    pub fn token(&self, grant: LeaseGrant) -> String {
         format!("{} {grant}", self.holder)
     }
 
@@ -98,9 +99,9 @@ impl LeaseCalls {
 
 impl Cluster {
     /// Takes a lease.
-    pub async fn take(&self, lease: &Held) -> Result<Taken, LinkError> {
+    pub async fn take(&self, lease: &LeaseRequest) -> Result<TakeReply, LinkError> {
         for _ in 0..MOST_CALLS {
-            let reply = self.call(&HOLD_WRITE, Step::Take, lease).await?;
+            let reply = self.call(&HOLD_WRITE, LeaseStep::Take, lease).await?;
             if reply.first().map(String::as_str) != Some("more") {
                 return self.taken(&reply);
             }
@@ -109,19 +110,20 @@ impl Cluster {
     }
 
     /// Keeps a lease; `None` if it is lost.
-    pub async fn keep_one(&self, lease: &Held) -> Result<Option<Kept>, LinkError> {
-        self.kept(&self.call(&HOLD_WRITE, Step::Keep, lease).await?)
+    pub async fn keep_one(&self, lease: &LeaseRequest) -> Result<Option<LeaseConfirmation>, LinkError> {
+        self.kept(&self.call(&HOLD_WRITE, LeaseStep::Keep, lease).await?)
     }
 
     /// Keeps leases; `None` for each that is lost. Also without leases the node learns of a loss of data: what it
     /// knows of the time before makes takes uncertain.
-    pub async fn keep(&self, leases: &[Held]) -> Result<Vec<Option<Kept>>, LinkError> {
+    pub async fn keep(&self, leases: &[LeaseRequest]) -> Result<Vec<Option<LeaseConfirmation>>, LinkError> {
         let (connection, compare) = self.comparison();
         let mut pipe = with_script(&HOLD_WRITE);
-        let nothing = Held { claims: Arc::new([]), token: self.leases.holder.clone(), state: Arc::default() };
-        pipe.add_command(self.command(&HOLD_WRITE, Step::Look, &nothing, compare));
+        let nothing =
+            LeaseRequest { claims: Arc::new([]), token: self.leases.holder.clone(), state: Arc::default() };
+        pipe.add_command(self.command(&HOLD_WRITE, LeaseStep::Look, &nothing, compare));
         for lease in leases {
-            pipe.add_command(self.command(&HOLD_WRITE, Step::Keep, lease, false));
+            pipe.add_command(self.command(&HOLD_WRITE, LeaseStep::Keep, lease, false));
         }
         let replies: Vec<Vec<String>> = self.link().pipe(&pipe).await?;
         self.compared(connection);
@@ -131,8 +133,8 @@ impl Cluster {
     }
 
     /// Gives a lease back; `false` if another session has had it.
-    pub async fn give_back(&self, lease: &Held) -> Result<bool, LinkError> {
-        match self.call(&RELEASE_WRITE, Step::Give, lease).await?.first().map(String::as_str) {
+    pub async fn give_back(&self, lease: &LeaseRequest) -> Result<bool, LinkError> {
+        match self.call(&RELEASE_WRITE, LeaseStep::Give, lease).await?.first().map(String::as_str) {
             Some("held") => Ok(true),
             Some("lost") => Ok(false),
             _ => Err(unexpected("release_write.lua")),
@@ -140,12 +142,17 @@ impl Cluster {
     }
 
     /// Adds the release of a lease to `pipe`, which knows [`RELEASE_WRITE`].
-    pub fn add_release(&self, pipe: &mut Pipeline, lease: &Held) {
-        pipe.add_command(self.command(&RELEASE_WRITE, Step::Drop, lease, false)).ignore();
+    pub fn add_release(&self, pipe: &mut Pipeline, lease: &LeaseRequest) {
+        pipe.add_command(self.command(&RELEASE_WRITE, LeaseStep::Drop, lease, false)).ignore();
     }
 
     /// The answer, given by a server that was compared with that of the epoch.
-    async fn call(&self, script: &Script, step: Step, lease: &Held) -> Result<Vec<String>, LinkError> {
+    async fn call(
+        &self,
+        script: &Script,
+        step: LeaseStep,
+        lease: &LeaseRequest,
+    ) -> Result<Vec<String>, LinkError> {
         let (connection, compare) = self.comparison();
         let reply = self.link().call(script, &self.command(script, step, lease, compare)).await?;
         if compare || self.link().connections() == connection {
@@ -169,7 +176,7 @@ impl Cluster {
         }
     }
 
-    fn command(&self, script: &Script, step: Step, lease: &Held, compare: bool) -> Cmd {
+    fn command(&self, script: &Script, step: LeaseStep, lease: &LeaseRequest, compare: bool) -> Cmd {
         let keys = self.keys();
         let known = self.leases.epoch.load(Ordering::Relaxed);
         let (epoch, number) = lease.state.granted();
@@ -179,13 +186,13 @@ impl Cluster {
         for claim in lease.claims.iter() {
             call.arg(keys.write_lease(&claim.path));
         }
-        let kind = |claim: &Claim| if claim.scope == Scope::Tree { 't' } else { 'f' };
+        let kind = |claim: &LeasePath| if claim.scope == LeaseScope::Tree { 't' } else { 'f' };
         call.arg(match step {
-            Step::Take => "take",
-            Step::Keep => "keep",
-            Step::Look => "look",
-            Step::Give => "give",
-            Step::Drop => "drop",
+            LeaseStep::Take => "take",
+            LeaseStep::Keep => "keep",
+            LeaseStep::Look => "look",
+            LeaseStep::Give => "give",
+            LeaseStep::Drop => "drop",
         });
         call.arg(keys.write_leases()).arg(&lease.token).arg(self.lease_ms()).arg(self.kept_ms());
         call.arg(hex(known)).arg(hex(rand::random_range(1..=u64::MAX))).arg(u8::from(compare));
@@ -195,33 +202,33 @@ impl Cluster {
         call
     }
 
-    fn taken(&self, reply: &[String]) -> Result<Taken, LinkError> {
+    fn taken(&self, reply: &[String]) -> Result<TakeReply, LinkError> {
         let fields: Vec<&str> = reply.iter().map(String::as_str).collect();
         match fields[..] {
             ["busy", place, holder, epoch] => {
                 self.leases.note(parse(epoch)?);
                 let conflict = match place {
-                    "below" => Conflict::Below,
-                    "above" => Conflict::Above,
-                    _ => Conflict::Same,
+                    "below" => LeaseConflict::Below,
+                    "above" => LeaseConflict::Above,
+                    _ => LeaseConflict::Same,
                 };
-                Ok(Taken::Busy(holder.rsplit(' ').next().and_then(|id| id.parse().ok()), conflict))
+                Ok(TakeReply::Busy(holder.rsplit(' ').next().and_then(|id| id.parse().ok()), conflict))
             }
             _ => match self.kept(reply)? {
-                Some(kept) => Ok(Taken::Granted(kept)),
+                Some(kept) => Ok(TakeReply::Granted(kept)),
                 None => Err(unexpected("hold_write.lua")),
             },
         }
     }
 
-    fn kept(&self, reply: &[String]) -> Result<Option<Kept>, LinkError> {
+    fn kept(&self, reply: &[String]) -> Result<Option<LeaseConfirmation>, LinkError> {
         let fields: Vec<&str> = reply.iter().map(String::as_str).collect();
         match fields[..] {
             ["held", epoch, number, doubt] => {
                 let epoch = parse(epoch)?;
                 self.leases.note(epoch);
                 let number = number.parse().map_err(|_| unexpected("the number of a lease"))?;
-                Ok(Some(Kept { epoch, number, is_doubtful: doubt == "1" }))
+                Ok(Some(LeaseConfirmation { epoch, number, is_doubtful: doubt == "1" }))
             }
             ["lost", epoch] => {
                 self.leases.note(parse(epoch)?);

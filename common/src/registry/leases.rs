@@ -11,9 +11,9 @@ use std::{
 use super::{
     Core, LinkError, Registry,
     cluster::Cluster,
-    lease_calls::{Held, Taken},
-    refresh::Work,
-    table::Grant,
+    lease_calls::{LeaseRequest, TakeReply},
+    refresh::RegistryWork,
+    table::LeaseGrant,
 };
 use crate::{clock, session::SessionId};
 
@@ -25,7 +25,7 @@ const MARGIN: u32 = 4;
 
 /// How far a lease reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Scope {
+pub enum LeaseScope {
     /// The path itself. Refused while the path, or a tree above it, is leased.
     File,
     /// The path with all paths below it. Refused while one of them, or a tree above them, is leased.
@@ -34,24 +34,24 @@ pub enum Scope {
 
 /// A path to lease, as it is named within the storage: without a slash before it, `/` between its names.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Claim {
+pub struct LeasePath {
     pub path: Box<[u8]>,
-    pub scope: Scope,
+    pub scope: LeaseScope,
 }
 
-impl Claim {
+impl LeasePath {
     pub fn file(path: &[u8]) -> Self {
-        Self { path: path.into(), scope: Scope::File }
+        Self { path: path.into(), scope: LeaseScope::File }
     }
 
     pub fn tree(path: &[u8]) -> Self {
-        Self { path: path.into(), scope: Scope::Tree }
+        Self { path: path.into(), scope: LeaseScope::Tree }
     }
 }
 
 /// Where the lease is that stands in the way of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Conflict {
+pub enum LeaseConflict {
     /// Of the path itself.
     Same,
     /// Of a path below the tree that was asked for.
@@ -67,7 +67,7 @@ pub enum LeaseRefused {
     Busy {
         /// That session, here or on another node, as far as it is known.
         holder: Option<SessionId>,
-        conflict: Conflict,
+        conflict: LeaseConflict,
     },
     /// Redis is away and the policy is [`WhenAway::Refuse`](super::WhenAway::Refuse).
     #[error("the registry is away")]
@@ -76,7 +76,7 @@ pub enum LeaseRefused {
 
 /// Whether a lease proves that no other session of the cluster writes its paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Certainty {
+pub enum LeaseCertainty {
     /// Yes, as long as it is not [expired](WriteLease::is_expired).
     Certain,
     /// No. Redis lost data less than a `node_lease` ago: another session may hold a lease that Redis has not
@@ -152,10 +152,10 @@ impl LeaseAge {
 #[must_use]
 pub struct WriteLease {
     core: Arc<Core>,
-    claims: Arc<[Claim]>,
-    grant: Grant,
+    claims: Arc<[LeasePath]>,
+    grant: LeaseGrant,
     state: Arc<LeaseState>,
-    certainty: Certainty,
+    certainty: LeaseCertainty,
     /// As far as the node knows.
     is_in_redis: bool,
 }
@@ -166,7 +166,7 @@ impl Registry {
     /// # Errors
     /// The same.
     pub async fn lease_write(&self, path: &[u8], holder: SessionId) -> Result<WriteLease, LeaseRefused> {
-        self.lease(vec![Claim::file(path)], holder).await
+        self.lease(vec![LeasePath::file(path)], holder).await
     }
 
     /// Leases paths within the storage, all or none, in one step. The right is given back when the lease is
@@ -178,7 +178,7 @@ impl Registry {
     /// # Errors
     /// Another session has one of the paths, here or on another node; or the registry is away and the policy
     /// is to refuse.
-    pub async fn lease(&self, claims: Vec<Claim>, holder: SessionId) -> Result<WriteLease, LeaseRefused> {
+    pub async fn lease(&self, claims: Vec<LeasePath>, holder: SessionId) -> Result<WriteLease, LeaseRefused> {
         self.lease_if(claims, holder, Cluster::may_go_on).await
     }
 
@@ -189,7 +189,7 @@ impl Registry {
     /// Another session has one of the paths, here or on another node.
     pub async fn lease_names(
         &self,
-        claims: Vec<Claim>,
+        claims: Vec<LeasePath>,
         holder: SessionId,
     ) -> Result<WriteLease, LeaseRefused> {
         self.lease_if(claims, holder, |cluster, error| {
@@ -202,7 +202,7 @@ impl Registry {
     /// `may_go_on`: whether there is a lease of this node alone while Redis does not answer.
     async fn lease_if(
         &self,
-        claims: Vec<Claim>,
+        claims: Vec<LeasePath>,
         holder: SessionId,
         may_go_on: impl FnOnce(&Cluster, &LinkError) -> bool,
     ) -> Result<WriteLease, LeaseRefused> {
@@ -216,23 +216,23 @@ impl Registry {
             claims,
             grant,
             state,
-            certainty: Certainty::Certain,
+            certainty: LeaseCertainty::Certain,
             is_in_redis: true,
         };
         if let Some(cluster) = &self.core.cluster {
             let sent = clock::since_boot();
             match cluster.take(&lease.held(cluster)).await {
-                Ok(Taken::Granted(kept)) => {
+                Ok(TakeReply::Granted(kept)) => {
                     lease.state.kept(sent, kept.epoch, kept.number);
                     if kept.is_doubtful {
-                        lease.certainty = Certainty::RedisLostData;
+                        lease.certainty = LeaseCertainty::RedisLostData;
                     }
                 }
-                Ok(Taken::Busy(holder, conflict)) => {
+                Ok(TakeReply::Busy(holder, conflict)) => {
                     lease.is_in_redis = false;
                     return Err(LeaseRefused::Busy { holder, conflict });
                 }
-                Err(error) if may_go_on(cluster, &error) => lease.certainty = Certainty::RedisAway,
+                Err(error) if may_go_on(cluster, &error) => lease.certainty = LeaseCertainty::RedisAway,
                 Err(_) => return Err(LeaseRefused::RegistryAway),
             }
         }
@@ -242,7 +242,7 @@ impl Registry {
 }
 
 /// Each path once, with the wider scope.
-fn each_once(mut claims: Vec<Claim>) -> Arc<[Claim]> {
+fn each_once(mut claims: Vec<LeasePath>) -> Arc<[LeasePath]> {
     // A path's claim of a tree comes before that of a file.
     claims.sort_by(|a, b| a.path.cmp(&b.path).then(b.scope.cmp(&a.scope)));
     claims.dedup_by(|next, first| next.path == first.path);
@@ -250,15 +250,15 @@ fn each_once(mut claims: Vec<Claim>) -> Arc<[Claim]> {
 }
 
 impl WriteLease {
-    /// See [`Certainty`]. A single node's leases are certain.
-    pub fn certainty(&self) -> Certainty {
+    /// See [`LeaseCertainty`]. A single node's leases are certain.
+    pub fn certainty(&self) -> LeaseCertainty {
         self.certainty
     }
 
     /// Whether the lease alone proves that no other session writes its paths. If not, only a lock on the
     /// storage does that all nodes see: see [`Self::rely_on_storage`].
     pub fn is_certain(&self) -> bool {
-        self.certainty == Certainty::Certain
+        self.certainty == LeaseCertainty::Certain
     }
 
     /// Tells that the holder has locked the file on the storage, and that all nodes see this lock. From now on
@@ -322,8 +322,8 @@ impl WriteLease {
         }
     }
 
-    fn held(&self, cluster: &Cluster) -> Held {
-        Held {
+    fn held(&self, cluster: &Cluster) -> LeaseRequest {
+        LeaseRequest {
             claims: Arc::clone(&self.claims),
             token: cluster.token(self.grant),
             state: Arc::clone(&self.state),
@@ -335,7 +335,7 @@ impl Drop for WriteLease {
     fn drop(&mut self) {
         self.core.table().release(self.grant);
         if self.is_in_redis {
-            self.core.work(|cluster| Work::EndLease(self.held(cluster)));
+            self.core.work(|cluster| RegistryWork::EndLease(self.held(cluster)));
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::RedisUrl;
 use crate::{
-    health::{Condition, Dependency, Trouble, Watched},
+    health::{Condition, Dependency, DependencyFailure, DependencyMonitor},
     sync::lock,
 };
 
@@ -23,27 +23,27 @@ const REST: Duration = Duration::from_secs(1);
 
 /// A connection to Redis that many tasks share. Cheap to clone.
 #[derive(Clone)]
-pub struct RedisLink(Arc<Inner>);
+pub struct RedisLink(Arc<LinkInner>);
 
-struct Inner {
+struct LinkInner {
     url: RedisUrl,
     client: redis::Client,
     timeout: Duration,
-    state: Mutex<State>,
+    state: Mutex<LinkState>,
     /// Held by the one task that connects.
     connecting: tokio::sync::Mutex<()>,
-    watched: Watched,
+    watched: DependencyMonitor,
 }
 
-struct State {
-    connection: Connection,
+struct LinkState {
+    connection: LinkConnection,
     /// Counts connections, so that what happened on an old one is not held against a new one.
     number: u64,
     /// What the log was last told.
-    told: Option<Told>,
+    told: Option<LoggedStatus>,
 }
 
-enum Connection {
+enum LinkConnection {
     /// None, and nothing speaks against trying.
     Idle,
     Open(MultiplexedConnection),
@@ -55,7 +55,7 @@ enum Connection {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum LoggedStatus {
     Connected,
     Away,
     Denied,
@@ -80,14 +80,14 @@ impl RedisLink {
     /// A link that connects when it is first used. `timeout` bounds each request, connecting
     /// included.
     pub fn new(url: &RedisUrl, timeout: Duration) -> Self {
-        let state = State { connection: Connection::Idle, number: 0, told: None };
-        Self(Arc::new(Inner {
+        let state = LinkState { connection: LinkConnection::Idle, number: 0, told: None };
+        Self(Arc::new(LinkInner {
             client: url.client(),
             url: url.clone(),
             timeout,
             state: Mutex::new(state),
             connecting: tokio::sync::Mutex::new(()),
-            watched: Watched::new("redis_url"),
+            watched: DependencyMonitor::new("redis_url"),
         }))
     }
 
@@ -182,7 +182,7 @@ impl RedisLink {
 
     /// Whether Redis answered when it was last asked.
     pub fn is_connected(&self) -> bool {
-        matches!(self.state().connection, Connection::Open(_))
+        matches!(self.state().connection, LinkConnection::Open(_))
     }
 
     /// A connection of its own, for commands that block. Nothing bounds its requests.
@@ -211,11 +211,11 @@ impl RedisLink {
     fn known(&self) -> Option<Result<(u64, MultiplexedConnection), LinkError>> {
         let state = self.state();
         match &state.connection {
-            Connection::Open(connection) => Some(Ok((state.number, connection.clone()))),
-            Connection::Resting { until, is_denied } if Instant::now() < *until => {
+            LinkConnection::Open(connection) => Some(Ok((state.number, connection.clone()))),
+            LinkConnection::Resting { until, is_denied } if Instant::now() < *until => {
                 Some(Err(if *is_denied { LinkError::Denied } else { LinkError::Away }))
             }
-            Connection::Resting { .. } | Connection::Idle => None,
+            LinkConnection::Resting { .. } | LinkConnection::Idle => None,
         }
     }
 
@@ -232,11 +232,11 @@ impl RedisLink {
 
     fn connected(&self, connection: MultiplexedConnection) -> u64 {
         let mut state = self.state();
-        state.connection = Connection::Open(connection);
+        state.connection = LinkConnection::Open(connection);
         state.number += 1;
         self.0.watched.note(Ok(()));
-        if state.told != Some(Told::Connected) {
-            state.told = Some(Told::Connected);
+        if state.told != Some(LoggedStatus::Connected) {
+            state.told = Some(LoggedStatus::Connected);
             metrics::gauge!("ftp_registry_connected").set(1.0);
             log::info!(redis:% = self.0.url; "connected to Redis");
         }
@@ -247,7 +247,7 @@ impl RedisLink {
     fn forget(&self, used: Option<u64>) {
         let mut state = self.state();
         if used == Some(state.number) {
-            state.connection = Connection::Idle;
+            state.connection = LinkConnection::Idle;
         }
     }
 
@@ -259,17 +259,17 @@ impl RedisLink {
     /// password.
     fn fail(&self, used: Option<u64>, error: String, denial: Option<&'static str>) -> LinkError {
         let mut state = self.state();
-        let is_open = matches!(state.connection, Connection::Open(_));
+        let is_open = matches!(state.connection, LinkConnection::Open(_));
         if is_open && used != Some(state.number) {
             // Another task has connected since.
             return LinkError::Away;
         }
         let is_denied = denial.is_some();
-        state.connection = Connection::Resting { until: Instant::now() + REST, is_denied };
+        state.connection = LinkConnection::Resting { until: Instant::now() + REST, is_denied };
         let (condition, setting, told, result) = if is_denied {
-            (Condition::Misconfigured, "redis_password_file", Told::Denied, LinkError::Denied)
+            (Condition::Misconfigured, "redis_password_file", LoggedStatus::Denied, LinkError::Denied)
         } else {
-            (Condition::Failed, "redis_url", Told::Away, LinkError::Away)
+            (Condition::Failed, "redis_url", LoggedStatus::Away, LinkError::Away)
         };
         if state.told != Some(told) {
             state.told = Some(told);
@@ -280,11 +280,11 @@ impl RedisLink {
             }
         }
         let error = denial.map_or(error, str::to_owned);
-        self.0.watched.note(Err(Trouble { condition, error, setting }));
+        self.0.watched.note(Err(DependencyFailure { condition, error, setting }));
         result
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LinkState> {
         lock(&self.0.state)
     }
 }

@@ -12,12 +12,12 @@
 //! over servers: the steps touch several keys.
 
 mod bandwidth;
-mod chore;
-mod claim;
 mod cluster;
+mod cluster_task;
 mod lease_calls;
 mod leases;
 mod link;
+mod name_claim;
 mod options;
 mod orders;
 mod probe;
@@ -43,29 +43,29 @@ use tokio::{
 };
 
 pub use self::{
-    bandwidth::{Direction, Meter, Share, Slice, piece},
-    chore::Chore,
-    claim::Holder,
-    leases::{Certainty, Claim, Conflict, LeaseAge, LeaseRefused, Scope, WriteLease},
+    bandwidth::{BandwidthDirection, BandwidthGrant, BandwidthMeter, BandwidthShare, piece_size},
+    cluster_task::ClusterTask,
+    leases::{LeaseAge, LeaseCertainty, LeaseConflict, LeasePath, LeaseRefused, LeaseScope, WriteLease},
     link::{LinkError, RedisLink},
+    name_claim::NameHolder,
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
     orders::NodeOrders,
     probe::{ProbeError, probe},
     tickets::{InvalidTicketKey, TicketKey},
-    usage::{Change, Counting, HomeUsage, RegistryAway, Standing, Step, Usage},
+    usage::{HomeCount, HomeUsage, RegistryAway, Usage, UsageChange, UsageStatus, UsageStep},
     view::RegistryView,
 };
 use self::{
-    claim::LateClaim,
-    cluster::{Cluster, Published},
-    orders::OwnOrders,
-    refresh::Work,
+    cluster::{Cluster, PublishOutcome},
+    name_claim::LateClaim,
+    orders::LocalOrders,
+    refresh::RegistryWork,
     table::Table,
-    tickets::OwnKeys,
+    tickets::LocalTicketKeys,
 };
 use crate::{
     health::Dependency,
-    node::{Failing, NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
+    node::{FailingDependency, NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
     process::logging::chain,
     session::{SessionId, SessionLimits, SessionRecord},
     sync::lock,
@@ -85,7 +85,7 @@ const EVENTS: usize = 64;
 
 /// Why a session may not begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum SessionRefused {
     #[error("the user has {0} sessions already")]
     UserLimit(u32),
     #[error("the address has {0} sessions already")]
@@ -110,12 +110,12 @@ pub enum JoinError {
          another node_name, or end that process (a process that crashed frees the name after {lease:?}, \
          the node_lease)"
     )]
-    NameTaken { name: NodeName, holder: Holder, lease: Duration },
+    NameTaken { name: NodeName, holder: NameHolder, lease: Duration },
 }
 
 /// What the cluster tells a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum ClusterEvent {
     Command(NodeCommand),
     /// A live node owns some of this node's ports, which only came out after this node started
     /// because Redis was away then: one of the two must end.
@@ -125,7 +125,7 @@ pub enum Event {
     },
     /// Another process holds this node's name, because this one could not renew its lease for a
     /// `node_lease`, or started while Redis was away: this one must end.
-    NameTaken(Holder),
+    NameTaken(NameHolder),
 }
 
 /// What a node last learned of changes to accounts. It asks which of its sessions may stay whenever this is
@@ -160,22 +160,22 @@ impl Registry {
         node: NodeRecord,
         place: Option<String>,
         options: RedisOptions,
-    ) -> Result<(Self, mpsc::Receiver<Event>), JoinError> {
+    ) -> Result<(Self, mpsc::Receiver<ClusterEvent>), JoinError> {
         let (work, to_do) = mpsc::unbounded_channel();
         let (events, hear) = mpsc::channel(EVENTS);
         let cluster = Arc::new(Cluster::new(&node, place, &options, work));
         let core = Arc::new(Core::new(node, Some(Arc::clone(&cluster))));
         let mut claim = LateClaim::default();
-        let joined = match claim::at_start(&core, &cluster).await {
-            Ok(Published::Taken(name, slice, _)) => {
+        let joined = match name_claim::at_start(&core, &cluster).await {
+            Ok(PublishOutcome::Taken(name, slice, _)) => {
                 return Err(JoinError::SliceTaken { ours: cluster.ours(), theirs: (name, slice) });
             }
-            Ok(Published::Named(holder, _)) => {
+            Ok(PublishOutcome::Named(holder, _)) => {
                 let (name, lease) = (core.node.name.clone(), cluster.lease);
                 return Err(JoinError::NameTaken { name, holder, lease });
             }
             // The sessions of a process that had this name before must not count any more.
-            Ok(Published::Joined(_) | Published::Free) => {
+            Ok(PublishOutcome::Joined(_) | PublishOutcome::Free) => {
                 claim.done();
                 refresh::sweep(&core, &cluster).await
             }
@@ -201,7 +201,7 @@ impl Registry {
         &self,
         record: SessionRecord,
         limits: SessionLimits,
-    ) -> Result<SessionEntry, Refusal> {
+    ) -> Result<SessionEntry, SessionRefused> {
         let id = record.id;
         self.core.table().open(record.clone(), limits)?;
         // From here on the session is taken out again whatever happens, cancellation included.
@@ -220,7 +220,7 @@ impl Registry {
                     cluster.doubt();
                     return Ok(entry);
                 }
-                Err(_) => return Err(Refusal::RegistryAway),
+                Err(_) => return Err(SessionRefused::RegistryAway),
             }
         }
         self.core.table().admit(id);
@@ -275,21 +275,21 @@ impl Registry {
     /// Tells the cluster that this node's life has moved on.
     pub fn set_state(&self, state: NodeState) {
         *lock(&self.core.state) = state;
-        self.core.work(|_| Work::Refresh);
+        self.core.work(|_| RegistryWork::Refresh);
     }
 
     /// Tells the cluster which of this node's dependencies fail.
-    pub fn set_failing(&self, failing: Vec<Failing>) {
+    pub fn set_failing(&self, failing: Vec<FailingDependency>) {
         let before = {
             let mut now = lock(&self.core.failing);
             std::mem::replace(&mut *now, failing.clone())
         };
         // Errors that differ in their text alone can wait for the next refresh.
-        let kinds = |all: &[Failing]| -> Vec<_> {
+        let kinds = |all: &[FailingDependency]| -> Vec<_> {
             all.iter().map(|one| (one.dependency.clone(), one.since, one.required)).collect()
         };
         if kinds(&before) != kinds(&failing) {
-            self.core.work(|_| Work::Refresh);
+            self.core.work(|_| RegistryWork::Refresh);
         }
     }
 
@@ -308,7 +308,7 @@ impl Registry {
     /// session; returns when it is done, or Redis is away.
     pub async fn leave(&self) {
         let (done, wait) = oneshot::channel();
-        self.core.work(|_| Work::Leave(done));
+        self.core.work(|_| RegistryWork::Leave(done));
         // An error means that the task has ended: the node has left already.
         let _ = wait.await;
     }
@@ -332,7 +332,7 @@ impl Drop for SessionEntry {
         let mut table = self.core.table();
         if let Some(record) = table.close(self.id) {
             // While the table is locked: whoever counts both finds a session in it, or its end here.
-            self.core.work(|_| Work::EndSession(record));
+            self.core.work(|_| RegistryWork::EndSession(record));
         }
     }
 }
@@ -341,14 +341,14 @@ impl Drop for SessionEntry {
 struct Core {
     node: NodeRecord,
     state: Mutex<NodeState>,
-    failing: Mutex<Vec<Failing>>,
+    failing: Mutex<Vec<FailingDependency>>,
     transfers: AtomicU32,
     table: Mutex<Table>,
-    ticket_keys: Mutex<OwnKeys>,
+    ticket_keys: Mutex<LocalTicketKeys>,
     homes: Mutex<HashMap<Box<[u8]>, Arc<usage::Home>>>,
-    shares: bandwidth::Shares,
+    shares: bandwidth::BandwidthShares,
     revision: watch::Sender<Revision>,
-    orders: Mutex<OwnOrders>,
+    orders: Mutex<LocalOrders>,
     cluster: Option<Arc<Cluster>>,
 }
 
@@ -373,11 +373,11 @@ impl Core {
         lock(&self.table)
     }
 
-    fn orders(&self) -> MutexGuard<'_, OwnOrders> {
+    fn orders(&self) -> MutexGuard<'_, LocalOrders> {
         lock(&self.orders)
     }
 
-    fn ticket_keys(&self) -> MutexGuard<'_, OwnKeys> {
+    fn ticket_keys(&self) -> MutexGuard<'_, LocalTicketKeys> {
         lock(&self.ticket_keys)
     }
 
@@ -394,7 +394,7 @@ impl Core {
 
     /// Gives work to the task that keeps the node's place in Redis, if there is one. The queue
     /// holds no more than what has ended since the task's last step, which takes a bounded time.
-    fn work(&self, work: impl FnOnce(&Cluster) -> Work) {
+    fn work(&self, work: impl FnOnce(&Cluster) -> RegistryWork) {
         if let Some(cluster) = &self.cluster {
             // An error means that the node has left: Redis holds nothing of it.
             let _ = cluster.work.send(work(cluster));
@@ -431,7 +431,7 @@ mod tests {
         let ann = record("ann");
         let entry = registry.open_session(ann.clone(), limits).await.unwrap();
         let refused = registry.open_session(record("ann"), limits).await.err();
-        assert_eq!(refused, Some(Refusal::UserLimit(1)));
+        assert_eq!(refused, Some(SessionRefused::UserLimit(1)));
         assert_eq!(registry.sessions().await, [ann]);
         assert_eq!(registry.core.record().sessions, 1);
         drop(entry);
@@ -446,7 +446,7 @@ mod tests {
         let holder = SessionId::random();
         let lease = registry.lease_write(b"/a", holder).await.unwrap();
         let refused = registry.lease_write(b"/a", SessionId::random()).await.err();
-        let conflict = Conflict::Same;
+        let conflict = LeaseConflict::Same;
         assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder), conflict }));
         assert!(lease.is_held().await && lease.is_certain() && !lease.is_expired());
         let _other = registry.lease_write(b"/b", SessionId::random()).await.unwrap();

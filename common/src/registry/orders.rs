@@ -93,13 +93,13 @@ impl NodeOrders {
 
 /// The orders of a node's own process: which stood at the last refresh, and which the node was told of.
 #[derive(Default)]
-pub(super) struct OwnOrders {
+pub(super) struct LocalOrders {
     seen: HashSet<Order>,
     /// With whether the node was told since the last refresh.
     told: HashMap<Order, bool>,
 }
 
-impl OwnOrders {
+impl LocalOrders {
     /// The node was told of a command that came through the list.
     pub fn note(&mut self, command: &NodeCommand) {
         self.told.extend(Order::of(command).map(|order| (order, true)));
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn a_command_that_was_lost_is_told_once_at_the_second_refresh() {
         let (lost, heard) = (Order::End(SessionId::random()), Order::End(SessionId::random()));
-        let mut own = OwnOrders::default();
+        let mut own = LocalOrders::default();
         own.note(&heard.command());
         assert_eq!(own.refresh(vec![lost]), (Vec::new(), true));
         assert_eq!(own.refresh(vec![lost, heard]), (vec![lost], false));

@@ -10,12 +10,12 @@ use tokio::{
 };
 
 use super::{
-    Core, Event, LinkError,
-    claim::{Claim, LateClaim},
-    cluster::{Cluster, Joined, Known, Publish, Published},
-    lease_calls::Held,
+    ClusterEvent, Core, LinkError,
+    cluster::{Cluster, JoinedNode, NodeInRedis, PublishOutcome, PublishReason},
+    lease_calls::LeaseRequest,
+    name_claim::{ClaimOutcome, LateClaim},
     orders::Order,
-    table::Granted,
+    table::GrantedLease,
     view::parse,
 };
 use crate::{
@@ -42,9 +42,9 @@ const COMMAND_WAIT: Duration = Duration::from_secs(5);
 /// What a node has for its task to do. All that takes a session or lease out of Redis goes
 /// through the task that refreshes them, so that a refresh cannot bring back what has ended; or
 /// keeps it from refreshing meanwhile.
-pub(super) enum Work {
+pub(super) enum RegistryWork {
     EndSession(SessionRecord),
-    EndLease(Held),
+    EndLease(LeaseRequest),
     /// Something has changed that Redis should know soon.
     Refresh,
     Leave(oneshot::Sender<()>),
@@ -54,11 +54,11 @@ pub(super) enum Work {
 pub(super) async fn run(
     core: Arc<Core>,
     cluster: Arc<Cluster>,
-    work: mpsc::UnboundedReceiver<Work>,
-    events: mpsc::Sender<Event>,
+    work: mpsc::UnboundedReceiver<RegistryWork>,
+    events: mpsc::Sender<ClusterEvent>,
     claim: LateClaim,
 ) {
-    let mut task = Refresh {
+    let mut task = RefreshTask {
         core,
         cluster,
         work,
@@ -75,16 +75,16 @@ pub(super) async fn run(
     loop {
         tokio::select! {
             _ = task.work.recv_many(&mut batch, BATCH) => match task.work_off(&mut batch).await {
-                After::GoOn => {}
-                After::Refresh => due = Instant::now(),
-                After::End => return,
+                NextStep::GoOn => {}
+                NextStep::Refresh => due = Instant::now(),
+                NextStep::End => return,
             },
             () = sleep_until(due), if stands => {
                 let usual = task.cluster.lease / 3;
                 due = Instant::now() + match task.refresh().await {
-                    Ok(Place::Ours { has_new_orders: false }) => usual,
-                    Ok(Place::Ours { has_new_orders: true } | Place::Contested) | Err(LinkError::Away | LinkError::Denied) => usual.min(RETRY),
-                    Ok(Place::Lost) => {
+                    Ok(Ownership::Ours { has_new_orders: false }) => usual,
+                    Ok(Ownership::Ours { has_new_orders: true } | Ownership::Contested) | Err(LinkError::Away | LinkError::Denied) => usual.min(RETRY),
+                    Ok(Ownership::Lost) => {
                         stands = false;
                         usual
                     }
@@ -99,14 +99,14 @@ pub(super) async fn run(
 }
 
 /// What follows from a batch of work.
-enum After {
+enum NextStep {
     GoOn,
     Refresh,
     End,
 }
 
 /// Whose this node's name and ports are.
-enum Place {
+enum Ownership {
     Ours {
         /// The next refresh tells whether they were heard of in another way.
         has_new_orders: bool,
@@ -115,11 +115,11 @@ enum Place {
     Lost,
 }
 
-struct Refresh {
+struct RefreshTask {
     core: Arc<Core>,
     cluster: Arc<Cluster>,
-    work: mpsc::UnboundedReceiver<Work>,
-    events: mpsc::Sender<Event>,
+    work: mpsc::UnboundedReceiver<RegistryWork>,
+    events: mpsc::Sender<ClusterEvent>,
     /// The task that waits for commands, once the node has joined.
     listener: JoinSet<()>,
     claim: LateClaim,
@@ -132,16 +132,16 @@ struct Refresh {
     steps: u32,
 }
 
-impl Refresh {
-    async fn work_off(&mut self, batch: &mut Vec<Work>) -> After {
+impl RefreshTask {
+    async fn work_off(&mut self, batch: &mut Vec<RegistryWork>) -> NextStep {
         let (mut sessions, mut leases) = (Vec::new(), Vec::new());
-        let (mut after, mut left) = (After::GoOn, None);
+        let (mut after, mut left) = (NextStep::GoOn, None);
         for work in batch.drain(..) {
             match work {
-                Work::EndSession(record) => sessions.push(record),
-                Work::EndLease(lease) => leases.push(lease),
-                Work::Refresh => after = After::Refresh,
-                Work::Leave(done) => left = Some(done),
+                RegistryWork::EndSession(record) => sessions.push(record),
+                RegistryWork::EndLease(lease) => leases.push(lease),
+                RegistryWork::Refresh => after = NextStep::Refresh,
+                RegistryWork::Leave(done) => left = Some(done),
             }
         }
         if !sessions.is_empty() || !leases.is_empty() {
@@ -156,20 +156,20 @@ impl Refresh {
             self.note(self.leave().await);
             // Whoever asked may have stopped waiting.
             let _ = done.send(());
-            after = After::End;
+            after = NextStep::End;
         }
         after
     }
 
-    async fn refresh(&mut self) -> Result<Place, LinkError> {
+    async fn refresh(&mut self) -> Result<Ownership, LinkError> {
         let least = self.core.table().granted_count();
         let published = match self.claim.step(&self.core, &self.cluster).await? {
-            Claim::Wait => return Ok(Place::Contested),
-            Claim::Outcome(published) => published,
-            Claim::Done => self.cluster.publish(&self.core.record(), Publish::Keep).await?,
+            ClaimOutcome::Wait => return Ok(Ownership::Contested),
+            ClaimOutcome::Outcome(published) => published,
+            ClaimOutcome::Done => self.cluster.publish(&self.core.record(), PublishReason::Keep).await?,
         };
         let (place, known) = match published {
-            Published::Joined(Joined { known, revision, orders }) => {
+            PublishOutcome::Joined(JoinedNode { known, revision, orders }) => {
                 self.conflict = None;
                 if self.listener.is_empty() {
                     self.listener.spawn(listen(
@@ -183,19 +183,19 @@ impl Refresh {
                 if !ended.is_empty() {
                     self.note(self.cluster.orders_done(&ended).await);
                 }
-                (Place::Ours { has_new_orders }, known)
+                (Ownership::Ours { has_new_orders }, known)
             }
-            Published::Taken(name, slice, known) => {
+            PublishOutcome::Taken(name, slice, known) => {
                 self.contested((name, slice));
-                (Place::Contested, known)
+                (Ownership::Contested, known)
             }
-            Published::Named(holder, _) => {
+            PublishOutcome::Named(holder, _) => {
                 self.listener.abort_all();
                 // An error means that the node is ending anyway.
-                let _ = self.events.send(Event::NameTaken(holder)).await;
-                return Ok(Place::Lost);
+                let _ = self.events.send(ClusterEvent::NameTaken(holder)).await;
+                return Ok(Ownership::Lost);
             }
-            Published::Free => return Ok(Place::Contested),
+            PublishOutcome::Free => return Ok(Ownership::Contested),
         };
         if !self.is_whole(least, known) {
             self.cluster.doubt();
@@ -209,7 +209,7 @@ impl Refresh {
 
     /// Tells the node of the revision of the accounts. A node that had expired in Redis, or has another
     /// connection, perhaps to another Redis, may have missed one.
-    fn note_revision(&self, number: u64, known: Known) {
+    fn note_revision(&self, number: u64, known: NodeInRedis) {
         let has_joined = !known.alive || self.connections != self.cluster.link().connections();
         self.core.revision.send_if_modified(|revision| {
             let before = *revision;
@@ -232,7 +232,7 @@ impl Refresh {
         for command in late.into_iter().map(Order::command) {
             log::info!(command:?; "carrying out an order whose command did not arrive");
             // If the node is too busy to be told now, the next refresh tells it.
-            if self.events.try_send(Event::Command(command.clone())).is_ok() {
+            if self.events.try_send(ClusterEvent::Command(command.clone())).is_ok() {
                 self.core.orders().note(&command);
             }
         }
@@ -245,7 +245,7 @@ impl Refresh {
 
     /// Whether Redis had just these sessions, as far as their number tells. `least` of them were
     /// admitted before it was asked.
-    fn is_whole(&mut self, least: usize, known: Known) -> bool {
+    fn is_whole(&mut self, least: usize, known: NodeInRedis) -> bool {
         // Those were in Redis, because nobody but this task takes a session out. What was there beside
         // them is by now in the table or, if it has ended, waits in the queue.
         let most = {
@@ -269,7 +269,7 @@ impl Refresh {
             "another live node owns some of this node's passive ports"
         );
         // If the node is too busy to be told now, the next refresh tells it.
-        if self.events.try_send(Event::SliceConflict { ours, theirs: theirs.clone() }).is_ok() {
+        if self.events.try_send(ClusterEvent::SliceConflict { ours, theirs: theirs.clone() }).is_ok() {
             self.conflict = Some(theirs);
         }
     }
@@ -313,7 +313,7 @@ impl Refresh {
         let batches = leases.chunks(BATCH).chain(leases.is_empty().then_some(&[][..]));
         for leases in batches {
             // If one is dropped meanwhile, its end waits for this task, and undoes the keeping.
-            let held: Vec<Held> = leases.iter().map(|lease| self.held(lease)).collect();
+            let held: Vec<LeaseRequest> = leases.iter().map(|lease| self.held(lease)).collect();
             let sent = clock::since_boot();
             let kept = self.cluster.keep(&held).await?;
             for (lease, kept) in leases.iter().zip(kept) {
@@ -326,7 +326,7 @@ impl Refresh {
         Ok(())
     }
 
-    fn lose(&self, lease: &Granted) {
+    fn lose(&self, lease: &GrantedLease) {
         if !self.core.table().lose(lease.grant) {
             return;
         }
@@ -335,8 +335,8 @@ impl Refresh {
         }
     }
 
-    fn held(&self, lease: &Granted) -> Held {
-        Held {
+    fn held(&self, lease: &GrantedLease) -> LeaseRequest {
+        LeaseRequest {
             claims: Arc::clone(&lease.claims),
             token: self.cluster.token(lease.grant),
             state: Arc::clone(&lease.state),
@@ -350,7 +350,7 @@ impl Refresh {
         }
         let leases = self.core.table().granted_leases();
         for leases in leases.chunks(BATCH) {
-            let held: Vec<Held> = leases.iter().map(|lease| self.held(lease)).collect();
+            let held: Vec<LeaseRequest> = leases.iter().map(|lease| self.held(lease)).collect();
             self.cluster.remove(&[], &held).await?;
         }
         self.cluster.leave().await
@@ -377,15 +377,15 @@ pub(super) async fn sweep(core: &Core, cluster: &Cluster) -> Result<(), LinkErro
     // A session is in the table before it is in Redis, so one that Redis has and the table has
     // not has ended, or was never this process's.
     let ids = cluster.session_ids().await?;
-    let strangers = core.table().strangers(ids);
-    for ids in strangers.chunks(BATCH) {
-        cluster.remove_strangers(ids).await?;
+    let unknown_ids = core.table().unknown_ids(ids);
+    for ids in unknown_ids.chunks(BATCH) {
+        cluster.remove_unknown_sessions(ids).await?;
     }
     Ok(())
 }
 
 /// Waits for commands on a connection of its own, for as long as anybody hears of them.
-async fn listen(core: Arc<Core>, cluster: Arc<Cluster>, events: mpsc::Sender<Event>) {
+async fn listen(core: Arc<Core>, cluster: Arc<Cluster>, events: mpsc::Sender<ClusterEvent>) {
     const FIRST_PAUSE: Duration = Duration::from_millis(100);
     const LONGEST_PAUSE: Duration = Duration::from_secs(2);
     let mut pause = FIRST_PAUSE;
@@ -399,7 +399,7 @@ async fn listen(core: Arc<Core>, cluster: Arc<Cluster>, events: mpsc::Sender<Eve
                     continue;
                 };
                 core.orders().note(&command);
-                if events.send(Event::Command(command)).await.is_err() {
+                if events.send(ClusterEvent::Command(command)).await.is_err() {
                     return;
                 }
             }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use super::{
-    Refusal,
-    leases::{Claim, Conflict, LeaseState, Scope},
+    SessionRefused,
+    leases::{LeaseConflict, LeasePath, LeaseScope, LeaseState},
 };
 use crate::{
     client_network::network_of,
@@ -20,12 +20,12 @@ use crate::{
 /// One granting of paths. `Display` tells it from all others of this process, and says to people
 /// who has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Grant {
+pub(super) struct LeaseGrant {
     number: u64,
     holder: SessionId,
 }
 
-impl fmt::Display for Grant {
+impl fmt::Display for LeaseGrant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.number, self.holder)
     }
@@ -35,51 +35,51 @@ impl fmt::Display for Grant {
 /// must not put it into Redis before Redis has agreed. Only a lease can be `Lost`: another has it;
 /// or `Ending`: a refresh must not bring it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum EntryState {
     Asked,
     Granted,
     Lost,
     Ending,
 }
 
-struct Session {
+struct TableSession {
     record: SessionRecord,
-    standing: Standing,
+    standing: EntryState,
 }
 
-struct Lease {
-    grant: Grant,
-    claims: Arc<[Claim]>,
-    standing: Standing,
+struct TableLease {
+    grant: LeaseGrant,
+    claims: Arc<[LeasePath]>,
+    standing: EntryState,
     state: Arc<LeaseState>,
 }
 
 /// A lease that Redis has granted, to be kept there.
-pub(super) struct Granted {
-    pub grant: Grant,
-    pub claims: Arc<[Claim]>,
+pub(super) struct GrantedLease {
+    pub grant: LeaseGrant,
+    pub claims: Arc<[LeasePath]>,
     pub state: Arc<LeaseState>,
 }
 
 /// How many sessions one user has, in total and from each network (see [`network_of`]).
 #[derive(Default)]
-struct OfUser {
+struct UserSessionCounts {
     all: u32,
     by_network: HashMap<IpAddr, u32>,
 }
 
 #[derive(Default)]
 pub(super) struct Table {
-    sessions: HashMap<SessionId, Session>,
+    sessions: HashMap<SessionId, TableSession>,
     /// How many of them are `Asked`.
     asked: usize,
     // Counts of `sessions`, without zeros: a login must not look at every session of the node.
-    users: HashMap<String, OfUser>,
+    users: HashMap<String, UserSessionCounts>,
     networks: HashMap<IpAddr, u32>,
     /// By the number of their grant.
-    leases: HashMap<u64, Lease>,
+    leases: HashMap<u64, TableLease>,
     /// The leased paths.
-    paths: BTreeMap<Box<[u8]>, (Grant, Scope)>,
+    paths: BTreeMap<Box<[u8]>, (LeaseGrant, LeaseScope)>,
     /// How many of them are trees.
     trees: usize,
     last_number: u64,
@@ -87,7 +87,7 @@ pub(super) struct Table {
 
 impl Table {
     /// Enters a session as asked for, if this node's own sessions leave room within the limits.
-    pub fn open(&mut self, record: SessionRecord, limits: SessionLimits) -> Result<(), Refusal> {
+    pub fn open(&mut self, record: SessionRecord, limits: SessionLimits) -> Result<(), SessionRefused> {
         let network = network_of(record.address);
         let user = self.users.get(&record.user);
         let of_user = user.map_or(0, |user| user.all);
@@ -95,26 +95,26 @@ impl Table {
         let of_address = self.networks.get(&network).copied().unwrap_or(0);
         let reached = |limit: Option<u32>, count: u32| limit.filter(|&limit| count >= limit);
         if let Some(limit) = reached(limits.per_user, of_user) {
-            return Err(Refusal::UserLimit(limit));
+            return Err(SessionRefused::UserLimit(limit));
         }
         if let Some(limit) = reached(limits.per_address, of_address) {
-            return Err(Refusal::AddressLimit(limit));
+            return Err(SessionRefused::AddressLimit(limit));
         }
         if let Some(limit) = reached(limits.per_user_and_address, of_both) {
-            return Err(Refusal::UserAddressLimit(limit));
+            return Err(SessionRefused::UserAddressLimit(limit));
         }
         // Ids are random: that one comes twice does not happen, and must not spoil the counts.
         self.close(record.id);
         self.count(&record);
         self.asked += 1;
-        self.sessions.insert(record.id, Session { record, standing: Standing::Asked });
+        self.sessions.insert(record.id, TableSession { record, standing: EntryState::Asked });
         Ok(())
     }
 
     fn count(&mut self, record: &SessionRecord) {
         let network = network_of(record.address);
         if !self.users.contains_key(&record.user) {
-            self.users.insert(record.user.clone(), OfUser::default());
+            self.users.insert(record.user.clone(), UserSessionCounts::default());
         }
         if let Some(user) = self.users.get_mut(&record.user) {
             user.all += 1;
@@ -128,16 +128,16 @@ impl Table {
     }
 
     pub fn admit(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get_mut(&id).filter(|s| s.standing == Standing::Asked) {
-            session.standing = Standing::Granted;
+        if let Some(session) = self.sessions.get_mut(&id).filter(|s| s.standing == EntryState::Asked) {
+            session.standing = EntryState::Granted;
             self.asked -= 1;
         }
     }
 
     pub fn close(&mut self, id: SessionId) -> Option<SessionRecord> {
-        let Session { record, standing } = self.sessions.remove(&id)?;
+        let TableSession { record, standing } = self.sessions.remove(&id)?;
         let network = network_of(record.address);
-        if standing == Standing::Asked {
+        if standing == EntryState::Asked {
             self.asked -= 1;
         }
         if let Some(user) = self.users.get_mut(&record.user) {
@@ -161,61 +161,62 @@ impl Table {
     /// The session of this node whose lease stands in the way, and where it does.
     pub fn take(
         &mut self,
-        claims: &Arc<[Claim]>,
+        claims: &Arc<[LeasePath]>,
         holder: SessionId,
         state: &Arc<LeaseState>,
-    ) -> Result<Grant, (SessionId, Conflict)> {
+    ) -> Result<LeaseGrant, (SessionId, LeaseConflict)> {
         if let Some(conflict) = claims.iter().find_map(|claim| self.conflict(claim)) {
             return Err(conflict);
         }
         self.last_number += 1;
-        let grant = Grant { number: self.last_number, holder };
+        let grant = LeaseGrant { number: self.last_number, holder };
         for claim in claims.iter() {
-            self.trees += usize::from(claim.scope == Scope::Tree);
+            self.trees += usize::from(claim.scope == LeaseScope::Tree);
             self.paths.insert(claim.path.clone(), (grant, claim.scope));
         }
         let (claims, state) = (Arc::clone(claims), Arc::clone(state));
-        self.leases.insert(grant.number, Lease { grant, claims, standing: Standing::Asked, state });
+        self.leases.insert(grant.number, TableLease { grant, claims, standing: EntryState::Asked, state });
         Ok(grant)
     }
 
-    fn conflict(&self, claim: &Claim) -> Option<(SessionId, Conflict)> {
+    fn conflict(&self, claim: &LeasePath) -> Option<(SessionId, LeaseConflict)> {
         let path = &claim.path;
         if let Some((grant, _)) = self.paths.get(path) {
-            return Some((grant.holder, Conflict::Same));
+            return Some((grant.holder, LeaseConflict::Same));
         }
         if self.trees > 0 {
-            let above = above(path).find_map(|above| self.paths.get(above).filter(|it| it.1 == Scope::Tree));
+            let above =
+                above(path).find_map(|above| self.paths.get(above).filter(|it| it.1 == LeaseScope::Tree));
             if let Some((grant, _)) = above {
-                return Some((grant.holder, Conflict::Above));
+                return Some((grant.holder, LeaseConflict::Above));
             }
         }
-        if claim.scope == Scope::File {
+        if claim.scope == LeaseScope::File {
             return None;
         }
         let prefix = if path.is_empty() { Vec::new() } else { [&**path, b"/"].concat() };
         let after = (Bound::Excluded(&prefix[..]), Bound::Unbounded);
         let (below, (grant, _)) = self.paths.range::<[u8], _>(after).next()?;
-        below.starts_with(&prefix).then_some((grant.holder, Conflict::Below))
+        below.starts_with(&prefix).then_some((grant.holder, LeaseConflict::Below))
     }
 
-    pub fn grant(&mut self, grant: Grant) {
+    pub fn grant(&mut self, grant: LeaseGrant) {
         if let Some(lease) = self.leases.get_mut(&grant.number) {
-            lease.standing = Standing::Granted;
+            lease.standing = EntryState::Granted;
         }
     }
 
     /// Whether this granting stands, as far as the node knows.
-    pub fn holds(&self, grant: Grant) -> bool {
-        self.leases.get(&grant.number).is_some_and(|lease| lease.standing != Standing::Lost)
+    pub fn holds(&self, grant: LeaseGrant) -> bool {
+        self.leases.get(&grant.number).is_some_and(|lease| lease.standing != EntryState::Lost)
     }
 
     /// From now on no refresh keeps the lease; `false` if it does not stand any more. Its paths stay
     /// taken until it is released.
-    pub fn end(&mut self, grant: Grant) -> bool {
-        match self.leases.get_mut(&grant.number).filter(|lease| lease.standing != Standing::Lost) {
+    pub fn end(&mut self, grant: LeaseGrant) -> bool {
+        match self.leases.get_mut(&grant.number).filter(|lease| lease.standing != EntryState::Lost) {
             Some(lease) => {
-                lease.standing = Standing::Ending;
+                lease.standing = EntryState::Ending;
                 true
             }
             None => false,
@@ -224,19 +225,19 @@ impl Table {
 
     /// Notes that another has one of its paths; `false` if it was given back before. The paths stay taken
     /// until then.
-    pub fn lose(&mut self, grant: Grant) -> bool {
+    pub fn lose(&mut self, grant: LeaseGrant) -> bool {
         let Some(lease) = self.leases.get_mut(&grant.number) else {
             return false;
         };
-        lease.standing = Standing::Lost;
+        lease.standing = EntryState::Lost;
         lease.state.lost();
         true
     }
 
-    pub fn release(&mut self, grant: Grant) {
+    pub fn release(&mut self, grant: LeaseGrant) {
         let Some(lease) = self.leases.remove(&grant.number) else { return };
         for claim in lease.claims.iter() {
-            self.trees -= usize::from(claim.scope == Scope::Tree);
+            self.trees -= usize::from(claim.scope == LeaseScope::Tree);
             self.paths.remove(&claim.path);
         }
     }
@@ -250,7 +251,7 @@ impl Table {
     }
 
     pub fn granted_sessions(&self) -> Vec<SessionId> {
-        let granted = |session: &Session| session.standing == Standing::Granted;
+        let granted = |session: &TableSession| session.standing == EntryState::Granted;
         self.sessions.iter().filter(|(_, session)| granted(session)).map(|(&id, _)| id).collect()
     }
 
@@ -260,7 +261,7 @@ impl Table {
     }
 
     /// Those of these texts that are not the id of a session here.
-    pub fn strangers(&self, ids: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    pub fn unknown_ids(&self, ids: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let parse = |id: &[u8]| std::str::from_utf8(id).ok()?.parse::<SessionId>().ok();
         let known = |id: &[u8]| {
             parse(id).is_some_and(|parsed| {
@@ -270,9 +271,9 @@ impl Table {
         ids.into_iter().filter(|id| !known(id)).collect()
     }
 
-    pub fn granted_leases(&self) -> Vec<Granted> {
-        let granted = self.leases.values().filter(|lease| lease.standing == Standing::Granted);
-        let granted = granted.map(|Lease { grant, claims, state, .. }| Granted {
+    pub fn granted_leases(&self) -> Vec<GrantedLease> {
+        let granted = self.leases.values().filter(|lease| lease.standing == EntryState::Granted);
+        let granted = granted.map(|TableLease { grant, claims, state, .. }| GrantedLease {
             grant: *grant,
             claims: Arc::clone(claims),
             state: Arc::clone(state),
@@ -329,14 +330,14 @@ mod tests {
             outcome
         };
         let (two, one) = (Some(2), Some(1));
-        assert_eq!(open("ann", home, [two, None, None]), Err(Refusal::UserLimit(2)));
+        assert_eq!(open("ann", home, [two, None, None]), Err(SessionRefused::UserLimit(2)));
         assert_eq!(open("ben", home, [two, None, None]), Ok(()));
-        assert_eq!(open("cat", home, [None, two, None]), Err(Refusal::AddressLimit(2)));
+        assert_eq!(open("cat", home, [None, two, None]), Err(SessionRefused::AddressLimit(2)));
         assert_eq!(open("cat", away, [None, two, None]), Ok(()));
-        assert_eq!(open("ann", home, [None, None, one]), Err(Refusal::UserAddressLimit(1)));
-        assert_eq!(open("ben", away, [one, None, one]), Err(Refusal::UserLimit(1)));
+        assert_eq!(open("ann", home, [None, None, one]), Err(SessionRefused::UserAddressLimit(1)));
+        assert_eq!(open("ben", away, [one, None, one]), Err(SessionRefused::UserLimit(1)));
         assert_eq!(open("ben", away, [None, None, one]), Ok(()));
-        assert_eq!(open("dan", away, [Some(0), None, None]), Err(Refusal::UserLimit(0)));
+        assert_eq!(open("dan", away, [Some(0), None, None]), Err(SessionRefused::UserLimit(0)));
     }
 
     #[test]
@@ -349,7 +350,7 @@ mod tests {
         };
         let first = open("2001:db8:1:2::1").unwrap();
         open("2001:db8:1:2:ffff::2").unwrap();
-        assert_eq!(open("2001:db8:1:2::3"), Err(Refusal::AddressLimit(2)));
+        assert_eq!(open("2001:db8:1:2::3"), Err(SessionRefused::AddressLimit(2)));
         open("2001:db8:1:3::1").unwrap();
         assert!(table.close(first).is_some());
         assert!(table.networks.values().all(|count| *count == 1));
@@ -374,7 +375,11 @@ mod tests {
         assert_eq!((table.session_count(), table.granted_count()), (0, 0));
     }
 
-    fn take(table: &mut Table, claims: &[Claim], holder: SessionId) -> Result<Grant, (SessionId, Conflict)> {
+    fn take(
+        table: &mut Table,
+        claims: &[LeasePath],
+        holder: SessionId,
+    ) -> Result<LeaseGrant, (SessionId, LeaseConflict)> {
         table.take(&claims.into(), holder, &Arc::default())
     }
 
@@ -383,7 +388,7 @@ mod tests {
         let mut table = Table::default();
         let ann = record("ann", [192, 0, 2, 1]);
         table.open(ann.clone(), SessionLimits::default()).unwrap();
-        let grant = take(&mut table, &[Claim::file(b"a")], ann.id).unwrap();
+        let grant = take(&mut table, &[LeasePath::file(b"a")], ann.id).unwrap();
         assert!(table.granted_sessions().is_empty() && table.granted_leases().is_empty());
         assert_eq!(table.granted_count(), 0);
         table.admit(ann.id);
@@ -397,12 +402,12 @@ mod tests {
     #[test]
     fn a_lost_lease_is_not_held_but_its_path_stays_taken() {
         let mut table = Table::default();
-        let (holder, file) = (SessionId::random(), [Claim::file(b"a")]);
+        let (holder, file) = (SessionId::random(), [LeasePath::file(b"a")]);
         let first = take(&mut table, &file, holder).unwrap();
         table.grant(first);
         assert!(table.lose(first));
         assert!(!table.holds(first) && table.granted_leases().is_empty());
-        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, Conflict::Same)));
+        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, LeaseConflict::Same)));
         table.release(first);
         let second = take(&mut table, &file, holder).unwrap();
         assert!(!table.lose(first));
@@ -412,12 +417,12 @@ mod tests {
     #[test]
     fn a_lease_that_ends_is_not_refreshed_but_its_path_stays_taken() {
         let mut table = Table::default();
-        let (holder, file) = (SessionId::random(), [Claim::file(b"a")]);
+        let (holder, file) = (SessionId::random(), [LeasePath::file(b"a")]);
         let lease = take(&mut table, &file, holder).unwrap();
         table.grant(lease);
         assert!(table.end(lease));
         assert!(table.granted_leases().is_empty());
-        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, Conflict::Same)));
+        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, LeaseConflict::Same)));
         table.release(lease);
         let next = take(&mut table, &file, holder).unwrap();
         assert!(!table.end(lease) && table.holds(next));
@@ -428,8 +433,8 @@ mod tests {
         let mut table = Table::default();
         let holder = SessionId::random();
         let [file, tree] = [b"a/b/c", b"d/e/f"];
-        let first = take(&mut table, &[Claim::file(file), Claim::tree(tree)], holder).unwrap();
-        let mut check = |claim: Claim| {
+        let first = take(&mut table, &[LeasePath::file(file), LeasePath::tree(tree)], holder).unwrap();
+        let mut check = |claim: LeasePath| {
             let taken = take(&mut table, std::slice::from_ref(&claim), SessionId::random());
             taken.map(|grant| table.release(grant)).map_err(|(of, conflict)| {
                 assert_eq!(of, holder);
@@ -437,31 +442,31 @@ mod tests {
             })
         };
         for (path, as_file, as_tree) in [
-            ("a/b/c", Some(Conflict::Same), Some(Conflict::Same)),
-            ("a/b", None, Some(Conflict::Below)),
-            ("a", None, Some(Conflict::Below)),
-            ("", None, Some(Conflict::Below)),
+            ("a/b/c", Some(LeaseConflict::Same), Some(LeaseConflict::Same)),
+            ("a/b", None, Some(LeaseConflict::Below)),
+            ("a", None, Some(LeaseConflict::Below)),
+            ("", None, Some(LeaseConflict::Below)),
             // Names that begin alike, before and after `/` in the order of bytes.
             ("a/b/c ", None, None),
             ("a/b/c0", None, None),
             ("a/b/c/d", None, None),
             ("a/", None, None),
-            ("d/e/f", Some(Conflict::Same), Some(Conflict::Same)),
-            ("d/e/f/g/h", Some(Conflict::Above), Some(Conflict::Above)),
+            ("d/e/f", Some(LeaseConflict::Same), Some(LeaseConflict::Same)),
+            ("d/e/f/g/h", Some(LeaseConflict::Above), Some(LeaseConflict::Above)),
             ("d/e/f ", None, None),
             ("d/e/f0/g", None, None),
-            ("d/e", None, Some(Conflict::Below)),
+            ("d/e", None, Some(LeaseConflict::Below)),
             ("e", None, None),
         ] {
-            assert_eq!(check(Claim::file(path.as_bytes())).err(), as_file, "file {path}");
-            assert_eq!(check(Claim::tree(path.as_bytes())).err(), as_tree, "tree {path}");
+            assert_eq!(check(LeasePath::file(path.as_bytes())).err(), as_file, "file {path}");
+            assert_eq!(check(LeasePath::tree(path.as_bytes())).err(), as_tree, "tree {path}");
         }
         // All or none.
-        let some = [Claim::file(b"x"), Claim::file(file)];
-        assert_eq!(take(&mut table, &some, holder), Err((holder, Conflict::Same)));
+        let some = [LeasePath::file(b"x"), LeasePath::file(file)];
+        assert_eq!(take(&mut table, &some, holder), Err((holder, LeaseConflict::Same)));
         table.release(first);
         // The paths of one lease do not stand in each other's way.
-        let all = take(&mut table, &[Claim::tree(b""), Claim::file(b"x")], holder).unwrap();
+        let all = take(&mut table, &[LeasePath::tree(b""), LeasePath::file(b"x")], holder).unwrap();
         table.release(all);
         assert!(table.paths.is_empty() && table.leases.is_empty() && table.trees == 0);
     }
@@ -474,6 +479,6 @@ mod tests {
         table.open(ann, SessionLimits::default()).unwrap();
         let other = SessionId::random().to_string();
         let ids = [id.as_str(), &other, "", "x", "\u{ff}"].map(|id| id.as_bytes().to_vec());
-        assert_eq!(table.strangers(ids.to_vec()), ids[1..]);
+        assert_eq!(table.unknown_ids(ids.to_vec()), ids[1..]);
     }
 }

@@ -70,9 +70,9 @@ pub(super) const KEPT: usize = 3;
 
 /// The keys of a node without Redis, or while it is away.
 #[derive(Default)]
-pub(super) struct OwnKeys(Vec<TicketKey>);
+pub(super) struct LocalTicketKeys(Vec<TicketKey>);
 
-impl OwnKeys {
+impl LocalTicketKeys {
     /// What is there, with a new key first if the newest has had its time.
     pub fn rotated(&mut self, rotation: Duration) -> Vec<TicketKey> {
         let now = u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX);
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn keys_are_replaced_and_old_ones_kept_for_a_while() {
-        let mut keys = OwnKeys::default();
+        let mut keys = LocalTicketKeys::default();
         let first = keys.rotated(Duration::from_secs(3600));
         assert_eq!(keys.rotated(Duration::from_secs(3600)), first);
         for _ in 0..KEPT {

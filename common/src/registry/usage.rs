@@ -17,8 +17,8 @@ use redis::Script;
 use super::{Core, LinkError, Registry, cluster::Cluster};
 use crate::{policy::Quota, sync::lock};
 
-static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("settle_usage.lua")));
-static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("count_usage.lua")));
+static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/settle_usage.lua")));
+static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/count_usage.lua")));
 
 /// Bytes of the smallest piece that is reserved for an upload, if there is room for it.
 const SMALLEST_GRANT: u64 = 64 * 1024;
@@ -58,12 +58,12 @@ impl Usage {
 
 /// What has been done to a home.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Change {
+pub struct UsageChange {
     pub added: Usage,
     pub removed: Usage,
 }
 
-impl Change {
+impl UsageChange {
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
@@ -75,9 +75,9 @@ impl Change {
 
 /// One step of a session in a home.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Step {
+pub struct UsageStep {
     /// What it has done.
-    pub change: Change,
+    pub change: UsageChange,
     /// What of its reservation it has used, or does not need any more.
     pub released: Usage,
     /// What it would like to reserve.
@@ -90,7 +90,7 @@ pub struct Step {
 
 /// What is known of a home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct UsageStatus {
     /// What is on the disk or reserved; `None` if it must be counted first.
     pub held: Option<Usage>,
     /// What was reserved of what was wanted. Bytes: any part, unless a whole is wanted; files: all or none.
@@ -113,7 +113,7 @@ pub struct HomeUsage {
 
 /// The right to count a home. Dropping it gives it up.
 #[must_use]
-pub struct Counting {
+pub struct HomeCount {
     usage: HomeUsage,
     token: String,
 }
@@ -142,7 +142,7 @@ impl HomeUsage {
     ///
     /// # Errors
     /// The registry is away and the policy is to refuse: nothing was reserved.
-    pub async fn settle(&self, step: Step) -> Result<Standing, RegistryAway> {
+    pub async fn settle(&self, step: UsageStep) -> Result<UsageStatus, RegistryAway> {
         self.home.state().apply(&step);
         let Some(cluster) = &self.core.cluster else {
             return Ok(self.home.state().reserve(&step, self.home.recount));
@@ -160,12 +160,12 @@ impl HomeUsage {
     }
 
     /// The right to count the home, if a count is due and nobody else counts.
-    pub async fn begin_count(&self) -> Option<Counting> {
+    pub async fn begin_count(&self) -> Option<HomeCount> {
         if self.home.is_counting.swap(true, Ordering::Relaxed) {
             return None;
         }
-        let counting = Counting { usage: self.clone(), token: format!("{:032x}", rand::random::<u128>()) };
-        self.home.state().scan = Some(Change::default());
+        let counting = HomeCount { usage: self.clone(), token: format!("{:032x}", rand::random::<u128>()) };
+        self.home.state().scan = Some(UsageChange::default());
         let may = match counting.ask("begin", Usage::default()).await {
             Ok(may) => may,
             // Redis forgot, or never knew: this node counts for itself.
@@ -175,8 +175,8 @@ impl HomeUsage {
     }
 }
 
-impl Counting {
-    /// How often [`Counting::keep`] must be called.
+impl HomeCount {
+    /// How often [`HomeCount::keep`] must be called.
     pub fn interval(&self) -> Duration {
         self.usage.core.cluster.as_ref().map_or(KEPT, |cluster| cluster.lease / 3)
     }
@@ -202,7 +202,7 @@ impl Counting {
     }
 }
 
-impl Drop for Counting {
+impl Drop for HomeCount {
     fn drop(&mut self) {
         self.usage.home.state().scan = None;
         self.usage.home.is_counting.store(false, Ordering::Relaxed);
@@ -212,13 +212,13 @@ impl Drop for Counting {
 pub(super) struct Home {
     path: Box<[u8]>,
     recount: Duration,
-    state: Mutex<State>,
+    state: Mutex<HomeState>,
     turn: tokio::sync::Mutex<()>,
     is_counting: AtomicBool,
 }
 
 impl Home {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HomeState> {
         lock(&self.state)
     }
 
@@ -229,11 +229,11 @@ impl Home {
 
 /// What this node knows of a home, which is all there is without Redis.
 #[derive(Default)]
-struct State {
+struct HomeState {
     /// What this process has done in all.
-    done: Change,
+    done: UsageChange,
     /// `done` when Redis last answered.
-    acknowledged: Change,
+    acknowledged: UsageChange,
     /// By uploads here.
     reserved: Usage,
     /// By uploads on other nodes, as far as is known.
@@ -242,21 +242,21 @@ struct State {
     used: Option<Usage>,
     counted_at: Option<Instant>,
     /// What has changed since this node began to count.
-    scan: Option<Change>,
+    scan: Option<UsageChange>,
 }
 
 /// What a node tells Redis of itself.
-struct Told {
-    done: Change,
-    acknowledged: Change,
+struct SentSums {
+    done: UsageChange,
+    acknowledged: UsageChange,
     reserved: Usage,
 }
 
 /// What `settle_usage.lua` answers.
-type Answer = (u8, u8, u64, u64, u64, u64, u64, u64);
+type SettleReply = (u8, u8, u64, u64, u64, u64, u64, u64);
 
-impl State {
-    fn apply(&mut self, step: &Step) {
+impl HomeState {
+    fn apply(&mut self, step: &UsageStep) {
         let change = step.change;
         self.done = self.done.plus(change);
         self.used = self.used.map(|used| used.plus(change.added).less(change.removed));
@@ -264,11 +264,11 @@ impl State {
         self.reserved = self.reserved.less(step.released);
     }
 
-    fn told(&self) -> Told {
-        Told { done: self.done, acknowledged: self.acknowledged, reserved: self.reserved }
+    fn told(&self) -> SentSums {
+        SentSums { done: self.done, acknowledged: self.acknowledged, reserved: self.reserved }
     }
 
-    fn learn(&mut self, told: &Told, answer: Answer) -> Standing {
+    fn learn(&mut self, told: &SentSums, answer: SettleReply) -> UsageStatus {
         let (is_counted, is_due, bytes, files, other_bytes, other_files, granted_bytes, granted_files) =
             answer;
         let granted = Usage { bytes: granted_bytes, files: granted_files };
@@ -276,18 +276,18 @@ impl State {
         self.others = Usage { bytes: other_bytes, files: other_files };
         self.reserved = self.reserved.plus(granted);
         // What was done since the request is not in the answer, but will be in the next one.
-        let since = Change {
+        let since = UsageChange {
             added: self.done.added.less(told.done.added),
             removed: self.done.removed.less(told.done.removed),
         };
         let used = Usage { bytes, files }.plus(since.added).less(since.removed);
         self.used = (is_counted == 1).then_some(used);
         self.counted_at = (is_due == 0).then(Instant::now);
-        Standing { held: self.held(), granted, count_is_due: is_due == 1 }
+        UsageStatus { held: self.held(), granted, count_is_due: is_due == 1 }
     }
 
     /// As `settle_usage.lua` does for all nodes.
-    fn reserve(&mut self, step: &Step, recount: Duration) -> Standing {
+    fn reserve(&mut self, step: &UsageStep, recount: Duration) -> UsageStatus {
         let mut granted = Usage::default();
         if let Some(held) = self.held() {
             let room = |limit: Option<u64>, held: u64| limit.map(|limit| limit.saturating_sub(held));
@@ -303,7 +303,7 @@ impl State {
         }
         self.reserved = self.reserved.plus(granted);
         let is_fresh = self.used.is_some() && self.counted_at.is_some_and(|at| at.elapsed() < recount);
-        Standing { held: self.held(), granted, count_is_due: !is_fresh && self.scan.is_none() }
+        UsageStatus { held: self.held(), granted, count_is_due: !is_fresh && self.scan.is_none() }
     }
 
     fn held(&self) -> Option<Usage> {
@@ -325,14 +325,19 @@ impl State {
 }
 
 impl Cluster {
-    async fn settle_usage(&self, home: &Home, told: &Told, step: &Step) -> Result<Answer, LinkError> {
+    async fn settle_usage(
+        &self,
+        home: &Home,
+        told: &SentSums,
+        step: &UsageStep,
+    ) -> Result<SettleReply, LinkError> {
         let told_of = |number: u64| number.min(LARGEST);
         let limit = |limit: Option<u64>| limit.map_or(-1, |limit| told_of(limit).cast_signed());
         let (name, incarnation) = self.process();
         let mut call = SETTLE.prepare_invoke();
         call.key(self.keys().home_usage(&home.path)).key(self.keys().node(name));
         call.arg(name.as_str()).arg(incarnation).arg(millis(home.recount)).arg(home.kept_ms());
-        for Change { added, removed } in [told.done, told.acknowledged] {
+        for UsageChange { added, removed } in [told.done, told.acknowledged] {
             call.arg(&[added.bytes, removed.bytes, added.files, removed.files].map(told_of));
         }
         for Usage { bytes, files } in [told.reserved, step.wanted] {
@@ -372,19 +377,19 @@ mod tests {
         Usage { bytes, files: 0 }
     }
 
-    fn counted(used: Usage) -> State {
-        let mut state = State::default();
+    fn counted(used: Usage) -> HomeState {
+        let mut state = HomeState::default();
         state.counted(used);
         state
     }
 
-    fn reserve(state: &mut State, wanted: Usage) -> Usage {
-        state.reserve(&Step { wanted, limit: LIMIT, ..Step::default() }, KEPT).granted
+    fn reserve(state: &mut HomeState, wanted: Usage) -> Usage {
+        state.reserve(&UsageStep { wanted, limit: LIMIT, ..UsageStep::default() }, KEPT).granted
     }
 
     #[test]
     fn nothing_is_granted_beyond_the_limit_nor_before_the_count() {
-        assert_eq!(reserve(&mut State::default(), bytes(1)), bytes(0));
+        assert_eq!(reserve(&mut HomeState::default(), bytes(1)), bytes(0));
         let mut state = counted(bytes(0));
         let mut granted = 0;
         for _ in 0..1000 {
@@ -393,16 +398,16 @@ mod tests {
         assert_eq!(granted, 1_000_000);
         assert_eq!(reserve(&mut state, Usage { bytes: 0, files: 3 }).files, 3);
         assert_eq!(reserve(&mut state, Usage { bytes: 0, files: 1 }).files, 0);
-        state.apply(&Step { released: bytes(10), ..Step::default() });
+        state.apply(&UsageStep { released: bytes(10), ..UsageStep::default() });
         assert_eq!(reserve(&mut state, bytes(100)), bytes(10));
     }
 
     #[test]
     fn a_count_corrects_only_what_it_proves_wrong() {
         let mut state = counted(bytes(700));
-        state.scan = Some(Change::default());
-        let change = Change { added: bytes(100), removed: bytes(50) };
-        state.apply(&Step { change, ..Step::default() });
+        state.scan = Some(UsageChange::default());
+        let change = UsageChange { added: bytes(100), removed: bytes(50) };
+        state.apply(&UsageStep { change, ..UsageStep::default() });
         // Whether it has seen the change or not, 750 is right.
         state.counted(bytes(700));
         assert_eq!(state.used, Some(bytes(750)));

@@ -144,7 +144,7 @@ impl RegistryView {
     /// # Errors
     /// Redis is away, or refuses the request.
     pub async fn send(&self, node: &NodeName, command: &NodeCommand) -> Result<bool, LinkError> {
-        let script = Script::new(include_str!("send_command.lua"));
+        let script = Script::new(include_str!("lua/send_command.lua"));
         let mut call = script.prepare_invoke();
         call.key(self.keys.node(node)).key(self.keys.node_commands(node)).key(self.keys.node_orders(node));
         call.arg(super::json(command)).arg(COMMAND_LIFE).arg(COMMANDS_WAITING);
@@ -167,7 +167,7 @@ impl RegistryView {
     /// # Errors
     /// Redis is away, or refuses the request.
     pub async fn advance_revision(&self) -> Result<u64, LinkError> {
-        let script = Script::new(include_str!("advance_revision.lua"));
+        let script = Script::new(include_str!("lua/advance_revision.lua"));
         let revision: String = self.link.script(script.prepare_invoke().key(self.keys.revision())).await?;
         // The script returns a number.
         Ok(revision.parse().unwrap_or(0))

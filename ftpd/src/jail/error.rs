@@ -4,7 +4,7 @@ use std::io;
 
 use common::{
     process::logging::chain,
-    registry::{Certainty, Conflict, LeaseRefused},
+    registry::{LeaseCertainty, LeaseConflict, LeaseRefused},
 };
 use nix::errno::Errno;
 
@@ -76,7 +76,7 @@ pub enum FileError {
     Leased(#[from] LeaseRefused),
     /// There is no proof that no other session writes the file: neither a lease nor a lock.
     #[error("it cannot be told whether another node writes the file")]
-    Unsure(Certainty),
+    Unsure(LeaseCertainty),
     /// The right to write it was lost while it was written.
     #[error("another session may write this file")]
     Taken,
@@ -106,7 +106,7 @@ impl FileError {
                 (Some("Redis is away, and registry_away = \"refuse\"".into()), None)
             }
             Self::Unsure(certainty) => {
-                let why = if *certainty == Certainty::RedisLostData {
+                let why = if *certainty == LeaseCertainty::RedisLostData {
                     "Redis lost its data less than node_lease ago"
                 } else {
                     "Redis is away"
@@ -218,9 +218,9 @@ impl FileError {
             Self::BeingWritten => (Code::FILE_BUSY, "Another session writes this file"),
             Self::Leased(LeaseRefused::Busy { conflict, .. }) => {
                 let phrase = match conflict {
-                    Conflict::Same => "Another session writes this file",
-                    Conflict::Below => "A file below is being written",
-                    Conflict::Above => "A directory above is being renamed or removed",
+                    LeaseConflict::Same => "Another session writes this file",
+                    LeaseConflict::Below => "A file below is being written",
+                    LeaseConflict::Above => "A directory above is being renamed or removed",
                 };
                 (Code::FILE_BUSY, phrase)
             }

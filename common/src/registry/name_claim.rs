@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Core, LinkError,
-    cluster::{Cluster, Publish, Published},
+    cluster::{Cluster, PublishOutcome, PublishReason},
 };
 use crate::node::NodeRecord;
 
@@ -27,9 +27,9 @@ const LATE: Duration = Duration::from_secs(5);
 
 /// The process that holds a node's name. `None`: Redis has no record of it that can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Holder(pub(super) Option<Box<NodeRecord>>);
+pub struct NameHolder(pub(super) Option<Box<NodeRecord>>);
 
-impl fmt::Display for Holder {
+impl fmt::Display for NameHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(record) = &self.0 else {
             return f.write_str("another process (its record in Redis cannot be read)");
@@ -50,14 +50,14 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Enters a node whose process starts. [`Published::Named`] if another process renews its lease of the
+/// Enters a node whose process starts. [`PublishOutcome::Named`] if another process renews its lease of the
 /// name.
-pub(super) async fn at_start(core: &Core, cluster: &Cluster) -> Result<Published, LinkError> {
+pub(super) async fn at_start(core: &Core, cluster: &Cluster) -> Result<PublishOutcome, LinkError> {
     let deadline = Instant::now() + cluster.lease + SLACK;
     let mut is_told = false;
     loop {
-        let published = cluster.publish(&core.record(), Publish::Start).await?;
-        let Published::Named(holder, left) = &published else { return Ok(published) };
+        let published = cluster.publish(&core.record(), PublishReason::Start).await?;
+        let PublishOutcome::Named(holder, left) = &published else { return Ok(published) };
         let now = Instant::now();
         if now >= deadline {
             return Ok(published);
@@ -77,13 +77,13 @@ pub(super) async fn at_start(core: &Core, cluster: &Cluster) -> Result<Published
 }
 
 /// What came of a step to claim a name.
-pub(super) enum Claim {
+pub(super) enum ClaimOutcome {
     /// The name was claimed before.
     Done,
     /// Not yet: try again soon.
     Wait,
     /// The claim was made, or cannot be.
-    Outcome(Published),
+    Outcome(PublishOutcome),
 }
 
 /// The claim of a process that started while Redis was away. It serves meanwhile, and so may another
@@ -103,29 +103,29 @@ impl LateClaim {
         self.is_done = true;
     }
 
-    pub async fn step(&mut self, core: &Core, cluster: &Cluster) -> Result<Claim, LinkError> {
+    pub async fn step(&mut self, core: &Core, cluster: &Cluster) -> Result<ClaimOutcome, LinkError> {
         if self.is_done {
-            return Ok(Claim::Done);
+            return Ok(ClaimOutcome::Done);
         }
         let now = Instant::now();
-        let looked = cluster.publish(&core.record(), Publish::Look).await?;
-        if let Published::Named(..) = looked {
+        let looked = cluster.publish(&core.record(), PublishReason::Look).await?;
+        if let PublishOutcome::Named(..) = looked {
             self.free = None;
             let since = *self.named.get_or_insert(now);
             let is_over = now.duration_since(since) >= cluster.lease + SLACK;
-            return Ok(if is_over { Claim::Outcome(looked) } else { Claim::Wait });
+            return Ok(if is_over { ClaimOutcome::Outcome(looked) } else { ClaimOutcome::Wait });
         }
         self.named = None;
         let since = *self.free.get_or_insert(now);
         if now.duration_since(since) < cluster.lease.min(LATE) {
-            return Ok(Claim::Wait);
+            return Ok(ClaimOutcome::Wait);
         }
-        Ok(match cluster.publish(&core.record(), Publish::Late).await? {
+        Ok(match cluster.publish(&core.record(), PublishReason::Late).await? {
             // Another process was faster.
-            Published::Named(..) | Published::Free => Claim::Wait,
+            PublishOutcome::Named(..) | PublishOutcome::Free => ClaimOutcome::Wait,
             published => {
                 self.is_done = true;
-                Claim::Outcome(published)
+                ClaimOutcome::Outcome(published)
             }
         })
     }

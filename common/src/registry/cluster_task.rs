@@ -4,24 +4,24 @@ use std::time::Duration;
 
 use redis::cmd;
 
-use super::{Change, Counting, Registry, Step, Usage};
+use super::{HomeCount, Registry, Usage, UsageChange, UsageStep};
 use crate::sync::lock;
 
 /// The right to do a piece of work that one node does at a time. Dropping it gives the right up.
 #[must_use]
-pub struct Chore(Counting);
+pub struct ClusterTask(HomeCount);
 
 impl Registry {
     /// The right to do the work `name`, if it was last finished at least `every` ago and no other node does it
     /// now. Without Redis, and while Redis is away, each node has this right for itself.
-    pub async fn begin_chore(&self, name: &str, every: Duration) -> Option<Chore> {
+    pub async fn begin_cluster_task(&self, name: &str, every: Duration) -> Option<ClusterTask> {
         // It is kept like the count of a home. No home has such a path: theirs do not begin with a slash.
         let state = self.home_usage(format!("/{name}").as_bytes(), every);
-        let standing = state.settle(Step::default()).await.ok()?;
+        let standing = state.settle(UsageStep::default()).await.ok()?;
         if !standing.count_is_due {
             return None;
         }
-        state.begin_count().await.map(Chore)
+        state.begin_count().await.map(ClusterTask)
     }
 
     /// Tells the quotas that `removed` is gone from the directory `path` (a path within the storage, without
@@ -33,9 +33,10 @@ impl Registry {
         homes.dedup();
         for home in homes {
             if self.is_counted_home(home).await {
-                let change = Change { removed, ..Change::default() };
+                let change = UsageChange { removed, ..UsageChange::default() };
                 // Without Redis it is told with the next step.
-                let _ = self.home_usage(home, recount).settle(Step { change, ..Step::default() }).await;
+                let _ =
+                    self.home_usage(home, recount).settle(UsageStep { change, ..UsageStep::default() }).await;
             }
         }
     }
@@ -51,8 +52,8 @@ impl Registry {
     }
 }
 
-impl Chore {
-    /// How often [`Chore::keep`] must be called.
+impl ClusterTask {
+    /// How often [`ClusterTask::keep`] must be called.
     pub fn interval(&self) -> Duration {
         self.0.interval()
     }
