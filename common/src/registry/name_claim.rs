@@ -1,105 +1,80 @@
-//! How a process gets its node's name, which only one process may have.
+//! The claim of a process to its node's name, which only one process may hold.
 //!
-//! The node's key in Redis is a lease on the name: it expires unless its process renews it. A process
-//! that finds a lease of another one waits for as long as a lease lasts. If the lease ends, its process
-//! had died; if it is renewed, the name is in use, and the process that came second gives up.
+//! The node's key in Redis is a lease of the name: it expires unless its process renews it. A process that finds
+//! another one's lease waits for the duration of a lease. If the lease expires, the other process has crashed. If it
+//! is renewed, the name is in use, and the process that came second ends.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Core, LinkError,
-    cluster::{Cluster, PublishOutcome, PublishReason},
+    LinkError,
+    cluster::Cluster,
+    core::Core,
+    publish::{PublishOutcome, PublishReason},
 };
-use crate::node::NodeRecord;
 
-/// Added to the lease, so that Redis has removed a lease that has just ended.
+/// Added to a lease so that Redis has removed a lease that has just expired.
 const SLACK: Duration = Duration::from_millis(200);
 
-/// How often a process that waits for the name asks for it.
-const ASK: Duration = Duration::from_millis(500);
+/// Interval at which a process that waits for the name asks Redis.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// After an outage of Redis, a node that was in the registry before it enters itself again within this
-/// time: it tries every second. A node that was not waits for so long with a claim to a free name.
-const LATE: Duration = Duration::from_secs(5);
+/// Time for which a late process (see [`LateClaim`]) waits before it claims a free name. After an outage of Redis, a
+/// process that was in the registry before enters itself again within this time, because it retries every second.
+const LATE_WAIT: Duration = Duration::from_secs(5);
 
-/// The process that holds a node's name. `None`: Redis has no record of it that can be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NameHolder(pub(super) Option<Box<NodeRecord>>);
-
-impl fmt::Display for NameHolder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(record) = &self.0 else {
-            return f.write_str("another process (its record in Redis cannot be read)");
-        };
-        f.write_str("another process")?;
-        if !record.host.is_empty() {
-            write!(f, " on host {}", record.host)?;
-        }
-        let since =
-            i64::try_from(record.since).ok().and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
-        let since = since.and_then(|since| since.format(&Rfc3339).ok());
-        write!(
-            f,
-            " (listening on {}, started {})",
-            record.control,
-            since.as_deref().unwrap_or("at some time")
-        )
-    }
-}
-
-/// Enters a node whose process starts. [`PublishOutcome::Named`] if another process renews its lease of the
-/// name.
+/// Enters a node whose process starts. Returns [`PublishOutcome::NameTaken`] if another process renews its lease of
+/// the name.
 pub(super) async fn at_start(core: &Core, cluster: &Cluster) -> Result<PublishOutcome, LinkError> {
     let deadline = Instant::now() + cluster.lease + SLACK;
-    let mut is_told = false;
+    let mut is_logged = false;
     loop {
         let published = cluster.publish(&core.record(), PublishReason::Start).await?;
-        let PublishOutcome::Named(holder, left) = &published else { return Ok(published) };
+        let PublishOutcome::NameTaken(holder, left) = &published else { return Ok(published) };
         let now = Instant::now();
         if now >= deadline {
             return Ok(published);
         }
-        if !is_told {
-            is_told = true;
+        if !is_logged {
+            is_logged = true;
             log::warn!(
                 node = core.node.name.as_str(), lease_left:? = left;
                 "the node name is in use by {holder}; waiting for {:?} (node_lease) in case that process has \
                  crashed", cluster.lease
             );
         }
-        // Redis removes a key within some milliseconds of its end.
-        let ended = now + *left + Duration::from_millis(20);
-        sleep_until(ended.min(now + ASK).min(deadline)).await;
+        // Redis removes an expired key within some milliseconds.
+        let expired = now + *left + Duration::from_millis(20);
+        sleep_until(expired.min(now + POLL_INTERVAL).min(deadline)).await;
     }
 }
 
-/// What came of a step to claim a name.
+/// The result of one step of a [`LateClaim`].
 pub(super) enum ClaimOutcome {
     /// The name was claimed before.
     Done,
-    /// Not yet: try again soon.
+    /// The name is not claimed yet: try again soon.
     Wait,
-    /// The claim was made, or cannot be.
-    Outcome(PublishOutcome),
+    /// The claim was made, or another process renews its lease of the name.
+    Published(PublishOutcome),
 }
 
-/// The claim of a process that started while Redis was away. It serves meanwhile, and so may another
-/// process of its name that was in the registry before the outage, and has the older right.
+/// The claim of a process that started while Redis was away. The process serves clients before the claim is made. So
+/// may another process with its name that was in the registry before the outage; that process has precedence.
 #[derive(Default)]
 pub(super) struct LateClaim {
     is_done: bool,
-    /// Since when Redis says that the name is free.
-    free: Option<Instant>,
-    /// Since when Redis says that it is not.
-    named: Option<Instant>,
+    /// Time since which Redis has said that the name is free.
+    free_since: Option<Instant>,
+    /// Time since which Redis has said that another process holds the name.
+    taken_since: Option<Instant>,
 }
 
 impl LateClaim {
-    /// The name is this process's.
-    pub fn done(&mut self) {
+    /// Notes that this process holds the name.
+    pub fn mark_done(&mut self) {
         self.is_done = true;
     }
 
@@ -109,23 +84,23 @@ impl LateClaim {
         }
         let now = Instant::now();
         let looked = cluster.publish(&core.record(), PublishReason::Look).await?;
-        if let PublishOutcome::Named(..) = looked {
-            self.free = None;
-            let since = *self.named.get_or_insert(now);
-            let is_over = now.duration_since(since) >= cluster.lease + SLACK;
-            return Ok(if is_over { ClaimOutcome::Outcome(looked) } else { ClaimOutcome::Wait });
+        if let PublishOutcome::NameTaken(..) = looked {
+            self.free_since = None;
+            let since = *self.taken_since.get_or_insert(now);
+            let is_renewed = now.duration_since(since) >= cluster.lease + SLACK;
+            return Ok(if is_renewed { ClaimOutcome::Published(looked) } else { ClaimOutcome::Wait });
         }
-        self.named = None;
-        let since = *self.free.get_or_insert(now);
-        if now.duration_since(since) < cluster.lease.min(LATE) {
+        self.taken_since = None;
+        let since = *self.free_since.get_or_insert(now);
+        if now.duration_since(since) < cluster.lease.min(LATE_WAIT) {
             return Ok(ClaimOutcome::Wait);
         }
         Ok(match cluster.publish(&core.record(), PublishReason::Late).await? {
             // Another process was faster.
-            PublishOutcome::Named(..) | PublishOutcome::Free => ClaimOutcome::Wait,
+            PublishOutcome::NameTaken(..) | PublishOutcome::NameFree => ClaimOutcome::Wait,
             published => {
                 self.is_done = true;
-                ClaimOutcome::Outcome(published)
+                ClaimOutcome::Published(published)
             }
         })
     }

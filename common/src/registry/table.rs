@@ -1,92 +1,92 @@
-//! One node's own sessions and write leases, in memory.
+//! The sessions and write leases of one node, in memory.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt,
     net::IpAddr,
     ops::Bound,
     sync::Arc,
 };
 
-use super::{
-    SessionRefused,
-    leases::{LeaseConflict, LeasePath, LeaseScope, LeaseState},
-};
+use super::lease_state::{LeaseConflict, LeaseGrant, LeasePath, LeaseScope, LeaseState};
 use crate::{
     client_network::network_of,
     session::{SessionId, SessionLimits, SessionRecord},
 };
 
-/// One granting of paths. `Display` tells it from all others of this process, and says to people
-/// who has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct LeaseGrant {
-    number: u64,
-    holder: SessionId,
+/// The reason why a session may not begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionRefused {
+    #[error("the user has {0} sessions already")]
+    UserLimit(u32),
+    #[error("the address has {0} sessions already")]
+    AddressLimit(u32),
+    #[error("the user has {0} sessions from this address already")]
+    UserAddressLimit(u32),
+    /// Redis is away and the policy is [`WhenAway::Refuse`](super::WhenAway::Refuse).
+    #[error("the registry is away")]
+    RegistryAway,
 }
 
-impl fmt::Display for LeaseGrant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.number, self.holder)
-    }
-}
-
-/// Whether Redis has had its say. What is `Asked` counts in the node's own limits, but a refresh
-/// must not put it into Redis before Redis has agreed. Only a lease can be `Lost`: another has it;
-/// or `Ending`: a refresh must not bring it back.
+/// The state of a session or lease in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EntryState {
+    /// Redis has not agreed yet. The entry counts in the node's own limits, but a refresh must not enter it in Redis.
     Asked,
+    /// Redis has agreed, or there is no Redis.
     Granted,
+    /// Leases only: another session has one of the paths.
     Lost,
+    /// Leases only: the lease is being released, and a refresh must not enter it again.
     Ending,
 }
 
 struct TableSession {
     record: SessionRecord,
-    standing: EntryState,
+    entry: EntryState,
 }
 
 struct TableLease {
     grant: LeaseGrant,
-    claims: Arc<[LeasePath]>,
-    standing: EntryState,
+    paths: Arc<[LeasePath]>,
+    entry: EntryState,
     state: Arc<LeaseState>,
 }
 
-/// A lease that Redis has granted, to be kept there.
+/// A lease that Redis has granted and the refresh keeps there.
 pub(super) struct GrantedLease {
     pub grant: LeaseGrant,
-    pub claims: Arc<[LeasePath]>,
+    pub paths: Arc<[LeasePath]>,
     pub state: Arc<LeaseState>,
 }
 
-/// How many sessions one user has, in total and from each network (see [`network_of`]).
+/// Number of sessions of one user, in total and from each network (see [`network_of`]).
 #[derive(Default)]
 struct UserSessionCounts {
     all: u32,
     by_network: HashMap<IpAddr, u32>,
 }
 
+/// The sessions and write leases of this node.
 #[derive(Default)]
-pub(super) struct Table {
+pub(super) struct NodeTable {
     sessions: HashMap<SessionId, TableSession>,
-    /// How many of them are `Asked`.
+    /// Number of sessions that are [`EntryState::Asked`].
     asked: usize,
-    // Counts of `sessions`, without zeros: a login must not look at every session of the node.
+    /// Numbers of `sessions` by user, without zeros, so that a login does not look at every session.
     users: HashMap<String, UserSessionCounts>,
+    /// Numbers of `sessions` by network, without zeros.
     networks: HashMap<IpAddr, u32>,
-    /// By the number of their grant.
+    /// Leases by the number of their grant.
     leases: HashMap<u64, TableLease>,
-    /// The leased paths.
+    /// All leased paths.
     paths: BTreeMap<Box<[u8]>, (LeaseGrant, LeaseScope)>,
-    /// How many of them are trees.
+    /// Number of leased trees in `paths`.
     trees: usize,
     last_number: u64,
 }
 
-impl Table {
-    /// Enters a session as asked for, if this node's own sessions leave room within the limits.
+impl NodeTable {
+    /// Enters a session as [`EntryState::Asked`], unless this node's own sessions reach one of the limits.
     pub fn open(&mut self, record: SessionRecord, limits: SessionLimits) -> Result<(), SessionRefused> {
         let network = network_of(record.address);
         let user = self.users.get(&record.user);
@@ -103,11 +103,11 @@ impl Table {
         if let Some(limit) = reached(limits.per_user_and_address, of_both) {
             return Err(SessionRefused::UserAddressLimit(limit));
         }
-        // Ids are random: that one comes twice does not happen, and must not spoil the counts.
+        // Ids are random, so none comes twice. If one did, the counts would still be right.
         self.close(record.id);
         self.count(&record);
         self.asked += 1;
-        self.sessions.insert(record.id, TableSession { record, standing: EntryState::Asked });
+        self.sessions.insert(record.id, TableSession { record, entry: EntryState::Asked });
         Ok(())
     }
 
@@ -127,27 +127,29 @@ impl Table {
         self.sessions.contains_key(&id)
     }
 
+    /// Notes that Redis has agreed to a session.
     pub fn admit(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get_mut(&id).filter(|s| s.standing == EntryState::Asked) {
-            session.standing = EntryState::Granted;
+        if let Some(session) = self.sessions.get_mut(&id).filter(|s| s.entry == EntryState::Asked) {
+            session.entry = EntryState::Granted;
             self.asked -= 1;
         }
     }
 
+    /// Removes a session.
     pub fn close(&mut self, id: SessionId) -> Option<SessionRecord> {
-        let TableSession { record, standing } = self.sessions.remove(&id)?;
+        let TableSession { record, entry } = self.sessions.remove(&id)?;
         let network = network_of(record.address);
-        if standing == EntryState::Asked {
+        if entry == EntryState::Asked {
             self.asked -= 1;
         }
         if let Some(user) = self.users.get_mut(&record.user) {
             user.all -= 1;
-            take_one(&mut user.by_network, network);
+            decrement(&mut user.by_network, network);
             if user.all == 0 {
                 self.users.remove(&record.user);
             }
         }
-        take_one(&mut self.networks, network);
+        decrement(&mut self.networks, network);
         Some(record)
     }
 
@@ -155,32 +157,32 @@ impl Table {
         self.sessions.values().map(|session| session.record.clone()).collect()
     }
 
-    /// Enters a lease of paths, each of them named once, as asked for.
+    /// Enters a lease as [`EntryState::Asked`]. `paths` has no duplicates.
     ///
     /// # Errors
-    /// The session of this node whose lease stands in the way, and where it does.
+    /// The session of this node whose lease prevents this one, and the position of that lease.
     pub fn take(
         &mut self,
-        claims: &Arc<[LeasePath]>,
+        paths: &Arc<[LeasePath]>,
         holder: SessionId,
         state: &Arc<LeaseState>,
     ) -> Result<LeaseGrant, (SessionId, LeaseConflict)> {
-        if let Some(conflict) = claims.iter().find_map(|claim| self.conflict(claim)) {
+        if let Some(conflict) = paths.iter().find_map(|path| self.conflict(path)) {
             return Err(conflict);
         }
         self.last_number += 1;
         let grant = LeaseGrant { number: self.last_number, holder };
-        for claim in claims.iter() {
-            self.trees += usize::from(claim.scope == LeaseScope::Tree);
-            self.paths.insert(claim.path.clone(), (grant, claim.scope));
+        for path in paths.iter() {
+            self.trees += usize::from(path.scope == LeaseScope::Tree);
+            self.paths.insert(path.path.clone(), (grant, path.scope));
         }
-        let (claims, state) = (Arc::clone(claims), Arc::clone(state));
-        self.leases.insert(grant.number, TableLease { grant, claims, standing: EntryState::Asked, state });
+        let (paths, state) = (Arc::clone(paths), Arc::clone(state));
+        self.leases.insert(grant.number, TableLease { grant, paths, entry: EntryState::Asked, state });
         Ok(grant)
     }
 
-    fn conflict(&self, claim: &LeasePath) -> Option<(SessionId, LeaseConflict)> {
-        let path = &claim.path;
+    fn conflict(&self, wanted: &LeasePath) -> Option<(SessionId, LeaseConflict)> {
+        let path = &wanted.path;
         if let Some((grant, _)) = self.paths.get(path) {
             return Some((grant.holder, LeaseConflict::Same));
         }
@@ -191,54 +193,56 @@ impl Table {
                 return Some((grant.holder, LeaseConflict::Above));
             }
         }
-        if claim.scope == LeaseScope::File {
+        if wanted.scope == LeaseScope::File {
             return None;
         }
         let prefix = if path.is_empty() { Vec::new() } else { [&**path, b"/"].concat() };
+        // All paths below begin with `prefix`, and sort directly after it.
         let after = (Bound::Excluded(&prefix[..]), Bound::Unbounded);
         let (below, (grant, _)) = self.paths.range::<[u8], _>(after).next()?;
         below.starts_with(&prefix).then_some((grant.holder, LeaseConflict::Below))
     }
 
+    /// Notes that Redis has agreed to a lease.
     pub fn grant(&mut self, grant: LeaseGrant) {
         if let Some(lease) = self.leases.get_mut(&grant.number) {
-            lease.standing = EntryState::Granted;
+            lease.entry = EntryState::Granted;
         }
     }
 
-    /// Whether this granting stands, as far as the node knows.
+    /// Returns true if the lease exists and is not lost, as far as the node knows.
     pub fn holds(&self, grant: LeaseGrant) -> bool {
-        self.leases.get(&grant.number).is_some_and(|lease| lease.standing != EntryState::Lost)
+        self.leases.get(&grant.number).is_some_and(|lease| lease.entry != EntryState::Lost)
     }
 
-    /// From now on no refresh keeps the lease; `false` if it does not stand any more. Its paths stay
-    /// taken until it is released.
+    /// Marks a lease as [`EntryState::Ending`]. Returns false if it is lost or released. Its paths stay leased until
+    /// [`Self::release`].
     pub fn end(&mut self, grant: LeaseGrant) -> bool {
-        match self.leases.get_mut(&grant.number).filter(|lease| lease.standing != EntryState::Lost) {
+        match self.leases.get_mut(&grant.number).filter(|lease| lease.entry != EntryState::Lost) {
             Some(lease) => {
-                lease.standing = EntryState::Ending;
+                lease.entry = EntryState::Ending;
                 true
             }
             None => false,
         }
     }
 
-    /// Notes that another has one of its paths; `false` if it was given back before. The paths stay taken
-    /// until then.
+    /// Marks a lease as [`EntryState::Lost`]. Returns false if it was released before. Its paths stay leased until
+    /// [`Self::release`].
     pub fn lose(&mut self, grant: LeaseGrant) -> bool {
         let Some(lease) = self.leases.get_mut(&grant.number) else {
             return false;
         };
-        lease.standing = EntryState::Lost;
-        lease.state.lost();
+        lease.entry = EntryState::Lost;
+        lease.state.lose();
         true
     }
 
     pub fn release(&mut self, grant: LeaseGrant) {
         let Some(lease) = self.leases.remove(&grant.number) else { return };
-        for claim in lease.claims.iter() {
-            self.trees -= usize::from(claim.scope == LeaseScope::Tree);
-            self.paths.remove(&claim.path);
+        for path in lease.paths.iter() {
+            self.trees -= usize::from(path.scope == LeaseScope::Tree);
+            self.paths.remove(&path.path);
         }
     }
 
@@ -246,21 +250,22 @@ impl Table {
         self.sessions.len()
     }
 
+    /// Number of sessions that Redis has agreed to.
     pub fn granted_count(&self) -> usize {
         self.sessions.len() - self.asked
     }
 
     pub fn granted_sessions(&self) -> Vec<SessionId> {
-        let granted = |session: &TableSession| session.standing == EntryState::Granted;
+        let granted = |session: &TableSession| session.entry == EntryState::Granted;
         self.sessions.iter().filter(|(_, session)| granted(session)).map(|(&id, _)| id).collect()
     }
 
-    /// The records of those of these sessions that have not ended.
+    /// The records of these sessions, without those that have ended.
     pub fn records(&self, ids: &[SessionId]) -> Vec<SessionRecord> {
         ids.iter().filter_map(|id| Some(self.sessions.get(id)?.record.clone())).collect()
     }
 
-    /// Those of these texts that are not the id of a session here.
+    /// The texts of `ids` that are not exactly the id of a session of this node.
     pub fn unknown_ids(&self, ids: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let parse = |id: &[u8]| std::str::from_utf8(id).ok()?.parse::<SessionId>().ok();
         let known = |id: &[u8]| {
@@ -272,25 +277,25 @@ impl Table {
     }
 
     pub fn granted_leases(&self) -> Vec<GrantedLease> {
-        let granted = self.leases.values().filter(|lease| lease.standing == EntryState::Granted);
-        let granted = granted.map(|TableLease { grant, claims, state, .. }| GrantedLease {
+        let granted = self.leases.values().filter(|lease| lease.entry == EntryState::Granted);
+        let granted = granted.map(|TableLease { grant, paths, state, .. }| GrantedLease {
             grant: *grant,
-            claims: Arc::clone(claims),
+            paths: Arc::clone(paths),
             state: Arc::clone(state),
         });
         granted.collect()
     }
 }
 
-/// The paths of the directories above a path, the storage's root first.
+/// The directories above a path, beginning with the storage's root.
 fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     let root = (!path.is_empty()).then_some(&path[..0]);
     let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
     root.into_iter().chain(slashes.map(|(at, _)| &path[..at]))
 }
 
-/// Counts one less; what comes to nothing is forgotten.
-fn take_one(counts: &mut HashMap<IpAddr, u32>, address: IpAddr) {
+/// Decrements a count, and removes it at zero.
+fn decrement(counts: &mut HashMap<IpAddr, u32>, address: IpAddr) {
     if let Some(count) = counts.get_mut(&address) {
         *count -= 1;
         if *count == 0 {
@@ -316,7 +321,7 @@ mod tests {
     #[test]
     fn each_limit_counts_what_it_names() {
         let (home, away) = ([192, 0, 2, 1], [192, 0, 2, 2]);
-        let mut table = Table::default();
+        let mut table = NodeTable::default();
         for (user, address) in [("ann", home), ("ann", away), ("ben", home)] {
             table.open(record(user, address), SessionLimits::default()).unwrap();
         }
@@ -342,7 +347,7 @@ mod tests {
 
     #[test]
     fn all_addresses_of_an_ipv6_64_network_share_one_limit() {
-        let mut table = Table::default();
+        let mut table = NodeTable::default();
         let limits = SessionLimits { per_address: Some(2), ..SessionLimits::default() };
         let mut open = |address: &str| {
             let record = SessionRecord { address: address.parse().unwrap(), ..record("ann", [0; 4]) };
@@ -357,14 +362,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_of_sessions_that_have_ended() {
-        let mut table = Table::default();
+    fn ended_sessions_leave_no_counts() {
+        let mut table = NodeTable::default();
         let records = [("ann", [192, 0, 2, 1]), ("ann", [192, 0, 2, 1]), ("ben", [192, 0, 2, 2])]
             .map(|(user, address)| record(user, address));
         for record in &records {
             table.open(record.clone(), SessionLimits::default()).unwrap();
         }
-        // Some end before Redis has agreed, some after.
+        // One ends after Redis has agreed, two before.
         table.admit(records[0].id);
         table.admit(records[0].id);
         for record in &records {
@@ -376,16 +381,16 @@ mod tests {
     }
 
     fn take(
-        table: &mut Table,
-        claims: &[LeasePath],
+        table: &mut NodeTable,
+        paths: &[LeasePath],
         holder: SessionId,
     ) -> Result<LeaseGrant, (SessionId, LeaseConflict)> {
-        table.take(&claims.into(), holder, &Arc::default())
+        table.take(&paths.into(), holder, &Arc::default())
     }
 
     #[test]
-    fn what_redis_has_not_agreed_to_is_not_refreshed() {
-        let mut table = Table::default();
+    fn sessions_and_leases_are_refreshed_only_after_redis_agreed() {
+        let mut table = NodeTable::default();
         let ann = record("ann", [192, 0, 2, 1]);
         table.open(ann.clone(), SessionLimits::default()).unwrap();
         let grant = take(&mut table, &[LeasePath::file(b"a")], ann.id).unwrap();
@@ -396,12 +401,12 @@ mod tests {
         assert_eq!(table.granted_sessions(), [ann.id]);
         assert_eq!(table.granted_count(), 1);
         let leases = table.granted_leases();
-        assert_eq!((leases.len(), leases[0].grant, &*leases[0].claims[0].path), (1, grant, &b"a"[..]));
+        assert_eq!((leases.len(), leases[0].grant, &*leases[0].paths[0].path), (1, grant, &b"a"[..]));
     }
 
     #[test]
-    fn a_lost_lease_is_not_held_but_its_path_stays_taken() {
-        let mut table = Table::default();
+    fn a_lost_lease_is_not_held_and_its_path_stays_leased() {
+        let mut table = NodeTable::default();
         let (holder, file) = (SessionId::random(), [LeasePath::file(b"a")]);
         let first = take(&mut table, &file, holder).unwrap();
         table.grant(first);
@@ -415,8 +420,8 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_ends_is_not_refreshed_but_its_path_stays_taken() {
-        let mut table = Table::default();
+    fn an_ending_lease_is_not_refreshed_and_its_path_stays_leased() {
+        let mut table = NodeTable::default();
         let (holder, file) = (SessionId::random(), [LeasePath::file(b"a")]);
         let lease = take(&mut table, &file, holder).unwrap();
         table.grant(lease);
@@ -429,13 +434,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_and_what_is_below_it_stand_in_each_others_way_and_nothing_else_does() {
-        let mut table = Table::default();
+    fn a_tree_conflicts_with_paths_below_and_trees_above_only() {
+        let mut table = NodeTable::default();
         let holder = SessionId::random();
         let [file, tree] = [b"a/b/c", b"d/e/f"];
         let first = take(&mut table, &[LeasePath::file(file), LeasePath::tree(tree)], holder).unwrap();
-        let mut check = |claim: LeasePath| {
-            let taken = take(&mut table, std::slice::from_ref(&claim), SessionId::random());
+        let mut check = |path: LeasePath| {
+            let taken = take(&mut table, std::slice::from_ref(&path), SessionId::random());
             taken.map(|grant| table.release(grant)).map_err(|(of, conflict)| {
                 assert_eq!(of, holder);
                 conflict
@@ -446,7 +451,7 @@ mod tests {
             ("a/b", None, Some(LeaseConflict::Below)),
             ("a", None, Some(LeaseConflict::Below)),
             ("", None, Some(LeaseConflict::Below)),
-            // Names that begin alike, before and after `/` in the order of bytes.
+            // Names with the same beginning that sort before and after `/`.
             ("a/b/c ", None, None),
             ("a/b/c0", None, None),
             ("a/b/c/d", None, None),
@@ -461,19 +466,19 @@ mod tests {
             assert_eq!(check(LeasePath::file(path.as_bytes())).err(), as_file, "file {path}");
             assert_eq!(check(LeasePath::tree(path.as_bytes())).err(), as_tree, "tree {path}");
         }
-        // All or none.
+        // A lease takes all of its paths or none.
         let some = [LeasePath::file(b"x"), LeasePath::file(file)];
         assert_eq!(take(&mut table, &some, holder), Err((holder, LeaseConflict::Same)));
         table.release(first);
-        // The paths of one lease do not stand in each other's way.
+        // The paths of one lease do not conflict with each other.
         let all = take(&mut table, &[LeasePath::tree(b""), LeasePath::file(b"x")], holder).unwrap();
         table.release(all);
         assert!(table.paths.is_empty() && table.leases.is_empty() && table.trees == 0);
     }
 
     #[test]
-    fn only_the_exact_id_of_a_session_here_is_no_stranger() {
-        let mut table = Table::default();
+    fn unknown_ids_are_all_texts_but_the_exact_ids_of_sessions() {
+        let mut table = NodeTable::default();
         let ann = record("ann", [192, 0, 2, 1]);
         let id = ann.id.to_string();
         table.open(ann, SessionLimits::default()).unwrap();
