@@ -1,13 +1,13 @@
 //! Settings as given → `Config` as meant. Nothing else reads the environment or files for settings.
 
-use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU64, time::Duration};
 
 use argon2::Params;
 use common::{
     auth_api::AccountLimits,
     health::{REGISTRY, Requirement},
     policy::{Bandwidth, Quota},
-    process::logging::LogFormat,
+    process::{http::ConnectionLimits, logging::LogFormat},
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
     settings::{DURATION, Schema, Setting, SettingsError, Values},
@@ -17,10 +17,10 @@ use crate::{
     accounts::{
         anonymous::{Anonymous, DropBox},
         cache::CacheLimits,
+        declared::DeclaredUsers,
         password::{self, PasswordLimits},
         user::HomePath,
     },
-    server::ConnectionLimits,
     throttle::ThrottleLimits,
 };
 
@@ -255,15 +255,6 @@ pub struct Config {
     /// How long requests may go on after SIGTERM.
     pub stop: Duration,
     pub log: LogSettings,
-}
-
-/// Where users are declared, other than in Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DeclaredUsers {
-    None,
-    File(PathBuf),
-    /// demo, admin and test, with any password: only where nobody else can connect.
-    Demo,
 }
 
 #[derive(Debug)]

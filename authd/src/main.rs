@@ -8,8 +8,12 @@ use std::{
 };
 
 use authd::{
-    accounts::{self, file::UsersFile, password},
-    config::{self, Config, DeclaredUsers, SCHEMA},
+    accounts::{
+        declared::{DeclaredUsers, reserved_names},
+        file::UsersFile,
+        password,
+    },
+    config::{self, Config, SCHEMA},
     prompt,
 };
 use clap::{ArgMatches, Command};
@@ -71,7 +75,7 @@ fn serve(flags: &ArgMatches) -> ExitCode {
 /// Exit status 0, 78 if a file cannot be used, or 1 if Redis cannot.
 fn check(config: &Config, deep: bool) -> ExitCode {
     let users = match &config.users {
-        DeclaredUsers::File(path) => match UsersFile::load(path, accounts::reserved(&config.anonymous)) {
+        DeclaredUsers::File(path) => match UsersFile::load(path, reserved_names(&config.anonymous)) {
             Ok(file) => {
                 let (users, groups) = (file.declared.users.len(), file.declared.groups.len());
                 format!("{users} users and {groups} groups in {}", path.display())

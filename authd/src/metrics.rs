@@ -1,10 +1,8 @@
-//! Every metric of authd, one function an event.
+//! All metrics of authd, one function per event. Depends on no other module.
 
 use std::time::{Duration, SystemTime};
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-
-use crate::throttle::BanKind;
 
 const LOGINS: &str = "authd_logins_total";
 const VERIFICATION: &str = "authd_verification_seconds";
@@ -21,31 +19,36 @@ const USERS: &str = "authd_users_declared";
 const FILE_LOADED: &str = "authd_users_file_loaded_timestamp_seconds";
 const FILE_CURRENT: &str = "authd_users_file_current";
 
-/// Says what each metric is. Call once, when the recorder is there.
+/// Describes each metric. Call it once, after the recorder is installed.
 pub fn describe() {
-    describe_counter!(LOGINS, "Login attempts by their result");
-    describe_histogram!(VERIFICATION, Unit::Seconds, "Argon2 computations that verified a password");
-    describe_counter!(CACHE_HITS, "Logins whose password was known to be right from a moment before");
-    describe_counter!(THROTTLED, "Logins that had to wait, by whose failures");
-    describe_counter!(BANS, "Failed logins after which a user name or an address has to wait");
-    describe_counter!(BANS_LIFTED, "Such waits that an administrator has ended");
-    describe_counter!(
-        REVOKED,
-        "Past logins of which a node asked, and whose sessions may not stay, by reason"
+    describe_counter!(LOGINS, "Login attempts by result");
+    describe_histogram!(
+        VERIFICATION,
+        Unit::Seconds,
+        "Duration of argon2 computations that checked a password"
     );
-    describe_gauge!(CONNECTIONS, "HTTP connections that are open");
+    describe_counter!(CACHE_HITS, "Logins whose password was found in the cache of recently verified ones");
+    describe_counter!(THROTTLED, "Logins refused because of a ban, by kind of ban: address or user");
+    describe_counter!(BANS, "Bans that began after failed logins, by kind: address or user");
+    describe_counter!(BANS_LIFTED, "Bans that an administrator lifted, by kind: address or user");
+    describe_counter!(REVOKED, "Past logins that a node asked about and whose sessions must end, by reason");
+    describe_gauge!(CONNECTIONS, "Open HTTP connections");
     describe_counter!(
         DISPLACED,
-        "HTTP connections without a token that were closed because max_connections left them no more places"
+        "HTTP connections without a token that were closed for newer ones because of max_connections"
     );
     describe_counter!(REQUESTS, "HTTP requests by route and status");
     describe_gauge!(
         DEPENDENCY_UP,
-        "1 if authd's dependency is as it should be, 0 if not, by its name in /readyz"
+        "1 if a dependency of authd works, 0 if it does not, by its name in /readyz"
     );
-    describe_gauge!(USERS, "Users that are declared");
-    describe_gauge!(FILE_LOADED, Unit::Seconds, "When the users file was last read well, since the epoch");
-    describe_gauge!(FILE_CURRENT, "1 if the users file as it is now is in use, 0 if it is broken");
+    describe_gauge!(USERS, "Declared users");
+    describe_gauge!(
+        FILE_LOADED,
+        Unit::Seconds,
+        "Time of the last successful read of the users file (Unix time)"
+    );
+    describe_gauge!(FILE_CURRENT, "1 if the current users file is in use, 0 if it is invalid");
 }
 
 /// A login was decided.
@@ -53,32 +56,32 @@ pub fn login(result: &'static str) {
     counter!(LOGINS, "result" => result).increment(1);
 }
 
-/// A password was verified by computing argon2.
+/// An argon2 computation checked a password.
 pub fn verified(took: Duration) {
     histogram!(VERIFICATION).record(took.as_secs_f64());
 }
 
-/// A password was verified without.
+/// The cache knew that a password is right.
 pub fn cache_hit() {
     counter!(CACHE_HITS).increment(1);
 }
 
-/// A login had to wait.
-pub fn throttled(by: BanKind) {
-    counter!(THROTTLED, "by" => by.as_str()).increment(1);
+/// A login was refused because of a ban. `kind` is `address` or `user`, here and below.
+pub fn throttled(kind: &'static str) {
+    counter!(THROTTLED, "by" => kind).increment(1);
 }
 
-/// Logins of a user name or from an address have to wait from now on.
-pub fn ban_began(by: BanKind) {
-    counter!(BANS, "by" => by.as_str()).increment(1);
+/// A ban began.
+pub fn ban_began(kind: &'static str) {
+    counter!(BANS, "by" => kind).increment(1);
 }
 
-/// They need not wait any more, because an administrator says so.
-pub fn ban_lifted(by: BanKind) {
-    counter!(BANS_LIFTED, "by" => by.as_str()).increment(1);
+/// An administrator lifted a ban.
+pub fn ban_lifted(kind: &'static str) {
+    counter!(BANS_LIFTED, "by" => kind).increment(1);
 }
 
-/// The sessions of a past login may not stay.
+/// A node was told to end the sessions of a past login.
 pub fn session_revoked(reason: &'static str) {
     counter!(REVOKED, "reason" => reason).increment(1);
 }
@@ -103,12 +106,12 @@ pub fn answered(route: &'static str, status: u16) {
     counter!(REQUESTS, "route" => route, "status" => status.to_string()).increment(1);
 }
 
-/// How a dependency is.
+/// The state of a dependency is known.
 pub fn dependency(name: &'static str, is_up: bool) {
     gauge!(DEPENDENCY_UP, "dependency" => name).set(u8::from(is_up));
 }
 
-/// The declared users are these now.
+/// The declared users were replaced.
 pub fn users_declared(count: usize, from_file: bool) {
     gauge!(USERS).set(count as f64);
     if from_file {

@@ -1,9 +1,9 @@
 //! Hashes that stand in for users who do not exist: the time of an answer must not tell whether a name is a
 //! user's.
 //!
-//! Users may have hashes of different costs: imported ones, and those from before `argon2_*` changed. So an
-//! unknown name gets the cost of some hash that is in use. Which one follows from the name by a keyed hash: the
-//! same name always takes the same time, on every authd with the same node token.
+//! Users may have hashes of different costs: imported ones, and those from before `argon2_*` changed. So
+//! an unknown name gets the cost of some hash that is in use. Which one follows from the name by a keyed
+//! hash: the same name always takes the same time, on every authd with the same node token.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -20,8 +20,8 @@ pub struct Decoys {
 }
 
 impl Decoys {
-    /// `known` to all authds of a cluster makes them choose alike; without it the choice is this process's own.
-    /// `first` is a hash with the cost of new hashes.
+    /// `known` to all authds of a cluster makes them choose alike; without it the choice is this
+    /// process's own. `first` is a hash with the cost of new hashes.
     pub fn new(known: Option<&Secret>, first: &Phc) -> Self {
         let key = match known {
             Some(secret) => {

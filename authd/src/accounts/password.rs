@@ -90,8 +90,8 @@ pub struct PasswordVerifier {
 }
 
 impl PasswordVerifier {
-    /// Computes one hash: not for the runtime's threads. `known`: a secret that all authds of the cluster know,
-    /// from which the time that an unknown name takes follows.
+    /// Computes one hash: not for the runtime's threads. `known`: a secret that all authds of the cluster
+    /// know, from which the time that an unknown name takes follows.
     pub fn new(limits: &PasswordLimits, known: Option<&Secret>) -> Self {
         let waiting = limits.waiting.min(Semaphore::MAX_PERMITS - limits.at_once.min(1 << 16));
         Self {

@@ -66,8 +66,8 @@ pub struct LoginConditionChanges {
     pub hours: Option<Vec<Hours>>,
 }
 
-/// What holds for a user: no field is left open, but for limits that there are not, and `tls.close_notify`, which
-/// each node then decides.
+/// What holds for a user: no field is left open, but for limits that there are not, and
+/// `tls.close_notify`, which each node then decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EffectivePolicy {

@@ -138,8 +138,8 @@ impl User {
         Self::from_fields(name, with_changes(self, changes)?)
     }
 
-    /// Reads what Redis holds. An entry of `certificates` that does not parse, which an older authd stored, is
-    /// left out: it could match more than one subject. `name` is for the log.
+    /// Reads what Redis holds. An entry of `certificates` that does not parse, which an older authd
+    /// stored, is left out: it could match more than one subject. `name` is for the log.
     ///
     /// # Errors
     /// It is no user of this version or one before.

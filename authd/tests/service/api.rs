@@ -9,11 +9,7 @@ use std::{
 
 use authd::{
     accounts::user::UserView,
-    handlers::{
-        bans::BanView,
-        groups::GroupView,
-        sessions::{NodeView, SessionView},
-    },
+    handlers::{bans::BanView, groups::GroupView, nodes::NodeView, sessions::SessionView},
 };
 use common::{
     auth_api::{

@@ -77,7 +77,7 @@ async fn a_past_login_is_judged_by_what_holds_now_without_argon2() {
     assert_eq!(authd.admin(Method::DELETE, "/v1/users/ann", None).await.status, 204);
     assert_eq!(decisions(&authd, &logins[..2]).await, ["removed", "removed"]);
     let log = authd.log();
-    assert!(log.contains("sessions may not stay") && !log.contains("argon2id"), "{log}");
+    assert!(log.contains("the sessions of a past login must end") && !log.contains("argon2id"), "{log}");
 }
 
 #[tokio::test]
@@ -177,7 +177,8 @@ async fn the_revision_advances_with_each_change_that_takes_something_away() {
     })
     .await;
 
-    // A change while Redis is away is made up for, and the addresses that the user was known from are forgotten.
+    // A change while Redis is away is made up for, and the addresses that the user was known from are
+    // forgotten.
     let known = "ftp:known-addresses:another";
     let () = connection.zadd(known, "192.0.2.1", u32::MAX).unwrap();
     let stopped = redis.stop();

@@ -188,7 +188,7 @@ async fn addresses_are_known_no_longer_than_the_password_they_were_known_by() {
     assert_eq!(login("bob", "one").await, 200);
     declare("two");
     authd.hangup();
-    let line = "the user's sessions are to end";
+    let line = "ending the sessions of a user who was changed in the users file";
     eventually(line, async || authd.log().contains(line)).await;
     fail(&authd, "bob", "198.51.100.3", 3).await;
     assert_eq!(login("bob", "two").await, 429);

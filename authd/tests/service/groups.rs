@@ -142,9 +142,9 @@ async fn whoever_has_lost_a_group_cannot_log_in_and_the_log_says_which() {
         (None, "the group \\\"partners\\\" does not exist"),
         (
             Some("{\"permissions\":{\"fly\":true}}"),
-            "the group \\\"partners\\\" in Redis is not one that this version can read: ",
+            "this version of authd cannot read the group \\\"partners\\\" in Redis: ",
         ),
-        (Some("no JSON"), "the group \\\"partners\\\" in Redis is not one that this version can read: "),
+        (Some("no JSON"), "this version of authd cannot read the group \\\"partners\\\" in Redis: "),
     ] {
         let _: () = match broken {
             None => connection.hdel("ftp:groups", "partners").unwrap(),

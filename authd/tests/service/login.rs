@@ -396,7 +396,7 @@ async fn a_refused_token_is_logged_with_the_setting_and_not_for_every_request() 
         authd.call(Method::GET, "/v1/users", Some(NODE_TOKEN), None).await;
     }
     let log = authd.log();
-    let node = "its authd_token_file differs from node_token_file address=127.0.0.1 unwritten=0";
+    let node = "its authd_token_file differs from node_token_file address=127.0.0.1 suppressed=0";
     for line in [node, "its token differs from admin_token_file address=127.0.0.1"] {
         assert_eq!(log.matches(line).count(), 1, "{line:?}: {log}");
     }

@@ -63,7 +63,7 @@ async fn a_declared_user_is_disabled_for_all_authds_at_once_and_until_it_is_take
     for authd in &authds {
         eventually("the login", async || authd.login("acme", "hunter3").await.status == 200).await;
     }
-    assert!(authds[1].log().contains("override of a declared user taken back user=acme"));
+    assert!(authds[1].log().contains("override of a declared user removed user=acme"));
 }
 
 #[tokio::test]

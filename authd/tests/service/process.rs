@@ -155,7 +155,7 @@ async fn the_users_file_is_read_again_when_it_changes_and_a_broken_one_changes_n
     eventually("the broken file is seen", async || authd.metric("authd_users_file_current").await == 0.0)
         .await;
     assert_eq!(authd.login("ann", "two").await.status, 200);
-    eventually("the log", async || authd.log().contains("users file is broken")).await;
+    eventually("the log", async || authd.log().contains("the users file is invalid")).await;
     assert!(!authd.log().contains("hunter2"), "{}", authd.log());
     write("three");
     eventually("the mended file", async || authd.login("ann", "three").await.status == 200).await;
@@ -255,8 +255,8 @@ async fn connections_that_say_nothing_are_ended_and_no_more_than_the_limit_are_o
     let address = authd.url.strip_prefix("http://").unwrap().to_owned();
     let mut silent: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(&address).unwrap()).collect();
     silent[0].write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nx: ").unwrap();
-    // A third one is served when one of them is gone. Without the limit for connections without a token, it would
-    // wait for the time of a head.
+    // A third one is served when one of them is gone. Without the limit for connections without a token,
+    // it would wait for the time of a head.
     let mut third = TcpStream::connect(&address).unwrap();
     third.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     third.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
