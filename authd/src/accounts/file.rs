@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn both_formats_say_the_same() {
+    fn toml_and_json_declare_the_same_users() {
         let toml = format!(
             "[users.ann]\npassword_hash_file = \"ann.hash\"\nhome = \"/teams/a\"\nuploads = \"atomic\"\n\
              permissions.delete = false\nlimits.sessions = 3\ngroups = [\"staff\"]\n\
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_never_quoted() {
+    fn errors_name_the_faulty_entry_and_never_quote_secrets() {
         let with = |line: &str| format!("[users.ann]\npassword_hash = \"{HASH}\"\n{line}\n");
         for (text, parts) in [
             (with("hom = \"/x\""), &["line 1: ", "ann", "hom"][..]),
@@ -318,14 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_any_of_the_files_shows_and_so_does_a_swapped_link() {
+    fn fingerprint_changes_with_each_file_and_with_a_changed_link() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("users.toml");
         let text = "[users.ann]\npassword_hash_file = \"ann.hash\"\n";
         fs::write(dir.path().join("one"), text).unwrap();
         fs::write(dir.path().join("two"), text).unwrap();
         symlink("one", &path).unwrap();
-        // The hash file is missing at first.
+        // The hash file does not exist yet.
         let (_, before) = UsersFile::load(&path, &[]).unwrap_err();
         assert_eq!(before, before.now());
         fs::write(dir.path().join("ann.hash"), HASH).unwrap();
