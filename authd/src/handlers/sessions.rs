@@ -110,7 +110,7 @@ pub async fn show(service: &Service, id: &str) -> Result<SessionView, ApiError> 
     Ok(SessionView::from(session).with(&orders))
 }
 
-/// Orders the session's node to end it, and waits for up to [`END_WAIT`]. `peer` is for the log.
+/// Orders the session's node to end it, and waits for up to 2 seconds. `peer` is for the log.
 ///
 /// # Errors
 /// No session has this id, or Redis cannot be reached.
