@@ -148,13 +148,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn complain(error: &dyn Error, status: u8) -> ExitCode {
-    let mut text = format!("authd: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
     // Where standard error is closed, the status still tells.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "authd: {}", logging::chain(error));
     ExitCode::from(status)
 }

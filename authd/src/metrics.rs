@@ -1,7 +1,8 @@
 //! All metrics of authd, one function per event. Depends on no other module.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use common::clock::since_epoch;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
 const LOGINS: &str = "authd_logins_total";
@@ -115,8 +116,7 @@ pub fn dependency(name: &'static str, is_up: bool) {
 pub fn users_declared(count: usize, from_file: bool) {
     gauge!(USERS).set(count as f64);
     if from_file {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        gauge!(FILE_LOADED).set(now.as_secs_f64());
+        gauge!(FILE_LOADED).set(since_epoch().as_secs_f64());
         gauge!(FILE_CURRENT).set(1.0);
     }
 }

@@ -9,13 +9,14 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
 use common::{
     process::logging::chain,
     registry::{LinkError, RegistryView},
+    sync::lock,
 };
 use tokio::{sync::Notify, time::sleep};
 
@@ -75,6 +76,6 @@ impl RevisionAdvancer {
     }
 
     fn to_forget(&self) -> MutexGuard<'_, BTreeSet<UserName>> {
-        self.to_forget.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.to_forget)
     }
 }

@@ -1,13 +1,14 @@
 //! The two bearer tokens: one for nodes, one for administrators.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use common::{
     process::http::{self, Peer},
     secret::Secret,
+    sync::lock,
 };
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
@@ -137,7 +138,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 impl RefusalLog {
     fn log(&self, message: &str, peer: Option<Peer>) {
         let suppressed = {
-            let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut logged = lock(&self.0);
             if logged.last_line.is_some_and(|last| last.elapsed() < LOG_INTERVAL) {
                 logged.suppressed += 1;
                 return;

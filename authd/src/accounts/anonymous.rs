@@ -3,7 +3,7 @@
 
 use common::{
     auth_api::{AccountLimits, UploadMode},
-    policy::{Bandwidth, DirectoryRule, PermissionChanges, Quota, TreePath, TreePattern},
+    policy::{Bandwidth, DirectoryRule, Permission, PermissionChanges, Quota, TreePath, TreePattern},
 };
 
 use super::{
@@ -64,17 +64,14 @@ impl Anonymous {
 
     /// The user in the form of a declared one.
     pub fn user(&self) -> User {
-        let may = |reads, adds| PermissionChanges {
-            list: Some(reads),
-            download: Some(reads),
-            upload: Some(adds),
-            overwrite: Some(false),
-            append: Some(false),
-            rename: Some(false),
-            delete: Some(false),
-            mkdir: Some(false),
-            rmdir: Some(false),
-            attributes: Some(false),
+        let may = |reads, adds| {
+            PermissionChanges::from_fn(|permission| {
+                Some(match permission {
+                    Permission::List | Permission::Download => reads,
+                    Permission::Upload => adds,
+                    _ => false,
+                })
+            })
         };
         let drop_box =
             |DropBox(path): &DropBox| DirectoryRule { path: path.clone(), permissions: may(false, true) };

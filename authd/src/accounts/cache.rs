@@ -7,11 +7,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
-use common::secret::Secret;
+use common::{secret::Secret, sync::lock};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -114,7 +114,7 @@ impl PasswordCache {
     }
 
     fn entries(&self) -> MutexGuard<'_, CacheEntries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 }
 

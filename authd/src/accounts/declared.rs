@@ -3,10 +3,13 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
 };
 
-use common::policy::TreePath;
+use common::{
+    policy::TreePath,
+    sync::{lock, read, write},
+};
 
 use super::{
     anonymous::{self, Anonymous},
@@ -74,7 +77,7 @@ impl DeclaredAccounts {
 
     /// The current declarations.
     pub fn current(&self) -> Arc<Declarations> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&read(&self.current))
     }
 
     /// Returns true if `name` is one of the anonymous user's names and anonymous access is on.
@@ -101,7 +104,7 @@ impl DeclaredAccounts {
     /// last read. Blocks.
     pub fn changed(&self) -> Option<Fingerprint> {
         let file = self.file.as_ref()?;
-        let last_read = file.last_read.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last_read = lock(&file.last_read).clone();
         Some(last_read.now()).filter(|now| *now != last_read)
     }
 
@@ -114,7 +117,7 @@ impl DeclaredAccounts {
             return Ok(ReloadedUsers { users: self.current().users.len(), revoked: Vec::new() });
         };
         // Locked until the declarations are replaced: of two concurrent reloads, the later one must win.
-        let mut last_read = file.last_read.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_read = lock(&file.last_read);
         match UsersFile::load(&file.path, reserved_names(&self.anonymous)) {
             Ok(loaded) => {
                 *last_read = loaded.fingerprint;
@@ -135,7 +138,7 @@ impl DeclaredAccounts {
         if let Some(anonymous) = &self.anonymous {
             declarations.users.insert(Anonymous::name(), anonymous.user());
         }
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(declarations);
+        *write(&self.current) = Arc::new(declarations);
     }
 }
 

@@ -241,6 +241,8 @@ fn read_hash(path: &Path) -> io::Result<Phc> {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use common::policy::Permission;
+
     use super::*;
 
     const HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM";
@@ -271,9 +273,11 @@ mod tests {
         assert_eq!(toml, json);
         let ann = &toml.users[&"ann".parse().unwrap()];
         assert_eq!(ann.home.as_str(), "/teams/a");
-        assert!(ann.policy.permissions.delete == Some(false) && ann.enabled && !ann.admin);
+        assert!(ann.policy.permissions.get(Permission::Delete) == Some(false) && ann.enabled && !ann.admin);
         let effective = ann.effective(|group| toml.groups.get(group).cloned()).unwrap();
-        assert!(!effective.permissions.delete && effective.permissions.list);
+        assert!(
+            !effective.permissions.has(Permission::Delete) && effective.permissions.has(Permission::List)
+        );
         assert_eq!(effective.quota.bytes, Some(1000));
         let bob = &toml.users[&"bob b".parse().unwrap()];
         assert_eq!(bob.home.as_str(), "/bob b");

@@ -5,10 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
-use common::process::logging::chain;
+use common::{process::logging::chain, sync::lock};
 
 use super::{
     name::UserName,
@@ -53,7 +53,7 @@ impl OverrideCache {
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<UserName, UserOverride>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

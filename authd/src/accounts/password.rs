@@ -1,13 +1,13 @@
 //! Passwords: computes argon2id on blocking threads, with a limit of concurrent computations.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use argon2::Params;
 pub use common::password::{MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PASSWORD, Memory, Phc};
-use common::secret::Secret;
+use common::{secret::Secret, sync::lock};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::decoys::Decoys;
@@ -134,10 +134,10 @@ impl PasswordVerifier {
         let (pool, kept) = (Arc::clone(&self.memory), self.params.m_cost());
         self.compute(move || {
             let start = Instant::now();
-            let mut memory = pool.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+            let mut memory = lock(&pool).pop().unwrap_or_default();
             let right = hash.matches_in(&mut memory, password.expose().as_bytes());
             memory.shrink_to(kept);
-            pool.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+            lock(&pool).push(memory);
             metrics::verified(start.elapsed());
             right
         })

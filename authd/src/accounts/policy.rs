@@ -12,8 +12,10 @@
 
 use common::{
     access::{Access, Hours},
-    auth_api::{Account, AccountLimits, Permissions, TlsRequirements, UploadMode},
-    policy::{Bandwidth, DirectoryRule, Folder, NamePattern, PermissionChanges, Quota, TreePath},
+    auth_api::{Account, AccountLimits, TlsRequirements, UploadMode},
+    policy::{
+        Bandwidth, DirectoryRule, Folder, NamePattern, PermissionChanges, Permissions, Quota, TreePath,
+    },
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -97,8 +99,7 @@ impl AccountPolicy {
     /// Merges both. Where both set a field, the value of `self` counts.
     pub fn over(mut self, other: Self) -> Self {
         let (own, group) = (self.access, other.access);
-        self.permissions = first_of!(PermissionChanges, self.permissions, other.permissions;
-            list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes);
+        self.permissions = self.permissions.or(other.permissions);
         self.directories.extend(other.directories);
         for pattern in other.denied_names {
             if !self.denied_names.contains(&pattern) {
@@ -145,21 +146,7 @@ impl AccountPolicy {
     /// Removes fields that are set to their defaults. Records of users from before groups existed contain
     /// all fields. Such a default must not override a group's restriction.
     pub fn without_defaults(mut self) -> Self {
-        let PermissionChanges {
-            list,
-            download,
-            upload,
-            overwrite,
-            append,
-            rename,
-            delete,
-            mkdir,
-            rmdir,
-            attributes,
-        } = &mut self.permissions;
-        for granted in [list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes] {
-            granted.take_if(|granted| *granted);
-        }
+        self.permissions = self.permissions.only_denials();
         for required in [&mut self.tls.control, &mut self.tls.data] {
             required.take_if(|required| !*required);
         }
@@ -214,6 +201,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use common::policy::Permission;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
@@ -241,7 +229,7 @@ mod tests {
             "quota": { "bytes": 7, "files": 5 }, "bandwidth": { "upload": 1000 },
         }));
         let effective = user.over(first).over(second).effective();
-        let expected = Permissions { rename: false, mkdir: false, ..Permissions::default() };
+        let expected = Permissions::default().without(&[Permission::Rename, Permission::Mkdir]);
         assert_eq!(effective.permissions, expected);
         assert_eq!(
             effective.limits,
@@ -280,7 +268,7 @@ mod tests {
     #[test]
     fn defaults_in_a_record_from_before_groups_are_removed() {
         let stored = policy(json!({
-            "permissions": Permissions { delete: false, ..Permissions::default() }, "limits": {},
+            "permissions": Permissions::default().without(&[Permission::Delete]), "limits": {},
             "uploads": "direct", "tls": { "control": false, "data": true },
             "access": { "allow_from": [], "deny_from": [], "hours": ["22:00-06:00"] },
         }));
@@ -292,20 +280,14 @@ mod tests {
         assert_eq!(stored.effective(), meant.effective());
     }
 
-    prop_compose! {
-        fn switches()(
-            switches in proptest::collection::vec(proptest::option::of(any::<bool>()), 13),
-        ) -> [Option<bool>; 13] {
-            switches.try_into().unwrap()
-        }
+    fn switches<const N: usize>() -> impl Strategy<Value = [Option<bool>; N]> {
+        proptest::array::uniform(proptest::option::of(any::<bool>()))
     }
 
     prop_compose! {
         fn policies()(
-            [
-                list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes, control,
-                data, close_notify,
-            ] in switches(),
+            permissions in switches::<{ Permission::ALL.len() }>(),
+            [control, data, close_notify] in switches(),
             rules in proptest::collection::vec(0u8..4, 0..4),
             sessions in proptest::option::of(0u32..9),
             bytes in proptest::option::of(0u64..9),
@@ -314,12 +296,10 @@ mod tests {
             let paths = || rules.iter().map(|rule| json!({ "path": format!("/{rule}"), "target": "/x" }));
             let names = || rules.iter().map(|rule| json!(format!("*.{rule}")));
             AccountPolicy {
-                permissions: PermissionChanges {
-                    list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes,
-                },
+                permissions: PermissionChanges::from_fn(|permission| permissions[permission as usize]),
                 limits: AccountLimits { sessions, sessions_per_address: None, transfers: sessions },
                 quota: Quota { bytes, files: sessions.map(u64::from) },
-                uploads: list.map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
+                uploads: permissions[0].map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
                 tls: TlsChanges { control, data, close_notify },
                 access: LoginConditionChanges { hours, ..LoginConditionChanges::default() },
                 folders: serde_json::from_value(paths().collect()).unwrap(),

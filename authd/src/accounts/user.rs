@@ -287,6 +287,7 @@ pub enum AccountSource {
 
 #[cfg(test)]
 mod tests {
+    use common::policy::Permission;
     use proptest::prelude::*;
 
     use super::*;
@@ -320,14 +321,14 @@ mod tests {
         let user = User::from_stored("ann", &stored.to_string()).unwrap();
         assert!(user.groups.is_empty() && user.policy.limits.sessions == Some(3));
         let alone = user.effective(|_| None).unwrap();
-        assert!(alone.permissions.delete && !alone.permissions.upload);
+        assert!(alone.permissions.has(Permission::Delete) && !alone.permissions.has(Permission::Upload));
 
         let mut change = Map::new();
         change.insert("groups".to_owned(), serde_json::json!(["partners"]));
         let member = user.with_fields(&"ann".parse().unwrap(), change).unwrap();
         let group = r#"{ "permissions": { "delete": false, "upload": true }, "uploads": "atomic" }"#;
         let effective = member.effective(|_| serde_json::from_str(group).ok()).unwrap();
-        assert!(!effective.permissions.delete && !effective.permissions.upload);
+        assert!(!effective.permissions.has_any(&[Permission::Delete, Permission::Upload]));
         assert_eq!(effective.uploads, common::auth_api::UploadMode::Atomic);
         assert_eq!(User::from_stored("ann", &serde_json::to_string(&member).unwrap()).unwrap(), member);
         // A record with `groups` is from a later version: its fields are set on purpose.
@@ -335,7 +336,13 @@ mod tests {
             "password_hash": HASH, "home": "/ann", "groups": ["partners"], "permissions": { "delete": true },
         });
         let explicit = User::from_stored("ann", &explicit.to_string()).unwrap();
-        assert!(explicit.effective(|_| serde_json::from_str(group).ok()).unwrap().permissions.delete);
+        assert!(
+            explicit
+                .effective(|_| serde_json::from_str(group).ok())
+                .unwrap()
+                .permissions
+                .has(Permission::Delete)
+        );
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! `/v1/users`: lists all users; creates, changes and removes users in Redis; disables declared users.
 
-use std::time::SystemTime;
-
-use common::{node::unix_seconds, process::http::Peer, secret::Secret};
+use common::{clock::unix_seconds, process::http::Peer, secret::Secret};
 use serde_json::{Map, Value};
 
 use super::{WRITE_ATTEMPTS, address, invalid, stored, take_name};
@@ -143,7 +141,7 @@ async fn override_declared(
             return Err(ApiError::DisabledInFile(declared_in()));
         }
     } else {
-        stored.set_override(name, UserOverride::disabled(unix_seconds(SystemTime::now()))).await?;
+        stored.set_override(name, UserOverride::disabled(unix_seconds())).await?;
         log::info!(user:% = name, address = address.as_str(); "declared user disabled by an override");
         revoke_logins(service, name).await;
     }

@@ -5,8 +5,10 @@ use std::{
     collections::HashMap,
     hash::Hash,
     net::IpAddr,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
+
+use common::clock::since_epoch;
 
 use super::{
     ban::{Ban, BanKind, BanSubject},
@@ -65,7 +67,7 @@ impl LocalCounters {
 
     /// The bans in effect.
     pub fn bans(&self, now: Instant) -> Vec<Ban> {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let clock = since_epoch();
         let ban = |(subject, count): (&BanSubject, &FailureCount)| {
             let left = count.banned_until.saturating_duration_since(now);
             // Milliseconds since 1970 fit into 64 bits.

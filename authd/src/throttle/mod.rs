@@ -13,7 +13,7 @@ mod shared;
 mod step;
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Instant,
 };
 
@@ -21,6 +21,7 @@ use common::{
     client_network::network_of,
     keys::Keys,
     registry::{LinkError, RedisLink},
+    sync::lock,
 };
 
 pub use self::{
@@ -156,6 +157,6 @@ impl Throttle {
     }
 
     fn local(&self) -> MutexGuard<'_, LocalCounters> {
-        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.local)
     }
 }
