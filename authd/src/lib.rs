@@ -68,7 +68,7 @@ use common::process::{
     admin,
     capabilities::{self, Kept},
     service as systemd,
-    signals::{Request, Signals},
+    signals::{SignalRequest, Signals},
 };
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
@@ -127,7 +127,7 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
     systemd::start_watchdog();
     tokio::spawn(reload::watch(Arc::clone(&service), config.poll));
 
-    while signals.next().await == Request::Reload {
+    while signals.next().await == SignalRequest::Reload {
         tokio::spawn(reload::reload(Arc::clone(&service)));
     }
     log::info!("stopping");

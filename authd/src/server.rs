@@ -1,6 +1,6 @@
 //! Serves HTTP and counts the connections for the metrics.
 
-use common::process::http::{self, ConnectionLimits, Event};
+use common::process::http::{self, ConnectionLimits, HttpEvent};
 use tokio::{net::TcpListener, sync::oneshot};
 use warp::{filters::BoxedFilter, reply::Response};
 
@@ -14,9 +14,9 @@ pub async fn serve(
     stop: oneshot::Receiver<()>,
 ) {
     let observe = |event| match event {
-        Event::Opened => metrics::connected(),
-        Event::Closed => metrics::disconnected(),
-        Event::Displaced => metrics::displaced(),
+        HttpEvent::Opened => metrics::connected(),
+        HttpEvent::Closed => metrics::disconnected(),
+        HttpEvent::Displaced => metrics::displaced(),
     };
     http::serve(listener, routes, limits, observe, stop).await;
 }

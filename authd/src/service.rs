@@ -1,7 +1,7 @@
 //! The state that all requests share, and authd's readiness.
 
 use common::{
-    health::{Condition, Life, REGISTRY, Report, Requirement},
+    health::{Condition, LifeStage, REGISTRY, ReadinessReport, Requirement},
     registry::RegistryView,
 };
 
@@ -67,7 +67,7 @@ impl Service {
     }
 
     /// The report for `/readyz`. Also updates the metrics of the dependencies.
-    pub fn readiness(&self) -> Report {
+    pub fn readiness(&self) -> ReadinessReport {
         let mut requirements = self.requirements.clone();
         if self.accounts.declared.current().users.is_empty() {
             // All users are in Redis: without it, no login can be decided.
@@ -77,7 +77,7 @@ impl Service {
         if let Some((name, dependency)) = &redis {
             metrics::dependency(name, dependency.condition == Condition::Ok);
         }
-        Report::new(Life::Ready, redis, &requirements)
+        ReadinessReport::new(LifeStage::Ready, redis, &requirements)
     }
 
     /// Notes the cost of each user's hash, so that a login with an unknown name takes as long as one with

@@ -18,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use common::access::Access;
+use common::login_conditions::LoginConditions;
 
 use self::{
     declared::DeclaredAccounts,
@@ -105,7 +105,7 @@ impl Accounts {
     /// # Errors
     /// For each user: Redis cannot be reached, its record of the user cannot be read, or one of the
     /// user's groups does not exist.
-    pub async fn find_many(&self, names: &[UserName]) -> Vec<LookedUp<(User, Access)>> {
+    pub async fn find_many(&self, names: &[UserName]) -> Vec<LookedUp<(User, LoginConditions)>> {
         let declared = self.declared.current();
         let users = self.users_named(names, &declared).await;
         let enabled = users.iter().flatten().flatten().filter(|user| user.enabled);
@@ -118,7 +118,7 @@ impl Accounts {
         let with_conditions = |user: User| {
             // A disabled user's conditions do not matter, and one of the groups may not exist any more.
             if !user.enabled {
-                return Ok((user, Access::default()));
+                return Ok((user, LoginConditions::default()));
             }
             let in_redis = |name: &GroupName| groups.as_ref().ok().and_then(|groups| groups.get(name));
             let group = |name: &GroupName| declared.groups.get(name).or_else(|| in_redis(name)).cloned();

@@ -11,8 +11,8 @@
 //! Limits, quota and bandwidth of a group apply to each member separately.
 
 use common::{
-    access::{Access, Hours},
     auth_api::{Account, AccountLimits, TlsRequirements, UploadMode},
+    login_conditions::{Hours, LoginConditions},
     policy::{
         Bandwidth, DirectoryRule, Folder, NamePattern, PermissionChanges, Permissions, Quota, TreePath,
     },
@@ -59,7 +59,7 @@ pub struct TlsChanges {
     pub close_notify: Option<bool>,
 }
 
-/// Changes of [`Access`]. `None`: not set. An empty list is set, and removes a group's condition.
+/// Changes of [`LoginConditions`]. `None`: not set. An empty list is set, and removes a group's condition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoginConditionChanges {
@@ -85,7 +85,7 @@ pub struct EffectivePolicy {
     pub bandwidth: Bandwidth,
     pub uploads: UploadMode,
     pub tls: TlsRequirements,
-    pub access: Access,
+    pub access: LoginConditions,
 }
 
 /// For each named field: the value of the first, or else of the second.
@@ -135,7 +135,7 @@ impl AccountPolicy {
                 data: self.tls.data.unwrap_or(tls.data),
                 close_notify: self.tls.close_notify,
             },
-            access: Access {
+            access: LoginConditions {
                 allow_from: access.allow_from.unwrap_or_default(),
                 deny_from: access.deny_from.unwrap_or_default(),
                 hours: access.hours.unwrap_or_default(),

@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use common::{
-    access::Forbidden,
     auth_api::{Account, AuthenticateRequest, Rejection},
     certificate::{CertificateRule, ClientCertificate, DistinguishedName},
+    login_conditions::UnmetCondition,
     process::logging::chain,
     registry::LinkError,
 };
@@ -214,8 +214,8 @@ async fn verify<'a>(
     let effective = service.accounts.effective(user).await.map_err(LoginRefusal::Unavailable)?;
     match effective.access.check(request.address, SystemTime::now()) {
         Ok(()) => {}
-        Err(Forbidden::Address) => return Ok(Err(Rejection::AddressNotAllowed)),
-        Err(Forbidden::Time) => return Ok(Err(Rejection::TimeNotAllowed)),
+        Err(UnmetCondition::Address) => return Ok(Err(Rejection::AddressNotAllowed)),
+        Err(UnmetCondition::Time) => return Ok(Err(Rejection::TimeNotAllowed)),
     }
     let rule = match &proof {
         LoginProof::Certificate(rule) => Some(*rule),

@@ -408,7 +408,9 @@ pub fn feat(features: Features) -> Reply {
         FeatLine::Line(line) => vec![ReplyText::from(line)],
         FeatLine::Mlst => vec![ReplyText::from(facts.feature())],
         FeatLine::Hash => vec![ReplyText::from(hash_feature(hash))],
-        FeatLine::Site => SITE_COMMANDS.iter().filter_map(|command| command.feature.map(ReplyText::from)).collect(),
+        FeatLine::Site => {
+            SITE_COMMANDS.iter().filter_map(|command| command.feature.map(ReplyText::from)).collect()
+        }
     });
     let lines = lines.chain(OTHER_FEATURES.map(ReplyText::from)).collect();
     Reply::lines(Code::SYSTEM_STATUS, "Extensions supported:", lines, "End")
