@@ -9,7 +9,7 @@ use crate::{
         reply::Text,
         verbs::{self, Features},
     },
-    session::{LoggedIn, Session, State},
+    session::{LoggedIn, LoginState, Session},
 };
 
 /// TYPE.
@@ -43,8 +43,8 @@ pub fn system_type() -> Reply {
 /// FEAT: what the verb table says, with what this session has selected.
 pub fn feat(session: &Session) -> Reply {
     let (facts, hash) = match &session.state {
-        State::LoggedIn(logged_in) => (logged_in.facts, logged_in.hash),
-        State::Greeted | State::Named(_) => (Facts::default(), Algorithm::Sha256),
+        LoginState::LoggedIn(logged_in) => (logged_in.facts, logged_in.hash),
+        LoginState::Greeted | LoginState::Named(_) => (Facts::default(), Algorithm::Sha256),
     };
     verbs::feat(Features { facts, hash, tls: session.node.tls.is_some() })
 }
@@ -66,8 +66,8 @@ pub fn opts(session: &mut Session, opts: Opts) -> Reply {
         (_, Opts::Utf8(false)) => {
             return Reply::new(Code::UNSUPPORTED_PARAMETER, "UTF8 cannot be switched off");
         }
-        (State::LoggedIn(logged_in), _) => logged_in,
-        (State::Greeted | State::Named(_), _) => return Reply::please_log_in(),
+        (LoginState::LoggedIn(logged_in), _) => logged_in,
+        (LoginState::Greeted | LoginState::Named(_), _) => return Reply::please_log_in(),
     };
     match opts {
         Opts::Mlst(facts) => {
@@ -101,12 +101,12 @@ pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
         None => "Not encrypted".into(),
     });
     match &session.state {
-        State::LoggedIn(logged_in) => {
+        LoginState::LoggedIn(logged_in) => {
             lines.push(format!("Logged in as {}", logged_in.account.user).into());
             let name = logged_in.representation.description();
             lines.push(format!("TYPE: {name}, STRUcture: file, MODE: stream").into());
         }
-        State::Greeted | State::Named(_) => lines.push("Not logged in".into()),
+        LoginState::Greeted | LoginState::Named(_) => lines.push("Not logged in".into()),
     }
     lines.push(match running {
         Some(watch) => {

@@ -2,7 +2,7 @@
 
 use crate::{
     protocol::{Code, Reply, command::ProtectionLevel},
-    session::{Outcome, Session, State},
+    session::{LoginState, Outcome, Session},
     tls::Policy,
 };
 
@@ -37,7 +37,8 @@ pub fn prot(session: &mut Session, level: ProtectionLevel) -> Reply {
         Some(tls) => (tls.settings.data == Policy::Required, tls.settings.data == Policy::Off),
         None => (false, true),
     };
-    let user_requires = matches!(&session.state, State::LoggedIn(logged_in) if logged_in.account.tls.data);
+    let user_requires =
+        matches!(&session.state, LoginState::LoggedIn(logged_in) if logged_in.account.tls.data);
     let is_private = match level {
         ProtectionLevel::Clear if node_requires || user_requires => {
             return Reply::new(Code::POLICY, "Data connections must be encrypted");
@@ -52,7 +53,7 @@ pub fn prot(session: &mut Session, level: ProtectionLevel) -> Reply {
         ProtectionLevel::Private => true,
     };
     session.security.is_private = is_private;
-    if let State::LoggedIn(logged_in) = &mut session.state {
+    if let LoginState::LoggedIn(logged_in) = &mut session.state {
         logged_in.is_private = is_private;
     }
     Reply::new(
