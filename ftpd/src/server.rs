@@ -316,11 +316,11 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
 fn log_lock_reach(locks: Locks, root: &Path) {
     match locks.cross_nodes(root) {
         Ok(why) => {
-            log::info!(root:% = root.display(); "file locks of the storage are valid on all nodes: {why}")
+            log::info!(root:% = root.display(); "file locks hold on all nodes: {why}")
         }
         Err(why) => log::warn!(
             root:% = root.display(), setting = "storage_locks";
-            "other nodes do not see file locks of the storage, so that uploads depend on Redis: {why}"
+            "file locks do not keep out other nodes, so that uploads depend on Redis: {why}"
         ),
     }
 }

@@ -479,7 +479,7 @@ impl ControlConnection {
         if self.may_log("foreign_protocol") {
             log::warn!(
                 session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
-                "connection closed: the client speaks another protocol"
+                "the client speaks another protocol"
             );
         }
         ConnectionEnd::Silent

@@ -205,7 +205,7 @@ fn a_folder_that_is_missing_is_made_or_left_out_as_homes_are() {
         assert_eq!(fs::read_dir(site.node.root().join("anna")).unwrap().count(), 1);
         for path in ["/out", "/"] {
             site.node.daemon.wait_for_line(|line| {
-                line.contains("a folder is left out") && line.contains(&format!("path={path}"))
+                line.contains("shared folder left out") && line.contains(&format!("path={path}"))
             });
         }
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);

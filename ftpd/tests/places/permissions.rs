@@ -386,7 +386,7 @@ fn no_command_gives_a_file_a_denied_name() {
     site.put("anna/old.exe", "x");
     site.put("anna/directory/x", "x");
     let mut session = site.login("anna");
-    let refused = "553 Files may not have this name";
+    let refused = "553 File name not allowed";
     all_get(
         &mut session,
         refused,
@@ -417,5 +417,5 @@ fn no_command_gives_a_file_a_denied_name() {
     assert_eq!(site.node.metric(metric), Some(11.0));
     site.node
         .daemon
-        .wait_for_line(|line| line.contains("no file may be named") && line.contains("Setup.Exe"));
+        .wait_for_line(|line| line.contains("matches a pattern of denied_names") && line.contains("Setup.Exe"));
 }
