@@ -3,7 +3,7 @@
 
 use std::{hint::black_box, time::Duration};
 
-use common::auth_api::Permissions;
+use common::policy::Permissions;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ftpd::{
     data::ascii,

@@ -4,11 +4,11 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use common::client_network::network_of;
+use common::{client_network::network_of, sync};
 use tokio::time::{Instant, sleep_until};
 
 /// Lines are counted for this time. A summary follows at its end.
@@ -76,8 +76,7 @@ impl ConnectionLog {
 
 impl ConnectionLogInner {
     fn window(&self) -> MutexGuard<'_, LogWindow> {
-        // Nothing panics while it holds the lock.
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.window)
     }
 }
 

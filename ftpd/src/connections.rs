@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
@@ -14,6 +14,7 @@ use common::{
     auth_api::{EndReason, PastLogin},
     client_network::network_of,
     session::SessionId,
+    sync,
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -113,7 +114,7 @@ impl Connections {
     }
 
     fn inner(&self) -> MutexGuard<'_, ConnectionsInner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.inner)
     }
 
     /// # Errors
@@ -331,7 +332,7 @@ impl SessionHandle {
     }
 
     fn user(&self) -> MutexGuard<'_, SessionUser> {
-        self.user.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.user)
     }
 }
 

@@ -7,10 +7,11 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use common::{
+    clock::unix_seconds,
     health::Life,
     node::{NodeCommand, NodeRecord, NodeState},
     process::{
@@ -41,7 +42,7 @@ use crate::{
     ephemeral,
     health::{self, Health},
     health_check,
-    jail::Locks,
+    jail::LockMode,
     listener::{self, Bound},
     metrics,
     node::{Node, Parts},
@@ -313,7 +314,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
 }
 
 /// Logs whether file locks of the storage are seen by other nodes.
-fn log_lock_reach(locks: Locks, root: &Path) {
+fn log_lock_reach(locks: LockMode, root: &Path) {
     match locks.cross_nodes(root) {
         Ok(why) => {
             log::info!(root:% = root.display(); "file locks hold on all nodes: {why}")
@@ -411,8 +412,7 @@ async fn start(
         control,
         host: place::host_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        // 0 if the clock is before 1970.
-        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        since: unix_seconds(),
         ..NodeRecord::new(config.node_name.clone(), rand::random(), config.network.slice)
     };
     let (registry, events) = match config.redis.take() {
@@ -471,7 +471,9 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implici
 fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: AdmissionError) {
     let (text, reason) = match refused {
         AdmissionError::TooMany => ("Too many connections; try again later", "too_many"),
-        AdmissionError::TooManyFromAddress => ("Too many connections from your address", "too_many_from_address"),
+        AdmissionError::TooManyFromAddress => {
+            ("Too many connections from your address", "too_many_from_address")
+        }
         AdmissionError::Draining => ("Server is shutting down for maintenance; please reconnect", "draining"),
     };
     metrics::connection_refused(reason);

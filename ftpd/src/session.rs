@@ -8,15 +8,11 @@ use std::{
     },
 };
 
-use common::{
-    auth_api::{Account, Permissions},
-    registry::SessionEntry,
-    session::SessionId,
-};
+use common::{auth_api::Account, policy::Permission, registry::SessionEntry, session::SessionId};
 use tokio::runtime::Handle as Runtime;
 
 use crate::{
-    access::Access,
+    access::AccessRules,
     activity::Activity,
     connections::{EndRequest, SessionHandle},
     data::{DataPort, Resumes},
@@ -85,7 +81,7 @@ pub struct LoggedIn {
     pub ends: Ends,
     pub account: Account,
     /// The account's permissions by path.
-    pub access: Arc<Access>,
+    pub access: Arc<AccessRules>,
     pub jail: Arc<Jail>,
     pub quota: Option<Arc<HomeQuota>>,
     pub lanes: Lanes,
@@ -200,8 +196,16 @@ impl LoggedIn {
     ///
     /// # Errors
     /// 550, with the same text whether `path` exists or not.
-    pub fn allow(&self, permission: impl Fn(&Permissions) -> bool, path: &VirtualPath) -> Result<(), Reply> {
-        if permission(&self.access.at(path)) { Ok(()) } else { Err(Reply::permission_denied()) }
+    pub fn allow(&self, permission: Permission, path: &VirtualPath) -> Result<(), Reply> {
+        self.allow_any(&[permission], path)
+    }
+
+    /// Checks that the user has one of `permissions` for `path`.
+    ///
+    /// # Errors
+    /// As [`Self::allow`].
+    pub fn allow_any(&self, permissions: &[Permission], path: &VirtualPath) -> Result<(), Reply> {
+        if self.access.at(path).has_any(permissions) { Ok(()) } else { Err(Reply::permission_denied()) }
     }
 
     /// Checks the last name of `path` against `denied_names`.

@@ -1,12 +1,10 @@
 //! USER, PASS, REIN (RFC 959 section 4.1.1), HOST (RFC 7151), CLNT.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use common::{
     auth_api::{Account, PastLogin, Rejection, Verdict},
+    clock::unix_seconds,
     password::{MAX_PASSWORD, MAX_USER_NAME},
     policy::Quota,
     process::logging::chain,
@@ -17,7 +15,7 @@ use common::{
 
 use super::security;
 use crate::{
-    access::Access,
+    access::AccessRules,
     auth::{Attempt, LoginError},
     data::Resumes,
     failure::Failures,
@@ -217,7 +215,7 @@ async fn log_in(
     let node = Arc::clone(&session.node);
     let subject = Arc::new(subject);
     let entry = register(&node, &subject, &account).await?;
-    let access = Arc::new(Access::new(&account));
+    let access = Arc::new(AccessRules::new(&account));
     let home = open_home(&node, &subject, &account, access.has_rules()).await;
     let OpenedHome { jail, quota_directory } = home.map_err(|reason| {
         metrics::login("no_home");
@@ -275,8 +273,7 @@ async fn register(node: &Node, subject: &Subject, account: &Account) -> Result<S
         node: node.name.clone(),
         user: account.user.clone(),
         address: subject.address,
-        // 0 if the clock is before 1970.
-        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        since: unix_seconds(),
     };
     let limits = SessionLimits {
         per_user: account.limits.sessions,
@@ -402,7 +399,7 @@ async fn open_home(
             }
             jail.share(&shared.directories)?;
             let quota_directory = match quota_directory {
-                Some(directory) => Some((jail.counted_key(&directory)?, directory)),
+                Some(directory) => Some((jail.quota_key(&directory)?, directory)),
                 None => None,
             };
             Ok((OpenedHome { jail, quota_directory }, left_out))

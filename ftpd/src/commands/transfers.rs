@@ -5,6 +5,7 @@ mod minimum_rate;
 use std::{sync::Arc, time::Duration};
 
 use common::{
+    policy::Permission,
     process::logging::chain,
     registry::{self, WriteLease},
 };
@@ -527,7 +528,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let offset = take_offset(session)?;
     let port = take_port(session)?;
     let path = session.path(argument)?;
-    session.allow(|may| may.download, &path)?;
+    session.allow(Permission::Download, &path)?;
     let opened = path.clone();
     let ascii = session.representation.converts();
     let governor =

@@ -8,11 +8,11 @@ use common::process::logging::chain;
 use nix::sys::stat::fstat;
 use nix::unistd::UnlinkatFlags;
 
-use super::handle::{Place, identity};
+use super::handle::{EntryLocation, identity};
 use super::path::VirtualPath;
-use super::same_file::Identity;
+use super::same_file::FileIdentity;
 use super::usage::{self, Changes};
-use super::{FileError, Jail, OpenFile, Placement, WriteMode};
+use super::{FileError, Jail, OpenFile, UploadPlacement, WriteMode};
 use crate::data::progress::Progress;
 
 /// NFS wants pieces of at least 256 KiB.
@@ -20,7 +20,7 @@ const BUFFER: usize = 256 * 1024;
 
 /// What COMB joins.
 #[derive(Clone, Copy, Debug)]
-pub struct Joining<'p> {
+pub struct CombineRequest<'p> {
     pub target: &'p VirtualPath,
     pub sources: &'p [VirtualPath],
     /// The target is on disk before a source is removed.
@@ -44,21 +44,21 @@ impl Jail {
     ///
     /// # Errors
     /// What `reserve` says; [`FileError::SameFile`] if a file is named twice, [`FileError::CrossDevice`] if
-    /// they are not all in one folder, [`FileError::Taken`] if `is_ours` says no or a source has changed
+    /// they are not all in one folder, [`FileError::WriteRightLost`] if `is_ours` says no or a source has changed
     /// meanwhile, [`FileError::Cancelled`], and as the kernel says.
     pub fn combine(
         &self,
-        Joining { target, sources, sync }: Joining<'_>,
+        CombineRequest { target, sources, sync }: CombineRequest<'_>,
         progress: &Progress,
         changes: &mut Changes,
         reserve: impl FnOnce(u64, bool) -> Result<(), FileError>,
         is_ours: impl FnOnce() -> bool,
     ) -> Result<u64, FileError> {
-        if !sources.iter().all(|source| self.are_together(source, target)) {
+        if !sources.iter().all(|source| self.share_root(source, target)) {
             return Err(FileError::CrossDevice);
         }
         let mut known = HashSet::new();
-        let sources = sources.iter().map(|path| Source::open(self, path, &mut known));
+        let sources = sources.iter().map(|path| CombineSource::open(self, path, &mut known));
         let sources = sources.collect::<Result<Vec<_>, _>>()?;
         let is_new = match self.entry(target) {
             Ok(_) => false,
@@ -66,28 +66,34 @@ impl Jail {
             Err(error) => return Err(error),
         };
         reserve(sources.iter().map(|source| source.size).sum(), is_new)?;
-        let mut upload = self.open_write(target, WriteMode::Append, Placement::Direct)?;
+        let mut upload = self.open_write(target, WriteMode::Append, UploadPlacement::Direct)?;
         *changes = upload.changes();
         if known.contains(&identity(&fstat(upload.file())?)) {
             return Err(FileError::SameFile);
         }
         let start = upload.begin()?;
-        match self.append_all(upload.to_write(0)?, start, &sources, progress) {
+        match self.append_all(upload.prepare_write(0)?, start, &sources, progress) {
             Ok(_) if !is_ours() => {
-                upload.leave();
-                Err(FileError::Taken)
+                upload.leave_untouched();
+                Err(FileError::WriteRightLost)
             }
             Ok(end) => {
                 let file = upload.file().try_clone()?;
-                let written =
-                    Written { jail: self, file, path: target, is_new: is_new && start == 0, sync, changes };
+                let written = CombinedTarget {
+                    jail: self,
+                    file,
+                    path: target,
+                    is_new: is_new && start == 0,
+                    sync,
+                    changes,
+                };
                 upload.finish(sync, end)?;
                 written.remove_sources(&sources, start)?;
                 Ok(end - start)
             }
             Err(error) if progress.may_store().is_err() => {
                 // Another session may write the target by now.
-                upload.leave();
+                upload.leave_untouched();
                 Err(error)
             }
             Err(error) => {
@@ -102,7 +108,7 @@ impl Jail {
         &self,
         target: &File,
         start: u64,
-        sources: &[Source<'_>],
+        sources: &[CombineSource<'_>],
         progress: &Progress,
     ) -> Result<u64, FileError> {
         let mut buffer = vec![0; BUFFER];
@@ -120,9 +126,9 @@ impl Jail {
                 }
                 // Room was reserved for the size that it had.
                 if read == 0 || read as u64 > source_end - end {
-                    return Err(FileError::Taken);
+                    return Err(FileError::WriteRightLost);
                 }
-                progress.may_store().map_err(|_| FileError::Taken)?;
+                progress.may_store().map_err(|_| FileError::WriteRightLost)?;
                 target.write_all_at(&buffer[..read], end)?;
                 end += read as u64;
                 progress.add(read as u64);
@@ -133,14 +139,18 @@ impl Jail {
 }
 
 /// A file that is to be joined to another.
-struct Source<'p> {
+struct CombineSource<'p> {
     path: &'p VirtualPath,
-    identity: Identity,
+    identity: FileIdentity,
     size: u64,
 }
 
-impl<'p> Source<'p> {
-    fn open(jail: &Jail, path: &'p VirtualPath, known: &mut HashSet<Identity>) -> Result<Self, FileError> {
+impl<'p> CombineSource<'p> {
+    fn open(
+        jail: &Jail,
+        path: &'p VirtualPath,
+        known: &mut HashSet<FileIdentity>,
+    ) -> Result<Self, FileError> {
         let source = jail.open_read(path)?;
         let identity = identity(&fstat(&source.file)?);
         if !known.insert(identity) {
@@ -153,12 +163,12 @@ impl<'p> Source<'p> {
     fn reopen(&self, jail: &Jail) -> Result<OpenFile, FileError> {
         let source = jail.open_read(self.path)?;
         let is_same = identity(&fstat(&source.file)?) == self.identity && source.size == self.size;
-        if is_same { Ok(source) } else { Err(FileError::Taken) }
+        if is_same { Ok(source) } else { Err(FileError::WriteRightLost) }
     }
 }
 
 /// The target, with the content of all sources.
-struct Written<'w> {
+struct CombinedTarget<'w> {
     jail: &'w Jail,
     file: File,
     path: &'w VirtualPath,
@@ -168,9 +178,9 @@ struct Written<'w> {
     changes: &'w Changes,
 }
 
-impl Written<'_> {
+impl CombinedTarget<'_> {
     /// Removes the sources, whose content begins at `start` in the target.
-    fn remove_sources(&self, sources: &[Source<'_>], start: u64) -> Result<(), FileError> {
+    fn remove_sources(&self, sources: &[CombineSource<'_>], start: u64) -> Result<(), FileError> {
         let mut end = start;
         for source in sources {
             match self.jail.remove_file(source.path) {
@@ -193,13 +203,13 @@ impl Written<'_> {
     /// Takes back what is in the target from `end` on, and the target if that is all, and COMB made it.
     fn cut(&self, end: u64) -> Result<(), FileError> {
         if self.is_new && end == 0 {
-            let Place { directory, name } = self.jail.place(self.path)?;
+            let EntryLocation { directory, name } = self.jail.entry_location(self.path)?;
             let ours = identity(&fstat(&self.file)?);
             let freed = usage::unlink(&directory, name, UnlinkatFlags::NoRemoveDir, Some(ours))?;
             self.changes.remove(freed);
             return Ok(());
         }
-        usage::cut(&self.file, end, self.changes)?;
+        usage::truncate(&self.file, end, self.changes)?;
         if self.sync {
             self.file.sync_all()?;
         }

@@ -4,7 +4,6 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use rustls::{
@@ -88,8 +87,7 @@ fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certifica
 }
 
 fn warn_of_expiry(path: &Path, expires: i64) {
-    // A clock before 1970 is nobody's.
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64);
+    let now = super::unix_seconds();
     let path = path.display();
     match expires - now {
         ..=0 => log::warn!("{path}: the certificate has expired; most clients will refuse it"),

@@ -14,12 +14,12 @@ use std::{
     path::PathBuf,
     str::FromStr,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use arc_swap::ArcSwap;
 use common::{
-    certificate::ClientCertificate, process::logging::chain, registry::Registry, session::SessionId,
+    certificate::ClientCertificate, clock, process::logging::chain, registry::Registry, session::SessionId,
 };
 use rustls::{
     CommonState, HandshakeKind, ProtocolVersion, ServerConfig, SupportedProtocolVersion,
@@ -401,10 +401,9 @@ fn with_witness(
     Ok(config)
 }
 
-/// The time of day in seconds since 1970; 0 if the clock is before that.
+/// [`clock::unix_seconds`] as a signed number, as certificates and tickets hold times.
 fn unix_seconds() -> i64 {
-    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+    i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX)
 }
 
 /// A data connection replaces the ticket that it used, and one more, with the first that the node has to

@@ -415,7 +415,7 @@ fn no_command_gives_a_file_a_denied_name() {
     session.command("RNTO old.bin", 250);
     let metric = "ftp_uploads_refused_total{reason=\"denied_name\"}";
     assert_eq!(site.node.metric(metric), Some(11.0));
-    site.node
-        .daemon
-        .wait_for_line(|line| line.contains("matches a pattern of denied_names") && line.contains("Setup.Exe"));
+    site.node.daemon.wait_for_line(|line| {
+        line.contains("matches a pattern of denied_names") && line.contains("Setup.Exe")
+    });
 }
