@@ -1,4 +1,4 @@
-//! `ftpd`: arguments, settings, logging; then the server runs, and its end is the exit status.
+//! The program `ftpd`: reads the settings, starts logging and the runtime, runs the server.
 
 use std::{
     io::{self, Write},
@@ -19,15 +19,15 @@ use ftpd::{
     settings::SCHEMA,
 };
 
-/// For name look-ups, the transfer log and certificates: file operations and transfers have
-/// threads of their own.
+/// Blocking threads of the runtime: for name look-ups, the transfer log and certificates. File operations and
+/// transfers have threads of their own.
 const RUNTIME_BLOCKING_THREADS: usize = 8;
 
-#[allow(clippy::print_stdout, clippy::print_stderr)] // This is the program's own output.
+#[allow(clippy::print_stdout, clippy::print_stderr)] // Output of the program before logging starts.
 fn main() -> ExitCode {
     let flags = SCHEMA.command().get_matches();
     if let Some(page) = SCHEMA.printed(SCHEMA.command(), &flags) {
-        // A reader that has seen enough closes the pipe.
+        // Fails if the reader, such as `less`, has closed the pipe.
         let _ = io::stdout().write_all(&page);
         return ExitCode::SUCCESS;
     }
@@ -42,15 +42,15 @@ fn main() -> ExitCode {
         return check(config, flags.get_flag("deep"));
     }
     logging::init(config.log.format, &config.log.level, Some(config.node_name.to_string()));
-    // Where the service has a limit on the size of files (LimitFSIZE), a file that would become larger is
-    // an error of its upload (EFBIG), not the end of the node.
-    // SAFETY: no other thread runs yet, and ignoring a signal runs no code of ours.
+    // With a limit on the size of files (LimitFSIZE= of the service), a larger upload gets an error (EFBIG);
+    // without this line the signal would end the node.
+    // SAFETY: no other thread runs yet, and an ignored signal runs no code of this program.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
+    // New files have exactly the permissions of `file_mode` and `directory_mode`.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    // This thread alone keeps what privileged ports need, and gives it up in `run`.
+    // Only this thread keeps the capabilities for ports below 1024, and gives them up in `server::run`.
     if let Err(error) = capabilities::forbid_new() {
-        log::error!("cannot forbid new privileges: {error}");
+        log::error!("cannot forbid new privileges (PR_SET_NO_NEW_PRIVS): {error}");
         return ExitCode::FAILURE;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         }
     };
     let result = runtime.block_on(server::run(config));
-    // Threads that wait for storage which hangs must not keep the process.
+    // Threads that wait for hanging storage must not keep the process alive.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Exit status 0, or 1 if something that the settings name cannot be used.
+/// Runs `--check`. The exit status is 1 if something that the settings name cannot be used.
 fn check(config: Config, deep: bool) -> ExitCode {
     let summary = check::summary(&config);
     let tried = if deep {

@@ -1,4 +1,4 @@
-//! Every metric of the node: one function an event, and what each means.
+//! All metrics of the node, with one function for each event, and their descriptions.
 
 use std::time::Duration;
 
@@ -6,76 +6,84 @@ use ::metrics::{counter, describe_counter, describe_gauge, describe_histogram, g
 
 use crate::protocol::reply::Code;
 
-/// Tells Prometheus what the metrics mean. Call once, after the recorder is installed.
+/// Registers the descriptions for Prometheus. Call once, after the recorder is installed.
 pub fn describe() {
-    describe_gauge!("ftp_connections", "Control connections at this time");
-    describe_counter!("ftp_connections_total", "Control connections of clients, health checks left out");
+    describe_gauge!("ftp_connections", "Open control connections");
+    describe_counter!("ftp_connections_total", "Control connections of clients, without health checks");
     describe_counter!(
         "ftp_connections_refused_total",
-        "Control connections closed before they could log in, by reason"
+        "Control connections that the node refused before a login, by reason"
     );
     describe_counter!("ftp_logins_total", "Logins by result");
     describe_counter!("ftp_logins_rejected_total", "Logins with the result rejected, by reason");
-    describe_gauge!(
-        "ftp_dependency_up",
-        "1 if the node's dependency is as it should be, 0 if not, by its name in /readyz"
-    );
-    describe_gauge!("ftp_sessions", "Logged-in sessions at this time");
+    describe_gauge!("ftp_dependency_up", "1 if the dependency works, 0 if not, by its name in /readyz");
+    describe_gauge!("ftp_sessions", "Logged-in sessions");
     describe_counter!("ftp_sessions_ended_total", "Control connections that the node ended, by reason");
     describe_counter!(
         "ftp_sessions_revoked_total",
-        "Sessions that ended because authd would not accept their login any more, by reason"
+        "Sessions ended because authd would no longer accept their login, by reason"
     );
-    describe_counter!("ftp_reauthorizations_total", "Checks of all sessions with authd, by result");
-    describe_counter!("ftp_commands_total", "Commands by verb and first digit of the reply");
+    describe_counter!(
+        "ftp_reauthorizations_total",
+        "Questions to authd about the logins of all sessions, by result"
+    );
+    describe_counter!("ftp_commands_total", "Commands by verb and first digit of the reply code");
     describe_gauge!("ftp_transfers", "Transfers and listings in progress");
     describe_counter!("ftp_transfers_total", "Transfers and listings by direction and result");
-    describe_counter!(
-        "ftp_operations_failed_total",
-        "Operations on files and transfers that failed, by verb and reason"
-    );
-    describe_counter!("ftp_uploads_refused_total", "Uploads and renames that were refused, by reason");
+    describe_counter!("ftp_operations_failed_total", "Failed commands and transfers, by verb and reason");
+    describe_counter!("ftp_uploads_refused_total", "Refused uploads and renames, by reason");
     describe_counter!("ftp_transfer_bytes_total", "Bytes over data connections by direction");
-    describe_histogram!("ftp_transfer_seconds", "How long transfers and listings took");
+    describe_histogram!(
+        "ftp_transfer_seconds",
+        "Duration of transfers and listings in seconds, by direction"
+    );
     describe_histogram!(
         "ftp_paced_seconds",
-        "How long transfers with a limit of bandwidth waited for it, by direction"
+        "Time in seconds that transfers waited because of bandwidth limits, by direction"
     );
-    describe_gauge!("ftp_passive_ports_reserved", "Reservations of (port, client address) at this time");
-    describe_counter!("ftp_passive_ports_exhausted_total", "PASV and EPSV that found no free port in time");
+    describe_gauge!("ftp_passive_ports_reserved", "Passive ports reserved for sessions");
+    describe_counter!(
+        "ftp_passive_ports_exhausted_total",
+        "PASV and EPSV commands that got no free port in time"
+    );
     describe_counter!(
         "ftp_passive_ports_given_up_total",
-        "Reservations that ended because another session of the address waited: unused for data_connect_timeout, or beyond half of the ports"
+        "Reservations that ended because another session of the same client address needed the port, by reason: \
+         unused for data_connect_timeout, or more than half of the ports"
     );
-    describe_counter!("ftp_data_connections_refused_total", "Data connections that were closed, by reason");
-    describe_histogram!("ftp_authd_seconds", "How long authd took to answer a login");
-    describe_counter!("ftp_tls_handshakes_total", "TLS handshakes by connection, version and result");
+    describe_counter!(
+        "ftp_data_connections_refused_total",
+        "Data connections that the node refused, by reason"
+    );
+    describe_histogram!("ftp_authd_seconds", "Duration of authd's answers to logins in seconds, by result");
+    describe_counter!("ftp_tls_handshakes_total", "TLS handshakes by kind of connection, version and result");
     describe_counter!(
         "ftp_data_tls_sessions_total",
-        "Encrypted data connections by whether they resumed their session's TLS session"
+        "Encrypted data connections, by whether they resumed the TLS session of their control connection"
     );
     describe_counter!(
         "ftp_tls_downloads_total",
-        "Encrypted downloads in TYPE I by who makes their TLS records: the kernel, or the node itself"
+        "Encrypted downloads in TYPE I, by encryption in the kernel or in the node (records)"
     );
     describe_gauge!(
         "ftp_tls_crl_expiry_timestamp_seconds",
-        "When the first of tls_client_crls expires; from then on its authority's client certificates are refused"
+        "Unix time at which the first of tls_client_crls expires; then client certificates of its authority are \
+         refused"
     );
-    describe_counter!("ftp_tls_reloads_total", "Certificates read again, by result");
+    describe_counter!("ftp_tls_reloads_total", "Reloads of the certificates, by result");
     describe_counter!(
         "ftp_partials_removed_total",
-        "Hidden files of broken atomic uploads removed because they were older than partial_lifetime"
+        "Partial files of unfinished atomic uploads removed because they were older than partial_lifetime"
     );
-    describe_counter!("ftp_partial_bytes_removed_total", "Bytes of those files");
+    describe_counter!("ftp_partial_bytes_removed_total", "Bytes of the removed partial files");
     describe_gauge!(
         "ftp_oldest_file_operation_seconds",
-        "How long the file operation runs that began first, of commands and logins; 0 if none runs"
+        "Age in seconds of the oldest running file operation of commands and logins; 0 if none runs"
     );
-    describe_gauge!("ftp_places_used", "Places for work on files in use, by kind");
+    describe_gauge!("ftp_places_used", "Worker slots in use, by kind");
     describe_gauge!("ftp_draining", "1 while the node drains");
     describe_gauge!("ftp_limit", "The configured limits by name");
-    describe_counter!("ftp_limit_reached_total", "How often a limit refused something, by name");
+    describe_counter!("ftp_limit_reached_total", "Refusals because of a limit, by name");
 }
 
 pub fn limit(name: &'static str, value: u32) {
@@ -160,7 +168,7 @@ pub fn upload_refused(reason: &'static str) {
     counter!("ftp_uploads_refused_total", "reason" => reason).increment(1);
 }
 
-/// Both labels come from fixed sets: the verb table and [`crate::failure`].
+/// The labels come from fixed sets: the verb table and [`crate::failure`].
 pub fn operation_failed(verb: &'static str, reason: &'static str) {
     counter!("ftp_operations_failed_total", "verb" => verb, "reason" => reason).increment(1);
 }
@@ -195,8 +203,8 @@ pub fn authd_answered(result: &'static str, took: Duration) {
     histogram!("ftp_authd_seconds", "result" => result).record(took);
 }
 
-pub fn draining(yes: bool) {
-    gauge!("ftp_draining").set(u8::from(yes));
+pub fn draining(is_draining: bool) {
+    gauge!("ftp_draining").set(u8::from(is_draining));
 }
 
 /// `kind`: `control` or `data`. `result`: `full`, `resumed`, `failed` or `late`.
@@ -215,13 +223,13 @@ pub fn tls_download(path: &'static str) {
     counter!("ftp_tls_downloads_total", "path" => path).increment(1);
 }
 
-/// `until`: when the first revocation list expires, in seconds since 1970; `None`: there are no lists.
+/// `until` is the Unix time at which the first revocation list expires; `None`: there are no lists.
 pub fn tls_revocation_lists(until: Option<i64>) {
     if let Some(until) = until {
         gauge!("ftp_tls_crl_expiry_timestamp_seconds").set(until as f64);
     }
 }
 
-pub fn tls_reloaded(well: bool) {
-    counter!("ftp_tls_reloads_total", "result" => if well { "loaded" } else { "failed" }).increment(1);
+pub fn tls_reloaded(is_success: bool) {
+    counter!("ftp_tls_reloads_total", "result" => if is_success { "loaded" } else { "failed" }).increment(1);
 }
