@@ -113,8 +113,10 @@ in
       builtins.readFile ../docs/options.md != own.options.text
     ) "docs/options.md is not what `nix build .#options` makes"
     ++ lib.optional (
-      !(lib.hasInfix (builtins.readFile ../template/cluster.nix) (builtins.readFile ../README.md))
-    ) "README.md does not show template/cluster.nix"
+      !(lib.hasInfix (builtins.readFile ../template/cluster.nix) (
+        builtins.readFile ../docs/deployment-nixos.md
+      ))
+    ) "docs/deployment-nixos.md does not show template/cluster.nix"
     ++ map (line: "docs/options.md: a path with a space: ${line}") (
       lib.filter (line: builtins.match "[*] example: `\"/[^\"]* [^\"]*\"`" line != null) (
         lib.splitString "\n" own.options.text

@@ -502,7 +502,7 @@ async fn wait_for_end(
                     log::info!("reloading certificates and transfer log");
                     node.transfer_log.reopen();
                     if let Some(tls) = &node.tls {
-                        tls.reload_and_tell().await;
+                        tls.reload_and_log().await;
                     }
                 }
             },

@@ -6,7 +6,7 @@ use crate::{
     protocol::{
         Code, Reply,
         command::{Algorithm, Opts, TransferType},
-        reply::Text,
+        reply::ReplyText,
         verbs::{self, Features},
     },
     session::{LoggedIn, LoginState, Session},
@@ -86,7 +86,7 @@ pub fn opts(session: &mut Session, opts: Opts) -> Reply {
 /// STAT without an argument: the status of the session, and of the activity if one runs.
 pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
     let node = &session.node;
-    let mut lines: Vec<Text> = Vec::new();
+    let mut lines: Vec<ReplyText> = Vec::new();
     // Only after login: node names and versions help attackers.
     if session.is_logged_in() {
         lines.push(format!("Node {}, version {}", node.name, env!("CARGO_PKG_VERSION")).into());
@@ -141,15 +141,16 @@ pub async fn quota(session: &LoggedIn) -> Result<Reply, Reply> {
     };
     let (held, limit) = (quota.held().await?, quota.limit());
     let line = |unit: &str, used: u64, limit: Option<u64>| match limit {
-        Some(limit) => {
-            Text::from(format!("{unit}: {used} used, {limit} limit, {} left", limit.saturating_sub(used)))
-        }
-        None => Text::from(format!("{unit}: {used} used, no limit")),
+        Some(limit) => ReplyText::from(format!(
+            "{unit}: {used} used, {limit} limit, {} left",
+            limit.saturating_sub(used)
+        )),
+        None => ReplyText::from(format!("{unit}: {used} used, no limit")),
     };
     let lines = vec![line("Bytes", held.bytes, limit.bytes), line("Files", held.files, limit.files)];
     let title = match quota.directory() {
-        home if home.is_root() => Text::from("Quota of the home directory:"),
-        directory => Text::from(format!("Quota of {}:", directory.as_bytes().escape_ascii())),
+        home if home.is_root() => ReplyText::from("Quota of the home directory:"),
+        directory => ReplyText::from(format!("Quota of {}:", directory.as_bytes().escape_ascii())),
     };
     Ok(Reply::lines(Code::SYSTEM_STATUS, title, lines, "End"))
 }

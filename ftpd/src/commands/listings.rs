@@ -20,7 +20,7 @@ use crate::{
         Code, Reply,
         command::{ListArguments, ListOptions},
         glob::{self, Pattern},
-        reply::Text,
+        reply::ReplyText,
     },
     session::{LoggedIn, Outcome},
 };
@@ -98,7 +98,7 @@ pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) ->
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
-        let mut lines: Vec<Text> = Vec::new();
+        let mut lines: Vec<ReplyText> = Vec::new();
         let mut is_full = false;
         let written = parsed.resolve(&jail, options).map_err(TransferError::from).and_then(|target| {
             listing.write(&jail, &target, &progress, &mut |line| {

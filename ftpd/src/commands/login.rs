@@ -26,7 +26,7 @@ use crate::{
     protocol::{
         Code, Reply,
         command::{Algorithm, Password},
-        reply::Text,
+        reply::ReplyText,
     },
     quota::HomeQuota,
     representation::Representation,
@@ -194,7 +194,7 @@ fn reject(session: &mut Session, subject: &Subject, error: &LoginError) -> Outco
     }
 }
 
-fn unavailable(text: impl Into<Text>) -> Reply {
+fn unavailable(text: impl Into<ReplyText>) -> Reply {
     Reply::new(Code::SERVICE_UNAVAILABLE, text)
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     protocol::{Code, Reply, command::ProtectionLevel},
     session::{LoginState, Outcome, Session},
-    tls::Policy,
+    tls::TlsPolicy,
 };
 
 /// AUTH: the handshake follows the reply and resets the session. `private_data` has the effect of a later PROT P.
@@ -11,7 +11,7 @@ pub fn auth(session: &mut Session, private_data: bool) -> Outcome {
     if session.security.is_encrypted() {
         return Reply::new(Code::BAD_SEQUENCE, "TLS is already active").into();
     }
-    if private_data && session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == Policy::Off) {
+    if private_data && session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == TlsPolicy::Off) {
         return Reply::new(Code::POLICY, "Encrypted data connections are not available").into();
     }
     session.security.is_private = private_data;
@@ -33,7 +33,7 @@ pub fn prot(session: &mut Session, level: ProtectionLevel) -> Reply {
         return Reply::new(Code::BAD_SEQUENCE, "Send PBSZ before PROT");
     }
     let (node_requires, node_refuses) = match &session.node.tls {
-        Some(tls) => (tls.settings.data == Policy::Required, tls.settings.data == Policy::Off),
+        Some(tls) => (tls.settings.data == TlsPolicy::Required, tls.settings.data == TlsPolicy::Off),
         None => (false, true),
     };
     let user_requires =
@@ -65,6 +65,6 @@ pub fn ccc() -> Reply {
 
 /// Returns true if the client has to send AUTH TLS before it may log in.
 pub fn needs_encryption(session: &Session) -> bool {
-    let required = session.node.tls.as_ref().is_some_and(|tls| tls.settings.control == Policy::Required);
+    let required = session.node.tls.as_ref().is_some_and(|tls| tls.settings.control == TlsPolicy::Required);
     required && !session.security.is_encrypted()
 }

@@ -1,4 +1,4 @@
-//! The FTP protocol without I/O: bytes in, values out.
+//! The FTP protocol without I/O: parses commands and headers, and encodes replies.
 
 pub mod address;
 pub mod arguments;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    arguments::{Fault, first_word, path},
+    arguments::{ArgumentError, first_word, path},
     command::Modified,
     mode::ModeChange,
     timestamp,
@@ -81,14 +81,14 @@ pub(super) fn names() -> String {
     SITE_COMMANDS.each_ref().map(|command| command.name).join("|")
 }
 
-pub(super) fn parse(argument: &[u8]) -> Result<Site, Fault> {
+pub(super) fn parse(argument: &[u8]) -> Result<Site, ArgumentError> {
     let (name, argument) = first_word(argument);
     if name.is_empty() {
-        return Err(Fault::Syntax);
+        return Err(ArgumentError::Syntax);
     }
     let known = SITE_COMMANDS.iter().find(|command| command.name.as_bytes().eq_ignore_ascii_case(name));
-    let command = known.ok_or(Fault::Parameter)?;
-    (command.parse)(argument).ok_or(Fault::SiteSyntax(command))
+    let command = known.ok_or(ArgumentError::Parameter)?;
+    (command.parse)(argument).ok_or(ArgumentError::SiteSyntax(command))
 }
 
 /// `<mode> <path>`

@@ -1,31 +1,31 @@
-//! The verb table: every command's name, arguments, place in a session, FEAT line and HELP text.
+//! The verb table: name, arguments, phase, FEAT line and HELP text of each command.
 
 use std::fmt;
 
 use super::{
-    arguments::{self as argument, Fault},
+    arguments::{self as argument, ArgumentError},
     command::{Algorithm, AnyTimeCommand, Command, LoggedInCommand},
-    reply::{Code, Reply, Text},
+    reply::{Code, Reply, ReplyText},
     site::{self, SITE_COMMANDS},
 };
 use crate::listing::machine::Facts;
 
 /// A row of the verb table.
 pub struct Verb {
-    /// As RFCs spell it: in capitals.
+    /// In capitals, as in the RFCs.
     pub name: &'static str,
-    /// The older form with an X, RFC 775.
+    /// A second name, usually the older form with an X (RFC 775).
     pub alias: Option<&'static str>,
-    /// What follows the name, for people.
+    /// Syntax of the arguments, shown by HELP.
     pub arguments: &'static str,
-    /// What it does, for people.
+    /// Description, shown by HELP.
     pub help: &'static str,
-    /// May run during an activity; [`super::Request::during_transfer`] makes the exception for STAT with a path.
+    /// May run during a transfer. Read through [`super::Request::during_transfer`].
     pub(super) during_transfer: bool,
     /// Refused, and missing in FEAT, on a node without TLS.
     pub needs_tls: bool,
-    feature: Feature,
-    /// Spaces around the arguments are ignored: none of them is a path or part of a login.
+    feature: FeatLine,
+    /// Spaces around the arguments are ignored, because no argument is a path or part of a login.
     pub(super) takes_words: bool,
     /// `None` if the verb is known but not offered.
     pub(super) parser: Option<Parser>,
@@ -33,14 +33,14 @@ pub struct Verb {
 
 /// Parser of the bytes after a verb. Its kind says whether the verb needs a login.
 pub(super) enum Parser {
-    AnyTime(fn(&[u8]) -> Result<AnyTimeCommand, Fault>),
-    LoggedIn(fn(&[u8]) -> Result<LoggedInCommand, Fault>),
+    AnyTime(fn(&[u8]) -> Result<AnyTimeCommand, ArgumentError>),
+    LoggedIn(fn(&[u8]) -> Result<LoggedInCommand, ArgumentError>),
     /// The argument decides whether the command needs a login.
     Either(fn(&[u8]) -> Command),
 }
 
 impl Parser {
-    pub(super) fn parse(&self, argument: &[u8]) -> Result<Command, Fault> {
+    pub(super) fn parse(&self, argument: &[u8]) -> Result<Command, ArgumentError> {
         match self {
             Self::AnyTime(parse) => parse(argument).map(Command::AnyTime),
             Self::LoggedIn(parse) => parse(argument).map(Command::LoggedIn),
@@ -49,14 +49,14 @@ impl Parser {
     }
 }
 
-/// What FEAT says of a verb, RFC 2389 section 3.2.
+/// The line of a verb in the reply to FEAT (RFC 2389 section 3.2).
 #[derive(Clone, Copy)]
-enum Feature {
+enum FeatLine {
     None,
     Line(&'static str),
     /// The facts, with those selected marked.
     Mlst,
-    /// The algorithms, with the selected one marked.
+    /// The HASH algorithms; the selected one has a star.
     Hash,
     /// The subcommands of SITE that are extensions.
     Site,
@@ -76,7 +76,7 @@ impl Verb {
             help,
             during_transfer: false,
             needs_tls: false,
-            feature: Feature::None,
+            feature: FeatLine::None,
             takes_words: false,
             parser,
         }
@@ -86,7 +86,7 @@ impl Verb {
         name: &'static str,
         arguments: &'static str,
         help: &'static str,
-        parse: fn(&[u8]) -> Result<AnyTimeCommand, Fault>,
+        parse: fn(&[u8]) -> Result<AnyTimeCommand, ArgumentError>,
     ) -> Self {
         Self::new(name, arguments, help, Some(Parser::AnyTime(parse)))
     }
@@ -95,7 +95,7 @@ impl Verb {
         name: &'static str,
         arguments: &'static str,
         help: &'static str,
-        parse: fn(&[u8]) -> Result<LoggedInCommand, Fault>,
+        parse: fn(&[u8]) -> Result<LoggedInCommand, ArgumentError>,
     ) -> Self {
         Self::new(name, arguments, help, Some(Parser::LoggedIn(parse)))
     }
@@ -133,13 +133,13 @@ impl Verb {
         self
     }
 
-    const fn feature(mut self, feature: Feature) -> Self {
+    const fn feature(mut self, feature: FeatLine) -> Self {
         self.feature = feature;
         self
     }
 
     const fn feat(self, line: &'static str) -> Self {
-        self.feature(Feature::Line(line))
+        self.feature(FeatLine::Line(line))
     }
 
     fn is_offered(&self) -> bool {
@@ -157,7 +157,7 @@ impl Verb {
 }
 
 impl PartialEq for Verb {
-    /// Names are unique in the table.
+    /// Compares names, which are unique in the table.
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
     }
@@ -201,7 +201,7 @@ static VERBS: &[Verb] = &[
         .tls()
         .feat("PROT"),
     Verb::any_time("CCC", "", "would end the encryption; refused", |_| Ok(AnyTimeCommand::Ccc)).tls(),
-    // Directories and files
+    // Security, RFC 2228 and RFC 4217
     Verb::logged_in("PWD", "", "shows the current directory", |_| Ok(LoggedInCommand::Pwd)).or("XPWD"),
     Verb::logged_in("CWD", "[<path>]", "changes the current directory", |a| {
         Ok(LoggedInCommand::Cwd(argument::optional_path(a)))
@@ -242,7 +242,7 @@ static VERBS: &[Verb] = &[
         Ok(LoggedInCommand::Avbl(argument::optional_path(a)))
     })
     .feat("AVBL"),
-    // Data connections
+    // Security, RFC 2228 and RFC 4217
     Verb::logged_in("PASV", "", "the server listens for the data connection", |_| Ok(LoggedInCommand::Pasv))
         .feat("PASV"),
     Verb::logged_in("EPSV", "[1|2|ALL]", "the server listens for the data connection", |a| {
@@ -259,7 +259,7 @@ static VERBS: &[Verb] = &[
     })
     .words()
     .feat("EPRT"),
-    // Transfers
+    // Security, RFC 2228 and RFC 4217
     Verb::logged_in("TYPE", "A|I|L 8", "text with line ends converted, or bytes", |a| {
         argument::transfer_type(a).map(LoggedInCommand::Type)
     })
@@ -289,7 +289,7 @@ static VERBS: &[Verb] = &[
     }),
     Verb::logged_in("APPE", "<path>", "appends to a file", |a| argument::path(a).map(LoggedInCommand::Appe)),
     Verb::logged_in("ABOR", "", "ends the transfer under way", |_| Ok(LoggedInCommand::Abor)).in_transfer(),
-    // Listings
+    // Security, RFC 2228 and RFC 4217
     Verb::logged_in("LIST", "[-aAdFlRrSt] [<path>]", "lists a directory for people", |a| {
         Ok(LoggedInCommand::List(argument::list(a)))
     }),
@@ -302,7 +302,7 @@ static VERBS: &[Verb] = &[
     Verb::logged_in("MLST", "[<path>]", "shows the facts about a path", |a| {
         Ok(LoggedInCommand::Mlst(argument::optional_path(a)))
     })
-    .feature(Feature::Mlst),
+    .feature(FeatLine::Mlst),
     Verb::any_time_or_logged_in(
         "STAT",
         "[[-aAdFlRrSt] <path>]",
@@ -310,11 +310,11 @@ static VERBS: &[Verb] = &[
         argument::stat,
     )
     .in_transfer(),
-    // Checksums
+    // Security, RFC 2228 and RFC 4217
     Verb::logged_in("HASH", "<path>", "the checksum of a file, by the algorithm of OPTS HASH", |a| {
         argument::path(a).map(LoggedInCommand::Hash)
     })
-    .feature(Feature::Hash),
+    .feature(FeatLine::Hash),
     Verb::logged_in("XCRC", "<path> [<start> [<end>]]", "the CRC-32 of a file", |a| {
         argument::checksum(Algorithm::Crc32, a)
     })
@@ -340,7 +340,7 @@ static VERBS: &[Verb] = &[
         argument::comb(a).map(LoggedInCommand::Comb)
     })
     .feat("COMB"),
-    // Information and parameters
+    // Security, RFC 2228 and RFC 4217
     Verb::any_time("SYST", "", "shows the kind of system", |_| Ok(AnyTimeCommand::Syst)),
     Verb::any_time("FEAT", "", "lists the extensions", |_| Ok(AnyTimeCommand::Feat)),
     Verb::any_time("HELP", "[<command>]", "shows this", |a| {
@@ -355,14 +355,14 @@ static VERBS: &[Verb] = &[
     Verb::logged_in("SITE", "<command> [<arguments>]", "what no RFC has", |a| {
         site::parse(a).map(LoggedInCommand::Site)
     })
-    .feature(Feature::Site),
+    .feature(FeatLine::Site),
     // RFC 959 and the security extensions, RFC 2228
     Verb::not_offered("SMNT"),
     Verb::not_offered("ADAT"),
     Verb::not_offered("CONF"),
     Verb::not_offered("ENC"),
     Verb::not_offered("MIC"),
-    // RFC 2640, RFC 1639 and what others have
+    // Not supported: RFC 2640, RFC 1639 and extensions of other servers
     Verb::not_offered("LANG"),
     Verb::not_offered("LPRT"),
     Verb::not_offered("LPSV"),
@@ -377,40 +377,42 @@ static VERBS: &[Verb] = &[
     Verb::not_offered("CSID"),
 ];
 
-/// FEAT lines of what is no verb: how paths are encoded (RFC 2640) and written (RFC 3659 section 6).
+/// FEAT lines that belong to no verb: encoding (RFC 2640) and form (RFC 3659 section 6) of paths.
 const OTHER_FEATURES: [&str; 2] = ["UTF8", "TVFS"];
 
-/// The row of a name in any case, also of its form with an X.
+/// The row with this name or alias, in upper or lower case.
 pub fn find(name: &[u8]) -> Option<&'static Verb> {
     VERBS.iter().find(|verb| {
-        let is = |known: &str| known.as_bytes().eq_ignore_ascii_case(name);
-        is(verb.name) || verb.alias.is_some_and(is)
+        let matches = |known: &str| known.as_bytes().eq_ignore_ascii_case(name);
+        matches(verb.name) || verb.alias.is_some_and(matches)
     })
 }
 
-/// What FEAT depends on.
+/// State that the reply to FEAT depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Features {
-    /// The facts that are selected.
+    /// The selected MLST facts.
     pub facts: Facts,
-    /// The algorithm that is selected.
+    /// The selected HASH algorithm.
     pub hash: Algorithm,
-    /// Whether there is TLS.
+    /// True if TLS is configured.
     pub tls: bool,
 }
 
-/// The answer to FEAT, RFC 2389 section 3.2.
+/// The reply to FEAT (RFC 2389 section 3.2).
 pub fn feat(features: Features) -> Reply {
     let Features { facts, hash, tls } = features;
     let offered = VERBS.iter().filter(|verb| verb.is_offered() && (tls || !verb.needs_tls));
     let lines = offered.flat_map(|verb| match verb.feature {
-        Feature::None => vec![],
-        Feature::Line(line) => vec![Text::from(line)],
-        Feature::Mlst => vec![Text::from(facts.feature())],
-        Feature::Hash => vec![Text::from(hash_feature(hash))],
-        Feature::Site => SITE_COMMANDS.iter().filter_map(|command| command.feature.map(Text::from)).collect(),
+        FeatLine::None => vec![],
+        FeatLine::Line(line) => vec![ReplyText::from(line)],
+        FeatLine::Mlst => vec![ReplyText::from(facts.feature())],
+        FeatLine::Hash => vec![ReplyText::from(hash_feature(hash))],
+        FeatLine::Site => {
+            SITE_COMMANDS.iter().filter_map(|command| command.feature.map(ReplyText::from)).collect()
+        }
     });
-    let lines = lines.chain(OTHER_FEATURES.map(Text::from)).collect();
+    let lines = lines.chain(OTHER_FEATURES.map(ReplyText::from)).collect();
     Reply::lines(Code::SYSTEM_STATUS, "Extensions supported:", lines, "End")
 }
 
@@ -429,23 +431,23 @@ fn hash_feature(selected: Algorithm) -> String {
     line
 }
 
-/// The answer to HELP, RFC 959 section 4.1.3: of all verbs, or of the one in `topic`.
+/// The reply to HELP (RFC 959 section 4.1.3): all verbs, or the verb in `topic`.
 pub fn help(topic: Option<&[u8]>) -> Reply {
     match topic.map(|name| find(name).filter(|verb| verb.is_offered())) {
         None => {
             let names: Vec<_> = VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name).collect();
-            let rows = names.chunks(8).map(|row| Text::from(row.join(" "))).collect();
+            let rows = names.chunks(8).map(|row| ReplyText::from(row.join(" "))).collect();
             Reply::lines(Code::HELP, "Commands:", rows, "HELP <command> tells more.")
         }
         Some(Some(verb)) if verb.name == "SITE" => site_help(),
         Some(Some(verb)) => Reply::new(Code::HELP, format!("{}: {}", verb.usage(), verb.help)),
-        Some(None) => Reply::new(Code::NOT_IMPLEMENTED, "No such command."),
+        Some(None) => Reply::new(Code::NOT_IMPLEMENTED, "Unknown command"),
     }
 }
 
-/// The answer to SITE HELP.
+/// The reply to SITE HELP.
 pub fn site_help() -> Reply {
-    let lines = site::usages().map(Text::from).collect();
+    let lines = site::usages().map(ReplyText::from).collect();
     Reply::lines(Code::HELP, "SITE commands:", lines, "End")
 }
 
@@ -465,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_in_the_table_once_and_in_capitals() {
+    fn names_are_unique_and_in_capitals() {
         let names: Vec<_> = VERBS.iter().flat_map(|verb| [Some(verb.name), verb.alias]).flatten().collect();
         for (i, name) in names.iter().enumerate() {
             assert!(name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()), "{name}");
@@ -475,13 +477,13 @@ mod tests {
     }
 
     #[test]
-    fn only_what_any_moment_allows_runs_during_a_transfer_rfc_959_4_1_3() {
+    fn only_quit_abor_stat_and_noop_run_during_a_transfer_rfc_959_4_1_3() {
         let names: Vec<_> = VERBS.iter().filter(|verb| verb.during_transfer).map(|verb| verb.name).collect();
         assert_eq!(names, ["QUIT", "ABOR", "STAT", "NOOP"]);
     }
 
     #[test]
-    fn before_login_nothing_touches_files() {
+    fn commands_that_touch_files_need_a_login() {
         let names: Vec<_> = VERBS
             .iter()
             .filter(|verb| matches!(verb.parser, Some(Parser::AnyTime(_) | Parser::Either(_))))
@@ -496,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn feat_has_one_line_an_extension_rfc_2389_3_2() {
+    fn feat_has_one_line_per_extension_rfc_2389_3_2() {
         let features = Features { facts: Facts::parse(b"type;"), hash: Algorithm::Sha256, tls: true };
         let reply = text(&feat(features));
         assert!(reply.starts_with("211-Extensions supported:\r\n ") && reply.ends_with("\r\n211 End\r\n"));
@@ -522,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn help_lists_what_is_offered_and_explains_each() {
+    fn help_lists_and_explains_every_supported_command() {
         let all = text(&help(None));
         for verb in VERBS {
             let listed = all.split_ascii_whitespace().any(|word| word == verb.name);
@@ -532,6 +534,6 @@ mod tests {
         }
         assert_eq!(text(&help(Some(b"retr"))), "214 RETR <path>: sends a file to the client\r\n");
         assert!(text(&help(Some(b"SITE"))).contains("\r\n CHMOD <mode> <path>\r\n"));
-        assert_eq!(text(&help(Some(b"\r\n"))), "502 No such command.\r\n");
+        assert_eq!(text(&help(Some(b"\r\n"))), "502 Unknown command\r\n");
     }
 }

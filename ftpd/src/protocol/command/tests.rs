@@ -1,4 +1,4 @@
-//! Command lines as real clients and hostile ones write them.
+//! Tests of the command parser with lines of real and of hostile clients.
 
 use proptest::prelude::*;
 
@@ -66,7 +66,7 @@ fn verbs_have_no_case_and_paths_are_taken_byte_for_byte_rfc_959_5_3() {
 }
 
 #[test]
-fn errors_have_the_codes_of_rfc_959_5_4() {
+fn bad_lines_get_the_reply_codes_of_rfc_959_5_4() {
     for (code, lines) in [
         (500, &["", "   ", "XYZZY", " PWD", "RETR\tx", "RETRx y"][..]),
         (501, &["RETR", "RETR ", "USER", "TYPE", "TYPE X", "TYPE L", "TYPE A N N", "STRU X", "MODE", "REST"]),
@@ -169,7 +169,7 @@ fn errors_have_the_codes_of_rfc_959_5_4() {
 }
 
 #[test]
-fn commands_without_arguments_ignore_what_follows_them() {
+fn commands_without_arguments_ignore_text_after_the_verb() {
     for line in [
         "NOOP x",
         "QUIT bye",
@@ -189,12 +189,12 @@ fn commands_without_arguments_ignore_what_follows_them() {
         assert_eq!(command(line), command(without), "{line}");
         assert_eq!(command(&format!("{without}  ")), command(without), "{line}");
     }
-    // Still no name that a log or a reply could be split by.
+    // A CR is refused even in ignored text: it could split a line of a log or a reply.
     assert_eq!(refused("NOOP x\ry"), Some(501));
 }
 
 #[test]
-fn spaces_around_arguments_that_are_no_path_mean_nothing() {
+fn spaces_around_arguments_are_ignored_except_around_paths() {
     for line in [
         "REST 0",
         "EPSV 1",
@@ -228,14 +228,14 @@ fn spaces_around_arguments_that_are_no_path_mean_nothing() {
 }
 
 #[test]
-fn a_bad_argument_is_answered_with_the_usage() {
+fn a_bad_argument_gets_501_with_the_usage() {
     let mut reply = Vec::new();
     parse(b"MFMT x").unwrap_err().reply().unwrap().encode(&mut reply);
     assert_eq!(reply, b"501 Usage: MFMT <YYYYMMDDhhmmss> <path>\r\n");
 }
 
 #[test]
-fn other_protocols_get_no_reply_cve_2021_3618() {
+fn commands_of_other_protocols_get_no_reply_cve_2021_3618() {
     for line in [
         "GET / HTTP/1.1",
         "POST /x HTTP/1.1",
@@ -277,7 +277,7 @@ fn a_password_may_be_empty_and_is_never_printed() {
 }
 
 #[test]
-fn stat_runs_during_a_transfer_only_without_argument_rfc_959_4_1_3() {
+fn stat_without_argument_runs_during_a_transfer_rfc_959_4_1_3() {
     let during = |line: &str| parse(line.as_bytes()).unwrap().during_transfer();
     assert!(during("STAT") && during("STAT ") && during("ABOR") && during("NOOP") && during("QUIT"));
     assert!(!during("STAT /") && !during("STAT -l") && !during("RETR a"));
@@ -290,7 +290,7 @@ fn stat_of_a_path_needs_a_login_as_list_does() {
 }
 
 #[test]
-fn list_options_are_what_stands_before_the_path() {
+fn list_options_come_before_the_path() {
     for (argument, letters, path) in [
         ("", "", None),
         ("/", "", Some("/")),
@@ -316,7 +316,7 @@ fn list_options_are_what_stands_before_the_path() {
 }
 
 #[test]
-fn types_of_eight_bits_are_images_rfc_959_3_1_1() {
+fn type_i_and_type_l_8_are_image_rfc_959_3_1_1() {
     for line in ["TYPE I", "type i", "TYPE L 8", "TYPE l 8", "TYPE L8", "TYPE  I ", "TYPE L  8"] {
         assert_eq!(logged_in(line), Type(TransferType::Image));
     }
@@ -335,7 +335,7 @@ fn sizes_and_offsets_go_up_to_the_largest_file() {
 }
 
 #[test]
-fn epsv_takes_a_family_or_all_rfc_2428_3() {
+fn epsv_accepts_a_family_or_all_rfc_2428_3() {
     for (line, argument) in [
         ("EPSV", EpsvArgument::Any),
         ("EPSV 1", EpsvArgument::Family(AddressFamily::V4)),
@@ -347,7 +347,7 @@ fn epsv_takes_a_family_or_all_rfc_2428_3() {
 }
 
 #[test]
-fn mdtm_sets_the_time_where_a_path_follows_it() {
+fn mdtm_with_time_and_path_sets_the_modification_time() {
     let modified = |path| Modified { time: 0, path: bytes(path) };
     assert_eq!(logged_in("MDTM 19700101000000 a b"), MdtmSet(modified("a b")));
     assert_eq!(logged_in("MDTM 19700101000000.5  a"), MdtmSet(modified(" a")));
@@ -377,7 +377,7 @@ fn utime_has_the_forms_of_proftpd_and_pure_ftpd() {
 }
 
 #[test]
-fn checksums_take_a_quoted_path_and_a_part_of_the_file() {
+fn checksum_commands_accept_a_quoted_path_and_a_byte_range() {
     for (argument, path, start, end) in [
         ("a", "a", 0, None),
         ("a b.txt", "a b.txt", 0, None),
@@ -405,13 +405,13 @@ fn checksums_take_a_quoted_path_and_a_part_of_the_file() {
 }
 
 #[test]
-fn comb_takes_quoted_names_and_words() {
+fn comb_accepts_quoted_and_unquoted_names() {
     let expected = Comb { target: bytes("a b"), sources: vec![bytes("c"), bytes("d \"e")] };
     assert_eq!(logged_in("COMB \"a b\" c \"d \"\"e\""), LoggedInCommand::Comb(expected));
 }
 
 #[test]
-fn options_of_rfc_2389_set_names_facts_and_the_algorithm() {
+fn opts_sets_utf8_facts_and_the_hash_algorithm_rfc_2389_4() {
     for line in ["OPTS UTF8 ON", "opts utf8 on", "OPTS UTF8", "OPTS UTF-8 NLST"] {
         assert_eq!(command(line), AnyTime(AnyTimeCommand::Opts(Opts::Utf8(true))));
     }
@@ -428,7 +428,7 @@ fn options_of_rfc_2389_set_names_facts_and_the_algorithm() {
 }
 
 #[test]
-fn host_takes_names_and_addresses_rfc_7151_3_1() {
+fn host_accepts_names_and_addresses_rfc_7151_3_1() {
     for name in ["ftp.example.com", "FTP.example.com.", "192.0.2.1", "[2001:db8::1]"] {
         assert_eq!(command(&format!("HOST {name}")), AnyTime(Host(name.to_owned())));
     }
@@ -452,7 +452,7 @@ fn texts(command: Command) -> Vec<Vec<u8>> {
     }
 }
 
-/// Lines that are nearly right: a verb, and an argument of pieces that mean something somewhere.
+/// Almost valid lines: a verb, and an argument made of pieces that have a meaning in some command.
 fn line() -> impl Strategy<Value = Vec<u8>> {
     let verb = prop::sample::select(verbs::names().collect::<Vec<_>>());
     let piece = prop::sample::select(vec![
@@ -492,7 +492,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn no_line_makes_the_parser_panic_or_give_a_name_that_no_file_can_have(line in line()) {
+    fn no_line_causes_a_panic_or_yields_an_impossible_file_name(line in line()) {
         match parse(&line) {
             Ok(request) => {
                 for text in texts(request.command) {
