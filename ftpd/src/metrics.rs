@@ -1,89 +1,17 @@
-//! All metrics of the node, with one function for each event, and their descriptions.
+//! Every metric of the node: one function an event. [`METRICS`] describes them.
+
+mod table;
 
 use std::time::Duration;
 
-use ::metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use ::metrics::{counter, gauge, histogram};
 
+pub use self::table::METRICS;
 use crate::protocol::reply::Code;
 
-/// Registers the descriptions for Prometheus. Call once, after the recorder is installed.
+/// Tells the recorder what the metrics mean. Call it once, after the recorder is installed.
 pub fn describe() {
-    describe_gauge!("ftp_connections", "Open control connections");
-    describe_counter!("ftp_connections_total", "Control connections of clients, without health checks");
-    describe_counter!(
-        "ftp_connections_refused_total",
-        "Control connections that the node refused before a login, by reason"
-    );
-    describe_counter!("ftp_logins_total", "Logins by result");
-    describe_counter!("ftp_logins_rejected_total", "Logins with the result rejected, by reason");
-    describe_gauge!("ftp_dependency_up", "1 if the dependency works, 0 if not, by its name in /readyz");
-    describe_gauge!("ftp_sessions", "Logged-in sessions");
-    describe_counter!("ftp_sessions_ended_total", "Control connections that the node ended, by reason");
-    describe_counter!(
-        "ftp_sessions_revoked_total",
-        "Sessions ended because authd would no longer accept their login, by reason"
-    );
-    describe_counter!(
-        "ftp_reauthorizations_total",
-        "Questions to authd about the logins of all sessions, by result"
-    );
-    describe_counter!("ftp_commands_total", "Commands by verb and first digit of the reply code");
-    describe_gauge!("ftp_transfers", "Transfers and listings in progress");
-    describe_counter!("ftp_transfers_total", "Transfers and listings by direction and result");
-    describe_counter!("ftp_operations_failed_total", "Failed commands and transfers, by verb and reason");
-    describe_counter!("ftp_uploads_refused_total", "Refused uploads and renames, by reason");
-    describe_counter!("ftp_transfer_bytes_total", "Bytes over data connections by direction");
-    describe_histogram!(
-        "ftp_transfer_seconds",
-        "Duration of transfers and listings in seconds, by direction"
-    );
-    describe_histogram!(
-        "ftp_paced_seconds",
-        "Time in seconds that transfers waited because of bandwidth limits, by direction"
-    );
-    describe_gauge!("ftp_passive_ports_reserved", "Passive ports reserved for sessions");
-    describe_counter!(
-        "ftp_passive_ports_exhausted_total",
-        "PASV and EPSV commands that got no free port in time"
-    );
-    describe_counter!(
-        "ftp_passive_ports_given_up_total",
-        "Reservations that ended because another session of the same client address needed the port, by reason: \
-         unused for data_connect_timeout, or more than half of the ports"
-    );
-    describe_counter!(
-        "ftp_data_connections_refused_total",
-        "Data connections that the node refused, by reason"
-    );
-    describe_histogram!("ftp_authd_seconds", "Duration of authd's answers to logins in seconds, by result");
-    describe_counter!("ftp_tls_handshakes_total", "TLS handshakes by kind of connection, version and result");
-    describe_counter!(
-        "ftp_data_tls_sessions_total",
-        "Encrypted data connections, by whether they resumed the TLS session of their control connection"
-    );
-    describe_counter!(
-        "ftp_tls_downloads_total",
-        "Encrypted downloads in TYPE I, by encryption in the kernel or in the node (records)"
-    );
-    describe_gauge!(
-        "ftp_tls_crl_expiry_timestamp_seconds",
-        "Unix time at which the first of tls_client_crls expires; then client certificates of its authority are \
-         refused"
-    );
-    describe_counter!("ftp_tls_reloads_total", "Reloads of the certificates, by result");
-    describe_counter!(
-        "ftp_partials_removed_total",
-        "Partial files of unfinished atomic uploads removed because they were older than partial_lifetime"
-    );
-    describe_counter!("ftp_partial_bytes_removed_total", "Bytes of the removed partial files");
-    describe_gauge!(
-        "ftp_oldest_file_operation_seconds",
-        "Age in seconds of the oldest running file operation of commands and logins; 0 if none runs"
-    );
-    describe_gauge!("ftp_places_used", "Worker slots in use, by kind");
-    describe_gauge!("ftp_draining", "1 while the node drains");
-    describe_gauge!("ftp_limit", "The configured limits by name");
-    describe_counter!("ftp_limit_reached_total", "Refusals because of a limit, by name");
+    common::metric::describe(METRICS);
 }
 
 pub fn limit(name: &'static str, value: u32) {
@@ -98,7 +26,7 @@ pub fn oldest_file_operation(age: Duration) {
     gauge!("ftp_oldest_file_operation_seconds").set(age.as_secs_f64());
 }
 
-/// `kind`: one of [`crate::workers::KINDS`].
+/// `kind` is one of [`crate::workers::KINDS`].
 pub fn places_used(kind: &'static str, count: u32) {
     gauge!("ftp_places_used", "kind" => kind).set(count);
 }
@@ -144,7 +72,7 @@ pub fn session_revoked(reason: &'static str) {
     counter!("ftp_sessions_revoked_total", "reason" => reason).increment(1);
 }
 
-/// `result`: `answered`, `failed` or `unsupported`.
+/// `result` is `answered`, `failed` or `unsupported`.
 pub fn reauthorization(result: &'static str) {
     counter!("ftp_reauthorizations_total", "result" => result).increment(1);
 }
@@ -168,7 +96,7 @@ pub fn upload_refused(reason: &'static str) {
     counter!("ftp_uploads_refused_total", "reason" => reason).increment(1);
 }
 
-/// The labels come from fixed sets: the verb table and [`crate::failure`].
+/// Both labels come from fixed sets: the table of verbs and [`crate::failure`].
 pub fn operation_failed(verb: &'static str, reason: &'static str) {
     counter!("ftp_operations_failed_total", "verb" => verb, "reason" => reason).increment(1);
 }
@@ -185,7 +113,7 @@ pub fn passive_ports_exhausted() {
     counter!("ftp_passive_ports_exhausted_total").increment(1);
 }
 
-/// `reason`: `unused` or `share`.
+/// `reason` is `unused` or `share`.
 pub fn passive_port_given_up(reason: &'static str) {
     counter!("ftp_passive_ports_given_up_total", "reason" => reason).increment(1);
 }
@@ -207,7 +135,7 @@ pub fn draining(is_draining: bool) {
     gauge!("ftp_draining").set(u8::from(is_draining));
 }
 
-/// `kind`: `control` or `data`. `result`: `full`, `resumed`, `failed` or `late`.
+/// `kind` is `control` or `data`; `result` is `full`, `resumed`, `failed` or `late`.
 pub fn tls_handshake(kind: &'static str, version: &'static str, result: &'static str) {
     counter!("ftp_tls_handshakes_total", "kind" => kind, "version" => version, "result" => result)
         .increment(1);
@@ -218,18 +146,38 @@ pub fn data_tls_session(is_proved: bool) {
     counter!("ftp_data_tls_sessions_total", "resumed" => resumed).increment(1);
 }
 
-/// `path`: `kernel` or `records`.
+/// `path` is `kernel` or `records`.
 pub fn tls_download(path: &'static str) {
     counter!("ftp_tls_downloads_total", "path" => path).increment(1);
 }
 
-/// `until` is the Unix time at which the first revocation list expires; `None`: there are no lists.
-pub fn tls_revocation_lists(until: Option<i64>) {
-    if let Some(until) = until {
-        gauge!("ftp_tls_crl_expiry_timestamp_seconds").set(until as f64);
+/// `expiry` is the Unix time in seconds at which the first revocation list expires; `None` without lists.
+pub fn tls_revocation_lists(expiry: Option<i64>) {
+    if let Some(expiry) = expiry {
+        gauge!("ftp_tls_crl_expiry_timestamp_seconds").set(expiry as f64);
     }
 }
 
-pub fn tls_reloaded(is_success: bool) {
-    counter!("ftp_tls_reloads_total", "result" => if is_success { "loaded" } else { "failed" }).increment(1);
+pub fn tls_reloaded(is_loaded: bool) {
+    counter!("ftp_tls_reloads_total", "result" => if is_loaded { "loaded" } else { "failed" }).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::METRICS;
+
+    #[test]
+    fn the_table_holds_every_metric_of_this_file_once() {
+        let source = include_str!("metrics.rs");
+        let of_file =
+            source.split('"').filter(|text| text.starts_with("ftp_") && text.len() > 4).collect::<Vec<_>>();
+        let names: Vec<_> = METRICS.iter().map(|metric| metric.name).collect();
+        for name in &of_file {
+            assert_eq!(names.iter().filter(|known| known == &name).count(), 1, "{name}");
+        }
+        let is_of_common = |name: &str| name.starts_with("ftp_registry_");
+        for name in names {
+            assert!(of_file.contains(&name) || is_of_common(name), "{name} is never set");
+        }
+    }
 }
