@@ -1,5 +1,6 @@
-//! Limits the log lines about connections without a login to `failure_log_limit` a minute, with a summary of the
-//! rest. Any client can cause such lines, and the system's log drops arbitrary lines when there are too many.
+//! Limits the log lines about connections without a login to `failure_log_limit` a minute, with a summary of
+//! the rest. Any client can cause such lines, and the system's log drops arbitrary lines when there are too
+//! many.
 
 use std::{
     collections::HashMap,

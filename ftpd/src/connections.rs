@@ -33,8 +33,8 @@ pub struct Connections {
 struct ConnectionsInner {
     handles: HashMap<SessionId, Arc<SessionHandle>>,
     per_network: HashMap<IpAddr, u32>,
-    /// Connections in the order of their arrival. Connections that have ended or logged in are removed when they
-    /// reach the front.
+    /// Connections in the order of their arrival. Connections that have ended or logged in are removed when
+    /// they reach the front.
     not_logged_in: VecDeque<Arc<SessionHandle>>,
     /// Networks from which a user has logged in, with the time of the last login.
     known_networks: HashMap<IpAddr, Instant>,
@@ -131,8 +131,8 @@ impl Connections {
         }
         let now = Instant::now();
         let reserved = if inner.is_known(network, now) { 0 } else { self.max_connections / RESERVED };
-        // A connection that makes room counts until it has ended, a moment later. Until then there may be a few
-        // more connections than `max_sessions`.
+        // A connection that makes room counts until it has ended, a moment later. Until then there may be a
+        // few more connections than `max_sessions`.
         if inner.handles.len() >= (self.max_connections - reserved) as usize && !inner.make_room(now) {
             metrics::limit_reached("max_sessions");
             return Err(AdmissionError::TooMany);
@@ -157,8 +157,8 @@ impl Connections {
         handle.inspect(|handle| handle.request_end(EndRequest::EndSession)).is_some()
     }
 
-    /// Ends all sessions of a user. A login that is being decided must be confirmed by authd: it may have been
-    /// made after the change that ends the sessions, for example with the new password.
+    /// Ends all sessions of a user. A login that is being decided must be confirmed by authd: it may have
+    /// been made after the change that ends the sessions, for example with the new password.
     pub fn end_user(&self, user: &str) {
         for handle in self.inner().handles.values() {
             // The flag is set under the lock of the user, so that `log_in` sees it if it comes later.
@@ -235,7 +235,8 @@ impl ConnectionsInner {
         known.insert(network, now);
     }
 
-    /// Ends the oldest connection that has not logged in for [`LOGIN_PATIENCE`]. Returns false if there is none.
+    /// Ends the oldest connection that has not logged in for [`LOGIN_PATIENCE`]. Returns false if there is
+    /// none.
     fn make_room(&mut self, now: Instant) -> bool {
         while let Some(oldest) = self.not_logged_in.front() {
             let is_waiting = oldest.is_waiting_for_login();
@@ -309,8 +310,8 @@ impl SessionHandle {
         *self.user() = user.map_or(SessionUser::Unknown, |name| SessionUser::Claimed(name.into()));
     }
 
-    /// Notes an accepted login, so that [`Connections::logins`] has it from now on. Returns true if all sessions
-    /// of the user were ended while the login was being decided.
+    /// Notes an accepted login, so that [`Connections::logins`] has it from now on. Returns true if all
+    /// sessions of the user were ended while the login was being decided.
     pub fn log_in(&self, login: PastLogin) -> bool {
         *self.user() = SessionUser::LoggedIn(Box::new(login));
         self.must_confirm.swap(false, Ordering::AcqRel)

@@ -1,8 +1,8 @@
 //! Health checks: connections that a balancer makes on its own behalf, such as HAProxy's check of the banner.
 //!
-//! Their PROXY header has the command LOCAL or the family UNSPEC, or UNKNOWN in version 1. The node must accept
-//! them (PROXY protocol specification section 2.2). They have no client: there is no session and no login, and
-//! they neither appear in the log nor count to a limit. Only trusted balancers can make them.
+//! Their PROXY header has the command LOCAL or the family UNSPEC, or UNKNOWN in version 1. The node must
+//! accept them (PROXY protocol specification section 2.2). They have no client: there is no session and no
+//! login, and they neither appear in the log nor count to a limit. Only trusted balancers can make them.
 
 use common::session::SessionId;
 use tokio::{net::TcpStream, time::timeout};
@@ -21,8 +21,8 @@ use crate::{
     },
 };
 
-/// Greets the balancer and answers its commands for at most `login_timeout`. With `implicit_tls` the connection
-/// begins with a TLS handshake.
+/// Greets the balancer and answers its commands for at most `login_timeout`. With `implicit_tls` the
+/// connection begins with a TLS handshake.
 pub async fn serve(stream: TcpStream, node: &Node, implicit_tls: bool) {
     let mut control = ControlStream::new(stream, node.timeouts.reply);
     // The connection ends in either case.

@@ -1,9 +1,9 @@
 //! The FTP node.
 //!
-//! `main` → [`server::run`] → one task per client: [`control`] reads a line, [`protocol`] parses it, [`commands`]
-//! checks that the command may run now and calls its handler, which works on the [`session`] and in the user's
-//! [`jail`], within the user's [`access`]. A transfer is an [`activity`]: it runs on a thread of its own, over a
-//! connection from [`data`], while the control connection is still read.
+//! `main` → [`server::run`] → one task per client: [`control`] reads a line, [`protocol`] parses it,
+//! [`commands`] checks that the command may run now and calls its handler, which works on the [`session`]
+//! and in the user's [`jail`], within the user's [`access`]. A transfer is an [`activity`]: it runs on a
+//! thread of its own, over a connection from [`data`], while the control connection is still read.
 
 pub mod access;
 pub mod activity;

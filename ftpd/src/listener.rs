@@ -28,8 +28,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub struct Bound(Socket);
 
 impl Bound {
-    /// Binds a socket. An IPv6 socket is for IPv6 only, so that `0.0.0.0` and `::` can both be bound. A port with
-    /// connections in the state TIME_WAIT can be bound.
+    /// Binds a socket. An IPv6 socket is for IPv6 only, so that `0.0.0.0` and `::` can both be bound. A port
+    /// with connections in the state TIME_WAIT can be bound.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2): EADDRINUSE if a process listens on the address.
@@ -42,8 +42,8 @@ impl Bound {
         // Accepted connections inherit this option and the next. Replies and the last bytes of a transfer are
         // small writes: Nagle's algorithm and the peer's delayed ACK would delay each of them by 40 ms.
         socket.set_tcp_nodelay(true)?;
-        // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3). Inline, the urgent byte is an
-        // ordinary part of the line.
+        // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3). Inline, the urgent byte
+        // is an ordinary part of the line.
         socket.set_out_of_band_inline(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
@@ -69,8 +69,8 @@ impl Bound {
     }
 }
 
-/// Accepts the next connection. Errors of single connections are skipped. If the process has no descriptors or
-/// memory left, it waits 100 ms before the next attempt.
+/// Accepts the next connection. Errors of single connections are skipped. If the process has no descriptors
+/// or memory left, it waits 100 ms before the next attempt.
 pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
@@ -92,7 +92,8 @@ impl UnwatchedListener {
     /// # Errors
     /// The listener itself cannot be registered with the runtime.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
-        // SAFETY: a `TcpListener` owns its descriptor, which stays open and does not change until it is dropped.
+        // SAFETY: a `TcpListener` owns its descriptor, which stays open and does not change until it is
+        // dropped.
         let watched = unsafe { AsyncFd::register_with_interest(listener.into_std()?, Interest::READABLE) };
         Ok(Self(watched?))
     }

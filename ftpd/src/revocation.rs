@@ -1,10 +1,10 @@
 //! Revocation: ends the sessions whose login authd would no longer accept.
 //!
 //! authd changes a number in Redis, the revision of the accounts, with each change after which a session may
-//! have to end. A node asks authd about all its sessions when the revision differs from the one it handled last,
-//! after it has joined the registry, and every `reauthorize_interval`. The latter also ends sessions outside a
-//! user's `hours`. A revision counts as handled when authd has answered about all sessions, so that no change is
-//! missed while a node or authd is down.
+//! have to end. A node asks authd about all its sessions when the revision differs from the one it handled
+//! last, after it has joined the registry, and every `reauthorize_interval`. The latter also ends sessions
+//! outside a user's `hours`. A revision counts as handled when authd has answered about all sessions, so
+//! that no change is missed while a node or authd is down.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,8 @@ pub async fn run(node: Arc<Node>) {
     let mut next = Instant::now() + node.timeouts.reauthorize;
     let mut outage = AuthdOutage::default();
     loop {
-        // Read before the sessions are listed: a login that is not in the list yet compares the revision later.
+        // Read before the sessions are listed: a login that is not in the list yet compares the revision
+        // later.
         let seen = *revision.borrow_and_update();
         if handled != Some(seen) || Instant::now() >= next {
             match check_all(&node).await {
@@ -51,8 +52,8 @@ pub async fn run(node: Arc<Node>) {
     }
 }
 
-/// Asks authd whether it would accept this login now. `None`: all authd instances are of an earlier version, which
-/// does not support the question.
+/// Asks authd whether it would accept this login now. `None`: all authd instances are of an earlier version,
+/// which does not support the question.
 ///
 /// # Errors
 /// authd gave no answer; the text is for the log.
@@ -61,8 +62,8 @@ pub async fn still_authorized(node: &Node, login: &PastLogin) -> Result<Option<V
     Ok(verdicts.and_then(|verdicts| verdicts.first().copied()))
 }
 
-/// Asks authd about all sessions, and ends those that authd would no longer accept. Returns false if all authd
-/// instances are of an earlier version, which does not support the question.
+/// Asks authd about all sessions, and ends those that authd would no longer accept. Returns false if all
+/// authd instances are of an earlier version, which does not support the question.
 async fn check_all(node: &Node) -> Result<bool, String> {
     let (logins, sessions): (Vec<PastLogin>, Vec<Vec<Arc<SessionHandle>>>) =
         node.connections.logins().into_iter().unzip();
@@ -130,7 +131,10 @@ impl AuthdOutage {
         let pause = match self.pause {
             Some(pause) => (pause * 2).min(LONGEST_PAUSE),
             None => {
-                log::warn!(error; "authd does not answer which sessions may continue; all continue, and the node asks again");
+                log::warn!(
+                    error;
+                    "authd does not answer which sessions may continue; all continue, and the node asks again"
+                );
                 FIRST_PAUSE
             }
         };
@@ -146,9 +150,9 @@ impl AuthdOutage {
         }
         if !is_supported && !std::mem::replace(&mut self.has_logged_version, true) {
             log::warn!(
-                "authd is of an earlier version, which does not support POST /v1/authorized: the session of a \
-                 removed user ends only if this node is connected to Redis at the time of the removal; upgrade \
-                 authd"
+                "authd is of an earlier version, which does not support POST /v1/authorized: the session of \
+                 a removed user ends only if this node is connected to Redis at the time of the removal; \
+                 upgrade authd"
             );
         }
     }

@@ -87,8 +87,8 @@ pub enum RunError {
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error(
-        "this node lost its name: {0} has it now. A node loses its name if it cannot renew its lease in Redis \
-         for node_lease. If both nodes are meant to run, give one of them another node_name"
+        "this node lost its name: {0} has it now. A node loses its name if it cannot renew its lease in \
+         Redis for node_lease. If both nodes are meant to run, give one of them another node_name"
     )]
     NameLost(Holder),
     #[error("the passive ports overlap with those of another live node: {0}")]
@@ -111,7 +111,8 @@ fn listen_advice(address: &SocketAddr, error: &io::Error) -> String {
     }
 }
 
-/// Runs the node until it has drained. Call it on the thread of `main`, which has the capabilities for ports below
+/// Runs the node until it has drained. Call it on the thread of `main`, which has the capabilities for ports
+/// below
 /// 1024. The function binds all ports, then gives up these capabilities.
 ///
 /// # Errors
@@ -129,8 +130,8 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     ephemeral::warn(config.network.passive_ports);
     check_storage(&config).await?;
     let tls = load_tls(&config)?;
-    // The sockets are bound now and listen last. A balancer passes clients on to a node that refuses connections;
-    // for a node that does not answer yet it would wait.
+    // The sockets are bound now and listen last. A balancer passes clients on to a node that refuses
+    // connections; for a node that does not answer yet it would wait.
     let control = bind_all(&config.network, config.network.port)?;
     let implicit_tls = match config.network.implicit_tls_port {
         Some(port) => bind_all(&config.network, port)?,
@@ -273,8 +274,8 @@ impl Listeners {
     }
 }
 
-/// Checks that the root is a directory. With `create` a missing root is created; missing directories above it are
-/// not, because they more likely mean a mistyped path.
+/// Checks that the root is a directory. With `create` a missing root is created; missing directories above
+/// it are not, because they more likely mean a mistyped path.
 fn open_root(root: &Path, create: bool) -> io::Result<()> {
     // If it cannot be created, `read_dir` returns the reason.
     if create && DirBuilder::new().mode(0o755).create(root).is_ok() {
@@ -305,8 +306,8 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
         log::warn!(
             max_sessions = limits.sessions, lowered_to = sessions, open_files = available,
             needed = needs.total();
-            "max_sessions is lowered, because the limit of open files is too low: raise RLIMIT_NOFILE (LimitNOFILE= \
-             of the service), or lower max_sessions"
+            "max_sessions is lowered, because the limit of open files is too low: raise RLIMIT_NOFILE \
+             (LimitNOFILE= of the service), or lower max_sessions"
         );
         limits.sessions = sessions;
     }
@@ -486,8 +487,8 @@ fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: Admissio
     let _ = stream.try_write(&reply);
 }
 
-/// Returns when the node has to end: on a signal, on an administrator's order, or because another node has its
-/// name or ports.
+/// Returns when the node has to end: on a signal, on an administrator's order, or because another node has
+/// its name or ports.
 async fn wait_for_end(
     node: &Node,
     signals: &mut Signals,

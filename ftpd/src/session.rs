@@ -279,9 +279,9 @@ impl LoggedIn {
         result.map_err(|error| self.subject.refuse(&error))
     }
 
-    /// [`Self::in_home`] for an operation that removes or replaces files at `path`. The operation notes the freed
-    /// space in the `Changes`, also if it fails after a part. The quota is updated on the worker, so that a
-    /// session that ends meanwhile does not lose the update.
+    /// [`Self::in_home`] for an operation that removes or replaces files at `path`. The operation notes the
+    /// freed space in the `Changes`, also if it fails after a part. The quota is updated on the worker, so
+    /// that a session that ends meanwhile does not lose the update.
     ///
     /// # Errors
     /// As [`Self::in_home`].

@@ -94,8 +94,8 @@ fn write(mut file: File, path: &Path, messages: &Receiver<LogMessage>) {
 }
 
 /// A line of xferlog(5): `current-time seconds host bytes file type _ direction mode user service method id
-/// status`. As other servers do, it has `_` for spaces and control characters in names. The same applies to the
-/// line ends of Unicode: U+0085, U+2028 and U+2029.
+/// status`. As other servers do, it has `_` for spaces and control characters in names. The same applies to
+/// the line ends of Unicode: U+0085, U+2028 and U+2029.
 fn line(transfer: &LoggedTransfer<'_>, now: OffsetDateTime) -> Vec<u8> {
     const TIME: &[BorrowedFormatItem<'_>] = format_description!(
         "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]"

@@ -45,7 +45,8 @@ pub async fn checksum(session: &LoggedIn, verb: &'static str, checksum: Checksum
     .await
 }
 
-/// Opens the file and computes the checksum in the background. `answer` makes the reply of the range and the sum.
+/// Opens the file and computes the checksum in the background. `answer` makes the reply of the range and the
+/// sum.
 async fn compute(
     session: &LoggedIn,
     verb: &'static str,

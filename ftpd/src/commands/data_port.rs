@@ -13,11 +13,11 @@ use crate::{
         command::EpsvArgument,
     },
     proxy_protocol::Ends,
-    session::LoggedIn,
+    session::{LoggedIn, log_session},
 };
 
-/// The lowest port for active mode. The node never connects to the ports below, which belong to system services
-/// (RFC 2577 section 3).
+/// The lowest port for active mode. The node never connects to the ports below, which belong to system
+/// services (RFC 2577 section 3).
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 
 /// PASV. Replaces the session's earlier reservation.
@@ -31,7 +31,8 @@ pub async fn pasv(session: &mut LoggedIn) -> Result<Reply, Reply> {
     Ok(reply)
 }
 
-/// EPSV. The data connection goes to the address of the control connection, so it has the same address family.
+/// EPSV. The data connection goes to the address of the control connection, so it has the same address
+/// family.
 pub async fn epsv(session: &mut LoggedIn, argument: EpsvArgument) -> Result<Reply, Reply> {
     match argument {
         EpsvArgument::All => {
@@ -55,9 +56,9 @@ pub async fn epsv(session: &mut LoggedIn, argument: EpsvArgument) -> Result<Repl
     Ok(reply)
 }
 
-/// PORT and EPRT. The address must be the client's own and the port above 1023, to prevent the FTP bounce attack
-/// (CVE-1999-0017, RFC 2577 section 3). Addresses of this host and of the cluster's services are refused: behind a
-/// proxy that replaces the client address by the host's own, every user could reach them.
+/// PORT and EPRT. The address must be the client's own and the port above 1023, to prevent the FTP bounce
+/// attack (CVE-1999-0017, RFC 2577 section 3). Addresses of this host and of the cluster's services are
+/// refused: behind a proxy that replaces the client address by the host's own, every user could reach them.
 pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> Result<Reply, Reply> {
     refuse_after_epsv_all(session)?;
     if !session.node.network.active_mode {
@@ -65,9 +66,7 @@ pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> 
     }
     if address.ip() != session.ends.client.ip() || address.port() < FIRST_UNPRIVILEGED_PORT {
         metrics::data_connection_refused("bounce");
-        log::warn!(
-            session:% = session.subject.session, user = session.subject.user.as_str(),
-            address:% = session.subject.address;
+        log_session!(log::Level::Warn, session.subject;
             "{verb} to {address} refused: not the client address, or a port below 1024"
         );
         return Err(Reply::new(
@@ -77,10 +76,8 @@ pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> 
     }
     if let Err(reason) = session.node.network.may_dial(address) {
         metrics::data_connection_refused("own_address");
-        log::warn!(
-            session:% = session.subject.session, user = session.subject.user.as_str(),
-            address:% = session.subject.address, reason;
-            "{verb} to {address} refused: active mode never connects to this host or to the cluster's services"
+        log_session!(log::Level::Warn, session.subject, reason;
+            "{verb} to {address} refused: active mode does not connect to this host or the cluster's services"
         );
         return Err(Reply::new(
             Code::UNSUPPORTED_PARAMETER,
@@ -112,8 +109,8 @@ async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
     let reservation = node.passive.reserve(&session.subject, tls, node.timeouts.passive_wait).await;
     reservation.ok_or_else(|| {
         let detail = format!(
-            "no passive port became free for this client address within passive_wait: this node has the ports {}; \
-             give it more (passive_port_min, passive_port_max)",
+            "no passive port became free for this client address within passive_wait: this node has the ports \
+             {}; give it more (passive_port_min, passive_port_max)",
             node.network.slice
         );
         let failure = Failure { detail: Some(detail.into()), ..Failure::from("no_passive_port") };

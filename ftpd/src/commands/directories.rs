@@ -21,8 +21,8 @@ pub fn pwd(session: &LoggedIn) -> Reply {
     Reply::quoted_path(session.cwd.as_bytes(), "is current directory")
 }
 
-/// CWD. Without a path it changes to the home, and with `~`, unless a directory has that name, as in ProFTPD and
-/// Pure-FTPd.
+/// CWD. Without a path it changes to the home, and with `~`, unless a directory has that name, as in ProFTPD
+/// and Pure-FTPd.
 pub async fn cwd(session: &mut LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let Some(argument) = argument else { return enter(session, VirtualPath::root()).await };
     let path = session.path(argument)?;
@@ -63,7 +63,8 @@ async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply
     Ok(Reply::new(Code::DONE, "Directory successfully changed"))
 }
 
-/// MKD: 257 with the absolute path, which the client can use in CWD. The quota counts the directory as a file.
+/// MKD: 257 with the absolute path, which the client can use in CWD. The quota counts the directory as a
+/// file.
 pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Mkdir, &path)?;
@@ -101,8 +102,8 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     Ok(Reply::new(Code::DONE, "Directory removed"))
 }
 
-/// RMDA: removes a directory with everything below it, if no access rule could forbid a part of that. ABOR stops
-/// it; removed files stay removed. While it runs, no session can write below the directory.
+/// RMDA: removes a directory with everything below it, if no access rule could forbid a part of that. ABOR
+/// stops it; removed files stay removed. While it runs, no session can write below the directory.
 pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
     if !session.access.holds_in_all_of(&path, &[Permission::Rmdir, Permission::Delete]) {

@@ -34,8 +34,8 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     Ok(Reply::new(Code::DONE, "File deleted"))
 }
 
-/// RNFR: 350 if the path exists. A user without the permission to list gets 350 for every name, so that only a
-/// successful rename reveals that the path existed.
+/// RNFR: 350 if the path exists. A user without the permission to list gets 350 for every name, so that only
+/// a successful rename reveals that the path existed.
 pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Rename, &path)?;
@@ -67,8 +67,9 @@ pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     Ok(Reply::new(Code::DONE, "Rename successful"))
 }
 
-/// Checks the permissions for a rename; a directory needs more than a file. A directory that replaces the file
-/// between this check and the rename is harmless: only this user can have put it there, by permitted renames.
+/// Checks the permissions for a rename; a directory needs more than a file. A directory that replaces the
+/// file between this check and the rename is harmless: only this user can have put it there, by permitted
+/// renames.
 async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) -> Result<(), Reply> {
     let may = |is_directory| session.access.may_rename(from, to, is_directory);
     let is_allowed = match (may(false), may(true)) {
@@ -85,9 +86,9 @@ async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) 
     if is_allowed { Ok(()) } else { Err(Reply::permission_denied()) }
 }
 
-/// SIZE: the number of bytes that RETR would send (RFC 3659 section 4). Refused in TYPE A: the size would be known
-/// only after reading the whole file. For an unfinished atomic upload the size so far, so that the client knows
-/// where to resume.
+/// SIZE: the number of bytes that RETR would send (RFC 3659 section 4). Refused in TYPE A: the size would be
+/// known only after reading the whole file. For an unfinished atomic upload the size so far, so that the
+/// client knows where to resume.
 pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::List, &path)?;

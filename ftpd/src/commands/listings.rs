@@ -86,8 +86,8 @@ pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
     Ok(Reply::lines(Code::DONE, "Facts:", vec![line.into()], "End"))
 }
 
-/// STAT with a path: a listing over the control connection, of at most `max_stat_entries` lines. Runs as an activity,
-/// because a directory can have any number of entries: ABOR and the end of the session stop it.
+/// STAT with a path: a listing over the control connection, of at most `max_stat_entries` lines. Runs as an
+/// activity, because a directory can have any number of entries: ABOR and the end of the session stop it.
 pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) -> Result<Outcome, Reply> {
     let path = session.path(&arguments.path.unwrap_or_default())?;
     let options = ListOptions { recursive: false, ..arguments.options };
@@ -199,8 +199,8 @@ impl ListArgument {
         }
     }
 
-    /// A symbolic link to a directory stands for the directory, as in vsftpd and Pure-FTPd. Any other link stands
-    /// for itself.
+    /// A symbolic link to a directory stands for the directory, as in vsftpd and Pure-FTPd. Any other link
+    /// stands for itself.
     fn resolve(self, jail: &Jail, options: ListOptions) -> Result<ListTarget, FileError> {
         let entry = self.path.as_ref().map_or(Err(FileError::NotFound), |path| jail.resolved_entry(path));
         let (entry, path) = match (entry, self.path, self.pattern) {
@@ -220,8 +220,8 @@ impl ListArgument {
     }
 }
 
-/// The prefix that makes paths for RETR of the names of NLST (RFC 1123 section 4.1.2.7): the directory part of the
-/// argument.
+/// The prefix that makes paths for RETR of the names of NLST (RFC 1123 section 4.1.2.7): the directory part
+/// of the argument.
 fn prefix(argument: &[u8], target: &ListTarget) -> Vec<u8> {
     match target {
         ListTarget::Directory(_) if matches!(argument, b"" | b"." | b"./") => Vec::new(),

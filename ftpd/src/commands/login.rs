@@ -133,8 +133,8 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
     outcome
 }
 
-/// Longest user name in the log, in characters. No user has a longer one. Without a limit, failed logins could fill
-/// the log with lines of 8 KiB.
+/// Longest user name in the log, in characters. No user has a longer one. Without a limit, failed logins
+/// could fill the log with lines of 8 KiB.
 const LOGGED_NAME: usize = 64;
 
 /// The name in the log: at most [`LOGGED_NAME`] characters.
@@ -202,7 +202,8 @@ fn login_unavailable() -> Reply {
     unavailable("Login service temporarily unavailable; try again later")
 }
 
-/// Logs in a user whose password was accepted. `revision` is the accounts' revision from before authd was asked.
+/// Logs in a user whose password was accepted. `revision` is the accounts' revision from before authd was
+/// asked.
 ///
 /// # Errors
 /// The reply; the connection ends after it.
@@ -355,8 +356,8 @@ struct OpenedHome {
     quota_directory: Option<(Vec<u8>, VirtualPath)>,
 }
 
-/// Opens the user's home and shared folders. With `has_rules`, permissions depend on the path, so that symbolic
-/// links are refused. A folder that cannot be opened is left out and logged.
+/// Opens the user's home and shared folders. With `has_rules`, permissions depend on the path, so that
+/// symbolic links are refused. A folder that cannot be opened is left out and logged.
 async fn open_home(
     node: &Arc<Node>,
     subject: &Arc<Subject>,

@@ -6,7 +6,8 @@ use crate::{
     tls::TlsPolicy,
 };
 
-/// AUTH: the handshake follows the reply and resets the session. `private_data` has the effect of a later PROT P.
+/// AUTH: the handshake follows the reply and resets the session. `private_data` has the effect of a later
+/// PROT P.
 pub fn auth(session: &mut Session, private_data: bool) -> Outcome {
     if session.security.is_encrypted() {
         return Reply::new(Code::BAD_SEQUENCE, "TLS is already active").into();

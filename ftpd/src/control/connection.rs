@@ -1,7 +1,7 @@
 //! The loop of one control connection: reads command lines, runs the commands, and sends the replies.
 //!
-//! The loop reads on during an activity, so that ABOR, STAT, NOOP and QUIT are answered meanwhile. Every other
-//! command waits for the end of the activity.
+//! The loop reads on during an activity, so that ABOR, STAT, NOOP and QUIT are answered meanwhile. Every
+//! other command waits for the end of the activity.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -45,8 +45,8 @@ pub struct ControlConnection {
     login_changed: Instant,
     /// Command lines since then, as long as no user is logged in.
     commands_without_login: u32,
-    /// Rejected commands in a row. A missing file is no rejection: clients ask for hundreds of files before they
-    /// upload a tree.
+    /// Rejected commands in a row. A missing file is no rejection: clients ask for hundreds of files before
+    /// they upload a tree.
     rejected_commands: u32,
     /// Keeps the connection in the node's table.
     _entry: ConnectionEntry,
@@ -114,8 +114,8 @@ impl ControlConnection {
         }
     }
 
-    /// Serves the client until it leaves or the node ends the session. With `implicit_tls` the connection begins
-    /// with a TLS handshake, and data connections are private from the start.
+    /// Serves the client until it leaves or the node ends the session. With `implicit_tls` the connection
+    /// begins with a TLS handshake, and data connections are private from the start.
     pub async fn serve(mut self, implicit_tls: bool) {
         if implicit_tls {
             if Box::pin(self.encrypt()).await.is_err() {
@@ -158,8 +158,8 @@ impl ControlConnection {
     }
 
     async fn next_event(&mut self, timer: Pin<&mut Sleep>) -> LoopEvent {
-        // No command runs while another is held. Bytes are still read, up to a limit, to notice the end of the
-        // connection behind them.
+        // No command runs while another is held. Bytes are still read, up to a limit, to notice the end of
+        // the connection behind them.
         let may_read = self.held.is_none() || self.lines.len() < READ_AHEAD;
         let activity_end = async {
             match &mut self.activity {
@@ -221,8 +221,8 @@ impl ControlConnection {
         }
     }
 
-    /// Returns true if the line has to wait for the end of the activity. After ABOR or QUIT every line does, so
-    /// that the number of replies that the client still expects is bounded.
+    /// Returns true if the line has to wait for the end of the activity. After ABOR or QUIT every line does,
+    /// so that the number of replies that the client still expects is bounded.
     fn must_wait(&self, line: &ParsedLine) -> bool {
         let ActivityState::Running { activity, follow_up } = &self.activity else { return false };
         let may_run = |request: &Request| match request.command {
@@ -515,8 +515,8 @@ impl ControlConnection {
         self.stream.close().await;
     }
 
-    /// Waits for the end of the activity; its thread may still write, so lease and session last until then. All
-    /// activities are cancelled, except an upload whose client has left.
+    /// Waits for the end of the activity; its thread may still write, so lease and session last until then.
+    /// All activities are cancelled, except an upload whose client has left.
     async fn end_activity(&mut self, activity: Activity, cancelled_by: CancelledBy) {
         if cancelled_by == CancelledBy::ClientGone && activity.asks_for_client {
             let silence = self.session.node.timeouts.client_left;

@@ -62,8 +62,9 @@ enum Transport {
 impl Transport {
     fn poll_fill(&mut self, context: &mut Context<'_>, read: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
-            // Not `poll_read`: after a read that does not fill the buffer it waits for new readiness. The kernel
-            // also stops a read at an urgent byte; the bytes behind it would stay unread until more bytes come.
+            // Not `poll_read`: after a read that does not fill the buffer it waits for new readiness. The
+            // kernel also stops a read at an urgent byte; the bytes behind it would stay unread until more
+            // bytes come.
             Self::Plain(stream) => loop {
                 ready!(stream.poll_read_ready(context)?);
                 match stream.try_read_buf(read) {
@@ -96,8 +97,8 @@ impl ControlStream {
         }
     }
 
-    /// Returns once the client has closed its side of the connection, or the connection was lost, even if bytes
-    /// before the end are still unread. For a caller that does not read meanwhile. Cancel-safe.
+    /// Returns once the client has closed its side of the connection, or the connection was lost, even if
+    /// bytes before the end are still unread. For a caller that does not read meanwhile. Cancel-safe.
     ///
     /// Asks the kernel once a second: the runtime reports the end only together with new bytes.
     pub async fn closed_by_client(&self) {
@@ -134,8 +135,8 @@ impl ControlStream {
         .await
     }
 
-    /// Answers the client's TLS handshake. Unread plain text, such as pipelined commands, is not a handshake and
-    /// makes it fail.
+    /// Answers the client's TLS handshake. Unread plain text, such as pipelined commands, is not a handshake
+    /// and makes it fail.
     ///
     /// # Errors
     /// The handshake failed; the connection is gone.

@@ -21,15 +21,15 @@ pub struct Request {
 }
 
 impl Request {
-    /// Returns true if the command may run during an activity. STAT without an argument may: it reports on the
-    /// transfer (RFC 959 section 4.1.3). STAT with a path reads directories, and may not.
+    /// Returns true if the command may run during an activity. STAT without an argument may: it reports on
+    /// the transfer (RFC 959 section 4.1.3). STAT with a path reads directories, and may not.
     pub fn during_transfer(&self) -> bool {
         self.verb.during_transfer && !matches!(self.command, Command::LoggedIn(LoggedInCommand::StatPath(_)))
     }
 }
 
-/// A command with its arguments, by whether it needs a login. Paths are as the client wrote them, without NUL,
-/// CR and LF.
+/// A command with its arguments, by whether it needs a login. Paths are as the client wrote them, without
+/// NUL, CR and LF.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     AnyTime(AnyTimeCommand),

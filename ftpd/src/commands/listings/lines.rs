@@ -60,8 +60,8 @@ pub struct Listing {
     pub access: Arc<AccessRules>,
 }
 
-/// The permissions that the fact `perm` of an entry shows: for the entry itself, and for a directory also those
-/// inside it. Asks the storage only about directories that lead to shared folders.
+/// The permissions that the fact `perm` of an entry shows: for the entry itself, and for a directory also
+/// those inside it. Asks the storage only about directories that lead to shared folders.
 pub fn permissions_of(access: &AccessRules, jail: &Jail, path: &VirtualPath, entry: &Entry) -> Permissions {
     if entry.kind == EntryKind::Directory {
         directory_permissions(&access.directory(path), jail, path)
@@ -89,8 +89,8 @@ struct LineSink<'s> {
 }
 
 impl Listing {
-    /// Passes each line of the listing of `target`, with CRLF, to `take` while the directory is read. Blocks. Ends
-    /// when `progress` is cancelled, even if no line is written.
+    /// Passes each line of the listing of `target`, with CRLF, to `take` while the directory is read.
+    /// Blocks. Ends when `progress` is cancelled, even if no line is written.
     ///
     /// # Errors
     /// Those of `take` and of the storage, and the cancellation.
@@ -154,8 +154,8 @@ impl Listing {
         Ok(())
     }
 
-    /// The entries that the user may see, in the order of the directory. With an option for another order, the
-    /// first entries are sorted, as many as `max_sorted_entries` and `max_listing_memory` allow.
+    /// The entries that the user may see, in the order of the directory. With an option for another order,
+    /// the first entries are sorted, as many as `max_sorted_entries` and `max_listing_memory` allow.
     fn entries<'j>(
         &self,
         listed: &ListedDirectory<'j>,
@@ -224,8 +224,8 @@ impl Listing {
         take(line)
     }
 
-    /// `ls -R`: each directory has a heading; NLST has paths instead. A directory that the user may not list appears
-    /// only as an entry.
+    /// `ls -R`: each directory has a heading; NLST has paths instead. A directory that the user may not list
+    /// appears only as an entry.
     fn tree(
         &self,
         jail: &Jail,
@@ -287,8 +287,8 @@ impl<'l> ListedDirectory<'l> {
         Self { access, directory: access.directory(path), jail, path: path.clone() }
     }
 
-    /// Returns true if the user sees the entry: a directory that the user may list or enter, or another entry that
-    /// the user may list.
+    /// Returns true if the user sees the entry: a directory that the user may list or enter, or another
+    /// entry that the user may list.
     fn shows(&self, entry: &Entry) -> bool {
         !self.access.has_rules()
             || self.directory.at(&entry.name).has(Permission::List)
