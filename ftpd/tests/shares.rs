@@ -120,7 +120,7 @@ fn node_with_all_slots_hanging_is_not_ready_until_one_is_free() {
     assert_eq!((&operations["state"], &operations["required"]), (&json!("failed"), &json!(true)));
     assert_eq!(operations["setting"], "max_file_operations");
     let message = operations["last_error"]["message"].as_str().unwrap();
-    assert!(message.starts_with("all 4 places are taken, and no operation has ended for "), "{message}");
+    assert!(message.starts_with("all 4 slots are in use, and no operation has ended for "), "{message}");
     node.daemon.wait_for_message("file operations hang", &[("setting", "max_file_operations")]);
     // Logins have their own slots.
     let mut session = soon("a login", || node.login("e", "x"));
@@ -129,7 +129,7 @@ fn node_with_all_slots_hanging_is_not_ready_until_one_is_free() {
     eventually("the node to be ready", || {
         (http::get(node.admin, "/readyz").unwrap().status == 200).then_some(())
     });
-    node.daemon.wait_for_message("file operations end again", &[]);
+    node.daemon.wait_for_message("file operations no longer hang", &[]);
     session.command("SIZE new", 550);
     for session in &mut hung {
         session.expect(213);
