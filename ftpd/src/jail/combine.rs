@@ -32,12 +32,11 @@ impl Jail {
     /// removes them. Returns the number of copied bytes. Sets `changes` to the changes of the user's
     /// usage, even if it fails.
     ///
-    /// Before anything is changed, `reserve` is called to reserve quota for the copy, because sources
-    /// and copy exist at the same time. Its arguments are the number of bytes, and true if the target
-    /// is a new file. Before the sources are removed, `is_ours` is called to check that this session
-    /// may still write all files. If it may not, all sources are kept, and the target keeps its
-    /// content, which may be another session's. The same applies once `progress` reports that the right
-    /// to write is lost ([`Progress::guard_by`]).
+    /// Before anything is changed, `reserve` is called with the bytes and, if true, the new file that
+    /// exist in addition while both sources and target exist. Before the sources are removed, `is_ours`
+    /// is called to check that this session may still write all files. If it may not, all sources are
+    /// kept, and the target keeps its content, which may be another session's. The same applies once
+    /// `progress` reports that the right to write is lost ([`Progress::guard_by`]).
     ///
     /// If copying fails or is cancelled, the target gets its old content back and all sources are kept.
     /// If a source cannot be removed, the target keeps only the content of the sources that have been
