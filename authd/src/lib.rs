@@ -20,6 +20,7 @@ pub mod prompt;
 mod revision;
 pub mod routes;
 pub mod server;
+pub mod settings;
 pub mod throttle;
 mod tokens;
 

@@ -1,7 +1,7 @@
 //! What both daemons share.
 //!
 //! A type belongs here when it crosses a process boundary (`access`, `auth_api`, `certificate`, `node`, `policy`,
-//! `session`, `keys`, `registry`), and code when both `main`s run it (`clock`, `settings`, `toml_lines`,
+//! `session`, `keys`, `registry`), and code when both `main`s run it (`clock`, `metric`, `settings`, `toml_lines`,
 //! `secret`, `password`, `process`).
 
 pub mod access;
@@ -11,6 +11,7 @@ pub mod client_network;
 pub mod clock;
 pub mod health;
 pub mod keys;
+pub mod metric;
 pub mod node;
 pub mod password;
 pub mod policy;

@@ -233,12 +233,12 @@ fn settings_that_document_it_accept_zero_for_no_limit() {
     let says_so = |setting: &&Setting| {
         ["0: no", "0 is no", "0s: no"]
             .iter()
-            .any(|words| (setting.expects.to_owned() + setting.help).contains(words))
+            .any(|words| (setting.form.expects.to_owned() + setting.help).contains(words))
     };
-    let settings: Vec<&Setting> = SCHEMA.settings.iter().filter(says_so).collect();
+    let settings: Vec<&Setting> = SCHEMA.settings().filter(says_so).collect();
     assert!(settings.len() >= 4, "partial_lifetime, session_max_age, minimum_rate and failure_log_limit");
     for setting in settings {
-        let zero = if setting.expects.starts_with("duration") { "0s" } else { "0" };
+        let zero = if setting.form.expects.starts_with("duration") { "0s" } else { "0" };
         let flag = format!("--{}={zero}", setting.key.replace('_', "-"));
         let output = run(&["--standalone", &flag, "--check"], &[]);
         assert!(output.status.success(), "{flag}: {}", String::from_utf8_lossy(&output.stderr));
