@@ -14,8 +14,8 @@ use std::{
 
 use common::{
     health::{
-        AUTHD, Condition, FILE_OPERATIONS, LISTENERS, Life, REGISTRY, Report, Requirement, STORAGE, Trouble,
-        Watched,
+        AUTHD, Condition, DependencyFailure, DependencyMonitor, FILE_OPERATIONS, LISTENERS, LifeStage,
+        REGISTRY, ReadinessReport, Requirement, STORAGE,
     },
     process::service,
     registry::Registry,
@@ -39,11 +39,11 @@ pub struct Readiness {
 /// State of the node and its dependencies.
 pub struct Health {
     settings: Readiness,
-    life: RwLock<Life>,
-    storage: Watched,
-    listeners: Watched,
-    operations: Watched,
-    authd: Option<Watched>,
+    life: RwLock<LifeStage>,
+    storage: DependencyMonitor,
+    listeners: DependencyMonitor,
+    operations: DependencyMonitor,
+    authd: Option<DependencyMonitor>,
     registry: OnceLock<Registry>,
     was_ready: AtomicBool,
 }
@@ -53,22 +53,22 @@ impl Health {
     pub fn new(settings: Readiness, asks_authd: bool) -> Self {
         Self {
             settings,
-            life: RwLock::new(Life::Starting),
-            storage: Watched::new("root"),
-            listeners: Watched::new("listen"),
+            life: RwLock::new(LifeStage::Starting),
+            storage: DependencyMonitor::new("root"),
+            listeners: DependencyMonitor::new("listen"),
             operations: operations::watched(),
-            authd: asks_authd.then(|| Watched::new("authd_urls")),
+            authd: asks_authd.then(|| DependencyMonitor::new("authd_urls")),
             registry: OnceLock::new(),
             was_ready: AtomicBool::new(true),
         }
     }
 
-    pub fn set_life(&self, life: Life) {
+    pub fn set_life(&self, life: LifeStage) {
         *self.life.write().unwrap_or_else(PoisonError::into_inner) = life;
     }
 
     /// The report that `/readyz` shows.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> ReadinessReport {
         let life = *self.life.read().unwrap_or_else(PoisonError::into_inner);
         let always = [
             (STORAGE, self.storage.dependency()),
@@ -77,7 +77,11 @@ impl Health {
         ];
         let authd = self.authd.as_ref().map(|authd| (AUTHD, authd.dependency()));
         let registry = self.registry.get().and_then(Registry::dependency).map(|redis| (REGISTRY, redis));
-        Report::new(life, always.into_iter().chain(authd).chain(registry), &self.settings.requirements)
+        ReadinessReport::new(
+            life,
+            always.into_iter().chain(authd).chain(registry),
+            &self.settings.requirements,
+        )
     }
 
     /// Starts a task that probes the dependencies at intervals. Returns after the first round, or after one
@@ -108,7 +112,8 @@ impl Health {
 
     async fn ask_storage(&self, probe: &mut StorageProbe) {
         let result = probe.ask(self.settings.timeout).await;
-        let trouble = |error: String| Trouble { condition: Condition::Failed, error, setting: "root" };
+        let trouble =
+            |error: String| DependencyFailure { condition: Condition::Failed, error, setting: "root" };
         let is_new = self.storage.note(result.clone().map_err(trouble));
         match result {
             Err(error) if is_new => log::error!(error, setting = "root"; "the storage does not respond"),
@@ -129,7 +134,7 @@ impl Health {
         }
         let is_new = watched.note(result.clone());
         match result {
-            Err(Trouble { error, setting, .. }) if is_new => {
+            Err(DependencyFailure { error, setting, .. }) if is_new => {
                 log::error!(error, setting; "no authd is able to decide logins");
             }
             Ok(()) if is_new && watched.dependency().last_error.is_some() => {
@@ -143,9 +148,11 @@ impl Health {
         // The listener logged the shortage when it happened.
         self.listeners.note(match listener::shortage() {
             None => Ok(()),
-            Some(error) => {
-                Err(Trouble { condition: Condition::Failed, error, setting: "the limit of open files" })
-            }
+            Some(error) => Err(DependencyFailure {
+                condition: Condition::Failed,
+                error,
+                setting: "the limit of open files",
+            }),
         });
     }
 
@@ -156,7 +163,7 @@ impl Health {
             metrics::dependency(name, shown.dependency.condition == Condition::Ok);
         }
         registry.set_failing(report.failing());
-        if report.state != Life::Ready {
+        if report.state != LifeStage::Ready {
             return;
         }
         if self.was_ready.swap(report.ready, Ordering::Relaxed) == report.ready {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use common::{
     auth_api::ErrorBody,
-    health::{Condition, Trouble},
+    health::{Condition, DependencyFailure},
     process::logging::chain,
 };
 use hyper::{StatusCode, header::HeaderValue};
@@ -33,7 +33,7 @@ impl AuthdProbe {
     ///
     /// # Errors
     /// No instance would decide a login within `patience`. Contains the failure of each.
-    pub async fn ask(&self, patience: Duration) -> Result<(), Trouble> {
+    pub async fn ask(&self, patience: Duration) -> Result<(), DependencyFailure> {
         let mut asked = JoinSet::new();
         for instance in &self.instances {
             let instance = Arc::clone(instance);
@@ -60,7 +60,7 @@ impl AuthdProbe {
             (Condition::Failed, "authd_urls")
         };
         let errors: Vec<String> = troubles.into_iter().map(|(_, error)| error).collect();
-        Err(Trouble { condition, error: errors.join("; "), setting })
+        Err(DependencyFailure { condition, error: errors.join("; "), setting })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use common::health::{Condition, Trouble, Watched};
+use common::health::{Condition, DependencyFailure, DependencyMonitor};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Health;
@@ -35,8 +35,8 @@ pub async fn watch(health: Arc<Health>, workers: Workers, alarm: Duration) {
 }
 
 /// The initial state: no operation runs, so none hangs.
-pub fn watched() -> Watched {
-    let watched = Watched::new("max_file_operations");
+pub fn watched() -> DependencyMonitor {
+    let watched = DependencyMonitor::new("max_file_operations");
     watched.note(Ok(()));
     watched
 }
@@ -54,7 +54,7 @@ impl Health {
                     inspection.running,
                     since.as_secs()
                 );
-                Err(Trouble { condition: Condition::Failed, error, setting })
+                Err(DependencyFailure { condition: Condition::Failed, error, setting })
             }
         });
         match stuck {
