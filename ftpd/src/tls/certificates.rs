@@ -91,7 +91,7 @@ fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certifica
 }
 
 fn warn_of_expiry(path: &Path, expires: i64) {
-    let now = super::unix_seconds();
+    let now = unix_seconds();
     let path = path.display();
     match expires - now {
         ..=0 => log::warn!("{path}: the certificate has expired; most clients will refuse it"),
