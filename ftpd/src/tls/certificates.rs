@@ -17,6 +17,8 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
+use super::unix_seconds;
+
 /// A warning is logged if a certificate expires within this many seconds (two weeks).
 const EXPIRES_SOON: i64 = 14 * 24 * 3600;
 
