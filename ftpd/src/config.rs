@@ -493,7 +493,10 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
     let keys: Vec<PathBuf> = values.list("tls_keys")?;
     let (control, data) = (values.required("tls")?, values.required("tls_data")?);
     if chains.is_empty() {
-        if control == TlsPolicy::Required || data == TlsPolicy::Required || values.is_given("implicit_tls_port") {
+        if control == TlsPolicy::Required
+            || data == TlsPolicy::Required
+            || values.is_given("implicit_tls_port")
+        {
             return Err(values.missing("tls_certificates", "another setting requires TLS"));
         }
         return Ok(None);

@@ -17,7 +17,7 @@ pub fn proxy_header(input: &[u8]) {
             }
             (None, _) => {
                 if let Ok(ParsedHeader::Complete { length, .. }) = parsed {
-                    assert_eq!(length, end, "decided late, or more taken than was there");
+                    assert_eq!(length, end, "told late, or more taken than was there");
                 }
                 decided = Some(parsed);
             }
