@@ -48,7 +48,7 @@ in
           static_configs = targets auth (member: member.port);
         }
       ];
-      # JSON is YAML.
+      # Every JSON document is a YAML document.
       rules = [ (builtins.toJSON (import ./monitoring/rules.nix)) ];
     };
 

@@ -27,12 +27,12 @@ mod tokens;
 use std::{io, sync::Arc, time::Duration};
 
 use common::{
-    health::{Condition, Life, REGISTRY, Report, Requirement},
+    health::{Condition, LifeStage, REGISTRY, ReadinessReport, Requirement},
     process::{
         admin,
         capabilities::{self, Kept},
         descriptors, service,
-        signals::{Request, Signals},
+        signals::{SignalRequest, Signals},
     },
     registry::{RedisLink, RegistryView},
 };
@@ -40,18 +40,18 @@ use tokio::{net::TcpListener, sync::oneshot, task::spawn_blocking, time::timeout
 
 use crate::{
     accounts::{
-        Accounts, Reloaded,
-        cache::Cache,
+        Accounts, ReloadedUsers,
+        cache::PasswordCache,
         file::UsersFileError,
-        password::Passwords,
-        stored::Stored,
+        password::PasswordVerifier,
+        stored::StoredAccounts,
         user::{Credential, User},
     },
-    config::{Config, Declared},
+    config::{Config, DeclaredUsers},
     handlers::users,
-    revision::Revision,
+    revision::RevisionAdvancer,
     throttle::Throttle,
-    tokens::{Access, Tokens},
+    tokens::{TokenPolicy, Tokens},
 };
 
 /// An authd that is run as root reads everybody's users file, as root does, and has no other power.
@@ -60,13 +60,13 @@ pub const KEPT_BY_ROOT: Kept = Kept::ReadFiles;
 /// What all requests share.
 pub struct Service {
     accounts: Accounts,
-    passwords: Passwords,
-    cache: Cache,
+    passwords: PasswordVerifier,
+    cache: PasswordCache,
     throttle: Throttle,
     tokens: Tokens,
     /// `None`: there is no Redis.
     registry: Option<RegistryView>,
-    revision: Revision,
+    revision: RevisionAdvancer,
     /// What `/readyz` goes by.
     requirements: Vec<Requirement>,
 }
@@ -95,25 +95,25 @@ impl Service {
     fn new(config: &Config) -> Result<Self, UsersFileError> {
         let registry = config.redis.as_ref().map(RegistryView::new);
         let shared = || registry.as_ref().map(|view| (view.link().clone(), view.keys().clone()));
-        let demo = config.users == Declared::Demo;
+        let demo = config.users == DeclaredUsers::Demo;
         Ok(Self {
             accounts: Accounts::new(
                 &config.users,
                 config.anonymous.clone(),
-                shared().map(|(link, keys)| Stored::new(link, keys)),
+                shared().map(|(link, keys)| StoredAccounts::new(link, keys)),
             )?,
-            passwords: Passwords::new(&config.passwords, config.node_token.as_ref()),
-            cache: Cache::new(config.cache),
+            passwords: PasswordVerifier::new(&config.passwords, config.node_token.as_ref()),
+            cache: PasswordCache::new(config.cache),
             throttle: Throttle::new(config.throttle.clone(), shared()),
             tokens: Tokens::new(
                 match &config.node_token {
-                    None if demo => Access::Open,
-                    token => Access::token(token.as_ref()),
+                    None if demo => TokenPolicy::Open,
+                    token => TokenPolicy::token(token.as_ref()),
                 },
-                Access::token(config.admin_token.as_ref()),
+                TokenPolicy::token(config.admin_token.as_ref()),
             ),
             registry,
-            revision: Revision::default(),
+            revision: RevisionAdvancer::default(),
             requirements: config.requirements.clone(),
         })
     }
@@ -124,7 +124,7 @@ impl Service {
         !away || !self.accounts.declared().users.is_empty()
     }
 
-    fn readiness(&self) -> Report {
+    fn readiness(&self) -> ReadinessReport {
         let mut requirements = self.requirements.clone();
         if self.accounts.declared().users.is_empty() {
             requirements.push(Requirement::Dependency(REGISTRY));
@@ -133,7 +133,7 @@ impl Service {
         if let Some((name, dependency)) = &redis {
             metrics::dependency(name, dependency.condition == Condition::Ok);
         }
-        Report::new(Life::Ready, redis, &requirements)
+        ReadinessReport::new(LifeStage::Ready, redis, &requirements)
     }
 
     /// Reads the users file again, and drops the cache if that changed anything. Who is no user any
@@ -160,7 +160,7 @@ impl Service {
         // A panic ends this reading, not what comes after it.
         let Ok(result) = spawn_blocking(move || reading.accounts.reload()).await else { return };
         match result {
-            Ok(Reloaded { users, ended }) => {
+            Ok(ReloadedUsers { users, ended }) => {
                 self.cache.clear();
                 self.learn_costs().await;
                 log::info!(file, users; "users file loaded");
@@ -215,7 +215,7 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
     service::start_watchdog();
     tokio::spawn(watch(Arc::clone(&authd), config.poll));
 
-    while signals.next().await == Request::Reload {
+    while signals.next().await == SignalRequest::Reload {
         tokio::spawn(Arc::clone(&authd).reload());
     }
     log::info!("stopping");
@@ -301,7 +301,7 @@ fn fit_descriptors(config: &mut Config) {
 }
 
 fn warn_about(config: &Config) {
-    if config.users == Declared::Demo {
+    if config.users == DeclaredUsers::Demo {
         log::warn!("DEMO: the users demo, admin and test log in with ANY password, and nodes need no token");
     } else if config.node_token.is_none() {
         log::warn!("no node_token_file: every login is refused with 401");

@@ -9,7 +9,7 @@ use std::{
 
 use authd::{
     accounts::{self, file::UsersFile, password},
-    config::{self, Config, Declared},
+    config::{self, Config, DeclaredUsers},
     prompt,
     settings::SCHEMA,
 };
@@ -69,15 +69,15 @@ fn serve(flags: &ArgMatches) -> ExitCode {
 /// `--check`. The exit status is 0; 78 if the users file cannot be used; 1 if Redis cannot be used.
 fn check(config: &Config, deep: bool) -> ExitCode {
     let users = match &config.users {
-        Declared::File(path) => match UsersFile::load(path, accounts::reserved(&config.anonymous)) {
+        DeclaredUsers::File(path) => match UsersFile::load(path, accounts::reserved(&config.anonymous)) {
             Ok(file) => {
                 let (users, groups) = (file.declared.users.len(), file.declared.groups.len());
                 format!("{users} users and {groups} groups in {}", path.display())
             }
             Err((error, _)) => return complain(&authd::StartError::Users(error), EXIT_CONFIG),
         },
-        Declared::Demo => "DEMO users with any password".to_owned(),
-        Declared::Nowhere => "no declared users".to_owned(),
+        DeclaredUsers::Demo => "DEMO users with any password".to_owned(),
+        DeclaredUsers::None => "no declared users".to_owned(),
     };
     let redis = match &config.redis {
         Some(options) => {
@@ -142,13 +142,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn complain(error: &dyn Error, status: u8) -> ExitCode {
-    let mut text = format!("authd: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
     // If standard error is closed, the exit status still reports the failure.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "authd: {}", logging::chain(error));
     ExitCode::from(status)
 }

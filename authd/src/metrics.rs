@@ -2,12 +2,13 @@
 
 mod table;
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use common::clock::since_epoch;
 use metrics::{counter, gauge, histogram};
 
 pub use self::table::METRICS;
-use crate::throttle::By;
+use crate::throttle::BanKind;
 
 const LOGINS: &str = "authd_logins_total";
 const VERIFICATION: &str = "authd_verification_seconds";
@@ -45,17 +46,17 @@ pub fn cache_hit() {
 }
 
 /// A login was delayed.
-pub fn throttled(by: By) {
+pub fn throttled(by: BanKind) {
     counter!(THROTTLED, "by" => by.as_str()).increment(1);
 }
 
 /// A failed login began or prolonged the delay of a user name or an address.
-pub fn ban_began(by: By) {
+pub fn ban_began(by: BanKind) {
     counter!(BANS, "by" => by.as_str()).increment(1);
 }
 
 /// An administrator ended the delay of a user name or an address.
-pub fn ban_lifted(by: By) {
+pub fn ban_lifted(by: BanKind) {
     counter!(BANS_LIFTED, "by" => by.as_str()).increment(1);
 }
 
@@ -93,8 +94,7 @@ pub fn dependency(name: &'static str, is_up: bool) {
 pub fn users_declared(count: usize, from_file: bool) {
     gauge!(USERS).set(count as f64);
     if from_file {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        gauge!(FILE_LOADED).set(now.as_secs_f64());
+        gauge!(FILE_LOADED).set(since_epoch().as_secs_f64());
         gauge!(FILE_CURRENT).set(1.0);
     }
 }

@@ -23,9 +23,9 @@ use crate::{
     },
     commands::MinimumRate,
     health::Readiness,
-    jail::{Locks, Modes},
+    jail::{LockMode, Modes},
     representation::AsciiConversion,
-    tls::{CertificateFiles, Policy, TlsSettings, trust::TrustFiles},
+    tls::{CertificateFiles, TlsPolicy, TlsSettings, trust::TrustFiles},
     workers::quarter,
 };
 
@@ -94,7 +94,7 @@ pub struct Storage {
     pub modes: Modes,
     /// True if an upload is flushed to the disk before its 226.
     pub sync_uploads: bool,
-    pub locks: Locks,
+    pub locks: LockMode,
     /// Time that a complete atomic upload waits before it is published.
     pub settle_time: Duration,
     /// True if listings show links as the files that they lead to.
@@ -493,7 +493,7 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
     let keys: Vec<PathBuf> = values.list("tls_keys")?;
     let (control, data) = (values.required("tls")?, values.required("tls_data")?);
     if chains.is_empty() {
-        if control == Policy::Required || data == Policy::Required || values.is_given("implicit_tls_port") {
+        if control == TlsPolicy::Required || data == TlsPolicy::Required || values.is_given("implicit_tls_port") {
             return Err(values.missing("tls_certificates", "another setting requires TLS"));
         }
         return Ok(None);
@@ -502,8 +502,8 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
         let reason = format_args!("{} keys for {} certificates", keys.len(), chains.len());
         return Err(values.invalid("tls_keys", reason));
     }
-    if control == Policy::Off {
-        if data == Policy::Required || values.is_given("implicit_tls_port") {
+    if control == TlsPolicy::Off {
+        if data == TlsPolicy::Required || values.is_given("implicit_tls_port") {
             return Err(
                 values.invalid("tls", "data connections can be encrypted only if the control connection is")
             );

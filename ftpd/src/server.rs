@@ -7,21 +7,22 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use common::{
-    health::Life,
+    clock::unix_seconds,
+    health::LifeStage,
     node::{NodeCommand, NodeRecord, NodeState},
     process::{
         admin,
         capabilities::{self, Kept},
         descriptors as open_files,
-        http::{self, Event as HttpEvent},
+        http::{self, HttpEvent},
         service,
-        signals::{Request, Signals},
+        signals::{SignalRequest, Signals},
     },
-    registry::{Event, Holder, JoinError, Registry},
+    registry::{ClusterEvent, JoinError, NameHolder, Registry},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -38,11 +39,11 @@ use crate::{
     connection::Connection,
     connections::{Order, Refused},
     data::passive::PassivePorts,
-    descriptors::{Needs, TooFewDescriptors},
+    descriptors::{DescriptorNeeds, TooFewDescriptors},
     ephemeral,
     health::{self, Health},
     health_check,
-    jail::Locks,
+    jail::LockMode,
     listener::{self, Bound},
     metrics,
     node::{Node, Parts},
@@ -90,7 +91,7 @@ pub enum RunError {
         "this node lost its name: {0} holds it now. A node that cannot renew its lease in Redis for \
          node_lease frees its name; if both are meant to run, give one of them another node_name"
     )]
-    NameLost(Holder),
+    NameLost(NameHolder),
     #[error("the passive ports overlap those of a live node: {0}")]
     SliceConflict(String),
 }
@@ -214,8 +215,8 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         log::info!(part = "implicit_tls", address:% = local(&listener); "listening");
         doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), true));
     }
-    health.set_life(Life::Ready);
-    health.tell(&node.registry);
+    health.set_life(LifeStage::Ready);
+    health.publish(&node.registry);
     service::ready();
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
 
@@ -223,7 +224,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     // First of all, so that the balancer is refused and passes a client that was just told to
     // connect again on to another node.
     node.connections.close();
-    health.set_life(Life::Draining);
+    health.set_life(LifeStage::Draining);
     drop(open);
     doorkeepers.join_all().await;
     drain(&node, &mut signals, &mut events).await;
@@ -251,7 +252,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
     };
     let (limits, network) = (&mut config.limits, &config.network);
     let addresses = u32::try_from(network.listen.len()).unwrap_or(u32::MAX);
-    let needs = Needs {
+    let needs = DescriptorNeeds {
         sessions: limits.sessions,
         transfers: limits.transfers,
         file_operations: limits.file_operations,
@@ -271,7 +272,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
 }
 
 /// Says whether locks on the storage keep a second writer out on other nodes.
-fn tell_locks(locks: Locks, root: &Path) {
+fn tell_locks(locks: LockMode, root: &Path) {
     match locks.cross_nodes(root) {
         Ok(why) => log::info!(root:% = root.display(); "file locks hold on all nodes: {why}"),
         Err(why) => log::warn!(
@@ -343,7 +344,7 @@ async fn start(
     mut config: Config,
     control: &[Bound],
     tls: Option<Arc<Tls>>,
-) -> Result<(Arc<Node>, mpsc::Receiver<Event>), RunError> {
+) -> Result<(Arc<Node>, mpsc::Receiver<ClusterEvent>), RunError> {
     let addresses: Vec<SocketAddr> = control.iter().filter_map(|socket| socket.address().ok()).collect();
     let control = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
     let trust = Arc::new(Trust {
@@ -367,8 +368,7 @@ async fn start(
         control,
         host: place::host_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        // 0 if the clock is before 1970.
-        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        since: unix_seconds(),
         ..NodeRecord::new(config.node_name.clone(), rand::random(), config.network.slice)
     };
     let (registry, events) = match config.redis.take() {
@@ -446,26 +446,26 @@ fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: Refused)
 async fn wait_for_the_end(
     node: &Node,
     signals: &mut Signals,
-    events: &mut mpsc::Receiver<Event>,
+    events: &mut mpsc::Receiver<ClusterEvent>,
 ) -> Result<(), RunError> {
     let mut events_are_open = true;
     loop {
         tokio::select! {
             request = signals.next() => match request {
-                Request::Terminate => return Ok(()),
-                Request::Reload => {
+                SignalRequest::Terminate => return Ok(()),
+                SignalRequest::Reload => {
                     log::info!("reloading");
                     node.transfer_log.reopen();
                     if let Some(tls) = &node.tls {
-                        tls.reload_and_tell().await;
+                        tls.reload_and_log().await;
                     }
                 }
             },
             event = events.recv(), if events_are_open => match event {
-                Some(Event::Command(NodeCommand::Drain)) => return Ok(()),
-                Some(Event::Command(command)) => obey(node, &command),
-                Some(Event::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
-                Some(Event::SliceConflict { ours, theirs }) => {
+                Some(ClusterEvent::Command(NodeCommand::Drain)) => return Ok(()),
+                Some(ClusterEvent::Command(command)) => obey(node, &command),
+                Some(ClusterEvent::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
+                Some(ClusterEvent::SliceConflict { ours, theirs }) => {
                     let both = format!("{} has {}, {} has {}", ours.0, ours.1, theirs.0, theirs.1);
                     return Err(RunError::SliceConflict(both));
                 }
@@ -489,7 +489,7 @@ fn obey(node: &Node, command: &NodeCommand) {
 }
 
 /// Lets transfers finish, up to the configured limit or a second signal, then ends what is left.
-async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Receiver<Event>) {
+async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Receiver<ClusterEvent>) {
     log::info!(
         connections = node.connections.count(), limit:? = node.timeouts.drain;
         "draining"
@@ -506,7 +506,7 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Recei
             () = terminated(signals) => log::warn!("told again to end"),
             // A session that still finishes its transfer can be ended.
             Some(event) = events.recv() => {
-                if let Event::Command(command) = event {
+                if let ClusterEvent::Command(command) = event {
                     obey(node, &command);
                 }
                 continue;
@@ -525,5 +525,5 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Recei
 }
 
 async fn terminated(signals: &mut Signals) {
-    while signals.next().await != Request::Terminate {}
+    while signals.next().await != SignalRequest::Terminate {}
 }

@@ -7,14 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{process::logging::chain, registry::Chore};
+use common::{process::logging::chain, registry::ClusterTask};
 use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 
 use crate::{
     data::progress::Progress,
     jail::{
         FileError,
-        sweep::{Swept, sweep},
+        sweep::{SweptFile, sweep},
     },
     metrics,
     node::Node,
@@ -43,7 +43,7 @@ async fn run(node: Arc<Node>, lifetime: Duration) {
     let every = (lifetime / 7).clamp(SHORTEST, LONGEST);
     while !node.connections.is_draining() {
         sleep(every.min(ASK)).await;
-        if let Some(chore) = node.registry.begin_chore(NAME, every).await {
+        if let Some(chore) = node.registry.begin_cluster_task(NAME, every).await {
             work(&node, lifetime, chore).await;
         }
     }
@@ -55,7 +55,7 @@ struct Sum {
     bytes: u64,
 }
 
-async fn work(node: &Arc<Node>, lifetime: Duration, chore: Chore) {
+async fn work(node: &Arc<Node>, lifetime: Duration, chore: ClusterTask) {
     let progress = Arc::new(Progress::default());
     let (sender, mut ended) = oneshot::channel();
     let (walking, walked, runtime) = (Arc::clone(node), Arc::clone(&progress), Handle::current());
@@ -105,7 +105,7 @@ fn sweep_all(
 ) -> Result<Sum, FileError> {
     let mut sum = Sum::default();
     let step = || if progress.is_cancelled() { Err(FileError::Cancelled) } else { Ok(()) };
-    let note = |Swept { directory, name, usage, age }: Swept| {
+    let note = |SweptFile { directory, name, usage, age }: SweptFile| {
         sum.files += usage.files;
         sum.bytes += usage.bytes;
         metrics::partial_removed(usage.bytes);

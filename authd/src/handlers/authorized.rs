@@ -6,9 +6,10 @@ use std::{
 };
 
 use common::{
-    access::{Access, Forbidden},
     auth_api::{AuthorizedAnswer, AuthorizedRequest, EndReason, MAX_AUTHORIZED, PastLogin, Verdict},
     certificate::CertificateRule,
+    login_conditions::{LoginConditions, UnmetCondition},
+    process::logging::chain,
 };
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
         name::UserName,
         user::{User, version},
     },
-    error::{ApiError, with_causes},
+    error::ApiError,
     metrics,
 };
 
@@ -41,7 +42,7 @@ pub async fn authorized(service: &Service, request: AuthorizedRequest) -> Result
         if let Err(error) = result
             && !error.is_absence()
         {
-            let error = with_causes(error.as_ref());
+            let error = chain(error.as_ref());
             log::error!(user:% = name, node:%, error; "cannot tell whether the user's sessions may stay");
         }
     }
@@ -65,7 +66,7 @@ pub async fn authorized(service: &Service, request: AuthorizedRequest) -> Result
     Ok(AuthorizedAnswer { verdicts: logins.iter().map(judge_one).collect() })
 }
 
-fn judge(known: Option<&(User, Access)>, login: &PastLogin, now: SystemTime) -> Verdict {
+fn judge(known: Option<&(User, LoginConditions)>, login: &PastLogin, now: SystemTime) -> Verdict {
     let end = |reason| Verdict::End { reason };
     let Some((user, access)) = known else { return end(EndReason::Removed) };
     if !user.enabled {
@@ -76,8 +77,8 @@ fn judge(known: Option<&(User, Access)>, login: &PastLogin, now: SystemTime) -> 
     }
     match access.check(login.address, now) {
         Ok(()) => Verdict::Stay,
-        Err(Forbidden::Address) => end(EndReason::AddressNotAllowed),
-        Err(Forbidden::Time) => end(EndReason::TimeNotAllowed),
+        Err(UnmetCondition::Address) => end(EndReason::AddressNotAllowed),
+        Err(UnmetCondition::Time) => end(EndReason::TimeNotAllowed),
     }
 }
 
@@ -104,7 +105,7 @@ mod tests {
 
     fn verdict(user: &User, version: Option<String>) -> Verdict {
         let login = PastLogin { user: "ann".to_owned(), version, address: [192, 0, 2, 1].into() };
-        judge(Some(&(user.clone(), Access::default())), &login, SystemTime::now())
+        judge(Some(&(user.clone(), LoginConditions::default())), &login, SystemTime::now())
     }
 
     #[test]

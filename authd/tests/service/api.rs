@@ -17,10 +17,10 @@ use authd::{
 };
 use common::{
     auth_api::{
-        Account, AuthenticateRequest, AuthorizedAnswer, AuthorizedRequest, EndReason, ErrorCode, Permissions,
-        Verdict,
+        Account, AuthenticateRequest, AuthorizedAnswer, AuthorizedRequest, EndReason, ErrorCode, Verdict,
     },
     node::NodeRecord,
+    policy::Permissions,
     session::SessionRecord,
 };
 use redis::Commands;
@@ -215,7 +215,7 @@ async fn the_described_bodies_are_those_of_the_types() {
     }))
     .unwrap();
     let node = serde_json::to_value(NodeView::from(node)).unwrap();
-    assert_eq!(described("Failing"), keys(&node["failing"][0]));
+    assert_eq!(described("FailingDependency"), keys(&node["failing"][0]));
     assert_eq!(described("Node"), of(node));
     let readiness = authd.call(Method::GET, "/readyz", None, None).await.json();
     assert_eq!(described("Readiness"), of(readiness));

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use common::registry::{Claim, Usage};
+use common::{
+    policy::Permission,
+    registry::{LeasePath, Usage},
+};
 use tokio::runtime::Handle;
 
 use super::{leases::Lessee, transfers::run_in_background};
@@ -48,7 +51,7 @@ async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply
         return Err(Reply::permission_denied());
     }
     let checked = path.clone();
-    let may_list = session.access.at(&path).list;
+    let may_list = session.access.at(&path).has(Permission::List);
     session
         .in_home(move |jail| match jail.check_directory(&checked) {
             // Whether there is a file of this name is for those to know who may list.
@@ -64,7 +67,7 @@ async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply
 /// file.
 pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.mkdir, &path)?;
+    session.allow(Permission::Mkdir, &path)?;
     let share = match session.quota_of(&path) {
         Some(quota) => Some(quota.admit_whole(Usage { bytes: 0, files: 1 }).await?),
         None => None,
@@ -89,10 +92,10 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// RMD: an empty directory.
 pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.rmdir, &path)?;
+    session.allow(Permission::Rmdir, &path)?;
     let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lessee.to_remove(vec![Claim::tree(&jail.name_key(&removed)?)])?;
+        let _lease = lessee.to_remove(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
         jail.remove_directory(&removed, changes)
     });
     removal.await?;
@@ -103,7 +106,7 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// what is gone stays gone. While it runs nothing below can be written.
 pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
-    if !session.access.holds_in_all_of(&path, |may| may.rmdir && may.delete) {
+    if !session.access.holds_in_all_of(&path, &[Permission::Rmdir, Permission::Delete]) {
         return Err(Reply::permission_denied());
     }
     let jail = Arc::clone(&session.jail);
@@ -114,7 +117,7 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
     let lessee = Lessee::of(session);
     Ok(run_in_background(session, watch, move || {
         let changes = Changes::default();
-        let lease = jail.name_key(&path).and_then(|key| lessee.to_remove(vec![Claim::tree(&key)]));
+        let lease = jail.name_key(&path).and_then(|key| lessee.to_remove(vec![LeasePath::tree(&key)]));
         let removed = lease.and_then(|_lease| jail.remove_tree(&path, &progress, &changes));
         if let Some(quota) = quota {
             runtime.block_on(quota.tell(changes.so_far()));

@@ -1,11 +1,11 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
-use common::registry::Claim;
+use common::{policy::Permission, registry::LeasePath};
 
 use super::leases::Lessee;
 use crate::{
     jail::{FileError, path::VirtualPath},
-    listing::Kind,
+    listing::EntryKind,
     protocol::{Code, Reply, command::Modified, mode::ModeChange, timestamp},
     session::LoggedIn,
 };
@@ -13,12 +13,12 @@ use crate::{
 /// DELE: a file, and what a broken atomic upload of it left.
 pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.delete, &path)?;
+    session.allow(Permission::Delete, &path)?;
     let user = session.account.user.clone();
     let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lessee.to_remove(vec![Claim::file(&jail.name_key(&removed)?)])?;
-        let _lock = jail.hold(&removed)?;
+        let _lease = lessee.to_remove(vec![LeasePath::file(&jail.name_key(&removed)?)])?;
+        let _lock = jail.lock_for_change(&removed)?;
         let partial = jail.remove_partial(&removed, &user);
         if let Ok(Some(freed)) = partial {
             changes.remove(freed);
@@ -38,8 +38,8 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// rename that works tells that there was something.
 pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.rename, &path)?;
-    if session.access.at(&path).list {
+    session.allow(Permission::Rename, &path)?;
+    if session.access.at(&path).has(Permission::List) {
         let named = path.clone();
         session.in_home(move |jail| jail.entry(&named)).await?;
     }
@@ -51,15 +51,15 @@ pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
 pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let from = session.rename_from.take();
     let to = session.path(argument)?;
-    session.allow(|may| may.rename, &to)?;
+    session.allow(Permission::Rename, &to)?;
     let from = from.ok_or_else(|| Reply::new(Code::BAD_SEQUENCE, "RNFR comes before RNTO"))?;
     allow_rename(session, &from, &to).await?;
     session.allow_name(&to)?;
-    let replace = session.access.at(&to).overwrite;
+    let replace = session.access.at(&to).has(Permission::Overwrite);
     let (target, lessee) = (to.clone(), Lessee::of(session));
     let renaming = session.remove_in_home(&target, move |jail, changes| {
         let _lease = lessee.to_rename(jail, &[&from, &to])?;
-        let _locks = jail.hold_all(&[&from, &to])?;
+        let _locks = jail.lock_all_for_change(&[&from, &to])?;
         changes.remove(jail.rename(&from, &to, replace)?);
         Ok(())
     });
@@ -74,11 +74,11 @@ async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) 
     let is_allowed = match (may(false), may(true)) {
         (true, false) => {
             let named = from.clone();
-            session.in_home(move |jail| jail.entry(&named)).await?.kind != Kind::Directory
+            session.in_home(move |jail| jail.entry(&named)).await?.kind != EntryKind::Directory
         }
         (false, true) => {
             let named = from.clone();
-            session.in_home(move |jail| jail.entry(&named)).await?.kind == Kind::Directory
+            session.in_home(move |jail| jail.entry(&named)).await?.kind == EntryKind::Directory
         }
         (both, _) => both,
     };
@@ -90,7 +90,7 @@ async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) 
 /// off the size so far, so that the client knows where to go on.
 pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.list, &path)?;
+    session.allow(Permission::List, &path)?;
     if session.representation.converts() {
         return Err(Reply::new(Code::FILE_UNAVAILABLE, "SIZE is known in TYPE I only"));
     }
@@ -107,7 +107,7 @@ pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// MDTM: when the file was last changed (RFC 3659 section 3).
 pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.list, &path)?;
+    session.allow(Permission::List, &path)?;
     let modified = session.in_home(move |jail| jail.open_read(&path).map(|file| file.modified)).await?;
     Ok(Reply::new(Code::FILE_STATUS, text(modified)))
 }
@@ -115,11 +115,11 @@ pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// MFMT, MDTM with a time, SITE UTIME: sets when the file was last changed.
 pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
     let path = session.path(&modified.path)?;
-    session.allow(|may| may.attributes, &path)?;
+    session.allow(Permission::Attributes, &path)?;
     let (time, lessee) = (modified.time, Lessee::of(session));
     let stamping = session.in_home(move |jail| {
-        let _lease = lessee.to_remove(vec![Claim::file(&jail.canonical_key(&path)?)])?;
-        let _lock = jail.hold_resolved(&path)?;
+        let _lease = lessee.to_remove(vec![LeasePath::file(&jail.canonical_key(&path)?)])?;
+        let _lock = jail.lock_resolved_for_change(&path)?;
         jail.set_modified(&path, time)
     });
     stamping.await?;
@@ -130,7 +130,7 @@ pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply
 /// AVBL: free bytes where the path is; not more than the quota leaves.
 pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let path = session.path(argument.unwrap_or_default())?;
-    session.allow(|may| may.list, &path)?;
+    session.allow(Permission::List, &path)?;
     let quota = session.quota_of(&path).cloned();
     let mut free = session.in_home(move |jail| jail.free_space(&path)).await?;
     if let Some(quota) = quota {
@@ -142,7 +142,7 @@ pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
 /// SITE CHMOD, with an octal or a symbolic mode.
 pub async fn chmod(session: &LoggedIn, mode: ModeChange, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.attributes, &path)?;
+    session.allow(Permission::Attributes, &path)?;
     let change = move |before, is_directory| mode.apply(before, is_directory);
     session.in_home(move |jail| jail.change_mode(&path, change)).await?;
     Ok(Reply::new(Code::OK, "Permissions changed"))

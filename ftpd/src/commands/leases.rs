@@ -1,7 +1,7 @@
 //! Leases for commands that change names: no file is renamed, removed or stamped while a session writes it.
 
 use common::{
-    registry::{Claim, Registry, WriteLease},
+    registry::{LeasePath, Registry, WriteLease},
     session::SessionId,
 };
 use tokio::runtime::Handle;
@@ -35,7 +35,7 @@ impl Lessee {
     ///
     /// # Errors
     /// [`FileError::Leased`].
-    pub fn to_remove(&self, claims: Vec<Claim>) -> Result<WriteLease, FileError> {
+    pub fn to_remove(&self, claims: Vec<LeasePath>) -> Result<WriteLease, FileError> {
         Ok(self.runtime.block_on(self.registry.lease_names(claims, self.session))?)
     }
 
@@ -45,11 +45,11 @@ impl Lessee {
     /// under its new name: then only a lock on the storage tells them apart.
     ///
     /// # Errors
-    /// [`FileError::Leased`], and [`FileError::Unsure`] where there is no proof, and locks do not keep out other
+    /// [`FileError::Leased`], and [`FileError::WriterUncertain`] where there is no proof, and locks do not keep out other
     /// nodes.
     pub fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
         // Whatever they are: a file could have become a directory meanwhile.
-        let claim = |path: &&VirtualPath| Ok(Claim::tree(&jail.name_key(path)?));
+        let claim = |path: &&VirtualPath| Ok(LeasePath::tree(&jail.name_key(path)?));
         let claims = paths.iter().map(claim).collect::<Result<_, FileError>>()?;
         let lease = self.to_remove(claims)?;
         self.prove(&lease, jail, paths)?;
@@ -59,13 +59,13 @@ impl Lessee {
     /// Leases files to write to one of `paths`, and to remove the others.
     ///
     /// # Errors
-    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`; [`FileError::Unsure`] as
+    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`; [`FileError::WriterUncertain`] as
     /// for [`Self::to_rename`].
     pub fn to_write(
         &self,
         jail: &Jail,
         paths: &[&VirtualPath],
-        claims: Vec<Claim>,
+        claims: Vec<LeasePath>,
     ) -> Result<WriteLease, FileError> {
         let lease = self.runtime.block_on(self.registry.lease(claims, self.session))?;
         self.prove(&lease, jail, paths)?;
@@ -75,7 +75,7 @@ impl Lessee {
     fn prove(&self, lease: &WriteLease, jail: &Jail, paths: &[&VirtualPath]) -> Result<(), FileError> {
         for path in paths {
             if !lease.is_certain() && !jail.locks_cross_nodes(path)? {
-                return Err(FileError::Unsure(lease.certainty()));
+                return Err(FileError::WriterUncertain(lease.certainty()));
             }
         }
         Ok(())

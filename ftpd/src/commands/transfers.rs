@@ -5,6 +5,7 @@ mod minimum_rate;
 use std::{sync::Arc, time::Duration};
 
 use common::{
+    policy::Permission,
     process::logging::chain,
     registry::{self, WriteLease},
 };
@@ -22,7 +23,7 @@ use crate::{
     node::Node,
     protocol::{Code, Reply, command::ByteRange},
     session::{LoggedIn, Outcome},
-    tls::Policy,
+    tls::TlsPolicy,
     transfer_log,
     workers::{Claim, OffRuntime, Place},
 };
@@ -190,7 +191,7 @@ impl TransferFailure {
 /// 425: nothing was arranged. 521: the connection would not be encrypted, but must be (RFC 4217
 /// section 9).
 pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
-    let node_requires = session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == Policy::Required);
+    let node_requires = session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == TlsPolicy::Required);
     if !session.is_private && (node_requires || session.account.tls.data) {
         session.data_port = None;
         return Err(Reply::new(Code::PROTECTION_REQUIRED, "Data connections must be encrypted: PROT P"));
@@ -527,11 +528,15 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let offset = take_offset(session)?;
     let port = take_port(session)?;
     let path = session.path(argument)?;
-    session.allow(|may| may.download, &path)?;
+    session.allow(Permission::Download, &path)?;
     let opened = path.clone();
     let ascii = session.representation.converts();
-    let governor =
-        session.lanes.govern(&session.node, &session.account.user, registry::Direction::Download, None);
+    let governor = session.lanes.govern(
+        &session.node,
+        &session.account.user,
+        registry::BandwidthDirection::Download,
+        None,
+    );
     let may_be_sent_at_once = !ascii && governor.is_none();
     let node = Arc::clone(&session.node);
     let (size, bytes, source) = session

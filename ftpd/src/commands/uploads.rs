@@ -4,7 +4,8 @@ use std::{collections::HashSet, os::unix::fs::MetadataExt, sync::Arc, thread, ti
 
 use common::{
     auth_api::UploadMode,
-    registry::{self, Claim, Usage, WriteLease},
+    policy::Permission,
+    registry::{self, LeasePath, Usage, WriteLease},
 };
 use tokio::runtime::Handle;
 
@@ -20,7 +21,8 @@ use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
     jail::{
-        Changes, FileError, Jail, Joining, OpenFile, Placement, Rivals, Upload, WriteMode, path::VirtualPath,
+        Changes, CombineRequest, FileError, Jail, OpenFile, RivalPolicy, Upload, UploadPlacement, WriteMode,
+        path::VirtualPath,
     },
     metrics,
     protocol::{Code, Reply, command::Comb},
@@ -39,7 +41,7 @@ const MAX_SOURCES: usize = 64;
 /// [`Evidence::believe`].
 pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
     // For which path is not known yet.
-    if !session.access.holds_somewhere(|may| may.upload || may.append) {
+    if !session.access.holds_somewhere(&[Permission::Upload, Permission::Append]) {
         return Err(Reply::permission_denied());
     }
     let cwd = session.cwd.clone();
@@ -77,17 +79,19 @@ pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let may = session.access.at(&path);
     let mode = match offset {
         0 => {
-            session.allow(|may| may.upload || may.overwrite, &path)?;
-            needs_file_unless(may.upload, session, &path).await?;
-            if may.overwrite { WriteMode::Replace } else { WriteMode::CreateNew }
+            session.allow_any(&[Permission::Upload, Permission::Overwrite], &path)?;
+            needs_file_unless(may.has(Permission::Upload), session, &path).await?;
+            if may.has(Permission::Overwrite) { WriteMode::Replace } else { WriteMode::CreateNew }
         }
         offset => {
-            session.allow(|may| may.append, &path)?;
-            if !may.overwrite && size_of(session, &path).await?.is_some_and(|size| size != offset) {
+            session.allow(Permission::Append, &path)?;
+            if !may.has(Permission::Overwrite)
+                && size_of(session, &path).await?.is_some_and(|size| size != offset)
+            {
                 // It would cut off what is there.
-                session.allow(|may| may.overwrite, &path)?;
+                session.allow(Permission::Overwrite, &path)?;
             }
-            WriteMode::Resume { offset, replace: may.overwrite }
+            WriteMode::Resume { offset, replace: may.has(Permission::Overwrite) }
         }
     };
     store(session, verb, argument, mode, "").await
@@ -115,13 +119,13 @@ pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     refuse_range(session)?;
     let offset = take_offset(session)?;
     let path = session.path(argument)?;
-    session.allow(|may| may.upload || may.append, &path)?;
+    session.allow_any(&[Permission::Upload, Permission::Append], &path)?;
     if offset > 0 && size_of(session, &path).await? != Some(offset) {
         return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
     }
     let may = session.access.at(&path);
-    needs_file_unless(may.upload, session, &path).await?;
-    let mode = if may.append { WriteMode::Append } else { WriteMode::CreateNew };
+    needs_file_unless(may.has(Permission::Upload), session, &path).await?;
+    let mode = if may.has(Permission::Append) { WriteMode::Append } else { WriteMode::CreateNew };
     store(session, verb, argument, mode, "").await
 }
 
@@ -137,7 +141,7 @@ pub async fn stou(
     for _ in 0..UNIQUE_NAMES {
         let name = unique_name(base, rand::random());
         let path = session.path(&name)?;
-        session.allow(|may| may.upload, &path)?;
+        session.allow(Permission::Upload, &path)?;
         let taken = session.in_home(move |jail| match jail.entry(&path) {
             Ok(_) => Ok(true),
             Err(FileError::NotFound) => Ok(false),
@@ -182,7 +186,7 @@ async fn store(
         }
     };
     let opened = open(session, &path, mode, lease, share.clone()).await?;
-    let (node, direction) = (&session.node, registry::Direction::Upload);
+    let (node, direction) = (&session.node, registry::BandwidthDirection::Upload);
     let governor = session.lanes.govern(node, &session.account.user, direction, share);
     let terms = Terms {
         announced: announced.filter(|_| !session.representation.converts()),
@@ -229,26 +233,28 @@ async fn open(
     let (registry, holder) = (session.node.registry.clone(), session.subject.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
     // `needs_file_unless` has looked; the file can have been removed since then.
-    let may_create = session.access.at(&path).upload || matches!(mode, WriteMode::Resume { .. });
+    let may_create =
+        session.access.at(&path).has(Permission::Upload) || matches!(mode, WriteMode::Resume { .. });
     let opened = session.operation(move || {
-        let target = jail.target(&path)?;
+        let target = jail.upload_target(&path)?;
         let target = if may_create { target } else { target.only_existing() };
         let lease = match lease {
             Some(lease) => lease,
             None => runtime.block_on(registry.lease_write(&target.key()?, holder))?,
         };
         // Where Redis cannot tell who may write, an upload that runs may be another's by right.
-        let rivals = if lease.is_certain() { Rivals::Replaced } else { Rivals::Respected };
-        let placement = owner
-            .as_ref()
-            .map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str(), rivals });
+        let rivals = if lease.is_certain() { RivalPolicy::Replace } else { RivalPolicy::Respect };
+        let placement = owner.as_ref().map_or(UploadPlacement::Direct, |owner| UploadPlacement::Atomic {
+            owner: owner.as_str(),
+            rivals,
+        });
         let mut upload = target.open(mode, placement)?;
         if upload.is_fenced() {
             lease.rely_on_storage();
         } else if lease.is_certain() {
             upload.guard_by(guard(&lease));
         } else {
-            return Err(FileError::Unsure(lease.certainty()));
+            return Err(FileError::WriterUncertain(lease.certainty()));
         }
         if let Some(share) = &share {
             share.follow(upload.changes());
@@ -348,7 +354,7 @@ impl Opened {
             Ok(()) => {
                 let (is_hidden, is_fenced) = (self.upload.is_hidden(), self.upload.is_fenced());
                 self.upload.finish(terms.sync, start + progress.stored()).map_err(|error| match error {
-                    FileError::Taken => TransferFailure::LeaseLost,
+                    FileError::WriteRightLost => TransferFailure::LeaseLost,
                     error => TransferError::File(error).into(),
                 })?;
                 stream.finish_receiving();
@@ -356,11 +362,11 @@ impl Opened {
                 Ok((!is_hidden).then_some(LastLease { lease: self.lease, decides: !is_fenced }))
             }
             Err(failure @ (TransferFailure::LeaseLost | TransferFailure::Failed(TransferError::NoRight))) => {
-                self.upload.leave();
+                self.upload.leave_untouched();
                 Err(failure)
             }
             Err(failure @ TransferFailure::Failed(TransferError::File(_))) => {
-                self.upload.keep_proved();
+                self.upload.keep_if_durable();
                 Err(failure)
             }
             Err(failure) => {
@@ -381,8 +387,8 @@ impl Opened {
     ) -> Result<u64, TransferError> {
         let first = stream.await_first(progress);
         if first > 0 && !progress.is_cancelled() {
-            self.upload.to_write(first as u64).map_err(|error| match error {
-                FileError::Taken => TransferError::NoRight,
+            self.upload.prepare_write(first as u64).map_err(|error| match error {
+                FileError::WriteRightLost => TransferError::NoRight,
                 error => error.into(),
             })?;
         }
@@ -477,7 +483,7 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
             let paths: Vec<_> = [&target].into_iter().chain(&sources).collect();
             let lease = lessee.to_write(&jail, &paths, claims)?;
             // The target is locked when it is opened.
-            let _locks = jail.hold_all(&paths[1..])?;
+            let _locks = jail.lock_all_for_change(&paths[1..])?;
             if jail.locks_cross_nodes(&target)? {
                 lease.rely_on_storage();
             } else {
@@ -485,7 +491,7 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
                 progress.guard_by(move || !age.is_expired());
             }
             let is_held = || runtime.block_on(lease.is_held());
-            let joining = Joining { target: &target, sources: &sources, sync };
+            let joining = CombineRequest { target: &target, sources: &sources, sync };
             jail.combine(joining, &progress, &mut changes, reserve, is_held)
         });
         if let Some(share) = share {
@@ -508,20 +514,20 @@ fn claims_of_join(
     jail: &Jail,
     target: &VirtualPath,
     sources: &[VirtualPath],
-) -> Result<Vec<Claim>, FileError> {
+) -> Result<Vec<LeasePath>, FileError> {
     let identity = |file: &OpenFile| file.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     let mut files = HashSet::new();
     if let Ok(target) = jail.open_read(target) {
         files.insert(identity(&target)?);
     }
-    let mut claims = vec![Claim::file(&jail.canonical_key(target)?)];
+    let mut claims = vec![LeasePath::file(&jail.canonical_key(target)?)];
     for source in sources {
         if !files.insert(identity(&jail.open_read(source)?)?) {
             return Err(FileError::SameFile);
         }
         // Not the same where the name is a symbolic link.
-        claims.push(Claim::file(&jail.canonical_key(source)?));
-        claims.push(Claim::file(&jail.name_key(source)?));
+        claims.push(LeasePath::file(&jail.canonical_key(source)?));
+        claims.push(LeasePath::file(&jail.name_key(source)?));
     }
     Ok(claims)
 }

@@ -5,7 +5,7 @@ use std::{os::unix::fs::FileExt, path::Path, sync::Arc, thread, time::Duration};
 use common::{
     node::NodeRecord,
     policy::Quota,
-    registry::{Claim, Registry, Step, Usage, WriteLease},
+    registry::{LeasePath, Registry, Usage, UsageStep, WriteLease},
     session::SessionId,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -16,7 +16,8 @@ use crate::{
     connections::Connections,
     data::progress::Progress,
     jail::{
-        Changes, FileError, Jail, Joining, Modes, Placement, Rivals, Upload, WriteMode, path::VirtualPath,
+        Changes, CombineRequest, FileError, Jail, Modes, RivalPolicy, Upload, UploadPlacement, WriteMode,
+        path::VirtualPath,
     },
 };
 
@@ -131,7 +132,7 @@ impl Site {
 
     /// What the quota counts, and what is on the disk.
     fn standing(&self) -> (Usage, Usage) {
-        let counted = self.runtime.block_on(self.quota.usage.settle(Step::default())).unwrap().held;
+        let counted = self.runtime.block_on(self.quota.usage.settle(UsageStep::default())).unwrap().held;
         (counted.unwrap(), self.quota.jail.usage(&VirtualPath::root(), || Ok(())).unwrap())
     }
 
@@ -178,7 +179,7 @@ impl Session {
                     Ok(())
                 };
                 let (target, sources, progress) = (path(target), [path(source)], Progress::default());
-                let joining = Joining { target: &target, sources: &sources, sync: false };
+                let joining = CombineRequest { target: &target, sources: &sources, sync: false };
                 let _ = jail.combine(joining, &progress, &mut changes, reserve, || true);
                 if let Some(share) = share {
                     share.follow(changes);
@@ -213,7 +214,7 @@ impl Session {
         }
         // A name in a directory that is missing cannot be changed.
         let key = |name: &&str| self.site.quota.jail.name_key(&path(name)).ok();
-        let claims: Vec<Claim> = names.iter().filter_map(key).map(|key| Claim::tree(&key)).collect();
+        let claims: Vec<LeasePath> = names.iter().filter_map(key).map(|key| LeasePath::tree(&key)).collect();
         if claims.is_empty() {
             return Some(None);
         }
@@ -242,8 +243,8 @@ impl Session {
             _ => NewFile::No,
         };
         let share = site.runtime.block_on(site.quota.admit(new, 1)).ok()?;
-        let hidden = Placement::Atomic { owner: "anna", rivals: Rivals::Replaced };
-        let placement = if atomic { hidden } else { Placement::Direct };
+        let hidden = UploadPlacement::Atomic { owner: "anna", rivals: RivalPolicy::Replace };
+        let placement = if atomic { hidden } else { UploadPlacement::Direct };
         let Ok(mut upload) = jail.open_write(name, mode, placement) else {
             share.settle();
             return None;
@@ -287,7 +288,7 @@ impl Running {
             }
             self.share.arrived(piece).ok()?;
             let content = vec![b'x'; usize::try_from(piece).unwrap()];
-            let file = self.upload.to_write(piece).ok()?;
+            let file = self.upload.prepare_write(piece).ok()?;
             file.write_all_at(&content, self.position).unwrap();
             self.position += piece;
             left -= piece;

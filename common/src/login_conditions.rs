@@ -1,20 +1,17 @@
 //! From where and when a user may log in, as authd's API and users file spell it.
 
-use std::{
-    fmt,
-    net::IpAddr,
-    str::FromStr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, net::IpAddr, str::FromStr, time::SystemTime};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::clock::unix_seconds_at;
 
 /// The conditions of a user's logins beside the password. Without any, the user may always and from
 /// everywhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Access {
+pub struct LoginConditions {
     /// The only networks that the user may come from; none named: all.
     pub allow_from: Vec<IpNet>,
     /// Networks that the user may not come from, also where `allow_from` has them.
@@ -25,22 +22,22 @@ pub struct Access {
 
 /// Why a login with the right password is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forbidden {
+pub enum UnmetCondition {
     Address,
     Time,
 }
 
-impl Access {
+impl LoginConditions {
     /// # Errors
     /// What stands against a login from `address` at `now`.
-    pub fn check(&self, address: IpAddr, now: SystemTime) -> Result<(), Forbidden> {
+    pub fn check(&self, address: IpAddr, now: SystemTime) -> Result<(), UnmetCondition> {
         let address = address.to_canonical();
         let holds = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
         if holds(&self.deny_from) || (!self.allow_from.is_empty() && !holds(&self.allow_from)) {
-            return Err(Forbidden::Address);
+            return Err(UnmetCondition::Address);
         }
         if !self.hours.is_empty() && !self.hours.iter().any(|hours| hours.contain(now)) {
-            return Err(Forbidden::Time);
+            return Err(UnmetCondition::Time);
         }
         Ok(())
     }
@@ -68,8 +65,7 @@ pub struct InvalidHours;
 
 impl Hours {
     fn contain(self, now: SystemTime) -> bool {
-        // A clock before 1970 is nobody's.
-        let minutes = now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()) / 60;
+        let minutes = unix_seconds_at(now) / 60;
         let day_minutes = u64::from(DAY_MINUTES);
         // 1970 began on a Thursday. Both remainders are small.
         let (day, minute) = (((minutes / day_minutes + 3) % 7) as u8, (minutes % day_minutes) as u16);
@@ -154,7 +150,7 @@ impl From<Hours> for String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use proptest::prelude::*;
 
@@ -207,7 +203,7 @@ mod tests {
 
     #[test]
     fn addresses_are_denied_before_they_are_allowed() {
-        let access = Access {
+        let access = LoginConditions {
             allow_from: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
             deny_from: vec!["192.0.2.128/25".parse().unwrap()],
             hours: vec![],
@@ -216,9 +212,9 @@ mod tests {
         assert_eq!(check("192.0.2.1"), Ok(()));
         assert_eq!(check("::ffff:192.0.2.1"), Ok(()));
         assert_eq!(check("2001:db8::1"), Ok(()));
-        assert_eq!(check("192.0.2.200"), Err(Forbidden::Address));
-        assert_eq!(check("198.51.100.1"), Err(Forbidden::Address));
-        assert_eq!(Access::default().check("198.51.100.1".parse().unwrap(), at(0, 0, 0)), Ok(()));
+        assert_eq!(check("192.0.2.200"), Err(UnmetCondition::Address));
+        assert_eq!(check("198.51.100.1"), Err(UnmetCondition::Address));
+        assert_eq!(LoginConditions::default().check("198.51.100.1".parse().unwrap(), at(0, 0, 0)), Ok(()));
     }
 
     proptest! {
