@@ -442,7 +442,7 @@ fn conclude(node: &Node, failures: &Failures, watch: &Watch, ended: Ended) -> Re
         failures.report(operation, &reply);
     }
     if ended.direction != Direction::Listing {
-        node.transfer_log.record(&transfer_log::Transfer {
+        node.transfer_log.record(&transfer_log::LoggedTransfer {
             client: subject.address,
             user: &subject.user,
             path: &ended.stored_at,
