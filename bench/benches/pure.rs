@@ -7,18 +7,19 @@ use common::auth_api::Permissions;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ftpd::{
     data::ascii,
-    jail::path::VirtualPath,
     listing::{
         Entry, Kind,
-        machine::{self, Facts, Role},
+        machine::{self, Role},
         unix,
     },
     protocol::{
         Code, Reply, command,
+        facts::Facts,
         glob::Pattern,
         line::{Line, LineBuffer},
         proxy,
     },
+    virtual_path::VirtualPath,
 };
 
 /// A Sunday in November 2026.

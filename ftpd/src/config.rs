@@ -14,20 +14,20 @@ use common::{
     registry::{RedisOptions, RedisUrl, WhenAway},
     settings::{SettingsError, Values},
 };
-use hyper::header::HeaderValue;
 use ipnet::IpNet;
 
 use crate::{
     auth::{
+        Authentication,
         http::{self, AuthdUrl},
         local::LocalUsers,
     },
-    commands::MinimumRate,
     health::Readiness,
     jail::{Locks, Modes},
+    limits::minimum_rate::MinimumRate,
     representation::AsciiConversion,
     tls::{CertificateFiles, Policy, TlsSettings, trust::TrustFiles},
-    workers::quarter,
+    work::{SlotShares, WorkerSettings, quarter},
 };
 
 /// All settings, checked.
@@ -95,21 +95,6 @@ pub struct Storage {
     pub partial_lifetime: Option<Duration>,
 }
 
-/// Who decides whether a login is right.
-#[derive(Debug)]
-pub enum Authentication {
-    /// The named users of a standalone node.
-    Users(LocalUsers),
-    /// demo, admin and test, with any password: only where nobody else can connect.
-    Demo,
-    Authd {
-        urls: Vec<AuthdUrl>,
-        /// Shows authd the token.
-        authorization: Option<HeaderValue>,
-        timeout: Duration,
-    },
-}
-
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub sessions: u32,
@@ -165,9 +150,6 @@ pub struct LogSettings {
     pub format: LogFormat,
     pub transfer_log: Option<PathBuf>,
 }
-
-/// Names of the users of [`Authentication::Demo`], as in the reference system.
-pub const DEMO_USERS: [&str; 3] = ["demo", "admin", "test"];
 
 impl Config {
     /// # Errors
@@ -233,6 +215,24 @@ impl Config {
             authentication,
             network,
         })
+    }
+}
+
+impl Limits {
+    /// The numbers of slots of the workers. `file_operation_wait`: how long a file operation waits for a slot
+    /// while no other operation ends.
+    pub fn workers(&self, file_operation_wait: Duration) -> WorkerSettings {
+        WorkerSettings {
+            file_operations: SlotShares {
+                slots: self.file_operations,
+                per_user: self.file_operations_per_user,
+                per_filesystem: self.file_operations_per_filesystem,
+            },
+            logins: SlotShares::new(self.login_operations, quarter(self.login_operations)),
+            long_commands: SlotShares::new(self.long_operations, self.long_operations_per_user),
+            transfers: SlotShares::new(self.transfers, self.transfers_per_user),
+            file_operation_wait,
+        }
     }
 }
 

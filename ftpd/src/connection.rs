@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    activity::{Activity, CancelledBy},
+    client_address::Ends,
     commands::session_status,
     connections::{Handle, Order, Place},
     control::{Control, Received},
@@ -19,9 +19,9 @@ use crate::{
         self, Code, Command, ParseError, Reply, Request,
         line::{Line, LineBuffer, MAX_LINE},
     },
-    proxy_protocol::Ends,
     revocation,
     session::{Outcome, Security, Session, State},
+    work::activity::{Activity, CancelledBy},
 };
 
 /// Bytes of commands that are read while one is held.
@@ -142,7 +142,7 @@ impl Connection {
             }
         }
         if let State::LoggedIn(session) = &self.session.state {
-            let subject = &session.subject;
+            let subject = &session.identity;
             log::info!(
                 session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
                 "session ended"
@@ -281,7 +281,7 @@ impl Connection {
                     Ok(Outcome::Start(opening, activity)) => {
                         if activity.asks_for_client {
                             match self.control.descriptor() {
-                                Ok(control) => activity.watch.progress.belong_to(control),
+                                Ok(control) => activity.watch.client.watch(control),
                                 Err(_) => activity.watch.cancel(CancelledBy::NoDescriptor),
                             }
                         }
@@ -474,7 +474,7 @@ impl Connection {
 }
 
 /// Lets an upload whose client has left store what is on its way, for a bounded time: see
-/// [`crate::activity::Watch::see_off`]. Lease and session stay until it has ended. An order to end the
+/// [`crate::work::activity::ActivityHandle::see_off`]. Lease and session stay until it has ended. An order to end the
 /// session or the node ends it at once.
 async fn see_off(handle: &Handle, mut activity: Activity, silence: Duration) {
     let watch = Arc::clone(&activity.watch);

@@ -10,12 +10,12 @@ use tokio::{net::TcpStream, time::timeout};
 use crate::{
     commands::system_type,
     control::{Control, Received},
-    listing::machine::Facts,
     metrics,
     node::Node,
     protocol::{
         self, Code, Command, Reply,
         command::Algorithm,
+        facts::Facts,
         line::{Line, LineBuffer},
         verbs::{self, Features},
     },

@@ -13,10 +13,11 @@ use common::{
     settings::{SettingsError, Values},
 };
 use ftpd::{
-    blocking, check,
+    check,
     config::Config,
     server::{self, KEPT_BY_ROOT},
     settings::SCHEMA,
+    work::blocking,
 };
 
 /// For name look-ups, the transfer log and certificates: file operations and transfers have

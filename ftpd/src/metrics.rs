@@ -72,7 +72,7 @@ pub fn describe() {
         "ftp_oldest_file_operation_seconds",
         "How long the file operation runs that began first, of commands and logins; 0 if none runs"
     );
-    describe_gauge!("ftp_places_used", "Places for work on files in use, by kind");
+    describe_gauge!("ftp_slots_used", "Slots of workers in use, by kind");
     describe_gauge!("ftp_draining", "1 while the node drains");
     describe_gauge!("ftp_limit", "The configured limits by name");
     describe_counter!("ftp_limit_reached_total", "How often a limit refused something, by name");
@@ -90,9 +90,9 @@ pub fn oldest_file_operation(age: Duration) {
     gauge!("ftp_oldest_file_operation_seconds").set(age.as_secs_f64());
 }
 
-/// `kind`: one of [`crate::workers::KINDS`].
-pub fn places_used(kind: &'static str, count: u32) {
-    gauge!("ftp_places_used", "kind" => kind).set(count);
+/// `kind`: one of [`crate::work::KINDS`].
+pub fn slots_used(kind: &'static str, count: u32) {
+    gauge!("ftp_slots_used", "kind" => kind).set(count);
 }
 
 pub fn connection_opened() {
@@ -160,7 +160,7 @@ pub fn upload_refused(reason: &'static str) {
     counter!("ftp_uploads_refused_total", "reason" => reason).increment(1);
 }
 
-/// Both labels come from fixed sets: the verb table and [`crate::failure`].
+/// Both labels come from fixed sets: the verb table and [`crate::protocol::failure`].
 pub fn operation_failed(verb: &'static str, reason: &'static str) {
     counter!("ftp_operations_failed_total", "verb" => verb, "reason" => reason).increment(1);
 }

@@ -1,45 +1,34 @@
 //! One client: what it has told us so far, and what it may do now.
 
-use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::sync::Arc;
 
 use common::{
     auth_api::{Account, Permissions},
     registry::SessionEntry,
-    session::SessionId,
 };
-use tokio::runtime::Handle as Runtime;
 
 use crate::{
     access::Access,
-    activity::Activity,
+    client_address::Ends,
     commands,
     connections::Handle,
     data::{DataPort, Resumes},
-    failure::{Failure, Failures},
-    governor::Lanes,
-    jail::{
-        Changes, FileError, Jail,
-        path::{InvalidPath, VirtualPath},
-    },
-    listing::machine::Facts,
+    failure_log::FailureLog,
+    identity::SessionIdentity,
+    jail::{Changes, FileError, Jail},
+    limits::{pace::SessionBandwidth, quota::HomeQuota},
     metrics,
     node::Node,
     protocol::{
-        Code, Reply, Request,
+        Code, Failure, Reply, Request,
         command::{Algorithm, ByteRange},
+        facts::Facts,
         verbs::Phase,
     },
-    proxy_protocol::Ends,
-    quota::HomeQuota,
     representation::Representation,
     tls::Handshake,
-    workers::{Claim, Task},
+    virtual_path::{InvalidPath, VirtualPath},
+    work::{RuntimeBridge, SlotRequest, Task, activity::Activity},
 };
 
 /// Everything about one client.
@@ -81,15 +70,15 @@ pub enum State {
 /// A user's session. A handler that takes this cannot run before the login.
 pub struct LoggedIn {
     pub node: Arc<Node>,
-    pub subject: Arc<Subject>,
-    pub failures: Arc<Failures>,
+    pub identity: Arc<SessionIdentity>,
+    pub failures: Arc<FailureLog>,
     pub ends: Ends,
     pub account: Account,
     /// What of the account holds where.
     pub access: Arc<Access>,
     pub jail: Arc<Jail>,
     pub quota: Option<Arc<HomeQuota>>,
-    pub lanes: Lanes,
+    pub bandwidth: SessionBandwidth,
     pub cwd: VirtualPath,
     pub representation: Representation,
     pub data_port: Option<DataPort>,
@@ -111,21 +100,11 @@ pub struct LoggedIn {
     pub hash: Algorithm,
     /// The command that runs, or ran last.
     pub task: Arc<Task>,
-    /// The user's name, for places of workers.
+    /// The user's name, for slots of workers.
     pub owner: Arc<str>,
     /// The session's place in the registry, given back when it ends.
     pub _entry: SessionEntry,
     pub _count: SessionCount,
-}
-
-/// Whose session it is: what every line of the log says of it.
-#[derive(Debug)]
-pub struct Subject {
-    pub session: SessionId,
-    pub user: String,
-    pub address: IpAddr,
-    /// The log has a data connection that came to this session's port from another address.
-    pub foreign_data_logged: AtomicBool,
 }
 
 /// What follows from a command.
@@ -201,8 +180,8 @@ impl LoggedIn {
         self.quota.as_ref().filter(|quota| quota.counts(path))
     }
 
-    /// The session's claim to a place for what the current command does in its user's tree.
-    pub fn claim(&self) -> Claim {
+    /// The session's request for a slot, for what the current command does in its user's tree.
+    pub fn slot_request(&self) -> SlotRequest {
         let root;
         let path = match &self.task.path {
             Some(path) => path,
@@ -211,7 +190,7 @@ impl LoggedIn {
                 &root
             }
         };
-        Claim {
+        SlotRequest {
             user: Arc::clone(&self.owner),
             filesystem: self.jail.filesystem_of(path),
             per_user: None,
@@ -219,20 +198,20 @@ impl LoggedIn {
         }
     }
 
-    /// The session's claim to a place for a transfer.
-    pub fn transfer_claim(&self) -> Claim {
-        Claim { per_user: self.account.limits.transfers, ..self.claim() }
+    /// The session's request for a slot for a transfer.
+    pub fn transfer_slot_request(&self) -> SlotRequest {
+        SlotRequest { per_user: self.account.limits.transfers, ..self.slot_request() }
     }
 
     /// Runs a short file operation of the current command, off the threads that serve connections.
     ///
     /// # Errors
-    /// 450: the user's share of the places is held by operations that do not end.
+    /// 450: the user's share of the slots is held by operations that do not end.
     pub async fn operation<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Reply> {
-        let done = self.node.workers.operation_of(self.claim(), work).await;
+        let done = self.node.workers.operation_of(self.slot_request(), work).await;
         done.map_err(|stuck| {
             let failure =
                 Failure { detail: Some(stuck.to_string().into()), ..Failure::from("storage_hangs") };
@@ -251,7 +230,7 @@ impl LoggedIn {
     ) -> Result<T, Reply> {
         let jail = Arc::clone(&self.jail);
         let result = self.operation(move || work(&jail)).await?;
-        result.map_err(|error| self.subject.refuse(&error))
+        result.map_err(|error| error.refusal())
     }
 
     /// [`Self::in_home`] for an operation that removes or replaces files at `path`, and notes what it frees in
@@ -265,44 +244,16 @@ impl LoggedIn {
         path: &VirtualPath,
         work: impl FnOnce(&Jail, &Changes) -> Result<(), FileError> + Send + 'static,
     ) -> Result<(), Reply> {
-        let (quota, runtime) = (self.quota_of(path).cloned(), Runtime::current());
+        let (quota, bridge) = (self.quota_of(path).cloned(), RuntimeBridge::to_current());
         let removal = self.in_home(move |jail| {
             let changes = Changes::default();
             let removed = work(jail, &changes);
             if let Some(quota) = quota {
-                runtime.block_on(quota.tell(changes.so_far()));
+                bridge.wait(quota.report(changes.so_far()));
             }
             removed
         });
         removal.await
-    }
-}
-
-impl Subject {
-    pub fn new(session: SessionId, user: String, address: IpAddr) -> Self {
-        Self { session, user, address, foreign_data_logged: AtomicBool::new(false) }
-    }
-
-    /// Logs, once a session, that a data connection to `port` came from another address than the control
-    /// connection, and what became of it.
-    pub fn log_foreign_data(&self, port: u16, data_address: IpAddr, is_accepted: bool) {
-        if self.foreign_data_logged.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let outcome = if is_accepted {
-            "it resumes this session's TLS, and is accepted"
-        } else {
-            "refused, because no TLS session proves that it is this client's"
-        };
-        log::warn!(
-            session:% = self.session, user = self.user.as_str(), address:% = self.address, data_address:%, port;
-            "a data connection came from another address than the control connection: {outcome}"
-        );
-    }
-
-    /// The reply to an error of the storage.
-    pub fn refuse(&self, error: &FileError) -> Reply {
-        error.refusal()
     }
 }
 

@@ -47,8 +47,8 @@ let
       unit = "s";
     }
     {
-      title = "Places for work on files in use";
-      expr = "ftp_places_used";
+      title = "Slots of workers in use";
+      expr = "ftp_slots_used";
       legend = "{{instance}} {{kind}}";
     }
     {

@@ -9,7 +9,7 @@ mod tree;
 use common::auth_api::{Account, Permissions};
 
 use self::tree::{State, Tree};
-use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
+use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// An account's permissions everywhere, and the names it may not give to files.
 #[derive(Debug)]

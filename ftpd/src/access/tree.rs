@@ -4,7 +4,7 @@
 //! holds the parts that the next name could match, so it takes at most parts times names steps,
 //! however many `**` there are.
 
-use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
+use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// A pattern, ready to match. Names are compared byte by byte.
 #[derive(Clone, Debug)]

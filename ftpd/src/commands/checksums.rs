@@ -6,17 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::transfers::run_in_background;
+use super::activities::run_in_background;
 use crate::{
-    activity::{Activity, Watch},
-    failure::Failure,
     jail::checksum::{self, ChecksumError},
     metrics,
     protocol::{
-        Code, Reply,
+        Code, Failure, Reply,
         command::{Algorithm, Checksum},
     },
-    session::{LoggedIn, Outcome, Subject},
+    session::{LoggedIn, Outcome},
+    work::activity::{Activity, ActivityHandle},
 };
 
 /// HASH: by the algorithm of OPTS HASH, over the bytes of RANG if there was one.
@@ -65,8 +64,7 @@ async fn compute(
         return Err(Reply::new(Code::BAD_ARGUMENTS, "The range begins beyond the end of the file"));
     }
     let range = range.start..range.end.min(size);
-    let subject = Arc::clone(&session.subject);
-    let watch = Watch::new(verb);
+    let watch = ActivityHandle::new(verb);
     let progress = Arc::clone(&watch.progress);
     let limit = session.node.timeouts.checksum;
     let started = run_in_background(session, watch, move || {
@@ -74,27 +72,27 @@ async fn compute(
         let deadline = Instant::now().checked_add(limit);
         match checksum::checksum(&file.file, algorithm, range.clone(), &progress, deadline) {
             Ok(sum) => answer(range, sum),
-            Err(error) => refuse(&subject, &error, limit),
+            Err(error) => refuse(&error, limit),
         }
     });
     Ok(in_turn(session, started))
 }
 
-/// Lets what was started wait for the user's turn (`max_checksums_per_user`), before it takes a place among
+/// Lets what was started wait for the user's turn (`max_checksums_per_user`), before it takes a slot among
 /// the long commands. It holds no more than its open file meanwhile.
 fn in_turn(session: &LoggedIn, started: Outcome) -> Outcome {
     let Outcome::Start(opening, Activity { watch, asks_for_client, end }) = started else { return started };
-    let (node, subject) = (Arc::clone(&session.node), Arc::clone(&session.subject));
+    let (node, identity) = (Arc::clone(&session.node), Arc::clone(&session.identity));
     let watched = Arc::clone(&watch);
     let in_turn = async move {
-        let _turn = match node.checksum_turns.try_take(&subject.user) {
+        let _turn = match node.checksum_turns.try_take(&identity.user) {
             Some(turn) => Some(turn),
             None => {
                 metrics::limit_reached("max_checksums_per_user");
                 tokio::select! {
                     // `end` sees the cancellation, too, and answers.
                     () = watched.cancellation() => None,
-                    turn = node.checksum_turns.take(&subject.user) => Some(turn),
+                    turn = node.checksum_turns.take(&identity.user) => Some(turn),
                 }
             }
         };
@@ -103,9 +101,9 @@ fn in_turn(session: &LoggedIn, started: Outcome) -> Outcome {
     Outcome::Start(opening, Activity { watch, asks_for_client, end: Box::pin(in_turn) })
 }
 
-fn refuse(subject: &Subject, error: &ChecksumError, limit: Duration) -> Reply {
+fn refuse(error: &ChecksumError, limit: Duration) -> Reply {
     match error {
-        ChecksumError::File(error) => subject.refuse(error),
+        ChecksumError::File(error) => error.refusal(),
         ChecksumError::TooLong => {
             metrics::limit_reached("checksum_timeout");
             let text = format!("The checksum takes longer than {} s (checksum_timeout)", limit.as_secs_f64());

@@ -3,16 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use crate::{
+    client_address::Ends,
     config::Network,
     data::{DataPort, passive::Reservation},
-    failure::Failure,
     metrics,
     protocol::{
-        Code, Reply,
+        Code, Failure, Reply,
         address::{self, AddressFamily},
         command::EpsvArgument,
     },
-    proxy_protocol::Ends,
     session::LoggedIn,
 };
 
@@ -66,8 +65,8 @@ pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> 
     if address.ip() != session.ends.client.ip() || address.port() < FIRST_UNPRIVILEGED_PORT {
         metrics::data_connection_refused("bounce");
         log::warn!(
-            session:% = session.subject.session, user = session.subject.user.as_str(),
-            address:% = session.subject.address;
+            session:% = session.identity.session, user = session.identity.user.as_str(),
+            address:% = session.identity.address;
             "{verb} to {address} refused"
         );
         return Err(Reply::new(Code::UNSUPPORTED_PARAMETER, "Only to your own address, port 1024 and above"));
@@ -75,8 +74,8 @@ pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> 
     if let Err(reason) = session.node.network.may_dial(address) {
         metrics::data_connection_refused("own_address");
         log::warn!(
-            session:% = session.subject.session, user = session.subject.user.as_str(),
-            address:% = session.subject.address, reason;
+            session:% = session.identity.session, user = session.identity.user.as_str(),
+            address:% = session.identity.address, reason;
             "{verb} to {address} refused: active mode never connects to this host or to the cluster's services"
         );
         return Err(Reply::new(
@@ -102,7 +101,7 @@ async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
     session.data_port = None;
     let node = &session.node;
     let tls = node.tls.as_ref().filter(|_| session.is_private);
-    let reservation = node.passive.reserve(&session.subject, tls, node.timeouts.passive_wait).await;
+    let reservation = node.passive.reserve(&session.identity, tls, node.timeouts.passive_wait).await;
     reservation.ok_or_else(|| {
         let detail = format!(
             "no passive port became free for this address within passive_wait: this node has {}; give it more \

@@ -1,15 +1,15 @@
 //! FEAT, OPTS (RFC 2389), HELP, STAT, TYPE, SITE HELP, QUOTA and WHO.
 
 use crate::{
-    activity::Watch,
-    listing::machine::Facts,
     protocol::{
         Code, Reply,
         command::{Algorithm, Opts, TransferType},
+        facts::Facts,
         reply::Text,
         verbs::{self, Features},
     },
     session::{LoggedIn, Session, State},
+    work::activity::ActivityHandle,
 };
 
 /// TYPE.
@@ -73,7 +73,7 @@ pub fn opts(session: &mut Session, opts: Opts) -> Reply {
 }
 
 /// STAT without an argument: the state of the session, and of its transfer if one is under way.
-pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
+pub fn session_status(session: &Session, running: Option<&ActivityHandle>) -> Reply {
     let node = &session.node;
     let mut lines: Vec<Text> = Vec::new();
     // Names of parts, versions and sessions are of use to attackers: clients that have not logged in do not get

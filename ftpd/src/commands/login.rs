@@ -21,9 +21,10 @@ use crate::{
     auth::{Attempt, LoginError},
     connection,
     data::Resumes,
-    failure::Failures,
-    governor::Lanes,
-    jail::{FileError, Jail, path::VirtualPath},
+    failure_log::FailureLog,
+    identity::SessionIdentity,
+    jail::{FileError, Jail},
+    limits::{pace::SessionBandwidth, quota::HomeQuota},
     metrics,
     node::Node,
     protocol::{
@@ -31,11 +32,11 @@ use crate::{
         command::{Algorithm, Password},
         reply::Text,
     },
-    quota::HomeQuota,
     representation::Representation,
     revocation,
-    session::{LoggedIn, Outcome, Session, SessionCount, State, Subject},
-    workers::Task,
+    session::{LoggedIn, Outcome, Session, SessionCount, State},
+    virtual_path::VirtualPath,
+    work::Task,
 };
 
 /// USER. The answer does not tell whether there is such a user.
@@ -97,7 +98,7 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
         tls: session.security.is_encrypted(),
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate.clone()),
     };
-    let subject = Subject::new(session.handle.id, shown_name(&attempt.user), attempt.address);
+    let subject = SessionIdentity::new(session.handle.id, shown_name(&attempt.user), attempt.address);
     if let Some(rejection) = impossible(&attempt) {
         return refuse(session, &subject, &LoginError::Rejected(rejection));
     }
@@ -155,7 +156,7 @@ fn text(password: &[u8]) -> Secret {
     }
 }
 
-fn refuse(session: &mut Session, subject: &Subject, error: &LoginError) -> Outcome {
+fn refuse(session: &mut Session, subject: &SessionIdentity, error: &LoginError) -> Outcome {
     let reason = match error {
         LoginError::Rejected(rejection) => rejection.as_str(),
         LoginError::Throttled(_) => "throttled",
@@ -194,7 +195,7 @@ fn unavailable(text: impl Into<Text>) -> Reply {
 /// `revision`: of the accounts, before authd was asked.
 async fn log_in(
     session: &mut Session,
-    subject: Subject,
+    subject: SessionIdentity,
     account: Account,
     revision: Revision,
 ) -> Result<Reply, Reply> {
@@ -240,7 +241,9 @@ async fn log_in(
     })?;
     let jail = Arc::new(jail);
     let quota = match counted {
-        Some((path, directory)) => Some(HomeQuota::open(&node, &account, &jail, &path, directory).await),
+        Some((path, directory)) => {
+            Some(HomeQuota::open(&node.registry, &node.home_counts, &account, &jail, &path, directory).await)
+        }
         None => None,
     };
     let login =
@@ -268,13 +271,13 @@ async fn log_in(
     let owner = account.user.as_str().into();
     let keeps_ticket = session.security.handshake.as_ref().is_some_and(|tls| tls.version == "TLSv1.2");
     session.state = State::LoggedIn(Box::new(LoggedIn {
-        failures: Arc::new(Failures::new(&node, &subject, &jail)),
-        task: Arc::new(Task { subject: Arc::clone(&subject), verb: "PASS", path: None }),
+        failures: Arc::new(FailureLog::new(&node, &subject, &jail)),
+        task: Arc::new(Task { identity: Arc::clone(&subject), verb: "PASS", path: None }),
         owner,
         node,
-        subject,
+        identity: subject,
         ends: session.ends,
-        lanes: Lanes::new(&account.bandwidth),
+        bandwidth: SessionBandwidth::new(&account.bandwidth),
         account,
         access,
         jail,
@@ -328,7 +331,7 @@ async fn confirm(session: &Session, login: &PastLogin, must_end: bool) -> Result
 /// that cannot be opened is left out, and the log says why.
 async fn open_home(
     node: &Arc<Node>,
-    subject: &Arc<Subject>,
+    subject: &Arc<SessionIdentity>,
     account: &Account,
     has_rules: bool,
 ) -> Result<(Jail, Option<(Vec<u8>, VirtualPath)>), String> {
@@ -345,7 +348,7 @@ async fn open_home(
     };
     let shared = Arc::clone(node);
     // All at once: every way to a thread and back costs as much as what is done there.
-    let task = Task { subject: Arc::clone(subject), verb: "PASS", path: Some(home.clone()) };
+    let task = Task { identity: Arc::clone(subject), verb: "PASS", path: Some(home.clone()) };
     let opened = node
         .workers
         .login(Arc::new(task), move || {

@@ -1,6 +1,8 @@
 //! The commands, one family a file. Each handler says what happens next.
 
+mod activities;
 mod checksums;
+mod comb;
 mod data_port;
 mod directories;
 mod files;
@@ -8,6 +10,7 @@ mod information;
 mod leases;
 mod listings;
 mod login;
+mod quota_errors;
 mod security;
 mod transfers;
 mod upload_end;
@@ -16,17 +19,16 @@ mod uploads;
 use std::sync::Arc;
 
 use crate::{
-    failure::Operation,
+    failure_log::Operation,
     protocol::{
         Code, Command, Reply, Request,
         command::{Modified, Site},
     },
     session::{LoggedIn, Outcome, Session, State},
-    workers::Task,
+    work::Task,
 };
 
 pub use information::{session_status, system_type};
-pub use transfers::MinimumRate;
 
 /// Runs a command whose phase has been checked.
 pub async fn run(session: &mut Session, request: Request) -> Outcome {
@@ -66,7 +68,7 @@ impl LoggedIn {
     async fn run_and_report(&mut self, verb: &'static str, command: Command) -> Outcome {
         let argument = command.path().map(<[u8]>::to_vec);
         let named = argument.as_deref().and_then(|argument| self.cwd.join(argument).ok());
-        self.task = Arc::new(Task { subject: Arc::clone(&self.subject), verb, path: named });
+        self.task = Arc::new(Task { identity: Arc::clone(&self.identity), verb, path: named });
         let outcome = self.run(verb, command).await.unwrap_or_else(Outcome::Reply);
         // After the command, for those that succeed too: only CWD changes what the argument is relative
         // to, and no failed CWD does.
@@ -124,7 +126,7 @@ impl LoggedIn {
             Command::Stat(Some(arguments)) => return listings::stat(self, verb, arguments),
             Command::Hash(path) => return checksums::hash(self, verb, &path).await,
             Command::Checksum(checksum) => return checksums::checksum(self, verb, checksum).await,
-            Command::Comb(comb) => return uploads::comb(self, verb, comb).await,
+            Command::Comb(comb) => return comb::comb(self, verb, comb).await,
             Command::Site(Site::Chmod { mode, path }) => files::chmod(self, mode, &path).await,
             Command::Site(Site::Utime { modified: time, path, .. }) => {
                 files::mfmt(self, Modified { time, path }).await

@@ -9,14 +9,12 @@ use nix::sys::stat::fstat;
 use nix::unistd::UnlinkatFlags;
 
 use super::handle::{Place, identity};
-use super::path::VirtualPath;
 use super::same_file::Identity;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile, Placement, WriteMode};
-use crate::data::progress::Progress;
-
-/// NFS wants pieces of at least 256 KiB.
-const BUFFER: usize = 256 * 1024;
+use crate::virtual_path::VirtualPath;
+use crate::work::pieces::PIECE;
+use crate::work::progress::Progress;
 
 /// What COMB joins.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +33,8 @@ impl Jail {
     /// `reserve` is asked, before anything is changed, for room for so many bytes and, if true, for a new
     /// file: for as long as sources and target both exist. `is_ours` is asked before the removal whether no
     /// other session may write the files by now; if one may, all sources stay, and the target keeps its
-    /// content, which may be that session's. The same holds from the moment at which `progress` says that the
-    /// right to write is lost ([`Progress::guard_by`]).
+    /// content, which may be that session's. The same holds once `may_store`, which is asked before each write,
+    /// returns false.
     ///
     /// Cancelled or failed while copying, it leaves the target as it was and all sources. If a source cannot
     /// be removed, the target keeps the content of the sources that are gone, and loses the rest again: no
@@ -52,6 +50,7 @@ impl Jail {
         progress: &Progress,
         changes: &mut Changes,
         reserve: impl FnOnce(u64, bool) -> Result<(), FileError>,
+        may_store: impl Fn() -> bool,
         is_ours: impl FnOnce() -> bool,
     ) -> Result<u64, FileError> {
         if !sources.iter().all(|source| self.are_together(source, target)) {
@@ -72,7 +71,7 @@ impl Jail {
             return Err(FileError::SameFile);
         }
         let start = upload.begin()?;
-        match self.append_all(upload.to_write(0)?, start, &sources, progress) {
+        match self.append_all(upload.to_write(0)?, start, &sources, progress, &may_store) {
             Ok(_) if !is_ours() => {
                 upload.leave();
                 Err(FileError::Taken)
@@ -85,7 +84,7 @@ impl Jail {
                 written.remove_sources(&sources, start)?;
                 Ok(end - start)
             }
-            Err(error) if progress.may_store().is_err() => {
+            Err(error) if !may_store() => {
                 // Another session may write the target by now.
                 upload.leave();
                 Err(error)
@@ -104,8 +103,9 @@ impl Jail {
         start: u64,
         sources: &[Source<'_>],
         progress: &Progress,
+        may_store: impl Fn() -> bool,
     ) -> Result<u64, FileError> {
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = vec![0; PIECE];
         let mut end = start;
         for source in sources {
             let source_end = end + source.size;
@@ -122,7 +122,9 @@ impl Jail {
                 if read == 0 || read as u64 > source_end - end {
                     return Err(FileError::Taken);
                 }
-                progress.may_store().map_err(|_| FileError::Taken)?;
+                if !may_store() {
+                    return Err(FileError::Taken);
+                }
                 target.write_all_at(&buffer[..read], end)?;
                 end += read as u64;
                 progress.add(read as u64);

@@ -11,10 +11,10 @@ use nix::unistd::{Whence, lseek};
 
 use super::files::link_target;
 use super::handle::{self, READ_DIRECTORY, entry, kind, status};
-use super::path::VirtualPath;
 use super::{FileError, Jail, PARTIAL_PREFIX};
-use crate::data::progress::Progress;
 use crate::listing::{Entry, Kind};
+use crate::virtual_path::VirtualPath;
+use crate::work::progress::Progress;
 
 /// Bytes of names that the kernel hands over at once; what glibc takes for a local directory.
 const BUFFER: usize = 32 * 1024;

@@ -8,10 +8,7 @@ use common::{
 };
 use nix::errno::Errno;
 
-use crate::{
-    failure::{self, Failure},
-    protocol::{Code, Reply},
-};
+use crate::protocol::{Code, Failure, Reply, failure};
 
 /// Why a file operation failed. A variant without a source stands for the one errno in its text.
 #[derive(Debug, thiserror::Error)]

@@ -15,10 +15,10 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
 
 use super::handle::{self, Place, entry, identity, kind, real_path, size};
-use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile};
 use crate::listing::{Entry, Kind};
+use crate::virtual_path::VirtualPath;
 
 impl OpenFile {
     /// The bytes of `range`, if they are no more than `most` and still there.

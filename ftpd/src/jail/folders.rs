@@ -12,9 +12,9 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::handle::identity;
-use super::path::VirtualPath;
 use super::{FileError, Jail, handle, open_directory, open_storage};
 use crate::listing::{Entry, Kind};
+use crate::virtual_path::VirtualPath;
 
 /// A folder in the tree.
 #[derive(Debug)]

@@ -20,9 +20,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::{Mode, fstat};
 
 use super::handle::{self, identity, kind};
-use super::path::VirtualPath;
 use super::{FileError, Jail};
 use crate::listing::Kind;
+use crate::virtual_path::VirtualPath;
 
 /// How long it is remembered of a file system whether its locks cross nodes: as long as a device number
 /// that the kernel gave to another mount may be taken for the old one.

@@ -19,7 +19,6 @@ mod folders;
 mod handle;
 pub mod lock;
 mod partial;
-pub mod path;
 mod publish;
 mod remove_tree;
 mod same_file;
@@ -43,10 +42,10 @@ use self::folders::{Folder, Location};
 use self::handle::Links;
 pub use self::lock::{ChangeLock, Locks};
 pub use self::partial::Rivals;
-use self::path::VirtualPath;
 pub use self::shared::SharedDirectories;
 pub use self::upload::{Placement, Upload, WriteMode};
 pub use self::usage::Changes;
+use crate::virtual_path::VirtualPath;
 
 /// Data of unfinished atomic uploads lies under names with this prefix. Listings hide them, and
 /// clients may not use them.

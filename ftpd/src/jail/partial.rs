@@ -21,11 +21,11 @@ use sha2::{Digest, Sha256};
 use super::directory::Names;
 use super::handle::{self, Place, identity, kind, size};
 use super::lock::{ChangeLock, Lock, Locks};
-use super::path::VirtualPath;
 use super::upload::create;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, PARTIAL_PREFIX};
 use crate::listing::Kind;
+use crate::virtual_path::VirtualPath;
 
 /// How often another session may make, remove or replace the hidden file while it is opened.
 const ATTEMPTS: usize = 3;

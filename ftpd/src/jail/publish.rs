@@ -23,7 +23,7 @@ use super::handle::{self, Place, identity, size};
 use super::partial::has_name;
 use super::upload::{Link, Publish, State, Upload};
 use super::{FileError, usage};
-use crate::blocking;
+use crate::work::blocking;
 
 impl Upload {
     /// All data has arrived, and the file should end at `end`. With `sync`, data and name are on disk when

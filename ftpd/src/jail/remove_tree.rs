@@ -10,10 +10,10 @@ use nix::unistd::UnlinkatFlags;
 
 use super::directory::Names;
 use super::handle::READ_DIRECTORY;
-use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail};
-use crate::data::progress::Progress;
+use crate::virtual_path::VirtualPath;
+use crate::work::progress::Progress;
 
 /// Levels of directories below the one to remove, each holding a descriptor and 32 KiB.
 const MAX_DEPTH: usize = 128;

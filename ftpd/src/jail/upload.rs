@@ -18,10 +18,10 @@ use nix::sys::stat::{FileStat, Mode, fstat};
 use super::handle::{self, Place, kind, size};
 use super::lock::Lock;
 use super::partial::{HiddenNames, Partial, Replaced};
-use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, Rivals};
 use crate::listing::Kind;
+use crate::virtual_path::VirtualPath;
 
 /// How an upload treats what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,10 +18,10 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::directory::Names;
 use super::handle::{self, Place, READ_DIRECTORY, identity, kind, size};
-use super::path::VirtualPath;
 use super::same_file::{FileLock, Identity};
 use super::{FileError, Jail};
 use crate::listing::Kind;
+use crate::virtual_path::VirtualPath;
 
 /// Levels of directories that are counted, each holding a descriptor and 32 KiB.
 const MAX_DEPTH: usize = 512;

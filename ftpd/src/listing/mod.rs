@@ -47,12 +47,6 @@ impl Entry {
     }
 }
 
-/// Appends a name as it is, so that a client can name it, except CR, LF and NUL, which no path of a
-/// client can have: they become `?`, and no name can begin a line of its own.
-pub fn push_line_safe(name: &[u8], out: &mut Vec<u8>) {
-    out.extend(name.iter().map(|b| if matches!(b, b'\r' | b'\n' | 0) { b'?' } else { *b }));
-}
-
 /// Appends a number, with spaces before it up to `width`. Formatting machinery would take longer
 /// than reading the entry does.
 fn push_number(mut number: u64, width: usize, out: &mut Vec<u8>) {

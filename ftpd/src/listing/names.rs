@@ -1,6 +1,7 @@
 //! NLST: names alone, for programs (RFC 959 section 4.1.3, RFC 1123 section 4.1.2.7).
 
-use super::{Entry, push_line_safe};
+use super::Entry;
+use crate::protocol::reply::push_line_safe;
 
 /// Appends the line of one entry, with its CRLF. `prefix` is put before the name: with the
 /// directory as the client wrote it, and its `/`, the line is a path that RETR takes. `classify`

@@ -1,7 +1,7 @@
 //! LIST: lines as `ls -l` writes them. No RFC says how; this is what clients know to read.
 
-use super::{Entry, Kind, push_line_safe, push_number};
-use crate::protocol::timestamp;
+use super::{Entry, Kind, push_number};
+use crate::protocol::{reply::push_line_safe, timestamp};
 
 /// Half a year, in seconds: half of 365.2425 days.
 const RECENT: i64 = 15_778_476;

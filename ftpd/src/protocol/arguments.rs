@@ -1,5 +1,6 @@
 //! Parsers of what follows a verb, RFC 959 section 5.3. The verb table names them.
 
+use super::facts::Facts;
 use super::{
     address::AddressFamily,
     command::{
@@ -9,7 +10,6 @@ use super::{
     mode::ModeChange,
     timestamp,
 };
-use crate::listing::machine::Facts;
 
 /// What is wrong with a command's arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use zeroize::Zeroizing;
 
+use super::facts::Facts;
 use super::{
     address::AddressFamily,
     arguments::{self as argument, Fault},
@@ -11,7 +12,6 @@ use super::{
     reply::{Code, Reply},
     verbs::{self, Phase, Verb},
 };
-use crate::listing::machine::Facts;
 
 /// A command line as understood: the command, and its row in the verb table, which says when it
 /// may run.

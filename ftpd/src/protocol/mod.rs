@@ -3,6 +3,8 @@
 pub mod address;
 pub mod arguments;
 pub mod command;
+pub mod facts;
+pub mod failure;
 pub mod glob;
 pub mod line;
 pub mod mode;
@@ -12,4 +14,5 @@ pub mod timestamp;
 pub mod verbs;
 
 pub use command::{Command, ParseError, Request, parse};
+pub use failure::Failure;
 pub use reply::{Code, Reply};

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
+use super::facts::Facts;
 use super::{
     arguments::{self as argument, Fault},
     command::{Algorithm, Command, Site},
     reply::{Code, Reply, Text},
 };
-use crate::listing::machine::Facts;
 
 /// A row of the verb table.
 pub struct Verb {

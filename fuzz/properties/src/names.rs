@@ -6,10 +6,11 @@ use common::auth_api::Permissions;
 use ftpd::{
     listing::{
         Entry, Kind,
-        machine::{self, Facts, Role},
+        machine::{self, Role},
         names, unix,
     },
     protocol::{
+        facts::Facts,
         glob::{Pattern, has_wildcards},
         timestamp as time,
     },

@@ -6,20 +6,20 @@ use common::auth_api::Permissions;
 
 use crate::{
     access::{Access, Directory},
-    data::{progress::Progress, transfer::TransferError},
-    jail::{
-        Entries, FileError, Jail, Walked,
-        path::{InvalidPath, VirtualPath},
-    },
+    data::CopyError,
+    jail::{Entries, FileError, Jail, Walked},
     listing::{
         Entry, Kind,
-        machine::{self, Facts, Role},
-        names, push_line_safe,
+        machine::{self, Role},
+        names,
         sorted::{Gathered, Key, ListingMemory},
         unix,
     },
     metrics,
-    protocol::{command::ListOptions, glob::Pattern},
+    protocol::{command::ListOptions, facts::Facts, glob::Pattern, reply::push_line_safe},
+    transfer::TransferFailure,
+    virtual_path::{InvalidPath, VirtualPath},
+    work::progress::Progress,
 };
 
 /// How entries are written.
@@ -86,7 +86,7 @@ fn directory_permissions(directory: &Directory<'_>, jail: &Jail, path: &VirtualP
 
 /// Where lines go.
 struct Sink<'s> {
-    take: &'s mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
+    take: &'s mut dyn FnMut(&[u8]) -> Result<(), TransferFailure>,
     /// The line that is being made: one piece of memory for all of them.
     line: Vec<u8>,
 }
@@ -102,8 +102,8 @@ impl Listing {
         jail: &Jail,
         target: &Target,
         progress: &Progress,
-        take: &mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
-    ) -> Result<(), TransferError> {
+        take: &mut dyn FnMut(&[u8]) -> Result<(), TransferFailure>,
+    ) -> Result<(), TransferFailure> {
         let sink = &mut Sink { take, line: Vec::with_capacity(512) };
         let written = match target {
             Target::Single(path) => self.single(jail, path, sink),
@@ -119,12 +119,12 @@ impl Listing {
             }
         };
         written.map_err(|error| match error {
-            TransferError::File(FileError::Cancelled) => progress.why_cancelled(),
+            TransferFailure::Storage(FileError::Cancelled) => CopyError::of_cancellation(progress).into(),
             error => error,
         })
     }
 
-    fn single(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferError> {
+    fn single(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferFailure> {
         let entry = jail.entry(path)?;
         let permissions = || permissions_of(&self.access, jail, path, &entry);
         self.line(&entry, Role::Member, permissions, sink)
@@ -136,7 +136,7 @@ impl Listing {
         path: &VirtualPath,
         progress: &Progress,
         sink: &mut Sink<'_>,
-    ) -> Result<(), TransferError> {
+    ) -> Result<(), TransferFailure> {
         if self.options.all {
             self.dots(jail, path, sink)?;
         }
@@ -144,7 +144,7 @@ impl Listing {
     }
 
     /// `.`, and `..` where the user may go there.
-    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferError> {
+    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferFailure> {
         let dots = [(&b"."[..], path.clone(), Role::Listed), (b"..", path.parent(), Role::Parent)];
         for (name, path, role) in dots {
             let directory = self.access.directory(&path);
@@ -165,7 +165,7 @@ impl Listing {
         entries: Entries<'j>,
         progress: &'j Progress,
         sink: &mut Sink<'_>,
-    ) -> Result<(), TransferError> {
+    ) -> Result<(), TransferFailure> {
         let entries = entries.until_cancelled(progress);
         let mut entries = entries.filter(|entry| entry.as_ref().map_or(true, |entry| place.shows(entry)));
         if self.options.by_time || self.options.by_size || self.options.reverse {
@@ -215,7 +215,7 @@ impl Listing {
         role: Role,
         permissions: impl FnOnce() -> Permissions,
         sink: &mut Sink<'_>,
-    ) -> Result<(), TransferError> {
+    ) -> Result<(), TransferFailure> {
         let Sink { take, line } = sink;
         line.clear();
         let classify = self.options.classify;
@@ -235,7 +235,7 @@ impl Listing {
         top: &VirtualPath,
         progress: &Progress,
         sink: &mut Sink<'_>,
-    ) -> Result<(), TransferError> {
+    ) -> Result<(), TransferFailure> {
         let mut below = Vec::new();
         let mut is_first = true;
         let mut place = Place::new(&self.access, jail, top);

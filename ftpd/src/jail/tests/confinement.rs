@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::data::progress::Progress;
+use crate::work::progress::Progress;
 
 #[test]
 fn no_link_leads_out_of_the_home() {

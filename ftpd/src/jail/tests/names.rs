@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::data::progress::Progress;
+use crate::work::progress::Progress;
 
 #[test]
 fn without_the_right_to_replace_a_rename_keeps_both_files() {
@@ -153,7 +153,7 @@ fn combining_appends_in_order_and_removes_the_sources() {
     let progress = Progress::default();
     let combine = |sources: &[VirtualPath]| {
         let joining = Joining { target: &target, sources, sync: true };
-        site.jail.combine(joining, &progress, &mut Changes::default(), room, || true)
+        site.jail.combine(joining, &progress, &mut Changes::default(), room, || true, || true)
     };
 
     let missing = combine(&[path("/1"), path("/none")]);
@@ -172,7 +172,8 @@ fn combining_appends_in_order_and_removes_the_sources() {
     assert!(matches!(combine(&[path("/3")]), Err(FileError::Cancelled)));
     assert_eq!((site.read("all"), site.read("3")), ("one two".into(), " three".into()));
     let joining = Joining { target: &target, sources: &[path("/3")], sync: false };
-    let again = site.jail.combine(joining, &Progress::default(), &mut Changes::default(), room, || true);
+    let again =
+        site.jail.combine(joining, &Progress::default(), &mut Changes::default(), room, || true, || true);
     assert_eq!(again.unwrap(), 6);
     assert_eq!(site.read("all"), "one two three");
 }
@@ -183,7 +184,7 @@ fn combining_removes_nothing_that_another_may_write_by_now() {
     fs::write(site.home("1"), "one").unwrap();
     let (progress, changes) = (Progress::default(), &mut Changes::default());
     let joining = Joining { target: &path("/all"), sources: &[path("/1")], sync: true };
-    let lost = site.jail.combine(joining, &progress, changes, room, || false);
+    let lost = site.jail.combine(joining, &progress, changes, room, || true, || false);
     assert!(matches!(lost, Err(FileError::Taken)));
     assert_eq!(site.read("1"), "one");
 }
@@ -196,10 +197,10 @@ fn combining_changes_nothing_once_the_right_to_write_is_lost() {
     }
     // The second piece comes too late.
     let (progress, asked) = (Progress::default(), AtomicU32::new(0));
-    progress.guard_by(move || asked.fetch_add(1, Ordering::Relaxed) < 1);
+    let may_store = || asked.fetch_add(1, Ordering::Relaxed) < 1;
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
     let joining = Joining { target: &target, sources: &sources, sync: true };
-    let lost = site.jail.combine(joining, &progress, &mut Changes::default(), room, || true);
+    let lost = site.jail.combine(joining, &progress, &mut Changes::default(), room, may_store, || true);
     assert!(matches!(lost, Err(FileError::Taken)));
     // Not even cut again: what is there may be another session's.
     assert_eq!([site.read("all"), site.read("1"), site.read("2")], ["all1", "1", "2"]);
@@ -219,7 +220,7 @@ fn combining_asks_for_room_before_it_changes_anything() {
         };
         let (progress, sources) = (Progress::default(), [path("/1")]);
         let joining = Joining { target: &path(target), sources: &sources, sync: true };
-        let refused = site.jail.combine(joining, &progress, &mut changes, no_room, || true);
+        let refused = site.jail.combine(joining, &progress, &mut changes, no_room, || true, || true);
         assert!(matches!(refused, Err(FileError::QuotaExceeded)));
         assert_eq!(asked, Some((3, is_new)));
         assert_eq!((site.names(), site.read("2")), (vec!["1".into(), "2".into()], "four".into()));
@@ -247,7 +248,7 @@ fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
             let mut changes = Changes::default();
             let target_path = path(&format!("/{target}"));
             let joining = Joining { target: &target_path, sources: &sources, sync: true };
-            let failed = site.jail.combine(joining, &progress, &mut changes, room, spoil);
+            let failed = site.jail.combine(joining, &progress, &mut changes, room, || true, spoil);
             assert!(matches!(failed, Err(FileError::IsADirectory)), "{failed:?}");
             let gone = if kept == 0 { "" } else { "one " };
             let expected = before.map_or(gone.to_owned(), |before| format!("{before}{gone}"));

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Fault, HEADER, LONGEST_CONTENT, Version, WIRE_VERSION, content, control::Control, key::Key};
-use crate::scratch::Scratch;
+use crate::work::scratch::Scratch;
 
 /// The longest body of a record: RFC 8446 section 5.2 and RFC 5246 section 6.2.3.
 const LONGEST_BODY_13: usize = LONGEST_CONTENT + 256;

@@ -1,0 +1,126 @@
+//! The client address: from the PROXY header of a trusted balancer, otherwise the peer's own.
+
+use std::{
+    io,
+    net::{self, IpAddr, SocketAddr},
+    os::fd::AsRawFd,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    time::{error::Elapsed, timeout},
+};
+
+use crate::protocol::proxy::{self, Header, Parsed};
+
+/// Bytes that are peeked at once: more than the headers of all known balancers have.
+const PEEK: usize = 256;
+
+/// The two ends of a connection, as the client sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The client address.
+    pub client: SocketAddr,
+    /// The address of the node or the balancer to which the client connected.
+    pub reached: SocketAddr,
+}
+
+/// The reason why a connection has no client.
+#[derive(Debug, thiserror::Error)]
+pub enum NoClient {
+    /// A health check that connected and closed the connection.
+    #[error("a health check")]
+    Left,
+    /// The header says that the balancer connected for itself, or that it does not know the client.
+    #[error("the PROXY header names no client")]
+    Balancer,
+    #[error("no valid PROXY header from a trusted balancer")]
+    InvalidHeader,
+    #[error("no PROXY header in time")]
+    Late(#[from] Elapsed),
+    #[error("the connection broke")]
+    Broken(#[from] io::Error),
+}
+
+/// The balancers whose PROXY headers are trusted.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    pub balancers: Vec<IpNet>,
+    pub header_timeout: Duration,
+}
+
+impl Trust {
+    pub fn is_balancer(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.balancers.iter().any(|network| network.contains(&peer))
+    }
+
+    /// Finds the two ends of a connection. A trusted balancer must send a PROXY header, and exactly the
+    /// header is read. From any other peer nothing is read.
+    ///
+    /// # Errors
+    /// See [`NoClient`].
+    pub async fn ends(&self, stream: &mut TcpStream, peer: SocketAddr) -> Result<Ends, NoClient> {
+        let client = canonical(peer);
+        if !self.is_balancer(client.ip()) {
+            return Ok(Ends { client, reached: canonical(stream.local_addr()?) });
+        }
+        of_header(timeout(self.header_timeout, read_header(stream)).await??)
+    }
+}
+
+/// The ends of a balancer's connection if its header has arrived already, as it mostly has when the
+/// connection is accepted. Then the connection need not be registered with tokio. `None`: nothing was read;
+/// use [`Trust::ends`].
+pub fn ends_at_once(socket: &net::TcpStream) -> Option<Result<Ends, NoClient>> {
+    let socket = socket.as_raw_fd();
+    let mut seen = [0; PEEK];
+    let count = recv(socket, &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).ok()?;
+    let Ok(Parsed::Complete { header, length }) = proxy::parse(&seen[..count]) else { return None };
+    // The peeked bytes can be read without waiting.
+    let taken = recv(socket, &mut seen[..length], MsgFlags::MSG_DONTWAIT);
+    Some(match taken {
+        Ok(count) if count == length => of_header(header),
+        Ok(_) => Err(NoClient::InvalidHeader),
+        Err(errno) => Err(NoClient::Broken(errno.into())),
+    })
+}
+
+fn of_header(header: Header) -> Result<Ends, NoClient> {
+    match header {
+        Header::Proxied { source, destination } => {
+            Ok(Ends { client: canonical(source), reached: canonical(destination) })
+        }
+        Header::Local => Err(NoClient::Balancer),
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Reads exactly the header: the bytes that follow belong to the client.
+async fn read_header(stream: &mut TcpStream) -> Result<Header, NoClient> {
+    let mut header = Vec::new();
+    loop {
+        let mut seen = [0; PEEK];
+        let count = stream.peek(&mut seen).await?;
+        if count == 0 {
+            return Err(if header.is_empty() { NoClient::Left } else { NoClient::InvalidHeader });
+        }
+        let before = header.len();
+        header.extend_from_slice(&seen[..count]);
+        match proxy::parse(&header).map_err(|_| NoClient::InvalidHeader)? {
+            // All peeked bytes belong to the header, so they can be read.
+            Parsed::Incomplete => _ = stream.read_exact(&mut seen[..count]).await?,
+            Parsed::Complete { header, length } => {
+                stream.read_exact(&mut seen[..length - before]).await?;
+                return Ok(header);
+            }
+        }
+    }
+}

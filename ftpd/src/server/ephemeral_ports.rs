@@ -1,0 +1,83 @@
+//! A warning if Linux may give passive ports to outgoing connections. Such a connection, even a closed one in
+//! TIME_WAIT, keeps the node from listening on its port at its next start.
+
+use std::fs;
+
+use common::node::PortRange;
+
+const LOCAL_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+
+/// Warns if the passive range is not reserved on this host.
+pub fn warn(range: PortRange) {
+    // Some containers hide both files. Then there is nothing to compare with.
+    let (Ok(local), Ok(reserved)) = (fs::read_to_string(LOCAL_RANGE), fs::read_to_string(RESERVED)) else {
+        return;
+    };
+    if let Some(advice) = advice(range, &local, &reserved) {
+        log::warn!("{advice}");
+    }
+}
+
+/// The warning for a passive `range` that overlaps the kernel's ports for outgoing connections (`local`, two
+/// numbers) and is not completely reserved (`reserved`, as in `ip_local_reserved_ports`: `8080,50000-50099`).
+fn advice(range: PortRange, local: &str, reserved: &str) -> Option<String> {
+    let mut bounds = local.split_whitespace().map(str::parse);
+    let (Some(Ok(low)), Some(Ok(high))) = (bounds.next(), bounds.next()) else { return None };
+    let local = PortRange::new(low, high).ok()?;
+    let reserved = reserved.trim();
+    let kept: Vec<PortRange> = reserved.split(',').filter_map(ports).collect();
+    let is_kept = |port: u16| kept.iter().any(|kept| kept.from() <= port && port <= kept.to());
+    let at_risk = range.iter().any(|port| local.from() <= port && port <= local.to() && !is_kept(port));
+    if !at_risk {
+        return None;
+    }
+    // sysctl replaces the whole setting, so the line contains the ports that are reserved already.
+    let line = if reserved.is_empty() { range.to_string() } else { format!("{reserved},{range}") };
+    Some(format!(
+        "the kernel may give passive ports ({range}) to outgoing connections ({local}), and this node then \
+         cannot start; keep them free: sysctl -w net.ipv4.ip_local_reserved_ports={line}"
+    ))
+}
+
+/// `50000-50099` or `8080`.
+fn ports(text: &str) -> Option<PortRange> {
+    let text = text.trim();
+    text.parse().ok().or_else(|| text.parse().ok().and_then(|port| PortRange::new(port, port).ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(range: &str, local: &str, reserved: &str) -> Option<String> {
+        let advice = advice(range.parse().unwrap(), local, reserved)?;
+        Some(advice.rsplit_once("ip_local_reserved_ports=").unwrap().1.to_owned())
+    }
+
+    #[test]
+    fn a_passive_range_within_the_kernels_ports_gets_a_warning_unless_it_is_reserved() {
+        let local = "32768\t60999\n";
+        for (range, reserved, wanted) in [
+            ("50000-50099", "\n", Some("50000-50099")),
+            ("50000-50099", "8080,9000-9100\n", Some("8080,9000-9100,50000-50099")),
+            ("50000-50099", "50000-50050\n", Some("50000-50050,50000-50099")),
+            ("32700-32768", "", Some("32700-32768")),
+            // Reserved, as one range or several.
+            ("50000-50099", "50000-50099\n", None),
+            ("50000-50099", "8080,49000-50050,50051,50052-51000\n", None),
+            // Elsewhere.
+            ("20000-20099", "\n", None),
+            ("61000-61099", "", None),
+        ] {
+            assert_eq!(line(range, local, reserved).as_deref(), wanted, "{range} {reserved:?}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_port_range_gets_no_warning() {
+        for local in ["", "32768", "a b", "60999 32768"] {
+            assert_eq!(line("50000-50099", local, ""), None, "{local:?}");
+        }
+    }
+}
