@@ -5,7 +5,7 @@
   rustPlatform,
   installShellFiles,
   testers,
-  # Came with nixpkgs 24.11.
+  # Available since nixpkgs 24.11.
   versionCheckHook ? null,
   nginxStable,
   openssl,
@@ -28,8 +28,8 @@ rustPlatform.buildRustPackage (finalAttrs: {
 
   src = lib.fileset.toSource {
     root = ../.;
-    # Only what a build or test reads, so that a word in the documentation builds nothing anew.
-    # What `./dev fuzz` leaves there is known to git as ignored; without a flake it would be copied, too.
+    # Only files that the build or the tests read, so that a change of the documentation causes no rebuild.
+    # The results of `./dev fuzz` are ignored by git, but without a flake they would be copied.
     fileset =
       lib.fileset.difference
         (lib.fileset.unions [
@@ -67,10 +67,10 @@ rustPlatform.buildRustPackage (finalAttrs: {
   ];
 
   inherit doCheck;
-  # With the profile of the build, link-time optimisation of every test program takes ten times as long
-  # as the tests themselves.
+  # In the release profile, link-time optimisation of the test programs takes ten times as long as the
+  # tests.
   checkType = "debug";
-  # The tests start both daemons, nginx and Redis, and drive them with foreign clients.
+  # The tests start both daemons, nginx and Redis, and use real FTP clients.
   nativeCheckInputs = [
     nginxStable
     openssl
@@ -84,11 +84,11 @@ rustPlatform.buildRustPackage (finalAttrs: {
     util-linux
   ];
 
-  # A builder may allow no user namespaces. ./dev test has these tests, and vm-kernel-data-path.
+  # A builder may forbid user namespaces. `./dev test` runs these tests, and so does vm-kernel-data-path.
   checkFlags = [ "--skip=own_network::" ];
 
   nativeBuildInputs = [ installShellFiles ];
-  # The programs print their own; a build for another machine cannot run them.
+  # The programs print their manuals and completions; a cross build cannot run them.
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
     for program in ftpd authd; do
       "$out/bin/$program" --print-manual >"$program.1"
@@ -100,7 +100,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     done
   '';
 
-  # The installed ftpd runs and says its version; authd is asked in passthru.tests.
+  # The installed ftpd prints its version; passthru.tests checks authd.
   doInstallCheck = versionCheckHook != null;
   nativeInstallCheckInputs = lib.optional (versionCheckHook != null) versionCheckHook;
 
@@ -122,7 +122,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     mainProgram = "ftpd";
     platforms = lib.platforms.linux;
   }
-  # Cargo.toml says where the project is; a copy that is nowhere has no page.
+  # Set if Cargo.toml has the project's address.
   // lib.optionalAttrs (workspace ? repository) {
     homepage = workspace.repository;
     changelog = "${workspace.repository}/blob/v${workspace.version}/CHANGELOG.md";

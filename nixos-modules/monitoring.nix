@@ -1,4 +1,4 @@
-# The role of monitoring: Prometheus that knows the cluster, alert rules, and a Grafana dashboard.
+# The monitoring role: Prometheus with the cluster's targets, alert rules, and a Grafana dashboard.
 {
   config,
   lib,
@@ -34,7 +34,7 @@ in
 
     services.prometheus = {
       enable = true;
-      # Other targets, such as one more node, are a reload.
+      # A change of targets, such as one more node, is a reload.
       enableReload = lib.mkDefault true;
       scrapeConfigs = [
         {
@@ -46,7 +46,7 @@ in
           static_configs = targets auth (member: member.port);
         }
       ];
-      # JSON is YAML.
+      # Every JSON document is a YAML document.
       rules = [ (builtins.toJSON (import ./monitoring/rules.nix)) ];
     };
 
@@ -55,8 +55,8 @@ in
     };
     services.grafana = lib.mkIf monitoring.grafana {
       enable = true;
-      # NixOS has no default, and Grafana's own is the same everywhere. A Grafana that exists already
-      # keeps the key that its database was encrypted with.
+      # NixOS has no default, and Grafana's own default is public. An existing Grafana keeps the key that
+      # encrypted its database.
       settings.security.secret_key = lib.mkDefault "$__file{/run/credentials/grafana.service/secret-key}";
       provision = {
         enable = true;

@@ -18,7 +18,7 @@ use crate::{
         anonymous::{Anonymous, DropBox},
         cache::CacheLimits,
         password::{self, PasswordLimits},
-        user::Home,
+        user::HomePath,
     },
     server::ConnectionLimits,
     throttle::ThrottleLimits,
@@ -238,7 +238,7 @@ pub static SCHEMA: Schema = Schema {
 pub struct Config {
     pub listen: SocketAddr,
     pub connections: ConnectionLimits,
-    pub users: Declared,
+    pub users: DeclaredUsers,
     /// `None`: nobody is anonymous.
     pub anonymous: Option<Anonymous>,
     /// How often the users file is looked at.
@@ -259,8 +259,8 @@ pub struct Config {
 
 /// Where users are declared, other than in Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Declared {
-    Nowhere,
+pub enum DeclaredUsers {
+    None,
     File(PathBuf),
     /// demo, admin and test, with any password: only where nobody else can connect.
     Demo,
@@ -282,9 +282,9 @@ impl Config {
             Some(_) if demo => {
                 return Err(values.invalid("users_file", "with `demo` there are no other declared users"));
             }
-            Some(path) => Declared::File(path),
-            None if demo => Declared::Demo,
-            None => Declared::Nowhere,
+            Some(path) => DeclaredUsers::File(path),
+            None if demo => DeclaredUsers::Demo,
+            None => DeclaredUsers::None,
         };
         if demo && !listen.ip().is_loopback() {
             return Err(values.invalid("listen", "with `demo` every password is right: loopback only"));
@@ -362,7 +362,7 @@ fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
             }
         };
     };
-    let home = Home::try_from(home).map_err(|error| values.invalid("anonymous_home", error))?;
+    let home = HomePath::try_from(home).map_err(|error| values.invalid("anonymous_home", error))?;
     let limits = AccountLimits {
         sessions: Some(values.required("anonymous_sessions")?),
         sessions_per_address: Some(values.required("anonymous_sessions_per_address")?),
@@ -448,7 +448,7 @@ mod tests {
     fn the_defaults_are_a_configuration() {
         let config = config(&[]).unwrap();
         assert_eq!(config.listen, "127.0.0.1:5160".parse().unwrap());
-        assert_eq!(config.users, Declared::Nowhere);
+        assert_eq!(config.users, DeclaredUsers::None);
         assert!(config.redis.is_none() && config.node_token.is_none());
         assert!(config.passwords.at_once >= 1);
         assert_eq!(config.passwords.min_length, 12);

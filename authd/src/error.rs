@@ -5,6 +5,7 @@ use std::{error::Error, time::Duration};
 
 use common::{
     auth_api::{ErrorBody, ErrorCode, Rejection},
+    process::logging::chain,
     registry::LinkError,
 };
 use warp::{
@@ -14,7 +15,7 @@ use warp::{
 };
 
 use crate::accounts::{
-    password::{self, Busy},
+    password::{QueueFull, UnusablePassword},
     stored::StoredError,
 };
 
@@ -72,7 +73,7 @@ pub enum ApiError {
     Contended,
     /// A user or a group in Redis is none.
     #[error("what is kept of the user cannot be used; the log of authd says more")]
-    Unusable,
+    UnreadableAccount,
     #[error("internal error")]
     Internal(#[source] Box<dyn Error + Send + Sync>),
 }
@@ -99,27 +100,17 @@ impl ApiError {
             | Self::NoRedis
             | Self::Busy
             | Self::Contended
-            | Self::Unusable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+            | Self::UnreadableAccount => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
         }
     }
-}
-
-/// The whole chain of an error, for the log.
-pub fn with_causes(error: &dyn Error) -> String {
-    let (mut chain, mut cause) = (error.to_string(), error.source());
-    while let Some(error) = cause {
-        chain += &format!(": {error}");
-        cause = error.source();
-    }
-    chain
 }
 
 impl Reply for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.meaning();
         if let Self::Internal(source) = &self {
-            log::error!(error = with_causes(source.as_ref()); "internal error");
+            log::error!(error = chain(source.as_ref()); "internal error");
         }
         let reason = if let Self::InvalidCredentials(reason) = &self { Some(*reason) } else { None };
         let body = ErrorBody { error: code, message: self.to_string(), reason };
@@ -158,14 +149,14 @@ impl From<StoredError> for ApiError {
     }
 }
 
-impl From<Busy> for ApiError {
-    fn from(_: Busy) -> Self {
+impl From<QueueFull> for ApiError {
+    fn from(_: QueueFull) -> Self {
         Self::Busy
     }
 }
 
-impl From<password::Unusable> for ApiError {
-    fn from(error: password::Unusable) -> Self {
+impl From<UnusablePassword> for ApiError {
+    fn from(error: UnusablePassword) -> Self {
         Self::InvalidRequest(error.to_string())
     }
 }

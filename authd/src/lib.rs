@@ -39,18 +39,18 @@ use tokio::{net::TcpListener, sync::oneshot, task::spawn_blocking, time::timeout
 
 use crate::{
     accounts::{
-        Accounts, Reloaded,
-        cache::Cache,
+        Accounts, ReloadedUsers,
+        cache::PasswordCache,
         file::UsersFileError,
-        password::Passwords,
-        stored::Stored,
+        password::PasswordVerifier,
+        stored::StoredAccounts,
         user::{Credential, User},
     },
-    config::{Config, Declared},
+    config::{Config, DeclaredUsers},
     handlers::users,
-    revision::Revision,
+    revision::RevisionAdvancer,
     throttle::Throttle,
-    tokens::{Access, Tokens},
+    tokens::{TokenPolicy, Tokens},
 };
 
 /// An authd that is run as root reads everybody's users file, as root does, and has no other power.
@@ -59,13 +59,13 @@ pub const KEPT_BY_ROOT: Kept = Kept::ReadFiles;
 /// What all requests share.
 pub struct Service {
     accounts: Accounts,
-    passwords: Passwords,
-    cache: Cache,
+    passwords: PasswordVerifier,
+    cache: PasswordCache,
     throttle: Throttle,
     tokens: Tokens,
     /// `None`: there is no Redis.
     registry: Option<RegistryView>,
-    revision: Revision,
+    revision: RevisionAdvancer,
     /// What `/readyz` goes by.
     requirements: Vec<Requirement>,
 }
@@ -94,25 +94,25 @@ impl Service {
     fn new(config: &Config) -> Result<Self, UsersFileError> {
         let registry = config.redis.as_ref().map(RegistryView::new);
         let shared = || registry.as_ref().map(|view| (view.link().clone(), view.keys().clone()));
-        let demo = config.users == Declared::Demo;
+        let demo = config.users == DeclaredUsers::Demo;
         Ok(Self {
             accounts: Accounts::new(
                 &config.users,
                 config.anonymous.clone(),
-                shared().map(|(link, keys)| Stored::new(link, keys)),
+                shared().map(|(link, keys)| StoredAccounts::new(link, keys)),
             )?,
-            passwords: Passwords::new(&config.passwords, config.node_token.as_ref()),
-            cache: Cache::new(config.cache),
+            passwords: PasswordVerifier::new(&config.passwords, config.node_token.as_ref()),
+            cache: PasswordCache::new(config.cache),
             throttle: Throttle::new(config.throttle.clone(), shared()),
             tokens: Tokens::new(
                 match &config.node_token {
-                    None if demo => Access::Open,
-                    token => Access::token(token.as_ref()),
+                    None if demo => TokenPolicy::Open,
+                    token => TokenPolicy::token(token.as_ref()),
                 },
-                Access::token(config.admin_token.as_ref()),
+                TokenPolicy::token(config.admin_token.as_ref()),
             ),
             registry,
-            revision: Revision::default(),
+            revision: RevisionAdvancer::default(),
             requirements: config.requirements.clone(),
         })
     }
@@ -159,7 +159,7 @@ impl Service {
         // A panic ends this reading, not what comes after it.
         let Ok(result) = spawn_blocking(move || reading.accounts.reload()).await else { return };
         match result {
-            Ok(Reloaded { users, ended }) => {
+            Ok(ReloadedUsers { users, ended }) => {
                 self.cache.clear();
                 self.learn_costs().await;
                 log::info!(file, users; "users file loaded");
@@ -300,7 +300,7 @@ fn fit_descriptors(config: &mut Config) {
 }
 
 fn warn_about(config: &Config) {
-    if config.users == Declared::Demo {
+    if config.users == DeclaredUsers::Demo {
         log::warn!("DEMO: the users demo, admin and test log in with ANY password, and nodes need no token");
     } else if config.node_token.is_none() {
         log::warn!("no node_token_file: every login is refused with 401");

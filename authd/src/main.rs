@@ -9,7 +9,7 @@ use std::{
 
 use authd::{
     accounts::{self, file::UsersFile, password},
-    config::{self, Config, Declared, SCHEMA},
+    config::{self, Config, DeclaredUsers, SCHEMA},
     prompt,
 };
 use clap::{ArgMatches, Command};
@@ -71,15 +71,15 @@ fn serve(flags: &ArgMatches) -> ExitCode {
 /// Exit status 0, 78 if a file cannot be used, or 1 if Redis cannot.
 fn check(config: &Config, deep: bool) -> ExitCode {
     let users = match &config.users {
-        Declared::File(path) => match UsersFile::load(path, accounts::reserved(&config.anonymous)) {
+        DeclaredUsers::File(path) => match UsersFile::load(path, accounts::reserved(&config.anonymous)) {
             Ok(file) => {
                 let (users, groups) = (file.declared.users.len(), file.declared.groups.len());
                 format!("{users} users and {groups} groups in {}", path.display())
             }
             Err((error, _)) => return complain(&authd::StartError::Users(error), EXIT_CONFIG),
         },
-        Declared::Demo => "DEMO users with any password".to_owned(),
-        Declared::Nowhere => "no declared users".to_owned(),
+        DeclaredUsers::Demo => "DEMO users with any password".to_owned(),
+        DeclaredUsers::None => "no declared users".to_owned(),
     };
     let redis = match &config.redis {
         Some(options) => {
@@ -144,13 +144,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn complain(error: &dyn Error, status: u8) -> ExitCode {
-    let mut text = format!("authd: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
     // Where standard error is closed, the status still tells.
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "authd: {}", logging::chain(error));
     ExitCode::from(status)
 }

@@ -1,10 +1,11 @@
 //! Every metric of authd, one function an event.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use common::clock::since_epoch;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-use crate::throttle::By;
+use crate::throttle::BanKind;
 
 const LOGINS: &str = "authd_logins_total";
 const VERIFICATION: &str = "authd_verification_seconds";
@@ -64,17 +65,17 @@ pub fn cache_hit() {
 }
 
 /// A login had to wait.
-pub fn throttled(by: By) {
+pub fn throttled(by: BanKind) {
     counter!(THROTTLED, "by" => by.as_str()).increment(1);
 }
 
 /// Logins of a user name or from an address have to wait from now on.
-pub fn ban_began(by: By) {
+pub fn ban_began(by: BanKind) {
     counter!(BANS, "by" => by.as_str()).increment(1);
 }
 
 /// They need not wait any more, because an administrator says so.
-pub fn ban_lifted(by: By) {
+pub fn ban_lifted(by: BanKind) {
     counter!(BANS_LIFTED, "by" => by.as_str()).increment(1);
 }
 
@@ -112,8 +113,7 @@ pub fn dependency(name: &'static str, is_up: bool) {
 pub fn users_declared(count: usize, from_file: bool) {
     gauge!(USERS).set(count as f64);
     if from_file {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        gauge!(FILE_LOADED).set(now.as_secs_f64());
+        gauge!(FILE_LOADED).set(since_epoch().as_secs_f64());
         gauge!(FILE_CURRENT).set(1.0);
     }
 }

@@ -1,6 +1,9 @@
 //! Whether Redis keeps what it must: users that were made through the API stand there alone.
 
-use common::registry::{LinkError, RedisLink};
+use common::{
+    process::logging::chain,
+    registry::{LinkError, RedisLink},
+};
 use redis::{InfoDict, cmd};
 
 /// Warns of settings with which Redis loses users, and says whether it could be asked.
@@ -20,7 +23,7 @@ pub async fn check(link: &RedisLink) -> bool {
             false
         }
         (Err(error @ LinkError::Reply(_)), _) | (_, Err(error @ LinkError::Reply(_))) => {
-            let error = crate::error::with_causes(&error);
+            let error = chain(&error);
             log::warn!(
                 error;
                 "Redis does not answer INFO, so that its persistence could not be checked: users made through \

@@ -6,14 +6,18 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
-use common::registry::{LinkError, RegistryView};
+use common::{
+    process::logging::chain,
+    registry::{LinkError, RegistryView},
+    sync::lock,
+};
 use tokio::{sync::Notify, time::sleep};
 
-use crate::{accounts::name::UserName, error::with_causes, throttle::Throttle};
+use crate::{accounts::name::UserName, throttle::Throttle};
 
 /// Waits between attempts while Redis cannot be reached: the first, and the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -21,13 +25,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Advances the revision, for as long as it takes.
 #[derive(Default)]
-pub struct Revision {
+pub struct RevisionAdvancer {
     wanted: Notify,
     /// Users whose known addresses Redis has still to forget.
     to_forget: Mutex<BTreeSet<UserName>>,
 }
 
-impl Revision {
+impl RevisionAdvancer {
     /// Has the revision advanced soon, or when Redis is back. Of several calls at once, one advance is enough.
     pub fn advance(&self) {
         self.wanted.notify_one();
@@ -46,7 +50,7 @@ impl Revision {
             let mut pause = FIRST_PAUSE;
             while let Err(error) = self.catch_up(registry, throttle).await {
                 if matches!(error, LinkError::Reply(_)) {
-                    log::error!(error = with_causes(&error); "cannot tell the nodes that accounts have changed");
+                    log::error!(error = chain(&error); "cannot tell the nodes that accounts have changed");
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -65,6 +69,6 @@ impl Revision {
     }
 
     fn to_forget(&self) -> MutexGuard<'_, BTreeSet<UserName>> {
-        self.to_forget.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.to_forget)
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     error::ApiError,
     handlers::{
         authorized, bans, groups, login,
-        sessions::{self, Ended, SessionFilter},
+        sessions::{self, SessionEnd, SessionFilter},
         users,
     },
     metrics,
@@ -37,14 +37,14 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The description of the API; a test holds the API to it.
 pub const OPENAPI: &str = include_str!("openapi.json");
 
-type Answer = Result<Response, ApiError>;
-type Route = BoxedFilter<(Response,)>;
+type ApiResult = Result<Response, ApiError>;
+type ApiRoute = BoxedFilter<(Response,)>;
 
 /// Everything that authd serves. `operations` are the routes that all daemons have.
 pub fn routes<R: Reply + 'static>(
     service: Arc<Service>,
     operations: impl Filter<Extract = (R,), Error = Rejection> + Clone + Send + Sync + 'static,
-) -> Route {
+) -> ApiRoute {
     let v1 = warp::path("v1");
     let none = String::new;
     let routes = [
@@ -75,7 +75,7 @@ pub fn routes<R: Reply + 'static>(
     all.expect("routes").or(unknown).unify().boxed()
 }
 
-async fn authenticate(service: Arc<Service>, call: Call) -> Answer {
+async fn authenticate(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::POST => {
             service.tokens.node(&call.headers, call.peer)?;
@@ -95,7 +95,7 @@ async fn authenticate(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn authorized(service: Arc<Service>, call: Call) -> Answer {
+async fn authorized(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::POST => {
             service.tokens.node(&call.headers, call.peer)?;
@@ -105,7 +105,7 @@ async fn authorized(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn all_users(service: Arc<Service>, call: Call) -> Answer {
+async fn all_users(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -119,7 +119,7 @@ async fn all_users(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn one_user(service: Arc<Service>, call: Call) -> Answer {
+async fn one_user(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -139,7 +139,7 @@ async fn one_user(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn all_groups(service: Arc<Service>, call: Call) -> Answer {
+async fn all_groups(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -153,7 +153,7 @@ async fn all_groups(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn one_group(service: Arc<Service>, call: Call) -> Answer {
+async fn one_group(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -173,7 +173,7 @@ async fn one_group(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn all_bans(service: Arc<Service>, call: Call) -> Answer {
+async fn all_bans(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -183,7 +183,7 @@ async fn all_bans(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn user_ban(service: Arc<Service>, call: Call) -> Answer {
+async fn user_ban(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::DELETE => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -194,7 +194,7 @@ async fn user_ban(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn address_ban(service: Arc<Service>, call: Call) -> Answer {
+async fn address_ban(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::DELETE => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -205,7 +205,7 @@ async fn address_ban(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn all_sessions(service: Arc<Service>, call: Call) -> Answer {
+async fn all_sessions(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -215,7 +215,7 @@ async fn all_sessions(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn one_session(service: Arc<Service>, call: Call) -> Answer {
+async fn one_session(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -224,15 +224,15 @@ async fn one_session(service: Arc<Service>, call: Call) -> Answer {
         Method::DELETE => {
             service.tokens.admin(&call.headers, call.peer)?;
             Ok(match sessions::end(&service, &call.parameter?, call.peer).await? {
-                Ended::Gone => StatusCode::NO_CONTENT.into_response(),
-                Ended::Asked(session) => json(StatusCode::ACCEPTED, &session),
+                SessionEnd::Gone => StatusCode::NO_CONTENT.into_response(),
+                SessionEnd::Asked(session) => json(StatusCode::ACCEPTED, &session),
             })
         }
         _ => Err(ApiError::MethodNotAllowed("GET, DELETE")),
     }
 }
 
-async fn all_nodes(service: Arc<Service>, call: Call) -> Answer {
+async fn all_nodes(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -242,7 +242,7 @@ async fn all_nodes(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn drain(service: Arc<Service>, call: Call) -> Answer {
+async fn drain(service: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             service.tokens.admin(&call.headers, call.peer)?;
@@ -257,7 +257,7 @@ async fn drain(service: Arc<Service>, call: Call) -> Answer {
     }
 }
 
-async fn describe(_: Arc<Service>, call: Call) -> Answer {
+async fn describe(_: Arc<Service>, call: ApiRequest) -> ApiResult {
     match call.method {
         Method::GET => {
             Ok(reply::with_header(OPENAPI, header::CONTENT_TYPE, "application/json").into_response())
@@ -267,7 +267,7 @@ async fn describe(_: Arc<Service>, call: Call) -> Answer {
 }
 
 /// What a handler may want of a request.
-struct Call {
+struct ApiRequest {
     method: Method,
     headers: HeaderMap,
     peer: Option<Peer>,
@@ -277,12 +277,12 @@ struct Call {
     body: Result<Vec<u8>, ApiError>,
 }
 
-fn route<F: Future<Output = Answer> + Send + 'static>(
+fn route<F: Future<Output = ApiResult> + Send + 'static>(
     name: &'static str,
     service: &Arc<Service>,
     path: impl Filter<Extract = (String,), Error = Rejection> + Clone + Send + Sync + 'static,
-    handler: fn(Arc<Service>, Call) -> F,
-) -> Route {
+    handler: fn(Arc<Service>, ApiRequest) -> F,
+) -> ApiRoute {
     let service = Arc::clone(service);
     let body = warp::header::headers_cloned().and(warp::body::stream()).then(async |headers, body| {
         let body = read(&headers, body).await;
@@ -298,7 +298,7 @@ fn route<F: Future<Output = Answer> + Send + 'static>(
         .and(body)
         .then(move |parameter: String, method, filter, peer, (headers, body)| {
             let parameter = decoded(&parameter);
-            let call = Call { method, headers, peer, parameter, filter, body };
+            let call = ApiRequest { method, headers, peer, parameter, filter, body };
             let handled = handler(Arc::clone(&service), call);
             async move { answer(name, handled.await) }
         })
@@ -308,7 +308,7 @@ fn route<F: Future<Output = Answer> + Send + 'static>(
 /// The operational routes, which take GET and HEAD alone, and 405 for other methods.
 fn operational<R: Reply + 'static>(
     routes: impl Filter<Extract = (R,), Error = Rejection> + Clone + Send + Sync + 'static,
-) -> Route {
+) -> ApiRoute {
     let known = warp::path!("metrics").or(warp::path!("healthz")).unify().or(warp::path!("readyz")).unify();
     let refused = known.map(|| Err(ApiError::MethodNotAllowed("GET, HEAD")));
     let served = routes.map(|reply: R| Ok(reply.into_response()));
@@ -321,7 +321,7 @@ fn operational<R: Reply + 'static>(
         .boxed()
 }
 
-fn answer(route: &'static str, result: Answer) -> Response {
+fn answer(route: &'static str, result: ApiResult) -> Response {
     let response = result.unwrap_or_else(Reply::into_response);
     metrics::answered(route, response.status().as_u16());
     response

@@ -1,11 +1,11 @@
 //! The two bearer tokens: one for nodes, one for administrators.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
-use common::{process::http, secret::Secret};
+use common::{process::http, secret::Secret, sync::lock};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use warp::http::{HeaderMap, header};
@@ -17,7 +17,7 @@ const NODES: &str = "nodes: authd's node_token_file, ftpd's authd_token_file";
 const ADMINISTRATORS: &str = "administrators: authd's admin_token_file";
 
 /// Who may use some routes.
-pub enum Access {
+pub enum TokenPolicy {
     /// Nobody: there is no token.
     Closed,
     /// Everybody who can connect: the nodes of a demo on loopback.
@@ -34,15 +34,15 @@ pub struct Node(());
 
 /// Who may use which routes.
 pub struct Tokens {
-    node: Access,
-    admin: Access,
-    refused_nodes: Refusals,
-    refused_admins: Refusals,
+    node: TokenPolicy,
+    admin: TokenPolicy,
+    refused_nodes: RefusalLog,
+    refused_admins: RefusalLog,
 }
 
 impl Tokens {
-    pub fn new(node: Access, admin: Access) -> Self {
-        Self { node, admin, refused_nodes: Refusals::default(), refused_admins: Refusals::default() }
+    pub fn new(node: TokenPolicy, admin: TokenPolicy) -> Self {
+        Self { node, admin, refused_nodes: RefusalLog::default(), refused_admins: RefusalLog::default() }
     }
 
     /// # Errors
@@ -53,7 +53,7 @@ impl Tokens {
             return Ok(Node(()));
         }
         let what = match (&self.node, bearer(headers)) {
-            (Access::Closed, _) => "a node's request was refused (401): node_token_file is not set",
+            (TokenPolicy::Closed, _) => "a node's request was refused (401): node_token_file is not set",
             (_, None) => {
                 "a node's request was refused (401): it has no token; set the node's authd_token_file"
             }
@@ -73,7 +73,7 @@ impl Tokens {
             return Ok(Admin(()));
         }
         let what = match (&self.admin, bearer(headers)) {
-            (Access::Closed, _) => {
+            (TokenPolicy::Closed, _) => {
                 "an administrator's request was refused (401): admin_token_file is not set"
             }
             (_, None) => "an administrator's request was refused (401): it has no token",
@@ -89,15 +89,15 @@ impl Tokens {
 /// Refused requests of one kind, of which the log gets a line in each [`QUIET`]: they cost their sender
 /// nothing.
 #[derive(Default)]
-struct Refusals(Mutex<(Option<Instant>, u64)>);
+struct RefusalLog(Mutex<(Option<Instant>, u64)>);
 
 /// How long further refusals are only counted.
 const QUIET: Duration = Duration::from_secs(10);
 
-impl Refusals {
+impl RefusalLog {
     fn tell(&self, what: &str, peer: Option<Peer>) {
         let unwritten = {
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = lock(&self.0);
             let (written, unwritten) = &mut *state;
             if written.is_some_and(|written| written.elapsed() < QUIET) {
                 *unwritten += 1;
@@ -111,7 +111,7 @@ impl Refusals {
     }
 }
 
-impl Access {
+impl TokenPolicy {
     pub fn token(secret: Option<&Secret>) -> Self {
         secret.map_or(Self::Closed, |secret| Self::Token(digest(secret.expose().as_bytes())))
     }
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn only_the_token_opens() {
-        let access = Access::token(Some(&Secret::new("sesame")));
+        let access = TokenPolicy::token(Some(&Secret::new("sesame")));
         for right in ["Bearer sesame", "bearer sesame", "Bearer  sesame"] {
             assert!(access.check(&with(&[right])), "{right}");
         }
@@ -169,8 +169,8 @@ mod tests {
         for wrong in wrong {
             assert!(!access.check(&with(wrong)), "{wrong:?}");
         }
-        assert!(!Access::token(None).check(&with(&["Bearer sesame"])));
-        assert!(!Access::token(None).check(&with(&["Bearer "])));
-        assert!(Access::Open.check(&with(&[])));
+        assert!(!TokenPolicy::token(None).check(&with(&["Bearer sesame"])));
+        assert!(!TokenPolicy::token(None).check(&with(&["Bearer "])));
+        assert!(TokenPolicy::Open.check(&with(&[])));
     }
 }

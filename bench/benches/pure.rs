@@ -3,7 +3,7 @@
 
 use std::{hint::black_box, time::Duration};
 
-use common::auth_api::Permissions;
+use common::policy::Permissions;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ftpd::{
     data::ascii,
@@ -125,7 +125,7 @@ fn proxy_headers(criterion: &mut Criterion) {
     let mut second = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c".to_vec();
     second.extend([192, 0, 2, 17, 198, 51, 100, 1, 156, 64, 0, 21]);
     for (name, header) in [("proxy/version 1", first), ("proxy/version 2", &second)] {
-        assert!(matches!(proxy::parse(header), Ok(proxy::Parsed::Complete { .. })), "{name}");
+        assert!(matches!(proxy::parse(header), Ok(proxy::ParsedHeader::Complete { .. })), "{name}");
         criterion.bench_function(name, |bencher| bencher.iter(|| proxy::parse(black_box(header))));
     }
 }

@@ -1,14 +1,11 @@
 //! From where and when a user may log in, as authd's API and users file spell it.
 
-use std::{
-    fmt,
-    net::IpAddr,
-    str::FromStr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, net::IpAddr, str::FromStr, time::SystemTime};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::clock::unix_seconds_at;
 
 /// The conditions of a user's logins beside the password. Without any, the user may always and from
 /// everywhere.
@@ -68,8 +65,7 @@ pub struct InvalidHours;
 
 impl Hours {
     fn contain(self, now: SystemTime) -> bool {
-        // A clock before 1970 is nobody's.
-        let minutes = now.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()) / 60;
+        let minutes = unix_seconds_at(now) / 60;
         let day_minutes = u64::from(DAY_MINUTES);
         // 1970 began on a Thursday. Both remainders are small.
         let (day, minute) = (((minutes / day_minutes + 3) % 7) as u8, (minutes % day_minutes) as u16);
@@ -154,7 +150,7 @@ impl From<Hours> for String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use proptest::prelude::*;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     certificate::ClientCertificate,
     node::NodeName,
-    policy::{Bandwidth, DirectoryRule, Folder, NamePattern, Quota, TreePath},
+    policy::{Bandwidth, DirectoryRule, Folder, NamePattern, Permissions, Quota, TreePath},
     secret::{Secret, serialize_exposed},
     session::SessionId,
 };
@@ -145,49 +145,6 @@ impl EndReason {
             Self::AddressNotAllowed => "address_not_allowed",
             Self::TimeNotAllowed => "time_not_allowed",
             Self::Unknown => "unknown",
-        }
-    }
-}
-
-/// What a user may do. What is not named is granted: a home belongs to its user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Permissions {
-    /// LIST, NLST, MLSD, MLST, STAT with a path, SIZE, MDTM.
-    pub list: bool,
-    /// RETR and the checksum commands.
-    pub download: bool,
-    /// STOR, STOU, APPE, COMB of a name that does not exist yet.
-    pub upload: bool,
-    /// STOR, COMB and RNTO onto a file that exists.
-    pub overwrite: bool,
-    /// APPE to a file that exists, and STOR after REST.
-    pub append: bool,
-    /// RNFR, RNTO.
-    pub rename: bool,
-    /// DELE.
-    pub delete: bool,
-    /// MKD.
-    pub mkdir: bool,
-    /// RMD; RMDA needs `delete` too.
-    pub rmdir: bool,
-    /// SITE CHMOD, MFMT, SITE UTIME.
-    pub attributes: bool,
-}
-
-impl Default for Permissions {
-    fn default() -> Self {
-        Self {
-            list: true,
-            download: true,
-            upload: true,
-            overwrite: true,
-            append: true,
-            rename: true,
-            delete: true,
-            mkdir: true,
-            rmdir: true,
-            attributes: true,
         }
     }
 }

@@ -1,8 +1,23 @@
 //! Times for people and other programs, and the clock by which leases age.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+/// The time since the Unix epoch; zero if the clock is before 1970.
+pub fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Seconds since the Unix epoch; 0 if the clock is before 1970.
+pub fn unix_seconds() -> u64 {
+    since_epoch().as_secs()
+}
+
+/// `time` in seconds since the Unix epoch; 0 if it is before 1970.
+pub fn unix_seconds_at(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
 
 /// Unix seconds as RFC 3339 in UTC: `2026-11-27T03:02:11Z`.
 pub fn rfc3339(seconds: u64) -> String {

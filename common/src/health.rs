@@ -4,14 +4,14 @@ use std::{
     collections::BTreeMap,
     fmt,
     str::FromStr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::SystemTime,
 };
 
 use serde::{Serialize, Serializer};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::node::Failing;
+use crate::{clock::unix_seconds_at, node::Failing, sync::lock};
 
 /// The storage, where `root` is.
 pub const STORAGE: &str = "storage";
@@ -123,7 +123,7 @@ impl Watched {
     }
 
     fn now(&self) -> MutexGuard<'_, Dependency> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.now)
     }
 }
 
@@ -224,7 +224,7 @@ impl Report {
             Failing {
                 dependency: (*name).to_owned(),
                 error: message.chars().take(LONGEST_ERROR).collect(),
-                since: crate::node::unix_seconds(shown.dependency.since),
+                since: unix_seconds_at(shown.dependency.since),
                 required: shown.required,
             }
         };

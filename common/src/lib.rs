@@ -19,4 +19,5 @@ pub mod registry;
 pub mod secret;
 pub mod session;
 pub mod settings;
+pub mod sync;
 pub mod toml_lines;

@@ -1,10 +1,6 @@
 //! Nodes as every part of the cluster knows them, and how they share the passive port range.
 
-use std::{
-    fmt,
-    str::FromStr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -167,11 +163,6 @@ pub struct Failing {
     pub since: u64,
     /// Whether the node is not ready because of it.
     pub required: bool,
-}
-
-/// Seconds since the Unix epoch; 0 before it.
-pub fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 /// What the registry holds about one live node.

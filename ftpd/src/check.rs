@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Uid};
 use crate::{
     auth::{Authentication, DEMO_USERS, probe::AuthdProbe},
     config::Config,
-    jail::{Locks, PARTIAL_PREFIX},
+    jail::{LockMode, PARTIAL_PREFIX},
     tls::Tls,
 };
 
@@ -86,7 +86,7 @@ fn load(tls: crate::tls::TlsSettings) -> Result<(), String> {
 
 /// Opens the root, writes a probe, and tells whether `locks` of uploads keep out other nodes (`None`: there are
 /// no others). That they do not is no failure, because the leases in Redis do it then.
-fn storage(root: &Path, must_write: bool, locks: Option<Locks>) -> Vec<Tried> {
+fn storage(root: &Path, must_write: bool, locks: Option<LockMode>) -> Vec<Tried> {
     let opened = fs::read_dir(root).map(drop).map_err(|error| refused(root, &error));
     let is_open = opened.is_ok();
     let mut tried = vec![(format!("storage root {}", root.display()), opened)];

@@ -15,7 +15,7 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
-use crate::protocol::proxy::{self, Header, Parsed};
+use crate::protocol::proxy::{self, ParsedHeader, ProxyHeader};
 
 /// Bytes that are peeked at once: more than the headers of all known balancers have.
 const PEEK: usize = 256;
@@ -80,7 +80,7 @@ pub fn ends_at_once(socket: &net::TcpStream) -> Option<Result<Ends, NoClient>> {
     let socket = socket.as_raw_fd();
     let mut seen = [0; PEEK];
     let count = recv(socket, &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).ok()?;
-    let Ok(Parsed::Complete { header, length }) = proxy::parse(&seen[..count]) else { return None };
+    let Ok(ParsedHeader::Complete { header, length }) = proxy::parse(&seen[..count]) else { return None };
     // The peeked bytes can be read without waiting.
     let taken = recv(socket, &mut seen[..length], MsgFlags::MSG_DONTWAIT);
     Some(match taken {
@@ -90,12 +90,12 @@ pub fn ends_at_once(socket: &net::TcpStream) -> Option<Result<Ends, NoClient>> {
     })
 }
 
-fn of_header(header: Header) -> Result<Ends, NoClient> {
+fn of_header(header: ProxyHeader) -> Result<Ends, NoClient> {
     match header {
-        Header::Proxied { source, destination } => {
+        ProxyHeader::Proxied { source, destination } => {
             Ok(Ends { client: canonical(source), reached: canonical(destination) })
         }
-        Header::Local => Err(NoClient::Balancer),
+        ProxyHeader::Local => Err(NoClient::Balancer),
     }
 }
 
@@ -104,7 +104,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// Reads exactly the header: the bytes that follow belong to the client.
-async fn read_header(stream: &mut TcpStream) -> Result<Header, NoClient> {
+async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, NoClient> {
     let mut header = Vec::new();
     loop {
         let mut seen = [0; PEEK];
@@ -116,8 +116,8 @@ async fn read_header(stream: &mut TcpStream) -> Result<Header, NoClient> {
         header.extend_from_slice(&seen[..count]);
         match proxy::parse(&header).map_err(|_| NoClient::InvalidHeader)? {
             // All peeked bytes belong to the header, so they can be read.
-            Parsed::Incomplete => _ = stream.read_exact(&mut seen[..count]).await?,
-            Parsed::Complete { header, length } => {
+            ParsedHeader::Incomplete => _ = stream.read_exact(&mut seen[..count]).await?,
+            ParsedHeader::Complete { header, length } => {
                 stream.read_exact(&mut seen[..length - before]).await?;
                 return Ok(header);
             }

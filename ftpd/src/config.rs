@@ -23,10 +23,10 @@ use crate::{
         local::LocalUsers,
     },
     health::Readiness,
-    jail::{Locks, Modes},
+    jail::{LockMode, Modes},
     limits::minimum_rate::MinimumRate,
     representation::AsciiConversion,
-    tls::{CertificateFiles, Policy, TlsSettings, trust::TrustFiles},
+    tls::{CertificateFiles, TlsPolicy, TlsSettings, trust::TrustFiles},
     work::{SlotShares, WorkerSettings, quarter},
 };
 
@@ -82,7 +82,7 @@ pub struct Storage {
     pub create_homes: bool,
     pub modes: Modes,
     pub sync_uploads: bool,
-    pub locks: Locks,
+    pub locks: LockMode,
     pub settle_time: Duration,
     pub resolve_links: bool,
     pub list_depth: usize,
@@ -434,7 +434,10 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
     let keys: Vec<PathBuf> = values.list("tls_keys")?;
     let (control, data) = (values.required("tls")?, values.required("tls_data")?);
     if chains.is_empty() {
-        if control == Policy::Required || data == Policy::Required || values.is_given("implicit_tls_port") {
+        if control == TlsPolicy::Required
+            || data == TlsPolicy::Required
+            || values.is_given("implicit_tls_port")
+        {
             return Err(values.missing("tls_certificates", "TLS was asked for"));
         }
         return Ok(None);
@@ -443,8 +446,8 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
         let reason = format_args!("{} keys for {} certificates", keys.len(), chains.len());
         return Err(values.invalid("tls_keys", reason));
     }
-    if control == Policy::Off {
-        if data == Policy::Required || values.is_given("implicit_tls_port") {
+    if control == TlsPolicy::Off {
+        if data == TlsPolicy::Required || values.is_given("implicit_tls_port") {
             return Err(
                 values.invalid("tls", "data connections are encrypted only if the control connection is")
             );

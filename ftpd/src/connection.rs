@@ -10,13 +10,13 @@ use tokio::{
 
 use crate::{
     client_address::Ends,
-    commands::session_status,
+    commands::{self, session_status},
     connections::{Handle, Order, Place},
     control::{Control, Received},
     metrics,
     node::Node,
     protocol::{
-        self, Code, Command, ParseError, Reply, Request,
+        self, AnyTimeCommand, Code, Command, LoggedInCommand, ParseError, Reply, Request,
         line::{Line, LineBuffer, MAX_LINE},
     },
     revocation,
@@ -248,7 +248,7 @@ impl Connection {
     fn must_wait(&self, request: &Result<Request, ParseError>) -> bool {
         let Some(activity) = &self.activity else { return false };
         let may_run = |request: &Request| match request.command {
-            Command::Abor => true,
+            Command::LoggedIn(LoggedInCommand::Abor) => true,
             _ => request.during_transfer() && !activity.watch.keeps_order(),
         };
         self.confirm_abort || self.quit_after || !request.as_ref().is_ok_and(may_run)
@@ -264,7 +264,7 @@ impl Connection {
             }
         }
         // RNFR is void unless RNTO comes next, whatever else comes (RFC 959 section 4.1.3).
-        if !matches!(&request, Ok(Request { command: Command::Rnto(_), .. }))
+        if !matches!(&request, Ok(Request { command: Command::LoggedIn(LoggedInCommand::Rnto(_)), .. }))
             && let Some(logged_in) = self.session.logged_in()
         {
             logged_in.rename_from = None;
@@ -360,7 +360,8 @@ impl Connection {
     /// Runs a command to its end, unless the session has to end at once.
     async fn run_command(&mut self, request: Request) -> Result<Outcome, End> {
         let handle = Arc::clone(&self.session.handle);
-        let mut execution = Box::pin(self.session.execute(request));
+        let mut execution = // Boxed: an idle session does not pay for what a command needs while it runs.
+        Box::pin(commands::run(&mut self.session, request));
         loop {
             tokio::select! {
                 biased;
@@ -377,16 +378,18 @@ impl Connection {
     fn beside_transfer(&mut self, command: &Command) -> Option<Reply> {
         let activity = self.activity.as_ref()?;
         match command {
-            Command::Abor => {
+            Command::LoggedIn(LoggedInCommand::Abor) => {
                 activity.watch.cancel(CancelledBy::Abor);
                 self.confirm_abort = true;
                 None
             }
-            Command::Quit => {
+            Command::AnyTime(AnyTimeCommand::Quit) => {
                 self.quit_after = true;
                 None
             }
-            Command::Stat(_) => Some(session_status(&self.session, Some(&activity.watch))),
+            Command::AnyTime(AnyTimeCommand::Stat) => {
+                Some(session_status(&self.session, Some(&activity.watch)))
+            }
             _ => Some(Reply::new(Code::OK, "OK")),
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     metrics,
     node::Node,
     protocol::{
-        self, Code, Command, Reply,
+        self, AnyTimeCommand, Code, Command, Reply,
         command::Algorithm,
         facts::Facts,
         line::{Line, LineBuffer},
@@ -64,7 +64,8 @@ async fn converse(control: &mut Control, node: &Node, implicit: bool) {
                 },
             };
             control.push(&reply);
-            if request.is_ok_and(|request| matches!(request.command, Command::Quit)) {
+            if request.is_ok_and(|request| matches!(request.command, Command::AnyTime(AnyTimeCommand::Quit)))
+            {
                 return;
             }
         }
@@ -76,17 +77,17 @@ async fn converse(control: &mut Control, node: &Node, implicit: bool) {
 
 fn answer(node: &Node, command: &Command) -> Reply {
     match command {
-        Command::Noop => Reply::new(Code::OK, "OK"),
-        Command::Syst => system_type(),
-        Command::Feat => verbs::feat(Features {
+        Command::AnyTime(AnyTimeCommand::Noop) => Reply::new(Code::OK, "OK"),
+        Command::AnyTime(AnyTimeCommand::Syst) => system_type(),
+        Command::AnyTime(AnyTimeCommand::Feat) => verbs::feat(Features {
             facts: Facts::default(),
             hash: Algorithm::Sha256,
             tls: node.tls.is_some(),
         }),
-        Command::Help(topic) => verbs::help(topic.as_deref()),
-        Command::Quit => Reply::new(Code::CLOSING, "Goodbye"),
+        Command::AnyTime(AnyTimeCommand::Help(topic)) => verbs::help(topic.as_deref()),
+        Command::AnyTime(AnyTimeCommand::Quit) => Reply::new(Code::CLOSING, "Goodbye"),
         command => {
-            if matches!(command, Command::User(_)) {
+            if matches!(command, Command::AnyTime(AnyTimeCommand::User(_))) {
                 metrics::connection_refused("no_client_address");
                 log::debug!("login refused: the balancer's PROXY header names no client");
             }

@@ -13,7 +13,7 @@ use tokio::{sync::oneshot, time::sleep};
 use crate::{
     jail::{
         FileError,
-        sweep::{Swept, sweep},
+        sweep::{SweptFile, sweep},
     },
     metrics,
     node::Node,
@@ -104,7 +104,7 @@ fn sweep_all(
 ) -> Result<SweptTotal, FileError> {
     let mut sum = SweptTotal::default();
     let step = || if progress.is_cancelled() { Err(FileError::Cancelled) } else { Ok(()) };
-    let note = |Swept { directory, name, usage, age }: Swept| {
+    let note = |SweptFile { directory, name, usage, age }: SweptFile| {
         sum.files += usage.files;
         sum.bytes += usage.bytes;
         metrics::partial_removed(usage.bytes);

@@ -2,15 +2,11 @@
 
 use std::sync::Arc;
 
-use common::{
-    auth_api::{Account, Permissions},
-    registry::SessionEntry,
-};
+use common::{auth_api::Account, policy::Permission, registry::SessionEntry};
 
 use crate::{
-    access::Access,
+    access::AccessRules,
     client_address::Ends,
-    commands,
     connections::Handle,
     data::{DataPort, Resumes},
     failure_log::FailureLog,
@@ -20,10 +16,9 @@ use crate::{
     metrics,
     node::Node,
     protocol::{
-        Code, Failure, Reply, Request,
+        Code, Failure, Reply,
         command::{Algorithm, ByteRange},
         facts::Facts,
-        verbs::Phase,
     },
     representation::Representation,
     tls::Handshake,
@@ -75,7 +70,7 @@ pub struct LoggedIn {
     pub ends: Ends,
     pub account: Account,
     /// What of the account holds where.
-    pub access: Arc<Access>,
+    pub access: Arc<AccessRules>,
     pub jail: Arc<Jail>,
     pub quota: Option<Arc<HomeQuota>>,
     pub bandwidth: SessionBandwidth,
@@ -125,24 +120,16 @@ impl From<Reply> for Outcome {
 }
 
 impl Session {
-    /// Runs a command that may run now, and refuses one that may not.
-    pub async fn execute(&mut self, request: Request) -> Outcome {
-        let logged_in = matches!(self.state, State::LoggedIn(_));
-        match request.phase() {
-            Phase::AfterLogin if !logged_in => {
-                return Reply::please_log_in().into();
-            }
-            Phase::BeforeLogin if logged_in => {
-                return Reply::new(Code::BAD_SEQUENCE, "Not after the login").into();
-            }
-            Phase::Always | Phase::BeforeLogin | Phase::AfterLogin => {}
-        }
-        // Boxed: an idle session does not pay for what a command needs while it runs.
-        Box::pin(commands::run(self, request)).await
-    }
-
     pub fn is_logged_in(&self) -> bool {
         matches!(self.state, State::LoggedIn(_))
+    }
+
+    /// The current state if logged in.
+    pub fn logged_in(&mut self) -> Option<&mut LoggedIn> {
+        match &mut self.state {
+            State::LoggedIn(logged_in) => Some(logged_in),
+            State::Greeted | State::Named(_) => None,
+        }
     }
 }
 
@@ -159,8 +146,14 @@ impl LoggedIn {
 
     /// # Errors
     /// The reply to a user without the permission for `path`, the same whether it is there or not.
-    pub fn allow(&self, permission: impl Fn(&Permissions) -> bool, path: &VirtualPath) -> Result<(), Reply> {
-        if permission(&self.access.at(path)) { Ok(()) } else { Err(Reply::permission_denied()) }
+    pub fn allow(&self, permission: Permission, path: &VirtualPath) -> Result<(), Reply> {
+        self.allow_any(&[permission], path)
+    }
+
+    /// # Errors
+    /// The reply to a user who has none of `permissions` for `path`, as that of [`Self::allow`].
+    pub fn allow_any(&self, permissions: &[Permission], path: &VirtualPath) -> Result<(), Reply> {
+        if self.access.at(path).has_any(permissions) { Ok(()) } else { Err(Reply::permission_denied()) }
     }
 
     /// # Errors
@@ -270,15 +263,5 @@ impl SessionCount {
 impl Drop for SessionCount {
     fn drop(&mut self) {
         metrics::session_closed();
-    }
-}
-
-impl Session {
-    /// The current state if logged in.
-    pub fn logged_in(&mut self) -> Option<&mut LoggedIn> {
-        match &mut self.state {
-            State::LoggedIn(logged_in) => Some(logged_in),
-            State::Greeted | State::Named(_) => None,
-        }
     }
 }

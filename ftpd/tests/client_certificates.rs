@@ -101,7 +101,7 @@ impl Setup {
     }
 
     fn reloads(&self) -> usize {
-        self.node.daemon.lines().iter().filter(|line| line.contains("certificates read again")).count()
+        self.node.daemon.lines().iter().filter(|line| line.contains("reloaded the certificates")).count()
     }
 }
 
@@ -282,7 +282,8 @@ fn an_unusable_list_stops_the_start_and_keeps_the_one_in_use_at_a_reload() {
     fs::write(&path, "no list").unwrap();
     setup.node.daemon.signal(Signal::SIGHUP);
     setup.node.daemon.wait_for_line(|line| {
-        line.contains("the certificates in use stay") && line.contains("crl.pem: no revocation list in it")
+        line.contains("could not reload the certificates")
+            && line.contains("crl.pem: the file contains no revocation list")
     });
     assert!(setup.refuses(&setup.client(&TLS13, &with_serial(&setup.authority, "revoked", 7))));
     let server = setup.authority.sign("localhost");

@@ -3,13 +3,13 @@
 
 use common::{
     auth_api::{AccountLimits, UploadMode},
-    policy::{Bandwidth, DirectoryRule, PermissionChanges, Quota, TreePath, TreePattern},
+    policy::{Bandwidth, DirectoryRule, Permission, PermissionChanges, Quota, TreePath, TreePattern},
 };
 
 use super::{
     name::UserName,
-    policy::Policy,
-    user::{Credential, Home, User},
+    policy::AccountPolicy,
+    user::{Credential, HomePath, User},
 };
 
 /// The user's name, and another name for it.
@@ -18,7 +18,7 @@ pub const NAMES: [&str; 2] = ["anonymous", "ftp"];
 /// What the settings say of the anonymous user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anonymous {
-    pub home: Home,
+    pub home: HomePath,
     /// A directory of that home.
     pub drop_box: Option<DropBox>,
     pub limits: AccountLimits,
@@ -64,21 +64,18 @@ impl Anonymous {
 
     /// The user, as if it were declared.
     pub fn user(&self) -> User {
-        let may = |reads, adds| PermissionChanges {
-            list: Some(reads),
-            download: Some(reads),
-            upload: Some(adds),
-            overwrite: Some(false),
-            append: Some(false),
-            rename: Some(false),
-            delete: Some(false),
-            mkdir: Some(false),
-            rmdir: Some(false),
-            attributes: Some(false),
+        let may = |reads, adds| {
+            PermissionChanges::from_fn(|permission| {
+                Some(match permission {
+                    Permission::List | Permission::Download => reads,
+                    Permission::Upload => adds,
+                    _ => false,
+                })
+            })
         };
         let drop_box =
             |DropBox(path): &DropBox| DirectoryRule { path: path.clone(), permissions: may(false, true) };
-        let policy = Policy {
+        let policy = AccountPolicy {
             permissions: may(true, false),
             directories: self.drop_box.iter().map(drop_box).collect(),
             limits: self.limits,
@@ -86,7 +83,7 @@ impl Anonymous {
             bandwidth: self.bandwidth,
             // An upload that broke off could be neither gone on with nor replaced.
             uploads: Some(UploadMode::Atomic),
-            ..Policy::default()
+            ..AccountPolicy::default()
         };
         User { home: self.home.clone(), policy, ..User::new(&Self::name(), Credential::AnyPassword) }
     }

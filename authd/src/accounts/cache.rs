@@ -7,11 +7,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
-use common::secret::Secret;
+use common::{secret::Secret, sync::lock};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -27,25 +27,25 @@ pub struct CacheLimits {
 }
 
 /// Names one verification. See the module.
-pub type Digest = [u8; 32];
+pub type VerificationDigest = [u8; 32];
 
 /// The verifications of late.
-pub struct Cache {
+pub struct PasswordCache {
     limits: CacheLimits,
     key: Hmac<Sha256>,
-    entries: Mutex<Entries>,
+    entries: Mutex<CacheEntries>,
 }
 
 #[derive(Default)]
-struct Entries {
+struct CacheEntries {
     /// The change to users in Redis that was seen last.
     generation: u64,
-    expiry: HashMap<Digest, Instant>,
+    expiry: HashMap<VerificationDigest, Instant>,
     /// In the order of their expiry, since all live equally long.
-    order: VecDeque<(Instant, Digest)>,
+    order: VecDeque<(Instant, VerificationDigest)>,
 }
 
-impl Cache {
+impl PasswordCache {
     pub fn new(limits: CacheLimits) -> Self {
         let key = Hmac::<Sha256>::new_from_slice(&rand::random::<[u8; 32]>());
         // HMAC takes keys of any length (RFC 2104 section 2).
@@ -53,7 +53,7 @@ impl Cache {
     }
 
     /// The name of the verification that `password` is right for `user`, whose hash is `hash`.
-    pub fn digest(&self, user: &UserName, hash: &Phc, password: &Secret) -> Digest {
+    pub fn digest(&self, user: &UserName, hash: &Phc, password: &Secret) -> VerificationDigest {
         let mut mac = self.key.clone();
         for part in [user.as_str(), hash.as_str(), password.expose()] {
             // Lengths keep the parts apart.
@@ -63,12 +63,12 @@ impl Cache {
         mac.finalize().into_bytes().into()
     }
 
-    pub fn contains(&self, digest: &Digest) -> bool {
+    pub fn contains(&self, digest: &VerificationDigest) -> bool {
         self.contains_at(digest, Instant::now())
     }
 
     /// Remembers that a verification succeeded.
-    pub fn insert(&self, digest: Digest) {
+    pub fn insert(&self, digest: VerificationDigest) {
         self.insert_at(digest, Instant::now());
     }
 
@@ -86,11 +86,11 @@ impl Cache {
         }
     }
 
-    fn contains_at(&self, digest: &Digest, now: Instant) -> bool {
+    fn contains_at(&self, digest: &VerificationDigest, now: Instant) -> bool {
         self.entries().expiry.get(digest).is_some_and(|expiry| *expiry > now)
     }
 
-    fn insert_at(&self, digest: Digest, now: Instant) {
+    fn insert_at(&self, digest: VerificationDigest, now: Instant) {
         let mut entries = self.entries();
         let expiry = now + self.limits.ttl;
         while entries
@@ -104,12 +104,12 @@ impl Cache {
         entries.order.push_back((expiry, digest));
     }
 
-    fn entries(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, CacheEntries> {
+        lock(&self.entries)
     }
 }
 
-impl Entries {
+impl CacheEntries {
     fn pop(&mut self) {
         if let Some((expiry, digest)) = self.order.pop_front() {
             // The digest may be there once more, with a later expiry.
@@ -131,8 +131,8 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(60);
 
-    fn cache(size: usize) -> Cache {
-        Cache::new(CacheLimits { ttl: TTL, size })
+    fn cache(size: usize) -> PasswordCache {
+        PasswordCache::new(CacheLimits { ttl: TTL, size })
     }
 
     #[test]

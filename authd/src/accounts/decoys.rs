@@ -5,9 +5,13 @@
 //! unknown name gets the cost of some hash that is in use. Which one follows from the name by a keyed hash: the
 //! same name always takes the same time, on every authd with the same node token.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::RwLock;
 
-use common::{password::Phc, secret::Secret};
+use common::{
+    password::Phc,
+    secret::Secret,
+    sync::{read, write},
+};
 use sha2::{Digest, Sha256};
 
 /// Most costs that are kept. A cluster has one or two.
@@ -40,10 +44,10 @@ impl Decoys {
     /// Notes the cost of a hash that is in use.
     pub fn observe(&self, hash: &Phc) {
         let is_known = |decoys: &[Phc]| decoys.iter().any(|decoy| decoy.has_cost_of(hash));
-        if is_known(&self.decoys.read().unwrap_or_else(PoisonError::into_inner)) {
+        if is_known(&read(&self.decoys)) {
             return;
         }
-        let mut decoys = self.decoys.write().unwrap_or_else(PoisonError::into_inner);
+        let mut decoys = write(&self.decoys);
         if decoys.len() < MOST && !is_known(&decoys) {
             decoys.push(hash.decoy());
         }
@@ -66,7 +70,7 @@ impl Decoys {
             digest.update(name);
             digest.finalize().into()
         };
-        let decoys = self.decoys.read().unwrap_or_else(PoisonError::into_inner);
+        let decoys = read(&self.decoys);
         decoys.iter().max_by_key(rank).expect("new() adds one").clone()
     }
 }

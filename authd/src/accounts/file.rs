@@ -17,7 +17,7 @@ use super::{
     Declarations,
     name::{GroupName, UserName},
     password::Phc,
-    policy::Policy,
+    policy::AccountPolicy,
     user::{User, from_fields},
 };
 
@@ -40,11 +40,11 @@ pub struct UsersFileError {
 
 /// Which versions of which files there are: the users file and the hash files it names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fingerprint(Vec<(PathBuf, Option<Version>)>);
+pub struct Fingerprint(Vec<(PathBuf, Option<FileVersion>)>);
 
 /// Inode numbers tell apart what a renamed file or a swapped symbolic link puts in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
+struct FileVersion {
     device: u64,
     inode: u64,
     size: u64,
@@ -53,7 +53,7 @@ struct Version {
 
 impl Fingerprint {
     fn of(paths: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self(paths.into_iter().map(|path| (Version::of(&path), path)).map(|(v, p)| (p, v)).collect())
+        Self(paths.into_iter().map(|path| (FileVersion::of(&path), path)).map(|(v, p)| (p, v)).collect())
     }
 
     /// The state of the same files now.
@@ -62,7 +62,7 @@ impl Fingerprint {
     }
 }
 
-impl Version {
+impl FileVersion {
     fn of(path: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
         let metadata = fs::metadata(path).ok()?;
@@ -97,7 +97,7 @@ impl UsersFile {
         fingerprint.0[0] = first.0[0].clone();
         match declarations(root, folder, reserved) {
             Ok(declared) => Ok(Self { declared, fingerprint }),
-            Err(Wrong { place, reason }) => {
+            Err(FileFault { place, reason }) => {
                 let place: Vec<&str> = place.iter().map(String::as_str).collect();
                 // A JSON text has no line here: the names in the reason have to do.
                 let line = line_of(&text, &place).map(|line| format!("line {line}: ")).unwrap_or_default();
@@ -123,12 +123,12 @@ fn read(path: &Path) -> Result<(Map<String, Value>, String), String> {
 }
 
 /// What in the file is wrong, and where: the keys that lead there.
-struct Wrong {
+struct FileFault {
     place: Vec<String>,
     reason: String,
 }
 
-impl Wrong {
+impl FileFault {
     fn at(place: &[&str], reason: impl Into<String>) -> Self {
         Self { place: place.iter().map(|&key| key.to_owned()).collect(), reason: reason.into() }
     }
@@ -143,18 +143,18 @@ fn declarations(
     mut root: Map<String, Value>,
     folder: &Path,
     reserved: &[&str],
-) -> Result<Declarations, Wrong> {
+) -> Result<Declarations, FileFault> {
     let mut groups = BTreeMap::new();
     for (name, value) in tables(&mut root, "groups")? {
-        let failed = |reason: String| Wrong::at(&["groups", &name], format!("groups.{name:?}: {reason}"));
+        let failed = |reason: String| FileFault::at(&["groups", &name], format!("groups.{name:?}: {reason}"));
         let group: GroupName = name.parse().map_err(|error| failed(format!("{error}")))?;
         let Value::Object(fields) = value else { return Err(failed("expected a table".to_owned())) };
-        let policy: Policy = from_fields(fields).map_err(|error| failed(error.to_string()))?;
+        let policy: AccountPolicy = from_fields(fields).map_err(|error| failed(error.to_string()))?;
         groups.insert(group, policy);
     }
     let mut users = BTreeMap::new();
     for (name, value) in tables(&mut root, "users")? {
-        let failed = |reason: String| Wrong::at(&["users", &name], format!("users.{name:?}: {reason}"));
+        let failed = |reason: String| FileFault::at(&["users", &name], format!("users.{name:?}: {reason}"));
         if reserved.contains(&name.as_str()) {
             return Err(failed("with anonymous_home this is a name of the anonymous user".to_owned()));
         }
@@ -166,16 +166,16 @@ fn declarations(
         users.insert(user, properties);
     }
     match root.keys().next() {
-        Some(key) => Err(Wrong::at(&[key], format!("unknown key {key:?}; expected `users` or `groups`"))),
+        Some(key) => Err(FileFault::at(&[key], format!("unknown key {key:?}; expected `users` or `groups`"))),
         None => Ok(Declarations { users, groups }),
     }
 }
 
-fn tables(root: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, Wrong> {
+fn tables(root: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, FileFault> {
     match root.remove(key) {
         None => Ok(Map::new()),
         Some(Value::Object(tables)) => Ok(tables),
-        Some(_) => Err(Wrong::at(&[key], format!("{key}: expected one table for each"))),
+        Some(_) => Err(FileFault::at(&[key], format!("{key}: expected one table for each"))),
     }
 }
 
@@ -226,6 +226,8 @@ fn read_hash(path: &Path) -> io::Result<Phc> {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use common::policy::Permission;
+
     use super::*;
 
     const HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM";
@@ -256,9 +258,11 @@ mod tests {
         assert_eq!(toml, json);
         let ann = &toml.users[&"ann".parse().unwrap()];
         assert_eq!(ann.home.as_str(), "/teams/a");
-        assert!(ann.policy.permissions.delete == Some(false) && ann.enabled && !ann.admin);
+        assert!(ann.policy.permissions.get(Permission::Delete) == Some(false) && ann.enabled && !ann.admin);
         let effective = ann.effective(|group| toml.groups.get(group).cloned()).unwrap();
-        assert!(!effective.permissions.delete && effective.permissions.list);
+        assert!(
+            !effective.permissions.has(Permission::Delete) && effective.permissions.has(Permission::List)
+        );
         assert_eq!(effective.quota.bytes, Some(1000));
         let bob = &toml.users[&"bob b".parse().unwrap()];
         assert_eq!(bob.home.as_str(), "/bob b");

@@ -14,21 +14,25 @@ pub mod user;
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
 };
 
-use common::{access::Access, policy::TreePath};
+use common::{
+    access::Access,
+    policy::TreePath,
+    sync::{lock, read, write},
+};
 
 use self::{
     anonymous::Anonymous,
     file::{Fingerprint, UsersFile, UsersFileError},
     name::{GroupName, UserName},
-    overrides::{Override, Overrides},
-    policy::{Effective, Policy},
-    stored::{Read, Stored, StoredError},
-    user::{Credential, Source, User},
+    overrides::{OverrideCache, UserOverride},
+    policy::{AccountPolicy, EffectivePolicy},
+    stored::{StoredAccounts, StoredError, StoredRecord},
+    user::{AccountSource, Credential, User},
 };
-use crate::{config::Declared, metrics};
+use crate::{config::DeclaredUsers, metrics};
 
 /// Names of the demo users, as in the reference system. `admin` is an administrator.
 pub const DEMO_USERS: [&str; 3] = ["demo", "admin", "test"];
@@ -37,7 +41,7 @@ pub const DEMO_USERS: [&str; 3] = ["demo", "admin", "test"];
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Declarations {
     pub users: BTreeMap<UserName, User>,
-    pub groups: BTreeMap<GroupName, Policy>,
+    pub groups: BTreeMap<GroupName, AccountPolicy>,
 }
 
 /// All users and groups, wherever they are kept.
@@ -46,8 +50,8 @@ pub struct Accounts {
     anonymous: Option<Anonymous>,
     file: Option<WatchedFile>,
     /// `None`: there is no Redis.
-    pub stored: Option<Stored>,
-    overrides: Overrides,
+    pub stored: Option<StoredAccounts>,
+    overrides: OverrideCache,
 }
 
 struct WatchedFile {
@@ -57,26 +61,26 @@ struct WatchedFile {
 }
 
 /// A user that was found.
-pub struct Found {
+pub struct FoundUser {
     /// A declared user as its override makes it.
     pub user: User,
-    pub source: Source,
-    pub overridden: Option<Override>,
+    pub source: AccountSource,
+    pub overridden: Option<UserOverride>,
 }
 
-impl Found {
-    fn declared(user: &User, overridden: Option<Override>) -> Self {
+impl FoundUser {
+    fn declared(user: &User, overridden: Option<UserOverride>) -> Self {
         let enabled = user.enabled && overridden.is_none();
-        Self { user: User { enabled, ..user.clone() }, source: Source::Declarative, overridden }
+        Self { user: User { enabled, ..user.clone() }, source: AccountSource::Declarative, overridden }
     }
 
     fn stored(user: User) -> Self {
-        Self { user, source: Source::Registry, overridden: None }
+        Self { user, source: AccountSource::Registry, overridden: None }
     }
 }
 
 /// What reading the users file again came to.
-pub struct Reloaded {
+pub struct ReloadedUsers {
     /// How many users it declares.
     pub users: usize,
     /// Users that were declared before and are not any more, or are disabled, or have another password or other
@@ -90,14 +94,14 @@ impl Accounts {
     /// # Errors
     /// The users file cannot be used.
     pub fn new(
-        declared: &Declared,
+        declared: &DeclaredUsers,
         anonymous: Option<Anonymous>,
-        stored: Option<Stored>,
+        stored: Option<StoredAccounts>,
     ) -> Result<Self, UsersFileError> {
         let (declared, file) = match declared {
-            Declared::Nowhere => (Declarations::default(), None),
-            Declared::Demo => (demo_users(), None),
-            Declared::File(path) => {
+            DeclaredUsers::None => (Declarations::default(), None),
+            DeclaredUsers::Demo => (demo_users(), None),
+            DeclaredUsers::File(path) => {
                 let loaded = UsersFile::load(path, reserved(&anonymous)).map_err(|(error, _)| error)?;
                 let file = WatchedFile { path: path.clone(), seen: Mutex::new(loaded.fingerprint) };
                 (loaded.declared, Some(file))
@@ -108,7 +112,7 @@ impl Accounts {
             anonymous,
             file,
             stored,
-            overrides: Overrides::default(),
+            overrides: OverrideCache::default(),
         };
         accounts.declare(declared);
         Ok(accounts)
@@ -116,7 +120,7 @@ impl Accounts {
 
     /// What is declared at this time.
     pub fn declared(&self) -> Arc<Declarations> {
-        Arc::clone(&self.declared.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&read(&self.declared))
     }
 
     /// Whether the user is the anonymous one.
@@ -143,7 +147,7 @@ impl Accounts {
     /// read. Blocks.
     pub fn changed(&self) -> Option<Fingerprint> {
         let file = self.file.as_ref()?;
-        let seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let seen = lock(&file.seen).clone();
         Some(seen.now()).filter(|now| *now != seen)
     }
 
@@ -151,12 +155,12 @@ impl Accounts {
     ///
     /// # Errors
     /// The file cannot be used: the users stay as they were.
-    pub fn reload(&self) -> Result<Reloaded, UsersFileError> {
+    pub fn reload(&self) -> Result<ReloadedUsers, UsersFileError> {
         let Some(file) = &self.file else {
-            return Ok(Reloaded { users: self.declared().users.len(), ended: Vec::new() });
+            return Ok(ReloadedUsers { users: self.declared().users.len(), ended: Vec::new() });
         };
         // Held to the end, so that of two reloads at once the later one stands.
-        let mut seen = file.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&file.seen);
         let (result, fingerprint) = match UsersFile::load(&file.path, reserved(&self.anonymous)) {
             Ok(loaded) => (Ok(loaded.declared), loaded.fingerprint),
             Err((error, fingerprint)) => (Err(error), fingerprint),
@@ -176,7 +180,7 @@ impl Accounts {
                             .is_none_or(|now| !now.enabled || now.credential != user.credential)
                 };
                 let ended = before.users.iter().filter(has_ended).map(|(name, _)| name.clone()).collect();
-                Ok(Reloaded { users, ended })
+                Ok(ReloadedUsers { users, ended })
             }
             Err(error) => {
                 metrics::users_file_is_broken();
@@ -189,15 +193,15 @@ impl Accounts {
     ///
     /// # Errors
     /// The user is not declared, and Redis is away or holds something that is no user.
-    pub async fn find(&self, name: &UserName) -> Result<(Option<Found>, Option<u64>), StoredError> {
+    pub async fn find(&self, name: &UserName) -> Result<(Option<FoundUser>, Option<u64>), StoredError> {
         let declared = self.declared();
         if let Some(user) = declared.users.get(name) {
             let overridden = self.overrides.of(name, self.stored.as_ref()).await;
-            return Ok((Some(Found::declared(user, overridden)), None));
+            return Ok((Some(FoundUser::declared(user, overridden)), None));
         }
         let Some(stored) = &self.stored else { return Ok((None, None)) };
         let (read, generation) = stored.user(name).await?;
-        let found = |read: Read<User>| Found::stored(read.value);
+        let found = |read: StoredRecord<User>| FoundUser::stored(read.value);
         Ok((read.map(found), Some(generation)))
     }
 
@@ -233,7 +237,7 @@ impl Accounts {
         }
         .into_iter();
         let find = |name: &UserName| match declared.users.get(name) {
-            Some(user) => Ok(Some(Found::declared(user, self.overrides.learned(name)).user)),
+            Some(user) => Ok(Some(FoundUser::declared(user, self.overrides.learned(name)).user)),
             // There is one for each name that is not declared.
             None => stored.next().unwrap_or(Ok(None)),
         };
@@ -267,7 +271,7 @@ impl Accounts {
     ///
     /// # Errors
     /// One of the user's groups does not exist or cannot be read, or Redis is away.
-    pub async fn effective(&self, user: &User) -> Result<Effective, StoredError> {
+    pub async fn effective(&self, user: &User) -> Result<EffectivePolicy, StoredError> {
         let declared = self.declared();
         let others: Vec<GroupName> = self.not_declared(&user.groups);
         let stored = match &self.stored {
@@ -291,15 +295,16 @@ impl Accounts {
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn groups(&self) -> Result<BTreeMap<GroupName, (Source, Policy)>, StoredError> {
+    pub async fn groups(&self) -> Result<BTreeMap<GroupName, (AccountSource, AccountPolicy)>, StoredError> {
         let mut groups = BTreeMap::new();
         if let Some(stored) = &self.stored {
-            let of = |(name, policy)| (name, (Source::Registry, policy));
+            let of = |(name, policy)| (name, (AccountSource::Registry, policy));
             groups.extend(stored.all_groups().await?.into_iter().map(of));
         }
         let declared = self.declared();
-        let of =
-            |(name, policy): (&GroupName, &Policy)| (name.clone(), (Source::Declarative, policy.clone()));
+        let of = |(name, policy): (&GroupName, &AccountPolicy)| {
+            (name.clone(), (AccountSource::Declarative, policy.clone()))
+        };
         groups.extend(declared.groups.iter().map(of));
         Ok(groups)
     }
@@ -309,17 +314,17 @@ impl Accounts {
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn users(&self) -> Result<BTreeMap<UserName, Found>, StoredError> {
+    pub async fn users(&self) -> Result<BTreeMap<UserName, FoundUser>, StoredError> {
         let (mut users, mut overrides) = (BTreeMap::new(), BTreeMap::new());
         if let Some(stored) = &self.stored {
             overrides = stored.overrides().await?;
-            let of = |(name, user)| (name, Found::stored(user));
+            let of = |(name, user)| (name, FoundUser::stored(user));
             users.extend(stored.all_users().await?.into_iter().map(of));
             users.retain(|name, _| !self.is_anonymous(name));
         }
         let declared = self.declared();
         let of = |(name, user): (&UserName, &User)| {
-            (name.clone(), Found::declared(user, overrides.get(name).copied()))
+            (name.clone(), FoundUser::declared(user, overrides.get(name).copied()))
         };
         users.extend(declared.users.iter().map(of));
         Ok(users)
@@ -330,7 +335,7 @@ impl Accounts {
         if let Some(anonymous) = &self.anonymous {
             declared.users.insert(Anonymous::name(), anonymous.user());
         }
-        *self.declared.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(declared);
+        *write(&self.declared) = Arc::new(declared);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Overrides of declared users: an administrator disables one through the API, at once and for all authds.
+//! OverrideCache of declared users: an administrator disables one through the API, at once and for all authds.
 //!
 //! They stand in Redis, beside the users file and not in it, so that reading the file again changes nothing
 //! about them. Each login of a declared user asks Redis for the user's override; while Redis cannot be
@@ -6,28 +6,28 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
+use common::{process::logging::chain, sync::lock};
 use serde::{Deserialize, Serialize};
 
 use super::{
     name::UserName,
-    stored::{Stored, StoredError},
+    stored::{StoredAccounts, StoredError},
 };
-use crate::error::with_causes;
 
 /// What overrides a declared user. There is nothing else yet than that the user is disabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Override {
+pub struct UserOverride {
     /// Always `false`.
     pub enabled: bool,
     /// Seconds since the Unix epoch.
     pub since: u64,
 }
 
-impl Override {
+impl UserOverride {
     pub fn disabled(since: u64) -> Self {
         Self { enabled: false, since }
     }
@@ -44,11 +44,11 @@ impl Override {
 
 /// The overrides as this process knew them last.
 #[derive(Default)]
-pub struct Overrides(Mutex<BTreeMap<UserName, Override>>);
+pub struct OverrideCache(Mutex<BTreeMap<UserName, UserOverride>>);
 
-impl Overrides {
+impl OverrideCache {
     /// The override that holds for a declared user now.
-    pub async fn of(&self, name: &UserName, stored: Option<&Stored>) -> Option<Override> {
+    pub async fn of(&self, name: &UserName, stored: Option<&StoredAccounts>) -> Option<UserOverride> {
         let stored = stored?;
         match stored.override_of(name).await {
             Ok(found) => {
@@ -66,7 +66,7 @@ impl Overrides {
     }
 
     /// Learns all overrides, to know them when Redis goes away.
-    pub async fn learn(&self, stored: &Stored) {
+    pub async fn learn(&self, stored: &StoredAccounts) {
         match stored.overrides().await {
             Ok(all) => *self.known() = all,
             Err(error) => note(&error),
@@ -74,18 +74,18 @@ impl Overrides {
     }
 
     /// The override of a declared user as [`learn`](Self::learn) or a login learned it last.
-    pub fn learned(&self, name: &UserName) -> Option<Override> {
+    pub fn learned(&self, name: &UserName) -> Option<UserOverride> {
         self.known().get(name).copied()
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<UserName, Override>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, BTreeMap<UserName, UserOverride>> {
+        lock(&self.0)
     }
 }
 
 /// That Redis is away is in the link's log.
 fn note(error: &StoredError) {
     if !error.is_absence() {
-        log::error!(error = with_causes(error); "cannot read the overrides of declared users");
+        log::error!(error = chain(error); "cannot read the overrides of declared users");
     }
 }

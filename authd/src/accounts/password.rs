@@ -1,13 +1,13 @@
-//! Passwords: argon2id hashes, and computing them off the runtime, only so many at once.
+//! PasswordVerifier: argon2id hashes, and computing them off the runtime, only so many at once.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
 use argon2::Params;
 pub use common::password::{MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PASSWORD, Memory, Phc};
-use common::secret::Secret;
+use common::{secret::Secret, sync::lock};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::decoys::Decoys;
@@ -30,7 +30,7 @@ pub struct PasswordLimits {
 
 /// Why a text cannot become a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unusable {
+pub enum UnusablePassword {
     #[error("the password is empty")]
     Empty,
     #[error("the password is longer than 1024 bytes")]
@@ -45,26 +45,26 @@ pub enum Unusable {
 
 /// # Errors
 /// A new password has fewer than `min_length` characters.
-pub fn check_length(min_length: usize, password: &Secret) -> Result<(), Unusable> {
+pub fn check_length(min_length: usize, password: &Secret) -> Result<(), UnusablePassword> {
     // `hash` reports a missing password.
     let length = password.expose().chars().count();
-    if (1..min_length).contains(&length) { Err(Unusable::TooShort(min_length)) } else { Ok(()) }
+    if (1..min_length).contains(&length) { Err(UnusablePassword::TooShort(min_length)) } else { Ok(()) }
 }
 
 /// Hashes a new password. Takes the time that argon2 takes: not for the runtime's threads.
 ///
 /// # Errors
 /// No one could log in with the password.
-pub fn hash(params: &Params, password: &Secret) -> Result<Phc, Unusable> {
+pub fn hash(params: &Params, password: &Secret) -> Result<Phc, UnusablePassword> {
     let text = password.expose();
     if text.is_empty() {
-        return Err(Unusable::Empty);
+        return Err(UnusablePassword::Empty);
     }
     if text.len() > MAX_PASSWORD {
-        return Err(Unusable::TooLong);
+        return Err(UnusablePassword::TooLong);
     }
     if text.chars().any(char::is_control) {
-        return Err(Unusable::Control);
+        return Err(UnusablePassword::Control);
     }
     Ok(Phc::compute(params, text.as_bytes()))
 }
@@ -72,10 +72,10 @@ pub fn hash(params: &Params, password: &Secret) -> Result<Phc, Unusable> {
 /// Too many logins wait for a computation already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many passwords are waiting to be verified")]
-pub struct Busy;
+pub struct QueueFull;
 
 /// Verifies and hashes passwords on threads of their own.
-pub struct Passwords {
+pub struct PasswordVerifier {
     params: Params,
     min_length: usize,
     /// For names that no user has.
@@ -89,7 +89,7 @@ pub struct Passwords {
     memory: Arc<Mutex<Vec<Memory>>>,
 }
 
-impl Passwords {
+impl PasswordVerifier {
     /// Computes one hash: not for the runtime's threads. `known`: a secret that all authds of the cluster know,
     /// from which the time that an unknown name takes follows.
     pub fn new(limits: &PasswordLimits, known: Option<&Secret>) -> Self {
@@ -114,7 +114,7 @@ impl Passwords {
     ///
     /// # Errors
     /// Too many logins wait already.
-    pub async fn verify(&self, password: &Secret, hash: &Phc) -> Result<bool, Busy> {
+    pub async fn verify(&self, password: &Secret, hash: &Phc) -> Result<bool, QueueFull> {
         self.decoys.observe(hash);
         Ok(self.compare(password, hash.clone()).await? && password.expose().len() <= MAX_PASSWORD)
     }
@@ -123,19 +123,19 @@ impl Passwords {
     ///
     /// # Errors
     /// The same.
-    pub async fn verify_unknown(&self, password: &Secret, name: &str) -> Result<(), Busy> {
+    pub async fn verify_unknown(&self, password: &Secret, name: &str) -> Result<(), QueueFull> {
         self.compare(password, self.decoys.of(name)).await.map(drop)
     }
 
-    async fn compare(&self, password: &Secret, hash: Phc) -> Result<bool, Busy> {
+    async fn compare(&self, password: &Secret, hash: Phc) -> Result<bool, QueueFull> {
         let password = password.clone();
         let (pool, kept) = (Arc::clone(&self.memory), self.params.m_cost());
         self.compute(move || {
             let start = Instant::now();
-            let mut memory = pool.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+            let mut memory = lock(&pool).pop().unwrap_or_default();
             let right = hash.matches_in(&mut memory, password.expose().as_bytes());
             memory.shrink_to(kept);
-            pool.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+            lock(&pool).push(memory);
             metrics::verified(start.elapsed());
             right
         })
@@ -146,7 +146,7 @@ impl Passwords {
     ///
     /// # Errors
     /// Too many logins wait already, or (within) the password is too short, or no one could log in with it.
-    pub async fn hash(&self, password: &Secret) -> Result<Result<Phc, Unusable>, Busy> {
+    pub async fn hash(&self, password: &Secret) -> Result<Result<Phc, UnusablePassword>, QueueFull> {
         if let Err(unusable) = check_length(self.min_length, password) {
             return Ok(Err(unusable));
         }
@@ -154,11 +154,14 @@ impl Passwords {
         self.compute(move || hash(&params, &password)).await
     }
 
-    async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
-        let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| Busy)?;
+    async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, QueueFull> {
+        let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| QueueFull)?;
         // A node that has given up meanwhile would not hear the answer. The semaphore is never closed.
         let turn = timeout(self.patience, Arc::clone(&self.running).acquire_owned());
-        let running = turn.await.map_err(|_| Busy)?.map_err(|_| Busy)?;
+        let running = turn.await.map_err(|_| QueueFull)?.map_err(|_| QueueFull)?;
         let task = tokio::task::spawn_blocking(move || {
             // Held by the thread, not by the request, which may be dropped before the end.
             let _permits = (admitted, running);
@@ -169,7 +172,7 @@ impl Passwords {
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 // Only a runtime that shuts down cancels a task.
-                Err(_) => Err(Busy),
+                Err(_) => Err(QueueFull),
             },
         }
     }
@@ -183,8 +186,8 @@ mod tests {
         Params::new(64, 1, 1, None).unwrap()
     }
 
-    fn passwords(at_once: usize, waiting: usize) -> Passwords {
-        Passwords::new(
+    fn passwords(at_once: usize, waiting: usize) -> PasswordVerifier {
+        PasswordVerifier::new(
             &PasswordLimits {
                 params: cheap(),
                 min_length: 4,
@@ -199,10 +202,10 @@ mod tests {
     #[test]
     fn what_nobody_could_log_in_with_is_no_password() {
         for (text, why) in [
-            ("", Unusable::Empty),
-            ("a\r\nb", Unusable::Control),
-            ("a\0", Unusable::Control),
-            (&"x".repeat(1025), Unusable::TooLong),
+            ("", UnusablePassword::Empty),
+            ("a\r\nb", UnusablePassword::Control),
+            ("a\0", UnusablePassword::Control),
+            (&"x".repeat(1025), UnusablePassword::TooLong),
         ] {
             assert_eq!(hash(&cheap(), &Secret::new(text)).unwrap_err(), why);
         }
@@ -214,9 +217,9 @@ mod tests {
         let passwords = passwords(1, 1);
         for short in ["abc", "äöü"] {
             let refused = passwords.hash(&Secret::new(short)).await.unwrap();
-            assert_eq!(refused.unwrap_err(), Unusable::TooShort(4), "{short}");
+            assert_eq!(refused.unwrap_err(), UnusablePassword::TooShort(4), "{short}");
         }
-        assert_eq!(passwords.hash(&Secret::new("")).await.unwrap().unwrap_err(), Unusable::Empty);
+        assert_eq!(passwords.hash(&Secret::new("")).await.unwrap().unwrap_err(), UnusablePassword::Empty);
         assert!(passwords.hash(&Secret::new("äöüß")).await.unwrap().is_ok());
     }
 
@@ -235,9 +238,9 @@ mod tests {
     async fn a_login_waits_for_its_turn_so_long_and_no_longer() {
         let patience = Duration::from_millis(20);
         let limits = PasswordLimits { params: cheap(), min_length: 4, at_once: 1, waiting: 1, patience };
-        let passwords = Passwords::new(&limits, None);
+        let passwords = PasswordVerifier::new(&limits, None);
         let _running = Arc::clone(&passwords.running).acquire_owned().await.unwrap();
-        assert_eq!(passwords.compute(|| true).await, Err(Busy));
+        assert_eq!(passwords.compute(|| true).await, Err(QueueFull));
     }
 
     #[tokio::test]
@@ -251,7 +254,7 @@ mod tests {
         while passwords.admitted.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(passwords.compute(|| true).await, Err(Busy));
+        assert_eq!(passwords.compute(|| true).await, Err(QueueFull));
         release.send(()).unwrap();
         assert_eq!(running.await.unwrap(), Ok(true));
         assert_eq!(waiting.await.unwrap(), Ok(true));

@@ -9,8 +9,10 @@
 
 use common::{
     access::{Access, Hours},
-    auth_api::{Account, AccountLimits, Permissions, TlsRequirements, UploadMode},
-    policy::{Bandwidth, DirectoryRule, Folder, NamePattern, PermissionChanges, Quota, TreePath},
+    auth_api::{Account, AccountLimits, TlsRequirements, UploadMode},
+    policy::{
+        Bandwidth, DirectoryRule, Folder, NamePattern, PermissionChanges, Permissions, Quota, TreePath,
+    },
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -19,7 +21,7 @@ use serde::{Deserialize, Serialize};
 /// names what is set alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Policy {
+pub struct AccountPolicy {
     #[serde(skip_serializing_if = "is_default")]
     pub permissions: PermissionChanges,
     #[serde(skip_serializing_if = "is_default")]
@@ -39,7 +41,7 @@ pub struct Policy {
     #[serde(skip_serializing_if = "is_default")]
     pub tls: TlsChanges,
     #[serde(skip_serializing_if = "is_default")]
-    pub access: AccessChanges,
+    pub access: LoginConditionChanges,
 }
 
 /// [`TlsRequirements`] of which some are set.
@@ -57,7 +59,7 @@ pub struct TlsChanges {
 /// An [`Access`] of which some is set; an empty list is set, and takes a group's condition away.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct AccessChanges {
+pub struct LoginConditionChanges {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_from: Option<Vec<IpNet>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,7 +72,7 @@ pub struct AccessChanges {
 /// each node then decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Effective {
+pub struct EffectivePolicy {
     pub permissions: Permissions,
     pub directories: Vec<DirectoryRule>,
     pub denied_names: Vec<NamePattern>,
@@ -90,12 +92,11 @@ macro_rules! first_of {
     };
 }
 
-impl Policy {
+impl AccountPolicy {
     /// What both set together, where `self` decides what both set.
     pub fn over(mut self, other: Self) -> Self {
         let (own, group) = (self.access, other.access);
-        self.permissions = first_of!(PermissionChanges, self.permissions, other.permissions;
-            list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes);
+        self.permissions = self.permissions.or(other.permissions);
         self.directories.extend(other.directories);
         for pattern in other.denied_names {
             if !self.denied_names.contains(&pattern) {
@@ -110,14 +111,14 @@ impl Policy {
             upload, download, session_upload, session_download);
         self.uploads = self.uploads.or(other.uploads);
         self.tls = first_of!(TlsChanges, self.tls, other.tls; control, data, close_notify);
-        self.access = first_of!(AccessChanges, own, group; allow_from, deny_from, hours);
+        self.access = first_of!(LoginConditionChanges, own, group; allow_from, deny_from, hours);
         self
     }
 
     /// What holds where nobody else sets anything.
-    pub fn effective(self) -> Effective {
+    pub fn effective(self) -> EffectivePolicy {
         let (tls, access) = (TlsRequirements::default(), self.access);
-        Effective {
+        EffectivePolicy {
             permissions: self.permissions.of(Permissions::default()),
             directories: self.directories,
             denied_names: self.denied_names,
@@ -142,21 +143,7 @@ impl Policy {
     /// Forgets what is set to its default. Users who were stored before there were groups name every
     /// field, and mean the default by it: a group's restriction must not be overruled by that.
     pub fn without_defaults(mut self) -> Self {
-        let PermissionChanges {
-            list,
-            download,
-            upload,
-            overwrite,
-            append,
-            rename,
-            delete,
-            mkdir,
-            rmdir,
-            attributes,
-        } = &mut self.permissions;
-        for granted in [list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes] {
-            granted.take_if(|granted| *granted);
-        }
+        self.permissions = self.permissions.only_denials();
         for required in [&mut self.tls.control, &mut self.tls.data] {
             required.take_if(|required| !*required);
         }
@@ -168,7 +155,7 @@ impl Policy {
     }
 }
 
-impl Effective {
+impl EffectivePolicy {
     /// What a node is told after a login. Where the user may come from, and when, it need not know.
     pub fn account(self, user: String, home: String, admin: bool) -> Account {
         Account {
@@ -211,12 +198,13 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use common::policy::Permission;
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     use super::*;
 
-    fn policy(value: Value) -> Policy {
+    fn policy(value: Value) -> AccountPolicy {
         serde_json::from_value(value).unwrap()
     }
 
@@ -237,7 +225,7 @@ mod tests {
             "quota": { "bytes": 7, "files": 5 }, "bandwidth": { "upload": 1000 },
         }));
         let effective = user.over(first).over(second).effective();
-        let expected = Permissions { rename: false, mkdir: false, ..Permissions::default() };
+        let expected = Permissions::default().without(&[Permission::Rename, Permission::Mkdir]);
         assert_eq!(effective.permissions, expected);
         assert_eq!(
             effective.limits,
@@ -249,7 +237,7 @@ mod tests {
         assert_eq!(effective.tls, TlsRequirements { control: false, data: true, close_notify: Some(false) });
         assert_eq!(effective.access.allow_from.len(), 1);
         assert_eq!((effective.access.deny_from.len(), effective.access.hours.len()), (0, 1));
-        assert_eq!(Policy::default().effective(), Effective::default());
+        assert_eq!(AccountPolicy::default().effective(), EffectivePolicy::default());
     }
 
     #[test]
@@ -276,7 +264,7 @@ mod tests {
     #[test]
     fn what_was_stored_before_there_were_groups_sets_nothing_that_is_the_default() {
         let stored = policy(json!({
-            "permissions": Permissions { delete: false, ..Permissions::default() }, "limits": {},
+            "permissions": Permissions::default().without(&[Permission::Delete]), "limits": {},
             "uploads": "direct", "tls": { "control": false, "data": true },
             "access": { "allow_from": [], "deny_from": [], "hours": ["22:00-06:00"] },
         }));
@@ -287,36 +275,30 @@ mod tests {
         assert_eq!(stored.effective(), meant.effective());
     }
 
-    prop_compose! {
-        fn switches()(switches in proptest::collection::vec(proptest::option::of(any::<bool>()), 13)) -> [Option<bool>; 13] {
-            switches.try_into().unwrap()
-        }
+    fn switches<const N: usize>() -> impl Strategy<Value = [Option<bool>; N]> {
+        proptest::array::uniform(proptest::option::of(any::<bool>()))
     }
 
     prop_compose! {
         fn policies()(
-            [
-                list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes, control, data,
-                close_notify,
-            ] in switches(),
+            permissions in switches::<{ Permission::ALL.len() }>(),
+            [control, data, close_notify] in switches(),
             rules in proptest::collection::vec(0u8..4, 0..4),
             sessions in proptest::option::of(0u32..9),
             bytes in proptest::option::of(0u64..9),
             hours in proptest::option::of(Just(vec![])),
-        ) -> Policy {
+        ) -> AccountPolicy {
             let paths = || rules.iter().map(|rule| json!({ "path": format!("/{rule}"), "target": "/x" }));
-            Policy {
-                permissions: PermissionChanges {
-                    list, download, upload, overwrite, append, rename, delete, mkdir, rmdir, attributes,
-                },
+            AccountPolicy {
+                permissions: PermissionChanges::from_fn(|permission| permissions[permission as usize]),
                 limits: AccountLimits { sessions, sessions_per_address: None, transfers: sessions },
                 quota: Quota { bytes, files: sessions.map(u64::from) },
-                uploads: list.map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
+                uploads: permissions[0].map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
                 tls: TlsChanges { control, data, close_notify },
-                access: AccessChanges { hours, ..AccessChanges::default() },
+                access: LoginConditionChanges { hours, ..LoginConditionChanges::default() },
                 folders: serde_json::from_value(paths().collect()).unwrap(),
                 denied_names: serde_json::from_value(rules.iter().map(|rule| json!(format!("*.{rule}"))).collect()).unwrap(),
-                ..Policy::default()
+                ..AccountPolicy::default()
             }
         }
     }
@@ -327,13 +309,13 @@ mod tests {
             a in policies(), b in policies(), c in policies(),
         ) {
             prop_assert_eq!(a.clone().over(b.clone()).over(c.clone()), a.clone().over(b.clone().over(c)));
-            prop_assert_eq!(a.clone().over(Policy::default()), a.clone());
+            prop_assert_eq!(a.clone().over(AccountPolicy::default()), a.clone());
         }
 
         #[test]
         fn a_stored_policy_is_read_as_it_was_written(a in policies()) {
             let json = serde_json::to_string(&a).unwrap();
-            prop_assert_eq!(serde_json::from_str::<Policy>(&json).unwrap(), a);
+            prop_assert_eq!(serde_json::from_str::<AccountPolicy>(&json).unwrap(), a);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use common::{
     keys::Keys,
+    process::logging::chain,
     registry::{LinkError, RedisLink},
 };
 use std::collections::BTreeMap;
@@ -13,15 +14,14 @@ use serde::Serialize;
 
 use super::{
     name::{GroupName, UserName},
-    overrides::Override,
-    policy::Policy,
+    overrides::UserOverride,
+    policy::AccountPolicy,
     user::User,
 };
-use crate::error::with_causes;
 
 /// The users and groups in Redis. Cheap to clone.
 #[derive(Clone)]
-pub struct Stored {
+pub struct StoredAccounts {
     link: RedisLink,
     keys: Keys,
 }
@@ -53,7 +53,7 @@ impl StoredError {
 
 /// What became of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
+pub enum WriteOutcome {
     Done,
     /// What is to be made exists, or what is to be changed is not as it was when it was read.
     Differs,
@@ -65,12 +65,12 @@ pub enum Written {
 
 /// A user or a group as read, to be changed only if nobody else does so meanwhile.
 #[derive(Debug)]
-pub struct Read<T> {
+pub struct StoredRecord<T> {
     pub value: T,
     json: String,
 }
 
-impl Stored {
+impl StoredAccounts {
     pub fn new(link: RedisLink, keys: Keys) -> Self {
         Self { link, keys }
     }
@@ -84,9 +84,10 @@ impl Stored {
     ///
     /// # Errors
     /// Redis is away, or what it holds is no user.
-    pub async fn user(&self, name: &UserName) -> Result<(Option<Read<User>>, u64), StoredError> {
+    pub async fn user(&self, name: &UserName) -> Result<(Option<StoredRecord<User>>, u64), StoredError> {
         let (json, generation) = self.find(self.keys.users(), name.as_str()).await?;
-        let read = |json: String| Ok::<_, StoredError>(Read { value: user(name.as_str(), &json)?, json });
+        let read =
+            |json: String| Ok::<_, StoredError>(StoredRecord { value: user(name.as_str(), &json)?, json });
         Ok((json.map(read).transpose()?, generation))
     }
 
@@ -109,10 +110,13 @@ impl Stored {
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn some_groups(&self, names: &[GroupName]) -> Result<BTreeMap<GroupName, Policy>, StoredError> {
+    pub async fn some_groups(
+        &self,
+        names: &[GroupName],
+    ) -> Result<BTreeMap<GroupName, AccountPolicy>, StoredError> {
         let found = self.some(self.keys.groups(), names.iter().map(GroupName::as_str)).await?;
         let read = |(name, json): (&GroupName, Option<String>)| {
-            let skipped = |error: &StoredError| log::error!(error = with_causes(error); "skipped");
+            let skipped = |error: &StoredError| log::error!(error = chain(error); "skipped");
             Some((name.clone(), group(name.as_str(), &json?).inspect_err(skipped).ok()?))
         };
         Ok(names.iter().zip(found).filter_map(read).collect())
@@ -138,9 +142,13 @@ impl Stored {
     ///
     /// # Errors
     /// Redis is away, or what it holds is no group.
-    pub async fn group(&self, name: &GroupName) -> Result<(Option<Read<Policy>>, u64), StoredError> {
+    pub async fn group(
+        &self,
+        name: &GroupName,
+    ) -> Result<(Option<StoredRecord<AccountPolicy>>, u64), StoredError> {
         let (json, generation) = self.find(self.keys.groups(), name.as_str()).await?;
-        let read = |json: String| Ok::<_, StoredError>(Read { value: group(name.as_str(), &json)?, json });
+        let read =
+            |json: String| Ok::<_, StoredError>(StoredRecord { value: group(name.as_str(), &json)?, json });
         Ok((json.map(read).transpose()?, generation))
     }
 
@@ -148,7 +156,7 @@ impl Stored {
     ///
     /// # Errors
     /// One of them does not exist or cannot be read, or Redis is away.
-    pub async fn groups(&self, names: &[GroupName]) -> Result<Vec<Policy>, StoredError> {
+    pub async fn groups(&self, names: &[GroupName]) -> Result<Vec<AccountPolicy>, StoredError> {
         if names.is_empty() {
             return Ok(Vec::new());
         }
@@ -178,7 +186,7 @@ impl Stored {
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn all_groups(&self) -> Result<Vec<(GroupName, Policy)>, StoredError> {
+    pub async fn all_groups(&self) -> Result<Vec<(GroupName, AccountPolicy)>, StoredError> {
         self.all(self.keys.groups(), group).await
     }
 
@@ -189,10 +197,10 @@ impl Stored {
     pub async fn write_user(
         &self,
         name: &UserName,
-        read: Option<&Read<User>>,
+        read: Option<&StoredRecord<User>>,
         user: &User,
         groups: &[GroupName],
-    ) -> Result<Written, StoredError> {
+    ) -> Result<WriteOutcome, StoredError> {
         let new = json("user", name.as_str(), user)?;
         let old = read.map_or("", |read| &read.json);
         self.write(self.keys.users(), name.as_str(), old, &new, None, groups).await
@@ -202,7 +210,11 @@ impl Stored {
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn remove_user(&self, name: &UserName, read: &Read<User>) -> Result<Written, StoredError> {
+    pub async fn remove_user(
+        &self,
+        name: &UserName,
+        read: &StoredRecord<User>,
+    ) -> Result<WriteOutcome, StoredError> {
         self.write(self.keys.users(), name.as_str(), &read.json, "", None, &[]).await
     }
 
@@ -213,9 +225,9 @@ impl Stored {
     pub async fn write_group(
         &self,
         name: &GroupName,
-        read: Option<&Read<Policy>>,
-        group: &Policy,
-    ) -> Result<Written, StoredError> {
+        read: Option<&StoredRecord<AccountPolicy>>,
+        group: &AccountPolicy,
+    ) -> Result<WriteOutcome, StoredError> {
         let new = json("group", name.as_str(), group)?;
         let old = read.map_or("", |read| &read.json);
         self.write(self.keys.groups(), name.as_str(), old, &new, None, &[]).await
@@ -228,9 +240,9 @@ impl Stored {
     pub async fn remove_group(
         &self,
         name: &GroupName,
-        read: &Read<Policy>,
+        read: &StoredRecord<AccountPolicy>,
         generation: u64,
-    ) -> Result<Written, StoredError> {
+    ) -> Result<WriteOutcome, StoredError> {
         self.write(self.keys.groups(), name.as_str(), &read.json, "", Some(generation), &[]).await
     }
 
@@ -238,29 +250,29 @@ impl Stored {
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn override_of(&self, name: &UserName) -> Result<Option<Override>, StoredError> {
+    pub async fn override_of(&self, name: &UserName) -> Result<Option<UserOverride>, StoredError> {
         let command = cmd("HGET").arg(self.keys.overrides()).arg(name.as_str()).to_owned();
         let json: Option<String> = self.link.query(&command).await?;
-        Ok(json.map(|json| Override::from_stored(name.as_str(), &json)))
+        Ok(json.map(|json| UserOverride::from_stored(name.as_str(), &json)))
     }
 
     /// What overrides declared users.
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn overrides(&self) -> Result<BTreeMap<UserName, Override>, StoredError> {
+    pub async fn overrides(&self) -> Result<BTreeMap<UserName, UserOverride>, StoredError> {
         let all: Vec<(String, String)> = self.link.query(cmd("HGETALL").arg(self.keys.overrides())).await?;
         let read = |(name, json): &(String, String)| {
-            Some((name.parse::<UserName>().ok()?, Override::from_stored(name, json)))
+            Some((name.parse::<UserName>().ok()?, UserOverride::from_stored(name, json)))
         };
         Ok(all.iter().filter_map(read).collect())
     }
 
-    /// Overrides a declared user, unless it is overridden already.
+    /// OverrideCache a declared user, unless it is overridden already.
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn set_override(&self, name: &UserName, new: Override) -> Result<(), StoredError> {
+    pub async fn set_override(&self, name: &UserName, new: UserOverride) -> Result<(), StoredError> {
         let json = json("override", name.as_str(), &new)?;
         let command = cmd("HSETNX").arg(self.keys.overrides()).arg(name.as_str()).arg(json).to_owned();
         Ok(self.link.query(&command).await?)
@@ -290,7 +302,7 @@ impl Stored {
         let entries: Vec<(String, String)> = self.link.query(cmd("HGETALL").arg(hash)).await?;
         let read = |(text, json): &(String, String)| {
             let name: N = text.parse().ok()?;
-            let skipped = |error: &StoredError| log::error!(error = with_causes(error); "skipped");
+            let skipped = |error: &StoredError| log::error!(error = chain(error); "skipped");
             parse(text, json).inspect_err(skipped).ok().map(|value| (name, value))
         };
         Ok(entries.iter().filter_map(read).collect())
@@ -304,7 +316,7 @@ impl Stored {
         new: &str,
         generation: Option<u64>,
         groups: &[GroupName],
-    ) -> Result<Written, StoredError> {
+    ) -> Result<WriteOutcome, StoredError> {
         let script = Script::new(include_str!("stored.lua"));
         let mut call = script.key(hash);
         call.key(self.keys.users_generation()).key(self.keys.groups());
@@ -316,11 +328,11 @@ impl Stored {
             call.arg(group.as_str());
         }
         Ok(match self.link.script::<i64>(&call).await? {
-            1 => Written::Done,
-            0 => Written::Differs,
-            -1 => Written::Missing,
+            1 => WriteOutcome::Done,
+            0 => WriteOutcome::Differs,
+            -1 => WriteOutcome::Missing,
             // As many as there are groups.
-            number => Written::NoGroup(usize::try_from(-2 - number).unwrap_or(0)),
+            number => WriteOutcome::NoGroup(usize::try_from(-2 - number).unwrap_or(0)),
         })
     }
 }
@@ -329,7 +341,7 @@ fn user(name: &str, json: &str) -> Result<User, StoredError> {
     User::from_stored(name, json).map_err(|source| unreadable("user", name, source))
 }
 
-fn group(name: &str, json: &str) -> Result<Policy, StoredError> {
+fn group(name: &str, json: &str) -> Result<AccountPolicy, StoredError> {
     serde_json::from_str(json).map_err(|source| unreadable("group", name, source))
 }
 

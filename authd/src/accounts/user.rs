@@ -11,22 +11,22 @@ use sha2::{Digest, Sha256};
 
 use super::{
     name::{GroupName, UserName},
-    overrides::Override,
+    overrides::UserOverride,
     password::Phc,
-    policy::{Effective, Policy},
+    policy::{AccountPolicy, EffectivePolicy},
 };
 
 /// A user's home: an absolute path within the shared storage, without `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Home(String);
+pub struct HomePath(String);
 
 /// The text cannot be a home.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a home is an absolute path of at most 1024 bytes without '..' and control characters")]
-pub struct InvalidHome;
+pub struct InvalidHomePath;
 
-impl Home {
+impl HomePath {
     /// The home of a user for whom none is named: `/NAME`.
     pub fn of(name: &UserName) -> Self {
         Self(format!("/{name}"))
@@ -37,20 +37,20 @@ impl Home {
     }
 }
 
-impl TryFrom<String> for Home {
-    type Error = InvalidHome;
+impl TryFrom<String> for HomePath {
+    type Error = InvalidHomePath;
 
-    fn try_from(text: String) -> Result<Self, InvalidHome> {
+    fn try_from(text: String) -> Result<Self, InvalidHomePath> {
         let climbs = text.split('/').any(|part| part == "..");
         if !text.starts_with('/') || text.len() > 1024 || climbs || text.contains(char::is_control) {
-            return Err(InvalidHome);
+            return Err(InvalidHomePath);
         }
         Ok(Self(text))
     }
 }
 
-impl From<Home> for String {
-    fn from(home: Home) -> Self {
+impl From<HomePath> for String {
+    fn from(home: HomePath) -> Self {
         home.0
     }
 }
@@ -88,7 +88,7 @@ pub struct User {
     pub credential: Credential,
     #[serde(default = "yes")]
     pub enabled: bool,
-    pub home: Home,
+    pub home: HomePath,
     /// Client certificates that stand in for the password.
     #[serde(default)]
     pub certificates: Vec<CertificateRule>,
@@ -98,7 +98,7 @@ pub struct User {
     #[serde(default)]
     pub groups: Vec<GroupName>,
     #[serde(flatten)]
-    pub policy: Policy,
+    pub policy: AccountPolicy,
 }
 
 fn yes() -> bool {
@@ -111,11 +111,11 @@ impl User {
         Self {
             credential,
             enabled: true,
-            home: Home::of(name),
+            home: HomePath::of(name),
             certificates: Vec::new(),
             admin: false,
             groups: Vec::new(),
-            policy: Policy::default(),
+            policy: AccountPolicy::default(),
         }
     }
 
@@ -126,7 +126,7 @@ impl User {
     /// That is no user.
     pub fn from_fields(name: &UserName, mut fields: Map<String, Value>) -> serde_json::Result<Self> {
         fields.retain(|_, value| !value.is_null());
-        fields.entry("home").or_insert_with(|| Home::of(name).0.into());
+        fields.entry("home").or_insert_with(|| HomePath::of(name).0.into());
         from_fields(fields)
     }
 
@@ -163,7 +163,10 @@ impl User {
     ///
     /// # Errors
     /// One of the user's groups is not found. What it would have restricted cannot be known then.
-    pub fn effective(&self, group: impl Fn(&GroupName) -> Option<Policy>) -> Result<Effective, GroupName> {
+    pub fn effective(
+        &self,
+        group: impl Fn(&GroupName) -> Option<AccountPolicy>,
+    ) -> Result<EffectivePolicy, GroupName> {
         let mut policy = self.policy.clone();
         for name in &self.groups {
             policy = policy.over(group(name).ok_or_else(|| name.clone())?);
@@ -172,7 +175,12 @@ impl User {
     }
 
     /// What administrators see of the user.
-    pub fn view(&self, name: &UserName, source: Source, effective: Option<Effective>) -> UserView {
+    pub fn view(
+        &self,
+        name: &UserName,
+        source: AccountSource,
+        effective: Option<EffectivePolicy>,
+    ) -> UserView {
         UserView {
             name: name.to_string(),
             source,
@@ -247,29 +255,29 @@ pub fn with_changes(
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserView {
     pub name: String,
-    pub source: Source,
+    pub source: AccountSource,
     /// Whether the user may log in: what overrides a declared user counts.
     pub enabled: bool,
     /// What overrides a declared user.
     #[serde(rename = "override", default, skip_serializing_if = "Option::is_none")]
-    pub overridden: Option<Override>,
+    pub overridden: Option<UserOverride>,
     pub home: String,
     pub certificates: Vec<CertificateRule>,
     pub admin: bool,
     pub groups: Vec<GroupName>,
     /// What the user sets itself.
     #[serde(flatten)]
-    pub policy: Policy,
+    pub policy: AccountPolicy,
     /// What holds for the user; not there if one of the groups cannot be found or read, and then the
     /// user cannot log in.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub effective: Option<Effective>,
+    pub effective: Option<EffectivePolicy>,
 }
 
 /// Where a user or a group is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Source {
+pub enum AccountSource {
     /// The users file (or the settings): changed there, not through the API.
     Declarative,
     /// Redis: changed through the API.
@@ -278,6 +286,7 @@ pub enum Source {
 
 #[cfg(test)]
 mod tests {
+    use common::policy::Permission;
     use proptest::prelude::*;
 
     use super::*;
@@ -285,10 +294,10 @@ mod tests {
     #[test]
     fn homes() {
         for home in ["/", "/demo", "/a/..b", "/teams/one/"] {
-            assert!(Home::try_from(home.to_owned()).is_ok(), "{home:?}");
+            assert!(HomePath::try_from(home.to_owned()).is_ok(), "{home:?}");
         }
         for home in ["", "demo", "/..", "/a/../b", "/a\nb", "../x"] {
-            assert!(Home::try_from(home.to_owned()).is_err(), "{home:?}");
+            assert!(HomePath::try_from(home.to_owned()).is_err(), "{home:?}");
         }
     }
 
@@ -310,14 +319,14 @@ mod tests {
         let user = User::from_stored("ann", &stored.to_string()).unwrap();
         assert!(user.groups.is_empty() && user.policy.limits.sessions == Some(3));
         let alone = user.effective(|_| None).unwrap();
-        assert!(alone.permissions.delete && !alone.permissions.upload);
+        assert!(alone.permissions.has(Permission::Delete) && !alone.permissions.has(Permission::Upload));
 
         let mut change = Map::new();
         change.insert("groups".to_owned(), serde_json::json!(["partners"]));
         let member = user.with_fields(&"ann".parse().unwrap(), change).unwrap();
         let group = r#"{ "permissions": { "delete": false, "upload": true }, "uploads": "atomic" }"#;
         let effective = member.effective(|_| serde_json::from_str(group).ok()).unwrap();
-        assert!(!effective.permissions.delete && !effective.permissions.upload);
+        assert!(!effective.permissions.has_any(&[Permission::Delete, Permission::Upload]));
         assert_eq!(effective.uploads, common::auth_api::UploadMode::Atomic);
         assert_eq!(User::from_stored("ann", &serde_json::to_string(&member).unwrap()).unwrap(), member);
         // Since then, what is named is meant.
@@ -325,7 +334,13 @@ mod tests {
             "password_hash": HASH, "home": "/ann", "groups": ["partners"], "permissions": { "delete": true },
         });
         let explicit = User::from_stored("ann", &explicit.to_string()).unwrap();
-        assert!(explicit.effective(|_| serde_json::from_str(group).ok()).unwrap().permissions.delete);
+        assert!(
+            explicit
+                .effective(|_| serde_json::from_str(group).ok())
+                .unwrap()
+                .permissions
+                .has(Permission::Delete)
+        );
     }
 
     #[test]
@@ -378,7 +393,7 @@ mod tests {
         #[test]
         fn the_default_home_of_any_name_is_a_home(name in "\\PC{1,64}") {
             if let Ok(name) = name.parse::<UserName>() {
-                prop_assert!(Home::try_from(String::from(Home::of(&name))).is_ok());
+                prop_assert!(HomePath::try_from(String::from(HomePath::of(&name))).is_ok());
             }
         }
     }

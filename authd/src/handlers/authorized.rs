@@ -9,6 +9,7 @@ use common::{
     access::{Access, Forbidden},
     auth_api::{AuthorizedAnswer, AuthorizedRequest, EndReason, MAX_AUTHORIZED, PastLogin, Verdict},
     certificate::CertificateRule,
+    process::logging::chain,
 };
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
         name::UserName,
         user::{User, version},
     },
-    error::{ApiError, with_causes},
+    error::ApiError,
     metrics,
 };
 
@@ -41,7 +42,7 @@ pub async fn authorized(service: &Service, request: AuthorizedRequest) -> Result
         if let Err(error) = result
             && !error.is_absence()
         {
-            let error = with_causes(error.as_ref());
+            let error = chain(error.as_ref());
             log::error!(user:% = name, node:%, error; "cannot tell whether the user's sessions may stay");
         }
     }

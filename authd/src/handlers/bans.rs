@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Service,
     error::ApiError,
-    throttle::{Ban, By, Subject},
+    throttle::{Ban, BanKind, BanSubject},
 };
 
 /// A ban as `GET /v1/bans` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanView {
-    pub by: By,
+    pub by: BanKind,
     /// The user, the IPv4 address, or the IPv6 network.
     pub name: String,
     /// RFC 3339, rounded up to a second.
@@ -40,7 +40,7 @@ pub async fn list(service: &Service) -> Result<Vec<BanView>, ApiError> {
 /// The user is not banned, or Redis is away.
 pub async fn lift_user(service: &Service, name: &str) -> Result<(), ApiError> {
     let name = name.parse().map_err(|_| ApiError::NotFound("ban"))?;
-    lift(service, &Subject::User(name)).await
+    lift(service, &BanSubject::User(name)).await
 }
 
 /// The same for an address, or for the IPv6 network that it is in.
@@ -48,10 +48,11 @@ pub async fn lift_user(service: &Service, name: &str) -> Result<(), ApiError> {
 /// # Errors
 /// It is none, it is not banned, or Redis is away.
 pub async fn lift_address(service: &Service, address: &str) -> Result<(), ApiError> {
-    let subject = Subject::address(address).map_err(|error| ApiError::InvalidRequest(error.to_string()))?;
+    let subject =
+        BanSubject::address(address).map_err(|error| ApiError::InvalidRequest(error.to_string()))?;
     lift(service, &subject).await
 }
 
-async fn lift(service: &Service, subject: &Subject) -> Result<(), ApiError> {
+async fn lift(service: &Service, subject: &BanSubject) -> Result<(), ApiError> {
     if service.throttle.lift(subject).await? { Ok(()) } else { Err(ApiError::NotFound("ban")) }
 }

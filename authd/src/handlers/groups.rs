@@ -9,11 +9,11 @@ use super::users::{ATTEMPTS, invalid, take_name};
 use crate::{
     Service,
     accounts::{
-        Found,
+        FoundUser,
         name::{GroupName, UserName},
-        policy::Policy,
-        stored::{Read, Stored, Written},
-        user::{Source, from_fields, with_changes},
+        policy::AccountPolicy,
+        stored::{StoredAccounts, StoredRecord, WriteOutcome},
+        user::{AccountSource, from_fields, with_changes},
     },
     error::ApiError,
 };
@@ -22,16 +22,21 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupView {
     pub name: String,
-    pub source: Source,
+    pub source: AccountSource,
     /// The names of its users.
     pub members: Vec<String>,
     #[serde(flatten)]
-    pub policy: Policy,
+    pub policy: AccountPolicy,
 }
 
 impl GroupView {
-    fn new(name: &GroupName, source: Source, policy: Policy, users: &BTreeMap<UserName, Found>) -> Self {
-        let is_member = |(_, found): &(&UserName, &Found)| found.user.groups.contains(name);
+    fn new(
+        name: &GroupName,
+        source: AccountSource,
+        policy: AccountPolicy,
+        users: &BTreeMap<UserName, FoundUser>,
+    ) -> Self {
+        let is_member = |(_, found): &(&UserName, &FoundUser)| found.user.groups.contains(name);
         let members = users.iter().filter(is_member).map(|(name, _)| name.to_string()).collect();
         Self { name: name.to_string(), source, members, policy }
     }
@@ -56,8 +61,8 @@ pub async fn show(service: &Service, name: &str) -> Result<GroupView, ApiError> 
     let name: GroupName = name.parse().map_err(|_| ApiError::NotFound("group"))?;
     let declared = service.accounts.declared().groups.get(&name).cloned();
     let (source, policy) = match (declared, &service.accounts.stored) {
-        (Some(policy), _) => (Source::Declarative, policy),
-        (None, Some(stored)) => (Source::Registry, read(stored, &name).await?.0.value),
+        (Some(policy), _) => (AccountSource::Declarative, policy),
+        (None, Some(stored)) => (AccountSource::Registry, read(stored, &name).await?.0.value),
         (None, None) => return Err(ApiError::NotFound("group")),
     };
     Ok(GroupView::new(&name, source, policy, &service.accounts.users().await?))
@@ -72,9 +77,9 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<G
     let stored = changeable(service, &name)?;
     let group = group(body)?;
     match stored.write_group(&name, None, &group).await? {
-        Written::Done => {
+        WriteOutcome::Done => {
             log::info!(group:% = name; "group created");
-            Ok(GroupView::new(&name, Source::Registry, group, &service.accounts.users().await?))
+            Ok(GroupView::new(&name, AccountSource::Registry, group, &service.accounts.users().await?))
         }
         _ => Err(ApiError::AlreadyExists("group")),
     }
@@ -91,14 +96,19 @@ pub async fn update(service: &Service, name: &str, body: Map<String, Value>) -> 
         let (read, _) = read(stored, &name).await?;
         let group = group(with_changes(&read.value, body.clone()).map_err(invalid)?)?;
         match stored.write_group(&name, Some(&read), &group).await? {
-            Written::Done => {
+            WriteOutcome::Done => {
                 log::info!(group:% = name; "group changed");
                 // Its members may not come from where they are any more, or not at this time.
                 service.revision.advance();
-                return Ok(GroupView::new(&name, Source::Registry, group, &service.accounts.users().await?));
+                return Ok(GroupView::new(
+                    &name,
+                    AccountSource::Registry,
+                    group,
+                    &service.accounts.users().await?,
+                ));
             }
-            Written::Missing => return Err(ApiError::NotFound("group")),
-            Written::Differs | Written::NoGroup(_) => {}
+            WriteOutcome::Missing => return Err(ApiError::NotFound("group")),
+            WriteOutcome::Differs | WriteOutcome::NoGroup(_) => {}
         }
     }
     Err(ApiError::Contended)
@@ -121,32 +131,35 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
             return Err(ApiError::InUse(members.count() + 1, first.to_string()));
         }
         match stored.remove_group(&name, &read, generation).await? {
-            Written::Done => {
+            WriteOutcome::Done => {
                 log::info!(group:% = name; "group removed");
                 return Ok(());
             }
-            Written::Missing => return Err(ApiError::NotFound("group")),
-            Written::Differs | Written::NoGroup(_) => {}
+            WriteOutcome::Missing => return Err(ApiError::NotFound("group")),
+            WriteOutcome::Differs | WriteOutcome::NoGroup(_) => {}
         }
     }
     Err(ApiError::Contended)
 }
 
 /// The groups in Redis, if `name` may be changed there.
-fn changeable<'a>(service: &'a Service, name: &GroupName) -> Result<&'a Stored, ApiError> {
+fn changeable<'a>(service: &'a Service, name: &GroupName) -> Result<&'a StoredAccounts, ApiError> {
     if service.accounts.declared().groups.contains_key(name) {
         return Err(ApiError::Declarative("group"));
     }
     service.accounts.stored.as_ref().ok_or(ApiError::NoRedis)
 }
 
-async fn read(stored: &Stored, name: &GroupName) -> Result<(Read<Policy>, u64), ApiError> {
+async fn read(
+    stored: &StoredAccounts,
+    name: &GroupName,
+) -> Result<(StoredRecord<AccountPolicy>, u64), ApiError> {
     let (read, generation) = stored.group(name).await?;
     Ok((read.ok_or(ApiError::NotFound("group"))?, generation))
 }
 
 /// A group as a body says it; `null` is what is not set.
-fn group(mut body: Map<String, Value>) -> Result<Policy, ApiError> {
+fn group(mut body: Map<String, Value>) -> Result<AccountPolicy, ApiError> {
     body.retain(|_, value| !value.is_null());
     from_fields(body).map_err(invalid)
 }

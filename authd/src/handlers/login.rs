@@ -6,25 +6,26 @@ use common::{
     access::Forbidden,
     auth_api::{Account, AuthenticateRequest, Rejection},
     certificate::{CertificateRule, ClientCertificate, DistinguishedName},
+    process::logging::chain,
     registry::LinkError,
 };
 
 use crate::{
     Service,
     accounts::{
-        cache::Digest,
+        cache::VerificationDigest,
         name::UserName,
-        password::Busy,
+        password::QueueFull,
         stored::StoredError,
         user::{Credential, User, version},
     },
-    error::{ApiError, with_causes},
+    error::ApiError,
     metrics,
-    throttle::{Attempt, Throttled},
+    throttle::{LoginAttempt, Throttled},
 };
 
 /// Why a login is refused, as the log and the metrics tell it.
-enum Refusal {
+enum LoginRefusal {
     Rejected(Rejection),
     Throttled(Throttled),
     Busy,
@@ -32,7 +33,7 @@ enum Refusal {
     Unavailable(StoredError),
 }
 
-impl Refusal {
+impl LoginRefusal {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Rejected(rejection) => rejection.as_str(),
@@ -43,30 +44,30 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
+impl From<LoginRefusal> for ApiError {
+    fn from(refusal: LoginRefusal) -> Self {
         match refusal {
-            Refusal::Rejected(rejection) => Self::InvalidCredentials(rejection),
-            Refusal::Throttled(Throttled { wait, .. }) => Self::Throttled { wait },
-            Refusal::Busy => Self::Busy,
-            Refusal::Unavailable(StoredError::Link(error @ (LinkError::Away | LinkError::Denied))) => {
+            LoginRefusal::Rejected(rejection) => Self::InvalidCredentials(rejection),
+            LoginRefusal::Throttled(Throttled { wait, .. }) => Self::Throttled { wait },
+            LoginRefusal::Busy => Self::Busy,
+            LoginRefusal::Unavailable(StoredError::Link(error @ (LinkError::Away | LinkError::Denied))) => {
                 Self::Undecided(error)
             }
             // The log has it, beside the login.
-            Refusal::Unavailable(_) => Self::Unusable,
+            LoginRefusal::Unavailable(_) => Self::UnreadableAccount,
         }
     }
 }
 
-impl From<Throttled> for Refusal {
+impl From<Throttled> for LoginRefusal {
     fn from(throttled: Throttled) -> Self {
         metrics::throttled(throttled.by);
         Self::Throttled(throttled)
     }
 }
 
-impl From<Busy> for Refusal {
-    fn from(_: Busy) -> Self {
+impl From<QueueFull> for LoginRefusal {
+    fn from(_: QueueFull) -> Self {
         Self::Busy
     }
 }
@@ -77,14 +78,14 @@ impl From<Busy> for Refusal {
 /// The login is refused.
 pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Result<Account, ApiError> {
     let decision = decide(service, &request).await;
-    let result = decision.as_ref().map_or_else(Refusal::as_str, |_| "accepted");
+    let result = decision.as_ref().map_or_else(LoginRefusal::as_str, |_| "accepted");
     metrics::login(result);
     // A name that is none may be long; the log shows its beginning.
     let user: String = request.user.chars().take(64).collect();
     let AuthenticateRequest { address, node, session, tls, .. } = &request;
     match &decision {
         // The node may still refuse the login, for a limit or for its storage.
-        Ok(Accepted { rule: Some(rule), .. }) => {
+        Ok(AcceptedLogin { rule: Some(rule), .. }) => {
             let key = request.client_certificate.as_ref().map(|shown| shown.key.to_string());
             let subject = subject(&request);
             log::info!(
@@ -93,15 +94,15 @@ pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Re
             );
         }
         Ok(_) => log::info!(user, address:%, node:%, session:%, tls, result; "credentials accepted"),
-        Err(Refusal::Throttled(throttled)) => {
+        Err(LoginRefusal::Throttled(throttled)) => {
             let (by, wait) = (throttled.by.as_str(), throttled.wait.as_secs_f64());
             log::warn!(user, address:%, node:%, session:%, tls, result, by, wait; "login refused");
         }
         Err(refusal) => {
             match refusal {
                 // The link's log says that Redis is away; what else it is must be put right.
-                Refusal::Unavailable(error) if !matches!(error, StoredError::Link(_)) => {
-                    let error = with_causes(error);
+                LoginRefusal::Unavailable(error) if !matches!(error, StoredError::Link(_)) => {
+                    let error = chain(error);
                     log::error!(user, address:%, node:%, session:%, tls, result, error; "login refused");
                 }
                 _ => log::warn!(user, address:%, node:%, session:%, tls, result; "login refused"),
@@ -119,31 +120,31 @@ fn subject(request: &AuthenticateRequest) -> Option<String> {
 }
 
 /// A login that is right.
-struct Accepted {
+struct AcceptedLogin {
     account: Account,
     /// The entry of `certificates` by which it is, if not by the password.
     rule: Option<String>,
 }
 
 /// What shows that the client is the user.
-enum Proof<'a> {
+enum LoginProof<'a> {
     /// This entry of the user's `certificates` matches.
     Certificate(&'a CertificateRule),
     /// The password, and how to remember it if it had to be computed.
-    Password(Option<Digest>),
+    Password(Option<VerificationDigest>),
 }
 
-async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Accepted, Refusal> {
+async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<AcceptedLogin, LoginRefusal> {
     let name: Option<UserName> = request.user.parse().ok();
     let name = name.map(|name| service.accounts.canonical(name));
     // Any password is right for the anonymous user: there is nothing to guess.
     let guessed = name.as_ref().filter(|name| !service.accounts.is_anonymous(name));
-    let attempt = Attempt { user: guessed, address: request.address };
+    let attempt = LoginAttempt { user: guessed, address: request.address };
     service.throttle.check(attempt).await?;
     let found = match &name {
         None => None,
         Some(name) => {
-            let (found, generation) = service.accounts.find(name).await.map_err(Refusal::Unavailable)?;
+            let (found, generation) = service.accounts.find(name).await.map_err(LoginRefusal::Unavailable)?;
             if let Some(generation) = generation {
                 service.cache.observe(generation);
             }
@@ -156,13 +157,13 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
             Some(_) if !user.enabled => Err(Rejection::Disabled),
             Some(proof) => {
                 // Without one of the groups nobody knows what it would have forbidden.
-                let effective = service.accounts.effective(user).await.map_err(Refusal::Unavailable)?;
+                let effective = service.accounts.effective(user).await.map_err(LoginRefusal::Unavailable)?;
                 match effective.access.check(request.address, SystemTime::now()) {
                     Ok(()) => {
                         let home = user.home.as_str().to_owned();
                         let rule = match &proof {
-                            Proof::Certificate(rule) => Some(*rule),
-                            Proof::Password(_) => None,
+                            LoginProof::Certificate(rule) => Some(*rule),
+                            LoginProof::Password(_) => None,
                         };
                         let version = Some(version(user, rule));
                         let account = effective.account(name.to_string(), home, user.admin);
@@ -185,8 +186,8 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
         Ok((account, proof)) => {
             service.throttle.succeeded(attempt).await?;
             let rule = match proof {
-                Proof::Certificate(rule) => Some(rule.to_string()),
-                Proof::Password(digest) => {
+                LoginProof::Certificate(rule) => Some(rule.to_string()),
+                LoginProof::Password(digest) => {
                     // Only now: the time of the next answer would tell that the password of a login that was
                     // refused for another reason is right.
                     if let Some(digest) = digest {
@@ -195,11 +196,11 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
                     None
                 }
             };
-            Ok(Accepted { account, rule })
+            Ok(AcceptedLogin { account, rule })
         }
         Err(rejection) => {
             service.throttle.failed(attempt).await?;
-            Err(Refusal::Rejected(rejection))
+            Err(LoginRefusal::Rejected(rejection))
         }
     }
 }
@@ -224,20 +225,20 @@ async fn prove<'a>(
     name: &UserName,
     user: &'a User,
     request: &AuthenticateRequest,
-) -> Result<Option<Proof<'a>>, Busy> {
+) -> Result<Option<LoginProof<'a>>, QueueFull> {
     if let Some(rule) = matching_rule(user, request) {
-        return Ok(Some(Proof::Certificate(rule)));
+        return Ok(Some(LoginProof::Certificate(rule)));
     }
     let hash = match &user.credential {
-        Credential::AnyPassword => return Ok(Some(Proof::Password(None))),
+        Credential::AnyPassword => return Ok(Some(LoginProof::Password(None))),
         Credential::Hash(hash) => hash,
     };
     // Keyed by the hash as it is in this look-up, an entry cannot say more than a computation.
     let digest = service.cache.digest(name, hash, &request.password);
     if service.cache.contains(&digest) {
         metrics::cache_hit();
-        return Ok(Some(Proof::Password(None)));
+        return Ok(Some(LoginProof::Password(None)));
     }
     let right = service.passwords.verify(&request.password, hash).await?;
-    Ok(right.then_some(Proof::Password(Some(digest))))
+    Ok(right.then_some(LoginProof::Password(Some(digest))))
 }

@@ -155,7 +155,7 @@ impl From<Failing> for FailingView {
 
 /// What became of a session that was to end.
 #[derive(Debug)]
-pub enum Ended {
+pub enum SessionEnd {
     Gone,
     /// Its node is asked, and has not done it yet.
     Asked(SessionView),
@@ -204,22 +204,22 @@ pub async fn show(service: &Service, id: &str) -> Result<SessionView, ApiError> 
 ///
 /// # Errors
 /// No session has that id, or Redis is away.
-pub async fn end(service: &Service, id: &str, peer: Option<Peer>) -> Result<Ended, ApiError> {
+pub async fn end(service: &Service, id: &str, peer: Option<Peer>) -> Result<SessionEnd, ApiError> {
     let id: SessionId = id.parse().map_err(|_| ApiError::NotFound("session"))?;
     let registry = registry(service)?;
     let session = registry.find_session(id).await?.ok_or(ApiError::NotFound("session"))?;
     if !registry.send(&session.node, &NodeCommand::EndSession { session: id }).await? {
         // The node has died meanwhile, and its sessions with it.
-        return Ok(Ended::Gone);
+        return Ok(SessionEnd::Gone);
     }
     let by = address(peer);
     log::info!(session:% = id, user = session.user, node:% = session.node, by; "session is to end");
     let deadline = Instant::now() + END_WAIT;
     loop {
-        let Some(session) = registry.find_session(id).await? else { return Ok(Ended::Gone) };
+        let Some(session) = registry.find_session(id).await? else { return Ok(SessionEnd::Gone) };
         if Instant::now() >= deadline {
             let orders = registry.orders(&session.node).await?;
-            return Ok(Ended::Asked(SessionView::from(session).with(&orders)));
+            return Ok(SessionEnd::Asked(SessionView::from(session).with(&orders)));
         }
         sleep(END_POLL).await;
     }

@@ -1,23 +1,18 @@
 //! `/v1/users`: all users are shown; those in Redis can be made, changed and removed.
 
-use std::time::SystemTime;
-
-use common::{
-    node::{NodeCommand, unix_seconds},
-    secret::Secret,
-};
+use common::{clock::unix_seconds, node::NodeCommand, secret::Secret};
 use serde_json::{Map, Value};
 
 use crate::{
     Service,
     accounts::{
-        Found,
+        FoundUser,
         name::{GroupName, UserName},
-        overrides::Override,
+        overrides::UserOverride,
         password::Phc,
-        policy::Effective,
-        stored::{Read, Stored, Written},
-        user::{Source, User, UserView},
+        policy::EffectivePolicy,
+        stored::{StoredAccounts, StoredRecord, WriteOutcome},
+        user::{AccountSource, User, UserView},
     },
     error::ApiError,
     server::Peer,
@@ -49,7 +44,7 @@ pub async fn show(service: &Service, name: &str) -> Result<UserView, ApiError> {
     Ok(view(&name, &found, effective(service, &found.user).await))
 }
 
-fn view(name: &UserName, found: &Found, effective: Option<Effective>) -> UserView {
+fn view(name: &UserName, found: &FoundUser, effective: Option<EffectivePolicy>) -> UserView {
     UserView { overridden: found.overridden, ..found.user.view(name, found.source, effective) }
 }
 
@@ -67,12 +62,12 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<U
     let user = User::from_fields(&name, body).map_err(invalid)?;
     let groups = service.accounts.not_declared(&user.groups);
     match stored.write_user(&name, None, &user, &groups).await? {
-        Written::Done => {
+        WriteOutcome::Done => {
             log::info!(user:% = name; "user created");
-            Ok(user.view(&name, Source::Registry, effective(service, &user).await))
+            Ok(user.view(&name, AccountSource::Registry, effective(service, &user).await))
         }
-        Written::NoGroup(number) => Err(no_group(&groups, number)),
-        Written::Differs | Written::Missing => Err(ApiError::AlreadyExists("user")),
+        WriteOutcome::NoGroup(number) => Err(no_group(&groups, number)),
+        WriteOutcome::Differs | WriteOutcome::Missing => Err(ApiError::AlreadyExists("user")),
     }
 }
 
@@ -102,17 +97,17 @@ pub async fn update(
         let is_named = body.contains_key("groups");
         let groups = if is_named { service.accounts.not_declared(&user.groups) } else { Vec::new() };
         match stored.write_user(&name, Some(&read), &user, &groups).await? {
-            Written::Done => {
+            WriteOutcome::Done => {
                 log::info!(user:% = name; "user changed");
                 service.revision.advance();
                 if !user.enabled || user.credential != read.value.credential {
                     shut_out(service, &name).await;
                 }
-                return Ok(user.view(&name, Source::Registry, effective(service, &user).await));
+                return Ok(user.view(&name, AccountSource::Registry, effective(service, &user).await));
             }
-            Written::NoGroup(number) => return Err(no_group(&groups, number)),
-            Written::Missing => return Err(ApiError::NotFound("user")),
-            Written::Differs => read = self::read(stored, &name).await?,
+            WriteOutcome::NoGroup(number) => return Err(no_group(&groups, number)),
+            WriteOutcome::Missing => return Err(ApiError::NotFound("user")),
+            WriteOutcome::Differs => read = self::read(stored, &name).await?,
         }
     }
     Err(ApiError::Contended)
@@ -146,7 +141,7 @@ async fn override_declared(
             return Err(ApiError::DisabledInFile(place()));
         }
     } else {
-        stored.set_override(name, Override::disabled(unix_seconds(SystemTime::now()))).await?;
+        stored.set_override(name, UserOverride::disabled(unix_seconds())).await?;
         log::info!(user:% = name, address = address.as_str(); "declared user disabled by an override");
         shut_out(service, name).await;
     }
@@ -163,13 +158,13 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
     for _ in 0..ATTEMPTS {
         let read = read(stored, &name).await?;
         match stored.remove_user(&name, &read).await? {
-            Written::Done => {
+            WriteOutcome::Done => {
                 log::info!(user:% = name; "user removed");
                 shut_out(service, &name).await;
                 return Ok(());
             }
-            Written::Missing => return Err(ApiError::NotFound("user")),
-            Written::Differs | Written::NoGroup(_) => {}
+            WriteOutcome::Missing => return Err(ApiError::NotFound("user")),
+            WriteOutcome::Differs | WriteOutcome::NoGroup(_) => {}
         }
     }
     Err(ApiError::Contended)
@@ -235,19 +230,19 @@ fn existing(service: &Service, name: &str) -> Result<UserName, ApiError> {
 }
 
 /// The users in Redis, if `name` may be changed there.
-fn changeable<'a>(service: &'a Service, name: &UserName) -> Result<&'a Stored, ApiError> {
+fn changeable<'a>(service: &'a Service, name: &UserName) -> Result<&'a StoredAccounts, ApiError> {
     if service.accounts.declared().users.contains_key(name) {
         return Err(ApiError::Declarative("user"));
     }
     service.accounts.stored.as_ref().ok_or(ApiError::NoRedis)
 }
 
-async fn read(stored: &Stored, name: &UserName) -> Result<Read<User>, ApiError> {
+async fn read(stored: &StoredAccounts, name: &UserName) -> Result<StoredRecord<User>, ApiError> {
     let (read, _) = stored.user(name).await?;
     read.ok_or(ApiError::NotFound("user"))
 }
 
-async fn effective(service: &Service, user: &User) -> Option<Effective> {
+async fn effective(service: &Service, user: &User) -> Option<EffectivePolicy> {
     service.accounts.effective(user).await.ok()
 }
 

@@ -5,14 +5,14 @@
 //! can lock a user out by failing on purpose; a ban of an address holds for all names. The counts are
 //! in Redis. While it is away each process counts for itself, within bounds.
 
-mod memory;
+mod local;
 mod shared;
 
 use std::{
     fmt,
     net::IpAddr,
     str::FromStr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -20,11 +20,12 @@ use common::{
     client_network::network_of,
     keys::Keys,
     registry::{LinkError, RedisLink},
+    sync::lock,
 };
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use self::{memory::Memory, shared::Shared};
+use self::{local::LocalCounters, shared::SharedCounters};
 use crate::{accounts::name::UserName, metrics};
 
 /// When a login has to wait, and how long.
@@ -51,18 +52,18 @@ pub struct ThrottleLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Throttled {
     pub wait: Duration,
-    pub by: By,
+    pub by: BanKind,
 }
 
 /// Whose failures make a login wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum By {
+pub enum BanKind {
     Address,
     User,
 }
 
-impl By {
+impl BanKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Address => "address",
@@ -73,7 +74,7 @@ impl By {
 
 /// Whose failures are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Subject {
+pub enum BanSubject {
     /// An IPv4 address, or the first address of an IPv6 /64 network.
     Address(IpAddr),
     User(UserName),
@@ -82,7 +83,7 @@ pub enum Subject {
 /// A ban that holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ban {
-    pub subject: Subject,
+    pub subject: BanSubject,
     /// In milliseconds since the Unix epoch.
     pub until: u64,
 }
@@ -92,7 +93,7 @@ pub struct Ban {
 #[error("neither an IP address nor an IPv6 /64 network")]
 pub struct InvalidAddress;
 
-impl Subject {
+impl BanSubject {
     /// What counts together with an address, or with a network as [`Display`](fmt::Display) shows it.
     ///
     /// # Errors
@@ -109,15 +110,15 @@ impl Subject {
         Ok(Self::Address(network_of(address)))
     }
 
-    pub fn by(&self) -> By {
+    pub fn by(&self) -> BanKind {
         match self {
-            Self::Address(_) => By::Address,
-            Self::User(_) => By::User,
+            Self::Address(_) => BanKind::Address,
+            Self::User(_) => BanKind::User,
         }
     }
 }
 
-impl fmt::Display for Subject {
+impl fmt::Display for BanSubject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(IpAddr::V6(network)) => write!(f, "{network}/64"),
@@ -129,7 +130,7 @@ impl fmt::Display for Subject {
 
 /// What happened, as the script names it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum ThrottleStep {
     Check,
     Failed,
     Succeeded,
@@ -137,7 +138,7 @@ enum Step {
 
 /// What came of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Outcome {
+struct StepOutcome {
     throttled: Option<Throttled>,
     /// How long the address, and the user, are banned from now on.
     began: [Option<Duration>; 2],
@@ -145,7 +146,7 @@ struct Outcome {
 
 /// Who tries to log in. A name that no user can have is counted for its address alone.
 #[derive(Clone, Copy, Debug)]
-pub struct Attempt<'a> {
+pub struct LoginAttempt<'a> {
     pub user: Option<&'a UserName>,
     pub address: IpAddr,
 }
@@ -153,14 +154,14 @@ pub struct Attempt<'a> {
 /// The throttle of a process.
 pub struct Throttle {
     limits: ThrottleLimits,
-    shared: Option<Shared>,
-    own: Mutex<Memory>,
+    shared: Option<SharedCounters>,
+    own: Mutex<LocalCounters>,
 }
 
 impl Throttle {
     /// Without `redis` this process counts for itself.
     pub fn new(limits: ThrottleLimits, redis: Option<(RedisLink, Keys)>) -> Self {
-        let shared = redis.map(|(link, keys)| Shared::new(link, keys));
+        let shared = redis.map(|(link, keys)| SharedCounters::new(link, keys));
         Self { limits, shared, own: Mutex::default() }
     }
 
@@ -168,24 +169,24 @@ impl Throttle {
     ///
     /// # Errors
     /// Not yet.
-    pub async fn check(&self, attempt: Attempt<'_>) -> Result<(), Throttled> {
-        self.step(Step::Check, attempt).await
+    pub async fn check(&self, attempt: LoginAttempt<'_>) -> Result<(), Throttled> {
+        self.step(ThrottleStep::Check, attempt).await
     }
 
     /// Counts a failure.
     ///
     /// # Errors
     /// Another attempt has closed the door meanwhile: the answer is the throttle's.
-    pub async fn failed(&self, attempt: Attempt<'_>) -> Result<(), Throttled> {
-        self.step(Step::Failed, attempt).await
+    pub async fn failed(&self, attempt: LoginAttempt<'_>) -> Result<(), Throttled> {
+        self.step(ThrottleStep::Failed, attempt).await
     }
 
     /// Forgets the user's failures, and remembers the address as one of the user's.
     ///
     /// # Errors
     /// As [`failed`](Self::failed): the login must be refused, although the password was right.
-    pub async fn succeeded(&self, attempt: Attempt<'_>) -> Result<(), Throttled> {
-        self.step(Step::Succeeded, attempt).await
+    pub async fn succeeded(&self, attempt: LoginAttempt<'_>) -> Result<(), Throttled> {
+        self.step(ThrottleStep::Succeeded, attempt).await
     }
 
     /// The bans that hold now, those that end first at the beginning.
@@ -205,7 +206,7 @@ impl Throttle {
     ///
     /// # Errors
     /// Redis is away.
-    pub async fn lift(&self, subject: &Subject) -> Result<bool, LinkError> {
+    pub async fn lift(&self, subject: &BanSubject) -> Result<bool, LinkError> {
         // Counted here while Redis was away, and counting again when it is the next time.
         let own = self.own().lift(subject, Instant::now());
         let lifted = match &self.shared {
@@ -232,17 +233,18 @@ impl Throttle {
         }
     }
 
-    async fn step(&self, step: Step, attempt: Attempt<'_>) -> Result<(), Throttled> {
+    async fn step(&self, step: ThrottleStep, attempt: LoginAttempt<'_>) -> Result<(), Throttled> {
         let address = attempt.address.to_canonical();
         if self.limits.trusted.iter().any(|network| network.contains(&address)) {
             return Ok(());
         }
-        let attempt = Attempt { address: network_of(address), ..attempt };
+        let attempt = LoginAttempt { address: network_of(address), ..attempt };
         let outcome = match self.shared_step(step, attempt).await {
             Some(outcome) => outcome,
             None => self.own().step(step, attempt, &self.limits, Instant::now()),
         };
-        let subjects = [Some(Subject::Address(attempt.address)), attempt.user.cloned().map(Subject::User)];
+        let subjects =
+            [Some(BanSubject::Address(attempt.address)), attempt.user.cloned().map(BanSubject::User)];
         for (subject, time) in subjects.into_iter().zip(outcome.began) {
             if let (Some(subject), Some(time)) = (subject, time) {
                 metrics::ban_began(subject.by());
@@ -254,7 +256,7 @@ impl Throttle {
     }
 
     /// `None`: Redis cannot do it now.
-    async fn shared_step(&self, step: Step, attempt: Attempt<'_>) -> Option<Outcome> {
+    async fn shared_step(&self, step: ThrottleStep, attempt: LoginAttempt<'_>) -> Option<StepOutcome> {
         match self.shared.as_ref()?.step(step, attempt, &self.limits).await {
             Ok(outcome) => Some(outcome),
             // The link's log says when Redis goes away and comes back.
@@ -266,8 +268,8 @@ impl Throttle {
         }
     }
 
-    fn own(&self) -> MutexGuard<'_, Memory> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    fn own(&self) -> MutexGuard<'_, LocalCounters> {
+        lock(&self.own)
     }
 }
 
@@ -284,12 +286,12 @@ mod tests {
             ("192.0.2.7/32", "192.0.2.7"),
             ("::ffff:192.0.2.7", "192.0.2.7"),
         ] {
-            let subject = Subject::address(text).unwrap();
+            let subject = BanSubject::address(text).unwrap();
             assert_eq!(subject.to_string(), shown);
-            assert_eq!(Subject::address(shown).unwrap(), subject);
+            assert_eq!(BanSubject::address(shown).unwrap(), subject);
         }
         for text in ["", "ann", "192.0.2.0/24", "2001:db8::/32", "2001:db8::1/128", "192.0.2.7/x"] {
-            assert_eq!(Subject::address(text), Err(InvalidAddress), "{text}");
+            assert_eq!(BanSubject::address(text), Err(InvalidAddress), "{text}");
         }
     }
 }

@@ -8,11 +8,11 @@ use common::{
 };
 use redis::{Script, cmd};
 
-use super::{Attempt, Ban, By, Outcome, Step, Subject, ThrottleLimits, Throttled};
+use super::{Ban, BanKind, BanSubject, LoginAttempt, StepOutcome, ThrottleLimits, ThrottleStep, Throttled};
 use crate::accounts::name::UserName;
 
 /// The throttle of all authd instances together.
-pub struct Shared {
+pub struct SharedCounters {
     link: RedisLink,
     keys: Keys,
     step: Script,
@@ -20,7 +20,7 @@ pub struct Shared {
     lift: Script,
 }
 
-impl Step {
+impl ThrottleStep {
     fn as_str(self) -> &'static str {
         match self {
             Self::Check => "check",
@@ -30,7 +30,7 @@ impl Step {
     }
 }
 
-impl Shared {
+impl SharedCounters {
     pub fn new(link: RedisLink, keys: Keys) -> Self {
         Self {
             link,
@@ -44,10 +44,10 @@ impl Shared {
     /// The attempt's address is a subject's.
     pub async fn step(
         &self,
-        step: Step,
-        attempt: Attempt<'_>,
+        step: ThrottleStep,
+        attempt: LoginAttempt<'_>,
         limits: &ThrottleLimits,
-    ) -> Result<Outcome, LinkError> {
+    ) -> Result<StepOutcome, LinkError> {
         let mut call = self.step.key(self.keys.bans());
         call.key(self.keys.failures_of_address(attempt.address));
         let user = attempt.user.map_or("", |user| user.as_str());
@@ -62,8 +62,8 @@ impl Shared {
         call.arg(milliseconds(limits.known_time)).arg(limits.known_addresses);
         call.arg(attempt.address.to_string()).arg(user);
         let (wait, by, address, user): (u64, u32, u64, u64) = self.link.script(&call).await?;
-        let by = [None, Some(By::Address), Some(By::User)].get(by as usize).copied().flatten();
-        Ok(Outcome {
+        let by = [None, Some(BanKind::Address), Some(BanKind::User)].get(by as usize).copied().flatten();
+        Ok(StepOutcome {
             throttled: by.map(|by| Throttled { wait: Duration::from_millis(wait), by }),
             began: [address, user].map(|time| (time > 0).then(|| Duration::from_millis(time))),
         })
@@ -76,8 +76,8 @@ impl Shared {
         let ban = |(member, until): (Vec<u8>, f64)| {
             let member = String::from_utf8(member).ok()?;
             let subject = match member.split_once(':')? {
-                ("address", address) => Subject::address(address).ok()?,
-                ("user", name) => Subject::User(name.parse().ok()?),
+                ("address", address) => BanSubject::address(address).ok()?,
+                ("user", name) => BanSubject::User(name.parse().ok()?),
                 _ => return None,
             };
             // A score beyond that is nobody's, and saturates.
@@ -86,12 +86,12 @@ impl Shared {
         Ok(found.into_iter().filter_map(ban).collect())
     }
 
-    pub async fn lift(&self, subject: &Subject) -> Result<bool, LinkError> {
+    pub async fn lift(&self, subject: &BanSubject) -> Result<bool, LinkError> {
         let (failures, member) = match subject {
-            Subject::Address(address) => {
+            BanSubject::Address(address) => {
                 (self.keys.failures_of_address(*address), format!("address:{address}"))
             }
-            Subject::User(name) => (self.keys.failures_of_user(name.as_str()), format!("user:{name}")),
+            BanSubject::User(name) => (self.keys.failures_of_user(name.as_str()), format!("user:{name}")),
         };
         let mut call = self.lift.key(self.keys.bans());
         call.key(failures).arg(member);

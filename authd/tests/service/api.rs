@@ -17,10 +17,10 @@ use authd::{
 };
 use common::{
     auth_api::{
-        Account, AuthenticateRequest, AuthorizedAnswer, AuthorizedRequest, EndReason, ErrorCode, Permissions,
-        Verdict,
+        Account, AuthenticateRequest, AuthorizedAnswer, AuthorizedRequest, EndReason, ErrorCode, Verdict,
     },
     node::NodeRecord,
+    policy::Permissions,
     session::SessionRecord,
 };
 use redis::Commands;

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -33,6 +33,8 @@ use tokio::{
     task_local,
 };
 use warp::{filters::BoxedFilter, reply::Response};
+
+use crate::sync::lock;
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug)]
@@ -194,7 +196,7 @@ impl Connections {
     }
 
     fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Standing>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     num::NonZeroU64,
     sync::{
-        Arc, LazyLock, Mutex, PoisonError, Weak,
+        Arc, LazyLock, Mutex, Weak,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -13,6 +13,7 @@ use std::{
 use redis::Script;
 
 use super::{Core, LinkError, Registry, cluster::Cluster};
+use crate::sync::lock;
 
 static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("take_bandwidth.lua")));
 
@@ -96,7 +97,7 @@ impl Registry {
     /// Enters a transfer of `user`, all of whose transfers together move at most `rate` bytes a second.
     pub fn share_bandwidth(&self, user: &str, direction: Direction, rate: NonZeroU64) -> Share {
         let key = (user.to_owned(), direction);
-        let mut shares = self.core.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = lock(&self.core.shares);
         let common = shares.get(&key).and_then(Weak::upgrade).unwrap_or_else(|| {
             let (transfers, all) = (AtomicU32::new(0), AtomicU32::new(0));
             let common = Arc::new(Common { transfers, all, meter: Mutex::default() });
@@ -124,14 +125,14 @@ impl Share {
         let part = u128::from(self.rate.get()) * u128::from(here) / u128::from(all);
         // A part of the rate is not more than the rate.
         let rate = NonZeroU64::new(u64::try_from(part).unwrap_or(u64::MAX)).unwrap_or(NonZeroU64::MIN);
-        let mut meter = self.common.meter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut meter = lock(&self.common.meter);
         Slice { bytes, wait: meter.take(bytes, rate, Instant::now()) }
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut shares = self.core.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shares = lock(&self.core.shares);
         if self.common.transfers.fetch_sub(1, Relaxed) == 1 {
             // Whoever enters does so under the same lock.
             shares.remove(&self.key);

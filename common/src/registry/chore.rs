@@ -5,6 +5,7 @@ use std::time::Duration;
 use redis::cmd;
 
 use super::{Change, Counting, Registry, Step, Usage};
+use crate::sync::lock;
 
 /// The right to do a piece of work that one node does at a time. Dropping it gives the right up.
 #[must_use]
@@ -40,7 +41,7 @@ impl Registry {
     }
 
     async fn is_counted_home(&self, path: &[u8]) -> bool {
-        if self.core.homes.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains_key(path) {
+        if lock(&self.core.homes).contains_key(path) {
             return true;
         }
         let Some(cluster) = &self.core.cluster else { return false };

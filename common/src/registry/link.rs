@@ -1,7 +1,7 @@
 //! One connection to Redis, shared by a whole process, with bounded waits.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -12,7 +12,10 @@ use redis::{
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::RedisUrl;
-use crate::health::{Condition, Dependency, Trouble, Watched};
+use crate::{
+    health::{Condition, Dependency, Trouble, Watched},
+    sync::lock,
+};
 
 /// After a failure nobody tries again for this long: requests fail at once instead of each
 /// waiting out the timeout.
@@ -282,7 +285,7 @@ impl RedisLink {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.state)
     }
 }
 

@@ -30,7 +30,7 @@ mod view;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -68,6 +68,7 @@ use crate::{
     node::{Failing, NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
     process::logging::chain,
     session::{SessionId, SessionLimits, SessionRecord},
+    sync::lock,
 };
 
 /// A node's handle on the registry. Cheap to clone; when the last clone is dropped, the node
@@ -273,14 +274,14 @@ impl Registry {
 
     /// Tells the cluster that this node's life has moved on.
     pub fn set_state(&self, state: NodeState) {
-        *self.core.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        *lock(&self.core.state) = state;
         self.core.work(|_| Work::Refresh);
     }
 
     /// Tells the cluster which of this node's dependencies fail.
     pub fn set_failing(&self, failing: Vec<Failing>) {
         let before = {
-            let mut now = self.core.failing.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut now = lock(&self.core.failing);
             std::mem::replace(&mut *now, failing.clone())
         };
         // Errors that differ in their text alone can wait for the next refresh.
@@ -369,24 +370,24 @@ impl Core {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     fn orders(&self) -> MutexGuard<'_, OwnOrders> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.orders)
     }
 
     fn ticket_keys(&self) -> MutexGuard<'_, OwnKeys> {
-        self.ticket_keys.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ticket_keys)
     }
 
     /// The node as it is now.
     fn record(&self) -> NodeRecord {
         NodeRecord {
-            state: *self.state.lock().unwrap_or_else(PoisonError::into_inner),
+            state: *lock(&self.state),
             sessions: u32::try_from(self.table().session_count()).unwrap_or(u32::MAX),
             transfers: self.transfers.load(Ordering::Relaxed),
-            failing: self.failing.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            failing: lock(&self.failing).clone(),
             ..self.node.clone()
         }
     }

@@ -1,12 +1,10 @@
 //! The keys that seal TLS session tickets: shared by all nodes, and replaced at intervals.
 
-use std::{
-    fmt,
-    str::FromStr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, str::FromStr, time::Duration};
 
 use zeroize::Zeroizing;
+
+use crate::clock::since_epoch;
 
 /// One key. Neither `Debug` nor anything but [`Self::secret`] and Redis's form shows the secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -77,9 +75,7 @@ pub(super) struct OwnKeys(Vec<TicketKey>);
 impl OwnKeys {
     /// What is there, with a new key first if the newest has had its time.
     pub fn rotated(&mut self, rotation: Duration) -> Vec<TicketKey> {
-        // A clock before 1970 is nobody's.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let now = u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX);
         let rotation = u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX);
         if self.0.first().is_none_or(|newest| newest.made.saturating_add(rotation) <= now) {
             self.0.insert(0, TicketKey::random(now));

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        Arc, LazyLock, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use std::{
 use redis::Script;
 
 use super::{Core, LinkError, Registry, cluster::Cluster};
-use crate::policy::Quota;
+use crate::{policy::Quota, sync::lock};
 
 static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("settle_usage.lua")));
 static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("count_usage.lua")));
@@ -121,7 +121,7 @@ pub struct Counting {
 impl Registry {
     /// The home at `path` within the storage, which is to be counted every `recount`.
     pub fn home_usage(&self, path: &[u8], recount: Duration) -> HomeUsage {
-        let mut homes = self.core.homes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut homes = lock(&self.core.homes);
         // Kept for as long as the process: its sums must not begin again.
         let home = homes.entry(path.into()).or_insert_with(|| {
             Arc::new(Home {
@@ -219,7 +219,7 @@ pub(super) struct Home {
 
 impl Home {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn kept_ms(&self) -> u64 {

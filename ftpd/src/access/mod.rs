@@ -6,44 +6,33 @@
 
 mod tree;
 
-use common::auth_api::{Account, Permissions};
+use common::{
+    auth_api::Account,
+    policy::{Permission, Permissions},
+};
 
-use self::tree::{State, Tree};
+use self::tree::{MatchState, PathPattern};
 use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// An account's permissions everywhere, and the names it may not give to files.
 #[derive(Debug)]
-pub struct Access {
+pub struct AccessRules {
     general: Permissions,
-    rules: Vec<Rule>,
+    rules: Vec<PathRule>,
     denied_names: Vec<Pattern>,
 }
 
 #[derive(Debug)]
-struct Rule {
-    place: Tree,
+struct PathRule {
+    pattern: PathPattern,
     permissions: Permissions,
 }
 
-/// No permission at all.
-const NOTHING: Permissions = Permissions {
-    list: false,
-    download: false,
-    upload: false,
-    overwrite: false,
-    append: false,
-    rename: false,
-    delete: false,
-    mkdir: false,
-    rmdir: false,
-    attributes: false,
-};
-
-impl Access {
+impl AccessRules {
     pub fn new(account: &Account) -> Self {
         let general = account.permissions;
-        let rules = account.directories.iter().map(|rule| Rule {
-            place: Tree::parse(rule.path.as_str()),
+        let rules = account.directories.iter().map(|rule| PathRule {
+            pattern: PathPattern::parse(rule.path.as_str()),
             permissions: rule.permissions.of(general),
         });
         let denied = account.denied_names.iter();
@@ -63,13 +52,13 @@ impl Access {
     pub fn at(&self, path: &VirtualPath) -> Permissions {
         self.rules
             .iter()
-            .find(|rule| rule.place.at(path) == State::Fits)
+            .find(|rule| rule.pattern.at(path) == MatchState::Matched)
             .map_or(self.general, |rule| rule.permissions)
     }
 
     /// The directory `path`, to look at what is in it.
-    pub fn directory(&self, path: &VirtualPath) -> Directory<'_> {
-        Directory { access: self, states: self.rules.iter().map(|rule| rule.place.at(path)).collect() }
+    pub fn directory(&self, path: &VirtualPath) -> DirectoryRules<'_> {
+        DirectoryRules { access: self, states: self.rules.iter().map(|rule| rule.pattern.at(path)).collect() }
     }
 
     /// Whether a working directory can be of use here: something is permitted in it or below.
@@ -77,14 +66,14 @@ impl Access {
         self.directory(path).is_enterable()
     }
 
-    /// Whether `permission` holds at `path` and for whatever may be below.
-    pub fn holds_in_all_of(&self, path: &VirtualPath, permission: impl Fn(&Permissions) -> bool) -> bool {
-        self.directory(path).tree().all(|possible| permission(&possible))
+    /// Whether all of `permissions` hold at `path` and for whatever may be below.
+    pub fn holds_in_all_of(&self, path: &VirtualPath, permissions: &[Permission]) -> bool {
+        self.directory(path).tree().all(|possible| possible.has_all(permissions))
     }
 
-    /// Whether `permission` holds anywhere in the tree.
-    pub fn holds_somewhere(&self, permission: impl Fn(&Permissions) -> bool) -> bool {
-        self.directory(&VirtualPath::root()).tree().any(|possible| permission(&possible))
+    /// Whether one of `permissions` holds anywhere in the tree.
+    pub fn holds_somewhere(&self, permissions: &[Permission]) -> bool {
+        self.directory(&VirtualPath::root()).tree().any(|possible| possible.has_any(permissions))
     }
 
     /// Whether `from` may become `to`. Where both places have the same permissions it takes `rename`
@@ -98,10 +87,13 @@ impl Access {
         };
         let (from, to): (Vec<_>, Vec<_>) = (possible(from), possible(to));
         let is_same = from.iter().chain(&to).all(|permissions| *permissions == from[0]);
-        let may_take =
-            |may: &Permissions| may.download && may.delete && (!is_directory || may.list && may.rmdir);
-        let may_put = |may: &Permissions| may.upload && (!is_directory || may.mkdir);
-        from.iter().chain(&to).all(|may| may.rename)
+        let may_take = |may: &Permissions| {
+            may.has_all(&[Permission::Download, Permission::Delete])
+                && (!is_directory || may.has_all(&[Permission::List, Permission::Rmdir]))
+        };
+        let may_put =
+            |may: &Permissions| may.has(Permission::Upload) && (!is_directory || may.has(Permission::Mkdir));
+        from.iter().chain(&to).all(|may| may.has(Permission::Rename))
             && (is_same || from.iter().all(may_take) && to.iter().all(may_put))
     }
 
@@ -109,7 +101,9 @@ impl Access {
     /// `delete` here, and `download` where permissions differ, as for a rename.
     pub fn may_join(&self, from: &VirtualPath, to: &VirtualPath) -> bool {
         let (from, to) = (self.at(from), self.at(to));
-        to.upload && to.append && from.delete && (from == to || from.download)
+        to.has_all(&[Permission::Upload, Permission::Append])
+            && from.has(Permission::Delete)
+            && (from == to || from.has(Permission::Download))
     }
 
     /// Whether no file may get this name.
@@ -120,70 +114,65 @@ impl Access {
 
 /// A directory, and how every rule stands to it.
 #[derive(Debug)]
-pub struct Directory<'a> {
-    access: &'a Access,
-    states: Vec<State>,
+pub struct DirectoryRules<'a> {
+    access: &'a AccessRules,
+    states: Vec<MatchState>,
 }
 
-impl Directory<'_> {
+impl DirectoryRules<'_> {
     /// The permissions of the entry `name` in the directory.
     pub fn at(&self, name: &[u8]) -> Permissions {
         self.rules()
-            .find(|(rule, state)| rule.place.fits_below(state, name))
+            .find(|(rule, state)| rule.pattern.matches_below(state, name))
             .map_or(self.access.general, |(rule, _)| rule.permissions)
     }
 
     /// The entry `name`, as a directory.
     pub fn below(&self, name: &[u8]) -> Self {
-        let states = self.rules().map(|(rule, state)| rule.place.below(state, name)).collect();
+        let states = self.rules().map(|(rule, state)| rule.pattern.below(state, name)).collect();
         Self { access: self.access, states }
     }
 
     pub fn is_enterable(&self) -> bool {
-        self.tree().any(|possible| possible != NOTHING)
+        self.tree().any(|possible| possible != Permissions::NONE)
     }
 
     /// The directory's own permissions, but for those to make and remove files and directories,
     /// which are of what can be in it: what RFC 3659 section 7.5.5 wants to know.
     pub fn facts(&self) -> Permissions {
-        let own = self.own();
-        let inside = |permission: fn(&Permissions) -> bool| {
-            self.possible(Tree::may_fit_a_name).any(|possible| permission(&possible))
-        };
-        Permissions {
-            upload: inside(|may| may.upload),
-            mkdir: inside(|may| may.mkdir),
-            delete: inside(|may| may.delete),
-            ..own
-        }
+        let inside =
+            |permission| self.possible(PathPattern::may_match_entry).any(|possible| possible.has(permission));
+        [Permission::Upload, Permission::Mkdir, Permission::Delete]
+            .into_iter()
+            .fold(self.own(), |facts, permission| facts.with(permission, inside(permission)))
     }
 
     fn own(&self) -> Permissions {
         self.rules()
-            .find(|(_, state)| **state == State::Fits)
+            .find(|(_, state)| **state == MatchState::Matched)
             .map_or(self.access.general, |(rule, _)| rule.permissions)
     }
 
     /// All permissions that the directory, or whatever may be below it, can have.
     fn tree(&self) -> impl Iterator<Item = Permissions> {
-        self.possible(|_, state| *state != State::Open(Vec::new()))
+        self.possible(|_, state| *state != MatchState::Pending(Vec::new()))
     }
 
     /// Those of rules that `may` fit, up to the first that fits everything.
-    fn possible(&self, may: impl Fn(&Tree, &State) -> bool) -> impl Iterator<Item = Permissions> {
-        let decides = self.states.iter().position(|state| *state == State::Fits);
+    fn possible(&self, may: impl Fn(&PathPattern, &MatchState) -> bool) -> impl Iterator<Item = Permissions> {
+        let decides = self.states.iter().position(|state| *state == MatchState::Matched);
         let last = match decides {
             Some(rule) => self.access.rules[rule].permissions,
             None => self.access.general,
         };
         self.rules()
             .take(decides.unwrap_or(self.states.len()))
-            .filter(move |(rule, state)| may(&rule.place, state))
+            .filter(move |(rule, state)| may(&rule.pattern, state))
             .map(|(rule, _)| rule.permissions)
             .chain([last])
     }
 
-    fn rules(&self) -> impl Iterator<Item = (&Rule, &State)> {
+    fn rules(&self) -> impl Iterator<Item = (&PathRule, &MatchState)> {
         self.access.rules.iter().zip(&self.states)
     }
 }
@@ -195,11 +184,11 @@ mod tests {
 
     use super::*;
 
-    fn access(account: serde_json::Value) -> Access {
+    fn access(account: serde_json::Value) -> AccessRules {
         let mut account = account;
         account["user"] = "anna".into();
         account["home"] = "/anna".into();
-        Access::new(&serde_json::from_value(account).unwrap())
+        AccessRules::new(&serde_json::from_value(account).unwrap())
     }
 
     fn path(text: &str) -> VirtualPath {
@@ -218,7 +207,7 @@ mod tests {
         }));
         let may = |at| {
             let may = access.at(&path(at));
-            (may.list, may.delete)
+            (may.has(Permission::List), may.has(Permission::Delete))
         };
         assert_eq!(may("/x"), (true, false));
         assert_eq!(may("/in"), (false, true));
@@ -229,14 +218,15 @@ mod tests {
 
     #[test]
     fn a_directory_can_be_entered_where_anything_is_permitted_below() {
-        let nothing = serde_json::to_value(NOTHING).unwrap();
+        let nothing = serde_json::to_value(Permissions::NONE).unwrap();
         let access = access(json!({
             "permissions": nothing,
             "directories": [{ "path": "/a/b", "permissions": { "upload": true } }],
         }));
         assert!(["/", "/a", "/a/b", "/a/b/c"].iter().all(|at| access.is_enterable(&path(at))));
         assert!(["/b", "/a/c"].iter().all(|at| !access.is_enterable(&path(at))));
-        assert!(access.holds_somewhere(|may| may.upload) && !access.holds_somewhere(|may| may.list));
+        assert!(access.holds_somewhere(&[Permission::Upload]));
+        assert!(!access.holds_somewhere(&[Permission::List]));
     }
 
     #[test]
@@ -279,10 +269,10 @@ mod tests {
             { "path": "/a/b/c", "permissions": { "upload": true } },
             { "path": "/a", "permissions": { "upload": false } },
         ]}));
-        let facts = |at| access.directory(&path(at)).facts();
-        assert!(facts("/in").upload && !facts("/in").mkdir);
-        assert!(!facts("/in/x").upload);
-        assert!(!facts("/a").upload && facts("/a/b").upload);
+        let may = |at, permission| access.directory(&path(at)).facts().has(permission);
+        assert!(may("/in", Permission::Upload) && !may("/in", Permission::Mkdir));
+        assert!(!may("/in/x", Permission::Upload));
+        assert!(!may("/a", Permission::Upload) && may("/a/b", Permission::Upload));
     }
 
     #[test]
@@ -314,7 +304,7 @@ mod tests {
                 let parent = access.directory(&parent);
                 prop_assert_eq!(parent.at(name), found);
                 prop_assert_eq!(parent.below(name).own(), found);
-                prop_assert!(parent.possible(Tree::may_fit_a_name).any(|possible| possible == found));
+                prop_assert!(parent.possible(PathPattern::may_match_entry).any(|possible| possible == found));
             }
         }
     }

@@ -8,10 +8,10 @@ use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// A pattern, ready to match. Names are compared byte by byte.
 #[derive(Clone, Debug)]
-pub struct Tree(Vec<Part>);
+pub struct PathPattern(Vec<PatternPart>);
 
 #[derive(Clone, Debug)]
-enum Part {
+enum PatternPart {
     /// `**`: any number of directories.
     AnyDepth,
     Name(Pattern),
@@ -19,98 +19,98 @@ enum Part {
 
 /// How a pattern stands to a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum MatchState {
     /// It fits, and so it does everything below.
-    Fits,
+    Matched,
     /// The parts that a name in the directory is to match; none, if nothing below can fit.
-    Open(Vec<usize>),
+    Pending(Vec<usize>),
 }
 
-impl Tree {
+impl PathPattern {
     /// Every text is a pattern; slashes next to each other are one.
     pub fn parse(pattern: &str) -> Self {
         let mut parts = Vec::new();
         for part in pattern.split('/').filter(|part| !part.is_empty()) {
             match (part, parts.last()) {
                 // Twice any number is any number.
-                ("**", Some(Part::AnyDepth)) => {}
-                ("**", _) => parts.push(Part::AnyDepth),
-                _ => parts.push(Part::Name(Pattern::parse(part.as_bytes()))),
+                ("**", Some(PatternPart::AnyDepth)) => {}
+                ("**", _) => parts.push(PatternPart::AnyDepth),
+                _ => parts.push(PatternPart::Name(Pattern::parse(part.as_bytes()))),
             }
         }
         Self(parts)
     }
 
     /// At the root.
-    pub fn start(&self) -> State {
+    pub fn start(&self) -> MatchState {
         if self.ends_at(0) {
-            return State::Fits;
+            return MatchState::Matched;
         }
-        let mut open = Vec::new();
-        self.enter(0, &mut open);
-        State::Open(open)
+        let mut pending = Vec::new();
+        self.enter(0, &mut pending);
+        MatchState::Pending(pending)
     }
 
     /// At `path`.
-    pub fn at(&self, path: &VirtualPath) -> State {
+    pub fn at(&self, path: &VirtualPath) -> MatchState {
         path.names().fold(self.start(), |state, name| self.below(&state, name))
     }
 
     /// At `name` in the directory that `state` is of.
-    pub fn below(&self, state: &State, name: &[u8]) -> State {
-        let State::Open(open) = state else {
-            return State::Fits;
+    pub fn below(&self, state: &MatchState, name: &[u8]) -> MatchState {
+        let MatchState::Pending(pending) = state else {
+            return MatchState::Matched;
         };
         let mut next = Vec::new();
-        for &part in open {
+        for &part in pending {
             match &self.0[part] {
-                Part::AnyDepth => self.enter(part, &mut next),
-                Part::Name(pattern) if pattern.matches(name) => {
+                PatternPart::AnyDepth => self.enter(part, &mut next),
+                PatternPart::Name(pattern) if pattern.matches(name) => {
                     if self.ends_at(part + 1) {
-                        return State::Fits;
+                        return MatchState::Matched;
                     }
                     self.enter(part + 1, &mut next);
                 }
-                Part::Name(_) => {}
+                PatternPart::Name(_) => {}
             }
         }
         next.sort_unstable();
         next.dedup();
-        State::Open(next)
+        MatchState::Pending(next)
     }
 
-    /// Whether [`Tree::below`] would be [`State::Fits`]; allocates nothing.
-    pub fn fits_below(&self, state: &State, name: &[u8]) -> bool {
+    /// Whether [`PathPattern::below`] would be [`MatchState::Matched`]; allocates nothing.
+    pub fn matches_below(&self, state: &MatchState, name: &[u8]) -> bool {
         match state {
-            State::Fits => true,
-            State::Open(open) => open.iter().any(|part| match &self.0[*part] {
-                Part::Name(pattern) => self.ends_at(part + 1) && pattern.matches(name),
-                Part::AnyDepth => false,
+            MatchState::Matched => true,
+            MatchState::Pending(pending) => pending.iter().any(|part| match &self.0[*part] {
+                PatternPart::Name(pattern) => self.ends_at(part + 1) && pattern.matches(name),
+                PatternPart::AnyDepth => false,
             }),
         }
     }
 
     /// Whether there can be a name in the directory that the pattern fits.
-    pub fn may_fit_a_name(&self, state: &State) -> bool {
+    pub fn may_match_entry(&self, state: &MatchState) -> bool {
         match state {
-            State::Fits => true,
-            State::Open(open) => {
-                open.iter().any(|part| matches!(self.0[*part], Part::Name(_)) && self.ends_at(part + 1))
-            }
+            MatchState::Matched => true,
+            MatchState::Pending(pending) => pending
+                .iter()
+                .any(|part| matches!(self.0[*part], PatternPart::Name(_)) && self.ends_at(part + 1)),
         }
     }
 
     /// Whether nothing more than `**`, which may be none, comes from `part` on.
     fn ends_at(&self, part: usize) -> bool {
-        matches!(self.0[part..], [] | [Part::AnyDepth])
+        matches!(self.0[part..], [] | [PatternPart::AnyDepth])
     }
 
     /// Adds the parts that the next name can match where `part` is the next. It is not the end.
-    fn enter(&self, part: usize, open: &mut Vec<usize>) {
-        open.push(part);
-        if matches!(self.0[part], Part::AnyDepth) {
+    fn enter(&self, part: usize, pending: &mut Vec<usize>) {
+        pending.push(part);
+        if matches!(self.0[part], PatternPart::AnyDepth) {
             // A part behind `**`, or the end, which the caller has excluded.
-            open.push(part + 1);
+            pending.push(part + 1);
         }
     }
 }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     fn fits(pattern: &str, at: &str) -> bool {
-        Tree::parse(pattern).at(&path(at)) == State::Fits
+        PathPattern::parse(pattern).at(&path(at)) == MatchState::Matched
     }
 
     #[test]
@@ -161,9 +161,9 @@ mod tests {
     #[test]
     fn what_can_fit_further_down_is_known() {
         let below = |pattern: &str, at: &str| {
-            let tree = Tree::parse(pattern);
+            let tree = PathPattern::parse(pattern);
             let state = tree.at(&path(at));
-            (tree.may_fit_a_name(&state), state != State::Open(vec![]))
+            (tree.may_match_entry(&state), state != MatchState::Pending(vec![]))
         };
         for (pattern, at, name, anything) in [
             ("/a/b/c", "/", false, true),
@@ -179,10 +179,10 @@ mod tests {
 
     #[test]
     fn many_depths_take_no_exponential_time() {
-        let tree = Tree::parse(&"/**/*a*".repeat(140));
+        let tree = PathPattern::parse(&"/**/*a*".repeat(140));
         let deep = path(&"/aaaaaaaa".repeat(139));
         let start = std::time::Instant::now();
-        assert_ne!(tree.at(&deep), State::Fits);
+        assert_ne!(tree.at(&deep), MatchState::Matched);
         assert!(start.elapsed().as_secs() < 10);
     }
 
@@ -205,19 +205,19 @@ mod tests {
         ) {
             let (parts, names): (Vec<_>, Vec<_>) =
                 (parts.iter().map(String::as_str).collect(), names.iter().map(String::as_str).collect());
-            let tree = Tree::parse(&format!("/{}", parts.join("/")));
+            let tree = PathPattern::parse(&format!("/{}", parts.join("/")));
             let expected = reference(&parts, &names);
-            prop_assert_eq!(tree.at(&path(&names.join("/"))) == State::Fits, expected);
+            prop_assert_eq!(tree.at(&path(&names.join("/"))) == MatchState::Matched, expected);
             if let Some((name, above)) = names.split_last() {
                 let state = tree.at(&path(&above.join("/")));
-                prop_assert_eq!(tree.fits_below(&state, name.as_bytes()), expected);
+                prop_assert_eq!(tree.matches_below(&state, name.as_bytes()), expected);
                 if expected {
-                    prop_assert!(tree.may_fit_a_name(&state));
+                    prop_assert!(tree.may_match_entry(&state));
                 }
                 // What fits further down was possible all the way.
                 if expected {
                     for n in 0..names.len() {
-                        prop_assert_ne!(tree.at(&path(&names[..n].join("/"))), State::Open(vec![]));
+                        prop_assert_ne!(tree.at(&path(&names[..n].join("/"))), MatchState::Pending(vec![]));
                     }
                 }
             }

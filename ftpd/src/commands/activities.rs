@@ -6,7 +6,7 @@ use crate::{
     data::{DataPort, Protection},
     protocol::{Code, Reply},
     session::{LoggedIn, Outcome},
-    tls::Policy,
+    tls::TlsPolicy,
     transfer::{self, SessionParts, Transfer},
     work::activity::ActivityHandle,
 };
@@ -17,7 +17,7 @@ use crate::{
 /// 425: there is no data port. 521: the data connection would not be encrypted, but must be (RFC 4217 section
 /// 9).
 pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
-    let node_requires = session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == Policy::Required);
+    let node_requires = session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == TlsPolicy::Required);
     if !session.is_private && (node_requires || session.account.tls.data) {
         session.data_port = None;
         return Err(Reply::new(Code::PROTECTION_REQUIRED, "Data connections must be encrypted: PROT P"));

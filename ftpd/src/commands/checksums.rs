@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use common::policy::Permission;
+
 use super::activities::run_in_background;
 use crate::{
     jail::checksum::{self, ChecksumError},
@@ -52,7 +54,7 @@ async fn compute(
     answer: impl FnOnce(Range<u64>, String) -> Reply + Send + 'static,
 ) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.download, &path)?;
+    session.allow(Permission::Download, &path)?;
     let node = Arc::clone(&session.node);
     let opened = session.in_home(move |jail| {
         let file = jail.open_read(&path)?;

@@ -6,7 +6,7 @@ use common::registry::{Claim, Usage};
 
 use super::{activities::run_in_background, leases::LeaseTaker};
 use crate::{
-    jail::{Changes, FileError, Jail, Joining, OpenFile},
+    jail::{Changes, CombineRequest, FileError, Jail, OpenFile},
     limits::quota::HomeQuota,
     metrics,
     protocol::{Code, Reply, command::Comb},
@@ -104,7 +104,7 @@ impl Join {
         let paths: Vec<_> = [target].into_iter().chain(sources).collect();
         let lease = self.lease_taker.to_write(jail, &paths, claims)?;
         // The target is locked when it is opened.
-        let _locks = jail.hold_all(&paths[1..])?;
+        let _locks = jail.lock_all_for_change(&paths[1..])?;
         let is_fenced = jail.locks_cross_nodes(target)?;
         if is_fenced {
             lease.rely_on_storage();
@@ -112,7 +112,7 @@ impl Join {
         let age = lease.age();
         let may_store = || is_fenced || !age.is_expired();
         let is_held = || self.bridge.wait(lease.is_held());
-        let joining = Joining { target, sources, sync: self.sync };
+        let joining = CombineRequest { target, sources, sync: self.sync };
         jail.combine(joining, progress, changes, reserve, may_store, is_held)
     }
 }

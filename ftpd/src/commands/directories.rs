@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use common::registry::{Claim, Usage};
+use common::{
+    policy::Permission,
+    registry::{Claim, Usage},
+};
 
 use super::{activities::run_in_background, leases::LeaseTaker};
 use crate::{
@@ -48,7 +51,7 @@ async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply
         return Err(Reply::permission_denied());
     }
     let checked = path.clone();
-    let may_list = session.access.at(&path).list;
+    let may_list = session.access.at(&path).has(Permission::List);
     session
         .in_home(move |jail| match jail.check_directory(&checked) {
             // Whether there is a file of this name is for those to know who may list.
@@ -64,7 +67,7 @@ async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply
 /// file.
 pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.mkdir, &path)?;
+    session.allow(Permission::Mkdir, &path)?;
     let reservation = match session.quota_of(&path) {
         Some(quota) => Some(quota.admit_whole(Usage { bytes: 0, files: 1 }).await?),
         None => None,
@@ -89,7 +92,7 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// RMD: an empty directory.
 pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.rmdir, &path)?;
+    session.allow(Permission::Rmdir, &path)?;
     let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
         let _lease = lease_taker.to_remove(vec![Claim::tree(&jail.name_key(&removed)?)])?;
@@ -103,7 +106,7 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// what is gone stays gone. While it runs nothing below can be written.
 pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
-    if !session.access.holds_in_all_of(&path, |may| may.rmdir && may.delete) {
+    if !session.access.holds_in_all_of(&path, &[Permission::Rmdir, Permission::Delete]) {
         return Err(Reply::permission_denied());
     }
     let jail = Arc::clone(&session.jail);

@@ -1,11 +1,11 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
-use common::registry::Claim;
+use common::{policy::Permission, registry::Claim};
 
 use super::leases::LeaseTaker;
 use crate::{
     jail::FileError,
-    listing::Kind,
+    listing::EntryKind,
     protocol::{Code, Reply, command::Modified, mode::ModeChange, timestamp},
     session::LoggedIn,
     virtual_path::VirtualPath,
@@ -14,12 +14,12 @@ use crate::{
 /// DELE: a file, and what a broken atomic upload of it left.
 pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.delete, &path)?;
+    session.allow(Permission::Delete, &path)?;
     let user = session.account.user.clone();
     let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
         let _lease = lease_taker.to_remove(vec![Claim::file(&jail.name_key(&removed)?)])?;
-        let _lock = jail.hold(&removed)?;
+        let _lock = jail.lock_for_change(&removed)?;
         let partial = jail.remove_partial(&removed, &user);
         if let Ok(Some(freed)) = partial {
             changes.remove(freed);
@@ -39,8 +39,8 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// rename that works tells that there was something.
 pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.rename, &path)?;
-    if session.access.at(&path).list {
+    session.allow(Permission::Rename, &path)?;
+    if session.access.at(&path).has(Permission::List) {
         let named = path.clone();
         session.in_home(move |jail| jail.entry(&named)).await?;
     }
@@ -52,15 +52,15 @@ pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
 pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let from = session.rename_from.take();
     let to = session.path(argument)?;
-    session.allow(|may| may.rename, &to)?;
+    session.allow(Permission::Rename, &to)?;
     let from = from.ok_or_else(|| Reply::new(Code::BAD_SEQUENCE, "RNFR comes before RNTO"))?;
     allow_rename(session, &from, &to).await?;
     session.allow_name(&to)?;
-    let replace = session.access.at(&to).overwrite;
+    let replace = session.access.at(&to).has(Permission::Overwrite);
     let (target, lease_taker) = (to.clone(), LeaseTaker::of(session));
     let renaming = session.remove_in_home(&target, move |jail, changes| {
         let _lease = lease_taker.to_rename(jail, &[&from, &to])?;
-        let _locks = jail.hold_all(&[&from, &to])?;
+        let _locks = jail.lock_all_for_change(&[&from, &to])?;
         changes.remove(jail.rename(&from, &to, replace)?);
         Ok(())
     });
@@ -75,11 +75,11 @@ async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) 
     let is_allowed = match (may(false), may(true)) {
         (true, false) => {
             let named = from.clone();
-            session.in_home(move |jail| jail.entry(&named)).await?.kind != Kind::Directory
+            session.in_home(move |jail| jail.entry(&named)).await?.kind != EntryKind::Directory
         }
         (false, true) => {
             let named = from.clone();
-            session.in_home(move |jail| jail.entry(&named)).await?.kind == Kind::Directory
+            session.in_home(move |jail| jail.entry(&named)).await?.kind == EntryKind::Directory
         }
         (both, _) => both,
     };
@@ -91,7 +91,7 @@ async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) 
 /// off the size so far, so that the client knows where to go on.
 pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.list, &path)?;
+    session.allow(Permission::List, &path)?;
     if session.representation.converts() {
         return Err(Reply::new(Code::FILE_UNAVAILABLE, "SIZE is known in TYPE I only"));
     }
@@ -108,7 +108,7 @@ pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// MDTM: when the file was last changed (RFC 3659 section 3).
 pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.list, &path)?;
+    session.allow(Permission::List, &path)?;
     let modified = session.in_home(move |jail| jail.open_read(&path).map(|file| file.modified)).await?;
     Ok(Reply::new(Code::FILE_STATUS, text(modified)))
 }
@@ -116,11 +116,11 @@ pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 /// MFMT, MDTM with a time, SITE UTIME: sets when the file was last changed.
 pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
     let path = session.path(&modified.path)?;
-    session.allow(|may| may.attributes, &path)?;
+    session.allow(Permission::Attributes, &path)?;
     let (time, lease_taker) = (modified.time, LeaseTaker::of(session));
     let stamping = session.in_home(move |jail| {
         let _lease = lease_taker.to_remove(vec![Claim::file(&jail.canonical_key(&path)?)])?;
-        let _lock = jail.hold_resolved(&path)?;
+        let _lock = jail.lock_resolved_for_change(&path)?;
         jail.set_modified(&path, time)
     });
     stamping.await?;
@@ -131,7 +131,7 @@ pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply
 /// AVBL: free bytes where the path is; not more than the quota leaves.
 pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let path = session.path(argument.unwrap_or_default())?;
-    session.allow(|may| may.list, &path)?;
+    session.allow(Permission::List, &path)?;
     let quota = session.quota_of(&path).cloned();
     let mut free = session.in_home(move |jail| jail.free_space(&path)).await?;
     if let Some(quota) = quota {
@@ -143,7 +143,7 @@ pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
 /// SITE CHMOD, with an octal or a symbolic mode.
 pub async fn chmod(session: &LoggedIn, mode: ModeChange, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
-    session.allow(|may| may.attributes, &path)?;
+    session.allow(Permission::Attributes, &path)?;
     let change = move |before, is_directory| mode.apply(before, is_directory);
     session.in_home(move |jail| jail.change_mode(&path, change)).await?;
     Ok(Reply::new(Code::OK, "Permissions changed"))

@@ -5,7 +5,7 @@ use crate::{
         Code, Reply,
         command::{Algorithm, Opts, TransferType},
         facts::Facts,
-        reply::Text,
+        reply::ReplyText,
         verbs::{self, Features},
     },
     session::{LoggedIn, Session, State},
@@ -23,6 +23,16 @@ pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Rep
             TransferType::Image => "Type is image",
         },
     )
+}
+
+/// STRU F.
+pub fn structure() -> Reply {
+    Reply::new(Code::OK, "Structure is file")
+}
+
+/// MODE S.
+pub fn mode() -> Reply {
+    Reply::new(Code::OK, "Mode is stream")
 }
 
 /// SYST.
@@ -75,7 +85,7 @@ pub fn opts(session: &mut Session, opts: Opts) -> Reply {
 /// STAT without an argument: the state of the session, and of its transfer if one is under way.
 pub fn session_status(session: &Session, running: Option<&ActivityHandle>) -> Reply {
     let node = &session.node;
-    let mut lines: Vec<Text> = Vec::new();
+    let mut lines: Vec<ReplyText> = Vec::new();
     // Names of parts, versions and sessions are of use to attackers: clients that have not logged in do not get
     // them.
     if session.is_logged_in() {
@@ -131,15 +141,16 @@ pub async fn quota(session: &LoggedIn) -> Result<Reply, Reply> {
     };
     let (held, limit) = (quota.held().await?, quota.limit());
     let line = |what: &str, used: u64, limit: Option<u64>| match limit {
-        Some(limit) => {
-            Text::from(format!("{what}: {used} used, {limit} limit, {} left", limit.saturating_sub(used)))
-        }
-        None => Text::from(format!("{what}: {used} used, no limit")),
+        Some(limit) => ReplyText::from(format!(
+            "{what}: {used} used, {limit} limit, {} left",
+            limit.saturating_sub(used)
+        )),
+        None => ReplyText::from(format!("{what}: {used} used, no limit")),
     };
     let lines = vec![line("Bytes", held.bytes, limit.bytes), line("Files", held.files, limit.files)];
     let title = match quota.directory() {
-        home if home.is_root() => Text::from("Quota of the home:"),
-        directory => Text::from(format!("Quota of {}:", directory.as_bytes().escape_ascii())),
+        home if home.is_root() => ReplyText::from("Quota of the home:"),
+        directory => ReplyText::from(format!("Quota of {}:", directory.as_bytes().escape_ascii())),
     };
     Ok(Reply::lines(Code::SYSTEM_STATUS, title, lines, "End"))
 }

@@ -46,7 +46,7 @@ impl LeaseTaker {
     /// new name, and only a lock on the storage would keep them apart.
     ///
     /// # Errors
-    /// [`FileError::Leased`]; [`FileError::Unsure`] if the lease is not certain and locks on the storage do
+    /// [`FileError::Leased`]; [`FileError::WriterUncertain`] if the lease is not certain and locks on the storage do
     /// not hold on all nodes.
     pub fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
         // Also of files: one may become a directory meanwhile.
@@ -60,7 +60,7 @@ impl LeaseTaker {
     /// Leases `claims`, to write to one of `paths` and to remove the others.
     ///
     /// # Errors
-    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`; [`FileError::Unsure`]
+    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`; [`FileError::WriterUncertain`]
     /// as for [`Self::to_rename`].
     pub fn to_write(
         &self,
@@ -76,7 +76,7 @@ impl LeaseTaker {
     fn prove(&self, lease: &WriteLease, jail: &Jail, paths: &[&VirtualPath]) -> Result<(), FileError> {
         for path in paths {
             if !lease.is_certain() && !jail.locks_cross_nodes(path)? {
-                return Err(FileError::Unsure(lease.certainty()));
+                return Err(FileError::WriterUncertain(lease.certainty()));
             }
         }
         Ok(())

@@ -2,10 +2,9 @@
 
 mod lines;
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
+
+use common::{clock::unix_seconds, policy::Permission};
 
 use self::lines::{Form, Listing, Target, permissions_of};
 use super::activities::{run_in_background, start_transfer, take_port};
@@ -13,14 +12,14 @@ use crate::{
     data::{CopyError, copy::ListingWriter},
     jail::{FileError, Jail},
     listing::{
-        Kind,
-        machine::{self, Role},
+        EntryKind,
+        machine::{self, EntryRole},
     },
     protocol::{
         Code, Reply,
         command::{ListArguments, ListOptions},
         glob::{self, Pattern},
-        reply::Text,
+        reply::ReplyText,
     },
     session::{LoggedIn, Outcome},
     transfer::{Transfer, TransferFailure, TransferKind, TransferWork},
@@ -61,9 +60,9 @@ pub async fn mlsd(
 ) -> Result<Outcome, Reply> {
     let argument = argument.unwrap_or_default();
     let path = session.path(argument)?;
-    session.allow(|may| may.list, &path)?;
+    session.allow(Permission::List, &path)?;
     let checked = path.clone();
-    if session.in_home(move |jail| jail.resolved_entry(&checked)).await?.kind != Kind::Directory {
+    if session.in_home(move |jail| jail.resolved_entry(&checked)).await?.kind != EntryKind::Directory {
         return Err(Reply::new(Code::BAD_ARGUMENTS, "MLSD is for directories; MLST is for files"));
     }
     let form = Form::Machine { facts: session.facts };
@@ -76,7 +75,7 @@ pub async fn mlsd(
 /// MLST: the facts of one path, over the control connection. Those of a symbolic link are its own.
 pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let path = session.path(argument.unwrap_or_default())?;
-    session.allow(|may| may.list, &path)?;
+    session.allow(Permission::List, &path)?;
     let (named, access) = (path.clone(), Arc::clone(&session.access));
     let shown = session.in_home(move |jail| {
         let entry = jail.entry(&named)?;
@@ -85,7 +84,7 @@ pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
     });
     let (entry, permissions) = shown.await?;
     let mut line = Vec::new();
-    machine::facts(session.facts, &entry, Role::Member, path.as_bytes(), &permissions, &mut line);
+    machine::facts(session.facts, &entry, EntryRole::Member, path.as_bytes(), &permissions, &mut line);
     Ok(Reply::lines(Code::DONE, "Facts:", vec![line.into()], "End"))
 }
 
@@ -101,7 +100,7 @@ pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) ->
     let watch = ActivityHandle::new(verb);
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
-        let mut lines: Vec<Text> = Vec::new();
+        let mut lines: Vec<ReplyText> = Vec::new();
         let mut is_full = false;
         let written = meant.resolve(&jail, options).map_err(TransferFailure::from).and_then(|target| {
             listing.write(&jail, &target, &progress, &mut |line| {
@@ -190,7 +189,7 @@ impl Meaning {
     /// # Errors
     /// The user may list neither.
     fn new(session: &LoggedIn, path: VirtualPath) -> Result<Self, Reply> {
-        let may_list = |path: &VirtualPath| session.access.at(path).list;
+        let may_list = |path: &VirtualPath| session.access.at(path).has(Permission::List);
         let pattern = match path.split() {
             Some((directory, name)) if glob::has_wildcards(name) && may_list(&directory) => {
                 Some((directory, Pattern::parse(name)))
@@ -216,7 +215,7 @@ impl Meaning {
             }
             (entry, ..) => return Err(entry.err().unwrap_or(FileError::NotFound)),
         };
-        if entry.kind == Kind::Directory && !options.directory {
+        if entry.kind == EntryKind::Directory && !options.directory {
             jail.check_directory(&path)?;
             return Ok(Target::Directory(path));
         }
@@ -244,6 +243,5 @@ fn prefix(argument: &[u8], target: &Target) -> Vec<u8> {
 }
 
 fn now() -> i64 {
-    // A clock before 1970 is nobody's.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs() as i64)
+    i64::try_from(unix_seconds()).unwrap_or(i64::MAX)
 }

@@ -1,12 +1,10 @@
 //! USER, PASS, REIN (RFC 959 section 4.1.1), HOST (RFC 7151), CLNT.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use common::{
     auth_api::{Account, PastLogin, Rejection, Verdict},
+    clock::unix_seconds,
     password::{MAX_PASSWORD, MAX_USER_NAME},
     policy::Quota,
     process::logging::chain,
@@ -17,7 +15,7 @@ use common::{
 
 use super::security;
 use crate::{
-    access::Access,
+    access::AccessRules,
     auth::{Attempt, LoginError},
     connection,
     data::Resumes,
@@ -30,7 +28,7 @@ use crate::{
     protocol::{
         Code, Reply,
         command::{Algorithm, Password},
-        reply::Text,
+        reply::ReplyText,
     },
     representation::Representation,
     revocation,
@@ -51,6 +49,11 @@ pub fn user(session: &mut Session, name: Vec<u8>) -> Reply {
     Reply::new(Code::NEED_PASSWORD, "Password required")
 }
 
+/// ACCT: no user has an account in the sense of RFC 959.
+pub fn acct() -> Reply {
+    Reply::new(Code::SUPERFLUOUS, "No account is needed")
+}
+
 /// REIN: back to the state after the greeting.
 pub fn rein(session: &mut Session) -> Reply {
     session.state = State::Greeted;
@@ -60,8 +63,10 @@ pub fn rein(session: &mut Session) -> Reply {
 
 /// HOST: accepted for every name unless the operator lists them (RFC 7151 section 3.2).
 pub fn host(session: &mut Session, name: &str) -> Reply {
-    if matches!(session.state, State::Named(_)) {
-        return Reply::new(Code::BAD_SEQUENCE, "HOST comes before USER");
+    match session.state {
+        State::Greeted => {}
+        State::Named(_) => return Reply::new(Code::BAD_SEQUENCE, "Send HOST before USER"),
+        State::LoggedIn(_) => return Reply::new(Code::BAD_SEQUENCE, "HOST is not allowed after login"),
     }
     let names = &session.node.network.host_names;
     if names.is_empty() || names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
@@ -188,7 +193,7 @@ fn refuse(session: &mut Session, subject: &SessionIdentity, error: &LoginError) 
     }
 }
 
-fn unavailable(text: impl Into<Text>) -> Reply {
+fn unavailable(text: impl Into<ReplyText>) -> Reply {
     Reply::new(Code::SERVICE_UNAVAILABLE, text)
 }
 
@@ -206,8 +211,7 @@ async fn log_in(
         node: node.name.clone(),
         user: account.user.clone(),
         address: subject.address,
-        // A clock before 1970 is nobody's.
-        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        since: unix_seconds(),
     };
     let limits = SessionLimits {
         per_user: account.limits.sessions,
@@ -228,7 +232,7 @@ async fn log_in(
             Refusal::RegistryAway => unavailable("Logins are not possible at this time; try again later"),
         }
     })?;
-    let access = Arc::new(Access::new(&account));
+    let access = Arc::new(AccessRules::new(&account));
     let home = open_home(&node, &subject, &account, access.has_rules()).await;
     let (jail, counted) = home.map_err(|reason| {
         metrics::login("no_home");
@@ -370,7 +374,7 @@ async fn open_home(
             }
             jail.share(&shared.directories)?;
             let counted = match counted {
-                Some(directory) => Some((jail.counted_key(&directory)?, directory)),
+                Some(directory) => Some((jail.quota_key(&directory)?, directory)),
                 None => None,
             };
             Ok((jail, absent, counted))

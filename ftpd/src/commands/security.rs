@@ -3,7 +3,7 @@
 use crate::{
     protocol::{Code, Reply, command::ProtectionLevel},
     session::{Outcome, Session, State},
-    tls::Policy,
+    tls::TlsPolicy,
 };
 
 /// AUTH: the handshake follows the reply. Everything that was said before it is void. `private_data`
@@ -12,7 +12,7 @@ pub fn auth(session: &mut Session, private_data: bool) -> Outcome {
     if session.security.is_encrypted() {
         return Reply::new(Code::BAD_SEQUENCE, "The connection is encrypted already").into();
     }
-    if private_data && session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == Policy::Off) {
+    if private_data && session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == TlsPolicy::Off) {
         return Reply::new(Code::POLICY, "Data connections are not encrypted here").into();
     }
     session.security.is_private = private_data;
@@ -34,7 +34,7 @@ pub fn prot(session: &mut Session, level: ProtectionLevel) -> Reply {
         return Reply::new(Code::BAD_SEQUENCE, "PBSZ comes before PROT");
     }
     let (node_requires, node_refuses) = match &session.node.tls {
-        Some(tls) => (tls.settings.data == Policy::Required, tls.settings.data == Policy::Off),
+        Some(tls) => (tls.settings.data == TlsPolicy::Required, tls.settings.data == TlsPolicy::Off),
         None => (false, true),
     };
     let user_requires = matches!(&session.state, State::LoggedIn(logged_in) if logged_in.account.tls.data);
@@ -68,6 +68,6 @@ pub fn ccc() -> Reply {
 
 /// Whether a login must wait for encryption.
 pub fn needs_encryption(session: &Session) -> bool {
-    let required = session.node.tls.as_ref().is_some_and(|tls| tls.settings.control == Policy::Required);
+    let required = session.node.tls.as_ref().is_some_and(|tls| tls.settings.control == TlsPolicy::Required);
     required && !session.security.is_encrypted()
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use common::registry::Direction;
+use common::{policy::Permission, registry::Direction};
 
 use super::activities::{start_transfer, take_port};
 use crate::{
@@ -57,7 +57,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let offset = take_offset(session)?;
     let port = take_port(session)?;
     let path = session.path(argument)?;
-    session.allow(|may| may.download, &path)?;
+    session.allow(Permission::Download, &path)?;
     let opened = path.clone();
     let coding = session.representation.coding();
     let (registry, user) = (&session.node.registry, &session.account.user);

@@ -4,6 +4,7 @@ use std::{sync::Arc, thread, time::Duration};
 
 use common::{
     auth_api::UploadMode,
+    policy::Permission,
     registry::{self, WriteLease},
 };
 
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     data::{Coding, CopyError, copy::CopyJob, stream::DataStream},
-    jail::{FileError, Placement, Rivals, Upload, WriteMode},
+    jail::{FileError, RivalPolicy, Upload, UploadPlacement, WriteMode},
     limits::quota::{HomeQuota, NewFile, QuotaReservation},
     metrics,
     protocol::{Code, Reply},
@@ -31,7 +32,7 @@ const UNIQUE_NAMES: u32 = 16;
 /// upload: see [`Evidence::check`].
 pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
     // The path of the upload is not known yet.
-    if !session.access.holds_somewhere(|may| may.upload || may.append) {
+    if !session.access.holds_somewhere(&[Permission::Upload, Permission::Append]) {
         return Err(Reply::permission_denied());
     }
     let cwd = session.cwd.clone();
@@ -69,17 +70,19 @@ pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let may = session.access.at(&path);
     let mode = match offset {
         0 => {
-            session.allow(|may| may.upload || may.overwrite, &path)?;
-            needs_file_unless(may.upload, session, &path).await?;
-            if may.overwrite { WriteMode::Replace } else { WriteMode::CreateNew }
+            session.allow_any(&[Permission::Upload, Permission::Overwrite], &path)?;
+            needs_file_unless(may.has(Permission::Upload), session, &path).await?;
+            if may.has(Permission::Overwrite) { WriteMode::Replace } else { WriteMode::CreateNew }
         }
         offset => {
-            session.allow(|may| may.append, &path)?;
-            if !may.overwrite && size_of(session, &path).await?.is_some_and(|size| size != offset) {
+            session.allow(Permission::Append, &path)?;
+            if !may.has(Permission::Overwrite)
+                && size_of(session, &path).await?.is_some_and(|size| size != offset)
+            {
                 // The upload would cut off the rest of the file.
-                session.allow(|may| may.overwrite, &path)?;
+                session.allow(Permission::Overwrite, &path)?;
             }
-            WriteMode::Resume { offset, replace: may.overwrite }
+            WriteMode::Resume { offset, replace: may.has(Permission::Overwrite) }
         }
     };
     store(session, verb, argument, mode, "").await
@@ -110,13 +113,13 @@ pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     refuse_range(session)?;
     let offset = take_offset(session)?;
     let path = session.path(argument)?;
-    session.allow(|may| may.upload || may.append, &path)?;
+    session.allow_any(&[Permission::Upload, Permission::Append], &path)?;
     if offset > 0 && size_of(session, &path).await? != Some(offset) {
         return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
     }
     let may = session.access.at(&path);
-    needs_file_unless(may.upload, session, &path).await?;
-    let mode = if may.append { WriteMode::Append } else { WriteMode::CreateNew };
+    needs_file_unless(may.has(Permission::Upload), session, &path).await?;
+    let mode = if may.has(Permission::Append) { WriteMode::Append } else { WriteMode::CreateNew };
     store(session, verb, argument, mode, "").await
 }
 
@@ -133,7 +136,7 @@ pub async fn stou(
     for _ in 0..UNIQUE_NAMES {
         let name = unique_name(base, rand::random());
         let path = session.path(&name)?;
-        session.allow(|may| may.upload, &path)?;
+        session.allow(Permission::Upload, &path)?;
         let taken = session.in_home(move |jail| match jail.entry(&path) {
             Ok(_) => Ok(true),
             Err(FileError::NotFound) => Ok(false),
@@ -221,26 +224,28 @@ async fn open(
     let (registry, holder) = (session.node.registry.clone(), session.identity.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
     // `needs_file_unless` has seen the file, but another session may have removed it since.
-    let may_create = session.access.at(&path).upload || matches!(mode, WriteMode::Resume { .. });
+    let may_create =
+        session.access.at(&path).has(Permission::Upload) || matches!(mode, WriteMode::Resume { .. });
     let opened = session.operation(move || {
-        let target = jail.target(&path)?;
+        let target = jail.upload_target(&path)?;
         let target = if may_create { target } else { target.only_existing() };
         let lease = match lease {
             Some(lease) => lease,
             None => bridge.wait(registry.lease_write(&target.key()?, holder))?,
         };
         // Without a certain lease, another session may hold the right to write a partial file of this name.
-        let rivals = if lease.is_certain() { Rivals::Replaced } else { Rivals::Respected };
-        let placement = owner
-            .as_ref()
-            .map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str(), rivals });
+        let rivals = if lease.is_certain() { RivalPolicy::Replace } else { RivalPolicy::Respect };
+        let placement = owner.as_ref().map_or(UploadPlacement::Direct, |owner| UploadPlacement::Atomic {
+            owner: owner.as_str(),
+            rivals,
+        });
         let mut upload = target.open(mode, placement)?;
         if upload.is_fenced() {
             lease.rely_on_storage();
         } else if lease.is_certain() {
             upload.guard_by(guard(&lease));
         } else {
-            return Err(FileError::Unsure(lease.certainty()));
+            return Err(FileError::WriterUncertain(lease.certainty()));
         }
         if let Some(reservation) = &reservation {
             reservation.follow(upload.changes());
@@ -344,8 +349,10 @@ impl OpenUpload {
             Ok(()) => self.publish(terms, stream, start + job.stored()),
             Err(failure) => {
                 match failure {
-                    TransferFailure::LeaseLost | TransferFailure::LeaseExpired => self.upload.leave(),
-                    TransferFailure::Storage(_) => self.upload.keep_proved(),
+                    TransferFailure::LeaseLost | TransferFailure::LeaseExpired => {
+                        self.upload.leave_untouched()
+                    }
+                    TransferFailure::Storage(_) => self.upload.keep_if_durable(),
                     _ => self.upload.abandon(),
                 }
                 Err(failure)
@@ -362,7 +369,7 @@ impl OpenUpload {
     ) -> Result<Option<LeaseToRelease>, TransferFailure> {
         let (is_hidden, is_fenced) = (self.upload.is_hidden(), self.upload.is_fenced());
         self.upload.finish(terms.sync, length).map_err(|error| match error {
-            FileError::Taken => TransferFailure::LeaseLost,
+            FileError::WriteRightLost => TransferFailure::LeaseLost,
             error => error.into(),
         })?;
         stream.finish_receiving();
@@ -381,8 +388,8 @@ impl OpenUpload {
     ) -> Result<u64, TransferFailure> {
         let first = stream.await_first(job);
         if first > 0 && !job.progress.is_cancelled() {
-            self.upload.to_write(first as u64).map_err(|error| match error {
-                FileError::Taken => TransferFailure::LeaseExpired,
+            self.upload.prepare_write(first as u64).map_err(|error| match error {
+                FileError::WriteRightLost => TransferFailure::LeaseExpired,
                 error => error.into(),
             })?;
         }

@@ -8,17 +8,17 @@ use common::process::logging::chain;
 use nix::sys::stat::fstat;
 use nix::unistd::UnlinkatFlags;
 
-use super::handle::{Place, identity};
-use super::same_file::Identity;
+use super::handle::{EntryLocation, identity};
+use super::same_file::FileIdentity;
 use super::usage::{self, Changes};
-use super::{FileError, Jail, OpenFile, Placement, WriteMode};
+use super::{FileError, Jail, OpenFile, UploadPlacement, WriteMode};
 use crate::virtual_path::VirtualPath;
 use crate::work::pieces::PIECE;
 use crate::work::progress::Progress;
 
 /// What COMB joins.
 #[derive(Clone, Copy, Debug)]
-pub struct Joining<'p> {
+pub struct CombineRequest<'p> {
     pub target: &'p VirtualPath,
     pub sources: &'p [VirtualPath],
     /// The target is on disk before a source is removed.
@@ -42,22 +42,22 @@ impl Jail {
     ///
     /// # Errors
     /// What `reserve` says; [`FileError::SameFile`] if a file is named twice, [`FileError::CrossDevice`] if
-    /// they are not all in one folder, [`FileError::Taken`] if `is_ours` says no or a source has changed
+    /// they are not all in one folder, [`FileError::WriteRightLost`] if `is_ours` says no or a source has changed
     /// meanwhile, [`FileError::Cancelled`], and as the kernel says.
     pub fn combine(
         &self,
-        Joining { target, sources, sync }: Joining<'_>,
+        CombineRequest { target, sources, sync }: CombineRequest<'_>,
         progress: &Progress,
         changes: &mut Changes,
         reserve: impl FnOnce(u64, bool) -> Result<(), FileError>,
         may_store: impl Fn() -> bool,
         is_ours: impl FnOnce() -> bool,
     ) -> Result<u64, FileError> {
-        if !sources.iter().all(|source| self.are_together(source, target)) {
+        if !sources.iter().all(|source| self.share_root(source, target)) {
             return Err(FileError::CrossDevice);
         }
         let mut known = HashSet::new();
-        let sources = sources.iter().map(|path| Source::open(self, path, &mut known));
+        let sources = sources.iter().map(|path| CombineSource::open(self, path, &mut known));
         let sources = sources.collect::<Result<Vec<_>, _>>()?;
         let is_new = match self.entry(target) {
             Ok(_) => false,
@@ -65,28 +65,34 @@ impl Jail {
             Err(error) => return Err(error),
         };
         reserve(sources.iter().map(|source| source.size).sum(), is_new)?;
-        let mut upload = self.open_write(target, WriteMode::Append, Placement::Direct)?;
+        let mut upload = self.open_write(target, WriteMode::Append, UploadPlacement::Direct)?;
         *changes = upload.changes();
         if known.contains(&identity(&fstat(upload.file())?)) {
             return Err(FileError::SameFile);
         }
         let start = upload.begin()?;
-        match self.append_all(upload.to_write(0)?, start, &sources, progress, &may_store) {
+        match self.append_all(upload.prepare_write(0)?, start, &sources, progress, &may_store) {
             Ok(_) if !is_ours() => {
-                upload.leave();
-                Err(FileError::Taken)
+                upload.leave_untouched();
+                Err(FileError::WriteRightLost)
             }
             Ok(end) => {
                 let file = upload.file().try_clone()?;
-                let written =
-                    Written { jail: self, file, path: target, is_new: is_new && start == 0, sync, changes };
+                let written = CombinedTarget {
+                    jail: self,
+                    file,
+                    path: target,
+                    is_new: is_new && start == 0,
+                    sync,
+                    changes,
+                };
                 upload.finish(sync, end)?;
                 written.remove_sources(&sources, start)?;
                 Ok(end - start)
             }
             Err(error) if !may_store() => {
                 // Another session may write the target by now.
-                upload.leave();
+                upload.leave_untouched();
                 Err(error)
             }
             Err(error) => {
@@ -101,7 +107,7 @@ impl Jail {
         &self,
         target: &File,
         start: u64,
-        sources: &[Source<'_>],
+        sources: &[CombineSource<'_>],
         progress: &Progress,
         may_store: impl Fn() -> bool,
     ) -> Result<u64, FileError> {
@@ -120,10 +126,10 @@ impl Jail {
                 }
                 // Room was reserved for the size that it had.
                 if read == 0 || read as u64 > source_end - end {
-                    return Err(FileError::Taken);
+                    return Err(FileError::WriteRightLost);
                 }
                 if !may_store() {
-                    return Err(FileError::Taken);
+                    return Err(FileError::WriteRightLost);
                 }
                 target.write_all_at(&buffer[..read], end)?;
                 end += read as u64;
@@ -135,14 +141,18 @@ impl Jail {
 }
 
 /// A file that is to be joined to another.
-struct Source<'p> {
+struct CombineSource<'p> {
     path: &'p VirtualPath,
-    identity: Identity,
+    identity: FileIdentity,
     size: u64,
 }
 
-impl<'p> Source<'p> {
-    fn open(jail: &Jail, path: &'p VirtualPath, known: &mut HashSet<Identity>) -> Result<Self, FileError> {
+impl<'p> CombineSource<'p> {
+    fn open(
+        jail: &Jail,
+        path: &'p VirtualPath,
+        known: &mut HashSet<FileIdentity>,
+    ) -> Result<Self, FileError> {
         let source = jail.open_read(path)?;
         let identity = identity(&fstat(&source.file)?);
         if !known.insert(identity) {
@@ -155,12 +165,12 @@ impl<'p> Source<'p> {
     fn reopen(&self, jail: &Jail) -> Result<OpenFile, FileError> {
         let source = jail.open_read(self.path)?;
         let is_same = identity(&fstat(&source.file)?) == self.identity && source.size == self.size;
-        if is_same { Ok(source) } else { Err(FileError::Taken) }
+        if is_same { Ok(source) } else { Err(FileError::WriteRightLost) }
     }
 }
 
 /// The target, with the content of all sources.
-struct Written<'w> {
+struct CombinedTarget<'w> {
     jail: &'w Jail,
     file: File,
     path: &'w VirtualPath,
@@ -170,9 +180,9 @@ struct Written<'w> {
     changes: &'w Changes,
 }
 
-impl Written<'_> {
+impl CombinedTarget<'_> {
     /// Removes the sources, whose content begins at `start` in the target.
-    fn remove_sources(&self, sources: &[Source<'_>], start: u64) -> Result<(), FileError> {
+    fn remove_sources(&self, sources: &[CombineSource<'_>], start: u64) -> Result<(), FileError> {
         let mut end = start;
         for source in sources {
             match self.jail.remove_file(source.path) {
@@ -195,13 +205,13 @@ impl Written<'_> {
     /// Takes back what is in the target from `end` on, and the target if that is all, and COMB made it.
     fn cut(&self, end: u64) -> Result<(), FileError> {
         if self.is_new && end == 0 {
-            let Place { directory, name } = self.jail.place(self.path)?;
+            let EntryLocation { directory, name } = self.jail.entry_location(self.path)?;
             let ours = identity(&fstat(&self.file)?);
             let freed = usage::unlink(&directory, name, UnlinkatFlags::NoRemoveDir, Some(ours))?;
             self.changes.remove(freed);
             return Ok(());
         }
-        usage::cut(&self.file, end, self.changes)?;
+        usage::truncate(&self.file, end, self.changes)?;
         if self.sync {
             self.file.sync_all()?;
         }

@@ -12,7 +12,7 @@ use nix::unistd::{Whence, lseek};
 use super::files::link_target;
 use super::handle::{self, READ_DIRECTORY, entry, kind, status};
 use super::{FileError, Jail, PARTIAL_PREFIX};
-use crate::listing::{Entry, Kind};
+use crate::listing::{Entry, EntryKind};
 use crate::virtual_path::VirtualPath;
 use crate::work::progress::Progress;
 
@@ -29,7 +29,7 @@ impl Jail {
     pub fn entries(&self, path: &VirtualPath) -> Result<Entries<'_>, FileError> {
         let folders = self.folders_in(path);
         let names = match self.open_path(path, READ_DIRECTORY) {
-            Ok(handle) => Some(Names::new(handle)),
+            Ok(handle) => Some(DirectoryReader::new(handle)),
             Err(FileError::IsADirectory) if !folders.is_empty() => None,
             Err(error) => return Err(error),
         };
@@ -50,27 +50,27 @@ impl Jail {
         max_depth: usize,
         progress: &'j Progress,
         enters: impl Fn(&VirtualPath) -> bool + 'j,
-    ) -> Result<Walk<'j>, FileError> {
+    ) -> Result<TreeWalk<'j>, FileError> {
         let top = self.entries(path)?.until_cancelled(progress);
-        Ok(Walk { levels: Vec::new(), next: Some(top), max_depth, progress, enters: Box::new(enters) })
+        Ok(TreeWalk { levels: Vec::new(), next: Some(top), max_depth, progress, enters: Box::new(enters) })
     }
 }
 
 /// Whether the entry of this name is wanted.
-type Wanted<'j> = dyn Fn(&[u8]) -> bool + 'j;
+type NameFilter<'j> = dyn Fn(&[u8]) -> bool + 'j;
 
 /// See [`Jail::entries`].
 pub struct Entries<'j> {
     jail: &'j Jail,
     path: VirtualPath,
     /// `None` where there is nothing but the way to folders.
-    names: Option<Names>,
+    names: Option<DirectoryReader>,
     /// Names of folders and of what leads to them. They cover those of the home.
     folders: Vec<Vec<u8>>,
     /// How many of `folders` have been handed out.
     shown: usize,
     /// Decides by its name whether an entry is asked for its status. `None`: all are.
-    is_wanted: Option<Box<Wanted<'j>>>,
+    is_wanted: Option<Box<NameFilter<'j>>>,
     /// Ends the iteration. `None`: it cannot be ended.
     progress: Option<&'j Progress>,
 }
@@ -110,7 +110,7 @@ impl Iterator for Entries<'_> {
             if self.is_cancelled() {
                 return Some(Err(FileError::Cancelled));
             }
-            let Some(found) = self.names.as_mut().and_then(Names::next) else {
+            let Some(found) = self.names.as_mut().and_then(DirectoryReader::next) else {
                 let path = self.next_folder()?;
                 if !is_wanted(self.is_wanted.as_deref(), path.split().map_or(b"/", |(_, name)| name)) {
                     continue;
@@ -125,10 +125,10 @@ impl Iterator for Entries<'_> {
                 Err(errno) => return Some(Err(errno.into())),
             };
             let name = found.name.to_bytes();
-            if is_left_out(&self.folders, name) || !is_wanted(self.is_wanted.as_deref(), name) {
+            if is_omitted(&self.folders, name) || !is_wanted(self.is_wanted.as_deref(), name) {
                 continue;
             }
-            match describe(self.jail, &self.path, found.directory, found.name) {
+            match entry_named(self.jail, &self.path, found.directory, found.name) {
                 Ok(entry) => return Some(Ok(entry)),
                 // Another session or node removed it meanwhile.
                 Err(FileError::NotFound | FileError::Stale) => {}
@@ -138,9 +138,9 @@ impl Iterator for Entries<'_> {
     }
 }
 
-/// One step of a [`Walk`].
+/// One step of a [`TreeWalk`].
 #[derive(Debug)]
-pub enum Walked {
+pub enum WalkStep {
     /// The entries of this directory follow.
     Directory(VirtualPath),
     Entry(Entry),
@@ -148,9 +148,9 @@ pub enum Walked {
 
 /// See [`Jail::walk`]. Each directory is read twice, for its entries and for the directories in
 /// it, so that nothing need be remembered.
-pub struct Walk<'j> {
+pub struct TreeWalk<'j> {
     /// The directories on the way down, the last one being worked on.
-    levels: Vec<Level<'j>>,
+    levels: Vec<WalkLevel<'j>>,
     /// The directory to step into next.
     next: Option<Entries<'j>>,
     max_depth: usize,
@@ -158,19 +158,19 @@ pub struct Walk<'j> {
     enters: Box<dyn Fn(&VirtualPath) -> bool + 'j>,
 }
 
-enum Level<'j> {
+enum WalkLevel<'j> {
     Listing(Entries<'j>),
     Descending(Entries<'j>),
 }
 
-impl Iterator for Walk<'_> {
-    type Item = Result<Walked, FileError>;
+impl Iterator for TreeWalk<'_> {
+    type Item = Result<WalkStep, FileError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(entries) = self.next.take() {
             let path = entries.path.clone();
-            self.levels.push(Level::Listing(entries));
-            return Some(Ok(Walked::Directory(path)));
+            self.levels.push(WalkLevel::Listing(entries));
+            return Some(Ok(WalkStep::Directory(path)));
         }
         loop {
             if self.progress.is_cancelled() {
@@ -178,24 +178,24 @@ impl Iterator for Walk<'_> {
             }
             let deepest = self.levels.len() > self.max_depth;
             match self.levels.pop()? {
-                Level::Listing(mut entries) => match entries.next() {
+                WalkLevel::Listing(mut entries) => match entries.next() {
                     Some(Ok(entry)) => {
-                        self.levels.push(Level::Listing(entries));
-                        return Some(Ok(Walked::Entry(entry)));
+                        self.levels.push(WalkLevel::Listing(entries));
+                        return Some(Ok(WalkStep::Entry(entry)));
                     }
                     Some(Err(error)) => return Some(Err(error)),
                     None if deepest => {}
                     None => match entries.rewind() {
-                        Ok(()) => self.levels.push(Level::Descending(entries)),
+                        Ok(()) => self.levels.push(WalkLevel::Descending(entries)),
                         Err(errno) => return Some(Err(errno.into())),
                     },
                 },
-                Level::Descending(mut entries) => {
+                WalkLevel::Descending(mut entries) => {
                     if let Some(below) = entries.next_directory(&self.enters) {
                         let path = below.path.clone();
-                        self.levels.push(Level::Descending(entries));
-                        self.levels.push(Level::Listing(below));
-                        return Some(Ok(Walked::Directory(path)));
+                        self.levels.push(WalkLevel::Descending(entries));
+                        self.levels.push(WalkLevel::Listing(below));
+                        return Some(Ok(WalkStep::Directory(path)));
                     }
                 }
             }
@@ -206,7 +206,7 @@ impl Iterator for Walk<'_> {
 impl<'j> Entries<'j> {
     fn rewind(&mut self) -> Result<(), Errno> {
         self.shown = 0;
-        self.names.as_mut().map_or(Ok(()), Names::rewind)
+        self.names.as_mut().map_or(Ok(()), DirectoryReader::rewind)
     }
 
     fn next_folder(&mut self) -> Option<VirtualPath> {
@@ -226,10 +226,10 @@ impl<'j> Entries<'j> {
         let progress = self.progress;
         let is_cancelled = || progress.is_some_and(Progress::is_cancelled);
         while !is_cancelled()
-            && let Some(found) = self.names.as_mut().and_then(Names::next)
+            && let Some(found) = self.names.as_mut().and_then(DirectoryReader::next)
         {
             let found = found.ok()?;
-            if is_left_out(&self.folders, found.name.to_bytes()) || !found.may_be_directory() {
+            if is_omitted(&self.folders, found.name.to_bytes()) || !found.may_be_directory() {
                 continue;
             }
             // A name that no client can say (with a line end), or a path that is too long.
@@ -244,7 +244,7 @@ impl<'j> Entries<'j> {
                 return Some(Self {
                     jail: self.jail,
                     path,
-                    names: Some(Names::new(handle)),
+                    names: Some(DirectoryReader::new(handle)),
                     folders: Vec::new(),
                     shown: 0,
                     is_wanted: None,
@@ -264,11 +264,11 @@ impl<'j> Entries<'j> {
     }
 }
 
-fn is_wanted(is_wanted: Option<&Wanted<'_>>, name: &[u8]) -> bool {
+fn is_wanted(is_wanted: Option<&NameFilter<'_>>, name: &[u8]) -> bool {
     is_wanted.is_none_or(|is_wanted| is_wanted(name))
 }
 
-fn is_left_out(folders: &[Vec<u8>], name: &[u8]) -> bool {
+fn is_omitted(folders: &[Vec<u8>], name: &[u8]) -> bool {
     is_hidden(name) || folders.iter().any(|folder| folder == name)
 }
 
@@ -276,9 +276,14 @@ fn is_hidden(name: &[u8]) -> bool {
     matches!(name, b"." | b"..") || name.starts_with(b".nfs") || name.starts_with(PARTIAL_PREFIX)
 }
 
-fn describe(jail: &Jail, path: &VirtualPath, directory: &OwnedFd, name: &CStr) -> Result<Entry, FileError> {
+fn entry_named(
+    jail: &Jail,
+    path: &VirtualPath,
+    directory: &OwnedFd,
+    name: &CStr,
+) -> Result<Entry, FileError> {
     let found = status(directory, name)?;
-    if kind(&found) != Kind::Symlink {
+    if kind(&found) != EntryKind::Symlink {
         return Ok(entry(name.to_bytes(), &found, None));
     }
     if jail.resolves_links
@@ -293,7 +298,7 @@ fn describe(jail: &Jail, path: &VirtualPath, directory: &OwnedFd, name: &CStr) -
 
 /// The names in an open directory.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(super) struct DirectoryReader {
     directory: OwnedFd,
     buffer: Box<[u8]>,
     /// What of the buffer has not been handed out.
@@ -301,20 +306,20 @@ pub(super) struct Names {
 }
 
 /// A name, as `getdents64` gives it.
-pub(super) struct Found<'n> {
+pub(super) struct DirectoryRecord<'n> {
     pub directory: &'n OwnedFd,
     pub name: &'n CStr,
     file_type: u8,
 }
 
-impl Found<'_> {
+impl DirectoryRecord<'_> {
     /// Whether it is worth opening it as a directory. Some file systems do not say.
     pub fn may_be_directory(&self) -> bool {
         matches!(self.file_type, libc::DT_DIR | libc::DT_UNKNOWN)
     }
 }
 
-impl Names {
+impl DirectoryReader {
     /// `directory` is open for reading.
     pub fn new(directory: OwnedFd) -> Self {
         Self { directory, buffer: vec![0; BUFFER].into(), pending: 0..0 }
@@ -332,7 +337,7 @@ impl Names {
 
     /// The next name, `.` and `..` included; `None` at the end. Not an `Iterator`, because names
     /// stay in the buffer.
-    pub fn next(&mut self) -> Option<Result<Found<'_>, Errno>> {
+    pub fn next(&mut self) -> Option<Result<DirectoryRecord<'_>, Errno>> {
         if self.pending.is_empty() {
             match self.fill() {
                 Ok(0) => return None,
@@ -354,7 +359,7 @@ impl Names {
             return Some(Err(Errno::EIO));
         };
         self.pending.start += length;
-        Some(Ok(Found { directory: &self.directory, name, file_type }))
+        Some(Ok(DirectoryRecord { directory: &self.directory, name, file_type }))
     }
 
     fn fill(&mut self) -> Result<usize, Errno> {

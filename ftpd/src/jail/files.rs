@@ -14,10 +14,10 @@ use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
 use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
 
-use super::handle::{self, Place, entry, identity, kind, real_path, size};
+use super::handle::{self, EntryLocation, entry, identity, kind, real_path, size};
 use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile};
-use crate::listing::{Entry, Kind};
+use crate::listing::{Entry, EntryKind};
 use crate::virtual_path::VirtualPath;
 
 impl OpenFile {
@@ -47,7 +47,7 @@ impl Jail {
         // The `.` needs search permission, which opening the directory itself does not.
         match self.open_inside(path, b".", handle::DIRECTORY) {
             Err(FileError::NotFound | FileError::NotADirectory | FileError::Loop)
-                if self.leads_to_folder(path) =>
+                if self.has_folder_below(path) =>
             {
                 Ok(())
             }
@@ -62,7 +62,7 @@ impl Jail {
     /// [`FileError::NotAFile`] for everything that is not a regular file.
     pub fn open_read(&self, path: &VirtualPath) -> Result<OpenFile, FileError> {
         let (handle, status) = self.open_with_status(path, handle::READ)?;
-        if kind(&status) != Kind::File {
+        if kind(&status) != EntryKind::File {
             return Err(FileError::NotAFile);
         }
         Ok(OpenFile { file: handle.into(), size: size(&status), modified: status.st_mtime })
@@ -75,7 +75,7 @@ impl Jail {
     /// # Errors
     /// As the kernel says.
     pub fn entry(&self, path: &VirtualPath) -> Result<Entry, FileError> {
-        if self.resolves_links || self.leads_to_folder(path) {
+        if self.resolves_links || self.has_folder_below(path) {
             return self.resolved_entry(path);
         }
         self.look_up(path, OFlag::O_NOFOLLOW)
@@ -99,25 +99,25 @@ impl Jail {
             match kind(&status) {
                 // On NFS only a real open asks the server for the status of now (close-to-open consistency). Where
                 // it is not permitted, or a lease stands in its way, what the client knows must do.
-                Kind::File | Kind::Directory => {
+                EntryKind::File | EntryKind::Directory => {
                     let status = reopen(&found).unwrap_or(status);
                     (found, status)
                 }
-                Kind::Symlink | Kind::Other => (found, status),
+                EntryKind::Symlink | EntryKind::Other => (found, status),
             }
         });
         match opened {
             // Only where links are not followed.
-            Ok((link, status)) if kind(&status) == Kind::Symlink => {
+            Ok((link, status)) if kind(&status) == EntryKind::Symlink => {
                 Ok(entry(name, &status, Some(link_target(&link)?)))
             }
             Ok((_, status)) => Ok(entry(name, &status, None)),
-            Err(FileError::IsADirectory) if self.leads_to_folder(path) => self.way(path),
+            Err(FileError::IsADirectory) if self.has_folder_below(path) => self.synthetic_entry(path),
             Err(error @ (FileError::NotFound | FileError::Loop)) => {
                 // Perhaps a link: one that is not followed, leads nowhere, or out of the home.
                 let unfollowed = handle::STATUS | OFlag::O_NOFOLLOW;
                 let (link, status) = self.open_with_status(path, unfollowed)?;
-                if kind(&status) != Kind::Symlink {
+                if kind(&status) != EntryKind::Symlink {
                     return Err(error);
                 }
                 Ok(entry(name, &status, Some(link_target(&link)?)))
@@ -131,11 +131,11 @@ impl Jail {
     /// # Errors
     /// [`FileError::AlreadyExists`], and as the kernel says.
     pub fn create_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
-        let place = match self.place(path) {
+        let location = match self.entry_location(path) {
             Err(FileError::Fixed) => return Err(FileError::AlreadyExists),
-            place => place?,
+            location => location?,
         };
-        mkdirat(&place.directory, place.name, Mode::from_bits_truncate(self.modes.directory))?;
+        mkdirat(&location.directory, location.name, Mode::from_bits_truncate(self.modes.directory))?;
         Ok(())
     }
 
@@ -146,11 +146,11 @@ impl Jail {
     /// [`FileError::DirectoryNotEmpty`], also when only NFS's remains of removed files are in it, and
     /// [`FileError::BeingWritten`] while an atomic upload to it runs.
     pub fn remove_directory(&self, path: &VirtualPath, changes: &Changes) -> Result<(), FileError> {
-        let place = self.place(path)?;
-        let remove = || usage::unlink(&place.directory, place.name, UnlinkatFlags::RemoveDir, None);
+        let location = self.entry_location(path)?;
+        let remove = || usage::unlink(&location.directory, location.name, UnlinkatFlags::RemoveDir, None);
         let removed = match remove() {
             Err(Errno::ENOTEMPTY | Errno::EEXIST) => {
-                self.remove_partials(&place, changes)?;
+                self.remove_partials(&location, changes)?;
                 remove()
             }
             removed => removed,
@@ -164,8 +164,8 @@ impl Jail {
     /// # Errors
     /// [`FileError::IsADirectory`], and as the kernel says.
     pub fn remove_file(&self, path: &VirtualPath) -> Result<Usage, FileError> {
-        let place = self.place(path)?;
-        Ok(usage::unlink(&place.directory, place.name, UnlinkatFlags::NoRemoveDir, None)?)
+        let location = self.entry_location(path)?;
+        Ok(usage::unlink(&location.directory, location.name, UnlinkatFlags::NoRemoveDir, None)?)
     }
 
     /// RNFR and RNTO. Without `replace` an existing `to` stays what it is, also when it appears
@@ -175,9 +175,9 @@ impl Jail {
     /// [`FileError::AlreadyExists`] without `replace`, [`FileError::CrossDevice`] between two
     /// folders, and as the kernel says.
     pub fn rename(&self, from: &VirtualPath, to: &VirtualPath, replace: bool) -> Result<Usage, FileError> {
-        let are_together = self.are_together(from, to);
-        let (from, to) = (self.place(from)?, self.place(to)?);
-        if !are_together {
+        let share_root = self.share_root(from, to);
+        let (from, to) = (self.entry_location(from)?, self.entry_location(to)?);
+        if !share_root {
             return Err(FileError::CrossDevice);
         }
         let renamed = if replace {
@@ -223,10 +223,10 @@ impl Jail {
     ) -> Result<(), FileError> {
         let handle = self.open_to_change(path)?;
         let status = fstat(&handle)?;
-        if self.is_top(&status)? {
+        if self.is_home_or_folder(&status)? {
             return Err(FileError::Fixed);
         }
-        let mode = change(status.st_mode & 0o777, kind(&status) == Kind::Directory);
+        let mode = change(status.st_mode & 0o777, kind(&status) == EntryKind::Directory);
         fchmodat(
             AT_FDCWD,
             handle::proc_path(&handle).as_c_str(),
@@ -243,7 +243,7 @@ impl Jail {
     /// As the kernel says.
     pub fn free_space(&self, path: &VirtualPath) -> Result<u64, FileError> {
         let status = match self.open_path(path, handle::STATUS) {
-            Err(FileError::IsADirectory) if self.leads_to_folder(path) => fstatvfs(&self.home)?,
+            Err(FileError::IsADirectory) if self.has_folder_below(path) => fstatvfs(&self.home)?,
             opened => fstatvfs(opened?)?,
         };
         Ok(status.blocks_available().saturating_mul(status.fragment_size()))
@@ -264,9 +264,9 @@ impl Jail {
     /// The directory of `path` must exist; `path` itself need not.
     pub fn canonical_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
         if path.is_root() {
-            return self.below_storage(&self.home);
+            return self.path_in_storage_of(&self.home);
         }
-        self.target(path)?.key()
+        self.upload_target(path)?.key()
     }
 
     /// As [`Jail::canonical_key`], of the name itself: for a symbolic link at the end that of the link.
@@ -274,8 +274,8 @@ impl Jail {
     /// # Errors
     /// As [`Jail::canonical_key`], and as for changing the name.
     pub fn name_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
-        let place = self.place(path)?;
-        self.key_in(&real_path(&place.directory)?, place.name)
+        let location = self.entry_location(path)?;
+        self.key_in(&real_path(&location.directory)?, location.name)
     }
 
     /// A name for the home, or a directory of it, whose files a quota counts: the same on every node, also
@@ -283,8 +283,8 @@ impl Jail {
     ///
     /// # Errors
     /// As the kernel says.
-    pub fn counted_key(&self, directory: &VirtualPath) -> Result<Vec<u8>, FileError> {
-        let mut key = self.below_storage(&self.home)?;
+    pub fn quota_key(&self, directory: &VirtualPath) -> Result<Vec<u8>, FileError> {
+        let mut key = self.path_in_storage_of(&self.home)?;
         for name in directory.names() {
             if !key.is_empty() {
                 key.push(b'/');
@@ -307,7 +307,7 @@ impl Jail {
         Ok(key)
     }
 
-    pub(super) fn below_storage(&self, handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
+    pub(super) fn path_in_storage_of(&self, handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
         Ok(self.strip_storage(&real_path(handle)?)?.to_vec())
     }
 
@@ -336,9 +336,9 @@ pub(super) fn link_target(link: &OwnedFd) -> Result<Vec<u8>, Errno> {
 }
 
 /// Renames, but never over something.
-pub(super) fn rename_new(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileError> {
+pub(super) fn rename_new(from: &EntryLocation<'_>, to: &EntryLocation<'_>) -> Result<(), FileError> {
     // An operation that has just looked at the file, to remove it, must not find another under its name.
-    let (_lock, _) = usage::lock(from)?;
+    let (_lock, _) = usage::lock_entry(from)?;
     let flags = RenameFlags::RENAME_NOREPLACE;
     match renameat2(&from.directory, from.name, &to.directory, to.name, flags) {
         // NFS knows no flags.
@@ -349,9 +349,9 @@ pub(super) fn rename_new(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileErr
 
 /// [`rename_new`] for file systems that cannot do it in one step: the new name appears at once or
 /// not at all, and a crash in between leaves both names.
-fn rename_new_by_link(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileError> {
+fn rename_new_by_link(from: &EntryLocation<'_>, to: &EntryLocation<'_>) -> Result<(), FileError> {
     let source = from.status()?;
-    if kind(&source) == Kind::Directory {
+    if kind(&source) == EntryKind::Directory {
         // Directories have no links. A rename replaces at most an empty directory.
         return match to.status() {
             Ok(_) => Err(FileError::AlreadyExists),
@@ -402,19 +402,22 @@ mod tests {
 
     use super::*;
 
-    fn places<'p>(from: &'p [u8], to: &'p [u8]) -> (tempfile::TempDir, Place<'p>, Place<'p>) {
+    fn locations<'p>(
+        from: &'p [u8],
+        to: &'p [u8],
+    ) -> (tempfile::TempDir, EntryLocation<'p>, EntryLocation<'p>) {
         let directory = tempfile::tempdir().unwrap();
-        let place = |name| Place {
+        let location = |name| EntryLocation {
             directory: nix::fcntl::open(directory.path(), handle::DIRECTORY, Mode::empty()).unwrap(),
             name,
         };
-        let (from, to) = (place(from), place(to));
+        let (from, to) = (location(from), location(to));
         (directory, from, to)
     }
 
     #[test]
     fn without_rename_flags_a_file_still_never_replaces_another() {
-        let (directory, from, to) = places(b"a", b"b");
+        let (directory, from, to) = locations(b"a", b"b");
         fs::write(directory.path().join("a"), "new").unwrap();
         fs::write(directory.path().join("b"), "old").unwrap();
         assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));
@@ -427,7 +430,7 @@ mod tests {
 
     #[test]
     fn a_link_whose_answer_was_lost_is_completed() {
-        let (directory, from, to) = places(b"a", b"b");
+        let (directory, from, to) = locations(b"a", b"b");
         fs::write(directory.path().join("a"), "data").unwrap();
         fs::hard_link(directory.path().join("a"), directory.path().join("b")).unwrap();
         rename_new_by_link(&from, &to).unwrap();
@@ -437,7 +440,7 @@ mod tests {
 
     #[test]
     fn renaming_a_file_to_itself_does_not_remove_it() {
-        let (directory, from, to) = places(b"a", b"a");
+        let (directory, from, to) = locations(b"a", b"a");
         fs::write(directory.path().join("a"), "data").unwrap();
         fs::hard_link(directory.path().join("a"), directory.path().join("other")).unwrap();
         assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));

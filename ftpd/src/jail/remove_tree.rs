@@ -8,7 +8,7 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use nix::unistd::UnlinkatFlags;
 
-use super::directory::Names;
+use super::directory::DirectoryReader;
 use super::handle::READ_DIRECTORY;
 use super::usage::{self, Changes};
 use super::{FileError, Jail};
@@ -31,9 +31,9 @@ impl Jail {
         progress: &Progress,
         changes: &Changes,
     ) -> Result<(), FileError> {
-        let place = self.place(path)?;
-        let top = Names::new(open(&place.directory, place.name)?);
-        let mut levels: Vec<Level> = vec![Level { names: top, name: None, removed: false }];
+        let location = self.entry_location(path)?;
+        let top = DirectoryReader::new(open(&location.directory, location.name)?);
+        let mut levels: Vec<RemovalLevel> = vec![RemovalLevel { names: top, name: None, removed: false }];
         while let Some(level) = levels.last_mut() {
             if progress.is_cancelled() {
                 return Err(FileError::Cancelled);
@@ -53,7 +53,7 @@ impl Jail {
                         // Linux says EISDIR, POSIX EPERM, for a directory.
                         Err(errno @ (Errno::EISDIR | Errno::EPERM)) => {
                             let below = match open(found.directory, found.name.to_bytes()) {
-                                Ok(below) => Names::new(below),
+                                Ok(below) => DirectoryReader::new(below),
                                 Err(Errno::ENOENT | Errno::ESTALE) => continue,
                                 // A file that may not be removed: the first error is the reason.
                                 Err(Errno::ENOTDIR) => return Err(errno.into()),
@@ -63,7 +63,7 @@ impl Jail {
                             if levels.len() > MAX_DEPTH {
                                 return Err(FileError::TooDeep);
                             }
-                            levels.push(Level { names: below, name, removed: false });
+                            levels.push(RemovalLevel { names: below, name, removed: false });
                         }
                         Err(errno) => return Err(errno.into()),
                     }
@@ -75,7 +75,7 @@ impl Jail {
                     level.names.rewind()?;
                 }
                 None => {
-                    let Some(Level { name: Some(name), .. }) = levels.pop() else {
+                    let Some(RemovalLevel { name: Some(name), .. }) = levels.pop() else {
                         break;
                     };
                     // The one that was opened by this name in the level that is last now.
@@ -86,13 +86,13 @@ impl Jail {
                 }
             }
         }
-        changes.remove(usage::unlink(&place.directory, place.name, UnlinkatFlags::RemoveDir, None)?);
+        changes.remove(usage::unlink(&location.directory, location.name, UnlinkatFlags::RemoveDir, None)?);
         Ok(())
     }
 }
 
-struct Level {
-    names: Names,
+struct RemovalLevel {
+    names: DirectoryReader,
     /// In the level above; the top has none.
     name: Option<CString>,
     /// Whether anything has been removed since reading started.
@@ -104,7 +104,7 @@ fn open(directory: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     openat(directory, name, READ_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())
 }
 
-fn remove_empty(parent: &mut Level, name: &CString, changes: &Changes) -> Result<(), Errno> {
+fn remove_empty(parent: &mut RemovalLevel, name: &CString, changes: &Changes) -> Result<(), Errno> {
     match usage::unlink(parent.names.directory(), name.as_c_str(), UnlinkatFlags::RemoveDir, None) {
         Ok(freed) => {
             parent.removed = true;

@@ -1,44 +1,44 @@
-//! Within this process, one operation at a time that removes, replaces or cuts a file.
+//! Locks within this process: only one operation at a time removes, replaces or truncates a file.
 //!
-//! A quota may get back only what an operation really freed. Between the look at a name and the
-//! operation on it, another session could remove or replace the file, and both would give back the same
-//! bytes. So an operation that removes or cuts a file locks its inode first and then looks again. Sessions on
-//! other nodes are kept out by the write lease of the name.
+//! A quota is credited only with bytes that an operation really freed. Without these locks two sessions
+//! could look at the same file, both remove or replace it, and both credit its bytes. Therefore an
+//! operation that removes or truncates a file locks its inode first and then checks the name again. The
+//! write lease on the path keeps out sessions on other nodes.
 
 use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Device and inode: see [`super::handle::identity`].
-pub(super) type Identity = (u64, u64);
+/// Device and inode number: see [`super::handle::identity`].
+pub(super) type FileIdentity = (u64, u64);
 
-/// Locked files of all jails.
-static LOCKED: LockedFiles = LockedFiles { files: Mutex::new(None), released: Condvar::new() };
+/// Locked inodes of all jails.
+static LOCKED: LockedInodes = LockedInodes { files: Mutex::new(None), released: Condvar::new() };
 
-struct LockedFiles {
-    /// `None` before the first lock, because a `HashSet` cannot be made in a constant.
-    files: Mutex<Option<HashSet<Identity>>>,
+struct LockedInodes {
+    /// `None` before the first lock, because `HashSet::new` is not a `const fn`.
+    files: Mutex<Option<HashSet<FileIdentity>>>,
     released: Condvar,
 }
 
-impl LockedFiles {
-    fn files(&self) -> MutexGuard<'_, Option<HashSet<Identity>>> {
-        // Nothing panics while it holds the lock.
+impl LockedInodes {
+    fn files(&self) -> MutexGuard<'_, Option<HashSet<FileIdentity>>> {
+        // No code panics while it holds the mutex.
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Locks on one or two files; they end when it is dropped.
+/// Locks on one or two files. Dropping it releases them.
 #[must_use]
-pub(super) struct FileLock(Vec<Identity>);
+pub(super) struct InodeLock(Vec<FileIdentity>);
 
-impl FileLock {
-    /// Waits until no other operation has one of the files, then takes all of them in one step, so that
-    /// two operations cannot wait for each other. Blocks no longer than those operations take; they are
-    /// on the same file.
-    pub fn take(files: impl IntoIterator<Item = Identity>) -> Self {
-        let mut wanted: Vec<Identity> = files.into_iter().collect();
+impl InodeLock {
+    /// Waits until no other operation holds any of the files, then locks all of them in one step, so
+    /// that two operations cannot deadlock. Blocks only for operations on the same files.
+    pub fn take(files: impl IntoIterator<Item = FileIdentity>) -> Self {
+        let mut wanted: Vec<FileIdentity> = files.into_iter().collect();
         wanted.sort_unstable();
         wanted.dedup();
+        debug_assert!(wanted.len() <= 2, "an operation locks at most two files: {wanted:?}");
         let mut locked = LOCKED.files();
         while locked.as_ref().is_some_and(|locked| wanted.iter().any(|file| locked.contains(file))) {
             locked = LOCKED.released.wait(locked).unwrap_or_else(PoisonError::into_inner);
@@ -48,7 +48,7 @@ impl FileLock {
     }
 }
 
-impl Drop for FileLock {
+impl Drop for InodeLock {
     fn drop(&mut self) {
         if let Some(locked) = LOCKED.files().as_mut() {
             for file in &self.0 {
@@ -67,8 +67,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn two_operations_on_a_file_run_one_after_the_other_whatever_the_order_they_name_files_in() {
-        // No file system has this device.
+    fn operations_on_the_same_files_run_one_at_a_time_in_any_lock_order() {
+        // No file system has this device number.
         let file = |inode| (u64::MAX, inode);
         let (inside, most) = (AtomicU32::new(0), AtomicU32::new(0));
         thread::scope(|scope| {
@@ -77,7 +77,7 @@ mod tests {
                 scope.spawn(move || {
                     for _ in 0..500 {
                         let pair = if number % 2 == 0 { [file(1), file(2)] } else { [file(2), file(1)] };
-                        let _lock = FileLock::take(pair);
+                        let _lock = InodeLock::take(pair);
                         most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                         inside.fetch_sub(1, Ordering::SeqCst);
                     }
@@ -85,7 +85,7 @@ mod tests {
             }
         });
         assert_eq!(most.into_inner(), 1);
-        // One that names a file twice does not wait for itself.
-        drop(FileLock::take([file(1), file(1)]));
+        // An operation that names a file twice does not wait for itself.
+        drop(InodeLock::take([file(1), file(1)]));
     }
 }

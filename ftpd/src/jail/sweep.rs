@@ -10,11 +10,11 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::unistd::UnlinkatFlags;
 
-use super::directory::Names;
+use super::directory::DirectoryReader;
 use super::handle::{self, READ_DIRECTORY, identity, kind, real_path};
-use super::lock::{Lock, Locks};
+use super::lock::{LockMode, WriterLock};
 use super::{FileError, PARTIAL_PREFIX, open_storage, usage};
-use crate::listing::Kind;
+use crate::listing::EntryKind;
 
 /// Levels of directories that are looked through, each holding a descriptor and 32 KiB.
 const MAX_DEPTH: usize = 512;
@@ -27,7 +27,7 @@ const TOKEN: usize = 16;
 
 /// A partial file that has been removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Swept {
+pub struct SweptFile {
     /// Path of its directory within the storage, without a slash before it.
     pub directory: Vec<u8>,
     pub name: Vec<u8>,
@@ -46,13 +46,13 @@ pub struct Swept {
 pub fn sweep(
     root: &Path,
     lifetime: Duration,
-    locks: Locks,
+    locks: LockMode,
     mut step: impl FnMut() -> Result<(), FileError>,
-    mut swept: impl FnMut(Swept),
+    mut swept: impl FnMut(SweptFile),
 ) -> Result<(), FileError> {
     let root = open_storage(root)?;
     let storage = real_path(&root)?;
-    let mut levels = vec![Names::new(openat(&root, ".", READ_DIRECTORY, Mode::empty())?)];
+    let mut levels = vec![DirectoryReader::new(openat(&root, ".", READ_DIRECTORY, Mode::empty())?)];
     while let Some(names) = levels.last_mut() {
         step()?;
         let Some(Ok(found)) = names.next() else {
@@ -66,7 +66,7 @@ pub fn sweep(
                     let directory = real_path(found.directory).unwrap_or_default();
                     let directory = directory.strip_prefix(&*storage).unwrap_or_default();
                     let directory = directory.strip_prefix(b"/").unwrap_or(directory).to_vec();
-                    swept(Swept { directory, name: name.to_vec(), usage, age });
+                    swept(SweptFile { directory, name: name.to_vec(), usage, age });
                 }
                 Ok(None) | Err(FileError::NotFound | FileError::Stale) => {}
                 Err(error) => {
@@ -78,12 +78,12 @@ pub fn sweep(
             continue;
         }
         let is_directory = || handle::status(found.directory, found.name).map(|found| kind(&found));
-        if matches!(name, b"." | b"..") || is_directory() != Ok(Kind::Directory) {
+        if matches!(name, b"." | b"..") || is_directory() != Ok(EntryKind::Directory) {
             continue;
         }
         let flags = READ_DIRECTORY | OFlag::O_NOFOLLOW;
         match openat(found.directory, found.name, flags, Mode::empty()) {
-            Ok(directory) if levels.len() < MAX_DEPTH => levels.push(Names::new(directory)),
+            Ok(directory) if levels.len() < MAX_DEPTH => levels.push(DirectoryReader::new(directory)),
             // Removed meanwhile, not readable, or too deep.
             Ok(_) | Err(_) => {}
         }
@@ -108,15 +108,16 @@ fn remove(
     directory: &OwnedFd,
     name: &std::ffi::CStr,
     lifetime: Duration,
-    locks: Locks,
+    locks: LockMode,
 ) -> Result<Option<(Usage, Duration)>, FileError> {
-    let old = |status: &FileStat| age(status).filter(|age| kind(status) == Kind::File && *age >= lifetime);
+    let old =
+        |status: &FileStat| age(status).filter(|age| kind(status) == EntryKind::File && *age >= lifetime);
     if old(&handle::status(directory, name)?).is_none() {
         return Ok(None);
     }
     let file = File::from(openat(directory, name, handle::WRITE | OFlag::O_NOFOLLOW, Mode::empty())?);
     // Held until `file` is closed: no upload can resume it meanwhile.
-    if locks.take(&file)? == Lock::HeldByAnother {
+    if locks.take(&file)? == WriterLock::HeldByAnother {
         return Ok(None);
     }
     // An upload may have resumed it before the lock.
@@ -147,9 +148,9 @@ mod tests {
         file.set_modified(SystemTime::now() - 2 * HOUR).unwrap();
     }
 
-    fn swept(root: &Path) -> Vec<Swept> {
+    fn swept(root: &Path) -> Vec<SweptFile> {
         let mut all = Vec::new();
-        sweep(root, HOUR, Locks::Auto, || Ok(()), |swept| all.push(swept)).unwrap();
+        sweep(root, HOUR, LockMode::Auto, || Ok(()), |swept| all.push(swept)).unwrap();
         all
     }
 
@@ -176,7 +177,7 @@ mod tests {
         let locked = below.join(format!(".ftpd-partial-{}", "2".repeat(32)));
         old_file(&locked);
         let upload = File::options().write(true).open(&locked).unwrap();
-        assert!(matches!(Locks::Auto.take(&upload), Ok(Lock::Held { .. })));
+        assert!(matches!(LockMode::Auto.take(&upload), Ok(WriterLock::Held { .. })));
         let plain = format!(".ftpd-partial-{hash}");
         let with_token = format!(".ftpd-partial-{hash}-0123456789abcdef");
         old_file(&below.join(&plain));
@@ -207,7 +208,7 @@ mod tests {
     #[test]
     fn it_ends_when_it_is_told_to() {
         let site = tempfile::tempdir().unwrap();
-        let ended = sweep(site.path(), HOUR, Locks::Auto, || Err(FileError::Cancelled), |_| ());
+        let ended = sweep(site.path(), HOUR, LockMode::Auto, || Err(FileError::Cancelled), |_| ());
         assert!(matches!(ended, Err(FileError::Cancelled)));
     }
 }

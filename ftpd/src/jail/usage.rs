@@ -1,7 +1,7 @@
 //! How much files take of a quota: all files of a home, and what an operation adds or frees.
 //!
 //! Every operation that removes, replaces or cuts a file goes through the functions here. They look at the
-//! file while it is locked ([`FileLock`]), so that two sessions that remove or replace the same file at the
+//! file while it is locked ([`InodeLock`]), so that two sessions that remove or replace the same file at the
 //! same time do not both free its bytes.
 
 use std::fs::File;
@@ -16,11 +16,11 @@ use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::directory::Names;
-use super::handle::{self, Place, READ_DIRECTORY, identity, kind, size};
-use super::same_file::{FileLock, Identity};
+use super::directory::DirectoryReader;
+use super::handle::{self, EntryLocation, READ_DIRECTORY, identity, kind, size};
+use super::same_file::{FileIdentity, InodeLock};
 use super::{FileError, Jail};
-use crate::listing::Kind;
+use crate::listing::EntryKind;
 use crate::virtual_path::VirtualPath;
 
 /// Levels of directories that are counted, each holding a descriptor and 32 KiB.
@@ -82,7 +82,7 @@ impl Jail {
             Err(FileError::NotFound) if !top.is_root() => return Ok(sum),
             opened => opened?,
         };
-        let mut levels = vec![Names::new(top)];
+        let mut levels = vec![DirectoryReader::new(top)];
         loop {
             let depth = levels.len();
             let Some(names) = levels.last_mut() else { return Ok(sum) };
@@ -101,12 +101,12 @@ impl Jail {
             }
             // One that vanishes meanwhile counts for nothing.
             let Ok(status) = handle::status(found.directory, found.name) else { continue };
-            sum = sum.plus(of(&status));
-            if kind(&status) != Kind::Directory {
+            sum = sum.plus(usage_of(&status));
+            if kind(&status) != EntryKind::Directory {
                 continue;
             }
-            match below(found.directory, found.name) {
-                Ok(directory) if depth < MAX_DEPTH => levels.push(Names::new(directory)),
+            match open_subdirectory(found.directory, found.name) {
+                Ok(directory) if depth < MAX_DEPTH => levels.push(DirectoryReader::new(directory)),
                 Ok(_) => log::warn!(home:% = self.home_path; "a directory is too deep to be counted"),
                 Err(Errno::ENOENT | Errno::ESTALE | Errno::ENOTDIR) => {}
                 Err(errno) => {
@@ -118,16 +118,16 @@ impl Jail {
     }
 }
 
-fn below(directory: &OwnedFd, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
+fn open_subdirectory(directory: &OwnedFd, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
     openat(directory, name, READ_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())
 }
 
 /// What the file or directory itself takes.
-pub(super) fn of(status: &FileStat) -> Usage {
+pub(super) fn usage_of(status: &FileStat) -> Usage {
     match kind(status) {
-        Kind::File => Usage { bytes: size(status), files: 1 },
-        Kind::Directory => Usage { bytes: 0, files: 1 },
-        Kind::Symlink | Kind::Other => Usage::default(),
+        EntryKind::File => Usage { bytes: size(status), files: 1 },
+        EntryKind::Directory => Usage { bytes: 0, files: 1 },
+        EntryKind::Symlink | EntryKind::Other => Usage::default(),
     }
 }
 
@@ -142,7 +142,7 @@ pub(super) fn unlink<N: NixPath + ?Sized>(
     directory: &OwnedFd,
     name: &N,
     flag: UnlinkatFlags,
-    only: Option<Identity>,
+    only: Option<FileIdentity>,
 ) -> Result<Usage, Errno> {
     let look = || handle::status(directory, name);
     for _ in 0..ATTEMPTS {
@@ -150,12 +150,12 @@ pub(super) fn unlink<N: NixPath + ?Sized>(
         if only.is_some_and(|only| only != found) {
             return Ok(Usage::default());
         }
-        let _lock = FileLock::take([found]);
+        let _lock = InodeLock::take([found]);
         // From here on no other operation gives this file another name.
         let status = look()?;
         if identity(&status) == found {
             unlinkat(directory, name, flag)?;
-            return Ok(of(&status));
+            return Ok(usage_of(&status));
         }
     }
     // With `only`, the name is another file's by now.
@@ -169,11 +169,11 @@ pub(super) fn unlink<N: NixPath + ?Sized>(
 ///
 /// # Errors
 /// As `fstatat`; EBUSY if the name is another file's each time.
-pub(super) fn lock(place: &Place<'_>) -> Result<(FileLock, FileStat), Errno> {
+pub(super) fn lock_entry(location: &EntryLocation<'_>) -> Result<(InodeLock, FileStat), Errno> {
     for _ in 0..ATTEMPTS {
-        let found = identity(&place.status()?);
-        let lock = FileLock::take([found]);
-        let status = place.status()?;
+        let found = identity(&location.status()?);
+        let lock = InodeLock::take([found]);
+        let status = location.status()?;
         if identity(&status) == found {
             return Ok((lock, status));
         }
@@ -188,12 +188,12 @@ pub(super) fn lock(place: &Place<'_>) -> Result<(FileLock, FileStat), Errno> {
 ///
 /// # Errors
 /// As `renameat`.
-pub(super) fn replace(from: &Place<'_>, to: &Place<'_>) -> Result<Usage, Errno> {
+pub(super) fn replace(from: &EntryLocation<'_>, to: &EntryLocation<'_>) -> Result<Usage, Errno> {
     for _ in 0..ATTEMPTS {
-        let (source, victim) = (from.status()?, found(to)?);
+        let (source, victim) = (from.status()?, status_if_exists(to)?);
         let files = [Some(source), victim].into_iter().flatten().map(|status| identity(&status));
-        let _lock = FileLock::take(files);
-        let (source_now, victim_now) = (from.status()?, found(to)?);
+        let _lock = InodeLock::take(files);
+        let (source_now, victim_now) = (from.status()?, status_if_exists(to)?);
         let is_same = |a: Option<FileStat>, b: Option<FileStat>| {
             a.map(|status| identity(&status)) == b.map(|status| identity(&status))
         };
@@ -216,15 +216,15 @@ pub(super) fn replace(from: &Place<'_>, to: &Place<'_>) -> Result<Usage, Errno> 
         renameat(&from.directory, from.name, &to.directory, to.name)?;
         // A rename of one name of a file to another name of the same file changes nothing.
         let is_itself = identity(&victim) == identity(&source_now);
-        return Ok(if is_itself { Usage::default() } else { of(&victim) });
+        return Ok(if is_itself { Usage::default() } else { usage_of(&victim) });
     }
     renameat(&from.directory, from.name, &to.directory, to.name)?;
     Ok(Usage::default())
 }
 
 /// The status of what has the name, if anything has.
-fn found(place: &Place<'_>) -> Result<Option<FileStat>, Errno> {
-    match place.status() {
+fn status_if_exists(location: &EntryLocation<'_>) -> Result<Option<FileStat>, Errno> {
+    match location.status() {
         Ok(status) => Ok(Some(status)),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno),
@@ -236,14 +236,14 @@ fn found(place: &Place<'_>) -> Result<Option<FileStat>, Errno> {
 ///
 /// # Errors
 /// As `ftruncate`.
-pub(super) fn cut(file: &File, length: u64, changes: &Changes) -> Result<(), FileError> {
-    let _lock = FileLock::take([identity(&fstat(file)?)]);
+pub(super) fn truncate(file: &File, length: u64, changes: &Changes) -> Result<(), FileError> {
+    let _lock = InodeLock::take([identity(&fstat(file)?)]);
     let status = fstat(file)?;
-    let goes = size(&status).saturating_sub(length);
-    if goes > 0 {
+    let freed = size(&status).saturating_sub(length);
+    if freed > 0 {
         file.set_len(length)?;
         if status.st_nlink > 0 {
-            changes.shrink(goes);
+            changes.shrink(freed);
         }
     }
     Ok(())

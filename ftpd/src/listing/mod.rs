@@ -10,7 +10,7 @@ pub mod unix;
 pub struct Entry {
     /// The name without its directory. Bytes, not text.
     pub name: Vec<u8>,
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// Bytes.
     pub size: u64,
     /// Last change of the content, in Unix seconds.
@@ -27,7 +27,7 @@ pub struct Entry {
 
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryKind {
     File,
     Directory,
     Symlink,
@@ -39,10 +39,10 @@ impl Entry {
     /// What `ls -F` puts after the name.
     fn suffix(&self) -> Option<u8> {
         match self.kind {
-            Kind::Directory => Some(b'/'),
-            Kind::Symlink => Some(b'@'),
-            Kind::File if self.mode & 0o111 != 0 => Some(b'*'),
-            Kind::File | Kind::Other => None,
+            EntryKind::Directory => Some(b'/'),
+            EntryKind::Symlink => Some(b'@'),
+            EntryKind::File if self.mode & 0o111 != 0 => Some(b'*'),
+            EntryKind::File | EntryKind::Other => None,
         }
     }
 }
@@ -76,7 +76,7 @@ impl Entry {
     fn sample(name: &[u8]) -> Self {
         Self {
             name: name.to_vec(),
-            kind: Kind::File,
+            kind: EntryKind::File,
             size: 0,
             modified: 0,
             mode: 0o644,

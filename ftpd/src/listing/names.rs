@@ -17,14 +17,14 @@ pub fn line(prefix: &[u8], entry: &Entry, classify: bool, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Kind, *};
+    use super::{super::EntryKind, *};
 
     #[test]
     fn a_line_is_a_path_for_retr_rfc_1123() {
         let mut out = Vec::new();
         line(b"", &Entry::sample(b" a\xff\x01 "), true, &mut out);
-        line(b"dir/", &Entry { kind: Kind::Directory, ..Entry::sample(b"b") }, false, &mut out);
-        line(b"", &Entry { kind: Kind::Directory, ..Entry::sample(b"b") }, true, &mut out);
+        line(b"dir/", &Entry { kind: EntryKind::Directory, ..Entry::sample(b"b") }, false, &mut out);
+        line(b"", &Entry { kind: EntryKind::Directory, ..Entry::sample(b"b") }, true, &mut out);
         line(b"", &Entry::sample(b"c\r\nd"), false, &mut out);
         assert_eq!(out, b" a\xff\x01 \r\ndir/b\r\nb/\r\nc??d\r\n");
     }

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use super::{Entry, Kind};
+use super::{Entry, EntryKind};
 
 /// Bytes of the first block of names. Each further block is twice as large, up to [`LARGEST_BLOCK`].
 const SMALLEST_BLOCK: usize = 4 * 1024;
@@ -28,10 +28,10 @@ const WORTH_A_TRIM: u64 = 1024 * 1024;
 
 /// The memory that sorted listings of all sessions may take together.
 #[derive(Clone, Debug)]
-pub struct ListingMemory(Arc<Budget>);
+pub struct ListingMemory(Arc<MemoryBudget>);
 
 #[derive(Debug)]
-struct Budget {
+struct MemoryBudget {
     /// Bytes.
     most: u64,
     /// Bytes.
@@ -41,7 +41,7 @@ struct Budget {
 impl ListingMemory {
     /// `most`: bytes.
     pub fn new(most: u64) -> Self {
-        Self(Arc::new(Budget { most, taken: AtomicU64::new(0) }))
+        Self(Arc::new(MemoryBudget { most, taken: AtomicU64::new(0) }))
     }
 
     /// Takes `bytes` if they are there.
@@ -57,7 +57,7 @@ impl ListingMemory {
 
 /// Entries in memory. Their memory is given back when this is dropped.
 #[derive(Debug)]
-pub struct Gathered {
+pub struct EntryBuffer {
     memory: ListingMemory,
     /// Bytes taken of `memory`.
     taken: u64,
@@ -65,17 +65,17 @@ pub struct Gathered {
     peak: u64,
     /// Each with the capacity that it was made with.
     names: Vec<Vec<u8>>,
-    records: Vec<Record>,
+    records: Vec<EntryRecord>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Record {
+struct EntryRecord {
     size: u64,
     modified: i64,
     links: u64,
     device: u64,
     inode: u64,
-    /// Index in [`Gathered::names`].
+    /// Index in [`EntryBuffer::names`].
     block: u32,
     /// Where the name begins in its block. The link's target follows the name.
     start: u32,
@@ -85,20 +85,20 @@ struct Record {
     name: u16,
     /// Length of the link's target in bytes; [`NO_TARGET`] for an entry that is no link.
     target: u16,
-    kind: Kind,
+    kind: EntryKind,
 }
 
 const NO_TARGET: u16 = u16::MAX;
 
 /// What an order compares.
 #[derive(Clone, Copy, Debug)]
-pub struct Key<'g> {
+pub struct SortKey<'g> {
     pub name: &'g [u8],
     pub size: u64,
     pub modified: i64,
 }
 
-impl Gathered {
+impl EntryBuffer {
     pub fn new(memory: &ListingMemory) -> Self {
         Self { memory: memory.clone(), taken: 0, peak: 0, names: Vec::new(), records: Vec::new() }
     }
@@ -127,7 +127,7 @@ impl Gathered {
         // `has_block_for` has left one with room; there are at most as many as records.
         let index = self.names.len() - 1;
         let block = &mut self.names[index];
-        self.records.push(Record {
+        self.records.push(EntryRecord {
             size: entry.size,
             modified: entry.modified,
             links: entry.links,
@@ -167,11 +167,11 @@ impl Gathered {
             return true;
         }
         let grown = capacity + capacity.clamp(FEWEST_RECORDS, MOST_NEW_RECORDS);
-        if !self.take(grown * size_of::<Record>()) {
+        if !self.take(grown * size_of::<EntryRecord>()) {
             return false;
         }
         self.records.reserve_exact(grown - capacity);
-        self.give_back(capacity * size_of::<Record>());
+        self.give_back(capacity * size_of::<EntryRecord>());
         true
     }
 
@@ -191,7 +191,7 @@ impl Gathered {
     }
 
     /// Sorts by `order`, which must not be equal for two names: the sort is not stable.
-    pub fn sort(&mut self, order: impl Fn(Key<'_>, Key<'_>) -> Ordering) {
+    pub fn sort(&mut self, order: impl Fn(SortKey<'_>, SortKey<'_>) -> Ordering) {
         let names = &self.names;
         self.records.sort_unstable_by(|a, b| order(a.key(names), b.key(names)));
     }
@@ -212,9 +212,9 @@ impl Gathered {
     }
 }
 
-impl Record {
-    fn key<'n>(&self, names: &'n [Vec<u8>]) -> Key<'n> {
-        Key { name: self.name(names), size: self.size, modified: self.modified }
+impl EntryRecord {
+    fn key<'n>(&self, names: &'n [Vec<u8>]) -> SortKey<'n> {
+        SortKey { name: self.name(names), size: self.size, modified: self.modified }
     }
 
     fn name<'n>(&self, names: &'n [Vec<u8>]) -> &'n [u8] {
@@ -229,7 +229,7 @@ impl Record {
     }
 }
 
-impl Drop for Gathered {
+impl Drop for EntryBuffer {
     fn drop(&mut self) {
         self.names = Vec::new();
         self.records = Vec::new();
@@ -257,7 +257,8 @@ mod tests {
     use super::*;
 
     fn entries() -> impl Strategy<Value = Vec<Entry>> {
-        const KINDS: [Kind; 4] = [Kind::File, Kind::Directory, Kind::Symlink, Kind::Other];
+        const KINDS: [EntryKind; 4] =
+            [EntryKind::File, EntryKind::Directory, EntryKind::Symlink, EntryKind::Other];
         let entry = (
             prop::collection::vec(1..=255u8, 1..100),
             prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
@@ -282,14 +283,14 @@ mod tests {
 
     #[test]
     fn a_record_takes_56_bytes() {
-        assert_eq!(size_of::<Record>(), 56);
+        assert_eq!(size_of::<EntryRecord>(), 56);
     }
 
     proptest! {
         #[test]
         fn entries_come_back_as_they_were_and_in_order(entries in entries()) {
             let memory = ListingMemory::new(u64::MAX);
-            let mut gathered = Gathered::new(&memory);
+            let mut gathered = EntryBuffer::new(&memory);
             for entry in &entries {
                 prop_assert!(gathered.add(entry.clone()).is_ok());
             }
@@ -306,7 +307,7 @@ mod tests {
             most in 0..60_000u64,
         ) {
             let memory = ListingMemory::new(most);
-            let mut both = [Gathered::new(&memory), Gathered::new(&memory)];
+            let mut both = [EntryBuffer::new(&memory), EntryBuffer::new(&memory)];
             for (number, entry) in entries.into_iter().enumerate() {
                 let gathered = &mut both[number % 2];
                 let count = gathered.count();
@@ -314,9 +315,9 @@ mod tests {
                     Ok(()) => prop_assert_eq!(gathered.count(), count + 1),
                     Err(refused) => prop_assert_eq!(refused, entry),
                 }
-                let allocated = |gathered: &Gathered| {
+                let allocated = |gathered: &EntryBuffer| {
                     gathered.names.iter().map(Vec::capacity).sum::<usize>()
-                        + gathered.records.capacity() * size_of::<Record>()
+                        + gathered.records.capacity() * size_of::<EntryRecord>()
                 };
                 let allocated = both.iter().map(allocated).sum::<usize>() as u64;
                 let taken = memory.0.taken.load(Relaxed);

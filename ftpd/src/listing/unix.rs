@@ -1,6 +1,6 @@
 //! LIST: lines as `ls -l` writes them. No RFC says how; this is what clients know to read.
 
-use super::{Entry, Kind, push_number};
+use super::{Entry, EntryKind, push_number};
 use crate::protocol::{reply::push_line_safe, timestamp};
 
 /// Half a year, in seconds: half of 365.2425 days.
@@ -21,11 +21,11 @@ const MONTHS: [&str; 12] =
 /// client. `classify` is `ls -F`: a character after the name shows directories and programs.
 pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
     out.push(match entry.kind {
-        Kind::File => b'-',
-        Kind::Directory => b'd',
-        Kind::Symlink => b'l',
+        EntryKind::File => b'-',
+        EntryKind::Directory => b'd',
+        EntryKind::Symlink => b'l',
         // One of the letters that clients know and do not try to download.
-        Kind::Other => b's',
+        EntryKind::Other => b's',
     });
     permissions(entry.mode, out);
     out.push(b' ');
@@ -36,7 +36,7 @@ pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
     date(entry.modified, now, out);
     out.push(b' ');
     push_line_safe(&entry.name, out);
-    if let (Kind::Symlink, Some(target)) = (entry.kind, &entry.link_target) {
+    if let (EntryKind::Symlink, Some(target)) = (entry.kind, &entry.link_target) {
         out.extend_from_slice(b" -> ");
         push_line_safe(target, out);
     } else if classify {
@@ -93,18 +93,18 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    fn entry(kind: Kind, mode: u32, name: &[u8]) -> Entry {
+    fn entry(kind: EntryKind, mode: u32, name: &[u8]) -> Entry {
         Entry { kind, mode, modified: NOW, ..Entry::sample(name) }
     }
 
     #[test]
     fn a_line_is_what_ls_writes() {
-        let directory = Entry { links: 2, size: 4096, ..entry(Kind::Directory, 0o755, b"name") };
+        let directory = Entry { links: 2, size: 4096, ..entry(EntryKind::Directory, 0o755, b"name") };
         assert_eq!(
             shown(&directory, false),
             "drwxr-xr-x   2 ftp      ftp          4096 Nov 22 16:40 name\r\n"
         );
-        let file = Entry { size: 12_345_678_901, ..entry(Kind::File, 0o4601, b"a b") };
+        let file = Entry { size: 12_345_678_901, ..entry(EntryKind::File, 0o4601, b"a b") };
         assert_eq!(shown(&file, false), "-rwS-----x   1 ftp      ftp      12345678901 Nov 22 16:40 a b\r\n");
     }
 
@@ -121,7 +121,7 @@ mod tests {
             (NOW - i64::MAX, "Dec 31  9999"),
         ] {
             let modified = NOW.saturating_sub(age);
-            let line = shown(&Entry { modified, ..entry(Kind::File, 0, b"x") }, false);
+            let line = shown(&Entry { modified, ..entry(EntryKind::File, 0, b"x") }, false);
             assert!(line.contains(&format!(" {date} x")), "{age}: {line}");
         }
     }
@@ -129,21 +129,21 @@ mod tests {
     #[test]
     fn suffixes_show_the_kind_as_with_ls_dash_f() {
         for (kind, mode, name) in [
-            (Kind::Directory, 0o755, " x/\r\n"),
-            (Kind::File, 0o755, " x*\r\n"),
-            (Kind::File, 0o644, " x\r\n"),
-            (Kind::Symlink, 0o777, " x@\r\n"),
+            (EntryKind::Directory, 0o755, " x/\r\n"),
+            (EntryKind::File, 0o755, " x*\r\n"),
+            (EntryKind::File, 0o644, " x\r\n"),
+            (EntryKind::Symlink, 0o777, " x@\r\n"),
         ] {
             assert!(shown(&entry(kind, mode, b"x"), true).ends_with(name));
         }
-        let link = Entry { link_target: Some(b"to/b".to_vec()), ..entry(Kind::Symlink, 0o777, b"a") };
+        let link = Entry { link_target: Some(b"to/b".to_vec()), ..entry(EntryKind::Symlink, 0o777, b"a") };
         assert!(shown(&link, true).ends_with(" a -> to/b\r\n"));
     }
 
     #[test]
     fn no_name_can_begin_a_line_of_its_own() {
         let target = Some(b"x\r\ny".to_vec());
-        let link = Entry { link_target: target, ..entry(Kind::Symlink, 0, b"a\r\n\tb") };
+        let link = Entry { link_target: target, ..entry(EntryKind::Symlink, 0, b"a\r\n\tb") };
         assert!(shown(&link, false).ends_with(" a??\tb -> x??y\r\n"));
     }
 }

@@ -11,10 +11,11 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use common::{
+    clock::unix_seconds,
     health::Life,
     node::{NodeCommand, NodeRecord, NodeState},
     process::{
@@ -46,7 +47,7 @@ use crate::{
     data::passive::PassivePorts,
     health::{self, Health},
     health_check,
-    jail::Locks,
+    jail::LockMode,
     listener::{self, Bound},
     metrics,
     node::{Node, NodeParts},
@@ -274,7 +275,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
 }
 
 /// Says whether locks on the storage keep a second writer out on other nodes.
-fn tell_locks(locks: Locks, root: &Path) {
+fn tell_locks(locks: LockMode, root: &Path) {
     match locks.cross_nodes(root) {
         Ok(why) => log::info!(root:% = root.display(); "file locks hold on all nodes: {why}"),
         Err(why) => log::warn!(
@@ -370,8 +371,7 @@ async fn start(
         control,
         host: process_identity::host_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        // 0 if the clock is before 1970.
-        since: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        since: unix_seconds(),
         ..NodeRecord::new(config.node_name.clone(), rand::random(), config.network.slice)
     };
     let (registry, events) = match config.redis.take() {
@@ -460,7 +460,7 @@ async fn wait_for_the_end(
                     log::info!("reloading");
                     node.transfer_log.reopen();
                     if let Some(tls) = &node.tls {
-                        tls.reload_and_tell().await;
+                        tls.reload_and_log().await;
                     }
                 }
             },

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use common::auth_api::Permissions;
+use common::policy::Permissions;
 use ftpd::{
     listing::{
         Entry, Kind,

@@ -22,7 +22,7 @@ use ftpd::{
     connection::Connection,
     data::passive::PassivePorts,
     node::{Node, NodeParts},
-    protocol::{Command, command::is_foreign, line::Line, parse},
+    protocol::{AnyTimeCommand, Command, command::is_foreign, line::Line, parse},
     settings::SCHEMA,
     transfer_log::TransferLog,
 };
@@ -74,8 +74,8 @@ fn check_replies(sent: &[u8], received: &[u8]) {
             Line::TooLong => Err(false),
         })
         .collect();
-    let quit =
-        requests.iter().position(|request| *request == Ok(Command::Quit)).expect("QUIT is in the tail");
+    let is_quit = |request: &Result<Command, bool>| *request == Ok(Command::AnyTime(AnyTimeCommand::Quit));
+    let quit = requests.iter().position(is_quit).expect("QUIT is in the tail");
     let foreign = requests.iter().position(|request| *request == Err(true));
     let greeting = 1;
     match codes.last() {

@@ -2,17 +2,17 @@
 
 use std::{cmp::Ordering, sync::Arc};
 
-use common::auth_api::Permissions;
+use common::policy::{Permission, Permissions};
 
 use crate::{
-    access::{Access, Directory},
+    access::{AccessRules, DirectoryRules},
     data::CopyError,
-    jail::{Entries, FileError, Jail, Walked},
+    jail::{Entries, FileError, Jail, WalkStep},
     listing::{
-        Entry, Kind,
-        machine::{self, Role},
+        Entry, EntryKind,
+        machine::{self, EntryRole},
         names,
-        sorted::{Gathered, Key, ListingMemory},
+        sorted::{EntryBuffer, ListingMemory, SortKey},
         unix,
     },
     metrics,
@@ -57,29 +57,26 @@ pub struct Listing {
     pub most_sorted: usize,
     /// What sorted listings of all sessions may take together.
     pub memory: ListingMemory,
-    pub access: Arc<Access>,
+    pub access: Arc<AccessRules>,
 }
 
 /// What the fact `perm` of an entry tells: what may be done with it, and of a directory, what may be
 /// done in it. Asks the storage only about directories that lead to folders.
-pub fn permissions_of(access: &Access, jail: &Jail, path: &VirtualPath, entry: &Entry) -> Permissions {
-    if entry.kind == Kind::Directory {
+pub fn permissions_of(access: &AccessRules, jail: &Jail, path: &VirtualPath, entry: &Entry) -> Permissions {
+    if entry.kind == EntryKind::Directory {
         directory_permissions(&access.directory(path), jail, path)
     } else {
         access.at(path)
     }
 }
 
-fn directory_permissions(directory: &Directory<'_>, jail: &Jail, path: &VirtualPath) -> Permissions {
+fn directory_permissions(directory: &DirectoryRules<'_>, jail: &Jail, path: &VirtualPath) -> Permissions {
     let mut permissions = directory.facts();
     if path.is_root() || jail.is_fixed(path) {
-        permissions.rename = false;
-        permissions.rmdir = false;
+        permissions = permissions.without(&[Permission::Rename, Permission::Rmdir]);
     }
-    if jail.is_only_a_way(path) {
-        permissions.upload = false;
-        permissions.mkdir = false;
-        permissions.delete = false;
+    if jail.is_synthetic_directory(path) {
+        permissions = permissions.without(&[Permission::Upload, Permission::Mkdir, Permission::Delete]);
     }
     permissions
 }
@@ -127,7 +124,7 @@ impl Listing {
     fn single(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferFailure> {
         let entry = jail.entry(path)?;
         let permissions = || permissions_of(&self.access, jail, path, &entry);
-        self.line(&entry, Role::Member, permissions, sink)
+        self.line(&entry, EntryRole::Member, permissions, sink)
     }
 
     fn directory(
@@ -145,7 +142,7 @@ impl Listing {
 
     /// `.`, and `..` where the user may go there.
     fn dots(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferFailure> {
-        let dots = [(&b"."[..], path.clone(), Role::Listed), (b"..", path.parent(), Role::Parent)];
+        let dots = [(&b"."[..], path.clone(), EntryRole::Listed), (b"..", path.parent(), EntryRole::Parent)];
         for (name, path, role) in dots {
             let directory = self.access.directory(&path);
             if directory.is_enterable() {
@@ -172,12 +169,12 @@ impl Listing {
             let (mut gathered, left_over) = self.gather(&mut entries)?;
             gathered.sort(|a, b| self.order(a, b));
             for entry in gathered.iter().chain(left_over) {
-                self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
+                self.line(&entry, EntryRole::Member, || place.permissions(&entry), sink)?;
             }
         }
         for entry in entries {
             let entry = entry?;
-            self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
+            self.line(&entry, EntryRole::Member, || place.permissions(&entry), sink)?;
         }
         Ok(())
     }
@@ -186,8 +183,8 @@ impl Listing {
     fn gather(
         &self,
         entries: &mut impl Iterator<Item = Result<Entry, FileError>>,
-    ) -> Result<(Gathered, Option<Entry>), FileError> {
-        let mut gathered = Gathered::new(&self.memory);
+    ) -> Result<(EntryBuffer, Option<Entry>), FileError> {
+        let mut gathered = EntryBuffer::new(&self.memory);
         while gathered.count() < self.most_sorted
             && let Some(entry) = entries.next()
         {
@@ -199,7 +196,7 @@ impl Listing {
         Ok((gathered, None))
     }
 
-    fn order(&self, a: Key<'_>, b: Key<'_>) -> Ordering {
+    fn order(&self, a: SortKey<'_>, b: SortKey<'_>) -> Ordering {
         let order = match (self.options.by_time, self.options.by_size) {
             (true, _) => b.modified.cmp(&a.modified),
             (_, true) => b.size.cmp(&a.size),
@@ -212,7 +209,7 @@ impl Listing {
     fn line(
         &self,
         entry: &Entry,
-        role: Role,
+        role: EntryRole,
         permissions: impl FnOnce() -> Permissions,
         sink: &mut Sink<'_>,
     ) -> Result<(), TransferFailure> {
@@ -239,9 +236,9 @@ impl Listing {
         let mut below = Vec::new();
         let mut is_first = true;
         let mut place = Place::new(&self.access, jail, top);
-        for step in jail.walk(top, self.depth, progress, |path| self.access.at(path).list)? {
+        for step in jail.walk(top, self.depth, progress, |path| self.access.at(path).has(Permission::List))? {
             match (step?, &self.form) {
-                (Walked::Directory(path), form) => {
+                (WalkStep::Directory(path), form) => {
                     place = Place::new(&self.access, jail, &path);
                     let path = path.as_bytes();
                     below = path[if top.is_root() { 0 } else { top.as_bytes().len() }..].to_vec();
@@ -257,8 +254,8 @@ impl Listing {
                     }
                     is_first = false;
                 }
-                (Walked::Entry(entry), _) if !place.shows(&entry) => {}
-                (Walked::Entry(entry), Form::Names { prefix }) => {
+                (WalkStep::Entry(entry), _) if !place.shows(&entry) => {}
+                (WalkStep::Entry(entry), Form::Names { prefix }) => {
                     let mut path = prefix.clone();
                     if let [b'/', below @ ..] = &below[..] {
                         path.extend_from_slice(below);
@@ -268,8 +265,8 @@ impl Listing {
                     names::line(&path, &entry, self.options.classify, &mut line);
                     (sink.take)(&line)?;
                 }
-                (Walked::Entry(entry), _) => {
-                    self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
+                (WalkStep::Entry(entry), _) => {
+                    self.line(&entry, EntryRole::Member, || place.permissions(&entry), sink)?;
                 }
             }
         }
@@ -279,14 +276,14 @@ impl Listing {
 
 /// A directory whose entries are listed, with what the user may do with them.
 struct Place<'l> {
-    access: &'l Access,
-    directory: Directory<'l>,
+    access: &'l AccessRules,
+    directory: DirectoryRules<'l>,
     jail: &'l Jail,
     path: VirtualPath,
 }
 
 impl<'l> Place<'l> {
-    fn new(access: &'l Access, jail: &'l Jail, path: &VirtualPath) -> Self {
+    fn new(access: &'l AccessRules, jail: &'l Jail, path: &VirtualPath) -> Self {
         Self { access, directory: access.directory(path), jail, path: path.clone() }
     }
 
@@ -294,12 +291,12 @@ impl<'l> Place<'l> {
     /// list it.
     fn shows(&self, entry: &Entry) -> bool {
         !self.access.has_rules()
-            || self.directory.at(&entry.name).list
-            || entry.kind == Kind::Directory && self.directory.below(&entry.name).is_enterable()
+            || self.directory.at(&entry.name).has(Permission::List)
+            || entry.kind == EntryKind::Directory && self.directory.below(&entry.name).is_enterable()
     }
 
     fn permissions(&self, entry: &Entry) -> Permissions {
-        if entry.kind != Kind::Directory {
+        if entry.kind != EntryKind::Directory {
             return self.directory.at(&entry.name);
         }
         let directory = self.directory.below(&entry.name);

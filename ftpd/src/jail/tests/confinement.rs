@@ -46,7 +46,7 @@ fn no_link_leads_out_of_the_home() {
     assert!(site.jail.create_directory(&path("/absolute/new")).is_err());
     assert!(site.jail.rename(&path("/absolute/secret"), &path("/stolen"), true).is_err());
     let new = path("/relative/new");
-    assert!(site.jail.open_write(&new, WriteMode::Replace, Placement::Direct).is_err());
+    assert!(site.jail.open_write(&new, WriteMode::Replace, UploadPlacement::Direct).is_err());
     assert_eq!(fs::read_dir(site.outside()).unwrap().count(), 1);
     assert_eq!(fs::read_to_string(site.outside().join("secret")).unwrap(), "secret");
     // The top of the tree, seen through a link that climbs, is the home itself.
@@ -59,7 +59,7 @@ fn writing_through_a_link_that_leads_out_makes_no_file() {
     symlink(site.outside().join("new"), site.home("link")).unwrap();
     let link = path("/link");
     for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::CreateNew] {
-        assert!(site.jail.open_write(&link, mode, Placement::Direct).is_err(), "{mode:?}");
+        assert!(site.jail.open_write(&link, mode, UploadPlacement::Direct).is_err(), "{mode:?}");
     }
     assert!(!site.outside().join("new").exists());
 }
@@ -130,14 +130,14 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
                 assert_ne!(content, "secret");
                 inside += 1;
             }
-            let placement = Placement::Atomic { owner: "alice", rivals: Rivals::Replaced };
+            let placement = UploadPlacement::Atomic { owner: "alice", rivals: RivalPolicy::Replace };
             if let Ok(mut upload) = site.jail.open_write(&new, WriteMode::Replace, placement) {
                 upload.begin().unwrap();
-                upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
+                upload.prepare_write(3).unwrap().write_all_at(b"new", 0).unwrap();
                 let finished = upload.finish(false, 3);
                 assert!(matches!(finished, Ok(()) | Err(FileError::Stale)), "{finished:?}");
             }
-            if let Ok(upload) = site.jail.open_write(&new, WriteMode::Append, Placement::Direct) {
+            if let Ok(upload) = site.jail.open_write(&new, WriteMode::Append, UploadPlacement::Direct) {
                 upload.abandon();
             }
             let _ = site.jail.create_directory(&path("/dir/made"));

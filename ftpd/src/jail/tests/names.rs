@@ -41,7 +41,7 @@ fn names_of_the_server_cannot_be_used() {
     refused(site.jail.create_directory(&hidden));
     refused(site.jail.change_mode(&hidden, |_, _| 0o777));
     refused(site.jail.set_modified(&hidden, 0));
-    refused(site.jail.open_write(&hidden, WriteMode::Append, Placement::Direct).map(drop));
+    refused(site.jail.open_write(&hidden, WriteMode::Append, UploadPlacement::Direct).map(drop));
     refused(site.jail.remove_directory(&VirtualPath::root(), &Changes::default()));
     refused(site.jail.remove_tree(&VirtualPath::root(), &Progress::default(), &Changes::default()));
     refused(site.jail.rename(&a, &VirtualPath::root(), true).map(drop));
@@ -73,7 +73,9 @@ fn each_kind_of_name_has_its_own_error() {
     assert!(matches!(jail.create_directory(&path("/dir")), Err(FileError::AlreadyExists)));
     let long = format!("/{}", "n".repeat(256));
     assert!(matches!(jail.create_directory(&path(&long)), Err(FileError::NameTooLong)));
-    for placement in [Placement::Direct, Placement::Atomic { owner: "alice", rivals: Rivals::Replaced }] {
+    for placement in
+        [UploadPlacement::Direct, UploadPlacement::Atomic { owner: "alice", rivals: RivalPolicy::Replace }]
+    {
         let open = |name| jail.open_write(&path(name), WriteMode::Replace, placement);
         assert!(matches!(open("/dir"), Err(FileError::IsADirectory)));
         assert!(matches!(open("/fifo"), Err(FileError::NotAFile)));
@@ -152,7 +154,7 @@ fn combining_appends_in_order_and_removes_the_sources() {
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
     let progress = Progress::default();
     let combine = |sources: &[VirtualPath]| {
-        let joining = Joining { target: &target, sources, sync: true };
+        let joining = CombineRequest { target: &target, sources, sync: true };
         site.jail.combine(joining, &progress, &mut Changes::default(), room, || true, || true)
     };
 
@@ -171,7 +173,7 @@ fn combining_appends_in_order_and_removes_the_sources() {
     progress.cancel();
     assert!(matches!(combine(&[path("/3")]), Err(FileError::Cancelled)));
     assert_eq!((site.read("all"), site.read("3")), ("one two".into(), " three".into()));
-    let joining = Joining { target: &target, sources: &[path("/3")], sync: false };
+    let joining = CombineRequest { target: &target, sources: &[path("/3")], sync: false };
     let again =
         site.jail.combine(joining, &Progress::default(), &mut Changes::default(), room, || true, || true);
     assert_eq!(again.unwrap(), 6);
@@ -183,9 +185,9 @@ fn combining_removes_nothing_that_another_may_write_by_now() {
     let site = Site::new();
     fs::write(site.home("1"), "one").unwrap();
     let (progress, changes) = (Progress::default(), &mut Changes::default());
-    let joining = Joining { target: &path("/all"), sources: &[path("/1")], sync: true };
+    let joining = CombineRequest { target: &path("/all"), sources: &[path("/1")], sync: true };
     let lost = site.jail.combine(joining, &progress, changes, room, || true, || false);
-    assert!(matches!(lost, Err(FileError::Taken)));
+    assert!(matches!(lost, Err(FileError::WriteRightLost)));
     assert_eq!(site.read("1"), "one");
 }
 
@@ -199,9 +201,9 @@ fn combining_changes_nothing_once_the_right_to_write_is_lost() {
     let (progress, asked) = (Progress::default(), AtomicU32::new(0));
     let may_store = || asked.fetch_add(1, Ordering::Relaxed) < 1;
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
-    let joining = Joining { target: &target, sources: &sources, sync: true };
+    let joining = CombineRequest { target: &target, sources: &sources, sync: true };
     let lost = site.jail.combine(joining, &progress, &mut Changes::default(), room, may_store, || true);
-    assert!(matches!(lost, Err(FileError::Taken)));
+    assert!(matches!(lost, Err(FileError::WriteRightLost)));
     // Not even cut again: what is there may be another session's.
     assert_eq!([site.read("all"), site.read("1"), site.read("2")], ["all1", "1", "2"]);
 }
@@ -219,7 +221,7 @@ fn combining_asks_for_room_before_it_changes_anything() {
             Err(FileError::QuotaExceeded)
         };
         let (progress, sources) = (Progress::default(), [path("/1")]);
-        let joining = Joining { target: &path(target), sources: &sources, sync: true };
+        let joining = CombineRequest { target: &path(target), sources: &sources, sync: true };
         let refused = site.jail.combine(joining, &progress, &mut changes, no_room, || true, || true);
         assert!(matches!(refused, Err(FileError::QuotaExceeded)));
         assert_eq!(asked, Some((3, is_new)));
@@ -247,7 +249,7 @@ fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
             let (progress, sources) = (Progress::default(), [path("/1"), path("/2")]);
             let mut changes = Changes::default();
             let target_path = path(&format!("/{target}"));
-            let joining = Joining { target: &target_path, sources: &sources, sync: true };
+            let joining = CombineRequest { target: &target_path, sources: &sources, sync: true };
             let failed = site.jail.combine(joining, &progress, &mut changes, room, || true, spoil);
             assert!(matches!(failed, Err(FileError::IsADirectory)), "{failed:?}");
             let gone = if kept == 0 { "" } else { "one " };
@@ -274,14 +276,14 @@ fn a_name_is_held_against_writers_and_a_writer_against_changes() {
     fs::write(site.home("file"), "content").unwrap();
     symlink("file", site.home("link")).unwrap();
     let write = || File::options().write(true).open(site.home("file")).unwrap();
-    let held = site.jail.hold(&file).unwrap().unwrap();
-    assert_eq!(Locks::Auto.take(&write()).unwrap(), lock::Lock::HeldByAnother);
+    let held = site.jail.lock_for_change(&file).unwrap().unwrap();
+    assert_eq!(LockMode::Auto.take(&write()).unwrap(), lock::WriterLock::HeldByAnother);
     drop(held);
     let writer = write();
-    assert!(matches!(Locks::Auto.take(&writer), Ok(lock::Lock::Held { .. })));
-    assert!(matches!(site.jail.hold(&file), Err(FileError::BeingWritten)));
-    assert!(matches!(site.jail.hold_resolved(&path("/link")), Err(FileError::BeingWritten)));
-    assert!(site.jail.hold(&path("/link")).unwrap().is_none(), "the link itself is not written");
+    assert!(matches!(LockMode::Auto.take(&writer), Ok(lock::WriterLock::Held { .. })));
+    assert!(matches!(site.jail.lock_for_change(&file), Err(FileError::BeingWritten)));
+    assert!(matches!(site.jail.lock_resolved_for_change(&path("/link")), Err(FileError::BeingWritten)));
+    assert!(site.jail.lock_for_change(&path("/link")).unwrap().is_none(), "the link itself is not written");
 }
 
 #[test]
@@ -290,7 +292,7 @@ fn only_regular_files_are_held_and_a_fifo_is_not_opened() {
     fs::create_dir(site.home("dir")).unwrap();
     nix::unistd::mkfifo(&site.home("fifo"), Mode::S_IRWXU).unwrap();
     for name in ["/none", "/dir", "/fifo", "/dir/none", "/"] {
-        assert!(site.jail.hold(&path(name)).unwrap().is_none(), "{name}");
+        assert!(site.jail.lock_for_change(&path(name)).unwrap().is_none(), "{name}");
     }
     // A reader of the FIFO would have seen an end: nothing has opened it to write.
     let mut reader = File::options();
@@ -298,7 +300,7 @@ fn only_regular_files_are_held_and_a_fifo_is_not_opened() {
     let mut poll = libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: `poll` is one valid structure, as the count says, and 0 does not wait.
     assert_eq!(unsafe { libc::poll(&mut poll, 1, 0) }, 0);
-    assert!(site.jail.hold(&path("/fifo")).unwrap().is_none());
+    assert!(site.jail.lock_for_change(&path("/fifo")).unwrap().is_none());
     // SAFETY: as above.
     assert_eq!(unsafe { libc::poll(&mut poll, 1, 0) }, 0);
 }
@@ -309,9 +311,9 @@ fn a_file_that_may_not_be_written_is_held_by_a_readers_lock() {
     fs::write(site.home("file"), "content").unwrap();
     let writer = File::options().write(true).open(site.home("file")).unwrap();
     fs::set_permissions(site.home("file"), fs::Permissions::from_mode(0o444)).unwrap();
-    let held = site.jail.hold(&path("/file")).unwrap().unwrap();
-    assert_eq!(Locks::Auto.take(&writer).unwrap(), lock::Lock::HeldByAnother);
+    let held = site.jail.lock_for_change(&path("/file")).unwrap().unwrap();
+    assert_eq!(LockMode::Auto.take(&writer).unwrap(), lock::WriterLock::HeldByAnother);
     drop(held);
-    assert!(matches!(Locks::Auto.take(&writer), Ok(lock::Lock::Held { .. })));
-    assert!(matches!(site.jail.hold(&path("/file")), Err(FileError::BeingWritten)));
+    assert!(matches!(LockMode::Auto.take(&writer), Ok(lock::WriterLock::Held { .. })));
+    assert!(matches!(site.jail.lock_for_change(&path("/file")), Err(FileError::BeingWritten)));
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::listing::{Entry, Kind};
+use crate::listing::{Entry, EntryKind};
 use crate::work::progress::Progress;
 
 fn listed(site: &Site, directory: &str) -> Vec<Entry> {
@@ -30,13 +30,13 @@ fn entries_say_what_a_client_may_see() {
         .map(|entry| (String::from_utf8(entry.name).unwrap(), entry.kind, entry.link_target))
         .collect();
     let expected = [
-        (".hidden-by-users", Kind::File, None),
-        ("dir", Kind::Directory, None),
-        ("fifo", Kind::Other, None),
-        ("file", Kind::File, None),
-        ("link", Kind::Symlink, Some(b"file".to_vec())),
-        ("link-to-dir", Kind::Symlink, Some(b"/sub/dir".to_vec())),
-        ("out", Kind::Symlink, Some(b"../../outside".to_vec())),
+        (".hidden-by-users", EntryKind::File, None),
+        ("dir", EntryKind::Directory, None),
+        ("fifo", EntryKind::Other, None),
+        ("file", EntryKind::File, None),
+        ("link", EntryKind::Symlink, Some(b"file".to_vec())),
+        ("link-to-dir", EntryKind::Symlink, Some(b"/sub/dir".to_vec())),
+        ("out", EntryKind::Symlink, Some(b"../../outside".to_vec())),
     ]
     .map(|(name, kind, target)| (name.to_owned(), kind, target));
     assert_eq!(seen, expected);
@@ -47,14 +47,14 @@ fn entries_say_what_a_client_may_see() {
     let kinds = |site: &Site| listed(site, "/sub").into_iter().map(|entry| entry.kind).collect::<Vec<_>>();
     let mut site = site;
     site.jail.resolve_links();
-    let (file, directory) = (Kind::File, Kind::Directory);
-    assert_eq!(kinds(&site), [file, directory, Kind::Other, file, file, directory, Kind::Symlink]);
+    let (file, directory) = (EntryKind::File, EntryKind::Directory);
+    assert_eq!(kinds(&site), [file, directory, EntryKind::Other, file, file, directory, EntryKind::Symlink]);
     for entry in listed(&site, "/sub") {
         let name = path("/sub").join(&entry.name).unwrap();
         assert_eq!(site.jail.entry(&name).unwrap(), entry, "MLST and MLSD agree");
     }
     let root = site.jail.entry(&VirtualPath::root()).unwrap();
-    assert_eq!((root.name.as_slice(), root.kind), (&b"/"[..], Kind::Directory));
+    assert_eq!((root.name.as_slice(), root.kind), (&b"/"[..], EntryKind::Directory));
 }
 
 #[test]
@@ -75,7 +75,7 @@ fn entries_that_vanish_while_they_are_read_are_left_out() {
     let mut entries = site.jail.entries(&VirtualPath::root()).unwrap();
     let first = entries.next().unwrap().unwrap();
     fs::remove_dir_all(site.home("")).unwrap();
-    assert_eq!(first.kind, Kind::File);
+    assert_eq!(first.kind, EntryKind::File);
     assert_eq!(entries.count(), 0);
 }
 
@@ -116,8 +116,8 @@ fn a_walk_goes_down_directories_but_not_links_and_not_too_deep() {
         let mut lines: Vec<(String, BTreeSet<String>)> = Vec::new();
         for step in site.jail.walk(&VirtualPath::root(), depth, &Progress::default(), |_| true).unwrap() {
             match step.unwrap() {
-                Walked::Directory(path) => lines.push((path.to_string(), BTreeSet::new())),
-                Walked::Entry(entry) => {
+                WalkStep::Directory(path) => lines.push((path.to_string(), BTreeSet::new())),
+                WalkStep::Entry(entry) => {
                     let name = String::from_utf8(entry.name).unwrap();
                     assert!(lines.last_mut().unwrap().1.insert(name));
                 }

@@ -71,7 +71,7 @@ pub struct HomeQuota {
 }
 
 impl HomeQuota {
-    /// Starts a home count of `directory` if one is due. `key`: its [`Jail::counted_key`].
+    /// Starts a home count of `directory` if one is due. `key`: its [`Jail::quota_key`].
     pub async fn open(
         registry: &Registry,
         counts: &HomeCounts,

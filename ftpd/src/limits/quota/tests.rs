@@ -14,7 +14,9 @@ use tokio::runtime::Runtime;
 
 use super::{HomeCountSettings, HomeCounts, HomeQuota, NewFile, QuotaReservation};
 use crate::{
-    jail::{Changes, FileError, Jail, Joining, Modes, Placement, Rivals, Upload, WriteMode},
+    jail::{
+        Changes, CombineRequest, FileError, Jail, Modes, RivalPolicy, Upload, UploadPlacement, WriteMode,
+    },
     virtual_path::VirtualPath,
     work::progress::Progress,
 };
@@ -184,7 +186,7 @@ impl Session {
                     Ok(())
                 };
                 let (target, sources, progress) = (path(target), [path(source)], Progress::default());
-                let joining = Joining { target: &target, sources: &sources, sync: false };
+                let joining = CombineRequest { target: &target, sources: &sources, sync: false };
                 let _ = jail.combine(joining, &progress, &mut changes, reserve, || true, || true);
                 if let Some(share) = share {
                     share.follow(changes);
@@ -248,8 +250,8 @@ impl Session {
             _ => NewFile::No,
         };
         let share = site.runtime.block_on(site.quota.admit(new, 1)).ok()?;
-        let hidden = Placement::Atomic { owner: "anna", rivals: Rivals::Replaced };
-        let placement = if atomic { hidden } else { Placement::Direct };
+        let hidden = UploadPlacement::Atomic { owner: "anna", rivals: RivalPolicy::Replace };
+        let placement = if atomic { hidden } else { UploadPlacement::Direct };
         let Ok(mut upload) = jail.open_write(name, mode, placement) else {
             share.settle();
             return None;
@@ -293,7 +295,7 @@ impl Running {
             }
             self.share.arrived(piece).ok()?;
             let content = vec![b'x'; usize::try_from(piece).unwrap()];
-            let file = self.upload.to_write(piece).ok()?;
+            let file = self.upload.prepare_write(piece).ok()?;
             file.write_all_at(&content, self.position).unwrap();
             self.position += piece;
             left -= piece;

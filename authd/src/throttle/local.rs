@@ -4,50 +4,53 @@ use std::{
     collections::HashMap,
     hash::Hash,
     net::IpAddr,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use super::{Attempt, Ban, By, Outcome, Step, Subject, ThrottleLimits, Throttled};
+use common::clock::since_epoch;
+
+use super::{Ban, BanKind, BanSubject, LoginAttempt, StepOutcome, ThrottleLimits, ThrottleStep, Throttled};
 use crate::accounts::name::UserName;
 
 /// What this process has counted.
 #[derive(Default)]
-pub struct Memory {
-    failures: HashMap<Subject, Failures>,
+pub struct LocalCounters {
+    failures: HashMap<BanSubject, FailureCount>,
     /// When users last logged in from where.
     known: HashMap<(UserName, IpAddr), Instant>,
 }
 
 #[derive(Clone, Copy)]
-struct Failures {
+struct FailureCount {
     number: u32,
     until: Instant,
     last: Instant,
 }
 
-impl Memory {
+impl LocalCounters {
     pub fn step(
         &mut self,
-        step: Step,
-        attempt: Attempt<'_>,
+        step: ThrottleStep,
+        attempt: LoginAttempt<'_>,
         limits: &ThrottleLimits,
         now: Instant,
-    ) -> Outcome {
+    ) -> StepOutcome {
         let counted = attempt.user.filter(|user| !self.is_known(user, attempt.address, limits, now));
-        let subjects = [Some(Subject::Address(attempt.address)), counted.cloned().map(Subject::User)];
+        let subjects = [Some(BanSubject::Address(attempt.address)), counted.cloned().map(BanSubject::User)];
         let waits = subjects.iter().flatten().filter_map(|subject| {
             let wait = self.failures.get(subject)?.until.saturating_duration_since(now);
             (!wait.is_zero()).then_some(Throttled { wait, by: subject.by() })
         });
         if let Some(throttled) = waits.max_by_key(|throttled| throttled.wait) {
-            return Outcome { throttled: Some(throttled), ..Outcome::default() };
+            return StepOutcome { throttled: Some(throttled), ..StepOutcome::default() };
         }
         match step {
-            Step::Check => Outcome::default(),
-            Step::Failed => {
-                Outcome { throttled: None, began: subjects.map(|subject| self.count(subject?, limits, now)) }
-            }
-            Step::Succeeded => {
+            ThrottleStep::Check => StepOutcome::default(),
+            ThrottleStep::Failed => StepOutcome {
+                throttled: None,
+                began: subjects.map(|subject| self.count(subject?, limits, now)),
+            },
+            ThrottleStep::Succeeded => {
                 if let [_, Some(user)] = &subjects {
                     self.failures.remove(user);
                 }
@@ -59,15 +62,15 @@ impl Memory {
                     }
                     self.known.insert(place, now);
                 }
-                Outcome::default()
+                StepOutcome::default()
             }
         }
     }
 
     /// The bans that hold now.
     pub fn bans(&self, now: Instant) -> Vec<Ban> {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let ban = |(subject, failures): (&Subject, &Failures)| {
+        let clock = since_epoch();
+        let ban = |(subject, failures): (&BanSubject, &FailureCount)| {
             let left = failures.until.saturating_duration_since(now);
             // Milliseconds since 1970 fit.
             let until = (clock + left).as_millis() as u64;
@@ -77,7 +80,7 @@ impl Memory {
     }
 
     /// Forgets failures; whether they made logins wait.
-    pub fn lift(&mut self, subject: &Subject, now: Instant) -> bool {
+    pub fn lift(&mut self, subject: &BanSubject, now: Instant) -> bool {
         self.failures.remove(subject).is_some_and(|failures| failures.until > now)
     }
 
@@ -90,22 +93,22 @@ impl Memory {
         last.is_some_and(|last| now.duration_since(*last) < limits.known_time)
     }
 
-    fn count(&mut self, subject: Subject, limits: &ThrottleLimits, now: Instant) -> Option<Duration> {
-        let is_old = |failures: &Failures| now.duration_since(failures.last) >= limits.window;
+    fn count(&mut self, subject: BanSubject, limits: &ThrottleLimits, now: Instant) -> Option<Duration> {
+        let is_old = |failures: &FailureCount| now.duration_since(failures.last) >= limits.window;
         let before = self.failures.get(&subject).filter(|failures| !is_old(failures)).map_or(0, |f| f.number);
         if !self.failures.contains_key(&subject) {
             make_room(&mut self.failures, limits.memory, is_old, |failures| failures.last);
         }
         let free = match subject.by() {
-            By::Address => limits.free_of_address,
-            By::User => limits.free_of_user,
+            BanKind::Address => limits.free_of_address,
+            BanKind::User => limits.free_of_user,
         };
         let number = before.saturating_add(1);
         let delay = match number.saturating_sub(free) {
             0 => Duration::ZERO,
             over => limits.delay.saturating_mul(1 << (over - 1).min(30)).min(limits.max_delay),
         };
-        self.failures.insert(subject, Failures { number, until: now + delay, last: now });
+        self.failures.insert(subject, FailureCount { number, until: now + delay, last: now });
         (!delay.is_zero()).then_some(delay)
     }
 }
@@ -146,144 +149,151 @@ mod tests {
     };
 
     fn step(
-        memory: &mut Memory,
-        step: Step,
-        attempt: Attempt<'_>,
+        memory: &mut LocalCounters,
+        step: ThrottleStep,
+        attempt: LoginAttempt<'_>,
         limits: &ThrottleLimits,
         now: Instant,
     ) -> Result<(), Throttled> {
         memory.step(step, attempt, limits, now).throttled.map_or(Ok(()), Err)
     }
 
-    fn attempt(user: &UserName, last: u8) -> Attempt<'_> {
-        Attempt { user: Some(user), address: [10, 0, 0, last].into() }
+    fn attempt(user: &UserName, last: u8) -> LoginAttempt<'_> {
+        LoginAttempt { user: Some(user), address: [10, 0, 0, last].into() }
     }
 
     #[test]
     fn waits_double_up_to_the_longest_and_a_success_or_time_ends_them() {
-        let (mut memory, mut now) = (Memory::default(), Instant::now());
+        let (mut memory, mut now) = (LocalCounters::default(), Instant::now());
         let ann: UserName = "ann".parse().unwrap();
         let mut waits = Vec::new();
         for i in 0..7 {
             // Each from another address, so that only the name counts.
-            step(&mut memory, Step::Failed, attempt(&ann, i), &LIMITS, now).unwrap();
-            let wait = step(&mut memory, Step::Check, attempt(&ann, i), &LIMITS, now).err();
+            step(&mut memory, ThrottleStep::Failed, attempt(&ann, i), &LIMITS, now).unwrap();
+            let wait = step(&mut memory, ThrottleStep::Check, attempt(&ann, i), &LIMITS, now).err();
             waits.push(wait.map_or(0, |throttled| throttled.wait.as_secs()));
             now += wait.map_or(Duration::ZERO, |throttled| throttled.wait);
         }
         assert_eq!(waits, [0, 0, 1, 2, 4, 5, 5]);
-        step(&mut memory, Step::Succeeded, attempt(&ann, 9), &LIMITS, now).unwrap();
+        step(&mut memory, ThrottleStep::Succeeded, attempt(&ann, 9), &LIMITS, now).unwrap();
         for _ in 0..2 {
-            step(&mut memory, Step::Failed, attempt(&ann, 20), &LIMITS, now).unwrap();
+            step(&mut memory, ThrottleStep::Failed, attempt(&ann, 20), &LIMITS, now).unwrap();
         }
-        step(&mut memory, Step::Check, attempt(&ann, 21), &LIMITS, now).unwrap();
+        step(&mut memory, ThrottleStep::Check, attempt(&ann, 21), &LIMITS, now).unwrap();
         now += LIMITS.window;
         for _ in 0..2 {
-            step(&mut memory, Step::Failed, attempt(&ann, 22), &LIMITS, now).unwrap();
+            step(&mut memory, ThrottleStep::Failed, attempt(&ann, 22), &LIMITS, now).unwrap();
         }
-        step(&mut memory, Step::Check, attempt(&ann, 22), &LIMITS, now).unwrap();
+        step(&mut memory, ThrottleStep::Check, attempt(&ann, 22), &LIMITS, now).unwrap();
     }
 
     #[test]
     fn an_address_counts_over_all_names_and_a_success_does_not_clear_it() {
-        let (mut memory, now) = (Memory::default(), Instant::now());
+        let (mut memory, now) = (LocalCounters::default(), Instant::now());
         let names: Vec<UserName> = (0..6).map(|i| format!("user{i}").parse().unwrap()).collect();
         for name in &names[..4] {
-            step(&mut memory, Step::Failed, attempt(name, 1), &LIMITS, now).unwrap();
+            step(&mut memory, ThrottleStep::Failed, attempt(name, 1), &LIMITS, now).unwrap();
         }
-        step(&mut memory, Step::Succeeded, attempt(&names[4], 1), &LIMITS, now).unwrap();
-        step(&mut memory, Step::Failed, Attempt { user: None, ..attempt(&names[5], 1) }, &LIMITS, now)
-            .unwrap();
-        let throttled = step(&mut memory, Step::Check, attempt(&names[5], 1), &LIMITS, now).unwrap_err();
-        assert_eq!(throttled.by, By::Address);
-        step(&mut memory, Step::Check, attempt(&names[5], 2), &LIMITS, now).unwrap();
+        step(&mut memory, ThrottleStep::Succeeded, attempt(&names[4], 1), &LIMITS, now).unwrap();
+        step(
+            &mut memory,
+            ThrottleStep::Failed,
+            LoginAttempt { user: None, ..attempt(&names[5], 1) },
+            &LIMITS,
+            now,
+        )
+        .unwrap();
+        let throttled =
+            step(&mut memory, ThrottleStep::Check, attempt(&names[5], 1), &LIMITS, now).unwrap_err();
+        assert_eq!(throttled.by, BanKind::Address);
+        step(&mut memory, ThrottleStep::Check, attempt(&names[5], 2), &LIMITS, now).unwrap();
     }
 
     #[test]
     fn memory_is_bounded() {
         let limits = ThrottleLimits { memory: 3, ..LIMITS };
-        let (mut memory, now) = (Memory::default(), Instant::now());
+        let (mut memory, now) = (LocalCounters::default(), Instant::now());
         for i in 0..100 {
             let name: UserName = format!("user{i}").parse().unwrap();
-            let _ = step(&mut memory, Step::Failed, attempt(&name, i), &limits, now);
+            let _ = step(&mut memory, ThrottleStep::Failed, attempt(&name, i), &limits, now);
             assert!(memory.failures.len() <= limits.memory);
         }
     }
 
     #[test]
     fn a_banned_name_is_not_banned_where_its_user_logged_in_of_late() {
-        let (mut memory, now) = (Memory::default(), Instant::now());
+        let (mut memory, now) = (LocalCounters::default(), Instant::now());
         let ann: UserName = "ann".parse().unwrap();
-        step(&mut memory, Step::Succeeded, attempt(&ann, 1), &LIMITS, now).unwrap();
+        step(&mut memory, ThrottleStep::Succeeded, attempt(&ann, 1), &LIMITS, now).unwrap();
         for i in 0..3 {
-            step(&mut memory, Step::Failed, attempt(&ann, 50 + i), &LIMITS, now).unwrap();
+            step(&mut memory, ThrottleStep::Failed, attempt(&ann, 50 + i), &LIMITS, now).unwrap();
         }
-        let banned = step(&mut memory, Step::Check, attempt(&ann, 2), &LIMITS, now).unwrap_err();
-        assert_eq!(banned.by, By::User);
-        step(&mut memory, Step::Check, attempt(&ann, 1), &LIMITS, now).unwrap();
+        let banned = step(&mut memory, ThrottleStep::Check, attempt(&ann, 2), &LIMITS, now).unwrap_err();
+        assert_eq!(banned.by, BanKind::User);
+        step(&mut memory, ThrottleStep::Check, attempt(&ann, 1), &LIMITS, now).unwrap();
         // A success there tells nothing of the strangers.
-        step(&mut memory, Step::Succeeded, attempt(&ann, 1), &LIMITS, now).unwrap();
-        step(&mut memory, Step::Check, attempt(&ann, 2), &LIMITS, now).unwrap_err();
+        step(&mut memory, ThrottleStep::Succeeded, attempt(&ann, 1), &LIMITS, now).unwrap();
+        step(&mut memory, ThrottleStep::Check, attempt(&ann, 2), &LIMITS, now).unwrap_err();
         // It is no place to guess from either.
         for _ in 0..5 {
-            step(&mut memory, Step::Failed, attempt(&ann, 1), &LIMITS, now).unwrap();
+            step(&mut memory, ThrottleStep::Failed, attempt(&ann, 1), &LIMITS, now).unwrap();
         }
-        let banned = step(&mut memory, Step::Check, attempt(&ann, 1), &LIMITS, now).unwrap_err();
-        assert_eq!(banned.by, By::Address);
+        let banned = step(&mut memory, ThrottleStep::Check, attempt(&ann, 1), &LIMITS, now).unwrap_err();
+        assert_eq!(banned.by, BanKind::Address);
         // Not for ever.
         let later = now + LIMITS.known_time;
         for i in 0..3 {
-            step(&mut memory, Step::Failed, attempt(&ann, 50 + i), &LIMITS, later).unwrap();
+            step(&mut memory, ThrottleStep::Failed, attempt(&ann, 50 + i), &LIMITS, later).unwrap();
         }
-        let banned = step(&mut memory, Step::Check, attempt(&ann, 1), &LIMITS, later).unwrap_err();
-        assert_eq!(banned.by, By::User);
+        let banned = step(&mut memory, ThrottleStep::Check, attempt(&ann, 1), &LIMITS, later).unwrap_err();
+        assert_eq!(banned.by, BanKind::User);
     }
 
     #[test]
     fn a_users_addresses_are_forgotten_and_nobody_elses() {
-        let (mut memory, now) = (Memory::default(), Instant::now());
+        let (mut memory, now) = (LocalCounters::default(), Instant::now());
         let names: [UserName; 2] = ["ann", "ben"].map(|name| name.parse().unwrap());
         for name in &names {
-            step(&mut memory, Step::Succeeded, attempt(name, 1), &LIMITS, now).unwrap();
+            step(&mut memory, ThrottleStep::Succeeded, attempt(name, 1), &LIMITS, now).unwrap();
         }
         memory.forget_addresses(&names[0]);
         for (name, is_known) in names.iter().zip([false, true]) {
             for i in 0..3 {
-                step(&mut memory, Step::Failed, attempt(name, 50 + i), &LIMITS, now).unwrap();
+                step(&mut memory, ThrottleStep::Failed, attempt(name, 50 + i), &LIMITS, now).unwrap();
             }
-            let free = step(&mut memory, Step::Check, attempt(name, 1), &LIMITS, now).is_ok();
+            let free = step(&mut memory, ThrottleStep::Check, attempt(name, 1), &LIMITS, now).is_ok();
             assert_eq!(free, is_known, "{name}");
         }
     }
 
     #[test]
     fn bans_are_shown_and_lifted() {
-        let (mut memory, now) = (Memory::default(), Instant::now());
+        let (mut memory, now) = (LocalCounters::default(), Instant::now());
         let ann: UserName = "ann".parse().unwrap();
         let mut began = Vec::new();
         for i in 0..3 {
-            began.extend(memory.step(Step::Failed, attempt(&ann, i), &LIMITS, now).began);
+            began.extend(memory.step(ThrottleStep::Failed, attempt(&ann, i), &LIMITS, now).began);
         }
         assert_eq!(began.into_iter().flatten().collect::<Vec<_>>(), [LIMITS.delay]);
-        let subject = Subject::User(ann.clone());
+        let subject = BanSubject::User(ann.clone());
         assert_eq!(memory.bans(now).iter().map(|ban| &ban.subject).collect::<Vec<_>>(), [&subject]);
         assert!(memory.lift(&subject, now) && !memory.lift(&subject, now));
         assert_eq!(memory.bans(now), []);
-        step(&mut memory, Step::Check, attempt(&ann, 1), &LIMITS, now).unwrap();
+        step(&mut memory, ThrottleStep::Check, attempt(&ann, 1), &LIMITS, now).unwrap();
     }
 
     #[test]
     fn what_is_known_is_bounded_too() {
         let limits = ThrottleLimits { memory: 3, ..LIMITS };
-        let (mut memory, now) = (Memory::default(), Instant::now());
+        let (mut memory, now) = (LocalCounters::default(), Instant::now());
         let ann: UserName = "ann".parse().unwrap();
         for i in 0..100 {
-            step(&mut memory, Step::Succeeded, attempt(&ann, i), &limits, now).unwrap();
+            step(&mut memory, ThrottleStep::Succeeded, attempt(&ann, i), &limits, now).unwrap();
             assert!(memory.known.len() <= limits.memory);
         }
         let none = ThrottleLimits { known_addresses: 0, ..LIMITS };
-        let mut memory = Memory::default();
-        step(&mut memory, Step::Succeeded, attempt(&ann, 1), &none, now).unwrap();
+        let mut memory = LocalCounters::default();
+        step(&mut memory, ThrottleStep::Succeeded, attempt(&ann, 1), &none, now).unwrap();
         assert!(memory.known.is_empty());
     }
 }

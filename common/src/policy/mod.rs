@@ -3,11 +3,13 @@
 //!
 //! [`Account`]: crate::auth_api::Account
 
+mod permission;
+
 use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
-use crate::auth_api::Permissions;
+pub use self::permission::{Permission, PermissionChanges, Permissions};
 
 /// Permissions of a part of the tree. The first rule of a user that fits a path decides; where none
 /// does, the user's general permissions hold.
@@ -18,50 +20,6 @@ pub struct DirectoryRule {
     pub path: TreePattern,
     #[serde(default)]
     pub permissions: PermissionChanges,
-}
-
-/// Permissions that differ from the user's general ones; `None` is as there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PermissionChanges {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub list: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub download: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub upload: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub overwrite: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub append: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rename: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub delete: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mkdir: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rmdir: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub attributes: Option<bool>,
-}
-
-impl PermissionChanges {
-    /// `general` with these changes.
-    pub fn of(&self, general: Permissions) -> Permissions {
-        Permissions {
-            list: self.list.unwrap_or(general.list),
-            download: self.download.unwrap_or(general.download),
-            upload: self.upload.unwrap_or(general.upload),
-            overwrite: self.overwrite.unwrap_or(general.overwrite),
-            append: self.append.unwrap_or(general.append),
-            rename: self.rename.unwrap_or(general.rename),
-            delete: self.delete.unwrap_or(general.delete),
-            mkdir: self.mkdir.unwrap_or(general.mkdir),
-            rmdir: self.rmdir.unwrap_or(general.rmdir),
-            attributes: self.attributes.unwrap_or(general.attributes),
-        }
-    }
 }
 
 /// A place in a user's tree: an absolute path, whose parts may hold the wildcards `*`, `?` and
@@ -195,8 +153,8 @@ mod tests {
         let rule: DirectoryRule =
             serde_json::from_str(r#"{ "path": "/in", "permissions": { "upload": true, "list": false } }"#)
                 .unwrap();
-        let general = Permissions { upload: false, delete: false, ..Permissions::default() };
-        let expected = Permissions { upload: true, list: false, delete: false, ..Permissions::default() };
+        let general = Permissions::default().without(&[Permission::Upload, Permission::Delete]);
+        let expected = Permissions::default().without(&[Permission::List, Permission::Delete]);
         assert_eq!(rule.permissions.of(general), expected);
     }
 }
