@@ -1,22 +1,22 @@
-//! The addresses that active mode never connects to: those of this host and of the cluster's services.
+//! Addresses that active mode must not connect to: those of this host and of the cluster's services.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use crate::config::Network;
 
 impl Network {
-    /// Checks that active mode may connect to `address`, which is the client's own.
+    /// Checks whether active mode may connect to `address`, the client's own address.
     ///
-    /// Behind a proxy that replaces client addresses by the host's own (kube-proxy with source NAT, Docker's
-    /// userland proxy), every user could otherwise connect to services that trust this host. Asks the kernel
-    /// each time, because addresses change.
+    /// Some proxies replace client addresses by the host's own (kube-proxy with source NAT, Docker's userland
+    /// proxy). Without this check, every user could then connect to services that trust this host. The kernel
+    /// is asked each time, because the host's addresses may change.
     ///
     /// # Errors
     /// `service`: Redis, authd or this node's admin port. `loopback`: a loopback address, unless this node
-    /// listens on loopback addresses only. `own_address`: an address of one of this host's interfaces.
+    /// listens only on loopback addresses. `own_address`: an address of this host.
     pub fn may_dial(&self, address: SocketAddr) -> Result<(), &'static str> {
         let ip = address.ip().to_canonical();
-        // In a cluster on one host, clients and services share loopback addresses, but not ports.
+        // In a cluster on one host, clients and services share a loopback address; the port then decides.
         let is_service = |service: &SocketAddr| {
             service.ip().to_canonical() == ip && (service.port() == address.port() || !ip.is_loopback())
         };
@@ -30,11 +30,12 @@ impl Network {
     }
 }
 
-/// Returns true if the address is one of this host's.
+/// Returns true if the address belongs to this host.
 ///
-/// Connects a UDP socket, which sends nothing. The kernel then chooses the source address: the destination
-/// itself if and only if the destination is local. A list of the interfaces would need netlink, which the
-/// service's sandbox forbids; binding would give a wrong answer with `ip_nonlocal_bind`.
+/// Connecting a UDP socket sends nothing. The kernel chooses the source address, which equals the
+/// destination if and only if the destination is local. This needs no netlink (forbidden by the
+/// service's sandbox), unlike a list of the interfaces, and it is correct with `ip_nonlocal_bind`,
+/// unlike a bind.
 fn is_of_this_host(address: SocketAddr) -> bool {
     let any: IpAddr = match address.ip() {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -44,6 +45,6 @@ fn is_of_this_host(address: SocketAddr) -> bool {
         socket.connect(address)?;
         socket.local_addr()
     });
-    // Without a route, a data connection would fail, too.
+    // An error means that there is no route, so a data connection cannot reach the address either.
     source.is_ok_and(|source| source.ip() == address.ip())
 }

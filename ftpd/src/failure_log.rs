@@ -5,10 +5,11 @@
 use std::{
     os::unix::ffi::OsStringExt,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
+use common::sync::lock;
 use log::Level;
 use nix::unistd::{Gid, Uid};
 
@@ -143,7 +144,7 @@ impl FailureLog {
     /// end of the session, logs how many lines were left out.
     fn has_room(&self, verb: &'static str, reason: &'static str) -> bool {
         let limit = self.node.limits.failure_lines;
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = lock(&self.window);
         if window.begun.is_none_or(|begun| begun.elapsed() >= WINDOW) {
             self.sum_up(&window);
             *window = LogWindow { begun: Some(Instant::now()), kinds: Vec::new() };
@@ -178,7 +179,7 @@ impl FailureLog {
 
 impl Drop for FailureLog {
     fn drop(&mut self) {
-        self.sum_up(&self.window.lock().unwrap_or_else(PoisonError::into_inner));
+        self.sum_up(&lock(&self.window));
     }
 }
 

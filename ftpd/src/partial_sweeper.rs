@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{process::logging::chain, registry::Chore};
+use common::{process::logging::chain, registry::ClusterTask};
 use tokio::{sync::oneshot, time::sleep};
 
 use crate::{
@@ -42,8 +42,8 @@ async fn run(node: Arc<Node>, lifetime: Duration) {
     let every = (lifetime / 7).clamp(MIN_INTERVAL, MAX_INTERVAL);
     while !node.connections.is_draining() {
         sleep(every.min(ASK_INTERVAL)).await;
-        if let Some(chore) = node.registry.begin_chore(NAME, every).await {
-            sweep_once(&node, lifetime, chore).await;
+        if let Some(task) = node.registry.begin_cluster_task(NAME, every).await {
+            sweep_once(&node, lifetime, task).await;
         }
     }
 }
@@ -54,7 +54,7 @@ struct SweptTotal {
     bytes: u64,
 }
 
-async fn sweep_once(node: &Arc<Node>, lifetime: Duration, chore: Chore) {
+async fn sweep_once(node: &Arc<Node>, lifetime: Duration, task: ClusterTask) {
     let progress = Arc::new(Progress::default());
     let (sender, mut ended) = oneshot::channel();
     let (sweeper, watched, bridge) = (Arc::clone(node), Arc::clone(&progress), RuntimeBridge::to_current());
@@ -68,16 +68,16 @@ async fn sweep_once(node: &Arc<Node>, lifetime: Duration, chore: Chore) {
         log::error!("cannot start the thread that removes old partial files: {error}");
         return;
     }
-    let interval = chore.interval().min(Duration::from_secs(1));
+    let interval = task.interval().min(Duration::from_secs(1));
     let mut kept = begun;
     let swept = loop {
         tokio::select! {
             swept = &mut ended => break swept.unwrap_or(Err(FileError::Cancelled)),
             () = sleep(interval) => {}
         }
-        let is_lost = kept.elapsed() >= chore.interval() && {
+        let is_lost = kept.elapsed() >= task.interval() && {
             kept = Instant::now();
-            !chore.keep().await
+            !task.keep().await
         };
         if is_lost || node.connections.is_draining() {
             progress.cancel();
@@ -89,7 +89,7 @@ async fn sweep_once(node: &Arc<Node>, lifetime: Duration, chore: Chore) {
                 files, bytes, seconds = begun.elapsed().as_secs_f64();
                 "removed partial files older than partial_lifetime"
             );
-            chore.finish().await;
+            task.finish().await;
         }
         Err(FileError::Cancelled) => {}
         Err(error) => log::error!("cannot search for old partial files: {}", chain(&error)),

@@ -25,7 +25,7 @@ pub async fn run(node: Arc<Node>) {
     let mut revision = node.registry.revision();
     let mut handled: Option<Revision> = None;
     let mut next = Instant::now() + node.timeouts.reauthorize;
-    let mut trouble = Trouble::default();
+    let mut trouble = DependencyFailure::default();
     loop {
         // Before the sessions are listed: a login that is not in the list yet compares it afterwards.
         let seen = *revision.borrow_and_update();
@@ -116,12 +116,12 @@ pub fn message(reason: EndReason) -> &'static str {
 
 /// What the log knows of an authd that does not tell which sessions may stay.
 #[derive(Default)]
-struct Trouble {
+struct DependencyFailure {
     pause: Option<Duration>,
     is_unknown_logged: bool,
 }
 
-impl Trouble {
+impl DependencyFailure {
     /// Returns how long to wait before the next attempt.
     fn note(&mut self, error: &str) -> Duration {
         metrics::reauthorization("failed");

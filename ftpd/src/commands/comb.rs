@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, os::unix::fs::MetadataExt, sync::Arc};
 
-use common::registry::{Claim, Usage};
+use common::registry::{LeasePath, Usage};
 
 use super::{activities::run_in_background, leases::LeaseTaker};
 use crate::{
@@ -123,20 +123,20 @@ fn claims_of_join(
     jail: &Jail,
     target: &VirtualPath,
     sources: &[VirtualPath],
-) -> Result<Vec<Claim>, FileError> {
+) -> Result<Vec<LeasePath>, FileError> {
     let identity = |file: &OpenFile| file.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     let mut files = HashSet::new();
     if let Ok(target) = jail.open_read(target) {
         files.insert(identity(&target)?);
     }
-    let mut claims = vec![Claim::file(&jail.canonical_key(target)?)];
+    let mut claims = vec![LeasePath::file(&jail.canonical_key(target)?)];
     for source in sources {
         if !files.insert(identity(&jail.open_read(source)?)?) {
             return Err(FileError::SameFile);
         }
         // The file and the name differ if the name is a symbolic link.
-        claims.push(Claim::file(&jail.canonical_key(source)?));
-        claims.push(Claim::file(&jail.name_key(source)?));
+        claims.push(LeasePath::file(&jail.canonical_key(source)?));
+        claims.push(LeasePath::file(&jail.name_key(source)?));
     }
     Ok(claims)
 }

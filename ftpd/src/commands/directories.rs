@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use common::{
     policy::Permission,
-    registry::{Claim, Usage},
+    registry::{LeasePath, Usage},
 };
 
 use super::{activities::run_in_background, leases::LeaseTaker};
@@ -95,7 +95,7 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     session.allow(Permission::Rmdir, &path)?;
     let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lease_taker.to_remove(vec![Claim::tree(&jail.name_key(&removed)?)])?;
+        let _lease = lease_taker.to_remove(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
         jail.remove_directory(&removed, changes)
     });
     removal.await?;
@@ -116,7 +116,7 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
     let lease_taker = LeaseTaker::of(session);
     Ok(run_in_background(session, watch, move || {
         let changes = Changes::default();
-        let lease = jail.name_key(&path).and_then(|key| lease_taker.to_remove(vec![Claim::tree(&key)]));
+        let lease = jail.name_key(&path).and_then(|key| lease_taker.to_remove(vec![LeasePath::tree(&key)]));
         let removed = lease.and_then(|_lease| jail.remove_tree(&path, &progress, &changes));
         if let Some(quota) = quota {
             bridge.wait(quota.report(changes.so_far()));

@@ -8,7 +8,7 @@ use crate::{
     work::RuntimeBridge,
 };
 use common::{
-    registry::{Claim, Registry, WriteLease},
+    registry::{LeasePath, Registry, WriteLease},
     session::SessionId,
 };
 
@@ -36,7 +36,7 @@ impl LeaseTaker {
     ///
     /// # Errors
     /// [`FileError::Leased`].
-    pub fn to_remove(&self, claims: Vec<Claim>) -> Result<WriteLease, FileError> {
+    pub fn to_remove(&self, claims: Vec<LeasePath>) -> Result<WriteLease, FileError> {
         Ok(self.bridge.wait(self.registry.lease_names(claims, self.session))?)
     }
 
@@ -50,7 +50,7 @@ impl LeaseTaker {
     /// not hold on all nodes.
     pub fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
         // Also of files: one may become a directory meanwhile.
-        let claim = |path: &&VirtualPath| Ok(Claim::tree(&jail.name_key(path)?));
+        let claim = |path: &&VirtualPath| Ok(LeasePath::tree(&jail.name_key(path)?));
         let claims = paths.iter().map(claim).collect::<Result<_, FileError>>()?;
         let lease = self.to_remove(claims)?;
         self.prove(&lease, jail, paths)?;
@@ -66,7 +66,7 @@ impl LeaseTaker {
         &self,
         jail: &Jail,
         paths: &[&VirtualPath],
-        claims: Vec<Claim>,
+        claims: Vec<LeasePath>,
     ) -> Result<WriteLease, FileError> {
         let lease = self.bridge.wait(self.registry.lease(claims, self.session))?;
         self.prove(&lease, jail, paths)?;

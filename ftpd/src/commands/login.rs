@@ -8,7 +8,7 @@ use common::{
     password::{MAX_PASSWORD, MAX_USER_NAME},
     policy::Quota,
     process::logging::chain,
-    registry::{Refusal, Revision},
+    registry::{Revision, SessionRefused},
     secret::Secret,
     session::{SessionLimits, SessionRecord},
 };
@@ -225,11 +225,13 @@ async fn log_in(
             "login refused: {refusal}"
         );
         match refusal {
-            Refusal::UserLimit(_) => unavailable("Too many sessions of this user"),
-            Refusal::AddressLimit(_) | Refusal::UserAddressLimit(_) => {
+            SessionRefused::UserLimit(_) => unavailable("Too many sessions of this user"),
+            SessionRefused::AddressLimit(_) | SessionRefused::UserAddressLimit(_) => {
                 unavailable("Too many sessions from your address")
             }
-            Refusal::RegistryAway => unavailable("Logins are not possible at this time; try again later"),
+            SessionRefused::RegistryAway => {
+                unavailable("Logins are not possible at this time; try again later")
+            }
         }
     })?;
     let access = Arc::new(AccessRules::new(&account));

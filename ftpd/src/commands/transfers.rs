@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use common::{policy::Permission, registry::Direction};
+use common::{policy::Permission, registry::BandwidthDirection};
 
 use super::activities::{start_transfer, take_port};
 use crate::{
@@ -61,7 +61,7 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     let opened = path.clone();
     let coding = session.representation.coding();
     let (registry, user) = (&session.node.registry, &session.account.user);
-    let pace = session.bandwidth.pace(registry, user, Direction::Download, None);
+    let pace = session.bandwidth.pace(registry, user, BandwidthDirection::Download, None);
     let may_be_sent_at_once = coding.keeps_bytes() && pace.is_none();
     let node = Arc::clone(&session.node);
     let (size, bytes, source) = session

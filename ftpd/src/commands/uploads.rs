@@ -183,7 +183,7 @@ async fn store(
     };
     let opened = open(session, &path, mode, lease, reservation.clone()).await?;
     let (registry, user) = (&session.node.registry, &session.account.user);
-    let pace = session.bandwidth.pace(registry, user, registry::Direction::Upload, reservation);
+    let pace = session.bandwidth.pace(registry, user, registry::BandwidthDirection::Upload, reservation);
     let coding = session.representation.coding();
     let terms = UploadTerms {
         announced: announced.filter(|_| coding.keeps_bytes()),

@@ -15,13 +15,13 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use common::node::PortRange;
+use common::{node::PortRange, sync::lock};
 use tokio::{
     sync::{Notify, Semaphore, oneshot},
     time::{Instant, timeout_at},
@@ -211,7 +211,7 @@ impl Drop for PortRequest<'_> {
 
 impl ReservationTable {
     fn waiting(&self) -> MutexGuard<'_, WaitingSessions> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     /// Hands a connection to the session that waits for it. A connection from an unexpected address may still

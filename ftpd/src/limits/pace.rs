@@ -4,13 +4,14 @@
 use std::{
     error::Error,
     num::NonZeroU64,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use common::{
     policy::Bandwidth,
-    registry::{self, Direction, Meter, Registry, Slice, piece},
+    registry::{self, BandwidthDirection, BandwidthGrant, BandwidthMeter, Registry, piece_size},
+    sync::lock,
 };
 use tokio::time::sleep;
 
@@ -29,7 +30,7 @@ pub struct SessionBandwidth {
 
 /// A session's bandwidth in one direction.
 struct DirectionBandwidth {
-    direction: Direction,
+    direction: BandwidthDirection,
     /// Bytes a second of this session.
     of_session: Option<NonZeroU64>,
     /// Bytes a second of all sessions of the user.
@@ -39,7 +40,7 @@ struct DirectionBandwidth {
 
 #[derive(Default)]
 struct Allowance {
-    meter: Meter,
+    meter: BandwidthMeter,
     /// Bytes that may move without further waiting. The next transfer has the bytes that one leaves.
     bytes: u64,
 }
@@ -51,8 +52,8 @@ impl SessionBandwidth {
             Some(Arc::new(DirectionBandwidth { direction, of_session, of_user, allowance: Mutex::default() }))
         };
         Self {
-            upload: limited(Direction::Upload, bandwidth.session_upload, bandwidth.upload),
-            download: limited(Direction::Download, bandwidth.session_download, bandwidth.download),
+            upload: limited(BandwidthDirection::Upload, bandwidth.session_upload, bandwidth.upload),
+            download: limited(BandwidthDirection::Download, bandwidth.session_download, bandwidth.download),
         }
     }
 
@@ -62,12 +63,12 @@ impl SessionBandwidth {
         &self,
         registry: &Registry,
         user: &str,
-        direction: Direction,
+        direction: BandwidthDirection,
         quota: Option<Arc<QuotaReservation>>,
     ) -> Option<Arc<Pace>> {
         let bandwidth = match direction {
-            Direction::Upload => self.upload.clone(),
-            Direction::Download => self.download.clone(),
+            BandwidthDirection::Upload => self.upload.clone(),
+            BandwidthDirection::Download => self.download.clone(),
         };
         if bandwidth.is_none() && quota.is_none() {
             return None;
@@ -81,7 +82,7 @@ impl SessionBandwidth {
 
 impl DirectionBandwidth {
     fn allowance(&self) -> MutexGuard<'_, Allowance> {
-        self.allowance.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.allowance)
     }
 }
 
@@ -89,7 +90,7 @@ impl DirectionBandwidth {
 pub struct Pace {
     bridge: RuntimeBridge,
     bandwidth: Option<Arc<DirectionBandwidth>>,
-    of_user: Option<registry::Share>,
+    of_user: Option<registry::BandwidthShare>,
     quota: Option<Arc<QuotaReservation>>,
     waited: Mutex<Duration>,
 }
@@ -122,7 +123,7 @@ impl CopyPace for Pace {
 impl Pace {
     /// The time for which the transfer has waited for its user's bandwidth so far.
     pub fn waited(&self) -> Duration {
-        *self.waited.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.waited)
     }
 
     fn next_piece(
@@ -158,20 +159,20 @@ impl Pace {
         progress: &Progress,
     ) -> Result<(), PaceCancelled> {
         let begun = Instant::now();
-        let most = bandwidth.of_session.map_or(u64::MAX, |rate| piece(rate, 1));
+        let most = bandwidth.of_session.map_or(u64::MAX, |rate| piece_size(rate, 1));
         let granted = self.wait(progress, async {
-            let mut slice = match &self.of_user {
+            let mut grant = match &self.of_user {
                 Some(of_user) => of_user.take(most).await,
-                None => Slice { bytes: most, wait: Duration::ZERO },
+                None => BandwidthGrant { bytes: most, wait: Duration::ZERO },
             };
             if let Some(rate) = bandwidth.of_session {
-                let wait = bandwidth.allowance().meter.take(slice.bytes, rate, Instant::now());
-                slice.wait = slice.wait.max(wait);
+                let wait = bandwidth.allowance().meter.take(grant.bytes, rate, Instant::now());
+                grant.wait = grant.wait.max(wait);
             }
-            sleep(slice.wait).await;
-            slice.bytes
+            sleep(grant.wait).await;
+            grant.bytes
         });
-        *self.waited.lock().unwrap_or_else(PoisonError::into_inner) += begun.elapsed();
+        *lock(&self.waited) += begun.elapsed();
         bandwidth.allowance().bytes = granted?;
         Ok(())
     }

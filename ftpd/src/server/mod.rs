@@ -16,17 +16,17 @@ use std::{
 
 use common::{
     clock::unix_seconds,
-    health::Life,
+    health::LifeStage,
     node::{NodeCommand, NodeRecord, NodeState},
     process::{
         admin,
         capabilities::{self, Kept},
         descriptors as open_files,
-        http::{self, Event as HttpEvent},
+        http::{self, HttpEvent},
         service,
-        signals::{Request, Signals},
+        signals::{SignalRequest, Signals},
     },
-    registry::{Event, Holder, JoinError, Registry},
+    registry::{ClusterEvent, JoinError, NameHolder, Registry},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -94,7 +94,7 @@ pub enum RunError {
         "this node lost its name: {0} holds it now. A node that cannot renew its lease in Redis for \
          node_lease frees its name; if both are meant to run, give one of them another node_name"
     )]
-    NameLost(Holder),
+    NameLost(NameHolder),
     #[error("the passive ports overlap those of a live node: {0}")]
     SliceConflict(String),
 }
@@ -218,8 +218,8 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         log::info!(part = "implicit_tls", address:% = local(&listener); "listening");
         doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), true));
     }
-    health.set_life(Life::Ready);
-    health.tell(&node.registry);
+    health.set_life(LifeStage::Ready);
+    health.publish(&node.registry);
     service::ready();
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
 
@@ -227,7 +227,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     // First of all, so that the balancer is refused and passes a client that was just told to
     // connect again on to another node.
     node.connections.close();
-    health.set_life(Life::Draining);
+    health.set_life(LifeStage::Draining);
     drop(open);
     doorkeepers.join_all().await;
     drain(&node, &mut signals, &mut events).await;
@@ -347,7 +347,7 @@ async fn start(
     mut config: Config,
     control: &[Bound],
     tls: Option<Arc<Tls>>,
-) -> Result<(Arc<Node>, mpsc::Receiver<Event>), RunError> {
+) -> Result<(Arc<Node>, mpsc::Receiver<ClusterEvent>), RunError> {
     let addresses: Vec<SocketAddr> = control.iter().filter_map(|socket| socket.address().ok()).collect();
     let control = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
     let trust = Arc::new(Trust {
@@ -449,14 +449,14 @@ fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: Refused)
 async fn wait_for_the_end(
     node: &Node,
     signals: &mut Signals,
-    events: &mut mpsc::Receiver<Event>,
+    events: &mut mpsc::Receiver<ClusterEvent>,
 ) -> Result<(), RunError> {
     let mut events_are_open = true;
     loop {
         tokio::select! {
             request = signals.next() => match request {
-                Request::Terminate => return Ok(()),
-                Request::Reload => {
+                SignalRequest::Terminate => return Ok(()),
+                SignalRequest::Reload => {
                     log::info!("reloading");
                     node.transfer_log.reopen();
                     if let Some(tls) = &node.tls {
@@ -465,10 +465,10 @@ async fn wait_for_the_end(
                 }
             },
             event = events.recv(), if events_are_open => match event {
-                Some(Event::Command(NodeCommand::Drain)) => return Ok(()),
-                Some(Event::Command(command)) => obey(node, &command),
-                Some(Event::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
-                Some(Event::SliceConflict { ours, theirs }) => {
+                Some(ClusterEvent::Command(NodeCommand::Drain)) => return Ok(()),
+                Some(ClusterEvent::Command(command)) => obey(node, &command),
+                Some(ClusterEvent::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
+                Some(ClusterEvent::SliceConflict { ours, theirs }) => {
                     let both = format!("{} has {}, {} has {}", ours.0, ours.1, theirs.0, theirs.1);
                     return Err(RunError::SliceConflict(both));
                 }
@@ -492,7 +492,7 @@ fn obey(node: &Node, command: &NodeCommand) {
 }
 
 /// Lets transfers finish, up to the configured limit or a second signal, then ends what is left.
-async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Receiver<Event>) {
+async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Receiver<ClusterEvent>) {
     log::info!(
         connections = node.connections.count(), limit:? = node.timeouts.drain;
         "draining"
@@ -509,7 +509,7 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Recei
             () = terminated(signals) => log::warn!("told again to end"),
             // A session that still finishes its transfer can be ended.
             Some(event) = events.recv() => {
-                if let Event::Command(command) = event {
+                if let ClusterEvent::Command(command) = event {
                     obey(node, &command);
                 }
                 continue;
@@ -528,5 +528,5 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Recei
 }
 
 async fn terminated(signals: &mut Signals) {
-    while signals.next().await != Request::Terminate {}
+    while signals.next().await != SignalRequest::Terminate {}
 }

@@ -7,12 +7,13 @@ use std::{
     os::fd::AsRawFd,
     pin::Pin,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use common::sync::lock;
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::{sync::Notify, time::sleep};
 
@@ -136,7 +137,7 @@ impl ActivityHandle {
     }
 
     fn shut_down(&self, how: Shutdown) {
-        if let Some(socket) = &*self.socket.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(socket) = &*lock(&self.socket) {
             // The connection may have ended already.
             let _ = socket.shutdown(how);
         }
@@ -174,7 +175,7 @@ impl ActivityHandle {
 
     /// Returns true if bytes wait in the data connection for the worker.
     fn has_unread(&self) -> bool {
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = lock(&self.socket);
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         socket.as_ref().is_some_and(|socket| recv(socket.as_raw_fd(), &mut [0], flags).is_ok_and(|n| n > 0))
     }
@@ -200,7 +201,7 @@ impl ActivityHandle {
 
     /// Lets [`Self::cancel`] end this connection, even if it was called before.
     pub fn attach(&self, socket: &Arc<TcpStream>) {
-        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(socket));
+        *lock(&self.socket) = Some(Arc::clone(socket));
         if self.is_cancelled() {
             let _ = socket.shutdown(Shutdown::Both);
         } else if self.client.is_cut_off() {
@@ -210,11 +211,11 @@ impl ActivityHandle {
 
     /// Returns true while a worker uses the data connection.
     pub fn is_attached(&self) -> bool {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        lock(&self.socket).is_some()
     }
 
     /// Lets go of the connection. It closes when the worker has dropped it, too.
     pub fn detach(&self) {
-        *self.socket.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.socket) = None;
     }
 }

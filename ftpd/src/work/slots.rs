@@ -7,10 +7,11 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
+use common::sync::lock;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::task::Task;
@@ -345,8 +346,7 @@ impl Slots {
     }
 
     fn inner(&self) -> MutexGuard<'_, SlotsInner> {
-        // Nothing panics while it holds the lock.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 }
 

@@ -8,11 +8,12 @@ use std::{
     cell::Cell,
     collections::VecDeque,
     panic::{self, AssertUnwindSafe},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     thread::{self, Thread},
     time::{Duration, Instant},
 };
 
+use common::sync::lock;
 use tokio::{runtime::Handle, sync::oneshot};
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -138,8 +139,7 @@ impl<T: Send + 'static> Drop for UndeliveredResult<'_, T> {
 
 impl Pool {
     fn state(&self) -> MutexGuard<'_, PoolState> {
-        // Nothing panics while it holds the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The next job; `None` if none came for [`KEEP`], so that the thread ends.
@@ -174,7 +174,7 @@ impl Pool {
 
 impl IdleThread {
     fn job(&self) -> MutexGuard<'_, Option<Job>> {
-        self.job.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.job)
     }
 }
 

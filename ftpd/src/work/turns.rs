@@ -2,9 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
 };
 
+use common::sync::lock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The turns of all users. A user's work beyond the limit waits.
@@ -44,8 +45,7 @@ impl UserTurns {
     }
 
     fn users(&self) -> MutexGuard<'_, HashMap<String, Weak<Semaphore>>> {
-        // Nothing panics while it holds the lock.
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.users)
     }
 }
 

@@ -6,14 +6,15 @@ mod tests;
 mod turns;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
 use common::{
     auth_api::Account,
     policy::Quota,
-    registry::{Change, HomeUsage, Registry, RegistryAway, Standing, Step, Usage},
+    registry::{HomeUsage, Registry, RegistryAway, Usage, UsageChange, UsageStatus, UsageStep},
+    sync::lock,
 };
 use tokio::time::{Instant, sleep};
 
@@ -89,7 +90,7 @@ impl HomeQuota {
         };
         let quota = Arc::new(Self { counts, jail, directory, usage, limit, home });
         // Commands that need the answer ask again.
-        let _ = quota.settle(Step::default()).await;
+        let _ = quota.settle(UsageStep::default()).await;
         quota
     }
 
@@ -114,8 +115,8 @@ impl HomeQuota {
     pub async fn held(self: &Arc<Self>) -> Result<Usage, QuotaError> {
         let deadline = Instant::now() + self.counts.wait;
         loop {
-            match self.settle(Step::default()).await? {
-                Standing { held: Some(held), .. } => return Ok(held),
+            match self.settle(UsageStep::default()).await? {
+                UsageStatus { held: Some(held), .. } => return Ok(held),
                 _ if Instant::now() < deadline => sleep(POLL_INTERVAL).await,
                 _ => return Err(QuotaError::Counting),
             }
@@ -136,7 +137,7 @@ impl HomeQuota {
         let change = change(bytes, files);
         if !change.is_nothing() {
             // While Redis is away, the registry keeps the change for the next step.
-            let _ = self.settle(Step { change, ..Step::default() }).await;
+            let _ = self.settle(UsageStep { change, ..UsageStep::default() }).await;
         }
     }
 
@@ -152,7 +153,7 @@ impl HomeQuota {
         }
         let wanted = Usage { bytes: 0, files: u64::from(new != NewFile::No) };
         let limit = Quota { files: self.limit.files.filter(|_| new != NewFile::Beside), ..self.limit };
-        self.reserve(held, Step { wanted, limit, ..Step::default() }).await
+        self.reserve(held, UsageStep { wanted, limit, ..UsageStep::default() }).await
     }
 
     /// Reserves the whole of `wanted`, or nothing if the quota has no room for all of it.
@@ -161,10 +162,10 @@ impl HomeQuota {
     /// As [`Self::admit`].
     pub async fn admit_whole(self: &Arc<Self>, wanted: Usage) -> Result<QuotaReservation, QuotaError> {
         let held = self.held().await?;
-        self.reserve(held, Step { wanted, whole: true, limit: self.limit, ..Step::default() }).await
+        self.reserve(held, UsageStep { wanted, whole: true, limit: self.limit, ..UsageStep::default() }).await
     }
 
-    async fn reserve(self: &Arc<Self>, held: Usage, step: Step) -> Result<QuotaReservation, QuotaError> {
+    async fn reserve(self: &Arc<Self>, held: Usage, step: UsageStep) -> Result<QuotaReservation, QuotaError> {
         let granted = self.settle(step).await?.granted;
         let ledger = Ledger { reserved: granted, room: granted.bytes, ..Ledger::default() };
         let reservation = QuotaReservation {
@@ -190,7 +191,7 @@ impl HomeQuota {
     }
 
     /// Does one step in the registry. Starts a home count if one is due.
-    async fn settle(self: &Arc<Self>, step: Step) -> Result<Standing, RegistryAway> {
+    async fn settle(self: &Arc<Self>, step: UsageStep) -> Result<UsageStatus, RegistryAway> {
         let standing = self.usage.settle(step).await;
         if standing.is_ok_and(|standing| standing.count_is_due)
             && let Some(counting) = self.usage.begin_count().await
@@ -201,9 +202,9 @@ impl HomeQuota {
     }
 }
 
-fn change(bytes: i64, files: i64) -> Change {
+fn change(bytes: i64, files: i64) -> UsageChange {
     let positive = |number: i64| u64::try_from(number).unwrap_or(0);
-    Change {
+    UsageChange {
         added: Usage { bytes: positive(bytes), files: positive(files) },
         removed: Usage { bytes: positive(bytes.saturating_neg()), files: positive(files.saturating_neg()) },
     }
@@ -244,7 +245,7 @@ struct Ledger {
 
 impl Ledger {
     /// Returns the change since the last report, and notes `now` as reported.
-    fn report(&mut self, now: (i64, i64)) -> Change {
+    fn report(&mut self, now: (i64, i64)) -> UsageChange {
         let change = change(now.0 - self.reported.0, now.1 - self.reported.1);
         self.reported = now;
         change
@@ -295,13 +296,13 @@ impl QuotaReservation {
             ledger.reserved = ledger.reserved.less(released);
             ledger.is_asking = true;
             let wanted = Usage { bytes: RESERVED_AT_ONCE, files: 0 };
-            Step { change: ledger.report(now), released, wanted, limit: self.quota.limit, whole: false }
+            UsageStep { change: ledger.report(now), released, wanted, limit: self.quota.limit, whole: false }
         };
         let granted = match self.quota.settle(step).await? {
-            Standing { held: Some(_), granted, .. } => granted,
-            Standing { held: None, .. } => {
+            UsageStatus { held: Some(_), granted, .. } => granted,
+            UsageStatus { held: None, .. } => {
                 self.quota.held().await?;
-                let step = Step { wanted: step.wanted, limit: step.limit, ..Step::default() };
+                let step = UsageStep { wanted: step.wanted, limit: step.limit, ..UsageStep::default() };
                 self.quota.settle(step).await?.granted
             }
         };
@@ -321,14 +322,14 @@ impl QuotaReservation {
     }
 
     /// Returns the step that ends this reservation; `None` if there is nothing to report or to release.
-    fn last_step(&self) -> Option<Step> {
+    fn last_step(&self) -> Option<UsageStep> {
         let mut ledger = self.ledger();
         let change = ledger.report(self.so_far());
         let released = std::mem::take(&mut ledger.reserved);
         ledger.room = 0;
         let is_asking = std::mem::take(&mut ledger.is_asking);
         let is_nothing = change.is_nothing() && released == Usage::default() && !is_asking;
-        (!is_nothing).then_some(Step { change, released, ..Step::default() })
+        (!is_nothing).then_some(UsageStep { change, released, ..UsageStep::default() })
     }
 
     fn so_far(&self) -> (i64, i64) {
@@ -336,7 +337,7 @@ impl QuotaReservation {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ledger)
     }
 }
 

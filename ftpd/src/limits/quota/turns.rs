@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use common::sync::lock;
+
 /// How often a waiting count checks whether it was cancelled.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -74,8 +76,7 @@ impl CountTurns {
     }
 
     fn state(&self) -> MutexGuard<'_, TurnsState> {
-        // Nothing panics while it holds the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
