@@ -10,7 +10,7 @@
             before = node.get_unit_property("ftpd.service", "MainPID")
             node.succeed("systemctl restart ftpd.service", timeout=180)
             assert node.get_unit_property("ftpd.service", "MainPID") != before
-            node.succeed("! journalctl -u ftpd.service --no-pager | grep 'drain limit is over'")
+            node.succeed("! journalctl -u ftpd.service --no-pager | grep 'drain_timeout is over'")
             # The next node restarts only when this one has transfers again.
             retry(lambda _: metric(node, "ftp_transfers_total") >= 2, timeout_seconds=180)
         client.succeed("touch /tmp/load.stop")

@@ -400,7 +400,7 @@ fn a_standalone_node_creates_a_missing_root() {
     fs::remove_dir(builder.root()).unwrap();
     let node = builder.start();
     node.daemon.wait_for_line(|line| {
-        line.contains("made the storage root") && line.contains(&node.root().display().to_string())
+        line.contains("created the missing storage root") && line.contains(&node.root().display().to_string())
     });
     node.login("demo", "x").store("file", b"content");
     assert_eq!(fs::read(node.root().join("file")).unwrap(), b"content");

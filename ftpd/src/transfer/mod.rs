@@ -281,7 +281,7 @@ fn conclude(node: &Node, failures: &FailureLog, watch: &ActivityHandle, ended: E
     }
     if ended.kind != TransferKind::Listing {
         let identity = failures.identity();
-        node.transfer_log.record(&transfer_log::Transfer {
+        node.transfer_log.record(&transfer_log::LoggedTransfer {
             client: identity.address,
             user: &identity.user,
             path: &ended.stored_at,

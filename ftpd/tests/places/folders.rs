@@ -206,7 +206,7 @@ fn missing_folder_is_created_or_omitted_depending_on_create_homes() {
         assert_eq!(fs::read_dir(site.node.root().join("anna")).unwrap().count(), 1);
         for path in ["/out", "/"] {
             site.node.daemon.wait_for_line(|line| {
-                line.contains("a folder is left out") && line.contains(&format!("path={path}"))
+                line.contains("shared folder left out") && line.contains(&format!("path={path}"))
             });
         }
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);

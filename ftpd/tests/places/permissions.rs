@@ -389,7 +389,7 @@ fn no_command_can_give_a_file_a_denied_name() {
     site.put("anna/old.exe", "x");
     site.put("anna/directory/x", "x");
     let mut session = site.login("anna");
-    let refused = "553 Files may not have this name";
+    let refused = "553 File name not allowed";
     all_get(
         &mut session,
         refused,
@@ -418,7 +418,7 @@ fn no_command_can_give_a_file_a_denied_name() {
     session.command("RNTO old.bin", 250);
     let metric = "ftp_uploads_refused_total{reason=\"denied_name\"}";
     assert_eq!(site.node.metric(metric), Some(11.0));
-    site.node
-        .daemon
-        .wait_for_line(|line| line.contains("no file may be named") && line.contains("Setup.Exe"));
+    site.node.daemon.wait_for_line(|line| {
+        line.contains("matches a pattern of denied_names") && line.contains("Setup.Exe")
+    });
 }

@@ -19,7 +19,7 @@ use common::{node::NodeRecord, registry::Registry, settings::Values};
 use ftpd::{
     client_address::{Ends, Trust},
     config::Config,
-    connection::Connection,
+    control::ControlConnection,
     data::passive::PassivePorts,
     node::{Node, NodeParts},
     protocol::{AnyTimeCommand, Command, command::is_foreign, line::Line, parse},
@@ -138,8 +138,8 @@ impl World {
         let (stream, peer) = self.listener.accept().await?;
         stream.set_nodelay(true)?;
         let ends = Ends { client: peer, reached: stream.local_addr()? };
-        let place = self.node.connections.admit(peer.ip()).map_err(|_| io::ErrorKind::QuotaExceeded)?;
-        let connection = Connection::new(stream, Arc::clone(&self.node), ends, place);
+        let entry = self.node.connections.admit(peer.ip()).map_err(|_| io::ErrorKind::QuotaExceeded)?;
+        let connection = ControlConnection::new(stream, Arc::clone(&self.node), ends, entry);
         let served = tokio::spawn(connection.serve(false));
         let (mut read, mut write) = client.into_split();
         let all = sent.to_vec();
