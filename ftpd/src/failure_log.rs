@@ -56,12 +56,12 @@ pub struct FailureLog {
     node: Arc<Node>,
     identity: Arc<SessionIdentity>,
     jail: Arc<Jail>,
-    window: Mutex<LogWindow>,
+    window: Mutex<FailureWindow>,
 }
 
 /// The failures within one [`WINDOW`].
 #[derive(Default)]
-struct LogWindow {
+struct FailureWindow {
     begun: Option<Instant>,
     kinds: Vec<FailureKind>,
 }
@@ -147,7 +147,7 @@ impl FailureLog {
         let mut window = lock(&self.window);
         if window.begun.is_none_or(|begun| begun.elapsed() >= WINDOW) {
             self.sum_up(&window);
-            *window = LogWindow { begun: Some(Instant::now()), kinds: Vec::new() };
+            *window = FailureWindow { begun: Some(Instant::now()), kinds: Vec::new() };
         }
         let known = window.kinds.iter_mut().find(|kind| kind.verb == verb && kind.reason == reason);
         let count = match known {
@@ -163,7 +163,7 @@ impl FailureLog {
         limit == 0 || count <= limit
     }
 
-    fn sum_up(&self, window: &LogWindow) {
+    fn sum_up(&self, window: &FailureWindow) {
         let limit = self.node.limits.failure_lines;
         for FailureKind { verb, reason, count } in &window.kinds {
             let omitted = if limit == 0 { 0 } else { count.saturating_sub(limit) };
