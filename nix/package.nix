@@ -42,9 +42,11 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../deploy/demo
           ../dev
           ../SECURITY.md
+          ../docs/metrics.md
           ../docs/settings.md
           ../ftpd
           ../fuzz
+          ../nixos-modules/monitoring
           ../nixos-modules/options/settings.nix
           ../tests
           ../nginx/check.nix
@@ -90,12 +92,14 @@ rustPlatform.buildRustPackage (finalAttrs: {
   nativeBuildInputs = [ installShellFiles ];
   # The programs print their manuals and completions; a cross build cannot run them.
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    for page in ftpd.8 ftpd.toml.5 authd.8 authd.toml.5 authd-hash-password.1; do
+      "$out/bin/''${page%%[.-]*}" --print-manual "''${page%.*}" >"$page"
+      installManPage "$page"
+    done
     for program in ftpd authd; do
-      "$out/bin/$program" --print-manual >"$program.1"
       for shell in bash fish zsh; do
         "$out/bin/$program" --print-completions "$shell" >"$program.$shell"
       done
-      installManPage "$program.1"
       installShellCompletion --cmd "$program" --bash "$program.bash" --fish "$program.fish" --zsh "$program.zsh"
     done
   '';

@@ -20,18 +20,19 @@ pub mod prompt;
 mod revision;
 pub mod routes;
 pub mod server;
+pub mod settings;
 pub mod throttle;
 mod tokens;
 
 use std::{io, sync::Arc, time::Duration};
 
 use common::{
-    health::{Condition, Life, REGISTRY, Report, Requirement},
+    health::{Condition, LifeStage, REGISTRY, ReadinessReport, Requirement},
     process::{
         admin,
         capabilities::{self, Kept},
         descriptors, service,
-        signals::{Request, Signals},
+        signals::{SignalRequest, Signals},
     },
     registry::{RedisLink, RegistryView},
 };
@@ -123,7 +124,7 @@ impl Service {
         !away || !self.accounts.declared().users.is_empty()
     }
 
-    fn readiness(&self) -> Report {
+    fn readiness(&self) -> ReadinessReport {
         let mut requirements = self.requirements.clone();
         if self.accounts.declared().users.is_empty() {
             requirements.push(Requirement::Dependency(REGISTRY));
@@ -132,7 +133,7 @@ impl Service {
         if let Some((name, dependency)) = &redis {
             metrics::dependency(name, dependency.condition == Condition::Ok);
         }
-        Report::new(Life::Ready, redis, &requirements)
+        ReadinessReport::new(LifeStage::Ready, redis, &requirements)
     }
 
     /// Reads the users file again, and drops the cache if that changed anything. Who is no user any
@@ -214,7 +215,7 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
     service::start_watchdog();
     tokio::spawn(watch(Arc::clone(&authd), config.poll));
 
-    while signals.next().await == Request::Reload {
+    while signals.next().await == SignalRequest::Reload {
         tokio::spawn(Arc::clone(&authd).reload());
     }
     log::info!("stopping");

@@ -1,6 +1,6 @@
 //! The HTTP connections, counted for the metrics.
 
-use common::process::http::{self, Event};
+use common::process::http::{self, HttpEvent};
 pub use common::process::http::{ConnectionLimits, Peer};
 use tokio::{net::TcpListener, sync::oneshot};
 use warp::{filters::BoxedFilter, reply::Response};
@@ -15,9 +15,9 @@ pub async fn serve(
     stop: oneshot::Receiver<()>,
 ) {
     let observe = |event| match event {
-        Event::Opened => metrics::connected(),
-        Event::Closed => metrics::disconnected(),
-        Event::Displaced => metrics::displaced(),
+        HttpEvent::Opened => metrics::connected(),
+        HttpEvent::Closed => metrics::disconnected(),
+        HttpEvent::Displaced => metrics::displaced(),
     };
     http::serve(listener, routes, limits, observe, stop).await;
 }

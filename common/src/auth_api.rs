@@ -6,10 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     certificate::ClientCertificate,
-    node::NodeName,
+    ids::{NodeName, SessionId},
     policy::{Bandwidth, DirectoryRule, Folder, NamePattern, Permissions, Quota, TreePath},
     secret::{Secret, serialize_exposed},
-    session::SessionId,
 };
 
 /// Body of `POST /v1/authenticate`, sent by a node.

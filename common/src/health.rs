@@ -11,7 +11,7 @@ use std::{
 use serde::{Serialize, Serializer};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::{clock::unix_seconds_at, node::Failing, sync::lock};
+use crate::{clock::unix_seconds_at, node::FailingDependency, sync::lock};
 
 /// The storage, where `root` is.
 pub const STORAGE: &str = "storage";
@@ -40,7 +40,7 @@ pub enum Condition {
 
 /// Why a dependency is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub struct DependencyFailure {
     pub condition: Condition,
     pub error: String,
     /// The setting to look at.
@@ -85,26 +85,26 @@ impl Dependency {
 }
 
 /// A dependency that is asked again and again.
-pub struct Watched {
+pub struct DependencyMonitor {
     /// Where it is.
     setting: &'static str,
     now: Mutex<Dependency>,
 }
 
-impl Watched {
+impl DependencyMonitor {
     pub fn new(setting: &'static str) -> Self {
         Self { setting, now: Mutex::new(Dependency::new(setting)) }
     }
 
     /// Notes how the dependency is, and says whether that is another condition than before.
-    pub fn note(&self, result: Result<(), Trouble>) -> bool {
+    pub fn note(&self, result: Result<(), DependencyFailure>) -> bool {
         let mut now = self.now();
         let condition = match result {
             Ok(()) => {
                 now.setting = self.setting;
                 Condition::Ok
             }
-            Err(Trouble { condition, error, setting }) => {
+            Err(DependencyFailure { condition, error, setting }) => {
                 now.last_error = Some(LastError { message: error, at: SystemTime::now() });
                 now.setting = setting;
                 condition
@@ -168,7 +168,7 @@ impl fmt::Display for Requirement {
 /// Where a daemon is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Life {
+pub enum LifeStage {
     Starting,
     Ready,
     Draining,
@@ -176,27 +176,27 @@ pub enum Life {
 
 /// The body of `/readyz`.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct ReadinessReport {
     /// Whether the status is 200.
     pub ready: bool,
-    pub state: Life,
-    pub dependencies: BTreeMap<&'static str, Shown>,
+    pub state: LifeStage,
+    pub dependencies: BTreeMap<&'static str, ReportedDependency>,
 }
 
 /// A dependency, and whether it makes the daemon unready as it is, or would if it failed.
 #[derive(Clone, Debug, Serialize)]
-pub struct Shown {
+pub struct ReportedDependency {
     pub required: bool,
     #[serde(flatten)]
     pub dependency: Dependency,
 }
 
-impl Report {
+impl ReadinessReport {
     /// Dependencies that `requirements` do not name count only if they are misconfigured and
     /// [`Requirement::Credentials`] is among the requirements. The listeners and the file operations
     /// always count.
     pub fn new(
-        state: Life,
+        state: LifeStage,
         dependencies: impl IntoIterator<Item = (&'static str, Dependency)>,
         requirements: &[Requirement],
     ) -> Self {
@@ -205,23 +205,24 @@ impl Report {
             let is_named = always || requirements.contains(&Requirement::Dependency(name));
             let is_misconfigured = dependency.condition == Condition::Misconfigured;
             let required = is_named || is_misconfigured && requirements.contains(&Requirement::Credentials);
-            (name, Shown { required, dependency })
+            (name, ReportedDependency { required, dependency })
         };
         let dependencies: BTreeMap<_, _> = dependencies.into_iter().map(shown).collect();
-        let fails = |shown: &Shown| shown.required && shown.dependency.condition != Condition::Ok;
-        let ready = state == Life::Ready && !dependencies.values().any(fails);
+        let fails =
+            |shown: &ReportedDependency| shown.required && shown.dependency.condition != Condition::Ok;
+        let ready = state == LifeStage::Ready && !dependencies.values().any(fails);
         Self { ready, state, dependencies }
     }
 
     /// The dependencies that are not as they should be, as the registry shows them.
-    pub fn failing(&self) -> Vec<Failing> {
+    pub fn failing(&self) -> Vec<FailingDependency> {
         const LONGEST_ERROR: usize = 200;
-        let is_failing = |shown: &Shown| {
+        let is_failing = |shown: &ReportedDependency| {
             matches!(shown.dependency.condition, Condition::Failed | Condition::Misconfigured)
         };
-        let failing = |(name, shown): (&&str, &Shown)| {
+        let failing = |(name, shown): (&&str, &ReportedDependency)| {
             let message = shown.dependency.last_error.as_ref().map_or("", |error| &error.message);
-            Failing {
+            FailingDependency {
                 dependency: (*name).to_owned(),
                 error: message.chars().take(LONGEST_ERROR).collect(),
                 since: unix_seconds_at(shown.dependency.since),
@@ -241,7 +242,7 @@ mod tests {
     }
 
     fn is_ready(condition: Condition, requirements: &[Requirement]) -> bool {
-        Report::new(Life::Ready, [(REGISTRY, dependency(condition))], requirements).ready
+        ReadinessReport::new(LifeStage::Ready, [(REGISTRY, dependency(condition))], requirements).ready
     }
 
     #[test]
@@ -260,18 +261,19 @@ mod tests {
             assert_eq!(is_ready(condition, requirements), ready, "{condition:?} {requirements:?}");
         }
         let listeners = [(LISTENERS, dependency(Failed))];
-        assert!(!Report::new(Life::Ready, listeners, &[]).ready);
-        assert!(!Report::new(Life::Draining, [], &[]).ready);
+        assert!(!ReadinessReport::new(LifeStage::Ready, listeners, &[]).ready);
+        assert!(!ReadinessReport::new(LifeStage::Draining, [], &[]).ready);
     }
 
     #[test]
     fn the_time_of_a_condition_is_that_of_its_beginning() {
-        let watched = Watched::new("root");
+        let watched = DependencyMonitor::new("root");
         assert!(watched.note(Ok(())));
         let since = watched.dependency().since;
         assert!(!watched.note(Ok(())));
         assert_eq!(watched.dependency().since, since);
-        let trouble = Trouble { condition: Condition::Failed, error: "gone".to_owned(), setting: "other" };
+        let trouble =
+            DependencyFailure { condition: Condition::Failed, error: "gone".to_owned(), setting: "other" };
         assert!(watched.note(Err(trouble)));
         let failed = watched.dependency();
         assert!(failed.since >= since && failed.setting == "other");

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::node::NodeName;
+use crate::ids::NodeName;
 
 /// Builds the keys of one cluster.
 #[derive(Clone, Debug)]

@@ -1,16 +1,18 @@
-//! What both daemons share.
+//! Code and types that ftpd and authd share.
 //!
-//! A type belongs here when it crosses a process boundary (`access`, `auth_api`, `certificate`, `node`, `policy`,
-//! `session`, `keys`, `registry`), and code when both `main`s run it (`clock`, `settings`, `toml_lines`,
-//! `secret`, `password`, `process`).
+//! A type belongs here if it crosses a process boundary (`auth_api`, `certificate`, `ids`, `login_conditions`, `node`,
+//! `policy`, `registry`, `session`). A function belongs here if both daemons call it (`clock`, `metric`, `password`, `process`,
+//! `secret`, `settings`, `sync`).
 
-pub mod access;
 pub mod auth_api;
 pub mod certificate;
 pub mod client_network;
 pub mod clock;
 pub mod health;
+pub mod ids;
 pub mod keys;
+pub mod login_conditions;
+pub mod metric;
 pub mod node;
 pub mod password;
 pub mod policy;

@@ -1,56 +1,11 @@
-//! Nodes as every part of the cluster knows them, and how they share the passive port range.
+//! Records of nodes in the registry, commands to nodes, and the slices of the passive port range.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Names an FTP node: letters, digits, `-`, `_` and `.`, at most 64 of them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct NodeName(String);
-
-impl NodeName {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for NodeName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The text cannot name a node.
-#[derive(Debug, thiserror::Error)]
-#[error("a node's name is 1 to 64 letters, digits, '-', '_' or '.'")]
-pub struct InvalidNodeName;
-
-impl FromStr for NodeName {
-    type Err = InvalidNodeName;
-
-    fn from_str(text: &str) -> Result<Self, InvalidNodeName> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        if text.is_empty() || text.len() > 64 || !text.bytes().all(allowed) {
-            return Err(InvalidNodeName);
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl TryFrom<String> for NodeName {
-    type Error = InvalidNodeName;
-
-    fn try_from(text: String) -> Result<Self, InvalidNodeName> {
-        text.parse()
-    }
-}
-
-impl From<NodeName> for String {
-    fn from(name: NodeName) -> Self {
-        name.0
-    }
-}
+use crate::ids::SessionId;
+pub use crate::ids::{InvalidNodeName, NodeName};
 
 /// A range of TCP ports, both ends included: the cluster's passive ports, or one node's slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +15,7 @@ pub struct PortRange {
     to: u16,
 }
 
-/// The two numbers are no range of ports.
+/// The two numbers are not a valid [`PortRange`].
 #[derive(Debug, thiserror::Error)]
 #[error("a port range is FROM-TO with 1 <= FROM <= TO <= 65535")]
 pub struct InvalidPortRange;
@@ -83,7 +38,7 @@ impl PortRange {
         self.to
     }
 
-    /// How many ports there are: at least 1.
+    /// Number of ports, at least 1.
     pub fn count(self) -> u32 {
         u32::from(self.to) - u32::from(self.from) + 1
     }
@@ -96,11 +51,11 @@ impl PortRange {
         self.from <= other.to && other.from <= self.to
     }
 
-    /// The slice of the node at `position` (from 0) in a cluster of `nodes`.
+    /// The slice of the node at `position` (from 0) in a cluster of `nodes`. `None` if there are fewer ports than
+    /// nodes, or no node at that position.
     ///
-    /// Port number i of the range belongs to node `i * nodes / count` rounded down; the balancer's
-    /// configuration is made with the same formula. `None` if there are fewer ports than nodes or
-    /// no node at that position.
+    /// Port `i` of the range (from 0) belongs to node `i * nodes / count`, rounded down. The balancer's
+    /// configuration uses the same formula.
     pub fn slice(self, position: usize, nodes: usize) -> Option<Self> {
         let (position, nodes) = (u32::try_from(position).ok()?, u32::try_from(nodes).ok()?);
         if position >= nodes || self.count() < nodes {
@@ -143,55 +98,53 @@ impl From<PortRange> for (u16, u16) {
     }
 }
 
-/// A node's place in its life. `Starting` and `Stopped` nodes are not in the registry.
+/// The state of a node. Starting and stopped nodes are not in the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
     Ready,
     Draining,
-    /// A required dependency of the node fails. authd's API shows it; in the registry such a node is
-    /// `Ready` and has [`Failing`]s, since an older authd would not know this state.
+    /// A required dependency of the node fails. Only authd's API shows this state. In the registry the node is
+    /// `Ready` and lists its [`FailingDependency`]s, because an older authd does not know `Degraded`.
     Degraded,
 }
 
-/// A dependency of a node that is not as it should be.
+/// A dependency of a node that does not work.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failing {
+pub struct FailingDependency {
     pub dependency: String,
     pub error: String,
-    /// Seconds since the Unix epoch.
+    /// Begin of the failure, in seconds since the Unix epoch.
     pub since: u64,
-    /// Whether the node is not ready because of it.
+    /// True if the failure makes the node unready.
     pub required: bool,
 }
 
-/// What the registry holds about one live node.
+/// The registry's record of a live node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
     pub name: NodeName,
-    /// Random for each start of the process, so that a node restarted under its name is not
-    /// mistaken for the one before.
+    /// Random number of this process. It distinguishes the process from earlier ones of the same node.
     pub incarnation: u64,
     pub state: NodeState,
     pub slice: PortRange,
-    /// Where the control port is bound, for people.
+    /// Listening address of the control port, for people to read.
     pub control: String,
-    /// The host's name, for people. Empty from a node of an earlier version.
+    /// Host name, for people to read. Empty in records of older versions.
     #[serde(default)]
     pub host: String,
     pub version: String,
-    /// Seconds since the Unix epoch.
+    /// Start of the process, in seconds since the Unix epoch.
     pub since: u64,
     pub sessions: u32,
     pub transfers: u32,
-    /// Of a node of an earlier version nothing is known.
+    /// Empty in records of older versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failing: Vec<Failing>,
+    pub failing: Vec<FailingDependency>,
 }
 
 impl NodeRecord {
-    /// The record of a node that serves and has no sessions yet. `control`, `host`, `version` and `since`, which
-    /// are for people, are empty.
+    /// The record of a ready node without sessions. `control`, `host`, `version` and `since` are empty.
     pub fn new(name: NodeName, incarnation: u64, slice: PortRange) -> Self {
         Self {
             name,
@@ -209,15 +162,15 @@ impl NodeRecord {
     }
 }
 
-/// What authd asks of a node, through the registry.
+/// A command from authd to a node, sent through the registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum NodeCommand {
-    /// Ends one session with 421, whatever it is doing.
-    EndSession { session: crate::session::SessionId },
-    /// Ends all sessions of a user, for example when the user was removed.
+    /// Ends one session with 421, also during a transfer.
+    EndSession { session: SessionId },
+    /// Ends all sessions of a user, for example after the user was removed.
     EndUser { user: String },
-    /// As SIGTERM: no new sessions, transfers finish, the process ends.
+    /// Drains the node, as SIGTERM does: no new sessions, transfers finish, the process ends.
     Drain,
 }
 
@@ -228,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn eleven_ports_over_three_nodes() {
+    fn eleven_ports_are_divided_among_three_nodes() {
         let range: PortRange = "50000-50010".parse().unwrap();
         let slices: Vec<_> = (0..3).map(|i| range.slice(i, 3).unwrap().to_string()).collect();
         assert_eq!(slices, ["50000-50002", "50003-50006", "50007-50010"]);
@@ -237,17 +190,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_range() {
+    fn invalid_ranges_are_refused() {
         for text in ["", "50000", "0-10", "20-10", "1-65536", "a-b", "-"] {
             assert!(text.parse::<PortRange>().is_err(), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn names() {
-        assert!("ftp-1.example_a".parse::<NodeName>().is_ok());
-        for text in ["", "a b", "a/b", "ä", &"x".repeat(65)] {
-            assert!(text.parse::<NodeName>().is_err(), "{text:?}");
         }
     }
 

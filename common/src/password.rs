@@ -84,7 +84,7 @@ impl Phc {
     }
 
     /// As [`Self::matches`], in memory that the caller keeps.
-    pub fn matches_in(&self, memory: &mut Memory, password: &[u8]) -> bool {
+    pub fn matches_in(&self, memory: &mut HashMemory, password: &[u8]) -> bool {
         let Ok(hash) = PasswordHash::new(&self.0) else { return false };
         let (Ok(params), Some(salt), Some(wanted)) = (Params::try_from(&hash), hash.salt, hash.hash) else {
             return false;
@@ -108,9 +108,9 @@ impl Phc {
 /// The working memory of argon2, kept from one computation to the next. Memory that each computation takes and gives
 /// back stays in the arenas of the allocator, one for each thread that ever computed.
 #[derive(Default)]
-pub struct Memory(Vec<Block>);
+pub struct HashMemory(Vec<Block>);
 
-impl Memory {
+impl HashMemory {
     fn blocks(&mut self, count: usize) -> &mut [Block] {
         if self.0.len() < count {
             self.0.resize(count, Block::new());
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn memory_is_kept_for_the_next_computation_and_the_result_is_the_same() {
-        let mut memory = Memory::default();
+        let mut memory = HashMemory::default();
         let large = Params::new(256, 2, 2, None).unwrap();
         for params in [cheap(), large, cheap()] {
             let hash = Phc::compute(&params, b"right");

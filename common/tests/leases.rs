@@ -6,7 +6,10 @@ mod support;
 use std::time::Duration;
 
 use common::{
-    registry::{Certainty, Claim, Conflict, LeaseRefused, RedisOptions, Registry, RegistryView, WriteLease},
+    registry::{
+        LeaseCertainty, LeaseConflict, LeasePath, LeaseRefused, RedisOptions, Registry, RegistryView,
+        WriteLease,
+    },
     session::SessionId,
 };
 use redis::cmd;
@@ -24,10 +27,10 @@ async fn take(registry: &Registry, path: &str) -> Result<WriteLease, LeaseRefuse
 }
 
 async fn take_tree(registry: &Registry, path: &str) -> Result<WriteLease, LeaseRefused> {
-    registry.lease(vec![Claim::tree(path.as_bytes())], SessionId::random()).await
+    registry.lease(vec![LeasePath::tree(path.as_bytes())], SessionId::random()).await
 }
 
-fn conflict(taken: Result<WriteLease, LeaseRefused>) -> Option<Conflict> {
+fn conflict(taken: Result<WriteLease, LeaseRefused>) -> Option<LeaseConflict> {
     match taken {
         Ok(_) => None,
         Err(LeaseRefused::Busy { conflict, .. }) => Some(conflict),
@@ -96,7 +99,7 @@ async fn an_expired_lease_that_no_other_session_took_is_kept() {
     expire(&view, "d/file").await;
     assert!(lease.is_held().await);
     assert_eq!(stored(&view, "d/file").await.1, number);
-    assert_eq!(conflict(take(&b, "d/file").await), Some(Conflict::Same));
+    assert_eq!(conflict(take(&b, "d/file").await), Some(LeaseConflict::Same));
     // A tree above it takes it, too.
     expire(&view, "d/file").await;
     assert!(take_tree(&b, "d").await.unwrap().give_back().await);
@@ -114,17 +117,17 @@ async fn after_a_loss_of_data_holders_come_back_and_for_a_lease_no_take_is_certa
     assert!(take(&b, "x").await.unwrap().is_certain());
     flush(&view).await;
     assert!(early.is_held().await);
-    assert_eq!(conflict(take(&b, "early").await), Some(Conflict::Same));
+    assert_eq!(conflict(take(&b, "early").await), Some(LeaseConflict::Same));
     // A session that is faster than the holder has no proof, and gives way.
     let hasty = take(&b, "late").await.unwrap();
-    assert_eq!(hasty.certainty(), Certainty::RedisLostData);
+    assert_eq!(hasty.certainty(), LeaseCertainty::RedisLostData);
     assert!(late.is_held().await);
     assert!(!hasty.is_held().await);
     let free = take(&b, "free").await.unwrap();
     assert!(!free.is_certain() && free.is_held().await);
     let (_, _, rest) = stored(&view, "free").await;
     assert!(rest.starts_with("f? "), "{rest}");
-    assert_eq!(conflict(take(&a, "free").await), Some(Conflict::Same));
+    assert_eq!(conflict(take(&a, "free").await), Some(LeaseConflict::Same));
     assert!(given.give_back().await);
     // A node that knows nothing of the time before is told, too.
     let (c, _) = join("c", "50010-50014", long(&redis)).await;
@@ -193,7 +196,7 @@ async fn another_server_with_the_data_counts_as_a_loss() {
     let _: u64 = view.link().query(&killed).await.unwrap();
     assert!(!take(&b, "y").await.unwrap().is_certain());
     assert!(lease.is_held().await, "a number from before the loss is lower");
-    assert_eq!(conflict(take(&b, "file").await), Some(Conflict::Same));
+    assert_eq!(conflict(take(&b, "file").await), Some(LeaseConflict::Same));
 }
 
 #[tokio::test]
@@ -228,7 +231,7 @@ async fn a_lease_expires_for_its_holder_before_it_does_in_redis() {
     redis.stop();
     eventually("it is too old", async || age.is_expired().then_some(())).await;
     let unknown = take(&a, "other").await.unwrap();
-    assert_eq!(unknown.certainty(), Certainty::RedisAway);
+    assert_eq!(unknown.certainty(), LeaseCertainty::RedisAway);
     assert!(unknown.is_expired() && unknown.is_held().await && lease.is_held().await);
 }
 
@@ -247,7 +250,7 @@ async fn a_process_takes_leases_of_one_before_it_only_where_that_must_be_dead() 
         let other = rest.replace("boot_namespace_a", place);
         assert_ne!(other, rest);
         set(&view, "file", ends, number, &other).await;
-        assert_eq!(conflict(take(&a, "file").await), Some(Conflict::Same), "{place}");
+        assert_eq!(conflict(take(&a, "file").await), Some(LeaseConflict::Same), "{place}");
     }
     set(&view, "file", ends, number, &rest).await;
     assert!(take(&a, "file").await.is_ok());
@@ -262,9 +265,9 @@ async fn a_tree_and_paths_below_it_exclude_each_other_over_all_nodes() {
     let file = a.lease_write(b"d/e/\xff file", holder).await.unwrap();
     let view = RegistryView::new(&redis.options());
     for (path, expected) in [
-        ("d", Some(Conflict::Below)),
-        ("", Some(Conflict::Below)),
-        ("d/e", Some(Conflict::Below)),
+        ("d", Some(LeaseConflict::Below)),
+        ("", Some(LeaseConflict::Below)),
+        ("d/e", Some(LeaseConflict::Below)),
         ("d/", None),
         ("d0", None),
         ("d/e/f", None),
@@ -273,14 +276,14 @@ async fn a_tree_and_paths_below_it_exclude_each_other_over_all_nodes() {
         assert_eq!(conflict(take_tree(&b, path).await), expected, "{path:?}");
     }
     let told = take_tree(&b, "d").await.err();
-    assert_eq!(told, Some(LeaseRefused::Busy { holder: Some(holder), conflict: Conflict::Below }));
+    assert_eq!(told, Some(LeaseRefused::Busy { holder: Some(holder), conflict: LeaseConflict::Below }));
     assert!(file.give_back().await);
 
     let tree = take_tree(&b, "d").await.unwrap();
     for (path, expected) in [
-        ("d", Some(Conflict::Same)),
-        ("d/x", Some(Conflict::Above)),
-        ("d/e/f/g/h", Some(Conflict::Above)),
+        ("d", Some(LeaseConflict::Same)),
+        ("d/x", Some(LeaseConflict::Above)),
+        ("d/e/f/g/h", Some(LeaseConflict::Above)),
         ("d0", None),
         ("e/d", None),
     ] {
@@ -288,15 +291,15 @@ async fn a_tree_and_paths_below_it_exclude_each_other_over_all_nodes() {
     }
     assert!(tree.is_held().await);
     // Several paths: all or none.
-    let claims = || vec![Claim::file(b"free"), Claim::tree(b"d/sub"), Claim::file(b"free")];
+    let claims = || vec![LeasePath::file(b"free"), LeasePath::tree(b"d/sub"), LeasePath::file(b"free")];
     let refused = a.lease(claims(), holder).await;
-    assert_eq!(conflict(refused), Some(Conflict::Above));
+    assert_eq!(conflict(refused), Some(LeaseConflict::Above));
     assert!(stored_if(&view, "free").await.is_none());
     assert!(tree.give_back().await);
     let both = a.lease(claims(), holder).await.unwrap();
     assert!(both.is_held().await);
-    assert_eq!(conflict(take(&b, "free").await), Some(Conflict::Same));
-    assert_eq!(conflict(take(&b, "d/sub/x").await), Some(Conflict::Above));
+    assert_eq!(conflict(take(&b, "free").await), Some(LeaseConflict::Same));
+    assert_eq!(conflict(take(&b, "d/sub/x").await), Some(LeaseConflict::Above));
     // A lease of several paths is lost with one of them.
     expire(&view, "free").await;
     let _free = take(&b, "free").await.unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{
     node::NodeCommand,
-    registry::{Event, NodeOrders, RegistryView},
+    registry::{ClusterEvent, NodeOrders, RegistryView},
     session::SessionId,
 };
 use redis::cmd;
@@ -40,7 +40,7 @@ async fn a_command_that_is_lost_reaches_the_node_and_stands_until_it_is_done() {
     let name = "a".parse().unwrap();
     for command in [NodeCommand::EndSession { session: record.id }, NodeCommand::Drain] {
         send_and_lose(&view, &command).await;
-        assert_eq!(next_event(&mut events).await, Event::Command(command));
+        assert_eq!(next_event(&mut events).await, ClusterEvent::Command(command));
     }
     let orders = NodeOrders { drain: Some(7), drained: None, ends: [(record.id, 7)].into() };
     assert_eq!(view.orders(&name).await.unwrap(), orders);
@@ -70,7 +70,7 @@ async fn an_order_that_was_heard_at_once_is_told_once() {
     let name = "a".parse().unwrap();
     for _ in 0..2 {
         assert!(view.send(&name, &command).await.unwrap());
-        assert_eq!(next_event(&mut events).await, Event::Command(command.clone()));
+        assert_eq!(next_event(&mut events).await, ClusterEvent::Command(command.clone()));
     }
     tokio::time::sleep(LEASE * 2).await;
     assert!(events.try_recv().is_err());
@@ -102,7 +102,7 @@ async fn orders_survive_that_the_node_was_thought_dead_and_garbage_does_not() {
     let (link, name) = (view.link(), "a".parse().unwrap());
     send_and_lose(&view, &NodeCommand::Drain).await;
     let () = link.query(cmd("DEL").arg(view.keys().node(&name))).await.unwrap();
-    assert_eq!(next_event(&mut events).await, Event::Command(NodeCommand::Drain));
+    assert_eq!(next_event(&mut events).await, ClusterEvent::Command(NodeCommand::Drain));
 
     let key = view.keys().node_orders(&name);
     let () = link.query(cmd("SET").arg(&key).arg("x")).await.unwrap();
@@ -115,7 +115,7 @@ async fn orders_survive_that_the_node_was_thought_dead_and_garbage_does_not() {
     let () = link.query(cmd("SET").arg(&key).arg("x")).await.unwrap();
     let lost = NodeCommand::EndSession { session: SessionId::random() };
     assert!(view.send(&name, &lost).await.unwrap());
-    assert_eq!(next_event(&mut events).await, Event::Command(lost));
+    assert_eq!(next_event(&mut events).await, ClusterEvent::Command(lost));
     a.leave().await;
 }
 

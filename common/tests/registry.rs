@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use common::{
     node::{NodeCommand, NodeState},
-    registry::{Conflict, Event, JoinError, LeaseRefused, RedisOptions, Refusal, Registry, RegistryView},
+    registry::{
+        ClusterEvent, JoinError, LeaseConflict, LeaseRefused, RedisOptions, Registry, RegistryView,
+        SessionRefused,
+    },
     secret::Secret,
     session::{SessionId, SessionLimits},
 };
@@ -25,9 +28,9 @@ async fn of_fifty_logins_at_once_on_two_nodes_exactly_the_limit_gets_in() {
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let (b, _) = join("b", "50005-50009", redis.options()).await;
     for (limits, refusal) in [
-        (user_limit(7), Refusal::UserLimit(7)),
-        (SessionLimits { per_address: Some(9), ..NO_LIMITS }, Refusal::AddressLimit(9)),
-        (SessionLimits { per_user_and_address: Some(1), ..NO_LIMITS }, Refusal::UserAddressLimit(1)),
+        (user_limit(7), SessionRefused::UserLimit(7)),
+        (SessionLimits { per_address: Some(9), ..NO_LIMITS }, SessionRefused::AddressLimit(9)),
+        (SessionLimits { per_user_and_address: Some(1), ..NO_LIMITS }, SessionRefused::UserAddressLimit(1)),
     ] {
         let mut logins = JoinSet::new();
         for i in 0..50 {
@@ -147,7 +150,7 @@ async fn a_restarted_node_takes_over_its_name_and_the_one_before_hears_of_it() {
 
     old.set_state(NodeState::Draining); // Makes it look at once.
     let lost = next_event(&mut old_events).await;
-    assert!(matches!(lost, Event::NameTaken(_)), "{lost:?}");
+    assert!(matches!(lost, ClusterEvent::NameTaken(_)), "{lost:?}");
     // The old process ends as a process does, and takes nothing of the new one with it.
     old.leave().await;
     let view = RegistryView::new(&options());
@@ -218,7 +221,7 @@ async fn a_process_that_started_while_redis_was_away_yields_to_the_node_that_was
     let (_second, mut told) = second.unwrap();
     redis.restart();
     let lost = next_event(&mut told).await;
-    assert!(matches!(lost, Event::NameTaken(_)), "{lost:?}");
+    assert!(matches!(lost, ClusterEvent::NameTaken(_)), "{lost:?}");
     let view = RegistryView::new(&redis.options());
     let sessions = view.sessions().await.unwrap();
     assert_eq!(sessions.iter().map(|session| session.user.as_str()).collect::<Vec<_>>(), ["ann"]);
@@ -255,7 +258,7 @@ async fn a_redis_that_lost_everything_is_made_whole_by_the_nodes() {
     // Commands find their way again.
     let command = NodeCommand::EndUser { user: "ben".to_owned() };
     assert!(view.send(&"a".parse().unwrap(), &command).await.unwrap());
-    assert_eq!(next_event(&mut events).await, Event::Command(command));
+    assert_eq!(next_event(&mut events).await, ClusterEvent::Command(command));
 }
 
 #[tokio::test]
@@ -271,7 +274,7 @@ async fn while_redis_is_away_the_policy_decides_and_nobody_waits() {
         let record = || session("a", "ann", [192, 0, 2, 1]);
         let first = admits.open_session(record(), user_limit(1)).await.unwrap();
         let second = admits.open_session(record(), user_limit(1)).await.err();
-        assert_eq!(second, Some(Refusal::UserLimit(1)), "the node's own limits hold");
+        assert_eq!(second, Some(SessionRefused::UserLimit(1)), "the node's own limits hold");
         drop(first);
         let lease = admits.lease_write(b"/file", SessionId::random()).await.unwrap();
         let busy = admits.lease_write(b"/file", SessionId::random()).await.err();
@@ -280,7 +283,7 @@ async fn while_redis_is_away_the_policy_decides_and_nobody_waits() {
         assert!(lease.give_back().await);
 
         let refusal = refuses.open_session(record(), NO_LIMITS).await.err();
-        assert_eq!(refusal, Some(Refusal::RegistryAway));
+        assert_eq!(refusal, Some(SessionRefused::RegistryAway));
         let refusal = refuses.lease_write(b"/file", SessionId::random()).await.err();
         assert_eq!(refusal, Some(LeaseRefused::RegistryAway));
         assert!(!doubted.is_held().await);
@@ -339,7 +342,7 @@ async fn a_redis_that_wants_a_password_is_away_for_those_without_it() {
     let () = view.link().query(cmd("CONFIG").arg("SET").arg("requirepass").arg("sesame")).await.unwrap();
     let (without, _) = join("a", "50000-50004", redis.refusing()).await;
     let refusal = without.open_session(session("a", "ann", [192, 0, 2, 1]), NO_LIMITS).await.err();
-    assert_eq!(refusal, Some(Refusal::RegistryAway));
+    assert_eq!(refusal, Some(SessionRefused::RegistryAway));
     assert!(!without.is_connected());
     let (with, _) = join("b", "50000-50004", with_password).await;
     let _session = open(&with, "b", "ann").await;
@@ -359,7 +362,7 @@ async fn nodes_that_start_without_redis_join_when_it_comes() {
         event = next_event(&mut a_events) => event,
         event = next_event(&mut b_events) => event,
     };
-    let Event::SliceConflict { ours, theirs } = event else { panic!("{event:?}") };
+    let ClusterEvent::SliceConflict { ours, theirs } = event else { panic!("{event:?}") };
     assert_ne!(ours.0, theirs.0);
     assert!(ours.1.overlaps(theirs.1));
     eventually("ann counts", async || is_full(&b, "b", "ann", 1).await.then_some(())).await;
@@ -376,7 +379,7 @@ async fn one_session_writes_a_path_in_the_whole_cluster() {
     for registry in [&a, &b] {
         let begun = Instant::now();
         let refused = registry.lease_write(path, SessionId::random()).await.err();
-        let conflict = Conflict::Same;
+        let conflict = LeaseConflict::Same;
         assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder), conflict }));
         assert!(begun.elapsed() < AT_ONCE);
     }
@@ -433,7 +436,7 @@ async fn commands_reach_their_node_in_order_and_within_a_second() {
         assert!(view.send(&name, command).await.unwrap());
     }
     for command in sent {
-        assert_eq!(next_event(&mut events).await, Event::Command(command));
+        assert_eq!(next_event(&mut events).await, ClusterEvent::Command(command));
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert!(!view.send(&"nobody".parse().unwrap(), &NodeCommand::Drain).await.unwrap());
@@ -475,7 +478,7 @@ async fn garbage_in_redis_is_skipped_and_swept_away() {
     let _ben = open(&c, "c", "ben").await;
     let _lease = c.lease_write(b"/file", SessionId::random()).await.unwrap();
     assert!(view.send(&name, &NodeCommand::Drain).await.unwrap());
-    assert_eq!(next_event(&mut events).await, Event::Command(NodeCommand::Drain));
+    assert_eq!(next_event(&mut events).await, ClusterEvent::Command(NodeCommand::Drain));
     eventually("the strange sessions are gone", async || {
         let ids: Vec<String> = link.query(cmd("HKEYS").arg(keys.node_sessions(&name))).await.unwrap();
         (ids == [record.id.to_string()]).then_some(())
@@ -490,7 +493,7 @@ async fn garbage_in_redis_is_skipped_and_swept_away() {
     eventually("ann is back", async || (view.sessions().await.unwrap().contains(&record)).then_some(()))
         .await;
     assert!(view.send(&name, &NodeCommand::Drain).await.unwrap());
-    assert_eq!(next_event(&mut events).await, Event::Command(NodeCommand::Drain));
+    assert_eq!(next_event(&mut events).await, ClusterEvent::Command(NodeCommand::Drain));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,9 @@ use std::{
 
 use common::{
     policy::Quota,
-    registry::{Change, Direction, HomeUsage, RedisLink, Registry, Standing, Step, Usage},
+    registry::{
+        BandwidthDirection, HomeUsage, RedisLink, Registry, Usage, UsageChange, UsageStatus, UsageStep,
+    },
 };
 use redis::cmd;
 use support::*;
@@ -24,16 +26,20 @@ fn bytes(bytes: u64) -> Usage {
     Usage { bytes, files: 0 }
 }
 
-fn added(added: Usage) -> Step {
-    Step { change: Change { added, ..Change::default() }, limit: LIMIT, ..Step::default() }
+fn added(added: Usage) -> UsageStep {
+    UsageStep {
+        change: UsageChange { added, ..UsageChange::default() },
+        limit: LIMIT,
+        ..UsageStep::default()
+    }
 }
 
-fn wanted(wanted: Usage) -> Step {
-    Step { wanted, limit: LIMIT, ..Step::default() }
+fn wanted(wanted: Usage) -> UsageStep {
+    UsageStep { wanted, limit: LIMIT, ..UsageStep::default() }
 }
 
-async fn standing(home: &HomeUsage) -> Standing {
-    home.settle(Step::default()).await.unwrap()
+async fn standing(home: &HomeUsage) -> UsageStatus {
+    home.settle(UsageStep::default()).await.unwrap()
 }
 
 /// The home, counted to hold `usage`.
@@ -71,8 +77,8 @@ async fn fifty_uploads_at_once_on_two_nodes_reserve_exactly_the_quota() {
     assert_eq!(before.plus(all), Usage { bytes: MIB, files: 5 });
 
     // Used or given back, it is free for the others.
-    let done = Step { released: all, ..added(bytes(MIB / 2)) };
-    homes[0].settle(Step { released: Usage::default(), ..done }).await.unwrap();
+    let done = UsageStep { released: all, ..added(bytes(MIB / 2)) };
+    homes[0].settle(UsageStep { released: Usage::default(), ..done }).await.unwrap();
     assert_eq!(homes[1].settle(wanted(bytes(1))).await.unwrap().granted, bytes(0));
 }
 
@@ -84,10 +90,10 @@ async fn what_one_node_gives_back_another_can_have() {
     let (at_a, at_b) = (counted(&a, bytes(MIB - 10)).await, b.home_usage(b"ann", DAY));
     assert_eq!(at_a.settle(wanted(bytes(100))).await.unwrap().granted, bytes(10));
     assert_eq!(at_b.settle(wanted(bytes(100))).await.unwrap().granted, bytes(0));
-    at_a.settle(Step { released: bytes(10), ..added(bytes(4)) }).await.unwrap();
+    at_a.settle(UsageStep { released: bytes(10), ..added(bytes(4)) }).await.unwrap();
     assert_eq!(at_b.settle(wanted(bytes(100))).await.unwrap().granted, bytes(6));
-    let removed = Change { removed: bytes(MIB / 2), ..Change::default() };
-    at_b.settle(Step { change: removed, ..Step::default() }).await.unwrap();
+    let removed = UsageChange { removed: bytes(MIB / 2), ..UsageChange::default() };
+    at_b.settle(UsageStep { change: removed, ..UsageStep::default() }).await.unwrap();
     assert_eq!(standing(&at_a).await.held, Some(bytes(MIB / 2)));
 }
 
@@ -127,10 +133,10 @@ async fn one_node_counts_at_a_time_and_another_goes_on_when_it_dies() {
     at_a.settle(added(Usage { bytes: 100, files: 1 })).await.unwrap();
     second.finish(Usage { bytes: 1000, files: 3 }).await;
     let held = Some(Usage { bytes: 1100, files: 4 });
-    assert_eq!(standing(&at_a).await, Standing { held, granted: Usage::default(), count_is_due: true });
+    assert_eq!(standing(&at_a).await, UsageStatus { held, granted: Usage::default(), count_is_due: true });
     at_b.begin_count().await.unwrap().finish(Usage { bytes: 1000, files: 3 }).await;
     let held = Some(Usage { bytes: 1000, files: 3 });
-    assert_eq!(standing(&at_a).await, Standing { held, granted: Usage::default(), count_is_due: false });
+    assert_eq!(standing(&at_a).await, UsageStatus { held, granted: Usage::default(), count_is_due: false });
     assert!(at_a.begin_count().await.is_none());
 }
 
@@ -184,14 +190,14 @@ async fn a_home_of_the_wrong_type_is_replaced() {
     let _: () = link.query(cmd("SET").arg("ftp:home-usage:ann").arg("x")).await.unwrap();
     counted(&a, bytes(7)).await;
     let _: () = link.query(cmd("SET").arg("ftp:bandwidth:upload:ann").arg("x")).await.unwrap();
-    a.share_bandwidth("ann", Direction::Upload, NonZeroU64::MIN).take(1).await;
+    a.share_bandwidth("ann", BandwidthDirection::Upload, NonZeroU64::MIN).take(1).await;
     let kind: String = link.query(cmd("TYPE").arg("ftp:bandwidth:upload:ann")).await.unwrap();
     assert_eq!(kind, "hash");
 }
 
 /// Waits as a transfer does, for as long as `time`; answers the bytes that moved.
 async fn transfer(registry: Registry, rate: NonZeroU64, time: Duration) -> u64 {
-    let share = registry.share_bandwidth("ann", Direction::Download, rate);
+    let share = registry.share_bandwidth("ann", BandwidthDirection::Download, rate);
     let (begun, mut moved) = (Instant::now(), 0);
     loop {
         let slice = share.take(u64::MAX).await;
@@ -226,7 +232,7 @@ async fn without_redis_a_node_keeps_to_the_part_of_the_rate_that_it_had() {
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let (b, _) = join("b", "50005-50009", redis.options()).await;
     let rate = NonZeroU64::new(1_000_000).unwrap();
-    let shares = [&a, &b].map(|node| node.share_bandwidth("ann", Direction::Download, rate));
+    let shares = [&a, &b].map(|node| node.share_bandwidth("ann", BandwidthDirection::Download, rate));
     for _ in 0..2 {
         for share in &shares {
             share.take(1).await;
@@ -250,7 +256,7 @@ async fn a_rate_at_which_a_piece_takes_more_than_an_hour_is_kept_and_a_clock_tha
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let link = RedisLink::new(&redis.options().url, PATIENCE);
-    let share = a.share_bandwidth("ann", Direction::Upload, NonZeroU64::MIN);
+    let share = a.share_bandwidth("ann", BandwidthDirection::Upload, NonZeroU64::MIN);
     assert_eq!(share.take(u64::MAX).await.wait, Duration::ZERO);
     for pieces in 1..4 {
         let wait = share.take(u64::MAX).await.wait;
@@ -273,11 +279,12 @@ async fn sums_beyond_what_lua_counts_exactly_are_answered() {
     let files = Quota { bytes: None, files: Some(5) };
     for _ in 0..3 {
         // A file that is one hole, as large as files can be.
-        let change = Change { added: bytes(i64::MAX as u64), ..Change::default() };
-        home.settle(Step { change, limit: files, ..Step::default() }).await.unwrap();
+        let change = UsageChange { added: bytes(i64::MAX as u64), ..UsageChange::default() };
+        home.settle(UsageStep { change, limit: files, ..UsageStep::default() }).await.unwrap();
     }
     assert!(standing(&home).await.held.unwrap().bytes >= 1 << 53);
-    let granted = home.settle(Step { wanted: bytes(u64::MAX), limit: files, ..Step::default() }).await;
+    let granted =
+        home.settle(UsageStep { wanted: bytes(u64::MAX), limit: files, ..UsageStep::default() }).await;
     assert!(granted.unwrap().granted.bytes > 0);
     let more = home.settle(wanted(Usage { bytes: 1, files: 1 })).await.unwrap().granted;
     assert_eq!(more, Usage { bytes: 0, files: 1 });

@@ -8,7 +8,7 @@ use std::{
 
 use common::{
     policy::Bandwidth,
-    registry::{self, Direction, Meter, Slice, piece},
+    registry::{self, BandwidthDirection, BandwidthGrant, BandwidthMeter, piece_size},
 };
 use tokio::{runtime::Handle, time::sleep};
 
@@ -27,7 +27,7 @@ pub struct Lanes {
 
 /// A session's bandwidth in one direction.
 struct Lane {
-    direction: Direction,
+    direction: BandwidthDirection,
     of_session: Option<NonZeroU64>,
     of_user: Option<NonZeroU64>,
     purse: Mutex<Purse>,
@@ -35,7 +35,7 @@ struct Lane {
 
 #[derive(Default)]
 struct Purse {
-    meter: Meter,
+    meter: BandwidthMeter,
     /// Bytes that have been waited for and may move: what one transfer leaves, the next one has.
     paid: u64,
 }
@@ -47,8 +47,8 @@ impl Lanes {
             Some(Arc::new(Lane { direction, of_session, of_user, purse: Mutex::default() }))
         };
         Self {
-            upload: lane(Direction::Upload, bandwidth.session_upload, bandwidth.upload),
-            download: lane(Direction::Download, bandwidth.session_download, bandwidth.download),
+            upload: lane(BandwidthDirection::Upload, bandwidth.session_upload, bandwidth.upload),
+            download: lane(BandwidthDirection::Download, bandwidth.session_download, bandwidth.download),
         }
     }
 
@@ -57,12 +57,12 @@ impl Lanes {
         &self,
         node: &Node,
         user: &str,
-        direction: Direction,
+        direction: BandwidthDirection,
         quota: Option<Arc<quota::Share>>,
     ) -> Option<Governor> {
         let lane = match direction {
-            Direction::Upload => self.upload.clone(),
-            Direction::Download => self.download.clone(),
+            BandwidthDirection::Upload => self.upload.clone(),
+            BandwidthDirection::Download => self.download.clone(),
         };
         if lane.is_none() && quota.is_none() {
             return None;
@@ -83,7 +83,7 @@ impl Lane {
 pub struct Governor {
     runtime: Handle,
     lane: Option<Arc<Lane>>,
-    of_user: Option<registry::Share>,
+    of_user: Option<registry::BandwidthShare>,
     quota: Option<Arc<quota::Share>>,
     waited: Mutex<Duration>,
 }
@@ -136,11 +136,11 @@ impl Governor {
 
     fn pay(&self, lane: &Lane, progress: &Progress) -> Result<(), TransferError> {
         let begun = Instant::now();
-        let most = lane.of_session.map_or(u64::MAX, |rate| piece(rate, 1));
+        let most = lane.of_session.map_or(u64::MAX, |rate| piece_size(rate, 1));
         let paid = self.wait(progress, async {
             let mut slice = match &self.of_user {
                 Some(of_user) => of_user.take(most).await,
-                None => Slice { bytes: most, wait: Duration::ZERO },
+                None => BandwidthGrant { bytes: most, wait: Duration::ZERO },
             };
             if let Some(rate) = lane.of_session {
                 let wait = lane.purse().meter.take(slice.bytes, rate, Instant::now());

@@ -13,7 +13,7 @@ use std::{
 use common::{
     auth_api::Account,
     policy::Quota,
-    registry::{Change, HomeUsage, RegistryAway, Standing, Step, Usage},
+    registry::{HomeUsage, RegistryAway, Usage, UsageChange, UsageStatus, UsageStep},
 };
 use tokio::{
     runtime::Handle,
@@ -66,7 +66,7 @@ impl HomeQuota {
         };
         let quota = Arc::new(Self { counts, jail, directory, usage, limit, home });
         // Commands that need the answer ask again.
-        let _ = quota.settle(Step::default()).await;
+        let _ = quota.settle(UsageStep::default()).await;
         quota
     }
 
@@ -91,8 +91,8 @@ impl HomeQuota {
     pub async fn held(self: &Arc<Self>) -> Result<Usage, Reply> {
         let deadline = Instant::now() + self.counts.wait;
         loop {
-            match self.settle(Step::default()).await {
-                Ok(Standing { held: Some(held), .. }) => return Ok(held),
+            match self.settle(UsageStep::default()).await {
+                Ok(UsageStatus { held: Some(held), .. }) => return Ok(held),
                 Ok(_) if Instant::now() < deadline => sleep(LOOK).await,
                 Ok(_) => {
                     return Err(Reply::new(Code::FILE_BUSY, "Your files are being counted; try again later")
@@ -117,7 +117,7 @@ impl HomeQuota {
         let change = change(bytes, files);
         if !change.is_nothing() {
             // Without Redis it is told with the next step.
-            let _ = self.settle(Step { change, ..Step::default() }).await;
+            let _ = self.settle(UsageStep { change, ..UsageStep::default() }).await;
         }
     }
 
@@ -133,7 +133,7 @@ impl HomeQuota {
         }
         let wanted = Usage { bytes: 0, files: u64::from(new != NewFile::No) };
         let limit = Quota { files: self.limit.files.filter(|_| new != NewFile::Beside), ..self.limit };
-        self.reserve(held, Step { wanted, limit, ..Step::default() }).await
+        self.reserve(held, UsageStep { wanted, limit, ..UsageStep::default() }).await
     }
 
     /// Reserves a whole: so many bytes, and so many files and directories. Nothing, if there is no room for
@@ -143,10 +143,10 @@ impl HomeQuota {
     /// As [`Self::admit`].
     pub async fn admit_whole(self: &Arc<Self>, wanted: Usage) -> Result<Share, Reply> {
         let held = self.held().await?;
-        self.reserve(held, Step { wanted, whole: true, limit: self.limit, ..Step::default() }).await
+        self.reserve(held, UsageStep { wanted, whole: true, limit: self.limit, ..UsageStep::default() }).await
     }
 
-    async fn reserve(self: &Arc<Self>, held: Usage, step: Step) -> Result<Share, Reply> {
+    async fn reserve(self: &Arc<Self>, held: Usage, step: UsageStep) -> Result<Share, Reply> {
         let standing = self.settle(step).await;
         let granted = standing.map_err(|RegistryAway| unknown())?.granted;
         let ledger = Ledger { reserved: granted, room: granted.bytes, ..Ledger::default() };
@@ -184,7 +184,7 @@ impl HomeQuota {
     }
 
     /// One step in the registry. A count that is due begins.
-    async fn settle(self: &Arc<Self>, step: Step) -> Result<Standing, RegistryAway> {
+    async fn settle(self: &Arc<Self>, step: UsageStep) -> Result<UsageStatus, RegistryAway> {
         let standing = self.usage.settle(step).await;
         if standing.is_ok_and(|standing| standing.count_is_due)
             && let Some(counting) = self.usage.begin_count().await
@@ -202,9 +202,9 @@ fn unknown() -> Reply {
     })
 }
 
-fn change(bytes: i64, files: i64) -> Change {
+fn change(bytes: i64, files: i64) -> UsageChange {
     let positive = |number: i64| u64::try_from(number).unwrap_or(0);
-    Change {
+    UsageChange {
         added: Usage { bytes: positive(bytes), files: positive(files) },
         removed: Usage { bytes: positive(bytes.saturating_neg()), files: positive(files.saturating_neg()) },
     }
@@ -245,7 +245,7 @@ struct Ledger {
 
 impl Ledger {
     /// What the registry has not been told yet of what has been done by `now`.
-    fn untold(&mut self, now: (i64, i64)) -> Change {
+    fn untold(&mut self, now: (i64, i64)) -> UsageChange {
         let change = change(now.0 - self.told.0, now.1 - self.told.1);
         self.told = now;
         change
@@ -296,13 +296,13 @@ impl Share {
             ledger.reserved = ledger.reserved.less(released);
             ledger.is_asking = true;
             let wanted = Usage { bytes: PIECE, files: 0 };
-            Step { change: ledger.untold(now), released, wanted, limit: self.quota.limit, whole: false }
+            UsageStep { change: ledger.untold(now), released, wanted, limit: self.quota.limit, whole: false }
         };
         let granted = match self.quota.settle(step).await {
-            Ok(Standing { held: Some(_), granted, .. }) => granted,
-            Ok(Standing { held: None, .. }) => {
+            Ok(UsageStatus { held: Some(_), granted, .. }) => granted,
+            Ok(UsageStatus { held: None, .. }) => {
                 self.quota.held().await.map_err(|_| TransferError::QuotaUnknown)?;
-                let step = Step { wanted: step.wanted, limit: step.limit, ..Step::default() };
+                let step = UsageStep { wanted: step.wanted, limit: step.limit, ..UsageStep::default() };
                 self.quota.settle(step).await.map_err(|RegistryAway| TransferError::QuotaUnknown)?.granted
             }
             Err(RegistryAway) => return Err(TransferError::QuotaUnknown),
@@ -322,14 +322,14 @@ impl Share {
         }
     }
 
-    fn last_step(&self) -> Option<Step> {
+    fn last_step(&self) -> Option<UsageStep> {
         let mut ledger = self.ledger();
         let change = ledger.untold(self.so_far());
         let released = std::mem::take(&mut ledger.reserved);
         ledger.room = 0;
         let is_asking = std::mem::take(&mut ledger.is_asking);
         let is_nothing = change.is_nothing() && released == Usage::default() && !is_asking;
-        (!is_nothing).then_some(Step { change, released, ..Step::default() })
+        (!is_nothing).then_some(UsageStep { change, released, ..UsageStep::default() })
     }
 
     fn so_far(&self) -> (i64, i64) {

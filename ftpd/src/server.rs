@@ -12,17 +12,17 @@ use std::{
 
 use common::{
     clock::unix_seconds,
-    health::Life,
+    health::LifeStage,
     node::{NodeCommand, NodeRecord, NodeState},
     process::{
         admin,
         capabilities::{self, Kept},
         descriptors as open_files,
-        http::{self, Event as HttpEvent},
+        http::{self, HttpEvent},
         service,
-        signals::{Request, Signals},
+        signals::{SignalRequest, Signals},
     },
-    registry::{Event, Holder, JoinError, Registry},
+    registry::{ClusterEvent, JoinError, NameHolder, Registry},
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -38,7 +38,7 @@ use crate::{
     connections::{AdmissionError, EndRequest},
     control::ControlConnection,
     data::passive::PassivePorts,
-    descriptors::{Needs, TooFewDescriptors},
+    descriptors::{DescriptorNeeds, TooFewDescriptors},
     ephemeral,
     health::{self, Health},
     health_check,
@@ -90,7 +90,7 @@ pub enum RunError {
         "this node lost its name: {0} has it now. A node loses its name if it cannot renew its lease in \
          Redis for node_lease. If both nodes are meant to run, give one of them another node_name"
     )]
-    NameLost(Holder),
+    NameLost(NameHolder),
     #[error("the passive ports overlap with those of another live node: {0}")]
     SliceConflict(String),
 }
@@ -161,15 +161,15 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         node.registry.leave().await;
         return Err(error);
     }
-    health.set_life(Life::Ready);
-    health.tell(&node.registry);
+    health.set_life(LifeStage::Ready);
+    health.publish(&node.registry);
     service::ready();
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
 
     let ended = wait_for_end(&node, &mut signals, &mut events).await;
     // First of all, so that the balancer passes clients that were just asked to reconnect on to another node.
     node.connections.stop_admitting();
-    health.set_life(Life::Draining);
+    health.set_life(LifeStage::Draining);
     listeners.close().await;
     drain(&node, &mut signals, &mut events).await;
     ended
@@ -295,7 +295,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
     };
     let (limits, network) = (&mut config.limits, &config.network);
     let addresses = u32::try_from(network.listen.len()).unwrap_or(u32::MAX);
-    let needs = Needs {
+    let needs = DescriptorNeeds {
         sessions: limits.sessions,
         transfers: limits.transfers,
         file_operations: limits.file_operations,
@@ -389,7 +389,7 @@ async fn start(
     mut config: Config,
     control: &[Bound],
     tls: Option<Arc<Tls>>,
-) -> Result<(Arc<Node>, mpsc::Receiver<Event>), RunError> {
+) -> Result<(Arc<Node>, mpsc::Receiver<ClusterEvent>), RunError> {
     let addresses: Vec<SocketAddr> = control.iter().filter_map(|socket| socket.address().ok()).collect();
     let control = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
     let trust = Arc::new(Trust {
@@ -492,14 +492,14 @@ fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: Admissio
 async fn wait_for_end(
     node: &Node,
     signals: &mut Signals,
-    events: &mut mpsc::Receiver<Event>,
+    events: &mut mpsc::Receiver<ClusterEvent>,
 ) -> Result<(), RunError> {
     let mut events_are_open = true;
     loop {
         tokio::select! {
             request = signals.next() => match request {
-                Request::Terminate => return Ok(()),
-                Request::Reload => {
+                SignalRequest::Terminate => return Ok(()),
+                SignalRequest::Reload => {
                     log::info!("reloading certificates and transfer log");
                     node.transfer_log.reopen();
                     if let Some(tls) = &node.tls {
@@ -508,10 +508,10 @@ async fn wait_for_end(
                 }
             },
             event = events.recv(), if events_are_open => match event {
-                Some(Event::Command(NodeCommand::Drain)) => return Ok(()),
-                Some(Event::Command(command)) => end_sessions(node, &command),
-                Some(Event::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
-                Some(Event::SliceConflict { ours, theirs }) => {
+                Some(ClusterEvent::Command(NodeCommand::Drain)) => return Ok(()),
+                Some(ClusterEvent::Command(command)) => end_sessions(node, &command),
+                Some(ClusterEvent::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
+                Some(ClusterEvent::SliceConflict { ours, theirs }) => {
                     let both = format!("{} has {}, {} has {}", ours.0, ours.1, theirs.0, theirs.1);
                     return Err(RunError::SliceConflict(both));
                 }
@@ -535,7 +535,7 @@ fn end_sessions(node: &Node, command: &NodeCommand) {
 }
 
 /// Lets transfers finish until `drain_timeout` or a second signal, then ends the remaining sessions.
-async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Receiver<Event>) {
+async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Receiver<ClusterEvent>) {
     log::info!(
         connections = node.connections.count(), limit:? = node.timeouts.drain;
         "draining"
@@ -552,7 +552,7 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Recei
             () = terminated(signals) => log::warn!("received a second signal to stop"),
             // Orders to end single sessions are still carried out.
             Some(event) = events.recv() => {
-                if let Event::Command(command) = event {
+                if let ClusterEvent::Command(command) = event {
                     end_sessions(node, &command);
                 }
                 continue;
@@ -571,5 +571,5 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Recei
 }
 
 async fn terminated(signals: &mut Signals) {
-    while signals.next().await != Request::Terminate {}
+    while signals.next().await != SignalRequest::Terminate {}
 }

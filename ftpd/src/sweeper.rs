@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{process::logging::chain, registry::Chore};
+use common::{process::logging::chain, registry::ClusterTask};
 use tokio::{runtime::Handle, sync::oneshot, time::sleep};
 
 use crate::{
@@ -43,7 +43,7 @@ async fn run(node: Arc<Node>, lifetime: Duration) {
     let every = (lifetime / 7).clamp(SHORTEST, LONGEST);
     while !node.connections.is_draining() {
         sleep(every.min(ASK)).await;
-        if let Some(chore) = node.registry.begin_chore(NAME, every).await {
+        if let Some(chore) = node.registry.begin_cluster_task(NAME, every).await {
             work(&node, lifetime, chore).await;
         }
     }
@@ -55,7 +55,7 @@ struct Sum {
     bytes: u64,
 }
 
-async fn work(node: &Arc<Node>, lifetime: Duration, chore: Chore) {
+async fn work(node: &Arc<Node>, lifetime: Duration, chore: ClusterTask) {
     let progress = Arc::new(Progress::default());
     let (sender, mut ended) = oneshot::channel();
     let (walking, walked, runtime) = (Arc::clone(node), Arc::clone(&progress), Handle::current());

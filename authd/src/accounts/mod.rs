@@ -18,7 +18,7 @@ use std::{
 };
 
 use common::{
-    access::Access,
+    login_conditions::LoginConditions,
     policy::TreePath,
     sync::{lock, read, write},
 };
@@ -220,7 +220,7 @@ impl Accounts {
     pub async fn find_many(
         &self,
         names: &[UserName],
-    ) -> Vec<Result<Option<(User, Access)>, Arc<StoredError>>> {
+    ) -> Vec<Result<Option<(User, LoginConditions)>, Arc<StoredError>>> {
         let declared = self.declared();
         self.learn_overrides().await;
         let others: Vec<UserName> =
@@ -253,7 +253,7 @@ impl Accounts {
         let join = |user: User| {
             // The conditions of a disabled user do not matter, and may name a group that is gone.
             if !user.enabled {
-                return Ok((user, Access::default()));
+                return Ok((user, LoginConditions::default()));
             }
             let of_redis = |name: &GroupName| groups.as_ref().ok().and_then(|groups| groups.get(name));
             let group = |name: &GroupName| declared.groups.get(name).or_else(|| of_redis(name)).cloned();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use argon2::Params;
-pub use common::password::{MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PASSWORD, Memory, Phc};
+pub use common::password::{HashMemory, MAX_ITERATIONS, MAX_MEMORY_KIB, MAX_PASSWORD, Phc};
 use common::{secret::Secret, sync::lock};
 use tokio::{sync::Semaphore, time::timeout};
 
@@ -86,7 +86,7 @@ pub struct PasswordVerifier {
     admitted: Arc<Semaphore>,
     patience: Duration,
     /// Memory of verifications that do not run at this time: at most one for each that may.
-    memory: Arc<Mutex<Vec<Memory>>>,
+    memory: Arc<Mutex<Vec<HashMemory>>>,
 }
 
 impl PasswordVerifier {

@@ -8,8 +8,8 @@
 //! of all. A group's limits, quota and bandwidth are each member's own, not shared by them.
 
 use common::{
-    access::{Access, Hours},
     auth_api::{Account, AccountLimits, TlsRequirements, UploadMode},
+    login_conditions::{Hours, LoginConditions},
     policy::{
         Bandwidth, DirectoryRule, Folder, NamePattern, PermissionChanges, Permissions, Quota, TreePath,
     },
@@ -56,7 +56,7 @@ pub struct TlsChanges {
     pub close_notify: Option<bool>,
 }
 
-/// An [`Access`] of which some is set; an empty list is set, and takes a group's condition away.
+/// [`LoginConditions`] of which some is set; an empty list is set, and takes a group's condition away.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoginConditionChanges {
@@ -82,7 +82,7 @@ pub struct EffectivePolicy {
     pub bandwidth: Bandwidth,
     pub uploads: UploadMode,
     pub tls: TlsRequirements,
-    pub access: Access,
+    pub access: LoginConditions,
 }
 
 /// For each named field: what the first sets, otherwise what the second does.
@@ -132,7 +132,7 @@ impl AccountPolicy {
                 data: self.tls.data.unwrap_or(tls.data),
                 close_notify: self.tls.close_notify,
             },
-            access: Access {
+            access: LoginConditions {
                 allow_from: access.allow_from.unwrap_or_default(),
                 deny_from: access.deny_from.unwrap_or_default(),
                 hours: access.hours.unwrap_or_default(),

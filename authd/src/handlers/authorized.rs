@@ -6,9 +6,9 @@ use std::{
 };
 
 use common::{
-    access::{Access, Forbidden},
     auth_api::{AuthorizedAnswer, AuthorizedRequest, EndReason, MAX_AUTHORIZED, PastLogin, Verdict},
     certificate::CertificateRule,
+    login_conditions::{LoginConditions, UnmetCondition},
     process::logging::chain,
 };
 
@@ -66,7 +66,7 @@ pub async fn authorized(service: &Service, request: AuthorizedRequest) -> Result
     Ok(AuthorizedAnswer { verdicts: logins.iter().map(judge_one).collect() })
 }
 
-fn judge(known: Option<&(User, Access)>, login: &PastLogin, now: SystemTime) -> Verdict {
+fn judge(known: Option<&(User, LoginConditions)>, login: &PastLogin, now: SystemTime) -> Verdict {
     let end = |reason| Verdict::End { reason };
     let Some((user, access)) = known else { return end(EndReason::Removed) };
     if !user.enabled {
@@ -77,8 +77,8 @@ fn judge(known: Option<&(User, Access)>, login: &PastLogin, now: SystemTime) -> 
     }
     match access.check(login.address, now) {
         Ok(()) => Verdict::Stay,
-        Err(Forbidden::Address) => end(EndReason::AddressNotAllowed),
-        Err(Forbidden::Time) => end(EndReason::TimeNotAllowed),
+        Err(UnmetCondition::Address) => end(EndReason::AddressNotAllowed),
+        Err(UnmetCondition::Time) => end(EndReason::TimeNotAllowed),
     }
 }
 
@@ -105,7 +105,7 @@ mod tests {
 
     fn verdict(user: &User, version: Option<String>) -> Verdict {
         let login = PastLogin { user: "ann".to_owned(), version, address: [192, 0, 2, 1].into() };
-        judge(Some(&(user.clone(), Access::default())), &login, SystemTime::now())
+        judge(Some(&(user.clone(), LoginConditions::default())), &login, SystemTime::now())
     }
 
     #[test]

@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use common::{
-    access::Forbidden,
     auth_api::{Account, AuthenticateRequest, Rejection},
     certificate::{CertificateRule, ClientCertificate, DistinguishedName},
+    login_conditions::UnmetCondition,
     process::logging::chain,
     registry::LinkError,
 };
@@ -170,8 +170,8 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
                         let quota_directory = service.accounts.quota_directory(name);
                         Ok((Account { version, quota_directory, ..account }, proof))
                     }
-                    Err(Forbidden::Address) => Err(Rejection::AddressNotAllowed),
-                    Err(Forbidden::Time) => Err(Rejection::TimeNotAllowed),
+                    Err(UnmetCondition::Address) => Err(Rejection::AddressNotAllowed),
+                    Err(UnmetCondition::Time) => Err(Rejection::TimeNotAllowed),
                 }
             }
         },

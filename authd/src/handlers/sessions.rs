@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr, time::Duration};
 
 use common::{
     clock::rfc3339,
-    node::{Failing, NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
+    node::{FailingDependency, NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
     registry::{NodeOrders, RegistryView},
     session::{SessionId, SessionRecord},
 };
@@ -146,9 +146,9 @@ impl NodeView {
     }
 }
 
-impl From<Failing> for FailingView {
-    fn from(failing: Failing) -> Self {
-        let Failing { dependency, error, since, required } = failing;
+impl From<FailingDependency> for FailingView {
+    fn from(failing: FailingDependency) -> Self {
+        let FailingDependency { dependency, error, since, required } = failing;
         Self { dependency, error, since: rfc3339(since), required }
     }
 }

@@ -215,7 +215,7 @@ async fn the_described_bodies_are_those_of_the_types() {
     }))
     .unwrap();
     let node = serde_json::to_value(NodeView::from(node)).unwrap();
-    assert_eq!(described("Failing"), keys(&node["failing"][0]));
+    assert_eq!(described("FailingDependency"), keys(&node["failing"][0]));
     assert_eq!(described("Node"), of(node));
     let readiness = authd.call(Method::GET, "/readyz", None, None).await.json();
     assert_eq!(described("Readiness"), of(readiness));

@@ -42,7 +42,7 @@ pub struct NamePattern(String);
 /// The text is none of a kind. Says which texts are.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Invalid(&'static str);
+pub struct InvalidText(&'static str);
 
 /// The same methods for what is text of a certain form.
 macro_rules! text {
@@ -54,11 +54,11 @@ macro_rules! text {
         }
 
         impl TryFrom<String> for $name {
-            type Error = Invalid;
+            type Error = InvalidText;
 
-            fn try_from(text: String) -> Result<Self, Invalid> {
+            fn try_from(text: String) -> Result<Self, InvalidText> {
                 let check: fn(&str) -> bool = $check;
-                if check(&text) { Ok(Self(text)) } else { Err(Invalid($expected)) }
+                if check(&text) { Ok(Self(text)) } else { Err(InvalidText($expected)) }
             }
         }
 

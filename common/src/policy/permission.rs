@@ -176,7 +176,7 @@ impl Serialize for Permissions {
 
 impl<'de> Deserialize<'de> for Permissions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let fields = deserializer.deserialize_map(Fields::<bool>(PhantomData))?;
+        let fields = deserializer.deserialize_map(PermissionFields::<bool>(PhantomData))?;
         let set = Self::default();
         Ok(fields.into_iter().fold(set, |set, (permission, is_granted)| set.with(permission, is_granted)))
     }
@@ -245,7 +245,7 @@ impl Serialize for PermissionChanges {
 
 impl<'de> Deserialize<'de> for PermissionChanges {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let fields = deserializer.deserialize_map(Fields::<Option<bool>>(PhantomData))?;
+        let fields = deserializer.deserialize_map(PermissionFields::<Option<bool>>(PhantomData))?;
         Ok(Self::from_fn(|permission| {
             fields.iter().find(|(named, _)| *named == permission).and_then(|(_, change)| *change)
         }))
@@ -253,9 +253,9 @@ impl<'de> Deserialize<'de> for PermissionChanges {
 }
 
 /// Reads a table of permissions. Refuses unknown names and names that occur twice.
-struct Fields<V>(PhantomData<V>);
+struct PermissionFields<V>(PhantomData<V>);
 
-impl<'de, V: Deserialize<'de>> Visitor<'de> for Fields<V> {
+impl<'de, V: Deserialize<'de>> Visitor<'de> for PermissionFields<V> {
     type Value = Vec<(Permission, V)>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use warp::{Filter, Rejection, Reply, http::StatusCode, reply};
 
-use crate::health::Report;
+use crate::health::ReadinessReport;
 
 /// Upper bounds of the buckets of every histogram, in seconds.
 const SECONDS: [f64; 14] =
@@ -34,7 +34,7 @@ pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
 /// what `readiness` says, as JSON.
 pub fn routes(
     metrics: PrometheusHandle,
-    readiness: impl Fn() -> Report + Send + Sync + 'static,
+    readiness: impl Fn() -> ReadinessReport + Send + Sync + 'static,
 ) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
     let readiness = Arc::new(readiness);
     let metrics = warp::path!("metrics").map(move || {

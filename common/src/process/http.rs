@@ -51,7 +51,7 @@ pub struct ConnectionLimits {
 
 /// What happens to connections, for the daemon's metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum HttpEvent {
     Opened,
     Closed,
     /// Closed because others came that found the places for connections without a token taken.
@@ -65,7 +65,7 @@ const MAX_HEAD: usize = 64 * 1024;
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 task_local! {
-    static STANDING: Arc<Standing>;
+    static STANDING: Arc<TrackedConnection>;
 }
 
 /// Says that the request which this task handles has shown a token: its connection keeps its place. Outside of a
@@ -79,11 +79,11 @@ pub async fn serve(
     listener: TcpListener,
     routes: BoxedFilter<(Response,)>,
     limits: ConnectionLimits,
-    observe: fn(Event),
+    observe: fn(HttpEvent),
     mut stop: oneshot::Receiver<()>,
 ) {
     let places = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
-    let connections = Arc::new(Connections { limits, open: Mutex::default() });
+    let connections = Arc::new(OpenConnections { limits, open: Mutex::default() });
     let service = TowerToHyperService::new(warp::service(routes));
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(limits.header_timeout).max_buf_size(MAX_HEAD);
@@ -109,13 +109,13 @@ pub async fn serve(
         number += 1;
         let standing = connections.add(number);
         if connections.make_room() {
-            observe(Event::Displaced);
+            observe(HttpEvent::Displaced);
         }
         let routes = service.clone();
         let asked = Arc::clone(&standing);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
-            let busy = Busy::new(&asked);
+            let busy = RequestGuard::new(&asked);
             let answered = STANDING.scope(Arc::clone(&asked), routes.call(request));
             async move {
                 let answer = answered.await;
@@ -124,8 +124,8 @@ pub async fn serve(
             }
         });
         let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
-        let entry = Entry { number, connections: Arc::clone(&connections), observe };
-        observe(Event::Opened);
+        let entry = ConnectionGuard { number, connections: Arc::clone(&connections), observe };
+        observe(HttpEvent::Opened);
         tokio::spawn(async move {
             let _until_the_end = (place, entry);
             tokio::select! {
@@ -144,13 +144,13 @@ pub async fn serve(
 }
 
 /// The connections that are open, by their number: the oldest first.
-struct Connections {
+struct OpenConnections {
     limits: ConnectionLimits,
-    open: Mutex<BTreeMap<u64, Arc<Standing>>>,
+    open: Mutex<BTreeMap<u64, Arc<TrackedConnection>>>,
 }
 
 /// What decides whether a connection can be closed for another.
-struct Standing {
+struct TrackedConnection {
     since: Instant,
     is_vouched_for: AtomicBool,
     /// Requests in progress.
@@ -158,9 +158,9 @@ struct Standing {
     displaced: Notify,
 }
 
-impl Connections {
-    fn add(&self, number: u64) -> Arc<Standing> {
-        let standing = Arc::new(Standing {
+impl OpenConnections {
+    fn add(&self, number: u64) -> Arc<TrackedConnection> {
+        let standing = Arc::new(TrackedConnection {
             since: Instant::now(),
             is_vouched_for: AtomicBool::new(false),
             requests: AtomicUsize::new(0),
@@ -181,8 +181,8 @@ impl Connections {
         }
         // The newest is the one that was just accepted.
         let others = &unknown[..unknown.len() - 1];
-        let is_idle = |standing: &Standing| standing.requests.load(Ordering::Relaxed) == 0;
-        let is_late = |standing: &Standing| standing.since.elapsed() > self.limits.header_timeout;
+        let is_idle = |standing: &TrackedConnection| standing.requests.load(Ordering::Relaxed) == 0;
+        let is_late = |standing: &TrackedConnection| standing.since.elapsed() > self.limits.header_timeout;
         let oldest = others.iter().find(|(_, standing)| is_idle(standing));
         let oldest = oldest.or_else(|| others.iter().find(|(_, standing)| is_late(standing)));
         let Some((number, standing)) = oldest.map(|(number, standing)| (**number, Arc::clone(standing)))
@@ -195,38 +195,38 @@ impl Connections {
         true
     }
 
-    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Standing>>> {
+    fn open(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<TrackedConnection>>> {
         lock(&self.open)
     }
 }
 
 /// A request in progress.
-struct Busy(Arc<Standing>);
+struct RequestGuard(Arc<TrackedConnection>);
 
-impl Busy {
-    fn new(standing: &Arc<Standing>) -> Self {
+impl RequestGuard {
+    fn new(standing: &Arc<TrackedConnection>) -> Self {
         standing.requests.fetch_add(1, Ordering::Relaxed);
         Self(Arc::clone(standing))
     }
 }
 
-impl Drop for Busy {
+impl Drop for RequestGuard {
     fn drop(&mut self) {
         self.0.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// A connection until its end.
-struct Entry {
+struct ConnectionGuard {
     number: u64,
-    connections: Arc<Connections>,
-    observe: fn(Event),
+    connections: Arc<OpenConnections>,
+    observe: fn(HttpEvent),
 }
 
-impl Drop for Entry {
+impl Drop for ConnectionGuard {
     fn drop(&mut self) {
         self.connections.open().remove(&self.number);
-        (self.observe)(Event::Closed);
+        (self.observe)(HttpEvent::Closed);
     }
 }
 
@@ -234,12 +234,12 @@ impl Drop for Entry {
 mod tests {
     use super::*;
 
-    fn connections(connections: usize) -> Connections {
+    fn connections(connections: usize) -> OpenConnections {
         let limits = ConnectionLimits { connections, header_timeout: Duration::from_secs(3600) };
-        Connections { limits, open: Mutex::default() }
+        OpenConnections { limits, open: Mutex::default() }
     }
 
-    fn numbers(connections: &Connections) -> Vec<u64> {
+    fn numbers(connections: &OpenConnections) -> Vec<u64> {
         connections.open().keys().copied().collect()
     }
 
@@ -249,7 +249,7 @@ mod tests {
         let standings: Vec<_> = (1..=3).map(|number| all.add(number)).collect();
         assert!(!all.make_room());
         standings[0].is_vouched_for.store(true, Ordering::Relaxed);
-        let busy = Busy::new(&standings[1]);
+        let busy = RequestGuard::new(&standings[1]);
         all.add(4);
         assert!(!all.make_room(), "three are not vouched for");
         all.add(5);
@@ -265,7 +265,7 @@ mod tests {
     fn a_request_that_takes_long_makes_room_if_no_other_can() {
         let mut all = connections(2);
         all.limits.header_timeout = Duration::ZERO;
-        let busy = Busy::new(&all.add(1));
+        let busy = RequestGuard::new(&all.add(1));
         all.add(2);
         assert!(all.make_room());
         assert_eq!(numbers(&all), [2]);

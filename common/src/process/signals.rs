@@ -6,7 +6,7 @@ use tokio::signal::unix::{self, SignalKind};
 
 /// What the operator wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum SignalRequest {
     /// SIGTERM, SIGINT: finish what is running and end.
     Terminate,
     /// SIGHUP: read files again.
@@ -32,11 +32,11 @@ impl Signals {
     }
 
     /// The next request. Cancel-safe.
-    pub async fn next(&mut self) -> Request {
+    pub async fn next(&mut self) -> SignalRequest {
         tokio::select! {
-            _ = self.terminate.recv() => Request::Terminate,
-            _ = self.interrupt.recv() => Request::Terminate,
-            _ = self.hangup.recv() => Request::Reload,
+            _ = self.terminate.recv() => SignalRequest::Terminate,
+            _ = self.interrupt.recv() => SignalRequest::Terminate,
+            _ = self.hangup.recv() => SignalRequest::Reload,
         }
     }
 }

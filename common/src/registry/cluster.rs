@@ -1,4 +1,4 @@
-//! What one node keeps in Redis, and each step it takes there.
+//! The entries of one node in Redis: its sessions, its ticket keys, and its end.
 
 use std::{
     sync::{
@@ -8,18 +8,19 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, RedisWrite, Script, Value, cmd};
+use redis::{Cmd, Pipeline, RedisWrite, Script, Value, cmd};
 use tokio::sync::{RwLock, mpsc};
 use zeroize::Zeroizing;
 
 use super::{
-    Holder, LinkError, RedisLink, RedisOptions, Refusal, RegistryView, WhenAway,
-    lease_calls::{Held, LeaseCalls, RELEASE_WRITE},
+    LinkError, RedisLink, RedisOptions, RegistryView, WhenAway,
+    lease_calls::{LeaseCalls, LeaseRequest, RELEASE_WRITE},
+    link::pipeline_with,
     orders::{ORDER_LIFE, Order},
-    refresh::{ROUND, Work},
-    table::Grant,
-    tickets::{KEPT, TicketKey},
-    view::parse,
+    table::SessionRefused,
+    tickets::{KEPT_KEYS, TicketKey},
+    view::{parse, to_json},
+    work::RegistryWork,
 };
 use crate::{
     client_network::network_of,
@@ -29,83 +30,44 @@ use crate::{
     session::{SessionId, SessionLimits, SessionRecord},
 };
 
-static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("put_session.lua")));
-static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("publish_node.lua")));
-static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave_node.lua")));
-static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ticket_keys.lua")));
+static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/put_session.lua")));
+static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave_node.lua")));
+static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ticket_keys.lua")));
 
-/// A lease has to outlast a refresh or two.
+/// Lower bound: with a shorter lease, one slow refresh would end it.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 
-/// Beyond this a dead node would never be rid of, and Redis's arithmetic has bounds too.
+/// Upper bound: with a longer lease, a dead node would effectively never expire, and Lua integers would overflow.
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 
-/// Redis keeps for so many leases what nobody renews: what is left of sessions whose node died, or whose
-/// end it was not told. That is three rounds of renewing all sessions, a third of a lease a step.
-const KEPT_FOR: u32 = ROUND;
+/// Number of refreshes in which every session is renewed in Redis once, an equal part in each refresh. A round enters
+/// again what Redis lost unnoticed, and removes what Redis should not have.
+pub(super) const ROUND: u32 = 120;
 
-/// What came of publishing a node.
-pub(super) enum Published {
-    Joined(Joined),
-    /// This live node owns some of our ports.
-    Taken(NodeName, PortRange, Known),
-    /// Another process holds the node's name, and for this long if it does not renew its lease.
-    Named(Holder, Duration),
-    /// No other process holds the name.
-    Free,
-}
+/// Number of leases for which Redis keeps an entry that is not renewed: a dead node's sessions, and sessions whose end
+/// Redis never heard of. A refresh comes every third of a lease, so this is three rounds.
+const RETENTION_LEASES: u32 = ROUND;
 
-/// Why a node is published.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Publish {
-    /// The process has just started. A process before it at the same place is dead.
-    Start,
-    /// The same, and the process serves already, because Redis was away when it started.
-    Late,
-    /// The process has joined, and renews its lease.
-    Keep,
-    /// Only says whether another process holds the name.
-    Look,
-}
-
-/// What Redis knew of a node when it was published.
-#[derive(Clone, Copy)]
-pub(super) struct Known {
-    /// How many sessions.
-    pub sessions: usize,
-    /// Whether the node counted as alive.
-    pub alive: bool,
-}
-
-/// What a node that has joined is told beside that.
-pub(super) struct Joined {
-    pub known: Known,
-    /// Of the accounts.
-    pub revision: u64,
-    /// What this process is to do.
-    pub orders: Vec<Order>,
-}
-
-/// A node's place in Redis.
+/// The entries of one node in Redis.
 pub(super) struct Cluster {
     pub view: RegistryView,
     pub lease: Duration,
-    pub work: mpsc::UnboundedSender<Work>,
-    /// Read-locked while a lease is given back, write-locked while the refresh keeps all leases; otherwise the
-    /// refresh could bring back a lease that was just given back.
+    pub work: mpsc::UnboundedSender<RegistryWork>,
+    /// Read-locked while a lease is released, write-locked while the refresh renews all leases. Otherwise the refresh
+    /// could enter a lease again that was just released.
     pub keeping: RwLock<()>,
+    pub leases: LeaseCalls,
     name: NodeName,
     incarnation: u64,
-    /// This process, as sessions name it in Redis.
+    /// This process as session entries in Redis name it: `NAME INCARNATION`.
     process: String,
     slice: PortRange,
-    /// Empty if it is not known.
+    /// See [`Registry::join`](super::Registry::join). Empty if it is not known.
     place: String,
-    pub(super) leases: LeaseCalls,
     when_away: WhenAway,
-    /// Whether the log knows that this node is on its own.
+    /// True if the log says that this node works without Redis.
     degraded: AtomicBool,
-    /// Whether Redis may have other sessions of this node than the table.
+    /// True if Redis may have other sessions of this node than the table.
     in_doubt: AtomicBool,
 }
 
@@ -114,18 +76,20 @@ impl Cluster {
         node: &NodeRecord,
         place: Option<String>,
         options: &RedisOptions,
-        work: mpsc::UnboundedSender<Work>,
+        work: mpsc::UnboundedSender<RegistryWork>,
     ) -> Self {
+        let view = RegistryView::new(options);
+        let lease = options.lease.clamp(SHORTEST_LEASE, LONGEST_LEASE);
         Self {
-            view: RegistryView::new(options),
-            lease: options.lease.clamp(SHORTEST_LEASE, LONGEST_LEASE),
+            lease,
             work,
             keeping: RwLock::default(),
+            leases: LeaseCalls::new(node, place.as_deref(), &view, lease, lease * RETENTION_LEASES),
+            view,
             name: node.name.clone(),
             incarnation: node.incarnation,
             process: format!("{} {}", node.name, node.incarnation),
             slice: node.slice,
-            leases: LeaseCalls::new(node, place.as_deref()),
             place: place.unwrap_or_default(),
             when_away: options.when_away,
             degraded: AtomicBool::new(false),
@@ -141,92 +105,38 @@ impl Cluster {
         self.view.keys()
     }
 
-    /// This node and its ports, as conflicts name them.
+    /// This node's name and slice.
     pub fn ours(&self) -> (NodeName, PortRange) {
         (self.name.clone(), self.slice)
     }
 
-    /// This process, among all that have or had its name.
+    /// This node's name and the incarnation of this process.
     pub fn process(&self) -> (&NodeName, u64) {
         (&self.name, self.incarnation)
     }
 
-    /// See [`LeaseCalls::token`].
-    pub fn token(&self, grant: Grant) -> String {
-        self.leases.token(grant)
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
-    /// Enters or refreshes the node.
-    pub async fn publish(&self, record: &NodeRecord, why: Publish) -> Result<Published, LinkError> {
-        let mut call = PUBLISH_NODE.prepare_invoke();
-        call.key(self.keys().nodes())
-            .key(self.keys().node(&self.name))
-            .key(self.keys().node_commands(&self.name))
-            .key(self.keys().node_sessions(&self.name))
-            .key(self.keys().revision())
-            .key(self.keys().node_orders(&self.name))
-            .arg(self.name.as_str())
-            .arg(self.incarnation)
-            .arg(&self.place)
-            .arg(match why {
-                Publish::Start => "start",
-                Publish::Late => "late",
-                Publish::Keep => "keep",
-                Publish::Look => "look",
-            })
-            .arg(self.slice.from())
-            .arg(self.slice.to())
-            .arg(super::json(record))
-            .arg(self.lease_ms())
-            .arg(self.kept_ms());
-        let reply: Vec<Vec<u8>> = self.link().script(&call).await?;
-        let reply: Vec<_> = reply.iter().map(|field| String::from_utf8_lossy(field)).collect();
-        let fields: Vec<&str> = reply.iter().map(|field| &**field).collect();
-        let published = match fields[..] {
-            ["joined", sessions, alive, revision, ref orders @ ..] => {
-                Known::parse(sessions, alive).map(|known| {
-                    Published::Joined(Joined {
-                        known,
-                        revision: revision.parse().unwrap_or(0),
-                        orders: orders.iter().filter_map(|order| order.parse().ok()).collect(),
-                    })
-                })
-            }
-            ["named", record, left] => {
-                let holder = Holder(serde_json::from_str(record).ok().map(Box::new));
-                left.parse().ok().map(|left| Published::Named(holder, Duration::from_millis(left)))
-            }
-            ["free"] => Some(Published::Free),
-            ["taken", sessions, alive, name, from, to] => {
-                let known = Known::parse(sessions, alive);
-                taken(name, from, to)
-                    .zip(known)
-                    .map(|((name, slice), known)| Published::Taken(name, slice, known))
-            }
-            _ => None,
-        };
-        let unexpected = || RedisError::from((ErrorKind::UnexpectedReturnType, "publish_node.lua"));
-        published.ok_or_else(|| LinkError::Reply(unexpected()))
-    }
-
-    /// Enters a session, in one step with comparing the limits.
+    /// Enters a session. Redis compares the limits in the same step.
     pub async fn put_session(
         &self,
         record: &SessionRecord,
         limits: SessionLimits,
-    ) -> Result<Result<(), Refusal>, LinkError> {
+    ) -> Result<Result<(), SessionRefused>, LinkError> {
         Ok(match self.link().call(&PUT_SESSION, &self.put(record, limits)).await? {
-            1 => Err(Refusal::UserLimit(limits.per_user.unwrap_or(0))),
-            2 => Err(Refusal::AddressLimit(limits.per_address.unwrap_or(0))),
-            3 => Err(Refusal::UserAddressLimit(limits.per_user_and_address.unwrap_or(0))),
+            1 => Err(SessionRefused::UserLimit(limits.per_user.unwrap_or(0))),
+            2 => Err(SessionRefused::AddressLimit(limits.per_address.unwrap_or(0))),
+            3 => Err(SessionRefused::UserAddressLimit(limits.per_user_and_address.unwrap_or(0))),
             _ => Ok(()),
         })
     }
 
-    /// Renews sessions, or enters them again after Redis lost them. Limits do not matter: these
-    /// sessions were admitted.
+    /// Renews sessions, or enters them again after Redis lost them. Limits are not compared, because these sessions
+    /// were admitted before.
     pub async fn renew_sessions(&self, records: &[SessionRecord]) -> Result<(), LinkError> {
-        let mut pipe = with_script(&PUT_SESSION);
+        let mut pipe = pipeline_with(&PUT_SESSION);
         for record in records {
             pipe.add_command(self.put(record, SessionLimits::default())).ignore();
         }
@@ -235,25 +145,25 @@ impl Cluster {
 
     /// The call of `put_session.lua`.
     fn put(&self, record: &SessionRecord, limits: SessionLimits) -> Cmd {
-        // As much as a call needs unless names are long.
+        // Enough for a call with names of usual length.
         let mut call = Cmd::with_capacity(15, 640);
         call.arg("EVALSHA").arg(PUT_SESSION.get_hash()).arg(5);
         call.arg(&self.counting_keys(record)).arg(self.keys().node_sessions(&self.name));
         call.arg(self.keys().node(&self.name));
         call.write_arg_fmt(record.id);
-        call.arg(&self.process).arg(self.kept_ms()).arg(super::json(record));
+        call.arg(&self.process).arg(self.retention_ms()).arg(to_json(record));
         for limit in [limits.per_user, limits.per_address, limits.per_user_and_address] {
             call.arg(limit.map_or(-1, i64::from));
         }
         call
     }
 
-    /// Takes sessions and leases out.
-    pub async fn remove(&self, sessions: &[SessionRecord], leases: &[Held]) -> Result<(), LinkError> {
+    /// Removes sessions and leases.
+    pub async fn remove(&self, sessions: &[SessionRecord], leases: &[LeaseRequest]) -> Result<(), LinkError> {
         if sessions.is_empty() && leases.is_empty() {
-            return Ok(()); // There is no pipeline without commands.
+            return Ok(()); // Redis refuses an empty pipeline.
         }
-        let mut pipe = if leases.is_empty() { Pipeline::new() } else { with_script(&RELEASE_WRITE) };
+        let mut pipe = if leases.is_empty() { Pipeline::new() } else { pipeline_with(&RELEASE_WRITE) };
         let of_node = self.keys().node_sessions(&self.name);
         for record in sessions {
             for key in self.counting_keys(record) {
@@ -264,33 +174,33 @@ impl Cluster {
             pipe.add_command(hdel).ignore();
         }
         for lease in leases {
-            self.add_release(&mut pipe, lease);
+            self.leases.add_release(&mut pipe, lease);
         }
         self.link().pipe(&pipe).await
     }
 
-    /// The cluster's ticket keys, the newest first; one is added if the newest has had its time.
+    /// The cluster's ticket keys, newest first. Redis adds a key if the newest is older than `rotation`.
     pub async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<TicketKey>, LinkError> {
         let mut call = TICKET_KEYS.prepare_invoke();
         call.key(self.keys().ticket_keys())
             .arg(TicketKey::random(0).text().as_str())
             .arg(u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX))
-            .arg(KEPT);
+            .arg(KEPT_KEYS);
         let keys: Vec<Zeroizing<String>> =
             self.link().script::<Vec<String>>(&call).await?.into_iter().map(Zeroizing::new).collect();
-        // What is no key is nobody's: it is skipped, and replaced in its time.
+        // A malformed key is skipped; the script drops it when newer keys push it out of the list.
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
     }
 
-    /// The ids of sessions that Redis says are this node's.
+    /// The ids of the sessions that Redis has for this node.
     pub async fn session_ids(&self) -> Result<Vec<Vec<u8>>, LinkError> {
         self.link().query(cmd("HKEYS").arg(self.keys().node_sessions(&self.name))).await
     }
 
-    /// Takes out sessions that Redis has under this node's name and that are not its own: those
-    /// of a process before, and those whose end Redis did not hear of. (Where the former counted they
-    /// do so no more, and expire.)
-    pub async fn remove_strangers(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
+    /// Removes sessions that Redis has for this node but the node does not have: those of an earlier process, and those
+    /// whose end Redis never heard of. (The counting entries of an earlier process name that process: they do not count
+    /// any more, and expire.)
+    pub async fn remove_sessions_by_id(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
         let key = self.keys().node_sessions(&self.name);
         let records: Vec<Option<Vec<u8>>> = self.link().query(cmd("HMGET").arg(&key).arg(ids)).await?;
         let records = ids.iter().zip(&records).filter_map(|(id, record)| {
@@ -298,11 +208,11 @@ impl Cluster {
             (record.id.to_string().as_bytes() == id).then_some(record)
         });
         self.remove(&records.collect::<Vec<_>>(), &[]).await?;
-        // Also those whose record is none, or another session's.
+        // Also the ids whose record is malformed or has another id.
         self.link().query(cmd("HDEL").arg(&key).arg(ids)).await
     }
 
-    /// Takes the node itself out.
+    /// Removes the node's own entry.
     pub async fn leave(&self) -> Result<(), LinkError> {
         let mut call = LEAVE_NODE.prepare_invoke();
         call.key(self.keys().nodes())
@@ -316,7 +226,7 @@ impl Cluster {
         self.link().script::<Value>(&call).await.map(drop)
     }
 
-    /// Notes in Redis that sessions that were to end are gone.
+    /// Removes the orders to end these sessions, which have ended.
     pub async fn orders_done(&self, ended: &[SessionId]) -> Result<(), LinkError> {
         let mut hdel = cmd("HDEL");
         hdel.arg(self.keys().node_orders(&self.name));
@@ -326,47 +236,46 @@ impl Cluster {
         self.link().query(&hdel).await
     }
 
-    /// Where this node's commands wait.
+    /// The key of the list of this node's commands.
     pub fn commands_key(&self) -> String {
         self.keys().node_commands(&self.name)
     }
 
     /// Notes that Redis answered.
-    pub fn answered(&self) {
+    pub fn note_answer(&self) {
         if self.degraded.swap(false, Ordering::Relaxed) {
             log::info!(node = self.name.as_str(); "limits and leases hold for the cluster again");
         }
     }
 
-    /// Notes that a login or an upload went without Redis; whether it may go on.
+    /// Notes that a login or an upload got no answer from Redis. Returns true if the policy lets it go on.
     pub fn may_go_on(&self, error: &LinkError) -> bool {
         metrics::counter!("ftp_registry_degraded_total").increment(1);
         let admit = self.when_away == WhenAway::Admit;
         if !self.degraded.swap(true, Ordering::Relaxed) {
-            let what = if admit {
+            let message = if admit {
                 "without Redis, limits and leases hold on this node only"
             } else {
                 "without Redis, new sessions and uploads are refused"
             };
-            log::warn!(node = self.name.as_str(), error = chain(error).as_str(); "{what}");
-            // The task finds out when Redis is back, and then enters what began without it.
-            let _ = self.work.send(Work::Refresh);
+            log::warn!(node = self.name.as_str(), error = chain(error).as_str(); "{message}");
+            // The refresh retries until Redis is back, and then enters what began without Redis.
+            let _ = self.work.send(RegistryWork::Refresh);
         }
         admit
     }
 
-    /// Notes that Redis may have other sessions of this node than the table: the next refresh makes
-    /// it whole.
-    pub fn doubt(&self) {
+    /// Notes that Redis may have other sessions of this node than the table. The next refresh corrects this.
+    pub fn set_doubt(&self) {
         self.in_doubt.store(true, Ordering::Release);
     }
 
-    /// Whether there was a doubt since this was last asked.
+    /// Returns true if there was a doubt since the last call.
     pub fn take_doubt(&self) -> bool {
         self.in_doubt.swap(false, Ordering::Acquire)
     }
 
-    /// Where a session counts, in the order of the limits.
+    /// The keys that count a session, in the order of [`SessionLimits`].
     fn counting_keys(&self, record: &SessionRecord) -> [String; 3] {
         let SessionRecord { user, address, .. } = record;
         let network = network_of(*address);
@@ -383,31 +292,13 @@ impl Cluster {
         zrem
     }
 
-    pub(super) fn lease_ms(&self) -> u64 {
+    /// Duration of a lease in ms.
+    pub fn lease_ms(&self) -> u64 {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// How long Redis keeps entries that no node renews, in ms.
-    pub(super) fn kept_ms(&self) -> u64 {
-        self.lease_ms().saturating_mul(u64::from(KEPT_FOR))
+    /// Time for which Redis keeps entries that no node renews, in ms.
+    pub fn retention_ms(&self) -> u64 {
+        self.lease_ms().saturating_mul(u64::from(RETENTION_LEASES))
     }
-}
-
-/// A pipeline in which `script` can be run by its hash.
-pub(super) fn with_script(script: &Script) -> Pipeline {
-    let mut pipe = Pipeline::new();
-    // Redis forgets scripts when it restarts; to load one that it knows costs it a look-up.
-    pipe.load_script(script).ignore();
-    pipe
-}
-
-impl Known {
-    fn parse(sessions: &str, alive: &str) -> Option<Self> {
-        Some(Self { sessions: sessions.parse().ok()?, alive: alive == "1" })
-    }
-}
-
-fn taken(name: &str, from: &str, to: &str) -> Option<(NodeName, PortRange)> {
-    let slice = PortRange::new(from.parse().ok()?, to.parse().ok()?).ok()?;
-    Some((name.parse().ok()?, slice))
 }

@@ -1,4 +1,4 @@
-//! One connection to Redis, shared by a whole process, with bounded waits.
+//! The connection to Redis that a whole process shares, with a time limit for each request.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -13,41 +13,40 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::RedisUrl;
 use crate::{
-    health::{Condition, Dependency, Trouble, Watched},
+    health::{Condition, Dependency, DependencyFailure, DependencyMonitor},
     sync::lock,
 };
 
-/// After a failure nobody tries again for this long: requests fail at once instead of each
-/// waiting out the timeout.
+/// Time after a failure in which requests fail at once, so that not each of them waits for the timeout.
 const REST: Duration = Duration::from_secs(1);
 
 /// A connection to Redis that many tasks share. Cheap to clone.
 #[derive(Clone)]
-pub struct RedisLink(Arc<Inner>);
+pub struct RedisLink(Arc<LinkInner>);
 
-struct Inner {
+struct LinkInner {
     url: RedisUrl,
     client: redis::Client,
     timeout: Duration,
-    state: Mutex<State>,
-    /// Held by the one task that connects.
+    state: Mutex<LinkState>,
+    /// Held by the task that connects.
     connecting: tokio::sync::Mutex<()>,
-    watched: Watched,
+    monitor: DependencyMonitor,
 }
 
-struct State {
-    connection: Connection,
-    /// Counts connections, so that what happened on an old one is not held against a new one.
+struct LinkState {
+    connection: LinkConnection,
+    /// Number of connections so far. It attributes a failure to the connection on which it happened.
     number: u64,
-    /// What the log was last told.
-    told: Option<Told>,
+    /// The status that was last logged.
+    logged: Option<LoggedStatus>,
 }
 
-enum Connection {
-    /// None, and nothing speaks against trying.
+enum LinkConnection {
+    /// There is no connection. The next request makes one.
     Idle,
     Open(MultiplexedConnection),
-    /// The last attempt failed.
+    /// The last attempt failed. Requests before `until` fail at once.
     Resting {
         until: Instant,
         is_denied: bool,
@@ -55,20 +54,19 @@ enum Connection {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum LoggedStatus {
     Connected,
     Away,
     Denied,
 }
 
-/// Why a request to Redis has no answer.
+/// The reason why a request to Redis has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// Redis cannot be reached, does not answer in time, or says that it cannot serve now.
     #[error("Redis is away")]
     Away,
-    /// Redis answers, but refuses this daemon's password or wants one. Callers go on without Redis, as
-    /// while it is away.
+    /// Redis refuses this daemon's password or requires one. Callers treat this as if Redis were away.
     #[error("Redis refuses this daemon's password (redis_password_file)")]
     Denied,
     /// Redis refused this request.
@@ -77,22 +75,21 @@ pub enum LinkError {
 }
 
 impl RedisLink {
-    /// A link that connects when it is first used. `timeout` bounds each request, connecting
-    /// included.
+    /// A link that connects at its first use. `timeout` limits each request, including the time to connect.
     pub fn new(url: &RedisUrl, timeout: Duration) -> Self {
-        let state = State { connection: Connection::Idle, number: 0, told: None };
-        Self(Arc::new(Inner {
+        let state = LinkState { connection: LinkConnection::Idle, number: 0, logged: None };
+        Self(Arc::new(LinkInner {
             client: url.client(),
             url: url.clone(),
             timeout,
             state: Mutex::new(state),
             connecting: tokio::sync::Mutex::new(()),
-            watched: Watched::new("redis_url"),
+            monitor: DependencyMonitor::new("redis_url"),
         }))
     }
 
-    /// Runs one request. If its connection breaks it is sent once more on a new one, so it must
-    /// bear being done twice.
+    /// Runs one request. If the connection breaks, the request is sent once more on a new connection, so Redis may carry
+    /// it out twice.
     ///
     /// # Errors
     /// Redis is away, or refused the request.
@@ -136,15 +133,15 @@ impl RedisLink {
         self.run(|mut connection| async move { command.query_async(&mut connection).await }).await
     }
 
-    /// Sends commands in one go; other clients' commands may run between them.
+    /// Sends commands in one request. Commands of other clients may run between them.
     ///
     /// # Errors
-    /// As [`run`](Self::run); the other commands are done even if Redis refuses one.
+    /// As [`run`](Self::run). If Redis refuses one command, it still carries out the others.
     pub async fn pipe<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, LinkError> {
         self.run(|mut connection| async move { commands.query_async(&mut connection).await }).await
     }
 
-    /// Runs a script, loading it first if Redis does not know it.
+    /// Runs a script. Loads it first if Redis does not know it.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -152,7 +149,7 @@ impl RedisLink {
         self.run(|mut connection| async move { script.invoke_async(&mut connection).await }).await
     }
 
-    /// Sends `call`, an EVALSHA of `script`, and loads the script first if Redis does not know it.
+    /// Sends `call`, an EVALSHA of `script`. Loads the script first if Redis does not know it.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -169,23 +166,22 @@ impl RedisLink {
         .await
     }
 
-    /// How Redis is, as far as the last request tells.
+    /// The condition of Redis at the last request.
     pub fn dependency(&self) -> Dependency {
-        self.0.watched.dependency()
+        self.0.monitor.dependency()
     }
 
-    /// Counts the connections that there were: it tells whether there is another one than before,
-    /// perhaps to another Redis.
+    /// Number of connections so far. A changed number means a new connection, perhaps to another Redis.
     pub fn connections(&self) -> u64 {
         self.state().number
     }
 
-    /// Whether Redis answered when it was last asked.
+    /// Returns true if Redis answered the last request.
     pub fn is_connected(&self) -> bool {
-        matches!(self.state().connection, Connection::Open(_))
+        matches!(self.state().connection, LinkConnection::Open(_))
     }
 
-    /// A connection of its own, for commands that block. Nothing bounds its requests.
+    /// A separate connection for commands that block. Its requests have no time limit.
     pub(super) async fn dedicated(&self) -> RedisResult<MultiplexedConnection> {
         match timeout(self.0.timeout, self.connect()).await {
             Ok(connection) => connection,
@@ -194,13 +190,13 @@ impl RedisLink {
     }
 
     async fn connection(&self) -> Result<(u64, MultiplexedConnection), LinkError> {
-        if let Some(known) = self.known() {
-            return known;
+        if let Some(current) = self.current() {
+            return current;
         }
-        let _only_one = self.0.connecting.lock().await;
-        // Whoever connected while this task waited did so for this task too.
-        if let Some(known) = self.known() {
-            return known;
+        let _connecting = self.0.connecting.lock().await;
+        // Another task may have connected, or failed, while this one waited.
+        if let Some(current) = self.current() {
+            return current;
         }
         match self.connect().await {
             Ok(connection) => Ok((self.connected(connection.clone()), connection)),
@@ -208,14 +204,14 @@ impl RedisLink {
         }
     }
 
-    fn known(&self) -> Option<Result<(u64, MultiplexedConnection), LinkError>> {
+    fn current(&self) -> Option<Result<(u64, MultiplexedConnection), LinkError>> {
         let state = self.state();
         match &state.connection {
-            Connection::Open(connection) => Some(Ok((state.number, connection.clone()))),
-            Connection::Resting { until, is_denied } if Instant::now() < *until => {
+            LinkConnection::Open(connection) => Some(Ok((state.number, connection.clone()))),
+            LinkConnection::Resting { until, is_denied } if Instant::now() < *until => {
                 Some(Err(if *is_denied { LinkError::Denied } else { LinkError::Away }))
             }
-            Connection::Resting { .. } | Connection::Idle => None,
+            LinkConnection::Resting { .. } | LinkConnection::Idle => None,
         }
     }
 
@@ -224,30 +220,30 @@ impl RedisLink {
             .set_connection_timeout(Some(self.0.timeout))
             .set_response_timeout(None);
         let mut connection = self.0.client.get_multiplexed_async_connection_with_config(&config).await?;
-        // A Redis that wants a password or still loads its data says so now, in plain words. (PING
-        // would also fail while Redis can only be read, which is no reason not to read it.)
+        // A Redis that requires a password or still loads its data says so here. (PING would also fail on a read-only
+        // Redis, which can still be read.)
         redis::cmd("ECHO").arg("").exec_async(&mut connection).await?;
         Ok(connection)
     }
 
     fn connected(&self, connection: MultiplexedConnection) -> u64 {
         let mut state = self.state();
-        state.connection = Connection::Open(connection);
+        state.connection = LinkConnection::Open(connection);
         state.number += 1;
-        self.0.watched.note(Ok(()));
-        if state.told != Some(Told::Connected) {
-            state.told = Some(Told::Connected);
+        self.0.monitor.note(Ok(()));
+        if state.logged != Some(LoggedStatus::Connected) {
+            state.logged = Some(LoggedStatus::Connected);
             metrics::gauge!("ftp_registry_connected").set(1.0);
             log::info!(redis:% = self.0.url; "connected to Redis");
         }
         state.number
     }
 
-    /// Drops the connection `used`, if it is the current one.
+    /// Drops connection number `used`, if it is the current one.
     fn forget(&self, used: Option<u64>) {
         let mut state = self.state();
         if used == Some(state.number) {
-            state.connection = Connection::Idle;
+            state.connection = LinkConnection::Idle;
         }
     }
 
@@ -255,41 +251,49 @@ impl RedisLink {
         self.fail(used, error.to_string(), denial(error))
     }
 
-    /// Notes a failure on the connection `used`, or in making one. `denial`: what is wrong with the
-    /// password.
+    /// Notes a failure on connection number `used`, or while connecting. `denial` is the fault of the password, if that
+    /// is the cause.
     fn fail(&self, used: Option<u64>, error: String, denial: Option<&'static str>) -> LinkError {
         let mut state = self.state();
-        let is_open = matches!(state.connection, Connection::Open(_));
+        let is_open = matches!(state.connection, LinkConnection::Open(_));
         if is_open && used != Some(state.number) {
             // Another task has connected since.
             return LinkError::Away;
         }
         let is_denied = denial.is_some();
-        state.connection = Connection::Resting { until: Instant::now() + REST, is_denied };
-        let (condition, setting, told, result) = if is_denied {
-            (Condition::Misconfigured, "redis_password_file", Told::Denied, LinkError::Denied)
+        state.connection = LinkConnection::Resting { until: Instant::now() + REST, is_denied };
+        let (condition, setting, status, result) = if is_denied {
+            (Condition::Misconfigured, "redis_password_file", LoggedStatus::Denied, LinkError::Denied)
         } else {
-            (Condition::Failed, "redis_url", Told::Away, LinkError::Away)
+            (Condition::Failed, "redis_url", LoggedStatus::Away, LinkError::Away)
         };
-        if state.told != Some(told) {
-            state.told = Some(told);
+        if state.logged != Some(status) {
+            state.logged = Some(status);
             metrics::gauge!("ftp_registry_connected").set(0.0);
             match denial {
-                Some(what) => log::error!(redis:% = self.0.url, error = error.as_str(), setting; "{what}"),
+                Some(fault) => log::error!(redis:% = self.0.url, error = error.as_str(), setting; "{fault}"),
                 None => log::warn!(redis:% = self.0.url, error = error.as_str(); "Redis is away"),
             }
         }
         let error = denial.map_or(error, str::to_owned);
-        self.0.watched.note(Err(Trouble { condition, error, setting }));
+        self.0.monitor.note(Err(DependencyFailure { condition, error, setting }));
         result
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LinkState> {
         lock(&self.0.state)
     }
 }
 
-/// What is wrong with the password, if Redis says so. That does not pass by itself.
+/// A pipeline that first loads `script`, so that its commands can call the script by its hash. Redis forgets scripts
+/// when it restarts; loading one that it knows costs only a look-up.
+pub(super) fn pipeline_with(script: &Script) -> Pipeline {
+    let mut pipe = Pipeline::new();
+    pipe.load_script(script).ignore();
+    pipe
+}
+
+/// The fault of the password, if Redis reports one. Only a change of the settings repairs it.
 fn denial(error: &RedisError) -> Option<&'static str> {
     match error.code() {
         Some("NOAUTH") => Some("Redis wants a password: set redis_password_file"),
@@ -301,7 +305,7 @@ fn denial(error: &RedisError) -> Option<&'static str> {
 const WRONG_PASSWORD: &str = "Redis refuses the password: the one in redis_password_file (or redis_url) is \
                               not that of Redis, or Redis has none";
 
-/// Whether an error says something about Redis at this time, not about the request.
+/// Returns true if the error is about the state of Redis or the connection, false if it is about the request.
 fn means_away(error: &RedisError) -> bool {
     match error.kind() {
         ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed => true,
@@ -311,9 +315,9 @@ fn means_away(error: &RedisError) -> bool {
             | ServerErrorKind::ReadOnly
             | ServerErrorKind::ClusterDown,
         ) => true,
-        // For some of which the driver has no name.
+        // The driver has no name for some of them.
         _ if denial(error).is_some() => true,
-        // The driver's own state: the task that serves the connection has ended.
+        // The driver's task for the connection has ended.
         _ => error.is_unrecoverable_error(),
     }
 }

@@ -1,4 +1,4 @@
-//! Where a cluster's Redis is, and how a node deals with it.
+//! The settings of the shared registry: the address of Redis, time limits, and the policy for outages.
 
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
@@ -7,24 +7,23 @@ use serde::Deserialize;
 
 use crate::secret::Secret;
 
-/// How to reach the shared registry.
+/// The settings of the shared registry.
 #[derive(Clone, Debug)]
 pub struct RedisOptions {
     pub url: RedisUrl,
-    /// Starts every key, so that clusters can share a Redis.
+    /// First part of every key, so that clusters can share a Redis.
     pub prefix: String,
-    /// The longest that one request may take, connecting included.
+    /// Time limit for one request, including the time to connect.
     pub timeout: Duration,
-    /// How long a node, with its sessions, and its write leases stand without a refresh. They are
-    /// refreshed three times as often. What is left of the sessions of a node that died is kept for
-    /// 120 times as long. The same for all nodes of a cluster; from 100 ms to a day.
+    /// Time after which a node and its write leases expire without a refresh. The node refreshes them every third of
+    /// this time. Session entries of a dead node are kept for 120 times this time. All nodes of a cluster have the same
+    /// value, from 100 ms to 24 h.
     pub lease: Duration,
     pub when_away: WhenAway,
 }
 
 impl RedisOptions {
-    /// The defaults: prefix `ftp`, 1 second for a request, leases of 30 seconds, admitting
-    /// sessions while Redis is away.
+    /// The defaults: prefix `ftp`, time limit 1 s, leases of 30 s, [`WhenAway::Admit`].
     pub fn new(url: RedisUrl) -> Self {
         Self {
             url,
@@ -36,11 +35,11 @@ impl RedisOptions {
     }
 }
 
-/// What becomes of new sessions and uploads while Redis is away.
+/// The policy for new sessions and uploads while Redis is away.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WhenAway {
-    /// They begin if the node's own sessions leave room within the limits.
+    /// They begin if this node's own sessions do not reach the limits.
     #[default]
     Admit,
     /// They are refused.
@@ -64,27 +63,27 @@ impl FromStr for WhenAway {
     }
 }
 
-/// Where Redis is: `HOST[:PORT]`, `redis://[USER:PASSWORD@]HOST[:PORT][/DB]` or `unix:///PATH`.
+/// The address of Redis: `HOST[:PORT]`, `redis://[USER:PASSWORD@]HOST[:PORT][/DB]` or `unix:///PATH`.
 ///
 /// Neither `Debug` nor `Display` shows the password.
 #[derive(Clone, Deserialize)]
 #[serde(try_from = "String")]
 pub struct RedisUrl(ConnectionInfo);
 
-/// The text does not say where a Redis is. The text itself may hold a password, so is not shown.
+/// The text is not the address of a Redis. The error does not repeat the text, which may contain a password.
 #[derive(Debug, thiserror::Error)]
 #[error("Redis is at HOST[:PORT], redis://[USER:PASSWORD@]HOST[:PORT][/DB] or unix:///PATH")]
 pub struct InvalidRedisUrl;
 
 impl RedisUrl {
-    /// The same place with this password, for passwords that come from files.
+    /// The same address with this password.
     #[must_use]
     pub fn with_password(self, password: &Secret) -> Self {
         let settings = self.0.redis_settings().clone().set_password(password.expose());
         Self(self.0.set_redis_settings(settings))
     }
 
-    /// The server's address and port; `None` where the URL has a name or a Unix socket.
+    /// The server's IP address and port; `None` if the URL has a host name or a Unix socket.
     pub fn address(&self) -> Option<SocketAddr> {
         match self.0.addr() {
             ConnectionAddr::Tcp(host, port) => Some(SocketAddr::new(host.parse().ok()?, *port)),
@@ -94,9 +93,8 @@ impl RedisUrl {
 
     pub(super) fn client(&self) -> redis::Client {
         redis::Client::open(self.0.clone())
-            // Opening connects to nothing; it only turns its argument into a `ConnectionInfo`,
-            // which it is.
-            .expect("a ConnectionInfo is one")
+            // `open` does not connect. It only converts its argument to a `ConnectionInfo`.
+            .expect("a ConnectionInfo converts to itself")
     }
 }
 
@@ -115,7 +113,7 @@ impl FromStr for RedisUrl {
             ConnectionAddr::Unix(path) if path.is_absolute() => {}
             _ => return Err(InvalidRedisUrl),
         }
-        // Requests are small and each is waited for: Nagle's algorithm would only delay them.
+        // Requests are small, and a task waits for each of them: Nagle's algorithm would only delay them.
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         Ok(Self(info.set_tcp_settings(tcp)))
     }
@@ -149,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_forms_of_an_address() {
+    fn all_forms_of_an_address_are_parsed() {
         for (text, shown) in [
             ("redis", "redis://redis:6379/0"),
             ("redis:6380", "redis://redis:6380/0"),

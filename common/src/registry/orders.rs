@@ -1,9 +1,9 @@
-//! Orders of administrators to a node: state in Redis that stands until it is done.
+//! Orders: instructions of administrators to a node that stay in Redis until they are carried out.
 //!
-//! A command in a list reaches a node at once, but is lost if the connection breaks after Redis gave it
-//! away. So each command that must not be lost also stands in a hash, which the node reads with each refresh
-//! ([`Keys::node_orders`](crate::keys::Keys::node_orders)). An order names a process, and is void for the next
-//! process of the same node.
+//! A command in a node's list reaches the node at once, but is lost if the connection breaks while Redis sends it. So
+//! each command that must not be lost is also an order in a hash, which the node reads at each refresh
+//! ([`Keys::node_orders`](crate::keys::Keys::node_orders)). An order names a process, and is void for later processes
+//! of the same node.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -13,10 +13,10 @@ use std::{
 
 use crate::{node::NodeCommand, session::SessionId};
 
-/// An order stands for so many seconds at most, and for so many seconds it is known that a node has drained.
+/// Lifetime of an order, and of the note that a node has drained, in seconds.
 pub(super) const ORDER_LIFE: u32 = 24 * 3600;
 
-/// What a process of a node is to do. `Display` is its name in Redis.
+/// An order to one process of a node. `Display` is its field in Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Order {
     Drain,
@@ -24,8 +24,8 @@ pub(super) enum Order {
 }
 
 impl Order {
-    /// The order that stands until `command` is done. Sessions of a user end by the revision of the accounts
-    /// if the command is lost.
+    /// The order for `command`, if it has one. [`NodeCommand::EndUser`] has none: if it is lost, the new revision of
+    /// the accounts ends the sessions.
     pub fn of(command: &NodeCommand) -> Option<Self> {
         match command {
             NodeCommand::Drain => Some(Self::Drain),
@@ -63,19 +63,19 @@ impl FromStr for Order {
     }
 }
 
-/// What administrators have asked of a node, as authd shows it. The times are seconds since the Unix epoch.
+/// The orders to a node as authd shows them. All times are seconds since the Unix epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeOrders {
-    /// When the node was told to drain.
+    /// Time of the order to drain.
     pub drain: Option<u64>,
-    /// When it had drained, and left.
+    /// Time at which the node had drained, and left.
     pub drained: Option<u64>,
-    /// When each session that is still there was told to end.
+    /// Sessions that have not ended yet, with the time of the order to end each of them.
     pub ends: BTreeMap<SessionId, u64>,
 }
 
 impl NodeOrders {
-    /// Reads the fields of the hash. A field that is no order is skipped.
+    /// Reads the fields of the hash. Unknown fields are skipped.
     pub(super) fn new(fields: &[(String, String)]) -> Self {
         let mut orders = Self::default();
         for (field, value) in fields {
@@ -91,32 +91,34 @@ impl NodeOrders {
     }
 }
 
-/// The orders of a node's own process: which stood at the last refresh, and which the node was told of.
+/// The orders to the node's own process.
 #[derive(Default)]
-pub(super) struct OwnOrders {
+pub(super) struct LocalOrders {
+    /// The orders at the last refresh.
     seen: HashSet<Order>,
-    /// With whether the node was told since the last refresh.
-    told: HashMap<Order, bool>,
+    /// The orders that were passed to the node. True: since the last refresh.
+    passed_on: HashMap<Order, bool>,
 }
 
-impl OwnOrders {
-    /// The node was told of a command that came through the list.
+impl LocalOrders {
+    /// Notes that `command` was passed to the node.
     pub fn note(&mut self, command: &NodeCommand) {
-        self.told.extend(Order::of(command).map(|order| (order, true)));
+        self.passed_on.extend(Order::of(command).map(|order| (order, true)));
     }
 
-    /// Takes the orders that stand now. Returns those that the node must be told of: it was not told through
-    /// the list since the refresh before. `true`: there are others, which came just now.
-    pub fn refresh(&mut self, standing: Vec<Order>) -> (Vec<Order>, bool) {
-        let standing: HashSet<Order> = standing.into_iter().collect();
-        // Redis may have answered this refresh before the order of a command stood that the node has had since.
-        self.told.retain(|order, is_new| std::mem::take(is_new) || standing.contains(order));
-        let is_told = |order: &Order| self.told.contains_key(order);
-        let untold: Vec<Order> = standing.iter().filter(|order| !is_told(order)).copied().collect();
-        let (late, fresh): (Vec<Order>, Vec<Order>) =
-            untold.into_iter().partition(|order| self.seen.contains(order));
-        self.seen = standing;
-        (late, !fresh.is_empty())
+    /// Compares the current orders with those of the last refresh. Returns the orders to pass to the node now: they
+    /// were in Redis at the last refresh too, but their command has not arrived. The flag tells whether there are
+    /// new orders whose command has not arrived; it may still do so.
+    pub fn refresh(&mut self, current: Vec<Order>) -> (Vec<Order>, bool) {
+        let current: HashSet<Order> = current.into_iter().collect();
+        // An order that was passed on since the last refresh is kept: Redis may have answered this refresh before the
+        // order was entered.
+        self.passed_on.retain(|order, is_new| std::mem::take(is_new) || current.contains(order));
+        let is_passed_on = |order: &Order| self.passed_on.contains_key(order);
+        let open = current.iter().filter(|order| !is_passed_on(order)).copied();
+        let (late, new): (Vec<Order>, Vec<Order>) = open.partition(|order| self.seen.contains(order));
+        self.seen = current;
+        (late, !new.is_empty())
     }
 }
 
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_survives_its_name() {
+    fn an_order_survives_its_text_form() {
         for order in [Order::Drain, Order::End(SessionId::random())] {
             assert_eq!(order.to_string().parse(), Ok(order));
             assert_eq!(Order::of(&order.command()), Some(order));
@@ -136,9 +138,9 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_was_lost_is_told_once_at_the_second_refresh() {
+    fn an_order_with_a_lost_command_is_passed_on_once_at_the_second_refresh() {
         let (lost, heard) = (Order::End(SessionId::random()), Order::End(SessionId::random()));
-        let mut own = OwnOrders::default();
+        let mut own = LocalOrders::default();
         own.note(&heard.command());
         assert_eq!(own.refresh(vec![lost]), (Vec::new(), true));
         assert_eq!(own.refresh(vec![lost, heard]), (vec![lost], false));
@@ -147,6 +149,6 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(own.refresh(Vec::new()), (Vec::new(), false));
         }
-        assert!(own.told.is_empty() && own.seen.is_empty());
+        assert!(own.passed_on.is_empty() && own.seen.is_empty());
     }
 }

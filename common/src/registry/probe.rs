@@ -1,12 +1,11 @@
-//! Asks a Redis once, for `--check --deep`: unlike [`super::RedisLink`] it tells wrong credentials from a
-//! server that does not answer.
+//! One request to Redis for `--check --deep`. Its errors name the setting to correct.
 
 use redis::{ErrorKind, RedisError, cmd};
 use tokio::time::timeout;
 
 use super::RedisOptions;
 
-/// Why Redis cannot be used.
+/// The reason why Redis cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     #[error("it refuses the password: correct redis_password_file, or the password in redis_url ({0})")]

@@ -1,93 +1,76 @@
-//! The task that keeps a node's place in Redis, and the one that waits for commands there.
+//! The task that keeps a node's entries in Redis.
 
 use std::{sync::Arc, time::Duration};
 
-use redis::{RedisResult, cmd};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 
 use super::{
-    Core, Event, LinkError,
-    claim::{Claim, LateClaim},
-    cluster::{Cluster, Joined, Known, Publish, Published},
-    lease_calls::Held,
+    LinkError,
+    cluster::{Cluster, ROUND},
+    commands::listen,
+    core::Core,
+    events::ClusterEvent,
+    lease_calls::LeaseRequest,
+    name_claim::{ClaimOutcome, LateClaim},
     orders::Order,
-    table::Granted,
-    view::parse,
+    publish::{JoinedNode, NodeInRedis, PublishOutcome, PublishReason},
+    table::GrantedLease,
+    work::RegistryWork,
 };
 use crate::{
     clock,
     node::{NodeName, PortRange},
     process::logging::chain,
-    session::{SessionId, SessionRecord},
+    session::SessionId,
 };
 
-/// How many sessions or leases go into one request, so that Redis serves others in between.
+/// Maximum number of sessions or leases in one request, so that Redis serves other clients in between.
 const BATCH: usize = 500;
 
-/// In so many refreshes every session is renewed in Redis once, some in each: what Redis lost without
-/// anybody noticing comes back then, and what it has too much goes.
-pub(super) const ROUND: u32 = 120;
-
-/// While Redis is away or another node owns our ports, try again after this long (or after the
-/// usual time, if that is shorter).
+/// Longest time to the next refresh while Redis is away or another node owns our ports.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long one request for commands waits for them.
-const COMMAND_WAIT: Duration = Duration::from_secs(5);
-
-/// What a node has for its task to do. All that takes a session or lease out of Redis goes
-/// through the task that refreshes them, so that a refresh cannot bring back what has ended; or
-/// keeps it from refreshing meanwhile.
-pub(super) enum Work {
-    EndSession(SessionRecord),
-    EndLease(Held),
-    /// Something has changed that Redis should know soon.
-    Refresh,
-    Leave(oneshot::Sender<()>),
-}
-
-/// Refreshes what the node has in Redis until the node leaves or loses its name.
+/// Refreshes the node's entries in Redis until the node leaves or loses its name.
 pub(super) async fn run(
     core: Arc<Core>,
     cluster: Arc<Cluster>,
-    work: mpsc::UnboundedReceiver<Work>,
-    events: mpsc::Sender<Event>,
+    work: mpsc::UnboundedReceiver<RegistryWork>,
+    events: mpsc::Sender<ClusterEvent>,
     claim: LateClaim,
 ) {
-    let mut task = Refresh {
+    let mut task = RefreshTask {
         core,
         cluster,
         work,
         events,
         listener: JoinSet::new(),
         claim,
-        conflict: None,
+        reported_conflict: None,
         connections: 0,
         round: Vec::new(),
-        steps: 0,
+        round_steps: 0,
     };
-    let (mut due, mut stands) = (Instant::now(), true);
+    let (mut due, mut has_name) = (Instant::now(), true);
     let mut batch = Vec::new();
     loop {
         tokio::select! {
-            _ = task.work.recv_many(&mut batch, BATCH) => match task.work_off(&mut batch).await {
-                After::GoOn => {}
-                After::Refresh => due = Instant::now(),
-                After::End => return,
+            _ = task.work.recv_many(&mut batch, BATCH) => match task.do_work(&mut batch).await {
+                AfterWork::Continue => {}
+                AfterWork::Refresh => due = Instant::now(),
+                AfterWork::End => return,
             },
-            () = sleep_until(due), if stands => {
+            () = sleep_until(due), if has_name => {
                 let usual = task.cluster.lease / 3;
-                due = Instant::now() + match task.refresh().await {
-                    Ok(Place::Ours { has_new_orders: false }) => usual,
-                    Ok(Place::Ours { has_new_orders: true } | Place::Contested) | Err(LinkError::Away | LinkError::Denied) => usual.min(RETRY),
-                    Ok(Place::Lost) => {
-                        stands = false;
-                        usual
-                    }
+                let refreshed = task.refresh().await;
+                has_name = !matches!(refreshed, Ok(Ownership::NameLost));
+                due = Instant::now() + match refreshed {
+                    Ok(Ownership::Ours { has_new_orders: false } | Ownership::NameLost) => usual,
+                    Ok(Ownership::Ours { has_new_orders: true } | Ownership::Contested)
+                    | Err(LinkError::Away | LinkError::Denied) => usual.min(RETRY),
                     Err(error) => {
                         log::error!(error = chain(&error).as_str(); "the registry's refresh failed");
                         usual.min(RETRY)
@@ -98,129 +81,137 @@ pub(super) async fn run(
     }
 }
 
-/// What follows from a batch of work.
-enum After {
-    GoOn,
+/// The next action after a batch of work.
+enum AfterWork {
+    Continue,
     Refresh,
     End,
 }
 
-/// Whose this node's name and ports are.
-enum Place {
+/// The owner of this node's name and ports.
+enum Ownership {
     Ours {
-        /// The next refresh tells whether they were heard of in another way.
+        /// There are orders whose commands may still arrive. The next refresh tells whether they did.
         has_new_orders: bool,
     },
+    /// Another node owns some of the ports, or the claim of the name is not made yet.
     Contested,
-    Lost,
+    /// Another process holds the name.
+    NameLost,
 }
 
-struct Refresh {
+struct RefreshTask {
     core: Arc<Core>,
     cluster: Arc<Cluster>,
-    work: mpsc::UnboundedReceiver<Work>,
-    events: mpsc::Sender<Event>,
-    /// The task that waits for commands, once the node has joined.
+    work: mpsc::UnboundedReceiver<RegistryWork>,
+    events: mpsc::Sender<ClusterEvent>,
+    /// The task that receives commands, once the node has joined.
     listener: JoinSet<()>,
     claim: LateClaim,
-    /// The conflict that was last reported.
-    conflict: Option<(NodeName, PortRange)>,
-    /// How many connections to Redis there had been when it was last asked.
+    /// The last reported conflict of ports.
+    reported_conflict: Option<(NodeName, PortRange)>,
+    /// [`RedisLink::connections`](super::RedisLink::connections) at the previous refresh.
     connections: u64,
-    /// The sessions that this round has still to renew, and in how many refreshes.
+    /// The sessions that this round has still to renew.
     round: Vec<SessionId>,
-    steps: u32,
+    /// Number of refreshes that are left in this round.
+    round_steps: u32,
 }
 
-impl Refresh {
-    async fn work_off(&mut self, batch: &mut Vec<Work>) -> After {
+impl RefreshTask {
+    async fn do_work(&mut self, batch: &mut Vec<RegistryWork>) -> AfterWork {
         let (mut sessions, mut leases) = (Vec::new(), Vec::new());
-        let (mut after, mut left) = (After::GoOn, None);
+        let (mut after, mut leaving) = (AfterWork::Continue, None);
         for work in batch.drain(..) {
             match work {
-                Work::EndSession(record) => sessions.push(record),
-                Work::EndLease(lease) => leases.push(lease),
-                Work::Refresh => after = After::Refresh,
-                Work::Leave(done) => left = Some(done),
+                RegistryWork::EndSession(record) => sessions.push(record),
+                RegistryWork::EndLease(lease) => leases.push(lease),
+                RegistryWork::Refresh => after = AfterWork::Refresh,
+                RegistryWork::Leave(done) => leaving = Some(done),
             }
         }
         if !sessions.is_empty() || !leases.is_empty() {
             let removed = self.cluster.remove(&sessions, &leases).await;
             if removed.is_err() {
                 // Leases expire; the next refresh finds the sessions.
-                self.cluster.doubt();
+                self.cluster.set_doubt();
             }
-            self.note(removed);
+            log_refusal(removed);
         }
-        if let Some(done) = left {
-            self.note(self.leave().await);
-            // Whoever asked may have stopped waiting.
+        if let Some(done) = leaving {
+            log_refusal(self.leave().await);
+            // The caller may have stopped waiting.
             let _ = done.send(());
-            after = After::End;
+            after = AfterWork::End;
         }
         after
     }
 
-    async fn refresh(&mut self) -> Result<Place, LinkError> {
-        let least = self.core.table().granted_count();
+    async fn refresh(&mut self) -> Result<Ownership, LinkError> {
+        let granted = self.core.table().granted_count();
         let published = match self.claim.step(&self.core, &self.cluster).await? {
-            Claim::Wait => return Ok(Place::Contested),
-            Claim::Outcome(published) => published,
-            Claim::Done => self.cluster.publish(&self.core.record(), Publish::Keep).await?,
+            ClaimOutcome::Wait => return Ok(Ownership::Contested),
+            ClaimOutcome::Published(published) => published,
+            ClaimOutcome::Done => self.cluster.publish(&self.core.record(), PublishReason::Keep).await?,
         };
-        let (place, known) = match published {
-            Published::Joined(Joined { known, revision, orders }) => {
-                self.conflict = None;
-                if self.listener.is_empty() {
-                    self.listener.spawn(listen(
-                        Arc::clone(&self.core),
-                        Arc::clone(&self.cluster),
-                        self.events.clone(),
-                    ));
-                }
-                self.note_revision(revision, known);
-                let (has_new_orders, ended) = self.take_orders(orders);
-                if !ended.is_empty() {
-                    self.note(self.cluster.orders_done(&ended).await);
-                }
-                (Place::Ours { has_new_orders }, known)
+        let (ownership, before) = match published {
+            PublishOutcome::Joined(joined) => {
+                let before = joined.before;
+                (self.joined(joined).await, before)
             }
-            Published::Taken(name, slice, known) => {
-                self.contested((name, slice));
-                (Place::Contested, known)
+            PublishOutcome::SliceTaken(name, slice, before) => {
+                self.report_conflict((name, slice));
+                (Ownership::Contested, before)
             }
-            Published::Named(holder, _) => {
+            PublishOutcome::NameTaken(holder, _) => {
                 self.listener.abort_all();
                 // An error means that the node is ending anyway.
-                let _ = self.events.send(Event::NameTaken(holder)).await;
-                return Ok(Place::Lost);
+                let _ = self.events.send(ClusterEvent::NameTaken(holder)).await;
+                return Ok(Ownership::NameLost);
             }
-            Published::Free => return Ok(Place::Contested),
+            PublishOutcome::NameFree => return Ok(Ownership::Contested),
         };
-        if !self.is_whole(least, known) {
-            self.cluster.doubt();
+        if !self.is_complete(granted, before) {
+            self.cluster.set_doubt();
         }
-        // Before the sessions, of which there may be many: leases expire, sessions live with their node.
-        self.note(refused_only(self.keep_leases().await)?);
+        // Leases first: they expire, while sessions count as long as their node lives, and there may be many of them.
+        log_refusal(refused_only(self.keep_leases().await)?);
         self.renew_sessions().await?;
-        self.cluster.answered();
-        Ok(place)
+        self.cluster.note_answer();
+        Ok(ownership)
     }
 
-    /// Tells the node of the revision of the accounts. A node that had expired in Redis, or has another
-    /// connection, perhaps to another Redis, may have missed one.
-    fn note_revision(&self, number: u64, known: Known) {
-        let has_joined = !known.alive || self.connections != self.cluster.link().connections();
+    async fn joined(&mut self, JoinedNode { before, revision, orders }: JoinedNode) -> Ownership {
+        self.reported_conflict = None;
+        if self.listener.is_empty() {
+            self.listener.spawn(listen(
+                Arc::clone(&self.core),
+                Arc::clone(&self.cluster),
+                self.events.clone(),
+            ));
+        }
+        self.note_revision(revision, before);
+        let (has_new_orders, ended) = self.take_orders(orders);
+        if !ended.is_empty() {
+            log_refusal(self.cluster.orders_done(&ended).await);
+        }
+        Ownership::Ours { has_new_orders }
+    }
+
+    /// Passes the revision of the accounts to the node. The node may have missed a revision if its entry had expired,
+    /// or if the connection is a new one, perhaps to another Redis.
+    fn note_revision(&self, number: u64, before: NodeInRedis) {
+        let has_joined = !before.alive || self.connections != self.cluster.link().connections();
         self.core.revision.send_if_modified(|revision| {
-            let before = *revision;
+            let old = *revision;
             revision.number = number;
             revision.joins += u64::from(has_joined);
-            *revision != before
+            *revision != old
         });
     }
 
-    /// Tells the node of orders whose commands were lost. Returns whether there are new ones, whose commands may
-    /// still come, and the sessions that were to end and are gone.
+    /// Passes orders to the node whose commands were lost. Returns whether there are new orders, whose commands may
+    /// still arrive, and the sessions with an order to end that have ended.
     fn take_orders(&self, orders: Vec<Order>) -> (bool, Vec<SessionId>) {
         let (open, ended) = {
             let table = self.core.table();
@@ -228,11 +219,11 @@ impl Refresh {
                 |order: &Order| matches!(order, Order::End(session) if !table.has_session(*session));
             orders.into_iter().partition::<Vec<_>, _>(|order| !is_done(order))
         };
-        let (late, is_new) = self.core.orders().refresh(open);
+        let (late, has_new) = self.core.orders().refresh(open);
         for command in late.into_iter().map(Order::command) {
             log::info!(command:?; "carrying out an order whose command did not arrive");
-            // If the node is too busy to be told now, the next refresh tells it.
-            if self.events.try_send(Event::Command(command.clone())).is_ok() {
+            // If the queue of events is full, the next refresh sends the event.
+            if self.events.try_send(ClusterEvent::Command(command.clone())).is_ok() {
                 self.core.orders().note(&command);
             }
         }
@@ -240,26 +231,26 @@ impl Refresh {
             Order::End(session) => Some(session),
             Order::Drain => None,
         };
-        (is_new, ended.into_iter().filter_map(session).collect())
+        (has_new, ended.into_iter().filter_map(session).collect())
     }
 
-    /// Whether Redis had just these sessions, as far as their number tells. `least` of them were
-    /// admitted before it was asked.
-    fn is_whole(&mut self, least: usize, known: Known) -> bool {
-        // Those were in Redis, because nobody but this task takes a session out. What was there beside
-        // them is by now in the table or, if it has ended, waits in the queue.
+    /// Returns true if Redis had exactly the sessions of this node, as far as their number tells. `granted` is the
+    /// number of granted sessions before the request.
+    fn is_complete(&mut self, granted: usize, before: NodeInRedis) -> bool {
+        // Lower bound: sessions granted before the request are still in Redis, because only this task removes them.
+        // Upper bound: any other session in Redis is in the table by now, or its removal is queued.
         let most = {
             let table = self.core.table();
             table.session_count() + self.work.len()
         };
-        // Another connection may lead to another Redis, and one that thought this node dead may have
-        // lost more of it: neither need show in the number.
-        let before = std::mem::replace(&mut self.connections, self.cluster.link().connections());
-        before == self.connections && known.alive && (least..=most).contains(&known.sessions)
+        // A new connection may lead to another Redis, and a Redis in which this node had expired may have lost more.
+        // The number need not show either.
+        let connections = std::mem::replace(&mut self.connections, self.cluster.link().connections());
+        connections == self.connections && before.alive && (granted..=most).contains(&before.sessions)
     }
 
-    fn contested(&mut self, theirs: (NodeName, PortRange)) {
-        if self.conflict.as_ref() == Some(&theirs) {
+    fn report_conflict(&mut self, theirs: (NodeName, PortRange)) {
+        if self.reported_conflict.as_ref() == Some(&theirs) {
             return;
         }
         let ours = self.cluster.ours();
@@ -268,36 +259,36 @@ impl Refresh {
             other_ports:% = theirs.1;
             "another live node owns some of this node's passive ports"
         );
-        // If the node is too busy to be told now, the next refresh tells it.
-        if self.events.try_send(Event::SliceConflict { ours, theirs: theirs.clone() }).is_ok() {
-            self.conflict = Some(theirs);
+        // If the queue of events is full, the next refresh sends the event.
+        if self.events.try_send(ClusterEvent::SliceConflict { ours, theirs: theirs.clone() }).is_ok() {
+            self.reported_conflict = Some(theirs);
         }
     }
 
-    /// Renews those sessions in Redis whose turn it is; after a doubt all of them.
+    /// Renews a part of the sessions in Redis; after a doubt all of them.
     async fn renew_sessions(&mut self) -> Result<(), LinkError> {
         let all = self.cluster.take_doubt();
         let renewed = self.renew(all).await;
         if all && !matches!(renewed, Ok(Ok(()))) {
-            self.cluster.doubt();
+            self.cluster.set_doubt();
         }
-        self.note(renewed?);
+        log_refusal(renewed?);
         Ok(())
     }
 
-    /// As [`renew_sessions`](Self::renew_sessions). What one step cannot do, for example because of a
-    /// value of the wrong type, the next may put right: says what Redis refused last.
+    /// Renews all sessions, or one step of the round. If Redis refuses a request, for example because of a value of the
+    /// wrong type, the others are still sent, since they may succeed. Returns the first refusal.
     async fn renew(&mut self, all: bool) -> Result<Result<(), LinkError>, LinkError> {
         let mut outcome = Ok(());
-        if all || self.steps == 0 {
-            outcome = refused_only(sweep(&self.core, &self.cluster).await)?;
+        if all || self.round_steps == 0 {
+            outcome = refused_only(remove_unknown_sessions(&self.core, &self.cluster).await)?;
             self.round = self.core.table().granted_sessions();
-            self.steps = ROUND;
+            self.round_steps = ROUND;
         }
         let left = self.round.len();
-        // The steps fit: they count down from `ROUND`.
-        let now = if all { left } else { left.div_ceil(self.steps as usize) };
-        self.steps -= 1;
+        // The cast is lossless: `round_steps` is at most `ROUND`.
+        let now = if all { left } else { left.div_ceil(self.round_steps as usize) };
+        self.round_steps -= 1;
         for ids in self.round.split_off(left - now).chunks(BATCH) {
             let records = self.core.table().records(ids);
             let renewed = refused_only(self.cluster.renew_sessions(&records).await)?;
@@ -308,17 +299,18 @@ impl Refresh {
 
     /// Keeps the leases of this node in Redis.
     async fn keep_leases(&self) -> Result<(), LinkError> {
-        let _alone = self.cluster.keeping.write().await;
+        let _keeping = self.cluster.keeping.write().await;
         let leases = self.core.table().granted_leases();
+        // One request also without leases: see `LeaseCalls::keep`.
         let batches = leases.chunks(BATCH).chain(leases.is_empty().then_some(&[][..]));
         for leases in batches {
-            // If one is dropped meanwhile, its end waits for this task, and undoes the keeping.
-            let held: Vec<Held> = leases.iter().map(|lease| self.held(lease)).collect();
+            // If a lease is dropped meanwhile, its removal waits in this task's queue and undoes the keeping.
+            let requests: Vec<LeaseRequest> = leases.iter().map(|lease| self.request(lease)).collect();
             let sent = clock::since_boot();
-            let kept = self.cluster.keep(&held).await?;
-            for (lease, kept) in leases.iter().zip(kept) {
-                match kept {
-                    Some(kept) => lease.state.kept(sent, kept.epoch, kept.number),
+            let replies = self.cluster.leases.keep(&requests).await?;
+            for (lease, reply) in leases.iter().zip(replies) {
+                match reply {
+                    Some(confirmed) => lease.state.confirm(sent, confirmed.epoch, confirmed.number),
                     None => self.lose(lease),
                 }
             }
@@ -326,19 +318,19 @@ impl Refresh {
         Ok(())
     }
 
-    fn lose(&self, lease: &Granted) {
+    fn lose(&self, lease: &GrantedLease) {
         if !self.core.table().lose(lease.grant) {
             return;
         }
-        for claim in lease.claims.iter() {
-            log::warn!(path:% = claim.path.escape_ascii(); "a write lease was lost");
+        for path in lease.paths.iter() {
+            log::warn!(path:% = path.path.escape_ascii(); "a write lease was lost");
         }
     }
 
-    fn held(&self, lease: &Granted) -> Held {
-        Held {
-            claims: Arc::clone(&lease.claims),
-            token: self.cluster.token(lease.grant),
+    fn request(&self, lease: &GrantedLease) -> LeaseRequest {
+        LeaseRequest {
+            paths: Arc::clone(&lease.paths),
+            token: self.cluster.leases.token(lease.grant),
             state: Arc::clone(&lease.state),
         }
     }
@@ -350,21 +342,21 @@ impl Refresh {
         }
         let leases = self.core.table().granted_leases();
         for leases in leases.chunks(BATCH) {
-            let held: Vec<Held> = leases.iter().map(|lease| self.held(lease)).collect();
-            self.cluster.remove(&[], &held).await?;
+            let requests: Vec<LeaseRequest> = leases.iter().map(|lease| self.request(lease)).collect();
+            self.cluster.remove(&[], &requests).await?;
         }
         self.cluster.leave().await
     }
+}
 
-    /// Logs what Redis refused. That it is away, the link has logged.
-    fn note(&self, result: Result<(), LinkError>) {
-        if let Err(error @ LinkError::Reply(_)) = result {
-            log::warn!(error = chain(&error).as_str(); "Redis refused a step of the registry");
-        }
+/// Logs a request that Redis refused. The link has logged the other errors.
+fn log_refusal(result: Result<(), LinkError>) {
+    if let Err(error @ LinkError::Reply(_)) = result {
+        log::warn!(error = chain(&error).as_str(); "Redis refused a request of the registry");
     }
 }
 
-/// Lets the error pass if Redis is away: then there is no use in going on.
+/// Returns the outer error if Redis is away, so that the caller stops, and the inner one if Redis refused the request.
 fn refused_only(result: Result<(), LinkError>) -> Result<Result<(), LinkError>, LinkError> {
     match result {
         Err(error @ (LinkError::Away | LinkError::Denied)) => Err(error),
@@ -372,62 +364,14 @@ fn refused_only(result: Result<(), LinkError>) -> Result<Result<(), LinkError>, 
     }
 }
 
-/// Takes out of Redis the sessions under this node's name that are not in its table.
-pub(super) async fn sweep(core: &Core, cluster: &Cluster) -> Result<(), LinkError> {
-    // A session is in the table before it is in Redis, so one that Redis has and the table has
-    // not has ended, or was never this process's.
+/// Removes the sessions from Redis that are entered under this node's name but are not in its table.
+pub(super) async fn remove_unknown_sessions(core: &Core, cluster: &Cluster) -> Result<(), LinkError> {
+    // A session is in the table before it is in Redis. So a session that is only in Redis has ended, or belonged to an
+    // earlier process.
     let ids = cluster.session_ids().await?;
-    let strangers = core.table().strangers(ids);
-    for ids in strangers.chunks(BATCH) {
-        cluster.remove_strangers(ids).await?;
+    let unknown = core.table().unknown_ids(ids);
+    for ids in unknown.chunks(BATCH) {
+        cluster.remove_sessions_by_id(ids).await?;
     }
     Ok(())
-}
-
-/// Waits for commands on a connection of its own, for as long as anybody hears of them.
-async fn listen(core: Arc<Core>, cluster: Arc<Cluster>, events: mpsc::Sender<Event>) {
-    const FIRST_PAUSE: Duration = Duration::from_millis(100);
-    const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-    let mut pause = FIRST_PAUSE;
-    loop {
-        if let Ok(mut connection) = cluster.link().dedicated().await {
-            while let Ok(command) = next_command(&cluster, &mut connection).await {
-                pause = FIRST_PAUSE;
-                let Some(command) = command else { continue };
-                let key = cluster.commands_key();
-                let Some(command) = parse(&command, &key) else {
-                    continue;
-                };
-                core.orders().note(&command);
-                if events.send(Event::Command(command)).await.is_err() {
-                    return;
-                }
-            }
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
-
-/// One command as it stands in Redis; `None` if none came for a while.
-async fn next_command(
-    cluster: &Cluster,
-    connection: &mut redis::aio::MultiplexedConnection,
-) -> RedisResult<Option<Vec<u8>>> {
-    let key = cluster.commands_key();
-    let request = cmd("BRPOP").arg(&key).arg(COMMAND_WAIT.as_secs()).to_owned();
-    // Redis answers after `COMMAND_WAIT` at the latest; a connection that is silent for twice as
-    // long is dead.
-    let answer = request.query_async::<Option<(Vec<u8>, Vec<u8>)>>(connection);
-    match timeout(COMMAND_WAIT * 2, answer).await {
-        Ok(Ok(answer)) => Ok(answer.map(|(_key, command)| command)),
-        Ok(Err(error)) => {
-            if error.code() == Some("WRONGTYPE") {
-                log::warn!(key = key.as_str(); "removed a value in Redis that is no list of commands");
-                cmd("DEL").arg(&key).exec_async(connection).await?;
-            }
-            Err(error)
-        }
-        Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
-    }
 }

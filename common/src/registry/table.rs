@@ -1,93 +1,93 @@
-//! One node's own sessions and write leases, in memory.
+//! The sessions and write leases of one node, in memory.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt,
     net::IpAddr,
     ops::Bound,
     sync::Arc,
 };
 
-use super::{
-    Refusal,
-    leases::{Claim, Conflict, LeaseState, Scope},
-};
+use super::lease_state::{LeaseConflict, LeaseGrant, LeasePath, LeaseScope, LeaseState};
 use crate::{
     client_network::network_of,
     session::{SessionId, SessionLimits, SessionRecord},
 };
 
-/// One granting of paths. `Display` tells it from all others of this process, and says to people
-/// who has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Grant {
-    number: u64,
-    holder: SessionId,
+/// The reason why a session may not begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionRefused {
+    #[error("the user has {0} sessions already")]
+    UserLimit(u32),
+    #[error("the address has {0} sessions already")]
+    AddressLimit(u32),
+    #[error("the user has {0} sessions from this address already")]
+    UserAddressLimit(u32),
+    /// Redis is away and the policy is [`WhenAway::Refuse`](super::WhenAway::Refuse).
+    #[error("the registry is away")]
+    RegistryAway,
 }
 
-impl fmt::Display for Grant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.number, self.holder)
-    }
-}
-
-/// Whether Redis has had its say. What is `Asked` counts in the node's own limits, but a refresh
-/// must not put it into Redis before Redis has agreed. Only a lease can be `Lost`: another has it;
-/// or `Ending`: a refresh must not bring it back.
+/// The state of a session or lease in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum EntryState {
+    /// Redis has not agreed yet. The entry counts in the node's own limits, but a refresh must not enter it in Redis.
     Asked,
+    /// Redis has agreed, or there is no Redis.
     Granted,
+    /// Leases only: another session has one of the paths.
     Lost,
+    /// Leases only: the lease is being released, and a refresh must not enter it again.
     Ending,
 }
 
-struct Session {
+struct TableSession {
     record: SessionRecord,
-    standing: Standing,
+    entry: EntryState,
 }
 
-struct Lease {
-    grant: Grant,
-    claims: Arc<[Claim]>,
-    standing: Standing,
+struct TableLease {
+    grant: LeaseGrant,
+    paths: Arc<[LeasePath]>,
+    entry: EntryState,
     state: Arc<LeaseState>,
 }
 
-/// A lease that Redis has granted, to be kept there.
-pub(super) struct Granted {
-    pub grant: Grant,
-    pub claims: Arc<[Claim]>,
+/// A lease that Redis has granted and the refresh keeps there.
+pub(super) struct GrantedLease {
+    pub grant: LeaseGrant,
+    pub paths: Arc<[LeasePath]>,
     pub state: Arc<LeaseState>,
 }
 
-/// How many sessions one user has, in total and from each network (see [`network_of`]).
+/// Number of sessions of one user, in total and from each network (see [`network_of`]).
 #[derive(Default)]
-struct OfUser {
+struct UserSessionCounts {
     all: u32,
     by_network: HashMap<IpAddr, u32>,
 }
 
+/// The sessions and write leases of this node.
 #[derive(Default)]
-pub(super) struct Table {
-    sessions: HashMap<SessionId, Session>,
-    /// How many of them are `Asked`.
+pub(super) struct NodeTable {
+    sessions: HashMap<SessionId, TableSession>,
+    /// Number of sessions that are [`EntryState::Asked`].
     asked: usize,
-    // Counts of `sessions`, without zeros: a login must not look at every session of the node.
-    users: HashMap<String, OfUser>,
+    /// Numbers of `sessions` by user, without zeros, so that a login does not look at every session.
+    users: HashMap<String, UserSessionCounts>,
+    /// Numbers of `sessions` by network, without zeros.
     networks: HashMap<IpAddr, u32>,
-    /// By the number of their grant.
-    leases: HashMap<u64, Lease>,
-    /// The leased paths.
-    paths: BTreeMap<Box<[u8]>, (Grant, Scope)>,
-    /// How many of them are trees.
+    /// Leases by the number of their grant.
+    leases: HashMap<u64, TableLease>,
+    /// All leased paths.
+    paths: BTreeMap<Box<[u8]>, (LeaseGrant, LeaseScope)>,
+    /// Number of leased trees in `paths`.
     trees: usize,
     last_number: u64,
 }
 
-impl Table {
-    /// Enters a session as asked for, if this node's own sessions leave room within the limits.
-    pub fn open(&mut self, record: SessionRecord, limits: SessionLimits) -> Result<(), Refusal> {
+impl NodeTable {
+    /// Enters a session as [`EntryState::Asked`], unless this node's own sessions reach one of the limits.
+    pub fn open(&mut self, record: SessionRecord, limits: SessionLimits) -> Result<(), SessionRefused> {
         let network = network_of(record.address);
         let user = self.users.get(&record.user);
         let of_user = user.map_or(0, |user| user.all);
@@ -95,26 +95,26 @@ impl Table {
         let of_address = self.networks.get(&network).copied().unwrap_or(0);
         let reached = |limit: Option<u32>, count: u32| limit.filter(|&limit| count >= limit);
         if let Some(limit) = reached(limits.per_user, of_user) {
-            return Err(Refusal::UserLimit(limit));
+            return Err(SessionRefused::UserLimit(limit));
         }
         if let Some(limit) = reached(limits.per_address, of_address) {
-            return Err(Refusal::AddressLimit(limit));
+            return Err(SessionRefused::AddressLimit(limit));
         }
         if let Some(limit) = reached(limits.per_user_and_address, of_both) {
-            return Err(Refusal::UserAddressLimit(limit));
+            return Err(SessionRefused::UserAddressLimit(limit));
         }
-        // Ids are random: that one comes twice does not happen, and must not spoil the counts.
+        // Ids are random, so none comes twice. If one did, the counts would still be right.
         self.close(record.id);
         self.count(&record);
         self.asked += 1;
-        self.sessions.insert(record.id, Session { record, standing: Standing::Asked });
+        self.sessions.insert(record.id, TableSession { record, entry: EntryState::Asked });
         Ok(())
     }
 
     fn count(&mut self, record: &SessionRecord) {
         let network = network_of(record.address);
         if !self.users.contains_key(&record.user) {
-            self.users.insert(record.user.clone(), OfUser::default());
+            self.users.insert(record.user.clone(), UserSessionCounts::default());
         }
         if let Some(user) = self.users.get_mut(&record.user) {
             user.all += 1;
@@ -127,27 +127,29 @@ impl Table {
         self.sessions.contains_key(&id)
     }
 
+    /// Notes that Redis has agreed to a session.
     pub fn admit(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.get_mut(&id).filter(|s| s.standing == Standing::Asked) {
-            session.standing = Standing::Granted;
+        if let Some(session) = self.sessions.get_mut(&id).filter(|s| s.entry == EntryState::Asked) {
+            session.entry = EntryState::Granted;
             self.asked -= 1;
         }
     }
 
+    /// Removes a session.
     pub fn close(&mut self, id: SessionId) -> Option<SessionRecord> {
-        let Session { record, standing } = self.sessions.remove(&id)?;
+        let TableSession { record, entry } = self.sessions.remove(&id)?;
         let network = network_of(record.address);
-        if standing == Standing::Asked {
+        if entry == EntryState::Asked {
             self.asked -= 1;
         }
         if let Some(user) = self.users.get_mut(&record.user) {
             user.all -= 1;
-            take_one(&mut user.by_network, network);
+            decrement(&mut user.by_network, network);
             if user.all == 0 {
                 self.users.remove(&record.user);
             }
         }
-        take_one(&mut self.networks, network);
+        decrement(&mut self.networks, network);
         Some(record)
     }
 
@@ -155,89 +157,92 @@ impl Table {
         self.sessions.values().map(|session| session.record.clone()).collect()
     }
 
-    /// Enters a lease of paths, each of them named once, as asked for.
+    /// Enters a lease as [`EntryState::Asked`]. `paths` has no duplicates.
     ///
     /// # Errors
-    /// The session of this node whose lease stands in the way, and where it does.
+    /// The session of this node whose lease prevents this one, and the position of that lease.
     pub fn take(
         &mut self,
-        claims: &Arc<[Claim]>,
+        paths: &Arc<[LeasePath]>,
         holder: SessionId,
         state: &Arc<LeaseState>,
-    ) -> Result<Grant, (SessionId, Conflict)> {
-        if let Some(conflict) = claims.iter().find_map(|claim| self.conflict(claim)) {
+    ) -> Result<LeaseGrant, (SessionId, LeaseConflict)> {
+        if let Some(conflict) = paths.iter().find_map(|path| self.conflict(path)) {
             return Err(conflict);
         }
         self.last_number += 1;
-        let grant = Grant { number: self.last_number, holder };
-        for claim in claims.iter() {
-            self.trees += usize::from(claim.scope == Scope::Tree);
-            self.paths.insert(claim.path.clone(), (grant, claim.scope));
+        let grant = LeaseGrant { number: self.last_number, holder };
+        for path in paths.iter() {
+            self.trees += usize::from(path.scope == LeaseScope::Tree);
+            self.paths.insert(path.path.clone(), (grant, path.scope));
         }
-        let (claims, state) = (Arc::clone(claims), Arc::clone(state));
-        self.leases.insert(grant.number, Lease { grant, claims, standing: Standing::Asked, state });
+        let (paths, state) = (Arc::clone(paths), Arc::clone(state));
+        self.leases.insert(grant.number, TableLease { grant, paths, entry: EntryState::Asked, state });
         Ok(grant)
     }
 
-    fn conflict(&self, claim: &Claim) -> Option<(SessionId, Conflict)> {
-        let path = &claim.path;
+    fn conflict(&self, wanted: &LeasePath) -> Option<(SessionId, LeaseConflict)> {
+        let path = &wanted.path;
         if let Some((grant, _)) = self.paths.get(path) {
-            return Some((grant.holder, Conflict::Same));
+            return Some((grant.holder, LeaseConflict::Same));
         }
         if self.trees > 0 {
-            let above = above(path).find_map(|above| self.paths.get(above).filter(|it| it.1 == Scope::Tree));
+            let above =
+                above(path).find_map(|above| self.paths.get(above).filter(|it| it.1 == LeaseScope::Tree));
             if let Some((grant, _)) = above {
-                return Some((grant.holder, Conflict::Above));
+                return Some((grant.holder, LeaseConflict::Above));
             }
         }
-        if claim.scope == Scope::File {
+        if wanted.scope == LeaseScope::File {
             return None;
         }
         let prefix = if path.is_empty() { Vec::new() } else { [&**path, b"/"].concat() };
+        // All paths below begin with `prefix`, and sort directly after it.
         let after = (Bound::Excluded(&prefix[..]), Bound::Unbounded);
         let (below, (grant, _)) = self.paths.range::<[u8], _>(after).next()?;
-        below.starts_with(&prefix).then_some((grant.holder, Conflict::Below))
+        below.starts_with(&prefix).then_some((grant.holder, LeaseConflict::Below))
     }
 
-    pub fn grant(&mut self, grant: Grant) {
+    /// Notes that Redis has agreed to a lease.
+    pub fn grant(&mut self, grant: LeaseGrant) {
         if let Some(lease) = self.leases.get_mut(&grant.number) {
-            lease.standing = Standing::Granted;
+            lease.entry = EntryState::Granted;
         }
     }
 
-    /// Whether this granting stands, as far as the node knows.
-    pub fn holds(&self, grant: Grant) -> bool {
-        self.leases.get(&grant.number).is_some_and(|lease| lease.standing != Standing::Lost)
+    /// Returns true if the lease exists and is not lost, as far as the node knows.
+    pub fn holds(&self, grant: LeaseGrant) -> bool {
+        self.leases.get(&grant.number).is_some_and(|lease| lease.entry != EntryState::Lost)
     }
 
-    /// From now on no refresh keeps the lease; `false` if it does not stand any more. Its paths stay
-    /// taken until it is released.
-    pub fn end(&mut self, grant: Grant) -> bool {
-        match self.leases.get_mut(&grant.number).filter(|lease| lease.standing != Standing::Lost) {
+    /// Marks a lease as [`EntryState::Ending`]. Returns false if it is lost or released. Its paths stay leased until
+    /// [`Self::release`].
+    pub fn end(&mut self, grant: LeaseGrant) -> bool {
+        match self.leases.get_mut(&grant.number).filter(|lease| lease.entry != EntryState::Lost) {
             Some(lease) => {
-                lease.standing = Standing::Ending;
+                lease.entry = EntryState::Ending;
                 true
             }
             None => false,
         }
     }
 
-    /// Notes that another has one of its paths; `false` if it was given back before. The paths stay taken
-    /// until then.
-    pub fn lose(&mut self, grant: Grant) -> bool {
+    /// Marks a lease as [`EntryState::Lost`]. Returns false if it was released before. Its paths stay leased until
+    /// [`Self::release`].
+    pub fn lose(&mut self, grant: LeaseGrant) -> bool {
         let Some(lease) = self.leases.get_mut(&grant.number) else {
             return false;
         };
-        lease.standing = Standing::Lost;
-        lease.state.lost();
+        lease.entry = EntryState::Lost;
+        lease.state.lose();
         true
     }
 
-    pub fn release(&mut self, grant: Grant) {
+    pub fn release(&mut self, grant: LeaseGrant) {
         let Some(lease) = self.leases.remove(&grant.number) else { return };
-        for claim in lease.claims.iter() {
-            self.trees -= usize::from(claim.scope == Scope::Tree);
-            self.paths.remove(&claim.path);
+        for path in lease.paths.iter() {
+            self.trees -= usize::from(path.scope == LeaseScope::Tree);
+            self.paths.remove(&path.path);
         }
     }
 
@@ -245,22 +250,23 @@ impl Table {
         self.sessions.len()
     }
 
+    /// Number of sessions that Redis has agreed to.
     pub fn granted_count(&self) -> usize {
         self.sessions.len() - self.asked
     }
 
     pub fn granted_sessions(&self) -> Vec<SessionId> {
-        let granted = |session: &Session| session.standing == Standing::Granted;
+        let granted = |session: &TableSession| session.entry == EntryState::Granted;
         self.sessions.iter().filter(|(_, session)| granted(session)).map(|(&id, _)| id).collect()
     }
 
-    /// The records of those of these sessions that have not ended.
+    /// The records of these sessions, without those that have ended.
     pub fn records(&self, ids: &[SessionId]) -> Vec<SessionRecord> {
         ids.iter().filter_map(|id| Some(self.sessions.get(id)?.record.clone())).collect()
     }
 
-    /// Those of these texts that are not the id of a session here.
-    pub fn strangers(&self, ids: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    /// The texts of `ids` that are not exactly the id of a session of this node.
+    pub fn unknown_ids(&self, ids: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let parse = |id: &[u8]| std::str::from_utf8(id).ok()?.parse::<SessionId>().ok();
         let known = |id: &[u8]| {
             parse(id).is_some_and(|parsed| {
@@ -270,26 +276,26 @@ impl Table {
         ids.into_iter().filter(|id| !known(id)).collect()
     }
 
-    pub fn granted_leases(&self) -> Vec<Granted> {
-        let granted = self.leases.values().filter(|lease| lease.standing == Standing::Granted);
-        let granted = granted.map(|Lease { grant, claims, state, .. }| Granted {
+    pub fn granted_leases(&self) -> Vec<GrantedLease> {
+        let granted = self.leases.values().filter(|lease| lease.entry == EntryState::Granted);
+        let granted = granted.map(|TableLease { grant, paths, state, .. }| GrantedLease {
             grant: *grant,
-            claims: Arc::clone(claims),
+            paths: Arc::clone(paths),
             state: Arc::clone(state),
         });
         granted.collect()
     }
 }
 
-/// The paths of the directories above a path, the storage's root first.
+/// The directories above a path, beginning with the storage's root.
 fn above(path: &[u8]) -> impl Iterator<Item = &[u8]> {
     let root = (!path.is_empty()).then_some(&path[..0]);
     let slashes = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
     root.into_iter().chain(slashes.map(|(at, _)| &path[..at]))
 }
 
-/// Counts one less; what comes to nothing is forgotten.
-fn take_one(counts: &mut HashMap<IpAddr, u32>, address: IpAddr) {
+/// Decrements a count, and removes it at zero.
+fn decrement(counts: &mut HashMap<IpAddr, u32>, address: IpAddr) {
     if let Some(count) = counts.get_mut(&address) {
         *count -= 1;
         if *count == 0 {
@@ -315,7 +321,7 @@ mod tests {
     #[test]
     fn each_limit_counts_what_it_names() {
         let (home, away) = ([192, 0, 2, 1], [192, 0, 2, 2]);
-        let mut table = Table::default();
+        let mut table = NodeTable::default();
         for (user, address) in [("ann", home), ("ann", away), ("ben", home)] {
             table.open(record(user, address), SessionLimits::default()).unwrap();
         }
@@ -329,19 +335,19 @@ mod tests {
             outcome
         };
         let (two, one) = (Some(2), Some(1));
-        assert_eq!(open("ann", home, [two, None, None]), Err(Refusal::UserLimit(2)));
+        assert_eq!(open("ann", home, [two, None, None]), Err(SessionRefused::UserLimit(2)));
         assert_eq!(open("ben", home, [two, None, None]), Ok(()));
-        assert_eq!(open("cat", home, [None, two, None]), Err(Refusal::AddressLimit(2)));
+        assert_eq!(open("cat", home, [None, two, None]), Err(SessionRefused::AddressLimit(2)));
         assert_eq!(open("cat", away, [None, two, None]), Ok(()));
-        assert_eq!(open("ann", home, [None, None, one]), Err(Refusal::UserAddressLimit(1)));
-        assert_eq!(open("ben", away, [one, None, one]), Err(Refusal::UserLimit(1)));
+        assert_eq!(open("ann", home, [None, None, one]), Err(SessionRefused::UserAddressLimit(1)));
+        assert_eq!(open("ben", away, [one, None, one]), Err(SessionRefused::UserLimit(1)));
         assert_eq!(open("ben", away, [None, None, one]), Ok(()));
-        assert_eq!(open("dan", away, [Some(0), None, None]), Err(Refusal::UserLimit(0)));
+        assert_eq!(open("dan", away, [Some(0), None, None]), Err(SessionRefused::UserLimit(0)));
     }
 
     #[test]
     fn all_addresses_of_an_ipv6_64_network_share_one_limit() {
-        let mut table = Table::default();
+        let mut table = NodeTable::default();
         let limits = SessionLimits { per_address: Some(2), ..SessionLimits::default() };
         let mut open = |address: &str| {
             let record = SessionRecord { address: address.parse().unwrap(), ..record("ann", [0; 4]) };
@@ -349,21 +355,21 @@ mod tests {
         };
         let first = open("2001:db8:1:2::1").unwrap();
         open("2001:db8:1:2:ffff::2").unwrap();
-        assert_eq!(open("2001:db8:1:2::3"), Err(Refusal::AddressLimit(2)));
+        assert_eq!(open("2001:db8:1:2::3"), Err(SessionRefused::AddressLimit(2)));
         open("2001:db8:1:3::1").unwrap();
         assert!(table.close(first).is_some());
         assert!(table.networks.values().all(|count| *count == 1));
     }
 
     #[test]
-    fn nothing_is_left_of_sessions_that_have_ended() {
-        let mut table = Table::default();
+    fn ended_sessions_leave_no_counts() {
+        let mut table = NodeTable::default();
         let records = [("ann", [192, 0, 2, 1]), ("ann", [192, 0, 2, 1]), ("ben", [192, 0, 2, 2])]
             .map(|(user, address)| record(user, address));
         for record in &records {
             table.open(record.clone(), SessionLimits::default()).unwrap();
         }
-        // Some end before Redis has agreed, some after.
+        // One ends after Redis has agreed, two before.
         table.admit(records[0].id);
         table.admit(records[0].id);
         for record in &records {
@@ -374,16 +380,20 @@ mod tests {
         assert_eq!((table.session_count(), table.granted_count()), (0, 0));
     }
 
-    fn take(table: &mut Table, claims: &[Claim], holder: SessionId) -> Result<Grant, (SessionId, Conflict)> {
-        table.take(&claims.into(), holder, &Arc::default())
+    fn take(
+        table: &mut NodeTable,
+        paths: &[LeasePath],
+        holder: SessionId,
+    ) -> Result<LeaseGrant, (SessionId, LeaseConflict)> {
+        table.take(&paths.into(), holder, &Arc::default())
     }
 
     #[test]
-    fn what_redis_has_not_agreed_to_is_not_refreshed() {
-        let mut table = Table::default();
+    fn sessions_and_leases_are_refreshed_only_after_redis_agreed() {
+        let mut table = NodeTable::default();
         let ann = record("ann", [192, 0, 2, 1]);
         table.open(ann.clone(), SessionLimits::default()).unwrap();
-        let grant = take(&mut table, &[Claim::file(b"a")], ann.id).unwrap();
+        let grant = take(&mut table, &[LeasePath::file(b"a")], ann.id).unwrap();
         assert!(table.granted_sessions().is_empty() && table.granted_leases().is_empty());
         assert_eq!(table.granted_count(), 0);
         table.admit(ann.id);
@@ -391,18 +401,18 @@ mod tests {
         assert_eq!(table.granted_sessions(), [ann.id]);
         assert_eq!(table.granted_count(), 1);
         let leases = table.granted_leases();
-        assert_eq!((leases.len(), leases[0].grant, &*leases[0].claims[0].path), (1, grant, &b"a"[..]));
+        assert_eq!((leases.len(), leases[0].grant, &*leases[0].paths[0].path), (1, grant, &b"a"[..]));
     }
 
     #[test]
-    fn a_lost_lease_is_not_held_but_its_path_stays_taken() {
-        let mut table = Table::default();
-        let (holder, file) = (SessionId::random(), [Claim::file(b"a")]);
+    fn a_lost_lease_is_not_held_and_its_path_stays_leased() {
+        let mut table = NodeTable::default();
+        let (holder, file) = (SessionId::random(), [LeasePath::file(b"a")]);
         let first = take(&mut table, &file, holder).unwrap();
         table.grant(first);
         assert!(table.lose(first));
         assert!(!table.holds(first) && table.granted_leases().is_empty());
-        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, Conflict::Same)));
+        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, LeaseConflict::Same)));
         table.release(first);
         let second = take(&mut table, &file, holder).unwrap();
         assert!(!table.lose(first));
@@ -410,70 +420,70 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_ends_is_not_refreshed_but_its_path_stays_taken() {
-        let mut table = Table::default();
-        let (holder, file) = (SessionId::random(), [Claim::file(b"a")]);
+    fn an_ending_lease_is_not_refreshed_and_its_path_stays_leased() {
+        let mut table = NodeTable::default();
+        let (holder, file) = (SessionId::random(), [LeasePath::file(b"a")]);
         let lease = take(&mut table, &file, holder).unwrap();
         table.grant(lease);
         assert!(table.end(lease));
         assert!(table.granted_leases().is_empty());
-        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, Conflict::Same)));
+        assert_eq!(take(&mut table, &file, SessionId::random()), Err((holder, LeaseConflict::Same)));
         table.release(lease);
         let next = take(&mut table, &file, holder).unwrap();
         assert!(!table.end(lease) && table.holds(next));
     }
 
     #[test]
-    fn a_tree_and_what_is_below_it_stand_in_each_others_way_and_nothing_else_does() {
-        let mut table = Table::default();
+    fn a_tree_conflicts_with_paths_below_and_trees_above_only() {
+        let mut table = NodeTable::default();
         let holder = SessionId::random();
         let [file, tree] = [b"a/b/c", b"d/e/f"];
-        let first = take(&mut table, &[Claim::file(file), Claim::tree(tree)], holder).unwrap();
-        let mut check = |claim: Claim| {
-            let taken = take(&mut table, std::slice::from_ref(&claim), SessionId::random());
+        let first = take(&mut table, &[LeasePath::file(file), LeasePath::tree(tree)], holder).unwrap();
+        let mut check = |path: LeasePath| {
+            let taken = take(&mut table, std::slice::from_ref(&path), SessionId::random());
             taken.map(|grant| table.release(grant)).map_err(|(of, conflict)| {
                 assert_eq!(of, holder);
                 conflict
             })
         };
         for (path, as_file, as_tree) in [
-            ("a/b/c", Some(Conflict::Same), Some(Conflict::Same)),
-            ("a/b", None, Some(Conflict::Below)),
-            ("a", None, Some(Conflict::Below)),
-            ("", None, Some(Conflict::Below)),
-            // Names that begin alike, before and after `/` in the order of bytes.
+            ("a/b/c", Some(LeaseConflict::Same), Some(LeaseConflict::Same)),
+            ("a/b", None, Some(LeaseConflict::Below)),
+            ("a", None, Some(LeaseConflict::Below)),
+            ("", None, Some(LeaseConflict::Below)),
+            // Names with the same beginning that sort before and after `/`.
             ("a/b/c ", None, None),
             ("a/b/c0", None, None),
             ("a/b/c/d", None, None),
             ("a/", None, None),
-            ("d/e/f", Some(Conflict::Same), Some(Conflict::Same)),
-            ("d/e/f/g/h", Some(Conflict::Above), Some(Conflict::Above)),
+            ("d/e/f", Some(LeaseConflict::Same), Some(LeaseConflict::Same)),
+            ("d/e/f/g/h", Some(LeaseConflict::Above), Some(LeaseConflict::Above)),
             ("d/e/f ", None, None),
             ("d/e/f0/g", None, None),
-            ("d/e", None, Some(Conflict::Below)),
+            ("d/e", None, Some(LeaseConflict::Below)),
             ("e", None, None),
         ] {
-            assert_eq!(check(Claim::file(path.as_bytes())).err(), as_file, "file {path}");
-            assert_eq!(check(Claim::tree(path.as_bytes())).err(), as_tree, "tree {path}");
+            assert_eq!(check(LeasePath::file(path.as_bytes())).err(), as_file, "file {path}");
+            assert_eq!(check(LeasePath::tree(path.as_bytes())).err(), as_tree, "tree {path}");
         }
-        // All or none.
-        let some = [Claim::file(b"x"), Claim::file(file)];
-        assert_eq!(take(&mut table, &some, holder), Err((holder, Conflict::Same)));
+        // A lease takes all of its paths or none.
+        let some = [LeasePath::file(b"x"), LeasePath::file(file)];
+        assert_eq!(take(&mut table, &some, holder), Err((holder, LeaseConflict::Same)));
         table.release(first);
-        // The paths of one lease do not stand in each other's way.
-        let all = take(&mut table, &[Claim::tree(b""), Claim::file(b"x")], holder).unwrap();
+        // The paths of one lease do not conflict with each other.
+        let all = take(&mut table, &[LeasePath::tree(b""), LeasePath::file(b"x")], holder).unwrap();
         table.release(all);
         assert!(table.paths.is_empty() && table.leases.is_empty() && table.trees == 0);
     }
 
     #[test]
-    fn only_the_exact_id_of_a_session_here_is_no_stranger() {
-        let mut table = Table::default();
+    fn unknown_ids_are_all_texts_but_the_exact_ids_of_sessions() {
+        let mut table = NodeTable::default();
         let ann = record("ann", [192, 0, 2, 1]);
         let id = ann.id.to_string();
         table.open(ann, SessionLimits::default()).unwrap();
         let other = SessionId::random().to_string();
         let ids = [id.as_str(), &other, "", "x", "\u{ff}"].map(|id| id.as_bytes().to_vec());
-        assert_eq!(table.strangers(ids.to_vec()), ids[1..]);
+        assert_eq!(table.unknown_ids(ids.to_vec()), ids[1..]);
     }
 }

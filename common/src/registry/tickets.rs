@@ -1,4 +1,4 @@
-//! The keys that seal TLS session tickets: shared by all nodes, and replaced at intervals.
+//! The keys that encrypt TLS session tickets. All nodes share them, and replace them at intervals.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -6,22 +6,22 @@ use zeroize::Zeroizing;
 
 use crate::clock::since_epoch;
 
-/// One key. Neither `Debug` nor anything but [`Self::secret`] and Redis's form shows the secret.
+/// One ticket key. Only [`Self::secret`] and the form in Redis show the secret; `Debug` does not.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TicketKey {
     name: [u8; Self::NAME],
     secret: Zeroizing<[u8; Self::SECRET]>,
-    /// Milliseconds since the Unix epoch, by Redis's clock where there is one.
+    /// Time of creation in ms since the Unix epoch, by Redis's clock if there is a Redis.
     made: u64,
 }
 
 impl TicketKey {
-    /// Bytes of a key's public name.
+    /// Length of a key's public name in bytes.
     pub const NAME: usize = 16;
-    /// Bytes of the secret: a key of AES-256.
+    /// Length of the secret in bytes, that of an AES-256 key.
     pub const SECRET: usize = 32;
 
-    /// `made`: milliseconds since the Unix epoch.
+    /// A random key, created at `made` (ms since the Unix epoch).
     pub fn random(made: u64) -> Self {
         Self { name: rand::random(), secret: Zeroizing::new(rand::random()), made }
     }
@@ -34,7 +34,7 @@ impl TicketKey {
         &self.secret
     }
 
-    /// Name and secret as Redis keeps them; the time of making is put before it there.
+    /// Name and secret in the form of Redis. The script adds the time of creation in front.
     pub(super) fn text(&self) -> Zeroizing<String> {
         Zeroizing::new(format!("{}:{}", hex::encode(self.name), hex::encode(*self.secret)))
     }
@@ -46,7 +46,7 @@ impl fmt::Debug for TicketKey {
     }
 }
 
-/// The text is no key.
+/// The text is not a ticket key.
 #[derive(Debug, thiserror::Error)]
 #[error("not MILLISECONDS:NAME:SECRET in hexadecimal digits")]
 pub struct InvalidTicketKey;
@@ -65,26 +65,26 @@ impl FromStr for TicketKey {
     }
 }
 
-/// How many keys are kept: the newest seals, all open.
-pub(super) const KEPT: usize = 3;
+/// Number of keys that are kept. The newest encrypts tickets, all of them decrypt tickets.
+pub(super) const KEPT_KEYS: usize = 3;
 
-/// The keys of a node without Redis, or while it is away.
+/// The keys of a node without Redis, or while Redis is away.
 #[derive(Default)]
-pub(super) struct OwnKeys(Vec<TicketKey>);
+pub(super) struct LocalTicketKeys(Vec<TicketKey>);
 
-impl OwnKeys {
-    /// What is there, with a new key first if the newest has had its time.
+impl LocalTicketKeys {
+    /// The keys, newest first. Adds a key if the newest is older than `rotation`.
     pub fn rotated(&mut self, rotation: Duration) -> Vec<TicketKey> {
         let now = u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX);
         let rotation = u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX);
         if self.0.first().is_none_or(|newest| newest.made.saturating_add(rotation) <= now) {
             self.0.insert(0, TicketKey::random(now));
-            self.0.truncate(KEPT);
+            self.0.truncate(KEPT_KEYS);
         }
         self.0.clone()
     }
 
-    /// What Redis has is what counts from now on.
+    /// Replaces all keys by those of Redis.
     pub fn replace(&mut self, keys: &[TicketKey]) {
         self.0 = keys.to_vec();
     }
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_survives_redis_and_is_not_shown() {
+    fn a_key_survives_its_form_in_redis_and_debug_hides_the_secret() {
         let key = TicketKey::random(7);
         let text = format!("7:{}", *key.text());
         assert_eq!(text.parse::<TicketKey>().unwrap(), key);
@@ -106,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_replaced_and_old_ones_kept_for_a_while() {
-        let mut keys = OwnKeys::default();
+    fn new_keys_are_added_and_the_last_three_are_kept() {
+        let mut keys = LocalTicketKeys::default();
         let first = keys.rotated(Duration::from_secs(3600));
         assert_eq!(keys.rotated(Duration::from_secs(3600)), first);
-        for _ in 0..KEPT {
+        for _ in 0..KEPT_KEYS {
             let rotated = keys.rotated(Duration::ZERO);
-            assert!(rotated.len() <= KEPT);
+            assert!(rotated.len() <= KEPT_KEYS);
             assert_ne!(rotated[0], first[0]);
         }
         assert!(!keys.rotated(Duration::from_secs(3600)).contains(&first[0]));

@@ -1,9 +1,9 @@
-//! The registry as those see it who are no node: authd, and a node that lists sessions.
+//! Reading the shared registry and sending commands to nodes, for authd and for nodes that list sessions.
 
 use std::collections::BTreeMap;
 
 use redis::{Script, cmd};
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     LinkError, RedisLink, RedisOptions,
@@ -15,14 +15,14 @@ use crate::{
     session::{SessionId, SessionRecord},
 };
 
-/// The list of a node's commands is kept for so many seconds after the last one. A command of which the node
-/// must hear later than that stands as an order.
+/// Lifetime of a node's list of commands after its last command, in seconds. Commands that must survive longer are
+/// orders too.
 const COMMAND_LIFE: u32 = 60;
 
-/// More commands than this do not wait for one node: the oldest are dropped.
+/// Maximum number of commands in a node's list. The oldest are dropped.
 const COMMANDS_WAITING: u32 = 1000;
 
-/// A reader of the shared registry, and a sender of commands. Cheap to clone.
+/// A reader of the shared registry and sender of commands. Cheap to clone.
 #[derive(Clone)]
 pub struct RegistryView {
     link: RedisLink,
@@ -30,12 +30,12 @@ pub struct RegistryView {
 }
 
 impl RegistryView {
-    /// Connects when it is first used.
+    /// A view that connects at its first use.
     pub fn new(options: &RedisOptions) -> Self {
         Self { link: RedisLink::new(&options.url, options.timeout), keys: Keys::new(&options.prefix) }
     }
 
-    /// The connection, for what else its owner keeps in Redis.
+    /// The connection, for other data of the daemon in Redis.
     pub fn link(&self) -> &RedisLink {
         &self.link
     }
@@ -68,13 +68,13 @@ impl RegistryView {
     /// Redis is away, or refuses the request.
     pub async fn sessions(&self) -> Result<Vec<SessionRecord>, LinkError> {
         let mut sessions = Vec::new();
-        // A node at a time, so that Redis serves others in between.
+        // One node per request, so that Redis serves other clients in between.
         for node in self.nodes().await? {
             let key = self.keys.node_sessions(&node.name);
             let hash = self.link.query(cmd("HGETALL").arg(&key)).await;
             let hash: Vec<(Vec<u8>, Vec<u8>)> = or_skip(hash, &key)?;
             sessions.extend(hash.iter().filter_map(|(id, record)| {
-                parse(record, &key).filter(|record| is_genuine(record, id, &node.name))
+                parse(record, &key).filter(|record| is_in_place(record, id, &node.name))
             }));
         }
         Ok(sessions)
@@ -90,7 +90,7 @@ impl RegistryView {
         let entries: Vec<Vec<u8>> = or_skip(entries, &key)?;
         let mut processes = BTreeMap::<(NodeName, String), Vec<String>>::new();
         for entry in entries {
-            // An entry is `ID NAME INCARNATION`. Anything else was not written by a node.
+            // An entry is `ID NAME INCARNATION`. Anything else was not written by a node, and is skipped.
             let Ok(entry) = String::from_utf8(entry) else { continue };
             let mut words = entry.split(' ').map(str::to_owned);
             let (Some(id), Some(name), Some(incarnation)) = (words.next(), words.next(), words.next()) else {
@@ -112,13 +112,13 @@ impl RegistryView {
             let records: Vec<Option<Vec<u8>>> = or_skip(records, &key)?;
             sessions.extend(ids.iter().zip(records).filter_map(|(id, record)| {
                 let record = parse(&record?, &key)?;
-                (is_genuine(&record, id.as_bytes(), &node) && record.user == user).then_some(record)
+                (is_in_place(&record, id.as_bytes(), &node) && record.user == user).then_some(record)
             }));
         }
         Ok(sessions)
     }
 
-    /// One session, wherever it is; `None` if no live node has it.
+    /// The session with this id; `None` if no live node has it.
     ///
     /// # Errors
     /// Redis is away, or refuses the request.
@@ -130,7 +130,7 @@ impl RegistryView {
             let record: Option<Vec<u8>> = or_skip(record, &key)?;
             let found = record
                 .and_then(|record| parse(&record, &key))
-                .filter(|record| is_genuine(record, id.as_bytes(), &node.name));
+                .filter(|record| is_in_place(record, id.as_bytes(), &node.name));
             if found.is_some() {
                 return Ok(found);
             }
@@ -138,21 +138,21 @@ impl RegistryView {
         Ok(None)
     }
 
-    /// Sends a command to a node; `false` if there is no such live node. To drain or to end a session stands as
-    /// an order until it is done, for a day at most, or until the node's process is gone.
+    /// Sends a command to a node. Returns false if there is no live node of this name. A command to drain or to end a
+    /// session becomes an order too, until it is carried out, a day has passed, or the node's process has ended.
     ///
     /// # Errors
     /// Redis is away, or refuses the request.
     pub async fn send(&self, node: &NodeName, command: &NodeCommand) -> Result<bool, LinkError> {
-        let script = Script::new(include_str!("send_command.lua"));
+        let script = Script::new(include_str!("lua/send_command.lua"));
         let mut call = script.prepare_invoke();
         call.key(self.keys.node(node)).key(self.keys.node_commands(node)).key(self.keys.node_orders(node));
-        call.arg(super::json(command)).arg(COMMAND_LIFE).arg(COMMANDS_WAITING);
+        call.arg(to_json(command)).arg(COMMAND_LIFE).arg(COMMANDS_WAITING);
         call.arg(Order::of(command).map(|order| order.to_string()).unwrap_or_default()).arg(ORDER_LIFE);
         self.link.script(&call).await
     }
 
-    /// What administrators have asked of a node that is not done.
+    /// The open orders to a node.
     ///
     /// # Errors
     /// Redis is away, or refuses the request.
@@ -162,14 +162,14 @@ impl RegistryView {
         Ok(NodeOrders::new(&or_skip::<Vec<(String, String)>>(fields, &key)?))
     }
 
-    /// Gives the accounts another revision, so that each node asks authd which of its sessions may stay.
+    /// Gives the accounts a new revision. Each node then asks authd which of its sessions may stay.
     ///
     /// # Errors
     /// Redis is away, or refuses the request.
     pub async fn advance_revision(&self) -> Result<u64, LinkError> {
-        let script = Script::new(include_str!("advance_revision.lua"));
+        let script = Script::new(include_str!("lua/advance_revision.lua"));
         let revision: String = self.link.script(script.prepare_invoke().key(self.keys.revision())).await?;
-        // The script returns a number.
+        // The script returns a decimal number.
         Ok(revision.parse().unwrap_or(0))
     }
 
@@ -180,23 +180,30 @@ impl RegistryView {
     }
 }
 
-/// Reads a record that stands in Redis, where anybody may have written. What is none is skipped.
+/// The JSON form of a record in Redis.
+pub(super) fn to_json(record: &impl Serialize) -> String {
+    // `to_string` fails only for maps with keys that are not text and for a `Serialize` that fails. The records are
+    // structs and enums of text and numbers.
+    serde_json::to_string(record).expect("a record is plain data")
+}
+
+/// Parses a record from Redis. Logs and skips a malformed one, which another program may have written.
 pub(super) fn parse<T: DeserializeOwned>(record: &[u8], key: &str) -> Option<T> {
     match serde_json::from_slice(record) {
         Ok(record) => Some(record),
         Err(error) => {
-            log::warn!(key, error:% = error; "skipped a record in Redis that is none");
+            log::warn!(key, error:% = error; "skipped a malformed record in Redis");
             None
         }
     }
 }
 
-/// Whether a record stands where its node would have put it.
-fn is_genuine(record: &SessionRecord, id: &[u8], node: &NodeName) -> bool {
+/// Returns true if a record is stored under its own id and node.
+fn is_in_place(record: &SessionRecord, id: &[u8], node: &NodeName) -> bool {
     record.id.to_string().as_bytes() == id && record.node == *node
 }
 
-/// Nothing instead of a value of the wrong type.
+/// Replaces a value of the wrong type by the default, and logs it.
 fn or_skip<T: Default>(answer: Result<T, LinkError>, key: &str) -> Result<T, LinkError> {
     match answer {
         Err(LinkError::Reply(error)) if error.code() == Some("WRONGTYPE") => {

@@ -8,7 +8,7 @@ use std::{
 
 use common::{
     node::NodeRecord,
-    registry::{Event, RedisLink, RedisOptions, Registry, SessionEntry, WhenAway},
+    registry::{ClusterEvent, RedisLink, RedisOptions, Registry, SessionEntry, WhenAway},
     session::{SessionId, SessionLimits, SessionRecord},
 };
 use tempfile::TempDir;
@@ -120,7 +120,11 @@ pub fn place(name: &str) -> Option<String> {
     Some(format!("boot namespace {name}"))
 }
 
-pub async fn join(name: &str, slice: &str, options: RedisOptions) -> (Registry, mpsc::Receiver<Event>) {
+pub async fn join(
+    name: &str,
+    slice: &str,
+    options: RedisOptions,
+) -> (Registry, mpsc::Receiver<ClusterEvent>) {
     Registry::join(node(name, slice), place(name), options).await.unwrap()
 }
 
@@ -172,6 +176,6 @@ pub async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -
     }
 }
 
-pub async fn next_event(events: &mut mpsc::Receiver<Event>) -> Event {
+pub async fn next_event(events: &mut mpsc::Receiver<ClusterEvent>) -> ClusterEvent {
     tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").unwrap()
 }

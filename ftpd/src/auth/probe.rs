@@ -1,10 +1,10 @@
-//! Whether an authd would decide a login, without one: no password is sent.
+//! Probe of authd: asks whether it would decide a login, without sending a password.
 
 use std::{sync::Arc, time::Duration};
 
 use common::{
     auth_api::ErrorBody,
-    health::{Condition, Trouble},
+    health::{Condition, DependencyFailure},
     process::logging::chain,
 };
 use hyper::{StatusCode, header::HeaderValue};
@@ -12,25 +12,28 @@ use tokio::{task::JoinSet, time::timeout};
 
 use super::{
     CONNECT_TIMEOUT,
-    http::{AuthdUrl, Instance},
+    http::{AuthdInstance, AuthdUrl},
     refused_token,
 };
 
-/// Asks `GET /v1/authenticate` of every authd, over connections of its own.
+/// Sends `GET /v1/authenticate` to every authd instance, over its own connections.
 pub struct AuthdProbe {
-    instances: Vec<Arc<Instance>>,
+    instances: Vec<Arc<AuthdInstance>>,
 }
 
 impl AuthdProbe {
     pub fn new(urls: &[AuthdUrl], authorization: Option<&HeaderValue>) -> Self {
-        let instance =
-            |url: &AuthdUrl| Arc::new(Instance::new(url.clone(), authorization.cloned(), CONNECT_TIMEOUT));
+        let instance = |url: &AuthdUrl| {
+            Arc::new(AuthdInstance::new(url.clone(), authorization.cloned(), CONNECT_TIMEOUT))
+        };
         Self { instances: urls.iter().map(instance).collect() }
     }
 
+    /// Asks all instances at once and returns when one would decide a login.
+    ///
     /// # Errors
-    /// No authd would decide a login; what each says.
-    pub async fn ask(&self, patience: Duration) -> Result<(), Trouble> {
+    /// No instance would decide a login within `patience`. Contains the failure of each.
+    pub async fn ask(&self, patience: Duration) -> Result<(), DependencyFailure> {
         let mut asked = JoinSet::new();
         for instance in &self.instances {
             let instance = Arc::clone(instance);
@@ -57,15 +60,15 @@ impl AuthdProbe {
             (Condition::Failed, "authd_urls")
         };
         let errors: Vec<String> = troubles.into_iter().map(|(_, error)| error).collect();
-        Err(Trouble { condition, error: errors.join("; "), setting })
+        Err(DependencyFailure { condition, error: errors.join("; "), setting })
     }
 }
 
-async fn ask(instance: &Instance) -> Result<(), (Condition, String)> {
+async fn ask(instance: &AuthdInstance) -> Result<(), (Condition, String)> {
     let answer = instance.get().await.map_err(|error| (Condition::Failed, chain(&error)))?;
     match answer.status {
         status if status.is_success() => Ok(()),
-        // Of an earlier version, which does not say more.
+        // An older version without this request.
         StatusCode::METHOD_NOT_ALLOWED => Ok(()),
         StatusCode::UNAUTHORIZED => Err((Condition::Misconfigured, refused_token())),
         status => {

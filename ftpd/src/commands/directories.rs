@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use common::{
     policy::Permission,
-    registry::{Claim, Usage},
+    registry::{LeasePath, Usage},
 };
 use tokio::runtime::Handle;
 
@@ -95,7 +95,7 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     session.allow(Permission::Rmdir, &path)?;
     let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lessee.to_remove(vec![Claim::tree(&jail.name_key(&removed)?)])?;
+        let _lease = lessee.to_remove(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
         jail.remove_directory(&removed, changes)
     });
     removal.await?;
@@ -117,7 +117,7 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
     let lessee = Lessee::of(session);
     Ok(run_in_background(session, watch, move || {
         let changes = Changes::default();
-        let lease = jail.name_key(&path).and_then(|key| lessee.to_remove(vec![Claim::tree(&key)]));
+        let lease = jail.name_key(&path).and_then(|key| lessee.to_remove(vec![LeasePath::tree(&key)]));
         let removed = lease.and_then(|_lease| jail.remove_tree(&path, &progress, &changes));
         if let Some(quota) = quota {
             runtime.block_on(quota.tell(changes.so_far()));

@@ -1,6 +1,6 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
-use common::{policy::Permission, registry::Claim};
+use common::{policy::Permission, registry::LeasePath};
 
 use super::leases::Lessee;
 use crate::{
@@ -17,7 +17,7 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let user = session.account.user.clone();
     let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lessee.to_remove(vec![Claim::file(&jail.name_key(&removed)?)])?;
+        let _lease = lessee.to_remove(vec![LeasePath::file(&jail.name_key(&removed)?)])?;
         let _lock = jail.lock_for_change(&removed)?;
         let partial = jail.remove_partial(&removed, &user);
         if let Ok(Some(freed)) = partial {
@@ -119,7 +119,7 @@ pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply
     session.allow(Permission::Attributes, &path)?;
     let (time, lessee) = (modified.time, Lessee::of(session));
     let stamping = session.in_home(move |jail| {
-        let _lease = lessee.to_remove(vec![Claim::file(&jail.canonical_key(&path)?)])?;
+        let _lease = lessee.to_remove(vec![LeasePath::file(&jail.canonical_key(&path)?)])?;
         let _lock = jail.lock_resolved_for_change(&path)?;
         jail.set_modified(&path, time)
     });

@@ -1,7 +1,7 @@
 //! Leases for commands that change names: no file is renamed, removed or stamped while a session writes it.
 
 use common::{
-    registry::{Claim, Registry, WriteLease},
+    registry::{LeasePath, Registry, WriteLease},
     session::SessionId,
 };
 use tokio::runtime::Handle;
@@ -35,7 +35,7 @@ impl Lessee {
     ///
     /// # Errors
     /// [`FileError::Leased`].
-    pub fn to_remove(&self, claims: Vec<Claim>) -> Result<WriteLease, FileError> {
+    pub fn to_remove(&self, claims: Vec<LeasePath>) -> Result<WriteLease, FileError> {
         Ok(self.runtime.block_on(self.registry.lease_names(claims, self.session))?)
     }
 
@@ -49,7 +49,7 @@ impl Lessee {
     /// nodes.
     pub fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
         // Whatever they are: a file could have become a directory meanwhile.
-        let claim = |path: &&VirtualPath| Ok(Claim::tree(&jail.name_key(path)?));
+        let claim = |path: &&VirtualPath| Ok(LeasePath::tree(&jail.name_key(path)?));
         let claims = paths.iter().map(claim).collect::<Result<_, FileError>>()?;
         let lease = self.to_remove(claims)?;
         self.prove(&lease, jail, paths)?;
@@ -65,7 +65,7 @@ impl Lessee {
         &self,
         jail: &Jail,
         paths: &[&VirtualPath],
-        claims: Vec<Claim>,
+        claims: Vec<LeasePath>,
     ) -> Result<WriteLease, FileError> {
         let lease = self.runtime.block_on(self.registry.lease(claims, self.session))?;
         self.prove(&lease, jail, paths)?;

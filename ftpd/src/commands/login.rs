@@ -8,7 +8,7 @@ use common::{
     password::{MAX_PASSWORD, MAX_USER_NAME},
     policy::Quota,
     process::logging::chain,
-    registry::{Refusal, Revision, SessionEntry},
+    registry::{Revision, SessionEntry, SessionRefused},
     secret::Secret,
     session::{SessionLimits, SessionRecord},
 };
@@ -285,11 +285,11 @@ async fn register(node: &Node, subject: &Subject, account: &Account) -> Result<S
         metrics::login("limited");
         log_session!(log::Level::Warn, subject; "login refused: {refusal}");
         match refusal {
-            Refusal::UserLimit(_) => unavailable("Too many sessions of this user"),
-            Refusal::AddressLimit(_) | Refusal::UserAddressLimit(_) => {
+            SessionRefused::UserLimit(_) => unavailable("Too many sessions of this user"),
+            SessionRefused::AddressLimit(_) | SessionRefused::UserAddressLimit(_) => {
                 unavailable("Too many sessions from your address")
             }
-            Refusal::RegistryAway => login_unavailable(),
+            SessionRefused::RegistryAway => login_unavailable(),
         }
     })
 }

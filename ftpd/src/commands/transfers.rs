@@ -531,8 +531,12 @@ pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     session.allow(Permission::Download, &path)?;
     let opened = path.clone();
     let ascii = session.representation.converts();
-    let governor =
-        session.lanes.govern(&session.node, &session.account.user, registry::Direction::Download, None);
+    let governor = session.lanes.govern(
+        &session.node,
+        &session.account.user,
+        registry::BandwidthDirection::Download,
+        None,
+    );
     let may_be_sent_at_once = !ascii && governor.is_none();
     let node = Arc::clone(&session.node);
     let (size, bytes, source) = session

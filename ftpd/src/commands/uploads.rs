@@ -5,7 +5,7 @@ use std::{collections::HashSet, os::unix::fs::MetadataExt, sync::Arc, thread, ti
 use common::{
     auth_api::UploadMode,
     policy::Permission,
-    registry::{self, Claim, Usage, WriteLease},
+    registry::{self, LeasePath, Usage, WriteLease},
 };
 use tokio::runtime::Handle;
 
@@ -186,7 +186,7 @@ async fn store(
         }
     };
     let opened = open(session, &path, mode, lease, share.clone()).await?;
-    let (node, direction) = (&session.node, registry::Direction::Upload);
+    let (node, direction) = (&session.node, registry::BandwidthDirection::Upload);
     let governor = session.lanes.govern(node, &session.account.user, direction, share);
     let terms = Terms {
         announced: announced.filter(|_| !session.representation.converts()),
@@ -514,20 +514,20 @@ fn claims_of_join(
     jail: &Jail,
     target: &VirtualPath,
     sources: &[VirtualPath],
-) -> Result<Vec<Claim>, FileError> {
+) -> Result<Vec<LeasePath>, FileError> {
     let identity = |file: &OpenFile| file.file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
     let mut files = HashSet::new();
     if let Ok(target) = jail.open_read(target) {
         files.insert(identity(&target)?);
     }
-    let mut claims = vec![Claim::file(&jail.canonical_key(target)?)];
+    let mut claims = vec![LeasePath::file(&jail.canonical_key(target)?)];
     for source in sources {
         if !files.insert(identity(&jail.open_read(source)?)?) {
             return Err(FileError::SameFile);
         }
         // Not the same where the name is a symbolic link.
-        claims.push(Claim::file(&jail.canonical_key(source)?));
-        claims.push(Claim::file(&jail.name_key(source)?));
+        claims.push(LeasePath::file(&jail.canonical_key(source)?));
+        claims.push(LeasePath::file(&jail.name_key(source)?));
     }
     Ok(claims)
 }

@@ -5,7 +5,7 @@ use std::io;
 
 use common::{
     process::logging::chain,
-    registry::{Certainty, Conflict, LeaseRefused},
+    registry::{LeaseCertainty, LeaseConflict, LeaseRefused},
 };
 use nix::errno::Errno;
 
@@ -78,7 +78,7 @@ pub enum FileError {
     Leased(#[from] LeaseRefused),
     /// Neither a write lease nor a file lock proves that no other session writes the file.
     #[error("another node may be writing the file")]
-    WriterUncertain(Certainty),
+    WriterUncertain(LeaseCertainty),
     /// The session lost the right to write the file while it was writing.
     #[error("the session lost its right to write this file")]
     WriteRightLost,
@@ -108,7 +108,7 @@ impl FileError {
                 (Some("Redis is unavailable, and registry_away = \"refuse\"".into()), None)
             }
             Self::WriterUncertain(certainty) => {
-                let why = if *certainty == Certainty::RedisLostData {
+                let why = if *certainty == LeaseCertainty::RedisLostData {
                     "Redis lost its data less than node_lease ago"
                 } else {
                     "Redis is unavailable"
@@ -221,9 +221,9 @@ impl FileError {
             Self::BeingWritten => (Code::FILE_BUSY, "Another session writes this file"),
             Self::Leased(LeaseRefused::Busy { conflict, .. }) => {
                 let phrase = match conflict {
-                    Conflict::Same => "Another session writes this file",
-                    Conflict::Below => "A file in this directory is being written",
-                    Conflict::Above => "A parent directory is being renamed or removed",
+                    LeaseConflict::Same => "Another session writes this file",
+                    LeaseConflict::Below => "A file in this directory is being written",
+                    LeaseConflict::Above => "A parent directory is being renamed or removed",
                 };
                 (Code::FILE_BUSY, phrase)
             }

@@ -19,7 +19,7 @@ use crate::listing::{Entry, EntryKind};
 
 /// A shared folder in the tree.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(super) struct SharedFolder {
     /// Virtual path of the folder.
     path: VirtualPath,
     /// Path of the folder's directory in the storage.
@@ -56,7 +56,7 @@ impl Jail {
         let opened =
             open_storage(storage_root).and_then(|root| open_directory(&root, &target, create, self.modes));
         match opened {
-            Ok(directory) => self.folders.push(Folder { path, target, directory: directory.into() }),
+            Ok(directory) => self.folders.push(SharedFolder { path, target, directory: directory.into() }),
             Err(error) => {
                 self.unavailable.push(path);
                 return Err(error);
@@ -78,7 +78,7 @@ impl Jail {
     }
 
     /// The folder that contains `path`: the deepest one if folders are nested.
-    fn folder_containing(&self, path: &VirtualPath) -> Option<&Folder> {
+    fn folder_containing(&self, path: &VirtualPath) -> Option<&SharedFolder> {
         let above = self.folders.iter().filter(|folder| path.below(&folder.path).is_some());
         above.max_by_key(|folder| folder.path.as_bytes().len())
     }
@@ -109,7 +109,7 @@ impl Jail {
     }
 
     /// Returns true if both paths are in the same folder or both are in the home.
-    pub(super) fn share_root(&self, a: &VirtualPath, b: &VirtualPath) -> bool {
+    pub(super) fn have_same_root(&self, a: &VirtualPath, b: &VirtualPath) -> bool {
         let folder = |path| self.folder_containing(path).map(|folder| &folder.path);
         folder(a) == folder(b)
     }

@@ -92,6 +92,14 @@ pub(super) fn create_file(directory: &OwnedFd, name: &[u8], mode: u32) -> Result
     Ok(openat(directory, name, flags, Mode::from_bits_truncate(mode))?.into())
 }
 
+/// Opens a directory by its name in `directory`, to read it. A symbolic link fails with ENOTDIR.
+pub(super) fn open_subdirectory(
+    directory: &OwnedFd,
+    name: &(impl nix::NixPath + ?Sized),
+) -> Result<OwnedFd, Errno> {
+    openat(directory, name, READ_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())
+}
+
 /// Status of the name itself: a symbolic link is not followed.
 pub(super) fn status(directory: impl AsFd, name: &(impl nix::NixPath + ?Sized)) -> Result<FileStat, Errno> {
     fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)
@@ -112,6 +120,12 @@ pub(super) fn real_path(handle: &(impl AsFd + AsRawFd)) -> Result<Vec<u8>, FileE
     // The kernel appends " (deleted)" to the path of a removed file. The link count is checked instead,
     // because a file name may end with the same text.
     if fstat(handle)?.st_nlink == 0 { Err(FileError::NotFound) } else { Ok(path) }
+}
+
+/// Path of the name `name` in an open directory, for logs. Bytes that are not printable ASCII are escaped.
+pub(super) fn printable_path(directory: &OwnedFd, name: &[u8]) -> String {
+    let directory = real_path(directory).unwrap_or_default();
+    format!("{}/{}", directory.escape_ascii(), name.escape_ascii())
 }
 
 pub(super) fn kind(status: &FileStat) -> EntryKind {

@@ -17,12 +17,15 @@ mod error;
 mod files;
 mod folders;
 mod handle;
+mod inode_lock;
+mod keys;
 pub mod lock;
+mod mount;
 mod partial;
 pub mod path;
 mod publish;
 mod remove_tree;
-mod same_file;
+mod rename_new;
 mod shared;
 pub mod sweep;
 mod upload;
@@ -40,7 +43,7 @@ use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 pub use self::combine::CombineRequest;
 pub use self::directory::{Entries, TreeWalk, WalkStep};
 pub use self::error::FileError;
-use self::folders::{Folder, RootedPath};
+use self::folders::{RootedPath, SharedFolder};
 use self::handle::LinkPolicy;
 pub use self::lock::{ChangeLock, LockMode};
 pub use self::partial::RivalPolicy;
@@ -67,7 +70,7 @@ pub struct Jail {
     home: Arc<OwnedFd>,
     /// Path of the home in the storage.
     home_path: VirtualPath,
-    folders: Vec<Folder>,
+    folders: Vec<SharedFolder>,
     /// Device numbers of the home and then of each folder in the order of `folders`. Empty before
     /// [`Jail::share`].
     filesystems: Vec<u64>,
@@ -176,7 +179,7 @@ impl Jail {
         }
         let RootedPath { root, inside } = self.rooted_path(path);
         let joined: Vec<u8>;
-        let synthetic_entry = match (inside, below) {
+        let relative = match (inside, below) {
             (b"", b"") => b".",
             (b"", below) => below,
             (inside, b"") => inside,
@@ -187,15 +190,14 @@ impl Jail {
         };
         if below.is_empty() && self.has_folder_below(path) {
             // The synthetic directory hides a file or link of the same name in the home.
-            return match handle::open_in(root, synthetic_entry, flags | OFlag::O_DIRECTORY, self.link_policy)
-            {
+            return match handle::open_in(root, relative, flags | OFlag::O_DIRECTORY, self.link_policy) {
                 Err(FileError::NotFound | FileError::NotADirectory | FileError::Loop) => {
                     Err(FileError::IsADirectory)
                 }
                 opened => opened,
             };
         }
-        handle::open_in(root, synthetic_entry, flags, self.link_policy)
+        handle::open_in(root, relative, flags, self.link_policy)
     }
 
     /// [`Jail::open_path`] together with the status of the opened file.

@@ -31,8 +31,8 @@ use crate::listing::EntryKind;
 /// Attempts to open a partial file while other sessions create, remove or replace it.
 const ATTEMPTS: usize = 3;
 
-/// What an atomic upload does if another upload is still writing the file, or if it begins at 0 while
-/// another upload is still writing the partial file of the same owner and path.
+/// Treatment of a competing upload by an atomic upload: another upload is still writing the file, or
+/// this one begins at 0 while another one is still writing the partial file of the same owner and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RivalPolicy {
     /// Replaces the partial file, so that the other upload cannot publish. This upload has the write
@@ -243,9 +243,7 @@ impl Jail {
         location: &EntryLocation<'_>,
         changes: &Changes,
     ) -> Result<(), FileError> {
-        let flags = handle::READ_DIRECTORY | OFlag::O_NOFOLLOW;
-        let mut names =
-            DirectoryReader::new(openat(&location.directory, location.name, flags, Mode::empty())?);
+        let mut names = DirectoryReader::new(handle::open_subdirectory(&location.directory, location.name)?);
         let is_partial = |name: &[u8]| name.starts_with(PARTIAL_PREFIX);
         while let Some(found) = names.next() {
             let found = found?;

@@ -20,9 +20,10 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{NFS_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, close};
 
-use super::files::{rename_new, sync_directory};
+use super::files::sync_directory;
 use super::handle::{self, EntryLocation, identity, size};
 use super::partial::has_name;
+use super::rename_new::rename_new;
 use super::upload::{FollowedLink, PublishPlan, Upload, UploadState};
 use super::{FileError, usage};
 use crate::blocking;
@@ -151,7 +152,7 @@ impl Upload {
     /// can publish it. Does nothing for a direct upload.
     ///
     /// # Errors
-    /// [`FileError::WriteRightLost`] if another upload has it, and as the kernel says.
+    /// [`FileError::WriteRightLost`] if another upload has it, or any error of the kernel.
     pub(super) fn take_unique_name(&mut self) -> Result<(), FileError> {
         let Some(PublishPlan { hidden, replaces, .. }) = &self.publish else { return Ok(()) };
         debug_assert!(replaces.is_none(), "the file has its resumable name once it may be written");
@@ -186,12 +187,12 @@ impl Upload {
             // A new upload has begun, or the file was not renamed.
             Err(FileError::AlreadyExists) if self.guard.check().is_ok() => {
                 if let Err(error) = self.remove() {
-                    log::warn!(path:% = self.path(); "data of an aborted upload could not be removed: {}", chain(&error));
+                    self.warn("data of an aborted upload could not be removed", &error);
                 }
             }
             Err(FileError::AlreadyExists | FileError::NotFound) => {}
             Err(error) => {
-                log::warn!(path:% = self.path(); "the partial file of an upload could not be kept for resuming: {}", chain(&error));
+                self.warn("the partial file of an upload could not be kept for resuming", &error);
             }
         }
     }
@@ -258,22 +259,20 @@ impl Upload {
             // This upload has changed nothing: keep the file of an earlier upload, even if it is empty.
             (UploadState::Opened { .. } | UploadState::Begun { .. }, _) if !self.created => Ok(()),
             (UploadState::Opened { .. } | UploadState::Begun { .. }, _) => self.remove_if_empty(),
-            (UploadState::Writing { start, .. }, KeepData::OnlyPrevious) => self.cut(start),
+            (UploadState::Writing { start, .. }, KeepData::OnlyPrevious) => self.truncate(start),
             (UploadState::Writing { start, .. }, keep) => {
                 let kept = if keep == KeepData::IfDurable { self.check_durable() } else { self.flush() };
                 match kept {
                     Ok(()) => self.remove_if_empty(),
                     Err(error) => {
-                        let (path, error) = (self.path(), chain(&error));
-                        log::warn!(path:%; "data of an aborted upload could not be kept: {error}");
-                        self.cut(start)
+                        self.warn("data of an aborted upload could not be kept", &error);
+                        self.truncate(start)
                     }
                 }
             }
         };
         if let Err(error) = ended {
-            let path = self.path();
-            log::warn!(path:%; "data of an aborted upload could not be removed: {}", chain(&error));
+            self.warn("data of an aborted upload could not be removed", &error);
         }
     }
 
@@ -288,19 +287,21 @@ impl Upload {
         self.flush_to_storage(true)
     }
 
-    /// Path of the data, for the log.
-    fn path(&self) -> String {
-        let directory = handle::real_path(&self.directory).unwrap_or_default();
-        format!("{}/{}", directory.escape_ascii(), self.name.escape_ascii())
+    /// Logs a failure with the current path of the data.
+    fn warn(&self, message: &str, error: &FileError) {
+        let path = handle::printable_path(&self.directory, &self.name);
+        log::warn!(path:%; "{message}: {}", chain(error));
     }
 
-    fn cut(&self, start: u64) -> Result<(), FileError> {
+    /// Removes the data from `start` on, and the file if nothing is left of it and this upload may remove it.
+    fn truncate(&self, start: u64) -> Result<(), FileError> {
         if start == 0 && self.may_remove() {
             return self.remove();
         }
         usage::truncate(&self.file, start, &self.changes)
     }
 
+    /// Removes an empty file if this upload may remove it.
     fn remove_if_empty(&self) -> Result<(), FileError> {
         if self.may_remove() && size(&fstat(&self.file)?) == 0 { self.remove() } else { Ok(()) }
     }

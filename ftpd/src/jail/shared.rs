@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
+use common::sync;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::handle::identity;
-use super::same_file::FileIdentity;
+use super::inode_lock::FileIdentity;
 use super::{FileError, Jail};
 
 /// Directories that sessions hold open.
@@ -27,7 +28,7 @@ impl SharedDirectories {
     /// shared handle. Blocks.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     fn share(&self, opened: Arc<OwnedFd>) -> Result<Arc<OwnedFd>, FileError> {
         let status = fstat(&opened)?;
         let key = identity(&status);
@@ -47,8 +48,7 @@ impl SharedDirectories {
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, SharedDirectoriesInner> {
-        // No code panics while it holds the mutex.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 
@@ -65,7 +65,7 @@ impl Jail {
     /// folders. Blocks.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     pub fn share(&mut self, directories: &SharedDirectories) -> Result<(), FileError> {
         let folders = self.folders.iter_mut().map(|folder| &mut folder.directory);
         let mut filesystems = Vec::with_capacity(1);

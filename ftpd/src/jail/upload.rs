@@ -23,7 +23,7 @@ use super::partial::{HiddenNames, ReplacedFile};
 use super::usage::{self, Changes};
 use super::{FileError, RivalPolicy};
 
-/// How an upload treats an existing file.
+/// Treatment of an existing file by an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteMode {
     /// STOR.
@@ -69,7 +69,7 @@ pub struct Upload {
     pub(super) changes: Changes,
 }
 
-/// How a complete atomic upload is published.
+/// Names and options for publishing an atomic upload.
 #[derive(Debug)]
 pub(super) struct PublishPlan {
     pub name: Box<[u8]>,
@@ -113,7 +113,7 @@ impl WriteGuard {
     }
 }
 
-/// How far an upload has come.
+/// Progress of an upload from its opening to its end.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum UploadState {
     /// Nothing has been changed yet. Writing starts at `start` (`None`: at the end of the file). Bytes

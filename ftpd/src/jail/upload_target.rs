@@ -38,13 +38,13 @@ impl UploadTarget<'_> {
     /// See [`Jail::canonical_key`].
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     pub fn key(&self) -> Result<Vec<u8>, FileError> {
         if self.found.is_ok_and(|status| kind(&status) == EntryKind::Symlink) {
             // Only for links: if the file is replaced at this moment, its real path is no longer its
             // name.
             match self.jail.open_path(self.path, handle::STATUS) {
-                Ok(target) => return self.jail.path_in_storage_of(&target),
+                Ok(target) => return self.jail.key_of_handle(&target),
                 Err(FileError::NotFound | FileError::Loop) => {}
                 Err(error) => return Err(error),
             }
@@ -52,7 +52,8 @@ impl UploadTarget<'_> {
         self.jail.key_in(&self.directory_path, self.location.name)
     }
 
-    /// Opens the file for writing and takes the writer's lock. Creates a missing file, but changes nothing else.
+    /// Opens the file for writing and takes the writer's lock. Creates a missing file, but changes
+    /// nothing else.
     ///
     /// # Errors
     /// [`FileError::BeingWritten`] if another upload has the lock, [`FileError::BadOffset`] if the file is
@@ -130,7 +131,8 @@ impl UploadTarget<'_> {
             WriteMode::Resume { offset, .. } => Some(offset),
             WriteMode::Append => None,
         };
-        // A partial file may always be truncated: the lock, or the owner's write lease, excludes other writers.
+        // A partial file may always be truncated: the lock, or the owner's write lease, excludes other
+        // writers.
         let may_truncate = publish.is_some() || !matches!(mode, WriteMode::Resume { replace: false, .. });
         let changes = Changes::default();
         if created {
@@ -214,10 +216,10 @@ impl Jail {
         Ok(UploadTarget { jail: self, path, location, directory_path, found, may_create: true })
     }
 
-    /// [`UploadTarget::open`] of `path`.
+    /// Looks up `path` and opens it as `UploadTarget::open` does.
     ///
     /// # Errors
-    /// The errors of [`UploadTarget::open`].
+    /// The errors of `UploadTarget::open`.
     pub fn open_write(
         &self,
         path: &VirtualPath,

@@ -88,23 +88,23 @@ impl std::fmt::Debug for Facts {
     }
 }
 
-/// What an entry is to the listing it stands in, RFC 3659 section 7.5.1.
+/// Relation of an entry to the listed directory, RFC 3659 section 7.5.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryRole {
-    /// A name in the directory that is listed, or what MLST was asked for.
+    /// An entry of the listed directory, or the argument of MLST.
     Member,
-    /// The directory that is listed: `cdir`.
+    /// The listed directory itself: `cdir`.
     Listed,
-    /// The one above it: `pdir`.
+    /// The parent of the listed directory: `pdir`.
     Parent,
 }
 
-/// Appends the facts of `entry` that `facts` selects, a space and `name`, without line end:
-/// `type=file;size=5;modify=19700101000000; name`. In MLSD the name is the entry's own, with CRLF
-/// behind all that; in MLST it is the path, in a reply.
+/// Appends the facts of `entry` that `facts` selects, a space and `name`, without a line end:
+/// `type=file;size=5;modify=19700101000000; name`. In MLSD the name is the entry's own, followed by
+/// CRLF. In MLST it is the path, inside a reply.
 ///
-/// The `perm` fact follows from `permissions`: those of the user for this entry, and of a directory
-/// those to upload, make and delete for what is in it.
+/// The `perm` fact is computed from `permissions`: the user's permissions for this entry. For a
+/// directory, its permissions to upload, create and delete are those for entries in it.
 pub fn facts(
     facts: Facts,
     entry: &Entry,
@@ -114,7 +114,7 @@ pub fn facts(
     out: &mut Vec<u8>,
 ) {
     for fact in facts.iter() {
-        // Sizes of anything but files mean nothing to a client, RFC 3659 section 7.5.7.
+        // Only sizes of files mean something to a client, RFC 3659 section 7.5.7.
         if fact == Fact::Size && entry.kind != EntryKind::File {
             continue;
         }
@@ -146,9 +146,10 @@ pub fn line(selected: Facts, entry: &Entry, role: EntryRole, permissions: &Permi
     out.extend_from_slice(b"\r\n");
 }
 
-/// The value of the fact `type`. A symbolic link is `OS.unix=slink:` with its target as it is stored
-/// (RFC 3659 section 7.5.1.5), or `OS.unix=symlink` where the target is unknown or cannot stand in a
-/// fact. No client decodes an escape there; clients that know links know both forms.
+/// The value of the fact `type`. A symbolic link is `OS.unix=slink:` followed by its target as it is
+/// stored (RFC 3659 section 7.5.1.5), or `OS.unix=symlink` if the target is unknown or not allowed in a
+/// fact. The target is not escaped, because no client decodes escapes there; clients that support links
+/// know both forms.
 fn kind(entry: &Entry, role: EntryRole, out: &mut Vec<u8>) {
     let target = entry.link_target.as_deref().filter(|target| fits_in_fact(target));
     let (value, target): (&[u8], _) = match (entry.kind, role, target) {
@@ -164,14 +165,14 @@ fn kind(entry: &Entry, role: EntryRole, out: &mut Vec<u8>) {
     out.extend_from_slice(target.unwrap_or_default());
 }
 
-/// Whether a text can be the value of a fact: `;` ends a fact, and the first space all of them (RFC
-/// 3659 section 7.2). Bytes above 127 can stand there as they can in names.
+/// Returns true if a text is allowed as the value of a fact: `;` ends a fact, and the first space ends
+/// all facts (RFC 3659 section 7.2). Bytes above 127 are allowed as in names.
 fn fits_in_fact(text: &[u8]) -> bool {
     !text.iter().any(|byte| byte.is_ascii_control() || matches!(byte, b' ' | b';'))
 }
 
-/// RFC 3659 section 7.5.5, in the order of its letters. What a symbolic link leads to is not
-/// known here: it gets what fits both a file and a directory to be read.
+/// The value of the fact `perm`, RFC 3659 section 7.5.5, in the order of its letters. The target of a
+/// symbolic link is not known here, so a link gets the letters for reading both a file and a directory.
 fn perm(kind: EntryKind, permissions: &Permissions, out: &mut Vec<u8>) {
     let file = kind == EntryKind::File;
     let directory = kind == EntryKind::Directory;
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_facts_then_one_space_then_the_name_rfc_3659_7_2() {
+    fn line_is_facts_one_space_and_the_name_rfc_3659_7_2() {
         let file = Entry { size: 5, device: 0xfd01, inode: 0x2a, ..Entry::sample(b" a b") };
         assert_eq!(
             shown(Facts::default(), &file, EntryRole::Member, Permissions::default()),
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn types_and_permissions_follow_from_kind_role_and_user_rfc_3659_7_5() {
+    fn type_and_perm_depend_on_kind_role_and_permissions_rfc_3659_7_5() {
         let selected = Facts::parse(b"type;size;perm;");
         for (kind, role, all, read) in [
             (EntryKind::File, EntryRole::Member, "type=file;size=0;perm=adfrw;", "type=file;size=0;perm=r;"),
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_shows_its_target_where_it_can_stand_in_a_fact_rfc_3659_7_2() {
+    fn link_target_is_shown_if_a_fact_may_contain_it_rfc_3659_7_2() {
         let selected = Facts::parse(b"type;");
         for (target, value) in [
             ("../keep", "OS.unix=slink:../keep"),

@@ -20,7 +20,7 @@ pub enum ArgumentError {
     Parameter,
     /// Reply 522 (RFC 2428): unsupported network protocol.
     Family,
-    /// 501, for a subcommand of SITE.
+    /// Reply 501 with the usage of a SITE subcommand.
     SiteSyntax(&'static SiteCommand),
 }
 

@@ -22,14 +22,14 @@ pub struct Request {
 
 impl Request {
     /// Returns true if the command may run during an activity. STAT without an argument may: it reports on
-    /// the transfer (RFC 959 section 4.1.3). STAT with a path reads directories, and may not.
+    /// the transfer (RFC 959 section 4.1.3). STAT with a path reads directories and may not.
     pub fn during_transfer(&self) -> bool {
         self.verb.during_transfer && !matches!(self.command, Command::LoggedIn(LoggedInCommand::StatPath(_)))
     }
 }
 
-/// A command with its arguments, by whether it needs a login. Paths are as the client wrote them, without
-/// NUL, CR and LF.
+/// A command with its arguments. The variant tells whether it needs a login. Paths are as the client sent
+/// them; they contain no NUL, CR or LF.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     AnyTime(AnyTimeCommand),
@@ -46,10 +46,10 @@ pub enum AnyTimeCommand {
     Quit,
     /// RFC 7151: the name of the virtual host, or an IPv6 address in brackets.
     Host(String),
-    /// Name of the client program.
+    /// The name and version of the client program.
     Clnt(Vec<u8>),
 
-    /// RFC 4217: a TLS handshake follows the reply. `private_data` implies PROT P.
+    /// RFC 4217: a TLS handshake follows the reply. `private_data` has the effect of a later PROT P.
     Auth {
         private_data: bool,
     },
@@ -87,7 +87,7 @@ pub enum LoggedInCommand {
     /// MDTM with a time: sets the modification time, for clients that do not know MFMT.
     MdtmSet(Modified),
     Mfmt(Modified),
-    /// Free space at the path, or in the current directory.
+    /// Free space at the path; `None` means the current directory.
     Avbl(Option<Vec<u8>>),
 
     Pasv,
@@ -249,11 +249,11 @@ pub struct ListArguments {
 pub struct ListOptions {
     /// `-a`: includes hidden names, `.` and `..`.
     pub all: bool,
-    /// `-A`: also hidden names, where a wildcard would leave them out.
+    /// `-A`: wildcards also match hidden names.
     pub almost_all: bool,
     /// `-l`: long format.
     pub long: bool,
-    /// `-R`
+    /// `-R`: includes subdirectories.
     pub recursive: bool,
     /// `-d`: shows the directory itself, not its entries.
     pub directory: bool,
@@ -324,7 +324,7 @@ pub enum Opts {
     Hash(Option<Algorithm>),
 }
 
-/// Why a line is no command to be run.
+/// Reason why a command line cannot run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParseError {
     Empty,
@@ -362,7 +362,7 @@ impl ParseError {
                 Reply::new(Code::BAD_ARGUMENTS, format!("Usage: SITE {}", command.usage()))
             }
             Self::Arguments(_, ArgumentError::Parameter) => {
-                Reply::new(Code::UNSUPPORTED_PARAMETER, "Parameter not supported.")
+                Reply::new(Code::UNSUPPORTED_PARAMETER, "Parameter not supported")
             }
             Self::Arguments(_, ArgumentError::Family) => {
                 Reply::new(Code::UNSUPPORTED_FAMILY, "Network protocol not supported, use (1,2)")
@@ -372,9 +372,9 @@ impl ParseError {
     }
 }
 
-/// Makes a request of a line without its line end. The verb's case does not matter. Paths, user names and
-/// passwords are taken byte for byte after the one space; around arguments that hold none of them
-/// spaces mean nothing. What follows a command without arguments is ignored, as other servers do.
+/// Parses a line without its line end. The verb may be in upper or lower case. Paths, user names and
+/// passwords start after exactly one space and are kept byte for byte. Spaces around other arguments
+/// are ignored, and so is text after a command without arguments, as on other servers.
 ///
 /// # Errors
 /// See [`ParseError`]; [`ParseError::reply`] gives the reply.
@@ -397,7 +397,7 @@ pub fn parse(line: &[u8]) -> Result<Request, ParseError> {
     let argument = if verb.takes_words { argument::without_spaces_around(argument) } else { argument };
     match parser.parse(argument) {
         Ok(command) => Ok(Request { verb, command }),
-        Err(fault) => Err(ParseError::Arguments(verb, fault)),
+        Err(error) => Err(ParseError::Arguments(verb, error)),
     }
 }
 

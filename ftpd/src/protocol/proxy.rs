@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Longest accepted header in bytes: version 2 with IPv6 addresses and [`MAX_TLVS`].
+/// Longest accepted header in bytes: version 2 with IPv6 addresses and `MAX_TLVS`.
 pub const MAX_HEADER: usize = V2_FIXED + V2_IPV6 + MAX_TLVS;
 
 /// Longest accepted TLVs of a version 2 header in bytes. nginx and haproxy send far fewer.

@@ -46,7 +46,7 @@ impl Code {
     /// RFC 2428: the network protocol of EPRT or EPSV is not supported.
     pub const UNSUPPORTED_FAMILY: Self = Self(522);
     pub const NOT_LOGGED_IN: Self = Self(530);
-    /// RFC 2228: policy forbids what was asked for.
+    /// RFC 2228: the server's policy forbids the request.
     pub const POLICY: Self = Self(534);
     /// RFC 2228: the protection level is not supported.
     pub const UNSUPPORTED_PROTECTION: Self = Self(536);
@@ -60,7 +60,7 @@ impl Code {
         self.0
     }
 
-    /// 4xx and 5xx: the command failed.
+    /// Returns true for 4xx and 5xx: the command failed.
     pub fn is_failure(self) -> bool {
         self.0 >= 400
     }
@@ -143,17 +143,17 @@ impl Reply {
         Self::new(Code::PATHNAME, line)
     }
 
-    /// NOOP.
+    /// The reply to NOOP.
     pub fn ok() -> Self {
         Self::new(Code::OK, "OK")
     }
 
-    /// QUIT.
+    /// The reply to QUIT.
     pub fn goodbye() -> Self {
         Self::new(Code::CLOSING, "Goodbye")
     }
 
-    /// Reply to each command that needs a login, before the login.
+    /// The reply to a command that needs a login.
     pub fn please_log_in() -> Self {
         Self::new(Code::NOT_LOGGED_IN, "Please log in with USER and PASS")
     }

@@ -1,4 +1,4 @@
-//! SITE's subcommands: one table for the parser, HELP, FEAT and errors.
+//! The subcommands of SITE: one table for the parser, HELP, FEAT and error replies.
 
 use std::fmt;
 
@@ -35,7 +35,7 @@ pub(super) static SITE_COMMANDS: [SiteCommand; 5] = [
         name: "UTIME",
         arguments: &[
             "<YYYYMMDDhhmm[ss]> <path>",
-            "<path> <access time> <time of last change> <any time> UTC",
+            "<path> <access time> <modification time> <creation time> UTC",
         ],
         feature: Some("SITE UTIME"),
         parse: utime,
@@ -57,7 +57,7 @@ impl SiteCommand {
 }
 
 impl PartialEq for SiteCommand {
-    /// Names are unique in the table.
+    /// Compares names, which are unique in the table.
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
     }
@@ -91,13 +91,14 @@ pub(super) fn parse(argument: &[u8]) -> Result<Site, ArgumentError> {
     (command.parse)(argument).ok_or(ArgumentError::SiteSyntax(command))
 }
 
-/// `<mode> <path>`
+/// SITE CHMOD: `<mode> <path>`.
 fn chmod(argument: &[u8]) -> Option<Site> {
     let (mode, rest) = first_word(argument);
     Some(Site::Chmod { mode: ModeChange::parse(mode).ok()?, path: path(rest).ok()? })
 }
 
-/// `<YYYYMMDDhhmm[ss]> <path>` as in ProFTPD, or `<path> <atime> <mtime> <ctime> UTC` as in Pure-FTPd.
+/// SITE UTIME: `<YYYYMMDDhhmm[ss]> <path>` as in ProFTPD, or `<path> <atime> <mtime> <ctime> UTC` as in
+/// Pure-FTPd.
 fn utime(argument: &[u8]) -> Option<Site> {
     if let Some(modified) = utime_with_three_times(argument) {
         return Some(Site::Utime(modified));
@@ -110,7 +111,7 @@ fn utime(argument: &[u8]) -> Option<Site> {
     Some(Site::Utime(Modified { time: time?, path: path(rest).ok()? }))
 }
 
-/// The form of Pure-FTPd. All three times must be valid; only the time of last change is used.
+/// The form of Pure-FTPd. All three times must be valid; only the modification time is used.
 fn utime_with_three_times(argument: &[u8]) -> Option<Modified> {
     let (times, utc) = argument.split_last_chunk::<4>()?;
     if !utc.eq_ignore_ascii_case(b" UTC") {

@@ -20,14 +20,15 @@ pub struct Verb {
     pub arguments: &'static str,
     /// Description, shown by HELP.
     pub help: &'static str,
-    /// May run during a transfer. Read through [`super::Request::during_transfer`].
+    /// May run during an activity. Read through [`super::Request::during_transfer`], which excludes STAT with
+    /// a path.
     pub(super) during_transfer: bool,
     /// Refused, and missing in FEAT, on a node without TLS.
     pub needs_tls: bool,
     feature: FeatLine,
     /// Spaces around the arguments are ignored, because no argument is a path or part of a login.
     pub(super) takes_words: bool,
-    /// `None` if the verb is known but not offered.
+    /// `None` if the server knows the verb but does not support it.
     pub(super) parser: Option<Parser>,
 }
 
@@ -54,7 +55,7 @@ impl Parser {
 enum FeatLine {
     None,
     Line(&'static str),
-    /// The facts, with those selected marked.
+    /// The MLST facts; the selected ones have a star.
     Mlst,
     /// The HASH algorithms; the selected one has a star.
     Hash,
@@ -173,9 +174,9 @@ impl fmt::Debug for Verb {
 
 static VERBS: &[Verb] = &[
     // Login
-    Verb::any_time("USER", "<name>", "begins a login", |a| argument::path(a).map(AnyTimeCommand::User)),
-    Verb::any_time("PASS", "<password>", "ends a login", |a| Ok(argument::password(a))),
-    Verb::any_time("ACCT", "<account>", "names an account; none is needed", |a| {
+    Verb::any_time("USER", "<name>", "starts a login", |a| argument::path(a).map(AnyTimeCommand::User)),
+    Verb::any_time("PASS", "<password>", "completes a login", |a| Ok(argument::password(a))),
+    Verb::any_time("ACCT", "<account>", "names an account; not needed here", |a| {
         argument::path(a).map(AnyTimeCommand::Acct)
     }),
     Verb::any_time("REIN", "", "logs out", |_| Ok(AnyTimeCommand::Rein)),
@@ -185,44 +186,46 @@ static VERBS: &[Verb] = &[
     })
     .words()
     .feat("HOST"),
-    Verb::any_time("CLNT", "<name>", "says which program the client is", |a| {
+    Verb::any_time("CLNT", "<name>", "names the client program", |a| {
         argument::path(a).map(AnyTimeCommand::Clnt)
     })
     .words()
     .feat("CLNT"),
     // Security, RFC 2228 and RFC 4217
-    Verb::any_time("AUTH", "TLS", "begins to encrypt the control connection", argument::auth)
+    Verb::any_time("AUTH", "TLS", "encrypts the control connection", argument::auth)
         .words()
         .tls()
         .feat("AUTH TLS"),
-    Verb::any_time("PBSZ", "0", "comes before PROT", argument::pbsz).words().tls().feat("PBSZ"),
-    Verb::any_time("PROT", "C|P", "data connections are in the clear, or private", argument::prot)
+    Verb::any_time("PBSZ", "0", "must precede PROT", argument::pbsz).words().tls().feat("PBSZ"),
+    Verb::any_time("PROT", "C|P", "sends data in the clear (C) or encrypted (P)", argument::prot)
         .words()
         .tls()
         .feat("PROT"),
-    Verb::any_time("CCC", "", "would end the encryption; refused", |_| Ok(AnyTimeCommand::Ccc)).tls(),
-    // Security, RFC 2228 and RFC 4217
+    Verb::any_time("CCC", "", "ends the encryption; always refused", |_| Ok(AnyTimeCommand::Ccc)).tls(),
+    // Directories and files
     Verb::logged_in("PWD", "", "shows the current directory", |_| Ok(LoggedInCommand::Pwd)).or("XPWD"),
     Verb::logged_in("CWD", "[<path>]", "changes the current directory", |a| {
         Ok(LoggedInCommand::Cwd(argument::optional_path(a)))
     })
     .or("XCWD"),
-    Verb::logged_in("CDUP", "", "goes to the directory above", |_| Ok(LoggedInCommand::Cdup)).or("XCUP"),
-    Verb::logged_in("MKD", "<path>", "makes a directory", |a| argument::path(a).map(LoggedInCommand::Mkd))
+    Verb::logged_in("CDUP", "", "changes to the parent directory", |_| Ok(LoggedInCommand::Cdup)).or("XCUP"),
+    Verb::logged_in("MKD", "<path>", "creates a directory", |a| argument::path(a).map(LoggedInCommand::Mkd))
         .or("XMKD"),
     Verb::logged_in("RMD", "<path>", "removes an empty directory", |a| {
         argument::path(a).map(LoggedInCommand::Rmd)
     })
     .or("XRMD"),
-    Verb::logged_in("RMDA", "<path>", "removes a directory and all in it", |a| {
+    Verb::logged_in("RMDA", "<path>", "removes a directory and its contents", |a| {
         argument::path(a).map(LoggedInCommand::Rmda)
     })
     .feat("RMDA"),
     Verb::logged_in("DELE", "<path>", "deletes a file", |a| argument::path(a).map(LoggedInCommand::Dele)),
-    Verb::logged_in("RNFR", "<path>", "names what to rename", |a| {
+    Verb::logged_in("RNFR", "<path>", "names the file or directory to rename", |a| {
         argument::path(a).map(LoggedInCommand::Rnfr)
     }),
-    Verb::logged_in("RNTO", "<path>", "renames it", |a| argument::path(a).map(LoggedInCommand::Rnto)),
+    Verb::logged_in("RNTO", "<path>", "renames the RNFR path to this path", |a| {
+        argument::path(a).map(LoggedInCommand::Rnto)
+    }),
     Verb::logged_in("SIZE", "<path>", "shows the size of a file in bytes", |a| {
         argument::path(a).map(LoggedInCommand::Size)
     })
@@ -230,11 +233,11 @@ static VERBS: &[Verb] = &[
     Verb::logged_in(
         "MDTM",
         "[<YYYYMMDDhhmmss>] <path>",
-        "shows or sets the time of last change",
+        "shows or sets the modification time",
         argument::mdtm,
     )
     .feat("MDTM"),
-    Verb::logged_in("MFMT", "<YYYYMMDDhhmmss> <path>", "sets the time of last change", |a| {
+    Verb::logged_in("MFMT", "<YYYYMMDDhhmmss> <path>", "sets the modification time", |a| {
         argument::modified(a).map(LoggedInCommand::Mfmt)
     })
     .feat("MFMT"),
@@ -242,42 +245,47 @@ static VERBS: &[Verb] = &[
         Ok(LoggedInCommand::Avbl(argument::optional_path(a)))
     })
     .feat("AVBL"),
-    // Security, RFC 2228 and RFC 4217
-    Verb::logged_in("PASV", "", "the server listens for the data connection", |_| Ok(LoggedInCommand::Pasv))
-        .feat("PASV"),
-    Verb::logged_in("EPSV", "[1|2|ALL]", "the server listens for the data connection", |a| {
+    // Data connections
+    Verb::logged_in("PASV", "", "makes the server listen for the data connection", |_| {
+        Ok(LoggedInCommand::Pasv)
+    })
+    .feat("PASV"),
+    Verb::logged_in("EPSV", "[1|2|ALL]", "makes the server listen for the data connection", |a| {
         argument::epsv(a).map(LoggedInCommand::Epsv)
     })
     .words()
     .feat("EPSV"),
-    Verb::logged_in("PORT", "<h1,h2,h3,h4,p1,p2>", "the server opens the data connection", |a| {
+    Verb::logged_in("PORT", "<h1,h2,h3,h4,p1,p2>", "makes the server open the data connection", |a| {
         super::address::parse_port(a).map(LoggedInCommand::Port)
     })
     .words(),
-    Verb::logged_in("EPRT", "|<1|2>|<address>|<port>|", "the server opens the data connection", |a| {
+    Verb::logged_in("EPRT", "|<1|2>|<address>|<port>|", "makes the server open the data connection", |a| {
         super::address::parse_eprt(a).map(LoggedInCommand::Eprt)
     })
     .words()
     .feat("EPRT"),
-    // Security, RFC 2228 and RFC 4217
-    Verb::logged_in("TYPE", "A|I|L 8", "text with line ends converted, or bytes", |a| {
+    // Transfers
+    Verb::logged_in("TYPE", "A|I|L 8", "A converts line ends, I and L 8 transfer bytes unchanged", |a| {
         argument::transfer_type(a).map(LoggedInCommand::Type)
     })
     .words(),
-    Verb::logged_in("STRU", "F", "files have no structure", argument::structure).words(),
-    Verb::logged_in("MODE", "S", "data is sent as a stream", argument::mode).words(),
+    Verb::logged_in("STRU", "F", "selects file structure; only F is supported", argument::structure).words(),
+    Verb::logged_in("MODE", "S", "selects the transfer mode; only S is supported", argument::mode).words(),
     Verb::logged_in("ALLO", "<bytes> [R <bytes>]", "announces the size of the next upload", |a| {
         argument::allo(a).map(LoggedInCommand::Allo)
     })
     .words(),
-    Verb::logged_in("REST", "<offset>", "where the next transfer begins", |a| {
+    Verb::logged_in("REST", "<offset>", "sets the offset of the next transfer", |a| {
         argument::offset(a).map(LoggedInCommand::Rest)
     })
     .words()
     .feat("REST STREAM"),
-    Verb::logged_in("RANG", "<first> <last>", "which bytes the next transfer is of; 1 0 for all", |a| {
-        argument::rang(a).map(LoggedInCommand::Rang)
-    })
+    Verb::logged_in(
+        "RANG",
+        "<first> <last>",
+        "sets the byte range of the next download; 1 0 clears it",
+        |a| argument::rang(a).map(LoggedInCommand::Rang),
+    )
     .words()
     .feat("RANG STREAM"),
     Verb::logged_in("RETR", "<path>", "sends a file to the client", |a| {
@@ -288,8 +296,8 @@ static VERBS: &[Verb] = &[
         Ok(LoggedInCommand::Stou(argument::optional_path(a)))
     }),
     Verb::logged_in("APPE", "<path>", "appends to a file", |a| argument::path(a).map(LoggedInCommand::Appe)),
-    Verb::logged_in("ABOR", "", "ends the transfer under way", |_| Ok(LoggedInCommand::Abor)).in_transfer(),
-    // Security, RFC 2228 and RFC 4217
+    Verb::logged_in("ABOR", "", "aborts the transfer", |_| Ok(LoggedInCommand::Abor)).in_transfer(),
+    // Listings
     Verb::logged_in("LIST", "[-aAdFlRrSt] [<path>]", "lists a directory for people", |a| {
         Ok(LoggedInCommand::List(argument::list(a)))
     }),
@@ -306,44 +314,44 @@ static VERBS: &[Verb] = &[
     Verb::any_time_or_logged_in(
         "STAT",
         "[[-aAdFlRrSt] <path>]",
-        "shows the state of the session, or lists a path",
+        "shows the status of the session, or lists a path",
         argument::stat,
     )
     .in_transfer(),
-    // Security, RFC 2228 and RFC 4217
-    Verb::logged_in("HASH", "<path>", "the checksum of a file, by the algorithm of OPTS HASH", |a| {
+    // Checksums
+    Verb::logged_in("HASH", "<path>", "shows the checksum of a file; OPTS HASH selects the algorithm", |a| {
         argument::path(a).map(LoggedInCommand::Hash)
     })
     .feature(FeatLine::Hash),
-    Verb::logged_in("XCRC", "<path> [<start> [<end>]]", "the CRC-32 of a file", |a| {
+    Verb::logged_in("XCRC", "<path> [<start> [<end>]]", "shows the CRC-32 of a file", |a| {
         argument::checksum(Algorithm::Crc32, a)
     })
     .feat("XCRC"),
-    Verb::logged_in("XMD5", "<path> [<start> [<end>]]", "the MD5 of a file", |a| {
+    Verb::logged_in("XMD5", "<path> [<start> [<end>]]", "shows the MD5 of a file", |a| {
         argument::checksum(Algorithm::Md5, a)
     })
     .feat("XMD5"),
-    Verb::logged_in("XSHA1", "<path> [<start> [<end>]]", "the SHA-1 of a file", |a| {
+    Verb::logged_in("XSHA1", "<path> [<start> [<end>]]", "shows the SHA-1 of a file", |a| {
         argument::checksum(Algorithm::Sha1, a)
     })
     .or("XSHA")
     .feat("XSHA1"),
-    Verb::logged_in("XSHA256", "<path> [<start> [<end>]]", "the SHA-256 of a file", |a| {
+    Verb::logged_in("XSHA256", "<path> [<start> [<end>]]", "shows the SHA-256 of a file", |a| {
         argument::checksum(Algorithm::Sha256, a)
     })
     .feat("XSHA256"),
-    Verb::logged_in("XSHA512", "<path> [<start> [<end>]]", "the SHA-512 of a file", |a| {
+    Verb::logged_in("XSHA512", "<path> [<start> [<end>]]", "shows the SHA-512 of a file", |a| {
         argument::checksum(Algorithm::Sha512, a)
     })
     .feat("XSHA512"),
-    Verb::logged_in("COMB", "<target> <source>...", "joins files to the end of one", |a| {
+    Verb::logged_in("COMB", "<target> <source>...", "appends the sources to the target", |a| {
         argument::comb(a).map(LoggedInCommand::Comb)
     })
     .feat("COMB"),
-    // Security, RFC 2228 and RFC 4217
-    Verb::any_time("SYST", "", "shows the kind of system", |_| Ok(AnyTimeCommand::Syst)),
+    // Information and parameters
+    Verb::any_time("SYST", "", "shows the type of the system", |_| Ok(AnyTimeCommand::Syst)),
     Verb::any_time("FEAT", "", "lists the extensions", |_| Ok(AnyTimeCommand::Feat)),
-    Verb::any_time("HELP", "[<command>]", "shows this", |a| {
+    Verb::any_time("HELP", "[<command>]", "shows this help", |a| {
         Ok(AnyTimeCommand::Help(argument::optional_path(a)))
     })
     .words(),
@@ -352,11 +360,14 @@ static VERBS: &[Verb] = &[
         argument::opts(a).map(AnyTimeCommand::Opts)
     })
     .words(),
-    Verb::logged_in("SITE", "<command> [<arguments>]", "what no RFC has", |a| {
-        site::parse(a).map(LoggedInCommand::Site)
-    })
+    Verb::logged_in(
+        "SITE",
+        "<command> [<arguments>]",
+        "runs a server-specific command; see SITE HELP",
+        |a| site::parse(a).map(LoggedInCommand::Site),
+    )
     .feature(FeatLine::Site),
-    // RFC 959 and the security extensions, RFC 2228
+    // Not supported: RFC 959 and the security extensions of RFC 2228
     Verb::not_offered("SMNT"),
     Verb::not_offered("ADAT"),
     Verb::not_offered("CONF"),
@@ -437,7 +448,7 @@ pub fn help(topic: Option<&[u8]>) -> Reply {
         None => {
             let names: Vec<_> = VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name).collect();
             let rows = names.chunks(8).map(|row| ReplyText::from(row.join(" "))).collect();
-            Reply::lines(Code::HELP, "Commands:", rows, "HELP <command> tells more.")
+            Reply::lines(Code::HELP, "Commands:", rows, "Use HELP <command> for details")
         }
         Some(Some(verb)) if verb.name == "SITE" => site_help(),
         Some(Some(verb)) => Reply::new(Code::HELP, format!("{}: {}", verb.usage(), verb.help)),
@@ -457,83 +468,4 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(reply: &Reply) -> String {
-        let mut out = Vec::new();
-        reply.encode(&mut out);
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn names_are_unique_and_in_capitals() {
-        let names: Vec<_> = VERBS.iter().flat_map(|verb| [Some(verb.name), verb.alias]).flatten().collect();
-        for (i, name) in names.iter().enumerate() {
-            assert!(name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()), "{name}");
-            assert!(!names[..i].contains(name), "{name}");
-            assert!(!crate::protocol::command::is_foreign(name.as_bytes()), "{name}");
-        }
-    }
-
-    #[test]
-    fn only_quit_abor_stat_and_noop_run_during_a_transfer_rfc_959_4_1_3() {
-        let names: Vec<_> = VERBS.iter().filter(|verb| verb.during_transfer).map(|verb| verb.name).collect();
-        assert_eq!(names, ["QUIT", "ABOR", "STAT", "NOOP"]);
-    }
-
-    #[test]
-    fn commands_that_touch_files_need_a_login() {
-        let names: Vec<_> = VERBS
-            .iter()
-            .filter(|verb| matches!(verb.parser, Some(Parser::AnyTime(_) | Parser::Either(_))))
-            .map(|verb| verb.name)
-            .collect();
-        // STAT with a path needs a login.
-        let expected = [
-            "USER", "PASS", "ACCT", "REIN", "QUIT", "HOST", "CLNT", "AUTH", "PBSZ", "PROT", "CCC", "STAT",
-            "SYST", "FEAT", "HELP", "NOOP", "OPTS",
-        ];
-        assert_eq!(names, expected);
-    }
-
-    #[test]
-    fn feat_has_one_line_per_extension_rfc_2389_3_2() {
-        let features = Features { facts: Facts::parse(b"type;"), hash: Algorithm::Sha256, tls: true };
-        let reply = text(&feat(features));
-        assert!(reply.starts_with("211-Extensions supported:\r\n ") && reply.ends_with("\r\n211 End\r\n"));
-        for line in [
-            " EPRT",
-            " EPSV",
-            " MDTM",
-            " MFMT",
-            " SIZE",
-            " REST STREAM",
-            " TVFS",
-            " UTF8",
-            " HOST",
-            " AUTH TLS",
-            " PBSZ",
-            " PROT",
-            " MLST type*;size;modify;perm;unique;UNIX.mode;",
-            " HASH CRC32;MD5;SHA-1;SHA-256*;SHA-512",
-        ] {
-            assert!(reply.lines().any(|l| l == line), "{line}");
-        }
-        assert!(!text(&feat(Features { tls: false, ..features })).contains("AUTH"), "not offered");
-    }
-
-    #[test]
-    fn help_lists_and_explains_every_supported_command() {
-        let all = text(&help(None));
-        for verb in VERBS {
-            let listed = all.split_ascii_whitespace().any(|word| word == verb.name);
-            assert_eq!(listed, verb.is_offered(), "{verb:?}");
-            let one = text(&help(Some(verb.name.as_bytes())));
-            assert_eq!(one.starts_with("214"), verb.is_offered(), "{one}");
-        }
-        assert_eq!(text(&help(Some(b"retr"))), "214 RETR <path>: sends a file to the client\r\n");
-        assert!(text(&help(Some(b"SITE"))).contains("\r\n CHMOD <mode> <path>\r\n"));
-        assert_eq!(text(&help(Some(b"\r\n"))), "502 Unknown command\r\n");
-    }
-}
+mod tests;

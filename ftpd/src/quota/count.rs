@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{process::logging::chain, registry::Counting, registry::Usage};
+use common::{process::logging::chain, registry::HomeCount, registry::Usage};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::sleep,
@@ -96,7 +96,7 @@ fn walk(
 }
 
 /// Counts the home, unless the node drains or another node takes over.
-pub(super) async fn count(quota: Arc<HomeQuota>, counting: Counting) {
+pub(super) async fn count(quota: Arc<HomeQuota>, counting: HomeCount) {
     let counts = &quota.counts;
     let progress = Arc::new(Progress::default());
     let walk = counts.walk(Arc::clone(&quota), Arc::clone(&progress));

@@ -5,7 +5,7 @@ use std::{os::unix::fs::FileExt, path::Path, sync::Arc, thread, time::Duration};
 use common::{
     node::NodeRecord,
     policy::Quota,
-    registry::{Claim, Registry, Step, Usage, WriteLease},
+    registry::{LeasePath, Registry, Usage, UsageStep, WriteLease},
     session::SessionId,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
@@ -132,7 +132,7 @@ impl Site {
 
     /// What the quota counts, and what is on the disk.
     fn standing(&self) -> (Usage, Usage) {
-        let counted = self.runtime.block_on(self.quota.usage.settle(Step::default())).unwrap().held;
+        let counted = self.runtime.block_on(self.quota.usage.settle(UsageStep::default())).unwrap().held;
         (counted.unwrap(), self.quota.jail.usage(&VirtualPath::root(), || Ok(())).unwrap())
     }
 
@@ -214,7 +214,7 @@ impl Session {
         }
         // A name in a directory that is missing cannot be changed.
         let key = |name: &&str| self.site.quota.jail.name_key(&path(name)).ok();
-        let claims: Vec<Claim> = names.iter().filter_map(key).map(|key| Claim::tree(&key)).collect();
+        let claims: Vec<LeasePath> = names.iter().filter_map(key).map(|key| LeasePath::tree(&key)).collect();
         if claims.is_empty() {
             return Some(None);
         }

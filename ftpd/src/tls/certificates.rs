@@ -17,6 +17,8 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
+use super::unix_seconds;
+
 /// A warning is logged if a certificate expires within this many seconds (two weeks).
 const EXPIRES_SOON: i64 = 14 * 24 * 3600;
 
@@ -91,7 +93,7 @@ fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certifica
 }
 
 fn warn_of_expiry(path: &Path, expires: i64) {
-    let now = super::unix_seconds();
+    let now = unix_seconds();
     let path = path.display();
     match expires - now {
         ..=0 => log::warn!("{path}: the certificate has expired; most clients will refuse it"),

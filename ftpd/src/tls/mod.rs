@@ -410,7 +410,7 @@ fn with_verifier(
     Ok(config)
 }
 
-/// [`clock::unix_seconds`] as a signed number, as certificates and tickets hold times.
+/// The current time in Unix seconds, signed as times in certificates and tickets are.
 fn unix_seconds() -> i64 {
     i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX)
 }

@@ -44,7 +44,7 @@ pub struct ClientTrust {
 /// A client certificate chain that a full handshake verified. The tickets of the TLS session carry it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedChain {
-    /// [`ClientTrust::hash`] at the time of the verification.
+    /// `ClientTrust::hash` at the time of the verification.
     pub by: [u8; 32],
     /// Expiry time of the certificate in Unix seconds.
     pub until: i64,

@@ -1,4 +1,4 @@
-//! Directories as streams.
+//! Tests of reading directories and trees.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
@@ -14,7 +14,7 @@ fn listed(site: &Site, directory: &str) -> Vec<Entry> {
 }
 
 #[test]
-fn entries_say_what_a_client_may_see() {
+fn entries_omit_internal_names_and_agree_with_mlst() {
     let site = Site::new();
     fs::create_dir_all(site.home("sub/dir")).unwrap();
     fs::write(site.home("sub/file"), "12345").unwrap();
@@ -58,7 +58,7 @@ fn entries_say_what_a_client_may_see() {
 }
 
 #[test]
-fn every_name_of_a_large_directory_comes_once() {
+fn large_directory_returns_every_name_once() {
     let site = Site::new();
     let names: BTreeSet<_> = (0..1500).map(|n| format!("a name of some length {n}")).collect();
     names.iter().for_each(|name| fs::write(site.home(name), "x").unwrap());
@@ -69,7 +69,7 @@ fn every_name_of_a_large_directory_comes_once() {
 }
 
 #[test]
-fn entries_that_vanish_while_they_are_read_are_left_out() {
+fn entries_removed_during_the_iteration_are_omitted() {
     let site = Site::new();
     (0..10).for_each(|n| fs::write(site.home(&n.to_string()), "x").unwrap());
     let mut entries = site.jail.entries(&VirtualPath::root()).unwrap();
@@ -80,7 +80,7 @@ fn entries_that_vanish_while_they_are_read_are_left_out() {
 }
 
 #[test]
-fn names_that_are_not_wanted_are_left_out() {
+fn only_returns_entries_that_the_filter_accepts() {
     let site = Site::new();
     for name in ["a", "b", "ab"] {
         fs::write(site.home(name), "x").unwrap();
@@ -91,14 +91,14 @@ fn names_that_are_not_wanted_are_left_out() {
 }
 
 #[test]
-fn a_cancelled_iteration_gives_an_error_also_where_every_name_is_left_out() {
+fn cancelled_iteration_fails_even_if_the_filter_accepts_no_name() {
     let site = Site::new();
     fs::create_dir_all(site.home("a/b")).unwrap();
     let progress = Progress::default();
     let root = VirtualPath::root();
     let mut entries = site.jail.entries(&root).unwrap().only(|_| false).until_cancelled(&progress);
     let mut walk = site.jail.walk(&root, 9, &progress, |_| true).unwrap();
-    // The root, then its entry.
+    // The root, then its only entry.
     assert!(walk.by_ref().take(2).all(|step| step.is_ok()));
     progress.cancel();
     assert!(matches!(entries.next(), Some(Err(FileError::Cancelled))));
@@ -106,7 +106,7 @@ fn a_cancelled_iteration_gives_an_error_also_where_every_name_is_left_out() {
 }
 
 #[test]
-fn a_walk_goes_down_directories_but_not_links_and_not_too_deep() {
+fn walk_enters_directories_down_to_max_depth_but_no_links() {
     let site = Site::new();
     fs::create_dir_all(site.home("a/b/c/d")).unwrap();
     fs::create_dir(site.home("e")).unwrap();

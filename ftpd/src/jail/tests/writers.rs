@@ -1,4 +1,5 @@
-//! One writer of a file at a time, decided by the storage alone: several jails stand for several nodes.
+//! Tests that a file has one writer at a time, ensured by the storage alone. Several jails stand for
+//! several nodes.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
@@ -13,7 +14,7 @@ const RESPECTFUL: UploadPlacement<'_> =
     UploadPlacement::Atomic { owner: "alice", rivals: RivalPolicy::Respect };
 const RESUME: WriteMode = WriteMode::Resume { offset: 4, replace: true };
 
-/// Opens `/file`, and writes `data` where the upload begins.
+/// Opens `/file` and writes `data` at the start offset of the upload.
 fn upload(
     jail: &Jail,
     mode: WriteMode,
@@ -27,14 +28,14 @@ fn upload(
 }
 
 impl Site {
-    /// The same home, as another node has it.
+    /// A jail of the same home on another node.
     fn node(&self) -> Jail {
         Jail::open(&self.storage(), &path("/alice"), false, MODES).unwrap()
     }
 }
 
 #[test]
-fn a_second_direct_upload_of_the_file_is_refused_under_each_of_its_names() {
+fn second_direct_upload_is_refused_under_every_name_of_the_file() {
     let (site, names) = (Site::new(), ["/file", "/hard", "/soft"]);
     fs::write(site.home("file"), "old").unwrap();
     fs::hard_link(site.home("file"), site.home("hard")).unwrap();
@@ -56,7 +57,7 @@ fn a_second_direct_upload_of_the_file_is_refused_under_each_of_its_names() {
 }
 
 #[test]
-fn of_two_that_make_a_file_the_one_without_the_lock_does_not_remove_it() {
+fn refused_upload_does_not_remove_a_file_that_another_upload_locked() {
     let site = Site::new();
     let first = site.jail.open_write(&path("/file"), WriteMode::Replace, UploadPlacement::Direct).unwrap();
     let second = site.node().open_write(&path("/file"), WriteMode::Replace, UploadPlacement::Direct);
@@ -67,7 +68,7 @@ fn of_two_that_make_a_file_the_one_without_the_lock_does_not_remove_it() {
 }
 
 #[test]
-fn an_upload_whose_file_was_renamed_removed_or_replaced_is_not_complete() {
+fn upload_fails_if_its_file_was_renamed_removed_or_replaced() {
     type Change = fn(&Site);
     let changes: [Change; 6] = [
         |site| fs::rename(site.home("file"), site.home("other")).unwrap(),
@@ -92,7 +93,7 @@ fn an_upload_whose_file_was_renamed_removed_or_replaced_is_not_complete() {
 }
 
 #[test]
-fn an_upload_through_a_symbolic_link_ends_where_the_link_led() {
+fn upload_through_a_link_fails_if_the_link_or_its_target_changed() {
     let site = Site::new();
     fs::write(site.home("one"), "").unwrap();
     fs::write(site.home("two"), "").unwrap();
@@ -114,7 +115,7 @@ fn an_upload_through_a_symbolic_link_ends_where_the_link_led() {
 }
 
 #[test]
-fn an_atomic_upload_whose_directory_was_renamed_is_not_published() {
+fn atomic_upload_is_not_published_if_its_directory_was_renamed() {
     let site = Site::new();
     fs::create_dir(site.home("d1")).unwrap();
     let mut upload = site.jail.open_write(&path("/d1/file"), WriteMode::Replace, ATOMIC).unwrap();
@@ -126,7 +127,7 @@ fn an_atomic_upload_whose_directory_was_renamed_is_not_published() {
 }
 
 #[test]
-fn an_atomic_upload_that_lost_its_hidden_file_cannot_publish() {
+fn atomic_upload_that_lost_its_partial_file_cannot_publish() {
     let site = Site::new();
     let node = site.node();
     let lost = upload(&site.jail, WriteMode::Replace, ATOMIC, "first, and longer").unwrap();
@@ -136,7 +137,7 @@ fn an_atomic_upload_that_lost_its_hidden_file_cannot_publish() {
     assert!(matches!(lost.finish(true, 25), Err(FileError::WriteRightLost)));
     assert_eq!((site.read("file"), site.names()), ("second".into(), vec!["file".into()]));
 
-    // Also where the other has not ended, or has broken off.
+    // The same if the other upload is still running or was aborted.
     let lost = upload(&site.jail, WriteMode::Replace, ATOMIC, "first").unwrap();
     let second = upload(&node, WriteMode::Replace, ATOMIC, "other").unwrap();
     assert!(matches!(lost.finish(true, 5), Err(FileError::WriteRightLost)));
@@ -152,7 +153,7 @@ fn an_atomic_upload_that_lost_its_hidden_file_cannot_publish() {
 }
 
 #[test]
-fn where_only_locks_tell_who_may_write_a_running_atomic_upload_is_not_replaced() {
+fn respect_policy_never_replaces_a_running_atomic_upload() {
     let site = Site::new();
     let node = site.node();
     let first = upload(&site.jail, WriteMode::Replace, RESPECTFUL, "first").unwrap();
@@ -171,7 +172,7 @@ fn where_only_locks_tell_who_may_write_a_running_atomic_upload_is_not_replaced()
 }
 
 #[test]
-fn an_upload_that_waits_for_its_first_byte_keeps_a_broken_one_from_being_resumed_and_leaves_it() {
+fn upload_before_its_first_byte_blocks_resuming_but_keeps_the_partial_file() {
     let site = Site::new();
     let node = site.node();
     upload(&site.jail, WriteMode::Replace, ATOMIC, "broken").unwrap().abandon();
@@ -187,12 +188,12 @@ fn an_upload_that_waits_for_its_first_byte_keeps_a_broken_one_from_being_resumed
         again.abandon();
         changes
     };
-    assert_eq!(changes.so_far(), (3 - 6, 0), "the broken one is gone");
+    assert_eq!(changes.so_far(), (3 - 6, 0), "the old partial file was replaced");
     assert_eq!(site.names().len(), 1);
 }
 
 #[test]
-fn a_directory_in_which_an_atomic_upload_runs_is_not_removed_with_it() {
+fn directory_with_a_running_atomic_upload_is_not_removed() {
     let site = Site::new();
     fs::create_dir(site.home("dir")).unwrap();
     let mut upload = site.jail.open_write(&path("/dir/file"), WriteMode::Replace, ATOMIC).unwrap();
@@ -213,7 +214,7 @@ fn a_directory_in_which_an_atomic_upload_runs_is_not_removed_with_it() {
 }
 
 #[test]
-fn an_upload_that_may_not_write_any_more_changes_nothing() {
+fn upload_whose_guard_refuses_changes_nothing() {
     let site = Site::new();
     let may_not = |mut upload: Upload| {
         upload.guard_by(|| false);
@@ -239,7 +240,7 @@ fn an_upload_that_may_not_write_any_more_changes_nothing() {
 }
 
 #[test]
-fn without_locks_an_upload_is_not_fenced() {
+fn upload_without_locks_is_not_fenced() {
     let site = Site::new();
     let mut node = site.node();
     node.set_locks(LockMode::Off);
@@ -254,13 +255,13 @@ fn without_locks_an_upload_is_not_fenced() {
     assert!(third.is_fenced());
 }
 
-/// One upload of a schedule, as far as it has come.
+/// One upload of a schedule and its state.
 struct Writer {
     jail: Jail,
     mode: WriteMode,
     placement: UploadPlacement<'static>,
     state: WriterState,
-    /// Bytes of this writer, after what it found.
+    /// Bytes written by this writer.
     written: usize,
 }
 
@@ -274,16 +275,16 @@ enum WriterState {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// Opens, begins, or writes a piece.
+    /// Opens the upload, begins it, or writes a piece.
     On,
     /// Takes the next step towards 226.
     End,
     Abandon,
-    /// The node dies: its locks go, and its files stay as they are.
+    /// The node dies: its locks are released, and its files stay as they are.
     Crash,
 }
 
-/// What a writer's byte is at each place: tells which upload wrote it.
+/// The byte that a writer writes: it tells which upload wrote a file.
 fn byte(writer: usize) -> u8 {
     b'a' + writer as u8
 }
@@ -293,7 +294,8 @@ fn is_prefix_of_one(content: &[u8]) -> bool {
 }
 
 impl Writer {
-    /// Takes one step. An upload that is complete by it has its name, and whole content.
+    /// Takes one step. If the step completes the upload, checks that the file has its name and its
+    /// whole content.
     fn step(&mut self, number: usize, step: Step, site: &Site) {
         let state = std::mem::replace(&mut self.state, WriterState::Ended);
         self.state = match (state, step) {
@@ -354,7 +356,11 @@ impl Writer {
             },
             (WriterState::Claimed { upload, found, start }, Step::On | Step::End) => {
                 let end = start + self.written as u64;
-                assert_eq!(upload.file().metadata().unwrap().size(), end, "nobody else has written the file");
+                assert_eq!(
+                    upload.file().metadata().unwrap().size(),
+                    end,
+                    "no other upload has written the file"
+                );
                 let content = [&found[..], &vec![byte(number); self.written]].concat();
                 let named = upload.rename_to_final_name().and_then(|()| upload.check_still_named());
                 match named {
@@ -387,10 +393,10 @@ fn modes() -> impl Strategy<Value = (WriteMode, UploadPlacement<'static>)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Uploads that begin at 0 hold bytes of one writer only; those that go on with a file, what they found
-    /// and then their own. A name never shows anything else.
+    /// A file of uploads that begin at 0 contains bytes of one writer only. A resumed or appended file
+    /// contains its old content and then bytes of one writer. A name never shows anything else.
     #[test]
-    fn a_name_never_holds_a_mix_whatever_the_order_of_the_steps(
+    fn file_never_mixes_bytes_of_two_uploads_in_any_order_of_steps(
         is_there in any::<bool>(),
         writers in prop::collection::vec(modes(), 2..4),
         schedule in prop::collection::vec((0..4usize, steps()), 1..60),
@@ -413,7 +419,7 @@ proptest! {
                 prop_assert!(is_prefix_of_one(&content), "{}", content.escape_ascii());
             }
         }
-        // The hidden files hold one writer's bytes as well: they may be resumed.
+        // Partial files also contain bytes of one writer only, because they may be resumed.
         if only_from_zero {
             for name in site.names() {
                 let content = fs::read(site.home(&name)).unwrap();

@@ -55,7 +55,7 @@ fn list_of(letters: &str) -> ListOptions {
 }
 
 #[test]
-fn verbs_have_no_case_and_paths_are_taken_byte_for_byte_rfc_959_5_3() {
+fn verbs_ignore_case_and_paths_are_kept_byte_for_byte_rfc_959_5_3() {
     assert_eq!(logged_in("rEtR A b"), Retr(bytes("A b")));
     assert_eq!(logged_in("STOR  a "), Stor(bytes(" a ")));
     assert_eq!(logged_in("CWD \t"), Cwd(Some(bytes("\t"))));
@@ -284,7 +284,7 @@ fn stat_without_argument_runs_during_a_transfer_rfc_959_4_1_3() {
 }
 
 #[test]
-fn stat_of_a_path_needs_a_login_as_list_does() {
+fn stat_of_a_path_needs_a_login() {
     assert_eq!(command("STAT"), AnyTime(Stat));
     assert_eq!(logged_in("STAT /"), StatPath(ListArguments { path: Some(bytes("/")), ..Default::default() }));
 }
@@ -327,7 +327,7 @@ fn type_i_and_type_l_8_are_image_rfc_959_3_1_1() {
 }
 
 #[test]
-fn sizes_and_offsets_go_up_to_the_largest_file() {
+fn sizes_and_offsets_may_be_as_large_as_i64_max() {
     assert_eq!(logged_in("REST 9223372036854775807"), Rest(i64::MAX as u64));
     assert_eq!((logged_in("ALLO 5"), logged_in("ALLO 5 R 80")), (Allo(5), Allo(5)));
     assert_eq!(logged_in("RANG 1 0"), Rang(None));
@@ -358,7 +358,7 @@ fn mdtm_with_time_and_path_sets_the_modification_time() {
 }
 
 #[test]
-fn utime_has_the_forms_of_proftpd_and_pure_ftpd() {
+fn site_utime_accepts_the_forms_of_proftpd_and_pure_ftpd() {
     let utime = |time, path| LoggedInCommand::Site(Site::Utime(Modified { time, path: bytes(path) }));
     assert_eq!(logged_in("SITE UTIME 197001010001 a b"), utime(60, "a b"));
     assert_eq!(logged_in("site utime 19700101000102 a"), utime(62, "a"));

@@ -1,12 +1,12 @@
-//! Patterns of places in a tree: which paths they fit, and where below a path they could.
+//! Patterns of virtual paths: which paths they match, and which they could match below a directory.
 //!
-//! A pattern fits what it matches and everything below. Matching goes down a path name by name and
-//! holds the parts that the next name could match, so it takes at most parts times names steps,
-//! however many `**` there are.
+//! A pattern matches a path and everything below it. Matching descends a path component by component
+//! and keeps the set of pattern parts that the next component could match. It therefore takes at most
+//! (parts × components) steps, regardless of the number of `**`.
 
 use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
 
-/// A pattern, ready to match. Names are compared byte by byte.
+/// A compiled pattern. Names are compared byte by byte.
 #[derive(Clone, Debug)]
 pub struct PathPattern(Vec<PatternPart>);
 
@@ -17,22 +17,23 @@ enum PatternPart {
     Name(Pattern),
 }
 
-/// How a pattern stands to a directory.
+/// State of a pattern at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MatchState {
-    /// It fits, and so it does everything below.
+    /// The pattern matches the path, and so everything below it.
     Matched,
-    /// The parts that a name in the directory is to match; none, if nothing below can fit.
+    /// Indexes of the parts that an entry of the directory could match. Empty if nothing below can
+    /// match.
     Pending(Vec<usize>),
 }
 
 impl PathPattern {
-    /// Every text is a pattern; slashes next to each other are one.
+    /// Compiles a pattern. Every text is valid; adjacent slashes count as one.
     pub fn parse(pattern: &str) -> Self {
         let mut parts = Vec::new();
         for part in pattern.split('/').filter(|part| !part.is_empty()) {
             match (part, parts.last()) {
-                // Twice any number is any number.
+                // `**/**` is the same as `**`.
                 ("**", Some(PatternPart::AnyDepth)) => {}
                 ("**", _) => parts.push(PatternPart::AnyDepth),
                 _ => parts.push(PatternPart::Name(Pattern::parse(part.as_bytes()))),
@@ -41,7 +42,7 @@ impl PathPattern {
         Self(parts)
     }
 
-    /// At the root.
+    /// State at the root.
     pub fn start(&self) -> MatchState {
         if self.ends_at(0) {
             return MatchState::Matched;
@@ -51,12 +52,12 @@ impl PathPattern {
         MatchState::Pending(pending)
     }
 
-    /// At `path`.
+    /// State at `path`.
     pub fn at(&self, path: &VirtualPath) -> MatchState {
         path.names().fold(self.start(), |state, name| self.below(&state, name))
     }
 
-    /// At `name` in the directory that `state` is of.
+    /// State at the entry `name` of the directory with the state `state`.
     pub fn below(&self, state: &MatchState, name: &[u8]) -> MatchState {
         let MatchState::Pending(pending) = state else {
             return MatchState::Matched;
@@ -79,7 +80,7 @@ impl PathPattern {
         MatchState::Pending(next)
     }
 
-    /// Whether [`PathPattern::below`] would be [`MatchState::Matched`]; allocates nothing.
+    /// Returns true if [`PathPattern::below`] would return [`MatchState::Matched`]. Allocates nothing.
     pub fn matches_below(&self, state: &MatchState, name: &[u8]) -> bool {
         match state {
             MatchState::Matched => true,
@@ -90,7 +91,7 @@ impl PathPattern {
         }
     }
 
-    /// Whether there can be a name in the directory that the pattern fits.
+    /// Returns true if the pattern can match an entry of the directory.
     pub fn may_match_entry(&self, state: &MatchState) -> bool {
         match state {
             MatchState::Matched => true,
@@ -100,16 +101,19 @@ impl PathPattern {
         }
     }
 
-    /// Whether nothing more than `**`, which may be none, comes from `part` on.
+    /// Returns true if the pattern ends at `part`, or only `**` remains, which also matches zero
+    /// components.
     fn ends_at(&self, part: usize) -> bool {
         matches!(self.0[part..], [] | [PatternPart::AnyDepth])
     }
 
-    /// Adds the parts that the next name can match where `part` is the next. It is not the end.
+    /// Adds the parts that the next component could match at `part`, which must not be the end.
     fn enter(&self, part: usize, pending: &mut Vec<usize>) {
+        debug_assert!(!self.ends_at(part), "a pattern that ends here has matched");
         pending.push(part);
         if matches!(self.0[part], PatternPart::AnyDepth) {
-            // A part behind `**`, or the end, which the caller has excluded.
+            // `**` also matches zero components. A part follows it, because the caller has excluded the
+            // end.
             pending.push(part + 1);
         }
     }
@@ -125,12 +129,12 @@ mod tests {
         VirtualPath::root().join(text.as_bytes()).unwrap()
     }
 
-    fn fits(pattern: &str, at: &str) -> bool {
+    fn matches(pattern: &str, at: &str) -> bool {
         PathPattern::parse(pattern).at(&path(at)) == MatchState::Matched
     }
 
     #[test]
-    fn a_pattern_fits_what_it_matches_and_everything_below() {
+    fn pattern_matches_a_path_and_everything_below() {
         for (pattern, at, expected) in [
             ("/", "/", true),
             ("/", "/a/b", true),
@@ -154,12 +158,12 @@ mod tests {
             ("//a//b/", "/a/b", true),
             ("/[a-c]?", "/bx/y", true),
         ] {
-            assert_eq!(fits(pattern, at), expected, "{pattern} at {at}");
+            assert_eq!(matches(pattern, at), expected, "{pattern} at {at}");
         }
     }
 
     #[test]
-    fn what_can_fit_further_down_is_known() {
+    fn state_tells_if_an_entry_or_a_deeper_path_can_match() {
         let below = |pattern: &str, at: &str| {
             let tree = PathPattern::parse(pattern);
             let state = tree.at(&path(at));
@@ -178,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn many_depths_take_no_exponential_time() {
+    fn many_double_stars_do_not_take_exponential_time() {
         let tree = PathPattern::parse(&"/**/*a*".repeat(140));
         let deep = path(&"/aaaaaaaa".repeat(139));
         let start = std::time::Instant::now();
@@ -186,7 +190,7 @@ mod tests {
         assert!(start.elapsed().as_secs() < 10);
     }
 
-    /// The definition, tried in every way.
+    /// The definition of a match, by exhaustive search.
     fn reference(parts: &[&str], names: &[&str]) -> bool {
         match parts {
             [] => true,
@@ -214,7 +218,7 @@ mod tests {
                 if expected {
                     prop_assert!(tree.may_match_entry(&state));
                 }
-                // What fits further down was possible all the way.
+                // Every directory above a match could still match.
                 if expected {
                     for n in 0..names.len() {
                         prop_assert_ne!(tree.at(&path(&names[..n].join("/"))), MatchState::Pending(vec![]));

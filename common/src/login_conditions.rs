@@ -11,7 +11,7 @@ use crate::clock::unix_seconds_at;
 /// everywhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Access {
+pub struct LoginConditions {
     /// The only networks that the user may come from; none named: all.
     pub allow_from: Vec<IpNet>,
     /// Networks that the user may not come from, also where `allow_from` has them.
@@ -22,22 +22,22 @@ pub struct Access {
 
 /// Why a login with the right password is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forbidden {
+pub enum UnmetCondition {
     Address,
     Time,
 }
 
-impl Access {
+impl LoginConditions {
     /// # Errors
     /// What stands against a login from `address` at `now`.
-    pub fn check(&self, address: IpAddr, now: SystemTime) -> Result<(), Forbidden> {
+    pub fn check(&self, address: IpAddr, now: SystemTime) -> Result<(), UnmetCondition> {
         let address = address.to_canonical();
         let holds = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
         if holds(&self.deny_from) || (!self.allow_from.is_empty() && !holds(&self.allow_from)) {
-            return Err(Forbidden::Address);
+            return Err(UnmetCondition::Address);
         }
         if !self.hours.is_empty() && !self.hours.iter().any(|hours| hours.contain(now)) {
-            return Err(Forbidden::Time);
+            return Err(UnmetCondition::Time);
         }
         Ok(())
     }
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn addresses_are_denied_before_they_are_allowed() {
-        let access = Access {
+        let access = LoginConditions {
             allow_from: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
             deny_from: vec!["192.0.2.128/25".parse().unwrap()],
             hours: vec![],
@@ -212,9 +212,9 @@ mod tests {
         assert_eq!(check("192.0.2.1"), Ok(()));
         assert_eq!(check("::ffff:192.0.2.1"), Ok(()));
         assert_eq!(check("2001:db8::1"), Ok(()));
-        assert_eq!(check("192.0.2.200"), Err(Forbidden::Address));
-        assert_eq!(check("198.51.100.1"), Err(Forbidden::Address));
-        assert_eq!(Access::default().check("198.51.100.1".parse().unwrap(), at(0, 0, 0)), Ok(()));
+        assert_eq!(check("192.0.2.200"), Err(UnmetCondition::Address));
+        assert_eq!(check("198.51.100.1"), Err(UnmetCondition::Address));
+        assert_eq!(LoginConditions::default().check("198.51.100.1".parse().unwrap(), at(0, 0, 0)), Ok(()));
     }
 
     proptest! {

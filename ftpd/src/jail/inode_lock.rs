@@ -8,6 +8,8 @@
 use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use common::sync;
+
 /// Device and inode number: see [`super::handle::identity`].
 pub(super) type FileIdentity = (u64, u64);
 
@@ -22,8 +24,7 @@ struct LockedInodes {
 
 impl LockedInodes {
     fn files(&self) -> MutexGuard<'_, Option<HashSet<FileIdentity>>> {
-        // No code panics while it holds the mutex.
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.files)
     }
 }
 

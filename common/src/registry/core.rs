@@ -1,0 +1,96 @@
+//! The state that all handles, session entries and leases of one node share.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use tokio::sync::watch;
+
+use super::{
+    bandwidth_meter::BandwidthShares, cluster::Cluster, home::CountedHome, orders::LocalOrders,
+    table::NodeTable, tickets::LocalTicketKeys, work::RegistryWork,
+};
+use crate::{
+    node::{FailingDependency, NodeRecord, NodeState},
+    sync::lock,
+};
+
+/// The revision of the accounts that a node last read from Redis. The node asks authd which of its sessions may
+/// stay whenever the value differs from the one of its last question.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// The number in Redis: see [`Keys::revision`](crate::keys::Keys::revision).
+    pub(super) number: u64,
+    /// Number of times that the node has joined. The node may have missed a change before each of them.
+    pub(super) joins: u64,
+}
+
+/// The shared state of one node's registry.
+pub(super) struct Core {
+    pub node: NodeRecord,
+    pub state: Mutex<NodeState>,
+    pub failing: Mutex<Vec<FailingDependency>>,
+    pub transfers: AtomicU32,
+    table: Mutex<NodeTable>,
+    ticket_keys: Mutex<LocalTicketKeys>,
+    pub homes: Mutex<HashMap<Box<[u8]>, Arc<CountedHome>>>,
+    pub bandwidth_shares: BandwidthShares,
+    pub revision: watch::Sender<Revision>,
+    orders: Mutex<LocalOrders>,
+    /// `None` for a node without Redis.
+    pub cluster: Option<Arc<Cluster>>,
+}
+
+impl Core {
+    pub fn new(node: NodeRecord, cluster: Option<Arc<Cluster>>) -> Self {
+        Self {
+            state: Mutex::new(node.state),
+            failing: Mutex::default(),
+            transfers: AtomicU32::new(node.transfers),
+            table: Mutex::default(),
+            ticket_keys: Mutex::default(),
+            homes: Mutex::default(),
+            bandwidth_shares: Mutex::default(),
+            revision: watch::Sender::default(),
+            orders: Mutex::default(),
+            node,
+            cluster,
+        }
+    }
+
+    pub fn table(&self) -> MutexGuard<'_, NodeTable> {
+        lock(&self.table)
+    }
+
+    pub fn orders(&self) -> MutexGuard<'_, LocalOrders> {
+        lock(&self.orders)
+    }
+
+    pub fn ticket_keys(&self) -> MutexGuard<'_, LocalTicketKeys> {
+        lock(&self.ticket_keys)
+    }
+
+    /// The current record of the node.
+    pub fn record(&self) -> NodeRecord {
+        NodeRecord {
+            state: *lock(&self.state),
+            sessions: u32::try_from(self.table().session_count()).unwrap_or(u32::MAX),
+            transfers: self.transfers.load(Ordering::Relaxed),
+            failing: lock(&self.failing).clone(),
+            ..self.node.clone()
+        }
+    }
+
+    /// Gives work to the refresh task, if there is one. The queue holds at most what has ended since the task's
+    /// last step, which takes a bounded time.
+    pub fn work(&self, work: impl FnOnce(&Cluster) -> RegistryWork) {
+        if let Some(cluster) = &self.cluster {
+            // An error means that the node has left: Redis has no entries of it.
+            let _ = cluster.work.send(work(cluster));
+        }
+    }
+}

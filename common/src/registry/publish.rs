@@ -1,0 +1,117 @@
+//! Publishing a node: one script that enters or renews the node in Redis and reads what waits there for it.
+
+use std::{sync::LazyLock, time::Duration};
+
+use redis::{ErrorKind, RedisError, Script};
+
+use super::{LinkError, cluster::Cluster, events::NameHolder, orders::Order, view::to_json};
+use crate::node::{NodeName, NodeRecord, PortRange};
+
+static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish_node.lua")));
+
+/// The result of publishing a node.
+pub(super) enum PublishOutcome {
+    Joined(JoinedNode),
+    /// This live node owns some of our ports.
+    SliceTaken(NodeName, PortRange, NodeInRedis),
+    /// This other process holds the node's name. Its lease ends after the duration unless the process renews it.
+    NameTaken(NameHolder, Duration),
+    /// No other process holds the name.
+    NameFree,
+}
+
+/// The reason for publishing a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum PublishReason {
+    /// The process has just started. An earlier process at the same place is dead.
+    Start,
+    /// As `Start`, but the process serves clients already, because Redis was away when it started.
+    Late,
+    /// The process has joined before, and renews its lease.
+    Keep,
+    /// Changes nothing; only tells whether another process holds the name.
+    Look,
+}
+
+/// The entries of a node that Redis had when the node was published.
+#[derive(Clone, Copy)]
+pub(super) struct NodeInRedis {
+    /// Number of the node's sessions.
+    pub sessions: usize,
+    /// True if this process's entry had not expired.
+    pub alive: bool,
+}
+
+/// The reply to a node that has joined.
+pub(super) struct JoinedNode {
+    pub before: NodeInRedis,
+    /// The revision of the accounts.
+    pub revision: u64,
+    /// The orders for this process.
+    pub orders: Vec<Order>,
+}
+
+impl Cluster {
+    /// Enters or renews the node.
+    pub async fn publish(
+        &self,
+        record: &NodeRecord,
+        reason: PublishReason,
+    ) -> Result<PublishOutcome, LinkError> {
+        let (name, incarnation) = self.process();
+        let (_, slice) = self.ours();
+        let mut call = PUBLISH_NODE.prepare_invoke();
+        call.key(self.keys().nodes())
+            .key(self.keys().node(name))
+            .key(self.keys().node_commands(name))
+            .key(self.keys().node_sessions(name))
+            .key(self.keys().revision())
+            .key(self.keys().node_orders(name))
+            .arg(name.as_str())
+            .arg(incarnation)
+            .arg(self.place())
+            .arg(match reason {
+                PublishReason::Start => "start",
+                PublishReason::Late => "late",
+                PublishReason::Keep => "keep",
+                PublishReason::Look => "look",
+            })
+            .arg(slice.from())
+            .arg(slice.to())
+            .arg(to_json(record))
+            .arg(self.lease_ms())
+            .arg(self.retention_ms());
+        let reply: Vec<Vec<u8>> = self.link().script(&call).await?;
+        let reply: Vec<_> = reply.iter().map(|field| String::from_utf8_lossy(field)).collect();
+        let fields: Vec<&str> = reply.iter().map(|field| &**field).collect();
+        parse_reply(&fields).ok_or_else(|| {
+            LinkError::Reply(RedisError::from((ErrorKind::UnexpectedReturnType, "publish_node.lua")))
+        })
+    }
+}
+
+fn parse_reply(fields: &[&str]) -> Option<PublishOutcome> {
+    Some(match *fields {
+        ["joined", sessions, alive, revision, ref orders @ ..] => PublishOutcome::Joined(JoinedNode {
+            before: NodeInRedis::parse(sessions, alive)?,
+            revision: revision.parse().unwrap_or(0),
+            orders: orders.iter().filter_map(|order| order.parse().ok()).collect(),
+        }),
+        ["named", record, left] => {
+            let holder = NameHolder(serde_json::from_str(record).ok().map(Box::new));
+            PublishOutcome::NameTaken(holder, Duration::from_millis(left.parse().ok()?))
+        }
+        ["free"] => PublishOutcome::NameFree,
+        ["taken", sessions, alive, name, from, to] => {
+            let slice = PortRange::new(from.parse().ok()?, to.parse().ok()?).ok()?;
+            PublishOutcome::SliceTaken(name.parse().ok()?, slice, NodeInRedis::parse(sessions, alive)?)
+        }
+        _ => return None,
+    })
+}
+
+impl NodeInRedis {
+    fn parse(sessions: &str, alive: &str) -> Option<Self> {
+        Some(Self { sessions: sessions.parse().ok()?, alive: alive == "1" })
+    }
+}
