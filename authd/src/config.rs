@@ -1,13 +1,13 @@
 //! `Config`: the settings of [`crate::settings`], parsed and checked. No other code reads settings.
 
-use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU64, time::Duration};
 
 use argon2::Params;
 use common::{
     auth_api::AccountLimits,
     health::{REGISTRY, Requirement},
     policy::{Bandwidth, Quota},
-    process::logging::LogFormat,
+    process::{http::ConnectionLimits, logging::LogFormat},
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
     settings::{SettingsError, Values},
@@ -17,10 +17,10 @@ use crate::{
     accounts::{
         anonymous::{Anonymous, DropBox},
         cache::CacheLimits,
+        declared::DeclaredUsers,
         password::{self, PasswordLimits},
         user::HomePath,
     },
-    server::ConnectionLimits,
     throttle::ThrottleLimits,
 };
 
@@ -48,15 +48,6 @@ pub struct Config {
     /// Time limit of running requests after SIGTERM.
     pub stop: Duration,
     pub log: LogSettings,
-}
-
-/// The place of the declared users. Users of the API are in Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DeclaredUsers {
-    None,
-    File(PathBuf),
-    /// Users demo, admin and test with any password. Allowed on loopback only.
-    Demo,
 }
 
 #[derive(Debug)]

@@ -8,8 +8,12 @@ use std::{
 };
 
 use authd::{
-    accounts::{self, file::UsersFile, password},
-    config::{self, Config, DeclaredUsers},
+    accounts::{
+        declared::{DeclaredUsers, reserved_names},
+        file::UsersFile,
+        password,
+    },
+    config::{self, Config},
     prompt,
     settings::SCHEMA,
 };
@@ -69,7 +73,7 @@ fn serve(flags: &ArgMatches) -> ExitCode {
 /// `--check`. The exit status is 0; 78 if the users file cannot be used; 1 if Redis cannot be used.
 fn check(config: &Config, deep: bool) -> ExitCode {
     let users = match &config.users {
-        DeclaredUsers::File(path) => match UsersFile::load(path, accounts::reserved(&config.anonymous)) {
+        DeclaredUsers::File(path) => match UsersFile::load(path, reserved_names(&config.anonymous)) {
             Ok(file) => {
                 let (users, groups) = (file.declared.users.len(), file.declared.groups.len());
                 format!("{users} users and {groups} groups in {}", path.display())

@@ -1,4 +1,4 @@
-//! Every metric of authd: one function an event. [`METRICS`] describes them.
+//! All metrics of authd, one function per event; [`METRICS`] describes them. Depends on no other module.
 
 mod table;
 
@@ -8,7 +8,6 @@ use common::clock::since_epoch;
 use metrics::{counter, gauge, histogram};
 
 pub use self::table::METRICS;
-use crate::throttle::BanKind;
 
 const LOGINS: &str = "authd_logins_total";
 const VERIFICATION: &str = "authd_verification_seconds";
@@ -25,7 +24,7 @@ const USERS: &str = "authd_users_declared";
 const FILE_LOADED: &str = "authd_users_file_loaded_timestamp_seconds";
 const FILE_CURRENT: &str = "authd_users_file_current";
 
-/// Tells the recorder what the metrics mean. Call it once, after the recorder is installed.
+/// Describes each metric. Call it once, after the recorder is installed.
 pub fn describe() {
     common::metric::describe(METRICS);
 }
@@ -35,29 +34,29 @@ pub fn login(result: &'static str) {
     counter!(LOGINS, "result" => result).increment(1);
 }
 
-/// A password was verified by computing argon2.
+/// An argon2 computation checked a password.
 pub fn verified(took: Duration) {
     histogram!(VERIFICATION).record(took.as_secs_f64());
 }
 
-/// A password was verified from the cache, without argon2.
+/// The cache knew that a password is right.
 pub fn cache_hit() {
     counter!(CACHE_HITS).increment(1);
 }
 
-/// A login was delayed.
-pub fn throttled(by: BanKind) {
-    counter!(THROTTLED, "by" => by.as_str()).increment(1);
+/// A login was refused because of a ban. `kind` is `address` or `user`, here and below.
+pub fn throttled(kind: &'static str) {
+    counter!(THROTTLED, "by" => kind).increment(1);
 }
 
-/// A failed login began or prolonged the delay of a user name or an address.
-pub fn ban_began(by: BanKind) {
-    counter!(BANS, "by" => by.as_str()).increment(1);
+/// A ban began.
+pub fn ban_began(kind: &'static str) {
+    counter!(BANS, "by" => kind).increment(1);
 }
 
-/// An administrator ended the delay of a user name or an address.
-pub fn ban_lifted(by: BanKind) {
-    counter!(BANS_LIFTED, "by" => by.as_str()).increment(1);
+/// An administrator lifted a ban.
+pub fn ban_lifted(kind: &'static str) {
+    counter!(BANS_LIFTED, "by" => kind).increment(1);
 }
 
 /// A node was told to end the sessions of a past login.
@@ -85,12 +84,12 @@ pub fn answered(route: &'static str, status: u16) {
     counter!(REQUESTS, "route" => route, "status" => status.to_string()).increment(1);
 }
 
-/// A dependency was found to work or to fail.
+/// The state of a dependency is known.
 pub fn dependency(name: &'static str, is_up: bool) {
     gauge!(DEPENDENCY_UP, "dependency" => name).set(u8::from(is_up));
 }
 
-/// `count` users are declared from now on.
+/// The declared users were replaced.
 pub fn users_declared(count: usize, from_file: bool) {
     gauge!(USERS).set(count as f64);
     if from_file {

@@ -144,7 +144,7 @@ fn a_user_removed_while_authd_has_no_redis_loses_the_sessions_when_it_is_back() 
     let mut other = parts.login(0, "bob");
     parts.authds_gate.close();
     parts.declare(&users(&["bob"]));
-    parts.authd().daemon.wait_for_line(|line| line.contains("cannot be ended now"));
+    parts.authd().daemon.wait_for_line(|line| line.contains("cannot end the user's sessions now"));
     for session in &mut sessions {
         session.command("NOOP", 200);
     }
@@ -183,7 +183,7 @@ fn a_user_removed_while_redis_is_down_loses_the_sessions_when_it_has_started_emp
     let mut sessions = [parts.login(0, "ann"), parts.login(1, "ann")];
     parts.redis = None;
     parts.declare(&users(&["bob"]));
-    parts.authd().daemon.wait_for_line(|line| line.contains("cannot be ended now"));
+    parts.authd().daemon.wait_for_line(|line| line.contains("cannot end the user's sessions now"));
     for session in &mut sessions {
         session.command("NOOP", 200);
     }

@@ -1,9 +1,9 @@
-//! The short memory of passwords that were right, so that a client which opens ten connections
-//! costs one argon2 computation.
+//! Cache of recently verified passwords, so that a client that opens ten connections costs one argon2
+//! computation.
 //!
-//! It holds no passwords: an entry is a MAC, under a key that only this process ever had, of the
-//! user, the stored hash and the password. A changed hash makes another MAC, so an entry cannot
-//! outlive the hash it was made for; that it is also dropped at once keeps the memory short.
+//! The cache contains no passwords. An entry is an HMAC of the user, the stored hash and the password,
+//! under a random key of this process. A changed hash gives another HMAC, so an entry never applies to a
+//! new password. When accounts change, the cache is also cleared, to free the memory.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,19 +17,19 @@ use sha2::Sha256;
 
 use super::{name::UserName, password::Phc};
 
-/// How much is remembered.
+/// Limits of the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheLimits {
-    /// How long an entry holds.
+    /// Lifetime of an entry.
     pub ttl: Duration,
-    /// How many entries; one more displaces the oldest.
+    /// Maximum number of entries. A further one displaces the oldest.
     pub size: usize,
 }
 
-/// Names one verification. See the module.
+/// HMAC of user, hash and password. Identifies one verification.
 pub type VerificationDigest = [u8; 32];
 
-/// The verifications of late.
+/// The recent successful verifications.
 pub struct PasswordCache {
     limits: CacheLimits,
     key: Hmac<Sha256>,
@@ -38,50 +38,59 @@ pub struct PasswordCache {
 
 #[derive(Default)]
 struct CacheEntries {
-    /// The change to users in Redis that was seen last.
+    /// Last seen generation of the accounts in Redis.
     generation: u64,
     expiry: HashMap<VerificationDigest, Instant>,
-    /// In the order of their expiry, since all live equally long.
+    /// Ordered by expiry, because all entries have the same lifetime.
     order: VecDeque<(Instant, VerificationDigest)>,
 }
 
 impl PasswordCache {
+    /// An empty cache with a random key.
+    /// An empty cache with a random key.
+    /// An empty cache with a random key.
     pub fn new(limits: CacheLimits) -> Self {
         let key = Hmac::<Sha256>::new_from_slice(&rand::random::<[u8; 32]>());
-        // HMAC takes keys of any length (RFC 2104 section 2).
-        Self { limits, key: key.expect("a key of 32 bytes"), entries: Mutex::default() }
+        Self {
+            limits,
+            key: key.expect("HMAC accepts keys of any length (RFC 2104 section 2)"),
+            entries: Mutex::default(),
+        }
     }
 
-    /// The name of the verification that `password` is right for `user`, whose hash is `hash`.
+    /// The digest of the verification that `password` is right for `user` with the hash `hash`.
     pub fn digest(&self, user: &UserName, hash: &Phc, password: &Secret) -> VerificationDigest {
         let mut mac = self.key.clone();
         for part in [user.as_str(), hash.as_str(), password.expose()] {
-            // Lengths keep the parts apart.
+            // Lengths separate the parts unambiguously.
             mac.update(&(part.len() as u64).to_le_bytes());
             mac.update(part.as_bytes());
         }
         mac.finalize().into_bytes().into()
     }
 
+    /// Returns true if the verification succeeded within the lifetime of an entry.
+    /// Returns true if the verification succeeded within the lifetime of an entry.
+    /// Returns true if the verification succeeded within the lifetime of an entry.
     pub fn contains(&self, digest: &VerificationDigest) -> bool {
         self.contains_at(digest, Instant::now())
     }
 
-    /// Remembers that a verification succeeded.
+    /// Adds a successful verification.
     pub fn insert(&self, digest: VerificationDigest) {
         self.insert_at(digest, Instant::now());
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub fn clear(&self) {
-        self.entries().forget();
+        self.entries().clear();
     }
 
-    /// Forgets everything if users have changed since `generation` was last another one.
+    /// Removes all entries if `generation` differs from the last one: accounts in Redis have changed.
     pub fn observe(&self, generation: u64) {
         let mut entries = self.entries();
         if entries.generation != generation {
-            entries.forget();
+            entries.clear();
             entries.generation = generation;
         }
     }
@@ -112,14 +121,14 @@ impl PasswordCache {
 impl CacheEntries {
     fn pop(&mut self) {
         if let Some((expiry, digest)) = self.order.pop_front() {
-            // The digest may be there once more, with a later expiry.
+            // If the digest was added again, its expiry is later, and the entry stays.
             if self.expiry.get(&digest) == Some(&expiry) {
                 self.expiry.remove(&digest);
             }
         }
     }
 
-    fn forget(&mut self) {
+    fn clear(&mut self) {
         self.expiry.clear();
         self.order.clear();
     }
@@ -136,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn user_hash_and_password_all_count_and_so_does_the_process() {
+    fn digest_depends_on_user_hash_password_and_process() {
         let hash: Phc = "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM"
             .parse()
             .unwrap();
@@ -157,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_expire_and_the_oldest_makes_room() {
+    fn entries_expire_and_the_oldest_is_displaced() {
         let (cache, start) = (cache(2), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         cache.insert_at([1; 32], at(0));
@@ -166,14 +175,14 @@ mod tests {
         cache.insert_at([3; 32], at(2));
         assert!(!cache.contains_at(&[1; 32], at(3)) && cache.contains_at(&[2; 32], at(3)));
         cache.insert_at([3; 32], at(4));
-        assert!(cache.contains_at(&[3; 32], at(63)), "its second insertion counts");
+        assert!(cache.contains_at(&[3; 32], at(63)), "the expiry is that of the second insertion");
         cache.insert_at([4; 32], at(500));
         let entries = cache.entries();
         assert_eq!((entries.expiry.len(), entries.order.len()), (1, 1));
     }
 
     #[test]
-    fn a_new_generation_and_a_reload_forget_everything() {
+    fn new_generation_or_clear_removes_all_entries() {
         let cache = cache(9);
         cache.observe(5);
         cache.insert([1; 32]);

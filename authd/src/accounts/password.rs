@@ -1,4 +1,4 @@
-//! PasswordVerifier: argon2id hashes, and computing them off the runtime, only so many at once.
+//! Passwords: computes argon2id on blocking threads, with a limit of concurrent computations.
 
 use std::{
     sync::{Arc, Mutex},
@@ -13,22 +13,22 @@ use tokio::{sync::Semaphore, time::timeout};
 use super::decoys::Decoys;
 use crate::metrics;
 
-/// How passwords are hashed, and how many at once.
+/// Limits of password verification and hashing.
 #[derive(Clone, Debug)]
 pub struct PasswordLimits {
-    /// The cost of new hashes.
+    /// Cost of new hashes.
     pub params: Params,
-    /// How many characters a new password has at least.
+    /// Minimum number of characters of a new password.
     pub min_length: usize,
-    /// Computations at once.
+    /// Maximum number of concurrent computations.
     pub at_once: usize,
-    /// How many more wait for one.
+    /// Maximum number of logins that wait for a computation.
     pub waiting: usize,
-    /// How long each of these waits.
+    /// Maximum time that a login waits for a computation.
     pub patience: Duration,
 }
 
-/// Why a text cannot become a password.
+/// The reason why a text cannot become a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusablePassword {
     #[error("the password is empty")]
@@ -37,24 +37,26 @@ pub enum UnusablePassword {
     TooLong,
     #[error("the password has fewer than {0} characters (setting min_password_length)")]
     TooShort(usize),
-    /// An FTP command ends at CR LF, and a PASS with other control characters is not sent by
-    /// clients: nobody could log in.
-    #[error("the password holds a control character")]
+    /// An FTP command ends at CR LF, and clients do not send PASS with other control characters. So nobody
+    /// could log in with such a password.
+    #[error("the password contains a control character")]
     Control,
 }
 
+/// Checks the length of a new password.
+///
 /// # Errors
-/// A new password has fewer than `min_length` characters.
+/// The password has fewer than `min_length` characters.
 pub fn check_length(min_length: usize, password: &Secret) -> Result<(), UnusablePassword> {
-    // `hash` reports a missing password.
+    // An empty password is reported by `hash`.
     let length = password.expose().chars().count();
     if (1..min_length).contains(&length) { Err(UnusablePassword::TooShort(min_length)) } else { Ok(()) }
 }
 
-/// Hashes a new password. Takes the time that argon2 takes: not for the runtime's threads.
+/// Hashes a new password. Blocks while argon2 is computed, so it must not run on the runtime's threads.
 ///
 /// # Errors
-/// No one could log in with the password.
+/// Nobody could log in with the password.
 pub fn hash(params: &Params, password: &Secret) -> Result<Phc, UnusablePassword> {
     let text = password.expose();
     if text.is_empty() {
@@ -69,29 +71,29 @@ pub fn hash(params: &Params, password: &Secret) -> Result<Phc, UnusablePassword>
     Ok(Phc::compute(params, text.as_bytes()))
 }
 
-/// Too many logins wait for a computation already.
+/// Too many logins wait for a computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many passwords are waiting to be verified")]
+#[error("too many passwords are waiting for verification")]
 pub struct QueueFull;
 
-/// Verifies and hashes passwords on threads of their own.
+/// Verifies and hashes passwords on blocking threads.
 pub struct PasswordVerifier {
     params: Params,
     min_length: usize,
-    /// For names that no user has.
+    /// For names of users who do not exist.
     decoys: Decoys,
-    /// One for each computation that runs.
+    /// One permit per running computation.
     running: Arc<Semaphore>,
-    /// One for each computation that runs or waits.
+    /// One permit per running or waiting computation.
     admitted: Arc<Semaphore>,
     patience: Duration,
-    /// Memory of verifications that do not run at this time: at most one for each that may.
+    /// Argon2 memory for reuse: at most one block per concurrent computation.
     memory: Arc<Mutex<Vec<HashMemory>>>,
 }
 
 impl PasswordVerifier {
-    /// Computes one hash: not for the runtime's threads. `known`: a secret that all authds of the cluster know,
-    /// from which the time that an unknown name takes follows.
+    /// Computes one hash, so it blocks. `known` is a secret of the cluster. It determines how long
+    /// verifications for unknown names take.
     pub fn new(limits: &PasswordLimits, known: Option<&Secret>) -> Self {
         let waiting = limits.waiting.min(Semaphore::MAX_PERMITS - limits.at_once.min(1 << 16));
         Self {
@@ -105,24 +107,24 @@ impl PasswordVerifier {
         }
     }
 
-    /// Notes the cost of a hash that a user has: names that no user has take as long as some user's.
+    /// Notes the cost of a user's hash. Verifications for unknown names take as long as for some user.
     pub fn observe(&self, hash: &Phc) {
         self.decoys.observe(hash);
     }
 
-    /// Whether `password` is the one of `hash`.
+    /// Returns true if `password` matches `hash`.
     ///
     /// # Errors
-    /// Too many logins wait already.
+    /// Too many logins wait for a computation.
     pub async fn verify(&self, password: &Secret, hash: &Phc) -> Result<bool, QueueFull> {
         self.decoys.observe(hash);
         Ok(self.compare(password, hash.clone()).await? && password.expose().len() <= MAX_PASSWORD)
     }
 
-    /// Takes as long as [`Self::verify`] for a user: no user has this name.
+    /// Takes as long as [`Self::verify`] for an existing user. Called if no user has this name.
     ///
     /// # Errors
-    /// The same.
+    /// Too many logins wait for a computation.
     pub async fn verify_unknown(&self, password: &Secret, name: &str) -> Result<(), QueueFull> {
         self.compare(password, self.decoys.of(name)).await.map(drop)
     }
@@ -145,7 +147,7 @@ impl PasswordVerifier {
     /// Hashes a new password.
     ///
     /// # Errors
-    /// Too many logins wait already, or (within) the password is too short, or no one could log in with it.
+    /// Too many logins wait for a computation. Inner error: the password is too short or not usable.
     pub async fn hash(&self, password: &Secret) -> Result<Result<Phc, UnusablePassword>, QueueFull> {
         if let Err(unusable) = check_length(self.min_length, password) {
             return Ok(Err(unusable));
@@ -159,11 +161,11 @@ impl PasswordVerifier {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, QueueFull> {
         let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| QueueFull)?;
-        // A node that has given up meanwhile would not hear the answer. The semaphore is never closed.
+        // The wait is bounded: the node gives up after its own timeout. The semaphore is never closed.
         let turn = timeout(self.patience, Arc::clone(&self.running).acquire_owned());
         let running = turn.await.map_err(|_| QueueFull)?.map_err(|_| QueueFull)?;
         let task = tokio::task::spawn_blocking(move || {
-            // Held by the thread, not by the request, which may be dropped before the end.
+            // The thread owns the permits. The request may be dropped before the computation ends.
             let _permits = (admitted, running);
             work()
         });
@@ -171,7 +173,7 @@ impl PasswordVerifier {
             Ok(result) => Ok(result),
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                // Only a runtime that shuts down cancels a task.
+                // A task is cancelled only when the runtime shuts down.
                 Err(_) => Err(QueueFull),
             },
         }
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_could_log_in_with_is_no_password() {
+    fn unusable_passwords_are_refused() {
         for (text, why) in [
             ("", UnusablePassword::Empty),
             ("a\r\nb", UnusablePassword::Control),
@@ -213,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_password_has_a_least_number_of_characters_not_bytes() {
+    async fn minimum_password_length_counts_characters_not_bytes() {
         let passwords = passwords(1, 1);
         for short in ["abc", "äöü"] {
             let refused = passwords.hash(&Secret::new(short)).await.unwrap();
@@ -224,7 +226,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn right_wrong_unknown_and_oversized() {
+    async fn only_the_right_password_is_verified() {
         let passwords = passwords(2, 2);
         let right = Secret::new("hunter2");
         let hash = passwords.hash(&right).await.unwrap().unwrap();
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_login_waits_for_its_turn_so_long_and_no_longer() {
+    async fn login_waits_no_longer_than_the_limit() {
         let patience = Duration::from_millis(20);
         let limits = PasswordLimits { params: cheap(), min_length: 4, at_once: 1, waiting: 1, patience };
         let passwords = PasswordVerifier::new(&limits, None);
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn more_than_may_run_and_wait_are_turned_away() {
+    async fn computations_beyond_the_limits_get_queue_full() {
         let passwords = Arc::new(passwords(1, 1));
         let (release, blocked) = std::sync::mpsc::channel::<()>();
         let running = Arc::clone(&passwords);

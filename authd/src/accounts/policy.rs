@@ -1,11 +1,14 @@
-//! What a user may do: as the user and each group say it, and what comes of that together.
+//! Account policies: permissions, limits and other properties that users and groups set, and their merging.
 //!
-//! **Who decides.** Each single field (the permission to delete, the limit of sessions, the quota of
-//! bytes, the networks to come from) is what the user sets itself; otherwise what the first of its
-//! groups sets, in the order in which the user names them; otherwise the default, which grants and
-//! does not limit. What is a list of rules is joined: `directories` are tried in that same order, the
-//! user's first, and so are `folders`, of which the first with a path counts; `denied_names` are those
-//! of all. A group's limits, quota and bandwidth are each member's own, not shared by them.
+//! **Precedence.** For each single field (the permission to delete, the limit of sessions, the quota of
+//! bytes, the allowed networks) the first of these counts:
+//! 1. the user's own value,
+//! 2. the value of the first group that sets the field, in the order of the user's `groups`,
+//! 3. the default, which allows everything and limits nothing.
+//!
+//! Lists of rules are joined in the same order, the user's first. `directories`: the first rule that
+//! matches a path applies. `folders`: the first entry for a path applies. `denied_names`: all apply.
+//! Limits, quota and bandwidth of a group apply to each member separately.
 
 use common::{
     auth_api::{Account, AccountLimits, TlsRequirements, UploadMode},
@@ -17,8 +20,8 @@ use common::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// What a user or a group sets. What is not named is not set. The JSON form, which Redis holds too,
-/// names what is set alone.
+/// The properties that a user or a group sets. The JSON form, also used in Redis, contains only the
+/// fields that are set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccountPolicy {
@@ -44,7 +47,7 @@ pub struct AccountPolicy {
     pub access: LoginConditionChanges,
 }
 
-/// [`TlsRequirements`] of which some are set.
+/// Changes of [`TlsRequirements`]. `None`: not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsChanges {
@@ -56,7 +59,7 @@ pub struct TlsChanges {
     pub close_notify: Option<bool>,
 }
 
-/// [`LoginConditions`] of which some is set; an empty list is set, and takes a group's condition away.
+/// Changes of [`LoginConditions`]. `None`: not set. An empty list is set, and removes a group's condition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoginConditionChanges {
@@ -68,8 +71,8 @@ pub struct LoginConditionChanges {
     pub hours: Option<Vec<Hours>>,
 }
 
-/// What holds for a user: no field is left open, but for limits that there are not, and `tls.close_notify`, which
-/// each node then decides.
+/// The effective policy of a user. Every field has a value, except limits that do not exist, and
+/// `tls.close_notify`, which each node then decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EffectivePolicy {
@@ -85,7 +88,7 @@ pub struct EffectivePolicy {
     pub access: LoginConditions,
 }
 
-/// For each named field: what the first sets, otherwise what the second does.
+/// For each named field: the value of the first, or else of the second.
 macro_rules! first_of {
     ($type:ident, $first:expr, $second:expr; $($field:ident),+ $(,)?) => {
         $type { $($field: $first.$field.or($second.$field)),+ }
@@ -93,7 +96,7 @@ macro_rules! first_of {
 }
 
 impl AccountPolicy {
-    /// What both set together, where `self` decides what both set.
+    /// Merges both. Where both set a field, the value of `self` counts.
     pub fn over(mut self, other: Self) -> Self {
         let (own, group) = (self.access, other.access);
         self.permissions = self.permissions.or(other.permissions);
@@ -115,7 +118,7 @@ impl AccountPolicy {
         self
     }
 
-    /// What holds where nobody else sets anything.
+    /// Replaces fields that are not set by their defaults.
     pub fn effective(self) -> EffectivePolicy {
         let (tls, access) = (TlsRequirements::default(), self.access);
         EffectivePolicy {
@@ -140,8 +143,8 @@ impl AccountPolicy {
         }
     }
 
-    /// Forgets what is set to its default. Users who were stored before there were groups name every
-    /// field, and mean the default by it: a group's restriction must not be overruled by that.
+    /// Removes fields that are set to their defaults. Records of users from before groups existed contain
+    /// all fields. Such a default must not override a group's restriction.
     pub fn without_defaults(mut self) -> Self {
         self.permissions = self.permissions.only_denials();
         for required in [&mut self.tls.control, &mut self.tls.data] {
@@ -156,7 +159,7 @@ impl AccountPolicy {
 }
 
 impl EffectivePolicy {
-    /// What a node is told after a login. Where the user may come from, and when, it need not know.
+    /// The account that a node gets after a login. It does not contain the login conditions.
     pub fn account(self, user: String, home: String, admin: bool) -> Account {
         Account {
             user,
@@ -178,7 +181,7 @@ impl EffectivePolicy {
 }
 
 fn first_of_each_path(folders: Vec<Folder>) -> Vec<Folder> {
-    // However many slashes there are, it is the same path.
+    // Ignores repeated slashes.
     fn parts(path: &TreePath) -> impl Iterator<Item = &str> {
         path.as_str().split('/').filter(|part| !part.is_empty())
     }
@@ -191,7 +194,7 @@ fn first_of_each_path(folders: Vec<Folder>) -> Vec<Folder> {
     first
 }
 
-/// Whether nothing is set.
+/// Returns true if nothing is set.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -209,13 +212,14 @@ mod tests {
     }
 
     #[test]
-    fn each_field_is_the_users_then_the_first_groups_then_the_default() {
+    fn each_field_comes_from_the_user_then_the_first_group_then_the_default() {
         let user = policy(json!({
-            "permissions": { "delete": true }, "limits": { "sessions": 9, "transfers": 4 }, "tls": { "control": false },
-            "access": { "hours": ["Mon-Fri 06:00-20:00"], "deny_from": [] },
+            "permissions": { "delete": true }, "limits": { "sessions": 9, "transfers": 4 },
+            "tls": { "control": false }, "access": { "hours": ["Mon-Fri 06:00-20:00"], "deny_from": [] },
         }));
         let first = policy(json!({
-            "permissions": { "delete": false, "rename": false }, "limits": { "sessions": 1, "sessions_per_address": 2 },
+            "permissions": { "delete": false, "rename": false },
+            "limits": { "sessions": 1, "sessions_per_address": 2 },
             "quota": { "bytes": 100 }, "uploads": "atomic",
             "tls": { "control": true, "data": true, "close_notify": false },
             "access": { "allow_from": ["192.0.2.0/24"], "deny_from": ["192.0.2.1/32"] },
@@ -241,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_are_joined_and_the_users_come_first() {
+    fn lists_are_joined_with_the_users_entries_first() {
         let user = policy(json!({
             "directories": [{ "path": "/in", "permissions": { "upload": true } }],
             "denied_names": ["*.exe"], "folders": [{ "path": "/shared", "target": "/mine" }],
@@ -262,14 +266,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_before_there_were_groups_sets_nothing_that_is_the_default() {
+    fn defaults_in_a_record_from_before_groups_are_removed() {
         let stored = policy(json!({
             "permissions": Permissions::default().without(&[Permission::Delete]), "limits": {},
             "uploads": "direct", "tls": { "control": false, "data": true },
             "access": { "allow_from": [], "deny_from": [], "hours": ["22:00-06:00"] },
         }));
         let meant = policy(json!({
-            "permissions": { "delete": false }, "tls": { "data": true }, "access": { "hours": ["22:00-06:00"] },
+            "permissions": { "delete": false }, "tls": { "data": true },
+            "access": { "hours": ["22:00-06:00"] },
         }));
         assert_eq!(stored.clone().without_defaults(), meant);
         assert_eq!(stored.effective(), meant.effective());
@@ -289,6 +294,7 @@ mod tests {
             hours in proptest::option::of(Just(vec![])),
         ) -> AccountPolicy {
             let paths = || rules.iter().map(|rule| json!({ "path": format!("/{rule}"), "target": "/x" }));
+            let names = || rules.iter().map(|rule| json!(format!("*.{rule}")));
             AccountPolicy {
                 permissions: PermissionChanges::from_fn(|permission| permissions[permission as usize]),
                 limits: AccountLimits { sessions, sessions_per_address: None, transfers: sessions },
@@ -297,7 +303,7 @@ mod tests {
                 tls: TlsChanges { control, data, close_notify },
                 access: LoginConditionChanges { hours, ..LoginConditionChanges::default() },
                 folders: serde_json::from_value(paths().collect()).unwrap(),
-                denied_names: serde_json::from_value(rules.iter().map(|rule| json!(format!("*.{rule}"))).collect()).unwrap(),
+                denied_names: serde_json::from_value(names().collect()).unwrap(),
                 ..AccountPolicy::default()
             }
         }
@@ -305,7 +311,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn how_policies_are_grouped_does_not_matter_and_one_that_sets_nothing_changes_nothing(
+        fn merging_is_associative_and_an_empty_policy_changes_nothing(
             a in policies(), b in policies(), c in policies(),
         ) {
             prop_assert_eq!(a.clone().over(b.clone()).over(c.clone()), a.clone().over(b.clone().over(c)));
@@ -313,7 +319,7 @@ mod tests {
         }
 
         #[test]
-        fn a_stored_policy_is_read_as_it_was_written(a in policies()) {
+        fn stored_policy_is_read_as_written(a in policies()) {
             let json = serde_json::to_string(&a).unwrap();
             prop_assert_eq!(serde_json::from_str::<AccountPolicy>(&json).unwrap(), a);
         }

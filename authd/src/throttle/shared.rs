@@ -1,4 +1,4 @@
-//! The counts of the whole cluster, in Redis: each step is one script, by Redis's clock.
+//! The counters of the whole cluster in Redis. Each step is one script that uses Redis's clock.
 
 use std::time::Duration;
 
@@ -8,10 +8,13 @@ use common::{
 };
 use redis::{Script, cmd};
 
-use super::{Ban, BanKind, BanSubject, LoginAttempt, StepOutcome, ThrottleLimits, ThrottleStep, Throttled};
+use super::{
+    ban::{Ban, BanKind, BanSubject},
+    step::{LoginAttempt, StepOutcome, ThrottleLimits, ThrottleStep, Throttled},
+};
 use crate::accounts::name::UserName;
 
-/// The throttle of all authd instances together.
+/// The counters of all authd instances together.
 pub struct SharedCounters {
     link: RedisLink,
     keys: Keys,
@@ -20,17 +23,8 @@ pub struct SharedCounters {
     lift: Script,
 }
 
-impl ThrottleStep {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Check => "check",
-            Self::Failed => "failed",
-            Self::Succeeded => "succeeded",
-        }
-    }
-}
-
 impl SharedCounters {
+    /// Counters in the Redis behind `link`.
     pub fn new(link: RedisLink, keys: Keys) -> Self {
         Self {
             link,
@@ -41,7 +35,7 @@ impl SharedCounters {
         }
     }
 
-    /// The attempt's address is a subject's.
+    /// Carries out a step. The attempt's address must be that of a [`BanSubject`].
     pub async fn step(
         &self,
         step: ThrottleStep,
@@ -61,15 +55,19 @@ impl SharedCounters {
         call.arg(limits.free_of_address).arg(limits.free_of_user);
         call.arg(milliseconds(limits.known_time)).arg(limits.known_addresses);
         call.arg(attempt.address.to_string()).arg(user);
-        let (wait, by, address, user): (u64, u32, u64, u64) = self.link.script(&call).await?;
-        let by = [None, Some(BanKind::Address), Some(BanKind::User)].get(by as usize).copied().flatten();
+        let (wait, kind, address, user): (u64, u32, u64, u64) = self.link.script(&call).await?;
+        let kind = match kind {
+            1 => Some(BanKind::Address),
+            2 => Some(BanKind::User),
+            _ => None,
+        };
         Ok(StepOutcome {
-            throttled: by.map(|by| Throttled { wait: Duration::from_millis(wait), by }),
+            throttled: kind.map(|kind| Throttled { wait: Duration::from_millis(wait), kind }),
             began: [address, user].map(|time| (time > 0).then(|| Duration::from_millis(time))),
         })
     }
 
-    /// What is no ban is skipped.
+    /// The bans in effect. Malformed entries are skipped.
     pub async fn bans(&self) -> Result<Vec<Ban>, LinkError> {
         let mut call = self.bans.prepare_invoke();
         let found: Vec<(Vec<u8>, f64)> = self.link.script(call.key(self.keys.bans())).await?;
@@ -80,12 +78,13 @@ impl SharedCounters {
                 ("user", name) => BanSubject::User(name.parse().ok()?),
                 _ => return None,
             };
-            // A score beyond that is nobody's, and saturates.
+            // The scores that authd writes are exact. Another score saturates.
             Some(Ban { subject, until: until as u64 })
         };
         Ok(found.into_iter().filter_map(ban).collect())
     }
 
+    /// Forgets the failures of a subject. Returns true if a ban was in effect.
     pub async fn lift(&self, subject: &BanSubject) -> Result<bool, LinkError> {
         let (failures, member) = match subject {
             BanSubject::Address(address) => {
@@ -98,11 +97,13 @@ impl SharedCounters {
         self.link.script(&call).await
     }
 
+    /// Forgets the user's known addresses.
     pub async fn forget_addresses(&self, user: &UserName) -> Result<(), LinkError> {
         self.link.query(cmd("DEL").arg(self.keys.known_addresses(user.as_str()))).await
     }
 }
 
+/// At least 1: Redis rejects an expiry of 0.
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
