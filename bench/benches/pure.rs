@@ -7,18 +7,19 @@ use common::policy::Permissions;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ftpd::{
     data::ascii,
-    jail::path::VirtualPath,
     listing::{
-        Entry, Kind,
-        machine::{self, Facts, Role},
+        Entry, EntryKind,
+        machine::{self, EntryRole},
         unix,
     },
     protocol::{
         Code, Reply, command,
+        facts::Facts,
         glob::Pattern,
         line::{Line, LineBuffer},
         proxy,
     },
+    virtual_path::VirtualPath,
 };
 
 /// A Sunday in November 2026.
@@ -92,7 +93,7 @@ fn paths(criterion: &mut Criterion) {
 fn listings(criterion: &mut Criterion) {
     let entry = Entry {
         name: b"report-2026-00042.csv".to_vec(),
-        kind: Kind::File,
+        kind: EntryKind::File,
         size: 123_456_789,
         modified: NOW - 86_400,
         mode: 0o640,
@@ -114,7 +115,7 @@ fn listings(criterion: &mut Criterion) {
     group.bench_function("MLSD", |bencher| {
         bencher.iter(|| {
             out.clear();
-            machine::line(facts, black_box(&entry), Role::Member, &Permissions::default(), &mut out);
+            machine::line(facts, black_box(&entry), EntryRole::Member, &Permissions::default(), &mut out);
         });
     });
 }

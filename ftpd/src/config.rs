@@ -13,20 +13,20 @@ use common::{
     registry::{RedisOptions, RedisUrl, WhenAway},
     settings::{SettingsError, Values},
 };
-use hyper::header::HeaderValue;
 use ipnet::IpNet;
 
 use crate::{
     auth::{
+        Authentication,
         http::{self, AuthdUrl},
         local::LocalUsers,
     },
-    commands::MinimumRate,
     health::Readiness,
     jail::{LockMode, Modes},
+    limits::minimum_rate::MinimumRate,
     representation::AsciiConversion,
     tls::{CertificateFiles, TlsPolicy, TlsSettings, trust::TrustFiles},
-    workers::quarter,
+    work::{SlotShares, WorkerSettings, quarter},
 };
 
 /// All settings, checked.
@@ -111,22 +111,6 @@ pub struct Storage {
     pub quota_rescan: Duration,
     /// Age, since its last change, at which a partial file is removed. `None`: never.
     pub partial_lifetime: Option<Duration>,
-}
-
-/// The source of users and passwords.
-#[derive(Debug)]
-pub enum Authentication {
-    /// Users of a standalone node.
-    Users(LocalUsers),
-    /// Users demo, admin and test with any password. Allowed on loopback only.
-    Demo,
-    Authd {
-        urls: Vec<AuthdUrl>,
-        /// The header with the node's token.
-        authorization: Option<HeaderValue>,
-        /// Time limit of a login, over all instances.
-        timeout: Duration,
-    },
 }
 
 /// Numbers that this node does not exceed, all at least 1 unless noted.
@@ -217,9 +201,6 @@ pub struct LogSettings {
     pub transfer_log: Option<PathBuf>,
 }
 
-/// Names of the users of [`Authentication::Demo`], as in the reference system.
-pub const DEMO_USERS: [&str; 3] = ["demo", "admin", "test"];
-
 impl Config {
     /// # Errors
     /// A value cannot be used, or two values contradict each other.
@@ -284,6 +265,24 @@ impl Config {
             authentication,
             network,
         })
+    }
+}
+
+impl Limits {
+    /// The numbers of slots of the workers. `file_operation_wait`: how long a file operation waits for a slot
+    /// while no other operation ends.
+    pub fn workers(&self, file_operation_wait: Duration) -> WorkerSettings {
+        WorkerSettings {
+            file_operations: SlotShares {
+                slots: self.file_operations,
+                per_user: self.file_operations_per_user,
+                per_filesystem: self.file_operations_per_filesystem,
+            },
+            logins: SlotShares::new(self.login_operations, quarter(self.login_operations)),
+            long_commands: SlotShares::new(self.long_operations, self.long_operations_per_user),
+            transfers: SlotShares::new(self.transfers, self.transfers_per_user),
+            file_operation_wait,
+        }
     }
 }
 

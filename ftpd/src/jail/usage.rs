@@ -19,9 +19,9 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::directory::DirectoryReader;
 use super::handle::{self, EntryLocation, READ_DIRECTORY, identity, kind, size};
 use super::inode_lock::{FileIdentity, InodeLock};
-use super::path::VirtualPath;
 use super::{FileError, Jail};
 use crate::listing::EntryKind;
+use crate::virtual_path::VirtualPath;
 
 /// Maximum depth that is counted. Each level holds one descriptor and 32 KiB.
 const MAX_DEPTH: usize = 512;

@@ -10,6 +10,7 @@ use tokio::{
 
 use super::RunError;
 use crate::{
+    client_address::NoClient,
     config::Network,
     connections::AdmissionError,
     control::ControlConnection,
@@ -18,7 +19,6 @@ use crate::{
     metrics,
     node::Node,
     protocol::{Code, Reply},
-    proxy_protocol::NoClient,
 };
 
 /// The tasks that accept control connections.

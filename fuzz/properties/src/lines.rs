@@ -4,7 +4,7 @@ use ftpd::protocol::{
     AnyTimeCommand, Code, Command, LoggedInCommand, ParseError, Reply,
     line::{Line, LineBuffer, MAX_LINE},
     parse,
-    reply::Text,
+    reply::ReplyText,
     verbs,
 };
 
@@ -114,7 +114,8 @@ pub fn reply(input: &[u8]) {
         None => Reply::new(Code::DONE, first),
         Some(last) => {
             // Text has LF in it again, and CR: neither may end a line.
-            let middle = texts.into_iter().map(|text| Text::from([&text[..], b"\r\n"].concat())).collect();
+            let middle =
+                texts.into_iter().map(|text| ReplyText::from([&text[..], b"\r\n"].concat())).collect();
             Reply::lines(Code::DONE, first, middle, last)
         }
     };
