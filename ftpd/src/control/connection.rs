@@ -59,7 +59,7 @@ enum ActivityState {
     Running { activity: Activity, follow_up: FollowUp },
 }
 
-/// What follows the reply of the activity.
+/// The continuation after the reply of the activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FollowUp {
     NextCommand,
@@ -84,7 +84,7 @@ impl ConnectionEnd {
     }
 }
 
-/// What the loop waits for.
+/// An event that the loop waits for.
 enum LoopEvent {
     Received(Received),
     ActivityEnded(Reply),
@@ -532,7 +532,8 @@ impl ControlConnection {
 }
 
 /// Lets an upload whose client has left store the bytes that are still in transit, for a bounded time: see
-/// [`crate::work::activity::ActivityHandle::see_off`]. A request to end the session or the node ends the upload at once.
+/// [`crate::work::activity::ActivityHandle::see_off`]. A request to end the session or the node ends the
+/// upload at once.
 async fn finish_upload_of_absent_client(handle: &SessionHandle, mut activity: Activity, silence: Duration) {
     let watch = Arc::clone(&activity.watch);
     let end_request = async {
