@@ -306,7 +306,7 @@ fn refusals_of_authd_have_their_replies() {
     let reasons = [
         ("unknown_user", "there is no such user"),
         ("address_not_allowed", "the user may not log in from this address"),
-        ("of_a_later_authd", "authd refused it"),
+        ("of_a_later_authd", "authd refused the login"),
     ];
     for (reason, told) in reasons {
         let mut session = node.connect();
