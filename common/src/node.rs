@@ -198,7 +198,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn slices_cover_the_range_without_overlap(from in 1u16..=65535, len in 0u16..2000, nodes in 1usize..50) {
+        fn slices_cover_the_range_without_overlap(
+            from in 1u16..=65535, len in 0u16..2000, nodes in 1usize..50,
+        ) {
             let range = PortRange::new(from, from.saturating_add(len)).unwrap();
             if range.count() as usize >= nodes {
                 let slices: Vec<_> = (0..nodes).map(|i| range.slice(i, nodes).unwrap()).collect();

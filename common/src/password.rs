@@ -32,8 +32,8 @@ pub struct Phc(String);
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPhc {
     #[error(
-        "the password hash is not a PHC string ($argon2id$v=19$m=…,t=…,p=…$SALT$HASH); `authd hash-password` \
-         makes one"
+        "the password hash is not a PHC string ($argon2id$v=19$m=…,t=…,p=…$SALT$HASH); \
+         `authd hash-password` makes one"
     )]
     Syntax,
     #[error("the password hash is not argon2id version 19; make one with `authd hash-password`")]

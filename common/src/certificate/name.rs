@@ -83,8 +83,8 @@ impl DistinguishedName {
     /// `relative`: the relative names in the order of the certificate, each with its attributes.
     ///
     /// # Errors
-    /// The name is empty, a type is not an object identifier, an attribute occurs twice in a relative name, or a value
-    /// contains a control character.
+    /// The name is empty, a type is not an object identifier, an attribute occurs twice in a relative name,
+    /// or a value contains a control character.
     pub fn new(relative: Vec<Vec<Attribute>>) -> Result<Self, InvalidName> {
         if relative.is_empty() {
             return Err(InvalidName::Empty);

@@ -41,6 +41,8 @@ const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 /// overflow.
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 
+const _: () = assert!(SHORTEST_LEASE.as_millis() < LONGEST_LEASE.as_millis());
+
 /// Number of refreshes in which every session is renewed in Redis once, an equal part in each refresh. A
 /// round enters again what Redis lost unnoticed, and removes what Redis should not have.
 pub(super) const ROUND: u32 = 120;

@@ -106,8 +106,8 @@ impl LeaseCalls {
         let before = self.epoch.swap(epoch, Ordering::Relaxed);
         if before != 0 && before != epoch {
             log::warn!(
-                "Redis has lost data, or is another server: for one node_lease, uploads to a storage without locks \
-                 that all nodes see are refused"
+                "Redis has lost data or was replaced by another server; for one node_lease, uploads are \
+                 refused unless the storage has locks that all nodes see"
             );
         }
     }

@@ -83,14 +83,15 @@ impl Registry {
         self.lease(vec![LeasePath::file(path)], holder).await
     }
 
-    /// Leases all of `paths` or none, in one step. `holder` is the session that other sessions are told of.
+    /// Leases all of `paths` or none, in one step. [`LeaseRefused::Busy`] names `holder`
+    /// to other sessions.
     ///
     /// A lease that is not [certain](WriteLease::is_certain) needs, in addition, a lock on the storage that
     /// all nodes see.
     ///
     /// # Errors
-    /// Another session, on this node or another one, has a lease on one of the paths; or Redis is away and the policy
-    /// is [`WhenAway::Refuse`](super::WhenAway::Refuse).
+    /// Another session, on this node or another one, has a lease on one of the paths; or Redis is away and
+    /// the policy is [`WhenAway::Refuse`](super::WhenAway::Refuse).
     pub async fn lease(&self, paths: Vec<LeasePath>, holder: SessionId) -> Result<WriteLease, LeaseRefused> {
         self.lease_if(paths, holder, Cluster::may_go_on).await
     }

@@ -101,8 +101,8 @@ impl Registry {
     /// process may have crashed.
     ///
     /// # Errors
-    /// Another process renews its lease of this node's name, or a live node of another name owns ports of this
-    /// node's slice.
+    /// Another process renews its lease of this node's name, or a live node of another name owns ports of
+    /// this node's slice.
     pub async fn join(
         node: NodeRecord,
         place: Option<String>,

@@ -19,6 +19,9 @@ use crate::{
 /// longer are orders too.
 const COMMAND_LIFE: u32 = 60;
 
+// An order must outlive the list that it backs up.
+const _: () = assert!(COMMAND_LIFE < ORDER_LIFE);
+
 /// Maximum number of commands in a node's list. The oldest are dropped.
 const COMMANDS_WAITING: u32 = 1000;
 
