@@ -5,7 +5,7 @@
 #   imports = [ (import ./distributed-ftp { }).nixosModules.default ];    in a host's configuration
 {
   system ? builtins.currentSystem,
-  # A nixpkgs other than flake.lock's, such as <nixpkgs>.
+  # Another nixpkgs than the one in flake.lock, such as <nixpkgs>.
   nixpkgs ?
     let
       inherit ((builtins.fromJSON (builtins.readFile ./flake.lock)).nodes.nixpkgs) locked;
@@ -16,7 +16,7 @@
     },
 }:
 let
-  # As Nix calls a flake: its outputs are made from its inputs' and its own.
+  # Calls the flake's outputs function as Nix does, with its inputs and itself.
   call =
     source: inputs:
     let

@@ -1,8 +1,8 @@
 {
   description = "Several FTP servers that behave like one";
 
-  # The checks use the nixpkgs of flake.lock, from 26.05, which NixOS supports until the end of 2026. For
-  # 26.11 change this line and template/, run `nix flake update`, and the checks.
+  # NixOS supports 26.05 until the end of 2026. For 26.11 change this line and template/, run
+  # `nix flake update`, then the checks.
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
 
   outputs =
@@ -46,7 +46,7 @@
               inherit (own.default) version;
               inherit daemon;
             };
-          # The tests have passed in the ordinary build.
+          # The ordinary build runs the tests.
           static = pkgs.pkgsStatic.callPackage ./nix/package.nix { doCheck = false; };
         in
         {
@@ -58,7 +58,7 @@
           image-ftpd = image own.ftpd;
           image-authd = image own.authd;
           demo = pkgs.callPackage ./nix/demo.nix { distributed-ftp = own.default; };
-          # Copied to docs/options.md; a check compares.
+          # docs/options.md is a copy of this; a check compares them.
           options = import ./nix/options.nix {
             inherit lib pkgs;
             inherit (self.nixosConfigurations.example-ftp1) options;
@@ -88,7 +88,7 @@
           default = module ./nixos-modules;
         };
 
-      # The hosts of the template, so that what it and README.md show cannot rot.
+      # The hosts of the template, so that checks cover the template and the documentation's examples.
       nixosConfigurations =
         lib.mapAttrs' (name: lib.nameValuePair "example-${name}")
           (import ./nix/template.nix { inherit self nixpkgs; }).nixosConfigurations;
@@ -115,7 +115,7 @@
       devShells = forAllSystems (
         pkgs: own: {
           default = pkgs.mkShell {
-            # With nginx, Redis and the clients of the tests: what ./dev would install elsewhere.
+            # With nginx, Redis and the FTP clients of the tests, which ./dev would install on Debian.
             inputsFrom = [ own.default ];
             packages = [
               pkgs.clippy
@@ -123,7 +123,7 @@
               pkgs.rust-analyzer
               pkgs.nixfmt-tree
               pkgs.shellcheck
-              # For the tests with networks of their own, which the package's build leaves out.
+              # For tests with network namespaces, which the package's build skips.
               pkgs.nftables
               pkgs.iproute2
               pkgs.procps

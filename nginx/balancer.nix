@@ -1,18 +1,18 @@
-# Nodes and ports → the configuration of an nginx that only balances: nginx.conf, filled.
+# Nodes and ports → nginx.conf of an nginx that is only the balancer.
 { lib }:
 {
   # The arguments of stream.nix.
   stream,
   pid,
   errorLog ? "stderr",
-  # Directive that loads the stream module, for an nginx that has it as a file of its own.
+  # Directive that loads the stream module, for an nginx with the module in a separate file.
   loadModule ? "",
-  # Client connections at once, control and data, over all nodes.
+  # Simultaneous client connections, control and data, to all nodes together.
   clients,
-  # How many files the process may open. More than it needs, so that it need not follow the cluster's
-  # size: a process's own limit changes by a restart only.
+  # Limit of open files. More than needed, so that it need not change with the size of the cluster: only a
+  # restart changes a process's limit.
   files,
-  # Duration as nginx writes it: how long old workers may go on after a reload.
+  # nginx duration: how long old workers may go on after a reload.
   shutdownTimeout,
 }:
 let
@@ -26,7 +26,7 @@ let
     inherit pid;
     error_log = errorLog;
     worker_processes = "auto";
-    # Each worker has this limit for itself. A proxied connection may need two files.
+    # The limit of each worker. A proxied connection may need two open files.
     worker_connections = toString (lib.min (files / 2) (2 * clients + listeners + 64));
     worker_rlimit_nofile = toString files;
     worker_shutdown_timeout = shutdownTimeout;

@@ -1,10 +1,10 @@
-# Renders a sample of the balancer's configuration and lets nginx itself and gixy check it.
+# Renders a sample of the balancer's configuration and checks it with nginx and gixy.
 {
   lib,
   runCommand,
   writeText,
   nginxStable,
-  # What NixOS checks nginx's configuration with; it may come under another name one day.
+  # NixOS' checker of nginx configurations. nixpkgs may rename it.
   gixy ? null,
 }:
 let
@@ -19,7 +19,7 @@ let
       slice = slice position 3;
     }
   );
-  # nftables needs the kernel to check them: the VM test loads them.
+  # Checking nftables rules needs a kernel: the VM test loads them.
   rules =
     addresses: listenAddresses:
     (import ./kernel/rules.nix { inherit lib; }).dataPath {
@@ -32,7 +32,7 @@ let
     "10.0.0.13"
   ];
   says = lib.hasInfix;
-  # Also with more clients than one worker can have.
+  # Also with more clients than one worker can serve.
   configurations =
     map
       (
@@ -64,7 +64,7 @@ let
         3000000
       ];
 in
-# The slices that the nodes compute (common/src/node.rs, eleven_ports_over_three_nodes).
+# The same slices as the nodes compute (common/src/node.rs, eleven_ports_over_three_nodes).
 assert
   map (position: slice position 3) [
     0
@@ -97,7 +97,7 @@ assert says "ip daddr { 203.0.113.10 } tcp dport 50000-50002 counter dnat ip to 
   ]
 );
 assert says "tcp dport 50000-50002 counter dnat ip6 to fd00::11" (rules [ "fd00::11" ] [ "::" ]);
-# Clients come over the other family only: nginx carries it all.
+# Clients use only the other IP version: nginx carries all data.
 assert !(says "counter dnat" (rules ipv4 [ "::" ]));
 runCommand "nginx-configuration"
   {

@@ -1,4 +1,4 @@
-# Fills one text template of this folder: `@name@` becomes the value of that name.
+# Fills one text template of this folder: replaces each `@name@` with the value of that name.
 { lib }:
 template: values:
 lib.removeSuffix "\n" (

@@ -1,7 +1,7 @@
-# Which passive ports belong to which node: the formula of README.md and of common/src/node.rs.
+# The slice of each node: the same formula as in README.md and common/src/node.rs.
 #
-# from, to: the cluster's range. position: a node's place in the list of nodes, from 0.
-# nodes: how many there are. A range with fewer ports than nodes gives slices that are empty.
+# from, to: the cluster's range. position: the node's index in the list of nodes, from 0. nodes: the number
+# of nodes. A range with fewer ports than nodes gives empty slices.
 {
   from,
   to,

@@ -1,17 +1,17 @@
-# Nodes and ports → the contents of nginx's stream { }: the text templates of this folder, filled.
+# Nodes and ports → the contents of nginx's stream { }, from the text templates of this folder.
 { lib }:
 {
   # [ { name; address; slice = { from; to; }; } ]
   nodes,
   # Addresses that clients connect to; IPv6 without brackets.
   listenAddresses,
-  # The control port of the balancer, and that of the nodes.
+  # The control port of the balancer and the one of the nodes.
   controlPort,
   nodePort ? controlPort,
-  # The port where TLS begins at once, at the balancer and the nodes, or null.
+  # The port for implicit TLS, at the balancer and the nodes, or null.
   implicitPort ? null,
   accessLog,
-  # Durations as nginx writes them; README.md says what they must be longer than.
+  # nginx durations; README.md says which limits of the nodes they must exceed.
   controlTimeout,
   dataTimeout,
 }:
@@ -61,7 +61,7 @@ let
     );
   };
 in
-# As in the tests of ./dev's balancer: a placeholder that nobody filled is a bug here.
+# As in the tests of ./dev's balancer: an unfilled placeholder is a bug in this file.
 assert lib.assertMsg (
   !(lib.hasInfix "@" text)
 ) "nginx/stream.nix: a placeholder is left in\n${text}";

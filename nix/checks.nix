@@ -1,5 +1,5 @@
-# What must hold, apart from the VM tests. Those that need no build fail when they are evaluated,
-# which `nix flake check --no-build` does.
+# The flake's checks, except the VM tests. Checks that need no build fail during evaluation, so that
+# `nix flake check --no-build` runs them.
 {
   lib,
   pkgs,
@@ -65,7 +65,7 @@ in
 
   nginx = pkgs.callPackage ../nginx/check.nix { };
 
-  # ftpd can write to the directory that its image keeps the files in.
+  # ftpd can write to the storage directory of its image.
   image = pkgs.runCommand "image" { } ''
     ${own.image-ftpd} | tar -xf -
     for layer in */layer.tar; do tar --numeric-owner -tvf "$layer"; done >files
@@ -73,7 +73,7 @@ in
     touch $out
   '';
 
-  # default.nix gives what the flake gives.
+  # default.nix has the same outputs as the flake.
   without-flakes =
     let
       plain = import ../default.nix { inherit nixpkgs system; };
@@ -87,13 +87,13 @@ in
       ) "default.nix has other modules than the flake"
     );
 
-  # The hosts of the template, and a warning there is one too many.
+  # The hosts of the template evaluate without a warning.
   example-hosts = passes "example-hosts" (
     lib.concatLists (
       lib.mapAttrsToList (
         name: host:
         map (message: "${name}: ${message}") (failed host.config ++ host.config.warnings)
-        # A host that cannot be built as a whole throws here.
+        # Throws if a host cannot be built.
         ++ builtins.seq host.config.system.build.toplevel.drvPath [ ]
       ) self.nixosConfigurations
     )
@@ -105,7 +105,7 @@ in
     import ./module-assertions.nix { inherit lib sample failed; }
   );
 
-  # Changes that must cut no session.
+  # Changes of a running cluster that must not end a session.
   unit-changes = passes "unit-changes" (import ./unit-changes.nix { inherit lib sample; });
 
   documentation = passes "documentation" (
@@ -113,8 +113,10 @@ in
       builtins.readFile ../docs/options.md != own.options.text
     ) "docs/options.md is not what `nix build .#options` makes"
     ++ lib.optional (
-      !(lib.hasInfix (builtins.readFile ../template/cluster.nix) (builtins.readFile ../README.md))
-    ) "README.md does not show template/cluster.nix"
+      !(lib.hasInfix (builtins.readFile ../template/cluster.nix) (
+        builtins.readFile ../docs/deployment-nixos.md
+      ))
+    ) "docs/deployment-nixos.md does not show template/cluster.nix"
     ++ map (line: "docs/options.md: a path with a space: ${line}") (
       lib.filter (line: builtins.match "[*] example: `\"/[^\"]* [^\"]*\"`" line != null) (
         lib.splitString "\n" own.options.text
@@ -122,7 +124,7 @@ in
     )
   );
 
-  # A metric that a rule or panel names, and no daemon has, would never fire.
+  # An alert or panel with a metric that no daemon has would stay silent.
   metric-names =
     let
       sources = builtins.readFile ../ftpd/src/metrics.rs + builtins.readFile ../authd/src/metrics.rs;

@@ -1,4 +1,4 @@
-# One daemon of the package that holds both: nothing is built again.
+# One daemon out of the package with both, without another build.
 {
   lib,
   runCommand,

@@ -1,4 +1,4 @@
-# `./dev up` with its tools, and the daemons already built, from Nix.
+# `nix run`: ./dev up with its tools and the built daemons.
 {
   lib,
   writeShellApplication,
@@ -35,13 +35,13 @@ writeShellApplication {
     util-linux
   ];
   text = ''
-    # What is below this folder is ./dev's own.
+    # ./dev may replace everything in this folder.
     state=''${XDG_RUNTIME_DIR:-''${TMPDIR:-/tmp}}/distributed-ftp-demo
     export DEV_DAEMONS=${distributed-ftp}/bin
     export DEV_STATE=''${DEV_STATE:-$state}
     export DEV_STORAGE=''${DEV_STORAGE:-$PWD/data}
     export DEV_COMMAND=$0
-    # Other words ask the cluster that runs: `stop ftp2`, `status`.
+    # Other subcommands talk to the running cluster: `stop ftp2`, `status`.
     if (($# == 0)); then set -- up; fi
     exec bash ${source}/dev "$@"
   '';

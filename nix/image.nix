@@ -7,15 +7,15 @@
 }:
 let
   name = daemon.meta.mainProgram;
-  # The owner of the files, by number as in the NixOS modules. A storage that belongs to another user is
-  # mounted with that one's numbers: `podman run --user 1000:1000`.
+  # User and group ID of the files' owner, as in the NixOS modules. For a storage with another owner run
+  # the container with that owner's IDs: `podman run --user 1000:1000`.
   user = "2121:2121";
 in
 dockerTools.streamLayeredImage {
   inherit name;
   tag = version;
   contents = [ dockerTools.fakeNss ];
-  # A new volume takes its owner from the directory of the image that it is mounted on.
+  # A new volume gets the owner of the image's directory at the mount point.
   fakeRootCommands = lib.optionalString (name == "ftpd") ''
     mkdir -p srv/ftp
     chown ${user} srv/ftp
@@ -29,7 +29,7 @@ dockerTools.streamLayeredImage {
   }
   // {
     ftpd = {
-      # Port 21 needs a capability; the passive ports are the operator's choice.
+      # Port 21 would need a capability. The operator chooses the passive ports.
       Env = [
         "FTPD_PORT=2121"
         "FTPD_ROOT=/srv/ftp"

@@ -1,4 +1,4 @@
-# Clusters with one mistake each, and the words that must be said about it. → list of problems
+# Clusters with one mistake each, and words that the assertion's message must contain. → list of problems
 {
   lib,
   sample,
@@ -18,7 +18,7 @@ let
 
   broken = [
     {
-      says = "ftpd.settings.root is decided by";
+      says = "ftpd.settings.root is set by";
       change.ftpd.settings.root = "/elsewhere";
     }
     {
@@ -44,11 +44,11 @@ let
       change = cluster { passivePorts = range 50000 50001; };
     }
     {
-      says = "cluster.passivePorts is 50099-50000, upside down";
+      says = "cluster.passivePorts is 50099-50000, in reverse order";
       change = cluster { passivePorts = range 50099 50000; };
     }
     {
-      says = "50090-50120, does not fit into";
+      says = "50090-50120, is not within";
       change = slices (range 50000 50049) (range 50050 50089) (range 50090 50120);
     }
     {
@@ -68,7 +68,7 @@ let
       change = cluster { balancers.ftp1.address = "10.0.0.11"; };
     }
     {
-      says = "there is no balancer whose kernel it could be";
+      says = "but the cluster has no balancer";
       change = kernelPath { balancers = lib.mkForce { }; };
     }
     {
@@ -90,7 +90,7 @@ let
       change = kernelPath { nodes.ftp2.address = "fd00::12"; };
     }
     {
-      says = "meet port 50007 of authd";
+      says = "overlap port 50007 of authd";
       change = cluster {
         auth.ftp1 = {
           address = "10.0.0.11";
@@ -99,19 +99,19 @@ let
       };
     }
     {
-      says = "cluster.tls is asked for without a certificate";
+      says = "cluster.tls needs a certificate";
       change = cluster { tls.required = true; };
     }
     {
-      says = "cluster.tls is asked for without a certificate";
+      says = "cluster.tls needs a certificate";
       change = cluster { tls.implicitPort = 990; };
     }
     {
-      says = "a certificate needs its key";
+      says = "only one of certificate and key is set";
       change = cluster { tls.certificateFile = "/run/secrets/certificate"; };
     }
     {
-      says = "there are two certificates";
+      says = "two certificates are named";
       change = cluster {
         tls = {
           certificateFile = "/run/secrets/certificate";
@@ -166,7 +166,7 @@ let
       };
     }
     {
-      says = "say what cephfs mounts";
+      says = "set the device that cephfs mounts";
       change = cluster {
         storage.type = "cephfs";
         storage.host = null;
@@ -194,7 +194,7 @@ let
       };
     }
     {
-      says = "openFirewall writes no rules for firewalld";
+      says = "openFirewall does not support firewalld";
       change.openFirewall = true;
       module.services.firewalld.enable = true;
     }
@@ -207,7 +207,7 @@ let
     }
   ];
 
-  # As in the tests of common/src/registry/options.rs: option and daemons take the same.
+  # The same URLs as in the tests of common/src/registry/options.rs: option and daemons accept the same ones.
   redisUrl = (import ../nixos-modules/options/types.nix { inherit lib; }).redisUrl.check;
   wrongUrls =
     map (url: "cluster.redis.url refuses ${url}") (
@@ -230,7 +230,7 @@ let
         "a@b"
         "redis://"
         "unix://rel"
-        # A password would be in the store.
+        # The password would be in the world-readable store.
         "redis://ftp:secret@cache.example"
         "redis://:secret@cache.example"
       ]
@@ -246,13 +246,13 @@ let
       messages = failed (sample.configuration change [ module ]);
     in
     if messages == [ ] then
-      [ "nothing was said, but expected: ${says}" ]
+      [ "no assertion failed; expected: ${says}" ]
     else if !(lib.any (lib.hasInfix says) messages) then
-      [ "expected: ${says}; was said: ${lib.concatStringsSep " / " messages}" ]
+      [ "expected: ${says}; failed: ${lib.concatStringsSep " / " messages}" ]
     else
       [ ];
 
-  # Each role without a mistake; what assertions do not see throws when the host is made.
+  # A host of each role without a mistake. Errors other than assertions throw when the host is evaluated.
   problemsOfHost =
     change:
     let

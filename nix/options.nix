@@ -1,5 +1,5 @@
-# docs/options.md: all options of the modules, as Markdown. Text only, so that a check can compare it
-# without building anything.
+# docs/options.md: all options of the modules as Markdown. A text without dependencies, so that a check can
+# compare it without a build.
 {
   lib,
   pkgs,
@@ -10,7 +10,7 @@ let
     lib.optionAttrSetToDocList options.services.distributedFtp
   );
 
-  # Values come as Nix expressions or as Markdown.
+  # Values are Nix expressions or Markdown.
   value =
     shown:
     if shown._type or null == "literalMD" then

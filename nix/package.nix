@@ -5,7 +5,7 @@
   rustPlatform,
   installShellFiles,
   testers,
-  # Came with nixpkgs 24.11.
+  # Available since nixpkgs 24.11.
   versionCheckHook ? null,
   nginxStable,
   openssl,
@@ -28,8 +28,8 @@ rustPlatform.buildRustPackage (finalAttrs: {
 
   src = lib.fileset.toSource {
     root = ../.;
-    # Only what a build or test reads, so that a word in the documentation builds nothing anew.
-    # What `./dev fuzz` leaves there is known to git as ignored; without a flake it would be copied, too.
+    # Only files that the build or the tests read, so that a change of the documentation causes no rebuild.
+    # The results of `./dev fuzz` are ignored by git, but without a flake they would be copied.
     fileset =
       lib.fileset.difference
         (lib.fileset.unions [
@@ -42,9 +42,11 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../deploy/demo
           ../dev
           ../SECURITY.md
+          ../docs/metrics.md
           ../docs/settings.md
           ../ftpd
           ../fuzz
+          ../nixos-modules/monitoring
           ../nixos-modules/options/settings.nix
           ../tests
           ../nginx/check.nix
@@ -67,10 +69,10 @@ rustPlatform.buildRustPackage (finalAttrs: {
   ];
 
   inherit doCheck;
-  # With the profile of the build, link-time optimisation of every test program takes ten times as long
-  # as the tests themselves.
+  # In the release profile, link-time optimisation of the test programs takes ten times as long as the
+  # tests.
   checkType = "debug";
-  # The tests start both daemons, nginx and Redis, and drive them with foreign clients.
+  # The tests start both daemons, nginx and Redis, and use real FTP clients.
   nativeCheckInputs = [
     nginxStable
     openssl
@@ -84,23 +86,25 @@ rustPlatform.buildRustPackage (finalAttrs: {
     util-linux
   ];
 
-  # A builder may allow no user namespaces. ./dev test has these tests, and vm-kernel-data-path.
+  # A builder may forbid user namespaces. `./dev test` runs these tests, and so does vm-kernel-data-path.
   checkFlags = [ "--skip=own_network::" ];
 
   nativeBuildInputs = [ installShellFiles ];
-  # The programs print their own; a build for another machine cannot run them.
+  # The programs print their manuals and completions; a cross build cannot run them.
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    for page in ftpd.8 ftpd.toml.5 authd.8 authd.toml.5 authd-hash-password.1; do
+      "$out/bin/''${page%%[.-]*}" --print-manual "''${page%.*}" >"$page"
+      installManPage "$page"
+    done
     for program in ftpd authd; do
-      "$out/bin/$program" --print-manual >"$program.1"
       for shell in bash fish zsh; do
         "$out/bin/$program" --print-completions "$shell" >"$program.$shell"
       done
-      installManPage "$program.1"
       installShellCompletion --cmd "$program" --bash "$program.bash" --fish "$program.fish" --zsh "$program.zsh"
     done
   '';
 
-  # The installed ftpd runs and says its version; authd is asked in passthru.tests.
+  # The installed ftpd prints its version; passthru.tests checks authd.
   doInstallCheck = versionCheckHook != null;
   nativeInstallCheckInputs = lib.optional (versionCheckHook != null) versionCheckHook;
 
@@ -122,7 +126,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     mainProgram = "ftpd";
     platforms = lib.platforms.linux;
   }
-  # Cargo.toml says where the project is; a copy that is nowhere has no page.
+  # Set if Cargo.toml has the project's address.
   // lib.optionalAttrs (workspace ? repository) {
     homepage = workspace.repository;
     changelog = "${workspace.repository}/blob/v${workspace.version}/CHANGELOG.md";

@@ -1,4 +1,4 @@
-# A cluster with each role on a host of its own, for the checks that evaluate changes of it.
+# A sample cluster with each role on a separate host, for checks that evaluate changes of it.
 {
   lib,
   nixpkgs,
@@ -6,7 +6,7 @@
   system,
 }:
 rec {
-  # services.distributedFtp of all hosts.
+  # services.distributedFtp on all hosts.
   good = {
     enable = true;
     hostName = "ftp1";
@@ -35,7 +35,7 @@ rec {
     users.demo.hashedPasswordFile = "/run/secrets/demo";
   };
 
-  # One host of each role.
+  # One host for each role.
   hosts = [
     "ftp1"
     "lb1"
@@ -43,7 +43,7 @@ rec {
     "monitor1"
   ];
 
-  # The configuration of the host `hostName`, with changes to `good` and other modules.
+  # The configuration of the host `hostName` with changes to `good` and further modules.
   configuration =
     changes: modules:
     (nixpkgs.lib.nixosSystem {

@@ -1,5 +1,5 @@
-# The parts of the template agree with each other: the secrets with the units that read them, and the
-# deployment with the cluster's description. → list of problems
+# Checks that the parts of the template agree: the secrets with the units that read them, the deployment
+# with the cluster's description. → list of problems
 {
   lib,
   self,
@@ -18,7 +18,7 @@ let
       )
     );
 
-  # What a unit reads when it starts: its credentials, and with Redis the file of its password.
+  # Files that a unit reads at its start: credentials, and for Redis the file of its password.
   readAtStart =
     config:
     inverted (
@@ -30,7 +30,7 @@ let
         ++ lib.optional (unit == "redis-ftp") (toString config.services.redis.servers.ftp.requirePassFile)
       ) config.systemd.services
     );
-  # What it reads at a reload, too: the lists of run-files.nix, with a name and a path in a line.
+  # Files that a unit also reads at a reload: the lists of run-files.nix, one name and path a line.
   readAtReload =
     config:
     inverted (
@@ -68,7 +68,7 @@ let
     compare "restartUnits" (readAtStart config) (declared "restartUnits" config)
     ++ compare "reloadUnits" (readAtReload config) (declared "reloadUnits" config);
 
-  # Where the description says that a host is.
+  # The address of a host in the cluster's description.
   targetsOf =
     name: host:
     let

@@ -1,5 +1,5 @@
-# The outputs of template/flake.nix. Its inputs sops-nix and colmena are pins that only a deployment needs:
-# here a module with the options that the template sets stands for each.
+# Evaluates template/flake.nix. Only a deployment needs its inputs sops-nix and colmena; here a module with
+# the options that the template sets replaces each.
 { self, nixpkgs }:
 let
   inherit (nixpkgs) lib;

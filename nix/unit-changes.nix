@@ -1,12 +1,12 @@
-# Changes of a running cluster, the units that must go on, and those that must be reloaded. Units are
-# compared as switch-to-configuration does: it restarts a unit whose own text changes. → list of problems
+# Changes of a running cluster, with the units that must keep running and those that must be reloaded. Units
+# are compared as switch-to-configuration does: it restarts a unit whose text changes. → list of problems
 { lib, sample }:
 let
   slices = from: {
     inherit from;
     to = from + 9;
   };
-  # Slices by hand: a new node moves none of the others.
+  # Slices set by hand, so that a new node does not move the others.
   nodes = count: {
     cluster.nodes = lib.genAttrs (map (n: "ftp${toString n}") (lib.range 1 count)) (
       name:
@@ -85,7 +85,7 @@ let
     }
   ];
 
-  # What decides about a restart. NixOS adds the triggers to [Unit]; those of a reload are of no account.
+  # The text that decides about a restart. NixOS adds triggers to [Unit]; reload triggers do not count.
   restartedBy =
     unit:
     builtins.toJSON {

@@ -1,4 +1,4 @@
-# What must not be said of a cluster, and what to say instead.
+# Assertions: cluster descriptions that cannot work, each with a message that says what to change.
 { config, lib, ... }:
 let
   cfg = config.services.distributedFtp;
@@ -39,7 +39,7 @@ let
     in
     address != null && (lib.elem wildcard listen || lib.elem address listen);
 
-  # Ports that the roles of one host would share.
+  # Ports that another role of the same host listens on.
   takenAt =
     name:
     lib.optional (description.auth ? ${name}) {
@@ -59,7 +59,7 @@ let
     name: filter ({ port, ... }: isPassive port || lib.elem port cluster.controlPorts) (takenAt name);
 
   gateway = description.dataGateway;
-  # Nodes that the kernel cannot lead data to through this gateway.
+  # Nodes whose address is of another IP version than the gateway: the kernel cannot forward data to them.
   otherFamily = filter (
     name:
     let
@@ -69,7 +69,8 @@ let
   ) cluster.nodeNames;
   servesClients = name: description.balancers ? ${name} || description.nodes ? ${name};
 
-  # Seconds. A client may connect first and ask for the transfer later.
+  # Longest silence of a data connection, in seconds. A client may open it before it sends the transfer
+  # command, so the idle limit counts too.
   longestSilence = lib.max cluster.limits.stall cluster.limits.idle;
   establishedTimeout =
     let
@@ -115,11 +116,11 @@ in
     }) (lib.optionals cfg.openFirewall cluster.nodeNames)
     ++ map (name: {
       assertion = sliceOf name == null || (sliceOf name).from <= (sliceOf name).to;
-      message = "${option "cluster.nodes.${name}.passivePorts"} is ${range (sliceOf name)}, upside down: swap `from` and `to`.";
+      message = "${option "cluster.nodes.${name}.passivePorts"} is ${range (sliceOf name)}, in reverse order: swap `from` and `to`.";
     }) explicit
     ++ map (name: {
       assertion = passivePorts.from <= (sliceOf name).from && (sliceOf name).to <= passivePorts.to;
-      message = "${option "cluster.nodes.${name}.passivePorts"}, ${range (sliceOf name)}, does not fit into ${option "cluster.passivePorts"}, ${range passivePorts}, which is all that the balancers pass on: widen that.";
+      message = "${option "cluster.nodes.${name}.passivePorts"}, ${range (sliceOf name)}, is not within ${option "cluster.passivePorts"}, ${range passivePorts}, which are the only ports that the balancers forward: widen that range.";
     }) explicit
     ++ map (pair: {
       assertion = !(overlaps (sliceOf pair.a) (sliceOf pair.b));
@@ -133,44 +134,44 @@ in
     }) balancersWithNodes
     ++ map (name: {
       assertion = !cluster.isKernelPath;
-      message = "${option "cluster.dataPath"} is \"kernel\", and ${name} is a balancer and a node: what the kernel leads from one to the other must pass between two hosts. Use \"nginx\", or hosts of their own.";
+      message = "${option "cluster.dataPath"} is \"kernel\", and ${name} is a balancer and a node: data that the kernel forwards must travel between two hosts. Use \"nginx\", or put the node and the balancer on separate hosts.";
     }) balancersWithNodes
     ++ map (name: {
       assertion = !cluster.isKernelPath;
       message = "${option "cluster.dataGateway"}, ${toString gateway}, is no gateway for the node ${name}, ${
         toString description.nodes.${name}.address
-      }: one is IPv4, the other IPv6. Give both addresses of one kind; clients may use either.";
+      }: one is IPv4, the other IPv6. Use the same IP version for both; clients may use either version.";
     }) otherFamily
     ++ map (name: {
       assertion = !(servesClients name) || clashes name == [ ];
-      message = "${option "cluster"}: on ${name} the control port ${toString description.controlPort} and the passive ports ${range passivePorts} meet ${
+      message = "${option "cluster"}: on ${name} the control port ${toString description.controlPort} and the passive ports ${range passivePorts} overlap ${
         lib.concatMapStringsSep " and " ({ what, port }: "port ${toString port} of ${what}") (clashes name)
       }: move one of them.";
     }) (attrNames (description.nodes // description.balancers))
     ++ map (name: {
       assertion = cfg.users.${name}.hashedPasswordFile != null;
-      message = "${option "users.${name}.hashedPasswordFile"} is not set, so that ${name} could never log in: give a file that holds what `authd hash-password` printed.";
+      message = "${option "users.${name}.hashedPasswordFile"} is not set, so ${name} could never log in: name a file that holds the output of `authd hash-password`.";
     }) (attrNames cfg.users)
     ++ map (key: {
       assertion = !(cfg.ftpd.settings ? ${key});
-      message = "${option "ftpd.settings.${key}"} is decided by ${option "cluster"}: say it there.";
+      message = "${option "ftpd.settings.${key}"} is set by ${option "cluster"}: set it there.";
     }) decided
     ++ [
       {
         assertion = !cfg.openFirewall || config.networking.firewall.backend != "firewalld";
-        message = "${option "openFirewall"} writes no rules for firewalld, the firewall of this host, and what hosts of the cluster need of each other would stay closed: turn it off and open the ports in a zone of firewalld, or set networking.firewall.backend to \"nftables\" or \"iptables\".";
+        message = "${option "openFirewall"} does not support firewalld, the firewall of this host, so the ports between the hosts of the cluster would stay closed: turn it off and open the ports in a zone of firewalld, or set networking.firewall.backend to \"nftables\" or \"iptables\".";
       }
       {
         assertion = cluster.hasRole;
-        message = "${option "cluster"} gives no role to this host, ${cluster.hostName}: name it among the nodes, balancers or others, or set ${option "hostName"}.";
+        message = "${option "cluster"} gives no role to this host, ${cluster.hostName}: add it to the nodes, balancers or another role, or set ${option "hostName"}.";
       }
       {
         assertion = description.nodes != { };
-        message = "${option "cluster.nodes"} is empty: a cluster has at least one node.";
+        message = "${option "cluster.nodes"} is empty: a cluster needs at least one node.";
       }
       {
         assertion = passivePorts.from <= passivePorts.to;
-        message = "${option "cluster.passivePorts"} is ${range passivePorts}, upside down: swap `from` and `to`.";
+        message = "${option "cluster.passivePorts"} is ${range passivePorts}, in reverse order: swap `from` and `to`.";
       }
       {
         assertion =
@@ -189,12 +190,12 @@ in
       }
       {
         assertion = !cluster.isKernelPath || description.balancers != { };
-        message = "${option "cluster.dataPath"} is \"kernel\", but there is no balancer whose kernel it could be: name one in ${option "cluster.balancers"}.";
+        message = "${option "cluster.dataPath"} is \"kernel\", but the cluster has no balancer: name one in ${option "cluster.balancers"}.";
       }
       {
         assertion =
           !cluster.isKernelPath || lib.length (attrNames description.balancers) < 2 || gateway != null;
-        message = "${option "cluster.dataGateway"} is not set, and there are several balancers: the nodes must answer through the one that clients reach. Set an address that it alone has (keepalived can move it), or use \"nginx\".";
+        message = "${option "cluster.dataGateway"} is not set, and there are several balancers: the nodes must send data back through the balancer that clients reach. Set an address that only this balancer has (keepalived can move it), or use \"nginx\".";
       }
       {
         assertion = !(cluster.isBalancer && cluster.isKernelPath) || establishedTimeout > longestSilence;
@@ -202,23 +203,23 @@ in
       }
       {
         assertion = tls.implicitPort != description.controlPort;
-        message = "${option "cluster.tls.implicitPort"} is the control port, ${toString description.controlPort}, where clients begin in the clear: choose another, such as 990.";
+        message = "${option "cluster.tls.implicitPort"} is the control port, ${toString description.controlPort}, where connections begin without TLS: choose another port, such as 990.";
       }
       {
         assertion = cluster.hasCertificate || !(tls.required || tls.implicitPort != null);
-        message = "${option "cluster.tls"} is asked for without a certificate: set `certificateFile` and `keyFile`, or `acmeHost`.";
+        message = "${option "cluster.tls"} needs a certificate: set `certificateFile` and `keyFile`, or `acmeHost`.";
       }
       {
         assertion = (tls.certificateFile == null) == (tls.keyFile == null);
-        message = "${option "cluster.tls"}: a certificate needs its key, and a key its certificate: set both `certificateFile` and `keyFile`.";
+        message = "${option "cluster.tls"}: only one of certificate and key is set: set both `certificateFile` and `keyFile`.";
       }
       {
         assertion = tls.certificateFile == null || tls.acmeHost == null;
-        message = "${option "cluster.tls"}: there are two certificates: set the files or `acmeHost`.";
+        message = "${option "cluster.tls"}: two certificates are named: set either the files or `acmeHost`.";
       }
       {
         assertion = description.auth != { };
-        message = "${option "cluster.auth"} is empty: the nodes need an authd to ask who may log in.";
+        message = "${option "cluster.auth"} is empty: the nodes need an authd to verify logins.";
       }
       {
         assertion = cluster.hasRedis;
@@ -226,12 +227,12 @@ in
       }
       {
         assertion = !(cluster.isNode || cluster.isAuth) || cluster.secretFile "nodeToken" != null;
-        message = "${option "secrets.nodeTokenFile"} is not set, and authd and the nodes are on several hosts: put the same random text into a file on each and name it here.";
+        message = "${option "secrets.nodeTokenFile"} is not set, and authd and the nodes are on several hosts: put the same random text into a file on each of these hosts and name the file here.";
       }
       {
         assertion =
           cfg.secrets.adminTokenFile == null || cfg.secrets.adminTokenFile != cfg.secrets.nodeTokenFile;
-        message = "${option "secrets.adminTokenFile"} is the same file as nodeTokenFile, so that every node would be an administrator: use two secrets.";
+        message = "${option "secrets.adminTokenFile"} is the same file as nodeTokenFile, so every node would have an administrator's rights: use two secrets.";
       }
       {
         assertion =
@@ -240,11 +241,11 @@ in
           || cluster.isLoopback redis.address
           || cfg.secrets.redisPasswordFile != null
           || (cluster.isRedis && cluster.isGenerated "redisPassword");
-        message = "${option "secrets.redisPasswordFile"} is not set, and Redis can be reached from outside at ${toString redis.address}: put the same password into a file on each host that uses Redis and name it here.";
+        message = "${option "secrets.redisPasswordFile"} is not set, and Redis can be reached from outside at ${toString redis.address}: put the same password into a file on each host that uses Redis and name the file here.";
       }
       {
         assertion = redis.host == null || redis.address != null;
-        message = "${option "cluster.redis.address"} is not set, but ${option "cluster.redis.host"} is to run Redis: say where it listens.";
+        message = "${option "cluster.redis.address"} is not set, but ${option "cluster.redis.host"} runs Redis: set the address where it listens.";
       }
       {
         assertion = storage.type != "nfs" || (storage.server != null && storage.export != null);
@@ -252,7 +253,7 @@ in
       }
       {
         assertion = !isNetwork || storage.type == "nfs" || storage.device != null;
-        message = "${option "cluster.storage.device"} is not set: say what ${storage.type} mounts.";
+        message = "${option "cluster.storage.device"} is not set: set the device that ${storage.type} mounts.";
       }
       {
         assertion = storage.type == "nfs" || storage.host == null;
@@ -264,7 +265,7 @@ in
           || storage.server == null
           || storage.export == null
           || storage.device == "${cluster.bracketed storage.server}:${storage.export}";
-        message = "${option "cluster.storage"}: nodes and server disagree: the nodes mount ${toString storage.device}, the server exports ${toString storage.server}:${toString storage.export}. Leave `device` alone, or set `server` and `export` to the same.";
+        message = "${option "cluster.storage"}: nodes and server disagree: the nodes mount ${toString storage.device}, the server exports ${toString storage.server}:${toString storage.export}. Remove `device`, or set `server` and `export` to match it.";
       }
       {
         assertion =
@@ -287,11 +288,11 @@ in
       }
       {
         assertion = storage.type != "directory" || lib.length cluster.nodeNames <= 1;
-        message = "${option "cluster.storage.type"} is a directory, but there are ${toString (lib.length cluster.nodeNames)} nodes, and each would have files of its own: use nfs, cephfs or glusterfs, or none if the directory is shared by other means.";
+        message = "${option "cluster.storage.type"} is a directory, but there are ${toString (lib.length cluster.nodeNames)} nodes, and each would have its own files: use nfs, cephfs or glusterfs, or none if something else shares the directory.";
       }
       {
         assertion = !(cluster.isNode && isNetwork) || ownFileSystem == null;
-        message = "fileSystems.\"${storage.mountPoint}\" and ${option "cluster.storage"} both mount something there: set ${option "cluster.storage.type"} to \"none\", or remove the first.";
+        message = "fileSystems.\"${storage.mountPoint}\" and ${option "cluster.storage"} both mount a file system there: set ${option "cluster.storage.type"} to \"none\", or remove the first.";
       }
     ]
   );

@@ -16,11 +16,11 @@ let
   };
   settings = lib.filterAttrs (_: value: value != null) (derived // cfg.authd.settings);
 
-  # A user's name may hold what a file's must not.
+  # A user name may contain characters that a file name must not.
   hashFileOf = name: "user-${lib.substring 0 16 (builtins.hashString "sha256" name)}";
   users = lib.filterAttrs (_: user: user.hashedPasswordFile != null) cfg.users;
 
-  # What is set, spelled as authd does.
+  # The fields that are set, with the names that authd uses.
   set = lib.filterAttrs (_: value: value != null && value != [ ] && value != { });
   policy =
     from:
@@ -43,7 +43,7 @@ let
         inherit (from.tls) control data;
         close_notify = from.tls.closeNotify;
       };
-      # An empty list is set too: it takes a group's condition away.
+      # An empty list counts as set: it removes a restriction of a group.
       access = lib.filterAttrs (_: value: value != null) {
         allow_from = from.access.allowFrom;
         deny_from = from.access.denyFrom;
@@ -72,7 +72,7 @@ let
   configWith =
     name: users_file: (pkgs.formats.toml { }).generate name (settings // { inherit users_file; });
 
-  # The users file and, beside it, the hashes that it names: complete before the users file is there.
+  # The users file and the password hashes that it names. The hashes are written first.
   userFiles = import ./run-files.nix { inherit lib pkgs; } {
     name = "authd";
     group = "authd-files";
@@ -104,7 +104,7 @@ let
   };
   secretFlags = path: lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets;
 
-  # The daemon reads settings and users when the system is built, with secrets that are none.
+  # The build runs the daemon's own check of settings and users, with placeholder secrets.
   checkedConfig = configWith "authd-checked.toml" (
     usersFile "users-checked.json" (_: {
       password_hash = "$argon2id$v=19$m=64,t=1,p=1$bm90IGEgc2FsdA$W/yWtQMsvmDUfhlr0m6Bb8wXAqHFR0R7R3PpHFI8uEs";
@@ -135,9 +135,9 @@ in
         "redis-ftp.service"
         "distributed-ftp-secrets.service"
       ];
-      # Away for as short a time as can be.
+      # Keeps the interruption short.
       stopIfChanged = false;
-      # SIGHUP reads users and groups again, and nothing else.
+      # SIGHUP makes authd read users and groups again; settings need a restart.
       restartTriggers = [ (sourceOf "distributed-ftp/authd.toml") ];
       reloadTriggers = [
         (sourceOf "distributed-ftp/users.json")
@@ -156,7 +156,7 @@ in
           "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
         ];
         LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") secrets;
-        # It has no files of its own.
+        # authd writes no files.
         DynamicUser = true;
         SupplementaryGroups = "authd-files";
 
@@ -164,16 +164,16 @@ in
         RestartSec = 2;
         RestartPreventExitStatus = 78;
         WatchdogSec = 30;
-        # A failed login is one line, and the throttle bounds them. journald's limit would drop the lines that
-        # matter.
+        # Each failed login is one log line, and the throttle limits their number. journald's own rate limit
+        # could drop important lines.
         LogRateLimitIntervalSec = 0;
         TimeoutStopSec = cluster.seconds (cfg.authd.settings.stop_timeout or "10s") + 10;
-        # A connection for each login that a node waits for.
+        # authd has one connection for each login in progress.
         LimitNOFILE = 16384;
         TasksMax = 1024;
 
         AmbientCapabilities = lib.optional (own.port < 1024) "CAP_NET_BIND_SERVICE";
-        # A port below 1024, if one was chosen.
+        # Needed for a port below 1024.
         CapabilityBoundingSet = if own.port < 1024 then "CAP_NET_BIND_SERVICE" else "";
         PrivateUsers = own.port >= 1024;
       };

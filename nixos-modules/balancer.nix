@@ -1,5 +1,5 @@
-# The role of the balancer: nginx's stream proxy with the configuration of ../nginx. A process of its
-# own beside services.nginx, so that neither's changes restart the other.
+# The balancer role: nginx's stream proxy with the configuration from ../nginx. It is a separate process
+# from services.nginx, so that a change of one never restarts the other.
 {
   config,
   lib,
@@ -16,25 +16,26 @@ let
   nodes = lib.filter (node: node.address != null) cluster.nodes;
 
   nginx = lib.getExe' cfg.nginxPackage "nginx";
-  # Below /etc. nginx starts its successor by the name that it was started with itself.
+  # Below /etc, at a fixed path: nginx starts its successor with the path that it was started with.
   program = "distributed-ftp/nginx";
   file = "distributed-ftp/balancer.conf";
-  # Before it has read its configuration, nginx logs to a place that its package chose.
+  # Until nginx has read its configuration, it logs to the path that was compiled in.
   command = "/etc/${program} -e stderr -c /etc/${file}";
   pidFile = "/run/ftp-balancer/nginx.pid";
   logs = "/var/log/ftp-balancer";
 
-  # A configuration that nginx refuses is an error of the reload, not only a line in the log.
+  # Check first, so that a configuration that nginx refuses makes the reload fail, not only log a line.
   reload = pkgs.writeShellScript "ftp-balancer-reload" ''
     set -eu
     ${command} -t
-    # systemd's main process may be the predecessor, which still has transfers.
+    # systemd's main process may be the previous nginx, which still carries transfers.
     pid=$(cat ${pidFile})
     if [ "$(readlink "/proc/$pid/exe")" = "$(readlink -f /etc/${program})" ]; then
       kill -HUP "$pid"
       exit
     fi
-    # Another nginx: it inherits the listening sockets, and the old one ends after its transfers.
+    # Another nginx program: the new process inherits the listening sockets, and the old one ends after its
+    # transfers.
     kill -USR2 "$pid"
     for _ in $(seq 100); do
       successor=$(cat ${pidFile} 2> /dev/null || true)
@@ -49,11 +50,11 @@ let
     exit 1
   '';
 
-  # A process's limit is that of its start: this one is enough for every number of nodes and sessions.
-  # It is also the most that the kernel allows (fs.nr_open).
+  # A process keeps the limit of its start, so this one must suffice for every later number of nodes and
+  # sessions. It is the kernel's maximum (fs.nr_open).
   files = 1024 * 1024;
 
-  # Empty with nixpkgs' nginx. Other packages may have the stream proxy as a module.
+  # Empty with nixpkgs' nginx, which has the stream proxy built in. In other packages it is a module.
   loadModule = pkgs.runCommand "balancer-load-module.conf" { } ''
     case "$(${nginx} -V 2>&1)" in
       *--with-stream=dynamic*) echo "load_module modules/ngx_stream_module.so;" ;;
@@ -64,7 +65,7 @@ let
     inherit files;
     pid = pidFile;
     loadModule = lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) "include ${loadModule};";
-    # A transfer has its control connection, and one for the data.
+    # Each transfer has a control connection and a data connection.
     clients = lib.length nodes * (limits.max_sessions + limits.max_transfers);
     shutdownTimeout = "${toString limits.drain}s";
     stream = {
@@ -102,11 +103,11 @@ in
       description = "Balancer of Distributed FTP";
       documentation = [ "https://nginx.org/en/docs/stream/ngx_stream_core_module.html" ];
       wantedBy = [ "multi-user.target" ];
-      # It may listen on an address that the network has to bring.
+      # nginx may listen on an address that exists only once the network is up.
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
-      # A new configuration, such as one more node, is a reload, and so is a new nginx: old workers keep
-      # the connections that they have. A restart would listen again only after the last transfer.
+      # A new configuration (such as one more node) and a new nginx are reloads: old workers keep their
+      # connections. A restart would listen again only after the last transfer.
       reloadTriggers = [
         config.environment.etc.${file}.source
         nginx
@@ -114,17 +115,16 @@ in
       reloadIfChanged = true;
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = hardening // {
-        # The first process ends when the second listens, so the unit is up when clients can connect.
+        # nginx's first process ends when the second one listens, so the unit is active once clients can connect.
         Type = "forking";
-        # A successor writes itself there, and systemd takes it for the main process in its turn.
+        # A successor writes its own process ID there, and becomes systemd's main process.
         PIDFile = pidFile;
         ExecStart = command;
         ExecReload = reload;
-        # SIGTERM would end every connection at once, with an end of file that looks orderly: a client
-        # would take half a file for a whole one. After SIGQUIT transfers go on for
-        # worker_shutdown_timeout.
+        # SIGTERM would end every connection at once with an orderly end of file, and a client would take
+        # half a file for a whole one. After SIGQUIT transfers go on for worker_shutdown_timeout.
         KillSignal = "SIGQUIT";
-        # nginx ends by itself before this, at worker_shutdown_timeout.
+        # nginx ends before this limit, at worker_shutdown_timeout.
         TimeoutStopSec = 3600 * (1 + (limits.drain + 60) / 3600);
         Restart = "always";
         RestartSec = 2;
@@ -139,9 +139,9 @@ in
         LimitNOFILE = files;
         AmbientCapabilities = lib.optional hasPrivilegedPort "CAP_NET_BIND_SERVICE";
         CapabilityBoundingSet = if hasPrivilegedPort then "CAP_NET_BIND_SERVICE" else "";
-        # In a user namespace of its own the capability would not count.
+        # A capability has no effect on the host's ports inside a private user namespace.
         PrivateUsers = !hasPrivilegedPort;
-        # Workers set their limit of files (worker_rlimit_nofile).
+        # Workers set their own limit of open files (worker_rlimit_nofile).
         SystemCallFilter = hardening.SystemCallFilter ++ [
           "setrlimit"
           "prlimit64"
@@ -158,11 +158,11 @@ in
       missingok = true;
       notifempty = true;
       su = "ftp-balancer ftp-balancer";
-      # SIGUSR1: nginx opens the file again; all of its processes, as there may be two masters.
+      # SIGUSR1 makes nginx open the file again. It goes to all processes, because there may be two masters.
       postrotate = "${lib.getExe' pkgs.systemd "systemctl"} kill --signal=USR1 ftp-balancer.service";
     };
 
-    # `proxy_socket_keepalive` notices a vanished node at this pace, not after two hours.
+    # With `proxy_socket_keepalive`, nginx notices a vanished node after these times instead of two hours.
     boot.kernel.sysctl."net.ipv4.tcp_keepalive_time" = lib.mkDefault 120;
   };
 }

@@ -1,4 +1,5 @@
-# What follows from the cluster's description: who does what, and where. Pure; read by all modules.
+# Values derived from the cluster's description: which host has which role, addresses and ports. Pure;
+# all modules read it.
 { lib, config }:
 let
   cfg = config.services.distributedFtp;
@@ -16,7 +17,7 @@ let
     h = 3600;
     d = 86400;
   };
-  # A duration of the daemons' settings, in whole seconds rounded up.
+  # Converts a duration of the daemons' settings to whole seconds, rounded up.
   seconds =
     duration:
     let
@@ -31,7 +32,7 @@ rec {
   hostName = cfg.hostName;
   hasExplicitSlices = lib.any (node: node.passivePorts != null) (attrValues cluster.nodes);
 
-  # [ { name; address; slice; } ]: in the order that decides the slices, the same on every host.
+  # [ { name; address; slice; } ], in the order that assigns the slices. The order is the same on every host.
   nodes = lib.imap0 (position: name: {
     inherit name;
     inherit (cluster.nodes.${name}) address;
@@ -47,14 +48,14 @@ rec {
   authAddresses = addressesOf cluster.auth;
   monitoringAddresses = lib.optional (cluster.monitoring.address != null) cluster.monitoring.address;
 
-  # Whether data connections go through the balancer's kernel.
+  # True if the balancer's kernel forwards data connections.
   isKernelPath = cluster.dataPath == "kernel";
 
   isV6 = lib.hasInfix ":";
   isLoopback = address: lib.hasPrefix "127." address || address == "::1";
   bracketed = address: if lib.hasInfix ":" address then "[${address}]" else address;
 
-  # A node in front of whose address a balancer of its own host stands sees that one's loopback.
+  # A balancer on the node's own host connects to the node from a loopback address.
   trustedBalancers =
     map (
       address: if lib.hasInfix ":" address then "${address}/128" else "${address}/32"
@@ -69,7 +70,7 @@ rec {
   isMonitoring = cfg.enable && cluster.monitoring.host == hostName;
   hasRole = isNode || isBalancer || isAuth || isRedis || isStorage || isMonitoring;
 
-  # Names of the described hosts that have an address: how a server's address finds its host.
+  # Described hosts that have an address, to find a host by its address.
   hostAt =
     address:
     let
@@ -95,9 +96,9 @@ rec {
     filterAttrs (_: auth: auth.address != null) cluster.auth
   );
 
-  # Hosts that hold a secret. Where that is one, the secret can be made there.
+  # Hosts that hold each secret. If only one host holds a secret, that host can generate it.
   users = {
-    # Grafana encrypts with it what its database keeps. Of no other host's interest.
+    # Grafana encrypts values in its database with this key; no other host needs it.
     grafanaSecretKey = lib.optional (
       cluster.monitoring.grafana && cluster.monitoring.host != null
     ) cluster.monitoring.host;
@@ -111,9 +112,9 @@ rec {
     secret:
     cfg.secrets."${secret}File" or null == null
     && users.${secret} == [ hostName ]
-    # The password of a Redis that exists already is known there.
+    # An existing Redis already has its password.
     && (secret == "redisPassword" -> cluster.redis.host == hostName);
-  # Where the secret is, or null if there is none.
+  # Path of the secret's file, or null.
   secretFile =
     secret:
     if isGenerated secret then
@@ -134,7 +135,7 @@ rec {
   };
 
   hasCertificate = cluster.tls.certificateFile != null || cluster.tls.acmeHost != null;
-  # Where clients' control connections go.
+  # Ports of clients' control connections.
   controlPorts = [
     cluster.controlPort
   ]
@@ -142,6 +143,6 @@ rec {
 
   # The path of the storage on a node.
   root = cluster.storage.mountPoint;
-  # On the host that exports it, the storage is not mounted over the network.
+  # The host that exports the storage does not mount it over the network.
   isLocalStorage = cluster.storage.type == "directory" || isStorage;
 }

@@ -1,4 +1,4 @@
-# What every role needs: the options, their assertions, and the hosts' shared parts.
+# Parts that every role needs: options, assertions, and settings of the host.
 { config, lib, ... }:
 let
   cluster = import ./cluster.nix { inherit lib config; };
@@ -12,10 +12,10 @@ in
     ./secrets.nix
   ];
 
-  # The range lies among the ports that Linux gives to outgoing connections. One that holds such a port
-  # would keep nginx or ftpd from listening on it: when it starts, or when a node is added. And in the
-  # kernel's data path it would be answered through the balancer. The whole range on each host, as slices
-  # move.
+  # The passive range lies among the ports that Linux gives to outgoing connections. An outgoing connection
+  # on such a port would keep nginx or ftpd from listening there, at a start or when a node is added; in
+  # the kernel's data path its replies would go through the balancer. So every host reserves the whole
+  # range, because slices can move.
   config = lib.mkIf (cluster.isNode || cluster.isBalancer) {
     boot.kernel.sysctl."net.ipv4.ip_local_reserved_ports" =
       lib.mkDefault "${toString passivePorts.from}-${toString passivePorts.to}";

@@ -1,5 +1,5 @@
-# The kernel's part in carrying data: the balancer's rules, and on the nodes the way back through it.
-# What runs is in ../nginx/kernel.
+# The kernel data path: the balancer's rules, and the nodes' routes back through the balancer. The rules
+# and scripts themselves are in ../nginx/kernel.
 {
   config,
   lib,
@@ -17,7 +17,7 @@ let
     else
       "net.ipv4.conf.all.forwarding";
 
-  # For programs that set the network up and do nothing else.
+  # Sandbox of programs that only configure the network.
   sandbox = import ./hardening.nix // {
     CapabilityBoundingSet = "CAP_NET_ADMIN";
     RestrictAddressFamilies = [
@@ -25,7 +25,7 @@ let
       "AF_INET6"
       "AF_NETLINK"
     ];
-    # The capability counts in the host's own user namespace only.
+    # The capability has an effect only in the host's own user namespace.
     PrivateUsers = false;
   };
 
@@ -37,17 +37,17 @@ let
   dataPath = pkgs.writeText "ftp-data-path.nft" (
     rules.dataPath {
       inherit (ownBalancer) listenAddresses isRouter;
-      # Others are what assertions are about.
+      # Assertions reject the others.
       nodes = lib.filter (node: node.address != null && node.slice.from <= node.slice.to) cluster.nodes;
     }
   );
   nft = lib.getExe' pkgs.nftables "nft";
   forward = on: "${lib.getExe' pkgs.procps "sysctl"} -qw ${forwarding}=${on}";
 
-  # A table of nftables of our own, whichever firewall the host has.
+  # A separate nftables table, independent of the host's firewall.
   table = {
     wantedBy = [ "multi-user.target" ];
-    # Like a firewall: before there is a network.
+    # Like a firewall, it is loaded before the network is up.
     wants = [ "network-pre.target" ];
     before = [
       "network-pre.target"
@@ -59,18 +59,18 @@ let
       "nftables.service"
     ];
     conflicts = [ "shutdown.target" ];
-    # A firewall that flushes all tables, also those of others, takes this one with it.
+    # Some firewalls flush all tables, including this one; load it again after them.
     partOf = [ "nftables.service" ];
     unitConfig = {
       DefaultDependencies = false;
       ReloadPropagatedFrom = "nftables.service";
     };
-    # New rules take the place of the old ones at once, and transfers go on.
+    # New rules replace the old ones in one step, and transfers go on.
     reloadIfChanged = true;
     serviceConfig = sandbox // {
       Type = "oneshot";
       RemainAfterExit = true;
-      # It starts before there is a /tmp.
+      # The unit starts before /tmp is mounted.
       PrivateTmp = false;
     };
   };
@@ -117,7 +117,7 @@ in
               (forward "1")
             ];
             ExecReload = ExecStart;
-            # Also when it could not start: without the rules the host forwards nothing.
+            # Also after a failed start: without the rules the host forwards nothing.
             ExecStopPost = lib.optional (!ownBalancer.isRouter) (forward "0") ++ [
               "-${nft} delete table inet ftp_data_path"
             ];
@@ -129,9 +129,9 @@ in
 
       boot.kernelModules = [ "nf_conntrack" ];
       boot.kernel.sysctl = {
-        # Not by the unit alone: NixOS would write its own default over it.
+        # Set here too, because NixOS would overwrite the unit's value with its own default.
         ${forwarding} = true;
-        # Every data connection counts for two minutes after its end. An entry has 320 bytes.
+        # The kernel keeps an entry (320 bytes) for each data connection until two minutes after its end.
         "net.netfilter.nf_conntrack_max" = lib.mkDefault 524288;
       };
     })
@@ -143,9 +143,9 @@ in
         wants = [ "network-online.target" ];
         after = [ "network-online.target" ];
         before = [ "ftpd.service" ];
-        # Stopped only for the moment between the old one and the new one.
+        # Keeps the time between stopping the old unit and starting the new one short.
         stopIfChanged = false;
-        # A network that comes late is waited for.
+        # Waits for the network.
         startLimitIntervalSec = 0;
         path = [ pkgs.iproute2 ];
         serviceConfig = sandbox // {
@@ -158,10 +158,10 @@ in
         };
       };
 
-      # NixOS' check of the way back does not know of rules for ports: a node whose other traffic takes
-      # another interface would drop what comes through the balancer.
+      # NixOS' reverse path filter ignores routing rules for ports: a node whose other traffic uses another
+      # interface would drop packets that come through the balancer.
       networking.firewall.checkReversePath = lib.mkDefault "loose";
-      # systemd-networkd, when it starts, takes away rules and routes that are not its own.
+      # systemd-networkd removes foreign rules and routes when it starts.
       environment.etc."systemd/networkd.conf.d/distributed-ftp.conf".text = ''
         [Network]
         ManageForeignRoutingPolicyRules=no

@@ -1,4 +1,4 @@
-# What `openFirewall` opens: for whom, and which ports. Everything else stays closed.
+# The ports that `openFirewall` opens, and for which addresses. All others stay closed.
 { config, lib, ... }:
 let
   cfg = config.services.distributedFtp;
@@ -6,7 +6,7 @@ let
   description = cfg.cluster;
   own = lib.findFirst (node: node.name == cluster.hostName) null cluster.nodes;
 
-  # A rule opens TCP ports and ranges ("50000-50099") for some addresses, or for everybody (null).
+  # A rule opens TCP ports and ranges ("50000-50099") for some addresses, or for all (null).
   rule = from: ports: { inherit from ports; };
   range = ports: "${toString ports.from}-${toString ports.to}";
   isV6 = lib.hasInfix ":";
@@ -19,7 +19,7 @@ let
       (rule (if description.balancers == { } then null else cluster.balancerAddresses) (
         map toString cluster.controlPorts ++ [ (range own.slice) ]
       ))
-      # Through the balancer's kernel clients come with their own addresses.
+      # The balancer's kernel keeps the clients' addresses.
       (rule (if cluster.isKernelPath then null else [ ]) [ (range own.slice) ])
       (rule cluster.monitoringAddresses [ (toString description.monitoring.metricsPort) ])
     ]
@@ -31,7 +31,7 @@ let
     ++ lib.optional cluster.isRedis (
       rule (cluster.nodeAddresses ++ cluster.authAddresses) [ (toString description.redis.port) ]
     )
-    # NFS 4 needs no other port.
+    # NFS 4 needs this port only.
     ++ lib.optional cluster.isStorage (rule cluster.nodeAddresses [ "2049" ]);
 
   forEverybody = lib.concatMap (r: lib.optionals (r.from == null) r.ports) rules;

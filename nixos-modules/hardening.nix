@@ -1,4 +1,4 @@
-# The sandbox of both daemons. A module that must deviate says why beside the deviation.
+# The sandbox of both daemons. A module that deviates gives the reason beside the deviation.
 {
   CapabilityBoundingSet = "";
   DevicePolicy = "closed";
@@ -33,8 +33,8 @@
   SystemCallFilter = [
     "@system-service"
     "~@privileged @resources"
-    # The daemons give up what they have, and end if they cannot. Nothing is gained with it: the
-    # bounding set and NoNewPrivileges hold.
+    # The daemons drop their capabilities with capset, and exit if they cannot. The call cannot gain
+    # capabilities, because of the bounding set and NoNewPrivileges.
     "capset"
   ];
   UMask = "0077";

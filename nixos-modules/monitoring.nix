@@ -1,4 +1,4 @@
-# The role of monitoring: Prometheus that knows the cluster, alert rules, and a Grafana dashboard.
+# The monitoring role: Prometheus with the targets of the cluster, alert rules, and a Grafana dashboard.
 {
   config,
   lib,
@@ -28,13 +28,15 @@ in
     assertions = [
       {
         assertion = monitoring.address != null;
-        message = "services.distributedFtp.cluster.monitoring.address is not set: the nodes serve their metrics to no one else than that address.";
+        message =
+          "services.distributedFtp.cluster.monitoring.address is not set:"
+          + " the nodes let only that address read their metrics.";
       }
     ];
 
     services.prometheus = {
       enable = true;
-      # Other targets, such as one more node, are a reload.
+      # A change of the targets, such as a new node, reloads Prometheus.
       enableReload = lib.mkDefault true;
       scrapeConfigs = [
         {
@@ -46,7 +48,7 @@ in
           static_configs = targets auth (member: member.port);
         }
       ];
-      # JSON is YAML.
+      # Every JSON document is a YAML document.
       rules = [ (builtins.toJSON (import ./monitoring/rules.nix)) ];
     };
 
@@ -55,8 +57,8 @@ in
     };
     services.grafana = lib.mkIf monitoring.grafana {
       enable = true;
-      # NixOS has no default, and Grafana's own is the same everywhere. A Grafana that exists already
-      # keeps the key that its database was encrypted with.
+      # NixOS sets no key, and Grafana's built-in key is public. An existing Grafana keeps the key that its
+      # database was encrypted with.
       settings.security.secret_key = lib.mkDefault "$__file{/run/credentials/grafana.service/secret-key}";
       provision = {
         enable = true;
@@ -64,7 +66,7 @@ in
           {
             name = "Distributed FTP";
             type = "prometheus";
-            # The dashboard's panels name it.
+            # The panels of the dashboard refer to this id.
             uid = "distributed-ftp";
             url = "http://127.0.0.1:${toString config.services.prometheus.port}";
           }

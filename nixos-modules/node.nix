@@ -1,4 +1,4 @@
-# The role of an FTP node: ftpd.
+# The node role: ftpd.
 {
   config,
   lib,
@@ -16,7 +16,7 @@ let
   acmeDirectory = "/var/lib/acme/${tls.acmeHost}";
   hasBalancers = description.balancers != { };
 
-  # Everything that the cluster's description decides; assertions.nix keeps it out of `settings`.
+  # The settings that the cluster's description determines; assertions.nix rejects them in `settings`.
   derived = {
     node_name = own.name;
     listen = [ own.address ];
@@ -67,7 +67,7 @@ let
     authd-token = cluster.secretFile "nodeToken";
     redis-password = cluster.secretFile "redisPassword";
   };
-  # Flags, because a credential's path is known to systemd only.
+  # Flags, because only systemd knows the path of a credential.
   secretFlags = path: lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets;
 
   hasCertificateFiles = tls.certificateFile != null && tls.keyFile != null;
@@ -86,7 +86,7 @@ let
     ];
   };
 
-  # The daemon itself reads its settings when the system is built; the secrets are not there then.
+  # The build runs the daemon's own check of its settings; the secrets do not exist there.
   checkedSettings = pkgs.runCommand "ftpd-settings" { } ''
     echo not-the-secret > secret
     ${lib.getExe' cfg.package "ftpd"} --check --config ${configFile} ${
@@ -95,15 +95,17 @@ let
     touch $out
   '';
 
-  # A unit's limit that grows in steps, far from what it needs: to change it restarts the node.
+  # Rounds a limit of the unit up to large steps: each change of a limit restarts the node.
   atLeast = least: needed: if needed <= least then least else atLeast (2 * least) needed;
 
-  # The memory of a node all of whose limits are reached at the same time, in bytes. A session has its TLS, 16 KiB
-  # of commands and the kernel's buffers of its connection; a transfer three buffers of 264 KiB, its thread, and
-  # the kernel's buffers of a data connection (at most 6 MiB to receive or 4 MiB to send by default); an
-  # operation its thread and a few buffers of 32 KiB. A listing's memory may be counted twice while it is given
-  # back. The rest: the program, its tables, and trees that are removed or counted for quotas, with 32 KiB for each
-  # level of directories.
+  # Memory of a node whose limits are all reached at the same time, in bytes:
+  # * a session: TLS state, 16 KiB of commands, the kernel's buffers of its connection;
+  # * a transfer: three buffers of 264 KiB, its thread, and the kernel's buffers of a data connection (by
+  #   default at most 6 MiB to receive or 4 MiB to send);
+  # * a file operation: its thread and a few buffers of 32 KiB;
+  # * listings: their limit twice, because memory may count twice while it is freed;
+  # * the rest: the program, its tables, and trees that are removed or counted for quotas, with 32 KiB for
+  #   each level of directories.
   memory =
     let
       kibibyte = 1024;
@@ -117,7 +119,7 @@ let
       + 1024 * mebibyte
     );
 
-  # Users that are made through the API are not known here: room for as many folders as this.
+  # Room for this many folders of a user, because users of the API are not known here.
   foldersOfSession =
     let
       ofUser =
@@ -145,7 +147,7 @@ in
 
     system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) checkedSettings;
 
-    # The daemon cannot load it, and does without where the kernel has none; NixOS ignores that, too.
+    # The daemon cannot load the module itself and works without it. NixOS ignores a missing module.
     boot.kernelModules = lib.mkIf (
       cluster.hasCertificate && (cfg.ftpd.settings.kernel_tls or "auto") != "off"
     ) [ "tls" ];
@@ -159,25 +161,25 @@ in
       description = "FTP node ${own.name}";
       wantedBy = [ "multi-user.target" ];
       wants = [ "network-online.target" ];
-      # Redis and authd may come later than this, on this host or another: the node waits for neither.
+      # No dependency on Redis or authd, which may start later, on any host: the node retries.
       after = [
         "network-online.target"
         "redis-ftp.service"
         "authd.service"
-        # Which a new system may start together with this.
+        # A new system may start these units together with this one.
         "systemd-modules-load.service"
       ]
       ++ lib.optional (secrets != { }) "distributed-ftp-secrets.service"
       ++ lib.optional (tls.acmeHost != null) "acme-${tls.acmeHost}.service";
-      # Drains while the old system is still whole, and is away no longer than it must be.
+      # The node drains while the old system still runs, which keeps the interruption short.
       stopIfChanged = false;
-      # SIGHUP reads certificates again and opens the log of transfers; settings need a new process.
+      # SIGHUP makes ftpd read certificates again and reopen the transfer log; settings need a restart.
       restartTriggers = [ configFile ];
       reloadTriggers = lib.optional hasCertificateFiles config.environment.etc.${certificates.etc}.source;
       unitConfig = {
-        # Started too early, it would write into the directory below the mount point.
+        # Before the mount, ftpd would write into the directory below the mount point.
         RequiresMountsFor = cluster.root;
-        # What it misses at boot comes up sometime: it tries until then.
+        # Dependencies may come up later than this unit: retry without limit.
         StartLimitIntervalSec = 0;
       };
       serviceConfig = hardening // {
@@ -185,7 +187,7 @@ in
         ExecStart = toString (
           [
             "${lib.getExe' cfg.package "ftpd"} --config /etc/distributed-ftp/ftpd.toml"
-            # ProcSubset hides it. systemd puts it in.
+            # ProcSubset hides the boot ID from the process; systemd fills it in here.
             "--boot-id %b"
           ]
           ++ secretFlags (name: "%d/${name}")
@@ -201,23 +203,23 @@ in
         User = "distributed-ftp";
         Group = "distributed-ftp";
 
-        # A node that was drained on purpose exits with 0 and stays away.
+        # A node that an administrator drained exits with 0 and must stay stopped.
         Restart = "on-failure";
         RestartSec = 2;
-        # EX_CONFIG: the settings will not be better the next time.
+        # EX_CONFIG: a restart cannot repair wrong settings.
         RestartPreventExitStatus = 78;
         WatchdogSec = 30;
-        # The daemon limits repeated lines itself. journald's limit would drop the lines that matter.
+        # The daemon limits repeated lines itself. journald's own limit could drop important lines.
         LogRateLimitIntervalSec = 0;
-        # A start lasts as long as a storage that hangs.
+        # While the storage hangs, the start hangs too.
         TimeoutStartSec = "2min";
-        # The daemon ends by itself at its drain limit.
+        # The daemon ends before this limit, at its drain limit.
         TimeoutStopSec = limits.drain + 30;
 
-        # A session has its control connection, its home and its folders, and from the moment that a
-        # transfer waits for its turn, the data connection, the file and its directory; a thread both
-        # ends of a pipe; an operation a few directories. The rest: every passive port, the depth of a
-        # home that is counted for its quota, Redis, authd, metrics.
+        # Open files: a session has its control connection, home and folders; a waiting or running transfer
+        # also its data connection, file and directory; a worker both ends of a pipe; a file operation a
+        # few directories. The rest: passive ports, the depth of a home that is counted for its quota,
+        # Redis, authd, metrics.
         LimitNOFILE = atLeast (1024 * 1024) (
           (5 + foldersOfSession) * limits.max_sessions
           + 2 * (limits.max_transfers + limits.max_file_operations)
@@ -225,28 +227,28 @@ in
           + (own.slice.to - own.slice.from + 1)
           + 1024
         );
-        # A thread for each transfer and operation, and one a core.
+        # A thread for each transfer and file operation, and one for each core.
         TasksMax = atLeast 16384 (limits.max_transfers + limits.max_file_operations + 256);
 
-        # The node and the page cache of the files that it reads. From MemoryHigh on the kernel frees the cache;
-        # MemoryMax ends the node before it takes the memory of the rest of the host.
+        # Counts the node and the page cache of its files. Above MemoryHigh the kernel frees cache; MemoryMax
+        # ends the node before it takes the memory of the rest of the host.
         MemoryMax = lib.mkDefault memory;
         MemoryHigh = lib.mkDefault (memory / 8 * 7);
-        # Where the host itself is short, the kernel ends a node before Redis and authd (0): clients connect to
-        # another node, but every node needs those two.
+        # If the host runs out of memory, the kernel ends a node before Redis and authd (0): clients reconnect
+        # to another node, but every node needs those two.
         OOMScoreAdjust = 250;
 
-        # The control port is below 1024. Nothing else of root's power.
+        # For a control port below 1024; no other capability.
         AmbientCapabilities = lib.optional hasPrivilegedPort "CAP_NET_BIND_SERVICE";
         CapabilityBoundingSet = if hasPrivilegedPort then "CAP_NET_BIND_SERVICE" else "";
-        # In a user namespace of its own the capability would not count, and files of others on the
-        # storage would all seem to be nobody's.
+        # In a private user namespace the capability would have no effect, and files of other users on the
+        # storage would appear to belong to nobody.
         PrivateUsers = false;
-        # Transfers stand back for what is short. It is one of @resources, and gives a process nothing
-        # that others lose.
+        # Transfer threads lower their own priority with sched_setattr. The call is in @resources; lowering
+        # takes nothing from other processes.
         SystemCallFilter = hardening.SystemCallFilter ++ [ "sched_setattr" ];
-        # systemd cannot look into openat2's arguments, and forbids it as a whole; the daemon resolves
-        # every client's path with it. The storage is mounted nosuid.
+        # seccomp cannot inspect openat2's arguments, so systemd forbids the call; the daemon resolves every
+        # client's path with it. The storage is mounted nosuid.
         RestrictSUIDSGID = false;
         ReadWritePaths = [ cluster.root ];
         LogsDirectory = lib.mkIf writesTransferLog "distributed-ftp";
@@ -267,7 +269,7 @@ in
         missingok = true;
         notifempty = true;
         su = "distributed-ftp distributed-ftp";
-        # SIGHUP: the file is opened again.
+        # SIGHUP makes ftpd reopen the file.
         postrotate = "${lib.getExe' pkgs.systemd "systemctl"} reload ftpd.service";
       };
     };

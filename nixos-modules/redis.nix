@@ -1,4 +1,4 @@
-# The role of Redis: sessions, nodes, limits, and the users that were made through authd's API.
+# The Redis role: sessions, nodes, limits, and the users of authd's API.
 { config, lib, ... }:
 let
   cfg = config.services.distributedFtp;
@@ -19,15 +19,15 @@ in
       );
       inherit (redis) port;
       requirePassFile = cluster.secretFile "redisPassword";
-      # API users outlive a restart. All else may be lost: the nodes write it again.
+      # API users must survive a restart. The nodes write everything else again.
       appendOnly = true;
       save = [ ];
-      # Nothing in it can be done without: better refuse a write than drop a lease or a user.
+      # No key may be evicted: refuse a write rather than drop a lease or a user.
       settings.maxmemory-policy = "noeviction";
     };
 
     systemd.services.redis-ftp = {
-      # It binds an address that the network has to bring.
+      # Redis binds an address that exists only once the network is up.
       wants = [ "network-online.target" ];
       after = [
         "network-online.target"

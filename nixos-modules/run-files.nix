@@ -1,9 +1,10 @@
-# Copies of files that root alone can read, for a daemon that reads them again on SIGHUP. systemd's
-# credentials are those of the start, and their list is part of the unit: a new user would restart it.
+# Copies of files that only root can read, for a daemon that reads them again on SIGHUP. systemd's
+# credentials do not change after the start, and their list is part of the unit, so that a new user would
+# restart it.
 { lib, pkgs }:
 let
-  # The directory is root's: the daemon, were it taken over, could otherwise lead root's writes
-  # elsewhere by a symbolic link.
+  # Root owns the directory. Otherwise a compromised daemon could redirect root's writes with a symbolic
+  # link.
   copy = pkgs.writeShellScript "distributed-ftp-copy" ''
     set -eu
     directory=$1 group=$2 list=$3
@@ -11,7 +12,7 @@ let
     install -d -m 0750 -g "$group" "$directory"
     while read -r name path; do
       install -m 0440 -g "$group" -- "$path" "$directory/.new"
-      # At once, because the daemon may read it now.
+      # In one step, because the daemon may read the file at any time.
       mv -- "$directory/.new" "$directory/$name"
     done < "$list"
     for file in "$directory"/*; do
@@ -20,9 +21,9 @@ let
   '';
 in
 {
-  # Directory below /run/distributed-ftp, and the name of the list below /etc.
+  # Name of the directory below /run/distributed-ftp and of the list below /etc.
   name,
-  # The group that may read them.
+  # The group that may read the copies.
   group,
   # [ { name; path; } ], copied in this order.
   files,
@@ -31,6 +32,6 @@ rec {
   directory = "/run/distributed-ftp/${name}";
   etc = "distributed-ftp/${name}.files";
   list = lib.concatMapStrings (file: "${file.name} ${file.path}\n") files;
-  # Before the daemon starts, and before SIGHUP; as root ("+").
+  # Runs as root ("+") before the daemon starts and before SIGHUP.
   command = "+${copy} ${directory} ${group} /etc/${etc}";
 }

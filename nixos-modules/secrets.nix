@@ -1,4 +1,4 @@
-# Secrets that the operator did not give, and that only this host needs: made at its first boot.
+# Generates, at the first boot, secrets that only this host needs and that the operator did not set.
 {
   config,
   lib,
@@ -47,7 +47,7 @@ in
         cd "$STATE_DIRECTORY"
         for secret in ${toString generated}; do
           if [ ! -s "$secret" ]; then
-            # Whole or not at all, should the power fail now.
+            # Renamed into place, so that a power failure leaves a whole file or none.
             head -c 32 /dev/urandom | base64 > "$secret.new"
             sync "$secret.new"
             mv "$secret.new" "$secret"

@@ -1,4 +1,4 @@
-# The storage: mounted on nodes, exported by its host, and owned by the nodes' user.
+# The storage role: the mount on nodes, the export on the storage host, ownership by the nodes' user.
 {
   config,
   lib,
@@ -16,7 +16,7 @@ let
     "glusterfs"
   ];
   mounts = cluster.isNode && isNetwork && !cluster.isStorage && storage.device != null;
-  # The host that exports the files reads its own directory: NFS from itself can lock up.
+  # The exporting host uses its own directory: an NFS mount of itself can deadlock.
   binds = cluster.isNode && cluster.isStorage && storage.export != storage.mountPoint;
 
   owned = {
@@ -29,10 +29,10 @@ let
   exportsFile = "exports.d/distributed-ftp.exports";
   exportOptions = lib.concatStringsSep "," [
     "rw"
-    # What a node was told is written, is written: 226 stands on it.
+    # The server confirms a write only when it is on disk: 226 depends on it.
     "sync"
     "no_subtree_check"
-    # The nodes' user owns everything; no node needs root here.
+    # All files belong to the nodes' user; no node acts as root on the storage.
     "root_squash"
   ];
   exportAll = "${lib.getExe' pkgs.nfs-utils "exportfs"} -r";
@@ -47,7 +47,7 @@ in
         glusterfs = lib.mkIf (storage.type == "glusterfs") true;
         ceph = lib.mkIf (storage.type == "cephfs") true;
       };
-      # mount.ceph; for the others NixOS knows what is needed.
+      # For mount.ceph; NixOS adds the programs for the other types.
       system.fsPackages = lib.optional (storage.type == "cephfs") pkgs.ceph;
 
       systemd.mounts = [
@@ -66,8 +66,8 @@ in
           wants = [ "network-online.target" ];
           after = [ "network-online.target" ];
           wantedBy = [ "multi-user.target" ];
-          # A server that boots later than this host, or says no because it is half set up, is tried
-          # again, and the node with it.
+          # The server may boot later than this host, or refuse while it is being set up: retry the mount, and
+          # then the node.
           unitConfig.OnFailure = "${retry}.service";
         }
       ];
@@ -102,15 +102,15 @@ in
       systemd.tmpfiles.settings.distributed-ftp.${storage.export}.d = owned;
 
       services.nfs.server.enable = true;
-      # A file of our own, which exportfs reads like /etc/exports. With services.nfs.server.exports NixOS
-      # would restart the server for every new node, and all nodes would wait for its grace period.
+      # A separate file, which exportfs reads like /etc/exports. With services.nfs.server.exports NixOS would
+      # restart the server for every new node, and all nodes would wait for its grace period.
       environment.etc.${exportsFile}.text = "${storage.export} ${
         toString (map (address: "${address}(${exportOptions})") cluster.nodeAddresses)
       }\n";
       systemd.services.distributed-ftp-exports = {
         description = "NFS export of the files of Distributed FTP";
         wantedBy = [ "multi-user.target" ];
-        # The server itself exports everything when it starts; this is for changes.
+        # The server exports everything at its start; this unit applies later changes.
         requires = [ "nfs-server.service" ];
         after = [ "nfs-server.service" ];
         reloadTriggers = [ config.environment.etc.${exportsFile}.source ];
@@ -122,14 +122,14 @@ in
         };
       };
       services.nfs.settings.nfsd = {
-        # The nodes speak 4.2: one port, and no rpcbind in the way.
+        # The nodes use NFS 4.2, which needs one port and no rpcbind.
         vers3 = false;
-        # How long files of a node that died stay locked, and how long everybody waits for everybody
-        # after a restart.
+        # How long the files of a dead node stay locked, and how long clients wait after a restart of the
+        # server.
         lease-time = storage.leaseSeconds;
         grace-time = storage.leaseSeconds;
       };
-      # The directory may be a file system of its own.
+      # The directory may be a mount point.
       systemd.services.nfs-server.unitConfig.RequiresMountsFor = storage.export;
     })
   ];

@@ -23,13 +23,13 @@
       };
     };
 
-    # Files on each host, put there by sops-nix, agenix or by hand; only root reads them.
+    # Files on each host, created by sops-nix, agenix or by hand. Only root reads them.
     secrets = {
       nodeTokenFile = "/run/secrets/ftp-node-token";
       redisPasswordFile = "/run/secrets/ftp-redis-password";
     };
 
-    # On backend1, a file with what `authd hash-password` printed.
+    # The file is on backend1 and contains the output of `authd hash-password`.
     users.demo = {
       hashedPasswordFile = "/run/secrets/ftp-user-demo";
       home = "/demo";

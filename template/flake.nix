@@ -3,7 +3,7 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
-    # Where the project is: github:OWNER/REPOSITORY, or path:/some/where.
+    # The location of this project: github:OWNER/REPOSITORY, or path:/some/where.
     distributed-ftp.url = "path:/etc/nixos/distributed-ftp";
     distributed-ftp.inputs.nixpkgs.follows = "nixpkgs";
     # Secrets: encrypted in this repository, decrypted on the hosts.
@@ -31,10 +31,10 @@
         imports = [
           distributed-ftp.nixosModules.default
           sops-nix.nixosModules.sops
-          # The same for all.
+          # The same on every host.
           ./cluster.nix
           ./secrets.nix
-          # What only this host has.
+          # The host's own settings.
           host
         ];
         networking.hostName = name;
@@ -43,8 +43,8 @@
       configurations = lib.mapAttrs (_: module: lib.nixosSystem { modules = [ module ]; }) modules;
       cluster = (lib.head (lib.attrValues configurations)).config.services.distributedFtp.cluster;
 
-      # What the nodes need comes before them, and the balancer last: it sends clients to new nodes only
-      # when those are there.
+      # The hosts that the nodes depend on come first, and the balancers last, so that a balancer knows a new
+      # node only when that node serves.
       nodes = lib.attrNames cluster.nodes;
       balancers = lib.attrNames cluster.balancers;
       order = lib.subtractLists (nodes ++ balancers) (lib.attrNames modules) ++ nodes ++ balancers;
@@ -67,8 +67,8 @@
         ) modules
       );
 
-      # nix run .#deploy: the whole cluster in order, one host after another. A node drains before it
-      # changes, and the next one waits until it serves again; the first failure ends the deployment.
+      # nix run .#deploy: the whole cluster in order, one host after another. Each node drains before it
+      # changes, and the next host waits until the node serves again. The first failure ends the deployment.
       apps.${system}.deploy = {
         type = "app";
         program = lib.getExe (

@@ -1,11 +1,11 @@
-# What each host has of its own: hardware, network, who may log in. Where nixos-generate-config has written
-# a hardware-configuration.nix, import it and remove its part here.
+# The settings of each host: hardware, network, and SSH keys. If nixos-generate-config has written a
+# hardware-configuration.nix, import it and remove the same settings here.
 let
   host = address: {
     nixpkgs.hostPlatform = "x86_64-linux";
     system.stateVersion = "26.05";
 
-    # Two partitions with these labels, as the NixOS manual's installation makes them.
+    # Two partitions with these labels, as in the installation chapter of the NixOS manual.
     boot.loader.systemd-boot.enable = true;
     boot.loader.efi.canTouchEfiVariables = true;
     fileSystems."/" = {
@@ -28,8 +28,8 @@ let
       "xhci_pci"
     ];
 
-    # The only network card is eth0 whatever its slot. With several cards set this to true, and use the
-    # names that `ip -brief link` shows.
+    # A single network card is then eth0, whatever its slot. With several cards set this to true, and use
+    # the names that `ip -brief link` shows.
     networking.usePredictableInterfaceNames = false;
     networking.useDHCP = false;
     networking.interfaces.eth0.ipv4.addresses = [
@@ -44,7 +44,7 @@ let
     };
     networking.nameservers = [ "10.0.0.1" ];
 
-    # Deployments come as root, with this key. Replace it with your own: `cat ~/.ssh/id_ed25519.pub`.
+    # Deployments log in as root with this key. Replace it with your own: `cat ~/.ssh/id_ed25519.pub`.
     services.openssh.enable = true;
     services.openssh.settings.PasswordAuthentication = false;
     users.users.root.openssh.authorizedKeys.keys = [

@@ -1,5 +1,5 @@
-# The secrets, with sops-nix: encrypted in secrets.yaml, decrypted under /run/secrets on the hosts that use
-# them. A host decrypts with its SSH host key. Without sops-nix, put the same files there by other means.
+# The secrets, with sops-nix: encrypted in secrets.yaml, and decrypted under /run/secrets on the hosts that
+# use them. A host decrypts with its SSH host key. Without sops-nix, create the same files by other means.
 { config, lib, ... }:
 let
   inherit (config.services.distributedFtp) cluster hostName;
@@ -7,7 +7,8 @@ let
   isAuth = cluster.auth ? ${hostName};
   isRedis = cluster.redis.host == hostName;
 
-  # systemd gives a unit its secrets when it starts. After a change these units restart; a node drains.
+  # systemd passes a unit its secrets when the unit starts. After a change these units restart; a node drains
+  # first.
   usedBy = units: { restartUnits = units; };
 in
 {
@@ -24,7 +25,7 @@ in
       ftp-node-token = usedBy (lib.optional isAuth "authd.service" ++ lib.optional isNode "ftpd.service");
     }
     // lib.optionalAttrs isAuth {
-      # Read again by a reload.
+      # A reload reads it again.
       ftp-user-demo.reloadUnits = [ "authd.service" ];
     };
   };

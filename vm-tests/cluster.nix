@@ -1,5 +1,5 @@
-# Three nodes, balancer, authd, Redis and storage, each on a machine of its own: what the reference
-# system's README tests, and that the cluster comes up by itself in an unkind order.
+# Three nodes, balancer, authd, Redis and storage, each on a separate machine: the walk-through of the
+# replaced system's README, and a start in the worst order.
 {
   ftpNodes = [
     "ftp1"
@@ -13,7 +13,7 @@
   script = ''
     wait_for_cluster()
 
-    with subtest("a client is greeted, logs in, asks where it is, and lists"):
+    with subtest("a client gets the greeting, logs in, sends PWD and LIST"):
         talk = client.succeed(
             "{ sleep 3; printf 'USER demo\\r\\n'; sleep 3; printf 'PASS secret\\r\\n'; sleep 6;"
             " printf 'PWD\\r\\nQUIT\\r\\n'; sleep 3; } | nc -w 30 lb 21"
@@ -23,18 +23,18 @@
         client.succeed(f"{CURL} -v {URL}/ 2>&1 | grep -E '^< 226'")
         client.fail(f"{CURL} ftp://demo:wrong@lb/")
 
-    with subtest("a file that one node takes is the same through every other"):
+    with subtest("a file uploaded through one node is the same through all others"):
         sent = make_file("/tmp/shared", 700)
         upload("/tmp/shared", "shared")
         for node in ftp_nodes:
             first, last = slices[node.name]
             assert answer("digest-through", first, last, "shared") == sent, node.name
 
-    with subtest("sessions spread over all nodes, and data finds the right one"):
+    with subtest("sessions spread over all nodes, and data connections reach their node"):
         ports = answer("spread", 12)
         assert {node_of(port).name for port in ports} == {"ftp1", "ftp2", "ftp3"}, ports
 
-    with subtest("lftp mirrors a folder there and back"):
+    with subtest("lftp mirrors a directory in both directions"):
         client.succeed(
             "mkdir -p /tmp/tree/deep && cd /tmp/tree && for i in 1 2 3 4 5 6;"
             " do head -c 20K /dev/urandom > file$i; head -c 5K /dev/urandom > deep/file$i; done"
@@ -44,7 +44,7 @@
         client.succeed(f"lftp -u demo,secret lb -e '{settings}; mirror -P 3 tree /tmp/back; bye'")
         client.succeed("diff -r /tmp/tree /tmp/back")
 
-    with subtest("without one node the others serve, and it comes back"):
+    with subtest("while one node is down the others serve, and the node returns"):
         ftp2.succeed("systemctl stop ftpd.service")
         for _ in range(4):
             assert download("shared") == sent
@@ -54,7 +54,7 @@
     with subtest("Redis and authd know the nodes"):
         assert live_nodes() == {"ftp1", "ftp2", "ftp3"}
 
-    with subtest("after a power failure the cluster comes up by itself, the storage last"):
+    with subtest("after a power failure the cluster starts by itself, with the storage last"):
         storage.succeed("sync")
         everything = (*ftp_nodes, balancer, auth, redis, storage)
         for machine in everything:

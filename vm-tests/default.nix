@@ -1,4 +1,4 @@
-# The VM tests of a package, one scenario a file: its `passthru.tests`, and checks of the flake.
+# The VM tests of a package, one scenario a file. They are its `passthru.tests` and checks of the flake.
 # `nix build .#checks.x86_64-linux.vm-cluster`, or ./dev vm-test cluster.
 {
   lib,

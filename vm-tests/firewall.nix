@@ -1,6 +1,6 @@
-# What is closed is closed: every port of the cluster, seen from where it matters.
+# Firewall: tries every port of the cluster from each machine and compares with the allowed ones.
 let
-  # For a listener that the configuration does not know.
+  # Port of a listener that the configuration does not know.
   python = { pkgs, ... }: { environment.systemPackages = [ pkgs.python3 ]; };
 in
 {
@@ -14,12 +14,12 @@ in
     wait_for_cluster()
 
     first, last = slices["ftp1"]
-    # Something that listens everywhere and that nobody allowed.
+    # A listener on all addresses that no rule allows.
     for exposed in (ftp1, balancer, auth):
         exposed.succeed("systemd-run --unit=stray python3 -m http.server 8080")
         exposed.wait_for_open_port(8080, timeout=60)
 
-    # Port, and who reaches it.
+    # Ports, and the machines that may reach each.
     everybody = {"client", "lb", "ftp1", "ftp2", "backend"}
     expected = [
         ("lb", 21, everybody),
@@ -38,7 +38,7 @@ in
         ("backend", 111, set()),
         ("backend", 8080, set()),
     ]
-    # Each machine tries all at once: what is closed answers nothing, and takes its time.
+    # Each machine tries all ports at the same time, because a closed port does not answer before a timeout.
     attempts = " ".join(
         f"(nc -z -w 8 {host} {port} && echo {host}:{port}) &" for host, port, _ in expected
     )
@@ -52,12 +52,12 @@ in
                 if name != host:
                     assert (f"{host}:{port}" in open_ports) == (name in allowed), f"from {name}"
 
-    with subtest("and FTP works, data connections included"):
+    with subtest("FTP works, including data connections"):
         sent = make_file("/tmp/file", 100)
         upload("/tmp/file", "file")
         assert download("file") == sent
 
-    with subtest("active mode towards a privileged port, or somebody else, is refused"):
+    with subtest("PORT to a privileged port or another address is refused"):
         talk = client.succeed(
             "{ sleep 3; printf 'USER demo\\r\\nPASS secret\\r\\n'; sleep 6;"
             " printf 'PORT 192,168,1,1,0,80\\r\\nPORT 10,9,8,7,200,1\\r\\nQUIT\\r\\n'; sleep 3; } | nc -w 30 lb 21"

@@ -1,16 +1,16 @@
-# Data goes through the balancer's kernel: no process of its touches it, the nodes see who comes, and
-# nothing else is let through. All machines are on one network, where a shorter way would be wrong.
+# Kernel data path: no process of the balancer touches the data, the nodes see the clients' addresses, and the
+# balancer forwards nothing else. All machines share one network, where the shorter way would be wrong.
 {
   cluster = {
     imports = [ ./lib/certificate.nix ];
     services.distributedFtp.cluster.dataPath = "kernel";
   };
-  # The tables are beside those of either kind of firewall.
+  # The tables work beside both kinds of firewall.
   machines = {
     lb.networking.nftables.enable = true;
     ftp2.networking.nftables.enable = true;
   };
-  # The nodes' addresses are IPv4; over IPv6 nginx carries the data.
+  # The nodes have IPv4 addresses; nginx carries data over IPv6.
   curl = "-4";
 
   script = ''
@@ -21,7 +21,7 @@
 
 
     def through_kernel() -> int:
-        """Bytes that the kernel has passed on, to all nodes and from them."""
+        """Bytes that the kernel has forwarded to and from all nodes."""
         counters = json.loads(balancer.succeed("nft -j list counters table inet ftp_data_path"))["nftables"]
         return sum(entry["counter"]["bytes"] for entry in counters if "counter" in entry)
 
@@ -31,7 +31,7 @@
         return int(balancer.succeed("grep -Ec '^[^>]*:500[0-2][0-9] -> ' /var/log/ftp-balancer/access.log || true"))
 
 
-    with subtest("files go through the kernel, both ways, with EPSV and with PASV"):
+    with subtest("files go through the kernel in both directions, with EPSV and PASV"):
         sent = make_file("/tmp/file", 2000)
         for flags in ("", "--disable-epsv"):
             for number in range(2):
@@ -44,7 +44,7 @@
         transfers = [metric(node, "ftp_transfers_total") for node in ftp_nodes]
         assert all(transfers), transfers
 
-    with subtest("so do protected data connections"):
+    with subtest("encrypted data connections go through the kernel"):
         before = through_kernel()
         client.succeed(f"{CURL} --ssl-reqd -T /tmp/file {URL}/protected")
         client.succeed(f"{CURL} --ssl-reqd -o /tmp/back {URL}/protected")
@@ -59,7 +59,7 @@
         client.succeed("touch /tmp/session.go")
         assert answer_of("session")["same"]
 
-    with subtest("a data connection from another address gets nothing"):
+    with subtest("a data connection from another address gets no data"):
         in_background(
             "waiting",
             "sh -c '{ sleep 3; printf \"USER demo\\r\\nPASS secret\\r\\n\"; sleep 6;"
@@ -73,24 +73,24 @@
         refused = sum(metric(node, "ftp_data_connections_refused_total") for node in ftp_nodes)
         assert refused >= 1, refused
 
-    with subtest("the nodes are reached through the balancer alone, and the balancer is no router"):
+    with subtest("clients reach the nodes only through the balancer, which forwards nothing else"):
         first, _ = slices["ftp1"]
         client.fail("nc -z -w 5 ftp1 21")
-        # Open for every client's address, but the answer goes to the balancer.
+        # The port is open for all clients, but the reply goes to the balancer.
         client.fail(f"nc -z -w 5 ftp1 {first}")
         client.succeed(f"ping -c 1 -W 10 {auth_address}")
         client.succeed(f"ip route add {auth_address}/32 via $(getent ahostsv4 lb | awk 'NR == 1 {{ print $1 }}')")
         client.fail(f"ping -c 1 -W 5 {auth_address}")
         client.succeed(f"ip route del {auth_address}/32")
 
-    with subtest("new rules leave a transfer alone"):
+    with subtest("a transfer survives new rules"):
         in_background("download", f"{CURL} --limit-rate 300k -o /tmp/down {URL}/file")
         client.wait_until_succeeds("test $(stat -c %s /tmp/down || echo 0) -ge 300000", timeout=120)
         balancer.succeed("systemctl reload ftp-data-path.service")
         assert end_of("download") == 0
         assert hash_of("/tmp/down") == sent
 
-    with subtest("without the rules nginx carries the data, and nothing is forwarded"):
+    with subtest("without the rules nginx carries the data, and the kernel forwards nothing"):
         balancer.succeed("systemctl stop ftp-data-path.service")
         assert balancer.succeed("sysctl -n net.ipv4.conf.all.forwarding").strip() == "0"
         balancer.fail("nft list table inet ftp_data_path")
@@ -101,7 +101,7 @@
         assert download("file") == sent
         assert through_nginx() == carried and through_kernel() > 2000 * 1024
 
-    with subtest("after a crash of the balancer it is as it was"):
+    with subtest("after a crash of the balancer the rules are back"):
         balancer.crash()
         balancer.start()
         balancer.wait_for_unit("ftp-balancer.service", timeout=300)

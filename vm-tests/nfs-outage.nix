@@ -1,15 +1,15 @@
-# The storage host loses its power in the middle of an upload.
+# The storage host loses power during an upload.
 {
   storage = "storage";
 
   script = ''
     wait_for_cluster()
-    # Both nodes have seen the storage, and the client's home is there.
+    # Both nodes have used the storage, and the client's home exists.
     assert len(answer("spread", 4)) == 4
     sent = make_file("/tmp/up", 3000)
     start_session("quiet", "chat")
 
-    with subtest("an upload is there in whole when it was confirmed, and can go on when it was not"):
+    with subtest("a confirmed upload is complete, an unconfirmed one can be resumed"):
         in_background("upload", f"curl -sS --limit-rate 150k -T /tmp/up {URL}/up")
         wait_for_bytes("up", 300_000)
         storage.crash()
@@ -24,7 +24,7 @@
             client.wait_until_succeeds(f"{CURL} -C - -T /tmp/up {URL}/up", timeout=300)
         assert download("up") == sent
 
-    with subtest("sessions that touched no file did not notice"):
+    with subtest("sessions without file access notice nothing"):
         client.succeed("touch /tmp/quiet.stop")
         result = answer_of("quiet")
         log.info(f"quiet: {result}")

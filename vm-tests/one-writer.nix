@@ -1,5 +1,5 @@
-# Two nodes write the same path on NFS, and in between the first is paused or cut off from Redis, or Redis
-# loses its data: the path holds one upload, and no confirmed upload is lost.
+# Two nodes write the same path on NFS while the first one is paused or cut off from Redis, or Redis loses its
+# data: the path holds the bytes of one upload, and no confirmed upload is lost.
 {
   redis = "redis";
 
@@ -10,12 +10,12 @@
         home = "/demo";
         uploads = "atomic";
       };
-      # Uploads wait while the machines, which are slow, notice a fault.
+      # Long enough for slow machines to notice a fault.
       ftpd.settings.stall_timeout = "10m";
     };
   };
 
-  # The watchdog ends a process that is stopped for longer. Here it is to go on.
+  # The watchdog would kill a process that is stopped for longer; this test continues it.
   machines.ftp1 =
     { lib, ... }:
     {
@@ -38,7 +38,7 @@
 
 
     def end(mark: str) -> tuple[str, str]:
-        """Ends an upload. Returns its last reply and its content's hash."""
+        """Ends an upload. Returns its last reply and the hash of its content."""
         client.succeed(f"touch /tmp/{mark}.go")
         result = answer_of(mark)
         return result["code"], result["sha256"]
@@ -49,7 +49,7 @@
 
 
     def is_beginning(name: str, mark: str) -> bool:
-        """Whether a file, if there is one, holds the first bytes of this upload and nothing else."""
+        """True if the file is missing or holds only the first bytes of this upload."""
         size = int(storage.succeed(f"stat -c %s /srv/ftp/demo/{name} || echo -1"))
         return size < 0 or stored(name) == hash_of(f"<(head -c {size} /tmp/{mark}.content)")
 
@@ -84,7 +84,7 @@
                 started = start(f"{name}-b", ftp2, user, name, "B")
                 b_code, b_hash = end(f"{name}-b")
                 log.info(f"{name}: B has {started}, and was told {b_code}")
-                # B's file is whole until A could write again.
+                # B's file is complete before A can write again.
                 assert b_code != "226" or stored(name) == b_hash
                 end_fault()
                 a_code, a_hash = end(f"{name}-a")
@@ -102,7 +102,7 @@
                 client.wait_until_succeeds(again, timeout=180)
                 assert stored(name) == sent
 
-    with subtest("a file that is written, and the directory above it, is not renamed"):
+    with subtest("a file that is being written, and the directory above it, cannot be renamed"):
         storage.succeed("install -d -o 2121 -g 2121 -m 0750 /srv/ftp/demo/d")
         for user in ("demo", "safe"):
             sent = make_file("/tmp/before", 100)

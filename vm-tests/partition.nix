@@ -1,11 +1,11 @@
-# A node is cut off: its sessions end, its slice stays its own, and it returns.
+# A node is cut off from the network: its sessions end, it keeps its slice, and it returns.
 {
   script = ''
     wait_for_cluster()
     sent = make_file("/tmp/file", 200)
     upload("/tmp/file", "file")
 
-    with subtest("a session on the node that is cut off, and one on the other"):
+    with subtest("there is a session on each node"):
         lost = start_session("first", "hold")
         kept, tries = lost, 0
         while kept is lost:
@@ -13,12 +13,12 @@
             assert tries < 10, "all sessions got to one node"
             kept = start_session(f"next{tries}", "hold")
 
-    with subtest("the cut is noticed: the registry forgets the node and its sessions"):
+    with subtest("the registry forgets the cut-off node and its sessions"):
         lost.block()
         retry(lambda _: live_nodes() == {kept.name}, timeout_seconds=60)
         assert {s["node"] for s in api("/v1/sessions")} == {kept.name}
 
-    with subtest("clients go on through the other node"):
+    with subtest("clients use the other node"):
         assert download("file") == sent
         client.succeed(f"touch /tmp/next{tries}.go")
         assert answer_of(f"next{tries}")["same"]

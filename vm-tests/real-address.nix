@@ -1,4 +1,4 @@
-# The nodes see the client's address, and believe nobody but the balancer about it.
+# The nodes see the client's address, and accept it only from the balancer.
 {
   script = ''
     wait_for_cluster()
@@ -10,7 +10,7 @@
         client.succeed("touch /tmp/session.go")
         assert answer_of("session")["same"]
 
-    with subtest("the node's log has it, too"):
+    with subtest("the node's log has the client's address"):
         logs = "".join(node.succeed("journalctl -u ftpd.service --no-pager") for node in ftp_nodes)
         assert f"address={client_address}" in logs, logs
 
@@ -25,14 +25,14 @@
         logs = "".join(node.succeed("journalctl -u ftpd.service --no-pager") for node in ftp_nodes)
         assert "203.0.113.99" not in logs, logs
 
-    with subtest("a host that is no balancer is not believed, even where no firewall is in the way"):
+    with subtest("a PROXY header from another host is refused, even without a firewall"):
         talk = ftp1.succeed(
             f"{{ sleep 2; printf '{forged}'; sleep 2; printf 'QUIT\\r\\n'; sleep 2; }} | nc -w 30 ftp1 21"
         )
         assert "220 " in talk and "221 " not in talk, talk
         assert "203.0.113.99" not in ftp1.succeed("journalctl -u ftpd.service --no-pager")
 
-    with subtest("a data connection from another address gets nothing"):
+    with subtest("a data connection from another address gets no data"):
         in_background(
             "waiting",
             "sh -c '{ sleep 3; printf \"USER demo\\r\\nPASS secret\\r\\n\"; sleep 6;"
@@ -40,7 +40,7 @@
         )
         client.wait_until_succeeds("grep '^229 ' /tmp/waiting.out", timeout=60)
         port = client.succeed("grep '^229 ' /tmp/waiting.out").split("|||")[1].split("|")[0]
-        # The backend asks for the port that the client reserved.
+        # The backend connects to the port that the client reserved.
         stolen = auth.execute(f"nc -w 10 lb {port} < /dev/null | wc -c")[1]
         assert stolen.strip() == "0", stolen
         end_of("waiting")

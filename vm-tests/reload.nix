@@ -1,12 +1,12 @@
-# Changes that reload and do not restart: users, certificates, the export, the balancer's configuration.
-# And how the balancer stops.
+# Changes that reload without a restart: users, certificates, the NFS export, the balancer's configuration.
+# And a stop of the balancer.
 let
-  # By hand, so that a new node moves none of the others.
+  # Set by hand, so that a new node does not move the others.
   slice = number: {
     from = 50000 + 10 * number;
     to = 50009 + 10 * number;
   };
-  # The hosts after the change; these machines never start.
+  # The hosts after the change; these machines are only built, never started.
   after =
     hostName:
     { nodes, ... }:
@@ -36,7 +36,7 @@ in
   };
   machines = {
     ftp1 = openssl;
-    # Web pages on the same host are another nginx's.
+    # Another nginx on the same host serves web pages.
     lb.services.nginx.enable = true;
     backend-after = after "backend";
     lb-after = after "lb";
@@ -53,7 +53,7 @@ in
 
 
       def replace(node: Any, path: str, source: str) -> None:
-          """As a switch does it: another file of the store."""
+          """Installs another file of the store, as a switch of the configuration does."""
           node.succeed(f"ln -sfn {source} {path}")
 
 
@@ -74,7 +74,7 @@ in
           [line] = [line for line in limits.splitlines() if line.startswith("Max open files")]
           assert line.split()[3] == "1048576", line
 
-      with subtest("a reload of authd brings a new user"):
+      with subtest("a reload of authd adds a user"):
           ann = "ftp://ann:secret@lb/"
           client.fail(f"{CURL} {ann}")
           replace(backend, "/etc/distributed-ftp/users.json", "${file "backend-after" "distributed-ftp/users.json"}")
@@ -84,13 +84,13 @@ in
           access = backend.succeed("cd /run/distributed-ftp/authd; stat -c %U:%G:%a . *").split()
           assert access == ["root:authd-files:750"] + ["root:authd-files:440"] * 3, access
 
-      with subtest("a reload that lacks a file fails, and the users stay"):
+      with subtest("a reload with a missing file fails and keeps the users"):
           backend.succeed("echo 'x /nowhere' > /run/list; ln -sfn /run/list /etc/distributed-ftp/authd.files")
           backend.fail("systemctl reload authd.service")
           client.succeed(f"{CURL} {ann}")
           backend.succeed("journalctl -u authd.service | grep /nowhere")
 
-      with subtest("a reload of ftpd brings another certificate"):
+      with subtest("a reload of ftpd loads another certificate"):
           def certificate() -> str:
               return ftp1.succeed(
                   "openssl s_client -connect ${nodes.ftp1.networking.primaryIPAddress}:21 -starttls ftp < /dev/null"
@@ -106,7 +106,7 @@ in
           ftp1.succeed("systemctl reload ftpd.service")
           retry(lambda _: "renewed" in certificate(), timeout_seconds=60)
 
-      with subtest("a new node is exported to, and the NFS server goes on"):
+      with subtest("the NFS server exports to a new node without a restart"):
           since = backend.get_unit_property("nfs-server.service", "ActiveEnterTimestampMonotonic")
           exports = "exports.d/distributed-ftp.exports"
           backend.fail("grep ${nodes.client.networking.primaryIPAddress} /var/lib/nfs/etab")
@@ -116,7 +116,7 @@ in
           assert since == backend.get_unit_property("nfs-server.service", "ActiveEnterTimestampMonotonic")
           assert download("file") == sent
 
-      with subtest("the balancer's new configuration is refused while it is wrong, and is a reload"):
+      with subtest("a wrong configuration of the balancer is refused, a right one is a reload"):
           replace(lb, "/etc/distributed-ftp/balancer.conf", "/etc/hosts")
           lb.fail("systemctl reload ftp-balancer.service")
           replace(lb, "/etc/distributed-ftp/balancer.conf", "${file "lb-after" "distributed-ftp/balancer.conf"}")
@@ -124,7 +124,7 @@ in
           lb.wait_until_succeeds("journalctl -u ftp-balancer.service | grep reconfiguring", timeout=60)
           assert pid(lb, "ftp-balancer") == before["lb", "ftp-balancer"]
 
-      with subtest("another nginx takes over from the first"):
+      with subtest("another nginx program takes over from the first one"):
           old = lb.succeed("cat /run/ftp-balancer/nginx.pid").strip()
           # The same program at another path.
           lb.succeed("cp $(readlink -f /etc/distributed-ftp/nginx) /var/other-nginx")
@@ -133,21 +133,21 @@ in
           new = lb.succeed("cat /run/ftp-balancer/nginx.pid").strip()
           assert new != old and "other-nginx" in lb.succeed(f"readlink /proc/{new}/exe"), (old, new)
           assert download("file") == sent
-          # It can be reloaded while the first one waits for its last session.
+          # The second nginx can be reloaded while the first one waits for its last session.
           lb.succeed("systemctl reload ftp-balancer.service; kill -0 " + old)
           assert lb.succeed("cat /run/ftp-balancer/nginx.pid").strip() == new
 
-      with subtest("a session that was there all the time goes on, and no process was restarted"):
+      with subtest("a session from before the changes works, and no process was restarted"):
           client.succeed("touch /tmp/held.go")
           result = answer_of("held")
           assert result["same"] and result["listed"], result
-          # The first nginx has no session any more.
+          # The first nginx has no session left.
           retry(lambda _: pid(lb, "ftp-balancer") == new, timeout_seconds=60)
           lb.require_unit_state("ftp-balancer.service")
           for node, unit in ((backend, "authd"), (ftp1, "ftpd"), (lb, "nginx")):
               assert pid(node, unit) == before[node.name, unit], (node.name, unit)
 
-      with subtest("the balancer stops when the transfers are over, which are whole"):
+      with subtest("the balancer stops after the transfers have completed"):
           in_background("slow", f"{CURL} --limit-rate 200K -o /tmp/slow {URL}/file")
           node_with_transfer()
           lb.succeed("systemctl stop --no-block ftp-balancer.service")

@@ -1,5 +1,5 @@
-# A third node joins under load: each host switches to the configuration that knows it, in the order of
-# README.md. No unit of the cluster restarts, and no session or transfer ends.
+# A third node joins under load: each host switches to the configuration with the new node, in the documented
+# order. No unit of the cluster restarts, and no session or transfer ends.
 let
   third =
     { nodes, ... }:
@@ -17,7 +17,7 @@ let
   };
 in
 {
-  # With slices of their own, which no new node moves.
+  # Slices set by hand, so that a new node does not move them.
   cluster.services.distributedFtp.cluster.nodes = {
     ftp1.passivePorts = {
       from = 50000;
@@ -38,7 +38,7 @@ in
   };
 
   script = ''
-    # The units of the hosts that are there.
+    # The units of the existing hosts.
     units = [
         *parts,
         (storage, "nfs-mountd.service"),
@@ -46,7 +46,7 @@ in
 
 
     def invocations() -> list[str]:
-        """One identifier for each start of a unit; a reload keeps it."""
+        """The invocation ID of a unit: it changes at a restart, not at a reload."""
         return [machine.get_unit_property(unit, "InvocationID") for machine, unit in units]
 
 
@@ -60,30 +60,30 @@ in
     in_background("load", ftptest("load", "/tmp/load", 4))
     retry(lambda _: sum(metric(node, "ftp_transfers_total") for node in ftp_nodes) >= 6, 180)
 
-    with subtest("no connection of the host's own takes a port of the range"):
+    with subtest("no outgoing connection of the host uses a port of the range"):
         for host in (lb, ftp1):
             reserved = host.succeed("sysctl -n net.ipv4.ip_local_reserved_ports").strip()
             assert reserved == "50000-50029", reserved
 
-    with subtest("the host behind the nodes lets the new node in"):
+    with subtest("the backend host admits the new node"):
         switch(backend)
         ftp3.start()
         ftp3.wait_for_unit("ftpd.service", timeout=300)
         ftp3.succeed("findmnt -t nfs4 /srv/ftp")
         retry(lambda _: live_nodes() == {"ftp1", "ftp2", "ftp3"}, timeout_seconds=60)
 
-    with subtest("the other nodes learn of it, and the balancer sends it clients"):
+    with subtest("the balancer sends clients to the new node"):
         for host in (ftp1, ftp2, lb):
             switch(host)
         slices["ftp3"] = (50020, 50029)
         ftp_nodes.append(ftp3)
         retry(lambda _: "ftp3" in {node_of(p).name for p in answer("spread", 3)}, timeout_seconds=120)
 
-    with subtest("no unit has started again"):
+    with subtest("no unit was restarted"):
         restarted = [f"{m.name}: {unit}" for (m, unit), a, b in zip(units, before, invocations()) if a != b]
         assert restarted == [], restarted
 
-    with subtest("clients that worked all the time lost nothing, and no session ended"):
+    with subtest("clients that worked meanwhile lost no transfer and no session"):
         client.succeed("touch /tmp/load.stop")
         result = answer_of("load")
         log.info(f"load: {result}")

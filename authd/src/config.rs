@@ -1,236 +1,27 @@
-//! Settings as given → `Config` as meant. Nothing else reads the environment or files for settings.
+//! `Config`: the settings of [`crate::settings`], parsed and checked. No other code reads settings.
 
-use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU64, time::Duration};
 
 use argon2::Params;
 use common::{
     auth_api::AccountLimits,
     health::{REGISTRY, Requirement},
     policy::{Bandwidth, Quota},
-    process::logging::LogFormat,
+    process::{http::ConnectionLimits, logging::LogFormat},
     registry::{RedisOptions, RedisUrl},
     secret::Secret,
-    settings::{DURATION, Schema, Setting, SettingsError, Values},
+    settings::{SettingsError, Values},
 };
 
 use crate::{
     accounts::{
         anonymous::{Anonymous, DropBox},
         cache::CacheLimits,
+        declared::DeclaredUsers,
         password::{self, PasswordLimits},
-        user::Home,
+        user::HomePath,
     },
-    server::ConnectionLimits,
     throttle::ThrottleLimits,
-};
-
-/// Every setting of `authd`.
-pub static SCHEMA: Schema = Schema {
-    program: "authd",
-    about: "The central users and sessions service of Distributed FTP",
-    version: env!("CARGO_PKG_VERSION"),
-    prefix: "AUTHD_",
-    settings: &[
-        Setting::one(
-            "listen",
-            "IP:PORT (127.0.0.1:5160; port 0 takes a free one)",
-            "127.0.0.1:5160",
-            "Where HTTP is served.",
-        ),
-        Setting::one(
-            "max_connections",
-            "number",
-            "4096",
-            "HTTP connections at once; one more waits until another ends. Those that have shown no token have three quarters of the places: one more closes the oldest silent one.",
-        ),
-        Setting::one(
-            "header_timeout",
-            DURATION,
-            "2m",
-            "How long a connection may be without a complete head of a request; nodes use none again after 90 s.",
-        ),
-        // Who may log in
-        Setting::one(
-            "users_file",
-            "file (.toml or .json)",
-            "",
-            "The declarative users; read again on SIGHUP and when it changes.",
-        ),
-        Setting::one(
-            "users_file_poll",
-            DURATION,
-            "1s",
-            "How often the users file, and the hash files it names, are looked at; a change that is the same at two looks counts.",
-        ),
-        Setting::switch(
-            "demo",
-            "false",
-            "Users demo, admin and test with any password, and no token for nodes; on loopback only.",
-        ),
-        Setting::one(
-            "anonymous_home",
-            "path within the storage",
-            "",
-            "Users anonymous and ftp log in with any password and read this directory; without it there are no such users.",
-        ),
-        Setting::one(
-            "anonymous_drop_box",
-            "path within anonymous_home",
-            "",
-            "A directory to which they may upload new files, and where they can neither list nor download.",
-        ),
-        Setting::one("anonymous_sessions", "number", "50", "Sessions of theirs at once, over all nodes."),
-        Setting::one("anonymous_sessions_per_address", "number", "5", "The same, from one address."),
-        Setting::one(
-            "anonymous_quota_bytes",
-            "number of bytes",
-            "10000000000",
-            "How much anonymous_drop_box may hold; 0 is no limit.",
-        ),
-        Setting::one(
-            "anonymous_quota_files",
-            "number",
-            "10000",
-            "How many files and directories anonymous_drop_box may hold; 0 is no limit.",
-        ),
-        Setting::one(
-            "anonymous_upload_bandwidth",
-            "bytes a second",
-            "10000000",
-            "How fast all their uploads together may be, over all nodes; 0 is no limit.",
-        ),
-        Setting::one(
-            "anonymous_download_bandwidth",
-            "bytes a second",
-            "0",
-            "How fast all their downloads together may be, over all nodes; 0 is no limit.",
-        ),
-        // Who may ask
-        Setting::one(
-            "node_token_file",
-            "path of a file",
-            "",
-            "Holds the bearer token of the nodes; without it every login is refused with 401.",
-        ),
-        Setting::one(
-            "admin_token_file",
-            "path of a file",
-            "",
-            "Holds the bearer token of administrators; without it their routes answer 401.",
-        ),
-        // Redis
-        Setting {
-            alias: Some("RedisConnectionString"),
-            ..Setting::one(
-                "redis_url",
-                "HOST:PORT or redis://…",
-                "",
-                "The Redis with sessions, nodes, API users and the throttle; without it there are none of the first three, and this process throttles for itself.",
-            )
-        },
-        Setting::one("redis_password_file", "path of a file", "", "Holds the password for Redis."),
-        Setting::many(
-            "readiness_requires",
-            "names of registry, credentials",
-            "credentials",
-            "What makes /readyz answer 503 while it fails: Redis (registry), or that Redis refuses authd's password (credentials), which does not get better by waiting. Where no user is declared, registry always counts: no login can be decided without it.",
-        ),
-        Setting::one("redis_prefix", "text", "ftp", "First part of every Redis key; one per cluster."),
-        Setting::one("redis_timeout", DURATION, "1s", "How long one request to Redis may take."),
-        // Throttle
-        Setting::one(
-            "throttle_free_failures",
-            "number",
-            "5",
-            "Failed logins of one user name before the next must wait and gets 429 until then.",
-        ),
-        Setting::one(
-            "throttle_free_failures_per_address",
-            "number",
-            "20",
-            "The same for one client address (IPv6: one /64 network), which many clients may share.",
-        ),
-        Setting::one(
-            "throttle_delay",
-            DURATION,
-            "1s",
-            "The wait after the first failure beyond the free ones; each further one doubles it.",
-        ),
-        Setting::one("throttle_max_delay", DURATION, "15m", "The longest such wait."),
-        Setting::one(
-            "throttle_window",
-            DURATION,
-            "1h",
-            "Failures are forgotten this long after the last; not shorter than the longest wait.",
-        ),
-        Setting::one(
-            "throttle_known_addresses",
-            "number",
-            "100",
-            "Addresses of a user's logins where others' failures do not make the user wait; a further one displaces the oldest, 0 is none.",
-        ),
-        Setting::one(
-            "throttle_known_time",
-            DURATION,
-            "30d",
-            "How long after its last login an address is known so.",
-        ),
-        Setting::many(
-            "trusted_networks",
-            "CIDR list (10.0.0.0/24, 2001:db8::/64)",
-            "",
-            "Logins from here never wait, and their failures do not count.",
-        ),
-        Setting::one(
-            "throttle_memory",
-            "number",
-            "10000",
-            "User names and addresses that this process counts by itself while Redis is away; a further one displaces the oldest.",
-        ),
-        // Passwords
-        Setting::one(
-            "min_password_length",
-            "number of characters",
-            "12",
-            "The shortest new password, through the API and `authd hash-password`. FTP has no second factor, and programs keep most of its passwords. Passwords that exist stay as they are.",
-        ),
-        Setting::one(
-            "cache_ttl",
-            DURATION,
-            "60s",
-            "How long a password that was right is known without computing argon2 again.",
-        ),
-        Setting::one(
-            "cache_size",
-            "number",
-            "10000",
-            "How many such passwords; a further one displaces the oldest.",
-        ),
-        Setting::one(
-            "max_verifications",
-            "number",
-            "",
-            "Argon2 computations at once, each with its memory; one more waits. One for each CPU if not set.",
-        ),
-        Setting::one(
-            "max_waiting_verifications",
-            "number",
-            "256",
-            "Logins that wait for a computation; one more gets 503.",
-        ),
-        Setting::one(
-            "verification_wait",
-            DURATION,
-            "3s",
-            "How long a login waits for a computation; then it gets 503. Less than `authd_timeout` of the nodes.",
-        ),
-        Setting::one("argon2_memory_kib", "KiB", "19456", "Memory of one computation for new hashes."),
-        Setting::one("argon2_iterations", "number", "2", "Passes over that memory for new hashes."),
-        // Logs and the end
-        Setting::one("stop_timeout", DURATION, "10s", "How long requests may go on after SIGTERM."),
-        Setting::one("log_level", "error, warn, info, debug or trace", "info", "As env_logger reads it."),
-        Setting::one("log_format", "text or json", "text", "How a log line is written."),
-    ],
 };
 
 /// All settings, checked.
@@ -238,56 +29,53 @@ pub static SCHEMA: Schema = Schema {
 pub struct Config {
     pub listen: SocketAddr,
     pub connections: ConnectionLimits,
-    pub users: Declared,
-    /// `None`: nobody is anonymous.
+    pub users: DeclaredUsers,
+    /// `None`: there are no anonymous users.
     pub anonymous: Option<Anonymous>,
-    /// How often the users file is looked at.
+    /// Interval of looks at the users file.
     pub poll: Duration,
+    /// `None`: nodes are refused, unless `users` is `Demo`.
     pub node_token: Option<Secret>,
+    /// `None`: administrators are refused.
     pub admin_token: Option<Secret>,
-    /// What `/readyz` goes by.
+    /// The dependencies without which `/readyz` answers 503.
     pub requirements: Vec<Requirement>,
-    /// `None`: no sessions, nodes and API users, and the throttle is in this process's memory.
+    /// `None`: there are no sessions, nodes and API users, and the throttle counts in memory.
     pub redis: Option<RedisOptions>,
     pub throttle: ThrottleLimits,
     pub cache: CacheLimits,
     pub passwords: PasswordLimits,
-    /// How long requests may go on after SIGTERM.
+    /// Time limit of running requests after SIGTERM.
     pub stop: Duration,
     pub log: LogSettings,
 }
 
-/// Where users are declared, other than in Redis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Declared {
-    Nowhere,
-    File(PathBuf),
-    /// demo, admin and test, with any password: only where nobody else can connect.
-    Demo,
-}
-
 #[derive(Debug)]
 pub struct LogSettings {
+    /// A filter of env_logger.
     pub level: String,
     pub format: LogFormat,
 }
 
 impl Config {
     /// # Errors
-    /// A value cannot be used, or two contradict each other.
+    /// A value cannot be used, or two values contradict each other.
     pub fn new(values: &Values) -> Result<Self, SettingsError> {
         let listen: SocketAddr = values.required("listen")?;
         let demo: bool = values.required("demo")?;
         let users = match values.optional("users_file")? {
             Some(_) if demo => {
-                return Err(values.invalid("users_file", "with `demo` there are no other declared users"));
+                return Err(values.invalid("users_file", "with `demo` there can be no users file"));
             }
-            Some(path) => Declared::File(path),
-            None if demo => Declared::Demo,
-            None => Declared::Nowhere,
+            Some(path) => DeclaredUsers::File(path),
+            None if demo => DeclaredUsers::Demo,
+            None => DeclaredUsers::None,
         };
         if demo && !listen.ip().is_loopback() {
-            return Err(values.invalid("listen", "with `demo` every password is right: loopback only"));
+            return Err(values.invalid(
+                "listen",
+                "with `demo` every password is accepted, so authd may listen on loopback only",
+            ));
         }
         Ok(Self {
             listen,
@@ -321,10 +109,10 @@ impl Config {
     }
 }
 
-/// The cost of new hashes, which `authd hash-password` needs without the rest.
+/// The cost of new hashes. `authd hash-password` needs no other part of the settings.
 ///
 /// # Errors
-/// Argon2 does not work with them, or they are beyond what a stored hash may ask for.
+/// Argon2 does not accept the values, or they exceed the limits for stored hashes.
 pub fn password_params(values: &Values) -> Result<Params, SettingsError> {
     let memory: u32 = values.required("argon2_memory_kib")?;
     let iterations: u32 = values.required("argon2_iterations")?;
@@ -342,14 +130,14 @@ pub fn password_params(values: &Values) -> Result<Params, SettingsError> {
 fn admin_token(values: &Values) -> Result<Option<Secret>, SettingsError> {
     let admin = values.secret("admin_token_file")?;
     if admin.is_some() && admin == values.secret("node_token_file")? {
-        let reason = "it is the nodes' token, so that every node would be an administrator";
+        let reason = "it is the nodes' token, with which every node would be an administrator";
         return Err(values.invalid("admin_token_file", reason));
     }
     Ok(admin)
 }
 
-/// Settings that mean nothing without a drop box.
-const OF_DROP_BOX: [&str; 3] =
+/// Settings that have an effect only with a drop box.
+const DROP_BOX_SETTINGS: [&str; 3] =
     ["anonymous_quota_bytes", "anonymous_quota_files", "anonymous_upload_bandwidth"];
 
 fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
@@ -358,11 +146,12 @@ fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
         return match drop_box {
             None => Ok(None),
             Some(_) => {
-                Err(values.invalid("anonymous_drop_box", "without anonymous_home nobody is anonymous"))
+                Err(values
+                    .invalid("anonymous_drop_box", "without anonymous_home there are no anonymous users"))
             }
         };
     };
-    let home = Home::try_from(home).map_err(|error| values.invalid("anonymous_home", error))?;
+    let home = HomePath::try_from(home).map_err(|error| values.invalid("anonymous_home", error))?;
     let limits = AccountLimits {
         sessions: Some(values.required("anonymous_sessions")?),
         sessions_per_address: Some(values.required("anonymous_sessions_per_address")?),
@@ -374,8 +163,8 @@ fn anonymous(values: &Values) -> Result<Option<Anonymous>, SettingsError> {
         quota.bytes = quota_of("anonymous_quota_bytes")?;
         quota.files = quota_of("anonymous_quota_files")?;
         bandwidth.upload = quota_of("anonymous_upload_bandwidth")?.and_then(NonZeroU64::new);
-    } else if let Some(key) = OF_DROP_BOX.into_iter().find(|key| values.is_given(key)) {
-        return Err(values.invalid(key, "without anonymous_drop_box no anonymous user uploads anything"));
+    } else if let Some(key) = DROP_BOX_SETTINGS.into_iter().find(|key| values.is_given(key)) {
+        return Err(values.invalid(key, "without anonymous_drop_box anonymous users cannot upload"));
     }
     bandwidth.download = quota_of("anonymous_download_bandwidth")?.and_then(NonZeroU64::new);
     Ok(Some(Anonymous { home, drop_box, limits, quota, bandwidth }))
@@ -388,7 +177,7 @@ fn requirements(values: &Values) -> Result<Vec<Requirement>, SettingsError> {
     };
     match all.iter().find(|requirement| !is_ours(requirement)) {
         Some(other) => {
-            let reason = format_args!("{other} is no dependency of authd").to_string();
+            let reason = format_args!("{other} is not a dependency of authd").to_string();
             Err(values.invalid("readiness_requires", reason))
         }
         None => Ok(all),
@@ -438,6 +227,7 @@ fn count(values: &Values, key: &str) -> Result<usize, SettingsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::SCHEMA;
 
     fn config(args: &[&str]) -> Result<Config, SettingsError> {
         let flags = SCHEMA.command().try_get_matches_from([&["authd"], args].concat()).unwrap();
@@ -445,17 +235,17 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_a_configuration() {
+    fn the_defaults_are_valid() {
         let config = config(&[]).unwrap();
         assert_eq!(config.listen, "127.0.0.1:5160".parse().unwrap());
-        assert_eq!(config.users, Declared::Nowhere);
+        assert_eq!(config.users, DeclaredUsers::None);
         assert!(config.redis.is_none() && config.node_token.is_none());
         assert!(config.passwords.at_once >= 1);
         assert_eq!(config.passwords.min_length, 12);
     }
 
     #[test]
-    fn what_cannot_be_meant_is_refused_by_name() {
+    fn an_invalid_value_is_refused_and_the_error_names_the_setting() {
         for (args, named) in [
             (&["--demo", "--listen", "0.0.0.0:0"][..], "listen"),
             (&["--demo", "--users-file", "users.toml"], "users_file"),
@@ -481,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn one_token_for_both_is_refused_and_not_shown() {
+    fn one_token_for_nodes_and_administrators_is_refused_and_not_shown() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         std::fs::write(&path, "sesame\n").unwrap();

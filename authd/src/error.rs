@@ -1,5 +1,5 @@
-//! What goes wrong in the API, and the only mapping of it to a status, a public code and a log
-//! level. The client gets a fixed phrase; what an operator needs to know is logged here.
+//! Errors of the API, and the only mapping from an error to a status, a public code and a log level.
+//! The caller gets a fixed message. Details for the operator are logged here.
 
 use std::{error::Error, time::Duration};
 
@@ -15,71 +15,72 @@ use warp::{
 };
 
 use crate::accounts::{
-    password::{self, Busy},
+    password::{QueueFull, UnusablePassword},
     stored::StoredError,
 };
 
-/// Why a request is not answered with 2xx.
+/// The reason why a request does not get a 2xx response.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// No bearer token, or not the one that the route needs.
-    #[error("this needs the bearer token of {0}")]
+    /// The bearer token is missing or is not the one that the route needs. Holds whose token that is.
+    #[error("this request needs the bearer token of {0}")]
     Unauthorized(&'static str),
     /// The login is wrong. The message is the same for all reasons; the reason is for the node's log.
     #[error("the user or the password is wrong")]
     InvalidCredentials(Rejection),
     #[error("too many failed logins; try again later")]
     Throttled { wait: Duration },
-    /// Holds what is wrong, as the caller may know it.
+    /// Holds a message for the caller.
     #[error("{0}")]
     InvalidRequest(String),
-    /// Holds what there is not.
+    /// Holds the kind of the missing object.
     #[error("there is no such {0}")]
     NotFound(&'static str),
-    /// Holds what the path takes, as the `Allow` header lists it.
-    #[error("this path takes {0}")]
-    MethodNotAllowed(&'static str),
-    /// Holds what exists.
+    /// Holds the path's methods in the form of the `Allow` header.
+    #[error("this path supports {0}")]
+    MethodNotAllowed(String),
+    /// Holds the kind of the existing object.
     #[error("the {0} exists already")]
     AlreadyExists(&'static str),
-    /// Holds what is declared.
-    #[error("the {0} is declared in the users file or the settings, which the API does not change")]
+    /// Holds the kind of the declared object.
+    #[error("the {0} is declared in the users file or the settings; the API cannot change it")]
     Declarative(&'static str),
-    /// Holds where the user is declared.
-    #[error("the user is declared in {0}; of such a user the API overrides only `enabled`")]
+    /// Holds the place where the user is declared.
+    #[error("the user is declared in {0}; the API can only override `enabled` of such a user")]
     OnlyEnabled(String),
-    #[error("no override disables the user any more, but {0} does")]
+    /// Holds the place where the user is declared.
+    #[error("the override is removed, but the user is still disabled in {0}")]
     DisabledInFile(String),
-    /// Holds how many users are in the group, and one of them.
-    #[error("the group has {0} members, {1:?} among them; take them out of it first")]
+    /// Holds the number of users in the group, and one of them.
+    #[error("the group has {0} members, for example {1:?}; remove them from the group first")]
     InUse(usize, String),
     #[error("the body is larger than {0} bytes")]
     TooLarge(usize),
-    #[error("Redis is away")]
+    #[error("Redis cannot be reached")]
     RedisAway,
     #[error("Redis refuses authd's password (redis_password_file)")]
     RedisDenied,
-    /// Whether there is such a user cannot be known. Holds why not.
+    /// The user may exist in Redis, but Redis cannot be asked. Holds the reason.
     #[error("{0}, and no declared user has this name: authd cannot decide the login")]
     Undecided(LinkError),
-    #[error("Redis is not available and no user is declared: authd cannot decide a login")]
+    #[error("Redis cannot be reached and no user is declared: authd cannot decide a login")]
     NoLogins,
-    #[error("this service has no Redis (setting redis_url)")]
+    #[error("authd runs without Redis (setting redis_url)")]
     NoRedis,
     #[error("too many logins at once; try again")]
     Busy,
-    /// What is in Redis changed again and again while it was to be changed here.
-    #[error("others are changing the same at the same time; try again")]
+    /// The record in Redis changed each time before this change could be written.
+    #[error("other requests keep changing the same object; try again")]
     Contended,
-    /// A user or a group in Redis is none.
-    #[error("what is kept of the user cannot be used; the log of authd says more")]
-    Unusable,
+    /// The record of the user or of one of the user's groups in Redis is malformed, or a group is missing.
+    #[error("the user's account cannot be read; see authd's log")]
+    UnreadableAccount,
     #[error("internal error")]
     Internal(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl ApiError {
-    fn meaning(&self) -> (StatusCode, ErrorCode) {
+    fn status_and_code(&self) -> (StatusCode, ErrorCode) {
         match self {
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
             Self::InvalidCredentials(_) => (StatusCode::FORBIDDEN, ErrorCode::InvalidCredentials),
@@ -100,7 +101,7 @@ impl ApiError {
             | Self::NoRedis
             | Self::Busy
             | Self::Contended
-            | Self::Unusable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+            | Self::UnreadableAccount => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
         }
     }
@@ -108,7 +109,7 @@ impl ApiError {
 
 impl Reply for ApiError {
     fn into_response(self) -> Response {
-        let (status, code) = self.meaning();
+        let (status, code) = self.status_and_code();
         if let Self::Internal(source) = &self {
             log::error!(error = chain(source.as_ref()); "internal error");
         }
@@ -117,12 +118,15 @@ impl Reply for ApiError {
         let mut response = reply::with_status(reply::json(&body), status).into_response();
         let (name, value) = match self {
             Self::Throttled { wait } => {
-                // Whole seconds (RFC 9110 section 10.2.3), rounded up: earlier would be too early.
+                // Whole seconds (RFC 9110 section 10.2.3), rounded up so that the client does not retry
+                // too early.
                 let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
                 (header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
             }
             Self::Unauthorized(_) => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
-            Self::MethodNotAllowed(methods) => (header::ALLOW, HeaderValue::from_static(methods)),
+            Self::MethodNotAllowed(methods) => {
+                (header::ALLOW, HeaderValue::try_from(methods).expect("method names are valid in a header"))
+            }
             _ => return response,
         };
         response.headers_mut().insert(name, value);
@@ -149,14 +153,14 @@ impl From<StoredError> for ApiError {
     }
 }
 
-impl From<Busy> for ApiError {
-    fn from(_: Busy) -> Self {
+impl From<QueueFull> for ApiError {
+    fn from(_: QueueFull) -> Self {
         Self::Busy
     }
 }
 
-impl From<password::Unusable> for ApiError {
-    fn from(error: password::Unusable) -> Self {
+impl From<UnusablePassword> for ApiError {
+    fn from(error: UnusablePassword) -> Self {
         Self::InvalidRequest(error.to_string())
     }
 }

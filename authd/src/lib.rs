@@ -1,14 +1,48 @@
-//! `authd`, the central service of a cluster: decides logins, keeps users, shows sessions and
-//! nodes and ends them.
+//! `authd`, the central service of a cluster. It decides logins, keeps users and groups, and shows and ends
+//! sessions.
 //!
-//! **A login, step by step.** (1) `routes` reads the body within its limits and checks the node's
-//! token (`tokens`). (2) `handlers/login` asks `throttle`, over all instances, whether this user
-//! and this address may try now. (3) `accounts` finds the user: declared in the users file, or in
-//! Redis. (4) `accounts/cache` knows the password from a moment ago, or `accounts/password`
-//! computes argon2 on a thread of its own; for an unknown user as well. (5) `accounts/policy` joins
-//! what the user and the groups set. (6) `throttle` counts the outcome. (7) The node gets an
-//! `Account`, or an `ApiError`, which `error` turns into a status and a public code; the log and the
-//! metrics get the real reason.
+//! # The way of a request
+//!
+//! A login (`POST /v1/authenticate`) passes through these modules:
+//!
+//! 1. `common::process::http` accepts the connection. Connections without a token get at most three
+//!    quarters of `max_connections`.
+//! 2. [`routes`] reads the body within its limits (16 KiB, 10 seconds), finds the operation for path and
+//!    method, and checks the node's bearer token with `tokens`.
+//! 3. [`handlers::login`] asks [`throttle`] whether this user and this client address may try now. The
+//!    counts are in Redis, for all authd instances together.
+//! 4. [`accounts`] finds the user: declared in the users file, or in Redis.
+//! 5. [`accounts::cache`] knows that the password was right a moment ago, or [`accounts::password`]
+//!    computes argon2 on a separate thread. For an unknown user, the computation takes as long.
+//! 6. [`accounts::policy`] merges the policies of the user and of the groups, and the login conditions
+//!    are checked.
+//! 7. [`throttle`] counts the failure or success.
+//! 8. The node gets an `Account`, or an [`error::ApiError`]. `error` maps it to a status and a public
+//!    code. The log and the metrics get the exact reason.
+//!
+//! A change through the API (`PATCH /v1/users/{name}`) takes steps 1 and 2 with the administrators'
+//! token. Then [`handlers::users`] reads the user's record from Redis ([`accounts::stored`]), applies the
+//! change, and writes the record back if it is unchanged in Redis; otherwise it starts again. If the
+//! change revokes logins, `revocation` orders the nodes to end the user's sessions.
+//!
+//! # Sessions of past logins
+//!
+//! After each change, `revision` increments the revision in Redis. Nodes that see a
+//! new revision ask `POST /v1/authorized` ([`handlers::authorized`]) which of their sessions may
+//! continue. This works even if an order to end sessions was lost.
+//!
+//! # Background tasks
+//!
+//! - `reload` reads the users file again after SIGHUP and when it changes.
+//! - `redis_monitor` keeps what authd knows of Redis current, for `/readyz` and for the time when Redis
+//!   is away.
+//! - `revision` increments the revision, and retries while Redis cannot be reached.
+//!
+//! # Dependencies between modules
+//!
+//! From bottom to top: `metrics`; `accounts`; `throttle`; `error`, `tokens`, `revision`; `config`;
+//! `service` (the state that requests share); `revocation`, `reload`, `redis_monitor`; `handlers`;
+//! `routes`; this module. No module depends on a higher one.
 
 pub mod accounts;
 pub mod config;
@@ -17,60 +51,35 @@ pub mod handlers;
 mod metrics;
 mod persistence;
 pub mod prompt;
+mod redis_monitor;
+mod reload;
 mod revision;
+mod revocation;
 pub mod routes;
 pub mod server;
+pub mod service;
+pub mod settings;
+mod startup;
 pub mod throttle;
 mod tokens;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
-use common::{
-    health::{Condition, LifeStage, REGISTRY, ReadinessReport, Requirement},
-    process::{
-        admin,
-        capabilities::{self, Kept},
-        descriptors, service,
-        signals::{SignalRequest, Signals},
-    },
-    registry::{RedisLink, RegistryView},
+use common::process::{
+    admin,
+    capabilities::{self, Kept},
+    service as systemd,
+    signals::{SignalRequest, Signals},
 };
-use tokio::{net::TcpListener, sync::oneshot, task::spawn_blocking, time::timeout};
+use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
-use crate::{
-    accounts::{
-        Accounts, Reloaded,
-        cache::Cache,
-        file::UsersFileError,
-        password::Passwords,
-        stored::Stored,
-        user::{Credential, User},
-    },
-    config::{Config, Declared},
-    handlers::users,
-    revision::Revision,
-    throttle::Throttle,
-    tokens::{Access, Tokens},
-};
+use crate::{accounts::file::UsersFileError, config::Config, service::Service};
 
-/// An authd that is run as root reads everybody's users file, as root does, and has no other power.
+/// The one privilege that authd keeps when it runs as root: reading all files, for users files of other
+/// owners.
 pub const KEPT_BY_ROOT: Kept = Kept::ReadFiles;
 
-/// What all requests share.
-pub struct Service {
-    accounts: Accounts,
-    passwords: Passwords,
-    cache: Cache,
-    throttle: Throttle,
-    tokens: Tokens,
-    /// `None`: there is no Redis.
-    registry: Option<RegistryView>,
-    revision: Revision,
-    /// What `/readyz` goes by.
-    requirements: Vec<Requirement>,
-}
-
-/// Why authd cannot start.
+/// The reason why authd cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("users_file")]
@@ -81,234 +90,63 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot give up capabilities")]
+    #[error("cannot drop capabilities")]
     Capabilities(#[source] io::Error),
-    #[error("cannot receive signals")]
+    #[error("cannot install signal handlers")]
     Signals(#[source] io::Error),
     #[error("cannot collect metrics: {0}")]
     Metrics(String),
 }
 
-impl Service {
-    /// Reads the users file and computes one hash: blocks.
-    fn new(config: &Config) -> Result<Self, UsersFileError> {
-        let registry = config.redis.as_ref().map(RegistryView::new);
-        let shared = || registry.as_ref().map(|view| (view.link().clone(), view.keys().clone()));
-        let demo = config.users == Declared::Demo;
-        Ok(Self {
-            accounts: Accounts::new(
-                &config.users,
-                config.anonymous.clone(),
-                shared().map(|(link, keys)| Stored::new(link, keys)),
-            )?,
-            passwords: Passwords::new(&config.passwords, config.node_token.as_ref()),
-            cache: Cache::new(config.cache),
-            throttle: Throttle::new(config.throttle.clone(), shared()),
-            tokens: Tokens::new(
-                match &config.node_token {
-                    None if demo => Access::Open,
-                    token => Access::token(token.as_ref()),
-                },
-                Access::token(config.admin_token.as_ref()),
-            ),
-            registry,
-            revision: Revision::default(),
-            requirements: config.requirements.clone(),
-        })
-    }
-
-    /// Whether any login can be decided: without Redis, declared users still log in.
-    pub(crate) fn decides_logins(&self) -> bool {
-        let away = self.accounts.stored.as_ref().is_some_and(|stored| !stored.is_connected());
-        !away || !self.accounts.declared().users.is_empty()
-    }
-
-    fn readiness(&self) -> ReadinessReport {
-        let mut requirements = self.requirements.clone();
-        if self.accounts.declared().users.is_empty() {
-            requirements.push(Requirement::Dependency(REGISTRY));
-        }
-        let redis = self.registry.as_ref().map(|registry| (REGISTRY, registry.link().dependency()));
-        if let Some((name, dependency)) = &redis {
-            metrics::dependency(name, dependency.condition == Condition::Ok);
-        }
-        ReadinessReport::new(LifeStage::Ready, redis, &requirements)
-    }
-
-    /// Reads the users file again, and drops the cache if that changed anything. Who is no user any
-    /// more, or shows that in another way, loses all sessions.
-    /// Notes what the hashes of all users cost, so that names that no user has take as long. While Redis is away,
-    /// of the declared users alone.
-    async fn learn_costs(&self) {
-        let note = |user: &User| {
-            if let Credential::Hash(hash) = &user.credential {
-                self.passwords.observe(hash);
-            }
-        };
-        self.accounts.declared().users.values().for_each(note);
-        // The link's log says that Redis is away, and users that cannot be read are in the log, too.
-        if let Ok(users) = self.accounts.users().await {
-            users.values().for_each(|found| note(&found.user));
-        }
-    }
-
-    async fn reload(self: Arc<Self>) {
-        let Some(path) = self.accounts.path() else { return };
-        let file = path.display().to_string();
-        let reading = Arc::clone(&self);
-        // A panic ends this reading, not what comes after it.
-        let Ok(result) = spawn_blocking(move || reading.accounts.reload()).await else { return };
-        match result {
-            Ok(Reloaded { users, ended }) => {
-                self.cache.clear();
-                self.learn_costs().await;
-                log::info!(file, users; "users file loaded");
-                self.revision.advance();
-                for user in ended {
-                    log::info!(user:%; "the user's sessions are to end");
-                    users::shut_out(&self, &user).await;
-                }
-            }
-            Err(error) => log::error!(error:% = error; "users file is broken, the users stay as they were"),
-        }
-    }
-}
-
-/// Serves until SIGTERM, then finishes the requests in flight.
+/// Serves until SIGTERM, then finishes the requests in progress.
 ///
 /// # Errors
-/// The users file cannot be used, or the address not bound.
+/// The users file cannot be used, or the address cannot be bound.
 pub async fn run(mut config: Config) -> Result<(), StartError> {
     let mut signals = Signals::new().map_err(StartError::Signals)?;
     let prometheus = admin::install_metrics().map_err(|error| StartError::Metrics(error.to_string()))?;
     metrics::describe();
-    fit_descriptors(&mut config);
-    let authd = Arc::new(Service::new(&config)?);
-    warn_about(&config);
-    if capabilities::is_root() {
-        log::warn!("runs as root, which is not needed: a user of its own is safer");
-    }
+    startup::fit_descriptors(&mut config);
+    let service = Arc::new(Service::new(&config)?);
+    startup::warn_about(&config);
     let failed = |source| StartError::Listen { address: config.listen, source };
     let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    // Nothing else needs any. The threads of the runtime have none since they started.
+    // Binding was the last step that may need a capability. The runtime's threads dropped theirs at their
+    // start.
     capabilities::give_up(KEPT_BY_ROOT).map_err(StartError::Capabilities)?;
-    if let Some(registry) = &authd.registry {
-        // Before the first answer, so that readiness is right from the start.
-        ask(registry.link()).await;
-        authd.accounts.learn_overrides().await;
-        tokio::spawn(keep_asking(Arc::clone(&authd), registry.link().clone()));
-        let (advancing, registry) = (Arc::clone(&authd), registry.clone());
-        tokio::spawn(async move { advancing.revision.run(&registry, &advancing.throttle).await });
-    }
+    start_redis_tasks(&service).await;
+    service.learn_hash_costs().await;
 
-    authd.learn_costs().await;
-
-    let readiness = Arc::clone(&authd);
+    let readiness = Arc::clone(&service);
     let operations = admin::routes(prometheus, move || readiness.readiness());
     let (stop, stopped) = oneshot::channel::<()>();
-    let routes = routes::routes(Arc::clone(&authd), operations);
+    let routes = routes::routes(Arc::clone(&service), operations);
     let server = tokio::spawn(server::serve(listener, routes, config.connections, stopped));
     log::info!(address:%; "listening");
-    service::ready();
-    service::start_watchdog();
-    tokio::spawn(watch(Arc::clone(&authd), config.poll));
+    systemd::ready();
+    systemd::start_watchdog();
+    tokio::spawn(reload::watch(Arc::clone(&service), config.poll));
 
     while signals.next().await == SignalRequest::Reload {
-        tokio::spawn(Arc::clone(&authd).reload());
+        tokio::spawn(reload::reload(Arc::clone(&service)));
     }
     log::info!("stopping");
-    service::stopping();
+    systemd::stopping();
     drop(stop);
     match timeout(config.stop, server).await {
         Ok(_) => log::info!("stopped"),
-        Err(_) => log::warn!("stopped with requests unfinished"),
+        Err(_) => log::warn!("stopped before all requests were answered (stop_timeout)"),
     }
     Ok(())
 }
 
-/// Whether Redis is there must be known without requests too: a balancer that goes by readiness
-/// sends none until it is.
-async fn keep_asking(authd: Arc<Service>, link: RedisLink) {
-    let (mut checked, mut known) = (0, 0);
-    // The process before may have ended between a change and the next revision.
-    authd.revision.advance();
-    loop {
-        // Another connection may lead to another Redis, or to one with other settings.
-        let connections = link.connections();
-        if std::mem::replace(&mut known, connections) != connections {
-            authd.revision.advance();
-            authd.learn_costs().await;
-        }
-        if checked != connections && persistence::check(&link).await {
-            checked = connections;
-        }
-        // For the metrics.
-        authd.readiness();
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        ask(&link).await;
-        authd.accounts.learn_overrides().await;
-    }
-}
-
-async fn ask(link: &RedisLink) {
-    // The link keeps the result, and tells it to the log and the metrics.
-    let _ = link.query::<String>(&redis::cmd("PING")).await;
-}
-
-/// Reads the users file again whenever it changes. It is looked at, not watched: that works on
-/// NFS, through symbolic links, and with editors that rename. A file that is still being written may
-/// lack users whose sessions would end: it is read when it is the same at two looks.
-async fn watch(authd: Arc<Service>, poll: Duration) {
-    if authd.accounts.path().is_none() {
-        return;
-    }
-    let mut before = None;
-    loop {
-        tokio::time::sleep(poll).await;
-        let looking = Arc::clone(&authd);
-        // A panic ends this look, not the watch.
-        let changed = spawn_blocking(move || looking.accounts.changed()).await.unwrap_or_default();
-        if changed.is_some() && changed == before {
-            Arc::clone(&authd).reload().await;
-        }
-        before = changed;
-    }
-}
-
-/// Descriptors beside those of HTTP connections: Redis, files of users and tokens, the listener.
-const OTHER_DESCRIPTORS: u64 = 64;
-
-/// Raises the limit of open files, and lowers `max_connections` where even that is too low.
-fn fit_descriptors(config: &mut Config) {
-    let available = match descriptors::raise() {
-        Ok(limit) => limit,
-        Err(error) => {
-            log::warn!("cannot raise the limit of open files (RLIMIT_NOFILE): {error}");
-            return;
-        }
-    };
-    let most = usize::try_from(available.saturating_sub(OTHER_DESCRIPTORS)).unwrap_or(usize::MAX).max(1);
-    if config.connections.connections > most {
-        log::warn!(
-            max_connections = config.connections.connections, lowered_to = most, open_files = available;
-            "max_connections is lowered, because the limit of open files is too low for it: raise RLIMIT_NOFILE \
-             (LimitNOFILE= of the service), or lower max_connections"
-        );
-        config.connections.connections = most;
-    }
-}
-
-fn warn_about(config: &Config) {
-    if config.users == Declared::Demo {
-        log::warn!("DEMO: the users demo, admin and test log in with ANY password, and nodes need no token");
-    } else if config.node_token.is_none() {
-        log::warn!("no node_token_file: every login is refused with 401");
-    }
-    if let Some(anonymous) = &config.anonymous {
-        log::info!(home = anonymous.home.as_str(); "anonymous access is on");
-    }
-    if config.redis.is_none() {
-        log::warn!("no redis_url: no sessions, nodes and API users, and the throttle is this process's own");
-    }
+/// Starts the background tasks that need Redis, if Redis is configured.
+async fn start_redis_tasks(service: &Arc<Service>) {
+    let Some(registry) = service.registry.clone() else { return };
+    // Before the first response, so that `/readyz` is correct from the start.
+    redis_monitor::refresh(service, registry.link()).await;
+    tokio::spawn(redis_monitor::run(Arc::clone(service), registry.link().clone()));
+    let service = Arc::clone(service);
+    tokio::spawn(async move { service.revision.run(&registry, &service.throttle).await });
 }

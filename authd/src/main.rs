@@ -1,4 +1,4 @@
-//! Arguments, settings, log, run, exit status.
+//! `authd`: parses the command line and settings, runs the service or a subcommand, and sets the exit status.
 
 use std::{
     env,
@@ -8,11 +8,16 @@ use std::{
 };
 
 use authd::{
-    accounts::{self, file::UsersFile, password},
-    config::{self, Config, Declared, SCHEMA},
+    accounts::{
+        declared::{DeclaredUsers, reserved_names},
+        file::UsersFile,
+        password,
+    },
+    config::{self, Config},
     prompt,
+    settings::SCHEMA,
 };
-use clap::{ArgMatches, Command};
+use clap::ArgMatches;
 use common::{
     process::{EXIT_CONFIG, capabilities, check::report, logging},
     registry,
@@ -21,17 +26,14 @@ use common::{
 };
 
 fn main() -> ExitCode {
-    let hash_password = Command::new("hash-password").about(
-        "Read a password from the terminal or one line of standard input, and print its argon2id hash",
-    );
-    let command = SCHEMA.command().subcommand(hash_password);
-    let flags = command.clone().get_matches();
-    if let Some(page) = SCHEMA.printed(command, &flags) {
-        // A reader that has seen enough closes the pipe.
+    let flags = SCHEMA.command().get_matches();
+    if let Some(page) = SCHEMA.printed(&flags) {
+        // The reader may close the pipe early.
         let _ = io::stdout().write_all(&page);
         return ExitCode::SUCCESS;
     }
     match flags.subcommand_name() {
+        // The only subcommand is hash-password.
         Some(_) => hash(&flags),
         None => serve(&flags),
     }
@@ -59,7 +61,7 @@ fn serve(flags: &ArgMatches) -> ExitCode {
         Err(error) => return complain(&error, 1),
     };
     let result = runtime.block_on(authd::run(config));
-    // A file or a computation that hangs does not keep the process.
+    // Do not wait for threads with a file or computation that hangs.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,18 +70,18 @@ fn serve(flags: &ArgMatches) -> ExitCode {
     }
 }
 
-/// Exit status 0, 78 if a file cannot be used, or 1 if Redis cannot.
+/// `--check`. The exit status is 0; 78 if the users file cannot be used; 1 if Redis cannot be used.
 fn check(config: &Config, deep: bool) -> ExitCode {
     let users = match &config.users {
-        Declared::File(path) => match UsersFile::load(path, accounts::reserved(&config.anonymous)) {
+        DeclaredUsers::File(path) => match UsersFile::load(path, reserved_names(&config.anonymous)) {
             Ok(file) => {
                 let (users, groups) = (file.declared.users.len(), file.declared.groups.len());
                 format!("{users} users and {groups} groups in {}", path.display())
             }
             Err((error, _)) => return complain(&authd::StartError::Users(error), EXIT_CONFIG),
         },
-        Declared::Demo => "DEMO users with any password".to_owned(),
-        Declared::Nowhere => "no declared users".to_owned(),
+        DeclaredUsers::Demo => "DEMO users with any password".to_owned(),
+        DeclaredUsers::None => "no declared users".to_owned(),
     };
     let redis = match &config.redis {
         Some(options) => {
@@ -144,7 +146,7 @@ fn print(text: &str) -> ExitCode {
 }
 
 fn complain(error: &dyn Error, status: u8) -> ExitCode {
-    // Where standard error is closed, the status still tells.
+    // If standard error is closed, the exit status still reports the failure.
     let _ = writeln!(io::stderr(), "authd: {}", logging::chain(error));
     ExitCode::from(status)
 }

@@ -1,11 +1,13 @@
-//! Every metric of authd, one function an event.
+//! All metrics of authd, one function per event; [`METRICS`] describes them. Depends on no other module.
+
+mod table;
 
 use std::time::Duration;
 
 use common::clock::since_epoch;
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{counter, gauge, histogram};
 
-use crate::throttle::By;
+pub use self::table::METRICS;
 
 const LOGINS: &str = "authd_logins_total";
 const VERIFICATION: &str = "authd_verification_seconds";
@@ -22,31 +24,9 @@ const USERS: &str = "authd_users_declared";
 const FILE_LOADED: &str = "authd_users_file_loaded_timestamp_seconds";
 const FILE_CURRENT: &str = "authd_users_file_current";
 
-/// Says what each metric is. Call once, when the recorder is there.
+/// Describes each metric. Call it once, after the recorder is installed.
 pub fn describe() {
-    describe_counter!(LOGINS, "Login attempts by their result");
-    describe_histogram!(VERIFICATION, Unit::Seconds, "Argon2 computations that verified a password");
-    describe_counter!(CACHE_HITS, "Logins whose password was known to be right from a moment before");
-    describe_counter!(THROTTLED, "Logins that had to wait, by whose failures");
-    describe_counter!(BANS, "Failed logins after which a user name or an address has to wait");
-    describe_counter!(BANS_LIFTED, "Such waits that an administrator has ended");
-    describe_counter!(
-        REVOKED,
-        "Past logins of which a node asked, and whose sessions may not stay, by reason"
-    );
-    describe_gauge!(CONNECTIONS, "HTTP connections that are open");
-    describe_counter!(
-        DISPLACED,
-        "HTTP connections without a token that were closed because max_connections left them no more places"
-    );
-    describe_counter!(REQUESTS, "HTTP requests by route and status");
-    describe_gauge!(
-        DEPENDENCY_UP,
-        "1 if authd's dependency is as it should be, 0 if not, by its name in /readyz"
-    );
-    describe_gauge!(USERS, "Users that are declared");
-    describe_gauge!(FILE_LOADED, Unit::Seconds, "When the users file was last read well, since the epoch");
-    describe_gauge!(FILE_CURRENT, "1 if the users file as it is now is in use, 0 if it is broken");
+    common::metric::describe(METRICS);
 }
 
 /// A login was decided.
@@ -54,32 +34,32 @@ pub fn login(result: &'static str) {
     counter!(LOGINS, "result" => result).increment(1);
 }
 
-/// A password was verified by computing argon2.
+/// An argon2 computation checked a password.
 pub fn verified(took: Duration) {
     histogram!(VERIFICATION).record(took.as_secs_f64());
 }
 
-/// A password was verified without.
+/// The cache knew that a password is right.
 pub fn cache_hit() {
     counter!(CACHE_HITS).increment(1);
 }
 
-/// A login had to wait.
-pub fn throttled(by: By) {
-    counter!(THROTTLED, "by" => by.as_str()).increment(1);
+/// A login was refused because of a ban. `kind` is `address` or `user`, here and below.
+pub fn throttled(kind: &'static str) {
+    counter!(THROTTLED, "by" => kind).increment(1);
 }
 
-/// Logins of a user name or from an address have to wait from now on.
-pub fn ban_began(by: By) {
-    counter!(BANS, "by" => by.as_str()).increment(1);
+/// A ban began.
+pub fn ban_began(kind: &'static str) {
+    counter!(BANS, "by" => kind).increment(1);
 }
 
-/// They need not wait any more, because an administrator says so.
-pub fn ban_lifted(by: By) {
-    counter!(BANS_LIFTED, "by" => by.as_str()).increment(1);
+/// An administrator lifted a ban.
+pub fn ban_lifted(kind: &'static str) {
+    counter!(BANS_LIFTED, "by" => kind).increment(1);
 }
 
-/// The sessions of a past login may not stay.
+/// A node was told to end the sessions of a past login.
 pub fn session_revoked(reason: &'static str) {
     counter!(REVOKED, "reason" => reason).increment(1);
 }
@@ -94,7 +74,7 @@ pub fn disconnected() {
     gauge!(CONNECTIONS).decrement(1.0);
 }
 
-/// An HTTP connection without a token was closed for a newer one.
+/// An HTTP connection without a token was closed, to accept a newer one.
 pub fn displaced() {
     counter!(DISPLACED).increment(1);
 }
@@ -104,12 +84,12 @@ pub fn answered(route: &'static str, status: u16) {
     counter!(REQUESTS, "route" => route, "status" => status.to_string()).increment(1);
 }
 
-/// How a dependency is.
+/// The state of a dependency is known.
 pub fn dependency(name: &'static str, is_up: bool) {
     gauge!(DEPENDENCY_UP, "dependency" => name).set(u8::from(is_up));
 }
 
-/// The declared users are these now.
+/// The declared users were replaced.
 pub fn users_declared(count: usize, from_file: bool) {
     gauge!(USERS).set(count as f64);
     if from_file {
@@ -118,7 +98,25 @@ pub fn users_declared(count: usize, from_file: bool) {
     }
 }
 
-/// The users file cannot be used.
+/// The users file has an error. The users that it declared before stay.
 pub fn users_file_is_broken() {
     gauge!(FILE_CURRENT).set(0.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::METRICS;
+
+    #[test]
+    fn the_table_holds_every_metric_of_this_file_once() {
+        let source = include_str!("metrics.rs");
+        let of_file = source.split('"').filter(|text| text.starts_with("authd_") && text.len() > 6);
+        let mut count = 0;
+        for name in of_file {
+            count += 1;
+            assert_eq!(METRICS.iter().filter(|metric| metric.name == name).count(), 1, "{name}");
+        }
+        let of_common = METRICS.iter().filter(|metric| metric.name.starts_with("ftp_registry_")).count();
+        assert_eq!(METRICS.len(), count + of_common, "a metric of the table is never set");
+    }
 }

@@ -1,4 +1,4 @@
-//! Whether Redis keeps what it must: users that were made through the API stand there alone.
+//! Checks the settings of Redis. Users that were created through the API are only there and must not be lost.
 
 use common::{
     process::logging::chain,
@@ -6,9 +6,9 @@ use common::{
 };
 use redis::{InfoDict, cmd};
 
-/// Warns of settings with which Redis loses users, and says whether it could be asked.
+/// Logs warnings about settings with which Redis loses users. Returns false if Redis could not be asked.
 ///
-/// INFO tells enough. CONFIG is refused or renamed on many managed Redis services.
+/// Uses INFO, because many managed Redis services refuse or rename CONFIG.
 pub async fn check(link: &RedisLink) -> bool {
     let persistence = link.query::<InfoDict>(cmd("INFO").arg("persistence")).await;
     let memory = link.query::<InfoDict>(cmd("INFO").arg("memory")).await;
@@ -26,8 +26,8 @@ pub async fn check(link: &RedisLink) -> bool {
             let error = chain(&error);
             log::warn!(
                 error;
-                "Redis does not answer INFO, so that its persistence could not be checked: users made through \
-                 the API need `appendonly yes` and `maxmemory-policy noeviction`"
+                "cannot check the persistence of Redis, because it refuses INFO; users created through the \
+                 API need `appendonly yes` and `maxmemory-policy noeviction`"
             );
             true
         }
@@ -40,14 +40,14 @@ fn warnings(persistence: &InfoDict, memory: &InfoDict) -> Vec<String> {
     let mut warnings = Vec::new();
     if number(persistence, "aof_enabled") == Some(0) {
         warnings.push(
-            "Redis is not append-only: users and groups made through the API since its last snapshot, if it \
-             makes any, are lost when it restarts; set `appendonly yes` in redis.conf"
+            "Redis has no append-only file: when it restarts, users and groups created through the API since \
+             the last snapshot are lost; set `appendonly yes` in redis.conf"
                 .to_owned(),
         );
     } else if text(persistence, "aof_last_write_status") == "err" {
         warnings.push(
-            "Redis cannot write its append-only file (aof_last_write_status:err): users made through the API \
-             are lost when it restarts; see its log"
+            "Redis cannot write its append-only file (aof_last_write_status:err): when it restarts, users \
+             created through the API are lost; see the log of Redis"
                 .to_owned(),
         );
     }
@@ -55,12 +55,12 @@ fn warnings(persistence: &InfoDict, memory: &InfoDict) -> Vec<String> {
     let is_limited = number(memory, "maxmemory").is_some_and(|bytes| bytes > 0);
     if is_limited && !matches!(policy.as_str(), "noeviction" | "") {
         let lost = if policy.starts_with("allkeys") {
-            "users made through the API, leases and sessions"
+            "users created through the API, leases and sessions"
         } else {
             "leases and sessions"
         };
         warnings.push(format!(
-            "Redis removes {lost} when it reaches maxmemory, because of `maxmemory-policy {policy}`; set \
+            "Redis removes {lost} when it reaches maxmemory (`maxmemory-policy {policy}`); set \
              `maxmemory-policy noeviction` in redis.conf"
         ));
     }
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn only_settings_that_lose_something_are_warned_of() {
+    fn only_settings_that_lose_data_cause_warnings() {
         for (persistence, memory, told) in [
             (
                 "aof_enabled:1\r\naof_last_write_status:ok",
@@ -91,14 +91,14 @@ mod tests {
             (
                 "aof_enabled:0",
                 "maxmemory:9\r\nmaxmemory_policy:allkeys-lru",
-                &["appendonly yes", "users made through the API, leases"],
+                &["appendonly yes", "users created through the API, leases"],
             ),
             (
                 "aof_enabled:1",
                 "maxmemory:9\r\nmaxmemory_policy:volatile-ttl",
                 &["removes leases and sessions"],
             ),
-            // A service that says nothing of the kind.
+            // A service whose INFO lacks these fields.
             ("", "", &[]),
         ] {
             let warnings = warnings(&info(persistence), &info(memory));

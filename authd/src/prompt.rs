@@ -1,4 +1,5 @@
-//! Reads a password for `authd hash-password`: twice and unseen from a terminal, else one line.
+//! Reads a password for `authd hash-password`: twice without echo from a terminal, otherwise one line of
+//! standard input.
 
 use std::{
     io::{self, BufRead, IsTerminal, Read, Write},
@@ -8,26 +9,27 @@ use std::{
 use common::secret::Secret;
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 
-/// More than a password may have, so that a longer one is refused and not cut.
+/// Maximum number of bytes to read. Larger than the maximum length of a password, so that a longer one is
+/// refused instead of truncated.
 const MAX_LINE: u64 = 4096;
 
 /// Reads a password from standard input.
 ///
 /// # Errors
-/// There is none, the two differ, or reading fails.
+/// There is no input, the two passwords differ, or reading fails.
 pub fn password() -> io::Result<Secret> {
     let stdin = io::stdin();
     if !stdin.is_terminal() {
         return line();
     }
-    let first = unseen("Password: ")?;
-    if unseen("The same again: ")? != first {
+    let first = without_echo("Password: ")?;
+    if without_echo("Repeat password: ")? != first {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the two passwords differ"));
     }
     Ok(first)
 }
 
-fn unseen(prompt: &str) -> io::Result<Secret> {
+fn without_echo(prompt: &str) -> io::Result<Secret> {
     let mut stderr = io::stderr();
     stderr.write_all(prompt.as_bytes())?;
     stderr.flush()?;
@@ -49,8 +51,8 @@ fn line() -> io::Result<Secret> {
     Ok(Secret::new(password.strip_suffix('\r').unwrap_or(password)))
 }
 
-/// A terminal that shows nothing, until this is dropped. Ctrl-C becomes a character, as in
-/// getpass(3): ending the process here would leave the terminal silent. No password holds it.
+/// Switches the terminal's echo off until it is dropped. Ctrl-C becomes a character, as in getpass(3):
+/// ending the process here would leave the echo off. Passwords cannot contain that character.
 struct NoEcho<'a> {
     terminal: BorrowedFd<'a>,
     before: Termios,
@@ -69,7 +71,7 @@ impl<'a> NoEcho<'a> {
 
 impl Drop for NoEcho<'_> {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
+        // Fails only if the terminal is gone.
         let _ = tcsetattr(self.terminal, SetArg::TCSAFLUSH, &self.before);
     }
 }

@@ -1,8 +1,11 @@
-//! The revision of the accounts in Redis: nodes that see another one ask which of their sessions may stay.
+//! Increments the revision of the accounts in Redis. Nodes that see a new revision ask which of their
+//! sessions may continue.
 //!
-//! It advances after each change that takes something from a user, when authd starts (the process before may
-//! have ended between a change and this), and when there is another connection to Redis (a change may have
-//! happened while Redis was away, and another Redis may not know the last revision).
+//! The revision is incremented
+//! - after each change that may revoke logins,
+//! - when authd starts, because the previous process may have ended between a change and the increment,
+//! - after each new connection to Redis, because a change may have happened while Redis could not be
+//!   reached, and another Redis may not have the last revision.
 
 use std::{
     collections::BTreeSet,
@@ -19,43 +22,47 @@ use tokio::{sync::Notify, time::sleep};
 
 use crate::{accounts::name::UserName, throttle::Throttle};
 
-/// Waits between attempts while Redis cannot be reached: the first, and the longest.
+/// First pause between attempts while Redis cannot be reached. Each further pause is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const _: () = assert!(FIRST_PAUSE.as_millis() <= LONGEST_PAUSE.as_millis());
 
-/// Advances the revision, for as long as it takes.
+/// Increments the revision on request, and retries until it succeeds.
 #[derive(Default)]
-pub struct Revision {
-    wanted: Notify,
-    /// Users whose known addresses Redis has still to forget.
+pub struct RevisionAdvancer {
+    requested: Notify,
+    /// Users whose known addresses must still be removed from Redis.
     to_forget: Mutex<BTreeSet<UserName>>,
 }
 
-impl Revision {
-    /// Has the revision advanced soon, or when Redis is back. Of several calls at once, one advance is enough.
+impl RevisionAdvancer {
+    /// Requests an increment: soon, or when Redis can be reached again. Concurrent requests share one
+    /// increment.
     pub fn advance(&self) {
-        self.wanted.notify_one();
+        self.requested.notify_one();
     }
 
-    /// Has the user's known addresses forgotten when Redis is back.
+    /// Requests that the user's known addresses are forgotten when Redis can be reached again.
     pub fn forget_addresses_later(&self, user: &UserName) {
         self.to_forget().insert(user.clone());
         self.advance();
     }
 
-    /// Does what the other methods ask for. Never returns.
+    /// Carries out the requests of the other methods. Never returns.
     pub async fn run(&self, registry: &RegistryView, throttle: &Throttle) {
         loop {
-            self.wanted.notified().await;
+            self.requested.notified().await;
             let mut pause = FIRST_PAUSE;
             while let Err(error) = self.catch_up(registry, throttle).await {
                 if matches!(error, LinkError::Reply(_)) {
-                    log::error!(error = chain(&error); "cannot tell the nodes that accounts have changed");
+                    log::error!(
+                        error = chain(&error); "cannot announce to the nodes that accounts have changed"
+                    );
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
-            log::debug!("the nodes ask which of their sessions may stay");
+            log::debug!("announced to the nodes that accounts have changed");
         }
     }
 

@@ -1,13 +1,12 @@
-//! The HTTP connections, counted for the metrics.
+//! Serves HTTP and counts the connections for the metrics.
 
-use common::process::http::{self, HttpEvent};
-pub use common::process::http::{ConnectionLimits, Peer};
+use common::process::http::{self, ConnectionLimits, HttpEvent};
 use tokio::{net::TcpListener, sync::oneshot};
 use warp::{filters::BoxedFilter, reply::Response};
 
 use crate::metrics;
 
-/// Serves until `stop` says so or is dropped, and then until the requests in flight are answered.
+/// Serves until `stop` is sent or dropped, then until the requests in progress are answered.
 pub async fn serve(
     listener: TcpListener,
     routes: BoxedFilter<(Response,)>,

@@ -5,127 +5,149 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{process::http, secret::Secret, sync::lock};
+use common::{
+    process::http::{self, Peer},
+    secret::Secret,
+    sync::lock,
+};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use warp::http::{HeaderMap, header};
 
-use crate::{error::ApiError, server::Peer};
+use crate::error::ApiError;
 
-/// Whose token is asked for, and where it stands, in the answer to a request without it.
-const NODES: &str = "nodes: authd's node_token_file, ftpd's authd_token_file";
-const ADMINISTRATORS: &str = "administrators: authd's admin_token_file";
-
-/// Who may use some routes.
-pub enum Access {
-    /// Nobody: there is no token.
-    Closed,
-    /// Everybody who can connect: the nodes of a demo on loopback.
-    Open,
-    /// Who sends the token with this SHA-256.
-    Token([u8; 32]),
+/// Requests that are accepted on some routes.
+pub enum TokenPolicy {
+    /// None: no token is configured.
+    RefuseAll,
+    /// All: the nodes of a demo on a loopback address.
+    AcceptAll,
+    /// Requests with the token that has this SHA-256.
+    Sha256([u8; 32]),
 }
 
-/// Shows that a request came with the administrators' token.
-pub struct Admin(());
-
-/// Shows that a request came with the nodes' token.
-pub struct Node(());
-
-/// Who may use which routes.
+/// Checks the tokens of requests.
 pub struct Tokens {
-    node: Access,
-    admin: Access,
-    refused_nodes: Refusals,
-    refused_admins: Refusals,
+    node: TokenCheck,
+    admin: TokenCheck,
 }
+
+/// Checks one of the two tokens.
+struct TokenCheck {
+    policy: TokenPolicy,
+    messages: &'static Messages,
+    refusals: RefusalLog,
+}
+
+/// Texts about one of the two tokens.
+struct Messages {
+    /// The owner and the settings of the token, for the 401 response.
+    owner: &'static str,
+    /// For the log: no token is configured.
+    not_configured: &'static str,
+    /// For the log: the request has no token.
+    missing: &'static str,
+    /// For the log: the request has another token.
+    differs: &'static str,
+}
+
+const NODES: Messages = Messages {
+    owner: "nodes: authd's node_token_file, ftpd's authd_token_file",
+    not_configured: "a node's request was refused (401): node_token_file is not set",
+    missing: "a node's request was refused (401): it has no token; set the node's authd_token_file",
+    differs: "a node's request was refused (401): its authd_token_file differs from node_token_file",
+};
+
+const ADMINISTRATORS: Messages = Messages {
+    owner: "administrators: authd's admin_token_file",
+    not_configured: "an administrator's request was refused (401): admin_token_file is not set",
+    missing: "an administrator's request was refused (401): it has no token",
+    differs: "an administrator's request was refused (401): its token differs from admin_token_file",
+};
 
 impl Tokens {
-    pub fn new(node: Access, admin: Access) -> Self {
-        Self { node, admin, refused_nodes: Refusals::default(), refused_admins: Refusals::default() }
+    /// Checks requests of nodes and of administrators by these policies.
+    pub fn new(node: TokenPolicy, admin: TokenPolicy) -> Self {
+        let check = |policy, messages| TokenCheck { policy, messages, refusals: RefusalLog::default() };
+        Self { node: check(node, &NODES), admin: check(admin, &ADMINISTRATORS) }
     }
 
     /// # Errors
-    /// The request does not come from a node.
-    pub fn node(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<Node, ApiError> {
-        if self.node.check(headers) {
-            http::trust_connection();
-            return Ok(Node(()));
-        }
-        let what = match (&self.node, bearer(headers)) {
-            (Access::Closed, _) => "a node's request was refused (401): node_token_file is not set",
-            (_, None) => {
-                "a node's request was refused (401): it has no token; set the node's authd_token_file"
-            }
-            (_, Some(_)) => {
-                "a node's request was refused (401): its authd_token_file differs from node_token_file"
-            }
-        };
-        self.refused_nodes.tell(what, peer);
-        Err(ApiError::Unauthorized(NODES))
+    /// The request does not have the nodes' token.
+    pub fn node(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
+        self.node.check(headers, peer)
     }
 
     /// # Errors
-    /// The request does not come from an administrator.
-    pub fn admin(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<Admin, ApiError> {
-        if self.admin.check(headers) {
+    /// The request does not have the administrators' token.
+    pub fn admin(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
+        self.admin.check(headers, peer)
+    }
+}
+
+impl TokenCheck {
+    fn check(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
+        if self.policy.accepts(headers) {
             http::trust_connection();
-            return Ok(Admin(()));
+            return Ok(());
         }
-        let what = match (&self.admin, bearer(headers)) {
-            (Access::Closed, _) => {
-                "an administrator's request was refused (401): admin_token_file is not set"
-            }
-            (_, None) => "an administrator's request was refused (401): it has no token",
-            (_, Some(_)) => {
-                "an administrator's request was refused (401): its token differs from admin_token_file"
-            }
+        let message = match (&self.policy, bearer(headers)) {
+            (TokenPolicy::RefuseAll, _) => self.messages.not_configured,
+            (_, None) => self.messages.missing,
+            (_, Some(_)) => self.messages.differs,
         };
-        self.refused_admins.tell(what, peer);
-        Err(ApiError::Unauthorized(ADMINISTRATORS))
+        self.refusals.log(message, peer);
+        Err(ApiError::Unauthorized(self.messages.owner))
     }
 }
 
-/// Refused requests of one kind, of which the log gets a line in each [`QUIET`]: they cost their sender
-/// nothing.
-#[derive(Default)]
-struct Refusals(Mutex<(Option<Instant>, u64)>);
-
-/// How long further refusals are only counted.
-const QUIET: Duration = Duration::from_secs(10);
-
-impl Refusals {
-    fn tell(&self, what: &str, peer: Option<Peer>) {
-        let unwritten = {
-            let mut state = lock(&self.0);
-            let (written, unwritten) = &mut *state;
-            if written.is_some_and(|written| written.elapsed() < QUIET) {
-                *unwritten += 1;
-                return;
-            }
-            *written = Some(Instant::now());
-            std::mem::take(unwritten)
-        };
-        let address = peer.map(|Peer(peer)| peer.ip().to_string()).unwrap_or_default();
-        log::warn!(address = address.as_str(), unwritten; "{what}");
-    }
-}
-
-impl Access {
-    pub fn token(secret: Option<&Secret>) -> Self {
-        secret.map_or(Self::Closed, |secret| Self::Token(digest(secret.expose().as_bytes())))
+impl TokenPolicy {
+    /// Accepts the token, or refuses all requests if there is none.
+    pub fn of(token: Option<&Secret>) -> Self {
+        token.map_or(Self::RefuseAll, |token| Self::Sha256(digest(token.expose().as_bytes())))
     }
 
-    /// Digests are compared, in constant time, so that neither the token nor its length shows in
-    /// how long it takes.
-    fn check(&self, headers: &HeaderMap) -> bool {
+    /// Returns true if the request's token is accepted. Compares digests in constant time, so that the
+    /// duration reveals neither the token nor its length.
+    fn accepts(&self, headers: &HeaderMap) -> bool {
         match self {
-            Self::Closed => false,
-            Self::Open => true,
-            Self::Token(expected) => {
+            Self::RefuseAll => false,
+            Self::AcceptAll => true,
+            Self::Sha256(expected) => {
                 bearer(headers).is_some_and(|token| digest(token).ct_eq(expected).into())
             }
         }
+    }
+}
+
+/// Logs refused requests of one kind, at most one line per [`LOG_INTERVAL`]: refused requests cost their
+/// sender nothing and could otherwise fill the log.
+#[derive(Default)]
+struct RefusalLog(Mutex<LoggedRefusals>);
+
+#[derive(Default)]
+struct LoggedRefusals {
+    last_line: Option<Instant>,
+    /// Refusals since the last line.
+    suppressed: u64,
+}
+
+/// Minimum time between two lines of a [`RefusalLog`].
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+impl RefusalLog {
+    fn log(&self, message: &str, peer: Option<Peer>) {
+        let suppressed = {
+            let mut logged = lock(&self.0);
+            if logged.last_line.is_some_and(|last| last.elapsed() < LOG_INTERVAL) {
+                logged.suppressed += 1;
+                return;
+            }
+            logged.last_line = Some(Instant::now());
+            std::mem::take(&mut logged.suppressed)
+        };
+        let address = peer.map(|Peer(peer)| peer.ip().to_string()).unwrap_or_default();
+        log::warn!(address = address.as_str(), suppressed; "{message}");
     }
 }
 
@@ -133,7 +155,7 @@ fn digest(token: &[u8]) -> [u8; 32] {
     Sha256::digest(token).into()
 }
 
-/// The token of the only `Authorization: Bearer TOKEN` (RFC 6750 section 2.1).
+/// The token of `Authorization: Bearer TOKEN` (RFC 6750 section 2.1), if there is exactly one such header.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (value, None) = (values.next()?.as_bytes(), values.next()) else { return None };
@@ -150,10 +172,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_token_opens() {
-        let access = Access::token(Some(&Secret::new("sesame")));
+    fn only_one_header_with_the_exact_token_is_accepted() {
+        let policy = TokenPolicy::of(Some(&Secret::new("sesame")));
         for right in ["Bearer sesame", "bearer sesame", "Bearer  sesame"] {
-            assert!(access.check(&with(&[right])), "{right}");
+            assert!(policy.accepts(&with(&[right])), "{right}");
         }
         let wrong: [&[&str]; 9] = [
             &[],
@@ -167,10 +189,10 @@ mod tests {
             &["Bearer sesame", "Bearer x"],
         ];
         for wrong in wrong {
-            assert!(!access.check(&with(wrong)), "{wrong:?}");
+            assert!(!policy.accepts(&with(wrong)), "{wrong:?}");
         }
-        assert!(!Access::token(None).check(&with(&["Bearer sesame"])));
-        assert!(!Access::token(None).check(&with(&["Bearer "])));
-        assert!(Access::Open.check(&with(&[])));
+        assert!(!TokenPolicy::of(None).accepts(&with(&["Bearer sesame"])));
+        assert!(!TokenPolicy::of(None).accepts(&with(&["Bearer "])));
+        assert!(TokenPolicy::AcceptAll.accepts(&with(&[])));
     }
 }

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""What carrying data through the balancer costs: nginx against the kernel data path, in one run.
+"""Measures the CPU time of carrying data through the balancer: nginx and the kernel data path, in one run.
 
     sudo bench/balancer/measure.py --ftpd target/release/ftpd [--rounds 7] [--size-mib 2048]
 
-A client, a balancer and a node, each a network namespace of its own; nginx with the settings of
-nginx/, the rules and routes of nginx/kernel/. The two ways take turns within each round, with the
-same processes: the chain `slices` is flushed for nginx, and loaded for the kernel.
+A client, a balancer and a node, each in a separate network namespace; nginx with the settings of nginx/,
+the rules and routes of nginx/kernel/. Both data paths take turns within each round, with the same
+processes: the chain `slices` is flushed for nginx and loaded for the kernel.
 
-CPU time is that of ftpd, nginx and the client (user and system). Between namespaces of one machine
-the kernel works on packets within the system call that sends them, so what forwards is in these
-figures; what it leaves to ksoftirqd is counted, too, as the kernel's. Medians and ranges.
+The CPU time is that of ftpd, nginx and the client (user and system). Between namespaces of one machine
+the kernel handles packets within the system call that sends them, so these figures include forwarding.
+The work of ksoftirqd is counted as the kernel's. Prints medians and ranges.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def fill(template: str, **values: object) -> str:
 
 
 def make_networks() -> None:
-    # What may be used in a namespace is set for the whole host; main() puts it back.
+    # The list of congestion controls allowed in namespaces belongs to the host; main() restores it.
     allowed = CONGESTION_CONTROLS.read_text().split()
     if "cubic" not in allowed:
         CONGESTION_CONTROLS.write_text(" ".join([*allowed, "cubic"]))
@@ -58,8 +58,12 @@ def make_networks() -> None:
     link("client", "eth0", CLIENT, "public", PUBLIC)
     link("node", "eth0", NODE, "inside", INSIDE)
     for host in NAMESPACES:
-        # What most hosts have, whatever this one is set to.
-        settings = ["tcp_congestion_control=cubic", "tcp_rmem=4096 131072 6291456", "tcp_wmem=4096 16384 4194304"]
+        # Linux's defaults, whatever this host is set to.
+        settings = [
+            "tcp_congestion_control=cubic",
+            "tcp_rmem=4096 131072 6291456",
+            "tcp_wmem=4096 16384 4194304",
+        ]
         run(*inside(host, "sysctl", "-qw", *[f"net.ipv4.{setting}" for setting in settings]))
     run(*inside("lb", "sysctl", "-qw", "net.ipv4.conf.all.forwarding=1"))
     run(*inside("node", ROOT / "nginx/kernel/replies.sh", "add", NODE, SLICE, INSIDE, INSIDE))
@@ -67,14 +71,15 @@ def make_networks() -> None:
 
 def link(host: str, interface: str, address: str, balancer_interface: str, balancer_address: str) -> None:
     name, lb = NAMESPACES[host], NAMESPACES["lb"]
-    run("ip", "-n", lb, "link", "add", balancer_interface, "type", "veth", "peer", "name", interface, "netns", name)
+    peer = ["type", "veth", "peer", "name", interface, "netns", name]
+    run("ip", "-n", lb, "link", "add", balancer_interface, *peer)
     for namespace, card, ip in ((name, interface, address), (lb, balancer_interface, balancer_address)):
         run("ip", "-n", namespace, "addr", "add", f"{ip}/24", "dev", card)
         run("ip", "-n", namespace, "link", "set", card, "up")
 
 
 def load_stream_module() -> str:
-    """The directive that loads nginx's stream module, where it is not built in."""
+    """The directive that loads nginx's stream module, or nothing if it is built in."""
     options = subprocess.run(["nginx", "-V"], capture_output=True, text=True, check=True).stderr.split()
     if "--with-stream=dynamic" not in options:
         return ""
@@ -148,7 +153,7 @@ def login() -> ftplib.FTP:
 
 
 def wait_for_login() -> None:
-    """Returns when nginx and the node serve. Runs in the client's namespace."""
+    """Waits until nginx and the node serve. Runs in the client's namespace."""
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -160,12 +165,12 @@ def wait_for_login() -> None:
 
 
 def transfer(direction: str, size: int) -> None:
-    """One transfer, as a client that costs as little as it can. Runs in the client's namespace."""
+    """One transfer by a client with as little CPU time as possible. Runs in the client's namespace."""
     ftp = login()
     buffer = mmap.mmap(-1, 1 << 20)
     if direction == "RETR":
         data, done = ftp.transfercmd("RETR file"), 0
-        # The bytes are dropped in the kernel.
+        # The kernel drops the bytes.
         while count := data.recv_into(buffer, len(buffer), socket.MSG_TRUNC):
             done += count
     else:
@@ -258,7 +263,7 @@ def main() -> None:
                     for way, switch in ways.items():
                         run(*inside("lb", *switch))
                         result = measure(direction, size, parts)
-                        # The first round is warming up.
+                        # The first round is a warm-up.
                         if number:
                             results.setdefault((direction, way), []).append(result)
             report(results)

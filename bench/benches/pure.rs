@@ -9,8 +9,8 @@ use ftpd::{
     data::ascii,
     jail::path::VirtualPath,
     listing::{
-        Entry, Kind,
-        machine::{self, Facts, Role},
+        Entry, EntryKind,
+        machine::{self, EntryRole, Facts},
         unix,
     },
     protocol::{
@@ -92,7 +92,7 @@ fn paths(criterion: &mut Criterion) {
 fn listings(criterion: &mut Criterion) {
     let entry = Entry {
         name: b"report-2026-00042.csv".to_vec(),
-        kind: Kind::File,
+        kind: EntryKind::File,
         size: 123_456_789,
         modified: NOW - 86_400,
         mode: 0o640,
@@ -114,7 +114,7 @@ fn listings(criterion: &mut Criterion) {
     group.bench_function("MLSD", |bencher| {
         bencher.iter(|| {
             out.clear();
-            machine::line(facts, black_box(&entry), Role::Member, &Permissions::default(), &mut out);
+            machine::line(facts, black_box(&entry), EntryRole::Member, &Permissions::default(), &mut out);
         });
     });
 }
@@ -124,7 +124,7 @@ fn proxy_headers(criterion: &mut Criterion) {
     let mut second = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c".to_vec();
     second.extend([192, 0, 2, 17, 198, 51, 100, 1, 156, 64, 0, 21]);
     for (name, header) in [("proxy/version 1", first), ("proxy/version 2", &second)] {
-        assert!(matches!(proxy::parse(header), Ok(proxy::Parsed::Complete { .. })), "{name}");
+        assert!(matches!(proxy::parse(header), Ok(proxy::ParsedHeader::Complete { .. })), "{name}");
         criterion.bench_function(name, |bencher| bencher.iter(|| proxy::parse(black_box(header))));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A type belongs here if it crosses a process boundary (`auth_api`, `certificate`, `ids`,
 //! `login_conditions`, `node`, `policy`, `registry`, `session`). A function belongs here if both daemons
-//! call it (`clock`, `password`, `process`, `secret`, `settings`, `sync`).
+//! call it (`clock`, `metric`, `password`, `process`, `secret`, `settings`, `sync`).
 
 pub mod auth_api;
 pub mod certificate;
@@ -12,6 +12,7 @@ pub mod health;
 pub mod ids;
 pub mod keys;
 pub mod login_conditions;
+pub mod metric;
 pub mod node;
 pub mod password;
 pub mod policy;

@@ -1,14 +1,14 @@
-//! On which line of a TOML text something stands, for messages that name `FILE:LINE`.
+//! Line numbers in a TOML text, for messages that name `FILE:LINE`.
 
 use toml::de::DeTable;
 
-/// The line, from 1, at a byte offset.
+/// The number of the line, from 1, that holds the byte at `offset`.
 pub fn line_at(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// The line of a key within nested tables: `["users", "ann", "home"]`. `None` if it is not there, or the text
-/// is not TOML.
+/// The number of the line, from 1, of a key in nested tables: `["users", "ann", "home"]`. `None` if the key
+/// is missing or the text is not TOML.
 pub fn line_of(text: &str, path: &[&str]) -> Option<usize> {
     let parsed = DeTable::parse(text).ok()?;
     let mut table = parsed.get_ref();

@@ -1,26 +1,26 @@
 # shellcheck shell=bash
-# The demo cluster: `./dev up` starts it and stays; the other words ask that process for something.
+# The demo cluster. `./dev up` starts it and keeps running; the other commands send requests to that process.
 
-# Addresses of the loopback network. Parts that need the same port each have their own, and
-# Redis has one where the distribution's does not listen.
+# Loopback addresses. Parts that need the same port have an address each. Redis has one at which the
+# distribution's Redis does not listen.
 REDIS=127.0.0.10:$REDIS_PORT
 AUTHD=127.0.0.1:$AUTHD_PORT
-# Every name has its slice of the passive ports from the start, so that `./dev add` moves no other's.
+# Each name has its slice of the passive ports from the start, so that `./dev add` does not move other slices.
 NODES=(ftp1 ftp2 ftp3 ftp4 ftp5 ftp6)
 NODE_ADDRESSES=(127.0.0.11 127.0.0.12 127.0.0.13 127.0.0.14 127.0.0.15 127.0.0.16)
 FIRST_NODES=3
 CLIENT_ADDRESSES=(127.0.0.1)
-# What the other words must know, and may have been other variables' values then.
-KEPT=(CONTROL_PORT IMPLICIT_PORT PASSIVE_PORTS AUTHD_PORT REDIS_PORT ADMIN_PORT STORAGE DRAIN_TIMEOUT REDIS AUTHD
-  CLIENT_ADDRESSES)
+# Values that the other commands need. They may run with other DEV_… variables than `./dev up` did.
+KEPT=(CONTROL_PORT IMPLICIT_PORT PASSIVE_PORTS AUTHD_PORT REDIS_PORT ADMIN_PORT STORAGE DRAIN_TIMEOUT
+  REDIS AUTHD CLIENT_ADDRESSES)
 me=${DEV_COMMAND:-./dev}
 
-# Set by signals: the cluster is to end; and without waiting for transfers.
+# Set by signals. ending: end the cluster. hurry: do not wait for transfers.
 ending='' hurry=''
 
-# --- questions to the parts -----------------------------------------------------------------------
+# --- asking the parts -----------------------------------------------------------------------
 
-# http METHOD ADDRESS:PORT PATH [HEADER]: prints the answer, status line first.
+# http METHOD ADDRESS:PORT PATH [HEADER]: prints the response, beginning with the status line.
 http() (
   exec 2>/dev/null 3<>"/dev/tcp/${2%:*}/${2##*:}" || exit 1
   printf '%s %s HTTP/1.0\r\nContent-Length: 0\r\n%s\r\n' "$1" "$3" "${4+$4$'\r\n'}" >&3
@@ -29,7 +29,7 @@ http() (
 
 listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
 
-# can_log_in: whether a client of the cluster gets a session.
+# can_log_in: succeeds if a client can log in through the balancer.
 can_log_in() (
   exec 2>/dev/null 3<>"/dev/tcp/127.0.0.1/$CONTROL_PORT" || exit 1
   printf 'USER demo\r\nPASS ready?\r\nQUIT\r\n' >&3
@@ -37,14 +37,14 @@ can_log_in() (
   exit 1
 )
 
-# position NODE: its place among NODES.
+# position NODE: prints the node's index in NODES.
 position() {
   local i
   for i in "${!NODES[@]}"; do [[ ${NODES[i]} != "$1" ]] || { echo "$i"; return; }; done
   return 1
 }
 
-# admin PART: where it answers about itself.
+# admin PART: prints the address of the part's /readyz and /metrics.
 admin() {
   if [[ $1 == authd ]]; then echo "$AUTHD"; else echo "${NODE_ADDRESSES[$(position "$1")]}:$ADMIN_PORT"; fi
 }
@@ -58,7 +58,7 @@ is_ready() {
   esac
 }
 
-# The transfers of all nodes at this time.
+# transfers: prints the number of running transfers of all nodes.
 transfers() {
   local node count=0 line
   for node in "${NODES[@]}"; do
@@ -71,12 +71,13 @@ transfers() {
 
 # --- starting -------------------------------------------------------------------------------------
 
-# start_part PART: with its settings.
+# start_part PART: starts the part with its settings.
 start_part() {
   local place address
   case $1 in
     redis)
-      start redis redis-server --bind "${REDIS%:*}" --port "$REDIS_PORT" --dir "$state" --save '' --appendonly no
+      start redis redis-server --bind "${REDIS%:*}" --port "$REDIS_PORT" --dir "$state" \
+        --save '' --appendonly no
       ;;
     authd)
       start authd "$daemons/authd" --demo --listen "$AUTHD" --redis-url "$REDIS" \
@@ -101,7 +102,7 @@ start_part() {
   esac
 }
 
-# wait_until WHAT PART COMMAND…: while the part starts.
+# wait_until WHAT PART COMMAND…: waits until the command succeeds. Ends if the part ends, or after 30 s.
 wait_until() {
   local what=$1 part=$2 deadline=$((SECONDS + 30))
   shift 2
@@ -115,7 +116,7 @@ wait_until() {
   done
 }
 
-# address_of PART: where the table says that it is.
+# address_of PART: prints the part's address for the table.
 address_of() {
   case $1 in
     redis) echo "$REDIS" ;;
@@ -125,21 +126,21 @@ address_of() {
   esac
 }
 
-# row PART PROCESS STATE
+# row PART PROCESS STATE: prints a row of the table.
 row() {
   local place ports=
   place=$(position "$1") && ports="passive ports $(slice "$place")"
   printf '  %-10s %-18s %-9s %-13s %s\n' "$1" "$(address_of "$1")" "$2" "$3" "$ports"
 }
 
-# make_certificates: an authority of this cluster's own, and a certificate of it for localhost.
-# They stay from one `up` to the next, so that a client has to be told once whom to trust.
-# All extensions that RFC 5280 asks for: OpenSSL with -x509_strict and Python 3.13 refuse less.
+# make_certificates: creates a certificate authority for this cluster, and its certificate for localhost. Both
+# are kept from one `up` to the next, so that a client has to trust the authority only once. They have all
+# extensions that RFC 5280 requires: OpenSSL with -x509_strict and Python 3.13 refuse certificates without.
 make_certificates() (
   umask 077
   mkdir -p "$state/tls"
   cd "$state/tls"
-  # Good for at least another day.
+  # Keep a certificate that is valid for at least another day.
   openssl x509 -checkend 86400 -noout -in localhost.pem >/dev/null 2>&1 &&
     openssl verify -x509_strict -CAfile ca.pem localhost.pem >/dev/null 2>&1 && exit
   cat >openssl.cnf <<'END'
@@ -164,29 +165,31 @@ END
   {
     openssl req -config openssl.cnf -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 825 \
       -keyout ca.key -out ca.pem &&
-      openssl req -config openssl.cnf -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj '/CN=localhost' \
-        -keyout localhost.key -out localhost.csr &&
+      openssl req -config openssl.cnf -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+        -subj '/CN=localhost' -keyout localhost.key -out localhost.csr &&
       openssl x509 -req -in localhost.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 825 \
         -extfile openssl.cnf -extensions server -out localhost.pem
   } 2>openssl.log || { cat openssl.log >&2; exit 1; }
 )
 
-# fill TEMPLATE NAME=VALUE…: a file of nginx/ with its placeholders replaced.
+# fill TEMPLATE NAME=VALUE…: prints a file of nginx/ with its placeholders replaced.
 fill() {
   local text pair
   text=$(<"nginx/$1")
   shift
   for pair; do
-    # Quoted, so that & in a value is only that.
+    # Quoted, because an unquoted & would stand for the placeholder.
     text=${text//"@${pair%%=*}@"/"${pair#*=}"}
   done
   printf '%s\n' "$text"
 }
 
-# balancer_configuration: as nginx/README.md says. All slices are listened on, so that a reload that adds a
-# node needs no port that something else may have taken meanwhile; the control connections go to members.
+# balancer_configuration: prints nginx's configuration, according to nginx/README.md. nginx listens on all
+# slices, so that a reload that adds a node needs no new port. Control connections go to the started nodes
+# only.
 balancer_configuration() {
-  local i address listen upstream='' data='' control='' implicit='' implicit_upstream='' stream connections
+  local i address listen upstream='' data='' control='' implicit='' implicit_upstream=''
+  local stream listeners connections
   for address in "${CLIENT_ADDRESSES[@]}"; do
     control+=$(fill listen.conf address="$address" ports="$CONTROL_PORT")$'\n'
     implicit+=$(fill listen.conf address="$address" ports="$IMPLICIT_PORT")$'\n'
@@ -196,7 +199,8 @@ balancer_configuration() {
     for address in "${CLIENT_ADDRESSES[@]}"; do
       listen+=$(fill listen.conf address="$address" ports="$(slice "$i")")$'\n'
     done
-    data+=$(fill data-server.conf name="${NODES[i]}" node="${NODE_ADDRESSES[i]}" data_listen="$listen" data_timeout=6m)$'\n'
+    data+=$(fill data-server.conf name="${NODES[i]}" node="${NODE_ADDRESSES[i]}" data_listen="$listen" \
+      data_timeout=6m)$'\n'
     ((i < members)) || continue
     upstream+=$(fill upstream-server.conf node="${NODE_ADDRESSES[i]}" port="$CONTROL_PORT")$'\n'
     implicit_upstream+=$(fill upstream-server.conf node="${NODE_ADDRESSES[i]}" port="$IMPLICIT_PORT")$'\n'
@@ -206,13 +210,15 @@ balancer_configuration() {
   stream=$(fill stream.conf access_log="$state/balancer.log" control_timeout=4h implicit_control="$implicit" \
     upstream_servers="$upstream" control_listen="$control" data_servers="$data")
   # For 500 control and 500 data connections at once.
-  connections=$((2 * (500 + 500) + ${#CLIENT_ADDRESSES[@]} * (${PASSIVE_PORTS#*-} - ${PASSIVE_PORTS%-*} + 3) + 64))
-  fill nginx.conf load_module="$(load_stream_module)" pid="$state/nginx.pid" error_log=stderr worker_processes=auto \
+  listeners=$((${#CLIENT_ADDRESSES[@]} * (${PASSIVE_PORTS#*-} - ${PASSIVE_PORTS%-*} + 3)))
+  connections=$((2 * (500 + 500) + listeners + 64))
+  fill nginx.conf load_module="$(load_stream_module)" pid="$state/nginx.pid" error_log=stderr \
+    worker_processes=auto \
     worker_connections=$connections worker_rlimit_nofile=$((2 * connections)) \
     worker_shutdown_timeout=5m stream="$stream"
 }
 
-# find_state: where logs and the like are.
+# find_state: sets `state`, the folder for logs, and `daemons`, the folder of the programs.
 find_state() {
   daemons=${DEV_DAEMONS-}
   if [[ $daemons ]]; then
@@ -229,9 +235,10 @@ up() {
     [[ $PASSIVE_PORTS =~ ^([0-9]+)-([0-9]+)$ ]] || fail "DEV_PASSIVE_PORTS=$PASSIVE_PORTS: expected FROM-TO"
     from=${BASH_REMATCH[1]} to=${BASH_REMATCH[2]}
     ((to - from + 1 >= ${#NODES[@]} && to < 65536)) ||
-      fail "DEV_PASSIVE_PORTS=$PASSIVE_PORTS: expected at least ${#NODES[@]} ports, one for each node that can be added"
+      fail "DEV_PASSIVE_PORTS=$PASSIVE_PORTS: expected at least ${#NODES[@]} ports, one a node"
   fi
-  [[ $DRAIN_TIMEOUT =~ ^[1-9][0-9]{0,4}$ ]] || fail "DEV_DRAIN_TIMEOUT=$DRAIN_TIMEOUT: expected seconds, 1 to 99999"
+  [[ $DRAIN_TIMEOUT =~ ^[1-9][0-9]{0,4}$ ]] ||
+    fail "DEV_DRAIN_TIMEOUT=$DRAIN_TIMEOUT: expected seconds, 1 to 99999"
   need_parts openssl=openssl
   find_state
   mkdir -p "$state/parts" || fail "cannot make the folder for logs, $state (DEV_STATE)"
@@ -245,7 +252,7 @@ up() {
   echo $$ >"$state/lock"
   rm -f "$state"/parts/* "$state"/cluster "$state"/requests "$state"/answer.*
 
-  # A cluster ends as it began: with nothing of it left.
+  # No process of the cluster is left when this one ends.
   trap 'end_cluster' EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM HUP
@@ -259,13 +266,13 @@ up() {
   fi
   make_certificates || fail "openssl could not make a certificate"
   (umask 077 && for part in node admin; do head -c 24 /dev/urandom | base64 >"$state/$part-token"; done)
-  # Readable and writable, so that it never ends.
+  # Opened for reading and writing, so that it never reports an end of file.
   mkfifo -m 600 "$state/requests"
   exec 7<>"$state/requests"
 
   members=$FIRST_NODES
   printf '  %-10s %-18s %s\n' part address process
-  # Redis and authd come before the nodes, which are asked for a login as soon as they listen.
+  # Redis and authd start before the nodes, which must answer a login as soon as they listen.
   for part in redis authd "${NODES[@]:0:members}" balancer; do
     start_part "$part"
     case $part in
@@ -274,9 +281,9 @@ up() {
     esac
     row "$part" "${pids[$part]}" ready
   done
-  # Global also where a function reads them.
+  # -g: also global when a function sources the file.
   declare -p "${KEPT[@]}" | sed 's/^declare /declare -g /' >"$state/cluster"
-  # A first signal lets transfers finish, a second one does not.
+  # The first signal lets transfers finish, a second one does not.
   trap 'ending=1' INT TERM HUP
   describe
   for part in redis authd "${NODES[@]:0:members}" balancer; do follow "$part"; done
@@ -301,14 +308,15 @@ In a second terminal: $me stop|start|kill|drain ftp2, $me add, $me status. Ctrl-
 END
 }
 
-# say_where WHAT: for those who find the cluster up, or ask.
+# say_where WHAT: prints WHAT, and where clients, files and logs of the running cluster are.
 say_where() {
   say "$1"
   if [[ -e $state/cluster ]]; then
     (
       # shellcheck disable=SC1091 # written by `up`
       . "$state/cluster"
-      echo "  clients: ftp://demo:anything@127.0.0.1:$CONTROL_PORT/  ftps://demo:anything@127.0.0.1:$IMPLICIT_PORT/"
+      printf '  clients: %s  %s\n' "ftp://demo:anything@127.0.0.1:$CONTROL_PORT/" \
+        "ftps://demo:anything@127.0.0.1:$IMPLICIT_PORT/"
       echo "  files: $STORAGE"
     ) >&2
   fi
@@ -318,19 +326,20 @@ say_where() {
 
 # --- serving requests, and the end ----------------------------------------------------------------
 
-# serve_requests: until a signal says that the cluster is to end. A part that ends does not end the others.
+# serve_requests: answers the other commands until a signal ends the cluster. A part that ends does not end
+# others.
 serve_requests() {
   local word part answer
   while [[ ! $ending ]]; do
     if read -rt 0.2 -u 7 word part answer; then
-      # An asker that is gone reads nothing, and must not stop this process.
+      # If the asking process is gone, the pipe is gone, too: writing to it would block this process.
       [[ -p $answer ]] && answer_request "$word" "$part" 1<>"$answer"
     fi
     reap
   done
 }
 
-# answer_request WORD PART: prints one line, "ok …" or "error …". The process that asked waits for the outcome.
+# answer_request WORD PART: prints one line, "ok …" or "error …". The asking process waits for the outcome.
 answer_request() {
   local pid=${pids[$2]-}
   case $1 in
@@ -341,11 +350,14 @@ answer_request() {
       ;;
     stop | kill)
       if [[ ! $pid ]]; then echo "error $2 does not run"; return; fi
-      if [[ $1 == stop ]]; then send TERM "$2"; else told[$2]=1 && kill_group "$pid"; fi
+      if [[ $1 == stop ]]; then send TERM "$2"; else asked_to_end[$2]=1 && kill_group "$pid"; fi
       echo ok
       ;;
     add)
-      if ((members == ${#NODES[@]})); then echo "error there are $members nodes already, and no slice for more"; return; fi
+      if ((members == ${#NODES[@]})); then
+        echo "error there are $members nodes already, and no slice for another one"
+        return
+      fi
       find_added_busy
       if ((${#busy[@]})); then echo "error $(refuse_busy 2>&1)"; return; fi
       start_part "${NODES[members]}"
@@ -354,7 +366,7 @@ answer_request() {
       members=$((members + 1))
       ;;
     reload)
-      # nginx goes on with the old configuration where the new one is refused.
+      # If nginx refuses the new configuration, it keeps the old one.
       balancer_configuration >"$state/nginx.conf"
       [[ ! ${pids[balancer]-} ]] || kill -HUP "${pids[balancer]}"
       echo ok
@@ -363,14 +375,14 @@ answer_request() {
   esac
 }
 
-# The ports of the next node.
+# find_added_busy: sets `busy` to the ports of the next node that are in use.
 find_added_busy() {
   local address=${NODE_ADDRESSES[members]} ports
   mapfile -t ports < <(node_ports "$address")
   find_busy "${ports[@]}" "$address:$(slice "$members")"
 }
 
-# end_cluster: nodes first, so that transfers can finish; the balancer and what nodes need stay meanwhile.
+# end_cluster: ends the nodes first, so that transfers can finish while balancer, authd and Redis still run.
 end_cluster() {
   local part nodes=() others=() running
   trap - EXIT
@@ -392,7 +404,7 @@ end_cluster() {
   for part in "${others[@]}"; do send TERM "$part"; done
   wait_for_end 10 "${others[@]}"
   if ((${#followers[@]})); then
-    # They have shown the last lines by then.
+    # By then they have printed the last lines.
     sleep 0.1
     kill "${followers[@]}" 2>/dev/null || true
   fi
@@ -401,7 +413,7 @@ end_cluster() {
   ((${#nodes[@]} + ${#others[@]} == 0)) || say "all parts have ended; logs are in $state, files in $STORAGE"
 }
 
-# --- the words for a second terminal --------------------------------------------------------------
+# --- commands for a second terminal --------------------------------------------------------------
 
 find_cluster() {
   find_state
@@ -415,7 +427,7 @@ find_cluster() {
 # need_part NAME: ends if the cluster has no such part.
 need_part() {
   [[ $1 =~ ^[a-z0-9]+$ && -e $state/parts/$1 ]] ||
-    fail "there is no part \"$1\"; the parts are: $(basename -a "$state"/parts/* | xargs)"
+    fail "there is no part \"$1\". The parts are: $(basename -a "$state"/parts/* | xargs)"
 }
 
 runs() { [[ -s $state/parts/$1 ]]; }
@@ -426,14 +438,14 @@ ask() {
   mkfifo -m 600 "$reply"
   exec 8<>"$reply"
   echo "$1 ${2:--} $reply" >"$state/requests"
-  read -rt 30 -u 8 line || line="error there is no answer; is $me up still there?"
+  read -rt 30 -u 8 line || line="error no answer; is $me up still running?"
   exec 8>&-
   rm -f "$reply"
   [[ $line == ok* ]] || fail "${line#error }"
   answer=${line#ok} answer=${answer# }
 }
 
-# until_ended PART SECONDS
+# until_ended PART SECONDS: waits until the part has ended; fails after that time.
 until_ended() {
   local deadline=$((SECONDS + $2))
   while runs "$1"; do
@@ -442,7 +454,7 @@ until_ended() {
   done
 }
 
-# until_ready PART
+# until_ready PART: waits until the part is ready; fails if it ends, or after 30 s.
 until_ready() {
   local deadline=$((SECONDS + 30))
   until is_ready "$1"; do
@@ -458,7 +470,7 @@ until_ready() {
 stop_part() {
   ask stop "$1"
   until_ended "$1" $((DRAIN_TIMEOUT + 20))
-  say "$1 has ended; $me start $1 brings it back"
+  say "$1 has ended; $me start $1 starts it again"
 }
 
 start_again() {
@@ -470,26 +482,27 @@ start_again() {
 kill_part() {
   ask kill "$1"
   until_ended "$1" 10
-  say "$1 is killed, as by a crash; $me start $1 brings it back"
+  say "$1 was killed, as by a crash; $me start $1 starts it again"
 }
 
-# drain_node NODE: as an administrator does it, through authd.
+# drain_node NODE: drains the node through authd, as an administrator does.
 drain_node() {
   local status
   position "$1" >/dev/null || fail "only nodes drain: ${NODES[*]}"
   runs "$1" || fail "$1 does not run"
-  status=$(http POST "$AUTHD" "/v1/nodes/$1/drain" "Authorization: Bearer $(<"$state/admin-token")" | head -n 1 || true)
-  [[ $status == *" 202 "* ]] || fail "authd did not take the order: ${status:-no answer}"
-  say "$1 takes no new sessions; transfers have $DRAIN_TIMEOUT s"
+  status=$(http POST "$AUTHD" "/v1/nodes/$1/drain" "Authorization: Bearer $(<"$state/admin-token")" |
+    head -n 1 || true)
+  [[ $status == *" 202 "* ]] || fail "authd refused the drain: ${status:-no answer}"
+  say "$1 accepts no new sessions; transfers may finish within $DRAIN_TIMEOUT s"
   until_ended "$1" $((DRAIN_TIMEOUT + 20))
-  say "$1 has drained and ended; $me start $1 brings it back"
+  say "$1 has drained and ended; $me start $1 starts it again"
 }
 
 add_node() {
   ask add
   until_ready "$answer"
   local node=$answer
-  # Not earlier: a client would be sent to a node that does not serve yet.
+  # Only now: earlier, nginx would send clients to a node that does not serve yet.
   ask reload
   say "$node is ready, and the balancer sends clients to it. No other part was restarted"
 }

@@ -1,32 +1,32 @@
 # shellcheck shell=bash
 # The parts of the demo cluster as processes: started, watched and ended by `./dev up`.
 
-# The process of each part that runs, and the parts that were told to end.
-declare -A pids=() told=()
+# The process of each running part, and the parts that were asked to end.
+declare -A pids=() asked_to_end=()
 followers=()
 
-# start PART COMMAND…: in the background, with a log of its own. Each part leads a session and a process
-# group of its own: Ctrl-C reaches `./dev up` alone, and a part ends with all that it has started. If
+# start PART COMMAND…: starts the part in the background, with its own log. Each part has a session and a
+# process group of its own, so that Ctrl-C reaches only `./dev up`, and a part ends with all its children. If
 # `./dev up` is killed, the parts get SIGTERM.
 start() {
   local part=$1
   shift
   setpriv --pdeathsig TERM -- setsid -- "$@" >>"$state/$part.log" 2>&1 7>&- 9>&- &
   pids[$part]=$!
-  unset "told[$part]"
+  unset "asked_to_end[$part]"
   echo $! >"$state/parts/$part"
 }
 
-# send SIGNAL PART: marks it as told to end.
+# send SIGNAL PART: sends the signal, and notes that the part was asked to end.
 send() {
-  told[$2]=1
+  asked_to_end[$2]=1
   kill "-$1" "${pids[$2]}" 2>/dev/null || true
 }
 
-# kill_group PROCESS: the part and all that it has started.
+# kill_group PROCESS: kills the part and all its children.
 kill_group() { kill -KILL -- "-$1" 2>/dev/null || kill -KILL "$1" 2>/dev/null || true; }
 
-# Takes note of the parts that have ended, and says why.
+# reap: notes the parts that have ended, and prints why.
 reap() {
   local part pid status
   for part in "${!pids[@]}"; do
@@ -34,8 +34,8 @@ reap() {
     kill -0 "$pid" 2>/dev/null && continue
     status=0
     wait "$pid" 2>/dev/null || status=$?
-    # A killed nginx leaves workers, which hold its ports. (Its number is not given to another process while
-    # its group has members.)
+    # A killed nginx leaves workers that hold its ports. (The kernel does not reuse its process id while its
+    # group has members.)
     kill -KILL -- "-$pid" 2>/dev/null || true
     unset "pids[$part]"
     : >"$state/parts/$part"
@@ -47,16 +47,16 @@ report_end() {
   local how
   if [[ $ending ]]; then
     return
-  elif [[ $2 == 0 || ${told[$1]-} ]]; then
-    say "$1 has ended. $me start $1 brings it back"
+  elif [[ $2 == 0 || ${asked_to_end[$1]-} ]]; then
+    say "$1 has ended. $me start $1 starts it again"
   else
     how="with status $2"
     (($2 > 128)) && how="by signal $(($2 - 128)), SIG$(kill -l "$(($2 - 128))")"
-    say "$1 ended $how. The others go on; $me start $1 brings it back. Its log is $state/$1.log"
+    say "$1 ended $how. The others go on; $me start $1 starts it again. Its log is $state/$1.log"
   fi
 }
 
-# wait_for_end SECONDS PART…: until they have ended, or are killed after that time.
+# wait_for_end SECONDS PART…: waits until the parts have ended, and kills those that have not after that time.
 wait_for_end() {
   local deadline=$((SECONDS + $1)) part left
   shift
@@ -73,15 +73,15 @@ wait_for_end() {
       deadline=$((SECONDS + 5))
     fi
     if [[ $hurry ]]; then
-      # A node that is told again to end cuts what it has. Again and again: the kernel makes one of two
-      # signals that come at once.
+      # A second SIGTERM makes a node cut its transfers. Repeated, because the kernel merges two signals that
+      # arrive together.
       for part in "${left[@]}"; do send TERM "$part"; done
     fi
     sleep 0.05
   done
 }
 
-# Processes whose standard error is one of the logs here: "PROCESS PART", one a line.
+# leftovers: prints "PROCESS PART" for each process whose standard error is one of the logs here.
 leftovers() {
   local process log
   for process in /proc/[0-9]*; do
@@ -92,7 +92,8 @@ leftovers() {
   return 0
 }
 
-# end_leftovers: kills what is left of an earlier `./dev up` that was itself killed, and waits for its ports.
+# end_leftovers: kills the processes of an earlier `./dev up` that was itself killed, and waits until they
+# end.
 end_leftovers() {
   local process part ended=() deadline=$((SECONDS + 10)) found
   while found=$(leftovers) && [[ $found ]] && ((SECONDS < deadline)); do
@@ -102,10 +103,10 @@ end_leftovers() {
     done <<<"$found"
     sleep 0.05
   done
-  ((${#ended[@]} == 0)) || say "ended what an earlier run had left: ${ended[*]}"
+  ((${#ended[@]} == 0)) || say "ended processes of an earlier run: ${ended[*]}"
 }
 
-# follow PART: shows what its log gets from now on, each line with the part's name.
+# follow PART: shows new lines of the part's log, each with the part's name.
 follow() {
   local label colours=(31 32 33 34 35 36)
   printf -v label '%-9s' "$1"

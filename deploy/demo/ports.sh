@@ -1,8 +1,9 @@
 # shellcheck shell=bash
-# Ports of the demo cluster: which are free, who holds the others, and which variable chooses others.
+# Ports of the demo cluster: which are free, which process holds the others, and which variable changes them.
 
-# The line of nginx.conf that loads the stream module, where `nginx -V` says that it is not built in. The
-# module's file alone says nothing: it may belong to another nginx, which then refuses to start.
+# load_stream_module: prints the line of nginx.conf that loads the stream module, if `nginx -V` shows that it
+# is not built in. The existence of the file is no proof: it may belong to another nginx, and this one would
+# refuse it.
 load_stream_module() {
   local build folder prefix
   build=$(nginx -V 2>&1)
@@ -16,9 +17,9 @@ load_stream_module() {
 
 has_ipv6() { [[ -e /proc/net/if_inet6 ]] && grep -q '^0\{31\}1 ' /proc/net/if_inet6; }
 
-# find_busy ADDRESS:PORT[-PORT]…: sets `busy` to those "ADDRESS PORT" that nothing can listen on at this
-# time. nginx binds them all, once. Every part binds as nginx does (SO_REUSEADDR), so this fails where a
-# part would: also on a port that an outgoing or a closed connection (TIME_WAIT) holds.
+# find_busy ADDRESS:PORT[-PORT]…: sets `busy` to the "ADDRESS PORT" pairs on which no part could listen now.
+# It lets nginx bind them all. Every part binds as nginx does (SO_REUSEADDR), so this fails where a part would
+# fail: also on a port that an outgoing or a closed connection (TIME_WAIT) holds.
 find_busy() {
   local listen='' entry probe log=$state/probe.log deadline=$((SECONDS + 20))
   for entry; do listen+="listen $entry; "; done
@@ -34,7 +35,7 @@ END
   rm -f "$state/probe.pid"
   nginx -p "$state" -c probe.conf -e stderr >"$log" 2>&1 7>&- 9>&- &
   probe=$!
-  # nginx writes its process id once it has all ports. Where it misses some, it names them and waits.
+  # nginx writes its process id when it has all ports. Otherwise it logs the busy ones and waits.
   until [[ -s $state/probe.pid ]] || grep -sq 'try again to bind' "$log" || ! kill -0 "$probe" 2>/dev/null; do
     ((SECONDS < deadline)) || break
     sleep 0.01
@@ -44,11 +45,11 @@ END
   mapfile -t busy < <(sed -nE 's/.*bind\(\) to (.*):([0-9]+) failed .*/\1 \2/p' "$log" | sort -u)
   if ((${#busy[@]} == 0)) && [[ ! -s $state/probe.pid ]]; then
     tail -n 5 "$log" >&2
-    fail "nginx could not try the ports; its log stands above"
+    fail "nginx could not try the ports; its log is above"
   fi
 }
 
-# holder PORT: what has the port, as far as the kernel tells this user.
+# holder PORT: prints what holds the port, as far as this user may see it.
 holder() {
   local wanted line local_end state_code socket descriptor process what=
   printf -v wanted '%04X' "$1"
@@ -68,10 +69,10 @@ holder() {
     fi
     break
   done < <(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null)
-  echo "${what:-a process that holds no connection has it}"
+  echo "${what:-a process without a connection holds it}"
 }
 
-# The variable that chooses a port.
+# variable_of PORT: prints the variable that sets this port.
 variable_of() {
   case $1 in
     "$CONTROL_PORT") echo DEV_CONTROL_PORT ;;
@@ -83,13 +84,13 @@ variable_of() {
   esac
 }
 
-# Ends if one of `busy` is there: names the port, its holder and the remedy.
+# refuse_busy: if `busy` is not empty, fails with the port, its holder and the remedy.
 refuse_busy() {
   local address port
   ((${#busy[@]})) || return 0
   read -r address port <<<"${busy[0]}"
   if grep -q "bind() to $address:$port failed (13:" "$state/probe.log"; then
-    fail "port $port may not be listened on: ports below 1024 need root. $(variable_of "$port") chooses another one"
+    fail "cannot listen on port $port: ports below 1024 need root. Set $(variable_of "$port") to another one"
   fi
   fail "port $port is in use on $address: $(holder "$port"). $(remedy "$port")"
 }
@@ -98,28 +99,31 @@ remedy() {
   local variable
   variable=$(variable_of "$1")
   if [[ $variable == DEV_PASSIVE_PORTS ]]; then
-    echo "DEV_PASSIVE_PORTS=FROM-TO chooses other ports; without it, ./dev up takes free ones itself"
+    echo "DEV_PASSIVE_PORTS=FROM-TO sets other ports; without it, ./dev up finds free ones"
   else
-    echo "$variable=PORT chooses another one"
+    echo "$variable=PORT sets another one"
   fi
 }
 
-# The ports of the balancer, Redis and authd, for find_busy; and those of a node but its passive ones.
+# Arguments for find_busy: the ports of Redis and authd, of the balancer, and of a node without its passive
+# ports.
 backend_ports() { printf '%s\n' "$REDIS" "$AUTHD"; }
 balancer_ports() {
   local address
-  for address in "${CLIENT_ADDRESSES[@]}"; do printf '%s\n' "$address:$CONTROL_PORT" "$address:$IMPLICIT_PORT"; done
+  for address in "${CLIENT_ADDRESSES[@]}"; do
+    printf '%s\n' "$address:$CONTROL_PORT" "$address:$IMPLICIT_PORT"
+  done
 }
 node_ports() { printf '%s\n' "$1:$CONTROL_PORT" "$1:$IMPLICIT_PORT" "$1:$ADMIN_PORT"; }
 
-# passive_ports NODES: the range at the balancer's addresses, and the slices of so many nodes at theirs.
+# passive_ports NODES: the range on the balancer's addresses, and the slices of that many nodes on theirs.
 passive_ports() {
   local i
   printf '%s\n' "${CLIENT_ADDRESSES[@]/%/:$PASSIVE_PORTS}"
   for ((i = 0; i < $1; i++)); do echo "${NODE_ADDRESSES[i]}:$(slice "$i")"; done
 }
 
-# choose_ports: checks the fixed ports, and takes a passive range if DEV_PASSIVE_PORTS names none.
+# choose_ports: checks the fixed ports, and finds a free passive range if DEV_PASSIVE_PORTS is not set.
 choose_ports() {
   local address entries ranges low high first count=$((10 * ${#NODES[@]}))
   mapfile -t entries < <(
@@ -131,7 +135,7 @@ choose_ports() {
   find_busy "${entries[@]}"
   refuse_busy
   [[ ! $PASSIVE_PORTS ]] || return 0
-  # The kernel gives the ports from `low` to `high` to outgoing connections, so others come first.
+  # The kernel uses the ports from `low` to `high` for outgoing connections, so try others first.
   read -r low high </proc/sys/net/ipv4/ip_local_port_range
   mapfile -t ranges < <(
     seq 12000 100 $((low - count))
@@ -147,7 +151,7 @@ choose_ports() {
   refuse_busy
 }
 
-# slice POSITION: the passive ports of that node, as nginx/README.md says.
+# slice POSITION: prints the passive ports of that node (the formula of nginx/README.md).
 slice() {
   local from=${PASSIVE_PORTS%-*} to=${PASSIVE_PORTS#*-} count
   count=$((to - from + 1))

@@ -1,4 +1,4 @@
-//! Who may log in: authd's answer, or the users of a standalone node.
+//! Login decisions: by authd, or from the users of a standalone node.
 
 mod authorized;
 pub mod http;
@@ -22,16 +22,16 @@ use common::{
 use hyper::{StatusCode, header::RETRY_AFTER};
 use tokio::time::timeout_at;
 
-use self::{http::Instance, local::Verifier};
+use self::{http::AuthdInstance, local::PasswordVerifier};
 use crate::{
     config::{Authentication, DEMO_USERS},
     metrics,
 };
 
-/// How long a connection to authd may take to be made.
+/// Time limit for connecting to an authd instance.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// One attempt to log in.
+/// One login attempt.
 pub struct Attempt {
     pub user: String,
     pub password: Secret,
@@ -42,44 +42,45 @@ pub struct Attempt {
     pub certificate: Option<ClientCertificate>,
 }
 
-/// Why an attempt failed.
+/// Reason why a login attempt failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LoginError {
-    /// The login is wrong. The reason is for the log and the metrics: the client gets the same reply for
-    /// all of them.
+    /// The login was rejected. The reason is for the log and the metrics; the client gets the same reply for
+    /// every reason.
     #[error("{0}")]
     Rejected(Rejection),
+    /// Seconds after which the client may try again.
     #[error("too many failed logins; retry after {0} seconds")]
     Throttled(u64),
-    /// No authd accepted or rejected the login in time. What each did, for the log.
+    /// No authd instance decided in time. The text lists the failure of each, for the log.
     #[error("no authd decided the login: {0}")]
     Unavailable(String),
 }
 
-/// Decides about logins.
+/// Source of login decisions.
 pub enum Authenticator {
-    Users(Verifier),
+    Users(PasswordVerifier),
     Demo,
     Authd(Authd),
 }
 
 /// The authd instances of a cluster.
 pub struct Authd {
-    instances: Vec<Instance>,
+    instances: Vec<AuthdInstance>,
     timeout: Duration,
     node: NodeName,
-    /// The instance that answered last is asked first.
+    /// Index of the instance that answered last. It is asked first.
     preferred: AtomicUsize,
 }
 
 impl Authenticator {
     pub fn new(settings: Authentication, node: NodeName) -> Self {
         match settings {
-            Authentication::Users(users) => Self::Users(Verifier::new(users)),
+            Authentication::Users(users) => Self::Users(PasswordVerifier::new(users)),
             Authentication::Demo => Self::Demo,
             Authentication::Authd { urls, authorization, timeout } => {
                 let connect_timeout = timeout.min(CONNECT_TIMEOUT);
-                let instance = |url| Instance::new(url, authorization.clone(), connect_timeout);
+                let instance = |url| AuthdInstance::new(url, authorization.clone(), connect_timeout);
                 Self::Authd(Authd {
                     instances: urls.into_iter().map(instance).collect(),
                     timeout,
@@ -90,7 +91,7 @@ impl Authenticator {
         }
     }
 
-    /// What the user may do, if the password is right.
+    /// Returns the user's account if the login is accepted.
     ///
     /// # Errors
     /// See [`LoginError`].
@@ -112,16 +113,18 @@ impl Authenticator {
         }
     }
 
-    /// Whether an authd decides, which may decide otherwise later. A standalone node reads its users once.
+    /// Returns true if authd decides. It may decide differently later, whereas a standalone node reads its
+    /// users only once.
     pub fn asks_authd(&self) -> bool {
         matches!(self, Self::Authd(_))
     }
 
-    /// Which of these logins authd would accept now, without their passwords: one verdict for each, in their
-    /// order. `None`: this node has no authd, or every authd is of an earlier version, which cannot tell.
+    /// Asks authd which of these logins it would still accept, without their passwords. Returns one verdict
+    /// for each, in the same order. `None`: the node does not use authd, or every authd is an older version
+    /// without this request.
     ///
     /// # Errors
-    /// No authd answered in time, or what each answered instead. For the log.
+    /// No authd instance gave verdicts in time. The text lists the failure of each, for the log.
     pub async fn authorized(&self, logins: &[PastLogin]) -> Result<Option<Vec<Verdict>>, String> {
         match self {
             Self::Authd(authd) => authd.authorized(logins).await,
@@ -153,7 +156,7 @@ impl Authd {
         for i in 0..self.instances.len() {
             let number = (first + i) % self.instances.len();
             let instance = &self.instances[number];
-            // Each instance gets its share of what is left, so that the last one is reached too.
+            // The remaining time is divided among the remaining instances, so that each is asked.
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             let share = tokio::time::Instant::now() + left / (self.instances.len() - i) as u32;
             match timeout_at(share, ask(instance, &request)).await {
@@ -171,16 +174,16 @@ impl Authd {
     }
 }
 
-/// Asks one instance. The outer error says why its answer is none.
+/// Asks one instance. The outer error is the reason why the instance did not decide.
 async fn ask(
-    instance: &Instance,
+    instance: &AuthdInstance,
     request: &AuthenticateRequest,
 ) -> Result<Result<Account, LoginError>, String> {
     let answer = post(instance, request).await?;
     if answer.status == StatusCode::OK {
         return serde_json::from_slice(&answer.body)
             .map(Ok)
-            .map_err(|error| format!("the answer is no account: {error}"));
+            .map_err(|error| format!("its response is not an account: {error}"));
     }
     let Ok(ErrorBody { error, message, reason }) = serde_json::from_slice(&answer.body) else {
         return Err(format!("answered {}", answer.status));
@@ -199,18 +202,19 @@ async fn ask(
     }
 }
 
-async fn post(instance: &Instance, request: &AuthenticateRequest) -> Result<http::Answer, String> {
-    // `to_string` fails for maps whose keys are no text and for failing `Serialize`s: the request is
-    // a plain struct of text and numbers.
+async fn post(instance: &AuthdInstance, request: &AuthenticateRequest) -> Result<http::HttpResponse, String> {
+    // `to_string` fails only for maps with keys that are not strings and for failing `Serialize`
+    // implementations; the request has neither.
     let body = || serde_json::to_string(request).expect("a request is plain data");
     instance.post(body).await.map_err(|error| chain(&error))
 }
 
-/// The field that an authd of an older version does not know.
+/// A field that older versions of authd do not know.
 const NEW_FIELD: &str = "client_certificate";
 
-/// The same request as an older authd takes it, until that is upgraded: a subject without special characters is
-/// told as text, and no other one, because an older authd takes the texts of different subjects for the same.
+/// The request in the form of older versions of authd. They expect the certificate's subject as text,
+/// in which two different subjects with special characters can look the same, so only a subject without
+/// special characters is sent.
 fn for_older_authd(request: &AuthenticateRequest) -> AuthenticateRequest {
     let subject = request.client_certificate.as_ref().and_then(|certificate| certificate.subject.as_ref());
     let plain = subject.filter(|subject| DistinguishedName::is_plain(subject));
@@ -221,7 +225,7 @@ fn for_older_authd(request: &AuthenticateRequest) -> AuthenticateRequest {
     }
 }
 
-/// Why authd answers 401.
+/// The error text for an authd response 401.
 fn refused_token() -> String {
     "it refuses this node's token (401): authd_token_file differs from authd's node_token_file".to_owned()
 }

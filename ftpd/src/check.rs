@@ -1,4 +1,4 @@
-//! `ftpd --check`: what the settings mean, and with `--deep`, whether what they name can be used.
+//! `ftpd --check`: a summary of the settings, and with `--deep`, tests of the services and files they name.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -12,14 +12,14 @@ use nix::unistd::{Gid, Uid};
 use crate::{
     auth::probe::AuthdProbe,
     config::{Authentication, Config, DEMO_USERS},
-    jail::{Locks, PARTIAL_PREFIX},
+    jail::{LockMode, PARTIAL_PREFIX},
     tls::Tls,
 };
 
-/// One thing that was tried: its name, and why it cannot be used.
-pub type Tried = (String, Result<(), String>);
+/// Result of one test: its name, and the reason of a failure.
+pub type CheckResult = (String, Result<(), String>);
 
-/// What the settings mean, one line each.
+/// A summary of the settings, one line each.
 pub fn summary(config: &Config) -> Vec<String> {
     let network = &config.network;
     let listen = network.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -32,7 +32,7 @@ pub fn summary(config: &Config) -> Vec<String> {
     };
     let redis = match &config.redis {
         Some(options) => format!("registry in Redis at {}, keys {}:*", options.url, options.prefix),
-        None => "registry in memory: this node is alone".to_owned(),
+        None => "registry in memory: a single node, without Redis".to_owned(),
     };
     let tls = match &config.tls {
         Some(tls) => format!("TLS with {} certificates", tls.certificates.len()),
@@ -50,68 +50,69 @@ pub fn summary(config: &Config) -> Vec<String> {
     ]
 }
 
-/// Tries the storage, the certificates, Redis and every authd. Changes nothing but a probe file that is
-/// removed again; no login is counted.
-pub async fn deep(config: Config) -> Vec<Tried> {
+/// Tests the storage, the certificates, Redis and every authd instance. Creates and removes a probe
+/// file; changes nothing else and counts no login.
+pub async fn deep(config: Config) -> Vec<CheckResult> {
     let root = config.storage.root.clone();
     let must_write =
         config.storage.create_homes || !matches!(config.authentication, Authentication::Authd { .. });
     let locks = config.redis.is_some().then_some(config.storage.locks);
     let storage = tokio::task::spawn_blocking(move || storage(&root, must_write, locks)).await;
-    let mut tried = storage.unwrap_or_default();
+    let mut results = storage.unwrap_or_default();
     if let Some(tls) = config.tls {
-        tried.push(("certificates (tls_certificates)".to_owned(), load(tls)));
+        results.push(("certificates (tls_certificates)".to_owned(), load(tls)));
     }
     if let Some(options) = &config.redis {
         let answer = registry::probe(options).await.map_err(|error| error.to_string());
-        tried.push((format!("Redis at {}", options.url), answer));
+        results.push((format!("Redis at {}", options.url), answer));
     }
     if let Authentication::Authd { urls, authorization, timeout } = config.authentication {
         for url in urls {
             let name = format!("authd at {url}");
             let probe = AuthdProbe::new(&[url], authorization.as_ref());
             let answer = probe.ask(timeout).await;
-            tried.push((
+            results.push((
                 name,
                 answer.map_err(|trouble| format!("{}; see {}", trouble.error, trouble.setting)),
             ));
         }
     }
-    tried
+    results
 }
 
 fn load(tls: crate::tls::TlsSettings) -> Result<(), String> {
     Tls::load(tls).map(drop).map_err(|error| chain(&error))
 }
 
-/// Opens the root, writes a probe, and tells whether `locks` of uploads keep out other nodes (`None`: there are
-/// no others). That they do not is no failure, because the leases in Redis do it then.
-fn storage(root: &Path, must_write: bool, locks: Option<Locks>) -> Vec<Tried> {
+/// Opens the root, writes a probe file, and shows whether file locks exclude other nodes (`locks` is
+/// `None` on a node without cluster). It is not a failure if they do not: the write leases in Redis
+/// exclude other nodes.
+fn storage(root: &Path, must_write: bool, locks: Option<LockMode>) -> Vec<CheckResult> {
     let opened = fs::read_dir(root).map(drop).map_err(|error| refused(root, &error));
     let is_open = opened.is_ok();
-    let mut tried = vec![(format!("storage root {}", root.display()), opened)];
+    let mut results = vec![(format!("storage root {}", root.display()), opened)];
     if is_open {
         match write_probe(root) {
             Err(error) if !must_write && error.kind() == io::ErrorKind::PermissionDenied => {}
-            written => tried.push((
+            written => results.push((
                 format!("a probe file in {}", root.display()),
                 written.map_err(|error| refused(root, &error)),
             )),
         }
         if let Some(locks) = locks {
-            let told = match locks.cross_nodes(root) {
+            let name = match locks.cross_nodes(root) {
                 Ok(why) => format!("file locks hold on all nodes: {why}"),
                 Err(why) => {
                     format!("file locks do not keep out other nodes, so that uploads depend on Redis: {why}")
                 }
             };
-            tried.push((told, Ok(())));
+            results.push((name, Ok(())));
         }
     }
-    tried
+    results
 }
 
-/// Creates a file that no listing shows, flushes it to the disk, and removes it.
+/// Creates a hidden file, flushes it to the storage, and removes it.
 fn write_probe(root: &Path) -> io::Result<()> {
     let prefix = String::from_utf8_lossy(PARTIAL_PREFIX);
     let path = root.join(format!("{prefix}check-{:016x}", rand::random::<u64>()));

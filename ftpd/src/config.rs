@@ -1,5 +1,4 @@
-//! Settings as given (their table is [`crate::settings`]) → `Config` as meant. Nothing else reads
-//! the environment or files for settings.
+//! `Config`: the settings of [`crate::settings`], parsed and checked. No other code reads settings.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -24,9 +23,9 @@ use crate::{
     },
     commands::MinimumRate,
     health::Readiness,
-    jail::{Locks, Modes},
+    jail::{LockMode, Modes},
     representation::AsciiConversion,
-    tls::{CertificateFiles, Policy, TlsSettings, trust::TrustFiles},
+    tls::{CertificateFiles, TlsPolicy, TlsSettings, trust::TrustFiles},
     workers::quarter,
 };
 
@@ -34,19 +33,21 @@ use crate::{
 #[derive(Debug)]
 pub struct Config {
     pub node_name: NodeName,
-    /// The host's boot ID, where the process cannot read it.
+    /// The host's boot ID, if a setting gives it.
     pub boot_id: Option<String>,
     pub network: Network,
     pub storage: Storage,
     pub authentication: Authentication,
-    /// `None`: neither control nor data connections can be encrypted.
+    /// `None`: the node offers no TLS.
     pub tls: Option<TlsSettings>,
-    /// `None`: the registry is in this process's memory.
+    /// `None`: the registry is in the memory of this process.
     pub redis: Option<RedisOptions>,
     pub limits: Limits,
     pub timeouts: Timeouts,
+    /// Text of the 220 reply.
     pub greeting: String,
     pub ascii_conversion: AsciiConversion,
+    /// `None`: metrics and health are not served.
     pub admin_listen: Option<SocketAddr>,
     pub admin_limits: ConnectionLimits,
     pub readiness: Readiness,
@@ -55,114 +56,164 @@ pub struct Config {
 
 #[derive(Debug)]
 pub struct Network {
+    /// Addresses of the control port and the passive ports.
     pub listen: Vec<IpAddr>,
-    /// An address family the host does not have is left out only if the operator did not name it.
+    /// True if `listen` is the default. Only then an address family that the host lacks is left out.
     pub listen_is_default: bool,
+    /// The control port; 0 takes a free one.
     pub port: u16,
+    /// The control port of implicit FTPS. `None`: not offered.
     pub implicit_tls_port: Option<u16>,
-    /// Of all nodes.
+    /// The passive port range of the cluster.
     pub passive_ports: PortRange,
-    /// Of this node.
+    /// This node's part of `passive_ports`.
     pub slice: PortRange,
+    /// The address that PASV announces. `None`: the address that the client reached.
     pub external_address: Option<IpAddr>,
+    /// Networks of clients to which PASV does not announce `external_address`.
     pub internal_networks: Vec<IpNet>,
+    /// Networks of the balancers, which must send a PROXY header.
     pub trusted_balancers: Vec<IpNet>,
+    /// True if PORT and EPRT are offered.
     pub active_mode: bool,
-    /// Redis, authd and this node's own admin port, where the settings name them by address.
+    /// Redis, authd and this node's admin port, if the settings give their IP addresses.
     pub services: Vec<SocketAddr>,
+    /// Names that HOST accepts. Empty: every name.
     pub host_names: Vec<String>,
 }
 
 #[derive(Debug)]
 pub struct Storage {
     pub root: PathBuf,
-    /// A missing root is made. Only of a standalone node: a cluster's root is a mount, and a folder in its
-    /// place would take files that the other nodes never see.
+    /// True if a missing root is created: on a standalone node only. In a cluster the root is a mount, and
+    /// files in a directory in its place would be invisible to the other nodes.
     pub create_root: bool,
+    /// True if a missing home is created at the login.
     pub create_homes: bool,
+    /// Permissions of new files and directories.
     pub modes: Modes,
+    /// True if an upload is flushed to the disk before its 226.
     pub sync_uploads: bool,
-    pub locks: Locks,
+    pub locks: LockMode,
+    /// Time that a complete atomic upload waits before it is published.
     pub settle_time: Duration,
+    /// True if listings show links as the files that they lead to.
     pub resolve_links: bool,
+    /// Levels of directories that LIST -R shows.
     pub list_depth: usize,
+    /// Entries that a listing sorts.
     pub sorted_entries: usize,
-    /// Bytes that sorted listings of all sessions may take together.
+    /// Bytes of memory of all sorted listings together.
     pub listing_memory: u64,
+    /// Entries that STAT with a path shows.
     pub stat_entries: usize,
+    /// Interval of home counts.
     pub quota_rescan: Duration,
-    /// How long the hidden file of a broken upload stays after its last change; `None`: for ever.
+    /// Age, since its last change, at which a partial file is removed. `None`: never.
     pub partial_lifetime: Option<Duration>,
 }
 
-/// Who decides whether a login is right.
+/// The source of users and passwords.
 #[derive(Debug)]
 pub enum Authentication {
-    /// The named users of a standalone node.
+    /// Users of a standalone node.
     Users(LocalUsers),
-    /// demo, admin and test, with any password: only where nobody else can connect.
+    /// Users demo, admin and test with any password. Allowed on loopback only.
     Demo,
     Authd {
         urls: Vec<AuthdUrl>,
-        /// Shows authd the token.
+        /// The header with the node's token.
         authorization: Option<HeaderValue>,
+        /// Time limit of a login, over all instances.
         timeout: Duration,
     },
 }
 
+/// Numbers that this node does not exceed, all at least 1 unless noted.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Control connections.
     pub sessions: u32,
+    /// Sessions of one client address, on all nodes.
     pub sessions_per_address: u32,
+    /// Running transfers, one thread each.
     pub transfers: u32,
+    /// Running transfers of one user.
     pub transfers_per_user: u32,
+    /// Running short file operations of commands.
     pub file_operations: u32,
+    /// Running home counts, one thread each.
     pub home_counts: u32,
+    /// Running checksums of one user.
     pub checksums_per_user: u32,
+    /// Running short file operations of one user.
     pub file_operations_per_user: u32,
+    /// Running short file operations in one file system.
     pub file_operations_per_filesystem: u32,
+    /// Running file operations of logins.
     pub login_operations: u32,
+    /// Running long commands, one thread each.
     pub long_operations: u32,
+    /// Running long commands of one user.
     pub long_operations_per_user: u32,
     pub minimum_rate: MinimumRate,
+    /// Threads of the runtime.
     pub serving_threads: usize,
+    /// Failed logins on one connection.
     pub login_failures: u32,
+    /// Commands before a login.
     pub unauthenticated_commands: u32,
+    /// Rejected commands in a row.
     pub errors: u32,
-    /// Lines of one kind in the log of a session and minute; 0 is no limit.
+    /// Log lines a minute of one kind in one session. 0: no limit.
     pub failure_lines: u32,
 }
 
+/// Time limits. None is zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
+    /// From the connection to the login.
     pub login: Duration,
+    /// Without a command or a transfer.
     pub idle: Duration,
+    /// For a client to accept a reply.
     pub reply: Duration,
+    /// For the data connection of a transfer to come.
     pub data_connect: Duration,
+    /// Without a byte in a transfer.
     pub stall: Duration,
+    /// Of one checksum.
     pub checksum: Duration,
+    /// Without a byte in an upload whose client has closed the control connection.
     pub client_left: Duration,
+    /// For PASV to find a free port.
     pub passive_wait: Duration,
+    /// For an upload to wait for the first count of its home.
     pub quota_wait: Duration,
+    /// Of a home count, while others wait.
     pub home_count_turn: Duration,
+    /// For a balancer to send the PROXY header.
     pub proxy_header: Duration,
+    /// For transfers to end after the node was told to drain.
     pub drain: Duration,
-    /// How long a file operation waits for a place while no other operation ends.
+    /// For a file operation to wait for a slot, while no other operation begins or ends.
     pub file_operation_wait: Duration,
-    /// A file operation that runs for longer is logged.
+    /// Running time at which a file operation is logged as hanging.
     pub file_operation_alarm: Duration,
-    /// How long a long command waits for a place.
+    /// For a long command to wait for a slot.
     pub long_operation_wait: Duration,
-    /// Between two questions to authd which sessions may stay.
+    /// Interval of the checks with authd which sessions may stay.
     pub reauthorize: Duration,
-    /// `None`: sessions have no greatest age.
+    /// Age of a session, since its login. `None`: no limit.
     pub session_age: Option<Duration>,
 }
 
 #[derive(Debug)]
 pub struct LogSettings {
+    /// A filter of env_logger.
     pub level: String,
     pub format: LogFormat,
+    /// `None`: no transfer log.
     pub transfer_log: Option<PathBuf>,
 }
 
@@ -171,7 +222,7 @@ pub const DEMO_USERS: [&str; 3] = ["demo", "admin", "test"];
 
 impl Config {
     /// # Errors
-    /// A value cannot be used, or two contradict each other.
+    /// A value cannot be used, or two values contradict each other.
     pub fn new(values: &Values) -> Result<Self, SettingsError> {
         let standalone = values.required("standalone")?;
         let authentication = authentication(values, standalone)?;
@@ -242,7 +293,7 @@ fn node_name(values: &Values) -> Result<NodeName, SettingsError> {
     }
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     host.and_then(|name| name.parse().ok())
-        .ok_or_else(|| values.missing("node_name", "the host's name cannot name a node"))
+        .ok_or_else(|| values.missing("node_name", "the host name is not a valid name of a node"))
 }
 
 fn network(values: &Values, authentication: &Authentication) -> Result<Network, SettingsError> {
@@ -253,12 +304,14 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
         values.list("listen")?
     };
     if listen.is_empty() {
-        return Err(values.missing("listen", "a node listens somewhere"));
+        return Err(values.missing("listen", "a node needs an address to listen on"));
     }
     if demo && !listen.iter().all(IpAddr::is_loopback) {
-        return Err(
-            values.invalid("listen", "without `user` or `user_file`, every password is right: loopback only")
-        );
+        return Err(values.invalid(
+            "listen",
+            "without `user` or `user_file` every password is accepted, so the \
+                                      node may listen on loopback only",
+        ));
     }
     let passive_ports = passive_ports(values)?;
     let slice = slice(values, passive_ports)?;
@@ -267,16 +320,17 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
     for (key, port) in [("port", Some(port)), ("implicit_tls_port", implicit_tls_port)] {
         if port.is_some_and(is_passive) {
             let reason = format_args!(
-                "this node's passive ports, {slice}, contain it: choose another port, or other passive ports \
-                 (passive_port_min, passive_port_max)"
+                "it is one of this node's passive ports, {slice}: choose another port, or other passive \
+                 ports (passive_port_min, passive_port_max)"
             );
             return Err(values.invalid(key, reason));
         }
     }
     if implicit_tls_port == Some(port) {
-        return Err(
-            values.invalid("implicit_tls_port", "it is `port`, too: the two differ in how TLS begins")
-        );
+        return Err(values.invalid(
+            "implicit_tls_port",
+            "it is the same as `port`: explicit and implicit FTPS need a port each",
+        ));
     }
     Ok(Network {
         listen_is_default: !values.is_given("listen"),
@@ -297,7 +351,7 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
 fn passive_ports(values: &Values) -> Result<PortRange, SettingsError> {
     PortRange::new(values.required("passive_port_min")?, values.required("passive_port_max")?).map_err(
         |error| {
-            // The one that the operator has set.
+            // The error names the setting that the operator gave.
             let key =
                 if values.is_given("passive_port_max") { "passive_port_max" } else { "passive_port_min" };
             values.invalid(key, error)
@@ -311,16 +365,16 @@ fn slice(values: &Values, range: PortRange) -> Result<PortRange, SettingsError> 
         return Ok(range);
     }
     if let Some(twice) = nodes.iter().enumerate().find(|(i, name)| nodes[..*i].contains(name)) {
-        return Err(values.invalid("cluster_nodes", format_args!("{} is there twice", twice.1)));
+        return Err(values.invalid("cluster_nodes", format_args!("{} is listed twice", twice.1)));
     }
     let own = node_name(values)?;
     let position = nodes.iter().position(|name| *name == own).ok_or_else(|| {
-        values.invalid("cluster_nodes", format_args!("this node's name, {own}, is not among them"))
+        values.invalid("cluster_nodes", format_args!("this node's name, {own}, is not in the list"))
     })?;
     range.slice(position, nodes.len()).ok_or_else(|| {
         values.invalid(
             "cluster_nodes",
-            format_args!("{} nodes share {} passive ports", nodes.len(), range.count()),
+            format_args!("{} nodes cannot share {} passive ports", nodes.len(), range.count()),
         )
     })
 }
@@ -329,13 +383,13 @@ fn trusted_balancers(values: &Values) -> Result<Vec<IpNet>, SettingsError> {
     let trusted: Vec<IpNet> = values.list("trusted_balancers")?;
     let behind_proxy: bool = values.required("behind_proxy")?;
     if !behind_proxy && values.is_given("behind_proxy") && !trusted.is_empty() {
-        return Err(values.invalid("behind_proxy", "trusted_balancers names balancers"));
+        return Err(values.invalid("behind_proxy", "it is false, but trusted_balancers is set"));
     }
     if behind_proxy && trusted.is_empty() {
-        // The reference system's switch names no balancer; its networks were private ones.
+        // The reference system trusts any balancer in a private network.
         const PRIVATE: [&str; 6] =
             ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7"];
-        // The literals above are networks.
+        // Each literal above parses.
         return Ok(PRIVATE.iter().filter_map(|network| network.parse().ok()).collect());
     }
     Ok(trusted)
@@ -346,7 +400,7 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
     let urls: Vec<String> = values.list("authd_urls")?;
     if standalone {
         if !urls.is_empty() {
-            return Err(values.invalid("authd_urls", "a standalone node asks no authd"));
+            return Err(values.invalid("authd_urls", "a standalone node does not use authd"));
         }
         if users.is_empty() {
             return Ok(Authentication::Demo);
@@ -355,16 +409,18 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
     }
     if !users.is_empty() {
         return Err(SettingsError::Conflict(
-            "user, user_file: only a standalone node has users of its own; give --standalone, or make them in authd"
+            "user, user_file: only a standalone node has its own users; give --standalone, or create the \
+             users in authd"
                 .to_owned(),
         ));
     }
     if urls.is_empty() {
-        return Err(values.missing("authd_urls", "a node asks authd who may log in, unless it is standalone"));
+        return Err(values
+            .missing("authd_urls", "authd verifies the logins of a node, unless the node is standalone"));
     }
     if urls.iter().any(|url| url.contains('@')) {
-        // There may be a password before it: the message must not repeat it.
-        let reason = "authd_urls: no user can stand in a URL; authd_token_file is what authd asks for";
+        // The text before the @ may hold a password, so the message does not repeat the URL.
+        let reason = "authd_urls: a URL cannot hold a user; authd asks for the token of authd_token_file";
         return Err(SettingsError::Conflict(reason.to_owned()));
     }
     let parse = |url: &String| {
@@ -375,7 +431,10 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
     let token = values.secret("authd_token_file")?;
     let authorization = token.map(|token| {
         http::authorization(&token).ok_or_else(|| {
-            values.invalid("authd_token_file", "the token has bytes that no HTTP header holds")
+            values.invalid(
+                "authd_token_file",
+                "the token has characters that are not allowed in an HTTP header",
+            )
         })
     });
     Ok(Authentication::Authd {
@@ -385,8 +444,8 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
     })
 }
 
-/// Services of the cluster that active mode must not reach. A name is not looked up: what it leads to may
-/// change, and the settings of most clusters have addresses.
+/// Addresses of the cluster's services, which active mode must not reach. Host names are not resolved: their
+/// addresses may change, and most clusters' settings have IP addresses.
 fn services(values: &Values, authentication: &Authentication) -> Result<Vec<SocketAddr>, SettingsError> {
     let mut services: Vec<SocketAddr> = values.optional("admin_listen")?.into_iter().collect();
     services.extend(values.optional::<RedisUrl>("redis_url")?.and_then(|url| url.address()));
@@ -401,7 +460,7 @@ fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, Sett
         return if standalone {
             Ok(None)
         } else {
-            Err(values.missing("redis_url", "a node of a cluster has its registry in Redis"))
+            Err(values.missing("redis_url", "the registry of a cluster is in Redis"))
         };
     };
     if let Some(password) = values.secret("redis_password_file")? {
@@ -434,8 +493,11 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
     let keys: Vec<PathBuf> = values.list("tls_keys")?;
     let (control, data) = (values.required("tls")?, values.required("tls_data")?);
     if chains.is_empty() {
-        if control == Policy::Required || data == Policy::Required || values.is_given("implicit_tls_port") {
-            return Err(values.missing("tls_certificates", "TLS was asked for"));
+        if control == TlsPolicy::Required
+            || data == TlsPolicy::Required
+            || values.is_given("implicit_tls_port")
+        {
+            return Err(values.missing("tls_certificates", "another setting requires TLS"));
         }
         return Ok(None);
     }
@@ -443,10 +505,10 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
         let reason = format_args!("{} keys for {} certificates", keys.len(), chains.len());
         return Err(values.invalid("tls_keys", reason));
     }
-    if control == Policy::Off {
-        if data == Policy::Required || values.is_given("implicit_tls_port") {
+    if control == TlsPolicy::Off {
+        if data == TlsPolicy::Required || values.is_given("implicit_tls_port") {
             return Err(
-                values.invalid("tls", "data connections are encrypted only if the control connection is")
+                values.invalid("tls", "data connections can be encrypted only if the control connection is")
             );
         }
         return Ok(None);
@@ -460,7 +522,7 @@ fn tls(values: &Values) -> Result<Option<TlsSettings>, SettingsError> {
         minimum: match minimum.as_str() {
             "1.2" => &rustls::version::TLS12,
             "1.3" => &rustls::version::TLS13,
-            _ => return Err(values.invalid("tls_minimum", "neither 1.2 nor 1.3")),
+            _ => return Err(values.invalid("tls_minimum", "it is neither 1.2 nor 1.3")),
         },
         control,
         data,
@@ -479,7 +541,10 @@ fn client_trust(values: &Values) -> Result<Option<TrustFiles>, SettingsError> {
     match values.optional("tls_client_ca")? {
         Some(authorities) => Ok(Some(TrustFiles { authorities, revocations })),
         None if revocations.is_empty() => Ok(None),
-        None => Err(values.missing("tls_client_ca", "tls_client_crls has its authorities' revocation lists")),
+        None => {
+            Err(values
+                .missing("tls_client_ca", "tls_client_crls needs the authorities that its lists belong to"))
+        }
     }
 }
 
@@ -491,9 +556,8 @@ fn mode(values: &Values, key: &str) -> Result<u32, SettingsError> {
     }
 }
 
-/// At least so many transfers of one user, as far as `max_transfers` allows, where
-/// `max_transfers_per_user` is not set.
-const TRANSFERS_OF_USER: u32 = 10;
+/// Lower bound of the default of `max_transfers_per_user`, as far as `max_transfers` allows.
+const MIN_TRANSFERS_PER_USER: u32 = 10;
 
 fn limits(values: &Values) -> Result<Limits, SettingsError> {
     let transfers = count(values, "max_transfers")?;
@@ -510,7 +574,7 @@ fn limits(values: &Values) -> Result<Limits, SettingsError> {
         transfers,
         transfers_per_user: share(
             "max_transfers_per_user",
-            quarter(transfers).max(TRANSFERS_OF_USER.min(transfers)),
+            quarter(transfers).max(MIN_TRANSFERS_PER_USER.min(transfers)),
         )?,
         file_operations,
         file_operations_per_user: share("max_file_operations_per_user", quarter(file_operations))?,
@@ -546,7 +610,7 @@ fn serving_threads(values: &Values) -> Result<usize, SettingsError> {
     match values.optional("serving_threads")? {
         Some(0) => Err(values.invalid("serving_threads", "it cannot be zero")),
         Some(threads) => Ok(threads),
-        // Where the number of processors cannot be known, one thread serves.
+        // If the number of processors is unknown, one thread serves.
         None => Ok(std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))),
     }
 }

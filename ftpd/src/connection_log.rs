@@ -1,61 +1,62 @@
-//! Lines of the log on connections whose clients have not logged in: so many a minute, then a summary. Any
-//! client can cause them, and the system's log drops lines of its own choice when there are too many.
+//! Limits the log lines about connections without a login to `failure_log_limit` a minute, with a summary of
+//! the rest. Any client can cause such lines, and the system's log drops arbitrary lines when there are too
+//! many.
 
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use common::client_network::network_of;
+use common::{client_network::network_of, sync};
 use tokio::time::{Instant, sleep_until};
 
-/// Lines are counted in this time, and summed up at its end.
+/// Lines are counted for this time. A summary follows at its end.
 const WINDOW: Duration = Duration::from_secs(60);
 
-/// All networks together have this many times the lines of one.
+/// The limit for all networks together, as a multiple of the limit for one network.
 const NETWORKS: u32 = 10;
 
-/// Networks that are told apart in a window. The lines of others are left out, and counted together.
-const MOST_NETWORKS: usize = 4096;
+/// Networks counted separately in a window. Lines of further networks are omitted and counted together.
+const MAX_NETWORKS: usize = 4096;
 
-/// Decides which lines are written. Cheap to clone.
+/// Decides which lines are logged. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct ConnectionLog(Arc<Shared>);
+pub struct ConnectionLog(Arc<ConnectionLogInner>);
 
 #[derive(Debug)]
-struct Shared {
-    /// Lines of one kind in a window for one network; 0: no limit.
+struct ConnectionLogInner {
+    /// Maximum lines of one kind in a window for one network; 0: no limit.
     limit: u32,
-    window: Mutex<Window>,
+    window: Mutex<LogWindow>,
 }
 
 #[derive(Debug, Default)]
-struct Window {
-    /// `None`: nothing has been counted.
+struct LogWindow {
+    /// `None`: no line has been counted yet.
     end: Option<Instant>,
-    kinds: HashMap<&'static str, Kind>,
+    kinds: HashMap<&'static str, KindCounts>,
 }
 
-/// The lines of one kind.
+/// Counts of lines of one kind.
 #[derive(Debug, Default)]
-struct Kind {
+struct KindCounts {
     written: u32,
     omitted: u64,
-    /// By network.
+    /// Lines by network, logged or not.
     lines: HashMap<IpAddr, u32>,
 }
 
 impl ConnectionLog {
-    /// `limit`: `failure_log_limit`.
+    /// `limit` is the setting `failure_log_limit`.
     pub fn new(limit: u32) -> Self {
-        Self(Arc::new(Shared { limit, window: Mutex::default() }))
+        Self(Arc::new(ConnectionLogInner { limit, window: Mutex::default() }))
     }
 
-    /// Whether there is room for a line of this kind on a connection from `address`. What is left out is summed up
-    /// at the end of the minute. To be called within the runtime.
-    pub fn has_room(&self, kind: &'static str, address: IpAddr) -> bool {
+    /// Returns true if a line of this kind about a connection from `address` may be logged. Omitted lines are
+    /// counted in a summary at the end of the minute. Call it within the runtime.
+    pub fn may_log(&self, kind: &'static str, address: IpAddr) -> bool {
         if self.0.limit == 0 {
             return true;
         }
@@ -67,36 +68,36 @@ impl ConnectionLog {
             tokio::spawn(async move {
                 sleep_until(end).await;
                 let window = std::mem::take(&mut *shared.window());
-                window.sum_up(shared.limit);
+                window.log_summary(shared.limit);
             });
         }
-        window.kinds.entry(kind).or_default().has_room(network_of(address), self.0.limit)
+        window.kinds.entry(kind).or_default().count(network_of(address), self.0.limit)
     }
 }
 
-impl Shared {
-    fn window(&self) -> MutexGuard<'_, Window> {
-        // Nothing panics while it holds the lock.
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+impl ConnectionLogInner {
+    fn window(&self) -> MutexGuard<'_, LogWindow> {
+        sync::lock(&self.window)
     }
 }
 
-impl Kind {
-    fn has_room(&mut self, network: IpAddr, limit: u32) -> bool {
+impl KindCounts {
+    /// Counts a line. Returns true if it may be logged.
+    fn count(&mut self, network: IpAddr, limit: u32) -> bool {
         let is_known = self.lines.contains_key(&network);
-        let has_room = if is_known || self.lines.len() < MOST_NETWORKS {
+        let may_log = if is_known || self.lines.len() < MAX_NETWORKS {
             let lines = self.lines.entry(network).or_default();
             *lines = lines.saturating_add(1);
             *lines <= limit && self.written < limit.saturating_mul(NETWORKS)
         } else {
             false
         };
-        if has_room {
+        if may_log {
             self.written += 1;
         } else {
             self.omitted += 1;
         }
-        has_room
+        may_log
     }
 
     /// The network with the most lines.
@@ -105,14 +106,14 @@ impl Kind {
     }
 }
 
-impl Window {
-    fn sum_up(self, limit: u32) {
+impl LogWindow {
+    fn log_summary(self, limit: u32) {
         for (kind, counted) in self.kinds {
             let Some(network) = counted.busiest().filter(|_| counted.omitted > 0) else { continue };
             let (omitted, networks) = (counted.omitted, counted.lines.len());
             log::warn!(
                 kind, omitted, networks, busiest:% = network;
-                "{omitted} more lines of this kind are not in the log (failure_log_limit = {limit})"
+                "omitted {omitted} log lines of this kind (failure_log_limit = {limit})"
             );
         }
     }
@@ -127,9 +128,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_network_has_so_many_lines_a_minute_and_all_together_ten_times_as_many() {
+    async fn one_network_may_log_the_limit_a_minute_and_all_networks_ten_times_that() {
         let log = ConnectionLog::new(3);
-        let written = |kind, number| (0..5).filter(|_| log.has_room(kind, address(number))).count();
+        let written = |kind, number| (0..5).filter(|_| log.may_log(kind, address(number))).count();
         assert_eq!((0..20).map(|number| written("refused", number)).sum::<usize>(), 30);
         assert_eq!(written("handshake", 0), 3);
         assert_eq!(log.0.window().kinds["refused"].omitted, 70);
@@ -139,12 +140,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn any_number_of_networks_takes_bounded_memory_and_without_a_limit_nothing_is_counted() {
+    async fn memory_is_bounded_for_any_number_of_networks_and_limit_0_counts_nothing() {
         let log = ConnectionLog::new(1);
-        (0..2 * MOST_NETWORKS as u32).for_each(|number| _ = log.has_room("refused", address(number)));
-        assert_eq!(log.0.window().kinds["refused"].lines.len(), MOST_NETWORKS);
+        (0..2 * MAX_NETWORKS as u32).for_each(|number| _ = log.may_log("refused", address(number)));
+        assert_eq!(log.0.window().kinds["refused"].lines.len(), MAX_NETWORKS);
         let log = ConnectionLog::new(0);
-        assert!((0..1000).all(|_| log.has_room("refused", address(0))));
+        assert!((0..1000).all(|_| log.may_log("refused", address(0))));
         assert!(log.0.window().kinds.is_empty());
     }
 }

@@ -1,10 +1,10 @@
-//! The control connections of this node: how many there may be, and how to reach each of them.
+//! The table of the node's control connections: limits on their number, and requests to end them.
 
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     time::Duration,
@@ -14,176 +14,171 @@ use common::{
     auth_api::{EndReason, PastLogin},
     client_network::network_of,
     session::SessionId,
+    sync,
 };
 use tokio::{sync::Notify, time::Instant};
 
 use crate::metrics;
 
-/// All control connections.
+/// All control connections of the node.
 pub struct Connections {
-    most: u32,
-    most_per_address: u32,
-    live: Mutex<Live>,
+    max_connections: u32,
+    max_per_network: u32,
+    inner: Mutex<ConnectionsInner>,
+    /// Notified when a connection ends.
     ended: Notify,
 }
 
 #[derive(Default)]
-struct Live {
-    handles: HashMap<SessionId, Arc<Handle>>,
+struct ConnectionsInner {
+    handles: HashMap<SessionId, Arc<SessionHandle>>,
     per_network: HashMap<IpAddr, u32>,
-    /// Connections in the order of their arrival. Those that have ended or logged in are removed when they
-    /// reach the front.
-    not_logged_in: VecDeque<Arc<Handle>>,
-    /// Networks from which a user has logged in, and when the latest login was.
-    known: HashMap<IpAddr, Instant>,
+    /// Connections in the order of their arrival. Connections that have ended or logged in are removed when
+    /// they reach the front.
+    not_logged_in: VecDeque<Arc<SessionHandle>>,
+    /// Networks from which a user has logged in, with the time of the last login.
+    known_networks: HashMap<IpAddr, Instant>,
     draining: bool,
 }
 
-/// The last places are for networks that are known: one in so many of `max_sessions`.
+/// Part of `max_sessions` that is reserved for known networks: one tenth.
 const RESERVED: u32 = 10;
 
-/// A connection that has not logged in for this long gives its place to another when no place is free.
+/// On a full node, a connection that has not logged in for this long is ended in favor of a new one.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a network is known after a login.
+/// Time after a login for which its network is known.
 const KNOWN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Most networks that are known at once; each takes about 50 bytes. Beyond it a login makes no network known
-/// until older ones expire.
-const MOST_KNOWN: usize = 50_000;
+/// Maximum number of known networks; each takes about 50 bytes. When it is reached, further networks are not
+/// remembered until older ones expire.
+const MAX_KNOWN_NETWORKS: usize = 50_000;
 
-/// One control connection, as seen from elsewhere in the node.
-pub struct Handle {
+/// One control connection, as the rest of the node sees it.
+pub struct SessionHandle {
     pub id: SessionId,
     pub address: IpAddr,
-    user: Mutex<User>,
-    order: AtomicU8,
-    ordered: Notify,
+    user: Mutex<SessionUser>,
+    end_request: AtomicU8,
+    end_requested: Notify,
     since: Instant,
     has_logged_in: AtomicBool,
     has_ended: AtomicBool,
-    /// The user's sessions were to end while this login was being decided.
+    /// All sessions of the user were ended while this login was being decided.
     must_confirm: AtomicBool,
-    /// Why the session has to end, if authd says so.
-    revoked: OnceLock<EndReason>,
+    /// The reason why authd would no longer accept the session's login.
+    revocation: OnceLock<EndReason>,
 }
 
-/// Whose connection it is.
+/// The user of a connection.
 #[derive(Default)]
-enum User {
+enum SessionUser {
     #[default]
     Unknown,
-    /// A login with this name is being decided. authd may write the name in another way.
+    /// A login with this name is being decided. authd may know the user by another spelling of the name.
     Claimed(Box<str>),
     LoggedIn(Box<PastLogin>),
 }
 
-/// What a connection is told to do. A later one is only heard if it is more urgent.
+/// A request to end a connection. A later request counts only if it is more urgent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Order {
-    /// End when nothing runs.
+pub enum EndRequest {
+    /// The node drains: end when no activity runs.
     Drain = 1,
-    /// End now: it has not logged in, and another connection needs its place.
+    /// End now: the client has not logged in, and another connection needs its place.
     MakeRoom = 2,
-    /// End now: an administrator wants it.
-    End = 3,
-    /// End now: the node goes down.
-    Stop = 4,
+    /// End now: an administrator or authd ends the session.
+    EndSession = 3,
+    /// End now: the node stops.
+    StopNode = 4,
 }
 
 /// Why a connection gets 421 instead of a greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub enum AdmissionError {
     TooMany,
     TooManyFromAddress,
     Draining,
 }
 
-/// A connection's place in the table, until it is dropped.
-pub struct Place {
+/// The entry of a connection in the table. Dropping it removes the connection.
+pub struct ConnectionEntry {
     connections: Arc<Connections>,
-    handle: Arc<Handle>,
+    handle: Arc<SessionHandle>,
 }
 
 impl Connections {
-    pub fn new(most: u32, most_per_address: u32) -> Self {
-        Self { most, most_per_address, live: Mutex::default(), ended: Notify::new() }
+    pub fn new(max_connections: u32, max_per_network: u32) -> Self {
+        Self { max_connections, max_per_network, inner: Mutex::default(), ended: Notify::new() }
     }
 
-    fn live(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> MutexGuard<'_, ConnectionsInner> {
+        sync::lock(&self.inner)
     }
 
     /// # Errors
     /// A limit is reached, or the node drains.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Place, Refused> {
-        let mut live = self.live();
-        if live.draining {
-            return Err(Refused::Draining);
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<ConnectionEntry, AdmissionError> {
+        let mut inner = self.inner();
+        if inner.draining {
+            return Err(AdmissionError::Draining);
         }
         let network = network_of(address);
-        if live.per_network.get(&network).copied().unwrap_or(0) >= self.most_per_address {
+        if inner.per_network.get(&network).copied().unwrap_or(0) >= self.max_per_network {
             metrics::limit_reached("max_sessions_per_address");
-            return Err(Refused::TooManyFromAddress);
+            return Err(AdmissionError::TooManyFromAddress);
         }
         let now = Instant::now();
-        let most = if live.is_known(network, now) { self.most } else { self.most - self.most / RESERVED };
-        // A connection that was told to make room counts until it has ended, in a moment: until then there
-        // may be a few more connections than `max_sessions`.
-        if live.handles.len() >= most as usize && !live.make_room(now) {
+        let reserved = if inner.is_known(network, now) { 0 } else { self.max_connections / RESERVED };
+        // A connection that makes room counts until it has ended, a moment later. Until then there may be a
+        // few more connections than `max_sessions`.
+        if inner.handles.len() >= (self.max_connections - reserved) as usize && !inner.make_room(now) {
             metrics::limit_reached("max_sessions");
-            return Err(Refused::TooMany);
+            return Err(AdmissionError::TooMany);
         }
-        *live.per_network.entry(network).or_insert(0) += 1;
-        let handle = Arc::new(Handle {
-            id: SessionId::random(),
-            address,
-            user: Mutex::default(),
-            order: AtomicU8::new(0),
-            ordered: Notify::new(),
-            since: now,
-            has_logged_in: AtomicBool::new(false),
-            has_ended: AtomicBool::new(false),
-            must_confirm: AtomicBool::new(false),
-            revoked: OnceLock::new(),
-        });
-        live.handles.insert(handle.id, Arc::clone(&handle));
-        live.not_logged_in.push_back(Arc::clone(&handle));
+        *inner.per_network.entry(network).or_insert(0) += 1;
+        let handle = Arc::new(SessionHandle::new(address, now));
+        inner.handles.insert(handle.id, Arc::clone(&handle));
+        inner.not_logged_in.push_back(Arc::clone(&handle));
         metrics::connection_opened();
-        Ok(Place { connections: Arc::clone(self), handle })
+        Ok(ConnectionEntry { connections: Arc::clone(self), handle })
     }
 
-    /// The session has logged in: it keeps its place, and its network is known from now on.
-    pub fn logged_in(&self, handle: &Handle) {
+    /// Notes a login: the connection no longer has to make room, and its network is known from now on.
+    pub fn note_login(&self, handle: &SessionHandle) {
         handle.has_logged_in.store(true, Ordering::Release);
-        self.live().learn(network_of(handle.address), Instant::now());
+        self.inner().remember_network(network_of(handle.address), Instant::now());
     }
 
-    /// Tells one connection what to do; `false` if there is none of this id.
-    pub fn order(&self, id: SessionId, order: Order) -> bool {
-        let handle = self.live().handles.get(&id).cloned();
-        handle.as_ref().inspect(|handle| handle.give(order)).is_some()
+    /// Ends one session. Returns false if this node has no such session.
+    pub fn end_session(&self, id: SessionId) -> bool {
+        let handle = self.inner().handles.get(&id).cloned();
+        handle.inspect(|handle| handle.request_end(EndRequest::EndSession)).is_some()
     }
 
-    /// Ends all sessions of a user. A login that is being decided must be confirmed: the reason may be a change
-    /// that it knows already, such as the new password that it was made with.
+    /// Ends all sessions of a user. A login that is being decided must be confirmed by authd: it may have
+    /// been made after the change that ends the sessions, for example with the new password.
     pub fn end_user(&self, user: &str) {
-        for handle in self.live().handles.values() {
+        for handle in self.inner().handles.values() {
+            // The flag is set under the lock of the user, so that `log_in` sees it if it comes later.
             match &*handle.user() {
-                User::LoggedIn(login) if login.user == user => handle.give(Order::End),
-                // While its user is locked: `log_in` comes before, or sees it afterwards.
-                User::Claimed(name) if **name == *user => handle.must_confirm.store(true, Ordering::Release),
-                User::Unknown | User::Claimed(_) | User::LoggedIn(_) => {}
+                SessionUser::LoggedIn(login) if login.user == user => {
+                    handle.request_end(EndRequest::EndSession);
+                }
+                SessionUser::Claimed(name) if **name == *user => {
+                    handle.must_confirm.store(true, Ordering::Release);
+                }
+                SessionUser::Unknown | SessionUser::Claimed(_) | SessionUser::LoggedIn(_) => {}
             }
         }
     }
 
-    /// The logins that all sessions began with, and the sessions of each.
-    pub fn logins(&self) -> HashMap<PastLogin, Vec<Arc<Handle>>> {
-        let mut logins = HashMap::<PastLogin, Vec<Arc<Handle>>>::new();
-        for handle in self.live().handles.values() {
-            if let User::LoggedIn(login) = &*handle.user() {
+    /// The logins of all sessions, with the sessions of each.
+    pub fn logins(&self) -> HashMap<PastLogin, Vec<Arc<SessionHandle>>> {
+        let mut logins = HashMap::<PastLogin, Vec<Arc<SessionHandle>>>::new();
+        for handle in self.inner().handles.values() {
+            if let SessionUser::LoggedIn(login) = &*handle.user() {
                 logins.entry((**login).clone()).or_default().push(Arc::clone(handle));
             }
         }
@@ -191,28 +186,28 @@ impl Connections {
     }
 
     /// Admits no further connection.
-    pub fn close(&self) {
-        self.live().draining = true;
+    pub fn stop_admitting(&self) {
+        self.inner().draining = true;
     }
 
-    /// Admits no further connection and tells those that are there what to do.
-    pub fn drain(&self, order: Order) {
-        self.close();
-        for handle in self.live().handles.values() {
-            handle.give(order);
+    /// Admits no further connection, and requests the end of all connections.
+    pub fn end_all(&self, request: EndRequest) {
+        self.stop_admitting();
+        for handle in self.inner().handles.values() {
+            handle.request_end(request);
         }
     }
 
     pub fn is_draining(&self) -> bool {
-        self.live().draining
+        self.inner().draining
     }
 
     pub fn count(&self) -> usize {
-        self.live().handles.len()
+        self.inner().handles.len()
     }
 
     /// Returns when no connection is left.
-    pub async fn none_left(&self) {
+    pub async fn all_ended(&self) {
         loop {
             let mut ended = Box::pin(self.ended.notified());
             ended.as_mut().enable();
@@ -224,22 +219,24 @@ impl Connections {
     }
 }
 
-impl Live {
+impl ConnectionsInner {
     fn is_known(&self, network: IpAddr, now: Instant) -> bool {
-        self.known.get(&network).is_some_and(|login| now.duration_since(*login) < KNOWN_FOR)
+        self.known_networks.get(&network).is_some_and(|login| now.duration_since(*login) < KNOWN_FOR)
     }
 
-    fn learn(&mut self, network: IpAddr, now: Instant) {
-        if self.known.len() >= MOST_KNOWN && !self.known.contains_key(&network) {
-            self.known.retain(|_, login| now.duration_since(*login) < KNOWN_FOR);
-            if self.known.len() >= MOST_KNOWN {
+    fn remember_network(&mut self, network: IpAddr, now: Instant) {
+        let known = &mut self.known_networks;
+        if known.len() >= MAX_KNOWN_NETWORKS && !known.contains_key(&network) {
+            known.retain(|_, login| now.duration_since(*login) < KNOWN_FOR);
+            if known.len() >= MAX_KNOWN_NETWORKS {
                 return;
             }
         }
-        self.known.insert(network, now);
+        known.insert(network, now);
     }
 
-    /// Ends the oldest connection that has not logged in for [`LOGIN_PATIENCE`]; `false` if there is none.
+    /// Ends the oldest connection that has not logged in for [`LOGIN_PATIENCE`]. Returns false if there is
+    /// none.
     fn make_room(&mut self, now: Instant) -> bool {
         while let Some(oldest) = self.not_logged_in.front() {
             let is_waiting = oldest.is_waiting_for_login();
@@ -248,103 +245,118 @@ impl Live {
             }
             let Some(oldest) = self.not_logged_in.pop_front() else { return false };
             if is_waiting {
-                oldest.give(Order::MakeRoom);
+                oldest.request_end(EndRequest::MakeRoom);
                 return true;
             }
         }
         false
     }
 
-    /// Drops the connections at the front of the queue that [`Live::make_room`] would pass over.
-    fn tidy(&mut self) {
+    /// Removes the connections from `not_logged_in` that have ended or logged in.
+    fn prune_not_logged_in(&mut self) {
         while self.not_logged_in.front().is_some_and(|oldest| !oldest.is_waiting_for_login()) {
             self.not_logged_in.pop_front();
         }
-        // One silent connection at the front keeps the others there, until `login_timeout` ends it.
+        // A silent connection at the front keeps the others in the queue until `login_timeout` ends it.
         if self.not_logged_in.len() > 2 * self.handles.len() + 64 {
             self.not_logged_in.retain(|handle| handle.is_waiting_for_login());
         }
     }
 }
 
-impl Handle {
+impl SessionHandle {
+    fn new(address: IpAddr, now: Instant) -> Self {
+        Self {
+            id: SessionId::random(),
+            address,
+            user: Mutex::default(),
+            end_request: AtomicU8::new(0),
+            end_requested: Notify::new(),
+            since: now,
+            has_logged_in: AtomicBool::new(false),
+            has_ended: AtomicBool::new(false),
+            must_confirm: AtomicBool::new(false),
+            revocation: OnceLock::new(),
+        }
+    }
+
     fn is_waiting_for_login(&self) -> bool {
         !self.has_logged_in.load(Ordering::Acquire) && !self.has_ended.load(Ordering::Acquire)
     }
 
-    fn give(&self, order: Order) {
-        self.order.fetch_max(order as u8, Ordering::AcqRel);
-        self.ordered.notify_one();
+    fn request_end(&self, request: EndRequest) {
+        self.end_request.fetch_max(request as u8, Ordering::AcqRel);
+        self.end_requested.notify_one();
     }
 
-    /// The most urgent order given so far.
-    pub fn pending(&self) -> Option<Order> {
-        match self.order.load(Ordering::Acquire) {
+    /// The most urgent request so far.
+    pub fn end_request(&self) -> Option<EndRequest> {
+        match self.end_request.load(Ordering::Acquire) {
             0 => None,
-            1 => Some(Order::Drain),
-            2 => Some(Order::MakeRoom),
-            3 => Some(Order::End),
-            _ => Some(Order::Stop),
+            1 => Some(EndRequest::Drain),
+            2 => Some(EndRequest::MakeRoom),
+            3 => Some(EndRequest::EndSession),
+            _ => Some(EndRequest::StopNode),
         }
     }
 
-    /// Returns when an order was given since the last call. Cancel-safe.
-    pub async fn ordered(&self) {
-        self.ordered.notified().await;
+    /// Returns when an end was requested since the last call. Cancel-safe.
+    pub async fn end_requested(&self) {
+        self.end_requested.notified().await;
     }
 
     /// Notes the name of a login that is being decided. `None`: no user is logged in.
     pub fn set_user(&self, user: Option<&str>) {
-        *self.user() = user.map_or(User::Unknown, |name| User::Claimed(name.into()));
+        *self.user() = user.map_or(SessionUser::Unknown, |name| SessionUser::Claimed(name.into()));
     }
 
-    /// Notes that a login was accepted. From now on [`Connections::logins`] has it. Returns whether the user's
-    /// sessions were to end while it was being decided.
+    /// Notes an accepted login, so that [`Connections::logins`] has it from now on. Returns true if all
+    /// sessions of the user were ended while the login was being decided.
     pub fn log_in(&self, login: PastLogin) -> bool {
-        *self.user() = User::LoggedIn(Box::new(login));
+        *self.user() = SessionUser::LoggedIn(Box::new(login));
         self.must_confirm.swap(false, Ordering::AcqRel)
     }
 
-    /// Ends the session, if it still is the one that this login began, and was not told so before.
+    /// Ends the session, if `login` is its current login. Returns true for the first call that does so.
     pub fn revoke(&self, login: &PastLogin, reason: EndReason) -> bool {
-        let is_its = matches!(&*self.user(), User::LoggedIn(current) if **current == *login);
-        let is_new = is_its && self.revoked.set(reason).is_ok();
-        if is_new {
-            self.give(Order::End);
+        let is_current = matches!(&*self.user(), SessionUser::LoggedIn(current) if **current == *login);
+        let is_first = is_current && self.revocation.set(reason).is_ok();
+        if is_first {
+            self.request_end(EndRequest::EndSession);
         }
-        is_new
+        is_first
     }
 
-    /// Why authd would not accept the session's login now, if that is why it has to end.
-    pub fn revoked(&self) -> Option<EndReason> {
-        self.revoked.get().copied()
+    /// The reason why authd would no longer accept the session's login, if the session ends for that reason.
+    pub fn revocation(&self) -> Option<EndReason> {
+        self.revocation.get().copied()
     }
 
-    fn user(&self) -> MutexGuard<'_, User> {
-        self.user.lock().unwrap_or_else(PoisonError::into_inner)
+    fn user(&self) -> MutexGuard<'_, SessionUser> {
+        sync::lock(&self.user)
     }
 }
 
-impl Place {
-    pub fn handle(&self) -> &Arc<Handle> {
+impl ConnectionEntry {
+    pub fn handle(&self) -> &Arc<SessionHandle> {
         &self.handle
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionEntry {
     fn drop(&mut self) {
-        let mut live = self.connections.live();
-        live.handles.remove(&self.handle.id);
+        let mut inner = self.connections.inner();
+        inner.handles.remove(&self.handle.id);
         self.handle.has_ended.store(true, Ordering::Release);
         let network = network_of(self.handle.address);
-        if let Some(count) = live.per_network.get_mut(&network) {
+        if let Some(count) = inner.per_network.get_mut(&network) {
             *count -= 1;
             if *count == 0 {
-                live.per_network.remove(&network);
+                inner.per_network.remove(&network);
             }
         }
-        live.tidy();
-        drop(live);
+        inner.prune_not_logged_in();
+        drop(inner);
         metrics::connection_closed();
         self.connections.ended.notify_waiters();
     }
@@ -357,14 +369,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_hold_and_places_come_back() {
+    fn ended_connections_no_longer_count_to_the_limits() {
         let connections = Arc::new(Connections::new(3, 2));
         let [anna, bert] = [1, 2].map(|i| IpAddr::V4(Ipv4Addr::new(192, 0, 2, i)));
         let first = connections.admit(anna).ok().unwrap();
         let _second = connections.admit(anna).ok().unwrap();
-        assert_eq!(connections.admit(anna).err(), Some(Refused::TooManyFromAddress));
+        assert_eq!(connections.admit(anna).err(), Some(AdmissionError::TooManyFromAddress));
         let _third = connections.admit(bert).ok().unwrap();
-        assert_eq!(connections.admit(bert).err(), Some(Refused::TooMany));
+        assert_eq!(connections.admit(bert).err(), Some(AdmissionError::TooMany));
         drop(first);
         assert!(connections.admit(anna).is_ok());
     }
@@ -375,63 +387,63 @@ mod tests {
         let admit = |address: &str| connections.admit(address.parse().unwrap());
         let first = admit("2001:db8:1:2::1").ok().unwrap();
         let _second = admit("2001:db8:1:2:3:4:5:6").ok().unwrap();
-        assert_eq!(admit("2001:db8:1:2::9").err(), Some(Refused::TooManyFromAddress));
+        assert_eq!(admit("2001:db8:1:2::9").err(), Some(AdmissionError::TooManyFromAddress));
         let _other = admit("2001:db8:1:3::1").ok().unwrap();
         drop(first);
         assert!(admit("2001:db8:1:2::9").is_ok());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn when_nearly_full_the_oldest_without_a_login_makes_room_for_a_newcomer() {
+    async fn on_a_nearly_full_node_the_oldest_connection_without_login_makes_room() {
         let connections = Arc::new(Connections::new(10, 10));
         let stranger = |i: u8| IpAddr::V4(Ipv4Addr::new(198, 51, 100, i));
-        let places: Vec<_> = (0..9).map(|i| connections.admit(stranger(i)).ok().unwrap()).collect();
+        let entries: Vec<_> = (0..9).map(|i| connections.admit(stranger(i)).ok().unwrap()).collect();
         assert_eq!(
             connections.admit(stranger(9)).err(),
-            Some(Refused::TooMany),
-            "the last tenth is reserved"
+            Some(AdmissionError::TooMany),
+            "one tenth is reserved for known networks"
         );
-        connections.logged_in(places[0].handle());
+        connections.note_login(entries[0].handle());
         tokio::time::advance(LOGIN_PATIENCE).await;
         let newcomer = connections.admit(stranger(9)).ok().unwrap();
-        assert_eq!(places[0].handle().pending(), None, "it has logged in");
-        assert_eq!(places[1].handle().pending(), Some(Order::MakeRoom));
-        assert_eq!(places[2].handle().pending(), None);
+        assert_eq!(entries[0].handle().end_request(), None, "it has logged in");
+        assert_eq!(entries[1].handle().end_request(), Some(EndRequest::MakeRoom));
+        assert_eq!(entries[2].handle().end_request(), None);
         drop(newcomer);
-        drop(places);
-        assert!(connections.live().not_logged_in.is_empty());
+        drop(entries);
+        assert!(connections.inner().not_logged_in.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_network_that_logged_in_lately_finds_a_place_in_a_flood() {
+    async fn a_network_with_a_recent_login_is_admitted_during_a_flood() {
         let connections = Arc::new(Connections::new(10, 10));
         let client = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
         let first = connections.admit(client).ok().unwrap();
-        connections.logged_in(first.handle());
+        connections.note_login(first.handle());
         drop(first);
         let flood: Vec<_> =
             (0..100).filter_map(|i| connections.admit(Ipv4Addr::new(198, 51, 100, i).into()).ok()).collect();
         assert_eq!(flood.len(), 9);
         let _again = connections.admit(client).ok().unwrap();
         tokio::time::advance(KNOWN_FOR).await;
-        connections.logged_in(flood[0].handle());
+        connections.note_login(flood[0].handle());
         assert_eq!(connections.admit(client).err(), None, "a silent connection made room");
     }
 
     #[tokio::test]
-    async fn an_order_reaches_its_session_and_the_most_urgent_one_stands() {
+    async fn an_end_request_reaches_its_session_and_the_most_urgent_one_counts() {
         let connections = Arc::new(Connections::new(9, 9));
-        let place = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
-        place.handle().log_in(login("anna"));
+        let entry = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
+        entry.handle().log_in(login("anna"));
         connections.end_user("bert");
-        assert_eq!(place.handle().pending(), None);
+        assert_eq!(entry.handle().end_request(), None);
         connections.end_user("anna");
-        connections.drain(Order::Drain);
-        place.handle().ordered().await;
-        assert_eq!(place.handle().pending(), Some(Order::End));
-        assert_eq!(connections.admit(Ipv4Addr::LOCALHOST.into()).err(), Some(Refused::Draining));
-        drop(place);
-        connections.none_left().await;
+        connections.end_all(EndRequest::Drain);
+        entry.handle().end_requested().await;
+        assert_eq!(entry.handle().end_request(), Some(EndRequest::EndSession));
+        assert_eq!(connections.admit(Ipv4Addr::LOCALHOST.into()).err(), Some(AdmissionError::Draining));
+        drop(entry);
+        connections.all_ended().await;
     }
 
     fn login(user: &str) -> PastLogin {
@@ -439,38 +451,38 @@ mod tests {
     }
 
     #[test]
-    fn a_login_during_which_the_users_sessions_end_must_be_confirmed() {
+    fn a_login_must_be_confirmed_if_the_users_sessions_are_ended_meanwhile() {
         let connections = Arc::new(Connections::new(9, 9));
-        let place = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
-        place.handle().set_user(Some("anna"));
+        let entry = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
+        entry.handle().set_user(Some("anna"));
         assert!(connections.logins().is_empty());
         connections.end_user("bert");
         connections.end_user("anna");
-        assert_eq!(place.handle().pending(), None);
-        assert!(place.handle().log_in(login("anna")));
-        // Once is enough: the next login on this connection is another.
-        assert!(!place.handle().log_in(login("anna")));
+        assert_eq!(entry.handle().end_request(), None);
+        assert!(entry.handle().log_in(login("anna")));
+        // The next login on this connection need not be confirmed.
+        assert!(!entry.handle().log_in(login("anna")));
     }
 
     #[test]
-    fn only_the_session_of_the_login_is_revoked_and_once() {
+    fn a_session_is_revoked_once_and_only_for_its_current_login() {
         let connections = Arc::new(Connections::new(9, 9));
-        let place = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
+        let entry = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
         let login = |version: &str| PastLogin {
             user: "anna".to_owned(),
             version: Some(version.to_owned()),
             address: Ipv4Addr::LOCALHOST.into(),
         };
-        place.handle().log_in(login("1"));
+        entry.handle().log_in(login("1"));
         let found = connections.logins();
         assert_eq!(found[&login("1")].len(), 1);
         // REIN, and another login.
-        place.handle().log_in(login("2"));
-        assert!(!place.handle().revoke(&login("1"), EndReason::Disabled));
-        assert_eq!(place.handle().pending(), None);
-        assert!(place.handle().revoke(&login("2"), EndReason::Disabled));
-        assert!(!place.handle().revoke(&login("2"), EndReason::Removed));
-        assert_eq!(place.handle().revoked(), Some(EndReason::Disabled));
-        assert_eq!(place.handle().pending(), Some(Order::End));
+        entry.handle().log_in(login("2"));
+        assert!(!entry.handle().revoke(&login("1"), EndReason::Disabled));
+        assert_eq!(entry.handle().end_request(), None);
+        assert!(entry.handle().revoke(&login("2"), EndReason::Disabled));
+        assert!(!entry.handle().revoke(&login("2"), EndReason::Removed));
+        assert_eq!(entry.handle().revocation(), Some(EndReason::Disabled));
+        assert_eq!(entry.handle().end_request(), Some(EndRequest::EndSession));
     }
 }

@@ -1,25 +1,25 @@
-//! Whether the limit of open files leaves room for all sessions, and fewer sessions if it does not.
+//! Lowers the number of sessions to fit the limit of open files (RLIMIT_NOFILE).
 //!
-//! Without this, a flood of silent connections takes the last descriptor, and sessions that have logged in
-//! can open neither files nor data connections.
+//! Otherwise a flood of silent connections could take the last descriptor, and logged-in sessions could not
+//! open files and data connections.
 
-/// Descriptors of an idle session: the control connection and the home; and of one with a transfer: the data
-/// connection, the file and its directory.
-const OF_SESSION: u64 = 5;
+/// Descriptors of a session: the control connection and the home, and during a transfer the data connection,
+/// the file and its directory.
+const PER_SESSION: u64 = 5;
 
-/// Both ends of the pipe through which a transfer thread moves data.
-const OF_TRANSFER: u64 = 2;
+/// Descriptors of a transfer: both ends of the pipe through which a transfer thread moves data.
+const PER_TRANSFER: u64 = 2;
 
-/// Directories on the way to a file that an operation has open at once.
-const OF_OPERATION: u64 = 6;
+/// Directories on the way to a file that a file operation has open at once.
+const PER_OPERATION: u64 = 6;
 
-/// Redis, authd, metrics, logs, certificates, the tree that is counted for a quota.
+/// Descriptors for Redis, authd, metrics, logs, certificates, and the home count of a quota.
 const OTHERS: u64 = 256;
 
-/// What a session needs when it does everything it can do at one time.
-const OF_BUSY_SESSION: u64 = 8;
+/// Most descriptors that one session can use at a time.
+const PER_BUSY_SESSION: u64 = 8;
 
-/// The process may open too few files for a single session.
+/// The limit of open files is too low for a single session.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the limit of open files (RLIMIT_NOFILE, LimitNOFILE= of the service) is {available}; one session needs \
@@ -32,38 +32,38 @@ pub struct TooFewDescriptors {
 
 /// The limits that decide how many descriptors the process needs.
 #[derive(Clone, Copy, Debug)]
-pub struct Needs {
+pub struct DescriptorNeeds {
     pub sessions: u32,
     pub transfers: u32,
     pub file_operations: u32,
-    /// Sockets that listen: a passive port has one for each address of the node.
+    /// Listening sockets. A passive port has one for each address of the node.
     pub listening: u32,
 }
 
-impl Needs {
-    /// Descriptors that the process needs when every limit is reached.
+impl DescriptorNeeds {
+    /// Descriptors that the process needs if every limit is reached.
     pub fn total(&self) -> u64 {
         let sessions = u64::from(self.sessions);
-        OF_SESSION * sessions
-            + OF_TRANSFER * sessions.min(self.transfers.into())
-            + OF_OPERATION * sessions.min(self.file_operations.into())
+        PER_SESSION * sessions
+            + PER_TRANSFER * sessions.min(self.transfers.into())
+            + PER_OPERATION * sessions.min(self.file_operations.into())
             + u64::from(self.listening)
             + OTHERS
     }
 
-    /// The number of sessions for which `available` descriptors suffice; at most `sessions`.
+    /// The number of sessions for which `available` descriptors suffice, at most `sessions`.
     ///
     /// # Errors
-    /// There is no room for one session.
+    /// The descriptors do not suffice for one session.
     pub fn sessions_that_fit(&self, available: u64) -> Result<u32, TooFewDescriptors> {
         if self.total() <= available {
             return Ok(self.sessions);
         }
         let for_sessions = available.saturating_sub(u64::from(self.listening) + OTHERS);
-        match u32::try_from(for_sessions / OF_BUSY_SESSION).unwrap_or(u32::MAX).min(self.sessions) {
+        match u32::try_from(for_sessions / PER_BUSY_SESSION).unwrap_or(u32::MAX).min(self.sessions) {
             0 => Err(TooFewDescriptors {
                 available,
-                needed: u64::from(self.listening) + OTHERS + OF_BUSY_SESSION,
+                needed: u64::from(self.listening) + OTHERS + PER_BUSY_SESSION,
             }),
             sessions => Ok(sessions),
         }
@@ -75,16 +75,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sessions_are_lowered_until_all_of_them_can_have_files_open() {
-        let needs = |listening| Needs { sessions: 10_000, transfers: 1000, file_operations: 128, listening };
+    fn sessions_are_lowered_until_each_has_enough_descriptors() {
+        let needs = |listening| DescriptorNeeds {
+            sessions: 10_000,
+            transfers: 1000,
+            file_operations: 128,
+            listening,
+        };
         for (available, listening, sessions) in
             [(1_048_576, 1000, 10_000), (20_000, 1000, 2_343), (1_024, 40, 91), (305, 40, 1)]
         {
             assert_eq!(needs(listening).sessions_that_fit(available), Ok(sessions), "{available}");
-            let busy = OF_BUSY_SESSION * u64::from(sessions) + u64::from(listening) + OTHERS;
+            let busy = PER_BUSY_SESSION * u64::from(sessions) + u64::from(listening) + OTHERS;
             assert!(busy <= available, "{available}");
         }
         assert!(needs(40).sessions_that_fit(300).is_err());
-        assert_eq!(Needs { sessions: 10, ..needs(40) }.sessions_that_fit(1_024), Ok(10));
+        assert_eq!(DescriptorNeeds { sessions: 10, ..needs(40) }.sessions_that_fit(1_024), Ok(10));
     }
 }

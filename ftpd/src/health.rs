@@ -1,4 +1,4 @@
-//! Whether the node is ready for new clients, and which of its dependencies keep it from that.
+//! Readiness of the node for new clients, and the state of its dependencies.
 
 pub mod operations;
 mod storage;
@@ -25,15 +25,18 @@ use tokio::time::{Instant, sleep, sleep_until};
 use self::storage::StorageProbe;
 use crate::{auth::probe::AuthdProbe, listener, metrics};
 
-/// How often dependencies are asked, how long each may take, and which must be well.
+/// Settings of the readiness probes.
 #[derive(Clone, Debug)]
 pub struct Readiness {
+    /// Dependencies that must work for the node to be ready.
     pub requirements: Vec<Requirement>,
+    /// Interval between probes.
     pub interval: Duration,
+    /// Time limit of one probe.
     pub timeout: Duration,
 }
 
-/// The health of the node, from its start on.
+/// State of the node and its dependencies.
 pub struct Health {
     settings: Readiness,
     life: RwLock<LifeStage>,
@@ -46,7 +49,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// `asks_authd`: the node asks an authd who may log in.
+    /// `asks_authd`: authd decides the node's logins.
     pub fn new(settings: Readiness, asks_authd: bool) -> Self {
         Self {
             settings,
@@ -64,7 +67,7 @@ impl Health {
         *self.life.write().unwrap_or_else(PoisonError::into_inner) = life;
     }
 
-    /// What `/readyz` answers.
+    /// The report that `/readyz` shows.
     pub fn report(&self) -> ReadinessReport {
         let life = *self.life.read().unwrap_or_else(PoisonError::into_inner);
         let always = [
@@ -81,10 +84,10 @@ impl Health {
         )
     }
 
-    /// Asks the dependencies again and again. Returns when each of them has answered for the first time or
-    /// could have; the asking goes on in the background.
+    /// Starts a task that probes the dependencies at intervals. Returns after the first round, or after one
+    /// second.
     pub async fn watch(self: &Arc<Self>, root: &Path, authd: Option<AuthdProbe>, registry: &Registry) {
-        // There is one registry.
+        // Called only once, so the cell is empty.
         let _ = self.registry.set(registry.clone());
         let mut storage = StorageProbe::of(root);
         let (first, done) = tokio::sync::oneshot::channel();
@@ -96,14 +99,14 @@ impl Health {
                 tokio::join!(health.ask_storage(&mut storage), health.ask_authd(authd.as_ref()));
                 health.look_at_listeners();
                 if let Some(first) = first.take() {
-                    // The node may have stopped waiting.
+                    // Fails if the caller has stopped waiting.
                     let _ = first.send(());
                 }
-                health.tell(&registry);
+                health.publish(&registry);
                 sleep_until(due).await;
             }
         });
-        // A dependency that hangs does not keep the node from starting: it is not ready then.
+        // A dependency that hangs does not keep the node from starting; the node is then not ready.
         let _ = tokio::time::timeout(Duration::from_secs(1), done).await;
     }
 
@@ -113,9 +116,9 @@ impl Health {
             |error: String| DependencyFailure { condition: Condition::Failed, error, setting: "root" };
         let is_new = self.storage.note(result.clone().map_err(trouble));
         match result {
-            Err(error) if is_new => log::error!(error, setting = "root"; "the storage does not answer"),
+            Err(error) if is_new => log::error!(error, setting = "root"; "the storage does not respond"),
             Ok(()) if is_new && self.storage.dependency().last_error.is_some() => {
-                log::info!("the storage answers again");
+                log::info!("the storage responds again");
             }
             _ => {}
         }
@@ -125,24 +128,24 @@ impl Health {
         let (Some(watched), Some(probe)) = (&self.authd, probe) else { return };
         let mut result = probe.ask(self.settings.timeout).await;
         if result.is_err() && watched.dependency().condition == Condition::Ok {
-            // An authd that is started again is away for less than that.
+            // A restart of authd takes less than a second.
             sleep(Duration::from_secs(1)).await;
             result = probe.ask(self.settings.timeout).await;
         }
         let is_new = watched.note(result.clone());
         match result {
             Err(DependencyFailure { error, setting, .. }) if is_new => {
-                log::error!(error, setting; "no authd would decide a login");
+                log::error!(error, setting; "no authd is able to decide logins");
             }
             Ok(()) if is_new && watched.dependency().last_error.is_some() => {
-                log::info!("an authd decides logins again");
+                log::info!("authd is able to decide logins again");
             }
             _ => {}
         }
     }
 
     fn look_at_listeners(&self) {
-        // Its log line was written when it happened.
+        // The listener logged the shortage when it happened.
         self.listeners.note(match listener::shortage() {
             None => Ok(()),
             Some(error) => Err(DependencyFailure {
@@ -153,8 +156,8 @@ impl Health {
         });
     }
 
-    /// Tells the metrics, the log, the service manager and the registry.
-    pub fn tell(&self, registry: &Registry) {
+    /// Publishes the report to the metrics, the registry, the log and the service manager.
+    pub fn publish(&self, registry: &Registry) {
         let report = self.report();
         for (name, shown) in &report.dependencies {
             metrics::dependency(name, shown.dependency.condition == Condition::Ok);
@@ -172,7 +175,7 @@ impl Health {
         } else {
             let failing = report.failing().into_iter().filter(|failing| failing.required);
             let names = failing.map(|failing| failing.dependency).collect::<Vec<_>>().join(", ");
-            log::warn!(dependencies = names.as_str(); "not ready (/readyz says why)");
+            log::warn!(dependencies = names.as_str(); "not ready (see /readyz)");
             service::status(&format!("not ready: {names}"));
         }
     }

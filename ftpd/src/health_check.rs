@@ -1,44 +1,45 @@
-//! Connections that a balancer makes for itself, such as HAProxy's check of the banner.
+//! Health checks: connections that a balancer makes on its own behalf, such as HAProxy's check of the banner.
 //!
-//! Their PROXY header says LOCAL, UNSPEC, or UNKNOWN in version 1. They must be accepted (PROXY protocol
-//! specification section 2.2), but they have no client: there is no session, no login, no log line and no
-//! use of a limit. Only trusted balancers can make them.
+//! Their PROXY header has the command LOCAL or the family UNSPEC, or UNKNOWN in version 1. The node must
+//! accept them (PROXY protocol specification section 2.2). They have no client: there is no session and no
+//! login, and they neither appear in the log nor count to a limit. Only trusted balancers can make them.
 
 use common::session::SessionId;
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     commands::system_type,
-    control::{Control, Received},
+    control::{ControlStream, Received},
     listing::machine::Facts,
     metrics,
     node::Node,
     protocol::{
-        self, Code, Command, Reply,
+        self, AnyTimeCommand, Code, Command, Reply,
         command::Algorithm,
         line::{Line, LineBuffer},
         verbs::{self, Features},
     },
 };
 
-/// Greets the balancer and answers it, for no longer than a login may take. `implicit`: TLS begins at once.
-pub async fn serve(stream: TcpStream, node: &Node, implicit: bool) {
-    let mut control = Control::new(stream, node.timeouts.reply);
-    // Late or not, the connection ends.
-    let _ = timeout(node.timeouts.login, converse(&mut control, node, implicit)).await;
+/// Greets the balancer and answers its commands for at most `login_timeout`. With `implicit_tls` the
+/// connection begins with a TLS handshake.
+pub async fn serve(stream: TcpStream, node: &Node, implicit_tls: bool) {
+    let mut control = ControlStream::new(stream, node.timeouts.reply);
+    // The connection ends in either case.
+    let _ = timeout(node.timeouts.login, converse(&mut control, node, implicit_tls)).await;
     control.close().await;
 }
 
-async fn converse(control: &mut Control, node: &Node, implicit: bool) {
-    if implicit {
+async fn converse(control: &mut ControlStream, node: &Node, implicit_tls: bool) {
+    if implicit_tls {
         let Some(tls) = &node.tls else { return };
-        // No session has this id, so the tickets prove nothing.
+        // The id belongs to no session, so that the tickets prove nothing.
         if Box::pin(control.encrypt(tls, SessionId::random())).await.is_err() {
             return;
         }
     }
     if node.connections.is_draining() {
-        control.push(&Reply::new(Code::SERVICE_UNAVAILABLE, "This node goes down for maintenance"));
+        control.push(&Reply::new(Code::SERVICE_UNAVAILABLE, "Server is shutting down for maintenance"));
         return;
     }
     control.push(&Reply::new(Code::READY, node.greeting.clone()));
@@ -47,7 +48,7 @@ async fn converse(control: &mut Control, node: &Node, implicit: bool) {
     loop {
         while let Some(line) = lines.next_line() {
             if commands_left == 0 {
-                control.push(&Reply::new(Code::SERVICE_UNAVAILABLE, "Too many commands without a login"));
+                control.push(&Reply::new(Code::SERVICE_UNAVAILABLE, "Too many commands before login"));
                 return;
             }
             commands_left -= 1;
@@ -59,12 +60,13 @@ async fn converse(control: &mut Control, node: &Node, implicit: bool) {
                 Ok(request) => answer(node, &request.command),
                 Err(error) => match error.reply() {
                     Some(reply) => reply,
-                    // Another protocol.
+                    // The peer speaks another protocol.
                     None => return,
                 },
             };
             control.push(&reply);
-            if request.is_ok_and(|request| matches!(request.command, Command::Quit)) {
+            if request.is_ok_and(|request| matches!(request.command, Command::AnyTime(AnyTimeCommand::Quit)))
+            {
                 return;
             }
         }
@@ -76,21 +78,24 @@ async fn converse(control: &mut Control, node: &Node, implicit: bool) {
 
 fn answer(node: &Node, command: &Command) -> Reply {
     match command {
-        Command::Noop => Reply::new(Code::OK, "OK"),
-        Command::Syst => system_type(),
-        Command::Feat => verbs::feat(Features {
+        Command::AnyTime(AnyTimeCommand::Noop) => Reply::ok(),
+        Command::AnyTime(AnyTimeCommand::Syst) => system_type(),
+        Command::AnyTime(AnyTimeCommand::Feat) => verbs::feat(Features {
             facts: Facts::default(),
             hash: Algorithm::Sha256,
             tls: node.tls.is_some(),
         }),
-        Command::Help(topic) => verbs::help(topic.as_deref()),
-        Command::Quit => Reply::new(Code::CLOSING, "Goodbye"),
+        Command::AnyTime(AnyTimeCommand::Help(topic)) => verbs::help(topic.as_deref()),
+        Command::AnyTime(AnyTimeCommand::Quit) => Reply::goodbye(),
         command => {
-            if matches!(command, Command::User(_)) {
+            if matches!(command, Command::AnyTime(AnyTimeCommand::User(_))) {
                 metrics::connection_refused("no_client_address");
-                log::debug!("login refused: the balancer's PROXY header names no client");
+                log::debug!("login refused: the balancer's PROXY header has no client address");
             }
-            Reply::new(Code::NOT_LOGGED_IN, "No login: the balancer did not send the client's address")
+            Reply::new(
+                Code::NOT_LOGGED_IN,
+                "Login not possible: the balancer did not send the client's address",
+            )
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The FTP node.
 //!
-//! `main` → [`server::run`] → one task per client: [`connection`] reads a line, [`protocol`] makes
-//! a command of it, [`session`] decides whether it may run, a handler in [`commands`] runs it in
-//! the user's [`jail`], if the user's [`access`] permits it there. A transfer is an [`activity`]: it runs on a thread of its own, over a
-//! connection from [`data`], while its control connection is still read.
+//! `main` → [`server::run`] → one task per client: [`control`] reads a line, [`protocol`] parses it,
+//! [`commands`] checks that the command may run now and calls its handler, which works on the [`session`]
+//! and in the user's [`jail`], within the user's [`access`]. A transfer is an [`activity`]: it runs on a
+//! thread of its own, over a connection from [`data`], while the control connection is still read.
 
 pub mod access;
 pub mod activity;
@@ -12,7 +12,6 @@ pub mod blocking;
 pub mod check;
 pub mod commands;
 pub mod config;
-pub mod connection;
 pub mod connection_log;
 pub mod connections;
 pub mod control;

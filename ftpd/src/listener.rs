@@ -1,4 +1,4 @@
-//! Listening sockets: how they are made, and how accepting survives what can go wrong.
+//! Listening sockets: their options, and accepting connections in spite of errors.
 
 use std::{
     io,
@@ -13,44 +13,44 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Connections that the kernel keeps waiting between two accepts.
+/// Length of the kernel's queue of connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// Listens on `address`.
+/// Listens on `address`. Must run within the runtime.
 ///
 /// # Errors
-/// Those of socket, bind and listen. Must run within the runtime.
+/// Those of socket(2), bind(2) and listen(2).
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Bound::new(address)?.listen()
 }
 
-/// A socket that has its address, on which no process listens then, and takes no connections yet.
+/// A socket that is bound to its address and does not listen yet. No other process listens on the address.
 pub struct Bound(Socket);
 
 impl Bound {
-    /// An IPv6 socket takes IPv6 only, so that `0.0.0.0` and `::` go together; a port whose old
-    /// connections still fade away can be taken again at once.
+    /// Binds a socket. An IPv6 socket is for IPv6 only, so that `0.0.0.0` and `::` can both be bound. A port
+    /// with connections in the state TIME_WAIT can be bound.
     ///
     /// # Errors
-    /// Those of socket and bind: EADDRINUSE if a process listens on the address.
+    /// Those of socket(2) and bind(2): EADDRINUSE if a process listens on the address.
     pub fn new(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
         socket.set_reuse_address(true)?;
-        // Its connections inherit both. Replies and the last bytes of a transfer are small writes;
-        // Nagle's algorithm with the peer's delayed ACK would hold each back for 40 ms.
+        // Accepted connections inherit this option and the next. Replies and the last bytes of a transfer are
+        // small writes: Nagle's algorithm and the peer's delayed ACK would delay each of them by 40 ms.
         socket.set_tcp_nodelay(true)?;
-        // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3); inline it is an
-        // ordinary part of the line.
+        // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3). Inline, the urgent byte
+        // is an ordinary part of the line.
         socket.set_out_of_band_inline(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         Ok(Self(socket))
     }
 
-    /// The address with the port that the kernel chose, if none was given.
+    /// The address, with the port that the kernel chose for port 0.
     ///
     /// # Errors
     /// Those of getsockname(2).
@@ -59,71 +59,76 @@ impl Bound {
         address.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
     }
 
+    /// Starts to listen. Must run within the runtime.
+    ///
     /// # Errors
-    /// Those of listen(2). Must run within the runtime.
+    /// Those of listen(2).
     pub fn listen(self) -> io::Result<TcpListener> {
         self.0.listen(BACKLOG)?;
         TcpListener::from_std(self.0.into())
     }
 }
 
-/// The next connection. Errors of single connections are passed over; where the process has run
-/// out of descriptors or memory, it waits a little for some to come free.
+/// Accepts the next connection. Errors of single connections are skipped. If the process has no descriptors
+/// or memory left, it waits 100 ms before the next attempt.
 pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
-                enough();
+                clear_shortage();
                 return connection;
             }
-            Err(error) => pass_over(&error).await,
+            Err(error) => handle_accept_error(&error).await,
         }
     }
 }
 
-/// A listener whose connections the runtime does not watch.
+/// A listener whose accepted connections are not registered with the runtime.
 pub struct UnwatchedListener(AsyncFd<net::TcpListener>);
 
 impl UnwatchedListener {
+    /// Must run within the runtime.
+    ///
     /// # Errors
-    /// The runtime cannot watch the listener itself. Must run within the runtime.
+    /// The listener itself cannot be registered with the runtime.
     pub fn new(listener: TcpListener) -> io::Result<Self> {
-        // SAFETY: a `TcpListener` owns its descriptor, which stays open and the same for as long as it lives.
+        // SAFETY: a `TcpListener` owns its descriptor, which stays open and does not change until it is
+        // dropped.
         let watched = unsafe { AsyncFd::register_with_interest(listener.into_std()?, Interest::READABLE) };
         Ok(Self(watched?))
     }
 
-    /// As [`accept`]; the connection is blocking.
+    /// Like [`accept`], with a blocking connection.
     pub async fn accept(&self) -> (net::TcpStream, SocketAddr) {
         loop {
             match self.0.async_io(Interest::READABLE, net::TcpListener::accept).await {
                 Ok(connection) => {
-                    enough();
+                    clear_shortage();
                     return connection;
                 }
-                Err(error) => pass_over(&error).await,
+                Err(error) => handle_accept_error(&error).await,
             }
         }
     }
 }
 
-/// The error number with which the process last could not accept a connection, until it could: 0.
+/// The error number of the last failed accept for lack of descriptors or memory; 0 after the next success.
 static SHORTAGE: AtomicI32 = AtomicI32::new(0);
 
-/// Why the process cannot accept connections at this time.
+/// The reason why the process cannot accept connections at this time, if there is one.
 pub fn shortage() -> Option<String> {
     let number = SHORTAGE.load(Ordering::Relaxed);
     (number != 0).then(|| format!("cannot accept connections: {}", io::Error::from_raw_os_error(number)))
 }
 
-fn enough() {
-    // Read first: connections on all threads would otherwise write to the same place.
+fn clear_shortage() {
+    // Reading first avoids that all threads write to the same cache line.
     if SHORTAGE.load(Ordering::Relaxed) != 0 {
         SHORTAGE.store(0, Ordering::Relaxed);
     }
 }
 
-async fn pass_over(error: &io::Error) {
+async fn handle_accept_error(error: &io::Error) {
     let is_short =
         matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS));
     if is_short {
@@ -131,6 +136,6 @@ async fn pass_over(error: &io::Error) {
         log::error!("cannot accept connections: {error}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     } else {
-        log::debug!("a connection ended before it was accepted: {error}");
+        log::debug!("connection lost before it was accepted: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! `ftpd`: arguments, settings, logging; then the server runs, and its end is the exit status.
+//! `ftpd`: parses the command line and settings, starts the log, runs the node, and sets the exit status.
 
 use std::{
     io::{self, Write},
@@ -19,22 +19,22 @@ use ftpd::{
     settings::SCHEMA,
 };
 
-/// For name look-ups, the transfer log and certificates: file operations and transfers have
-/// threads of their own.
+/// Threads for name look-ups, the transfer log and certificates. File operations and transfers run on the
+/// threads of [`ftpd::workers`].
 const RUNTIME_BLOCKING_THREADS: usize = 8;
 
-#[allow(clippy::print_stdout, clippy::print_stderr)] // This is the program's own output.
+#[allow(clippy::print_stdout, clippy::print_stderr)] // The program's output, before the log starts.
 fn main() -> ExitCode {
     let flags = SCHEMA.command().get_matches();
-    if let Some(page) = SCHEMA.printed(SCHEMA.command(), &flags) {
-        // A reader that has seen enough closes the pipe.
+    if let Some(page) = SCHEMA.printed(&flags) {
+        // The reader may close the pipe early.
         let _ = io::stdout().write_all(&page);
         return ExitCode::SUCCESS;
     }
     let config = match settings(&flags) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("ftpd: {error}\nftpd: verify a correction with --check; --help tells all settings");
+            eprintln!("ftpd: {error}\nftpd: verify a correction with --check; see --help for all settings");
             return ExitCode::from(EXIT_CONFIG);
         }
     };
@@ -42,13 +42,13 @@ fn main() -> ExitCode {
         return check(config, flags.get_flag("deep"));
     }
     logging::init(config.log.format, &config.log.level, Some(config.node_name.to_string()));
-    // Where the service has a limit on the size of files (LimitFSIZE), a file that would become larger is
-    // an error of its upload (EFBIG), not the end of the node.
-    // SAFETY: no other thread runs yet, and ignoring a signal runs no code of ours.
+    // With a limit on the size of files (LimitFSIZE), an upload beyond it fails with EFBIG. Without this
+    // line the kernel would end the process. SAFETY: no other thread runs yet, and an ignored signal runs
+    // no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-    // The permissions of new files are those of `file_mode` and `directory_mode`, whole.
+    // New files get the permissions of `file_mode` and `directory_mode` unchanged.
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
-    // This thread alone keeps what privileged ports need, and gives it up in `run`.
+    // This thread keeps the capability to bind ports below 1024, and gives it up in `run`.
     if let Err(error) = capabilities::forbid_new() {
         log::error!("cannot forbid new privileges: {error}");
         return ExitCode::FAILURE;
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         }
     };
     let result = runtime.block_on(server::run(config));
-    // Threads that wait for storage which hangs must not keep the process.
+    // Do not wait for threads whose storage hangs.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Exit status 0, or 1 if something that the settings name cannot be used.
+/// `--check`. The exit status is 0; 1 if `--deep` finds a file or server that cannot be used.
 fn check(config: Config, deep: bool) -> ExitCode {
     let summary = check::summary(&config);
     let tried = if deep {

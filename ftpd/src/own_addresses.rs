@@ -1,22 +1,22 @@
-//! Which addresses active mode never connects to: those of this host and of the cluster's services.
+//! Addresses that active mode must not connect to: those of this host and of the cluster's services.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use crate::config::Network;
 
 impl Network {
-    /// Whether active mode may connect to `address`, which is the client's own.
+    /// Checks whether active mode may connect to `address`, the client's own address.
     ///
-    /// A proxy that replaces the clients' addresses by the host's own (kube-proxy with source NAT, Docker's
-    /// userland proxy) would otherwise let every user connect to what trusts this host. The kernel is
-    /// asked each time: addresses come and go.
+    /// Some proxies replace client addresses by the host's own (kube-proxy with source NAT, Docker's userland
+    /// proxy). Without this check, every user could then connect to services that trust this host. The kernel
+    /// is asked each time, because the host's addresses may change.
     ///
     /// # Errors
     /// `service`: Redis, authd or this node's admin port. `loopback`: a loopback address, unless this node
-    /// listens on loopback addresses only. `own_address`: an address of one of this host's interfaces.
+    /// listens only on loopback addresses. `own_address`: an address of this host.
     pub fn may_dial(&self, address: SocketAddr) -> Result<(), &'static str> {
         let ip = address.ip().to_canonical();
-        // On a loopback address the clients may well have the address of a service, in a cluster on one host.
+        // In a cluster on one host, clients and services share a loopback address; the port then decides.
         let is_service = |service: &SocketAddr| {
             service.ip().to_canonical() == ip && (service.port() == address.port() || !ip.is_loopback())
         };
@@ -30,11 +30,12 @@ impl Network {
     }
 }
 
-/// Whether the address is one of this host's.
+/// Returns true if the address belongs to this host.
 ///
-/// Connecting a UDP socket sends nothing. The kernel chooses the source address, which is the destination
-/// itself if and only if the destination is local. Unlike a list of the interfaces this needs no netlink,
-/// which the service's sandbox forbids, and unlike binding it is right with `ip_nonlocal_bind`.
+/// Connecting a UDP socket sends nothing. The kernel chooses the source address, which equals the
+/// destination if and only if the destination is local. This needs no netlink (forbidden by the
+/// service's sandbox), unlike a list of the interfaces, and it is correct with `ip_nonlocal_bind`,
+/// unlike a bind.
 fn is_of_this_host(address: SocketAddr) -> bool {
     let any: IpAddr = match address.ip() {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -44,6 +45,6 @@ fn is_of_this_host(address: SocketAddr) -> bool {
         socket.connect(address)?;
         socket.local_addr()
     });
-    // Without a route no data connection reaches the address either.
+    // An error means that there is no route, so a data connection cannot reach the address either.
     source.is_ok_and(|source| source.ip() == address.ip())
 }

@@ -1,4 +1,4 @@
-//! The client's real address: from the PROXY header of a trusted balancer, else the peer's own.
+//! The client address: taken from the PROXY header of a trusted balancer, else the peer's own.
 
 use std::{
     io,
@@ -15,38 +15,38 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
-use crate::protocol::proxy::{self, Header, Parsed};
+use crate::protocol::proxy::{self, ParsedHeader, ProxyHeader};
 
-/// Bytes that are looked at in one go: more than the headers of all known balancers have.
+/// Bytes peeked at once: longer than the header of any known balancer.
 const PEEK: usize = 256;
 
 /// The two ends of a connection as the client sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
-    /// The client's real address.
+    /// The client address.
     pub client: SocketAddr,
-    /// The address on which the client reached us, or the balancer.
+    /// The address that the client connected to: this node's or the balancer's.
     pub reached: SocketAddr,
 }
 
-/// Why a connection has no client.
+/// Reason why a connection has no client address.
 #[derive(Debug, thiserror::Error)]
 pub enum NoClient {
-    /// A health check that connected and left.
-    #[error("a health check")]
+    /// The peer closed the connection without sending anything, as a balancer's health check does.
+    #[error("closed without a PROXY header, as a health check does")]
     Left,
     /// The header says that the balancer connected for itself, or does not know the client.
-    #[error("the PROXY header names no client")]
+    #[error("the PROXY header does not contain a client address")]
     Balancer,
-    #[error("no valid PROXY header from a trusted balancer")]
+    #[error("the trusted balancer did not send a valid PROXY header")]
     InvalidHeader,
-    #[error("no PROXY header in time")]
+    #[error("the PROXY header did not arrive in time")]
     Late(#[from] Elapsed),
     #[error("the connection broke")]
     Broken(#[from] io::Error),
 }
 
-/// Whom to believe, and for how long to wait.
+/// Trusted balancers, and the time limit for their PROXY header.
 #[derive(Clone, Debug)]
 pub struct Trust {
     pub balancers: Vec<IpNet>,
@@ -54,13 +54,14 @@ pub struct Trust {
 }
 
 impl Trust {
+    /// Returns true if `peer` is a trusted balancer.
     pub fn is_balancer(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         self.balancers.iter().any(|network| network.contains(&peer))
     }
 
-    /// Finds out who connected. From a trusted balancer exactly the header is read, and required;
-    /// from anybody else nothing is read.
+    /// Determines the client address. A trusted balancer must send a PROXY header; exactly the header is
+    /// read. From other peers nothing is read.
     ///
     /// # Errors
     /// See [`NoClient`].
@@ -73,15 +74,15 @@ impl Trust {
     }
 }
 
-/// The ends of a balancer's connection whose header has come already, as most have when they are
-/// accepted: for them the runtime need not watch the connection. `None`: nothing was read, and
-/// [`Trust::ends`] finds out.
+/// Reads the PROXY header of a balancer's connection if it has already arrived. It usually has when the
+/// connection is accepted, and then the socket need not be registered with tokio. `None`: nothing was
+/// read; use [`Trust::ends`].
 pub fn ends_at_once(socket: &net::TcpStream) -> Option<Result<Ends, NoClient>> {
     let socket = socket.as_raw_fd();
     let mut seen = [0; PEEK];
     let count = recv(socket, &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).ok()?;
-    let Ok(Parsed::Complete { header, length }) = proxy::parse(&seen[..count]) else { return None };
-    // What was there to be seen is there to be taken.
+    let Ok(ParsedHeader::Complete { header, length }) = proxy::parse(&seen[..count]) else { return None };
+    // The bytes seen by MSG_PEEK are still in the socket's buffer.
     let taken = recv(socket, &mut seen[..length], MsgFlags::MSG_DONTWAIT);
     Some(match taken {
         Ok(count) if count == length => of_header(header),
@@ -90,12 +91,12 @@ pub fn ends_at_once(socket: &net::TcpStream) -> Option<Result<Ends, NoClient>> {
     })
 }
 
-fn of_header(header: Header) -> Result<Ends, NoClient> {
+fn of_header(header: ProxyHeader) -> Result<Ends, NoClient> {
     match header {
-        Header::Proxied { source, destination } => {
+        ProxyHeader::Proxied { source, destination } => {
             Ok(Ends { client: canonical(source), reached: canonical(destination) })
         }
-        Header::Local => Err(NoClient::Balancer),
+        ProxyHeader::Local => Err(NoClient::Balancer),
     }
 }
 
@@ -103,8 +104,8 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Reads the header and not one byte more: what follows belongs to the client.
-async fn read_header(stream: &mut TcpStream) -> Result<Header, NoClient> {
+/// Reads exactly the header: the bytes after it belong to the client.
+async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, NoClient> {
     let mut header = Vec::new();
     loop {
         let mut seen = [0; PEEK];
@@ -115,9 +116,9 @@ async fn read_header(stream: &mut TcpStream) -> Result<Header, NoClient> {
         let before = header.len();
         header.extend_from_slice(&seen[..count]);
         match proxy::parse(&header).map_err(|_| NoClient::InvalidHeader)? {
-            // All of it belongs to the header, so it can be taken.
-            Parsed::Incomplete => _ = stream.read_exact(&mut seen[..count]).await?,
-            Parsed::Complete { header, length } => {
+            // All peeked bytes belong to the header.
+            ParsedHeader::Incomplete => _ = stream.read_exact(&mut seen[..count]).await?,
+            ParsedHeader::Complete { header, length } => {
                 stream.read_exact(&mut seen[..length - before]).await?;
                 return Ok(header);
             }

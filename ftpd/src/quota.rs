@@ -49,7 +49,7 @@ pub struct HomeQuota {
 }
 
 impl HomeQuota {
-    /// Begins to count `directory` if that is due. `path`: its [`Jail::counted_key`].
+    /// Begins to count `directory` if that is due. `path`: its [`Jail::quota_key`].
     pub async fn open(
         node: &Arc<Node>,
         account: &Account,

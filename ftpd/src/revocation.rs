@@ -1,10 +1,10 @@
-//! Ends the sessions of users who may not log in any more.
+//! Revocation: ends the sessions whose login authd would no longer accept.
 //!
-//! Redis has a number, the revision of the accounts, which authd changes with each change after which a
-//! session may have to end. A node that sees another number than the one it has handled asks authd about all
-//! its sessions, and so it does whenever it has joined the registry, and every `reauthorize_interval`, which
-//! also ends sessions outside a user's `hours`. A number is handled when every answer has come: a node or an
-//! authd that was away at the time of the change makes up for it.
+//! authd changes a number in Redis, the revision of the accounts, with each change after which a session may
+//! have to end. A node asks authd about all its sessions when the revision differs from the one it handled
+//! last, after it has joined the registry, and every `reauthorize_interval`. The latter also ends sessions
+//! outside a user's `hours`. A revision counts as handled when authd has answered about all sessions, so
+//! that no change is missed while a node or authd is down.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,30 +14,31 @@ use common::{
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::{connections::Handle, metrics, node::Node};
+use crate::{connections::SessionHandle, metrics, node::Node};
 
-/// Waits between attempts when authd does not answer: the first, and the longest.
+/// The first and the longest pause between attempts while authd does not answer.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// Asks for as long as the node runs.
+/// Keeps asking authd until the node ends.
 pub async fn run(node: Arc<Node>) {
     let mut revision = node.registry.revision();
     let mut handled: Option<Revision> = None;
     let mut next = Instant::now() + node.timeouts.reauthorize;
-    let mut trouble = DependencyFailure::default();
+    let mut outage = AuthdOutage::default();
     loop {
-        // Before the sessions are listed: a login that is not in the list yet compares it afterwards.
+        // Read before the sessions are listed: a login that is not in the list yet compares the revision
+        // later.
         let seen = *revision.borrow_and_update();
         if handled != Some(seen) || Instant::now() >= next {
             match check_all(&node).await {
-                Ok(is_known) => {
-                    trouble.is_over(is_known);
+                Ok(is_supported) => {
+                    outage.end(is_supported);
                     handled = Some(seen);
                     next = Instant::now() + node.timeouts.reauthorize;
                 }
                 Err(error) => {
-                    sleep(trouble.note(&error)).await;
+                    sleep(outage.note(&error)).await;
                     continue;
                 }
             }
@@ -51,20 +52,20 @@ pub async fn run(node: Arc<Node>) {
     }
 }
 
-/// Whether authd still accepts this login, which may have begun before a change. `None`: every authd is of an
-/// earlier version, which cannot tell.
+/// Asks authd whether it would accept this login now. `None`: all authd instances are of an earlier version,
+/// which does not support the question.
 ///
 /// # Errors
-/// authd did not decide it. What it did instead, for the log.
+/// authd gave no answer; the text is for the log.
 pub async fn still_authorized(node: &Node, login: &PastLogin) -> Result<Option<Verdict>, String> {
     let verdicts = node.authenticator.authorized(std::slice::from_ref(login)).await?;
     Ok(verdicts.and_then(|verdicts| verdicts.first().copied()))
 }
 
-/// Asks about all sessions, and ends those that may not stay. `false`: every authd is of an earlier version,
-/// which cannot tell.
+/// Asks authd about all sessions, and ends those that authd would no longer accept. Returns false if all
+/// authd instances are of an earlier version, which does not support the question.
 async fn check_all(node: &Node) -> Result<bool, String> {
-    let (logins, sessions): (Vec<PastLogin>, Vec<Vec<Arc<Handle>>>) =
+    let (logins, sessions): (Vec<PastLogin>, Vec<Vec<Arc<SessionHandle>>>) =
         node.connections.logins().into_iter().unzip();
     if logins.is_empty() {
         return Ok(true);
@@ -78,7 +79,7 @@ async fn check_all(node: &Node) -> Result<bool, String> {
             Verdict::End { reason } => {
                 for handle in handles {
                     if handle.revoke(login, reason) {
-                        tell(handle, login, reason);
+                        log_revocation(handle, login, reason);
                     }
                 }
             }
@@ -86,49 +87,54 @@ async fn check_all(node: &Node) -> Result<bool, String> {
     }
     match undecided {
         0 => Ok(true),
-        _ => Err(format!("authd cannot decide about {undecided} of {} logins now", logins.len())),
+        _ => Err(format!("authd cannot decide about {undecided} of {} logins at this time", logins.len())),
     }
 }
 
-/// Logs and counts a session that may not stay.
-pub fn tell(handle: &Handle, login: &PastLogin, reason: EndReason) {
+/// Logs and counts a revoked session.
+pub fn log_revocation(handle: &SessionHandle, login: &PastLogin, reason: EndReason) {
     metrics::session_revoked(reason.as_str());
     log::warn!(
         session:% = handle.id, user = login.user.as_str(), address:% = login.address,
         reason = reason.as_str();
-        "the session ends: authd would not accept its login now"
+        "session revoked: authd would no longer accept its login"
     );
 }
 
-/// What the reply 421 says to the client.
-pub fn message(reason: EndReason) -> &'static str {
+/// The text of the 421 reply to a revoked session.
+pub fn reply_text(reason: EndReason) -> &'static str {
     match reason {
-        EndReason::Removed => "Session ended: this user does not exist any more",
-        EndReason::Disabled => "Session ended: this user is disabled",
+        EndReason::Removed => "Session ended: the account was removed",
+        EndReason::Disabled => "Session ended: the account is disabled",
         EndReason::CredentialChanged => {
-            "Session ended: the password or certificate has changed; log in again"
+            "Session ended: the password or certificate was changed; log in again"
         }
-        EndReason::AddressNotAllowed => "Session ended: this user may not connect from your address",
-        EndReason::TimeNotAllowed => "Session ended: this user may not be logged in at this time",
-        EndReason::Unknown => "Session ended: this user may not be logged in now",
+        EndReason::AddressNotAllowed => "Session ended: the account may not be used from your address",
+        EndReason::TimeNotAllowed => "Session ended: the account may not be used at this time",
+        EndReason::Unknown => "Session ended: the login is no longer accepted",
     }
 }
 
-/// What the log knows of an authd that does not tell which sessions may stay.
+/// Keeps track of an outage of authd, for the pauses and the log.
 #[derive(Default)]
-struct DependencyFailure {
+struct AuthdOutage {
+    /// The last pause. `None`: authd has answered the last question.
     pause: Option<Duration>,
-    is_unknown_logged: bool,
+    /// The log has the warning about authd's version.
+    has_logged_version: bool,
 }
 
-impl DependencyFailure {
-    /// Returns how long to wait before the next attempt.
+impl AuthdOutage {
+    /// Notes a failed attempt. Returns the pause before the next one.
     fn note(&mut self, error: &str) -> Duration {
         metrics::reauthorization("failed");
         let pause = match self.pause {
             Some(pause) => (pause * 2).min(LONGEST_PAUSE),
             None => {
-                log::warn!(error; "authd does not say which sessions may stay; they go on, and the node asks again");
+                log::warn!(
+                    error;
+                    "authd does not answer which sessions may continue; all continue, and the node asks again"
+                );
                 FIRST_PAUSE
             }
         };
@@ -136,16 +142,17 @@ impl DependencyFailure {
         pause
     }
 
-    /// authd has answered. `is_known`: it has the route.
-    fn is_over(&mut self, is_known: bool) {
-        metrics::reauthorization(if is_known { "answered" } else { "unsupported" });
+    /// Notes an answer. `is_supported`: authd supports the question.
+    fn end(&mut self, is_supported: bool) {
+        metrics::reauthorization(if is_supported { "answered" } else { "unsupported" });
         if self.pause.take().is_some() {
-            log::info!("authd says again which sessions may stay");
+            log::info!("authd answers again which sessions may continue");
         }
-        if !is_known && !std::mem::replace(&mut self.is_unknown_logged, true) {
+        if !is_supported && !std::mem::replace(&mut self.has_logged_version, true) {
             log::warn!(
-                "authd is of an earlier version, which cannot say which sessions may stay (POST /v1/authorized): \
-                 a session of a removed user ends only if the node hears of the removal at once; upgrade authd"
+                "authd is of an earlier version, which does not support POST /v1/authorized: the session of \
+                 a removed user ends only if this node is connected to Redis at the time of the removal; \
+                 upgrade authd"
             );
         }
     }

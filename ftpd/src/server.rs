@@ -1,4 +1,4 @@
-//! The node's life: starting, ready, draining, stopped.
+//! The life of the node: start, listeners, drain, stop.
 
 use std::{
     fs::{self, DirBuilder},
@@ -30,20 +30,19 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until, timeout_at},
 };
-
-use warp::Filter;
+use warp::{Filter, filters::BoxedFilter};
 
 use crate::{
     auth::probe::AuthdProbe,
     config::{Authentication, Config, Network},
-    connection::Connection,
-    connections::{Order, Refused},
+    connections::{AdmissionError, EndRequest},
+    control::ControlConnection,
     data::passive::PassivePorts,
-    descriptors::{Needs, TooFewDescriptors},
+    descriptors::{DescriptorNeeds, TooFewDescriptors},
     ephemeral,
     health::{self, Health},
     health_check,
-    jail::Locks,
+    jail::LockMode,
     listener::{self, Bound},
     metrics,
     node::{Node, Parts},
@@ -55,29 +54,29 @@ use crate::{
     transfer_log::TransferLog,
 };
 
-/// How long a session that was told to stop may take to say its last reply.
+/// Time for sessions to send their last reply when the node stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
 
-/// A node that is run as root uses everybody's files, as root does, and has no other power.
+/// Capabilities of a node that runs as root: those for files of all users, and no others.
 pub const KEPT_BY_ROOT: Kept = Kept::Files;
 
-/// Why the node does not start, or does not go on.
+/// Why the node cannot start, or ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    #[error("cannot listen on {0}{hint}", hint = hint(.0, .1))]
+    #[error("cannot listen on {0}{hint}", hint = listen_advice(.0, .1))]
     Listen(SocketAddr, #[source] io::Error),
     #[error(
-        "cannot listen on the passive port {0} (if a connection of this host holds it: \
-         net.ipv4.ip_local_reserved_ports keeps such ports free)"
+        "cannot listen on the passive port {0} (if an outgoing connection of this host uses it: reserve the \
+         passive ports with the sysctl net.ipv4.ip_local_reserved_ports)"
     )]
     ListenPassive(SocketAddr, #[source] io::Error),
     #[error("cannot open the transfer log {0}")]
     TransferLog(String, #[source] io::Error),
-    #[error("the storage root {0} is no directory that can be opened")]
+    #[error("the storage root {0} is not a directory, or cannot be opened")]
     Storage(String, #[source] io::Error),
-    #[error("TLS cannot be used")]
+    #[error("cannot set up TLS")]
     Tls(#[from] TlsError),
-    #[error("cannot install the metrics: {0}")]
+    #[error("cannot set up the metrics: {0}")]
     Metrics(String),
     #[error(transparent)]
     OpenFiles(#[from] TooFewDescriptors),
@@ -88,76 +87,57 @@ pub enum RunError {
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error(
-        "this node lost its name: {0} holds it now. A node that cannot renew its lease in Redis for \
-         node_lease frees its name; if both are meant to run, give one of them another node_name"
+        "this node lost its name: {0} has it now. A node loses its name if it cannot renew its lease in \
+         Redis for node_lease. If both nodes are meant to run, give one of them another node_name"
     )]
     NameLost(NameHolder),
-    #[error("the passive ports overlap those of a live node: {0}")]
+    #[error("the passive ports overlap with those of another live node: {0}")]
     SliceConflict(String),
 }
 
-/// What the operator can do about an address that cannot be listened on.
-fn hint(address: &SocketAddr, error: &io::Error) -> String {
+/// Advice for an address on which the node cannot listen.
+fn listen_advice(address: &SocketAddr, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            format!(" (`ss -ltnp 'sport = :{}'` shows the process that does)", address.port())
+            format!(" (`ss -ltnp 'sport = :{}'` shows the process that listens there)", address.port())
         }
         io::ErrorKind::AddrNotAvailable => {
-            " (this host has no such address: see listen, admin_listen)".to_owned()
+            " (this host does not have this address: see the settings listen and admin_listen)".to_owned()
         }
         _ if (1..1024).contains(&address.port()) => {
-            " (ports below 1024 need CAP_NET_BIND_SERVICE; another one is chosen with --port)".to_owned()
+            " (ports below 1024 need CAP_NET_BIND_SERVICE; --port selects another port)".to_owned()
         }
         _ => String::new(),
     }
 }
 
-/// Runs the node until it has drained. Call it on the thread of `main`, which is to have what ports
-/// below 1024 need: it binds them all, and then gives that up.
+/// Runs the node until it has drained. Call it on the thread of `main`, which has the capabilities for ports
+/// below
+/// 1024. The function binds all ports, then gives up these capabilities.
 ///
 /// # Errors
-/// Why it could not start, or had to end although nobody asked for it.
+/// The node cannot start, or has to end without a request to do so.
 pub async fn run(mut config: Config) -> Result<(), RunError> {
     let mut signals = Signals::new().map_err(RunError::Signals)?;
     let rendered = admin::install_metrics().map_err(|error| RunError::Metrics(error.to_string()))?;
     metrics::describe();
     if capabilities::is_root() {
-        log::warn!("runs as root, which is not needed: a user of its own is safer");
+        log::warn!("the node runs as root, which it does not need: a user of its own is safer");
     }
     fit_descriptors(&mut config)?;
-    tell_limits(&config);
+    export_limits(&config);
     service::start_watchdog();
-
     ephemeral::warn(config.network.passive_ports);
-    let (root, create) = (config.storage.root.clone(), config.storage.create_root);
-    let locks = config.redis.is_some().then_some(config.storage.locks);
-    let opened = tokio::task::spawn_blocking(move || {
-        open_root(&root, create).map_err(|error| (root.clone(), error))?;
-        if let Some(locks) = locks {
-            tell_locks(locks, &root);
-        }
-        Ok(())
-    });
-    if let Ok(Err((root, error))) = opened.await {
-        return Err(RunError::Storage(root.display().to_string(), error));
-    }
-    // Reads files on this thread: nobody is served yet.
-    let tls = config.tls.clone().map(|settings| Tls::load(settings).map(Arc::new)).transpose()?;
-    if let Some(tls) = &tls {
-        let downloads = if tls.kernel_seals() { "the kernel" } else { "this process" };
-        log::info!(part = "tls"; "downloads are encrypted by {downloads}, uploads decrypted by this process");
-    }
-    // Listening comes last: a balancer passes clients on to a node that refuses them, and would wait for
-    // one that does not answer yet.
+    check_storage(&config).await?;
+    let tls = load_tls(&config)?;
+    // The sockets are bound now and listen last. A balancer passes clients on to a node that refuses
+    // connections; for a node that does not answer yet it would wait.
     let control = bind_all(&config.network, config.network.port)?;
-    let implicit = match config.network.implicit_tls_port {
+    let implicit_tls = match config.network.implicit_tls_port {
         Some(port) => bind_all(&config.network, port)?,
         None => Vec::new(),
     };
-    let admin_listener = match config.admin_listen {
-        Some(address) => Some(bind(address)?),
-        None => None,
-    };
+    let admin_listener = config.admin_listen.map(bind).transpose()?;
     let probe = match &config.authentication {
         Authentication::Authd { urls, authorization, .. } => {
             Some(AuthdProbe::new(urls, authorization.as_ref()))
@@ -166,82 +146,145 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     };
     let health = Arc::new(Health::new(config.readiness.clone(), probe.is_some()));
     if let Some(listener) = admin_listener {
-        log::info!(part = "admin", address:% = local(&listener); "listening");
-        let shown = Arc::clone(&health);
-        let routes = admin::routes(rendered, move || shown.report());
-        let routes = routes.map(warp::Reply::into_response).boxed();
-        let observe = |event| {
-            if event == HttpEvent::Displaced {
-                metrics::limit_reached("admin_max_connections");
-            }
-        };
-        let limits = config.admin_limits;
-        tokio::spawn(async move {
-            // It serves until the process ends: nothing is sent here.
-            let (_never, stop) = oneshot::channel();
-            http::serve(listener, routes, limits, observe, stop).await;
-        });
+        let reported = Arc::clone(&health);
+        let routes = admin::routes(rendered, move || reported.report());
+        serve_admin(listener, routes.map(warp::Reply::into_response).boxed(), config.admin_limits);
     }
     let (node, mut events) = tokio::select! {
         started = start(config, &control, tls) => started?,
-        // It may wait for its name.
+        // The start may have to wait for the node's name.
         () = terminated(&mut signals) => return Ok(()),
     };
-    tokio::spawn(health::operations::watch(
-        Arc::clone(&health),
-        node.workers.clone(),
-        node.timeouts.file_operation_alarm,
-    ));
-    if node.authenticator.asks_authd() {
-        tokio::spawn(revocation::run(Arc::clone(&node)));
-    }
-    health.watch(&node.storage.root, probe, &node.registry).await;
-    sweeper::start(&node);
-    let (control, implicit) = match (listen(control), listen(implicit)) {
-        (Ok(control), Ok(implicit)) => (control, implicit),
-        (Err(error), _) | (_, Err(error)) => {
-            node.registry.leave().await;
-            return Err(error);
-        }
-    };
-
-    let (open, doors) = watch::channel(());
-    let mut doorkeepers = JoinSet::new();
-    for listener in control {
-        log::info!(part = "control", address:% = local(&listener); "listening");
-        doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), false));
-    }
-    for listener in implicit {
-        log::info!(part = "implicit_tls", address:% = local(&listener); "listening");
-        doorkeepers.spawn(accept(listener, Arc::clone(&node), doors.clone(), true));
+    start_background_tasks(&node, &health, probe).await;
+    let mut listeners = Listeners::default();
+    if let Err(error) = listeners.open(&node, control, implicit_tls) {
+        node.registry.leave().await;
+        return Err(error);
     }
     health.set_life(LifeStage::Ready);
-    health.tell(&node.registry);
+    health.publish(&node.registry);
     service::ready();
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
 
-    let ended = wait_for_the_end(&node, &mut signals, &mut events).await;
-    // First of all, so that the balancer is refused and passes a client that was just told to
-    // connect again on to another node.
-    node.connections.close();
+    let ended = wait_for_end(&node, &mut signals, &mut events).await;
+    // First of all, so that the balancer passes clients that were just asked to reconnect on to another node.
+    node.connections.stop_admitting();
     health.set_life(LifeStage::Draining);
-    drop(open);
-    doorkeepers.join_all().await;
+    listeners.close().await;
     drain(&node, &mut signals, &mut events).await;
     ended
 }
 
-/// Whether the root is a directory. `create` makes it if it alone is missing, not the directories above it,
-/// which more likely means a mistyped path.
+/// Checks the storage root, on a blocking thread.
+async fn check_storage(config: &Config) -> Result<(), RunError> {
+    let (root, create) = (config.storage.root.clone(), config.storage.create_root);
+    let locks = config.redis.is_some().then_some(config.storage.locks);
+    let opened = tokio::task::spawn_blocking(move || {
+        open_root(&root, create).map_err(|error| (root.clone(), error))?;
+        if let Some(locks) = locks {
+            log_lock_reach(locks, &root);
+        }
+        Ok(())
+    });
+    match opened.await {
+        Ok(Err((root, error))) => Err(RunError::Storage(root.display().to_string(), error)),
+        Ok(Ok(())) | Err(_) => Ok(()),
+    }
+}
+
+/// Reads the certificates on this thread, which serves no client yet.
+fn load_tls(config: &Config) -> Result<Option<Arc<Tls>>, RunError> {
+    let tls = config.tls.clone().map(|settings| Tls::load(settings).map(Arc::new)).transpose()?;
+    if let Some(tls) = &tls {
+        let downloads = if tls.kernel_seals() { "the kernel" } else { "this process" };
+        log::info!(part = "tls"; "downloads are encrypted by {downloads}, uploads decrypted by this process");
+    }
+    Ok(tls)
+}
+
+/// Serves the metrics and health checks over HTTP until the process ends.
+fn serve_admin(
+    listener: TcpListener,
+    routes: BoxedFilter<(warp::reply::Response,)>,
+    limits: http::ConnectionLimits,
+) {
+    log::info!(part = "admin", address:% = local(&listener); "listening");
+    let observe = |event| {
+        if event == HttpEvent::Displaced {
+            metrics::limit_reached("admin_max_connections");
+        }
+    };
+    tokio::spawn(async move {
+        // Never used: the server runs until the process ends.
+        let (_stop, stopped) = oneshot::channel();
+        http::serve(listener, routes, limits, observe, stopped).await;
+    });
+}
+
+async fn start_background_tasks(node: &Arc<Node>, health: &Arc<Health>, probe: Option<AuthdProbe>) {
+    tokio::spawn(health::operations::watch(
+        Arc::clone(health),
+        node.workers.clone(),
+        node.timeouts.file_operation_alarm,
+    ));
+    if node.authenticator.asks_authd() {
+        tokio::spawn(revocation::run(Arc::clone(node)));
+    }
+    health.watch(&node.storage.root, probe, &node.registry).await;
+    sweeper::start(node);
+}
+
+/// The tasks that accept control connections.
+struct Listeners {
+    tasks: JoinSet<()>,
+    /// Dropped to end the tasks.
+    open: watch::Sender<()>,
+}
+
+impl Default for Listeners {
+    fn default() -> Self {
+        Self { tasks: JoinSet::new(), open: watch::Sender::new(()) }
+    }
+}
+
+impl Listeners {
+    fn open(
+        &mut self,
+        node: &Arc<Node>,
+        control: Vec<Bound>,
+        implicit_tls: Vec<Bound>,
+    ) -> Result<(), RunError> {
+        let (control, implicit_tls) = (listen(control)?, listen(implicit_tls)?);
+        self.accept_all("control", control, node, false);
+        self.accept_all("implicit_tls", implicit_tls, node, true);
+        Ok(())
+    }
+
+    fn accept_all(&mut self, part: &str, listeners: Vec<TcpListener>, node: &Arc<Node>, implicit_tls: bool) {
+        for listener in listeners {
+            log::info!(part, address:% = local(&listener); "listening");
+            self.tasks.spawn(accept(listener, Arc::clone(node), self.open.subscribe(), implicit_tls));
+        }
+    }
+
+    /// Stops to listen.
+    async fn close(self) {
+        drop(self.open);
+        self.tasks.join_all().await;
+    }
+}
+
+/// Checks that the root is a directory. With `create` a missing root is created; missing directories above
+/// it are not, because they more likely mean a mistyped path.
 fn open_root(root: &Path, create: bool) -> io::Result<()> {
-    // Where it cannot be made, reading it tells why.
+    // If it cannot be created, `read_dir` returns the reason.
     if create && DirBuilder::new().mode(0o755).create(root).is_ok() {
-        log::info!(root:% = root.display(); "made the storage root, which was missing");
+        log::info!(root:% = root.display(); "created the missing storage root");
     }
     fs::read_dir(root).map(drop)
 }
 
-/// Lowers `max_sessions` to what the limit of open files allows.
+/// Lowers `max_sessions` to the number that the limit of open files allows.
 fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
     let available = match open_files::raise() {
         Ok(limit) => limit,
@@ -252,7 +295,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
     };
     let (limits, network) = (&mut config.limits, &config.network);
     let addresses = u32::try_from(network.listen.len()).unwrap_or(u32::MAX);
-    let needs = Needs {
+    let needs = DescriptorNeeds {
         sessions: limits.sessions,
         transfers: limits.transfers,
         file_operations: limits.file_operations,
@@ -263,7 +306,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
         log::warn!(
             max_sessions = limits.sessions, lowered_to = sessions, open_files = available,
             needed = needs.total();
-            "max_sessions is lowered, because the limit of open files is too low for it: raise RLIMIT_NOFILE \
+            "max_sessions is lowered, because the limit of open files is too low: raise RLIMIT_NOFILE \
              (LimitNOFILE= of the service), or lower max_sessions"
         );
         limits.sessions = sessions;
@@ -271,10 +314,12 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Says whether locks on the storage keep a second writer out on other nodes.
-fn tell_locks(locks: Locks, root: &Path) {
+/// Logs whether file locks of the storage are seen by other nodes.
+fn log_lock_reach(locks: LockMode, root: &Path) {
     match locks.cross_nodes(root) {
-        Ok(why) => log::info!(root:% = root.display(); "file locks hold on all nodes: {why}"),
+        Ok(why) => {
+            log::info!(root:% = root.display(); "file locks hold on all nodes: {why}")
+        }
         Err(why) => log::warn!(
             root:% = root.display(), setting = "storage_locks";
             "file locks do not keep out other nodes, so that uploads depend on Redis: {why}"
@@ -282,7 +327,7 @@ fn tell_locks(locks: Locks, root: &Path) {
     }
 }
 
-fn tell_limits(config: &Config) {
+fn export_limits(config: &Config) {
     let limits = &config.limits;
     metrics::limit("max_sessions", limits.sessions);
     metrics::limit("max_sessions_per_address", limits.sessions_per_address);
@@ -328,14 +373,14 @@ fn bind_all(network: &Network, port: u16) -> Result<Vec<Bound>, RunError> {
 
 fn listen(sockets: Vec<Bound>) -> Result<Vec<TcpListener>, RunError> {
     let listen = |socket: Bound| {
-        // Every bound socket has an address.
+        // A bound socket always has an address.
         let address = socket.address().unwrap_or_else(|_| SocketAddr::from(([0; 4], 0)));
         socket.listen().map_err(|error| RunError::Listen(address, error))
     };
     sockets.into_iter().map(listen).collect()
 }
 
-/// The host has no IPv6, or no IPv4.
+/// Returns true if the host has no IPv6, or no IPv4.
 fn is_missing_family(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
@@ -352,11 +397,11 @@ async fn start(
         header_timeout: config.timeouts.proxy_header,
     });
     let ips: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
-    // Before the node takes its name: a process that had it and still finishes its transfers has these
-    // ports, and keeps both.
+    // Before the node claims its name: an earlier process with the name, which still finishes its transfers,
+    // holds these ports, and keeps both.
     let passive = PassivePorts::listen(config.network.slice, &ips, &trust, config.timeouts.data_connect)
         .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
-    // That was the last socket. Connections to clients leave from whatever port is free.
+    // The last socket is bound. Connections to clients use any free local port.
     capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;
     let transfer_log = match &config.log.transfer_log {
         Some(path) => TransferLog::open(path)
@@ -373,7 +418,7 @@ async fn start(
     };
     let (registry, events) = match config.redis.take() {
         Some(options) => Registry::join(record, place, options).await?,
-        // Without Redis nobody sends anything.
+        // Without Redis there are no events.
         None => (Registry::local(record), mpsc::channel(1).1),
     };
     if let Some(tls) = &tls {
@@ -384,66 +429,67 @@ async fn start(
     Ok((node, events))
 }
 
-/// Takes connections in as long as `open` has its sender, then stops listening. `implicit`: TLS
-/// begins at once.
-async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receiver<()>, implicit: bool) {
+/// Accepts connections until the sender of `open` is dropped, then stops listening.
+async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receiver<()>, implicit_tls: bool) {
     loop {
         let (stream, peer) = tokio::select! {
             biased;
             _ = open.changed() => break,
             accepted = listener::accept(&listener) => accepted,
         };
-        tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit));
+        tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit_tls));
     }
-    // Those that the kernel has taken in already get a 421 instead of a reset.
+    // Connections that wait in the kernel's queue get a 421 instead of a reset.
     let Ok(listener) = listener.into_std() else { return };
     while let Ok((stream, peer)) = listener.accept() {
         if stream.set_nonblocking(true).is_ok()
             && let Ok(stream) = TcpStream::from_std(stream)
         {
-            tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit));
+            tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit_tls));
         }
     }
 }
 
-async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implicit: bool) {
+async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implicit_tls: bool) {
     let ends = match node.trust.ends(&mut stream, peer).await {
         Ok(ends) => ends,
         Err(NoClient::Left) => return,
-        Err(NoClient::Balancer) => return health_check::serve(stream, &node, implicit).await,
+        Err(NoClient::Balancer) => return health_check::serve(stream, &node, implicit_tls).await,
         Err(error) => {
             metrics::connection_refused("proxy_header");
-            if node.connection_log.has_room("proxy_header", peer.ip()) {
+            if node.connection_log.may_log("proxy_header", peer.ip()) {
                 log::warn!(peer:% = peer; "connection refused: {error}");
             }
             return;
         }
     };
     match node.connections.admit(ends.client.ip()) {
-        Ok(place) => Connection::new(stream, node, ends, place).serve(implicit).await,
+        Ok(entry) => ControlConnection::new(stream, node, ends, entry).serve(implicit_tls).await,
         Err(refused) => refuse(&node, &stream, ends.client, refused),
     }
 }
 
-fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: Refused) {
+fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: AdmissionError) {
     let (text, reason) = match refused {
-        Refused::TooMany => ("Too many connections; try again later", "too_many"),
-        Refused::TooManyFromAddress => ("Too many connections from your address", "too_many_from_address"),
-        Refused::Draining => ("This node goes down for maintenance; connect again", "draining"),
+        AdmissionError::TooMany => ("Too many connections; try again later", "too_many"),
+        AdmissionError::TooManyFromAddress => {
+            ("Too many connections from your address", "too_many_from_address")
+        }
+        AdmissionError::Draining => ("Server is shutting down for maintenance; please reconnect", "draining"),
     };
     metrics::connection_refused(reason);
-    if node.connection_log.has_room(reason, client.ip()) {
+    if node.connection_log.may_log(reason, client.ip()) {
         log::warn!(address:% = client.ip(); "connection refused: {reason}");
     }
     let mut reply = Vec::new();
     Reply::new(Code::SERVICE_UNAVAILABLE, text).encode(&mut reply);
-    // The send buffer of a new connection is empty: it takes one line, or the client is gone.
+    // The send buffer of a new connection is empty and takes one line. Otherwise the client has left.
     let _ = stream.try_write(&reply);
 }
 
-/// Returns when the node is to end: on a signal, an administrator's wish, or because another node
-/// has its name or ports.
-async fn wait_for_the_end(
+/// Returns when the node has to end: on a signal, on an administrator's order, or because another node has
+/// its name or ports.
+async fn wait_for_end(
     node: &Node,
     signals: &mut Signals,
     events: &mut mpsc::Receiver<ClusterEvent>,
@@ -454,16 +500,16 @@ async fn wait_for_the_end(
             request = signals.next() => match request {
                 SignalRequest::Terminate => return Ok(()),
                 SignalRequest::Reload => {
-                    log::info!("reloading");
+                    log::info!("reloading certificates and transfer log");
                     node.transfer_log.reopen();
                     if let Some(tls) = &node.tls {
-                        tls.reload_and_tell().await;
+                        tls.reload_and_log().await;
                     }
                 }
             },
             event = events.recv(), if events_are_open => match event {
                 Some(ClusterEvent::Command(NodeCommand::Drain)) => return Ok(()),
-                Some(ClusterEvent::Command(command)) => obey(node, &command),
+                Some(ClusterEvent::Command(command)) => end_sessions(node, &command),
                 Some(ClusterEvent::NameTaken(holder)) => return Err(RunError::NameLost(holder)),
                 Some(ClusterEvent::SliceConflict { ours, theirs }) => {
                     let both = format!("{} has {}, {} has {}", ours.0, ours.1, theirs.0, theirs.1);
@@ -475,12 +521,12 @@ async fn wait_for_the_end(
     }
 }
 
-/// Carries out a command to end sessions.
-fn obey(node: &Node, command: &NodeCommand) {
+/// Carries out an order to end sessions.
+fn end_sessions(node: &Node, command: &NodeCommand) {
     match command {
         NodeCommand::EndSession { session } => {
-            if !node.connections.order(*session, Order::End) {
-                log::info!(session:%; "told to end a session that this node does not have");
+            if !node.connections.end_session(*session) {
+                log::info!(session:%; "ignored an order to end a session that is not on this node");
             }
         }
         NodeCommand::EndUser { user } => node.connections.end_user(user),
@@ -488,7 +534,7 @@ fn obey(node: &Node, command: &NodeCommand) {
     }
 }
 
-/// Lets transfers finish, up to the configured limit or a second signal, then ends what is left.
+/// Lets transfers finish until `drain_timeout` or a second signal, then ends the remaining sessions.
 async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Receiver<ClusterEvent>) {
     log::info!(
         connections = node.connections.count(), limit:? = node.timeouts.drain;
@@ -497,17 +543,17 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Recei
     metrics::draining(true);
     service::stopping();
     node.registry.set_state(NodeState::Draining);
-    node.connections.drain(Order::Drain);
+    node.connections.end_all(EndRequest::Drain);
     let deadline = Instant::now() + node.timeouts.drain;
     loop {
         tokio::select! {
-            () = node.connections.none_left() => {}
-            () = sleep_until(deadline) => log::warn!("the drain limit is over"),
-            () = terminated(signals) => log::warn!("told again to end"),
-            // A session that still finishes its transfer can be ended.
+            () = node.connections.all_ended() => {}
+            () = sleep_until(deadline) => log::warn!("drain_timeout is over"),
+            () = terminated(signals) => log::warn!("received a second signal to stop"),
+            // Orders to end single sessions are still carried out.
             Some(event) = events.recv() => {
                 if let ClusterEvent::Command(command) = event {
-                    obey(node, &command);
+                    end_sessions(node, &command);
                 }
                 continue;
             }
@@ -515,10 +561,10 @@ async fn drain(node: &Arc<Node>, signals: &mut Signals, events: &mut mpsc::Recei
         break;
     }
     if node.connections.count() > 0 {
-        log::warn!(connections = node.connections.count(); "ending sessions that have not finished");
-        node.connections.drain(Order::Stop);
-        // Storage that hangs may keep a session from ending; the process ends all the same.
-        let _ = timeout_at(Instant::now() + STOP_GRACE, node.connections.none_left()).await;
+        log::warn!(connections = node.connections.count(); "ending the remaining sessions");
+        node.connections.end_all(EndRequest::StopNode);
+        // The process ends even if hanging storage keeps a session from ending.
+        let _ = timeout_at(Instant::now() + STOP_GRACE, node.connections.all_ended()).await;
     }
     node.registry.leave().await;
     log::info!("stopped");

@@ -1,4 +1,4 @@
-//! One client: what it has told us so far, and what it may do now.
+//! The state of a session: login, security, and what a logged-in user has selected.
 
 use std::{
     net::IpAddr,
@@ -12,10 +12,9 @@ use common::{auth_api::Account, policy::Permission, registry::SessionEntry, sess
 use tokio::runtime::Handle as Runtime;
 
 use crate::{
-    access::Access,
+    access::AccessRules,
     activity::Activity,
-    commands,
-    connections::Handle,
+    connections::{EndRequest, SessionHandle},
     data::{DataPort, Resumes},
     failure::{Failure, Failures},
     governor::Lanes,
@@ -27,34 +26,34 @@ use crate::{
     metrics,
     node::Node,
     protocol::{
-        Code, Reply, Request,
+        Code, Reply,
         command::{Algorithm, ByteRange},
-        verbs::Phase,
     },
     proxy_protocol::Ends,
     quota::HomeQuota,
     representation::Representation,
+    revocation,
     tls::Handshake,
     workers::{Claim, Task},
 };
 
-/// Everything about one client.
+/// The session of one client, from the greeting to the end of its control connection.
 pub struct Session {
     pub node: Arc<Node>,
-    pub handle: Arc<Handle>,
+    pub handle: Arc<SessionHandle>,
     pub ends: Ends,
-    pub state: State,
+    pub state: LoginState,
     pub security: Security,
-    /// Logins that failed on this connection.
-    pub failures: u32,
+    /// Number of failed logins on this connection.
+    pub failed_logins: u32,
 }
 
-/// How the connections of a session are protected.
+/// Protection of the control connection and the data connections.
 #[derive(Debug, Default)]
 pub struct Security {
-    /// Of the control connection, if it is encrypted.
+    /// The handshake of the control connection. `None`: plain text.
     pub handshake: Option<Box<Handshake>>,
-    /// PBSZ was given.
+    /// PBSZ was sent, which PROT requires.
     pub has_buffer_size: bool,
     /// PROT P: data connections are encrypted.
     pub is_private: bool,
@@ -66,23 +65,23 @@ impl Security {
     }
 }
 
-/// How far the login is.
-pub enum State {
+/// Progress of the login.
+pub enum LoginState {
     Greeted,
-    /// USER was given, PASS is awaited.
+    /// USER was sent; PASS must follow.
     Named(Vec<u8>),
     LoggedIn(Box<LoggedIn>),
 }
 
-/// A user's session. A handler that takes this cannot run before the login.
+/// The state of a logged-in session. A command handler that takes it cannot run before the login.
 pub struct LoggedIn {
     pub node: Arc<Node>,
     pub subject: Arc<Subject>,
     pub failures: Arc<Failures>,
     pub ends: Ends,
     pub account: Account,
-    /// What of the account holds where.
-    pub access: Arc<Access>,
+    /// The account's permissions by path.
+    pub access: Arc<AccessRules>,
     pub jail: Arc<Jail>,
     pub quota: Option<Arc<HomeQuota>>,
     pub lanes: Lanes,
@@ -93,23 +92,25 @@ pub struct LoggedIn {
     pub is_private: bool,
     /// After `EPSV ALL` (RFC 2428 section 4).
     pub epsv_only: bool,
-    /// What RNFR named; forgotten by every line but RNTO.
+    /// The path of RNFR. Every line other than RNTO clears it.
     pub rename_from: Option<VirtualPath>,
-    /// REST, for the next transfer.
+    /// Offset of REST for the next transfer.
     pub offset: u64,
-    /// RANG, for the next transfer or HASH.
+    /// Range of RANG for the next download or HASH.
     pub range: Option<ByteRange>,
-    /// ALLO, for the next upload.
+    /// Size from ALLO for the next upload, in bytes.
     pub announced_size: Option<u64>,
+    /// Facts that MLSD and MLST show, selected by OPTS MLST.
     pub facts: Facts,
-    /// Whether data connections prove the session.
+    /// Evidence that data connections come from this session's client: they resume its TLS session.
     pub resumes: Arc<Resumes>,
+    /// Algorithm of HASH, selected by OPTS HASH.
     pub hash: Algorithm,
-    /// The command that runs, or ran last.
+    /// The current command, or the last one.
     pub task: Arc<Task>,
-    /// The user's name, for places of workers.
+    /// The user's name, for the share of the workers.
     pub owner: Arc<str>,
-    /// The session's place in the registry, given back when it ends.
+    /// The session's entry in the registry, removed when the session ends.
     pub _entry: SessionEntry,
     pub _count: SessionCount,
 }
@@ -124,14 +125,14 @@ pub struct Subject {
     pub foreign_data_logged: AtomicBool,
 }
 
-/// What follows from a command.
+/// The result of a command, which tells the control connection how to continue.
 pub enum Outcome {
     Reply(Reply),
-    /// Something runs from now on; it ends with a reply of its own.
+    /// Send the reply, if any, and run the activity, which ends with its own reply.
     Start(Option<Reply>, Activity),
-    /// A TLS handshake follows the reply.
+    /// Send the reply, then answer a TLS handshake.
     Encrypt(Reply),
-    /// The reply is the connection's last one.
+    /// Send the reply and close the connection.
     Close(Reply),
 }
 
@@ -141,69 +142,92 @@ impl From<Reply> for Outcome {
     }
 }
 
-impl Session {
-    /// Runs a command that may run now, and refuses one that may not.
-    pub async fn execute(&mut self, request: Request) -> Outcome {
-        let logged_in = matches!(self.state, State::LoggedIn(_));
-        match request.phase() {
-            Phase::AfterLogin if !logged_in => {
-                return Reply::please_log_in().into();
-            }
-            Phase::BeforeLogin if logged_in => {
-                return Reply::new(Code::BAD_SEQUENCE, "Not after the login").into();
-            }
-            Phase::Always | Phase::BeforeLogin | Phase::AfterLogin => {}
-        }
-        // Boxed: an idle session does not pay for what a command needs while it runs.
-        Box::pin(commands::run(self, request)).await
+/// The end of a session by the node: the last reply, and the reason for log and metrics.
+pub struct EndedByNode {
+    pub reply: Reply,
+    pub reason: &'static str,
+}
+
+impl EndedByNode {
+    pub fn new(text: &'static str, reason: &'static str) -> Self {
+        Self { reply: Reply::new(Code::SERVICE_UNAVAILABLE, text), reason }
     }
 
+    /// The end of a session that must not wait for its activity. `None` if no such end was requested.
+    pub fn at_once(handle: &SessionHandle) -> Option<Self> {
+        match (handle.end_request()?, handle.revocation()) {
+            (EndRequest::Drain, _) => None,
+            (EndRequest::MakeRoom, _) => Some(Self::new("Too many connections; log in sooner", "made_room")),
+            (EndRequest::EndSession, Some(reason)) => {
+                Some(Self::new(revocation::reply_text(reason), "revoked"))
+            }
+            (EndRequest::EndSession, None) => {
+                Some(Self::new("Session terminated by the administrator", "ended"))
+            }
+            (EndRequest::StopNode, _) => Some(Self::new("Server is shutting down; please reconnect", "stop")),
+        }
+    }
+}
+
+impl Session {
     pub fn is_logged_in(&self) -> bool {
-        matches!(self.state, State::LoggedIn(_))
+        matches!(self.state, LoginState::LoggedIn(_))
+    }
+
+    /// The state of the logged-in session. `None` before the login.
+    pub fn logged_in(&mut self) -> Option<&mut LoggedIn> {
+        match &mut self.state {
+            LoginState::LoggedIn(logged_in) => Some(logged_in),
+            LoginState::Greeted | LoginState::Named(_) => None,
+        }
     }
 }
 
 impl LoggedIn {
-    /// The path that a client's argument means.
+    /// The virtual path of a command's argument, relative to the working directory.
     ///
     /// # Errors
-    /// The reply to an argument that can name nothing.
+    /// 501: the argument has a character or length that no path may have.
     pub fn path(&self, argument: &[u8]) -> Result<VirtualPath, Reply> {
-        self.cwd
-            .join(argument)
-            .map_err(|InvalidPath| Reply::new(Code::BAD_ARGUMENTS, "A path cannot hold this"))
+        self.cwd.join(argument).map_err(|InvalidPath| Reply::new(Code::BAD_ARGUMENTS, "Invalid path"))
     }
 
+    /// Checks a permission for `path`.
+    ///
     /// # Errors
-    /// The reply to a user without the permission for `path`, the same whether it is there or not.
+    /// 550, with the same text whether `path` exists or not.
     pub fn allow(&self, permission: Permission, path: &VirtualPath) -> Result<(), Reply> {
         self.allow_any(&[permission], path)
     }
 
+    /// Checks that the user has one of `permissions` for `path`.
+    ///
     /// # Errors
-    /// The reply to a user who has none of `permissions` for `path`, as that of [`Self::allow`].
+    /// As [`Self::allow`].
     pub fn allow_any(&self, permissions: &[Permission], path: &VirtualPath) -> Result<(), Reply> {
         if self.access.at(path).has_any(permissions) { Ok(()) } else { Err(Reply::permission_denied()) }
     }
 
+    /// Checks the last name of `path` against `denied_names`.
+    ///
     /// # Errors
-    /// 553 if no file may get the name of `path`.
+    /// 553.
     pub fn allow_name(&self, path: &VirtualPath) -> Result<(), Reply> {
         if !path.split().is_some_and(|(_, name)| self.access.denies_name(name)) {
             return Ok(());
         }
         metrics::upload_refused("denied_name");
-        let detail = Some("no file may be named like this (denied_names)".into());
+        let detail = Some("the name matches a pattern of denied_names".into());
         let failure = Failure { detail, ..Failure::from("denied_name") };
-        Err(Reply::new(Code::BAD_NAME, "Files may not have this name").because(failure))
+        Err(Reply::new(Code::BAD_NAME, "File name not allowed").because(failure))
     }
 
-    /// The quota that what happens at `path` counts to, if the user has one: folders are not the home's.
+    /// The quota charged for changes at `path`, if any. Shared folders are not charged.
     pub fn quota_of(&self, path: &VirtualPath) -> Option<&Arc<HomeQuota>> {
         self.quota.as_ref().filter(|quota| quota.counts(path))
     }
 
-    /// The session's claim to a place for what the current command does in its user's tree.
+    /// The request for a worker slot for a file operation of the current command.
     pub fn claim(&self) -> Claim {
         let root;
         let path = match &self.task.path {
@@ -221,15 +245,15 @@ impl LoggedIn {
         }
     }
 
-    /// The session's claim to a place for a transfer.
+    /// The request for a worker slot for a transfer.
     pub fn transfer_claim(&self) -> Claim {
         Claim { per_user: self.account.limits.transfers, ..self.claim() }
     }
 
-    /// Runs a short file operation of the current command, off the threads that serve connections.
+    /// Runs a short file operation of the current command on a worker.
     ///
     /// # Errors
-    /// 450: the user's share of the places is held by operations that do not end.
+    /// 450: operations that do not end hold all worker slots of the user.
     pub async fn operation<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -238,15 +262,14 @@ impl LoggedIn {
         done.map_err(|stuck| {
             let failure =
                 Failure { detail: Some(stuck.to_string().into()), ..Failure::from("storage_hangs") };
-            Reply::new(Code::FILE_BUSY, "The storage does not answer at this time; try again later")
-                .because(failure)
+            Reply::new(Code::FILE_BUSY, "Storage is not responding; try again later").because(failure)
         })
     }
 
-    /// Runs a file operation in the user's home, off the threads that serve connections.
+    /// Runs a short file operation in the user's home on a worker.
     ///
     /// # Errors
-    /// The reply to what went wrong.
+    /// The reply for the error of the storage, or as [`Self::operation`].
     pub async fn in_home<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Jail) -> Result<T, FileError> + Send + 'static,
@@ -256,9 +279,9 @@ impl LoggedIn {
         result.map_err(|error| self.subject.refuse(&error))
     }
 
-    /// [`Self::in_home`] for an operation that removes or replaces files at `path`, and notes what it frees in
-    /// the changes that it is given, also where it fails after a part. The quota learns of it from the same
-    /// thread, so also where the session is ended meanwhile.
+    /// [`Self::in_home`] for an operation that removes or replaces files at `path`. The operation notes the
+    /// freed space in the `Changes`, also if it fails after a part. The quota is updated on the worker, so
+    /// that a session that ends meanwhile does not lose the update.
     ///
     /// # Errors
     /// As [`Self::in_home`].
@@ -308,7 +331,7 @@ impl Subject {
     }
 }
 
-/// Counts a logged-in session for as long as it lives.
+/// Counts a logged-in session in the metrics until it is dropped.
 pub struct SessionCount(());
 
 impl SessionCount {
@@ -324,12 +347,16 @@ impl Drop for SessionCount {
     }
 }
 
-impl Session {
-    /// The current state if logged in.
-    pub fn logged_in(&mut self) -> Option<&mut LoggedIn> {
-        match &mut self.state {
-            State::LoggedIn(logged_in) => Some(logged_in),
-            State::Greeted | State::Named(_) => None,
-        }
-    }
+/// Logs a message with the fields `session`, `user` and `address` of a [`Subject`].
+macro_rules! log_session {
+    ($level:expr, $identity:expr $(, $key:tt $(:$capture:tt)? $(= $value:expr)?)*; $($message:tt)+) => {{
+        let identity: &$crate::session::Subject = &$identity;
+        log::log!(
+            $level,
+            session:% = identity.session, user = identity.user.as_str(), address:% = identity.address
+            $(, $key $(:$capture)? $(= $value)?)*;
+            $($message)+
+        )
+    }};
 }
+pub(crate) use log_session;

@@ -14,7 +14,7 @@ use crate::{
     data::progress::Progress,
     jail::{
         FileError,
-        sweep::{Swept, sweep},
+        sweep::{SweptFile, sweep},
     },
     metrics,
     node::Node,
@@ -105,7 +105,7 @@ fn sweep_all(
 ) -> Result<Sum, FileError> {
     let mut sum = Sum::default();
     let step = || if progress.is_cancelled() { Err(FileError::Cancelled) } else { Ok(()) };
-    let note = |Swept { directory, name, usage, age }: Swept| {
+    let note = |SweptFile { directory, name, usage, age }: SweptFile| {
         sum.files += usage.files;
         sum.bytes += usage.bytes;
         metrics::partial_removed(usage.bytes);

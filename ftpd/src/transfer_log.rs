@@ -1,4 +1,4 @@
-//! The transfer log in xferlog's format, which two decades of report tools read.
+//! The transfer log, in the format xferlog(5), which many report tools read.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,23 +11,23 @@ use std::{
 
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 
-/// Lines that wait for a slow disk; beyond them lines are dropped, and that is logged.
-const WAITING_LINES: usize = 4096;
+/// Maximum lines that wait for a slow disk. Further lines are dropped, with an error in the log.
+const QUEUED_LINES: usize = 4096;
 
-/// Where transfers are written down, if anywhere. Cheap to clone.
+/// The transfer log, or its absence. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct TransferLog(Option<SyncSender<Message>>);
+pub struct TransferLog(Option<SyncSender<LogMessage>>);
 
-enum Message {
+enum LogMessage {
     Line(Vec<u8>),
     Reopen,
 }
 
-/// One transfer of a file.
-pub struct Transfer<'t> {
+/// A download or upload, as the transfer log shows it.
+pub struct LoggedTransfer<'t> {
     pub client: IpAddr,
     pub user: &'t str,
-    /// As seen from the storage root.
+    /// The path below the storage root.
     pub path: &'t [u8],
     pub bytes: u64,
     pub took: Duration,
@@ -43,7 +43,7 @@ impl TransferLog {
     /// The file cannot be opened for appending.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = append(path)?;
-        let (sender, messages) = sync_channel(WAITING_LINES);
+        let (sender, messages) = sync_channel(QUEUED_LINES);
         let path = path.to_owned();
         std::thread::Builder::new()
             .name("transfer-log".into())
@@ -51,24 +51,28 @@ impl TransferLog {
         Ok(Self(Some(sender)))
     }
 
-    /// Writes a line, without waiting for the disk.
-    pub fn record(&self, transfer: &Transfer<'_>) {
+    /// Queues a line. Does not wait for the disk.
+    pub fn record(&self, transfer: &LoggedTransfer<'_>) {
         if self.0.is_some() {
-            self.send(Message::Line(line(transfer, OffsetDateTime::now_utc())));
+            self.send(LogMessage::Line(line(transfer, OffsetDateTime::now_utc())));
         }
     }
 
-    /// Opens the file again: it was renamed to rotate it.
+    /// Opens the file again, after log rotation has renamed it.
     pub fn reopen(&self) {
-        self.send(Message::Reopen);
+        self.send(LogMessage::Reopen);
     }
 
-    fn send(&self, message: Message) {
+    fn send(&self, message: LogMessage) {
         let Some(sender) = &self.0 else { return };
         match sender.try_send(message) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => log::error!("transfer log: the disk is too slow, a line is lost"),
-            Err(TrySendError::Disconnected(_)) => log::error!("transfer log: its thread has ended"),
+            Err(TrySendError::Full(_)) => {
+                log::error!("transfer log: a line is lost, because the disk is too slow")
+            }
+            Err(TrySendError::Disconnected(_)) => {
+                log::error!("transfer log: a line is lost, because the thread that writes the log has ended")
+            }
         }
     }
 }
@@ -77,11 +81,11 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-fn write(mut file: File, path: &Path, messages: &Receiver<Message>) {
+fn write(mut file: File, path: &Path, messages: &Receiver<LogMessage>) {
     while let Ok(message) = messages.recv() {
         let result = match message {
-            Message::Line(line) => file.write_all(&line),
-            Message::Reopen => append(path).map(|reopened| file = reopened),
+            LogMessage::Line(line) => file.write_all(&line),
+            LogMessage::Reopen => append(path).map(|reopened| file = reopened),
         };
         if let Err(error) = result {
             log::error!("transfer log {}: {error}", path.display());
@@ -89,14 +93,14 @@ fn write(mut file: File, path: &Path, messages: &Receiver<Message>) {
     }
 }
 
-/// `current-time seconds host bytes file type _ direction mode user service method id status`,
-/// xferlog(5). Blanks and unprintable bytes of a name become `_`, as every writer of it does; and so do the
-/// characters that readers of Unicode take for the end of a line: U+0085, U+2028 and U+2029.
-fn line(transfer: &Transfer<'_>, now: OffsetDateTime) -> Vec<u8> {
+/// A line of xferlog(5): `current-time seconds host bytes file type _ direction mode user service method id
+/// status`. As other servers do, it has `_` for spaces and control characters in names. The same applies to
+/// the line ends of Unicode: U+0085, U+2028 and U+2029.
+fn line(transfer: &LoggedTransfer<'_>, now: OffsetDateTime) -> Vec<u8> {
     const TIME: &[BorrowedFormatItem<'_>] = format_description!(
         "[weekday repr:short] [month repr:short] [day padding:space] [hour]:[minute]:[second] [year]"
     );
-    // Every time has these components.
+    // Formatting cannot fail: an `OffsetDateTime` has all these components.
     let time = now.format(TIME).unwrap_or_default();
     let seconds = transfer.took.as_secs();
     let mut line = format!("{time} {seconds} {} {} ", transfer.client, transfer.bytes).into_bytes();
@@ -133,15 +137,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_character_of_a_name_ends_the_line() {
+    fn line_ends_in_names_become_underscores() {
         assert_eq!(name("a\u{85}b\u{2028}c\u{2029}d\ne é".as_bytes()), "a_b_c_d_e_é".as_bytes());
-        // Bytes of other encodings stay: 0x85 alone is an ellipsis in windows-1252.
+        // Bytes of other encodings are kept: 0x85 alone is an ellipsis in windows-1252.
         assert_eq!(name(b"\x85\xff"), b"\x85\xff");
     }
 
     #[test]
     fn a_line_has_the_fields_of_xferlog() {
-        let transfer = Transfer {
+        let transfer = LoggedTransfer {
             client: Ipv4Addr::new(192, 0, 2, 1).into(),
             user: "an na",
             path: b"/anna/a b\nc",

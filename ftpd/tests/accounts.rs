@@ -1,5 +1,5 @@
-//! What authd decides: who logs in, what the account may do, how uploads appear; and what the
-//! node says when authd does not answer as it should.
+//! Decisions of authd as the node applies them: logins, permissions, upload modes; and the node's replies if
+//! authd fails or sends an invalid response.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use cluster_tests::{
 };
 use serde_json::{Value, json};
 
-/// A node of a cluster of one, with its Redis, that asks `authds`. Homes are below its root.
+/// A cluster of one node with its Redis, which asks the authd instances `authds`. Homes are below its root.
 fn node(authds: &str) -> (Redis, NodeBuilder) {
     let builder = Node::standalone().without("standalone");
     let redis = Redis::start(builder.loopback().socket(1, 6379));
@@ -30,7 +30,7 @@ fn node(authds: &str) -> (Redis, NodeBuilder) {
     (redis, builder)
 }
 
-/// As [`node`], with an authd that lets everybody in with what `account` says.
+/// Same as [`node`], with a stub authd that accepts every login with the fields of `account`.
 fn with_account(account: Value) -> (Redis, StubAuthd, Node) {
     with_authd(move |request| {
         let mut account = account.clone();
@@ -52,7 +52,7 @@ fn refused_login(session: &mut Dialogue) -> u16 {
 }
 
 #[test]
-fn authd_is_told_the_subject_of_a_client_certificate_that_was_verified() {
+fn authd_gets_the_subject_of_a_verified_client_certificate() {
     let (authority, strangers) = (Authority::new(), Authority::new());
     let server = authority.sign("localhost");
     let authd = StubAuthd::start(|request| Answer::account(&json!({ "user": request["user"], "home": "/" })));
@@ -70,22 +70,22 @@ fn authd_is_told_the_subject_of_a_client_certificate_that_was_verified() {
         session.login("anna", "");
         session.transmit("STOR file", b"content");
     }
-    let told: Vec<_> =
+    let subjects: Vec<_> =
         authd.requests().iter().map(|request| request["client_certificate"]["subject"].clone()).collect();
-    assert_eq!(told, [Value::Null, json!("CN=scanner"), json!("CN=scanner")]);
-    // One of an authority that nobody named is no certificate at all.
+    assert_eq!(subjects, [Value::Null, json!("CN=scanner"), json!("CN=scanner")]);
+    // The handshake fails with a certificate of an unknown authority.
     let mut clear = node.connect();
     clear.command("AUTH TLS", 234);
     let stranger = authority.client_with(&strangers.sign("scanner"));
     let handshake = stranger.encrypt(clear.control().try_clone().unwrap());
-    // With TLS 1.3 the client learns of it only when it reads.
+    // With TLS 1.3 the client sees the refusal only when it reads.
     assert!(handshake.and_then(|mut stream| stream.read_exact(&mut [0])).is_err());
     assert_eq!(authd.requests().len(), 3);
 }
 
-/// Nodes are upgraded before authd.
+/// Nodes are upgraded before authd, so a new node must work with an older authd.
 #[test]
-fn an_older_authd_is_told_a_subject_without_special_characters_and_no_other() {
+fn an_older_authd_gets_only_subjects_without_special_characters() {
     let authority = Authority::new();
     let server = authority.sign("localhost");
     let authd = StubAuthd::start(|request| match &request["client_certificate"] {
@@ -102,17 +102,17 @@ fn an_older_authd_is_told_a_subject_without_special_characters_and_no_other() {
         .setting("tls_keys", server.key.display())
         .setting("tls_client_ca", authority.file().display())
         .start();
-    for (name, told) in [("scanner", json!("CN=scanner")), ("O=a, CN=scanner", Value::Null)] {
+    for (name, expected) in [("scanner", json!("CN=scanner")), ("O=a, CN=scanner", Value::Null)] {
         let files = authority.sign_with("client", &rcgen::PKCS_ECDSA_P256_SHA256, |parameters| {
             parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
         });
         SecureDialogue::explicit(&authority.client_with(&files), node.address).login("anna", "");
-        assert_eq!(authd.requests().last().unwrap()["certificate"], told);
+        assert_eq!(authd.requests().last().unwrap()["certificate"], expected);
     }
 }
 
 #[test]
-fn a_user_may_have_to_encrypt_where_others_need_not() {
+fn an_account_can_require_tls_on_a_node_that_does_not() {
     let authority = Authority::new();
     let server = authority.sign("localhost");
     let authd = StubAuthd::start(|request| {
@@ -141,9 +141,9 @@ fn a_user_may_have_to_encrypt_where_others_need_not() {
 }
 
 #[test]
-fn names_and_passwords_too_long_for_any_user_are_wrong_logins_that_authd_is_not_asked_about() {
+fn too_long_names_and_passwords_are_rejected_without_asking_authd() {
     let (_redis, authd, node) = with_account(json!({ "home": "/" }));
-    // As JSON, each of these bytes takes six.
+    // In JSON, each of these bytes takes six.
     for (name, password) in
         [("anna", "\x01".repeat(4000)), ("anna", "x".repeat(1025)), (&"\x01".repeat(4000), "x".to_owned())]
     {
@@ -157,7 +157,7 @@ fn names_and_passwords_too_long_for_any_user_are_wrong_logins_that_authd_is_not_
 }
 
 #[test]
-fn authd_is_told_who_wants_in_from_where() {
+fn authd_gets_user_password_address_node_and_session() {
     let (_redis, authd, node) = with_account(json!({ "home": "/homes/anna" }));
     let mut session = node.login("anna", "very-secret \"quoted\"");
     session.store("file", b"content");
@@ -177,8 +177,8 @@ fn authd_is_told_who_wants_in_from_where() {
 
 /// Commands without a check: CVE-2015-3306, CVE-2019-12815, ProFTPD #2095.
 #[test]
-fn every_permission_that_is_missing_is_refused_with_550() {
-    // What each permission is needed for; all others are granted.
+fn commands_without_their_permission_get_550() {
+    // The commands that need each permission. All other permissions are granted.
     let table: [(&str, &[&str]); 10] = [
         ("list", &["LIST", "NLST", "MLSD", "MLST file", "STAT file", "SIZE file", "MDTM file", "AVBL"]),
         (
@@ -210,7 +210,7 @@ fn every_permission_that_is_missing_is_refused_with_550() {
             ],
         ),
     ];
-    // The user's name is the permission that is missing.
+    // The user's name is the missing permission.
     let (_redis, _authd, node) = with_authd(|request| {
         let permission = request["user"].as_str().unwrap_or_default();
         Answer::account(&json!({ "user": permission, "home": "/home", "permissions": { permission: false } }))
@@ -232,7 +232,7 @@ fn every_permission_that_is_missing_is_refused_with_550() {
                 None => _ = session.command(command, 550),
             }
         }
-        // Nothing of it has happened, and everything else is possible.
+        // The refused commands had no effect, and all others work.
         assert_eq!(fs::read(node.root().join("home/file")).unwrap(), b"content", "{permission}");
         assert_eq!(fs::read_dir(node.root().join("home")).unwrap().count(), 3, "{permission}");
         session.command("CWD directory", 250);
@@ -241,7 +241,7 @@ fn every_permission_that_is_missing_is_refused_with_550() {
             assert_eq!(session.retrieve("file"), b"content");
         }
     }
-    // Without the right to overwrite, neither STOR nor RNTO replaces, and both make what is new.
+    // Without `overwrite`, STOR and RNTO cannot replace a file but can create one.
     let mut session = node.login("overwrite", "x");
     session.command("RNFR other", 350);
     session.command("RNTO file", 550);
@@ -249,14 +249,14 @@ fn every_permission_that_is_missing_is_refused_with_550() {
     session.command("RNTO new", 250);
     session.store("newer", b"content");
     assert_eq!(fs::read(node.root().join("home/file")).unwrap(), b"content");
-    // Without the right to append, APPE makes what is new.
+    // Without `append`, APPE can still create a file.
     let mut session = node.login("append", "x");
     session.transmit("APPE newest", b"content");
     assert_eq!(fs::read(node.root().join("home/newest")).unwrap(), b"content");
 }
 
 #[test]
-fn a_home_is_a_prison_also_below_the_root() {
+fn a_user_cannot_leave_a_home_below_the_root() {
     let (_redis, _authd, node) = with_account(json!({ "home": "/homes/anna" }));
     fs::create_dir_all(node.root().join("homes/bert")).unwrap();
     fs::write(node.root().join("homes/bert/secret"), "secret").unwrap();
@@ -271,7 +271,7 @@ fn a_home_is_a_prison_also_below_the_root() {
 }
 
 #[test]
-fn a_home_that_cannot_be_used_is_no_login() {
+fn a_login_fails_if_the_home_cannot_be_used() {
     for home in ["/a\0b", "/file", "/file/below"] {
         let (_redis, _authd, node) = with_account(json!({ "home": home }));
         fs::write(node.root().join("file"), "").unwrap();
@@ -284,14 +284,14 @@ fn a_home_that_cannot_be_used_is_no_login() {
 
 /// Homes outside the root: CVE-2026-30915.
 #[test]
-fn dots_in_a_home_do_not_leave_the_root() {
+fn dot_dot_in_a_home_does_not_leave_the_root() {
     let (_redis, _authd, node) = with_account(json!({ "home": "/../../../outside" }));
     node.login("anna", "x").store("file", b"content");
     assert_eq!(fs::read(node.root().join("outside/file")).unwrap(), b"content");
 }
 
 #[test]
-fn refusals_of_authd_have_their_replies() {
+fn each_refusal_of_authd_gets_its_reply() {
     let (_redis, _authd, node) = with_authd(|request| match request["user"].as_str() {
         Some("throttled") => Answer::Http(
             "429 Too Many Requests",
@@ -308,14 +308,14 @@ fn refusals_of_authd_have_their_replies() {
         ("address_not_allowed", "the user may not log in from this address"),
         ("of_a_later_authd", "authd refused the login"),
     ];
-    for (reason, told) in reasons {
+    for (reason, message) in reasons {
         let mut session = node.connect();
         session.command(&format!("USER {reason}"), 331);
-        // The client learns nothing of it.
+        // The reply does not reveal the reason.
         assert_eq!(session.command("PASS x", 530).text(), "530 Login incorrect");
         let line = node.daemon.wait_for_message("login failed", &[("user", reason)]);
         let shown = if reason == "of_a_later_authd" { "unknown" } else { reason };
-        assert!(line.contains(told) && line.contains(&format!(" reason={shown}")), "{line}");
+        assert!(line.contains(message) && line.contains(&format!(" reason={shown}")), "{line}");
         assert_eq!(node.metric(&format!("ftp_logins_rejected_total{{reason=\"{shown}\"}}")), Some(1.0));
     }
     let mut session = node.connect();
@@ -328,7 +328,7 @@ fn refusals_of_authd_have_their_replies() {
 }
 
 #[test]
-fn an_authd_that_answers_nonsense_lets_nobody_in() {
+fn an_invalid_response_of_authd_accepts_no_login() {
     let answers = [
         Answer::Bytes(b""),
         Answer::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{\"user\":"),
@@ -359,12 +359,12 @@ fn an_authd_that_answers_nonsense_lets_nobody_in() {
         assert_eq!(session.expect_closed(), []);
     }
     assert_eq!(node.metric("ftp_logins_total{result=\"unavailable\"}"), Some(count as f64));
-    // On a new connection nothing is asked twice.
+    // On a new connection, no request is repeated.
     assert_eq!(authd.requests().len(), count);
 }
 
 #[test]
-fn an_authd_that_is_slow_or_away_is_told_within_the_limit() {
+fn a_slow_or_unreachable_authd_fails_the_login_within_the_timeout() {
     let authd = StubAuthd::start(|_| Answer::Silence);
     let (_redis, builder) = node("placeholder");
     let away = builder.loopback().socket(2, 5160);
@@ -374,7 +374,7 @@ fn an_authd_that_is_slow_or_away_is_told_within_the_limit() {
     let started = Instant::now();
     waiting.command("USER anna", 331);
     waiting.send("PASS very-secret");
-    // Nobody else waits meanwhile.
+    // Other sessions do not wait for it.
     node.connect().command("NOOP", 200);
     waiting.expect(421);
     let took = started.elapsed();
@@ -383,7 +383,7 @@ fn an_authd_that_is_slow_or_away_is_told_within_the_limit() {
 }
 
 #[test]
-fn the_next_authd_is_asked_when_one_fails_and_is_kept() {
+fn if_one_authd_fails_the_next_is_asked_and_stays_preferred() {
     let silent = StubAuthd::start(|_| Answer::Silence);
     let broken = StubAuthd::start(|_| Answer::refusal("500 Internal Server Error", "internal"));
     let good = StubAuthd::start(|request| Answer::account(&json!({ "user": request["user"], "home": "/" })));
@@ -400,7 +400,7 @@ fn the_next_authd_is_asked_when_one_fails_and_is_kept() {
 }
 
 #[test]
-fn neither_password_nor_token_is_ever_logged() {
+fn passwords_and_tokens_are_never_logged() {
     let authd = StubAuthd::start(|request| Answer::account(&json!({ "user": request["user"], "home": "/" })));
     let (_redis, builder) = node(&authd.url());
     let token = builder.root().join("token");
@@ -420,7 +420,7 @@ fn neither_password_nor_token_is_ever_logged() {
     session.quit();
     node.daemon.wait_for_message("session ended", &[]);
     let log = node.daemon.lines().join("\n");
-    // Nothing that runs here says more.
+    // At level `trace` the log contains DEBUG lines, too.
     assert!(log.contains("DEBUG"), "the level was not trace");
     for secret in ["very-secret", "node-token-value"] {
         assert!(!log.contains(secret), "{secret} is in the log");
@@ -428,7 +428,7 @@ fn neither_password_nor_token_is_ever_logged() {
 }
 
 #[test]
-fn an_atomic_upload_appears_when_it_is_complete_and_is_resumed_when_it_broke_off() {
+fn an_atomic_upload_appears_only_when_complete_and_can_be_resumed() {
     let (_redis, _authd, node) = with_account(json!({ "home": "/", "uploads": "atomic" }));
     let content = bytes(1, 2 << 20);
     fs::write(node.root().join("file"), "old").unwrap();
@@ -459,14 +459,14 @@ fn an_atomic_upload_appears_when_it_is_complete_and_is_resumed_when_it_broke_off
     assert_eq!(sha256(fs::read(node.root().join("file")).unwrap()), sha256(&content));
     assert_eq!(names(&node), ["file"]);
 
-    // A new name: SIZE tells how far it came until it is there.
+    // SIZE of an unfinished new file is the number of bytes received so far.
     let mut data = session.begin("STOR new");
     data.write_all(b"12345").unwrap();
     eventually("the part to be stored", || {
         let partial = node.root().join(partial(&node)?);
         (fs::metadata(partial).ok()?.len() == 5).then_some(())
     });
-    // The control connection ends first: an end of file is not believed then.
+    // The control connection ends first, so the end of the data connection does not complete the upload.
     drop(session);
     let _ = data.shutdown(Shutdown::Write);
     node.wait_for_metric("ftp_sessions", |sessions| sessions == 1.0);
@@ -481,7 +481,7 @@ fn an_atomic_upload_appears_when_it_is_complete_and_is_resumed_when_it_broke_off
 }
 
 #[test]
-fn a_user_has_as_many_sessions_as_the_account_says() {
+fn the_account_limits_the_users_sessions() {
     let (_redis, _authd, node) = with_account(json!({ "home": "/", "limits": { "sessions": 2 } }));
     let first = node.login("anna", "x");
     let _second = node.login("anna", "x");
@@ -490,7 +490,7 @@ fn a_user_has_as_many_sessions_as_the_account_says() {
     assert_eq!(third.expect_closed(), []);
     node.login("bert", "x");
     first.quit();
-    eventually("a place for one more session", || {
+    eventually("another session to be accepted", || {
         let mut session = node.connect();
         (refused_login(&mut session) == 230).then_some(())
     });

@@ -1,4 +1,4 @@
-//! How a node uses its connections to authd, and what it takes as an answer.
+//! The node's HTTP connections to authd, and the responses that it accepts.
 
 use std::sync::{
     Mutex,
@@ -12,7 +12,7 @@ use cluster_tests::{
 };
 use serde_json::json;
 
-/// A whole answer, after which the connection ends although nothing has said so.
+/// A complete response. The server then closes the connection without announcing it.
 const THEN_CLOSED: Answer =
     Answer::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 26\r\n\r\n{\"user\":\"anna\",\"home\":\"/\"}");
 
@@ -23,7 +23,7 @@ fn node(authds: &str) -> (Redis, NodeBuilder) {
     (redis, builder)
 }
 
-/// Answers the requests with `answers`, in turn.
+/// A stub authd that gives `answers` in this order.
 fn in_turn(answers: Vec<Answer>) -> StubAuthd {
     let (answers, next) = (Mutex::new(answers), AtomicUsize::new(0));
     StubAuthd::start(move |_| answers.lock().unwrap()[next.fetch_add(1, Ordering::Relaxed)].clone())
@@ -41,7 +41,7 @@ fn refused_login(node: &Node) {
 }
 
 #[test]
-fn a_connection_serves_one_login_after_the_other() {
+fn a_connection_is_reused_for_consecutive_logins() {
     let authd = in_turn(vec![kept(), kept(), kept()]);
     let (_redis, builder) = node(&authd.url());
     let node = builder.start();
@@ -52,7 +52,7 @@ fn a_connection_serves_one_login_after_the_other() {
 }
 
 #[test]
-fn a_connection_that_authd_closed_while_it_was_idle_is_replaced() {
+fn an_idle_connection_that_authd_closed_is_replaced() {
     let authd = in_turn(vec![THEN_CLOSED, THEN_CLOSED, THEN_CLOSED]);
     let (_redis, builder) = node(&authd.url());
     let node = builder.start();
@@ -63,7 +63,7 @@ fn a_connection_that_authd_closed_while_it_was_idle_is_replaced() {
 }
 
 #[test]
-fn a_request_that_a_kept_connection_leaves_unanswered_is_asked_once_more_on_a_new_one() {
+fn a_request_without_a_response_on_a_kept_connection_is_repeated_once_on_a_new_one() {
     let nothing = Answer::Bytes(b"");
     let authd = in_turn(vec![kept(), nothing.clone(), kept(), nothing.clone(), nothing]);
     let (_redis, builder) = node(&authd.url());
@@ -78,7 +78,7 @@ fn a_request_that_a_kept_connection_leaves_unanswered_is_asked_once_more_on_a_ne
 }
 
 #[test]
-fn garbage_on_a_kept_connection_is_not_asked_for_again() {
+fn a_request_with_an_invalid_response_is_not_repeated() {
     let authd = in_turn(vec![kept(), Answer::Bytes(b"SSH-2.0-not-http\r\n")]);
     let (_redis, builder) = node(&authd.url());
     let node = builder.start();
@@ -88,7 +88,7 @@ fn garbage_on_a_kept_connection_is_not_asked_for_again() {
 }
 
 #[test]
-fn an_answer_may_be_large_but_not_without_end() {
+fn a_large_response_is_accepted_and_an_endless_one_refused() {
     let account = |folders: usize| {
         let path = |i: usize| format!("/{i}/{}", "a".repeat(1000));
         let folders: Vec<_> = (0..folders).map(|i| json!({ "path": path(i), "target": path(i) })).collect();
@@ -117,16 +117,17 @@ fn an_answer_may_be_large_but_not_without_end() {
 }
 
 #[test]
-fn an_authd_may_have_a_name_and_a_prefix_and_answer_in_chunks() {
-    let authd = in_turn(vec![
-        Answer::Bytes(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1a\r\n{\"user\":\"anna\",\"home\":\"/\"}\r\n0\r\n\r\n"),
-    ]);
+fn a_host_name_a_path_prefix_and_chunked_responses_are_supported() {
+    let authd = in_turn(vec![Answer::Bytes(
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\
+              1a\r\n{\"user\":\"anna\",\"home\":\"/\"}\r\n0\r\n\r\n",
+    )]);
     let (_redis, builder) = node(&format!("http://localhost:{}/users/", authd.address.port()));
     builder.start().login("anna", "x");
 }
 
 #[test]
-fn the_log_says_why_no_authd_answered() {
+fn the_log_shows_the_failure_of_each_authd() {
     let (_redis, builder) = node("placeholder");
     let away = builder.loopback().socket(2, 5160);
     let silent = StubAuthd::start(|_| Answer::Silence);

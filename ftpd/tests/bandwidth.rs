@@ -1,4 +1,4 @@
-//! Bandwidth: transfers are as slow as their user's account says, and can be ended while they wait.
+//! Bandwidth limits of accounts, and cancellation of transfers that wait for them.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ struct Site {
     _authd: StubAuthd,
 }
 
-/// Two nodes whose users all have this bandwidth, and the file `file` of 2 MB.
+/// Two nodes whose users all have this bandwidth, with a file `file` of 2 MB.
 fn site(bandwidth: Value) -> Site {
     let authd = StubAuthd::start(move |request| {
         Answer::account(&json!({ "user": request["user"], "home": "/", "bandwidth": bandwidth }))
@@ -55,7 +55,7 @@ fn took(work: impl FnOnce()) -> Duration {
     begun.elapsed()
 }
 
-/// What 2 MB take at 1 MB a second, less what is saved up, and a last piece that is not waited for.
+/// Least time for 2 MB at 1 MB/s: less the allowance saved up, and the last piece, which is not waited for.
 const AT_LEAST: Duration = Duration::from_millis(1600);
 
 #[test]
@@ -67,7 +67,7 @@ fn a_session_has_its_own_limit_in_each_direction() {
     let up = took(|| session.store("other", &bytes(2, 2_000_000)));
     assert!(up >= AT_LEAST, "{up:?}");
     assert_eq!(fs::read(site.nodes[0].root().join("other")).unwrap(), bytes(2, 2_000_000));
-    // Through memory instead of the kernel.
+    // Copied in user space instead of spliced.
     session.command("TYPE A", 200);
     let text = took(|| drop(session.receive("RETR file")));
     assert!(text >= AT_LEAST, "{text:?}");
@@ -92,17 +92,17 @@ fn all_sessions_of_a_user_share_one_limit_over_both_nodes() {
 }
 
 #[test]
-fn many_small_files_pay_for_their_bytes_only() {
+fn many_small_files_are_charged_only_for_their_bytes() {
     let site = site(json!({ "session_upload": 1_000_000, "upload": 1_000_000 }));
     let mut session = site.login(0);
-    // At the price of a piece each, which is an eighth of a second, they would take minutes.
+    // If each were charged a whole piece (1/8 s), they would take minutes.
     let small = took(|| (0..400).for_each(|number| session.store(&format!("{number}"), b"small")));
     assert!(small < Duration::from_secs(45), "{small:?}");
 }
 
 #[test]
-fn a_transfer_that_waits_is_ended_at_once_and_does_not_count_as_stalled() {
-    // 4 KiB, the smallest piece, take 40 seconds.
+fn a_transfer_that_waits_for_bandwidth_can_be_aborted_and_is_not_stalled() {
+    // The smallest piece (4 KiB) takes 40 s.
     for limit in ["session_download", "download"] {
         let site = site(json!({ limit: 100 }));
         let mut session = site.login(0);

@@ -1,4 +1,4 @@
-//! Before the login a flood takes neither the last place nor the last descriptor from other clients.
+//! Floods of connections before the login: they must leave connections and descriptors for other clients.
 
 use std::net::{IpAddr, TcpStream};
 
@@ -32,7 +32,7 @@ fn all_addresses_of_an_ipv6_64_network_share_the_limit_of_an_address() {
 }
 
 #[test]
-fn a_flood_leaves_places_for_networks_that_logged_in_before() {
+fn a_flood_leaves_connections_for_networks_that_logged_in_before() {
     let node = Node::standalone()
         .setting("log_level", "info")
         .setting("max_sessions", 40)
@@ -53,14 +53,14 @@ fn a_flood_leaves_places_for_networks_that_logged_in_before() {
     drop(flood);
 }
 
-/// Takes 10 s, the time for which a connection without a login keeps its place.
+/// Takes 10 s, the time for which a connection without a login is protected.
 #[test]
-fn when_all_places_are_taken_a_silent_connection_makes_room_for_a_client() {
+fn at_the_connection_limit_a_silent_connection_is_closed_for_a_new_client() {
     let node = Node::standalone().setting("log_level", "info").setting("max_sessions", 20).start();
     let flood: Vec<TcpStream> = (0..30).map(|_| Connector::new().connect(node.address).unwrap()).collect();
     node.wait_for_metric("ftp_connections", |count| count == 18.0);
     let elsewhere = Connector::new().from(node.loopback().address(8));
-    let mut client = cluster_tests::eventually("a place for a client", || {
+    let mut client = cluster_tests::eventually("a client to be accepted", || {
         let (session, code) = greeting(&elsewhere, &node);
         (code == 220).then_some(session)
     });
@@ -92,7 +92,7 @@ fn the_soft_limit_of_open_files_is_raised_and_silent_connections_leave_descripto
 }
 
 #[test]
-fn a_node_that_may_open_too_few_files_for_one_session_says_so_and_ends() {
+fn a_node_with_too_few_descriptors_for_one_session_logs_that_and_exits() {
     let mut node = Node::standalone().open_files(64, 64).spawn();
     node.daemon.wait_for_line(|line| line.contains("RLIMIT_NOFILE") && line.contains("64"));
     assert!(!node.daemon.wait().success());

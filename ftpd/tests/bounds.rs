@@ -1,5 +1,5 @@
-//! What one client can make the node do and hold: memory of listings, work that goes on after its client,
-//! checksums.
+//! Bounds of the work and memory that one client can cause: sorted listings, work that continues after
+//! a disconnect, checksums.
 
 use std::{
     fs,
@@ -9,7 +9,8 @@ use std::{
 
 use cluster_tests::{DEADLINE, dialogue::Dialogue, eventually, node::Node, process::message_is};
 
-/// A directory with `count` names of 240 bytes each: of one file, which is faster to make.
+/// A directory with `count` names of 240 bytes. All are hard links to one file, which is faster to
+/// create.
 fn big(root: &Path, count: usize) -> PathBuf {
     let directory = root.join("big");
     fs::create_dir(&directory).unwrap();
@@ -21,14 +22,14 @@ fn big(root: &Path, count: usize) -> PathBuf {
     directory
 }
 
-/// Returns when the first byte has come. It stays unread.
+/// Returns when the first byte has arrived, without reading it.
 fn wait_for_data(data: &TcpStream) {
     data.set_read_timeout(Some(DEADLINE)).unwrap();
     assert_eq!(data.peek(&mut [0]).unwrap(), 1);
 }
 
 #[test]
-fn sorted_listings_of_all_sessions_share_a_bounded_memory_and_give_it_back() {
+fn sorted_listings_share_bounded_memory_and_release_it() {
     const ENTRIES: usize = 20_000;
     const SESSIONS: usize = 60;
     let node = Node::standalone().setting("max_listing_memory", 8 << 20).start();
@@ -46,7 +47,7 @@ fn sorted_listings_of_all_sessions_share_a_bounded_memory_and_give_it_back() {
 }
 
 #[test]
-fn without_memory_to_sort_a_listing_has_every_entry_once() {
+fn listing_without_memory_to_sort_has_every_entry_once() {
     for memory in [0, 2000, 100_000] {
         let node = Node::standalone().setting("max_listing_memory", memory).start();
         big(node.root(), 500);
@@ -59,14 +60,14 @@ fn without_memory_to_sort_a_listing_has_every_entry_once() {
             (0..500).map(|number| format!("big/{number:0>240}")).collect::<Vec<_>>(),
             "{memory}"
         );
-        // What fits is sorted, as beyond max_sorted_entries.
+        // The entries that fit in memory are sorted, as beyond max_sorted_entries.
         let first: Vec<&str> = text.lines().take(3).collect();
         assert!(memory == 0 || first.is_sorted_by(|a, b| a > b), "{memory}: {first:?}");
     }
 }
 
 #[test]
-fn a_pattern_is_applied_to_names_before_the_storage_is_asked_for_each() {
+fn pattern_filters_names_before_reading_their_status() {
     let node = Node::standalone().start();
     big(node.root(), 20_000);
     let mut session = node.login("demo", "x");
@@ -87,7 +88,7 @@ fn a_pattern_is_applied_to_names_before_the_storage_is_asked_for_each() {
 }
 
 #[test]
-fn abor_ends_a_listing_while_its_entries_are_gathered() {
+fn abor_ends_a_listing_while_its_entries_are_read() {
     const SESSIONS: u64 = 10;
     let node = Node::standalone().start();
     big(node.root(), 20_000);
@@ -101,14 +102,14 @@ fn abor_ends_a_listing_while_its_entries_are_gathered() {
     for session in &mut sessions {
         let begun = node.daemon.processor_ticks();
         unread.push(session.begin("LIST -t big"));
-        // It is under way, and far from its end.
+        // The listing has started and is far from its end.
         eventually("it works", || (node.daemon.processor_ticks() > begun + whole / 10).then_some(()));
         session.command("ABOR", 426);
         session.expect(226);
     }
     let spent = node.daemon.processor_ticks() - before;
     assert!(spent < SESSIONS * whole / 2, "{spent} ticks, and {whole} for one whole listing");
-    // STAT with a path, too, unless it is faster.
+    // ABOR also ends STAT with a path, unless STAT ends first.
     one.send("STAT big");
     one.send("ABOR");
     let code = one.reply().code;
@@ -116,19 +117,19 @@ fn abor_ends_a_listing_while_its_entries_are_gathered() {
     one.expect(226);
 }
 
-/// A file that is a hole: it takes no space, and hours to read.
+/// A sparse file: it uses no space, and reading it takes hours.
 fn sparse(root: &Path) {
     fs::File::create(root.join("sparse")).unwrap().set_len(1 << 40).unwrap();
 }
 
 #[test]
-fn a_user_computes_one_checksum_at_a_time_and_others_are_not_concerned() {
+fn user_computes_one_checksum_at_a_time_independent_of_other_users() {
     let node = Node::standalone().start();
     sparse(node.root());
     fs::write(node.root().join("abc"), "abc").unwrap();
     let mut busy = node.login("demo", "x");
     busy.send("XSHA512 sparse");
-    // STAT is answered beside it, once it is under way.
+    // STAT is answered while the checksum runs.
     busy.command("STAT", 211);
     let mut waiting = [node.login("demo", "x"), node.login("demo", "x")];
     for session in &mut waiting {
@@ -147,7 +148,7 @@ fn a_user_computes_one_checksum_at_a_time_and_others_are_not_concerned() {
 }
 
 #[test]
-fn a_checksum_ends_at_its_time_limit() {
+fn checksum_ends_at_checksum_timeout() {
     let node = Node::standalone().setting("checksum_timeout", "500ms").start();
     sparse(node.root());
     let mut session = node.login("demo", "x");
@@ -157,13 +158,13 @@ fn a_checksum_ends_at_its_time_limit() {
 }
 
 #[test]
-fn the_end_of_a_client_is_seen_behind_any_number_of_commands() {
+fn client_disconnect_is_noticed_behind_any_number_of_commands() {
     let node = Node::standalone().start();
     sparse(node.root());
     for command in ["XSHA512 sparse", "HASH sparse"] {
         let mut session = node.login("demo", "x");
         session.send(command);
-        // More than the node holds. None of them runs beside the checksum.
+        // More commands than the node buffers. None of them runs beside the checksum.
         session.send_bytes(&b"PWD\r\n".repeat(8 * 1024));
         drop(session);
         node.wait_for_metric("ftp_sessions", |sessions| sessions == 0.0);
@@ -171,7 +172,7 @@ fn the_end_of_a_client_is_seen_behind_any_number_of_commands() {
 }
 
 #[test]
-fn connections_without_a_login_leave_so_many_lines_in_the_log() {
+fn log_lines_for_connections_without_login_are_limited() {
     let node = Node::standalone().setting("failure_log_limit", 3).start();
     for _ in 0..20 {
         let mut client = node.connect();
@@ -179,10 +180,10 @@ fn connections_without_a_login_leave_so_many_lines_in_the_log() {
         client.expect_closed();
     }
     node.wait_for_metric("ftp_sessions_ended_total{reason=\"foreign_protocol\"}", |ended| ended == 20.0);
-    // A line that is written after all of those.
+    // A line that is logged after all of those.
     node.login("demo", "x").quit();
     node.daemon.wait_for_message("session ended", &[("user", "demo")]);
     let lines = node.daemon.lines();
-    let told = lines.iter().filter(|line| message_is(line, "the client speaks another protocol"));
-    assert_eq!(told.count(), 3);
+    let logged = lines.iter().filter(|line| message_is(line, "the client speaks another protocol"));
+    assert_eq!(logged.count(), 3);
 }

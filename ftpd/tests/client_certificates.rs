@@ -1,5 +1,5 @@
-//! Client certificates: what authd is told of them, and that none that has expired, was revoked or lost its
-//! authority logs in by resuming a TLS session.
+//! Client certificates: the fields sent to authd, and the refusal of TLS resumptions after a certificate has
+//! expired, was revoked, or lost its authority.
 
 use std::{
     fs,
@@ -25,10 +25,11 @@ use time::{Duration, OffsetDateTime};
 
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
-/// A node that verifies certificates of `authority`, and an authd that accepts the login of each client that has such a certificate.
+/// A node that verifies certificates of `authority`, and a stub authd that accepts every login with a
+/// certificate.
 struct Setup {
     authority: Authority,
-    /// `tls_client_ca`: a copy of the authority's own certificate at first.
+    /// The file of `tls_client_ca`, initially a copy of the authority's certificate.
     trusted: PathBuf,
     authd: StubAuthd,
     node: Node,
@@ -64,7 +65,7 @@ impl Setup {
         self.authority.client_of_with(version, files)
     }
 
-    /// A session that is logged in by its certificate, and has uploaded a file.
+    /// A session that has logged in with its certificate and uploaded a file.
     fn logged_in(&self, client: &TlsClient) -> SecureDialogue {
         let mut session = SecureDialogue::explicit(client, self.node.address);
         session.login("anna", "");
@@ -72,7 +73,7 @@ impl Setup {
         session
     }
 
-    /// The reply to PASS of a new connection, and whether it resumed the client's TLS session.
+    /// Connects and logs in. Returns the reply code of PASS, and true if the TLS session was resumed.
     fn reconnect(&self, client: &TlsClient) -> (u16, bool) {
         let mut session = SecureDialogue::explicit(client, self.node.address);
         session.command("USER anna", 331);
@@ -80,12 +81,12 @@ impl Setup {
         (session.reply().code, session.is_resumed())
     }
 
-    /// Whether the node refuses the certificate in a full handshake.
+    /// Returns true if the node refuses the certificate in a full handshake.
     fn refuses(&self, client: &TlsClient) -> bool {
         let mut clear = self.node.connect();
         clear.command("AUTH TLS", 234);
         let handshake = client.forgetful().encrypt(clear.control().try_clone().unwrap());
-        // With TLS 1.3 the client learns of it when it reads.
+        // With TLS 1.3 the client sees the refusal only when it reads.
         let refused = |error: io::Error| error.kind() == io::ErrorKind::InvalidData;
         let answer = |mut stream: TlsStream| {
             stream.write_all(b"NOOP\r\n")?;
@@ -97,11 +98,11 @@ impl Setup {
     fn reload(&self) {
         let before = self.reloads();
         self.node.daemon.signal(Signal::SIGHUP);
-        eventually("certificates to be read again", || (self.reloads() > before).then_some(()));
+        eventually("certificates to be reloaded", || (self.reloads() > before).then_some(()));
     }
 
     fn reloads(&self) -> usize {
-        self.node.daemon.lines().iter().filter(|line| line.contains("certificates read again")).count()
+        self.node.daemon.lines().iter().filter(|line| line.contains("reloaded the certificates")).count()
     }
 }
 
@@ -115,9 +116,9 @@ fn with_serial(authority: &Authority, name: &str, serial: u64) -> CertificateFil
 }
 
 #[test]
-fn authd_is_told_subject_key_and_names_and_no_two_subjects_are_the_same() {
+fn authd_gets_subject_key_and_names_and_different_subjects_stay_different() {
     let setup = Setup::start(|_, builder| builder);
-    let told = |change: &dyn Fn(&mut CertificateParams)| {
+    let sent = |change: &dyn Fn(&mut CertificateParams)| {
         let files = setup.authority.sign_with("client", &PKCS_ECDSA_P256_SHA256, |parameters| {
             parameters.distinguished_name = rcgen::DistinguishedName::new();
             change(parameters);
@@ -126,7 +127,7 @@ fn authd_is_told_subject_key_and_names_and_no_two_subjects_are_the_same() {
         assert!(!resumed);
         setup.authd.requests().last().unwrap()["client_certificate"].clone()
     };
-    let two = told(&|parameters| {
+    let two = sent(&|parameters| {
         parameters.distinguished_name.push(DnType::OrganizationName, "Acme");
         parameters.distinguished_name.push(DnType::CommonName, "scanner");
         parameters.subject_alt_names.push(SanType::Rfc822Name("ann@example.com".try_into().unwrap()));
@@ -134,13 +135,13 @@ fn authd_is_told_subject_key_and_names_and_no_two_subjects_are_the_same() {
     assert_eq!(two["subject"], "CN=scanner,O=Acme");
     assert_eq!(two["names"], json!(["DNS:client", "email:ann@example.com"]));
     assert!(two["key"].as_str().unwrap().starts_with("sha256:"), "{two}");
-    let one = told(&|parameters| {
+    let one = sent(&|parameters| {
         parameters.distinguished_name.push(DnType::OrganizationName, "Acme, CN=scanner");
     });
     assert_eq!(one["subject"], "O=Acme\\, CN=scanner");
     assert_ne!(one["key"], two["key"]);
     for value in ["a\0b", "a\nb"] {
-        let none = told(&|parameters| {
+        let none = sent(&|parameters| {
             let value = DnValue::Utf8String(value.to_owned());
             parameters.distinguished_name.push(DnType::CommonName, value);
         });
@@ -150,7 +151,7 @@ fn authd_is_told_subject_key_and_names_and_no_two_subjects_are_the_same() {
 }
 
 #[test]
-fn a_certificate_whose_authority_was_taken_out_logs_in_by_no_ticket() {
+fn a_certificate_of_a_removed_authority_cannot_log_in_by_resumption() {
     let setup = Setup::start(|_, builder| builder);
     let own = fs::read(setup.authority.file()).unwrap();
     for version in VERSIONS {
@@ -161,19 +162,19 @@ fn a_certificate_whose_authority_was_taken_out_logs_in_by_no_ticket() {
         let client = setup.client(version, &files);
         drop(setup.logged_in(&client));
         client.hide_certificate();
-        // Two hops: the tickets of a resumed session are bound as well.
+        // Resumed twice: the tickets of a resumed TLS session carry the certificate, too.
         assert_eq!([(); 2].map(|()| setup.reconnect(&client)), [RESUMED; 2], "{version:?}");
         fs::copy(Authority::new().file(), &setup.trusted).unwrap();
         setup.reload();
         assert_eq!(setup.reconnect(&client), REFUSED, "{version:?}");
-        // A session that is logged in goes on, data connections included.
+        // A session that has logged in continues, including its data connections.
         before.transmit("STOR file", b"more");
         assert_eq!(before.receive("RETR file"), b"more");
     }
 }
 
 #[test]
-fn a_new_authority_beside_the_old_one_ends_no_resumption() {
+fn an_additional_authority_does_not_prevent_resumptions() {
     let setup = Setup::start(|_, builder| builder);
     let client = setup.client(&TLS13, &setup.authority.sign("scanner"));
     drop(setup.logged_in(&client));
@@ -185,7 +186,7 @@ fn a_new_authority_beside_the_old_one_ends_no_resumption() {
 }
 
 #[test]
-fn an_expired_certificate_logs_in_by_no_ticket() {
+fn an_expired_certificate_cannot_log_in_by_resumption() {
     let setup = Setup::start(|_, builder| builder);
     for version in VERSIONS {
         let soon = OffsetDateTime::now_utc() + Duration::seconds(10);
@@ -205,7 +206,7 @@ fn an_expired_certificate_logs_in_by_no_ticket() {
 }
 
 #[test]
-fn a_chain_of_resumptions_ends_at_its_maximum_age_and_sessions_go_on() {
+fn resumptions_end_at_the_maximum_age_and_sessions_continue() {
     let setup = Setup::start(|_, builder| builder.setting("tls_resumption_max_age", "3s"));
     for version in VERSIONS {
         let files = setup.authority.sign("scanner");
@@ -213,7 +214,7 @@ fn a_chain_of_resumptions_ends_at_its_maximum_age_and_sessions_go_on() {
         let client = setup.client(version, &files);
         drop(setup.logged_in(&client));
         client.hide_certificate();
-        eventually("the chain of resumptions to end", || {
+        eventually("the resumptions to end", || {
             let reply = setup.reconnect(&client);
             assert!(reply == REFUSED || reply == RESUMED, "{reply:?}");
             (reply == REFUSED).then_some(())
@@ -223,7 +224,7 @@ fn a_chain_of_resumptions_ends_at_its_maximum_age_and_sessions_go_on() {
 }
 
 #[test]
-fn a_revoked_certificate_logs_in_neither_by_a_handshake_nor_by_a_ticket() {
+fn a_revoked_certificate_cannot_log_in_by_full_handshake_or_by_resumption() {
     let setup = Setup::start(|authority, builder| {
         builder.setting("tls_client_crls", authority.revoke(&[], 24).display())
     });
@@ -246,7 +247,7 @@ fn a_revoked_certificate_logs_in_neither_by_a_handshake_nor_by_a_ticket() {
 }
 
 #[test]
-fn an_expired_list_refuses_certificates_and_nobody_else_and_the_log_says_so() {
+fn with_an_expired_revocation_list_only_clients_with_certificates_are_refused() {
     let setup = Setup::start(|authority, builder| {
         builder.setting("tls_client_crls", authority.revoke(&[], 24).display())
     });
@@ -266,7 +267,7 @@ fn an_expired_list_refuses_certificates_and_nobody_else_and_the_log_says_so() {
 }
 
 #[test]
-fn an_authority_without_a_list_is_refused_where_there_are_lists() {
+fn with_revocation_lists_an_authority_without_a_list_is_refused() {
     let other = Authority::new();
     let list = other.revoke(&[], 24);
     let setup = Setup::start(|_, builder| builder.setting("tls_client_crls", list.display()));
@@ -274,7 +275,7 @@ fn an_authority_without_a_list_is_refused_where_there_are_lists() {
 }
 
 #[test]
-fn an_unusable_list_stops_the_start_and_keeps_the_one_in_use_at_a_reload() {
+fn an_unusable_revocation_list_prevents_the_start_and_is_ignored_by_a_reload() {
     let setup = Setup::start(|authority, builder| {
         builder.setting("tls_client_crls", authority.revoke(&[7], 24).display())
     });
@@ -282,7 +283,8 @@ fn an_unusable_list_stops_the_start_and_keeps_the_one_in_use_at_a_reload() {
     fs::write(&path, "no list").unwrap();
     setup.node.daemon.signal(Signal::SIGHUP);
     setup.node.daemon.wait_for_line(|line| {
-        line.contains("the certificates in use stay") && line.contains("crl.pem: no revocation list in it")
+        line.contains("could not reload the certificates")
+            && line.contains("crl.pem: the file contains no revocation list")
     });
     assert!(setup.refuses(&setup.client(&TLS13, &with_serial(&setup.authority, "revoked", 7))));
     let server = setup.authority.sign("localhost");
@@ -304,9 +306,9 @@ fn an_unusable_list_stops_the_start_and_keeps_the_one_in_use_at_a_reload() {
     }
 }
 
-/// The node's own memory of sessions would know nothing of tickets' bonds.
+/// A session cache in the node would not check certificate and age as tickets do.
 #[test]
-fn sessions_of_tls_1_2_are_resumed_by_tickets_only() {
+fn tls_1_2_sessions_are_resumed_only_by_tickets() {
     let setup = Setup::start(|_, builder| builder);
     let client = setup.client(&TLS12, &setup.authority.sign("scanner")).without_tickets();
     assert_eq!([(); 2].map(|()| setup.reconnect(&client)), [(230, false); 2]);

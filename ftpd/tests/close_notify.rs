@@ -1,4 +1,4 @@
-//! Encrypted uploads whose client closes TCP without TLS's close_notify, as .NET's FtpWebRequest does.
+//! Encrypted uploads of clients that close TCP without close_notify, as .NET's FtpWebRequest does.
 
 use std::{fs, io::Write, path::PathBuf};
 
@@ -17,7 +17,7 @@ struct Tested {
     _parts: (Redis, StubAuthd),
 }
 
-/// A node whose authd lets everybody in, at home in the root, with what `account` says.
+/// A node whose stub authd accepts every login, with the root as home and the fields of `account`.
 fn start(account: Value) -> Tested {
     let authority = Authority::new();
     let certificate = authority.sign("localhost");
@@ -39,7 +39,7 @@ fn start(account: Value) -> Tested {
 }
 
 impl Tested {
-    /// What FtpWebRequest sends before `STOR`.
+    /// Sends the commands that FtpWebRequest sends before STOR.
     fn login(&self) -> SecureDialogue {
         let mut session = SecureDialogue::explicit(&self.authority.client(), self.node.address);
         session.command("USER anna", 331);
@@ -62,7 +62,7 @@ impl Tested {
     }
 }
 
-/// Sends `content` and closes TCP. The code of the reply, and its text.
+/// Sends `content` and closes TCP. Returns code and text of the reply.
 fn upload(session: &mut SecureDialogue, command: &str, content: &[u8]) -> (u16, String) {
     let mut data = session.begin(command);
     data.write_all(content).unwrap();
@@ -72,7 +72,7 @@ fn upload(session: &mut SecureDialogue, command: &str, content: &[u8]) -> (u16, 
 }
 
 #[test]
-fn the_refusal_names_close_notify_and_the_setting_in_reply_log_and_metric() {
+fn reply_and_log_of_a_missing_close_notify_name_the_setting() {
     for uploads in ["direct", "atomic"] {
         let tested = start(json!({ "uploads": uploads }));
         let mut session = tested.login();
@@ -86,13 +86,13 @@ fn the_refusal_names_close_notify_and_the_setting_in_reply_log_and_metric() {
         assert!(line.contains("tls_close_notify"), "{line}");
         assert_eq!(tested.no_close_notify(), 1.0);
         assert_eq!(tested.path("file").exists(), uploads == "direct");
-        // What arrived is kept for resuming.
+        // The received data is kept for a resumption.
         assert_eq!(session.command("SIZE file", 213).message(), "7");
     }
 }
 
 #[test]
-fn a_user_whose_clients_never_send_close_notify_uploads_in_both_modes() {
+fn a_user_exempt_from_close_notify_uploads_in_direct_and_atomic_mode() {
     let content = bytes(5, 700_001);
     for uploads in ["direct", "atomic"] {
         let tested = start(json!({ "uploads": uploads, "tls": { "close_notify": false } }));
@@ -105,7 +105,7 @@ fn a_user_whose_clients_never_send_close_notify_uploads_in_both_modes() {
 }
 
 #[test]
-fn a_user_can_be_held_to_close_notify_where_the_node_is_not() {
+fn an_account_can_require_close_notify_on_a_node_that_does_not() {
     let tested = start(json!({ "tls": { "close_notify": true } }));
     let node = tested.node.builder().setting("tls_close_notify", "false");
     let Tested { authority, node: first, _parts } = tested;
@@ -115,7 +115,7 @@ fn a_user_can_be_held_to_close_notify_where_the_node_is_not() {
 }
 
 #[test]
-fn without_close_notify_an_upload_is_complete_if_allo_announced_exactly_what_came() {
+fn without_close_notify_an_upload_of_exactly_the_allo_size_is_complete() {
     let content = bytes(6, 300_001);
     for uploads in ["direct", "atomic"] {
         let tested = start(json!({ "uploads": uploads }));
@@ -128,7 +128,7 @@ fn without_close_notify_an_upload_is_complete_if_allo_announced_exactly_what_cam
             assert_eq!(tested.path("file").exists(), code == 226 || uploads == "direct");
         }
         assert_eq!(sha256(fs::read(tested.path("file")).unwrap()), sha256(&content));
-        // After REST some announce what is to come, others the whole.
+        // After REST, some clients announce the remaining size, others the total size.
         for announced in [200_001, 300_001] {
             assert_eq!(upload(&mut session, "STOR part", &content[..100_000]).0, 426);
             session.command(&format!("ALLO {announced}"), 200);

@@ -1,4 +1,4 @@
-//! Command lines as clients write them: bytes of names, spaces, line ends, short forms.
+//! Variants of command lines that clients send: bytes of names, spaces, line ends, short forms.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use cluster_tests::{
     tls::{Authority, SecureDialogue},
 };
 
-/// Sends `content` as the file `name`. False if the name is refused.
+/// Stores `content` as the file `name`. Returns false if the name is refused.
 fn store(session: &mut Dialogue, name: &[u8], content: &[u8]) -> bool {
     let address = session.epsv();
     let mut data = session.data_connection(address);
@@ -30,9 +30,10 @@ fn store(session: &mut Dialogue, name: &[u8], content: &[u8]) -> bool {
     true
 }
 
-/// Two files in a character set that has letters where Telnet has commands (windows-1251) were one.
+/// In windows-1251, letters have the codes of Telnet commands. Removing such "commands" would give two
+/// different names the same bytes.
 #[test]
-fn after_a_verb_the_byte_255_and_any_other_are_a_name() {
+fn in_a_name_the_byte_255_and_any_byte_after_it_are_kept() {
     let node = Node::standalone().setting("max_errors", 1000).start();
     let mut session = node.login("demo", "x");
     session.command("TYPE I", 200);
@@ -40,7 +41,7 @@ fn after_a_verb_the_byte_255_and_any_other_are_a_name() {
     for second in 0..=u8::MAX {
         let sent = [0xff, second, b'.', b't'];
         let name = match second {
-            // What no file can be called, or ends the line.
+            // Not allowed in a name, or end of the line.
             0 | b'\r' | b'\n' | b'/' => continue,
             0xff => b"\xff.t".to_vec(),
             _ => sent.to_vec(),
@@ -48,7 +49,7 @@ fn after_a_verb_the_byte_255_and_any_other_are_a_name() {
         assert!(store(&mut session, &sent, &sent), "{second:x}");
         assert!(expected.insert(name, sha256(sent)).is_none(), "{second:x}");
     }
-    // At the end of a line as well.
+    // The byte 255 at the end of a line.
     for (sent, name) in
         [(&b"a\xff"[..], &b"a\xff"[..]), (b"b\xff\xff", b"b\xff"), (b"c\xff\xff\xff", b"c\xff\xff")]
     {
@@ -67,7 +68,7 @@ fn after_a_verb_the_byte_255_and_any_other_are_a_name() {
 }
 
 #[test]
-fn what_clients_add_to_a_command_is_ignored() {
+fn superfluous_arguments_and_spaces_are_ignored() {
     let node = Node::standalone().setting("max_errors", 1).start();
     let mut session = node.login("demo", "x");
     fs::create_dir(node.root().join("a ")).unwrap();
@@ -111,7 +112,7 @@ fn a_line_may_end_with_cr_cr_lf() {
 }
 
 #[test]
-fn cwd_without_a_path_and_to_a_tilde_goes_home() {
+fn cwd_without_a_path_and_cwd_tilde_change_to_the_home() {
     let node = Node::standalone().start();
     fs::create_dir_all(node.root().join("a/b")).unwrap();
     fs::create_dir_all(node.root().join("c/~")).unwrap();
@@ -123,7 +124,7 @@ fn cwd_without_a_path_and_to_a_tilde_goes_home() {
         ("/a/b", "CWD ~", "/"),
         ("/a/b", "CWD ~/", "/"),
         ("/a", "CWD ~/a/b", "/a/b"),
-        // A directory of this name is meant where there is one.
+        // A directory named `~` takes precedence.
         ("/c", "CWD ~", "/c/~"),
     ] {
         session.command(&format!("CWD {from}"), 250);
@@ -135,7 +136,7 @@ fn cwd_without_a_path_and_to_a_tilde_goes_home() {
 }
 
 #[test]
-fn site_chmod_takes_the_modes_of_chmod() {
+fn site_chmod_accepts_the_modes_of_chmod() {
     let node = Node::standalone().start();
     let file = node.root().join(OsStr::new("a b"));
     fs::write(&file, "").unwrap();

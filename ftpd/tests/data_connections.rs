@@ -1,4 +1,4 @@
-//! Where data connections come from and go to: passive, active, strangers, balancers.
+//! Data connections in passive and active mode, from strangers, and through balancers.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ fn with_ports(count: u16) -> NodeBuilder {
     builder.setting("passive_port_max", first + count - 1)
 }
 
-/// A node that trusts one balancer, and connections as that balancer makes them.
+/// A node that trusts one balancer, and a connector that connects as this balancer.
 fn behind_balancer(builder: NodeBuilder) -> (Node, Connector) {
     let balancer = builder.loopback().address(7);
     let node = builder.setting("trusted_balancers", format!("{balancer}/32")).start();
@@ -77,10 +77,10 @@ fn pasv_and_epsv_announce_ports_of_the_range() {
         assert_eq!(address.ip(), node.address.ip());
         ports.extend([address.port(), session.epsv().port()]);
     }
-    // Chosen at random: 16 are in order about never.
+    // Ports are chosen at random: 16 of them are practically never in ascending order.
     assert!(!ports.is_sorted(), "{ports:?}");
     ports.sort_unstable();
-    // Given up, none comes again at once.
+    // A released port is not reserved again at once.
     assert_eq!(ports, (first..first + 16).collect::<Vec<_>>());
 }
 
@@ -91,12 +91,12 @@ fn a_session_has_one_reservation_and_a_new_one_replaces_it() {
     let mut session = node.login("demo", "x");
     let mut other = node.login("demo", "x");
     let held = other.epsv();
-    // The other port is the only one left; each reservation frees it for the next.
+    // Only one other port is left; each reservation releases it for the next.
     let first = session.pasv();
     assert_ne!(first.port(), held.port());
     assert_eq!(session.epsv().port(), first.port());
     assert_eq!(node.metric("ftp_passive_ports_reserved"), Some(2.0));
-    // PORT takes its place too.
+    // PORT releases the reservation, too.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     session.command(&format!("PORT {}", port_argument(listener.local_addr().unwrap())), 200);
     assert_eq!(node.metric("ftp_passive_ports_reserved"), Some(1.0));
@@ -122,7 +122,7 @@ fn a_connection_to_an_old_reservation_is_closed() {
 }
 
 #[test]
-fn epsv_knows_the_families_and_all() {
+fn epsv_accepts_the_own_family_and_all() {
     let node = Node::standalone().start();
     let mut session = node.login("demo", "x");
     session.command("EPSV 1", 229);
@@ -138,7 +138,7 @@ fn epsv_knows_the_families_and_all() {
 }
 
 #[test]
-fn active_transfers_go_to_the_client() {
+fn active_mode_connects_to_the_client() {
     let node = Node::standalone().start();
     let mut session = node.login("demo", "x");
     session.command("TYPE I", 200);
@@ -158,7 +158,7 @@ fn active_transfers_go_to_the_client() {
         session.command("RETR file", 150);
         let received = download(&mut session, accept(&listener));
         assert_eq!(sha256(received), sha256(&content));
-        // It was for one transfer.
+        // The port is valid for one transfer only.
         session.command("RETR file", 425);
     }
     drop(listener);
@@ -169,7 +169,7 @@ fn active_transfers_go_to_the_client() {
 
 /// Bounce: CVE-1999-0017, CVE-2007-6741, CVE-2015-10003.
 #[test]
-fn nobody_but_the_client_is_dialled() {
+fn active_mode_connects_only_to_the_clients_own_address() {
     let node = Node::standalone().start();
     fs::write(node.root().join("file"), "content").unwrap();
     let mut session = node.login("demo", "x");
@@ -208,9 +208,9 @@ fn nobody_but_the_client_is_dialled() {
     assert_eq!(node.metric("ftp_data_connections_refused_total{reason=\"bounce\"}"), Some(9.0));
 }
 
-/// A proxy that replaces the clients' addresses by the host's own would open the host's services to all.
+/// Behind a proxy that replaces client addresses by the host's own, users could reach the host's services.
 #[test]
-fn active_mode_reaches_no_service_of_the_cluster_on_the_clients_own_address() {
+fn active_mode_does_not_connect_to_services_of_the_cluster() {
     let node = Node::standalone().start();
     fs::write(node.root().join("file"), "content").unwrap();
     let here = Connector::new().from(node.admin.ip());
@@ -242,7 +242,7 @@ fn active_mode_can_be_switched_off() {
 
 /// PASV theft: CVE-1999-0351, GHSA-gh7c-cg3x-pmcr.
 #[test]
-fn a_stranger_at_the_port_is_closed_and_the_client_still_served() {
+fn a_strangers_connection_is_closed_and_the_client_is_still_served() {
     let node = Node::standalone().start();
     let mut session = node.login("demo", "x");
     session.store("file", b"content");
@@ -256,7 +256,7 @@ fn a_stranger_at_the_port_is_closed_and_the_client_still_served() {
             assert_eq!(read_what_comes(&mut stranger.connect(address).unwrap()), b"");
         }
         let data = session.data_connection(address);
-        // One more connection of the right address finds nobody waiting.
+        // A second connection from the right address is closed.
         let mut second = session.data_connection(address);
         assert_eq!(read_what_comes(&mut second), b"");
         if !command_first {
@@ -268,7 +268,7 @@ fn a_stranger_at_the_port_is_closed_and_the_client_still_served() {
 }
 
 #[test]
-fn all_works_over_ipv6() {
+fn passive_and_active_mode_work_over_ipv6() {
     let node = with_ports(18).listen(ip("::1")).start();
     let mut session = node.login("demo", "x");
     session.store("file", b"content");
@@ -287,7 +287,7 @@ fn all_works_over_ipv6() {
 }
 
 #[test]
-fn the_clients_address_is_the_one_in_the_balancers_header() {
+fn the_client_address_comes_from_the_balancers_header() {
     let (node, balancer) = behind_balancer(Node::standalone());
     for connector in [
         balancer.clone().proxy_v1(ip(CLIENT), ip(REACHED)),
@@ -299,7 +299,7 @@ fn the_clients_address_is_the_one_in_the_balancers_header() {
         assert_eq!(session.retrieve("file"), b"content");
         let status = session.command("STAT", 211).details();
         assert!(status.contains(&format!("Connected from {CLIENT}")), "{status:?}");
-        // The balancer's own address is nobody's.
+        // PORT with the balancer's own address is refused.
         session.command(
             &format!("PORT {},200,1", node.loopback().address(7).to_string().replace('.', ",")),
             504,
@@ -342,19 +342,19 @@ fn a_data_connection_of_another_client_through_the_same_balancer_is_closed() {
         }
         assert_eq!(read_what_comes(&mut other), b"");
     }
-    // From elsewhere than the balancer, even the right header is not believed.
+    // Even a correct header is not accepted from a peer other than the balancer.
     let mut forger = Connector::new().from(node.loopback().address(8)).connect(address).unwrap();
-    // It may be closed before it has said all.
+    // The node may close the connection before everything is sent.
     let _ = forger.write_all(&header_v1(SocketAddr::new(ip(CLIENT), 4000), reached));
     assert_eq!(read_what_comes(&mut forger), b"");
-    // One that says nothing stands in nobody's way.
+    // A silent connection does not delay others.
     let _silent = balancer.connect(address).unwrap();
     let data = session.data_connection(address);
     assert_eq!(download(&mut session, data), b"content");
 }
 
 #[test]
-fn the_header_of_a_data_connection_may_come_with_the_first_bytes_or_in_pieces() {
+fn the_header_of_a_data_connection_may_arrive_with_data_or_in_pieces() {
     let (node, balancer) = behind_balancer(Node::standalone());
     let mut session =
         Dialogue::connect_with(&balancer.clone().proxy_v1(ip(CLIENT), ip(REACHED)), node.address);
@@ -365,7 +365,7 @@ fn the_header_of_a_data_connection_may_come_with_the_first_bytes_or_in_pieces() 
         let reached = SocketAddr::new(ip(REACHED), address.port());
         let client = SocketAddr::new(ip(CLIENT), 4000);
         let header = if round % 2 == 0 { header_v1(client, reached) } else { header_v2(client, reached) };
-        // What follows is the client's, were it a header itself.
+        // The bytes after the header are the client's data, even if they look like a header.
         let content = [header_v1(client, reached), vec![round; 100]].concat();
         let mut data = balancer.connect(address).unwrap();
         let sent = [header, content.clone()].concat();
@@ -381,7 +381,7 @@ fn the_header_of_a_data_connection_may_come_with_the_first_bytes_or_in_pieces() 
 }
 
 #[test]
-fn a_balancer_without_a_right_header_gets_no_reply() {
+fn a_balancer_without_a_valid_header_gets_no_reply() {
     let (node, balancer) = behind_balancer(Node::standalone().setting("proxy_header_timeout", "500ms"));
     let valid = header_v1("192.0.2.7:4000".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
     let endless = [b"PROXY TCP6 ".to_vec(), vec![b'1'; 200]].concat();
@@ -407,12 +407,12 @@ fn a_balancer_without_a_right_header_gets_no_reply() {
     assert_eq!(node.wait_for_metric(refused, |count| count == 12.0), 12.0);
     assert_eq!(node.metric("ftp_connections_total").unwrap_or(0.0), 0.0);
 
-    // Two headers: the second is the client's garbage.
+    // Two headers: the second one is the client's data.
     let mut twice = balancer.connect(node.address).unwrap();
     twice.write_all(&[&valid[..], &valid].concat()).unwrap();
     let replies = String::from_utf8(read_what_comes(&mut twice)).unwrap();
     assert!(replies.starts_with("220 ") && replies.lines().count() == 1, "{replies}");
-    // In pieces, with the first commands behind it.
+    // In pieces, followed by the first commands.
     let mut slow = balancer.connect(node.address).unwrap();
     for byte in &valid {
         slow.write_all(&[*byte]).unwrap();
@@ -424,7 +424,7 @@ fn a_balancer_without_a_right_header_gets_no_reply() {
 
 /// Forged PROXY headers.
 #[test]
-fn a_header_from_an_untrusted_address_is_garbage() {
+fn a_header_from_an_untrusted_address_is_refused_as_another_protocol() {
     let (node, _) = behind_balancer(Node::standalone());
     let untrusted = Connector::new().from(node.loopback().address(8));
     for connector in [
@@ -435,7 +435,7 @@ fn a_header_from_an_untrusted_address_is_garbage() {
         let replies = session.expect_closed();
         assert_eq!(replies.iter().map(|reply| reply.code).collect::<Vec<_>>(), [220]);
     }
-    // Without a header it is an ordinary client, under its own address.
+    // Without a header it is an ordinary client with its own address.
     Dialogue::connect_with(&untrusted, node.address).login("demo", "x");
     let own = node.loopback().address(8).to_string();
     node.daemon.wait_for_message("logged in", &[("address", &own)]);
@@ -443,8 +443,8 @@ fn a_header_from_an_untrusted_address_is_garbage() {
 }
 
 #[test]
-fn pasv_tells_the_address_that_leads_to_the_balancer() {
-    let told = |builder: NodeBuilder, client: &str| {
+fn pasv_announces_the_address_that_leads_to_the_balancer() {
+    let announced = |builder: NodeBuilder, client: &str| {
         let (node, balancer) = behind_balancer(builder);
         let connector = balancer.proxy_v1(ip(client), ip(REACHED));
         let mut session = Dialogue::connect_with(&connector, node.address);
@@ -452,21 +452,21 @@ fn pasv_tells_the_address_that_leads_to_the_balancer() {
         session.pasv().ip().to_string()
     };
     let outside = || Node::standalone().setting("external_address", "198.51.100.1");
-    assert_eq!(told(Node::standalone(), CLIENT), REACHED);
-    assert_eq!(told(outside(), CLIENT), "198.51.100.1");
+    assert_eq!(announced(Node::standalone(), CLIENT), REACHED);
+    assert_eq!(announced(outside(), CLIENT), "198.51.100.1");
     let inside = || outside().setting("internal_networks", "10.0.0.0/8,192.0.2.0/24");
-    assert_eq!(told(inside(), CLIENT), REACHED);
-    assert_eq!(told(inside(), "198.51.100.77"), "198.51.100.1");
+    assert_eq!(announced(inside(), CLIENT), REACHED);
+    assert_eq!(announced(inside(), "198.51.100.77"), "198.51.100.1");
 }
 
-/// What nobody has read when a socket is closed makes the kernel forget what it has not sent yet: the
-/// end of a file would be missing behind a 226.
+/// Closing a socket with unread input makes the kernel discard unsent data: the end of the file would
+/// be missing in spite of a 226.
 #[test]
-fn a_download_is_whole_also_for_a_client_that_says_something_on_its_data_connection() {
+fn a_download_is_complete_even_if_the_client_sends_data_on_its_data_connection() {
     let node = Node::standalone().user("u", "p").start();
     let mut session = node.login("u", "p");
     session.command("TYPE I", 200);
-    // One that needs no thread, and one that does; both more than the client's window.
+    // One without and one with a transfer thread; both are larger than the client's receive window.
     for size in [16_000, 500_000] {
         let content = bytes(size as u64, size);
         fs::write(node.root().join("file"), &content).unwrap();

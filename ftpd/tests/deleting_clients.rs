@@ -1,5 +1,5 @@
-//! Clients that delete whole directories, or all that a pattern matches, by their own sequence of
-//! commands: afterwards the storage holds everything that was not theirs to delete.
+//! Clients that delete whole directories, or all files that match a pattern, with their own command
+//! sequences: the storage must keep everything that was not meant to be deleted.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use cluster_tests::{
     node::{Node, NodeBuilder},
 };
 
-/// The tree below `directory`: what each path holds. Symbolic links are not followed.
+/// All paths below `directory` with their content. Symbolic links are not followed.
 fn tree(directory: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();
     let mut directories = vec![directory.to_owned()];
@@ -37,13 +37,13 @@ fn tree(directory: &Path) -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// `tree` without `name` and all below it.
+/// `tree` without `name` and everything below it.
 fn without(mut tree: BTreeMap<PathBuf, String>, name: &str) -> BTreeMap<PathBuf, String> {
     tree.retain(|path, _| !path.starts_with(name));
     tree
 }
 
-/// A directory to delete, with a link to another and a link to itself in it.
+/// A directory to delete, which contains links to another directory and to itself.
 fn site_with_links() -> NodeBuilder {
     let builder = Node::standalone();
     let root = builder.root();
@@ -64,7 +64,7 @@ fn site_with_links() -> NodeBuilder {
     builder
 }
 
-/// Runs `delete`, which removes `site`, and compares the storage.
+/// Runs `delete`, which removes `site`, and asserts that nothing else is gone.
 fn assert_only_the_site_goes(what: &str, delete: impl FnOnce(&Node)) {
     let node = site_with_links().start();
     let before = tree(node.root());
@@ -104,21 +104,21 @@ fn rclone(node: &Node, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn lftp_rm_r_keeps_what_links_lead_to() {
+fn lftp_rm_r_keeps_targets_of_links() {
     for mlsd in ["yes", "no"] {
         assert_only_the_site_goes(mlsd, |node| lftp(node, &format!("set ftp:use-mlsd {mlsd}; rm -r site")));
     }
 }
 
 #[test]
-fn rclone_purge_keeps_what_links_lead_to() {
+fn rclone_purge_keeps_targets_of_links() {
     for mlsd in ["--ftp-disable-mlsd=false", "--ftp-disable-mlsd=true"] {
         assert_only_the_site_goes(mlsd, |node| _ = rclone(node, &["purge", ":ftp:site", mlsd]));
     }
 }
 
 #[test]
-fn a_recursive_listing_by_rclone_ends() {
+fn rclone_recursive_listing_ends_despite_link_loops() {
     let node = site_with_links().start();
     for mlsd in ["--ftp-disable-mlsd=false", "--ftp-disable-mlsd=true"] {
         let shown = rclone(&node, &["lsf", "-R", ":ftp:", mlsd]);
@@ -128,12 +128,12 @@ fn a_recursive_listing_by_rclone_ends() {
         for file in ["keep/important", "site/f", "site/inner/g"] {
             assert!(shown.lines().any(|line| line == file), "{mlsd}: {shown}");
         }
-        // A link is at most one line.
+        // A link is shown in at most one line.
         assert!(shown.lines().count() <= tree(node.root()).len(), "{mlsd}: {shown}");
     }
 }
 
-/// What a line of LIST has after its eight columns: the name and, of a link, its target.
+/// The part of a LIST line after its eight columns: the name and, for a link, its target.
 fn after_columns(line: &str) -> &str {
     let mut rest = line;
     for _ in 0..8 {
@@ -143,7 +143,7 @@ fn after_columns(line: &str) -> &str {
     &rest[1..]
 }
 
-/// basic-ftp's `clearWorkingDir`: what is a directory is entered, anything else deleted.
+/// basic-ftp's `clearWorkingDir`: enters directories and deletes everything else.
 fn clear_working_directory(session: &mut Dialogue, command: &str) {
     let listing = String::from_utf8(session.receive(command)).unwrap();
     for line in listing.lines() {
@@ -176,7 +176,7 @@ fn clear_working_directory(session: &mut Dialogue, command: &str) {
 }
 
 #[test]
-fn basic_ftps_remove_dir_keeps_what_links_lead_to() {
+fn basic_ftp_remove_dir_keeps_targets_of_links() {
     for command in ["MLSD", "LIST -a", "LIST"] {
         assert_only_the_site_goes(command, |node| {
             let mut session = node.login("demo", "x");
@@ -191,9 +191,9 @@ fn basic_ftps_remove_dir_keeps_what_links_lead_to() {
     }
 }
 
-/// The commands of tnftp's `mdelete *`, without a question for each.
+/// The commands of tnftp's `mdelete *` without confirmation.
 #[test]
-fn tnftps_mdelete_spares_hidden_names() {
+fn tnftp_mdelete_spares_hidden_names() {
     for command in ["NLST *", "NLST ?*"] {
         let node = site_with_links().start();
         for name in [".htaccess", ".ftpquota", "a", "b.txt"] {
@@ -222,7 +222,7 @@ fn tnftps_mdelete_spares_hidden_names() {
 }
 
 #[test]
-fn removing_a_link_never_touches_what_it_leads_to() {
+fn removing_a_link_never_changes_its_target() {
     let node = site_with_links().start();
     let mut session = node.login("demo", "x");
     let before = tree(node.root());
@@ -241,7 +241,7 @@ fn removing_a_link_never_touches_what_it_leads_to() {
 }
 
 #[test]
-fn with_resolve_links_listings_show_what_links_lead_to() {
+fn resolve_links_makes_listings_show_targets_of_links() {
     let node = site_with_links().setting("resolve_links", "true").start();
     let mut session = node.login("demo", "x");
     let shown = String::from_utf8(session.receive("MLSD site")).unwrap();
@@ -259,7 +259,7 @@ fn with_resolve_links_listings_show_what_links_lead_to() {
     }
     let shown = String::from_utf8(session.receive("LIST site")).unwrap();
     assert!(shown.lines().any(|line| line.starts_with('d') && line.ends_with(" link")), "{shown}");
-    // LIST -R follows none all the same.
+    // LIST -R does not follow links anyway.
     let shown = String::from_utf8(session.receive("LIST -R")).unwrap();
     assert_eq!(shown.lines().filter(|line| line.ends_with(':')).count(), 4, "{shown}");
 }

@@ -1,4 +1,4 @@
-//! Commands about directories and files, seen on the wire and in the storage.
+//! Commands for directories and files: replies on the wire and effects in the storage.
 
 use std::{
     ffi::OsStr,
@@ -16,7 +16,7 @@ fn start() -> Node {
     Node::standalone().start()
 }
 
-/// The file or directory of this name in the user's home.
+/// Path of a name in the user's home.
 fn at(node: &Node, name: impl AsRef<[u8]>) -> PathBuf {
     node.root().join(OsStr::from_bytes(name.as_ref()))
 }
@@ -26,7 +26,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn directories_are_made_entered_left_and_removed_under_both_names_of_each_command() {
+fn directory_commands_and_their_x_variants_work() {
     let node = start();
     let mut session = node.login("demo", "x");
     for [pwd, mkd, cwd, cdup, rmd] in
@@ -54,7 +54,7 @@ fn directories_are_made_entered_left_and_removed_under_both_names_of_each_comman
 }
 
 #[test]
-fn what_cannot_be_done_gets_550_and_changes_nothing() {
+fn impossible_operations_get_550_and_change_nothing() {
     let node = start();
     let mut session = node.login("demo", "x");
     fs::create_dir_all(at(&node, "full/below")).unwrap();
@@ -101,7 +101,7 @@ fn what_cannot_be_done_gets_550_and_changes_nothing() {
 }
 
 #[test]
-fn quotes_in_a_path_are_doubled_on_the_wire() {
+fn quotes_in_a_path_are_doubled_in_replies() {
     let node = start();
     let mut session = node.login("demo", "x");
     let made = session.command(r#"MKD say "hi""#, 257);
@@ -112,7 +112,7 @@ fn quotes_in_a_path_are_doubled_on_the_wire() {
 }
 
 #[test]
-fn names_pass_byte_for_byte_also_those_that_are_not_utf_8() {
+fn names_are_preserved_byte_for_byte_even_if_not_utf_8() {
     let node = start();
     let mut session = node.login("demo", "x");
     for name in [
@@ -130,7 +130,8 @@ fn names_pass_byte_for_byte_also_those_that_are_not_utf_8() {
         b"*?[x]",
         &[b'n'; 255],
     ] {
-        // Telnet's IAC is doubled (RFC 854), else what follows it may be a command.
+        // A client doubles Telnet's IAC (RFC 854), because otherwise the byte after it may be a
+        // command.
         let sent = |verb: &str| {
             let name = name.iter().flat_map(|b| std::iter::repeat_n(*b, 1 + usize::from(*b == 0xff)));
             [verb.as_bytes(), b" ", &name.collect::<Vec<u8>>()].concat()
@@ -164,7 +165,7 @@ fn names_pass_byte_for_byte_also_those_that_are_not_utf_8() {
 }
 
 #[test]
-fn a_rename_moves_replaces_files_and_nothing_else() {
+fn rename_moves_and_replaces_only_files() {
     let node = start();
     let mut session = node.login("demo", "x");
     fs::create_dir_all(at(&node, "full/below")).unwrap();
@@ -192,7 +193,7 @@ fn a_rename_moves_replaces_files_and_nothing_else() {
 }
 
 #[test]
-fn rnto_follows_rnfr_at_once_or_not_at_all() {
+fn rnto_must_directly_follow_rnfr() {
     let node = start();
     let mut session = node.login("demo", "x");
     fs::write(at(&node, "a"), "").unwrap();
@@ -211,7 +212,7 @@ fn rnto_follows_rnfr_at_once_or_not_at_all() {
 }
 
 #[test]
-fn sizes_are_told_unless_type_a_was_sent() {
+fn size_is_reported_except_in_type_a() {
     let node = start();
     let mut session = node.login("demo", "x");
     fs::write(at(&node, "file"), bytes(1, 12345)).unwrap();
@@ -224,7 +225,7 @@ fn sizes_are_told_unless_type_a_was_sent() {
 }
 
 #[test]
-fn times_of_last_change_are_told_and_set_in_every_way_clients_know() {
+fn modification_times_are_read_and_set_by_every_known_command() {
     let node = start();
     let mut session = node.login("demo", "x");
     let path = at(&node, "my file");
@@ -263,7 +264,7 @@ fn times_of_last_change_are_told_and_set_in_every_way_clients_know() {
 }
 
 #[test]
-fn site_chmod_sets_nine_bits() {
+fn site_chmod_sets_only_nine_bits() {
     let node = start();
     let mut session = node.login("demo", "x");
     let path = at(&node, "a file");
@@ -281,21 +282,21 @@ fn site_chmod_sets_nine_bits() {
 }
 
 #[test]
-fn avbl_tells_the_free_space_of_the_storage() {
+fn avbl_reports_the_free_space_of_the_storage() {
     let node = start();
     let mut session = node.login("demo", "x");
     fs::create_dir(at(&node, "a")).unwrap();
     let free: u64 = session.command("AVBL", 213).message().parse().unwrap();
     assert!(free > 0);
     for path in ["/", "a"] {
-        // Others write to the same file system meanwhile.
+        // Other processes write to the same file system.
         let here: u64 = session.command(&format!("AVBL {path}"), 213).message().parse().unwrap();
         assert!(here > 0 && here.abs_diff(free) < (free / 2).max(1 << 30), "{here} {free}");
     }
 }
 
 #[test]
-fn rmda_removes_all_below_and_nothing_elsewhere() {
+fn rmda_removes_everything_below_and_nothing_else() {
     let node = start();
     let mut session = node.login("demo", "x");
     let outside = tempfile::tempdir().unwrap();
@@ -317,7 +318,7 @@ fn rmda_removes_all_below_and_nothing_elsewhere() {
 }
 
 #[test]
-fn stat_of_a_path_lists_it_over_the_control_connection() {
+fn stat_of_a_path_lists_it_on_the_control_connection() {
     let node = Node::standalone().setting("max_stat_entries", 10).start();
     let mut session = node.login("demo", "x");
     fs::create_dir(at(&node, "few")).unwrap();
@@ -341,7 +342,7 @@ fn stat_of_a_path_lists_it_over_the_control_connection() {
 }
 
 #[test]
-fn comb_joins_files_in_order_and_removes_the_parts() {
+fn comb_joins_files_in_order_and_removes_the_sources() {
     let node = start();
     let mut session = node.login("demo", "x");
     let parts = [bytes(1, 300_000), bytes(2, 0), bytes(3, 1_000_001)];
@@ -371,7 +372,7 @@ fn comb_joins_files_in_order_and_removes_the_parts() {
 }
 
 #[test]
-fn checksums_are_those_that_everybody_computes() {
+fn checksums_match_those_of_standard_tools() {
     let node = start();
     let mut session = node.login("demo", "x");
     fs::write(at(&node, "digits"), "123456789").unwrap();
@@ -439,13 +440,13 @@ fn checksums_are_those_that_everybody_computes() {
 }
 
 #[test]
-fn symbolic_links_work_inside_the_home() {
+fn symbolic_links_are_followed_inside_the_home() {
     let node = start();
     let mut session = node.login("demo", "x");
     fs::create_dir(at(&node, "real")).unwrap();
     fs::write(at(&node, "real/file"), "content").unwrap();
     symlink("real", at(&node, "relative")).unwrap();
-    // An absolute link is absolute in the home.
+    // An absolute link is resolved with the home as its root.
     symlink("/real", at(&node, "absolute")).unwrap();
     for link in ["relative", "absolute"] {
         session.command(&format!("CWD /{link}"), 250);
@@ -462,7 +463,7 @@ fn symbolic_links_work_inside_the_home() {
 }
 
 #[test]
-fn no_client_takes_away_the_permissions_of_the_home() {
+fn site_chmod_of_the_home_is_refused() {
     let node = Node::standalone().start();
     fs::create_dir(node.root().join("below")).unwrap();
     symlink("/", node.root().join("below/top")).unwrap();

@@ -1,4 +1,4 @@
-//! Operations that fail: one line at `warn` that tells the cause, one count, and what the client is told.
+//! Failed operations: one log line at `warn` with the cause, one count in the metric, and the reply.
 
 use std::{
     fs,
@@ -52,7 +52,7 @@ fn is_warning(line: &str) -> bool {
     line.split(' ').nth(1) == Some("WARN")
 }
 
-/// The lines of failures of this kind, after the node has logged `count` of them.
+/// The log lines of failures of this kind; waits until there are `count`.
 fn warnings(node: &Node, verb: &str, reason: &str, count: usize) -> Vec<String> {
     let is_one = |line: &String| {
         is_warning(line)
@@ -69,7 +69,7 @@ fn count(node: &Node, verb: &str, reason: &str) -> Option<f64> {
     node.metric(&format!("ftp_operations_failed_total{{verb=\"{verb}\",reason=\"{reason}\"}}"))
 }
 
-/// The one line of this failure, which the metric counts once.
+/// The only log line of this failure. Also checks that the metric counts it once.
 fn the_one(node: &Node, verb: &str, reason: &str) -> String {
     let lines = warnings(node, verb, reason, 1);
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -84,7 +84,7 @@ fn fields<'a>(line: &str, wanted: impl IntoIterator<Item = (&'a str, &'a str)>) 
 }
 
 #[test]
-fn every_failed_operation_leaves_one_line_and_one_count() {
+fn every_failed_operation_has_one_log_line_and_one_count() {
     let site = site(
         json!({
             "denied_names": ["*.exe"],
@@ -141,7 +141,7 @@ fn every_failed_operation_leaves_one_line_and_one_count() {
     fields(&the_one(&site.node, "RNTO", "denied_name"), [("path", "/b.exe")]);
     session.command("STOR file", 425);
     the_one(&site.node, "STOR", "no_data_port");
-    // Commands that are wrong in themselves are no operations.
+    // Malformed commands are not failed operations.
     let before = site.node.daemon.lines().len();
     session.command("RETR", 501);
     session.command("RNTO x", 503);
@@ -151,7 +151,7 @@ fn every_failed_operation_leaves_one_line_and_one_count() {
 }
 
 #[test]
-fn a_second_writer_is_told_of_with_the_session_that_writes() {
+fn the_log_line_of_a_refused_second_writer_names_the_writing_session() {
     let site = site(json!({}), |node| node);
     let mut first = login(&site.node);
     let mut second = login(&site.node);
@@ -168,7 +168,7 @@ fn a_second_writer_is_told_of_with_the_session_that_writes() {
 }
 
 #[test]
-fn a_used_up_quota_is_told_of_with_its_numbers() {
+fn the_log_line_of_an_exceeded_quota_has_usage_and_limit() {
     let site = site(json!({ "quota": { "bytes": 10, "files": 5 } }), |node| node);
     let mut session = login(&site.node);
     session.store("file", b"0123456789");
@@ -177,7 +177,7 @@ fn a_used_up_quota_is_told_of_with_its_numbers() {
     let line = the_one(&site.node, "STOR", "quota");
     assert!(line.contains("it holds 10 of 10 bytes and 1 of 5 files"), "{line}");
     fields(&line, [("path", "/other"), ("user", "anna")]);
-    // And where it is used up in the middle, in the same form.
+    // The quota is exceeded during an upload: same form.
     session.command("DELE file", 250);
     let mut data = session.begin("STOR third");
     data.write_all(&[0; 100_000]).ok();
@@ -189,7 +189,7 @@ fn a_used_up_quota_is_told_of_with_its_numbers() {
 }
 
 #[test]
-fn a_refusal_by_the_storage_is_not_told_as_an_accounts_permission() {
+fn a_refusal_by_the_storage_is_distinct_from_a_missing_permission() {
     let builder = Node::standalone().unprivileged();
     let set_mode = |name: &str, mode| {
         let path = builder.root().join(name);
@@ -221,12 +221,12 @@ fn a_refusal_by_the_storage_is_not_told_as_an_accounts_permission() {
             assert!(line.contains(part), "{part} is not in {line}");
         }
     }
-    // The file is there for the test's own clean-up.
+    // Restores the mode so that the test can remove the directory.
     set_mode("scans", 0o755);
 }
 
 #[test]
-fn questions_that_clients_ask_before_an_upload_are_no_warnings_but_counted() {
+fn failed_queries_before_an_upload_are_counted_but_not_warned_about() {
     let node = Node::standalone().start();
     let mut session = node.login("demo", "x");
     session.command("TYPE I", 200);
@@ -250,7 +250,7 @@ fn questions_that_clients_ask_before_an_upload_are_no_warnings_but_counted() {
 }
 
 #[test]
-fn a_session_does_not_flood_the_log_and_the_rest_is_summed_up() {
+fn a_session_cannot_flood_the_log_and_suppressed_lines_are_counted() {
     let node = Node::standalone().setting("failure_log_limit", 3).start();
     let mut session = node.login("demo", "x");
     session.command("TYPE I", 200);
@@ -258,7 +258,7 @@ fn a_session_does_not_flood_the_log_and_the_rest_is_summed_up() {
         session.epsv();
         session.command(&format!("RETR no{number}"), 550);
     }
-    // Others are not hidden by it.
+    // Lines of other sessions are not suppressed.
     session.command("DELE no", 550);
     the_one(&node, "DELE", "not_found");
     assert_eq!(count(&node, "RETR", "not_found"), Some(10.0));
@@ -270,7 +270,7 @@ fn a_session_does_not_flood_the_log_and_the_rest_is_summed_up() {
 }
 
 #[test]
-fn a_cancelled_transfer_tells_who_cancelled_it() {
+fn the_log_line_of_a_cancelled_transfer_names_the_cause() {
     let site = site(json!({}), |node| node.setting("drain_timeout", "300ms"));
     let node = &site.node;
     let begin = |name: &str| {
@@ -282,9 +282,9 @@ fn a_cancelled_transfer_tells_who_cancelled_it() {
         });
         (session, data)
     };
-    let line = |reason: &str, path: &str, told: &str, result: &str| {
+    let line = |reason: &str, path: &str, expected: &str, result: &str| {
         let line = the_one(node, "STOR", reason);
-        assert!(line.contains(told), "{told} is not in {line}");
+        assert!(line.contains(expected), "{expected} is not in {line}");
         fields(&line, [("path", path), ("bytes", "5"), ("user", "anna"), ("result", result)]);
     };
 
@@ -314,14 +314,14 @@ fn a_cancelled_transfer_tells_who_cancelled_it() {
     let (mut session, _data) = begin("drained");
     node.daemon.terminate();
     session.expect(421);
-    // The admin address ends with the node.
+    // The admin address closes when the node ends.
     let line = warnings(node, "STOR", "node_stop", 1).remove(0);
     assert!(line.contains("drain_timeout"), "{line}");
     fields(&line, [("path", "/drained"), ("bytes", "5")]);
 }
 
 #[test]
-fn background_work_tells_its_path_too() {
+fn failures_of_background_work_have_their_path_in_the_log() {
     let node = Node::standalone().start();
     let mut session = node.login("demo", "x");
     session.command("TYPE I", 200);

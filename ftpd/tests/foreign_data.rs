@@ -1,5 +1,5 @@
-//! Data connections from another address than the control connection's: who gets a transfer, and what the
-//! log says.
+//! Data connections from another address than the control connection: which are accepted, and their log
+//! lines.
 
 use std::{
     fs,
@@ -31,18 +31,18 @@ fn warnings(node: &Node) -> Vec<String> {
     node.daemon.lines().into_iter().filter(|line| line.contains(WARNING)).collect()
 }
 
-/// A connection to `address` from a host that is neither the client's nor the node's.
+/// A connection to `address` from a third host.
 fn stranger(node: &Node, address: SocketAddr) -> TcpStream {
     Connector::new().from(node.loopback().address(9)).connect(address).unwrap()
 }
 
-/// The connection is closed without a byte of ours.
+/// Returns true if the node closes the connection without sending a byte.
 fn is_closed(mut stream: TcpStream) -> bool {
     matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_))
 }
 
 #[test]
-fn without_tls_it_gets_nothing_and_the_log_names_both_addresses_once() {
+fn without_tls_it_is_closed_and_one_log_line_names_both_addresses() {
     let node = Node::standalone().setting("data_connect_timeout", "1s").start();
     let mut session = node.login("demo", "x");
     for _ in 0..2 {
@@ -62,7 +62,7 @@ fn without_tls_it_gets_nothing_and_the_log_names_both_addresses_once() {
 }
 
 #[test]
-fn the_session_whose_tls_it_resumes_gets_it_in_every_version() {
+fn with_a_resumed_tls_session_it_is_accepted_in_every_tls_version() {
     let authority = Authority::new();
     let node = node(&authority);
     let content = bytes(3, 300_001);
@@ -90,21 +90,21 @@ fn the_session_whose_tls_it_resumes_gets_it_in_every_version() {
             assert_eq!(received, content);
         }
     }
-    // Once for each of the two sessions.
+    // One line for each of the two sessions.
     let warnings = warnings(&node);
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings.iter().all(|line| line.contains("accepted")), "{warnings:?}");
 }
 
-/// Neither does it take the place of the client's own connection, which comes meanwhile.
+/// The client's own connection, which arrives at the same time, is still accepted.
 #[test]
-fn without_that_sessions_tls_it_gets_nothing() {
+fn without_a_ticket_of_the_session_it_is_closed() {
     let authority = Authority::new();
     let node = node(&authority);
     let client = authority.client();
     let mut victim = SecureDialogue::explicit(&client, node.address);
     victim.login("u", "p");
-    // A user of the same node, with a TLS session of its own.
+    // Another user of the same node, with its own TLS session.
     let thief = authority.client();
     let mut other = SecureDialogue::explicit(&thief, node.address);
     other.login("u", "p");
@@ -128,9 +128,9 @@ fn without_that_sessions_tls_it_gets_nothing() {
     drop((silent, plain));
 }
 
-/// After PROT C there is no proof, however the connection was begun.
+/// After PROT C, a resumed TLS session proves nothing for a transfer in the clear.
 #[test]
-fn a_proof_is_of_no_use_to_a_transfer_in_the_clear() {
+fn after_prot_c_it_is_closed_even_with_a_resumed_tls_session() {
     let authority = Authority::new();
     let node = node(&authority);
     let client = authority.client();

@@ -1,4 +1,5 @@
-//! What a balancer sees that asks a node for its banner: no session, no log line, no use of a limit.
+//! Health checks of a balancer that reads the greeting: they create no session and no log line and use
+//! no limit.
 
 use std::{
     io::Write,
@@ -18,10 +19,10 @@ use cluster_tests::{
 const WITHOUT_CLIENT: [&[u8]; 6] = [
     b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
     b"PROXY UNKNOWN\r\n",
-    // What follows UNKNOWN is ignored, even where it names addresses.
+    // The text after UNKNOWN is ignored, even if it contains addresses.
     b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n",
     b"PROXY UNKNOWN 192.0.2.7 203.0.113.9 4000 21\r\n",
-    // UNSPEC: a client of a protocol without addresses.
+    // UNSPEC: a protocol without addresses.
     b"\r\n\r\n\0\r\nQUIT\n\x21\0\0\0",
     // LOCAL with addresses, which are ignored.
     b"\r\n\r\n\0\r\nQUIT\n\x20\x11\0\x0c\xc0\0\x02\x07\xcb\0\x71\x09\x0f\xa0\0\x15",
@@ -39,7 +40,7 @@ fn send(balancer: &Connector, address: SocketAddr, bytes: &[u8]) -> TcpStream {
     stream
 }
 
-/// The codes of all replies up to the end.
+/// The codes of all replies until the connection ends.
 fn codes(stream: &mut TcpStream) -> Vec<String> {
     let text = String::from_utf8(read_what_comes(stream)).unwrap();
     let starts = text.lines().filter(|line| line.len() > 3 && line.as_bytes()[3] == b' ');
@@ -47,10 +48,10 @@ fn codes(stream: &mut TcpStream) -> Vec<String> {
 }
 
 #[test]
-fn a_check_of_the_banner_is_greeted_and_answered() {
+fn a_health_check_gets_the_greeting_and_replies() {
     let (node, balancer) = behind_balancer(Node::standalone());
     for header in WITHOUT_CLIENT {
-        // HAProxy's `tcp-check connect send-proxy`, `tcp-check expect rstring ^220`: it then resets.
+        // HAProxy with `tcp-check connect send-proxy` and `tcp-check expect rstring ^220` resets afterwards.
         let mut banner = [0; 4];
         let mut stream = send(&balancer, node.address, header);
         std::io::Read::read_exact(&mut stream, &mut banner).unwrap();
@@ -61,7 +62,7 @@ fn a_check_of_the_banner_is_greeted_and_answered() {
         let mut stream = send(&balancer, node.address, &[header, commands].concat());
         assert_eq!(codes(&mut stream), ["220", "200", "211", "215", "214", "500", "221"], "{header:?}");
     }
-    // HAProxy 2.6 with `check send-proxy` names itself as the client.
+    // HAProxy 2.6 with `check send-proxy` sends its own address as the client's.
     let itself = SocketAddr::new(node.loopback().address(7), 4000);
     let mut stream = send(&balancer, node.address, &header_v1(itself, node.address));
     stream.write_all(b"QUIT\r\n").unwrap();
@@ -69,7 +70,7 @@ fn a_check_of_the_banner_is_greeted_and_answered() {
 }
 
 #[test]
-fn a_check_over_implicit_tls_is_greeted_after_the_handshake() {
+fn a_health_check_over_implicit_tls_gets_the_greeting_after_the_handshake() {
     let authority = Authority::new();
     let certificate = authority.sign("localhost");
     let builder = Node::standalone()
@@ -87,7 +88,7 @@ fn a_check_over_implicit_tls_is_greeted_after_the_handshake() {
 }
 
 #[test]
-fn without_a_client_nobody_logs_in_and_an_endless_check_is_ended() {
+fn a_health_check_cannot_log_in_and_ends_at_the_login_timeout() {
     let (node, balancer) = behind_balancer(
         Node::standalone().setting("max_unauthenticated_commands", 5).setting("login_timeout", "1s"),
     );
@@ -103,14 +104,14 @@ fn without_a_client_nobody_logs_in_and_an_endless_check_is_ended() {
     assert_eq!(codes(&mut silent), ["220"]);
     let mut foreign = send(&balancer, node.address, b"PROXY UNKNOWN\r\nGET / HTTP/1.1\r\n\r\n");
     assert_eq!(codes(&mut foreign), ["220"]);
-    // Only a trusted balancer is believed.
+    // Only a trusted balancer may send a PROXY header.
     let client = Connector::new().from(node.loopback().address(8));
     let mut forged = send(&client, node.address, b"PROXY UNKNOWN\r\nNOOP\r\n");
     assert_eq!(codes(&mut forged), ["220"]);
 }
 
 #[test]
-fn health_checks_leave_no_trace_and_use_no_limit() {
+fn health_checks_create_no_session_and_no_log_line_and_use_no_limit() {
     let (node, balancer) =
         behind_balancer(Node::standalone().setting("max_sessions", 1).setting("max_sessions_per_address", 1));
     let logged = node.daemon.lines().len();
@@ -124,14 +125,14 @@ fn health_checks_leave_no_trace_and_use_no_limit() {
             open.push(check);
         }
     }
-    // A check has no session, so no data connection is its own.
+    // A health check has no session, so it cannot have a data connection.
     let data = SocketAddr::new(node.address.ip(), node.address.port() + 1);
     for header in WITHOUT_CLIENT {
         let mut check = send(&balancer, data, header);
         assert_eq!(read_what_comes(&mut check), b"");
         drop(balancer.connect(data).unwrap());
     }
-    // The checks are still connected.
+    // The health checks are still connected.
     let connector = balancer.proxy_v1("192.0.2.7".parse().unwrap(), "203.0.113.9".parse().unwrap());
     Dialogue::connect_with(&connector, node.address).login("demo", "x");
     node.daemon.wait_for_message("logged in", &[]);

@@ -1,5 +1,5 @@
-//! Bad input: nothing a client sends ends the process, forges a log line, holds memory that grows,
-//! or is noticed by another session.
+//! Hostile input: nothing that a client sends may end the process, forge a log line, grow memory, or disturb
+//! another session.
 
 use std::{
     fs,
@@ -18,12 +18,12 @@ use cluster_tests::{
 
 const MIB: u64 = 1 << 20;
 
-/// Without a line for every command, of which some tests send many.
+/// A node that does not log every command, for tests that send many.
 fn quiet() -> NodeBuilder {
     Node::standalone().setting("log_level", "info")
 }
 
-/// No single answer may take this long: the machine is busy, but nothing is to be waited for.
+/// Longest time for one reply. The machine may be busy, but the node has nothing to wait for.
 const SOON: Duration = Duration::from_secs(10);
 
 fn answers_soon(session: &mut Dialogue) {
@@ -34,11 +34,11 @@ fn answers_soon(session: &mut Dialogue) {
 
 /// Long-line smuggling: CVE-2008-4242; over-long commands that loop: CVE-2019-18217.
 #[test]
-fn an_over_long_line_gets_one_500_and_the_next_command_works() {
+fn a_too_long_line_gets_one_500_and_the_next_command_works() {
     let node = Node::standalone().start();
     let mut session = node.login("demo", "x");
     for length in [8193, 100_000, 3_000_000] {
-        // Its tail must not pass for a command.
+        // The tail must not be taken for a command.
         let line = [&b"MKD "[..], &vec![b'a'; length], b"\rDELE x\0QUIT\r\n"].concat();
         session.send_bytes(&line);
         session.expect(500);
@@ -55,8 +55,8 @@ fn an_over_long_line_gets_one_500_and_the_next_command_works() {
 
 /// Command parser memory: CVE-2010-4221, CVE-2023-51713, CVE-2024-57392, CVE-2024-48208, CVE-2020-9365.
 #[test]
-fn a_line_that_never_ends_holds_no_memory() {
-    // Long enough for a busy machine to send all of it.
+fn an_endless_line_does_not_grow_memory() {
+    // Enough time for a busy machine to send everything.
     let node = quiet().setting("login_timeout", "10s").start();
     let mut other = node.login("demo", "x");
     let before = node.daemon.memory();
@@ -68,13 +68,13 @@ fn a_line_that_never_ends_holds_no_memory() {
     answers_soon(&mut other);
     let grown = node.daemon.memory().saturating_sub(before);
     assert!(grown < 8 * MIB, "{grown} bytes more");
-    // Bytes are no login.
+    // Bytes do not extend the login timeout.
     endless.expect(421);
 }
 
 /// Injection through names: CVE-2025-47812 (NUL).
 #[test]
-fn bytes_that_cannot_be_in_a_name_get_501() {
+fn bytes_that_no_name_can_contain_get_501() {
     let node = Node::standalone().start();
     let mut session = node.login("demo", "x");
     for argument in [&b"a\0b"[..], b"\0", b"a\rb", b"a\r\0b", b"a\0\r"] {
@@ -89,7 +89,7 @@ fn bytes_that_cannot_be_in_a_name_get_501() {
 }
 
 #[test]
-fn unknown_commands_get_500_known_ones_that_are_not_offered_502_and_bad_arguments_501() {
+fn unknown_commands_get_500_unsupported_ones_502_and_bad_arguments_501() {
     let node = Node::standalone().setting("max_errors", 1000).start();
     let mut session = node.login("demo", "x");
     for command in ["BOGUS", "", " ", " NOOP", "NOOPNOOP", "\t", "X", "RETRfile", "é", "%s%n%x", "NOOP\t"] {
@@ -134,7 +134,7 @@ fn unknown_commands_get_500_known_ones_that_are_not_offered_502_and_bad_argument
 
 /// Cross-protocol (ALPACA): CVE-2021-3618.
 #[test]
-fn other_protocols_are_closed_without_a_reply() {
+fn connections_of_other_protocols_are_closed_without_a_reply() {
     let node = Node::standalone().start();
     for bytes in [
         &b"GET / HTTP/1.1\r\nHost: x\r\n\r\nUSER demo\r\nPASS x\r\n"[..],
@@ -162,9 +162,9 @@ fn other_protocols_are_closed_without_a_reply() {
     assert!(!node.root().join("b").exists());
 }
 
-/// Pre-authentication growth: CVE-2026-44240 (its twin in a client).
+/// Pre-authentication growth: CVE-2026-44240 (in a client).
 #[test]
-fn a_flood_of_commands_grows_nothing_and_disturbs_nobody() {
+fn a_flood_of_commands_does_not_grow_memory_or_disturb_other_sessions() {
     let node = quiet().start();
     let mut other = node.login("demo", "x");
     let flooding = node.login("demo", "x");
@@ -190,13 +190,13 @@ fn a_flood_of_commands_grows_nothing_and_disturbs_nobody() {
 
 /// State during a transfer: CVE-2020-9273, CVE-2011-4130.
 #[test]
-fn a_flood_during_a_transfer_neither_grows_memory_nor_ends_the_transfer() {
+fn a_flood_during_a_transfer_does_not_grow_memory_or_end_the_transfer() {
     let node = quiet().start();
     let mut session = node.login("demo", "x");
     let mut data = session.begin("STOR file");
     data.write_all(b"12345").unwrap();
     let before = node.daemon.memory();
-    // The first of these waits for the transfer, and all others behind it.
+    // The first of these commands waits for the transfer, and all others wait behind it.
     let mut write = session.control().try_clone().unwrap();
     write.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut sent = 0;
@@ -218,7 +218,7 @@ fn a_flood_during_a_transfer_neither_grows_memory_nor_ends_the_transfer() {
 }
 
 #[test]
-fn who_never_reads_replies_is_cut_off() {
+fn a_client_that_never_reads_replies_is_disconnected() {
     let node = quiet().setting("reply_timeout", "500ms").start();
     let mut other = node.login("demo", "x");
     let small = Connector::new().buffers(4096, 4096);
@@ -232,7 +232,7 @@ fn who_never_reads_replies_is_cut_off() {
         if let Err(error) = write.write(&flood) {
             break error;
         }
-        assert!(Instant::now() < end, "the node goes on answering one who does not listen");
+        assert!(Instant::now() < end, "the node keeps replying to a client that never reads");
     };
     assert!(is_closed(&error), "{error}");
     let grown = node.daemon.memory().saturating_sub(before);
@@ -243,7 +243,7 @@ fn who_never_reads_replies_is_cut_off() {
 
 /// Connection DoS: CVE-2021-30047, CVE-2021-47865, CVE-2020-35359.
 #[test]
-fn many_who_say_nothing_or_half_a_command_are_cut_off_at_the_limit() {
+fn silent_clients_and_half_commands_end_at_the_login_timeout() {
     let node = quiet().setting("login_timeout", "2s").setting("max_sessions_per_address", 1000).start();
     let mut other = node.login("demo", "x");
     let before = node.daemon.memory();
@@ -267,7 +267,7 @@ fn many_who_say_nothing_or_half_a_command_are_cut_off_at_the_limit() {
 }
 
 #[test]
-fn data_connections_that_nobody_asked_for_or_that_say_nothing_are_closed() {
+fn unexpected_and_silent_data_connections_are_closed() {
     let node = quiet().setting("stall_timeout", "500ms").setting("data_connect_timeout", "500ms").start();
     let mut session = node.login("demo", "x");
     let address = session.epsv();
@@ -281,7 +281,7 @@ fn data_connections_that_nobody_asked_for_or_that_say_nothing_are_closed() {
     session.command("STOR file", 150);
     session.expect(426);
     cluster_tests::eventually("descriptors to be closed", || {
-        // The thread that stored keeps a pipe.
+        // The transfer thread that served STOR keeps a pipe.
         (node.daemon.descriptors() <= before + 2).then_some(())
     });
     session.receive("LIST");
@@ -293,7 +293,7 @@ fn too_many_rejected_commands_end_the_session_but_missing_files_do_not() {
     let mut session = node.login("demo", "x");
     session.command("TYPE I", 200);
     for i in 0..100 {
-        // What clients ask before they upload a tree.
+        // Commands that clients send before they upload a tree.
         session.command(&format!("SIZE missing{i}"), 550);
         session.command(&format!("CWD missing{i}"), 550);
     }
@@ -309,7 +309,7 @@ fn too_many_rejected_commands_end_the_session_but_missing_files_do_not() {
     assert_eq!(session.expect_closed(), []);
     assert_eq!(node.metric("ftp_limit_reached_total{limit=\"max_errors\"}"), Some(1.0));
 
-    // In one packet, most of which is never looked at.
+    // In one packet, most of which is never parsed.
     let mut session = node.login("demo", "x");
     session.send_bytes(&b"BOGUS\r\n".repeat(1000));
     for _ in 0..10 {
@@ -320,7 +320,7 @@ fn too_many_rejected_commands_end_the_session_but_missing_files_do_not() {
 
 /// Injection through names: CVE-2026-42167, CVE-2026-44331, CVE-2009-0542, CVE-2009-0543.
 #[test]
-fn nothing_a_client_names_forges_or_splits_a_line_of_the_log() {
+fn names_sent_by_a_client_cannot_forge_or_split_log_lines() {
     for format in ["text", "json"] {
         let node = Node::standalone().setting("log_format", format).setting("max_login_failures", 100);
         let node = node.spawn();
@@ -381,7 +381,7 @@ fn nothing_a_client_names_forges_or_splits_a_line_of_the_log() {
 
 /// Negative and huge offsets: ProFTPD #2286 (REST, RANG).
 #[test]
-fn numbers_beyond_their_limits_are_refused_and_those_at_them_do_no_harm() {
+fn numbers_beyond_their_limits_are_refused_and_numbers_at_the_limits_are_harmless() {
     let node = Node::standalone().setting("max_errors", 1000).start();
     let mut session = node.login("demo", "x");
     session.store("file", b"0123456789");
@@ -414,7 +414,7 @@ fn numbers_beyond_their_limits_are_refused_and_those_at_them_do_no_harm() {
             assert!((500..=599).contains(&reply.code), "{command}, {transfer}: {reply:?}");
         }
     }
-    // No storage has room for it.
+    // No storage has that much space.
     session.epsv();
     session.send(&format!("ALLO {MOST}"));
     let reply = session.reply();

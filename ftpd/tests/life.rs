@@ -1,4 +1,4 @@
-//! The node's life: settings, start, ready, limits, draining, the end, and what it tells of it.
+//! The node's life cycle: settings, start, readiness, limits, drain and end.
 
 use std::{
     fs,
@@ -23,18 +23,18 @@ use common::settings::Setting;
 use ftpd::settings::SCHEMA;
 use nix::sys::signal::Signal;
 
-/// Runs `ftpd` to its end, which must come by itself.
+/// Runs `ftpd`, which must exit by itself.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(binaries::daemon("ftpd"));
     command.env_clear().envs(environment.iter().copied()).args(arguments);
     command.output().unwrap()
 }
 
-fn refused_at_start(arguments: &[&str], environment: &[(&str, &str)], told: &[&str]) {
+fn refused_at_start(arguments: &[&str], environment: &[(&str, &str)], expected: &[&str]) {
     let output = run(arguments, environment);
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(78), "{arguments:?} {environment:?}: {text}");
-    for part in told {
+    for part in expected {
         assert!(text.contains(part), "{part:?} is not in: {text}");
     }
 }
@@ -43,7 +43,7 @@ fn status(address: SocketAddr, path: &str) -> u16 {
     http::get(address, path).unwrap().status
 }
 
-/// One whole part of a large file, with the rest still to come.
+/// Starts a download and reads the first part of the file.
 fn begin_download(session: &mut Dialogue) -> (TcpStream, Vec<u8>) {
     session.command("TYPE I", 200);
     let mut data = session.begin("RETR large");
@@ -58,7 +58,7 @@ fn with_large_file(builder: NodeBuilder) -> (Node, Vec<u8>) {
     (builder.start(), content)
 }
 
-/// A session whose transfers do not fit into socket buffers.
+/// A session with socket buffers that are too small for its transfers.
 fn slow_session(node: &Node) -> Dialogue {
     let mut session = Dialogue::connect_with(&Connector::new().buffers(65536, 65536), node.address);
     session.login("demo", "x");
@@ -66,7 +66,7 @@ fn slow_session(node: &Node) -> Dialogue {
 }
 
 #[test]
-fn sigterm_lets_transfers_finish_and_ends_everything_else() {
+fn sigterm_lets_transfers_finish_and_ends_idle_sessions() {
     let (mut node, content) = with_large_file(Node::standalone());
     let mut downloads = slow_session(&node);
     let mut uploads = node.login("demo", "x");
@@ -86,7 +86,7 @@ fn sigterm_lets_transfers_finish_and_ends_everything_else() {
     assert_eq!(status(node.admin, "/readyz"), 503);
     assert_eq!(status(node.admin, "/healthz"), 200);
     assert_eq!(node.metric("ftp_draining"), Some(1.0));
-    // A balancer has to see at once that this node takes no one, to send the client elsewhere.
+    // A balancer must see at once that this node refuses connections, so that it uses another node.
     for _ in 0..3 {
         assert!(TcpStream::connect_timeout(&node.address, DEADLINE).is_err());
     }
@@ -105,7 +105,7 @@ fn sigterm_lets_transfers_finish_and_ends_everything_else() {
 }
 
 #[test]
-fn a_node_without_sessions_ends_at_once() {
+fn a_node_without_sessions_exits_at_once() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut node = Node::standalone().start();
         let asked = Instant::now();
@@ -117,7 +117,7 @@ fn a_node_without_sessions_ends_at_once() {
 }
 
 #[test]
-fn a_second_sigterm_ends_what_is_left() {
+fn a_second_sigterm_ends_the_remaining_transfers() {
     let (mut node, _) = with_large_file(Node::standalone());
     let mut session = slow_session(&node);
     let (mut data, _) = begin_download(&mut session);
@@ -130,7 +130,7 @@ fn a_second_sigterm_ends_what_is_left() {
 }
 
 #[test]
-fn the_drain_limit_ends_what_is_left() {
+fn the_drain_timeout_ends_the_remaining_transfers() {
     let (mut node, _) = with_large_file(Node::standalone().setting("drain_timeout", "500ms"));
     let mut session = slow_session(&node);
     let (_data, _) = begin_download(&mut session);
@@ -149,7 +149,7 @@ fn the_drain_limit_ends_what_is_left() {
 }
 
 #[test]
-fn a_crash_leaves_what_was_confirmed_and_the_port_to_the_next() {
+fn after_a_crash_confirmed_files_are_intact_and_the_port_is_free() {
     let mut node = Node::standalone().start();
     let mut session = node.login("demo", "x");
     session.store("file", b"content");
@@ -160,7 +160,7 @@ fn a_crash_leaves_what_was_confirmed_and_the_port_to_the_next() {
 }
 
 #[test]
-fn the_admin_address_tells_health_readiness_and_metrics() {
+fn the_admin_address_serves_health_readiness_and_metrics() {
     let node = Node::standalone().start();
     let mut session = node.login("demo", "x");
     session.store("file", b"content");
@@ -191,11 +191,11 @@ fn the_admin_address_tells_health_readiness_and_metrics() {
 }
 
 #[test]
-fn half_requests_at_the_admin_address_are_closed_and_keep_no_check_waiting() {
+fn incomplete_requests_at_the_admin_address_are_closed_and_do_not_delay_others() {
     let node = Node::standalone().user("u", "p").setting("admin_header_timeout", "2s").start();
     let half = |_| {
         let mut stream = TcpStream::connect(node.admin).unwrap();
-        // The node may have closed it already.
+        // The node may have closed the connection already.
         let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nx: ");
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream
@@ -229,16 +229,16 @@ fn the_admin_address_can_be_switched_off() {
 }
 
 #[test]
-fn each_setting_that_says_so_takes_zero_for_no_limit() {
+fn settings_that_document_it_accept_zero_for_no_limit() {
     let says_so = |setting: &&Setting| {
         ["0: no", "0 is no", "0s: no"]
             .iter()
-            .any(|words| (setting.expects.to_owned() + setting.help).contains(words))
+            .any(|words| (setting.form.expects.to_owned() + setting.help).contains(words))
     };
-    let settings: Vec<&Setting> = SCHEMA.settings.iter().filter(says_so).collect();
+    let settings: Vec<&Setting> = SCHEMA.settings().filter(says_so).collect();
     assert!(settings.len() >= 4, "partial_lifetime, session_max_age, minimum_rate and failure_log_limit");
     for setting in settings {
-        let zero = if setting.expects.starts_with("duration") { "0s" } else { "0" };
+        let zero = if setting.form.expects.starts_with("duration") { "0s" } else { "0" };
         let flag = format!("--{}={zero}", setting.key.replace('_', "-"));
         let output = run(&["--standalone", &flag, "--check"], &[]);
         assert!(output.status.success(), "{flag}: {}", String::from_utf8_lossy(&output.stderr));
@@ -246,9 +246,9 @@ fn each_setting_that_says_so_takes_zero_for_no_limit() {
 }
 
 #[test]
-fn a_wrong_setting_stops_the_node_and_is_named_with_its_value() {
+fn a_wrong_setting_prevents_the_start_and_is_reported_with_its_value() {
     let standalone = |setting: &'static str| ["--standalone", setting, "--check"];
-    for (setting, told) in [
+    for (setting, expected) in [
         ("--port=70000", &["port", "70000"][..]),
         ("--port=ftp", &["port", "ftp"]),
         ("--passive-port-min=50200", &["passive_port_m", "50200"]),
@@ -273,30 +273,30 @@ fn a_wrong_setting_stops_the_node_and_is_named_with_its_value() {
         ("--authd-urls=http://127.0.0.1:1", &["authd_urls", "http://127.0.0.1:1"]),
         ("--redis-url=mysql://x", &["redis_url", "mysql://x"]),
     ] {
-        refused_at_start(&standalone(setting), &[], told);
-        // The next step.
+        refused_at_start(&standalone(setting), &[], expected);
+        // The remedy.
         refused_at_start(&standalone(setting), &[], &["--check", "--help"]);
     }
     refused_at_start(&["--check"], &[], &["authd_urls"]);
     refused_at_start(&["--authd-urls=127.0.0.1:5160"], &[], &["authd_urls", "127.0.0.1:5160"]);
     refused_at_start(&["--authd-urls=https://127.0.0.1:5160"], &[], &["authd_urls", "without TLS"]);
     refused_at_start(&["--authd-urls=http://127.0.0.1:1"], &[], &["redis_url"]);
-    // A password is not repeated.
-    for (arguments, told) in [
+    // The message does not contain the password.
+    for (arguments, expected) in [
         (&["--standalone", "--user=anna:", "--user=very-secret"][..], "user"),
         (&["--authd-urls=https://a,http://anna:very-secret@127.0.0.1:5160"], "authd_urls"),
     ] {
         let output = run(arguments, &[]);
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(
-            output.status.code() == Some(78) && text.contains(told) && !text.contains("very-secret"),
+            output.status.code() == Some(78) && text.contains(expected) && !text.contains("very-secret"),
             "{text}"
         );
     }
 }
 
 #[test]
-fn unknown_keys_are_errors_wherever_they_stand() {
+fn unknown_settings_are_errors_in_flags_variables_and_files() {
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = directory.path().join(name);
@@ -326,7 +326,7 @@ fn unknown_keys_are_errors_wherever_they_stand() {
 }
 
 #[test]
-fn settings_are_checked_without_a_start_and_flags_win_over_variables_over_the_file() {
+fn flags_override_variables_and_variables_override_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ftpd.toml");
     fs::write(&path, "standalone = true\nuser = [\"anna:secret\"]\nport = 1\nidle_timeout = \"x\"\n")
@@ -365,7 +365,7 @@ fn the_variables_of_the_reference_system_work() {
 }
 
 #[test]
-fn a_busy_port_and_a_root_that_is_none_are_told() {
+fn a_busy_port_and_an_unusable_root_are_reported() {
     let node = Node::standalone().start();
     let mut second = node.builder().spawn();
     assert_eq!(second.daemon.wait().code(), Some(1));
@@ -393,43 +393,43 @@ fn a_busy_port_and_a_root_that_is_none_are_told() {
     no_root.daemon.wait_for_line(|line| line.contains("ERROR") && line.contains(&root));
 }
 
-/// README's command in a fresh clone, where nothing has made ./data yet.
+/// The command of the README in a fresh clone, where ./data does not exist yet.
 #[test]
-fn a_standalone_node_makes_a_root_that_is_missing() {
+fn a_standalone_node_creates_a_missing_root() {
     let builder = Node::standalone();
     fs::remove_dir(builder.root()).unwrap();
     let node = builder.start();
     node.daemon.wait_for_line(|line| {
-        line.contains("made the storage root") && line.contains(&node.root().display().to_string())
+        line.contains("created the missing storage root") && line.contains(&node.root().display().to_string())
     });
     node.login("demo", "x").store("file", b"content");
     assert_eq!(fs::read(node.root().join("file")).unwrap(), b"content");
 }
 
 #[test]
-fn the_service_manager_is_told_when_the_node_is_ready_and_when_it_stops() {
+fn the_service_manager_is_notified_of_ready_and_stopping() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_read_timeout(Some(DEADLINE)).unwrap();
-    let told = |state: &str| {
+    let notified = |state: &str| {
         let mut message = [0; 4096];
         let length = socket.recv(&mut message).unwrap();
         let message = String::from_utf8_lossy(&message[..length]);
         assert!(message.lines().any(|line| line == state), "{message}");
     };
     let mut node = Node::standalone().variable("NOTIFY_SOCKET", path.display()).spawn();
-    told("READY=1");
-    // From here on it serves.
+    notified("READY=1");
+    // From here on the node serves clients.
     let session = node.login("demo", "x");
     node.daemon.terminate();
-    told("STOPPING=1");
+    notified("STOPPING=1");
     drop(session);
     assert_eq!(node.daemon.wait().code(), Some(0));
 }
 
 #[test]
-fn every_transfer_of_a_file_is_a_line_of_the_transfer_log() {
+fn every_file_transfer_has_a_line_in_the_transfer_log() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("xferlog");
     let (node, _) = with_large_file(Node::standalone().setting("transfer_log", path.display()));
@@ -494,7 +494,7 @@ fn more_sessions_than_the_limits_allow_get_421() {
         );
     }
     first.quit();
-    eventually("a place for one more session", || {
+    eventually("another session to be accepted", || {
         let mut session = Dialogue::dial(&here, node.address);
         (session.reply().code == 220).then_some(())
     });
@@ -513,12 +513,12 @@ fn new_files_and_directories_have_the_configured_modes() {
 }
 
 #[test]
-fn both_families_are_served_where_the_host_has_them() {
+fn ipv4_and_ipv6_are_served_if_the_host_has_both() {
     let root = tempfile::tempdir().unwrap();
     let loopback = cluster_tests::loopback::Loopback::reserve();
     let (port, passive) = (*loopback.ports().start(), *loopback.ports().end());
     let mut command = Command::new(binaries::daemon("ftpd"));
-    // Without users a node listens on loopback only, on both of its addresses.
+    // A node without users listens only on the loopback addresses of both families.
     command.env_clear().args(["--standalone", "--admin-listen="]).arg(format!("--port={port}"));
     command.arg(format!("--root={}", root.path().display()));
     command.arg(format!("--passive-port-min={passive}")).arg(format!("--passive-port-max={passive}"));
@@ -534,16 +534,16 @@ fn both_families_are_served_where_the_host_has_them() {
 }
 
 #[test]
-fn a_transfer_stands_back_while_it_runs() {
+fn a_transfer_runs_with_batch_priority() {
     let (node, content) = with_large_file(Node::standalone());
-    // proc_pid_stat(5): the name in parentheses, and 38 fields behind it the policy.
+    // proc_pid_stat(5): the scheduling policy is the 39th field after the name in parentheses.
     let batch = || {
         let threads = fs::read_dir(format!("/proc/{}/task", node.daemon.id())).unwrap();
         let is_batch = |stat: &String| {
             let (_, rest) = stat.split_once(") ").unwrap();
             rest.split(' ').nth(38) == Some(&libc::SCHED_BATCH.to_string())
         };
-        // A thread may end meanwhile.
+        // The thread may have ended.
         let stats = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok());
         stats.filter(is_batch).count()
     };
@@ -554,5 +554,5 @@ fn a_transfer_stands_back_while_it_runs() {
     data.read_to_end(&mut rest).unwrap();
     assert!([start, rest].concat() == content);
     session.expect(226);
-    eventually("no thread that stands back", || (batch() == 0).then_some(()));
+    eventually("no thread with batch priority", || (batch() == 0).then_some(()));
 }

@@ -1,4 +1,4 @@
-//! LIST, NLST, MLSD, MLST: what they show, how, and what they hide.
+//! LIST, NLST, MLSD and MLST: formats, sort orders, patterns, links and hidden names.
 
 use std::{
     collections::HashMap,
@@ -28,7 +28,7 @@ fn file(node: &Node, name: &str, content: &str, modified: u64) {
     fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
 }
 
-/// The lines of a listing, each of which must end with CRLF.
+/// The lines of a listing; asserts that each ends with CRLF.
 fn lines(session: &mut Dialogue, command: &str) -> Vec<String> {
     let text = String::from_utf8_lossy(&session.receive(command)).into_owned();
     let lines: Vec<String> = text.split("\r\n").map(str::to_owned).collect();
@@ -50,14 +50,14 @@ fn facts(line: &str) -> (String, HashMap<String, String>) {
 }
 
 #[test]
-fn an_empty_directory_gives_an_empty_listing() {
+fn empty_directory_gives_an_empty_listing() {
     let node = start();
     fs::create_dir(at(&node, "empty")).unwrap();
     let mut session = node.login("demo", "x");
     for command in ["LIST", "NLST", "LIST -A", "NLST *"] {
         session.command("CWD /empty", 250);
         if command == "NLST *" {
-            // No name matches, which is an empty answer of a directory that is there.
+            // A pattern without a match in an existing directory gives an empty listing.
             assert!(session.receive(command).is_empty());
             continue;
         }
@@ -68,7 +68,7 @@ fn an_empty_directory_gives_an_empty_listing() {
 }
 
 #[test]
-fn what_is_not_there_gets_550_and_mlsd_of_a_file_501() {
+fn missing_path_gets_550_and_mlsd_of_a_file_501() {
     let node = start();
     file(&node, "file", "content", 0);
     let mut session = node.login("demo", "x");
@@ -87,7 +87,7 @@ fn what_is_not_there_gets_550_and_mlsd_of_a_file_501() {
 }
 
 #[test]
-fn list_has_the_lines_of_ls() {
+fn list_lines_have_the_format_of_ls() {
     let node = start();
     file(&node, "file name", "12345", 1_000_000_000);
     fs::set_permissions(at(&node, "file name"), fs::Permissions::from_mode(0o640)).unwrap();
@@ -110,7 +110,7 @@ fn list_has_the_lines_of_ls() {
 }
 
 #[test]
-fn the_order_is_what_the_flags_say() {
+fn listing_order_follows_the_flags() {
     let node = start();
     for (name, content, modified) in [("a", "1", 300), ("b", "333", 100), ("c", "22", 200)] {
         file(&node, name, content, modified);
@@ -125,7 +125,7 @@ fn the_order_is_what_the_flags_say() {
 }
 
 #[test]
-fn patterns_choose_names() {
+fn patterns_select_names() {
     let node = start();
     fs::create_dir(at(&node, "dir")).unwrap();
     for name in ["a.txt", "b.txt", "c.dat", "dir/d.txt", "*", "[x]"] {
@@ -141,7 +141,7 @@ fn patterns_choose_names() {
         ("dir/*.txt", &["dir/d.txt"]),
         ("/dir/*", &["/dir/d.txt"]),
         ("nothing*", &[]),
-        // A name that is there is meant, whatever characters it has.
+        // An existing name is used literally even if it contains pattern characters.
         ("*", &["*"]),
         ("[x]", &["[x]"]),
         ("\\*?x*", &[]),
@@ -153,7 +153,7 @@ fn patterns_choose_names() {
 }
 
 #[test]
-fn a_pattern_matches_hidden_names_only_if_it_begins_with_a_dot() {
+fn pattern_matches_hidden_names_only_if_it_begins_with_a_dot() {
     let node = start();
     fs::create_dir(at(&node, "dir")).unwrap();
     for name in ["a", ".htaccess", ".ftpquota", "dir/b", "dir/.hidden"] {
@@ -183,7 +183,7 @@ fn a_pattern_matches_hidden_names_only_if_it_begins_with_a_dot() {
 }
 
 #[test]
-fn names_of_nlst_are_paths_for_retr() {
+fn nlst_names_are_paths_for_retr() {
     let node = start();
     fs::create_dir_all(at(&node, "dir/below")).unwrap();
     file(&node, "dir/a b", "ab", 0);
@@ -203,7 +203,7 @@ fn names_of_nlst_are_paths_for_retr() {
 }
 
 #[test]
-fn a_tree_is_listed_as_ls_does_down_to_the_configured_depth() {
+fn recursive_listing_has_the_format_of_ls_and_the_configured_depth() {
     let node = Node::standalone().setting("list_depth", 3).start();
     fs::create_dir_all(at(&node, "1/2/3/4/5")).unwrap();
     file(&node, "1/file", "", 0);
@@ -215,7 +215,7 @@ fn a_tree_is_listed_as_ls_does_down_to_the_configured_depth() {
 }
 
 #[test]
-fn leftovers_of_nfs_and_unfinished_uploads_are_hidden() {
+fn nfs_leftovers_and_partial_files_are_hidden() {
     let node = start();
     for name in [".nfs000001", ".ftpd-partial-0123", ".profile", "file"] {
         file(&node, name, "", 0);
@@ -240,7 +240,7 @@ fn leftovers_of_nfs_and_unfinished_uploads_are_hidden() {
 
 /// Injection through names: ProFTPD #2052.
 #[test]
-fn control_characters_in_names_split_no_line() {
+fn control_characters_in_names_do_not_split_lines() {
     let node = start();
     let names: [&[u8]; 3] = [b"a\r\n-rw-r--r-- 1 ftp ftp 0 Jan 1 00:00 forged", b"b\x1b[2Jc", b"d\ne"];
     for name in names {
@@ -256,7 +256,7 @@ fn control_characters_in_names_split_no_line() {
 }
 
 #[test]
-fn every_byte_that_a_name_can_have_is_shown() {
+fn listings_show_every_byte_that_a_name_can_have() {
     let node = start();
     let name: Vec<u8> = (1..=u8::MAX).filter(|byte| !matches!(byte, b'\r' | b'\n' | b'/')).collect();
     fs::write(at(&node, &name), "").unwrap();
@@ -272,7 +272,7 @@ fn every_byte_that_a_name_can_have_is_shown() {
 }
 
 #[test]
-fn mlsd_and_mlst_show_the_facts_that_were_chosen() {
+fn mlsd_and_mlst_show_the_selected_facts() {
     let node = start();
     file(&node, "file", "12345", 1_582_979_696);
     fs::set_permissions(at(&node, "file"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -310,7 +310,7 @@ fn mlsd_and_mlst_show_the_facts_that_were_chosen() {
 }
 
 #[test]
-fn links_are_listed_as_links_and_followed_where_a_client_names_them() {
+fn links_are_listed_as_links_and_followed_when_named() {
     let node = start();
     file(&node, "file", "12345", 1_000_000_000);
     fs::create_dir(at(&node, "dir")).unwrap();
@@ -336,7 +336,7 @@ fn links_are_listed_as_links_and_followed_where_a_client_names_them() {
         ("broken", "OS.unix=slink:gone"),
         ("loop", "OS.unix=slink:loop"),
         ("out", "OS.unix=slink:/etc/passwd"),
-        // What cannot stand in a fact is left out.
+        // A target with characters that a fact must not contain is omitted.
         ("odd", "OS.unix=symlink"),
         ("split", "OS.unix=symlink"),
     ] {
@@ -369,7 +369,7 @@ fn links_are_listed_as_links_and_followed_where_a_client_names_them() {
     let headings = lines(&mut session, "LIST -R").into_iter().filter(|line| line.ends_with(':'));
     assert_eq!(headings.collect::<Vec<_>>(), [".:", "./dir:"]);
 
-    // Named by the client, a link means what it leads to.
+    // A link that the client names is followed.
     for command in ["NLST to-dir/", "NLST to-dir"] {
         let names = sorted(lines(&mut session, command));
         assert_eq!(names, ["to-dir/inside", "to-dir/self"], "{command}");
@@ -401,7 +401,7 @@ fn links_are_listed_as_links_and_followed_where_a_client_names_them() {
 
 /// Listing DoS: CVE-2019-20176.
 #[test]
-fn ten_thousand_entries_come_complete_and_each_once() {
+fn ten_thousand_entries_are_listed_once_each() {
     let node = start();
     fs::create_dir(at(&node, "many")).unwrap();
     for i in 0..10_000 {
@@ -418,7 +418,7 @@ fn ten_thousand_entries_come_complete_and_each_once() {
 }
 
 #[test]
-fn a_listing_beyond_what_is_sorted_is_complete_all_the_same() {
+fn listing_beyond_max_sorted_entries_is_complete() {
     let node = Node::standalone().setting("max_sorted_entries", 10).start();
     for i in 0..100 {
         file(&node, &i.to_string(), "", i);
@@ -429,7 +429,7 @@ fn a_listing_beyond_what_is_sorted_is_complete_all_the_same() {
 }
 
 #[test]
-fn a_file_named_like_flags_is_reached_by_a_path() {
+fn file_named_like_flags_can_be_listed_by_path() {
     let node = start();
     file(&node, "-la", "content", 0);
     let mut session = node.login("demo", "x");
@@ -440,11 +440,11 @@ fn a_file_named_like_flags_is_reached_by_a_path() {
 }
 
 #[test]
-fn no_listing_opens_a_fifo() {
+fn listings_do_not_open_fifos() {
     let node = start();
     let fifo = at(&node, "fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    // The open waits for a reader.
+    // This open waits for a reader.
     let (sender, opened) = std::sync::mpsc::channel();
     let writer = std::thread::spawn({
         let fifo = fifo.clone();

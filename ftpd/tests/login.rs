@@ -1,4 +1,4 @@
-//! Logging in: what is asked, in which order, how often, and for how long.
+//! Logins: order of commands, limits, timeouts, and the users of a standalone node.
 
 use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
@@ -12,9 +12,9 @@ fn with_users() -> NodeBuilder {
     Node::standalone().user("anna", "secret").user("bert", "pässword")
 }
 
-/// Unknown users; how long authd takes for them is tested there.
+/// The time that authd takes for unknown users is tested in authd.
 #[test]
-fn the_answer_to_user_does_not_tell_whether_there_is_such_a_user() {
+fn replies_do_not_reveal_whether_a_user_exists() {
     let node = with_users().start();
     let mut session = node.connect();
     let known = session.command("USER anna", 331);
@@ -25,7 +25,7 @@ fn the_answer_to_user_does_not_tell_whether_there_is_such_a_user() {
 }
 
 #[test]
-fn pass_needs_user_before_it_each_time() {
+fn each_pass_needs_a_user_command_before_it() {
     let node = with_users().start();
     let mut session = node.connect();
     session.command("PASS secret", 503);
@@ -37,7 +37,7 @@ fn pass_needs_user_before_it_each_time() {
 
 /// Empty, missing and huge passwords: ProFTPD #2275, #2279.
 #[test]
-fn names_and_passwords_are_right_only_byte_for_byte() {
+fn names_and_passwords_must_match_byte_for_byte() {
     let node = with_users().setting("max_login_failures", 100).start();
     let mut session = node.connect();
     let long = "x".repeat(8000);
@@ -64,7 +64,7 @@ fn names_and_passwords_are_right_only_byte_for_byte() {
 }
 
 #[test]
-fn a_password_that_is_not_ascii_may_come_as_utf_8_or_as_latin_1() {
+fn a_non_ascii_password_is_accepted_in_utf_8_and_latin_1() {
     let node = with_users().start();
     for password in [&b"p\xc3\xa4ssword"[..], b"p\xe4ssword"] {
         let mut session = node.connect();
@@ -91,7 +91,7 @@ fn without_users_demo_admin_and_test_log_in_with_any_password() {
 
 /// Commands without a check: CVE-2015-3306, CVE-2019-12815; before the login: ProFTPD #2003.
 #[test]
-fn before_the_login_only_commands_that_need_none_work() {
+fn before_login_only_commands_that_need_no_login_work() {
     let node = with_users().setting("max_unauthenticated_commands", 100).start();
     let mut session = node.connect();
     let refused = [
@@ -149,7 +149,7 @@ fn before_the_login_only_commands_that_need_none_work() {
         if named {
             session.command("USER anna", 331);
         }
-        // Each round stays below the limit of errors in a row.
+        // Each round stays below the limit of consecutive errors.
         for command in refused.iter().skip(usize::from(named)).step_by(2) {
             session.command(command, 530);
         }
@@ -173,7 +173,7 @@ fn before_the_login_only_commands_that_need_none_work() {
 }
 
 #[test]
-fn a_session_logs_in_once_until_rein() {
+fn a_session_can_log_in_again_only_after_rein() {
     let node = with_users().start();
     fs::create_dir(node.root().join("deep")).unwrap();
     let mut session = node.login("anna", "secret");
@@ -198,7 +198,7 @@ fn a_session_logs_in_once_until_rein() {
 }
 
 #[test]
-fn host_comes_before_user_and_names_what_the_operator_lists() {
+fn host_must_precede_user_and_name_a_configured_host() {
     let node = with_users().setting("host_names", "ftp.example.org,other.example.org").start();
     let mut session = node.connect();
     session.command("HOST ftp.example.org", 220);
@@ -228,13 +228,13 @@ fn the_last_failed_login_ends_the_connection() {
     assert_eq!(session.expect_closed(), []);
     assert_eq!(node.metric("ftp_logins_total{result=\"rejected\"}"), Some(3.0));
     assert_eq!(node.metric("ftp_limit_reached_total{limit=\"max_login_failures\"}"), Some(1.0));
-    // The next connection begins anew: what holds over connections is authd's.
+    // A new connection has a new count: only authd counts over several connections.
     node.login("anna", "secret");
 }
 
 /// Pre-authentication growth: CVE-2026-44240, ProFTPD #846.
 #[test]
-fn who_does_not_log_in_has_few_commands() {
+fn the_number_of_commands_before_login_is_limited() {
     let node = with_users().setting("max_unauthenticated_commands", 5).start();
     let mut session = node.connect();
     for _ in 0..5 {
@@ -243,7 +243,7 @@ fn who_does_not_log_in_has_few_commands() {
     session.command("NOOP", 421);
     assert_eq!(session.expect_closed(), []);
 
-    // A login leaves that count behind, and REIN begins a new one.
+    // A login ends the count, and REIN starts a new one.
     let mut session = node.login("anna", "secret");
     for _ in 0..20 {
         session.command("NOOP", 200);
@@ -256,7 +256,7 @@ fn who_does_not_log_in_has_few_commands() {
 }
 
 #[test]
-fn commands_do_not_put_off_the_end_of_the_time_for_logging_in() {
+fn commands_do_not_extend_the_login_timeout() {
     let node = with_users()
         .setting("login_timeout", "1s")
         .setting("max_unauthenticated_commands", 1_000_000)
@@ -276,11 +276,11 @@ fn commands_do_not_put_off_the_end_of_the_time_for_logging_in() {
 }
 
 #[test]
-fn a_session_is_idle_without_commands_but_not_while_it_transfers() {
+fn a_session_without_commands_times_out_unless_a_transfer_runs() {
     let node = with_users().setting("idle_timeout", "700ms").start();
     let mut busy = node.login("anna", "secret");
     let data = busy.begin("STOR file");
-    // Each of these is told after a whole idle limit.
+    // Each of these waits for a whole idle timeout.
     for _ in 0..2 {
         let mut idle = node.login("anna", "secret");
         idle.expect(421);
@@ -293,24 +293,24 @@ fn a_session_is_idle_without_commands_but_not_while_it_transfers() {
 }
 
 #[test]
-fn stat_tells_nothing_of_the_node_before_the_login() {
+fn stat_before_login_reveals_nothing_about_the_node() {
     let node = with_users().start();
     let mut session = node.connect();
-    let tells = |status: &cluster_tests::reply::Reply| {
+    let mentions = |status: &cluster_tests::reply::Reply| {
         ["Node", "version", "Session"].map(|word| status.text().contains(word))
     };
-    assert_eq!(tells(&session.command("STAT", 211)), [false; 3]);
+    assert_eq!(mentions(&session.command("STAT", 211)), [false; 3]);
     session.login("anna", "secret");
-    assert_eq!(tells(&session.command("STAT", 211)), [true; 3]);
+    assert_eq!(mentions(&session.command("STAT", 211)), [true; 3]);
 }
 
 #[test]
-fn site_who_shows_a_user_the_own_sessions_only() {
+fn site_who_shows_only_the_users_own_sessions() {
     let node = with_users().start();
     let mut anna = node.login("anna", "secret");
     let second = node.login("anna", "secret");
     let _bert = node.login("bert", "pässword");
-    let _nobody = node.connect();
+    let _not_logged_in = node.connect();
     let shown = anna.command("SITE WHO", 211);
     assert_eq!(shown.details().len(), 2, "{shown:?}");
     assert!(shown.details().iter().all(|line| line.contains(" anna standalone")), "{shown:?}");
@@ -319,7 +319,7 @@ fn site_who_shows_a_user_the_own_sessions_only() {
 }
 
 #[test]
-fn a_whole_session_may_come_in_one_packet() {
+fn a_whole_session_may_arrive_in_one_packet() {
     let node = with_users().start();
     let mut session = node.connect();
     session.send_bytes(b"USER anna\r\nPASS secret\r\nPWD\r\nMKD a\r\nCWD a\nPWD\r\nQUIT\r\nPWD\r\n");
@@ -332,7 +332,7 @@ fn a_whole_session_may_come_in_one_packet() {
 }
 
 #[test]
-fn a_greeting_of_the_operators_is_told() {
+fn the_configured_greeting_is_sent() {
     let node = with_users().setting("greeting", "Welcome to the tests").start();
     let mut session = Dialogue::dial(&cluster_tests::proxy::Connector::new(), node.address);
     assert_eq!(session.expect(220).message(), "Welcome to the tests");
@@ -340,7 +340,7 @@ fn a_greeting_of_the_operators_is_told() {
     assert!(status.details().iter().any(|line| line == "Logged in as anna"), "{status:?}");
 }
 
-/// Of "hunter2", and cheap; printed by `authd hash-password` with low `argon2_…` settings.
+/// A cheap hash of "hunter2", printed by `authd hash-password` with low `argon2_…` settings.
 const HASH: &str =
     "$argon2id$v=19$m=64,t=1,p=1$WblnLZrd9Cyxsu/sbkhdIw$wnkMJjrTKrlYPakOFWemRv7yyd1rBRoNajoHgc4lmKQ";
 
@@ -357,7 +357,7 @@ fn with_user_file(folder: &TempDir) -> NodeBuilder {
 }
 
 #[test]
-fn a_standalone_nodes_user_file_holds_hashes() {
+fn users_of_user_file_log_in_with_hashed_passwords() {
     let folder = user_file(&format!("# users\n\nanna:{HASH}\nbert: {HASH}\n"), 0o600);
     let node = with_user_file(&folder).user("carl", "plain").setting("max_login_failures", 100).start();
     for (user, password) in [("anna", "hunter2"), ("bert", "hunter2"), ("carl", "plain")] {
@@ -375,7 +375,7 @@ fn a_standalone_nodes_user_file_holds_hashes() {
 }
 
 #[test]
-fn a_password_that_other_users_of_the_host_can_see_is_warned_of() {
+fn passwords_that_other_users_of_the_host_can_see_are_logged_as_warnings() {
     let folder = user_file(&format!("anna:{HASH}\n"), 0o644);
     let node = with_user_file(&folder).start();
     node.daemon
@@ -391,13 +391,13 @@ fn a_password_that_other_users_of_the_host_can_see_is_warned_of() {
 }
 
 #[test]
-fn a_wrong_user_file_is_refused_with_its_line_and_without_its_secrets() {
+fn an_invalid_user_file_is_refused_with_the_line_number_and_without_secrets() {
     for (text, reason) in [
         (format!("anna:{HASH}\nbert:hunter2\n"), "line 2: the password hash is not a PHC string"),
         ("hunter2\n".to_owned(), "line 1 is not NAME:HASH"),
         (format!(":{HASH}\n"), "line 1 is not NAME:HASH"),
-        (format!("anna:{HASH}\nanna:{HASH}\n"), "line 2: the user \"anna\" is there twice"),
-        ("# hunter2\n".to_owned(), "it names no user"),
+        (format!("anna:{HASH}\nanna:{HASH}\n"), "line 2: the user \"anna\" occurs twice"),
+        ("# hunter2\n".to_owned(), "the file contains no user"),
     ] {
         let folder = user_file(&text, 0o600);
         let mut node = with_user_file(&folder).spawn();

@@ -1,4 +1,4 @@
-//! What `ftpd` tells of wrong settings, and what `--check` and `--check --deep` try.
+//! Messages about wrong settings, and the output of `--check` and `--check --deep`.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ fn ftpd(arguments: &[String]) -> Output {
     command.env_clear().args(arguments).output().unwrap()
 }
 
-/// The exit status, and what was printed.
+/// Exit status and output.
 fn check(arguments: &[String], deep: bool) -> (i32, String) {
     let mut arguments = arguments.to_vec();
     arguments.push("--check".to_owned());
@@ -37,10 +37,10 @@ fn contains_all(text: &str, parts: &[&str]) {
 }
 
 #[test]
-fn a_wrong_setting_is_named_with_value_file_line_and_what_would_be_right() {
+fn a_wrong_setting_is_reported_with_value_file_line_and_valid_values() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ftpd.toml");
-    for (line, told) in [
+    for (line, expected) in [
         (
             "passive_ports = \"1-2\"",
             &["unknown setting passive_ports", "did you mean passive_port_min or passive_port_max?"][..],
@@ -71,12 +71,12 @@ fn a_wrong_setting_is_named_with_value_file_line_and_what_would_be_right() {
         ("redis_url = \"mysql://ann:secret@db\"", &["redis_url = \"mysql://…@db\"", "HOST[:PORT]"]),
         ("greeting = ", &["not TOML"]),
     ] {
-        // The broken line is the third.
+        // The third line is wrong.
         let standalone = if line.contains("standalone") { "" } else { "standalone = true" };
         fs::write(&path, format!("{standalone}\n# a comment\n{line}\n")).unwrap();
         let (status, text) = check(&[format!("--config={}", path.display())], false);
         assert_eq!(status, 78, "{line}: {text}");
-        contains_all(&text, told);
+        contains_all(&text, expected);
         contains_all(&text, &[&format!("{}:3", path.display()), "--check", "--help"]);
         assert!(!text.contains("secret"), "{text}");
     }
@@ -86,7 +86,7 @@ fn a_wrong_setting_is_named_with_value_file_line_and_what_would_be_right() {
 }
 
 #[test]
-fn a_check_tells_what_the_settings_mean_and_that_it_tried_nothing() {
+fn a_check_summarises_the_settings_and_says_that_it_tested_nothing() {
     let right = ["--standalone", "--root=/nowhere", "--node-name=ftp7", "--port=2121"].map(str::to_owned);
     let (status, text) = check(&right, false);
     assert_eq!(status, 0, "{text}");
@@ -110,7 +110,7 @@ struct Parts {
     token: std::path::PathBuf,
 }
 
-/// A storage, an authd that knows one token, and a file with it.
+/// A storage, an authd that accepts one token, and a file with the token.
 fn parts() -> Parts {
     let root = tempfile::tempdir().unwrap();
     let token = root.path().join("token");
@@ -132,7 +132,7 @@ impl Parts {
 }
 
 #[test]
-fn a_deep_check_tries_storage_certificates_redis_and_authd_and_leaves_nothing_behind() {
+fn a_deep_check_tests_storage_certificates_redis_and_authd_and_leaves_no_files() {
     let parts = parts();
     let authority = Authority::new();
     let files = authority.sign("localhost");
@@ -151,7 +151,7 @@ fn a_deep_check_tries_storage_certificates_redis_and_authd_and_leaves_nothing_be
 }
 
 #[test]
-fn a_deep_check_names_what_fails_and_the_remedy() {
+fn a_deep_check_names_each_failure_and_its_remedy() {
     let parts = parts();
     let nowhere = parts.root.path().join("nowhere");
     let redis = parts.loopback.socket(1, 6379);
@@ -160,7 +160,7 @@ fn a_deep_check_names_what_fails_and_the_remedy() {
     settings.push("--authd-timeout=2s".to_owned());
     settings.retain(|setting| !setting.starts_with("--authd-urls"));
     settings.push(format!("--authd-urls=http://{}", parts.loopback.socket(1, 5160)));
-    // Without --deep it is not noticed.
+    // Without --deep the failure is not detected.
     assert_eq!(check(&settings, false).0, 0);
     let (status, text) = check(&settings, true);
     assert_eq!(status, 1, "{text}");
@@ -169,7 +169,7 @@ fn a_deep_check_names_what_fails_and_the_remedy() {
 }
 
 #[test]
-fn a_deep_check_tells_a_wrong_credential_from_a_server_that_is_away() {
+fn a_deep_check_distinguishes_a_wrong_credential_from_an_unreachable_server() {
     let mut parts = parts();
     let refusal = || Answer::refusal("401 Unauthorized", "unauthorized");
     parts.authd = StubAuthd::start_with_probe(move |_| refusal(), refusal);
@@ -187,7 +187,7 @@ fn a_deep_check_tells_a_wrong_credential_from_a_server_that_is_away() {
 }
 
 #[test]
-fn a_deep_check_tells_who_the_node_is_where_the_storage_refuses_it() {
+fn a_deep_check_shows_the_nodes_uid_if_the_storage_refuses_access() {
     let parts = parts();
     let open = |mode| fs::Permissions::from_mode(mode);
     fs::set_permissions(parts.root.path(), open(0o755)).unwrap();
@@ -198,7 +198,7 @@ fn a_deep_check_tells_who_the_node_is_where_the_storage_refuses_it() {
     let redis = parts.loopback.socket(1, 6379).to_string();
     let mut command = Command::new(binaries::daemon("ftpd"));
     command.env_clear().args(parts.settings(&redis, &files)).args(["--check", "--deep"]);
-    // File modes do not bind root.
+    // File modes do not restrict root.
     let mut user = nix::unistd::geteuid().as_raw();
     if user == 0 {
         user = 65534;

@@ -1,4 +1,4 @@
-//! A node of its own: names of files that are uploaded stay as they are.
+//! A single node refuses to rename or remove files during their upload.
 
 use std::{fs, io::Write, net::Shutdown};
 
@@ -11,7 +11,7 @@ fn login(node: &Node) -> Dialogue {
 }
 
 #[test]
-fn a_single_node_refuses_to_change_names_of_running_uploads_and_the_log_names_the_writer() {
+fn single_node_refuses_to_change_names_of_running_uploads_and_logs_the_holder() {
     let node = Node::standalone().user("anna", "secret").start();
     let (mut writer, mut other) = (login(&node), login(&node));
     writer.command("MKD d", 257);

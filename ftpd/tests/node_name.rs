@@ -1,4 +1,4 @@
-//! A node's name belongs to one process: a second one ends, and the first serves on.
+//! Node names are unique: a second process with the same name exits, and the first keeps serving.
 
 use std::{
     io::Write,
@@ -16,7 +16,7 @@ use cluster_tests::{
 };
 use serde_json::json;
 
-/// A node of a cluster of one, with its Redis, and an authd that accepts every login.
+/// A cluster of one node with its Redis, and a stub authd that accepts every login.
 fn node() -> (Redis, StubAuthd, NodeBuilder) {
     let authd = StubAuthd::start(|request| Answer::account(&json!({ "user": request["user"], "home": "/" })));
     let builder = Node::standalone().without("standalone");
@@ -25,14 +25,14 @@ fn node() -> (Redis, StubAuthd, NodeBuilder) {
     (redis, authd, builder)
 }
 
-/// The same node at other addresses, as on another host.
+/// The same node with other addresses, as if on another host.
 fn elsewhere(builder: NodeBuilder) -> NodeBuilder {
     let (listen, admin) = (builder.loopback().address(2), builder.loopback().socket(2, 9121));
     builder.listen(listen).setting("admin_listen", admin)
 }
 
 #[test]
-fn a_second_process_with_a_nodes_name_ends_and_the_first_serves_on() {
+fn a_second_process_with_the_same_name_exits_and_the_first_keeps_serving() {
     let (_redis, _authd, builder) = node();
     let mut first = builder.setting("node_lease", "1s").start();
     let mut session = first.login("anna", "x");
@@ -43,14 +43,14 @@ fn a_second_process_with_a_nodes_name_ends_and_the_first_serves_on() {
 
     let mut second = elsewhere(first.builder()).spawn();
     let status = second.daemon.wait();
-    // Not 78: another try may succeed, when the first process has ended.
+    // Not 78: a restart may succeed once the first process has ended.
     assert_eq!(status.code(), Some(1));
     let lines = second.daemon.lines();
     assert!(lines.iter().any(|line| line.contains("waiting for 1s (node_lease)")), "{lines:#?}");
-    let told = lines.iter().find(|line| line.contains(" ERROR ")).unwrap();
+    let error = lines.iter().find(|line| line.contains(" ERROR ")).unwrap();
     let host = nix::unistd::gethostname().unwrap().into_string().unwrap();
     for part in ["standalone", &host, &first.address.to_string(), "started 2", "another node_name"] {
-        assert!(told.contains(part), "{part:?} is not in: {told}");
+        assert!(error.contains(part), "{part:?} is not in: {error}");
     }
     assert!(!lines.iter().any(|line| message_is(line, "ready")), "{lines:#?}");
 
@@ -64,7 +64,7 @@ fn a_second_process_with_a_nodes_name_ends_and_the_first_serves_on() {
 }
 
 #[test]
-fn after_a_crash_a_node_starts_again_at_its_address_at_once() {
+fn after_a_crash_a_node_restarts_at_once_at_the_same_address() {
     let (_redis, _authd, builder) = node();
     let mut node = builder.setting("node_lease", "10m").start();
     let mut session = node.login("anna", "x");
@@ -77,7 +77,7 @@ fn after_a_crash_a_node_starts_again_at_its_address_at_once() {
 }
 
 #[test]
-fn after_a_crash_a_node_starts_at_another_address_when_the_lease_has_ended() {
+fn after_a_crash_a_node_starts_at_another_address_once_the_node_lease_expires() {
     let (_redis, _authd, builder) = node();
     let mut node = builder.setting("node_lease", "2s").start();
     node.daemon.kill();
@@ -86,7 +86,7 @@ fn after_a_crash_a_node_starts_at_another_address_when_the_lease_has_ended() {
 }
 
 #[test]
-fn a_node_that_waits_for_its_name_refuses_connections_and_ends_when_it_is_asked_to() {
+fn a_node_that_waits_for_its_name_refuses_connections_and_obeys_sigterm() {
     let (_redis, _authd, builder) = node();
     let first = builder.setting("node_lease", "10m").start();
     let mut second = elsewhere(first.builder()).spawn();

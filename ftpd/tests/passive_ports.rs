@@ -1,4 +1,4 @@
-//! Passive ports: how the sessions behind one address share them.
+//! Passive ports and their sharing among sessions of one address.
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ fn download(session: &mut Dialogue, mut data: TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn where_all_ports_are_taken_the_next_waits_for_one() {
+fn if_all_ports_are_reserved_the_next_session_waits() {
     let node = with_ports(1).setting("passive_wait", "300ms").start();
     let mut first = node.login("demo", "x");
     let mut second = node.login("demo", "x");
@@ -36,19 +36,19 @@ fn where_all_ports_are_taken_the_next_waits_for_one() {
     second.command("PASV", 425);
     second.command("EPSV", 425);
     assert_eq!(node.metric("ftp_passive_ports_exhausted_total"), Some(2.0));
-    // Another address is not concerned.
+    // Another address does not wait.
     let elsewhere = Connector::new().from(node.loopback().address(3));
     let mut third = Dialogue::connect_with(&elsewhere, node.address);
     third.login("demo", "x");
     third.receive("LIST");
-    // The first uses its port, and so frees it, although its transfer goes on.
+    // The first session uses its port. That frees the port although the transfer continues.
     first.command("STOR file", 150);
     let _data = first.data_connection(address);
     second.receive("LIST");
 }
 
 #[test]
-fn who_waits_gets_the_port_as_soon_as_it_is_free() {
+fn a_waiting_session_gets_a_port_as_soon_as_it_is_free() {
     let node = with_ports(1).setting("passive_wait", "20s").start();
     let mut second = node.login("demo", "x");
     for way in 0..4 {
@@ -76,7 +76,7 @@ fn idle_sessions_of_one_user_do_not_keep_the_ports_of_an_address_from_another() 
     let mut other = node.login("test", "x");
     assert_eq!(other.receive("RETR file"), b"content");
     assert_eq!(node.metric("ftp_passive_ports_given_up_total{reason=\"share\"}"), Some(1.0));
-    // That session is told, and can ask again.
+    // That session gets an error reply and can reserve again.
     let codes: Vec<u16> = idle
         .iter_mut()
         .map(|session| {
@@ -85,12 +85,12 @@ fn idle_sessions_of_one_user_do_not_keep_the_ports_of_an_address_from_another() 
         })
         .collect();
     assert_eq!(codes.iter().filter(|code| **code == 425).count(), 1, "{codes:?}");
-    let told = codes.iter().position(|code| *code == 425).unwrap();
-    assert_eq!(idle[told].receive("RETR file"), b"content");
+    let released = codes.iter().position(|code| *code == 425).unwrap();
+    assert_eq!(idle[released].receive("RETR file"), b"content");
 }
 
 #[test]
-fn a_reservation_that_no_transfer_follows_is_given_up_when_ports_are_short() {
+fn an_unused_reservation_is_released_when_ports_are_scarce() {
     let node = with_ports(1).setting("passive_wait", "25s").setting("data_connect_timeout", "3s").start();
     fs::write(node.root().join("file"), "content").unwrap();
     let mut idle = node.login("demo", "x");
@@ -102,9 +102,10 @@ fn a_reservation_that_no_transfer_follows_is_given_up_when_ports_are_short() {
     assert_eq!(idle.receive("RETR file"), b"content");
 }
 
-/// Taken for the next one's, it would be an empty upload that is answered 226.
+/// If the late connection were matched to the next transfer, an upload would be stored as an empty file
+/// with 226.
 #[test]
-fn a_connection_that_comes_after_its_transfer_was_given_up_is_not_taken_for_the_next_ones() {
+fn a_late_connection_is_not_matched_to_the_next_transfer() {
     let node = with_ports(1).start();
     let mut session = node.login("demo", "x");
     session.command("TYPE I", 200);
@@ -125,7 +126,7 @@ fn a_connection_that_comes_after_its_transfer_was_given_up_is_not_taken_for_the_
 }
 
 #[test]
-fn clients_of_two_addresses_use_one_port_at_once() {
+fn clients_of_two_addresses_use_the_same_port_at_once() {
     let node = with_ports(1).start();
     let contents = [bytes(1, 3_000_000), bytes(2, 3_000_000)];
     let mut sessions: Vec<Dialogue> = (0..2)
@@ -145,7 +146,7 @@ fn clients_of_two_addresses_use_one_port_at_once() {
     for (i, session) in sessions.iter_mut().enumerate() {
         session.command(&format!("RETR {i}"), 150);
     }
-    // In the other order than the commands came.
+    // In reverse order of the commands.
     let data: Vec<_> = [1, 0].map(|i| (i, sessions[i].data_connection(ports[i]))).into();
     for (i, data) in data {
         assert_eq!(sha256(download(&mut sessions[i], data)), sha256(&contents[i]));

@@ -1,4 +1,5 @@
-//! Quotas: what a home may hold, whatever its sessions do, on however many nodes.
+//! Quotas: usage of a home stays within its limits, for any commands of its sessions on any number of
+//! nodes.
 
 use std::{
     fs,
@@ -27,7 +28,7 @@ struct Site {
     _authd: StubAuthd,
 }
 
-/// Nodes that share a Redis and a storage, with an authd that lets everybody in with `account`.
+/// Nodes that share a Redis and a storage, with an authd that accepts every login with `account`.
 fn site(count: u8, account: Value, set: impl Fn(NodeBuilder) -> NodeBuilder) -> Site {
     let authd = StubAuthd::start(move |request| {
         let mut account = account.clone();
@@ -71,7 +72,7 @@ impl Site {
     }
 }
 
-/// What SITE QUOTA says is used: bytes and files.
+/// Usage reported by SITE QUOTA: bytes and files.
 fn used(session: &mut Dialogue) -> (u64, u64) {
     let text = session.command("SITE QUOTA", 211).text();
     let number = |what: &str| {
@@ -81,9 +82,9 @@ fn used(session: &mut Dialogue) -> (u64, u64) {
     (number("Bytes"), number("Files"))
 }
 
-/// What is on the disk: bytes, and files and directories.
+/// Usage on the disk: bytes, and number of files and directories.
 fn on_disk(directory: &Path) -> (u64, u64) {
-    // It may be removed meanwhile, too.
+    // The directory may be removed at the same time.
     let entries = fs::read_dir(directory).into_iter().flatten().map(Result::unwrap);
     entries.fold((0, 0), |(bytes, files), entry| match entry.metadata() {
         Ok(found) if found.is_dir() => {
@@ -91,12 +92,12 @@ fn on_disk(directory: &Path) -> (u64, u64) {
             (bytes + below.0, files + below.1 + 1)
         }
         Ok(found) => (bytes + found.len(), files + 1),
-        // Removed meanwhile.
+        // The file was removed at the same time.
         Err(_) => (bytes, files),
     })
 }
 
-/// Uploads; answers the code of the last reply.
+/// Uploads and returns the code of the last reply.
 fn upload(session: &mut Dialogue, command: &str, content: &[u8]) -> u16 {
     let address = session.epsv();
     let mut data = session.data_connection(address);
@@ -105,14 +106,14 @@ fn upload(session: &mut Dialogue, command: &str, content: &[u8]) -> u16 {
     if reply.code != 150 {
         return reply.code;
     }
-    // The node closes when the quota is used up.
+    // The node closes the data connection when the quota is used up.
     let _ = data.write_all(content).and_then(|()| data.shutdown(Shutdown::Write));
     session.reply().code
 }
 
-/// CVE-2021-40524: a quota that only the beginning of an upload was held against.
+/// CVE-2021-40524: the quota was only checked at the beginning of an upload.
 #[test]
-fn an_upload_ends_where_the_quota_does_and_what_arrived_stays() {
+fn upload_over_quota_gets_552_and_keeps_what_arrived() {
     let site = one_node(quota());
     let mut session = site.login(0);
     assert_eq!(session.command("AVBL", 213).text(), "213 300000");
@@ -133,7 +134,7 @@ fn an_upload_ends_where_the_quota_does_and_what_arrived_stays() {
 }
 
 #[test]
-fn text_that_is_converted_counts_as_it_lies_on_the_disk() {
+fn converted_text_counts_with_its_size_on_disk() {
     let site = one_node(quota());
     let mut session = site.login(0);
     session.command("TYPE A", 200);
@@ -153,12 +154,12 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
     };
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 226);
     step(&mut session, (100_000, 1));
-    // Overwritten.
+    // Overwrite.
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, 40_000)), 226);
     step(&mut session, (40_000, 1));
     assert_eq!(upload(&mut session, "APPE a", &bytes(1, 10_000)), 226);
     step(&mut session, (50_000, 1));
-    // Broken off, then resumed.
+    // Abort, then resume.
     let mut data = session.begin("STOR b");
     data.write_all(&bytes(2, 30_000)).unwrap();
     eventually("the bytes to arrive", || {
@@ -172,13 +173,13 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
     session.command("REST 20000", 350);
     assert_eq!(upload(&mut session, "STOR b", &bytes(2, 30_000)), 226);
     step(&mut session, (100_000, 2));
-    // A connection that never sends, and one that never comes.
+    // A data connection that sends nothing, and one that never arrives.
     assert_eq!(upload(&mut session, "STOR empty", b""), 226);
     step(&mut session, (100_000, 3));
     assert_eq!(session.probe("STOR none"), 150);
     eventually("what was reserved to be given back", || (used(&mut session).1 == 3).then_some(()));
     step(&mut session, (100_000, 3));
-    // Replaced by another name, and by itself.
+    // Replace by a rename of another file, and rename to itself.
     session.command("RNFR a", 350);
     session.command("RNTO b", 250);
     step(&mut session, (50_000, 2));
@@ -187,7 +188,7 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
     step(&mut session, (50_000, 2));
     assert_eq!(upload(&mut session, "STOU", &bytes(3, 1000)), 226);
     step(&mut session, (51_000, 3));
-    // Joined.
+    // COMB.
     session.command("COMB joined b empty", 250);
     step(&mut session, (51_000, 2));
     session.command("MKD dir", 257);
@@ -218,17 +219,17 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
 }
 
 #[test]
-fn everything_that_changes_files_is_counted_with_direct_uploads() {
+fn every_change_of_files_is_counted_with_direct_uploads() {
     everything_that_changes_files_is_counted("direct");
 }
 
 #[test]
-fn everything_that_changes_files_is_counted_with_atomic_uploads() {
+fn every_change_of_files_is_counted_with_atomic_uploads() {
     everything_that_changes_files_is_counted("atomic");
 }
 
 #[test]
-fn what_a_broken_atomic_upload_left_counts_until_it_goes() {
+fn partial_file_counts_until_it_is_removed() {
     let site = one_node(json!({ "quota": { "bytes": LIMIT }, "uploads": "atomic" }));
     let mut session = site.login(0);
     session.command("MKD dir", 257);
@@ -246,7 +247,7 @@ fn what_a_broken_atomic_upload_left_counts_until_it_goes() {
 }
 
 #[test]
-fn a_full_home_can_be_overwritten_and_announced_sizes_are_refused_at_once() {
+fn full_home_allows_overwriting_and_refuses_announced_sizes_at_once() {
     let site = one_node(quota());
     let mut session = site.login(0);
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, LIMIT)), 226);
@@ -260,7 +261,7 @@ fn a_full_home_can_be_overwritten_and_announced_sizes_are_refused_at_once() {
 }
 
 #[test]
-fn files_are_limited_too_and_a_user_without_a_quota_is_told_so() {
+fn number_of_files_is_limited_and_site_quota_reports_no_quota() {
     let site = one_node(json!({ "quota": { "files": 2 } }));
     let mut session = site.login(0);
     for name in ["a", "b", "a"] {
@@ -279,7 +280,7 @@ fn files_are_limited_too_and_a_user_without_a_quota_is_told_so() {
 }
 
 #[test]
-fn uploads_at_once_through_two_nodes_never_exceed_the_quota() {
+fn simultaneous_uploads_through_two_nodes_never_exceed_the_quota() {
     let site = site(2, json!({ "quota": { "bytes": LIMIT } }), |node| node);
     let _first = site.login(0);
     thread::scope(|scope| {
@@ -306,7 +307,7 @@ fn uploads_at_once_through_two_nodes_never_exceed_the_quota() {
 }
 
 #[test]
-fn files_that_were_there_before_count_and_a_count_corrects_what_others_did() {
+fn existing_files_count_and_a_recount_includes_external_changes() {
     let site = site(1, quota(), |node| {
         fs::create_dir_all(node.root().join("home/below")).unwrap();
         fs::write(node.root().join("home/below/before"), bytes(1, 250_000)).unwrap();
@@ -318,7 +319,7 @@ fn files_that_were_there_before_count_and_a_count_corrects_what_others_did() {
     let counted = site.nodes[0].daemon.wait_for_line(|line| line.contains("counted a home"));
     assert_eq!(field(&counted, "home").as_deref(), Some("/home"));
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 552);
-    // Behind the nodes' back.
+    // Change the storage without the nodes.
     fs::remove_file(site.home().join("below/before")).unwrap();
     fs::remove_dir(site.home().join("below")).unwrap();
     eventually("the home to be counted again", || (used(&mut session) == (50_000, 1)).then_some(()));
@@ -326,7 +327,7 @@ fn files_that_were_there_before_count_and_a_count_corrects_what_others_did() {
 }
 
 #[test]
-fn what_a_node_that_died_had_reserved_is_free_for_the_others() {
+fn reservation_of_a_dead_node_is_released() {
     let mut site = site(2, quota(), |node| node.setting("node_lease", "1s"));
     let mut doomed = site.login(0);
     let mut data = doomed.begin("STOR a");
@@ -336,13 +337,13 @@ fn what_a_node_that_died_had_reserved_is_free_for_the_others() {
     assert!(used(&mut session).0 > 10_000);
     site.nodes[0].daemon.kill();
     let _ = read_what_comes(&mut data);
-    // Its reservation is gone, and what it had written is counted.
+    // The dead node's quota reservation is gone, and the data it wrote is counted.
     eventually("the home to be right again", || (used(&mut session) == (10_000, 1)).then_some(()));
     assert_eq!(upload(&mut session, "STOR b", &bytes(1, 290_000)), 226);
 }
 
 #[test]
-fn an_upload_waits_for_the_first_count_no_longer_than_configured() {
+fn upload_waits_for_the_first_count_no_longer_than_configured() {
     let site = site(1, quota(), |node| node.setting("quota_wait", "1ms"));
     let mut session = site.login(0);
     eventually("the home to be counted", || match upload(&mut session, "STOR a", b"x") {
@@ -357,19 +358,20 @@ fn an_upload_waits_for_the_first_count_no_longer_than_configured() {
     assert_eq!(content, b"x");
 }
 
-/// Each failed COMB left its copy, and none was refused: a home without end.
+/// Previously each failed COMB left its copy and no COMB was refused, so a home could grow without
+/// limit.
 #[test]
-fn comb_takes_no_more_than_the_quota_and_a_failed_one_takes_nothing() {
+fn comb_respects_the_quota_and_a_failed_comb_uses_none_of_it() {
     let site = one_node(quota());
     let mut session = site.login(0);
     session.command("MKD dir", 257);
     assert_eq!(upload(&mut session, "STOR dir/source", &bytes(1, 200_000)), 226);
-    // There is no room for the copy beside the source.
+    // The quota has no room for the copy beside the source.
     session.command("COMB target dir/source", 552);
     assert_eq!(on_disk(&site.home()), (200_000, 2));
     assert_eq!(used(&mut session), (200_000, 2));
     assert_eq!(upload(&mut session, "STOR dir/source", &bytes(1, 140_000)), 226);
-    // Root can remove the source all the same.
+    // Root can remove the source despite the mode.
     session.command("SITE CHMOD 555 dir", 200);
     for _ in 0..10 {
         session.send("COMB target dir/source");
@@ -390,9 +392,9 @@ fn comb_takes_no_more_than_the_quota_and_a_failed_one_takes_nothing() {
     assert_eq!(on_disk(&site.home()), (140_000, 2));
 }
 
-/// Each round runs a command of every session at the same time, on two nodes and over a few names.
+/// Each round runs one command of every session at the same time, on two nodes and with a few names.
 #[test]
-fn sessions_on_two_nodes_that_change_the_same_names_never_hold_more_than_is_counted() {
+fn racing_sessions_on_two_nodes_never_store_more_than_is_counted() {
     let site = site(2, json!({ "quota": { "bytes": LIMIT, "files": 6 } }), |node| node);
     let mut observer = site.login(0);
     let mut sessions: Vec<_> = (0..4).map(|number| site.login(number % 2)).collect();
@@ -426,8 +428,8 @@ fn sessions_on_two_nodes_that_change_the_same_names_never_hold_more_than_is_coun
 }
 
 #[test]
-fn partial_files_of_uploads_that_were_not_resumed_are_removed_and_given_back_to_the_quota() {
-    // Looked for every 30 s / 7.
+fn expired_partial_files_are_removed_and_credited_to_the_quota() {
+    // The nodes search every 30 s / 7.
     let account = json!({ "quota": { "bytes": LIMIT, "files": 5 }, "uploads": "atomic" });
     let site = site(2, account, |node| node.setting("partial_lifetime", "30s"));
     let (mut session, home) = (site.login(0), site.home());
@@ -444,13 +446,13 @@ fn partial_files_of_uploads_that_were_not_resumed_are_removed_and_given_back_to_
     session.expect(426);
     session.expect(226);
     let [old] = &partials()[..] else { panic!("{:?}", partials()) };
-    // Another upload runs meanwhile.
+    // Another upload is running.
     let mut other = site.login(1);
     let mut data = other.begin("STOR runs");
     data.write_all(&bytes(3, 1000)).unwrap();
     eventually("its bytes to arrive", || (on_disk(&home).0 == 101_000).then_some(()));
     let two_minutes_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(120);
-    // The running one's is as old, but locked.
+    // The partial file of the running upload is as old, but locked.
     for partial in partials() {
         fs::File::options().write(true).open(partial).unwrap().set_modified(two_minutes_ago).unwrap();
     }
@@ -459,7 +461,7 @@ fn partial_files_of_uploads_that_were_not_resumed_are_removed_and_given_back_to_
     data.shutdown(Shutdown::Write).unwrap();
     other.expect(226);
     assert_eq!(fs::read(home.join("runs")).unwrap().len(), 2000);
-    eventually("the quota to be told", || (used(&mut session) == (2000, 1)).then_some(()));
+    eventually("the usage to be reported", || (used(&mut session) == (2000, 1)).then_some(()));
     assert_eq!(on_disk(&home), (2000, 1));
     let removed = |node: &Node| node.metric("ftp_partials_removed_total").unwrap_or(0.0);
     let bytes = |node: &Node| node.metric("ftp_partial_bytes_removed_total").unwrap_or(0.0);
@@ -472,11 +474,14 @@ fn partial_files_of_uploads_that_were_not_resumed_are_removed_and_given_back_to_
     assert!(line.contains("partial_lifetime") && line.contains("bytes=100000"), "{line}");
 }
 
-/// An anonymous user's drop box: broken uploads left hidden files without end, and nothing counted them.
+/// An anonymous user's drop box: aborted uploads left any number of partial files, which were not
+/// counted.
 #[test]
-fn a_quota_of_a_directory_counts_what_is_in_it_and_nothing_else() {
-    let nothing = json!({ "list": false, "download": false, "upload": false, "overwrite": false, "append": false,
-        "rename": false, "delete": false, "mkdir": false, "rmdir": false, "attributes": false });
+fn directory_quota_counts_only_that_directory() {
+    let nothing = json!({
+        "list": false, "download": false, "upload": false, "overwrite": false, "append": false, "rename": false,
+        "delete": false, "mkdir": false, "rmdir": false, "attributes": false,
+    });
     let (mut reads, mut adds) = (nothing.clone(), nothing);
     (reads["list"], reads["download"], adds["upload"]) = (json!(true), json!(true), json!(true));
     let account = json!({
@@ -485,7 +490,7 @@ fn a_quota_of_a_directory_counts_what_is_in_it_and_nothing_else() {
     });
     let site = site(1, account, |node| {
         fs::create_dir_all(node.root().join("home/in")).unwrap();
-        // What the operator offers takes nothing of it.
+        // Files outside the counted directory do not use the quota.
         fs::write(node.root().join("home/offer"), bytes(1, 2 * LIMIT)).unwrap();
         node
     });
@@ -498,6 +503,6 @@ fn a_quota_of_a_directory_counts_what_is_in_it_and_nothing_else() {
     let text = session.command("SITE QUOTA", 211).text();
     assert!(text.contains("Quota of /in:") && text.contains("Bytes: 300000 used, 300000 limit"), "{text}");
     assert_eq!(used(&mut session), on_disk(&site.home().join("in")));
-    // Free space elsewhere is the storage's.
+    // AVBL outside the counted directory reports the storage's free space.
     assert_ne!(session.command("AVBL /", 213).text(), "213 0");
 }

@@ -1,4 +1,4 @@
-//! `/readyz`: how each dependency of the node is, and which of them make the node unready.
+//! `/readyz`: the state of each dependency, and the dependencies that make the node unready.
 
 use std::{
     fs,
@@ -22,7 +22,7 @@ fn account(request: &Value) -> Answer {
     Answer::account(&json!({ "user": request["user"], "home": "/" }))
 }
 
-/// A node of a cluster of one that looks at its dependencies all the time.
+/// A cluster of one node that probes its dependencies at short intervals.
 fn node(authd: &str) -> (Redis, NodeBuilder) {
     let builder = Node::standalone().without("standalone");
     let redis = Redis::start(builder.loopback().socket(1, 6379));
@@ -38,7 +38,7 @@ fn readyz(node: &Node) -> HttpAnswer {
     http::get(node.admin, "/readyz").unwrap()
 }
 
-/// Waits until a dependency is in a state, and returns what `/readyz` says then.
+/// Waits until a dependency is in the given state. Returns the response of `/readyz`.
 fn wait_for(node: &Node, dependency: &str, state: &str) -> HttpAnswer {
     eventually(&format!("{dependency} to be {state}"), || {
         let answer = readyz(node);
@@ -76,7 +76,7 @@ fn readyz_shows_every_dependency_as_json() {
 }
 
 #[test]
-fn a_standalone_node_depends_on_its_storage_alone() {
+fn a_standalone_node_depends_only_on_its_storage() {
     let node = Node::standalone().setting("readiness_interval", "100ms").start();
     let report = readyz(&node).json();
     let names: Vec<_> = report["dependencies"].as_object().unwrap().keys().collect();
@@ -85,7 +85,7 @@ fn a_standalone_node_depends_on_its_storage_alone() {
 }
 
 #[test]
-fn storage_that_cannot_be_used_makes_the_node_unready_until_it_can() {
+fn an_unusable_storage_makes_the_node_unready_until_it_recovers() {
     let authd = StubAuthd::start(account);
     let (_redis, builder) = node(&authd.url());
     let node = builder.start();
@@ -125,15 +125,15 @@ fn a_refused_node_token_makes_the_node_unready_and_names_the_setting() {
     assert_eq!((answer.status, &authd_state["state"]), (503, &json!("misconfigured")), "{answer:?}");
     assert_eq!(authd_state["setting"], "authd_token_file");
     let line =
-        node.daemon.wait_for_message("no authd would decide a login", &[("setting", "authd_token_file")]);
+        node.daemon.wait_for_message("no authd is able to decide logins", &[("setting", "authd_token_file")]);
     assert!(line.contains(" ERROR ") && line.contains("differs from authd's node_token_file"), "{line}");
 
     let mut session = node.connect();
     session.command("USER anna", 331);
     session.command("PASS x", 421);
     let line = node.daemon.wait_for_message("login failed", &[("reason", "unavailable")]);
-    let told = "it refuses this node's token (401): authd_token_file differs from authd's node_token_file";
-    assert!(line.contains("no authd decided the login") && line.contains(told), "{line}");
+    let reason = "it refuses this node's token (401): authd_token_file differs from authd's node_token_file";
+    assert!(line.contains("no authd decided the login") && line.contains(reason), "{line}");
 
     let tolerant = node.builder().setting("readiness_requires", "storage");
     right.store(1, Ordering::SeqCst);
@@ -145,7 +145,7 @@ fn a_refused_node_token_makes_the_node_unready_and_names_the_setting() {
 }
 
 #[test]
-fn an_authd_that_is_away_makes_the_node_unready_until_one_answers() {
+fn without_a_reachable_authd_the_node_is_unready_until_one_answers() {
     let away = cluster_tests::loopback::Loopback::reserve();
     let address = away.socket(7, 5160);
     let (_redis, builder) = node(&format!("http://{address}"));
@@ -155,7 +155,7 @@ fn an_authd_that_is_away_makes_the_node_unready_until_one_answers() {
     assert_eq!((answer.status, &authd["state"]), (503, &json!("failed")), "{answer:?}");
     assert!(authd["last_error"]["message"].as_str().unwrap().contains(&address.to_string()), "{authd}");
     let authd = cluster_tests::authd::AuthdBuilder::new(address).setting("demo", true).start();
-    // Whose token this node has not.
+    // This authd expects another token.
     let answer = wait_for(&node, "authd", "misconfigured");
     assert_eq!(answer.status, 503);
     drop(authd);
@@ -166,30 +166,32 @@ fn an_authd_that_is_away_makes_the_node_unready_until_one_answers() {
 }
 
 #[test]
-fn a_wrong_password_for_redis_is_no_absence_and_makes_the_node_unready() {
+fn a_wrong_redis_password_is_a_misconfiguration_and_makes_the_node_unready() {
     let authd = StubAuthd::start(account);
     let (redis, builder) = node(&authd.url());
     assert_eq!(redis.command("CONFIG SET requirepass sesame").as_deref(), Some("+OK"));
     let file = builder.root().join("redis-password");
     fs::write(&file, "wrong").unwrap();
     let with_wrong = builder.clone().setting("redis_password_file", file.display());
-    for (builder, told) in [(builder, "Redis wants a password"), (with_wrong, "Redis refuses the password")] {
+    for (builder, expected) in
+        [(builder, "Redis wants a password"), (with_wrong, "Redis refuses the password")]
+    {
         let node = builder.start();
         let answer = readyz(&node);
         let registry = &answer.json()["dependencies"]["registry"];
         assert_eq!((answer.status, &registry["state"]), (503, &json!("misconfigured")), "{answer:?}");
         assert_eq!(registry["setting"], "redis_password_file");
-        let line = node.daemon.wait_for_message(told, &[("setting", "redis_password_file")]);
+        let line = node.daemon.wait_for_message(expected, &[("setting", "redis_password_file")]);
         assert!(line.contains(" ERROR "), "{line}");
         let lines = node.daemon.lines();
         assert!(!lines.iter().any(|line| message_is(line, "Redis is away")), "{lines:#?}");
-        // With the policy to admit, sessions go on and begin.
+        // With the policy `admit`, sessions continue, and new ones can start.
         node.login("anna", "x").command("NOOP", 200);
     }
 }
 
 #[test]
-fn redis_being_away_makes_only_a_node_unready_that_refuses_sessions_then() {
+fn an_unreachable_redis_makes_the_node_unready_only_with_the_policy_refuse() {
     let authd = StubAuthd::start(account);
     for (policy, status) in [("admit", 200), ("refuse", 503)] {
         let (redis, builder) = node(&authd.url());

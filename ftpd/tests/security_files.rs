@@ -1,4 +1,4 @@
-//! Attacks on files: by paths, links, patterns, deep trees, homes, and other users' files.
+//! Attacks on files through paths, links, patterns, deep trees, homes, and other users' files.
 
 use std::{
     collections::BTreeMap,
@@ -18,12 +18,12 @@ use cluster_tests::{
 };
 use serde_json::{Value, json};
 
-/// Without a line for every command, of which some tests send many.
+/// A node that does not log every command, for tests that send many.
 fn quiet() -> NodeBuilder {
     Node::standalone().setting("log_level", "info").setting("max_errors", 100_000)
 }
 
-/// A node whose users are what `account` says of a name.
+/// A node with a stub authd that answers each login with `account(user)`.
 fn with_accounts(account: impl Fn(&str) -> Value + Send + Sync + 'static) -> (Redis, StubAuthd, Node) {
     let authd = StubAuthd::start(move |request| {
         let user = request["user"].as_str().unwrap_or_default();
@@ -38,7 +38,7 @@ fn with_accounts(account: impl Fn(&str) -> Value + Send + Sync + 'static) -> (Re
     (redis, authd, node)
 }
 
-/// All below a directory: names, contents, and what SITE CHMOD and MFMT change.
+/// Everything below a directory: path, mode, modification time and content.
 fn tree(directory: &Path) -> BTreeMap<PathBuf, (u32, i64, Vec<u8>)> {
     let mut tree = BTreeMap::new();
     let mut left = vec![directory.to_owned()];
@@ -96,7 +96,7 @@ fn no_path_leaves_the_home() {
         for command in
             ["RETR", "APPE", "STOR", "LIST", "NLST -R", "MLSD", "HASH", "SIZE", "MDTM", "XMD5", "MLST"]
         {
-            // A link that leads out may be seen for what it is, itself.
+            // Listings may show the link itself.
             if way == "file" && matches!(command, "LIST" | "NLST -R" | "MLST") {
                 continue;
             }
@@ -143,7 +143,7 @@ fn no_path_leaves_the_home() {
         session.send(&format!("MKD {way}/made"));
         assert!((500..=599).contains(&session.reply().code), "{way}");
     }
-    // `..` of the root is the root, and a link to the top leads to the home.
+    // `..` of the root is the root, and a link to `/` leads to the home.
     session.command("CWD /../../..", 250);
     session.command("CWD top/inside", 250);
     assert_eq!(session.command("PWD", 257).quoted_path().unwrap(), "/top/inside");
@@ -154,7 +154,7 @@ fn no_path_leaves_the_home() {
 
 /// Symlink races: CVE-2012-6095, CVE-2017-7418.
 #[test]
-fn a_link_that_is_swapped_all_the_time_never_leads_out() {
+fn a_link_that_is_constantly_replaced_never_leads_out_of_the_home() {
     let builder = Node::standalone();
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("file"), "secret").unwrap();
@@ -188,13 +188,13 @@ fn a_link_that_is_swapped_all_the_time_never_leads_out() {
             }
         }
         drop(stop);
-        assert!(seen > 0, "the link was never right");
+        assert!(seen > 0, "the link never pointed inside the home");
     });
 }
 
 /// Glob DoS: CVE-2011-0762, CVE-2011-0418, CVE-2019-20176, CVE-2025-14242.
 #[test]
-fn patterns_that_are_meant_to_take_for_ever_do_not() {
+fn hostile_patterns_do_not_take_exponential_time() {
     let node = quiet().start();
     for i in 0..500 {
         fs::write(node.root().join(format!("{}{i}", "a".repeat(240))), "").unwrap();
@@ -213,7 +213,7 @@ fn patterns_that_are_meant_to_take_for_ever_do_not() {
         session.epsv();
         session.send(&format!("NLST {pattern}"));
         let reply = session.reply();
-        // Too long for a path, or an empty listing.
+        // Either an empty listing, or the pattern is too long for a path.
         if reply.code == 150 {
             session.send("ABOR");
             session.reply();
@@ -223,7 +223,7 @@ fn patterns_that_are_meant_to_take_for_ever_do_not() {
         }
         session.receive(&format!("LIST {}", &pattern[..pattern.len().min(200)]));
     }
-    // A wildcard in a directory's name is a character; `..` behind it takes it away.
+    // A wildcard in a directory part is an ordinary character; the `..` after it removes that part.
     for pattern in ["*/../*/../*", "*/../*/../*/../*/../*/../*/../*/../*/../*"] {
         assert_eq!(session.receive(&format!("NLST {pattern}")).split(|b| *b == b'\n').count(), 501);
     }
@@ -234,7 +234,7 @@ fn patterns_that_are_meant_to_take_for_ever_do_not() {
 
 /// Listing DoS: CVE-2019-20176, ProFTPD bug 3719 (`LIST -R` in a loop of links).
 #[test]
-fn a_tree_deeper_than_any_limit_is_listed_and_removed_only_so_far() {
+fn a_tree_that_is_too_deep_is_listed_to_the_depth_limit_and_not_removed() {
     let builder = quiet();
     let deep = builder.root().join("d/".repeat(300));
     fs::create_dir_all(&deep).unwrap();
@@ -250,7 +250,7 @@ fn a_tree_deeper_than_any_limit_is_listed_and_removed_only_so_far() {
 
 /// Symlink races: CVE-2012-6095, CVE-2017-7418, ProFTPD #2256.
 #[test]
-fn no_operation_follows_a_link_that_is_swapped_meanwhile() {
+fn no_operation_follows_a_link_that_is_replaced_at_the_same_time() {
     let builder = quiet();
     let root = builder.root().to_owned();
     let outside = tempfile::tempdir().unwrap();
@@ -296,7 +296,7 @@ fn no_operation_follows_a_link_that_is_swapped_meanwhile() {
                     let reply = session.reply();
                     *done.entry(command).or_default() += u32::from(reply.code < 400);
                     assert!(reply.code < 400 || (500..=599).contains(&reply.code), "{command}: {reply:?}");
-                    // COMB takes its source away.
+                    // COMB removes its source.
                     fs::write(root.join("mine"), "mine").unwrap();
                 }
                 for (from, to) in
@@ -311,7 +311,8 @@ fn no_operation_follows_a_link_that_is_swapped_meanwhile() {
                 for command in ["STOR link/stored", "RETR link/file", "NLST link"] {
                     let address = session.epsv();
                     session.send(command);
-                    // Connected only now: a connection that nobody took would wait for the next port.
+                    // Connect only after 150: an unused connection would wait at the port for the next
+                    // transfer.
                     if session.reply().code == 150 {
                         let mut data = session.data_connection(address);
                         if command.starts_with("STOR") {
@@ -321,7 +322,7 @@ fn no_operation_follows_a_link_that_is_swapped_meanwhile() {
                             std::io::Read::read_to_string(&mut data, &mut content).unwrap();
                             assert!(!content.contains("secret"), "{command}");
                         }
-                        // The link may be another again by the time a listing begins.
+                        // The link may have been replaced again before the listing starts.
                         let reply = session.reply();
                         assert!(
                             reply.code == 226 || command == "NLST link" && reply.code == 550,
@@ -335,7 +336,7 @@ fn no_operation_follows_a_link_that_is_swapped_meanwhile() {
         swapping.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         assert!(
             done.iter().filter(|(_, count)| **count > 0).count() > 6,
-            "the link was hardly ever right: {done:?}"
+            "the link rarely pointed inside the home: {done:?}"
         );
     });
     assert_eq!(tree(outside.path()), before);
@@ -343,7 +344,7 @@ fn no_operation_follows_a_link_that_is_swapped_meanwhile() {
 
 /// Access rules bypassed by another name: CVE-2015-1419, CVE-2026-35025, ProFTPD #2170, #2282.
 #[test]
-fn a_permission_holds_whatever_a_path_is_written_like() {
+fn permissions_apply_to_every_spelling_of_a_path() {
     let denied = ["list", "download", "overwrite", "append", "rename", "delete", "attributes"];
     let permissions: serde_json::Map<_, _> =
         denied.iter().map(|name| ((*name).to_owned(), json!(false))).collect();
@@ -400,7 +401,7 @@ fn a_permission_holds_whatever_a_path_is_written_like() {
 
 /// Placeholders in the path of a home: CVE-2026-30915 (`%username%`).
 #[test]
-fn a_user_name_is_no_part_of_a_path_and_a_home_is_taken_as_it_is_written() {
+fn user_names_do_not_enter_paths_and_homes_have_no_placeholders() {
     let (_redis, authd, node) = with_accounts(|_| json!({ "home": "/homes/%username%/{user}/$USER/~" }));
     for (number, user) in ["..", "../..", "a/b", "/", ".", "%username%", "a\\b", "$(id)", "*", "ann' or '1"]
         .into_iter()
@@ -422,9 +423,9 @@ fn a_user_name_is_no_part_of_a_path_and_a_home_is_taken_as_it_is_written() {
     assert_eq!(fs::read_dir(node.root()).unwrap().count(), 1);
 }
 
-/// Renames and links across homes: another tenant's files are as far away as the system's.
+/// Renames and links between homes.
 #[test]
-fn nothing_leads_from_one_home_to_another() {
+fn no_path_or_link_leads_from_one_home_to_another() {
     let (_redis, _authd, node) = with_accounts(|user| json!({ "home": format!("/{user}") }));
     let (anns, bens) = (node.root().join("ann"), node.root().join("ben"));
     for home in [&anns, &bens] {
@@ -464,7 +465,7 @@ fn nothing_leads_from_one_home_to_another() {
         session.command("RNFR file", 350);
         session.command(&format!("RNTO {way}"), 550);
     }
-    // A link itself is Ann's: she can take it away, and not what it leads to.
+    // Ann owns the link itself: she can delete and rename it, but not reach its target.
     for command in ["STOR tofile", "RETR tofile", "APPE tofile"] {
         session.epsv();
         session.send(command);

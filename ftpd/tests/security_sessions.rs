@@ -1,5 +1,5 @@
-//! Attacks on the node's state: commands in any order, floods of connections, halves of TLS
-//! connections, and the clock.
+//! Attacks on the node's state: commands in any order, floods of connections, half-closed TLS connections,
+//! and clock changes.
 
 use std::{
     cell::RefCell,
@@ -22,7 +22,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-/// What the model of a session knows of it.
+/// Login state of the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Login {
     #[default]
@@ -34,19 +34,19 @@ enum Login {
 #[derive(Debug, Default)]
 struct Model {
     login: Login,
-    /// RNFR was the last command.
+    /// The last command was a successful RNFR.
     renaming: bool,
-    /// The file has its second name.
+    /// The file has the name `b`.
     renamed: bool,
-    /// EPSV was given, and no transfer has used it.
+    /// EPSV succeeded, and no transfer has used its port.
     passive: bool,
     /// The last TYPE was A.
     ascii: bool,
-    /// REST was given, and no transfer has used it.
+    /// REST succeeded, and no transfer has used its offset.
     offset: bool,
 }
 
-/// Every command of the model; the file is `a` or `b`.
+/// The commands of the model. The file is named `a` or `b`.
 const COMMANDS: [&str; 27] = [
     "USER demo",
     "PASS right",
@@ -78,7 +78,7 @@ const COMMANDS: [&str; 27] = [
 ];
 
 impl Model {
-    /// The one code that answers this command now.
+    /// The expected reply code to this command. Updates the model.
     fn expects(&mut self, command: &str) -> u16 {
         let renaming = std::mem::take(&mut self.renaming);
         let logged_in = self.login == Login::LoggedIn;
@@ -113,7 +113,7 @@ impl Model {
             "STAT" => 211,
             "BOGUS" => 500,
             "AUTH TLS" => 502,
-            // What is wrong with the arguments shows before the login, too.
+            // Wrong arguments are reported before the login is checked.
             "ALLO" | "TYPE X" => 501,
             _ if !logged_in => 530,
             "PWD" => 257,
@@ -129,8 +129,7 @@ impl Model {
                 229
             }
             "RETR c" => {
-                // What is wrong with the offset shows first, then that there is no port, then that
-                // there is no file.
+                // Order of checks: offset, data port, file.
                 match (std::mem::take(&mut self.offset) && self.ascii, self.passive) {
                     (true, _) => 554,
                     (false, false) => 425,
@@ -160,9 +159,9 @@ impl Model {
 }
 
 /// Command order: ProFTPD #2003 (RNTO before the login), #2141, CVE-2015-3306 (commands without a
-/// login). Every command has its one reply, in order, and the session goes on.
+/// login). Every command gets exactly one reply, in order, and the session continues.
 #[test]
-fn whatever_the_order_of_commands_each_has_the_reply_of_the_state_it_meets() {
+fn commands_in_any_order_get_the_replies_of_the_model() {
     let node = Node::standalone()
         .user("demo", "right")
         .setting("log_level", "info")
@@ -170,7 +169,7 @@ fn whatever_the_order_of_commands_each_has_the_reply_of_the_state_it_meets() {
         .setting("max_unauthenticated_commands", 1_000_000)
         .setting("max_errors", 1_000_000)
         .start();
-    // What one case leaves behind is where the next begins: only the file's name is left.
+    // Cases share the node. The only state that one case leaves for the next is the file's name.
     let renamed = RefCell::new(false);
     fs::write(node.root().join("a"), "").unwrap();
     let commands = prop::collection::vec(prop::sample::select(&COMMANDS[..]), 1..60);
@@ -189,7 +188,7 @@ fn whatever_the_order_of_commands_each_has_the_reply_of_the_state_it_meets() {
                 seen.push(session.reply().code);
             }
         }
-        // ABOR may come in time to end the listing.
+        // ABOR may arrive before the listing of STAT ends.
         for (pair, code) in commands.windows(2).zip(&mut seen) {
             if pair == ["STAT /", "ABOR"] && *code == 451 {
                 *code = 213;
@@ -197,7 +196,7 @@ fn whatever_the_order_of_commands_each_has_the_reply_of_the_state_it_meets() {
         }
         *renamed.borrow_mut() = node.root().join("b").exists();
         prop_assert_eq!(&seen, &expected, "{:?}", commands);
-        // One reply each: nothing is left over.
+        // No reply is left over.
         session.command("NOOP", 200);
         session.command("QUIT", 221);
         prop_assert_eq!(session.expect_closed(), []);
@@ -206,10 +205,10 @@ fn whatever_the_order_of_commands_each_has_the_reply_of_the_state_it_meets() {
     tried.unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-/// Connection DoS: CVE-2021-30047, CVE-2021-47865, CVE-2020-35359. One address cannot take what
-/// others need, neither by connecting and staying nor by connecting and leaving.
+/// Connection DoS: CVE-2021-30047, CVE-2021-47865, CVE-2020-35359. A third of the connections stays open, the
+/// others close at once.
 #[test]
-fn a_flood_of_connections_from_one_address_leaves_others_served() {
+fn a_flood_of_connections_from_one_address_does_not_keep_others_out() {
     let node = Node::standalone()
         .setting("log_level", "info")
         .setting("max_sessions", 60)
@@ -232,7 +231,7 @@ fn a_flood_of_connections_from_one_address_leaves_others_served() {
         }
     }
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
-    // Who comes from elsewhere gets in.
+    // A client from another address is served.
     let elsewhere = Connector::new().from(node.loopback().address(8));
     let mut newcomer = Dialogue::connect_with(&elsewhere, node.address);
     newcomer.login("demo", "x");
@@ -241,24 +240,24 @@ fn a_flood_of_connections_from_one_address_leaves_others_served() {
     drop(staying);
     node.wait_for_metric("ftp_connections", |count| count == 2.0);
     cluster_tests::eventually("descriptors to be closed", || {
-        // The newcomer's connection, and the pipe of a thread that stored.
+        // The newcomer's connection, and the pipe of the transfer thread that served STOR.
         (node.daemon.descriptors() <= before + 5).then_some(())
     });
 }
 
-/// Processor time that a process has used, from `/proc/PID/stat` (proc(5), fields 14 and 15).
+/// Processor time of a process, from `/proc/PID/stat` (proc(5), fields 14 and 15).
 fn processor_time(id: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
-    // The name in parentheses may hold spaces; what follows begins with field 3.
+    // The name in parentheses may contain spaces; field 3 follows it.
     let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    // Linux tells user programs of 100 ticks a second on every common platform.
+    // Linux reports 100 ticks per second on every common platform.
     Duration::from_millis(10 * ticks)
 }
 
 /// TLS busy loops: pyftpdlib #613, #683.
 #[test]
-fn halves_of_tls_connections_keep_no_processor_busy() {
+fn half_closed_tls_connections_use_no_processor_time() {
     let authority = Authority::new();
     let certificate = authority.sign("localhost");
     let node = Node::standalone()
@@ -269,7 +268,7 @@ fn halves_of_tls_connections_keep_no_processor_busy() {
     fs::write(node.root().join("large"), vec![0; 32 << 20]).unwrap();
     let mut halves: Vec<TcpStream> = Vec::new();
     for begun in [&b""[..], b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"] {
-        // A handshake that stops halfway, open and half closed.
+        // A handshake that stops halfway; the connection stays open or is half closed.
         for is_closed in [false, true] {
             let mut clear = node.connect();
             clear.command("AUTH TLS", 234);
@@ -285,7 +284,7 @@ fn halves_of_tls_connections_keep_no_processor_busy() {
     for verb in ["RETR", "STOR"] {
         let mut session = SecureDialogue::explicit(&authority.client(), node.address);
         session.login("u", "p");
-        // Data connections: half closed at once, half closed in the transfer, and silent.
+        // Data connections: one half closed during a download, one silent during an upload.
         let mut data = session.begin(&format!("{verb} {}", if verb == "RETR" { "large" } else { "new" }));
         if verb == "STOR" {
             data.write_all(&[0; 1000]).unwrap();
@@ -303,7 +302,7 @@ fn halves_of_tls_connections_keep_no_processor_busy() {
     control.shutdown(Shutdown::Write).unwrap();
     let idle = SecureDialogue::explicit(&authority.client(), node.address);
     let before = processor_time(node.daemon.id());
-    // What is looked for is what happens while nothing should.
+    // No client sends anything during this time.
     thread::sleep(Duration::from_secs(2));
     let used = processor_time(node.daemon.id()) - before;
     assert!(used < Duration::from_millis(600), "{used:?} of 2 s");
@@ -314,26 +313,28 @@ fn halves_of_tls_connections_keep_no_processor_busy() {
     }
 }
 
-/// Timers and the clock: ProFTPD #2047 (a change of the clock closes sessions). What ends or
-/// bounds a session runs by the monotonic clock; the wall clock is read for what is shown and kept, and for
-/// what has a date, in these files alone.
+/// Timers and the clock: ProFTPD #2047 (a clock change closes sessions). Time limits use the monotonic clock.
+/// Only the files below read the wall clock, for times that are shown, stored or compared with a date.
 #[test]
-fn the_wall_clock_is_read_only_for_what_is_shown() {
+fn only_these_files_read_the_wall_clock() {
     let allowed = [
-        // Since when a dependency fails, as /readyz shows it.
+        // The functions that the other files call.
+        "common/src/clock.rs",
+        // Time since which a dependency fails, as /readyz shows it.
         "common/src/health.rs",
         "common/src/process/logging.rs",
-        // When a key was made, where there is no Redis to say.
+        // Time at which a ticket key was created, if Redis is not used.
         "common/src/registry/tickets.rs",
         "ftpd/src/commands/listings.rs",
         "ftpd/src/commands/login.rs",
-        // How old a file is by its own time, which the storage gave it.
+        // Age of a file by its modification time, which the storage set.
         "ftpd/src/jail/sweep.rs",
         "ftpd/src/server.rs",
-        // Warns of a certificate that expires.
+        // Expiry of certificates and revocation lists, and age of tickets.
         "ftpd/src/tls/certificates.rs",
-        // Whether a certificate is valid, and how old a ticket of any node is.
         "ftpd/src/tls/mod.rs",
+        "ftpd/src/tls/tickets.rs",
+        "ftpd/src/tls/trust.rs",
         "ftpd/src/transfer_log.rs",
     ];
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -345,9 +346,16 @@ fn the_wall_clock_is_read_only_for_what_is_shown() {
             continue;
         }
         let source = fs::read(&path).unwrap();
-        let reads_clock = ["SystemTime::now", "now_utc", "UtcDateTime::now", "now_local"]
-            .iter()
-            .any(|name| source.windows(name.len()).any(|part| part == name.as_bytes()));
+        let readers = [
+            "SystemTime::now",
+            "now_utc",
+            "UtcDateTime::now",
+            "now_local",
+            "since_epoch()",
+            "unix_seconds()",
+        ];
+        let reads_clock =
+            readers.iter().any(|name| source.windows(name.len()).any(|part| part == name.as_bytes()));
         if reads_clock {
             found.push(path.strip_prefix(workspace).unwrap().to_str().unwrap().to_owned());
         }

@@ -1,4 +1,4 @@
-//! One user cannot starve another: places for file operations, logins, long commands and transfers.
+//! One user cannot starve another: slots for file operations, logins, long commands and transfers.
 
 use std::{
     fs::{self, File},
@@ -21,10 +21,11 @@ use cluster_tests::{
 };
 use serde_json::json;
 
-/// Far above what an untouched session needs on a busy machine, and below what the starved ones waited.
+/// Far above the duration in an unaffected session on a busy machine, and below the time that starved
+/// sessions waited.
 const FAR: Duration = Duration::from_secs(10);
 
-/// A standalone node with the users a to e, whose directory `hung` hangs.
+/// A standalone node with the users a to e; file operations in its directory `hung` hang.
 fn hanging() -> (Arc<Hang>, NodeBuilder) {
     let hang = Hang::below("hung");
     let builder = Node::standalone().hanging(&hang);
@@ -47,7 +48,7 @@ fn soon<T>(what: &str, work: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn a_directory_that_hangs_stops_neither_other_users_nor_logins_and_is_refused_beyond_the_share() {
+fn hanging_directory_does_not_block_other_users_or_logins_and_is_refused_beyond_the_share() {
     let (hang, builder) = hanging();
     let node = builder.setting("file_operation_alarm", "1s").start();
     let mut other = node.login("b", "x");
@@ -55,7 +56,8 @@ fn a_directory_that_hangs_stops_neither_other_users_nor_logins_and_is_refused_be
     for session in &mut impatient {
         session.send("SIZE hung/file");
     }
-    // A quarter of max_file_operations hangs; the others are refused when none of those has ended.
+    // A quarter of max_file_operations hangs. The other commands are refused because none of these
+    // operations has ended.
     node.wait_for_metric("ftp_places_used{kind=\"file_operations\"}", |used| used == 32.0);
     eventually("the share to hang", || (hang.held() == 32).then_some(()));
     let refusals = "ftp_operations_failed_total{verb=\"SIZE\",reason=\"storage_hangs\"}";
@@ -65,7 +67,7 @@ fn a_directory_that_hangs_stops_neither_other_users_nor_logins_and_is_refused_be
     let line = node.daemon.wait_for_message("a file operation does not end", &[("verb", "SIZE")]);
     assert!(line.contains("user=a") && line.contains("path=/hung/file"), "{line}");
 
-    // Clients that leave keep their places until the calls return.
+    // After a disconnect, slots stay in use until the system calls return.
     drop(impatient);
     soon("commands of others", || {
         other.command("CWD /", 250);
@@ -97,7 +99,7 @@ fn a_directory_that_hangs_stops_neither_other_users_nor_logins_and_is_refused_be
 }
 
 #[test]
-fn a_node_whose_places_all_hang_is_not_ready_until_one_comes_free() {
+fn node_with_all_slots_hanging_is_not_ready_until_one_is_free() {
     let (hang, builder) = hanging();
     let node = builder
         .setting("max_file_operations", 4)
@@ -118,16 +120,16 @@ fn a_node_whose_places_all_hang_is_not_ready_until_one_comes_free() {
     assert_eq!((&operations["state"], &operations["required"]), (&json!("failed"), &json!(true)));
     assert_eq!(operations["setting"], "max_file_operations");
     let message = operations["last_error"]["message"].as_str().unwrap();
-    assert!(message.starts_with("all 4 places are taken, and no operation has ended for "), "{message}");
+    assert!(message.starts_with("all 4 slots are in use, and no operation has ended for "), "{message}");
     node.daemon.wait_for_message("file operations hang", &[("setting", "max_file_operations")]);
-    // Logins have places of their own.
+    // Logins have their own slots.
     let mut session = soon("a login", || node.login("e", "x"));
     session.command("SIZE new", 450);
     hang.release();
     eventually("the node to be ready", || {
         (http::get(node.admin, "/readyz").unwrap().status == 200).then_some(())
     });
-    node.daemon.wait_for_message("file operations end again", &[]);
+    node.daemon.wait_for_message("file operations no longer hang", &[]);
     session.command("SIZE new", 550);
     for session in &mut hung {
         session.expect(213);
@@ -135,7 +137,7 @@ fn a_node_whose_places_all_hang_is_not_ready_until_one_comes_free() {
 }
 
 #[test]
-fn logins_to_a_home_that_hangs_do_not_stop_other_logins() {
+fn logins_to_a_hanging_home_do_not_block_other_logins() {
     let authd = StubAuthd::start(|request| {
         let user = request["user"].as_str().unwrap_or_default();
         let home = if user.starts_with("hung") { "/hung" } else { "/" };
@@ -162,7 +164,7 @@ fn logins_to_a_home_that_hangs_do_not_stop_other_logins() {
 }
 
 #[test]
-fn many_sessions_with_an_expensive_stat_leave_others_their_place() {
+fn expensive_stat_of_many_sessions_does_not_block_other_users() {
     let node = Node::standalone().user("a", "x").user("b", "x").start();
     let big = node.root().join("big");
     fs::create_dir(&big).unwrap();
@@ -174,7 +176,7 @@ fn many_sessions_with_an_expensive_stat_leave_others_their_place() {
     for session in &mut greedy {
         session.send("STAT big/*9");
     }
-    // A counter: on a fast machine the share is full for moments only.
+    // Waits for a counter: on a fast machine the share is only full for moments.
     node.wait_for_metric("ftp_limit_reached_total{limit=\"max_long_operations_per_user\"}", |times| {
         times > 0.0
     });
@@ -183,7 +185,7 @@ fn many_sessions_with_an_expensive_stat_leave_others_their_place() {
         other.command("SIZE 00001", 213);
         node.login("b", "x").command("CWD /big", 250);
     });
-    // The client's end and ABOR end what waits.
+    // A disconnect and ABOR cancel waiting commands.
     let mut last = greedy.pop().unwrap();
     last.send("ABOR");
     assert!(matches!(last.reply().code, 213 | 450 | 451));
@@ -194,14 +196,14 @@ fn many_sessions_with_an_expensive_stat_leave_others_their_place() {
 }
 
 #[test]
-fn one_users_long_commands_wait_for_each_other_and_not_for_those_of_others() {
+fn long_commands_queue_per_user() {
     let node = Node::standalone()
         .user("a", "x")
         .user("b", "x")
         .setting("max_long_operations_per_user", 1)
         .setting("long_operation_wait", "300ms")
         .start();
-    // Holes: it takes hours to read.
+    // A sparse file: reading it takes hours.
     File::create(node.root().join("sparse")).unwrap().set_len(1 << 42).unwrap();
     fs::write(node.root().join("small"), b"content").unwrap();
     let (mut first, mut second) = (node.login("a", "x"), node.login("a", "x"));
@@ -219,7 +221,7 @@ fn one_users_long_commands_wait_for_each_other_and_not_for_those_of_others() {
     second.command("STAT small", 213);
 }
 
-/// Sessions whose client takes only a few KiB of each download.
+/// Sessions whose client reads only a few KiB of each download.
 fn slow_downloads(node: &Node, user: &str, count: usize) -> Vec<(Dialogue, TcpStream)> {
     let small = Connector::new().buffers(4096, 4096);
     let start = |_| {
@@ -232,11 +234,11 @@ fn slow_downloads(node: &Node, user: &str, count: usize) -> Vec<(Dialogue, TcpSt
 }
 
 #[test]
-fn slow_downloads_of_one_user_leave_places_for_others() {
+fn slow_downloads_of_one_user_leave_slots_for_others() {
     let node = Node::standalone().user("a", "x").user("b", "x").setting("max_transfers", 20).start();
     File::create(node.root().join("large")).unwrap().set_len(64 << 20).unwrap();
     let mut slow = slow_downloads(&node, "a", 20);
-    // A quarter would be 5; a user may have 10 where there are so many.
+    // A quarter would be 5; the minimum share is 10 if the node has that many slots.
     node.wait_for_metric("ftp_places_used{kind=\"transfers\"}", |used| used == 10.0);
     node.wait_for_metric("ftp_limit_reached_total{limit=\"max_transfers_per_user\"}", |count| count == 10.0);
     let mut other = node.login("b", "x");
@@ -244,7 +246,7 @@ fn slow_downloads_of_one_user_leave_places_for_others() {
         other.store("new", b"content");
         other.receive("NLST");
     });
-    // One place that comes free is for the next that waits.
+    // The next waiting transfer gets a freed slot.
     let (mut first, data) = slow.remove(0);
     drop(data);
     first.expect(426);
@@ -252,7 +254,7 @@ fn slow_downloads_of_one_user_leave_places_for_others() {
 }
 
 #[test]
-fn an_account_may_have_a_limit_of_transfers_of_its_own() {
+fn account_can_have_its_own_limit_of_transfers() {
     let authd = StubAuthd::start(|request| {
         Answer::account(&json!({ "user": request["user"], "home": "/", "limits": { "transfers": 2 } }))
     });
@@ -270,7 +272,7 @@ fn an_account_may_have_a_limit_of_transfers_of_its_own() {
 }
 
 #[test]
-fn a_transfer_slower_than_minimum_rate_ends_with_426_and_a_faster_one_goes_on() {
+fn transfer_below_minimum_rate_ends_with_426() {
     let node = Node::standalone()
         .user("a", "x")
         .setting("minimum_rate", 100_000)
@@ -286,7 +288,7 @@ fn a_transfer_slower_than_minimum_rate_ends_with_426_and_a_faster_one_goes_on() 
     session.expect(426);
     assert_eq!(node.metric("ftp_limit_reached_total{limit=\"minimum_rate\"}"), Some(2.0));
 
-    // Slower than the line, for longer than two windows.
+    // Slower than the network, but above the minimum rate, for longer than two windows.
     let mut fast = node.login("a", "x");
     let mut download = fast.begin("RETR large");
     let mut got = 0;

@@ -1,4 +1,4 @@
-//! FTPS of one node: what it offers, what it proves, and what it does not believe.
+//! FTPS of a single node: handshakes, certificates, tickets, and proofs of data connections.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ fn session(authority: &Authority, node: &Node) -> SecureDialogue {
 }
 
 #[test]
-fn files_go_both_ways_over_every_version_of_tls() {
+fn files_are_uploaded_and_downloaded_over_every_tls_version() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     for version in [&TLS12, &TLS13] {
@@ -52,9 +52,9 @@ fn files_go_both_ways_over_every_version_of_tls() {
     }
 }
 
-/// On a kernel without TLS both nodes do the same, and say so.
+/// On a kernel without kTLS both nodes encrypt downloads themselves.
 #[test]
-fn whoever_encrypts_a_download_its_client_gets_the_same() {
+fn downloads_encrypted_by_the_kernel_and_by_the_node_have_the_same_content() {
     let authority = Authority::new();
     for choice in ["auto", "off"] {
         let node = node(&authority.sign("localhost")).setting("kernel_tls", choice).start();
@@ -79,7 +79,7 @@ fn whoever_encrypts_a_download_its_client_gets_the_same() {
 
 /// RFC 8446 section 4.6.3.
 #[test]
-fn a_client_may_replace_its_key_in_the_middle_of_a_transfer() {
+fn a_client_may_update_its_key_during_a_transfer() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let mut session = SecureDialogue::explicit(&authority.client_of(&TLS13), node.address);
@@ -102,10 +102,10 @@ fn a_client_may_replace_its_key_in_the_middle_of_a_transfer() {
 }
 
 #[test]
-fn what_the_network_changes_ends_the_upload_and_what_came_before_is_kept() {
+fn a_forged_record_ends_an_upload_with_426_and_keeps_the_data_before_it() {
     let authority = Authority::new();
     for setting in ["true", "false"] {
-        // A client that sends no close_notify is allowed for; half a record is cut off all the same.
+        // Even if close_notify is not required, an upload that ends within a record is incomplete.
         let node = node(&authority.sign("localhost")).setting("tls_close_notify", setting).start();
         let content = bytes(13, 100_000);
         for (version, junk) in [
@@ -128,7 +128,7 @@ fn what_the_network_changes_ends_the_upload_and_what_came_before_is_kept() {
 }
 
 #[test]
-fn implicit_ftps_begins_with_tls_and_private_data_connections() {
+fn implicit_ftps_starts_with_tls_and_private_data_connections() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost"));
     let port = node.loopback().ports().end() - 1;
@@ -143,7 +143,7 @@ fn implicit_ftps_begins_with_tls_and_private_data_connections() {
 }
 
 #[test]
-fn one_handshake_yields_tickets_for_many_transfers_and_each_proves_its_session() {
+fn tickets_suffice_for_many_transfers_and_each_transfer_proves_its_session() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).setting("tls_data_reuse", "required").start();
     for version in [&TLS12, &TLS13] {
@@ -159,7 +159,7 @@ fn one_handshake_yields_tickets_for_many_transfers_and_each_proves_its_session()
 
 /// PASV theft from the same address: CVE-1999-0351.
 #[test]
-fn a_data_connection_that_proves_nothing_or_another_session_is_refused_where_proof_is_required() {
+fn with_required_reuse_a_data_connection_without_proof_of_its_session_is_refused() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).setting("tls_data_reuse", "required").start();
     let mut victim = session(&authority, &node);
@@ -179,9 +179,10 @@ fn a_data_connection_that_proves_nothing_or_another_session_is_refused_where_pro
     assert_eq!(victim.receive("RETR secret"), b"secret");
 }
 
-/// The refused connection is one of the victim's session: a ticket from it would be the proof next time.
+/// The node treats the refused connection as one of the victim's session. A ticket from it would prove that
+/// session the next time.
 #[test]
-fn a_refused_data_connection_yields_no_ticket_that_proves_the_session_next_time() {
+fn a_refused_data_connection_gets_no_ticket_that_proves_the_session() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).setting("tls_data_reuse", "required").start();
     for version in [&TLS12, &TLS13] {
@@ -204,7 +205,7 @@ fn a_refused_data_connection_yields_no_ticket_that_proves_the_session_next_time(
 }
 
 #[test]
-fn where_reuse_is_preferred_a_client_that_cannot_is_served_and_counted() {
+fn with_preferred_reuse_a_client_that_does_not_resume_is_served_and_counted() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let mut session = SecureDialogue::explicit(&authority.client().forgetful(), node.address);
@@ -214,7 +215,7 @@ fn where_reuse_is_preferred_a_client_that_cannot_is_served_and_counted() {
 }
 
 #[test]
-fn where_reuse_is_preferred_a_session_of_tls_1_2_that_has_resumed_must_go_on_doing_so() {
+fn with_preferred_reuse_a_tls_1_2_session_that_has_resumed_must_always_resume() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     for version in [&TLS12, &TLS13] {
@@ -223,7 +224,7 @@ fn where_reuse_is_preferred_a_session_of_tls_1_2_that_has_resumed_must_go_on_doi
         session.transmit("STOR file", b"content");
         let data = session.begin_clear("RETR file");
         session.expect(150);
-        // A stranger chooses the version.
+        // The stranger's own client may use another TLS version.
         let stranger = authority.client().encrypt(data);
         if version.version == TLS12.version {
             let mut stolen = Vec::new();
@@ -239,7 +240,7 @@ fn where_reuse_is_preferred_a_session_of_tls_1_2_that_has_resumed_must_go_on_doi
 }
 
 #[test]
-fn a_client_that_comes_back_resumes_its_tls_session() {
+fn a_returning_client_resumes_its_tls_session() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let client = authority.client();
@@ -250,7 +251,7 @@ fn a_client_that_comes_back_resumes_its_tls_session() {
 }
 
 #[test]
-fn where_encryption_is_required_no_password_is_taken_in_the_clear() {
+fn with_required_tls_no_password_is_accepted_in_the_clear() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).setting("tls", "required").start();
     let mut clear = Dialogue::connect(node.address);
@@ -260,7 +261,7 @@ fn where_encryption_is_required_no_password_is_taken_in_the_clear() {
 }
 
 #[test]
-fn where_private_data_is_required_clear_transfers_are_refused() {
+fn with_required_data_protection_clear_transfers_are_refused() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).setting("tls_data", "required").start();
     let mut session = SecureDialogue::explicit(&authority.client(), node.address);
@@ -275,7 +276,7 @@ fn where_private_data_is_required_clear_transfers_are_refused() {
 }
 
 #[test]
-fn the_security_commands_have_their_order_and_their_limits() {
+fn security_commands_out_of_order_or_with_bad_arguments_are_refused() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let mut clear = Dialogue::connect(node.address);
@@ -305,7 +306,7 @@ fn the_security_commands_have_their_order_and_their_limits() {
 }
 
 #[test]
-fn without_a_certificate_there_is_no_tls() {
+fn without_a_certificate_tls_is_not_offered() {
     let node = Node::standalone().user("u", "p").start();
     let mut clear = Dialogue::connect(node.address);
     assert!(!clear.command("FEAT", 211).text().contains("AUTH"));
@@ -314,7 +315,7 @@ fn without_a_certificate_there_is_no_tls() {
 
 /// Plain text before TLS: CVE-2011-1575, CVE-2011-0411, ProFTPD bug 3624.
 #[test]
-fn what_was_said_before_tls_does_not_count_after_it() {
+fn commands_and_logins_before_auth_tls_have_no_effect_after_it() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let mut clear = Dialogue::connect(node.address);
@@ -327,7 +328,7 @@ fn what_was_said_before_tls_does_not_count_after_it() {
     session.command("PASS p", 503);
     session.login("u", "p");
     assert!(!node.root().join("injected").exists());
-    // A login in the clear ends with AUTH, too.
+    // AUTH also ends a login that was made in the clear.
     let mut clear = node.login("u", "p");
     clear.command("AUTH TLS", 234);
     let control = clear.control().try_clone().unwrap();
@@ -335,9 +336,9 @@ fn what_was_said_before_tls_does_not_count_after_it() {
     session.command("PWD", 530);
 }
 
-/// Truncation by whoever is on the network.
+/// Truncation by an attacker on the network.
 #[test]
-fn an_upload_without_close_notify_was_cut_off_and_can_be_resumed() {
+fn an_upload_without_close_notify_gets_426_and_can_be_resumed() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let content = bytes(5, 1 << 20);
@@ -356,10 +357,10 @@ fn an_upload_without_close_notify_was_cut_off_and_can_be_resumed() {
     }
 }
 
-/// Whatever such a client is sent before all is here resets its connection, and loses what its kernel
-/// has not sent so far.
+/// If the node sent such a client anything before the upload is complete, the client's kernel would reset the
+/// connection and lose data that it has not sent yet.
 #[test]
-fn an_upload_is_whole_whose_client_reads_nothing_and_closes_at_once() {
+fn an_upload_is_complete_if_the_client_reads_nothing_and_closes_at_once() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let content = bytes(21, 3 << 20);
@@ -377,7 +378,7 @@ fn an_upload_is_whole_whose_client_reads_nothing_and_closes_at_once() {
 }
 
 #[test]
-fn clients_that_never_send_close_notify_can_be_allowed_for() {
+fn a_setting_allows_clients_that_never_send_close_notify() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).setting("tls_close_notify", "false").start();
     let mut session = session(&authority, &node);
@@ -390,7 +391,7 @@ fn clients_that_never_send_close_notify_can_be_allowed_for() {
 
 /// ALPACA, CVE-2021-3618.
 #[test]
-fn another_protocols_clients_are_refused_by_alpn() {
+fn alpn_refuses_clients_of_other_protocols() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let handshake = |protocols: &[&str]| {
@@ -406,7 +407,7 @@ fn another_protocols_clients_are_refused_by_alpn() {
 }
 
 #[test]
-fn a_renewed_certificate_is_used_without_dropping_a_session() {
+fn a_renewed_certificate_is_used_without_ending_sessions() {
     let authority = Authority::new();
     let files = authority.sign("localhost");
     let node = node(&files).start();
@@ -418,15 +419,15 @@ fn a_renewed_certificate_is_used_without_dropping_a_session() {
         Some(shown()).filter(|certificate| *certificate != before.certificate())
     });
     before.transmit("STOR file", b"content");
-    // A key that does not belong to it changes nothing but the log.
+    // A key that does not match the certificate is only logged.
     fs::copy(authority.sign("elsewhere").key, &files.key).unwrap();
     node.daemon.signal(Signal::SIGHUP);
-    node.daemon.wait_for_line(|line| line.contains("the certificates in use stay"));
+    node.daemon.wait_for_line(|line| line.contains("could not reload the certificates"));
     assert_eq!(shown(), renewed);
 }
 
 #[test]
-fn a_changed_certificate_is_noticed_without_a_signal() {
+fn a_changed_certificate_is_loaded_without_a_signal() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let shown = || SecureDialogue::explicit(&authority.client(), node.address).certificate();
@@ -436,7 +437,7 @@ fn a_changed_certificate_is_noticed_without_a_signal() {
 }
 
 #[test]
-fn the_certificate_follows_the_name_that_the_client_asks_for() {
+fn the_certificate_matches_the_requested_server_name() {
     let authority = Authority::new();
     let hosts = ["localhost", "ftp.example.com", "ftp.example.org"];
     let files = hosts.map(|host| authority.sign(host));
@@ -455,7 +456,7 @@ fn the_certificate_follows_the_name_that_the_client_asks_for() {
 }
 
 #[test]
-fn a_key_of_another_kind_serves_too() {
+fn an_rsa_key_is_supported() {
     let authority = Authority::new();
     let files = authority.sign_with("localhost", &rcgen::PKCS_RSA_SHA256, |_| {});
     let node = node(&files).start();
@@ -463,7 +464,7 @@ fn a_key_of_another_kind_serves_too() {
 }
 
 #[test]
-fn unusable_certificates_stop_the_start_and_the_message_names_the_file() {
+fn with_an_unusable_certificate_the_node_does_not_start_and_names_the_file() {
     let authority = Authority::new();
     let right = authority.sign("localhost");
     let other = authority.sign("elsewhere");
@@ -483,7 +484,7 @@ fn unusable_certificates_stop_the_start_and_the_message_names_the_file() {
 }
 
 #[test]
-fn an_expired_certificate_is_warned_of() {
+fn an_expired_certificate_is_logged() {
     let authority = Authority::new();
     let files = authority.sign_with("localhost", &rcgen::PKCS_ECDSA_P256_SHA256, |parameters| {
         parameters.not_after = rcgen::date_time_ymd(2020, 1, 1);
@@ -493,7 +494,7 @@ fn an_expired_certificate_is_warned_of() {
 }
 
 #[test]
-fn a_transfer_is_aborted_under_tls_too() {
+fn abor_ends_an_encrypted_transfer() {
     let authority = Authority::new();
     let node = node(&authority.sign("localhost")).start();
     let mut session = session(&authority, &node);

@@ -1,14 +1,13 @@
 #!/bin/sh
-# The node's part in the kernel data path: what it sends from its slice of the passive ports goes
-# through the balancer, which gives it back the address that the client connected to. Everything else
-# takes the ways that it always took.
+# The node's part of the kernel data path: packets from its slice of the passive ports go through the
+# balancer, which restores the address that the client connected to. All other packets keep their routes.
 #
-#   replies.sh add ADDRESS FROM-TO GATEWAY [BALANCER...]   once; it may be there already
-#   replies.sh keep ADDRESS FROM-TO GATEWAY [BALANCER...]  again whenever something took it away
+#   replies.sh add ADDRESS FROM-TO GATEWAY [BALANCER...]   adds the rules; they may exist
+#   replies.sh keep ADDRESS FROM-TO GATEWAY [BALANCER...]  adds them again whenever they vanish
 #   replies.sh remove ADDRESS
 #
-# ADDRESS is the node's, FROM-TO its slice, GATEWAY the balancer, in the same network. nginx on a
-# BALANCER gets its answers as ever. For each family there is one rule and one table of routes:
+# ADDRESS is the node's address, FROM-TO its slice, GATEWAY the balancer, in the same network. Replies to
+# nginx on a BALANCER keep their normal route. For each IP version there is one rule and one routing table:
 number=5021
 
 set -eu
@@ -20,7 +19,7 @@ esac
 
 # add_rule FROM-TO
 add_rule() {
-  # Of a rule that is there the kernel says so.
+  # The kernel reports a rule that exists already.
   said=$(ip $family rule add pref $number from "$address" ipproto tcp sport "$1" lookup $number 2>&1) ||
     case $said in
       *'File exists'*) ;;
@@ -36,8 +35,8 @@ add() {
   slice=$1 gateway=$2
   shift 2
   if [ -z "$(ip $family route show table $number default via "$gateway" 2>/dev/null)" ]; then
-    # While there is no way through the balancer there is none: a client that got an answer from the
-    # node's own address would reset the connection.
+    # Without a route through the balancer, drop the packets: a client that got a reply from the node's own
+    # address would reset the connection.
     ip $family route replace table $number unreachable default metric 4000000000 || return
     for balancer; do
       ip $family route replace table $number throw "$balancer" || return
@@ -56,7 +55,7 @@ shift 2
 case $action in
   add) add "$@" ;;
   keep)
-    # Interfaces that go down take their routes with them.
+    # An interface that goes down loses its routes.
     while sleep 5; do add "$@" || :; done
     ;;
   remove) remove ;;

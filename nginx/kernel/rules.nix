@@ -20,18 +20,18 @@ in
 {
   urgentData =
     {
-      # Where the kernel takes urgent data back into the stream.
+      # Ports on which the kernel clears the urgent flag of TCP segments.
       controlPorts,
     }:
     fill "urgent-data.nft" { control_ports = list (map toString controlPorts); };
 
   dataPath =
     {
-      # [ { name; address; slice = { from; to; }; } ], addresses of one family.
+      # [ { name; address; slice = { from; to; }; } ], addresses of one IP version.
       nodes,
-      # Addresses that clients connect to, of either family, or all (0.0.0.0, ::).
+      # Addresses that clients connect to, of either IP version, or all (0.0.0.0, ::).
       listenAddresses,
-      # Whether the host forwards for others too: else it does for nobody.
+      # True if the host also forwards other traffic. Otherwise the rules drop all other forwarded packets.
       isRouter ? false,
     }:
     let
@@ -52,7 +52,7 @@ in
       ) nodes;
       to_nodes = counters "to";
       from_nodes = counters "from";
-      # What clients reach over the other family only stays with nginx.
+      # nginx carries connections to addresses of the other IP version.
       slices = lib.concatMapStrings (
         node:
         fill "slice.nft" {

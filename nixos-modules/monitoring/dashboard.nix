@@ -1,4 +1,4 @@
-# A Grafana dashboard of the cluster, as JSON.
+# The Grafana dashboard of the cluster, as an attribute set that becomes JSON.
 { lib }:
 let
   panels = [
@@ -47,7 +47,7 @@ let
       unit = "s";
     }
     {
-      title = "Places for work on files in use";
+      title = "Slots for file work in use";
       expr = "ftp_places_used";
       legend = "{{instance}} {{kind}}";
     }
@@ -58,14 +58,14 @@ let
       unit = "ops";
     }
     {
-      title = "authd: time to answer, 95 of 100";
-      # The daemons' histograms have buckets.
+      title = "authd: response time, 95th percentile";
+      # The daemons export histograms with buckets, not summaries.
       expr = "histogram_quantile(0.95, sum by (le) (rate(ftp_authd_seconds_bucket[5m])))";
       legend = "seconds";
       unit = "s";
     }
     {
-      title = "authd: logins that had to wait";
+      title = "authd: delayed logins";
       expr = "sum by (by) (rate(authd_throttled_total[5m]))";
       legend = "by {{by}}";
       unit = "ops";
@@ -98,7 +98,7 @@ let
     type = "timeseries";
     inherit (panel) title;
     inherit datasource;
-    # Two beside each other; the whole is 24 wide.
+    # Two panels a row; a row has 24 columns.
     gridPos = {
       x = 12 * lib.mod position 2;
       y = 8 * (position / 2);

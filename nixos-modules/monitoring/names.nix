@@ -1,4 +1,4 @@
-# Names of our metrics that the rules and the dashboard use, for the check that they exist.
+# The names of our metrics that the rules and the dashboard use. A check verifies that they exist.
 { lib }:
 let
   text = builtins.toJSON [
@@ -6,7 +6,7 @@ let
     (import ./dashboard.nix { inherit lib; })
   ];
   found = lib.concatLists (lib.filter lib.isList (builtins.split "((ftp|authd)_[a-z_]+)" text));
-  # What Prometheus appends to a histogram's name.
+  # The name without the suffix that Prometheus adds to a histogram's series.
   base =
     name:
     lib.foldl' (n: suffix: lib.removeSuffix suffix n) name [

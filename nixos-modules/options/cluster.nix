@@ -1,4 +1,4 @@
-# services.distributedFtp.cluster: which hosts there are, and what each does.
+# services.distributedFtp.cluster: the hosts of the cluster and their roles.
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -17,7 +17,7 @@ let
 
   node = types.submodule {
     options = {
-      address = addressOption "Where the node listens, for the balancers: an address of this host.";
+      address = addressOption "Address of this host on which the node listens for the balancers.";
       passivePorts = mkOption {
         type = types.nullOr portRange;
         default = null;
@@ -26,9 +26,9 @@ let
           to = 50099;
         };
         description = ''
-          The node's own slice of the cluster's passive ports. Set for all nodes or for none; without
-          it each has an equal part, in the order of their names. With it a node can be added and the
-          slices of the others stay: they need no restart.
+          The node's slice of the cluster's passive ports. Set it for all nodes or for none. Without it
+          the nodes get equal slices in the order of their names, and a new node moves the slices of the
+          others. With it the others keep their slices and need no restart.
         '';
       };
     };
@@ -49,9 +49,9 @@ let
         default = false;
         example = true;
         description = ''
-          Whether the host also forwards what has nothing to do with FTP (containers, a VPN). With
-          `dataPath = "kernel"` it must forward data connections, and drops all else that it would
-          forward; with this it leaves all else to the host's other rules.
+          Whether the host also forwards traffic other than FTP (containers, a VPN). With
+          `dataPath = "kernel"` the host forwards data connections and drops all other forwarded traffic;
+          with this option the host's other rules decide about the other traffic.
         '';
       };
     };
@@ -59,7 +59,7 @@ let
 
   auth = types.submodule {
     options = {
-      address = addressOption "Where authd listens, for the nodes.";
+      address = addressOption "Address on which authd listens for the nodes.";
       port = mkOption {
         type = types.port;
         default = 5160;
@@ -85,8 +85,8 @@ in
       default = null;
       example = "203.0.113.10";
       description = ''
-        The address that clients are told for data connections. Needed where the balancer is behind
-        address translation; without it a client is told the address that it connected to.
+        Address that PASV announces for data connections. Needed if the balancer is behind address
+        translation; otherwise clients get the address that they connected to.
       '';
     };
 
@@ -94,7 +94,7 @@ in
       type = types.port;
       default = 21;
       example = 2121;
-      description = "The control port, at the balancers and at the nodes.";
+      description = "The control port of the balancers and of the nodes.";
     };
 
     passivePorts = mkOption {
@@ -108,8 +108,8 @@ in
         to = 50299;
       };
       description = ''
-        Ports of the data connections of the whole cluster. A port serves any number of clients with
-        different addresses at once; clients behind one address need one port each.
+        Ports for data connections of the whole cluster. One port serves any number of clients with
+        different addresses at the same time; clients behind one address need one port each.
       '';
     };
 
@@ -121,10 +121,9 @@ in
       default = "nginx";
       example = "kernel";
       description = ''
-        What carries data connections through the balancer: nginx, as it carries control connections,
-        or the kernel (nftables), which costs a fraction of it. For `kernel` the nodes are hosts of
-        their own in one network with the balancer, which becomes their gateway for the passive
-        ports: [how it works and what it needs](../nginx/kernel/README.md).
+        How data connections pass the balancer: through nginx, as control connections do, or through
+        the kernel (nftables), at a fraction of the CPU time. `kernel` needs nodes on separate hosts in the
+        same network as the balancer, which becomes their gateway for the passive ports: [how it works and what it needs](../nginx/kernel/README.md).
       '';
     };
 
@@ -138,9 +137,9 @@ in
       defaultText = lib.literalMD "the address of the balancer, if there is one only";
       example = "10.0.0.1";
       description = ''
-        With `dataPath = "kernel"`: where the nodes send what belongs to data connections. With several
-        balancers, an address in the nodes' network that only the one has which clients reach, such as
-        keepalived moves together with the public one.
+        With `dataPath = "kernel"`: the gateway to which the nodes send packets of data connections. With
+        several balancers, use an address in the nodes' network that moves, together with the public
+        address, to the balancer that clients reach (keepalived can do that).
       '';
     };
 
@@ -151,11 +150,11 @@ in
 
     balancers =
       hosts balancer
-        "Hosts that run the balancer (nginx), by name. Those that run another one are named here too: the nodes believe no one else's PROXY header."
+        "Hosts that run a balancer, by name. Name hosts with a balancer other than nginx here too: the nodes accept PROXY headers only from these hosts."
         ''{ lb1.address = "10.0.0.10"; }'';
 
     auth =
-      hosts auth "Hosts that run authd, by name. The nodes ask them in this order."
+      hosts auth "Hosts that run authd, by name. The nodes try them in this order."
         ''{ backend1.address = "10.0.0.20"; }'';
 
     redis = {
@@ -176,8 +175,8 @@ in
         default = null;
         example = "redis://redis.example.org:6379/2";
         description = ''
-          A Redis that exists already, in place of `address` and `port`. The password goes into
-          `secrets.redisPasswordFile`. With `unix:///PATH` each host has its own socket at that path.
+          URL of an existing Redis, instead of `address` and `port`. The password goes into
+          `secrets.redisPasswordFile`. With `unix:///PATH` each host uses its own socket at that path.
         '';
       };
       host = mkOption {
@@ -185,7 +184,7 @@ in
         default = if cfg.redis.url != null then null else cluster.hostAt cfg.redis.address;
         defaultText = lib.literalMD "the host above that has `redis.address`; none with `redis.url`";
         example = "redis1";
-        description = "Name of the host that runs Redis; null if it exists already.";
+        description = "Name of the host that runs Redis; null for an existing Redis.";
       };
     };
 
@@ -194,11 +193,11 @@ in
         type = types.nullOr types.str;
         default = null;
         example = "monitor1";
-        description = "Name of a host that gets Prometheus with scrape settings and alert rules for the cluster.";
+        description = "Name of the host that runs Prometheus with targets and alert rules for the cluster.";
       };
       address = addressOption ''
-        Address from which Prometheus comes, whether it is `monitoring.host` or another. With it the
-        nodes serve their metrics on their own address; without it, on loopback.
+        Address from which Prometheus connects, on `monitoring.host` or elsewhere. If set, the nodes serve
+        their metrics on their own address, otherwise on loopback.
       '';
       metricsPort = mkOption {
         type = types.port;
@@ -211,8 +210,8 @@ in
         default = false;
         example = true;
         description = ''
-          Whether `monitoring.host` gets Grafana, too, with a dashboard of the cluster. Its
-          `security.secret_key` is made at the first boot, unless `services.grafana.settings` has one.
+          Whether `monitoring.host` also runs Grafana with a dashboard of the cluster. Its
+          `security.secret_key` is generated at the first boot unless `services.grafana.settings` sets it.
         '';
       };
     };

@@ -1,4 +1,4 @@
-# services.distributedFtp: the switch, the package, secrets. The rest is in the files beside this.
+# services.distributedFtp: enable, packages, secrets. The other options are in the files beside this one.
 {
   config,
   lib,
@@ -16,8 +16,8 @@ let
       default = null;
       example = "/run/secrets/distributed-ftp/${what}";
       description = ''
-        File outside the store that holds ${what}, in one line. Only root needs to read it: the units
-        get it through LoadCredential. ${generated}
+        File outside the store that holds ${what} in one line. Only root needs to read it: the units get
+        it through LoadCredential. ${generated}
       '';
     };
 in
@@ -31,7 +31,7 @@ in
   ];
 
   options.services.distributedFtp = {
-    enable = lib.mkEnableOption "this host's part in the Distributed FTP cluster";
+    enable = lib.mkEnableOption "the roles of this host in the Distributed FTP cluster";
 
     package = mkOption {
       type = types.package;
@@ -54,7 +54,7 @@ in
       default = config.networking.hostName;
       defaultText = lib.literalExpression "config.networking.hostName";
       example = "ftp1";
-      description = "Under which name the cluster's description speaks of this host.";
+      description = "Name of this host in the cluster's description.";
     };
 
     openFirewall = mkOption {
@@ -62,28 +62,28 @@ in
       default = false;
       example = true;
       description = ''
-        Open what this host's roles need, and no more: the control port and the passive range for
-        everybody at a balancer (at a node, if there are no balancers); the ports of a node for the
-        balancers; authd, Redis and NFS for the hosts that use them. For the firewalls of NixOS
-        (iptables, nftables), not for firewalld.
+        Open the ports that this host's roles need, only for the hosts that use them. Balancers (or the
+        nodes, if there are no balancers): control port and passive range, for all addresses. Nodes: their
+        ports, for the balancers. authd, Redis and NFS: for the hosts that use them. Works with NixOS'
+        firewalls (iptables, nftables), not with firewalld.
       '';
     };
 
     secrets = {
       nodeTokenFile = secret "node-token" ''
-        With it the nodes show authd who they are. Made at the first boot if nodes and authd are
-        one host.
+        The nodes authenticate to authd with this token. Generated at the first boot if node and authd run
+        on one host.
       '';
       adminTokenFile = secret "admin-token" ''
-        With it administrators use authd's API. Made at the first boot, as
-        /var/lib/distributed-ftp-secrets/adminToken, if there is one authd.
+        Administrators use authd's API with this token. Generated at the first boot in
+        /var/lib/distributed-ftp-secrets/adminToken if there is one authd.
       '';
       redisPasswordFile = secret "redis-password" ''
-        The password of Redis. Made at the first boot if one host has Redis, authd and the node.
+        The password of Redis. Generated at the first boot if Redis, authd and the node run on one host.
       '';
     };
   };
 
-  # Every role may need the programs at hand: authd hash-password, ftpd --print-settings.
+  # For administrators on every host: authd hash-password, ftpd --print-settings.
   config = lib.mkIf cfg.enable { environment.systemPackages = [ cfg.package ]; };
 }

@@ -1,5 +1,5 @@
-# services.distributedFtp.{ftpd,authd}.settings: the daemons' own settings. Typed are those that Nix
-# itself computes with; all others pass through, and the daemon checks them when the system is built.
+# services.distributedFtp.{ftpd,authd}.settings: settings of the daemons. Those that the modules compute with
+# have a type here. All others pass through, and the daemon checks them when the system is built.
 { lib, pkgs, ... }:
 let
   inherit (lib) mkOption types;
@@ -21,27 +21,32 @@ in
         options = {
           max_sessions = setting types.ints.positive 10000 "Control connections of a node at once.";
           max_transfers = setting types.ints.positive 1000 "Transfers of a node at once.";
-          max_file_operations = setting types.ints.positive 128 "File operations of a node at once.";
+          max_file_operations = setting types.ints.positive 128 "Short file operations of a node at once.";
           max_listing_memory =
             setting types.ints.unsigned 67108864
-              "Bytes that the sorted listings of all sessions of a node take together.";
-          idle_timeout = setting duration "5m" "Without a command or a transfer; then the session ends.";
+              "Memory in bytes of all sorted listings of a node together.";
+          idle_timeout =
+            setting duration "5m"
+              "Time without a command or a transfer after which a session ends.";
           stall_timeout =
             setting duration "5m"
-              "Without a byte in a transfer; then it ends. The balancer waits a minute longer.";
+              "Time without a byte after which a transfer ends. The balancer's limit is a minute longer.";
           drain_timeout = setting duration "5m" ''
-            How long transfers may go on when a node stops. The unit's stop limit and the balancer's
-            reload follow it.
+            Time that transfers may go on when a node stops. The modules derive the unit's stop limit and the
+            balancer's reload limit from it.
           '';
           create_homes = setting types.bool true ''
-            Make a user's home at the first login. On here, because users are declared in another
-            place than the storage.
+            Create a missing home at the user's first login. The default differs from ftpd's, because users are
+            declared on the authd hosts, away from the storage.
           '';
           transfer_log = mkOption {
             type = types.nullOr types.path;
             default = null;
             example = "/var/log/distributed-ftp/transfers.log";
-            description = "One line a transfer in xferlog's format, below /var/log/distributed-ftp; rotated.";
+            description = ''
+              A file below /var/log/distributed-ftp with one line a transfer, in xferlog's format. The module
+              rotates it.
+            '';
           };
         };
       };
@@ -51,8 +56,8 @@ in
         greeting = "Files of Example Ltd.";
       };
       description = ''
-        Settings of ftpd, spelled as in its file (`ftpd --print-settings` lists all). What the
-        cluster's description says is not set here.
+        Settings of ftpd, with the keys of ftpd.toml(5); docs/settings.md lists them all. Settings that follow
+        from `services.distributedFtp.cluster` cannot be set here.
       '';
     };
 
@@ -63,7 +68,7 @@ in
         throttle_free_failures = 10;
         cache_ttl = "10s";
       };
-      description = "Settings of authd, spelled as in its file (`authd --print-settings` lists all).";
+      description = "Settings of authd, with the keys of authd.toml(5); docs/settings.md lists them all.";
     };
   };
 }

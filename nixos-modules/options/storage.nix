@@ -1,44 +1,44 @@
-# services.distributedFtp.cluster.storage: where the files are, and how the nodes mount them.
+# services.distributedFtp.cluster.storage: the storage and how the nodes mount it.
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
   cfg = config.services.distributedFtp.cluster.storage;
   cluster = import ../cluster.nix { inherit lib config; };
 
-  # The nodes' promises rest on these options; each has its reason here.
+  # The nodes' promises depend on these options.
   common = [
-    # Data belongs to strangers: nothing in it is a device, a program, or privileged.
+    # Clients choose the content: no devices, programs or set-user-ID files.
     "nodev"
     "nosuid"
     "noexec"
-    # A read is no reason to write.
+    # A read must not cause a write.
     "noatime"
-    # After the network, and no boot waits for it: ftpd does, by RequiresMountsFor.
+    # Mounted after the network. The boot does not wait for the mount; ftpd does (RequiresMountsFor).
     "_netdev"
     "nofail"
   ];
   defaults = {
     nfs = common ++ [
-      # One protocol, one port; leases and sessions that recover after either side restarts.
+      # One protocol, one port; leases and sessions recover after a restart of either side.
       "vers=4.2"
-      # A server that is away stalls writers. `soft` would return errors for data that had been
-      # accepted, and leave holes in files that are confirmed.
+      # While the server is away, writers wait. `soft` would return errors for data that had been accepted,
+      # and leave holes in confirmed files.
       "hard"
-      # A name that another node has just made is there at once: misses are not cached.
+      # Missing names are not cached, so that a name that another node creates is visible at once.
       "lookupcache=positive"
-      # Attributes of another node's files are at most this old, in seconds.
+      # Greatest age of cached attributes, in seconds.
       "acregmin=1"
       "acdirmin=1"
       "acregmax=5"
       "acdirmax=5"
-      # The mount goes on trying, in minutes: hosts may boot in any order.
+      # How long the mount is retried, in minutes: hosts may boot in any order.
       "retry=100000"
     ];
-    # Capabilities keep the clients' caches coherent by themselves. A client that the cluster shut
-    # out fails its writes (recover_session=no is the default), so that no 226 covers lost data.
+    # CephFS capabilities keep the clients' caches coherent. A client that the cluster has evicted gets write
+    # errors (recover_session=no is the default), so that no 226 covers lost data.
     cephfs = common;
     glusterfs = common ++ [
-      # What another node changed shows within a second, and a new name at once.
+      # Changes of another node are visible within a second, new names at once.
       "attribute-timeout=1"
       "entry-timeout=1"
       "negative-timeout=0"
@@ -60,8 +60,8 @@ in
       default = "none";
       example = "nfs";
       description = ''
-        What the files of all nodes are on. `directory`: a plain directory, for a cluster with one
-        node. `none`: something is mounted on `mountPoint` by other means, on every node.
+        The kind of storage that all nodes use. `directory`: a plain directory, for a cluster with one
+        node. `none`: every node mounts something on `mountPoint` by other means.
       '';
     };
 
@@ -95,7 +95,7 @@ in
           null;
       defaultText = lib.literalMD "`server:export` for nfs and glusterfs";
       example = "ftp@.data=/ftp";
-      description = "What is mounted. To be set for cephfs, as mount.ceph(8) describes it.";
+      description = "The device to mount. Required for cephfs, in the form of mount.ceph(8).";
     };
 
     host = mkOption {
@@ -103,21 +103,21 @@ in
       default = if cfg.type == "nfs" then cluster.hostAt cfg.server else null;
       defaultText = lib.literalMD "with nfs, the host of the cluster that has the address `server`";
       example = "storage1";
-      description = "nfs: name of the host that this module makes the server; null if it exists already.";
+      description = "nfs: name of the host that this module makes the NFS server; null if the server exists already.";
     };
 
     mountPoint = mkOption {
       type = types.strMatching "/.+";
       default = "/srv/ftp";
       example = "/srv/ftp";
-      description = "Where the files are on the nodes. Homes are relative to it.";
+      description = "Directory of the files on the nodes. Homes are relative to it.";
     };
 
     mountOptions = mkOption {
       type = types.listOf types.str;
       default = defaults.${cfg.type};
       defaultText = lib.literalMD ''
-        chosen for the type such that the nodes keep their promises; for nfs:
+        chosen for the type so that the nodes keep their promises; for nfs:
         `${lib.concatStringsSep "," defaults.nfs}`
       '';
       example = [
@@ -125,7 +125,7 @@ in
         "hard"
         "lookupcache=none"
       ];
-      description = "Mount options, in place of those that fit the type.";
+      description = "Mount options, instead of the default ones of the type.";
     };
 
     extraMountOptions = mkOption {
@@ -135,7 +135,7 @@ in
         "name=ftp"
         "secretfile=/run/secrets/ceph"
       ];
-      description = "Mount options beside those.";
+      description = "Further mount options.";
     };
 
     leaseSeconds = mkOption {
@@ -143,8 +143,8 @@ in
       default = 15;
       example = 90;
       description = ''
-        nfs: lease and grace time of the server that this module makes. For so long after the server
-        or a node went away, files that it had open may be locked for others.
+        nfs: lease and grace time of the server that this module sets up. For this long after the server or a
+        node has failed, files that it had open may stay locked for others.
       '';
     };
 
@@ -152,14 +152,14 @@ in
       type = types.ints.positive;
       default = 2121;
       example = 2121;
-      description = "The number of the nodes' user, who owns the files: NFS knows users by number.";
+      description = "User ID of the nodes' user, who owns the files: NFS identifies users by number.";
     };
 
     gid = mkOption {
       type = types.ints.positive;
       default = 2121;
       example = 2121;
-      description = "The number of the nodes' group.";
+      description = "Group ID of the nodes' group.";
     };
   };
 }

@@ -1,5 +1,5 @@
-# services.distributedFtp.cluster.tls: FTPS, explicit and implicit. The nodes speak it; the balancer
-# passes it on.
+# services.distributedFtp.cluster.tls: FTPS, explicit and implicit. The nodes do TLS; the balancer forwards
+# the bytes.
 { lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -10,8 +10,8 @@ let
       default = null;
       example = "/run/secrets/ftp-${name}.pem";
       description = ''
-        File outside the store, on every node, that holds the ${what} in PEM. Only root needs to read
-        it. After `systemctl reload ftpd` new connections get a new one; no session is cut.
+        File outside the store, on every node, that holds the ${what} in PEM form. Only root needs to read
+        it. After a change run `systemctl reload ftpd`: new connections use the new one, and no session ends.
       '';
     };
 in
@@ -24,22 +24,22 @@ in
       default = null;
       example = "ftp.example.org";
       description = ''
-        In place of the files, a name in `security.acme.certs` of every node. The nodes are behind a
-        balancer: let `dnsProvider` prove the name. What is renewed is read at once, and no session
-        notices.
+        Name in `security.acme.certs` of every node, instead of the files. The nodes are behind a balancer,
+        so use a DNS challenge (`dnsProvider`). The nodes load a renewed certificate at once, and no
+        session ends.
       '';
     };
     required = mkOption {
       type = types.bool;
       default = false;
       example = true;
-      description = "Whether control and data connections must be encrypted; else clients choose.";
+      description = "Whether control and data connections must be encrypted. Otherwise clients choose.";
     };
     implicitPort = mkOption {
       type = types.nullOr types.port;
       default = null;
       example = 990;
-      description = "A second control port where TLS begins at once, at the balancers and the nodes.";
+      description = "Additional control port for implicit TLS, on the balancers and the nodes.";
     };
   };
 }

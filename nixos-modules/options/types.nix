@@ -4,12 +4,12 @@ let
   inherit (lib) mkOption types;
 in
 {
-  # A host name would need a resolver in nginx, and firewall rules match addresses.
+  # No host names: nginx would need a resolver, and firewall rules match addresses.
   address = types.strMatching "[0-9a-fA-F.:]+" // {
     description = "IP address";
   };
 
-  # As in common/src/registry/options.rs, but without a password: the store is readable by everybody.
+  # As in common/src/registry/options.rs, but without a password, because the store is world-readable.
   redisUrl =
     let
       host = "([^]@:/?#[]+|\\[[0-9a-fA-F:.]+])(:[0-9]+)?";
@@ -19,7 +19,7 @@ in
       description = "HOST[:PORT], redis://[USER@]HOST[:PORT][/DB] or unix:///PATH";
     };
 
-  # What of the daemons' durations Nix can compute with.
+  # The subset of the daemons' durations that the modules can compute with.
   duration = types.strMatching "[0-9]+(ms|s|m|h|d)" // {
     description = "duration such as 500ms, 30s or 5m";
   };

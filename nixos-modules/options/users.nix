@@ -1,5 +1,4 @@
-# services.distributedFtp.users and .groups: who may log in, and what they may do. More can be made
-# through authd's API.
+# services.distributedFtp.users and .groups: declared users and groups. authd's API can create more.
 { lib, ... }:
 let
   inherit (lib) mkOption types;
@@ -11,7 +10,7 @@ let
       inherit default description;
       example = !default;
     };
-  # What a user does not set is its groups' to set.
+  # Null: the user's groups decide, then the default.
   perhaps =
     type: example: description:
     mkOption {
@@ -32,9 +31,9 @@ let
   permissions = lib.mapAttrs (_: perhaps types.bool false) {
     list = "See names and sizes.";
     download = "Read files.";
-    upload = "Write files that do not exist yet.";
-    overwrite = "Write or rename over files that exist.";
-    append = "Go on with files that exist.";
+    upload = "Create files.";
+    overwrite = "Replace existing files, by upload or rename.";
+    append = "Append to and resume existing files.";
     rename = "Rename.";
     delete = "Delete files.";
     mkdir = "Make directories.";
@@ -48,11 +47,11 @@ let
         type = path;
         example = "/incoming";
         description = ''
-          A place in the user's tree; its parts may hold `*`, `?` and `[a-z]`, and `**` stands for any
-          number of directories. The rule holds for what this matches and everything below.
+          Path pattern in the user's tree, with `*`, `?` and `[a-z]`; `**` matches any number of
+          directories. The rule applies to matching paths and everything below them.
         '';
       };
-      # Null is as everywhere.
+      # Null: as for the rest of the tree.
       inherit permissions;
     };
   };
@@ -61,34 +60,31 @@ let
       path = mkOption {
         type = path;
         example = "/shared";
-        description = "Where the user sees it.";
+        description = "Path at which the user sees the folder.";
       };
       target = mkOption {
         type = path;
         example = "/teams/sales";
-        description = "Where it is, relative to the storage.";
+        description = "The folder's directory, relative to the storage.";
       };
     };
   };
 
-  # Each is null or empty where it is not set.
+  # Null or empty means not set.
   policy = {
     inherit permissions;
-    directories =
-      list directory
-        [
-          {
-            path = "/incoming";
-            permissions.delete = false;
-          }
-        ]
-        "Parts of the tree with other permissions; the first that fits decides, a user's before a group's.";
+    directories = list directory [
+      {
+        path = "/incoming";
+        permissions.delete = false;
+      }
+    ] "Parts of the tree with other permissions. The first matching rule decides, user before groups.";
     deniedNames =
       list types.str
         [
           "*.exe"
         ]
-        "Names, with wildcards, that no upload and no rename may give; a user's and its groups' together.";
+        "Name patterns that uploads and renames must not use; those of the user and of its groups together.";
     folders =
       list folder
         [
@@ -98,17 +94,20 @@ let
           }
         ]
         ''
-          Directories of the storage that the tree shows beside the home, a user's and its groups'. A session
-          holds each open: nodes have room for 8 of a user, or for as many as a user here has.
+          Shared folders: directories of the storage that the user sees in addition to the home. Those of
+          the user and of its groups together. A session holds each of them open; nodes have room for 8 per
+          user, or for the largest number of a user declared here.
         '';
     limits = {
-      sessions = perhaps types.ints.unsigned 10 "Sessions of a user at once, over all nodes.";
-      sessionsPerAddress = perhaps types.ints.unsigned 10 "The same, from one address.";
-      transfers = perhaps types.ints.unsigned 50 "Transfers of a user at once, on each node.";
+      sessions = perhaps types.ints.unsigned 10 "Simultaneous sessions of a user on all nodes together.";
+      sessionsPerAddress =
+        perhaps types.ints.unsigned 10
+          "Simultaneous sessions of a user from one address, on all nodes together.";
+      transfers = perhaps types.ints.unsigned 50 "Simultaneous transfers of a user on each node.";
     };
     quota = {
-      bytes = perhaps types.ints.unsigned 10000000000 "What a user's files may take, in bytes.";
-      files = perhaps types.ints.unsigned 100000 "How many files and directories a user may have.";
+      bytes = perhaps types.ints.unsigned 10000000000 "Total size of a user's files, in bytes.";
+      files = perhaps types.ints.unsigned 100000 "Number of a user's files and directories.";
     };
     bandwidth = {
       upload = perhaps types.ints.positive 10000000 "Bytes a second of all uploads of a user together.";
@@ -120,29 +119,33 @@ let
         perhaps types.ints.positive 1000000
           "Bytes a second of the download of a session.";
     };
-    uploads = perhaps (types.enum [
-      "direct"
-      "atomic"
-    ]) "atomic" "Whether an upload has its name from the first byte on, or when it is complete.";
+    uploads =
+      perhaps
+        (types.enum [
+          "direct"
+          "atomic"
+        ])
+        "atomic"
+        "Whether an upload is visible under its name from the first byte (`direct`) or when complete (`atomic`).";
     tls = {
       control =
         perhaps types.bool true
-          "Whether the login must be encrypted, beside what `cluster.tls` says.";
+          "Whether the login must be encrypted, in addition to `cluster.tls`.";
       data = perhaps types.bool true "Whether transfers and listings must be encrypted.";
       closeNotify =
         perhaps types.bool false
-          "Whether an encrypted upload must end with close_notify; otherwise as `tls_close_notify` of ftpd says. Off for clients that never send it, such as .NET's FtpWebRequest.";
+          "Whether an encrypted upload must end with close_notify. Null: ftpd's `tls_close_notify`. Set it to false for clients that never send close_notify, such as .NET's FtpWebRequest.";
     };
     access = {
       allowFrom = perhaps (types.listOf types.str) [
         "198.51.100.0/24"
-      ] "The only networks to log in from.";
+      ] "Networks from which the user may log in; null for all.";
       denyFrom = perhaps (types.listOf types.str) [
         "198.51.100.7/32"
-      ] "Networks to log in from never, also where `allowFrom` has them.";
+      ] "Networks from which the user must not log in. Overrides `allowFrom`.";
       hours = perhaps (types.listOf types.str) [
         "Mon-Fri 06:00-20:00"
-      ] "The only times to log in, in UTC.";
+      ] "Times, in UTC, at which the user may be logged in; null for always.";
     };
   };
 
@@ -155,8 +158,8 @@ let
           default = null;
           example = "/run/secrets/distributed-ftp/demo";
           description = ''
-            File outside the store, on the hosts that run authd, that holds what
-            `authd hash-password` printed. `systemctl reload authd` reads a new one.
+            File outside the store, on the hosts that run authd, that holds the output of
+            `authd hash-password`. After a change run `systemctl reload authd`.
           '';
         };
         home = mkOption {
@@ -167,16 +170,16 @@ let
           description = "The user's root directory, relative to the storage.";
         };
         enabled = switch true "Whether the user can log in.";
-        admin = switch false "Whether the user sees everybody's sessions with SITE WHO.";
+        admin = switch false "Whether SITE WHO shows the sessions of all users to this user.";
         certificates =
           list types.str
             [
               "CN=scanner 7,O=Example"
             ]
-            "Client certificates that stand in for the password: subjects by RFC 4514, keys (`sha256:…`) or alternative names (`email:…`, `URI:…`, `DNS:…`).";
+            "Client certificates accepted instead of the password: subjects as in RFC 4514, keys (`sha256:…`) or alternative names (`email:…`, `URI:…`, `DNS:…`).";
         groups = list types.str [ "partners" ] ''
-          Groups of this description. What the user does not set, down to the single field, is as the
-          first of them says that sets it.
+          Names of groups. Each field that the user does not set comes from the first of these groups that
+          sets it.
         '';
       };
     }
@@ -195,7 +198,7 @@ in
         };
       }
     '';
-    description = "Users, by the name that they log in with.";
+    description = "Users, by login name.";
   };
 
   options.services.distributedFtp.groups = mkOption {
@@ -211,9 +214,8 @@ in
       }
     '';
     description = ''
-      What users have in common, by the name that users give in `groups`. Limits, quota and bandwidth
-      are each user's own. Where neither the user nor a group sets something, it is granted and not
-      limited.
+      Settings that users share, by group name. Limits, quota and bandwidth apply to each user separately.
+      What neither the user nor a group sets is permitted and unlimited.
     '';
   };
 }

@@ -42,7 +42,8 @@ fn rename(session: &mut Dialogue, from: &str, to: &str, code: u16) -> String {
 }
 
 fn refused(text: &str, below: bool) {
-    let wanted = if below { "A file below is being written" } else { "Another session writes this file" };
+    let wanted =
+        if below { "A file in this directory is being written" } else { "Another session writes this file" };
     assert!(text.contains(wanted), "{text}");
 }
 
@@ -160,7 +161,7 @@ fn while_a_tree_is_removed_or_renamed_nothing_below_it_is_uploaded() {
             for path in ["tree/new", "tree/0/new"] {
                 writer.epsv();
                 let text = writer.command(&format!("STOR {path}"), 450).text();
-                assert!(text.contains("A directory above is being renamed or removed"), "{text}");
+                assert!(text.contains("A parent directory is being renamed or removed"), "{text}");
             }
             let text = rename(&mut writer, "tree", "other", 450);
             assert!(text.contains("Another session"), "{text}");

@@ -144,13 +144,13 @@ fn a_user_removed_while_authd_has_no_redis_loses_the_sessions_when_it_is_back() 
     let mut other = parts.login(0, "bob");
     parts.authds_gate.close();
     parts.declare(&users(&["bob"]));
-    parts.authd().daemon.wait_for_line(|line| line.contains("cannot be ended now"));
+    parts.authd().daemon.wait_for_line(|line| line.contains("cannot end the user's sessions now"));
     for session in &mut sessions {
         session.command("NOOP", 200);
     }
     parts.authds_gate.open();
     for session in &mut sessions {
-        ends_because(session, "does not exist any more");
+        ends_because(session, "the account was removed");
     }
     let metric = "ftp_sessions_revoked_total{reason=\"removed\"}";
     assert_eq!(parts.nodes[0].metric(metric), Some(1.0));
@@ -171,7 +171,7 @@ fn a_user_removed_while_a_node_is_cut_off_loses_the_session_when_the_node_is_bac
     ending(&mut there);
     session.command("NOOP", 200);
     parts.gates[0].open();
-    ends_because(&mut session, "does not exist any more");
+    ends_because(&mut session, "the account was removed");
     for other in &mut others {
         other.command("NOOP", 200);
     }
@@ -183,13 +183,13 @@ fn a_user_removed_while_redis_is_down_loses_the_sessions_when_it_has_started_emp
     let mut sessions = [parts.login(0, "ann"), parts.login(1, "ann")];
     parts.redis = None;
     parts.declare(&users(&["bob"]));
-    parts.authd().daemon.wait_for_line(|line| line.contains("cannot be ended now"));
+    parts.authd().daemon.wait_for_line(|line| line.contains("cannot end the user's sessions now"));
     for session in &mut sessions {
         session.command("NOOP", 200);
     }
     parts.redis = Some(Redis::start(parts.loopback.socket(REDIS, 6379)));
     for session in &mut sessions {
-        ends_because(session, "does not exist any more");
+        ends_because(session, "the account was removed");
     }
 }
 
@@ -200,7 +200,7 @@ fn a_user_removed_while_authd_is_down_loses_the_sessions_when_it_has_started() {
     parts.authd = None;
     session.command("NOOP", 200);
     parts.authd = Some(start_authd(&parts.loopback, &parts.authds_gate, &users(&["bob"])));
-    ends_because(&mut session, "does not exist any more");
+    ends_because(&mut session, "the account was removed");
     other.command("NOOP", 200);
 }
 
@@ -243,7 +243,7 @@ fn sessions_are_checked_again_after_the_interval_without_any_sign() {
     let mut session = parts.login(0, "ann");
     // Behind authd's back.
     parts.redis.as_ref().unwrap().command("HDEL ftp:users ann");
-    ends_because(&mut session, "does not exist any more");
+    ends_because(&mut session, "the account was removed");
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn a_drain_whose_command_is_lost_is_carried_out_and_its_stages_are_shown() {
     assert_eq!((&nodes[0]["drain"], &nodes[1]["drain"]), (&json!("asked"), &json!("none")));
     parts.gates[0].wait_for_break();
     parts.nodes[0].daemon.signal(Signal::SIGCONT);
-    ends_because(&mut session, "goes down for maintenance");
+    ends_because(&mut session, "shutting down for maintenance");
     assert!(parts.nodes[0].daemon.wait().success());
     assert_eq!(stage(&parts), "drained");
     assert_eq!(parts.administer("GET", "/v1/nodes/ftp9/drain", None).status, 404);
@@ -439,9 +439,9 @@ fn a_node_whose_authd_does_not_answer_asks_again_until_it_does() {
     let mut session = node.login("ann", "x");
     is_changed.store(true, Ordering::SeqCst);
     redis.command("INCR ftp:revision");
-    ends_because(&mut session, "may not be logged in now");
+    ends_because(&mut session, "the login is no longer accepted");
     assert!(asked.load(Ordering::SeqCst) >= 3);
-    node.daemon.wait_for_line(|line| line.contains("authd does not say which sessions may stay"));
+    node.daemon.wait_for_line(|line| line.contains("authd does not answer which sessions may continue"));
 }
 
 #[test]
@@ -470,7 +470,7 @@ fn a_session_ends_at_its_greatest_age_but_not_in_a_transfer() {
     uploading.command("TYPE I", 200);
     let mut data = uploading.begin("STOR file");
     data.write_all(b"begin").unwrap();
-    ends_because(&mut idle, "greatest age");
+    ends_because(&mut idle, "maximum age");
     // Commands do not keep a session.
     let replies = eventually("the busy session to end", || {
         busy.send("NOOP");
@@ -482,6 +482,6 @@ fn a_session_ends_at_its_greatest_age_but_not_in_a_transfer() {
     data.write_all(b" end").unwrap();
     data.shutdown(Shutdown::Write).unwrap();
     uploading.expect(226);
-    ends_because(&mut uploading, "greatest age");
+    ends_because(&mut uploading, "maximum age");
     assert_eq!(fs::read(node.root().join("file")).unwrap(), b"begin end");
 }

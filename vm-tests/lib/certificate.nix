@@ -1,7 +1,7 @@
-# A certificate for lb, which clients trust.
+# A certificate for lb that clients trust.
 { pkgs, ... }:
 let
-  # For tests only: a real key is kept out of the store.
+  # For tests only: keep a real key out of the store.
   certificate = pkgs.runCommand "certificate" { nativeBuildInputs = [ pkgs.openssl ]; } ''
     mkdir $out
     ${pkgs.openssl}/bin/openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \

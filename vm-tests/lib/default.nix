@@ -1,4 +1,4 @@
-# A VM test of a whole cluster, on the modules as a user imports them.
+# Builds a VM test of a whole cluster from the modules, imported as users do.
 {
   lib,
   testers,
@@ -6,30 +6,30 @@
 }:
 {
   name,
-  # The test itself, after helpers.py; or a function of the test's nodes.
+  # The test script, appended to helpers.py; or a function of the test's nodes that returns the script.
   script,
   ftpNodes ? [
     "ftp1"
     "ftp2"
   ],
-  # Which machine has which of the other roles.
+  # The machine of each other role.
   balancer ? "lb",
   auth ? "backend",
   redis ? "backend",
   storage ? "backend",
-  # Changes to services.distributedFtp on all machines: a module.
+  # A module with changes to services.distributedFtp on all machines.
   cluster ? { },
-  # More flags of the scripts' curl.
+  # Further flags of the scripts' curl.
   curl ? "",
-  # More of a machine, and more machines.
+  # Further configuration of the machines, and further machines.
   machines ? { },
 }:
 let
-  # For tests only: a real installation keeps its secrets out of the store.
+  # For tests only: keep real secrets out of the store.
   secrets = {
     node-token = "a token for the nodes";
     redis-password = "a password for Redis";
-    # `authd hash-password` printed it for "secret". Cheap, since the machines are slow.
+    # Output of `authd hash-password` for "secret", with low cost because the machines are slow.
     user-demo = "$argon2id$v=19$m=1024,t=1,p=1$8aCWlqnXu46nnFDSh+gFrQ$GgnIelifQhLr9gjFoOv3mDF7mfYHfmT+yUAxgr76a8U";
   };
 
@@ -52,14 +52,14 @@ let
         }
       ) secrets;
 
-      # Small buffers, so that a transfer that is slow at the client is not over at the node.
+      # Small buffers, so that the node does not finish a transfer long before a slow client.
       boot.kernel.sysctl = {
         "net.ipv4.tcp_rmem" = "4096 65536 131072";
         "net.ipv4.tcp_wmem" = "4096 65536 131072";
       };
 
       services.distributedFtp = {
-        # The client only knows the balancer.
+        # The client knows only the balancer.
         enable = lib.mkDefault (config.networking.hostName != "client");
         inherit package;
         openFirewall = true;
@@ -91,7 +91,7 @@ let
         };
         users.demo.hashedPasswordFile = secret "user-demo";
         ftpd.settings = {
-          # What is waited for in the tests should not take minutes.
+          # Short limits, so that the tests need not wait for minutes.
           drain_timeout = lib.mkDefault "2m";
           stall_timeout = lib.mkDefault "30s";
           max_sessions = lib.mkDefault 500;
@@ -112,7 +112,7 @@ let
         pkgs.python3
       ];
     };
-  # What the scripts look into the machines with.
+  # Programs that the scripts use on the machines.
   tools =
     { pkgs, ... }:
     {
@@ -159,7 +159,7 @@ testers.runNixOSTest {
     in
     lib.concatStringsSep "\n" [
       ''
-        # What the script must know of the machines.
+        # Values that the script needs from the configuration.
         ftp_nodes = [${list ftpNodes}]
         slices = {${
           list (

@@ -1,4 +1,4 @@
-"""The clients of the VM tests that curl and lftp cannot be: ftptest.py COMMAND ARGUMENT...
+"""FTP clients of the VM tests, for behaviour that curl and lftp lack: ftptest.py COMMAND ARGUMENT...
 
 Prints one line of JSON. Content is random, and compared by hash.
 """
@@ -15,22 +15,22 @@ import threading
 import time
 
 HOST, USER, PASSWORD = os.environ["FTP_HOST"], "demo", "secret"
-# Longer than any wait of the cluster's that ends well; emulated machines are slow.
+# Longer than any successful wait in the cluster; emulated machines are slow.
 PATIENCE = 60
 
 
 def login(user: str = USER) -> ftplib.FTP:
     ftp = ftplib.FTP(timeout=PATIENCE)
-    # Over IPv4, for PASV; curl comes over IPv6 where there is one.
+    # IPv4, for PASV; curl uses IPv6 where it is available.
     ftp.connect(socket.gethostbyname(HOST), 21)
     ftp.login(user, PASSWORD)
-    # `ntransfercmd` does not say it by itself, and without it line ends are translated.
+    # `ntransfercmd` does not send TYPE, and TYPE A would translate line ends.
     ftp.voidcmd("TYPE I")
     return ftp
 
 
 def passive_port(ftp: ftplib.FTP) -> int:
-    """The port of the next data connection, which tells the node."""
+    """The port of the next data connection, which identifies the node."""
     return ftplib.parse227(ftp.sendcmd("PASV"))[1]
 
 
@@ -49,7 +49,7 @@ def digest(content: bytes) -> str:
 
 
 def spread(count: int) -> list[int]:
-    """Sessions that are all open at once, and the passive port of each; data goes through all."""
+    """Opens several sessions at the same time, transfers data in each, and prints their passive ports."""
     sessions = [login() for _ in range(count)]
     ports = [passive_port(ftp) for ftp in sessions]
     for number, ftp in enumerate(sessions):
@@ -62,7 +62,7 @@ def spread(count: int) -> list[int]:
 
 
 def digest_through(first: int, last: int, name: str) -> str:
-    """The hash of a file as the node with these ports has it."""
+    """The hash of a file, read through the node with these ports."""
     ftp = login_through(first, last, USER)
     try:
         return digest(retrieve(ftp, name))
@@ -78,7 +78,7 @@ def wait_for(path: str) -> None:
 
 
 def hold(name: str) -> dict[str, object]:
-    """A session that waits for the file NAME.go, and then works as if nothing had been."""
+    """A session that waits idle for the file NAME.go, and then works as before."""
     ftp = login()
     port = passive_port(ftp)
     pathlib.Path(f"{name}.port").write_text(str(port))
@@ -94,7 +94,7 @@ def hold(name: str) -> dict[str, object]:
 
 
 def chat(name: str) -> dict[str, object]:
-    """Commands that touch no file, one a second until the file NAME.stop is there."""
+    """Sends a command without file access each second until the file NAME.stop exists."""
     ftp = login()
     pathlib.Path(f"{name}.port").write_text(str(passive_port(ftp)))
     answers, slowest = 0, 0.0
@@ -119,7 +119,7 @@ def login_through(first: int, last: int, user: str) -> ftplib.FTP:
 
 
 def blocks(writer: str, count: int) -> bytes:
-    """Content that tells in each block of 16 bytes whose it is, and which block."""
+    """Content with the writer and the block number in each block of 16 bytes."""
     return b"".join(f"{writer:>4} {number:010}\n".encode() for number in range(count))
 
 
@@ -142,7 +142,7 @@ def write(mark: str, first: int, last: int, user: str, name: str, writer: str, c
     try:
         connection.sendall(content[half:])
     except OSError:
-        # The node has closed the data connection; its reply tells why.
+        # The node has closed the data connection; its reply gives the reason.
         pass
     connection.close()
     try:
@@ -154,7 +154,7 @@ def write(mark: str, first: int, last: int, user: str, name: str, writer: str, c
 
 
 class Load:
-    """Clients that upload, download and compare until the file NAME.stop is there.
+    """Clients that upload, download and compare until the file NAME.stop exists.
 
     A client whose session ends between transfers, or that is refused, connects again. A transfer
     that broke off, and a file that is not what was confirmed, are losses.
@@ -184,14 +184,14 @@ class Load:
                 with self.lock:
                     self.ports.add(port)
             except (EOFError, OSError, ftplib.Error):
-                # Between transfers a session may end: the node drains.
+                # A session may end between transfers, when the node drains.
                 ftp = None
                 with self.lock:
                     self.reconnects += 1
                 time.sleep(0.5)
                 continue
             stored, ftp = self.exchange(ftp, name, stored)
-            # As real ones do, so that the balancer can spread them again.
+            # Reconnect as real clients do, so that the balancer spreads the sessions again.
             exchanges += 1
             if ftp is not None and exchanges % 3 == 0:
                 self.leave(ftp)
@@ -209,12 +209,12 @@ class Load:
         try:
             connection, _ = ftp.ntransfercmd(f"STOR {name}")
         except (EOFError, OSError, ftplib.Error) as error:
-            # Refused before it began is no loss, if it is said: 421, 450, or the end of the session.
+            # A transfer that was refused with 421 or 450, or by the end of the session, is not lost.
             if isinstance(error, ftplib.error_perm):
                 self.lose(f"STOR refused: {error}")
             return stored, None
         try:
-            # In pieces, so that a drain finds the transfer in its middle.
+            # In pieces, so that a drain happens in the middle of the transfer.
             for start in range(0, len(content), 60_000):
                 connection.sendall(content[start : start + 60_000])
                 time.sleep(0.3)

@@ -1,15 +1,15 @@
-# The beginning of every test script. `client` is the machine of the clients, `ftp_nodes` the nodes.
+# Common functions of the test scripts. `client` is the machine of the clients, `ftp_nodes` the nodes.
 import json
 import shlex
 from typing import Any
 
 URL = f"ftp://demo:secret@{balancer.name}"
-# curl gives up on a connection that stands still, as a client must that wants to go on elsewhere.
+# curl gives up on a stalled connection, so that it can resume through another node.
 CURL = f"curl -sS {curl_flags} --connect-timeout 20 --speed-limit 1 --speed-time 20"
 
 
 def wait_for_cluster() -> None:
-    """All parts run, and a client gets in."""
+    """Waits until all parts run and a client can log in."""
     client.start()
     for machine, _ in parts:
         machine.start()
@@ -24,7 +24,7 @@ def wait_for_login(timeout: int = 300) -> None:
 
 
 def make_file(path: str, kilobytes: int) -> str:
-    """A random file at the client. Returns its hash."""
+    """Makes a random file at the client. Returns its hash."""
     client.succeed(f"head -c {kilobytes}K /dev/urandom > {path}")
     return hash_of(path)
 
@@ -38,12 +38,12 @@ def upload(path: str, remote: str) -> None:
 
 
 def download(remote: str) -> str:
-    """The hash of a file, as a client gets it."""
+    """The hash of a file that a client downloads."""
     return client.succeed(f"{CURL} {URL}/{remote} > /tmp/download && sha256sum < /tmp/download").split()[0]
 
 
 def in_background(name: str, command: str) -> None:
-    """Starts a command at the client; its end is in NAME.rc, what it said in NAME.out and NAME.err."""
+    """Starts a command at the client. Its status goes to NAME.rc, its output to NAME.out and NAME.err."""
     name = f"/tmp/{name}"
     client.succeed(
         f"rm -f {name}.*; (set +e; {command} > {name}.out 2> {name}.err < /dev/null; "
@@ -68,14 +68,14 @@ def answer(*arguments: object, timeout: int = 600) -> Any:
 
 
 def answer_of(name: str, timeout: int = 600) -> Any:
-    """What a test client in the background found out."""
+    """The result of a test client in the background."""
     status = end_of(name, timeout)
     assert status == 0, f"{name} failed"
     return json.loads(client.succeed(f"cat /tmp/{name}.out"))
 
 
 def start_session(name: str, command: str) -> Any:
-    """A session that stays: `hold` or `chat`. Returns the node that has it."""
+    """Starts a session that stays open (`hold` or `chat`). Returns its node."""
     in_background(name, ftptest(command, f"/tmp/{name}"))
     client.wait_until_succeeds(f"test -s /tmp/{name}.port", timeout=120)
     return node_of(int(client.succeed(f"cat /tmp/{name}.port")))
@@ -91,7 +91,7 @@ def metric(node: Any, name: str) -> float:
 
 
 def node_with_transfer() -> Any:
-    """The node that has the one transfer which is going on."""
+    """The node that runs the only transfer."""
     found: list[Any] = []
 
     def look(_last: bool) -> bool:
@@ -103,14 +103,14 @@ def node_with_transfer() -> Any:
 
 
 def wait_for_bytes(remote: str, count: int) -> None:
-    """Until so much of an upload is on the storage."""
+    """Waits until the storage has this many bytes of an upload."""
     storage.wait_until_succeeds(
         f"test $(stat -c %s /srv/ftp/demo/{remote} || echo 0) -ge {count}", timeout=180
     )
 
 
 def api(path: str, method: str = "GET", body: str = "") -> Any:
-    """authd's API, asked by an administrator on its own host."""
+    """Calls authd's API with the administrator's token, on authd's host."""
     token = "/var/lib/distributed-ftp-secrets/adminToken"
     data = f"-H 'Content-Type: application/json' -d {shlex.quote(body)}" if body else ""
     text = auth.succeed(

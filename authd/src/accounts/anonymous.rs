@@ -1,5 +1,5 @@
-//! The user that nobody has to be known for, where the settings want one: any password is right, the
-//! home can be read, and one directory of it can be given new files.
+//! The anonymous user, if the settings allow anonymous access. Any password is right. The home can be
+//! read, and the optional drop box, a directory of the home, accepts new files.
 
 use common::{
     auth_api::{AccountLimits, UploadMode},
@@ -8,30 +8,31 @@ use common::{
 
 use super::{
     name::UserName,
-    policy::Policy,
-    user::{Credential, Home, User},
+    policy::AccountPolicy,
+    user::{Credential, HomePath, User},
 };
 
-/// The user's name, and another name for it.
+/// The login names of the anonymous user. The first one is the canonical name.
 pub const NAMES: [&str; 2] = ["anonymous", "ftp"];
 
-/// What the settings say of the anonymous user.
+/// Settings of the anonymous user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anonymous {
-    pub home: Home,
-    /// A directory of that home.
+    pub home: HomePath,
+    /// Directory of the home that accepts new files.
     pub drop_box: Option<DropBox>,
     pub limits: AccountLimits,
-    /// Of the drop box.
+    /// Quota of the drop box.
     pub quota: Quota,
     pub bandwidth: Bandwidth,
 }
 
-/// A directory that takes new files, and shows and gives none: an absolute path within the home.
+/// A directory that accepts new files but can be neither listed nor read: an absolute path within the
+/// home.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DropBox(TreePattern);
 
-/// The text cannot be a drop box.
+/// The text is not a valid drop box.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a drop box is an absolute path below '/', without '..', control characters and wildcards")]
 pub struct InvalidDropBox;
@@ -40,7 +41,7 @@ impl std::str::FromStr for DropBox {
     type Err = InvalidDropBox;
 
     fn from_str(text: &str) -> Result<Self, InvalidDropBox> {
-        // The home as a whole could not be read any more.
+        // A drop box at the root would make the whole home unreadable.
         if text.trim_matches('/').is_empty() || text.contains(['*', '?', '[', ']', '\\']) {
             return Err(InvalidDropBox);
         }
@@ -49,20 +50,19 @@ impl std::str::FromStr for DropBox {
 }
 
 impl Anonymous {
-    /// The name under which the user's sessions are counted, whichever was used.
+    /// The canonical name. Sessions are counted under this name for both login names.
     pub fn name() -> UserName {
-        // The literal is a name.
-        NAMES[0].parse().expect("a user's name")
+        NAMES[0].parse().expect("the anonymous user's name is valid")
     }
 
-    /// What the quota is of: the drop box, because the rest of the home is the operator's.
+    /// The directory that the quota applies to: the drop box. The operator fills the rest of the home.
     pub fn quota_directory(&self) -> Option<TreePath> {
         let DropBox(path) = self.drop_box.as_ref()?;
         // A pattern without wildcards has the form of a path.
         TreePath::try_from(path.as_str().to_owned()).ok()
     }
 
-    /// The user, as if it were declared.
+    /// The user in the form of a declared one.
     pub fn user(&self) -> User {
         let may = |reads, adds| {
             PermissionChanges::from_fn(|permission| {
@@ -75,15 +75,15 @@ impl Anonymous {
         };
         let drop_box =
             |DropBox(path): &DropBox| DirectoryRule { path: path.clone(), permissions: may(false, true) };
-        let policy = Policy {
+        let policy = AccountPolicy {
             permissions: may(true, false),
             directories: self.drop_box.iter().map(drop_box).collect(),
             limits: self.limits,
             quota: self.quota,
             bandwidth: self.bandwidth,
-            // An upload that broke off could be neither gone on with nor replaced.
+            // In direct mode, an interrupted upload could be neither continued nor replaced.
             uploads: Some(UploadMode::Atomic),
-            ..Policy::default()
+            ..AccountPolicy::default()
         };
         User { home: self.home.clone(), policy, ..User::new(&Self::name(), Credential::AnyPassword) }
     }
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_drop_box_is_one_directory_of_the_home() {
+    fn drop_box_must_be_one_directory_below_the_home() {
         for path in ["/incoming", "/in/coming/", "/in coming"] {
             assert!(path.parse::<DropBox>().is_ok(), "{path:?}");
         }

@@ -1,9 +1,9 @@
-//! The short memory of passwords that were right, so that a client which opens ten connections
-//! costs one argon2 computation.
+//! Cache of recently verified passwords, so that a client that opens ten connections costs one argon2
+//! computation.
 //!
-//! It holds no passwords: an entry is a MAC, under a key that only this process ever had, of the
-//! user, the stored hash and the password. A changed hash makes another MAC, so an entry cannot
-//! outlive the hash it was made for; that it is also dropped at once keeps the memory short.
+//! The cache contains no passwords. An entry is an HMAC of the user, the stored hash and the password,
+//! under a random key of this process. A changed hash gives another HMAC, so an entry never applies to a
+//! new password. When accounts change, the cache is also cleared, to free the memory.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,80 +17,89 @@ use sha2::Sha256;
 
 use super::{name::UserName, password::Phc};
 
-/// How much is remembered.
+/// Limits of the cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheLimits {
-    /// How long an entry holds.
+    /// Lifetime of an entry.
     pub ttl: Duration,
-    /// How many entries; one more displaces the oldest.
+    /// Maximum number of entries. A further one displaces the oldest.
     pub size: usize,
 }
 
-/// Names one verification. See the module.
-pub type Digest = [u8; 32];
+/// HMAC of user, hash and password. Identifies one verification.
+pub type VerificationDigest = [u8; 32];
 
-/// The verifications of late.
-pub struct Cache {
+/// The recent successful verifications.
+pub struct PasswordCache {
     limits: CacheLimits,
     key: Hmac<Sha256>,
-    entries: Mutex<Entries>,
+    entries: Mutex<CacheEntries>,
 }
 
 #[derive(Default)]
-struct Entries {
-    /// The change to users in Redis that was seen last.
+struct CacheEntries {
+    /// Last seen generation of the accounts in Redis.
     generation: u64,
-    expiry: HashMap<Digest, Instant>,
-    /// In the order of their expiry, since all live equally long.
-    order: VecDeque<(Instant, Digest)>,
+    expiry: HashMap<VerificationDigest, Instant>,
+    /// Ordered by expiry, because all entries have the same lifetime.
+    order: VecDeque<(Instant, VerificationDigest)>,
 }
 
-impl Cache {
+impl PasswordCache {
+    /// An empty cache with a random key.
+    /// An empty cache with a random key.
+    /// An empty cache with a random key.
     pub fn new(limits: CacheLimits) -> Self {
         let key = Hmac::<Sha256>::new_from_slice(&rand::random::<[u8; 32]>());
-        // HMAC takes keys of any length (RFC 2104 section 2).
-        Self { limits, key: key.expect("a key of 32 bytes"), entries: Mutex::default() }
+        Self {
+            limits,
+            key: key.expect("HMAC accepts keys of any length (RFC 2104 section 2)"),
+            entries: Mutex::default(),
+        }
     }
 
-    /// The name of the verification that `password` is right for `user`, whose hash is `hash`.
-    pub fn digest(&self, user: &UserName, hash: &Phc, password: &Secret) -> Digest {
+    /// The digest of the verification that `password` is right for `user` with the hash `hash`.
+    pub fn digest(&self, user: &UserName, hash: &Phc, password: &Secret) -> VerificationDigest {
         let mut mac = self.key.clone();
         for part in [user.as_str(), hash.as_str(), password.expose()] {
-            // Lengths keep the parts apart.
+            // Lengths separate the parts unambiguously.
             mac.update(&(part.len() as u64).to_le_bytes());
             mac.update(part.as_bytes());
         }
         mac.finalize().into_bytes().into()
     }
 
-    pub fn contains(&self, digest: &Digest) -> bool {
+    /// Returns true if the verification succeeded within the lifetime of an entry.
+    /// Returns true if the verification succeeded within the lifetime of an entry.
+    /// Returns true if the verification succeeded within the lifetime of an entry.
+    pub fn contains(&self, digest: &VerificationDigest) -> bool {
         self.contains_at(digest, Instant::now())
     }
 
-    /// Remembers that a verification succeeded.
-    pub fn insert(&self, digest: Digest) {
+    /// Adds a successful verification.
+    pub fn insert(&self, digest: VerificationDigest) {
         self.insert_at(digest, Instant::now());
     }
 
-    /// Forgets everything.
+    /// Removes all entries.
     pub fn clear(&self) {
-        self.entries().forget();
+        self.entries().clear();
     }
 
-    /// Forgets everything if users have changed since `generation` was last another one.
+    /// Removes all entries if `generation` differs from the last one: accounts in Redis have changed.
     pub fn observe(&self, generation: u64) {
         let mut entries = self.entries();
         if entries.generation != generation {
-            entries.forget();
+            entries.clear();
             entries.generation = generation;
         }
     }
 
-    fn contains_at(&self, digest: &Digest, now: Instant) -> bool {
+    fn contains_at(&self, digest: &VerificationDigest, now: Instant) -> bool {
         self.entries().expiry.get(digest).is_some_and(|expiry| *expiry > now)
     }
 
-    fn insert_at(&self, digest: Digest, now: Instant) {
+    fn insert_at(&self, digest: VerificationDigest, now: Instant) {
         let mut entries = self.entries();
         let expiry = now + self.limits.ttl;
         while entries
@@ -104,22 +113,22 @@ impl Cache {
         entries.order.push_back((expiry, digest));
     }
 
-    fn entries(&self) -> MutexGuard<'_, Entries> {
+    fn entries(&self) -> MutexGuard<'_, CacheEntries> {
         lock(&self.entries)
     }
 }
 
-impl Entries {
+impl CacheEntries {
     fn pop(&mut self) {
         if let Some((expiry, digest)) = self.order.pop_front() {
-            // The digest may be there once more, with a later expiry.
+            // If the digest was added again, its expiry is later, and the entry stays.
             if self.expiry.get(&digest) == Some(&expiry) {
                 self.expiry.remove(&digest);
             }
         }
     }
 
-    fn forget(&mut self) {
+    fn clear(&mut self) {
         self.expiry.clear();
         self.order.clear();
     }
@@ -131,12 +140,12 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(60);
 
-    fn cache(size: usize) -> Cache {
-        Cache::new(CacheLimits { ttl: TTL, size })
+    fn cache(size: usize) -> PasswordCache {
+        PasswordCache::new(CacheLimits { ttl: TTL, size })
     }
 
     #[test]
-    fn user_hash_and_password_all_count_and_so_does_the_process() {
+    fn digest_depends_on_user_hash_password_and_process() {
         let hash: Phc = "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM"
             .parse()
             .unwrap();
@@ -157,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_expire_and_the_oldest_makes_room() {
+    fn entries_expire_and_the_oldest_is_displaced() {
         let (cache, start) = (cache(2), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         cache.insert_at([1; 32], at(0));
@@ -166,14 +175,14 @@ mod tests {
         cache.insert_at([3; 32], at(2));
         assert!(!cache.contains_at(&[1; 32], at(3)) && cache.contains_at(&[2; 32], at(3)));
         cache.insert_at([3; 32], at(4));
-        assert!(cache.contains_at(&[3; 32], at(63)), "its second insertion counts");
+        assert!(cache.contains_at(&[3; 32], at(63)), "the expiry is that of the second insertion");
         cache.insert_at([4; 32], at(500));
         let entries = cache.entries();
         assert_eq!((entries.expiry.len(), entries.order.len()), (1, 1));
     }
 
     #[test]
-    fn a_new_generation_and_a_reload_forget_everything() {
+    fn new_generation_or_clear_removes_all_entries() {
         let cache = cache(9);
         cache.observe(5);
         cache.insert([1; 32]);

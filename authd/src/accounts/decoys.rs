@@ -1,9 +1,9 @@
-//! Hashes that stand in for users who do not exist: the time of an answer must not tell whether a name is a
-//! user's.
+//! Decoy hashes for users who do not exist. The duration of a response must not reveal whether a user
+//! exists.
 //!
-//! Users may have hashes of different costs: imported ones, and those from before `argon2_*` changed. So an
-//! unknown name gets the cost of some hash that is in use. Which one follows from the name by a keyed hash: the
-//! same name always takes the same time, on every authd with the same node token.
+//! Users may have hashes of different costs, for example imported ones or those from before a change of
+//! `argon2_*`. So an unknown name gets the cost of some hash that is in use. A keyed hash of the name
+//! selects it: the same name always takes the same time, on every authd with the same node token.
 
 use std::sync::RwLock;
 
@@ -14,18 +14,18 @@ use common::{
 };
 use sha2::{Digest, Sha256};
 
-/// Most costs that are kept. A cluster has one or two.
-const MOST: usize = 16;
+/// Maximum number of different costs. A cluster normally has one or two.
+const MAX_COSTS: usize = 16;
 
-/// One stand-in for each cost in use.
+/// One decoy hash for each cost in use.
 pub struct Decoys {
     key: [u8; 32],
     decoys: RwLock<Vec<Phc>>,
 }
 
 impl Decoys {
-    /// `known` to all authds of a cluster makes them choose alike; without it the choice is this process's own.
-    /// `first` is a hash with the cost of new hashes.
+    /// `known` is a secret of the cluster. All authd instances that know it choose the same costs;
+    /// without it, the choice is random for each process. `first` is a hash with the cost of new hashes.
     pub fn new(known: Option<&Secret>, first: &Phc) -> Self {
         let key = match known {
             Some(secret) => {
@@ -48,30 +48,31 @@ impl Decoys {
             return;
         }
         let mut decoys = write(&self.decoys);
-        if decoys.len() < MOST && !is_known(&decoys) {
+        if decoys.len() < MAX_COSTS && !is_known(&decoys) {
             decoys.push(hash.decoy());
         }
     }
 
-    /// The hash to verify a password against when there is no user `name`. No password is known to match it.
+    /// The hash against which the password of the unknown user `name` is verified. No known password matches
+    /// it.
     ///
-    /// A cost that is new changes the choice for as few names as possible: the highest keyed hash of name and
-    /// cost wins.
+    /// Rendezvous hashing: the cost with the highest keyed hash of name and cost wins. So a new cost changes
+    /// the choice for as few names as possible.
     ///
     /// # Panics
-    /// Never: there is one decoy from the beginning, and none is removed.
+    /// Never: `new` adds a decoy, and decoys are never removed.
     pub fn of(&self, name: &str) -> Phc {
         let rank = |decoy: &&Phc| -> [u8; 32] {
             let mut digest = Sha256::new();
             digest.update(self.key);
             digest.update(decoy.cost());
-            // No cost has a zero byte.
+            // Separates the parts: a cost contains no zero byte.
             digest.update(b"\0");
             digest.update(name);
             digest.finalize().into()
         };
         let decoys = read(&self.decoys);
-        decoys.iter().max_by_key(rank).expect("new() adds one").clone()
+        decoys.iter().max_by_key(rank).expect("`new` adds a decoy").clone()
     }
 }
 
@@ -88,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_are_spread_over_the_costs_in_use_and_each_keeps_its_own() {
+    fn unknown_names_are_spread_over_the_costs_in_use_and_a_name_keeps_its_cost() {
         let token = Secret::new("token");
         let (usual, rare) = (hash(64), hash(128));
         let decoys = Decoys::new(Some(&token), &usual);
@@ -98,11 +99,11 @@ mod tests {
         decoys.observe(&rare);
         let rare_ones = names.iter().filter(|name| decoys.of(name).has_cost_of(&rare)).count();
         assert!((350..650).contains(&rare_ones), "{rare_ones} of 1000");
-        // Another authd of the cluster, which saw them the other way round.
+        // Another authd of the cluster, which learned the costs in the other order.
         let other = Decoys::new(Some(&token), &rare);
         other.observe(&usual);
         assert!(names.iter().all(|name| other.of(name).has_cost_of(&decoys.of(name))));
-        // A third cost takes names from both, and moves none between them.
+        // A third cost takes names from both and moves no name between them.
         let before: HashMap<_, _> = names.iter().map(|name| (name, decoys.of(name))).collect();
         let third = hash(256);
         decoys.observe(&third);
@@ -113,20 +114,20 @@ mod tests {
     }
 
     #[test]
-    fn a_decoy_costs_as_much_as_its_hash_and_no_password_matches_it() {
+    fn decoy_has_the_cost_of_its_hash_and_matches_no_password() {
         let right = hash(64);
         let decoy = right.decoy();
         assert!(right.matches(b"x") && !decoy.matches(b"x"));
         assert!(decoy.has_cost_of(&right) && !decoy.has_cost_of(&hash(128)));
-        assert_eq!(decoy.as_str().parse(), Ok(decoy.clone()), "it is a hash as any other");
+        assert_eq!(decoy.as_str().parse(), Ok(decoy.clone()), "a decoy is a valid hash");
     }
 
     #[test]
-    fn no_more_costs_are_kept_than_the_limit() {
+    fn number_of_costs_is_bounded() {
         let decoys = Decoys::new(None, &hash(64));
         for memory in 65..100 {
             decoys.observe(&hash(memory));
         }
-        assert_eq!(decoys.decoys.read().unwrap().len(), MOST);
+        assert_eq!(decoys.decoys.read().unwrap().len(), MAX_COSTS);
     }
 }

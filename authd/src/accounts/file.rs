@@ -1,4 +1,4 @@
-//! The declarative users: a TOML or JSON file, read as a whole or not at all.
+//! The users file: declared users and groups in TOML or JSON, read completely or not at all.
 
 use std::{
     collections::BTreeMap,
@@ -14,23 +14,29 @@ use common::{
 use serde_json::{Map, Value};
 
 use super::{
-    Declarations,
     name::{GroupName, UserName},
     password::Phc,
-    policy::Policy,
+    policy::AccountPolicy,
     user::{User, from_fields},
 };
 
-/// What a users file declares.
+/// Declared users, and the groups that they may name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Declarations {
+    pub users: BTreeMap<UserName, User>,
+    pub groups: BTreeMap<GroupName, AccountPolicy>,
+}
+
+/// Contents of a users file.
 #[derive(Clone, Debug, Default)]
 pub struct UsersFile {
     pub declared: Declarations,
-    /// The state of everything that was read, as it was before that.
+    /// State of the users file and the hash files, taken before they were read.
     pub fingerprint: Fingerprint,
 }
 
-/// A users file that cannot be used. The message names the file, the user and the key, and never
-/// shows what stands where a hash or a password does.
+/// A users file that cannot be used. The message names the file, the user and the key. It never contains a
+/// hash or a password.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {reason}", .path.display())]
 pub struct UsersFileError {
@@ -38,13 +44,13 @@ pub struct UsersFileError {
     reason: String,
 }
 
-/// Which versions of which files there are: the users file and the hash files it names.
+/// Versions of the users file and of the hash files that it names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Fingerprint(Vec<(PathBuf, Option<Version>)>);
+pub struct Fingerprint(Vec<(PathBuf, Option<FileVersion>)>);
 
-/// Inode numbers tell apart what a renamed file or a swapped symbolic link puts in place.
+/// Version of one file. The inode number changes when a file is replaced or a symbolic link is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Version {
+struct FileVersion {
     device: u64,
     inode: u64,
     size: u64,
@@ -53,16 +59,16 @@ struct Version {
 
 impl Fingerprint {
     fn of(paths: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self(paths.into_iter().map(|path| (Version::of(&path), path)).map(|(v, p)| (p, v)).collect())
+        Self(paths.into_iter().map(|path| (FileVersion::of(&path), path)).map(|(v, p)| (p, v)).collect())
     }
 
-    /// The state of the same files now.
+    /// The current state of the same files.
     pub fn now(&self) -> Self {
         Self::of(self.0.iter().map(|(path, _)| path.clone()))
     }
 }
 
-impl Version {
+impl FileVersion {
     fn of(path: &Path) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
         let metadata = fs::metadata(path).ok()?;
@@ -76,15 +82,15 @@ impl Version {
 }
 
 impl UsersFile {
-    /// Reads the file and the hash files that it names. Users cannot have the `reserved` names.
+    /// Reads the file and the hash files that it names. A user must not have one of the `reserved` names.
     /// Blocks.
     ///
     /// # Errors
-    /// One of them cannot be read, or says something that is no user. The fingerprint comes with
-    /// the error, so that a change of any of the files can be noticed then too.
+    /// A file cannot be read or has invalid contents. The fingerprint comes with the error, so that a later
+    /// change of any of the files is noticed.
     pub fn load(path: &Path, reserved: &[&str]) -> Result<Self, (UsersFileError, Fingerprint)> {
         let mut paths = vec![path.to_owned()];
-        // Taken before reading: a change in between is then seen as one.
+        // Fingerprints are taken before reading: a change during reading then counts as a later change.
         let first = Fingerprint::of(paths.clone());
         let failed = |reason: String| UsersFileError { path: path.to_owned(), reason };
         let (root, text) = match read(path) {
@@ -97,40 +103,43 @@ impl UsersFile {
         fingerprint.0[0] = first.0[0].clone();
         match declarations(root, folder, reserved) {
             Ok(declared) => Ok(Self { declared, fingerprint }),
-            Err(Wrong { place, reason }) => {
-                let place: Vec<&str> = place.iter().map(String::as_str).collect();
-                // A JSON text has no line here: the names in the reason have to do.
-                let line = line_of(&text, &place).map(|line| format!("line {line}: ")).unwrap_or_default();
-                Err((failed(format!("{line}{reason}")), fingerprint))
-            }
+            Err(fault) => Err((failed(fault.describe(&text)), fingerprint)),
         }
     }
 }
 
-/// The tables of the file, and its text.
+/// Reads the top-level table of the file, and its text.
 fn read(path: &Path) -> Result<(Map<String, Value>, String), String> {
     let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
     let root = match path.extension().and_then(|extension| extension.to_str()) {
-        // The parser's own messages quote the line, which may hold what is not for logs.
+        // The parser's own error text quotes the line, which may contain a password.
         Some("toml") => toml::from_str(&text).map_err(|error| match error.span() {
             Some(span) => format!("line {}: {}", line_at(&text, span.start), error.message()),
             None => error.message().to_owned(),
         }),
         Some("json") => serde_json::from_str(&text).map_err(|error| error.to_string()),
-        _ => Err("the name of a users file ends in .toml or .json".to_owned()),
+        _ => Err("the name of a users file must end in .toml or .json".to_owned()),
     }?;
     Ok((root, text))
 }
 
-/// What in the file is wrong, and where: the keys that lead there.
-struct Wrong {
-    place: Vec<String>,
+/// An error in the contents of the file.
+struct FileFault {
+    /// The keys that lead to the faulty entry.
+    keys: Vec<String>,
     reason: String,
 }
 
-impl Wrong {
-    fn at(place: &[&str], reason: impl Into<String>) -> Self {
-        Self { place: place.iter().map(|&key| key.to_owned()).collect(), reason: reason.into() }
+impl FileFault {
+    fn at(keys: &[&str], reason: impl Into<String>) -> Self {
+        Self { keys: keys.iter().map(|&key| key.to_owned()).collect(), reason: reason.into() }
+    }
+
+    /// The reason, with the line number in `text` if `text` is TOML. In JSON the keys in the reason must do.
+    fn describe(&self, text: &str) -> String {
+        let keys: Vec<&str> = self.keys.iter().map(String::as_str).collect();
+        let line = line_of(text, &keys).map(|line| format!("line {line}: ")).unwrap_or_default();
+        format!("{line}{}", self.reason)
     }
 }
 
@@ -143,39 +152,39 @@ fn declarations(
     mut root: Map<String, Value>,
     folder: &Path,
     reserved: &[&str],
-) -> Result<Declarations, Wrong> {
+) -> Result<Declarations, FileFault> {
     let mut groups = BTreeMap::new();
     for (name, value) in tables(&mut root, "groups")? {
-        let failed = |reason: String| Wrong::at(&["groups", &name], format!("groups.{name:?}: {reason}"));
+        let failed = |reason: String| FileFault::at(&["groups", &name], format!("groups.{name:?}: {reason}"));
         let group: GroupName = name.parse().map_err(|error| failed(format!("{error}")))?;
         let Value::Object(fields) = value else { return Err(failed("expected a table".to_owned())) };
-        let policy: Policy = from_fields(fields).map_err(|error| failed(error.to_string()))?;
+        let policy: AccountPolicy = from_fields(fields).map_err(|error| failed(error.to_string()))?;
         groups.insert(group, policy);
     }
     let mut users = BTreeMap::new();
     for (name, value) in tables(&mut root, "users")? {
-        let failed = |reason: String| Wrong::at(&["users", &name], format!("users.{name:?}: {reason}"));
+        let failed = |reason: String| FileFault::at(&["users", &name], format!("users.{name:?}: {reason}"));
         if reserved.contains(&name.as_str()) {
-            return Err(failed("with anonymous_home this is a name of the anonymous user".to_owned()));
+            return Err(failed("this name is reserved for the anonymous user (anonymous_home)".to_owned()));
         }
         let user: UserName = name.parse().map_err(|error| failed(format!("{error}")))?;
         let properties = self::user(&user, value, folder).map_err(failed)?;
         if let Some(unknown) = properties.groups.iter().find(|group| !groups.contains_key(group)) {
-            return Err(failed(format!("groups: no group {:?} is declared here", unknown.as_str())));
+            return Err(failed(format!("groups: this file declares no group {:?}", unknown.as_str())));
         }
         users.insert(user, properties);
     }
     match root.keys().next() {
-        Some(key) => Err(Wrong::at(&[key], format!("unknown key {key:?}; expected `users` or `groups`"))),
+        Some(key) => Err(FileFault::at(&[key], format!("unknown key {key:?}; expected `users` or `groups`"))),
         None => Ok(Declarations { users, groups }),
     }
 }
 
-fn tables(root: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, Wrong> {
+fn tables(root: &mut Map<String, Value>, key: &str) -> Result<Map<String, Value>, FileFault> {
     match root.remove(key) {
         None => Ok(Map::new()),
         Some(Value::Object(tables)) => Ok(tables),
-        Some(_) => Err(Wrong::at(&[key], format!("{key}: expected one table for each"))),
+        Some(_) => Err(FileFault::at(&[key], format!("{key}: expected a table of tables, one per name"))),
     }
 }
 
@@ -187,10 +196,9 @@ fn user(name: &UserName, value: Value, folder: &Path) -> Result<User, String> {
         Some(_) => return Err("password_hash_file: expected the name of a file".to_owned()),
     };
     if fields.contains_key("password") {
-        return Err(
-            "password: a users file holds hashes only: `authd hash-password` makes one for password_hash"
-                .to_owned(),
-        );
+        return Err("password: not allowed in a users file; set password_hash to the output of \
+                    `authd hash-password`"
+            .to_owned());
     }
     match (fields.contains_key("password_hash"), hash_file) {
         (true, None) => {}
@@ -199,23 +207,30 @@ fn user(name: &UserName, value: Value, folder: &Path) -> Result<User, String> {
                 .map_err(|error| format!("password_hash_file {}: {error}", file.display()))?;
             fields.insert("password_hash".to_owned(), hash.as_str().into());
         }
-        (true, Some(_)) => return Err("both password_hash and password_hash_file".to_owned()),
-        (false, None) => {
-            // Its own keys first: a hash under a misspelt key is the likely reason.
-            let hint = "`authd hash-password` makes a hash";
-            let mut tried = fields.clone();
-            tried.insert("password_hash".to_owned(), ABSENT.into());
-            return Err(match User::from_fields(name, tried) {
-                Err(error) => format!("{error}; and neither password_hash nor password_hash_file ({hint})"),
-                Ok(_) => format!("neither password_hash nor password_hash_file ({hint})"),
-            });
+        (true, Some(_)) => {
+            return Err("both password_hash and password_hash_file are set; set one of them".to_owned());
         }
+        (false, None) => return Err(missing_hash(name, &fields)),
     }
     User::from_fields(name, fields).map_err(|error| error.to_string())
 }
 
-/// A hash of no password, to look at the other fields of a user without one.
-const ABSENT: &str = "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM";
+/// The message for a user without a hash. It names an unknown key first, because a misspelt key of the
+/// hash is the likely cause.
+fn missing_hash(name: &UserName, fields: &Map<String, Value>) -> String {
+    const MISSING: &str = "neither password_hash nor password_hash_file is set \
+                           (`authd hash-password` makes a hash)";
+    let mut with_hash = fields.clone();
+    with_hash.insert("password_hash".to_owned(), PLACEHOLDER_HASH.into());
+    match User::from_fields(name, with_hash) {
+        Err(error) => format!("{error}; and {MISSING}"),
+        Ok(_) => MISSING.to_owned(),
+    }
+}
+
+/// A valid hash, used to check the other fields of a user without one.
+const PLACEHOLDER_HASH: &str =
+    "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM";
 
 fn read_hash(path: &Path) -> io::Result<Phc> {
     let text = Secret::read(path)?;
@@ -241,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn both_formats_say_the_same() {
+    fn toml_and_json_declare_the_same_users() {
         let toml = format!(
             "[users.ann]\npassword_hash_file = \"ann.hash\"\nhome = \"/teams/a\"\nuploads = \"atomic\"\n\
              permissions.delete = false\nlimits.sessions = 3\ngroups = [\"staff\"]\n\
@@ -270,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_never_quoted() {
+    fn errors_name_the_faulty_entry_and_never_quote_secrets() {
         let with = |line: &str| format!("[users.ann]\npassword_hash = \"{HASH}\"\n{line}\n");
         for (text, parts) in [
             (with("hom = \"/x\""), &["line 1: ", "ann", "hom"][..]),
@@ -307,14 +322,14 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_any_of_the_files_shows_and_so_does_a_swapped_link() {
+    fn fingerprint_changes_with_each_file_and_with_a_changed_link() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("users.toml");
         let text = "[users.ann]\npassword_hash_file = \"ann.hash\"\n";
         fs::write(dir.path().join("one"), text).unwrap();
         fs::write(dir.path().join("two"), text).unwrap();
         symlink("one", &path).unwrap();
-        // The hash file is missing at first.
+        // The hash file does not exist yet.
         let (_, before) = UsersFile::load(&path, &[]).unwrap_err();
         assert_eq!(before, before.now());
         fs::write(dir.path().join("ann.hash"), HASH).unwrap();

@@ -1,29 +1,29 @@
-//! Names of users and of groups.
+//! Names of users and groups.
 
 use std::{fmt, str::FromStr};
 
 use common::password::MAX_USER_NAME;
 use serde::{Deserialize, Serialize};
 
-/// A user's name: 1 to 64 characters, none of them `/` or a control character, and not `.` or `..`,
-/// so that the name can be that of a home directory and a part of a log line.
+/// A user's name: 1 to 64 characters without `/` and control characters, and not `.` or `..`. So the name
+/// can also be the name of a home directory and a part of a log line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UserName(String);
 
-/// A group's name: a text that could also be a user's name.
+/// A group's name. The rules are those of [`UserName`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct GroupName(String);
 
-/// The text cannot name a user or a group.
+/// The text is not a valid name of a user or a group.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a name is 1 to 64 characters without '/' and control characters, and not '.' or '..'")]
 pub struct InvalidName;
 
 fn check(text: &str) -> Result<String, InvalidName> {
     let forbidden = |c: char| c == '/' || c.is_control();
-    // Bytes first: counting the characters of a long text takes long.
+    // Checks the number of bytes first, because counting the characters of a long text is slow.
     let fits = !text.is_empty() && text.len() <= MAX_USER_NAME && text.chars().count() <= 64;
     if !fits || text.contains(forbidden) || matches!(text, "." | "..") {
         return Err(InvalidName);
@@ -31,7 +31,7 @@ fn check(text: &str) -> Result<String, InvalidName> {
     Ok(text.to_owned())
 }
 
-/// What both kinds of name can do.
+/// Methods and traits of both kinds of names.
 macro_rules! name {
     ($name:ident) => {
         impl $name {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn valid_names_are_accepted_and_others_refused() {
         for name in ["demo", "Ann Smith", "müller@example.org", "日本", ".hidden", &"ü".repeat(64)] {
             assert!(name.parse::<UserName>().is_ok() && name.parse::<GroupName>().is_ok(), "{name:?}");
         }

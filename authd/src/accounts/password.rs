@@ -1,4 +1,4 @@
-//! Passwords: argon2id hashes, and computing them off the runtime, only so many at once.
+//! Passwords: computes argon2id on blocking threads, with a limit of concurrent computations.
 
 use std::{
     sync::{Arc, Mutex},
@@ -13,85 +13,87 @@ use tokio::{sync::Semaphore, time::timeout};
 use super::decoys::Decoys;
 use crate::metrics;
 
-/// How passwords are hashed, and how many at once.
+/// Limits of password verification and hashing.
 #[derive(Clone, Debug)]
 pub struct PasswordLimits {
-    /// The cost of new hashes.
+    /// Cost of new hashes.
     pub params: Params,
-    /// How many characters a new password has at least.
+    /// Minimum number of characters of a new password.
     pub min_length: usize,
-    /// Computations at once.
+    /// Maximum number of concurrent computations.
     pub at_once: usize,
-    /// How many more wait for one.
+    /// Maximum number of logins that wait for a computation.
     pub waiting: usize,
-    /// How long each of these waits.
+    /// Maximum time that a login waits for a computation.
     pub patience: Duration,
 }
 
-/// Why a text cannot become a password.
+/// The reason why a text cannot become a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unusable {
+pub enum UnusablePassword {
     #[error("the password is empty")]
     Empty,
     #[error("the password is longer than 1024 bytes")]
     TooLong,
     #[error("the password has fewer than {0} characters (setting min_password_length)")]
     TooShort(usize),
-    /// An FTP command ends at CR LF, and a PASS with other control characters is not sent by
-    /// clients: nobody could log in.
-    #[error("the password holds a control character")]
+    /// An FTP command ends at CR LF, and clients do not send PASS with other control characters. So nobody
+    /// could log in with such a password.
+    #[error("the password contains a control character")]
     Control,
 }
 
-/// # Errors
-/// A new password has fewer than `min_length` characters.
-pub fn check_length(min_length: usize, password: &Secret) -> Result<(), Unusable> {
-    // `hash` reports a missing password.
-    let length = password.expose().chars().count();
-    if (1..min_length).contains(&length) { Err(Unusable::TooShort(min_length)) } else { Ok(()) }
-}
-
-/// Hashes a new password. Takes the time that argon2 takes: not for the runtime's threads.
+/// Checks the length of a new password.
 ///
 /// # Errors
-/// No one could log in with the password.
-pub fn hash(params: &Params, password: &Secret) -> Result<Phc, Unusable> {
+/// The password has fewer than `min_length` characters.
+pub fn check_length(min_length: usize, password: &Secret) -> Result<(), UnusablePassword> {
+    // An empty password is reported by `hash`.
+    let length = password.expose().chars().count();
+    if (1..min_length).contains(&length) { Err(UnusablePassword::TooShort(min_length)) } else { Ok(()) }
+}
+
+/// Hashes a new password. Blocks while argon2 is computed, so it must not run on the runtime's threads.
+///
+/// # Errors
+/// Nobody could log in with the password.
+pub fn hash(params: &Params, password: &Secret) -> Result<Phc, UnusablePassword> {
     let text = password.expose();
     if text.is_empty() {
-        return Err(Unusable::Empty);
+        return Err(UnusablePassword::Empty);
     }
     if text.len() > MAX_PASSWORD {
-        return Err(Unusable::TooLong);
+        return Err(UnusablePassword::TooLong);
     }
     if text.chars().any(char::is_control) {
-        return Err(Unusable::Control);
+        return Err(UnusablePassword::Control);
     }
     Ok(Phc::compute(params, text.as_bytes()))
 }
 
-/// Too many logins wait for a computation already.
+/// Too many logins wait for a computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many passwords are waiting to be verified")]
-pub struct Busy;
+#[error("too many passwords are waiting for verification")]
+pub struct QueueFull;
 
-/// Verifies and hashes passwords on threads of their own.
-pub struct Passwords {
+/// Verifies and hashes passwords on blocking threads.
+pub struct PasswordVerifier {
     params: Params,
     min_length: usize,
-    /// For names that no user has.
+    /// For names of users who do not exist.
     decoys: Decoys,
-    /// One for each computation that runs.
+    /// One permit per running computation.
     running: Arc<Semaphore>,
-    /// One for each computation that runs or waits.
+    /// One permit per running or waiting computation.
     admitted: Arc<Semaphore>,
     patience: Duration,
-    /// Memory of verifications that do not run at this time: at most one for each that may.
+    /// Argon2 memory for reuse: at most one block per concurrent computation.
     memory: Arc<Mutex<Vec<HashMemory>>>,
 }
 
-impl Passwords {
-    /// Computes one hash: not for the runtime's threads. `known`: a secret that all authds of the cluster know,
-    /// from which the time that an unknown name takes follows.
+impl PasswordVerifier {
+    /// Computes one hash, so it blocks. `known` is a secret of the cluster. It determines how long
+    /// verifications for unknown names take.
     pub fn new(limits: &PasswordLimits, known: Option<&Secret>) -> Self {
         let waiting = limits.waiting.min(Semaphore::MAX_PERMITS - limits.at_once.min(1 << 16));
         Self {
@@ -105,29 +107,29 @@ impl Passwords {
         }
     }
 
-    /// Notes the cost of a hash that a user has: names that no user has take as long as some user's.
+    /// Notes the cost of a user's hash. Verifications for unknown names take as long as for some user.
     pub fn observe(&self, hash: &Phc) {
         self.decoys.observe(hash);
     }
 
-    /// Whether `password` is the one of `hash`.
+    /// Returns true if `password` matches `hash`.
     ///
     /// # Errors
-    /// Too many logins wait already.
-    pub async fn verify(&self, password: &Secret, hash: &Phc) -> Result<bool, Busy> {
+    /// Too many logins wait for a computation.
+    pub async fn verify(&self, password: &Secret, hash: &Phc) -> Result<bool, QueueFull> {
         self.decoys.observe(hash);
         Ok(self.compare(password, hash.clone()).await? && password.expose().len() <= MAX_PASSWORD)
     }
 
-    /// Takes as long as [`Self::verify`] for a user: no user has this name.
+    /// Takes as long as [`Self::verify`] for an existing user. Called if no user has this name.
     ///
     /// # Errors
-    /// The same.
-    pub async fn verify_unknown(&self, password: &Secret, name: &str) -> Result<(), Busy> {
+    /// Too many logins wait for a computation.
+    pub async fn verify_unknown(&self, password: &Secret, name: &str) -> Result<(), QueueFull> {
         self.compare(password, self.decoys.of(name)).await.map(drop)
     }
 
-    async fn compare(&self, password: &Secret, hash: Phc) -> Result<bool, Busy> {
+    async fn compare(&self, password: &Secret, hash: Phc) -> Result<bool, QueueFull> {
         let password = password.clone();
         let (pool, kept) = (Arc::clone(&self.memory), self.params.m_cost());
         self.compute(move || {
@@ -145,8 +147,8 @@ impl Passwords {
     /// Hashes a new password.
     ///
     /// # Errors
-    /// Too many logins wait already, or (within) the password is too short, or no one could log in with it.
-    pub async fn hash(&self, password: &Secret) -> Result<Result<Phc, Unusable>, Busy> {
+    /// Too many logins wait for a computation. Inner error: the password is too short or not usable.
+    pub async fn hash(&self, password: &Secret) -> Result<Result<Phc, UnusablePassword>, QueueFull> {
         if let Err(unusable) = check_length(self.min_length, password) {
             return Ok(Err(unusable));
         }
@@ -154,13 +156,16 @@ impl Passwords {
         self.compute(move || hash(&params, &password)).await
     }
 
-    async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
-        let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| Busy)?;
-        // A node that has given up meanwhile would not hear the answer. The semaphore is never closed.
+    async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, QueueFull> {
+        let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| QueueFull)?;
+        // The wait is bounded: the node gives up after its own timeout. The semaphore is never closed.
         let turn = timeout(self.patience, Arc::clone(&self.running).acquire_owned());
-        let running = turn.await.map_err(|_| Busy)?.map_err(|_| Busy)?;
+        let running = turn.await.map_err(|_| QueueFull)?.map_err(|_| QueueFull)?;
         let task = tokio::task::spawn_blocking(move || {
-            // Held by the thread, not by the request, which may be dropped before the end.
+            // The thread owns the permits. The request may be dropped before the computation ends.
             let _permits = (admitted, running);
             work()
         });
@@ -168,8 +173,8 @@ impl Passwords {
             Ok(result) => Ok(result),
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
-                // Only a runtime that shuts down cancels a task.
-                Err(_) => Err(Busy),
+                // A task is cancelled only when the runtime shuts down.
+                Err(_) => Err(QueueFull),
             },
         }
     }
@@ -183,8 +188,8 @@ mod tests {
         Params::new(64, 1, 1, None).unwrap()
     }
 
-    fn passwords(at_once: usize, waiting: usize) -> Passwords {
-        Passwords::new(
+    fn passwords(at_once: usize, waiting: usize) -> PasswordVerifier {
+        PasswordVerifier::new(
             &PasswordLimits {
                 params: cheap(),
                 min_length: 4,
@@ -197,12 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_could_log_in_with_is_no_password() {
+    fn unusable_passwords_are_refused() {
         for (text, why) in [
-            ("", Unusable::Empty),
-            ("a\r\nb", Unusable::Control),
-            ("a\0", Unusable::Control),
-            (&"x".repeat(1025), Unusable::TooLong),
+            ("", UnusablePassword::Empty),
+            ("a\r\nb", UnusablePassword::Control),
+            ("a\0", UnusablePassword::Control),
+            (&"x".repeat(1025), UnusablePassword::TooLong),
         ] {
             assert_eq!(hash(&cheap(), &Secret::new(text)).unwrap_err(), why);
         }
@@ -210,18 +215,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_password_has_a_least_number_of_characters_not_bytes() {
+    async fn minimum_password_length_counts_characters_not_bytes() {
         let passwords = passwords(1, 1);
         for short in ["abc", "äöü"] {
             let refused = passwords.hash(&Secret::new(short)).await.unwrap();
-            assert_eq!(refused.unwrap_err(), Unusable::TooShort(4), "{short}");
+            assert_eq!(refused.unwrap_err(), UnusablePassword::TooShort(4), "{short}");
         }
-        assert_eq!(passwords.hash(&Secret::new("")).await.unwrap().unwrap_err(), Unusable::Empty);
+        assert_eq!(passwords.hash(&Secret::new("")).await.unwrap().unwrap_err(), UnusablePassword::Empty);
         assert!(passwords.hash(&Secret::new("äöüß")).await.unwrap().is_ok());
     }
 
     #[tokio::test]
-    async fn right_wrong_unknown_and_oversized() {
+    async fn only_the_right_password_is_verified() {
         let passwords = passwords(2, 2);
         let right = Secret::new("hunter2");
         let hash = passwords.hash(&right).await.unwrap().unwrap();
@@ -232,16 +237,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_login_waits_for_its_turn_so_long_and_no_longer() {
+    async fn login_waits_no_longer_than_the_limit() {
         let patience = Duration::from_millis(20);
         let limits = PasswordLimits { params: cheap(), min_length: 4, at_once: 1, waiting: 1, patience };
-        let passwords = Passwords::new(&limits, None);
+        let passwords = PasswordVerifier::new(&limits, None);
         let _running = Arc::clone(&passwords.running).acquire_owned().await.unwrap();
-        assert_eq!(passwords.compute(|| true).await, Err(Busy));
+        assert_eq!(passwords.compute(|| true).await, Err(QueueFull));
     }
 
     #[tokio::test]
-    async fn more_than_may_run_and_wait_are_turned_away() {
+    async fn computations_beyond_the_limits_get_queue_full() {
         let passwords = Arc::new(passwords(1, 1));
         let (release, blocked) = std::sync::mpsc::channel::<()>();
         let running = Arc::clone(&passwords);
@@ -251,7 +256,7 @@ mod tests {
         while passwords.admitted.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        assert_eq!(passwords.compute(|| true).await, Err(Busy));
+        assert_eq!(passwords.compute(|| true).await, Err(QueueFull));
         release.send(()).unwrap();
         assert_eq!(running.await.unwrap(), Ok(true));
         assert_eq!(waiting.await.unwrap(), Ok(true));

@@ -1,11 +1,14 @@
-//! What a user may do: as the user and each group say it, and what comes of that together.
+//! Account policies: permissions, limits and other properties that users and groups set, and their merging.
 //!
-//! **Who decides.** Each single field (the permission to delete, the limit of sessions, the quota of
-//! bytes, the networks to come from) is what the user sets itself; otherwise what the first of its
-//! groups sets, in the order in which the user names them; otherwise the default, which grants and
-//! does not limit. What is a list of rules is joined: `directories` are tried in that same order, the
-//! user's first, and so are `folders`, of which the first with a path counts; `denied_names` are those
-//! of all. A group's limits, quota and bandwidth are each member's own, not shared by them.
+//! **Precedence.** For each single field (the permission to delete, the limit of sessions, the quota of
+//! bytes, the allowed networks) the first of these counts:
+//! 1. the user's own value,
+//! 2. the value of the first group that sets the field, in the order of the user's `groups`,
+//! 3. the default, which allows everything and limits nothing.
+//!
+//! Lists of rules are joined in the same order, the user's first. `directories`: the first rule that
+//! matches a path applies. `folders`: the first entry for a path applies. `denied_names`: all apply.
+//! Limits, quota and bandwidth of a group apply to each member separately.
 
 use common::{
     auth_api::{Account, AccountLimits, TlsRequirements, UploadMode},
@@ -17,11 +20,11 @@ use common::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// What a user or a group sets. What is not named is not set. The JSON form, which Redis holds too,
-/// names what is set alone.
+/// The properties that a user or a group sets. The JSON form, also used in Redis, contains only the
+/// fields that are set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Policy {
+pub struct AccountPolicy {
     #[serde(skip_serializing_if = "is_default")]
     pub permissions: PermissionChanges,
     #[serde(skip_serializing_if = "is_default")]
@@ -41,10 +44,10 @@ pub struct Policy {
     #[serde(skip_serializing_if = "is_default")]
     pub tls: TlsChanges,
     #[serde(skip_serializing_if = "is_default")]
-    pub access: AccessChanges,
+    pub access: LoginConditionChanges,
 }
 
-/// [`TlsRequirements`] of which some are set.
+/// Changes of [`TlsRequirements`]. `None`: not set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsChanges {
@@ -56,10 +59,10 @@ pub struct TlsChanges {
     pub close_notify: Option<bool>,
 }
 
-/// [`LoginConditions`] of which some is set; an empty list is set, and takes a group's condition away.
+/// Changes of [`LoginConditions`]. `None`: not set. An empty list is set, and removes a group's condition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct AccessChanges {
+pub struct LoginConditionChanges {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_from: Option<Vec<IpNet>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,11 +71,11 @@ pub struct AccessChanges {
     pub hours: Option<Vec<Hours>>,
 }
 
-/// What holds for a user: no field is left open, but for limits that there are not, and `tls.close_notify`, which
-/// each node then decides.
+/// The effective policy of a user. Every field has a value, except limits that do not exist, and
+/// `tls.close_notify`, which each node then decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Effective {
+pub struct EffectivePolicy {
     pub permissions: Permissions,
     pub directories: Vec<DirectoryRule>,
     pub denied_names: Vec<NamePattern>,
@@ -85,15 +88,15 @@ pub struct Effective {
     pub access: LoginConditions,
 }
 
-/// For each named field: what the first sets, otherwise what the second does.
+/// For each named field: the value of the first, or else of the second.
 macro_rules! first_of {
     ($type:ident, $first:expr, $second:expr; $($field:ident),+ $(,)?) => {
         $type { $($field: $first.$field.or($second.$field)),+ }
     };
 }
 
-impl Policy {
-    /// What both set together, where `self` decides what both set.
+impl AccountPolicy {
+    /// Merges both. Where both set a field, the value of `self` counts.
     pub fn over(mut self, other: Self) -> Self {
         let (own, group) = (self.access, other.access);
         self.permissions = self.permissions.or(other.permissions);
@@ -111,14 +114,14 @@ impl Policy {
             upload, download, session_upload, session_download);
         self.uploads = self.uploads.or(other.uploads);
         self.tls = first_of!(TlsChanges, self.tls, other.tls; control, data, close_notify);
-        self.access = first_of!(AccessChanges, own, group; allow_from, deny_from, hours);
+        self.access = first_of!(LoginConditionChanges, own, group; allow_from, deny_from, hours);
         self
     }
 
-    /// What holds where nobody else sets anything.
-    pub fn effective(self) -> Effective {
+    /// Replaces fields that are not set by their defaults.
+    pub fn effective(self) -> EffectivePolicy {
         let (tls, access) = (TlsRequirements::default(), self.access);
-        Effective {
+        EffectivePolicy {
             permissions: self.permissions.of(Permissions::default()),
             directories: self.directories,
             denied_names: self.denied_names,
@@ -140,8 +143,8 @@ impl Policy {
         }
     }
 
-    /// Forgets what is set to its default. Users who were stored before there were groups name every
-    /// field, and mean the default by it: a group's restriction must not be overruled by that.
+    /// Removes fields that are set to their defaults. Records of users from before groups existed contain
+    /// all fields. Such a default must not override a group's restriction.
     pub fn without_defaults(mut self) -> Self {
         self.permissions = self.permissions.only_denials();
         for required in [&mut self.tls.control, &mut self.tls.data] {
@@ -155,8 +158,8 @@ impl Policy {
     }
 }
 
-impl Effective {
-    /// What a node is told after a login. Where the user may come from, and when, it need not know.
+impl EffectivePolicy {
+    /// The account that a node gets after a login. It does not contain the login conditions.
     pub fn account(self, user: String, home: String, admin: bool) -> Account {
         Account {
             user,
@@ -178,7 +181,7 @@ impl Effective {
 }
 
 fn first_of_each_path(folders: Vec<Folder>) -> Vec<Folder> {
-    // However many slashes there are, it is the same path.
+    // Ignores repeated slashes.
     fn parts(path: &TreePath) -> impl Iterator<Item = &str> {
         path.as_str().split('/').filter(|part| !part.is_empty())
     }
@@ -191,7 +194,7 @@ fn first_of_each_path(folders: Vec<Folder>) -> Vec<Folder> {
     first
 }
 
-/// Whether nothing is set.
+/// Returns true if nothing is set.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -204,18 +207,19 @@ mod tests {
 
     use super::*;
 
-    fn policy(value: Value) -> Policy {
+    fn policy(value: Value) -> AccountPolicy {
         serde_json::from_value(value).unwrap()
     }
 
     #[test]
-    fn each_field_is_the_users_then_the_first_groups_then_the_default() {
+    fn each_field_comes_from_the_user_then_the_first_group_then_the_default() {
         let user = policy(json!({
-            "permissions": { "delete": true }, "limits": { "sessions": 9, "transfers": 4 }, "tls": { "control": false },
-            "access": { "hours": ["Mon-Fri 06:00-20:00"], "deny_from": [] },
+            "permissions": { "delete": true }, "limits": { "sessions": 9, "transfers": 4 },
+            "tls": { "control": false }, "access": { "hours": ["Mon-Fri 06:00-20:00"], "deny_from": [] },
         }));
         let first = policy(json!({
-            "permissions": { "delete": false, "rename": false }, "limits": { "sessions": 1, "sessions_per_address": 2 },
+            "permissions": { "delete": false, "rename": false },
+            "limits": { "sessions": 1, "sessions_per_address": 2 },
             "quota": { "bytes": 100 }, "uploads": "atomic",
             "tls": { "control": true, "data": true, "close_notify": false },
             "access": { "allow_from": ["192.0.2.0/24"], "deny_from": ["192.0.2.1/32"] },
@@ -237,11 +241,11 @@ mod tests {
         assert_eq!(effective.tls, TlsRequirements { control: false, data: true, close_notify: Some(false) });
         assert_eq!(effective.access.allow_from.len(), 1);
         assert_eq!((effective.access.deny_from.len(), effective.access.hours.len()), (0, 1));
-        assert_eq!(Policy::default().effective(), Effective::default());
+        assert_eq!(AccountPolicy::default().effective(), EffectivePolicy::default());
     }
 
     #[test]
-    fn rules_are_joined_and_the_users_come_first() {
+    fn lists_are_joined_with_the_users_entries_first() {
         let user = policy(json!({
             "directories": [{ "path": "/in", "permissions": { "upload": true } }],
             "denied_names": ["*.exe"], "folders": [{ "path": "/shared", "target": "/mine" }],
@@ -262,14 +266,15 @@ mod tests {
     }
 
     #[test]
-    fn what_was_stored_before_there_were_groups_sets_nothing_that_is_the_default() {
+    fn defaults_in_a_record_from_before_groups_are_removed() {
         let stored = policy(json!({
             "permissions": Permissions::default().without(&[Permission::Delete]), "limits": {},
             "uploads": "direct", "tls": { "control": false, "data": true },
             "access": { "allow_from": [], "deny_from": [], "hours": ["22:00-06:00"] },
         }));
         let meant = policy(json!({
-            "permissions": { "delete": false }, "tls": { "data": true }, "access": { "hours": ["22:00-06:00"] },
+            "permissions": { "delete": false }, "tls": { "data": true },
+            "access": { "hours": ["22:00-06:00"] },
         }));
         assert_eq!(stored.clone().without_defaults(), meant);
         assert_eq!(stored.effective(), meant.effective());
@@ -287,35 +292,36 @@ mod tests {
             sessions in proptest::option::of(0u32..9),
             bytes in proptest::option::of(0u64..9),
             hours in proptest::option::of(Just(vec![])),
-        ) -> Policy {
+        ) -> AccountPolicy {
             let paths = || rules.iter().map(|rule| json!({ "path": format!("/{rule}"), "target": "/x" }));
-            Policy {
+            let names = || rules.iter().map(|rule| json!(format!("*.{rule}")));
+            AccountPolicy {
                 permissions: PermissionChanges::from_fn(|permission| permissions[permission as usize]),
                 limits: AccountLimits { sessions, sessions_per_address: None, transfers: sessions },
                 quota: Quota { bytes, files: sessions.map(u64::from) },
                 uploads: permissions[0].map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
                 tls: TlsChanges { control, data, close_notify },
-                access: AccessChanges { hours, ..AccessChanges::default() },
+                access: LoginConditionChanges { hours, ..LoginConditionChanges::default() },
                 folders: serde_json::from_value(paths().collect()).unwrap(),
-                denied_names: serde_json::from_value(rules.iter().map(|rule| json!(format!("*.{rule}"))).collect()).unwrap(),
-                ..Policy::default()
+                denied_names: serde_json::from_value(names().collect()).unwrap(),
+                ..AccountPolicy::default()
             }
         }
     }
 
     proptest! {
         #[test]
-        fn how_policies_are_grouped_does_not_matter_and_one_that_sets_nothing_changes_nothing(
+        fn merging_is_associative_and_an_empty_policy_changes_nothing(
             a in policies(), b in policies(), c in policies(),
         ) {
             prop_assert_eq!(a.clone().over(b.clone()).over(c.clone()), a.clone().over(b.clone().over(c)));
-            prop_assert_eq!(a.clone().over(Policy::default()), a.clone());
+            prop_assert_eq!(a.clone().over(AccountPolicy::default()), a.clone());
         }
 
         #[test]
-        fn a_stored_policy_is_read_as_it_was_written(a in policies()) {
+        fn stored_policy_is_read_as_written(a in policies()) {
             let json = serde_json::to_string(&a).unwrap();
-            prop_assert_eq!(serde_json::from_str::<Policy>(&json).unwrap(), a);
+            prop_assert_eq!(serde_json::from_str::<AccountPolicy>(&json).unwrap(), a);
         }
     }
 }

@@ -1,11 +1,12 @@
--- Changes one user or group, if it is as it was when it was read. Returns 1 when that is done, 0 if
--- something else is there, -1 if nothing is, and -1 - i if the i-th needed group does not exist.
--- KEYS: the users or the groups, the generation, the groups
--- ARGV: name; what must be there, and what is to be there (empty: nothing); the generation that must
--- be (empty: any); the groups that must be
+-- Changes one user or group, if its record is still as it was read.
+-- Returns 1: done; 0: the record differs; -1: the record is missing; -2, -3, …: the first, second, …
+-- of the required groups does not exist.
+-- KEYS: the users or the groups (hash), the generation, the groups (hash)
+-- ARGV: 1 name; 2 the expected record, 3 the new record (each empty for "no record"); 4 the expected
+--   generation (empty: any); from 5 on, groups that must exist
 local now = redis.call('HGET', KEYS[1], ARGV[1]) or ''
--- A step whose answer was lost may be taken again: that what is to be there is there already is
--- success too.
+-- The request may be a repetition of one whose reply was lost. So if the new record is already there,
+-- that is a success, too.
 if now == ARGV[3] and now ~= '' then return 1 end
 if now ~= ARGV[2] then
   if now == '' then return -1 else return 0 end

@@ -1,4 +1,4 @@
-//! Users: their homes and properties, and how a file, a body and Redis spell them.
+//! Users: their properties, and their form in the users file, in requests and in Redis.
 
 use common::certificate::CertificateRule;
 use serde::{
@@ -11,23 +11,23 @@ use sha2::{Digest, Sha256};
 
 use super::{
     name::{GroupName, UserName},
-    overrides::Override,
+    overrides::UserOverride,
     password::Phc,
-    policy::{Effective, Policy},
+    policy::{AccountPolicy, EffectivePolicy},
 };
 
-/// A user's home: an absolute path within the shared storage, without `..`.
+/// Path of a user's home: absolute within the shared storage, without `..`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Home(String);
+pub struct HomePath(String);
 
-/// The text cannot be a home.
+/// The text is not a valid home.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a home is an absolute path of at most 1024 bytes without '..' and control characters")]
-pub struct InvalidHome;
+pub struct InvalidHomePath;
 
-impl Home {
-    /// The home of a user for whom none is named: `/NAME`.
+impl HomePath {
+    /// The default home: `/NAME`.
     pub fn of(name: &UserName) -> Self {
         Self(format!("/{name}"))
     }
@@ -37,30 +37,30 @@ impl Home {
     }
 }
 
-impl TryFrom<String> for Home {
-    type Error = InvalidHome;
+impl TryFrom<String> for HomePath {
+    type Error = InvalidHomePath;
 
-    fn try_from(text: String) -> Result<Self, InvalidHome> {
+    fn try_from(text: String) -> Result<Self, InvalidHomePath> {
         let climbs = text.split('/').any(|part| part == "..");
         if !text.starts_with('/') || text.len() > 1024 || climbs || text.contains(char::is_control) {
-            return Err(InvalidHome);
+            return Err(InvalidHomePath);
         }
         Ok(Self(text))
     }
 }
 
-impl From<Home> for String {
-    fn from(home: Home) -> Self {
+impl From<HomePath> for String {
+    fn from(home: HomePath) -> Self {
         home.0
     }
 }
 
-/// What shows that a client is the user.
+/// Proof that a client must give to log in as the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {
-    /// The password with this hash.
+    /// The password that matches this hash.
     Hash(Phc),
-    /// Any password: a demo user. Is never written anywhere.
+    /// Any password: a demo user or the anonymous user. Never stored.
     AnyPassword,
 }
 
@@ -68,7 +68,7 @@ impl Serialize for Credential {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Hash(phc) => phc.serialize(serializer),
-            Self::AnyPassword => Err(ser::Error::custom("a demo user is not stored")),
+            Self::AnyPassword => Err(ser::Error::custom("a user without a password is never stored")),
         }
     }
 }
@@ -79,8 +79,8 @@ impl<'de> Deserialize<'de> for Credential {
     }
 }
 
-/// A user without the name. Its JSON form is what Redis holds. A field that this version does not
-/// know is an error there too: a restriction that a newer authd wrote must not be overlooked.
+/// A user's properties, without the name. Redis contains the JSON form. An unknown field is an error, also
+/// in Redis: a restriction that a newer authd wrote must not be ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct User {
@@ -88,17 +88,17 @@ pub struct User {
     pub credential: Credential,
     #[serde(default = "yes")]
     pub enabled: bool,
-    pub home: Home,
-    /// Client certificates that stand in for the password.
+    pub home: HomePath,
+    /// Client certificates that are accepted instead of the password.
     #[serde(default)]
     pub certificates: Vec<CertificateRule>,
     #[serde(default)]
     pub admin: bool,
-    /// In the order in which they are asked for what the user does not set.
+    /// Ordered: the first group that sets a field takes precedence over later ones.
     #[serde(default)]
     pub groups: Vec<GroupName>,
     #[serde(flatten)]
-    pub policy: Policy,
+    pub policy: AccountPolicy,
 }
 
 fn yes() -> bool {
@@ -106,49 +106,51 @@ fn yes() -> bool {
 }
 
 impl User {
-    /// A user of whom only the credential is known.
+    /// A user with default properties.
     pub fn new(name: &UserName, credential: Credential) -> Self {
         Self {
             credential,
             enabled: true,
-            home: Home::of(name),
+            home: HomePath::of(name),
             certificates: Vec::new(),
             admin: false,
             groups: Vec::new(),
-            policy: Policy::default(),
+            policy: AccountPolicy::default(),
         }
     }
 
-    /// A user as a body or a file says it: `password_hash`, and what else is to differ from
-    /// [`new`](Self::new).
+    /// A user from the fields of a request or of the users file: `password_hash`, and the fields that differ
+    /// from [`new`](Self::new).
     ///
     /// # Errors
-    /// That is no user.
+    /// A field is invalid.
     pub fn from_fields(name: &UserName, mut fields: Map<String, Value>) -> serde_json::Result<Self> {
         fields.retain(|_, value| !value.is_null());
-        fields.entry("home").or_insert_with(|| Home::of(name).0.into());
+        fields.entry("home").or_insert_with(|| HomePath::of(name).0.into());
         from_fields(fields)
     }
 
-    /// The user with other values of these fields; `null` is the default.
+    /// The user with changed fields. `null` stands for the default.
     ///
     /// # Errors
-    /// That is no user, or this one cannot be written.
+    /// A field is invalid, or the user cannot be stored.
     pub fn with_fields(&self, name: &UserName, changes: Map<String, Value>) -> serde_json::Result<Self> {
         Self::from_fields(name, with_changes(self, changes)?)
     }
 
-    /// Reads what Redis holds. An entry of `certificates` that does not parse, which an older authd stored, is
-    /// left out: it could match more than one subject. `name` is for the log.
+    /// Parses a record from Redis. Entries of `certificates` that do not parse are skipped: an older
+    /// authd stored them, and they could match more than one subject. `name` is for the log.
     ///
     /// # Errors
-    /// It is no user of this version or one before.
+    /// The record is malformed, or a newer version wrote it.
     pub fn from_stored(name: &str, json: &str) -> serde_json::Result<Self> {
         let mut fields: Map<String, Value> = serde_json::from_str(json)?;
         if let Some(Value::Array(entries)) = fields.get_mut("certificates") {
             entries.retain(|entry| match entry.as_str().map(str::parse::<CertificateRule>) {
                 Some(Err(error)) => {
-                    log::warn!(user = name, error:%; "an entry of the user's `certificates` in Redis is ignored");
+                    log::warn!(
+                        user = name, error:%; "skipped an entry of the user's `certificates` in Redis"
+                    );
                     false
                 }
                 _ => true,
@@ -159,11 +161,14 @@ impl User {
         Ok(if has_groups { user } else { Self { policy: user.policy.without_defaults(), ..user } })
     }
 
-    /// What holds for the user.
+    /// The user's effective policy.
     ///
     /// # Errors
-    /// One of the user's groups is not found. What it would have restricted cannot be known then.
-    pub fn effective(&self, group: impl Fn(&GroupName) -> Option<Policy>) -> Result<Effective, GroupName> {
+    /// One of the user's groups is missing, so its restrictions are unknown. Returns its name.
+    pub fn effective(
+        &self,
+        group: impl Fn(&GroupName) -> Option<AccountPolicy>,
+    ) -> Result<EffectivePolicy, GroupName> {
         let mut policy = self.policy.clone();
         for name in &self.groups {
             policy = policy.over(group(name).ok_or_else(|| name.clone())?);
@@ -171,8 +176,13 @@ impl User {
         Ok(policy.effective())
     }
 
-    /// What administrators see of the user.
-    pub fn view(&self, name: &UserName, source: Source, effective: Option<Effective>) -> UserView {
+    /// The user as administrators see it.
+    pub fn view(
+        &self,
+        name: &UserName,
+        source: AccountSource,
+        effective: Option<EffectivePolicy>,
+    ) -> UserView {
         UserView {
             name: name.to_string(),
             source,
@@ -188,8 +198,8 @@ impl User {
     }
 }
 
-/// What a login was accepted by: the password, or `certificate`, which stood in for it. Changes with the
-/// password in both cases. Nodes keep it, and cannot learn the hash from it.
+/// Identifies what a login was accepted by: the password, or the `certificate` rule. Changes with the
+/// password in both cases. Nodes keep it; it does not reveal the hash.
 pub fn version(user: &User, certificate: Option<&CertificateRule>) -> String {
     let mut digest = Sha256::new();
     match &user.credential {
@@ -197,24 +207,23 @@ pub fn version(user: &User, certificate: Option<&CertificateRule>) -> String {
         Credential::AnyPassword => digest.update("any password"),
     }
     if let Some(certificate) = certificate {
-        // No hash has a zero byte.
+        // Separates the parts: a hash contains no zero byte.
         digest.update(b"\0");
         digest.update(certificate.to_string());
     }
     digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Reads fields as somebody wrote them.
+/// Parses fields that a person wrote.
 ///
 /// # Errors
-/// They cannot be read. The error names the field: serde's own tells what is wrong with a value, and
-/// for most values not where it stands.
+/// A field is invalid. The message names the field; for most values, serde's own message does not.
 pub fn from_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> serde_json::Result<T> {
     let read = |fields: &Map<String, Value>| T::deserialize(Value::Object(fields.clone()));
     read(&fields).map_err(|error| {
         let error = error.to_string();
         let mut others = fields.clone();
-        // Without the field, and those before, the error is another, or none.
+        // The faulty field is the first whose removal, with the fields before it, changes the error.
         let is_about = |(key, value): &(&String, &Value)| {
             others.remove(*key);
             let other = read(&others).err().map(|other| other.to_string());
@@ -233,7 +242,7 @@ pub fn from_fields<T: DeserializeOwned>(fields: Map<String, Value>) -> serde_jso
     })
 }
 
-/// The fields of something with other values for some.
+/// The fields of an object, with some of them changed.
 pub fn with_changes(
     of: &impl Serialize,
     changes: Map<String, Value>,
@@ -243,36 +252,36 @@ pub fn with_changes(
     Ok(fields)
 }
 
-/// A user as `GET /v1/users` shows it: everything but the password hash.
+/// A user in the response to `GET /v1/users`: everything except the password hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserView {
     pub name: String,
-    pub source: Source,
-    /// Whether the user may log in: what overrides a declared user counts.
+    pub source: AccountSource,
+    /// True if the user may log in. An override of a declared user is taken into account.
     pub enabled: bool,
-    /// What overrides a declared user.
+    /// The override of a declared user.
     #[serde(rename = "override", default, skip_serializing_if = "Option::is_none")]
-    pub overridden: Option<Override>,
+    pub overridden: Option<UserOverride>,
     pub home: String,
     pub certificates: Vec<CertificateRule>,
     pub admin: bool,
     pub groups: Vec<GroupName>,
-    /// What the user sets itself.
+    /// The properties that the user itself sets.
     #[serde(flatten)]
-    pub policy: Policy,
-    /// What holds for the user; not there if one of the groups cannot be found or read, and then the
-    /// user cannot log in.
+    pub policy: AccountPolicy,
+    /// The effective policy. Absent if one of the groups is missing or cannot be read; the user cannot log in
+    /// then.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub effective: Option<Effective>,
+    pub effective: Option<EffectivePolicy>,
 }
 
-/// Where a user or a group is kept.
+/// The place where a user or a group is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Source {
-    /// The users file (or the settings): changed there, not through the API.
+pub enum AccountSource {
+    /// The users file or the settings. The API cannot change it.
     Declarative,
-    /// Redis: changed through the API.
+    /// Redis. The API can change it.
     Registry,
 }
 
@@ -284,17 +293,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn homes() {
+    fn valid_homes_are_accepted_and_others_refused() {
         for home in ["/", "/demo", "/a/..b", "/teams/one/"] {
-            assert!(Home::try_from(home.to_owned()).is_ok(), "{home:?}");
+            assert!(HomePath::try_from(home.to_owned()).is_ok(), "{home:?}");
         }
         for home in ["", "demo", "/..", "/a/../b", "/a\nb", "../x"] {
-            assert!(Home::try_from(home.to_owned()).is_err(), "{home:?}");
+            assert!(HomePath::try_from(home.to_owned()).is_err(), "{home:?}");
         }
     }
 
     #[test]
-    fn a_demo_user_cannot_be_stored() {
+    fn demo_user_cannot_be_stored() {
         let name = "demo".parse().unwrap();
         assert!(serde_json::to_string(&User::new(&name, Credential::AnyPassword)).is_err());
     }
@@ -302,9 +311,10 @@ mod tests {
     const HASH: &str = "$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ$9OzPPD5NcFBCFBsPPUbMKr3/kZ2CpcUvYjPmEdjfYAM";
 
     #[test]
-    fn a_user_stored_by_an_older_version_is_read_and_its_defaults_do_not_overrule_a_group() {
+    fn defaults_in_a_user_record_from_before_groups_do_not_override_a_group() {
         let stored = serde_json::json!({
-            "password_hash": HASH, "enabled": true, "home": "/ann", "limits": { "sessions": 3 }, "admin": false,
+            "password_hash": HASH, "enabled": true, "home": "/ann", "limits": { "sessions": 3 },
+            "admin": false,
             "permissions": { "list": true, "download": true, "upload": false, "delete": true },
             "uploads": "direct",
         });
@@ -321,7 +331,7 @@ mod tests {
         assert!(!effective.permissions.has_any(&[Permission::Delete, Permission::Upload]));
         assert_eq!(effective.uploads, common::auth_api::UploadMode::Atomic);
         assert_eq!(User::from_stored("ann", &serde_json::to_string(&member).unwrap()).unwrap(), member);
-        // Since then, what is named is meant.
+        // A record with `groups` is from a later version: its fields are set on purpose.
         let explicit = serde_json::json!({
             "password_hash": HASH, "home": "/ann", "groups": ["partners"], "permissions": { "delete": true },
         });
@@ -336,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_an_error_at_every_depth() {
+    fn unknown_fields_are_errors_at_every_depth() {
         for (place, value) in [
             ("colour", serde_json::json!("red")),
             ("permissions", serde_json::json!({ "fly": true })),
@@ -357,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_are_rules_and_what_an_older_authd_stored_is_kept_where_it_can_be_read() {
+    fn unreadable_certificate_rules_in_redis_are_skipped_and_in_requests_refused() {
         let stored = serde_json::json!({
             "password_hash": HASH, "home": "/ann", "groups": [],
             "certificates": ["O=Acme, CN=scanner", "CN=a, b", "Email=ann@example.com"],
@@ -374,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_without_one_of_the_groups_has_nothing() {
+    fn user_with_a_missing_group_has_no_effective_policy() {
         let name = "ann".parse().unwrap();
         let user =
             User { groups: vec!["gone".parse().unwrap()], ..User::new(&name, Credential::AnyPassword) };
@@ -383,9 +393,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_default_home_of_any_name_is_a_home(name in "\\PC{1,64}") {
+        fn default_home_of_every_name_is_valid(name in "\\PC{1,64}") {
             if let Ok(name) = name.parse::<UserName>() {
-                prop_assert!(Home::try_from(String::from(Home::of(&name))).is_ok());
+                prop_assert!(HomePath::try_from(String::from(HomePath::of(&name))).is_ok());
             }
         }
     }

@@ -1,4 +1,4 @@
-//! `POST /v1/authorized`: which sessions of past logins may go on.
+//! `POST /v1/authorized`: decides which sessions of past logins may continue.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,58 +12,62 @@ use common::{
     process::logging::chain,
 };
 
+use super::shortened;
 use crate::{
-    Service,
     accounts::{
         name::UserName,
         user::{User, version},
     },
     error::ApiError,
     metrics,
+    service::Service,
 };
 
-/// Decides about past logins, without passwords: no argon2 is computed.
+/// Decides about past logins. Passwords are not needed, and no argon2 is computed.
 ///
 /// # Errors
-/// The request names more than [`MAX_AUTHORIZED`] logins.
+/// The request contains more than [`MAX_AUTHORIZED`] logins.
 pub async fn authorized(service: &Service, request: AuthorizedRequest) -> Result<AuthorizedAnswer, ApiError> {
     let AuthorizedRequest { node, logins } = request;
     if logins.len() > MAX_AUTHORIZED {
         return Err(ApiError::InvalidRequest(format!("logins: more than {MAX_AUTHORIZED}")));
     }
     let now = SystemTime::now();
-    // No user has a name that cannot be one.
-    let name = |login: &PastLogin| login.user.parse().ok().map(|name| service.accounts.canonical(name));
+    // A malformed name is no user's.
+    let name = |login: &PastLogin| {
+        login.user.parse().ok().map(|name| service.accounts.declared.canonical_name(name))
+    };
     let names: BTreeSet<UserName> = logins.iter().filter_map(name).collect();
     let names: Vec<UserName> = names.into_iter().collect();
     let found = service.accounts.find_many(&names).await;
     for (name, result) in names.iter().zip(&found) {
-        // The link's log says that Redis is away; what else it is must be put right.
+        // The Redis link logs its own errors. All others need the operator.
         if let Err(error) = result
-            && !error.is_absence()
+            && !error.is_unreachable()
         {
             let error = chain(error.as_ref());
-            log::error!(user:% = name, node:%, error; "cannot tell whether the user's sessions may stay");
+            log::error!(
+                user:% = name, node:%, error; "cannot decide whether the user's sessions may continue"
+            );
         }
     }
     let users: HashMap<&UserName, _> = names.iter().zip(&found).collect();
-    let judge_one = |login: &PastLogin| {
-        let known = name(login).and_then(|name| users.get(&name).copied());
-        let verdict = match known {
+    let decide = |login: &PastLogin| {
+        let verdict = match name(login).and_then(|name| users.get(&name).copied()) {
             None => judge(None, login, now),
             Some(Ok(user)) => judge(user.as_ref(), login, now),
             Some(Err(_)) => Verdict::Undecided,
         };
         if let Verdict::End { reason } = verdict {
             metrics::session_revoked(reason.as_str());
-            let user: String = login.user.chars().take(64).collect();
             log::info!(
-                user, address:% = login.address, node:%, reason = reason.as_str(); "sessions may not stay"
+                user = shortened(&login.user), address:% = login.address, node:%, reason = reason.as_str();
+                "the sessions of a past login must end"
             );
         }
         verdict
     };
-    Ok(AuthorizedAnswer { verdicts: logins.iter().map(judge_one).collect() })
+    Ok(AuthorizedAnswer { verdicts: logins.iter().map(decide).collect() })
 }
 
 fn judge(known: Option<&(User, LoginConditions)>, login: &PastLogin, now: SystemTime) -> Verdict {
@@ -82,10 +86,10 @@ fn judge(known: Option<&(User, LoginConditions)>, login: &PastLogin, now: System
     }
 }
 
-/// Whether a login of this version would be accepted again: by the password, or by a certificate that still
-/// stands in for it.
+/// Returns true if a login of this version would be accepted again: by the password, or by a certificate
+/// rule that the user still has.
 fn is_current(user: &User, then: &str) -> bool {
-    let by_certificate = |entry: &CertificateRule| version(user, Some(entry)) == then;
+    let by_certificate = |rule: &CertificateRule| version(user, Some(rule)) == then;
     version(user, None) == then || user.certificates.iter().any(by_certificate)
 }
 
@@ -109,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_ends_with_the_credential_that_began_it() {
+    fn session_ends_when_the_credential_of_its_login_changes() {
         let changed = Verdict::End { reason: EndReason::CredentialChanged };
         let user = ann(HASHES[0]);
         let with = |certificates: &[&str]| User {
@@ -129,7 +133,7 @@ mod tests {
         ] {
             assert_eq!(verdict(&now, Some(by_password.clone())), password, "{now:?}");
             assert_eq!(verdict(&now, Some(by_certificate.clone())), certificate, "{now:?}");
-            // From a node whose authd told no version.
+            // A login that an older authd decided has no version.
             assert_eq!(verdict(&now, None), Verdict::Stay);
         }
         let disabled = User { enabled: false, ..user };
@@ -137,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_holds_for_the_next_login_ends_no_session() {
+    fn other_changes_end_no_session() {
         let user = ann(HASHES[0]);
         let then = version(&user, None);
         let moved = User { home: "/x".to_owned().try_into().unwrap(), admin: true, ..user };

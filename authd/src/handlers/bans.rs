@@ -1,57 +1,58 @@
-//! `/v1/bans`: the user names and addresses whose logins have to wait, and the end of that.
+//! `/v1/bans`: lists and lifts the bans of user names and addresses after failed logins.
 
 use common::clock::rfc3339;
 use serde::{Deserialize, Serialize};
 
+use super::existing;
 use crate::{
-    Service,
     error::ApiError,
-    throttle::{Ban, By, Subject},
+    service::Service,
+    throttle::{Ban, BanKind, BanSubject},
 };
 
-/// A ban as `GET /v1/bans` shows it.
+/// A ban in the response to `GET /v1/bans`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanView {
-    pub by: By,
+    pub by: BanKind,
     /// The user, the IPv4 address, or the IPv6 network.
     pub name: String,
-    /// RFC 3339, rounded up to a second.
+    /// End of the ban; RFC 3339, rounded up to a second.
     pub until: String,
 }
 
 impl From<Ban> for BanView {
     fn from(ban: Ban) -> Self {
-        let (by, name) = (ban.subject.by(), ban.subject.to_string());
+        let (by, name) = (ban.subject.kind(), ban.subject.to_string());
         Self { by, name, until: rfc3339(ban.until.div_ceil(1000)) }
     }
 }
 
-/// The bans that hold, those that end first at the beginning.
+/// The bans in effect, by the time of their end.
 ///
 /// # Errors
-/// Redis is away.
+/// Redis cannot be reached.
 pub async fn list(service: &Service) -> Result<Vec<BanView>, ApiError> {
     Ok(service.throttle.bans().await?.into_iter().map(BanView::from).collect())
 }
 
-/// Ends the ban of a user, and forgets the failed logins.
+/// Lifts the ban of a user name, and forgets the failed logins.
 ///
 /// # Errors
-/// The user is not banned, or Redis is away.
+/// The user name is not banned, or Redis cannot be reached.
 pub async fn lift_user(service: &Service, name: &str) -> Result<(), ApiError> {
-    let name = name.parse().map_err(|_| ApiError::NotFound("ban"))?;
-    lift(service, &Subject::User(name)).await
+    lift(service, &BanSubject::User(existing(name, "ban")?)).await
 }
 
-/// The same for an address, or for the IPv6 network that it is in.
+/// Lifts the ban of an address, or of the IPv6 network that contains it, and forgets the failed logins.
 ///
 /// # Errors
-/// It is none, it is not banned, or Redis is away.
+/// The text is not an address, the address is not banned, or Redis cannot be reached.
 pub async fn lift_address(service: &Service, address: &str) -> Result<(), ApiError> {
-    let subject = Subject::address(address).map_err(|error| ApiError::InvalidRequest(error.to_string()))?;
+    let subject =
+        BanSubject::address(address).map_err(|error| ApiError::InvalidRequest(error.to_string()))?;
     lift(service, &subject).await
 }
 
-async fn lift(service: &Service, subject: &Subject) -> Result<(), ApiError> {
+async fn lift(service: &Service, subject: &BanSubject) -> Result<(), ApiError> {
     if service.throttle.lift(subject).await? { Ok(()) } else { Err(ApiError::NotFound("ban")) }
 }

@@ -1,46 +1,51 @@
-//! `/v1/groups`: all groups are shown; those in Redis can be made, changed and removed.
+//! `/v1/groups`: lists all groups; creates, changes and removes groups in Redis.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::users::{ATTEMPTS, invalid, take_name};
+use super::{WRITE_ATTEMPTS, existing, invalid, stored, take_name};
 use crate::{
-    Service,
     accounts::{
-        Found,
+        FoundUser,
         name::{GroupName, UserName},
-        policy::Policy,
-        stored::{Read, Stored, Written},
-        user::{Source, from_fields, with_changes},
+        policy::AccountPolicy,
+        stored::{StoredAccounts, StoredRecord, WriteOutcome},
+        user::{AccountSource, from_fields, with_changes},
     },
     error::ApiError,
+    service::Service,
 };
 
-/// A group as `GET /v1/groups` shows it.
+/// A group in the response to `GET /v1/groups`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupView {
     pub name: String,
-    pub source: Source,
-    /// The names of its users.
+    pub source: AccountSource,
+    /// Names of the users in the group.
     pub members: Vec<String>,
     #[serde(flatten)]
-    pub policy: Policy,
+    pub policy: AccountPolicy,
 }
 
 impl GroupView {
-    fn new(name: &GroupName, source: Source, policy: Policy, users: &BTreeMap<UserName, Found>) -> Self {
-        let is_member = |(_, found): &(&UserName, &Found)| found.user.groups.contains(name);
+    fn new(
+        name: &GroupName,
+        source: AccountSource,
+        policy: AccountPolicy,
+        users: &BTreeMap<UserName, FoundUser>,
+    ) -> Self {
+        let is_member = |(_, found): &(&UserName, &FoundUser)| found.user.groups.contains(name);
         let members = users.iter().filter(is_member).map(|(name, _)| name.to_string()).collect();
         Self { name: name.to_string(), source, members, policy }
     }
 }
 
-/// All groups by name, the declared ones alone where Redis is not set up.
+/// All groups by name. Without Redis, only the declared ones.
 ///
 /// # Errors
-/// Redis is away.
+/// Redis cannot be reached.
 pub async fn list(service: &Service) -> Result<Vec<GroupView>, ApiError> {
     let users = service.accounts.users().await?;
     let groups = service.accounts.groups().await?;
@@ -51,102 +56,108 @@ pub async fn list(service: &Service) -> Result<Vec<GroupView>, ApiError> {
 /// One group.
 ///
 /// # Errors
-/// There is none of that name, or Redis is away.
+/// No group has this name, or Redis cannot be reached.
 pub async fn show(service: &Service, name: &str) -> Result<GroupView, ApiError> {
-    let name: GroupName = name.parse().map_err(|_| ApiError::NotFound("group"))?;
-    let declared = service.accounts.declared().groups.get(&name).cloned();
+    let name: GroupName = existing(name, "group")?;
+    let declared = service.accounts.declared.current().groups.get(&name).cloned();
     let (source, policy) = match (declared, &service.accounts.stored) {
-        (Some(policy), _) => (Source::Declarative, policy),
-        (None, Some(stored)) => (Source::Registry, read(stored, &name).await?.0.value),
+        (Some(policy), _) => (AccountSource::Declarative, policy),
+        (None, Some(stored)) => (AccountSource::Registry, read(stored, &name).await?.0.value),
         (None, None) => return Err(ApiError::NotFound("group")),
     };
     Ok(GroupView::new(&name, source, policy, &service.accounts.users().await?))
 }
 
-/// Makes a group in Redis. The body has the group's `name`, and what it sets.
+/// Creates a group in Redis. The body contains the group's `name` and its properties.
 ///
 /// # Errors
-/// The body says no group, there is one of that name, or Redis is away.
+/// The body is invalid, the group exists already, or Redis cannot be reached.
 pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<GroupView, ApiError> {
     let name: GroupName = take_name(&mut body)?;
     let stored = changeable(service, &name)?;
-    let group = group(body)?;
+    let group = parse_group(body)?;
     match stored.write_group(&name, None, &group).await? {
-        Written::Done => {
+        WriteOutcome::Done => {
             log::info!(group:% = name; "group created");
-            Ok(GroupView::new(&name, Source::Registry, group, &service.accounts.users().await?))
+            let users = service.accounts.users().await?;
+            Ok(GroupView::new(&name, AccountSource::Registry, group, &users))
         }
         _ => Err(ApiError::AlreadyExists("group")),
     }
 }
 
-/// Changes a group in Redis, for the next login of each of its users.
+/// Changes a group in Redis. The change applies to the next login of each member.
 ///
 /// # Errors
-/// The body says no change, the group is none in Redis, or Redis is away.
+/// The body is invalid, the group is not in Redis, or Redis cannot be reached.
 pub async fn update(service: &Service, name: &str, body: Map<String, Value>) -> Result<GroupView, ApiError> {
-    let name: GroupName = name.parse().map_err(|_| ApiError::NotFound("group"))?;
+    let name: GroupName = existing(name, "group")?;
     let stored = changeable(service, &name)?;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..WRITE_ATTEMPTS {
         let (read, _) = read(stored, &name).await?;
-        let group = group(with_changes(&read.value, body.clone()).map_err(invalid)?)?;
+        let group = parse_group(with_changes(&read.value, body.clone()).map_err(invalid)?)?;
         match stored.write_group(&name, Some(&read), &group).await? {
-            Written::Done => {
+            WriteOutcome::Done => {
                 log::info!(group:% = name; "group changed");
-                // Its members may not come from where they are any more, or not at this time.
+                // The new login conditions may forbid the members' addresses or the current time.
                 service.revision.advance();
-                return Ok(GroupView::new(&name, Source::Registry, group, &service.accounts.users().await?));
+                let users = service.accounts.users().await?;
+                return Ok(GroupView::new(&name, AccountSource::Registry, group, &users));
             }
-            Written::Missing => return Err(ApiError::NotFound("group")),
-            Written::Differs | Written::NoGroup(_) => {}
+            WriteOutcome::Missing => return Err(ApiError::NotFound("group")),
+            WriteOutcome::Differs | WriteOutcome::NoGroup(_) => {}
         }
     }
     Err(ApiError::Contended)
 }
 
-/// Removes a group from Redis that no user is in.
+/// Removes a group without members from Redis.
 ///
 /// # Errors
-/// Somebody is in it, the group is none in Redis, or Redis is away.
+/// The group has members or is not in Redis, or Redis cannot be reached.
 pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
-    let name: GroupName = name.parse().map_err(|_| ApiError::NotFound("group"))?;
+    let name: GroupName = existing(name, "group")?;
     let stored = changeable(service, &name)?;
-    for _ in 0..ATTEMPTS {
-        // The generation first: whoever joins the group after that puts off its removal.
+    for _ in 0..WRITE_ATTEMPTS {
+        // The generation is read first: if a user joins the group after that, the removal fails and is
+        // repeated.
         let (read, generation) = read(stored, &name).await?;
-        // Also those that a declared user of the same name hides.
+        // Includes users in Redis that are hidden by a declared user of the same name.
         let users = stored.all_users().await?;
         let mut members = users.iter().filter(|(_, user)| user.groups.contains(&name)).map(|(user, _)| user);
         if let Some(first) = members.next() {
             return Err(ApiError::InUse(members.count() + 1, first.to_string()));
         }
         match stored.remove_group(&name, &read, generation).await? {
-            Written::Done => {
+            WriteOutcome::Done => {
                 log::info!(group:% = name; "group removed");
                 return Ok(());
             }
-            Written::Missing => return Err(ApiError::NotFound("group")),
-            Written::Differs | Written::NoGroup(_) => {}
+            WriteOutcome::Missing => return Err(ApiError::NotFound("group")),
+            WriteOutcome::Differs | WriteOutcome::NoGroup(_) => {}
         }
     }
     Err(ApiError::Contended)
 }
 
-/// The groups in Redis, if `name` may be changed there.
-fn changeable<'a>(service: &'a Service, name: &GroupName) -> Result<&'a Stored, ApiError> {
-    if service.accounts.declared().groups.contains_key(name) {
+/// The groups in Redis, unless `name` is a declared group.
+fn changeable<'a>(service: &'a Service, name: &GroupName) -> Result<&'a StoredAccounts, ApiError> {
+    if service.accounts.declared.current().groups.contains_key(name) {
         return Err(ApiError::Declarative("group"));
     }
-    service.accounts.stored.as_ref().ok_or(ApiError::NoRedis)
+    stored(service)
 }
 
-async fn read(stored: &Stored, name: &GroupName) -> Result<(Read<Policy>, u64), ApiError> {
+async fn read(
+    stored: &StoredAccounts,
+    name: &GroupName,
+) -> Result<(StoredRecord<AccountPolicy>, u64), ApiError> {
     let (read, generation) = stored.group(name).await?;
     Ok((read.ok_or(ApiError::NotFound("group"))?, generation))
 }
 
-/// A group as a body says it; `null` is what is not set.
-fn group(mut body: Map<String, Value>) -> Result<Policy, ApiError> {
+/// Parses the properties of a group; `null` means not set.
+fn parse_group(mut body: Map<String, Value>) -> Result<AccountPolicy, ApiError> {
     body.retain(|_, value| !value.is_null());
     from_fields(body).map_err(invalid)
 }

@@ -1,4 +1,4 @@
-//! `POST /v1/authenticate`: whether a login is right, and what its user may do.
+//! `POST /v1/authenticate`: decides a login and returns the user's account.
 
 use std::time::SystemTime;
 
@@ -10,30 +10,31 @@ use common::{
     registry::LinkError,
 };
 
+use super::shortened;
 use crate::{
-    Service,
     accounts::{
-        cache::Digest,
+        cache::VerificationDigest,
         name::UserName,
-        password::Busy,
+        password::QueueFull,
         stored::StoredError,
         user::{Credential, User, version},
     },
     error::ApiError,
     metrics,
-    throttle::{Attempt, Throttled},
+    service::Service,
+    throttle::{LoginAttempt, Throttled},
 };
 
-/// Why a login is refused, as the log and the metrics tell it.
-enum Refusal {
+/// The reason why a login is refused, for the log and the metrics.
+enum LoginRefusal {
     Rejected(Rejection),
     Throttled(Throttled),
     Busy,
-    /// Whether the name is a user's, or what holds for the user, cannot be known now.
+    /// The user or the user's groups cannot be read now.
     Unavailable(StoredError),
 }
 
-impl Refusal {
+impl LoginRefusal {
     fn as_str(&self) -> &'static str {
         match self {
             Self::Rejected(rejection) => rejection.as_str(),
@@ -44,139 +45,120 @@ impl Refusal {
     }
 }
 
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
+impl From<LoginRefusal> for ApiError {
+    fn from(refusal: LoginRefusal) -> Self {
         match refusal {
-            Refusal::Rejected(rejection) => Self::InvalidCredentials(rejection),
-            Refusal::Throttled(Throttled { wait, .. }) => Self::Throttled { wait },
-            Refusal::Busy => Self::Busy,
-            Refusal::Unavailable(StoredError::Link(error @ (LinkError::Away | LinkError::Denied))) => {
+            LoginRefusal::Rejected(rejection) => Self::InvalidCredentials(rejection),
+            LoginRefusal::Throttled(Throttled { wait, .. }) => Self::Throttled { wait },
+            LoginRefusal::Busy => Self::Busy,
+            LoginRefusal::Unavailable(StoredError::Link(error @ (LinkError::Away | LinkError::Denied))) => {
                 Self::Undecided(error)
             }
-            // The log has it, beside the login.
-            Refusal::Unavailable(_) => Self::Unusable,
+            // The line about the login in the log contains the error.
+            LoginRefusal::Unavailable(_) => Self::UnreadableAccount,
         }
     }
 }
 
-impl From<Throttled> for Refusal {
+impl From<Throttled> for LoginRefusal {
     fn from(throttled: Throttled) -> Self {
-        metrics::throttled(throttled.by);
+        metrics::throttled(throttled.kind.as_str());
         Self::Throttled(throttled)
     }
 }
 
-impl From<Busy> for Refusal {
-    fn from(_: Busy) -> Self {
+impl From<QueueFull> for LoginRefusal {
+    fn from(_: QueueFull) -> Self {
         Self::Busy
     }
 }
 
-/// Decides one login, and says so in the log.
+/// An accepted login.
+struct AcceptedLogin {
+    account: Account,
+    /// The entry of the user's `certificates` that matched. `None`: the password was right.
+    rule: Option<String>,
+}
+
+/// Proof that the client is the user.
+enum LoginProof<'a> {
+    /// This entry of the user's `certificates` matches.
+    Certificate(&'a CertificateRule),
+    /// The password is right. The digest is for the cache, if argon2 was computed.
+    Password(Option<VerificationDigest>),
+}
+
+/// Returns whether authd can decide logins at this time, for a node's readiness.
+///
+/// # Errors
+/// Redis cannot be reached and no user is declared.
+pub fn probe(service: &Service) -> Result<(), ApiError> {
+    if service.accounts.can_decide_logins() { Ok(()) } else { Err(ApiError::NoLogins) }
+}
+
+/// Decides a login, counts it and logs it.
 ///
 /// # Errors
 /// The login is refused.
 pub async fn authenticate(service: &Service, request: AuthenticateRequest) -> Result<Account, ApiError> {
     let decision = decide(service, &request).await;
-    let result = decision.as_ref().map_or_else(Refusal::as_str, |_| "accepted");
+    let result = decision.as_ref().map_or_else(LoginRefusal::as_str, |_| "accepted");
     metrics::login(result);
-    // A name that is none may be long; the log shows its beginning.
-    let user: String = request.user.chars().take(64).collect();
-    let AuthenticateRequest { address, node, session, tls, .. } = &request;
-    match &decision {
-        // The node may still refuse the login, for a limit or for its storage.
-        Ok(Accepted { rule: Some(rule), .. }) => {
+    log_decision(&request, result, &decision);
+    Ok(decision?.account)
+}
+
+fn log_decision(request: &AuthenticateRequest, result: &str, decision: &Result<AcceptedLogin, LoginRefusal>) {
+    let user = shortened(&request.user);
+    let AuthenticateRequest { address, node, session, tls, .. } = request;
+    match decision {
+        // "accepted" is not "logged in": the node may still refuse, for a limit or because of its storage.
+        Ok(AcceptedLogin { rule: Some(rule), .. }) => {
             let key = request.client_certificate.as_ref().map(|shown| shown.key.to_string());
-            let subject = subject(&request);
+            let subject = certificate_subject(request);
             log::info!(
-                user, address:%, node:%, session:%, tls, result, subject = subject.as_deref(), key = key.as_deref(), rule = rule.as_str();
+                user, address:%, node:%, session:%, tls, result, subject = subject.as_deref(),
+                key = key.as_deref(), rule = rule.as_str();
                 "client certificate accepted"
             );
         }
         Ok(_) => log::info!(user, address:%, node:%, session:%, tls, result; "credentials accepted"),
-        Err(Refusal::Throttled(throttled)) => {
-            let (by, wait) = (throttled.by.as_str(), throttled.wait.as_secs_f64());
+        Err(LoginRefusal::Throttled(throttled)) => {
+            let (by, wait) = (throttled.kind.as_str(), throttled.wait.as_secs_f64());
             log::warn!(user, address:%, node:%, session:%, tls, result, by, wait; "login refused");
         }
-        Err(refusal) => {
-            match refusal {
-                // The link's log says that Redis is away; what else it is must be put right.
-                Refusal::Unavailable(error) if !matches!(error, StoredError::Link(_)) => {
-                    let error = chain(error);
-                    log::error!(user, address:%, node:%, session:%, tls, result, error; "login refused");
-                }
-                _ => log::warn!(user, address:%, node:%, session:%, tls, result; "login refused"),
-            }
+        // The Redis link logs its own errors. All others need the operator.
+        Err(LoginRefusal::Unavailable(error)) if !matches!(error, StoredError::Link(_)) => {
+            let error = chain(error);
+            log::error!(user, address:%, node:%, session:%, tls, result, error; "login refused");
         }
+        Err(_) => log::warn!(user, address:%, node:%, session:%, tls, result; "login refused"),
     }
-    Ok(decision?.account)
 }
 
-/// The subject of the certificate that the node has verified, as text.
-fn subject(request: &AuthenticateRequest) -> Option<String> {
+/// The subject of the verified client certificate, as text.
+fn certificate_subject(request: &AuthenticateRequest) -> Option<String> {
     let shown = request.client_certificate.as_ref();
     let subject = shown.and_then(|shown: &ClientCertificate| shown.subject.as_ref());
     subject.map(ToString::to_string).or_else(|| request.certificate.clone())
 }
 
-/// A login that is right.
-struct Accepted {
-    account: Account,
-    /// The entry of `certificates` by which it is, if not by the password.
-    rule: Option<String>,
-}
-
-/// What shows that the client is the user.
-enum Proof<'a> {
-    /// This entry of the user's `certificates` matches.
-    Certificate(&'a CertificateRule),
-    /// The password, and how to remember it if it had to be computed.
-    Password(Option<Digest>),
-}
-
-async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Accepted, Refusal> {
+async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<AcceptedLogin, LoginRefusal> {
+    let declared = &service.accounts.declared;
     let name: Option<UserName> = request.user.parse().ok();
-    let name = name.map(|name| service.accounts.canonical(name));
-    // Any password is right for the anonymous user: there is nothing to guess.
-    let guessed = name.as_ref().filter(|name| !service.accounts.is_anonymous(name));
-    let attempt = Attempt { user: guessed, address: request.address };
+    let name = name.map(|name| declared.canonical_name(name));
+    // The anonymous user may give any password, so failures of that name are not guesses and do not count.
+    let counted = name.as_ref().filter(|name| !declared.is_anonymous(name));
+    let attempt = LoginAttempt { user: counted, address: request.address };
     service.throttle.check(attempt).await?;
-    let found = match &name {
+    let user = match &name {
         None => None,
-        Some(name) => {
-            let (found, generation) = service.accounts.find(name).await.map_err(Refusal::Unavailable)?;
-            if let Some(generation) = generation {
-                service.cache.observe(generation);
-            }
-            found.map(|found| (name, found.user))
-        }
+        Some(name) => find_user(service, name).await?.map(|user| (name, user)),
     };
-    let verdict = match &found {
-        Some((name, user)) => match prove(service, name, user, request).await? {
-            None => Err(Rejection::WrongPassword),
-            Some(_) if !user.enabled => Err(Rejection::Disabled),
-            Some(proof) => {
-                // Without one of the groups nobody knows what it would have forbidden.
-                let effective = service.accounts.effective(user).await.map_err(Refusal::Unavailable)?;
-                match effective.access.check(request.address, SystemTime::now()) {
-                    Ok(()) => {
-                        let home = user.home.as_str().to_owned();
-                        let rule = match &proof {
-                            Proof::Certificate(rule) => Some(*rule),
-                            Proof::Password(_) => None,
-                        };
-                        let version = Some(version(user, rule));
-                        let account = effective.account(name.to_string(), home, user.admin);
-                        let quota_directory = service.accounts.quota_directory(name);
-                        Ok((Account { version, quota_directory, ..account }, proof))
-                    }
-                    Err(UnmetCondition::Address) => Err(Rejection::AddressNotAllowed),
-                    Err(UnmetCondition::Time) => Err(Rejection::TimeNotAllowed),
-                }
-            }
-        },
+    let verdict = match &user {
+        Some((name, user)) => verify(service, name, user, request).await?,
         None => {
-            // The computation takes as long as for a user, so that its time does not tell.
+            // Takes as long as for an existing user, so that the duration does not reveal which names exist.
             let user = name.as_ref().map_or(request.user.as_str(), UserName::as_str);
             service.passwords.verify_unknown(&request.password, user).await?;
             Err(Rejection::UnknownUser)
@@ -186,59 +168,103 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
         Ok((account, proof)) => {
             service.throttle.succeeded(attempt).await?;
             let rule = match proof {
-                Proof::Certificate(rule) => Some(rule.to_string()),
-                Proof::Password(digest) => {
-                    // Only now: the time of the next answer would tell that the password of a login that was
-                    // refused for another reason is right.
+                LoginProof::Certificate(rule) => Some(rule.to_string()),
+                LoginProof::Password(digest) => {
+                    // The digest is cached only for accepted logins. Otherwise the short duration of the
+                    // next response would reveal that the password is right although the login is refused
+                    // for another reason.
                     if let Some(digest) = digest {
                         service.cache.insert(digest);
                     }
                     None
                 }
             };
-            Ok(Accepted { account, rule })
+            Ok(AcceptedLogin { account, rule })
         }
         Err(rejection) => {
             service.throttle.failed(attempt).await?;
-            Err(Refusal::Rejected(rejection))
+            Err(LoginRefusal::Rejected(rejection))
         }
     }
 }
 
-/// The entry of the user's `certificates` that matches the certificate which the node has verified.
+/// Finds the user, and clears the password cache if accounts in Redis have changed.
+async fn find_user(service: &Service, name: &UserName) -> Result<Option<User>, LoginRefusal> {
+    let (found, generation) = service.accounts.find(name).await.map_err(LoginRefusal::Unavailable)?;
+    if let Some(generation) = generation {
+        service.cache.observe(generation);
+    }
+    Ok(found.map(|found| found.user))
+}
+
+/// Verifies the proof of an existing user, then the user's login conditions.
+async fn verify<'a>(
+    service: &Service,
+    name: &UserName,
+    user: &'a User,
+    request: &AuthenticateRequest,
+) -> Result<Result<(Account, LoginProof<'a>), Rejection>, LoginRefusal> {
+    let Some(proof) = prove(service, name, user, request).await? else {
+        return Ok(Err(Rejection::WrongPassword));
+    };
+    if !user.enabled {
+        return Ok(Err(Rejection::Disabled));
+    }
+    // If a group is missing, its restrictions are unknown, and the login must be refused.
+    let effective = service.accounts.effective(user).await.map_err(LoginRefusal::Unavailable)?;
+    match effective.access.check(request.address, SystemTime::now()) {
+        Ok(()) => {}
+        Err(UnmetCondition::Address) => return Ok(Err(Rejection::AddressNotAllowed)),
+        Err(UnmetCondition::Time) => return Ok(Err(Rejection::TimeNotAllowed)),
+    }
+    let rule = match &proof {
+        LoginProof::Certificate(rule) => Some(*rule),
+        LoginProof::Password(_) => None,
+    };
+    let account = Account {
+        version: Some(version(user, rule)),
+        quota_directory: service.accounts.declared.quota_directory(name),
+        ..effective.account(name.to_string(), user.home.as_str().to_owned(), user.admin)
+    };
+    Ok(Ok((account, proof)))
+}
+
+/// Checks the client certificate, then the password. `None`: neither is right.
+async fn prove<'a>(
+    service: &Service,
+    name: &UserName,
+    user: &'a User,
+    request: &AuthenticateRequest,
+) -> Result<Option<LoginProof<'a>>, QueueFull> {
+    if let Some(rule) = matching_rule(user, request) {
+        return Ok(Some(LoginProof::Certificate(rule)));
+    }
+    let hash = match &user.credential {
+        Credential::AnyPassword => return Ok(Some(LoginProof::Password(None))),
+        Credential::Hash(hash) => hash,
+    };
+    // The digest includes the hash that was just read, so a cached entry is as good as a computation.
+    let digest = service.cache.digest(name, hash, &request.password);
+    if service.cache.contains(&digest) {
+        metrics::cache_hit();
+        return Ok(Some(LoginProof::Password(None)));
+    }
+    let right = service.passwords.verify(&request.password, hash).await?;
+    Ok(right.then_some(LoginProof::Password(Some(digest))))
+}
+
+/// The first entry of the user's `certificates` that matches the certificate. The node has verified the
+/// certificate.
 fn matching_rule<'a>(user: &'a User, request: &AuthenticateRequest) -> Option<&'a CertificateRule> {
     let mut rules = user.certificates.iter();
     match (&request.client_certificate, &request.certificate) {
         (Some(certificate), _) => rules.find(|rule| rule.matches(certificate)),
-        // The text of an older node: any other one may belong to several subjects.
+        // An older node sends the subject as plain text. Only a text that stands for exactly one subject
+        // is accepted.
         (None, Some(text)) => {
             let subject = text.parse::<DistinguishedName>().ok().filter(DistinguishedName::is_plain)?;
             rules.find(|rule| rule.matches_subject(&subject))
         }
         (None, None) => None,
     }
-}
-
-/// `None`: neither a certificate nor the password is the user's.
-async fn prove<'a>(
-    service: &Service,
-    name: &UserName,
-    user: &'a User,
-    request: &AuthenticateRequest,
-) -> Result<Option<Proof<'a>>, Busy> {
-    if let Some(rule) = matching_rule(user, request) {
-        return Ok(Some(Proof::Certificate(rule)));
-    }
-    let hash = match &user.credential {
-        Credential::AnyPassword => return Ok(Some(Proof::Password(None))),
-        Credential::Hash(hash) => hash,
-    };
-    // Keyed by the hash as it is in this look-up, an entry cannot say more than a computation.
-    let digest = service.cache.digest(name, hash, &request.password);
-    if service.cache.contains(&digest) {
-        metrics::cache_hit();
-        return Ok(Some(Proof::Password(None)));
-    }
-    let right = service.passwords.verify(&request.password, hash).await?;
-    Ok(right.then_some(Proof::Password(Some(digest))))
 }

@@ -1,5 +1,6 @@
--- Forgets failures. Returns 1 if they made others wait now.
--- KEYS: the bans, the failures; ARGV: whose they are
+-- Forgets the failures of a user or an address. Returns 1 if a ban was in effect, otherwise 0.
+-- KEYS: the bans (sorted set), the failures (hash)
+-- ARGV: the member of the sorted set
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local ends = tonumber(redis.call('HGET', KEYS[2], 'until') or 0)

@@ -1,4 +1,4 @@
-//! The counts of the whole cluster, in Redis: each step is one script, by Redis's clock.
+//! The counters of the whole cluster in Redis. Each step is one script that uses Redis's clock.
 
 use std::time::Duration;
 
@@ -8,11 +8,14 @@ use common::{
 };
 use redis::{Script, cmd};
 
-use super::{Attempt, Ban, By, Outcome, Step, Subject, ThrottleLimits, Throttled};
+use super::{
+    ban::{Ban, BanKind, BanSubject},
+    step::{LoginAttempt, StepOutcome, ThrottleLimits, ThrottleStep, Throttled},
+};
 use crate::accounts::name::UserName;
 
-/// The throttle of all authd instances together.
-pub struct Shared {
+/// The counters of all authd instances together.
+pub struct SharedCounters {
     link: RedisLink,
     keys: Keys,
     step: Script,
@@ -20,17 +23,8 @@ pub struct Shared {
     lift: Script,
 }
 
-impl Step {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Check => "check",
-            Self::Failed => "failed",
-            Self::Succeeded => "succeeded",
-        }
-    }
-}
-
-impl Shared {
+impl SharedCounters {
+    /// Counters in the Redis behind `link`.
     pub fn new(link: RedisLink, keys: Keys) -> Self {
         Self {
             link,
@@ -41,13 +35,13 @@ impl Shared {
         }
     }
 
-    /// The attempt's address is a subject's.
+    /// Carries out a step. The attempt's address must be that of a [`BanSubject`].
     pub async fn step(
         &self,
-        step: Step,
-        attempt: Attempt<'_>,
+        step: ThrottleStep,
+        attempt: LoginAttempt<'_>,
         limits: &ThrottleLimits,
-    ) -> Result<Outcome, LinkError> {
+    ) -> Result<StepOutcome, LinkError> {
         let mut call = self.step.key(self.keys.bans());
         call.key(self.keys.failures_of_address(attempt.address));
         let user = attempt.user.map_or("", |user| user.as_str());
@@ -61,48 +55,55 @@ impl Shared {
         call.arg(limits.free_of_address).arg(limits.free_of_user);
         call.arg(milliseconds(limits.known_time)).arg(limits.known_addresses);
         call.arg(attempt.address.to_string()).arg(user);
-        let (wait, by, address, user): (u64, u32, u64, u64) = self.link.script(&call).await?;
-        let by = [None, Some(By::Address), Some(By::User)].get(by as usize).copied().flatten();
-        Ok(Outcome {
-            throttled: by.map(|by| Throttled { wait: Duration::from_millis(wait), by }),
+        let (wait, kind, address, user): (u64, u32, u64, u64) = self.link.script(&call).await?;
+        let kind = match kind {
+            1 => Some(BanKind::Address),
+            2 => Some(BanKind::User),
+            _ => None,
+        };
+        Ok(StepOutcome {
+            throttled: kind.map(|kind| Throttled { wait: Duration::from_millis(wait), kind }),
             began: [address, user].map(|time| (time > 0).then(|| Duration::from_millis(time))),
         })
     }
 
-    /// What is no ban is skipped.
+    /// The bans in effect. Malformed entries are skipped.
     pub async fn bans(&self) -> Result<Vec<Ban>, LinkError> {
         let mut call = self.bans.prepare_invoke();
         let found: Vec<(Vec<u8>, f64)> = self.link.script(call.key(self.keys.bans())).await?;
         let ban = |(member, until): (Vec<u8>, f64)| {
             let member = String::from_utf8(member).ok()?;
             let subject = match member.split_once(':')? {
-                ("address", address) => Subject::address(address).ok()?,
-                ("user", name) => Subject::User(name.parse().ok()?),
+                ("address", address) => BanSubject::address(address).ok()?,
+                ("user", name) => BanSubject::User(name.parse().ok()?),
                 _ => return None,
             };
-            // A score beyond that is nobody's, and saturates.
+            // The scores that authd writes are exact. Another score saturates.
             Some(Ban { subject, until: until as u64 })
         };
         Ok(found.into_iter().filter_map(ban).collect())
     }
 
-    pub async fn lift(&self, subject: &Subject) -> Result<bool, LinkError> {
+    /// Forgets the failures of a subject. Returns true if a ban was in effect.
+    pub async fn lift(&self, subject: &BanSubject) -> Result<bool, LinkError> {
         let (failures, member) = match subject {
-            Subject::Address(address) => {
+            BanSubject::Address(address) => {
                 (self.keys.failures_of_address(*address), format!("address:{address}"))
             }
-            Subject::User(name) => (self.keys.failures_of_user(name.as_str()), format!("user:{name}")),
+            BanSubject::User(name) => (self.keys.failures_of_user(name.as_str()), format!("user:{name}")),
         };
         let mut call = self.lift.key(self.keys.bans());
         call.key(failures).arg(member);
         self.link.script(&call).await
     }
 
+    /// Forgets the user's known addresses.
     pub async fn forget_addresses(&self, user: &UserName) -> Result<(), LinkError> {
         self.link.query(cmd("DEL").arg(self.keys.known_addresses(user.as_str()))).await
     }
 }
 
+/// At least 1: Redis rejects an expiry of 0.
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }

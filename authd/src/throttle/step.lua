@@ -1,14 +1,19 @@
--- Counts failed logins. Returns {milliseconds to wait, whose failures say so (0: nobody's, 1: the
--- address's, 2: the user's), milliseconds that others wait from now on for the address, for the user}.
--- KEYS: the bans (sorted set), the address's failures (hash), and where there is such a name the
--- user's failures (hash) and known addresses (sorted set)
--- ARGV: check, failed or succeeded; delay, longest delay, memory of failures (all ms); free failures
--- of an address, of a user; how long an address is known (ms), how many are; the address, the user
+-- Carries out a step of a login attempt.
+-- Returns {
+--   remaining time of the ban in effect (ms),
+--   its kind (0: no ban, 1: of the address, 2: of the user),
+--   duration of the ban of the address that begins with this step (ms; 0: none),
+--   the same for the ban of the user }
+-- KEYS: the bans (sorted set), the address's failures (hash); for a valid user name also the user's
+--   failures (hash) and the user's known addresses (sorted set)
+-- ARGV: 1 'check', 'failed' or 'succeeded'; 2 delay, 3 maximum delay, 4 time after which failures are
+--   forgotten (all ms); free failures 5 of an address, 6 of a user; 7 time for which an address stays
+--   known (ms), 8 maximum number of known addresses; 9 the address, 10 the user
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local counts = { { key = KEYS[2], free = ARGV[5], ban = 'address:' .. ARGV[9] } }
--- From where the user logged in of late, strangers' failures do not count, nor does a success undo
--- them.
+-- From a known address, the user's failures neither ban the login nor are they counted, and a success
+-- does not reset them.
 if KEYS[3] and (tonumber(redis.call('ZSCORE', KEYS[4], ARGV[9]) or 0)) + ARGV[7] <= now then
   counts[2] = { key = KEYS[3], free = ARGV[6], ban = 'user:' .. ARGV[10] }
 end
@@ -19,8 +24,8 @@ for i, count in ipairs(counts) do
     wait, by = left, i
   end
 end
--- A login that was let in beside others, and ends when one of those has closed the door, learns
--- nothing: that many guesses at once are not worth more than one after the other.
+-- A ban takes precedence over the result of the login. So of many concurrent attempts, those that end
+-- after the ban began learn nothing: concurrent guesses have no advantage over successive ones.
 if ARGV[1] == 'check' or wait > 0 then
   return { wait, by, 0, 0 }
 end
@@ -34,17 +39,18 @@ if ARGV[1] == 'failed' then
       redis.call('HSET', count.key, 'until', ends)
       redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
       redis.call('ZADD', KEYS[1], ends, count.ban)
-      -- The list is for people; the rest of a longer one still holds.
+      -- The list of bans is only for administrators, at most 100,000 entries. Bans that are not on it
+      -- still apply.
       redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -100001)
-      -- None lasts longer than this from its beginning.
+      -- No ban lasts longer than the maximum delay.
       redis.call('PEXPIRE', KEYS[1], ARGV[3])
       began[i] = delay
     end
     redis.call('PEXPIRE', count.key, ARGV[4])
   end
 elseif KEYS[3] then
-  -- The address keeps its count: a client with one right password could otherwise guess another
-  -- user's for ever.
+  -- A success does not reset the address's failures. Otherwise a client with one right password could
+  -- guess the passwords of other users without limit.
   if counts[2] then
     redis.call('DEL', KEYS[3])
     redis.call('ZREM', KEYS[1], counts[2].ban)

@@ -1,4 +1,4 @@
-//! The API for administrators, and that it is what `/openapi.json` says.
+//! The administrators' API, and its agreement with `/openapi.json`.
 
 use std::{
     collections::BTreeSet,
@@ -9,11 +9,7 @@ use std::{
 
 use authd::{
     accounts::user::UserView,
-    handlers::{
-        bans::BanView,
-        groups::GroupView,
-        sessions::{NodeView, SessionView},
-    },
+    handlers::{bans::BanView, groups::GroupView, nodes::NodeView, sessions::SessionView},
 };
 use common::{
     auth_api::{
@@ -29,11 +25,11 @@ use serde_json::{Value, json};
 
 use crate::support::{ADMIN_TOKEN, Authd, NODE_TOKEN, Redis, authenticate, hash};
 
-/// Puts a live node with one session into the registry.
+/// Adds a live node with one session to the registry.
 pub fn put_node(connection: &mut redis::Connection, name: &str, session: &str, user: &str, address: &str) {
     let node = json!({
-        "name": name, "incarnation": u64::MAX, "state": "ready", "slice": [50000, 50003], "control": "127.0.0.1:21",
-        "version": "0.1.0", "since": 1, "sessions": 1, "transfers": 0,
+        "name": name, "incarnation": u64::MAX, "state": "ready", "slice": [50000, 50003],
+        "control": "127.0.0.1:21", "version": "0.1.0", "since": 1, "sessions": 1, "transfers": 0,
     });
     let record = json!({ "id": session, "node": name, "user": user, "address": address, "since": 7 });
     let _: () = connection.sadd("ftp:nodes", name).unwrap();
@@ -41,7 +37,7 @@ pub fn put_node(connection: &mut redis::Connection, name: &str, session: &str, u
     let _: () = connection.hset(format!("ftp:sessions:{name}"), session, record.to_string()).unwrap();
 }
 
-/// Takes a node's commands. At once: one that comes between reading and removing would be lost.
+/// Reads and removes a node's orders in one transaction, so that none is lost in between.
 pub fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
     let key = format!("ftp:commands:{node}");
     let mut take = redis::pipe();
@@ -64,7 +60,7 @@ fn operations(document: &Value) -> Vec<(Method, String, String, Value)> {
 }
 
 #[tokio::test]
-async fn every_described_route_exists_with_its_token_and_no_other_does() {
+async fn openapi_describes_exactly_the_routes_that_exist_and_their_tokens() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     let document = authd.call(Method::GET, "/openapi.json", None, None).await.json();
@@ -99,7 +95,7 @@ async fn every_described_route_exists_with_its_token_and_no_other_does() {
             assert!(concrete != path, "{method} {path}");
             assert!(!answer.json()["message"].as_str().unwrap().contains("path"), "{method} {path}");
         }
-        // Other methods of the same path are refused, naming those that there are.
+        // Other methods of the path are refused, and `Allow` names the supported ones.
         let other = authd.call(Method::PUT, concrete, right, None).await;
         assert_eq!(other.error(), (405, "method_not_allowed".to_owned()), "{path}");
         assert!(other.headers["allow"].to_str().unwrap().contains(method.as_str()), "{path}");
@@ -113,7 +109,7 @@ async fn every_described_route_exists_with_its_token_and_no_other_does() {
 }
 
 #[tokio::test]
-async fn the_described_bodies_are_those_of_the_types() {
+async fn openapi_describes_exactly_the_fields_of_the_types() {
     let authd = Authd::start(&[]);
     let document = authd.call(Method::GET, "/openapi.json", None, None).await.json();
     let schemas = &document["components"]["schemas"];
@@ -132,7 +128,8 @@ async fn the_described_bodies_are_those_of_the_types() {
         "permissions": Permissions::default(), "denied_names": ["*.exe"],
         "directories": [{ "path": "/in", "permissions": { "list": true } }],
         "folders": [{ "path": "/a", "target": "/b" }],
-        "limits": { "sessions": 1, "sessions_per_address": 1, "transfers": 1 }, "quota": { "bytes": 1, "files": 1 },
+        "limits": { "sessions": 1, "sessions_per_address": 1, "transfers": 1 },
+        "quota": { "bytes": 1, "files": 1 },
         "bandwidth": { "upload": 1, "download": 1, "session_upload": 1, "session_download": 1 },
         "uploads": "atomic", "tls": { "control": true, "data": true, "close_notify": false },
         "access": { "allow_from": [], "deny_from": [], "hours": [] },
@@ -164,7 +161,7 @@ async fn the_described_bodies_are_those_of_the_types() {
     }
     assert_eq!(described("Directory"), keys(&user["directories"][0]));
     assert_eq!(described("Folder"), keys(&user["folders"][0]));
-    // What can be sent is what is shown, without what is not set but found.
+    // A request takes the same fields as the response, except those that authd determines.
     let mut sent = described("User");
     for shown in ["source", "effective", "override"] {
         sent.remove(shown);
@@ -215,13 +212,12 @@ async fn the_described_bodies_are_those_of_the_types() {
     }))
     .unwrap();
     let node = serde_json::to_value(NodeView::from(node)).unwrap();
-    assert_eq!(described("FailingDependency"), keys(&node["failing"][0]));
+    assert_eq!(described("Failing"), keys(&node["failing"][0]));
     assert_eq!(described("Node"), of(node));
     let readiness = authd.call(Method::GET, "/readyz", None, None).await.json();
     assert_eq!(described("Readiness"), of(readiness));
 
-    // Every code that the document names is one, and every one there is is named: serde's message
-    // for an unknown one lists them all.
+    // The document contains exactly the existing codes: serde's message for an unknown code lists all.
     let message = serde_json::from_str::<ErrorCode>("\"nonsense\"").unwrap_err().to_string();
     let codes = schemas["Error"]["properties"]["error"]["enum"].as_array().unwrap();
     for code in codes {
@@ -231,7 +227,7 @@ async fn the_described_bodies_are_those_of_the_types() {
 }
 
 #[tokio::test]
-async fn a_user_is_made_shown_changed_and_removed() {
+async fn user_is_created_shown_changed_and_removed() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users.toml");
@@ -298,7 +294,7 @@ async fn a_user_is_made_shown_changed_and_removed() {
 }
 
 #[tokio::test]
-async fn a_user_who_is_disabled_changed_or_removed_loses_all_sessions() {
+async fn sessions_end_when_a_user_is_disabled_or_removed_or_gets_a_new_password() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     let mut connection = redis.connection();
@@ -322,7 +318,7 @@ async fn a_user_who_is_disabled_changed_or_removed_loses_all_sessions() {
 }
 
 #[tokio::test]
-async fn changes_at_the_same_time_are_all_kept() {
+async fn concurrent_changes_are_all_kept() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     authd.create("ann", "hunter2").await;
@@ -335,7 +331,7 @@ async fn changes_at_the_same_time_are_all_kept() {
         (&user["home"], &user["admin"], &user["uploads"]),
         (&json!("/x"), &json!(true), &json!("atomic"))
     );
-    // Of several makers of one user, one makes it.
+    // Of several concurrent requests to create the same user, one succeeds.
     let body = json!({ "name": "bob", "password": "x" });
     let make = || authd.admin(Method::POST, "/v1/users", Some(&body));
     let (a, b, c) = tokio::join!(make(), make(), make());
@@ -367,7 +363,7 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
         let answer = authd.admin(Method::GET, &format!("/v1/sessions{query}"), None).await;
         assert_eq!(answer.error(), (400, "invalid_request".to_owned()), "{query}");
     }
-    // Times are RFC 3339, and no number is beyond 2^53.
+    // Times are RFC 3339, and numbers are below 2^53.
     let sessions = authd.admin(Method::GET, "/v1/sessions", None).await.json();
     assert_eq!(sessions[0]["since"], "1970-01-01T00:00:07Z");
     let nodes = authd.admin(Method::GET, "/v1/nodes", None).await.json();
@@ -388,7 +384,7 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
         assert_eq!((&shown[0]["state"], &shown[0]["failing"]), (&json!(state), &failing));
     }
 
-    // A node that does not react: told, and no more.
+    // A node that does not carry out the order.
     let end = json!({ "command": "end_session", "session": "00112233445566aa" });
     let shown = authd.admin(Method::GET, "/v1/sessions/00112233445566aa", None).await.json();
     assert_eq!((&shown["user"], &shown["ending"]), (&json!("ann"), &json!(false)));
@@ -397,7 +393,7 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
     let shown = authd.admin(Method::GET, "/v1/sessions/00112233445566aa", None).await.json();
     assert!(shown["ending"] == true && shown["ending_since"].is_string(), "{shown}");
     assert_eq!(commands(&mut connection, "ftp-1"), [end]);
-    // One that does.
+    // A node that carries out the order.
     let node = async {
         let (mut connection, deadline) =
             (redis.connection(), tokio::time::Instant::now() + Duration::from_secs(20));
@@ -422,7 +418,7 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
 }
 
 #[tokio::test]
-async fn without_tokens_or_redis_the_answers_say_so() {
+async fn missing_tokens_or_redis_get_401_or_503() {
     let bare = Authd::start_bare(&[]);
     for token in [None, Some(""), Some(NODE_TOKEN)] {
         let body = authenticate("demo", "x", "192.0.2.1");
@@ -438,7 +434,7 @@ async fn without_tokens_or_redis_the_answers_say_so() {
 }
 
 #[tokio::test]
-async fn bodies_have_limits_and_must_be_what_the_route_takes() {
+async fn oversized_and_invalid_bodies_are_refused() {
     let authd = Authd::start(&[]);
     let big = json!({ "user": "x".repeat(20_000) });
     let answer = authd.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&big)).await;
@@ -451,7 +447,7 @@ async fn bodies_have_limits_and_must_be_what_the_route_takes() {
         let answer = authd.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&body)).await;
         assert_eq!(answer.error(), (400, "invalid_request".to_owned()), "{body}");
     }
-    // A body whose length is not announced is cut off too, by what has come.
+    // A chunked body without a Content-Length is limited, too.
     let mut stream = TcpStream::connect(authd.url.strip_prefix("http://").unwrap()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let head = format!(

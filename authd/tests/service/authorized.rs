@@ -1,4 +1,4 @@
-//! Which sessions of past logins may go on, and the revision that makes nodes ask.
+//! Decisions about past logins, and the revision that makes nodes ask for them.
 
 use std::{fs, time::Duration};
 
@@ -13,7 +13,7 @@ async fn ask(authd: &Authd, logins: &[Value]) -> Answer {
     authd.call(Method::POST, "/v1/authorized", Some(NODE_TOKEN), Some(&body)).await
 }
 
-/// The decision about each login: the reason of an end, otherwise the decision itself.
+/// The decision about each login: the reason why its sessions must end, otherwise the decision itself.
 async fn decisions(authd: &Authd, logins: &[Value]) -> Vec<String> {
     let answer = ask(authd, logins).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
@@ -28,18 +28,18 @@ async fn decisions(authd: &Authd, logins: &[Value]) -> Vec<String> {
 async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = tokio::time::Instant::now() + Duration::from_secs(20);
     while !condition().await {
-        assert!(tokio::time::Instant::now() < end, "never came: {what}");
+        assert!(tokio::time::Instant::now() < end, "did not happen within 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// The revision of the accounts; 0 before authd has set it, and while Redis loads its data.
+/// The revision of the accounts. 0 before authd has set it and while Redis loads its data.
 fn revision(connection: &mut redis::Connection) -> u64 {
     connection.get::<_, Option<u64>>("ftp:revision").ok().flatten().unwrap_or(0)
 }
 
 #[tokio::test]
-async fn a_past_login_is_judged_by_what_holds_now_without_argon2() {
+async fn past_logins_are_decided_by_the_current_account_without_argon2() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     authd.create("ann", "hunter2").await;
@@ -77,11 +77,11 @@ async fn a_past_login_is_judged_by_what_holds_now_without_argon2() {
     assert_eq!(authd.admin(Method::DELETE, "/v1/users/ann", None).await.status, 204);
     assert_eq!(decisions(&authd, &logins[..2]).await, ["removed", "removed"]);
     let log = authd.log();
-    assert!(log.contains("sessions may not stay") && !log.contains("argon2id"), "{log}");
+    assert!(log.contains("the sessions of a past login must end") && !log.contains("argon2id"), "{log}");
 }
 
 #[tokio::test]
-async fn a_condition_of_a_group_ends_sessions_of_its_members() {
+async fn login_conditions_of_a_group_end_sessions_of_its_members() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     let group = json!({ "name": "staff" });
@@ -98,7 +98,7 @@ async fn a_condition_of_a_group_ends_sessions_of_its_members() {
 }
 
 #[tokio::test]
-async fn without_redis_declared_users_are_judged_and_others_undecided() {
+async fn without_redis_only_past_logins_of_declared_users_are_decided() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users.toml");
@@ -117,7 +117,7 @@ async fn without_redis_declared_users_are_judged_and_others_undecided() {
 }
 
 #[tokio::test]
-async fn a_request_has_bounds() {
+async fn requests_with_too_many_or_malformed_logins_are_refused() {
     let authd = Authd::start(&[]);
     let login = json!({ "user": "a", "address": "::1" });
     assert_eq!(ask(&authd, &vec![login.clone(); 256]).await.status, 200);
@@ -129,7 +129,7 @@ async fn a_request_has_bounds() {
 }
 
 #[tokio::test]
-async fn the_revision_advances_with_each_change_that_takes_something_away() {
+async fn revision_advances_with_each_change_that_may_revoke_logins() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users.toml");
@@ -165,7 +165,7 @@ async fn the_revision_advances_with_each_change_that_takes_something_away() {
     declare(&["fixed"]);
     authd.hangup();
     advances("the users file changes", &mut connection).await;
-    // Whatever stands there.
+    // A value of another type is replaced.
     let () = connection.del("ftp:revision").unwrap();
     let () = connection.lpush("ftp:revision", "x").unwrap();
     drop(connection);
@@ -177,7 +177,8 @@ async fn the_revision_advances_with_each_change_that_takes_something_away() {
     })
     .await;
 
-    // A change while Redis is away is made up for, and the addresses that the user was known from are forgotten.
+    // After a change while Redis is away, the revision advances and the known addresses are forgotten as
+    // soon as Redis is back.
     let known = "ftp:known-addresses:another";
     let () = connection.zadd(known, "192.0.2.1", u32::MAX).unwrap();
     let stopped = redis.stop();

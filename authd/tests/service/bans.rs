@@ -1,4 +1,4 @@
-//! Bans: who is exempt, and how they are seen and lifted.
+//! Bans: exemptions, listing and lifting.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,7 +28,7 @@ async fn bans(authd: &Authd) -> Vec<(Value, Value)> {
     bans.as_array().unwrap().iter().map(|ban| (ban["by"].clone(), ban["name"].clone())).collect()
 }
 
-/// What the two kinds of throttle have in common; `two` is `one` where each counts for itself.
+/// Behaviour with and without Redis. `two` is another instance, or the same one if there is no Redis.
 async fn bans_are_listed_and_lifted(one: &Authd, two: &Authd) {
     assert_eq!(bans(one).await, []);
     fail(one, "Ann Smith", "192.0.2.1", 3).await;
@@ -53,7 +53,7 @@ async fn bans_are_listed_and_lifted(one: &Authd, two: &Authd) {
     assert_eq!(one.login_from("Ann Smith", "x", "192.0.2.9").await.status, 403);
     assert_eq!(one.login_from("nobody", "x", "2001:db8:1:2::9").await.status, 429);
     assert_eq!(bans(one).await, expected[1..]);
-    // Any address of the network names it.
+    // Every address of the network stands for the network.
     assert_eq!(lift("address/2001:db8:1:2:ffff::1").await.status, 204);
     assert_eq!(one.login_from("nobody", "x", "2001:db8:1:2::9").await.status, 403);
     assert_eq!(bans(two).await, []);
@@ -88,7 +88,7 @@ async fn without_redis_the_process_lists_and_lifts_its_own_bans() {
 }
 
 #[tokio::test]
-async fn nobody_can_lock_a_user_out_of_where_the_user_logs_in() {
+async fn failures_elsewhere_do_not_ban_a_user_at_known_addresses() {
     let redis = Redis::start();
     let url = redis.url();
     let args = [&["--redis-url", &url], &THROTTLED[..]].concat();
@@ -99,17 +99,17 @@ async fn nobody_can_lock_a_user_out_of_where_the_user_logs_in() {
     fail(&two, "ann", "198.51.100.1", 3).await;
     for _ in 0..3 {
         assert_eq!(login(&two, "192.0.2.1").await, 200);
-        // The logins there do not open the door to strangers.
+        // These logins do not lift the ban for other addresses.
         assert_eq!(login(&one, "198.51.100.2").await, 429);
     }
-    // Guessing from there is for the address's count, which no login clears.
+    // Failures from the known address count for the address, and successful logins do not reset them.
     fail(&one, "ann", "192.0.2.1", 5).await;
     assert_eq!(login(&two, "192.0.2.1").await, 429);
     assert_eq!(two.metric("authd_throttled_total{by=\"address\"}").await, 1.0);
 }
 
 #[tokio::test]
-async fn so_many_addresses_of_a_user_are_known_for_so_long() {
+async fn known_addresses_are_limited_in_number_and_time() {
     let redis = Redis::start();
     let url = redis.url();
     let known = ["--throttle-known-addresses", "2", "--throttle-known-time", "5m"];
@@ -118,7 +118,7 @@ async fn so_many_addresses_of_a_user_are_known_for_so_long() {
     let login = async |address: &str| authd.login_from("ann", "hunter2", address).await.status;
     for i in 1..=3 {
         assert_eq!(login(&format!("192.0.2.{i}")).await, 200);
-        // The order of logins is by the millisecond.
+        // Redis orders the logins by milliseconds.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let mut connection = redis.connection();
@@ -129,7 +129,7 @@ async fn so_many_addresses_of_a_user_are_known_for_so_long() {
     for (address, status) in [("192.0.2.1", 429), ("192.0.2.2", 200), ("192.0.2.3", 200)] {
         assert_eq!(login(address).await, status, "{address}");
     }
-    // As if it were long ago.
+    // Simulates a login long ago.
     let _: () = redis::cmd("ZADD").arg(key).arg(1).arg("192.0.2.3").query(&mut connection).unwrap();
     assert_eq!(login("192.0.2.3").await, 429);
 }
@@ -151,9 +151,9 @@ async fn trusted_networks_are_never_banned() {
     assert_eq!(authd.login_from("ann", "hunter2", "10.1.2.3").await.status, 200);
 }
 
-/// Whoever logged in with a password that leaked has no place to go on from when it is changed.
+/// Otherwise an attacker who knew the old password could go on guessing from a known address.
 #[tokio::test]
-async fn addresses_are_known_no_longer_than_the_password_they_were_known_by() {
+async fn known_addresses_are_forgotten_when_the_password_changes() {
     let redis = Redis::start();
     let url = redis.url();
     let dir = tempfile::tempdir().unwrap();
@@ -170,7 +170,7 @@ async fn addresses_are_known_no_longer_than_the_password_they_were_known_by() {
     let change =
         async |method, body: Option<Value>| authd.admin(method, "/v1/users/ann", body.as_ref()).await.status;
 
-    // Another property leaves the addresses known.
+    // A change of another property keeps the known addresses.
     assert_eq!(login("ann", "one").await, 200);
     assert_eq!(change(Method::PATCH, Some(json!({ "home": "/a" }))).await, 200);
     fail(&authd, "ann", "198.51.100.1", 3).await;
@@ -188,7 +188,7 @@ async fn addresses_are_known_no_longer_than_the_password_they_were_known_by() {
     assert_eq!(login("bob", "one").await, 200);
     declare("two");
     authd.hangup();
-    let line = "the user's sessions are to end";
+    let line = "ending the sessions of a user who was changed in the users file";
     eventually(line, async || authd.log().contains(line)).await;
     fail(&authd, "bob", "198.51.100.3", 3).await;
     assert_eq!(login("bob", "two").await, 429);

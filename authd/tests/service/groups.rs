@@ -1,5 +1,4 @@
-//! Groups: what they give their users, and what becomes of users whose group is not there. The
-//! anonymous user.
+//! Groups: their effect on their members, and users whose group is missing. The anonymous user.
 
 use std::fs;
 
@@ -10,18 +9,21 @@ use serde_json::{Value, json};
 use crate::support::{Authd, Redis, command, eventually, hash};
 
 #[tokio::test]
-async fn a_user_is_what_it_sets_then_what_its_groups_set_in_their_order() {
+async fn account_fields_come_from_the_user_then_from_its_groups_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users.toml");
     let text = format!(
         "[groups.partners]\npermissions = {{ delete = false, rename = false }}\nquota = {{ bytes = 1000 }}\n\
-         bandwidth = {{ upload = 5000 }}\nuploads = \"atomic\"\ntls = {{ control = true, close_notify = false }}\n\
+         bandwidth = {{ upload = 5000 }}\nuploads = \"atomic\"\n\
+         tls = {{ control = true, close_notify = false }}\n\
          denied_names = [\"*.exe\"]\nlimits = {{ sessions = 5 }}\n\
          [[groups.partners.directories]]\npath = \"/out\"\npermissions = {{ upload = false }}\n\
-         [groups.office]\nquota = {{ bytes = 7, files = 9 }}\naccess = {{ allow_from = [\"192.0.2.0/24\"] }}\n\
+         [groups.office]\nquota = {{ bytes = 7, files = 9 }}\n\
+         access = {{ allow_from = [\"192.0.2.0/24\"] }}\n\
          folders = [{{ path = \"/shared\", target = \"/company\" }}]\n\
          [users.ann]\npassword_hash = \"{}\"\ngroups = [\"partners\", \"office\"]\n\
-         permissions = {{ delete = true }}\nlimits = {{ sessions_per_address = 2 }}\ndenied_names = [\"*.bat\"]\n\
+         permissions = {{ delete = true }}\nlimits = {{ sessions_per_address = 2 }}\n\
+         denied_names = [\"*.bat\"]\n\
          [[users.ann.directories]]\npath = \"/out/mine\"\n",
         hash("hunter2"),
     );
@@ -57,7 +59,7 @@ async fn a_user_is_what_it_sets_then_what_its_groups_set_in_their_order() {
 }
 
 #[tokio::test]
-async fn a_group_of_the_api_holds_for_the_next_login_and_goes_when_nobody_is_in_it() {
+async fn changed_group_applies_to_the_next_login_and_only_an_empty_group_can_be_removed() {
     let redis = Redis::start();
     let args = ["--redis-url", &redis.url()];
     let (one, two) = (Authd::start(&args), Authd::start(&args));
@@ -103,7 +105,7 @@ async fn a_group_of_the_api_holds_for_the_next_login_and_goes_when_nobody_is_in_
 }
 
 #[tokio::test]
-async fn of_a_user_joining_and_the_group_going_at_the_same_time_one_is_refused() {
+async fn joining_and_removing_a_group_concurrently_refuses_one_of_them() {
     let redis = Redis::start();
     let args = ["--redis-url", &redis.url()];
     let (one, two) = (Authd::start(&args), Authd::start(&args));
@@ -130,7 +132,7 @@ async fn of_a_user_joining_and_the_group_going_at_the_same_time_one_is_refused()
 }
 
 #[tokio::test]
-async fn whoever_has_lost_a_group_cannot_log_in_and_the_log_says_which() {
+async fn user_with_a_missing_group_cannot_log_in_and_the_log_names_the_group() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     let group = json!({ "name": "partners", "permissions": { "delete": false } });
@@ -142,9 +144,9 @@ async fn whoever_has_lost_a_group_cannot_log_in_and_the_log_says_which() {
         (None, "the group \\\"partners\\\" does not exist"),
         (
             Some("{\"permissions\":{\"fly\":true}}"),
-            "the group \\\"partners\\\" in Redis is not one that this version can read: ",
+            "this version of authd cannot read the group \\\"partners\\\" in Redis: ",
         ),
-        (Some("no JSON"), "the group \\\"partners\\\" in Redis is not one that this version can read: "),
+        (Some("no JSON"), "this version of authd cannot read the group \\\"partners\\\" in Redis: "),
     ] {
         let _: () = match broken {
             None => connection.hdel("ftp:groups", "partners").unwrap(),
@@ -153,13 +155,13 @@ async fn whoever_has_lost_a_group_cannot_log_in_and_the_log_says_which() {
         let refused = authd.login("ann", "hunter2").await;
         assert_eq!(refused.error(), (503, "unavailable".to_owned()), "{broken:?}");
         eventually(said, async || authd.log().contains(said)).await;
-        // Nor is it told who the user is to those who do not know the password.
+        // A wrong password gets the usual response, so it does not reveal the broken group.
         assert_eq!(authd.login("ann", "hunter3").await.error().0, 403);
         let shown = authd.admin(Method::GET, "/v1/users/ann", None).await.json();
         assert_eq!(shown["effective"], Value::Null);
         assert_eq!(authd.admin(Method::GET, "/v1/users", None).await.json()[0]["effective"], Value::Null);
     }
-    // The user can still be changed, and put right.
+    // The user can still be changed, which repairs the account.
     for change in [json!({ "enabled": false }), json!({ "enabled": true, "groups": [] })] {
         assert_eq!(authd.admin(Method::PATCH, "/v1/users/ann", Some(&change)).await.status, 200);
     }
@@ -167,14 +169,15 @@ async fn whoever_has_lost_a_group_cannot_log_in_and_the_log_says_which() {
 }
 
 #[tokio::test]
-async fn a_user_stored_before_there_were_groups_logs_in_as_before() {
+async fn user_record_from_before_groups_still_logs_in() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     let user = |extra: Value| {
         let mut user = json!({
             "password_hash": hash("hunter2"), "enabled": true, "home": "/ann", "admin": false,
-            "permissions": { "list": true, "download": true, "upload": false, "overwrite": true, "append": true,
-                "rename": true, "delete": true, "mkdir": true, "rmdir": true, "attributes": true },
+            "permissions": { "list": true, "download": true, "upload": false, "overwrite": true,
+                "append": true, "rename": true, "delete": true, "mkdir": true, "rmdir": true,
+                "attributes": true },
             "limits": { "sessions": 3 }, "uploads": "atomic",
         });
         user.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
@@ -188,13 +191,13 @@ async fn a_user_stored_before_there_were_groups_logs_in_as_before() {
         (&account["permissions"]["upload"], &account["limits"]["sessions"]),
         (&json!(false), &json!(3))
     );
-    // What a newer version restricts is not overlooked.
+    // A field of a newer version may be a restriction and must not be ignored.
     let _: () = connection.hset("ftp:users", "ann", user(json!({ "moon_phase": "full" }))).unwrap();
     assert_eq!(authd.login("ann", "hunter2").await.error().0, 503);
 }
 
 #[tokio::test]
-async fn anonymous_users_are_unknown_unless_the_settings_have_them() {
+async fn anonymous_user_exists_only_with_anonymous_home() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     for name in ["anonymous", "ftp"] {
@@ -203,7 +206,7 @@ async fn anonymous_users_are_unknown_unless_the_settings_have_them() {
             (403, "invalid_credentials".to_owned())
         );
     }
-    // Without the setting the names are like any others.
+    // Without the setting, the names are ordinary names.
     authd.create("ftp", "hunter2").await;
     assert_eq!(authd.login("ftp", "hunter2").await.json()["user"], "ftp");
 
@@ -231,7 +234,7 @@ async fn anonymous_users_are_unknown_unless_the_settings_have_them() {
             all.filter(|(_, granted)| **granted == json!(true)).map(|(name, _)| name.clone()).collect()
         };
         assert_eq!(may(&account["permissions"]), ["download", "list"]);
-        // Without further settings the drop box cannot fill the storage.
+        // The default quota keeps the drop box from filling the storage.
         assert_eq!(account["quota"], json!({ "bytes": 10_000_000_000_u64, "files": 100 }));
         assert_eq!(account["quota_directory"], "/incoming");
         assert_eq!(account["bandwidth"], json!({ "upload": 10_000_000 }));
@@ -251,7 +254,7 @@ async fn anonymous_users_are_unknown_unless_the_settings_have_them() {
 }
 
 #[tokio::test]
-async fn a_declared_user_cannot_have_an_anonymous_name() {
+async fn declared_user_cannot_have_a_name_of_the_anonymous_user() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users.toml");
     let write = |name: &str| {

@@ -1,4 +1,4 @@
-//! Logins: right and wrong, the throttle, the cache, and life without Redis.
+//! Logins: right and wrong ones, the throttle, the cache, and operation without Redis.
 
 use std::{
     fs,
@@ -14,7 +14,8 @@ fn users_file(dir: &tempfile::TempDir) -> String {
     let path = dir.path().join("users.toml");
     let text = format!(
         "[users.ann]\npassword_hash = \"{0}\"\nhome = \"/teams/a\"\nlimits.sessions = 2\n\
-         permissions.delete = false\nuploads = \"atomic\"\n[users.off]\npassword_hash = \"{0}\"\nenabled = false\n",
+         permissions.delete = false\nuploads = \"atomic\"\n\
+         [users.off]\npassword_hash = \"{0}\"\nenabled = false\n",
         hash("hunter2"),
     );
     fs::write(&path, text).unwrap();
@@ -30,7 +31,7 @@ fn with_certificates(users: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn a_verified_certificate_stands_in_for_the_password_of_its_user_only() {
+async fn verified_certificate_replaces_the_password_of_its_user_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users.toml");
     let (key, other_key) = (format!("sha256:{}", "ab".repeat(32)), format!("sha256:{}", "cd".repeat(32)));
@@ -70,9 +71,9 @@ async fn a_verified_certificate_stands_in_for_the_password_of_its_user_only() {
     .await;
 }
 
-/// Until all nodes are upgraded.
+/// Needed until all nodes are upgraded.
 #[tokio::test]
-async fn of_an_older_node_only_a_subject_that_can_be_one_alone_is_believed() {
+async fn subject_text_of_an_older_node_is_accepted_only_if_unambiguous() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users.toml");
     let users = with_certificates(&[("ann", "O=Acme, CN=scanner"), ("ben", "CN=other"), ("eve", "CN=a\\,b")]);
@@ -92,9 +93,9 @@ async fn of_an_older_node_only_a_subject_that_can_be_one_alone_is_believed() {
     }
 }
 
-/// The time of the second answer would tell that the password is right.
+/// Otherwise the short duration of the second response would reveal that the password is right.
 #[tokio::test]
-async fn a_right_password_is_remembered_only_if_the_login_is_accepted() {
+async fn right_password_is_cached_only_if_the_login_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users.toml");
     let user =
@@ -115,13 +116,13 @@ async fn a_right_password_is_remembered_only_if_the_login_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_user_logs_in_from_allowed_addresses_at_allowed_times_only() {
+async fn login_conditions_limit_addresses_and_times() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users.toml");
     let user = |name: &str, access: &str| {
         format!("[users.{name}]\npassword_hash = \"{}\"\naccess = {{ {access} }}\n", hash("hunter2"))
     };
-    // All of the week but one hour of yesterday and one of tomorrow is left out, and the reverse.
+    // `early` allows only a day that is three days away; `now` allows yesterday to tomorrow.
     let days = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() / 86400 % 7;
     let day = |offset: u64| days[((today + offset) % 7) as usize];
@@ -148,7 +149,7 @@ async fn a_user_logs_in_from_allowed_addresses_at_allowed_times_only() {
 }
 
 #[tokio::test]
-async fn a_right_login_gets_the_account_and_every_wrong_one_the_same_answer() {
+async fn right_login_gets_the_account_and_all_wrong_ones_the_same_response() {
     let dir = tempfile::tempdir().unwrap();
     let authd =
         Authd::start(&["--users-file", &users_file(&dir), "--throttle-free-failures-per-address", "99"]);
@@ -179,7 +180,7 @@ async fn a_right_login_gets_the_account_and_every_wrong_one_the_same_answer() {
     let (mut answers, mut reasons) = (Vec::new(), Vec::new());
     for (user, password) in wrong {
         let answer = authd.login(user, password).await;
-        // The reason is for the node's log; it tells its client nothing.
+        // The reason is for the node's log. The node does not show it to its client.
         let mut body = answer.json();
         reasons.push(body.as_object_mut().unwrap().remove("reason").unwrap());
         answers.push((answer.status, body.to_string()));
@@ -188,7 +189,7 @@ async fn a_right_login_gets_the_account_and_every_wrong_one_the_same_answer() {
     assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
     assert_eq!(answers[0].0, 403);
     assert!(answers[0].1.contains("invalid_credentials"));
-    // Each cost one computation, whether there is such a user or not.
+    // Each login costs one computation, for existing and unknown users.
     assert_eq!(authd.verifications().await - before, wrong.len() as f64);
     assert_eq!(authd.metric("authd_logins_total{result=\"unknown_user\"}").await, 5.0);
     assert_eq!(authd.metric("authd_logins_total{result=\"disabled\"}").await, 1.0);
@@ -206,7 +207,7 @@ async fn a_right_login_gets_the_account_and_every_wrong_one_the_same_answer() {
 }
 
 #[tokio::test]
-async fn a_user_name_is_throttled_over_all_instances_with_growing_waits() {
+async fn user_name_is_banned_on_all_instances_with_growing_delays() {
     let redis = Redis::start();
     let args = ["--redis-url", &redis.url(), "--throttle-free-failures", "2", "--throttle-delay", "30s"];
     let (one, two) = (Authd::start(&args), Authd::start(&args));
@@ -219,7 +220,8 @@ async fn a_user_name_is_throttled_over_all_instances_with_growing_waits() {
     assert_eq!(wait(&one, "wrong", "192.0.2.1").await, (403, 0));
     assert_eq!(wait(&two, "wrong", "192.0.2.2").await, (403, 0));
     assert_eq!(wait(&one, "wrong", "192.0.2.3").await, (403, 0));
-    // The third was beyond the free ones: everybody waits, at both, with the right password too.
+    // The third failure was not free: all logins of the user are refused by both, even with the right
+    // password.
     for (authd, password) in [(&one, "wrong"), (&two, "hunter2")] {
         let (status, seconds) = wait(authd, password, "192.0.2.4").await;
         assert!(status == 429 && (20..=30).contains(&seconds), "{status} {seconds}");
@@ -227,11 +229,11 @@ async fn a_user_name_is_throttled_over_all_instances_with_growing_waits() {
     let throttled = two.login_from("ann", "hunter2", "192.0.2.4").await;
     assert_eq!(throttled.error(), (429, "throttled".to_owned()));
     assert!(two.metric("authd_throttled_total{by=\"user\"}").await >= 2.0);
-    // Others are not concerned.
+    // Other users are not affected.
     one.create("bob", "hunter2").await;
     assert_eq!(two.login_from("bob", "hunter2", "192.0.2.4").await.status, 200);
 
-    // As if the wait were over: the next failure doubles it.
+    // Simulates the end of the ban: the next failure doubles the delay.
     let mut connection = redis.connection();
     let until = |connection: &mut redis::Connection| {
         let _: () =
@@ -241,7 +243,7 @@ async fn a_user_name_is_throttled_over_all_instances_with_growing_waits() {
     assert_eq!(wait(&two, "wrong", "192.0.2.5").await, (403, 0));
     let (status, seconds) = wait(&one, "wrong", "192.0.2.5").await;
     assert!(status == 429 && (45..=60).contains(&seconds), "{status} {seconds}");
-    // A success forgets the failures.
+    // A success resets the failures.
     until(&mut connection);
     assert_eq!(wait(&one, "hunter2", "192.0.2.6").await, (200, 0));
     for _ in 0..2 {
@@ -251,7 +253,7 @@ async fn a_user_name_is_throttled_over_all_instances_with_growing_waits() {
 }
 
 #[tokio::test]
-async fn an_address_is_throttled_over_all_names_and_instances() {
+async fn address_is_banned_for_all_names_on_all_instances() {
     let redis = Redis::start();
     let args =
         ["--redis-url", &redis.url(), "--throttle-free-failures-per-address", "3", "--throttle-delay", "30s"];
@@ -259,7 +261,7 @@ async fn an_address_is_throttled_over_all_names_and_instances() {
     one.create("ann", "hunter2").await;
     for i in 0..4 {
         let authd = if i % 2 == 0 { &one } else { &two };
-        // Addresses of one IPv6 network are one client.
+        // All addresses of an IPv6 /64 network count as one.
         let address = format!("2001:db8::{i}");
         assert_eq!(authd.login_from(&format!("user{i}"), "x", &address).await.status, 403);
     }
@@ -269,7 +271,7 @@ async fn an_address_is_throttled_over_all_names_and_instances() {
 }
 
 #[tokio::test]
-async fn ten_logins_cost_one_computation_until_another_instance_changes_the_password() {
+async fn ten_logins_need_one_computation_until_another_instance_changes_the_password() {
     let redis = Redis::start();
     let args = ["--redis-url", &redis.url()];
     let (one, two) = (Authd::start(&args), Authd::start(&args));
@@ -279,7 +281,7 @@ async fn ten_logins_cost_one_computation_until_another_instance_changes_the_pass
     }
     assert_eq!(one.verifications().await, 1.0);
     assert_eq!(one.metric("authd_cache_hits_total").await, 9.0);
-    // A wrong password is never remembered.
+    // A wrong password is never cached.
     assert_eq!(one.login("ann", "hunter3").await.status, 403);
     assert_eq!(one.verifications().await, 2.0);
 
@@ -288,7 +290,7 @@ async fn ten_logins_cost_one_computation_until_another_instance_changes_the_pass
     assert_eq!(one.login("ann", "hunter2").await.status, 403);
     assert_eq!(one.login("ann", "sesame").await.status, 200);
     assert_eq!(one.verifications().await, 4.0);
-    // Any change of a user drops it.
+    // Each change of a user clears the cache.
     let change = json!({ "enabled": false });
     assert_eq!(two.admin(Method::PATCH, "/v1/users/ann", Some(&change)).await.status, 200);
     assert_eq!(one.login("ann", "sesame").await.status, 403);
@@ -296,7 +298,7 @@ async fn ten_logins_cost_one_computation_until_another_instance_changes_the_pass
 }
 
 #[tokio::test]
-async fn while_redis_is_away_declared_users_log_in_and_the_process_throttles_by_itself() {
+async fn while_redis_is_away_declared_users_log_in_and_each_process_counts_failures() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let authd = Authd::start(&[
@@ -333,7 +335,7 @@ async fn while_redis_is_away_declared_users_log_in_and_the_process_throttles_by_
 }
 
 #[tokio::test]
-async fn readiness_follows_redis_without_any_request() {
+async fn readiness_follows_redis_without_requests() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
     let ready = async || authd.call(Method::GET, "/readyz", None, None).await.status;
@@ -356,7 +358,7 @@ async fn readiness_follows_redis_without_any_request() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_for_redis_is_an_error_of_its_setting_and_declared_users_log_in() {
+async fn wrong_redis_password_is_reported_with_its_setting_and_declared_users_log_in() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let _: () =
@@ -377,7 +379,7 @@ async fn a_wrong_password_for_redis_is_an_error_of_its_setting_and_declared_user
         let undecided = authd.login("bob", "hunter2").await;
         assert_eq!(undecided.status, 503);
         assert!(undecided.text.contains("no declared user has this name"), "{}", undecided.text);
-        // A login can be decided, so that nodes go on asking.
+        // Some logins can be decided, so nodes must go on asking.
         let probe = authd.call(Method::GET, "/v1/authenticate", Some(NODE_TOKEN), None).await;
         assert_eq!(probe.status, 204);
     }
@@ -387,7 +389,7 @@ async fn a_wrong_password_for_redis_is_an_error_of_its_setting_and_declared_user
 }
 
 #[tokio::test]
-async fn a_refused_token_is_logged_with_the_setting_and_not_for_every_request() {
+async fn refused_tokens_are_logged_with_the_setting_at_a_limited_rate() {
     let authd = Authd::start(&[]);
     for _ in 0..5 {
         let body = authenticate("ann", "hunter2", "192.0.2.1");
@@ -396,14 +398,14 @@ async fn a_refused_token_is_logged_with_the_setting_and_not_for_every_request() 
         authd.call(Method::GET, "/v1/users", Some(NODE_TOKEN), None).await;
     }
     let log = authd.log();
-    let node = "its authd_token_file differs from node_token_file address=127.0.0.1 unwritten=0";
+    let node = "its authd_token_file differs from node_token_file address=127.0.0.1 suppressed=0";
     for line in [node, "its token differs from admin_token_file address=127.0.0.1"] {
         assert_eq!(log.matches(line).count(), 1, "{line:?}: {log}");
     }
 }
 
 #[tokio::test]
-async fn a_redis_that_would_lose_api_users_is_warned_of_again_after_each_connection() {
+async fn warnings_about_redis_persistence_are_repeated_after_each_connection() {
     let redis = Redis::start();
     let set = |name: &str, value: &str| {
         let mut connection = redis.connection();
@@ -414,7 +416,7 @@ async fn a_redis_that_would_lose_api_users_is_warned_of_again_after_each_connect
     eventually("authd to have looked", async || {
         let stats: redis::InfoDict =
             redis::cmd("INFO").arg("commandstats").query(&mut redis.connection()).unwrap();
-        // Its own questions, of sections that this test does not ask for, leave their mark here.
+        // Redis counts INFO requests in this section.
         stats.get::<String>("cmdstat_info").is_some()
     })
     .await;

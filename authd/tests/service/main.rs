@@ -1,4 +1,4 @@
-//! The real authd, with a real Redis, over real sockets.
+//! Tests of the real authd binary with a real Redis over real sockets.
 
 mod api;
 mod authorized;

@@ -1,4 +1,4 @@
-//! A declared user is disabled through the API, at once and for every authd, until that is taken back.
+//! Overrides: a declared user is disabled through the API, at once and on all authd instances.
 
 use std::{fs, path::Path};
 
@@ -22,7 +22,7 @@ async fn patch(authd: &Authd, name: &str, body: Value) -> crate::support::Answer
 }
 
 #[tokio::test]
-async fn a_declared_user_is_disabled_for_all_authds_at_once_and_until_it_is_taken_back() {
+async fn override_disables_a_declared_user_on_all_instances_until_it_is_removed() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users.toml");
@@ -48,7 +48,7 @@ async fn a_declared_user_is_disabled_for_all_authds_at_once_and_until_it_is_take
             assert!(user["override"]["since"].as_u64().unwrap() > 1_700_000_000, "{user}");
         }
     }
-    // A second time changes nothing, and neither does the users file.
+    // Disabling the user again changes nothing, and neither does a reload of the users file.
     let since =
         authds[0].admin(Method::GET, "/v1/users/acme", None).await.json()["override"]["since"].clone();
     let again = patch(&authds[1], "acme", json!({ "enabled": false })).await.json();
@@ -63,11 +63,11 @@ async fn a_declared_user_is_disabled_for_all_authds_at_once_and_until_it_is_take
     for authd in &authds {
         eventually("the login", async || authd.login("acme", "hunter3").await.status == 200).await;
     }
-    assert!(authds[1].log().contains("override of a declared user taken back user=acme"));
+    assert!(authds[1].log().contains("override of a declared user removed user=acme"));
 }
 
 #[tokio::test]
-async fn of_a_declared_user_only_enabled_can_be_overridden_and_the_answer_names_the_file() {
+async fn only_enabled_of_a_declared_user_can_be_overridden_and_the_response_names_the_file() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users.toml");
@@ -82,7 +82,7 @@ async fn of_a_declared_user_only_enabled_can_be_overridden_and_the_answer_names_
     }
     assert_eq!(patch(&authd, "acme", json!({ "enabled": "no" })).await.error().0, 400);
     assert_eq!(authd.login("acme", "hunter2").await.status, 200);
-    // The file itself disables this one.
+    // The users file itself disables this user.
     let answer = patch(&authd, "off", json!({ "enabled": true })).await;
     assert_eq!(answer.error(), (409, "declarative".to_owned()));
     assert!(answer.text.contains("users.toml"), "{}", answer.text);
@@ -91,7 +91,7 @@ async fn of_a_declared_user_only_enabled_can_be_overridden_and_the_answer_names_
 }
 
 #[tokio::test]
-async fn an_override_holds_while_redis_is_away_and_one_that_cannot_be_read_disables() {
+async fn override_applies_while_redis_is_away_and_an_unreadable_one_disables() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("users.toml");
@@ -118,7 +118,7 @@ async fn an_override_holds_while_redis_is_away_and_one_that_cannot_be_read_disab
 }
 
 #[tokio::test]
-async fn a_short_password_is_refused_with_the_setting() {
+async fn short_password_is_refused_and_the_setting_named() {
     let redis = Redis::start();
     let authd = Authd::start(&["--redis-url", &redis.url(), "--min-password-length", "12"]);
     let body = |password: &str| json!({ "name": "ann", "password": password });

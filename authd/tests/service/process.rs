@@ -1,4 +1,4 @@
-//! The process: its settings, files, signals and sub-command.
+//! The process: settings, files, signals, connections and the subcommand.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ fn run(args: &[&str]) -> (i32, String, String) {
 }
 
 #[tokio::test]
-async fn a_demo_is_for_loopback_and_says_so() {
+async fn demo_runs_only_on_loopback_and_logs_a_warning() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"] {
         let (status, _, stderr) = run(&["--demo", "--listen", address]);
         assert_eq!(status, 78);
@@ -38,12 +38,12 @@ async fn a_demo_is_for_loopback_and_says_so() {
         assert_eq!(account["admin"], admin);
     }
     assert_eq!(authd.login("root", "whatever").await.status, 403);
-    // Nobody is an administrator of a demo.
+    // A demo without admin_token_file has no administrators.
     assert_eq!(authd.admin(Method::GET, "/v1/users", None).await.status, 401);
 }
 
 #[tokio::test]
-async fn a_check_tells_what_the_settings_mean_and_a_deep_one_asks_redis() {
+async fn check_prints_the_meaning_of_the_settings_and_deep_check_asks_redis() {
     let dir = tempfile::tempdir().unwrap();
     let users = dir.path().join("users.toml");
     fs::write(&users, format!("[users.ann]\npassword_hash = \"{}\"\n[groups.staff]\n", hash("x"))).unwrap();
@@ -62,9 +62,9 @@ async fn a_check_tells_what_the_settings_mean_and_a_deep_one_asks_redis() {
     assert!(status == 1 && stdout.contains("FAILED  Redis at") && stdout.contains("redis_url"), "{stdout}");
 }
 
-/// `ftpd --check --deep` relies on it: the token is looked at before the request, and nothing is counted.
+/// `ftpd --check --deep` relies on this: the token is checked before the body, and nothing is counted.
 #[tokio::test]
-async fn an_incomplete_login_tells_only_whether_the_token_is_right() {
+async fn incomplete_login_reveals_only_whether_the_token_is_right() {
     let authd = Authd::start(&[]);
     let body = json!({});
     for (token, status) in [(NODE_TOKEN, 400), ("wrong", 401)] {
@@ -77,7 +77,7 @@ async fn an_incomplete_login_tells_only_whether_the_token_is_right() {
 }
 
 #[test]
-fn wrong_settings_end_it_with_78_and_a_message() {
+fn wrong_settings_exit_with_78_and_a_message() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users.toml");
     fs::write(&file, "[users.ann]\npassword_hash = \"hunter2\"\n").unwrap();
@@ -100,7 +100,7 @@ fn wrong_settings_end_it_with_78_and_a_message() {
 }
 
 #[tokio::test]
-async fn a_printed_hash_logs_in() {
+async fn printed_hash_works_for_login() {
     let hash_password = |input: &str| {
         let mut child = command(&["--min-password-length", "13", "hash-password"])
             .stdin(Stdio::piped())
@@ -128,7 +128,7 @@ async fn a_printed_hash_logs_in() {
 }
 
 #[tokio::test]
-async fn the_users_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing() {
+async fn users_file_is_read_again_when_it_changes_and_an_invalid_one_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users.toml");
     let write = |password: &str| {
@@ -155,7 +155,7 @@ async fn the_users_file_is_read_again_when_it_changes_and_a_broken_one_changes_n
     eventually("the broken file is seen", async || authd.metric("authd_users_file_current").await == 0.0)
         .await;
     assert_eq!(authd.login("ann", "two").await.status, 200);
-    eventually("the log", async || authd.log().contains("users file is broken")).await;
+    eventually("the log", async || authd.log().contains("the users file is invalid")).await;
     assert!(!authd.log().contains("hunter2"), "{}", authd.log());
     write("three");
     eventually("the mended file", async || authd.login("ann", "three").await.status == 200).await;
@@ -163,7 +163,7 @@ async fn the_users_file_is_read_again_when_it_changes_and_a_broken_one_changes_n
 }
 
 #[tokio::test]
-async fn sighup_reads_the_users_file_and_sigterm_ends_it_well() {
+async fn sighup_reloads_the_users_file_and_sigterm_exits_with_0() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users.toml");
     let write = |name: &str| {
@@ -190,13 +190,13 @@ async fn sighup_reads_the_users_file_and_sigterm_ends_it_well() {
 }
 
 #[tokio::test]
-async fn sigterm_lets_a_request_in_flight_finish() {
+async fn sigterm_waits_for_requests_in_progress() {
     let redis = Redis::start();
     let mut authd = Authd::start(&["--redis-url", &redis.url()]);
     put_node(&mut redis.connection(), "ftp-1", "00112233445566aa", "ann", "192.0.2.1");
     let pid = authd.id();
     let stop = async {
-        // The command is there: the request now waits for the node, which does nothing.
+        // Once the order exists, the request waits for the node, which does not react.
         let mut connection = redis.connection();
         eventually("the command", async || {
             redis::cmd("EXISTS").arg("ftp:commands:ftp-1").query(&mut connection).unwrap()
@@ -211,7 +211,7 @@ async fn sigterm_lets_a_request_in_flight_finish() {
 }
 
 #[tokio::test]
-async fn whoever_the_users_file_drops_or_disables_loses_all_sessions() {
+async fn sessions_of_users_removed_or_disabled_in_the_users_file_end() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("users.toml");
@@ -235,7 +235,7 @@ async fn whoever_the_users_file_drops_or_disables_loses_all_sessions() {
         let expected: Vec<_> = users.iter().map(end).collect();
         let mut told = Vec::new();
         eventually("the sessions end", async || {
-            // The last one is the first of the list.
+            // The list starts with the latest order.
             told.extend(commands(&mut connection, "ftp-1").into_iter().rev());
             told.len() >= expected.len()
         })
@@ -244,19 +244,19 @@ async fn whoever_the_users_file_drops_or_disables_loses_all_sessions() {
     };
     write(&[("ann", &x, true), ("cyd", &x, false), ("dan", &y, true), ("eve", &x, false)]);
     ended(&["bob", "cyd", "dan"]).await;
-    // Whoever stays as before keeps the sessions.
+    // Unchanged users keep their sessions.
     write(&[("ann", &y, true), ("cyd", &x, false), ("dan", &y, true)]);
     ended(&["ann"]).await;
 }
 
 #[tokio::test]
-async fn connections_that_say_nothing_are_ended_and_no_more_than_the_limit_are_open() {
+async fn silent_connections_are_closed_and_open_connections_are_limited() {
     let authd = Authd::start(&["--max-connections", "2", "--header-timeout", "1s"]);
     let address = authd.url.strip_prefix("http://").unwrap().to_owned();
     let mut silent: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(&address).unwrap()).collect();
     silent[0].write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\nx: ").unwrap();
-    // A third one is served when one of them is gone. Without the limit for connections without a token, it would
-    // wait for the time of a head.
+    // A third connection is served when one of them is closed. Without the limit for connections without a
+    // token, it would wait for the header timeout.
     let mut third = TcpStream::connect(&address).unwrap();
     third.write_all(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     third.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
@@ -265,7 +265,7 @@ async fn connections_that_say_nothing_are_ended_and_no_more_than_the_limit_are_o
     assert_eq!(&answer, b"HTTP/1.1 200");
     for stream in &mut silent {
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        // An answer (408) may come first; what counts is the end, which is a reset if bytes were not read.
+        // A 408 response may come first. The connection ends with a reset if authd has not read all bytes.
         let ended = stream.read_to_end(&mut Vec::new());
         let is_reset = |error: io::Error| error.kind() == io::ErrorKind::ConnectionReset;
         assert!(ended.map_or_else(is_reset, |_| true));
@@ -278,7 +278,7 @@ async fn connections_that_say_nothing_are_ended_and_no_more_than_the_limit_are_o
 }
 
 #[tokio::test]
-async fn silent_connections_take_no_place_from_a_node_or_a_health_check() {
+async fn silent_connections_do_not_displace_nodes_or_health_checks() {
     let authd = Authd::start(&["--max-connections", "8", "--header-timeout", "5m"]);
     let address = authd.url.strip_prefix("http://").unwrap().to_owned();
     let connect = || {
@@ -303,7 +303,7 @@ async fn silent_connections_take_no_place_from_a_node_or_a_health_check() {
     let mut silent = Vec::new();
     for _ in 0..40 {
         let mut stream = connect();
-        // The node may have closed it already.
+        // authd may have closed the connection already.
         let _ = stream.write_all(b"GET /healthz HTTP/1.1\r\nx: ");
         silent.push(stream);
     }
@@ -317,9 +317,9 @@ async fn silent_connections_take_no_place_from_a_node_or_a_health_check() {
     drop(silent);
 }
 
-/// 200 logins with names that nobody has, eight at a time. One computation takes 19 MiB.
+/// 200 logins with unknown names, eight at a time. One computation uses 19 MiB.
 #[tokio::test]
-async fn wrong_logins_do_not_grow_the_memory_with_each_thread_that_ever_computed() {
+async fn memory_is_bounded_after_many_wrong_logins() {
     let authd = Arc::new(Authd::start(&["--max-verifications", "2"]));
     for round in 0..25 {
         let mut logins = JoinSet::new();

@@ -1,4 +1,4 @@
-//! Starts and stops authd and Redis, and speaks to them.
+//! Harness: starts and stops authd and Redis, and sends requests to them.
 
 use std::{
     fs,
@@ -24,11 +24,11 @@ pub const ADMIN_TOKEN: &str = "admin-token-91bc";
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Waits until `what` comes true.
+/// Waits until `holds` returns true. `what` describes the condition for the failure message.
 pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds().await {
-        assert!(Instant::now() < deadline, "not within {DEADLINE:?}: {what}");
+        assert!(Instant::now() < deadline, "did not happen within {DEADLINE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -39,7 +39,7 @@ pub fn hash(password: &str) -> String {
     authd::accounts::password::hash(&params, &Secret::new(password)).unwrap().as_str().to_owned()
 }
 
-/// A Redis with nothing in it.
+/// A running Redis, empty at its start.
 pub struct Redis {
     child: Child,
     pub port: u16,
@@ -49,7 +49,7 @@ pub struct Redis {
 impl Redis {
     pub fn start() -> Self {
         for _ in 0..10 {
-            // Free at this time; another process may be faster, then the next one is tried.
+            // Another process may take the port in the meantime. Then the next one is tried.
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             if let Some(redis) = Self::start_on(port, tempfile::tempdir().unwrap()) {
                 return redis;
@@ -91,7 +91,7 @@ impl Redis {
         redis::Client::open(("127.0.0.1", self.port)).unwrap().get_connection().unwrap()
     }
 
-    /// Stops it, keeping what it holds.
+    /// Stops it and keeps its data.
     pub fn stop(mut self) -> StoppedRedis {
         stop(&mut self.child);
         StoppedRedis { port: self.port, dir: std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap()) }
@@ -105,7 +105,7 @@ impl Drop for Redis {
     }
 }
 
-/// A Redis that does not run now.
+/// A stopped Redis with its data.
 pub struct StoppedRedis {
     port: u16,
     dir: TempDir,
@@ -118,7 +118,7 @@ impl StoppedRedis {
 }
 
 fn stop(child: &mut Child) {
-    // Before it is waited for, the process is there, if only as a zombie.
+    // Until it is waited for, the process exists, at least as a zombie.
     signal(child, Signal::SIGTERM);
     let deadline = Instant::now() + DEADLINE;
     while child.try_wait().unwrap().is_none() {
@@ -140,7 +140,7 @@ pub struct Authd {
     _files: TempDir,
 }
 
-/// What authd answered.
+/// A response of authd.
 pub struct Answer {
     pub status: u16,
     pub headers: reqwest::header::HeaderMap,
@@ -158,17 +158,17 @@ impl Answer {
     }
 }
 
-/// The command, with cheap hashes, a free port and nothing from this process's environment.
+/// The authd command with cheap hashes and an empty environment.
 pub fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_authd"));
     command.env_clear().env("AUTHD_ARGON2_MEMORY_KIB", "64").env("AUTHD_ARGON2_ITERATIONS", "1");
-    // Passwords of these tests are short.
+    // The tests use short passwords.
     command.env("AUTHD_MIN_PASSWORD_LENGTH", "1").args(args);
     command
 }
 
 impl Authd {
-    /// With both tokens.
+    /// Starts authd with both tokens.
     pub fn start(args: &[&str]) -> Self {
         let files = tempfile::tempdir().unwrap();
         let token = |name: &str, token: &str| -> PathBuf {
@@ -182,7 +182,7 @@ impl Authd {
         Self::spawn(&[&tokens[..], args].concat(), files)
     }
 
-    /// With the tokens that `args` name.
+    /// Starts authd with the tokens in `args`, if any.
     pub fn start_bare(args: &[&str]) -> Self {
         Self::spawn(args, tempfile::tempdir().unwrap())
     }
@@ -213,7 +213,7 @@ impl Authd {
         Self { child, url: format!("http://{address}"), log, client, _files: files }
     }
 
-    /// Everything on its standard error so far.
+    /// The standard error so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
@@ -226,7 +226,7 @@ impl Authd {
         signal(&self.child, Signal::SIGHUP);
     }
 
-    /// Ends it with SIGTERM; its exit code.
+    /// Ends authd with SIGTERM and returns its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         stop(&mut self.child);
         self.child.wait().unwrap().code()
@@ -258,7 +258,7 @@ impl Authd {
         self.call(method, path, Some(ADMIN_TOKEN), body).await
     }
 
-    /// Makes a user with a password.
+    /// Creates a user with a password.
     pub async fn create(&self, name: &str, password: &str) {
         let body = json!({ "name": name, "password": password });
         let answer = self.admin(Method::POST, "/v1/users", Some(&body)).await;
@@ -274,7 +274,7 @@ impl Authd {
         self.login_from(user, password, "192.0.2.1").await
     }
 
-    /// The value of a metric, 0 if it is not there. `name` is written as in the output.
+    /// The value of a metric, or 0 if it is absent. `name` includes the labels as in the output.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.call(Method::GET, "/metrics", None, None).await.text;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -286,7 +286,7 @@ impl Authd {
     }
 }
 
-/// The body of a login.
+/// The body of a login request.
 pub fn authenticate(user: &str, password: &str, address: &str) -> Value {
     json!({
         "user": user, "password": password, "address": address,
@@ -299,7 +299,7 @@ impl Drop for Authd {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            #[allow(clippy::print_stderr)] // A failed test shows what the daemon said.
+            #[allow(clippy::print_stderr)] // A failed test prints the log.
             {
                 eprintln!("--- authd ---\n{}", self.log());
             }

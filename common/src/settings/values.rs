@@ -1,4 +1,4 @@
-//! The values of a daemon's settings: collected from their sources as text, parsed when they are asked for.
+//! Values of a daemon's settings: collected from their sources as text, parsed by the getters.
 
 use std::{collections::BTreeMap, ffi::OsString, fmt, fs, path::PathBuf, str::FromStr, time::Duration};
 
@@ -11,25 +11,26 @@ use crate::{
     toml_lines::{line_at, line_of},
 };
 
-/// Where a value came from.
+/// The origin of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Source {
     Default,
-    /// With the line, from 1.
+    /// A file, with the line of the key, from 1.
     File(PathBuf, Option<usize>),
     Variable(String),
     Flag,
 }
 
-struct Found {
-    values: Vec<String>,
+/// The texts of one setting. All come from one source: a stronger source replaces them.
+struct SettingValue {
+    texts: Vec<String>,
     source: Source,
 }
 
-/// All settings of a daemon as text, each with its source.
+/// All settings of a daemon as texts, each with its source.
 pub struct Values {
     schema: &'static Schema,
-    found: BTreeMap<&'static str, Found>,
+    by_key: BTreeMap<&'static str, SettingValue>,
 }
 
 impl Values {
@@ -43,8 +44,8 @@ impl Values {
         flags: &ArgMatches,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, SettingsError> {
-        let mut values = Self { schema, found: BTreeMap::new() };
-        for setting in schema.settings {
+        let mut values = Self { schema, by_key: BTreeMap::new() };
+        for setting in schema.settings() {
             let defaults = match (setting.default, setting.shape) {
                 ("", _) => vec![],
                 (default, Shape::Many) => split(default),
@@ -60,7 +61,7 @@ impl Values {
             values.read_file(path)?;
         }
         values.read_environment(environment)?;
-        for setting in schema.settings {
+        for setting in schema.settings() {
             if flags.value_source(setting.key) == Some(ValueSource::CommandLine) {
                 let given: Vec<String> = flags.get_many(setting.key).unwrap_or_default().cloned().collect();
                 let given = match setting.shape {
@@ -73,18 +74,19 @@ impl Values {
         Ok(values)
     }
 
-    fn put(&mut self, setting: &'static Setting, values: Vec<String>, source: Source) {
-        self.found.insert(setting.key, Found { values, source });
+    fn put(&mut self, setting: &'static Setting, texts: Vec<String>, source: Source) {
+        self.by_key.insert(setting.key, SettingValue { texts, source });
     }
 
     fn unknown(&self, key: &str, source_name: String) -> SettingsError {
         let bare = key.strip_prefix(self.schema.prefix).unwrap_or(key).to_lowercase();
-        let keys = || self.schema.settings.iter().map(|setting| setting.key);
+        let keys = || self.schema.settings().map(|setting| setting.key);
         let nearest = keys().map(|key| (edit_distance(&bare, key), key)).min();
         let nearest = match nearest {
             Some((0..=3, key)) => vec![key],
             _ => {
-                // Those that begin alike: `passive_ports` for `passive_port_min` and `passive_port_max`.
+                // Keys with the same beginning: `passive_ports` for `passive_port_min` and
+                // `passive_port_max`.
                 let longest = keys().map(|key| common_start(&bare, key)).max().unwrap_or(0);
                 keys().filter(|key| longest >= 5 && common_start(&bare, key) == longest).take(3).collect()
             }
@@ -96,7 +98,7 @@ impl Values {
         let failed = |reason: String| SettingsError::File { path: path.display().to_string(), reason };
         let text = fs::read_to_string(&path).map_err(|error| failed(error.to_string()))?;
         let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-            // Not `to_string`, which quotes the line: it may hold a password.
+            // `to_string` would quote the line, which may hold a password.
             let line = error.span().map_or(1, |span| line_at(&text, span.start));
             let path = format!("{}:{line}", path.display());
             SettingsError::File { path, reason: format!("not TOML: {}", error.message()) }
@@ -114,13 +116,13 @@ impl Values {
                 }
                 value => scalar(value).map(|value| vec![value]),
             };
-            // The value itself may be a password.
+            // The error does not quote the value, which may be a password.
             let values = values.ok_or_else(|| SettingsError::Invalid {
                 key: setting.key,
                 value: format!("<{kind}>"),
                 source_name: source.to_string(),
                 reason: "a value of this kind cannot be used".to_owned(),
-                expects: setting.expects,
+                expects: setting.form.expects,
             })?;
             self.put(setting, values, source);
         }
@@ -134,7 +136,7 @@ impl Values {
         let mut direct = Vec::new();
         for (name, value) in environment {
             let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
-            if let Some(setting) = self.schema.settings.iter().find(|s| s.alias == Some(name)) {
+            if let Some(setting) = self.schema.settings().find(|s| s.alias == Some(name)) {
                 self.put_variable(setting, name, value);
             } else if let Some(key) = name.strip_prefix(self.schema.prefix).filter(|key| *key != "CONFIG") {
                 let Some(setting) = self.schema.setting(&key.to_lowercase()) else {
@@ -157,53 +159,53 @@ impl Values {
         self.put(setting, values, Source::Variable(name.to_owned()));
     }
 
-    fn row(&self, key: &str) -> (&'static Setting, &Found) {
+    fn row(&self, key: &str) -> (&'static Setting, &SettingValue) {
         let setting = self.schema.setting(key);
-        // Keys are literals of the daemon's own code: one that is not in its table is a bug that
-        // every start of the daemon shows.
+        // Keys are literals in the daemon's code: a key that is not in its table is a bug that shows at each
+        // start of the daemon.
         let setting = setting.unwrap_or_else(|| panic!("{key} is not in the table of settings"));
-        (setting, &self.found[setting.key])
+        (setting, &self.by_key[setting.key])
     }
 
-    /// The error that says why the value of `key` cannot be used.
+    /// The error for a value of `key` that cannot be used, with the reason.
     pub fn invalid(&self, key: &str, reason: impl fmt::Display) -> SettingsError {
-        let (setting, found) = self.row(key);
-        let source_name = match &found.source {
-            Source::Flag => format!("--{}", setting.key.replace('_', "-")),
+        let (setting, value) = self.row(key);
+        let source_name = match &value.source {
+            Source::Flag => format!("--{}", setting.flag()),
             source => source.to_string(),
         };
         SettingsError::Invalid {
             key: setting.key,
-            value: found.values.iter().map(|value| without_password(value)).collect::<Vec<_>>().join(","),
+            value: value.texts.iter().map(|text| without_password(text)).collect::<Vec<_>>().join(","),
             source_name,
-            reason: plain(&reason.to_string()),
-            expects: setting.expects,
+            reason: plain_reason(&reason.to_string()),
+            expects: setting.form.expects,
         }
     }
 
-    /// The error that says why `key`, which is not set, must be.
+    /// The error for a setting that is not set and must be, with the reason.
     pub fn missing(&self, key: &str, reason: impl fmt::Display) -> SettingsError {
         let (setting, _) = self.row(key);
         SettingsError::Missing {
             key: setting.key,
-            expects: setting.expects,
+            expects: setting.form.expects,
             reason: reason.to_string(),
             variable: self.schema.variable(setting),
-            flag: setting.key.replace('_', "-"),
+            flag: setting.flag(),
         }
     }
 
-    /// Whether something else than the default decides the setting.
+    /// Returns true if a flag, a variable or the file sets the setting, even to its default.
     pub fn is_given(&self, key: &str) -> bool {
         self.row(key).1.source != Source::Default
     }
 
-    /// Whether a flag decides the setting: every user of the host sees it in `ps`.
+    /// Returns true if a flag sets the setting. Every user of the host sees flags in `ps`.
     pub fn is_flag(&self, key: &str) -> bool {
         self.row(key).1.source == Source::Flag
     }
 
-    /// The setting's value, or `None` where it is not set or set to nothing.
+    /// The setting's value; `None` if it is not set or is empty.
     ///
     /// # Errors
     /// The value does not parse.
@@ -211,14 +213,14 @@ impl Values {
     where
         T: FromStr<Err: fmt::Display>,
     {
-        match self.row(key).1.values.last() {
+        match self.row(key).1.texts.last() {
             None => Ok(None),
             Some(text) if text.is_empty() => Ok(None),
             Some(text) => text.parse().map(Some).map_err(|error| self.invalid(key, error)),
         }
     }
 
-    /// What the file holds that the setting names.
+    /// The content of the file that the setting names.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -227,10 +229,10 @@ impl Values {
         Secret::read(&path).map(Some).map_err(|error| self.invalid(key, error))
     }
 
-    /// `log_level`, which both daemons have.
+    /// `log_level`, a setting of both daemons.
     ///
     /// # Errors
-    /// It is no filter.
+    /// The value is not a filter of env_logger.
     pub fn log_level(&self) -> Result<String, SettingsError> {
         let filter: String = self.required("log_level")?;
         logging::check_filter(&filter).map_err(|error| self.invalid("log_level", error))?;
@@ -240,7 +242,7 @@ impl Values {
     /// The setting's value.
     ///
     /// # Errors
-    /// It is not set, or does not parse.
+    /// The setting is not set, or its value does not parse.
     pub fn required<T>(&self, key: &str) -> Result<T, SettingsError>
     where
         T: FromStr<Err: fmt::Display>,
@@ -258,17 +260,18 @@ impl Values {
     {
         let parse = |text: &String| {
             text.parse().map_err(|error: T::Err| {
-                let (text, reason) = (without_password(text), plain(&error.to_string()));
+                let (text, reason) = (without_password(text), plain_reason(&error.to_string()));
                 self.invalid(key, format_args!("{text:?}: {reason}"))
             })
         };
-        self.row(key).1.values.iter().map(parse).collect()
+        self.row(key).1.texts.iter().map(parse).collect()
     }
 
-    /// The setting's value as a time, such as `30s`, `5m` or `1h 30m`.
+    /// The setting's value as a duration: `30s`, `5m`, `1h 30m`.
     ///
     /// # Errors
-    /// It is not set, no duration, or zero: no time limit of ours can be switched off.
+    /// The setting is not set, or its value is not a duration or is zero. These time limits cannot be
+    /// switched off.
     pub fn duration(&self, key: &str) -> Result<Duration, SettingsError> {
         let duration = *self.required::<humantime::Duration>(key)?;
         if duration.is_zero() {
@@ -277,10 +280,10 @@ impl Values {
         Ok(duration)
     }
 
-    /// A duration; zero means "no limit".
+    /// The setting's value as a duration; `None` if it is zero, which means "no limit".
     ///
     /// # Errors
-    /// The text is no duration.
+    /// The setting is not set, or its value is not a duration.
     pub fn duration_or_off(&self, key: &str) -> Result<Option<Duration>, SettingsError> {
         let duration = *self.required::<humantime::Duration>(key)?;
         Ok(Some(duration).filter(|duration| !duration.is_zero()))
@@ -299,8 +302,8 @@ impl fmt::Display for Source {
     }
 }
 
-/// The words of the standard library's and of ipnet's parsers, for operators.
-fn plain(reason: &str) -> String {
+/// A parser's message, in words for operators.
+fn plain_reason(reason: &str) -> String {
     match reason {
         "invalid digit found in string" => "not a whole number",
         "cannot parse integer from empty string" => "empty, and not a number",
@@ -314,7 +317,7 @@ fn plain(reason: &str) -> String {
     .to_owned()
 }
 
-/// A URL without the password that it may hold.
+/// The value with the password of a URL replaced by `…`.
 fn without_password(value: &str) -> String {
     match value.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?))) {
         Some((scheme, (_, place))) => format!("{scheme}://…@{place}"),
@@ -322,7 +325,7 @@ fn without_password(value: &str) -> String {
     }
 }
 
-/// How many bytes two keys have in common at their beginning.
+/// Length in bytes of the common beginning of two keys.
 fn common_start(a: &str, b: &str) -> usize {
     a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }
@@ -341,7 +344,7 @@ fn scalar(value: toml::Value) -> Option<String> {
     }
 }
 
-/// Levenshtein's distance, for "did you mean".
+/// Levenshtein distance in bytes, for "did you mean".
 fn edit_distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {

@@ -1,38 +1,38 @@
-//! What a user may do where: an account's rules, compiled once at the login.
+//! Permissions by path: an account's access rules, compiled once at login.
 //!
-//! The rule of a file or directory is found by its own path, as the client names it; the first that
-//! fits decides. Whether a whole tree may be moved or removed follows from every rule that could
-//! fit something in it, which may be more than there is.
+//! The first rule that matches the virtual path of a file or directory decides its permissions. Moving
+//! or removing a whole directory tree is allowed only if every rule that could match a path in it
+//! allows it, even if no such path exists.
 
-mod tree;
+mod path_pattern;
 
 use common::{
     auth_api::Account,
     policy::{Permission, Permissions},
 };
 
-use self::tree::{State, Tree};
+use self::path_pattern::{MatchState, PathPattern};
 use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
 
-/// An account's permissions everywhere, and the names it may not give to files.
+/// An account's permissions by path, and the names that it must not give to files.
 #[derive(Debug)]
-pub struct Access {
+pub struct AccessRules {
     general: Permissions,
-    rules: Vec<Rule>,
+    rules: Vec<PathRule>,
     denied_names: Vec<Pattern>,
 }
 
 #[derive(Debug)]
-struct Rule {
-    place: Tree,
+struct PathRule {
+    pattern: PathPattern,
     permissions: Permissions,
 }
 
-impl Access {
+impl AccessRules {
     pub fn new(account: &Account) -> Self {
         let general = account.permissions;
-        let rules = account.directories.iter().map(|rule| Rule {
-            place: Tree::parse(rule.path.as_str()),
+        let rules = account.directories.iter().map(|rule| PathRule {
+            pattern: PathPattern::parse(rule.path.as_str()),
             permissions: rule.permissions.of(general),
         });
         let denied = account.denied_names.iter();
@@ -43,43 +43,44 @@ impl Access {
         }
     }
 
-    /// Whether permissions depend on the place.
+    /// Returns true if permissions depend on the path.
     pub fn has_rules(&self) -> bool {
         !self.rules.is_empty()
     }
 
-    /// The permissions of a file or directory.
+    /// Returns the permissions of a file or directory.
     pub fn at(&self, path: &VirtualPath) -> Permissions {
         self.rules
             .iter()
-            .find(|rule| rule.place.at(path) == State::Fits)
+            .find(|rule| rule.pattern.at(path) == MatchState::Matched)
             .map_or(self.general, |rule| rule.permissions)
     }
 
-    /// The directory `path`, to look at what is in it.
-    pub fn directory(&self, path: &VirtualPath) -> Directory<'_> {
-        Directory { access: self, states: self.rules.iter().map(|rule| rule.place.at(path)).collect() }
+    /// Returns the rules for the directory `path` and its entries.
+    pub fn directory(&self, path: &VirtualPath) -> DirectoryRules<'_> {
+        DirectoryRules { access: self, states: self.rules.iter().map(|rule| rule.pattern.at(path)).collect() }
     }
 
-    /// Whether a working directory can be of use here: something is permitted in it or below.
+    /// Returns true if the directory is of use as a working directory: it, or a path below it, has at
+    /// least one permission.
     pub fn is_enterable(&self, path: &VirtualPath) -> bool {
         self.directory(path).is_enterable()
     }
 
-    /// Whether all of `permissions` hold at `path` and for whatever may be below.
+    /// Returns true if all of `permissions` are granted for `path` and for every possible path below it.
     pub fn holds_in_all_of(&self, path: &VirtualPath, permissions: &[Permission]) -> bool {
         self.directory(path).tree().all(|possible| possible.has_all(permissions))
     }
 
-    /// Whether one of `permissions` holds anywhere in the tree.
+    /// Returns true if one of `permissions` is granted for any path.
     pub fn holds_somewhere(&self, permissions: &[Permission]) -> bool {
         self.directory(&VirtualPath::root()).tree().any(|possible| possible.has_any(permissions))
     }
 
-    /// Whether `from` may become `to`. Where both places have the same permissions it takes `rename`
-    /// alone; between others also what reading it there, storing it here and deleting it there would
-    /// take, so that a rename gives no more than the other commands would. For a directory all of
-    /// that must hold wherever a rule could fit below.
+    /// Returns true if `from` may be renamed to `to`. If all permissions of both are equal, `rename` is
+    /// enough. Otherwise the user also needs the permissions to read and delete `from` and to store
+    /// `to`, so that a rename allows no more than the other commands. For a directory, all of this must
+    /// be granted for every possible path below it.
     pub fn may_rename(&self, from: &VirtualPath, to: &VirtualPath, is_directory: bool) -> bool {
         let possible = |path| match is_directory {
             true => self.directory(path).tree().collect(),
@@ -97,8 +98,9 @@ impl Access {
             && (is_same || from.iter().all(may_take) && to.iter().all(may_put))
     }
 
-    /// Whether the content of `from` may be moved to the end of `to`: `upload` and `append` there,
-    /// `delete` here, and `download` where permissions differ, as for a rename.
+    /// Returns true if COMB may move the content of `from` to the end of `to`: this requires `upload`
+    /// and `append` for `to`, `delete` for `from`, and, if the permissions differ, `download` for
+    /// `from` as for a rename.
     pub fn may_join(&self, from: &VirtualPath, to: &VirtualPath) -> bool {
         let (from, to) = (self.at(from), self.at(to));
         to.has_all(&[Permission::Upload, Permission::Append])
@@ -106,30 +108,30 @@ impl Access {
             && (from == to || from.has(Permission::Download))
     }
 
-    /// Whether no file may get this name.
+    /// Returns true if no file may get this name.
     pub fn denies_name(&self, name: &[u8]) -> bool {
         self.denied_names.iter().any(|pattern| pattern.matches(name))
     }
 }
 
-/// A directory, and how every rule stands to it.
+/// A directory, with the match state of every rule.
 #[derive(Debug)]
-pub struct Directory<'a> {
-    access: &'a Access,
-    states: Vec<State>,
+pub struct DirectoryRules<'a> {
+    access: &'a AccessRules,
+    states: Vec<MatchState>,
 }
 
-impl Directory<'_> {
-    /// The permissions of the entry `name` in the directory.
+impl DirectoryRules<'_> {
+    /// Returns the permissions of the entry `name` in the directory.
     pub fn at(&self, name: &[u8]) -> Permissions {
         self.rules()
-            .find(|(rule, state)| rule.place.fits_below(state, name))
+            .find(|(rule, state)| rule.pattern.matches_below(state, name))
             .map_or(self.access.general, |(rule, _)| rule.permissions)
     }
 
-    /// The entry `name`, as a directory.
+    /// Returns the rules for the subdirectory `name`.
     pub fn below(&self, name: &[u8]) -> Self {
-        let states = self.rules().map(|(rule, state)| rule.place.below(state, name)).collect();
+        let states = self.rules().map(|(rule, state)| rule.pattern.below(state, name)).collect();
         Self { access: self.access, states }
     }
 
@@ -137,11 +139,11 @@ impl Directory<'_> {
         self.tree().any(|possible| possible != Permissions::NONE)
     }
 
-    /// The directory's own permissions, but for those to make and remove files and directories,
-    /// which are of what can be in it: what RFC 3659 section 7.5.5 wants to know.
+    /// Returns the directory's own permissions, except `upload`, `mkdir` and `delete`, which are those
+    /// of possible entries in it, as RFC 3659 section 7.5.5 defines them.
     pub fn facts(&self) -> Permissions {
         let inside =
-            |permission| self.possible(Tree::may_fit_a_name).any(|possible| possible.has(permission));
+            |permission| self.possible(PathPattern::may_match_entry).any(|possible| possible.has(permission));
         [Permission::Upload, Permission::Mkdir, Permission::Delete]
             .into_iter()
             .fold(self.own(), |facts, permission| facts.with(permission, inside(permission)))
@@ -149,30 +151,34 @@ impl Directory<'_> {
 
     fn own(&self) -> Permissions {
         self.rules()
-            .find(|(_, state)| **state == State::Fits)
+            .find(|(_, state)| **state == MatchState::Matched)
             .map_or(self.access.general, |(rule, _)| rule.permissions)
     }
 
-    /// All permissions that the directory, or whatever may be below it, can have.
+    /// All permissions that the directory, or a possible path below it, can have.
     fn tree(&self) -> impl Iterator<Item = Permissions> {
-        self.possible(|_, state| *state != State::Open(Vec::new()))
+        self.possible(|_, state| *state != MatchState::Pending(Vec::new()))
     }
 
-    /// Those of rules that `may` fit, up to the first that fits everything.
-    fn possible(&self, may: impl Fn(&Tree, &State) -> bool) -> impl Iterator<Item = Permissions> {
-        let decides = self.states.iter().position(|state| *state == State::Fits);
+    /// The permissions of the rules that `may_match` accepts, up to the first rule that matches
+    /// everything.
+    fn possible(
+        &self,
+        may_match: impl Fn(&PathPattern, &MatchState) -> bool,
+    ) -> impl Iterator<Item = Permissions> {
+        let decides = self.states.iter().position(|state| *state == MatchState::Matched);
         let last = match decides {
             Some(rule) => self.access.rules[rule].permissions,
             None => self.access.general,
         };
         self.rules()
             .take(decides.unwrap_or(self.states.len()))
-            .filter(move |(rule, state)| may(&rule.place, state))
+            .filter(move |(rule, state)| may_match(&rule.pattern, state))
             .map(|(rule, _)| rule.permissions)
             .chain([last])
     }
 
-    fn rules(&self) -> impl Iterator<Item = (&Rule, &State)> {
+    fn rules(&self) -> impl Iterator<Item = (&PathRule, &MatchState)> {
         self.access.rules.iter().zip(&self.states)
     }
 }
@@ -184,11 +190,11 @@ mod tests {
 
     use super::*;
 
-    fn access(account: serde_json::Value) -> Access {
+    fn access(account: serde_json::Value) -> AccessRules {
         let mut account = account;
         account["user"] = "anna".into();
         account["home"] = "/anna".into();
-        Access::new(&serde_json::from_value(account).unwrap())
+        AccessRules::new(&serde_json::from_value(account).unwrap())
     }
 
     fn path(text: &str) -> VirtualPath {
@@ -196,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_that_fits_decides_and_changes_what_it_names() {
+    fn first_matching_rule_decides_and_changes_only_the_permissions_it_names() {
         let access = access(json!({
             "permissions": { "delete": false },
             "directories": [
@@ -217,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_can_be_entered_where_anything_is_permitted_below() {
+    fn directory_is_enterable_if_anything_below_it_is_permitted() {
         let nothing = serde_json::to_value(Permissions::NONE).unwrap();
         let access = access(json!({
             "permissions": nothing,
@@ -230,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rename_gives_no_more_than_reading_storing_and_deleting_would() {
+    fn rename_allows_no_more_than_reading_storing_and_deleting() {
         let access = access(json!({ "directories": [
             { "path": "/drop", "permissions": { "list": false, "download": false } },
             { "path": "/archive", "permissions": { "delete": false } },
@@ -245,7 +251,7 @@ mod tests {
             ("/archive/a", "/archive/b", true, true),
             ("/archive/a", "/b", false, false),
             ("/a", "/published/a", false, false),
-            // What is below counts for directories.
+            // For a directory, paths below it count as well.
             ("/project", "/p", true, false),
             ("/project/x", "/p", true, false),
             ("/project/x/secret", "/p", false, false),
@@ -262,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_facts_of_a_directory_tell_what_is_possible_in_it() {
+    fn facts_of_a_directory_include_what_is_possible_in_it() {
         let access = access(json!({ "directories": [
             { "path": "/in/*.csv", "permissions": { "upload": true, "mkdir": false } },
             { "path": "/in", "permissions": { "upload": false, "mkdir": false } },
@@ -276,17 +282,17 @@ mod tests {
     }
 
     #[test]
-    fn denied_names_are_denied_in_any_case() {
+    fn denied_names_match_in_any_case() {
         let access = access(json!({ "denied_names": ["*.exe", ".*"] }));
         assert!(access.denies_name(b"SETUP.EXE") && access.denies_name(b".htaccess"));
-        // Also of hidden files, which a pattern in a listing spares.
+        // Hidden names are denied as well, although patterns in listings do not match them.
         assert!(access.denies_name(b".hidden.exe") && access.denies_name(b".exe"));
         assert!(!access.denies_name(b"exe"));
     }
 
     proptest! {
         #[test]
-        fn what_holds_of_a_tree_holds_of_everything_in_it(
+        fn permissions_of_a_path_are_among_those_of_every_tree_above(
             places in proptest::collection::vec(("(/(\\*\\*|[ab*])){1,3}", any::<bool>()), 0..5),
             above in "(/[ab]){0,2}",
             below in "(/[ab]){0,3}",
@@ -304,7 +310,7 @@ mod tests {
                 let parent = access.directory(&parent);
                 prop_assert_eq!(parent.at(name), found);
                 prop_assert_eq!(parent.below(name).own(), found);
-                prop_assert!(parent.possible(Tree::may_fit_a_name).any(|possible| possible == found));
+                prop_assert!(parent.possible(PathPattern::may_match_entry).any(|possible| possible == found));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Asks authd which sessions of past logins may go on (`POST /v1/authorized`).
+//! Asks authd which earlier logins it would still accept (`POST /v1/authorized`).
 
 use common::{
     auth_api::{
@@ -10,24 +10,24 @@ use hyper::StatusCode;
 use std::sync::atomic::Ordering;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Authd, http::Instance, refused_token};
+use super::{Authd, http::AuthdInstance, refused_token};
 
-/// Bytes of logins in one request: authd takes bodies of 16 KiB.
+/// Bytes of logins in one request. authd accepts bodies of up to 16 KiB.
 const BATCH: usize = 15 * 1024;
 
-/// What one instance said.
-enum Answer {
+/// The response of one instance.
+enum VerdictsResponse {
     Verdicts(Vec<Verdict>),
-    /// It is of an earlier version, which does not have the route.
-    Unknown,
+    /// The instance is an older version without this route.
+    NotSupported,
 }
 
 impl Authd {
-    /// One verdict for each login, in their order. `None`: every authd is of an earlier version, which cannot
-    /// tell.
+    /// Returns one verdict for each login, in the same order. `None`: every authd is an older version without
+    /// this request.
     ///
     /// # Errors
-    /// No authd answered in time, or what each answered instead. For the log.
+    /// No authd instance gave verdicts in time. The text lists the failure of each, for the log.
     pub async fn authorized(&self, logins: &[PastLogin]) -> Result<Option<Vec<Verdict>>, String> {
         let mut verdicts = Vec::with_capacity(logins.len());
         for batch in batches(logins) {
@@ -46,12 +46,12 @@ impl Authd {
         let mut failures = Vec::new();
         for i in 0..self.instances.len() {
             let instance = &self.instances[(first + i) % self.instances.len()];
-            // Each instance gets its share of what is left, so that the last one is reached too.
+            // The remaining time is divided among the remaining instances, so that each is asked.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = Instant::now() + left / (self.instances.len() - i) as u32;
             match timeout_at(share, ask(instance, &request)).await {
-                Ok(Ok(Answer::Verdicts(verdicts))) => return Ok(Some(verdicts)),
-                Ok(Ok(Answer::Unknown)) => {}
+                Ok(Ok(VerdictsResponse::Verdicts(verdicts))) => return Ok(Some(verdicts)),
+                Ok(Ok(VerdictsResponse::NotSupported)) => {}
                 Ok(Err(reason)) => failures.push(format!("{}: {reason}", instance.url)),
                 Err(_) => failures.push(format!("{}: no answer in time", instance.url)),
             }
@@ -60,35 +60,35 @@ impl Authd {
     }
 }
 
-/// Asks one instance. The error says why its answer cannot be used.
-async fn ask(instance: &Instance, request: &AuthorizedRequest) -> Result<Answer, String> {
-    // `to_string` fails for maps whose keys are no text and for failing `Serialize`s: the request is a plain
-    // struct of text.
+/// Asks one instance. The error is the reason why it gave no verdicts.
+async fn ask(instance: &AuthdInstance, request: &AuthorizedRequest) -> Result<VerdictsResponse, String> {
+    // `to_string` fails only for maps with keys that are not strings and for failing `Serialize`
+    // implementations; the request has neither.
     let body = || serde_json::to_string(request).expect("a request is plain data");
     let answer = instance.post_authorized(body).await.map_err(|error| chain(&error))?;
     if answer.status == StatusCode::OK {
         let AuthorizedAnswer { verdicts } = serde_json::from_slice(&answer.body)
-            .map_err(|error| format!("the answer has no verdicts: {error}"))?;
+            .map_err(|error| format!("its response has no verdicts: {error}"))?;
         return match verdicts.len() == request.logins.len() {
-            true => Ok(Answer::Verdicts(verdicts)),
-            false => Err(format!("{} verdicts for {} logins", verdicts.len(), request.logins.len())),
+            true => Ok(VerdictsResponse::Verdicts(verdicts)),
+            false => Err(format!("it gave {} verdicts for {} logins", verdicts.len(), request.logins.len())),
         };
     }
     let error: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
     match error {
-        Some(ErrorBody { error: ErrorCode::NotFound, .. }) => Ok(Answer::Unknown),
+        Some(ErrorBody { error: ErrorCode::NotFound, .. }) => Ok(VerdictsResponse::NotSupported),
         Some(ErrorBody { error: ErrorCode::Unauthorized, .. }) => Err(refused_token()),
         Some(ErrorBody { message, .. }) => Err(format!("answered {}: {message}", answer.status)),
         None => Err(format!("answered {}", answer.status)),
     }
 }
 
-/// Cuts logins into pieces that fit into one request each.
+/// Splits logins into batches that fit into one request each.
 fn batches(logins: &[PastLogin]) -> Vec<&[PastLogin]> {
     let mut batches = Vec::new();
     let (mut from, mut bytes) = (0, 0);
     for (at, login) in logins.iter().enumerate() {
-        // A plain struct of text: `to_string` does not fail. One more is the comma.
+        // `to_string` does not fail for a plain struct. The added byte is the comma.
         let length = serde_json::to_string(login).map_or(0, |json| json.len() + 1);
         if at > from && (at - from == MAX_AUTHORIZED || bytes + length > BATCH) {
             batches.push(&logins[from..at]);
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_fit_and_lose_nothing() {
+    fn batches_fit_into_a_request_and_contain_every_login() {
         let login = |user: String| PastLogin { user, version: None, address: [192, 0, 2, 1].into() };
         assert!(batches(&[]).is_empty());
         let short: Vec<_> = (0..600).map(|i| login(format!("u{i}"))).collect();

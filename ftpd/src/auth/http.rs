@@ -1,9 +1,9 @@
-//! HTTP/1.1 to one authd: its URL, connections that are kept for the next request, answers of a
+//! HTTP/1.1 client for one authd instance: its URL, a pool of idle connections, and responses of
 //! bounded size.
 //!
-//! No task belongs to a connection. Whoever has a request on it does its work too, which spares
-//! two changes of task a request, and nobody does while it is kept: that authd has closed it shows
-//! when it is taken out again.
+//! A connection has no task of its own. The task with a request on it also polls the connection, which saves
+//! two task switches per request. An idle connection is not polled; a close by authd is noticed when the
+//! connection is taken from the pool.
 
 use std::{
     collections::VecDeque,
@@ -30,48 +30,49 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-/// The largest answer, in bytes. A folder with the longest paths takes 2 KiB, most folders and rules
-/// 100 bytes: an account may have thousands.
+/// Largest response body in bytes. An account may have thousands of folders and rules; most take 100 bytes,
+/// a folder with the longest paths 2 KiB.
 const MAX_ANSWER: usize = 1024 * 1024;
 
-/// The largest head of an answer, in bytes: as authd's own bound for requests.
+/// Largest response head in bytes; the same as authd's limit for requests.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// Connections that are kept, of each instance: as many as logins are under way at once on a busy
-/// node. A wave of more makes those it needs.
+/// Most idle connections kept for each instance: the number of concurrent logins on a busy node. A
+/// burst opens additional connections.
 const KEPT: usize = 64;
 
-/// How long a connection is kept: less than authd's `header_timeout`, after which authd closes it.
+/// Time for which an idle connection is kept. Must be less than authd's `header_timeout`, after which authd
+/// closes it.
 const KEEP: Duration = Duration::from_secs(90);
 
-/// Where an authd is: `http://HOST[:PORT][/PREFIX]`.
+/// URL of an authd instance: `http://HOST[:PORT][/PREFIX]`.
 #[derive(Clone, Debug)]
 pub struct AuthdUrl {
     text: String,
-    /// A name or an address; that of IPv6 without its brackets.
+    /// A name or an address; an IPv6 address without its brackets.
     host: String,
     port: u16,
     authority: HeaderValue,
-    /// Of [`Instance::post`].
+    /// Target of [`AuthdInstance::post`].
     target: Uri,
-    /// Of [`Instance::post_authorized`].
+    /// Target of [`AuthdInstance::post_authorized`].
     authorized: Uri,
 }
 
-/// The text is no URL of an authd.
+/// The text is not the URL of an authd instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUrl {
     #[error("not a URL of the form http://HOST[:PORT][/PREFIX]")]
     Syntax,
     #[error(
-        "nodes ask authd without TLS: use http:// on a private network, or through a tunnel between the hosts \
-         (WireGuard, stunnel)"
+        "nodes connect to authd without TLS: use http:// on a private network or through a tunnel between \
+         the hosts (WireGuard, stunnel)"
     )]
     Https,
 }
 
 impl AuthdUrl {
-    /// Its address and port; `None` where the URL has a name.
+    /// The address and port; `None` if the URL contains a host name.
     pub fn address(&self) -> Option<SocketAddr> {
         Some(SocketAddr::new(self.host.parse().ok()?, self.port))
     }
@@ -89,7 +90,7 @@ impl FromStr for AuthdUrl {
             _ => return Err(InvalidUrl::Syntax),
         }
         let authority = uri.authority().ok_or(InvalidUrl::Syntax)?;
-        // A port that is no number is not taken for the default one.
+        // Without this check, a malformed port would be treated as the default port.
         let port = match authority.as_str().strip_prefix(authority.host()) {
             Some("" | ":") => 80,
             _ => authority.port_u16().ok_or(InvalidUrl::Syntax)?,
@@ -122,55 +123,55 @@ impl fmt::Display for AuthdUrl {
     }
 }
 
-/// The header that shows authd a token; its `Debug` does not show it. `None` for a token that no
-/// header can hold.
+/// The Authorization header for a token. Its `Debug` does not show the token. `None` if a header cannot
+/// contain the token.
 pub fn authorization(token: &Secret) -> Option<HeaderValue> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose())).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
 
-/// Why a request has no answer.
+/// Reason why a request has no response.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     #[error("cannot connect")]
     Connect(#[source] io::Error),
-    #[error("no answer")]
+    #[error("no response")]
     Unanswered(#[source] hyper::Error),
-    #[error("the answer is cut")]
+    #[error("the response is incomplete")]
     Cut(#[source] hyper::Error),
-    #[error("the answer is larger than {MAX_ANSWER} bytes")]
+    #[error("the response is larger than {MAX_ANSWER} bytes")]
     TooLarge,
 }
 
-/// What authd said.
+/// A response of authd.
 #[derive(Debug)]
-pub struct Answer {
+pub struct HttpResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Vec<u8>,
 }
 
-/// One authd.
-pub struct Instance {
+/// Client of one authd instance.
+pub struct AuthdInstance {
     pub url: AuthdUrl,
     headers: HeaderMap,
     connect_timeout: Duration,
-    /// With the time at which each became idle; the one that was used last at the end.
-    kept: Mutex<VecDeque<(Instant, Box<Connection>)>>,
+    /// Idle connections and the time since when they are idle; the most recently used is last.
+    kept: Mutex<VecDeque<(Instant, Box<AuthdConnection>)>>,
 }
 
-/// A connection and what happens on it.
-struct Connection {
+/// A connection to authd.
+struct AuthdConnection {
     sender: http1::SendRequest<String>,
-    /// `None`: it has ended.
-    work: Option<Work>,
+    /// The future that drives the connection; `None` once it has ended.
+    driver: Option<ConnectionDriver>,
 }
 
-type Work = http1::Connection<TokioIo<TcpStream>, String>;
+type ConnectionDriver = http1::Connection<TokioIo<TcpStream>, String>;
 
-impl Instance {
-    /// `connect_timeout` is for all addresses of its host together.
+impl AuthdInstance {
+    /// `connect_timeout` covers all addresses of the host together.
     pub fn new(url: AuthdUrl, authorization: Option<HeaderValue>, connect_timeout: Duration) -> Self {
         const AGENT: &str = concat!("ftpd/", env!("CARGO_PKG_VERSION"));
         let mut headers = HeaderMap::new();
@@ -183,32 +184,32 @@ impl Instance {
         Self { url, headers, connect_timeout, kept: Mutex::default() }
     }
 
-    /// Posts the JSON that `body` makes to the route `/v1/authenticate`.
+    /// Posts the JSON that `body` creates to `/v1/authenticate`.
     ///
-    /// A kept connection may end in the moment in which it is used: authd was started again. Then
-    /// the request goes over a new one, once. That it may thereby be decided twice is as with the
-    /// next instance, which is asked whenever one gives no answer: a wrong password could count
-    /// twice in the throttle, and a right one changes nothing the second time.
+    /// A kept connection may close just when it is used, for example when authd restarts. The request
+    /// is then repeated once over a new connection. So authd may decide the login twice, as it also may
+    /// when the next instance is asked: a wrong password may count twice in the throttle; a right one
+    /// has no further effect.
     ///
     /// # Errors
-    /// There is no whole answer. What came may have been decided.
-    pub async fn post(&self, body: impl Fn() -> String) -> Result<Answer, AskError> {
+    /// There is no complete response. authd may have decided all the same.
+    pub async fn post(&self, body: impl Fn() -> String) -> Result<HttpResponse, AskError> {
         self.request(Method::POST, &self.url.target, body).await
     }
 
-    /// Posts the JSON that `body` makes to the route `/v1/authorized`, which changes nothing.
+    /// Posts the JSON that `body` creates to `/v1/authorized`, which changes nothing in authd.
     ///
     /// # Errors
-    /// There is no whole answer.
-    pub async fn post_authorized(&self, body: impl Fn() -> String) -> Result<Answer, AskError> {
+    /// There is no complete response.
+    pub async fn post_authorized(&self, body: impl Fn() -> String) -> Result<HttpResponse, AskError> {
         self.request(Method::POST, &self.url.authorized, body).await
     }
 
-    /// Asks the same route whether authd would decide a login.
+    /// Sends `GET /v1/authenticate`, which tells whether authd would decide a login.
     ///
     /// # Errors
-    /// There is no whole answer.
-    pub async fn get(&self) -> Result<Answer, AskError> {
+    /// There is no complete response.
+    pub async fn get(&self) -> Result<HttpResponse, AskError> {
         self.request(Method::GET, &self.url.target, String::new).await
     }
 
@@ -217,7 +218,7 @@ impl Instance {
         method: Method,
         target: &Uri,
         body: impl Fn() -> String,
-    ) -> Result<Answer, AskError> {
+    ) -> Result<HttpResponse, AskError> {
         if let Some(connection) = self.take().await {
             match self.ask(connection, method.clone(), target, body()).await {
                 Err(AskError::Unanswered(error)) if !error.is_parse() => {}
@@ -229,26 +230,26 @@ impl Instance {
 
     async fn ask(
         &self,
-        mut connection: Box<Connection>,
+        mut connection: Box<AuthdConnection>,
         method: Method,
         target: &Uri,
         body: String,
-    ) -> Result<Answer, AskError> {
+    ) -> Result<HttpResponse, AskError> {
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = target.clone();
         *request.headers_mut() = self.headers.clone();
-        let Connection { sender, work } = &mut *connection;
-        let response = drive(work, sender.send_request(request)).await.map_err(AskError::Unanswered)?;
+        let AuthdConnection { sender, driver } = &mut *connection;
+        let response = drive(driver, sender.send_request(request)).await.map_err(AskError::Unanswered)?;
         let (head, body) = response.into_parts();
-        let body = read(work, body).await?;
+        let body = read(driver, body).await?;
         self.keep(connection);
-        Ok(Answer { status: head.status, headers: head.headers, body })
+        Ok(HttpResponse { status: head.status, headers: head.headers, body })
     }
 
-    async fn connect(&self) -> Result<Box<Connection>, AskError> {
+    async fn connect(&self) -> Result<Box<AuthdConnection>, AskError> {
         let deadline = Instant::now() + self.connect_timeout;
-        // On a thread that may wait, unless the host is an address.
+        // Unless the host is an address, tokio resolves it on a thread that may block.
         let addresses = match timeout_at(deadline, lookup_host((self.url.host.as_str(), self.url.port))).await
         {
             Ok(found) => found.map_err(AskError::Connect)?.collect(),
@@ -256,10 +257,10 @@ impl Instance {
         };
         let mut failure = io::Error::from(io::ErrorKind::TimedOut);
         for (i, address) in addresses.iter().enumerate() {
-            // Each gets its share of what is left: a host may have one that does not answer.
+            // The remaining time is divided among the remaining addresses, as one may not respond.
             let share = deadline.saturating_duration_since(Instant::now()) / (addresses.len() - i) as u32;
             match timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Connection::new(stream).await,
+                Ok(Ok(stream)) => return AuthdConnection::new(stream).await,
                 Ok(Err(error)) => failure = error,
                 Err(elapsed) => failure = elapsed.into(),
             }
@@ -267,14 +268,14 @@ impl Instance {
         Err(AskError::Connect(failure))
     }
 
-    /// A kept connection that authd has not closed.
-    async fn take(&self) -> Option<Box<Connection>> {
+    /// Takes an idle connection that authd has not closed.
+    async fn take(&self) -> Option<Box<AuthdConnection>> {
         loop {
             let mut connection = {
                 let mut kept = self.kept();
                 let (since, connection) = kept.pop_back()?;
                 if since.elapsed() >= KEEP {
-                    // The others are older.
+                    // The others have been idle for longer.
                     kept.clear();
                     return None;
                 }
@@ -286,7 +287,7 @@ impl Instance {
         }
     }
 
-    fn keep(&self, connection: Box<Connection>) {
+    fn keep(&self, connection: Box<AuthdConnection>) {
         let mut kept = self.kept();
         kept.push_back((Instant::now(), connection));
         if kept.len() > KEPT {
@@ -294,55 +295,55 @@ impl Instance {
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<(Instant, Box<Connection>)>> {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<(Instant, Box<AuthdConnection>)>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Connection {
+impl AuthdConnection {
     async fn new(stream: TcpStream) -> Result<Box<Self>, AskError> {
         stream.set_nodelay(true).map_err(AskError::Connect)?;
         let mut http = http1::Builder::new();
-        let (sender, work) = http
+        let (sender, driver) = http
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(AskError::Unanswered)?;
-        Ok(Box::new(Self { sender, work: Some(work) }))
+        Ok(Box::new(Self { sender, driver: Some(driver) }))
     }
 
-    /// Whether it takes a request, as far as is known here.
+    /// Returns true if the connection accepts a request; authd may still have closed it.
     fn is_open(&mut self, context: &mut Context<'_>) -> bool {
-        self.work.as_mut().is_some_and(|work| Pin::new(work).poll(context).is_pending())
+        self.driver.as_mut().is_some_and(|driver| Pin::new(driver).poll(context).is_pending())
             && self.sender.is_ready()
     }
 }
 
-/// Does a connection's work until what is wanted from it has come.
-async fn drive<T>(work: &mut Option<Work>, wanted: impl Future<Output = T>) -> T {
+/// Polls a connection's driver until `wanted` is ready.
+async fn drive<T>(driver: &mut Option<ConnectionDriver>, wanted: impl Future<Output = T>) -> T {
     let mut wanted = pin!(wanted);
     std::future::poll_fn(|context| {
-        // It says what it wants before there is work.
+        // Polled first, because it gives the driver its work.
         if let Poll::Ready(result) = wanted.as_mut().poll(context) {
             return Poll::Ready(result);
         }
-        if let Some(running) = work
+        if let Some(running) = driver
             && Pin::new(running).poll(context).is_ready()
         {
-            // If it failed, `wanted` does so too.
-            *work = None;
+            // If the driver failed, `wanted` fails too.
+            *driver = None;
         }
         wanted.as_mut().poll(context)
     })
     .await
 }
 
-async fn read(work: &mut Option<Work>, mut body: Incoming) -> Result<Vec<u8>, AskError> {
+async fn read(driver: &mut Option<ConnectionDriver>, mut body: Incoming) -> Result<Vec<u8>, AskError> {
     let mut bytes = Vec::new();
     loop {
         let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context));
-        let Some(frame) = drive(work, frame).await else { return Ok(bytes) };
-        // Trailers say nothing that is wanted.
+        let Some(frame) = drive(driver, frame).await else { return Ok(bytes) };
+        // Trailers are ignored.
         let Ok(data) = frame.map_err(AskError::Cut)?.into_data() else { continue };
         if bytes.len() + data.len() > MAX_ANSWER {
             return Err(AskError::TooLarge);
@@ -356,7 +357,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_names_host_port_and_prefix() {
+    fn a_url_has_host_port_and_prefix() {
         let table = [
             ("http://10.0.0.4:5160", "10.0.0.4", 5160, "10.0.0.4:5160", "/v1/authenticate"),
             ("http://authd.internal", "authd.internal", 80, "authd.internal", "/v1/authenticate"),
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_url_of_an_authd_is_refused() {
+    fn an_invalid_authd_url_is_refused() {
         let table = [
             ("", InvalidUrl::Syntax),
             ("10.0.0.4:5160", InvalidUrl::Syntax),
@@ -396,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_not_shown() {
+    fn debug_output_does_not_show_the_token() {
         let value = authorization(&Secret::new("t0ken")).unwrap();
         assert_eq!(value.as_bytes(), b"Bearer t0ken");
         assert!(!format!("{value:?}").contains("t0ken"));

@@ -1,4 +1,4 @@
-//! The users of a standalone node: from `user` and `user_file`.
+//! Users of a standalone node, from the settings `user` and `user_file`.
 
 use std::{
     fs, io,
@@ -11,15 +11,15 @@ use common::{password::Phc, secret::Secret, settings::SettingsError, settings::V
 use subtle::ConstantTimeEq;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-/// Hashes verified at once: each takes half a core for a tenth of a second and, as authd makes them,
+/// Password hashes verified concurrently. Each takes half a core for 0.1 s and, with the parameters of authd,
 /// 19 MiB.
 const VERIFIED_AT_ONCE: usize = 2;
 
-/// The users that a standalone node has in its settings.
+/// The users in the settings of a standalone node.
 #[derive(Debug, Default)]
 pub struct LocalUsers {
     users: Vec<(String, Credential)>,
-    /// What the operator should change about where the passwords are.
+    /// Warnings for the operator about passwords that others can read.
     pub warnings: Vec<String>,
 }
 
@@ -33,12 +33,12 @@ impl LocalUsers {
     /// Reads both settings.
     ///
     /// # Errors
-    /// An entry cannot be used, two have the same name, or the file cannot be read.
+    /// An entry is malformed, two entries have the same name, or the file cannot be read.
     pub fn read(values: &Values) -> Result<Self, SettingsError> {
         let mut users = Self::default();
         let plain: Vec<String> = values.list("user")?;
         for (number, user) in plain.iter().enumerate() {
-            // The text holds a password: the message must not repeat it.
+            // The message must not contain the text, which includes a password.
             let wrong =
                 || SettingsError::Conflict(format!("user: entry {} is not NAME:PASSWORD", number + 1));
             let (name, password) = user.split_once(':').ok_or_else(wrong)?;
@@ -49,8 +49,8 @@ impl LocalUsers {
         }
         if !plain.is_empty() && values.is_flag("user") {
             users.warnings.push(
-                "every user of this host sees the passwords of --user in `ps`; \
-                 --user-file, or the variable FTPD_USER for one user, keeps them"
+                "every user of this host can see the passwords of --user in `ps`; \
+                 use --user-file instead, or the variable FTPD_USER for a single user"
                     .to_owned(),
             );
         }
@@ -78,46 +78,46 @@ impl LocalUsers {
             }
             let entry = line.split_once(':').filter(|(name, _)| !name.is_empty());
             let (name, hash) = entry.ok_or_else(|| format!("line {} is not NAME:HASH", number + 1))?;
-            // Not the text itself, which may be a password.
+            // The message must not contain the text, which may be a password.
             let hash: Phc = hash.trim().parse().map_err(|error| format!("line {}: {error}", number + 1))?;
             self.add(name, Credential::Hash(hash))
                 .map_err(|error| format!("line {}: {error}", number + 1))?;
         }
         if self.users.len() == before {
-            return Err("it names no user".to_owned());
+            return Err("the file contains no user".to_owned());
         }
         Ok(())
     }
 
     fn add(&mut self, name: &str, credential: Credential) -> Result<(), String> {
         if self.users.iter().any(|(known, _)| known == name) {
-            return Err(format!("the user {name:?} is there twice"));
+            return Err(format!("the user {name:?} occurs twice"));
         }
         self.users.push((name.to_owned(), credential));
         Ok(())
     }
 
-    /// How many users there are.
+    /// Number of users.
     pub fn len(&self) -> usize {
         self.users.len()
     }
 
-    /// Whether there are no users.
+    /// Returns true if there are no users.
     pub fn is_empty(&self) -> bool {
         self.users.is_empty()
     }
 }
 
 /// Verifies passwords of [`LocalUsers`].
-pub struct Verifier {
+pub struct PasswordVerifier {
     users: Vec<(String, Credential)>,
-    /// What the password of an unknown user is compared with, where known users have hashes: the answer
-    /// takes as long.
+    /// A hash to verify the password of an unknown user against, so that the reply takes as long as for
+    /// a known user. `None` if no user has a hash.
     dummy: Option<Phc>,
     running: Arc<Semaphore>,
 }
 
-impl Verifier {
+impl PasswordVerifier {
     pub fn new(users: LocalUsers) -> Self {
         for warning in &users.warnings {
             log::warn!("{warning}");
@@ -129,12 +129,12 @@ impl Verifier {
         Self { users: users.users, dummy: hashed, running: Arc::new(Semaphore::new(VERIFIED_AT_ONCE)) }
     }
 
-    /// Whether there is a user of this name.
+    /// Returns true if a user of this name exists.
     pub fn knows(&self, user: &str) -> bool {
         self.users.iter().any(|(name, _)| name == user)
     }
 
-    /// Whether `password` is the user's. Hashes are computed on threads that serve no connections.
+    /// Returns true if `password` is the user's password. Hashes are computed on threads that may block.
     pub async fn is_right(&self, user: &str, password: &Secret) -> bool {
         let found = self.users.iter().find(|(name, _)| name == user).map(|(_, credential)| credential);
         let (hash, known) = match found {
@@ -147,11 +147,11 @@ impl Verifier {
                 None => return false,
             },
         };
-        // The semaphore is never closed.
+        // Never fails: the semaphore is never closed.
         let Ok(permit) = Arc::clone(&self.running).acquire_owned().await else { return false };
         let password = password.clone();
         let matches = spawn_blocking(move || {
-            // Held by the thread, not by the session, which may end before.
+            // Held until the computation ends, even if the session ends before.
             let _permit = permit;
             hash.matches(password.expose().as_bytes())
         });

@@ -1,4 +1,4 @@
-//! Whether an authd would decide a login, without one: no password is sent.
+//! Probe of authd: asks whether it would decide a login, without sending a password.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,24 +12,27 @@ use tokio::{task::JoinSet, time::timeout};
 
 use super::{
     CONNECT_TIMEOUT,
-    http::{AuthdUrl, Instance},
+    http::{AuthdInstance, AuthdUrl},
     refused_token,
 };
 
-/// Asks `GET /v1/authenticate` of every authd, over connections of its own.
+/// Sends `GET /v1/authenticate` to every authd instance, over its own connections.
 pub struct AuthdProbe {
-    instances: Vec<Arc<Instance>>,
+    instances: Vec<Arc<AuthdInstance>>,
 }
 
 impl AuthdProbe {
     pub fn new(urls: &[AuthdUrl], authorization: Option<&HeaderValue>) -> Self {
-        let instance =
-            |url: &AuthdUrl| Arc::new(Instance::new(url.clone(), authorization.cloned(), CONNECT_TIMEOUT));
+        let instance = |url: &AuthdUrl| {
+            Arc::new(AuthdInstance::new(url.clone(), authorization.cloned(), CONNECT_TIMEOUT))
+        };
         Self { instances: urls.iter().map(instance).collect() }
     }
 
+    /// Asks all instances at once and returns when one would decide a login.
+    ///
     /// # Errors
-    /// No authd would decide a login; what each says.
+    /// No instance would decide a login within `patience`. Contains the failure of each.
     pub async fn ask(&self, patience: Duration) -> Result<(), DependencyFailure> {
         let mut asked = JoinSet::new();
         for instance in &self.instances {
@@ -61,11 +64,11 @@ impl AuthdProbe {
     }
 }
 
-async fn ask(instance: &Instance) -> Result<(), (Condition, String)> {
+async fn ask(instance: &AuthdInstance) -> Result<(), (Condition, String)> {
     let answer = instance.get().await.map_err(|error| (Condition::Failed, chain(&error)))?;
     match answer.status {
         status if status.is_success() => Ok(()),
-        // Of an earlier version, which does not say more.
+        // An older version without this request.
         StatusCode::METHOD_NOT_ALLOWED => Ok(()),
         StatusCode::UNAUTHORIZED => Err((Condition::Misconfigured, refused_token())),
         status => {

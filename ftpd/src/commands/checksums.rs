@@ -21,13 +21,13 @@ use crate::{
     session::{LoggedIn, Outcome, Subject},
 };
 
-/// HASH: by the algorithm of OPTS HASH, over the bytes of RANG if there was one.
+/// HASH: uses the algorithm of OPTS HASH and the range of RANG.
 pub async fn hash(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let range = session.range.take().map(|range| range.start..range.end.saturating_add(1));
     let algorithm = session.hash;
     let name = argument.to_vec();
     compute(session, verb, argument, algorithm, range, move |range, sum| {
-        // 213 algorithm first-last sum name, section 3.2; the draft counts the last byte in.
+        // `213 algorithm first-last sum name` (section 3.2); the last byte is included.
         let last = range.end.saturating_sub(1).max(range.start);
         let mut text = format!("{} {}-{last} {sum} ", algorithm.name(), range.start).into_bytes();
         text.extend_from_slice(&name);
@@ -36,7 +36,7 @@ pub async fn hash(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
     .await
 }
 
-/// XCRC and its kin: 250 with the sum.
+/// XCRC, XMD5, XSHA1, XSHA256, XSHA512: 250 with the checksum.
 pub async fn checksum(session: &LoggedIn, verb: &'static str, checksum: Checksum) -> Result<Outcome, Reply> {
     let range = checksum.start..checksum.end.unwrap_or(u64::MAX);
     compute(session, verb, &checksum.path, checksum.algorithm, Some(range), |_, sum| {
@@ -45,7 +45,8 @@ pub async fn checksum(session: &LoggedIn, verb: &'static str, checksum: Checksum
     .await
 }
 
-/// Opens the file and computes in the background; `answer` gets the bytes that were read.
+/// Opens the file and computes the checksum in the background. `answer` makes the reply of the range and the
+/// sum.
 async fn compute(
     session: &LoggedIn,
     verb: &'static str,
@@ -64,7 +65,7 @@ async fn compute(
     let (size, file) = opened.await?;
     let range = range.unwrap_or(0..size);
     if range.start > size {
-        return Err(Reply::new(Code::BAD_ARGUMENTS, "The range begins beyond the end of the file"));
+        return Err(Reply::new(Code::BAD_ARGUMENTS, "Range starts beyond the end of the file"));
     }
     let range = range.start..range.end.min(size);
     let subject = Arc::clone(&session.subject);
@@ -79,22 +80,22 @@ async fn compute(
             Err(error) => refuse(&subject, &error, limit),
         }
     });
-    Ok(in_turn(session, started))
+    Ok(wait_for_turn(session, started))
 }
 
-/// Lets what was started wait for the user's turn (`max_checksums_per_user`), before it takes a place among
-/// the long commands. It holds no more than its open file meanwhile.
-fn in_turn(session: &LoggedIn, started: Outcome) -> Outcome {
+/// Makes the activity wait for the user's turn (`max_checksums_per_user`) before it requests a slot for long
+/// commands. Until then it holds only its open file.
+fn wait_for_turn(session: &LoggedIn, started: Outcome) -> Outcome {
     let Outcome::Start(opening, Activity { watch, asks_for_client, end }) = started else { return started };
     let (node, subject) = (Arc::clone(&session.node), Arc::clone(&session.subject));
     let watched = Arc::clone(&watch);
-    let in_turn = async move {
+    let end_in_turn = async move {
         let _turn = match node.checksum_turns.try_take(&subject.user) {
             Some(turn) => Some(turn),
             None => {
                 metrics::limit_reached("max_checksums_per_user");
                 tokio::select! {
-                    // `end` sees the cancellation, too, and answers.
+                    // `end` notices the cancellation, too, and replies.
                     () = watched.cancellation() => None,
                     turn = node.checksum_turns.take(&subject.user) => Some(turn),
                 }
@@ -102,7 +103,7 @@ fn in_turn(session: &LoggedIn, started: Outcome) -> Outcome {
         };
         end.await
     };
-    Outcome::Start(opening, Activity { watch, asks_for_client, end: Box::pin(in_turn) })
+    Outcome::Start(opening, Activity { watch, asks_for_client, end: Box::pin(end_in_turn) })
 }
 
 fn refuse(subject: &Subject, error: &ChecksumError, limit: Duration) -> Reply {
@@ -110,8 +111,8 @@ fn refuse(subject: &Subject, error: &ChecksumError, limit: Duration) -> Reply {
         ChecksumError::File(error) => subject.refuse(error),
         ChecksumError::TooLong => {
             metrics::limit_reached("checksum_timeout");
-            let text = format!("The checksum takes longer than {} s (checksum_timeout)", limit.as_secs_f64());
-            // Permanent: the same file would take as long again.
+            let text = format!("Checksum takes longer than {} s (checksum_timeout)", limit.as_secs_f64());
+            // A permanent error: the same file would take as long again.
             Reply::new(Code::QUOTA_EXCEEDED, text).because(Failure::from("checksum_timeout"))
         }
     }

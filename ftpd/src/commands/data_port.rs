@@ -1,4 +1,4 @@
-//! PASV, PORT (RFC 959 section 4.1.2), EPSV, EPRT (RFC 2428): where the next data connection is.
+//! PASV, PORT (RFC 959 section 4.1.2), EPSV, EPRT (RFC 2428): the data port of the next transfer.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
@@ -13,30 +13,31 @@ use crate::{
         command::EpsvArgument,
     },
     proxy_protocol::Ends,
-    session::LoggedIn,
+    session::{LoggedIn, log_session},
 };
 
-/// The first port that is not for the system's own services: nothing below is ever dialled, so
-/// that nobody can make the node speak to them (RFC 2577 section 3).
+/// The lowest port for active mode. The node never connects to the ports below, which belong to system
+/// services (RFC 2577 section 3).
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 
-/// PASV. A new one replaces the session's old reservation.
+/// PASV. Replaces the session's earlier reservation.
 pub async fn pasv(session: &mut LoggedIn) -> Result<Reply, Reply> {
-    epsv_only(session)?;
-    let announced = announced(&session.node.network, session.ends)
-        .ok_or_else(|| Reply::new(Code::NO_DATA_CONNECTION, "PASV needs IPv4; use EPSV"))?;
+    refuse_after_epsv_all(session)?;
+    let announced = announced_address(&session.node.network, session.ends)
+        .ok_or_else(|| Reply::new(Code::NO_DATA_CONNECTION, "PASV requires IPv4; use EPSV"))?;
     let reservation = reserve(session).await?;
     let reply = address::passive(SocketAddrV4::new(announced, reservation.port()));
     session.data_port = Some(DataPort::Passive(reservation));
     Ok(reply)
 }
 
-/// EPSV. The client connects to the address it has reached us on, so the family is that one.
+/// EPSV. The data connection goes to the address of the control connection, so it has the same address
+/// family.
 pub async fn epsv(session: &mut LoggedIn, argument: EpsvArgument) -> Result<Reply, Reply> {
     match argument {
         EpsvArgument::All => {
             session.epsv_only = true;
-            return Ok(Reply::new(Code::OK, "EPSV only from now on"));
+            return Ok(Reply::new(Code::OK, "EPSV ALL accepted"));
         }
         EpsvArgument::Family(family) if family != own_family(session) => {
             return Err(Reply::new(
@@ -55,42 +56,45 @@ pub async fn epsv(session: &mut LoggedIn, argument: EpsvArgument) -> Result<Repl
     Ok(reply)
 }
 
-/// PORT and EPRT: only to the client's own address and no privileged port (the FTP bounce attack,
-/// CVE-1999-0017; RFC 2577 section 3), and never to this host or to the cluster's own services: a proxy
-/// that replaces the clients' address by the host's own would open them to every user.
+/// PORT and EPRT. The address must be the client's own and the port above 1023, to prevent the FTP bounce
+/// attack (CVE-1999-0017, RFC 2577 section 3). Addresses of this host and of the cluster's services are
+/// refused: behind a proxy that replaces the client address by the host's own, every user could reach them.
 pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> Result<Reply, Reply> {
-    epsv_only(session)?;
+    refuse_after_epsv_all(session)?;
     if !session.node.network.active_mode {
-        return Err(Reply::new(Code::NOT_IMPLEMENTED, "Active mode is not offered; use PASV or EPSV"));
+        return Err(Reply::new(Code::NOT_IMPLEMENTED, "Active mode is disabled; use PASV or EPSV"));
     }
     if address.ip() != session.ends.client.ip() || address.port() < FIRST_UNPRIVILEGED_PORT {
         metrics::data_connection_refused("bounce");
-        log::warn!(
-            session:% = session.subject.session, user = session.subject.user.as_str(),
-            address:% = session.subject.address;
-            "{verb} to {address} refused"
-        );
-        return Err(Reply::new(Code::UNSUPPORTED_PARAMETER, "Only to your own address, port 1024 and above"));
-    }
-    if let Err(reason) = session.node.network.may_dial(address) {
-        metrics::data_connection_refused("own_address");
-        log::warn!(
-            session:% = session.subject.session, user = session.subject.user.as_str(),
-            address:% = session.subject.address, reason;
-            "{verb} to {address} refused: active mode never connects to this host or to the cluster's services"
+        log_session!(log::Level::Warn, session.subject;
+            "{verb} to {address} refused: not the client address, or a port below 1024"
         );
         return Err(Reply::new(
             Code::UNSUPPORTED_PARAMETER,
-            "Active mode is not possible from this address; use PASV or EPSV",
+            "PORT must name your own address and a port above 1023",
+        ));
+    }
+    if let Err(reason) = session.node.network.may_dial(address) {
+        metrics::data_connection_refused("own_address");
+        log_session!(log::Level::Warn, session.subject, reason;
+            "{verb} to {address} refused: active mode does not connect to this host or the cluster's services"
+        );
+        return Err(Reply::new(
+            Code::UNSUPPORTED_PARAMETER,
+            "Active mode is not available for your address; use PASV or EPSV",
         ));
     }
     session.data_port = Some(DataPort::Active(address));
-    Ok(Reply::new(Code::OK, "The data connection will be opened"))
+    Ok(Reply::new(Code::OK, "PORT command successful"))
 }
 
-/// After EPSV ALL every other way is refused (RFC 2428 section 4).
-fn epsv_only(session: &LoggedIn) -> Result<(), Reply> {
-    if session.epsv_only { Err(Reply::new(Code::BAD_SEQUENCE, "Not after EPSV ALL")) } else { Ok(()) }
+/// Refuses all commands other than EPSV after EPSV ALL (RFC 2428 section 4).
+fn refuse_after_epsv_all(session: &LoggedIn) -> Result<(), Reply> {
+    if session.epsv_only {
+        Err(Reply::new(Code::BAD_SEQUENCE, "Only EPSV is allowed after EPSV ALL"))
+    } else {
+        Ok(())
+    }
 }
 
 fn own_family(session: &LoggedIn) -> AddressFamily {
@@ -98,25 +102,25 @@ fn own_family(session: &LoggedIn) -> AddressFamily {
 }
 
 async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
-    // Given back first: it may be the only port there is.
+    // Release the old reservation first: its port may be the only one.
     session.data_port = None;
     let node = &session.node;
     let tls = node.tls.as_ref().filter(|_| session.is_private);
     let reservation = node.passive.reserve(&session.subject, tls, node.timeouts.passive_wait).await;
     reservation.ok_or_else(|| {
         let detail = format!(
-            "no passive port became free for this address within passive_wait: this node has {}; give it more \
-             (passive_port_min, passive_port_max)",
+            "no passive port became free for this client address within passive_wait: this node has the ports \
+             {}; give it more (passive_port_min, passive_port_max)",
             node.network.slice
         );
         let failure = Failure { detail: Some(detail.into()), ..Failure::from("no_passive_port") };
-        Reply::new(Code::NO_DATA_CONNECTION, "No passive port is free, try again").because(failure)
+        Reply::new(Code::NO_DATA_CONNECTION, "No passive port available; try again").because(failure)
     })
 }
 
-/// The address that PASV tells: the external one, or for clients inside, and where there is none,
-/// the one on which the client reached the balancer.
-fn announced(network: &Network, ends: Ends) -> Option<Ipv4Addr> {
+/// The address in the reply to PASV: `external_address`. Without that setting, and for clients in
+/// `internal_networks`, the address at which the client reached the node or the balancer.
+fn announced_address(network: &Network, ends: Ends) -> Option<Ipv4Addr> {
     let client = ends.client.ip();
     let is_internal = network.internal_networks.iter().any(|internal| internal.contains(&client));
     match (network.external_address, ends.reached.ip()) {
@@ -148,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn active_mode_dials_neither_this_host_nor_a_service_of_the_cluster() {
+    fn active_mode_connects_neither_to_this_host_nor_to_services_of_the_cluster() {
         let may_dial = |listen: &[&str], services: &[&str], address: &str| {
             let network = Network {
                 listen: listen.iter().map(|ip| ip.parse().unwrap()).collect(),
@@ -163,7 +167,7 @@ mod tests {
         assert_eq!(may_dial(&["::"], &services, "[::1]:2000"), Err("loopback"));
         assert_eq!(may_dial(&["127.0.0.1", "::1"], &services, "127.0.0.1:2000"), Ok(()));
         assert_eq!(may_dial(&["0.0.0.0"], &services, "192.0.2.5:2000"), Err("service"));
-        // Where all is on one host, a client may have the address of a service, but not its port.
+        // With everything on one host, a client may have the address of a service, but not its port.
         assert_eq!(may_dial(&["127.0.0.1"], &services, "127.0.0.10:2000"), Ok(()));
         assert_eq!(may_dial(&["127.0.0.1"], &services, "127.0.0.10:6379"), Err("service"));
         for interface in nix::ifaddrs::getifaddrs().unwrap() {
@@ -175,19 +179,19 @@ mod tests {
     }
 
     #[test]
-    fn pasv_announces_the_address_that_leads_to_the_balancer() {
-        let told = |external: Option<&str>, client: &str, reached: &str| {
+    fn pasv_announces_the_external_address_or_the_address_that_the_client_reached() {
+        let announced = |external: Option<&str>, client: &str, reached: &str| {
             let ends = Ends {
                 client: SocketAddr::new(client.parse().unwrap(), 1),
                 reached: SocketAddr::new(reached.parse().unwrap(), 21),
             };
-            announced(&network(external), ends).map(|ip| ip.to_string())
+            announced_address(&network(external), ends).map(|ip| ip.to_string())
         };
         let external = Some("203.0.113.10");
-        assert_eq!(told(None, "198.51.100.1", "192.0.2.1").as_deref(), Some("192.0.2.1"));
-        assert_eq!(told(external, "198.51.100.1", "10.0.0.10").as_deref(), external);
-        assert_eq!(told(external, "10.1.1.1", "10.0.0.10").as_deref(), Some("10.0.0.10"));
-        assert_eq!(told(external, "2001:db8::1", "2001:db8::2").as_deref(), external);
-        assert_eq!(told(None, "2001:db8::1", "2001:db8::2"), None);
+        assert_eq!(announced(None, "198.51.100.1", "192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(announced(external, "198.51.100.1", "10.0.0.10").as_deref(), external);
+        assert_eq!(announced(external, "10.1.1.1", "10.0.0.10").as_deref(), Some("10.0.0.10"));
+        assert_eq!(announced(external, "2001:db8::1", "2001:db8::2").as_deref(), external);
+        assert_eq!(announced(None, "2001:db8::1", "2001:db8::2"), None);
     }
 }

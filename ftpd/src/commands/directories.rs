@@ -16,13 +16,13 @@ use crate::{
     session::{LoggedIn, Outcome},
 };
 
-/// PWD: 257 with the path, quotes in it doubled (RFC 959 appendix II).
+/// PWD: 257 with the path. Quotes in it are doubled (RFC 959 appendix II).
 pub fn pwd(session: &LoggedIn) -> Reply {
     Reply::quoted_path(session.cwd.as_bytes(), "is current directory")
 }
 
-/// CWD. Without a path, and with `~` where no directory has that name, it goes to the home, as in
-/// ProFTPD and Pure-FTPd.
+/// CWD. Without a path it changes to the home, and with `~`, unless a directory has that name, as in ProFTPD
+/// and Pure-FTPd.
 pub async fn cwd(session: &mut LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let Some(argument) = argument else { return enter(session, VirtualPath::root()).await };
     let path = session.path(argument)?;
@@ -39,13 +39,13 @@ pub async fn cwd(session: &mut LoggedIn, argument: Option<&[u8]>) -> Result<Repl
     }
 }
 
-/// CDUP.
+/// CDUP: changes to the parent directory.
 pub async fn cdup(session: &mut LoggedIn) -> Result<Reply, Reply> {
     let path = session.cwd.parent();
     enter(session, path).await
 }
 
-/// Makes `path` the working directory, unless nothing is permitted there.
+/// Changes to `path`, if the user may enter it.
 async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply> {
     if !session.access.is_enterable(&path) {
         return Err(Reply::permission_denied());
@@ -54,16 +54,16 @@ async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply
     let may_list = session.access.at(&path).has(Permission::List);
     session
         .in_home(move |jail| match jail.check_directory(&checked) {
-            // Whether there is a file of this name is for those to know who may list.
+            // Users who may not list must not learn that a file has this name.
             Err(FileError::NotADirectory) if !may_list => Err(FileError::NotFound),
             checked => checked,
         })
         .await?;
     session.cwd = path;
-    Ok(Reply::new(Code::DONE, "Directory changed"))
+    Ok(Reply::new(Code::DONE, "Directory successfully changed"))
 }
 
-/// MKD: 257 with the absolute path, so that the client can go there. The directory counts to the quota as a
+/// MKD: 257 with the absolute path, which the client can use in CWD. The quota counts the directory as a
 /// file.
 pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
@@ -89,7 +89,7 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     Ok(Reply::quoted_path(path.as_bytes(), "created"))
 }
 
-/// RMD: an empty directory.
+/// RMD: removes an empty directory.
 pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Rmdir, &path)?;
@@ -102,8 +102,8 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     Ok(Reply::new(Code::DONE, "Directory removed"))
 }
 
-/// RMDA: a directory with all that is in it, where no rule could forbid a part of it. ABOR ends it;
-/// what is gone stays gone. While it runs nothing below can be written.
+/// RMDA: removes a directory with everything below it, if no access rule could forbid a part of that. ABOR
+/// stops it; removed files stay removed. While it runs, no session can write below the directory.
 pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
     if !session.access.holds_in_all_of(&path, &[Permission::Rmdir, Permission::Delete]) {
@@ -123,7 +123,7 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
             runtime.block_on(quota.tell(changes.so_far()));
         }
         match removed {
-            Ok(()) => Reply::new(Code::DONE, "Directory and all in it removed"),
+            Ok(()) => Reply::new(Code::DONE, "Directory and its contents removed"),
             Err(error) => subject.refuse(&error),
         }
     }))

@@ -5,12 +5,12 @@ use common::{policy::Permission, registry::LeasePath};
 use super::leases::Lessee;
 use crate::{
     jail::{FileError, path::VirtualPath},
-    listing::Kind,
+    listing::EntryKind,
     protocol::{Code, Reply, command::Modified, mode::ModeChange, timestamp},
     session::LoggedIn,
 };
 
-/// DELE: a file, and what a broken atomic upload of it left.
+/// DELE: a file, and the partial file of an unfinished upload of it.
 pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Delete, &path)?;
@@ -18,7 +18,7 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let (removed, lessee) = (path.clone(), Lessee::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
         let _lease = lessee.to_remove(vec![LeasePath::file(&jail.name_key(&removed)?)])?;
-        let _lock = jail.hold(&removed)?;
+        let _lock = jail.lock_for_change(&removed)?;
         let partial = jail.remove_partial(&removed, &user);
         if let Ok(Some(freed)) = partial {
             changes.remove(freed);
@@ -34,8 +34,8 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     Ok(Reply::new(Code::DONE, "File deleted"))
 }
 
-/// RNFR: 350 if it is there. Where a user may rename but not list, 350 for every name: only a
-/// rename that works tells that there was something.
+/// RNFR: 350 if the path exists. A user without the permission to list gets 350 for every name, so that only
+/// a successful rename reveals that the path existed.
 pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Rename, &path)?;
@@ -47,47 +47,48 @@ pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     Ok(Reply::new(Code::PENDING, "Ready for RNTO"))
 }
 
-/// RNTO. An existing file is replaced only for users who may overwrite.
+/// RNTO. Only users with the permission to overwrite may replace an existing file.
 pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let from = session.rename_from.take();
     let to = session.path(argument)?;
     session.allow(Permission::Rename, &to)?;
-    let from = from.ok_or_else(|| Reply::new(Code::BAD_SEQUENCE, "RNFR comes before RNTO"))?;
+    let from = from.ok_or_else(|| Reply::new(Code::BAD_SEQUENCE, "Send RNFR before RNTO"))?;
     allow_rename(session, &from, &to).await?;
     session.allow_name(&to)?;
     let replace = session.access.at(&to).has(Permission::Overwrite);
     let (target, lessee) = (to.clone(), Lessee::of(session));
     let renaming = session.remove_in_home(&target, move |jail, changes| {
         let _lease = lessee.to_rename(jail, &[&from, &to])?;
-        let _locks = jail.hold_all(&[&from, &to])?;
+        let _locks = jail.lock_all_for_change(&[&from, &to])?;
         changes.remove(jail.rename(&from, &to, replace)?);
         Ok(())
     });
     renaming.await?;
-    Ok(Reply::new(Code::DONE, "Renamed"))
+    Ok(Reply::new(Code::DONE, "Rename successful"))
 }
 
-/// More is asked for a directory than for a file. Should a directory take the file's place between
-/// the answer and the rename, then this user has put it there, by renames that were asked about.
+/// Checks the permissions for a rename; a directory needs more than a file. A directory that replaces the
+/// file between this check and the rename is harmless: only this user can have put it there, by permitted
+/// renames.
 async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) -> Result<(), Reply> {
     let may = |is_directory| session.access.may_rename(from, to, is_directory);
     let is_allowed = match (may(false), may(true)) {
         (true, false) => {
             let named = from.clone();
-            session.in_home(move |jail| jail.entry(&named)).await?.kind != Kind::Directory
+            session.in_home(move |jail| jail.entry(&named)).await?.kind != EntryKind::Directory
         }
         (false, true) => {
             let named = from.clone();
-            session.in_home(move |jail| jail.entry(&named)).await?.kind == Kind::Directory
+            session.in_home(move |jail| jail.entry(&named)).await?.kind == EntryKind::Directory
         }
         (both, _) => both,
     };
     if is_allowed { Ok(()) } else { Err(Reply::permission_denied()) }
 }
 
-/// SIZE: bytes that RETR would send (RFC 3659 section 4). In TYPE A that is known only after
-/// reading the whole file, which one short command shall not cause. Of an atomic upload that broke
-/// off the size so far, so that the client knows where to go on.
+/// SIZE: the number of bytes that RETR would send (RFC 3659 section 4). Refused in TYPE A: the size would be
+/// known only after reading the whole file. For an unfinished atomic upload the size so far, so that the
+/// client knows where to resume.
 pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::List, &path)?;
@@ -104,30 +105,30 @@ pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     Ok(Reply::new(Code::FILE_STATUS, size.to_string()))
 }
 
-/// MDTM: when the file was last changed (RFC 3659 section 3).
+/// MDTM: the time of last change (RFC 3659 section 3).
 pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::List, &path)?;
     let modified = session.in_home(move |jail| jail.open_read(&path).map(|file| file.modified)).await?;
-    Ok(Reply::new(Code::FILE_STATUS, text(modified)))
+    Ok(Reply::new(Code::FILE_STATUS, time_text(modified)))
 }
 
-/// MFMT, MDTM with a time, SITE UTIME: sets when the file was last changed.
+/// MFMT, MDTM with a time, SITE UTIME: sets the time of last change.
 pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
     let path = session.path(&modified.path)?;
     session.allow(Permission::Attributes, &path)?;
     let (time, lessee) = (modified.time, Lessee::of(session));
     let stamping = session.in_home(move |jail| {
         let _lease = lessee.to_remove(vec![LeasePath::file(&jail.canonical_key(&path)?)])?;
-        let _lock = jail.hold_resolved(&path)?;
+        let _lock = jail.lock_resolved_for_change(&path)?;
         jail.set_modified(&path, time)
     });
     stamping.await?;
-    let told = [b"Modify=", &text(time)[..], b"; ", &modified.path].concat();
-    Ok(Reply::new(Code::FILE_STATUS, told))
+    let text = [b"Modify=", &time_text(time)[..], b"; ", &modified.path].concat();
+    Ok(Reply::new(Code::FILE_STATUS, text))
 }
 
-/// AVBL: free bytes where the path is; not more than the quota leaves.
+/// AVBL: the free space of the path's file system in bytes, at most the rest of the quota.
 pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let path = session.path(argument.unwrap_or_default())?;
     session.allow(Permission::List, &path)?;
@@ -139,17 +140,17 @@ pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
     Ok(Reply::new(Code::FILE_STATUS, free.to_string()))
 }
 
-/// SITE CHMOD, with an octal or a symbolic mode.
+/// SITE CHMOD, with an octal or symbolic mode.
 pub async fn chmod(session: &LoggedIn, mode: ModeChange, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Attributes, &path)?;
     let change = move |before, is_directory| mode.apply(before, is_directory);
     session.in_home(move |jail| jail.change_mode(&path, change)).await?;
-    Ok(Reply::new(Code::OK, "Permissions changed"))
+    Ok(Reply::new(Code::OK, "SITE CHMOD command successful"))
 }
 
-/// A time as RFC 3659 section 2.3 writes it.
-fn text(seconds: i64) -> Vec<u8> {
+/// A time in the format of RFC 3659 section 2.3.
+fn time_text(seconds: i64) -> Vec<u8> {
     let mut text = Vec::new();
     timestamp::format(seconds, &mut text);
     text

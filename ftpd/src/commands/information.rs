@@ -6,13 +6,13 @@ use crate::{
     protocol::{
         Code, Reply,
         command::{Algorithm, Opts, TransferType},
-        reply::Text,
+        reply::ReplyText,
         verbs::{self, Features},
     },
-    session::{LoggedIn, Session, State},
+    session::{LoggedIn, LoginState, Session},
 };
 
-/// TYPE.
+/// TYPE (RFC 959 section 3.1.1).
 pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Reply {
     session.representation.select(transfer_type);
     Reply::new(
@@ -25,16 +25,27 @@ pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Rep
     )
 }
 
+/// STRU F.
+pub fn structure() -> Reply {
+    Reply::new(Code::OK, "Structure is file")
+}
+
+/// MODE S.
+pub fn mode() -> Reply {
+    Reply::new(Code::OK, "Mode is stream")
+}
+
 /// SYST.
 pub fn system_type() -> Reply {
     Reply::new(Code::SYSTEM_TYPE, "UNIX Type: L8")
 }
 
-/// FEAT: what the verb table says, with what this session has selected.
+/// FEAT (RFC 2389): the extensions of the verb table, with the facts and the algorithm that the session has
+/// selected.
 pub fn feat(session: &Session) -> Reply {
     let (facts, hash) = match &session.state {
-        State::LoggedIn(logged_in) => (logged_in.facts, logged_in.hash),
-        State::Greeted | State::Named(_) => (Facts::default(), Algorithm::Sha256),
+        LoginState::LoggedIn(logged_in) => (logged_in.facts, logged_in.hash),
+        LoginState::Greeted | LoginState::Named(_) => (Facts::default(), Algorithm::Sha256),
     };
     verbs::feat(Features { facts, hash, tls: session.node.tls.is_some() })
 }
@@ -49,15 +60,15 @@ pub fn site_help() -> Reply {
     verbs::site_help()
 }
 
-/// OPTS. Names are bytes that nobody converts, so UTF8 is always on.
+/// OPTS (RFC 2389). UTF8 is always on: file names are bytes that the node does not convert.
 pub fn opts(session: &mut Session, opts: Opts) -> Reply {
     let logged_in = match (&mut session.state, &opts) {
         (_, Opts::Utf8(true)) => return Reply::new(Code::OK, "UTF8 is always on"),
         (_, Opts::Utf8(false)) => {
             return Reply::new(Code::UNSUPPORTED_PARAMETER, "UTF8 cannot be switched off");
         }
-        (State::LoggedIn(logged_in), _) => logged_in,
-        (State::Greeted | State::Named(_), _) => return Reply::please_log_in(),
+        (LoginState::LoggedIn(logged_in), _) => logged_in,
+        (LoginState::Greeted | LoginState::Named(_), _) => return Reply::please_log_in(),
     };
     match opts {
         Opts::Mlst(facts) => {
@@ -72,12 +83,11 @@ pub fn opts(session: &mut Session, opts: Opts) -> Reply {
     }
 }
 
-/// STAT without an argument: the state of the session, and of its transfer if one is under way.
+/// STAT without an argument: the status of the session, and of the activity if one runs.
 pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
     let node = &session.node;
-    let mut lines: Vec<Text> = Vec::new();
-    // Names of parts, versions and sessions are of use to attackers: clients that have not logged in do not get
-    // them.
+    let mut lines: Vec<ReplyText> = Vec::new();
+    // Only after login: node names and versions help attackers.
     if session.is_logged_in() {
         lines.push(format!("Node {}, version {}", node.name, env!("CARGO_PKG_VERSION")).into());
         lines.push(format!("Session {}", session.handle.id).into());
@@ -85,30 +95,30 @@ pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
     lines.push(format!("Connected from {}", session.ends.client.ip()).into());
     lines.push(match &session.security.handshake {
         Some(tls) if session.security.is_private => {
-            format!("{} {}, data connections private", tls.version, tls.cipher).into()
+            format!("{} {}, data connections encrypted", tls.version, tls.cipher).into()
         }
-        Some(tls) => format!("{} {}, data connections clear", tls.version, tls.cipher).into(),
+        Some(tls) => format!("{} {}, data connections not encrypted", tls.version, tls.cipher).into(),
         None => "Not encrypted".into(),
     });
     match &session.state {
-        State::LoggedIn(logged_in) => {
+        LoginState::LoggedIn(logged_in) => {
             lines.push(format!("Logged in as {}", logged_in.account.user).into());
             let name = logged_in.representation.description();
             lines.push(format!("TYPE: {name}, STRUcture: file, MODE: stream").into());
         }
-        State::Greeted | State::Named(_) => lines.push("Not logged in".into()),
+        LoginState::Greeted | LoginState::Named(_) => lines.push("Not logged in".into()),
     }
     lines.push(match running {
         Some(watch) => {
             let (bytes, seconds) = (watch.progress.transferred(), watch.started.elapsed().as_secs());
-            format!("{}: {bytes} bytes so far, {seconds} seconds", watch.verb).into()
+            format!("{}: {bytes} bytes in {seconds} seconds", watch.verb).into()
         }
-        None => "No transfer".into(),
+        None => "No transfer in progress".into(),
     });
-    Reply::lines(Code::SYSTEM_STATUS, "Status of the server:", lines, "End of status")
+    Reply::lines(Code::SYSTEM_STATUS, "Server status:", lines, "End of status")
 }
 
-/// SITE WHO: the cluster's sessions for administrators, the user's own for everybody else.
+/// SITE WHO: all sessions of the cluster for administrators, the user's own sessions for other users.
 pub async fn who(session: &LoggedIn) -> Reply {
     let registry = &session.node.registry;
     let mut sessions = if session.account.admin {
@@ -121,25 +131,26 @@ pub async fn who(session: &LoggedIn) -> Reply {
         let address = if session.account.admin { record.address.to_string() } else { String::new() };
         format!("{} {} {} {address}", record.id, record.user, record.node).into()
     });
-    Reply::lines(Code::SYSTEM_STATUS, "Sessions:", lines.collect(), format!("{} in all", sessions.len()))
+    Reply::lines(Code::SYSTEM_STATUS, "Sessions:", lines.collect(), format!("{} in total", sessions.len()))
 }
 
-/// SITE QUOTA: what the home holds and may hold, one line for bytes and one for files, directories included.
+/// SITE QUOTA: usage and limit, one line for bytes and one for files. Directories count as files.
 pub async fn quota(session: &LoggedIn) -> Result<Reply, Reply> {
     let Some(quota) = &session.quota else {
         return Ok(Reply::new(Code::SYSTEM_STATUS, "No quota"));
     };
     let (held, limit) = (quota.held().await?, quota.limit());
-    let line = |what: &str, used: u64, limit: Option<u64>| match limit {
-        Some(limit) => {
-            Text::from(format!("{what}: {used} used, {limit} limit, {} left", limit.saturating_sub(used)))
-        }
-        None => Text::from(format!("{what}: {used} used, no limit")),
+    let line = |unit: &str, used: u64, limit: Option<u64>| match limit {
+        Some(limit) => ReplyText::from(format!(
+            "{unit}: {used} used, {limit} limit, {} left",
+            limit.saturating_sub(used)
+        )),
+        None => ReplyText::from(format!("{unit}: {used} used, no limit")),
     };
     let lines = vec![line("Bytes", held.bytes, limit.bytes), line("Files", held.files, limit.files)];
     let title = match quota.directory() {
-        home if home.is_root() => Text::from("Quota of the home:"),
-        directory => Text::from(format!("Quota of {}:", directory.as_bytes().escape_ascii())),
+        home if home.is_root() => ReplyText::from("Quota of the home directory:"),
+        directory => ReplyText::from(format!("Quota of {}:", directory.as_bytes().escape_ascii())),
     };
     Ok(Reply::lines(Code::SYSTEM_STATUS, title, lines, "End"))
 }

@@ -45,7 +45,7 @@ impl Lessee {
     /// under its new name: then only a lock on the storage tells them apart.
     ///
     /// # Errors
-    /// [`FileError::Leased`], and [`FileError::Unsure`] where there is no proof, and locks do not keep out other
+    /// [`FileError::Leased`], and [`FileError::WriterUncertain`] where there is no proof, and locks do not keep out other
     /// nodes.
     pub fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
         // Whatever they are: a file could have become a directory meanwhile.
@@ -59,7 +59,7 @@ impl Lessee {
     /// Leases files to write to one of `paths`, and to remove the others.
     ///
     /// # Errors
-    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`; [`FileError::Unsure`] as
+    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`; [`FileError::WriterUncertain`] as
     /// for [`Self::to_rename`].
     pub fn to_write(
         &self,
@@ -75,7 +75,7 @@ impl Lessee {
     fn prove(&self, lease: &WriteLease, jail: &Jail, paths: &[&VirtualPath]) -> Result<(), FileError> {
         for path in paths {
             if !lease.is_certain() && !jail.locks_cross_nodes(path)? {
-                return Err(FileError::Unsure(lease.certainty()));
+                return Err(FileError::WriterUncertain(lease.certainty()));
             }
         }
         Ok(())

@@ -6,51 +6,51 @@ use std::sync::Arc;
 
 use common::{clock::unix_seconds, policy::Permission};
 
-use self::lines::{Form, Listing, Target, permissions_of};
+use self::lines::{ListFormat, ListTarget, Listing, permissions_of};
 use super::transfers::{Direction, Transfer, Work, run_in_background, start, take_port};
 use crate::{
     activity::Watch,
     data::transfer::{ListingWriter, TransferError},
     jail::{FileError, Jail, path::VirtualPath},
     listing::{
-        Kind,
-        machine::{self, Role},
+        EntryKind,
+        machine::{self, EntryRole},
     },
     protocol::{
         Code, Reply,
         command::{ListArguments, ListOptions},
         glob::{self, Pattern},
-        reply::Text,
+        reply::ReplyText,
     },
     session::{LoggedIn, Outcome},
 };
 
-/// LIST.
+/// LIST: a directory in the format of `ls -l`.
 pub async fn list(
     session: &mut LoggedIn,
     verb: &'static str,
     arguments: ListArguments,
 ) -> Result<Outcome, Reply> {
     let argument = arguments.path.unwrap_or_default();
-    let form = Form::Long { now: now() };
-    send(session, verb, &argument, form, arguments.options).await
+    let format = ListFormat::Long { now: now() };
+    send(session, verb, &argument, format, arguments.options).await
 }
 
-/// NLST; with `-l` it is LIST.
+/// NLST: the names in a directory; with `-l` like LIST.
 pub async fn nlst(
     session: &mut LoggedIn,
     verb: &'static str,
     arguments: ListArguments,
 ) -> Result<Outcome, Reply> {
     let argument = arguments.path.unwrap_or_default();
-    let form = match arguments.options.long {
-        true => Form::Long { now: now() },
-        false => Form::Names { prefix: Vec::new() },
+    let format = match arguments.options.long {
+        true => ListFormat::Long { now: now() },
+        false => ListFormat::Names { prefix: Vec::new() },
     };
-    send(session, verb, &argument, form, arguments.options).await
+    send(session, verb, &argument, format, arguments.options).await
 }
 
-/// MLSD: a directory only (RFC 3659 section 7.2.1).
+/// MLSD: the facts of all entries of a directory (RFC 3659 section 7.2.1).
 pub async fn mlsd(
     session: &mut LoggedIn,
     verb: &'static str,
@@ -60,17 +60,17 @@ pub async fn mlsd(
     let path = session.path(argument)?;
     session.allow(Permission::List, &path)?;
     let checked = path.clone();
-    if session.in_home(move |jail| jail.resolved_entry(&checked)).await?.kind != Kind::Directory {
-        return Err(Reply::new(Code::BAD_ARGUMENTS, "MLSD is for directories; MLST is for files"));
+    if session.in_home(move |jail| jail.resolved_entry(&checked)).await?.kind != EntryKind::Directory {
+        return Err(Reply::new(Code::BAD_ARGUMENTS, "Not a directory; use MLST for files"));
     }
-    let form = Form::Machine { facts: session.facts };
-    // The facts of `.` and `..` are part of the listing, as cdir and pdir.
+    let format = ListFormat::Machine { facts: session.facts };
+    // The listing contains `.` and `..`, as cdir and pdir.
     let options = ListOptions { all: true, ..ListOptions::default() };
-    let listing = listing(session, form, options);
-    send_listing(session, verb, path.clone(), Target::Directory(path), listing)
+    let listing = listing(session, format, options);
+    send_listing(session, verb, path.clone(), ListTarget::Directory(path), listing)
 }
 
-/// MLST: the facts of one path, over the control connection. Those of a symbolic link are its own.
+/// MLST: the facts of one path, over the control connection. For a symbolic link, those of the link itself.
 pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let path = session.path(argument.unwrap_or_default())?;
     session.allow(Permission::List, &path)?;
@@ -82,27 +82,27 @@ pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
     });
     let (entry, permissions) = shown.await?;
     let mut line = Vec::new();
-    machine::facts(session.facts, &entry, Role::Member, path.as_bytes(), &permissions, &mut line);
+    machine::facts(session.facts, &entry, EntryRole::Member, path.as_bytes(), &permissions, &mut line);
     Ok(Reply::lines(Code::DONE, "Facts:", vec![line.into()], "End"))
 }
 
-/// STAT with a path: LIST over the control connection, up to a limit. Runs in the background, because a
-/// directory can have any number of entries: ABOR and the client's end end it.
+/// STAT with a path: a listing over the control connection, of at most `max_stat_entries` lines. Runs as an
+/// activity, because a directory can have any number of entries: ABOR and the end of the session stop it.
 pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) -> Result<Outcome, Reply> {
     let path = session.path(&arguments.path.unwrap_or_default())?;
     let options = ListOptions { recursive: false, ..arguments.options };
-    let most = session.node.storage.stat_entries;
-    let meant = Meaning::new(session, path)?;
-    let listing = listing(session, Form::Long { now: now() }, options);
+    let max_lines = session.node.storage.stat_entries;
+    let parsed = ListArgument::new(session, path)?;
+    let listing = listing(session, ListFormat::Long { now: now() }, options);
     let (jail, subject) = (Arc::clone(&session.jail), Arc::clone(&session.subject));
     let watch = Watch::new(verb);
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
-        let mut lines: Vec<Text> = Vec::new();
+        let mut lines: Vec<ReplyText> = Vec::new();
         let mut is_full = false;
-        let written = meant.resolve(&jail, options).map_err(TransferError::from).and_then(|target| {
+        let written = parsed.resolve(&jail, options).map_err(TransferError::from).and_then(|target| {
             listing.write(&jail, &target, &progress, &mut |line| {
-                if lines.len() == most {
+                if lines.len() == max_lines {
                     is_full = true;
                     return Err(TransferError::Cancelled);
                 }
@@ -112,8 +112,8 @@ pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) ->
         });
         match written {
             Err(TransferError::File(error)) => return subject.refuse(&error),
-            Err(_) if is_full => lines.push("There is more; LIST shows it.".into()),
-            // The lines went to memory: nothing else can fail.
+            Err(_) if is_full => lines.push("(listing truncated; use LIST for all entries)".into()),
+            // The lines are in memory, so that only a cancellation is left.
             Err(_) => return subject.refuse(&FileError::Cancelled),
             Ok(()) => {}
         }
@@ -121,32 +121,32 @@ pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) ->
     }))
 }
 
-/// LIST and NLST: finds out what the argument means, then starts.
+/// LIST and NLST: resolves the argument, then starts the transfer.
 async fn send(
     session: &mut LoggedIn,
     verb: &'static str,
     argument: &[u8],
-    form: Form,
+    format: ListFormat,
     options: ListOptions,
 ) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
-    let meant = Meaning::new(session, path.clone())?;
-    let target = session.in_home(move |jail| meant.resolve(jail, options)).await?;
-    let form = match form {
-        Form::Names { .. } => Form::Names { prefix: prefix(argument, &target) },
-        form => form,
+    let parsed = ListArgument::new(session, path.clone())?;
+    let target = session.in_home(move |jail| parsed.resolve(jail, options)).await?;
+    let format = match format {
+        ListFormat::Names { .. } => ListFormat::Names { prefix: prefix(argument, &target) },
+        format => format,
     };
-    let listing = listing(session, form, options);
+    let listing = listing(session, format, options);
     send_listing(session, verb, path, target, listing)
 }
 
-fn listing(session: &LoggedIn, form: Form, options: ListOptions) -> Listing {
+fn listing(session: &LoggedIn, format: ListFormat, options: ListOptions) -> Listing {
     let storage = &session.node.storage;
     Listing {
-        form,
+        format,
         options,
         depth: storage.list_depth,
-        most_sorted: storage.sorted_entries,
+        max_sorted: storage.sorted_entries,
         memory: session.node.listing_memory.clone(),
         access: Arc::clone(&session.access),
     }
@@ -156,7 +156,7 @@ fn send_listing(
     session: &mut LoggedIn,
     verb: &'static str,
     path: VirtualPath,
-    target: Target,
+    target: ListTarget,
     listing: Listing,
 ) -> Result<Outcome, Reply> {
     let port = take_port(session)?;
@@ -174,17 +174,17 @@ fn send_listing(
     Ok(start(session, port, transfer, opening))
 }
 
-/// What an argument of LIST can mean to this user: a path, or the names in a directory that match.
-struct Meaning {
-    /// If the user may list it.
+/// The possible meanings of an argument of LIST: a path, or a pattern for the names in a directory.
+struct ListArgument {
+    /// The argument as a path, if the user may list it.
     path: Option<VirtualPath>,
-    /// If there are wildcards, and the user may list their directory.
+    /// The argument as a pattern, if it has wildcards and the user may list the directory.
     pattern: Option<(VirtualPath, Pattern)>,
 }
 
-impl Meaning {
+impl ListArgument {
     /// # Errors
-    /// The user may list neither.
+    /// 550: the user may list neither.
     fn new(session: &LoggedIn, path: VirtualPath) -> Result<Self, Reply> {
         let may_list = |path: &VirtualPath| session.access.at(path).has(Permission::List);
         let pattern = match path.split() {
@@ -199,40 +199,40 @@ impl Meaning {
         }
     }
 
-    /// A symbolic link to a directory means the directory, as in vsftpd and Pure-FTPd: the client has
-    /// named it. Any other link means itself.
-    fn resolve(self, jail: &Jail, options: ListOptions) -> Result<Target, FileError> {
+    /// A symbolic link to a directory stands for the directory, as in vsftpd and Pure-FTPd. Any other link
+    /// stands for itself.
+    fn resolve(self, jail: &Jail, options: ListOptions) -> Result<ListTarget, FileError> {
         let entry = self.path.as_ref().map_or(Err(FileError::NotFound), |path| jail.resolved_entry(path));
         let (entry, path) = match (entry, self.path, self.pattern) {
-            // A name that is there is meant, whatever characters it has.
+            // An existing name comes first, even if it contains wildcard characters.
             (Ok(entry), Some(path), _) => (entry, path),
             (Err(FileError::NotFound), _, Some((directory, pattern))) => {
                 jail.check_directory(&directory)?;
-                return Ok(Target::Matching(directory, pattern));
+                return Ok(ListTarget::Matching(directory, pattern));
             }
             (entry, ..) => return Err(entry.err().unwrap_or(FileError::NotFound)),
         };
-        if entry.kind == Kind::Directory && !options.directory {
+        if entry.kind == EntryKind::Directory && !options.directory {
             jail.check_directory(&path)?;
-            return Ok(Target::Directory(path));
+            return Ok(ListTarget::Directory(path));
         }
-        Ok(Target::Single(path))
+        Ok(ListTarget::Single(path))
     }
 }
 
-/// What makes names of NLST paths that RETR takes (RFC 1123 section 4.1.2.7): the argument, as far
-/// as it is a directory.
-fn prefix(argument: &[u8], target: &Target) -> Vec<u8> {
+/// The prefix that makes paths for RETR of the names of NLST (RFC 1123 section 4.1.2.7): the directory part
+/// of the argument.
+fn prefix(argument: &[u8], target: &ListTarget) -> Vec<u8> {
     match target {
-        Target::Directory(_) if matches!(argument, b"" | b"." | b"./") => Vec::new(),
-        Target::Directory(_) => {
+        ListTarget::Directory(_) if matches!(argument, b"" | b"." | b"./") => Vec::new(),
+        ListTarget::Directory(_) => {
             let mut prefix = argument.to_vec();
             if !prefix.ends_with(b"/") {
                 prefix.push(b'/');
             }
             prefix
         }
-        Target::Single(_) | Target::Matching(..) => {
+        ListTarget::Single(_) | ListTarget::Matching(..) => {
             let end = argument.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
             argument[..end].to_vec()
         }

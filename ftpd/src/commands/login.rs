@@ -8,16 +8,15 @@ use common::{
     password::{MAX_PASSWORD, MAX_USER_NAME},
     policy::Quota,
     process::logging::chain,
-    registry::{Revision, SessionRefused},
+    registry::{Revision, SessionEntry, SessionRefused},
     secret::Secret,
     session::{SessionLimits, SessionRecord},
 };
 
 use super::security;
 use crate::{
-    access::Access,
+    access::AccessRules,
     auth::{Attempt, LoginError},
-    connection,
     data::Resumes,
     failure::Failures,
     governor::Lanes,
@@ -27,38 +26,49 @@ use crate::{
     protocol::{
         Code, Reply,
         command::{Algorithm, Password},
-        reply::Text,
+        reply::ReplyText,
     },
     quota::HomeQuota,
     representation::Representation,
     revocation,
-    session::{LoggedIn, Outcome, Session, SessionCount, State, Subject},
+    session::{EndedByNode, LoggedIn, LoginState, Outcome, Session, SessionCount, Subject, log_session},
     workers::Task,
 };
 
-/// USER. The answer does not tell whether there is such a user.
+/// USER. The reply is the same whether the user exists or not.
 pub fn user(session: &mut Session, name: Vec<u8>) -> Reply {
     if session.is_logged_in() {
-        return Reply::new(Code::BAD_SEQUENCE, "Already logged in; REIN logs out");
+        return Reply::new(Code::BAD_SEQUENCE, "Already logged in; send REIN to log out");
     }
     if security::needs_encryption(session) {
-        return Reply::new(Code::NOT_LOGGED_IN, "Encryption is required: AUTH TLS comes first");
+        return encryption_required();
     }
-    session.state = State::Named(name);
+    session.state = LoginState::Named(name);
     Reply::new(Code::NEED_PASSWORD, "Password required")
 }
 
-/// REIN: back to the state after the greeting.
+fn encryption_required() -> Reply {
+    Reply::new(Code::NOT_LOGGED_IN, "TLS is required; send AUTH TLS first")
+}
+
+/// ACCT: users have no account in the sense of RFC 959.
+pub fn acct() -> Reply {
+    Reply::new(Code::SUPERFLUOUS, "No account is needed")
+}
+
+/// REIN: returns to the state after the greeting.
 pub fn rein(session: &mut Session) -> Reply {
-    session.state = State::Greeted;
+    session.state = LoginState::Greeted;
     session.handle.set_user(None);
     Reply::new(Code::READY, "Ready for a new user")
 }
 
-/// HOST: accepted for every name unless the operator lists them (RFC 7151 section 3.2).
+/// HOST: accepts every name, or only those in `host_names` (RFC 7151 section 3.2).
 pub fn host(session: &mut Session, name: &str) -> Reply {
-    if matches!(session.state, State::Named(_)) {
-        return Reply::new(Code::BAD_SEQUENCE, "HOST comes before USER");
+    match session.state {
+        LoginState::Greeted => {}
+        LoginState::Named(_) => return Reply::new(Code::BAD_SEQUENCE, "Send HOST before USER"),
+        LoginState::LoggedIn(_) => return Reply::new(Code::BAD_SEQUENCE, "HOST is not allowed after login"),
     }
     let names = &session.node.network.host_names;
     if names.is_empty() || names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
@@ -68,55 +78,54 @@ pub fn host(session: &mut Session, name: &str) -> Reply {
     }
 }
 
-/// CLNT: remembered by the log alone.
+/// CLNT: only logs the name of the client program.
 pub fn client(session: &mut Session, name: &[u8]) -> Reply {
     log::debug!(
         session:% = session.handle.id, address:% = session.ends.client.ip();
-        "the client is {:?}", String::from_utf8_lossy(&name[..name.len().min(100)])
+        "client program: {:?}", String::from_utf8_lossy(&name[..name.len().min(100)])
     );
     Reply::new(Code::OK, "Noted")
 }
 
-/// PASS: asks who may log in, registers the session, opens the home.
+/// PASS: authenticates the user, registers the session, opens the home.
 pub async fn pass(session: &mut Session, password: Password) -> Outcome {
-    let name = match std::mem::replace(&mut session.state, State::Greeted) {
-        State::Named(name) => name,
+    let name = match std::mem::replace(&mut session.state, LoginState::Greeted) {
+        LoginState::Named(name) => name,
         state => {
             session.state = state;
-            return Reply::new(Code::BAD_SEQUENCE, "USER comes before PASS").into();
+            return Reply::new(Code::BAD_SEQUENCE, "Send USER before PASS").into();
         }
     };
     let attempt = Attempt {
-        // No user has a name that is not UTF-8; U+FFFD in it is as wrong as any other name.
+        // All users' names are UTF-8: a name with U+FFFD is rejected like any other unknown name.
         user: String::from_utf8_lossy(&name).into_owned(),
-        password: text(password.expose()),
+        password: password_text(password.expose()),
         address: session.ends.client.ip(),
         session: session.handle.id,
         tls: session.security.is_encrypted(),
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate.clone()),
     };
-    let subject = Subject::new(session.handle.id, shown_name(&attempt.user), attempt.address);
-    if let Some(rejection) = impossible(&attempt) {
-        return refuse(session, &subject, &LoginError::Rejected(rejection));
+    let subject = Subject::new(session.handle.id, logged_name(&attempt.user), attempt.address);
+    if let Some(rejection) = reject_too_long(&attempt) {
+        return reject(session, &subject, &LoginError::Rejected(rejection));
     }
     let node = Arc::clone(&session.node);
-    // Before authd is asked: what the user loses from now on, the login loses too.
+    // Before authd is asked, so that orders to end the user's sessions reach this login from now on.
     session.handle.set_user(Some(&attempt.user));
     let revision = *node.registry.revision().borrow();
     let outcome = match node.authenticator.authenticate(attempt).await {
         Ok(account) if account.tls.control && !session.security.is_encrypted() => {
-            log::warn!(
-                session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
-                "login refused: this user must use TLS"
+            log_session!(log::Level::Warn, subject;
+                "login refused: the account requires TLS"
             );
             metrics::login("not_encrypted");
-            Reply::new(Code::NOT_LOGGED_IN, "Encryption is required: AUTH TLS comes first").into()
+            encryption_required().into()
         }
         Ok(account) => match log_in(session, subject, account, revision).await {
             Ok(reply) => Outcome::Reply(reply),
             Err(reply) => Outcome::Close(reply),
         },
-        Err(error) => refuse(session, &subject, &error),
+        Err(error) => reject(session, &subject, &error),
     };
     if !session.is_logged_in() {
         session.handle.set_user(None);
@@ -124,51 +133,51 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
     outcome
 }
 
-/// Longest user name in the log, in characters. No user has a longer one, and a line of 8 KiB for each wrong
-/// login would displace others.
-const SHOWN_NAME: usize = 64;
+/// Longest user name in the log, in characters. No user has a longer one. Without a limit, failed logins
+/// could fill the log with lines of 8 KiB.
+const LOGGED_NAME: usize = 64;
 
-/// The name as the log shows it: cut at [`SHOWN_NAME`] characters.
-fn shown_name(name: &str) -> String {
-    match name.char_indices().nth(SHOWN_NAME) {
+/// The name in the log: at most [`LOGGED_NAME`] characters.
+fn logged_name(name: &str) -> String {
+    match name.char_indices().nth(LOGGED_NAME) {
         Some((end, _)) => format!("{}…", &name[..end]),
         None => name.to_owned(),
     }
 }
 
-/// Names and passwords that are too long for any user. Written as JSON they may be longer than authd's requests, and
-/// would count as an authd that does not answer.
-fn impossible(attempt: &Attempt) -> Option<Rejection> {
+/// Rejects names and passwords that are too long for any user. As JSON they might exceed the limit of authd's
+/// requests, and would count as an outage of authd.
+fn reject_too_long(attempt: &Attempt) -> Option<Rejection> {
     if attempt.user.len() > MAX_USER_NAME {
         return Some(Rejection::UnknownUser);
     }
     (attempt.password.expose().len() > MAX_PASSWORD).then_some(Rejection::WrongPassword)
 }
 
-/// Passwords are UTF-8 where they can be; older clients send Latin-1.
-fn text(password: &[u8]) -> Secret {
+/// Decodes a password as UTF-8, or else as Latin-1, which older clients send.
+fn password_text(password: &[u8]) -> Secret {
     match str::from_utf8(password) {
         Ok(text) => Secret::new(text),
         Err(_) => Secret::new(password.iter().map(|byte| char::from(*byte)).collect::<String>()),
     }
 }
 
-fn refuse(session: &mut Session, subject: &Subject, error: &LoginError) -> Outcome {
+/// Logs and counts a failed login, and replies to it.
+fn reject(session: &mut Session, subject: &Subject, error: &LoginError) -> Outcome {
     let reason = match error {
         LoginError::Rejected(rejection) => rejection.as_str(),
         LoginError::Throttled(_) => "throttled",
         LoginError::Unavailable(_) => "unavailable",
     };
-    log::warn!(
-        session:% = subject.session, user = subject.user.as_str(), address:% = subject.address, reason;
+    log_session!(log::Level::Warn, subject, reason;
         "login failed: {error}"
     );
     match error {
         LoginError::Rejected(rejection) => {
             metrics::login("rejected");
             metrics::login_rejected(rejection.as_str());
-            session.failures += 1;
-            if session.failures >= session.node.limits.login_failures {
+            session.failed_logins += 1;
+            if session.failed_logins >= session.node.limits.login_failures {
                 metrics::limit_reached("max_login_failures");
                 return Outcome::Close(unavailable("Too many failed logins"));
             }
@@ -180,16 +189,24 @@ fn refuse(session: &mut Session, subject: &Subject, error: &LoginError) -> Outco
         }
         LoginError::Unavailable(_) => {
             metrics::login("unavailable");
-            Outcome::Close(unavailable("Logins are not possible at this time; try again later"))
+            Outcome::Close(login_unavailable())
         }
     }
 }
 
-fn unavailable(text: impl Into<Text>) -> Reply {
+fn unavailable(text: impl Into<ReplyText>) -> Reply {
     Reply::new(Code::SERVICE_UNAVAILABLE, text)
 }
 
-/// `revision`: of the accounts, before authd was asked.
+fn login_unavailable() -> Reply {
+    unavailable("Login service temporarily unavailable; try again later")
+}
+
+/// Logs in a user whose password was accepted. `revision` is the accounts' revision from before authd was
+/// asked.
+///
+/// # Errors
+/// The reply; the connection ends after it.
 async fn log_in(
     session: &mut Session,
     subject: Subject,
@@ -198,78 +215,32 @@ async fn log_in(
 ) -> Result<Reply, Reply> {
     let node = Arc::clone(&session.node);
     let subject = Arc::new(subject);
-    let record = SessionRecord {
-        id: subject.session,
-        node: node.name.clone(),
-        user: account.user.clone(),
-        address: subject.address,
-        since: unix_seconds(),
-    };
-    let limits = SessionLimits {
-        per_user: account.limits.sessions,
-        per_address: Some(node.limits.sessions_per_address),
-        per_user_and_address: account.limits.sessions_per_address,
-    };
-    let entry = node.registry.open_session(record, limits).await.map_err(|refusal| {
-        metrics::login("limited");
-        log::warn!(
-            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
-            "login refused: {refusal}"
-        );
-        match refusal {
-            SessionRefused::UserLimit(_) => unavailable("Too many sessions of this user"),
-            SessionRefused::AddressLimit(_) | SessionRefused::UserAddressLimit(_) => {
-                unavailable("Too many sessions from your address")
-            }
-            SessionRefused::RegistryAway => {
-                unavailable("Logins are not possible at this time; try again later")
-            }
-        }
-    })?;
-    let access = Arc::new(Access::new(&account));
+    let entry = register(&node, &subject, &account).await?;
+    let access = Arc::new(AccessRules::new(&account));
     let home = open_home(&node, &subject, &account, access.has_rules()).await;
-    let (jail, counted) = home.map_err(|reason| {
+    let OpenedHome { jail, quota_directory } = home.map_err(|reason| {
         metrics::login("no_home");
-        log::error!(
-            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,
-            home = account.home.as_str();
+        log_session!(
+            log::Level::Error, subject, home = account.home.as_str();
             "login refused: the home cannot be used: {reason}"
         );
-        unavailable("Your home directory is not available")
+        unavailable("Home directory is not available")
     })?;
     let jail = Arc::new(jail);
-    let quota = match counted {
+    let quota = match quota_directory {
         Some((path, directory)) => Some(HomeQuota::open(&node, &account, &jail, &path, directory).await),
         None => None,
     };
-    let login =
-        PastLogin { user: account.user.clone(), version: account.version.clone(), address: subject.address };
-    let must_confirm = session.handle.log_in(login.clone());
-    // After that: either the check of all sessions finds this one, or the revision has changed here.
-    if must_confirm || *node.registry.revision().borrow() != revision {
-        confirm(session, &login, must_confirm).await?;
-    }
-    if let Some(reply) = connection::last_reply(&session.handle) {
-        metrics::login("revoked");
-        log::warn!(
-            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
-            "login refused: the session was to end before the login was complete"
-        );
-        return Err(reply);
-    }
-    node.connections.logged_in(&session.handle);
+    confirm_if_changed(session, &subject, &account, revision).await?;
+    node.connections.note_login(&session.handle);
     metrics::login("accepted");
-    log::info!(
-        session:% = subject.session, user = subject.user.as_str(), address:% = subject.address;
-        "logged in"
-    );
+    log_session!(log::Level::Info, subject; "logged in");
     let representation = Representation::new(node.ascii_conversion);
-    let owner = account.user.as_str().into();
     let keeps_ticket = session.security.handshake.as_ref().is_some_and(|tls| tls.version == "TLSv1.2");
-    session.state = State::LoggedIn(Box::new(LoggedIn {
+    session.state = LoginState::LoggedIn(Box::new(LoggedIn {
         failures: Arc::new(Failures::new(&node, &subject, &jail)),
         task: Arc::new(Task { subject: Arc::clone(&subject), verb: "PASS", path: None }),
-        owner,
+        owner: account.user.as_str().into(),
         node,
         subject,
         ends: session.ends,
@@ -296,54 +267,117 @@ async fn log_in(
     Ok(Reply::new(Code::LOGGED_IN, "Login successful"))
 }
 
-/// Asks authd again about a login during which accounts have changed. One that is not accepted any more is
-/// revoked. `must_end`: the user's sessions were to end meanwhile, so that this one needs an answer.
-async fn confirm(session: &Session, login: &PastLogin, must_end: bool) -> Result<(), Reply> {
+/// Registers the session in the registry, which enforces the limits on sessions.
+async fn register(node: &Node, subject: &Subject, account: &Account) -> Result<SessionEntry, Reply> {
+    let record = SessionRecord {
+        id: subject.session,
+        node: node.name.clone(),
+        user: account.user.clone(),
+        address: subject.address,
+        since: unix_seconds(),
+    };
+    let limits = SessionLimits {
+        per_user: account.limits.sessions,
+        per_address: Some(node.limits.sessions_per_address),
+        per_user_and_address: account.limits.sessions_per_address,
+    };
+    node.registry.open_session(record, limits).await.map_err(|refusal| {
+        metrics::login("limited");
+        log_session!(log::Level::Warn, subject; "login refused: {refusal}");
+        match refusal {
+            SessionRefused::UserLimit(_) => unavailable("Too many sessions of this user"),
+            SessionRefused::AddressLimit(_) | SessionRefused::UserAddressLimit(_) => {
+                unavailable("Too many sessions from your address")
+            }
+            SessionRefused::RegistryAway => login_unavailable(),
+        }
+    })
+}
+
+/// Asks authd again if the accounts have changed during the login, and ends the session if it was requested
+/// meanwhile.
+async fn confirm_if_changed(
+    session: &Session,
+    subject: &Subject,
+    account: &Account,
+    revision: Revision,
+) -> Result<(), Reply> {
+    let login =
+        PastLogin { user: account.user.clone(), version: account.version.clone(), address: subject.address };
+    let must_confirm = session.handle.log_in(login.clone());
+    // After `log_in`: either the check of all sessions includes this one, or the revision differs here.
+    if must_confirm || *session.node.registry.revision().borrow() != revision {
+        confirm(session, &login, must_confirm).await?;
+    }
+    match EndedByNode::at_once(&session.handle) {
+        None => Ok(()),
+        Some(EndedByNode { reply, reason }) => {
+            metrics::session_ended(reason);
+            metrics::login("revoked");
+            log_session!(
+                log::Level::Warn, subject;
+                "login refused: the end of the session was requested before the login was complete"
+            );
+            Err(reply)
+        }
+    }
+}
+
+/// Asks authd again about a login, and revokes it if authd no longer accepts it. With `needs_answer` a login
+/// without authd's answer is refused: all sessions of the user were ended meanwhile.
+async fn confirm(session: &Session, login: &PastLogin, needs_answer: bool) -> Result<(), Reply> {
     let verdict = revocation::still_authorized(&session.node, login).await;
     let error = match verdict {
         Ok(Some(Verdict::Stay)) => return Ok(()),
-        // An authd of an earlier version has accepted the login, and says no more.
-        Ok(None) if !must_end => return Ok(()),
-        Ok(None) => "authd is of an earlier version, which cannot tell".to_owned(),
+        // authd of an earlier version has accepted the login, and does not support the question.
+        Ok(None) if !needs_answer => return Ok(()),
+        Ok(None) => "authd is of an earlier version, which does not support the question".to_owned(),
         Ok(Some(Verdict::End { reason })) => {
             if session.handle.revoke(login, reason) {
-                revocation::tell(&session.handle, login, reason);
+                revocation::log_revocation(&session.handle, login, reason);
             }
             return Ok(());
         }
-        Ok(Some(Verdict::Undecided)) => "authd cannot decide now".to_owned(),
+        Ok(Some(Verdict::Undecided)) => "authd cannot decide at this time".to_owned(),
         Err(error) => error,
     };
     metrics::login("unavailable");
     log::warn!(
         session:% = session.handle.id, user = login.user.as_str(), address:% = login.address;
-        "login failed: accounts have changed meanwhile, and whether it is still right is not known: {error}"
+        "login failed: accounts have changed meanwhile, and authd did not confirm the login: {error}"
     );
-    Err(unavailable("Logins are not possible at this time; try again later"))
+    Err(login_unavailable())
 }
 
-/// The user's tree, and, if there is a quota, the directory that it is of: its canonical path, and its path
-/// in the tree. Without symbolic links where `has_rules` says that permissions depend on the path. A folder
-/// that cannot be opened is left out, and the log says why.
+/// A user's home, opened for a session.
+struct OpenedHome {
+    jail: Jail,
+    /// The directory of the quota, if there is a quota: its canonical path, and its virtual path.
+    quota_directory: Option<(Vec<u8>, VirtualPath)>,
+}
+
+/// Opens the user's home and shared folders. With `has_rules`, permissions depend on the path, so that
+/// symbolic links are refused. A folder that cannot be opened is left out and logged.
 async fn open_home(
     node: &Arc<Node>,
     subject: &Arc<Subject>,
     account: &Account,
     has_rules: bool,
-) -> Result<(Jail, Option<(Vec<u8>, VirtualPath)>), String> {
-    let place = |path: &str| VirtualPath::root().join(path.as_bytes()).map_err(|error| error.to_string());
-    let home = place(&account.home)?;
+) -> Result<OpenedHome, String> {
+    let virtual_path =
+        |path: &str| VirtualPath::root().join(path.as_bytes()).map_err(|error| error.to_string());
+    let home = virtual_path(&account.home)?;
     let folders = account.folders.iter();
     let folders: Vec<_> = folders
-        .map(|folder| Ok((place(folder.path.as_str())?, place(folder.target.as_str())?)))
+        .map(|folder| Ok((virtual_path(folder.path.as_str())?, virtual_path(folder.target.as_str())?)))
         .collect::<Result<_, String>>()?;
-    let counted = match &account.quota_directory {
+    let quota_directory = match &account.quota_directory {
         _ if account.quota == Quota::default() => None,
-        Some(directory) => Some(place(directory.as_str())?),
+        Some(directory) => Some(virtual_path(directory.as_str())?),
         None => Some(VirtualPath::root()),
     };
     let shared = Arc::clone(node);
-    // All at once: every way to a thread and back costs as much as what is done there.
+    // In one operation: a thread hop costs as much as the work.
     let task = Task { subject: Arc::clone(subject), verb: "PASS", path: Some(home.clone()) };
     let opened = node
         .workers
@@ -357,32 +391,31 @@ async fn open_home(
             if storage.resolve_links {
                 jail.resolve_links();
             }
-            let mut absent = Vec::new();
+            let mut left_out = Vec::new();
             for (path, target) in folders {
                 if let Err(error) = jail.add_folder(&storage.root, path.clone(), target, storage.create_homes)
                 {
-                    absent.push((path, error));
+                    left_out.push((path, error));
                 }
             }
             jail.share(&shared.directories)?;
-            let counted = match counted {
-                Some(directory) => Some((jail.counted_key(&directory)?, directory)),
+            let quota_directory = match quota_directory {
+                Some(directory) => Some((jail.quota_key(&directory)?, directory)),
                 None => None,
             };
-            Ok((jail, absent, counted))
+            Ok((OpenedHome { jail, quota_directory }, left_out))
         })
         .await
         .map_err(|stuck| stuck.to_string())?;
-    let (jail, absent, counted) = opened.map_err(|error: FileError| chain(&error))?;
-    for filesystem in jail.filesystems() {
+    let (home, left_out) = opened.map_err(|error: FileError| chain(&error))?;
+    for filesystem in home.jail.filesystems() {
         node.workers.note_filesystem(*filesystem);
     }
-    for (path, error) in absent {
-        log::warn!(
-            session:% = subject.session, user = subject.user.as_str(), address:% = subject.address,
+    for (path, error) in left_out {
+        log_session!(log::Level::Warn, subject,
             path:%;
-            "a folder is left out: {}", chain(&error)
+            "shared folder left out: {}", chain(&error)
         );
     }
-    Ok((jail, counted))
+    Ok(home)
 }

@@ -23,7 +23,7 @@ use crate::{
     node::Node,
     protocol::{Code, Reply, command::ByteRange},
     session::{LoggedIn, Outcome},
-    tls::Policy,
+    tls::TlsPolicy,
     transfer_log,
     workers::{Claim, OffRuntime, Place},
 };
@@ -191,7 +191,7 @@ impl TransferFailure {
 /// 425: nothing was arranged. 521: the connection would not be encrypted, but must be (RFC 4217
 /// section 9).
 pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
-    let node_requires = session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == Policy::Required);
+    let node_requires = session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == TlsPolicy::Required);
     if !session.is_private && (node_requires || session.account.tls.data) {
         session.data_port = None;
         return Err(Reply::new(Code::PROTECTION_REQUIRED, "Data connections must be encrypted: PROT P"));
@@ -442,7 +442,7 @@ fn conclude(node: &Node, failures: &Failures, watch: &Watch, ended: Ended) -> Re
         failures.report(operation, &reply);
     }
     if ended.direction != Direction::Listing {
-        node.transfer_log.record(&transfer_log::Transfer {
+        node.transfer_log.record(&transfer_log::LoggedTransfer {
             client: subject.address,
             user: &subject.user,
             path: &ended.stored_at,

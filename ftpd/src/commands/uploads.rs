@@ -21,7 +21,8 @@ use crate::{
     activity::Watch,
     data::{progress::Progress, stream::DataStream, transfer::TransferError},
     jail::{
-        Changes, FileError, Jail, Joining, OpenFile, Placement, Rivals, Upload, WriteMode, path::VirtualPath,
+        Changes, CombineRequest, FileError, Jail, OpenFile, RivalPolicy, Upload, UploadPlacement, WriteMode,
+        path::VirtualPath,
     },
     metrics,
     protocol::{Code, Reply, command::Comb},
@@ -235,24 +236,25 @@ async fn open(
     let may_create =
         session.access.at(&path).has(Permission::Upload) || matches!(mode, WriteMode::Resume { .. });
     let opened = session.operation(move || {
-        let target = jail.target(&path)?;
+        let target = jail.upload_target(&path)?;
         let target = if may_create { target } else { target.only_existing() };
         let lease = match lease {
             Some(lease) => lease,
             None => runtime.block_on(registry.lease_write(&target.key()?, holder))?,
         };
         // Where Redis cannot tell who may write, an upload that runs may be another's by right.
-        let rivals = if lease.is_certain() { Rivals::Replaced } else { Rivals::Respected };
-        let placement = owner
-            .as_ref()
-            .map_or(Placement::Direct, |owner| Placement::Atomic { owner: owner.as_str(), rivals });
+        let rivals = if lease.is_certain() { RivalPolicy::Replace } else { RivalPolicy::Respect };
+        let placement = owner.as_ref().map_or(UploadPlacement::Direct, |owner| UploadPlacement::Atomic {
+            owner: owner.as_str(),
+            rivals,
+        });
         let mut upload = target.open(mode, placement)?;
         if upload.is_fenced() {
             lease.rely_on_storage();
         } else if lease.is_certain() {
             upload.guard_by(guard(&lease));
         } else {
-            return Err(FileError::Unsure(lease.certainty()));
+            return Err(FileError::WriterUncertain(lease.certainty()));
         }
         if let Some(share) = &share {
             share.follow(upload.changes());
@@ -352,7 +354,7 @@ impl Opened {
             Ok(()) => {
                 let (is_hidden, is_fenced) = (self.upload.is_hidden(), self.upload.is_fenced());
                 self.upload.finish(terms.sync, start + progress.stored()).map_err(|error| match error {
-                    FileError::Taken => TransferFailure::LeaseLost,
+                    FileError::WriteRightLost => TransferFailure::LeaseLost,
                     error => TransferError::File(error).into(),
                 })?;
                 stream.finish_receiving();
@@ -360,11 +362,11 @@ impl Opened {
                 Ok((!is_hidden).then_some(LastLease { lease: self.lease, decides: !is_fenced }))
             }
             Err(failure @ (TransferFailure::LeaseLost | TransferFailure::Failed(TransferError::NoRight))) => {
-                self.upload.leave();
+                self.upload.leave_untouched();
                 Err(failure)
             }
             Err(failure @ TransferFailure::Failed(TransferError::File(_))) => {
-                self.upload.keep_proved();
+                self.upload.keep_if_durable();
                 Err(failure)
             }
             Err(failure) => {
@@ -385,8 +387,8 @@ impl Opened {
     ) -> Result<u64, TransferError> {
         let first = stream.await_first(progress);
         if first > 0 && !progress.is_cancelled() {
-            self.upload.to_write(first as u64).map_err(|error| match error {
-                FileError::Taken => TransferError::NoRight,
+            self.upload.prepare_write(first as u64).map_err(|error| match error {
+                FileError::WriteRightLost => TransferError::NoRight,
                 error => error.into(),
             })?;
         }
@@ -481,7 +483,7 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
             let paths: Vec<_> = [&target].into_iter().chain(&sources).collect();
             let lease = lessee.to_write(&jail, &paths, claims)?;
             // The target is locked when it is opened.
-            let _locks = jail.hold_all(&paths[1..])?;
+            let _locks = jail.lock_all_for_change(&paths[1..])?;
             if jail.locks_cross_nodes(&target)? {
                 lease.rely_on_storage();
             } else {
@@ -489,7 +491,7 @@ pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Res
                 progress.guard_by(move || !age.is_expired());
             }
             let is_held = || runtime.block_on(lease.is_held());
-            let joining = Joining { target: &target, sources: &sources, sync };
+            let joining = CombineRequest { target: &target, sources: &sources, sync };
             jail.combine(joining, &progress, &mut changes, reserve, is_held)
         });
         if let Some(share) = share {

@@ -23,7 +23,7 @@ use crate::{
     scratch::Scratch,
     tls::{
         kernel,
-        records::{BATCH, Fault, Records, Step},
+        records::{BATCH, OpenResult, RecordError, Records},
     },
 };
 
@@ -138,12 +138,12 @@ impl Encrypted {
         loop {
             let step = self.open(socket, data)?;
             match step {
-                Step::Data(length) => return Ok(length),
-                Step::Closed => {
+                OpenResult::Data(length) => return Ok(length),
+                OpenResult::Closed => {
                     self.is_closed = true;
                     return Ok(0);
                 }
-                Step::Wanting => {}
+                OpenResult::NeedsMore => {}
             }
             let received = socket.read(self.records.room())?;
             if received == 0 {
@@ -159,7 +159,7 @@ impl Encrypted {
     }
 
     /// Opens what has come, and answers it if that is wanted.
-    fn open(&mut self, socket: &TcpStream, data: &mut [u8]) -> io::Result<Step> {
+    fn open(&mut self, socket: &TcpStream, data: &mut [u8]) -> io::Result<OpenResult> {
         let opened = self.records.open(data);
         let Sealer::Here { wire } = &mut self.sealer else { return opened.map_err(broken) };
         match opened {
@@ -188,9 +188,9 @@ impl Encrypted {
         while self.listens && matches!(self.sealer, Sealer::Here { .. }) {
             let mut data = [0];
             match self.open(socket, &mut data)? {
-                Step::Wanting => {}
+                OpenResult::NeedsMore => {}
                 // Data is not asked for: it stays where it is.
-                Step::Data(_) | Step::Closed => {
+                OpenResult::Data(_) | OpenResult::Closed => {
                     self.listens = false;
                     return Ok(());
                 }
@@ -249,6 +249,6 @@ fn send(records: &mut Records, mut socket: &TcpStream, sealed: &[u8]) -> io::Res
     Ok(())
 }
 
-fn broken(fault: Fault) -> io::Error {
+fn broken(fault: RecordError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, fault)
 }

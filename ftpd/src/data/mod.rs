@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     metrics,
-    tls::{Reuse, Tls},
+    tls::{SessionReuse, Tls},
 };
 
 /// What PASV, EPSV, PORT or EPRT arranged for the next transfer, which uses it up.
@@ -139,9 +139,9 @@ impl Protection {
         let is_proved = handshake.resumed == Some(session);
         metrics::data_tls_session(is_proved);
         let must_prove = match tls.settings.reuse {
-            Reuse::Required => true,
-            Reuse::Preferred => resumes.is_certain(),
-            Reuse::Off => false,
+            SessionReuse::Required => true,
+            SessionReuse::Preferred => resumes.is_certain(),
+            SessionReuse::Off => false,
         };
         if is_proved {
             resumes.has_resumed.store(true, Ordering::Relaxed);

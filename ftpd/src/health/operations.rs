@@ -1,4 +1,4 @@
-//! Whether file operations end: a watchdog for storage that hangs.
+//! Watchdog for file operations that hang because the storage does not respond.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,12 +11,12 @@ use crate::{
     workers::{Inspection, Workers},
 };
 
-/// How often the operations are looked at.
+/// Interval between inspections of the operations.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Tells the metrics, the log and the readiness how the file operations go. An operation that runs for
-/// longer than `alarm` is logged; if all places are taken and none has become free for as long, the node
-/// is not ready. Never returns.
+/// Reports the state of the file operations to the metrics, the log and the readiness. An operation
+/// that runs for longer than `alarm` is logged. If all slots are in use and none has become free for
+/// that long, the node is not ready. Never returns.
 pub async fn watch(health: Arc<Health>, workers: Workers, alarm: Duration) {
     let mut ticks = interval(INTERVAL.min(alarm.max(Duration::from_millis(10))));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -34,7 +34,7 @@ pub async fn watch(health: Arc<Health>, workers: Workers, alarm: Duration) {
     }
 }
 
-/// File operations before the first look at them: none runs, so none hangs.
+/// The initial state: no operation runs, so none hangs.
 pub fn watched() -> DependencyMonitor {
     let watched = DependencyMonitor::new("max_file_operations");
     watched.note(Ok(()));
@@ -50,7 +50,7 @@ impl Health {
             None => Ok(()),
             Some((inspection, since, setting)) => {
                 let error = format!(
-                    "all {} places are taken, and no operation has ended for {} s",
+                    "all {} slots are in use, and no operation has ended for {} s",
                     inspection.running,
                     since.as_secs()
                 );
@@ -59,11 +59,11 @@ impl Health {
         });
         match stuck {
             Some((inspection, since, setting)) if is_new => log::error!(
-                setting, places = inspection.running, seconds = since.as_secs();
-                "file operations hang: all places are taken, and none has ended"
+                setting, slots = inspection.running, seconds = since.as_secs();
+                "file operations hang: all slots are in use, and no operation ends"
             ),
             None if is_new && self.operations.dependency().last_error.is_some() => {
-                log::info!("file operations end again");
+                log::info!("file operations no longer hang");
             }
             _ => {}
         }

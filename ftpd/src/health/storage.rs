@@ -1,4 +1,4 @@
-//! Whether the storage answers.
+//! Probe of the storage.
 
 use std::{fs::File, io, path::Path, thread, time::Duration};
 
@@ -10,17 +10,17 @@ use tokio::{
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Asks the storage on a thread of its own. A storage that hangs holds this one thread, however often it
-/// is asked: there is never more than one question.
+/// Probes the storage on its own thread. At most one probe runs at a time, so a storage that hangs
+/// blocks only this thread.
 pub struct StorageProbe {
-    questions: mpsc::UnboundedSender<oneshot::Sender<io::Result<()>>>,
-    /// The question without an answer so far, and when it was asked.
-    open: Option<(Instant, oneshot::Receiver<io::Result<()>>)>,
+    requests: mpsc::UnboundedSender<oneshot::Sender<io::Result<()>>>,
+    /// The probe that has no result yet, and its start.
+    pending: Option<(Instant, oneshot::Receiver<io::Result<()>>)>,
 }
 
 impl StorageProbe {
-    /// Opens `root` and asks its file system for its size, which a network file system answers from its
-    /// server and not from a cache.
+    /// A probe that opens `root` and calls fstatvfs. A network file system asks its server for this and does
+    /// not use a cache.
     pub fn of(root: &Path) -> Self {
         let root = root.to_owned();
         Self::new(move || {
@@ -30,33 +30,35 @@ impl StorageProbe {
     }
 
     fn new(probe: impl Fn() -> io::Result<()> + Send + 'static) -> Self {
-        let (questions, mut asked) = mpsc::unbounded_channel::<oneshot::Sender<_>>();
+        let (requests, mut received) = mpsc::unbounded_channel::<oneshot::Sender<_>>();
         let work = move || {
-            while let Some(answer) = asked.blocking_recv() {
-                // The node may be ending.
+            while let Some(answer) = received.blocking_recv() {
+                // Fails if the node is stopping.
                 let _ = answer.send(probe());
             }
         };
-        // Without the thread each question has the answer that the probe has ended.
+        // If the thread cannot be started, every probe fails.
         let _ = thread::Builder::new().name("storage-probe".to_owned()).spawn(work);
-        Self { questions, open: None }
+        Self { requests, pending: None }
     }
 
+    /// Waits up to `patience` for the pending probe, or for a new one if none is pending.
+    ///
     /// # Errors
-    /// Why the storage cannot be used, or that it has not answered in time.
+    /// The storage cannot be used, or has not responded in time.
     pub async fn ask(&mut self, patience: Duration) -> Result<()> {
-        let (since, mut answer) = self.open.take().unwrap_or_else(|| {
+        let (since, mut answer) = self.pending.take().unwrap_or_else(|| {
             let (sender, answer) = oneshot::channel();
-            // If the thread has ended, so has the sender.
-            let _ = self.questions.send(sender);
+            // If the thread has ended, this drops the sender, and the probe fails.
+            let _ = self.requests.send(sender);
             (Instant::now(), answer)
         });
         match timeout(patience, &mut answer).await {
             Ok(Ok(result)) => result.map_err(|error| error.to_string()),
-            Ok(Err(_)) => Err("the thread that asks the storage has ended".to_owned()),
+            Ok(Err(_)) => Err("the thread that probes the storage has ended".to_owned()),
             Err(_) => {
-                self.open = Some((since, answer));
-                Err(format!("no answer for {} s", since.elapsed().as_secs().max(1)))
+                self.pending = Some((since, answer));
+                Err(format!("no response for {} s", since.elapsed().as_secs().max(1)))
             }
         }
     }
@@ -73,7 +75,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_storage_that_hangs_fails_the_probe_and_holds_one_question() {
+    async fn a_storage_that_hangs_fails_the_probe_and_blocks_one_request() {
         let (release, hang) = blocking::channel::<()>();
         let (asked, hang) = (Arc::new(AtomicUsize::new(0)), Mutex::new(hang));
         let counted = Arc::clone(&asked);
@@ -83,7 +85,7 @@ mod tests {
         });
         for _ in 0..5 {
             let error = probe.ask(Duration::from_millis(20)).await.unwrap_err();
-            assert!(error.starts_with("no answer for "), "{error}");
+            assert!(error.starts_with("no response for "), "{error}");
         }
         assert_eq!(asked.load(Ordering::SeqCst), 1);
         release.send(()).unwrap();
@@ -95,7 +97,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_root_that_is_gone_is_told() {
+    async fn a_missing_root_fails_the_probe() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("root");
         let mut probe = StorageProbe::of(&root);

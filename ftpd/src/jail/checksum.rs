@@ -14,22 +14,24 @@ use super::FileError;
 use crate::data::progress::Progress;
 use crate::protocol::command::Algorithm;
 
-/// NFS wants pieces of at least 256 KiB.
+/// NFS is slow with reads below 256 KiB.
 const BUFFER: usize = 256 * 1024;
 
-/// Why there is no checksum.
+/// Reason for a failed checksum.
 #[derive(Debug, thiserror::Error)]
 pub enum ChecksumError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("the checksum takes longer than checksum_timeout")]
+    #[error("the checksum took longer than checksum_timeout")]
     TooLong,
 }
 
-/// The checksum of the bytes of `range` that `file` has, in lower-case hexadecimal.
+/// Returns the checksum of the bytes of `range` in lower-case hexadecimal. A range that exceeds the
+/// file ends with the file.
 ///
 /// # Errors
-/// [`ChecksumError::TooLong`] once `deadline` has passed, [`FileError::Cancelled`], and as the kernel says.
+/// [`ChecksumError::TooLong`] once `deadline` has passed, [`FileError::Cancelled`], or any error of the
+/// kernel.
 pub fn checksum(
     file: &File,
     algorithm: Algorithm,
@@ -77,7 +79,7 @@ fn each_piece(
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(ChecksumError::TooLong);
         }
-        // At most BUFFER, so it fits.
+        // At most BUFFER, so it fits in usize.
         let wanted = (range.end - position).min(BUFFER as u64) as usize;
         match file.read_at(&mut buffer[..wanted], position) {
             Ok(0) => break,
@@ -106,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn published_vectors() {
+    fn checksums_match_published_test_vectors() {
         // RFC 1321 A.5, RFC 3174, FIPS 180-4 ("abc"); CRC-32 check value of "123456789".
         for (algorithm, content, sum) in [
             (Algorithm::Crc32, &b"123456789"[..], "cbf43926"),
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_ends_with_the_file() {
+    fn range_beyond_the_end_stops_at_the_end_of_the_file() {
         let progress = Progress::default();
         let content = file(b"xx123456789");
         let sum = |range| checksum(&content, Algorithm::Crc32, range, &progress, None).unwrap();
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_checksum_ends() {
+    fn cancelled_checksum_fails() {
         let progress = Progress::default();
         progress.cancel();
         let ended = checksum(&file(b"abc"), Algorithm::Md5, 0..3, &progress, None);
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_ends_at_its_deadline() {
+    fn checksum_fails_after_its_deadline() {
         let passed = Some(Instant::now());
         let ended = checksum(&file(b"abc"), Algorithm::Md5, 0..3, &Progress::default(), passed);
         assert!(matches!(ended, Err(ChecksumError::TooLong)));

@@ -1,4 +1,4 @@
-//! COMB: several files become one.
+//! COMB: appends several files to one file and removes them.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,57 +8,58 @@ use common::process::logging::chain;
 use nix::sys::stat::fstat;
 use nix::unistd::UnlinkatFlags;
 
-use super::handle::{Place, identity};
+use super::handle::{EntryLocation, identity};
+use super::inode_lock::FileIdentity;
 use super::path::VirtualPath;
-use super::same_file::Identity;
 use super::usage::{self, Changes};
-use super::{FileError, Jail, OpenFile, Placement, WriteMode};
+use super::{FileError, Jail, OpenFile, UploadPlacement, WriteMode};
 use crate::data::progress::Progress;
 
-/// NFS wants pieces of at least 256 KiB.
+/// NFS is slow with reads below 256 KiB.
 const BUFFER: usize = 256 * 1024;
 
-/// What COMB joins.
+/// The files of a COMB command.
 #[derive(Clone, Copy, Debug)]
-pub struct Joining<'p> {
+pub struct CombineRequest<'p> {
     pub target: &'p VirtualPath,
     pub sources: &'p [VirtualPath],
-    /// The target is on disk before a source is removed.
+    /// Write the target to stable storage before removing a source.
     pub sync: bool,
 }
 
 impl Jail {
-    /// Appends `sources` in their order to `target`, which is made if it is missing, and then
-    /// removes them. Answers the bytes copied. `changes` becomes what has been done to the home, also after an
-    /// error.
+    /// Appends `sources` in their order to `target`, which is created if it is missing, and then
+    /// removes them. Returns the number of copied bytes. Sets `changes` to the changes of the user's
+    /// usage, even if it fails.
     ///
-    /// `reserve` is asked, before anything is changed, for room for so many bytes and, if true, for a new
-    /// file: for as long as sources and target both exist. `is_ours` is asked before the removal whether no
-    /// other session may write the files by now; if one may, all sources stay, and the target keeps its
-    /// content, which may be that session's. The same holds from the moment at which `progress` says that the
-    /// right to write is lost ([`Progress::guard_by`]).
+    /// Before anything is changed, `reserve` is called with the bytes and, if true, the new file that
+    /// exist in addition while both sources and target exist. Before the sources are removed, `is_ours`
+    /// is called to check that this session may still write all files. If it may not, all sources are
+    /// kept, and the target keeps its content, which may be another session's. The same applies once
+    /// `progress` reports that the right to write is lost ([`Progress::guard_by`]).
     ///
-    /// Cancelled or failed while copying, it leaves the target as it was and all sources. If a source cannot
-    /// be removed, the target keeps the content of the sources that are gone, and loses the rest again: no
-    /// content is lost, and none is on the disk twice.
+    /// If copying fails or is cancelled, the target gets its old content back and all sources are kept.
+    /// If a source cannot be removed, the target keeps only the content of the sources that have been
+    /// removed: no content is lost, and no content is stored twice.
     ///
     /// # Errors
-    /// What `reserve` says; [`FileError::SameFile`] if a file is named twice, [`FileError::CrossDevice`] if
-    /// they are not all in one folder, [`FileError::Taken`] if `is_ours` says no or a source has changed
-    /// meanwhile, [`FileError::Cancelled`], and as the kernel says.
+    /// The errors of `reserve`; [`FileError::SameFile`] if a file is named twice;
+    /// [`FileError::CrossDevice`] if the files are not all in the home or all in one folder;
+    /// [`FileError::WriteRightLost`] if `is_ours` returns false or a source has changed;
+    /// [`FileError::Cancelled`]; or any error of the kernel.
     pub fn combine(
         &self,
-        Joining { target, sources, sync }: Joining<'_>,
+        CombineRequest { target, sources, sync }: CombineRequest<'_>,
         progress: &Progress,
         changes: &mut Changes,
         reserve: impl FnOnce(u64, bool) -> Result<(), FileError>,
         is_ours: impl FnOnce() -> bool,
     ) -> Result<u64, FileError> {
-        if !sources.iter().all(|source| self.are_together(source, target)) {
+        if !sources.iter().all(|source| self.have_same_root(source, target)) {
             return Err(FileError::CrossDevice);
         }
         let mut known = HashSet::new();
-        let sources = sources.iter().map(|path| Source::open(self, path, &mut known));
+        let sources = sources.iter().map(|path| CombineSource::open(self, path, &mut known));
         let sources = sources.collect::<Result<Vec<_>, _>>()?;
         let is_new = match self.entry(target) {
             Ok(_) => false,
@@ -66,28 +67,34 @@ impl Jail {
             Err(error) => return Err(error),
         };
         reserve(sources.iter().map(|source| source.size).sum(), is_new)?;
-        let mut upload = self.open_write(target, WriteMode::Append, Placement::Direct)?;
+        let mut upload = self.open_write(target, WriteMode::Append, UploadPlacement::Direct)?;
         *changes = upload.changes();
         if known.contains(&identity(&fstat(upload.file())?)) {
             return Err(FileError::SameFile);
         }
         let start = upload.begin()?;
-        match self.append_all(upload.to_write(0)?, start, &sources, progress) {
+        match self.append_all(upload.prepare_write(0)?, start, &sources, progress) {
             Ok(_) if !is_ours() => {
-                upload.leave();
-                Err(FileError::Taken)
+                upload.leave_untouched();
+                Err(FileError::WriteRightLost)
             }
             Ok(end) => {
                 let file = upload.file().try_clone()?;
-                let written =
-                    Written { jail: self, file, path: target, is_new: is_new && start == 0, sync, changes };
+                let combined = CombinedTarget {
+                    jail: self,
+                    file,
+                    path: target,
+                    is_new: is_new && start == 0,
+                    sync,
+                    changes,
+                };
                 upload.finish(sync, end)?;
-                written.remove_sources(&sources, start)?;
+                combined.remove_sources(&sources, start)?;
                 Ok(end - start)
             }
             Err(error) if progress.may_store().is_err() => {
-                // Another session may write the target by now.
-                upload.leave();
+                // Another session may be writing the target by now.
+                upload.leave_untouched();
                 Err(error)
             }
             Err(error) => {
@@ -97,12 +104,13 @@ impl Jail {
         }
     }
 
-    /// Where the target ends then. Reads and writes: `copy_file_range` hangs on NFS.
+    /// Copies all sources to the end of `target` and returns the new end. Uses reads and writes,
+    /// because `copy_file_range` hangs on NFS.
     fn append_all(
         &self,
         target: &File,
         start: u64,
-        sources: &[Source<'_>],
+        sources: &[CombineSource<'_>],
         progress: &Progress,
     ) -> Result<u64, FileError> {
         let mut buffer = vec![0; BUFFER];
@@ -118,11 +126,11 @@ impl Jail {
                 if read == 0 && end == source_end {
                     break;
                 }
-                // Room was reserved for the size that it had.
+                // The source has changed: room was reserved for its earlier size only.
                 if read == 0 || read as u64 > source_end - end {
-                    return Err(FileError::Taken);
+                    return Err(FileError::WriteRightLost);
                 }
-                progress.may_store().map_err(|_| FileError::Taken)?;
+                progress.may_store().map_err(|_| FileError::WriteRightLost)?;
                 target.write_all_at(&buffer[..read], end)?;
                 end += read as u64;
                 progress.add(read as u64);
@@ -132,15 +140,19 @@ impl Jail {
     }
 }
 
-/// A file that is to be joined to another.
-struct Source<'p> {
+/// A file to append to the target.
+struct CombineSource<'p> {
     path: &'p VirtualPath,
-    identity: Identity,
+    identity: FileIdentity,
     size: u64,
 }
 
-impl<'p> Source<'p> {
-    fn open(jail: &Jail, path: &'p VirtualPath, known: &mut HashSet<Identity>) -> Result<Self, FileError> {
+impl<'p> CombineSource<'p> {
+    fn open(
+        jail: &Jail,
+        path: &'p VirtualPath,
+        known: &mut HashSet<FileIdentity>,
+    ) -> Result<Self, FileError> {
         let source = jail.open_read(path)?;
         let identity = identity(&fstat(&source.file)?);
         if !known.insert(identity) {
@@ -149,38 +161,38 @@ impl<'p> Source<'p> {
         Ok(Self { path, identity, size: source.size })
     }
 
-    /// Opens it again, because a descriptor for each of many sources would be too many.
+    /// Opens the source again. Keeping a descriptor for each source would take too many descriptors.
     fn reopen(&self, jail: &Jail) -> Result<OpenFile, FileError> {
         let source = jail.open_read(self.path)?;
         let is_same = identity(&fstat(&source.file)?) == self.identity && source.size == self.size;
-        if is_same { Ok(source) } else { Err(FileError::Taken) }
+        if is_same { Ok(source) } else { Err(FileError::WriteRightLost) }
     }
 }
 
-/// The target, with the content of all sources.
-struct Written<'w> {
+/// The target after the content of all sources was appended.
+struct CombinedTarget<'w> {
     jail: &'w Jail,
     file: File,
     path: &'w VirtualPath,
-    /// COMB has made it.
+    /// This COMB has created the file.
     is_new: bool,
     sync: bool,
     changes: &'w Changes,
 }
 
-impl Written<'_> {
-    /// Removes the sources, whose content begins at `start` in the target.
-    fn remove_sources(&self, sources: &[Source<'_>], start: u64) -> Result<(), FileError> {
+impl CombinedTarget<'_> {
+    /// Removes the sources. Their content begins at `start` in the target.
+    fn remove_sources(&self, sources: &[CombineSource<'_>], start: u64) -> Result<(), FileError> {
         let mut end = start;
         for source in sources {
             match self.jail.remove_file(source.path) {
                 Ok(freed) => self.changes.remove(freed),
-                // The first answer of an NFS server may have been lost.
+                // An NFS server may have removed it and its first reply was lost.
                 Err(FileError::NotFound) => {}
                 Err(error) => {
-                    if let Err(error) = self.cut(end) {
-                        let path = self.path.as_bytes().escape_ascii();
-                        log::error!(path:%; "COMB could not remove a source, nor undo the copy: {}", chain(&error));
+                    if let Err(error) = self.truncate(end) {
+                        let (path, error) = (self.path.as_bytes().escape_ascii(), chain(&error));
+                        log::error!(path:%; "COMB could neither remove a source nor undo the copy: {error}");
                     }
                     return Err(error);
                 }
@@ -190,16 +202,17 @@ impl Written<'_> {
         Ok(())
     }
 
-    /// Takes back what is in the target from `end` on, and the target if that is all, and COMB made it.
-    fn cut(&self, end: u64) -> Result<(), FileError> {
+    /// Truncates the target to `end` bytes. Removes the target if it is then empty and this COMB
+    /// created it.
+    fn truncate(&self, end: u64) -> Result<(), FileError> {
         if self.is_new && end == 0 {
-            let Place { directory, name } = self.jail.place(self.path)?;
+            let EntryLocation { directory, name } = self.jail.entry_location(self.path)?;
             let ours = identity(&fstat(&self.file)?);
             let freed = usage::unlink(&directory, name, UnlinkatFlags::NoRemoveDir, Some(ours))?;
             self.changes.remove(freed);
             return Ok(());
         }
-        usage::cut(&self.file, end, self.changes)?;
+        usage::truncate(&self.file, end, self.changes)?;
         if self.sync {
             self.file.sync_all()?;
         }

@@ -1,4 +1,5 @@
-//! Reading directories as a stream: memory does not grow with the number of entries.
+//! Reading directories and directory trees as streams: memory use does not grow with the number of
+//! entries.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -14,64 +15,68 @@ use super::handle::{self, READ_DIRECTORY, entry, kind, status};
 use super::path::VirtualPath;
 use super::{FileError, Jail, PARTIAL_PREFIX};
 use crate::data::progress::Progress;
-use crate::listing::{Entry, Kind};
+use crate::listing::{Entry, EntryKind};
 
-/// Bytes of names that the kernel hands over at once; what glibc takes for a local directory.
+/// Bytes of one read of a directory; glibc uses the same size for local directories.
 const BUFFER: usize = 32 * 1024;
 
 impl Jail {
-    /// The entries of the directory `path` in the order of the file system, without `.` and `..`,
-    /// NFS's remains of removed files (`.nfs*`) and our partial uploads. Symbolic links are shown as
-    /// links: a client that removes a directory entry by entry must not enter them. Folders come last.
+    /// Returns the entries of the directory `path` in the order of the file system, without `.` and
+    /// `..`, files that NFS keeps until they are closed (`.nfs*`), and partial files. Symbolic links
+    /// are shown as links, so that a client that removes a directory entry by entry does not enter
+    /// them. Shared folders come last.
     ///
     /// # Errors
-    /// Here and from the iterator: as the kernel says. Entries that vanish meanwhile are no error.
+    /// From this method and from the iterator: any error of the kernel. Entries that are removed during
+    /// the iteration are not errors.
     pub fn entries(&self, path: &VirtualPath) -> Result<Entries<'_>, FileError> {
         let folders = self.folders_in(path);
-        let names = match self.open_path(path, READ_DIRECTORY) {
-            Ok(handle) => Some(Names::new(handle)),
+        let reader = match self.open_path(path, READ_DIRECTORY) {
+            Ok(handle) => Some(DirectoryReader::new(handle)),
             Err(FileError::IsADirectory) if !folders.is_empty() => None,
             Err(error) => return Err(error),
         };
         let path = path.clone();
-        Ok(Entries { jail: self, path, names, folders, shown: 0, is_wanted: None, progress: None })
+        Ok(Entries { jail: self, path, reader, folders, shown: 0, is_wanted: None, progress: None })
     }
 
-    /// The tree below `path` for `LIST -R`, in the order of `ls -R`: a directory, its entries,
-    /// then each of its directories that `enters` lets it, down to `max_depth` below `path`. Symbolic
-    /// links are not followed. Holds one descriptor and 32 KiB a level. Ends when `progress` is
-    /// cancelled.
+    /// Returns the tree below `path` for `LIST -R`, in the order of `ls -R`: a directory, its entries,
+    /// then each of its directories that `enters` accepts, down to `max_depth` levels below `path`.
+    /// Symbolic links are not followed. Each level holds one descriptor and 32 KiB. The walk ends when
+    /// `progress` is cancelled.
     ///
     /// # Errors
-    /// As [`Entries::until_cancelled`]; directories below that cannot be read are left out.
+    /// The errors of [`Entries::until_cancelled`]. Directories below `path` that cannot be read are
+    /// omitted.
     pub fn walk<'j>(
         &'j self,
         path: &VirtualPath,
         max_depth: usize,
         progress: &'j Progress,
         enters: impl Fn(&VirtualPath) -> bool + 'j,
-    ) -> Result<Walk<'j>, FileError> {
+    ) -> Result<TreeWalk<'j>, FileError> {
         let top = self.entries(path)?.until_cancelled(progress);
-        Ok(Walk { levels: Vec::new(), next: Some(top), max_depth, progress, enters: Box::new(enters) })
+        Ok(TreeWalk { levels: Vec::new(), next: Some(top), max_depth, progress, enters: Box::new(enters) })
     }
 }
 
-/// Whether the entry of this name is wanted.
-type Wanted<'j> = dyn Fn(&[u8]) -> bool + 'j;
+/// Decides by its name if an entry is returned.
+type NameFilter<'j> = dyn Fn(&[u8]) -> bool + 'j;
 
 /// See [`Jail::entries`].
 pub struct Entries<'j> {
     jail: &'j Jail,
     path: VirtualPath,
-    /// `None` where there is nothing but the way to folders.
-    names: Option<Names>,
-    /// Names of folders and of what leads to them. They cover those of the home.
+    /// `None` for a synthetic directory, which only contains shared folders.
+    reader: Option<DirectoryReader>,
+    /// Names in this directory that are folders or contain folders below them. They hide entries of the
+    /// home with the same names.
     folders: Vec<Vec<u8>>,
-    /// How many of `folders` have been handed out.
+    /// Number of `folders` that have been returned.
     shown: usize,
-    /// Decides by its name whether an entry is asked for its status. `None`: all are.
-    is_wanted: Option<Box<Wanted<'j>>>,
-    /// Ends the iteration. `None`: it cannot be ended.
+    /// `None`: all entries are returned.
+    is_wanted: Option<Box<NameFilter<'j>>>,
+    /// Cancels the iteration. `None`: it cannot be cancelled.
     progress: Option<&'j Progress>,
 }
 
@@ -79,20 +84,20 @@ impl fmt::Debug for Entries<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entries")
             .field("path", &self.path)
-            .field("names", &self.names)
+            .field("reader", &self.reader)
             .finish_non_exhaustive()
     }
 }
 
 impl<'j> Entries<'j> {
-    /// Only the entries whose names `is_wanted` accepts. Names are tested before the storage is asked
-    /// for the status: on NFS that is one request for each entry.
+    /// Restricts the iteration to entries whose names `is_wanted` accepts. Names are tested before the
+    /// storage is asked for the status: on NFS that saves one request for each omitted entry.
     pub fn only(self, is_wanted: impl Fn(&[u8]) -> bool + 'j) -> Self {
         Self { is_wanted: Some(Box::new(is_wanted)), ..self }
     }
 
-    /// The iteration gives [`FileError::Cancelled`] as soon as `progress` is cancelled, also between
-    /// entries that are left out.
+    /// Makes the iteration return [`FileError::Cancelled`] as soon as `progress` is cancelled, even
+    /// while it skips omitted entries.
     pub fn until_cancelled(self, progress: &'j Progress) -> Self {
         Self { progress: Some(progress), ..self }
     }
@@ -110,7 +115,7 @@ impl Iterator for Entries<'_> {
             if self.is_cancelled() {
                 return Some(Err(FileError::Cancelled));
             }
-            let Some(found) = self.names.as_mut().and_then(Names::next) else {
+            let Some(found) = self.reader.as_mut().and_then(DirectoryReader::next) else {
                 let path = self.next_folder()?;
                 if !is_wanted(self.is_wanted.as_deref(), path.split().map_or(b"/", |(_, name)| name)) {
                     continue;
@@ -125,12 +130,12 @@ impl Iterator for Entries<'_> {
                 Err(errno) => return Some(Err(errno.into())),
             };
             let name = found.name.to_bytes();
-            if is_left_out(&self.folders, name) || !is_wanted(self.is_wanted.as_deref(), name) {
+            if is_omitted(&self.folders, name) || !is_wanted(self.is_wanted.as_deref(), name) {
                 continue;
             }
-            match describe(self.jail, &self.path, found.directory, found.name) {
+            match entry_named(self.jail, &self.path, found.directory, found.name) {
                 Ok(entry) => return Some(Ok(entry)),
-                // Another session or node removed it meanwhile.
+                // Another session or node has removed it.
                 Err(FileError::NotFound | FileError::Stale) => {}
                 Err(error) => return Some(Err(error)),
             }
@@ -138,19 +143,19 @@ impl Iterator for Entries<'_> {
     }
 }
 
-/// One step of a [`Walk`].
+/// One step of a [`TreeWalk`].
 #[derive(Debug)]
-pub enum Walked {
+pub enum WalkStep {
     /// The entries of this directory follow.
     Directory(VirtualPath),
     Entry(Entry),
 }
 
-/// See [`Jail::walk`]. Each directory is read twice, for its entries and for the directories in
-/// it, so that nothing need be remembered.
-pub struct Walk<'j> {
-    /// The directories on the way down, the last one being worked on.
-    levels: Vec<Level<'j>>,
+/// See [`Jail::walk`]. Each directory is read twice, once for its entries and once for its
+/// subdirectories, so that names need not be kept in memory.
+pub struct TreeWalk<'j> {
+    /// The directories from the top down to the current one.
+    levels: Vec<WalkLevel<'j>>,
     /// The directory to step into next.
     next: Option<Entries<'j>>,
     max_depth: usize,
@@ -158,19 +163,22 @@ pub struct Walk<'j> {
     enters: Box<dyn Fn(&VirtualPath) -> bool + 'j>,
 }
 
-enum Level<'j> {
+/// A directory on the path of a [`TreeWalk`].
+enum WalkLevel<'j> {
+    /// Its entries are being returned.
     Listing(Entries<'j>),
+    /// Its subdirectories are being visited.
     Descending(Entries<'j>),
 }
 
-impl Iterator for Walk<'_> {
-    type Item = Result<Walked, FileError>;
+impl Iterator for TreeWalk<'_> {
+    type Item = Result<WalkStep, FileError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if let Some(entries) = self.next.take() {
             let path = entries.path.clone();
-            self.levels.push(Level::Listing(entries));
-            return Some(Ok(Walked::Directory(path)));
+            self.levels.push(WalkLevel::Listing(entries));
+            return Some(Ok(WalkStep::Directory(path)));
         }
         loop {
             if self.progress.is_cancelled() {
@@ -178,24 +186,24 @@ impl Iterator for Walk<'_> {
             }
             let deepest = self.levels.len() > self.max_depth;
             match self.levels.pop()? {
-                Level::Listing(mut entries) => match entries.next() {
+                WalkLevel::Listing(mut entries) => match entries.next() {
                     Some(Ok(entry)) => {
-                        self.levels.push(Level::Listing(entries));
-                        return Some(Ok(Walked::Entry(entry)));
+                        self.levels.push(WalkLevel::Listing(entries));
+                        return Some(Ok(WalkStep::Entry(entry)));
                     }
                     Some(Err(error)) => return Some(Err(error)),
                     None if deepest => {}
                     None => match entries.rewind() {
-                        Ok(()) => self.levels.push(Level::Descending(entries)),
+                        Ok(()) => self.levels.push(WalkLevel::Descending(entries)),
                         Err(errno) => return Some(Err(errno.into())),
                     },
                 },
-                Level::Descending(mut entries) => {
+                WalkLevel::Descending(mut entries) => {
                     if let Some(below) = entries.next_directory(&self.enters) {
                         let path = below.path.clone();
-                        self.levels.push(Level::Descending(entries));
-                        self.levels.push(Level::Listing(below));
-                        return Some(Ok(Walked::Directory(path)));
+                        self.levels.push(WalkLevel::Descending(entries));
+                        self.levels.push(WalkLevel::Listing(below));
+                        return Some(Ok(WalkStep::Directory(path)));
                     }
                 }
             }
@@ -206,45 +214,45 @@ impl Iterator for Walk<'_> {
 impl<'j> Entries<'j> {
     fn rewind(&mut self) -> Result<(), Errno> {
         self.shown = 0;
-        self.names.as_mut().map_or(Ok(()), Names::rewind)
+        self.reader.as_mut().map_or(Ok(()), DirectoryReader::rewind)
     }
 
     fn next_folder(&mut self) -> Option<VirtualPath> {
         loop {
             let name = self.folders.get(self.shown)?;
             self.shown += 1;
-            // A part of a folder's path, which is one.
+            // The name is a component of a folder's path, so it is valid.
             if let Ok(path) = self.path.join(name) {
                 return Some(path);
             }
         }
     }
 
-    /// The next directory in this one that `enters` wants and that can be opened. An error ends the
-    /// directory: it has been reported, if it lasts, by the listing before. So does a cancellation.
+    /// Returns the next subdirectory that `enters` accepts and that can be opened. An error ends this
+    /// directory: if it persists, the listing of the same directory has already reported it. A
+    /// cancellation ends it as well.
     fn next_directory(&mut self, enters: &dyn Fn(&VirtualPath) -> bool) -> Option<Self> {
         let progress = self.progress;
         let is_cancelled = || progress.is_some_and(Progress::is_cancelled);
         while !is_cancelled()
-            && let Some(found) = self.names.as_mut().and_then(Names::next)
+            && let Some(found) = self.reader.as_mut().and_then(DirectoryReader::next)
         {
             let found = found.ok()?;
-            if is_left_out(&self.folders, found.name.to_bytes()) || !found.may_be_directory() {
+            if is_omitted(&self.folders, found.name.to_bytes()) || !found.may_be_directory() {
                 continue;
             }
-            // A name that no client can say (with a line end), or a path that is too long.
+            // The name contains a line end, which no client can send, or the path is too long.
             let Ok(path) = self.path.join(found.name.to_bytes()) else {
                 continue;
             };
             if !enters(&path) {
                 continue;
             }
-            let flags = READ_DIRECTORY | OFlag::O_NOFOLLOW;
-            if let Ok(handle) = openat(found.directory, found.name, flags, Mode::empty()) {
+            if let Ok(handle) = handle::open_subdirectory(found.directory, found.name) {
                 return Some(Self {
                     jail: self.jail,
                     path,
-                    names: Some(Names::new(handle)),
+                    reader: Some(DirectoryReader::new(handle)),
                     folders: Vec::new(),
                     shown: 0,
                     is_wanted: None,
@@ -264,11 +272,11 @@ impl<'j> Entries<'j> {
     }
 }
 
-fn is_wanted(is_wanted: Option<&Wanted<'_>>, name: &[u8]) -> bool {
+fn is_wanted(is_wanted: Option<&NameFilter<'_>>, name: &[u8]) -> bool {
     is_wanted.is_none_or(|is_wanted| is_wanted(name))
 }
 
-fn is_left_out(folders: &[Vec<u8>], name: &[u8]) -> bool {
+fn is_omitted(folders: &[Vec<u8>], name: &[u8]) -> bool {
     is_hidden(name) || folders.iter().any(|folder| folder == name)
 }
 
@@ -276,9 +284,14 @@ fn is_hidden(name: &[u8]) -> bool {
     matches!(name, b"." | b"..") || name.starts_with(b".nfs") || name.starts_with(PARTIAL_PREFIX)
 }
 
-fn describe(jail: &Jail, path: &VirtualPath, directory: &OwnedFd, name: &CStr) -> Result<Entry, FileError> {
+fn entry_named(
+    jail: &Jail,
+    path: &VirtualPath,
+    directory: &OwnedFd,
+    name: &CStr,
+) -> Result<Entry, FileError> {
     let found = status(directory, name)?;
-    if kind(&found) != Kind::Symlink {
+    if kind(&found) != EntryKind::Symlink {
         return Ok(entry(name.to_bytes(), &found, None));
     }
     if jail.resolves_links
@@ -287,35 +300,36 @@ fn describe(jail: &Jail, path: &VirtualPath, directory: &OwnedFd, name: &CStr) -
         return Ok(entry(name.to_bytes(), &fstat(&target)?, None));
     }
     let link = openat(directory, name, handle::STATUS | OFlag::O_NOFOLLOW, Mode::empty())?;
-    // Replaced by something else meanwhile: read as a link it gives ENOENT, and is left out.
+    // If the link has just been replaced by something else, reading it as a link fails with ENOENT, and
+    // the entry is omitted.
     Ok(entry(name.to_bytes(), &found, Some(link_target(&link)?)))
 }
 
 /// The names in an open directory.
 #[derive(Debug)]
-pub(super) struct Names {
+pub(super) struct DirectoryReader {
     directory: OwnedFd,
     buffer: Box<[u8]>,
-    /// What of the buffer has not been handed out.
+    /// Range of `buffer` that has not been returned yet.
     pending: std::ops::Range<usize>,
 }
 
-/// A name, as `getdents64` gives it.
-pub(super) struct Found<'n> {
+/// A record of `getdents64`: a name and its directory.
+pub(super) struct DirectoryRecord<'n> {
     pub directory: &'n OwnedFd,
     pub name: &'n CStr,
     file_type: u8,
 }
 
-impl Found<'_> {
-    /// Whether it is worth opening it as a directory. Some file systems do not say.
+impl DirectoryRecord<'_> {
+    /// Returns true if the name is a directory or the file system does not report its type.
     pub fn may_be_directory(&self) -> bool {
         matches!(self.file_type, libc::DT_DIR | libc::DT_UNKNOWN)
     }
 }
 
-impl Names {
-    /// `directory` is open for reading.
+impl DirectoryReader {
+    /// `directory` must be open for reading.
     pub fn new(directory: OwnedFd) -> Self {
         Self { directory, buffer: vec![0; BUFFER].into(), pending: 0..0 }
     }
@@ -324,15 +338,15 @@ impl Names {
         &self.directory
     }
 
-    /// Starts again.
+    /// Starts again at the first name.
     pub fn rewind(&mut self) -> Result<(), Errno> {
         self.pending = 0..0;
         lseek(&self.directory, 0, Whence::SeekSet).map(drop)
     }
 
-    /// The next name, `.` and `..` included; `None` at the end. Not an `Iterator`, because names
-    /// stay in the buffer.
-    pub fn next(&mut self) -> Option<Result<Found<'_>, Errno>> {
+    /// Returns the next name, including `.` and `..`, or `None` at the end. Not an `Iterator`, because
+    /// the names borrow the buffer.
+    pub fn next(&mut self) -> Option<Result<DirectoryRecord<'_>, Errno>> {
         if self.pending.is_empty() {
             match self.fill() {
                 Ok(0) => return None,
@@ -349,12 +363,12 @@ impl Names {
             let name = CStr::from_bytes_until_nul(record.get(19..length)?).ok()?;
             Some((length, file_type, name))
         });
-        // Only a broken file system gets here; it must not make this loop for ever.
+        // Only a defective file system returns such a record. The error prevents an endless loop.
         let Some((length, file_type, name)) = parsed else {
             return Some(Err(Errno::EIO));
         };
         self.pending.start += length;
-        Some(Ok(Found { directory: &self.directory, name, file_type }))
+        Some(Ok(DirectoryRecord { directory: &self.directory, name, file_type }))
     }
 
     fn fill(&mut self) -> Result<usize, Errno> {
@@ -373,7 +387,7 @@ impl Names {
                 // The kernel never returns more than the buffer holds.
                 Ok(filled) => return Ok(usize::try_from(filled).unwrap_or(0).min(BUFFER)),
                 Err(Errno::EINTR) => {}
-                // The directory has been removed meanwhile: nothing is in it.
+                // The directory has been removed, so it is empty.
                 Err(Errno::ENOENT) => return Ok(0),
                 Err(errno) => return Err(errno),
             }

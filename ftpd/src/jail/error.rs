@@ -1,4 +1,5 @@
-//! What can go wrong with files: one table from errno to [`FileError`], one from there to FTP.
+//! Errors of file operations: one table from errno to [`FileError`], one from [`FileError`] to FTP
+//! replies.
 
 use std::io;
 
@@ -13,7 +14,7 @@ use crate::{
     protocol::{Code, Reply},
 };
 
-/// Why a file operation failed. A variant without a source stands for the one errno in its text.
+/// Reason for a failed file operation. A variant without a source stands for the errno in its message.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     #[error("no such file or directory (ENOENT)")]
@@ -28,7 +29,7 @@ pub enum FileError {
     NotADirectory,
     #[error("is a directory (EISDIR)")]
     IsADirectory,
-    /// A socket, FIFO or device, or a directory where a file is wanted.
+    /// A socket, FIFO or device, or a directory where a file is required.
     #[error("not a regular file")]
     NotAFile,
     #[error("the directory is not empty (ENOTEMPTY)")]
@@ -39,18 +40,19 @@ pub enum FileError {
     QuotaExceeded,
     #[error("the file would become too large (EFBIG)")]
     TooLarge,
-    /// A name that the server keeps for itself, or `/` where it cannot be meant.
+    /// A name that the server reserves, or `/` where it is not allowed.
     #[error("clients may not use this name here")]
     NameNotAllowed,
-    /// A folder, or a directory that leads to one.
-    #[error("the name leads to a folder")]
+    /// A shared folder, or a directory above one.
+    #[error("the name is a shared folder or a directory above one")]
     Fixed,
     #[error("the name is too long (ENAMETOOLONG)")]
     NameTooLong,
-    /// REST beyond the end: RFC 3659 section 5, and a hole in the file if it were allowed.
+    /// The offset of REST exceeds the file size (RFC 3659 section 5). Writing there would leave a hole
+    /// in the file.
     #[error("the restart offset is beyond the end of the file")]
     BadOffset,
-    /// Another node removed or replaced the file.
+    /// Another session or node has removed or replaced the file.
     #[error("the file is gone from the server (ESTALE)")]
     Stale,
     #[error("too many symbolic links (ELOOP)")]
@@ -65,25 +67,25 @@ pub enum FileError {
     TooManyOpenFiles(#[source] io::Error),
     #[error("the directory tree is too deep")]
     TooDeep,
-    /// COMB names one file twice.
+    /// COMB names the same file twice.
     #[error("one file is named twice")]
     SameFile,
-    /// Another session holds the lock of the file's writer: see [`super::lock`].
+    /// Another session holds the writer's lock on the file: see [`super::lock`].
     #[error("another session writes the file")]
     BeingWritten,
-    /// Another session has a lease on the path, or there are no leases at this time.
+    /// Another session has the write lease of the path, or no leases can be granted at this time.
     #[error(transparent)]
     Leased(#[from] LeaseRefused),
-    /// There is no proof that no other session writes the file: neither a lease nor a lock.
-    #[error("it cannot be told whether another node writes the file")]
-    Unsure(LeaseCertainty),
-    /// The right to write it was lost while it was written.
-    #[error("another session may write this file")]
-    Taken,
-    /// It is not known which bytes have reached the storage.
-    #[error("not proved to be on the storage")]
-    Unproved,
-    /// The control connection asked the operation to end.
+    /// Neither a write lease nor a file lock proves that no other session writes the file.
+    #[error("another node may be writing the file")]
+    WriterUncertain(LeaseCertainty),
+    /// The session lost the right to write the file while it was writing.
+    #[error("the session lost its right to write this file")]
+    WriteRightLost,
+    /// It is unknown which of the written bytes are on stable storage.
+    #[error("the data may not be on stable storage")]
+    NotDurable,
+    /// The operation was cancelled by the control connection.
     #[error("cancelled")]
     Cancelled,
     #[error("input or output error")]
@@ -91,27 +93,27 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// The reply to the command, with the cause for the log.
+    /// Returns the reply to the command, with the cause for the log.
     pub fn refusal(&self) -> Reply {
         let (code, phrase) = self.reply();
         Reply::new(code, phrase).because(self.failure())
     }
 
-    /// What the log and the metrics tell of it.
+    /// Returns the cause for the log and the metrics.
     pub fn failure(&self) -> Failure {
         let (detail, holder) = match self {
-            // The reply says all.
+            // The reply already says everything.
             Self::Leased(LeaseRefused::Busy { holder, .. }) => (None, *holder),
             Self::Leased(LeaseRefused::RegistryAway) => {
-                (Some("Redis is away, and registry_away = \"refuse\"".into()), None)
+                (Some("Redis is unavailable, and registry_away = \"refuse\"".into()), None)
             }
-            Self::Unsure(certainty) => {
+            Self::WriterUncertain(certainty) => {
                 let why = if *certainty == LeaseCertainty::RedisLostData {
                     "Redis lost its data less than node_lease ago"
                 } else {
-                    "Redis is away"
+                    "Redis is unavailable"
                 };
-                let what = "file locks on this storage do not keep out other nodes: storage_locks";
+                let what = "file locks on this storage do not exclude other nodes (storage_locks)";
                 (Some(format!("{why}, and {what}").into()), None)
             }
             error => (Some(chain(error).into()), None),
@@ -146,14 +148,14 @@ impl FileError {
             Self::TooManyOpenFiles(_) => "too_many_open_files",
             Self::BeingWritten => "being_written",
             Self::Leased(LeaseRefused::Busy { .. }) => "write_lease",
-            Self::Leased(LeaseRefused::RegistryAway) | Self::Unsure(_) => "registry_away",
-            Self::Taken => "lease_lost",
+            Self::Leased(LeaseRefused::RegistryAway) | Self::WriterUncertain(_) => "registry_away",
+            Self::WriteRightLost => "lease_lost",
             Self::Cancelled => failure::CANCELLED,
-            Self::Unproved | Self::Io(_) => "storage_io",
+            Self::NotDurable | Self::Io(_) => "storage_io",
         }
     }
 
-    /// The kernel's error, where it was one.
+    /// The kernel's errno, if the error came from the kernel.
     fn errno(&self) -> Option<Errno> {
         Some(match self {
             Self::NotFound => Errno::ENOENT,
@@ -181,18 +183,19 @@ impl FileError {
             | Self::SameFile
             | Self::BeingWritten
             | Self::Leased(_)
-            | Self::Unsure(_)
-            | Self::Taken
-            | Self::Unproved
+            | Self::WriterUncertain(_)
+            | Self::WriteRightLost
+            | Self::NotDurable
             | Self::Cancelled => return None,
         })
     }
 
-    /// The reply code (RFC 959 section 4.2, RFC 3659 section 5) and the fixed phrase for clients.
+    /// Returns the reply code (RFC 959 section 4.2, RFC 3659 section 5) and the fixed phrase for
+    /// clients.
     pub fn reply(&self) -> (Code, &'static str) {
         match self {
             Self::NotFound => (Code::FILE_UNAVAILABLE, "No such file or directory"),
-            // Permanent: a client that tries again gets the same until an operator has changed the modes.
+            // 550 is a permanent error: a retry fails, too, until an operator changes the file modes.
             Self::PermissionDenied(_) => (Code::FILE_UNAVAILABLE, "The storage refuses access"),
             Self::OutOfHome => (Code::FILE_UNAVAILABLE, "Permission denied"),
             Self::AlreadyExists => (Code::FILE_UNAVAILABLE, "File exists"),
@@ -203,36 +206,36 @@ impl FileError {
             Self::Loop => (Code::FILE_UNAVAILABLE, "Too many symbolic links"),
             Self::ReadOnly => (Code::FILE_UNAVAILABLE, "Read-only file system"),
             Self::TooDeep => (Code::FILE_UNAVAILABLE, "Directory tree too deep"),
-            Self::Fixed => (Code::FILE_UNAVAILABLE, "This directory stays as it is"),
+            Self::Fixed => (Code::FILE_UNAVAILABLE, "This directory cannot be changed"),
             Self::NameNotAllowed => (Code::BAD_NAME, "File name not allowed"),
             Self::NameTooLong => (Code::BAD_NAME, "File name too long"),
             Self::CrossDevice => (Code::BAD_NAME, "Cannot move between folders or file systems"),
-            Self::SameFile => (Code::BAD_NAME, "A file is named twice"),
+            Self::SameFile => (Code::BAD_NAME, "The same file is named twice"),
             Self::QuotaExceeded => (Code::QUOTA_EXCEEDED, "Quota exceeded"),
             Self::TooLarge => (Code::QUOTA_EXCEEDED, "File too large"),
             Self::BadOffset => (Code::BAD_OFFSET, "Restart offset is beyond the end of the file"),
             Self::NoSpace => (Code::NO_SPACE, "Insufficient storage space"),
             Self::Busy(_) => (Code::FILE_BUSY, "File busy, try again"),
-            Self::Stale => (Code::FILE_BUSY, "File changed meanwhile, try again"),
+            Self::Stale => (Code::FILE_BUSY, "File changed during the operation, try again"),
             Self::TooManyOpenFiles(_) => (Code::FILE_BUSY, "Server busy, try again"),
             Self::BeingWritten => (Code::FILE_BUSY, "Another session writes this file"),
             Self::Leased(LeaseRefused::Busy { conflict, .. }) => {
                 let phrase = match conflict {
                     LeaseConflict::Same => "Another session writes this file",
-                    LeaseConflict::Below => "A file below is being written",
-                    LeaseConflict::Above => "A directory above is being renamed or removed",
+                    LeaseConflict::Below => "A file in this directory is being written",
+                    LeaseConflict::Above => "A parent directory is being renamed or removed",
                 };
                 (Code::FILE_BUSY, phrase)
             }
             Self::Leased(LeaseRefused::RegistryAway) => {
-                (Code::FILE_BUSY, "Uploads are not possible at this time; try again later")
+                (Code::FILE_BUSY, "Uploads are temporarily unavailable, try again later")
             }
-            Self::Unsure(_) => {
-                (Code::FILE_BUSY, "It cannot be told whether another session writes this; try again later")
+            Self::WriterUncertain(_) => {
+                (Code::FILE_BUSY, "Another session may be writing this file, try again later")
             }
-            Self::Taken => (Code::LOCAL_ERROR, "Another session writes this file"),
+            Self::WriteRightLost => (Code::LOCAL_ERROR, "Another session writes this file"),
             Self::Cancelled => (Code::LOCAL_ERROR, "Action cancelled"),
-            Self::Unproved | Self::Io(_) => (Code::LOCAL_ERROR, "Local error in processing"),
+            Self::NotDurable | Self::Io(_) => (Code::LOCAL_ERROR, "Local error in processing"),
         }
     }
 }
@@ -246,7 +249,7 @@ impl From<Errno> for FileError {
             Errno::EEXIST => Self::AlreadyExists,
             Errno::ENOTDIR => Self::NotADirectory,
             Errno::EISDIR => Self::IsADirectory,
-            // Opening a socket, or a FIFO for writing that nobody reads; a device without driver.
+            // open(2) of a socket, of a FIFO without a reader, or of a device without a driver.
             Errno::ENXIO | Errno::ENODEV => Self::NotAFile,
             Errno::ENOTEMPTY => Self::DirectoryNotEmpty,
             Errno::ENOSPC => Self::NoSpace,
@@ -257,7 +260,8 @@ impl From<Errno> for FileError {
             Errno::ELOOP => Self::Loop,
             Errno::EXDEV => Self::CrossDevice,
             Errno::EROFS => Self::ReadOnly,
-            // EAGAIN: openat2 that lost too many races with renames, or a lease of another server.
+            // EAGAIN: `openat2` lost too many races with renames, or an NFS server recalls a
+            // delegation.
             Errno::EBUSY | Errno::ETXTBSY | Errno::EAGAIN => Self::Busy(source()),
             Errno::EMFILE | Errno::ENFILE => Self::TooManyOpenFiles(source()),
             _ => Self::Io(source()),
@@ -279,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn storage_errors_reach_the_client_with_their_codes() {
+    fn storage_errors_map_to_reply_codes() {
         for (errno, code) in [
             (Errno::ENOENT, 550),
             (Errno::EACCES, 550),
@@ -297,14 +301,14 @@ mod tests {
     }
 
     #[test]
-    fn the_log_can_tell_what_the_client_cannot() {
+    fn log_has_the_errno_and_a_storage_refusal_differs_from_a_missing_permission() {
         let error = FileError::from(Errno::EPERM);
         let source = std::error::Error::source(&error).map(ToString::to_string);
         assert_eq!(source, Some(io::Error::from(Errno::EPERM).to_string()));
         let failure = error.failure();
         assert_eq!((failure.reason, failure.errno), (failure::STORAGE_ACCESS, Some(Errno::EPERM)));
         assert_eq!(FileError::from(Errno::EIO).failure().errno, Some(Errno::EIO));
-        // An account's permission has another text.
+        // The text differs from the reply that a missing permission of the account gets.
         assert_ne!(error.refusal().text(), Reply::permission_denied().text());
     }
 }

@@ -1,4 +1,4 @@
-//! Operations on single names: status, open to read, make, remove, rename, attributes.
+//! Operations on single names: status, open for reading, create, remove, rename, change attributes.
 
 use std::fs::File;
 use std::io;
@@ -8,23 +8,25 @@ use std::os::unix::{ffi::OsStringExt, fs::FileExt};
 
 use common::registry::Usage;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, openat, readlinkat, renameat, renameat2};
+use nix::fcntl::{AT_FDCWD, OFlag, openat, readlinkat};
 use nix::sys::stat::{FchmodatFlags, FileStat, Mode, UtimensatFlags, fchmodat, fstat, mkdirat, utimensat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{LinkatFlags, UnlinkatFlags, linkat, unlinkat};
+use nix::unistd::UnlinkatFlags;
 
-use super::handle::{self, Place, entry, identity, kind, real_path, size};
+use super::handle::{self, entry, kind, size};
 use super::path::VirtualPath;
+use super::rename_new::rename_new;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile};
-use crate::listing::{Entry, Kind};
+use crate::listing::{Entry, EntryKind};
 
 impl OpenFile {
-    /// The bytes of `range`, if they are no more than `most` and still there.
+    /// Reads the bytes of `range`. Returns `None` if the range is longer than `most` bytes or exceeds
+    /// the file.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     pub fn content(&self, range: &Range<u64>, most: u64) -> Result<Option<Vec<u8>>, FileError> {
         let length = range.end.saturating_sub(range.start);
         let Some(length) = usize::try_from(length).ok().filter(|_| length <= most) else { return Ok(None) };
@@ -38,16 +40,16 @@ impl OpenFile {
 }
 
 impl Jail {
-    /// Whether a session may make `path` its working directory (CWD): it is a directory, and
-    /// names in it may be looked up.
+    /// Checks that `path` can be a working directory (CWD): it is a directory, and names in it may be
+    /// looked up.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     pub fn check_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
-        // The `.` needs search permission, which opening the directory itself does not.
+        // Resolving `.` requires search permission; opening the directory itself does not.
         match self.open_inside(path, b".", handle::DIRECTORY) {
             Err(FileError::NotFound | FileError::NotADirectory | FileError::Loop)
-                if self.leads_to_folder(path) =>
+                if self.has_folder_below(path) =>
             {
                 Ok(())
             }
@@ -55,69 +57,70 @@ impl Jail {
         }
     }
 
-    /// Opens a file for RETR, SIZE, MDTM and checksums. Opening before asking for the status is
-    /// what makes the answer true on NFS.
+    /// Opens a file for RETR, SIZE, MDTM and checksums. The file is opened before its status is read,
+    /// because on NFS only an open gets the current status from the server.
     ///
     /// # Errors
-    /// [`FileError::NotAFile`] for everything that is not a regular file.
+    /// [`FileError::NotAFile`] if it is not a regular file, or any error of the kernel.
     pub fn open_read(&self, path: &VirtualPath) -> Result<OpenFile, FileError> {
         let (handle, status) = self.open_with_status(path, handle::READ)?;
-        if kind(&status) != Kind::File {
+        if kind(&status) != EntryKind::File {
             return Err(FileError::NotAFile);
         }
         Ok(OpenFile { file: handle.into(), size: size(&status), modified: status.st_mtime })
     }
 
-    /// The entry that has the name `path` (MLST, RNFR): a symbolic link itself, not what it leads to,
-    /// unless this jail [resolves](Jail::resolve_links) links. A directory on the way to a folder is a
-    /// directory, also where the home has a link of that name. The name of `/` is `/`.
+    /// Returns the entry `path` (MLST, RNFR). A symbolic link is described itself, unless this jail
+    /// [resolves](Jail::resolve_links) links. A directory above a shared folder is shown as a directory
+    /// even if the home has a link of that name. The name of `/` is `/`.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     pub fn entry(&self, path: &VirtualPath) -> Result<Entry, FileError> {
-        if self.resolves_links || self.leads_to_folder(path) {
+        if self.resolves_links || self.has_folder_below(path) {
             return self.resolved_entry(path);
         }
         self.look_up(path, OFlag::O_NOFOLLOW)
     }
 
-    /// As [`Jail::entry`], but a symbolic link that leads somewhere in the home is described as what
-    /// it leads to (LIST, MLSD of a link to a directory).
+    /// Like [`Jail::entry`], but describes the target of a symbolic link if the target is inside the
+    /// home (LIST, MLSD of a link to a directory).
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     pub fn resolved_entry(&self, path: &VirtualPath) -> Result<Entry, FileError> {
         self.look_up(path, OFlag::empty())
     }
 
-    /// `following` is `O_NOFOLLOW`, or nothing.
-    fn look_up(&self, path: &VirtualPath, following: OFlag) -> Result<Entry, FileError> {
+    /// `no_follow` is `O_NOFOLLOW` or empty.
+    fn look_up(&self, path: &VirtualPath, no_follow: OFlag) -> Result<Entry, FileError> {
         let name = path.split().map_or(&b"/"[..], |(_, name)| name);
-        // Without O_PATH the open itself has effects: on a FIFO it wakes a writer that waits for a reader, on a
-        // device the driver decides.
-        let opened = self.open_with_status(path, handle::STATUS | following).map(|(found, status)| {
+        // Without O_PATH the open itself would have side effects: on a FIFO it wakes a writer that
+        // waits for a reader, on a device the driver decides.
+        let opened = self.open_with_status(path, handle::STATUS | no_follow).map(|(found, status)| {
             match kind(&status) {
-                // On NFS only a real open asks the server for the status of now (close-to-open consistency). Where
-                // it is not permitted, or a lease stands in its way, what the client knows must do.
-                Kind::File | Kind::Directory => {
+                // On NFS only a real open gets the current status from the server (close-to-open
+                // consistency). If the open fails because of missing permission or a lease, the cached
+                // status is used.
+                EntryKind::File | EntryKind::Directory => {
                     let status = reopen(&found).unwrap_or(status);
                     (found, status)
                 }
-                Kind::Symlink | Kind::Other => (found, status),
+                EntryKind::Symlink | EntryKind::Other => (found, status),
             }
         });
         match opened {
-            // Only where links are not followed.
-            Ok((link, status)) if kind(&status) == Kind::Symlink => {
+            // The jail does not follow links.
+            Ok((link, status)) if kind(&status) == EntryKind::Symlink => {
                 Ok(entry(name, &status, Some(link_target(&link)?)))
             }
             Ok((_, status)) => Ok(entry(name, &status, None)),
-            Err(FileError::IsADirectory) if self.leads_to_folder(path) => self.way(path),
+            Err(FileError::IsADirectory) if self.has_folder_below(path) => self.synthetic_entry(path),
             Err(error @ (FileError::NotFound | FileError::Loop)) => {
-                // Perhaps a link: one that is not followed, leads nowhere, or out of the home.
+                // Perhaps a symbolic link that is not followed, is dangling, or leaves the home.
                 let unfollowed = handle::STATUS | OFlag::O_NOFOLLOW;
                 let (link, status) = self.open_with_status(path, unfollowed)?;
-                if kind(&status) != Kind::Symlink {
+                if kind(&status) != EntryKind::Symlink {
                     return Err(error);
                 }
                 Ok(entry(name, &status, Some(link_target(&link)?)))
@@ -129,28 +132,29 @@ impl Jail {
     /// MKD.
     ///
     /// # Errors
-    /// [`FileError::AlreadyExists`], and as the kernel says.
+    /// [`FileError::AlreadyExists`], or any error of the kernel.
     pub fn create_directory(&self, path: &VirtualPath) -> Result<(), FileError> {
-        let place = match self.place(path) {
+        let location = match self.entry_location(path) {
             Err(FileError::Fixed) => return Err(FileError::AlreadyExists),
-            place => place?,
+            location => location?,
         };
-        mkdirat(&place.directory, place.name, Mode::from_bits_truncate(self.modes.directory))?;
+        mkdirat(&location.directory, location.name, Mode::from_bits_truncate(self.modes.directory))?;
         Ok(())
     }
 
-    /// RMD: an empty directory. What broken atomic uploads left in it, which no client sees or can
-    /// name, goes with it. What is gone is noted in `changes`, also after an error.
+    /// RMD: removes an empty directory, together with partial files of aborted uploads in it, which
+    /// clients can neither see nor name. Removed files are recorded in `changes`, even if it fails.
     ///
     /// # Errors
-    /// [`FileError::DirectoryNotEmpty`], also when only NFS's remains of removed files are in it, and
-    /// [`FileError::BeingWritten`] while an atomic upload to it runs.
+    /// [`FileError::DirectoryNotEmpty`], even if it only contains removed files that NFS keeps until
+    /// they are closed; [`FileError::BeingWritten`] while an atomic upload to the directory runs; or
+    /// any error of the kernel.
     pub fn remove_directory(&self, path: &VirtualPath, changes: &Changes) -> Result<(), FileError> {
-        let place = self.place(path)?;
-        let remove = || usage::unlink(&place.directory, place.name, UnlinkatFlags::RemoveDir, None);
+        let location = self.entry_location(path)?;
+        let remove = || usage::unlink(&location.directory, location.name, UnlinkatFlags::RemoveDir, None);
         let removed = match remove() {
             Err(Errno::ENOTEMPTY | Errno::EEXIST) => {
-                self.remove_partials(&place, changes)?;
+                self.remove_partials(&location, changes)?;
                 remove()
             }
             removed => removed,
@@ -159,25 +163,25 @@ impl Jail {
         Ok(())
     }
 
-    /// DELE: a file, or a symbolic link itself. Answers what that freed.
+    /// DELE: removes a file, or a symbolic link itself. Returns what that freed.
     ///
     /// # Errors
-    /// [`FileError::IsADirectory`], and as the kernel says.
+    /// [`FileError::IsADirectory`], or any error of the kernel.
     pub fn remove_file(&self, path: &VirtualPath) -> Result<Usage, FileError> {
-        let place = self.place(path)?;
-        Ok(usage::unlink(&place.directory, place.name, UnlinkatFlags::NoRemoveDir, None)?)
+        let location = self.entry_location(path)?;
+        Ok(usage::unlink(&location.directory, location.name, UnlinkatFlags::NoRemoveDir, None)?)
     }
 
-    /// RNFR and RNTO. Without `replace` an existing `to` stays what it is, also when it appears
-    /// at the same moment through another node. Answers what was replaced.
+    /// RNFR and RNTO. Without `replace` an existing `to` is never replaced, even if another node
+    /// creates it at the same moment. Returns the usage of the file that was replaced.
     ///
     /// # Errors
-    /// [`FileError::AlreadyExists`] without `replace`, [`FileError::CrossDevice`] between two
-    /// folders, and as the kernel says.
+    /// [`FileError::AlreadyExists`] without `replace`; [`FileError::CrossDevice`] if the paths are not
+    /// both in the home or both in one folder; or any error of the kernel.
     pub fn rename(&self, from: &VirtualPath, to: &VirtualPath, replace: bool) -> Result<Usage, FileError> {
-        let are_together = self.are_together(from, to);
-        let (from, to) = (self.place(from)?, self.place(to)?);
-        if !are_together {
+        let have_same_root = self.have_same_root(from, to);
+        let (from, to) = (self.entry_location(from)?, self.entry_location(to)?);
+        if !have_same_root {
             return Err(FileError::CrossDevice);
         }
         let renamed = if replace {
@@ -186,7 +190,7 @@ impl Jail {
             rename_new(&from, &to).map(|()| Usage::default())
         };
         match renamed {
-            // A directory into itself.
+            // A directory cannot be moved into itself.
             Err(FileError::Io(error)) if error.raw_os_error() == Some(libc::EINVAL) => {
                 Err(FileError::NameNotAllowed)
             }
@@ -194,10 +198,10 @@ impl Jail {
         }
     }
 
-    /// MFMT: the time of the last change, in seconds since 1970.
+    /// MFMT: sets the modification time, in Unix seconds.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     pub fn set_modified(&self, path: &VirtualPath, unix_seconds: i64) -> Result<(), FileError> {
         let handle = self.open_to_change(path)?;
         utimensat(
@@ -210,12 +214,13 @@ impl Jail {
         Ok(())
     }
 
-    /// SITE CHMOD: the nine permission bits of what `change` makes of a mode, given whether it is a
-    /// directory's; other bits are ignored.
+    /// SITE CHMOD: sets the nine permission bits. `change` gets the current mode and true for a
+    /// directory, and returns the new mode; its other bits are ignored.
     ///
     /// # Errors
-    /// [`FileError::Fixed`] for the home and for folders, by whatever name: without its permissions no session
-    /// could use it, and no client could give them back. As the kernel says.
+    /// [`FileError::Fixed`] for the home and for shared folders, under any name: without its
+    /// permissions no session could use the directory, and no client could restore them. Or any error
+    /// of the kernel.
     pub fn change_mode(
         &self,
         path: &VirtualPath,
@@ -223,10 +228,10 @@ impl Jail {
     ) -> Result<(), FileError> {
         let handle = self.open_to_change(path)?;
         let status = fstat(&handle)?;
-        if self.is_top(&status)? {
+        if self.is_home_or_folder(&status)? {
             return Err(FileError::Fixed);
         }
-        let mode = change(status.st_mode & 0o777, kind(&status) == Kind::Directory);
+        let mode = change(status.st_mode & 0o777, kind(&status) == EntryKind::Directory);
         fchmodat(
             AT_FDCWD,
             handle::proc_path(&handle).as_c_str(),
@@ -236,211 +241,51 @@ impl Jail {
         Ok(())
     }
 
-    /// AVBL: bytes that an unprivileged user can still write in the file system of `path`.
-    /// Quotas of an NFS server do not show here.
+    /// AVBL: returns the bytes that an unprivileged user can still write in the file system of `path`.
+    /// Does not reflect quotas of an NFS server.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     pub fn free_space(&self, path: &VirtualPath) -> Result<u64, FileError> {
         let status = match self.open_path(path, handle::STATUS) {
-            Err(FileError::IsADirectory) if self.leads_to_folder(path) => fstatvfs(&self.home)?,
+            Err(FileError::IsADirectory) if self.has_folder_below(path) => fstatvfs(&self.home)?,
             opened => fstatvfs(opened?)?,
         };
         Ok(status.blocks_available().saturating_mul(status.fragment_size()))
     }
 
-    /// To change its attributes.
+    /// Opens `path` to change its attributes.
     fn open_to_change(&self, path: &VirtualPath) -> Result<OwnedFd, FileError> {
         if self.is_fixed(path) {
             return Err(FileError::Fixed);
         }
         self.open_path(path, handle::STATUS)
     }
-
-    /// A name for the file that is the same through every home, folder, symbolic link and node: its real
-    /// path below the storage root, without a slash before it.
-    ///
-    /// # Errors
-    /// The directory of `path` must exist; `path` itself need not.
-    pub fn canonical_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
-        if path.is_root() {
-            return self.below_storage(&self.home);
-        }
-        self.target(path)?.key()
-    }
-
-    /// As [`Jail::canonical_key`], of the name itself: for a symbolic link at the end that of the link.
-    ///
-    /// # Errors
-    /// As [`Jail::canonical_key`], and as for changing the name.
-    pub fn name_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
-        let place = self.place(path)?;
-        self.key_in(&real_path(&place.directory)?, place.name)
-    }
-
-    /// A name for the home, or a directory of it, whose files a quota counts: the same on every node, also
-    /// while the directory does not exist. Symbolic links on the way to it are not resolved.
-    ///
-    /// # Errors
-    /// As the kernel says.
-    pub fn counted_key(&self, directory: &VirtualPath) -> Result<Vec<u8>, FileError> {
-        let mut key = self.below_storage(&self.home)?;
-        for name in directory.names() {
-            if !key.is_empty() {
-                key.push(b'/');
-            }
-            key.extend_from_slice(name);
-        }
-        Ok(key)
-    }
-
-    /// [`Jail::canonical_key`] of the name `name` itself in the directory whose real path is `directory`.
-    ///
-    /// # Errors
-    /// [`FileError::NotFound`] if the directory is not in the storage any more.
-    pub(super) fn key_in(&self, directory: &[u8], name: &[u8]) -> Result<Vec<u8>, FileError> {
-        let mut key = self.strip_storage(directory)?.to_vec();
-        if !key.is_empty() {
-            key.push(b'/');
-        }
-        key.extend_from_slice(name);
-        Ok(key)
-    }
-
-    pub(super) fn below_storage(&self, handle: &OwnedFd) -> Result<Vec<u8>, FileError> {
-        Ok(self.strip_storage(&real_path(handle)?)?.to_vec())
-    }
-
-    /// A real path without that of the storage and the slash after it.
-    fn strip_storage<'p>(&self, path: &'p [u8]) -> Result<&'p [u8], FileError> {
-        let storage = self.storage.strip_suffix(b"/").unwrap_or(&self.storage);
-        match path.strip_prefix(storage) {
-            Some([]) => Ok(&[]),
-            Some([b'/', below @ ..]) => Ok(below),
-            // Another program has moved it out of the storage.
-            _ => Err(FileError::NotFound),
-        }
-    }
 }
 
-/// Opens a regular file or a directory that is held by an `O_PATH` handle to read, and asks for its status.
-/// This is the same file, whatever has its name by now.
+/// Opens a regular file or directory again for reading, by its `O_PATH` handle, and returns its current
+/// status. It is the same file even if its name now belongs to another file.
 fn reopen(found: &OwnedFd) -> Result<FileStat, Errno> {
     let opened = openat(AT_FDCWD, handle::proc_path(found).as_c_str(), handle::READ, Mode::empty())?;
     fstat(&opened)
 }
 
-/// Where a symbolic link points, opened with `O_PATH | O_NOFOLLOW`.
+/// Returns the target of a symbolic link that is open with `O_PATH | O_NOFOLLOW`.
 pub(super) fn link_target(link: &OwnedFd) -> Result<Vec<u8>, Errno> {
     readlinkat(link, "").map(OsStringExt::into_vec)
 }
 
-/// Renames, but never over something.
-pub(super) fn rename_new(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileError> {
-    // An operation that has just looked at the file, to remove it, must not find another under its name.
-    let (_lock, _) = usage::lock(from)?;
-    let flags = RenameFlags::RENAME_NOREPLACE;
-    match renameat2(&from.directory, from.name, &to.directory, to.name, flags) {
-        // NFS knows no flags.
-        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => rename_new_by_link(from, to),
-        renamed => Ok(renamed?),
-    }
-}
-
-/// [`rename_new`] for file systems that cannot do it in one step: the new name appears at once or
-/// not at all, and a crash in between leaves both names.
-fn rename_new_by_link(from: &Place<'_>, to: &Place<'_>) -> Result<(), FileError> {
-    let source = from.status()?;
-    if kind(&source) == Kind::Directory {
-        // Directories have no links. A rename replaces at most an empty directory.
-        return match to.status() {
-            Ok(_) => Err(FileError::AlreadyExists),
-            Err(Errno::ENOENT) => Ok(renameat(&from.directory, from.name, &to.directory, to.name)?),
-            Err(errno) => Err(errno.into()),
-        };
-    }
-    match linkat(&from.directory, from.name, &to.directory, to.name, LinkatFlags::empty()) {
-        Ok(()) => {}
-        // The server may have made the link, and its first answer was lost: then it is the same
-        // file, with two names. One name can be the same file too (a rename to itself, or to
-        // another case of the letters where case does not count); that has one link.
-        Err(Errno::EEXIST) => {
-            let target = to.status()?;
-            let one_name = from.name == to.name
-                && identity(&fstat(&from.directory)?) == identity(&fstat(&to.directory)?);
-            if one_name || identity(&target) != identity(&source) || target.st_nlink < 2 {
-                return Err(FileError::AlreadyExists);
-            }
-        }
-        Err(errno) => return Err(errno.into()),
-    }
-    match unlinkat(&from.directory, from.name, UnlinkatFlags::NoRemoveDir) {
-        // Gone already: again an answer that was lost.
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Writes a directory's names to disk. NFS servers have done it before they answer.
+/// Writes the names of a directory to stable storage. NFS servers do this before they reply.
 pub(super) fn sync_directory(directory: &OwnedFd) -> Result<(), FileError> {
     let readable = match openat(directory, ".", handle::READ_DIRECTORY, Mode::empty()) {
         Ok(readable) => File::from(readable),
-        // A drop box: its names may be changed but not read, and so not synced either.
+        // The directory may be written but not read, so it cannot be synced.
         Err(Errno::EACCES) => return Ok(()),
         Err(errno) => return Err(errno.into()),
     };
     match readable.sync_all() {
-        // The file system does not sync directories.
+        // The file system does not support fsync of directories.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         synced => Ok(synced?),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    fn places<'p>(from: &'p [u8], to: &'p [u8]) -> (tempfile::TempDir, Place<'p>, Place<'p>) {
-        let directory = tempfile::tempdir().unwrap();
-        let place = |name| Place {
-            directory: nix::fcntl::open(directory.path(), handle::DIRECTORY, Mode::empty()).unwrap(),
-            name,
-        };
-        let (from, to) = (place(from), place(to));
-        (directory, from, to)
-    }
-
-    #[test]
-    fn without_rename_flags_a_file_still_never_replaces_another() {
-        let (directory, from, to) = places(b"a", b"b");
-        fs::write(directory.path().join("a"), "new").unwrap();
-        fs::write(directory.path().join("b"), "old").unwrap();
-        assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));
-        assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"old");
-        fs::remove_file(directory.path().join("b")).unwrap();
-        rename_new_by_link(&from, &to).unwrap();
-        assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"new");
-        assert!(!directory.path().join("a").exists());
-    }
-
-    #[test]
-    fn a_link_whose_answer_was_lost_is_completed() {
-        let (directory, from, to) = places(b"a", b"b");
-        fs::write(directory.path().join("a"), "data").unwrap();
-        fs::hard_link(directory.path().join("a"), directory.path().join("b")).unwrap();
-        rename_new_by_link(&from, &to).unwrap();
-        assert!(!directory.path().join("a").exists());
-        assert_eq!(fs::read(directory.path().join("b")).unwrap(), b"data");
-    }
-
-    #[test]
-    fn renaming_a_file_to_itself_does_not_remove_it() {
-        let (directory, from, to) = places(b"a", b"a");
-        fs::write(directory.path().join("a"), "data").unwrap();
-        fs::hard_link(directory.path().join("a"), directory.path().join("other")).unwrap();
-        assert!(matches!(rename_new_by_link(&from, &to), Err(FileError::AlreadyExists)));
-        assert!(directory.path().join("a").exists());
     }
 }

@@ -1,8 +1,9 @@
-//! Folders: directories of the shared storage that a user's tree shows beside the home.
+//! Shared folders: directories of the storage that a user's tree shows beside the home.
 //!
-//! A path at or below a folder is resolved inside the folder's own handle, everything else inside the
-//! home's. Names that lead to a folder are fixed: no client can change them. Where the home has no
-//! directory of such a name, the tree has one that holds nothing but the way to the folder.
+//! A path at or below a folder is resolved inside the folder's own handle, every other path inside the
+//! home's handle. Clients cannot change a folder's own name or the names of the directories above it.
+//! If the home has no directory at such a name, the tree shows a synthetic directory there that only
+//! contains the folder.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -14,32 +15,34 @@ use nix::sys::stat::{FileStat, fstat};
 use super::handle::identity;
 use super::path::VirtualPath;
 use super::{FileError, Jail, handle, open_directory, open_storage};
-use crate::listing::{Entry, Kind};
+use crate::listing::{Entry, EntryKind};
 
-/// A folder in the tree.
+/// A shared folder in the tree.
 #[derive(Debug)]
-pub(super) struct Folder {
-    /// Where the tree shows it.
+pub(super) struct SharedFolder {
+    /// Virtual path of the folder.
     path: VirtualPath,
-    /// Where it is, within the storage.
+    /// Path of the folder's directory in the storage.
     target: VirtualPath,
     pub(super) directory: Arc<OwnedFd>,
 }
 
-/// Where a path is resolved: the home or a folder, and the way from there.
-pub(super) struct Location<'j, 'p> {
+/// A path split into the handle that it is resolved in (of the home or of a folder) and the rest of the
+/// path.
+pub(super) struct RootedPath<'j, 'p> {
     pub root: &'j OwnedFd,
-    /// Relative; empty for the root itself.
+    /// Relative path; empty for the root itself.
     pub inside: &'p [u8],
 }
 
 impl Jail {
-    /// Shows the directory `target` of the storage at `path`. It is opened as a home is, and
-    /// covers what the home has there; if it cannot be opened nothing is there or can be made there: the
-    /// folder would cover it later.
+    /// Shows the directory `target` of the storage at the virtual path `path`. `target` is opened like
+    /// a home and hides anything that the home has at `path`. If `target` cannot be opened, `path` does
+    /// not exist and cannot be created: a later login with the folder would hide the created file.
     ///
     /// # Errors
-    /// [`FileError::AlreadyExists`] for `/` and where a folder is already; as the kernel says.
+    /// [`FileError::AlreadyExists`] for `/` and for the path of another folder, or any error of the
+    /// kernel.
     pub fn add_folder(
         &mut self,
         storage_root: &Path,
@@ -53,77 +56,77 @@ impl Jail {
         let opened =
             open_storage(storage_root).and_then(|root| open_directory(&root, &target, create, self.modes));
         match opened {
-            Ok(directory) => self.folders.push(Folder { path, target, directory: directory.into() }),
+            Ok(directory) => self.folders.push(SharedFolder { path, target, directory: directory.into() }),
             Err(error) => {
-                self.absent.push(path);
+                self.unavailable.push(path);
                 return Err(error);
             }
         }
         Ok(())
     }
 
-    pub(super) fn locate<'p>(&self, path: &'p VirtualPath) -> Location<'_, 'p> {
-        match self.folder_of(path) {
-            // Found by being below it.
+    pub(super) fn rooted_path<'p>(&self, path: &'p VirtualPath) -> RootedPath<'_, 'p> {
+        match self.folder_containing(path) {
+            // `folder_containing` only returns folders that `path` is at or below.
             Some(folder) => {
-                Location { root: &folder.directory, inside: path.below(&folder.path).unwrap_or_default() }
+                RootedPath { root: &folder.directory, inside: path.below(&folder.path).unwrap_or_default() }
             }
             None => {
-                Location { root: &self.home, inside: path.below(&VirtualPath::root()).unwrap_or_default() }
+                RootedPath { root: &self.home, inside: path.below(&VirtualPath::root()).unwrap_or_default() }
             }
         }
     }
 
-    /// The folder that holds `path`: the deepest, where one is in another.
-    fn folder_of(&self, path: &VirtualPath) -> Option<&Folder> {
+    /// The folder that contains `path`: the deepest one if folders are nested.
+    fn folder_containing(&self, path: &VirtualPath) -> Option<&SharedFolder> {
         let above = self.folders.iter().filter(|folder| path.below(&folder.path).is_some());
         above.max_by_key(|folder| folder.path.as_bytes().len())
     }
 
-    /// Whether `path` is where a folder should be, or would be in it.
-    pub(super) fn is_absent(&self, path: &VirtualPath) -> bool {
-        let there = self.folder_of(path).map_or(0, |folder| folder.path.as_bytes().len());
-        let mut above = self.absent.iter().filter(|folder| path.below(folder).is_some());
+    /// Returns true if `path` is at or below a folder that could not be opened.
+    pub(super) fn is_in_unavailable_folder(&self, path: &VirtualPath) -> bool {
+        let there = self.folder_containing(path).map_or(0, |folder| folder.path.as_bytes().len());
+        let mut above = self.unavailable.iter().filter(|folder| path.below(folder).is_some());
         above.any(|folder| folder.as_bytes().len() > there)
     }
 
-    /// Whether `path` is in the home itself, and in no folder.
+    /// Returns true if `path` is in the home and not in a shared folder.
     pub fn is_in_home(&self, path: &VirtualPath) -> bool {
-        self.folder_of(path).is_none()
+        self.folder_containing(path).is_none()
     }
 
-    /// The device number (`st_dev`) of the file system that the home, or the folder, of `path` is on; 0
-    /// before [`Jail::share`]. Asks nothing of the storage.
+    /// Device number (`st_dev`) of the file system of the home or folder that contains `path`; 0 before
+    /// [`Jail::share`]. Does not access the storage.
     pub fn filesystem_of(&self, path: &VirtualPath) -> u64 {
-        let folder = self.folder_of(path);
+        let folder = self.folder_containing(path);
         let position = folder.and_then(|folder| self.folders.iter().position(|f| std::ptr::eq(f, folder)));
         self.filesystems.get(position.map_or(0, |position| position + 1)).copied().unwrap_or_default()
     }
 
-    /// The device numbers of all file systems that the tree shows.
+    /// Device numbers of the home and of all shared folders.
     pub fn filesystems(&self) -> &[u64] {
         &self.filesystems
     }
 
-    /// Whether both paths are in the same folder, or both in the home.
-    pub(super) fn are_together(&self, a: &VirtualPath, b: &VirtualPath) -> bool {
-        let folder = |path| self.folder_of(path).map(|folder| &folder.path);
+    /// Returns true if both paths are in the same folder or both are in the home.
+    pub(super) fn have_same_root(&self, a: &VirtualPath, b: &VirtualPath) -> bool {
+        let folder = |path| self.folder_containing(path).map(|folder| &folder.path);
         folder(a) == folder(b)
     }
 
-    /// Whether a folder is somewhere below `path`.
-    pub(super) fn leads_to_folder(&self, path: &VirtualPath) -> bool {
+    /// Returns true if a folder is below `path`.
+    pub(super) fn has_folder_below(&self, path: &VirtualPath) -> bool {
         self.folders.iter().any(|folder| folder.path != *path && folder.path.below(path).is_some())
     }
 
-    /// Whether no client may change what the name stands for: a folder, or a directory on the way
-    /// to one.
+    /// Returns true if clients must not change the name: it is a folder or a directory above a folder.
     pub fn is_fixed(&self, path: &VirtualPath) -> bool {
-        self.folders.iter().any(|folder| folder.path.below(path).is_some()) || self.is_absent(path)
+        self.folders.iter().any(|folder| folder.path.below(path).is_some())
+            || self.is_in_unavailable_folder(path)
     }
 
-    /// Whether it is the status of the home, or of a folder.
-    pub(super) fn is_top(&self, status: &FileStat) -> Result<bool, Errno> {
+    /// Returns true if `status` is the status of the home or of a folder.
+    pub(super) fn is_home_or_folder(&self, status: &FileStat) -> Result<bool, Errno> {
         for top in std::iter::once(&self.home).chain(self.folders.iter().map(|folder| &folder.directory)) {
             if identity(&fstat(top)?) == identity(status) {
                 return Ok(true);
@@ -132,22 +135,22 @@ impl Jail {
         Ok(false)
     }
 
-    /// Whether there is nothing at `path` but the way to a folder: a directory that takes no
-    /// files. Asks the storage.
-    pub fn is_only_a_way(&self, path: &VirtualPath) -> bool {
-        self.leads_to_folder(path)
+    /// Returns true if `path` is a synthetic directory, which only contains folders and accepts no
+    /// files. Accesses the storage.
+    pub fn is_synthetic_directory(&self, path: &VirtualPath) -> bool {
+        self.has_folder_below(path)
             && matches!(self.open_path(path, handle::STATUS), Err(FileError::IsADirectory))
     }
 
-    /// Such a directory. Its numbers are of no file system, so that none has the same.
-    pub(super) fn way(&self, path: &VirtualPath) -> Result<Entry, FileError> {
+    /// The entry of a synthetic directory. Device 0 keeps its identity distinct from every real file.
+    pub(super) fn synthetic_entry(&self, path: &VirtualPath) -> Result<Entry, FileError> {
         let first = self.folders.iter().position(|folder| folder.path.below(path).is_some());
         let first = first.ok_or(FileError::NotFound)?;
         let status = fstat(&self.folders[first].directory)?;
         let depth = path.names().count();
         Ok(Entry {
             name: path.split().map_or(b"/".to_vec(), |(_, name)| name.to_vec()),
-            kind: Kind::Directory,
+            kind: EntryKind::Directory,
             size: 0,
             modified: status.st_mtime,
             mode: 0o555,
@@ -158,7 +161,8 @@ impl Jail {
         })
     }
 
-    /// The names in the directory `path` that are folders or lead to some, each once.
+    /// The names in the directory `path` that are folders or contain folders below them, without
+    /// duplicates.
     pub(super) fn folders_in(&self, path: &VirtualPath) -> Vec<Vec<u8>> {
         let below = self.folders.iter().filter_map(|folder| folder.path.below(path));
         let first = below.filter_map(|below| below.split(|byte| *byte == b'/').next());
@@ -168,9 +172,9 @@ impl Jail {
         names
     }
 
-    /// Where `path` is in the storage, as the account names its home and folders: for logs.
+    /// Path in the storage, as the account names its home and folders. For logs.
     pub fn path_in_storage(&self, path: &VirtualPath) -> Vec<u8> {
-        let (top, below) = match self.folder_of(path) {
+        let (top, below) = match self.folder_containing(path) {
             Some(folder) => (&folder.target, path.below(&folder.path)),
             None => (&self.home_path, path.below(&VirtualPath::root())),
         };

@@ -1,14 +1,14 @@
 //! All file access of a session, confined to the user's home by the kernel.
 //!
-//! Every path is resolved by `openat2` inside the home's directory handle; operations on names
-//! then act on the handle of the directory so found. Everything here blocks: call it from a
-//! thread that may wait for storage, never from one that serves connections.
+//! The kernel resolves each path with `openat2` inside the home's directory handle. An operation on a
+//! name then acts on the handle of the directory that was found. Every call may block: call it on a
+//! worker thread, never on a thread that serves connections.
 //!
-//! Symbolic links are followed inside the home, or inside the folder they are in. Where permissions
-//! depend on the path they would be second names of files, so there none is followed at all: see
-//! [`Jail::refuse_links`].
+//! Symbolic links are followed inside the home or inside the shared folder that contains them. If an
+//! account has access rules by path, no symbolic link is followed, because a link would give a file a
+//! second path: see [`Jail::refuse_links`].
 //!
-//! New files and directories get [`Modes`] less the process's umask, which `main` sets to nothing.
+//! New files and directories get [`Modes`]. `main` sets the process's umask to 0.
 
 pub mod checksum;
 mod combine;
@@ -17,15 +17,19 @@ mod error;
 mod files;
 mod folders;
 mod handle;
+mod inode_lock;
+mod keys;
 pub mod lock;
+mod mount;
 mod partial;
 pub mod path;
 mod publish;
 mod remove_tree;
-mod same_file;
+mod rename_new;
 mod shared;
 pub mod sweep;
 mod upload;
+mod upload_target;
 mod usage;
 
 use std::fs::File;
@@ -36,47 +40,47 @@ use std::sync::Arc;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{FileStat, Mode, fstat, mkdirat};
 
-pub use self::combine::Joining;
-pub use self::directory::{Entries, Walk, Walked};
+pub use self::combine::CombineRequest;
+pub use self::directory::{Entries, TreeWalk, WalkStep};
 pub use self::error::FileError;
-use self::folders::{Folder, Location};
-use self::handle::Links;
-pub use self::lock::{ChangeLock, Locks};
-pub use self::partial::Rivals;
+use self::folders::{RootedPath, SharedFolder};
+use self::handle::LinkPolicy;
+pub use self::lock::{ChangeLock, LockMode};
+pub use self::partial::RivalPolicy;
 use self::path::VirtualPath;
 pub use self::shared::SharedDirectories;
-pub use self::upload::{Placement, Upload, WriteMode};
+pub use self::upload::{Upload, UploadPlacement, WriteMode};
 pub use self::usage::Changes;
 
-/// Data of unfinished atomic uploads lies under names with this prefix. Listings hide them, and
-/// clients may not use them.
+/// Prefix of the names of partial files (the data of unfinished atomic uploads). Listings omit these
+/// names, and clients cannot use them.
 pub const PARTIAL_PREFIX: &[u8] = b".ftpd-partial-";
 
-/// Permission bits of what a session creates.
+/// Permission bits of the files and directories that a session creates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Modes {
     pub file: u32,
     pub directory: u32,
 }
 
-/// A user's tree: the home, and the folders that it shows. Cheap: one descriptor each, or none
-/// where another session has it ([`Jail::share`]).
+/// A user's directory tree: the home and the shared folders in it. It holds one descriptor for each of
+/// them; sessions with the same directory share the descriptor ([`Jail::share`]).
 #[derive(Debug)]
 pub struct Jail {
     home: Arc<OwnedFd>,
-    /// Where the home is, within the storage.
+    /// Path of the home in the storage.
     home_path: VirtualPath,
-    folders: Vec<Folder>,
-    /// The device numbers of the home and of each folder, in the order of `folders`. Empty before
+    folders: Vec<SharedFolder>,
+    /// Device numbers of the home and then of each folder in the order of `folders`. Empty before
     /// [`Jail::share`].
     filesystems: Vec<u64>,
-    /// Where folders should be that could not be opened.
-    absent: Vec<VirtualPath>,
-    links: Links,
-    /// Listings show what a symbolic link leads to, instead of the link.
+    /// Virtual paths of the shared folders that could not be opened.
+    unavailable: Vec<VirtualPath>,
+    link_policy: LinkPolicy,
+    /// Listings show the target of a symbolic link instead of the link.
     resolves_links: bool,
-    locks: Locks,
-    /// The storage root's own path, which [`Jail::canonical_key`] takes off.
+    locks: LockMode,
+    /// Real path of the storage root. [`Jail::canonical_key`] strips it.
     storage: Box<[u8]>,
     modes: Modes,
 }
@@ -85,18 +89,19 @@ pub struct Jail {
 #[derive(Debug)]
 pub struct OpenFile {
     pub file: File,
-    /// Bytes when it was opened. Asking later can fail with ESTALE on NFS.
+    /// Size in bytes when the file was opened. A later fstat can fail with ESTALE on NFS.
     pub size: u64,
     /// Seconds since 1970.
     pub modified: i64,
 }
 
 impl Jail {
-    /// Opens `home` inside the directory `storage_root`. Symbolic links in `home` are followed
-    /// inside the storage root. With `create_home`, missing directories are made.
+    /// Opens `home` inside the directory `storage_root`. Symbolic links in `home` are followed inside
+    /// the storage root. If `create_home` is true, missing directories are created.
     ///
     /// # Errors
-    /// As the kernel says; [`FileError::NotFound`] without `create_home`.
+    /// [`FileError::NotFound`] if the home is missing and `create_home` is false, or any error of the
+    /// kernel.
     pub fn open(
         storage_root: &Path,
         home: &VirtualPath,
@@ -109,36 +114,37 @@ impl Jail {
             home_path: home.clone(),
             folders: Vec::new(),
             filesystems: Vec::new(),
-            absent: Vec::new(),
-            links: Links::Followed,
+            unavailable: Vec::new(),
+            link_policy: LinkPolicy::Follow,
             resolves_links: false,
-            locks: Locks::Auto,
+            locks: LockMode::Auto,
             storage: handle::real_path(&root)?.into(),
             modes,
         })
     }
 
-    /// From now on a path with a symbolic link in it leads nowhere.
+    /// Makes every path that contains a symbolic link fail.
     pub fn refuse_links(&mut self) {
-        self.links = Links::Refused;
+        self.link_policy = LinkPolicy::Refuse;
     }
 
-    /// From now on listings show a symbolic link that leads somewhere in the home as what it leads to.
+    /// Makes listings show the target of each symbolic link whose target is inside the home.
     pub fn resolve_links(&mut self) {
         self.resolves_links = true;
     }
 
-    /// Which locks uploads take from now on.
-    pub fn set_locks(&mut self, locks: Locks) {
+    /// Sets which locks uploads take.
+    pub fn set_locks(&mut self, locks: LockMode) {
         self.locks = locks;
     }
 
-    /// The handle of the directory that holds `path`, and the name in it, to change it.
+    /// Returns the directory that contains `path` and the name in it, for an operation that changes the
+    /// name.
     ///
     /// # Errors
-    /// [`FileError::NameNotAllowed`] for `/` and for the names the server keeps for itself,
-    /// [`FileError::Fixed`] for what leads to a folder.
-    fn place<'p>(&self, path: &'p VirtualPath) -> Result<handle::Place<'p>, FileError> {
+    /// [`FileError::NameNotAllowed`] for `/` and for names that the server reserves,
+    /// [`FileError::Fixed`] for a shared folder and for the directories above it.
+    fn entry_location<'p>(&self, path: &'p VirtualPath) -> Result<handle::EntryLocation<'p>, FileError> {
         let (parent, name) = path.split().ok_or(FileError::NameNotAllowed)?;
         if name.starts_with(PARTIAL_PREFIX) {
             return Err(FileError::NameNotAllowed);
@@ -147,17 +153,18 @@ impl Jail {
             return Err(FileError::Fixed);
         }
         match self.open_inside(&parent, b"", handle::DIRECTORY) {
-            Ok(directory) => Ok(handle::Place { directory, name }),
-            // Only the way to a folder.
+            Ok(directory) => Ok(handle::EntryLocation { directory, name }),
+            // The directory is synthetic: it only contains shared folders.
             Err(FileError::IsADirectory) => Err(FileError::ReadOnly),
             Err(error) => Err(error),
         }
     }
 
-    /// Opens what `path` names, following symbolic links as far as this jail does.
+    /// Opens `path`. Symbolic links are followed according to the link policy of this jail.
     ///
     /// # Errors
-    /// [`FileError::IsADirectory`] if there is nothing but the way to a folder.
+    /// [`FileError::IsADirectory`] if `path` is a synthetic directory that only contains shared
+    /// folders.
     fn open_path(&self, path: &VirtualPath, flags: OFlag) -> Result<OwnedFd, FileError> {
         if path.split().is_some_and(|(_, name)| name.starts_with(PARTIAL_PREFIX)) {
             return Err(FileError::NameNotAllowed);
@@ -165,14 +172,14 @@ impl Jail {
         self.open_inside(path, b"", flags)
     }
 
-    /// Opens `below`, a relative path or nothing, in the directory `path`.
+    /// Opens the relative path `below` in the directory `path`, or `path` itself if `below` is empty.
     fn open_inside(&self, path: &VirtualPath, below: &[u8], flags: OFlag) -> Result<OwnedFd, FileError> {
-        if self.is_absent(path) {
+        if self.is_in_unavailable_folder(path) {
             return Err(FileError::NotFound);
         }
-        let Location { root, inside } = self.locate(path);
+        let RootedPath { root, inside } = self.rooted_path(path);
         let joined: Vec<u8>;
-        let way = match (inside, below) {
+        let relative = match (inside, below) {
             (b"", b"") => b".",
             (b"", below) => below,
             (inside, b"") => inside,
@@ -181,19 +188,19 @@ impl Jail {
                 &joined
             }
         };
-        if below.is_empty() && self.leads_to_folder(path) {
-            // Whatever else the home has under this name is covered.
-            return match handle::open_in(root, way, flags | OFlag::O_DIRECTORY, self.links) {
+        if below.is_empty() && self.has_folder_below(path) {
+            // The synthetic directory hides a file or link of the same name in the home.
+            return match handle::open_in(root, relative, flags | OFlag::O_DIRECTORY, self.link_policy) {
                 Err(FileError::NotFound | FileError::NotADirectory | FileError::Loop) => {
                     Err(FileError::IsADirectory)
                 }
                 opened => opened,
             };
         }
-        handle::open_in(root, way, flags, self.links)
+        handle::open_in(root, relative, flags, self.link_policy)
     }
 
-    /// [`Jail::open_path`] with the status of what was opened.
+    /// [`Jail::open_path`] together with the status of the opened file.
     fn open_with_status(&self, path: &VirtualPath, flags: OFlag) -> Result<(OwnedFd, FileStat), FileError> {
         let handle = self.open_path(path, flags)?;
         let status = fstat(&handle)?;
@@ -205,35 +212,36 @@ fn open_storage(root: &Path) -> Result<OwnedFd, FileError> {
     Ok(open(root, handle::DIRECTORY, Mode::empty())?)
 }
 
-/// Opens a directory of the storage that an account names, and makes it if `create` says so.
+/// Opens a directory of the storage that an account names. Creates it if it is missing and `create` is
+/// true.
 fn open_directory(
     root: &OwnedFd,
     path: &VirtualPath,
     create: bool,
     modes: Modes,
 ) -> Result<OwnedFd, FileError> {
-    match handle::open_in(root, path.relative(), handle::DIRECTORY, Links::Followed) {
+    match handle::open_in(root, path.relative(), handle::DIRECTORY, LinkPolicy::Follow) {
         Err(FileError::NotFound) if create => create_all(root, path, modes.directory),
         found => found,
     }
 }
 
-/// Makes the directories of `home` that are missing; every prefix is resolved from `root` anew, so
-/// that links in it mean the same as when it is opened.
+/// Creates the missing directories of `home`. Each prefix is resolved from `root` again, so that
+/// symbolic links in it lead to the same directories as when the home is opened.
 fn create_all(root: &OwnedFd, home: &VirtualPath, mode: u32) -> Result<OwnedFd, FileError> {
     let mut prefix = VirtualPath::root();
-    let mut directory = handle::open_in(root, prefix.relative(), handle::DIRECTORY, Links::Followed)?;
+    let mut directory = handle::open_in(root, prefix.relative(), handle::DIRECTORY, LinkPolicy::Follow)?;
     for name in home.relative().split(|byte| *byte == b'/') {
-        // A prefix of a path is no longer than the path, and has no other bytes.
+        // A prefix of a valid path is a valid path.
         prefix = prefix.join(name).map_err(|_| FileError::NameTooLong)?;
-        directory = match handle::open_in(root, prefix.relative(), handle::DIRECTORY, Links::Followed) {
+        directory = match handle::open_in(root, prefix.relative(), handle::DIRECTORY, LinkPolicy::Follow) {
             Err(FileError::NotFound) => {
                 match mkdirat(&directory, name, Mode::from_bits_truncate(mode)) {
-                    // Another node was faster.
+                    // Another node has created the directory.
                     Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
                     Err(errno) => return Err(errno.into()),
                 }
-                handle::open_in(root, prefix.relative(), handle::DIRECTORY, Links::Followed)?
+                handle::open_in(root, prefix.relative(), handle::DIRECTORY, LinkPolicy::Follow)?
             }
             found => found?,
         };

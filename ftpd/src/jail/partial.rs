@@ -1,12 +1,14 @@
-//! The hidden files of atomic uploads: their names, and how an upload takes one over.
+//! Partial files (the hidden files of atomic uploads): their names, and how an upload creates, resumes
+//! or replaces one.
 //!
-//! An upload of `owner` to a path is found under one hidden name, which follows from both, so that the owner
-//! can resume it on any node. No upload opens a hidden file that another may write:
+//! The resumable name of a partial file is computed from the owner and the path, so that the owner can
+//! resume the upload on any node. No upload opens a partial file that another upload may be writing:
 //!
-//! * One that begins at 0 makes a file of its own. Where the hidden name is taken, the new file has the name
-//!   with a random token until its first byte is there, and then replaces what has the name.
-//! * One that resumes opens the file under the name, takes the lock of its writer, and then looks whether the
-//!   file still has the name.
+//! * An upload that begins at 0 creates its own file. If the resumable name is taken, the new file gets
+//!   a unique name (the resumable name with a random token). Before its first byte is written, it
+//!   replaces the file with the resumable name.
+//! * An upload that resumes opens the file with the resumable name, takes the writer's lock, and then
+//!   checks that the file still has the name.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,144 +20,155 @@ use nix::sys::stat::{Mode, fstat};
 use nix::unistd::UnlinkatFlags;
 use sha2::{Digest, Sha256};
 
-use super::directory::Names;
-use super::handle::{self, Place, identity, kind, size};
-use super::lock::{ChangeLock, Lock, Locks};
+use super::directory::DirectoryReader;
+use super::handle::{self, EntryLocation, identity, kind, size};
+use super::lock::{ChangeLock, LockMode, WriterLock};
 use super::path::VirtualPath;
-use super::upload::create;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, PARTIAL_PREFIX};
-use crate::listing::Kind;
+use crate::listing::EntryKind;
 
-/// How often another session may make, remove or replace the hidden file while it is opened.
+/// Attempts to open a partial file while other sessions create, remove or replace it.
 const ATTEMPTS: usize = 3;
 
-/// What an atomic upload does where another upload still writes the file, or begins at 0 where another still
-/// writes the hidden file of the same owner and path.
+/// Treatment of a competing upload by an atomic upload: another upload is still writing the file, or
+/// this one begins at 0 while another one is still writing the partial file of the same owner and path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rivals {
-    /// Replaces it, so that the other cannot publish any more: the right to write the path was taken from
-    /// the other.
-    Replaced,
-    /// Is refused with [`FileError::BeingWritten`]: nothing but the other's lock tells who may write.
-    Respected,
+pub enum RivalPolicy {
+    /// Replaces the partial file, so that the other upload cannot publish. This upload has the write
+    /// lease, so the other upload has lost it.
+    Replace,
+    /// Fails with [`FileError::BeingWritten`]. Without a certain write lease, only the other upload's
+    /// lock tells which session may write.
+    Respect,
 }
 
-/// An atomic upload's names in the directory of its file.
+/// The two hidden names of an atomic upload, in the directory of its file.
 #[derive(Debug)]
 pub(super) struct HiddenNames {
-    /// Where the owner finds it.
-    pub found_by: Box<[u8]>,
-    /// Of this upload alone.
-    pub own: Box<[u8]>,
+    /// Computed from owner and path: the owner finds the file under this name to resume.
+    pub resumable: Box<[u8]>,
+    /// The resumable name with a random token: only this upload uses it.
+    pub unique: Box<[u8]>,
 }
 
-/// A hidden file, open to be written.
+/// A file opened for an upload: a partial file or, for a direct upload, the file itself.
 #[derive(Debug)]
-pub(super) struct Partial {
+pub(super) struct UploadFile {
     pub file: File,
-    pub lock: Lock,
+    pub lock: WriterLock,
     pub created: bool,
-    /// What it replaces when its first byte is there. Until then it has [`HiddenNames::own`].
-    pub replaces: Option<Replaced>,
+    /// File that this file replaces before its first byte is written. Until then this file has
+    /// [`HiddenNames::unique`].
+    pub replaces: Option<ReplacedFile>,
 }
 
-/// The file that has the hidden name when an upload begins at 0.
+/// The file that has the resumable name when an upload begins at 0.
 #[derive(Debug)]
-pub(super) struct Replaced {
+pub(super) struct ReplacedFile {
     handle: OwnedFd,
-    /// Keeps a resume from beginning with it. `None` where another upload still writes it, which counts what
-    /// it has written itself, or where there are no locks.
+    /// Prevents another session from resuming the file. `None` if another upload is still writing it,
+    /// or if there are no locks.
     _lock: Option<ChangeLock>,
+    /// Removing the file reduces the user's usage. False while another upload is still writing the file: that
+    /// upload accounts for its own bytes.
     counts: bool,
 }
 
 impl HiddenNames {
-    /// A fresh token for the hidden name `found_by`.
-    pub fn new(found_by: Box<[u8]>) -> Self {
+    /// Adds a new random token to the hidden name `resumable`.
+    pub fn new(resumable: Box<[u8]>) -> Self {
         let token = format!("-{:016x}", rand::random::<u64>());
-        let own = [&found_by, token.as_bytes()].concat().into();
-        Self { found_by, own }
+        let unique = [&resumable, token.as_bytes()].concat().into();
+        Self { resumable, unique }
     }
 
-    /// Opens a file for an upload that begins at 0.
+    /// Creates the file of an upload that begins at 0.
     pub fn create(
         &self,
         directory: &OwnedFd,
         mode: u32,
-        locks: Locks,
-        rivals: Rivals,
-    ) -> Result<Partial, FileError> {
+        locks: LockMode,
+        rivals: RivalPolicy,
+    ) -> Result<UploadFile, FileError> {
         for _ in 0..ATTEMPTS {
-            match create(directory, &self.found_by, mode) {
-                Ok(file) => return locked(file, locks, None),
+            match handle::create_file(directory, &self.resumable, mode) {
+                Ok(file) => return lock_created(file, locks, None),
                 Err(FileError::AlreadyExists) => {}
                 Err(error) => return Err(error),
             }
-            let Some(replaces) = Replaced::find(directory, &self.found_by, locks, rivals)? else { continue };
-            return locked(create(directory, &self.own, mode)?, locks, Some(replaces));
+            let Some(replaces) = ReplacedFile::find(directory, &self.resumable, locks, rivals)? else {
+                continue;
+            };
+            return lock_created(handle::create_file(directory, &self.unique, mode)?, locks, Some(replaces));
         }
         Err(FileError::Stale)
     }
 
-    /// Opens the file of an upload that broke off, to go on with it.
-    pub fn resume(&self, directory: &OwnedFd, locks: Locks) -> Result<Partial, FileError> {
+    /// Opens the file of an aborted upload to resume it.
+    pub fn resume(&self, directory: &OwnedFd, locks: LockMode) -> Result<UploadFile, FileError> {
         let flags = handle::WRITE | OFlag::O_NOFOLLOW;
         for _ in 0..ATTEMPTS {
-            let file = match openat(directory, &*self.found_by, flags, Mode::empty()) {
+            let file = match openat(directory, &*self.resumable, flags, Mode::empty()) {
                 Ok(file) => File::from(file),
                 Err(Errno::ENOENT) => return Err(FileError::BadOffset),
                 Err(errno) => return Err(errno.into()),
             };
             let lock = match locks.take(&file)? {
-                Lock::HeldByAnother => return Err(FileError::BeingWritten),
+                WriterLock::HeldByAnother => return Err(FileError::BeingWritten),
                 lock => lock,
             };
-            // The file may have been published or replaced before the lock was taken.
-            if has_name(directory, &*self.found_by, &file)? {
-                return Ok(Partial { file, lock, created: false, replaces: None });
+            // Another session may have published or replaced the file before the lock was taken.
+            if has_name(directory, &*self.resumable, &file)? {
+                return Ok(UploadFile { file, lock, created: false, replaces: None });
             }
         }
         Err(FileError::Stale)
     }
 
-    /// Gives `file`, which has its own name, the name that the owner finds it by.
-    pub fn take_over(
+    /// Renames `file` from its unique name to the resumable name.
+    pub fn replace_resumable(
         &self,
         directory: &OwnedFd,
         file: &File,
-        replaced: Replaced,
+        replaced: ReplacedFile,
         changes: &Changes,
     ) -> Result<(), FileError> {
-        let (from, to) = (Place::new(directory, &self.own)?, Place::new(directory, &self.found_by)?);
-        let counts = replaced.counts && to.status().is_ok_and(|there| replaced.is(&there));
+        let (from, to) =
+            (EntryLocation::new(directory, &self.unique)?, EntryLocation::new(directory, &self.resumable)?);
+        let counts = replaced.counts && to.status().is_ok_and(|there| replaced.has_identity_of(&there));
         match usage::replace(&from, &to) {
             Ok(freed) if counts => changes.remove(freed),
             Ok(_) => {}
-            // The first answer of an NFS server may have been lost.
-            Err(Errno::ENOENT) if has_name(directory, &*self.found_by, file)? => {}
-            Err(Errno::ENOENT) => return Err(FileError::Taken),
+            // An NFS server may have renamed the file and its first reply was lost.
+            Err(Errno::ENOENT) if has_name(directory, &*self.resumable, file)? => {}
+            Err(Errno::ENOENT) => return Err(FileError::WriteRightLost),
             Err(errno) => return Err(errno.into()),
         }
         Ok(())
     }
 }
 
-/// A file that was just made. If another has the lock it came between, and the file is its to remove.
-fn locked(file: File, locks: Locks, replaces: Option<Replaced>) -> Result<Partial, FileError> {
+/// Locks a file that this upload has just created. If another upload has the lock, it resumed the file
+/// in the meantime, and the file is left to it.
+fn lock_created(
+    file: File,
+    locks: LockMode,
+    replaces: Option<ReplacedFile>,
+) -> Result<UploadFile, FileError> {
     match locks.take(&file)? {
-        Lock::HeldByAnother => Err(FileError::BeingWritten),
-        lock => Ok(Partial { file, lock, created: true, replaces }),
+        WriterLock::HeldByAnother => Err(FileError::BeingWritten),
+        lock => Ok(UploadFile { file, lock, created: true, replaces }),
     }
 }
 
-impl Replaced {
-    /// What has the hidden name `name`; `None` if nothing has it any more.
+impl ReplacedFile {
+    /// Finds the file with the hidden name `name`. Returns `None` if it no longer exists.
     fn find(
         directory: &OwnedFd,
         name: &[u8],
-        locks: Locks,
-        rivals: Rivals,
+        locks: LockMode,
+        rivals: RivalPolicy,
     ) -> Result<Option<Self>, FileError> {
         let handle = match openat(directory, name, handle::STATUS | OFlag::O_NOFOLLOW, Mode::empty()) {
             Ok(handle) => handle,
@@ -164,19 +177,19 @@ impl Replaced {
         };
         match locks.hold(&handle) {
             Ok(lock) => Ok(Some(Self { handle, _lock: lock, counts: true })),
-            Err(FileError::BeingWritten) if rivals == Rivals::Replaced => {
+            Err(FileError::BeingWritten) if rivals == RivalPolicy::Replace => {
                 Ok(Some(Self { handle, _lock: None, counts: false }))
             }
             Err(error) => Err(error),
         }
     }
 
-    fn is(&self, status: &nix::sys::stat::FileStat) -> bool {
+    fn has_identity_of(&self, status: &nix::sys::stat::FileStat) -> bool {
         fstat(&self.handle).is_ok_and(|found| identity(&found) == identity(status))
     }
 }
 
-/// Whether `name` stands for the open file or directory. A symbolic link stands for itself.
+/// Returns true if `name` is a name of the open file or directory. Symbolic links are not followed.
 pub(super) fn has_name(
     directory: impl AsFd,
     name: &(impl nix::NixPath + ?Sized),
@@ -185,56 +198,59 @@ pub(super) fn has_name(
     let identities = handle::status(directory, name).and_then(|found| Ok((found, fstat(opened)?)));
     match identities {
         Ok((found, ours)) => Ok(identity(&found) == identity(&ours)),
-        // NFS says ESTALE of what was removed on the server.
+        // NFS returns ESTALE for a file that was removed on the server.
         Err(Errno::ENOENT | Errno::ESTALE | Errno::ENOTDIR | Errno::ELOOP) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
 }
 
 impl Jail {
-    /// How many bytes of an atomic upload of `owner` to `path` have arrived, if one broke off:
-    /// where SIZE tells the client to resume when the file itself does not exist.
+    /// Size of the partial file of an aborted atomic upload of `owner` to `path`, if there is one. SIZE
+    /// reports it if the file itself does not exist, so that the client can resume.
     ///
     /// # Errors
-    /// As the kernel says; no partial file is not an error.
+    /// Any error of the kernel. A missing partial file is not an error.
     pub fn partial_size(&self, path: &VirtualPath, owner: &str) -> Result<Option<u64>, FileError> {
-        let place = self.place(path)?;
-        let name = self.partial_name(&handle::real_path(&place.directory)?, place.name, owner)?;
+        let location = self.entry_location(path)?;
+        let name = self.partial_name(&handle::real_path(&location.directory)?, location.name, owner)?;
         let flags = handle::READ | OFlag::O_NOFOLLOW;
-        match openat(&place.directory, &*name, flags, Mode::empty()) {
+        match openat(&location.directory, &*name, flags, Mode::empty()) {
             Ok(file) => Ok(Some(size(&fstat(&file)?))),
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Removes what a broken atomic upload of `owner` to `path` left. Answers what that freed, if there was
-    /// any.
+    /// Removes the partial file of an aborted atomic upload of `owner` to `path`. Returns what that
+    /// freed, or `None` if there is no such file.
     ///
     /// # Errors
-    /// [`FileError::BeingWritten`] while an upload writes it, and as the kernel says.
+    /// [`FileError::BeingWritten`] while an upload writes the file, or any error of the kernel.
     pub fn remove_partial(&self, path: &VirtualPath, owner: &str) -> Result<Option<Usage>, FileError> {
-        let place = self.place(path)?;
-        let name = self.partial_name(&handle::real_path(&place.directory)?, place.name, owner)?;
-        self.remove_unwritten(&place.directory, &*name)
+        let location = self.entry_location(path)?;
+        let name = self.partial_name(&handle::real_path(&location.directory)?, location.name, owner)?;
+        self.remove_unwritten(&location.directory, &*name)
     }
 
-    /// Removes the partial files in a directory that holds nothing else. What is gone is noted in `changes`,
-    /// also after an error.
+    /// Removes the partial files in a directory that contains no other entries. Records removed files
+    /// in `changes`, even if it fails.
     ///
     /// # Errors
-    /// [`FileError::DirectoryNotEmpty`], [`FileError::BeingWritten`] while an upload writes one of them,
-    /// and as the kernel says.
-    pub(super) fn remove_partials(&self, place: &Place<'_>, changes: &Changes) -> Result<(), FileError> {
-        let flags = handle::READ_DIRECTORY | OFlag::O_NOFOLLOW;
-        let mut names = Names::new(openat(&place.directory, place.name, flags, Mode::empty())?);
+    /// [`FileError::DirectoryNotEmpty`] if there are other entries, [`FileError::BeingWritten`] while
+    /// an upload writes one of the partial files, or any error of the kernel.
+    pub(super) fn remove_partials(
+        &self,
+        location: &EntryLocation<'_>,
+        changes: &Changes,
+    ) -> Result<(), FileError> {
+        let mut names = DirectoryReader::new(handle::open_subdirectory(&location.directory, location.name)?);
         let is_partial = |name: &[u8]| name.starts_with(PARTIAL_PREFIX);
         while let Some(found) = names.next() {
             let found = found?;
             let name = found.name.to_bytes();
             if is_partial(name) {
-                // Before any is removed.
-                self.hold_unwritten(found.directory, found.name)?;
+                // Check all partial files before removing the first.
+                self.lock_unless_written(found.directory, found.name)?;
             } else if !matches!(name, b"." | b"..") {
                 return Err(FileError::DirectoryNotEmpty);
             }
@@ -243,7 +259,7 @@ impl Jail {
         while let Some(found) = names.next() {
             let found = found?;
             if is_partial(found.name.to_bytes()) {
-                // Another session may have been faster.
+                // Another session may have removed it.
                 let freed = self.remove_unwritten(found.directory, found.name)?;
                 changes.remove(freed.unwrap_or_default());
             }
@@ -251,36 +267,37 @@ impl Jail {
         Ok(())
     }
 
-    /// Removes a hidden file that no upload writes. Answers what that freed, if there was any.
+    /// Removes a partial file that no upload is writing. Returns what that freed, or `None` if the file
+    /// does not exist.
     fn remove_unwritten(
         &self,
         directory: &OwnedFd,
         name: &(impl nix::NixPath + ?Sized),
     ) -> Result<Option<Usage>, FileError> {
-        let _lock = self.hold_unwritten(directory, name)?;
+        let _lock = self.lock_unless_written(directory, name)?;
         match usage::unlink(directory, name, UnlinkatFlags::NoRemoveDir, None) {
             Ok(freed) => Ok(Some(freed)),
-            // Another session was faster.
+            // Another session has removed it.
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Holds a hidden file, if there is one, against the upload that would go on with it.
-    fn hold_unwritten(
+    /// Locks a partial file, if it exists, so that no upload can resume it.
+    fn lock_unless_written(
         &self,
         directory: &OwnedFd,
         name: &(impl nix::NixPath + ?Sized),
     ) -> Result<Option<ChangeLock>, FileError> {
         match openat(directory, name, handle::STATUS | OFlag::O_NOFOLLOW, Mode::empty()) {
-            Ok(handle) if kind(&fstat(&handle)?) == Kind::File => self.locks.hold(&handle),
+            Ok(handle) if kind(&fstat(&handle)?) == EntryKind::File => self.locks.hold(&handle),
             Ok(_) | Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// The hidden name for `name` in the directory whose real path is `directory`. The same on every node;
-    /// nothing a client can guess for another user, or say.
+    /// The resumable hidden name for `name` in the directory with the real path `directory`. It is the
+    /// same on every node. Clients can neither compute it for another user nor use it in a command.
     pub(super) fn partial_name(
         &self,
         directory: &[u8],

@@ -1,21 +1,21 @@
-//! Paths as clients see them: absolute within the user's home, and normalised.
+//! Virtual paths: normalised absolute paths in a user's tree, as clients see them.
 
 use std::fmt;
 
-/// The longest path a client may name, in bytes: Linux's `PATH_MAX` without its NUL.
+/// Maximum length of a virtual path in bytes: Linux's `PATH_MAX` without the NUL.
 pub const MAX_PATH: usize = 4095;
 
-/// An absolute path in a user's tree: `/` or `/a/b`, without empty, `.` and `..` components, NUL
-/// or line ends. Bytes, not text: names need not be UTF-8.
+/// An absolute path in a user's tree: `/` or `/a/b`. It contains no empty component, no `.` or `..`, no
+/// NUL and no line end. It is a byte string, because names need not be UTF-8.
 ///
-/// This is bookkeeping (what PWD says, what CDUP means), not protection: that a path stays inside
-/// the home is the kernel's work, see [`super`].
+/// This type only does bookkeeping (the reply to PWD, the meaning of CDUP). It is not a security
+/// boundary: the kernel confines paths to the home, see [`super`].
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct VirtualPath(Box<[u8]>);
 
-/// The argument cannot name anything: it holds NUL or a line end, or the path is too long.
+/// The argument is not a path: it contains a NUL or a line end, or the path is too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a path holds no NUL or line end and has at most {MAX_PATH} bytes")]
+#[error("a path must not contain NUL or line ends and must not exceed {MAX_PATH} bytes")]
 pub struct InvalidPath;
 
 impl VirtualPath {
@@ -23,12 +23,12 @@ impl VirtualPath {
         Self(Box::from(&b"/"[..]))
     }
 
-    /// The path that `argument` means in the directory `self`: RFC 959's pathname, absolute or
-    /// relative. `..` goes to the directory a client came from, as in a shell, also where `self`
-    /// was reached through a symbolic link; above the root it stays there.
+    /// Resolves the pathname `argument` (RFC 959) in the directory `self`. `..` removes the last
+    /// component, as in a shell, even if `self` was reached through a symbolic link. `..` in the root
+    /// is the root.
     ///
     /// # Errors
-    /// The argument holds a byte no name can have, or the result is too long.
+    /// The argument contains a byte that no name can have, or the result is too long.
     pub fn join(&self, argument: &[u8]) -> Result<Self, InvalidPath> {
         if argument.len() > MAX_PATH || argument.iter().any(|b| matches!(b, 0 | b'\r' | b'\n')) {
             return Err(InvalidPath);
@@ -62,29 +62,28 @@ impl VirtualPath {
         &self.0
     }
 
-    /// The path as the kernel takes it, relative to the home's directory handle: `.` for the root.
+    /// The path relative to the home's directory handle: `.` for the root.
     pub fn relative(&self) -> &[u8] {
         if self.is_root() { b"." } else { &self.0[1..] }
     }
 
-    /// The directory that holds this, and the name in it. `None` for the root.
+    /// The parent directory and the name in it. `None` for the root.
     pub fn split(&self) -> Option<(Self, &[u8])> {
         if self.is_root() {
             return None;
         }
-        // Every path but the root starts with a slash and has a name after its last one.
+        // Every path except the root starts with a slash and ends with a name.
         let slash = self.0.iter().rposition(|b| *b == b'/').unwrap_or(0);
         let parent = if slash == 0 { Self::root() } else { Self(self.0[..slash].into()) };
         Some((parent, &self.0[slash + 1..]))
     }
 
-    /// The names on the way down from the root, which has none.
+    /// The components from the root down. The root has no components.
     pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|byte| *byte == b'/').filter(|name| !name.is_empty())
     }
 
-    /// The way from `top` to this, relative: empty if they are the same. `None` if this is
-    /// elsewhere.
+    /// The path relative to `top`: empty if both are equal, `None` if `self` is not at or below `top`.
     pub fn below(&self, top: &Self) -> Option<&[u8]> {
         if top.is_root() {
             return Some(&self.0[1..]);
@@ -102,7 +101,8 @@ impl VirtualPath {
 }
 
 impl fmt::Display for VirtualPath {
-    /// Printable for logs: bytes that are not printable ASCII or valid UTF-8 are escaped.
+    /// Writes the path for logs. Control characters, backslashes and bytes that are not valid UTF-8 are
+    /// escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.0.utf8_chunks() {
             for c in chunk.valid().chars() {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_mean_what_a_shell_would_make_of_them() {
+    fn join_resolves_dots_and_slashes_as_a_shell_does() {
         for (cwd, argument, path) in [
             ("/", "", "/"),
             ("/", "a", "/a"),
@@ -155,20 +155,20 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_no_name_can_have_are_refused() {
+    fn join_refuses_nul_line_ends_and_too_long_paths() {
         for argument in [&b"a\0b"[..], b"a\rb", b"a\nb", &[b'a'; MAX_PATH + 1]] {
             assert_eq!(VirtualPath::root().join(argument), Err(InvalidPath));
         }
     }
 
     #[test]
-    fn a_log_cannot_be_split_by_a_name() {
+    fn display_escapes_control_characters_and_invalid_utf8() {
         let path = VirtualPath::root().join(b"a\x1b[31m\xffz").unwrap();
         assert_eq!(path.to_string(), "/a\\u{1b}[31m\\xffz");
     }
 
     #[test]
-    fn what_is_below_a_path_is_known_by_whole_names() {
+    fn below_compares_whole_components() {
         let path = |text: &str| VirtualPath::root().join(text.as_bytes()).unwrap();
         for (at, top, below) in [
             ("/a/b", "/", Some("a/b")),
@@ -186,7 +186,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_path_is_always_normal(cwd: Vec<u8>, argument in "[a./\\PC]{0,40}") {
+        fn joined_paths_are_always_normalised(cwd: Vec<u8>, argument in "[a./\\PC]{0,40}") {
             let cwd = VirtualPath::root().join(&cwd).unwrap_or(VirtualPath::root());
             if let Ok(path) = cwd.join(argument.as_bytes()) {
                 prop_assert_eq!(path.as_bytes().first(), Some(&b'/'));

@@ -1,13 +1,15 @@
-//! The end of an upload: what stays of it, and how its data gets its name.
+//! The end of an upload: publishing its file, or removing or keeping the data of an aborted upload.
 //!
-//! The data of an atomic upload gets its name in steps, so that an upload that lost its hidden name to
-//! another cannot publish the other's data, and no name gets a file that is still written:
+//! An atomic upload is published in steps. They ensure that an upload that lost its partial file to
+//! another upload cannot publish the other upload's data, and that no file is published while it is
+//! being written:
 //!
-//! 1. The hidden name is this upload's file; otherwise the upload is lost.
-//! 2. It is renamed to the name that this upload alone has, and that is this upload's file. Otherwise another
-//!    has taken the hidden name between the steps, and gets it back.
-//! 3. The node may still write, and the directory is where it was.
-//! 4. The file gets its name.
+//! 1. Check that the resumable name is this upload's file; otherwise the upload is lost.
+//! 2. Rename it to the unique name of this upload, and check that the unique name is this upload's
+//!    file. Otherwise another upload has taken the resumable name between these steps; it gets the name
+//!    back.
+//! 3. Check that the node may still write and that the directory still has its path.
+//! 4. Rename the file to its final name.
 
 use std::os::fd::OwnedFd;
 
@@ -18,107 +20,114 @@ use nix::sys::stat::fstat;
 use nix::sys::statfs::{NFS_SUPER_MAGIC, fstatfs};
 use nix::unistd::{UnlinkatFlags, close};
 
-use super::files::{rename_new, sync_directory};
-use super::handle::{self, Place, identity, size};
+use super::files::sync_directory;
+use super::handle::{self, EntryLocation, identity, size};
 use super::partial::has_name;
-use super::upload::{Link, Publish, State, Upload};
+use super::rename_new::rename_new;
+use super::upload::{FollowedLink, PublishPlan, Upload, UploadState};
 use super::{FileError, usage};
 use crate::blocking;
 
 impl Upload {
-    /// All data has arrived, and the file should end at `end`. With `sync`, data and name are on disk when
-    /// this returns. Only after `Ok` is a 226 true: the name stands for this file, the file has the bytes of
-    /// this upload, and the directory is where it was when the upload was opened. After an error nothing is
-    /// kept that may have been lost, as by [`Upload::discard`].
+    /// Completes the upload after all data has arrived; the file must end at `end`. With `sync`, data
+    /// and name are on stable storage when this returns. A 226 is only correct after `Ok`: then the
+    /// name is this file, the file consists of the bytes of this upload, and the directory has the path
+    /// that it had when the upload was opened. If the data may have been lost, it is removed as by
+    /// [`Upload::discard`].
     ///
     /// # Errors
-    /// Late ones of the data (ENOSPC, EDQUOT, EIO), [`FileError::AlreadyExists`] if an atomic upload may not
-    /// replace what has appeared meanwhile, [`FileError::Stale`] if the file or its directory was changed,
-    /// renamed, removed or replaced while it was written, and [`FileError::Taken`] if another upload has
-    /// taken the hidden file, or this node may not write any more.
+    /// Delayed write errors (ENOSPC, EDQUOT, EIO), [`FileError::AlreadyExists`] if an atomic upload
+    /// must not replace a file that has appeared in the meantime, [`FileError::Stale`] if the file or
+    /// its directory was changed, renamed, removed or replaced during the upload, and
+    /// [`FileError::WriteRightLost`] if another upload has taken the partial file or this node may no
+    /// longer write.
     pub fn finish(mut self, sync: bool, end: u64) -> Result<(), FileError> {
-        if matches!(self.state, State::Opened { .. }) {
+        if matches!(self.state, UploadState::Opened { .. }) {
             self.begin()?;
         }
-        // An upload without a byte cuts the file here.
-        self.to_write(0)?;
-        self.note_written();
-        let stored = self.store(sync);
+        // An empty upload truncates the file here.
+        self.prepare_write(0)?;
+        self.record_written();
+        let stored = self.flush_to_storage(sync);
         if let Err(error) = stored {
-            // It is unknown which bytes are on disk: a read now is served from memory.
-            self.end(Keep::Before);
+            // It is unknown which bytes are on stable storage: a read now is served from the page
+            // cache.
+            self.end(KeepData::OnlyPrevious);
             return Err(error);
         }
         let published = self.publish(end);
         if matches!(published, Err(FileError::AlreadyExists)) {
-            // It can never be published. Other errors may pass, and the data is good.
-            self.end(Keep::Before);
+            // The upload can never be published. After other errors the data is good and a resume may
+            // succeed.
+            self.end(KeepData::OnlyPrevious);
         }
-        self.state = State::Ended;
+        self.state = UploadState::Ended;
         published?;
         if sync && (self.created || self.publish.is_some()) {
             sync_directory(&self.directory)?;
         }
-        self.check_names()
+        self.check_still_named()
     }
 
-    /// The right to write the file was lost: changes nothing any more, because another may write it.
-    pub fn leave(mut self) {
-        self.note_written();
-        self.state = State::Ended;
+    /// Ends the upload without changing anything, because this node has lost the right to write the
+    /// file and another session may be writing it.
+    pub fn leave_untouched(mut self) {
+        self.record_written();
+        self.state = UploadState::Ended;
     }
 
-    /// The data connection broke off, or never came: keeps what has arrived, for REST and APPE.
-    /// A file that this upload made and that is empty goes again.
+    /// Ends an upload whose data connection was aborted or never arrived. Keeps the received data for
+    /// REST and APPE. Removes an empty file that this upload created.
     pub fn abandon(mut self) {
-        self.end(Keep::Arrived);
+        self.end(KeepData::Received);
     }
 
-    /// Writing failed, as on a full disk: keeps what was written before if it is proved to be on stable
-    /// storage, for REST and APPE; otherwise as [`Upload::discard`], because the file may have holes that
-    /// its length does not show. Content that nothing has replaced yet stays as it is.
-    pub fn keep_proved(mut self) {
-        self.end(Keep::Proved);
+    /// Ends an upload after a failed write, for example on a full disk. Keeps the received data for
+    /// REST and APPE if it is on stable storage. Otherwise it has the effect of [`Upload::discard`],
+    /// because the file may have holes that its length does not show. Old content that has not been
+    /// truncated yet is kept.
+    pub fn keep_if_durable(mut self) {
+        self.end(KeepData::IfDurable);
     }
 
-    /// Takes back what this upload has written.
+    /// Removes the data that this upload has written.
     pub fn discard(mut self) {
-        self.end(Keep::Before);
+        self.end(KeepData::OnlyPrevious);
     }
 
-    /// What is left of the upload when its node dies.
+    /// Leaves the file as it is when a node dies.
     #[cfg(test)]
     pub(super) fn crash(mut self) {
-        self.state = State::Ended;
+        self.state = UploadState::Ended;
     }
 
-    /// The first call counts what was written; the data does not grow any more.
-    fn note_written(&mut self) {
-        let State::Writing { start, noted: noted @ false } = &mut self.state else { return };
+    /// The first call adds the written bytes to `changes`; no data is written after it.
+    fn record_written(&mut self) {
+        let UploadState::Writing { start, recorded: recorded @ false } = &mut self.state else { return };
         if let Ok(status) = fstat(&self.file) {
             self.changes.grow(size(&status).saturating_sub(*start));
         }
-        *noted = true;
+        *recorded = true;
     }
 
-    fn store(&self, sync: bool) -> Result<(), FileError> {
+    fn flush_to_storage(&self, sync: bool) -> Result<(), FileError> {
         if sync {
             self.file.sync_all()?;
         }
         self.flush()
     }
 
-    /// What `close` would say, while the file stays open: NFS sends the data at every close of a
-    /// descriptor, and tells ENOSPC and EDQUOT only then.
+    /// Gets the error that `close` would return while the file stays open: NFS writes data back at
+    /// every close of a descriptor, and reports ENOSPC and EDQUOT only then.
     fn flush(&self) -> Result<(), FileError> {
         match close(OwnedFd::from(self.file.try_clone()?)) {
-            // Linux has closed it all the same (close(2)).
+            // Linux has closed the descriptor anyway (close(2)).
             Ok(()) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Gives the data its name, if it does not have it yet.
+    /// Checks the file and, if it is a partial file, renames it to its final name.
     fn publish(&mut self, end: u64) -> Result<(), FileError> {
         self.guard.check()?;
         if size(&fstat(&self.file)?) != end {
@@ -127,89 +136,101 @@ impl Upload {
         if !self.is_hidden() {
             return Ok(());
         }
-        self.claim()?;
-        let named = self.guard.check().and_then(|()| self.check_directory()).and_then(|()| self.give_name());
+        self.take_unique_name()?;
+        let named = self
+            .guard
+            .check()
+            .and_then(|()| self.check_directory())
+            .and_then(|()| self.rename_to_final_name());
         if named.is_err() {
-            self.give_up_claim();
+            self.restore_hidden_name();
         }
         named
     }
 
-    /// Takes the hidden file for this upload alone. Nothing to do for an upload that is not hidden.
+    /// Renames the partial file from its resumable name to its unique name, so that only this upload
+    /// can publish it. Does nothing for a direct upload.
     ///
     /// # Errors
-    /// [`FileError::Taken`] if another upload has it, and as the kernel says.
-    pub(super) fn claim(&mut self) -> Result<(), FileError> {
-        let Some(Publish { hidden, .. }) = &self.publish else { return Ok(()) };
-        if !has_name(&self.directory, &*hidden.found_by, &self.file)? {
-            return Err(FileError::Taken);
+    /// [`FileError::WriteRightLost`] if another upload has it, or any error of the kernel.
+    pub(super) fn take_unique_name(&mut self) -> Result<(), FileError> {
+        let Some(PublishPlan { hidden, replaces, .. }) = &self.publish else { return Ok(()) };
+        debug_assert!(replaces.is_none(), "the file has its resumable name once it may be written");
+        if !has_name(&self.directory, &*hidden.resumable, &self.file)? {
+            return Err(FileError::WriteRightLost);
         }
-        match renameat(&self.directory, &*hidden.found_by, &self.directory, &*hidden.own) {
-            // An NFS server may have done it, and its first answer was lost: the next look tells.
+        match renameat(&self.directory, &*hidden.resumable, &self.directory, &*hidden.unique) {
+            // An NFS server may have renamed it and its first reply was lost: the check below tells.
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let is_ours = has_name(&self.directory, &*hidden.own, &self.file)?;
-        self.name = hidden.own.clone();
+        let is_ours = has_name(&self.directory, &*hidden.unique, &self.file)?;
+        self.name = hidden.unique.clone();
         if is_ours {
             return Ok(());
         }
-        // Another upload took the hidden name between the first look and the rename.
-        self.give_up_claim();
-        Err(FileError::Taken)
+        // Another upload took the resumable name between the check and the rename.
+        self.restore_hidden_name();
+        Err(FileError::WriteRightLost)
     }
 
-    /// Gives what has this upload's own name the hidden name again, unless that is taken.
-    fn give_up_claim(&mut self) {
-        let Some(Publish { hidden, .. }) = &self.publish else { return };
-        let (from, to) =
-            (Place::new(&self.directory, &hidden.own), Place::new(&self.directory, &hidden.found_by));
+    /// Renames the file with the unique name back to the resumable name, unless the resumable name is
+    /// taken.
+    fn restore_hidden_name(&mut self) {
+        let Some(PublishPlan { hidden, .. }) = &self.publish else { return };
+        let (from, to) = (
+            EntryLocation::new(&self.directory, &hidden.unique),
+            EntryLocation::new(&self.directory, &hidden.resumable),
+        );
         match from.and_then(|from| rename_new(&from, &to?)) {
-            Ok(()) => self.name = hidden.found_by.clone(),
-            // A new upload has begun, or nothing was claimed.
+            Ok(()) => self.name = hidden.resumable.clone(),
+            // A new upload has begun, or the file was not renamed.
             Err(FileError::AlreadyExists) if self.guard.check().is_ok() => {
                 if let Err(error) = self.remove() {
-                    log::warn!(path:% = self.path(); "the remains of an upload could not be removed: {}", chain(&error));
+                    self.warn("data of an aborted upload could not be removed", &error);
                 }
             }
             Err(FileError::AlreadyExists | FileError::NotFound) => {}
             Err(error) => {
-                log::warn!(path:% = self.path(); "a broken upload could not be kept: {}", chain(&error));
+                self.warn("the partial file of an upload could not be kept for resuming", &error);
             }
         }
     }
 
-    /// The last step of an atomic upload, after [`Self::claim`].
-    pub(super) fn give_name(&self) -> Result<(), FileError> {
-        let Some(Publish { name, replace, hidden, .. }) = &self.publish else { return Ok(()) };
+    /// The last step of an atomic upload, after [`Self::take_unique_name`].
+    pub(super) fn rename_to_final_name(&self) -> Result<(), FileError> {
+        let Some(PublishPlan { name, replace, hidden, .. }) = &self.publish else { return Ok(()) };
         if !*replace {
             return rename_new(
-                &Place::new(&self.directory, &hidden.own)?,
-                &Place::new(&self.directory, name)?,
+                &EntryLocation::new(&self.directory, &hidden.unique)?,
+                &EntryLocation::new(&self.directory, name)?,
             );
         }
-        let (from, to) = (Place::new(&self.directory, &hidden.own)?, Place::new(&self.directory, name)?);
+        let (from, to) = (
+            EntryLocation::new(&self.directory, &hidden.unique)?,
+            EntryLocation::new(&self.directory, name)?,
+        );
         match usage::replace(&from, &to) {
             Ok(freed) => {
                 self.changes.remove(freed);
                 Ok(())
             }
-            // The first answer of an NFS server may have been lost.
+            // An NFS server may have renamed it and its first reply was lost.
             Err(Errno::ENOENT) if has_name(&self.directory, &**name, &self.file)? => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
 
-    /// Whether clients find the data where they were told that it is.
+    /// Checks that clients find the data under the path of the upload.
     ///
     /// # Errors
-    /// [`FileError::Stale`], and as the kernel says.
-    pub(super) fn check_names(&self) -> Result<(), FileError> {
+    /// [`FileError::Stale`] if they do not, or any error of the kernel.
+    pub(super) fn check_still_named(&self) -> Result<(), FileError> {
         let is_ours = match (&self.publish, &self.link) {
-            // No other upload could rename the file that got the name.
+            // Only this upload could rename the file to its final name.
             (Some(_), _) => true,
             (None, None) => has_name(&self.directory, &*self.name, &self.file)?,
-            (None, Some(Link { text, target })) => {
+            (None, Some(FollowedLink { text, target })) => {
                 let is_link = readlinkat(&self.directory, &*self.name).is_ok_and(|found| found == *text);
                 is_link && has_name(AT_FDCWD, &**target, &self.file)?
             }
@@ -217,7 +238,8 @@ impl Upload {
         if is_ours { self.check_directory() } else { Err(FileError::Stale) }
     }
 
-    /// Whether the directory is where it was. Asks by its path, because another node may have renamed it.
+    /// Checks that the directory still has its path. Looks the path up again, because another node may
+    /// have renamed the directory.
     fn check_directory(&self) -> Result<(), FileError> {
         if has_name(AT_FDCWD, &*self.directory_path, &self.directory)? {
             Ok(())
@@ -226,67 +248,67 @@ impl Upload {
         }
     }
 
-    /// Ends an upload that is not to be completed. No caller waits for the outcome, so errors go to
-    /// the log.
-    fn end(&mut self, keep: Keep) {
-        self.note_written();
-        let state = std::mem::replace(&mut self.state, State::Ended);
+    /// Ends an upload that is not completed. No caller waits for the outcome, so errors go to the log.
+    fn end(&mut self, keep: KeepData) {
+        self.record_written();
+        let state = std::mem::replace(&mut self.state, UploadState::Ended);
         let ended = match (state, keep) {
-            (State::Ended, _) => Ok(()),
-            // By now it may be another's.
+            (UploadState::Ended, _) => Ok(()),
+            // Another session may own the file by now.
             _ if self.guard.check().is_err() => Ok(()),
-            // What another upload left stays, even if it is empty: this one has changed nothing.
-            (State::Opened { .. } | State::Begun { .. }, _) if !self.created => Ok(()),
-            (State::Opened { .. } | State::Begun { .. }, _) => self.remove_if_empty(),
-            (State::Writing { start, .. }, Keep::Before) => self.cut(start),
-            (State::Writing { start, .. }, keep) => {
-                let kept = if keep == Keep::Proved { self.prove() } else { self.flush() };
+            // This upload has changed nothing: keep the file of an earlier upload, even if it is empty.
+            (UploadState::Opened { .. } | UploadState::Begun { .. }, _) if !self.created => Ok(()),
+            (UploadState::Opened { .. } | UploadState::Begun { .. }, _) => self.remove_if_empty(),
+            (UploadState::Writing { start, .. }, KeepData::OnlyPrevious) => self.truncate(start),
+            (UploadState::Writing { start, .. }, keep) => {
+                let kept = if keep == KeepData::IfDurable { self.check_durable() } else { self.flush() };
                 match kept {
                     Ok(()) => self.remove_if_empty(),
                     Err(error) => {
-                        let (path, error) = (self.path(), chain(&error));
-                        log::warn!(path:%; "a broken upload could not be kept: {error}");
-                        self.cut(start)
+                        self.warn("data of an aborted upload could not be kept", &error);
+                        self.truncate(start)
                     }
                 }
             }
         };
         if let Err(error) = ended {
-            let path = self.path();
-            log::warn!(path:%; "the remains of an upload could not be removed: {}", chain(&error));
+            self.warn("data of an aborted upload could not be removed", &error);
         }
     }
 
-    /// Whether all bytes that were written are on stable storage, asked after a write has failed. They
-    /// have no gap, because they were written in order.
-    fn prove(&self) -> Result<(), FileError> {
-        // A failed write on NFS tells that earlier bytes were lost on their way to the server, and
-        // tells it once: fsync may succeed then (nfs_file_write in Linux's fs/nfs/file.c).
+    /// Checks that all written bytes are on stable storage, after a write has failed. They have no gap,
+    /// because they were written in order.
+    fn check_durable(&self) -> Result<(), FileError> {
+        // A failed write on NFS may report the loss of earlier bytes on their way to the server, and
+        // reports it only once: a later fsync may succeed (nfs_file_write in Linux's fs/nfs/file.c).
         if fstatfs(&self.file)?.filesystem_type() == NFS_SUPER_MAGIC {
-            return Err(FileError::Unproved);
+            return Err(FileError::NotDurable);
         }
-        self.store(true)
+        self.flush_to_storage(true)
     }
 
-    /// Where the data is, for the log.
-    fn path(&self) -> String {
-        let directory = handle::real_path(&self.directory).unwrap_or_default();
-        format!("{}/{}", directory.escape_ascii(), self.name.escape_ascii())
+    /// Logs a failure with the current path of the data.
+    fn warn(&self, message: &str, error: &FileError) {
+        let path = handle::printable_path(&self.directory, &self.name);
+        log::warn!(path:%; "{message}: {}", chain(error));
     }
 
-    fn cut(&self, start: u64) -> Result<(), FileError> {
-        if start == 0 && self.is_ours() {
+    /// Removes the data from `start` on, and the file if nothing is left of it and this upload may remove it.
+    fn truncate(&self, start: u64) -> Result<(), FileError> {
+        if start == 0 && self.may_remove() {
             return self.remove();
         }
-        usage::cut(&self.file, start, &self.changes)
+        usage::truncate(&self.file, start, &self.changes)
     }
 
+    /// Removes an empty file if this upload may remove it.
     fn remove_if_empty(&self) -> Result<(), FileError> {
-        if self.is_ours() && size(&fstat(&self.file)?) == 0 { self.remove() } else { Ok(()) }
+        if self.may_remove() && size(&fstat(&self.file)?) == 0 { self.remove() } else { Ok(()) }
     }
 
-    /// Whether the name is nothing to anybody else.
-    fn is_ours(&self) -> bool {
+    /// Returns true if this upload may remove the file: it created the file, or the file is its partial
+    /// file.
+    fn may_remove(&self) -> bool {
         self.created || self.publish.is_some()
     }
 
@@ -294,7 +316,7 @@ impl Upload {
         let ours = identity(&fstat(&self.file)?);
         match usage::unlink(&self.directory, &*self.name, UnlinkatFlags::NoRemoveDir, Some(ours)) {
             Ok(freed) => self.changes.remove(freed),
-            // Another session has removed it.
+            // Another session has removed the file.
             Err(Errno::ENOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -305,15 +327,17 @@ impl Upload {
 impl Drop for Upload {
     fn drop(&mut self) {
         blocking::assert_allowed("an upload is dropped");
-        self.end(Keep::Arrived);
+        self.end(KeepData::Received);
     }
 }
 
-/// What stays of an upload that is not completed.
+/// Data that is kept of an upload that is not completed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Keep {
-    Arrived,
-    /// What arrived, if it is proved to be on stable storage.
-    Proved,
-    Before,
+enum KeepData {
+    /// All received data.
+    Received,
+    /// The received data if it is on stable storage, otherwise as `OnlyPrevious`.
+    IfDurable,
+    /// Only the content that the file had before this upload.
+    OnlyPrevious,
 }

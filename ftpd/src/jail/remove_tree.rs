@@ -1,117 +1,128 @@
-//! RMDA: a directory with everything below it.
+//! RMDA: removes a directory with everything below it.
 
-use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::ffi::{CStr, CString};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::Mode;
 use nix::unistd::UnlinkatFlags;
 
-use super::directory::Names;
-use super::handle::READ_DIRECTORY;
+use super::directory::DirectoryReader;
+use super::handle::open_subdirectory;
 use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail};
 use crate::data::progress::Progress;
 
-/// Levels of directories below the one to remove, each holding a descriptor and 32 KiB.
+/// Maximum levels below the removed directory. Each level holds one descriptor and 32 KiB.
 const MAX_DEPTH: usize = 128;
 
 impl Jail {
-    /// Removes the directory `path` with everything in it, hidden names too. Symbolic links are
-    /// removed, not followed. Ends early when cancelled; what is gone then stays gone. Files and
-    /// directories that go are noted in `changes`, also after an error.
+    /// Removes the directory `path` with everything in it, including hidden names. Symbolic links are
+    /// removed, not followed. If it is cancelled, everything removed so far stays removed. Removed
+    /// files and directories are recorded in `changes`, even if it fails.
     ///
     /// # Errors
-    /// [`FileError::TooDeep`] below 128 levels, [`FileError::Cancelled`], and as the kernel says.
+    /// [`FileError::TooDeep`] below 128 levels, [`FileError::Cancelled`], or any error of the kernel.
     pub fn remove_tree(
         &self,
         path: &VirtualPath,
         progress: &Progress,
         changes: &Changes,
     ) -> Result<(), FileError> {
-        let place = self.place(path)?;
-        let top = Names::new(open(&place.directory, place.name)?);
-        let mut levels: Vec<Level> = vec![Level { names: top, name: None, removed: false }];
+        let location = self.entry_location(path)?;
+        let top = DirectoryReader::new(open_subdirectory(&location.directory, location.name)?);
+        let mut levels = vec![RemovalLevel { reader: top, name: None, removed: false }];
         while let Some(level) = levels.last_mut() {
             if progress.is_cancelled() {
                 return Err(FileError::Cancelled);
             }
-            match level.names.next() {
-                Some(Err(errno)) => return Err(errno.into()),
-                Some(Ok(found)) => {
-                    if matches!(found.name.to_bytes(), b"." | b"..") {
-                        continue;
+            match level.remove_next(changes)? {
+                Removal::Continue => {}
+                Removal::Subdirectory(_) if levels.len() > MAX_DEPTH => return Err(FileError::TooDeep),
+                Removal::Subdirectory(below) => levels.push(below),
+                Removal::Empty => {
+                    let emptied = levels.pop().and_then(|level| level.name);
+                    debug_assert_eq!(emptied.is_some(), !levels.is_empty(), "only the top has no name");
+                    if let (Some(name), Some(parent)) = (emptied, levels.last_mut()) {
+                        parent.remove_subdirectory(&name, changes)?;
                     }
-                    match usage::unlink(found.directory, found.name, UnlinkatFlags::NoRemoveDir, None) {
-                        Ok(freed) => {
-                            level.removed = true;
-                            changes.remove(freed);
-                        }
-                        Err(Errno::ENOENT | Errno::ESTALE) => {}
-                        // Linux says EISDIR, POSIX EPERM, for a directory.
-                        Err(errno @ (Errno::EISDIR | Errno::EPERM)) => {
-                            let below = match open(found.directory, found.name.to_bytes()) {
-                                Ok(below) => Names::new(below),
-                                Err(Errno::ENOENT | Errno::ESTALE) => continue,
-                                // A file that may not be removed: the first error is the reason.
-                                Err(Errno::ENOTDIR) => return Err(errno.into()),
-                                Err(errno) => return Err(errno.into()),
-                            };
-                            let name = Some(found.name.to_owned());
-                            if levels.len() > MAX_DEPTH {
-                                return Err(FileError::TooDeep);
-                            }
-                            levels.push(Level { names: below, name, removed: false });
-                        }
-                        Err(errno) => return Err(errno.into()),
-                    }
-                }
-                // Removing while reading can make some file systems skip names: read again until
-                // nothing is left to remove.
-                None if level.removed => {
-                    level.removed = false;
-                    level.names.rewind()?;
-                }
-                None => {
-                    let Some(Level { name: Some(name), .. }) = levels.pop() else {
-                        break;
-                    };
-                    // The one that was opened by this name in the level that is last now.
-                    let Some(parent) = levels.last_mut() else {
-                        break;
-                    };
-                    remove_empty(parent, &name, changes)?;
                 }
             }
         }
-        changes.remove(usage::unlink(&place.directory, place.name, UnlinkatFlags::RemoveDir, None)?);
+        changes.remove(usage::unlink(&location.directory, location.name, UnlinkatFlags::RemoveDir, None)?);
         Ok(())
     }
 }
 
-struct Level {
-    names: Names,
-    /// In the level above; the top has none.
+/// A directory whose entries are being removed.
+struct RemovalLevel {
+    reader: DirectoryReader,
+    /// Its name in the level above; `None` for the top.
     name: Option<CString>,
-    /// Whether anything has been removed since reading started.
+    /// True if something has been removed since reading started.
     removed: bool,
 }
 
-/// A directory to read. A symbolic link is none: ENOTDIR.
-fn open(directory: &OwnedFd, name: &[u8]) -> Result<OwnedFd, Errno> {
-    openat(directory, name, READ_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())
+/// Result of one step in a directory.
+enum Removal {
+    /// An entry was removed or skipped, or the directory is read again.
+    Continue,
+    /// The next entry is a directory, which must be emptied first.
+    Subdirectory(RemovalLevel),
+    /// Nothing is left to remove.
+    Empty,
 }
 
-fn remove_empty(parent: &mut Level, name: &CString, changes: &Changes) -> Result<(), Errno> {
-    match usage::unlink(parent.names.directory(), name.as_c_str(), UnlinkatFlags::RemoveDir, None) {
-        Ok(freed) => {
-            parent.removed = true;
-            changes.remove(freed);
-            Ok(())
+impl RemovalLevel {
+    /// Removes the next entry unless it is a directory.
+    fn remove_next(&mut self, changes: &Changes) -> Result<Removal, Errno> {
+        let Some(found) = self.reader.next().transpose()? else {
+            if !self.removed {
+                return Ok(Removal::Empty);
+            }
+            // On some file systems, removing entries while reading skips names: read the directory
+            // again until nothing is left to remove.
+            self.removed = false;
+            self.reader.rewind()?;
+            return Ok(Removal::Continue);
+        };
+        if matches!(found.name.to_bytes(), b"." | b"..") {
+            return Ok(Removal::Continue);
         }
-        Err(Errno::ENOENT | Errno::ESTALE) => Ok(()),
-        Err(errno) => Err(errno),
+        match usage::unlink(found.directory, found.name, UnlinkatFlags::NoRemoveDir, None) {
+            Ok(freed) => {
+                self.removed = true;
+                changes.remove(freed);
+                Ok(Removal::Continue)
+            }
+            Err(Errno::ENOENT | Errno::ESTALE) => Ok(Removal::Continue),
+            // For a directory, Linux returns EISDIR and POSIX EPERM.
+            Err(errno @ (Errno::EISDIR | Errno::EPERM)) => {
+                match open_subdirectory(found.directory, found.name) {
+                    Ok(below) => Ok(Removal::Subdirectory(Self {
+                        reader: DirectoryReader::new(below),
+                        name: Some(found.name.to_owned()),
+                        removed: false,
+                    })),
+                    Err(Errno::ENOENT | Errno::ESTALE) => Ok(Removal::Continue),
+                    // Not a directory but a file that may not be removed: the first error is the reason.
+                    Err(Errno::ENOTDIR) => Err(errno),
+                    Err(errno) => Err(errno),
+                }
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Removes the emptied subdirectory `name`.
+    fn remove_subdirectory(&mut self, name: &CStr, changes: &Changes) -> Result<(), Errno> {
+        match usage::unlink(self.reader.directory(), name, UnlinkatFlags::RemoveDir, None) {
+            Ok(freed) => {
+                self.removed = true;
+                changes.remove(freed);
+                Ok(())
+            }
+            Err(Errno::ENOENT | Errno::ESTALE) => Ok(()),
+            Err(errno) => Err(errno),
+        }
     }
 }

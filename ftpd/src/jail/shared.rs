@@ -1,40 +1,44 @@
-//! One descriptor of a directory for all sessions whose home or folder it is: an idle session of a
-//! user who has others costs none of its own.
+//! Sharing of directory descriptors: sessions with the same home or folder use one descriptor.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
+use common::sync;
 use nix::sys::stat::{FileStat, fstat};
 
+use super::handle::identity;
+use super::inode_lock::FileIdentity;
 use super::{FileError, Jail};
 
-/// Directories that sessions hold open, by device and inode.
+/// Directories that sessions hold open.
 #[derive(Debug, Default)]
-pub struct SharedDirectories(Mutex<Known>);
+pub struct SharedDirectories(Mutex<SharedDirectoriesInner>);
 
 #[derive(Debug, Default)]
-struct Known {
-    directories: HashMap<(u64, u64), Weak<OwnedFd>>,
-    /// Beyond so many, those that nobody holds any more are forgotten.
+struct SharedDirectoriesInner {
+    /// Handles by device and inode number.
+    directories: HashMap<FileIdentity, Weak<OwnedFd>>,
+    /// Number of entries above which entries without a session are removed.
     sweep_at: usize,
 }
 
 impl SharedDirectories {
-    /// A handle of the directory that `opened` is, the same for all who ask. Blocks.
+    /// Returns the shared handle of the directory `opened`, or shares `opened` if the directory has no
+    /// shared handle. Blocks.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     fn share(&self, opened: Arc<OwnedFd>) -> Result<Arc<OwnedFd>, FileError> {
         let status = fstat(&opened)?;
-        let key = (status.st_dev, status.st_ino);
-        let held = self.known().directories.get(&key).and_then(Weak::upgrade);
+        let key = identity(&status);
+        let held = self.inner().directories.get(&key).and_then(Weak::upgrade);
         if let Some(held) = held
             && fstat(&held).is_ok_and(|other| is_same(&status, &other))
         {
             return Ok(held);
         }
-        let mut known = self.known();
+        let mut known = self.inner();
         known.directories.insert(key, Arc::downgrade(&opened));
         if known.directories.len() > known.sweep_at {
             known.directories.retain(|_, directory| directory.strong_count() > 0);
@@ -43,25 +47,25 @@ impl SharedDirectories {
         Ok(opened)
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
-        // Nothing panics while it holds the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> std::sync::MutexGuard<'_, SharedDirectoriesInner> {
+        sync::lock(&self.0)
     }
 }
 
-/// Also by the time of their last change: NFS gives the number of a removed directory, whose handle is
-/// stale, to a new one. Should it change between two looks, the handle is just not shared.
+/// Compares device, inode and change time. NFS may give the inode number of a removed directory, whose
+/// handle is stale, to a new directory. If the directory changes between the two calls of fstat, the
+/// handle is just not shared.
 fn is_same(a: &FileStat, b: &FileStat) -> bool {
     let change = |status: &FileStat| (status.st_ctime, status.st_ctime_nsec);
     (a.st_dev, a.st_ino, change(a)) == (b.st_dev, b.st_ino, change(b))
 }
 
 impl Jail {
-    /// Gives up handles of its own where other sessions have the same directory open, and notes which file
-    /// systems the home and the folders are on. Blocks.
+    /// Replaces this jail's handles by shared handles and records the file systems of the home and the
+    /// folders. Blocks.
     ///
     /// # Errors
-    /// As the kernel says.
+    /// Any error of the kernel.
     pub fn share(&mut self, directories: &SharedDirectories) -> Result<(), FileError> {
         let folders = self.folders.iter_mut().map(|folder| &mut folder.directory);
         let mut filesystems = Vec::with_capacity(1);
@@ -81,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_held_once_and_a_new_one_of_its_name_is_another() {
+    fn sessions_share_one_handle_and_a_new_directory_of_the_same_name_gets_its_own() {
         let site = tempfile::tempdir().unwrap();
         let path = site.path().join("home");
         let open = || Arc::new(OwnedFd::from(File::open(&path).unwrap()));
@@ -99,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_that_nobody_holds_are_forgotten() {
+    fn directories_without_a_session_are_removed_from_the_table() {
         let site = tempfile::tempdir().unwrap();
         let shared = SharedDirectories::default();
         for number in 0..1000 {
@@ -107,6 +111,6 @@ mod tests {
             fs::create_dir(&path).unwrap();
             shared.share(Arc::new(File::open(&path).unwrap().into())).unwrap();
         }
-        assert!(shared.known().directories.len() <= 65);
+        assert!(shared.inner().directories.len() <= 65);
     }
 }

@@ -1,5 +1,6 @@
-//! Removing the hidden files of atomic uploads that broke off long ago.
+//! Removal of old partial files (the hidden files of aborted atomic uploads).
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -10,49 +11,49 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::unistd::UnlinkatFlags;
 
-use super::directory::Names;
+use super::directory::DirectoryReader;
 use super::handle::{self, READ_DIRECTORY, identity, kind, real_path};
-use super::lock::{Lock, Locks};
+use super::lock::{LockMode, WriterLock};
 use super::{FileError, PARTIAL_PREFIX, open_storage, usage};
-use crate::listing::Kind;
+use crate::listing::EntryKind;
 
-/// Levels of directories that are looked through, each holding a descriptor and 32 KiB.
+/// Maximum depth of the search. Each level holds one descriptor and 32 KiB.
 const MAX_DEPTH: usize = 512;
 
-/// Length of the name's part that follows from the owner and the path.
+/// Length of the part of the name that is computed from the owner and the path.
 const HASH: usize = 32;
 
-/// Length of the token in the names of some partial files.
+/// Length of the random token in unique names.
 const TOKEN: usize = 16;
 
-/// A partial file that has been removed.
+/// A removed partial file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Swept {
-    /// Path of its directory within the storage, without a slash before it.
+pub struct SweptFile {
+    /// Path of its directory in the storage, without a leading slash.
     pub directory: Vec<u8>,
     pub name: Vec<u8>,
     pub usage: Usage,
-    /// Since its last change.
+    /// Time since its last change.
     pub age: Duration,
 }
 
-/// Looks through everything below `root` and removes partial files that were last changed at least `lifetime`
-/// ago and that no upload has locked. Where `locks` says that there are no locks, the age alone tells. `step` is called before each entry and ends the work with an error;
-/// `swept` is told of each file that is removed. Symbolic links are not followed, directories that cannot be
-/// read are left out.
+/// Searches the tree below `root` and removes partial files that were last changed at least `lifetime`
+/// ago and that no upload has locked. If `locks` is off, only the age decides. Before each entry `step`
+/// is called; its error ends the search. `swept` is called for each removed file. Symbolic links are
+/// not followed, and directories that cannot be read are skipped.
 ///
 /// # Errors
-/// What `step` says, and as the kernel says of `root`.
+/// The errors of `step`, and any error of the kernel for `root` itself.
 pub fn sweep(
     root: &Path,
     lifetime: Duration,
-    locks: Locks,
+    locks: LockMode,
     mut step: impl FnMut() -> Result<(), FileError>,
-    mut swept: impl FnMut(Swept),
+    mut swept: impl FnMut(SweptFile),
 ) -> Result<(), FileError> {
     let root = open_storage(root)?;
     let storage = real_path(&root)?;
-    let mut levels = vec![Names::new(openat(&root, ".", READ_DIRECTORY, Mode::empty())?)];
+    let mut levels = vec![DirectoryReader::new(openat(&root, ".", READ_DIRECTORY, Mode::empty())?)];
     while let Some(names) = levels.last_mut() {
         step()?;
         let Some(Ok(found)) = names.next() else {
@@ -61,38 +62,26 @@ pub fn sweep(
         };
         let name = found.name.to_bytes();
         if is_partial(name) {
-            match remove(found.directory, found.name, lifetime, locks) {
-                Ok(Some((usage, age))) => {
-                    let directory = real_path(found.directory).unwrap_or_default();
-                    let directory = directory.strip_prefix(&*storage).unwrap_or_default();
-                    let directory = directory.strip_prefix(b"/").unwrap_or(directory).to_vec();
-                    swept(Swept { directory, name: name.to_vec(), usage, age });
-                }
-                Ok(None) | Err(FileError::NotFound | FileError::Stale) => {}
-                Err(error) => {
-                    let path = real_path(found.directory).unwrap_or_default();
-                    let path = format!("{}/{}", path.escape_ascii(), name.escape_ascii());
-                    log::warn!(path:%; "an old partial file cannot be removed (partial_lifetime): {}", chain(&error));
-                }
+            if let Some(file) = remove_or_warn(found.directory, found.name, &storage, lifetime, locks) {
+                swept(file);
             }
             continue;
         }
         let is_directory = || handle::status(found.directory, found.name).map(|found| kind(&found));
-        if matches!(name, b"." | b"..") || is_directory() != Ok(Kind::Directory) {
+        if matches!(name, b"." | b"..") || is_directory() != Ok(EntryKind::Directory) {
             continue;
         }
-        let flags = READ_DIRECTORY | OFlag::O_NOFOLLOW;
-        match openat(found.directory, found.name, flags, Mode::empty()) {
-            Ok(directory) if levels.len() < MAX_DEPTH => levels.push(Names::new(directory)),
-            // Removed meanwhile, not readable, or too deep.
+        match handle::open_subdirectory(found.directory, found.name) {
+            Ok(directory) if levels.len() < MAX_DEPTH => levels.push(DirectoryReader::new(directory)),
+            // Removed by another session, not readable, or too deep.
             Ok(_) | Err(_) => {}
         }
     }
     Ok(())
 }
 
-/// Whether an atomic upload can have made the name: the prefix, 32 hexadecimal digits, and in some names a
-/// hyphen and 16 more.
+/// Returns true if the name has the form of a partial file: the prefix, 32 hexadecimal digits, and in
+/// unique names a hyphen and 16 more.
 fn is_partial(name: &[u8]) -> bool {
     let Some(rest) = name.strip_prefix(PARTIAL_PREFIX) else { return false };
     let is_hex = |text: &[u8]| text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -103,23 +92,50 @@ fn is_partial(name: &[u8]) -> bool {
     }
 }
 
-/// Removes the partial file if it is old and no upload holds it. Answers what that freed, and how old it was.
+/// [`remove`], with errors in the log. `storage` is the real path of the storage root.
+fn remove_or_warn(
+    directory: &OwnedFd,
+    name: &CStr,
+    storage: &[u8],
+    lifetime: Duration,
+    locks: LockMode,
+) -> Option<SweptFile> {
+    match remove(directory, name, lifetime, locks) {
+        Ok(removed) => removed.map(|(usage, age)| {
+            let directory = real_path(directory).unwrap_or_default();
+            let below = directory.strip_prefix(storage).unwrap_or_default();
+            let directory = below.strip_prefix(b"/").unwrap_or(below).to_vec();
+            SweptFile { directory, name: name.to_bytes().to_vec(), usage, age }
+        }),
+        Err(FileError::NotFound | FileError::Stale) => None,
+        Err(error) => {
+            let path = handle::printable_path(directory, name.to_bytes());
+            let error = chain(&error);
+            log::warn!(path:%; "cannot remove an expired partial file (partial_lifetime): {error}");
+            None
+        }
+    }
+}
+
+/// Removes the partial file if it is old and no upload has locked it. Returns what that freed, and the
+/// age of the file.
 fn remove(
     directory: &OwnedFd,
-    name: &std::ffi::CStr,
+    name: &CStr,
     lifetime: Duration,
-    locks: Locks,
+    locks: LockMode,
 ) -> Result<Option<(Usage, Duration)>, FileError> {
-    let old = |status: &FileStat| age(status).filter(|age| kind(status) == Kind::File && *age >= lifetime);
+    let old =
+        |status: &FileStat| age(status).filter(|age| kind(status) == EntryKind::File && *age >= lifetime);
     if old(&handle::status(directory, name)?).is_none() {
         return Ok(None);
     }
     let file = File::from(openat(directory, name, handle::WRITE | OFlag::O_NOFOLLOW, Mode::empty())?);
-    // Held until `file` is closed: no upload can resume it meanwhile.
-    if locks.take(&file)? == Lock::HeldByAnother {
+    // The lock is held until `file` is closed, so no upload can resume the file before it is removed.
+    if locks.take(&file)? == WriterLock::HeldByAnother {
         return Ok(None);
     }
-    // An upload may have resumed it before the lock.
+    // An upload may have resumed the file before it was locked.
     let status = fstat(&file)?;
     let Some(age) = old(&status) else { return Ok(None) };
     let (flag, only) = (UnlinkatFlags::NoRemoveDir, Some(identity(&status)));
@@ -127,7 +143,7 @@ fn remove(
     Ok((freed != Usage::default()).then_some((freed, age)))
 }
 
-/// How long ago it was last changed; `None` if the storage's clock is ahead.
+/// Time since the last change; `None` if the storage's clock is ahead.
 fn age(status: &FileStat) -> Option<Duration> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     now.checked_sub(Duration::from_secs(u64::try_from(status.st_mtime).ok()?))
@@ -147,14 +163,14 @@ mod tests {
         file.set_modified(SystemTime::now() - 2 * HOUR).unwrap();
     }
 
-    fn swept(root: &Path) -> Vec<Swept> {
+    fn swept(root: &Path) -> Vec<SweptFile> {
         let mut all = Vec::new();
-        sweep(root, HOUR, Locks::Auto, || Ok(()), |swept| all.push(swept)).unwrap();
+        sweep(root, HOUR, LockMode::Auto, || Ok(()), |swept| all.push(swept)).unwrap();
         all
     }
 
     #[test]
-    fn only_old_partial_files_that_no_upload_has_locked_go() {
+    fn sweep_removes_only_old_partial_files_without_a_lock() {
         let site = tempfile::tempdir().unwrap();
         let below = site.path().join("home/a directory");
         fs::create_dir_all(&below).unwrap();
@@ -176,12 +192,12 @@ mod tests {
         let locked = below.join(format!(".ftpd-partial-{}", "2".repeat(32)));
         old_file(&locked);
         let upload = File::options().write(true).open(&locked).unwrap();
-        assert!(matches!(Locks::Auto.take(&upload), Ok(Lock::Held { .. })));
+        assert!(matches!(LockMode::Auto.take(&upload), Ok(WriterLock::Held { .. })));
         let plain = format!(".ftpd-partial-{hash}");
         let with_token = format!(".ftpd-partial-{hash}-0123456789abcdef");
         old_file(&below.join(&plain));
         old_file(&site.path().join(&with_token));
-        // A link is not what its target is.
+        // A symbolic link is not removed, whatever its target.
         std::os::unix::fs::symlink(
             below.join("file"),
             below.join(format!(".ftpd-partial-{}", "3".repeat(32))),
@@ -205,9 +221,9 @@ mod tests {
     }
 
     #[test]
-    fn it_ends_when_it_is_told_to() {
+    fn sweep_ends_with_the_error_of_step() {
         let site = tempfile::tempdir().unwrap();
-        let ended = sweep(site.path(), HOUR, Locks::Auto, || Err(FileError::Cancelled), |_| ());
+        let ended = sweep(site.path(), HOUR, LockMode::Auto, || Err(FileError::Cancelled), |_| ());
         assert!(matches!(ended, Err(FileError::Cancelled)));
     }
 }

@@ -1,8 +1,8 @@
-//! How much files take of a quota: all files of a home, and what an operation adds or frees.
+//! Usage of files for quotas: counting a home's usage, and the change of usage by each operation.
 //!
-//! Every operation that removes, replaces or cuts a file goes through the functions here. They look at the
-//! file while it is locked ([`FileLock`]), so that two sessions that remove or replace the same file at the
-//! same time do not both free its bytes.
+//! Every operation that removes, replaces or truncates a file uses the functions here. They check the
+//! file while it is locked ([`InodeLock`]), so that two sessions that remove or replace the same file
+//! at the same time do not both credit its bytes.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -12,30 +12,30 @@ use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use common::registry::Usage;
 use nix::NixPath;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, RenameFlags, openat, renameat, renameat2};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::fcntl::{RenameFlags, renameat, renameat2};
+use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::directory::Names;
-use super::handle::{self, Place, READ_DIRECTORY, identity, kind, size};
+use super::directory::DirectoryReader;
+use super::handle::{self, EntryLocation, READ_DIRECTORY, identity, kind, size};
+use super::inode_lock::{FileIdentity, InodeLock};
 use super::path::VirtualPath;
-use super::same_file::{FileLock, Identity};
 use super::{FileError, Jail};
-use crate::listing::Kind;
+use crate::listing::EntryKind;
 
-/// Levels of directories that are counted, each holding a descriptor and 32 KiB.
+/// Maximum depth that is counted. Each level holds one descriptor and 32 KiB.
 const MAX_DEPTH: usize = 512;
 
-/// How often an operation looks again because the name has changed in between.
+/// Attempts of an operation if its name changes between the check and the lock.
 const ATTEMPTS: u32 = 16;
 
-/// What an operation has added to or taken from the files of a home, so far. Shared by who does it
-/// and who tells of it.
+/// Changes of a user's usage by an operation so far. Clones share the same counters: one belongs to the
+/// operation, another to the code that reports usage to the registry.
 #[derive(Clone, Debug, Default)]
 pub struct Changes(Arc<(AtomicI64, AtomicI64)>);
 
 impl Changes {
-    /// Bytes and files; less than nothing where more was removed.
+    /// Returns the change in bytes and in files. Negative if more was removed than added.
     pub fn so_far(&self) -> (i64, i64) {
         (self.0.0.load(Relaxed), self.0.1.load(Relaxed))
     }
@@ -48,30 +48,30 @@ impl Changes {
         self.0.0.fetch_sub(signed(bytes), Relaxed);
     }
 
-    /// A file or directory was made.
+    /// Records a created file or directory.
     pub fn create(&self) {
         self.0.1.fetch_add(1, Relaxed);
     }
 
-    /// `usage` was removed or replaced.
+    /// Records the removal or replacement of `usage`.
     pub fn remove(&self, usage: Usage) {
         self.shrink(usage.bytes);
         self.0.1.fetch_sub(signed(usage.files), Relaxed);
     }
 }
 
-/// No file system has files of 2^63 bytes.
+/// No file system has files of 2^63 bytes or more.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 impl Jail {
-    /// What all files and directories below `top` take, hidden ones included. A `top` that is missing takes
-    /// nothing. Symbolic links are not followed; directories that cannot be read, and those 512 levels
-    /// down, count as empty. `step` is called before each entry, and may wait.
+    /// Returns the usage of all files and directories below `top`, including hidden ones. A missing
+    /// `top` counts as empty. Symbolic links are not followed. Directories that cannot be read, or that
+    /// are 512 levels deep, count as empty. `step` is called before each entry and may wait.
     ///
     /// # Errors
-    /// [`FileError::Cancelled`] if `step` says so, and as the kernel says of `top` itself.
+    /// The errors of `step`, and any error of the kernel for `top` itself.
     pub fn usage(
         &self,
         top: &VirtualPath,
@@ -82,7 +82,7 @@ impl Jail {
             Err(FileError::NotFound) if !top.is_root() => return Ok(sum),
             opened => opened?,
         };
-        let mut levels = vec![Names::new(top)];
+        let mut levels = vec![DirectoryReader::new(top)];
         loop {
             let depth = levels.len();
             let Some(names) = levels.last_mut() else { return Ok(sum) };
@@ -95,54 +95,53 @@ impl Jail {
                     continue;
                 }
             };
-            // NFS's remains of removed files have been told of as removed.
+            // `.nfs*` files are removed files that a client still has open. Their removal has already
+            // been recorded.
             if matches!(found.name.to_bytes(), b"." | b"..") || found.name.to_bytes().starts_with(b".nfs") {
                 continue;
             }
-            // One that vanishes meanwhile counts for nothing.
+            // Another session has removed the file.
             let Ok(status) = handle::status(found.directory, found.name) else { continue };
-            sum = sum.plus(of(&status));
-            if kind(&status) != Kind::Directory {
+            sum = sum.plus(usage_of(&status));
+            if kind(&status) != EntryKind::Directory {
                 continue;
             }
-            match below(found.directory, found.name) {
-                Ok(directory) if depth < MAX_DEPTH => levels.push(Names::new(directory)),
-                Ok(_) => log::warn!(home:% = self.home_path; "a directory is too deep to be counted"),
+            match handle::open_subdirectory(found.directory, found.name) {
+                Ok(directory) if depth < MAX_DEPTH => levels.push(DirectoryReader::new(directory)),
+                Ok(_) => {
+                    log::warn!(home:% = self.home_path; "a directory is too deep to be counted for the quota")
+                }
                 Err(Errno::ENOENT | Errno::ESTALE | Errno::ENOTDIR) => {}
                 Err(errno) => {
                     let home = &self.home_path;
-                    log::warn!(home:%; "a directory cannot be counted: {errno}");
+                    log::warn!(home:%; "a directory cannot be counted for the quota: {errno}");
                 }
             }
         }
     }
 }
 
-fn below(directory: &OwnedFd, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
-    openat(directory, name, READ_DIRECTORY | OFlag::O_NOFOLLOW, Mode::empty())
-}
-
-/// What the file or directory itself takes.
-pub(super) fn of(status: &FileStat) -> Usage {
+/// Usage of the file or directory itself.
+pub(super) fn usage_of(status: &FileStat) -> Usage {
     match kind(status) {
-        Kind::File => Usage { bytes: size(status), files: 1 },
-        Kind::Directory => Usage { bytes: 0, files: 1 },
-        Kind::Symlink | Kind::Other => Usage::default(),
+        EntryKind::File => Usage { bytes: size(status), files: 1 },
+        EntryKind::Directory => Usage { bytes: 0, files: 1 },
+        EntryKind::Symlink | EntryKind::Other => Usage::default(),
     }
 }
 
-/// Removes the name `name` in `directory`, and answers what that freed. With `only`, the name is removed only
-/// if it is that file's; otherwise nothing happens and nothing is freed.
+/// Removes the name `name` in `directory` and returns what that freed. With `only`, the name is removed
+/// only if it is that file; otherwise nothing is removed and the result is zero.
 ///
-/// If other sessions rename files to this name again and again meanwhile, it answers less than it freed.
+/// If other sessions keep renaming files to this name, the result is less than what was freed.
 ///
 /// # Errors
-/// As `unlinkat`.
+/// The errors of `unlinkat`.
 pub(super) fn unlink<N: NixPath + ?Sized>(
     directory: &OwnedFd,
     name: &N,
     flag: UnlinkatFlags,
-    only: Option<Identity>,
+    only: Option<FileIdentity>,
 ) -> Result<Usage, Errno> {
     let look = || handle::status(directory, name);
     for _ in 0..ATTEMPTS {
@@ -150,30 +149,30 @@ pub(super) fn unlink<N: NixPath + ?Sized>(
         if only.is_some_and(|only| only != found) {
             return Ok(Usage::default());
         }
-        let _lock = FileLock::take([found]);
-        // From here on no other operation gives this file another name.
+        let _lock = InodeLock::take([found]);
+        // From here on no other operation renames this file.
         let status = look()?;
         if identity(&status) == found {
             unlinkat(directory, name, flag)?;
-            return Ok(of(&status));
+            return Ok(usage_of(&status));
         }
     }
-    // With `only`, the name is another file's by now.
+    // With `only`, another file has the name by now.
     if only.is_none() {
         unlinkat(directory, name, flag)?;
     }
     Ok(Usage::default())
 }
 
-/// Locks the file that has the name, and tells its status.
+/// Locks the file at `location` and returns its status.
 ///
 /// # Errors
-/// As `fstatat`; EBUSY if the name is another file's each time.
-pub(super) fn lock(place: &Place<'_>) -> Result<(FileLock, FileStat), Errno> {
+/// The errors of `fstatat`; EBUSY if another file had the name in each attempt.
+pub(super) fn lock_entry(location: &EntryLocation<'_>) -> Result<(InodeLock, FileStat), Errno> {
     for _ in 0..ATTEMPTS {
-        let found = identity(&place.status()?);
-        let lock = FileLock::take([found]);
-        let status = place.status()?;
+        let found = identity(&location.status()?);
+        let lock = InodeLock::take([found]);
+        let status = location.status()?;
         if identity(&status) == found {
             return Ok((lock, status));
         }
@@ -181,19 +180,19 @@ pub(super) fn lock(place: &Place<'_>) -> Result<(FileLock, FileStat), Errno> {
     Err(Errno::EBUSY)
 }
 
-/// Renames `from` to `to`, and answers what was at `to` and is gone now.
+/// Renames `from` to `to` and returns the usage of the file that was replaced.
 ///
-/// If other sessions make and remove files at these names again and again meanwhile, it answers less than was
+/// If other sessions keep creating and removing files at these names, the result is less than what was
 /// freed.
 ///
 /// # Errors
-/// As `renameat`.
-pub(super) fn replace(from: &Place<'_>, to: &Place<'_>) -> Result<Usage, Errno> {
+/// The errors of `renameat`.
+pub(super) fn replace(from: &EntryLocation<'_>, to: &EntryLocation<'_>) -> Result<Usage, Errno> {
     for _ in 0..ATTEMPTS {
-        let (source, victim) = (from.status()?, found(to)?);
+        let (source, victim) = (from.status()?, status_if_exists(to)?);
         let files = [Some(source), victim].into_iter().flatten().map(|status| identity(&status));
-        let _lock = FileLock::take(files);
-        let (source_now, victim_now) = (from.status()?, found(to)?);
+        let _lock = InodeLock::take(files);
+        let (source_now, victim_now) = (from.status()?, status_if_exists(to)?);
         let is_same = |a: Option<FileStat>, b: Option<FileStat>| {
             a.map(|status| identity(&status)) == b.map(|status| identity(&status))
         };
@@ -203,9 +202,10 @@ pub(super) fn replace(from: &Place<'_>, to: &Place<'_>) -> Result<Usage, Errno> 
         let Some(victim) = victim_now else {
             let flags = RenameFlags::RENAME_NOREPLACE;
             match renameat2(&from.directory, from.name, &to.directory, to.name, flags) {
-                // Another session has just made a file there.
+                // Another session has just created a file there.
                 Err(Errno::EEXIST) => continue,
-                // NFS has no flags. A file that is made there at this moment is not counted as freed.
+                // NFS does not support the flag. A file that is created at `to` at this moment is not
+                // counted as freed.
                 Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
                     renameat(&from.directory, from.name, &to.directory, to.name)?;
                 }
@@ -214,36 +214,36 @@ pub(super) fn replace(from: &Place<'_>, to: &Place<'_>) -> Result<Usage, Errno> 
             return Ok(Usage::default());
         };
         renameat(&from.directory, from.name, &to.directory, to.name)?;
-        // A rename of one name of a file to another name of the same file changes nothing.
+        // Renaming one name of a file to another name of the same file changes nothing.
         let is_itself = identity(&victim) == identity(&source_now);
-        return Ok(if is_itself { Usage::default() } else { of(&victim) });
+        return Ok(if is_itself { Usage::default() } else { usage_of(&victim) });
     }
     renameat(&from.directory, from.name, &to.directory, to.name)?;
     Ok(Usage::default())
 }
 
-/// The status of what has the name, if anything has.
-fn found(place: &Place<'_>) -> Result<Option<FileStat>, Errno> {
-    match place.status() {
+/// Returns the status of the name, or `None` if it does not exist.
+fn status_if_exists(location: &EntryLocation<'_>) -> Result<Option<FileStat>, Errno> {
+    match location.status() {
         Ok(status) => Ok(Some(status)),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
 
-/// Cuts `file` to `length` bytes if it is longer, and notes what that freed in `changes`. A file that has been
-/// removed or replaced meanwhile frees nothing: that operation has counted all its bytes.
+/// Truncates `file` to `length` bytes if it is longer, and records the freed bytes in `changes`. A file
+/// without a name frees nothing: the operation that removed or replaced it has recorded all its bytes.
 ///
 /// # Errors
-/// As `ftruncate`.
-pub(super) fn cut(file: &File, length: u64, changes: &Changes) -> Result<(), FileError> {
-    let _lock = FileLock::take([identity(&fstat(file)?)]);
+/// The errors of `ftruncate`.
+pub(super) fn truncate(file: &File, length: u64, changes: &Changes) -> Result<(), FileError> {
+    let _lock = InodeLock::take([identity(&fstat(file)?)]);
     let status = fstat(file)?;
-    let goes = size(&status).saturating_sub(length);
-    if goes > 0 {
+    let freed = size(&status).saturating_sub(length);
+    if freed > 0 {
         file.set_len(length)?;
         if status.st_nlink > 0 {
-            changes.shrink(goes);
+            changes.shrink(freed);
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use common::policy::{Permission, Permissions};
 
-use super::{Entry, Kind, push_hex, push_line_safe, push_number};
+use super::{Entry, EntryKind, push_hex, push_line_safe, push_number};
 use crate::protocol::timestamp;
 
 /// A fact this server knows of an entry, RFC 3659 section 7.5.
@@ -88,34 +88,34 @@ impl std::fmt::Debug for Facts {
     }
 }
 
-/// What an entry is to the listing it stands in, RFC 3659 section 7.5.1.
+/// Relation of an entry to the listed directory, RFC 3659 section 7.5.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// A name in the directory that is listed, or what MLST was asked for.
+pub enum EntryRole {
+    /// An entry of the listed directory, or the argument of MLST.
     Member,
-    /// The directory that is listed: `cdir`.
+    /// The listed directory itself: `cdir`.
     Listed,
-    /// The one above it: `pdir`.
+    /// The parent of the listed directory: `pdir`.
     Parent,
 }
 
-/// Appends the facts of `entry` that `facts` selects, a space and `name`, without line end:
-/// `type=file;size=5;modify=19700101000000; name`. In MLSD the name is the entry's own, with CRLF
-/// behind all that; in MLST it is the path, in a reply.
+/// Appends the facts of `entry` that `facts` selects, a space and `name`, without a line end:
+/// `type=file;size=5;modify=19700101000000; name`. In MLSD the name is the entry's own, followed by
+/// CRLF. In MLST it is the path, inside a reply.
 ///
-/// The `perm` fact follows from `permissions`: those of the user for this entry, and of a directory
-/// those to upload, make and delete for what is in it.
+/// The `perm` fact is computed from `permissions`: the user's permissions for this entry. For a
+/// directory, its permissions to upload, create and delete are those for entries in it.
 pub fn facts(
     facts: Facts,
     entry: &Entry,
-    role: Role,
+    role: EntryRole,
     name: &[u8],
     permissions: &Permissions,
     out: &mut Vec<u8>,
 ) {
     for fact in facts.iter() {
-        // Sizes of anything but files mean nothing to a client, RFC 3659 section 7.5.7.
-        if fact == Fact::Size && entry.kind != Kind::File {
+        // Only sizes of files mean something to a client, RFC 3659 section 7.5.7.
+        if fact == Fact::Size && entry.kind != EntryKind::File {
             continue;
         }
         out.extend_from_slice(fact.name().as_bytes());
@@ -141,41 +141,42 @@ pub fn facts(
 }
 
 /// Appends the line of MLSD for an entry, with its CRLF; see [`facts`].
-pub fn line(selected: Facts, entry: &Entry, role: Role, permissions: &Permissions, out: &mut Vec<u8>) {
+pub fn line(selected: Facts, entry: &Entry, role: EntryRole, permissions: &Permissions, out: &mut Vec<u8>) {
     facts(selected, entry, role, &entry.name, permissions, out);
     out.extend_from_slice(b"\r\n");
 }
 
-/// The value of the fact `type`. A symbolic link is `OS.unix=slink:` with its target as it is stored
-/// (RFC 3659 section 7.5.1.5), or `OS.unix=symlink` where the target is unknown or cannot stand in a
-/// fact. No client decodes an escape there; clients that know links know both forms.
-fn kind(entry: &Entry, role: Role, out: &mut Vec<u8>) {
+/// The value of the fact `type`. A symbolic link is `OS.unix=slink:` followed by its target as it is
+/// stored (RFC 3659 section 7.5.1.5), or `OS.unix=symlink` if the target is unknown or not allowed in a
+/// fact. The target is not escaped, because no client decodes escapes there; clients that support links
+/// know both forms.
+fn kind(entry: &Entry, role: EntryRole, out: &mut Vec<u8>) {
     let target = entry.link_target.as_deref().filter(|target| fits_in_fact(target));
     let (value, target): (&[u8], _) = match (entry.kind, role, target) {
-        (Kind::File, ..) => (b"file", None),
-        (Kind::Directory, Role::Member, _) => (b"dir", None),
-        (Kind::Directory, Role::Listed, _) => (b"cdir", None),
-        (Kind::Directory, Role::Parent, _) => (b"pdir", None),
-        (Kind::Symlink, _, None) => (b"OS.unix=symlink", None),
-        (Kind::Symlink, _, target) => (b"OS.unix=slink:", target),
-        (Kind::Other, ..) => (b"OS.unix=special", None),
+        (EntryKind::File, ..) => (b"file", None),
+        (EntryKind::Directory, EntryRole::Member, _) => (b"dir", None),
+        (EntryKind::Directory, EntryRole::Listed, _) => (b"cdir", None),
+        (EntryKind::Directory, EntryRole::Parent, _) => (b"pdir", None),
+        (EntryKind::Symlink, _, None) => (b"OS.unix=symlink", None),
+        (EntryKind::Symlink, _, target) => (b"OS.unix=slink:", target),
+        (EntryKind::Other, ..) => (b"OS.unix=special", None),
     };
     out.extend_from_slice(value);
     out.extend_from_slice(target.unwrap_or_default());
 }
 
-/// Whether a text can be the value of a fact: `;` ends a fact, and the first space all of them (RFC
-/// 3659 section 7.2). Bytes above 127 can stand there as they can in names.
+/// Returns true if a text is allowed as the value of a fact: `;` ends a fact, and the first space ends
+/// all facts (RFC 3659 section 7.2). Bytes above 127 are allowed as in names.
 fn fits_in_fact(text: &[u8]) -> bool {
     !text.iter().any(|byte| byte.is_ascii_control() || matches!(byte, b' ' | b';'))
 }
 
-/// RFC 3659 section 7.5.5, in the order of its letters. What a symbolic link leads to is not
-/// known here: it gets what fits both a file and a directory to be read.
-fn perm(kind: Kind, permissions: &Permissions, out: &mut Vec<u8>) {
-    let file = kind == Kind::File;
-    let directory = kind == Kind::Directory;
-    let link = kind == Kind::Symlink;
+/// The value of the fact `perm`, RFC 3659 section 7.5.5, in the order of its letters. The target of a
+/// symbolic link is not known here, so a link gets the letters for reading both a file and a directory.
+fn perm(kind: EntryKind, permissions: &Permissions, out: &mut Vec<u8>) {
+    let file = kind == EntryKind::File;
+    let directory = kind == EntryKind::Directory;
+    let link = kind == EntryKind::Symlink;
     let delete = if directory { Permission::Rmdir } else { Permission::Delete };
     for (letter, granted) in [
         (b'a', file && permissions.has(Permission::Append)),
@@ -199,7 +200,7 @@ fn perm(kind: Kind, permissions: &Permissions, out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    fn shown(selected: Facts, entry: &Entry, role: Role, permissions: Permissions) -> String {
+    fn shown(selected: Facts, entry: &Entry, role: EntryRole, permissions: Permissions) -> String {
         let mut out = Vec::new();
         line(selected, entry, role, &permissions, &mut out);
         String::from_utf8(out).unwrap()
@@ -210,32 +211,37 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_facts_then_one_space_then_the_name_rfc_3659_7_2() {
+    fn line_is_facts_one_space_and_the_name_rfc_3659_7_2() {
         let file = Entry { size: 5, device: 0xfd01, inode: 0x2a, ..Entry::sample(b" a b") };
         assert_eq!(
-            shown(Facts::default(), &file, Role::Member, Permissions::default()),
+            shown(Facts::default(), &file, EntryRole::Member, Permissions::default()),
             "type=file;size=5;modify=19700101000000;perm=adfrw;unique=fd01g2a;UNIX.mode=0644;  a b\r\n"
         );
-        assert_eq!(shown(Facts::parse(b""), &file, Role::Member, read_only()), "  a b\r\n");
+        assert_eq!(shown(Facts::parse(b""), &file, EntryRole::Member, read_only()), "  a b\r\n");
         let split = Entry::sample(b"a\r\ntype=dir; b");
-        assert_eq!(shown(Facts::parse(b""), &split, Role::Member, read_only()), " a??type=dir; b\r\n");
+        assert_eq!(shown(Facts::parse(b""), &split, EntryRole::Member, read_only()), " a??type=dir; b\r\n");
     }
 
     #[test]
-    fn types_and_permissions_follow_from_kind_role_and_user_rfc_3659_7_5() {
+    fn type_and_perm_depend_on_kind_role_and_permissions_rfc_3659_7_5() {
         let selected = Facts::parse(b"type;size;perm;");
         for (kind, role, all, read) in [
-            (Kind::File, Role::Member, "type=file;size=0;perm=adfrw;", "type=file;size=0;perm=r;"),
-            (Kind::Directory, Role::Member, "type=dir;perm=cdeflmp;", "type=dir;perm=el;"),
-            (Kind::Directory, Role::Listed, "type=cdir;perm=cdeflmp;", "type=cdir;perm=el;"),
-            (Kind::Directory, Role::Parent, "type=pdir;perm=cdeflmp;", "type=pdir;perm=el;"),
+            (EntryKind::File, EntryRole::Member, "type=file;size=0;perm=adfrw;", "type=file;size=0;perm=r;"),
+            (EntryKind::Directory, EntryRole::Member, "type=dir;perm=cdeflmp;", "type=dir;perm=el;"),
+            (EntryKind::Directory, EntryRole::Listed, "type=cdir;perm=cdeflmp;", "type=cdir;perm=el;"),
+            (EntryKind::Directory, EntryRole::Parent, "type=pdir;perm=cdeflmp;", "type=pdir;perm=el;"),
             (
-                Kind::Symlink,
-                Role::Member,
+                EntryKind::Symlink,
+                EntryRole::Member,
                 "type=OS.unix=symlink;perm=deflr;",
                 "type=OS.unix=symlink;perm=elr;",
             ),
-            (Kind::Other, Role::Member, "type=OS.unix=special;perm=df;", "type=OS.unix=special;perm=;"),
+            (
+                EntryKind::Other,
+                EntryRole::Member,
+                "type=OS.unix=special;perm=df;",
+                "type=OS.unix=special;perm=;",
+            ),
         ] {
             let entry = Entry { kind, ..Entry::sample(b"x") };
             assert_eq!(shown(selected, &entry, role, Permissions::default()), format!("{all} x\r\n"));
@@ -244,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_shows_its_target_where_it_can_stand_in_a_fact_rfc_3659_7_2() {
+    fn link_target_is_shown_if_a_fact_may_contain_it_rfc_3659_7_2() {
         let selected = Facts::parse(b"type;");
         for (target, value) in [
             ("../keep", "OS.unix=slink:../keep"),
@@ -256,8 +262,8 @@ mod tests {
             ("a\tb", "OS.unix=symlink"),
         ] {
             let link_target = Some(target.as_bytes().to_vec());
-            let entry = Entry { kind: Kind::Symlink, link_target, ..Entry::sample(b"x") };
-            let line = shown(selected, &entry, Role::Member, Permissions::default());
+            let entry = Entry { kind: EntryKind::Symlink, link_target, ..Entry::sample(b"x") };
+            let line = shown(selected, &entry, EntryRole::Member, Permissions::default());
             assert_eq!(line, format!("type={value}; x\r\n"));
         }
     }

@@ -1,16 +1,16 @@
-//! Directory entries as text: LIST, NLST, MLSD. Pure.
+//! Directory entries as text for LIST, NLST and MLSD. Pure: no input or output.
 
 pub mod machine;
 pub mod names;
 pub mod sorted;
 pub mod unix;
 
-/// One name in a directory, with what the storage says of it.
+/// A directory entry with its status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The name without its directory. Bytes, not text.
     pub name: Vec<u8>,
-    pub kind: Kind,
+    pub kind: EntryKind,
     /// Bytes.
     pub size: u64,
     /// Last change of the content, in Unix seconds.
@@ -21,13 +21,13 @@ pub struct Entry {
     pub links: u64,
     pub device: u64,
     pub inode: u64,
-    /// Where a symbolic link points, as it is written there. `None` for all else, or unread.
+    /// Target of a symbolic link as it is stored. `None` for other entries, or if it was not read.
     pub link_target: Option<Vec<u8>>,
 }
 
-/// What a name stands for.
+/// Type of a directory entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryKind {
     File,
     Directory,
     Symlink,
@@ -36,28 +36,30 @@ pub enum Kind {
 }
 
 impl Entry {
-    /// What `ls -F` puts after the name.
+    /// The character that `ls -F` appends to the name.
     fn suffix(&self) -> Option<u8> {
         match self.kind {
-            Kind::Directory => Some(b'/'),
-            Kind::Symlink => Some(b'@'),
-            Kind::File if self.mode & 0o111 != 0 => Some(b'*'),
-            Kind::File | Kind::Other => None,
+            EntryKind::Directory => Some(b'/'),
+            EntryKind::Symlink => Some(b'@'),
+            EntryKind::File if self.mode & 0o111 != 0 => Some(b'*'),
+            EntryKind::File | EntryKind::Other => None,
         }
     }
 }
 
-/// Appends a name as it is, so that a client can name it, except CR, LF and NUL, which no path of a
-/// client can have: they become `?`, and no name can begin a line of its own.
+/// Appends a name. CR, LF and NUL, which a client's path cannot contain, become `?`, so that no name
+/// can begin a new line. All other bytes stay as they are, so that the client can use the name in a
+/// command.
 pub fn push_line_safe(name: &[u8], out: &mut Vec<u8>) {
     out.extend(name.iter().map(|b| if matches!(b, b'\r' | b'\n' | 0) { b'?' } else { *b }));
 }
 
-/// Appends a number, with spaces before it up to `width`. Formatting machinery would take longer
-/// than reading the entry does.
+/// Appends a number, padded with leading spaces to `width`. `format!` would take longer than reading
+/// the entry from the storage.
 fn push_number(mut number: u64, width: usize, out: &mut Vec<u8>) {
     // u64::MAX has 20 digits.
     let mut digits = [b' '; 20];
+    debug_assert!(width <= digits.len());
     let mut start = digits.len();
     loop {
         start -= 1;
@@ -78,11 +80,11 @@ fn push_hex(number: u64, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 impl Entry {
-    /// An empty file, for tests to change what they are about.
+    /// An empty file; tests change the fields that they test.
     fn sample(name: &[u8]) -> Self {
         Self {
             name: name.to_vec(),
-            kind: Kind::File,
+            kind: EntryKind::File,
             size: 0,
             modified: 0,
             mode: 0o644,
@@ -102,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn numbers_are_written_as_the_standard_library_does(
+        fn numbers_are_formatted_like_the_standard_library(
             number in prop_oneof![any::<u64>(), 0..1000u64],
             width in 0..=20usize,
         ) {

@@ -1,31 +1,31 @@
-//! LIST: lines as `ls -l` writes them. No RFC says how; this is what clients know to read.
+//! LIST: lines in the format of `ls -l`. No RFC specifies the format; clients parse this one.
 
-use super::{Entry, Kind, push_line_safe, push_number};
+use super::{Entry, EntryKind, push_line_safe, push_number};
 use crate::protocol::timestamp;
 
-/// Half a year, in seconds: half of 365.2425 days.
+/// Half a year in seconds: half of 365.2425 days.
 const RECENT: i64 = 15_778_476;
 
-/// How far ahead of the node the storage's clock may be, in seconds, before a time counts as one
-/// in the future: a file that was just written is not to be shown without its hour.
+/// Tolerance in seconds for a storage clock that is ahead of the node's clock: a file that was just
+/// written must not look like one of the future, which has no time of day.
 const SKEW: i64 = 3600;
 
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
-/// Appends the line of one entry, with its CRLF:
-/// `drwxr-xr-x   2 ftp      ftp          4096 Nov 22 16:40 name`.
+/// Appends the line of one entry, with its CRLF: `drwxr-xr-x   2 ftp      ftp          4096 Nov 22
+/// 16:40 name`.
 ///
-/// Times are UTC, with the hour for the half year before `now` (Unix seconds) and with the year
-/// for all others. Owner and group are always `ftp`: whom the storage names means nothing to a
-/// client. `classify` is `ls -F`: a character after the name shows directories and programs.
+/// Times are UTC. Times within half a year before `now` (Unix seconds) have a time of day, all others a
+/// year. Owner and group are always `ftp`, because the storage's user names mean nothing to a client.
+/// `classify` is `ls -F`: a character after the name shows directories and programs.
 pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
     out.push(match entry.kind {
-        Kind::File => b'-',
-        Kind::Directory => b'd',
-        Kind::Symlink => b'l',
-        // One of the letters that clients know and do not try to download.
-        Kind::Other => b's',
+        EntryKind::File => b'-',
+        EntryKind::Directory => b'd',
+        EntryKind::Symlink => b'l',
+        // A letter that clients know and do not try to download.
+        EntryKind::Other => b's',
     });
     permissions(entry.mode, out);
     out.push(b' ');
@@ -36,7 +36,7 @@ pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
     date(entry.modified, now, out);
     out.push(b' ');
     push_line_safe(&entry.name, out);
-    if let (Kind::Symlink, Some(target)) = (entry.kind, &entry.link_target) {
+    if let (EntryKind::Symlink, Some(target)) = (entry.kind, &entry.link_target) {
         out.extend_from_slice(b" -> ");
         push_line_safe(target, out);
     } else if classify {
@@ -45,7 +45,7 @@ pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// `rwxr-xr-x`, with `s`, `S`, `t` and `T` as `ls` has them.
+/// `rwxr-xr-x`, with `s`, `S`, `t` and `T` as in `ls`.
 fn permissions(mode: u32, out: &mut Vec<u8>) {
     for (shift, special, letter) in [(6, 0o4000, b's'), (3, 0o2000, b's'), (0, 0o1000, b't')] {
         let bits = mode >> shift;
@@ -93,23 +93,23 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    fn entry(kind: Kind, mode: u32, name: &[u8]) -> Entry {
+    fn entry(kind: EntryKind, mode: u32, name: &[u8]) -> Entry {
         Entry { kind, mode, modified: NOW, ..Entry::sample(name) }
     }
 
     #[test]
-    fn a_line_is_what_ls_writes() {
-        let directory = Entry { links: 2, size: 4096, ..entry(Kind::Directory, 0o755, b"name") };
+    fn lines_have_the_format_of_ls() {
+        let directory = Entry { links: 2, size: 4096, ..entry(EntryKind::Directory, 0o755, b"name") };
         assert_eq!(
             shown(&directory, false),
             "drwxr-xr-x   2 ftp      ftp          4096 Nov 22 16:40 name\r\n"
         );
-        let file = Entry { size: 12_345_678_901, ..entry(Kind::File, 0o4601, b"a b") };
+        let file = Entry { size: 12_345_678_901, ..entry(EntryKind::File, 0o4601, b"a b") };
         assert_eq!(shown(&file, false), "-rwS-----x   1 ftp      ftp      12345678901 Nov 22 16:40 a b\r\n");
     }
 
     #[test]
-    fn the_year_is_shown_for_what_is_older_than_half_a_year_or_in_the_future() {
+    fn times_older_than_half_a_year_or_in_the_future_show_the_year() {
         for (age, date) in [
             (0, "Nov 22 16:40"),
             (-SKEW, "Nov 22 17:40"),
@@ -121,29 +121,29 @@ mod tests {
             (NOW - i64::MAX, "Dec 31  9999"),
         ] {
             let modified = NOW.saturating_sub(age);
-            let line = shown(&Entry { modified, ..entry(Kind::File, 0, b"x") }, false);
+            let line = shown(&Entry { modified, ..entry(EntryKind::File, 0, b"x") }, false);
             assert!(line.contains(&format!(" {date} x")), "{age}: {line}");
         }
     }
 
     #[test]
-    fn suffixes_show_the_kind_as_with_ls_dash_f() {
+    fn classify_appends_the_suffix_of_ls_dash_f() {
         for (kind, mode, name) in [
-            (Kind::Directory, 0o755, " x/\r\n"),
-            (Kind::File, 0o755, " x*\r\n"),
-            (Kind::File, 0o644, " x\r\n"),
-            (Kind::Symlink, 0o777, " x@\r\n"),
+            (EntryKind::Directory, 0o755, " x/\r\n"),
+            (EntryKind::File, 0o755, " x*\r\n"),
+            (EntryKind::File, 0o644, " x\r\n"),
+            (EntryKind::Symlink, 0o777, " x@\r\n"),
         ] {
             assert!(shown(&entry(kind, mode, b"x"), true).ends_with(name));
         }
-        let link = Entry { link_target: Some(b"to/b".to_vec()), ..entry(Kind::Symlink, 0o777, b"a") };
+        let link = Entry { link_target: Some(b"to/b".to_vec()), ..entry(EntryKind::Symlink, 0o777, b"a") };
         assert!(shown(&link, true).ends_with(" a -> to/b\r\n"));
     }
 
     #[test]
-    fn no_name_can_begin_a_line_of_its_own() {
+    fn line_ends_in_names_are_replaced() {
         let target = Some(b"x\r\ny".to_vec());
-        let link = Entry { link_target: target, ..entry(Kind::Symlink, 0, b"a\r\n\tb") };
+        let link = Entry { link_target: target, ..entry(EntryKind::Symlink, 0, b"a\r\n\tb") };
         assert!(shown(&link, false).ends_with(" a??\tb -> x??y\r\n"));
     }
 }

@@ -1,4 +1,4 @@
-//! What a client can ask for: one variant a command, with its arguments parsed.
+//! FTP commands with parsed arguments, one variant per command.
 
 use std::{fmt, net::SocketAddr};
 
@@ -6,15 +6,14 @@ use zeroize::Zeroizing;
 
 use super::{
     address::AddressFamily,
-    arguments::{self as argument, Fault},
-    mode::ModeChange,
+    arguments::{self as argument, ArgumentError},
     reply::{Code, Reply},
-    verbs::{self, Phase, Verb},
+    site::Site,
+    verbs::{self, Verb},
 };
 use crate::listing::machine::Facts;
 
-/// A command line as understood: the command, and its row in the verb table, which says when it
-/// may run.
+/// A parsed command line: the command, and its row in the verb table.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
     pub verb: &'static Verb,
@@ -22,62 +21,73 @@ pub struct Request {
 }
 
 impl Request {
-    /// When in a session this may run. STAT with an argument reads directories, as LIST does.
-    pub fn phase(&self) -> Phase {
-        match self.command {
-            Command::Stat(Some(_)) => Phase::AfterLogin,
-            _ => self.verb.phase,
-        }
-    }
-
-    /// Whether this may run while a transfer is under way. STAT may without an argument: it then
-    /// reports on the transfer (RFC 959 section 4.1.3), else it reads directories.
+    /// Returns true if the command may run during an activity. STAT without an argument may: it reports on
+    /// the transfer (RFC 959 section 4.1.3). STAT with a path reads directories and may not.
     pub fn during_transfer(&self) -> bool {
-        self.verb.during_transfer && !matches!(self.command, Command::Stat(Some(_)))
+        self.verb.during_transfer && !matches!(self.command, Command::LoggedIn(LoggedInCommand::StatPath(_)))
     }
 }
 
-/// A command with its arguments. Paths are as the client wrote them, without NUL, CR and LF.
+/// A command with its arguments. The variant tells whether it needs a login. Paths are as the client sent
+/// them; they contain no NUL, CR or LF.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
+    AnyTime(AnyTimeCommand),
+    LoggedIn(LoggedInCommand),
+}
+
+/// Commands that need no login.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AnyTimeCommand {
     User(Vec<u8>),
     Pass(Password),
     Acct(Vec<u8>),
     Rein,
     Quit,
-    /// RFC 7151: the name of the virtual host, or an address in brackets.
+    /// RFC 7151: the name of the virtual host, or an IPv6 address in brackets.
     Host(String),
-    /// What the client calls itself.
+    /// The name and version of the client program.
     Clnt(Vec<u8>),
 
-    /// RFC 4217: a TLS handshake follows the reply. With `private_data` as if PROT P had been given
-    /// after it.
+    /// RFC 4217: a TLS handshake follows the reply. `private_data` has the effect of a later PROT P.
     Auth {
         private_data: bool,
     },
-    /// The size of protected buffers, which TLS does not need to know.
+    /// Size of protected buffers in bytes. TLS does not use it (RFC 4217 section 9).
     Pbsz(u32),
     Prot(ProtectionLevel),
-    /// Back to clear text, which is never done.
+    /// Asks to end the encryption; always refused.
     Ccc,
 
+    /// STAT without a path: the status of the session.
+    Stat,
+    Syst,
+    Feat,
+    Help(Option<Vec<u8>>),
+    Noop,
+    Opts(Opts),
+}
+
+/// Commands that need a login.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LoggedInCommand {
     Pwd,
-    /// `None` is the home.
+    /// `None` means the home.
     Cwd(Option<Vec<u8>>),
     Cdup,
     Mkd(Vec<u8>),
     Rmd(Vec<u8>),
-    /// Removes a directory and all in it.
+    /// Removes a directory and everything below it.
     Rmda(Vec<u8>),
     Dele(Vec<u8>),
     Rnfr(Vec<u8>),
     Rnto(Vec<u8>),
     Size(Vec<u8>),
     Mdtm(Vec<u8>),
-    /// MDTM with a time: what clients older than MFMT set it with.
+    /// MDTM with a time: sets the modification time, for clients that do not know MFMT.
     MdtmSet(Modified),
     Mfmt(Modified),
-    /// Free space where the path, or the current directory, is.
+    /// Free space at the path; `None` means the current directory.
     Avbl(Option<Vec<u8>>),
 
     Pasv,
@@ -86,15 +96,15 @@ pub enum Command {
     Eprt(SocketAddr),
 
     Type(TransferType),
-    /// STRU F, the only one there is.
+    /// STRU F, the only supported structure.
     Stru,
-    /// MODE S, the only one there is.
+    /// MODE S, the only supported mode.
     Mode,
-    /// Bytes.
+    /// Size of the next upload in bytes.
     Allo(u64),
     /// Offset in bytes, at most `i64::MAX`.
     Rest(u64),
-    /// `None` after the `1 0` that takes a range back.
+    /// `None` after `RANG 1 0`, which clears the range.
     Rang(Option<ByteRange>),
     Retr(Vec<u8>),
     Stor(Vec<u8>),
@@ -106,24 +116,17 @@ pub enum Command {
     Nlst(ListArguments),
     Mlsd(Option<Vec<u8>>),
     Mlst(Option<Vec<u8>>),
-    /// `None` asks for the state of the session.
-    Stat(Option<ListArguments>),
+    /// STAT with a path or options: a listing over the control connection.
+    StatPath(ListArguments),
 
     Hash(Vec<u8>),
     Checksum(Checksum),
     Comb(Comb),
-
-    Syst,
-    Feat,
-    Help(Option<Vec<u8>>),
-    Noop,
-    Opts(Opts),
     Site(Site),
 }
 
-impl Command {
-    /// The argument that names the file or directory that this is about, if there is one. Of COMB the
-    /// target.
+impl LoggedInCommand {
+    /// The argument that names the command's file or directory, if there is one. For COMB the target.
     pub fn path(&self) -> Option<&[u8]> {
         match self {
             Self::Mkd(path)
@@ -138,25 +141,39 @@ impl Command {
             | Self::Stor(path)
             | Self::Appe(path)
             | Self::Hash(path) => Some(path),
-            // Without an argument it goes to the home.
+            // CWD without an argument changes to the home.
             Self::Cwd(path) => Some(path.as_deref().unwrap_or(b"/")),
             Self::Cdup => Some(b".."),
-            Self::MdtmSet(modified) | Self::Mfmt(modified) => Some(&modified.path),
-            Self::Site(Site::Utime { path, .. } | Site::Chmod { path, .. }) => Some(path),
+            Self::MdtmSet(modified) | Self::Mfmt(modified) | Self::Site(Site::Utime(modified)) => {
+                Some(&modified.path)
+            }
+            Self::Site(Site::Chmod { path, .. }) => Some(path),
             Self::Avbl(path) | Self::Stou(path) | Self::Mlsd(path) | Self::Mlst(path) => {
                 Some(path.as_deref().unwrap_or_default())
             }
-            Self::List(arguments) | Self::Nlst(arguments) | Self::Stat(Some(arguments)) => {
+            Self::List(arguments) | Self::Nlst(arguments) | Self::StatPath(arguments) => {
                 Some(arguments.path.as_deref().unwrap_or_default())
             }
             Self::Checksum(checksum) => Some(&checksum.path),
             Self::Comb(comb) => Some(&comb.target),
-            _ => None,
+            Self::Pwd
+            | Self::Pasv
+            | Self::Epsv(_)
+            | Self::Port(_)
+            | Self::Eprt(_)
+            | Self::Type(_)
+            | Self::Stru
+            | Self::Mode
+            | Self::Allo(_)
+            | Self::Rest(_)
+            | Self::Rang(_)
+            | Self::Abor
+            | Self::Site(Site::Help | Site::Who | Site::Quota) => None,
         }
     }
 }
 
-/// What PASS carries. Never printed, and overwritten when dropped.
+/// The argument of PASS. Never printed; overwritten with zeros when dropped.
 #[derive(PartialEq, Eq)]
 pub struct Password(Zeroizing<Vec<u8>>);
 
@@ -165,7 +182,7 @@ impl Password {
         Self(Zeroizing::new(bytes.to_vec()))
     }
 
-    /// The password itself. It may be empty, and need not be UTF-8.
+    /// The password. It may be empty and need not be UTF-8.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -177,8 +194,8 @@ impl fmt::Debug for Password {
     }
 }
 
-/// How data connections are protected (RFC 2228 section 3): TLS has only the outer two, see
-/// RFC 4217 section 9.
+/// Protection of data connections (RFC 2228 section 3). TLS supports only Clear and Private (RFC 4217
+/// section 9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProtectionLevel {
     Clear,
@@ -187,71 +204,70 @@ pub enum ProtectionLevel {
     Private,
 }
 
-/// RFC 2428 section 3.
+/// The argument of EPSV (RFC 2428 section 3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EpsvArgument {
-    /// No argument: the protocol of the control connection.
+    /// No argument: use the network protocol of the control connection.
     Any,
     Family(AddressFamily),
-    /// From now on the client uses EPSV alone.
+    /// The client promises to use only EPSV for the rest of the session.
     All,
 }
 
-/// RFC 959 section 3.1.1. Bytes of eight bits are an image: `L 8`.
+/// Representation type (RFC 959 section 3.1.1). `L 8` is the same as Image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TransferType {
     Ascii,
     Image,
 }
 
-/// Bytes `start` to `end` of a file, both included.
+/// Bytes `start` to `end` of a file, both inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ByteRange {
     pub start: u64,
     pub end: u64,
 }
 
-/// A path, and the time of last change to give it, in Unix seconds.
+/// A path and its new modification time.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Modified {
+    /// Unix seconds.
     pub time: i64,
     pub path: Vec<u8>,
 }
 
-/// What LIST, NLST and STAT are to show, and how.
+/// Arguments of LIST, NLST and STAT.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ListArguments {
     pub options: ListOptions,
-    /// `None` is the current directory.
+    /// `None` means the current directory.
     pub path: Option<Vec<u8>>,
 }
 
-/// The `ls` options that clients put before the path. Letters not here are ignored.
+/// The `ls` options that clients put before the path. Other letters are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ListOptions {
-    /// `-a`: also hidden names, `.` and `..`.
+    /// `-a`: includes hidden names, `.` and `..`.
     pub all: bool,
-    /// `-A`: also hidden names.
+    /// `-A`: wildcards also match hidden names.
     pub almost_all: bool,
-    /// `-l`
+    /// `-l`: long format.
     pub long: bool,
-    /// `-1`
-    pub one_per_line: bool,
-    /// `-R`
+    /// `-R`: includes subdirectories.
     pub recursive: bool,
-    /// `-d`: a directory itself, not what is in it.
+    /// `-d`: shows the directory itself, not its entries.
     pub directory: bool,
-    /// `-F`: a character after the name shows what it is.
+    /// `-F`: appends a character that shows the kind of entry.
     pub classify: bool,
     /// `-t`: newest first.
     pub by_time: bool,
     /// `-S`: largest first.
     pub by_size: bool,
-    /// `-r`
+    /// `-r`: reverses the order.
     pub reverse: bool,
 }
 
-/// Checksums that HASH and the X commands compute.
+/// Checksum algorithms of HASH and the X commands (XCRC, XMD5, …).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
     Crc32,
@@ -264,7 +280,7 @@ pub enum Algorithm {
 impl Algorithm {
     pub const ALL: [Self; 5] = [Self::Crc32, Self::Md5, Self::Sha1, Self::Sha256, Self::Sha512];
 
-    /// The name in FEAT, OPTS HASH and the reply to HASH.
+    /// Name in FEAT, OPTS HASH and the reply to HASH.
     pub fn name(self) -> &'static str {
         match self {
             Self::Crc32 => "CRC32",
@@ -280,18 +296,18 @@ impl Algorithm {
     }
 }
 
-/// XCRC, XMD5, XSHA1, XSHA256 or XSHA512.
+/// Arguments of XCRC, XMD5, XSHA1, XSHA256 and XSHA512.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Checksum {
     pub algorithm: Algorithm,
     pub path: Vec<u8>,
     /// Offset of the first byte.
     pub start: u64,
-    /// Offset behind the last byte, not below `start`; `None` is the end of the file.
+    /// Offset after the last byte, at least `start`. `None` means the end of the file.
     pub end: Option<u64>,
 }
 
-/// Files to be joined, in this order, to the end of `target`.
+/// Arguments of COMB: appends `sources` in this order to `target`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Comb {
     pub target: Vec<u8>,
@@ -302,59 +318,29 @@ pub struct Comb {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Opts {
     Utf8(bool),
-    /// The facts that MLSD and MLST are to show from now on, RFC 3659 section 7.9.
+    /// The facts that MLSD and MLST show from now on (RFC 3659 section 7.9).
     Mlst(Facts),
-    /// `None` asks which algorithm is selected.
+    /// `None` asks for the selected algorithm.
     Hash(Option<Algorithm>),
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub enum Site {
-    Chmod {
-        mode: ModeChange,
-        path: Vec<u8>,
-    },
-    /// Unix seconds.
-    Utime {
-        modified: i64,
-        /// `None` where the client gave one time only.
-        accessed: Option<i64>,
-        path: Vec<u8>,
-    },
-    Help,
-    Who,
-    Quota,
-}
-
-impl Site {
-    /// What SITE HELP says.
-    pub(super) const USAGES: [&str; 6] = [
-        "CHMOD <mode> <path>",
-        "UTIME <YYYYMMDDhhmm[ss]> <path>",
-        "UTIME <path> <access time> <time of last change> <any time> UTC",
-        "WHO",
-        "QUOTA",
-        "HELP",
-    ];
-}
-
-/// Why a line is no command to be run.
+/// Reason why a command line cannot run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ParseError {
     Empty,
-    /// Longer than [`super::line::MAX_LINE`], and discarded whole.
+    /// Longer than [`super::line::MAX_LINE`]; the whole line was discarded.
     TooLong,
     Unknown,
-    /// A command of some FTP RFC that this server does not offer.
+    /// A known FTP verb that this server does not support.
     NotOffered,
-    Arguments(&'static Verb, Fault),
-    /// The peer speaks another protocol: the connection is closed without a reply, so that no
-    /// browser or mail client can be made to take one for its own (ALPACA, CVE-2021-3618).
+    Arguments(&'static Verb, ArgumentError),
+    /// The peer speaks another protocol. The connection is closed without a reply, because an attacker
+    /// could make a browser or mail client interpret an FTP reply (ALPACA, CVE-2021-3618).
     Foreign,
 }
 
 impl ParseError {
-    /// The verb, where it was known.
+    /// The verb, if it is known.
     pub fn verb(self) -> Option<&'static str> {
         match self {
             Self::Arguments(verb, _) => Some(verb.name),
@@ -362,20 +348,23 @@ impl ParseError {
         }
     }
 
-    /// What to answer. `None`: close the connection.
+    /// The reply to send. `None` means: close the connection.
     pub fn reply(self) -> Option<Reply> {
         Some(match self {
-            Self::Empty => Reply::new(Code::UNKNOWN_COMMAND, "Empty command line."),
-            Self::TooLong => Reply::new(Code::UNKNOWN_COMMAND, "Command line too long."),
-            Self::Unknown => Reply::new(Code::UNKNOWN_COMMAND, "Unknown command."),
-            Self::NotOffered => Reply::new(Code::NOT_IMPLEMENTED, "Command not implemented."),
-            Self::Arguments(verb, Fault::Syntax) => {
+            Self::Empty => Reply::new(Code::UNKNOWN_COMMAND, "Empty command line"),
+            Self::TooLong => Reply::new(Code::UNKNOWN_COMMAND, "Command line too long"),
+            Self::Unknown => Reply::new(Code::UNKNOWN_COMMAND, "Unknown command"),
+            Self::NotOffered => Reply::new(Code::NOT_IMPLEMENTED, "Command not implemented"),
+            Self::Arguments(verb, ArgumentError::Syntax) => {
                 Reply::new(Code::BAD_ARGUMENTS, format!("Usage: {}", verb.usage()))
             }
-            Self::Arguments(_, Fault::Parameter) => {
-                Reply::new(Code::UNSUPPORTED_PARAMETER, "Parameter not supported.")
+            Self::Arguments(_, ArgumentError::SiteSyntax(command)) => {
+                Reply::new(Code::BAD_ARGUMENTS, format!("Usage: SITE {}", command.usage()))
             }
-            Self::Arguments(_, Fault::Family) => {
+            Self::Arguments(_, ArgumentError::Parameter) => {
+                Reply::new(Code::UNSUPPORTED_PARAMETER, "Parameter not supported")
+            }
+            Self::Arguments(_, ArgumentError::Family) => {
                 Reply::new(Code::UNSUPPORTED_FAMILY, "Network protocol not supported, use (1,2)")
             }
             Self::Foreign => return None,
@@ -383,12 +372,12 @@ impl ParseError {
     }
 }
 
-/// Makes a request of a line without its line end. The verb's case does not matter. Paths, user names and
-/// passwords are taken byte for byte after the one space; around arguments that hold none of them
-/// spaces mean nothing. What follows a command without arguments is ignored, as other servers do.
+/// Parses a line without its line end. The verb may be in upper or lower case. Paths, user names and
+/// passwords start after exactly one space and are kept byte for byte. Spaces around other arguments
+/// are ignored, and so is text after a command without arguments, as on other servers.
 ///
 /// # Errors
-/// See [`ParseError`], which knows its reply.
+/// See [`ParseError`]; [`ParseError::reply`] gives the reply.
 pub fn parse(line: &[u8]) -> Result<Request, ParseError> {
     if is_foreign(line) {
         return Err(ParseError::Foreign);
@@ -401,27 +390,27 @@ pub fn parse(line: &[u8]) -> Result<Request, ParseError> {
         return Err(if argument.is_empty() { ParseError::Empty } else { ParseError::Unknown });
     }
     let verb = verbs::find(name).ok_or(ParseError::Unknown)?;
-    let parse = verb.parse.ok_or(ParseError::NotOffered)?;
+    let parser = verb.parser.as_ref().ok_or(ParseError::NotOffered)?;
     if argument.iter().any(|b| matches!(b, 0 | b'\r' | b'\n')) {
-        return Err(ParseError::Arguments(verb, Fault::Syntax));
+        return Err(ParseError::Arguments(verb, ArgumentError::Syntax));
     }
     let argument = if verb.takes_words { argument::without_spaces_around(argument) } else { argument };
-    match parse(argument) {
+    match parser.parse(argument) {
         Ok(command) => Ok(Request { verb, command }),
-        Err(fault) => Err(ParseError::Arguments(verb, fault)),
+        Err(error) => Err(ParseError::Arguments(verb, error)),
     }
 }
 
-/// First words of other protocols: HTTP methods and SMTP commands, that pages and mails can make
-/// a victim's client send here, and the PROXY header of a balancer that is not trusted.
+/// First words of other protocols: HTTP methods and SMTP commands, which a web page or a mail can make
+/// a victim's program send here, and the PROXY header of a balancer that is not trusted.
 const FOREIGN: [&[u8]; 16] = [
     b"GET", b"POST", b"HEAD", b"PUT", b"OPTIONS", b"CONNECT", b"PATCH", b"TRACE", b"DELETE", b"HELO",
     b"EHLO", b"LHLO", b"MAIL", b"RCPT", b"DATA", b"PROXY",
 ];
 
-/// Whether a peer speaks another protocol, by the first bytes it sent or by a line of it.
+/// Returns true if the peer speaks another protocol. `bytes` are the first bytes it sent, or one line.
 pub fn is_foreign(bytes: &[u8]) -> bool {
-    // A TLS record of the handshake; PROXY protocol v2; SSH's greeting.
+    // A TLS handshake record, the PROXY protocol version 2, the SSH greeting.
     if bytes.starts_with(b"\x16\x03")
         || bytes.starts_with(b"\r\n\r\n\0\r\nQUIT\n")
         || bytes.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"SSH-"))

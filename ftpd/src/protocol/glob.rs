@@ -1,38 +1,38 @@
-//! File name patterns: `*`, `?`, `[a-z]`, `[!a-z]`, and `\` before any of them.
+//! File name patterns: `*`, `?`, `[a-z]`, `[!a-z]`, and `\` to escape them.
 //!
-//! No braces: they multiply (CVE-2011-0418). Matching takes at most pattern times name steps and
-//! no stack, whatever a client writes.
+//! Braces are not supported: they expand exponentially (CVE-2011-0418). Matching takes at most
+//! (pattern length × name length) steps and no recursion, for any pattern.
 
-/// A pattern for one name: `*` and `?` match any byte, a leading dot too. Listings hide such names by
-/// [`Pattern::asks_for_hidden`]; rules for names do not.
+/// A pattern for one name. `*` and `?` match any byte, also a leading dot. Listings call
+/// [`Pattern::asks_for_hidden`] to hide names with a leading dot; access rules do not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern {
     tokens: Vec<Token>,
-    case: Case,
+    case: CaseRule,
 }
 
-/// Whether ASCII letters of both cases are the same.
+/// Comparison of ASCII letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Case {
-    Matters,
-    Ignored,
+enum CaseRule {
+    Sensitive,
+    Insensitive,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Token {
     Byte(u8),
-    /// `?`
+    /// `?`: one byte.
     One,
-    /// `*`
+    /// `*`: any number of bytes.
     Any,
-    /// `[…]`: inclusive ranges.
+    /// `[…]`: one byte in these inclusive ranges.
     Class {
         negated: bool,
         ranges: Vec<(u8, u8)>,
     },
 }
 
-/// Whether a name is a pattern: it has a `*`, `?` or `[` without `\` before it.
+/// Returns true if the name contains `*`, `?` or `[` that `\` does not escape.
 pub fn has_wildcards(name: &[u8]) -> bool {
     let mut bytes = name.iter();
     while let Some(byte) = bytes.next() {
@@ -46,8 +46,7 @@ pub fn has_wildcards(name: &[u8]) -> bool {
 }
 
 impl Pattern {
-    /// Every byte string is a pattern: a `[` that no `]` closes, and a `\` at the end, stand for
-    /// themselves.
+    /// Parses any byte string. A `[` without `]` and a `\` at the end are ordinary bytes.
     pub fn parse(mut pattern: &[u8]) -> Self {
         let mut tokens = Vec::new();
         while let Some((byte, rest)) = pattern.split_first() {
@@ -57,7 +56,7 @@ impl Pattern {
                     pattern = after;
                     Token::Byte(*escaped)
                 }
-                // Two stars are one.
+                // `**` is the same as `*`.
                 (b'*', _) if tokens.last() == Some(&Token::Any) => continue,
                 (b'*', _) => Token::Any,
                 (b'?', _) => Token::One,
@@ -72,25 +71,24 @@ impl Pattern {
             };
             tokens.push(token);
         }
-        Self { tokens, case: Case::Matters }
+        Self { tokens, case: CaseRule::Sensitive }
     }
 
-    /// As [`Pattern::parse`]; ASCII letters match those of the other case too.
+    /// Same as [`Pattern::parse`], but ASCII letters match in either case.
     pub fn parse_ignoring_case(pattern: &[u8]) -> Self {
-        Self { case: Case::Ignored, ..Self::parse(pattern) }
+        Self { case: CaseRule::Insensitive, ..Self::parse(pattern) }
     }
 
-    /// Whether the pattern itself begins with a dot. In a listing others match no hidden name, as in a
-    /// shell (POSIX, 2.13.3): a client's `mdelete *` spares `.htaccess`.
+    /// Returns true if the pattern begins with a dot. In listings, only such a pattern matches hidden
+    /// names, as in a shell (POSIX 2.13.3), so that a client's `mdelete *` spares `.htaccess`.
     pub fn asks_for_hidden(&self) -> bool {
         self.tokens.first() == Some(&Token::Byte(b'.'))
     }
 
     pub fn matches(&self, name: &[u8]) -> bool {
         let (mut token, mut at) = (0, 0);
-        // After the last `*` seen: its token, and how much of the name it has not swallowed yet.
-        // Trying the next longer match of that one star is enough: what an earlier star could
-        // swallow more, this one can too.
+        // The last `*` seen: its token, and the end of its match in the name. On a mismatch it is enough
+        // to extend the match of this star: it can absorb everything that an earlier star could.
         let mut star = None;
         while at < name.len() {
             match self.tokens.get(token) {
@@ -115,16 +113,18 @@ impl Pattern {
 }
 
 impl Token {
-    fn matches(&self, byte: u8, case: Case) -> bool {
+    fn matches(&self, byte: u8, case: CaseRule) -> bool {
         match (self, case) {
             (Self::One | Self::Any, _) => true,
-            (Self::Byte(own), Case::Matters) => *own == byte,
-            (Self::Byte(own), Case::Ignored) => own.eq_ignore_ascii_case(&byte),
+            (Self::Byte(own), CaseRule::Sensitive) => *own == byte,
+            (Self::Byte(own), CaseRule::Insensitive) => own.eq_ignore_ascii_case(&byte),
             (Self::Class { negated, ranges }, case) => {
-                let holds = |byte: u8| ranges.iter().any(|(from, to)| (*from..=*to).contains(&byte));
+                let contains = |byte: u8| ranges.iter().any(|(from, to)| (*from..=*to).contains(&byte));
                 let is_member = match case {
-                    Case::Matters => holds(byte),
-                    Case::Ignored => holds(byte.to_ascii_lowercase()) || holds(byte.to_ascii_uppercase()),
+                    CaseRule::Sensitive => contains(byte),
+                    CaseRule::Insensitive => {
+                        contains(byte.to_ascii_lowercase()) || contains(byte.to_ascii_uppercase())
+                    }
                 };
                 is_member != *negated
             }
@@ -132,7 +132,7 @@ impl Token {
     }
 }
 
-/// What follows `[`, up to and with the `]`, and the rest. A `]` that comes first is a member.
+/// Parses a class after its `[`. Returns the class and the text after its `]`. A leading `]` is a member.
 fn class(text: &[u8]) -> Option<(Token, &[u8])> {
     let (negated, mut text) = match text {
         [b'!' | b'^', rest @ ..] => (true, rest),
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_mean_what_a_shell_makes_of_them() {
+    fn patterns_have_the_meaning_of_the_shell() {
         for (pattern, name, matches) in [
             ("*.txt", "a.txt", true),
             ("*.txt", ".txt", true),
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn case_is_ignored_where_it_shall_be() {
+    fn case_is_ignored_only_on_request() {
         for (pattern, name, matches) in [
             ("*.exe", "SETUP.Exe", true),
             ("[a-c]?", "Bx", true),
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn hidden_names_are_asked_for_by_a_dot_alone() {
+    fn only_a_leading_dot_asks_for_hidden_names() {
         for (pattern, asks) in [
             (".*", true),
             ("\\.*", true),
@@ -221,13 +221,13 @@ mod tests {
     }
 
     #[test]
-    fn an_escaped_wildcard_is_none() {
+    fn an_escaped_wildcard_is_not_a_wildcard() {
         assert!(has_wildcards(b"a*") && has_wildcards(b"\\\\?") && has_wildcards(b"[x"));
         assert!(!has_wildcards(b"a\\*b\\[c\\?") && !has_wildcards(b"a\\"));
     }
 
     #[test]
-    fn many_stars_take_no_exponential_time_cve_2011_0762() {
+    fn many_stars_do_not_take_exponential_time_cve_2011_0762() {
         let pattern = Pattern::parse(&b"*a".repeat(4000));
         let name = b"a".repeat(255);
         let start = std::time::Instant::now();
@@ -242,14 +242,15 @@ mod tests {
             [] => name.is_empty(),
             [Token::Any, rest @ ..] => (0..=name.len()).any(|n| reference(rest, &name[n..])),
             [token, rest @ ..] => {
-                name.first().is_some_and(|b| token.matches(*b, Case::Matters)) && reference(rest, &name[1..])
+                name.first().is_some_and(|b| token.matches(*b, CaseRule::Sensitive))
+                    && reference(rest, &name[1..])
             }
         }
     }
 
     proptest! {
         #[test]
-        fn matching_agrees_with_plain_recursion(
+        fn matching_agrees_with_a_recursive_reference(
             pattern in "[ab*?!\\[\\]\\\\-]{0,10}",
             name in "[ab*\\[\\]!-]{0,8}",
         ) {
@@ -258,7 +259,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_pattern(pattern: Vec<u8>, name: Vec<u8>) {
+        fn no_pattern_causes_a_panic(pattern: Vec<u8>, name: Vec<u8>) {
             Pattern::parse(&pattern).matches(&name);
         }
 

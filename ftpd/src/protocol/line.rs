@@ -1,68 +1,67 @@
-//! Lines of the control connection: CRLF framing with a maximum length, without Telnet's commands.
+//! Lines of the control connection: CRLF framing with a maximum length, and removal of Telnet commands.
 
 use std::mem;
 
-/// The longest command line in bytes, without its line end: two paths of `PATH_MAX`.
+/// Longest command line in bytes without its line end: two paths of `PATH_MAX` (4096 bytes).
 pub const MAX_LINE: usize = 8192;
 
-/// What stands between two line ends.
+/// One line of the control connection, without its line end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Line {
     Command(Vec<u8>),
-    /// Longer than [`MAX_LINE`]. Nothing of it is kept, so that its tail cannot pass for a command.
+    /// Longer than [`MAX_LINE`]. The whole line is discarded, so that its tail is not taken for a command.
     TooLong,
 }
 
-/// Collects what was read from a control connection and gives it back line by line.
+/// Collects bytes read from a control connection and splits them into lines.
 ///
-/// Lines end with CRLF, with LF alone, or with CR CRLF, as text mode makes it of a client's own CRLF.
-/// A CR elsewhere, also the `CR NUL` that RFC 854 has for a bare CR, and NUL stay in the line for the
-/// parser to refuse.
+/// Lines end with CRLF, with LF, or with CR CR LF, which a client sends if text mode converts its own
+/// CRLF. A CR elsewhere (also in `CR NUL`, RFC 854) and NUL stay in the line; the parser refuses them.
 ///
-/// Telnet commands (RFC 854) are recognised before a line's first byte alone, and all bytes above 127
-/// are dropped there: clients put `IAC IP IAC DM` before ABOR, and of that balancers drop the byte that
-/// was sent urgent. Within a line 255 is a byte of a name like any other, because most clients send
-/// names as they are, and without what looks like a command two names could become one. Only two of
-/// them stand for one, as RFC 854 writes the byte.
+/// Telnet commands (RFC 854) are recognised only before the first byte of a line, and all bytes above
+/// 127 are dropped there: clients send `IAC IP IAC DM` before ABOR, and balancers lose the byte that was
+/// sent as urgent data. Within a line, 255 is an ordinary byte of a name, because most clients do not
+/// escape it; removing apparent commands could make two names equal. Only the pair 255 255 becomes one
+/// 255, the escape of RFC 854.
 ///
-/// Some clients (Python's ftplib) send `ABOR CR LF` urgent as a whole: what is dropped then is the LF,
-/// so that ABOR ends with CR, and an LF that follows belongs to it.
+/// Some clients (Python's ftplib) send `ABOR CR LF` as urgent data. Its last byte, the LF, is then lost,
+/// so ABOR already ends at CR, and an LF after that CR is ignored.
 ///
-/// Holds at most [`MAX_LINE`] and what one call to [`extend`](Self::extend) brings, if lines are
-/// taken out before more is put in; and no heap memory while empty.
+/// Holds at most [`MAX_LINE`] bytes and the bytes of one call to [`extend`](Self::extend), if the caller
+/// takes all lines out before it calls `extend` again. Holds no heap memory while empty.
 #[derive(Debug, Default)]
 pub struct LineBuffer {
-    /// Lines, the last one perhaps unfinished: for each a byte that says whether it was too long
-    /// ([`COMMAND`] or [`TOO_LONG`]), its bytes, and LF.
+    /// Encoded lines; the last one may be unfinished. Each is a tag byte ([`COMMAND`] or [`TOO_LONG`]),
+    /// its bytes, and LF.
     lines: Vec<u8>,
-    /// Where in `lines` the first line begins that was not taken yet.
+    /// Start, in `lines`, of the first line that was not taken yet.
     first: usize,
-    /// Where in `lines` the unfinished line begins, if there is one.
+    /// Start, in `lines`, of the unfinished line, if there is one.
     unfinished: Option<usize>,
-    telnet: Telnet,
-    /// Nothing but CR has come since the CR that ended an ABOR.
+    telnet: TelnetState,
+    /// Only CR has arrived since the CR that ended an ABOR.
     after_abor: bool,
 }
 
 const COMMAND: u8 = 0;
 const TOO_LONG: u8 = 1;
 
-/// What the last byte was to Telnet.
+/// State of the Telnet decoder after the last byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Telnet {
+enum TelnetState {
     #[default]
     Text,
-    /// IAC before a line.
+    /// After IAC before a line.
     Command,
-    /// One of WILL, WONT, DO, DONT after it: the option's number follows.
+    /// After IAC and WILL, WONT, DO or DONT: the option's number follows.
     Option,
-    /// The byte 255 in a line. It has been taken; another one right after it is its double.
+    /// After the byte 255 within a line, which was kept. A second 255 is dropped.
     Escape,
 }
 
-/// "Interpret as command".
+/// Telnet's "interpret as command".
 const IAC: u8 = 0xff;
-/// The lowest byte that IAC makes a command.
+/// Lowest byte that is a command after IAC.
 const FIRST_COMMAND: u8 = 0xf0;
 const WILL: u8 = 0xfb;
 const DONT: u8 = 0xfe;
@@ -72,7 +71,7 @@ impl LineBuffer {
         Self::default()
     }
 
-    /// Takes in what was read.
+    /// Adds bytes that were read.
     pub fn extend(&mut self, bytes: &[u8]) {
         if self.first > 0 {
             self.lines.drain(..self.first);
@@ -87,25 +86,25 @@ impl LineBuffer {
                 }
             }
             self.telnet = match (self.telnet, *byte) {
-                (Telnet::Escape, IAC) => Telnet::Text,
-                (Telnet::Text, IAC) if self.unfinished.is_none() => Telnet::Command,
-                (Telnet::Text, IAC) => {
+                (TelnetState::Escape, IAC) => TelnetState::Text,
+                (TelnetState::Text, IAC) if self.unfinished.is_none() => TelnetState::Command,
+                (TelnetState::Text, IAC) => {
                     self.push(IAC);
-                    Telnet::Escape
+                    TelnetState::Escape
                 }
-                (Telnet::Command, WILL..=DONT) => Telnet::Option,
-                (Telnet::Command, FIRST_COMMAND..) | (Telnet::Option, _) => Telnet::Text,
-                // The byte after IAC is not a command: that one was urgent, and lost.
-                (Telnet::Text | Telnet::Escape | Telnet::Command, byte) => {
+                (TelnetState::Command, WILL..=DONT) => TelnetState::Option,
+                (TelnetState::Command, FIRST_COMMAND..) | (TelnetState::Option, _) => TelnetState::Text,
+                // Text directly after IAC: the command between them was urgent data and was lost.
+                (TelnetState::Text | TelnetState::Escape | TelnetState::Command, byte) => {
                     self.push(byte);
-                    Telnet::Text
+                    TelnetState::Text
                 }
             };
         }
         self.release();
     }
 
-    /// The next complete line, if there is one.
+    /// Takes out the next complete line.
     pub fn next_line(&mut self) -> Option<Line> {
         let complete = &self.lines[self.first..self.unfinished.unwrap_or(self.lines.len())];
         let end = complete.iter().position(|b| *b == b'\n')?;
@@ -121,32 +120,32 @@ impl LineBuffer {
         Some(line)
     }
 
-    /// How many bytes it holds.
+    /// Number of bytes held.
     pub fn len(&self) -> usize {
         self.lines.len() - self.first
     }
 
-    /// Whether [`next_line`](Self::next_line) would give a line.
+    /// Returns true if [`next_line`](Self::next_line) would return a line.
     pub fn has_line(&self) -> bool {
         self.first < self.unfinished.unwrap_or(self.lines.len())
     }
 
-    /// Whether nothing was read that has not been given back: no line and no part of one.
+    /// Returns true if no line, no part of a line and no part of a Telnet command is held.
     pub fn is_empty(&self) -> bool {
-        self.first == self.lines.len() && self.telnet == Telnet::Text
+        self.first == self.lines.len() && self.telnet == TelnetState::Text
     }
 
-    /// Drops everything, as is due when the connection changes to TLS: what was sent before in the
-    /// clear must not be obeyed after (CVE-2011-0411).
+    /// Drops everything. Called when the connection changes to TLS: commands sent in the clear before
+    /// the handshake must not run after it (CVE-2011-0411).
     pub fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// Takes a byte of text.
+    /// Adds one byte of text.
     fn push(&mut self, byte: u8) {
         let start = match self.unfinished {
             Some(start) => start,
-            // Not part of any verb, see the type.
+            // No verb begins with such a byte; see the doc comment of `LineBuffer`.
             None if byte >= 0x80 => return,
             None => {
                 self.lines.push(COMMAND);
@@ -160,7 +159,7 @@ impl LineBuffer {
             self.unfinished = None;
         } else if self.lines[start] == COMMAND {
             self.lines.push(byte);
-            // Beyond what a line may have there are one or two CRs of its end.
+            // After MAX_LINE bytes, only the one or two CRs of the line end may follow.
             let beyond = self.lines.get(start + 1 + MAX_LINE..).unwrap_or_default();
             if beyond.len() > 2 || beyond.iter().any(|byte| *byte != b'\r') {
                 self.lines.truncate(start);
@@ -169,7 +168,7 @@ impl LineBuffer {
         }
     }
 
-    /// Gives the memory back once everything was taken.
+    /// Frees the memory once all lines were taken.
     fn release(&mut self) {
         if self.first == self.lines.len() {
             drop(mem::take(&mut self.lines));
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn pipelined_lines_come_out_one_by_one_and_the_rest_waits() {
+    fn pipelined_lines_come_out_one_by_one_and_a_partial_line_waits() {
         let mut buffer = LineBuffer::new();
         buffer.extend(b"USER a\r\nPASS b\nQU");
         assert!(buffer.has_line());
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn an_over_long_line_is_dropped_to_its_end_and_told_once() {
+    fn a_too_long_line_is_dropped_to_its_end_and_reported_once() {
         let name = vec![b'a'; MAX_LINE];
         assert_eq!(read(&[&name, &b"\r\n"[..]].concat()), [command(&name)]);
         let hidden = [&name, &b"a"[..], &name, b"\0DELE x\r\nNOOP\r\n"].concat();
@@ -239,11 +238,11 @@ mod tests {
     }
 
     #[test]
-    fn telnet_commands_are_taken_out_before_a_line_alone_rfc_854() {
+    fn telnet_commands_are_removed_only_before_a_line_rfc_854() {
         for (input, line) in [
             (&b"\xff\xf4\xff\xf2ABOR\r\n"[..], &b"ABOR"[..]), // IAC IP IAC DM
-            (b"\xff\xf4\xffABOR\r\n", b"ABOR"),               // DM was urgent, and lost
-            (b"\xf2ABOR\r\n", b"ABOR"),                       // all but DM was
+            (b"\xff\xf4\xffABOR\r\n", b"ABOR"),               // DM was urgent data and lost
+            (b"\xf2ABOR\r\n", b"ABOR"),                       // all but DM was lost
             (b"\xff\xfb\x01\xff\xfe\x0aNOOP\r\n", b"NOOP"),   // WILL ECHO, DONT 10
             (b"\xff\xff\xff\xf1\xffNOOP\r\n", b"NOOP"),
             (b"CWD a\xff\xffb\r\n", b"CWD a\xffb"),
@@ -261,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn abor_ends_without_its_lf_which_was_urgent_and_lost() {
+    fn abor_ends_at_cr_because_its_urgent_lf_may_be_lost() {
         let mut buffer = LineBuffer::new();
         buffer.extend(b"abor\r");
         assert_eq!(lines(&mut buffer), [command(b"abor")]);
@@ -284,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_forgets_lines_parts_of_lines_and_telnet_commands() {
+    fn clear_drops_lines_partial_lines_and_telnet_commands() {
         let mut buffer = LineBuffer::new();
         for input in [&b"AUTH TLS\r\nNOOP\r\n"[..], b"NO", b"\xff", &[b'a'; MAX_LINE + 2]] {
             buffer.extend(input);
@@ -297,7 +296,10 @@ mod tests {
 
     fn input() -> impl Strategy<Value = Vec<u8>> {
         let piece = prop_oneof![
-            4 => prop::collection::vec(prop::sample::select(&b"AB \r\n\0\xff\xf0\xf2\xfb\xfe\xe4"[..]), 0..20),
+            4 => prop::collection::vec(
+                prop::sample::select(&b"AB \r\n\0\xff\xf0\xf2\xfb\xfe\xe4"[..]),
+                0..20,
+            ),
             1 => any::<Vec<u8>>(),
             1 => (MAX_LINE - 3..MAX_LINE + 4).prop_map(|n| vec![b'x'; n]),
         ];
@@ -305,9 +307,9 @@ mod tests {
     }
 
     proptest! {
-        /// However a client writes the byte 255, the name that arrives tells the names apart.
+        /// Escaped (255 255) and unescaped names arrive intact.
         #[test]
-        fn a_name_in_a_line_loses_nothing_but_the_double_of_255(
+        fn a_name_in_a_line_loses_only_the_second_byte_of_255_255(
             name in prop::collection::vec(
                 prop::sample::select(&b"a \xff\xff\xf0\xf2\xf4\xfb\xfc\xfd\xfe\xef"[..]), 1..20),
         ) {
@@ -323,7 +325,7 @@ mod tests {
         }
 
         #[test]
-        fn lines_are_the_same_however_the_input_is_cut(
+        fn lines_do_not_depend_on_how_the_input_is_split(
             input in input(),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
         ) {

@@ -1,4 +1,4 @@
-//! The FTP protocol without I/O: bytes in, values out.
+//! The FTP protocol without I/O: parses commands and headers, and encodes replies.
 
 pub mod address;
 pub mod arguments;
@@ -8,8 +8,9 @@ pub mod line;
 pub mod mode;
 pub mod proxy;
 pub mod reply;
+pub mod site;
 pub mod timestamp;
 pub mod verbs;
 
-pub use command::{Command, ParseError, Request, parse};
+pub use command::{AnyTimeCommand, Command, LoggedInCommand, ParseError, Request, parse};
 pub use reply::{Code, Reply};

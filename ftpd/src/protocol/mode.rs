@@ -1,28 +1,28 @@
-//! Permission bits as chmod(1) takes them: `640`, `u+x`, `go-w,a+r`, `u=rw,g=u`.
+//! File modes in the syntax of chmod(1): `640`, `u+x`, `go-w,a+r`, `u=rw,g=u`.
 
-use super::arguments::Fault;
+use super::arguments::ArgumentError;
 
-/// What SITE CHMOD does to permission bits.
+/// A change of permission bits by SITE CHMOD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModeChange {
-    /// At most 0o7777.
+    /// Sets this mode, at most 0o7777.
     To(u32),
-    /// In this order.
-    Steps(Vec<Step>),
+    /// Applies these steps in order.
+    Steps(Vec<ModeStep>),
 }
 
 /// One action of a symbolic mode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct ModeStep {
     operator: Operator,
-    /// The bits that `u`, `g` and `o` stand for. Without any of them all, as with `a`: a session's
-    /// umask is nothing.
+    /// Mask of the bits selected by `u`, `g` and `o`. Without these letters all nine bits, as with `a`:
+    /// no umask applies.
     who: u32,
     /// `r`, `w` and `x` as one octal digit.
     bits: u32,
-    /// `X`: `x` for directories, and for files that have an `x` already.
+    /// `X`: sets `x` on directories and on files that have any `x`.
     execute_if_any: bool,
-    /// `g=u`: how far the digit to copy is from the right.
+    /// `g=u`: right shift, in bits, of the octal digit to copy.
     copied: Option<u32>,
 }
 
@@ -33,31 +33,30 @@ enum Operator {
     Set,
 }
 
-/// Each digit of a mode, once.
-const ALL: u32 = 0o111;
+/// Multiplying by this copies an octal digit to user, group and others.
+const EACH_DIGIT: u32 = 0o111;
 
 impl ModeChange {
-    /// An octal number, or clauses with a comma between them (POSIX, chmod).
+    /// Parses an octal number, or symbolic clauses separated by commas (POSIX chmod).
     ///
     /// # Errors
-    /// The text is neither.
-    pub(super) fn parse(text: &[u8]) -> Result<Self, Fault> {
+    /// The text has neither form.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, ArgumentError> {
         if text.first().is_some_and(u8::is_ascii_digit) {
             let mode = text.iter().try_fold(0u32, |mode, byte| {
                 let digit = matches!(byte, b'0'..=b'7').then(|| u32::from(byte - b'0'))?;
                 Some(mode * 8 + digit).filter(|mode| *mode <= 0o7777)
             });
-            return mode.map(Self::To).ok_or(Fault::Syntax);
+            return mode.map(Self::To).ok_or(ArgumentError::Syntax);
         }
         let mut steps = Vec::new();
         for clause in text.split(|byte| *byte == b',') {
-            clause_steps(clause, &mut steps).ok_or(Fault::Syntax)?;
+            clause_steps(clause, &mut steps).ok_or(ArgumentError::Syntax)?;
         }
         Ok(Self::Steps(steps))
     }
 
-    /// What becomes of the mode of a file or a directory. Bits beyond the nine of user, group and
-    /// others mean nothing.
+    /// The changed mode. Only the nine bits of user, group and others have a meaning.
     pub fn apply(&self, mode: u32, is_directory: bool) -> u32 {
         match self {
             Self::To(mode) => *mode,
@@ -66,13 +65,13 @@ impl ModeChange {
     }
 }
 
-impl Step {
+impl ModeStep {
     fn apply(self, mode: u32, is_directory: bool) -> u32 {
         let mut digit = self.bits | self.copied.map_or(0, |shift| (mode >> shift) & 7);
-        if self.execute_if_any && (is_directory || mode & ALL != 0) {
+        if self.execute_if_any && (is_directory || mode & EACH_DIGIT != 0) {
             digit |= 1;
         }
-        let bits = (digit * ALL) & self.who;
+        let bits = (digit * EACH_DIGIT) & self.who;
         match self.operator {
             Operator::Add => mode | bits,
             Operator::Remove => mode & !bits,
@@ -81,8 +80,8 @@ impl Step {
     }
 }
 
-/// Appends the steps of one clause, `[ugoa...][[+-=][rwxXst...]...]`. `None` if it is not one.
-fn clause_steps(clause: &[u8], steps: &mut Vec<Step>) -> Option<()> {
+/// Appends the steps of one clause, `[ugoa...][[+-=][rwxXst...]...]`. `None` if it has another form.
+fn clause_steps(clause: &[u8], steps: &mut Vec<ModeStep>) -> Option<()> {
     let is_operator = |byte: &u8| matches!(byte, b'+' | b'-' | b'=');
     let (who, mut actions) = clause.split_at(clause.iter().position(is_operator)?);
     let who = match who {
@@ -97,7 +96,7 @@ fn clause_steps(clause: &[u8], steps: &mut Vec<Step>) -> Option<()> {
             b'-' => Operator::Remove,
             _ => Operator::Set,
         };
-        let mut step = Step { operator, who, bits: 0, execute_if_any: false, copied: None };
+        let mut step = ModeStep { operator, who, bits: 0, execute_if_any: false, copied: None };
         match letters {
             b"u" => step.copied = Some(6),
             b"g" => step.copied = Some(3),
@@ -109,7 +108,7 @@ fn clause_steps(clause: &[u8], steps: &mut Vec<Step>) -> Option<()> {
                         b'w' => step.bits |= 2,
                         b'x' => step.bits |= 1,
                         b'X' => step.execute_if_any = true,
-                        // Beyond the nine bits that SITE CHMOD changes, as in `4755`.
+                        // SITE CHMOD does not change setuid, setgid and sticky bits, as in `4755`.
                         b's' | b't' => {}
                         _ => return None,
                     }
@@ -137,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modes_mean_what_chmod_makes_of_them() {
+    fn modes_have_the_meaning_of_chmod() {
         for (text, before, is_directory, after) in [
             ("640", 0, false, 0o640),
             ("00640", 0, false, 0o640),
@@ -161,11 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn what_chmod_does_not_take_is_refused() {
+    fn invalid_modes_are_refused() {
         for text in
             ["", "8", "6 4", "10000", "777777777777777", "0x1", "u", "u+q", "x+r", "u+x,", ",u+x", "u+ug"]
         {
-            assert_eq!(ModeChange::parse(text.as_bytes()), Err(Fault::Syntax), "{text}");
+            assert_eq!(ModeChange::parse(text.as_bytes()), Err(ArgumentError::Syntax), "{text}");
         }
     }
 }

@@ -4,36 +4,32 @@ use std::borrow::Cow;
 
 use crate::{failure::Failure, listing::push_line_safe};
 
-/// A reply code. The first digit says whether the command succeeded, RFC 959 section 4.2.1.
+/// A reply code. The first digit tells success from failure (RFC 959 section 4.2.1).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Code(u16);
 
 impl Code {
-    pub const TRANSFER_STARTING: Self = Self(125);
     pub const OPENING_DATA_CONNECTION: Self = Self(150);
     pub const OK: Self = Self(200);
     pub const SUPERFLUOUS: Self = Self(202);
     pub const SYSTEM_STATUS: Self = Self(211);
-    pub const DIRECTORY_STATUS: Self = Self(212);
     pub const FILE_STATUS: Self = Self(213);
     pub const HELP: Self = Self(214);
     pub const SYSTEM_TYPE: Self = Self(215);
     pub const READY: Self = Self(220);
     pub const CLOSING: Self = Self(221);
-    pub const NO_TRANSFER: Self = Self(225);
     pub const TRANSFER_COMPLETE: Self = Self(226);
     pub const PASSIVE: Self = Self(227);
-    /// RFC 2428
+    /// RFC 2428.
     pub const EXTENDED_PASSIVE: Self = Self(229);
     pub const LOGGED_IN: Self = Self(230);
-    /// RFC 2228
+    /// RFC 2228.
     pub const SECURITY_ACCEPTED: Self = Self(234);
     pub const DONE: Self = Self(250);
     pub const PATHNAME: Self = Self(257);
     pub const NEED_PASSWORD: Self = Self(331);
-    pub const NEED_ACCOUNT: Self = Self(332);
     pub const PENDING: Self = Self(350);
-    /// The control connection ends after this one.
+    /// The server closes the control connection after this reply.
     pub const SERVICE_UNAVAILABLE: Self = Self(421);
     pub const NO_DATA_CONNECTION: Self = Self(425);
     pub const TRANSFER_ABORTED: Self = Self(426);
@@ -45,13 +41,12 @@ impl Code {
     pub const NOT_IMPLEMENTED: Self = Self(502);
     pub const BAD_SEQUENCE: Self = Self(503);
     pub const UNSUPPORTED_PARAMETER: Self = Self(504);
-    /// RFC 4217 section 10: the data connection needs a protection it does not have.
+    /// RFC 4217 section 10: the data connection must be protected, but is not.
     pub const PROTECTION_REQUIRED: Self = Self(521);
     /// RFC 2428: the network protocol of EPRT or EPSV is not supported.
     pub const UNSUPPORTED_FAMILY: Self = Self(522);
     pub const NOT_LOGGED_IN: Self = Self(530);
-    pub const NEED_ACCOUNT_FOR_STORING: Self = Self(532);
-    /// RFC 2228: policy forbids what was asked for.
+    /// RFC 2228: the server's policy forbids the request.
     pub const POLICY: Self = Self(534);
     /// RFC 2228: the protection level is not supported.
     pub const UNSUPPORTED_PROTECTION: Self = Self(536);
@@ -65,69 +60,75 @@ impl Code {
         self.0
     }
 
-    /// 1xx: a second reply to the same command follows.
-    pub fn is_preliminary(self) -> bool {
-        self.0 < 200
+    /// Returns true for 4xx and 5xx: the command failed.
+    pub fn is_failure(self) -> bool {
+        self.0 >= 400
     }
 
-    /// The command was none, wrong, or out of place: it was refused whatever the storage holds.
+    /// Returns true if the command was unknown, malformed or out of sequence, so that it was refused
+    /// without looking at the storage.
     pub fn is_rejection(self) -> bool {
         matches!(self.0, 500..=504 | 530)
     }
 }
 
-/// One line of a reply without code and line end. Mostly a constant, else bytes made from names.
+/// One line of a reply without code and line end: a constant, or bytes that contain names.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Text(Cow<'static, [u8]>);
+pub struct ReplyText(Cow<'static, [u8]>);
 
-impl From<&'static str> for Text {
+impl From<&'static str> for ReplyText {
     fn from(text: &'static str) -> Self {
         Self(Cow::Borrowed(text.as_bytes()))
     }
 }
 
-impl From<String> for Text {
+impl From<String> for ReplyText {
     fn from(text: String) -> Self {
         Self(Cow::Owned(text.into_bytes()))
     }
 }
 
-impl From<Vec<u8>> for Text {
+impl From<Vec<u8>> for ReplyText {
     fn from(text: Vec<u8>) -> Self {
         Self(Cow::Owned(text))
     }
 }
 
-/// An answer to a command: a code, and one line of text or more.
+/// The reply to a command: a code and one or more lines of text.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reply {
     code: Code,
-    first: Text,
-    rest: Option<Box<Rest>>,
-    /// For the log and metrics; clients never see it.
+    first: ReplyText,
+    further: Option<Box<FurtherLines>>,
+    /// For the log and the metrics; not sent to the client.
     failure: Option<Box<Failure>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Rest {
-    middle: Vec<Text>,
-    last: Text,
+struct FurtherLines {
+    middle: Vec<ReplyText>,
+    last: ReplyText,
 }
 
 impl Reply {
-    pub fn new(code: Code, text: impl Into<Text>) -> Self {
-        Self { code, first: text.into(), rest: None, failure: None }
+    pub fn new(code: Code, text: impl Into<ReplyText>) -> Self {
+        Self { code, first: text.into(), further: None, failure: None }
     }
 
-    /// A reply of several lines: `first` beside the code, `middle` each on a line of its own, and
-    /// `last` beside the code again.
-    pub fn lines(code: Code, first: impl Into<Text>, middle: Vec<Text>, last: impl Into<Text>) -> Self {
-        let rest = Rest { middle, last: last.into() };
-        Self { code, first: first.into(), rest: Some(Box::new(rest)), failure: None }
+    /// A reply of several lines: `first` after the code, each of `middle` on a line without code, and
+    /// `last` after the code again.
+    pub fn lines(
+        code: Code,
+        first: impl Into<ReplyText>,
+        middle: Vec<ReplyText>,
+        last: impl Into<ReplyText>,
+    ) -> Self {
+        let further = FurtherLines { middle, last: last.into() };
+        Self { code, first: first.into(), further: Some(Box::new(further)), failure: None }
     }
 
-    /// `257 "path" text`, the answer to PWD and MKD. A quote in the path is doubled, RFC 959
-    /// appendix II.
+    /// `257 "path" text`, the reply to PWD and MKD. A quote in the path is doubled (RFC 959
+    /// appendix II).
     pub fn quoted_path(path: &[u8], text: &str) -> Self {
         let mut line = Vec::with_capacity(path.len() + text.len() + 3);
         line.push(b'"');
@@ -142,20 +143,30 @@ impl Reply {
         Self::new(Code::PATHNAME, line)
     }
 
-    /// What every command gets that needs a login.
+    /// The reply to NOOP.
+    pub fn ok() -> Self {
+        Self::new(Code::OK, "OK")
+    }
+
+    /// The reply to QUIT.
+    pub fn goodbye() -> Self {
+        Self::new(Code::CLOSING, "Goodbye")
+    }
+
+    /// The reply to a command that needs a login.
     pub fn please_log_in() -> Self {
         Self::new(Code::NOT_LOGGED_IN, "Please log in with USER and PASS")
     }
 
-    /// What a user without a permission gets. It does not tell whether there is such a path.
+    /// The reply to a user without the permission. It does not reveal whether the path exists.
     pub fn permission_denied() -> Self {
         Self::new(Code::FILE_UNAVAILABLE, "Permission denied").because(Failure {
-            detail: Some("the account, or a rule for this path, does not permit it".into()),
+            detail: Some("the account or an access rule for this path does not permit it".into()),
             ..Failure::from("permission")
         })
     }
 
-    /// Adds why the operation failed.
+    /// Adds the reason of the failure, for the log and the metrics.
     #[must_use]
     pub fn because(mut self, failure: impl Into<Failure>) -> Self {
         self.failure = Some(Box::new(failure.into()));
@@ -166,7 +177,7 @@ impl Reply {
         self.failure.as_deref()
     }
 
-    /// The text beside the code, for the log.
+    /// The first line's text, for the log.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.first.0).into_owned()
     }
@@ -175,36 +186,36 @@ impl Reply {
         self.code
     }
 
-    /// Appends the reply as it goes over the wire.
+    /// Appends the encoded reply to `out`.
     ///
-    /// Middle lines begin with a space, so that none can be taken for the last one (RFC 959
-    /// section 4.2, RFC 2389 section 3.2). CR, LF and NUL become `?`: no text made from what a client or
-    /// the storage named can end a line early. All other bytes stay, so that a client can go to the path
-    /// that PWD told it.
+    /// Middle lines begin with a space, so that a client cannot mistake one for the last line (RFC 959
+    /// section 4.2, RFC 2389 section 3.2). CR, LF and NUL become `?`, because a name chosen by a client
+    /// or found on the storage must not end a line. All other bytes are kept, so that a client can use
+    /// the path from PWD in CWD.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        match &self.rest {
+        match &self.further {
             None => self.line(b' ', &self.first, out),
-            Some(rest) => {
+            Some(further) => {
                 self.line(b'-', &self.first, out);
-                for text in &rest.middle {
+                for text in &further.middle {
                     out.push(b' ');
                     push_line(text, out);
                 }
-                self.line(b' ', &rest.last, out);
+                self.line(b' ', &further.last, out);
             }
         }
     }
 
-    fn line(&self, separator: u8, text: &Text, out: &mut Vec<u8>) {
+    fn line(&self, separator: u8, text: &ReplyText, out: &mut Vec<u8>) {
         let Code(code) = self.code;
-        // Every code has three digits: they are the constants above.
+        debug_assert!((100..1000).contains(&code));
         out.extend([code / 100, code / 10 % 10, code % 10].map(|digit| b'0' + digit as u8));
         out.push(separator);
         push_line(text, out);
     }
 }
 
-fn push_line(text: &Text, out: &mut Vec<u8>) {
+fn push_line(text: &ReplyText, out: &mut Vec<u8>) {
     push_line_safe(&text.0, out);
     out.extend_from_slice(b"\r\n");
 }
@@ -222,27 +233,27 @@ mod tests {
     }
 
     #[test]
-    fn one_line_and_several_have_the_forms_of_rfc_959_4_2() {
+    fn replies_of_one_and_of_several_lines_have_the_form_of_rfc_959_4_2() {
         assert_eq!(encoded(&Reply::new(Code::DONE, "Done.")), b"250 Done.\r\n");
         let several = Reply::lines(Code::SYSTEM_STATUS, "State:", vec!["211 no end".into()], "End");
         assert_eq!(encoded(&several), b"211-State:\r\n 211 no end\r\n211 End\r\n");
     }
 
     #[test]
-    fn quotes_in_a_path_are_doubled_rfc_959_appendix_ii() {
+    fn quotes_in_a_quoted_path_are_doubled_rfc_959_appendix_ii() {
         let reply = Reply::quoted_path(b"/a\"b\r\n\t\xff", "created");
         assert_eq!(encoded(&reply), b"257 \"/a\"\"b??\t\xff\" created\r\n");
     }
 
     proptest! {
         #[test]
-        fn no_text_can_end_a_reply_or_begin_another(
+        fn no_text_can_end_a_reply_or_start_another(
             first: Vec<u8>,
             middle: Vec<Vec<u8>>,
             last: Vec<u8>,
         ) {
             let count = middle.len();
-            let middle = middle.into_iter().map(Text::from).collect();
+            let middle = middle.into_iter().map(ReplyText::from).collect();
             let out = encoded(&Reply::lines(Code::FILE_STATUS, first, middle, last));
             let lines: Vec<_> = out.strip_suffix(b"\r\n").unwrap().split(|b| *b == b'\n').collect();
             prop_assert_eq!(lines.len(), count + 2);

@@ -1,14 +1,14 @@
-//! Points in time as `YYYYMMDDHHMMSS[.sss]`, always UTC (RFC 3659 section 2.3).
+//! Time values `YYYYMMDDHHMMSS[.sss]`, always in UTC (RFC 3659 section 2.3).
 
 use time::{Date, Month, OffsetDateTime, Time, UtcDateTime};
 
-/// The last second that four digits of year can name.
+/// 9999-12-31 23:59:59 UTC in Unix seconds, the last second of a four-digit year.
 const LAST: i64 = 253_402_300_799;
 
-/// Unix seconds of a time value; a fraction is read and dropped. Second 60, which a leap second
-/// has, is taken as 59: Unix time has no name for it.
+/// Parses a time value into Unix seconds and ignores a fraction. A leap second (60) becomes 59, because
+/// Unix time cannot express it.
 ///
-/// `None` if it is no time value, names no real date, or lies before 1970.
+/// `None` if the text has another form, is not a real date, or lies before 1970.
 pub fn parse(text: &[u8]) -> Option<i64> {
     let (whole, fraction) = match text.iter().position(|b| *b == b'.') {
         Some(dot) => (&text[..dot], Some(&text[dot + 1..])),
@@ -20,7 +20,7 @@ pub fn parse(text: &[u8]) -> Option<i64> {
     }
     let field =
         |from: usize, to: usize| whole[from..to].iter().fold(0u16, |n, b| n * 10 + u16::from(b - b'0'));
-    // Two digits are below 100 and fit a byte.
+    // Two digits are below 100, so they fit into a byte.
     let pair = |from: usize| field(from, from + 2) as u8;
     let month = Month::try_from(pair(4)).ok()?;
     let date = Date::from_calendar_date(field(0, 4).into(), month, pair(6)).ok()?;
@@ -30,8 +30,7 @@ pub fn parse(text: &[u8]) -> Option<i64> {
     (seconds >= 0).then_some(seconds)
 }
 
-/// Appends `seconds` (Unix) as 14 digits. What lies before 1970 or after 9999 becomes the first
-/// or last second between.
+/// Appends Unix `seconds` as 14 digits, clamped to the years 1970 to 9999.
 pub fn format(seconds: i64, out: &mut Vec<u8>) {
     let at = calendar(seconds);
     let (year, month, day) = at.to_calendar_date();
@@ -42,9 +41,9 @@ pub fn format(seconds: i64, out: &mut Vec<u8>) {
     }
 }
 
-/// The UTC date and time of Unix `seconds`, brought within the years 1970 to 9999.
+/// The UTC date and time of Unix `seconds`, clamped to the years 1970 to 9999.
 pub(crate) fn calendar(seconds: i64) -> OffsetDateTime {
-    // In range after the clamp: the crate's own limits are the years -9999 and 9999.
+    // Never fails after the clamp: the crate's limits are the years -9999 and 9999.
     OffsetDateTime::from_unix_timestamp(seconds.clamp(0, LAST)).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
@@ -71,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn time_values_are_read_as_rfc_3659_2_3_has_them() {
+    fn time_values_are_parsed_as_in_rfc_3659_2_3() {
         for (text, seconds) in [
             ("19700101000000", Some(0)),
             ("20261122164005", Some(1_795_365_605)),
@@ -96,19 +95,24 @@ mod tests {
     }
 
     #[test]
-    fn what_four_digits_of_year_cannot_name_becomes_the_nearest_they_can() {
+    fn times_beyond_four_digit_years_are_clamped() {
         assert_eq!(formatted(i64::MIN), "19700101000000");
         assert_eq!(formatted(i64::MAX), "99991231235959");
     }
 
     proptest! {
         #[test]
-        fn a_time_is_read_back_as_written(seconds in 0..=LAST) {
+        fn a_formatted_time_is_parsed_back(seconds in 0..=LAST) {
             prop_assert_eq!(parse(formatted(seconds).as_bytes()), Some(seconds));
         }
 
         #[test]
-        fn no_bytes_make_it_panic(text in prop_oneof![any::<Vec<u8>>(), "[0-9]{14}(\\.[0-9]*)?".prop_map(String::into_bytes)]) {
+        fn no_input_causes_a_panic(
+            text in prop_oneof![
+                any::<Vec<u8>>(),
+                "[0-9]{14}(\\.[0-9]*)?".prop_map(String::into_bytes),
+            ],
+        ) {
             if let Some(seconds) = parse(&text) {
                 prop_assert!((0..=LAST).contains(&seconds));
             }

@@ -1,57 +1,66 @@
-//! The verb table: every command's name, arguments, place in a session, FEAT line and HELP text.
+//! The verb table: name, arguments, phase, FEAT line and HELP text of each command.
 
 use std::fmt;
 
 use super::{
-    arguments::{self as argument, Fault},
-    command::{Algorithm, Command, Site},
-    reply::{Code, Reply, Text},
+    arguments::{self as argument, ArgumentError},
+    command::{Algorithm, AnyTimeCommand, Command, LoggedInCommand},
+    reply::{Code, Reply, ReplyText},
+    site::{self, SITE_COMMANDS},
 };
 use crate::listing::machine::Facts;
 
 /// A row of the verb table.
 pub struct Verb {
-    /// As RFCs spell it: in capitals.
+    /// In capitals, as in the RFCs.
     pub name: &'static str,
-    /// The older form with an X, RFC 775.
+    /// A second name, usually the older form with an X (RFC 775).
     pub alias: Option<&'static str>,
-    /// What follows the name, for people.
+    /// Syntax of the arguments, shown by HELP.
     pub arguments: &'static str,
-    /// What it does, for people.
+    /// Description, shown by HELP.
     pub help: &'static str,
-    /// Asked for through [`super::Request::phase`], which knows STAT's two meanings.
-    pub(super) phase: Phase,
-    /// May run while a transfer is under way; asked for through
-    /// [`super::Request::during_transfer`].
+    /// May run during an activity. Read through [`super::Request::during_transfer`], which excludes STAT with
+    /// a path.
     pub(super) during_transfer: bool,
-    feature: Feature,
-    /// Spaces around the arguments mean nothing: none of them is a path or part of a login.
+    /// Refused, and missing in FEAT, on a node without TLS.
+    pub needs_tls: bool,
+    feature: FeatLine,
+    /// Spaces around the arguments are ignored, because no argument is a path or part of a login.
     pub(super) takes_words: bool,
-    /// `None` where the verb is known but not offered.
-    pub(super) parse: Option<Parser>,
+    /// `None` if the server knows the verb but does not support it.
+    pub(super) parser: Option<Parser>,
 }
 
-pub(super) type Parser = fn(&[u8]) -> Result<Command, Fault>;
-
-/// When in a session a verb may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    Always,
-    BeforeLogin,
-    AfterLogin,
+/// Parser of the bytes after a verb. Its kind says whether the verb needs a login.
+pub(super) enum Parser {
+    AnyTime(fn(&[u8]) -> Result<AnyTimeCommand, ArgumentError>),
+    LoggedIn(fn(&[u8]) -> Result<LoggedInCommand, ArgumentError>),
+    /// The argument decides whether the command needs a login.
+    Either(fn(&[u8]) -> Command),
 }
 
-/// What FEAT says of a verb, RFC 2389 section 3.2.
+impl Parser {
+    pub(super) fn parse(&self, argument: &[u8]) -> Result<Command, ArgumentError> {
+        match self {
+            Self::AnyTime(parse) => parse(argument).map(Command::AnyTime),
+            Self::LoggedIn(parse) => parse(argument).map(Command::LoggedIn),
+            Self::Either(parse) => Ok(parse(argument)),
+        }
+    }
+}
+
+/// The line of a verb in the reply to FEAT (RFC 2389 section 3.2).
 #[derive(Clone, Copy)]
-enum Feature {
+enum FeatLine {
     None,
     Line(&'static str),
-    /// Where there is TLS.
-    Tls(&'static str),
-    /// The facts, with those selected marked.
+    /// The MLST facts; the selected ones have a star.
     Mlst,
-    /// The algorithms, with the selected one marked.
+    /// The HASH algorithms; the selected one has a star.
     Hash,
+    /// The subcommands of SITE that are extensions.
+    Site,
 }
 
 impl Verb {
@@ -59,34 +68,50 @@ impl Verb {
         name: &'static str,
         arguments: &'static str,
         help: &'static str,
-        phase: Phase,
-        parse: Parser,
+        parser: Option<Parser>,
     ) -> Self {
         Self {
             name,
             alias: None,
             arguments,
             help,
-            phase,
             during_transfer: false,
-            feature: Feature::None,
+            needs_tls: false,
+            feature: FeatLine::None,
             takes_words: false,
-            parse: Some(parse),
+            parser,
         }
     }
 
+    const fn any_time(
+        name: &'static str,
+        arguments: &'static str,
+        help: &'static str,
+        parse: fn(&[u8]) -> Result<AnyTimeCommand, ArgumentError>,
+    ) -> Self {
+        Self::new(name, arguments, help, Some(Parser::AnyTime(parse)))
+    }
+
+    const fn logged_in(
+        name: &'static str,
+        arguments: &'static str,
+        help: &'static str,
+        parse: fn(&[u8]) -> Result<LoggedInCommand, ArgumentError>,
+    ) -> Self {
+        Self::new(name, arguments, help, Some(Parser::LoggedIn(parse)))
+    }
+
+    const fn any_time_or_logged_in(
+        name: &'static str,
+        arguments: &'static str,
+        help: &'static str,
+        parse: fn(&[u8]) -> Command,
+    ) -> Self {
+        Self::new(name, arguments, help, Some(Parser::Either(parse)))
+    }
+
     const fn not_offered(name: &'static str) -> Self {
-        Self {
-            name,
-            alias: None,
-            arguments: "",
-            help: "",
-            phase: Always,
-            during_transfer: false,
-            feature: Feature::None,
-            takes_words: false,
-            parse: None,
-        }
+        Self::new(name, "", "", None)
     }
 
     const fn or(mut self, alias: &'static str) -> Self {
@@ -104,24 +129,36 @@ impl Verb {
         self
     }
 
-    const fn feature(mut self, feature: Feature) -> Self {
+    const fn tls(mut self) -> Self {
+        self.needs_tls = true;
+        self
+    }
+
+    const fn feature(mut self, feature: FeatLine) -> Self {
         self.feature = feature;
         self
     }
 
     const fn feat(self, line: &'static str) -> Self {
-        self.feature(Feature::Line(line))
+        self.feature(FeatLine::Line(line))
+    }
+
+    fn is_offered(&self) -> bool {
+        self.parser.is_some()
     }
 
     /// Name and arguments: `RETR <path>`.
     pub fn usage(&self) -> String {
-        let space = if self.arguments.is_empty() { "" } else { " " };
-        format!("{}{space}{}", self.name, self.arguments)
+        match (self.name, self.arguments) {
+            ("SITE", _) => format!("SITE {} [<arguments>]", site::names()),
+            (name, "") => name.to_owned(),
+            (name, arguments) => format!("{name} {arguments}"),
+        }
     }
 }
 
 impl PartialEq for Verb {
-    /// Names are unique in the table.
+    /// Compares names, which are unique in the table.
     fn eq(&self, other: &Self) -> bool {
         self.name == other.name
     }
@@ -135,82 +172,208 @@ impl fmt::Debug for Verb {
     }
 }
 
-use Phase::{AfterLogin, Always, BeforeLogin};
-
-#[rustfmt::skip]
 static VERBS: &[Verb] = &[
     // Login
-    Verb::new("USER", "<name>", "begins a login", Always, |a| argument::path(a).map(Command::User)),
-    Verb::new("PASS", "<password>", "ends a login", Always, |a| Ok(argument::password(a))),
-    Verb::new("ACCT", "<account>", "names an account; none is needed", Always, |a| argument::path(a).map(Command::Acct)),
-    Verb::new("REIN", "", "logs out", Always, |_| Ok(Command::Rein)),
-    Verb::new("QUIT", "", "ends the session", Always, |_| Ok(Command::Quit)).in_transfer(),
-    Verb::new("HOST", "<name>", "selects a virtual host", BeforeLogin, |a| argument::host(a).map(Command::Host)).words().feat("HOST"),
-    Verb::new("CLNT", "<name>", "says which program the client is", Always, |a| argument::path(a).map(Command::Clnt)).words().feat("CLNT"),
+    Verb::any_time("USER", "<name>", "starts a login", |a| argument::path(a).map(AnyTimeCommand::User)),
+    Verb::any_time("PASS", "<password>", "completes a login", |a| Ok(argument::password(a))),
+    Verb::any_time("ACCT", "<account>", "names an account; not needed here", |a| {
+        argument::path(a).map(AnyTimeCommand::Acct)
+    }),
+    Verb::any_time("REIN", "", "logs out", |_| Ok(AnyTimeCommand::Rein)),
+    Verb::any_time("QUIT", "", "ends the session", |_| Ok(AnyTimeCommand::Quit)).in_transfer(),
+    Verb::any_time("HOST", "<name>", "selects a virtual host", |a| {
+        argument::host(a).map(AnyTimeCommand::Host)
+    })
+    .words()
+    .feat("HOST"),
+    Verb::any_time("CLNT", "<name>", "names the client program", |a| {
+        argument::path(a).map(AnyTimeCommand::Clnt)
+    })
+    .words()
+    .feat("CLNT"),
     // Security, RFC 2228 and RFC 4217
-    Verb::new("AUTH", "TLS", "begins to encrypt the control connection", Always, argument::auth).words().feature(Feature::Tls("AUTH TLS")),
-    Verb::new("PBSZ", "0", "comes before PROT", Always, argument::pbsz).words().feature(Feature::Tls("PBSZ")),
-    Verb::new("PROT", "C|P", "data connections are in the clear, or private", Always, argument::prot).words().feature(Feature::Tls("PROT")),
-    Verb::new("CCC", "", "would end the encryption; refused", Always, |_| Ok(Command::Ccc)),
+    Verb::any_time("AUTH", "TLS", "encrypts the control connection", argument::auth)
+        .words()
+        .tls()
+        .feat("AUTH TLS"),
+    Verb::any_time("PBSZ", "0", "must precede PROT", argument::pbsz).words().tls().feat("PBSZ"),
+    Verb::any_time("PROT", "C|P", "sends data in the clear (C) or encrypted (P)", argument::prot)
+        .words()
+        .tls()
+        .feat("PROT"),
+    Verb::any_time("CCC", "", "ends the encryption; always refused", |_| Ok(AnyTimeCommand::Ccc)).tls(),
     // Directories and files
-    Verb::new("PWD", "", "shows the current directory", AfterLogin, |_| Ok(Command::Pwd)).or("XPWD"),
-    Verb::new("CWD", "[<path>]", "changes the current directory", AfterLogin, |a| Ok(Command::Cwd(argument::optional_path(a)))).or("XCWD"),
-    Verb::new("CDUP", "", "goes to the directory above", AfterLogin, |_| Ok(Command::Cdup)).or("XCUP"),
-    Verb::new("MKD", "<path>", "makes a directory", AfterLogin, |a| argument::path(a).map(Command::Mkd)).or("XMKD"),
-    Verb::new("RMD", "<path>", "removes an empty directory", AfterLogin, |a| argument::path(a).map(Command::Rmd)).or("XRMD"),
-    Verb::new("RMDA", "<path>", "removes a directory and all in it", AfterLogin, |a| argument::path(a).map(Command::Rmda)).feat("RMDA"),
-    Verb::new("DELE", "<path>", "deletes a file", AfterLogin, |a| argument::path(a).map(Command::Dele)),
-    Verb::new("RNFR", "<path>", "names what to rename", AfterLogin, |a| argument::path(a).map(Command::Rnfr)),
-    Verb::new("RNTO", "<path>", "renames it", AfterLogin, |a| argument::path(a).map(Command::Rnto)),
-    Verb::new("SIZE", "<path>", "shows the size of a file in bytes", AfterLogin, |a| argument::path(a).map(Command::Size)).feat("SIZE"),
-    Verb::new("MDTM", "[<YYYYMMDDhhmmss>] <path>", "shows or sets the time of last change", AfterLogin, argument::mdtm).feat("MDTM"),
-    Verb::new("MFMT", "<YYYYMMDDhhmmss> <path>", "sets the time of last change", AfterLogin, |a| argument::modified(a).map(Command::Mfmt)).feat("MFMT"),
-    Verb::new("AVBL", "[<path>]", "shows the free space in bytes", AfterLogin, |a| Ok(Command::Avbl(argument::optional_path(a)))).feat("AVBL"),
+    Verb::logged_in("PWD", "", "shows the current directory", |_| Ok(LoggedInCommand::Pwd)).or("XPWD"),
+    Verb::logged_in("CWD", "[<path>]", "changes the current directory", |a| {
+        Ok(LoggedInCommand::Cwd(argument::optional_path(a)))
+    })
+    .or("XCWD"),
+    Verb::logged_in("CDUP", "", "changes to the parent directory", |_| Ok(LoggedInCommand::Cdup)).or("XCUP"),
+    Verb::logged_in("MKD", "<path>", "creates a directory", |a| argument::path(a).map(LoggedInCommand::Mkd))
+        .or("XMKD"),
+    Verb::logged_in("RMD", "<path>", "removes an empty directory", |a| {
+        argument::path(a).map(LoggedInCommand::Rmd)
+    })
+    .or("XRMD"),
+    Verb::logged_in("RMDA", "<path>", "removes a directory and its contents", |a| {
+        argument::path(a).map(LoggedInCommand::Rmda)
+    })
+    .feat("RMDA"),
+    Verb::logged_in("DELE", "<path>", "deletes a file", |a| argument::path(a).map(LoggedInCommand::Dele)),
+    Verb::logged_in("RNFR", "<path>", "names the file or directory to rename", |a| {
+        argument::path(a).map(LoggedInCommand::Rnfr)
+    }),
+    Verb::logged_in("RNTO", "<path>", "renames the RNFR path to this path", |a| {
+        argument::path(a).map(LoggedInCommand::Rnto)
+    }),
+    Verb::logged_in("SIZE", "<path>", "shows the size of a file in bytes", |a| {
+        argument::path(a).map(LoggedInCommand::Size)
+    })
+    .feat("SIZE"),
+    Verb::logged_in(
+        "MDTM",
+        "[<YYYYMMDDhhmmss>] <path>",
+        "shows or sets the modification time",
+        argument::mdtm,
+    )
+    .feat("MDTM"),
+    Verb::logged_in("MFMT", "<YYYYMMDDhhmmss> <path>", "sets the modification time", |a| {
+        argument::modified(a).map(LoggedInCommand::Mfmt)
+    })
+    .feat("MFMT"),
+    Verb::logged_in("AVBL", "[<path>]", "shows the free space in bytes", |a| {
+        Ok(LoggedInCommand::Avbl(argument::optional_path(a)))
+    })
+    .feat("AVBL"),
     // Data connections
-    Verb::new("PASV", "", "the server listens for the data connection", AfterLogin, |_| Ok(Command::Pasv)).feat("PASV"),
-    Verb::new("EPSV", "[1|2|ALL]", "the server listens for the data connection", AfterLogin, |a| argument::epsv(a).map(Command::Epsv)).words().feat("EPSV"),
-    Verb::new("PORT", "<h1,h2,h3,h4,p1,p2>", "the server opens the data connection", AfterLogin, |a| super::address::parse_port(a).map(Command::Port)).words(),
-    Verb::new("EPRT", "|<1|2>|<address>|<port>|", "the server opens the data connection", AfterLogin, |a| super::address::parse_eprt(a).map(Command::Eprt)).words().feat("EPRT"),
+    Verb::logged_in("PASV", "", "makes the server listen for the data connection", |_| {
+        Ok(LoggedInCommand::Pasv)
+    })
+    .feat("PASV"),
+    Verb::logged_in("EPSV", "[1|2|ALL]", "makes the server listen for the data connection", |a| {
+        argument::epsv(a).map(LoggedInCommand::Epsv)
+    })
+    .words()
+    .feat("EPSV"),
+    Verb::logged_in("PORT", "<h1,h2,h3,h4,p1,p2>", "makes the server open the data connection", |a| {
+        super::address::parse_port(a).map(LoggedInCommand::Port)
+    })
+    .words(),
+    Verb::logged_in("EPRT", "|<1|2>|<address>|<port>|", "makes the server open the data connection", |a| {
+        super::address::parse_eprt(a).map(LoggedInCommand::Eprt)
+    })
+    .words()
+    .feat("EPRT"),
     // Transfers
-    Verb::new("TYPE", "A|I|L 8", "text with line ends converted, or bytes", AfterLogin, |a| argument::transfer_type(a).map(Command::Type)).words(),
-    Verb::new("STRU", "F", "files have no structure", AfterLogin, argument::structure).words(),
-    Verb::new("MODE", "S", "data is sent as a stream", AfterLogin, argument::mode).words(),
-    Verb::new("ALLO", "<bytes> [R <bytes>]", "announces the size of the next upload", AfterLogin, |a| argument::allo(a).map(Command::Allo)).words(),
-    Verb::new("REST", "<offset>", "where the next transfer begins", AfterLogin, |a| argument::offset(a).map(Command::Rest)).words().feat("REST STREAM"),
-    Verb::new("RANG", "<first> <last>", "which bytes the next transfer is of; 1 0 for all", AfterLogin, |a| argument::rang(a).map(Command::Rang)).words().feat("RANG STREAM"),
-    Verb::new("RETR", "<path>", "sends a file to the client", AfterLogin, |a| argument::path(a).map(Command::Retr)),
-    Verb::new("STOR", "<path>", "stores a file", AfterLogin, |a| argument::path(a).map(Command::Stor)),
-    Verb::new("STOU", "[<path>]", "stores a file under a new name", AfterLogin, |a| Ok(Command::Stou(argument::optional_path(a)))),
-    Verb::new("APPE", "<path>", "appends to a file", AfterLogin, |a| argument::path(a).map(Command::Appe)),
-    Verb::new("ABOR", "", "ends the transfer under way", AfterLogin, |_| Ok(Command::Abor)).in_transfer(),
+    Verb::logged_in("TYPE", "A|I|L 8", "A converts line ends, I and L 8 transfer bytes unchanged", |a| {
+        argument::transfer_type(a).map(LoggedInCommand::Type)
+    })
+    .words(),
+    Verb::logged_in("STRU", "F", "selects file structure; only F is supported", argument::structure).words(),
+    Verb::logged_in("MODE", "S", "selects the transfer mode; only S is supported", argument::mode).words(),
+    Verb::logged_in("ALLO", "<bytes> [R <bytes>]", "announces the size of the next upload", |a| {
+        argument::allo(a).map(LoggedInCommand::Allo)
+    })
+    .words(),
+    Verb::logged_in("REST", "<offset>", "sets the offset of the next transfer", |a| {
+        argument::offset(a).map(LoggedInCommand::Rest)
+    })
+    .words()
+    .feat("REST STREAM"),
+    Verb::logged_in(
+        "RANG",
+        "<first> <last>",
+        "sets the byte range of the next download; 1 0 clears it",
+        |a| argument::rang(a).map(LoggedInCommand::Rang),
+    )
+    .words()
+    .feat("RANG STREAM"),
+    Verb::logged_in("RETR", "<path>", "sends a file to the client", |a| {
+        argument::path(a).map(LoggedInCommand::Retr)
+    }),
+    Verb::logged_in("STOR", "<path>", "stores a file", |a| argument::path(a).map(LoggedInCommand::Stor)),
+    Verb::logged_in("STOU", "[<path>]", "stores a file under a new name", |a| {
+        Ok(LoggedInCommand::Stou(argument::optional_path(a)))
+    }),
+    Verb::logged_in("APPE", "<path>", "appends to a file", |a| argument::path(a).map(LoggedInCommand::Appe)),
+    Verb::logged_in("ABOR", "", "aborts the transfer", |_| Ok(LoggedInCommand::Abor)).in_transfer(),
     // Listings
-    Verb::new("LIST", "[-aAdFlRrSt1] [<path>]", "lists a directory for people", AfterLogin, |a| Ok(Command::List(argument::list(a)))),
-    Verb::new("NLST", "[-aAdFlRrSt1] [<path>]", "lists the names in a directory", AfterLogin, |a| Ok(Command::Nlst(argument::list(a)))),
-    Verb::new("MLSD", "[<path>]", "lists a directory for programs", AfterLogin, |a| Ok(Command::Mlsd(argument::optional_path(a)))),
-    Verb::new("MLST", "[<path>]", "shows the facts about a path", AfterLogin, |a| Ok(Command::Mlst(argument::optional_path(a)))).feature(Feature::Mlst),
-    Verb::new("STAT", "[[-aAdFlRrSt1] <path>]", "shows the state of the session, or lists a path", Always, |a| Ok(argument::stat(a))).in_transfer(),
+    Verb::logged_in("LIST", "[-aAdFlRrSt] [<path>]", "lists a directory for people", |a| {
+        Ok(LoggedInCommand::List(argument::list(a)))
+    }),
+    Verb::logged_in("NLST", "[-aAdFlRrSt] [<path>]", "lists the names in a directory", |a| {
+        Ok(LoggedInCommand::Nlst(argument::list(a)))
+    }),
+    Verb::logged_in("MLSD", "[<path>]", "lists a directory for programs", |a| {
+        Ok(LoggedInCommand::Mlsd(argument::optional_path(a)))
+    }),
+    Verb::logged_in("MLST", "[<path>]", "shows the facts about a path", |a| {
+        Ok(LoggedInCommand::Mlst(argument::optional_path(a)))
+    })
+    .feature(FeatLine::Mlst),
+    Verb::any_time_or_logged_in(
+        "STAT",
+        "[[-aAdFlRrSt] <path>]",
+        "shows the status of the session, or lists a path",
+        argument::stat,
+    )
+    .in_transfer(),
     // Checksums
-    Verb::new("HASH", "<path>", "the checksum of a file, by the algorithm of OPTS HASH", AfterLogin, |a| argument::path(a).map(Command::Hash)).feature(Feature::Hash),
-    Verb::new("XCRC", "<path> [<start> [<end>]]", "the CRC-32 of a file", AfterLogin, |a| argument::checksum(Algorithm::Crc32, a)).feat("XCRC"),
-    Verb::new("XMD5", "<path> [<start> [<end>]]", "the MD5 of a file", AfterLogin, |a| argument::checksum(Algorithm::Md5, a)).feat("XMD5"),
-    Verb::new("XSHA1", "<path> [<start> [<end>]]", "the SHA-1 of a file", AfterLogin, |a| argument::checksum(Algorithm::Sha1, a)).or("XSHA").feat("XSHA1"),
-    Verb::new("XSHA256", "<path> [<start> [<end>]]", "the SHA-256 of a file", AfterLogin, |a| argument::checksum(Algorithm::Sha256, a)).feat("XSHA256"),
-    Verb::new("XSHA512", "<path> [<start> [<end>]]", "the SHA-512 of a file", AfterLogin, |a| argument::checksum(Algorithm::Sha512, a)).feat("XSHA512"),
-    Verb::new("COMB", "<target> <source>...", "joins files to the end of one", AfterLogin, |a| argument::comb(a).map(Command::Comb)).feat("COMB"),
+    Verb::logged_in("HASH", "<path>", "shows the checksum of a file; OPTS HASH selects the algorithm", |a| {
+        argument::path(a).map(LoggedInCommand::Hash)
+    })
+    .feature(FeatLine::Hash),
+    Verb::logged_in("XCRC", "<path> [<start> [<end>]]", "shows the CRC-32 of a file", |a| {
+        argument::checksum(Algorithm::Crc32, a)
+    })
+    .feat("XCRC"),
+    Verb::logged_in("XMD5", "<path> [<start> [<end>]]", "shows the MD5 of a file", |a| {
+        argument::checksum(Algorithm::Md5, a)
+    })
+    .feat("XMD5"),
+    Verb::logged_in("XSHA1", "<path> [<start> [<end>]]", "shows the SHA-1 of a file", |a| {
+        argument::checksum(Algorithm::Sha1, a)
+    })
+    .or("XSHA")
+    .feat("XSHA1"),
+    Verb::logged_in("XSHA256", "<path> [<start> [<end>]]", "shows the SHA-256 of a file", |a| {
+        argument::checksum(Algorithm::Sha256, a)
+    })
+    .feat("XSHA256"),
+    Verb::logged_in("XSHA512", "<path> [<start> [<end>]]", "shows the SHA-512 of a file", |a| {
+        argument::checksum(Algorithm::Sha512, a)
+    })
+    .feat("XSHA512"),
+    Verb::logged_in("COMB", "<target> <source>...", "appends the sources to the target", |a| {
+        argument::comb(a).map(LoggedInCommand::Comb)
+    })
+    .feat("COMB"),
     // Information and parameters
-    Verb::new("SYST", "", "shows the kind of system", Always, |_| Ok(Command::Syst)),
-    Verb::new("FEAT", "", "lists the extensions", Always, |_| Ok(Command::Feat)),
-    Verb::new("HELP", "[<command>]", "shows this", Always, |a| Ok(Command::Help(argument::optional_path(a)))).words(),
-    Verb::new("NOOP", "", "does nothing", Always, |_| Ok(Command::Noop)).in_transfer(),
-    Verb::new("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", Always, |a| argument::opts(a).map(Command::Opts)).words(),
-    Verb::new("SITE", "CHMOD|UTIME|WHO|QUOTA|HELP [<arguments>]", "what no RFC has", AfterLogin, |a| argument::site(a).map(Command::Site)).feat("SITE UTIME"),
-    // RFC 959 and the security extensions, RFC 2228
+    Verb::any_time("SYST", "", "shows the type of the system", |_| Ok(AnyTimeCommand::Syst)),
+    Verb::any_time("FEAT", "", "lists the extensions", |_| Ok(AnyTimeCommand::Feat)),
+    Verb::any_time("HELP", "[<command>]", "shows this help", |a| {
+        Ok(AnyTimeCommand::Help(argument::optional_path(a)))
+    })
+    .words(),
+    Verb::any_time("NOOP", "", "does nothing", |_| Ok(AnyTimeCommand::Noop)).in_transfer(),
+    Verb::any_time("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", |a| {
+        argument::opts(a).map(AnyTimeCommand::Opts)
+    })
+    .words(),
+    Verb::logged_in(
+        "SITE",
+        "<command> [<arguments>]",
+        "runs a server-specific command; see SITE HELP",
+        |a| site::parse(a).map(LoggedInCommand::Site),
+    )
+    .feature(FeatLine::Site),
+    // Not supported: RFC 959 and the security extensions of RFC 2228
     Verb::not_offered("SMNT"),
     Verb::not_offered("ADAT"),
     Verb::not_offered("CONF"),
     Verb::not_offered("ENC"),
     Verb::not_offered("MIC"),
-    // RFC 2640, RFC 1639 and what others have
+    // Not supported: RFC 2640, RFC 1639 and extensions of other servers
     Verb::not_offered("LANG"),
     Verb::not_offered("LPRT"),
     Verb::not_offered("LPSV"),
@@ -225,40 +388,42 @@ static VERBS: &[Verb] = &[
     Verb::not_offered("CSID"),
 ];
 
-/// FEAT lines of what is no verb: how paths are encoded (RFC 2640) and written (RFC 3659 section 6).
+/// FEAT lines that belong to no verb: encoding (RFC 2640) and form (RFC 3659 section 6) of paths.
 const OTHER_FEATURES: [&str; 2] = ["UTF8", "TVFS"];
 
-/// The row of a name in any case, also of its form with an X.
+/// The row with this name or alias, in upper or lower case.
 pub fn find(name: &[u8]) -> Option<&'static Verb> {
     VERBS.iter().find(|verb| {
-        let is = |known: &str| known.as_bytes().eq_ignore_ascii_case(name);
-        is(verb.name) || verb.alias.is_some_and(is)
+        let matches = |known: &str| known.as_bytes().eq_ignore_ascii_case(name);
+        matches(verb.name) || verb.alias.is_some_and(matches)
     })
 }
 
-/// What FEAT depends on.
+/// State that the reply to FEAT depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Features {
-    /// The facts that are selected.
+    /// The selected MLST facts.
     pub facts: Facts,
-    /// The algorithm that is selected.
+    /// The selected HASH algorithm.
     pub hash: Algorithm,
-    /// Whether there is TLS.
+    /// True if TLS is configured.
     pub tls: bool,
 }
 
-/// The answer to FEAT, RFC 2389 section 3.2.
+/// The reply to FEAT (RFC 2389 section 3.2).
 pub fn feat(features: Features) -> Reply {
     let Features { facts, hash, tls } = features;
-    let offered = VERBS.iter().filter(|verb| verb.parse.is_some());
-    let lines = offered.filter_map(|verb| match verb.feature {
-        Feature::None => None,
-        Feature::Line(line) => Some(Text::from(line)),
-        Feature::Tls(line) => tls.then(|| Text::from(line)),
-        Feature::Mlst => Some(Text::from(facts.feature())),
-        Feature::Hash => Some(Text::from(hash_feature(hash))),
+    let offered = VERBS.iter().filter(|verb| verb.is_offered() && (tls || !verb.needs_tls));
+    let lines = offered.flat_map(|verb| match verb.feature {
+        FeatLine::None => vec![],
+        FeatLine::Line(line) => vec![ReplyText::from(line)],
+        FeatLine::Mlst => vec![ReplyText::from(facts.feature())],
+        FeatLine::Hash => vec![ReplyText::from(hash_feature(hash))],
+        FeatLine::Site => {
+            SITE_COMMANDS.iter().filter_map(|command| command.feature.map(ReplyText::from)).collect()
+        }
     });
-    let lines = lines.chain(OTHER_FEATURES.map(Text::from)).collect();
+    let lines = lines.chain(OTHER_FEATURES.map(ReplyText::from)).collect();
     Reply::lines(Code::SYSTEM_STATUS, "Extensions supported:", lines, "End")
 }
 
@@ -277,24 +442,23 @@ fn hash_feature(selected: Algorithm) -> String {
     line
 }
 
-/// The answer to HELP, RFC 959 section 4.1.3: of all verbs, or of the one in `topic`.
+/// The reply to HELP (RFC 959 section 4.1.3): all verbs, or the verb in `topic`.
 pub fn help(topic: Option<&[u8]>) -> Reply {
-    match topic.map(|name| find(name).filter(|verb| verb.parse.is_some())) {
+    match topic.map(|name| find(name).filter(|verb| verb.is_offered())) {
         None => {
-            let names: Vec<_> =
-                VERBS.iter().filter(|verb| verb.parse.is_some()).map(|verb| verb.name).collect();
-            let rows = names.chunks(8).map(|row| Text::from(row.join(" "))).collect();
-            Reply::lines(Code::HELP, "Commands:", rows, "HELP <command> tells more.")
+            let names: Vec<_> = VERBS.iter().filter(|verb| verb.is_offered()).map(|verb| verb.name).collect();
+            let rows = names.chunks(8).map(|row| ReplyText::from(row.join(" "))).collect();
+            Reply::lines(Code::HELP, "Commands:", rows, "Use HELP <command> for details")
         }
         Some(Some(verb)) if verb.name == "SITE" => site_help(),
         Some(Some(verb)) => Reply::new(Code::HELP, format!("{}: {}", verb.usage(), verb.help)),
-        Some(None) => Reply::new(Code::NOT_IMPLEMENTED, "No such command."),
+        Some(None) => Reply::new(Code::NOT_IMPLEMENTED, "Unknown command"),
     }
 }
 
-/// The answer to SITE HELP.
+/// The reply to SITE HELP.
 pub fn site_help() -> Reply {
-    let lines = Site::USAGES.map(Text::from).to_vec();
+    let lines = site::usages().map(ReplyText::from).collect();
     Reply::lines(Code::HELP, "SITE commands:", lines, "End")
 }
 
@@ -304,83 +468,4 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(reply: &Reply) -> String {
-        let mut out = Vec::new();
-        reply.encode(&mut out);
-        String::from_utf8(out).unwrap()
-    }
-
-    #[test]
-    fn every_name_is_in_the_table_once_and_in_capitals() {
-        let names: Vec<_> = VERBS.iter().flat_map(|verb| [Some(verb.name), verb.alias]).flatten().collect();
-        for (i, name) in names.iter().enumerate() {
-            assert!(name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()), "{name}");
-            assert!(!names[..i].contains(name), "{name}");
-            assert!(!crate::protocol::command::is_foreign(name.as_bytes()), "{name}");
-        }
-    }
-
-    #[test]
-    fn only_what_any_moment_allows_runs_during_a_transfer_rfc_959_4_1_3() {
-        let names: Vec<_> = VERBS.iter().filter(|verb| verb.during_transfer).map(|verb| verb.name).collect();
-        assert_eq!(names, ["QUIT", "ABOR", "STAT", "NOOP"]);
-    }
-
-    #[test]
-    fn before_login_nothing_touches_files() {
-        let names: Vec<_> = VERBS
-            .iter()
-            .filter(|verb| verb.parse.is_some() && verb.phase != AfterLogin)
-            .map(|verb| verb.name)
-            .collect();
-        // STAT is for everybody only without a path, see `Request::phase`.
-        let expected = [
-            "USER", "PASS", "ACCT", "REIN", "QUIT", "HOST", "CLNT", "AUTH", "PBSZ", "PROT", "CCC", "STAT",
-            "SYST", "FEAT", "HELP", "NOOP", "OPTS",
-        ];
-        assert_eq!(names, expected);
-    }
-
-    #[test]
-    fn feat_has_one_line_an_extension_rfc_2389_3_2() {
-        let features = Features { facts: Facts::parse(b"type;"), hash: Algorithm::Sha256, tls: true };
-        let reply = text(&feat(features));
-        assert!(reply.starts_with("211-Extensions supported:\r\n ") && reply.ends_with("\r\n211 End\r\n"));
-        for line in [
-            " EPRT",
-            " EPSV",
-            " MDTM",
-            " MFMT",
-            " SIZE",
-            " REST STREAM",
-            " TVFS",
-            " UTF8",
-            " HOST",
-            " AUTH TLS",
-            " PBSZ",
-            " PROT",
-            " MLST type*;size;modify;perm;unique;UNIX.mode;",
-            " HASH CRC32;MD5;SHA-1;SHA-256*;SHA-512",
-        ] {
-            assert!(reply.lines().any(|l| l == line), "{line}");
-        }
-        assert!(!text(&feat(Features { tls: false, ..features })).contains("AUTH"), "not offered");
-    }
-
-    #[test]
-    fn help_lists_what_is_offered_and_explains_each() {
-        let all = text(&help(None));
-        for verb in VERBS {
-            let listed = all.split_ascii_whitespace().any(|word| word == verb.name);
-            assert_eq!(listed, verb.parse.is_some(), "{verb:?}");
-            let one = text(&help(Some(verb.name.as_bytes())));
-            assert_eq!(one.starts_with("214"), verb.parse.is_some(), "{one}");
-        }
-        assert_eq!(text(&help(Some(b"retr"))), "214 RETR <path>: sends a file to the client\r\n");
-        assert!(text(&help(Some(b"SITE"))).contains("\r\n CHMOD <mode> <path>\r\n"));
-        assert_eq!(text(&help(Some(b"\r\n"))), "502 No such command.\r\n");
-    }
-}
+mod tests;

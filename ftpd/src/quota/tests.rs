@@ -16,7 +16,8 @@ use crate::{
     connections::Connections,
     data::progress::Progress,
     jail::{
-        Changes, FileError, Jail, Joining, Modes, Placement, Rivals, Upload, WriteMode, path::VirtualPath,
+        Changes, CombineRequest, FileError, Jail, Modes, RivalPolicy, Upload, UploadPlacement, WriteMode,
+        path::VirtualPath,
     },
 };
 
@@ -178,7 +179,7 @@ impl Session {
                     Ok(())
                 };
                 let (target, sources, progress) = (path(target), [path(source)], Progress::default());
-                let joining = Joining { target: &target, sources: &sources, sync: false };
+                let joining = CombineRequest { target: &target, sources: &sources, sync: false };
                 let _ = jail.combine(joining, &progress, &mut changes, reserve, || true);
                 if let Some(share) = share {
                     share.follow(changes);
@@ -242,8 +243,8 @@ impl Session {
             _ => NewFile::No,
         };
         let share = site.runtime.block_on(site.quota.admit(new, 1)).ok()?;
-        let hidden = Placement::Atomic { owner: "anna", rivals: Rivals::Replaced };
-        let placement = if atomic { hidden } else { Placement::Direct };
+        let hidden = UploadPlacement::Atomic { owner: "anna", rivals: RivalPolicy::Replace };
+        let placement = if atomic { hidden } else { UploadPlacement::Direct };
         let Ok(mut upload) = jail.open_write(name, mode, placement) else {
             share.settle();
             return None;
@@ -287,7 +288,7 @@ impl Running {
             }
             self.share.arrived(piece).ok()?;
             let content = vec![b'x'; usize::try_from(piece).unwrap()];
-            let file = self.upload.to_write(piece).ok()?;
+            let file = self.upload.prepare_write(piece).ok()?;
             file.write_all_at(&content, self.position).unwrap();
             self.position += piece;
             left -= piece;

@@ -1,4 +1,4 @@
-//! Certificates and keys: read, checked, and chosen for each client.
+//! The node's certificates and keys: loading, checking, and selection for each client.
 
 use std::{
     fmt,
@@ -17,30 +17,36 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-/// A warning is logged this long before a certificate expires, in seconds: two weeks.
+use super::unix_seconds;
+
+/// A warning is logged if a certificate expires within this many seconds (two weeks).
 const EXPIRES_SOON: i64 = 14 * 24 * 3600;
 
-/// Where a certificate chain and its key are, as PEM. Both may be in one file.
+/// PEM files of a certificate chain and its key. Both may be the same file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateFiles {
     pub chain: PathBuf,
     pub key: PathBuf,
 }
 
-/// Why certificates cannot be used. Each names its file.
+/// Reason why a certificate cannot be used. Each names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     #[error("{path}: {error}", path = .0.display(), error = .1)]
     Unreadable(PathBuf, pem::Error),
-    #[error("{path}: no certificate in it", path = .0.display())]
+    #[error("{path}: the file contains no certificate", path = .0.display())]
     Empty(PathBuf),
-    #[error("{path}: not a certificate that can be used: {error}", path = .0.display(), error = .1)]
+    #[error("{path}: unusable certificate: {error}", path = .0.display(), error = .1)]
     Unusable(PathBuf, String),
-    #[error("the key in {key} does not belong to the certificate in {chain}", key = .0.key.display(), chain = .0.chain.display())]
+    #[error(
+        "the key in {key} does not belong to the certificate in {chain}",
+        key = .0.key.display(),
+        chain = .0.chain.display()
+    )]
     KeyMismatch(CertificateFiles),
 }
 
-/// The certificates of a server, in the operator's order.
+/// The node's certificates, in the operator's order.
 pub struct Certificates(Vec<Certificate>);
 
 struct Certificate {
@@ -54,11 +60,11 @@ impl fmt::Debug for Certificates {
 }
 
 impl Certificates {
-    /// Reads and checks all certificates. Blocks. One that has expired, or soon will, is used all
-    /// the same and warned of: clients decide for themselves.
+    /// Reads and checks all certificates. Blocks. A certificate that has expired or will soon is logged and
+    /// still used: clients decide for themselves.
     ///
     /// # Errors
-    /// The first file that cannot be used, and why.
+    /// The first file that cannot be used, and the reason.
     pub fn load(files: &[CertificateFiles], provider: &CryptoProvider) -> Result<Self, CertificateError> {
         files.iter().map(|files| load(files, provider)).collect::<Result<_, _>>().map(Self)
     }
@@ -87,7 +93,7 @@ fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certifica
 }
 
 fn warn_of_expiry(path: &Path, expires: i64) {
-    let now = super::unix_seconds();
+    let now = unix_seconds();
     let path = path.display();
     match expires - now {
         ..=0 => log::warn!("{path}: the certificate has expired; most clients will refuse it"),
@@ -99,15 +105,15 @@ fn warn_of_expiry(path: &Path, expires: i64) {
 }
 
 impl ResolvesServerCert for Certificates {
-    /// The first certificate for the name that the client asks for and with a key that it can
-    /// verify; for a name that none has, the first that it can verify.
+    /// The first certificate for the requested name whose key type the client supports. If there is none, the
+    /// first certificate whose key type the client supports.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
         let usable = || {
-            let fits = |certificate: &&Certificate| {
+            let is_supported = |certificate: &&Certificate| {
                 certificate.key.key.choose_scheme(hello.signature_schemes()).is_some()
             };
-            self.0.iter().filter(fits)
+            self.0.iter().filter(is_supported)
         };
         let named = name.and_then(|name| usable().find(|certificate| certificate.is_for(&name)));
         named.or_else(|| usable().next()).map(|certificate| Arc::clone(&certificate.key))

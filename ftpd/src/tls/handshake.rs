@@ -1,5 +1,4 @@
-//! The handshake of a data connection, after which its keys are ours: rustls gets nothing that comes
-//! after it.
+//! The handshake of a data connection. Afterwards [`Records`] has the keys, and rustls sees no further bytes.
 
 use std::{io, sync::Arc};
 
@@ -13,38 +12,38 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::records::{KeySchedule, Records, Secrets, Version};
 
-/// What is read at once: the client's messages fit, and an early upload has other buffers to go to.
+/// Bytes read at once. The client's messages fit; data of an early upload is read elsewhere.
 const READ: usize = 4096;
 
-/// A record's header, and the most that it may announce (RFC 5246 section 6.2.3).
+/// Length of a record's header, and of its longest body (RFC 5246 section 6.2.3), in bytes.
 const HEADER: usize = 5;
 const LONGEST_BODY: usize = (1 << 14) + 2048;
 
-/// What rustls wants next.
-enum Next {
-    Go,
+/// The next action that rustls needs.
+enum HandshakeStep {
+    Continue,
     Send,
     Receive,
     Done,
 }
 
-/// Does the server's side. `look` sees the connection when it is over, and says whether the client gets session
-/// tickets of TLS 1.3.
+/// Performs the server's side. `inspect` sees the finished handshake and returns true in its second field if
+/// the client gets TLS 1.3 session tickets.
 ///
-/// TLS 1.3 ends with what the server says unasked: session tickets. They are not sent but left to the
-/// [`Records`], since a client that uploads need not read at all. One that closes with them unread, or
-/// before they come, has its connection reset, which loses what its kernel has not sent so far.
+/// In TLS 1.3 the server sends session tickets after the handshake. They are not sent here but left to
+/// [`Records`], because a client that uploads may never read. If such a client closes with unread tickets, or
+/// before they arrive, its kernel resets the connection and loses data that it has not sent yet.
 ///
 /// # Errors
-/// The handshake failed; the client was told why. Or the connection ended.
+/// The handshake failed and the client got an alert, or the connection ended.
 pub(super) async fn accept<T>(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     config: Arc<ServerConfig>,
-    look: impl FnOnce(&UnbufferedServerConnection) -> (T, bool),
+    inspect: impl FnOnce(&UnbufferedServerConnection) -> (T, bool),
 ) -> io::Result<(Records, T)> {
     let mut connection = UnbufferedServerConnection::new(config).map_err(invalid)?;
     let mut received = Vec::new();
-    // So much of it has rustls been shown: whole records, the last of them needed.
+    // Bytes of `received` already passed to rustls; always whole records.
     let mut shown = 0;
     let mut answer = Vec::new();
     loop {
@@ -52,50 +51,50 @@ pub(super) async fn accept<T>(
         let next = match state {
             Ok(ConnectionState::EncodeTlsData(mut message)) => {
                 encode(&mut answer, |space| message.encode(space));
-                Next::Go
+                HandshakeStep::Continue
             }
             Ok(ConnectionState::TransmitTlsData(message)) => {
                 message.done();
-                Next::Send
+                HandshakeStep::Send
             }
-            Ok(ConnectionState::BlockedHandshake) => Next::Receive,
-            Ok(ConnectionState::WriteTraffic(_)) => Next::Done,
-            // Data, or an end: neither has been shown before the handshake is over.
+            Ok(ConnectionState::BlockedHandshake) => HandshakeStep::Receive,
+            Ok(ConnectionState::WriteTraffic(_)) => HandshakeStep::Done,
+            // Data or close_notify before the end of the handshake.
             Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Err(error) => {
-                tell(stream, &mut connection, answer).await;
+                send_alert(stream, &mut connection, answer).await;
                 return Err(invalid(error));
             }
         };
         received.drain(..discard);
         shown -= discard;
         match next {
-            Next::Go => {}
-            Next::Send if connection.is_handshaking() || version(&connection) == Version::Tls12 => {
+            HandshakeStep::Continue => {}
+            HandshakeStep::Send if connection.is_handshaking() || version(&connection) == Version::Tls12 => {
                 stream.write_all(&answer).await?;
                 answer.clear();
             }
-            Next::Send => {}
-            Next::Receive => {
-                while record(&received[shown..]).is_none() {
+            HandshakeStep::Send => {}
+            HandshakeStep::Receive => {
+                while record_length(&received[shown..]).is_none() {
                     received.reserve(READ);
                     if stream.read_buf(&mut received).await? == 0 {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
                 }
-                shown += record(&received[shown..]).unwrap_or_default();
+                shown += record_length(&received[shown..]).unwrap_or_default();
             }
-            Next::Done => break,
+            HandshakeStep::Done => break,
         }
     }
-    let (seen, gets_tickets) = look(&connection);
+    let (result, gets_tickets) = inspect(&connection);
     let tickets = gets_tickets.then_some(answer);
-    Ok((records(connection, received, tickets).map_err(invalid)?, seen))
+    Ok((records(connection, received, tickets).map_err(invalid)?, result))
 }
 
-/// The length of the record at the front of `bytes`, if it is whole. Bytes that cannot be a record
-/// are rustls's to refuse.
-fn record(bytes: &[u8]) -> Option<usize> {
+/// Length of the record at the front of `bytes`, or `None` if it is incomplete. For bytes that cannot be a
+/// record, all of them, so that rustls refuses them.
+fn record_length(bytes: &[u8]) -> Option<usize> {
     let [kind, _, _, high, low] = *bytes.first_chunk::<HEADER>()?;
     let body = usize::from(u16::from_be_bytes([high, low]));
     if !(20..=23).contains(&kind) || body > LONGEST_BODY {
@@ -104,10 +103,10 @@ fn record(bytes: &[u8]) -> Option<usize> {
     (bytes.len() >= HEADER + body).then_some(HEADER + body)
 }
 
-/// Appends what rustls has to say to `answer`.
+/// Appends a message of rustls to `answer`.
 fn encode(answer: &mut Vec<u8>, mut message: impl FnMut(&mut [u8]) -> Result<usize, EncodeError>) {
     let start = answer.len();
-    // Asked without space it says how much it wants.
+    // With an empty buffer, rustls reports the size that it needs.
     if let Err(EncodeError::InsufficientSize(wanted)) = message(&mut []) {
         answer.resize(start + wanted.required_size, 0);
         let written = message(&mut answer[start..]).unwrap_or_default();
@@ -115,8 +114,8 @@ fn encode(answer: &mut Vec<u8>, mut message: impl FnMut(&mut [u8]) -> Result<usi
     }
 }
 
-/// Sends the alert that a failed handshake leaves. Whether it arrives changes nothing.
-async fn tell(
+/// Sends the alert of a failed handshake. Ignores errors.
+async fn send_alert(
     stream: &mut (impl AsyncWrite + Unpin),
     connection: &mut UnbufferedServerConnection,
     mut answer: Vec<u8>,
@@ -138,8 +137,8 @@ fn records(
     let [mut sending, receiving] =
         [secrets.tx, secrets.rx].map(|(sequence, keys)| Secrets { keys, sequence });
     if tickets.is_none() && version == Version::Tls13 {
-        // Tickets are the first records under this key. They are dropped here without having been sent, so
-        // that their numbers are free, and the client expects the first record with number 0.
+        // The dropped tickets were the first records under this key. They were never sent, so the client
+        // expects the next record with sequence number 0.
         sending.sequence = 0;
     }
     let records = Records::new(version, sending, &receiving, Box::new(schedule), received)?;

@@ -1,4 +1,4 @@
-//! What a client certificate says of its holder, taken from its DER.
+//! Reads subject, key and alternative names from the DER of a client certificate.
 
 use common::certificate::{AlternativeName, Attribute, ClientCertificate, DistinguishedName, KeyFingerprint};
 use rustls::pki_types::CertificateDer;
@@ -11,15 +11,16 @@ use x509_parser::{
     x509::{AttributeTypeAndValue, X509Name},
 };
 
-/// The longest text of a subject that is told to authd, in bytes.
+/// Longest subject sent to authd, in bytes of text. A longer one is omitted.
 const MAX_SUBJECT: usize = 2048;
 
-/// How many alternative names are told to authd, and how many bytes they may have together. Beyond either,
-/// none is told: authd's requests are bounded.
+/// Limits for the alternative names sent to authd: their number and their total length in bytes. If either
+/// is exceeded, all names are omitted, because authd limits the size of a request.
 const MAX_NAMES: usize = 64;
 const MAX_NAMES_BYTES: usize = 4096;
 
-/// `None`: rustls has verified something that this parser does not read. It then stands in for no password.
+/// The fields that certificate rules compare. `None` if this parser cannot read the certificate, although
+/// rustls verified it; then it cannot replace a password.
 pub fn describe(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let subject = subject(parsed.subject()).filter(|subject| subject.to_string().len() <= MAX_SUBJECT);
@@ -27,7 +28,7 @@ pub fn describe(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
     Some(ClientCertificate { subject, key, names: names(&parsed) })
 }
 
-/// The time after which the certificate is not valid, in seconds since 1970.
+/// Expiry time of the certificate in Unix seconds.
 pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(parsed.validity().not_after.timestamp())
@@ -38,8 +39,8 @@ fn subject(name: &X509Name<'_>) -> Option<DistinguishedName> {
     DistinguishedName::new(relative.collect::<Option<_>>()?).ok()
 }
 
-/// Only string types whose bytes are their text. T61String, BMPString and UniversalString have other alphabets,
-/// and two of their values could become one text.
+/// Accepts only string types whose bytes are UTF-8 or ASCII. T61String, BMPString and UniversalString have
+/// other encodings, and two different values could become the same text.
 fn attribute(attribute: &AttributeTypeAndValue<'_>) -> Option<Attribute> {
     let value = attribute.attr_value();
     let text = str::from_utf8(value.data).ok()?;
@@ -53,7 +54,7 @@ fn attribute(attribute: &AttributeTypeAndValue<'_>) -> Option<Attribute> {
 }
 
 fn names(certificate: &X509Certificate<'_>) -> Vec<AlternativeName> {
-    // An extension that occurs twice is an error.
+    // A duplicate extension is an error.
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return Vec::new() };
     let names = extension.value.general_names.iter().filter_map(|name| match name {
         GeneralName::RFC822Name(name) => AlternativeName::email(name).ok(),
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_without_an_exact_text_is_left_out_and_the_key_is_not() {
+    fn a_subject_without_an_exact_text_is_omitted_and_the_key_is_kept() {
         for value in [text("a\0"), text("a\nb"), DnValue::BmpString("ab".try_into().unwrap())] {
             let certificate = described(|parameters| {
                 parameters.distinguished_name.push(DnType::CommonName, text("scanner"));
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn alternative_names_are_told_if_they_are_not_too_many() {
+    fn alternative_names_are_sent_unless_there_are_too_many() {
         let dns = |name: String| SanType::DnsName(name.try_into().unwrap());
         let names = [
             SanType::Rfc822Name("Ann@Example.com".try_into().unwrap()),

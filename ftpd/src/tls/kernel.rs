@@ -1,8 +1,8 @@
-//! TLS records made by the kernel (kTLS): a download is then `sendfile`, as without TLS.
+//! TLS encryption by the kernel (kTLS), so that a download uses `sendfile` as without TLS.
 //!
-//! Only what is sent. Until Linux 6.14 the kernel cannot take another key: a client that replaces its
-//! own (RFC 8446 section 4.6.3) in the middle of an upload would lose it, on such a kernel and on no other.
-//! And what is received is spliced one record at a time, which saves nothing over opening many.
+//! Only for sending. Kernels before 6.14 cannot replace the receiving key: an upload would fail if the
+//! client updates its key (RFC 8446 section 4.6.3). Besides, the kernel splices received data one record at
+//! a time, which is not cheaper than decrypting many records in user space.
 
 use std::{io, net::TcpStream, os::fd::AsRawFd, sync::LazyLock};
 
@@ -17,10 +17,10 @@ use rustls::ConnectionTrafficSecrets;
 
 use super::records::{Secrets, Version};
 
-/// Whether downloads may use it.
+/// Use of kTLS for downloads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KernelTls {
-    /// Where the kernel has it.
+    /// Used if the kernel supports it.
     Auto,
     Off,
 }
@@ -32,15 +32,15 @@ impl std::str::FromStr for KernelTls {
         match text {
             "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
-            _ => Err("neither auto nor off"),
+            _ => Err("must be auto or off"),
         }
     }
 }
 
-/// Whether the running kernel has it. A kernel that has it as a module which nobody has loaded has it
-/// not: a server that is not root cannot load it.
+/// Returns true if the running kernel supports kTLS. If kTLS is a module that is not loaded, the result is
+/// false: a server without root cannot load it.
 pub fn is_available() -> bool {
-    /// A kernel that has it says instead that the socket is not connected.
+    /// On an unconnected socket, a kernel with kTLS fails with ENOTCONN, one without it with ENOENT.
     static AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
         let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
         matches!(
@@ -51,10 +51,10 @@ pub fn is_available() -> bool {
     *AVAILABLE
 }
 
-/// Makes the kernel seal what is written to `socket` from now on.
+/// Makes the kernel encrypt everything that is written to `socket` from now on.
 ///
 /// # Errors
-/// It cannot, and the socket is as before.
+/// The kernel cannot; the socket is unchanged.
 pub fn seal(socket: &TcpStream, version: Version, secrets: &Secrets) -> Result<(), Errno> {
     let keys = crypto_info(version, secrets).ok_or(Errno::EOPNOTSUPP)?;
     setsockopt(socket, TcpUlp::default(), b"tls")?;
@@ -97,9 +97,9 @@ fn crypto_info(version: Version, secrets: &Secrets) -> Option<TlsCryptoInfo> {
     })
 }
 
-/// The two parts of the nonce. With TLS 1.2 the kernel counts the second one up from what it is given,
-/// where rustls has changed its low bits for the records of the handshake. The highest bit keeps the two
-/// apart: a nonce that is used twice gives the key away.
+/// The two parts of the nonce: salt and explicit part. With TLS 1.2 the kernel increments the explicit part
+/// for each record; rustls XORed the sequence number into its low bits for the handshake records. Flipping
+/// the highest bit keeps the two sequences distinct, because a repeated nonce reveals the key.
 fn aes_gcm_nonce(version: Version, iv: &[u8]) -> Option<([u8; 4], [u8; 8])> {
     let (salt, explicit) = iv.split_first_chunk::<4>()?;
     let mut explicit: [u8; 8] = explicit.try_into().ok()?;
@@ -109,26 +109,26 @@ fn aes_gcm_nonce(version: Version, iv: &[u8]) -> Option<([u8; 4], [u8; 8])> {
     Some((*salt, explicit))
 }
 
-/// Sends close_notify, sealed by the kernel.
+/// Sends close_notify, encrypted by the kernel.
 ///
 /// # Errors
-/// The connection is gone.
+/// The connection is broken.
 pub fn send_close_notify(socket: &TcpStream) -> io::Result<()> {
     const ALERT: u8 = 21;
     let mut alert = [1_u8, 0];
     let mut part = libc::iovec { iov_base: alert.as_mut_ptr().cast(), iov_len: alert.len() };
-    // Aligned as a cmsghdr, and larger than one with a byte.
+    // `u64` gives the alignment of a cmsghdr; the size is more than CMSG_SPACE(1).
     let mut control = [0_u64; 8];
-    // SAFETY: the function computes, and touches no memory.
+    // SAFETY: these functions only compute sizes and access no memory.
     let (space, length) = unsafe { (libc::CMSG_SPACE(1), libc::CMSG_LEN(1)) };
-    // SAFETY: msghdr is numbers and pointers, and may be all zero.
+    // SAFETY: msghdr consists of integers and pointers; all-zero is a valid value.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = space as _;
-    // SAFETY: `control` is valid for msg_controllen (24 of 64) bytes, which is room for one header, to
-    // which the macro points, and a byte after it.
+    // SAFETY: `control` has 64 bytes, of which msg_controllen (24) hold one header, to which CMSG_FIRSTHDR
+    // points, and one byte of data after it.
     unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::SOL_TLS;
@@ -137,7 +137,7 @@ pub fn send_close_notify(socket: &TcpStream) -> io::Result<()> {
         *libc::CMSG_DATA(header) = ALERT;
     }
     loop {
-        // SAFETY: `message` points to `part` and `control`, which live, and `part` to `alert`.
+        // SAFETY: `message` points to `part` and `control`, `part` points to `alert`; all outlive the call.
         let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
         match Errno::result(sent) {
             Ok(_) => return Ok(()),
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_never_uses_a_nonce_of_the_handshake() {
+    fn the_kernel_never_repeats_a_nonce_of_the_handshake() {
         let iv = [1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 9];
         assert_eq!(aes_gcm_nonce(Version::Tls13, &iv), Some(([1, 2, 3, 4], [0, 0, 0, 0, 0, 0, 0, 9])));
         assert_eq!(aes_gcm_nonce(Version::Tls12, &iv), Some(([1, 2, 3, 4], [0x80, 0, 0, 0, 0, 0, 0, 9])));

@@ -1,5 +1,5 @@
-//! TLS of control and data connections (RFC 4217): what is offered, to whom, and how it is proved
-//! that a data connection belongs to a session.
+//! TLS of control and data connections (RFC 4217): configuration, handshakes, and the proof that a data
+//! connection belongs to a session.
 
 pub mod certificates;
 mod handshake;
@@ -38,31 +38,31 @@ use self::{
     certificates::Certificates,
     kernel::KernelTls,
     records::Records,
-    tickets::{Purpose, SessionTickets, Tickets},
-    trust::{Trust, TrustFiles, Witness},
+    tickets::{ConnectionKind, SessionTickets, Tickets},
+    trust::{ClientTrust, RecordingVerifier, TrustFiles},
 };
 use crate::metrics;
 
-/// The one protocol that is spoken here (IANA's ALPN registry). A client that offers others only
-/// has been led astray by somebody (ALPACA, CVE-2021-3618), and its handshake fails.
+/// The only ALPN protocol accepted (IANA registry). The handshake of a client that offers only others
+/// fails: an attacker may have redirected it here (ALPACA, CVE-2021-3618).
 const ALPN_FTP: &[u8] = b"ftp";
 
-/// How often files are looked at for changes.
+/// Interval between checks of the certificate files for changes.
 const WATCH_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How often ticket keys are asked for: a node learns of a new one this late.
+/// Interval between requests for ticket keys. A node may learn of a new key this late.
 const TICKET_KEY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Whether encryption may or must be used.
+/// Policy for the encryption of a kind of connection: forbidden, allowed or required.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Policy {
+pub enum TlsPolicy {
     Off,
     #[default]
     Optional,
     Required,
 }
 
-impl FromStr for Policy {
+impl FromStr for TlsPolicy {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -70,22 +70,24 @@ impl FromStr for Policy {
             "off" => Ok(Self::Off),
             "optional" => Ok(Self::Optional),
             "required" => Ok(Self::Required),
-            _ => Err("neither off, optional nor required"),
+            _ => Err("must be off, optional or required"),
         }
     }
 }
 
-/// Whether a data connection must resume the TLS session of its control connection.
+/// Policy for the reuse of a control connection's TLS session by its data connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reuse {
+pub enum SessionReuse {
+    /// A data connection that does not resume is refused.
     Required,
-    /// It is counted if it does not. With TLS 1.2 it is refused once another one of the session has.
+    /// A data connection that does not resume is counted. With TLS 1.2 it is also refused if an earlier
+    /// data connection of the session has resumed.
     Preferred,
-    /// Nobody looks.
+    /// No check.
     Off,
 }
 
-impl FromStr for Reuse {
+impl FromStr for SessionReuse {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -93,32 +95,34 @@ impl FromStr for Reuse {
             "required" => Ok(Self::Required),
             "preferred" => Ok(Self::Preferred),
             "off" => Ok(Self::Off),
-            _ => Err("neither required, preferred nor off"),
+            _ => Err("must be required, preferred or off"),
         }
     }
 }
 
-/// What the operator wants of TLS.
+/// The operator's settings for TLS.
 #[derive(Clone, Debug)]
 pub struct TlsSettings {
     pub certificates: Vec<CertificateFiles>,
-    /// Client certificates signed by these authorities are verified.
+    /// Authorities and revocation lists for client certificates; `None`: no certificates are requested.
     pub client_trust: Option<TrustFiles>,
     pub minimum: &'static SupportedProtocolVersion,
-    pub control: Policy,
-    pub data: Policy,
-    pub reuse: Reuse,
-    /// Whether an upload without close_notify at its end counts as cut off.
+    pub control: TlsPolicy,
+    pub data: TlsPolicy,
+    pub reuse: SessionReuse,
+    /// True if an upload that ends without close_notify counts as incomplete.
     pub close_notify_required: bool,
     pub kernel: KernelTls,
+    /// Number of TLS 1.3 tickets sent on a control connection.
     pub tickets: usize,
+    /// Interval between new ticket keys.
     pub ticket_rotation: Duration,
-    /// How long after a full handshake control connections may resume it.
+    /// Time after a full handshake during which control connections may resume its TLS session.
     pub resumption_max_age: Duration,
     pub handshake_timeout: Duration,
 }
 
-/// The TLS side of the node.
+/// TLS configuration, certificates and ticket keys of the node.
 pub struct Tls {
     pub settings: TlsSettings,
     configs: ArcSwap<Configs>,
@@ -126,15 +130,15 @@ pub struct Tls {
     tickets: Arc<Tickets>,
 }
 
-/// For control and for data connections: they differ in how many tickets they send.
+/// rustls configurations for control and for data connections, which differ in the number of tickets.
 struct Configs {
     control: Arc<ServerConfig>,
     data: Arc<ServerConfig>,
-    /// `None`: client certificates are not asked for.
-    trust: Option<Arc<Trust>>,
+    /// `None`: no client certificates are requested.
+    trust: Option<Arc<ClientTrust>>,
 }
 
-impl Purpose {
+impl ConnectionKind {
     fn name(self) -> &'static str {
         match self {
             Self::Control => "control",
@@ -143,7 +147,7 @@ impl Purpose {
     }
 }
 
-/// Why there is no TLS.
+/// Failure to set up TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error(transparent)]
@@ -152,16 +156,16 @@ pub enum TlsError {
     Authorities(PathBuf, String),
     #[error("{path}: {reason}", path = .0.display(), reason = .1)]
     Revocations(PathBuf, String),
-    #[error("the settings do not fit together")]
+    #[error("the TLS settings contradict each other")]
     Settings(#[from] rustls::Error),
 }
 
-/// What is known of a finished handshake.
+/// Result of a finished handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handshake {
     pub version: &'static str,
     pub cipher: String,
-    /// The session whose TLS session was resumed.
+    /// The FTP session whose TLS session was resumed.
     pub resumed: Option<SessionId>,
     /// The verified client certificate, if there is one.
     pub certificate: Option<ClientCertificate>,
@@ -171,7 +175,7 @@ impl Tls {
     /// Reads certificates and authorities. Blocks.
     ///
     /// # Errors
-    /// The first file that cannot be used, and why.
+    /// The first file that cannot be used, and the reason.
     pub fn load(settings: TlsSettings) -> Result<Self, TlsError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let tickets = Tickets::new(settings.ticket_rotation, settings.resumption_max_age);
@@ -179,35 +183,35 @@ impl Tls {
         Ok(Self { settings, configs: ArcSwap::from_pointee(configs), provider, tickets })
     }
 
-    /// Reads the files again. Connections that exist keep what they have. Blocks.
+    /// Reads the files again. Existing connections are not affected. Blocks.
     ///
     /// # Errors
-    /// As [`Self::load`]; what was loaded before stays in use then.
+    /// As [`Self::load`]; the configuration in use then stays.
     pub fn reload(&self) -> Result<(), TlsError> {
         let configs = configs(&self.settings, &self.provider)?;
         self.configs.store(Arc::new(configs));
         Ok(())
     }
 
-    /// Does the handshake of a control connection of `session`. Tickets sent on it carry the session's
-    /// id: a data connection that resumes with one proves whose it is.
+    /// Performs the handshake of a control connection of `session`. The tickets carry the session's id,
+    /// so that a data connection proves its session by resuming with one of them.
     ///
     /// # Errors
-    /// It failed, or took too long.
+    /// The handshake failed or took too long.
     pub async fn accept<IO>(&self, stream: IO, session: SessionId) -> io::Result<(TlsStream<IO>, Handshake)>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let (config, tickets) = self.config(Some(session), Purpose::Control)?;
+        let (config, tickets) = self.config(Some(session), ConnectionKind::Control)?;
         let accepted = async {
             let stream = TlsAcceptor::from(config).accept(stream).await?;
             let handshake = Handshake::of(stream.get_ref().1, &tickets);
             Ok((stream, handshake))
         };
-        self.counted(Purpose::Control, accepted).await
+        self.counted(ConnectionKind::Control, accepted).await
     }
 
-    /// Does the handshake of a data connection of `session`.
+    /// Performs the handshake of a data connection of `session`.
     ///
     /// # Errors
     /// As [`Self::accept`].
@@ -219,8 +223,8 @@ impl Tls {
         self.accept_data_of(stream, Some(session)).await
     }
 
-    /// Does the handshake of a data connection of which only the TLS session that it resumes tells whose it
-    /// is. It gets no new tickets.
+    /// Performs the handshake of a data connection whose session is not known before. The resumed TLS
+    /// session identifies it. The client gets no new tickets.
     ///
     /// # Errors
     /// As [`Self::accept`].
@@ -236,17 +240,17 @@ impl Tls {
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         session: Option<SessionId>,
     ) -> io::Result<(Records, Handshake)> {
-        let (config, tickets) = self.config(session, Purpose::Data)?;
+        let (config, tickets) = self.config(session, ConnectionKind::Data)?;
         let accepted = handshake::accept(stream, config, |connection| {
             let handshake = Handshake::of(connection, &tickets);
-            // New tickets prove the session: only a client that has proved it gets them.
+            // Tickets prove the session, so only a client that has proved it gets new ones.
             let is_proved = session.is_some() && handshake.resumed == session;
             (handshake, is_proved)
         });
-        self.counted(Purpose::Data, accepted).await
+        self.counted(ConnectionKind::Data, accepted).await
     }
 
-    /// Whether the kernel shall make the records of downloads.
+    /// Returns true if the kernel encrypts downloads.
     pub fn kernel_seals(&self) -> bool {
         self.settings.kernel == KernelTls::Auto && kernel::is_available()
     }
@@ -254,17 +258,17 @@ impl Tls {
     fn config(
         &self,
         session: Option<SessionId>,
-        purpose: Purpose,
+        kind: ConnectionKind,
     ) -> io::Result<(Arc<ServerConfig>, Arc<SessionTickets>)> {
         let configs = self.configs.load();
-        let witness = configs.trust.as_ref().map(|trust| Witness::new(Arc::clone(trust)));
-        let tickets = SessionTickets::new(Arc::clone(&self.tickets), session, purpose, witness.clone());
+        let verifier = configs.trust.as_ref().map(|trust| RecordingVerifier::new(Arc::clone(trust)));
+        let tickets = SessionTickets::new(Arc::clone(&self.tickets), session, kind, verifier.clone());
         let tickets = Arc::new(tickets);
-        let shared = configs.of(purpose);
-        let mut config = match witness {
-            // A copy of a few pointers: the connection's own ticketer is what ties it to its session.
+        let shared = configs.of(kind);
+        // Each connection needs its own ticketer, which knows the session. The copy is a few pointers.
+        let mut config = match verifier {
             None => ServerConfig::clone(&shared),
-            Some(witness) => with_witness(&shared, witness, &self.settings).map_err(io::Error::other)?,
+            Some(verifier) => with_verifier(&shared, verifier, &self.settings).map_err(io::Error::other)?,
         };
         config.ticketer = Arc::clone(&tickets) as _;
         Ok((Arc::new(config), tickets))
@@ -272,10 +276,10 @@ impl Tls {
 
     async fn counted<T>(
         &self,
-        purpose: Purpose,
+        kind: ConnectionKind,
         accepted: impl Future<Output = io::Result<(T, Handshake)>>,
     ) -> io::Result<(T, Handshake)> {
-        let kind = purpose.name();
+        let kind = kind.name();
         match timeout(self.settings.handshake_timeout, accepted).await {
             Ok(Ok((connection, handshake))) => {
                 let result = if handshake.resumed.is_some() { "resumed" } else { "full" };
@@ -293,7 +297,7 @@ impl Tls {
         }
     }
 
-    /// Keeps the ticket keys in step with the cluster's; the first time before this returns.
+    /// Fetches the cluster's ticket keys, and starts a task that keeps them up to date.
     pub async fn share_ticket_keys(self: &Arc<Self>, registry: Registry) {
         self.tickets.set_keys(&registry.ticket_keys(self.settings.ticket_rotation).await);
         let tls = Arc::clone(self);
@@ -306,16 +310,16 @@ impl Tls {
         });
     }
 
-    /// Reloads when a file has changed, for as long as the process lives.
+    /// Starts a task that reloads the files when one has changed.
     pub fn watch_files(self: &Arc<Self>) {
         let tls = Arc::clone(self);
         tokio::spawn(async move {
             let mut seen = None;
             loop {
-                let looked = Arc::clone(&tls);
-                let Ok(now) = tokio::task::spawn_blocking(move || looked.modified()).await else { return };
+                let reader = Arc::clone(&tls);
+                let Ok(now) = tokio::task::spawn_blocking(move || reader.file_times()).await else { return };
                 if seen.as_ref().is_some_and(|seen| *seen != now) {
-                    tls.reload_and_tell().await;
+                    tls.reload_and_log().await;
                 }
                 seen = Some(now);
                 tokio::time::sleep(WATCH_INTERVAL).await;
@@ -323,24 +327,28 @@ impl Tls {
         });
     }
 
-    /// Reads the files again and says in the log what came of it.
-    pub async fn reload_and_tell(self: &Arc<Self>) {
+    /// Reads the files again and logs the result.
+    pub async fn reload_and_log(self: &Arc<Self>) {
         let tls = Arc::clone(self);
         match tokio::task::spawn_blocking(move || tls.reload()).await {
             Ok(Ok(())) => {
                 metrics::tls_reloaded(true);
-                log::info!("certificates read again");
+                log::info!("reloaded the certificates");
             }
             Ok(Err(error)) => {
                 metrics::tls_reloaded(false);
-                log::error!("the certificates in use stay: {}", chain(&error));
+                log::error!(
+                    "could not reload the certificates, the previous ones stay in use: {}",
+                    chain(&error)
+                );
             }
-            // The runtime shuts down.
+            // The runtime is shutting down.
             Err(_) => {}
         }
     }
 
-    fn modified(&self) -> Vec<Option<SystemTime>> {
+    /// Modification times of all files; `None` for a file that cannot be read.
+    fn file_times(&self) -> Vec<Option<SystemTime>> {
         let pairs = self.settings.certificates.iter().flat_map(|files| [&files.chain, &files.key]);
         let trust = self.settings.client_trust.iter();
         let files = pairs.chain(trust.flat_map(|files| files.revocations.iter().chain([&files.authorities])));
@@ -349,30 +357,30 @@ impl Tls {
 }
 
 impl Configs {
-    fn of(&self, purpose: Purpose) -> Arc<ServerConfig> {
-        Arc::clone(match purpose {
-            Purpose::Control => &self.control,
-            Purpose::Data => &self.data,
+    fn of(&self, kind: ConnectionKind) -> Arc<ServerConfig> {
+        Arc::clone(match kind {
+            ConnectionKind::Control => &self.control,
+            ConnectionKind::Data => &self.data,
         })
     }
 }
 
 fn configs(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Configs, TlsError> {
     let certificates = Certificates::load(&settings.certificates, provider)?;
-    let trust = settings.client_trust.as_ref().map(|files| Trust::load(files, provider)).transpose()?;
+    let trust = settings.client_trust.as_ref().map(|files| ClientTrust::load(files, provider)).transpose()?;
     let mut control = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(versions(settings))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(certificates));
     control.alpn_protocols = vec![ALPN_FTP.to_vec()];
-    // A client uses a ticket of TLS 1.3 once, and each data connection needs one.
+    // A TLS 1.3 client uses a ticket only once, and each data connection needs one.
     control.send_tls13_tickets = settings.tickets;
     control.max_tls13_tickets = settings.tickets.max(MOST_REQUESTED_TICKETS);
-    // Sessions of TLS 1.2 that this process keeps would be resumed without any of the checks of tickets.
+    // No session cache: TLS 1.2 sessions in it would be resumed without the checks that tickets get.
     control.session_storage = Arc::new(NoServerSessionStorage {});
     let mut data = control.clone();
     data.send_tls13_tickets = settings.tickets.min(TICKETS_OF_DATA_CONNECTIONS);
-    // Their records are our own.
+    // `records` encrypts data connections and needs the keys.
     data.enable_secret_extraction = true;
     Ok(Configs { control: Arc::new(control), data: Arc::new(data), trust })
 }
@@ -383,15 +391,16 @@ fn versions(settings: &TlsSettings) -> &'static [&'static SupportedProtocolVersi
     if settings.minimum.version == ProtocolVersion::TLSv1_3 { &NEWEST } else { &ALL }
 }
 
-/// `shared`, with a verifier of the connection's own: rustls sets one only when it builds a configuration.
-fn with_witness(
+/// A copy of `shared` with the connection's own verifier, which rustls accepts only while it builds a
+/// configuration.
+fn with_verifier(
     shared: &ServerConfig,
-    witness: Witness,
+    verifier: RecordingVerifier,
     settings: &TlsSettings,
 ) -> Result<ServerConfig, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(Arc::clone(shared.crypto_provider()))
         .with_protocol_versions(versions(settings))?
-        .with_client_cert_verifier(Arc::new(witness))
+        .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::clone(&shared.cert_resolver));
     config.alpn_protocols.clone_from(&shared.alpn_protocols);
     config.send_tls13_tickets = shared.send_tls13_tickets;
@@ -401,20 +410,20 @@ fn with_witness(
     Ok(config)
 }
 
-/// [`clock::unix_seconds`] as a signed number, as certificates and tickets hold times.
+/// The current time in Unix seconds, signed as times in certificates and tickets are.
 fn unix_seconds() -> i64 {
     i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX)
 }
 
-/// A data connection replaces the ticket that it used, and one more, with the first that the node has to
-/// say: of an upload that is its end, which the client need not wait for.
+/// Tickets sent on a data connection: one replaces the ticket it used, one is spare. They go out with
+/// the node's first record. For an upload that is close_notify, which the client may never read.
 const TICKETS_OF_DATA_CONNECTIONS: usize = 2;
 
-/// How many tickets a client gets that asks for a number (RFC 9149).
+/// Largest number of tickets that a client can request (RFC 9149).
 const MOST_REQUESTED_TICKETS: usize = 32;
 
 impl Handshake {
-    /// Of a connection whose handshake is over.
+    /// The result of the finished handshake of `connection`.
     fn of(connection: &CommonState, tickets: &SessionTickets) -> Self {
         let version = match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -427,7 +436,7 @@ impl Handshake {
         Self {
             version,
             cipher,
-            // A ticket that was opened counts only if the handshake went on with it.
+            // rustls may open a ticket and then decide against a resumption.
             resumed: match connection.handshake_kind() {
                 Some(HandshakeKind::Resumed) => tickets.opened(),
                 _ => None,

@@ -1,8 +1,8 @@
-//! Session tickets that every node of the cluster can read.
+//! TLS session tickets that every node of the cluster can open.
 //!
-//! A ticket is the session's state, sealed with a key that all nodes share through the registry
-//! and replace at intervals, so that a client that comes back to another node resumes there. The
-//! first bytes of a ticket name its key.
+//! A ticket is the state of a TLS session, encrypted with a key that all nodes share through the registry
+//! and replace at intervals. So a client can resume its TLS session on another node. The first bytes of
+//! a ticket name its key.
 
 use std::{
     fmt,
@@ -16,21 +16,24 @@ use rustls::{pki_types::CertificateDer, server::ProducesTickets};
 use sha2::{Digest, Sha256};
 
 use super::{
-    trust::{Verified, Witness},
+    trust::{RecordingVerifier, VerifiedChain},
     unix_seconds,
 };
 
-/// Seals and opens tickets with the cluster's keys.
+/// Encrypts and decrypts tickets with the cluster's keys.
 pub struct Tickets {
-    keys: RwLock<Vec<Key>>,
+    /// The newest key first.
+    keys: RwLock<Vec<NamedKey>>,
+    /// Lifetime of a ticket in seconds.
     lifetime: u32,
-    /// How long after a full handshake sessions may begin by resumption, in seconds.
+    /// Time after a full handshake, in seconds, during which control connections may resume its TLS
+    /// session.
     max_age: i64,
 }
 
-struct Key {
+struct NamedKey {
     name: [u8; TicketKey::NAME],
-    sealing: RandomizedNonceKey,
+    aead: RandomizedNonceKey,
 }
 
 impl fmt::Debug for Tickets {
@@ -40,120 +43,122 @@ impl fmt::Debug for Tickets {
 }
 
 impl Tickets {
-    /// `rotation`: how often the newest key is replaced. A ticket is good while its key is kept,
-    /// which is for two more rotations. `max_age`: how long after a full handshake sessions may begin by
-    /// resumption.
+    /// `rotation`: interval between new keys. A ticket can be used for two more rotations, as long as
+    /// its key is kept. `max_age`: time after a full handshake during which control connections may
+    /// resume its TLS session.
     pub fn new(rotation: Duration, max_age: Duration) -> Arc<Self> {
         let lifetime = rotation.saturating_mul(2).as_secs().min(MAX_LIFETIME);
         let max_age = i64::try_from(max_age.as_secs()).unwrap_or(i64::MAX);
-        // At most seven days.
         Arc::new(Self { keys: RwLock::default(), lifetime: lifetime as u32, max_age })
     }
 
-    /// Takes over the cluster's keys, the newest first.
+    /// Replaces the keys by the cluster's, the newest first.
     pub fn set_keys(&self, keys: &[TicketKey]) {
         let keys = keys.iter().filter_map(|key| {
-            // The key has the length that the algorithm wants, which its type says.
-            let sealing = RandomizedNonceKey::new(&AES_256_GCM, key.secret()).ok()?;
-            Some(Key { name: *key.name(), sealing })
+            // Never fails: the type of the secret has the length that AES-256-GCM needs.
+            let aead = RandomizedNonceKey::new(&AES_256_GCM, key.secret()).ok()?;
+            Some(NamedKey { name: *key.name(), aead })
         });
         let keys = keys.collect();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 }
 
-/// RFC 8446 section 4.6.1: seven days, in seconds.
+/// Longest lifetime of a ticket in seconds: seven days (RFC 8446 section 4.6.1).
 const MAX_LIFETIME: u64 = 7 * 24 * 3600;
 
-/// What a ticket is shown for.
+const _: () = assert!(MAX_LIFETIME <= u32::MAX as u64);
+
+/// Kind of connection that a ticket is used on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// To begin a session: the client certificate that the ticket's TLS session has is told to authd.
+pub enum ConnectionKind {
+    /// A control connection. authd sees the client certificate of the resumed TLS session.
     Control,
-    /// To prove that a data connection belongs to a session, which goes on and has logged in already.
+    /// A data connection. The ticket proves that it belongs to a session, which has already logged in.
     Data,
 }
 
-/// The tickets of one connection: they carry the id of the session that it belongs to, and what its TLS session
-/// began with.
+/// Ticketer of one connection. Its tickets carry the id of the FTP session and the origin of the TLS
+/// session.
 ///
-/// rustls has data of its own to travel in tickets (`set_resumption_data`), but returns it with TLS
-/// 1.3 only; many FTP clients speak 1.2.
+/// rustls can carry own data in tickets (`set_resumption_data`), but returns it only with TLS 1.3, and
+/// many FTP clients use TLS 1.2.
 pub struct SessionTickets {
     tickets: Arc<Tickets>,
-    /// `None` while it is not proved whose the connection is: it gets no tickets then. rustls opens a ticket
-    /// before it decides whether to resume with it. A new one with the opened session's id would seal the
-    /// secret of a stranger who has shown a ticket that was overheard (TLS 1.2 sends them in the clear).
+    /// `None` if the session of the connection is not proved; it then gets no tickets. The id from an
+    /// opened ticket would not do: rustls opens a ticket before it decides to resume, and TLS 1.2 sends
+    /// tickets in the clear. A stranger could present an overheard ticket and get a new one with that
+    /// session's id and the stranger's own secret.
     session: Option<SessionId>,
-    purpose: Purpose,
-    /// `None`: client certificates are not asked for.
-    witness: Option<Witness>,
-    /// What the ticket says that the client has shown.
-    opened: Mutex<Option<Opened>>,
+    kind: ConnectionKind,
+    /// `None`: no client certificates are requested.
+    verifier: Option<RecordingVerifier>,
+    /// The ticket that the client presented.
+    opened: Mutex<Option<OpenedTicket>>,
 }
 
-struct Opened {
-    origin: Origin,
+struct OpenedTicket {
+    origin: TlsSessionOrigin,
     /// See [`tls12_secret`].
     secret: Option<[u8; 32]>,
 }
 
-impl Opened {
-    fn is_of(&self, session: SessionId, secret: &[u8; 32]) -> bool {
+impl OpenedTicket {
+    fn proves(&self, session: SessionId, secret: &[u8; 32]) -> bool {
         self.origin.session == session && self.secret.as_ref() == Some(secret)
     }
 }
 
-/// What a TLS session began with. Each resumption hands it on.
+/// Data about the full handshake of a TLS session. Each resumption passes it on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Origin {
+struct TlsSessionOrigin {
     session: SessionId,
-    /// The time of the full handshake, in seconds since 1970.
+    /// Time of the full handshake in Unix seconds.
     began: i64,
-    verified: Option<Verified>,
+    verified: Option<VerifiedChain>,
 }
 
 impl SessionTickets {
     pub fn new(
         tickets: Arc<Tickets>,
         session: Option<SessionId>,
-        purpose: Purpose,
-        witness: Option<Witness>,
+        kind: ConnectionKind,
+        verifier: Option<RecordingVerifier>,
     ) -> Self {
-        Self { tickets, session, purpose, witness, opened: Mutex::default() }
+        Self { tickets, session, kind, verifier, opened: Mutex::default() }
     }
 
-    /// Whose ticket was opened last. Of several that a client of TLS 1.3 shows, the first that can
-    /// be used is opened, and no further one.
+    /// The session of the ticket that was opened last. If a TLS 1.3 client presents several tickets, only
+    /// the first usable one is opened.
     pub fn opened(&self) -> Option<SessionId> {
         self.origin().map(|origin| origin.session)
     }
 
-    fn origin(&self) -> Option<Origin> {
+    fn origin(&self) -> Option<TlsSessionOrigin> {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         opened.as_ref().map(|opened| opened.origin.clone())
     }
 
-    /// What a new ticket says. A full handshake that verified a certificate begins anew, whatever ticket was
-    /// opened before it.
-    fn next_origin(&self, session: SessionId, now: i64) -> Origin {
-        let verified = self.witness.as_ref().and_then(Witness::verified);
+    /// The origin for a new ticket. A full handshake that verified a certificate starts a new TLS session,
+    /// even if a ticket was opened before.
+    fn next_origin(&self, session: SessionId, now: i64) -> TlsSessionOrigin {
+        let verified = self.verifier.as_ref().and_then(RecordingVerifier::verified);
         match (verified, self.origin()) {
-            (Some(verified), _) => Origin { session, began: now, verified: Some(verified) },
-            (None, Some(opened)) => Origin { session, ..opened },
-            (None, None) => Origin { session, began: now, verified: None },
+            (Some(verified), _) => TlsSessionOrigin { session, began: now, verified: Some(verified) },
+            (None, Some(opened)) => TlsSessionOrigin { session, ..opened },
+            (None, None) => TlsSessionOrigin { session, began: now, verified: None },
         }
     }
 
-    /// Whether a session may begin with this ticket instead of a full handshake.
-    fn may_begin(&self, origin: &Origin, now: i64) -> bool {
-        // Clocks of nodes differ: a beginning in the future is no reason to refuse.
+    /// Returns true if a control connection may resume this TLS session.
+    fn may_resume(&self, origin: &TlsSessionOrigin, now: i64) -> bool {
+        // The clocks of nodes differ, so a time in the future is accepted.
         if now.saturating_sub(origin.began) > self.tickets.max_age {
             return false;
         }
-        match (&origin.verified, &self.witness) {
+        match (&origin.verified, &self.verifier) {
             (None, _) => true,
-            (Some(verified), Some(witness)) => witness.trust.still_accepts(verified, now),
+            (Some(verified), Some(verifier)) => verifier.trust.still_accepts(verified, now),
             (Some(_), None) => false,
         }
     }
@@ -165,12 +170,14 @@ impl fmt::Debug for SessionTickets {
     }
 }
 
-/// The most that a client's chain may have, in bytes, to be resumed: tickets come back in a ClientHello.
+/// Longest client certificate chain, in bytes, that is put into a ticket. Clients send tickets in the
+/// ClientHello. A TLS session with a longer chain cannot be resumed.
 const MAX_CHAIN: usize = 12 * 1024;
 
-impl Origin {
-    /// Followed by rustls's state. `None`: the chain is too long.
-    fn write(&self) -> Option<Vec<u8>> {
+impl TlsSessionOrigin {
+    /// The encoded origin, which precedes the state of rustls in a ticket. `None` if the chain is longer
+    /// than [`MAX_CHAIN`].
+    fn encode(&self) -> Option<Vec<u8>> {
         let mut bytes = self.session.to_bytes().to_vec();
         bytes.extend(self.began.to_be_bytes());
         let Some(verified) = &self.verified else {
@@ -190,8 +197,8 @@ impl Origin {
         Some(bytes)
     }
 
-    /// And what follows it.
-    fn read(bytes: &[u8]) -> Option<(Self, &[u8])> {
+    /// Decodes an origin. Also returns the bytes after it.
+    fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (session, bytes) = bytes.split_first_chunk()?;
         let (began, bytes) = bytes.split_first_chunk()?;
         let (&count, mut bytes) = bytes.split_first()?;
@@ -209,21 +216,21 @@ impl Origin {
             chain.push(CertificateDer::from(certificate.to_vec()));
             bytes = rest;
         }
-        let verified = Verified { by: *by, until: i64::from_be_bytes(*until), chain };
+        let verified = VerifiedChain { by: *by, until: i64::from_be_bytes(*until), chain };
         Some((Self { session, began, verified: Some(verified) }, bytes))
     }
 }
 
-/// SHA-256 of the part of rustls's state that a resumption of TLS 1.2 leaves as it is; `None`: another version.
-/// The state begins with the name that the client asked for (0, or 1, a length and the name), the version, two
-/// bytes of the cipher suite, and the master secret after its length.
+/// SHA-256 of the part of the rustls state that does not change in a TLS 1.2 resumption; `None` for TLS 1.3.
+/// The state begins with the requested server name (0; or 1, its length and the name), the version, the
+/// cipher suite (two bytes), the length of the master secret, and the master secret.
 fn tls12_secret(state: &[u8]) -> Option<[u8; 32]> {
-    let named = match state {
+    let version_at = match state {
         [0, ..] => 1,
         [1, length, ..] => 2 + usize::from(*length),
         _ => return None,
     };
-    let [3, 3, _, _, length, rest @ ..] = state.get(named..)? else { return None };
+    let [3, 3, _, _, length, rest @ ..] = state.get(version_at..)? else { return None };
     let end = state.len() - rest.get(usize::from(*length)..)?.len();
     Some(Sha256::digest(&state[..end]).into())
 }
@@ -237,26 +244,26 @@ impl ProducesTickets for SessionTickets {
         self.tickets.lifetime
     }
 
-    /// TLS 1.2 sends a ticket in the middle of the handshake. On a data connection it proves the session, and a
-    /// stranger must not get it: the state has to have the secret of the session's ticket that was opened, which
-    /// the stranger does not know. TLS 1.3 sends tickets after the handshake, see `Tls::accept_data`.
+    /// TLS 1.2 sends a ticket during the handshake. On a data connection the ticket proves the session, so a
+    /// stranger must not get it: the state must contain the secret of the session's opened ticket, which a
+    /// stranger does not know. TLS 1.3 sends tickets after the handshake, see `Tls::accept_data`.
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
         let session = self.session?;
-        if let (Purpose::Data, Some(secret)) = (self.purpose, tls12_secret(plain)) {
+        if let (ConnectionKind::Data, Some(secret)) = (self.kind, tls12_secret(plain)) {
             let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-            opened.as_ref().filter(|opened| opened.is_of(session, &secret))?;
+            opened.as_ref().filter(|opened| opened.proves(session, &secret))?;
         }
-        let origin = self.next_origin(session, unix_seconds()).write()?;
+        let origin = self.next_origin(session, unix_seconds()).encode()?;
         self.tickets.seal(&[&origin[..], plain].concat())
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         let opened = self.tickets.open(ticket)?;
-        let (origin, plain) = Origin::read(&opened)?;
-        if self.purpose == Purpose::Control && !self.may_begin(&origin, unix_seconds()) {
+        let (origin, plain) = TlsSessionOrigin::decode(&opened)?;
+        if self.kind == ConnectionKind::Control && !self.may_resume(&origin, unix_seconds()) {
             return None;
         }
-        let opened = Opened { origin, secret: tls12_secret(plain) };
+        let opened = OpenedTicket { origin, secret: tls12_secret(plain) };
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
         Some(plain.to_vec())
     }
@@ -267,7 +274,7 @@ impl Tickets {
         let keys = self.keys.read().ok()?;
         let key = keys.first()?;
         let mut sealed = plain.to_vec();
-        let nonce = key.sealing.seal_in_place_append_tag(authenticated(&key.name), &mut sealed).ok()?;
+        let nonce = key.aead.seal_in_place_append_tag(authenticated(&key.name), &mut sealed).ok()?;
         let mut ticket = Vec::with_capacity(key.name.len() + NONCE_LEN + sealed.len());
         ticket.extend_from_slice(&key.name);
         ticket.extend_from_slice(nonce.as_ref());
@@ -282,14 +289,14 @@ impl Tickets {
         let key = keys.iter().find(|key| key.name == name)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut sealed = sealed.to_vec();
-        let length = key.sealing.open_in_place(nonce, authenticated(name), &mut sealed).ok()?.len();
+        let length = key.aead.open_in_place(nonce, authenticated(name), &mut sealed).ok()?.len();
         sealed.truncate(length);
         Some(sealed)
     }
 }
 
-/// A key's name and the format of what is sealed, so that nodes of other versions do not misread it: their
-/// clients do a full handshake.
+/// The additional authenticated data: the key's name and the version of the ticket format. A node of another
+/// version cannot open the ticket, so the client performs a full handshake.
 fn authenticated(name: &[u8]) -> Aad<Vec<u8>> {
     Aad::from([name, b"2"].concat())
 }
@@ -300,15 +307,15 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
-    /// As rustls begins it for TLS 1.3 without the name of a server.
+    /// The beginning of the rustls state for TLS 1.3 without a server name.
     const STATE: &[u8] = b"\0\x03\x04state";
 
     fn control(tickets: &Arc<Tickets>, session: Option<SessionId>) -> SessionTickets {
-        SessionTickets::new(Arc::clone(tickets), session, Purpose::Control, None)
+        SessionTickets::new(Arc::clone(tickets), session, ConnectionKind::Control, None)
     }
 
     #[test]
-    fn a_ticket_of_one_node_is_opened_by_another_with_the_same_keys_and_by_no_other() {
+    fn only_nodes_with_the_same_keys_can_open_a_ticket() {
         let [ours, theirs, strangers] = [(); 3].map(|()| Tickets::new(Duration::from_secs(60), DAY));
         let (old, new) = (TicketKey::random(1), TicketKey::random(2));
         ours.set_keys(std::slice::from_ref(&old));
@@ -326,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_tells_whose_it_is() {
+    fn an_opened_ticket_identifies_its_session() {
         let tickets = Tickets::new(Duration::from_secs(60), DAY);
         tickets.set_keys(&[TicketKey::random(1)]);
         let [anna, bert] = [(); 2].map(|()| SessionId::random());
@@ -338,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_not_proved_gets_no_ticket_whatever_ticket_it_has_shown() {
+    fn a_connection_without_proof_gets_no_ticket_even_after_presenting_one() {
         let tickets = Tickets::new(Duration::from_secs(60), DAY);
         tickets.set_keys(&[TicketKey::random(1)]);
         let anna = SessionId::random();
@@ -351,13 +358,14 @@ mod tests {
     }
 
     #[test]
-    fn a_data_connection_of_tls_1_2_gets_a_ticket_only_with_the_secret_of_its_sessions_ticket() {
+    fn a_tls_1_2_data_connection_gets_a_ticket_only_with_the_secret_of_its_sessions_ticket() {
         let tickets = Tickets::new(Duration::from_secs(60), DAY);
         tickets.set_keys(&[TicketKey::random(1)]);
         let [anna, bert] = [(); 2].map(|()| SessionId::random());
         let (state, named) = (&b"\0\x03\x03cs\x06secret and more"[..], b"\x01\x02ab\x03\x03cs\x06secret");
         let ticket = control(&tickets, Some(anna)).encrypt(state).unwrap();
-        let data = |session| SessionTickets::new(Arc::clone(&tickets), Some(session), Purpose::Data, None);
+        let data =
+            |session| SessionTickets::new(Arc::clone(&tickets), Some(session), ConnectionKind::Data, None);
         assert_eq!(data(anna).encrypt(state), None);
         let shown = data(anna);
         shown.decrypt(&ticket).unwrap();
@@ -372,44 +380,45 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_resumptions_has_an_end_for_control_connections() {
+    fn control_connections_cannot_resume_for_longer_than_the_maximum_age() {
         let tickets = Tickets::new(Duration::from_secs(60), DAY);
         tickets.set_keys(&[TicketKey::random(1)]);
         let session = SessionId::random();
         let began = unix_seconds() - 24 * 3600;
         let ticket = |began: i64| {
-            let origin = Origin { session, began, verified: None };
-            tickets.seal(&[&origin.write().unwrap()[..], STATE].concat()).unwrap()
+            let origin = TlsSessionOrigin { session, began, verified: None };
+            tickets.seal(&[&origin.encode().unwrap()[..], STATE].concat()).unwrap()
         };
         let younger = control(&tickets, Some(SessionId::random()));
         assert!(younger.decrypt(&ticket(began + 60)).is_some());
-        // The next ticket is as old.
+        // A new ticket keeps the time of the full handshake.
         let (origin, _) = (younger.origin().unwrap(), younger.encrypt(STATE).unwrap());
         assert_eq!(younger.next_origin(session, unix_seconds()).began, origin.began);
         let older = control(&tickets, Some(SessionId::random()));
         assert_eq!(older.decrypt(&ticket(began - 60)), None);
         assert_eq!(older.opened(), None);
-        let data = SessionTickets::new(Arc::clone(&tickets), Some(session), Purpose::Data, None);
+        let data = SessionTickets::new(Arc::clone(&tickets), Some(session), ConnectionKind::Data, None);
         assert!(data.decrypt(&ticket(began - 60)).is_some());
     }
 
     #[test]
-    fn an_origin_is_read_as_it_was_written_and_never_when_cut() {
-        let verified = Verified { by: [7; 32], until: 5, chain: vec![vec![1, 2].into(), vec![3].into()] };
+    fn an_encoded_origin_decodes_and_a_truncated_one_does_not() {
+        let verified =
+            VerifiedChain { by: [7; 32], until: 5, chain: vec![vec![1, 2].into(), vec![3].into()] };
         for verified in [None, Some(verified)] {
-            let origin = Origin { session: SessionId::random(), began: 3, verified };
-            let bytes = origin.write().unwrap();
+            let origin = TlsSessionOrigin { session: SessionId::random(), began: 3, verified };
+            let bytes = origin.encode().unwrap();
             let longer = [&bytes[..], STATE].concat();
-            assert_eq!(Origin::read(&longer), Some((origin, STATE)));
-            assert!((0..bytes.len()).all(|end| Origin::read(&bytes[..end]).is_none()));
+            assert_eq!(TlsSessionOrigin::decode(&longer), Some((origin, STATE)));
+            assert!((0..bytes.len()).all(|end| TlsSessionOrigin::decode(&bytes[..end]).is_none()));
         }
     }
 
     #[test]
-    fn a_chain_that_is_too_long_gets_no_ticket() {
-        let verified = Verified { by: [7; 32], until: 5, chain: vec![vec![0; MAX_CHAIN + 1].into()] };
-        let origin = Origin { session: SessionId::random(), began: 3, verified: Some(verified) };
-        assert_eq!(origin.write(), None);
+    fn a_too_long_certificate_chain_gets_no_ticket() {
+        let verified = VerifiedChain { by: [7; 32], until: 5, chain: vec![vec![0; MAX_CHAIN + 1].into()] };
+        let origin = TlsSessionOrigin { session: SessionId::random(), began: 3, verified: Some(verified) };
+        assert_eq!(origin.encode(), None);
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! Which client certificates are believed: the authorities, the revocation lists, and what a resumed TLS session
-//! must still fulfil.
+//! Verification of client certificates: authorities, revocation lists, and the check of resumed TLS sessions.
 
 use std::{
     fmt,
@@ -23,10 +22,10 @@ use x509_parser::{prelude::FromDer, revocation_list::CertificateRevocationList};
 use super::{TlsError, identity, unix_seconds};
 use crate::metrics;
 
-/// A warning is logged if a revocation list expires within this many seconds: a day.
+/// A warning is logged if a revocation list expires within this many seconds (one day).
 const EXPIRES_SOON: i64 = 24 * 3600;
 
-/// Where the authorities and the revocation lists are, as PEM.
+/// PEM files of authorities and revocation lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustFiles {
     pub authorities: PathBuf,
@@ -34,31 +33,31 @@ pub struct TrustFiles {
 }
 
 /// The authorities and revocation lists in use.
-pub struct Trust {
+pub struct ClientTrust {
     verifier: Arc<dyn ClientCertVerifier>,
-    /// SHA-256 of all of them. Nodes with the same files have the same.
+    /// SHA-256 of all authorities and lists. Equal on nodes with the same files.
     hash: [u8; 32],
-    /// When the first revocation list expires, in seconds since 1970.
+    /// Time at which the first revocation list expires, in Unix seconds.
     lists_until: i64,
 }
 
-/// A client certificate that was verified in a full handshake, as it travels in the tickets of that TLS session.
+/// A client certificate chain that a full handshake verified. The tickets of the TLS session carry it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verified {
-    /// `Trust::hash` of what verified it.
+pub struct VerifiedChain {
+    /// `ClientTrust::hash` at the time of the verification.
     pub by: [u8; 32],
-    /// Until when the certificate is valid, in seconds since 1970.
+    /// Expiry time of the certificate in Unix seconds.
     pub until: i64,
-    /// The certificate and those that came with it.
+    /// The certificate, followed by the intermediate certificates that the client sent.
     pub chain: Vec<CertificateDer<'static>>,
 }
 
-impl Trust {
+impl ClientTrust {
     /// Reads the files. Blocks.
     ///
     /// # Errors
-    /// A file cannot be read, has nothing of its kind in it, or has something that cannot be used. An expired
-    /// revocation list can: the log says that clients are refused.
+    /// A file cannot be read, is empty, or contains an unusable entry. An expired revocation list is not an
+    /// error: it is logged, and the clients of its authority are refused.
     pub fn load(files: &TrustFiles, provider: &Arc<CryptoProvider>) -> Result<Arc<Self>, TlsError> {
         let path = &files.authorities;
         let failed = |reason: &dyn fmt::Display| TlsError::Authorities(path.clone(), reason.to_string());
@@ -73,7 +72,7 @@ impl Trust {
         for path in &files.revocations {
             lists.extend(read_lists(path)?);
         }
-        // Of two lists of one authority, the verifier goes by the first.
+        // If an authority has two lists, the verifier uses the first.
         lists.sort_by_key(|list| std::cmp::Reverse(list.issued));
         let lists_until = lists.iter().map(|list| list.until).min().unwrap_or(i64::MAX);
         metrics::tls_revocation_lists(lists.iter().map(|list| list.until).min());
@@ -87,8 +86,8 @@ impl Trust {
         Ok(Arc::new(Self { verifier, hash: hash(parts), lists_until }))
     }
 
-    /// Whether a certificate that was verified earlier, here or on another node, would be accepted at this time.
-    pub fn still_accepts(&self, verified: &Verified, now: i64) -> bool {
+    /// Returns true if a certificate that this or another node verified earlier would be accepted now.
+    pub fn still_accepts(&self, verified: &VerifiedChain, now: i64) -> bool {
         if now > verified.until {
             return false;
         }
@@ -100,27 +99,29 @@ impl Trust {
     }
 }
 
-struct List {
+struct RevocationList {
     der: CertificateRevocationListDer<'static>,
+    /// Unix seconds.
     issued: i64,
+    /// Expiry in Unix seconds.
     until: i64,
 }
 
-fn read_lists(path: &Path) -> Result<Vec<List>, TlsError> {
+fn read_lists(path: &Path) -> Result<Vec<RevocationList>, TlsError> {
     let failed = |reason: &dyn fmt::Display| TlsError::Revocations(path.to_owned(), reason.to_string());
     let mut lists = Vec::new();
     for der in CertificateRevocationListDer::pem_file_iter(path).map_err(|error| failed(&error))? {
         let der = der.map_err(|error| failed(&error))?;
         let (_, parsed) = CertificateRevocationList::from_der(&der).map_err(|error| failed(&error))?;
         let Some(until) = parsed.next_update().map(|time| time.timestamp()) else {
-            return Err(failed(&"the revocation list does not say when the next one comes (nextUpdate)"));
+            return Err(failed(&"the revocation list has no expiry time (nextUpdate)"));
         };
         let issued = parsed.last_update().timestamp();
         let issuer = parsed.issuer().to_string();
-        lists.push(List { der: der.clone(), issued, until });
+        lists.push(RevocationList { der: der.clone(), issued, until });
         warn_of_expiry(path, &issuer, until - unix_seconds());
     }
-    if lists.is_empty() { Err(failed(&"no revocation list in it")) } else { Ok(lists) }
+    if lists.is_empty() { Err(failed(&"the file contains no revocation list")) } else { Ok(lists) }
 }
 
 /// `left`: seconds until the list expires.
@@ -134,13 +135,14 @@ fn warn_of_expiry(path: &Path, issuer: &str, left: i64) {
     } else if left < EXPIRES_SOON {
         log::warn!(
             setting = "tls_client_crls", issuer;
-            "{path}: the revocation list expires in {} minutes; then all client certificates of this authority are refused",
+            "{path}: the revocation list expires in {} minutes; after that all client certificates of this \
+             authority are refused",
             left / 60
         );
     }
 }
 
-/// The order of the parts does not count.
+/// SHA-256 of the parts in any order.
 fn hash(mut parts: Vec<Vec<u8>>) -> [u8; 32] {
     parts.sort();
     let mut hash = Sha256::new();
@@ -151,31 +153,31 @@ fn hash(mut parts: Vec<Vec<u8>>) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// The verifier of one connection. Remembers what it verified, for the connection's tickets.
+/// Verifier of one connection. It records the verified certificate for the connection's tickets.
 #[derive(Clone)]
-pub struct Witness {
-    pub trust: Arc<Trust>,
-    seen: Arc<Mutex<Option<Verified>>>,
+pub struct RecordingVerifier {
+    pub trust: Arc<ClientTrust>,
+    verified: Arc<Mutex<Option<VerifiedChain>>>,
 }
 
-impl Witness {
-    pub fn new(trust: Arc<Trust>) -> Self {
-        Self { trust, seen: Arc::default() }
+impl RecordingVerifier {
+    pub fn new(trust: Arc<ClientTrust>) -> Self {
+        Self { trust, verified: Arc::default() }
     }
 
     /// The certificate that this connection's full handshake verified.
-    pub fn verified(&self) -> Option<Verified> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn verified(&self) -> Option<VerifiedChain> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl fmt::Debug for Witness {
+impl fmt::Debug for RecordingVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Witness")
+        f.write_str("RecordingVerifier")
     }
 }
 
-impl ClientCertVerifier for Witness {
+impl ClientCertVerifier for RecordingVerifier {
     fn offer_client_auth(&self) -> bool {
         self.trust.verifier.offer_client_auth()
     }
@@ -196,10 +198,10 @@ impl ClientCertVerifier for Witness {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.trust.verifier.verify_client_cert(end_entity, intermediates, now)?;
         let chain = [end_entity].into_iter().chain(intermediates).map(|one| one.clone().into_owned());
-        // One whose end is not known is not resumed.
+        // Without a known expiry time, 0 prevents a resumption.
         let until = identity::not_after(end_entity).unwrap_or(0);
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Verified { by: self.trust.hash, until, chain: chain.collect() });
+        *self.verified.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(VerifiedChain { by: self.trust.hash, until, chain: chain.collect() });
         Ok(verified)
     }
 

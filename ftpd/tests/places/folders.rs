@@ -1,4 +1,4 @@
-//! Folders: directories of the shared storage that a user's tree shows beside the home.
+//! Shared folders: directories of the storage that a user's tree shows beside the home.
 
 use std::{fs, os::unix::fs::symlink};
 
@@ -7,7 +7,8 @@ use serde_json::json;
 
 use crate::support::{Site, TRANSFER_LOG, all_get, facts, names};
 
-/// `/anna` with the folders `/partners/acme` (in it `/partners/acme/inner` of elsewhere) and `/shared`.
+/// The home `/anna` with the folders `/shared`, `/partners/acme` and, inside the latter,
+/// `/partners/acme/inner`.
 fn site() -> Site {
     let site = Site::of(json!({
         "home": "/anna",
@@ -25,7 +26,7 @@ fn site() -> Site {
 }
 
 #[test]
-fn a_folder_is_part_of_the_tree() {
+fn folder_is_part_of_the_tree_in_every_command() {
     let site = site();
     let mut session = site.login("anna");
     assert_eq!(names(&mut session, ""), ["d", "mine", "partners", "shared"]);
@@ -58,7 +59,7 @@ fn a_folder_is_part_of_the_tree() {
             "{shown}"
         );
     }
-    // Wildcards, facts, and every way to get there.
+    // Wildcards, facts, and every way to change into a folder.
     assert_eq!(names(&mut session, "s*"), ["shared"]);
     assert!(facts(&mut session, "/", "partners").contains("perm=el;"));
     assert!(facts(&mut session, "/", "shared").contains("perm=celmp;"));
@@ -76,7 +77,7 @@ fn a_folder_is_part_of_the_tree() {
     assert_eq!(session.command("PWD", 257).quoted_path().unwrap(), "/");
     session.command("AVBL partners", 213);
 
-    // Everything works in it, and is in the storage where the folder is.
+    // All commands work in a folder and act on its directory in the storage.
     session.store("shared/new", b"new");
     session.transmit("APPE shared/new", b"er");
     assert_eq!(site.content("common/shared/new").as_deref(), Some("newer"));
@@ -92,7 +93,7 @@ fn a_folder_is_part_of_the_tree() {
 }
 
 #[test]
-fn no_client_changes_where_folders_are() {
+fn clients_cannot_change_folders_or_directories_above_them() {
     let site = site();
     let mut session = site.login("anna");
     for name in ["shared", "partners", "partners/acme", "partners/acme/inner"] {
@@ -108,7 +109,7 @@ fn no_client_changes_where_folders_are() {
         session.command("RNFR mine", 350);
         session.command(&format!("RNTO {name}"), 550);
     }
-    // What only leads to a folder takes nothing.
+    // A synthetic directory above a folder accepts no files.
     session.epsv();
     session.command("STOR partners/new", 550);
     session.command("MKD partners/new", 550);
@@ -121,7 +122,7 @@ fn no_client_changes_where_folders_are() {
 }
 
 #[test]
-fn nothing_moves_between_folders_by_a_rename() {
+fn rename_and_comb_between_folders_are_refused() {
     let site = site();
     let mut session = site.login("anna");
     let refused = "553 Cannot move between folders or file systems";
@@ -142,7 +143,7 @@ fn nothing_moves_between_folders_by_a_rename() {
 }
 
 #[test]
-fn a_folder_covers_what_the_home_has_there_and_shares_the_way_to_it() {
+fn folder_hides_the_home_directory_of_its_name_and_shares_parent_directories() {
     let site = Site::of(json!({
         "home": "/anna",
         "folders": [
@@ -170,7 +171,7 @@ fn a_folder_covers_what_the_home_has_there_and_shares_the_way_to_it() {
 }
 
 #[test]
-fn a_folder_that_is_missing_is_made_or_left_out_as_homes_are() {
+fn missing_folder_is_created_or_omitted_depending_on_create_homes() {
     let account = || {
         json!({
             "home": "/anna",
@@ -195,8 +196,8 @@ fn a_folder_that_is_missing_is_made_or_left_out_as_homes_are() {
         assert_eq!(names(&mut session, "acme"), ["acme/order"]);
         assert_eq!(site.node.root().join("nowhere/at/all").is_dir(), create_homes);
         session.command("CWD out", 550);
-        // Nor does a client that makes the directories it misses put files where the folder will cover
-        // them the next time.
+        // A client must not be able to create a missing folder's path in the home: the folder would
+        // hide the created files at the next login.
         for command in ["MKD out", "MKD out/below", "STOR out/file", "RNFR out"] {
             assert_eq!(session.probe(command), 550, "{command}");
         }
@@ -205,7 +206,7 @@ fn a_folder_that_is_missing_is_made_or_left_out_as_homes_are() {
         assert_eq!(fs::read_dir(site.node.root().join("anna")).unwrap().count(), 1);
         for path in ["/out", "/"] {
             site.node.daemon.wait_for_line(|line| {
-                line.contains("a folder is left out") && line.contains(&format!("path={path}"))
+                line.contains("shared folder left out") && line.contains(&format!("path={path}"))
             });
         }
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
@@ -213,7 +214,7 @@ fn a_folder_that_is_missing_is_made_or_left_out_as_homes_are() {
 }
 
 #[test]
-fn no_path_leaves_a_folder() {
+fn no_path_or_link_leaves_a_folder() {
     let site = site();
     let root = site.node.root();
     site.put("secret/file", "secret");
@@ -227,7 +228,7 @@ fn no_path_leaves_a_folder() {
     ] {
         symlink(target, root.join("acme").join(format!("link-{name}"))).unwrap();
     }
-    // From the home a link leads to what the home has, not to a folder.
+    // A link in the home resolves inside the home, not to a folder.
     symlink("/shared/file", root.join("anna/link")).unwrap();
     let mut session = site.login("anna");
     session.command("CWD /partners/acme", 250);
@@ -253,9 +254,9 @@ fn no_path_leaves_a_folder() {
     assert_eq!(site.content("secret/file").as_deref(), Some("secret"));
 }
 
-/// A client that deletes all it can in a folder must not reach what links there lead to.
+/// A client that deletes everything in a folder must not reach the targets of links there.
 #[test]
-fn links_in_a_folder_are_links_and_the_way_to_a_folder_is_a_directory() {
+fn links_in_a_folder_are_listed_as_links_and_parents_of_folders_as_directories() {
     let site = site();
     let root = site.node.root();
     site.put("acme/keep/important", "important");
@@ -268,7 +269,7 @@ fn links_in_a_folder_are_links_and_the_way_to_a_folder_is_a_directory() {
     session.command("RMD /partners/acme/site/link", 550);
     session.command("RMDA /partners/acme/site", 250);
     assert_eq!(site.content("acme/keep/important").as_deref(), Some("important"));
-    // A link of the home does not hide that the folder is below.
+    // A link in the home does not hide the directory above a folder.
     assert!(facts(&mut session, "/", "partners").starts_with("type=dir;"));
     assert!(session.command("MLST /partners", 250).details()[0].starts_with("type=dir;"));
     assert!(facts(&mut session, "/partners", "acme").starts_with("type=dir;"));
@@ -277,7 +278,7 @@ fn links_in_a_folder_are_links_and_the_way_to_a_folder_is_a_directory() {
 }
 
 #[test]
-fn one_file_has_one_writer_whatever_tree_it_is_reached_through() {
+fn file_has_one_writer_across_homes_and_folders() {
     let site = Site::new(true, |user| match user {
         "anna" => json!({ "home": "/anna", "folders": [{ "path": "/with/bert", "target": "/bert/shared" }] }),
         "cleo" => json!({ "home": "/bert/shared", "uploads": "atomic" }),
@@ -297,7 +298,7 @@ fn one_file_has_one_writer_whatever_tree_it_is_reached_through() {
 }
 
 #[test]
-fn rules_hold_in_folders_by_the_path_that_the_tree_shows() {
+fn access_rules_apply_to_virtual_paths_in_folders() {
     let site = Site::of(json!({
         "home": "/anna",
         "folders": [{ "path": "/partners/acme", "target": "/acme" }],
@@ -330,7 +331,7 @@ fn rules_hold_in_folders_by_the_path_that_the_tree_shows() {
 }
 
 #[test]
-fn the_transfer_log_names_the_path_in_the_storage() {
+fn transfer_log_has_the_path_in_the_storage() {
     let site = site();
     let mut session = site.login("anna");
     session.retrieve("partners/acme/order");

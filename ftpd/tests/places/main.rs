@@ -1,4 +1,4 @@
-//! What an account may do depends on the place: rules of directories, denied names, folders.
+//! Tests of permissions by path: access rules of directories, denied names, shared folders.
 
 mod folders;
 mod permissions;

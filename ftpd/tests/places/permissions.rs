@@ -1,4 +1,4 @@
-//! Rules of directories, and names that files may not get.
+//! Access rules of directories, and denied file names.
 
 use std::{fs, os::unix::fs::symlink};
 
@@ -9,7 +9,7 @@ use crate::support::{Site, all_get, facts, names};
 
 const DENIED: &str = "550 Permission denied";
 
-/// A home with a drop box in it.
+/// A home with a drop box: users may only upload to `/incoming`.
 fn drop_box(more: Value) -> Site {
     let mut account = json!({
         "home": "/anna",
@@ -23,13 +23,13 @@ fn drop_box(more: Value) -> Site {
     });
     account.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let site = Site::of(account);
-    site.put("anna/incoming/there", "of somebody else");
+    site.put("anna/incoming/there", "of another user");
     site.put("anna/file", "mine");
     site
 }
 
 #[test]
-fn a_drop_box_takes_files_and_tells_nothing_of_those_in_it() {
+fn drop_box_accepts_files_and_reveals_nothing_about_existing_ones() {
     let site = drop_box(json!({}));
     let mut session = site.login("anna");
     session.command("CWD incoming", 250);
@@ -79,7 +79,7 @@ fn a_drop_box_takes_files_and_tells_nothing_of_those_in_it() {
         &["LIST incoming", "NLST incoming/t*", "LIST -a incoming/*", "MLSD incoming", "STAT incoming"],
     );
     assert_eq!(session.command("CWD incoming/there", 550), session.command("CWD incoming/missing", 550));
-    // What is there stays as it is.
+    // Existing files cannot be changed.
     assert_eq!(session.probe("STOR incoming/there"), 550);
     assert_eq!(session.probe("APPE incoming/there"), 550);
     session.command("REST 3", 350);
@@ -87,14 +87,14 @@ fn a_drop_box_takes_files_and_tells_nothing_of_those_in_it() {
     session.command("RNFR file", 350);
     session.command("RNTO incoming/there", 550);
     session.command("COMB incoming/there file", 550);
-    assert_eq!(site.content("anna/incoming/there").as_deref(), Some("of somebody else"));
-    // Elsewhere nothing has changed.
+    assert_eq!(site.content("anna/incoming/there").as_deref(), Some("of another user"));
+    // Other directories are not affected.
     assert_eq!(session.retrieve("file"), b"mine");
     session.command("DELE file", 250);
 }
 
 #[test]
-fn clients_can_use_a_drop_box() {
+fn curl_lftp_and_ncftp_can_upload_to_a_drop_box() {
     let site = drop_box(json!({}));
     let clients = Clients::with_home();
     let address = site.node.address;
@@ -112,7 +112,7 @@ fn clients_can_use_a_drop_box() {
 }
 
 #[test]
-fn a_drop_box_takes_atomic_uploads() {
+fn drop_box_accepts_atomic_uploads() {
     let site = drop_box(json!({ "uploads": "atomic", "denied_names": [".*"] }));
     let mut session = site.login("anna");
     session.transmit("STOR incoming/new", b"1");
@@ -122,7 +122,7 @@ fn a_drop_box_takes_atomic_uploads() {
 }
 
 #[test]
-fn whoever_may_rename_but_not_list_learns_only_what_worked() {
+fn rename_without_list_permission_does_not_reveal_names() {
     let site = Site::of(json!({
         "home": "/anna",
         "directories": [{ "path": "/incoming", "permissions": { "list": false, "download": false } }],
@@ -133,7 +133,7 @@ fn whoever_may_rename_but_not_list_learns_only_what_worked() {
     session.command("RNTO incoming/y", 550);
     session.command("RNFR incoming/x.part", 350);
     session.command("RNTO incoming/x", 250);
-    // Out of the box is no way to read it.
+    // Moving a file out of the drop box would make it readable.
     session.command("RNFR incoming/x", 350);
     assert_eq!(session.command("RNTO x", 550).text(), DENIED);
     session.command("COMB y incoming/x", 550);
@@ -141,7 +141,7 @@ fn whoever_may_rename_but_not_list_learns_only_what_worked() {
 }
 
 #[test]
-fn listings_show_what_a_user_may_list_and_where_he_may_go() {
+fn listings_omit_entries_without_list_permission_unless_enterable() {
     let site = Site::of(json!({
         "home": "/anna",
         "directories": [
@@ -180,7 +180,7 @@ fn listings_show_what_a_user_may_list_and_where_he_may_go() {
 }
 
 #[test]
-fn the_fact_perm_tells_what_may_be_done_with_each_entry() {
+fn fact_perm_reflects_the_permissions_of_each_entry() {
     let site = Site::of(json!({
         "home": "/anna",
         "directories": [
@@ -220,7 +220,7 @@ fn the_fact_perm_tells_what_may_be_done_with_each_entry() {
 }
 
 #[test]
-fn every_command_looks_at_the_path_it_names() {
+fn every_command_checks_the_permissions_of_its_path() {
     let site = Site::of(json!({
         "home": "/anna",
         "permissions": {
@@ -259,7 +259,8 @@ fn every_command_looks_at_the_path_it_names() {
         session.command(&command.replace('%', "/mine/"), code);
     }
     for (command, _) in commands {
-        // A sequence is judged before a permission, and none is begun here.
+        // RNTO without RNFR would get 503 before permissions are checked, but no RNFR has succeeded
+        // here.
         all_get(&mut session, DENIED, &[&command.replace('%', "/"), &command.replace('%', "/mine/../")]);
     }
     for command in ["RETR", "STOR", "APPE", "STOU", "LIST", "NLST", "MLSD"] {
@@ -270,10 +271,10 @@ fn every_command_looks_at_the_path_it_names() {
     }
     session.receive("RETR /mine/f");
     session.receive("LIST /mine");
-    // The way to what is permitted can be gone, and to nothing else.
+    // Directories above a permitted path can be entered, others cannot.
     session.command("CWD /", 250);
     session.command("CWD /t", 550);
-    // Out of there, into there.
+    // Moving out of, or into, a directory without permission.
     session.command("RNFR /mine/f", 350);
     session.command("RNTO /f", 550);
     session.command("COMB /mine/f /t/x", 550);
@@ -281,7 +282,7 @@ fn every_command_looks_at_the_path_it_names() {
 }
 
 #[test]
-fn a_tree_is_moved_or_removed_only_where_no_rule_could_forbid_a_part_of_it() {
+fn tree_is_moved_or_removed_only_if_no_rule_could_forbid_it_below() {
     let site = Site::of(json!({
         "home": "/anna",
         "directories": [
@@ -322,9 +323,9 @@ fn a_tree_is_moved_or_removed_only_where_no_rule_could_forbid_a_part_of_it() {
     assert_eq!(site.content("anna/projects/x/signed/c").as_deref(), Some("x"));
 }
 
-/// Access rules bypassed by another name: CVE-2026-35025, CVE-2015-1419.
+/// Access rules bypassed by another path: CVE-2026-35025, CVE-2015-1419.
 #[test]
-fn no_link_is_another_name_for_what_a_rule_protects() {
+fn links_do_not_bypass_access_rules() {
     let rules = json!([{ "path": "/secret", "permissions": { "download": false, "delete": false } }]);
     let site = Site::new(true, move |user| match user {
         "ruled" => json!({ "home": "/home", "directories": rules }),
@@ -366,7 +367,7 @@ fn no_link_is_another_name_for_what_a_rule_protects() {
     }
     session.command("RNFR secret", 350);
     session.command("RNTO open", 550);
-    // A link can be seen, moved and removed, itself.
+    // The link itself can be listed, renamed and removed.
     assert!(facts(&mut session, "/", "link").contains("type=OS.unix=slink:secret;"));
     session.command("RNFR link", 350);
     session.command("RNTO link2", 250);
@@ -375,18 +376,20 @@ fn no_link_is_another_name_for_what_a_rule_protects() {
 }
 
 #[test]
-fn no_command_gives_a_file_a_denied_name() {
+fn no_command_can_give_a_file_a_denied_name() {
     let site = Site::of(json!({
         "home": "/anna",
         "denied_names": ["*.exe", ".ht*", "con"],
-        "directories": [{ "path": "/closed", "permissions": { "upload": false, "overwrite": false, "append": false } }],
+        "directories": [
+            { "path": "/closed", "permissions": { "upload": false, "overwrite": false, "append": false } },
+        ],
     }));
     site.put("anna/file", "x");
     site.put("anna/part", "x");
     site.put("anna/old.exe", "x");
     site.put("anna/directory/x", "x");
     let mut session = site.login("anna");
-    let refused = "553 Files may not have this name";
+    let refused = "553 File name not allowed";
     all_get(
         &mut session,
         refused,
@@ -406,7 +409,7 @@ fn no_command_gives_a_file_a_denied_name() {
         assert_eq!(session.command("RNTO b.exe", 553).text(), refused);
     }
     all_get(&mut session, "550 Permission denied", &["STOR closed/a.exe"]);
-    // Directories may, and what is there can be read and removed.
+    // Directories may have denied names, and existing files can be read and renamed.
     session.command("MKD tools.exe", 257);
     session.transmit("STOR tools.exe/x.txt", b"x");
     session.transmit("STOR exe", b"x");
@@ -415,7 +418,7 @@ fn no_command_gives_a_file_a_denied_name() {
     session.command("RNTO old.bin", 250);
     let metric = "ftp_uploads_refused_total{reason=\"denied_name\"}";
     assert_eq!(site.node.metric(metric), Some(11.0));
-    site.node
-        .daemon
-        .wait_for_line(|line| line.contains("no file may be named") && line.contains("Setup.Exe"));
+    site.node.daemon.wait_for_line(|line| {
+        line.contains("matches a pattern of denied_names") && line.contains("Setup.Exe")
+    });
 }

@@ -1,4 +1,4 @@
-//! A node whose users are what a test says.
+//! A node whose user accounts the test defines.
 
 use std::fs;
 
@@ -10,10 +10,10 @@ use cluster_tests::{
 };
 use serde_json::Value;
 
-/// In the root of the storage.
+/// Name of the transfer log, in the root of the storage.
 pub const TRANSFER_LOG: &str = "transfers.log";
 
-/// What runs for a test.
+/// The processes of a test.
 pub struct Site {
     pub node: Node,
     _redis: Redis,
@@ -21,7 +21,7 @@ pub struct Site {
 }
 
 impl Site {
-    /// Users are what `account` says of a name. Homes that are missing are made if `create_homes`.
+    /// `account` returns the account of a user name. Missing homes are created if `create_homes`.
     pub fn new(create_homes: bool, account: impl Fn(&str) -> Value + Send + Sync + 'static) -> Self {
         let authd = StubAuthd::start(move |request| {
             let mut answer = account(request["user"].as_str().unwrap_or_default());
@@ -36,24 +36,24 @@ impl Site {
         Self { node: builder.setting("max_errors", 1000).start(), _redis: redis, _authd: authd }
     }
 
-    /// One account for everybody.
+    /// The same account for all users.
     pub fn of(account: Value) -> Self {
         Self::new(true, move |_| account.clone())
     }
 
-    /// Puts a file into the storage, with the directories it needs.
+    /// Creates a file in the storage, with missing directories.
     pub fn put(&self, path: &str, content: &str) {
         let path = self.node.root().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
-    /// What a file of the storage holds, if there is one.
+    /// Content of a file in the storage, if it exists.
     pub fn content(&self, path: &str) -> Option<String> {
         fs::read_to_string(self.node.root().join(path)).ok()
     }
 
-    /// A session in TYPE I.
+    /// Logs in and sends TYPE I.
     pub fn login(&self, user: &str) -> Dialogue {
         let mut session = self.node.login(user, "x");
         session.command("TYPE I", 200);
@@ -61,7 +61,7 @@ impl Site {
     }
 }
 
-/// The names in a listing of NLST, sorted.
+/// The sorted lines of an NLST.
 pub fn names(session: &mut Dialogue, argument: &str) -> Vec<String> {
     let listing = String::from_utf8(session.receive(&format!("NLST {argument}"))).unwrap();
     let mut names: Vec<_> = listing.lines().map(str::to_owned).collect();
@@ -69,14 +69,14 @@ pub fn names(session: &mut Dialogue, argument: &str) -> Vec<String> {
     names
 }
 
-/// The facts of each name in an MLSD.
+/// The facts of the entry `name` in the MLSD of `path`.
 pub fn facts(session: &mut Dialogue, path: &str, name: &str) -> String {
     let listing = String::from_utf8(session.receive(&format!("MLSD {path}"))).unwrap();
     let line = listing.lines().find(|line| line.ends_with(&format!("; {name}")));
     line.unwrap_or_else(|| panic!("no {name} in {listing}")).to_owned()
 }
 
-/// The reply to each command must be this one, with the same words.
+/// Asserts that each command gets exactly this reply.
 pub fn all_get(session: &mut Dialogue, reply: &str, commands: &[&str]) {
     for command in commands {
         session.epsv();

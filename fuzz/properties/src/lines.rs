@@ -1,10 +1,10 @@
 //! Command lines in, replies out.
 
 use ftpd::protocol::{
-    Code, Command, ParseError, Reply,
+    AnyTimeCommand, Code, Command, LoggedInCommand, ParseError, Reply,
     line::{Line, LineBuffer, MAX_LINE},
     parse,
-    reply::Text,
+    reply::ReplyText,
     verbs,
 };
 
@@ -82,9 +82,13 @@ fn understood(line: &[u8]) {
     assert_eq!(verbs::find(word), Some(request.verb));
     match &request.command {
         // What is not shown cannot be logged.
-        Command::Pass(_) => assert_eq!(format!("{:?}", request.command), "Pass([password])"),
-        Command::Allo(n) | Command::Rest(n) => assert!(i64::try_from(*n).is_ok()),
-        Command::Rang(Some(range)) => {
+        Command::AnyTime(AnyTimeCommand::Pass(_)) => {
+            assert_eq!(format!("{:?}", request.command), "Pass([password])")
+        }
+        Command::LoggedIn(LoggedInCommand::Allo(n) | LoggedInCommand::Rest(n)) => {
+            assert!(i64::try_from(*n).is_ok())
+        }
+        Command::LoggedIn(LoggedInCommand::Rang(Some(range))) => {
             assert!(range.start <= range.end && i64::try_from(range.end).is_ok(), "{range:?}");
         }
         _ => {}
@@ -110,7 +114,8 @@ pub fn reply(input: &[u8]) {
         None => Reply::new(Code::DONE, first),
         Some(last) => {
             // Text has LF in it again, and CR: neither may end a line.
-            let middle = texts.into_iter().map(|text| Text::from([&text[..], b"\r\n"].concat())).collect();
+            let middle =
+                texts.into_iter().map(|text| ReplyText::from([&text[..], b"\r\n"].concat())).collect();
             Reply::lines(Code::DONE, first, middle, last)
         }
     };

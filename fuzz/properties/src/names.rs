@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use common::policy::Permissions;
 use ftpd::{
     listing::{
-        Entry, Kind,
-        machine::{self, Facts, Role},
+        Entry, EntryKind,
+        machine::{self, EntryRole, Facts},
         names, unix,
     },
     protocol::{
@@ -145,7 +145,7 @@ fn listing(name: &[u8], target: &[u8], numbers: &[u8]) {
         }
         u64::from_le_bytes(bytes)
     };
-    let kinds = [Kind::File, Kind::Directory, Kind::Symlink, Kind::Other];
+    let kinds = [EntryKind::File, EntryKind::Directory, EntryKind::Symlink, EntryKind::Other];
     let entry = Entry {
         name: name.to_vec(),
         kind: kinds[(number(0) % 4) as usize],
@@ -165,7 +165,7 @@ fn listing(name: &[u8], target: &[u8], numbers: &[u8]) {
         names::line(target, &entry, classify, &mut out);
         one_line(&out);
     }
-    for role in [Role::Member, Role::Listed, Role::Parent] {
+    for role in [EntryRole::Member, EntryRole::Listed, EntryRole::Parent] {
         let mut out = Vec::new();
         machine::line(Facts::default(), &entry, role, &Permissions::default(), &mut out);
         let line = one_line(&out);

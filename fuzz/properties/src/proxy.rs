@@ -1,6 +1,6 @@
 //! The PROXY header of a balancer.
 
-use ftpd::protocol::proxy::{Header, MAX_HEADER, Parsed, parse};
+use ftpd::protocol::proxy::{MAX_HEADER, ParsedHeader, ProxyHeader, parse};
 
 /// A header and what follows it.
 ///
@@ -12,9 +12,11 @@ pub fn proxy_header(input: &[u8]) {
     for end in 0..=input.len().min(MAX_HEADER + 2) {
         let parsed = parse(&input[..end]);
         match (&decided, &parsed) {
-            (None, Ok(Parsed::Incomplete)) => assert!(end < MAX_HEADER, "still waiting after {end} bytes"),
+            (None, Ok(ParsedHeader::Incomplete)) => {
+                assert!(end < MAX_HEADER, "still waiting after {end} bytes")
+            }
             (None, _) => {
-                if let Ok(Parsed::Complete { length, .. }) = parsed {
+                if let Ok(ParsedHeader::Complete { length, .. }) = parsed {
                     assert_eq!(length, end, "told late, or more taken than was there");
                 }
                 decided = Some(parsed);
@@ -24,7 +26,9 @@ pub fn proxy_header(input: &[u8]) {
     }
     if let Some(decided) = decided {
         assert_eq!(parse(input), decided);
-        if let Ok(Parsed::Complete { header: Header::Proxied { source, destination }, .. }) = decided {
+        if let Ok(ParsedHeader::Complete { header: ProxyHeader::Proxied { source, destination }, .. }) =
+            decided
+        {
             for address in [source, destination] {
                 assert_eq!(address.ip(), address.ip().to_canonical(), "an IPv4 address in disguise");
             }

@@ -18,10 +18,10 @@ use std::{
 use common::{node::NodeRecord, registry::Registry, settings::Values};
 use ftpd::{
     config::Config,
-    connection::Connection,
+    control::ControlConnection,
     data::passive::PassivePorts,
     node::{Node, Parts},
-    protocol::{Command, command::is_foreign, line::Line, parse},
+    protocol::{AnyTimeCommand, Command, command::is_foreign, line::Line, parse},
     proxy_protocol::{Ends, Trust},
     settings::SCHEMA,
     transfer_log::TransferLog,
@@ -74,8 +74,8 @@ fn check_replies(sent: &[u8], received: &[u8]) {
             Line::TooLong => Err(false),
         })
         .collect();
-    let quit =
-        requests.iter().position(|request| *request == Ok(Command::Quit)).expect("QUIT is in the tail");
+    let is_quit = |request: &Result<Command, bool>| *request == Ok(Command::AnyTime(AnyTimeCommand::Quit));
+    let quit = requests.iter().position(is_quit).expect("QUIT is in the tail");
     let foreign = requests.iter().position(|request| *request == Err(true));
     let greeting = 1;
     match codes.last() {
@@ -138,8 +138,8 @@ impl World {
         let (stream, peer) = self.listener.accept().await?;
         stream.set_nodelay(true)?;
         let ends = Ends { client: peer, reached: stream.local_addr()? };
-        let place = self.node.connections.admit(peer.ip()).map_err(|_| io::ErrorKind::QuotaExceeded)?;
-        let connection = Connection::new(stream, Arc::clone(&self.node), ends, place);
+        let entry = self.node.connections.admit(peer.ip()).map_err(|_| io::ErrorKind::QuotaExceeded)?;
+        let connection = ControlConnection::new(stream, Arc::clone(&self.node), ends, entry);
         let served = tokio::spawn(connection.serve(false));
         let (mut read, mut write) = client.into_split();
         let all = sent.to_vec();

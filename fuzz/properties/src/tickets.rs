@@ -6,7 +6,7 @@ use std::{
 };
 
 use common::{registry::TicketKey, session::SessionId};
-use ftpd::tls::tickets::{Purpose, SessionTickets, Tickets};
+use ftpd::tls::tickets::{ConnectionKind, SessionTickets, Tickets};
 use rustls::server::ProducesTickets;
 
 struct Sealed {
@@ -25,7 +25,7 @@ static SEALED: LazyLock<Sealed> = LazyLock::new(|| {
     tickets.set_keys(&[TicketKey::random(2), key.clone()]);
     let old = Tickets::new(ROTATION, ROTATION);
     old.set_keys(std::slice::from_ref(&key));
-    let session = SessionTickets::new(old, Some(SessionId::random()), Purpose::Control, None);
+    let session = SessionTickets::new(old, Some(SessionId::random()), ConnectionKind::Control, None);
     let sealed = session.encrypt(b"state of a TLS session");
     Sealed { name: key.name().to_vec(), tickets, ticket: sealed.expect("there is a key") }
 });
@@ -35,8 +35,12 @@ static SEALED: LazyLock<Sealed> = LazyLock::new(|| {
 pub fn ticket(input: &[u8]) {
     let Sealed { name, tickets, ticket } = &*SEALED;
     let opens = |ticket: &[u8]| {
-        let session =
-            SessionTickets::new(Arc::clone(tickets), Some(SessionId::random()), Purpose::Control, None);
+        let session = SessionTickets::new(
+            Arc::clone(tickets),
+            Some(SessionId::random()),
+            ConnectionKind::Control,
+            None,
+        );
         let opened = session.decrypt(ticket);
         assert_eq!(opened.is_some(), session.opened().is_some());
         opened.is_some()

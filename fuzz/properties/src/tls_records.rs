@@ -1,7 +1,7 @@
 //! TLS records of data connections, as a client sends them.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use ftpd::tls::records::{KeySchedule, Records, SEALED_BATCH, Secrets, Step, Version};
+use ftpd::tls::records::{KeySchedule, OpenResult, Records, SEALED_BATCH, Secrets, Version};
 use rustls::{ConnectionTrafficSecrets, crypto::cipher::Iv};
 
 /// The key of both directions, before and after KeyUpdates.
@@ -55,11 +55,11 @@ fn open(version: Version, mut wire: &[u8], arrives: usize, wanted: usize) -> (Ve
     let mut answer = vec![0; SEALED_BATCH];
     let end = loop {
         match records.open(&mut data) {
-            Ok(Step::Data(length)) => {
+            Ok(OpenResult::Data(length)) => {
                 assert!(length > 0);
                 opened.extend_from_slice(&data[..length]);
             }
-            Ok(Step::Wanting) if !wire.is_empty() => {
+            Ok(OpenResult::NeedsMore) if !wire.is_empty() => {
                 let room = records.room();
                 let length = wire.len().min(room.len()).min(arrives);
                 assert!(length > 0);
@@ -69,7 +69,7 @@ fn open(version: Version, mut wire: &[u8], arrives: usize, wanted: usize) -> (Ve
             }
             Ok(end) => {
                 assert_eq!(records.open(&mut data).expect("nothing new came"), end);
-                break format!("{end:?} {}", records.is_within_record() && end == Step::Wanting);
+                break format!("{end:?} {}", records.is_within_record() && end == OpenResult::NeedsMore);
             }
             Err(fault) => {
                 assert!(records.open(&mut data).is_err());

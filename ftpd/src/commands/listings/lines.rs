@@ -1,34 +1,34 @@
-//! The lines of a listing: which entries, in which order, in which form.
+//! The lines of a listing: their entries, order and format.
 
 use std::{cmp::Ordering, sync::Arc};
 
 use common::policy::{Permission, Permissions};
 
 use crate::{
-    access::{Access, Directory},
+    access::{AccessRules, DirectoryRules},
     data::{progress::Progress, transfer::TransferError},
     jail::{
-        Entries, FileError, Jail, Walked,
+        Entries, FileError, Jail, WalkStep,
         path::{InvalidPath, VirtualPath},
     },
     listing::{
-        Entry, Kind,
-        machine::{self, Facts, Role},
+        Entry, EntryKind,
+        machine::{self, EntryRole, Facts},
         names, push_line_safe,
-        sorted::{Gathered, Key, ListingMemory},
+        sorted::{EntryBuffer, ListingMemory, SortKey},
         unix,
     },
     metrics,
     protocol::{command::ListOptions, glob::Pattern},
 };
 
-/// How entries are written.
-pub enum Form {
-    /// As `ls -l`; `now` in Unix seconds decides how dates look.
+/// The format of a listing's lines.
+pub enum ListFormat {
+    /// The format of `ls -l`. `now` (Unix seconds) decides between the two date formats.
     Long {
         now: i64,
     },
-    /// Names after a prefix that makes them paths for RETR.
+    /// Names, each after a prefix that makes it a path for RETR.
     Names {
         prefix: Vec<u8>,
     },
@@ -37,82 +37,82 @@ pub enum Form {
     },
 }
 
-/// What is listed.
-pub enum Target {
-    /// What is in a directory.
+/// The subject of a listing.
+pub enum ListTarget {
+    /// The entries of a directory.
     Directory(VirtualPath),
-    /// One name itself.
+    /// One entry itself.
     Single(VirtualPath),
-    /// The names in a directory that match.
+    /// The entries of a directory whose names match.
     Matching(VirtualPath, Pattern),
 }
 
-/// How a listing is made.
+/// The parameters of a listing.
 pub struct Listing {
-    pub form: Form,
+    pub format: ListFormat,
     pub options: ListOptions,
-    /// Levels of directories of `LIST -R`.
+    /// Maximum depth of `LIST -R`, in directories.
     pub depth: usize,
-    /// Entries that are sorted.
-    pub most_sorted: usize,
-    /// What sorted listings of all sessions may take together.
+    /// Maximum number of entries that are sorted.
+    pub max_sorted: usize,
+    /// Memory that the sorted listings of all sessions share.
     pub memory: ListingMemory,
-    pub access: Arc<Access>,
+    pub access: Arc<AccessRules>,
 }
 
-/// What the fact `perm` of an entry tells: what may be done with it, and of a directory, what may be
-/// done in it. Asks the storage only about directories that lead to folders.
-pub fn permissions_of(access: &Access, jail: &Jail, path: &VirtualPath, entry: &Entry) -> Permissions {
-    if entry.kind == Kind::Directory {
+/// The permissions that the fact `perm` of an entry shows: for the entry itself, and for a directory also
+/// those inside it. Asks the storage only about directories that lead to shared folders.
+pub fn permissions_of(access: &AccessRules, jail: &Jail, path: &VirtualPath, entry: &Entry) -> Permissions {
+    if entry.kind == EntryKind::Directory {
         directory_permissions(&access.directory(path), jail, path)
     } else {
         access.at(path)
     }
 }
 
-fn directory_permissions(directory: &Directory<'_>, jail: &Jail, path: &VirtualPath) -> Permissions {
+fn directory_permissions(directory: &DirectoryRules<'_>, jail: &Jail, path: &VirtualPath) -> Permissions {
     let mut permissions = directory.facts();
     if path.is_root() || jail.is_fixed(path) {
         permissions = permissions.without(&[Permission::Rename, Permission::Rmdir]);
     }
-    if jail.is_only_a_way(path) {
+    if jail.is_synthetic_directory(path) {
         permissions = permissions.without(&[Permission::Upload, Permission::Mkdir, Permission::Delete]);
     }
     permissions
 }
 
-/// Where lines go.
-struct Sink<'s> {
+/// The consumer of a listing's lines.
+struct LineSink<'s> {
     take: &'s mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
-    /// The line that is being made: one piece of memory for all of them.
+    /// The current line; its buffer is reused for all lines.
     line: Vec<u8>,
 }
 
 impl Listing {
-    /// Hands every line of the listing of `target` with its CRLF to `take`, as the directory is read. Blocks. Ends when `progress` is
-    /// cancelled, also while nothing is written.
+    /// Passes each line of the listing of `target`, with CRLF, to `take` while the directory is read.
+    /// Blocks. Ends when `progress` is cancelled, even if no line is written.
     ///
     /// # Errors
     /// Those of `take` and of the storage, and the cancellation.
     pub fn write(
         &self,
         jail: &Jail,
-        target: &Target,
+        target: &ListTarget,
         progress: &Progress,
         take: &mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
     ) -> Result<(), TransferError> {
-        let sink = &mut Sink { take, line: Vec::with_capacity(512) };
+        let sink = &mut LineSink { take, line: Vec::with_capacity(512) };
         let written = match target {
-            Target::Single(path) => self.single(jail, path, sink),
-            Target::Directory(path) if self.options.recursive => self.tree(jail, path, progress, sink),
-            Target::Directory(path) => self.directory(jail, path, progress, sink),
-            Target::Matching(directory, pattern) => {
+            ListTarget::Single(path) => self.single(jail, path, sink),
+            ListTarget::Directory(path) if self.options.recursive => self.tree(jail, path, progress, sink),
+            ListTarget::Directory(path) => self.directory(jail, path, progress, sink),
+            ListTarget::Matching(directory, pattern) => {
                 let shows_hidden = self.options.all || self.options.almost_all || pattern.asks_for_hidden();
                 let is_wanted =
                     |name: &[u8]| (shows_hidden || !name.starts_with(b".")) && pattern.matches(name);
-                let place = Place::new(&self.access, jail, directory);
+                let listed = ListedDirectory::new(&self.access, jail, directory);
                 let entries = jail.entries(directory).map(|entries| entries.only(is_wanted));
-                entries.map_err(Into::into).and_then(|entries| self.entries(&place, entries, progress, sink))
+                entries.map_err(Into::into).and_then(|entries| self.entries(&listed, entries, progress, sink))
             }
         };
         written.map_err(|error| match error {
@@ -121,10 +121,10 @@ impl Listing {
         })
     }
 
-    fn single(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferError> {
+    fn single(&self, jail: &Jail, path: &VirtualPath, sink: &mut LineSink<'_>) -> Result<(), TransferError> {
         let entry = jail.entry(path)?;
         let permissions = || permissions_of(&self.access, jail, path, &entry);
-        self.line(&entry, Role::Member, permissions, sink)
+        self.line(&entry, EntryRole::Member, permissions, sink)
     }
 
     fn directory(
@@ -132,21 +132,21 @@ impl Listing {
         jail: &Jail,
         path: &VirtualPath,
         progress: &Progress,
-        sink: &mut Sink<'_>,
+        sink: &mut LineSink<'_>,
     ) -> Result<(), TransferError> {
         if self.options.all {
             self.dots(jail, path, sink)?;
         }
-        self.entries(&Place::new(&self.access, jail, path), jail.entries(path)?, progress, sink)
+        self.entries(&ListedDirectory::new(&self.access, jail, path), jail.entries(path)?, progress, sink)
     }
 
-    /// `.`, and `..` where the user may go there.
-    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: &mut Sink<'_>) -> Result<(), TransferError> {
-        let dots = [(&b"."[..], path.clone(), Role::Listed), (b"..", path.parent(), Role::Parent)];
+    /// `.`, and `..` if the user may enter it.
+    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: &mut LineSink<'_>) -> Result<(), TransferError> {
+        let dots = [(&b"."[..], path.clone(), EntryRole::Listed), (b"..", path.parent(), EntryRole::Parent)];
         for (name, path, role) in dots {
             let directory = self.access.directory(&path);
             if directory.is_enterable() {
-                // The directory itself, also where a link has led there.
+                // The directory itself, even if a symbolic link leads to it.
                 let entry = Entry { name: name.to_vec(), ..jail.resolved_entry(&path)? };
                 self.line(&entry, role, || directory_permissions(&directory, jail, &path), sink)?;
             }
@@ -154,38 +154,38 @@ impl Listing {
         Ok(())
     }
 
-    /// The entries that the user may see, in the order of the directory. If another order was asked for, the
-    /// first entries are sorted: as many as `max_sorted_entries` and `max_listing_memory` allow.
+    /// The entries that the user may see, in the order of the directory. With an option for another order,
+    /// the first entries are sorted, as many as `max_sorted_entries` and `max_listing_memory` allow.
     fn entries<'j>(
         &self,
-        place: &Place<'j>,
+        listed: &ListedDirectory<'j>,
         entries: Entries<'j>,
         progress: &'j Progress,
-        sink: &mut Sink<'_>,
+        sink: &mut LineSink<'_>,
     ) -> Result<(), TransferError> {
         let entries = entries.until_cancelled(progress);
-        let mut entries = entries.filter(|entry| entry.as_ref().map_or(true, |entry| place.shows(entry)));
+        let mut entries = entries.filter(|entry| entry.as_ref().map_or(true, |entry| listed.shows(entry)));
         if self.options.by_time || self.options.by_size || self.options.reverse {
             let (mut gathered, left_over) = self.gather(&mut entries)?;
             gathered.sort(|a, b| self.order(a, b));
             for entry in gathered.iter().chain(left_over) {
-                self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
+                self.line(&entry, EntryRole::Member, || listed.permissions(&entry), sink)?;
             }
         }
         for entry in entries {
             let entry = entry?;
-            self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
+            self.line(&entry, EntryRole::Member, || listed.permissions(&entry), sink)?;
         }
         Ok(())
     }
 
-    /// The entries that are to be sorted, and the first entry for which there was no memory.
+    /// The entries to sort, and the first entry that did not fit into the memory.
     fn gather(
         &self,
         entries: &mut impl Iterator<Item = Result<Entry, FileError>>,
-    ) -> Result<(Gathered, Option<Entry>), FileError> {
-        let mut gathered = Gathered::new(&self.memory);
-        while gathered.count() < self.most_sorted
+    ) -> Result<(EntryBuffer, Option<Entry>), FileError> {
+        let mut gathered = EntryBuffer::new(&self.memory);
+        while gathered.count() < self.max_sorted
             && let Some(entry) = entries.next()
         {
             if let Err(entry) = gathered.add(entry?) {
@@ -196,7 +196,7 @@ impl Listing {
         Ok((gathered, None))
     }
 
-    fn order(&self, a: Key<'_>, b: Key<'_>) -> Ordering {
+    fn order(&self, a: SortKey<'_>, b: SortKey<'_>) -> Ordering {
         let order = match (self.options.by_time, self.options.by_size) {
             (true, _) => b.modified.cmp(&a.modified),
             (_, true) => b.size.cmp(&a.size),
@@ -209,43 +209,43 @@ impl Listing {
     fn line(
         &self,
         entry: &Entry,
-        role: Role,
+        role: EntryRole,
         permissions: impl FnOnce() -> Permissions,
-        sink: &mut Sink<'_>,
+        sink: &mut LineSink<'_>,
     ) -> Result<(), TransferError> {
-        let Sink { take, line } = sink;
+        let LineSink { take, line } = sink;
         line.clear();
         let classify = self.options.classify;
-        match &self.form {
-            Form::Long { now } => unix::line(entry, *now, classify, line),
-            Form::Names { prefix } => names::line(prefix, entry, classify, line),
-            Form::Machine { facts } => machine::line(*facts, entry, role, &permissions(), line),
+        match &self.format {
+            ListFormat::Long { now } => unix::line(entry, *now, classify, line),
+            ListFormat::Names { prefix } => names::line(prefix, entry, classify, line),
+            ListFormat::Machine { facts } => machine::line(*facts, entry, role, &permissions(), line),
         }
         take(line)
     }
 
-    /// `ls -R`: each directory with a heading; of NLST, paths without headings. Directories that the
-    /// user may not list are entries, and nothing more.
+    /// `ls -R`: each directory has a heading; NLST has paths instead. A directory that the user may not list
+    /// appears only as an entry.
     fn tree(
         &self,
         jail: &Jail,
         top: &VirtualPath,
         progress: &Progress,
-        sink: &mut Sink<'_>,
+        sink: &mut LineSink<'_>,
     ) -> Result<(), TransferError> {
         let mut below = Vec::new();
         let mut is_first = true;
-        let mut place = Place::new(&self.access, jail, top);
+        let mut listed = ListedDirectory::new(&self.access, jail, top);
         for step in jail.walk(top, self.depth, progress, |path| self.access.at(path).has(Permission::List))? {
-            match (step?, &self.form) {
-                (Walked::Directory(path), form) => {
-                    place = Place::new(&self.access, jail, &path);
+            match (step?, &self.format) {
+                (WalkStep::Directory(path), format) => {
+                    listed = ListedDirectory::new(&self.access, jail, &path);
                     let path = path.as_bytes();
                     below = path[if top.is_root() { 0 } else { top.as_bytes().len() }..].to_vec();
                     if below == b"/" {
                         below.clear();
                     }
-                    if matches!(form, Form::Long { .. }) {
+                    if matches!(format, ListFormat::Long { .. }) {
                         let mut heading = if is_first { Vec::new() } else { b"\r\n".to_vec() };
                         heading.push(b'.');
                         push_line_safe(&below, &mut heading);
@@ -254,8 +254,8 @@ impl Listing {
                     }
                     is_first = false;
                 }
-                (Walked::Entry(entry), _) if !place.shows(&entry) => {}
-                (Walked::Entry(entry), Form::Names { prefix }) => {
+                (WalkStep::Entry(entry), _) if !listed.shows(&entry) => {}
+                (WalkStep::Entry(entry), ListFormat::Names { prefix }) => {
                     let mut path = prefix.clone();
                     if let [b'/', below @ ..] = &below[..] {
                         path.extend_from_slice(below);
@@ -265,8 +265,8 @@ impl Listing {
                     names::line(&path, &entry, self.options.classify, &mut line);
                     (sink.take)(&line)?;
                 }
-                (Walked::Entry(entry), _) => {
-                    self.line(&entry, Role::Member, || place.permissions(&entry), sink)?;
+                (WalkStep::Entry(entry), _) => {
+                    self.line(&entry, EntryRole::Member, || listed.permissions(&entry), sink)?;
                 }
             }
         }
@@ -274,35 +274,35 @@ impl Listing {
     }
 }
 
-/// A directory whose entries are listed, with what the user may do with them.
-struct Place<'l> {
-    access: &'l Access,
-    directory: Directory<'l>,
+/// A directory whose entries are listed, with the permissions for them.
+struct ListedDirectory<'l> {
+    access: &'l AccessRules,
+    directory: DirectoryRules<'l>,
     jail: &'l Jail,
     path: VirtualPath,
 }
 
-impl<'l> Place<'l> {
-    fn new(access: &'l Access, jail: &'l Jail, path: &VirtualPath) -> Self {
+impl<'l> ListedDirectory<'l> {
+    fn new(access: &'l AccessRules, jail: &'l Jail, path: &VirtualPath) -> Self {
         Self { access, directory: access.directory(path), jail, path: path.clone() }
     }
 
-    /// A directory is shown to those who may list it or go there, anything else to those who may
-    /// list it.
+    /// Returns true if the user sees the entry: a directory that the user may list or enter, or another
+    /// entry that the user may list.
     fn shows(&self, entry: &Entry) -> bool {
         !self.access.has_rules()
             || self.directory.at(&entry.name).has(Permission::List)
-            || entry.kind == Kind::Directory && self.directory.below(&entry.name).is_enterable()
+            || entry.kind == EntryKind::Directory && self.directory.below(&entry.name).is_enterable()
     }
 
     fn permissions(&self, entry: &Entry) -> Permissions {
-        if entry.kind != Kind::Directory {
+        if entry.kind != EntryKind::Directory {
             return self.directory.at(&entry.name);
         }
         let directory = self.directory.below(&entry.name);
         match self.path.join(&entry.name) {
             Ok(path) => directory_permissions(&directory, self.jail, &path),
-            // No folder has a name that no client can say.
+            // A name that is not valid in a path cannot be a shared folder.
             Err(InvalidPath) => directory.facts(),
         }
     }

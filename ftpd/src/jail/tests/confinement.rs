@@ -1,4 +1,4 @@
-//! Nothing outside the home can be reached.
+//! Tests that no path, symbolic link or race reaches a file outside the home.
 
 use std::io::Read;
 use std::os::unix::fs::{FileExt, symlink};
@@ -9,7 +9,7 @@ use super::*;
 use crate::data::progress::Progress;
 
 #[test]
-fn no_link_leads_out_of_the_home() {
+fn symbolic_links_and_dots_never_reach_outside_the_home() {
     let site = Site::new();
     for (name, target) in [
         ("absolute", site.outside()),
@@ -46,26 +46,26 @@ fn no_link_leads_out_of_the_home() {
     assert!(site.jail.create_directory(&path("/absolute/new")).is_err());
     assert!(site.jail.rename(&path("/absolute/secret"), &path("/stolen"), true).is_err());
     let new = path("/relative/new");
-    assert!(site.jail.open_write(&new, WriteMode::Replace, Placement::Direct).is_err());
+    assert!(site.jail.open_write(&new, WriteMode::Replace, UploadPlacement::Direct).is_err());
     assert_eq!(fs::read_dir(site.outside()).unwrap().count(), 1);
     assert_eq!(fs::read_to_string(site.outside().join("secret")).unwrap(), "secret");
-    // The top of the tree, seen through a link that climbs, is the home itself.
+    // A link that climbs above the root leads to the home itself.
     assert!(site.jail.entries(&path("/deep")).unwrap().any(|entry| entry.unwrap().name == b"proc"));
 }
 
 #[test]
-fn writing_through_a_link_that_leads_out_makes_no_file() {
+fn upload_through_a_link_to_the_outside_creates_no_file() {
     let site = Site::new();
     symlink(site.outside().join("new"), site.home("link")).unwrap();
     let link = path("/link");
     for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::CreateNew] {
-        assert!(site.jail.open_write(&link, mode, Placement::Direct).is_err(), "{mode:?}");
+        assert!(site.jail.open_write(&link, mode, UploadPlacement::Direct).is_err(), "{mode:?}");
     }
     assert!(!site.outside().join("new").exists());
 }
 
 #[test]
-fn removing_a_tree_removes_links_and_not_what_they_point_to() {
+fn remove_tree_removes_links_but_not_their_targets() {
     let site = Site::new();
     fs::create_dir_all(site.home("tree/a/b")).unwrap();
     fs::create_dir(site.home("kept")).unwrap();
@@ -82,7 +82,7 @@ fn removing_a_tree_removes_links_and_not_what_they_point_to() {
     assert!(matches!(of_link, Err(FileError::NotADirectory)), "{of_link:?}");
 }
 
-/// Ends the other thread also when an assertion fails in this one.
+/// Stops the other thread when this thread ends, even by a failed assertion.
 struct Stop<'s>(&'s AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -91,10 +91,10 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// A thread swaps a directory for a link to the outside and back, as fast as it can, while every
-/// operation runs through that name.
+/// A thread exchanges a directory and a link to the outside as fast as it can, while every operation
+/// uses that name.
 #[test]
-fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
+fn directory_swapped_with_a_link_never_reaches_outside() {
     let site = Site::new();
     fs::create_dir(site.home("dir")).unwrap();
     fs::write(site.home("dir/secret"), "inside").unwrap();
@@ -118,9 +118,9 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
         });
         let stopping = Stop(&stop);
         let mut inside = 0;
-        // Ten times what it takes on a busy machine.
+        // Ten times the duration on a busy machine.
         let end = Instant::now() + Duration::from_secs(180);
-        // Both must have had their turns often enough for a window to be hit.
+        // Both threads must have run often enough for an operation to hit the race window.
         while inside < 500 {
             assert!(Instant::now() < end, "the operations do not get anywhere");
             let (secret, new) = (path("/dir/secret"), path("/dir/new"));
@@ -130,14 +130,14 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
                 assert_ne!(content, "secret");
                 inside += 1;
             }
-            let placement = Placement::Atomic { owner: "alice", rivals: Rivals::Replaced };
+            let placement = UploadPlacement::Atomic { owner: "alice", rivals: RivalPolicy::Replace };
             if let Ok(mut upload) = site.jail.open_write(&new, WriteMode::Replace, placement) {
                 upload.begin().unwrap();
-                upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
+                upload.prepare_write(3).unwrap().write_all_at(b"new", 0).unwrap();
                 let finished = upload.finish(false, 3);
                 assert!(matches!(finished, Ok(()) | Err(FileError::Stale)), "{finished:?}");
             }
-            if let Ok(upload) = site.jail.open_write(&new, WriteMode::Append, Placement::Direct) {
+            if let Ok(upload) = site.jail.open_write(&new, WriteMode::Append, UploadPlacement::Direct) {
                 upload.abandon();
             }
             let _ = site.jail.create_directory(&path("/dir/made"));
@@ -161,7 +161,7 @@ fn a_directory_that_is_swapped_for_a_link_never_leads_out() {
 }
 
 #[test]
-fn a_home_is_found_inside_the_storage_root_or_made_there() {
+fn home_is_opened_or_created_inside_the_storage_root_only() {
     let site = Site::new();
     symlink(site.outside(), site.storage().join("mallory")).unwrap();
     symlink("/alice", site.storage().join("other")).unwrap();

@@ -1,4 +1,4 @@
-//! The jail on a real file system.
+//! Tests of the jail on a real file system.
 
 mod confinement;
 mod names;
@@ -13,7 +13,7 @@ use super::*;
 
 const MODES: Modes = Modes { file: 0o640, directory: 0o750 };
 
-/// A storage root with the home `/alice`, and a directory beside the storage with a secret in it.
+/// A storage root with the home `/alice`, and beside it the directory `outside` with a secret file.
 struct Site {
     directory: tempfile::TempDir,
     jail: Jail,
@@ -41,12 +41,12 @@ impl Site {
         self.storage().join("alice").join(name)
     }
 
-    /// What a client that reads the file gets.
+    /// Content of a file in the home.
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.home(name)).unwrap()
     }
 
-    /// All names in the home, hidden ones too.
+    /// All names in the home, including hidden ones.
     fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(self.home(""))
             .unwrap()

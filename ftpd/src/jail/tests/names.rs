@@ -1,4 +1,4 @@
-//! Operations on names.
+//! Tests of operations on names: rename, remove, attributes, keys, COMB, locks for changes.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
@@ -8,7 +8,7 @@ use super::*;
 use crate::data::progress::Progress;
 
 #[test]
-fn without_the_right_to_replace_a_rename_keeps_both_files() {
+fn rename_without_replace_keeps_both_files() {
     let site = Site::new();
     fs::write(site.home("a"), "a").unwrap();
     fs::write(site.home("b"), "b").unwrap();
@@ -25,7 +25,7 @@ fn without_the_right_to_replace_a_rename_keeps_both_files() {
 }
 
 #[test]
-fn names_of_the_server_cannot_be_used() {
+fn reserved_names_and_the_root_cannot_be_changed() {
     let site = Site::new();
     fs::write(site.home(".ftpd-partial-1"), "x").unwrap();
     fs::write(site.home("a"), "x").unwrap();
@@ -41,7 +41,7 @@ fn names_of_the_server_cannot_be_used() {
     refused(site.jail.create_directory(&hidden));
     refused(site.jail.change_mode(&hidden, |_, _| 0o777));
     refused(site.jail.set_modified(&hidden, 0));
-    refused(site.jail.open_write(&hidden, WriteMode::Append, Placement::Direct).map(drop));
+    refused(site.jail.open_write(&hidden, WriteMode::Append, UploadPlacement::Direct).map(drop));
     refused(site.jail.remove_directory(&VirtualPath::root(), &Changes::default()));
     refused(site.jail.remove_tree(&VirtualPath::root(), &Progress::default(), &Changes::default()));
     refused(site.jail.rename(&a, &VirtualPath::root(), true).map(drop));
@@ -50,7 +50,7 @@ fn names_of_the_server_cannot_be_used() {
 }
 
 #[test]
-fn each_kind_of_name_has_its_own_error() {
+fn wrong_file_types_get_specific_errors() {
     let site = Site::new();
     fs::write(site.home("file"), "x").unwrap();
     fs::create_dir_all(site.home("dir/full")).unwrap();
@@ -73,7 +73,9 @@ fn each_kind_of_name_has_its_own_error() {
     assert!(matches!(jail.create_directory(&path("/dir")), Err(FileError::AlreadyExists)));
     let long = format!("/{}", "n".repeat(256));
     assert!(matches!(jail.create_directory(&path(&long)), Err(FileError::NameTooLong)));
-    for placement in [Placement::Direct, Placement::Atomic { owner: "alice", rivals: Rivals::Replaced }] {
+    for placement in
+        [UploadPlacement::Direct, UploadPlacement::Atomic { owner: "alice", rivals: RivalPolicy::Replace }]
+    {
         let open = |name| jail.open_write(&path(name), WriteMode::Replace, placement);
         assert!(matches!(open("/dir"), Err(FileError::IsADirectory)));
         assert!(matches!(open("/fifo"), Err(FileError::NotAFile)));
@@ -86,7 +88,7 @@ fn each_kind_of_name_has_its_own_error() {
 }
 
 #[test]
-fn attributes_are_set_where_the_name_leads() {
+fn attributes_are_set_on_the_target_of_a_link() {
     let site = Site::new();
     fs::write(site.home("file"), "12345").unwrap();
     symlink("/file", site.home("link")).unwrap();
@@ -101,7 +103,7 @@ fn attributes_are_set_where_the_name_leads() {
 }
 
 #[test]
-fn one_file_has_one_key_through_every_home_and_link() {
+fn canonical_key_is_the_same_through_every_home_and_link() {
     let site = Site::new();
     fs::create_dir(site.home("real")).unwrap();
     fs::write(site.home("real/file"), "x").unwrap();
@@ -120,7 +122,7 @@ fn one_file_has_one_key_through_every_home_and_link() {
 }
 
 #[test]
-fn a_tree_is_removed_to_the_last_file() {
+fn remove_tree_removes_every_file_unless_cancelled() {
     let site = Site::new();
     for directory in 0..10 {
         let directory = site.home(&format!("tree/{directory}/x/y"));
@@ -139,26 +141,26 @@ fn a_tree_is_removed_to_the_last_file() {
     assert!(site.names().is_empty());
 }
 
-/// There is always room.
+/// Accepts every reservation.
 fn room(_bytes: u64, _is_new: bool) -> Result<(), FileError> {
     Ok(())
 }
 
 #[test]
-fn combining_appends_in_order_and_removes_the_sources() {
+fn combine_appends_in_order_and_removes_the_sources() {
     let site = Site::new();
     fs::write(site.home("1"), "one ").unwrap();
     fs::write(site.home("2"), "two").unwrap();
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
     let progress = Progress::default();
     let combine = |sources: &[VirtualPath]| {
-        let joining = Joining { target: &target, sources, sync: true };
-        site.jail.combine(joining, &progress, &mut Changes::default(), room, || true)
+        let request = CombineRequest { target: &target, sources, sync: true };
+        site.jail.combine(request, &progress, &mut Changes::default(), room, || true)
     };
 
     let missing = combine(&[path("/1"), path("/none")]);
     assert!(matches!(missing, Err(FileError::NotFound)));
-    assert_eq!(site.names(), ["1", "2"], "a target that was made goes again");
+    assert_eq!(site.names(), ["1", "2"], "a created target is removed again");
     assert!(matches!(combine(&[path("/1"), path("/1")]), Err(FileError::SameFile)));
 
     assert_eq!(combine(&sources).unwrap(), 7);
@@ -171,42 +173,42 @@ fn combining_appends_in_order_and_removes_the_sources() {
     progress.cancel();
     assert!(matches!(combine(&[path("/3")]), Err(FileError::Cancelled)));
     assert_eq!((site.read("all"), site.read("3")), ("one two".into(), " three".into()));
-    let joining = Joining { target: &target, sources: &[path("/3")], sync: false };
-    let again = site.jail.combine(joining, &Progress::default(), &mut Changes::default(), room, || true);
+    let request = CombineRequest { target: &target, sources: &[path("/3")], sync: false };
+    let again = site.jail.combine(request, &Progress::default(), &mut Changes::default(), room, || true);
     assert_eq!(again.unwrap(), 6);
     assert_eq!(site.read("all"), "one two three");
 }
 
 #[test]
-fn combining_removes_nothing_that_another_may_write_by_now() {
+fn combine_keeps_the_sources_if_another_session_may_write_them() {
     let site = Site::new();
     fs::write(site.home("1"), "one").unwrap();
     let (progress, changes) = (Progress::default(), &mut Changes::default());
-    let joining = Joining { target: &path("/all"), sources: &[path("/1")], sync: true };
-    let lost = site.jail.combine(joining, &progress, changes, room, || false);
-    assert!(matches!(lost, Err(FileError::Taken)));
+    let request = CombineRequest { target: &path("/all"), sources: &[path("/1")], sync: true };
+    let lost = site.jail.combine(request, &progress, changes, room, || false);
+    assert!(matches!(lost, Err(FileError::WriteRightLost)));
     assert_eq!(site.read("1"), "one");
 }
 
 #[test]
-fn combining_changes_nothing_once_the_right_to_write_is_lost() {
+fn combine_changes_nothing_once_the_right_to_write_is_lost() {
     let site = Site::new();
     for name in ["all", "1", "2"] {
         fs::write(site.home(name), name).unwrap();
     }
-    // The second piece comes too late.
+    // The right to write is lost before the second piece.
     let (progress, asked) = (Progress::default(), AtomicU32::new(0));
     progress.guard_by(move || asked.fetch_add(1, Ordering::Relaxed) < 1);
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
-    let joining = Joining { target: &target, sources: &sources, sync: true };
-    let lost = site.jail.combine(joining, &progress, &mut Changes::default(), room, || true);
-    assert!(matches!(lost, Err(FileError::Taken)));
-    // Not even cut again: what is there may be another session's.
+    let request = CombineRequest { target: &target, sources: &sources, sync: true };
+    let lost = site.jail.combine(request, &progress, &mut Changes::default(), room, || true);
+    assert!(matches!(lost, Err(FileError::WriteRightLost)));
+    // The target is not even truncated, because its content may be another session's.
     assert_eq!([site.read("all"), site.read("1"), site.read("2")], ["all1", "1", "2"]);
 }
 
 #[test]
-fn combining_asks_for_room_before_it_changes_anything() {
+fn combine_reserves_quota_before_it_changes_anything() {
     let site = Site::new();
     fs::write(site.home("1"), "one").unwrap();
     fs::write(site.home("2"), "four").unwrap();
@@ -218,8 +220,8 @@ fn combining_asks_for_room_before_it_changes_anything() {
             Err(FileError::QuotaExceeded)
         };
         let (progress, sources) = (Progress::default(), [path("/1")]);
-        let joining = Joining { target: &path(target), sources: &sources, sync: true };
-        let refused = site.jail.combine(joining, &progress, &mut changes, no_room, || true);
+        let request = CombineRequest { target: &path(target), sources: &sources, sync: true };
+        let refused = site.jail.combine(request, &progress, &mut changes, no_room, || true);
         assert!(matches!(refused, Err(FileError::QuotaExceeded)));
         assert_eq!(asked, Some((3, is_new)));
         assert_eq!((site.names(), site.read("2")), (vec!["1".into(), "2".into()], "four".into()));
@@ -227,9 +229,9 @@ fn combining_asks_for_room_before_it_changes_anything() {
     }
 }
 
-/// A directory without the permission to write, a sticky one, or a file that NFS's server has open.
+/// As if the directory were not writable or sticky, or the NFS server had the source open.
 #[test]
-fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
+fn combine_undoes_the_copy_of_sources_that_cannot_be_removed() {
     let site = Site::new();
     fs::write(site.home("there"), "before ").unwrap();
     for (target, before) in [("there", Some("before ")), ("new", None)] {
@@ -237,7 +239,8 @@ fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
             fs::write(site.home("1"), "one ").unwrap();
             fs::write(site.home("2"), "two").unwrap();
             let stays = if kept == 0 { "1" } else { "2" };
-            // Another file system object has the name when the sources are to go, for root, too.
+            // A directory takes the name before the sources are removed, so the removal fails even for
+            // root.
             let spoil = || {
                 fs::rename(site.home(stays), site.home("away")).unwrap();
                 fs::create_dir(site.home(stays)).unwrap();
@@ -246,8 +249,8 @@ fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
             let (progress, sources) = (Progress::default(), [path("/1"), path("/2")]);
             let mut changes = Changes::default();
             let target_path = path(&format!("/{target}"));
-            let joining = Joining { target: &target_path, sources: &sources, sync: true };
-            let failed = site.jail.combine(joining, &progress, &mut changes, room, spoil);
+            let request = CombineRequest { target: &target_path, sources: &sources, sync: true };
+            let failed = site.jail.combine(request, &progress, &mut changes, room, spoil);
             assert!(matches!(failed, Err(FileError::IsADirectory)), "{failed:?}");
             let gone = if kept == 0 { "" } else { "one " };
             let expected = before.map_or(gone.to_owned(), |before| format!("{before}{gone}"));
@@ -256,7 +259,8 @@ fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
             if !expected.is_empty() {
                 assert_eq!(site.read(target), expected);
             }
-            // Bytes: those of a source that is gone are in the target. Files: the source is gone.
+            // The bytes of a removed source are in the target; the number of files is smaller by the
+            // source.
             assert_eq!(changes.so_far(), (0, is_made - i64::from(kept == 1)));
             fs::remove_dir(site.home(stays)).unwrap();
             let _ = (fs::remove_file(site.home("away")), fs::remove_file(site.home("2")));
@@ -267,50 +271,50 @@ fn a_source_that_cannot_be_removed_is_not_on_the_disk_twice() {
 }
 
 #[test]
-fn a_name_is_held_against_writers_and_a_writer_against_changes() {
+fn lock_for_change_and_writers_lock_exclude_each_other() {
     let site = Site::new();
     let file = path("/file");
     fs::write(site.home("file"), "content").unwrap();
     symlink("file", site.home("link")).unwrap();
     let write = || File::options().write(true).open(site.home("file")).unwrap();
-    let held = site.jail.hold(&file).unwrap().unwrap();
-    assert_eq!(Locks::Auto.take(&write()).unwrap(), lock::Lock::HeldByAnother);
+    let held = site.jail.lock_for_change(&file).unwrap().unwrap();
+    assert_eq!(LockMode::Auto.take(&write()).unwrap(), lock::WriterLock::HeldByAnother);
     drop(held);
     let writer = write();
-    assert!(matches!(Locks::Auto.take(&writer), Ok(lock::Lock::Held { .. })));
-    assert!(matches!(site.jail.hold(&file), Err(FileError::BeingWritten)));
-    assert!(matches!(site.jail.hold_resolved(&path("/link")), Err(FileError::BeingWritten)));
-    assert!(site.jail.hold(&path("/link")).unwrap().is_none(), "the link itself is not written");
+    assert!(matches!(LockMode::Auto.take(&writer), Ok(lock::WriterLock::Held { .. })));
+    assert!(matches!(site.jail.lock_for_change(&file), Err(FileError::BeingWritten)));
+    assert!(matches!(site.jail.lock_resolved_for_change(&path("/link")), Err(FileError::BeingWritten)));
+    assert!(site.jail.lock_for_change(&path("/link")).unwrap().is_none(), "the link itself is not written");
 }
 
 #[test]
-fn only_regular_files_are_held_and_a_fifo_is_not_opened() {
+fn lock_for_change_locks_regular_files_only_and_opens_no_fifo() {
     let site = Site::new();
     fs::create_dir(site.home("dir")).unwrap();
     nix::unistd::mkfifo(&site.home("fifo"), Mode::S_IRWXU).unwrap();
     for name in ["/none", "/dir", "/fifo", "/dir/none", "/"] {
-        assert!(site.jail.hold(&path(name)).unwrap().is_none(), "{name}");
+        assert!(site.jail.lock_for_change(&path(name)).unwrap().is_none(), "{name}");
     }
-    // A reader of the FIFO would have seen an end: nothing has opened it to write.
+    // If the FIFO had been opened for writing and closed, the reader would see the end of the stream.
     let mut reader = File::options();
     let reader = reader.read(true).custom_flags(libc::O_NONBLOCK).open(site.home("fifo")).unwrap();
     let mut poll = libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: `poll` is one valid structure, as the count says, and 0 does not wait.
     assert_eq!(unsafe { libc::poll(&mut poll, 1, 0) }, 0);
-    assert!(site.jail.hold(&path("/fifo")).unwrap().is_none());
+    assert!(site.jail.lock_for_change(&path("/fifo")).unwrap().is_none());
     // SAFETY: as above.
     assert_eq!(unsafe { libc::poll(&mut poll, 1, 0) }, 0);
 }
 
 #[test]
-fn a_file_that_may_not_be_written_is_held_by_a_readers_lock() {
+fn lock_for_change_uses_a_readers_lock_on_read_only_files() {
     let site = Site::new();
     fs::write(site.home("file"), "content").unwrap();
     let writer = File::options().write(true).open(site.home("file")).unwrap();
     fs::set_permissions(site.home("file"), fs::Permissions::from_mode(0o444)).unwrap();
-    let held = site.jail.hold(&path("/file")).unwrap().unwrap();
-    assert_eq!(Locks::Auto.take(&writer).unwrap(), lock::Lock::HeldByAnother);
+    let held = site.jail.lock_for_change(&path("/file")).unwrap().unwrap();
+    assert_eq!(LockMode::Auto.take(&writer).unwrap(), lock::WriterLock::HeldByAnother);
     drop(held);
-    assert!(matches!(Locks::Auto.take(&writer), Ok(lock::Lock::Held { .. })));
-    assert!(matches!(site.jail.hold(&path("/file")), Err(FileError::BeingWritten)));
+    assert!(matches!(LockMode::Auto.take(&writer), Ok(lock::WriterLock::Held { .. })));
+    assert!(matches!(site.jail.lock_for_change(&path("/file")), Err(FileError::BeingWritten)));
 }

@@ -1,11 +1,11 @@
-//! Directories as streams.
+//! Tests of reading directories and trees.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::data::progress::Progress;
-use crate::listing::{Entry, Kind};
+use crate::listing::{Entry, EntryKind};
 
 fn listed(site: &Site, directory: &str) -> Vec<Entry> {
     let mut entries: Vec<_> = site.jail.entries(&path(directory)).unwrap().collect::<Result<_, _>>().unwrap();
@@ -14,7 +14,7 @@ fn listed(site: &Site, directory: &str) -> Vec<Entry> {
 }
 
 #[test]
-fn entries_say_what_a_client_may_see() {
+fn entries_omit_internal_names_and_agree_with_mlst() {
     let site = Site::new();
     fs::create_dir_all(site.home("sub/dir")).unwrap();
     fs::write(site.home("sub/file"), "12345").unwrap();
@@ -30,13 +30,13 @@ fn entries_say_what_a_client_may_see() {
         .map(|entry| (String::from_utf8(entry.name).unwrap(), entry.kind, entry.link_target))
         .collect();
     let expected = [
-        (".hidden-by-users", Kind::File, None),
-        ("dir", Kind::Directory, None),
-        ("fifo", Kind::Other, None),
-        ("file", Kind::File, None),
-        ("link", Kind::Symlink, Some(b"file".to_vec())),
-        ("link-to-dir", Kind::Symlink, Some(b"/sub/dir".to_vec())),
-        ("out", Kind::Symlink, Some(b"../../outside".to_vec())),
+        (".hidden-by-users", EntryKind::File, None),
+        ("dir", EntryKind::Directory, None),
+        ("fifo", EntryKind::Other, None),
+        ("file", EntryKind::File, None),
+        ("link", EntryKind::Symlink, Some(b"file".to_vec())),
+        ("link-to-dir", EntryKind::Symlink, Some(b"/sub/dir".to_vec())),
+        ("out", EntryKind::Symlink, Some(b"../../outside".to_vec())),
     ]
     .map(|(name, kind, target)| (name.to_owned(), kind, target));
     assert_eq!(seen, expected);
@@ -47,18 +47,18 @@ fn entries_say_what_a_client_may_see() {
     let kinds = |site: &Site| listed(site, "/sub").into_iter().map(|entry| entry.kind).collect::<Vec<_>>();
     let mut site = site;
     site.jail.resolve_links();
-    let (file, directory) = (Kind::File, Kind::Directory);
-    assert_eq!(kinds(&site), [file, directory, Kind::Other, file, file, directory, Kind::Symlink]);
+    let (file, directory) = (EntryKind::File, EntryKind::Directory);
+    assert_eq!(kinds(&site), [file, directory, EntryKind::Other, file, file, directory, EntryKind::Symlink]);
     for entry in listed(&site, "/sub") {
         let name = path("/sub").join(&entry.name).unwrap();
         assert_eq!(site.jail.entry(&name).unwrap(), entry, "MLST and MLSD agree");
     }
     let root = site.jail.entry(&VirtualPath::root()).unwrap();
-    assert_eq!((root.name.as_slice(), root.kind), (&b"/"[..], Kind::Directory));
+    assert_eq!((root.name.as_slice(), root.kind), (&b"/"[..], EntryKind::Directory));
 }
 
 #[test]
-fn every_name_of_a_large_directory_comes_once() {
+fn large_directory_returns_every_name_once() {
     let site = Site::new();
     let names: BTreeSet<_> = (0..1500).map(|n| format!("a name of some length {n}")).collect();
     names.iter().for_each(|name| fs::write(site.home(name), "x").unwrap());
@@ -69,18 +69,18 @@ fn every_name_of_a_large_directory_comes_once() {
 }
 
 #[test]
-fn entries_that_vanish_while_they_are_read_are_left_out() {
+fn entries_removed_during_the_iteration_are_omitted() {
     let site = Site::new();
     (0..10).for_each(|n| fs::write(site.home(&n.to_string()), "x").unwrap());
     let mut entries = site.jail.entries(&VirtualPath::root()).unwrap();
     let first = entries.next().unwrap().unwrap();
     fs::remove_dir_all(site.home("")).unwrap();
-    assert_eq!(first.kind, Kind::File);
+    assert_eq!(first.kind, EntryKind::File);
     assert_eq!(entries.count(), 0);
 }
 
 #[test]
-fn names_that_are_not_wanted_are_left_out() {
+fn only_returns_entries_that_the_filter_accepts() {
     let site = Site::new();
     for name in ["a", "b", "ab"] {
         fs::write(site.home(name), "x").unwrap();
@@ -91,14 +91,14 @@ fn names_that_are_not_wanted_are_left_out() {
 }
 
 #[test]
-fn a_cancelled_iteration_gives_an_error_also_where_every_name_is_left_out() {
+fn cancelled_iteration_fails_even_if_the_filter_accepts_no_name() {
     let site = Site::new();
     fs::create_dir_all(site.home("a/b")).unwrap();
     let progress = Progress::default();
     let root = VirtualPath::root();
     let mut entries = site.jail.entries(&root).unwrap().only(|_| false).until_cancelled(&progress);
     let mut walk = site.jail.walk(&root, 9, &progress, |_| true).unwrap();
-    // The root, then its entry.
+    // The root, then its only entry.
     assert!(walk.by_ref().take(2).all(|step| step.is_ok()));
     progress.cancel();
     assert!(matches!(entries.next(), Some(Err(FileError::Cancelled))));
@@ -106,7 +106,7 @@ fn a_cancelled_iteration_gives_an_error_also_where_every_name_is_left_out() {
 }
 
 #[test]
-fn a_walk_goes_down_directories_but_not_links_and_not_too_deep() {
+fn walk_enters_directories_down_to_max_depth_but_no_links() {
     let site = Site::new();
     fs::create_dir_all(site.home("a/b/c/d")).unwrap();
     fs::create_dir(site.home("e")).unwrap();
@@ -116,8 +116,8 @@ fn a_walk_goes_down_directories_but_not_links_and_not_too_deep() {
         let mut lines: Vec<(String, BTreeSet<String>)> = Vec::new();
         for step in site.jail.walk(&VirtualPath::root(), depth, &Progress::default(), |_| true).unwrap() {
             match step.unwrap() {
-                Walked::Directory(path) => lines.push((path.to_string(), BTreeSet::new())),
-                Walked::Entry(entry) => {
+                WalkStep::Directory(path) => lines.push((path.to_string(), BTreeSet::new())),
+                WalkStep::Entry(entry) => {
                     let name = String::from_utf8(entry.name).unwrap();
                     assert!(lines.last_mut().unwrap().1.insert(name));
                 }

@@ -1,77 +1,78 @@
-//! Uploads: what stays, what goes, and when a name appears.
+//! Tests of uploads: which data is kept or removed, and when a file appears.
 
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::*;
 
-const ATOMIC: Placement<'_> = Placement::Atomic { owner: "alice", rivals: Rivals::Replaced };
+const ATOMIC: UploadPlacement<'_> = UploadPlacement::Atomic { owner: "alice", rivals: RivalPolicy::Replace };
 
 impl Site {
-    fn upload(&self, name: &str, mode: WriteMode, placement: Placement<'_>) -> Upload {
+    fn upload(&self, name: &str, mode: WriteMode, placement: UploadPlacement<'_>) -> Upload {
         self.jail.open_write(&path(name), mode, placement).unwrap()
     }
 }
 
 fn write(upload: &mut Upload, data: &str) {
     let offset = upload.begin().unwrap();
-    upload.to_write(3).unwrap().write_all_at(data.as_bytes(), offset).unwrap();
+    upload.prepare_write(3).unwrap().write_all_at(data.as_bytes(), offset).unwrap();
 }
 
 #[test]
-fn nothing_is_truncated_before_the_first_byte_is_written() {
+fn file_is_not_truncated_before_the_first_byte_is_written() {
     let site = Site::new();
     fs::write(site.home("file"), "old content").unwrap();
     for mode in [WriteMode::Replace, WriteMode::Append, WriteMode::Resume { offset: 3, replace: true }] {
-        site.upload("/file", mode, Placement::Direct).abandon();
-        drop(site.upload("/file", mode, Placement::Direct));
-        site.upload("/file", mode, Placement::Direct).discard();
+        site.upload("/file", mode, UploadPlacement::Direct).abandon();
+        drop(site.upload("/file", mode, UploadPlacement::Direct));
+        site.upload("/file", mode, UploadPlacement::Direct).discard();
         assert_eq!(site.read("file"), "old content", "{mode:?}");
     }
     for mode in [WriteMode::Replace, WriteMode::Resume { offset: 3, replace: true }] {
-        for end in [Upload::abandon, Upload::keep_proved, Upload::discard] {
-            let mut upload = site.upload("/file", mode, Placement::Direct);
+        for end in [Upload::abandon, Upload::keep_if_durable, Upload::discard] {
+            let mut upload = site.upload("/file", mode, UploadPlacement::Direct);
             upload.begin().unwrap();
             end(upload);
             assert_eq!(site.read("file"), "old content", "{mode:?}");
         }
     }
-    let mut upload = site.upload("/file", WriteMode::Replace, Placement::Direct);
-    assert!(matches!(upload.to_write(3), Err(FileError::BadOffset)), "it has not begun");
+    let mut upload = site.upload("/file", WriteMode::Replace, UploadPlacement::Direct);
+    assert!(matches!(upload.prepare_write(3), Err(FileError::BadOffset)), "the upload has not begun");
     assert_eq!(upload.begin().unwrap(), 0);
     assert_eq!(site.read("file"), "old content");
-    upload.to_write(3).unwrap().write_all_at(b"new", 0).unwrap();
+    upload.prepare_write(3).unwrap().write_all_at(b"new", 0).unwrap();
     upload.finish(true, 3).unwrap();
     assert_eq!(site.read("file"), "new");
 }
 
 #[test]
-fn a_broken_upload_keeps_what_arrived_and_is_resumed() {
+fn aborted_upload_keeps_received_data_and_can_be_resumed() {
     let site = Site::new();
-    let mut upload = site.upload("/file", WriteMode::Replace, Placement::Direct);
+    let mut upload = site.upload("/file", WriteMode::Replace, UploadPlacement::Direct);
     write(&mut upload, "0123456789");
     upload.abandon();
     assert_eq!(site.read("file"), "0123456789");
-    let mut upload = site.upload("/file", WriteMode::Resume { offset: 4, replace: true }, Placement::Direct);
+    let mut upload =
+        site.upload("/file", WriteMode::Resume { offset: 4, replace: true }, UploadPlacement::Direct);
     assert_eq!(upload.begin().unwrap(), 4);
-    upload.to_write(3).unwrap();
-    assert_eq!(site.read("file"), "0123", "what is after the offset is sent again");
-    upload.to_write(3).unwrap().write_all_at(b"abc", 4).unwrap();
+    upload.prepare_write(3).unwrap();
+    assert_eq!(site.read("file"), "0123", "bytes after the offset are removed");
+    upload.prepare_write(3).unwrap().write_all_at(b"abc", 4).unwrap();
     upload.finish(true, 7).unwrap();
     assert_eq!(site.read("file"), "0123abc");
-    let mut upload = site.upload("/file", WriteMode::Append, Placement::Direct);
+    let mut upload = site.upload("/file", WriteMode::Append, UploadPlacement::Direct);
     write(&mut upload, "!");
     upload.finish(false, 8).unwrap();
     assert_eq!(site.read("file"), "0123abc!");
 }
 
 #[test]
-fn a_resumed_upload_cuts_nothing_off_if_it_may_not_replace() {
+fn resume_without_replace_never_truncates() {
     let site = Site::new();
     fs::write(site.home("file"), "0123").unwrap();
     let resume = WriteMode::Resume { offset: 4, replace: false };
-    let mut upload = site.upload("/file", resume, Placement::Direct);
-    // Another upload of the same file has ended between the question and the answer.
+    let mut upload = site.upload("/file", resume, UploadPlacement::Direct);
+    // Another upload of the same file has ended after this one was opened.
     fs::write(site.home("file"), "0123456789").unwrap();
     assert!(matches!(upload.begin(), Err(FileError::BadOffset)));
     drop(upload);
@@ -79,15 +80,18 @@ fn a_resumed_upload_cuts_nothing_off_if_it_may_not_replace() {
 }
 
 #[test]
-fn an_offset_beyond_the_end_is_refused_because_it_would_leave_a_hole() {
+fn resume_offset_beyond_the_end_is_refused() {
     let site = Site::new();
     fs::write(site.home("file"), "123").unwrap();
-    for (name, placement) in [("/file", Placement::Direct), ("/none", Placement::Direct), ("/file", ATOMIC)] {
+    for (name, placement) in
+        [("/file", UploadPlacement::Direct), ("/none", UploadPlacement::Direct), ("/file", ATOMIC)]
+    {
         let mode = WriteMode::Resume { offset: 4, replace: true };
         let opened = site.jail.open_write(&path(name), mode, placement);
         assert!(matches!(opened, Err(FileError::BadOffset)), "{name} {placement:?}");
     }
-    let mut upload = site.upload("/file", WriteMode::Resume { offset: 3, replace: true }, Placement::Direct);
+    let mut upload =
+        site.upload("/file", WriteMode::Resume { offset: 3, replace: true }, UploadPlacement::Direct);
     fs::write(site.home("file"), "1").unwrap();
     assert!(matches!(upload.begin(), Err(FileError::BadOffset)));
     drop(upload);
@@ -96,9 +100,9 @@ fn an_offset_beyond_the_end_is_refused_because_it_would_leave_a_hole() {
 }
 
 #[test]
-fn a_file_that_was_made_and_got_no_data_goes_again() {
+fn created_file_without_data_is_removed_unless_the_upload_finished() {
     let site = Site::new();
-    for placement in [Placement::Direct, ATOMIC] {
+    for placement in [UploadPlacement::Direct, ATOMIC] {
         drop(site.upload("/new", WriteMode::Replace, placement));
         drop(site.upload("/new", WriteMode::CreateNew, placement));
         let mut upload = site.upload("/new", WriteMode::Replace, placement);
@@ -107,43 +111,43 @@ fn a_file_that_was_made_and_got_no_data_goes_again() {
         assert!(site.names().is_empty(), "{placement:?}");
     }
     fs::write(site.home("empty"), "").unwrap();
-    drop(site.upload("/empty", WriteMode::Replace, Placement::Direct));
-    assert_eq!(site.names(), ["empty"], "it was there before");
-    site.upload("/complete", WriteMode::CreateNew, Placement::Direct).finish(true, 0).unwrap();
-    assert_eq!(site.names(), ["complete", "empty"], "an empty upload is one, if it ends well");
+    drop(site.upload("/empty", WriteMode::Replace, UploadPlacement::Direct));
+    assert_eq!(site.names(), ["empty"], "the file existed before");
+    site.upload("/complete", WriteMode::CreateNew, UploadPlacement::Direct).finish(true, 0).unwrap();
+    assert_eq!(site.names(), ["complete", "empty"], "a finished empty upload is kept");
 }
 
 #[test]
-fn after_a_storage_error_what_was_written_before_it_is_kept() {
+fn keep_if_durable_keeps_data_written_before_a_storage_error() {
     let site = Site::new();
     fs::write(site.home("file"), "before").unwrap();
-    let mut upload = site.upload("/file", WriteMode::Append, Placement::Direct);
+    let mut upload = site.upload("/file", WriteMode::Append, UploadPlacement::Direct);
     write(&mut upload, " and after");
-    upload.keep_proved();
+    upload.keep_if_durable();
     assert_eq!(site.read("file"), "before and after");
     let mut upload = site.upload("/new", WriteMode::Replace, ATOMIC);
     write(&mut upload, "data");
-    upload.keep_proved();
+    upload.keep_if_durable();
     assert_eq!(site.jail.partial_size(&path("/new"), "alice").unwrap(), Some(4));
-    // Not one byte could be written.
-    for placement in [Placement::Direct, ATOMIC] {
+    // No byte could be written.
+    for placement in [UploadPlacement::Direct, ATOMIC] {
         let mut upload = site.upload("/empty", WriteMode::Replace, placement);
         upload.begin().unwrap();
-        upload.to_write(1).unwrap();
-        upload.keep_proved();
+        upload.prepare_write(1).unwrap();
+        upload.keep_if_durable();
     }
-    assert_eq!(site.names().len(), 2, "the file, and what is kept of the atomic upload");
+    assert_eq!(site.names().len(), 2, "the file and the partial file");
 }
 
 #[test]
-fn a_discarded_upload_leaves_what_was_there_before() {
+fn discarded_upload_restores_the_previous_content() {
     let site = Site::new();
     fs::write(site.home("file"), "before").unwrap();
-    let mut upload = site.upload("/file", WriteMode::Append, Placement::Direct);
+    let mut upload = site.upload("/file", WriteMode::Append, UploadPlacement::Direct);
     write(&mut upload, " and after");
     upload.discard();
     assert_eq!(site.read("file"), "before");
-    for placement in [Placement::Direct, ATOMIC] {
+    for placement in [UploadPlacement::Direct, ATOMIC] {
         let mut upload = site.upload("/new", WriteMode::Replace, placement);
         write(&mut upload, "data");
         upload.discard();
@@ -152,10 +156,10 @@ fn a_discarded_upload_leaves_what_was_there_before() {
 }
 
 #[test]
-fn creating_never_touches_what_exists() {
+fn create_new_never_changes_an_existing_file() {
     let site = Site::new();
     fs::write(site.home("file"), "old").unwrap();
-    for placement in [Placement::Direct, ATOMIC] {
+    for placement in [UploadPlacement::Direct, ATOMIC] {
         let opened = site.jail.open_write(&path("/file"), WriteMode::CreateNew, placement);
         assert!(matches!(opened, Err(FileError::AlreadyExists)), "{placement:?}");
     }
@@ -168,7 +172,7 @@ fn creating_never_touches_what_exists() {
 }
 
 #[test]
-fn an_atomic_upload_appears_only_when_it_is_complete() {
+fn atomic_upload_appears_only_when_complete() {
     let site = Site::new();
     fs::write(site.home("file"), "old").unwrap();
     let reader = site.jail.open_read(&path("/file")).unwrap();
@@ -181,19 +185,19 @@ fn an_atomic_upload_appears_only_when_it_is_complete() {
     assert_eq!(site.names(), ["file"]);
     let mut old = String::new();
     (&reader.file).read_to_string(&mut old).unwrap();
-    assert_eq!(old, "old", "who reads meanwhile reads on");
+    assert_eq!(old, "old", "an open reader keeps reading the old file");
     assert_eq!(fs::metadata(site.home("file")).unwrap().mode() & 0o777 & !MODES.file, 0);
 }
 
 #[test]
-fn a_broken_atomic_upload_is_resumed_by_its_owner_on_any_node() {
+fn aborted_atomic_upload_is_resumed_by_its_owner_on_any_node() {
     let site = Site::new();
     let file = path("/file");
     let mut upload = site.upload("/file", WriteMode::Replace, ATOMIC);
     write(&mut upload, "0123456789");
     upload.abandon();
     assert!(!site.home("file").exists());
-    // Another node, with another way to the same directory.
+    // Another node that reaches the same directory by another path.
     let whole = Jail::open(&site.storage(), &VirtualPath::root(), false, MODES).unwrap();
     assert_eq!(whole.partial_size(&path("/alice/file"), "alice").unwrap(), Some(10));
     assert_eq!(whole.partial_size(&path("/alice/file"), "bob").unwrap(), None);
@@ -204,7 +208,7 @@ fn a_broken_atomic_upload_is_resumed_by_its_owner_on_any_node() {
     let resume = WriteMode::Resume { offset: 5, replace: true };
     let mut upload = whole.open_write(&path("/alice/file"), resume, ATOMIC).unwrap();
     assert_eq!(upload.begin().unwrap(), 5);
-    upload.to_write(3).unwrap().write_all_at(b"abc", 5).unwrap();
+    upload.prepare_write(3).unwrap().write_all_at(b"abc", 5).unwrap();
     upload.finish(true, 8).unwrap();
     assert_eq!(site.read("file"), "01234abc");
     assert_eq!(site.jail.partial_size(&file, "alice").unwrap(), None);
@@ -212,7 +216,7 @@ fn a_broken_atomic_upload_is_resumed_by_its_owner_on_any_node() {
 }
 
 #[test]
-fn a_new_atomic_upload_starts_from_nothing_once_it_begins() {
+fn new_atomic_upload_replaces_the_partial_file_with_its_first_byte() {
     let site = Site::new();
     let file = path("/file");
     let mut upload = site.upload("/file", WriteMode::Replace, ATOMIC);
@@ -236,7 +240,7 @@ fn a_new_atomic_upload_starts_from_nothing_once_it_begins() {
 }
 
 #[test]
-fn an_atomic_users_append_changes_the_file_itself() {
+fn append_in_atomic_mode_changes_the_file_itself() {
     let site = Site::new();
     fs::write(site.home("log"), "one").unwrap();
     let mut upload = site.upload("/log", WriteMode::Append, ATOMIC);
@@ -247,9 +251,9 @@ fn an_atomic_users_append_changes_the_file_itself() {
 }
 
 #[test]
-fn an_upload_that_lost_its_name_does_not_remove_somebody_elses() {
+fn aborted_upload_does_not_remove_another_file_with_its_name() {
     let site = Site::new();
-    let upload = site.upload("/new", WriteMode::CreateNew, Placement::Direct);
+    let upload = site.upload("/new", WriteMode::CreateNew, UploadPlacement::Direct);
     fs::write(site.home("other"), "").unwrap();
     fs::rename(site.home("other"), site.home("new")).unwrap();
     drop(upload);
@@ -257,7 +261,7 @@ fn an_upload_that_lost_its_name_does_not_remove_somebody_elses() {
 }
 
 #[test]
-fn a_directory_that_holds_only_what_broken_uploads_left_can_be_removed() {
+fn directory_with_only_partial_files_can_be_removed() {
     let site = Site::new();
     fs::create_dir(site.home("dir")).unwrap();
     let mut upload = site.upload("/dir/file", WriteMode::Replace, ATOMIC);
@@ -273,44 +277,44 @@ fn a_directory_that_holds_only_what_broken_uploads_left_can_be_removed() {
 }
 
 #[test]
-fn a_resumed_atomic_upload_replaces_nothing_if_it_may_not() {
+fn resumed_atomic_upload_without_replace_never_replaces_a_file() {
     let site = Site::new();
     let mut upload = site.upload("/file", WriteMode::CreateNew, ATOMIC);
     write(&mut upload, "part");
     upload.abandon();
     let mut upload = site.upload("/file", WriteMode::Resume { offset: 4, replace: false }, ATOMIC);
     assert_eq!(upload.begin().unwrap(), 4);
-    // Another session is faster.
+    // Another session creates the file first.
     fs::write(site.home("file"), "other").unwrap();
     assert!(matches!(upload.finish(true, 4), Err(FileError::AlreadyExists)));
     assert_eq!(site.read("file"), "other");
 }
 
 #[test]
-fn a_file_that_must_be_there_is_never_made() {
+fn only_existing_never_creates_a_file() {
     let site = Site::new();
     let named = path("/file");
     for (mode, placement) in [
-        (WriteMode::Replace, Placement::Direct),
+        (WriteMode::Replace, UploadPlacement::Direct),
         (WriteMode::Replace, ATOMIC),
-        (WriteMode::Append, Placement::Direct),
+        (WriteMode::Append, UploadPlacement::Direct),
     ] {
         let open = |removed: bool| {
             fs::write(site.home("file"), "content").unwrap();
-            let target = site.jail.target(&named).unwrap().only_existing();
+            let target = site.jail.upload_target(&named).unwrap().only_existing();
             if removed {
                 fs::remove_file(site.home("file")).unwrap();
             }
             target.open(mode, placement)
         };
         assert!(open(false).is_ok(), "{mode:?}");
-        if placement == Placement::Direct {
-            // Removed between the look and the opening.
+        if placement == UploadPlacement::Direct {
+            // Removed between the look-up and the open.
             assert!(matches!(open(true), Err(FileError::NotFound)), "{mode:?}");
         } else {
             fs::remove_file(site.home("file")).unwrap();
         }
-        let gone = site.jail.target(&named).unwrap().only_existing().open(mode, placement);
+        let gone = site.jail.upload_target(&named).unwrap().only_existing().open(mode, placement);
         assert!(matches!(gone, Err(FileError::NotFound)), "{mode:?}");
         assert_eq!(fs::read_dir(site.home("")).unwrap().count(), 0);
     }

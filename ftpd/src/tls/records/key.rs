@@ -1,4 +1,4 @@
-//! The key of one direction, and how it makes and opens a record.
+//! The key of one direction: encrypts and decrypts single records.
 
 use std::ops::Range;
 
@@ -7,33 +7,35 @@ use aws_lc_rs::aead::{
 };
 use rustls::ConnectionTrafficSecrets;
 
-use super::{Fault, HEADER, LONGEST_CONTENT, Secrets, Version, WIRE_VERSION, content};
+use super::{HEADER, LONGEST_CONTENT, RecordError, Secrets, Version, WIRE_VERSION, content};
 
-/// All AEADs of TLS have tags of this size.
+/// Length of an authentication tag in bytes; the same for all AEADs of TLS.
 const TAG: usize = 16;
 
-/// AES-GCM with TLS 1.2 sends 8 bytes of its nonce (RFC 5288 section 3).
+/// Bytes of the nonce that AES-GCM sends with each TLS 1.2 record (RFC 5288 section 3).
 const EXPLICIT: usize = 8;
 
-/// So many records of full size may AES-GCM seal with one key (RFC 8446 section 5.5, and the figure that
-/// rustls uses). ChaCha20-Poly1305 has no limit that matters.
+/// Maximum full-size records that one AES-GCM key may encrypt (RFC 8446 section 5.5; rustls uses the same
+/// number). The limit of ChaCha20-Poly1305 is out of reach.
 const AES_GCM_RECORDS: u64 = 1 << 24;
 
-/// Of a record: type, version, length.
-type Header = [u8; HEADER];
+/// Type, version and length of a record.
+type RecordHeader = [u8; HEADER];
 
-pub(super) struct Key {
+pub(super) struct RecordKey {
     aead: LessSafeKey,
     iv: [u8; NONCE_LEN],
-    shape: Shape,
-    /// Of the next record.
+    layout: RecordLayout,
+    /// Sequence number of the next record.
     sequence: u64,
-    /// From here on the key must not seal.
+    /// From this sequence number on, the key must not encrypt data.
     limit: u64,
 }
 
+/// Layout of a record's body.
+
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Shape {
+enum RecordLayout {
     Tls13,
     /// ChaCha20-Poly1305 (RFC 7905).
     Tls12,
@@ -41,46 +43,47 @@ enum Shape {
     Tls12Explicit,
 }
 
-impl Key {
+impl RecordKey {
     pub(super) fn new(version: Version, secrets: &Secrets) -> Result<Self, rustls::Error> {
-        type Aead = (&'static Algorithm, Shape, u64);
-        const CHACHA: Aead = (&CHACHA20_POLY1305, Shape::Tls12, u64::MAX);
-        let ((algorithm, shape, limit), key, iv): (Aead, _, _) = match &secrets.keys {
+        type Aead = (&'static Algorithm, RecordLayout, u64);
+        const CHACHA: Aead = (&CHACHA20_POLY1305, RecordLayout::Tls12, u64::MAX);
+        let ((algorithm, layout, limit), key, iv): (Aead, _, _) = match &secrets.keys {
             ConnectionTrafficSecrets::Aes128Gcm { key, iv } => {
-                ((&AES_128_GCM, Shape::Tls12Explicit, AES_GCM_RECORDS), key, iv)
+                ((&AES_128_GCM, RecordLayout::Tls12Explicit, AES_GCM_RECORDS), key, iv)
             }
             ConnectionTrafficSecrets::Aes256Gcm { key, iv } => {
-                ((&AES_256_GCM, Shape::Tls12Explicit, AES_GCM_RECORDS), key, iv)
+                ((&AES_256_GCM, RecordLayout::Tls12Explicit, AES_GCM_RECORDS), key, iv)
             }
             ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (CHACHA, key, iv),
-            _ => return Err(rustls::Error::General("a cipher suite without a record layer".to_owned())),
+            _ => return Err(rustls::Error::General("unsupported cipher suite".to_owned())),
         };
-        let wrong = |_| rustls::Error::General("a key of another length".to_owned());
+        let wrong = |_| rustls::Error::General("wrong key length".to_owned());
         let aead = LessSafeKey::new(UnboundKey::new(algorithm, key.as_ref()).map_err(wrong)?);
-        let iv = iv.as_ref().try_into().map_err(|_| rustls::Error::General("a short IV".to_owned()))?;
-        let shape = if version == Version::Tls13 { Shape::Tls13 } else { shape };
-        Ok(Self { aead, iv, shape, sequence: secrets.sequence, limit })
+        let iv = iv.as_ref().try_into().map_err(|_| rustls::Error::General("wrong IV length".to_owned()))?;
+        let layout = if version == Version::Tls13 { RecordLayout::Tls13 } else { layout };
+        Ok(Self { aead, iv, layout, sequence: secrets.sequence, limit })
     }
 
     pub(super) fn is_used_up(&self) -> bool {
         self.sequence >= self.limit
     }
 
-    /// Makes a record of `content`, at most [`LONGEST_CONTENT`]. Answers its length.
-    pub(super) fn seal(&mut self, kind: u8, content: &[u8], wire: &mut [u8]) -> Result<usize, Fault> {
-        // Two past the limit are for the alert that ends the connection, or the KeyUpdate.
+    /// Encrypts a record of `content`, at most [`LONGEST_CONTENT`] bytes, into `wire`. Returns the record's
+    /// length.
+    pub(super) fn seal(&mut self, kind: u8, content: &[u8], wire: &mut [u8]) -> Result<usize, RecordError> {
+        // Two records past the limit are allowed, for the KeyUpdate or the final alert.
         if self.sequence >= self.limit.saturating_add(2) {
-            return Err(Fault::KeyUsedUp);
+            return Err(RecordError::KeyUsedUp);
         }
         let nonce = self.nonce(self.sequence);
-        let (explicit, inner): (&[u8], &[u8]) = match self.shape {
-            Shape::Tls13 => (&[], &[kind]),
-            Shape::Tls12 => (&[], &[]),
-            Shape::Tls12Explicit => (&nonce[NONCE_LEN - EXPLICIT..], &[]),
+        let (explicit, inner): (&[u8], &[u8]) = match self.layout {
+            RecordLayout::Tls13 => (&[], &[kind]),
+            RecordLayout::Tls12 => (&[], &[]),
+            RecordLayout::Tls12Explicit => (&nonce[NONCE_LEN - EXPLICIT..], &[]),
         };
         let after = inner.len() + TAG;
         let length = explicit.len() + content.len() + after;
-        let outer = if self.shape == Shape::Tls13 { content::DATA } else { kind };
+        let outer = if self.layout == RecordLayout::Tls13 { content::DATA } else { kind };
         let header = header(outer, length);
         let (head, wire) = wire.split_at_mut(HEADER);
         head.copy_from_slice(&header);
@@ -97,71 +100,71 @@ impl Key {
                 inner,
                 &mut wire[..after],
             )
-            // Only for wrong lengths.
-            .map_err(|_| Fault::TooLong)?;
+            // Fails only if a length is wrong.
+            .map_err(|_| RecordError::TooLong)?;
         self.sequence += 1;
         Ok(HEADER + length)
     }
 
-    /// Where in a record's body the sealed content is.
+    /// Range of the encrypted content in a record's body of `body` bytes.
     ///
     /// # Errors
-    /// There can be none.
-    pub(super) fn content(&self, body: usize) -> Result<Range<usize>, Fault> {
-        let start = if self.shape == Shape::Tls12Explicit { EXPLICIT } else { 0 };
-        let end = body.checked_sub(TAG).filter(|end| *end >= start).ok_or(Fault::Forged)?;
-        if end - start > self.longest() { Err(Fault::TooLong) } else { Ok(start..end) }
+    /// The body is too short or too long.
+    pub(super) fn content(&self, body: usize) -> Result<Range<usize>, RecordError> {
+        let start = if self.layout == RecordLayout::Tls12Explicit { EXPLICIT } else { 0 };
+        let end = body.checked_sub(TAG).filter(|end| *end >= start).ok_or(RecordError::Forged)?;
+        if end - start > self.longest() { Err(RecordError::TooLong) } else { Ok(start..end) }
     }
 
-    /// The most bytes that are ever sealed: with TLS 1.3 the type is among them, and padding.
+    /// Longest content in bytes. With TLS 1.3 it includes the type and the padding.
     fn longest(&self) -> usize {
-        if self.shape == Shape::Tls13 { LONGEST_CONTENT + 1 } else { LONGEST_CONTENT }
+        if self.layout == RecordLayout::Tls13 { LONGEST_CONTENT + 1 } else { LONGEST_CONTENT }
     }
 
-    /// Opens a record to `content`, which is as long as [`Self::content`] says. Answers the type and
-    /// how much of it is content.
+    /// Decrypts a record into `content`, which must have the length of [`Self::content`]. Returns the type
+    /// and the number of bytes without padding.
     pub(super) fn open_to(
         &mut self,
-        header: Header,
+        header: RecordHeader,
         body: &[u8],
         content: &mut [u8],
-    ) -> Result<(u8, usize), Fault> {
+    ) -> Result<(u8, usize), RecordError> {
         let range = self.content(body.len())?;
         let nonce = Nonce::assume_unique_for_key(self.opening_nonce(body));
         let (aad, aad_length) = self.associated(header, range.len());
         let (cipher, tag) = body[range.start..].split_at(range.len());
         self.aead
             .open_separate_gather(nonce, Aad::from(&aad[..aad_length]), cipher, tag, content)
-            .map_err(|_| Fault::Forged)?;
+            .map_err(|_| RecordError::Forged)?;
         self.opened(header, content)
     }
 
-    /// Opens a record where it is. Answers the type and where in `body` the content is.
+    /// Decrypts a record in place. Returns the type and the range of the content in `body`.
     pub(super) fn open_in_place(
         &mut self,
-        header: Header,
+        header: RecordHeader,
         body: &mut [u8],
-    ) -> Result<(u8, Range<usize>), Fault> {
+    ) -> Result<(u8, Range<usize>), RecordError> {
         let range = self.content(body.len())?;
         let nonce = Nonce::assume_unique_for_key(self.opening_nonce(body));
         let (aad, aad_length) = self.associated(header, range.len());
         let content = self
             .aead
             .open_in_place(nonce, Aad::from(&aad[..aad_length]), &mut body[range.start..])
-            .map_err(|_| Fault::Forged)?;
+            .map_err(|_| RecordError::Forged)?;
         let (kind, length) = self.opened(header, content)?;
         Ok((kind, range.start..range.start + length))
     }
 
-    fn opened(&mut self, header: Header, content: &[u8]) -> Result<(u8, usize), Fault> {
-        // 2^64 records take centuries.
+    fn opened(&mut self, header: RecordHeader, content: &[u8]) -> Result<(u8, usize), RecordError> {
+        // Does not wrap in practice: 2^64 records take centuries.
         self.sequence = self.sequence.wrapping_add(1);
-        match self.shape {
-            Shape::Tls12 | Shape::Tls12Explicit => Ok((header[0], content.len())),
-            // The type is the last byte that is not zero (RFC 8446 section 5.4).
-            Shape::Tls13 => match content.iter().rposition(|byte| *byte != 0) {
+        match self.layout {
+            RecordLayout::Tls12 | RecordLayout::Tls12Explicit => Ok((header[0], content.len())),
+            // The type is the last nonzero byte; padding follows it (RFC 8446 section 5.4).
+            RecordLayout::Tls13 => match content.iter().rposition(|byte| *byte != 0) {
                 Some(at) => Ok((content[at], at)),
-                None => Err(Fault::Unexpected),
+                None => Err(RecordError::Unexpected),
             },
         }
     }
@@ -175,7 +178,7 @@ impl Key {
     }
 
     fn opening_nonce(&self, body: &[u8]) -> [u8; NONCE_LEN] {
-        if self.shape != Shape::Tls12Explicit {
+        if self.layout != RecordLayout::Tls12Explicit {
             return self.nonce(self.sequence);
         }
         let mut nonce = self.iv;
@@ -183,11 +186,11 @@ impl Key {
         nonce
     }
 
-    /// What is authenticated beside the content: the header as it is (RFC 8446 section 5.2), or its
-    /// parts with the sequence number (RFC 5246 section 6.2.3.3).
-    fn associated(&self, header: Header, content: usize) -> ([u8; 8 + HEADER], usize) {
+    /// The additional authenticated data and its length: the header (TLS 1.3, RFC 8446 section 5.2), or the
+    /// sequence number and the header with the plaintext length (TLS 1.2, RFC 5246 section 6.2.3.3).
+    fn associated(&self, header: RecordHeader, content: usize) -> ([u8; 8 + HEADER], usize) {
         let mut aad = [0; 8 + HEADER];
-        if self.shape == Shape::Tls13 {
+        if self.layout == RecordLayout::Tls13 {
             aad[..HEADER].copy_from_slice(&header);
             return (aad, HEADER);
         }
@@ -197,8 +200,8 @@ impl Key {
     }
 }
 
-fn header(kind: u8, length: usize) -> Header {
-    // Of at most a record's size, so it fits.
+fn header(kind: u8, length: usize) -> RecordHeader {
+    debug_assert!(u16::try_from(length).is_ok(), "at most the size of a record");
     let [high, low] = (length as u16).to_be_bytes();
     [kind, WIRE_VERSION[0], WIRE_VERSION[1], high, low]
 }

@@ -1,8 +1,8 @@
-//! The record layer of data connections (RFC 8446 section 5, RFC 5246 section 6.2): pure, no I/O.
+//! The TLS record layer of data connections (RFC 8446 section 5, RFC 5246 section 6.2), without I/O.
 //!
-//! rustls does the handshake and derives keys. Its own record layer reads and copies a record at a
-//! time, which makes an upload cost twice what it must; here many records are opened from one
-//! read, straight to where the data is wanted, and many are sealed for one write.
+//! rustls performs the handshake and derives the keys. Its own record layer reads and copies one record at
+//! a time, which doubles the cost of an upload. This one decrypts many records of one read directly into the
+//! caller's buffer, and encrypts many records for one write.
 
 mod control;
 mod key;
@@ -10,40 +10,41 @@ mod opener;
 
 use rustls::ConnectionTrafficSecrets;
 
-pub use self::opener::Step;
+pub use self::opener::OpenResult;
 use self::{
-    key::Key,
+    key::RecordKey,
     opener::{Opener, Opening},
 };
 use crate::scratch::Scratch;
 
-/// The most bytes of data in a record (RFC 8446 section 5.1).
+/// Most bytes of data in a record (RFC 8446 section 5.1).
 pub const LONGEST_CONTENT: usize = 1 << 14;
 
-/// Data that is sealed at once: 16 whole records.
+/// Bytes of data encrypted at once: 16 full records.
 pub const BATCH: usize = 16 * LONGEST_CONTENT;
 
-/// What a [`Records::seal`] may need: the batch, a KeyUpdate before it, and what is around each.
+/// Buffer size that [`Records::seal`] needs: the batch, up to two KeyUpdates, and the overhead of each
+/// record.
 pub const SEALED_BATCH: usize = BATCH + 18 * (HEADER + MOST_AROUND);
 
 const _: () = assert!(SEALED_BATCH <= Scratch::SIZE);
 
-/// After the handshake both versions say this (RFC 8446 section 5.1).
+/// Version field of a record; the same for TLS 1.2 and 1.3 (RFC 8446 section 5.1).
 const WIRE_VERSION: [u8; 2] = [3, 3];
 
-/// Type, version, length.
+/// Bytes of type, version and length.
 const HEADER: usize = 5;
 
-/// An explicit nonce and the tag (1.2) or the type and the tag (1.3).
+/// Bytes around the content: explicit nonce and tag (TLS 1.2), or type and tag (TLS 1.3).
 const MOST_AROUND: usize = 8 + 16;
 
-/// RFC 8446 section 4.6.3: `key_update`, one byte long, `update_not_requested`.
+/// A KeyUpdate message with `update_not_requested` (RFC 8446 section 4.6.3).
 const KEY_UPDATE: [u8; 5] = [24, 0, 0, 1, 0];
 
-/// An alert that ends the connection orderly (RFC 8446 section 6.1).
+/// The alert for an orderly end of the connection (RFC 8446 section 6.1).
 const CLOSE_NOTIFY: u8 = 0;
 
-/// The content types that may come after a handshake (RFC 8446 section 5.1).
+/// Content types allowed after the handshake (RFC 8446 section 5.1).
 mod content {
     pub const ALERT: u8 = 21;
     pub const HANDSHAKE: u8 = 22;
@@ -56,37 +57,37 @@ pub enum Version {
     Tls13,
 }
 
-/// Why a connection cannot go on.
+/// Error that ends a connection.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    #[error("a TLS record was not made with the connection's key")]
+pub enum RecordError {
+    #[error("a TLS record failed authentication")]
     Forged,
-    #[error("no TLS record where one must be")]
+    #[error("received bytes that are not a TLS record")]
     NoRecord,
     #[error("a TLS record is too long")]
     TooLong,
-    #[error("a TLS message that may not come here")]
+    #[error("unexpected TLS message")]
     Unexpected,
-    #[error("the client wants to renegotiate")]
+    #[error("the client requested a TLS renegotiation, which is not supported")]
     Renegotiation,
     #[error("too many TLS messages without data")]
     Flood,
-    #[error("the peer sent alert {0}")]
+    #[error("the peer sent TLS alert {0}")]
     Alert(u8),
-    #[error("this TLS version cannot replace a key, and this one has been used up")]
+    #[error("the TLS key has reached its limit, and TLS 1.2 cannot replace it")]
     KeyUsedUp,
-    #[error("no key")]
+    #[error("no TLS key")]
     NoKey(#[from] rustls::Error),
 }
 
-impl Fault {
-    /// The description of the alert that tells the peer (RFC 8446 section 6.2).
+impl RecordError {
+    /// The alert to send to the peer, if any (RFC 8446 section 6.2).
     fn alert(&self) -> Option<u8> {
         match self {
             Self::Unexpected | Self::Flood => Some(10),
             Self::Forged => Some(20),
             Self::TooLong => Some(22),
-            // No_renegotiation would be a warning, after which the client may go on.
+            // Not no_renegotiation (100): that is a warning, and the client might continue.
             Self::Renegotiation => Some(40),
             Self::NoRecord => Some(50),
             Self::NoKey(_) => Some(80),
@@ -95,60 +96,64 @@ impl Fault {
     }
 }
 
-/// Where the keys after a KeyUpdate come from (RFC 8446 section 7.2).
+/// Source of the keys after a KeyUpdate (RFC 8446 section 7.2).
 pub trait KeySchedule: Send {
+    /// The next key for sending.
+    ///
     /// # Errors
-    /// There are no others: TLS 1.2.
+    /// The version is TLS 1.2, which has no further keys.
     fn next_sending(&mut self) -> Result<ConnectionTrafficSecrets, rustls::Error>;
 
+    /// The next key for receiving.
+    ///
     /// # Errors
     /// As [`Self::next_sending`].
     fn next_receiving(&mut self) -> Result<ConnectionTrafficSecrets, rustls::Error>;
 }
 
-/// A direction's first key, and how many records were made with it.
+/// The key of one direction and the sequence number of its next record.
 pub struct Secrets {
     pub keys: ConnectionTrafficSecrets,
     pub sequence: u64,
 }
 
-/// One connection's records, after its handshake.
+/// Record layer of one connection after its handshake.
 pub struct Records {
     version: Version,
     schedule: Box<dyn KeySchedule>,
     opener: Opener,
-    /// Records of the handshake that were not sent so far.
+    /// Encrypted session tickets that were not sent yet.
     tickets: Vec<u8>,
-    sending: Sending,
-    /// The peer has asked for a new key of ours, which comes before the next data.
+    sending: SendingKey,
+    /// The peer has requested a KeyUpdate, which precedes our next data.
     owes_key_update: bool,
-    /// Comes after data that was given out first.
-    fault: Option<Fault>,
+    /// Error to report after the data that precedes it.
+    error: Option<RecordError>,
 }
 
-/// Who seals. Nobody else has the key: two that used it would use a nonce twice.
-enum Sending {
-    /// Nothing was sent so far.
+/// Owner of the sending key. There is only one: a second one would repeat nonces.
+enum SendingKey {
+    /// Not used yet.
     Fresh(Secrets),
-    Here(Box<Key>),
+    Here(Box<RecordKey>),
     /// [`Records::give_away`] was called.
     Elsewhere,
 }
 
-/// What [`Records::seal`] did.
+/// Result of [`Records::seal`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sealed {
-    /// Bytes of the data.
+    /// Bytes of data that were encrypted.
     pub taken: usize,
-    /// Bytes of `wire`, to be sent.
+    /// Bytes of `wire` to send.
     pub length: usize,
 }
 
 impl Records {
-    /// `received`: what came after the handshake, sealed.
+    /// `received`: encrypted bytes that arrived after the handshake.
     ///
     /// # Errors
-    /// A suite that is not known here.
+    /// Unknown cipher suite.
     pub fn new(
         version: Version,
         sending: Secrets,
@@ -159,11 +164,11 @@ impl Records {
         Ok(Self {
             version,
             schedule,
-            opener: Opener::new(version, Key::new(version, receiving)?, received),
+            opener: Opener::new(version, RecordKey::new(version, receiving)?, received),
             tickets: Vec::new(),
-            sending: Sending::Fresh(sending),
+            sending: SendingKey::Fresh(sending),
             owes_key_update: false,
-            fault: None,
+            error: None,
         })
     }
 
@@ -171,26 +176,26 @@ impl Records {
         self.version
     }
 
-    /// The same after `tickets`, records that the handshake has made.
+    /// Adds `tickets`: records encrypted by the handshake that precede all others.
     #[must_use]
     pub fn after(self, tickets: Vec<u8>) -> Self {
         Self { tickets, ..self }
     }
 
-    /// What is to be sent before anything that is sealed here or elsewhere; empty after the first time.
+    /// Takes out the tickets. They must be sent before any other record, whether encrypted here or by the
+    /// kernel. Empty after the first call.
     pub fn take_tickets(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.tickets)
     }
 
-    /// The sending key, for somebody else to seal with; `None` if it has been used here, or something
-    /// is to be sent before. No sealing here succeeds after that, unless it is
-    /// [taken back](Self::take_back).
+    /// Hands out the sending key, for the kernel. `None` if it was used here or tickets are still to be
+    /// sent. Afterwards every `seal` fails, unless the key is [taken back](Self::take_back).
     pub fn give_away(&mut self) -> Option<Secrets> {
         if !self.tickets.is_empty() {
             return None;
         }
-        match std::mem::replace(&mut self.sending, Sending::Elsewhere) {
-            Sending::Fresh(secrets) => Some(secrets),
+        match std::mem::replace(&mut self.sending, SendingKey::Elsewhere) {
+            SendingKey::Fresh(secrets) => Some(secrets),
             used => {
                 self.sending = used;
                 None
@@ -198,74 +203,76 @@ impl Records {
         }
     }
 
-    /// The key that was given away, and was not used.
+    /// Takes back a key that was given away and was not used.
     pub fn take_back(&mut self, secrets: Secrets) {
-        self.sending = Sending::Fresh(secrets);
+        self.sending = SendingKey::Fresh(secrets);
     }
 
-    /// Opens what has been received, into `data`: as many records as fit, straight, and a part of
-    /// one more. `data` is not empty.
+    /// Decrypts received records into `data`: as many as fit, and a part of one more. `data` must not be
+    /// empty.
     ///
     /// # Errors
-    /// The peer broke the protocol, or ended the connection with an alert. All data before that has
-    /// been given out. [`Self::seal_alert`] makes the answer.
-    pub fn open(&mut self, data: &mut [u8]) -> Result<Step, Fault> {
+    /// The peer violated the protocol or sent an alert. All data before that was returned by earlier calls.
+    /// [`Self::seal_alert`] creates the answer.
+    pub fn open(&mut self, data: &mut [u8]) -> Result<OpenResult, RecordError> {
+        debug_assert!(!data.is_empty());
         let mut opened = 0;
         while opened < data.len() {
             match self.open_record(&mut data[opened..]) {
-                Ok(Step::Data(length)) => opened += length,
+                Ok(OpenResult::Data(length)) => opened += length,
                 Ok(_) if opened > 0 => break,
-                Err(fault) if opened > 0 => {
-                    self.fault = Some(fault);
+                Err(error) if opened > 0 => {
+                    self.error = Some(error);
                     break;
                 }
                 end => return end,
             }
         }
-        Ok(Step::Data(opened))
+        Ok(OpenResult::Data(opened))
     }
 
-    fn open_record(&mut self, data: &mut [u8]) -> Result<Step, Fault> {
-        if let Some(fault) = self.fault.take() {
-            return Err(fault);
+    fn open_record(&mut self, data: &mut [u8]) -> Result<OpenResult, RecordError> {
+        if let Some(error) = self.error.take() {
+            return Err(error);
         }
         loop {
             match self.opener.open(data)? {
-                Opening::Step(step) => return Ok(step),
+                Opening::Result(step) => return Ok(step),
                 Opening::KeyUpdate { requested } => {
                     self.owes_key_update |= requested;
                     let keys = self.schedule.next_receiving()?;
-                    self.opener.replace_key(Key::new(self.version, &Secrets { keys, sequence: 0 })?);
+                    self.opener.replace_key(RecordKey::new(self.version, &Secrets { keys, sequence: 0 })?);
                 }
             }
         }
     }
 
-    /// Where the next bytes that are received go, and then how many they were; not empty when
-    /// [`Self::open`] wants more.
+    /// Buffer for the next received bytes; [`Self::received`] reports their number. Not empty if
+    /// [`Self::open`] returned [`OpenResult::NeedsMore`].
     pub fn room(&mut self) -> &mut [u8] {
         self.opener.room()
     }
 
+    /// Reports that `length` bytes were received into [`Self::room`].
     pub fn received(&mut self, length: usize) {
         self.opener.received(length);
     }
 
-    /// Whether the beginning of a record waits for its rest.
+    /// Returns true if a record or message was received only in part.
     pub fn is_within_record(&self) -> bool {
         self.opener.is_within_record()
     }
 
-    /// Whether the peer waits for [`Self::seal`], be it of no data.
+    /// Returns true if the peer waits for a KeyUpdate. The next [`Self::seal`] sends it, even without data.
     pub fn owes_answer(&self) -> bool {
         self.owes_key_update
     }
 
-    /// Seals as much of `data` as one batch takes. `wire` has room for [`SEALED_BATCH`].
+    /// Encrypts up to one batch of `data`. `wire` must have [`SEALED_BATCH`] bytes.
     ///
     /// # Errors
-    /// The key is used up and TLS 1.2 has no other, or is not here.
-    pub fn seal(&mut self, data: &[u8], wire: &mut [u8]) -> Result<Sealed, Fault> {
+    /// The key has reached its limit and TLS 1.2 cannot replace it, or the key was given away.
+    pub fn seal(&mut self, data: &[u8], wire: &mut [u8]) -> Result<Sealed, RecordError> {
         let mut sealed = Sealed { taken: 0, length: 0 };
         if std::mem::take(&mut self.owes_key_update) {
             sealed.length += self.update_key(wire)?;
@@ -281,37 +288,37 @@ impl Records {
         Ok(sealed)
     }
 
-    /// The last record of ours, which says that nothing is missing. Answers its length.
+    /// Encrypts close_notify, our last record, and returns its length.
     ///
     /// # Errors
     /// As [`Self::seal`].
-    pub fn seal_close_notify(&mut self, wire: &mut [u8]) -> Result<usize, Fault> {
+    pub fn seal_close_notify(&mut self, wire: &mut [u8]) -> Result<usize, RecordError> {
         self.key()?.seal(content::ALERT, &[1, CLOSE_NOTIFY], wire)
     }
 
-    /// The record that tells the peer of a fault, if there is one to tell. Answers its length.
-    pub fn seal_alert(&mut self, fault: &Fault, wire: &mut [u8]) -> Option<usize> {
-        self.key().ok()?.seal(content::ALERT, &[2, fault.alert()?], wire).ok()
+    /// Encrypts the alert for `error`, if there is one, and returns its length.
+    pub fn seal_alert(&mut self, error: &RecordError, wire: &mut [u8]) -> Option<usize> {
+        self.key().ok()?.seal(content::ALERT, &[2, error.alert()?], wire).ok()
     }
 
-    fn update_key(&mut self, wire: &mut [u8]) -> Result<usize, Fault> {
+    fn update_key(&mut self, wire: &mut [u8]) -> Result<usize, RecordError> {
         if self.version == Version::Tls12 {
-            return Err(Fault::KeyUsedUp);
+            return Err(RecordError::KeyUsedUp);
         }
         let length = self.key()?.seal(content::HANDSHAKE, &KEY_UPDATE, wire)?;
         let keys = self.schedule.next_sending()?;
-        let key = Key::new(self.version, &Secrets { keys, sequence: 0 })?;
-        self.sending = Sending::Here(Box::new(key));
+        let key = RecordKey::new(self.version, &Secrets { keys, sequence: 0 })?;
+        self.sending = SendingKey::Here(Box::new(key));
         Ok(length)
     }
 
-    fn key(&mut self) -> Result<&mut Key, Fault> {
-        if let Sending::Fresh(secrets) = &self.sending {
-            self.sending = Sending::Here(Box::new(Key::new(self.version, secrets)?));
+    fn key(&mut self) -> Result<&mut RecordKey, RecordError> {
+        if let SendingKey::Fresh(secrets) = &self.sending {
+            self.sending = SendingKey::Here(Box::new(RecordKey::new(self.version, secrets)?));
         }
         match &mut self.sending {
-            Sending::Here(key) => Ok(key),
-            Sending::Fresh(_) | Sending::Elsewhere => {
+            SendingKey::Here(key) => Ok(key),
+            SendingKey::Fresh(_) | SendingKey::Elsewhere => {
                 Err(rustls::Error::General("the key was given away".to_owned()).into())
             }
         }

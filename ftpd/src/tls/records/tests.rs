@@ -1,4 +1,4 @@
-//! The record layer against rustls as its peer, and against peers that rustls cannot play.
+//! Tests of the record layer with rustls as the peer, and with peers that violate the protocol.
 
 use std::{
     io::{Read, Write},
@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use super::*;
 use crate::tls::handshake;
 
-/// All that a node can come to use.
+/// All cipher suites that a node may use.
 static SUITES: LazyLock<Vec<SupportedCipherSuite>> =
     LazyLock::new(|| aws_lc_rs::default_provider().cipher_suites);
 
@@ -33,13 +33,14 @@ fn certificate(algorithm: &'static rcgen::SignatureAlgorithm) -> Certificate {
 static ECDSA: LazyLock<Certificate> = LazyLock::new(|| certificate(&rcgen::PKCS_ECDSA_P256_SHA256));
 static RSA: LazyLock<Certificate> = LazyLock::new(|| certificate(&rcgen::PKCS_RSA_SHA256));
 
-/// Both sides after a handshake with `suite`.
+/// Client and server after a handshake with `suite`.
 fn connection(suite: SupportedCipherSuite) -> (ClientConnection, Records) {
     let (client, records, _) = connection_with(suite, b"");
     (client, records)
 }
 
-/// The client says `early` with its last message. What of that comes after the handshake's reads, too.
+/// Same as [`connection`], but the client sends `early` with its last handshake message. Also returns the
+/// bytes that the handshake did not read.
 fn connection_with(suite: SupportedCipherSuite, early: &[u8]) -> (ClientConnection, Records, Vec<u8>) {
     let provider = CryptoProvider { cipher_suites: vec![suite], ..aws_lc_rs::default_provider() };
     let provider = Arc::new(provider);
@@ -73,7 +74,7 @@ fn connection_with(suite: SupportedCipherSuite, early: &[u8]) -> (ClientConnecti
         let mut rest = Vec::new();
         far.read_to_end(&mut rest).await.unwrap();
         rest.extend(sent_by(&mut client));
-        // It says nothing more unasked: its tickets wait.
+        // The server sends nothing more: its tickets wait in the records.
         drop(far);
         let mut unasked = Vec::new();
         near.read_to_end(&mut unasked).await.unwrap();
@@ -86,7 +87,7 @@ fn connection_with(suite: SupportedCipherSuite, early: &[u8]) -> (ClientConnecti
     })
 }
 
-/// What `client` has to send.
+/// The bytes that `client` has to send.
 fn sent_by(client: &mut ClientConnection) -> Vec<u8> {
     let mut wire = Vec::new();
     while client.wants_write() {
@@ -95,7 +96,7 @@ fn sent_by(client: &mut ClientConnection) -> Vec<u8> {
     wire
 }
 
-/// The records of all of `content`.
+/// The client's records of `content`.
 fn send(client: &mut ClientConnection, content: &[u8]) -> Vec<u8> {
     let mut wire = Vec::new();
     for piece in content.chunks(60_000) {
@@ -105,7 +106,7 @@ fn send(client: &mut ClientConnection, content: &[u8]) -> Vec<u8> {
     wire
 }
 
-/// What the client reads of `wire`.
+/// The data that the client reads from `wire`.
 fn read(client: &mut ClientConnection, mut wire: &[u8]) -> Vec<u8> {
     let mut content = Vec::new();
     while !wire.is_empty() {
@@ -119,20 +120,21 @@ fn read(client: &mut ClientConnection, mut wire: &[u8]) -> Vec<u8> {
     content
 }
 
-/// What is opened of `wire` if it comes and is wanted in pieces of these lengths, and how that ends.
+/// Decrypts `wire`, which arrives in pieces of the lengths `arrive` and is read in pieces of the lengths
+/// `want`. Returns the data and the last result.
 fn open_all(
     records: &mut Records,
     mut wire: &[u8],
     arrive: &[usize],
     want: &[usize],
-) -> (Vec<u8>, Result<Step, Fault>) {
+) -> (Vec<u8>, Result<OpenResult, RecordError>) {
     let (mut arrive, mut want) = (arrive.iter().cycle(), want.iter().cycle());
     let mut content = Vec::new();
     loop {
         let mut data = vec![0; *want.next().unwrap()];
         match records.open(&mut data) {
-            Ok(Step::Data(length)) => content.extend_from_slice(&data[..length]),
-            Ok(Step::Wanting) if !wire.is_empty() => {
+            Ok(OpenResult::Data(length)) => content.extend_from_slice(&data[..length]),
+            Ok(OpenResult::NeedsMore) if !wire.is_empty() => {
                 let room = records.room();
                 let length = wire.len().min(room.len()).min(*arrive.next().unwrap());
                 assert!(length > 0);
@@ -160,7 +162,7 @@ fn bytes(length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn every_suite_carries_data_both_ways_and_ends_orderly() {
+fn every_suite_carries_data_both_ways_and_close_notify() {
     assert!(SUITES.len() >= 9);
     for suite in &*SUITES {
         let (mut client, mut records) = connection(*suite);
@@ -168,13 +170,16 @@ fn every_suite_carries_data_both_ways_and_ends_orderly() {
             let content = bytes(size);
             let wire = send(&mut client, &content);
             let (opened, end) = open_all(&mut records, &wire, &[1 << 18], &[1 << 18]);
-            assert!(opened == content && matches!(end, Ok(Step::Wanting)), "{suite:?} {size} {end:?}");
+            assert!(
+                opened == content && matches!(end, Ok(OpenResult::NeedsMore)),
+                "{suite:?} {size} {end:?}"
+            );
             let wire = seal_all(&mut records, &content);
             assert!(read(&mut client, &wire) == content, "{suite:?} {size}");
         }
         client.send_close_notify();
         let wire = sent_by(&mut client);
-        assert!(matches!(open_all(&mut records, &wire, &[9], &[1]).1, Ok(Step::Closed)));
+        assert!(matches!(open_all(&mut records, &wire, &[9], &[1]).1, Ok(OpenResult::Closed)));
         let mut wire = vec![0; SEALED_BATCH];
         let length = records.seal_close_notify(&mut wire).unwrap();
         client.read_tls(&mut &wire[..length]).unwrap();
@@ -183,17 +188,17 @@ fn every_suite_carries_data_both_ways_and_ends_orderly() {
 }
 
 #[test]
-fn what_comes_with_the_last_message_of_the_handshake_is_not_lost() {
+fn data_sent_with_the_last_handshake_message_is_not_lost() {
     for suite in &*SUITES {
         let content = bytes(50_000);
         let (_, mut records, rest) = connection_with(*suite, &content);
         let (opened, end) = open_all(&mut records, &rest, &[1000], &[5000]);
-        assert!(opened == content && matches!(end, Ok(Step::Wanting)), "{suite:?} {end:?}");
+        assert!(opened == content && matches!(end, Ok(OpenResult::NeedsMore)), "{suite:?} {end:?}");
     }
 }
 
 #[test]
-fn the_peer_may_replace_its_key_and_gets_a_new_one_of_ours() {
+fn a_key_update_of_the_peer_is_answered_with_ours() {
     for suite in SUITES.iter().filter(|suite| suite.tls13().is_some()) {
         let (mut client, mut records) = connection(*suite);
         for round in 0..40 {
@@ -219,7 +224,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn how_the_records_are_cut_does_not_matter(
+    fn data_arrives_intact_however_records_and_reads_are_split(
         suite in suite(),
         size in 0..100_000_usize,
         fragment in 40..16_384_usize,
@@ -237,11 +242,11 @@ proptest! {
         wire.extend(sent_by(&mut client));
         let (opened, end) = open_all(&mut records, &wire, &arrive, &want);
         prop_assert!(opened == content);
-        prop_assert!(matches!(end, Ok(Step::Closed)), "{:?}", end);
+        prop_assert!(matches!(end, Ok(OpenResult::Closed)), "{:?}", end);
     }
 
     #[test]
-    fn a_changed_byte_ends_the_connection_and_nothing_of_it_is_given_out(
+    fn a_changed_byte_ends_the_connection_and_no_changed_data_is_returned(
         suite in suite(),
         at in any::<prop::sample::Index>(),
         change in 1..=255_u8,
@@ -256,33 +261,33 @@ proptest! {
         wire[at] ^= change;
         let (opened, end) = open_all(&mut records, &wire, &[usize::MAX], &want);
         prop_assert!(content.starts_with(&opened));
-        // Three records: what is before the changed one may come out, and no more.
+        // Of the three records, only those before the changed one may be returned.
         prop_assert!(opened.len() <= at);
-        // A header may now announce more than comes.
+        // A changed header may announce more bytes than arrive.
         match end {
             Err(_) => prop_assert!(records.open(&mut [0]).is_err()),
-            Ok(Step::Wanting) => prop_assert!(records.is_within_record()),
+            Ok(OpenResult::NeedsMore) => prop_assert!(records.is_within_record()),
             Ok(other) => prop_assert!(false, "{:?}", other),
         }
     }
 }
 
-/// Keys that both sides know, the same for each direction.
-struct Known(u8);
+/// A sequence of keys that both sides of a test derive in the same way.
+struct NumberedKeys(u8);
 
-fn known(number: u8) -> ConnectionTrafficSecrets {
+fn numbered_key(number: u8) -> ConnectionTrafficSecrets {
     ConnectionTrafficSecrets::Aes256Gcm { key: [number; 32].into(), iv: Iv::from([number; 12]) }
 }
 
-impl Known {
+impl NumberedKeys {
     fn next(&mut self) -> Result<ConnectionTrafficSecrets, rustls::Error> {
         self.0 += 1;
-        Ok(known(self.0))
+        Ok(numbered_key(self.0))
     }
 }
 
-/// The two directions have own counts.
-struct Schedule(Known, Known);
+/// One sequence of keys for each direction.
+struct Schedule(NumberedKeys, NumberedKeys);
 
 impl KeySchedule for Schedule {
     fn next_sending(&mut self) -> Result<ConnectionTrafficSecrets, rustls::Error> {
@@ -295,28 +300,28 @@ impl KeySchedule for Schedule {
 }
 
 fn records(version: Version, sequence: u64) -> Records {
-    let secrets = || Secrets { keys: known(0), sequence };
-    let schedule = Box::new(Schedule(Known(0), Known(0)));
+    let secrets = || Secrets { keys: numbered_key(0), sequence };
+    let schedule = Box::new(Schedule(NumberedKeys(0), NumberedKeys(0)));
     Records::new(version, secrets(), &secrets(), schedule, Vec::new()).unwrap()
 }
 
 #[test]
-fn a_key_that_is_used_up_is_replaced_in_the_middle_of_a_batch() {
+fn a_key_at_its_limit_is_replaced_within_a_batch() {
     let nearly = (1 << 24) - 3;
     let [mut ours, mut theirs] = [(); 2].map(|()| records(Version::Tls13, nearly));
     let content = bytes(BATCH);
     let wire = seal_all(&mut ours, &content);
     let (opened, end) = open_all(&mut theirs, &wire, &[usize::MAX], &[1 << 20]);
-    assert!(opened == content && matches!(end, Ok(Step::Wanting)), "{end:?}");
+    assert!(opened == content && matches!(end, Ok(OpenResult::NeedsMore)), "{end:?}");
     assert!(!theirs.owes_answer());
-    // TLS 1.2 has no way to.
+    // TLS 1.2 cannot replace a key.
     let mut ours = records(Version::Tls12, nearly);
     let ended = ours.seal(&content, &mut vec![0; SEALED_BATCH]);
-    assert!(matches!(ended, Err(Fault::KeyUsedUp)), "{ended:?}");
+    assert!(matches!(ended, Err(RecordError::KeyUsedUp)), "{ended:?}");
 }
 
 #[test]
-fn a_key_that_was_given_away_seals_no_more() {
+fn a_key_that_was_given_away_does_not_encrypt() {
     let mut wire = vec![0; SEALED_BATCH];
     let mut used = records(Version::Tls13, 0);
     used.seal(b"data", &mut wire).unwrap();
@@ -332,9 +337,9 @@ fn a_key_that_was_given_away_seals_no_more() {
     given.seal(b"data", &mut wire).unwrap();
 }
 
-/// How the opening of these records ends, and what data comes out of them before.
-fn after(version: Version, said: &[(u8, &[u8])]) -> (Vec<u8>, Result<Step, Fault>) {
-    let mut key = Key::new(version, &Secrets { keys: known(0), sequence: 0 }).unwrap();
+/// Decrypts these records. Returns the data and the last result.
+fn after(version: Version, said: &[(u8, &[u8])]) -> (Vec<u8>, Result<OpenResult, RecordError>) {
+    let mut key = RecordKey::new(version, &Secrets { keys: numbered_key(0), sequence: 0 }).unwrap();
     let mut wire = Vec::new();
     for (kind, content) in said {
         let mut record = vec![0; content.len() + 100];
@@ -349,18 +354,18 @@ fn after(version: Version, said: &[(u8, &[u8])]) -> (Vec<u8>, Result<Step, Fault
 }
 
 #[test]
-fn a_peer_that_breaks_the_protocol_is_told_why() {
+fn a_peer_that_violates_the_protocol_gets_the_matching_alert() {
     use Version::{Tls12, Tls13};
     let (data, alert, handshake) = (content::DATA, content::ALERT, content::HANDSHAKE);
     let update: &[u8] = &[24, 0, 0, 1, 0];
-    /// Version, what is said, the fault and its alert.
+    /// Version, records, error and alert.
     type Case<'c> = (Version, &'c [(u8, &'c [u8])], &'c str, Option<u8>);
     let cases: &[Case<'_>] = &[
         (Tls13, &[(data, b"x"), (20, &[1])], "Unexpected", Some(10)),
         (Tls12, &[(data, b"x"), (20, &[1])], "Unexpected", Some(10)),
         (Tls13, &[(data, b"x"), (24, &[1])], "Unexpected", Some(10)),
         (Tls12, &[(data, b"x"), (24, &[1])], "NoRecord", Some(50)),
-        // Padding without an end.
+        // Only padding, no type.
         (Tls13, &[(data, b"x"), (0, &[0; 20])], "Unexpected", Some(10)),
         (Tls13, &[(data, b"x"), (alert, &[2, 40])], "Alert(40)", None),
         (Tls12, &[(data, b"x"), (alert, &[2, 40])], "Alert(40)", None),
@@ -374,9 +379,9 @@ fn a_peer_that_breaks_the_protocol_is_told_why() {
         (Tls13, &[(data, b"x"), (handshake, &[24, 0, 0, 1, 2])], "Unexpected", Some(10)),
         (Tls13, &[(data, b"x"), (handshake, &[24, 0, 0, 2, 0])], "Unexpected", Some(10)),
         (Tls13, &[(data, b"x"), (handshake, b"")], "Unexpected", Some(10)),
-        // More of the old key in the same record.
+        // Another message in the same record as a KeyUpdate.
         (Tls13, &[(data, b"x"), (handshake, &[24, 0, 0, 1, 0, 24])], "Unexpected", Some(10)),
-        // A message in pieces, with something between them.
+        // A fragmented message with another record between its fragments.
         (Tls13, &[(data, b"x"), (handshake, &update[..2]), (data, b"y")], "Unexpected", Some(10)),
         (Tls13, &[(data, b"x"), (handshake, &update[..2]), (alert, &[1, 0])], "Unexpected", Some(10)),
         (Tls13, &[(data, b"x"), (data, &[b'y'; LONGEST_CONTENT + 1])], "TooLong", Some(22)),
@@ -385,15 +390,15 @@ fn a_peer_that_breaks_the_protocol_is_told_why() {
     for (version, said, expected, alert) in cases {
         let (opened, end) = after(*version, said);
         assert_eq!(opened, b"x", "{version:?} {said:?}");
-        let fault = end.expect_err(expected);
-        assert_eq!(format!("{fault:?}"), *expected, "{version:?} {said:?}");
-        assert_eq!(fault.alert(), *alert);
+        let error = end.expect_err(expected);
+        assert_eq!(format!("{error:?}"), *expected, "{version:?} {said:?}");
+        assert_eq!(error.alert(), *alert);
     }
     for (bytes, expected) in [
         (&b"GET / HTTP/1.1\r\n"[..], "NoRecord"),
         (&[23, 3, 1, 0, 20], "NoRecord"),
         (&[23, 3, 3, 0x48, 1], "TooLong"),
-        // Not sealed.
+        // Not encrypted.
         (&[21, 3, 3, 0, 2, 1, 0], "Unexpected"),
         (&[23, 3, 3, 0, 2, 1, 0], "Forged"),
     ] {
@@ -403,7 +408,7 @@ fn a_peer_that_breaks_the_protocol_is_told_why() {
 }
 
 #[test]
-fn a_peer_may_pad_warn_and_send_a_message_in_pieces() {
+fn padding_warnings_and_fragmented_messages_are_accepted() {
     use Version::{Tls12, Tls13};
     let (data, alert, handshake) = (content::DATA, content::ALERT, content::HANDSHAKE);
     for (version, said) in [
@@ -412,26 +417,26 @@ fn a_peer_may_pad_warn_and_send_a_message_in_pieces() {
             &[(0, &b"x\x17\0\0\0"[..]), (data, b""), (data, b"y"), (alert, &[1, 90]), (alert, &[1, 0])][..],
         ),
         (Tls12, &[(data, b"x"), (alert, &[1, 100]), (data, b"y"), (alert, &[1, 0])]),
-        // Nothing counts after close_notify.
+        // Records after close_notify are ignored.
         (Tls13, &[(data, b"xy"), (alert, &[1, 0]), (data, b"z")]),
     ] {
         let (opened, end) = after(version, said);
         assert_eq!(opened, b"xy");
-        assert!(matches!(end, Ok(Step::Closed)), "{end:?}");
+        assert!(matches!(end, Ok(OpenResult::Closed)), "{end:?}");
     }
     let (_, end) = after(Tls13, &[(handshake, &[24, 0]), (handshake, &[0, 1]), (handshake, &[0])]);
-    assert!(matches!(end, Ok(Step::Wanting)), "{end:?}");
+    assert!(matches!(end, Ok(OpenResult::NeedsMore)), "{end:?}");
 }
 
 #[test]
-fn records_without_data_are_borne_up_to_a_number() {
+fn too_many_records_without_data_end_the_connection() {
     for (version, kind, content) in
         [(Version::Tls13, content::DATA, &b""[..]), (Version::Tls12, content::ALERT, &[1, 90])]
     {
-        let borne = vec![(kind, content); 32];
-        let mut said = [borne.clone(), vec![(content::DATA, b"x")], borne].concat();
-        assert!(matches!(after(version, &said).1, Ok(Step::Wanting)));
+        let allowed = vec![(kind, content); 32];
+        let mut said = [allowed.clone(), vec![(content::DATA, b"x")], allowed].concat();
+        assert!(matches!(after(version, &said).1, Ok(OpenResult::NeedsMore)));
         said.push((kind, content));
-        assert!(matches!(after(version, &said).1, Err(Fault::Flood)));
+        assert!(matches!(after(version, &said).1, Err(RecordError::Flood)));
     }
 }

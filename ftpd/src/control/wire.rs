@@ -1,4 +1,4 @@
-//! The bytes of a control connection: commands in, replies out.
+//! The byte stream of a control connection, in plain text or TLS: command lines in, replies out.
 
 use std::{
     future::poll_fn,
@@ -25,46 +25,46 @@ use crate::{
 };
 
 /// Bytes read at once.
-const READ: usize = 4096;
+const READ_SIZE: usize = 4096;
 
-/// Replies are gathered up to this many bytes while pipelined commands are executed.
-const GATHER: usize = 4096;
+/// Replies to pipelined commands are sent together, once they have this many bytes.
+const FLUSH_SIZE: usize = 4096;
 
-/// How often [`Control::ended`] asks.
+/// Time between two questions of [`ControlStream::closed_by_client`] to the kernel.
 const END_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What came over a control connection.
+/// The result of a read from a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
     Bytes,
-    /// The first bytes are of another protocol.
-    Foreign,
-    /// The client has left, or the connection broke.
+    /// The first bytes belong to another protocol, such as HTTP.
+    ForeignProtocol,
+    /// The client has closed the connection, or the connection was lost.
     End,
 }
 
-/// A control connection. Neither side holds memory while nothing is under way.
-pub struct Control {
-    stream: Stream,
+/// A control connection. It holds no buffers while it is idle.
+pub struct ControlStream {
+    stream: Transport,
     replies: Vec<u8>,
     reply_timeout: Duration,
-    has_spoken: bool,
+    /// Bytes have come from the client.
+    has_received: bool,
 }
 
-/// The connection itself.
-enum Stream {
+enum Transport {
     Plain(TcpStream),
     Encrypted(Box<TlsStream<TcpStream>>),
-    /// A handshake has failed, or is under way.
+    /// A handshake is in progress, or has failed.
     Gone,
 }
 
-impl Stream {
+impl Transport {
     fn poll_fill(&mut self, context: &mut Context<'_>, read: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
-            // Not `poll_read`: it takes a buffer that was not filled for the last of the data, but
-            // the kernel also stops at a byte that was sent urgent, and what follows would be
-            // noticed only when still more comes.
+            // Not `poll_read`: after a read that does not fill the buffer it waits for new readiness. The
+            // kernel also stops a read at an urgent byte; the bytes behind it would stay unread until more
+            // bytes come.
             Self::Plain(stream) => loop {
                 ready!(stream.poll_read_ready(context)?);
                 match stream.try_read_buf(read) {
@@ -79,34 +79,33 @@ impl Stream {
     }
 }
 
-impl Control {
-    /// `reply_timeout`: how long the client may take to accept replies.
+impl ControlStream {
+    /// `reply_timeout` is the longest time that the client may take to accept replies.
     pub fn new(stream: TcpStream, reply_timeout: Duration) -> Self {
-        Self { stream: Stream::Plain(stream), replies: Vec::new(), reply_timeout, has_spoken: false }
+        Self { stream: Transport::Plain(stream), replies: Vec::new(), reply_timeout, has_received: false }
     }
 
-    /// Another descriptor of the connection, to ask the kernel for its state.
+    /// Duplicates the descriptor of the connection, to ask the kernel for the connection's state.
     ///
     /// # Errors
-    /// The process has too many.
+    /// The process has too many open files, or the connection is gone.
     pub fn descriptor(&self) -> io::Result<OwnedFd> {
         match &self.stream {
-            Stream::Plain(stream) => stream.as_fd().try_clone_to_owned(),
-            Stream::Encrypted(stream) => stream.get_ref().0.as_fd().try_clone_to_owned(),
-            Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
+            Transport::Plain(stream) => stream.as_fd().try_clone_to_owned(),
+            Transport::Encrypted(stream) => stream.get_ref().0.as_fd().try_clone_to_owned(),
+            Transport::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
-    /// Returns once the client has closed its side of the connection, or the connection broke, also where
-    /// bytes that were not read yet stand before its end. For a caller that reads nothing meanwhile.
-    /// Cancel-safe.
+    /// Returns once the client has closed its side of the connection, or the connection was lost, even if
+    /// bytes before the end are still unread. For a caller that does not read meanwhile. Cancel-safe.
     ///
-    /// The kernel is asked once a second: the runtime tells of the end only together with new bytes.
-    pub async fn ended(&self) {
+    /// Asks the kernel once a second: the runtime reports the end only together with new bytes.
+    pub async fn closed_by_client(&self) {
         let stream = match &self.stream {
-            Stream::Plain(stream) => stream,
-            Stream::Encrypted(stream) => stream.get_ref().0,
-            Stream::Gone => return,
+            Transport::Plain(stream) => stream,
+            Transport::Encrypted(stream) => stream.get_ref().0,
+            Transport::Gone => return,
         };
         while !has_ended(stream) {
             sleep(END_INTERVAL).await;
@@ -116,18 +115,18 @@ impl Control {
     /// Waits for bytes and adds them to `lines`. Cancel-safe.
     pub async fn fill(&mut self, lines: &mut LineBuffer) -> Received {
         poll_fn(|context| {
-            // On the stack of the poll, not in the task: idle sessions hold no buffer.
-            let mut bytes = [0; READ];
+            // On the stack of the poll, so that idle sessions hold no buffer.
+            let mut bytes = [0; READ_SIZE];
             let mut read = ReadBuf::new(&mut bytes);
             ready!(self.stream.poll_fill(context, &mut read).map(|result| if result.is_err() {
                 read.clear();
             }));
             Poll::Ready(match read.filled() {
                 [] => Received::End,
-                // Looked at before Telnet's bytes are taken out: TLS records have such bytes.
-                bytes if !self.has_spoken && is_foreign(bytes) => Received::Foreign,
+                // Before Telnet's bytes are removed: TLS records contain such bytes.
+                bytes if !self.has_received && is_foreign(bytes) => Received::ForeignProtocol,
                 bytes => {
-                    self.has_spoken = true;
+                    self.has_received = true;
                     lines.extend(bytes);
                     Received::Bytes
                 }
@@ -136,51 +135,52 @@ impl Control {
         .await
     }
 
-    /// Answers the client's TLS handshake. What it sent in the clear and has not been read by then
-    /// cannot be a handshake, and ends the connection.
+    /// Answers the client's TLS handshake. Unread plain text, such as pipelined commands, is not a handshake
+    /// and makes it fail.
     ///
     /// # Errors
     /// The handshake failed; the connection is gone.
     pub async fn encrypt(&mut self, tls: &Tls, session: SessionId) -> io::Result<Handshake> {
         self.flush().await?;
-        let Stream::Plain(stream) = std::mem::replace(&mut self.stream, Stream::Gone) else {
+        let Transport::Plain(stream) = std::mem::replace(&mut self.stream, Transport::Gone) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
         let (stream, handshake) = tls.accept(stream, session).await?;
-        self.stream = Stream::Encrypted(Box::new(stream));
+        self.stream = Transport::Encrypted(Box::new(stream));
         Ok(handshake)
     }
 
-    /// Adds a reply to those that [`Self::flush`] sends.
+    /// Adds a reply to the next [`Self::flush`].
     pub fn push(&mut self, reply: &Reply) {
         reply.encode(&mut self.replies);
     }
 
+    /// Returns true if the gathered replies should be sent before the next command.
     pub fn must_flush(&self) -> bool {
-        self.replies.len() >= GATHER
+        self.replies.len() >= FLUSH_SIZE
     }
 
     /// Sends the gathered replies.
     ///
     /// # Errors
-    /// The connection broke, or the client does not read.
+    /// The connection was lost, or the client did not read the replies within `reply_timeout`.
     pub async fn flush(&mut self) -> io::Result<()> {
         if self.replies.is_empty() {
             return Ok(());
         }
         let replies = std::mem::take(&mut self.replies);
         let sent = match &mut self.stream {
-            Stream::Plain(stream) => match stream.try_write(&replies) {
+            Transport::Plain(stream) => match stream.try_write(&replies) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 Err(error) => return Err(error),
             },
-            Stream::Encrypted(_) => 0,
-            Stream::Gone => return Err(io::ErrorKind::NotConnected.into()),
+            Transport::Encrypted(_) => 0,
+            Transport::Gone => return Err(io::ErrorKind::NotConnected.into()),
         };
         if sent < replies.len() {
             let limit = self.reply_timeout;
-            // Boxed, so that idle sessions do not pay for it.
+            // Boxed, so that idle sessions do not hold this future's memory.
             Box::pin(timeout(limit, self.write(&replies[sent..]))).await??;
         }
         Ok(())
@@ -188,26 +188,25 @@ impl Control {
 
     async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.stream {
-            Stream::Plain(stream) => stream.write_all(bytes).await,
-            Stream::Encrypted(stream) => {
+            Transport::Plain(stream) => stream.write_all(bytes).await,
+            Transport::Encrypted(stream) => {
                 stream.write_all(bytes).await?;
                 stream.flush().await
             }
-            Stream::Gone => Err(io::ErrorKind::NotConnected.into()),
+            Transport::Gone => Err(io::ErrorKind::NotConnected.into()),
         }
     }
 
-    /// Sends what is gathered and ends the connection.
+    /// Sends the gathered replies and closes the connection. Errors are ignored: the client may have left.
     pub async fn close(mut self) {
-        // In all of this the client may be gone already.
         let _ = self.flush().await;
         let _ = match &mut self.stream {
-            Stream::Plain(stream) => socket2::SockRef::from(&*stream).shutdown(Shutdown::Write),
-            // Sends close_notify before it closes.
-            Stream::Encrypted(stream) => {
+            Transport::Plain(stream) => socket2::SockRef::from(&*stream).shutdown(Shutdown::Write),
+            // Sends close_notify first.
+            Transport::Encrypted(stream) => {
                 Box::pin(timeout(self.reply_timeout, stream.shutdown())).await.unwrap_or(Ok(()))
             }
-            Stream::Gone => Ok(()),
+            Transport::Gone => Ok(()),
         };
     }
 }

@@ -1,0 +1,42 @@
+//! Keeps what authd knows of Redis current: reachability, settings, overrides of users.
+//!
+//! Runs without requests, too: a balancer that checks `/readyz` sends no request until authd is ready.
+
+use std::{sync::Arc, time::Duration};
+
+use common::registry::RedisLink;
+use tokio::time::sleep;
+
+use crate::{persistence, service::Service};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Asks Redis for a sign of life and for the overrides of declared users.
+pub async fn refresh(service: &Service, link: &RedisLink) {
+    // The link itself records the result for the log, the metrics and the readiness.
+    let _ = link.query::<String>(&redis::cmd("PING")).await;
+    service.accounts.refresh_overrides().await;
+}
+
+/// Calls [`refresh`] once per second and reacts to new connections. Never returns.
+pub async fn run(service: Arc<Service>, link: RedisLink) {
+    // Number of the connection whose Redis settings were checked, and of the last connection seen.
+    let (mut checked, mut seen) = (0, 0);
+    // The previous process may have ended between a change and the next revision.
+    service.revision.advance();
+    loop {
+        // A new connection may lead to another Redis or to changed settings.
+        let connections = link.connections();
+        if std::mem::replace(&mut seen, connections) != connections {
+            service.revision.advance();
+            service.learn_hash_costs().await;
+        }
+        if checked != connections && persistence::check(&link).await {
+            checked = connections;
+        }
+        // The report is not needed here, but the metrics that this call updates are.
+        service.readiness();
+        sleep(INTERVAL).await;
+        refresh(&service, &link).await;
+    }
+}

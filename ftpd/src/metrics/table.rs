@@ -1,0 +1,156 @@
+//! The table of the node's metrics: type, unit, labels and meaning.
+
+use common::metric::{Metric, REGISTRY_CONNECTED, REGISTRY_DEGRADED};
+
+const DIRECTIONS: (&str, &str) = ("direction", "download, upload, listing");
+
+/// Every metric of `ftpd`.
+pub const METRICS: &[Metric] = &[
+    Metric::gauge("ftp_connections", "connections", "Open control connections."),
+    Metric::counter(
+        "ftp_connections_total",
+        "connections",
+        "Control connections of clients. Health checks of the balancer are not counted.",
+    ),
+    Metric::counter(
+        "ftp_connections_refused_total",
+        "connections",
+        "Control connections that were closed before a login was possible.",
+    )
+    .labels(&[("reason", "too_many, too_many_from_address, draining, proxy_header, no_client_address")]),
+    Metric::counter("ftp_logins_total", "logins", "Decided logins.").labels(&[(
+        "result",
+        "accepted, rejected, throttled, unavailable (authd does not answer), not_encrypted, limited, \
+         no_home, revoked",
+    )]),
+    Metric::counter("ftp_logins_rejected_total", "logins", "Logins with the result rejected.").labels(&[(
+        "reason",
+        "unknown_user, wrong_password, disabled, address_not_allowed, time_not_allowed, unknown",
+    )]),
+    Metric::gauge("ftp_dependency_up", "1 or 0", "1 if the dependency works, 0 if not.")
+        .labels(&[("dependency", "storage, listeners, file_operations, registry, authd, as in /readyz")]),
+    Metric::gauge("ftp_sessions", "sessions", "Logged-in sessions."),
+    Metric::counter("ftp_sessions_ended_total", "connections", "Control connections that the node ended.")
+        .labels(&[(
+            "reason",
+            "idle_timeout, login_timeout, max_age, errors, unauthenticated_commands, foreign_protocol, \
+         made_room, drain, stop, ended (by an administrator), revoked",
+        )]),
+    Metric::counter(
+        "ftp_sessions_revoked_total",
+        "sessions",
+        "Sessions that ended because authd would no longer accept their login.",
+    )
+    .labels(&[(
+        "reason",
+        "removed, disabled, credential_changed, address_not_allowed, time_not_allowed, unknown",
+    )]),
+    Metric::counter("ftp_reauthorizations_total", "checks", "Checks of all sessions with authd.")
+        .labels(&[("result", "answered, failed, unsupported (by an older authd)")]),
+    Metric::counter("ftp_commands_total", "commands", "Executed commands.")
+        .labels(&[("verb", "RETR, STOR and so on"), ("class", "1 to 5, the first digit of the reply")]),
+    Metric::gauge("ftp_transfers", "transfers", "Transfers in progress, listings included."),
+    Metric::counter("ftp_transfers_total", "transfers", "Ended transfers, listings included.").labels(&[
+        DIRECTIONS,
+        (
+            "result",
+            "complete, aborted, client_gone, stalled, connection_lost, no_connection, no_place, too_slow, \
+             not_resumed, tls_failed, no_close_notify, short, shrunk, storage, quota, quota_unknown, \
+             lease_lost",
+        ),
+    ]),
+    Metric::counter("ftp_operations_failed_total", "operations", "Failed file operations and transfers.")
+        .labels(&[("verb", "RETR, STOR and so on"), ("reason", "see [logs](logs.md#failed-operations)")]),
+    Metric::counter("ftp_uploads_refused_total", "commands", "Refused uploads and renames.")
+        .labels(&[("reason", "denied_name")]),
+    Metric::counter("ftp_transfer_bytes_total", "bytes", "Bytes over data connections.")
+        .labels(&[DIRECTIONS]),
+    Metric::histogram("ftp_transfer_seconds", "seconds", "Duration of transfers, listings included.")
+        .labels(&[DIRECTIONS]),
+    Metric::histogram(
+        "ftp_paced_seconds",
+        "seconds",
+        "Time that a transfer with a bandwidth limit waited for its bandwidth.",
+    )
+    .labels(&[("direction", "download, upload")]),
+    Metric::gauge(
+        "ftp_passive_ports_reserved",
+        "reservations",
+        "Passive ports that are reserved for a client address.",
+    ),
+    Metric::counter(
+        "ftp_passive_ports_exhausted_total",
+        "commands",
+        "PASV and EPSV that found no free port within `passive_wait`.",
+    ),
+    Metric::counter(
+        "ftp_passive_ports_given_up_total",
+        "reservations",
+        "Reservations that ended because another session of the address waited for a port.",
+    )
+    .labels(&[(
+        "reason",
+        "unused (no transfer command within `data_connect_timeout`), share (the user had more than half of \
+         the ports)",
+    )]),
+    Metric::counter(
+        "ftp_data_connections_refused_total",
+        "connections",
+        "Data connections that were \
+                                                                          refused.",
+    )
+    .labels(&[(
+        "reason",
+        "unexpected (no session waits for it), proxy_header, not_resumed, bounce, own_address",
+    )]),
+    Metric::histogram("ftp_authd_seconds", "seconds", "Time that authd took to decide a login.")
+        .labels(&[("result", "answered, unavailable")]),
+    Metric::counter("ftp_tls_handshakes_total", "handshakes", "TLS handshakes.").labels(&[
+        ("kind", "control, data"),
+        ("version", "TLSv1.2, TLSv1.3, none (failed or late), unknown"),
+        ("result", "full, resumed, failed, late"),
+    ]),
+    Metric::counter("ftp_data_tls_sessions_total", "connections", "Encrypted data connections.").labels(&[(
+        "resumed",
+        "yes or no: whether they resumed the TLS session of their control connection",
+    )]),
+    Metric::counter("ftp_tls_downloads_total", "transfers", "Encrypted downloads in TYPE I.")
+        .labels(&[("path", "kernel (kTLS), records (ftpd encrypts)")]),
+    Metric::gauge(
+        "ftp_tls_crl_expiry_timestamp_seconds",
+        "Unix time in seconds",
+        "Expiry of the `tls_client_crls` list that expires first. From then on its authority's client \
+         certificates are refused. Missing without lists.",
+    ),
+    Metric::counter("ftp_tls_reloads_total", "reloads", "Certificates that were read again.")
+        .labels(&[("result", "loaded, failed")]),
+    Metric::counter(
+        "ftp_partials_removed_total",
+        "files",
+        "Hidden files of unfinished atomic uploads that were removed at the age of `partial_lifetime`.",
+    ),
+    Metric::counter("ftp_partial_bytes_removed_total", "bytes", "Size of those files."),
+    Metric::gauge(
+        "ftp_oldest_file_operation_seconds",
+        "seconds",
+        "Running time of the oldest file operation of commands and logins. 0 if none runs.",
+    ),
+    Metric::gauge("ftp_places_used", "slots", "Slots for work on files in use.").labels(&[(
+        "kind",
+        "file_operations, login_operations, long_operations, transfers: see [limits](limits.md#shares)",
+    )]),
+    Metric::gauge("ftp_draining", "1 or 0", "1 while the node drains. Missing before."),
+    Metric::gauge("ftp_limit", "as the setting", "Configured limits.").labels(&[(
+        "limit",
+        "max_sessions and other settings; passive_ports is the size of the node's \
+                             slice",
+    )]),
+    Metric::counter(
+        "ftp_limit_reached_total",
+        "times",
+        "Times that a limit refused something or made it wait.",
+    )
+    .labels(&[("limit", "the setting that was reached; also quota_bytes, quota_files, comb_sources")]),
+    REGISTRY_CONNECTED,
+    REGISTRY_DEGRADED,
+];

@@ -1,0 +1,190 @@
+//! docs/settings.md, docs/metrics.md and the manual pages, which the daemons print.
+//!
+//! With the variable WRITE_PAGES the tests of `pages` write the documents instead of comparing them:
+//! `./dev settings`.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use cluster_tests::binaries;
+
+const DAEMONS: [&str; 2] = ["ftpd", "authd"];
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn printed(daemon: &str, arguments: &[&str]) -> String {
+    let output = Command::new(binaries::daemon(daemon)).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{daemon} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The names in the first column of a daemon's tables.
+fn names(table: &str) -> impl Iterator<Item = &str> {
+    table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+}
+
+mod pages {
+    use super::*;
+
+    fn compare_or_write(page: &str, expected: &str) {
+        let path = workspace().join(page);
+        if env::var_os("WRITE_PAGES").is_some() {
+            fs::write(path, expected).unwrap();
+            return;
+        }
+        let found = fs::read_to_string(path).unwrap_or_default();
+        // The first line that differs is easier to read than two pages.
+        let difference = found.lines().zip(expected.lines()).find(|(found, expected)| found != expected);
+        assert_eq!(difference, None, "{page} is stale: run ./dev settings");
+        assert_eq!(found.trim_end(), expected.trim_end(), "{page} is stale: run ./dev settings");
+    }
+
+    #[test]
+    fn the_page_of_settings_holds_the_tables_of_both_daemons() {
+        let mut page =
+            "# Settings\n\nWritten by `./dev settings`. [How to set them](../README.md#settings). \
+                        The manual pages ftpd.toml(5) and authd.toml(5) list them, too.\n"
+                .to_owned();
+        for daemon in DAEMONS {
+            let tables = printed(daemon, &["--print-settings"]);
+            assert!(tables.lines().count() > 10, "{tables}");
+            page += &format!("\n## `{daemon}`\n\n{tables}");
+        }
+        compare_or_write("docs/settings.md", &page);
+    }
+
+    #[test]
+    fn the_page_of_metrics_holds_the_tables_of_both_daemons_and_the_uses_of_each_metric() {
+        let mut page = "# Metrics\n\nWritten by `./dev settings`. `ftpd` serves `/metrics` at `admin_listen`, `authd` at \
+                        `listen`, for Prometheus. The last column names the alerts and dashboard panels of the NixOS \
+                        modules that use the metric: [rules.nix](../nixos-modules/monitoring/rules.nix), \
+                        [dashboard.nix](../nixos-modules/monitoring/dashboard.nix)."
+            .to_owned();
+        page += "\n\nA histogram has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. A counter or histogram \
+                 appears with the first event that it counts.\n";
+        let uses = Uses::read();
+        for daemon in DAEMONS {
+            page += &format!("\n## `{daemon}`\n\n");
+            let table = printed(daemon, &["--print-metrics"]);
+            assert!(names(&table).count() > 10, "{table}");
+            for line in table.lines() {
+                let last = match names(line).next() {
+                    Some(name) => uses.of(name),
+                    None if line.starts_with("| ---") => "---".to_owned(),
+                    None => "shipped alerts and dashboard".to_owned(),
+                };
+                page += &format!("{line} {last} |\n");
+            }
+        }
+        compare_or_write("docs/metrics.md", &page);
+    }
+}
+
+/// The queries of the alert rules and of the dashboard, each with a name.
+struct Uses(Vec<(String, String)>);
+
+impl Uses {
+    fn read() -> Self {
+        let mut uses = Vec::new();
+        for (file, separator, kind) in
+            [("rules.nix", "(alert \"", "alert"), ("dashboard.nix", "title = \"", "panel")]
+        {
+            let text = fs::read_to_string(workspace().join("nixos-modules/monitoring").join(file)).unwrap();
+            let before = uses.len();
+            for part in text.split(separator).skip(1) {
+                let (name, rest) = part.split_once('"').expect("a name in quotes");
+                uses.push((format!("{kind} “{name}”"), rest.to_owned()));
+            }
+            assert!(uses.len() > before + 10, "{file} has names after {separator:?}");
+        }
+        Self(uses)
+    }
+
+    fn of(&self, metric: &str) -> String {
+        let is_in = |query: &str| {
+            let words = query.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+            let suffixes = ["", "_bucket", "_sum", "_count"];
+            words
+                .into_iter()
+                .any(|word| suffixes.iter().any(|suffix| word.strip_suffix(suffix) == Some(metric)))
+        };
+        let uses: Vec<_> = self.0.iter().filter(|(_, query)| is_in(query)).map(|(name, _)| &**name).collect();
+        if uses.is_empty() { "not used".to_owned() } else { uses.join(", ") }
+    }
+}
+
+#[test]
+fn every_metric_of_the_alerts_and_the_dashboard_exists() {
+    let tables: Vec<String> = DAEMONS.iter().map(|daemon| printed(daemon, &["--print-metrics"])).collect();
+    let known: Vec<&str> = tables.iter().flat_map(|table| names(table)).collect();
+    for (name, query) in Uses::read().0 {
+        let words = query.split(|c: char| c != '_' && !c.is_ascii_alphanumeric());
+        for word in words.filter(|word| word.starts_with("ftp_") || word.starts_with("authd_")) {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| word.strip_suffix(suffix));
+            assert!(
+                known.contains(&word) || base.is_some_and(|base| known.contains(&base)),
+                "{name}: {word}"
+            );
+        }
+    }
+}
+
+const PAGES: [(&str, &str, &str); 5] = [
+    ("ftpd", "ftpd", "8"),
+    ("ftpd", "ftpd.toml", "5"),
+    ("authd", "authd", "8"),
+    ("authd", "authd.toml", "5"),
+    ("authd", "authd-hash-password", "1"),
+];
+
+#[test]
+fn manual_pages_have_their_sections_and_render_without_warnings() {
+    let directory = tempfile::tempdir().unwrap();
+    for (daemon, name, section) in PAGES {
+        let page = printed(daemon, &["--print-manual", name]);
+        let mut sections = vec!["NAME", "DESCRIPTION", "EXAMPLES", "\"SEE ALSO\""];
+        match section {
+            "8" => {
+                sections.extend(["SYNOPSIS", "OPTIONS", "FILES", "ENVIRONMENT", "SIGNALS", "\"EXIT STATUS\""])
+            }
+            "5" => sections.extend(["\"ESSENTIAL SETTINGS\"", "\"LOGGING SETTINGS\"", "FILES"]),
+            _ => sections.extend(["SYNOPSIS", "\"EXIT STATUS\""]),
+        }
+        for wanted in sections {
+            assert!(page.contains(&format!("\n.SH {wanted}\n")), "{name}({section}) has no section {wanted}");
+        }
+        let file = directory.path().join(format!("{name}.{section}"));
+        fs::write(&file, &page).unwrap();
+        // A machine without groff checks the sections alone.
+        let Ok(output) =
+            Command::new("groff").args(["-man", "-Tutf8", "-ww", "-K", "utf8"]).arg(&file).output()
+        else {
+            continue;
+        };
+        let warnings = String::from_utf8_lossy(&output.stderr);
+        let warnings: Vec<_> = warnings.lines().filter(|line| line.contains(name)).collect();
+        assert!(output.status.success() && warnings.is_empty(), "{name}: {warnings:?}");
+    }
+}
+
+#[test]
+fn every_setting_is_in_the_manual_page_of_its_file_and_in_the_help() {
+    for daemon in DAEMONS {
+        let page = printed(daemon, &["--print-manual", &format!("{daemon}.toml")]);
+        let (short, long) = (printed(daemon, &["-h"]), printed(daemon, &["--help"]));
+        let tables = printed(daemon, &["--print-settings"]);
+        for name in names(&tables) {
+            assert!(page.contains(&format!("\\fB{name}\\fR = ")), "{name} is not in {daemon}.toml(5)");
+            assert!(long.contains(&format!("--{} ", name.replace('_', "-"))), "{name}");
+        }
+        for group in tables.lines().filter_map(|line| line.strip_prefix("### ")) {
+            assert!(long.contains(&format!("\n{group}:\n")), "{group} is not a heading of {daemon} --help");
+        }
+        assert!(short.lines().count() < 60, "{daemon} -h has {} lines", short.lines().count());
+    }
+}
