@@ -46,8 +46,8 @@ impl LeaseTaker {
     /// new name, and only a lock on the storage would keep them apart.
     ///
     /// # Errors
-    /// [`FileError::Leased`]; [`FileError::WriterUncertain`] if the lease is not certain and locks on the storage do
-    /// not hold on all nodes.
+    /// [`FileError::Leased`]; [`FileError::WriterUncertain`] if the lease is not certain and locks on the
+    /// storage do not hold on all nodes.
     pub fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
         // Also of files: one may become a directory meanwhile.
         let claim = |path: &&VirtualPath| Ok(LeasePath::tree(&jail.name_key(path)?));
@@ -60,8 +60,8 @@ impl LeaseTaker {
     /// Leases `claims`, to write to one of `paths` and to remove the others.
     ///
     /// # Errors
-    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`; [`FileError::WriterUncertain`]
-    /// as for [`Self::to_rename`].
+    /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`;
+    /// [`FileError::WriterUncertain`] as for [`Self::to_rename`].
     pub fn to_write(
         &self,
         jail: &Jail,

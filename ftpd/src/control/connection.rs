@@ -532,7 +532,8 @@ impl ControlConnection {
 }
 
 /// Lets an upload whose client has left store the bytes that are still in transit, for a bounded time: see
-/// [`crate::work::activity::ActivityHandle::see_off`]. A request to end the session or the node ends the upload at once.
+/// [`crate::work::activity::ActivityHandle::see_off`]. A request to end the session or the node ends the
+/// upload at once.
 async fn finish_upload_of_absent_client(handle: &SessionHandle, mut activity: Activity, silence: Duration) {
     let watch = Arc::clone(&activity.watch);
     let end_request = async {
