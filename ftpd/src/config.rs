@@ -15,12 +15,12 @@ use common::{
     registry::{RedisOptions, RedisUrl, WhenAway},
     settings::{SettingsError, Values},
 };
-use hyper::header::HeaderValue;
 use ipnet::IpNet;
 
 pub use self::limits::{Limits, Timeouts};
 use crate::{
     auth::{
+        Authentication,
         http::{self, AuthdUrl},
         local::LocalUsers,
     },
@@ -114,22 +114,6 @@ pub struct Storage {
     pub partial_lifetime: Option<Duration>,
 }
 
-/// The source of users and passwords.
-#[derive(Debug)]
-pub enum Authentication {
-    /// Users of a standalone node.
-    Users(LocalUsers),
-    /// Users demo, admin and test with any password. Allowed on loopback only.
-    Demo,
-    Authd {
-        urls: Vec<AuthdUrl>,
-        /// The header with the node's token.
-        authorization: Option<HeaderValue>,
-        /// Time limit of a login, over all instances.
-        timeout: Duration,
-    },
-}
-
 #[derive(Debug)]
 pub struct LogSettings {
     /// A filter of env_logger.
@@ -138,9 +122,6 @@ pub struct LogSettings {
     /// `None`: no transfer log.
     pub transfer_log: Option<PathBuf>,
 }
-
-/// Names of the users of [`Authentication::Demo`], as in the reference system.
-pub const DEMO_USERS: [&str; 3] = ["demo", "admin", "test"];
 
 impl Config {
     /// # Errors

@@ -154,7 +154,7 @@ fn sessions_of_a_user_removed_while_authd_has_no_redis_end_when_redis_is_back() 
     }
     let metric = "ftp_sessions_revoked_total{reason=\"removed\"}";
     assert_eq!(parts.nodes[0].metric(metric), Some(1.0));
-    let line = parts.nodes[0].daemon.wait_for_line(|line| line.contains("the session ends"));
+    let line = parts.nodes[0].daemon.wait_for_line(|line| line.contains("session revoked"));
     assert!(line.contains("user=ann") && line.contains("reason=removed"), "{line}");
     other.command("NOOP", 200);
 }

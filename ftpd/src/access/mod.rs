@@ -12,7 +12,7 @@ use common::{
 };
 
 use self::path_pattern::{MatchState, PathPattern};
-use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
+use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// An account's permissions by path, and the names that it must not give to files.
 #[derive(Debug)]

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use common::settings::{SettingsError, Values};
 
-use crate::{commands::MinimumRate, workers::quarter};
+use crate::{
+    limits::minimum_rate::MinimumRate,
+    work::{SlotShares, WorkerSettings, quarter},
+};
 
 /// Numbers that this node does not exceed, all at least 1 unless noted.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,24 @@ pub struct Limits {
     pub errors: u32,
     /// Log lines a minute of one kind in one session. 0: no limit.
     pub failure_lines: u32,
+}
+
+impl Limits {
+    /// The numbers of slots of the workers. `file_operation_wait`: how long a file operation waits for a slot
+    /// while no other operation ends.
+    pub fn workers(&self, file_operation_wait: Duration) -> WorkerSettings {
+        WorkerSettings {
+            file_operations: SlotShares {
+                slots: self.file_operations,
+                per_user: self.file_operations_per_user,
+                per_filesystem: self.file_operations_per_filesystem,
+            },
+            logins: SlotShares::new(self.login_operations, quarter(self.login_operations)),
+            long_commands: SlotShares::new(self.long_operations, self.long_operations_per_user),
+            transfers: SlotShares::new(self.transfers, self.transfers_per_user),
+            file_operation_wait,
+        }
+    }
 }
 
 /// Time limits. None is zero.
@@ -163,5 +184,23 @@ fn serving_threads(values: &Values) -> Result<usize, SettingsError> {
         Some(threads) => Ok(threads),
         // If the number of processors is unknown, one thread serves.
         None => Ok(std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))),
+    }
+}
+
+impl Limits {
+    /// The numbers of slots of the workers. `file_operation_wait`: how long a file operation waits for a slot
+    /// while no other operation ends.
+    pub fn workers(&self, file_operation_wait: Duration) -> WorkerSettings {
+        WorkerSettings {
+            file_operations: SlotShares {
+                slots: self.file_operations,
+                per_user: self.file_operations_per_user,
+                per_filesystem: self.file_operations_per_filesystem,
+            },
+            logins: SlotShares::new(self.login_operations, quarter(self.login_operations)),
+            long_commands: SlotShares::new(self.long_operations, self.long_operations_per_user),
+            transfers: SlotShares::new(self.transfers, self.transfers_per_user),
+            file_operation_wait,
+        }
     }
 }

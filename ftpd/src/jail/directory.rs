@@ -12,10 +12,10 @@ use nix::unistd::{Whence, lseek};
 
 use super::files::link_target;
 use super::handle::{self, READ_DIRECTORY, entry, kind, status};
-use super::path::VirtualPath;
 use super::{FileError, Jail, PARTIAL_PREFIX};
-use crate::data::progress::Progress;
 use crate::listing::{Entry, EntryKind};
+use crate::virtual_path::VirtualPath;
+use crate::work::progress::Progress;
 
 /// Bytes of one read of a directory; glibc uses the same size for local directories.
 const BUFFER: usize = 32 * 1024;

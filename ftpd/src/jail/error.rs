@@ -9,10 +9,7 @@ use common::{
 };
 use nix::errno::Errno;
 
-use crate::{
-    failure::{self, Failure},
-    protocol::{Code, Reply},
-};
+use crate::protocol::{Code, Failure, Reply, failure};
 
 /// Reason for a failed file operation. A variant without a source stands for the errno in its message.
 #[derive(Debug, thiserror::Error)]

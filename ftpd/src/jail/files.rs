@@ -15,11 +15,11 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::UnlinkatFlags;
 
 use super::handle::{self, entry, kind, size};
-use super::path::VirtualPath;
 use super::rename_new::rename_new;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile};
 use crate::listing::{Entry, EntryKind};
+use crate::virtual_path::VirtualPath;
 
 impl OpenFile {
     /// Reads the bytes of `range`. Returns `None` if the range is longer than `most` bytes or exceeds

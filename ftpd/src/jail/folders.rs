@@ -13,9 +13,9 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::handle::identity;
-use super::path::VirtualPath;
 use super::{FileError, Jail, handle, open_directory, open_storage};
 use crate::listing::{Entry, EntryKind};
+use crate::virtual_path::VirtualPath;
 
 /// A shared folder in the tree.
 #[derive(Debug)]

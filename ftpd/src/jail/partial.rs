@@ -23,10 +23,10 @@ use sha2::{Digest, Sha256};
 use super::directory::DirectoryReader;
 use super::handle::{self, EntryLocation, identity, kind, size};
 use super::lock::{ChangeLock, LockMode, WriterLock};
-use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, PARTIAL_PREFIX};
 use crate::listing::EntryKind;
+use crate::virtual_path::VirtualPath;
 
 /// Hexadecimal digits of the part of a hidden name that is computed from the owner and the path.
 const HASH_LENGTH: usize = 32;

@@ -9,11 +9,11 @@ use nix::sys::stat::{FileStat, fstat};
 use super::handle::{self, EntryLocation, kind, size};
 use super::lock::WriterLock;
 use super::partial::{HiddenNames, UploadFile};
-use super::path::VirtualPath;
 use super::upload::{FollowedLink, PublishPlan, Upload, UploadPlacement, UploadState, WriteGuard, WriteMode};
 use super::usage::Changes;
 use super::{FileError, Jail, RivalPolicy};
 use crate::listing::EntryKind;
+use crate::virtual_path::VirtualPath;
 
 /// A path to upload to. It is looked up once, for both the write lease and the open.
 #[derive(Debug)]

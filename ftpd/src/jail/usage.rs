@@ -19,9 +19,9 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::directory::{DirectoryReader, MAX_WALK_DEPTH};
 use super::handle::{self, EntryLocation, READ_DIRECTORY, identity, kind, size};
 use super::inode_lock::{FileIdentity, InodeLock};
-use super::path::VirtualPath;
 use super::{FileError, Jail};
 use crate::listing::EntryKind;
+use crate::virtual_path::VirtualPath;
 
 /// Attempts of an operation if its name changes between the check and the lock.
 const ATTEMPTS: u32 = 16;
