@@ -186,21 +186,3 @@ fn serving_threads(values: &Values) -> Result<usize, SettingsError> {
         None => Ok(std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))),
     }
 }
-
-impl Limits {
-    /// The numbers of slots of the workers. `file_operation_wait`: how long a file operation waits for a slot
-    /// while no other operation ends.
-    pub fn workers(&self, file_operation_wait: Duration) -> WorkerSettings {
-        WorkerSettings {
-            file_operations: SlotShares {
-                slots: self.file_operations,
-                per_user: self.file_operations_per_user,
-                per_filesystem: self.file_operations_per_filesystem,
-            },
-            logins: SlotShares::new(self.login_operations, quarter(self.login_operations)),
-            long_commands: SlotShares::new(self.long_operations, self.long_operations_per_user),
-            transfers: SlotShares::new(self.transfers, self.transfers_per_user),
-            file_operation_wait,
-        }
-    }
-}
