@@ -220,7 +220,8 @@ mod tests {
 
     #[test]
     fn the_upstream_of_a_connection_is_the_one_that_accepted_it() {
-        let line = "2026-11-22T17:00:00+00:00 127.0.0.1:4000 127.0.0.1:21 -> 127.0.0.11:21, 127.0.0.12:21 status=200 received=0";
+        let line = "2026-11-22T17:00:00+00:00 127.0.0.1:4000 127.0.0.1:21 -> \
+                    127.0.0.11:21, 127.0.0.12:21 status=200 received=0";
         let access = access(line).unwrap();
         assert_eq!((access.port, access.upstream), (21, "127.0.0.12:21".parse().unwrap()));
     }

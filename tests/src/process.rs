@@ -314,7 +314,8 @@ fn spawn(command: Command) -> std::io::Result<Child> {
 mod tests {
     use super::*;
 
-    const LINE: &str = r#"2026-11-22T16:40:24Z INFO  ftpd::server listening part=control address=127.0.0.1:21 why="a \"b\" c""#;
+    const LINE: &str = "2026-11-22T16:40:24Z INFO  ftpd::server listening part=control address=127.0.0.1:21 \
+                        why=\"a \\\"b\\\" c\"";
 
     #[test]
     fn a_log_line_is_taken_apart() {
