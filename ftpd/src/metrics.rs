@@ -168,9 +168,8 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_metric_of_this_file_once() {
-        let source = include_str!("metrics.rs");
-        let of_file =
-            source.split('"').filter(|text| text.starts_with("ftp_") && text.len() > 4).collect::<Vec<_>>();
+        let (source, _) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
+        let of_file = source.split('"').filter(|text| text.starts_with("ftp_")).collect::<Vec<_>>();
         let names: Vec<_> = METRICS.iter().map(|metric| metric.name).collect();
         for name in &of_file {
             assert_eq!(names.iter().filter(|known| known == &name).count(), 1, "{name}");

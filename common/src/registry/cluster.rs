@@ -37,15 +37,19 @@ static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!
 /// Lower bound: with a shorter lease, one slow refresh would end it.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 
-/// Upper bound: with a longer lease, a dead node would effectively never expire, and Lua integers would overflow.
+/// Upper bound: with a longer lease, a dead node would effectively never expire, and Lua integers would
+/// overflow.
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 
-/// Number of refreshes in which every session is renewed in Redis once, an equal part in each refresh. A round enters
-/// again what Redis lost unnoticed, and removes what Redis should not have.
+const _: () = assert!(SHORTEST_LEASE.as_millis() < LONGEST_LEASE.as_millis());
+
+/// Number of refreshes in which every session is renewed in Redis once, an equal part in each refresh. A
+/// round enters again what Redis lost unnoticed, and removes what Redis should not have.
 pub(super) const ROUND: u32 = 120;
 
-/// Number of leases for which Redis keeps an entry that is not renewed: a dead node's sessions, and sessions whose end
-/// Redis never heard of. A refresh comes every third of a lease, so this is three rounds.
+/// Number of leases for which Redis keeps an entry that is not renewed: a dead node's sessions, and
+/// sessions whose end Redis never heard of. A refresh comes every third of a lease, so this is three
+/// rounds.
 const RETENTION_LEASES: u32 = ROUND;
 
 /// The entries of one node in Redis.
@@ -53,8 +57,8 @@ pub(super) struct Cluster {
     pub view: RegistryView,
     pub lease: Duration,
     pub work: mpsc::UnboundedSender<RegistryWork>,
-    /// Read-locked while a lease is released, write-locked while the refresh renews all leases. Otherwise the refresh
-    /// could enter a lease again that was just released.
+    /// Read-locked while a lease is released, write-locked while the refresh renews all leases. Otherwise
+    /// the refresh could enter a lease again that was just released.
     pub keeping: RwLock<()>,
     pub leases: LeaseCalls,
     name: NodeName,
@@ -133,8 +137,8 @@ impl Cluster {
         })
     }
 
-    /// Renews sessions, or enters them again after Redis lost them. Limits are not compared, because these sessions
-    /// were admitted before.
+    /// Renews sessions, or enters them again after Redis lost them. Limits are not compared, because these
+    /// sessions were admitted before.
     pub async fn renew_sessions(&self, records: &[SessionRecord]) -> Result<(), LinkError> {
         let mut pipe = pipeline_with(&PUT_SESSION);
         for record in records {
@@ -197,9 +201,9 @@ impl Cluster {
         self.link().query(cmd("HKEYS").arg(self.keys().node_sessions(&self.name))).await
     }
 
-    /// Removes sessions that Redis has for this node but the node does not have: those of an earlier process, and those
-    /// whose end Redis never heard of. (The counting entries of an earlier process name that process: they do not count
-    /// any more, and expire.)
+    /// Removes sessions that Redis has for this node but the node does not have: those of an earlier
+    /// process, and those whose end Redis never heard of. (The counting entries of an earlier process name
+    /// that process: they do not count any more, and expire.)
     pub async fn remove_sessions_by_id(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
         let key = self.keys().node_sessions(&self.name);
         let records: Vec<Option<Vec<u8>>> = self.link().query(cmd("HMGET").arg(&key).arg(ids)).await?;

@@ -19,8 +19,8 @@ use crate::{
     sync::lock,
 };
 
-/// The revision of the accounts that a node last read from Redis. The node asks authd which of its sessions may
-/// stay whenever the value differs from the one of its last question.
+/// The revision of the accounts that a node last read from Redis. The node asks authd which of its sessions
+/// may stay whenever the value differs from the one of its last question.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Revision {
     /// The number in Redis: see [`Keys::revision`](crate::keys::Keys::revision).
@@ -85,8 +85,8 @@ impl Core {
         }
     }
 
-    /// Gives work to the refresh task, if there is one. The queue holds at most what has ended since the task's
-    /// last step, which takes a bounded time.
+    /// Gives work to the refresh task, if there is one. The queue holds at most what has ended since the
+    /// task's last step, which takes a bounded time.
     pub fn work(&self, work: impl FnOnce(&Cluster) -> RegistryWork) {
         if let Some(cluster) = &self.cluster {
             // An error means that the node has left: Redis has no entries of it.

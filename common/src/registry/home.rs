@@ -10,11 +10,12 @@ use crate::{policy::Quota, sync::lock};
 /// Smallest number of bytes that is reserved for an upload, if there is room for it.
 pub(super) const SMALLEST_GRANT: u64 = 64 * 1024;
 
-/// Redis forgets a home that is not used for this long, or for twice the time between two counts if that is longer.
+/// Redis forgets a home that is not used for this long, or for twice the time between two counts if that is
+/// longer.
 pub(super) const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The largest number that Lua counts exactly. Larger numbers, which sparse files can reach, are sent as this one:
-/// Redis could not return them as integers.
+/// The largest number that Lua counts exactly. Larger numbers, which sparse files can reach, are sent as
+/// this one: Redis could not return them as integers.
 pub(super) const LARGEST: u64 = 1 << 53;
 
 /// Bytes and number of files. A directory counts as a file without bytes. Symbolic links do not count.

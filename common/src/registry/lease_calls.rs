@@ -23,8 +23,8 @@ pub(super) static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/release_write.lua")))
 });
 
-/// Maximum number of calls for one take. A call looks at up to 200 paths below a tree, and removes those that dead
-/// nodes have left.
+/// Maximum number of calls for one take. A call looks at up to 200 paths below a tree, and removes those
+/// that dead nodes have left.
 const MOST_CALLS: u32 = 100;
 
 /// A lease to take, keep or release.
@@ -106,8 +106,8 @@ impl LeaseCalls {
         let before = self.epoch.swap(epoch, Ordering::Relaxed);
         if before != 0 && before != epoch {
             log::warn!(
-                "Redis has lost data, or is another server: for one node_lease, uploads to a storage without locks \
-                 that all nodes see are refused"
+                "Redis has lost data or was replaced by another server; for one node_lease, uploads are \
+                 refused unless the storage has locks that all nodes see"
             );
         }
     }
@@ -128,8 +128,8 @@ impl LeaseCalls {
         self.parse_keep(&self.call(&HOLD_WRITE, LeaseStep::Keep, lease).await?)
     }
 
-    /// Keeps leases. Returns `None` for each lost one. Also without leases the request is sent, so that the node learns
-    /// that Redis lost data and can report the epoch before, which makes new leases doubtful.
+    /// Keeps leases. Returns `None` for each lost one. Also without leases the request is sent, so that the
+    /// node learns that Redis lost data and can report the epoch before, which makes new leases doubtful.
     pub async fn keep(&self, leases: &[LeaseRequest]) -> Result<Vec<Option<LeaseConfirmation>>, LinkError> {
         let (connection, compare) = self.comparison();
         let mut pipe = pipeline_with(&HOLD_WRITE);
@@ -178,7 +178,8 @@ impl LeaseCalls {
         link.call(script, &self.command(script, step, lease, true)).await
     }
 
-    /// The number of the current connection, and whether its server must still be compared with that of the epoch.
+    /// The number of the current connection, and whether its server must still be compared with that of the
+    /// epoch.
     fn comparison(&self) -> (u64, bool) {
         let connection = self.view.link().connections();
         (connection, connection == 0 || connection != self.compared.load(Ordering::Relaxed))

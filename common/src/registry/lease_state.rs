@@ -45,7 +45,8 @@ pub enum LeaseConflict {
     Above,
 }
 
-/// One grant of a lease. `Display` distinguishes it from all others of this process, and ends with the session.
+/// One grant of a lease. `Display` distinguishes it from all others of this process, and ends with the
+/// session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LeaseGrant {
     pub number: u64,
@@ -61,8 +62,8 @@ impl fmt::Display for LeaseGrant {
 /// The state of a lease that the refresh task updates and the holder reads.
 #[derive(Debug, Default)]
 pub(super) struct LeaseState {
-    /// Time at which the last successful request to take or keep the lease was sent, in ms of CLOCK_BOOTTIME. 0 if
-    /// there was none, or the lease is lost.
+    /// Time at which the last successful request to take or keep the lease was sent, in ms of
+    /// CLOCK_BOOTTIME. 0 if there was none, or the lease is lost.
     sent: AtomicU64,
     /// Epoch of Redis's data at that request; 0 if there was none.
     epoch: AtomicU64,

@@ -30,7 +30,8 @@ pub enum SessionRefused {
 /// The state of a session or lease in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EntryState {
-    /// Redis has not agreed yet. The entry counts in the node's own limits, but a refresh must not enter it in Redis.
+    /// Redis has not agreed yet. The entry counts in the node's own limits, but a refresh must not enter it
+    /// in Redis.
     Asked,
     /// Redis has agreed, or there is no Redis.
     Granted,
@@ -215,7 +216,8 @@ impl NodeTable {
         self.leases.get(&grant.number).is_some_and(|lease| lease.entry != EntryState::Lost)
     }
 
-    /// Marks a lease as [`EntryState::Ending`]. Returns false if it is lost or released. Its paths stay leased until
+    /// Marks a lease as [`EntryState::Ending`]. Returns false if it is lost or released. Its paths stay
+    /// leased until
     /// [`Self::release`].
     pub fn end(&mut self, grant: LeaseGrant) -> bool {
         match self.leases.get_mut(&grant.number).filter(|lease| lease.entry != EntryState::Lost) {
@@ -227,7 +229,8 @@ impl NodeTable {
         }
     }
 
-    /// Marks a lease as [`EntryState::Lost`]. Returns false if it was released before. Its paths stay leased until
+    /// Marks a lease as [`EntryState::Lost`]. Returns false if it was released before. Its paths stay
+    /// leased until
     /// [`Self::release`].
     pub fn lose(&mut self, grant: LeaseGrant) -> bool {
         let Some(lease) = self.leases.get_mut(&grant.number) else {

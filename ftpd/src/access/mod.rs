@@ -179,6 +179,7 @@ impl DirectoryRules<'_> {
     }
 
     fn rules(&self) -> impl Iterator<Item = (&PathRule, &MatchState)> {
+        debug_assert_eq!(self.access.rules.len(), self.states.len(), "one state for each rule");
         self.access.rules.iter().zip(&self.states)
     }
 }

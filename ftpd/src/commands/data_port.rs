@@ -109,8 +109,8 @@ async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
     let reservation = node.passive.reserve(&session.identity, tls, node.timeouts.passive_wait).await;
     reservation.ok_or_else(|| {
         let detail = format!(
-            "no passive port became free for this client address within passive_wait: this node has the ports \
-             {}; give it more (passive_port_min, passive_port_max)",
+            "no passive port became free for this client address within passive_wait: this node has the \
+             ports {}; give it more (passive_port_min, passive_port_max)",
             node.network.slice
         );
         let failure = Failure { detail: Some(detail.into()), ..Failure::from("no_passive_port") };

@@ -94,7 +94,7 @@ pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) ->
     let path = session.path(&arguments.path.unwrap_or_default())?;
     let options = ListOptions { recursive: false, ..arguments.options };
     let max_lines = session.node.storage.stat_entries;
-    let parsed = ListArgument::new(session, path)?;
+    let candidates = ListCandidates::new(session, path)?;
     let listing = listing(session, ListFormat::Long { now: now() }, options);
     let jail = Arc::clone(&session.jail);
     let watch = ActivityHandle::new(verb);
@@ -102,7 +102,7 @@ pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) ->
     Ok(run_in_background(session, watch, move || {
         let mut lines: Vec<ReplyText> = Vec::new();
         let mut is_full = false;
-        let written = parsed.resolve(&jail, options).map_err(TransferFailure::from).and_then(|target| {
+        let written = candidates.resolve(&jail, options).map_err(TransferFailure::from).and_then(|target| {
             listing.write(&jail, &target, &progress, &mut |line| {
                 if lines.len() == max_lines {
                     is_full = true;
@@ -132,8 +132,8 @@ async fn send(
     options: ListOptions,
 ) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
-    let parsed = ListArgument::new(session, path.clone())?;
-    let target = session.in_home(move |jail| parsed.resolve(jail, options)).await?;
+    let candidates = ListCandidates::new(session, path.clone())?;
+    let target = session.in_home(move |jail| candidates.resolve(jail, options)).await?;
     let format = match format {
         ListFormat::Names { .. } => ListFormat::Names { prefix: prefix(argument, &target) },
         format => format,
@@ -178,14 +178,14 @@ fn send_listing(
 }
 
 /// The possible meanings of an argument of LIST: a path, or a pattern for the names in a directory.
-struct ListArgument {
+struct ListCandidates {
     /// The argument as a path, if the user may list it.
     path: Option<VirtualPath>,
     /// The argument as a pattern, if it has wildcards and the user may list the directory.
     pattern: Option<(VirtualPath, Pattern)>,
 }
 
-impl ListArgument {
+impl ListCandidates {
     /// # Errors
     /// 550: the user may list neither.
     fn new(session: &LoggedIn, path: VirtualPath) -> Result<Self, Reply> {

@@ -59,7 +59,7 @@ enum ActivityState {
     Running { activity: Activity, follow_up: FollowUp },
 }
 
-/// What follows the reply of the activity.
+/// The continuation after the reply of the activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FollowUp {
     NextCommand,
@@ -84,7 +84,7 @@ impl ConnectionEnd {
     }
 }
 
-/// What the loop waits for.
+/// An event that the loop waits for.
 enum LoopEvent {
     Received(Received),
     ActivityEnded(Reply),

@@ -100,8 +100,8 @@ impl Jail {
         let opened = self.open_with_status(path, handle::STATUS | no_follow).map(|(found, status)| {
             match kind(&status) {
                 // On NFS only a real open gets the current status from the server (close-to-open
-                // consistency). If the open fails because of missing permission or a lease, the cached
-                // status is used.
+                // consistency). If the open fails because of missing permission or because another
+                // program holds a lease on the file (F_SETLEASE), the cached status is used.
                 EntryKind::File | EntryKind::Directory => {
                     let status = reopen(&found).unwrap_or(status);
                     (found, status)

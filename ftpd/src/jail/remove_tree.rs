@@ -85,7 +85,7 @@ impl RemovalLevel {
             self.reader.rewind()?;
             return Ok(Removal::Continue);
         };
-        if matches!(found.name.to_bytes(), b"." | b"..") {
+        if found.is_self_or_parent() {
             return Ok(Removal::Continue);
         }
         match usage::unlink(found.directory, found.name, UnlinkatFlags::NoRemoveDir, None) {

@@ -2,6 +2,7 @@
 
 mod descriptor_limit;
 mod ephemeral_ports;
+mod listeners;
 mod process_identity;
 
 use std::{
@@ -29,30 +30,28 @@ use common::{
     registry::{ClusterEvent, JoinError, NameHolder, Registry},
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{mpsc, oneshot, watch},
-    task::JoinSet,
+    net::TcpListener,
+    sync::{mpsc, oneshot},
     time::{Instant, sleep_until, timeout_at},
 };
 use warp::{Filter, filters::BoxedFilter};
 
-use self::descriptor_limit::{DescriptorNeeds, TooFewDescriptors};
+use self::{
+    descriptor_limit::{DescriptorNeeds, TooFewDescriptors},
+    listeners::{Listeners, bind, bind_all, local},
+};
 use crate::{
     auth::{Authentication, probe::AuthdProbe},
-    client_address::{NoClient, Trust},
-    config::{Config, Network},
-    connections::{AdmissionError, EndRequest},
-    control::ControlConnection,
+    client_address::Trust,
+    config::Config,
+    connections::EndRequest,
     data::passive::PassivePorts,
     health::{self, Health},
-    health_check,
     jail::LockMode,
-    listener::{self, Bound},
+    listener::Bound,
     metrics,
     node::{Node, NodeParts},
-    partial_sweeper,
-    protocol::{Code, Reply},
-    revocation,
+    partial_sweeper, revocation,
     tls::{Tls, TlsError},
     transfer_log::TransferLog,
 };
@@ -115,8 +114,7 @@ fn listen_advice(address: &SocketAddr, error: &io::Error) -> String {
 }
 
 /// Runs the node until it has drained. Call it on the thread of `main`, which has the capabilities for ports
-/// below
-/// 1024. The function binds all ports, then gives up these capabilities.
+/// below 1024: the function binds all ports, then gives up these capabilities.
 ///
 /// # Errors
 /// The node cannot start, or has to end without a request to do so.
@@ -237,46 +235,6 @@ async fn start_background_tasks(node: &Arc<Node>, health: &Arc<Health>, probe: O
     partial_sweeper::start(node);
 }
 
-/// The tasks that accept control connections.
-struct Listeners {
-    tasks: JoinSet<()>,
-    /// Dropped to end the tasks.
-    open: watch::Sender<()>,
-}
-
-impl Default for Listeners {
-    fn default() -> Self {
-        Self { tasks: JoinSet::new(), open: watch::Sender::new(()) }
-    }
-}
-
-impl Listeners {
-    fn open(
-        &mut self,
-        node: &Arc<Node>,
-        control: Vec<Bound>,
-        implicit_tls: Vec<Bound>,
-    ) -> Result<(), RunError> {
-        let (control, implicit_tls) = (listen(control)?, listen(implicit_tls)?);
-        self.accept_all("control", control, node, false);
-        self.accept_all("implicit_tls", implicit_tls, node, true);
-        Ok(())
-    }
-
-    fn accept_all(&mut self, part: &str, listeners: Vec<TcpListener>, node: &Arc<Node>, implicit_tls: bool) {
-        for listener in listeners {
-            log::info!(part, address:% = local(&listener); "listening");
-            self.tasks.spawn(accept(listener, Arc::clone(node), self.open.subscribe(), implicit_tls));
-        }
-    }
-
-    /// Stops to listen.
-    async fn close(self) {
-        drop(self.open);
-        self.tasks.join_all().await;
-    }
-}
-
 /// Checks that the root is a directory. With `create` a missing root is created; missing directories above
 /// it are not, because they more likely mean a mistyped path.
 fn open_root(root: &Path, create: bool) -> io::Result<()> {
@@ -351,43 +309,6 @@ fn export_limits(config: &Config) {
     metrics::limit("passive_ports", config.network.slice.count());
 }
 
-fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
-    listener::bind(address).map_err(|error| RunError::Listen(address, error))
-}
-
-fn local(listener: &TcpListener) -> String {
-    listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
-}
-
-fn bind_all(network: &Network, port: u16) -> Result<Vec<Bound>, RunError> {
-    let mut sockets = Vec::new();
-    for ip in &network.listen {
-        let address = SocketAddr::new(*ip, port);
-        match Bound::new(address) {
-            Ok(socket) => sockets.push(socket),
-            Err(error) if network.listen_is_default && is_missing_family(&error) => {
-                log::info!("not listening on {address}: {error}");
-            }
-            Err(error) => return Err(RunError::Listen(address, error)),
-        }
-    }
-    Ok(sockets)
-}
-
-fn listen(sockets: Vec<Bound>) -> Result<Vec<TcpListener>, RunError> {
-    let listen = |socket: Bound| {
-        // A bound socket always has an address.
-        let address = socket.address().unwrap_or_else(|_| SocketAddr::from(([0; 4], 0)));
-        socket.listen().map_err(|error| RunError::Listen(address, error))
-    };
-    sockets.into_iter().map(listen).collect()
-}
-
-/// Returns true if the host has no IPv6, or no IPv4.
-fn is_missing_family(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
-}
-
 async fn start(
     mut config: Config,
     control: &[Bound],
@@ -430,64 +351,6 @@ async fn start(
     }
     let node = Arc::new(Node::new(config, NodeParts { trust, passive, registry, transfer_log, tls }));
     Ok((node, events))
-}
-
-/// Accepts connections until the sender of `open` is dropped, then stops listening.
-async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receiver<()>, implicit_tls: bool) {
-    loop {
-        let (stream, peer) = tokio::select! {
-            biased;
-            _ = open.changed() => break,
-            accepted = listener::accept(&listener) => accepted,
-        };
-        tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit_tls));
-    }
-    // Connections that wait in the kernel's queue get a 421 instead of a reset.
-    let Ok(listener) = listener.into_std() else { return };
-    while let Ok((stream, peer)) = listener.accept() {
-        if stream.set_nonblocking(true).is_ok()
-            && let Ok(stream) = TcpStream::from_std(stream)
-        {
-            tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit_tls));
-        }
-    }
-}
-
-async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implicit_tls: bool) {
-    let ends = match node.trust.ends(&mut stream, peer).await {
-        Ok(ends) => ends,
-        Err(NoClient::Left) => return,
-        Err(NoClient::Balancer) => return health_check::serve(stream, &node, implicit_tls).await,
-        Err(error) => {
-            metrics::connection_refused("proxy_header");
-            if node.connection_log.may_log("proxy_header", peer.ip()) {
-                log::warn!(peer:% = peer; "connection refused: {error}");
-            }
-            return;
-        }
-    };
-    match node.connections.admit(ends.client.ip()) {
-        Ok(entry) => ControlConnection::new(stream, node, ends, entry).serve(implicit_tls).await,
-        Err(refused) => refuse(&node, &stream, ends.client, refused),
-    }
-}
-
-fn refuse(node: &Node, stream: &TcpStream, client: SocketAddr, refused: AdmissionError) {
-    let (text, reason) = match refused {
-        AdmissionError::TooMany => ("Too many connections; try again later", "too_many"),
-        AdmissionError::TooManyFromAddress => {
-            ("Too many connections from your address", "too_many_from_address")
-        }
-        AdmissionError::Draining => ("Server is shutting down for maintenance; please reconnect", "draining"),
-    };
-    metrics::connection_refused(reason);
-    if node.connection_log.may_log(reason, client.ip()) {
-        log::warn!(address:% = client.ip(); "connection refused: {reason}");
-    }
-    let mut reply = Vec::new();
-    Reply::new(Code::SERVICE_UNAVAILABLE, text).encode(&mut reply);
-    // The send buffer of a new connection is empty and takes one line. Otherwise the client has left.
-    let _ = stream.try_write(&reply);
 }
 
 /// Returns when the node has to end: on a signal, on an administrator's order, or because another node has
