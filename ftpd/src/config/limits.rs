@@ -186,4 +186,3 @@ fn serving_threads(values: &Values) -> Result<usize, SettingsError> {
         None => Ok(std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))),
     }
 }
-
