@@ -135,7 +135,7 @@ impl Connected {
         Ok(Self { socket: Socket::Watched(self.socket.watched()?), ..self })
     }
 
-    /// Waits for the first bytes and reads those that follow within [`GATHERING`], up to `most` bytes or
+    /// Waits for the first bytes and reads those that follow within `GATHERING`, up to `most` bytes or
     /// somewhat more. So no worker waits for a client that sends nothing yet, and a small upload is complete
     /// before a worker takes it. The reader of the bytes gets errors. Cancel-safe.
     ///

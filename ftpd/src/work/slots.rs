@@ -45,7 +45,7 @@ pub struct SlotRequest {
     pub user: Arc<str>,
     /// The device number (`st_dev`) of the file system; 0 if unknown.
     pub filesystem: u64,
-    /// The account's own bound, instead of [`SlotBounds::per_user`].
+    /// The account's own bound, instead of `SlotBounds::per_user`.
     pub per_user: Option<u32>,
     /// The command, for log lines about work that hangs.
     pub task: Option<Arc<Task>>,
