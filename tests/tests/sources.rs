@@ -1,138 +1,114 @@
-//! Properties of the source code that the compiler does not check.
+//! The source files keep the rules of CONTRIBUTING.md that a program can check.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
+mod sources {
+    pub mod files;
+    pub mod modules;
+}
+
+use std::collections::BTreeMap;
+
+use self::sources::{
+    files::{self, SourceFile},
+    modules,
 };
 
-/// The top-level modules of a crate. Each has the modules that it uses, with a file that does.
-type ModuleUses = BTreeMap<String, BTreeMap<String, PathBuf>>;
+/// Longest line, in characters: rustfmt's `max_width`, which does not hold for comments and strings.
+const MAX_WIDTH: usize = 110;
+
+/// Crates whose top-level modules must not form a cycle.
+const CRATES: [&str; 5] = ["authd", "bench", "common", "ftpd", "tests"];
 
 #[test]
-fn the_top_level_modules_of_a_crate_form_no_cycle() {
-    for package in ["common", "ftpd", "authd"] {
-        let uses = module_uses(&workspace().join(package).join("src"));
-        assert!(uses.len() > 5, "{package} has only these modules: {uses:?}");
-        let mut checked = BTreeSet::new();
-        for module in uses.keys() {
-            let cycle = find_cycle(&uses, module, &mut Vec::new(), &mut checked);
-            assert!(cycle.is_none(), "modules of {package} use each other: {}", cycle.unwrap_or_default());
+fn top_level_modules_form_no_cycle() {
+    for name in CRATES {
+        let files = files::of_crate(name);
+        assert!(!files.is_empty(), "{name} has no source files");
+        let graph = modules::dependencies(&files);
+        if let Some(cycle) = modules::cycle(&graph) {
+            let steps: Vec<_> = cycle
+                .iter()
+                .zip(cycle.iter().cycle().skip(1))
+                .map(|(from, to)| format!("{from} uses {to} in {}", graph[from][to].join(", ")))
+                .collect();
+            panic!("the modules of {name} form a cycle:\n  {}", steps.join("\n  "));
         }
     }
 }
 
 #[test]
-fn a_cycle_is_found_and_shows_its_files() {
-    let uses = |module: &str, used: &str| {
-        (module.to_owned(), BTreeMap::from([(used.to_owned(), PathBuf::from(format!("{module}.rs")))]))
-    };
-    let modules = BTreeMap::from([uses("a", "b"), uses("b", "c"), uses("c", "b")]);
-    let cycle = find_cycle(&modules, "a", &mut Vec::new(), &mut BTreeSet::new());
-    assert_eq!(cycle.as_deref(), Some("b -> c (b.rs), c -> b (c.rs)"));
-    let used: Vec<_> = used_modules("use crate::{a, b::{c, d}, e::F}; crate::g::h()").collect();
-    assert_eq!(used, ["a", "b", "e", "g"]);
-}
-
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// Returns a cycle that can be reached from `module`. `path`: the modules on the way there; `checked`: modules
-/// from which no cycle can be reached.
-fn find_cycle<'u>(
-    uses: &'u ModuleUses,
-    module: &'u str,
-    path: &mut Vec<&'u str>,
-    checked: &mut BTreeSet<&'u str>,
-) -> Option<String> {
-    if let Some(start) = path.iter().position(|other| *other == module) {
-        let cycle = path[start..].iter().zip(path[start + 1..].iter().chain([&module]));
-        let edges = cycle.map(|(from, to)| format!("{from} -> {to} ({})", uses[*from][*to].display()));
-        return Some(edges.collect::<Vec<_>>().join(", "));
-    }
-    if checked.contains(module) {
-        return None;
-    }
-    path.push(module);
-    for used in uses.get(module).into_iter().flat_map(BTreeMap::keys) {
-        let cycle = find_cycle(uses, used, path, checked);
-        if cycle.is_some() {
-            return cycle;
-        }
-    }
-    path.pop();
-    checked.insert(module);
-    None
-}
-
-fn module_uses(source: &Path) -> ModuleUses {
-    let mut files = Vec::new();
-    rust_files(source, &mut files);
-    let mut uses = ModuleUses::new();
-    for file in files {
-        let relative = file.strip_prefix(source).unwrap();
-        let module = relative.iter().next().unwrap().to_str().unwrap().trim_end_matches(".rs").to_owned();
-        if matches!(module.as_str(), "main" | "lib") {
-            continue;
-        }
-        let text = fs::read_to_string(&file).unwrap();
-        let code: Vec<&str> = text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
-        let code = code.join("\n");
-        let code = code.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        let known = uses.entry(module.clone()).or_default();
-        for used in used_modules(code).filter(|used| *used != module) {
-            known.entry(used.to_owned()).or_insert_with(|| relative.to_owned());
-        }
-    }
-    uses
-}
-
-/// Collects the files below `directory`, without unit tests.
-fn rust_files(directory: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap();
-        if path.is_dir() && name != "tests" {
-            rust_files(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") && name != "tests.rs" {
-            files.push(path);
-        }
-    }
-}
-
-/// The modules in `crate::module` and `crate::{module, other::{…}}`.
-fn used_modules(code: &str) -> impl Iterator<Item = &str> {
-    code.split("crate::").skip(1).flat_map(|path| match path.strip_prefix('{') {
-        Some(group) => modules_of_group(group),
-        None => vec![identifier(path)],
-    })
-}
-
-/// The first identifiers of the items of a group, up to its closing brace.
-fn modules_of_group(group: &str) -> Vec<&str> {
-    let (mut depth, mut start, mut modules) = (0, 0, Vec::new());
-    for (position, character) in group.char_indices() {
-        match character {
-            '{' => depth += 1,
-            '}' if depth == 0 => {
-                modules.push(identifier(&group[start..position]));
-                break;
+fn a_type_name_means_one_type_in_its_crate() {
+    for name in CRATES {
+        let mut defined: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for file in files::of_crate(name) {
+            for found in modules::type_names(&file.text) {
+                defined.entry(found).or_default().push(file.path.clone());
             }
-            '}' => depth -= 1,
-            ',' if depth == 0 => {
-                modules.push(identifier(&group[start..position]));
-                start = position + 1;
-            }
-            _ => {}
         }
+        let twice: Vec<_> = defined.iter().filter(|(_, files)| files.len() > 1).collect();
+        assert!(twice.is_empty(), "{name} has two types of one name: {twice:#?}");
     }
-    modules.retain(|module| !module.is_empty());
-    modules
 }
 
-fn identifier(path: &str) -> &str {
-    let path = path.trim_start();
-    let end = path.find(|character: char| !character.is_alphanumeric() && character != '_');
-    &path[..end.unwrap_or(path.len())]
+#[test]
+fn lines_are_at_most_110_characters() {
+    let long: Vec<_> = files::all().into_iter().flat_map(|file| long_lines(&file)).collect();
+    assert!(long.is_empty(), "lines of more than {MAX_WIDTH} characters:\n{}", long.join("\n"));
+}
+
+/// Web addresses cannot be wrapped, and nixfmt leaves texts in Nix files as they are.
+fn long_lines(file: &SourceFile) -> Vec<String> {
+    let is_nix = file.path.ends_with(".nix");
+    let may_be_long = |line: &str| line.contains("://") || is_nix && line.contains('"');
+    let is_long = |line: &str| line.chars().count() > MAX_WIDTH && !may_be_long(line);
+    let lines = file.text.lines().enumerate().filter(|(_, line)| is_long(line));
+    lines.map(|(at, line)| format!("{}:{}: {}", file.path, at + 1, line.chars().count())).collect()
+}
+
+#[test]
+fn each_rust_file_says_its_purpose_in_its_first_line() {
+    for file in files::all().into_iter().filter(|file| file.path.ends_with(".rs")) {
+        let first = file.text.lines().next().unwrap_or_default();
+        let is_target_of_the_fuzzer = file.path.contains("fuzz_targets");
+        assert!(first.starts_with("//!") || is_target_of_the_fuzzer, "{}: {first}", file.path);
+    }
+}
+
+/// The checks above can fail.
+mod checks {
+    use super::*;
+
+    fn file(path: &str, text: &str) -> SourceFile {
+        SourceFile { path: path.to_owned(), module: path.to_owned(), text: text.to_owned() }
+    }
+
+    #[test]
+    fn a_cycle_through_three_modules_is_found_with_its_files() {
+        let files = [
+            file("a.rs", "use crate::{b::{C, D}, e};"),
+            file("b/mod.rs", "//! Nothing."),
+            file("b/inner.rs", "fn f() -> super::super::c::X { crate::c::x() }"),
+            file("c.rs", "use super::a::A;"),
+            file("e.rs", "// use crate::a;\nfn f() {}\n#[cfg(test)]\nmod tests { use crate::a; }"),
+        ];
+        let graph = modules::dependencies(&files);
+        assert_eq!(graph["b"]["c"], ["b/inner.rs"]);
+        assert!(graph["e"].is_empty(), "comments and tests do not count: {graph:?}");
+        let mut cycle = modules::cycle(&graph).expect("a uses b, b uses c, c uses a");
+        cycle.sort();
+        assert_eq!(cycle, ["a", "b", "c"]);
+        assert_eq!(modules::cycle(&modules::dependencies(&files[..3])), None);
+    }
+
+    #[test]
+    fn each_kind_of_type_is_found_but_no_associated_type() {
+        let text = "pub(crate) struct A<T>(T);\nenum B {}\npub trait C {}\ntype D = u8;\n\
+                    impl C for X {\n    type Err = ();\n}\nstruct E;\n";
+        assert_eq!(modules::type_names(text), ["A", "B", "C", "D", "E"]);
+    }
+
+    #[test]
+    fn a_long_line_is_found_by_its_characters() {
+        let text = format!("{}\n{}\n", "ä".repeat(MAX_WIDTH), "a".repeat(MAX_WIDTH + 1));
+        assert_eq!(long_lines(&file("a.rs", &text)), ["a.rs:2: 111"]);
+    }
 }

@@ -79,7 +79,7 @@ enum LeaseStep {
 }
 
 impl LeaseCalls {
-    pub fn new(
+    pub(super) fn new(
         node: &NodeRecord,
         place: Option<&str>,
         view: &RegistryView,
@@ -98,7 +98,7 @@ impl LeaseCalls {
     }
 
     /// The token of a lease, unique among all processes. [`Self::parse_take`] reads the session from its end.
-    pub fn token(&self, grant: LeaseGrant) -> String {
+    pub(super) fn token(&self, grant: LeaseGrant) -> String {
         format!("{} {grant}", self.holder)
     }
 
@@ -113,7 +113,7 @@ impl LeaseCalls {
     }
 
     /// Takes a lease.
-    pub async fn take(&self, lease: &LeaseRequest) -> Result<TakeReply, LinkError> {
+    pub(super) async fn take(&self, lease: &LeaseRequest) -> Result<TakeReply, LinkError> {
         for _ in 0..MOST_CALLS {
             let reply = self.call(&HOLD_WRITE, LeaseStep::Take, lease).await?;
             if reply.first().map(String::as_str) != Some("more") {
@@ -124,13 +124,19 @@ impl LeaseCalls {
     }
 
     /// Keeps a lease. Returns `None` if it is lost.
-    pub async fn keep_one(&self, lease: &LeaseRequest) -> Result<Option<LeaseConfirmation>, LinkError> {
+    pub(super) async fn keep_one(
+        &self,
+        lease: &LeaseRequest,
+    ) -> Result<Option<LeaseConfirmation>, LinkError> {
         self.parse_keep(&self.call(&HOLD_WRITE, LeaseStep::Keep, lease).await?)
     }
 
     /// Keeps leases. Returns `None` for each lost one. Also without leases the request is sent, so that the
     /// node learns that Redis lost data and can report the epoch before, which makes new leases doubtful.
-    pub async fn keep(&self, leases: &[LeaseRequest]) -> Result<Vec<Option<LeaseConfirmation>>, LinkError> {
+    pub(super) async fn keep(
+        &self,
+        leases: &[LeaseRequest],
+    ) -> Result<Vec<Option<LeaseConfirmation>>, LinkError> {
         let (connection, compare) = self.comparison();
         let mut pipe = pipeline_with(&HOLD_WRITE);
         let nothing = LeaseRequest { paths: Arc::new([]), token: self.holder.clone(), state: Arc::default() };
@@ -146,7 +152,7 @@ impl LeaseCalls {
     }
 
     /// Releases a lease. Returns false if another session has had one of the paths.
-    pub async fn give_back(&self, lease: &LeaseRequest) -> Result<bool, LinkError> {
+    pub(super) async fn give_back(&self, lease: &LeaseRequest) -> Result<bool, LinkError> {
         match self.call(&RELEASE_WRITE, LeaseStep::Give, lease).await?.first().map(String::as_str) {
             Some("held") => Ok(true),
             Some("lost") => Ok(false),
@@ -155,7 +161,7 @@ impl LeaseCalls {
     }
 
     /// Adds the release of a lease to `pipe`, which has loaded [`RELEASE_WRITE`].
-    pub fn add_release(&self, pipe: &mut Pipeline, lease: &LeaseRequest) {
+    pub(super) fn add_release(&self, pipe: &mut Pipeline, lease: &LeaseRequest) {
         pipe.add_command(self.command(&RELEASE_WRITE, LeaseStep::Drop, lease, false)).ignore();
     }
 

@@ -74,34 +74,34 @@ pub(super) struct LeaseState {
 
 impl LeaseState {
     /// Notes that Redis has granted or kept the lease by a request sent at `sent`.
-    pub fn confirm(&self, sent: Duration, epoch: u64, number: u64) {
+    pub(super) fn confirm(&self, sent: Duration, epoch: u64, number: u64) {
         self.number.store(number, Ordering::Relaxed);
         self.epoch.store(epoch, Ordering::Relaxed);
         self.sent.fetch_max(millis(sent), Ordering::Release);
     }
 
     /// Notes that another session may have a path of the lease.
-    pub fn lose(&self) {
+    pub(super) fn lose(&self) {
         self.sent.store(0, Ordering::Release);
     }
 
     /// Epoch and number in Redis's last confirmation; both 0 if Redis never granted the lease.
-    pub fn granted(&self) -> (u64, u64) {
+    pub(super) fn granted(&self) -> (u64, u64) {
         (self.epoch.load(Ordering::Relaxed), self.number.load(Ordering::Relaxed))
     }
 
     /// Returns true if the last confirmed request was sent less than `time` ago.
-    pub fn is_within(&self, time: Duration) -> bool {
+    pub(super) fn is_within(&self, time: Duration) -> bool {
         let sent = self.sent.load(Ordering::Acquire);
         sent != 0 && millis(clock::since_boot()).saturating_sub(sent) < millis(time)
     }
 
     /// Notes that a lock on the storage protects the leased file.
-    pub fn set_on_storage(&self) {
+    pub(super) fn set_on_storage(&self) {
         self.on_storage.store(true, Ordering::Relaxed);
     }
 
-    pub fn is_on_storage(&self) -> bool {
+    pub(super) fn is_on_storage(&self) -> bool {
         self.on_storage.load(Ordering::Relaxed)
     }
 }

@@ -76,11 +76,11 @@ pub(super) struct LateClaim {
 
 impl LateClaim {
     /// Notes that this process holds the name.
-    pub fn mark_done(&mut self) {
+    pub(super) fn mark_done(&mut self) {
         self.is_done = true;
     }
 
-    pub async fn step(&mut self, core: &Core, cluster: &Cluster) -> Result<ClaimOutcome, LinkError> {
+    pub(super) async fn step(&mut self, core: &Core, cluster: &Cluster) -> Result<ClaimOutcome, LinkError> {
         if self.is_done {
             return Ok(ClaimOutcome::Done);
         }

@@ -26,7 +26,7 @@ pub(super) enum Order {
 impl Order {
     /// The order for `command`, if it has one. [`NodeCommand::EndUser`] has none: if it is lost, the new
     /// revision of the accounts ends the sessions.
-    pub fn of(command: &NodeCommand) -> Option<Self> {
+    pub(super) fn of(command: &NodeCommand) -> Option<Self> {
         match command {
             NodeCommand::Drain => Some(Self::Drain),
             NodeCommand::EndSession { session } => Some(Self::End(*session)),
@@ -34,7 +34,7 @@ impl Order {
         }
     }
 
-    pub fn command(self) -> NodeCommand {
+    pub(super) fn command(self) -> NodeCommand {
         match self {
             Self::Drain => NodeCommand::Drain,
             Self::End(session) => NodeCommand::EndSession { session },
@@ -102,14 +102,14 @@ pub(super) struct LocalOrders {
 
 impl LocalOrders {
     /// Notes that `command` was passed to the node.
-    pub fn note(&mut self, command: &NodeCommand) {
+    pub(super) fn note(&mut self, command: &NodeCommand) {
         self.passed_on.extend(Order::of(command).map(|order| (order, true)));
     }
 
     /// Compares the current orders with those of the last refresh. Returns the orders to pass to the node
     /// now: they were in Redis at the last refresh too, but their command has not arrived. The flag tells
     /// whether there are new orders whose command has not arrived; it may still do so.
-    pub fn refresh(&mut self, current: Vec<Order>) -> (Vec<Order>, bool) {
+    pub(super) fn refresh(&mut self, current: Vec<Order>) -> (Vec<Order>, bool) {
         let current: HashSet<Order> = current.into_iter().collect();
         // An order that was passed on since the last refresh is kept: Redis may have answered this refresh
         // before the order was entered.

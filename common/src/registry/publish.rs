@@ -54,7 +54,7 @@ pub(super) struct JoinedNode {
 
 impl Cluster {
     /// Enters or renews the node.
-    pub async fn publish(
+    pub(super) async fn publish(
         &self,
         record: &NodeRecord,
         reason: PublishReason,

@@ -213,8 +213,8 @@ impl Session {
         }
     }
 
-    /// Takes the write leases of the names and of all paths below them, as commands do. `None`: another session
-    /// has a conflicting lease.
+    /// Takes the write leases of the names and of all paths below them, as commands do. `None`: another
+    /// session has a conflicting lease.
     fn leases_of(&self, names: &[&str]) -> Option<Option<WriteLease>> {
         if !self.leases {
             return Some(None);
@@ -312,8 +312,8 @@ enum Order {
 }
 
 /// Each session runs one operation in a round. After each round, the quota must count at least what is on the
-/// disk; after the last round, exactly that if the operations ran in turn. Concurrent operations may be counted
-/// as more than they leave, until the home is counted again: MKD, for example, takes no lease.
+/// disk; after the last round, exactly that if the operations ran in turn. Concurrent operations may be
+/// counted as more than they leave, until the home is counted again: MKD, for example, takes no lease.
 fn check(rounds: &[[Operation; SESSIONS]], leases: bool, order: Order) -> Result<(), TestCaseError> {
     let site = Arc::new(Site::new());
     let session = || Session { site: Arc::clone(&site), leases, running: None };
