@@ -1,3 +1,5 @@
+//! Tests of reservations of passive ports, without sockets.
+
 use std::net::Ipv4Addr;
 
 use common::session::SessionId;

@@ -1,3 +1,5 @@
+//! Tests of slots: bounds, order of service, and work that hangs.
+
 use std::pin::pin;
 
 use proptest::prelude::*;
