@@ -55,14 +55,14 @@ const SHOWN: usize = 5;
 static MACHINE: Mutex<()> = Mutex::new(());
 
 #[test]
-fn whatever_happens_a_path_holds_one_upload_and_no_confirmed_upload_is_lost() {
+fn under_any_fault_a_path_holds_one_upload_and_no_confirmed_upload_is_lost() {
     run(SCHEDULES, Shared::start(1, &[]), |_| true);
 }
 
 /// The lease is the fence then. Two faults are left out: a process that is stopped for longer than its lease
 /// may write one more piece, and a Redis that loses leases alone keeps no promise.
 #[test]
-fn without_locks_of_the_storage_the_lease_alone_keeps_one_writer() {
+fn without_storage_locks_the_lease_alone_keeps_one_writer() {
     let is_promised = |fault| !matches!(fault, Fault::Pause(_) | Fault::Forget);
     run(SCHEDULES * 3 / 8, Shared::start(3, &[("storage_locks", "off")]), is_promised);
 }

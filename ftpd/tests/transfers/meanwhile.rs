@@ -75,7 +75,7 @@ fn quit_during_a_transfer_waits_for_its_end() {
 
 /// State during a transfer: CVE-2020-9273, CVE-2011-4130.
 #[test]
-fn abor_ends_whatever_runs_and_the_session_goes_on() {
+fn abor_cancels_any_transfer_and_the_session_continues() {
     let node = start();
     fs::write(at(&node, "large"), bytes(1, 30 << 20)).unwrap();
     fs::create_dir(at(&node, "many")).unwrap();
@@ -151,7 +151,7 @@ fn abor_is_understood_with_telnets_signals_and_as_urgent_data() {
 
 /// State during a transfer: ProFTPD #2255, bugs 3487, 3492, 3131.
 #[test]
-fn each_of_several_abors_has_its_answer() {
+fn each_of_several_abors_gets_a_reply() {
     let node = start();
     let mut session = login(&node);
     let _data = session.begin("STOR file");
