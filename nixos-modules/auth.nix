@@ -6,6 +6,7 @@
   ...
 }:
 let
+  inherit (pkgs.stdenv) buildPlatform hostPlatform;
   cfg = config.services.distributedFtp;
   cluster = import ./cluster.nix { inherit lib config; };
   own = cfg.cluster.auth.${cluster.hostName};
@@ -124,7 +125,7 @@ in
   config = lib.mkIf (cluster.isAuth && own.address != null) {
     environment.etc = etc;
     users.groups.authd-files = { };
-    system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) checkedSettings;
+    system.checks = lib.optional (buildPlatform.canExecute hostPlatform) checkedSettings;
 
     systemd.services.authd = {
       description = "Users and sessions of Distributed FTP";

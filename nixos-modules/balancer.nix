@@ -115,7 +115,8 @@ in
       reloadIfChanged = true;
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = hardening // {
-        # nginx's first process ends when the second one listens, so the unit is active once clients can connect.
+        # nginx's first process ends when the second one listens, so the unit is active once clients can
+        # connect.
         Type = "forking";
         # A successor writes its own process ID there, and becomes systemd's main process.
         PIDFile = pidFile;

@@ -6,6 +6,7 @@
   ...
 }:
 let
+  inherit (pkgs.stdenv) buildPlatform hostPlatform;
   cfg = config.services.distributedFtp;
   cluster = import ./cluster.nix { inherit lib config; };
   inherit (cluster) limits;
@@ -145,7 +146,7 @@ in
     };
     users.groups.distributed-ftp.gid = description.storage.gid;
 
-    system.checks = lib.optional (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) checkedSettings;
+    system.checks = lib.optional (buildPlatform.canExecute hostPlatform) checkedSettings;
 
     # The daemon cannot load the module itself and works without it. NixOS ignores a missing module.
     boot.kernelModules = lib.mkIf (

@@ -1,4 +1,5 @@
-# All roles on one host: the balancer on the host's address, the node behind it on loopback, generated secrets.
+# All roles on one host: the balancer on the host's address, the node behind it on loopback, generated
+# secrets.
 # The sandbox of the units. Settings that a user gets from a group.
 {
   ftpNodes = [ "server" ];

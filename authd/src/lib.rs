@@ -40,9 +40,9 @@
 //!
 //! # Dependencies between modules
 //!
-//! From bottom to top: `metrics`; `accounts`; `throttle`; `error`, `tokens`, `revision`; `config`;
-//! `service` (the state that requests share); `revocation`, `reload`, `redis_monitor`; `handlers`;
-//! `routes`; this module. No module depends on a higher one.
+//! From bottom to top: `metrics`; `accounts`, `settings`; `throttle`; `error`, `tokens`, `revision`;
+//! `config`; `service` (the state that requests share); `revocation`, `reload`, `redis_monitor`;
+//! `handlers`; `routes`; this module. No module depends on a higher one.
 
 pub mod accounts;
 pub mod config;

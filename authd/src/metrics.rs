@@ -109,8 +109,8 @@ mod tests {
 
     #[test]
     fn the_table_holds_every_metric_of_this_file_once() {
-        let source = include_str!("metrics.rs");
-        let of_file = source.split('"').filter(|text| text.starts_with("authd_") && text.len() > 6);
+        let (source, _) = include_str!("metrics.rs").split_once("#[cfg(test)]").unwrap();
+        let of_file = source.split('"').filter(|text| text.starts_with("authd_"));
         let mut count = 0;
         for name in of_file {
             count += 1;

@@ -1,4 +1,5 @@
-//! Checks the settings of Redis. Users that were created through the API are only there and must not be lost.
+//! Checks the settings of Redis. Users that were created through the API exist only there and must not be
+//! lost.
 
 use common::{
     process::logging::chain,

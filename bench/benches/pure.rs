@@ -7,18 +7,19 @@ use common::policy::Permissions;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ftpd::{
     data::ascii,
-    jail::path::VirtualPath,
     listing::{
         Entry, EntryKind,
-        machine::{self, EntryRole, Facts},
+        machine::{self, EntryRole},
         unix,
     },
     protocol::{
         Code, Reply, command,
+        facts::Facts,
         glob::Pattern,
         line::{Line, LineBuffer},
         proxy,
     },
+    virtual_path::VirtualPath,
 };
 
 /// A Sunday in November 2026.

@@ -1,4 +1,4 @@
-//! Requests and answers of authd's HTTP API, as both daemons read and write them.
+//! Request and response bodies of authd's HTTP API for nodes.
 
 use std::{fmt, net::IpAddr};
 
@@ -18,14 +18,14 @@ pub struct AuthenticateRequest {
     pub user: String,
     #[serde(serialize_with = "serialize_exposed")]
     pub password: Secret,
-    /// The client's real address.
+    /// The client's address.
     pub address: IpAddr,
     pub node: NodeName,
     pub session: SessionId,
-    /// Whether the control connection is encrypted.
+    /// True if the control connection is encrypted.
     pub tls: bool,
-    /// Subject of the client certificate, from a node that does not send `client_certificate` yet. It has no
-    /// escapes: authd believes it only if it has one attribute without special characters.
+    /// Subject of the client certificate, from older nodes, which do not send `client_certificate`. It is
+    /// not escaped, so authd accepts it only if it has a single attribute without special characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<String>,
     /// The client certificate that the node has verified.
@@ -33,29 +33,29 @@ pub struct AuthenticateRequest {
     pub client_certificate: Option<ClientCertificate>,
 }
 
-/// Body of the answer 200 to `POST /v1/authenticate`: everything a node needs to know of a user.
+/// Body of the response 200 to `POST /v1/authenticate`: the account of the user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     pub user: String,
-    /// Absolute, within the shared storage: `/demo`.
+    /// Absolute path within the storage: `/demo`.
     pub home: String,
     #[serde(default)]
     pub permissions: Permissions,
-    /// Where other permissions hold.
+    /// Access rules: permissions of parts of the tree.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub directories: Vec<DirectoryRule>,
-    /// Names that no upload and no rename may give a file.
+    /// Names that uploads and renames may not give to a file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub denied_names: Vec<NamePattern>,
-    /// What the tree shows beside the home.
+    /// Shared folders that the tree shows in addition to the home.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub folders: Vec<Folder>,
     #[serde(default)]
     pub limits: AccountLimits,
     #[serde(default)]
     pub quota: Quota,
-    /// The directory of the home that the quota is of; without it the whole home. For users who may not
-    /// rename: a rename into the directory would not be counted.
+    /// The directory of the home to which the quota applies; `None`: the whole home. Only for users without
+    /// the permission to rename, because a rename into the directory would not be counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota_directory: Option<TreePath>,
     #[serde(default)]
@@ -64,16 +64,16 @@ pub struct Account {
     pub uploads: UploadMode,
     #[serde(default)]
     pub tls: TlsRequirements,
-    /// May see all sessions with `SITE WHO`, not only the own ones.
+    /// True if `SITE WHO` shows all sessions, false if it shows the user's own sessions only.
     #[serde(default)]
     pub admin: bool,
-    /// What the login was accepted by, for [`AuthorizedRequest`]. `None` from an older authd.
+    /// Identifies the credential that was accepted, for [`AuthorizedRequest`]. `None` from an older authd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 }
 
-/// Body of `POST /v1/authorized`, sent by a node: may sessions that these logins began go on? One entry stands
-/// for all sessions with the same values.
+/// Body of `POST /v1/authorized`, sent by a node: the logins of its sessions, each of which authd accepts
+/// or ends. One entry stands for all sessions with the same values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuthorizedRequest {
@@ -82,29 +82,29 @@ pub struct AuthorizedRequest {
     pub logins: Vec<PastLogin>,
 }
 
-/// How many logins one [`AuthorizedRequest`] may name.
+/// Maximum number of logins in one [`AuthorizedRequest`].
 pub const MAX_AUTHORIZED: usize = 256;
 
-/// A login that authd has accepted before.
+/// A login that authd has accepted earlier.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PastLogin {
     pub user: String,
-    /// [`Account::version`] of authd's answer. `None`: only the user and the conditions of access are checked.
+    /// [`Account::version`] in authd's response. `None`: authd checks only the user and the login conditions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// The client's real address.
+    /// The client's address.
     pub address: IpAddr,
 }
 
-/// Body of the answer 200 to `POST /v1/authorized`.
+/// Body of the response 200 to `POST /v1/authorized`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorizedAnswer {
-    /// One for each login of the request, in its order.
+    /// One verdict for each login of the request, in the same order.
     pub verdicts: Vec<Verdict>,
 }
 
-/// Whether the sessions of a login may go on.
+/// authd's decision about the sessions of a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "decision", rename_all = "snake_case")]
 pub enum Verdict {
@@ -113,29 +113,29 @@ pub enum Verdict {
         #[serde(default)]
         reason: EndReason,
     },
-    /// authd cannot tell now, because Redis is away: the sessions go on, and the node asks again.
+    /// authd cannot decide now, because Redis is away. The sessions go on, and the node asks again.
     Undecided,
 }
 
-/// Why a session has to end.
+/// The reason why a session must end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndReason {
     /// The user does not exist any more.
     Removed,
     Disabled,
-    /// The user has another password, or lost the client certificate of the login.
+    /// The user has a new password, or no longer has the client certificate of the login.
     CredentialChanged,
     AddressNotAllowed,
     TimeNotAllowed,
-    /// A newer authd has a reason that this version does not know.
+    /// A reason of a newer authd that this version does not know.
     #[default]
     #[serde(other)]
     Unknown,
 }
 
 impl EndReason {
-    /// As in JSON, logs and metrics.
+    /// The name in JSON, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Removed => "removed",
@@ -148,7 +148,7 @@ impl EndReason {
     }
 }
 
-/// Limits of one user. `None` of sessions is no limit.
+/// Limits of one user. `None` means no limit of sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccountLimits {
@@ -156,49 +156,48 @@ pub struct AccountLimits {
     pub sessions: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions_per_address: Option<u32>,
-    /// Transfers at once on each node. `None`: the node's `max_transfers_per_user`.
+    /// Maximum number of simultaneous transfers on each node. `None`: the node's `max_transfers_per_user`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transfers: Option<u32>,
 }
 
-/// Which connections of a user must be encrypted, beside what the node itself requires, and how their data
-/// ends.
+/// TLS requirements of one user, in addition to those of the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TlsRequirements {
-    /// The login is refused on a control connection in the clear.
+    /// Refuse the login on an unencrypted control connection.
     pub control: bool,
-    /// Transfers and listings need PROT P.
+    /// Require PROT P for transfers.
     pub data: bool,
-    /// Whether an encrypted upload must end with close_notify. `None`: as the node's `tls_close_notify` says.
+    /// True if an encrypted upload must end with close_notify. `None`: as the node's `tls_close_notify` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub close_notify: Option<bool>,
 }
 
-/// How an upload gets its name.
+/// The way in which an upload gets its name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UploadMode {
-    /// Written under its name from the first byte.
+    /// Direct mode: written under its final name from the first byte.
     #[default]
     Direct,
-    /// Written under a hidden name and renamed when it is complete and synced.
+    /// Atomic mode: written as a hidden partial file, which is renamed when it is complete and synced.
     Atomic,
 }
 
-/// Body of every answer that is not 2xx.
+/// Body of every response with a status other than 2xx.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     pub error: ErrorCode,
-    /// One sentence for people. Never holds a secret.
+    /// One sentence for people to read. It never contains a secret.
     pub message: String,
-    /// With `invalid_credentials`: what was wrong with the login. For the node's log and metrics; its
-    /// client must not learn it.
+    /// With `invalid_credentials`: the reason for the node's log and metrics. The node must not send it to
+    /// its client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Rejection>,
 }
 
-/// Why a login is wrong.
+/// The reason why a login was rejected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rejection {
@@ -207,14 +206,14 @@ pub enum Rejection {
     Disabled,
     AddressNotAllowed,
     TimeNotAllowed,
-    /// authd does not say, or has a reason that this version does not know.
+    /// authd gives no reason, or a reason that this version does not know.
     #[default]
     #[serde(other)]
     Unknown,
 }
 
 impl Rejection {
-    /// As in JSON, logs and metrics.
+    /// The name in JSON, logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::UnknownUser => "unknown_user",
@@ -237,22 +236,23 @@ impl fmt::Display for Rejection {
                 "the user may not log in from this address (access.allow_from, deny_from)"
             }
             Self::TimeNotAllowed => "the user may not log in at this time (access.hours)",
-            Self::Unknown => "authd refused it; authd's log has the reason",
+            Self::Unknown => "authd refused the login; its log has the reason",
         })
     }
 }
 
-/// What went wrong, for programs. The status code of each stands in authd's `error.rs` alone.
+/// The error, for programs. authd's `error.rs` assigns the HTTP status codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// 401: no bearer token, or not the one this route needs.
+    /// 401: the bearer token is missing, or is not the one for this route.
     Unauthorized,
-    /// 403: unknown user, wrong password or disabled user; which of them is not told.
+    /// 403: unknown user, wrong password, disabled user, or login conditions not met. The code does not
+    /// tell which.
     InvalidCredentials,
-    /// 429, with `Retry-After` in seconds: too many failed logins of this user or address.
+    /// 429, with `Retry-After` in seconds: too many failed logins of this user or from this address.
     Throttled,
-    /// 400: the body or a parameter is not what the route takes.
+    /// 400: the body or a parameter is malformed.
     InvalidRequest,
     /// 404
     NotFound,
@@ -260,9 +260,9 @@ pub enum ErrorCode {
     MethodNotAllowed,
     /// 409: the user or group exists already.
     AlreadyExists,
-    /// 409: the user or group comes from the declarative file, which the API does not change.
+    /// 409: the user or group is declared in the users file, which the API does not change.
     Declarative,
-    /// 409: users are in the group.
+    /// 409: the group has members.
     InUse,
     /// 413
     TooLarge,

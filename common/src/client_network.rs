@@ -1,9 +1,9 @@
-//! Which clients count as one client in limits by address.
+//! The networks that count as one client in limits per address.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// The network whose clients share a limit: an IPv4 address itself, or the first address of an IPv6 /64
-/// network. A site gets at least a /64 (RFC 6177), so that a client can use any of its 2^64 addresses.
+/// The network whose clients share a limit: the IPv4 address itself, or the first address of the IPv6 /64
+/// network. A site has at least a /64 (RFC 6177), so a client can use any of 2^64 addresses.
 ///
 /// An IPv4-mapped IPv6 address counts as the IPv4 address.
 pub fn network_of(address: IpAddr) -> IpAddr {

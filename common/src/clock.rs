@@ -1,4 +1,4 @@
-//! Times for people and other programs, and the clock by which leases age.
+//! Times since the Unix epoch, their text form, and the clock that measures the age of leases.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,20 +21,20 @@ pub fn unix_seconds_at(time: SystemTime) -> u64 {
 
 /// Unix seconds as RFC 3339 in UTC: `2026-11-27T03:02:11Z`.
 pub fn rfc3339(seconds: u64) -> String {
-    // Beyond the year 9999 the form has no digits; records from Redis can hold any number.
+    // The form ends with the year 9999, but records from Redis may contain any number.
     const LAST: i64 = 253_402_300_799;
     let seconds = i64::try_from(seconds).map_or(LAST, |seconds| seconds.min(LAST));
     let time = OffsetDateTime::from_unix_timestamp(seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     time.format(&Rfc3339).unwrap_or_default()
 }
 
-/// The time since the host booted, with the time that it was suspended (CLOCK_BOOTTIME): a lease ages then, too.
+/// The time since the boot of the host (CLOCK_BOOTTIME). It includes suspended time, in which leases age too.
 pub fn since_boot() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel writes one timespec to the address of one. The call cannot fail: Linux has this clock
-    // since 2.6.39.
+    // SAFETY: the kernel writes one timespec to the address of `time`. The call cannot fail: Linux has this
+    // clock since 2.6.39.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
-    // Neither is negative.
+    // Neither field is negative.
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
@@ -43,7 +43,7 @@ mod tests {
     use super::{rfc3339, since_boot};
 
     #[test]
-    fn the_time_since_boot_goes_on() {
+    fn the_time_since_boot_increases() {
         let before = since_boot();
         assert!(!before.is_zero());
         std::thread::sleep(std::time::Duration::from_millis(2));
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_are_told_as_rfc_3339() {
+    fn seconds_are_formatted_as_rfc_3339() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(1_795_748_531), "2026-11-27T03:02:11Z");
         assert_eq!(rfc3339(u64::MAX), "9999-12-31T23:59:59Z");

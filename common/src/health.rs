@@ -1,4 +1,4 @@
-//! What a daemon depends on, and whether it is ready for new work: the body of `/readyz`.
+//! The condition of a daemon's dependencies and its readiness: the body of `/readyz`.
 
 use std::{
     collections::BTreeMap,
@@ -13,56 +13,56 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{clock::unix_seconds_at, node::FailingDependency, sync::lock};
 
-/// The storage, where `root` is.
+/// The storage, which contains `root`.
 pub const STORAGE: &str = "storage";
 /// Redis.
 pub const REGISTRY: &str = "registry";
-/// The service that decides logins.
+/// The service that checks logins.
 pub const AUTHD: &str = "authd";
 /// The daemon's own listening sockets.
 pub const LISTENERS: &str = "listeners";
 
-/// The daemon's places for work on files: they fail while all are taken by work that does not end.
+/// The daemon's slots for file operations. They fail while operations that do not end occupy all of them.
 pub const FILE_OPERATIONS: &str = "file_operations";
 
-/// How a dependency is.
+/// The condition of a dependency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
-    /// It was not asked yet.
+    /// Not probed yet.
     Unknown,
     Ok,
-    /// It does not answer as it should. That may pass by itself.
+    /// The dependency gives no answer or a wrong one. It may recover by itself.
     Failed,
-    /// It refuses this daemon's token or password. That passes only after a file has been changed.
+    /// The dependency refuses this daemon's token or password. An operator must change a file.
     Misconfigured,
 }
 
-/// Why a dependency is not as it should be.
+/// The failure of a dependency.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DependencyFailure {
     pub condition: Condition,
     pub error: String,
-    /// The setting to look at.
+    /// The setting to check.
     pub setting: &'static str,
 }
 
-/// A dependency as `/readyz` shows it.
+/// A dependency in `/readyz`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Dependency {
     #[serde(rename = "state")]
     pub condition: Condition,
-    /// When it came into this condition.
+    /// Begin of this condition.
     #[serde(serialize_with = "rfc3339")]
     pub since: SystemTime,
     /// The error of this condition, or the last one before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<LastError>,
-    /// The setting that says where it is or, if it fails, what to look at.
+    /// The setting with the dependency's address or, if the dependency fails, the setting to check.
     pub setting: &'static str,
 }
 
-/// An error and when it was last seen.
+/// An error, and the time at which it last occurred.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LastError {
     pub message: String,
@@ -72,21 +72,21 @@ pub struct LastError {
 
 fn rfc3339<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
     let time = OffsetDateTime::from(*time);
-    // Nanoseconds say nothing here.
+    // Without fractions of a second.
     let seconds = time.replace_nanosecond(0).unwrap_or(time);
     serializer.serialize_str(&seconds.format(&Rfc3339).unwrap_or_default())
 }
 
 impl Dependency {
-    /// One that was not asked yet.
+    /// A dependency that is not probed yet.
     pub fn new(setting: &'static str) -> Self {
         Self { condition: Condition::Unknown, since: SystemTime::now(), last_error: None, setting }
     }
 }
 
-/// A dependency that is asked again and again.
+/// A dependency that is probed regularly.
 pub struct DependencyMonitor {
-    /// Where it is.
+    /// The setting with the dependency's address.
     setting: &'static str,
     now: Mutex<Dependency>,
 }
@@ -96,7 +96,7 @@ impl DependencyMonitor {
         Self { setting, now: Mutex::new(Dependency::new(setting)) }
     }
 
-    /// Notes how the dependency is, and says whether that is another condition than before.
+    /// Notes the result of a probe. Returns true if the condition has changed.
     pub fn note(&self, result: Result<(), DependencyFailure>) -> bool {
         let mut now = self.now();
         let condition = match result {
@@ -130,15 +130,15 @@ impl DependencyMonitor {
 /// One entry of the setting `readiness_requires`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Requirement {
-    /// This dependency is [`Condition::Ok`].
+    /// This dependency must be [`Condition::Ok`].
     Dependency(&'static str),
-    /// No dependency is [`Condition::Misconfigured`].
+    /// No dependency may be [`Condition::Misconfigured`].
     Credentials,
 }
 
-/// The text names no requirement.
+/// The text is not a [`Requirement`].
 #[derive(Debug, thiserror::Error)]
-#[error("neither storage, registry, authd nor credentials")]
+#[error("not one of storage, registry, authd and credentials")]
 pub struct InvalidRequirement;
 
 impl FromStr for Requirement {
@@ -165,7 +165,7 @@ impl fmt::Display for Requirement {
     }
 }
 
-/// Where a daemon is in its life.
+/// The state of a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LifeStage {
@@ -177,13 +177,13 @@ pub enum LifeStage {
 /// The body of `/readyz`.
 #[derive(Clone, Debug, Serialize)]
 pub struct ReadinessReport {
-    /// Whether the status is 200.
+    /// True if the HTTP status is 200, false if it is 503.
     pub ready: bool,
     pub state: LifeStage,
     pub dependencies: BTreeMap<&'static str, ReportedDependency>,
 }
 
-/// A dependency, and whether it makes the daemon unready as it is, or would if it failed.
+/// A dependency, and whether the daemon is unready while it fails.
 #[derive(Clone, Debug, Serialize)]
 pub struct ReportedDependency {
     pub required: bool,
@@ -192,9 +192,8 @@ pub struct ReportedDependency {
 }
 
 impl ReadinessReport {
-    /// Dependencies that `requirements` do not name count only if they are misconfigured and
-    /// [`Requirement::Credentials`] is among the requirements. The listeners and the file operations
-    /// always count.
+    /// A dependency is required if `requirements` name it, or if it is misconfigured and they contain
+    /// [`Requirement::Credentials`]. The listeners and the file operations are always required.
     pub fn new(
         state: LifeStage,
         dependencies: impl IntoIterator<Item = (&'static str, Dependency)>,
@@ -214,7 +213,7 @@ impl ReadinessReport {
         Self { ready, state, dependencies }
     }
 
-    /// The dependencies that are not as they should be, as the registry shows them.
+    /// The failing dependencies in the form of the registry.
     pub fn failing(&self) -> Vec<FailingDependency> {
         const LONGEST_ERROR: usize = 200;
         let is_failing = |shown: &ReportedDependency| {
@@ -266,26 +265,26 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_condition_is_that_of_its_beginning() {
-        let watched = DependencyMonitor::new("root");
-        assert!(watched.note(Ok(())));
-        let since = watched.dependency().since;
-        assert!(!watched.note(Ok(())));
-        assert_eq!(watched.dependency().since, since);
+    fn the_time_of_a_condition_is_the_time_of_its_last_change() {
+        let monitor = DependencyMonitor::new("root");
+        assert!(monitor.note(Ok(())));
+        let since = monitor.dependency().since;
+        assert!(!monitor.note(Ok(())));
+        assert_eq!(monitor.dependency().since, since);
         let trouble =
             DependencyFailure { condition: Condition::Failed, error: "gone".to_owned(), setting: "other" };
-        assert!(watched.note(Err(trouble)));
-        let failed = watched.dependency();
+        assert!(monitor.note(Err(trouble)));
+        let failed = monitor.dependency();
         assert!(failed.since >= since && failed.setting == "other");
-        assert!(watched.note(Ok(())));
-        let text = serde_json::to_value(watched.dependency()).unwrap();
+        assert!(monitor.note(Ok(())));
+        let text = serde_json::to_value(monitor.dependency()).unwrap();
         assert_eq!((&text["state"], &text["setting"]), (&"ok".into(), &"root".into()));
         assert_eq!(text["last_error"]["message"], "gone");
         assert!(text["since"].as_str().unwrap().ends_with('Z'), "{text}");
     }
 
     #[test]
-    fn requirements_have_names() {
+    fn requirements_survive_their_text_form() {
         for name in ["storage", "registry", "authd", "credentials"] {
             assert_eq!(name.parse::<Requirement>().unwrap().to_string(), name);
         }

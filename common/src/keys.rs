@@ -1,7 +1,7 @@
-//! Every Redis key and its shape, built here only.
+//! The names of all Redis keys, and the form of their values.
 //!
-//! All keys of one cluster start with the same prefix, so that clusters can share a Redis. Names
-//! chosen by people (users, paths) come last in a key, where no separator can be confused.
+//! All keys of a cluster start with the same prefix, so that clusters can share a Redis. Names that people
+//! choose (users, paths) come last in a key, so that a separator within them is harmless.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// `prefix` is put before every key, with a `:`; the default cluster's is `ftp`.
+    /// Every key starts with `prefix` and a colon.
     pub fn new(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned() }
     }
@@ -23,53 +23,58 @@ impl Keys {
         format!("{}:{rest}", self.prefix)
     }
 
-    /// Set of the names of nodes that were live of late. Expires with the last of them.
+    /// Set: names of the live nodes, possibly with some that have just expired. Expires with the last of
+    /// them.
     pub fn nodes(&self) -> String {
         self.key("nodes")
     }
 
-    /// Hash: a live node. `record` is its `NodeRecord` as JSON; `incarnation`, `place` (where its
-    /// process runs), `from` and `to` (its slice) are what scripts compare. Expires unless the node
-    /// refreshes it: until then the name is that process's. The key ends with the name.
+    /// Hash: a live node. `record` is its `NodeRecord` as JSON. Scripts compare `incarnation`, `place`
+    /// (where the process runs), `from` and `to` (the slice). Expires unless the node renews it; until then
+    /// the process holds the name. The key ends with the name.
     pub fn node(&self, name: &NodeName) -> String {
         self.key(format_args!("node:{name}"))
     }
 
-    /// Hash of session id to `SessionRecord` as JSON: a node's sessions. They live as long as the
-    /// node's own key does; this one expires long after it, and so is there when the node comes back.
+    /// Hash: the sessions of a node, from session id to `SessionRecord` as JSON. They count as long as the
+    /// node's own key exists. This key expires long after that one, so that it still exists when the node
+    /// comes back.
     pub fn node_sessions(&self, name: &NodeName) -> String {
         self.key(format_args!("sessions:{name}"))
     }
 
-    /// List of `NodeCommand` as JSON that wait for a node. Expires. It makes the node react at once; a command
-    /// that is lost on its way stands in [`node_orders`](Self::node_orders) too.
+    /// List: commands for a node, as JSON of `NodeCommand`. It makes the node react at once. Commands that
+    /// must not be lost are also in [`node_orders`](Self::node_orders). Expires.
     pub fn node_commands(&self, name: &NodeName) -> String {
         self.key(format_args!("commands:{name}"))
     }
 
-    /// Hash: what one process of a node is to do. `incarnation` names the process; `drain` and `end:ID` are the
-    /// times (Unix s) at which that was asked for. The node removes `end:ID` when the session has ended; when a
-    /// node that was told to drain leaves, `drained` is the time. Expires a day after the last change.
+    /// Hash: the orders to one process of a node. `incarnation` names the process. `drain` and `end:ID`
+    /// hold the times (Unix s) of the orders. The node removes `end:ID` when the session has ended.
+    /// `drained` is the time at which the node left after an order to drain. Expires a day after the last
+    /// change.
     pub fn node_orders(&self, name: &NodeName) -> String {
         self.key(format_args!("orders:{name}"))
     }
 
-    /// The revision of the accounts: a number that changes with each change after which a session may have to
-    /// end. Starts at a time (Unix ms), so that a Redis that lost it does not repeat a number. Never expires.
+    /// String: the revision of the accounts, a number that rises with each change that may end a session.
+    /// It starts at the time (Unix ms), so that a Redis that lost it does not repeat a number. Never
+    /// expires.
     pub fn revision(&self) -> String {
         self.key("revision")
     }
 
-    /// Sorted set: a user's sessions by the time (Unix ms) at which nobody has renewed them for long.
-    /// Each is `ID NAME INCARNATION`, and counts only while that process of that node lives: while its
-    /// node's key has that incarnation.
+    /// Sorted set: the sessions of a user by their expiry time (Unix ms). A member is `ID NAME
+    /// INCARNATION`, and counts only while the key of node NAME has this INCARNATION.
     ///
-    /// (`sessions-of-user:` and so on were an earlier version's, with bare ids: not to be used again.)
+    /// (An earlier version used `sessions-of-user:` and similar keys with bare ids. Do not use these names
+    /// again.)
     pub fn user_sessions(&self, user: &str) -> String {
         self.key(format_args!("user-sessions:{user}"))
     }
 
-    /// Sorted set: the sessions of a client's network (see [`network_of`](crate::client_network::network_of)), as
+    /// Sorted set: the sessions of a client's network (see
+    /// [`network_of`](crate::client_network::network_of)), as
     /// [`user_sessions`](Self::user_sessions).
     pub fn address_sessions(&self, network: IpAddr) -> String {
         self.key(format_args!("address-sessions:{network}"))
@@ -80,94 +85,95 @@ impl Keys {
         self.key(format_args!("user-address-sessions:{network}:{user}"))
     }
 
-    /// String: the lease on writing `path`, which names a file or a directory within the storage, and its
-    /// holder; `lease.lua` tells the form. Its node renews it. It expires long after the lease does, so that a
-    /// node that was cut off learns whether another session took the path meanwhile.
+    /// String: the write lease of `path`, a file or directory within the storage, with its holder.
+    /// `lease.lua` describes the form. The holder's node renews it. The key expires long after the lease,
+    /// so that a node that was cut off learns whether another session took the path meanwhile.
     pub fn write_lease(&self, path: &[u8]) -> Vec<u8> {
         [self.write_leases().as_bytes(), path].concat()
     }
 
-    /// What the keys of all leases start with.
+    /// First part of the keys of all write leases.
     pub fn write_leases(&self) -> String {
         self.key("write:")
     }
 
-    /// Sorted set: the leased paths, by name (all scores are 0), and some of leases that have ended. Expires
-    /// with the last of them.
+    /// Sorted set: the leased paths by name (all scores are 0), possibly with some of expired leases.
+    /// Expires with the last lease.
     pub fn leased_paths(&self) -> String {
         self.key("leased-paths")
     }
 
-    /// Sorted set: those of [`leased_paths`](Self::leased_paths) that are leased with all paths below them.
+    /// Sorted set: the paths in [`leased_paths`](Self::leased_paths) that are leased as trees.
     pub fn leased_trees(&self) -> String {
         self.key("leased-trees")
     }
 
-    /// Hash: `epoch` is a random name for the time since Redis lost data, which began at `created` (Unix ms) on
-    /// the server process `server`; `doubt` is 1 if nodes held leases before, and `number` the number of the
-    /// last lease. Expires long after the last node's refresh.
+    /// Hash: the time since Redis last lost data. `epoch` is its random name, `created` its begin (Unix
+    /// ms), `server` the server process. `doubt` is 1 if nodes may hold leases from before. `number` is the
+    /// number of the last lease. Expires long after the last refresh of a node.
     pub fn lease_epoch(&self) -> String {
         self.key("lease-epoch")
     }
 
-    /// Hash: how much a home holds, which is named by its path within the storage. `bytes` and
-    /// `files` as of the last count and what nodes have told since, `counted` (Unix ms of that
-    /// count); `scan`, `scan_until` and `changes` while it is counted; `node:NAME INCARNATION` is what
-    /// a node has told so far, and has reserved. Expires when it has not been used for long.
+    /// Hash: the usage of the home with this path within the storage. `bytes` and `files` are the result of
+    /// the last count (at `counted`, Unix ms) with all changes since. `scan`, `scan_until` and `changes`
+    /// exist during a count. `node:NAME INCARNATION` holds the sums and reservations of a node. Expires
+    /// without use: see `usage.rs`.
     ///
-    /// (`usage:` was an earlier version's, which counted no directories: not to be used again.)
+    /// (An earlier version, which did not count directories, used `usage:`. Do not use this name again.)
     pub fn home_usage(&self, home: &[u8]) -> Vec<u8> {
         [self.key("home-usage:").as_bytes(), home].concat()
     }
 
-    /// Hash: when a user's transfers in one direction may go on (`free`, Unix us), and how many each
-    /// node has (`node:NAME`). Expires.
+    /// Hash: the bandwidth of a user in one direction. `free` is the time (Unix µs) at which all bytes
+    /// taken so far have moved. `node:NAME` is the number of the user's transfers on a node. Expires.
     pub fn bandwidth(&self, direction: &str, user: &str) -> String {
         self.key(format_args!("bandwidth:{direction}:{user}"))
     }
 
-    /// List of the keys that seal TLS session tickets, the newest first. Expires.
+    /// List: the keys that encrypt TLS session tickets, newest first. Expires.
     pub fn ticket_keys(&self) -> String {
         self.key("ticket-keys")
     }
 
-    /// Hash of user name to the user's JSON: users made through authd's API. Never expires.
+    /// Hash: the users that were created through authd's API, from name to JSON. Never expires.
     pub fn users(&self) -> String {
         self.key("users")
     }
 
-    /// Hash of group name to the group's JSON: groups made through authd's API. Never expires.
+    /// Hash: the groups that were created through authd's API, from name to JSON. Never expires.
     pub fn groups(&self) -> String {
         self.key("groups")
     }
 
-    /// Hash of the name of a declared user to what overrides it, as JSON. Never expires.
+    /// Hash: the overrides of declared users, from name to JSON. Never expires.
     pub fn overrides(&self) -> String {
         self.key("overrides")
     }
 
-    /// Counter of changes to users and groups, which tells authd's caches that they are out of date.
+    /// String: the number of changes to users and groups. A changed number tells authd's caches that they
+    /// are outdated.
     pub fn users_generation(&self) -> String {
         self.key("users-generation")
     }
 
-    /// Failed logins of a user name. Expires.
+    /// The failed logins of a user name. Expires.
     pub fn failures_of_user(&self, user: &str) -> String {
         self.key(format_args!("failures-of-user:{user}"))
     }
 
-    /// Failed logins from an address. Expires.
+    /// The failed logins from an address. Expires.
     pub fn failures_of_address(&self, address: IpAddr) -> String {
         self.key(format_args!("failures-of-address:{address}"))
     }
 
-    /// Sorted set: the addresses from which a user logged in of late, by the time (Unix ms). Expires.
+    /// Sorted set: the addresses from which a user has recently logged in, by time (Unix ms). Expires.
     pub fn known_addresses(&self, user: &str) -> String {
         self.key(format_args!("known-addresses:{user}"))
     }
 
-    /// Sorted set: `address:` or `user:` and whose failed logins make others wait, by the time (Unix
-    /// ms) at which that ends. Expires with the last of them.
+    /// Sorted set: the bans, by the time (Unix ms) at which they end. A member is `address:` or `user:` and
+    /// the banned address or user name. Expires with the last ban.
     pub fn bans(&self) -> String {
         self.key("bans")
     }

@@ -1,8 +1,8 @@
 //! Code and types that ftpd and authd share.
 //!
-//! A type belongs here if it crosses a process boundary (`auth_api`, `certificate`, `ids`, `login_conditions`, `node`,
-//! `policy`, `registry`, `session`). A function belongs here if both daemons call it (`clock`, `metric`, `password`, `process`,
-//! `secret`, `settings`, `sync`).
+//! A type belongs here if it crosses a process boundary (`auth_api`, `certificate`, `ids`,
+//! `login_conditions`, `node`, `policy`, `registry`, `session`). A function belongs here if both daemons
+//! call it (`clock`, `metric`, `password`, `process`, `secret`, `settings`, `sync`).
 
 pub mod auth_api;
 pub mod certificate;

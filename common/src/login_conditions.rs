@@ -1,4 +1,4 @@
-//! From where and when a user may log in, as authd's API and users file spell it.
+//! Login conditions: the networks from which and the hours at which a user may log in.
 
 use std::{fmt, net::IpAddr, str::FromStr, time::SystemTime};
 
@@ -7,20 +7,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::unix_seconds_at;
 
-/// The conditions of a user's logins beside the password. Without any, the user may always and from
-/// everywhere.
+/// Conditions of a user's logins in addition to the password. By default there are none. authd's API and
+/// users file call them `access`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoginConditions {
-    /// The only networks that the user may come from; none named: all.
+    /// Networks from which the user may log in. An empty list allows all networks.
     pub allow_from: Vec<IpNet>,
-    /// Networks that the user may not come from, also where `allow_from` has them.
+    /// Networks from which the user may not log in, even if `allow_from` contains them.
     pub deny_from: Vec<IpNet>,
-    /// The only times; none named: always.
+    /// Hours at which the user may log in. An empty list allows all hours.
     pub hours: Vec<Hours>,
 }
 
-/// Why a login with the right password is refused.
+/// The condition that a login with the right password does not meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnmetCondition {
     Address,
@@ -29,7 +29,7 @@ pub enum UnmetCondition {
 
 impl LoginConditions {
     /// # Errors
-    /// What stands against a login from `address` at `now`.
+    /// The condition that a login from `address` at `now` does not meet.
     pub fn check(&self, address: IpAddr, now: SystemTime) -> Result<(), UnmetCondition> {
         let address = address.to_canonical();
         let holds = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
@@ -46,19 +46,20 @@ impl LoginConditions {
 const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 const DAY_MINUTES: u16 = 24 * 60;
 
-/// A time of certain days, in UTC: `Mon-Fri 06:00-20:00`, `Sat 08:00-12:00`, `22:00-06:00`. The
-/// minute at the end is not in it. One that ends before it begins goes on into the next day.
+/// Hours of certain days, in UTC: `Mon-Fri 06:00-20:00`, `Sat 08:00-12:00`, `22:00-06:00`. The end is
+/// exclusive. If it is before the beginning, the hours extend into the next day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Hours {
-    /// First and last day, Monday is 0; the last may be before the first: `Sat-Mon`.
+    /// First and last day, counted from Monday (0). The last may be before the first: `Sat-Mon`.
     days: (u8, u8),
-    /// Minutes since midnight; `to` up to 24:00.
+    /// Begin in minutes since midnight, below 24:00.
     from: u16,
+    /// End in minutes since midnight, at most 24:00.
     to: u16,
 }
 
-/// The text is no time of the week.
+/// The text does not have the form of [`Hours`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("hours are like 'Mon-Fri 06:00-20:00', 'Sat 08:00-12:00' or '22:00-06:00', in UTC")]
 pub struct InvalidHours;
@@ -67,12 +68,12 @@ impl Hours {
     fn contain(self, now: SystemTime) -> bool {
         let minutes = unix_seconds_at(now) / 60;
         let day_minutes = u64::from(DAY_MINUTES);
-        // 1970 began on a Thursday. Both remainders are small.
+        // 1 January 1970 was a Thursday. Both remainders fit their types.
         let (day, minute) = (((minutes / day_minutes + 3) % 7) as u8, (minutes % day_minutes) as u16);
         if self.from < self.to {
             return self.has_day(day) && (self.from..self.to).contains(&minute);
         }
-        // Over midnight: the evening of this day, or the morning after the day before.
+        // Across midnight: the evening of this day, or the morning after the previous day.
         (self.has_day(day) && minute >= self.from) || (self.has_day((day + 6) % 7) && minute < self.to)
     }
 
@@ -88,7 +89,7 @@ impl FromStr for Hours {
     fn from_str(text: &str) -> Result<Self, InvalidHours> {
         let day = |name: &str| {
             let day = DAYS.iter().position(|day| day.eq_ignore_ascii_case(name));
-            // Below 7.
+            // The index is below 7.
             day.map(|day| day as u8).ok_or(InvalidHours)
         };
         let (days, times) = match text.trim().split_once(' ') {
@@ -107,7 +108,7 @@ impl FromStr for Hours {
     }
 }
 
-/// `06:00`, up to `24:00`.
+/// Parses a time from `00:00` to `24:00`, in minutes since midnight.
 fn minute(text: &str) -> Result<u16, InvalidHours> {
     let (hour, minute) = text.split_once(':').ok_or(InvalidHours)?;
     let number = |text: &str| match text.as_bytes() {
@@ -156,13 +157,13 @@ mod tests {
 
     use super::*;
 
-    /// Of the week that began on Monday, 5 January 1970.
+    /// A time in the week that began on Monday, 5 January 1970.
     fn at(day: u64, hour: u64, minute: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs((4 + day) * 86400 + hour * 3600 + minute * 60)
     }
 
     #[test]
-    fn hours_contain_the_times_that_they_say() {
+    fn hours_contain_exactly_their_times() {
         for (text, inside, outside) in [
             ("Mon-Fri 06:00-20:00", vec![(0, 6, 0), (4, 19, 59)], vec![(0, 5, 59), (4, 20, 0), (5, 12, 0)]),
             ("Sat 08:00-24:00", vec![(5, 23, 59)], vec![(5, 7, 59), (6, 8, 0)]),
@@ -182,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_of_the_week() {
+    fn other_texts_are_not_hours() {
         for text in [
             "",
             "Mon",
@@ -202,13 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_denied_before_they_are_allowed() {
-        let access = LoginConditions {
+    fn denied_networks_have_precedence_over_allowed_ones() {
+        let conditions = LoginConditions {
             allow_from: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
             deny_from: vec!["192.0.2.128/25".parse().unwrap()],
             hours: vec![],
         };
-        let check = |address: &str| access.check(address.parse().unwrap(), at(0, 0, 0));
+        let check = |address: &str| conditions.check(address.parse().unwrap(), at(0, 0, 0));
         assert_eq!(check("192.0.2.1"), Ok(()));
         assert_eq!(check("::ffff:192.0.2.1"), Ok(()));
         assert_eq!(check("2001:db8::1"), Ok(()));
@@ -219,7 +220,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hours_survive_their_text_form(first in 0u8..7, last in 0u8..7, from in 0u16..1440, to in 0u16..=1440) {
+        fn hours_survive_their_text_form(
+            first in 0u8..7, last in 0u8..7, from in 0u16..1440, to in 0u16..=1440,
+        ) {
             prop_assume!(from != to);
             let hours = Hours { days: (first, last), from, to };
             prop_assert_eq!(hours.to_string().parse::<Hours>().unwrap(), hours);

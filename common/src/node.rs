@@ -51,8 +51,8 @@ impl PortRange {
         self.from <= other.to && other.from <= self.to
     }
 
-    /// The slice of the node at `position` (from 0) in a cluster of `nodes`. `None` if there are fewer ports than
-    /// nodes, or no node at that position.
+    /// The slice of the node at `position` (from 0) in a cluster of `nodes`. `None` if there are fewer
+    /// ports than nodes, or no node at that position.
     ///
     /// Port `i` of the range (from 0) belongs to node `i * nodes / count`, rounded down. The balancer's
     /// configuration uses the same formula.
@@ -104,8 +104,8 @@ impl From<PortRange> for (u16, u16) {
 pub enum NodeState {
     Ready,
     Draining,
-    /// A required dependency of the node fails. Only authd's API shows this state. In the registry the node is
-    /// `Ready` and lists its [`FailingDependency`]s, because an older authd does not know `Degraded`.
+    /// A required dependency of the node fails. Only authd's API shows this state. In the registry the node
+    /// is `Ready` and lists its [`FailingDependency`]s, because an older authd does not know `Degraded`.
     Degraded,
 }
 
@@ -198,7 +198,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn slices_cover_the_range_without_overlap(from in 1u16..=65535, len in 0u16..2000, nodes in 1usize..50) {
+        fn slices_cover_the_range_without_overlap(
+            from in 1u16..=65535, len in 0u16..2000, nodes in 1usize..50,
+        ) {
             let range = PortRange::new(from, from.saturating_add(len)).unwrap();
             if range.count() as usize >= nodes {
                 let slices: Vec<_> = (0..nodes).map(|i| range.slice(i, nodes).unwrap()).collect();

@@ -1,4 +1,4 @@
-//! Stored passwords: argon2id hashes as PHC strings, for authd's users and those of a standalone node.
+//! Password hashes: argon2id in the form of PHC strings, for authd's users and those of a standalone node.
 
 use std::{fmt, str::FromStr};
 
@@ -8,18 +8,18 @@ use argon2::{
 };
 use serde::{Deserialize, Serialize};
 
-// What a stored hash may cost. Hashes come from operators, but a slip of theirs must not turn
-// one login into minutes or take the machine's memory.
-
-/// The longest password that can be right, in bytes of UTF-8.
+/// Maximum length of a password in bytes of UTF-8.
 pub const MAX_PASSWORD: usize = 1024;
 
-/// The longest user name that authd can know, in bytes: 64 characters.
+/// Maximum length of a user name in bytes: 64 characters.
 pub const MAX_USER_NAME: usize = 256;
 
-/// The most memory that a hash may need, in KiB.
+// Limits of the cost of a stored hash. Hashes come from operators, but a mistake must not make a login take
+// minutes or exhaust the memory.
+
+/// Maximum memory of a hash in KiB.
 pub const MAX_MEMORY_KIB: u32 = 1024 * 1024;
-/// The most passes over its memory that a hash may need.
+/// Maximum number of passes over the memory.
 pub const MAX_ITERATIONS: u32 = 64;
 const MAX_LANES: u32 = 16;
 
@@ -28,11 +28,12 @@ const MAX_LANES: u32 = 16;
 #[serde(try_from = "String", into = "String")]
 pub struct Phc(String);
 
-/// Why a text is no [`Phc`]. The text is not shown: it may be a password in the wrong place.
+/// The reason why a text is not a [`Phc`]. The error does not repeat the text, which may be a password.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPhc {
     #[error(
-        "the password hash is not a PHC string ($argon2id$v=19$m=…,t=…,p=…$SALT$HASH); `authd hash-password` makes one"
+        "the password hash is not a PHC string ($argon2id$v=19$m=…,t=…,p=…$SALT$HASH); \
+         `authd hash-password` makes one"
     )]
     Syntax,
     #[error("the password hash is not argon2id version 19; make one with `authd hash-password`")]
@@ -48,7 +49,7 @@ impl Phc {
         &self.0
     }
 
-    /// What decides how long a computation takes: algorithm, version and parameters, as text.
+    /// Algorithm, version and parameters as text: they determine the duration of a computation.
     pub fn cost(&self) -> &str {
         // A PHC string with salt and hash, which every `Phc` has, ends with `$SALT$HASH`.
         let before_hash = self.0.rfind('$').unwrap_or(self.0.len());
@@ -56,12 +57,12 @@ impl Phc {
         &self.0[..before_salt]
     }
 
-    /// Whether a computation takes as long as one of `other`.
+    /// Returns true if a computation takes as long as that of `other`.
     pub fn has_cost_of(&self, other: &Self) -> bool {
         self.cost() == other.cost()
     }
 
-    /// A hash of the same cost that no known password matches: its salt and output are random.
+    /// A hash of the same cost with random salt and output, which no known password matches.
     #[must_use]
     pub fn decoy(&self) -> Self {
         // Hexadecimal digits are base64 digits, and a multiple of four of them leaves no bits over.
@@ -69,16 +70,16 @@ impl Phc {
         Self(format!("{}${}${}", self.cost(), hex::encode(salt), hex::encode(output)))
     }
 
-    /// Hashes a password with a new salt. Takes the time that argon2 takes: not for the runtime's threads.
+    /// Hashes a password with a new salt. Takes long: not for threads of the runtime.
     ///
     /// # Panics
-    /// The machine has no randomness or no memory: it cannot serve passwords.
+    /// The kernel gives no random bytes or no memory.
     pub fn compute(params: &Params, password: &[u8]) -> Self {
         let argon2 = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params.clone());
         let hash: PasswordHash = argon2
             .hash_password(password)
-            // The parameters are checked, the salt is of the recommended length, and the password is far
-            // below 4 GiB.
+            // The parameters are checked, the salt has the recommended length, and the password is shorter
+            // than 4 GiB.
             .expect("argon2 with checked parameters");
         Self(hash.to_string())
     }
@@ -93,20 +94,21 @@ impl Phc {
         let argon2 = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
         let mut computed = vec![0; wanted.len()];
         let done = argon2.hash_password_into_with_memory(password, &salt, &mut computed, blocks);
-        // Outputs are compared in constant time.
+        // `Output` compares in constant time.
         done.is_ok() && Output::new(&computed).is_ok_and(|computed| computed == wanted)
     }
 
-    /// Whether this is the hash of `password`; compares in constant time. As slow as [`Self::compute`].
+    /// Returns true if this is the hash of `password`. Compares in constant time. As slow as
+    /// [`Self::compute`].
     pub fn matches(&self, password: &[u8]) -> bool {
-        // The text has been parsed before.
+        // Parsing succeeds: `from_str` has checked the text.
         PasswordHash::new(&self.0)
             .is_ok_and(|hash| Argon2::default().verify_password(password, &hash).is_ok())
     }
 }
 
-/// The working memory of argon2, kept from one computation to the next. Memory that each computation takes and gives
-/// back stays in the arenas of the allocator, one for each thread that ever computed.
+/// The working memory of argon2, reused by the next computation. Memory that each computation allocated and
+/// freed would stay in the allocator's arenas, one for each thread that ever computed a hash.
 #[derive(Default)]
 pub struct HashMemory(Vec<Block>);
 
@@ -118,7 +120,7 @@ impl HashMemory {
         &mut self.0[..count]
     }
 
-    /// Gives back what is more than `kib` KiB: a single costly hash must not hold its memory for ever.
+    /// Frees all but `kib` KiB, so that a single expensive hash does not keep its memory for ever.
     pub fn shrink_to(&mut self, kib: u32) {
         let kept = usize::try_from(kib).unwrap_or(usize::MAX);
         if self.0.len() > kept {
@@ -177,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_kept_for_the_next_computation_and_the_result_is_the_same() {
+    fn reused_memory_gives_the_same_results() {
         let mut memory = HashMemory::default();
         let large = Params::new(256, 2, 2, None).unwrap();
         for params in [cheap(), large, cheap()] {
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn only_argon2id_of_bounded_cost_is_a_hash() {
+    fn only_argon2id_hashes_of_limited_cost_are_accepted() {
         let good = Phc::compute(&cheap(), b"x").as_str().to_owned();
         assert!(good.parse::<Phc>().is_ok());
         for (text, why) in [

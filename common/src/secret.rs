@@ -1,11 +1,11 @@
-//! Text that must never be printed: passwords and bearer tokens.
+//! Secrets: text that is never printed, such as passwords and bearer tokens.
 
 use std::{fmt, fs, io, path::Path};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
-/// A secret text. `Debug` shows `[secret]`, there is no `Display`, and memory is wiped on drop.
+/// A secret text. `Debug` shows `[secret]`, there is no `Display`, and dropping it wipes the memory.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Secret(Zeroizing<String>);
 
@@ -14,10 +14,10 @@ impl Secret {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// Reads a secret from a file, without the line end that editors and `echo` leave there.
+    /// Reads a secret from a file, without the final line end that editors and `echo` add.
     ///
     /// # Errors
-    /// The file cannot be read, is not UTF-8, or holds nothing.
+    /// The file cannot be read, is not UTF-8, or is empty.
     pub fn read(path: &Path) -> io::Result<Self> {
         let text = Zeroizing::new(fs::read_to_string(path)?);
         let trimmed = text.trim_end_matches(['\r', '\n']);
@@ -27,7 +27,7 @@ impl Secret {
         Ok(Self::new(trimmed))
     }
 
-    /// The text itself. Every caller is a place where a secret could leak: keep them few.
+    /// The text itself. Each caller could leak it, so there should be few.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -45,8 +45,8 @@ impl<'de> Deserialize<'de> for Secret {
     }
 }
 
-/// Serialises the text itself. For request bodies only: a field opts in by naming this function
-/// in `serialize_with`, so that no secret is written out because its struct derived `Serialize`.
+/// Serialises the text itself, for request bodies. A field must name this function in `serialize_with`, so
+/// that deriving `Serialize` alone never writes a secret.
 ///
 /// # Errors
 /// Those of the serialiser.
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_drops_the_line_end_and_refuses_an_empty_file() {
+    fn reading_removes_the_final_line_end_and_refuses_an_empty_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         fs::write(&path, "t0ken \r\n").unwrap();

@@ -1,7 +1,8 @@
 //! Locks that a panicking thread does not block for the others.
 //!
-//! The standard locks refuse access after a thread panicked while it held them. The values behind the locks of
-//! both daemons are valid after each single statement, so one failed request must not fail all later ones.
+//! The standard locks refuse access after a thread panicked while it held them. The values behind the locks
+//! of both daemons are valid after each single statement, so one failed request must not fail all later
+//! ones.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -1,4 +1,4 @@
-//! Write leases against a real Redis: who has a path when nodes and Redis fail. Each test has a server of its own.
+//! Write leases with a real Redis, also while nodes and Redis fail. Each test starts its own server.
 
 #[allow(dead_code)] // Each file of tests uses a part of it.
 mod support;
@@ -15,7 +15,7 @@ use common::{
 use redis::cmd;
 use support::*;
 
-/// So long that nothing here expires by itself, and no refresh disturbs.
+/// A long lease: nothing expires by itself, and no refresh comes in between.
 const LONG: Duration = Duration::from_secs(600);
 
 fn long(redis: &RedisServer) -> RedisOptions {
@@ -38,7 +38,7 @@ fn conflict(taken: Result<WriteLease, LeaseRefused>) -> Option<LeaseConflict> {
     }
 }
 
-/// What Redis has of a lease: when it expires, its number and the rest.
+/// The lease of a path in Redis: its expiry time, its number and the rest of the value.
 async fn stored(view: &RegistryView, path: &str) -> (u64, u64, String) {
     let value: String =
         view.link().query(cmd("GET").arg(view.keys().write_lease(path.as_bytes()))).await.unwrap();
@@ -46,7 +46,7 @@ async fn stored(view: &RegistryView, path: &str) -> (u64, u64, String) {
     (fields[1].parse().unwrap(), fields[2].parse().unwrap(), fields[3].to_owned())
 }
 
-/// Lets a lease expire, as if Redis had not heard of its node for a lease.
+/// Lets a lease expire, as if the node had not renewed it.
 async fn expire(view: &RegistryView, path: &str) {
     let (_, number, rest) = stored(view, path).await;
     set(view, path, 1, number, &rest).await;
@@ -62,7 +62,7 @@ async fn flush(view: &RegistryView) {
 }
 
 #[tokio::test]
-async fn a_lease_that_another_session_had_meanwhile_is_lost_also_after_that_one_gave_it_back() {
+async fn a_lease_is_lost_if_another_session_had_the_path_also_after_its_release() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", long(&redis)).await;
     let (b, _) = join("b", "50005-50009", long(&redis)).await;
@@ -89,7 +89,7 @@ async fn a_lease_that_another_session_had_meanwhile_is_lost_also_after_that_one_
 }
 
 #[tokio::test]
-async fn an_expired_lease_that_no_other_session_took_is_kept() {
+async fn an_expired_lease_is_kept_if_no_other_session_took_the_path() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", long(&redis)).await;
     let (b, _) = join("b", "50005-50009", long(&redis)).await;
@@ -100,14 +100,14 @@ async fn an_expired_lease_that_no_other_session_took_is_kept() {
     assert!(lease.is_held().await);
     assert_eq!(stored(&view, "d/file").await.1, number);
     assert_eq!(conflict(take(&b, "d/file").await), Some(LeaseConflict::Same));
-    // A tree above it takes it, too.
+    // A lease of a tree above takes the path too.
     expire(&view, "d/file").await;
     assert!(take_tree(&b, "d").await.unwrap().give_back().await);
     assert!(!lease.is_held().await);
 }
 
 #[tokio::test]
-async fn after_a_loss_of_data_holders_come_back_and_for_a_lease_no_take_is_certain() {
+async fn after_a_loss_of_data_holders_keep_their_leases_and_new_ones_are_uncertain_for_a_lease() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", long(&redis)).await;
     let (b, _) = join("b", "50005-50009", long(&redis)).await;
@@ -118,7 +118,8 @@ async fn after_a_loss_of_data_holders_come_back_and_for_a_lease_no_take_is_certa
     flush(&view).await;
     assert!(early.is_held().await);
     assert_eq!(conflict(take(&b, "early").await), Some(LeaseConflict::Same));
-    // A session that is faster than the holder has no proof, and gives way.
+    // A session that takes the path before its holder renews gets an uncertain lease, and loses it to the
+    // holder.
     let hasty = take(&b, "late").await.unwrap();
     assert_eq!(hasty.certainty(), LeaseCertainty::RedisLostData);
     assert!(late.is_held().await);
@@ -129,13 +130,13 @@ async fn after_a_loss_of_data_holders_come_back_and_for_a_lease_no_take_is_certa
     assert!(rest.starts_with("f? "), "{rest}");
     assert_eq!(conflict(take(&a, "free").await), Some(LeaseConflict::Same));
     assert!(given.give_back().await);
-    // A node that knows nothing of the time before is told, too.
+    // Takes of a node that joins later are uncertain too.
     let (c, _) = join("c", "50010-50014", long(&redis)).await;
     assert!(!take(&c, "c").await.unwrap().is_certain());
 }
 
 #[tokio::test]
-async fn what_a_newcomer_took_in_an_emptied_redis_is_not_the_former_holders_any_more() {
+async fn a_certain_lease_from_an_empty_redis_is_not_lost_to_an_earlier_holder() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", long(&redis)).await;
     let view = RegistryView::new(&redis.options());
@@ -143,19 +144,19 @@ async fn what_a_newcomer_took_in_an_emptied_redis_is_not_the_former_holders_any_
     flush(&view).await;
     let (b, _) = join("b", "50005-50009", long(&redis)).await;
     let newer = take(&b, "held").await.unwrap();
-    assert!(newer.is_certain(), "an empty cluster does not wait");
+    assert!(newer.is_certain(), "an empty cluster does not doubt");
     drop(take(&b, "released").await.unwrap());
     eventually("the release", async || stored(&view, "released").await.2.starts_with('r').then_some(()))
         .await;
     assert!(!held.is_held().await);
     assert!(!released.give_back().await);
     assert!(newer.is_held().await);
-    // From now on Redis knows that nodes were there before.
+    // Now Redis knows that there were nodes before.
     assert!(!take(&b, "other").await.unwrap().is_certain());
 }
 
 #[tokio::test]
-async fn a_lease_after_the_loss_takes_are_certain_again() {
+async fn takes_are_certain_again_one_lease_after_the_loss_of_data() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
@@ -168,20 +169,20 @@ async fn a_lease_after_the_loss_takes_are_certain_again() {
 }
 
 #[tokio::test]
-async fn a_node_without_leases_remembers_what_redis_had_too() {
+async fn a_node_without_leases_reports_the_loss_of_data_too() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
     let epoch = cmd("EXISTS").arg(view.keys().lease_epoch()).to_owned();
     let is_there = async || view.link().query::<bool>(&epoch).await.unwrap().then_some(());
-    eventually("its refresh", is_there).await;
+    eventually("the refresh of a", is_there).await;
     flush(&view).await;
     assert!(!take(&a, "file").await.unwrap().is_certain());
 }
 
-/// A replica may lag, and a file of a snapshot is old.
+/// A replica may lag, and a snapshot is outdated.
 #[tokio::test]
-async fn another_server_with_the_data_counts_as_a_loss() {
+async fn another_server_with_the_data_counts_as_a_loss_of_data() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", long(&redis)).await;
     let (b, _) = join("b", "50005-50009", long(&redis)).await;
@@ -189,7 +190,7 @@ async fn another_server_with_the_data_counts_as_a_loss() {
     let lease = take(&a, "file").await.unwrap();
     assert!(take(&b, "x").await.unwrap().is_certain());
     let epoch = view.keys().lease_epoch();
-    // As if another process of Redis had written what is there, and not all that the nodes remember.
+    // As if another Redis process had written these data, without the latest lease.
     let () = view.link().query(cmd("HSET").arg(&epoch).arg("server").arg("another")).await.unwrap();
     set(&view, "file", 1, 1, "f c 1 - 1 1").await;
     let killed = cmd("CLIENT").arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes").to_owned();
@@ -200,7 +201,7 @@ async fn another_server_with_the_data_counts_as_a_loss() {
 }
 
 #[tokio::test]
-async fn a_holder_that_was_away_for_a_lease_while_redis_lost_it_comes_back_only_with_a_lock_on_the_storage() {
+async fn after_an_outage_longer_than_a_lease_only_a_lease_with_a_lock_on_the_storage_is_held() {
     let mut redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let [bare, locked] = [take(&a, "bare").await.unwrap(), take(&a, "locked").await.unwrap()];
@@ -236,7 +237,7 @@ async fn a_lease_expires_for_its_holder_before_it_does_in_redis() {
 }
 
 #[tokio::test]
-async fn a_process_takes_leases_of_one_before_it_only_where_that_must_be_dead() {
+async fn a_process_takes_over_leases_of_an_earlier_process_at_the_same_place_only() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", long(&redis)).await;
     let lease = take(&a, "file").await.unwrap();
@@ -245,7 +246,7 @@ async fn a_process_takes_leases_of_one_before_it_only_where_that_must_be_dead() 
     assert!(lease.give_back().await);
     drop(a);
     let (a, _) = join("a", "50000-50004", long(&redis)).await;
-    // A process of this name at another place, or at a place that is not known.
+    // A process with this name at another place, or at an unknown place.
     for place in ["elsewhere", "-"] {
         let other = rest.replace("boot_namespace_a", place);
         assert_ne!(other, rest);
@@ -275,8 +276,8 @@ async fn a_tree_and_paths_below_it_exclude_each_other_over_all_nodes() {
     ] {
         assert_eq!(conflict(take_tree(&b, path).await), expected, "{path:?}");
     }
-    let told = take_tree(&b, "d").await.err();
-    assert_eq!(told, Some(LeaseRefused::Busy { holder: Some(holder), conflict: LeaseConflict::Below }));
+    let refused = take_tree(&b, "d").await.err();
+    assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder), conflict: LeaseConflict::Below }));
     assert!(file.give_back().await);
 
     let tree = take_tree(&b, "d").await.unwrap();
@@ -290,24 +291,24 @@ async fn a_tree_and_paths_below_it_exclude_each_other_over_all_nodes() {
         assert_eq!(conflict(take(&a, path).await), expected, "{path:?}");
     }
     assert!(tree.is_held().await);
-    // Several paths: all or none.
-    let claims = || vec![LeasePath::file(b"free"), LeasePath::tree(b"d/sub"), LeasePath::file(b"free")];
-    let refused = a.lease(claims(), holder).await;
+    // A lease of several paths takes all of them or none.
+    let paths = || vec![LeasePath::file(b"free"), LeasePath::tree(b"d/sub"), LeasePath::file(b"free")];
+    let refused = a.lease(paths(), holder).await;
     assert_eq!(conflict(refused), Some(LeaseConflict::Above));
     assert!(stored_if(&view, "free").await.is_none());
     assert!(tree.give_back().await);
-    let both = a.lease(claims(), holder).await.unwrap();
+    let both = a.lease(paths(), holder).await.unwrap();
     assert!(both.is_held().await);
     assert_eq!(conflict(take(&b, "free").await), Some(LeaseConflict::Same));
     assert_eq!(conflict(take(&b, "d/sub/x").await), Some(LeaseConflict::Above));
-    // A lease of several paths is lost with one of them.
+    // A lease of several paths is lost if another session takes one of them.
     expire(&view, "free").await;
     let _free = take(&b, "free").await.unwrap();
     assert!(!both.is_held().await);
 }
 
 #[tokio::test]
-async fn what_dead_nodes_left_in_the_set_of_paths_stands_in_nobodys_way() {
+async fn paths_that_dead_nodes_left_in_the_sets_do_not_prevent_leases_and_are_removed() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", long(&redis)).await;
     let view = RegistryView::new(&redis.options());
@@ -327,7 +328,7 @@ async fn what_dead_nodes_left_in_the_set_of_paths_stands_in_nobodys_way() {
             .then_some(())
     })
     .await;
-    // Without a tree that meets them, takes find them little by little.
+    // Takes remove some of these paths even if no leased tree contains them.
     let _: u64 = view.link().query(&add).await.unwrap();
     for _ in 0..10_000 {
         if count(view.keys().leased_paths()).await < 500 {

@@ -1,4 +1,4 @@
-//! What administrators ask of a node, and the revision of the accounts, against a real Redis.
+//! Orders to nodes and the revision of the accounts, with a real Redis.
 
 #[allow(dead_code)] // Each file of tests uses a part of it.
 mod support;
@@ -13,11 +13,12 @@ use common::{
 use redis::cmd;
 use support::*;
 
-/// Leaves what remains of a command that was lost after Redis had given it away: the order, without an entry
-/// in the list of commands.
+/// Enters the order of a command without its entry in the list, as if the command was lost after Redis had
+/// sent it.
 async fn send_and_lose(view: &RegistryView, command: &NodeCommand) {
     let script = redis::Script::new(
-        "redis.call('HSET', KEYS[1], 'incarnation', redis.call('HGET', KEYS[2], 'incarnation'), ARGV[1], '7')",
+        "local incarnation = redis.call('HGET', KEYS[2], 'incarnation')
+        redis.call('HSET', KEYS[1], 'incarnation', incarnation, ARGV[1], '7')",
     );
     let name = "a".parse().unwrap();
     let mut call = script.prepare_invoke();
@@ -25,13 +26,13 @@ async fn send_and_lose(view: &RegistryView, command: &NodeCommand) {
     call.arg(match command {
         NodeCommand::Drain => "drain".to_owned(),
         NodeCommand::EndSession { session } => format!("end:{session}"),
-        NodeCommand::EndUser { .. } => panic!("does not stand"),
+        NodeCommand::EndUser { .. } => panic!("has no order"),
     });
     let () = view.link().script(&call).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_command_that_is_lost_reaches_the_node_and_stands_until_it_is_done() {
+async fn a_lost_command_reaches_the_node_and_its_order_stays_until_it_is_carried_out() {
     let redis = RedisServer::start();
     let (a, mut events) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
@@ -44,14 +45,14 @@ async fn a_command_that_is_lost_reaches_the_node_and_stands_until_it_is_done() {
     }
     let orders = NodeOrders { drain: Some(7), drained: None, ends: [(record.id, 7)].into() };
     assert_eq!(view.orders(&name).await.unwrap(), orders);
-    // The session ends: so does its order, and it alone.
+    // The end of the session removes its order, and no other one.
     drop(entry);
-    eventually("the session's order is done", async || {
+    eventually("the session's order is removed", async || {
         (view.orders(&name).await.unwrap() == NodeOrders { drain: Some(7), ..NodeOrders::default() })
             .then_some(())
     })
     .await;
-    assert!(events.try_recv().is_err(), "each was told once");
+    assert!(events.try_recv().is_err(), "each command arrives once");
     a.leave().await;
     let drained = view.orders(&name).await.unwrap();
     assert!(drained.drain == Some(7) && drained.drained.is_some(), "{drained:?}");
@@ -60,7 +61,7 @@ async fn a_command_that_is_lost_reaches_the_node_and_stands_until_it_is_done() {
 }
 
 #[tokio::test]
-async fn an_order_that_was_heard_at_once_is_told_once() {
+async fn a_command_that_arrived_is_not_repeated_by_its_order() {
     let redis = RedisServer::start();
     let (a, mut events) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
@@ -78,7 +79,7 @@ async fn an_order_that_was_heard_at_once_is_told_once() {
 }
 
 #[tokio::test]
-async fn an_order_is_void_for_the_next_process_of_the_node() {
+async fn an_order_is_void_for_later_processes_of_the_node() {
     let redis = RedisServer::start();
     let (first, _) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
@@ -95,7 +96,7 @@ async fn an_order_is_void_for_the_next_process_of_the_node() {
 }
 
 #[tokio::test]
-async fn orders_survive_that_the_node_was_thought_dead_and_garbage_does_not() {
+async fn orders_survive_the_expiry_of_the_node_and_a_value_of_the_wrong_type_is_removed() {
     let redis = RedisServer::start();
     let (a, mut events) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
@@ -107,7 +108,7 @@ async fn orders_survive_that_the_node_was_thought_dead_and_garbage_does_not() {
     let key = view.keys().node_orders(&name);
     let () = link.query(cmd("SET").arg(&key).arg("x")).await.unwrap();
     assert_eq!(view.orders(&name).await.unwrap(), NodeOrders::default());
-    eventually("garbage is removed", async || {
+    eventually("the value is removed", async || {
         let there: bool = link.query(cmd("EXISTS").arg(&key)).await.unwrap();
         (!there).then_some(())
     })
@@ -120,7 +121,7 @@ async fn orders_survive_that_the_node_was_thought_dead_and_garbage_does_not() {
 }
 
 #[tokio::test]
-async fn a_node_learns_of_each_revision_and_of_each_time_it_joins() {
+async fn a_node_sees_each_revision_and_each_time_that_it_joins() {
     let mut redis = RedisServer::start();
     let (a, _events) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
@@ -137,12 +138,12 @@ async fn a_node_learns_of_each_revision_and_of_each_time_it_joins() {
     assert!(second > first);
     assert_ne!(changed("the next revision").await, after);
 
-    // A node that expired in Redis may have missed one.
+    // A node whose entry had expired may have missed a revision.
     let name = "a".parse().unwrap();
     let () = view.link().query(cmd("DEL").arg(view.keys().node(&name))).await.unwrap();
     changed("a join").await;
 
-    // So may have one whose Redis lost its data; a number that was there does not come again.
+    // So may a node whose Redis lost its data. Numbers are not repeated.
     redis.stop();
     eventually("the loss is seen", async || (!a.is_connected()).then_some(())).await;
     redis.restart();

@@ -1,4 +1,4 @@
-//! A node's sessions in Redis: they live and die with the node, and cost next to nothing.
+//! The lifetime of a node's sessions in Redis, and the number of requests that they cost.
 
 #[allow(dead_code)] // Each file of tests uses a part of it.
 mod support;
@@ -10,7 +10,7 @@ use redis::cmd;
 use support::*;
 use tokio::task::JoinSet;
 
-/// How often Redis has run this command since its statistics were reset.
+/// Number of calls of this command since the statistics were reset.
 async fn calls(link: &RedisLink, command: &str) -> u64 {
     let statistics: String = link.query(cmd("INFO").arg("commandstats")).await.unwrap();
     let start = format!("cmdstat_{command}:calls=");
@@ -18,12 +18,12 @@ async fn calls(link: &RedisLink, command: &str) -> u64 {
     calls.map_or(0, |(calls, _)| calls.parse().unwrap())
 }
 
-/// How often nodes have been refreshed since Redis's statistics were reset.
+/// Number of refreshes of all nodes since the statistics were reset.
 async fn refreshes(link: &RedisLink) -> u64 {
     calls(link, "hlen").await
 }
 
-/// Waits until Redis has seen so many refreshes, and what came with the ones before.
+/// Waits for `number` refreshes. The requests of all but the last one are complete then.
 async fn some_refreshes(link: &RedisLink, number: u64) {
     eventually("refreshes", async || (refreshes(link).await >= number).then_some(())).await;
 }
@@ -33,7 +33,7 @@ async fn reset_statistics(link: &RedisLink) {
 }
 
 #[tokio::test]
-async fn what_is_refreshed_is_the_node_and_not_its_idle_sessions() {
+async fn refreshes_renew_the_node_and_only_some_of_its_idle_sessions() {
     const SESSIONS: u64 = 200;
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
@@ -47,7 +47,7 @@ async fn what_is_refreshed_is_the_node_and_not_its_idle_sessions() {
     reset_statistics(link).await;
     some_refreshes(link, 10).await;
     let (refreshes, renewed) = (refreshes(link).await, calls(link, "zadd").await / 3);
-    // Each is renewed once in 120 refreshes, so one or two in each.
+    // Each session is renewed once in 120 refreshes: with 200 sessions, one or two in each refresh.
     assert!(renewed <= 2 * (refreshes + 1), "{renewed} sessions in {refreshes} refreshes");
     let asked = calls(link, "hkeys").await;
     assert!(asked <= 1, "asked for all sessions {asked} times");
@@ -55,7 +55,7 @@ async fn what_is_refreshed_is_the_node_and_not_its_idle_sessions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logins_on_their_way_are_no_reason_to_enter_all_sessions_again() {
+async fn concurrent_logins_do_not_cause_the_renewal_of_all_sessions() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
@@ -66,10 +66,10 @@ async fn logins_on_their_way_are_no_reason_to_enter_all_sessions_again() {
         let registry = a.clone();
         logins.spawn(async move {
             loop {
-                // Some are refused, all others end at once.
+                // Some logins are refused; all other sessions end at once.
                 let record = session("a", "ann", [192, 0, 2, i]);
                 drop(registry.open_session(record, user_limit(5)).await);
-                // What the node refuses by itself, it does without waiting.
+                // The node refuses without waiting for Redis, so the task must yield by itself.
                 tokio::task::yield_now().await;
             }
         });
@@ -81,7 +81,7 @@ async fn logins_on_their_way_are_no_reason_to_enter_all_sessions_again() {
 }
 
 #[tokio::test]
-async fn a_node_that_was_cut_off_for_longer_than_its_lease_counts_again_when_it_is_back() {
+async fn sessions_count_again_after_their_node_was_cut_off_for_longer_than_a_lease() {
     let redis = RedisServer::start();
     let (b, _) = join("b", "50005-50009", redis.options()).await;
     let view = RegistryView::new(&redis.options());
@@ -104,7 +104,7 @@ async fn a_node_that_was_cut_off_for_longer_than_its_lease_counts_again_when_it_
     let _: u64 = view.link().query(cmd("CLIENT").arg("KILL").arg("USER").arg("a")).await.unwrap();
     eventually("room for ann", async || (!is_full(&b, "b", "ann", 1).await).then_some(())).await;
     assert_eq!(view.sessions().await.unwrap(), []);
-    // They go on meanwhile; one ends and one begins.
+    // Meanwhile one session ends and one begins.
     entries.pop();
     entries.push(open(&a, "a", "ben").await);
     assert!(!a.is_connected());
@@ -117,9 +117,9 @@ async fn a_node_that_was_cut_off_for_longer_than_its_lease_counts_again_when_it_
 }
 
 #[tokio::test]
-async fn what_redis_refused_for_a_while_is_made_up_for() {
+async fn refused_writes_are_made_up_for_later() {
     let redis = RedisServer::start();
-    // So long that nothing is renewed in its turn.
+    // A long lease, so that the round renews no session during the test.
     let options = RedisOptions { lease: LEASE * 4, ..redis.options() };
     let (a, _) = join("a", "50000-50004", options).await;
     let view = RegistryView::new(&redis.options());
@@ -129,7 +129,7 @@ async fn what_redis_refused_for_a_while_is_made_up_for() {
     };
     let entry = open(&a, "a", "ann").await;
     replicas(1).await;
-    // One ends and one begins: their number is the same.
+    // One session ends and one begins, so the number of sessions does not change.
     let ben = session("a", "ben", [192, 0, 2, 1]);
     let _ben = a.open_session(ben.clone(), NO_LIMITS).await.unwrap();
     drop(entry);
@@ -149,9 +149,9 @@ async fn what_redis_refused_for_a_while_is_made_up_for() {
 }
 
 #[tokio::test]
-async fn a_redis_that_has_other_sessions_after_a_failover_is_made_whole() {
+async fn after_a_failover_to_a_lagging_replica_sessions_are_corrected() {
     let redis = RedisServer::start();
-    // So long that nothing is renewed in its turn.
+    // A long lease, so that the round renews no session during the test.
     let options = RedisOptions { lease: LEASE * 4, ..redis.options() };
     let (a, _) = join("a", "50000-50004", options).await;
     let view = RegistryView::new(&redis.options());
@@ -159,7 +159,7 @@ async fn a_redis_that_has_other_sessions_after_a_failover_is_made_whole() {
     let record = session("a", "ann", [192, 0, 2, 1]);
     let _ann = a.open_session(record.clone(), NO_LIMITS).await.unwrap();
     some_refreshes(link, 2).await;
-    // Such a replica had not heard that one session ended and another began.
+    // As on a replica that missed the end of one session and the begin of another.
     let ended = session("a", "ben", [192, 0, 2, 1]);
     let key = keys.node_sessions(&"a".parse().unwrap());
     let field = (ended.id.to_string(), serde_json::to_string(&ended).unwrap());
@@ -175,20 +175,20 @@ async fn a_redis_that_has_other_sessions_after_a_failover_is_made_whole() {
 }
 
 #[tokio::test]
-async fn single_keys_that_redis_lost_come_back() {
+async fn single_lost_keys_are_entered_again() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let _ann = open(&a, "a", "ann").await;
     let view = RegistryView::new(&redis.options());
     let (link, keys) = (view.link(), view.keys());
-    // The node's sessions: its next refresh sees it.
+    // The key of the node's sessions: the next refresh notices the loss.
     some_refreshes(link, 2).await;
     let begun = Instant::now();
     let () = link.query(cmd("DEL").arg(keys.node_sessions(&"a".parse().unwrap()))).await.unwrap();
     eventually("ann's session", async || (view.sessions().await.unwrap().len() == 1).then_some(())).await;
     assert!(begun.elapsed() < LEASE * 3, "{:?}", begun.elapsed());
 
-    // A user's: the turn of that session comes in 120 refreshes.
+    // The key of a user's sessions: the session is renewed within 120 refreshes.
     let options = RedisOptions { lease: Duration::from_millis(100), ..redis.options() };
     let (b, _) = join("b", "50005-50009", options).await;
     let _ben = open(&b, "b", "ben").await;
@@ -198,7 +198,7 @@ async fn single_keys_that_redis_lost_come_back() {
 }
 
 #[tokio::test]
-async fn at_last_nothing_is_left_of_a_node_that_died() {
+async fn all_keys_of_a_dead_node_expire() {
     let redis = RedisServer::start();
     let options = RedisOptions { lease: Duration::from_millis(100), ..redis.options() };
     let (a, _) = join("a", "50000-50004", options.clone()).await;
@@ -208,7 +208,7 @@ async fn at_last_nothing_is_left_of_a_node_that_died() {
     drop(a);
     let view = RegistryView::new(&redis.options());
     let (link, keys) = (view.link(), view.keys());
-    // Where others go on entering sessions too.
+    // Also in keys that other nodes keep using.
     eventually("b's session alone", async || {
         let _ = is_full(&b, "b", "ann", 1).await;
         let count: u64 = link.query(cmd("ZCARD").arg(keys.user_sessions("ann"))).await.unwrap();
@@ -221,9 +221,9 @@ async fn at_last_nothing_is_left_of_a_node_that_died() {
 }
 
 #[tokio::test]
-async fn a_node_that_leaves_after_redis_forgot_it_leaves_no_session() {
+async fn a_node_that_leaves_after_its_entry_expired_removes_its_sessions() {
     let redis = RedisServer::start();
-    // So long that nothing is refreshed or expires.
+    // A long lease, so that nothing is refreshed or expires during the test.
     let options = RedisOptions { lease: Duration::from_secs(600), ..redis.options() };
     let (a, _) = join("a", "50000-50004", options).await;
     let _ann = open(&a, "a", "ann").await;

@@ -1,4 +1,4 @@
-//! Quotas and bandwidth of several nodes, against a real Redis.
+//! Quotas and bandwidth on several nodes, with a real Redis.
 
 #[allow(dead_code)] // Each file of tests uses a part of it.
 mod support;
@@ -38,22 +38,22 @@ fn wanted(wanted: Usage) -> UsageStep {
     UsageStep { wanted, limit: LIMIT, ..UsageStep::default() }
 }
 
-async fn standing(home: &HomeUsage) -> UsageStatus {
+async fn status(home: &HomeUsage) -> UsageStatus {
     home.settle(UsageStep::default()).await.unwrap()
 }
 
-/// The home, counted to hold `usage`.
+/// A home, counted with the result `usage`.
 async fn counted(registry: &Registry, usage: Usage) -> HomeUsage {
     let home = registry.home_usage(b"ann", DAY);
-    assert!(standing(&home).await.count_is_due);
+    assert!(status(&home).await.count_is_due);
     home.begin_count().await.unwrap().finish(usage).await;
-    assert_eq!(standing(&home).await.held, Some(usage));
+    assert_eq!(status(&home).await.held, Some(usage));
     home
 }
 
-/// CVE-2021-40524: an upload that is checked once, and then grows.
+/// CVE-2021-40524: an upload was checked against the quota once, and then grew.
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_uploads_at_once_on_two_nodes_reserve_exactly_the_quota() {
+async fn fifty_simultaneous_uploads_on_two_nodes_reserve_exactly_the_quota() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let (b, _) = join("b", "50005-50009", redis.options()).await;
@@ -76,14 +76,13 @@ async fn fifty_uploads_at_once_on_two_nodes_reserve_exactly_the_quota() {
     let all = uploads.join_all().await.into_iter().fold(Usage::default(), Usage::plus);
     assert_eq!(before.plus(all), Usage { bytes: MIB, files: 5 });
 
-    // Used or given back, it is free for the others.
-    let done = UsageStep { released: all, ..added(bytes(MIB / 2)) };
-    homes[0].settle(UsageStep { released: Usage::default(), ..done }).await.unwrap();
+    // A change without a release leaves no room for other uploads.
+    homes[0].settle(added(bytes(MIB / 2))).await.unwrap();
     assert_eq!(homes[1].settle(wanted(bytes(1))).await.unwrap().granted, bytes(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_node_gives_back_another_can_have() {
+async fn bytes_that_one_node_releases_are_free_for_another() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let (b, _) = join("b", "50005-50009", redis.options()).await;
@@ -94,34 +93,34 @@ async fn what_one_node_gives_back_another_can_have() {
     assert_eq!(at_b.settle(wanted(bytes(100))).await.unwrap().granted, bytes(6));
     let removed = UsageChange { removed: bytes(MIB / 2), ..UsageChange::default() };
     at_b.settle(UsageStep { change: removed, ..UsageStep::default() }).await.unwrap();
-    assert_eq!(standing(&at_a).await.held, Some(bytes(MIB / 2)));
+    assert_eq!(status(&at_a).await.held, Some(bytes(MIB / 2)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_dead_node_had_reserved_is_free_and_the_home_is_counted_again() {
+async fn reservations_of_a_dead_node_become_free_and_a_count_is_due() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let (b, _) = join("b", "50005-50009", redis.options()).await;
     let (at_a, at_b) = (counted(&a, bytes(0)).await, b.home_usage(b"ann", DAY));
     while at_a.settle(wanted(bytes(MIB))).await.unwrap().granted.bytes > 0 {}
-    assert_eq!(standing(&at_b).await.held, Some(bytes(MIB)));
-    assert!(!standing(&at_b).await.count_is_due);
+    assert_eq!(status(&at_b).await.held, Some(bytes(MIB)));
+    assert!(!status(&at_b).await.count_is_due);
     drop((at_a, a));
     let left = eventually("the reservation is gone", async || {
-        Some(standing(&at_b).await).filter(|standing| standing.held == Some(bytes(0)))
+        Some(status(&at_b).await).filter(|status| status.held == Some(bytes(0)))
     });
     assert!(left.await.count_is_due);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_node_counts_at_a_time_and_another_goes_on_when_it_dies() {
+async fn one_node_counts_at_a_time_and_another_takes_over_when_it_dies() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let (b, _) = join("b", "50005-50009", redis.options()).await;
     let (at_a, at_b) = (a.home_usage(b"ann", DAY), b.home_usage(b"ann", DAY));
     let first = at_a.begin_count().await.unwrap();
     assert!(at_a.begin_count().await.is_none() && at_b.begin_count().await.is_none());
-    assert!(!standing(&at_b).await.count_is_due);
+    assert!(!status(&at_b).await.count_is_due);
     let begun = Instant::now();
     while begun.elapsed() < LEASE * 2 {
         assert!(first.keep().await);
@@ -129,20 +128,19 @@ async fn one_node_counts_at_a_time_and_another_goes_on_when_it_dies() {
     }
     drop(first);
     let second = eventually("the dead node's turn is over", async || at_b.begin_count().await).await;
-    // Told while it counts: it may have seen it or not.
+    // A change during the count: the count may have seen it or not.
     at_a.settle(added(Usage { bytes: 100, files: 1 })).await.unwrap();
     second.finish(Usage { bytes: 1000, files: 3 }).await;
     let held = Some(Usage { bytes: 1100, files: 4 });
-    assert_eq!(standing(&at_a).await, UsageStatus { held, granted: Usage::default(), count_is_due: true });
+    assert_eq!(status(&at_a).await, UsageStatus { held, granted: Usage::default(), count_is_due: true });
     at_b.begin_count().await.unwrap().finish(Usage { bytes: 1000, files: 3 }).await;
     let held = Some(Usage { bytes: 1000, files: 3 });
-    assert_eq!(standing(&at_a).await, UsageStatus { held, granted: Usage::default(), count_is_due: false });
+    assert_eq!(status(&at_a).await, UsageStatus { held, granted: Usage::default(), count_is_due: false });
     assert!(at_a.begin_count().await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_done_while_redis_is_away_is_told_when_it_is_back_and_a_redis_without_data_asks_for_a_count()
-{
+async fn changes_during_an_outage_are_sent_later_and_a_redis_without_data_requires_a_count() {
     let mut redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let home = counted(&a, bytes(1000)).await;
@@ -153,28 +151,28 @@ async fn what_is_done_while_redis_is_away_is_told_when_it_is_back_and_a_redis_wi
     redis.signal("CONT");
     let (b, _) = join("b", "50005-50009", redis.options()).await;
     let at_b = b.home_usage(b"ann", DAY);
-    eventually("the change has been told", async || {
-        standing(&home).await;
-        (standing(&at_b).await.held == Some(bytes(1600))).then_some(())
+    eventually("the change has been sent", async || {
+        status(&home).await;
+        (status(&at_b).await.held == Some(bytes(1600))).then_some(())
     })
     .await;
 
     redis.stop();
     redis.restart();
     let lost = eventually("Redis is back", async || {
-        Some(standing(&home).await).filter(|standing| standing.held.is_none())
+        Some(status(&home).await).filter(|status| status.held.is_none())
     });
     assert!(lost.await.count_is_due);
     home.begin_count().await.unwrap().finish(bytes(1500)).await;
-    eventually("the other node knows", async || {
-        standing(&home).await;
-        (standing(&at_b).await.held == Some(bytes(1600))).then_some(())
+    eventually("the other node has the usage", async || {
+        status(&home).await;
+        (status(&at_b).await.held == Some(bytes(1600))).then_some(())
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_policy_to_refuse_nothing_is_reserved_while_redis_is_away() {
+async fn with_the_policy_to_refuse_nothing_is_reserved_during_an_outage() {
     let mut redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.refusing()).await;
     let home = counted(&a, bytes(0)).await;
@@ -195,7 +193,7 @@ async fn a_home_of_the_wrong_type_is_replaced() {
     assert_eq!(kind, "hash");
 }
 
-/// Waits as a transfer does, for as long as `time`; answers the bytes that moved.
+/// Waits like a transfer for the duration `time`. Returns the number of bytes that would have moved.
 async fn transfer(registry: Registry, rate: NonZeroU64, time: Duration) -> u64 {
     let share = registry.share_bandwidth("ann", BandwidthDirection::Download, rate);
     let (begun, mut moved) = (Instant::now(), 0);
@@ -221,13 +219,13 @@ async fn transfers_of_a_user_on_two_nodes_share_one_rate() {
     }
     let moved = transfers.join_all().await;
     let all: u64 = moved.iter().sum();
-    // What was saved up, and a piece of each on its way.
+    // In addition to the rate: the savings, and one piece of each transfer.
     assert!(all <= 3_000_000 + 250_000 + 3 * 125_000, "{moved:?}");
     assert!(moved.iter().all(|moved| *moved > 0), "{moved:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_a_node_keeps_to_the_part_of_the_rate_that_it_had() {
+async fn during_an_outage_a_node_keeps_its_part_of_the_rate() {
     let mut redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let (b, _) = join("b", "50005-50009", redis.options()).await;
@@ -246,13 +244,12 @@ async fn without_redis_a_node_keeps_to_the_part_of_the_rate_that_it_had() {
         tokio::time::sleep(slice.wait).await;
         moved += slice.bytes;
     }
-    // Half the rate, less what was saved up and the last piece.
+    // Half the rate, minus the savings and the last piece.
     assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rate_at_which_a_piece_takes_more_than_an_hour_is_kept_and_a_clock_that_went_back_is_not_waited_for()
- {
+async fn a_rate_of_one_byte_per_second_is_kept_and_a_clock_that_was_set_back_causes_no_wait() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let link = RedisLink::new(&redis.options().url, PATIENCE);
@@ -262,7 +259,7 @@ async fn a_rate_at_which_a_piece_takes_more_than_an_hour_is_kept_and_a_clock_tha
         let wait = share.take(u64::MAX).await.wait;
         assert!(wait > Duration::from_secs(pieces * 4000), "{wait:?}");
     }
-    // What was written an hour from now.
+    // Times one hour in the future, as after the clock was set back.
     let key = "ftp:bandwidth:upload:ann";
     let seconds: (u64, u64) = link.query(&cmd("TIME")).await.unwrap();
     let later = (seconds.0 + 3600) * 1_000_000;
@@ -272,24 +269,24 @@ async fn a_rate_at_which_a_piece_takes_more_than_an_hour_is_kept_and_a_clock_tha
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sums_beyond_what_lua_counts_exactly_are_answered() {
+async fn sums_that_lua_cannot_count_exactly_get_an_answer() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let home = counted(&a, bytes(0)).await;
     let files = Quota { bytes: None, files: Some(5) };
     for _ in 0..3 {
-        // A file that is one hole, as large as files can be.
+        // A sparse file of the maximum size.
         let change = UsageChange { added: bytes(i64::MAX as u64), ..UsageChange::default() };
         home.settle(UsageStep { change, limit: files, ..UsageStep::default() }).await.unwrap();
     }
-    assert!(standing(&home).await.held.unwrap().bytes >= 1 << 53);
+    assert!(status(&home).await.held.unwrap().bytes >= 1 << 53);
     let granted =
         home.settle(UsageStep { wanted: bytes(u64::MAX), limit: files, ..UsageStep::default() }).await;
     assert!(granted.unwrap().granted.bytes > 0);
     let more = home.settle(wanted(Usage { bytes: 1, files: 1 })).await.unwrap().granted;
     assert_eq!(more, Usage { bytes: 0, files: 1 });
     let link = RedisLink::new(&redis.options().url, PATIENCE);
-    let (told, counted): (String, u64) =
+    let (stored, counted): (String, u64) =
         link.query(cmd("HMGET").arg("ftp:home-usage:ann").arg("bytes").arg("counted")).await.unwrap();
-    assert!(told.parse::<u64>().unwrap() <= 1 << 60 && counted > 0, "{told}");
+    assert!(stored.parse::<u64>().unwrap() <= 1 << 60 && counted > 0, "{stored}");
 }

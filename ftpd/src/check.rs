@@ -10,8 +10,8 @@ use common::{process::logging::chain, registry};
 use nix::unistd::{Gid, Uid};
 
 use crate::{
-    auth::probe::AuthdProbe,
-    config::{Authentication, Config, DEMO_USERS},
+    auth::{Authentication, DEMO_USERS, probe::AuthdProbe},
+    config::Config,
     jail::{LockMode, PARTIAL_PREFIX},
     tls::Tls,
 };

@@ -1,5 +1,7 @@
 //! `Config`: the settings of [`crate::settings`], parsed and checked. No other code reads settings.
 
+mod limits;
+
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
@@ -13,20 +15,19 @@ use common::{
     registry::{RedisOptions, RedisUrl, WhenAway},
     settings::{SettingsError, Values},
 };
-use hyper::header::HeaderValue;
 use ipnet::IpNet;
 
+pub use self::limits::{Limits, Timeouts};
 use crate::{
     auth::{
+        Authentication,
         http::{self, AuthdUrl},
         local::LocalUsers,
     },
-    commands::MinimumRate,
     health::Readiness,
     jail::{LockMode, Modes},
     representation::AsciiConversion,
     tls::{CertificateFiles, TlsPolicy, TlsSettings, trust::TrustFiles},
-    workers::quarter,
 };
 
 /// All settings, checked.
@@ -113,101 +114,6 @@ pub struct Storage {
     pub partial_lifetime: Option<Duration>,
 }
 
-/// The source of users and passwords.
-#[derive(Debug)]
-pub enum Authentication {
-    /// Users of a standalone node.
-    Users(LocalUsers),
-    /// Users demo, admin and test with any password. Allowed on loopback only.
-    Demo,
-    Authd {
-        urls: Vec<AuthdUrl>,
-        /// The header with the node's token.
-        authorization: Option<HeaderValue>,
-        /// Time limit of a login, over all instances.
-        timeout: Duration,
-    },
-}
-
-/// Numbers that this node does not exceed, all at least 1 unless noted.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Control connections.
-    pub sessions: u32,
-    /// Sessions of one client address, on all nodes.
-    pub sessions_per_address: u32,
-    /// Running transfers, one thread each.
-    pub transfers: u32,
-    /// Running transfers of one user.
-    pub transfers_per_user: u32,
-    /// Running short file operations of commands.
-    pub file_operations: u32,
-    /// Running home counts, one thread each.
-    pub home_counts: u32,
-    /// Running checksums of one user.
-    pub checksums_per_user: u32,
-    /// Running short file operations of one user.
-    pub file_operations_per_user: u32,
-    /// Running short file operations in one file system.
-    pub file_operations_per_filesystem: u32,
-    /// Running file operations of logins.
-    pub login_operations: u32,
-    /// Running long commands, one thread each.
-    pub long_operations: u32,
-    /// Running long commands of one user.
-    pub long_operations_per_user: u32,
-    pub minimum_rate: MinimumRate,
-    /// Threads of the runtime.
-    pub serving_threads: usize,
-    /// Failed logins on one connection.
-    pub login_failures: u32,
-    /// Commands before a login.
-    pub unauthenticated_commands: u32,
-    /// Rejected commands in a row.
-    pub errors: u32,
-    /// Log lines a minute of one kind in one session. 0: no limit.
-    pub failure_lines: u32,
-}
-
-/// Time limits. None is zero.
-#[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// From the connection to the login.
-    pub login: Duration,
-    /// Without a command or a transfer.
-    pub idle: Duration,
-    /// For a client to accept a reply.
-    pub reply: Duration,
-    /// For the data connection of a transfer to come.
-    pub data_connect: Duration,
-    /// Without a byte in a transfer.
-    pub stall: Duration,
-    /// Of one checksum.
-    pub checksum: Duration,
-    /// Without a byte in an upload whose client has closed the control connection.
-    pub client_left: Duration,
-    /// For PASV to find a free port.
-    pub passive_wait: Duration,
-    /// For an upload to wait for the first count of its home.
-    pub quota_wait: Duration,
-    /// Of a home count, while others wait.
-    pub home_count_turn: Duration,
-    /// For a balancer to send the PROXY header.
-    pub proxy_header: Duration,
-    /// For transfers to end after the node was told to drain.
-    pub drain: Duration,
-    /// For a file operation to wait for a slot, while no other operation begins or ends.
-    pub file_operation_wait: Duration,
-    /// Running time at which a file operation is logged as hanging.
-    pub file_operation_alarm: Duration,
-    /// For a long command to wait for a slot.
-    pub long_operation_wait: Duration,
-    /// Interval of the checks with authd which sessions may stay.
-    pub reauthorize: Duration,
-    /// Age of a session, since its login. `None`: no limit.
-    pub session_age: Option<Duration>,
-}
-
 #[derive(Debug)]
 pub struct LogSettings {
     /// A filter of env_logger.
@@ -216,9 +122,6 @@ pub struct LogSettings {
     /// `None`: no transfer log.
     pub transfer_log: Option<PathBuf>,
 }
-
-/// Names of the users of [`Authentication::Demo`], as in the reference system.
-pub const DEMO_USERS: [&str; 3] = ["demo", "admin", "test"];
 
 impl Config {
     /// # Errors
@@ -248,31 +151,13 @@ impl Config {
             },
             redis: redis(values, standalone)?,
             tls: tls(values)?,
-            limits: limits(values)?,
-            timeouts: Timeouts {
-                login: values.duration("login_timeout")?,
-                idle: values.duration("idle_timeout")?,
-                reply: values.duration("reply_timeout")?,
-                data_connect: values.duration("data_connect_timeout")?,
-                stall: values.duration("stall_timeout")?,
-                checksum: values.duration("checksum_timeout")?,
-                client_left: values.duration("client_left_timeout")?,
-                passive_wait: values.duration("passive_wait")?,
-                quota_wait: values.duration("quota_wait")?,
-                home_count_turn: values.duration("home_count_turn")?,
-                proxy_header: values.duration("proxy_header_timeout")?,
-                drain: values.duration("drain_timeout")?,
-                file_operation_wait: values.duration("file_operation_wait")?,
-                file_operation_alarm: values.duration("file_operation_alarm")?,
-                long_operation_wait: values.duration("long_operation_wait")?,
-                reauthorize: values.duration("reauthorize_interval")?,
-                session_age: values.duration_or_off("session_max_age")?,
-            },
+            limits: limits::limits(values)?,
+            timeouts: limits::timeouts(values)?,
             greeting: values.required("greeting")?,
             ascii_conversion: values.required("ascii_conversion")?,
             admin_listen: values.optional("admin_listen")?,
             admin_limits: ConnectionLimits {
-                connections: count(values, "admin_max_connections")? as usize,
+                connections: limits::count(values, "admin_max_connections")? as usize,
                 header_timeout: values.duration("admin_header_timeout")?,
             },
             readiness: readiness(values)?,
@@ -553,64 +438,5 @@ fn mode(values: &Values, key: &str) -> Result<u32, SettingsError> {
     match u32::from_str_radix(&text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err(values.invalid(key, "not an octal number from 0 to 0777")),
-    }
-}
-
-/// Lower bound of the default of `max_transfers_per_user`, as far as `max_transfers` allows.
-const MIN_TRANSFERS_PER_USER: u32 = 10;
-
-fn limits(values: &Values) -> Result<Limits, SettingsError> {
-    let transfers = count(values, "max_transfers")?;
-    let file_operations = count(values, "max_file_operations")?;
-    let long_operations = count(values, "max_long_operations")?;
-    let share = |key: &str, default: u32| match values.optional(key)? {
-        Some(0) => Err(values.invalid(key, "it cannot be zero")),
-        Some(share) => Ok(share),
-        None => Ok(default),
-    };
-    Ok(Limits {
-        sessions: count(values, "max_sessions")?,
-        sessions_per_address: count(values, "max_sessions_per_address")?,
-        transfers,
-        transfers_per_user: share(
-            "max_transfers_per_user",
-            quarter(transfers).max(MIN_TRANSFERS_PER_USER.min(transfers)),
-        )?,
-        file_operations,
-        file_operations_per_user: share("max_file_operations_per_user", quarter(file_operations))?,
-        file_operations_per_filesystem: share(
-            "max_file_operations_per_filesystem",
-            file_operations.div_ceil(2),
-        )?,
-        home_counts: count(values, "max_home_counts")?,
-        checksums_per_user: count(values, "max_checksums_per_user")?,
-        login_operations: count(values, "max_login_operations")?,
-        long_operations,
-        long_operations_per_user: count(values, "max_long_operations_per_user")?,
-        minimum_rate: MinimumRate {
-            rate: values.required("minimum_rate")?,
-            window: values.duration("minimum_rate_time")?,
-        },
-        serving_threads: serving_threads(values)?,
-        login_failures: count(values, "max_login_failures")?,
-        unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
-        errors: count(values, "max_errors")?,
-        failure_lines: values.required("failure_log_limit")?,
-    })
-}
-
-fn count(values: &Values, key: &str) -> Result<u32, SettingsError> {
-    match values.required(key)? {
-        0 => Err(values.invalid(key, "it cannot be zero")),
-        count => Ok(count),
-    }
-}
-
-fn serving_threads(values: &Values) -> Result<usize, SettingsError> {
-    match values.optional("serving_threads")? {
-        Some(0) => Err(values.invalid("serving_threads", "it cannot be zero")),
-        Some(threads) => Ok(threads),
-        // If the number of processors is unknown, one thread serves.
-        None => Ok(std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2))),
     }
 }

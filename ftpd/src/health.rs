@@ -6,7 +6,7 @@ mod storage;
 use std::{
     path::Path,
     sync::{
-        Arc, OnceLock, PoisonError, RwLock,
+        Arc, OnceLock, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -19,6 +19,7 @@ use common::{
     },
     process::service,
     registry::Registry,
+    sync,
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -64,12 +65,12 @@ impl Health {
     }
 
     pub fn set_life(&self, life: LifeStage) {
-        *self.life.write().unwrap_or_else(PoisonError::into_inner) = life;
+        *sync::write(&self.life) = life;
     }
 
     /// The report that `/readyz` shows.
     pub fn report(&self) -> ReadinessReport {
-        let life = *self.life.read().unwrap_or_else(PoisonError::into_inner);
+        let life = *sync::read(&self.life);
         let always = [
             (STORAGE, self.storage.dependency()),
             (LISTENERS, self.listeners.dependency()),

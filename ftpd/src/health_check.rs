@@ -10,12 +10,12 @@ use tokio::{net::TcpStream, time::timeout};
 use crate::{
     commands::system_type,
     control::{ControlStream, Received},
-    listing::machine::Facts,
     metrics,
     node::Node,
     protocol::{
         self, AnyTimeCommand, Code, Command, Reply,
         command::Algorithm,
+        facts::Facts,
         line::{Line, LineBuffer},
         verbs::{self, Features},
     },

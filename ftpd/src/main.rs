@@ -13,10 +13,11 @@ use common::{
     settings::{SettingsError, Values},
 };
 use ftpd::{
-    blocking, check,
+    check,
     config::Config,
     server::{self, KEPT_BY_ROOT},
     settings::SCHEMA,
+    work::blocking,
 };
 
 /// Threads for name look-ups, the transfer log and certificates. File operations and transfers run on the

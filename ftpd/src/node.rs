@@ -1,4 +1,4 @@
-//! What all sessions of the node share.
+//! The node: everything that its sessions share.
 
 use std::sync::Arc;
 
@@ -6,22 +6,21 @@ use common::{node::NodeName, registry::Registry};
 
 use crate::{
     auth::Authenticator,
+    client_address::Trust,
     config::{Config, Limits, Network, Storage, Timeouts},
     connection_log::ConnectionLog,
     connections::Connections,
     data::passive::PassivePorts,
     jail::SharedDirectories,
+    limits::quota::{HomeCountSettings, HomeCounts},
     listing::sorted::ListingMemory,
-    proxy_protocol::Trust,
-    quota::Counts,
     representation::AsciiConversion,
     tls::Tls,
     transfer_log::TransferLog,
-    turns::Turns,
-    workers::Workers,
+    work::{Workers, turns::UserTurns},
 };
 
-/// The node, as its sessions see it.
+/// Everything that the sessions of the node share.
 pub struct Node {
     pub name: NodeName,
     pub network: Network,
@@ -35,20 +34,20 @@ pub struct Node {
     pub registry: Registry,
     pub authenticator: Authenticator,
     pub workers: Workers,
-    /// For checksums (`max_checksums_per_user`).
-    pub checksum_turns: Turns,
-    /// What sorted listings may take together.
+    /// Turns for checksums (`max_checksums_per_user`).
+    pub checksum_turns: UserTurns,
+    /// The memory that the sorted listings of all sessions may use together.
     pub listing_memory: ListingMemory,
     pub directories: SharedDirectories,
-    pub counts: Counts,
+    pub home_counts: HomeCounts,
     pub connections: Arc<Connections>,
     pub connection_log: ConnectionLog,
     pub transfer_log: TransferLog,
     pub tls: Option<Arc<Tls>>,
 }
 
-/// What a node needs beside its settings: it is open, or in touch with other processes, already.
-pub struct Parts {
+/// The parts of a node that are open or connected before the node exists.
+pub struct NodeParts {
     pub trust: Arc<Trust>,
     pub passive: PassivePorts,
     pub registry: Registry,
@@ -57,19 +56,26 @@ pub struct Parts {
 }
 
 impl Node {
-    /// To be called within the runtime.
-    pub fn new(config: Config, parts: Parts) -> Self {
-        let Parts { trust, passive, registry, transfer_log, tls } = parts;
+    /// Call it within the runtime.
+    pub fn new(config: Config, parts: NodeParts) -> Self {
+        let NodeParts { trust, passive, registry, transfer_log, tls } = parts;
         let limits = &config.limits;
         let connections = Arc::new(Connections::new(limits.sessions, limits.sessions_per_address));
+        let counts = HomeCountSettings {
+            at_once: limits.home_counts as usize,
+            turn: config.timeouts.home_count_turn,
+            interval: config.storage.quota_rescan,
+            wait: config.timeouts.quota_wait,
+        };
+        let counted_for = Arc::clone(&connections);
         Self {
             authenticator: Authenticator::new(config.authentication, config.node_name.clone()),
             name: config.node_name,
-            workers: Workers::new(&config.limits, config.timeouts.file_operation_wait),
-            checksum_turns: Turns::new(config.limits.checksums_per_user),
+            workers: Workers::new(&limits.workers(config.timeouts.file_operation_wait)),
+            checksum_turns: UserTurns::new(config.limits.checksums_per_user),
             listing_memory: ListingMemory::new(config.storage.listing_memory),
             directories: SharedDirectories::default(),
-            counts: Counts::new(&config.limits, &config.timeouts, &config.storage, &connections),
+            home_counts: HomeCounts::new(counts, move || counted_for.is_draining()),
             connections,
             connection_log: ConnectionLog::new(config.limits.failure_lines),
             network: config.network,

@@ -1,17 +1,17 @@
-//! When line ends are converted: TYPE (RFC 959 section 3.1.1) and the setting `ascii_conversion`.
+//! The representation type: TYPE (RFC 959 section 3.1.1) and the setting `ascii_conversion`.
 
 use std::str::FromStr;
 
-use crate::protocol::command::TransferType;
+use crate::{data::Coding, protocol::command::TransferType};
 
 /// The setting `ascii_conversion`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AsciiConversion {
-    /// After the client has sent TYPE A. A client that never sends TYPE wants the bytes of its files: .NET's
-    /// `GetFileSize` sends SIZE without it, and cameras send STOR.
+    /// Line ends are converted after the client has sent TYPE A. A client that never sends TYPE expects
+    /// unchanged bytes: .NET's `GetFileSize` sends SIZE without TYPE, and cameras send STOR without it.
     #[default]
     Explicit,
-    /// RFC 959's default: TYPE A from the login on.
+    /// TYPE A from the login on, the default of RFC 959.
     On,
     Off,
 }
@@ -38,7 +38,7 @@ pub struct Representation {
 }
 
 impl Representation {
-    /// As after the login.
+    /// The representation after the login.
     pub fn new(conversion: AsciiConversion) -> Self {
         Self { conversion, sent: None }
     }
@@ -48,7 +48,7 @@ impl Representation {
         self.sent = Some(sent);
     }
 
-    /// Whether transfers convert line ends. If not, an offset or a size counts the bytes of the file.
+    /// Returns true if transfers convert line ends. If not, offsets and sizes count the bytes of the file.
     pub fn converts(self) -> bool {
         match (self.conversion, self.sent) {
             (AsciiConversion::Off, _) | (_, Some(TransferType::Image)) => false,
@@ -58,7 +58,12 @@ impl Representation {
         }
     }
 
-    /// What STAT shows.
+    /// The coding of transfers.
+    pub fn coding(self) -> Coding {
+        if self.converts() { Coding::Ascii } else { Coding::Image }
+    }
+
+    /// The text that STAT shows.
     pub fn description(self) -> &'static str {
         match self.sent {
             Some(TransferType::Image) => "image",
@@ -75,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_setting_and_the_last_type_decide_on_the_conversion() {
+    fn the_setting_and_the_last_type_decide_about_the_conversion() {
         use TransferType::{Ascii, Image};
         for (setting, before_type, after_a) in
             [("explicit", false, true), ("on", true, true), ("off", false, false)]

@@ -1,40 +1,30 @@
 //! The state of a session: login, security, and what a logged-in user has selected.
 
-use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::sync::Arc;
 
-use common::{auth_api::Account, policy::Permission, registry::SessionEntry, session::SessionId};
-use tokio::runtime::Handle as Runtime;
+use common::{auth_api::Account, policy::Permission, registry::SessionEntry};
 
 use crate::{
     access::AccessRules,
-    activity::Activity,
+    client_address::Ends,
     connections::{EndRequest, SessionHandle},
     data::{DataPort, Resumes},
-    failure::{Failure, Failures},
-    governor::Lanes,
-    jail::{
-        Changes, FileError, Jail,
-        path::{InvalidPath, VirtualPath},
-    },
-    listing::machine::Facts,
+    failure_log::FailureLog,
+    identity::SessionIdentity,
+    jail::{Changes, FileError, Jail},
+    limits::{pace::SessionBandwidth, quota::HomeQuota},
     metrics,
     node::Node,
     protocol::{
-        Code, Reply,
+        Code, Failure, Reply,
         command::{Algorithm, ByteRange},
+        facts::Facts,
     },
-    proxy_protocol::Ends,
-    quota::HomeQuota,
     representation::Representation,
     revocation,
     tls::Handshake,
-    workers::{Claim, Task},
+    virtual_path::{InvalidPath, VirtualPath},
+    work::{RuntimeBridge, SlotRequest, Task, activity::Activity},
 };
 
 /// The session of one client, from the greeting to the end of its control connection.
@@ -76,15 +66,15 @@ pub enum LoginState {
 /// The state of a logged-in session. A command handler that takes it cannot run before the login.
 pub struct LoggedIn {
     pub node: Arc<Node>,
-    pub subject: Arc<Subject>,
-    pub failures: Arc<Failures>,
+    pub identity: Arc<SessionIdentity>,
+    pub failures: Arc<FailureLog>,
     pub ends: Ends,
     pub account: Account,
     /// The account's permissions by path.
     pub access: Arc<AccessRules>,
     pub jail: Arc<Jail>,
     pub quota: Option<Arc<HomeQuota>>,
-    pub lanes: Lanes,
+    pub bandwidth: SessionBandwidth,
     pub cwd: VirtualPath,
     pub representation: Representation,
     pub data_port: Option<DataPort>,
@@ -113,16 +103,6 @@ pub struct LoggedIn {
     /// The session's entry in the registry, removed when the session ends.
     pub _entry: SessionEntry,
     pub _count: SessionCount,
-}
-
-/// Whose session it is: what every line of the log says of it.
-#[derive(Debug)]
-pub struct Subject {
-    pub session: SessionId,
-    pub user: String,
-    pub address: IpAddr,
-    /// The log has a data connection that came to this session's port from another address.
-    pub foreign_data_logged: AtomicBool,
 }
 
 /// The result of a command, which tells the control connection how to continue.
@@ -228,7 +208,7 @@ impl LoggedIn {
     }
 
     /// The request for a worker slot for a file operation of the current command.
-    pub fn claim(&self) -> Claim {
+    pub fn slot_request(&self) -> SlotRequest {
         let root;
         let path = match &self.task.path {
             Some(path) => path,
@@ -237,7 +217,7 @@ impl LoggedIn {
                 &root
             }
         };
-        Claim {
+        SlotRequest {
             user: Arc::clone(&self.owner),
             filesystem: self.jail.filesystem_of(path),
             per_user: None,
@@ -246,8 +226,8 @@ impl LoggedIn {
     }
 
     /// The request for a worker slot for a transfer.
-    pub fn transfer_claim(&self) -> Claim {
-        Claim { per_user: self.account.limits.transfers, ..self.claim() }
+    pub fn transfer_slot_request(&self) -> SlotRequest {
+        SlotRequest { per_user: self.account.limits.transfers, ..self.slot_request() }
     }
 
     /// Runs a short file operation of the current command on a worker.
@@ -258,7 +238,7 @@ impl LoggedIn {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Reply> {
-        let done = self.node.workers.operation_of(self.claim(), work).await;
+        let done = self.node.workers.operation_of(self.slot_request(), work).await;
         done.map_err(|stuck| {
             let failure =
                 Failure { detail: Some(stuck.to_string().into()), ..Failure::from("storage_hangs") };
@@ -276,7 +256,7 @@ impl LoggedIn {
     ) -> Result<T, Reply> {
         let jail = Arc::clone(&self.jail);
         let result = self.operation(move || work(&jail)).await?;
-        result.map_err(|error| self.subject.refuse(&error))
+        result.map_err(|error| error.refusal())
     }
 
     /// [`Self::in_home`] for an operation that removes or replaces files at `path`. The operation notes the
@@ -290,44 +270,16 @@ impl LoggedIn {
         path: &VirtualPath,
         work: impl FnOnce(&Jail, &Changes) -> Result<(), FileError> + Send + 'static,
     ) -> Result<(), Reply> {
-        let (quota, runtime) = (self.quota_of(path).cloned(), Runtime::current());
+        let (quota, bridge) = (self.quota_of(path).cloned(), RuntimeBridge::to_current());
         let removal = self.in_home(move |jail| {
             let changes = Changes::default();
             let removed = work(jail, &changes);
             if let Some(quota) = quota {
-                runtime.block_on(quota.tell(changes.so_far()));
+                bridge.wait(quota.report(changes.so_far()));
             }
             removed
         });
         removal.await
-    }
-}
-
-impl Subject {
-    pub fn new(session: SessionId, user: String, address: IpAddr) -> Self {
-        Self { session, user, address, foreign_data_logged: AtomicBool::new(false) }
-    }
-
-    /// Logs, once a session, that a data connection to `port` came from another address than the control
-    /// connection, and what became of it.
-    pub fn log_foreign_data(&self, port: u16, data_address: IpAddr, is_accepted: bool) {
-        if self.foreign_data_logged.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let outcome = if is_accepted {
-            "it resumes this session's TLS, and is accepted"
-        } else {
-            "refused, because no TLS session proves that it is this client's"
-        };
-        log::warn!(
-            session:% = self.session, user = self.user.as_str(), address:% = self.address, data_address:%, port;
-            "a data connection came from another address than the control connection: {outcome}"
-        );
-    }
-
-    /// The reply to an error of the storage.
-    pub fn refuse(&self, error: &FileError) -> Reply {
-        error.refusal()
     }
 }
 
@@ -346,17 +298,3 @@ impl Drop for SessionCount {
         metrics::session_closed();
     }
 }
-
-/// Logs a message with the fields `session`, `user` and `address` of a [`Subject`].
-macro_rules! log_session {
-    ($level:expr, $identity:expr $(, $key:tt $(:$capture:tt)? $(= $value:expr)?)*; $($message:tt)+) => {{
-        let identity: &$crate::session::Subject = &$identity;
-        log::log!(
-            $level,
-            session:% = identity.session, user = identity.user.as_str(), address:% = identity.address
-            $(, $key $(:$capture)? $(= $value)?)*;
-            $($message)+
-        )
-    }};
-}
-pub(crate) use log_session;

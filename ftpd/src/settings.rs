@@ -111,16 +111,16 @@ static ESSENTIAL: Group = Group {
             "passive_port_min",
             PORT,
             "50000",
-            "The first port of the passive range. With `cluster_nodes` it is the range of the cluster, the same on \
-             all nodes; otherwise it is this node's own range.",
+            "The first port of the passive range. With `cluster_nodes` it is the range of the cluster, the same \
+             on all nodes; otherwise it is this node's own range.",
         )
         .alias("FtpPasvMinPort"),
         Setting::one(
             "passive_port_max",
             PORT,
             "50099",
-            "The last port of the passive range. Clients behind one address share the ports of a node: widen the \
-             range where many clients have one address.",
+            "The last port of the passive range. Clients behind one address share the ports of a node: widen \
+             the range where many clients have one address.",
         )
         .alias("FtpPasvMaxPort"),
         Setting::one(

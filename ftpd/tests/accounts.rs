@@ -306,7 +306,7 @@ fn each_refusal_of_authd_gets_its_reply() {
     let reasons = [
         ("unknown_user", "there is no such user"),
         ("address_not_allowed", "the user may not log in from this address"),
-        ("of_a_later_authd", "authd refused it"),
+        ("of_a_later_authd", "authd refused the login"),
     ];
     for (reason, message) in reasons {
         let mut session = node.connect();

@@ -110,7 +110,7 @@ fn a_transfer_that_waits_for_bandwidth_can_be_aborted_and_is_not_stalled() {
         data.read_exact(&mut [0; 4096]).unwrap();
         // Longer than the stall limit.
         thread::sleep(Duration::from_secs(3));
-        assert!(session.command("STAT", 211).text().contains("4096 bytes so far"));
+        assert!(session.command("STAT", 211).text().contains("4096 bytes in "));
         let ended = took(|| {
             session.send("ABOR");
             session.expect(426);

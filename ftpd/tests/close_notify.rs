@@ -80,7 +80,7 @@ fn reply_and_log_of_a_missing_close_notify_name_the_setting() {
         assert_eq!(code, 426);
         assert!(text.contains("close_notify (tls_close_notify)"), "{text}");
         let line = tested.node.daemon.wait_for_message(
-            "upload failed: the upload ended without TLS's close_notify",
+            "upload failed: the upload ended without TLS close_notify",
             &[("result", "no_close_notify")],
         );
         assert!(line.contains("tls_close_notify"), "{line}");

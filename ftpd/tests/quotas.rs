@@ -479,8 +479,8 @@ fn expired_partial_files_are_removed_and_credited_to_the_quota() {
 #[test]
 fn directory_quota_counts_only_that_directory() {
     let nothing = json!({
-        "list": false, "download": false, "upload": false, "overwrite": false, "append": false, "rename": false,
-        "delete": false, "mkdir": false, "rmdir": false, "attributes": false,
+        "list": false, "download": false, "upload": false, "overwrite": false, "append": false,
+        "rename": false, "delete": false, "mkdir": false, "rmdir": false, "attributes": false,
     });
     let (mut reads, mut adds) = (nothing.clone(), nothing);
     (reads["list"], reads["download"], adds["upload"]) = (json!(true), json!(true), json!(true));

@@ -58,7 +58,7 @@ fn hanging_directory_does_not_block_other_users_or_logins_and_is_refused_beyond_
     }
     // A quarter of max_file_operations hangs. The other commands are refused because none of these
     // operations has ended.
-    node.wait_for_metric("ftp_places_used{kind=\"file_operations\"}", |used| used == 32.0);
+    node.wait_for_metric("ftp_slots_used{kind=\"file_operations\"}", |used| used == 32.0);
     eventually("the share to hang", || (hang.held() == 32).then_some(()));
     let refusals = "ftp_operations_failed_total{verb=\"SIZE\",reason=\"storage_hangs\"}";
     node.wait_for_metric(refusals, |refused| refused == 108.0);
@@ -93,7 +93,7 @@ fn hanging_directory_does_not_block_other_users_or_logins_and_is_refused_beyond_
 
     hang.release();
     node.daemon.wait_for_message("a file operation that did not end has ended", &[("user", "a")]);
-    node.wait_for_metric("ftp_places_used{kind=\"file_operations\"}", |used| used == 0.0);
+    node.wait_for_metric("ftp_slots_used{kind=\"file_operations\"}", |used| used == 0.0);
     node.wait_for_metric("ftp_oldest_file_operation_seconds", |age| age == 0.0);
     again[0].command("SIZE hung/file", 213);
 }
@@ -208,16 +208,16 @@ fn long_commands_queue_per_user() {
     fs::write(node.root().join("small"), b"content").unwrap();
     let (mut first, mut second) = (node.login("a", "x"), node.login("a", "x"));
     first.send("XSHA512 sparse");
-    node.wait_for_metric("ftp_places_used{kind=\"long_operations\"}", |used| used == 1.0);
+    node.wait_for_metric("ftp_slots_used{kind=\"long_operations\"}", |used| used == 1.0);
     let refused = second.command("STAT small", 450);
     assert!(refused.text().contains("Too many long commands"), "{}", refused.text());
-    let line = node.daemon.wait_for_message("STAT failed", &[("reason", "no_place")]);
+    let line = node.daemon.wait_for_message("STAT failed", &[("reason", "no_slot")]);
     assert!(line.contains("max_long_operations_per_user") && line.contains("long_operation_wait"), "{line}");
     node.login("b", "x").command("XCRC small", 250);
     first.send("ABOR");
     first.expect(451);
     first.expect(226);
-    node.wait_for_metric("ftp_places_used{kind=\"long_operations\"}", |used| used == 0.0);
+    node.wait_for_metric("ftp_slots_used{kind=\"long_operations\"}", |used| used == 0.0);
     second.command("STAT small", 213);
 }
 
@@ -239,7 +239,7 @@ fn slow_downloads_of_one_user_leave_slots_for_others() {
     File::create(node.root().join("large")).unwrap().set_len(64 << 20).unwrap();
     let mut slow = slow_downloads(&node, "a", 20);
     // A quarter would be 5; the minimum share is 10 if the node has that many slots.
-    node.wait_for_metric("ftp_places_used{kind=\"transfers\"}", |used| used == 10.0);
+    node.wait_for_metric("ftp_slots_used{kind=\"transfers\"}", |used| used == 10.0);
     node.wait_for_metric("ftp_limit_reached_total{limit=\"max_transfers_per_user\"}", |count| count == 10.0);
     let mut other = node.login("b", "x");
     soon("an upload and a listing of another user", || {
@@ -250,7 +250,7 @@ fn slow_downloads_of_one_user_leave_slots_for_others() {
     let (mut first, data) = slow.remove(0);
     drop(data);
     first.expect(426);
-    node.wait_for_metric("ftp_places_used{kind=\"transfers\"}", |used| used == 10.0);
+    node.wait_for_metric("ftp_slots_used{kind=\"transfers\"}", |used| used == 10.0);
 }
 
 #[test]
@@ -263,11 +263,11 @@ fn account_can_have_its_own_limit_of_transfers() {
     let node = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
     File::create(node.root().join("large")).unwrap().set_len(64 << 20).unwrap();
     let _slow = slow_downloads(&node, "ann", 2);
-    node.wait_for_metric("ftp_places_used{kind=\"transfers\"}", |used| used == 2.0);
+    node.wait_for_metric("ftp_slots_used{kind=\"transfers\"}", |used| used == 2.0);
     let mut third = node.login("ann", "x");
     let _data = third.begin("RETR large");
     third.expect(450);
-    node.daemon.wait_for_message("download failed", &[("reason", "no_place"), ("user", "ann")]);
+    node.daemon.wait_for_message("download failed", &[("reason", "no_slot"), ("user", "ann")]);
     node.login("bob", "x").store("new", b"content");
 }
 

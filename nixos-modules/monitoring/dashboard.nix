@@ -48,7 +48,7 @@ let
     }
     {
       title = "Slots for file work in use";
-      expr = "ftp_places_used";
+      expr = "ftp_slots_used";
       legend = "{{instance}} {{kind}}";
     }
     {

@@ -123,7 +123,8 @@ in
       description = ''
         How data connections pass the balancer: through nginx, as control connections do, or through
         the kernel (nftables), at a fraction of the CPU time. `kernel` needs nodes on separate hosts in the
-        same network as the balancer, which becomes their gateway for the passive ports: [how it works and what it needs](../nginx/kernel/README.md).
+        same network as the balancer, which becomes their gateway for the passive ports:
+        [how it works and what it needs](../nginx/kernel/README.md).
       '';
     };
 

@@ -36,8 +36,8 @@ in
             balancer's reload limit from it.
           '';
           create_homes = setting types.bool true ''
-            Create a missing home at the user's first login. The default differs from ftpd's, because users are
-            declared on the authd hosts, away from the storage.
+            Create a missing home at the user's first login. The default differs from ftpd's, because users
+            are declared on the authd hosts, away from the storage.
           '';
           transfer_log = mkOption {
             type = types.nullOr types.path;

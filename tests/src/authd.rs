@@ -1,4 +1,4 @@
-//! `authd` as a process.
+//! A running `authd` process.
 
 use std::{
     fs,
@@ -17,11 +17,11 @@ use crate::{
     process::Daemon,
 };
 
-/// The tokens every authd of the tests knows.
+/// The tokens of every authd in the tests.
 pub const NODE_TOKEN: &str = "node-token-of-the-tests";
 pub const ADMIN_TOKEN: &str = "admin-token-of-the-tests";
 
-/// What authd is started with.
+/// Settings and files of an authd that is about to start.
 pub struct AuthdBuilder {
     address: SocketAddr,
     settings: Vec<(String, String)>,
@@ -29,7 +29,7 @@ pub struct AuthdBuilder {
     users: Option<String>,
 }
 
-/// A running `authd`. It ends when this is dropped.
+/// A running `authd`. Dropping it ends the process.
 pub struct Authd {
     pub daemon: Daemon,
     pub address: SocketAddr,
@@ -37,15 +37,15 @@ pub struct Authd {
 }
 
 impl AuthdBuilder {
-    /// An authd on this address, with the tests' tokens, and neither users nor Redis yet.
+    /// An authd on this address with the tests' tokens, without users and without Redis.
     pub fn new(address: SocketAddr) -> Self {
         Self { address, settings: Vec::new(), environment: Vec::new(), users: None }
             .setting("log_level", "info,authd=debug,common=debug")
-            // Passwords of the tests are short.
+            // The tests use short passwords.
             .setting("min_password_length", 1)
     }
 
-    /// Sets a setting by its key; the last one given counts.
+    /// Sets a setting by its key. The last value counts.
     pub fn setting(mut self, key: &str, value: impl ToString) -> Self {
         let key = key.replace('-', "_");
         self.settings.retain(|(known, _)| *known != key);
@@ -59,16 +59,16 @@ impl AuthdBuilder {
         self
     }
 
-    /// The declarative users, as TOML.
+    /// Sets the contents of the users file (TOML).
     pub fn users(mut self, toml: &str) -> Self {
         self.users = Some(toml.to_owned());
         self
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts authd and waits until it listens.
     ///
     /// # Panics
-    /// It does not.
+    /// authd does not listen in time.
     pub fn start(self) -> Authd {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = |name: &str, content: &str| {
@@ -94,33 +94,33 @@ impl AuthdBuilder {
 }
 
 impl Authd {
-    /// A request with the administrators' token.
+    /// Sends a request with the administrators' token.
     ///
     /// # Panics
-    /// No answer.
+    /// There is no response.
     pub fn administer(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         self.request(method, path, Some(ADMIN_TOKEN), body)
     }
 
-    /// A request with any token, or none.
+    /// Sends a request with the given token, or without one.
     ///
     /// # Panics
-    /// No answer.
+    /// There is no response.
     pub fn request(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Answer {
         http::request(self.address, method, path, token, body)
             .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
-    /// Where the declarative users are, to change them.
+    /// Path of the users file, for tests that change it.
     pub fn users_file(&self) -> std::path::PathBuf {
         self.directory.path().join("users.toml")
     }
 }
 
-/// The PHC string of a password, as `authd hash-password` prints it.
+/// The PHC string that `authd hash-password` prints for a password.
 ///
 /// # Panics
-/// It prints none.
+/// authd prints no hash.
 pub fn hash_password(password: &str) -> String {
     let mut child = Command::new(binaries::daemon("authd"))
         .args(["--min-password-length", "1", "hash-password"])

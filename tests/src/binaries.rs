@@ -1,11 +1,11 @@
-//! Where the daemons under test are.
+//! Paths of the daemons under test.
 
 use std::{env, path::PathBuf};
 
-/// The built daemon `name`, from the same build as the running test.
+/// Path of the daemon `name` from the same build as the running test.
 ///
 /// # Panics
-/// It is not built.
+/// The daemon is not built.
 pub fn daemon(name: &str) -> PathBuf {
     let test = env::current_exe().expect("a running test knows its executable");
     // target/debug/deps/TEST → target/debug/NAME

@@ -1,4 +1,4 @@
-//! Real FTP clients, run with a deadline and a home directory of their own.
+//! Real FTP clients, each run with a deadline and a separate home directory.
 
 use std::{
     ffi::OsStr,
@@ -12,15 +12,15 @@ use std::{
 
 use tempfile::TempDir;
 
-/// How long one run of a client may take.
+/// Maximum duration of one run of a client.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A directory for a client: its home, where it also runs.
+/// Home and working directory of a client.
 pub struct Clients {
     home: TempDir,
 }
 
-/// What a client did.
+/// Result of a run of a client.
 #[derive(Debug)]
 pub struct Run {
     pub succeeded: bool,
@@ -39,20 +39,20 @@ impl Clients {
     /// An empty home.
     ///
     /// # Panics
-    /// There can be no temporary directory.
+    /// A temporary directory cannot be created.
     pub fn with_home() -> Self {
         Self { home: tempfile::tempdir().expect("a temporary directory") }
     }
 
-    /// A path in the directory.
+    /// Path of a file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
-    /// Puts a file into the directory, and the directories above it.
+    /// Writes a file in the directory, and creates its parent directories.
     ///
     /// # Panics
-    /// It cannot be written.
+    /// The file cannot be written.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).expect("the client's directory");
@@ -63,7 +63,7 @@ impl Clients {
     /// The content of a file in the directory.
     ///
     /// # Panics
-    /// There is no such file.
+    /// The file does not exist.
     pub fn read(&self, name: &str) -> Vec<u8> {
         fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
@@ -71,7 +71,7 @@ impl Clients {
     /// Runs a client.
     ///
     /// # Panics
-    /// It is not installed, takes too long, or fails; with all it printed.
+    /// The client is not installed, takes too long, or fails. The message contains its output.
     pub fn run<A: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = A>) -> Run {
         let arguments: Vec<_> = arguments.into_iter().map(|a| a.as_ref().to_owned()).collect();
         let run = self.attempt(program, &arguments);
@@ -83,7 +83,7 @@ impl Clients {
     /// Runs a client that may fail.
     ///
     /// # Panics
-    /// It is not installed, or takes too long.
+    /// The client is not installed or takes too long.
     pub fn attempt<A: AsRef<OsStr>>(&self, program: &str, arguments: impl IntoIterator<Item = A>) -> Run {
         let mut child = Command::new(program)
             .args(arguments)
@@ -126,7 +126,7 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec
     thread::spawn(move || {
         let mut content = Vec::new();
         if let Some(mut stream) = stream {
-            // What was printed before an error is what there is to show.
+            // Keeps the output up to the error.
             let _ = stream.read_to_end(&mut content);
         }
         content

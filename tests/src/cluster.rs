@@ -1,4 +1,4 @@
-//! The whole cluster: nginx, nodes, authd, Redis and shared storage, each a real process.
+//! A whole cluster of real processes: nginx, nodes, authd and Redis, with a shared storage.
 
 use std::{
     fs,
@@ -25,14 +25,14 @@ use crate::{
 
 const CONTROL_PORT: u16 = 2121;
 const IMPLICIT_PORT: u16 = 2990;
-/// The last byte of the addresses of the parts; clients may have those from 100 on.
+/// Last bytes of the addresses of the parts. Clients have addresses from 100 on.
 const BALANCER: u8 = 1;
 const REDIS: u8 = 2;
 const AUTHD: u8 = 3;
 const FIRST_NODE: u8 = 11;
 const FIRST_WIRE: u8 = 51;
 
-/// What a cluster is started with.
+/// Parts and settings of a cluster that is about to start.
 pub struct ClusterBuilder {
     nodes: usize,
     passive_ports: u16,
@@ -45,9 +45,9 @@ pub struct ClusterBuilder {
     wires: bool,
 }
 
-/// A running cluster. All of it ends when this is dropped.
+/// A running cluster. Dropping it ends all processes.
 pub struct Cluster {
-    // Dropped in this order: the parts before the addresses and files that they use.
+    // Dropped in this order: processes before the addresses and files that they use.
     nginx: Option<Nginx>,
     nodes: Vec<Option<Node>>,
     wires: Vec<Wire>,
@@ -76,17 +76,17 @@ impl Cluster {
         }
     }
 
-    /// A cluster with nothing special about it.
+    /// A cluster with the defaults of [`Self::builder`].
     pub fn start() -> Self {
         Self::builder().start()
     }
 
-    /// The address that clients know.
+    /// The address to which clients connect.
     pub fn address(&self) -> SocketAddr {
         self.loopback.socket(BALANCER, CONTROL_PORT)
     }
 
-    /// Where clients have TLS from the first byte, in a cluster with a certificate.
+    /// The address for implicit TLS, in a cluster with a certificate.
     pub fn implicit_address(&self) -> SocketAddr {
         self.loopback.socket(BALANCER, IMPLICIT_PORT)
     }
@@ -101,12 +101,12 @@ impl Cluster {
         self.loopback.address(100 + number)
     }
 
-    /// Makes connections from the address of the `number`-th client.
+    /// A connector from the address of the `number`-th client.
     pub fn client(&self, number: u8) -> Connector {
         Connector::new().from(self.client_address(number))
     }
 
-    /// Makes connections straight to nodes, as the balancer does for the first client.
+    /// A connector directly to nodes, with the PROXY header that the balancer sends for the first client.
     pub fn as_balancer(&self) -> Connector {
         Connector::new().proxy_v1(self.client_address(1), self.address().ip())
     }
@@ -133,12 +133,12 @@ impl Cluster {
         self.nodes[position].as_mut().expect("the node runs")
     }
 
-    /// How many nodes the cluster has, running or not.
+    /// Number of nodes, running or not.
     pub fn size(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Starts a node again that was killed or stopped.
+    /// Starts a killed or stopped node again.
     pub fn restart_node(&mut self, position: usize) {
         self.nodes[position] = None;
         self.nodes[position] = Some(self.node_builder(position).start());
@@ -150,12 +150,12 @@ impl Cluster {
         self.authd.as_ref().expect("authd runs")
     }
 
-    /// Ends authd, as a crash would.
+    /// Kills authd, as in a crash.
     pub fn kill_authd(&mut self) {
         self.authd = None;
     }
 
-    /// Starts authd again at its address.
+    /// Starts authd again at the same address.
     pub fn start_authd(&mut self) {
         self.authd = Some(self.configuration.authd(&self.loopback).start());
     }
@@ -166,12 +166,12 @@ impl Cluster {
         self.redis.as_ref().expect("Redis runs")
     }
 
-    /// Ends Redis, as a crash would. It keeps nothing.
+    /// Kills Redis, as in a crash. Its data is lost.
     pub fn kill_redis(&mut self) {
         self.redis = None;
     }
 
-    /// Starts Redis again at its address, empty.
+    /// Starts Redis again at the same address, without data.
     pub fn start_redis(&mut self) {
         self.redis = Some(Redis::start(self.loopback.socket(REDIS, 6379)));
     }
@@ -184,10 +184,10 @@ impl Cluster {
         &self.wires[position]
     }
 
-    /// The position of the node whose slice holds a passive port.
+    /// Position of the node whose slice contains a passive port.
     ///
     /// # Panics
-    /// It is none of the cluster's ports.
+    /// The port does not belong to the cluster.
     pub fn node_of(&self, data: SocketAddr) -> usize {
         let holds = |position: &usize| {
             let slice = self.passive.slice(*position, self.size()).expect("there are ports for all nodes");
@@ -196,24 +196,24 @@ impl Cluster {
         (0..self.size()).find(holds).unwrap_or_else(|| panic!("{data} is no passive port of the cluster"))
     }
 
-    /// A session of `demo` on whichever node the balancer chooses.
+    /// A session of `demo` on a node that the balancer chooses.
     pub fn login(&self) -> Dialogue {
         self.login_from(&Connector::new())
     }
 
-    /// A session of `demo`, from a chosen address.
+    /// A session of `demo` from a chosen address.
     pub fn login_from(&self, connector: &Connector) -> Dialogue {
         let mut dialogue = Dialogue::connect_with(connector, self.address());
         dialogue.login("demo", "secret");
         dialogue
     }
 
-    /// A session of `demo` through the node at `position`: tries until the balancer chooses it.
+    /// A session of `demo` on the node at `position`. Connects until the balancer chooses that node.
     pub fn login_through(&self, position: usize) -> Dialogue {
         self.session_through(position, &Connector::new(), "demo")
     }
 
-    /// A session of `user` through the node at `position`.
+    /// A session of `user` on the node at `position`.
     pub fn session_through(&self, position: usize, connector: &Connector, user: &str) -> Dialogue {
         eventually(&format!("the balancer to choose node {position}"), || {
             let mut dialogue = Dialogue::connect_with(connector, self.address());
@@ -239,7 +239,7 @@ impl Cluster {
         let mut node = NodeBuilder::new(Arc::clone(&self.loopback), Arc::clone(&self.storage), &name, host)
             .setting("cluster_nodes", names.join(","))
             .setting("create_homes", true)
-            // All nodes are on this host, whatever the file system of the temporary directory.
+            // All nodes are on this host, so file locks hold on all of them, on every file system.
             .setting("storage_locks", "cluster")
             .setting("authd_token_file", self.token.path().join("node-token").display());
         node = if configuration.reference_variables {
@@ -252,7 +252,7 @@ impl Cluster {
                 .variable("authservice", authd)
         } else {
             node.setting("external_address", external)
-                // nginx's connections to nodes come from here; clients' addresses are others.
+                // nginx connects to the nodes from this address. Clients have other addresses.
                 .setting("trusted_balancers", "127.0.0.1/32")
                 .setting("port", CONTROL_PORT)
                 .setting("passive_port_min", from)
@@ -269,43 +269,43 @@ fn node_name(position: usize) -> String {
 }
 
 impl ClusterBuilder {
-    /// How many nodes there are.
+    /// Sets the number of nodes.
     pub fn nodes(mut self, nodes: usize) -> Self {
         self.nodes = nodes;
         self
     }
 
-    /// How many passive ports the nodes share.
+    /// Sets the number of passive ports of all nodes together.
     pub fn passive_ports(mut self, ports: u16) -> Self {
         self.passive_ports = ports;
         self
     }
 
-    /// A setting of every node.
+    /// Sets a setting of every node.
     pub fn setting(mut self, key: &str, value: impl ToString) -> Self {
         self.settings.push((key.to_owned(), value.to_string()));
         self
     }
 
-    /// A setting of authd.
+    /// Sets a setting of authd.
     pub fn authd_setting(mut self, key: &str, value: impl ToString) -> Self {
         self.authd_settings.push((key.to_owned(), value.to_string()));
         self
     }
 
-    /// These declarative users (TOML) instead of the demo's.
+    /// Uses this users file (TOML) instead of the demo users.
     pub fn users(mut self, toml: &str) -> Self {
         self.users = Some(toml.to_owned());
         self
     }
 
-    /// Everything that the reference system's variables can say is said by them.
+    /// Configures the parts by the environment variables of the reference system, where they exist.
     pub fn reference_variables(mut self) -> Self {
         self.reference_variables = true;
         self
     }
 
-    /// All nodes have this certificate, and offer explicit and implicit FTPS.
+    /// Gives all nodes this certificate, with explicit and implicit FTPS.
     pub fn certificate(mut self, files: &CertificateFiles) -> Self {
         self.encrypted = true;
         self.setting("tls_certificates", files.chain.display())
@@ -313,13 +313,13 @@ impl ClusterBuilder {
             .setting("implicit_tls_port", IMPLICIT_PORT)
     }
 
-    /// Clients connect to the nodes themselves: there is no nginx.
+    /// Leaves out nginx: clients connect to the nodes.
     pub fn without_balancer(mut self) -> Self {
         self.balancer = false;
         self
     }
 
-    /// Each node reaches Redis through a [`Wire`] of its own, which a test can cut.
+    /// Gives each node a separate [`Wire`] to Redis, which a test can cut.
     pub fn wires(mut self) -> Self {
         self.wires = true;
         self
@@ -328,7 +328,7 @@ impl ClusterBuilder {
     /// Starts all parts and waits until each serves.
     ///
     /// # Panics
-    /// One does not.
+    /// A part does not serve in time.
     pub fn start(self) -> Cluster {
         let loopback = Arc::new(Loopback::reserve());
         let passive = PortRange::new(20000, 20000 + self.passive_ports - 1).expect("a range of ports");
@@ -371,7 +371,7 @@ impl ClusterBuilder {
         for position in 0..cluster.size() {
             cluster.node(position).daemon.wait_for_message("ready", &[]);
         }
-        // Last: a balancer that found a node missing would avoid it for a while.
+        // nginx starts last: it avoids a node for a while after a failed connection.
         cluster.nginx = cluster.configuration.balancer.then(|| Nginx::start(&balancer));
         cluster
     }

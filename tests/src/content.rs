@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use crate::random::Random;
 
-/// `length` bytes that look random and are the same for the same `seed`.
+/// `length` pseudo-random bytes, always the same for the same `seed`.
 pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut random = Random::new(seed);
     let mut content = Vec::with_capacity(length + 8);
@@ -15,7 +15,7 @@ pub fn bytes(seed: u64, length: usize) -> Vec<u8> {
     content
 }
 
-/// SHA-256 in hexadecimal: what two contents are compared by, so that a failure prints one line.
+/// SHA-256 in hexadecimal. Comparing hashes keeps failure messages short.
 pub fn sha256(content: impl AsRef<[u8]>) -> String {
     hex::encode(Sha256::digest(content))
 }

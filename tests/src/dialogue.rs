@@ -1,4 +1,4 @@
-//! One FTP session, spoken line by line; every read has a deadline and failures print it all.
+//! An FTP session, line by line. Every read has a deadline; failures print the whole dialogue.
 
 use std::{
     fmt::{Arguments, Write as _},
@@ -11,7 +11,7 @@ use nix::sys::socket::{MsgFlags, send};
 
 use crate::{DEADLINE, proxy::Connector, reply::Reply};
 
-/// A control connection, and the data connections that it arranges.
+/// A control connection and its data connections.
 pub struct Dialogue {
     connector: Connector,
     control: TcpStream,
@@ -23,7 +23,7 @@ impl Dialogue {
     /// Connects and reads the greeting.
     ///
     /// # Panics
-    /// There is no connection, or no 220.
+    /// The connection fails, or the greeting is not 220.
     pub fn connect(address: SocketAddr) -> Self {
         Self::connect_with(&Connector::new(), address)
     }
@@ -31,7 +31,7 @@ impl Dialogue {
     /// As [`Self::connect`], with every connection made by `connector`.
     ///
     /// # Panics
-    /// There is no connection, or no 220.
+    /// The connection fails, or the greeting is not 220.
     pub fn connect_with(connector: &Connector, address: SocketAddr) -> Self {
         let mut dialogue = Self::dial(connector, address);
         dialogue.expect(220);
@@ -41,7 +41,7 @@ impl Dialogue {
     /// Connects without waiting for a greeting.
     ///
     /// # Panics
-    /// There is no connection.
+    /// The connection fails.
     pub fn dial(connector: &Connector, address: SocketAddr) -> Self {
         match connector.connect(address) {
             Ok(control) => Self {
@@ -54,12 +54,12 @@ impl Dialogue {
         }
     }
 
-    /// The control connection, for what the methods here do not offer.
+    /// The control connection, for operations without a method here.
     pub fn control(&self) -> &TcpStream {
         &self.control
     }
 
-    /// Where this side of the control connection is.
+    /// Local address of the control connection.
     pub fn local_address(&self) -> SocketAddr {
         self.control.local_addr().expect("a connected socket has an address")
     }
@@ -89,10 +89,10 @@ impl Dialogue {
         }
     }
 
-    /// Sends a command that need not be text, and returns its reply; CRLF is added.
+    /// Sends a command of arbitrary bytes and returns its reply. CRLF is added.
     ///
     /// # Panics
-    /// The reply has another code, or none comes.
+    /// The reply has another code, or there is no reply.
     pub fn command_bytes(&mut self, line: &[u8], code: u16) -> Reply {
         self.send_bytes(&[line, b"\r\n"].concat());
         self.expect(code)
@@ -113,7 +113,7 @@ impl Dialogue {
     /// Sends a command and returns its reply.
     ///
     /// # Panics
-    /// The reply has another code, or none comes.
+    /// The reply has another code, or there is no reply.
     pub fn command(&mut self, line: &str, code: u16) -> Reply {
         self.send(line);
         self.expect(code)
@@ -122,7 +122,7 @@ impl Dialogue {
     /// The next reply.
     ///
     /// # Panics
-    /// It has another code, or none comes.
+    /// The reply has another code, or there is no reply.
     pub fn expect(&mut self, code: u16) -> Reply {
         let reply = self.reply();
         if reply.code != code {
@@ -131,10 +131,10 @@ impl Dialogue {
         reply
     }
 
-    /// The next reply, whatever it says.
+    /// The next reply, with any code.
     ///
     /// # Panics
-    /// None comes.
+    /// There is no reply in time.
     pub fn reply(&mut self) -> Reply {
         match self.try_reply(DEADLINE) {
             Ok(Some(reply)) => reply,
@@ -143,10 +143,10 @@ impl Dialogue {
         }
     }
 
-    /// The next reply; `None` if the connection is closed instead.
+    /// The next reply. `None`: the connection was closed.
     ///
     /// # Errors
-    /// Nothing comes within `limit`, the connection is reset, or what comes is no reply.
+    /// There is no reply within `limit`, the connection is reset, or the bytes are not a reply.
     pub fn try_reply(&mut self, limit: Duration) -> io::Result<Option<Reply>> {
         self.control.set_read_timeout(Some(limit))?;
         loop {
@@ -165,7 +165,7 @@ impl Dialogue {
     /// Waits for the end of the connection and returns the replies before it.
     ///
     /// # Panics
-    /// It stays open for [`DEADLINE`].
+    /// The connection is still open after [`DEADLINE`].
     pub fn expect_closed(&mut self) -> Vec<Reply> {
         let mut replies = Vec::new();
         loop {
@@ -178,10 +178,10 @@ impl Dialogue {
         }
     }
 
-    /// `PASV`: the address announced.
+    /// Sends `PASV` and returns the announced address.
     ///
     /// # Panics
-    /// The reply is no 227 with an address.
+    /// The reply is not a 227 with an address.
     pub fn pasv(&mut self) -> SocketAddr {
         let reply = self.command("PASV", 227);
         match reply.passive_address() {
@@ -190,10 +190,10 @@ impl Dialogue {
         }
     }
 
-    /// `EPSV`: the announced port at the address of the control connection.
+    /// Sends `EPSV` and returns the announced port with the address of the control connection.
     ///
     /// # Panics
-    /// The reply is no 229 with a port.
+    /// The reply is not a 229 with a port.
     pub fn epsv(&mut self) -> SocketAddr {
         let reply = self.command("EPSV", 229);
         let peer = self.control.peer_addr().expect("a connected socket has a peer");
@@ -203,10 +203,10 @@ impl Dialogue {
         }
     }
 
-    /// A data connection to `address`, made as the control connection was.
+    /// Opens a data connection to `address` with the connector of the control connection.
     ///
     /// # Panics
-    /// There is none.
+    /// The connection fails.
     pub fn data_connection(&mut self, address: SocketAddr) -> TcpStream {
         match self.connector.connect(address) {
             Ok(data) => data,
@@ -214,10 +214,10 @@ impl Dialogue {
         }
     }
 
-    /// `EPSV`, the data connection, and `command` up to its 150 (or 125).
+    /// Sends `EPSV`, connects, sends `command` and waits for its 150 or 125.
     ///
     /// # Panics
-    /// Any of it fails.
+    /// A step fails.
     pub fn begin(&mut self, command: &str) -> TcpStream {
         let address = self.epsv();
         let data = self.data_connection(address);
@@ -229,11 +229,11 @@ impl Dialogue {
         data
     }
 
-    /// Sends `command` (RETR, STOR, …) without making its data connection, and calls it off if it
-    /// is begun. Returns the code of its first reply.
+    /// Sends `command` (RETR, STOR, …) without opening the data connection, and aborts the transfer if it
+    /// begins. Returns the code of the first reply.
     ///
     /// # Panics
-    /// The session does not survive it.
+    /// The session ends.
     pub fn probe(&mut self, command: &str) -> u16 {
         self.epsv();
         self.send(command);
@@ -249,10 +249,10 @@ impl Dialogue {
         code
     }
 
-    /// The bytes that `command` (RETR, LIST, …) sends over a data connection, up to its 226.
+    /// Sends `command` (RETR, LIST, …), reads the data connection and waits for 226. Returns the data.
     ///
     /// # Panics
-    /// Any of it fails.
+    /// A step fails.
     pub fn receive(&mut self, command: &str) -> Vec<u8> {
         let mut data = self.begin(command);
         let mut content = Vec::new();
@@ -263,10 +263,10 @@ impl Dialogue {
         content
     }
 
-    /// Sends `content` over the data connection of `command` (STOR, APPE, …), up to its 226.
+    /// Sends `command` (STOR, APPE, …) and `content` over its data connection, and waits for 226.
     ///
     /// # Panics
-    /// Any of it fails.
+    /// A step fails.
     pub fn transmit(&mut self, command: &str, content: &[u8]) -> Reply {
         let mut data = self.begin(command);
         if let Err(error) = data.write_all(content).and_then(|()| data.shutdown(Shutdown::Write)) {
@@ -278,7 +278,7 @@ impl Dialogue {
     /// Downloads a file in TYPE I.
     ///
     /// # Panics
-    /// Any of it fails.
+    /// A step fails.
     pub fn retrieve(&mut self, path: &str) -> Vec<u8> {
         self.command("TYPE I", 200);
         self.receive(&format!("RETR {path}"))
@@ -287,7 +287,7 @@ impl Dialogue {
     /// Uploads a file in TYPE I.
     ///
     /// # Panics
-    /// Any of it fails.
+    /// A step fails.
     pub fn store(&mut self, path: &str, content: &[u8]) {
         self.command("TYPE I", 200);
         self.transmit(&format!("STOR {path}"), content);
@@ -296,7 +296,7 @@ impl Dialogue {
     /// `SIZE` in TYPE I.
     ///
     /// # Panics
-    /// There is no such file.
+    /// The file does not exist.
     pub fn size(&mut self, path: &str) -> u64 {
         self.command("TYPE I", 200);
         let reply = self.command(&format!("SIZE {path}"), 213);
@@ -306,16 +306,16 @@ impl Dialogue {
         }
     }
 
-    /// `QUIT`, and the end of the connection.
+    /// Sends `QUIT` and waits for the end of the connection.
     ///
     /// # Panics
-    /// No 221, or the connection stays open.
+    /// The reply is not 221, or the connection stays open.
     pub fn quit(mut self) {
         self.command("QUIT", 221);
         self.expect_closed();
     }
 
-    /// Ends the control connection with a reset, as a client that crashes may.
+    /// Ends the control connection with a reset, as a crashing client may.
     pub fn reset(self) {
         reset(self.control);
     }
@@ -325,16 +325,16 @@ impl Dialogue {
     }
 }
 
-/// Closes a connection with a reset: what is under way in either direction is lost.
+/// Closes a connection with a reset. Data in transit in both directions is lost.
 ///
 /// # Panics
-/// The socket takes no options.
+/// The socket option cannot be set.
 pub fn reset(stream: TcpStream) {
     let no_time = Some(Duration::ZERO);
     socket2::SockRef::from(&stream).set_linger(no_time).expect("a socket can be set to linger");
 }
 
-/// Whether the error says that the peer is gone, rather than silent.
+/// Returns true if the error means that the peer is gone, not only silent.
 pub fn is_closed(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted)
 }
@@ -342,17 +342,17 @@ pub fn is_closed(error: &io::Error) -> bool {
 /// Reads exactly `length` bytes of a data connection.
 ///
 /// # Panics
-/// They do not come.
+/// They do not arrive in time.
 pub fn read_exactly(data: &mut TcpStream, length: usize) -> Vec<u8> {
     let mut content = vec![0; length];
     data.read_exact(&mut content).unwrap_or_else(|error| panic!("waiting for {length} bytes: {error}"));
     content
 }
 
-/// Reads a data connection to its end, however it ends: what a client has when a node dies.
+/// Reads a data connection until it ends or is reset: the data that a client has when a node dies.
 ///
 /// # Panics
-/// Nothing happens for [`DEADLINE`].
+/// No data and no end arrive for [`DEADLINE`].
 pub fn read_what_comes(data: &mut TcpStream) -> Vec<u8> {
     let mut content = Vec::new();
     match data.read_to_end(&mut content) {

@@ -1,4 +1,4 @@
-//! A TCP connection's way to a server that a test can close, open, and break at a chosen answer.
+//! A relay to a TCP server. A test can close it, open it, and make it break at a chosen response.
 
 use std::{
     io::{Read, Write},
@@ -9,7 +9,7 @@ use std::{
 
 use crate::eventually;
 
-/// Forwards connections to a server until it is dropped.
+/// Relays connections to a server until it is dropped.
 pub struct Gate {
     pub address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -20,16 +20,16 @@ pub struct Gate {
 struct State {
     is_closed: bool,
     is_over: bool,
-    /// An answer that contains this is not forwarded: the connection breaks instead, once.
+    /// A response with this text is not forwarded. The connection breaks instead, once.
     breaks_at: Option<Vec<u8>>,
     connections: Vec<TcpStream>,
 }
 
 impl Gate {
-    /// Listens on `address`, and forwards to `server`.
+    /// Listens on `address` and relays to `server`.
     ///
     /// # Panics
-    /// The address is taken.
+    /// The address is in use.
     pub fn start(address: SocketAddr, server: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).expect("the test's own address is free");
         let state = Arc::<Mutex<State>>::default();
@@ -57,22 +57,22 @@ impl Gate {
         Self { address, state, doorkeeper: Some(doorkeeper) }
     }
 
-    /// Breaks all connections, and lets no new one through.
+    /// Breaks all connections and refuses new ones.
     pub fn close(&self) {
         let mut state = lock(&self.state);
         state.is_closed = true;
         for connection in state.connections.drain(..) {
-            // It may have ended already.
+            // The connection may have ended already.
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
 
-    /// Lets connections through again.
+    /// Accepts connections again.
     pub fn open(&self) {
         lock(&self.state).is_closed = false;
     }
 
-    /// Breaks the connection on which the next answer with this text comes, without the answer.
+    /// Breaks the connection on which the next response with this text arrives, before the response.
     pub fn break_at(&self, text: &str) {
         lock(&self.state).breaks_at = Some(text.as_bytes().to_vec());
     }
@@ -80,7 +80,7 @@ impl Gate {
     /// Waits until a connection has been broken by [`Self::break_at`].
     ///
     /// # Panics
-    /// None is.
+    /// No connection is broken in time.
     pub fn wait_for_break(&self) {
         eventually("an answer to be lost", || lock(&self.state).breaks_at.is_none().then_some(()));
     }
@@ -90,7 +90,7 @@ impl Drop for Gate {
     fn drop(&mut self) {
         lock(&self.state).is_over = true;
         self.close();
-        // It waits for the next connection, which wakes it. The address is free when it has ended.
+        // The thread waits for the next connection, which wakes it. When it has ended, the address is free.
         if TcpStream::connect(self.address).is_ok()
             && let Some(doorkeeper) = self.doorkeeper.take()
         {
@@ -100,7 +100,7 @@ impl Drop for Gate {
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    // A panic elsewhere leaves the state as good as it was.
+    // The state is valid after each statement, so a panic elsewhere does not matter.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -110,7 +110,7 @@ fn breaks(state: &Mutex<State>, answer: &[u8]) -> bool {
     state.breaks_at.take_if(|text| is_it(text)).is_some()
 }
 
-/// Copies until either side ends, or `breaks` says so, and ends both.
+/// Copies until one side ends or `breaks` returns true. Then ends both.
 fn forward(mut from: TcpStream, mut to: TcpStream, breaks: &dyn Fn(&[u8]) -> bool) {
     let mut bytes = vec![0; 64 * 1024];
     while let Ok(count @ 1..) = from.read(&mut bytes) {
@@ -118,6 +118,6 @@ fn forward(mut from: TcpStream, mut to: TcpStream, breaks: &dyn Fn(&[u8]) -> boo
             break;
         }
     }
-    // Either may have ended already.
+    // Each side may have ended already.
     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }

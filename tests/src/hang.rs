@@ -1,6 +1,6 @@
-//! Storage that hangs, without root and without a file system of its own: the kernel hands every
-//! `openat2` of the node to the test (seccomp's user notifications), which answers those below one
-//! directory only when it wants to. To the node this is a system call that does not return.
+//! Storage that hangs, without root and without a special file system. The kernel passes every `openat2`
+//! of the node to the test (seccomp user notifications). The test delays its response to calls below one
+//! directory. To the node, the system call hangs.
 
 use std::{
     fs::File,
@@ -21,7 +21,7 @@ use nix::{
 
 /// A directory in a node's home that hangs until [`Hang::release`].
 pub struct Hang {
-    /// Relative to the home.
+    /// Path relative to the home.
     directory: String,
     state: Mutex<State>,
 }
@@ -29,23 +29,23 @@ pub struct Hang {
 #[derive(Default)]
 struct State {
     listener: Option<Arc<OwnedFd>>,
-    /// Calls that wait, by the kernel's number.
+    /// Hanging calls, by the kernel's number.
     held: Vec<u64>,
     is_released: bool,
 }
 
 impl Hang {
-    /// Everything at and below `directory` will hang.
+    /// Calls at and below `directory` will hang.
     pub fn below(directory: &str) -> Arc<Self> {
         Arc::new(Self { directory: directory.to_owned(), state: Mutex::default() })
     }
 
-    /// How many calls hang at this moment.
+    /// Number of calls that hang now.
     pub fn held(&self) -> usize {
         self.state().held.len()
     }
 
-    /// Lets all calls go on, and those that come later.
+    /// Lets all hanging and later calls proceed.
     pub fn release(&self) {
         let mut state = self.state();
         state.is_released = true;
@@ -57,15 +57,15 @@ impl Hang {
         }
     }
 
-    /// Makes a process that is about to be started hand its calls over. What is returned has to be passed
-    /// to [`Self::supervise`] once it runs.
+    /// Prepares a command so that its process passes its calls to the test. The result must be passed to
+    /// [`Self::supervise`] after the process has started.
     ///
     /// # Panics
-    /// There are no sockets.
+    /// The sockets cannot be created.
     pub(crate) fn prepare(command: &mut Command) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
-        // SAFETY: only system calls are made between fork and exec, on memory of the stack and on what the
-        // closure owns.
+        // SAFETY: between fork and exec there are only system calls, on memory of the stack and of the
+        // closure.
         unsafe {
             command.pre_exec(move || {
                 let listener = install_filter()?;
@@ -79,17 +79,17 @@ impl Hang {
         ours
     }
 
-    /// Answers the process's calls from now on, on a thread that ends with it.
+    /// Responds to the process's calls from now on, on a thread that ends with the process.
     ///
     /// # Panics
-    /// The process has not sent its listener.
+    /// The process has not sent the descriptor of its filter.
     pub(crate) fn supervise(self: &Arc<Self>, socket: &UnixStream) {
         let listener = Arc::new(receive_descriptor(socket).expect("the process sends its listener"));
         self.state().listener = Some(Arc::clone(&listener));
         let hang = Arc::clone(self);
         thread::spawn(move || {
             while let Some(call) = next_call(&listener) {
-                // The lock is held until the call is among those held, so that no release misses it.
+                // Locked until the call is registered, so that no release misses it.
                 let mut state = hang.state();
                 if !state.is_released && hang.concerns(&call) {
                     state.held.push(call.id);
@@ -115,7 +115,7 @@ impl Hang {
     }
 }
 
-/// Hands every `openat2` of this process to the descriptor that is returned. Async-signal-safe.
+/// Passes every `openat2` of this process to the returned descriptor. Async-signal-safe.
 fn install_filter() -> io::Result<OwnedFd> {
     const fn statement(code: u32, k: u32) -> libc::sock_filter {
         libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
@@ -131,8 +131,8 @@ fn install_filter() -> io::Result<OwnedFd> {
         statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-    // SAFETY: prctl takes integers. `program` and the filter that it points to live until the call has
-    // returned, and the kernel copies them.
+    // SAFETY: prctl takes integers. `program` and the filter that it points to live until the call
+    // returns, and the kernel copies them.
     let descriptor = unsafe {
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
             return Err(io::Error::last_os_error());
@@ -145,7 +145,7 @@ fn install_filter() -> io::Result<OwnedFd> {
         )
     };
     match RawFd::try_from(descriptor) {
-        // SAFETY: the kernel has just made this descriptor for us.
+        // SAFETY: the kernel has just created this descriptor for this process.
         Ok(descriptor) if descriptor >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
         _ => Err(io::Error::last_os_error()),
     }
@@ -161,25 +161,26 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
         if let ControlMessageOwned::ScmRights(descriptors) = control
             && let [descriptor] = descriptors[..]
         {
-            // SAFETY: the kernel has just installed it in this process, and nothing else knows it.
+            // SAFETY: the kernel has just installed this descriptor in this process, and no other code
+            // uses it.
             return Ok(unsafe { OwnedFd::from_raw_fd(descriptor) });
         }
     }
     Err(io::ErrorKind::NotFound.into())
 }
 
-/// The next call; `None` once the process has ended.
+/// The next call. `None`: the process has ended.
 fn next_call(listener: &OwnedFd) -> Option<libc::seccomp_notif> {
     loop {
-        // SAFETY: all bits zero are a value of this structure of integers; the kernel asks for that.
+        // SAFETY: all bits zero is a valid value of this structure of integers. The kernel requires it.
         let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
         let mut poll = libc::pollfd { fd: listener.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: `poll` is one valid structure, as the count says, and so is `call` of its ioctl.
+        // SAFETY: `poll` and `call` are valid structures, and the count is 1.
         unsafe {
             if libc::poll(&mut poll, 1, -1) > 0 && poll.revents & libc::POLLIN == 0 {
                 return None;
             }
-            // An error means that the caller was killed meanwhile.
+            // An error means that the caller was killed in the meantime.
             if libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call) == 0 {
                 return Some(call);
             }
@@ -187,11 +188,11 @@ fn next_call(listener: &OwnedFd) -> Option<libc::seccomp_notif> {
     }
 }
 
-/// Lets a call run as it would have. A caller that is gone does not need it.
+/// Lets a call proceed normally. Fails only if the caller is gone, which does not matter.
 fn go_on(listener: &OwnedFd, id: u64) {
     let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
     let mut answer = libc::seccomp_notif_resp { id, val: 0, error: 0, flags };
-    // SAFETY: `answer` is one valid structure, as this ioctl wants it.
+    // SAFETY: `answer` is a valid structure of the type that this ioctl takes.
     unsafe {
         libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer);
     }

@@ -1,4 +1,4 @@
-//! Plain HTTP requests to authd and to the daemons' admin addresses.
+//! HTTP requests to authd and to the daemons' admin addresses.
 
 use std::{
     io::{self, Read, Write},
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::DEADLINE;
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -34,10 +34,10 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own. `token` goes into a bearer header, `body` is sent as JSON.
+/// Sends one request on a new connection. `token` becomes a bearer header, `body` is sent as JSON.
 ///
 /// # Errors
-/// No connection, no answer in time, or one that is not HTTP.
+/// The connection fails, or there is no HTTP response in time.
 pub fn request(
     address: SocketAddr,
     method: &str,
@@ -47,7 +47,7 @@ pub fn request(
 ) -> io::Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
-    // HTTP/1.0: the answer ends with the connection and is never chunked.
+    // HTTP/1.0: the response ends with the connection and is never chunked.
     let mut text = format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n");
     if let Some(token) = token {
         text += &format!("Authorization: Bearer {token}\r\n");
@@ -63,7 +63,7 @@ pub fn request(
     parse(&answer).ok_or_else(|| io::Error::other(format!("not an HTTP answer: {answer:?}")))
 }
 
-/// `GET path`, without a token.
+/// Sends `GET path` without a token.
 ///
 /// # Errors
 /// As [`request`].

@@ -1,4 +1,4 @@
-//! The balancer's and the nodes' part of the kernel data path, from the files of `nginx/kernel/`.
+//! The kernel data path, with the files of `nginx/kernel/` for the balancer and the nodes.
 
 use std::{net::IpAddr, path::PathBuf};
 
@@ -6,7 +6,7 @@ use common::node::PortRange;
 
 use crate::nginx::{Balancer, fill};
 
-/// What the balancer forwards beside data connections.
+/// Handling of forwarded traffic other than data connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OtherForwarding {
     Drop,
@@ -14,7 +14,7 @@ pub enum OtherForwarding {
 }
 
 impl Balancer {
-    /// The nftables rules that keep urgent data readable, as `nginx/kernel/README.md` says.
+    /// The nftables rules that keep urgent data readable; see `nginx/kernel/README.md`.
     pub fn urgent_data_rules(&self) -> String {
         let ports = self.implicit_port.iter().chain([&self.control_port]).map(u16::to_string);
         fill("kernel/urgent-data.nft", &[("control_ports", &ports.collect::<Vec<_>>().join(", "))])
@@ -43,7 +43,7 @@ impl Balancer {
             ("counters", &each("\n", &counter)),
             ("to_nodes", &each(", ", &|name, _, slice| format!("{slice} : \"to_{name}\""))),
             ("from_nodes", &each(", ", &|name, _, slice| format!("{slice} : \"from_{name}\""))),
-            // No rule can translate a client's address into one of the other family.
+            // No rule can translate an address into one of the other family.
             ("slices", &if self.address.is_ipv6() == v6 { each("", &slice) } else { String::new() }),
             ("sources", &each(", ", &|_, node, slice| format!("{node} . {slice}"))),
             ("other_forwarding", if other == OtherForwarding::Drop { "drop" } else { "accept" }),
@@ -52,7 +52,7 @@ impl Balancer {
     }
 }
 
-/// The script that routes the nodes' answers.
+/// The script that routes the nodes' replies.
 pub fn replies_script() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../nginx/kernel/replies.sh")
 }

@@ -1,10 +1,10 @@
 //! The harness of all tests that start real processes: ports, daemons, FTP dialogues, clients.
 //!
-//! Everything waits for a condition with a deadline ([`eventually`], [`process::Daemon`]'s waits,
-//! the reads of a [`dialogue::Dialogue`]) and panics with what it saw, because a test that fails
-//! has to say why. Whatever a test starts ends with it, even if the test is killed.
+//! All waits have a condition and a deadline ([`eventually`], the waits of [`process::Daemon`], the reads
+//! of a [`dialogue::Dialogue`]). They panic with what they saw, so a failed test explains itself.
+//! Processes that a test starts end with the test, even if it is killed.
 
-// What a daemon logged belongs beside the panic of the test that used it.
+// The logs of the daemons are printed beside the panic of the test that used them.
 #![allow(clippy::print_stderr)]
 
 pub mod authd;
@@ -35,13 +35,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long anything that should happen soon may take on a busy machine.
+/// Maximum time for events that should happen soon, on a busy machine.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Asks `attempt` until it has an answer.
+/// Calls `attempt` until it returns a value.
 ///
 /// # Panics
-/// There is none within [`DEADLINE`]; `what` says what was waited for.
+/// There is no value within [`DEADLINE`]. `what` describes the event for the message.
 pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
     loop {

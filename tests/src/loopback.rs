@@ -8,15 +8,15 @@ use std::{
     process,
 };
 
-/// How many tests can hold addresses at once on one machine.
+/// Maximum number of concurrent tests with addresses on one machine.
 const SLOTS: u16 = 512;
-/// Ports of a slot. All slots together stay below the ephemeral ports (32768 and up), which any
-/// outgoing connection may hold.
+/// Ports of a slot. All slots together stay below the ephemeral ports (from 32768 on), which outgoing
+/// connections may occupy.
 const PORTS: u16 = 20;
 const FIRST_PORT: u16 = 20000;
 
-/// One test's part of the loopback network: 127.x.y.0/24, and some port numbers that are its own
-/// on every other address of the host. Free again when dropped, or when the process ends.
+/// A test's part of the loopback network: 127.x.y.0/24, and some port numbers that it owns on every other
+/// address of the host. Released when dropped or when the process ends.
 #[derive(Debug)]
 pub struct Loopback {
     slot: u16,
@@ -26,9 +26,9 @@ pub struct Loopback {
 
 impl Loopback {
     /// # Panics
-    /// All slots are in use, or the lock files cannot be made.
+    /// All slots are in use, or the lock files cannot be created.
     pub fn reserve() -> Self {
-        // Users of the machine do not share the directory: one could not open the other's files.
+        // One directory per user of the machine: users cannot open each other's files.
         let directory = env::temp_dir().join(format!("distributed-ftp-tests-{}", nix::unistd::getuid()));
         fs::create_dir_all(&directory).expect("the temporary directory takes lock files");
         let start = process::id() as u16 % SLOTS;
@@ -49,12 +49,12 @@ impl Loopback {
         Ipv4Addr::new(127, 64 + (self.slot >> 8) as u8, (self.slot & 255) as u8, host).into()
     }
 
-    /// 127.x.y.`host` and a port of any number: the addresses are this test's alone.
+    /// 127.x.y.`host` with any port: the addresses belong to this test alone.
     pub fn socket(&self, host: u8, port: u16) -> SocketAddr {
         (self.address(host), port).into()
     }
 
-    /// Port numbers that are this test's on ::1 and every other address too.
+    /// Port numbers that belong to this test on all addresses, including ::1.
     pub fn ports(&self) -> RangeInclusive<u16> {
         let first = FIRST_PORT + self.slot * PORTS;
         first..=first + PORTS - 1

@@ -1,4 +1,4 @@
-//! Hosts with networks of their own, and mounts of their own: namespaces, which need no root.
+//! Hosts with separate networks and mounts: namespaces, without root.
 
 use std::{
     env,
@@ -17,14 +17,14 @@ use nix::{
     sys::{prctl::set_pdeathsig, signal::Signal},
 };
 
-/// Set in the process that has a network of its own: a directory, where it says that it ran.
+/// Set in the process with a separate network: a directory in which the process reports that it ran.
 const MARK: &str = "CLUSTER_TESTS_OWN_NETWORK";
 
-/// Runs `body`, the whole of the test called `test`, in a process with a network and mounts of its own,
-/// where it may do whatever root may do to them.
+/// Runs `body`, the whole body of the test `test`, in a process with a separate network and separate
+/// mounts, on which it has root's rights.
 ///
 /// # Panics
-/// `body` does, or this machine allows no namespaces.
+/// `body` panics, or this machine allows no namespaces.
 pub fn with_own_network(test: &str, body: impl FnOnce()) {
     if let Some(directory) = env::var_os(MARK) {
         ip(&["link", "set", "lo", "up"]);
@@ -52,18 +52,18 @@ pub fn with_own_network(test: &str, body: impl FnOnce()) {
     }
     let status = command.status().expect("unshare was there a moment ago");
     assert!(status.success(), "in a network of its own, {test} failed: see above");
-    // With another name there was no test to fail.
+    // If `test` is misspelt, no test runs, and none fails.
     assert!(directory.path().join("done").exists(), "there is no test {test}");
 }
 
-/// A host on some of the test's networks.
+/// A host in the test's networks.
 pub struct Host {
     name: &'static str,
-    /// Keeps the namespace.
+    /// Keeps the namespace alive.
     network: File,
 }
 
-/// A network that hosts are connected to: a bridge.
+/// A network for hosts: a bridge.
 pub struct Network(String);
 
 impl Network {
@@ -77,7 +77,7 @@ impl Network {
 }
 
 impl Host {
-    /// A host with nothing but loopback.
+    /// A host with only a loopback interface.
     ///
     /// # Panics
     /// The kernel refuses.
@@ -91,30 +91,30 @@ impl Host {
         host
     }
 
-    /// Connects the host's `interface` with a network, at these addresses.
+    /// Connects the host's `interface` to a network, with these addresses.
     ///
     /// # Panics
     /// The kernel refuses.
     pub fn connect(&self, interface: &str, network: &Network, addresses: &[(IpAddr, u8)]) {
         static LAST: AtomicU32 = AtomicU32::new(0);
         let port = format!("port{}", LAST.fetch_add(1, Ordering::Relaxed));
-        // A name with a slash is a path.
+        // A name that contains a slash is a path.
         let netns = format!("/proc/{}/fd/{}", process::id(), self.network.as_raw_fd());
         ip(&["link", "add", &port, "type", "veth", "peer", "name", interface, "netns", &netns]);
         ip(&["link", "set", &port, "master", &network.0, "up"]);
         for (address, prefix) in addresses {
             let address = format!("{address}/{prefix}");
-            // Nobody else has it: IPv6 need not ask, which would take a second.
+            // The address is unique, so IPv6 duplicate address detection, which takes a second, is skipped.
             let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
             self.run("ip", &[&["addr", "add", &address, "dev", interface], nodad].concat());
         }
         self.run("ip", &["link", "set", interface, "up"]);
     }
 
-    /// Does something as a process on this host would.
+    /// Runs a closure in this host's namespaces.
     ///
     /// # Panics
-    /// It does.
+    /// The closure panics.
     pub fn enter<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         let entered = thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -126,22 +126,22 @@ impl Host {
         entered.unwrap_or_else(|panic| panic::resume_unwind(panic))
     }
 
-    /// Makes a process that is yet to be started one of this host's.
+    /// Prepares a command so that its process runs on this host.
     ///
     /// # Panics
     /// There are too many open files.
     pub fn place(&self, command: &mut Command) {
         let network = self.network.try_clone().expect("a file can be opened once more");
-        // SAFETY: setns is a system call and nothing else; nothing is allocated between fork and exec.
+        // SAFETY: setns is only a system call, and nothing is allocated between fork and exec.
         unsafe {
             command.pre_exec(move || Ok(setns(&network, CloneFlags::CLONE_NEWNET)?));
         }
     }
 
-    /// Runs a program on this host and returns what it printed.
+    /// Runs a program on this host and returns its output.
     ///
     /// # Panics
-    /// It is not installed, or fails.
+    /// The program is not installed, or fails.
     pub fn run(&self, program: &str, arguments: &[&str]) -> String {
         let mut command = Command::new(program);
         command.args(arguments);

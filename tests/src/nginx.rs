@@ -1,4 +1,4 @@
-//! The balancer: nginx with the repository's own configuration.
+//! The balancer: nginx with the configuration of this repository.
 
 use std::{
     fs,
@@ -17,20 +17,20 @@ use crate::{DEADLINE, eventually, process::Daemon};
 /// Longer than the nodes' `stall_timeout` and `idle_timeout`.
 const DATA_TIMEOUT: &str = "6m";
 
-/// What the balancer must know of the cluster.
+/// The cluster as the balancer knows it.
 #[derive(Clone)]
 pub struct Balancer {
-    /// Where clients connect to.
+    /// Address for clients.
     pub address: IpAddr,
     pub control_port: u16,
-    /// Name, address and slice of each node; each listens on `node_port`.
+    /// Name, address and slice of each node. Nodes listen on `node_port`.
     pub nodes: Vec<(String, IpAddr, PortRange)>,
     pub node_port: u16,
-    /// Where clients, and the nodes, have TLS from the first byte.
+    /// Addresses of clients and nodes for implicit TLS.
     pub implicit_port: Option<u16>,
 }
 
-/// A running nginx. It ends, with its workers, when this is dropped.
+/// A running nginx. Dropping it ends nginx and its workers.
 pub struct Nginx {
     pub daemon: Daemon,
     directory: TempDir,
@@ -39,17 +39,17 @@ pub struct Nginx {
 /// One line of the access log.
 #[derive(Clone, Debug)]
 pub struct Access {
-    /// The port that the client connected to.
+    /// Port to which the client connected.
     pub port: u16,
-    /// The node that got it; the last one, if others did not accept it.
+    /// The node of the connection: the last one, if others did not accept it.
     pub upstream: SocketAddr,
 }
 
 impl Nginx {
-    /// Starts it and waits until it listens.
+    /// Starts nginx and waits until it listens.
     ///
     /// # Panics
-    /// It is not installed, or rejects the configuration.
+    /// nginx is not installed, or rejects the configuration.
     pub fn start(balancer: &Balancer) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let configuration = directory.path().join("nginx.conf");
@@ -58,7 +58,7 @@ impl Nginx {
         let mut command = Command::new("nginx");
         command.arg("-p").arg(directory.path()).arg("-c").arg(configuration);
         command.args(["-e", "stderr", "-g", "daemon off;"]);
-        // Killed, it would leave its workers behind.
+        // SIGKILL would leave the workers behind.
         let daemon = Daemon::start_ending_with("nginx", command, Signal::SIGTERM);
         let nginx = Self { daemon, directory };
         let control = SocketAddr::from((balancer.address, balancer.control_port));
@@ -66,24 +66,24 @@ impl Nginx {
         nginx
     }
 
-    /// Connections that have ended, in that order.
+    /// Ended connections, in the order of their ends.
     pub fn accesses(&self) -> Vec<Access> {
         let log = fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
         log.lines().filter_map(access).collect()
     }
 
-    /// Clients that no node has accepted, among the connections that have ended.
+    /// Number of ended connections that no node has accepted.
     pub fn refused(&self) -> usize {
         let log = fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
-        // Of each try, the time to connect; `-` where it failed.
+        // Time of each connection attempt; `-` if it failed.
         let last_try =
             |line: &str| Some(line.split_once(" connect=")?.1.split_once(" first_byte=")?.0.to_owned());
         log.lines().filter_map(last_try).filter(|tries| tries.ends_with('-')).count()
     }
 }
 
-/// The line that loads nginx's stream module, where it is not built in: `nginx -V` says which of both. A
-/// module's file alone says nothing; it may belong to another nginx, which then refuses to start.
+/// The line that loads nginx's stream module, if it is not built in. `nginx -V` tells which is the case. The
+/// existence of a module file is not sufficient: it may belong to another nginx, and loading it would fail.
 ///
 /// # Panics
 /// nginx is not installed.
@@ -95,7 +95,7 @@ fn load_stream_module() -> String {
     LINE.clone()
 }
 
-/// The same, from what `nginx -V` prints.
+/// The same, from the output of `nginx -V`.
 fn stream_module(build: &str) -> String {
     let options = build.split([' ', '\n']);
     if !options.clone().any(|option| option == "--with-stream=dynamic") {
@@ -108,7 +108,7 @@ fn stream_module(build: &str) -> String {
 }
 
 impl Balancer {
-    /// The templates of `nginx/`, filled as its README says.
+    /// The templates of `nginx/`, filled in as described in their README.
     pub fn configuration(&self, directory: &Path) -> String {
         let timeouts = [("control_timeout", "4h"), ("data_timeout", DATA_TIMEOUT)];
         let listen =
@@ -159,7 +159,7 @@ impl Balancer {
     }
 }
 
-/// Fills one template of `nginx/`.
+/// Fills in one template of `nginx/`.
 pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../nginx").join(template);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -173,7 +173,7 @@ fn bracketed(address: IpAddr) -> String {
     }
 }
 
-/// Takes a line of stream.conf's `log_format` apart.
+/// Parses a line in stream.conf's `log_format`.
 fn access(line: &str) -> Option<Access> {
     let (client, upstream) = line.split_once(" -> ")?;
     let port = client.rsplit_once(':')?.1.parse().ok()?;
@@ -220,7 +220,8 @@ mod tests {
 
     #[test]
     fn the_upstream_of_a_connection_is_the_one_that_accepted_it() {
-        let line = "2026-11-22T17:00:00+00:00 127.0.0.1:4000 127.0.0.1:21 -> 127.0.0.11:21, 127.0.0.12:21 status=200 received=0";
+        let line = "2026-11-22T17:00:00+00:00 127.0.0.1:4000 127.0.0.1:21 -> \
+                    127.0.0.11:21, 127.0.0.12:21 status=200 received=0";
         let access = access(line).unwrap();
         assert_eq!((access.port, access.upstream), (21, "127.0.0.12:21".parse().unwrap()));
     }

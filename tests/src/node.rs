@@ -1,4 +1,4 @@
-//! `ftpd` as a process: one standalone node, or one of a cluster.
+//! A running `ftpd` process: a standalone node or a node of a cluster.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -15,7 +15,7 @@ use crate::{
     binaries, dialogue::Dialogue, eventually, hang::Hang, http, loopback::Loopback, process::Daemon,
 };
 
-/// What a node is started with.
+/// Settings and environment of a node that is about to start.
 #[derive(Clone)]
 pub struct NodeBuilder {
     loopback: Arc<Loopback>,
@@ -30,21 +30,21 @@ pub struct NodeBuilder {
     hang: Option<Arc<Hang>>,
 }
 
-/// A running `ftpd`. It ends when this is dropped.
+/// A running `ftpd`. Dropping it ends the process.
 pub struct Node {
     pub daemon: Daemon,
     pub name: String,
-    /// The control port.
+    /// Address of the control port.
     pub address: SocketAddr,
-    /// Where /metrics, /healthz and /readyz are.
+    /// Address of /metrics, /healthz and /readyz.
     pub admin: SocketAddr,
     builder: NodeBuilder,
 }
 
 impl Node {
-    /// A node by itself, on loopback addresses and a storage directory of its own. The test's first
-    /// port number is the control port; of the passive ports after it, as many as nobody is short of,
-    /// those within [`Loopback::ports`] are the test's on other addresses too.
+    /// A standalone node with its own loopback addresses and storage directory. The test's first port
+    /// number is the control port. Passive ports follow; those within [`Loopback::ports`] belong to the
+    /// test on other addresses, too.
     pub fn standalone() -> NodeBuilder {
         let loopback = Arc::new(Loopback::reserve());
         let storage = Arc::new(tempfile::tempdir().expect("a temporary directory"));
@@ -56,17 +56,17 @@ impl Node {
             .setting("passive_port_max", ports.start() + 300)
     }
 
-    /// The directory that holds the homes (of a standalone node: that is the users' home).
+    /// The root of the storage. On a standalone node it is the home of the users.
     pub fn root(&self) -> &Path {
         self.builder.storage.path()
     }
 
-    /// The addresses that are this test's.
+    /// The addresses of this test.
     pub fn loopback(&self) -> &Loopback {
         &self.builder.loopback
     }
 
-    /// A control connection, greeted.
+    /// A control connection after the greeting.
     pub fn connect(&self) -> Dialogue {
         Dialogue::connect(self.address)
     }
@@ -78,20 +78,20 @@ impl Node {
         dialogue
     }
 
-    /// The value of one metric, named as in Prometheus's text: `name` or `name{label="value"}`.
-    /// `None` while it has none.
+    /// The value of a metric, named as in Prometheus's text format: `name` or `name{label="value"}`.
+    /// `None`: the metric does not exist yet.
     ///
     /// # Panics
-    /// The admin address does not answer.
+    /// The admin address does not respond.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let answer = http::get(self.admin, "/metrics").expect("the admin address answers");
         metric(&answer.body, name)
     }
 
-    /// Waits until a metric is what `wanted` says; one that is not there counts as 0.
+    /// Waits until `wanted` accepts the value of a metric. A missing metric counts as 0.
     ///
     /// # Panics
-    /// It never is.
+    /// `wanted` accepts no value in time.
     pub fn wait_for_metric(&self, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
         eventually(&format!("metric {name}"), || {
             let value = self.metric(name).unwrap_or(0.0);
@@ -99,7 +99,7 @@ impl Node {
         })
     }
 
-    /// What the node was started with, to start another like it.
+    /// The builder of this node, to start another node like it.
     pub fn builder(&self) -> NodeBuilder {
         self.builder.clone()
     }
@@ -128,7 +128,7 @@ impl NodeBuilder {
             .setting("log_level", "info,ftpd=debug,common=debug")
     }
 
-    /// Sets a setting by its key; the last one given counts.
+    /// Sets a setting by its key. The last value counts.
     pub fn setting(mut self, key: &str, value: impl ToString) -> Self {
         let key = key.replace('-', "_");
         self.settings.retain(|(known, _)| *known != key);
@@ -136,7 +136,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Takes a setting away again.
+    /// Removes a setting.
     pub fn without(mut self, key: &str) -> Self {
         self.settings.retain(|(known, _)| known != key);
         self
@@ -148,14 +148,14 @@ impl NodeBuilder {
         self
     }
 
-    /// Lets no file become larger than this many bytes (RLIMIT_FSIZE): a write beyond it fails, as on a
-    /// full disk.
+    /// Limits the size of files to this many bytes (RLIMIT_FSIZE). A write beyond it fails, as on a full
+    /// disk.
     pub fn largest_file(mut self, bytes: u64) -> Self {
         self.largest_file = Some(bytes);
         self
     }
 
-    /// The soft and the hard limit of open files (RLIMIT_NOFILE).
+    /// Sets the soft and the hard limit of open files (RLIMIT_NOFILE).
     pub fn open_files(mut self, soft: u64, hard: u64) -> Self {
         self.open_files = Some((soft, hard));
         self
@@ -167,31 +167,31 @@ impl NodeBuilder {
         self
     }
 
-    /// Runs the node as a user whom file modes bind, also where root runs the tests. The storage must be
-    /// open to that user.
+    /// Runs the node as an unprivileged user, to whom file modes apply, even if root runs the tests. That
+    /// user must have access to the storage.
     pub fn unprivileged(mut self) -> Self {
         self.is_unprivileged = true;
         self
     }
 
-    /// Lets a directory of the storage hang.
+    /// Makes a directory of the storage hang.
     pub fn hanging(mut self, hang: &Arc<Hang>) -> Self {
         self.hang = Some(Arc::clone(hang));
         self
     }
 
-    /// Listens on this address instead of its own.
+    /// Listens on this address instead of the default one.
     pub fn listen(mut self, address: IpAddr) -> Self {
         self.listen = address;
         self
     }
 
-    /// The directory that will hold the homes, to put files there first.
+    /// The root of the storage, for files that must exist before the start.
     pub fn root(&self) -> &Path {
         self.storage.path()
     }
 
-    /// The addresses that are this test's.
+    /// The addresses of this test.
     pub fn loopback(&self) -> &Loopback {
         &self.loopback
     }
@@ -199,14 +199,14 @@ impl NodeBuilder {
     /// Starts the node and waits until it serves.
     ///
     /// # Panics
-    /// It does not.
+    /// The node does not serve in time.
     pub fn start(self) -> Node {
         let node = self.spawn();
         node.daemon.wait_for_message("ready", &[]);
         node
     }
 
-    /// Starts the node and does not wait: for what keeps a node from serving.
+    /// Starts the node without waiting, for tests in which it does not serve.
     ///
     /// # Panics
     /// The process cannot be started.
@@ -234,13 +234,13 @@ impl NodeBuilder {
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.arg("--listen").arg(self.listen.to_string()).arg("--root").arg(self.storage.path());
         if let Some(bytes) = self.largest_file {
-            // SAFETY: setrlimit is a system call and nothing else.
+            // SAFETY: setrlimit is only a system call.
             unsafe {
                 command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_FSIZE, bytes, bytes)?));
             }
         }
         if let Some((soft, hard)) = self.open_files {
-            // SAFETY: setrlimit is a system call and nothing else.
+            // SAFETY: setrlimit is only a system call.
             unsafe {
                 command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?));
             }
@@ -252,17 +252,17 @@ impl NodeBuilder {
     }
 }
 
-/// User and group without any rights, by convention.
+/// User id and group id of `nobody`, by convention.
 const NOBODY: u32 = 65534;
 
-/// A command that sees nothing of the environment of whoever runs the tests.
+/// A command without the environment of the test process.
 pub(crate) fn clean_command(program: PathBuf) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("RUST_BACKTRACE", "1");
     command
 }
 
-/// The value of a metric in Prometheus's text format.
+/// Finds the value of a metric in Prometheus's text format.
 pub fn metric(text: &str, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }

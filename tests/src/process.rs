@@ -1,4 +1,4 @@
-//! Processes under test: started, watched through their log, and ended whatever happens.
+//! Processes under test: start, log, signals, and their certain end.
 
 use std::{
     fs,
@@ -17,12 +17,12 @@ use nix::{
 
 use crate::{DEADLINE, eventually};
 
-/// A running process whose standard output and error are its log.
+/// A running process. Its log is its standard output and standard error.
 pub struct Daemon {
     name: String,
     child: Child,
     status: Option<ExitStatus>,
-    /// Ends it when the test is over, or killed.
+    /// Signal at the end of the test, also if the test is killed.
     last_signal: Signal,
     log: Arc<Log>,
 }
@@ -36,13 +36,13 @@ struct Log {
 #[derive(Default)]
 struct LogState {
     lines: Vec<String>,
-    /// Of the two streams, how many have ended.
+    /// Number of the two streams that have ended.
     ended: usize,
 }
 
 impl Log {
     fn state(&self) -> MutexGuard<'_, LogState> {
-        // A panic elsewhere leaves a list of lines as good as it was.
+        // The list of lines is always valid, so a panic elsewhere does not matter.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -60,19 +60,19 @@ impl Log {
 }
 
 impl Daemon {
-    /// Starts `command`; `name` is what failures call it.
+    /// Starts `command`. `name` is for failure messages.
     ///
     /// # Panics
-    /// It cannot be started.
+    /// The process cannot be started.
     pub fn start(name: &str, command: Command) -> Self {
         Self::start_ending_with(name, command, Signal::SIGKILL)
     }
 
-    /// As [`Self::start`], for a process that must clean up (nginx ends its workers) and is quick
-    /// about it: it gets `last_signal` instead of SIGKILL when it is no longer needed.
+    /// As [`Self::start`], for a process that must clean up quickly at its end, such as nginx with its
+    /// workers. At the end, it gets `last_signal` instead of SIGKILL.
     ///
     /// # Panics
-    /// It cannot be started.
+    /// The process cannot be started.
     pub fn start_ending_with(name: &str, mut command: Command, last_signal: Signal) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // SAFETY: prctl is async-signal-safe, and nothing else runs between fork and exec.
@@ -95,27 +95,27 @@ impl Daemon {
         self.child.id()
     }
 
-    /// How many file descriptors it has open.
+    /// Number of open file descriptors.
     ///
     /// # Panics
-    /// It has ended.
+    /// The process has ended.
     pub fn descriptors(&self) -> usize {
         let directory = format!("/proc/{}/fd", self.id());
         fs::read_dir(directory).expect("a process has descriptors").count()
     }
 
-    /// How much of its memory is in RAM, in bytes.
+    /// Resident memory, in bytes.
     ///
     /// # Panics
-    /// It has ended.
+    /// The process has ended.
     pub fn memory(&self) -> u64 {
         self.status_bytes("VmRSS:")
     }
 
-    /// The most memory that it has had in RAM so far, in bytes.
+    /// Peak of the resident memory so far, in bytes.
     ///
     /// # Panics
-    /// It has ended.
+    /// The process has ended.
     pub fn peak_memory(&self) -> u64 {
         self.status_bytes("VmHWM:")
     }
@@ -127,35 +127,35 @@ impl Daemon {
         1024 * kib.and_then(|kib| kib.parse::<u64>().ok()).expect("the status tells the memory")
     }
 
-    /// The processor time that it has used so far, in the kernel's ticks (10 ms).
+    /// Processor time used so far, in the kernel's ticks (10 ms).
     ///
     /// # Panics
-    /// It has ended.
+    /// The process has ended.
     pub fn processor_ticks(&self) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.id())).expect("a process has a stat");
-        // proc_pid_stat(5): utime and stime are fields 14 and 15; the name before them ends with `)`.
+        // proc_pid_stat(5): utime and stime are fields 14 and 15. The name before them ends with `)`.
         let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
         fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("ticks are a number")).sum()
     }
 
-    /// Everything logged so far.
+    /// All log lines so far.
     pub fn lines(&self) -> Vec<String> {
         self.log.state().lines.clone()
     }
 
-    /// The first line that `wanted` accepts, also among those that are there already.
+    /// The first line that `wanted` accepts, including earlier lines.
     ///
     /// # Panics
-    /// The process ends without it, or [`DEADLINE`] passes.
+    /// The process ends without such a line, or [`DEADLINE`] passes.
     pub fn wait_for_line(&self, wanted: impl FnMut(&str) -> bool) -> String {
         self.wait_for_line_after(0, wanted)
     }
 
-    /// As [`Self::wait_for_line`], without the first `skipped` lines: `lines().len()` before an
-    /// event gives the lines after it.
+    /// As [`Self::wait_for_line`], without the first `skipped` lines. With `lines().len()` from before an
+    /// event, only later lines count.
     ///
     /// # Panics
-    /// The process ends without it, or [`DEADLINE`] passes.
+    /// The process ends without such a line, or [`DEADLINE`] passes.
     pub fn wait_for_line_after(&self, skipped: usize, mut wanted: impl FnMut(&str) -> bool) -> String {
         let end = Instant::now() + DEADLINE;
         let mut seen = skipped;
@@ -177,7 +177,7 @@ impl Daemon {
         }
     }
 
-    /// The first line with this message (see [`message_is`]) for which all of `fields` hold.
+    /// The first line with this message (see [`message_is`]) and all of these fields.
     ///
     /// # Panics
     /// As [`Self::wait_for_line`].
@@ -194,22 +194,22 @@ impl Daemon {
     /// The process has ended and was waited for.
     pub fn signal(&self, signal: Signal) {
         assert!(self.status.is_none(), "{} has ended already", self.name);
-        // A process that was not waited for keeps its id, so nobody else can get the signal.
+        // The process keeps its id until it is waited for, so the signal cannot hit another process.
         let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
     }
 
-    /// Asks the process to end (SIGTERM) and does not wait.
+    /// Sends SIGTERM and does not wait.
     pub fn terminate(&self) {
         self.signal(Signal::SIGTERM);
     }
 
-    /// Ends the process without a warning (SIGKILL), as a crash would.
+    /// Kills the process (SIGKILL), as in a crash.
     pub fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
         self.wait();
     }
 
-    /// Whether it still runs.
+    /// Returns true if the process still runs.
     pub fn is_running(&mut self) -> bool {
         if self.status.is_none() {
             self.status = self.child.try_wait().expect("a child can be asked for its state");
@@ -217,19 +217,19 @@ impl Daemon {
         self.status.is_none()
     }
 
-    /// How it ended, as soon as it has.
+    /// Waits for the end of the process and returns its status.
     ///
     /// # Panics
-    /// It has not within [`DEADLINE`].
+    /// The process has not ended within [`DEADLINE`].
     pub fn wait(&mut self) -> ExitStatus {
         let what = format!("the end of {}", self.name);
         eventually(&what, || if self.is_running() { None } else { self.status })
     }
 
-    /// Asks it to end and waits.
+    /// Sends SIGTERM and waits for the end.
     ///
     /// # Panics
-    /// It ends with an error, or not in time.
+    /// The process fails, or does not end in time.
     pub fn stop(mut self) {
         self.terminate();
         let status = self.wait();
@@ -242,7 +242,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         if self.is_running() {
             self.signal(self.last_signal);
-            // Wakes it if the test had paused it.
+            // Wakes the process if the test has paused it.
             self.signal(Signal::SIGCONT);
             let end = Instant::now() + DEADLINE;
             while self.is_running() && Instant::now() < end {
@@ -258,7 +258,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Whether a line of a daemon's log has this message, or one that begins with it.
+/// Returns true if the message of a log line begins with `message`.
 pub fn message_is(line: &str, message: &str) -> bool {
     // TIME LEVEL TARGET MESSAGE key=value …; the level is padded.
     let mut rest = line;
@@ -270,7 +270,7 @@ pub fn message_is(line: &str, message: &str) -> bool {
     rest.strip_prefix(message).is_some_and(|after| !after.starts_with(|c: char| c.is_alphanumeric()))
 }
 
-/// The value of `key=value` in a line of a daemon's log.
+/// The value of `key=value` in a log line.
 pub fn field(line: &str, key: &str) -> Option<String> {
     let start = line.find(&format!(" {key}="))? + key.len() + 2;
     let value = &line[start..];
@@ -290,15 +290,16 @@ pub fn field(line: &str, key: &str) -> Option<String> {
     }
 }
 
-/// Starts a process from a thread that lives as long as the test's process: the kernel signals a
-/// child when the *thread* that started it ends, and a test may start its daemons from helpers.
+/// Starts a process from a thread that lives as long as the test's process. The kernel sends the death
+/// signal when the *thread* that started the child ends, and tests may start daemons from short-lived
+/// threads.
 fn spawn(command: Command) -> std::io::Result<Child> {
     type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
     static SPAWNER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
         let (orders, inbox) = mpsc::channel::<Order>();
         thread::spawn(move || {
             for (mut command, answer) in inbox {
-                // An asker that is gone has panicked; its child ends with the process.
+                // The requesting thread may have panicked. Its child then ends with the process.
                 let _ = answer.send(command.spawn());
             }
         });
@@ -313,7 +314,8 @@ fn spawn(command: Command) -> std::io::Result<Child> {
 mod tests {
     use super::*;
 
-    const LINE: &str = r#"2026-11-22T16:40:24Z INFO  ftpd::server listening part=control address=127.0.0.1:21 why="a \"b\" c""#;
+    const LINE: &str = "2026-11-22T16:40:24Z INFO  ftpd::server listening part=control address=127.0.0.1:21 \
+                        why=\"a \\\"b\\\" c\"";
 
     #[test]
     fn a_log_line_is_taken_apart() {

@@ -1,4 +1,4 @@
-//! Connections as a client, or as a balancer on behalf of one, makes them.
+//! Connections of a client, or of a balancer on behalf of a client.
 
 use std::{
     io::{self, Write},
@@ -9,7 +9,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::DEADLINE;
 
-/// Where a client's connections come from, and what is written before anything else.
+/// Source address, socket options and PROXY header of connections.
 #[derive(Clone, Debug, Default)]
 pub struct Connector {
     source: Option<IpAddr>,
@@ -18,7 +18,7 @@ pub struct Connector {
     header: Option<Header>,
 }
 
-/// The PROXY protocol header that a balancer would send.
+/// The PROXY header of a balancer.
 #[derive(Clone, Copy, Debug)]
 struct Header {
     version: Version,
@@ -33,23 +33,23 @@ enum Version {
 }
 
 impl Connector {
-    /// From any address, with nothing before the client's own bytes.
+    /// From any address, without a header.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Connections come from this address of the host.
+    /// Connects from this address of the host.
     pub fn from(self, source: IpAddr) -> Self {
         Self { source: Some(source), ..self }
     }
 
-    /// Socket buffers of this many bytes (the kernel doubles them), so that a peer notices soon
-    /// that this side does not read or cannot send.
+    /// Sets the sizes of the socket buffers in bytes (the kernel doubles them). With small buffers, the
+    /// peer notices soon that this side does not read or cannot send.
     pub fn buffers(self, receive: usize, send: usize) -> Self {
         Self { receive_buffer: Some(receive), send_buffer: Some(send), ..self }
     }
 
-    /// A PROXY header of version 1 leads every connection: of `client`, which came to `balancer`.
+    /// Begins every connection with a PROXY header of version 1 for `client`, connected to `balancer`.
     pub fn proxy_v1(self, client: IpAddr, balancer: IpAddr) -> Self {
         Self { header: Some(Header { version: Version::One, client, balancer }), ..self }
     }
@@ -60,7 +60,7 @@ impl Connector {
     }
 
     /// # Errors
-    /// The connection cannot be made, or takes no header.
+    /// The connection fails, or the header cannot be sent.
     pub fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         if let Some(bytes) = self.receive_buffer {
@@ -89,10 +89,10 @@ impl Connector {
     }
 }
 
-/// The text form (PROXY protocol specification, section 2.1).
+/// The text form of the header (PROXY protocol specification, section 2.1).
 ///
 /// # Panics
-/// The addresses are of different families.
+/// The addresses have different families.
 pub fn header_v1(client: SocketAddr, balancer: SocketAddr) -> Vec<u8> {
     assert_eq!(client.is_ipv4(), balancer.is_ipv4(), "a header has two addresses of one family");
     let family = if client.is_ipv4() { "TCP4" } else { "TCP6" };
@@ -100,10 +100,10 @@ pub fn header_v1(client: SocketAddr, balancer: SocketAddr) -> Vec<u8> {
     format!("PROXY {family} {from} {to} {} {}\r\n", client.port(), balancer.port()).into_bytes()
 }
 
-/// The binary form (section 2.2).
+/// The binary form of the header (section 2.2).
 ///
 /// # Panics
-/// The addresses are of different families.
+/// The addresses have different families.
 pub fn header_v2(client: SocketAddr, balancer: SocketAddr) -> Vec<u8> {
     let mut header = b"\r\n\r\n\0\r\nQUIT\n\x21".to_vec();
     match (client.ip(), balancer.ip()) {

@@ -1,6 +1,6 @@
-//! Numbers that look random and are the same for the same seed, on every machine and in every version.
+//! Pseudo-random numbers, the same for the same seed on every machine and in every version.
 
-/// Sebastiano Vigna's splitmix64: every seed gives another sequence.
+/// Sebastiano Vigna's splitmix64. Each seed gives a different sequence.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -10,7 +10,7 @@ impl Random {
         Self(seed)
     }
 
-    /// The next number of 64 bits.
+    /// The next 64-bit number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -24,11 +24,11 @@ impl Random {
     /// # Panics
     /// `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        // The remainder is uneven by less than one part in 2^40 for the bounds of tests.
+        // For the small bounds of tests, the bias of the remainder is below 2^-40.
         (self.number() % bound as u64) as usize
     }
 
-    /// True in `percent` of 100 cases.
+    /// True with a probability of `percent` percent.
     pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
@@ -41,7 +41,7 @@ impl Random {
         choices[self.below(choices.len())]
     }
 
-    /// One of `choices`, each as often as its weight says.
+    /// One of `choices`, with probabilities in proportion to the weights.
     ///
     /// # Panics
     /// All weights are 0.
@@ -69,7 +69,7 @@ mod tests {
         };
         assert_eq!(numbers(7), numbers(7));
         assert_ne!(numbers(7), numbers(8));
-        // Published with the generator.
+        // Published together with the generator.
         assert_eq!(numbers(1_234_567)[0], 6_457_827_717_110_365_317);
     }
 

@@ -1,4 +1,4 @@
-//! A Redis of the test's own.
+//! A running Redis process.
 
 use std::{
     io::{Read, Write},
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::{DEADLINE, eventually, process::Daemon};
 
-/// A running `redis-server` without persistence. It ends when this is dropped.
+/// A running `redis-server` without persistence. Dropping it ends the process.
 pub struct Redis {
     pub daemon: Daemon,
     pub address: SocketAddr,
@@ -18,10 +18,10 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Starts it and waits until it answers.
+    /// Starts Redis and waits until it responds.
     ///
     /// # Panics
-    /// It is not installed, or does not start.
+    /// Redis is not installed or does not start.
     pub fn start(address: SocketAddr) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut command = Command::new("redis-server");
@@ -34,7 +34,7 @@ impl Redis {
         redis
     }
 
-    /// Sends one command without spaces in its arguments and returns the first line of the answer.
+    /// Sends a command, whose arguments must not contain spaces, and returns the first line of the response.
     pub fn command(&self, line: &str) -> Option<String> {
         let mut stream = TcpStream::connect_timeout(&self.address, DEADLINE).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;

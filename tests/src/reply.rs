@@ -1,17 +1,17 @@
-//! FTP replies as a client reads them.
+//! Parses FTP replies for clients.
 
 use std::{fmt, net::SocketAddr};
 
-/// One complete reply, of one or several lines (RFC 959 section 4.2).
+/// A complete reply of one or several lines (RFC 959 section 4.2).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Reply {
     pub code: u16,
-    /// As received, with all line ends.
+    /// The bytes as received, with line ends.
     pub raw: Vec<u8>,
 }
 
 impl Reply {
-    /// Takes the first complete reply off `buffer`; `None` if there is none yet.
+    /// Removes the first complete reply from `buffer`. `None`: the buffer contains no complete reply yet.
     ///
     /// # Errors
     /// The bytes are not an FTP reply.
@@ -48,13 +48,13 @@ impl Reply {
         String::from_utf8_lossy(&self.raw).trim_end().to_owned()
     }
 
-    /// The text of the only or last line, without code.
+    /// The text of the only or last line, without the code.
     pub fn message(&self) -> String {
         let text = self.text();
         text.lines().next_back().and_then(|line| line.get(4..)).unwrap_or_default().to_owned()
     }
 
-    /// The lines between first and last of a multi-line reply, without their leading space.
+    /// The lines between the first and the last of a multi-line reply, without their leading spaces.
     pub fn details(&self) -> Vec<String> {
         let text = self.text();
         let lines: Vec<&str> = text.lines().collect();
@@ -80,7 +80,7 @@ impl Reply {
         self.text().split_once("(|||")?.1.split_once("|)")?.0.parse().ok()
     }
 
-    /// The path in a 257 reply, its doubled quotes halved (RFC 959, appendix II).
+    /// The path in a 257 reply, with doubled quotes undone (RFC 959, appendix II).
     pub fn quoted_path(&self) -> Option<String> {
         let text = self.text();
         let rest = text.split_once('"')?.1;

@@ -1,4 +1,5 @@
-//! An authd that says what a test wants: any account, any refusal, garbage, or nothing.
+//! A stub in place of authd. The test chooses its responses: any account, any refusal, garbage, or no
+//! response.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -12,16 +13,16 @@ use std::{
 
 use serde_json::Value;
 
-/// What one request gets.
+/// The response to a request.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// Status line without version, further header lines each with CRLF, body; then the end.
+    /// Status line without version, further header lines each with CRLF, and body. Then the connection ends.
     Http(&'static str, String, String),
-    /// 200 with this body; the connection is kept for the next request.
+    /// 200 with this body. The connection stays open for the next request.
     Kept(String),
-    /// These bytes, then the end.
+    /// These bytes. Then the connection ends.
     Bytes(&'static [u8]),
-    /// Nothing, for as long as the asker waits.
+    /// No response, as long as the client waits.
     Silence,
 }
 
@@ -33,7 +34,7 @@ pub struct StubAuthd {
 }
 
 impl StubAuthd {
-    /// Answers every request to authenticate with what `answer` makes of its body.
+    /// Responds to every login request with the result of `answer` for its body.
     ///
     /// # Panics
     /// No port of the loopback address is free.
@@ -41,8 +42,8 @@ impl StubAuthd {
         Self::start_with_probe(answer, || Answer::Http("204 No Content", String::new(), String::new()))
     }
 
-    /// As [`Self::start`]. `probe` answers a node that asks whether it would get a login decided, which is
-    /// no request to authenticate.
+    /// As [`Self::start`]. `probe` responds to the readiness probe (`GET /v1/authenticate`), which is not
+    /// counted as a login request.
     ///
     /// # Panics
     /// No port of the loopback address is free.
@@ -50,12 +51,12 @@ impl StubAuthd {
         answer: impl Fn(&Value) -> Answer + Send + Sync + 'static,
         probe: impl Fn() -> Answer + Send + Sync + 'static,
     ) -> Self {
-        // As an authd of an earlier version.
+        // The response of an authd of an earlier version.
         Self::start_with_all(answer, probe, |_| Answer::refusal("404 Not Found", "not_found"))
     }
 
-    /// As [`Self::start`]. `authorized` answers a node that asks which of its sessions may stay, which is no
-    /// request to authenticate.
+    /// As [`Self::start`]. `authorized` responds to `POST /v1/authorized`, which is not counted as a
+    /// login request.
     ///
     /// # Panics
     /// No port of the loopback address is free.
@@ -97,36 +98,36 @@ impl StubAuthd {
         Self { address, requests, connections }
     }
 
-    /// Its address as the setting `authd_urls` takes it.
+    /// The address in the form of the setting `authd_urls`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The bodies of the requests so far.
+    /// The bodies of all requests so far.
     pub fn requests(&self) -> Vec<Value> {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many connections with requests to authenticate there were so far.
+    /// Number of connections with login requests so far.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 }
 
 impl Answer {
-    /// 200 with an account, as JSON.
+    /// 200 with an account in JSON.
     pub fn account(account: &Value) -> Self {
         Self::Http("200 OK", String::new(), account.to_string())
     }
 
-    /// An error answer with its code for programs.
+    /// An error response with its code.
     pub fn refusal(status: &'static str, code: &str) -> Self {
         let body = serde_json::json!({ "error": code, "message": "of the tests" });
         Self::Http(status, String::new(), body.to_string())
     }
 }
 
-/// One request; whether the connection is kept. A peer that speaks badly or leaves is not answered.
+/// Handles one request. Returns true if the connection stays open. An invalid request gets no response.
 fn serve(
     mut stream: &TcpStream,
     seen: &Mutex<Vec<Value>>,
@@ -179,12 +180,12 @@ fn serve(
         }
         Answer::Bytes(bytes) => bytes.to_vec(),
         Answer::Silence => {
-            // Returns when the asker has given up.
+            // Returns when the client has closed the connection.
             let _ = reader.read(&mut [0; 1]);
             return false;
         }
     };
-    // The asker may have given up. It sends nothing before it has the answer, so that the reader
-    // holds nothing of its next request.
+    // The client may have given up. It sends its next request only after the response, so the reader's buffer
+    // contains nothing of it.
     stream.write_all(&bytes).is_ok() && is_kept
 }

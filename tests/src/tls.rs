@@ -1,5 +1,4 @@
-//! FTPS for tests: an authority that signs certificates, and a client that can be told how to
-//! behave.
+//! FTPS for tests: an authority that signs certificates, and a client with configurable behaviour.
 
 use std::{
     fs,
@@ -28,8 +27,9 @@ use tempfile::TempDir;
 
 use crate::{DEADLINE, dialogue::Dialogue, proxy::Connector, reply::Reply};
 
-/// A certificate authority, with the files of what it signed. Its certificates pass strict
-/// verification by RFC 5280 (sections 4.2.1.1 and 4.2.1.3), which Python 3.13 and later ask of OpenSSL.
+/// A certificate authority with the files of the certificates that it signed. They pass strict
+/// verification by RFC 5280 (sections 4.2.1.1 and 4.2.1.3), which Python 3.13 and later request from
+/// OpenSSL.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
@@ -50,7 +50,7 @@ impl Default for Authority {
 
 impl Authority {
     /// # Panics
-    /// There is no temporary directory.
+    /// A temporary directory cannot be created.
     pub fn new() -> Self {
         let mut parameters = CertificateParams::new([]).expect("no names are right names");
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -68,7 +68,7 @@ impl Authority {
         self.directory.path().join("ca.pem")
     }
 
-    /// A certificate for a host, in files called after it.
+    /// A certificate for a host, in files named after the host.
     pub fn sign(&self, host: &str) -> CertificateFiles {
         self.sign_with(host, &rcgen::PKCS_ECDSA_P256_SHA256, |_| {})
     }
@@ -76,7 +76,7 @@ impl Authority {
     /// As [`Self::sign`], with another kind of key and changes to the certificate.
     ///
     /// # Panics
-    /// The parameters are wrong.
+    /// The parameters are invalid.
     pub fn sign_with(
         &self,
         host: &str,
@@ -103,13 +103,13 @@ impl Authority {
         TlsClient::new(self, None, &[&rustls::version::TLS13, &rustls::version::TLS12])
     }
 
-    /// A client of one version of TLS.
+    /// A client of one TLS version.
     pub fn client_of(&self, version: &'static SupportedProtocolVersion) -> TlsClient {
         TlsClient::new(self, None, &[version])
     }
 
-    /// Writes a revocation list with these serial numbers. It expires in so many hours; a negative number of
-    /// hours is in the past.
+    /// Writes a revocation list with these serial numbers. It expires after this many hours; a negative
+    /// number means that it has expired.
     ///
     /// # Panics
     /// The file cannot be written.
@@ -134,7 +134,7 @@ impl Authority {
         path
     }
 
-    /// A client of one version of TLS that trusts this authority and shows a certificate.
+    /// A client of one TLS version that trusts this authority and presents a certificate.
     pub fn client_of_with(
         &self,
         version: &'static SupportedProtocolVersion,
@@ -143,20 +143,20 @@ impl Authority {
         TlsClient::new(self, Some(files), &[version])
     }
 
-    /// A client that shows a certificate of this authority.
+    /// A client that presents a certificate of this authority.
     pub fn client_with(&self, files: &CertificateFiles) -> TlsClient {
         TlsClient::new(self, Some(files), &[&rustls::version::TLS13, &rustls::version::TLS12])
     }
 }
 
-/// Changes a file in one step, as careful certificate tools do.
+/// Replaces a file atomically, as certificate tools do.
 fn replace(path: &Path, content: &str) {
     let new = path.with_extension("new");
     fs::write(&new, content).expect("a file");
     fs::rename(&new, path).expect("a file");
 }
 
-/// How a client encrypts. Clones share their store of tickets.
+/// TLS configuration of a client. Clones share their ticket store.
 #[derive(Clone)]
 pub struct TlsClient {
     config: Arc<ClientConfig>,
@@ -164,7 +164,7 @@ pub struct TlsClient {
     shown: Option<Arc<Shown>>,
 }
 
-/// The certificate that a client shows, unless it hides it.
+/// The certificate that a client presents, unless it is hidden.
 #[derive(Debug)]
 struct Shown {
     pair: Arc<CertifiedKey>,
@@ -208,14 +208,15 @@ impl TlsClient {
         Self { config: Arc::new(config), host: "localhost".try_into().expect("a name"), shown }
     }
 
-    /// Shows no certificate in full handshakes from now on. TLS sessions in which one was shown are kept.
+    /// Presents no certificate in full handshakes from now on. Earlier TLS sessions with the certificate can
+    /// still be resumed.
     pub fn hide_certificate(&self) {
         if let Some(shown) = &self.shown {
             shown.hidden.store(true, Ordering::Relaxed);
         }
     }
 
-    /// A client that resumes sessions of TLS 1.2 by their id, without tickets.
+    /// A client that resumes TLS 1.2 sessions by session id, without tickets.
     #[must_use]
     pub fn without_tickets(&self) -> Self {
         let mut config = (*self.config).clone();
@@ -224,17 +225,17 @@ impl TlsClient {
         Self { config: Arc::new(config), ..self.clone() }
     }
 
-    /// The same client asking for another host.
+    /// The same client for another host name.
     ///
     /// # Panics
-    /// `host` is no name.
+    /// `host` is not a valid name.
     #[must_use]
     pub fn host(mut self, host: &str) -> Self {
         self.host = host.to_owned().try_into().expect("a name");
         self
     }
 
-    /// A client with no memory of TLS sessions.
+    /// A client that resumes no TLS sessions.
     #[must_use]
     pub fn forgetful(&self) -> Self {
         let mut config = (*self.config).clone();
@@ -250,10 +251,10 @@ impl TlsClient {
         Self { config: Arc::new(config), ..self.clone() }
     }
 
-    /// Does the client's side of a handshake.
+    /// Performs the client's side of a handshake.
     ///
     /// # Errors
-    /// It fails, or nothing comes in time.
+    /// The handshake fails, or the server does not respond in time.
     pub fn encrypt(&self, stream: TcpStream) -> io::Result<TlsStream> {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
@@ -276,8 +277,7 @@ fn pem(path: &Path) -> Vec<u8> {
 /// A connection with TLS.
 pub type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 
-/// An FTPS session, spoken line by line. Panics where something unexpected comes, with what was
-/// said so far.
+/// An FTPS session, line by line. Panics with the dialogue so far if something unexpected arrives.
 pub struct SecureDialogue {
     pub client: TlsClient,
     connector: Connector,
@@ -297,14 +297,14 @@ impl SecureDialogue {
         Self::upgrade(client, connector, Dialogue::connect_with(connector, address))
     }
 
-    /// Explicit FTPS on a control connection that has been greeted.
+    /// Explicit FTPS on a control connection after the greeting.
     pub fn upgrade(client: &TlsClient, connector: &Connector, mut clear: Dialogue) -> Self {
         clear.command("AUTH TLS", 234);
         let control = clear.control().try_clone().expect("a descriptor");
         Self::over(client, connector, control)
     }
 
-    /// Implicit FTPS: the handshake at once, then the greeting.
+    /// Implicit FTPS: first the handshake, then the greeting.
     pub fn implicit(client: &TlsClient, address: SocketAddr) -> Self {
         let connector = Connector::new();
         let control = connector.connect(address).expect("a connection");
@@ -313,7 +313,7 @@ impl SecureDialogue {
         dialogue
     }
 
-    /// Does the handshake on a control connection that is ready for it.
+    /// Performs the handshake on a control connection.
     pub fn over(client: &TlsClient, connector: &Connector, control: TcpStream) -> Self {
         let control = client.encrypt(control).expect("a TLS handshake");
         let (client, connector) = (client.clone(), connector.clone());
@@ -329,7 +329,7 @@ impl SecureDialogue {
         self.command("TYPE I", 200);
     }
 
-    /// Whether the control connection resumed an earlier TLS session.
+    /// Returns true if the control connection resumed an earlier TLS session.
     pub fn is_resumed(&self) -> bool {
         self.control.conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
@@ -378,14 +378,14 @@ impl SecureDialogue {
         }
     }
 
-    /// Where the server listens for the next data connection.
+    /// Address for the next data connection.
     pub fn epsv(&mut self) -> SocketAddr {
         let reply = self.command("EPSV", 229);
         let port = reply.extended_passive_port().unwrap_or_else(|| self.fail("no port"));
         SocketAddr::new(self.control.sock.peer_addr().expect("a peer").ip(), port)
     }
 
-    /// Sends a transfer command and connects, without TLS so far.
+    /// Sends a transfer command and connects, without a TLS handshake yet.
     pub fn begin_clear(&mut self, command: &str) -> TcpStream {
         let address = self.epsv();
         let stream = self.connector.connect(address).expect("a data connection");
@@ -393,7 +393,7 @@ impl SecureDialogue {
         stream
     }
 
-    /// Sends a transfer command, connects and encrypts; 150 has come then.
+    /// Sends a transfer command, connects, performs the handshake and waits for 150.
     pub fn begin(&mut self, command: &str) -> TlsStream {
         let stream = self.begin_clear(command);
         self.expect(150);
@@ -401,7 +401,7 @@ impl SecureDialogue {
         client.encrypt(stream).unwrap_or_else(|error| self.fail(&format!("data connection: {error}")))
     }
 
-    /// A whole download or listing.
+    /// Performs a whole download or listing.
     pub fn receive(&mut self, command: &str) -> Vec<u8> {
         let mut data = self.begin(command);
         let mut content = Vec::new();
@@ -412,7 +412,7 @@ impl SecureDialogue {
         content
     }
 
-    /// A whole upload.
+    /// Performs a whole upload.
     pub fn transmit(&mut self, command: &str, content: &[u8]) {
         let mut data = self.begin(command);
         data.write_all(content).unwrap_or_else(|error| self.fail(&format!("cannot send data: {error}")));
@@ -425,23 +425,23 @@ impl SecureDialogue {
     }
 }
 
-/// Ends a connection as TLS wants it: close_notify, then the end of the stream.
+/// Ends a connection properly: close_notify, then the end of the stream.
 pub fn end(mut stream: TlsStream) {
     stream.conn.send_close_notify();
     let _ = stream.flush();
     let _ = stream.sock.shutdown(Shutdown::Write);
-    // Until the server has closed too: new tickets come before that.
+    // Reads until the server has closed, too: new tickets arrive before that.
     let _ = io::copy(&mut stream, &mut io::sink());
 }
 
-/// Ends a connection as curl does: close_notify, and closed at once, with nothing read before. What is
-/// still on its way is the kernel's to send.
+/// Ends a connection as curl does: sends close_notify and closes at once without reading. The kernel
+/// sends the remaining data.
 pub fn hang_up(mut stream: TlsStream) {
     stream.conn.send_close_notify();
     let _ = stream.flush();
 }
 
-/// Ends a connection without close_notify: what a cut or an attacker does.
+/// Ends a connection without close_notify, as a network failure or an attacker does.
 pub fn cut(mut stream: TlsStream) {
     let _ = stream.flush();
     let _ = stream.sock.shutdown(Shutdown::Both);

@@ -1,4 +1,4 @@
-//! A network between two parts of a cluster that a test can cut: a relay of TCP connections.
+//! A TCP relay between two parts of a cluster, which a test can cut like a network.
 
 use std::{
     io::{Read, Write},
@@ -7,16 +7,16 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-/// How the network comes back after [`Wire::cut`].
+/// Behaviour at the end of [`Wire::cut`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heal {
-    /// Connections go on. What was sent meanwhile arrives late, as TCP retransmits it.
+    /// Connections continue. Data sent during the cut arrives late, as TCP retransmits it.
     Deliver,
-    /// Connections are closed. What was sent meanwhile is lost.
+    /// Connections are closed. Data sent during the cut is lost.
     Close,
 }
 
-/// Relays connections from its own address to another. When it is dropped, all its connections end.
+/// Relays connections from its own address to another. Dropping it ends all connections.
 pub struct Wire {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -52,8 +52,9 @@ impl Wire {
                 if state.is_dropped {
                     break;
                 }
-                // Without a connection to the target the client's is closed: it sees a server that is away. The
-                // state stays locked, so that a connection that the target has accepted is among those to close.
+                // If the target cannot be reached, the client's connection is closed, as if the server
+                // were away. The state stays locked, so that an accepted connection is always registered
+                // for closing.
                 if let Ok(server) = TcpStream::connect(target) {
                     accepting.relay(client, server, &mut state);
                 }
@@ -67,7 +68,7 @@ impl Wire {
         self.address
     }
 
-    /// From now on nothing arrives, in either direction, and new connections get no answer.
+    /// From now on, no data arrives in either direction, and new connections get no response.
     pub fn cut(&self) {
         self.shared.state().is_cut = true;
     }
@@ -87,7 +88,7 @@ impl Wire {
 impl State {
     fn close_all(&mut self) {
         for end in self.ends.drain(..) {
-            // An end that is closed already needs nothing more.
+            // An end that is closed already needs no further action.
             let _ = end.shutdown(Shutdown::Both);
         }
     }
@@ -100,7 +101,7 @@ impl Drop for Wire {
         state.close_all();
         drop(state);
         self.shared.changed.notify_all();
-        // Wakes the listening thread, so that the address is free again.
+        // Wakes the listening thread, so that it frees the address.
         let _ = TcpStream::connect(self.address);
         if let Some(listening) = self.listening.take() {
             let _ = listening.join();
@@ -110,7 +111,7 @@ impl Drop for Wire {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic elsewhere leaves the state as good as it was.
+        // The state is valid after each statement, so a panic elsewhere does not matter.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -153,7 +154,7 @@ mod tests {
     use super::*;
     use crate::{DEADLINE, loopback::Loopback};
 
-    /// A wire, and a connection over it with its other end.
+    /// A wire, a connection over it, and the other end of the connection.
     fn connected(loopback: &Loopback) -> (Wire, TcpStream, TcpStream) {
         let target = TcpListener::bind(loopback.socket(2, 6379)).unwrap();
         let wire = Wire::start(loopback.socket(3, 6379), target.local_addr().unwrap());

@@ -1,22 +1,22 @@
-//! What power the daemons have while they serve.
+//! Capabilities of the daemons while they serve.
 
 use std::fs;
 
 use cluster_tests::{authd::AuthdBuilder, loopback::Loopback, node::Node, process::Daemon};
 use nix::unistd::geteuid;
 
-/// What root keeps, by the numbers of linux/capability.h.
+/// Capabilities that a daemon keeps if it runs as root; numbers from linux/capability.h.
 const DAC_OVERRIDE: u64 = 1 << 1;
 const DAC_READ_SEARCH: u64 = 1 << 2;
 const FOWNER: u64 = 1 << 3;
 
 #[test]
-fn every_thread_of_a_node_that_serves_has_given_up_its_capabilities() {
+fn all_threads_of_a_serving_node_have_dropped_their_capabilities() {
     let builder = Node::standalone();
-    // Its thread starts last.
+    // The thread of the transfer log starts last.
     let log = builder.root().join("transfers.log");
     let builder = builder.setting("transfer_log", log.display());
-    // Port 21 takes a capability that all threads are without afterwards.
+    // Port 21 needs a capability, which all threads drop afterwards.
     let builder = if geteuid().is_root() { builder.setting("port", 21) } else { builder };
     let node = builder.start();
     let mut session = node.login("demo", "x");
@@ -27,7 +27,7 @@ fn every_thread_of_a_node_that_serves_has_given_up_its_capabilities() {
 }
 
 #[test]
-fn every_thread_of_an_authd_that_serves_has_given_up_its_capabilities() {
+fn all_threads_of_a_serving_authd_have_dropped_their_capabilities() {
     let loopback = Loopback::reserve();
     let port = if geteuid().is_root() { 80 } else { 5160 };
     let authd = AuthdBuilder::new(loopback.socket(1, port)).users("").start();
@@ -35,12 +35,12 @@ fn every_thread_of_an_authd_that_serves_has_given_up_its_capabilities() {
 }
 
 /// # Panics
-/// A thread has a capability, other than these where the process is root's.
+/// A thread has a capability other than `of_root`, or any capability if the process does not run as root.
 fn has_only(daemon: &Daemon, of_root: u64) {
     let most = if geteuid().is_root() { of_root } else { 0 };
     let mut threads = 0;
     for thread in fs::read_dir(format!("/proc/{}/task", daemon.id())).unwrap() {
-        // A thread that was idle may have ended.
+        // An idle thread may have ended in the meantime.
         let Ok(status) = fs::read_to_string(thread.unwrap().path().join("status")) else { continue };
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
         for (set, most) in [("CapEff:", most), ("CapPrm:", most), ("CapInh:", 0), ("CapAmb:", 0)] {

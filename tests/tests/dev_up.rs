@@ -1,4 +1,4 @@
-//! `./dev up`: what a newcomer sees, and what the cluster shows when one of its parts is taken away.
+//! `./dev up`: its output, and the behaviour of the demo cluster when a part is stopped or fails.
 
 use std::{
     collections::BTreeMap,
@@ -29,11 +29,11 @@ use nix::{
 };
 use tempfile::TempDir;
 
-/// The variables `DEV_…_PORT`, in the order of the ports that they get.
+/// The variables `DEV_…_PORT`, in the order of their ports.
 const PORTS: [&str; 5] = ["CONTROL", "IMPLICIT", "AUTHD", "REDIS", "ADMIN"];
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// Ports and folders for one demo cluster.
+/// Ports and directories of one demo cluster.
 struct Demo {
     loopback: Loopback,
     folder: TempDir,
@@ -52,7 +52,7 @@ impl Demo {
         (LOCALHOST, self.port(0)).into()
     }
 
-    /// Two for each of six nodes.
+    /// Two ports for each of six nodes.
     fn passive_ports(&self) -> String {
         format!("{}-{}", self.port(5), self.port(16))
     }
@@ -92,28 +92,28 @@ impl Demo {
         Daemon::start_ending_with("dev up", command, Signal::SIGTERM)
     }
 
-    /// `./dev up`, up.
+    /// Starts `./dev up` and waits until the cluster serves.
     fn up(&self) -> Daemon {
         let up = self.start(|_| {});
         up.wait_for_line(|line| line.contains("In a second terminal"));
         up
     }
 
-    /// A word in a second terminal.
+    /// Runs another `./dev` command, as in a second terminal.
     fn run(&self, words: &[&str]) -> String {
         let run = Clients::with_home().attempt("env", self.arguments(words));
         assert!(run.succeeded, "{words:?}: {run:?}");
         run.text() + &run.stderr
     }
 
-    /// One that is refused.
+    /// Runs a `./dev` command that must fail, and returns its output.
     fn refused(&self, words: &[&str]) -> String {
         let run = Clients::with_home().attempt("env", self.arguments(words));
         assert!(!run.succeeded, "{words:?}: {run:?}");
         run.text() + &run.stderr
     }
 
-    /// `up`, refused, with another value of a variable.
+    /// Runs `./dev up` with a changed variable. It must fail; returns its output.
     fn refused_with(&self, variable: &str) -> String {
         let mut arguments = self.arguments(&["up"]);
         arguments.insert(2, variable.to_owned());
@@ -126,7 +126,7 @@ impl Demo {
         format!("ftp://demo:x@{}/{name}", self.control())
     }
 
-    /// The process of a part that runs.
+    /// The process of a running part.
     fn process(&self, part: &str) -> Option<Pid> {
         let process = fs::read_to_string(self.state().join("parts").join(part)).unwrap();
         Some(Pid::from_raw(process.trim().parse().ok()?))
@@ -134,7 +134,7 @@ impl Demo {
 }
 
 #[test]
-fn a_node_that_is_stopped_killed_or_drained_leaves_the_others_serving() {
+fn other_nodes_serve_when_one_is_stopped_killed_or_drained() {
     let demo = Arc::new(Demo::new());
     let up = demo.up();
     let over = Arc::new(AtomicBool::new(false));
@@ -150,7 +150,7 @@ fn a_node_that_is_stopped_killed_or_drained_leaves_the_others_serving() {
             let file = clients.write("file", &content);
             let name = format!("work-{number}");
             let arguments = ["-sS", "--max-time", "30", "-T", file.to_str().unwrap(), &worker.url(&name)];
-            // One that a killed node had is lost to the client, who is told so.
+            // An upload through the killed node fails, and the client reports that.
             if clients.attempt("curl", arguments).succeeded {
                 confirmed.insert(name, sha256(content));
             }
@@ -179,7 +179,7 @@ fn a_node_that_is_stopped_killed_or_drained_leaves_the_others_serving() {
         demo.run(&words);
         works(&format!("step-{number}"));
     }
-    // ftp4 alone is left.
+    // Only ftp4 is left.
     let status = demo.run(&["status"]);
     let line = |part: &str| status.lines().find(|line| line.contains(part)).unwrap();
     for node in ["ftp1", "ftp2", "ftp3"] {
@@ -199,21 +199,21 @@ fn a_node_that_is_stopped_killed_or_drained_leaves_the_others_serving() {
 }
 
 #[test]
-fn a_part_that_dies_is_told_with_its_log_and_leaves_no_process() {
+fn crashed_part_is_reported_with_its_log_and_leaves_no_process() {
     let demo = Demo::new();
     let mut up = demo.up();
     kill(demo.process("balancer").unwrap(), Signal::SIGKILL).unwrap();
     let line = up.wait_for_line(|line| line.contains("balancer ended"));
     assert!(line.contains("SIGKILL") && line.contains("balancer.log"), "{line}");
     assert!(line.contains("dev start balancer"), "{line}");
-    // Its workers would still listen there.
+    // Remaining workers would still listen on the port.
     eventually("the balancer's port to be free", || TcpStream::connect(demo.control()).err());
     let message = demo.refused(&["stop", "balancer"]);
     assert!(message.contains("balancer does not run"), "{message}");
     demo.run(&["start", "balancer"]);
     Dialogue::connect(demo.control()).login("demo", "x");
 
-    // The same, but no `./dev up` is left to end the workers: the next one does it.
+    // Now `./dev up` is killed, too, so it cannot end the workers. The next `./dev up` ends them.
     kill(demo.process("balancer").unwrap(), Signal::SIGKILL).unwrap();
     up.kill();
     drop(up);
@@ -224,7 +224,7 @@ fn a_part_that_dies_is_told_with_its_log_and_leaves_no_process() {
 }
 
 #[test]
-fn a_port_in_use_is_told_with_its_holder_and_the_variable_that_chooses_another() {
+fn port_in_use_is_reported_with_its_owner_and_the_variable_to_change() {
     let demo = Demo::new();
     let own = process::id().to_string();
     let passive = SocketAddr::from((LOCALHOST, demo.port(7)));
@@ -239,15 +239,15 @@ fn a_port_in_use_is_told_with_its_holder_and_the_variable_that_chooses_another()
     says(&message, &[&passive.port().to_string(), "127.0.0.1", &own, "listener", "DEV_PASSIVE_PORTS"]);
     drop(listener);
 
-    // An outgoing connection: nothing listens there, and still nothing else can. Its port is the kernel's
-    // choice, so that no other test finds it in TIME_WAIT afterwards.
+    // An outgoing connection also occupies its port, although nothing listens on it. The kernel chooses the
+    // port, so that no other test meets it in TIME_WAIT afterwards.
     let server = TcpListener::bind(demo.loopback.socket(50, 5000)).unwrap();
     let connection = TcpStream::connect(server.local_addr().unwrap()).unwrap();
     let port = connection.local_addr().unwrap().port();
     let passive_ports = format!("DEV_PASSIVE_PORTS={port}-{}", port + 11);
     let message = demo.refused_with(&passive_ports);
     says(&message, &[&port.to_string(), &own, "connection", "DEV_PASSIVE_PORTS"]);
-    // Where both sides close, the first to do so keeps the port for a minute.
+    // The side that closes first keeps the port in TIME_WAIT for a minute.
     let (accepted, _) = server.accept().unwrap();
     drop(connection);
     drop(accepted);
@@ -259,7 +259,7 @@ fn a_port_in_use_is_told_with_its_holder_and_the_variable_that_chooses_another()
         says(&demo.refused(&["up"]), &[&own, &format!("DEV_{variable}_PORT")]);
     }
 
-    // Left to itself, it finds other ports.
+    // Without DEV_PASSIVE_PORTS, it chooses free ports.
     let _listener = TcpListener::bind((LOCALHOST, 12000));
     let up = demo.start(|arguments| arguments.insert(2, "DEV_PASSIVE_PORTS=".to_owned()));
     let line = up.wait_for_line(|line| line.contains("Data connections use ports"));
@@ -270,7 +270,7 @@ fn a_port_in_use_is_told_with_its_holder_and_the_variable_that_chooses_another()
 }
 
 #[test]
-fn ctrl_c_lets_an_upload_finish_and_tells_what_happens() {
+fn ctrl_c_lets_an_upload_finish_and_reports_progress() {
     let demo = Demo::new();
     let mut up = demo.up();
     let content = bytes(5, 4 << 20);
@@ -296,7 +296,7 @@ fn ctrl_c_lets_an_upload_finish_and_tells_what_happens() {
 }
 
 #[test]
-fn ctrl_c_twice_cuts_what_still_runs() {
+fn second_ctrl_c_ends_remaining_transfers() {
     let demo = Demo::new();
     let mut up = demo.up();
     let mut client = Dialogue::connect(demo.control());
@@ -313,7 +313,7 @@ fn ctrl_c_twice_cuts_what_still_runs() {
 }
 
 #[test]
-fn start_up_is_one_line_a_part_and_a_second_one_says_where_the_first_is() {
+fn start_prints_one_line_per_part_and_a_second_start_names_the_first() {
     let demo = Demo::new();
     let up = demo.up();
     let lines = up.lines();
@@ -335,9 +335,9 @@ fn start_up_is_one_line_a_part_and_a_second_one_says_where_the_first_is() {
     assert!(message.contains("it is not up"), "{message}");
 }
 
-/// Python from 3.13 on refuses what OpenSSL refuses with -x509_strict.
+/// Python 3.13 and later refuse certificates that OpenSSL refuses with -x509_strict.
 #[test]
-fn the_certificates_pass_strict_verification() {
+fn certificates_pass_strict_verification() {
     let demo = Demo::new();
     let _up = demo.up();
     let tls = demo.state().join("tls");

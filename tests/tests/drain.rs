@@ -1,4 +1,4 @@
-//! A node that is asked to end (SIGTERM) finishes its transfers first.
+//! Drain: after SIGTERM, a node finishes its transfers before it ends.
 
 use std::{io::Read, io::Write, net::Shutdown};
 
@@ -52,7 +52,7 @@ fn transfers_in_progress_finish_and_idle_sessions_end() {
 }
 
 #[test]
-fn the_drain_timeout_bounds_how_long_a_transfer_can_hold_a_node() {
+fn drain_timeout_limits_the_wait_for_transfers() {
     let mut cluster = Cluster::builder().setting("drain_timeout", "1s").start();
     cluster.login().store("large.bin", &bytes(1, LARGE));
     let slow = Connector::new().buffers(64 << 10, 64 << 10);
@@ -67,7 +67,7 @@ fn the_drain_timeout_bounds_how_long_a_transfer_can_hold_a_node() {
 }
 
 #[test]
-fn an_administrator_drains_a_node_through_authd() {
+fn administrator_drains_a_node_through_authd() {
     let mut cluster = Cluster::start();
     let mut session = cluster.login_through(2);
     let answer = cluster.authd().administer("POST", "/v1/nodes/ftp3/drain", None);

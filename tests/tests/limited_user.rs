@@ -1,5 +1,5 @@
-//! Everything that can limit a user at once, over the whole cluster: quota, bandwidth and a rule for a
-//! directory, by FTPS through the balancer.
+//! All limits of a user together in the whole cluster: quota, bandwidth and an access rule, by FTPS through
+//! the balancer.
 
 use std::{
     fs,
@@ -15,13 +15,13 @@ use cluster_tests::{
     tls::{Authority, SecureDialogue, TlsStream, end},
 };
 
-/// Bytes of the home.
+/// Quota of the home, in bytes.
 const QUOTA: usize = 1_000_000;
 
-/// Bytes a second, of all sessions together.
+/// Bytes per second of all sessions together.
 const RATE: usize = 400_000;
 
-/// What this many bytes take at least, less what an idle user has saved up and the last piece.
+/// Minimum duration of a transfer of `bytes`, without the initial burst and the last piece.
 fn at_rate(bytes: usize) -> Duration {
     Duration::from_secs_f64(bytes as f64 / RATE as f64 - 0.4)
 }
@@ -36,7 +36,7 @@ fn used(session: &mut SecureDialogue) -> String {
     session.command("SITE QUOTA", 211).text()
 }
 
-/// What comes up to the end, however that is.
+/// Reads to the end of the connection; a reset counts as the end.
 fn rest(mut data: TlsStream) -> usize {
     let mut received = Vec::new();
     let _ = data.read_to_end(&mut received);
@@ -44,7 +44,7 @@ fn rest(mut data: TlsStream) -> usize {
 }
 
 #[test]
-fn quota_bandwidth_and_rules_hold_together_for_encrypted_transfers_through_the_balancer() {
+fn quota_bandwidth_and_access_rules_apply_together_to_encrypted_transfers() {
     let authority = Authority::new();
     let users = format!(
         "[users.partner]\npassword_hash = \"{}\"\nhome = \"/partner\"\n\
@@ -63,7 +63,7 @@ fn quota_bandwidth_and_rules_hold_together_for_encrypted_transfers_through_the_b
     let mut session = session(&authority, &cluster);
     session.command("MKD incoming", 257);
 
-    // As slow as it must be, and whole, in both directions.
+    // Both directions are paced, and the contents are complete.
     let content = bytes(1, 500_000);
     let begun = Instant::now();
     session.transmit("STOR file", &content);
@@ -71,13 +71,13 @@ fn quota_bandwidth_and_rules_hold_together_for_encrypted_transfers_through_the_b
     let begun = Instant::now();
     assert_eq!(sha256(session.receive("RETR file")), sha256(&content));
     assert!(begun.elapsed() >= at_rate(content.len()), "{:?}", begun.elapsed());
-    // A small file is no way around it: these are more than a second's worth.
+    // Small files are paced, too: these exceed the rate of one second.
     fs::write(home.join("small"), bytes(2, 16_000)).unwrap();
     let begun = Instant::now();
     (0..40).for_each(|_| assert_eq!(session.receive("RETR small").len(), 16_000));
     assert!(begun.elapsed() >= at_rate(40 * 16_000), "{:?}", begun.elapsed());
 
-    // The drop box takes what is new, up to the quota, and tells nothing.
+    // The drop box accepts new files up to the quota, and can be neither read nor listed.
     session.transmit("STOR incoming/one", &bytes(3, 100_000));
     for refused in ["RETR incoming/one", "STOR incoming/one", "APPE incoming/one", "MLSD incoming"] {
         let _unused = session.epsv();
@@ -90,16 +90,16 @@ fn quota_bandwidth_and_rules_hold_together_for_encrypted_transfers_through_the_b
     rest(data);
     let stored = fs::read(home.join("incoming/two")).unwrap();
     assert_eq!(sha256(&stored), sha256(&bytes(4, 600_000)[..stored.len()]));
-    // The small file came behind the nodes' back.
+    // The small file does not count yet: the test wrote it directly to the storage.
     assert_eq!(stored.len(), QUOTA - 500_000 - 100_000);
     assert!(used(&mut session).contains("1000000 used"), "{}", used(&mut session));
 
-    // A folder is not the home's.
+    // Shared folders do not count towards the quota.
     session.transmit("STOR shared/more", &bytes(5, 50_000));
     assert_eq!(fs::read(cluster.storage().join("public/more")).unwrap().len(), 50_000);
     assert!(used(&mut session).contains("1000000 used"));
 
-    // What is called off while it waits for bandwidth counts as far as it came.
+    // An upload that is aborted while it waits for bandwidth counts with the bytes that arrived.
     session.command("DELE file", 250);
     let mut data = session.begin("STOR broken");
     data.write_all(&bytes(6, 100_000)).unwrap();
@@ -115,7 +115,7 @@ fn quota_bandwidth_and_rules_hold_together_for_encrypted_transfers_through_the_b
     let kept = fs::metadata(home.join("broken")).map_or(0, |found| found.len());
     let expected = format!("{} used", 500_000 + kept);
     eventually("the quota to be told", || used(&mut session).contains(&expected).then_some(()));
-    // And goes on, on whichever node.
+    // It is resumed on any node.
     let mut session = self::session(&authority, &cluster);
     session.command(&format!("REST {kept}"), 350);
     session.transmit("STOR broken", &bytes(6, 100_000)[kept as usize..]);

@@ -1,4 +1,4 @@
-//! Limits and commands hold over all nodes.
+//! Limits and orders apply to all nodes.
 
 use cluster_tests::{
     authd::hash_password, cluster::Cluster, dialogue::Dialogue, eventually, proxy::Connector,
@@ -25,7 +25,7 @@ fn admitted(cluster: &Cluster, client: &Connector, user: &str) -> Dialogue {
 }
 
 #[test]
-fn two_sessions_of_a_user_are_two_over_all_nodes() {
+fn session_limit_of_a_user_counts_all_nodes() {
     let hash = hash_password("secret");
     let cluster = Cluster::builder()
         .users(&format!(
@@ -46,7 +46,7 @@ fn two_sessions_of_a_user_are_two_over_all_nodes() {
 }
 
 #[test]
-fn an_address_has_its_limit_over_all_nodes_and_another_has_its_own() {
+fn session_limit_per_address_counts_all_nodes() {
     let cluster = Cluster::builder().setting("max_sessions_per_address", 3).start();
     let (crowded, other) = (cluster.client(1), cluster.client(2));
     let _sessions: Vec<_> = (0..3).map(|node| cluster.session_through(node, &crowded, "demo")).collect();
@@ -57,7 +57,7 @@ fn an_address_has_its_limit_over_all_nodes_and_another_has_its_own() {
 }
 
 #[test]
-fn an_administrator_sees_every_session_and_ends_one_on_any_node() {
+fn administrator_sees_all_sessions_and_ends_one_on_any_node() {
     let cluster = Cluster::start();
     let client = cluster.client(1);
     let mut sessions: Vec<_> = (0..3).map(|node| cluster.session_through(node, &client, "admin")).collect();

@@ -1,4 +1,4 @@
-//! A node is killed in the middle of a transfer: the client resumes through another node.
+//! A node is killed during a transfer, and the client resumes through another node.
 
 use std::io::Write;
 
@@ -10,10 +10,10 @@ use cluster_tests::{
     proxy::Connector,
 };
 
-/// More than all buffers between a node and a client that does not read can hold.
+/// Larger than all buffers between a node and a client that does not read.
 const LARGE: usize = 64 << 20;
 
-/// A session whose data connections fill up soon, and the position of its node.
+/// A session with small socket buffers, and the position of its node.
 fn slow_session(cluster: &Cluster) -> (Dialogue, usize) {
     let mut session = cluster.login_from(&Connector::new().buffers(64 << 10, 64 << 10));
     let port = session.epsv();
@@ -21,7 +21,7 @@ fn slow_session(cluster: &Cluster) -> (Dialogue, usize) {
     (session, cluster.node_of(port))
 }
 
-/// A new session, which must be on a live node.
+/// A new session. It must be on a live node.
 fn session_elsewhere(cluster: &Cluster, dead: usize) -> Dialogue {
     let mut session = cluster.login();
     let port = session.epsv();
@@ -31,7 +31,7 @@ fn session_elsewhere(cluster: &Cluster, dead: usize) -> Dialogue {
 }
 
 #[test]
-fn a_download_is_resumed_through_another_node() {
+fn download_is_resumed_through_another_node() {
     let mut cluster = Cluster::start();
     let content = bytes(1, LARGE);
     cluster.login().store("large.bin", &content);
@@ -52,7 +52,7 @@ fn a_download_is_resumed_through_another_node() {
 }
 
 #[test]
-fn an_upload_is_resumed_through_another_node_with_rest_and_with_appe() {
+fn upload_is_resumed_through_another_node_with_rest_and_with_appe() {
     for resume_with_append in [false, true] {
         let mut cluster = Cluster::builder().setting("node_lease", "2s").start();
         let content = bytes(2, 16 << 20);
@@ -71,7 +71,7 @@ fn an_upload_is_resumed_through_another_node_with_rest_and_with_appe() {
         let arrived = session.size("large.bin") as usize;
         assert!((1 << 20..=8 << 20).contains(&arrived), "{arrived}");
         let rest = &content[arrived..];
-        // The dead node held the right to write the file until its lease ended.
+        // The dead node has the write lease of the file until its node lease expires.
         eventually("the right to write the file", || {
             let command = if resume_with_append {
                 "APPE large.bin"
@@ -98,7 +98,7 @@ fn an_upload_is_resumed_through_another_node_with_rest_and_with_appe() {
 }
 
 #[test]
-fn a_killed_node_that_comes_back_gets_sessions_again() {
+fn restarted_node_gets_sessions_again() {
     let mut cluster = Cluster::start();
     cluster.node_mut(1).daemon.kill();
     for _ in 0..6 {
@@ -111,7 +111,7 @@ fn a_killed_node_that_comes_back_gets_sessions_again() {
 }
 
 #[test]
-fn the_sessions_of_a_dead_node_free_their_places() {
+fn sessions_of_a_dead_node_stop_counting_against_limits() {
     let mut cluster =
         Cluster::builder().setting("max_sessions_per_address", 3).setting("node_lease", "2s").start();
     let client = cluster.client(1);

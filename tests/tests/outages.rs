@@ -1,4 +1,4 @@
-//! Redis and authd go away and come back: what goes on, and what is refused meanwhile.
+//! Outages of Redis and authd: what continues to work and what is refused.
 
 use std::{
     fs,
@@ -16,10 +16,10 @@ use cluster_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// More than all buffers between a node and a client that does not read can hold.
+/// Larger than all buffers between a node and a client that does not read.
 const LARGE: usize = 64 << 20;
 
-/// The reply to PASS, and how long it took.
+/// The code of the reply to PASS, and its delay.
 fn password_reply(cluster: &Cluster) -> (u16, Duration) {
     let mut session = Dialogue::connect(cluster.address());
     session.command("USER demo", 331);
@@ -48,7 +48,7 @@ fn listed_sessions(cluster: &Cluster) -> usize {
 }
 
 #[test]
-fn a_node_whose_storage_is_gone_is_listed_as_degraded() {
+fn node_without_storage_is_listed_as_degraded() {
     let cluster = Cluster::builder().nodes(1).setting("readiness_interval", "200ms").start();
     let state = || {
         let node = cluster.authd().administer("GET", "/v1/nodes", None).json()[0].clone();
@@ -65,7 +65,7 @@ fn a_node_whose_storage_is_gone_is_listed_as_degraded() {
 }
 
 #[test]
-fn without_redis_sessions_go_on_and_new_ones_are_admitted() {
+fn without_redis_sessions_continue_and_new_ones_are_admitted() {
     let mut cluster = Cluster::start();
     let mut old: Vec<_> = (0..3).map(|node| cluster.login_through(node)).collect();
     cluster.kill_redis();
@@ -77,7 +77,7 @@ fn without_redis_sessions_go_on_and_new_ones_are_admitted() {
         works(session);
     }
     cluster.start_redis();
-    // Redis came back empty; the nodes fill it again by themselves.
+    // Redis is empty after its restart; the nodes write their records again.
     eventually("all nodes to be listed again", || (listed_nodes(&cluster) == 3).then_some(()));
     eventually("all sessions to be listed again", || (listed_sessions(&cluster) == 6).then_some(()));
     for session in old.iter_mut().chain(&mut new) {
@@ -86,7 +86,7 @@ fn without_redis_sessions_go_on_and_new_ones_are_admitted() {
 }
 
 #[test]
-fn transfers_go_on_while_redis_is_killed_and_started_again() {
+fn transfers_continue_while_redis_is_killed_and_started_again() {
     let mut cluster = Cluster::builder().setting("node_lease", "2s").start();
     let content = bytes(1, LARGE);
     cluster.login().store("large.bin", &content);
@@ -105,7 +105,7 @@ fn transfers_go_on_while_redis_is_killed_and_started_again() {
     upload.write_all(&content[LARGE / 4..LARGE / 2]).unwrap();
     cluster.start_redis();
     eventually("all nodes to be listed again", || (listed_nodes(&cluster) == 3).then_some(()));
-    // The path is still the writer's: the new Redis knows.
+    // The new Redis has the write lease of the path.
     eventually("the right to write the file to be known again", || {
         cluster.redis().command("KEYS *write:*").filter(|count| count == "*1")
     });
@@ -122,12 +122,12 @@ fn transfers_go_on_while_redis_is_killed_and_started_again() {
 }
 
 #[test]
-fn without_redis_new_sessions_and_uploads_are_refused_where_the_operator_wants_it() {
+fn without_redis_registry_away_refuse_refuses_new_sessions_and_uploads() {
     let mut cluster = Cluster::builder().setting("registry_away", "refuse").start();
     let mut old = cluster.login();
     works(&mut old);
     cluster.kill_redis();
-    // Sessions go on. Only that nobody else writes a path cannot be known for now.
+    // Sessions continue. Uploads are refused: no write leases can be granted.
     assert_eq!(old.retrieve("file"), bytes(7, 200_000));
     old.receive("LIST");
     old.epsv();
@@ -150,7 +150,7 @@ fn without_redis_new_sessions_and_uploads_are_refused_where_the_operator_wants_i
 }
 
 #[test]
-fn without_authd_sessions_go_on_and_logins_are_refused_until_it_is_back() {
+fn without_authd_sessions_continue_and_logins_are_refused() {
     let mut cluster = Cluster::builder().setting("authd_timeout", "2s").start();
     let mut old = cluster.login();
     works(&mut old);
@@ -170,7 +170,7 @@ fn without_authd_sessions_go_on_and_logins_are_refused_until_it_is_back() {
 }
 
 #[test]
-fn an_authd_that_hangs_delays_a_login_by_its_timeout_only() {
+fn hanging_authd_delays_a_login_only_by_authd_timeout() {
     let cluster = Cluster::builder().setting("authd_timeout", "1s").start();
     cluster.authd().daemon.signal(Signal::SIGSTOP);
     let (code, time) = password_reply(&cluster);

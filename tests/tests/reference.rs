@@ -1,8 +1,8 @@
-//! The walk-through of the reference system's README, with its environment variables.
+//! The example session in the README of the reference system, with its environment variables.
 
 use cluster_tests::{cluster::Cluster, dialogue::Dialogue};
 
-/// The README's session: greeting, login, PWD and LIST with the replies it promises.
+/// The session in that README: greeting, login, PWD and LIST with the promised replies.
 fn walk_through(cluster: &Cluster, user: &str, password: &str) -> Dialogue {
     let mut session = Dialogue::connect(cluster.address());
     assert_eq!(session.command(&format!("USER {user}"), 331).text(), "331 Password required");
@@ -30,7 +30,7 @@ fn demo_admin_and_test_log_in_with_any_password() {
 }
 
 #[test]
-fn the_cluster_serves_while_one_node_is_stopped_and_after_it_is_started_again() {
+fn cluster_serves_while_one_node_is_stopped_and_after_its_restart() {
     let mut cluster = Cluster::builder().reference_variables().start();
     cluster.node(0).daemon.terminate();
     cluster.node_mut(0).daemon.wait();
@@ -42,7 +42,7 @@ fn the_cluster_serves_while_one_node_is_stopped_and_after_it_is_started_again() 
 }
 
 #[test]
-fn a_file_uploaded_through_one_node_is_there_after_connecting_again() {
+fn uploaded_file_exists_after_reconnecting() {
     let cluster = Cluster::builder().reference_variables().start();
     walk_through(&cluster, "demo", "anypassword").store("report.txt", b"shared");
     for _ in 0..cluster.size() {

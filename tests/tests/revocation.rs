@@ -1,5 +1,5 @@
-//! A user who may not log in any more loses the sessions, whatever was away when that was decided, and
-//! commands of administrators are not lost.
+//! Revocation: sessions of users who may not log in any more end, even if a part of the cluster was away at
+//! the time of the change. Orders of administrators are not lost.
 
 use std::{
     fs,
@@ -28,13 +28,13 @@ const REDIS: u8 = 2;
 const AUTHD: u8 = 3;
 const AUTHDS_REDIS: u8 = 4;
 const FIRST_NODE: u8 = 11;
-/// Where a node finds its Redis: that many after the node.
+/// Offset from the host number of a node to that of its gate to Redis.
 const NODES_REDIS: u8 = 10;
 
-/// Two nodes and authd, each with a way of its own to Redis that can be cut.
+/// Two nodes and authd, each with a separate gate to Redis that a test can close.
 struct Parts {
     nodes: Vec<Node>,
-    /// Of each node.
+    /// One gate per node.
     gates: Vec<Gate>,
     authd: Option<Authd>,
     authds_gate: Gate,
@@ -81,7 +81,7 @@ impl Parts {
         self.authd.as_ref().unwrap()
     }
 
-    /// Replaces the users file, and waits until authd uses it.
+    /// Replaces the users file and waits until authd has read it.
     fn declare(&self, users: &str) {
         let seen = self.authd().daemon.lines().len();
         fs::write(self.authd().users_file(), users).unwrap();
@@ -92,7 +92,7 @@ impl Parts {
         self.authd().administer(method, path, body.as_ref())
     }
 
-    /// The id of the only session of a user, as authd shows it.
+    /// The id of the user's only session, from authd's API.
     fn session_of(&self, user: &str) -> String {
         eventually("the session to be listed", || {
             let all = self.administer("GET", &format!("/v1/sessions?user={user}"), None);
@@ -119,13 +119,13 @@ fn start_authd(loopback: &Loopback, gate: &Gate, users: &str) -> Authd {
 
 /// Declared users with the password "secret".
 fn users(names: &[&str]) -> String {
-    // Another salt would be another password.
+    // Hashed once: another salt would count as another password.
     static HASH: LazyLock<String> = LazyLock::new(|| hash_password("secret"));
     let hash = &*HASH;
     names.iter().map(|name| format!("[users.{name}]\npassword_hash = \"{hash}\"\n")).collect()
 }
 
-/// The text of the 421 with which a session ends.
+/// The text of the 421 reply that ends a session.
 fn ending(session: &mut Dialogue) -> String {
     let replies = session.expect_closed();
     assert_eq!(replies.iter().map(|reply| reply.code).collect::<Vec<_>>(), [421], "{replies:?}");
@@ -138,7 +138,7 @@ fn ends_because(session: &mut Dialogue, text: &str) {
 }
 
 #[test]
-fn a_user_removed_while_authd_has_no_redis_loses_the_sessions_when_it_is_back() {
+fn sessions_of_a_user_removed_while_authd_has_no_redis_end_when_redis_is_back() {
     let parts = Parts::start(&users(&["ann", "bob"]), &[]);
     let mut sessions = [parts.login(0, "ann"), parts.login(1, "ann")];
     let mut other = parts.login(0, "bob");
@@ -154,18 +154,18 @@ fn a_user_removed_while_authd_has_no_redis_loses_the_sessions_when_it_is_back() 
     }
     let metric = "ftp_sessions_revoked_total{reason=\"removed\"}";
     assert_eq!(parts.nodes[0].metric(metric), Some(1.0));
-    let line = parts.nodes[0].daemon.wait_for_line(|line| line.contains("the session ends"));
+    let line = parts.nodes[0].daemon.wait_for_line(|line| line.contains("session revoked"));
     assert!(line.contains("user=ann") && line.contains("reason=removed"), "{line}");
     other.command("NOOP", 200);
 }
 
 #[test]
-fn a_user_removed_while_a_node_is_cut_off_loses_the_session_when_the_node_is_back() {
+fn session_of_a_user_removed_while_the_node_is_cut_off_ends_when_the_node_is_back() {
     let parts = Parts::start(&users(&["ann", "bob"]), &[]);
     let (mut session, mut there) = (parts.login(0, "ann"), parts.login(1, "ann"));
     let mut others = [parts.login(0, "bob"), parts.login(1, "bob")];
     parts.gates[0].close();
-    // For longer than its lease: authd does not know the node, and sends it nothing.
+    // The lease expires meanwhile: authd does not know the node and sends it no order.
     parts.wait_for_nodes(1);
     parts.declare(&users(&["bob"]));
     ending(&mut there);
@@ -178,7 +178,7 @@ fn a_user_removed_while_a_node_is_cut_off_loses_the_session_when_the_node_is_bac
 }
 
 #[test]
-fn a_user_removed_while_redis_is_down_loses_the_sessions_when_it_has_started_empty() {
+fn sessions_of_a_user_removed_while_redis_is_down_end_when_redis_starts_empty() {
     let mut parts = Parts::start(&users(&["ann", "bob"]), &[]);
     let mut sessions = [parts.login(0, "ann"), parts.login(1, "ann")];
     parts.redis = None;
@@ -194,7 +194,7 @@ fn a_user_removed_while_redis_is_down_loses_the_sessions_when_it_has_started_emp
 }
 
 #[test]
-fn a_user_removed_while_authd_is_down_loses_the_sessions_when_it_has_started() {
+fn sessions_of_a_user_removed_while_authd_is_down_end_when_authd_starts() {
     let mut parts = Parts::start(&users(&["ann", "bob"]), &[]);
     let (mut session, mut other) = (parts.login(0, "ann"), parts.login(1, "bob"));
     parts.authd = None;
@@ -205,7 +205,7 @@ fn a_user_removed_while_authd_is_down_loses_the_sessions_when_it_has_started() {
 }
 
 #[test]
-fn a_password_or_a_condition_that_changes_ends_the_session_and_other_changes_do_not() {
+fn only_a_changed_password_or_login_condition_ends_the_session() {
     let parts = Parts::start("", &[]);
     let body = |name: &str| json!({ "name": name, "password": "secret" });
     for name in ["ann", "bob"] {
@@ -227,7 +227,7 @@ fn a_password_or_a_condition_that_changes_ends_the_session_and_other_changes_do_
     ends_because(&mut session, "from your address");
     change(json!({ "access": null }));
     let mut session = parts.login(0, "ann");
-    // A list of hours of the one day that is neither yesterday, today nor tomorrow.
+    // Hours on a day that is three days away.
     let day = (std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 86400 + 3 + 3) % 7;
     let day = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"][day as usize];
     change(json!({ "access": { "hours": [format!("{day} 10:00-11:00")] } }));
@@ -236,18 +236,18 @@ fn a_password_or_a_condition_that_changes_ends_the_session_and_other_changes_do_
 }
 
 #[test]
-fn sessions_are_checked_again_after_the_interval_without_any_sign() {
+fn sessions_are_checked_again_after_the_interval_without_a_new_revision() {
     let parts = Parts::start("", &[("reauthorize_interval", "300ms")]);
     let body = json!({ "name": "ann", "password": "secret" });
     assert_eq!(parts.administer("POST", "/v1/users", Some(body)).status, 201);
     let mut session = parts.login(0, "ann");
-    // Behind authd's back.
+    // A change that authd does not know of.
     parts.redis.as_ref().unwrap().command("HDEL ftp:users ann");
     ends_because(&mut session, "the account was removed");
 }
 
 #[test]
-fn a_command_whose_connection_breaks_on_its_way_is_carried_out_all_the_same() {
+fn order_is_carried_out_although_its_connection_to_redis_breaks() {
     let parts = Parts::start(&users(&["ann", "bob"]), &[]);
     let (mut session, mut other) = (parts.login(0, "ann"), parts.login(0, "bob"));
     let id = parts.session_of("ann");
@@ -259,7 +259,7 @@ fn a_command_whose_connection_breaks_on_its_way_is_carried_out_all_the_same() {
     eventually("the session to be gone", || {
         (parts.administer("GET", &format!("/v1/sessions/{id}"), None).status == 404).then_some(())
     });
-    // The order is done: nothing is left of it.
+    // The order is removed once it is carried out.
     eventually("the order to be done", || {
         let left = parts.redis.as_ref().unwrap().command(&format!("HEXISTS ftp:orders:ftp1 end:{id}"));
         (left.as_deref() == Some(":0")).then_some(())
@@ -268,13 +268,13 @@ fn a_command_whose_connection_breaks_on_its_way_is_carried_out_all_the_same() {
 }
 
 #[test]
-fn a_command_for_a_node_that_was_thought_dead_meanwhile_is_carried_out() {
+fn order_for_a_node_that_was_regarded_as_dead_is_carried_out() {
     let parts = Parts::start(&users(&["ann"]), &[]);
     let mut session = parts.login(0, "ann");
     let id = parts.session_of("ann");
     parts.gates[0].close();
     let answer = parts.administer("DELETE", &format!("/v1/sessions/{id}"), None);
-    // The node may have expired while the answer waited for it.
+    // The node's lease may have expired while the request waited for it.
     assert!(matches!(answer.status, 202 | 204), "{answer:?}");
     parts.wait_for_nodes(1);
     session.command("NOOP", 200);
@@ -283,7 +283,7 @@ fn a_command_for_a_node_that_was_thought_dead_meanwhile_is_carried_out() {
 }
 
 #[test]
-fn a_drain_whose_command_is_lost_is_carried_out_and_its_stages_are_shown() {
+fn drain_is_carried_out_although_its_message_is_lost_and_its_stages_are_shown() {
     let mut parts = Parts::start(&users(&["ann"]), &[("node_lease", "10s")]);
     let mut session = parts.login(0, "ann");
     let stage = |parts: &Parts| {
@@ -307,7 +307,7 @@ fn a_drain_whose_command_is_lost_is_carried_out_and_its_stages_are_shown() {
 }
 
 #[test]
-fn a_session_that_is_to_end_is_shown_so_until_it_is_gone() {
+fn session_is_shown_as_ending_until_it_has_ended() {
     let parts = Parts::start(&users(&["ann"]), &[("node_lease", "30s")]);
     let mut session = parts.login(0, "ann");
     let path = format!("/v1/sessions/{}", parts.session_of("ann"));
@@ -326,7 +326,7 @@ fn a_session_that_is_to_end_is_shown_so_until_it_is_gone() {
     });
 }
 
-/// A node of a cluster of one, with an authd that says what the test wants.
+/// The only node of a cluster, with a stub in place of authd.
 fn node_with(authd: &StubAuthd) -> (Redis, Node) {
     let builder = Node::standalone().without("standalone").setting("node_lease", "600ms");
     let redis = Redis::start(builder.loopback().socket(1, 6379));
@@ -344,14 +344,14 @@ fn verdicts(request: &Value, verdict: impl Fn(&Value) -> Value) -> Answer {
 }
 
 #[test]
-fn a_login_that_races_with_a_removal_loses() {
+fn login_concurrent_with_the_users_removal_is_refused() {
     let (is_asked, is_free) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let asked_of = Arc::<Mutex<Vec<Value>>>::default();
     let (asked, free, of) = (Arc::clone(&is_asked), Arc::clone(&is_free), Arc::clone(&asked_of));
     let authd = StubAuthd::start_with_authorized(
         move |request| {
             if request["user"] == "ann" {
-                // Accepted now; the answer is late.
+                // The login is accepted, but the response is late.
                 asked.store(true, Ordering::SeqCst);
                 eventually("the test to go on", || free.load(Ordering::SeqCst).then_some(()));
             }
@@ -371,7 +371,7 @@ fn a_login_that_races_with_a_removal_loses() {
     session.command("USER ann", 331);
     session.send("PASS x");
     eventually("authd to be asked", || is_asked.load(Ordering::SeqCst).then_some(()));
-    // Now the user is disabled, and the node hears of it: it asks about the session that there is.
+    // The user is disabled, and the node learns of it: it asks about the existing session.
     asked_of.lock().unwrap().clear();
     redis.command("INCR ftp:revision");
     eventually("the node to ask about all sessions", || {
@@ -386,9 +386,9 @@ fn a_login_that_races_with_a_removal_loses() {
     witness.command("NOOP", 200);
 }
 
-/// The order may be of the very change that the login was made after: a new password, just set.
+/// The order may belong to a change before this login, for example a new password that the login uses.
 #[test]
-fn a_login_during_which_the_users_sessions_end_is_decided_by_authd_again() {
+fn login_concurrent_with_an_order_to_end_the_users_sessions_is_decided_again() {
     for (decision, code) in [(json!({ "decision": "stay" }), 230), (end("removed"), 421)] {
         let (is_asked, is_free) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (asked, free) = (Arc::clone(&is_asked), Arc::clone(&is_free));
@@ -421,11 +421,11 @@ fn end(reason: &str) -> Value {
 }
 
 #[test]
-fn a_node_whose_authd_does_not_answer_asks_again_until_it_does() {
+fn node_asks_authd_again_until_it_gets_decisions() {
     let (is_changed, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let (changed, requests) = (Arc::clone(&is_changed), Arc::clone(&asked));
     let authd = StubAuthd::start_with_authorized(account, move |request| {
-        // The node's first refresh may come during the login: the node then asks about that login too.
+        // The node's first refresh may come during the login. The node then asks about that login, too.
         if !changed.load(Ordering::SeqCst) {
             return verdicts(request, |_| json!({ "decision": "stay" }));
         }
@@ -445,7 +445,7 @@ fn a_node_whose_authd_does_not_answer_asks_again_until_it_does() {
 }
 
 #[test]
-fn with_an_authd_of_an_earlier_version_sessions_go_on_and_the_log_says_so_once() {
+fn with_an_older_authd_sessions_continue_and_the_log_reports_it_once() {
     let authd = StubAuthd::start(account);
     let (redis, node) = node_with(&authd);
     let mut session = node.login("ann", "x");
@@ -461,7 +461,7 @@ fn with_an_authd_of_an_earlier_version_sessions_go_on_and_the_log_says_so_once()
 }
 
 #[test]
-fn a_session_ends_at_its_greatest_age_but_not_in_a_transfer() {
+fn session_ends_at_session_max_age_but_not_during_a_transfer() {
     use std::{io::Write, net::Shutdown};
     let node = Node::standalone().setting("session_max_age", "1s").start();
     let mut idle = node.login("demo", "x");
@@ -471,7 +471,7 @@ fn a_session_ends_at_its_greatest_age_but_not_in_a_transfer() {
     let mut data = uploading.begin("STOR file");
     data.write_all(b"begin").unwrap();
     ends_because(&mut idle, "maximum age");
-    // Commands do not keep a session.
+    // Commands do not prolong a session.
     let replies = eventually("the busy session to end", || {
         busy.send("NOOP");
         let reply = busy.reply();

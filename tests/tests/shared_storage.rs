@@ -1,4 +1,4 @@
-//! Several nodes look like one server: one tree of files, connections over all of them.
+//! Several nodes appear as one server: one file tree, and connections spread over all nodes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use cluster_tests::{
 };
 
 #[test]
-fn a_file_stored_through_one_node_is_read_through_each_other_node() {
+fn file_stored_through_one_node_is_readable_through_all_others() {
     let cluster = Cluster::start();
     for writer in 0..cluster.size() {
         let content = bytes(writer as u64, 300_000);
@@ -27,7 +27,7 @@ fn a_file_stored_through_one_node_is_read_through_each_other_node() {
 }
 
 #[test]
-fn what_one_node_renames_or_deletes_the_others_see_at_once() {
+fn renames_and_deletions_are_visible_on_all_nodes_at_once() {
     let cluster = Cluster::start();
     let (mut one, mut other) = (cluster.login_through(0), cluster.login_through(1));
     one.command("MKD box", 257);
@@ -61,7 +61,7 @@ fn connections_are_spread_over_all_nodes() {
 }
 
 #[test]
-fn fifty_sessions_at_once_each_get_their_own_data() {
+fn fifty_concurrent_sessions_each_get_their_own_data() {
     const SESSIONS: usize = 50;
     const ROUNDS: usize = 4;
     let cluster = Cluster::start();
@@ -70,7 +70,7 @@ fn fifty_sessions_at_once_each_get_their_own_data() {
             .map(|number| {
                 let cluster = &cluster;
                 scope.spawn(move || {
-                    // Ten client addresses with five sessions each: ports are shared between them.
+                    // Ten client addresses with five sessions each, so that passive ports are shared.
                     let mut session = cluster.login_from(&cluster.client((number % 10) as u8));
                     for round in 0..ROUNDS {
                         let content = bytes((number * ROUNDS + round) as u64, 50_000 + number * 1000);
@@ -91,7 +91,7 @@ fn fifty_sessions_at_once_each_get_their_own_data() {
         used
     });
     assert_eq!(used.len(), cluster.size(), "sessions by node: {used:?}");
-    // nginx writes a line when both sides have ended, which may be a moment after the client has.
+    // nginx logs a connection after both sides have ended, which may be shortly after the client.
     let transfers = eventually("the access log of all data connections", || {
         let data: Vec<_> = cluster.nginx().accesses().into_iter().filter(|a| a.port >= 20000).collect();
         (data.len() >= SESSIONS * ROUNDS * 2).then_some(data)

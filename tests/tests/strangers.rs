@@ -1,4 +1,4 @@
-//! Who connects to a data port without a session that waits for it gets nothing and harms nobody.
+//! Connections to a passive port from clients that have no reservation get no data and do no harm.
 
 use std::{io::Read, io::Write, net::Shutdown};
 
@@ -11,13 +11,13 @@ use cluster_tests::{
 };
 
 #[test]
-fn a_second_client_address_cannot_take_anothers_data_connection() {
+fn another_client_address_cannot_take_over_a_data_connection() {
     let cluster = Cluster::start();
     let content = bytes(1, 2 << 20);
     let mut session = cluster.login_from(&cluster.client(1));
     session.store("secret.bin", &content);
 
-    // Before the command, and after it: both times the stranger is first at the port.
+    // The stranger connects first, once before the command and once after it.
     for command_first in [false, true] {
         let port = session.epsv();
         if command_first {
@@ -38,7 +38,7 @@ fn a_second_client_address_cannot_take_anothers_data_connection() {
 }
 
 #[test]
-fn a_stranger_cannot_put_content_into_anothers_upload() {
+fn another_client_cannot_inject_data_into_an_upload() {
     let cluster = Cluster::start();
     let mut session = cluster.login_from(&cluster.client(1));
     session.command("TYPE I", 200);
@@ -57,8 +57,8 @@ fn a_stranger_cannot_put_content_into_anothers_upload() {
 }
 
 #[test]
-fn two_clients_use_the_same_port_at_once_and_each_gets_its_own() {
-    // One port a node: the sessions on one node cannot avoid each other.
+fn two_clients_share_a_passive_port_and_each_gets_its_own_data() {
+    // Each node has one passive port, so sessions on the same node must share it.
     let cluster = Cluster::builder().passive_ports(3).start();
     let clients = [cluster.client(1), cluster.client(2)];
     let mut sessions = clients.each_ref().map(|client| cluster.session_through(0, client, "demo"));
@@ -67,7 +67,7 @@ fn two_clients_use_the_same_port_at_once_and_each_gets_its_own() {
     }
     let ports = sessions.each_mut().map(Dialogue::epsv);
     assert_eq!(ports[0], ports[1]);
-    // The connections come in the other order than the reservations.
+    // The connections arrive in reverse order of the reservations.
     let mut data: Vec<_> =
         sessions.iter_mut().zip(ports).rev().map(|(session, port)| session.data_connection(port)).collect();
     data.reverse();
@@ -79,14 +79,14 @@ fn two_clients_use_the_same_port_at_once_and_each_gets_its_own() {
 }
 
 #[test]
-fn a_header_from_anyone_but_the_balancer_is_not_believed() {
+fn proxy_header_is_accepted_only_from_the_balancer() {
     let cluster = Cluster::start();
     let node = cluster.node(0).address;
     let (client, victim) = (cluster.client_address(3), cluster.client_address(1));
     let mut session = Dialogue::dial(&Connector::new().from(client), node);
     session.send_bytes(&header_v1((victim, 4000).into(), cluster.address()));
     session.send("USER demo");
-    // It is a client like any other, one that does not speak FTP: the connection ends.
+    // The header counts as invalid FTP from an ordinary client: the connection ends.
     let replies = session.expect_closed();
     assert!(replies.iter().all(|reply| reply.code == 220), "{replies:?}");
     let refused = |line: &str| message_is(line, "the client speaks another protocol");
@@ -95,13 +95,13 @@ fn a_header_from_anyone_but_the_balancer_is_not_believed() {
 }
 
 #[test]
-fn a_health_check_that_connects_and_leaves_is_no_session() {
+fn health_check_that_only_connects_is_not_a_session() {
     let cluster = Cluster::start();
     let before = cluster.node(0).daemon.lines().len();
     for _ in 0..20 {
         drop(Connector::new().connect(cluster.node(0).address).unwrap());
     }
-    // A real session comes after them and is the first that the log knows.
+    // A real session follows and is the first one in the log.
     cluster.login_through(0).quit();
     let warnings = |line: &String| line.contains(" WARN ") || line.contains(" ERROR ");
     let lines = cluster.node(0).daemon.lines();

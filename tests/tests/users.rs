@@ -1,4 +1,4 @@
-//! What authd says of a user holds on every node: permissions, home, and the end of the sessions.
+//! Accounts apply on every node: permissions, home, and the end of sessions.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use cluster_tests::{
 };
 use serde_json::json;
 
-/// How soon after the answer of authd's API the sessions have ended.
+/// Maximum time from authd's response until the sessions have ended.
 const SOON: Duration = Duration::from_secs(2);
 
 fn login_code(cluster: &Cluster, user: &str, password: &str) -> u16 {
@@ -22,7 +22,7 @@ fn login_code(cluster: &Cluster, user: &str, password: &str) -> u16 {
 
 #[test]
 fn permissions_and_home_are_enforced_on_every_node() {
-    /// The permission, and what needs it: each is refused without it, and only then.
+    /// Each permission with the commands that need it. They are refused without it, and only then.
     const NEEDS: [(&str, &[&str]); 10] = [
         ("list", &["SIZE old", "MLST old", "STAT old", "MDTM old"]),
         ("download", &["RETR old", "XMD5 old"]),
@@ -46,7 +46,7 @@ fn permissions_and_home_are_enforced_on_every_node() {
     let cluster = Cluster::builder().users(&users).start();
     let home = cluster.storage().join("home");
     let reset = || {
-        // The sessions hold the home itself open.
+        // The home itself must stay: the sessions keep it open.
         fs::create_dir_all(home.join("empty")).unwrap();
         for entry in home.read_dir().unwrap().map(|entry| entry.unwrap().path()) {
             if entry != home.join("empty") {
@@ -63,14 +63,14 @@ fn permissions_and_home_are_enforced_on_every_node() {
         for (permission, commands) in NEEDS {
             for command in commands {
                 reset();
-                // A transfer that is allowed is begun, and called off.
+                // An allowed transfer begins and is aborted.
                 let code = without.probe(command);
                 assert!(code < 400 || code == 550, "no-{missing}, {command}: {code}");
                 let allowed = code != 550;
                 assert_eq!(allowed, permission != *missing, "no-{missing}, {command}");
             }
         }
-        // What REST and STOR take away is the overwriting of it.
+        // STOR after REST needs both `overwrite` and `append`.
         without.command("REST 3", 350);
         let cuts = without.probe("STOR old") != 550;
         assert_eq!(cuts, !matches!(*missing, "overwrite" | "append"), "no-{missing}");
@@ -79,7 +79,7 @@ fn permissions_and_home_are_enforced_on_every_node() {
 }
 
 #[test]
-fn disabling_or_deleting_a_user_ends_the_sessions_on_all_nodes() {
+fn sessions_on_all_nodes_end_when_a_user_is_disabled_or_deleted() {
     let cluster = Cluster::builder().users("").start();
     let authd = cluster.authd();
     let create = |name: &str| {
@@ -118,7 +118,7 @@ fn disabling_or_deleting_a_user_ends_the_sessions_on_all_nodes() {
 }
 
 #[test]
-fn disabling_a_declared_user_ends_the_sessions_on_all_nodes_and_can_be_taken_back() {
+fn override_of_a_declared_user_ends_its_sessions_on_all_nodes_and_can_be_removed() {
     let hash = hash_password("secret");
     let user = |name: &str| format!("[users.{name}]\npassword_hash = \"{hash}\"\nhome = \"/{name}\"\n");
     let cluster = Cluster::builder().users(&(user("acme") + &user("other"))).start();
@@ -142,7 +142,7 @@ fn disabling_a_declared_user_ends_the_sessions_on_all_nodes_and_can_be_taken_bac
 }
 
 #[test]
-fn a_users_file_that_changes_holds_for_the_next_login_and_ends_the_sessions_of_whoever_it_drops() {
+fn changed_users_file_applies_to_the_next_login_and_ends_sessions_of_removed_users() {
     let hash = hash_password("secret");
     let cluster = Cluster::builder()
         .users(&format!("[users.ann]\npassword_hash = \"{hash}\"\nhome = \"/ann\"\n"))
@@ -155,7 +155,7 @@ fn a_users_file_that_changes_holds_for_the_next_login_and_ends_the_sessions_of_w
     fs::write(cluster.authd().users_file(), changed).unwrap();
     eventually("the new user to log in", || (login_code(&cluster, "bob", "secret") == 230).then_some(()));
     assert_eq!(login_code(&cluster, "ann", "secret"), 530);
-    // Who is no user any more has no sessions.
+    // The sessions of the removed user end.
     for session in &mut sessions {
         let codes: Vec<u16> = session.expect_closed().iter().map(|reply| reply.code).collect();
         assert_eq!(codes, [421]);

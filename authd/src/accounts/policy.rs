@@ -299,7 +299,8 @@ mod tests {
                 permissions: PermissionChanges::from_fn(|permission| permissions[permission as usize]),
                 limits: AccountLimits { sessions, sessions_per_address: None, transfers: sessions },
                 quota: Quota { bytes, files: sessions.map(u64::from) },
-                uploads: permissions[0].map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
+                uploads: permissions[0]
+                    .map(|atomic| if atomic { UploadMode::Atomic } else { UploadMode::Direct }),
                 tls: TlsChanges { control, data, close_notify },
                 access: LoginConditionChanges { hours, ..LoginConditionChanges::default() },
                 folders: serde_json::from_value(paths().collect()).unwrap(),

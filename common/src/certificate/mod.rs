@@ -1,4 +1,4 @@
-//! What a client certificate says of its holder, and the rules by which it stands in for a password.
+//! Client certificates, and the certificate rules by which they replace a password.
 
 mod name;
 
@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 
 pub use self::name::{Attribute, DistinguishedName, InvalidName};
 
-/// Bytes of a SHA-256 hash.
+/// Length of a SHA-256 hash in bytes.
 const SHA256: usize = 32;
 
-/// A client certificate that a node has verified, as the node describes it to authd. Parts that have no exact
-/// text are left out: no rule can match them.
+/// A client certificate that a node has verified, in the form that the node sends to authd. Parts without
+/// an exact text are omitted, so no rule can match them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClientCertificate {
-    /// `None`: the subject is empty or has no exact text.
+    /// `None` if the subject is empty or has no exact text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<DistinguishedName>,
     pub key: KeyFingerprint,
@@ -25,14 +25,14 @@ pub struct ClientCertificate {
     pub names: Vec<AlternativeName>,
 }
 
-/// SHA-256 of a public key (the certificate's SubjectPublicKeyInfo in DER). Written `sha256:` and 64
+/// SHA-256 of a public key (the certificate's SubjectPublicKeyInfo in DER). Its text form is `sha256:` and 64
 /// hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KeyFingerprint(pub [u8; SHA256]);
 
-/// A subject alternative name (RFC 5280 section 4.2.1.6). Host names, and the host of an email address, are in
-/// lower case.
+/// A subject alternative name (RFC 5280 section 4.2.1.6). Host names and the hosts of email addresses are
+/// stored in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum AlternativeName {
@@ -41,26 +41,27 @@ pub enum AlternativeName {
     Dns(String),
 }
 
-/// An entry of a user's `certificates`: which certificates stand in for the user's password.
+/// A certificate rule, one entry of a user's `certificates`: it describes certificates that replace the
+/// user's password.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum CertificateRule {
-    /// The whole subject.
+    /// Certificates with this subject.
     Subject(DistinguishedName),
-    /// The public key.
+    /// Certificates with this public key.
     Key(KeyFingerprint),
-    /// One of the alternative names.
+    /// Certificates with this alternative name.
     Name(AlternativeName),
 }
 
-/// Why a text is not a [`CertificateRule`].
+/// The reason why a text is not a [`CertificateRule`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRule {
     #[error("{0:?}: {1}")]
     Subject(String, InvalidName),
-    #[error("{0:?}: sha256: wants 64 hexadecimal digits")]
+    #[error("{0:?}: sha256: must be followed by 64 hexadecimal digits")]
     Key(String),
-    #[error("{0:?}: an email:, URI: or DNS: name is ASCII without spaces; an email address has one @")]
+    #[error("{0:?}: an email:, URI: or DNS: name must be ASCII without spaces; an email address has one @")]
     Name(String),
 }
 
@@ -75,15 +76,15 @@ impl CertificateRule {
         }
     }
 
-    /// Whether the rule is for a subject, and this one.
+    /// Returns true if this is a rule for a subject, and `subject` matches it.
     pub fn matches_subject(&self, subject: &DistinguishedName) -> bool {
-        matches!(self, Self::Subject(name) if name.means(subject))
+        matches!(self, Self::Subject(name) if name.matches(subject))
     }
 }
 
 impl AlternativeName {
     /// # Errors
-    /// Not ASCII, a space or control character in it, or empty.
+    /// The text is empty, is not ASCII, contains a space or control character, or is not an email address.
     pub fn email(text: &str) -> Result<Self, InvalidRule> {
         let invalid = || InvalidRule::Name(text.to_owned());
         let (user, host) = text.split_once('@').ok_or_else(invalid)?;
@@ -117,8 +118,8 @@ fn is_graphic(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// The rest of `text` after `prefix`, which may be in any case.
-fn after<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+/// The rest of `text` after `prefix`. Ignores the case of the prefix.
+fn strip_prefix_ignoring_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
     let (start, rest) = text.split_at_checked(prefix.len())?;
     start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
@@ -134,7 +135,8 @@ impl FromStr for KeyFingerprint {
 
     fn from_str(text: &str) -> Result<Self, InvalidRule> {
         let mut hash = [0; SHA256];
-        let digits = after(text, "sha256:").ok_or_else(|| InvalidRule::Key(text.to_owned()))?;
+        let digits =
+            strip_prefix_ignoring_case(text, "sha256:").ok_or_else(|| InvalidRule::Key(text.to_owned()))?;
         hex::decode_to_slice(digits, &mut hash).map_err(|_| InvalidRule::Key(text.to_owned()))?;
         Ok(Self(hash))
     }
@@ -154,13 +156,14 @@ impl FromStr for AlternativeName {
     type Err = InvalidRule;
 
     fn from_str(text: &str) -> Result<Self, InvalidRule> {
-        if let Some(name) = after(text, "email:") {
+        if let Some(name) = strip_prefix_ignoring_case(text, "email:") {
             return Self::email(name);
         }
-        if let Some(name) = after(text, "URI:") {
+        if let Some(name) = strip_prefix_ignoring_case(text, "URI:") {
             return Self::uri(name);
         }
-        after(text, "DNS:").map_or_else(|| Err(InvalidRule::Name(text.to_owned())), Self::dns)
+        strip_prefix_ignoring_case(text, "DNS:")
+            .map_or_else(|| Err(InvalidRule::Name(text.to_owned())), Self::dns)
     }
 }
 
@@ -178,17 +181,18 @@ impl FromStr for CertificateRule {
     type Err = InvalidRule;
 
     fn from_str(text: &str) -> Result<Self, InvalidRule> {
-        if after(text, "sha256:").is_some() {
+        if strip_prefix_ignoring_case(text, "sha256:").is_some() {
             return text.parse().map(Self::Key);
         }
-        if ["email:", "URI:", "DNS:"].iter().any(|prefix| after(text, prefix).is_some()) {
+        if ["email:", "URI:", "DNS:"].iter().any(|prefix| strip_prefix_ignoring_case(text, prefix).is_some())
+        {
             return text.parse().map(Self::Name);
         }
         text.parse().map(Self::Subject).map_err(|error| InvalidRule::Subject(text.to_owned(), error))
     }
 }
 
-/// serde writes and reads these as their texts.
+/// Conversions with which serde writes and reads a type as its text form.
 macro_rules! as_text {
     ($($type:ty: $error:ty),*) => {$(
         impl From<$type> for String {
@@ -207,7 +211,12 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(KeyFingerprint: InvalidRule, AlternativeName: InvalidRule, CertificateRule: InvalidRule, DistinguishedName: InvalidName);
+as_text!(
+    KeyFingerprint: InvalidRule,
+    AlternativeName: InvalidRule,
+    CertificateRule: InvalidRule,
+    DistinguishedName: InvalidName
+);
 
 #[cfg(test)]
 mod tests {
@@ -256,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_rule_is_refused_and_quoted() {
+    fn an_invalid_rule_is_refused_and_quoted() {
         for text in [
             "",
             "scanner",
@@ -279,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_read_as_it_was_written_and_its_parts_are_checked() {
+    fn a_certificate_survives_json_and_its_parts_are_checked() {
         let certificate = ClientCertificate {
             subject: Some("CN=a\\,b".parse().unwrap()),
             key: KeyFingerprint([1; 32]),

@@ -1,11 +1,11 @@
-//! Subjects of certificates: their structure, and their text by RFC 4514.
+//! Subjects of certificates, and their text form by RFC 4514.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Attribute types that have a name, with their object identifiers. RFC 4514 section 3 defines the first nine;
-/// the others are the names that OpenSSL prints.
+/// Attribute types with a name, and their object identifiers. RFC 4514 section 3 defines the first nine
+/// names. OpenSSL prints the others.
 const TYPES: [(&str, &str); 18] = [
     ("CN", "2.5.4.3"),
     ("L", "2.5.4.7"),
@@ -27,7 +27,7 @@ const TYPES: [(&str, &str); 18] = [
     ("pseudonym", "2.5.4.65"),
 ];
 
-/// Other names of the same types, accepted and never written.
+/// Other names of the same types. They are accepted, but not written.
 const ALIASES: [(&str, &str); 6] = [
     ("E", "1.2.840.113549.1.9.1"),
     ("Email", "1.2.840.113549.1.9.1"),
@@ -37,30 +37,32 @@ const ALIASES: [(&str, &str); 6] = [
     ("domainComponent", "0.9.2342.19200300.100.1.25"),
 ];
 
-/// Characters that a value's text holds after a backslash only (RFC 4514 section 2.4).
+/// Characters that must follow a backslash in the text of a value (RFC 4514 section 2.4).
 const SPECIAL: [char; 7] = ['"', '+', ',', ';', '<', '>', '\\'];
 
-/// An attribute: the object identifier of its type in dotted decimal, and its value.
+/// An attribute: the object identifier of its type in dotted decimal form, and its value.
 pub type Attribute = (String, String);
 
-/// A subject that is not empty. Two are equal if their structures are: the same relative names in the same
-/// order, each with the same set of attributes, each value the same text byte for byte.
+/// A subject with at least one attribute. Two subjects are equal if they have the same relative names in
+/// the same order, each with the same set of attributes. Values are compared byte by byte.
 ///
-/// [`Display`](fmt::Display) writes the canonical text by RFC 4514; no two different names have the same text.
+/// [`Display`](fmt::Display) writes the canonical text by RFC 4514. Different names have different texts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DistinguishedName {
-    /// In the order of the certificate, which RFC 4514 reverses. The attributes of each are sorted.
+    /// The relative names in the order of the certificate, which RFC 4514 reverses. Their attributes are
+    /// sorted.
     relative: Vec<Vec<Attribute>>,
 }
 
-/// Why a text or a structure is not a usable name.
+/// The reason why a text or a list of relative names is not a usable name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
     #[error("a subject has at least one attribute, as in CN=scanner,O=Example")]
     Empty,
     #[error(
-        "{0:?} is not TYPE=VALUE; RFC 4514 wants a backslash before a comma, plus sign or semicolon in a value"
+        "{0:?} is not TYPE=VALUE; RFC 4514 requires a backslash before a comma, plus sign or semicolon in a \
+         value"
     )]
     NoValue(String),
     #[error("unknown attribute type {0:?}; a number such as 2.5.4.3 always works")]
@@ -71,7 +73,7 @@ pub enum InvalidName {
     Escape,
     #[error("values in hexadecimal (#…) are not supported; list the key instead (sha256:…)")]
     Hexadecimal,
-    #[error("a value holds a control character or is not UTF-8")]
+    #[error("a value contains a control character or is not UTF-8")]
     NotText,
     #[error("an attribute occurs twice in one relative name")]
     Duplicate,
@@ -81,7 +83,8 @@ impl DistinguishedName {
     /// `relative`: the relative names in the order of the certificate, each with its attributes.
     ///
     /// # Errors
-    /// The name is empty, a type is not an object identifier, or a value holds a control character.
+    /// The name is empty, a type is not an object identifier, an attribute occurs twice in a relative name,
+    /// or a value contains a control character.
     pub fn new(relative: Vec<Vec<Attribute>>) -> Result<Self, InvalidName> {
         if relative.is_empty() {
             return Err(InvalidName::Empty);
@@ -105,14 +108,15 @@ impl DistinguishedName {
         Ok(Self { relative: relative.collect::<Result<_, _>>()? })
     }
 
-    /// Whether this name, from a configuration, means `subject`. The order of the relative names counts only
-    /// if a type occurs more than once: RFC 4514 begins with the last, many programs with the first.
-    pub fn means(&self, subject: &Self) -> bool {
+    /// Returns true if this name, from a configuration, matches `subject`. It may list the relative names
+    /// in either direction, because RFC 4514 begins with the last, and many programs with the first. If an
+    /// attribute type occurs more than once, only the direction of RFC 4514 matches.
+    pub fn matches(&self, subject: &Self) -> bool {
         self == subject || (self.types_differ() && self.relative.iter().rev().eq(subject.relative.iter()))
     }
 
-    /// Whether the name is one attribute without special characters. Older nodes wrote subjects without
-    /// escapes: only such a text can belong to one subject alone.
+    /// Returns true if the name is a single attribute without special characters. Older nodes write
+    /// subjects without escapes; only such a text is unambiguous.
     pub fn is_plain(&self) -> bool {
         let [attributes] = &*self.relative else { return false };
         let [(_, value)] = &**attributes else { return false };
@@ -153,7 +157,7 @@ fn escaped(value: &str) -> String {
     text
 }
 
-/// Whether the text is an object identifier in dotted decimal, written in the only way.
+/// Returns true if the text is an object identifier in canonical dotted decimal form.
 fn is_identifier(text: &str) -> bool {
     let is_number = |part: &str| {
         !part.is_empty()
@@ -181,7 +185,7 @@ impl FromStr for DistinguishedName {
     }
 }
 
-/// The parts between separators that no backslash stands before.
+/// The parts between separators. A separator after a backslash does not count.
 fn split(text: &str, separator: char) -> Vec<&str> {
     let (mut parts, mut start, mut is_escaped) = (Vec::new(), 0, false);
     for (at, character) in text.char_indices() {
@@ -216,7 +220,7 @@ fn unescaped(text: &str) -> Result<String, InvalidName> {
         return Err(InvalidName::Hexadecimal);
     }
     let mut bytes = Vec::with_capacity(text.len());
-    // Where the value ends if all that follows are spaces without a backslash.
+    // The end of the value without unescaped spaces at the end.
     let mut end = 0;
     let mut rest = text.chars();
     while let Some(character) = rest.next() {
@@ -228,7 +232,7 @@ fn unescaped(text: &str) -> Result<String, InvalidName> {
                 first => {
                     let second = rest.next().ok_or(InvalidName::Escape)?;
                     let digit = |digit: char| digit.to_digit(16).ok_or(InvalidName::Escape);
-                    // Two hexadecimal digits are a byte.
+                    // Two hexadecimal digits fit a byte.
                     bytes.push((digit(first)? * 16 + digit(second)?) as u8);
                 }
             }
@@ -271,21 +275,21 @@ mod tests {
         assert_eq!(one.to_string(), "O=Acme\\, CN=scanner");
         for rule in ["O=Acme, CN=scanner", "CN=scanner,O=Acme", "cn = scanner , o = Acme"] {
             let rule = parse(rule).unwrap();
-            assert!(rule.means(&two) && !rule.means(&one), "{rule}");
+            assert!(rule.matches(&two) && !rule.matches(&one), "{rule}");
         }
         let rule = parse("O=Acme\\, CN=scanner").unwrap();
-        assert!(rule.means(&one) && !rule.means(&two));
+        assert!(rule.matches(&one) && !rule.matches(&two));
     }
 
     #[test]
-    fn the_order_counts_where_a_type_occurs_twice() {
+    fn the_direction_matters_only_if_a_type_occurs_twice() {
         let subject = name(&[("2.5.4.11", "a"), ("2.5.4.11", "b"), (CN, "c")]);
         assert_eq!(subject.to_string(), "CN=c,OU=b,OU=a");
-        assert!(parse("CN=c,OU=b,OU=a").unwrap().means(&subject));
+        assert!(parse("CN=c,OU=b,OU=a").unwrap().matches(&subject));
         for other in ["OU=a, OU=b, CN=c", "CN=c,OU=a,OU=b", "OU=b,CN=c,OU=a"] {
-            assert!(!parse(other).unwrap().means(&subject), "{other}");
+            assert!(!parse(other).unwrap().matches(&subject), "{other}");
         }
-        assert!(!parse("CN=c,O=b,C=a").unwrap().means(&name(&[(O, "b"), (CN, "c"), ("2.5.4.6", "a")])));
+        assert!(!parse("CN=c,O=b,C=a").unwrap().matches(&name(&[(O, "b"), (CN, "c"), ("2.5.4.6", "a")])));
     }
 
     #[test]
@@ -315,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_name_is_refused() {
+    fn invalid_names_are_refused() {
         for (text, error) in [
             ("", InvalidName::Empty),
             ("CN=a,b", InvalidName::NoValue("b".to_owned())),
@@ -355,7 +359,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_written_name_is_read_as_the_same(name in names()) {
+        fn a_name_survives_its_text_form(name in names()) {
             prop_assert_eq!(parse(&name.to_string()), Ok(name));
         }
 
@@ -365,7 +369,7 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_refused_or_read_as_what_it_writes(text in "[CNO=,+ a\\\\#\"é0-9.]{0,30}") {
+        fn any_text_is_refused_or_survives_being_written(text in "[CNO=,+ a\\\\#\"é0-9.]{0,30}") {
             if let Ok(name) = parse(&text) {
                 prop_assert_eq!(parse(&name.to_string()), Ok(name));
             }

@@ -1,7 +1,5 @@
-//! What a user may do where in the tree, and how much: the parts of an [`Account`] that only some
-//! users have.
-//!
-//! [`Account`]: crate::auth_api::Account
+//! Parts of an [`Account`](crate::auth_api::Account): permissions, access rules, shared folders, quota,
+//! bandwidth.
 
 mod permission;
 
@@ -11,40 +9,40 @@ use serde::{Deserialize, Serialize};
 
 pub use self::permission::{Permission, PermissionChanges, Permissions};
 
-/// Permissions of a part of the tree. The first rule of a user that fits a path decides; where none
-/// does, the user's general permissions hold.
+/// An access rule: permissions of a part of the tree. The first rule of a user that matches a path applies.
+/// Without a matching rule the user's general permissions apply.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DirectoryRule {
-    /// Fits what it matches, and everything below that.
+    /// Matches these paths and everything below them.
     pub path: TreePattern,
     #[serde(default)]
     pub permissions: PermissionChanges,
 }
 
-/// A place in a user's tree: an absolute path, whose parts may hold the wildcards `*`, `?` and
-/// `[a-z]`; a part `**` stands for any number of directories, also none.
+/// A pattern of paths in a user's tree: an absolute path whose parts may contain the wildcards `*`, `?` and
+/// `[a-z]`. A part `**` stands for any number of directories, including none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TreePattern(String);
 
-/// A path without wildcards: absolute, within the tree that the context names.
+/// An absolute path without wildcards. The context tells whether it is a virtual path or a path within the
+/// storage.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TreePath(String);
 
-/// A name that files may not get: no path, with the wildcards `*`, `?` and `[a-z]`. Case does not
-/// matter.
+/// A pattern of file names, with the wildcards `*`, `?` and `[a-z]`. It ignores case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NamePattern(String);
 
-/// The text is none of a kind. Says which texts are.
+/// The text does not have the required form. The message describes the form.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidText(&'static str);
 
-/// The same methods for what is text of a certain form.
+/// Implements the conversions of a checked text.
 macro_rules! text {
     ($name:ident, $check:expr, $expected:literal) => {
         impl $name {
@@ -72,60 +70,62 @@ macro_rules! text {
 
 text!(
     TreePattern,
-    is_place,
-    "a pattern is an absolute path of at most 1024 bytes without '.', '..' and control characters"
+    is_absolute_path,
+    "a pattern is an absolute path of at most 1024 bytes, without '.', '..' and control characters"
 );
 text!(
     TreePath,
-    is_place,
-    "a path here is absolute, of at most 1024 bytes, without '.', '..' and control characters"
+    is_absolute_path,
+    "the path must be absolute, with at most 1024 bytes, without '.', '..' and control characters"
 );
 text!(
     NamePattern,
     |text| !text.is_empty() && text.len() <= 255 && !text.contains('/') && !text.contains(char::is_control),
-    "a pattern of names has 1 to 255 bytes, without '/' and control characters"
+    "a pattern of file names has 1 to 255 bytes, without '/' and control characters"
 );
 
-fn is_place(text: &str) -> bool {
+fn is_absolute_path(text: &str) -> bool {
     text.starts_with('/')
         && text.len() <= 1024
         && !text.contains(char::is_control)
         && !text.split('/').any(|part| matches!(part, "." | ".."))
 }
 
-/// A directory outside the home that the user's tree shows at a path.
+/// A shared folder: a directory outside the home that the user's tree shows at a path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Folder {
-    /// Where the user sees it.
+    /// The virtual path of the folder.
     pub path: TreePath,
-    /// Where it is, within the shared storage.
+    /// The path of the directory within the storage.
     pub target: TreePath,
 }
 
-/// How much a user's files may take, over the whole cluster. `None` is no limit.
+/// Limits of the usage of a user's home, in the whole cluster. `None` means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Quota {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Files and directories.
+    /// Number of files and directories.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub files: Option<u64>,
 }
 
-/// How fast a user's transfers may be, in bytes a second. `None` is no limit.
+/// Bandwidth limits of a user in bytes per second. `None` means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bandwidth {
-    /// Of all sessions of the user together, over the whole cluster.
+    /// Uploads of all sessions of the user together, in the whole cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload: Option<NonZeroU64>,
+    /// Downloads of all sessions of the user together, in the whole cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub download: Option<NonZeroU64>,
-    /// Of each session.
+    /// Uploads of each session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_upload: Option<NonZeroU64>,
+    /// Downloads of each session.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_download: Option<NonZeroU64>,
 }
@@ -135,12 +135,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_and_names() {
-        for place in ["/", "/a", "/a b/*", "/partners/**/out", "/..a"] {
-            assert!(TreePattern::try_from(place.to_owned()).is_ok(), "{place:?}");
+    fn paths_and_name_patterns_are_checked() {
+        for path in ["/", "/a", "/a b/*", "/partners/**/out", "/..a"] {
+            assert!(TreePattern::try_from(path.to_owned()).is_ok(), "{path:?}");
         }
-        for place in ["", "a", "/a/../b", "/./a", "/..", "/a\nb"] {
-            assert!(TreePath::try_from(place.to_owned()).is_err(), "{place:?}");
+        for path in ["", "a", "/a/../b", "/./a", "/..", "/a\nb"] {
+            assert!(TreePath::try_from(path.to_owned()).is_err(), "{path:?}");
         }
         assert!(NamePattern::try_from("*.exe".to_owned()).is_ok());
         for name in ["", "a/b", "a\n"] {
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_changes_what_it_names_alone() {
+    fn a_rule_changes_only_the_permissions_that_it_names() {
         let rule: DirectoryRule =
             serde_json::from_str(r#"{ "path": "/in", "permissions": { "upload": true, "list": false } }"#)
                 .unwrap();

@@ -1,4 +1,4 @@
-//! `/metrics`, `/healthz` and `/readyz`: the same three answers from both daemons.
+//! The routes `/metrics`, `/healthz` and `/readyz` of both daemons.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,19 +7,18 @@ use warp::{Filter, Rejection, Reply, http::StatusCode, reply};
 
 use crate::health::ReadinessReport;
 
-/// Upper bounds of the buckets of every histogram, in seconds.
+/// Upper bounds of the buckets of all histograms, in seconds.
 const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0];
 
-/// Makes the process's metrics available to [`routes`]. Call once, within a runtime,
-/// before the first metric.
+/// Starts recording metrics for [`routes`]. Call it once, within a runtime, before the first metric.
 ///
 /// # Errors
-/// There is a recorder already.
+/// There is already a recorder.
 pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new().set_buckets(&SECONDS)?.install_recorder()?;
     let upkeep = handle.clone();
-    // Histograms gather samples until they are rendered or drained here.
+    // Histograms collect samples until they are rendered or drained here.
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_secs(10));
         loop {
@@ -30,8 +29,8 @@ pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
-/// The three routes. `/healthz` answers 200 as long as the process can; `/readyz` 200 or 503 with
-/// what `readiness` says, as JSON.
+/// The three routes. `/healthz` always answers 200. `/readyz` answers 200 or 503 with the report of
+/// `readiness` as JSON.
 pub fn routes(
     metrics: PrometheusHandle,
     readiness: impl Fn() -> ReadinessReport + Send + Sync + 'static,
@@ -46,9 +45,9 @@ pub fn routes(
         let report = readiness();
         let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let body = reply::with_status(reply::json(&report), status);
-        // It is true for this moment alone.
+        // The report is outdated at once.
         reply::with_header(body, "cache-control", "no-store").into_response()
     });
-    // The server leaves the body of an answer to HEAD out.
+    // The server omits the body of a response to HEAD.
     warp::get().or(warp::head()).unify().and(metrics.or(health).unify().or(ready).unify())
 }

@@ -1,22 +1,22 @@
-//! Giving up root's powers, once what needed them is done.
+//! Giving up capabilities that are not needed after the start.
 //!
-//! Linux keeps capabilities by thread (capabilities(7)): every thread gives up its own. The runtime's
-//! threads do it as they start; the thread of `main` when the sockets are bound.
+//! On Linux each thread has its own capabilities (capabilities(7)), so each thread gives up its own:
+//! threads of the runtime when they start, the thread of `main` when the sockets are bound.
 
 use std::io;
 
-/// What a daemon that somebody runs as root keeps: without it root could not use files of others,
-/// which it was given root for.
+/// The capabilities that a daemon keeps if it runs as root. Without them root could not use the files of
+/// other users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// Reading and changing files of others: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER.
+    /// Reading and changing files of other users: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER.
     Files,
-    /// Reading them: CAP_DAC_READ_SEARCH.
+    /// Reading files of other users: CAP_DAC_READ_SEARCH.
     ReadFiles,
 }
 
 impl Kept {
-    /// Numbers of linux/capability.h.
+    /// The capabilities as bits. The numbers are those of linux/capability.h.
     fn bits(self) -> u64 {
         const DAC_OVERRIDE: u64 = 1 << 1;
         const DAC_READ_SEARCH: u64 = 1 << 2;
@@ -28,35 +28,35 @@ impl Kept {
     }
 }
 
-/// Whether the process has a power that neither daemon needs.
+/// Returns true if the process runs as root, which neither daemon needs.
 pub fn is_root() -> bool {
-    // SAFETY: takes nothing, and cannot fail (geteuid(2)).
+    // SAFETY: geteuid(2) takes no arguments and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }
 
-/// No program that this process might run gets more power than it has, by set-user-ID bits or file
-/// capabilities. For this thread and those that it starts.
+/// CapabilitySets `no_new_privs` for this thread and those that it starts: programs that they execute get
+/// no privileges from set-user-ID bits or file capabilities.
 ///
 /// # Errors
-/// The kernel refuses, which none since Linux 3.5 does.
+/// The kernel is older than Linux 3.5.
 pub fn forbid_new() -> io::Result<()> {
     let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
-    // SAFETY: this option takes numbers alone (PR_SET_NO_NEW_PRIVS(2const)).
+    // SAFETY: this option takes integers only (PR_SET_NO_NEW_PRIVS(2const)).
     match unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, on, unused, unused, unused) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Takes all capabilities from this thread, for good; a thread of root keeps `kept_by_root`.
+/// Gives up all capabilities of this thread permanently. A thread of root keeps `kept_by_root`.
 ///
 /// # Errors
-/// The kernel refuses, which it does not where capabilities are only given up.
+/// The kernel refuses. It never does if capabilities are only given up.
 pub fn give_up(kept_by_root: Kept) -> io::Result<()> {
-    let mut header = Header { version: VERSION_3, thread: 0 };
-    let mut sets = [Sets::default(); 2];
-    // SAFETY: version 3 reads a header and writes two elements (capget(2)); both are of C's layout,
-    // and live during the call.
+    let mut header = CapabilityHeader { version: VERSION_3, thread: 0 };
+    let mut sets = [CapabilitySets::default(); 2];
+    // SAFETY: version 3 reads a header and writes two elements (capget(2)). Both have C's layout and live
+    // during the call.
     if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -64,18 +64,18 @@ pub fn give_up(kept_by_root: Kept) -> io::Result<()> {
     for (set, kept) in sets.iter_mut().zip([kept as u32, (kept >> 32) as u32]) {
         set.permitted &= kept;
         set.effective &= kept;
-        // The ambient set is never more than this one.
+        // The kernel reduces the ambient set to this set.
         set.inheritable = 0;
     }
-    // SAFETY: as above; the kernel reads both.
+    // SAFETY: as above, but the kernel reads both.
     if unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
 }
 
-/// [`give_up`] for threads of the runtime, which have nobody to tell an error to: a process that
-/// cannot give up its powers does not serve.
+/// [`give_up`] for threads of the runtime, which cannot return an error. The process ends if the kernel
+/// refuses.
 pub fn give_up_or_end(kept_by_root: Kept) {
     if let Err(error) = give_up(kept_by_root) {
         log::error!("cannot give up capabilities: {error}");
@@ -83,19 +83,19 @@ pub fn give_up_or_end(kept_by_root: Kept) {
     }
 }
 
-/// `_LINUX_CAPABILITY_VERSION_3`: sets of 64 bits, in two halves.
+/// `_LINUX_CAPABILITY_VERSION_3`: sets of 64 bits in two halves.
 const VERSION_3: u32 = 0x2008_0522;
 
 #[repr(C)]
-struct Header {
+struct CapabilityHeader {
     version: u32,
-    /// 0 is the calling one.
+    /// 0 means the calling thread.
     thread: i32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Sets {
+struct CapabilitySets {
     effective: u32,
     permitted: u32,
     inheritable: u32,
@@ -106,11 +106,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_gave_up_has_nothing_but_what_root_keeps() {
+    fn a_thread_has_no_capabilities_but_those_that_root_keeps() {
         let status = std::thread::spawn(|| {
             forbid_new().unwrap();
             give_up(Kept::ReadFiles).unwrap();
-            // A second time there is nothing to give up.
+            // Giving up twice is allowed.
             give_up(Kept::ReadFiles).unwrap();
             std::fs::read_to_string("/proc/thread-self/status").unwrap()
         });

@@ -1,29 +1,29 @@
-//! What both daemons print for `--check`.
+//! The output of `--check` of both daemons.
 
 use std::io::Write;
 
-/// Prints that the settings are right, what they mean, and what was tried of them (`None`: without
-/// `--deep`). Answers whether all of it works.
+/// Prints that the settings are valid, a summary of them, and the results of the checks of files and
+/// servers (`None` without `--deep`). Returns true if all checks succeeded.
 pub fn report(
     out: &mut impl Write,
     program: &str,
     summary: &[String],
-    tried: Option<&[(String, Result<(), String>)]>,
+    checks: Option<&[(String, Result<(), String>)]>,
 ) -> bool {
-    // Where the output is closed, the exit status still tells.
+    // If the output is closed, the exit status still tells the result.
     let _ = writeln!(out, "{program}: the settings are right");
     for line in summary {
         let _ = writeln!(out, "  {line}");
     }
-    let Some(tried) = tried else {
-        let _ = writeln!(out, "  (files and servers that they name were not tried: --check --deep does)");
+    let Some(checks) = checks else {
+        let _ = writeln!(out, "  (files and servers were not checked: --check --deep does that)");
         return true;
     };
-    for (name, result) in tried {
+    for (name, result) in checks {
         let _ = match result {
             Ok(()) => writeln!(out, "  ok      {name}"),
             Err(reason) => writeln!(out, "  FAILED  {name}: {reason}"),
         };
     }
-    tried.iter().all(|(_, result)| result.is_ok())
+    checks.iter().all(|(_, result)| result.is_ok())
 }

@@ -1,10 +1,9 @@
-//! HTTP connections of both daemons: a bounded number, a bounded time for the head of a request, and places that
-//! silent connections cannot take.
+//! The HTTP server of both daemons, with limits for connections and for the time to send a request.
 //!
-//! A connection is *vouched for* once a request on it has shown a token. Of the others there are at most
-//! three quarters of all places; one more closes the oldest that has no request in progress. So nodes and
-//! administrators always find a place, and a flood of connections that send nothing does not keep a health check
-//! waiting.
+//! A connection is *trusted* after a request on it has presented a valid token. Untrusted connections may
+//! be at most three quarters of all connections; one more closes the oldest that has no request in
+//! progress. So nodes and administrators can always connect, and a flood of silent connections does not
+//! delay a health check.
 
 use std::{
     collections::BTreeMap,
@@ -36,45 +35,45 @@ use warp::{filters::BoxedFilter, reply::Response};
 
 use crate::sync::lock;
 
-/// Where a request comes from.
+/// The address from which a request was sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// What connections may take.
+/// Limits of HTTP connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// How many at once; one more waits to be accepted. At least 1.
+    /// Maximum number of connections, at least 1. One more waits to be accepted.
     pub connections: usize,
-    /// How long the head of a request may take to come, from the beginning or since the last answer.
+    /// Time limit for the head of a request, from the begin of the connection or the last response.
     pub header_timeout: Duration,
 }
 
-/// What happens to connections, for the daemon's metrics.
+/// Events of connections, for the daemon's metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpEvent {
     Opened,
     Closed,
-    /// Closed because others came that found the places for connections without a token taken.
+    /// Closed to make room for a newer untrusted connection.
     Displaced,
 }
 
-/// The largest head of a request, in bytes.
+/// Maximum size of a request's head in bytes.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// Out of file descriptors, a listener has its next connection ready at once, and fails with it.
+/// Pause after a failed accept. Without file descriptors, accept fails again at once.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 task_local! {
-    static STANDING: Arc<TrackedConnection>;
+    static CONNECTION: Arc<TrackedConnection>;
 }
 
-/// Says that the request which this task handles has shown a token: its connection keeps its place. Outside of a
-/// request it does nothing.
-pub fn vouch() {
-    let _ = STANDING.try_with(|standing| standing.is_vouched_for.store(true, Ordering::Relaxed));
+/// Marks the connection of the current request as trusted, because the request has presented a valid token.
+/// Does nothing outside of a request.
+pub fn trust_connection() {
+    let _ = CONNECTION.try_with(|connection| connection.is_trusted.store(true, Ordering::Relaxed));
 }
 
-/// Serves until `stop` says so or is dropped, and then until the requests in flight are answered.
+/// Serves requests until `stop` is sent or dropped, and then until all requests in progress are answered.
 pub async fn serve(
     listener: TcpListener,
     routes: BoxedFilter<(Response,)>,
@@ -82,7 +81,7 @@ pub async fn serve(
     observe: fn(HttpEvent),
     mut stop: oneshot::Receiver<()>,
 ) {
-    let places = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+    let slots = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
     let connections = Arc::new(OpenConnections { limits, open: Mutex::default() });
     let service = TowerToHyperService::new(warp::service(routes));
     let mut http = http1::Builder::new();
@@ -91,10 +90,10 @@ pub async fn serve(
     let mut number = 0_u64;
     loop {
         let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
         };
-        let (place, accepted) = tokio::select! {
+        let (slot, accepted) = tokio::select! {
             next = next => next,
             _ = &mut stop => break,
         };
@@ -107,16 +106,16 @@ pub async fn serve(
             }
         };
         number += 1;
-        let standing = connections.add(number);
+        let tracked = connections.add(number);
         if connections.make_room() {
             observe(HttpEvent::Displaced);
         }
         let routes = service.clone();
-        let asked = Arc::clone(&standing);
+        let asked = Arc::clone(&tracked);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
             let busy = RequestGuard::new(&asked);
-            let answered = STANDING.scope(Arc::clone(&asked), routes.call(request));
+            let answered = CONNECTION.scope(Arc::clone(&asked), routes.call(request));
             async move {
                 let answer = answered.await;
                 drop(busy);
@@ -127,71 +126,71 @@ pub async fn serve(
         let entry = ConnectionGuard { number, connections: Arc::clone(&connections), observe };
         observe(HttpEvent::Opened);
         tokio::spawn(async move {
-            let _until_the_end = (place, entry);
+            let _until_the_end = (slot, entry);
             tokio::select! {
                 ended = connection => {
                     if let Err(error) = ended {
                         log::debug!(error:%; "connection ended");
                     }
                 }
-                () = standing.displaced.notified() => {}
+                () = tracked.displaced.notified() => {}
             }
         });
     }
-    // Nobody connects any more.
+    // Refuse new connections.
     drop(listener);
     open.shutdown().await;
 }
 
-/// The connections that are open, by their number: the oldest first.
+/// The open connections by their number, oldest first.
 struct OpenConnections {
     limits: ConnectionLimits,
     open: Mutex<BTreeMap<u64, Arc<TrackedConnection>>>,
 }
 
-/// What decides whether a connection can be closed for another.
+/// The state of a connection that decides whether a newer one may displace it.
 struct TrackedConnection {
     since: Instant,
-    is_vouched_for: AtomicBool,
-    /// Requests in progress.
+    is_trusted: AtomicBool,
+    /// Number of requests in progress.
     requests: AtomicUsize,
     displaced: Notify,
 }
 
 impl OpenConnections {
     fn add(&self, number: u64) -> Arc<TrackedConnection> {
-        let standing = Arc::new(TrackedConnection {
+        let tracked = Arc::new(TrackedConnection {
             since: Instant::now(),
-            is_vouched_for: AtomicBool::new(false),
+            is_trusted: AtomicBool::new(false),
             requests: AtomicUsize::new(0),
             displaced: Notify::new(),
         });
-        self.open().insert(number, Arc::clone(&standing));
-        standing
+        self.open().insert(number, Arc::clone(&tracked));
+        tracked
     }
 
-    /// Closes a connection if too many are not vouched for; whether it did. A request in progress is spared for as
-    /// long as the head of one may take: a client that does not read its answer must not keep its place.
+    /// Closes a connection if too many are untrusted. Returns true if it closed one. A connection with a
+    /// request in progress is closed only if it is older than `header_timeout`, so that a client that does
+    /// not read its response cannot keep its connection for ever.
     fn make_room(&self) -> bool {
         let mut open = self.open();
-        let unknown = open.iter().filter(|(_, standing)| !standing.is_vouched_for.load(Ordering::Relaxed));
+        let unknown = open.iter().filter(|(_, tracked)| !tracked.is_trusted.load(Ordering::Relaxed));
         let unknown: Vec<_> = unknown.collect();
         if unknown.len() <= (self.limits.connections * 3 / 4).max(1) {
             return false;
         }
-        // The newest is the one that was just accepted.
+        // The newest connection was just accepted and is not closed.
         let others = &unknown[..unknown.len() - 1];
-        let is_idle = |standing: &TrackedConnection| standing.requests.load(Ordering::Relaxed) == 0;
-        let is_late = |standing: &TrackedConnection| standing.since.elapsed() > self.limits.header_timeout;
-        let oldest = others.iter().find(|(_, standing)| is_idle(standing));
-        let oldest = oldest.or_else(|| others.iter().find(|(_, standing)| is_late(standing)));
-        let Some((number, standing)) = oldest.map(|(number, standing)| (**number, Arc::clone(standing)))
-        else {
+        let is_idle = |tracked: &TrackedConnection| tracked.requests.load(Ordering::Relaxed) == 0;
+        let is_late = |tracked: &TrackedConnection| tracked.since.elapsed() > self.limits.header_timeout;
+        let oldest = others.iter().find(|(_, tracked)| is_idle(tracked));
+        let oldest = oldest.or_else(|| others.iter().find(|(_, tracked)| is_late(tracked)));
+        let Some((number, tracked)) = oldest.map(|(number, tracked)| (**number, Arc::clone(tracked))) else {
             return false;
         };
         open.remove(&number);
-        // Kept for a task that does not wait yet.
-        standing.displaced.notify_one();
+        // `notify_one` also wakes a task that starts to wait later.
+        tracked.displaced.notify_one();
         true
     }
 
@@ -200,13 +199,13 @@ impl OpenConnections {
     }
 }
 
-/// A request in progress.
+/// Counts a request in progress until it is dropped.
 struct RequestGuard(Arc<TrackedConnection>);
 
 impl RequestGuard {
-    fn new(standing: &Arc<TrackedConnection>) -> Self {
-        standing.requests.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(standing))
+    fn new(tracked: &Arc<TrackedConnection>) -> Self {
+        tracked.requests.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(tracked))
     }
 }
 
@@ -216,7 +215,7 @@ impl Drop for RequestGuard {
     }
 }
 
-/// A connection until its end.
+/// Removes a connection from the open ones when it is dropped.
 struct ConnectionGuard {
     number: u64,
     connections: Arc<OpenConnections>,
@@ -244,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_silent_connection_makes_room_and_none_with_a_token_or_a_request() {
+    fn the_oldest_untrusted_connection_without_a_request_is_closed() {
         let all = connections(4);
-        let standings: Vec<_> = (1..=3).map(|number| all.add(number)).collect();
+        let tracked: Vec<_> = (1..=3).map(|number| all.add(number)).collect();
         assert!(!all.make_room());
-        standings[0].is_vouched_for.store(true, Ordering::Relaxed);
-        let busy = RequestGuard::new(&standings[1]);
+        tracked[0].is_trusted.store(true, Ordering::Relaxed);
+        let busy = RequestGuard::new(&tracked[1]);
         all.add(4);
-        assert!(!all.make_room(), "three are not vouched for");
+        assert!(!all.make_room(), "three are untrusted");
         all.add(5);
         assert!(all.make_room());
         assert_eq!(numbers(&all), [1, 2, 4, 5]);
@@ -262,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_takes_long_makes_room_if_no_other_can() {
+    fn a_connection_with_a_long_request_is_closed_if_there_is_no_other() {
         let mut all = connections(2);
         all.limits.header_timeout = Duration::ZERO;
         let busy = RequestGuard::new(&all.add(1));

@@ -1,4 +1,4 @@
-//! Log lines: one an event, for people or as JSON, with the same fields in both daemons.
+//! Log lines of both daemons, as text or JSON, one line per event.
 
 use std::{
     fmt::Write as _,
@@ -13,7 +13,7 @@ use log::{
 };
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 
-/// How a line of the log is written.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// `2026-11-22T16:40:24.000Z INFO ftpd::session logged in session=… user=…`
@@ -29,20 +29,20 @@ impl FromStr for LogFormat {
         match text {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err("neither text nor json"),
+            _ => Err("not text or json"),
         }
     }
 }
 
-/// The largest number that every JSON reader keeps exact: JavaScript and jq compute with doubles.
+/// The largest number that every JSON reader keeps exactly: JavaScript and jq use doubles.
 const LARGEST_NUMBER: u64 = 1 << 53;
 
-/// Sends log lines to standard error. `filter` is env_logger's: `info`, `warn,ftpd=debug`. `node`: the
-/// name that every line gets, so that lines of several nodes can be told apart in one place.
-/// Call once, first thing.
+/// Sends log lines to standard error. `filter` has the form of env_logger: `info`, `warn,ftpd=debug`.
+/// `node` is a field of every line, so that lines of several nodes can be collected in one place. Call it
+/// once, before anything else.
 ///
-/// rustls warns of what a client's messages hold, as often as the client likes and without a word of whose
-/// they are: only a filter that names it shows these.
+/// Warnings of rustls are shown only if the filter names rustls: clients can cause any number of them, and
+/// they do not name the client.
 pub fn init(format: LogFormat, filter: &str, node: Option<String>) {
     env_logger::Builder::new()
         .filter_module("rustls", LevelFilter::Error)
@@ -51,22 +51,22 @@ pub fn init(format: LogFormat, filter: &str, node: Option<String>) {
         .init();
 }
 
-/// Checks a filter for [`init`], which takes a misspelt level for the name of a module and then
-/// logs nothing.
+/// Checks a filter for [`init`]. env_logger would take a misspelt level for the name of a module, and log
+/// nothing.
 ///
 /// # Errors
-/// What is no level.
+/// The first part that is not a level.
 pub fn check_filter(filter: &str) -> Result<(), String> {
     for part in filter.split('/').next().unwrap_or_default().split(',').filter(|part| !part.is_empty()) {
         let level = part.rsplit_once('=').map_or(part, |(_, level)| level).trim();
         if level.parse::<LevelFilter>().is_err() {
-            return Err(format!("{level} is no level"));
+            return Err(format!("{level} is not a log level"));
         }
     }
     Ok(())
 }
 
-/// An error with everything that caused it.
+/// An error and its causes as one text, separated by colons.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -93,16 +93,16 @@ fn write_line(
 fn timestamp(now: OffsetDateTime) -> String {
     const MILLISECONDS: &[BorrowedFormatItem<'_>] =
         format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    // Every time has these components.
+    // Formatting succeeds: every time has these components.
     now.format(MILLISECONDS).unwrap_or_default()
 }
 
 fn text_line(record: &Record<'_>, node: Option<&str>, now: OffsetDateTime) -> String {
-    struct Fields<'a> {
+    struct TextFields<'a> {
         line: &'a mut String,
         names_node: bool,
     }
-    impl<'kvs> VisitSource<'kvs> for Fields<'_> {
+    impl<'kvs> VisitSource<'kvs> for TextFields<'_> {
         fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
             self.names_node |= key.as_str() == NODE;
             if !is_null(&value) {
@@ -113,7 +113,7 @@ fn text_line(record: &Record<'_>, node: Option<&str>, now: OffsetDateTime) -> St
     }
     let mut line = format!("{} {:5} {} ", timestamp(now), record.level(), record.target());
     escape(&mut line, &record.args().to_string(), false);
-    let mut fields = Fields { line: &mut line, names_node: false };
+    let mut fields = TextFields { line: &mut line, names_node: false };
     let _ = record.key_values().visit(&mut fields);
     if let Some(node) = node.filter(|_| !fields.names_node) {
         text_field(&mut line, NODE, node);
@@ -122,13 +122,14 @@ fn text_line(record: &Record<'_>, node: Option<&str>, now: OffsetDateTime) -> St
     line
 }
 
-/// The field that [`init`] adds to lines without it.
+/// The name of the field that [`init`] adds to lines that do not have it.
 const NODE: &str = "node";
 
-/// Within quotes, `"` and the backslash are escaped: a value cannot end early and forge the next field.
+/// Appends a field. In a quoted value `"` and the backslash are escaped, so that a value cannot forge the
+/// next field.
 fn text_field(line: &mut String, key: &str, value: &str) {
     let is_bare = !value.is_empty() && !value.contains([' ', '"', '=', '\\']) && !value.contains(is_active);
-    // Writing to a String does not fail.
+    // Writing to a `String` does not fail.
     let _ = write!(line, " {key}=");
     if is_bare {
         line.push_str(value);
@@ -139,7 +140,7 @@ fn text_field(line: &mut String, key: &str, value: &str) {
     }
 }
 
-/// Whether a field is left out: the value is an `Option` without content.
+/// Returns true if the value is a `None`. The field is then omitted.
 fn is_null(value: &Value<'_>) -> bool {
     struct IsNull(bool);
     impl VisitValue<'_> for IsNull {
@@ -156,7 +157,8 @@ fn is_null(value: &Value<'_>) -> bool {
     is_null.0
 }
 
-/// Nothing that a client sends may end a line or reach a terminal as a control sequence.
+/// Appends a text with escapes, so that nothing in it ends the line or reaches a terminal as a control
+/// sequence.
 fn escape(line: &mut String, text: &str, quotes: bool) {
     for c in text.chars() {
         match c {
@@ -167,15 +169,15 @@ fn escape(line: &mut String, text: &str, quotes: bool) {
     }
 }
 
-/// Whether a terminal or editor does something with it instead of showing it: control characters,
-/// line and paragraph separators, and those that turn the direction of what follows.
+/// Returns true if terminals or editors interpret the character instead of showing it: control characters,
+/// line and paragraph separators, and characters that change the direction of text.
 fn is_active(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn json_line(record: &Record<'_>, node: Option<&str>, now: OffsetDateTime) -> String {
-    struct Fields(serde_json::Map<String, serde_json::Value>);
-    impl<'kvs> VisitSource<'kvs> for Fields {
+    struct JsonFields(serde_json::Map<String, serde_json::Value>);
+    impl<'kvs> VisitSource<'kvs> for JsonFields {
         fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
             if is_null(&value) {
                 return Ok(());
@@ -192,7 +194,7 @@ fn json_line(record: &Record<'_>, node: Option<&str>, now: OffsetDateTime) -> St
             Ok(())
         }
     }
-    let mut fields = Fields(serde_json::Map::new());
+    let mut fields = JsonFields(serde_json::Map::new());
     fields.0.insert("time".into(), timestamp(now).into());
     fields.0.insert("level".into(), record.level().as_str().into());
     fields.0.insert("target".into(), record.target().into());
@@ -203,8 +205,8 @@ fn json_line(record: &Record<'_>, node: Option<&str>, now: OffsetDateTime) -> St
     }
     let mut line = String::new();
     for c in serde_json::Value::Object(fields.0).to_string().chars() {
-        // JSON asks for escapes below U+0020 alone. All others are in strings, and none is above
-        // U+FFFF, so that one escape is enough. Writing to a String does not fail.
+        // `to_string` escapes only characters below U+0020. The other active characters are within strings
+        // and not above U+FFFF, so one escape is enough. Writing to a `String` does not fail.
         let _ = if is_active(c) { write!(line, "\\u{:04x}", u32::from(c)) } else { line.write_char(c) };
     }
     line.push('\n');
@@ -248,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn one_event_is_one_line_in_both_forms() {
+    fn an_event_is_one_line_in_both_formats() {
         let (text, json) = lines("logged in", "demo");
         assert_eq!(text, "1970-01-01T00:00:00.000Z INFO  ftpd logged in user=demo bytes=7\n");
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_sends_cannot_forge_a_line_or_a_field() {
+    fn a_clients_text_cannot_forge_a_line_or_a_field() {
         let user = "x\r\nINFO user=\"root\" \u{1b}[2J\u{2028}\u{7f}\u{9b}2J\u{202e}";
         let (text, json) = lines("login\nfailed", user);
         for line in [&text, &json] {
@@ -279,11 +281,11 @@ mod tests {
         );
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["user"], r#"x \" result=accepted address=203.0.113.77 z=""#);
-        // A backslash alone, too: unquoted it would look like an escape.
+        // A value with a backslash is quoted, because an unquoted one would look like an escape.
         assert!(lines("login failed", r"DOMAIN\ann").0.contains(r#"user="DOMAIN\\ann""#));
     }
 
-    /// The fields of a text line as a logfmt reader sees them: `KEY=VALUE`, where VALUE is bare or in quotes
+    /// The fields of a text line as a logfmt reader reads them: `KEY=VALUE`, where VALUE is bare, or quoted
     /// with backslash escapes.
     fn read_fields(mut text: &str) -> Vec<(String, String)> {
         let mut fields = Vec::new();
@@ -320,22 +322,24 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn a_logfmt_reader_gets_back_exactly_the_fields(
+        fn a_logfmt_reader_reads_exactly_the_same_fields(
             user in "\\PC*|[\\x00-\\x7f]*|[ \"=\\\\]*",
             path in "\\PC*|[\\x00-\\x7f]*",
         ) {
-            let pairs: &[(&str, Value<'_>)] = &[("user", user.as_str().into()), ("path", path.as_str().into())];
+            let pairs: &[(&str, Value<'_>)] =
+                &[("user", user.as_str().into()), ("path", path.as_str().into())];
             let args = format_args!("message");
             let record =
                 Record::builder().level(Level::Info).target("t").args(args).key_values(&pairs).build();
             let line = text_line(&record, Some("ftp1"), OffsetDateTime::UNIX_EPOCH);
             let fields = line.split_once("message").map(|(_, fields)| read_fields(fields));
             let expected = [("user", user), ("path", path), ("node", "ftp1".to_owned())];
-            proptest::prop_assert_eq!(fields, Some(expected.map(|(key, value)| (key.to_owned(), value)).to_vec()));
+            let expected = expected.map(|(key, value)| (key.to_owned(), value)).to_vec();
+            proptest::prop_assert_eq!(fields, Some(expected));
         }
     }
 
-    /// Both lines of a record with one field, of node `ftp1`.
+    /// The text line and the JSON line of a record with one field, on node `ftp1`.
     fn lines_of_node(key: &str, value: Value<'_>) -> (String, serde_json::Value) {
         let pairs: &[(&str, Value<'_>)] = &[(key, value)];
         let args = format_args!("message");
@@ -356,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn json_keeps_the_kinds_of_values_and_no_number_is_rounded() {
+    fn json_keeps_the_types_of_values_and_rounds_no_number() {
         let json = |value| lines_of_node("value", value).1["value"].clone();
         assert_eq!(json(Value::from(false)), false);
         assert_eq!(json(Value::from(-3)), -3);
@@ -367,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_without_a_value_is_left_out() {
+    fn a_field_without_a_value_is_omitted() {
         let (text, json) = lines_of_node("errno", Value::null());
         assert!(!text.contains("errno"), "{text}");
         assert_eq!(json.get("errno"), None);

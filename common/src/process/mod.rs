@@ -1,4 +1,4 @@
-//! The few lines that both mains run: logging, metrics, signals, the service manager.
+//! Parts of a process that both daemons use: logging, metrics, HTTP, signals, the service manager.
 
 pub mod admin;
 pub mod capabilities;
@@ -9,6 +9,6 @@ pub mod logging;
 pub mod service;
 pub mod signals;
 
-/// Exit status of a daemon whose settings are wrong: sysexits.h's EX_CONFIG, so that a service
-/// manager can be told not to try again (`RestartPreventExitStatus=78`).
+/// Exit status of a daemon with wrong settings: EX_CONFIG of sysexits.h. A service manager can be
+/// configured not to restart the daemon then (`RestartPreventExitStatus=78`).
 pub const EXIT_CONFIG: u8 = 78;

@@ -1,26 +1,26 @@
-//! What the service manager is told (`sd_notify`), where there is one.
+//! Notifications to the service manager (`sd_notify`), if there is one.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Start-up is over: units ordered after this one may start.
+/// Reports that the start is complete. Units ordered after this one may start.
 pub fn ready() {
-    tell(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
 }
 
-/// The daemon finishes what is running; the manager waits for its stop limit.
+/// Reports that the daemon is stopping. The manager waits for at most its stop timeout.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
-/// One line on what the daemon is doing, shown by `systemctl status`.
+/// Sets the status line of `systemctl status`.
 pub fn status(text: &str) {
-    tell(&[NotifyState::Status(text)]);
+    notify(&[NotifyState::Status(text)]);
 }
 
-/// Tells the manager's watchdog at half its interval that the runtime still turns, for as long as
-/// the process lives. Does nothing where no watchdog is set.
+/// Notifies the manager's watchdog at half its interval, as long as the runtime runs tasks. Does nothing if
+/// there is no watchdog.
 pub fn start_watchdog() {
     if let Some(interval) = sd_notify::watchdog_enabled() {
         let period = (interval / 2).max(Duration::from_millis(10));
@@ -28,14 +28,14 @@ pub fn start_watchdog() {
             let mut ticks = tokio::time::interval(period);
             loop {
                 ticks.tick().await;
-                tell(&[NotifyState::Watchdog]);
+                notify(&[NotifyState::Watchdog]);
             }
         });
     }
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        log::warn!("cannot tell the service manager: {error}");
+        log::warn!("cannot notify the service manager: {error}");
     }
 }

@@ -1,19 +1,19 @@
-//! The signals that tell a daemon what to do.
+//! Signals with which an operator controls a daemon.
 
 use std::io;
 
 use tokio::signal::unix::{self, SignalKind};
 
-/// What the operator wants.
+/// The request of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalRequest {
-    /// SIGTERM, SIGINT: finish what is running and end.
+    /// SIGTERM or SIGINT: drain, then end.
     Terminate,
-    /// SIGHUP: read files again.
+    /// SIGHUP: reload files.
     Reload,
 }
 
-/// The signals of this process, from when it was made.
+/// The signals that this process has received since the value was created.
 pub struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,

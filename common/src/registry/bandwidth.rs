@@ -35,8 +35,8 @@ pub struct BandwidthShare {
 }
 
 impl Registry {
-    /// Enters a transfer of `user`. All transfers of the user in this direction together move at most `rate` bytes per
-    /// second.
+    /// Enters a transfer of `user`. All transfers of the user in this direction together move at most
+    /// `rate` bytes per second.
     pub fn share_bandwidth(
         &self,
         user: &str,
@@ -56,8 +56,8 @@ impl Registry {
 }
 
 impl BandwidthShare {
-    /// Takes at most `most` bytes. While Redis is away, this node's transfers take the part of the rate that they had
-    /// before, in proportion to the transfers on all nodes.
+    /// Takes at most `most` bytes. While Redis is away, this node's transfers take the part of the rate
+    /// that they had before, in proportion to the transfers on all nodes.
     pub async fn take(&self, most: u64) -> BandwidthGrant {
         let here = self.of_user.transfers.load(Relaxed).max(1);
         let all = self.of_user.all.load(Relaxed).max(here);

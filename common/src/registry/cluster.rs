@@ -37,15 +37,19 @@ static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!
 /// Lower bound: with a shorter lease, one slow refresh would end it.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
 
-/// Upper bound: with a longer lease, a dead node would effectively never expire, and Lua integers would overflow.
+/// Upper bound: with a longer lease, a dead node would effectively never expire, and Lua integers would
+/// overflow.
 const LONGEST_LEASE: Duration = Duration::from_secs(24 * 3600);
 
-/// Number of refreshes in which every session is renewed in Redis once, an equal part in each refresh. A round enters
-/// again what Redis lost unnoticed, and removes what Redis should not have.
+const _: () = assert!(SHORTEST_LEASE.as_millis() < LONGEST_LEASE.as_millis());
+
+/// Number of refreshes in which every session is renewed in Redis once, an equal part in each refresh. A
+/// round enters again what Redis lost unnoticed, and removes what Redis should not have.
 pub(super) const ROUND: u32 = 120;
 
-/// Number of leases for which Redis keeps an entry that is not renewed: a dead node's sessions, and sessions whose end
-/// Redis never heard of. A refresh comes every third of a lease, so this is three rounds.
+/// Number of leases for which Redis keeps an entry that is not renewed: a dead node's sessions, and
+/// sessions whose end Redis never heard of. A refresh comes every third of a lease, so this is three
+/// rounds.
 const RETENTION_LEASES: u32 = ROUND;
 
 /// The entries of one node in Redis.
@@ -53,8 +57,8 @@ pub(super) struct Cluster {
     pub view: RegistryView,
     pub lease: Duration,
     pub work: mpsc::UnboundedSender<RegistryWork>,
-    /// Read-locked while a lease is released, write-locked while the refresh renews all leases. Otherwise the refresh
-    /// could enter a lease again that was just released.
+    /// Read-locked while a lease is released, write-locked while the refresh renews all leases. Otherwise
+    /// the refresh could enter a lease again that was just released.
     pub keeping: RwLock<()>,
     pub leases: LeaseCalls,
     name: NodeName,
@@ -72,7 +76,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub fn new(
+    pub(super) fn new(
         node: &NodeRecord,
         place: Option<String>,
         options: &RedisOptions,
@@ -97,30 +101,30 @@ impl Cluster {
         }
     }
 
-    pub fn link(&self) -> &RedisLink {
+    pub(super) fn link(&self) -> &RedisLink {
         self.view.link()
     }
 
-    pub fn keys(&self) -> &Keys {
+    pub(super) fn keys(&self) -> &Keys {
         self.view.keys()
     }
 
     /// This node's name and slice.
-    pub fn ours(&self) -> (NodeName, PortRange) {
+    pub(super) fn ours(&self) -> (NodeName, PortRange) {
         (self.name.clone(), self.slice)
     }
 
     /// This node's name and the incarnation of this process.
-    pub fn process(&self) -> (&NodeName, u64) {
+    pub(super) fn process(&self) -> (&NodeName, u64) {
         (&self.name, self.incarnation)
     }
 
-    pub fn place(&self) -> &str {
+    pub(super) fn place(&self) -> &str {
         &self.place
     }
 
     /// Enters a session. Redis compares the limits in the same step.
-    pub async fn put_session(
+    pub(super) async fn put_session(
         &self,
         record: &SessionRecord,
         limits: SessionLimits,
@@ -133,9 +137,9 @@ impl Cluster {
         })
     }
 
-    /// Renews sessions, or enters them again after Redis lost them. Limits are not compared, because these sessions
-    /// were admitted before.
-    pub async fn renew_sessions(&self, records: &[SessionRecord]) -> Result<(), LinkError> {
+    /// Renews sessions, or enters them again after Redis lost them. Limits are not compared, because these
+    /// sessions were admitted before.
+    pub(super) async fn renew_sessions(&self, records: &[SessionRecord]) -> Result<(), LinkError> {
         let mut pipe = pipeline_with(&PUT_SESSION);
         for record in records {
             pipe.add_command(self.put(record, SessionLimits::default())).ignore();
@@ -159,7 +163,11 @@ impl Cluster {
     }
 
     /// Removes sessions and leases.
-    pub async fn remove(&self, sessions: &[SessionRecord], leases: &[LeaseRequest]) -> Result<(), LinkError> {
+    pub(super) async fn remove(
+        &self,
+        sessions: &[SessionRecord],
+        leases: &[LeaseRequest],
+    ) -> Result<(), LinkError> {
         if sessions.is_empty() && leases.is_empty() {
             return Ok(()); // Redis refuses an empty pipeline.
         }
@@ -180,7 +188,7 @@ impl Cluster {
     }
 
     /// The cluster's ticket keys, newest first. Redis adds a key if the newest is older than `rotation`.
-    pub async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<TicketKey>, LinkError> {
+    pub(super) async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<TicketKey>, LinkError> {
         let mut call = TICKET_KEYS.prepare_invoke();
         call.key(self.keys().ticket_keys())
             .arg(TicketKey::random(0).text().as_str())
@@ -193,14 +201,14 @@ impl Cluster {
     }
 
     /// The ids of the sessions that Redis has for this node.
-    pub async fn session_ids(&self) -> Result<Vec<Vec<u8>>, LinkError> {
+    pub(super) async fn session_ids(&self) -> Result<Vec<Vec<u8>>, LinkError> {
         self.link().query(cmd("HKEYS").arg(self.keys().node_sessions(&self.name))).await
     }
 
-    /// Removes sessions that Redis has for this node but the node does not have: those of an earlier process, and those
-    /// whose end Redis never heard of. (The counting entries of an earlier process name that process: they do not count
-    /// any more, and expire.)
-    pub async fn remove_sessions_by_id(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
+    /// Removes sessions that Redis has for this node but the node does not have: those of an earlier
+    /// process, and those whose end Redis never heard of. (The counting entries of an earlier process name
+    /// that process: they do not count any more, and expire.)
+    pub(super) async fn remove_sessions_by_id(&self, ids: &[Vec<u8>]) -> Result<(), LinkError> {
         let key = self.keys().node_sessions(&self.name);
         let records: Vec<Option<Vec<u8>>> = self.link().query(cmd("HMGET").arg(&key).arg(ids)).await?;
         let records = ids.iter().zip(&records).filter_map(|(id, record)| {
@@ -213,7 +221,7 @@ impl Cluster {
     }
 
     /// Removes the node's own entry.
-    pub async fn leave(&self) -> Result<(), LinkError> {
+    pub(super) async fn leave(&self) -> Result<(), LinkError> {
         let mut call = LEAVE_NODE.prepare_invoke();
         call.key(self.keys().nodes())
             .key(self.keys().node(&self.name))
@@ -227,7 +235,7 @@ impl Cluster {
     }
 
     /// Removes the orders to end these sessions, which have ended.
-    pub async fn orders_done(&self, ended: &[SessionId]) -> Result<(), LinkError> {
+    pub(super) async fn orders_done(&self, ended: &[SessionId]) -> Result<(), LinkError> {
         let mut hdel = cmd("HDEL");
         hdel.arg(self.keys().node_orders(&self.name));
         for id in ended {
@@ -237,19 +245,19 @@ impl Cluster {
     }
 
     /// The key of the list of this node's commands.
-    pub fn commands_key(&self) -> String {
+    pub(super) fn commands_key(&self) -> String {
         self.keys().node_commands(&self.name)
     }
 
     /// Notes that Redis answered.
-    pub fn note_answer(&self) {
+    pub(super) fn note_answer(&self) {
         if self.degraded.swap(false, Ordering::Relaxed) {
             log::info!(node = self.name.as_str(); "limits and leases hold for the cluster again");
         }
     }
 
     /// Notes that a login or an upload got no answer from Redis. Returns true if the policy lets it go on.
-    pub fn may_go_on(&self, error: &LinkError) -> bool {
+    pub(super) fn may_go_on(&self, error: &LinkError) -> bool {
         metrics::counter!("ftp_registry_degraded_total").increment(1);
         let admit = self.when_away == WhenAway::Admit;
         if !self.degraded.swap(true, Ordering::Relaxed) {
@@ -266,12 +274,12 @@ impl Cluster {
     }
 
     /// Notes that Redis may have other sessions of this node than the table. The next refresh corrects this.
-    pub fn set_doubt(&self) {
+    pub(super) fn set_doubt(&self) {
         self.in_doubt.store(true, Ordering::Release);
     }
 
     /// Returns true if there was a doubt since the last call.
-    pub fn take_doubt(&self) -> bool {
+    pub(super) fn take_doubt(&self) -> bool {
         self.in_doubt.swap(false, Ordering::Acquire)
     }
 
@@ -293,12 +301,12 @@ impl Cluster {
     }
 
     /// Duration of a lease in ms.
-    pub fn lease_ms(&self) -> u64 {
+    pub(super) fn lease_ms(&self) -> u64 {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Time for which Redis keeps entries that no node renews, in ms.
-    pub fn retention_ms(&self) -> u64 {
+    pub(super) fn retention_ms(&self) -> u64 {
         self.lease_ms().saturating_mul(u64::from(RETENTION_LEASES))
     }
 }

@@ -9,11 +9,11 @@ use super::{HomeCount, Registry, Usage, UsageStep};
 pub struct ClusterTask(HomeCount);
 
 impl Registry {
-    /// The right to do the task `name`, if it was last finished at least `every` ago and no other node does it now.
-    /// Without Redis, and while Redis is away, each node has a right of its own.
+    /// The right to do the task `name`, if it was last finished at least `every` ago and no other node does
+    /// it now. Without Redis, and while Redis is away, each node has a right of its own.
     pub async fn begin_cluster_task(&self, name: &str, every: Duration) -> Option<ClusterTask> {
-        // The right is stored like the right to count a home. The slash keeps its key apart: paths of homes have no
-        // leading slash.
+        // The right is stored like the right to count a home. The slash keeps its key apart: paths of homes
+        // have no leading slash.
         let home = self.home_usage(format!("/{name}").as_bytes(), every);
         let status = home.settle(UsageStep::default()).await.ok()?;
         if !status.count_is_due {

@@ -45,7 +45,8 @@ async fn next_command(
 ) -> RedisResult<Option<Vec<u8>>> {
     let key = cluster.commands_key();
     let request = cmd("BRPOP").arg(&key).arg(COMMAND_WAIT.as_secs()).to_owned();
-    // Redis answers after `COMMAND_WAIT` at the latest. A connection that is silent for twice as long is dead.
+    // Redis answers after `COMMAND_WAIT` at the latest. A connection that is silent for twice as long is
+    // dead.
     let answer = request.query_async::<Option<(Vec<u8>, Vec<u8>)>>(connection);
     match timeout(COMMAND_WAIT * 2, answer).await {
         Ok(Ok(answer)) => Ok(answer.map(|(_key, command)| command)),

@@ -19,8 +19,8 @@ use crate::{
     sync::lock,
 };
 
-/// The revision of the accounts that a node last read from Redis. The node asks authd which of its sessions may
-/// stay whenever the value differs from the one of its last question.
+/// The revision of the accounts that a node last read from Redis. The node asks authd which of its sessions
+/// may stay whenever the value differs from the one of its last question.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Revision {
     /// The number in Redis: see [`Keys::revision`](crate::keys::Keys::revision).
@@ -46,7 +46,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub fn new(node: NodeRecord, cluster: Option<Arc<Cluster>>) -> Self {
+    pub(super) fn new(node: NodeRecord, cluster: Option<Arc<Cluster>>) -> Self {
         Self {
             state: Mutex::new(node.state),
             failing: Mutex::default(),
@@ -62,20 +62,20 @@ impl Core {
         }
     }
 
-    pub fn table(&self) -> MutexGuard<'_, NodeTable> {
+    pub(super) fn table(&self) -> MutexGuard<'_, NodeTable> {
         lock(&self.table)
     }
 
-    pub fn orders(&self) -> MutexGuard<'_, LocalOrders> {
+    pub(super) fn orders(&self) -> MutexGuard<'_, LocalOrders> {
         lock(&self.orders)
     }
 
-    pub fn ticket_keys(&self) -> MutexGuard<'_, LocalTicketKeys> {
+    pub(super) fn ticket_keys(&self) -> MutexGuard<'_, LocalTicketKeys> {
         lock(&self.ticket_keys)
     }
 
     /// The current record of the node.
-    pub fn record(&self) -> NodeRecord {
+    pub(super) fn record(&self) -> NodeRecord {
         NodeRecord {
             state: *lock(&self.state),
             sessions: u32::try_from(self.table().session_count()).unwrap_or(u32::MAX),
@@ -85,9 +85,9 @@ impl Core {
         }
     }
 
-    /// Gives work to the refresh task, if there is one. The queue holds at most what has ended since the task's
-    /// last step, which takes a bounded time.
-    pub fn work(&self, work: impl FnOnce(&Cluster) -> RegistryWork) {
+    /// Gives work to the refresh task, if there is one. The queue holds at most what has ended since the
+    /// task's last step, which takes a bounded time.
+    pub(super) fn work(&self, work: impl FnOnce(&Cluster) -> RegistryWork) {
         if let Some(cluster) = &self.cluster {
             // An error means that the node has left: Redis has no entries of it.
             let _ = cluster.work.send(work(cluster));

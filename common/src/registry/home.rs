@@ -10,11 +10,12 @@ use crate::{policy::Quota, sync::lock};
 /// Smallest number of bytes that is reserved for an upload, if there is room for it.
 pub(super) const SMALLEST_GRANT: u64 = 64 * 1024;
 
-/// Redis forgets a home that is not used for this long, or for twice the time between two counts if that is longer.
+/// Redis forgets a home that is not used for this long, or for twice the time between two counts if that is
+/// longer.
 pub(super) const RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The largest number that Lua counts exactly. Larger numbers, which sparse files can reach, are sent as this one:
-/// Redis could not return them as integers.
+/// The largest number that Lua counts exactly. Larger numbers, which sparse files can reach, are sent as
+/// this one: Redis could not return them as integers.
 pub(super) const LARGEST: u64 = 1 << 53;
 
 /// Bytes and number of files. A directory counts as a file without bytes. Symbolic links do not count.
@@ -100,7 +101,7 @@ pub(super) struct CountedHome {
 }
 
 impl CountedHome {
-    pub fn new(path: &[u8], recount: Duration) -> Self {
+    pub(super) fn new(path: &[u8], recount: Duration) -> Self {
         Self {
             path: path.into(),
             recount,
@@ -110,12 +111,12 @@ impl CountedHome {
         }
     }
 
-    pub fn state(&self) -> MutexGuard<'_, HomeState> {
+    pub(super) fn state(&self) -> MutexGuard<'_, HomeState> {
         lock(&self.state)
     }
 
     /// Time for which Redis keeps the home without use, in ms.
-    pub fn retention_ms(&self) -> u64 {
+    pub(super) fn retention_ms(&self) -> u64 {
         millis(RETENTION.max(self.recount.saturating_mul(2)))
     }
 }
@@ -150,7 +151,7 @@ pub(super) type SettleReply = (u8, u8, u64, u64, u64, u64, u64, u64);
 
 impl HomeState {
     /// Notes the changes and releases of a step.
-    pub fn apply(&mut self, step: &UsageStep) {
+    pub(super) fn apply(&mut self, step: &UsageStep) {
         let change = step.change;
         self.done = self.done.plus(change);
         self.used = self.used.map(|used| used.plus(change.added).less(change.removed));
@@ -158,12 +159,12 @@ impl HomeState {
         self.reserved = self.reserved.less(step.released);
     }
 
-    pub fn sums(&self) -> SentSums {
+    pub(super) fn sums(&self) -> SentSums {
         SentSums { done: self.done, acknowledged: self.acknowledged, reserved: self.reserved }
     }
 
     /// Takes over Redis's reply to a request with the sums `sent`.
-    pub fn learn(&mut self, sent: &SentSums, reply: SettleReply) -> UsageStatus {
+    pub(super) fn learn(&mut self, sent: &SentSums, reply: SettleReply) -> UsageStatus {
         let (is_counted, is_due, bytes, files, other_bytes, other_files, granted_bytes, granted_files) =
             reply;
         let granted = Usage { bytes: granted_bytes, files: granted_files };
@@ -182,7 +183,7 @@ impl HomeState {
     }
 
     /// Reserves the wanted amount, by the rules of `settle_usage.lua`.
-    pub fn reserve(&mut self, step: &UsageStep, recount: Duration) -> UsageStatus {
+    pub(super) fn reserve(&mut self, step: &UsageStep, recount: Duration) -> UsageStatus {
         let mut granted = Usage::default();
         if let Some(held) = self.held() {
             let room = |limit: Option<u64>, held: u64| limit.map(|limit| limit.saturating_sub(held));
@@ -206,7 +207,7 @@ impl HomeState {
     }
 
     /// Takes over the result of a count, by the rules of `count_usage.lua`.
-    pub fn counted(&mut self, counted: Usage) {
+    pub(super) fn counted(&mut self, counted: Usage) {
         let seen = self.scan.unwrap_or_default();
         let least = counted.less(seen.removed).less(self.reserved);
         let most = counted.plus(seen.added).plus(self.reserved);

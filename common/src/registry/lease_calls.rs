@@ -23,8 +23,8 @@ pub(super) static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/release_write.lua")))
 });
 
-/// Maximum number of calls for one take. A call looks at up to 200 paths below a tree, and removes those that dead
-/// nodes have left.
+/// Maximum number of calls for one take. A call looks at up to 200 paths below a tree, and removes those
+/// that dead nodes have left.
 const MOST_CALLS: u32 = 100;
 
 /// A lease to take, keep or release.
@@ -79,7 +79,7 @@ enum LeaseStep {
 }
 
 impl LeaseCalls {
-    pub fn new(
+    pub(super) fn new(
         node: &NodeRecord,
         place: Option<&str>,
         view: &RegistryView,
@@ -98,7 +98,7 @@ impl LeaseCalls {
     }
 
     /// The token of a lease, unique among all processes. [`Self::parse_take`] reads the session from its end.
-    pub fn token(&self, grant: LeaseGrant) -> String {
+    pub(super) fn token(&self, grant: LeaseGrant) -> String {
         format!("{} {grant}", self.holder)
     }
 
@@ -106,14 +106,14 @@ impl LeaseCalls {
         let before = self.epoch.swap(epoch, Ordering::Relaxed);
         if before != 0 && before != epoch {
             log::warn!(
-                "Redis has lost data, or is another server: for one node_lease, uploads to a storage without locks \
-                 that all nodes see are refused"
+                "Redis has lost data or was replaced by another server; for one node_lease, uploads are \
+                 refused unless the storage has locks that all nodes see"
             );
         }
     }
 
     /// Takes a lease.
-    pub async fn take(&self, lease: &LeaseRequest) -> Result<TakeReply, LinkError> {
+    pub(super) async fn take(&self, lease: &LeaseRequest) -> Result<TakeReply, LinkError> {
         for _ in 0..MOST_CALLS {
             let reply = self.call(&HOLD_WRITE, LeaseStep::Take, lease).await?;
             if reply.first().map(String::as_str) != Some("more") {
@@ -124,13 +124,19 @@ impl LeaseCalls {
     }
 
     /// Keeps a lease. Returns `None` if it is lost.
-    pub async fn keep_one(&self, lease: &LeaseRequest) -> Result<Option<LeaseConfirmation>, LinkError> {
+    pub(super) async fn keep_one(
+        &self,
+        lease: &LeaseRequest,
+    ) -> Result<Option<LeaseConfirmation>, LinkError> {
         self.parse_keep(&self.call(&HOLD_WRITE, LeaseStep::Keep, lease).await?)
     }
 
-    /// Keeps leases. Returns `None` for each lost one. Also without leases the request is sent, so that the node learns
-    /// that Redis lost data and can report the epoch before, which makes new leases doubtful.
-    pub async fn keep(&self, leases: &[LeaseRequest]) -> Result<Vec<Option<LeaseConfirmation>>, LinkError> {
+    /// Keeps leases. Returns `None` for each lost one. Also without leases the request is sent, so that the
+    /// node learns that Redis lost data and can report the epoch before, which makes new leases doubtful.
+    pub(super) async fn keep(
+        &self,
+        leases: &[LeaseRequest],
+    ) -> Result<Vec<Option<LeaseConfirmation>>, LinkError> {
         let (connection, compare) = self.comparison();
         let mut pipe = pipeline_with(&HOLD_WRITE);
         let nothing = LeaseRequest { paths: Arc::new([]), token: self.holder.clone(), state: Arc::default() };
@@ -146,7 +152,7 @@ impl LeaseCalls {
     }
 
     /// Releases a lease. Returns false if another session has had one of the paths.
-    pub async fn give_back(&self, lease: &LeaseRequest) -> Result<bool, LinkError> {
+    pub(super) async fn give_back(&self, lease: &LeaseRequest) -> Result<bool, LinkError> {
         match self.call(&RELEASE_WRITE, LeaseStep::Give, lease).await?.first().map(String::as_str) {
             Some("held") => Ok(true),
             Some("lost") => Ok(false),
@@ -155,7 +161,7 @@ impl LeaseCalls {
     }
 
     /// Adds the release of a lease to `pipe`, which has loaded [`RELEASE_WRITE`].
-    pub fn add_release(&self, pipe: &mut Pipeline, lease: &LeaseRequest) {
+    pub(super) fn add_release(&self, pipe: &mut Pipeline, lease: &LeaseRequest) {
         pipe.add_command(self.command(&RELEASE_WRITE, LeaseStep::Drop, lease, false)).ignore();
     }
 
@@ -178,7 +184,8 @@ impl LeaseCalls {
         link.call(script, &self.command(script, step, lease, true)).await
     }
 
-    /// The number of the current connection, and whether its server must still be compared with that of the epoch.
+    /// The number of the current connection, and whether its server must still be compared with that of the
+    /// epoch.
     fn comparison(&self) -> (u64, bool) {
         let connection = self.view.link().connections();
         (connection, connection == 0 || connection != self.compared.load(Ordering::Relaxed))

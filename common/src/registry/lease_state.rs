@@ -45,7 +45,8 @@ pub enum LeaseConflict {
     Above,
 }
 
-/// One grant of a lease. `Display` distinguishes it from all others of this process, and ends with the session.
+/// One grant of a lease. `Display` distinguishes it from all others of this process, and ends with the
+/// session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LeaseGrant {
     pub number: u64,
@@ -61,8 +62,8 @@ impl fmt::Display for LeaseGrant {
 /// The state of a lease that the refresh task updates and the holder reads.
 #[derive(Debug, Default)]
 pub(super) struct LeaseState {
-    /// Time at which the last successful request to take or keep the lease was sent, in ms of CLOCK_BOOTTIME. 0 if
-    /// there was none, or the lease is lost.
+    /// Time at which the last successful request to take or keep the lease was sent, in ms of
+    /// CLOCK_BOOTTIME. 0 if there was none, or the lease is lost.
     sent: AtomicU64,
     /// Epoch of Redis's data at that request; 0 if there was none.
     epoch: AtomicU64,
@@ -73,34 +74,34 @@ pub(super) struct LeaseState {
 
 impl LeaseState {
     /// Notes that Redis has granted or kept the lease by a request sent at `sent`.
-    pub fn confirm(&self, sent: Duration, epoch: u64, number: u64) {
+    pub(super) fn confirm(&self, sent: Duration, epoch: u64, number: u64) {
         self.number.store(number, Ordering::Relaxed);
         self.epoch.store(epoch, Ordering::Relaxed);
         self.sent.fetch_max(millis(sent), Ordering::Release);
     }
 
     /// Notes that another session may have a path of the lease.
-    pub fn lose(&self) {
+    pub(super) fn lose(&self) {
         self.sent.store(0, Ordering::Release);
     }
 
     /// Epoch and number in Redis's last confirmation; both 0 if Redis never granted the lease.
-    pub fn granted(&self) -> (u64, u64) {
+    pub(super) fn granted(&self) -> (u64, u64) {
         (self.epoch.load(Ordering::Relaxed), self.number.load(Ordering::Relaxed))
     }
 
     /// Returns true if the last confirmed request was sent less than `time` ago.
-    pub fn is_within(&self, time: Duration) -> bool {
+    pub(super) fn is_within(&self, time: Duration) -> bool {
         let sent = self.sent.load(Ordering::Acquire);
         sent != 0 && millis(clock::since_boot()).saturating_sub(sent) < millis(time)
     }
 
     /// Notes that a lock on the storage protects the leased file.
-    pub fn set_on_storage(&self) {
+    pub(super) fn set_on_storage(&self) {
         self.on_storage.store(true, Ordering::Relaxed);
     }
 
-    pub fn is_on_storage(&self) -> bool {
+    pub(super) fn is_on_storage(&self) -> bool {
         self.on_storage.load(Ordering::Relaxed)
     }
 }

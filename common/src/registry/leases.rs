@@ -12,9 +12,10 @@ use super::{
 };
 use crate::{clock, session::SessionId};
 
-/// The node treats a lease as expired this part of its duration before Redis does: a quarter. A byte that the node
-/// writes at the last moment still has to reach the storage, clocks differ in speed, and Redis counts from the time at
-/// which it received the request. Refreshes come every third of a lease, so one failed refresh ends no transfer.
+/// The node treats a lease as expired this part of its duration before Redis does: a quarter. A byte that
+/// the node writes at the last moment still has to reach the storage, clocks differ in speed, and Redis
+/// counts from the time at which it received the request. Refreshes come every third of a lease, so one
+/// failed refresh ends no transfer.
 const MARGIN: u32 = 4;
 
 /// The reason why a lease is refused.
@@ -36,11 +37,11 @@ pub enum LeaseRefused {
 pub enum LeaseCertainty {
     /// A proof, until the lease [expires](WriteLease::is_expired).
     Certain,
-    /// No proof: Redis lost data less than a `node_lease` ago. Another session may hold a lease that its node has not
-    /// entered again yet.
+    /// No proof: Redis lost data less than a `node_lease` ago. Another session may hold a lease that its
+    /// node has not entered again yet.
     RedisLostData,
-    /// No proof: Redis is away, and the policy is [`WhenAway::Admit`](super::WhenAway::Admit). Only this node's own
-    /// leases were compared.
+    /// No proof: Redis is away, and the policy is [`WhenAway::Admit`](super::WhenAway::Admit). Only this
+    /// node's own leases were compared.
     RedisAway,
 }
 
@@ -53,9 +54,9 @@ pub struct LeaseAge {
 }
 
 impl LeaseAge {
-    /// Returns true if the last confirmed request was sent at least three quarters of a `node_lease` ago, or the lease
-    /// is lost, or Redis never granted it. Another session may then have the path soon. Leases of a single node do not
-    /// expire.
+    /// Returns true if the last confirmed request was sent at least three quarters of a `node_lease` ago,
+    /// or the lease is lost, or Redis never granted it. Another session may then have the path soon. Leases
+    /// of a single node do not expire.
     pub fn is_expired(&self) -> bool {
         self.limit.is_some_and(|limit| !self.state.is_within(limit))
     }
@@ -82,20 +83,22 @@ impl Registry {
         self.lease(vec![LeasePath::file(path)], holder).await
     }
 
-    /// Leases all of `paths` or none, in one step. `holder` is the session that other sessions are told of.
+    /// Leases all of `paths` or none, in one step. [`LeaseRefused::Busy`] names `holder`
+    /// to other sessions.
     ///
-    /// A lease that is not [certain](WriteLease::is_certain) needs, in addition, a lock on the storage that all nodes
-    /// see.
+    /// A lease that is not [certain](WriteLease::is_certain) needs, in addition, a lock on the storage that
+    /// all nodes see.
     ///
     /// # Errors
-    /// Another session, on this node or another one, has a lease on one of the paths; or Redis is away and the policy
-    /// is [`WhenAway::Refuse`](super::WhenAway::Refuse).
+    /// Another session, on this node or another one, has a lease on one of the paths; or Redis is away and
+    /// the policy is [`WhenAway::Refuse`](super::WhenAway::Refuse).
     pub async fn lease(&self, paths: Vec<LeasePath>, holder: SessionId) -> Result<WriteLease, LeaseRefused> {
         self.lease_if(paths, holder, Cluster::may_go_on).await
     }
 
-    /// As [`Self::lease`], for a change of names. While Redis is away a lease of this node alone is granted, whatever
-    /// the policy is. The holder decides whether it goes on without [proof](WriteLease::is_certain).
+    /// As [`Self::lease`], for a change of names. While Redis is away a lease of this node alone is
+    /// granted, whatever the policy is. The holder decides whether it goes on without
+    /// [proof](WriteLease::is_certain).
     ///
     /// # Errors
     /// Another session, on this node or another one, has a lease on one of the paths.
@@ -167,15 +170,15 @@ impl WriteLease {
         self.certainty
     }
 
-    /// Returns true if the lease alone proves that no other session writes its paths. Otherwise only a lock on the
-    /// storage that all nodes see is a proof: see [`Self::rely_on_storage`].
+    /// Returns true if the lease alone proves that no other session writes its paths. Otherwise only a lock
+    /// on the storage that all nodes see is a proof: see [`Self::rely_on_storage`].
     pub fn is_certain(&self) -> bool {
         self.certainty == LeaseCertainty::Certain
     }
 
-    /// Notes that the holder has locked the file on the storage, with a lock that all nodes see. From now on the lease
-    /// survives an outage of Redis of any length, and a loss of its data, unless another session has a lease on the
-    /// path when Redis is back.
+    /// Notes that the holder has locked the file on the storage, with a lock that all nodes see. From now
+    /// on the lease survives an outage of Redis of any length, and a loss of its data, unless another
+    /// session has a lease on the path when Redis is back.
     pub fn rely_on_storage(&self) {
         self.state.set_on_storage();
     }
@@ -192,11 +195,13 @@ impl WriteLease {
     }
 
     /// Asks Redis whether the lease is still held. It is lost
-    /// - if it expired because Redis heard nothing from the node, and another session took one of the paths, or
+    /// - if it expired because Redis heard nothing from the node, and another session took one of the
+    ///   paths, or
     /// - if Redis lost its data and the node did not enter the lease again within the duration of a lease.
     ///
-    /// While Redis is away the lease counts as held if the policy is [`WhenAway::Admit`](super::WhenAway::Admit) or the
-    /// storage has a lock: see [`Self::rely_on_storage`].
+    /// While Redis is away the lease counts as held if the policy is
+    /// [`WhenAway::Admit`](super::WhenAway::Admit) or the storage has a lock: see
+    /// [`Self::rely_on_storage`].
     pub async fn is_held(&self) -> bool {
         if !self.core.table().holds(self.grant) {
             return false;
@@ -215,7 +220,8 @@ impl WriteLease {
         }
     }
 
-    /// Releases the lease. Returns true if it was held until now, as [`Self::is_held`] does. One request does both.
+    /// Releases the lease. Returns true if it was held until now, as [`Self::is_held`] does. One request
+    /// does both.
     pub async fn give_back(mut self) -> bool {
         let core = Arc::clone(&self.core);
         let Some(cluster) = &core.cluster else {

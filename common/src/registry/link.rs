@@ -88,8 +88,8 @@ impl RedisLink {
         }))
     }
 
-    /// Runs one request. If the connection breaks, the request is sent once more on a new connection, so Redis may carry
-    /// it out twice.
+    /// Runs one request. If the connection breaks, the request is sent once more on a new connection, so
+    /// Redis may carry it out twice.
     ///
     /// # Errors
     /// Redis is away, or refused the request.
@@ -220,8 +220,8 @@ impl RedisLink {
             .set_connection_timeout(Some(self.0.timeout))
             .set_response_timeout(None);
         let mut connection = self.0.client.get_multiplexed_async_connection_with_config(&config).await?;
-        // A Redis that requires a password or still loads its data says so here. (PING would also fail on a read-only
-        // Redis, which can still be read.)
+        // A Redis that requires a password or still loads its data says so here. (PING would also fail on a
+        // read-only Redis, which can still be read.)
         redis::cmd("ECHO").arg("").exec_async(&mut connection).await?;
         Ok(connection)
     }
@@ -251,8 +251,8 @@ impl RedisLink {
         self.fail(used, error.to_string(), denial(error))
     }
 
-    /// Notes a failure on connection number `used`, or while connecting. `denial` is the fault of the password, if that
-    /// is the cause.
+    /// Notes a failure on connection number `used`, or while connecting. `denial` is the fault of the
+    /// password, if that is the cause.
     fn fail(&self, used: Option<u64>, error: String, denial: Option<&'static str>) -> LinkError {
         let mut state = self.state();
         let is_open = matches!(state.connection, LinkConnection::Open(_));
@@ -285,8 +285,8 @@ impl RedisLink {
     }
 }
 
-/// A pipeline that first loads `script`, so that its commands can call the script by its hash. Redis forgets scripts
-/// when it restarts; loading one that it knows costs only a look-up.
+/// A pipeline that first loads `script`, so that its commands can call the script by its hash. Redis
+/// forgets scripts when it restarts; loading one that it knows costs only a look-up.
 pub(super) fn pipeline_with(script: &Script) -> Pipeline {
     let mut pipe = Pipeline::new();
     pipe.load_script(script).ignore();

@@ -1,14 +1,16 @@
 //! The registry of sessions, nodes and write leases: of a single node, or shared by a cluster through Redis.
 //!
-//! A node keeps its own sessions and leases in a table in memory. For a single node this table is the whole registry.
-//! A node of a cluster takes each step first in its table and then, atomically, in Redis. Redis therefore never has
-//! the only copy of anything: after Redis was away or lost its data, the nodes enter their sessions and leases again.
+//! A node keeps its own sessions and leases in a table in memory. For a single node this table is the whole
+//! registry. A node of a cluster takes each step first in its table and then, atomically, in Redis. Redis
+//! therefore never has the only copy of anything: after Redis was away or lost its data, the nodes enter
+//! their sessions and leases again.
 //!
-//! A node renews its own entry in Redis, and its sessions count as long as this entry exists. So an idle session costs
-//! no request. The node enters all its sessions again only if the number in Redis differs from its own.
+//! A node renews its own entry in Redis, and its sessions count as long as this entry exists. So an idle
+//! session costs no request. The node enters all its sessions again only if the number in Redis differs
+//! from its own.
 //!
-//! Redis is one server, possibly with replicas. Redis Cluster, which spreads keys over servers, cannot be used: the
-//! Lua scripts access several keys in one step.
+//! Redis is one server, possibly with replicas. Redis Cluster, which spreads keys over servers, cannot be
+//! used: the Lua scripts access several keys in one step.
 
 mod bandwidth;
 mod bandwidth_meter;
@@ -74,8 +76,8 @@ use crate::{
     sync::lock,
 };
 
-/// A node's handle on the registry. Cheap to clone. When the last clone is dropped, the node stops renewing its
-/// entries in Redis, as if it had crashed; [`Registry::leave`] removes them.
+/// A node's handle on the registry. Cheap to clone. When the last clone is dropped, the node stops renewing
+/// its entries in Redis, as if it had crashed; [`Registry::leave`] removes them.
 #[derive(Clone)]
 pub struct Registry {
     core: Arc<Core>,
@@ -89,17 +91,18 @@ impl Registry {
         Self { core: Arc::new(Core::new(node, None)), _refresh: Arc::default() }
     }
 
-    /// Joins the cluster whose registry is in Redis. If Redis is away, the node starts without it and joins when
-    /// Redis is back.
+    /// Joins the cluster whose registry is in Redis. If Redis is away, the node starts without it and joins
+    /// when Redis is back.
     ///
-    /// `place` identifies the host since its boot, the network namespace, and the listening addresses there, which
-    /// the caller has already bound. Only one living process can have the same place. If Redis names another process
-    /// at this place, that process is dead, and this one takes over its name at once. If a process at another place
-    /// holds the name, this method waits for one `lease`, because that process may have crashed.
+    /// `place` identifies the host since its boot, the network namespace, and the listening addresses
+    /// there, which the caller has already bound. Only one living process can have the same place. If Redis
+    /// names another process at this place, that process is dead, and this one takes over its name at once.
+    /// If a process at another place holds the name, this method waits for one `lease`, because that
+    /// process may have crashed.
     ///
     /// # Errors
-    /// Another process renews its lease of this node's name, or a live node of another name owns ports of this
-    /// node's slice.
+    /// Another process renews its lease of this node's name, or a live node of another name owns ports of
+    /// this node's slice.
     pub async fn join(
         node: NodeRecord,
         place: Option<String>,
@@ -136,7 +139,8 @@ impl Registry {
         Ok((Self { core, _refresh: Arc::new(task) }, events))
     }
 
-    /// Registers a session after its login, unless a limit is reached. Dropping the entry removes the session.
+    /// Registers a session after its login, unless a limit is reached. Dropping the entry removes the
+    /// session.
     ///
     /// # Errors
     /// The limit that was reached; or Redis is away and the policy is [`WhenAway::Refuse`].
@@ -191,8 +195,8 @@ impl Registry {
         sessions
     }
 
-    /// The keys that encrypt TLS session tickets, newest first. A new key is added if the newest is older than
-    /// `rotation`. While Redis is away the node uses the keys that it read last.
+    /// The keys that encrypt TLS session tickets, newest first. A new key is added if the newest is older
+    /// than `rotation`. While Redis is away the node uses the keys that it read last.
     pub async fn ticket_keys(&self, rotation: Duration) -> Vec<TicketKey> {
         if let Some(cluster) = &self.core.cluster {
             match cluster.ticket_keys(rotation).await {
@@ -240,7 +244,8 @@ impl Registry {
         self.core.cluster.as_ref().map(|cluster| cluster.link().dependency())
     }
 
-    /// The number of this node's transfers in progress. The node counts them, the registry publishes the number.
+    /// The number of this node's transfers in progress. The node counts them, the registry publishes the
+    /// number.
     pub fn transfers(&self) -> &AtomicU32 {
         &self.core.transfers
     }
@@ -254,8 +259,8 @@ impl Registry {
         let _ = wait.await;
     }
 
-    /// Returns true if limits and leases currently hold for the whole cluster: Redis answers, or there is only
-    /// this node.
+    /// Returns true if limits and leases currently hold for the whole cluster: Redis answers, or there is
+    /// only this node.
     pub fn is_connected(&self) -> bool {
         self.core.cluster.as_ref().is_none_or(|cluster| cluster.link().is_connected())
     }
@@ -272,8 +277,8 @@ impl Drop for SessionEntry {
     fn drop(&mut self) {
         let mut table = self.core.table();
         if let Some(record) = table.close(self.id) {
-            // While the table is locked: the refresh, which counts the table and the queue, must find the session in
-            // one of them.
+            // While the table is locked: the refresh, which counts the table and the queue, must find the
+            // session in one of them.
             self.core.work(|_| RegistryWork::EndSession(record));
         }
     }

@@ -1,8 +1,8 @@
 //! The claim of a process to its node's name, which only one process may hold.
 //!
-//! The node's key in Redis is a lease of the name: it expires unless its process renews it. A process that finds
-//! another one's lease waits for the duration of a lease. If the lease expires, the other process has crashed. If it
-//! is renewed, the name is in use, and the process that came second ends.
+//! The node's key in Redis is a lease of the name: it expires unless its process renews it. A process that
+//! finds another one's lease waits for the duration of a lease. If the lease expires, the other process has
+//! crashed. If it is renewed, the name is in use, and the process that came second ends.
 
 use std::time::Duration;
 
@@ -21,12 +21,13 @@ const SLACK: Duration = Duration::from_millis(200);
 /// Interval at which a process that waits for the name asks Redis.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Time for which a late process (see [`LateClaim`]) waits before it claims a free name. After an outage of Redis, a
-/// process that was in the registry before enters itself again within this time, because it retries every second.
+/// Time for which a late process (see [`LateClaim`]) waits before it claims a free name. After an outage of
+/// Redis, a process that was in the registry before enters itself again within this time, because it
+/// retries every second.
 const LATE_WAIT: Duration = Duration::from_secs(5);
 
-/// Enters a node whose process starts. Returns [`PublishOutcome::NameTaken`] if another process renews its lease of
-/// the name.
+/// Enters a node whose process starts. Returns [`PublishOutcome::NameTaken`] if another process renews its
+/// lease of the name.
 pub(super) async fn at_start(core: &Core, cluster: &Cluster) -> Result<PublishOutcome, LinkError> {
     let deadline = Instant::now() + cluster.lease + SLACK;
     let mut is_logged = false;
@@ -61,8 +62,9 @@ pub(super) enum ClaimOutcome {
     Published(PublishOutcome),
 }
 
-/// The claim of a process that started while Redis was away. The process serves clients before the claim is made. So
-/// may another process with its name that was in the registry before the outage; that process has precedence.
+/// The claim of a process that started while Redis was away. The process serves clients before the claim is
+/// made. So may another process with its name that was in the registry before the outage; that process has
+/// precedence.
 #[derive(Default)]
 pub(super) struct LateClaim {
     is_done: bool,
@@ -74,11 +76,11 @@ pub(super) struct LateClaim {
 
 impl LateClaim {
     /// Notes that this process holds the name.
-    pub fn mark_done(&mut self) {
+    pub(super) fn mark_done(&mut self) {
         self.is_done = true;
     }
 
-    pub async fn step(&mut self, core: &Core, cluster: &Cluster) -> Result<ClaimOutcome, LinkError> {
+    pub(super) async fn step(&mut self, core: &Core, cluster: &Cluster) -> Result<ClaimOutcome, LinkError> {
         if self.is_done {
             return Ok(ClaimOutcome::Done);
         }

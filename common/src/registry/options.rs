@@ -15,9 +15,9 @@ pub struct RedisOptions {
     pub prefix: String,
     /// Time limit for one request, including the time to connect.
     pub timeout: Duration,
-    /// Time after which a node and its write leases expire without a refresh. The node refreshes them every third of
-    /// this time. Session entries of a dead node are kept for 120 times this time. All nodes of a cluster have the same
-    /// value, from 100 ms to 24 h.
+    /// Time after which a node and its write leases expire without a refresh. The node refreshes them every
+    /// third of this time. Session entries of a dead node are kept for 120 times this time. All nodes of a
+    /// cluster have the same value, from 100 ms to 24 h.
     pub lease: Duration,
     pub when_away: WhenAway,
 }

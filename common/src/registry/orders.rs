@@ -1,9 +1,9 @@
 //! Orders: instructions of administrators to a node that stay in Redis until they are carried out.
 //!
-//! A command in a node's list reaches the node at once, but is lost if the connection breaks while Redis sends it. So
-//! each command that must not be lost is also an order in a hash, which the node reads at each refresh
-//! ([`Keys::node_orders`](crate::keys::Keys::node_orders)). An order names a process, and is void for later processes
-//! of the same node.
+//! A command in a node's list reaches the node at once, but is lost if the connection breaks while Redis
+//! sends it. So each command that must not be lost is also an order in a hash, which the node reads at each
+//! refresh ([`Keys::node_orders`](crate::keys::Keys::node_orders)). An order names a process, and is void
+//! for later processes of the same node.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -24,9 +24,9 @@ pub(super) enum Order {
 }
 
 impl Order {
-    /// The order for `command`, if it has one. [`NodeCommand::EndUser`] has none: if it is lost, the new revision of
-    /// the accounts ends the sessions.
-    pub fn of(command: &NodeCommand) -> Option<Self> {
+    /// The order for `command`, if it has one. [`NodeCommand::EndUser`] has none: if it is lost, the new
+    /// revision of the accounts ends the sessions.
+    pub(super) fn of(command: &NodeCommand) -> Option<Self> {
         match command {
             NodeCommand::Drain => Some(Self::Drain),
             NodeCommand::EndSession { session } => Some(Self::End(*session)),
@@ -34,7 +34,7 @@ impl Order {
         }
     }
 
-    pub fn command(self) -> NodeCommand {
+    pub(super) fn command(self) -> NodeCommand {
         match self {
             Self::Drain => NodeCommand::Drain,
             Self::End(session) => NodeCommand::EndSession { session },
@@ -102,17 +102,17 @@ pub(super) struct LocalOrders {
 
 impl LocalOrders {
     /// Notes that `command` was passed to the node.
-    pub fn note(&mut self, command: &NodeCommand) {
+    pub(super) fn note(&mut self, command: &NodeCommand) {
         self.passed_on.extend(Order::of(command).map(|order| (order, true)));
     }
 
-    /// Compares the current orders with those of the last refresh. Returns the orders to pass to the node now: they
-    /// were in Redis at the last refresh too, but their command has not arrived. The flag tells whether there are
-    /// new orders whose command has not arrived; it may still do so.
-    pub fn refresh(&mut self, current: Vec<Order>) -> (Vec<Order>, bool) {
+    /// Compares the current orders with those of the last refresh. Returns the orders to pass to the node
+    /// now: they were in Redis at the last refresh too, but their command has not arrived. The flag tells
+    /// whether there are new orders whose command has not arrived; it may still do so.
+    pub(super) fn refresh(&mut self, current: Vec<Order>) -> (Vec<Order>, bool) {
         let current: HashSet<Order> = current.into_iter().collect();
-        // An order that was passed on since the last refresh is kept: Redis may have answered this refresh before the
-        // order was entered.
+        // An order that was passed on since the last refresh is kept: Redis may have answered this refresh
+        // before the order was entered.
         self.passed_on.retain(|order, is_new| std::mem::take(is_new) || current.contains(order));
         let is_passed_on = |order: &Order| self.passed_on.contains_key(order);
         let open = current.iter().filter(|order| !is_passed_on(order)).copied();

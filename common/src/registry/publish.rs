@@ -14,7 +14,8 @@ pub(super) enum PublishOutcome {
     Joined(JoinedNode),
     /// This live node owns some of our ports.
     SliceTaken(NodeName, PortRange, NodeInRedis),
-    /// This other process holds the node's name. Its lease ends after the duration unless the process renews it.
+    /// This other process holds the node's name. Its lease ends after the duration unless the process
+    /// renews it.
     NameTaken(NameHolder, Duration),
     /// No other process holds the name.
     NameFree,
@@ -53,7 +54,7 @@ pub(super) struct JoinedNode {
 
 impl Cluster {
     /// Enters or renews the node.
-    pub async fn publish(
+    pub(super) async fn publish(
         &self,
         record: &NodeRecord,
         reason: PublishReason,

@@ -174,7 +174,8 @@ impl RefreshTask {
         if !self.is_complete(granted, before) {
             self.cluster.set_doubt();
         }
-        // Leases first: they expire, while sessions count as long as their node lives, and there may be many of them.
+        // Leases first: they expire, while sessions count as long as their node lives, and there may be
+        // many of them.
         log_refusal(refused_only(self.keep_leases().await)?);
         self.renew_sessions().await?;
         self.cluster.note_answer();
@@ -198,8 +199,8 @@ impl RefreshTask {
         Ownership::Ours { has_new_orders }
     }
 
-    /// Passes the revision of the accounts to the node. The node may have missed a revision if its entry had expired,
-    /// or if the connection is a new one, perhaps to another Redis.
+    /// Passes the revision of the accounts to the node. The node may have missed a revision if its entry
+    /// had expired, or if the connection is a new one, perhaps to another Redis.
     fn note_revision(&self, number: u64, before: NodeInRedis) {
         let has_joined = !before.alive || self.connections != self.cluster.link().connections();
         self.core.revision.send_if_modified(|revision| {
@@ -210,8 +211,8 @@ impl RefreshTask {
         });
     }
 
-    /// Passes orders to the node whose commands were lost. Returns whether there are new orders, whose commands may
-    /// still arrive, and the sessions with an order to end that have ended.
+    /// Passes orders to the node whose commands were lost. Returns whether there are new orders, whose
+    /// commands may still arrive, and the sessions with an order to end that have ended.
     fn take_orders(&self, orders: Vec<Order>) -> (bool, Vec<SessionId>) {
         let (open, ended) = {
             let table = self.core.table();
@@ -234,17 +235,18 @@ impl RefreshTask {
         (has_new, ended.into_iter().filter_map(session).collect())
     }
 
-    /// Returns true if Redis had exactly the sessions of this node, as far as their number tells. `granted` is the
-    /// number of granted sessions before the request.
+    /// Returns true if Redis had exactly the sessions of this node, as far as their number tells. `granted`
+    /// is the number of granted sessions before the request.
     fn is_complete(&mut self, granted: usize, before: NodeInRedis) -> bool {
-        // Lower bound: sessions granted before the request are still in Redis, because only this task removes them.
-        // Upper bound: any other session in Redis is in the table by now, or its removal is queued.
+        // Lower bound: sessions granted before the request are still in Redis, because only this task
+        // removes them. Upper bound: any other session in Redis is in the table by now, or its removal is
+        // queued.
         let most = {
             let table = self.core.table();
             table.session_count() + self.work.len()
         };
-        // A new connection may lead to another Redis, and a Redis in which this node had expired may have lost more.
-        // The number need not show either.
+        // A new connection may lead to another Redis, and a Redis in which this node had expired may have
+        // lost more. The number need not show either.
         let connections = std::mem::replace(&mut self.connections, self.cluster.link().connections());
         connections == self.connections && before.alive && (granted..=most).contains(&before.sessions)
     }
@@ -276,8 +278,9 @@ impl RefreshTask {
         Ok(())
     }
 
-    /// Renews all sessions, or one step of the round. If Redis refuses a request, for example because of a value of the
-    /// wrong type, the others are still sent, since they may succeed. Returns the first refusal.
+    /// Renews all sessions, or one step of the round. If Redis refuses a request, for example because of a
+    /// value of the wrong type, the others are still sent, since they may succeed. Returns the first
+    /// refusal.
     async fn renew(&mut self, all: bool) -> Result<Result<(), LinkError>, LinkError> {
         let mut outcome = Ok(());
         if all || self.round_steps == 0 {
@@ -356,7 +359,8 @@ fn log_refusal(result: Result<(), LinkError>) {
     }
 }
 
-/// Returns the outer error if Redis is away, so that the caller stops, and the inner one if Redis refused the request.
+/// Returns the outer error if Redis is away, so that the caller stops, and the inner one if Redis refused
+/// the request.
 fn refused_only(result: Result<(), LinkError>) -> Result<Result<(), LinkError>, LinkError> {
     match result {
         Err(error @ (LinkError::Away | LinkError::Denied)) => Err(error),
@@ -366,8 +370,8 @@ fn refused_only(result: Result<(), LinkError>) -> Result<Result<(), LinkError>, 
 
 /// Removes the sessions from Redis that are entered under this node's name but are not in its table.
 pub(super) async fn remove_unknown_sessions(core: &Core, cluster: &Cluster) -> Result<(), LinkError> {
-    // A session is in the table before it is in Redis. So a session that is only in Redis has ended, or belonged to an
-    // earlier process.
+    // A session is in the table before it is in Redis. So a session that is only in Redis has ended, or
+    // belonged to an earlier process.
     let ids = cluster.session_ids().await?;
     let unknown = core.table().unknown_ids(ids);
     for ids in unknown.chunks(BATCH) {

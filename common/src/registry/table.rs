@@ -30,7 +30,8 @@ pub enum SessionRefused {
 /// The state of a session or lease in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum EntryState {
-    /// Redis has not agreed yet. The entry counts in the node's own limits, but a refresh must not enter it in Redis.
+    /// Redis has not agreed yet. The entry counts in the node's own limits, but a refresh must not enter it
+    /// in Redis.
     Asked,
     /// Redis has agreed, or there is no Redis.
     Granted,
@@ -87,7 +88,11 @@ pub(super) struct NodeTable {
 
 impl NodeTable {
     /// Enters a session as [`EntryState::Asked`], unless this node's own sessions reach one of the limits.
-    pub fn open(&mut self, record: SessionRecord, limits: SessionLimits) -> Result<(), SessionRefused> {
+    pub(super) fn open(
+        &mut self,
+        record: SessionRecord,
+        limits: SessionLimits,
+    ) -> Result<(), SessionRefused> {
         let network = network_of(record.address);
         let user = self.users.get(&record.user);
         let of_user = user.map_or(0, |user| user.all);
@@ -123,12 +128,12 @@ impl NodeTable {
         *self.networks.entry(network).or_default() += 1;
     }
 
-    pub fn has_session(&self, id: SessionId) -> bool {
+    pub(super) fn has_session(&self, id: SessionId) -> bool {
         self.sessions.contains_key(&id)
     }
 
     /// Notes that Redis has agreed to a session.
-    pub fn admit(&mut self, id: SessionId) {
+    pub(super) fn admit(&mut self, id: SessionId) {
         if let Some(session) = self.sessions.get_mut(&id).filter(|s| s.entry == EntryState::Asked) {
             session.entry = EntryState::Granted;
             self.asked -= 1;
@@ -136,7 +141,7 @@ impl NodeTable {
     }
 
     /// Removes a session.
-    pub fn close(&mut self, id: SessionId) -> Option<SessionRecord> {
+    pub(super) fn close(&mut self, id: SessionId) -> Option<SessionRecord> {
         let TableSession { record, entry } = self.sessions.remove(&id)?;
         let network = network_of(record.address);
         if entry == EntryState::Asked {
@@ -153,7 +158,7 @@ impl NodeTable {
         Some(record)
     }
 
-    pub fn sessions(&self) -> Vec<SessionRecord> {
+    pub(super) fn sessions(&self) -> Vec<SessionRecord> {
         self.sessions.values().map(|session| session.record.clone()).collect()
     }
 
@@ -161,7 +166,7 @@ impl NodeTable {
     ///
     /// # Errors
     /// The session of this node whose lease prevents this one, and the position of that lease.
-    pub fn take(
+    pub(super) fn take(
         &mut self,
         paths: &Arc<[LeasePath]>,
         holder: SessionId,
@@ -204,20 +209,21 @@ impl NodeTable {
     }
 
     /// Notes that Redis has agreed to a lease.
-    pub fn grant(&mut self, grant: LeaseGrant) {
+    pub(super) fn grant(&mut self, grant: LeaseGrant) {
         if let Some(lease) = self.leases.get_mut(&grant.number) {
             lease.entry = EntryState::Granted;
         }
     }
 
     /// Returns true if the lease exists and is not lost, as far as the node knows.
-    pub fn holds(&self, grant: LeaseGrant) -> bool {
+    pub(super) fn holds(&self, grant: LeaseGrant) -> bool {
         self.leases.get(&grant.number).is_some_and(|lease| lease.entry != EntryState::Lost)
     }
 
-    /// Marks a lease as [`EntryState::Ending`]. Returns false if it is lost or released. Its paths stay leased until
+    /// Marks a lease as [`EntryState::Ending`]. Returns false if it is lost or released. Its paths stay
+    /// leased until
     /// [`Self::release`].
-    pub fn end(&mut self, grant: LeaseGrant) -> bool {
+    pub(super) fn end(&mut self, grant: LeaseGrant) -> bool {
         match self.leases.get_mut(&grant.number).filter(|lease| lease.entry != EntryState::Lost) {
             Some(lease) => {
                 lease.entry = EntryState::Ending;
@@ -227,9 +233,10 @@ impl NodeTable {
         }
     }
 
-    /// Marks a lease as [`EntryState::Lost`]. Returns false if it was released before. Its paths stay leased until
+    /// Marks a lease as [`EntryState::Lost`]. Returns false if it was released before. Its paths stay
+    /// leased until
     /// [`Self::release`].
-    pub fn lose(&mut self, grant: LeaseGrant) -> bool {
+    pub(super) fn lose(&mut self, grant: LeaseGrant) -> bool {
         let Some(lease) = self.leases.get_mut(&grant.number) else {
             return false;
         };
@@ -238,7 +245,7 @@ impl NodeTable {
         true
     }
 
-    pub fn release(&mut self, grant: LeaseGrant) {
+    pub(super) fn release(&mut self, grant: LeaseGrant) {
         let Some(lease) = self.leases.remove(&grant.number) else { return };
         for path in lease.paths.iter() {
             self.trees -= usize::from(path.scope == LeaseScope::Tree);
@@ -246,27 +253,27 @@ impl NodeTable {
         }
     }
 
-    pub fn session_count(&self) -> usize {
+    pub(super) fn session_count(&self) -> usize {
         self.sessions.len()
     }
 
     /// Number of sessions that Redis has agreed to.
-    pub fn granted_count(&self) -> usize {
+    pub(super) fn granted_count(&self) -> usize {
         self.sessions.len() - self.asked
     }
 
-    pub fn granted_sessions(&self) -> Vec<SessionId> {
+    pub(super) fn granted_sessions(&self) -> Vec<SessionId> {
         let granted = |session: &TableSession| session.entry == EntryState::Granted;
         self.sessions.iter().filter(|(_, session)| granted(session)).map(|(&id, _)| id).collect()
     }
 
     /// The records of these sessions, without those that have ended.
-    pub fn records(&self, ids: &[SessionId]) -> Vec<SessionRecord> {
+    pub(super) fn records(&self, ids: &[SessionId]) -> Vec<SessionRecord> {
         ids.iter().filter_map(|id| Some(self.sessions.get(id)?.record.clone())).collect()
     }
 
     /// The texts of `ids` that are not exactly the id of a session of this node.
-    pub fn unknown_ids(&self, ids: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    pub(super) fn unknown_ids(&self, ids: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         let parse = |id: &[u8]| std::str::from_utf8(id).ok()?.parse::<SessionId>().ok();
         let known = |id: &[u8]| {
             parse(id).is_some_and(|parsed| {
@@ -276,7 +283,7 @@ impl NodeTable {
         ids.into_iter().filter(|id| !known(id)).collect()
     }
 
-    pub fn granted_leases(&self) -> Vec<GrantedLease> {
+    pub(super) fn granted_leases(&self) -> Vec<GrantedLease> {
         let granted = self.leases.values().filter(|lease| lease.entry == EntryState::Granted);
         let granted = granted.map(|TableLease { grant, paths, state, .. }| GrantedLease {
             grant: *grant,

@@ -74,7 +74,7 @@ pub(super) struct LocalTicketKeys(Vec<TicketKey>);
 
 impl LocalTicketKeys {
     /// The keys, newest first. Adds a key if the newest is older than `rotation`.
-    pub fn rotated(&mut self, rotation: Duration) -> Vec<TicketKey> {
+    pub(super) fn rotated(&mut self, rotation: Duration) -> Vec<TicketKey> {
         let now = u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX);
         let rotation = u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX);
         if self.0.first().is_none_or(|newest| newest.made.saturating_add(rotation) <= now) {
@@ -85,7 +85,7 @@ impl LocalTicketKeys {
     }
 
     /// Replaces all keys by those of Redis.
-    pub fn replace(&mut self, keys: &[TicketKey]) {
+    pub(super) fn replace(&mut self, keys: &[TicketKey]) {
         self.0 = keys.to_vec();
     }
 }

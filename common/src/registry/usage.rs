@@ -1,8 +1,8 @@
 //! The usage of homes for quotas, on one node or shared through Redis.
 //!
-//! A home is counted once on the storage. Later its usage follows from the changes that the nodes make. Each process
-//! sends the sums of all its changes since it began, so a request may be lost or repeated without an error in the
-//! result. An upload reserves bytes before it writes them.
+//! A home is counted once on the storage. Later its usage follows from the changes that the nodes make.
+//! Each process sends the sums of all its changes since it began, so a request may be lost or repeated
+//! without an error in the result. An upload reserves bytes before it writes them.
 
 use std::{
     sync::{Arc, LazyLock, atomic::Ordering},
@@ -53,8 +53,8 @@ impl Registry {
         HomeUsage { core: Arc::clone(&self.core), home: Arc::clone(home) }
     }
 
-    /// Subtracts `removed` from the usage of each known home that contains the directory `path`, which has no leading
-    /// slash. `recount` is the time between two counts of a home.
+    /// Subtracts `removed` from the usage of each known home that contains the directory `path`, which has
+    /// no leading slash. `recount` is the time between two counts of a home.
     pub async fn removed_below(&self, path: &[u8], removed: Usage, recount: Duration) {
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
         let mut homes: Vec<_> = [0, path.len()].into_iter().chain(ends).map(|end| &path[..end]).collect();
@@ -81,8 +81,8 @@ impl Registry {
 }
 
 impl HomeUsage {
-    /// Notes the changes of `step`, also if the reservation fails, and reserves the wanted amount as far as there is
-    /// room. An empty step only asks for the usage.
+    /// Notes the changes of `step`, also if the reservation fails, and reserves the wanted amount as far as
+    /// there is room. An empty step only asks for the usage.
     ///
     /// # Errors
     /// Redis is away and the policy is to refuse. Nothing was reserved.
@@ -131,8 +131,8 @@ impl HomeCount {
         self.ask("keep", Usage::default()).await.unwrap_or(true)
     }
 
-    /// Ends the count with its result. Sessions may have changed the home during the count, so the known usage is
-    /// corrected only as far as the result proves it wrong.
+    /// Ends the count with its result. Sessions may have changed the home during the count, so the known
+    /// usage is corrected only as far as the result proves it wrong.
     pub async fn finish(self, counted: Usage) {
         let ended = self.ask("end", counted).await;
         if !matches!(ended, Ok(false)) {

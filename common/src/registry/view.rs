@@ -15,9 +15,12 @@ use crate::{
     session::{SessionId, SessionRecord},
 };
 
-/// Lifetime of a node's list of commands after its last command, in seconds. Commands that must survive longer are
-/// orders too.
+/// Lifetime of a node's list of commands after its last command, in seconds. Commands that must survive
+/// longer are orders too.
 const COMMAND_LIFE: u32 = 60;
+
+// An order must outlive the list that it backs up.
+const _: () = assert!(COMMAND_LIFE < ORDER_LIFE);
 
 /// Maximum number of commands in a node's list. The oldest are dropped.
 const COMMANDS_WAITING: u32 = 1000;
@@ -138,8 +141,9 @@ impl RegistryView {
         Ok(None)
     }
 
-    /// Sends a command to a node. Returns false if there is no live node of this name. A command to drain or to end a
-    /// session becomes an order too, until it is carried out, a day has passed, or the node's process has ended.
+    /// Sends a command to a node. Returns false if there is no live node of this name. A command to drain
+    /// or to end a session becomes an order too, until it is carried out, a day has passed, or the node's
+    /// process has ended.
     ///
     /// # Errors
     /// Redis is away, or refuses the request.
@@ -182,8 +186,8 @@ impl RegistryView {
 
 /// The JSON form of a record in Redis.
 pub(super) fn to_json(record: &impl Serialize) -> String {
-    // `to_string` fails only for maps with keys that are not text and for a `Serialize` that fails. The records are
-    // structs and enums of text and numbers.
+    // `to_string` fails only for maps with keys that are not text and for a `Serialize` that fails. The
+    // records are structs and enums of text and numbers.
     serde_json::to_string(record).expect("a record is plain data")
 }
 

@@ -7,8 +7,9 @@ use crate::session::SessionRecord;
 
 /// One piece of work for the refresh task.
 ///
-/// Only this task removes sessions and leases from Redis, so that a refresh cannot enter again what has just been
-/// removed. (The exception, [`WriteLease::give_back`](super::WriteLease::give_back), keeps the refresh waiting.)
+/// Only this task removes sessions and leases from Redis, so that a refresh cannot enter again what has
+/// just been removed. (The exception, [`WriteLease::give_back`](super::WriteLease::give_back), keeps the
+/// refresh waiting.)
 pub(super) enum RegistryWork {
     EndSession(SessionRecord),
     EndLease(LeaseRequest),

@@ -1,4 +1,4 @@
-//! A Redis of one's own, and nodes that join it.
+//! A Redis server for one test, and nodes that join it.
 
 use std::{
     net::{IpAddr, TcpListener, TcpStream},
@@ -14,13 +14,13 @@ use common::{
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-/// Nothing in these tests may take longer.
+/// Time limit for each step of a test.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Short, so that tests can wait for what is dead to expire.
+/// A short lease, so that tests can wait for dead nodes to expire.
 pub const LEASE: Duration = Duration::from_millis(600);
 
-/// A redis-server on a port of its own that keeps nothing. It ends with this value.
+/// A redis-server on a free port, without persistence. Dropping this value ends it.
 pub struct RedisServer {
     directory: TempDir,
     port: u16,
@@ -33,7 +33,7 @@ impl RedisServer {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            // The port can be taken by somebody else before Redis has it: then try another.
+            // If another process takes the port before Redis does, try another one.
             if let Some(process) = run(&directory, port) {
                 return Self { directory, port, process };
             }
@@ -46,7 +46,7 @@ impl RedisServer {
         self.process.wait().unwrap();
     }
 
-    /// Starts it again, with no data.
+    /// Starts the server again, without data.
     pub fn restart(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         self.process = loop {
@@ -57,7 +57,7 @@ impl RedisServer {
         };
     }
 
-    /// Lets it hang (`STOP`) or go on (`CONT`).
+    /// Makes the server hang (`STOP`) or continue (`CONT`).
     pub fn signal(&self, signal: &str) {
         let pid = self.process.id().to_string();
         let status = Command::new("kill").args(["-s", signal, &pid]).status().unwrap();
@@ -76,13 +76,13 @@ impl RedisServer {
 
 impl Drop for RedisServer {
     fn drop(&mut self) {
-        // It may have been stopped before.
+        // The test may have stopped the server before.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// `None` if it ended before it listened.
+/// Starts a server. Returns `None` if it ended before it listened.
 fn run(directory: &TempDir, port: u16) -> Option<Child> {
     let mut process = Command::new("redis-server")
         .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
@@ -104,7 +104,7 @@ fn run(directory: &TempDir, port: u16) -> Option<Child> {
     }
 }
 
-/// A node on its way into the cluster, with the slice `slice`.
+/// The record of a node with this slice, ready to join.
 pub fn node(name: &str, slice: &str) -> NodeRecord {
     NodeRecord {
         control: "127.0.0.1:21".to_owned(),
@@ -115,7 +115,7 @@ pub fn node(name: &str, slice: &str) -> NodeRecord {
     }
 }
 
-/// Where the tests' nodes of this name run: one of them at a time.
+/// The place of the nodes with this name in the tests.
 pub fn place(name: &str) -> Option<String> {
     Some(format!("boot namespace {name}"))
 }
@@ -151,20 +151,20 @@ pub async fn open(registry: &Registry, node: &str, user: &str) -> SessionEntry {
     registry.open_session(session(node, user, [192, 0, 2, 1]), NO_LIMITS).await.unwrap()
 }
 
-/// A refusal as soon as one more session of `user` would be over the limit `limit`.
+/// Returns true if the user has `limit` sessions or more.
 pub async fn is_full(registry: &Registry, node: &str, user: &str, limit: u32) -> bool {
     let record = session(node, user, [192, 0, 2, 1]);
     registry.open_session(record, user_limit(limit)).await.is_err()
 }
 
-/// What is in Redis, without what nodes leave there on purpose, to expire.
+/// All keys in Redis except those that nodes leave there to expire.
 pub async fn keys_left(link: &RedisLink) -> Vec<String> {
     let mut keys: Vec<String> = link.query(redis::cmd("KEYS").arg("*")).await.unwrap();
     keys.retain(|key| key != "ftp:lease-epoch");
     keys
 }
 
-/// Waits until `condition` gives a value.
+/// Waits until `condition` returns a value.
 pub async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {

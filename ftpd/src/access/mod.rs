@@ -12,7 +12,7 @@ use common::{
 };
 
 use self::path_pattern::{MatchState, PathPattern};
-use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
+use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// An account's permissions by path, and the names that it must not give to files.
 #[derive(Debug)]
@@ -179,6 +179,7 @@ impl DirectoryRules<'_> {
     }
 
     fn rules(&self) -> impl Iterator<Item = (&PathRule, &MatchState)> {
+        debug_assert_eq!(self.access.rules.len(), self.states.len(), "one state for each rule");
         self.access.rules.iter().zip(&self.states)
     }
 }

@@ -4,7 +4,7 @@
 //! and keeps the set of pattern parts that the next component could match. It therefore takes at most
 //! (parts × components) steps, regardless of the number of `**`.
 
-use crate::{jail::path::VirtualPath, protocol::glob::Pattern};
+use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// A compiled pattern. Names are compared byte by byte.
 #[derive(Clone, Debug)]

@@ -11,12 +11,12 @@ use std::{
     net::SocketAddr,
     pin::{Pin, pin},
     str::FromStr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     task::{Context, Poll},
     time::Duration,
 };
 
-use common::secret::Secret;
+use common::{secret::Secret, sync};
 use hyper::{
     HeaderMap, Method, Request, StatusCode, Uri,
     body::{Body, Incoming},
@@ -296,7 +296,7 @@ impl AuthdInstance {
     }
 
     fn kept(&self) -> MutexGuard<'_, VecDeque<(Instant, Box<AuthdConnection>)>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.kept)
     }
 }
 

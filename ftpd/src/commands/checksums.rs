@@ -8,17 +8,16 @@ use std::{
 
 use common::policy::Permission;
 
-use super::transfers::run_in_background;
+use super::activities::run_in_background;
 use crate::{
-    activity::{Activity, Watch},
-    failure::Failure,
     jail::checksum::{self, ChecksumError},
     metrics,
     protocol::{
-        Code, Reply,
+        Code, Failure, Reply,
         command::{Algorithm, Checksum},
     },
-    session::{LoggedIn, Outcome, Subject},
+    session::{LoggedIn, Outcome},
+    work::activity::{Activity, ActivityHandle},
 };
 
 /// HASH: uses the algorithm of OPTS HASH and the range of RANG.
@@ -68,8 +67,7 @@ async fn compute(
         return Err(Reply::new(Code::BAD_ARGUMENTS, "Range starts beyond the end of the file"));
     }
     let range = range.start..range.end.min(size);
-    let subject = Arc::clone(&session.subject);
-    let watch = Watch::new(verb);
+    let watch = ActivityHandle::new(verb);
     let progress = Arc::clone(&watch.progress);
     let limit = session.node.timeouts.checksum;
     let started = run_in_background(session, watch, move || {
@@ -77,7 +75,7 @@ async fn compute(
         let deadline = Instant::now().checked_add(limit);
         match checksum::checksum(&file.file, algorithm, range.clone(), &progress, deadline) {
             Ok(sum) => answer(range, sum),
-            Err(error) => refuse(&subject, &error, limit),
+            Err(error) => refuse(&error, limit),
         }
     });
     Ok(wait_for_turn(session, started))
@@ -87,17 +85,17 @@ async fn compute(
 /// commands. Until then it holds only its open file.
 fn wait_for_turn(session: &LoggedIn, started: Outcome) -> Outcome {
     let Outcome::Start(opening, Activity { watch, asks_for_client, end }) = started else { return started };
-    let (node, subject) = (Arc::clone(&session.node), Arc::clone(&session.subject));
+    let (node, identity) = (Arc::clone(&session.node), Arc::clone(&session.identity));
     let watched = Arc::clone(&watch);
     let end_in_turn = async move {
-        let _turn = match node.checksum_turns.try_take(&subject.user) {
+        let _turn = match node.checksum_turns.try_take(&identity.user) {
             Some(turn) => Some(turn),
             None => {
                 metrics::limit_reached("max_checksums_per_user");
                 tokio::select! {
                     // `end` notices the cancellation, too, and replies.
                     () = watched.cancellation() => None,
-                    turn = node.checksum_turns.take(&subject.user) => Some(turn),
+                    turn = node.checksum_turns.take(&identity.user) => Some(turn),
                 }
             }
         };
@@ -106,9 +104,9 @@ fn wait_for_turn(session: &LoggedIn, started: Outcome) -> Outcome {
     Outcome::Start(opening, Activity { watch, asks_for_client, end: Box::pin(end_in_turn) })
 }
 
-fn refuse(subject: &Subject, error: &ChecksumError, limit: Duration) -> Reply {
+fn refuse(error: &ChecksumError, limit: Duration) -> Reply {
     match error {
-        ChecksumError::File(error) => subject.refuse(error),
+        ChecksumError::File(error) => error.refusal(),
         ChecksumError::TooLong => {
             metrics::limit_reached("checksum_timeout");
             let text = format!("Checksum takes longer than {} s (checksum_timeout)", limit.as_secs_f64());

@@ -3,17 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use crate::{
+    client_address::Ends,
     config::Network,
     data::{DataPort, passive::Reservation},
-    failure::Failure,
+    identity::log_session,
     metrics,
     protocol::{
-        Code, Reply,
+        Code, Failure, Reply,
         address::{self, AddressFamily},
         command::EpsvArgument,
     },
-    proxy_protocol::Ends,
-    session::{LoggedIn, log_session},
+    session::LoggedIn,
 };
 
 /// The lowest port for active mode. The node never connects to the ports below, which belong to system
@@ -66,7 +66,7 @@ pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> 
     }
     if address.ip() != session.ends.client.ip() || address.port() < FIRST_UNPRIVILEGED_PORT {
         metrics::data_connection_refused("bounce");
-        log_session!(log::Level::Warn, session.subject;
+        log_session!(log::Level::Warn, session.identity;
             "{verb} to {address} refused: not the client address, or a port below 1024"
         );
         return Err(Reply::new(
@@ -76,7 +76,7 @@ pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> 
     }
     if let Err(reason) = session.node.network.may_dial(address) {
         metrics::data_connection_refused("own_address");
-        log_session!(log::Level::Warn, session.subject, reason;
+        log_session!(log::Level::Warn, session.identity, reason;
             "{verb} to {address} refused: active mode does not connect to this host or the cluster's services"
         );
         return Err(Reply::new(
@@ -106,11 +106,11 @@ async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
     session.data_port = None;
     let node = &session.node;
     let tls = node.tls.as_ref().filter(|_| session.is_private);
-    let reservation = node.passive.reserve(&session.subject, tls, node.timeouts.passive_wait).await;
+    let reservation = node.passive.reserve(&session.identity, tls, node.timeouts.passive_wait).await;
     reservation.ok_or_else(|| {
         let detail = format!(
-            "no passive port became free for this client address within passive_wait: this node has the ports \
-             {}; give it more (passive_port_min, passive_port_max)",
+            "no passive port became free for this client address within passive_wait: this node has the \
+             ports {}; give it more (passive_port_min, passive_port_max)",
             node.network.slice
         );
         let failure = Failure { detail: Some(detail.into()), ..Failure::from("no_passive_port") };

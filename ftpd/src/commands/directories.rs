@@ -6,14 +6,14 @@ use common::{
     policy::Permission,
     registry::{LeasePath, Usage},
 };
-use tokio::runtime::Handle;
 
-use super::{leases::Lessee, transfers::run_in_background};
+use super::{activities::run_in_background, leases::LeaseTaker};
 use crate::{
-    activity::Watch,
-    jail::{Changes, FileError, path::VirtualPath},
+    jail::{Changes, FileError},
     protocol::{Code, Reply},
     session::{LoggedIn, Outcome},
+    virtual_path::VirtualPath,
+    work::{RuntimeBridge, activity::ActivityHandle},
 };
 
 /// PWD: 257 with the path. Quotes in it are doubled (RFC 959 appendix II).
@@ -68,7 +68,7 @@ async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply
 pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Mkdir, &path)?;
-    let share = match session.quota_of(&path) {
+    let reservation = match session.quota_of(&path) {
         Some(quota) => Some(quota.admit_whole(Usage { bytes: 0, files: 1 }).await?),
         None => None,
     };
@@ -79,9 +79,9 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
         if made.is_ok() {
             changes.create();
         }
-        if let Some(share) = share {
-            share.follow(changes);
-            share.settle();
+        if let Some(reservation) = reservation {
+            reservation.follow(changes);
+            reservation.settle();
         }
         made
     });
@@ -93,9 +93,9 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Rmdir, &path)?;
-    let (removed, lessee) = (path.clone(), Lessee::of(session));
+    let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lessee.to_remove(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
+        let _lease = lease_taker.to_remove(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
         jail.remove_directory(&removed, changes)
     });
     removal.await?;
@@ -110,21 +110,20 @@ pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<O
         return Err(Reply::permission_denied());
     }
     let jail = Arc::clone(&session.jail);
-    let subject = Arc::clone(&session.subject);
-    let watch = Watch::new(verb);
+    let watch = ActivityHandle::new(verb);
     let progress = Arc::clone(&watch.progress);
-    let (quota, runtime) = (session.quota_of(&path).cloned(), Handle::current());
-    let lessee = Lessee::of(session);
+    let (quota, bridge) = (session.quota_of(&path).cloned(), RuntimeBridge::to_current());
+    let lease_taker = LeaseTaker::of(session);
     Ok(run_in_background(session, watch, move || {
         let changes = Changes::default();
-        let lease = jail.name_key(&path).and_then(|key| lessee.to_remove(vec![LeasePath::tree(&key)]));
+        let lease = jail.name_key(&path).and_then(|key| lease_taker.to_remove(vec![LeasePath::tree(&key)]));
         let removed = lease.and_then(|_lease| jail.remove_tree(&path, &progress, &changes));
         if let Some(quota) = quota {
-            runtime.block_on(quota.tell(changes.so_far()));
+            bridge.wait(quota.report(changes.so_far()));
         }
         match removed {
             Ok(()) => Reply::new(Code::DONE, "Directory and its contents removed"),
-            Err(error) => subject.refuse(&error),
+            Err(error) => error.refusal(),
         }
     }))
 }

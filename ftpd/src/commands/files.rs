@@ -2,12 +2,13 @@
 
 use common::{policy::Permission, registry::LeasePath};
 
-use super::leases::Lessee;
+use super::leases::LeaseTaker;
 use crate::{
-    jail::{FileError, path::VirtualPath},
+    jail::FileError,
     listing::EntryKind,
     protocol::{Code, Reply, command::Modified, mode::ModeChange, timestamp},
     session::LoggedIn,
+    virtual_path::VirtualPath,
 };
 
 /// DELE: a file, and the partial file of an unfinished upload of it.
@@ -15,9 +16,9 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Delete, &path)?;
     let user = session.account.user.clone();
-    let (removed, lessee) = (path.clone(), Lessee::of(session));
+    let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lessee.to_remove(vec![LeasePath::file(&jail.name_key(&removed)?)])?;
+        let _lease = lease_taker.to_remove(vec![LeasePath::file(&jail.name_key(&removed)?)])?;
         let _lock = jail.lock_for_change(&removed)?;
         let partial = jail.remove_partial(&removed, &user);
         if let Ok(Some(freed)) = partial {
@@ -56,9 +57,9 @@ pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
     allow_rename(session, &from, &to).await?;
     session.allow_name(&to)?;
     let replace = session.access.at(&to).has(Permission::Overwrite);
-    let (target, lessee) = (to.clone(), Lessee::of(session));
+    let (target, lease_taker) = (to.clone(), LeaseTaker::of(session));
     let renaming = session.remove_in_home(&target, move |jail, changes| {
-        let _lease = lessee.to_rename(jail, &[&from, &to])?;
+        let _lease = lease_taker.to_rename(jail, &[&from, &to])?;
         let _locks = jail.lock_all_for_change(&[&from, &to])?;
         changes.remove(jail.rename(&from, &to, replace)?);
         Ok(())
@@ -117,9 +118,9 @@ pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
     let path = session.path(&modified.path)?;
     session.allow(Permission::Attributes, &path)?;
-    let (time, lessee) = (modified.time, Lessee::of(session));
+    let (time, lease_taker) = (modified.time, LeaseTaker::of(session));
     let stamping = session.in_home(move |jail| {
-        let _lease = lessee.to_remove(vec![LeasePath::file(&jail.canonical_key(&path)?)])?;
+        let _lease = lease_taker.to_remove(vec![LeasePath::file(&jail.canonical_key(&path)?)])?;
         let _lock = jail.lock_resolved_for_change(&path)?;
         jail.set_modified(&path, time)
     });

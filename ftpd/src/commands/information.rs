@@ -1,15 +1,15 @@
 //! FEAT, OPTS (RFC 2389), HELP, STAT, TYPE, SITE HELP, QUOTA and WHO.
 
 use crate::{
-    activity::Watch,
-    listing::machine::Facts,
     protocol::{
         Code, Reply,
         command::{Algorithm, Opts, TransferType},
+        facts::Facts,
         reply::ReplyText,
         verbs::{self, Features},
     },
     session::{LoggedIn, LoginState, Session},
+    work::activity::ActivityHandle,
 };
 
 /// TYPE (RFC 959 section 3.1.1).
@@ -84,7 +84,7 @@ pub fn opts(session: &mut Session, opts: Opts) -> Reply {
 }
 
 /// STAT without an argument: the status of the session, and of the activity if one runs.
-pub fn session_status(session: &Session, running: Option<&Watch>) -> Reply {
+pub fn session_status(session: &Session, running: Option<&ActivityHandle>) -> Reply {
     let node = &session.node;
     let mut lines: Vec<ReplyText> = Vec::new();
     // Only after login: node names and versions help attackers.

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use common::{clock::unix_seconds, policy::Permission};
 
 use self::lines::{ListFormat, ListTarget, Listing, permissions_of};
-use super::transfers::{Direction, Transfer, Work, run_in_background, start, take_port};
+use super::activities::{run_in_background, start_transfer, take_port};
 use crate::{
-    activity::Watch,
-    data::transfer::{ListingWriter, TransferError},
-    jail::{FileError, Jail, path::VirtualPath},
+    data::{CopyError, copy::ListingWriter},
+    jail::{FileError, Jail},
     listing::{
         EntryKind,
         machine::{self, EntryRole},
@@ -23,6 +22,9 @@ use crate::{
         reply::ReplyText,
     },
     session::{LoggedIn, Outcome},
+    transfer::{Transfer, TransferFailure, TransferKind, TransferWork},
+    virtual_path::VirtualPath,
+    work::activity::ActivityHandle,
 };
 
 /// LIST: a directory in the format of `ls -l`.
@@ -92,29 +94,29 @@ pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) ->
     let path = session.path(&arguments.path.unwrap_or_default())?;
     let options = ListOptions { recursive: false, ..arguments.options };
     let max_lines = session.node.storage.stat_entries;
-    let parsed = ListArgument::new(session, path)?;
+    let candidates = ListCandidates::new(session, path)?;
     let listing = listing(session, ListFormat::Long { now: now() }, options);
-    let (jail, subject) = (Arc::clone(&session.jail), Arc::clone(&session.subject));
-    let watch = Watch::new(verb);
+    let jail = Arc::clone(&session.jail);
+    let watch = ActivityHandle::new(verb);
     let progress = Arc::clone(&watch.progress);
     Ok(run_in_background(session, watch, move || {
         let mut lines: Vec<ReplyText> = Vec::new();
         let mut is_full = false;
-        let written = parsed.resolve(&jail, options).map_err(TransferError::from).and_then(|target| {
+        let written = candidates.resolve(&jail, options).map_err(TransferFailure::from).and_then(|target| {
             listing.write(&jail, &target, &progress, &mut |line| {
                 if lines.len() == max_lines {
                     is_full = true;
-                    return Err(TransferError::Cancelled);
+                    return Err(CopyError::Cancelled.into());
                 }
                 lines.push(line.strip_suffix(b"\r\n").unwrap_or(line).to_vec().into());
                 Ok(())
             })
         });
         match written {
-            Err(TransferError::File(error)) => return subject.refuse(&error),
+            Err(TransferFailure::Storage(error)) => return error.refusal(),
             Err(_) if is_full => lines.push("(listing truncated; use LIST for all entries)".into()),
             // The lines are in memory, so that only a cancellation is left.
-            Err(_) => return subject.refuse(&FileError::Cancelled),
+            Err(_) => return FileError::Cancelled.refusal(),
             Ok(()) => {}
         }
         Reply::lines(Code::FILE_STATUS, "Status:", lines, "End of status")
@@ -130,8 +132,8 @@ async fn send(
     options: ListOptions,
 ) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
-    let parsed = ListArgument::new(session, path.clone())?;
-    let target = session.in_home(move |jail| parsed.resolve(jail, options)).await?;
+    let candidates = ListCandidates::new(session, path.clone())?;
+    let target = session.in_home(move |jail| candidates.resolve(jail, options)).await?;
     let format = match format {
         ListFormat::Names { .. } => ListFormat::Names { prefix: prefix(argument, &target) },
         format => format,
@@ -163,26 +165,27 @@ fn send_listing(
     // An offset was meant for a file; after a listing it is void.
     session.offset = 0;
     let jail = Arc::clone(&session.jail);
-    let work = Work::on_thread(&session.node, move |stream, progress| {
-        let mut writer = ListingWriter::new(&mut *stream, progress);
-        listing.write(&jail, &target, progress, &mut |line| writer.write(line))?;
+    let work = TransferWork::on_worker(&session.node.workers, move |stream, job| {
+        let mut writer = ListingWriter::new(&mut *stream, &job);
+        listing.write(&jail, &target, job.progress, &mut |line| Ok(writer.write(line)?))?;
         writer.finish()?;
-        Ok(stream.finish(progress)?)
+        Ok(stream.finish(&job)?)
     });
-    let transfer = Transfer { verb, direction: Direction::Listing, path, work };
+    let coding = session.representation.coding();
+    let transfer = Transfer { verb, kind: TransferKind::Listing, path, coding, pace: None, work };
     let opening = Reply::new(Code::OPENING_DATA_CONNECTION, "Opening data connection for directory list");
-    Ok(start(session, port, transfer, opening))
+    Ok(start_transfer(session, port, transfer, opening))
 }
 
 /// The possible meanings of an argument of LIST: a path, or a pattern for the names in a directory.
-struct ListArgument {
+struct ListCandidates {
     /// The argument as a path, if the user may list it.
     path: Option<VirtualPath>,
     /// The argument as a pattern, if it has wildcards and the user may list the directory.
     pattern: Option<(VirtualPath, Pattern)>,
 }
 
-impl ListArgument {
+impl ListCandidates {
     /// # Errors
     /// 550: the user may list neither.
     fn new(session: &LoggedIn, path: VirtualPath) -> Result<Self, Reply> {

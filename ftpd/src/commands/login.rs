@@ -18,9 +18,10 @@ use crate::{
     access::AccessRules,
     auth::{Attempt, LoginError},
     data::Resumes,
-    failure::Failures,
-    governor::Lanes,
-    jail::{FileError, Jail, path::VirtualPath},
+    failure_log::FailureLog,
+    identity::{SessionIdentity, log_session},
+    jail::{FileError, Jail},
+    limits::{pace::SessionBandwidth, quota::HomeQuota},
     metrics,
     node::Node,
     protocol::{
@@ -28,11 +29,11 @@ use crate::{
         command::{Algorithm, Password},
         reply::ReplyText,
     },
-    quota::HomeQuota,
     representation::Representation,
     revocation,
-    session::{EndedByNode, LoggedIn, LoginState, Outcome, Session, SessionCount, Subject, log_session},
-    workers::Task,
+    session::{EndedByNode, LoggedIn, LoginState, Outcome, Session, SessionCount},
+    virtual_path::VirtualPath,
+    work::Task,
 };
 
 /// USER. The reply is the same whether the user exists or not.
@@ -105,9 +106,9 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
         tls: session.security.is_encrypted(),
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate.clone()),
     };
-    let subject = Subject::new(session.handle.id, logged_name(&attempt.user), attempt.address);
+    let identity = SessionIdentity::new(session.handle.id, logged_name(&attempt.user), attempt.address);
     if let Some(rejection) = reject_too_long(&attempt) {
-        return reject(session, &subject, &LoginError::Rejected(rejection));
+        return reject(session, &identity, &LoginError::Rejected(rejection));
     }
     let node = Arc::clone(&session.node);
     // Before authd is asked, so that orders to end the user's sessions reach this login from now on.
@@ -115,17 +116,17 @@ pub async fn pass(session: &mut Session, password: Password) -> Outcome {
     let revision = *node.registry.revision().borrow();
     let outcome = match node.authenticator.authenticate(attempt).await {
         Ok(account) if account.tls.control && !session.security.is_encrypted() => {
-            log_session!(log::Level::Warn, subject;
+            log_session!(log::Level::Warn, identity;
                 "login refused: the account requires TLS"
             );
             metrics::login("not_encrypted");
             encryption_required().into()
         }
-        Ok(account) => match log_in(session, subject, account, revision).await {
+        Ok(account) => match log_in(session, identity, account, revision).await {
             Ok(reply) => Outcome::Reply(reply),
             Err(reply) => Outcome::Close(reply),
         },
-        Err(error) => reject(session, &subject, &error),
+        Err(error) => reject(session, &identity, &error),
     };
     if !session.is_logged_in() {
         session.handle.set_user(None);
@@ -163,13 +164,13 @@ fn password_text(password: &[u8]) -> Secret {
 }
 
 /// Logs and counts a failed login, and replies to it.
-fn reject(session: &mut Session, subject: &Subject, error: &LoginError) -> Outcome {
+fn reject(session: &mut Session, identity: &SessionIdentity, error: &LoginError) -> Outcome {
     let reason = match error {
         LoginError::Rejected(rejection) => rejection.as_str(),
         LoginError::Throttled(_) => "throttled",
         LoginError::Unavailable(_) => "unavailable",
     };
-    log_session!(log::Level::Warn, subject, reason;
+    log_session!(log::Level::Warn, identity, reason;
         "login failed: {error}"
     );
     match error {
@@ -209,42 +210,44 @@ fn login_unavailable() -> Reply {
 /// The reply; the connection ends after it.
 async fn log_in(
     session: &mut Session,
-    subject: Subject,
+    identity: SessionIdentity,
     account: Account,
     revision: Revision,
 ) -> Result<Reply, Reply> {
     let node = Arc::clone(&session.node);
-    let subject = Arc::new(subject);
-    let entry = register(&node, &subject, &account).await?;
+    let identity = Arc::new(identity);
+    let entry = register(&node, &identity, &account).await?;
     let access = Arc::new(AccessRules::new(&account));
-    let home = open_home(&node, &subject, &account, access.has_rules()).await;
+    let home = open_home(&node, &identity, &account, access.has_rules()).await;
     let OpenedHome { jail, quota_directory } = home.map_err(|reason| {
         metrics::login("no_home");
         log_session!(
-            log::Level::Error, subject, home = account.home.as_str();
+            log::Level::Error, identity, home = account.home.as_str();
             "login refused: the home cannot be used: {reason}"
         );
         unavailable("Home directory is not available")
     })?;
     let jail = Arc::new(jail);
     let quota = match quota_directory {
-        Some((path, directory)) => Some(HomeQuota::open(&node, &account, &jail, &path, directory).await),
+        Some((path, directory)) => {
+            Some(HomeQuota::open(&node.registry, &node.home_counts, &account, &jail, &path, directory).await)
+        }
         None => None,
     };
-    confirm_if_changed(session, &subject, &account, revision).await?;
+    confirm_if_changed(session, &identity, &account, revision).await?;
     node.connections.note_login(&session.handle);
     metrics::login("accepted");
-    log_session!(log::Level::Info, subject; "logged in");
+    log_session!(log::Level::Info, identity; "logged in");
     let representation = Representation::new(node.ascii_conversion);
     let keeps_ticket = session.security.handshake.as_ref().is_some_and(|tls| tls.version == "TLSv1.2");
     session.state = LoginState::LoggedIn(Box::new(LoggedIn {
-        failures: Arc::new(Failures::new(&node, &subject, &jail)),
-        task: Arc::new(Task { subject: Arc::clone(&subject), verb: "PASS", path: None }),
+        failures: Arc::new(FailureLog::new(&node, &identity, &jail)),
+        task: Arc::new(Task { identity: Arc::clone(&identity), verb: "PASS", path: None }),
         owner: account.user.as_str().into(),
         node,
-        subject,
+        identity,
         ends: session.ends,
-        lanes: Lanes::new(&account.bandwidth),
+        bandwidth: SessionBandwidth::new(&account.bandwidth),
         account,
         access,
         jail,
@@ -268,12 +271,12 @@ async fn log_in(
 }
 
 /// Registers the session in the registry, which enforces the limits on sessions.
-async fn register(node: &Node, subject: &Subject, account: &Account) -> Result<SessionEntry, Reply> {
+async fn register(node: &Node, identity: &SessionIdentity, account: &Account) -> Result<SessionEntry, Reply> {
     let record = SessionRecord {
-        id: subject.session,
+        id: identity.session,
         node: node.name.clone(),
         user: account.user.clone(),
-        address: subject.address,
+        address: identity.address,
         since: unix_seconds(),
     };
     let limits = SessionLimits {
@@ -283,7 +286,7 @@ async fn register(node: &Node, subject: &Subject, account: &Account) -> Result<S
     };
     node.registry.open_session(record, limits).await.map_err(|refusal| {
         metrics::login("limited");
-        log_session!(log::Level::Warn, subject; "login refused: {refusal}");
+        log_session!(log::Level::Warn, identity; "login refused: {refusal}");
         match refusal {
             SessionRefused::UserLimit(_) => unavailable("Too many sessions of this user"),
             SessionRefused::AddressLimit(_) | SessionRefused::UserAddressLimit(_) => {
@@ -298,12 +301,12 @@ async fn register(node: &Node, subject: &Subject, account: &Account) -> Result<S
 /// meanwhile.
 async fn confirm_if_changed(
     session: &Session,
-    subject: &Subject,
+    identity: &SessionIdentity,
     account: &Account,
     revision: Revision,
 ) -> Result<(), Reply> {
     let login =
-        PastLogin { user: account.user.clone(), version: account.version.clone(), address: subject.address };
+        PastLogin { user: account.user.clone(), version: account.version.clone(), address: identity.address };
     let must_confirm = session.handle.log_in(login.clone());
     // After `log_in`: either the check of all sessions includes this one, or the revision differs here.
     if must_confirm || *session.node.registry.revision().borrow() != revision {
@@ -315,7 +318,7 @@ async fn confirm_if_changed(
             metrics::session_ended(reason);
             metrics::login("revoked");
             log_session!(
-                log::Level::Warn, subject;
+                log::Level::Warn, identity;
                 "login refused: the end of the session was requested before the login was complete"
             );
             Err(reply)
@@ -360,7 +363,7 @@ struct OpenedHome {
 /// symbolic links are refused. A folder that cannot be opened is left out and logged.
 async fn open_home(
     node: &Arc<Node>,
-    subject: &Arc<Subject>,
+    identity: &Arc<SessionIdentity>,
     account: &Account,
     has_rules: bool,
 ) -> Result<OpenedHome, String> {
@@ -378,7 +381,7 @@ async fn open_home(
     };
     let shared = Arc::clone(node);
     // In one operation: a thread hop costs as much as the work.
-    let task = Task { subject: Arc::clone(subject), verb: "PASS", path: Some(home.clone()) };
+    let task = Task { identity: Arc::clone(identity), verb: "PASS", path: Some(home.clone()) };
     let opened = node
         .workers
         .login(Arc::new(task), move || {
@@ -412,7 +415,7 @@ async fn open_home(
         node.workers.note_filesystem(*filesystem);
     }
     for (path, error) in left_out {
-        log_session!(log::Level::Warn, subject,
+        log_session!(log::Level::Warn, identity,
             path:%;
             "shared folder left out: {}", chain(&error)
         );

@@ -1,6 +1,8 @@
 //! The dispatch of commands: [`run`] calls one handler for each verb. A file holds one family of commands.
 
+mod activities;
 mod checksums;
+mod comb;
 mod data_port;
 mod directories;
 mod files;
@@ -8,6 +10,7 @@ mod information;
 mod leases;
 mod listings;
 mod login;
+mod quota_errors;
 mod security;
 mod transfers;
 mod upload_end;
@@ -16,15 +19,14 @@ mod uploads;
 use std::sync::Arc;
 
 use crate::{
-    failure::Operation,
-    jail::path::VirtualPath,
+    failure_log::Operation,
     protocol::{AnyTimeCommand, Code, Command, LoggedInCommand, Reply, Request, site::Site},
     session::{LoggedIn, Outcome, Session},
-    workers::Task,
+    virtual_path::VirtualPath,
+    work::Task,
 };
 
 pub use information::{session_status, system_type};
-pub use transfers::MinimumRate;
 
 /// Runs a command, or refuses it if it may not run now.
 pub async fn run(session: &mut Session, request: Request) -> Outcome {
@@ -70,7 +72,7 @@ async fn run_and_report(session: &mut LoggedIn, verb: &'static str, command: Log
     let argument = command.path().map(<[u8]>::to_vec);
     let resolve = |cwd: &VirtualPath| argument.as_deref().and_then(|argument| cwd.join(argument).ok());
     session.task =
-        Arc::new(Task { subject: Arc::clone(&session.subject), verb, path: resolve(&session.cwd) });
+        Arc::new(Task { identity: Arc::clone(&session.identity), verb, path: resolve(&session.cwd) });
     let outcome = run_logged_in(session, verb, command).await.unwrap_or_else(Outcome::Reply);
     match &outcome {
         Outcome::Reply(reply) if reply.code().is_failure() => {
@@ -133,7 +135,7 @@ async fn run_logged_in(
         C::StatPath(arguments) => return listings::stat(session, verb, arguments),
         C::Hash(path) => return checksums::hash(session, verb, &path).await,
         C::Checksum(checksum) => return checksums::checksum(session, verb, checksum).await,
-        C::Comb(comb) => return uploads::comb(session, verb, comb).await,
+        C::Comb(comb) => return comb::comb(session, verb, comb).await,
         C::Site(Site::Chmod { mode, path }) => files::chmod(session, mode, &path).await,
         C::Site(Site::Utime(modified)) => files::mfmt(session, modified).await,
         C::Site(Site::Who) => Ok(information::who(session).await),

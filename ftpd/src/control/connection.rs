@@ -12,17 +12,18 @@ use tokio::{
 
 use super::wire::{ControlStream, Received};
 use crate::{
-    activity::{Activity, CancelledBy},
+    client_address::Ends,
     commands::{self, session_status},
     connections::{ConnectionEntry, EndRequest, SessionHandle},
+    identity::log_session,
     metrics,
     node::Node,
     protocol::{
         self, AnyTimeCommand, Code, Command, LoggedInCommand, ParseError, Reply, Request,
         line::{Line, LineBuffer, MAX_LINE},
     },
-    proxy_protocol::Ends,
-    session::{EndedByNode, LoginState, Outcome, Security, Session, log_session},
+    session::{EndedByNode, LoginState, Outcome, Security, Session},
+    work::activity::{Activity, CancelledBy},
 };
 
 /// Bytes of command lines read ahead while a command waits for the end of the activity.
@@ -58,7 +59,7 @@ enum ActivityState {
     Running { activity: Activity, follow_up: FollowUp },
 }
 
-/// What follows the reply of the activity.
+/// The continuation after the reply of the activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FollowUp {
     NextCommand,
@@ -83,7 +84,7 @@ impl ConnectionEnd {
     }
 }
 
-/// What the loop waits for.
+/// An event that the loop waits for.
 enum LoopEvent {
     Received(Received),
     ActivityEnded(Reply),
@@ -327,7 +328,7 @@ impl ControlConnection {
     fn start(&mut self, activity: Activity, opening: Option<&Reply>) {
         if activity.asks_for_client {
             match self.stream.descriptor() {
-                Ok(descriptor) => activity.watch.progress.belong_to(descriptor),
+                Ok(descriptor) => activity.watch.client.watch(descriptor),
                 Err(_) => activity.watch.cancel(CancelledBy::NoDescriptor),
             }
         }
@@ -510,7 +511,7 @@ impl ControlConnection {
             self.end_activity(activity, cancelled_by).await;
         }
         if let LoginState::LoggedIn(logged_in) = &self.session.state {
-            log_session!(log::Level::Info, logged_in.subject; "session ended");
+            log_session!(log::Level::Info, logged_in.identity; "session ended");
         }
         self.stream.close().await;
     }
@@ -531,7 +532,8 @@ impl ControlConnection {
 }
 
 /// Lets an upload whose client has left store the bytes that are still in transit, for a bounded time: see
-/// [`crate::activity::Watch::see_off`]. A request to end the session or the node ends the upload at once.
+/// [`crate::work::activity::ActivityHandle::see_off`]. A request to end the session or the node ends the
+/// upload at once.
 async fn finish_upload_of_absent_client(handle: &SessionHandle, mut activity: Activity, silence: Duration) {
     let watch = Arc::clone(&activity.watch);
     let end_request = async {

@@ -19,9 +19,9 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use crate::{
-    data::progress::has_ended,
     protocol::{Reply, command::is_foreign, line::LineBuffer},
     tls::{Handshake, Tls},
+    work::presence::has_ended,
 };
 
 /// Bytes read at once.

@@ -1,6 +1,6 @@
-//! TYPE A: line ends on the wire are CRLF (RFC 959 section 3.1.1.1), in our files LF. Pure.
+//! The conversion of line ends in TYPE A: CRLF on the wire (RFC 959 section 3.1.1.1), LF in files. Pure.
 
-/// LF to CRLF, for what is sent. A CRLF that is in the file stays one.
+/// Converts LF to CRLF, for downloads. A CRLF in the file stays CRLF.
 #[derive(Debug, Default)]
 pub struct Outgoing {
     after_cr: bool,
@@ -23,10 +23,10 @@ impl Outgoing {
     }
 }
 
-/// CRLF to LF, for what is received. A CR before anything else stays.
+/// Converts CRLF to LF, for uploads. A CR before any other byte stays.
 #[derive(Debug, Default)]
 pub struct Incoming {
-    /// A CR was the last byte, and what it means depends on the next one.
+    /// The last byte was a CR; its meaning depends on the next byte.
     held_cr: bool,
 }
 
@@ -43,7 +43,7 @@ impl Incoming {
         }
     }
 
-    /// The end of the data: a CR may still be owed.
+    /// Appends a CR that was the last byte of the data.
     pub fn finish(&mut self, output: &mut Vec<u8>) {
         if std::mem::take(&mut self.held_cr) {
             output.push(b'\r');
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_sent_with_crlf_and_existing_crlf_is_not_doubled() {
+    fn lf_is_sent_as_crlf_and_crlf_is_not_doubled() {
         assert_eq!(outgoing(&[b"a\nb\r\nc\rd\n\n"]), b"a\r\nb\r\nc\rd\r\n\r\n");
         assert_eq!(outgoing(&[b"a\r", b"\nb"]), b"a\r\nb");
         assert_eq!(outgoing(&[b"a\r", b"", b"\nb"]), b"a\r\nb");
@@ -102,14 +102,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn where_the_data_is_cut_does_not_matter((data, lengths) in chunked()) {
+        fn the_sizes_of_the_pieces_do_not_matter((data, lengths) in chunked()) {
             let chunks = cut(&data, &lengths);
             prop_assert_eq!(outgoing(&chunks), outgoing(&[&data]));
             prop_assert_eq!(incoming(&chunks), incoming(&[&data]));
         }
 
         #[test]
-        fn what_is_sent_has_no_bare_lf((data, _) in chunked()) {
+        fn sent_data_has_no_bare_lf((data, _) in chunked()) {
             let sent = outgoing(&[&data]);
             for (at, byte) in sent.iter().enumerate() {
                 prop_assert!(*byte != b'\n' || (at > 0 && sent[at - 1] == b'\r'));

@@ -1,12 +1,6 @@
-//! A data connection that has come: a thread takes it for a transfer, or what is to be sent is so
-//! little that no thread is worth its while.
+//! An open data connection, before a worker takes it. Small downloads are sent from here, without a worker.
 
-use std::{
-    io::{self, Read},
-    net,
-    os::fd::AsRawFd,
-    time::Duration,
-};
+use std::{io, net, os::fd::AsRawFd, time::Duration};
 
 use nix::{
     errno::Errno,
@@ -16,25 +10,31 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
-    progress::Progress,
+    early::Early,
     stream::{self, DataStream},
 };
-use crate::{metrics, scratch::Scratch, tls::records::Records};
+use crate::{
+    metrics,
+    tls::records::Records,
+    work::{presence::ClientPresence, scratch::Scratch},
+};
 
-/// How long bytes may wait for more before they are stored: a client that writes line by line is not
-/// kept from seeing its lines in the file.
+/// How long the first bytes of an upload wait for more. Short, so that a client that writes line by line soon
+/// sees its lines in the file.
 const GATHERING: Duration = Duration::from_millis(20);
 
 /// The socket of a data connection.
 pub enum Socket {
-    /// As the kernel gave it, and blocking: the runtime knows nothing of it, which for most transfers
-    /// it need not, and to tell it costs a small one a tenth of its time.
+    /// Blocking, not registered with tokio. Most transfers never need registration, which costs a small one
+    /// about 10 %.
     Plain(net::TcpStream),
-    /// The runtime has watched it already.
+    /// Registered with tokio.
     Watched(TcpStream),
 }
 
 impl Socket {
+    /// Registers the socket with tokio.
+    ///
     /// # Errors
     /// The socket is unusable.
     pub fn watched(self) -> io::Result<TcpStream> {
@@ -50,7 +50,7 @@ impl Socket {
     fn blocking(self) -> io::Result<net::TcpStream> {
         match self {
             Self::Plain(socket) => Ok(socket),
-            // It becomes blocking with its stall limit.
+            // `limit_stalls` makes it blocking.
             Self::Watched(stream) => stream.into_std(),
         }
     }
@@ -77,16 +77,16 @@ impl Socket {
     }
 }
 
-/// A connection that came to a passive port.
+/// A connection to a passive port.
 pub struct Arrived {
     pub socket: Socket,
-    /// From a balancer, with a PROXY header.
+    /// The connection came from a balancer, with a PROXY header.
     pub by_balancer: bool,
-    /// The TLS handshake is over: it resumed the TLS session of the session that gets this.
+    /// Set if the TLS handshake is over: it resumed the TLS of the session that gets the connection.
     pub records: Option<Box<Records>>,
 }
 
-/// A data connection, its TLS handshake over if it has one.
+/// A data connection after its TLS handshake, if it has one.
 pub struct Connected {
     socket: Socket,
     encryption: Option<Box<Encryption>>,
@@ -94,87 +94,13 @@ pub struct Connected {
     by_balancer: bool,
 }
 
-/// What came before a thread took the connection.
-#[derive(Default)]
-pub struct Early {
-    bytes: Vec<u8>,
-    read: usize,
-    /// How the stream ended, if it has.
-    end: Option<io::Result<()>>,
-}
-
-impl Early {
-    pub fn is_all(&self) -> bool {
-        self.end.is_some()
-    }
-
-    /// Bytes that were not read yet.
-    pub fn left(&self) -> usize {
-        self.bytes.len() - self.read
-    }
-
-    /// Adds what a read has brought: bytes, the end of the stream, or an error.
-    pub fn put(&mut self, read: io::Result<&[u8]>, progress: &Progress) {
-        match read {
-            Ok([]) => {
-                progress.note_end();
-                self.end = Some(Ok(()));
-            }
-            Ok(bytes) => self.bytes.extend_from_slice(bytes),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => self.end = Some(Err(error)),
-        }
-    }
-
-    async fn take_in(&mut self, stream: &TcpStream, most: usize, progress: &Progress) {
-        let read = async {
-            stream.readable().await?;
-            // Only now, so that who waits holds no memory.
-            self.bytes.reserve(most);
-            stream.try_read_buf(&mut self.bytes)
-        };
-        match read.await {
-            Ok(0) => {
-                progress.note_end();
-                self.end = Some(Ok(()));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => self.end = Some(Err(error)),
-        }
-    }
-}
-
-impl Read for Early {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = &self.bytes[self.read..];
-        if left.is_empty() {
-            return match self.end.take() {
-                Some(Err(error)) => {
-                    self.end = Some(Ok(()));
-                    Err(error)
-                }
-                end => {
-                    self.end = end;
-                    Ok(0)
-                }
-            };
-        }
-        let length = left.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&left[..length]);
-        self.read += length;
-        Ok(length)
-    }
-}
-
 /// How a data connection is encrypted.
 pub struct Encryption {
-    /// Of a handshake that is over.
+    /// The state of TLS after the handshake.
     pub records: Records,
-    /// Downloads are left to the kernel where it can.
+    /// The kernel encrypts downloads if it can.
     pub kernel_seals: bool,
-    /// An end without close_notify is an error of the connection.
+    /// An end of the stream without close_notify is an error.
     pub close_notify_required: bool,
 }
 
@@ -189,7 +115,7 @@ impl Connected {
         Self { socket, encryption: Some(Box::new(encryption)), early: Early::default(), by_balancer }
     }
 
-    /// For blocking use on a thread of its own.
+    /// Returns the connection for blocking use on a worker.
     ///
     /// # Errors
     /// The socket is unusable.
@@ -201,7 +127,7 @@ impl Connected {
         })
     }
 
-    /// The same, for [`Self::gather`].
+    /// Registers the connection with tokio, for [`Self::gather`].
     ///
     /// # Errors
     /// The socket is unusable.
@@ -209,30 +135,29 @@ impl Connected {
         Ok(Self { socket: Socket::Watched(self.socket.watched()?), ..self })
     }
 
-    /// Waits for the first bytes, and takes in what comes at once, up to `most` bytes or somewhat more:
-    /// no thread waits for a client that has nothing to say yet, and a small upload is whole before
-    /// one takes it. What goes wrong is told where the bytes are read. Can be dropped at any time.
+    /// Waits for the first bytes and reads those that follow within `GATHERING`, up to `most` bytes or
+    /// somewhat more. So no worker waits for a client that sends nothing yet, and a small upload is complete
+    /// before a worker takes it. The reader of the bytes gets errors. Cancel-safe.
     ///
-    /// TLS is left to the thread: its buffers are for threads.
-    pub async fn gather(&mut self, most: usize, stall_limit: Duration, progress: &Progress) {
+    /// With TLS this does nothing: a worker decrypts, because it has the buffers.
+    pub async fn gather(&mut self, most: usize, stall_limit: Duration, client: &ClientPresence) {
         let (Socket::Watched(stream), None) = (&self.socket, &self.encryption) else { return };
         let early = &mut self.early;
         if stall_limit.is_zero() {
-            early.take_in(stream, most, progress).await;
-        } else if let Err(late) = timeout(stall_limit, early.take_in(stream, most, progress)).await {
-            early.end = Some(Err(late.into()));
+            read(early, stream, most, client).await;
+        } else if let Err(late) = timeout(stall_limit, read(early, stream, most, client)).await {
+            early.put(Err(late.into()));
         }
         let rest = async {
-            while early.bytes.len() < most && early.end.is_none() {
-                early.take_in(stream, most, progress).await;
+            while early.len() < most && !early.has_ended() {
+                read(early, stream, most, client).await;
             }
         };
-        // In time or not, what has come is there.
+        // The bytes that were read stay, also after the timeout.
         let _ = timeout(GATHERING, rest).await;
     }
 
-    /// Sends `content` and ends the connection: the peer has then got everything, or will. Cut short
-    /// by dropping it.
+    /// Sends `content` and ends the stream. Dropping the future breaks the transfer off.
     ///
     /// # Errors
     /// The peer is gone.
@@ -248,7 +173,14 @@ impl Connected {
     }
 }
 
-/// `content` as records, and close_notify, after what the handshake has left.
+/// Reads bytes of an upload early, and notes the end of its data.
+async fn read(early: &mut Early, stream: &TcpStream, most: usize, client: &ClientPresence) {
+    if early.read_from(stream, most).await {
+        client.note_end();
+    }
+}
+
+/// Returns the wire bytes: the tickets that the handshake has left, `content` as records, and close_notify.
 fn seal(mut records: Records, mut content: &[u8]) -> io::Result<Vec<u8>> {
     let mut wire = Scratch::take();
     let mut sealed = records.take_tickets();

@@ -1,4 +1,4 @@
-//! A data connection's TLS in blocking use: system calls around [`Records`], or around the kernel's.
+//! The TLS of a data connection on a worker: system calls around [`Records`], or the kernel's TLS.
 
 use std::{
     fs::File,
@@ -15,40 +15,40 @@ use nix::{
 
 use super::{
     connected::Encryption,
-    progress::Progress,
-    transfer::{self, NoCloseNotify, TransferError},
+    copy::{self, CopyJob},
+    error::{CopyError, NoCloseNotify},
 };
 use crate::{
     metrics,
-    scratch::Scratch,
     tls::{
         kernel,
         records::{BATCH, OpenResult, RecordError, Records},
     },
+    work::scratch::Scratch,
 };
 
-/// Of the lengths of downloads that the kernel seals. One that fits in a batch is cheaper here. The most is so
-/// that AES-GCM's limit of 2^24 records of one key (RFC 8446 section 5.5) is kept even if each
-/// holds one page, because before Linux 6.14 the kernel cannot replace a key.
+/// Download sizes that the kernel encrypts. Up to one `BATCH`, user space is cheaper. The upper bound keeps
+/// AES-GCM below 2^24 records per key (RFC 8446 section 5.5) even with one page per record; kernels before
+/// 6.14 cannot rekey.
 const KERNEL_SEALS: Range<u64> = BATCH as u64 + 1..1 << 36;
 
 /// TLS of one connection.
 pub(super) struct Encrypted {
     records: Records,
     kernel_seals: bool,
-    /// Without it, the end of the stream may be anybody's doing.
+    /// The end of the stream without close_notify is an error, because an attacker could have ended it.
     close_notify_required: bool,
     sealer: Sealer,
-    /// Whether a peer that should only receive may still have to say something.
+    /// True while a peer that only receives may still send something.
     listens: bool,
     /// The peer's close_notify has come.
     is_closed: bool,
 }
 
-/// Who makes the records that are sent.
+/// The part that encrypts the records that are sent.
 enum Sealer {
     Here {
-        /// Taken with the first write.
+        /// Allocated at the first write.
         wire: Option<Scratch>,
     },
     Kernel,
@@ -61,7 +61,7 @@ impl Encrypted {
         Self { records, kernel_seals, close_notify_required, sealer, listens: true, is_closed: false }
     }
 
-    /// Whether the peer has said with close_notify that nothing more comes.
+    /// Returns true if the peer has ended the stream with close_notify.
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed
     }
@@ -70,27 +70,27 @@ impl Encrypted {
         self.close_notify_required
     }
 
-    /// See [`transfer::send_file`].
+    /// See [`copy::send_file`].
     pub(super) fn send_file(
         &mut self,
         socket: &TcpStream,
         file: &File,
         range: Range<u64>,
-        progress: &Progress,
-    ) -> Result<u64, TransferError> {
+        job: &CopyJob<'_>,
+    ) -> Result<u64, CopyError> {
         let length = range.end.saturating_sub(range.start);
         if self.kernel_seals && KERNEL_SEALS.contains(&length) {
             let handed = self.hand_to_kernel(socket);
-            handed.map_err(|error| TransferError::of_connection(error, progress))?;
+            handed.map_err(|error| job.connection_error(error))?;
         }
         match self.sealer {
             Sealer::Kernel => {
                 metrics::tls_download("kernel");
-                transfer::send_file(file, range, socket, progress)
+                copy::send_file(file, range, socket, job)
             }
             Sealer::Here { .. } => {
                 metrics::tls_download("records");
-                transfer::send_from(file, range, &mut On(self, socket), progress)
+                copy::send_from(file, range, &mut EncryptedSocket(self, socket), job)
             }
         }
     }
@@ -108,7 +108,7 @@ impl Encrypted {
         Ok(())
     }
 
-    /// Tells the peer that nothing more comes.
+    /// Sends close_notify.
     pub(super) fn close(&mut self, socket: &TcpStream) -> io::Result<()> {
         match &mut self.sealer {
             Sealer::Kernel => kernel::send_close_notify(socket),
@@ -158,7 +158,7 @@ impl Encrypted {
         }
     }
 
-    /// Opens what has come, and answers it if that is wanted.
+    /// Decrypts received bytes, and answers the peer if it expects an answer.
     fn open(&mut self, socket: &TcpStream, data: &mut [u8]) -> io::Result<OpenResult> {
         let opened = self.records.open(data);
         let Sealer::Here { wire } = &mut self.sealer else { return opened.map_err(broken) };
@@ -173,7 +173,7 @@ impl Encrypted {
             Err(fault) => {
                 let wire = wire.get_or_insert_with(Scratch::take);
                 if let Some(length) = self.records.seal_alert(&fault, wire) {
-                    // It is only told why.
+                    // The connection fails anyway; the alert only tells the peer why.
                     let _ = send(&mut self.records, socket, &wire[..length]);
                 }
                 Err(broken(fault))
@@ -181,15 +181,14 @@ impl Encrypted {
         }
     }
 
-    /// Hears a peer that should only receive: its new key, which wants an answer (RFC 8446 section
-    /// 4.6.3), or the alert with which it gives up. Nobody listens while the kernel seals: it could not
-    /// answer.
+    /// Reads what a peer that only receives sends: a KeyUpdate, which expects an answer (RFC 8446 section
+    /// 4.6.3), or an alert. Reads nothing while the kernel encrypts, because it could not answer.
     fn listen(&mut self, socket: &TcpStream) -> io::Result<()> {
         while self.listens && matches!(self.sealer, Sealer::Here { .. }) {
             let mut data = [0];
             match self.open(socket, &mut data)? {
                 OpenResult::NeedsMore => {}
-                // Data is not asked for: it stays where it is.
+                // Unexpected data stays unread.
                 OpenResult::Data(_) | OpenResult::Closed => {
                     self.listens = false;
                     return Ok(());
@@ -202,7 +201,7 @@ impl Encrypted {
                 other => other,
             };
             match received {
-                // It may have ended its side, as it has nothing to say.
+                // The peer may end its side, because it has nothing to send.
                 Ok(0) => self.listens = false,
                 Ok(length) => self.records.received(length),
                 Err(Errno::EAGAIN) => return Ok(()),
@@ -214,16 +213,16 @@ impl Encrypted {
     }
 }
 
-/// As a reader and a writer.
-pub(super) struct On<'c>(pub(super) &'c mut Encrypted, pub(super) &'c TcpStream);
+/// An encrypted connection as a reader and a writer.
+pub(super) struct EncryptedSocket<'c>(pub(super) &'c mut Encrypted, pub(super) &'c TcpStream);
 
-impl Read for On<'_> {
+impl Read for EncryptedSocket<'_> {
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
         self.0.read(self.1, data)
     }
 }
 
-impl Write for On<'_> {
+impl Write for EncryptedSocket<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.0.write(self.1, data)
     }
@@ -233,7 +232,7 @@ impl Write for On<'_> {
     }
 }
 
-/// Sends what the handshake has left, and `sealed`, at once.
+/// Sends the tickets that the handshake has left, and `sealed`, in one write.
 fn send(records: &mut Records, mut socket: &TcpStream, sealed: &[u8]) -> io::Result<()> {
     let tickets = records.take_tickets();
     let parts = &mut [IoSlice::new(&tickets), IoSlice::new(sealed)][..];

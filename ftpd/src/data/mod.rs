@@ -1,13 +1,15 @@
-//! Data connections and what goes over them.
+//! Data connections: how they are opened, and the loops that copy files over them.
 
 pub mod ascii;
+pub mod coding;
 pub mod connected;
+pub mod copy;
+mod early;
 mod encrypted;
+mod error;
 pub mod passive;
-pub mod progress;
 mod splice;
 pub mod stream;
-pub mod transfer;
 
 use std::{
     io,
@@ -26,6 +28,7 @@ use tokio::{
     time::{error::Elapsed, timeout},
 };
 
+pub use self::{coding::Coding, error::CopyError};
 use self::{
     connected::{Arrived, Connected, Encryption, Socket},
     passive::Reservation,
@@ -35,14 +38,14 @@ use crate::{
     tls::{SessionReuse, Tls},
 };
 
-/// What PASV, EPSV, PORT or EPRT arranged for the next transfer, which uses it up.
+/// The arrangement of PASV, EPSV, PORT or EPRT for the next transfer. One transfer uses it.
 pub enum DataPort {
     Passive(Reservation),
     /// The client's own address, already checked.
     Active(SocketAddr),
 }
 
-/// Why there is no data connection.
+/// The reason why there is no data connection.
 #[derive(Debug, thiserror::Error)]
 pub enum NoDataConnection {
     #[error("no data connection in time")]
@@ -53,25 +56,25 @@ pub enum NoDataConnection {
     Gone,
     #[error("the TLS handshake of the data connection failed")]
     Handshake(#[source] io::Error),
-    /// It resumed no TLS session, or another client's.
+    /// The data connection resumed no TLS session, or another session's.
     #[error("the data connection does not resume the control connection's TLS session (tls_data_reuse)")]
     NotResumed,
 }
 
-/// How a data connection is encrypted, and whose it has to be.
+/// The encryption of a data connection, and the session to which it must belong.
 pub struct Protection {
     pub tls: Arc<Tls>,
     pub session: SessionId,
-    /// Whether a data connection has resumed the session's TLS, and the client keeps the ticket with which it did.
+    /// Tells whether the session's client is able to resume its TLS.
     pub resumes: Arc<Resumes>,
-    /// An upload ends with close_notify, or was cut off.
+    /// An upload that ends without close_notify counts as broken off.
     pub close_notify_required: bool,
 }
 
-/// What is known of a session's data connections.
+/// The TLS resumption of a session's data connections.
 pub struct Resumes {
-    /// The control connection has TLS 1.2, whose tickets can be used again and again. With TLS 1.3 clients use a ticket
-    /// once, and one that reads no new ones runs out of them.
+    /// True with TLS 1.2 on the control connection, whose tickets can be used repeatedly. With TLS 1.3,
+    /// clients use a ticket once, and a client that does not read new tickets runs out of them.
     pub keeps_ticket: bool,
     has_resumed: AtomicBool,
 }
@@ -81,22 +84,23 @@ impl Resumes {
         Self { keeps_ticket, has_resumed: AtomicBool::new(false) }
     }
 
-    /// Whether a data connection without the proof is refused where `preferred` is set.
+    /// Returns true if the client can certainly resume. `tls_data_reuse = preferred` then refuses data
+    /// connections that do not.
     fn is_certain(&self) -> bool {
         self.keeps_ticket && self.has_resumed.load(Ordering::Relaxed)
     }
 }
 
 impl DataPort {
-    /// Whether the port was taken away, because other sessions of the address waited for one.
+    /// Returns true if the passive port was given up, because other sessions of the address waited for one.
     pub fn is_given_up(&self) -> bool {
         matches!(self, Self::Passive(reservation) if reservation.is_given_up())
     }
 
-    /// The data connection.
+    /// Waits for the data connection, or opens it, and does its TLS handshake.
     ///
     /// # Errors
-    /// It does not come within `limit`, connecting to the client fails, or so does TLS.
+    /// No connection within `limit`, or connecting to the client or the TLS handshake fails.
     pub async fn connect(
         self,
         limit: Duration,
@@ -113,7 +117,8 @@ impl DataPort {
         };
         match (protection, arrived.records.is_some()) {
             (None, false) => Ok(Connected::plain(arrived)),
-            // PROT C came after PASV: in the clear nothing proves a connection from another address.
+            // PROT C came after PASV. Without encryption, nothing proves that a connection from another
+            // address is the client's.
             (None, true) => Err(NoDataConnection::NotResumed),
             (Some(protection), _) => protection.encrypt(arrived).await,
         }

@@ -1,62 +1,62 @@
-//! The node's slice of the passive port range: listeners that stay, and reservations that match.
+//! The passive ports of this node's slice, and their reservations.
 //!
-//! A port is listened on once, for as long as the node runs. A session reserves (port, client
-//! address); a connection is matched by the port it came to and the client's real address. So a
-//! port serves many clients at once. A connection from another address is closed, unless it proves by the TLS
-//! session that it resumes which session it belongs to.
+//! The node listens on each port for as long as it runs. A session reserves a port for its client address; a
+//! connection is matched by its port and its client address. So one port serves many clients at once. A
+//! connection from another address is closed, unless its TLS session proves to which session it belongs.
 //!
-//! Where the ports of an address run out, reservations are given up that no transfer has followed for long, and
-//! those by which one user holds more than half of the ports while another waits: see `Waiting::give_up`.
+//! If the ports run out for a client address, the node gives up reservations that no transfer command has
+//! followed for long, and reservations of a user who holds more than half of the ports while another user
+//! waits: see `WaitingSessions::give_up`.
 
 mod cooling;
+mod waiting;
 
 use std::{
-    collections::{BTreeMap, HashMap},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use common::node::PortRange;
+use common::{node::PortRange, sync::lock};
 use tokio::{
     sync::{Notify, Semaphore, oneshot},
     time::{Instant, timeout_at},
 };
 
-use self::cooling::{COOL_DOWN, Cooling};
+use self::waiting::{NoFreePort, WaitingSession, WaitingSessions};
 use super::connected::{Arrived, Socket};
 use crate::{
+    client_address::{self, Ends, NoClient, Trust},
+    identity::SessionIdentity,
     listener::{self, UnwatchedListener},
     metrics,
-    proxy_protocol::{self, Ends, NoClient, Trust},
-    session::Subject,
     tls::Tls,
 };
 
 /// The passive ports of this node.
 pub struct PassivePorts {
     slice: PortRange,
-    /// How long a reservation waits for the transfer command.
+    /// How long a reservation may wait for the transfer command while ports are short.
     unused_limit: Duration,
-    table: Arc<Table>,
+    table: Arc<ReservationTable>,
 }
 
-/// Connections from addresses that no session waits for whose TLS handshakes may run at once. Each lasts no
-/// longer than `tls_handshake_timeout`; one more is refused.
+/// The most connections from unexpected addresses whose TLS handshakes run at once. Each lasts at most
+/// `tls_handshake_timeout`; a further connection is refused.
 const PROOFS_AT_ONCE: usize = 16;
 
-struct Table {
-    waiting: Mutex<Waiting>,
-    /// A reservation ended: who waits for a port may look again.
+struct ReservationTable {
+    waiting: Mutex<WaitingSessions>,
+    /// Notified when a reservation ends: a port may be free.
     freed: Notify,
     proofs: Arc<Semaphore>,
 }
 
-impl Default for Table {
+impl Default for ReservationTable {
     fn default() -> Self {
         Self {
             waiting: Mutex::default(),
@@ -66,66 +66,29 @@ impl Default for Table {
     }
 }
 
-/// A port, and the address whose connection to it is waited for.
-type Key = (u16, IpAddr);
-
-/// A session that has reserved a port.
-struct Waiter {
-    number: u64,
-    since: Instant,
-    /// The transfer command has come.
-    is_claimed: bool,
-    is_given_up: Arc<AtomicBool>,
-    subject: Arc<Subject>,
-    /// What its data connections are encrypted with.
-    tls: Option<Arc<Tls>>,
-    connection: oneshot::Sender<Arrived>,
-    /// The last address from which a connection came to the port that no session had reserved it for, while
-    /// several sessions waited there.
-    stranger: Option<IpAddr>,
-}
-
-#[derive(Default)]
-struct Waiting {
-    /// Ordered, so that the sessions which wait at one port stand together.
-    sessions: BTreeMap<Key, Waiter>,
-    last_number: u64,
-    cooling: Cooling,
-    /// How many sessions wait for a port, by address and user.
-    asking: HashMap<IpAddr, HashMap<String, usize>>,
-}
-
-/// Why there is no port at this time.
-struct NoPort {
-    /// When there may be one, unless one is freed before.
-    look_again: Option<Instant>,
-    has_given_up: bool,
-}
-
-/// A port on which one client's next connection belongs to one session. Dropping it gives the
-/// port back.
+/// A passive port that is reserved for one session and client address. Dropping it frees the port.
 pub struct Reservation {
     port: u16,
     client: IpAddr,
     number: u64,
     is_given_up: Arc<AtomicBool>,
     arrival: oneshot::Receiver<Arrived>,
-    table: Arc<Table>,
+    table: Arc<ReservationTable>,
 }
 
 impl PassivePorts {
     /// Listens on every port of the slice at each of `addresses`, until the process ends. `unused_limit`: how
-    /// long a reservation waits for the transfer command where ports are short.
+    /// long a reservation may wait for the transfer command while ports are short.
     ///
     /// # Errors
-    /// A port cannot be listened on: the address and the reason.
+    /// The address on which the node cannot listen, and the reason.
     pub fn listen(
         slice: PortRange,
         addresses: &[IpAddr],
         trust: &Arc<Trust>,
         unused_limit: Duration,
     ) -> Result<Self, (SocketAddr, io::Error)> {
-        let table = Arc::new(Table::default());
+        let table = Arc::new(ReservationTable::default());
         for port in slice.iter() {
             for ip in addresses {
                 let address = SocketAddr::new(*ip, port);
@@ -137,35 +100,35 @@ impl PassivePorts {
         Ok(Self { slice, unused_limit, table })
     }
 
-    /// Reserves a port for the next data connection of `subject`: a random one, so that it cannot be
-    /// guessed. If all are taken by sessions from the same address, or have just been given up by
-    /// them, waits for one. `None` if none comes free within `wait`.
+    /// Reserves a random port, which an attacker cannot guess, for the next data connection of the session.
+    /// Waits while sessions from the same address hold all ports, or released them a moment ago. `None` if no
+    /// port becomes free within `wait`.
     ///
-    /// `tls`: what the session's data connections are encrypted with. A connection from another address than
-    /// the client's then gets the port, too, if it resumes the session's TLS.
+    /// `tls`: set if the session's data connections are encrypted. Then a connection from another address
+    /// than the client's is accepted, too, if it resumes the session's TLS.
     pub async fn reserve(
         &self,
-        subject: &Arc<Subject>,
+        identity: &Arc<SessionIdentity>,
         tls: Option<&Arc<Tls>>,
         wait: Duration,
     ) -> Option<Reservation> {
-        if let Ok(reservation) = self.try_reserve(subject, tls) {
+        if let Ok(reservation) = self.try_reserve(identity, tls) {
             return Some(reservation);
         }
         let deadline = Instant::now() + wait;
-        let _asking = Asking::begin(&self.table, subject);
+        let _request = PortRequest::begin(&self.table, identity);
         loop {
-            // Registered before looking: a port freed in between is not missed.
+            // Registered before the attempt, so that a port that is freed in between is not missed.
             let mut freed = Box::pin(self.table.freed.notified());
             freed.as_mut().enable();
-            let none = match self.try_reserve(subject, tls) {
+            let no_port = match self.try_reserve(identity, tls) {
                 Ok(reservation) => return Some(reservation),
-                Err(none) => none,
+                Err(no_port) => no_port,
             };
-            if none.has_given_up {
+            if no_port.has_given_up {
                 self.table.freed.notify_waiters();
             }
-            let look_again = none.look_again.map_or(deadline, |time| time.min(deadline));
+            let look_again = no_port.look_again.map_or(deadline, |time| time.min(deadline));
             if timeout_at(look_again, freed).await.is_err() && look_again == deadline {
                 metrics::passive_ports_exhausted();
                 return None;
@@ -173,34 +136,38 @@ impl PassivePorts {
         }
     }
 
-    fn try_reserve(&self, subject: &Arc<Subject>, tls: Option<&Arc<Tls>>) -> Result<Reservation, NoPort> {
-        let client = subject.address;
+    fn try_reserve(
+        &self,
+        identity: &Arc<SessionIdentity>,
+        tls: Option<&Arc<Tls>>,
+    ) -> Result<Reservation, NoFreePort> {
+        let client = identity.address;
         let count = self.slice.count();
         let first = rand::random_range(0..count);
-        // first + i < 2 * 65535, and the remainder is less than the slice's length.
+        // first + i < 2 * 65535, and the remainder is less than the length of the slice.
         let mut ports = (0..count).map(|i| self.slice.from() + ((first + i) % count) as u16);
         let now = Instant::now();
         let mut waiting = self.table.waiting();
         waiting.cooling.forget_until(now);
-        if waiting.must_stand_back(subject, count) {
-            return Err(NoPort { look_again: None, has_given_up: false });
+        if waiting.has_full_share(identity, count) {
+            return Err(NoFreePort { look_again: None, has_given_up: false });
         }
         let is_free = |port: &u16| {
             waiting.cooling.until(*port, client).is_none() && !waiting.sessions.contains_key(&(*port, client))
         };
         let Some(port) = ports.find(is_free) else {
-            return Err(waiting.give_up(self.slice, subject, self.unused_limit, now));
+            return Err(waiting.give_up(self.slice, identity, self.unused_limit, now));
         };
         let (connection, arrival) = oneshot::channel();
         waiting.last_number += 1;
         let number = waiting.last_number;
         let is_given_up = Arc::<AtomicBool>::default();
-        let waiter = Waiter {
+        let waiter = WaitingSession {
             number,
             since: now,
             is_claimed: false,
             is_given_up: Arc::clone(&is_given_up),
-            subject: Arc::clone(subject),
+            identity: Arc::clone(identity),
             tls: tls.cloned(),
             connection,
             stranger: None,
@@ -211,163 +178,44 @@ impl PassivePorts {
     }
 }
 
-/// How many of `count` ports a user may hold while another user of the same address waits.
-fn share(count: u32) -> usize {
-    (count / 2).max(1) as usize
+/// A session that waits for a free port.
+struct PortRequest<'t> {
+    table: &'t ReservationTable,
+    identity: &'t SessionIdentity,
 }
 
-/// A session that waits for a port.
-struct Asking<'t> {
-    table: &'t Table,
-    subject: &'t Subject,
-}
-
-impl<'t> Asking<'t> {
-    fn begin(table: &'t Table, subject: &'t Subject) -> Self {
+impl<'t> PortRequest<'t> {
+    fn begin(table: &'t ReservationTable, identity: &'t SessionIdentity) -> Self {
         let mut waiting = table.waiting();
-        *waiting.asking.entry(subject.address).or_default().entry(subject.user.clone()).or_default() += 1;
+        *waiting.asking.entry(identity.address).or_default().entry(identity.user.clone()).or_default() += 1;
         drop(waiting);
-        Self { table, subject }
+        Self { table, identity }
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for PortRequest<'_> {
     fn drop(&mut self) {
         let mut waiting = self.table.waiting();
-        let Some(users) = waiting.asking.get_mut(&self.subject.address) else { return };
-        if let Some(count) = users.get_mut(&self.subject.user) {
+        let Some(users) = waiting.asking.get_mut(&self.identity.address) else { return };
+        if let Some(count) = users.get_mut(&self.identity.user) {
             *count -= 1;
             if *count == 0 {
-                users.remove(&self.subject.user);
+                users.remove(&self.identity.user);
             }
         }
         if users.is_empty() {
-            waiting.asking.remove(&self.subject.address);
+            waiting.asking.remove(&self.identity.address);
         }
     }
 }
 
-impl Waiting {
-    /// Whether the user has a full share of the address's `count` ports, and another user waits for one.
-    fn must_stand_back(&self, subject: &Subject, count: u32) -> bool {
-        let others_wait = self
-            .asking
-            .get(&subject.address)
-            .is_some_and(|users| users.keys().any(|user| *user != subject.user));
-        if !others_wait {
-            return false;
-        }
-        let is_held =
-            |(key, waiter): &(&Key, &Waiter)| key.1 == subject.address && waiter.subject.user == subject.user;
-        self.sessions.iter().filter(is_held).count() >= share(count)
+impl ReservationTable {
+    fn waiting(&self) -> MutexGuard<'_, WaitingSessions> {
+        lock(&self.waiting)
     }
 
-    /// Makes room for `subject`, whose address has no free port:
-    ///
-    /// * gives up reservations that no transfer command has followed for `unused_limit`;
-    /// * gives up the oldest reservation of a user who has more than half of the ports, if another user waits
-    ///   and no port is about to be free. Those that no transfer command has followed go first. A reservation is not given up for this in its first two seconds, in
-    ///   which most clients use it.
-    ///
-    /// Such a port cools down as any other that is given up.
-    fn give_up(
-        &mut self,
-        slice: PortRange,
-        subject: &Subject,
-        unused_limit: Duration,
-        now: Instant,
-    ) -> NoPort {
-        let address = subject.address;
-        let mut look_again = None::<Instant>;
-        let mut at = |time: Instant| look_again = Some(look_again.map_or(time, |first| first.min(time)));
-        let mut held = HashMap::<&str, usize>::new();
-        let mut unused = Vec::new();
-        let mut cooling = 0;
-        for port in slice.iter() {
-            if let Some(end) = self.cooling.until(port, address) {
-                cooling += 1;
-                at(end);
-            } else if let Some(waiter) = self.sessions.get(&(port, address)) {
-                let end = waiter.since + unused_limit;
-                if waiter.is_claimed {
-                    *held.entry(&waiter.subject.user).or_default() += 1;
-                } else if end <= now {
-                    unused.push(port);
-                } else {
-                    *held.entry(&waiter.subject.user).or_default() += 1;
-                    at(end);
-                }
-            }
-        }
-        let asking: usize = self.asking.get(&address).map_or(0, |users| users.values().sum());
-        let has_too_many = |waiter: &Waiter| {
-            waiter.subject.user != subject.user
-                && held.get(waiter.subject.user.as_str()).is_some_and(|held| *held > share(slice.count()))
-        };
-        let mut beyond_share = None;
-        if cooling + unused.len() < asking {
-            let waiters = slice.iter().filter_map(|port| Some((port, self.sessions.get(&(port, address))?)));
-            let oldest = waiters
-                .filter(|(_, waiter)| has_too_many(waiter))
-                .min_by_key(|(_, waiter)| (waiter.is_claimed, waiter.since));
-            match oldest {
-                Some((port, waiter)) if waiter.since + COOL_DOWN <= now => beyond_share = Some(port),
-                Some((_, waiter)) => at(waiter.since + COOL_DOWN),
-                None => {}
-            }
-        }
-        let has_given_up = !unused.is_empty() || beyond_share.is_some();
-        for (port, reason) in
-            unused.into_iter().map(|port| (port, "unused")).chain(beyond_share.map(|port| (port, "share")))
-        {
-            let Some(waiter) = self.sessions.remove(&(port, address)) else { continue };
-            waiter.is_given_up.store(true, Ordering::Release);
-            metrics::passive_port_given_up(reason);
-            let subject = &waiter.subject;
-            log::debug!(
-                session:% = subject.session, user = subject.user.as_str(), address:%, port, reason;
-                "gave up the reservation of a passive port, because another session waits for one"
-            );
-            self.cooling.add(port, address, now);
-            at(now + COOL_DOWN);
-        }
-        metrics::passive_ports_reserved(self.sessions.len());
-        NoPort { look_again, has_given_up }
-    }
-
-    /// The sessions that wait at `port`.
-    fn at(&mut self, port: u16) -> impl Iterator<Item = (&Key, &mut Waiter)> {
-        let all = (port, IpAddr::from(Ipv4Addr::UNSPECIFIED))..=(port, IpAddr::from(LAST_ADDRESS));
-        self.sessions.range_mut(all)
-    }
-
-    /// A connection to `port` from an address that no session there has was refused. Where one session waits
-    /// it is most likely that session's, and the log says so. Where several wait, it may be of any: those say
-    /// so which then get no connection of their own.
-    fn refuse_stranger(&mut self, port: u16, stranger: IpAddr) {
-        let mut waiters = self.at(port).map(|(_, waiter)| waiter);
-        match (waiters.next(), waiters.next()) {
-            (None, _) => {}
-            (Some(only), None) => only.subject.log_foreign_data(port, stranger, false),
-            (Some(first), Some(second)) => {
-                for waiter in [first, second].into_iter().chain(waiters) {
-                    waiter.stranger = Some(stranger);
-                }
-            }
-        }
-    }
-}
-
-/// No address comes after it in the order of [`IpAddr`].
-const LAST_ADDRESS: Ipv6Addr = Ipv6Addr::from_bits(u128::MAX);
-
-impl Table {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Hands a connection to the session that waits for it. One from an address that no session there has may
-    /// still prove by its TLS session whose it is; otherwise it is closed.
+    /// Hands a connection to the session that waits for it. A connection from an unexpected address may still
+    /// prove by its TLS session to which session it belongs; otherwise it is closed.
     fn deliver(self: &Arc<Self>, port: u16, client: IpAddr, arrived: Arrived) {
         let (taken, tls) = {
             let mut waiting = self.waiting();
@@ -384,7 +232,7 @@ impl Table {
         self.freed.notify_waiters();
         match (taken, tls) {
             (Some(waiter), _) => {
-                // The session may have ended at this moment; then the connection is closed.
+                // If the session has ended at this moment, the connection is closed.
                 let _ = waiter.connection.send(arrived);
             }
             (None, Some(tls)) => match Arc::clone(&self.proofs).try_acquire_owned() {
@@ -401,9 +249,9 @@ impl Table {
         }
     }
 
-    /// Does the TLS handshake of a connection from an address that no session at `port` has, and hands it to
-    /// the session there whose TLS session it resumes. The client whose address is right loses nothing
-    /// meanwhile: its reservation stays until the proof is there.
+    /// Does the TLS handshake of a connection from an unexpected address, and hands the connection to the
+    /// session at `port` whose TLS session it resumes. Until then the reservation stays, so that the client's
+    /// own connection is not lost.
     async fn prove(&self, port: u16, stranger: IpAddr, arrived: Arrived, tls: &Tls) {
         let Arrived { socket, by_balancer, .. } = arrived;
         let proof = async {
@@ -417,7 +265,7 @@ impl Table {
         };
         let taken = {
             let mut waiting = self.waiting();
-            let is_own = |waiter: &Waiter| waiter.subject.session == session && waiter.tls.is_some();
+            let is_own = |waiter: &WaitingSession| waiter.identity.session == session && waiter.tls.is_some();
             let key = waiting.at(port).find_map(|(key, waiter)| is_own(waiter).then_some(*key));
             let taken = key.and_then(|key| waiting.sessions.remove(&key));
             metrics::passive_ports_reserved(waiting.sessions.len());
@@ -425,7 +273,7 @@ impl Table {
         };
         let Some(waiter) = taken else { return self.refuse_stranger(port, stranger) };
         self.freed.notify_waiters();
-        waiter.subject.log_foreign_data(port, stranger, true);
+        waiter.identity.log_foreign_data(port, stranger, true);
         let records = Some(Box::new(records));
         let arrived = Arrived { socket: Socket::Watched(stream), by_balancer, records };
         // As in `deliver`.
@@ -435,7 +283,7 @@ impl Table {
     fn refuse_stranger(&self, port: u16, stranger: IpAddr) {
         self.waiting().refuse_stranger(port, stranger);
         metrics::data_connection_refused("unexpected");
-        log::debug!(port, address:% = stranger; "data connection that no session waits for");
+        log::debug!(port, address:% = stranger; "refused a data connection that no session expects");
     }
 
     /// [`Self::deliver`] for a connection that came from a balancer.
@@ -449,7 +297,7 @@ impl Table {
             Ok((ends, socket)) => {
                 self.deliver(port, ends.client.ip(), Arrived { socket, by_balancer: true, records: None });
             }
-            // A health check: it has no session, so it gets no data.
+            // A health check of the balancer has no session.
             Err(NoClient::Left | NoClient::Balancer) => {}
             Err(error) => {
                 metrics::data_connection_refused("proxy_header");
@@ -464,12 +312,12 @@ impl Reservation {
         self.port
     }
 
-    /// Whether the port was taken away, because other sessions of the address waited for one.
+    /// Returns true if the reservation was given up, because other sessions of the address waited for a port.
     pub fn is_given_up(&self) -> bool {
         self.is_given_up.load(Ordering::Acquire)
     }
 
-    /// The client's connection. `None` if the port was given up.
+    /// Waits for the client's connection. `None` if the reservation was given up.
     pub async fn accept(mut self) -> Option<Arrived> {
         if let Some(waiter) = self.table.waiting().sessions.get_mut(&(self.port, self.client))
             && waiter.number == self.number
@@ -492,13 +340,13 @@ impl Drop for Reservation {
         metrics::passive_ports_reserved(waiting.sessions.len());
         drop(waiting);
         self.table.freed.notify_waiters();
-        if let Some(Waiter { subject, stranger: Some(stranger), .. }) = waiter {
-            subject.log_foreign_data(self.port, stranger, false);
+        if let Some(WaitingSession { identity, stranger: Some(stranger), .. }) = waiter {
+            identity.log_foreign_data(self.port, stranger, false);
         }
     }
 }
 
-async fn accept(listener: UnwatchedListener, port: u16, table: Arc<Table>, trust: Arc<Trust>) {
+async fn accept(listener: UnwatchedListener, port: u16, table: Arc<ReservationTable>, trust: Arc<Trust>) {
     loop {
         let (socket, peer) = listener.accept().await;
         if !trust.is_balancer(peer.ip()) {
@@ -506,7 +354,7 @@ async fn accept(listener: UnwatchedListener, port: u16, table: Arc<Table>, trust
             table.deliver(port, peer.ip().to_canonical(), arrived);
             continue;
         }
-        if let Some(ends) = proxy_protocol::ends_at_once(&socket) {
+        if let Some(ends) = client_address::ends_at_once(&socket) {
             table.deliver_for(port, peer, ends.map(|ends| (ends, Socket::Plain(socket))));
             continue;
         }

@@ -1,8 +1,8 @@
-//! From a socket to a file inside the kernel, by way of a pipe.
+//! Copies from a socket to a file inside the kernel, through a pipe.
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -11,66 +11,65 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl};
 use nix::unistd::pipe2;
 
-use super::progress::Progress;
-use super::transfer::{TransferError, check};
-use crate::jail::FileError;
+use super::copy::CopyJob;
+use super::error::CopyError;
 
-/// Bytes: 64 KiB, the usual size, cost a fifth more.
+/// The size of the pipe in bytes. The default size, 64 KiB, costs a fifth more time.
 const PIPE: usize = 1024 * 1024;
 
-/// Below this, reading and writing is cheaper. A user who has many pipes gets tiny ones
+/// The smallest useful pipe. Below it, reading and writing is cheaper. A user with many pipes gets tiny ones
 /// (pipe(7), pipe-user-pages-soft).
 const SMALLEST_PIPE: usize = 64 * 1024;
 
-/// How far [`receive`] came.
+/// The result of [`receive`].
 pub(super) enum Moved {
-    /// To the end of the stream.
+    /// All bytes up to the end of the stream.
     All(u64),
-    /// These sockets, files or pipes cannot do it; so many bytes are in the file.
+    /// The kernel cannot splice here; this many bytes are in the file.
     Unable(u64),
 }
 
-/// Stores what arrives at `offset` and after.
+/// Stores the bytes that arrive, from `offset` of `file` on.
 pub(super) fn receive(
     socket: &TcpStream,
     file: &File,
     offset: u64,
-    progress: &Progress,
-) -> Result<Moved, TransferError> {
-    // A pipe that is not put back, after an error, is closed with what is in it.
+    job: &CopyJob<'_>,
+) -> Result<Moved, CopyError> {
+    // After an error, the pipe is not kept but closed, with the bytes in it.
     let Some(pipe) = SPARE.take().or_else(|| Pipe::new().ok().flatten()) else {
         return Ok(Moved::Unable(0));
     };
     let mut received = 0;
     loop {
-        let wanted = progress.piece(pipe.size)?;
+        let wanted = job.piece(pipe.size)?;
         let flags = SpliceFFlags::SPLICE_F_MOVE;
         let arrived = match nix::fcntl::splice(socket, None, &pipe.write, None, wanted, flags) {
             Ok(0) => {
-                progress.note_end();
+                job.note_end();
                 break;
             }
             Ok(arrived) => arrived,
             Err(Errno::EINTR) => continue,
             Err(Errno::EINVAL | Errno::ENOSYS) => return Ok(Moved::Unable(received)),
-            Err(errno) => return Err(TransferError::of_socket(errno, progress)),
+            Err(errno) => return Err(job.socket_error(errno)),
         };
-        progress.arrived(arrived as u64)?;
-        progress.may_store()?;
-        let stored = store(&pipe, file, offset + received, arrived)?;
+        job.arrived(arrived)?;
+        job.check_store()?;
+        let stored = store(&pipe, file, offset + received, arrived).map_err(CopyError::Storage)?;
         received += arrived as u64;
-        progress.note_stored(arrived as u64);
+        job.note_stored(arrived);
         if !stored {
             return Ok(Moved::Unable(received));
         }
     }
     SPARE.set(Some(pipe));
-    check(progress)?;
+    job.check_end()?;
     Ok(Moved::All(received))
 }
 
 thread_local! {
-    /// Making a pipe of this size costs as much as storing a small file.
+    /// A pipe for the next upload. Making one costs as much as storing a small file.
     static SPARE: RefCell<Option<Pipe>> = const { RefCell::new(None) };
 }
 
@@ -81,25 +80,25 @@ struct Pipe {
 }
 
 impl Pipe {
-    /// `None` if only one that is too small is to be had.
+    /// Returns `None` if the kernel only gives a pipe that is too small.
     fn new() -> Result<Option<Self>, Errno> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-        // Refused above the user's limits; then it stays as it is.
+        // Refused above the user's limits. Then the pipe keeps its size.
         let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE as i32));
         let size = usize::try_from(fcntl(&write, FcntlArg::F_GETPIPE_SZ)?).unwrap_or(0);
         Ok((size >= SMALLEST_PIPE).then_some(Self { read, write, size }))
     }
 }
 
-/// Moves `length` bytes from the pipe to the file; says whether `splice` can do it, having done it
-/// in any case.
-fn store(pipe: &Pipe, file: &File, offset: u64, length: usize) -> Result<bool, FileError> {
+/// Moves `length` bytes from the pipe to the file. Returns false if `splice` cannot do it; the bytes are in
+/// the file in any case.
+fn store(pipe: &Pipe, file: &File, offset: u64, length: usize) -> io::Result<bool> {
     let mut moved = 0;
     while moved < length {
-        let mut position = libc::loff_t::try_from(offset + moved as u64).map_err(|_| FileError::TooLarge)?;
+        let mut position = libc::loff_t::try_from(offset + moved as u64).map_err(|_| Errno::EFBIG)?;
         let (rest, flags) = (length - moved, SpliceFFlags::SPLICE_F_MOVE);
         match nix::fcntl::splice(&pipe.read, None, file, Some(&mut position), rest, flags) {
-            Ok(0) => return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into()),
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(bytes) => moved += bytes,
             Err(Errno::EINTR) => {}
             Err(Errno::EINVAL | Errno::ENOSYS) => {

@@ -13,36 +13,37 @@ use std::{
 use socket2::SockRef;
 
 use super::{
-    connected::{Early, Encryption},
-    encrypted::{Encrypted, On},
-    progress::Progress,
-    transfer::{self, TransferError},
+    coding::Coding,
+    connected::Encryption,
+    copy::{self, CopyJob},
+    early::Early,
+    encrypted::{Encrypted, EncryptedSocket},
+    error::CopyError,
 };
 
-/// Bytes that [`DataStream::await_first`] reads at most.
+/// The most bytes that [`DataStream::await_first`] reads.
 const FIRST: usize = 4096;
 
-/// A data connection that is ready for a transfer, on a thread of its own.
+/// A data connection on the worker that moves its data.
 pub struct DataStream {
     socket: Arc<TcpStream>,
     tls: Option<Box<Encrypted>>,
-    /// Comes before what is still in the socket; with TLS it is what [`Self::await_first`] has read.
+    /// Bytes that come before those in the socket. With TLS, those that [`Self::await_first`] has read.
     early: Early,
     by_balancer: bool,
 }
 
-/// How an upload's data connection ended.
+/// The end of an upload's data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataEnd {
-    /// TLS's close_notify: the client itself said that this is all.
+    /// TLS close_notify: the client itself ended the stream.
     CloseNotify,
-    /// The end of the TCP connection, where TLS would have had close_notify.
+    /// The end of the TCP connection, without TLS close_notify.
     WithoutCloseNotify,
-    /// The end of a TCP connection that came from the client itself. A connection that was reset would
-    /// have arrived as reset.
+    /// The end of a TCP connection that came from the client itself. A reset would have arrived as a reset.
     OfClient,
-    /// The end of a TCP connection that came from a balancer. nginx ends a connection in this way also
-    /// where its client reset it.
+    /// The end of a TCP connection that came from a balancer. nginx also ends a connection in this way after
+    /// its client reset it.
     OfBalancer,
 }
 
@@ -61,7 +62,7 @@ impl DataStream {
         }
     }
 
-    /// How the data ended, once a receiving method has returned `Ok`.
+    /// The end of the data, once [`Self::receive_file`] has returned `Ok`.
     pub fn data_end(&self) -> DataEnd {
         match &self.tls {
             Some(tls) if tls.is_closed() => DataEnd::CloseNotify,
@@ -71,112 +72,93 @@ impl DataStream {
         }
     }
 
-    /// Whether an end without close_notify proves nothing.
+    /// Returns true if an upload that ends without close_notify counts as broken off.
     pub fn close_notify_required(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.close_notify_required())
     }
 
-    /// For shutting it down from elsewhere.
+    /// The socket, so that another thread can shut it down.
     pub fn socket(&self) -> &Arc<TcpStream> {
         &self.socket
     }
 
-    /// Every wait for the peer ends after `limit`.
+    /// Limits every wait for the peer to `limit`.
     ///
     /// # Errors
     /// The socket is unusable.
     pub fn limit_stalls(&self, limit: Duration) -> io::Result<()> {
-        // Nobody waits any more where everything has come.
-        if self.early.is_all() { Ok(()) } else { transfer::limit_stalls(&self.socket, limit) }
+        // An upload that has arrived completely waits for nothing.
+        if self.early.has_ended() { Ok(()) } else { copy::limit_stalls(&self.socket, limit) }
     }
 
-    /// Sends the bytes of `range` that `file` has; answers how many.
+    /// Sends the bytes of `range` that `file` has, and returns the bytes sent.
     ///
     /// # Errors
-    /// See [`TransferError`].
+    /// See [`CopyError`].
     pub fn send_file(
         &mut self,
         file: &File,
         range: Range<u64>,
-        progress: &Progress,
-    ) -> Result<u64, TransferError> {
-        match &mut self.tls {
-            None => transfer::send_file(file, range, &self.socket, progress),
-            Some(tls) => tls.send_file(&self.socket, file, range, progress),
+        coding: Coding,
+        job: &CopyJob<'_>,
+    ) -> Result<u64, CopyError> {
+        match (coding, &mut self.tls) {
+            (Coding::Image, None) => copy::send_file(file, range, &self.socket, job),
+            (Coding::Image, Some(tls)) => tls.send_file(&self.socket, file, range, job),
+            (Coding::Ascii, _) => copy::send_ascii(file, range, self, job),
         }
     }
 
-    /// [`Self::send_file`] in TYPE A.
-    ///
-    /// # Errors
-    /// See [`TransferError`].
-    pub fn send_ascii(
-        &mut self,
-        file: &File,
-        range: Range<u64>,
-        progress: &Progress,
-    ) -> Result<u64, TransferError> {
-        transfer::send_ascii(file, range, self, progress)
-    }
-
-    /// Waits for the first bytes of an upload, which the methods below store. Answers how many have come:
-    /// none if the stream has ended, however.
-    pub fn await_first(&mut self, progress: &Progress) -> usize {
+    /// Waits for the first bytes of an upload, which [`Self::receive_file`] stores. Returns their number: 0
+    /// if the stream has ended, well or not.
+    pub fn await_first(&mut self, job: &CopyJob<'_>) -> usize {
         let mut bytes = [0; FIRST];
-        while self.early.left() == 0 && !self.early.is_all() {
+        while self.early.left() == 0 && !self.early.has_ended() {
             let read = match &mut self.tls {
                 None => (&*self.socket).read(&mut bytes),
-                Some(tls) => On(tls, &self.socket).read(&mut bytes),
+                Some(tls) => EncryptedSocket(tls, &self.socket).read(&mut bytes),
             };
-            self.early.put(read.map(|length| &bytes[..length]), progress);
+            if matches!(read, Ok(0)) {
+                job.note_end();
+            }
+            self.early.put(read.map(|length| &bytes[..length]));
         }
         self.early.left()
     }
 
-    /// Stores what arrives at `offset` and after; answers how many bytes.
+    /// Stores the bytes that arrive, from `offset` of `file` on, and returns the number of bytes that
+    /// arrived.
     ///
     /// # Errors
-    /// See [`TransferError`].
+    /// See [`CopyError`].
     pub fn receive_file(
         &mut self,
         file: &File,
         offset: u64,
-        progress: &Progress,
-    ) -> Result<u64, TransferError> {
-        match self.tls {
-            None => {
-                if self.early.is_all() {
-                    return transfer::receive_into(&mut self.early, file, offset, progress);
-                }
+        coding: Coding,
+        job: &CopyJob<'_>,
+    ) -> Result<u64, CopyError> {
+        match (coding, &self.tls) {
+            (Coding::Image, None) if self.early.has_ended() => {
+                copy::receive_into(&mut self.early, file, offset, job)
+            }
+            (Coding::Image, None) => {
                 let length = self.early.left();
-                let early = transfer::receive_first(&mut self.early, length, file, offset, progress)?;
-                let rest = transfer::receive_file(&self.socket, file, offset + early, progress)?;
+                let early = copy::receive_first(&mut self.early, length, file, offset, job)?;
+                let rest = copy::receive_file(&self.socket, file, offset + early, job)?;
                 Ok(early + rest)
             }
-            Some(_) => transfer::receive_into(self, file, offset, progress),
+            (Coding::Image, Some(_)) => copy::receive_into(self, file, offset, job),
+            (Coding::Ascii, _) => copy::receive_ascii(self, file, offset, job),
         }
     }
 
-    /// [`Self::receive_file`] in TYPE A.
+    /// Ends the stream after a download. The reply 226 comes after this.
     ///
     /// # Errors
-    /// See [`TransferError`].
-    pub fn receive_ascii(
-        &mut self,
-        file: &File,
-        offset: u64,
-        progress: &Progress,
-    ) -> Result<u64, TransferError> {
-        transfer::receive_ascii(self, file, offset, progress)
-    }
-
-    /// Everything has been sent, or received: tells the peer so. The reply 226 comes after this.
-    ///
-    /// # Errors
-    /// The peer is gone before it got everything.
-    pub fn finish(&mut self, progress: &Progress) -> Result<(), TransferError> {
-        let result = self.close();
-        result.map_err(|error| TransferError::of_connection(error, progress))
+    /// The peer left before it got everything.
+    pub fn finish(&mut self, job: &CopyJob<'_>) -> Result<(), CopyError> {
+        self.close().map_err(|error| job.connection_error(error))
     }
 
     fn close(&mut self) -> io::Result<()> {
@@ -186,33 +168,32 @@ impl DataStream {
         end(SockRef::from(&*self.socket))
     }
 
-    /// After an upload the client may be gone at once, which is its right: nothing of its data is
-    /// missing.
+    /// Ends the stream after a complete upload. The client may have left already, which is no error.
     pub fn finish_receiving(&mut self) {
-        if self.tls.is_none() && self.early.is_all() {
-            // It has said all, and what closes the socket tells it that we have too.
+        if self.tls.is_none() && self.early.has_ended() {
+            // The client has ended its side; closing the socket ends the other.
             return;
         }
         if let Err(error) = self.close() {
-            log::debug!("a data connection was closed by the client first: {error}");
+            log::debug!("the client closed the data connection of a complete upload first: {error}");
         }
     }
 }
 
-/// Ends our side of a connection whose socket is closed next. What the peer has said unasked, as the
-/// close_notify of a client that only receives, is thrown away: unread, it would make the kernel reset
-/// the connection and forget what it has not sent yet, which nobody but the client would notice.
+/// Ends the node's side of a connection whose socket is closed next. Discards unread input, such as the
+/// close_notify of a client that only receives: with unread input, the kernel would reset the connection and
+/// lose the bytes that it has not sent yet.
 ///
 /// # Errors
 /// The connection is gone.
 pub(super) fn end(socket: SockRef<'_>) -> io::Result<()> {
-    /// Who says more than this times 4 KiB has only himself to blame.
-    const MOST: usize = 256;
+    /// Discard at most 1 MiB of unread input; a peer that sends more may see a reset.
+    const MAX_READS: usize = 256;
     socket.shutdown(Shutdown::Write)?;
     let mut unread = [MaybeUninit::uninit(); 4096];
     // MSG_TRUNC copies nothing (tcp(7)).
     let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-    for _ in 0..MOST {
+    for _ in 0..MAX_READS {
         if !matches!(socket.recv_with_flags(&mut unread, flags), Ok(1..)) {
             break;
         }
@@ -224,7 +205,7 @@ impl Write for DataStream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.tls {
             None => (&*self.socket).write(bytes),
-            Some(tls) => On(tls, &self.socket).write(bytes),
+            Some(tls) => EncryptedSocket(tls, &self.socket).write(bytes),
         }
     }
 
@@ -235,12 +216,12 @@ impl Write for DataStream {
 
 impl Read for DataStream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        if self.early.left() > 0 || self.early.is_all() {
+        if self.early.left() > 0 || self.early.has_ended() {
             return self.early.read(bytes);
         }
         match &mut self.tls {
             None => (&*self.socket).read(bytes),
-            Some(tls) => On(tls, &self.socket).read(bytes),
+            Some(tls) => EncryptedSocket(tls, &self.socket).read(bytes),
         }
     }
 }

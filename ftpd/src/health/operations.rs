@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::Health;
 use crate::{
     metrics,
-    workers::{Inspection, Workers},
+    work::{SlotInspection, Workers},
 };
 
 /// Interval between inspections of the operations.
@@ -24,7 +24,7 @@ pub async fn watch(health: Arc<Health>, workers: Workers, alarm: Duration) {
         ticks.tick().await;
         let [operations, logins] = workers.inspect_operations(alarm);
         metrics::oldest_file_operation(operations.oldest.max(logins.oldest));
-        workers.tell_usage();
+        workers.record_usage();
         for hanging in operations.hanging.iter().chain(&logins.hanging) {
             if let Some(task) = &hanging.task {
                 task.log_hang(hanging.age);
@@ -42,7 +42,7 @@ pub fn watched() -> DependencyMonitor {
 }
 
 impl Health {
-    fn note_operations(&self, operations: &Inspection, logins: &Inspection) {
+    fn note_operations(&self, operations: &SlotInspection, logins: &SlotInspection) {
         let stuck = [(operations, "max_file_operations"), (logins, "max_login_operations")]
             .into_iter()
             .find_map(|(inspection, setting)| Some((inspection, inspection.stuck?, setting)));

@@ -1,9 +1,7 @@
 //! Checksums of files: HASH, XCRC, XMD5, XSHA1, XSHA256, XSHA512.
 
 use std::fs::File;
-use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use md5::Md5;
@@ -11,11 +9,8 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
 
 use super::FileError;
-use crate::data::progress::Progress;
 use crate::protocol::command::Algorithm;
-
-/// NFS is slow with reads below 256 KiB.
-const BUFFER: usize = 256 * 1024;
+use crate::work::{pieces::each_piece, progress::Progress};
 
 /// Reason for a failed checksum.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +37,7 @@ pub fn checksum(
     match algorithm {
         Algorithm::Crc32 => {
             let mut hasher = crc32fast::Hasher::new();
-            each_piece(file, range, progress, deadline, |piece| hasher.update(piece))?;
+            read_pieces(file, range, progress, deadline, |piece| hasher.update(piece))?;
             Ok(format!("{:08x}", hasher.finalize()))
         }
         Algorithm::Md5 => digest::<Md5>(file, range, progress, deadline),
@@ -59,39 +54,30 @@ fn digest<D: Digest>(
     deadline: Option<Instant>,
 ) -> Result<String, ChecksumError> {
     let mut hasher = D::new();
-    each_piece(file, range, progress, deadline, |piece| hasher.update(piece))?;
+    read_pieces(file, range, progress, deadline, |piece| hasher.update(piece))?;
     Ok(hex::encode(&hasher.finalize()[..]))
 }
 
-fn each_piece(
+/// Hands the bytes of `range` to `consume`, in pieces.
+fn read_pieces(
     file: &File,
     range: Range<u64>,
     progress: &Progress,
     deadline: Option<Instant>,
     mut consume: impl FnMut(&[u8]),
 ) -> Result<(), ChecksumError> {
-    let mut buffer = vec![0; BUFFER];
-    let mut position = range.start;
-    while position < range.end {
+    let read_error = |error| ChecksumError::File(FileError::from(error));
+    each_piece(file, range, read_error, |piece| {
         if progress.is_cancelled() {
             return Err(FileError::Cancelled.into());
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(ChecksumError::TooLong);
         }
-        // At most BUFFER, so it fits in usize.
-        let wanted = (range.end - position).min(BUFFER as u64) as usize;
-        match file.read_at(&mut buffer[..wanted], position) {
-            Ok(0) => break,
-            Ok(read) => {
-                consume(&buffer[..read]);
-                position += read as u64;
-                progress.add(read as u64);
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(FileError::from(error).into()),
-        }
-    }
+        consume(piece);
+        progress.add(piece.len() as u64);
+        Ok(())
+    })?;
     Ok(())
 }
 

@@ -10,13 +10,11 @@ use nix::unistd::UnlinkatFlags;
 
 use super::handle::{EntryLocation, identity};
 use super::inode_lock::FileIdentity;
-use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile, UploadPlacement, WriteMode};
-use crate::data::progress::Progress;
-
-/// NFS is slow with reads below 256 KiB.
-const BUFFER: usize = 256 * 1024;
+use crate::virtual_path::VirtualPath;
+use crate::work::pieces::PIECE;
+use crate::work::progress::Progress;
 
 /// The files of a COMB command.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +34,7 @@ impl Jail {
     /// exist in addition while both sources and target exist. Before the sources are removed, `is_ours`
     /// is called to check that this session may still write all files. If it may not, all sources are
     /// kept, and the target keeps its content, which may be another session's. The same applies once
-    /// `progress` reports that the right to write is lost ([`Progress::guard_by`]).
+    /// `may_store`, which is called before each write, returns false.
     ///
     /// If copying fails or is cancelled, the target gets its old content back and all sources are kept.
     /// If a source cannot be removed, the target keeps only the content of the sources that have been
@@ -53,6 +51,7 @@ impl Jail {
         progress: &Progress,
         changes: &mut Changes,
         reserve: impl FnOnce(u64, bool) -> Result<(), FileError>,
+        may_store: impl Fn() -> bool,
         is_ours: impl FnOnce() -> bool,
     ) -> Result<u64, FileError> {
         if !sources.iter().all(|source| self.have_same_root(source, target)) {
@@ -73,7 +72,7 @@ impl Jail {
             return Err(FileError::SameFile);
         }
         let start = upload.begin()?;
-        match self.append_all(upload.prepare_write(0)?, start, &sources, progress) {
+        match self.append_all(upload.prepare_write(0)?, start, &sources, progress, &may_store) {
             Ok(_) if !is_ours() => {
                 upload.leave_untouched();
                 Err(FileError::WriteRightLost)
@@ -92,7 +91,7 @@ impl Jail {
                 combined.remove_sources(&sources, start)?;
                 Ok(end - start)
             }
-            Err(error) if progress.may_store().is_err() => {
+            Err(error) if !may_store() => {
                 // Another session may be writing the target by now.
                 upload.leave_untouched();
                 Err(error)
@@ -112,8 +111,9 @@ impl Jail {
         start: u64,
         sources: &[CombineSource<'_>],
         progress: &Progress,
+        may_store: impl Fn() -> bool,
     ) -> Result<u64, FileError> {
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = vec![0; PIECE];
         let mut end = start;
         for source in sources {
             let source_end = end + source.size;
@@ -130,7 +130,9 @@ impl Jail {
                 if read == 0 || read as u64 > source_end - end {
                     return Err(FileError::WriteRightLost);
                 }
-                progress.may_store().map_err(|_| FileError::WriteRightLost)?;
+                if !may_store() {
+                    return Err(FileError::WriteRightLost);
+                }
                 target.write_all_at(&buffer[..read], end)?;
                 end += read as u64;
                 progress.add(read as u64);

@@ -12,13 +12,16 @@ use nix::unistd::{Whence, lseek};
 
 use super::files::link_target;
 use super::handle::{self, READ_DIRECTORY, entry, kind, status};
-use super::path::VirtualPath;
 use super::{FileError, Jail, PARTIAL_PREFIX};
-use crate::data::progress::Progress;
 use crate::listing::{Entry, EntryKind};
+use crate::virtual_path::VirtualPath;
+use crate::work::progress::Progress;
 
 /// Bytes of one read of a directory; glibc uses the same size for local directories.
 const BUFFER: usize = 32 * 1024;
+
+/// Maximum depth when a whole home or storage is read. Each level holds one descriptor and 32 KiB.
+pub(super) const MAX_WALK_DEPTH: usize = 512;
 
 impl Jail {
     /// Returns the entries of the directory `path` in the order of the file system, without `.` and
@@ -322,6 +325,11 @@ pub(super) struct DirectoryRecord<'n> {
 }
 
 impl DirectoryRecord<'_> {
+    /// Returns true for `.` and `..`.
+    pub fn is_self_or_parent(&self) -> bool {
+        matches!(self.name.to_bytes(), b"." | b"..")
+    }
+
     /// Returns true if the name is a directory or the file system does not report its type.
     pub fn may_be_directory(&self) -> bool {
         matches!(self.file_type, libc::DT_DIR | libc::DT_UNKNOWN)

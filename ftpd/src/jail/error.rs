@@ -9,10 +9,7 @@ use common::{
 };
 use nix::errno::Errno;
 
-use crate::{
-    failure::{self, Failure},
-    protocol::{Code, Reply},
-};
+use crate::protocol::{Code, Failure, Reply, failure};
 
 /// Reason for a failed file operation. A variant without a source stands for the errno in its message.
 #[derive(Debug, thiserror::Error)]
@@ -260,8 +257,8 @@ impl From<Errno> for FileError {
             Errno::ELOOP => Self::Loop,
             Errno::EXDEV => Self::CrossDevice,
             Errno::EROFS => Self::ReadOnly,
-            // EAGAIN: `openat2` lost too many races with renames, or an NFS server recalls a
-            // delegation.
+            // EAGAIN: `openat2` lost too many races with renames, or another server program on the host
+            // holds a lease on the file (F_SETLEASE).
             Errno::EBUSY | Errno::ETXTBSY | Errno::EAGAIN => Self::Busy(source()),
             Errno::EMFILE | Errno::ENFILE => Self::TooManyOpenFiles(source()),
             _ => Self::Io(source()),

@@ -15,11 +15,11 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::UnlinkatFlags;
 
 use super::handle::{self, entry, kind, size};
-use super::path::VirtualPath;
 use super::rename_new::rename_new;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile};
 use crate::listing::{Entry, EntryKind};
+use crate::virtual_path::VirtualPath;
 
 impl OpenFile {
     /// Reads the bytes of `range`. Returns `None` if the range is longer than `most` bytes or exceeds
@@ -100,8 +100,8 @@ impl Jail {
         let opened = self.open_with_status(path, handle::STATUS | no_follow).map(|(found, status)| {
             match kind(&status) {
                 // On NFS only a real open gets the current status from the server (close-to-open
-                // consistency). If the open fails because of missing permission or a lease, the cached
-                // status is used.
+                // consistency). If the open fails because of missing permission or because another
+                // program holds a lease on the file (F_SETLEASE), the cached status is used.
                 EntryKind::File | EntryKind::Directory => {
                     let status = reopen(&found).unwrap_or(status);
                     (found, status)

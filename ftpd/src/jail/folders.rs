@@ -13,9 +13,9 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, fstat};
 
 use super::handle::identity;
-use super::path::VirtualPath;
 use super::{FileError, Jail, handle, open_directory, open_storage};
 use crate::listing::{Entry, EntryKind};
+use crate::virtual_path::VirtualPath;
 
 /// A shared folder in the tree.
 #[derive(Debug)]
@@ -98,6 +98,10 @@ impl Jail {
     /// Device number (`st_dev`) of the file system of the home or folder that contains `path`; 0 before
     /// [`Jail::share`]. Does not access the storage.
     pub fn filesystem_of(&self, path: &VirtualPath) -> u64 {
+        debug_assert!(
+            self.filesystems.is_empty() || self.filesystems.len() == 1 + self.folders.len(),
+            "one device number for the home and each folder"
+        );
         let folder = self.folder_containing(path);
         let position = folder.and_then(|folder| self.folders.iter().position(|f| std::ptr::eq(f, folder)));
         self.filesystems.get(position.map_or(0, |position| position + 1)).copied().unwrap_or_default()

@@ -53,7 +53,8 @@ impl Drop for InodeLock {
     fn drop(&mut self) {
         if let Some(locked) = LOCKED.files().as_mut() {
             for file in &self.0 {
-                locked.remove(file);
+                let was_locked = locked.remove(file);
+                debug_assert!(was_locked, "only its owner unlocks {file:?}");
             }
         }
         LOCKED.released.notify_all();

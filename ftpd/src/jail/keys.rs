@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 
 use super::handle::real_path;
-use super::path::VirtualPath;
 use super::{FileError, Jail};
+use crate::virtual_path::VirtualPath;
 
 impl Jail {
     /// Returns a key of the file that is the same through every home, folder, symbolic link and node:

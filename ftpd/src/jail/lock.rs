@@ -22,9 +22,9 @@ use nix::sys::stat::{Mode, fstat};
 
 use super::handle::{self, identity, kind};
 use super::mount::MountInfo;
-use super::path::VirtualPath;
 use super::{FileError, Jail};
 use crate::listing::EntryKind;
+use crate::virtual_path::VirtualPath;
 
 /// Lifetime of a cached result of [`file_crosses_nodes`]. It is bounded because the kernel may give the
 /// device number of an unmounted file system to another mount.

@@ -22,7 +22,6 @@ mod keys;
 pub mod lock;
 mod mount;
 mod partial;
-pub mod path;
 mod publish;
 mod remove_tree;
 mod rename_new;
@@ -47,10 +46,10 @@ use self::folders::{RootedPath, SharedFolder};
 use self::handle::LinkPolicy;
 pub use self::lock::{ChangeLock, LockMode};
 pub use self::partial::RivalPolicy;
-use self::path::VirtualPath;
 pub use self::shared::SharedDirectories;
 pub use self::upload::{Upload, UploadPlacement, WriteMode};
 pub use self::usage::Changes;
+use crate::virtual_path::VirtualPath;
 
 /// Prefix of the names of partial files (the data of unfinished atomic uploads). Listings omit these
 /// names, and clients cannot use them.

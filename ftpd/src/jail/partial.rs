@@ -23,10 +23,16 @@ use sha2::{Digest, Sha256};
 use super::directory::DirectoryReader;
 use super::handle::{self, EntryLocation, identity, kind, size};
 use super::lock::{ChangeLock, LockMode, WriterLock};
-use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, PARTIAL_PREFIX};
 use crate::listing::EntryKind;
+use crate::virtual_path::VirtualPath;
+
+/// Hexadecimal digits of the part of a hidden name that is computed from the owner and the path.
+const HASH_LENGTH: usize = 32;
+
+/// Hexadecimal digits of the random token in unique names.
+const TOKEN_LENGTH: usize = 16;
 
 /// Attempts to open a partial file while other sessions create, remove or replace it.
 const ATTEMPTS: usize = 3;
@@ -78,7 +84,7 @@ pub(super) struct ReplacedFile {
 impl HiddenNames {
     /// Adds a new random token to the hidden name `resumable`.
     pub fn new(resumable: Box<[u8]>) -> Self {
-        let token = format!("-{:016x}", rand::random::<u64>());
+        let token = format!("-{:0width$x}", rand::random::<u64>(), width = TOKEN_LENGTH);
         let unique = [&resumable, token.as_bytes()].concat().into();
         Self { resumable, unique }
     }
@@ -189,6 +195,18 @@ impl ReplacedFile {
     }
 }
 
+/// Returns true if the name has the form of a partial file: the prefix, 32 hexadecimal digits, and in
+/// unique names a hyphen and 16 more.
+pub(super) fn is_partial_name(name: &[u8]) -> bool {
+    let Some(rest) = name.strip_prefix(PARTIAL_PREFIX) else { return false };
+    let is_hex = |text: &[u8]| text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    match rest.split_at_checked(HASH_LENGTH) {
+        Some((hash, [])) => is_hex(hash),
+        Some((hash, [b'-', token @ ..])) => is_hex(hash) && token.len() == TOKEN_LENGTH && is_hex(token),
+        Some(_) | None => false,
+    }
+}
+
 /// Returns true if `name` is a name of the open file or directory. Symbolic links are not followed.
 pub(super) fn has_name(
     directory: impl AsFd,
@@ -251,7 +269,7 @@ impl Jail {
             if is_partial(name) {
                 // Check all partial files before removing the first.
                 self.lock_unless_written(found.directory, found.name)?;
-            } else if !matches!(name, b"." | b"..") {
+            } else if !found.is_self_or_parent() {
                 return Err(FileError::DirectoryNotEmpty);
             }
         }
@@ -309,7 +327,7 @@ impl Jail {
         hash.update([0]);
         hash.update(self.key_in(directory, name)?);
         let mut name = PARTIAL_PREFIX.to_vec();
-        name.extend_from_slice(&hex::encode(hash.finalize()).as_bytes()[..32]);
+        name.extend_from_slice(&hex::encode(hash.finalize()).as_bytes()[..HASH_LENGTH]);
         Ok(name.into())
     }
 }

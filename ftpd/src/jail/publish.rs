@@ -26,7 +26,7 @@ use super::partial::has_name;
 use super::rename_new::rename_new;
 use super::upload::{FollowedLink, PublishPlan, Upload, UploadState};
 use super::{FileError, usage};
-use crate::blocking;
+use crate::work::blocking;
 
 impl Upload {
     /// Completes the upload after all data has arrived; the file must end at `end`. With `sync`, data

@@ -7,10 +7,10 @@ use nix::unistd::UnlinkatFlags;
 
 use super::directory::DirectoryReader;
 use super::handle::open_subdirectory;
-use super::path::VirtualPath;
 use super::usage::{self, Changes};
 use super::{FileError, Jail};
-use crate::data::progress::Progress;
+use crate::virtual_path::VirtualPath;
+use crate::work::progress::Progress;
 
 /// Maximum levels below the removed directory. Each level holds one descriptor and 32 KiB.
 const MAX_DEPTH: usize = 128;
@@ -85,7 +85,7 @@ impl RemovalLevel {
             self.reader.rewind()?;
             return Ok(Removal::Continue);
         };
-        if matches!(found.name.to_bytes(), b"." | b"..") {
+        if found.is_self_or_parent() {
             return Ok(Removal::Continue);
         }
         match usage::unlink(found.directory, found.name, UnlinkatFlags::NoRemoveDir, None) {

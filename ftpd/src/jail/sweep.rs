@@ -11,20 +11,12 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::unistd::UnlinkatFlags;
 
-use super::directory::DirectoryReader;
+use super::directory::{DirectoryReader, MAX_WALK_DEPTH};
 use super::handle::{self, READ_DIRECTORY, identity, kind, real_path};
 use super::lock::{LockMode, WriterLock};
-use super::{FileError, PARTIAL_PREFIX, open_storage, usage};
+use super::partial::is_partial_name;
+use super::{FileError, open_storage, usage};
 use crate::listing::EntryKind;
-
-/// Maximum depth of the search. Each level holds one descriptor and 32 KiB.
-const MAX_DEPTH: usize = 512;
-
-/// Length of the part of the name that is computed from the owner and the path.
-const HASH: usize = 32;
-
-/// Length of the random token in unique names.
-const TOKEN: usize = 16;
 
 /// A removed partial file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,35 +53,23 @@ pub fn sweep(
             continue;
         };
         let name = found.name.to_bytes();
-        if is_partial(name) {
+        if is_partial_name(name) {
             if let Some(file) = remove_or_warn(found.directory, found.name, &storage, lifetime, locks) {
                 swept(file);
             }
             continue;
         }
         let is_directory = || handle::status(found.directory, found.name).map(|found| kind(&found));
-        if matches!(name, b"." | b"..") || is_directory() != Ok(EntryKind::Directory) {
+        if found.is_self_or_parent() || is_directory() != Ok(EntryKind::Directory) {
             continue;
         }
         match handle::open_subdirectory(found.directory, found.name) {
-            Ok(directory) if levels.len() < MAX_DEPTH => levels.push(DirectoryReader::new(directory)),
+            Ok(directory) if levels.len() < MAX_WALK_DEPTH => levels.push(DirectoryReader::new(directory)),
             // Removed by another session, not readable, or too deep.
             Ok(_) | Err(_) => {}
         }
     }
     Ok(())
-}
-
-/// Returns true if the name has the form of a partial file: the prefix, 32 hexadecimal digits, and in
-/// unique names a hyphen and 16 more.
-fn is_partial(name: &[u8]) -> bool {
-    let Some(rest) = name.strip_prefix(PARTIAL_PREFIX) else { return false };
-    let is_hex = |text: &[u8]| text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    match rest.split_at_checked(HASH) {
-        Some((hash, [])) => is_hex(hash),
-        Some((hash, [b'-', token @ ..])) => is_hex(hash) && token.len() == TOKEN && is_hex(token),
-        Some(_) | None => false,
-    }
 }
 
 /// [`remove`], with errors in the log. `storage` is the real path of the storage root.

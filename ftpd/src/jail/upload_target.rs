@@ -9,13 +9,13 @@ use nix::sys::stat::{FileStat, fstat};
 use super::handle::{self, EntryLocation, kind, size};
 use super::lock::WriterLock;
 use super::partial::{HiddenNames, UploadFile};
-use super::path::VirtualPath;
 use super::upload::{FollowedLink, PublishPlan, Upload, UploadPlacement, UploadState, WriteGuard, WriteMode};
 use super::usage::Changes;
 use super::{FileError, Jail, RivalPolicy};
 use crate::listing::EntryKind;
+use crate::virtual_path::VirtualPath;
 
-/// A path to upload to: looked up once, for both its lease and the open.
+/// A path to upload to. It is looked up once, for both the write lease and the open.
 #[derive(Debug)]
 pub struct UploadTarget<'j> {
     jail: &'j Jail,
@@ -176,7 +176,7 @@ impl UploadTarget<'_> {
         }
     }
 
-    /// Opens the file itself. Returns true as well if it was created.
+    /// Opens the file itself. The second value is true if the file was created.
     fn open_file(&self, mode: WriteMode) -> Result<(File, bool), FileError> {
         let create =
             || handle::create_file(&self.location.directory, self.location.name, self.jail.modes.file);

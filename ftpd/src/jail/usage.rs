@@ -16,15 +16,12 @@ use nix::fcntl::{RenameFlags, renameat, renameat2};
 use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::directory::DirectoryReader;
+use super::directory::{DirectoryReader, MAX_WALK_DEPTH};
 use super::handle::{self, EntryLocation, READ_DIRECTORY, identity, kind, size};
 use super::inode_lock::{FileIdentity, InodeLock};
-use super::path::VirtualPath;
 use super::{FileError, Jail};
 use crate::listing::EntryKind;
-
-/// Maximum depth that is counted. Each level holds one descriptor and 32 KiB.
-const MAX_DEPTH: usize = 512;
+use crate::virtual_path::VirtualPath;
 
 /// Attempts of an operation if its name changes between the check and the lock.
 const ATTEMPTS: u32 = 16;
@@ -97,7 +94,7 @@ impl Jail {
             };
             // `.nfs*` files are removed files that a client still has open. Their removal has already
             // been recorded.
-            if matches!(found.name.to_bytes(), b"." | b"..") || found.name.to_bytes().starts_with(b".nfs") {
+            if found.is_self_or_parent() || found.name.to_bytes().starts_with(b".nfs") {
                 continue;
             }
             // Another session has removed the file.
@@ -107,7 +104,7 @@ impl Jail {
                 continue;
             }
             match handle::open_subdirectory(found.directory, found.name) {
-                Ok(directory) if depth < MAX_DEPTH => levels.push(DirectoryReader::new(directory)),
+                Ok(directory) if depth < MAX_WALK_DEPTH => levels.push(DirectoryReader::new(directory)),
                 Ok(_) => {
                     log::warn!(home:% = self.home_path; "a directory is too deep to be counted for the quota")
                 }

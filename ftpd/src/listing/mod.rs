@@ -47,13 +47,6 @@ impl Entry {
     }
 }
 
-/// Appends a name. CR, LF and NUL, which a client's path cannot contain, become `?`, so that no name
-/// can begin a new line. All other bytes stay as they are, so that the client can use the name in a
-/// command.
-pub fn push_line_safe(name: &[u8], out: &mut Vec<u8>) {
-    out.extend(name.iter().map(|b| if matches!(b, b'\r' | b'\n' | 0) { b'?' } else { *b }));
-}
-
 /// Appends a number, padded with leading spaces to `width`. `format!` would take longer than reading
 /// the entry from the storage.
 fn push_number(mut number: u64, width: usize, out: &mut Vec<u8>) {

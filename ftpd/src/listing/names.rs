@@ -1,6 +1,7 @@
 //! NLST: lines with names only, for programs (RFC 959 section 4.1.3, RFC 1123 section 4.1.2.7).
 
-use super::{Entry, push_line_safe};
+use super::Entry;
+use crate::protocol::reply::push_line_safe;
 
 /// Appends the line of one entry, with its CRLF. `prefix` precedes the name. If it is the directory as
 /// the client wrote it, with a `/`, the line is a path for RETR. `classify` is `ls -F`: a character

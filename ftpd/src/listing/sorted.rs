@@ -15,7 +15,13 @@ use super::{Entry, EntryKind};
 /// Bytes of the first block of names. Each further block is twice as large, up to [`LARGEST_BLOCK`].
 const SMALLEST_BLOCK: usize = 4 * 1024;
 
+/// Bytes of a block after all doublings.
 const LARGEST_BLOCK: usize = 64 * 1024;
+
+/// Doublings from the smallest to the largest block.
+const DOUBLINGS: usize = 4;
+
+const _: () = assert!(SMALLEST_BLOCK << DOUBLINGS == LARGEST_BLOCK);
 
 /// Capacity of the first allocation of records.
 const MIN_RECORDS: usize = 16;
@@ -133,6 +139,7 @@ impl EntryBuffer {
         // records.
         let index = self.blocks.len() - 1;
         let block = &mut self.blocks[index];
+        debug_assert!(block.capacity() - block.len() >= length, "a block never grows");
         self.records.push(EntryRecord {
             size: entry.size,
             modified: entry.modified,
@@ -157,8 +164,8 @@ impl EntryBuffer {
         if self.blocks.last().is_some_and(|block| block.capacity() - block.len() >= length) {
             return true;
         }
-        let doubled = SMALLEST_BLOCK << self.blocks.len().min(4);
-        let capacity = doubled.min(LARGEST_BLOCK).max(length);
+        let doubled = SMALLEST_BLOCK << self.blocks.len().min(DOUBLINGS);
+        let capacity = doubled.max(length);
         if !self.reserve(capacity + size_of::<Vec<u8>>()) {
             return false;
         }

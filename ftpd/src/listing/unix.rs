@@ -1,7 +1,7 @@
 //! LIST: lines in the format of `ls -l`. No RFC specifies the format; clients parse this one.
 
-use super::{Entry, EntryKind, push_line_safe, push_number};
-use crate::protocol::timestamp;
+use super::{Entry, EntryKind, push_number};
+use crate::protocol::{reply::push_line_safe, timestamp};
 
 /// Half a year in seconds: half of 365.2425 days.
 const RECENT: i64 = 15_778_476;

@@ -135,7 +135,7 @@ pub const METRICS: &[Metric] = &[
         "seconds",
         "Running time of the oldest file operation of commands and logins. 0 if none runs.",
     ),
-    Metric::gauge("ftp_places_used", "slots", "Slots for work on files in use.").labels(&[(
+    Metric::gauge("ftp_slots_used", "slots", "Slots for work on files in use.").labels(&[(
         "kind",
         "file_operations, login_operations, long_operations, transfers: see [limits](limits.md#shares)",
     )]),

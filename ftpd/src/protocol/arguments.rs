@@ -1,5 +1,6 @@
 //! Parsers for the arguments of commands (RFC 959 section 5.3). The verb table refers to them.
 
+use super::facts::Facts;
 use super::{
     address::AddressFamily,
     command::{
@@ -9,7 +10,6 @@ use super::{
     site::SiteCommand,
     timestamp,
 };
-use crate::listing::machine::Facts;
 
 /// Reason why the arguments of a command are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

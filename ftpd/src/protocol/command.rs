@@ -4,6 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use zeroize::Zeroizing;
 
+use super::facts::Facts;
 use super::{
     address::AddressFamily,
     arguments::{self as argument, ArgumentError},
@@ -11,7 +12,6 @@ use super::{
     site::Site,
     verbs::{self, Verb},
 };
-use crate::listing::machine::Facts;
 
 /// A parsed command line: the command, and its row in the verb table.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,6 +3,8 @@
 pub mod address;
 pub mod arguments;
 pub mod command;
+pub mod facts;
+pub mod failure;
 pub mod glob;
 pub mod line;
 pub mod mode;
@@ -13,4 +15,5 @@ pub mod timestamp;
 pub mod verbs;
 
 pub use command::{AnyTimeCommand, Command, LoggedInCommand, ParseError, Request, parse};
+pub use failure::Failure;
 pub use reply::{Code, Reply};

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::{failure::Failure, listing::push_line_safe};
+use super::failure::Failure;
 
 /// A reply code. The first digit tells success from failure (RFC 959 section 4.2.1).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -213,6 +213,12 @@ impl Reply {
         out.push(separator);
         push_line(text, out);
     }
+}
+
+/// Appends a name or text. CR, LF and NUL become `?`, so that it cannot end a line or begin another; no
+/// client can name a path with these bytes anyway. All other bytes stay as they are.
+pub fn push_line_safe(name: &[u8], out: &mut Vec<u8>) {
+    out.extend(name.iter().map(|b| if matches!(b, b'\r' | b'\n' | 0) { b'?' } else { *b }));
 }
 
 fn push_line(text: &ReplyText, out: &mut Vec<u8>) {

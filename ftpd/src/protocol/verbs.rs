@@ -2,13 +2,13 @@
 
 use std::fmt;
 
+use super::facts::Facts;
 use super::{
     arguments::{self as argument, ArgumentError},
     command::{Algorithm, AnyTimeCommand, Command, LoggedInCommand},
     reply::{Code, Reply, ReplyText},
     site::{self, SITE_COMMANDS},
 };
-use crate::listing::machine::Facts;
 
 /// A row of the verb table.
 pub struct Verb {

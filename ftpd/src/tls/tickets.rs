@@ -6,12 +6,12 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
-use common::{registry::TicketKey, session::SessionId};
+use common::{registry::TicketKey, session::SessionId, sync};
 use rustls::{pki_types::CertificateDer, server::ProducesTickets};
 use sha2::{Digest, Sha256};
 
@@ -60,7 +60,7 @@ impl Tickets {
             Some(NamedKey { name: *key.name(), aead })
         });
         let keys = keys.collect();
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        *sync::write(&self.keys) = keys;
     }
 }
 
@@ -135,7 +135,7 @@ impl SessionTickets {
     }
 
     fn origin(&self) -> Option<TlsSessionOrigin> {
-        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = sync::lock(&self.opened);
         opened.as_ref().map(|opened| opened.origin.clone())
     }
 
@@ -250,7 +250,7 @@ impl ProducesTickets for SessionTickets {
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
         let session = self.session?;
         if let (ConnectionKind::Data, Some(secret)) = (self.kind, tls12_secret(plain)) {
-            let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+            let opened = sync::lock(&self.opened);
             opened.as_ref().filter(|opened| opened.proves(session, &secret))?;
         }
         let origin = self.next_origin(session, unix_seconds()).encode()?;
@@ -264,7 +264,7 @@ impl ProducesTickets for SessionTickets {
             return None;
         }
         let opened = OpenedTicket { origin, secret: tls12_secret(plain) };
-        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+        *sync::lock(&self.opened) = Some(opened);
         Some(plain.to_vec())
     }
 }

@@ -3,9 +3,10 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
+use common::sync::lock;
 use rustls::{
     DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -167,7 +168,7 @@ impl RecordingVerifier {
 
     /// The certificate that this connection's full handshake verified.
     pub fn verified(&self) -> Option<VerifiedChain> {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.verified).clone()
     }
 }
 
@@ -200,8 +201,7 @@ impl ClientCertVerifier for RecordingVerifier {
         let chain = [end_entity].into_iter().chain(intermediates).map(|one| one.clone().into_owned());
         // Without a known expiry time, 0 prevents a resumption.
         let until = identity::not_after(end_entity).unwrap_or(0);
-        *self.verified.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(VerifiedChain { by: self.trust.hash, until, chain: chain.collect() });
+        *lock(&self.verified) = Some(VerifiedChain { by: self.trust.hash, until, chain: chain.collect() });
         Ok(verified)
     }
 

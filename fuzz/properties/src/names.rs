@@ -6,10 +6,11 @@ use common::policy::Permissions;
 use ftpd::{
     listing::{
         Entry, EntryKind,
-        machine::{self, EntryRole, Facts},
+        machine::{self, EntryRole},
         names, unix,
     },
     protocol::{
+        facts::Facts,
         glob::{Pattern, has_wildcards},
         timestamp as time,
     },

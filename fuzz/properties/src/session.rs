@@ -17,12 +17,12 @@ use std::{
 
 use common::{node::NodeRecord, registry::Registry, settings::Values};
 use ftpd::{
+    client_address::{Ends, Trust},
     config::Config,
     control::ControlConnection,
     data::passive::PassivePorts,
-    node::{Node, Parts},
+    node::{Node, NodeParts},
     protocol::{AnyTimeCommand, Command, command::is_foreign, line::Line, parse},
-    proxy_protocol::{Ends, Trust},
     settings::SCHEMA,
     transfer_log::TransferLog,
 };
@@ -206,7 +206,7 @@ fn node(config: Config, address: IpAddr) -> Node {
         PassivePorts::listen(config.network.slice, &[address], &trust, config.timeouts.data_connect)
             .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}"));
     let (registry, transfer_log) = (Registry::local(record), TransferLog::default());
-    Node::new(config, Parts { trust, passive, registry, transfer_log, tls: None })
+    Node::new(config, NodeParts { trust, passive, registry, transfer_log, tls: None })
 }
 
 /// A home with symbolic links that lead out of it, and the directory that they lead to.

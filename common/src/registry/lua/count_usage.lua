@@ -1,11 +1,12 @@
--- Begins, keeps or ends counting what is in a home: 1, or 0 if it is another's turn, or nobody's.
+-- Begins, keeps or ends the count of a home. Returns 1, or 0 if another node has the right to count, or no
+-- count is due.
 -- KEYS: the home (hash)
--- ARGV: 'begin', 'keep' or 'end', what tells this count from all others, lease in ms, time between two
---       counts in ms, how long to keep the home in ms, bytes and files counted ('end')
+-- ARGV: 'begin', 'keep' or 'end'; a unique token of this count; lease in ms; time between two counts in ms;
+--       time in ms for which an unused home is kept; with 'end': bytes and files counted
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
-  redis.call('DEL', KEYS[1]) -- not ours
+  redis.call('DEL', KEYS[1]) -- not written by this script
 end
 local fields = redis.call('HMGET', KEYS[1], 'scan', 'scan_until', 'bytes', 'files', 'counted', 'changes')
 local scan, scan_until, counted = fields[1], tonumber(fields[2] or 0) or 0, tonumber(fields[5] or 0) or 0
@@ -31,7 +32,8 @@ if ARGV[1] == 'keep' then
   return 1
 end
 
--- Of what changed meanwhile, the count may have seen any part, and any part of what is being written.
+-- The count may have seen any part of the changes since its begin, and any part of the files that are being
+-- written. So the true usage lies between two bounds.
 local changes, reserved = {}, {0, 0}
 for number in string.gmatch(fields[6] or '', '%-?%d+') do
   changes[#changes + 1] = tonumber(number)
@@ -50,7 +52,8 @@ for i = 1, 2 do
   result[i] = is_counted and math.max(least, math.min(most, used[i])) or scanned + added
   is_exact = is_exact and least == most
 end
--- A first count in which something moved is followed by another, which can tell what it missed.
+-- If the home changed during its first count, another count is due at once: it can correct what the first
+-- one missed.
 local at = (is_counted or is_exact) and now or 0
 redis.call('HSET', KEYS[1], 'bytes', text(result[1]), 'files', text(result[2]), 'counted', text(at))
 redis.call('HDEL', KEYS[1], 'scan', 'scan_until', 'changes')

@@ -1,13 +1,16 @@
--- Takes or keeps the right to write paths, all or none (after lease.lua).
--- 'take' answers {'held', epoch, number, 1 if Redis lost data within the last lease, or 0},
---   {'busy', where the other lease is, its token, epoch} or {'more'}: call again;
--- 'keep' answers {'held', …} or {'lost', epoch}.
--- 'look' answers {epoch}, and leases nothing: each node sends it with each refresh.
--- Tokens tell a request that is repeated from a new one.
+-- Takes or keeps a lease of paths, all of them or none. Follows lease.lua.
+-- 'take' returns one of
+--   {'held', epoch, number, 1 if Redis lost data within the last lease, otherwise 0}
+--   {'busy', position of the other lease ('at', 'below', 'above'), its token, epoch}
+--   {'more'}: call again.
+-- 'keep' returns {'held', ...} as 'take', or {'lost', epoch}.
+-- 'look' returns {epoch} and leases nothing. Each node sends it at each refresh.
+-- A request may arrive twice: its token shows that it is a repetition.
 
--- At most so many paths below a tree are looked at in one call.
+-- Maximum number of paths below a tree that one call looks at.
 local MOST = 200
--- Each so many takes, a quarter as many paths are looked at: a node that died has left some in the sets.
+-- Every SWEEP takes, SWEEP / 4 random paths are checked, and removed from the sets if their lease has
+-- expired. Dead nodes leave such paths.
 local SWEEP = 64
 
 if step == 'look' then
@@ -18,9 +21,9 @@ if step == 'look' then
 end
 local is_take = step == 'take'
 
--- The lease of `path` if it stands in the way of these; otherwise removes what is left of it, so that its holder,
--- should it come back, finds that it lost the lease.
-local function standing_in_way(path)
+-- Returns the lease of `path` if it prevents this request. Otherwise deletes that lease, so that its
+-- holder, if it comes back, learns that the lease is lost.
+local function preventing_lease(path)
   local lease = read(prefix .. path)
   if lease and lease.is_live and lease.holder ~= token then
     local may_pass = is_take and is_own(lease) or not is_take and may_return(lease)
@@ -34,7 +37,7 @@ local function standing_in_way(path)
   forget(path)
 end
 
--- A tree above `path` that is leased, or nil.
+-- Returns the lease of a tree above `path` that prevents this request, or nil.
 local function conflict_above(path)
   local ends = 0
   while ends do
@@ -42,9 +45,9 @@ local function conflict_above(path)
     if on_set('ZSCORE', KEYS[3], above) then
       local lease = read(prefix .. above)
       if lease and lease.is_live and lease.kind ~= 't' then
-        redis.call('ZREM', KEYS[3], above) -- a file now
+        redis.call('ZREM', KEYS[3], above) -- leased as a file now
       else
-        lease = standing_in_way(above)
+        lease = preventing_lease(above)
         if lease then
           return lease
         end
@@ -54,16 +57,16 @@ local function conflict_above(path)
   end
 end
 
--- A lease below `path`, nil, or true if there are more paths to look at.
+-- Returns a lease below `path` that prevents this request, nil, or true if there are more paths to look at.
 local function conflict_below(path)
-  local first, last = '(' .. path .. '/', '(' .. path .. '0' -- 0 comes after /
+  local first, last = '(' .. path .. '/', '(' .. path .. '0' -- '0' is the byte after '/'
   if path == '' then
     first, last = '-', '+'
   end
   local found = on_set('ZRANGEBYLEX', KEYS[2], first, last, 'LIMIT', 0, MOST)
   for _, below in ipairs(found) do
     if below ~= path then
-      local lease = standing_in_way(below)
+      local lease = preventing_lease(below)
       if lease then
         return lease
       end
@@ -73,7 +76,7 @@ local function conflict_below(path)
 end
 
 local leases = {}
-local must_look_around = is_take
+local must_check_trees = is_take
 for i = 4, #KEYS do
   local found = read(KEYS[i])
   leases[i] = found
@@ -86,11 +89,11 @@ for i = 4, #KEYS do
     elseif not may_return(found) or found and found.holder == token then
       return {'lost', epoch}
     else
-      must_look_around = true
+      must_check_trees = true
     end
   end
 end
-if must_look_around then
+if must_check_trees then
   local has_trees = redis.call('EXISTS', KEYS[3]) == 1
   for i = 4, #KEYS do
     local path = path_of(KEYS[i])
@@ -129,7 +132,7 @@ for i = 4, #KEYS do
   end
 end
 if is_take and number % SWEEP == 0 then
-  -- Redis before 6.2 does not know the command; then the set goes when no path is leased for long.
+  -- Redis before 6.2 does not know the command. There the set expires when no path has been leased for long.
   local some = redis.pcall('ZRANDMEMBER', KEYS[2], SWEEP / 4)
   for _, path in ipairs(some) do
     if redis.call('EXISTS', prefix .. path) == 0 then

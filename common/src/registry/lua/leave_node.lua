@@ -1,9 +1,9 @@
--- Takes a node out, unless a later process has its name. A drain that was asked for is done then.
+-- Removes a node, unless a later process has its name. Marks an order to drain as carried out.
 -- KEYS: names of nodes (set), this node (hash), its sessions (hash), its commands (list), its orders (hash)
--- ARGV: name, incarnation, seconds for which it is known that the node drained
-local there = redis.call('HGET', KEYS[2], 'incarnation')
--- It may have been away for so long that the node expired; its sessions have not.
-if not there or there == ARGV[2] then
+-- ARGV: name, incarnation, seconds for which the note that the node has drained is kept
+local holder = redis.call('HGET', KEYS[2], 'incarnation')
+-- If Redis was away for long, the node's key has expired, but the key of its sessions has not.
+if not holder or holder == ARGV[2] then
   redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
   redis.call('SREM', KEYS[1], ARGV[1])
   local orders = redis.pcall('HMGET', KEYS[5], 'incarnation', 'drain')

@@ -1,45 +1,48 @@
--- Enters or refreshes a node: {'joined', SESSIONS, ALIVE, REVISION, ORDERS…}, {'named', record, LEFT} when another process
--- holds its name, {'taken', SESSIONS, ALIVE, name, from, to} when a live node of another name owns some of
--- its ports, or {'free'}.
--- SESSIONS: how many Redis has of the node; ALIVE: 1 if it counted as alive until now, or 0; LEFT: how
--- long the other process's lease still lasts, in ms. REVISION: of the accounts; 0 if authd has set none.
--- ORDERS: the names of what this process is to do: 'drain', 'end:ID'.
--- KEYS: names of nodes (set), this node (hash; its key ends with the name), its commands (list), its
---       sessions (hash), the revision of the accounts, the node's orders (hash)
--- ARGV: name, incarnation, place (see Registry::join; may be empty), 'keep', 'start', 'late' or 'look'
---       (changes nothing), first and last port of the slice, record, lease in ms, how long to keep the sessions in
---       ms
+-- Enters or renews a node. Returns one of
+--   {'joined', SESSIONS, ALIVE, REVISION, ORDER...}
+--   {'named', record, LEFT}: another process holds the node's name
+--   {'taken', SESSIONS, ALIVE, name, from, to}: a live node of another name owns some of the node's ports
+--   {'free'}: no other process holds the name (only after 'look').
+-- SESSIONS: number of sessions that Redis has of the node. ALIVE: 1 if the node's entry had not expired,
+-- otherwise 0. LEFT: remaining time of the other process's lease in ms. REVISION: that of the accounts; 0
+-- if authd has set none. ORDER: the name of an order to this process, 'drain' or 'end:ID'.
+-- KEYS: names of nodes (set), this node (hash; the key ends with the name), its commands (list), its
+--       sessions (hash), the revision of the accounts (string), the node's orders (hash)
+-- ARGV: name; incarnation; place (see Registry::join; may be empty); 'keep', 'start', 'late' or 'look'
+--       (changes nothing); first and last port of the slice; record; lease in ms; time in ms for which the
+--       sessions are kept
 local name, incarnation, place, step = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local from, to = tonumber(ARGV[5]), tonumber(ARGV[6])
 
-local there = redis.pcall('HMGET', KEYS[2], 'incarnation', 'place', 'record')
-if there.err then
-  redis.call('DEL', KEYS[2]) -- no hash: not ours
-  there = {}
+local entry = redis.pcall('HMGET', KEYS[2], 'incarnation', 'place', 'record')
+if entry.err then
+  redis.call('DEL', KEYS[2]) -- no hash: not written by a node
+  entry = {}
 end
-if there[1] and there[1] ~= incarnation then
-  -- A lease expires; a key that does not was not written here.
+if entry[1] and entry[1] ~= incarnation then
+  -- A lease has an expiry time. A key without one was not written by a node.
   local left = redis.call('PTTL', KEYS[2])
-  local is_dead = left < 0 or (step ~= 'keep' and place ~= '' and there[2] == place)
+  local is_dead = left < 0 or (step ~= 'keep' and place ~= '' and entry[2] == place)
   if not is_dead then
-    return {'named', there[3] or '', tostring(left)}
+    return {'named', entry[3] or '', tostring(left)}
   end
 end
 if step == 'look' then
   return {'free'}
 end
 
-local alive = there[1] == incarnation and 1 or 0
+local alive = entry[1] == incarnation and 1 or 0
 local sessions = redis.pcall('HLEN', KEYS[4])
 if type(sessions) ~= 'number' then
-  redis.call('DEL', KEYS[4]) -- no hash: not ours
+  redis.call('DEL', KEYS[4]) -- no hash: not written by a node
   sessions = 0
 end
 
--- What is refreshed is the node: by this alone its sessions go on counting.
-local function live(...)
+-- Renews the node's entry. Its sessions count as long as this entry exists, so they need no requests of
+-- their own.
+local function renew(...)
   if alive == 0 then
-    redis.call('DEL', KEYS[3]) -- what waits there was meant for the process before
+    redis.call('DEL', KEYS[3]) -- these commands were for an earlier process
   end
   redis.call('HSET', KEYS[2], 'incarnation', incarnation, 'place', place, ...)
   redis.call('PEXPIRE', KEYS[2], ARGV[8])
@@ -62,17 +65,17 @@ for _, other in ipairs(redis.call('SMEMBERS', KEYS[1])) do
     local slice = redis.pcall('HMGET', prefix .. other, 'from', 'to')
     local first, last = port(slice[1]), port(slice[2])
     if not first or not last or first > last or #other > 64 or string.find(other, '[^%w%._-]') then
-      redis.call('SREM', KEYS[1], other) -- expired, or never a node
+      redis.call('SREM', KEYS[1], other) -- expired, or not written by a node
     elseif first <= to and from <= last then
       if step ~= 'start' then
-        live() -- It is no member, but has sessions.
+        renew() -- The node is not a member, but its sessions count.
       end
       return {'taken', tostring(sessions), tostring(alive), other, tostring(first), tostring(last)}
     end
   end
 end
 
-live('from', from, 'to', to, 'record', ARGV[7])
+renew('from', from, 'to', to, 'record', ARGV[7])
 redis.call('SADD', KEYS[1], name)
 redis.call('PEXPIRE', KEYS[1], ARGV[8])
 local revision = redis.pcall('GET', KEYS[5])
@@ -83,7 +86,7 @@ for i = 1, #orders, 2 do
   mine[orders[i]] = orders[i + 1]
 end
 if orders.err or next(mine) and mine.incarnation ~= incarnation then
-  redis.call('DEL', KEYS[6]) -- no hash, or orders for a process before this one
+  redis.call('DEL', KEYS[6]) -- no hash, or orders for an earlier process
   mine = {}
 end
 for order in pairs(mine) do

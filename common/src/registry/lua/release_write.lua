@@ -1,6 +1,6 @@
--- Gives back the right to write paths (after lease.lua): {'held', epoch} if no other session had it until now, or
--- {'lost', epoch}. 'give' remembers for a lease that the path was released, so that the request can be repeated;
--- 'drop' is a release whose answer does not matter.
+-- Releases a lease of paths. Follows lease.lua. Returns {'held', epoch} if no other session had a path
+-- since the lease was taken, otherwise {'lost', epoch}. 'give' remembers the release for the duration of a
+-- lease, so that the request can be repeated. 'drop' is a release whose answer is ignored.
 local is_held = true
 for i = 4, #KEYS do
   local found = read(KEYS[i])
@@ -8,7 +8,7 @@ for i = 4, #KEYS do
     if found.kind ~= 'r' then
       forget(path_of(KEYS[i]))
     end
-    -- After a loss of data the holder before must find that the path was taken meanwhile.
+    -- After a loss of data, an earlier holder of the path must learn that another session had it meanwhile.
     if step == 'give' or is_young then
       local value = '2:0:' .. whole(found.number) .. ':r ' .. token
       redis.call('SET', KEYS[i], value, 'PX', lease_ms)

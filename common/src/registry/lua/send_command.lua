@@ -1,7 +1,7 @@
--- Leaves a command for a node: 1, or 0 if there is no such live node.
+-- Adds a command to a node's list, and its order. Returns 1, or 0 if there is no live node of this name.
 -- KEYS: the node (hash), its commands (list), its orders (hash)
--- ARGV: the command, seconds until the list is stale, how many commands may wait in it, the order that stands
---       until the command is done ('' if none does), for how many seconds it stands at most
+-- ARGV: the command; lifetime of the list in seconds; maximum length of the list; the order that belongs to
+--       the command ('': none); lifetime of an order in seconds
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
@@ -9,7 +9,7 @@ if ARGV[4] ~= '' then
   local incarnation = redis.pcall('HGET', KEYS[1], 'incarnation')
   incarnation = type(incarnation) == 'string' and incarnation or ''
   if redis.pcall('HGET', KEYS[3], 'incarnation') ~= incarnation then
-    redis.call('DEL', KEYS[3]) -- none, or for a process before this one
+    redis.call('DEL', KEYS[3]) -- no hash, or orders for an earlier process
   end
   redis.call('HSET', KEYS[3], 'incarnation', incarnation)
   redis.call('HSETNX', KEYS[3], ARGV[4], redis.call('TIME')[1])

@@ -1,15 +1,16 @@
--- Tells what a node has done to a home, and reserves room in it:
--- {0 not counted, 1 counted; 1 if it should be counted now; bytes, files on disk; bytes, files that
--- other nodes have reserved; bytes, files granted}.
--- KEYS: the home (hash), this node (hash; its key ends with its name)
--- ARGV: name, incarnation, time between two counts in ms, how long to keep the home in ms;
---       bytes added, bytes removed, files added, files removed by this process so far; the same when
---       Redis last answered; bytes, files it has reserved; bytes, files wanted; limits (-1 is none);
---       the least bytes that a grant is worth; 1 if bytes are wanted all or none
+-- Notes what a node has changed in a home, and reserves room in it. Returns {1 if the home was counted
+-- before, otherwise 0; 1 if it should be counted now, otherwise 0; bytes and files on the storage; bytes
+-- and files that other nodes have reserved; bytes and files granted}.
+-- KEYS: the home (hash), this node (hash; the key ends with the name)
+-- ARGV: 1 name, 2 incarnation, 3 time between two counts in ms, 4 time in ms for which an unused home is
+--       kept, 5 to 8 sums of this process: bytes added, bytes removed, files added, files removed, 9 to 12
+--       the same sums at the last answer of Redis, 13 and 14 bytes and files that the node has reserved, 15
+--       and 16 bytes and files wanted, 17 and 18 limits of bytes and files (-1: no limit), 19 smallest
+--       grant in bytes, 20 '1' if bytes are wanted all or none
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
-  redis.call('DEL', KEYS[1]) -- not ours
+  redis.call('DEL', KEYS[1]) -- not written by this script
 end
 local home, all = {}, redis.call('HGETALL', KEYS[1])
 for i = 1, #all, 2 do
@@ -26,7 +27,7 @@ local function text(number)
   return string.format('%.0f', number)
 end
 
--- What a node that has died had reserved is free again. What it wrote last may not be counted.
+-- Reservations of a dead node become free. Its last changes may be missing, so the home should be counted.
 local own = 'node:' .. ARGV[1] .. ' ' .. ARGV[2]
 local prefix = string.sub(KEYS[2], 1, -#ARGV[1] - 1)
 local others = {0, 0}
@@ -42,7 +43,8 @@ for field, value in pairs(home) do
       if living then
         redis.call('HDEL', KEYS[1], field)
       elseif bytes + files > 0 then
-        -- If it lives after all, its sums tell what it has told.
+        -- The node's sums stay: if it is alive after all, its next request carries absolute sums, so
+        -- nothing is counted twice.
         redis.call('HSET', KEYS[1], field, (string.gsub(value, '%d+ %d+$', '0 0')))
       end
       if bytes + files > 0 then
@@ -52,7 +54,7 @@ for field, value in pairs(home) do
   end
 end
 
--- Sums since the process began, so that a request may arrive twice, late or never.
+-- The sums are absolute, so a request may arrive twice, late or never.
 local known, so_far, change = numbers(home[own]), {}, {}
 for i = 1, 4 do
   so_far[i] = tonumber(ARGV[4 + i])
@@ -81,7 +83,7 @@ for i = 1, 2 do
     if (i == 2 or ARGV[20] == '1') and room < wanted[i] then
       room = 0
     elseif i == 1 and ARGV[20] ~= '1' and limit >= 0 then
-      -- What one upload holds, another cannot use: near the limit the pieces become small.
+      -- Other uploads cannot use what one upload has reserved, so grants become small near the limit.
       room = math.min(room, math.max(tonumber(ARGV[19]), math.floor(room / 8)))
     end
     granted[i] = math.max(0, math.min(wanted[i], room))

@@ -1,12 +1,12 @@
--- Takes bytes from what a user may transfer: {microseconds until they may move, transfers of the
--- user that take from it}.
+-- Takes bytes from a user's bandwidth. Returns {microseconds to wait before the bytes may move, number of
+-- the user's transfers in this direction on all nodes}.
 -- KEYS: the user's bandwidth in one direction (hash)
--- ARGV: bytes a second, bytes, what an idle user has saved up in microseconds, name of the node,
---       transfers of the user on that node
+-- ARGV: bytes per second, bytes to take, time in microseconds whose bytes an idle user saves up, name of
+--       the node, number of the user's transfers on that node
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
-  redis.call('DEL', KEYS[1]) -- not ours
+  redis.call('DEL', KEYS[1]) -- not written by this script
 end
 local own = 'node:' .. ARGV[4]
 local free, transfers, all = 0, tonumber(ARGV[5]), redis.call('HGETALL', KEYS[1])
@@ -17,11 +17,11 @@ for i = 1, #all, 2 do
   else
     local count, at = string.match(all[i + 1], '^(%d+) (%d+)$')
     local since = at and now - at
-    -- A second is soon waited for.
+    -- More than 1 s in the future: the clock was set back. Less is simply waited for.
     local is_later = since and since < -1000000
     is_set_back = is_set_back or is_later
     if all[i] ~= own then
-      -- Nobody who transfers is silent for so long.
+      -- A node without a request for 10 s counts as one without transfers.
       if since and not is_later and since < 10000000 then
         transfers = transfers + count
       else
@@ -30,13 +30,13 @@ for i = 1, #all, 2 do
     end
   end
 end
--- Nobody took anything later than now: by the clock as it was, all might wait for as long as it was
--- set back.
+-- The clock was set back: `free` may lie that far in the future, so start from now.
 if is_set_back then
   free = now
 end
 local from = math.max(free, now - ARGV[3])
 local to = from + ARGV[2] * 1000000 / ARGV[1]
-redis.call('HSET', KEYS[1], 'free', string.format('%.0f', to), own, ARGV[5] .. ' ' .. string.format('%.0f', now))
+redis.call('HSET', KEYS[1], 'free', string.format('%.0f', to), own,
+  ARGV[5] .. ' ' .. string.format('%.0f', now))
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', math.max(to - now, 0) / 1000 + 10000))
 return {math.max(0, math.ceil(from - now)), transfers}

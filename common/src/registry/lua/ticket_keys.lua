@@ -1,8 +1,8 @@
--- The ticket keys, newest first, after adding the proposed one if the newest has had its time.
+-- Returns the ticket keys, newest first. First adds the proposed key if the newest is too old.
 -- KEYS: the ticket keys (list of MILLISECONDS:NAME:SECRET)
--- ARGV: the proposed NAME:SECRET, time between two keys in ms, how many to keep
+-- ARGV: the proposed NAME:SECRET, maximum age of the newest key in ms, number of keys to keep
 if redis.call('TYPE', KEYS[1]).ok ~= 'list' then
-  redis.call('DEL', KEYS[1]) -- not ours
+  redis.call('DEL', KEYS[1]) -- not written by this script
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

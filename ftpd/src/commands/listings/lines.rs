@@ -6,20 +6,20 @@ use common::policy::{Permission, Permissions};
 
 use crate::{
     access::{AccessRules, DirectoryRules},
-    data::{progress::Progress, transfer::TransferError},
-    jail::{
-        Entries, FileError, Jail, WalkStep,
-        path::{InvalidPath, VirtualPath},
-    },
+    data::CopyError,
+    jail::{Entries, FileError, Jail, WalkStep},
     listing::{
         Entry, EntryKind,
-        machine::{self, EntryRole, Facts},
-        names, push_line_safe,
+        machine::{self, EntryRole},
+        names,
         sorted::{EntryBuffer, ListingMemory, SortKey},
         unix,
     },
     metrics,
-    protocol::{command::ListOptions, glob::Pattern},
+    protocol::{command::ListOptions, facts::Facts, glob::Pattern, reply::push_line_safe},
+    transfer::TransferFailure,
+    virtual_path::{InvalidPath, VirtualPath},
+    work::progress::Progress,
 };
 
 /// The format of a listing's lines.
@@ -83,7 +83,7 @@ fn directory_permissions(directory: &DirectoryRules<'_>, jail: &Jail, path: &Vir
 
 /// The consumer of a listing's lines.
 struct LineSink<'s> {
-    take: &'s mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
+    take: &'s mut dyn FnMut(&[u8]) -> Result<(), TransferFailure>,
     /// The current line; its buffer is reused for all lines.
     line: Vec<u8>,
 }
@@ -99,8 +99,8 @@ impl Listing {
         jail: &Jail,
         target: &ListTarget,
         progress: &Progress,
-        take: &mut dyn FnMut(&[u8]) -> Result<(), TransferError>,
-    ) -> Result<(), TransferError> {
+        take: &mut dyn FnMut(&[u8]) -> Result<(), TransferFailure>,
+    ) -> Result<(), TransferFailure> {
         let sink = &mut LineSink { take, line: Vec::with_capacity(512) };
         let written = match target {
             ListTarget::Single(path) => self.single(jail, path, sink),
@@ -116,12 +116,17 @@ impl Listing {
             }
         };
         written.map_err(|error| match error {
-            TransferError::File(FileError::Cancelled) => progress.why_cancelled(),
+            TransferFailure::Storage(FileError::Cancelled) => CopyError::of_cancellation(progress).into(),
             error => error,
         })
     }
 
-    fn single(&self, jail: &Jail, path: &VirtualPath, sink: &mut LineSink<'_>) -> Result<(), TransferError> {
+    fn single(
+        &self,
+        jail: &Jail,
+        path: &VirtualPath,
+        sink: &mut LineSink<'_>,
+    ) -> Result<(), TransferFailure> {
         let entry = jail.entry(path)?;
         let permissions = || permissions_of(&self.access, jail, path, &entry);
         self.line(&entry, EntryRole::Member, permissions, sink)
@@ -133,7 +138,7 @@ impl Listing {
         path: &VirtualPath,
         progress: &Progress,
         sink: &mut LineSink<'_>,
-    ) -> Result<(), TransferError> {
+    ) -> Result<(), TransferFailure> {
         if self.options.all {
             self.dots(jail, path, sink)?;
         }
@@ -141,7 +146,7 @@ impl Listing {
     }
 
     /// `.`, and `..` if the user may enter it.
-    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: &mut LineSink<'_>) -> Result<(), TransferError> {
+    fn dots(&self, jail: &Jail, path: &VirtualPath, sink: &mut LineSink<'_>) -> Result<(), TransferFailure> {
         let dots = [(&b"."[..], path.clone(), EntryRole::Listed), (b"..", path.parent(), EntryRole::Parent)];
         for (name, path, role) in dots {
             let directory = self.access.directory(&path);
@@ -162,7 +167,7 @@ impl Listing {
         entries: Entries<'j>,
         progress: &'j Progress,
         sink: &mut LineSink<'_>,
-    ) -> Result<(), TransferError> {
+    ) -> Result<(), TransferFailure> {
         let entries = entries.until_cancelled(progress);
         let mut entries = entries.filter(|entry| entry.as_ref().map_or(true, |entry| listed.shows(entry)));
         if self.options.by_time || self.options.by_size || self.options.reverse {
@@ -212,7 +217,7 @@ impl Listing {
         role: EntryRole,
         permissions: impl FnOnce() -> Permissions,
         sink: &mut LineSink<'_>,
-    ) -> Result<(), TransferError> {
+    ) -> Result<(), TransferFailure> {
         let LineSink { take, line } = sink;
         line.clear();
         let classify = self.options.classify;
@@ -232,7 +237,7 @@ impl Listing {
         top: &VirtualPath,
         progress: &Progress,
         sink: &mut LineSink<'_>,
-    ) -> Result<(), TransferError> {
+    ) -> Result<(), TransferFailure> {
         let mut below = Vec::new();
         let mut is_first = true;
         let mut listed = ListedDirectory::new(&self.access, jail, top);

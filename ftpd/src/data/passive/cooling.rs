@@ -1,4 +1,4 @@
-//! Ports that sessions have given up without a connection.
+//! Ports whose reservations ended without a connection.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -8,21 +8,21 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long a port is not reserved again for the same address after a session has given it up: as long as a
-/// client whose first attempt to connect was lost takes for the second (RFC 6298 section 2), and somewhat more.
+/// How long a released port is not reserved again for the same address: somewhat longer than a client takes
+/// to repeat a lost SYN (1 s, RFC 6298 section 2).
 pub const COOL_DOWN: Duration = Duration::from_secs(2);
 
-/// Ports of one address that cool down at once. Beyond these the oldest is forgotten. The ports of other
-/// addresses are not touched: no client can make the node forget another's.
+/// The most ports of one address that cool down at once. Beyond it the oldest is forgotten. The ports of
+/// other addresses are kept, so no client can make the node forget another's ports.
 pub const MOST_COOLING: usize = 1024;
 
-/// Ports that sessions have given up without a connection. A port is not reserved for the same address during
-/// [`COOL_DOWN`]: a connection that comes late would otherwise be taken for the next session's, and be an
-/// upload that is empty and complete.
+/// Reservations that were released before their connection arrived. Such a port is not reserved for the same
+/// address for [`COOL_DOWN`]: a late connection would be matched to the next STOR and stored as a complete,
+/// empty file.
 #[derive(Default)]
 pub struct Cooling {
     addresses: HashMap<IpAddr, Ports>,
-    /// Addresses, the first to have a port that has cooled down at the front.
+    /// Addresses, in the order in which their ports have cooled down.
     ends: VecDeque<(Instant, IpAddr)>,
 }
 
@@ -30,12 +30,12 @@ pub struct Cooling {
 #[derive(Default)]
 struct Ports {
     until: HashMap<u16, Instant>,
-    /// The same in the order of time, and ports that were taken out early.
+    /// The same in the order of time, and ports that were removed early.
     ends: VecDeque<(Instant, u16)>,
 }
 
 impl Cooling {
-    /// `port` is not among them: a port that cools down is not reserved.
+    /// Adds a port. It is not cooling down already, because it was reserved.
     pub fn add(&mut self, port: u16, address: IpAddr, now: Instant) {
         let end = now + COOL_DOWN;
         let ports = self.addresses.entry(address).or_default();
@@ -47,18 +47,19 @@ impl Cooling {
         self.ends.push_back((end, address));
     }
 
-    /// The connection of `port` has come.
+    /// Removes a port whose connection has come.
     pub fn remove(&mut self, port: u16, address: IpAddr) {
         if let Some(ports) = self.addresses.get_mut(&address) {
             ports.until.remove(&port);
         }
     }
 
-    /// When `port` has cooled down; `None` if it has already.
+    /// The time at which `port` has cooled down; `None` if it is not cooling down.
     pub fn until(&self, port: u16, address: IpAddr) -> Option<Instant> {
         self.addresses.get(&address)?.until.get(&port).copied()
     }
 
+    /// Removes all ports that have cooled down by `now`.
     pub fn forget_until(&mut self, now: Instant) {
         while let Some((_, address)) = self.ends.pop_front_if(|(end, _)| *end <= now) {
             let Some(ports) = self.addresses.get_mut(&address) else { continue };
@@ -71,13 +72,13 @@ impl Cooling {
         }
     }
 
-    /// How many ports cool down.
+    /// The number of ports that cool down.
     #[cfg(test)]
     pub fn count(&self) -> usize {
         self.addresses.values().map(|ports| ports.until.len()).sum()
     }
 
-    /// How much there is to remember: of all addresses, and in the order of time.
+    /// The lengths of both queues, of all addresses together and of the addresses.
     #[cfg(test)]
     pub fn remembered(&self) -> (usize, usize) {
         (self.addresses.values().map(|ports| ports.ends.len()).sum(), self.ends.len())

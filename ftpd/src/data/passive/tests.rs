@@ -1,21 +1,26 @@
+use std::net::Ipv4Addr;
+
 use common::session::SessionId;
 
-use super::{cooling::MOST_COOLING, *};
+use super::{
+    cooling::{COOL_DOWN, MOST_COOLING},
+    *,
+};
 
 const SHORT: Duration = Duration::from_millis(20);
 const LONG: Duration = Duration::from_secs(20);
 const ANNA: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const BERT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
-fn of(address: IpAddr) -> Arc<Subject> {
-    Arc::new(Subject::new(SessionId::random(), "u".to_owned(), address))
+fn of(address: IpAddr) -> Arc<SessionIdentity> {
+    Arc::new(SessionIdentity::new(SessionId::random(), "u".to_owned(), address))
 }
 
-/// How long a reservation waits for its transfer command.
+/// How long a reservation may wait for its transfer command.
 const UNUSED: Duration = Duration::from_secs(30);
 
-fn user(name: &str) -> Arc<Subject> {
-    Arc::new(Subject::new(SessionId::random(), name.to_owned(), ANNA))
+fn user(name: &str) -> Arc<SessionIdentity> {
+    Arc::new(SessionIdentity::new(SessionId::random(), name.to_owned(), ANNA))
 }
 
 fn ports(from: u16, to: u16) -> PassivePorts {
@@ -34,7 +39,7 @@ async fn a_port_is_shared_by_addresses_but_not_by_sessions_of_one_address() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_gets_the_port_that_comes_free() {
+async fn a_waiting_session_gets_the_port_that_becomes_free() {
     let ports = Arc::new(ports(50000, 50000));
     let taken = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
     let waiting = tokio::spawn({
@@ -47,13 +52,13 @@ async fn who_waits_gets_the_port_that_comes_free() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_port_that_was_given_up_is_nobodys_at_its_address_for_a_while() {
+async fn a_released_port_is_not_reserved_for_its_address_for_a_while() {
     let ports = ports(50000, 50002);
     let given_up = ports.reserve(&of(ANNA), None, SHORT).await.unwrap().port();
     for _ in 0..20 {
         let next = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
         assert_ne!(next.port(), given_up);
-        // As if its connection had come.
+        // Simulates that its connection has come.
         ports.table.waiting().sessions.clear();
     }
     let _others = [
@@ -68,7 +73,7 @@ async fn a_port_that_was_given_up_is_nobodys_at_its_address_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_address_that_gives_up_many_ports_fills_no_memory_and_flushes_no_other_address() {
+async fn an_address_that_releases_many_ports_uses_bounded_memory_and_affects_no_other_address() {
     let ports = ports(1, 65535);
     let of_bert = ports.reserve(&of(BERT), None, SHORT).await.unwrap();
     let port = of_bert.port();
@@ -87,7 +92,7 @@ async fn an_address_that_gives_up_many_ports_fills_no_memory_and_flushes_no_othe
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reservation_without_a_transfer_is_given_up_where_another_session_waits() {
+async fn a_reservation_without_a_transfer_is_given_up_while_another_session_waits() {
     let ports = ports(50000, 50001);
     let same = user("ann");
     let unused = ports.reserve(&same, None, SHORT).await.unwrap();
@@ -106,14 +111,14 @@ async fn a_reservation_without_a_transfer_is_given_up_where_another_session_wait
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_user_who_holds_more_than_half_of_an_address_gives_way_to_another() {
+async fn a_user_with_more_than_half_of_the_ports_loses_some_to_another_user() {
     let ports = ports(50000, 50003);
     let (ann, bert) = (user("ann"), user("bert"));
     let mut of_ann = Vec::new();
     for _ in 0..4 {
         of_ann.push(ports.reserve(&ann, None, SHORT).await.unwrap());
     }
-    // One of these has its transfer command.
+    // One of the reservations has its transfer command.
     let last = of_ann.pop().unwrap();
     let accepting = tokio::spawn(last.accept());
     let mut of_bert = Vec::new();
@@ -123,13 +128,13 @@ async fn a_user_who_holds_more_than_half_of_an_address_gives_way_to_another() {
         assert_eq!(of_ann.iter().filter(|reservation| reservation.is_given_up()).count(), given_up);
     }
     assert!(start.elapsed() < 4 * COOL_DOWN);
-    // Half is ann's.
+    // Half of the ports stay with ann.
     assert!(ports.reserve(&bert, None, 2 * COOL_DOWN).await.is_none());
     assert!(!accepting.is_finished());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_user_with_half_of_the_ports_gets_no_more_while_another_waits() {
+async fn a_user_with_half_of_the_ports_gets_no_more_while_another_user_waits() {
     let ports = Arc::new(ports(50000, 50003));
     let (ann, bert) = (user("ann"), user("bert"));
     let mut of_ann = Vec::new();
@@ -142,16 +147,16 @@ async fn a_user_with_half_of_the_ports_gets_no_more_while_another_waits() {
     });
     tokio::task::yield_now().await;
     drop(of_ann.pop());
-    // It would be free, but for those who wait.
+    // The port would be free if bert did not wait.
     assert!(ports.reserve(&ann, None, COOL_DOWN + SHORT).await.is_none());
     assert!(waiting.await.unwrap().is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_old_reservation_does_not_give_back_its_successors_port() {
+async fn an_old_reservation_does_not_release_the_port_of_its_successor() {
     let ports = ports(50000, 50000);
     let old = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
-    // As if the connection had come: the entry is gone, the reservation still lives.
+    // Simulates that the connection has come: the entry is gone, the reservation still lives.
     ports.table.waiting().sessions.clear();
     let new = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
     drop(old);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::data::progress::Progress;
+use crate::work::progress::Progress;
 
 #[test]
 fn symbolic_links_and_dots_never_reach_outside_the_home() {

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
-use crate::data::progress::Progress;
+use crate::work::progress::Progress;
 
 #[test]
 fn rename_without_replace_keeps_both_files() {
@@ -155,7 +155,7 @@ fn combine_appends_in_order_and_removes_the_sources() {
     let progress = Progress::default();
     let combine = |sources: &[VirtualPath]| {
         let request = CombineRequest { target: &target, sources, sync: true };
-        site.jail.combine(request, &progress, &mut Changes::default(), room, || true)
+        site.jail.combine(request, &progress, &mut Changes::default(), room, || true, || true)
     };
 
     let missing = combine(&[path("/1"), path("/none")]);
@@ -174,7 +174,8 @@ fn combine_appends_in_order_and_removes_the_sources() {
     assert!(matches!(combine(&[path("/3")]), Err(FileError::Cancelled)));
     assert_eq!((site.read("all"), site.read("3")), ("one two".into(), " three".into()));
     let request = CombineRequest { target: &target, sources: &[path("/3")], sync: false };
-    let again = site.jail.combine(request, &Progress::default(), &mut Changes::default(), room, || true);
+    let again =
+        site.jail.combine(request, &Progress::default(), &mut Changes::default(), room, || true, || true);
     assert_eq!(again.unwrap(), 6);
     assert_eq!(site.read("all"), "one two three");
 }
@@ -185,7 +186,7 @@ fn combine_keeps_the_sources_if_another_session_may_write_them() {
     fs::write(site.home("1"), "one").unwrap();
     let (progress, changes) = (Progress::default(), &mut Changes::default());
     let request = CombineRequest { target: &path("/all"), sources: &[path("/1")], sync: true };
-    let lost = site.jail.combine(request, &progress, changes, room, || false);
+    let lost = site.jail.combine(request, &progress, changes, room, || true, || false);
     assert!(matches!(lost, Err(FileError::WriteRightLost)));
     assert_eq!(site.read("1"), "one");
 }
@@ -198,10 +199,10 @@ fn combine_changes_nothing_once_the_right_to_write_is_lost() {
     }
     // The right to write is lost before the second piece.
     let (progress, asked) = (Progress::default(), AtomicU32::new(0));
-    progress.guard_by(move || asked.fetch_add(1, Ordering::Relaxed) < 1);
+    let may_store = || asked.fetch_add(1, Ordering::Relaxed) < 1;
     let (target, sources) = (path("/all"), [path("/1"), path("/2")]);
     let request = CombineRequest { target: &target, sources: &sources, sync: true };
-    let lost = site.jail.combine(request, &progress, &mut Changes::default(), room, || true);
+    let lost = site.jail.combine(request, &progress, &mut Changes::default(), room, may_store, || true);
     assert!(matches!(lost, Err(FileError::WriteRightLost)));
     // The target is not even truncated, because its content may be another session's.
     assert_eq!([site.read("all"), site.read("1"), site.read("2")], ["all1", "1", "2"]);
@@ -221,7 +222,7 @@ fn combine_reserves_quota_before_it_changes_anything() {
         };
         let (progress, sources) = (Progress::default(), [path("/1")]);
         let request = CombineRequest { target: &path(target), sources: &sources, sync: true };
-        let refused = site.jail.combine(request, &progress, &mut changes, no_room, || true);
+        let refused = site.jail.combine(request, &progress, &mut changes, no_room, || true, || true);
         assert!(matches!(refused, Err(FileError::QuotaExceeded)));
         assert_eq!(asked, Some((3, is_new)));
         assert_eq!((site.names(), site.read("2")), (vec!["1".into(), "2".into()], "four".into()));
@@ -250,7 +251,7 @@ fn combine_undoes_the_copy_of_sources_that_cannot_be_removed() {
             let mut changes = Changes::default();
             let target_path = path(&format!("/{target}"));
             let request = CombineRequest { target: &target_path, sources: &sources, sync: true };
-            let failed = site.jail.combine(request, &progress, &mut changes, room, spoil);
+            let failed = site.jail.combine(request, &progress, &mut changes, room, || true, spoil);
             assert!(matches!(failed, Err(FileError::IsADirectory)), "{failed:?}");
             let gone = if kept == 0 { "" } else { "one " };
             let expected = before.map_or(gone.to_owned(), |before| format!("{before}{gone}"));

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::data::progress::Progress;
 use crate::listing::{Entry, EntryKind};
+use crate::work::progress::Progress;
 
 fn listed(site: &Site, directory: &str) -> Vec<Entry> {
     let mut entries: Vec<_> = site.jail.entries(&path(directory)).unwrap().collect::<Result<_, _>>().unwrap();

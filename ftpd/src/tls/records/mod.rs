@@ -15,7 +15,7 @@ use self::{
     key::RecordKey,
     opener::{Opener, Opening},
 };
-use crate::scratch::Scratch;
+use crate::work::scratch::Scratch;
 
 /// Most bytes of data in a record (RFC 8446 section 5.1).
 pub const LONGEST_CONTENT: usize = 1 << 14;

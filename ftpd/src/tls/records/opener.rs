@@ -6,7 +6,7 @@ use super::{
     HEADER, LONGEST_CONTENT, RecordError, Version, WIRE_VERSION, content, control::ControlRecords,
     key::RecordKey,
 };
-use crate::scratch::Scratch;
+use crate::work::scratch::Scratch;
 
 /// Longest body of a record in bytes (RFC 8446 section 5.2, RFC 5246 section 6.2.3).
 const LONGEST_BODY_13: usize = LONGEST_CONTENT + 256;

@@ -1,0 +1,127 @@
+//! The client address: taken from the PROXY header of a trusted balancer, else the peer's own.
+
+use std::{
+    io,
+    net::{self, IpAddr, SocketAddr},
+    os::fd::AsRawFd,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    time::{error::Elapsed, timeout},
+};
+
+use crate::protocol::proxy::{self, ParsedHeader, ProxyHeader};
+
+/// Bytes peeked at once: longer than the header of any known balancer.
+const PEEK: usize = 256;
+
+/// The two ends of a connection, as the client sees them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The client address.
+    pub client: SocketAddr,
+    /// The address that the client connected to: this node's or the balancer's.
+    pub reached: SocketAddr,
+}
+
+/// Reason why a connection has no client address.
+#[derive(Debug, thiserror::Error)]
+pub enum NoClient {
+    /// The peer closed the connection without sending anything, as a balancer's health check does.
+    #[error("closed without a PROXY header, as a health check does")]
+    Left,
+    /// The header says that the balancer connected for itself, or does not know the client.
+    #[error("the PROXY header does not contain a client address")]
+    Balancer,
+    #[error("the trusted balancer did not send a valid PROXY header")]
+    InvalidHeader,
+    #[error("the PROXY header did not arrive in time")]
+    Late(#[from] Elapsed),
+    #[error("the connection broke")]
+    Broken(#[from] io::Error),
+}
+
+/// Trusted balancers, and the time limit for their PROXY header.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    pub balancers: Vec<IpNet>,
+    pub header_timeout: Duration,
+}
+
+impl Trust {
+    /// Returns true if `peer` is a trusted balancer.
+    pub fn is_balancer(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.balancers.iter().any(|network| network.contains(&peer))
+    }
+
+    /// Determines the client address. A trusted balancer must send a PROXY header; exactly the header is
+    /// read. From other peers nothing is read.
+    ///
+    /// # Errors
+    /// See [`NoClient`].
+    pub async fn ends(&self, stream: &mut TcpStream, peer: SocketAddr) -> Result<Ends, NoClient> {
+        let client = canonical(peer);
+        if !self.is_balancer(client.ip()) {
+            return Ok(Ends { client, reached: canonical(stream.local_addr()?) });
+        }
+        of_header(timeout(self.header_timeout, read_header(stream)).await??)
+    }
+}
+
+/// Reads the PROXY header of a balancer's connection if it has already arrived. It usually has when the
+/// connection is accepted, and then the socket need not be registered with tokio. `None`: nothing was
+/// read; use [`Trust::ends`].
+pub fn ends_at_once(socket: &net::TcpStream) -> Option<Result<Ends, NoClient>> {
+    let socket = socket.as_raw_fd();
+    let mut seen = [0; PEEK];
+    let count = recv(socket, &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).ok()?;
+    let Ok(ParsedHeader::Complete { header, length }) = proxy::parse(&seen[..count]) else { return None };
+    // The bytes seen by MSG_PEEK are still in the socket's buffer.
+    let taken = recv(socket, &mut seen[..length], MsgFlags::MSG_DONTWAIT);
+    Some(match taken {
+        Ok(count) if count == length => of_header(header),
+        Ok(_) => Err(NoClient::InvalidHeader),
+        Err(errno) => Err(NoClient::Broken(errno.into())),
+    })
+}
+
+fn of_header(header: ProxyHeader) -> Result<Ends, NoClient> {
+    match header {
+        ProxyHeader::Proxied { source, destination } => {
+            Ok(Ends { client: canonical(source), reached: canonical(destination) })
+        }
+        ProxyHeader::Local => Err(NoClient::Balancer),
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// Reads exactly the header: the bytes after it belong to the client.
+async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, NoClient> {
+    let mut header = Vec::new();
+    loop {
+        let mut seen = [0; PEEK];
+        let count = stream.peek(&mut seen).await?;
+        if count == 0 {
+            return Err(if header.is_empty() { NoClient::Left } else { NoClient::InvalidHeader });
+        }
+        let before = header.len();
+        header.extend_from_slice(&seen[..count]);
+        match proxy::parse(&header).map_err(|_| NoClient::InvalidHeader)? {
+            // All peeked bytes belong to the header.
+            ParsedHeader::Incomplete => _ = stream.read_exact(&mut seen[..count]).await?,
+            ParsedHeader::Complete { header, length } => {
+                stream.read_exact(&mut seen[..length - before]).await?;
+                return Ok(header);
+            }
+        }
+    }
+}

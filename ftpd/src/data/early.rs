@@ -1,0 +1,85 @@
+//! The first bytes of an upload, read before a worker takes its data connection.
+
+use std::io::{self, Read};
+
+use tokio::net::TcpStream;
+
+/// Bytes that were read early, and the end of the stream if it came with them. Reading it gives both again.
+#[derive(Default)]
+pub struct Early {
+    bytes: Vec<u8>,
+    read: usize,
+    /// `None`: the stream goes on in the socket.
+    end: Option<io::Result<()>>,
+}
+
+impl Early {
+    /// Returns true if nothing follows in the socket.
+    pub fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// The number of bytes that were not read again yet.
+    pub fn left(&self) -> usize {
+        self.bytes.len() - self.read
+    }
+
+    /// The number of all bytes.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Adds the result of a read: bytes, the end of the stream (no bytes), or an error.
+    pub fn put(&mut self, read: io::Result<&[u8]>) {
+        match read {
+            Ok([]) => self.end = Some(Ok(())),
+            Ok(bytes) => self.bytes.extend_from_slice(bytes),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.end = Some(Err(error)),
+        }
+    }
+
+    /// Waits for bytes of `stream` and adds those that are there, up to `most` or somewhat more. Returns true
+    /// at the end of the stream. Cancel-safe.
+    pub async fn read_from(&mut self, stream: &TcpStream, most: usize) -> bool {
+        let read = async {
+            stream.readable().await?;
+            // Only now, so that a connection that waits holds no memory.
+            self.bytes.reserve(most);
+            stream.try_read_buf(&mut self.bytes)
+        };
+        match read.await {
+            Ok(0) => {
+                self.end = Some(Ok(()));
+                return true;
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => self.end = Some(Err(error)),
+        }
+        false
+    }
+}
+
+impl Read for Early {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = &self.bytes[self.read..];
+        if left.is_empty() {
+            return match self.end.take() {
+                Some(Err(error)) => {
+                    self.end = Some(Ok(()));
+                    Err(error)
+                }
+                end => {
+                    self.end = end;
+                    Ok(0)
+                }
+            };
+        }
+        let length = left.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&left[..length]);
+        self.read += length;
+        Ok(length)
+    }
+}

@@ -1,0 +1,229 @@
+//! The log of failed operations: each is counted by verb and reason, and gets one line.
+//!
+//! Replies carry their [`Failure`]. Where a command's last reply is known, [`FailureLog::report`] logs it.
+
+use std::{
+    os::unix::ffi::OsStringExt,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use common::sync::lock;
+use log::Level;
+use nix::unistd::{Gid, Uid};
+
+use crate::{
+    identity::{SessionIdentity, log_session},
+    jail::Jail,
+    metrics,
+    node::Node,
+    protocol::{
+        Failure, Reply,
+        failure::{CANCELLED, STORAGE_ACCESS, STORAGE_READ_ONLY},
+    },
+    virtual_path::VirtualPath,
+    work::activity::CancelledBy,
+};
+
+/// The time in which `failure_log_limit` counts lines.
+const WINDOW: Duration = Duration::from_secs(60);
+
+/// An operation that has ended.
+#[derive(Clone, Copy)]
+pub struct Operation<'a> {
+    pub verb: &'static str,
+    pub path: Option<&'a VirtualPath>,
+    /// For operations that use a data connection.
+    pub transfer: Option<TransferEnd>,
+    /// The cause if the operation was ended early.
+    pub cancelled_by: Option<CancelledBy>,
+}
+
+/// The end of a transfer.
+#[derive(Clone, Copy)]
+pub struct TransferEnd {
+    /// `upload`, `download` or `listing`.
+    pub direction: &'static str,
+    pub bytes: u64,
+    pub seconds: f64,
+    /// The label of `ftp_transfers_total`.
+    pub result: &'static str,
+}
+
+/// Logs and counts the failures of one logged-in session.
+pub struct FailureLog {
+    node: Arc<Node>,
+    identity: Arc<SessionIdentity>,
+    jail: Arc<Jail>,
+    window: Mutex<FailureWindow>,
+}
+
+/// The failures within one [`WINDOW`].
+#[derive(Default)]
+struct FailureWindow {
+    begun: Option<Instant>,
+    kinds: Vec<FailureKind>,
+}
+
+/// FailureLog with the same verb and reason.
+struct FailureKind {
+    verb: &'static str,
+    reason: &'static str,
+    count: u32,
+}
+
+impl FailureLog {
+    pub fn new(node: &Arc<Node>, identity: &Arc<SessionIdentity>, jail: &Arc<Jail>) -> Self {
+        Self {
+            node: Arc::clone(node),
+            identity: Arc::clone(identity),
+            jail: Arc::clone(jail),
+            window: Mutex::default(),
+        }
+    }
+
+    pub fn identity(&self) -> &SessionIdentity {
+        &self.identity
+    }
+
+    /// Counts and logs `reply` if it reports a failed operation. Replies to wrong or misplaced commands (500
+    /// to 504, 530) do not count.
+    pub fn report(&self, operation: Operation<'_>, reply: &Reply) {
+        let code = reply.code();
+        if code.value() < 400 || code.is_rejection() {
+            return;
+        }
+        let fallback;
+        let failure = match reply.failure() {
+            Some(failure) => failure,
+            None => {
+                fallback = Failure::of_code(code);
+                &fallback
+            }
+        };
+        let Operation { verb, path, transfer, cancelled_by } = operation;
+        let mut detail = failure.detail.clone().unwrap_or_else(|| reply.text().into());
+        let mut reason = failure.reason;
+        if reason == CANCELLED {
+            // No order of the node: the worker has found the control connection closed.
+            let by = cancelled_by.unwrap_or(CancelledBy::ClientGone);
+            reason = by.reason();
+            detail = by.to_string().into();
+        }
+        metrics::operation_failed(verb, reason);
+        let level = level(verb, reason);
+        if !log::log_enabled!(level) || level == Level::Warn && !self.has_room(verb, reason) {
+            return;
+        }
+        let stored_at = path.filter(|_| matches!(reason, STORAGE_ACCESS | STORAGE_READ_ONLY)).map(|path| {
+            let stored_at = self.stored_at(path);
+            detail = format!("{detail}{}", remedy(reason)).into();
+            stored_at
+        });
+        log_session!(
+            level, self.identity,
+            verb, path = path.map(ToString::to_string).as_deref(), reason,
+            errno = failure.errno.map(|errno| format!("{errno:?}")).as_deref(), code = code.value(),
+            stored_at = stored_at.as_deref(),
+            holder = failure.holder.map(|holder| holder.to_string()).as_deref(),
+            bytes = transfer.map(|end| end.bytes), seconds = transfer.map(|end| end.seconds),
+            result = transfer.map(|end| end.result);
+            "{} failed: {detail}", transfer.map_or(verb, |end| end.direction)
+        );
+    }
+
+    /// The path of `path` on this host.
+    fn stored_at(&self, path: &VirtualPath) -> String {
+        let within = PathBuf::from(std::ffi::OsString::from_vec(self.jail.path_in_storage(path)));
+        let within = within.strip_prefix("/").unwrap_or(&within);
+        self.node.storage.root.join(within).display().to_string()
+    }
+
+    /// Returns true if `failure_log_limit` allows a further line. The first failure after the window, or the
+    /// end of the session, logs how many lines were left out.
+    fn has_room(&self, verb: &'static str, reason: &'static str) -> bool {
+        let limit = self.node.limits.failure_lines;
+        let mut window = lock(&self.window);
+        if window.begun.is_none_or(|begun| begun.elapsed() >= WINDOW) {
+            self.sum_up(&window);
+            *window = FailureWindow { begun: Some(Instant::now()), kinds: Vec::new() };
+        }
+        let known = window.kinds.iter_mut().find(|kind| kind.verb == verb && kind.reason == reason);
+        let count = match known {
+            Some(kind) => {
+                kind.count = kind.count.saturating_add(1);
+                kind.count
+            }
+            None => {
+                window.kinds.push(FailureKind { verb, reason, count: 1 });
+                1
+            }
+        };
+        limit == 0 || count <= limit
+    }
+
+    fn sum_up(&self, window: &FailureWindow) {
+        let limit = self.node.limits.failure_lines;
+        for FailureKind { verb, reason, count } in &window.kinds {
+            let omitted = if limit == 0 { 0 } else { count.saturating_sub(limit) };
+            if omitted > 0 {
+                log_session!(
+                    Level::Warn, self.identity, verb, reason, omitted;
+                    "{omitted} more failures of this kind are not in the log (failure_log_limit = {limit})"
+                );
+            }
+        }
+    }
+}
+
+impl Drop for FailureLog {
+    fn drop(&mut self) {
+        self.sum_up(&lock(&self.window));
+    }
+}
+
+/// The log level. Before they upload a tree, clients look up hundreds of names that do not exist, and make
+/// each directory without asking: such failures are ordinary.
+fn level(verb: &str, reason: &str) -> Level {
+    let asks = matches!(verb, "CWD" | "CDUP" | "SIZE" | "MDTM" | "MLST" | "MLSD" | "STAT" | "LIST" | "NLST");
+    let is_absent =
+        matches!(reason, "not_found" | "not_a_directory" | "is_a_directory" | "not_a_file" | "unavailable");
+    if asks && is_absent || verb == "MKD" && reason == "exists" { Level::Debug } else { Level::Warn }
+}
+
+/// The advice to the operator about the storage.
+fn remedy(reason: &str) -> String {
+    if reason == STORAGE_READ_ONLY {
+        return "; mount it writable, or see in the kernel's log why it became read-only".to_owned();
+    }
+    format!(
+        "; the node runs as uid {}, gid {}: compare with `ls -ld` of stored_at and of its directories, then \
+         chown or chmod them, or see the export's root_squash and anonuid",
+        Uid::effective(),
+        Gid::effective()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lookups_of_missing_names_are_not_warnings_but_every_refused_change_is() {
+        for (verb, reason) in [("SIZE", "not_found"), ("CWD", "not_a_directory"), ("MKD", "exists")] {
+            assert_eq!(level(verb, reason), Level::Debug, "{verb} {reason}");
+        }
+        for (verb, reason) in [
+            ("RETR", "not_found"),
+            ("STOR", "not_found"),
+            ("MKD", "permission"),
+            ("CWD", "permission"),
+            ("LIST", STORAGE_ACCESS),
+            ("SIZE", "io"),
+            ("DELE", "not_found"),
+        ] {
+            assert_eq!(level(verb, reason), Level::Warn, "{verb} {reason}");
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The work of a transfer: what it does with its data connection.
+
+use common::registry::WriteLease;
+
+use super::TransferFailure;
+use crate::{
+    data::{copy::CopyJob, stream::DataStream},
+    work::{OffRuntime, Workers},
+};
+
+/// The work of a transfer on its data connection.
+pub enum TransferWork {
+    /// Runs on a worker, from the start to the end.
+    OnWorker(OffRuntime<WorkerJob<()>>),
+    /// Runs on a worker once the first bytes have arrived. If it returns a lease, the release of the lease
+    /// ends the transfer.
+    Receive(OffRuntime<WorkerJob<Option<LeaseToRelease>>>),
+    /// Sends these few bytes without a worker.
+    Send(Vec<u8>),
+}
+
+/// A closure that moves the data of a transfer, on a worker.
+pub type WorkerJob<T> = Box<dyn FnOnce(&mut DataStream, CopyJob<'_>) -> Result<T, TransferFailure> + Send>;
+
+impl TransferWork {
+    /// [`TransferWork::OnWorker`].
+    pub fn on_worker(
+        workers: &Workers,
+        work: impl FnOnce(&mut DataStream, CopyJob<'_>) -> Result<(), TransferFailure> + Send + 'static,
+    ) -> Self {
+        Self::OnWorker(workers.keep(Box::new(work)))
+    }
+
+    /// [`TransferWork::Receive`].
+    pub fn receive(
+        workers: &Workers,
+        work: impl FnOnce(&mut DataStream, CopyJob<'_>) -> Result<Option<LeaseToRelease>, TransferFailure>
+        + Send
+        + 'static,
+    ) -> Self {
+        Self::Receive(workers.keep(Box::new(work)))
+    }
+}
+
+/// The write lease of an upload that has ended well. It is released before the reply.
+pub struct LeaseToRelease {
+    pub lease: WriteLease,
+    /// True if the upload is complete only if the lease was held until now. False if a lock on the storage
+    /// that holds on all nodes proves that no other session wrote the path.
+    pub must_be_held: bool,
+}
+
+impl LeaseToRelease {
+    /// Releases the lease.
+    ///
+    /// # Errors
+    /// [`TransferFailure::LeaseLost`] if the lease decides, and was lost.
+    pub(super) async fn release(self) -> Result<(), TransferFailure> {
+        let was_held = self.lease.give_back().await;
+        if was_held || !self.must_be_held { Ok(()) } else { Err(TransferFailure::LeaseLost) }
+    }
+}

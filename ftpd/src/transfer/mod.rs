@@ -1,0 +1,328 @@
+//! Transfers: how one starts beside its control connection, moves its data on a worker, and ends with a
+//! reply, a log line and metrics.
+
+mod failure;
+mod job;
+mod long_command;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+pub use self::{
+    failure::TransferFailure,
+    job::{LeaseToRelease, TransferWork, WorkerJob},
+    long_command::run_in_background,
+};
+use crate::{
+    data::{Coding, CopyError, DataPort, NoDataConnection, Protection, connected::Connected, copy::CopyJob},
+    failure_log::{FailureLog, Operation, TransferEnd},
+    identity::log_session,
+    limits::pace::Pace,
+    metrics,
+    node::Node,
+    protocol::{Code, Reply},
+    transfer_log,
+    virtual_path::VirtualPath,
+    work::{
+        OffRuntime, Slot, SlotRequest,
+        activity::{Activity, ActivityHandle, CancelledBy},
+    },
+};
+
+/// Bytes of a file that RETR reads when it opens the file, and sends without a worker; and bytes of an upload
+/// that are read before a worker takes it. A thread hop costs more than moving this many bytes. The buffer
+/// lives until the data connection is open, or the rest has come.
+pub const SMALL: usize = 16 * 1024;
+
+/// The kinds of transfers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransferKind {
+    Download,
+    Upload,
+    Listing,
+}
+
+impl TransferKind {
+    /// The name in the log, and the label `direction` of metrics.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Download => "download",
+            Self::Upload => "upload",
+            Self::Listing => "listing",
+        }
+    }
+}
+
+/// A transfer that is about to start.
+pub struct Transfer {
+    pub verb: &'static str,
+    pub kind: TransferKind,
+    pub path: VirtualPath,
+    pub coding: Coding,
+    /// `None`: nothing limits it.
+    pub pace: Option<Arc<Pace>>,
+    pub work: TransferWork,
+}
+
+/// The parts of a session that its transfers and long commands need.
+pub struct SessionParts {
+    pub node: Arc<Node>,
+    pub failures: Arc<FailureLog>,
+    pub slot: SlotRequest,
+}
+
+/// Starts a transfer. `protection`: how its data connection is encrypted; `None`: not at all. `stored_at`:
+/// the path from the root of the storage, for the transfer log.
+pub fn start(
+    session: SessionParts,
+    port: DataPort,
+    protection: Option<Protection>,
+    transfer: Transfer,
+    stored_at: Vec<u8>,
+) -> Activity {
+    let SessionParts { node, failures, slot } = session;
+    let Transfer { verb, kind, path, coding, pace, work } = transfer;
+    let watch = ActivityHandle::new(verb);
+    let running = Running { node, watch: Arc::clone(&watch), pace };
+    let end = async move {
+        let result = running.measured(kind, port, protection, slot, work).await;
+        let Running { node, watch, pace } = running;
+        // Before the reply: what is left of a quota reservation is released with it.
+        drop(pace);
+        conclude(&node, &failures, &watch, EndedTransfer { kind, path, stored_at, coding, result })
+    };
+    Activity { watch, asks_for_client: kind == TransferKind::Upload, end: Box::pin(end) }
+}
+
+/// A transfer that runs.
+struct Running {
+    node: Arc<Node>,
+    watch: Arc<ActivityHandle>,
+    pace: Option<Arc<Pace>>,
+}
+
+impl Running {
+    /// Runs the transfer to its end. Counts it meanwhile, and ends it if it is slower than `minimum_rate`.
+    async fn measured(
+        &self,
+        kind: TransferKind,
+        port: DataPort,
+        protection: Option<Protection>,
+        slot: SlotRequest,
+        work: TransferWork,
+    ) -> Result<(), TransferFailure> {
+        let _count = TransferCount::start(&self.node);
+        let minimum = self.node.limits.minimum_rate;
+        let connection = port.connect(self.node.timeouts.data_connect, protection);
+        let result = tokio::select! {
+            result = self.run(slot, connection, work) => result,
+            never = minimum.enforce(&self.watch, self.pace.as_deref(), kind == TransferKind::Listing) => {
+                match never {}
+            }
+        };
+        result.map_err(|failure| match self.watch.cancelled_by() {
+            Some(CancelledBy::TooSlow) => TransferFailure::TooSlow { minimum: minimum.rate },
+            _ => failure,
+        })
+    }
+
+    /// Waits for the data connection, then moves the data.
+    async fn run(
+        &self,
+        slot: SlotRequest,
+        connection: impl Future<Output = Result<Connected, NoDataConnection>>,
+        work: TransferWork,
+    ) -> Result<(), TransferFailure> {
+        let connected = tokio::select! {
+            () = self.watch.cancellation() => Err(self.cancelled()),
+            connected = connection => connected.map_err(Into::into),
+        };
+        self.watch.connected();
+        match work {
+            TransferWork::Send(content) => self.send(connected?, &content).await,
+            TransferWork::OnWorker(work) => self.run_on_worker(slot, connected, work).await,
+            TransferWork::Receive(work) => {
+                let connected = match connected {
+                    Ok(connected) => self.gather(connected).await,
+                    Err(failure) => Err(failure),
+                };
+                match self.run_on_worker(slot, connected, work).await? {
+                    Some(lease) => lease.release().await,
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Reads the first bytes of an upload, so that no worker waits for a client that sends nothing yet, and a
+    /// small upload has arrived completely before a worker takes it.
+    async fn gather(&self, connected: Connected) -> Result<Connected, TransferFailure> {
+        let mut connected = connected.watched().map_err(|error| self.connection_error(error))?;
+        tokio::select! {
+            biased;
+            () = self.watch.cancellation() => {}
+            () = connected.gather(SMALL, self.node.timeouts.stall, &self.watch.client) => {}
+            // The worker takes the bytes that are there.
+            () = self.watch.departure() => {}
+        }
+        Ok(connected)
+    }
+
+    /// Sends `content` without a worker.
+    async fn send(&self, connection: Connected, content: &[u8]) -> Result<(), TransferFailure> {
+        let sent = tokio::select! {
+            () = self.watch.cancellation() => return Err(CopyError::Cancelled.into()),
+            sent = connection.send(content) => sent,
+            () = stall(self.node.timeouts.stall) => return Err(CopyError::Stalled.into()),
+        };
+        sent.map_err(|error| self.connection_error(error))?;
+        self.watch.progress.add(content.len() as u64);
+        Ok(())
+    }
+
+    async fn run_on_worker<T: Send + 'static>(
+        &self,
+        request: SlotRequest,
+        connected: Result<Connected, TransferFailure>,
+        work: OffRuntime<WorkerJob<T>>,
+    ) -> Result<T, TransferFailure> {
+        let workers = &self.node.workers;
+        let slot = self.slot(request).await;
+        let stream = connected
+            .and_then(|connected| connected.for_thread().map_err(|error| self.connection_error(error)));
+        let (mut stream, slot) = match stream.and_then(|stream| Ok((stream, slot?))) {
+            Ok(both) => both,
+            Err(failure) => {
+                // A worker closes the files and removes what was made in vain. The reply comes after that.
+                workers.operation(move || drop(work)).await;
+                return Err(failure);
+            }
+        };
+        self.watch.attach(stream.socket());
+        let (watch, pace, stall) = (Arc::clone(&self.watch), self.pace.clone(), self.node.timeouts.stall);
+        let moved = workers.run_long(slot, move || {
+            let mut job = CopyJob::new(&watch.progress);
+            job.client = Some(&watch.client);
+            job.pace = pace.as_deref().map(|pace| pace as _);
+            let limited = stream.limit_stalls(stall);
+            limited.map_err(|error| CopyError::of_connection(error, &watch.progress, Some(&watch.client)))?;
+            work.into_inner()(&mut stream, job)
+        });
+        let result = moved.await;
+        self.watch.detach();
+        result
+    }
+
+    /// A slot for this transfer, after at most `data_connect_timeout`.
+    async fn slot(&self, request: SlotRequest) -> Result<Slot, TransferFailure> {
+        let workers = &self.node.workers;
+        let setting = match workers.try_transfer(&request) {
+            Ok(slot) => return Ok(slot),
+            Err(setting) => setting,
+        };
+        metrics::limit_reached(setting);
+        tokio::select! {
+            () = self.watch.cancellation() => Err(self.cancelled()),
+            slot = timeout(self.node.timeouts.data_connect, workers.transfer(request)) => {
+                slot.map_err(|_| TransferFailure::NoSlot { setting })
+            }
+        }
+    }
+
+    fn cancelled(&self) -> TransferFailure {
+        CopyError::of_cancellation(&self.watch.progress).into()
+    }
+
+    fn connection_error(&self, error: std::io::Error) -> TransferFailure {
+        CopyError::of_connection(error, &self.watch.progress, Some(&self.watch.client)).into()
+    }
+}
+
+/// Returns after `limit`; never if it is zero.
+async fn stall(limit: Duration) {
+    if limit.is_zero() { std::future::pending().await } else { tokio::time::sleep(limit).await }
+}
+
+/// A transfer that has ended, with or without success.
+struct EndedTransfer {
+    kind: TransferKind,
+    path: VirtualPath,
+    /// The path from the root of the storage.
+    stored_at: Vec<u8>,
+    coding: Coding,
+    result: Result<(), TransferFailure>,
+}
+
+/// Turns the end of a transfer into its reply, its log line and metrics. Nothing else does.
+fn conclude(node: &Node, failures: &FailureLog, watch: &ActivityHandle, ended: EndedTransfer) -> Reply {
+    let bytes = watch.progress.transferred();
+    let took = watch.started.elapsed();
+    let (reply, result) = match &ended.result {
+        Ok(()) if ended.kind == TransferKind::Listing => {
+            (Reply::new(Code::TRANSFER_COMPLETE, "Directory listing completed"), "complete")
+        }
+        Ok(()) => (Reply::new(Code::TRANSFER_COMPLETE, "Transfer complete"), "complete"),
+        Err(failure) => failure.reply(node.timeouts.stall),
+    };
+    metrics::transfer_ended(ended.kind.name(), result, bytes, took);
+    let end = TransferEnd { direction: ended.kind.name(), bytes, seconds: seconds(took), result };
+    match &ended.result {
+        Ok(()) => log_success(failures, watch, &ended, end),
+        Err(_) => {
+            let operation = Operation {
+                verb: watch.verb,
+                path: Some(&ended.path),
+                transfer: Some(end),
+                cancelled_by: watch.cancelled_by(),
+            };
+            failures.report(operation, &reply);
+        }
+    }
+    if ended.kind != TransferKind::Listing {
+        let identity = failures.identity();
+        node.transfer_log.record(&transfer_log::LoggedTransfer {
+            client: identity.address,
+            user: &identity.user,
+            path: &ended.stored_at,
+            bytes,
+            took,
+            ascii: ended.coding == Coding::Ascii,
+            upload: ended.kind == TransferKind::Upload,
+            complete: ended.result.is_ok(),
+        });
+    }
+    reply
+}
+
+fn log_success(failures: &FailureLog, watch: &ActivityHandle, ended: &EndedTransfer, end: TransferEnd) {
+    let level = if ended.kind == TransferKind::Listing { log::Level::Debug } else { log::Level::Info };
+    let TransferEnd { direction, bytes, seconds, result } = end;
+    log_session!(
+        level, failures.identity(), verb = watch.verb, path:% = ended.path, bytes, seconds, result;
+        "{direction}"
+    );
+}
+
+/// Seconds, to the millisecond.
+fn seconds(time: Duration) -> f64 {
+    time.as_millis() as f64 / 1000.0
+}
+
+/// Counts a transfer for the registry and the metrics while it runs.
+struct TransferCount<'n>(&'n Node);
+
+impl<'n> TransferCount<'n> {
+    fn start(node: &'n Node) -> Self {
+        use std::sync::atomic::Ordering::Relaxed;
+        metrics::transfers(node.registry.transfers().fetch_add(1, Relaxed) + 1);
+        Self(node)
+    }
+}
+
+impl Drop for TransferCount<'_> {
+    fn drop(&mut self) {
+        use std::sync::atomic::Ordering::Relaxed;
+        metrics::transfers(self.0.registry.transfers().fetch_sub(1, Relaxed) - 1);
+    }
+}

@@ -1,0 +1,221 @@
+//! Activities: transfers and long commands, which run beside the control connection. ABOR, STAT, NOOP and
+//! QUIT are answered meanwhile.
+
+use std::{
+    fmt,
+    net::{Shutdown, TcpStream},
+    os::fd::AsRawFd,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use common::sync::lock;
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::{sync::Notify, time::sleep};
+
+use super::{presence::ClientPresence, progress::Progress};
+use crate::{protocol::reply::Reply, virtual_path::VirtualPath};
+
+/// After the client has left, an upload ends at the latest after this many times the limit for silence.
+const MAX_SILENCES: u32 = 10;
+
+/// A transfer or long command that runs.
+pub struct Activity {
+    pub watch: Arc<ActivityHandle>,
+    /// True for uploads: they ask [`ClientPresence::has_left`], and [`ActivityHandle::see_off`] follows the
+    /// end of the control connection.
+    pub asks_for_client: bool,
+    /// Runs the activity, and returns its last reply.
+    pub end: Pin<Box<dyn Future<Output = Reply> + Send>>,
+}
+
+/// An activity as the control connection sees it, and the means to end it early.
+pub struct ActivityHandle {
+    /// `RETR`, `LIST`, …
+    pub verb: &'static str,
+    pub started: Instant,
+    pub progress: Arc<Progress>,
+    /// For uploads.
+    pub client: ClientPresence,
+    /// The path that the command's argument names. Set before the activity runs.
+    pub path: OnceLock<VirtualPath>,
+    /// The data connection, while a worker uses it.
+    socket: Mutex<Option<Arc<TcpStream>>>,
+    /// The data connection is open.
+    is_connected: AtomicBool,
+    cancelled: Notify,
+    cancelled_by: OnceLock<CancelledBy>,
+    departed: Notify,
+}
+
+/// The cause of an early end of an activity. `Display` is for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CancelledBy {
+    Abor,
+    ClientGone,
+    Administrator,
+    /// After `drain_timeout`, or a second signal.
+    NodeStop,
+    /// The node ended the session for another reason, which its own line of the log names.
+    SessionEnd,
+    /// The control connection's descriptor could not be duplicated.
+    NoDescriptor,
+    /// The transfer was slower than `minimum_rate`.
+    TooSlow,
+}
+
+impl CancelledBy {
+    /// The label of `ftp_operations_failed_total`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Abor => "aborted",
+            Self::ClientGone => "client_gone",
+            Self::Administrator => "ended_by_administrator",
+            Self::NodeStop => "node_stop",
+            Self::SessionEnd => "session_end",
+            Self::NoDescriptor => "too_many_open_files",
+            Self::TooSlow => "too_slow",
+        }
+    }
+}
+
+impl fmt::Display for CancelledBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Abor => "the client sent ABOR",
+            Self::ClientGone => "the client closed the control connection",
+            Self::Administrator => "an administrator ended the session",
+            Self::NodeStop => "the node stops, and drain_timeout is over",
+            Self::SessionEnd => "the node ended the session",
+            Self::NoDescriptor => "the node has too many open files",
+            Self::TooSlow => "the transfer was slower than minimum_rate",
+        })
+    }
+}
+
+impl ActivityHandle {
+    pub fn new(verb: &'static str) -> Arc<Self> {
+        Arc::new(Self {
+            verb,
+            started: Instant::now(),
+            progress: Arc::default(),
+            client: ClientPresence::default(),
+            path: OnceLock::new(),
+            socket: Mutex::default(),
+            is_connected: AtomicBool::new(false),
+            cancelled: Notify::new(),
+            cancelled_by: OnceLock::new(),
+            departed: Notify::new(),
+        })
+    }
+
+    /// Returns true if the replies to later commands wait for this activity's reply. STAT with a path is
+    /// short, so nothing needs an answer meanwhile, and clients may pipeline commands after it. Only ABOR
+    /// does not wait.
+    pub fn keeps_order(&self) -> bool {
+        self.verb == "STAT"
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.progress.is_cancelled()
+    }
+
+    pub fn cancelled_by(&self) -> Option<CancelledBy> {
+        self.cancelled_by.get().copied()
+    }
+
+    /// Ends the activity soon: its worker sees the flag, or the end of its socket. The first cause stays.
+    pub fn cancel(&self, by: CancelledBy) {
+        let _ = self.cancelled_by.set(by);
+        self.progress.cancel();
+        self.shut_down(Shutdown::Both);
+        self.cancelled.notify_one();
+    }
+
+    fn shut_down(&self, how: Shutdown) {
+        if let Some(socket) = &*lock(&self.socket) {
+            // The connection may have ended already.
+            let _ = socket.shutdown(how);
+        }
+    }
+
+    /// The client has closed the control connection during an upload: bytes that are on their way are still
+    /// stored. Returns, and ends the upload soon, once no byte came for the time `silence`, at the latest
+    /// after `MAX_SILENCES` times as long. Cancel-safe.
+    pub async fn see_off(&self, silence: Duration) {
+        self.client.note_left(self.progress.transferred());
+        self.departed.notify_one();
+        let mut moved = self.progress.transferred();
+        for _ in 0..MAX_SILENCES {
+            sleep(silence).await;
+            let is_connected = self.is_connected.load(Ordering::Acquire);
+            let is_silent = self.progress.transferred() == moved && !self.has_unread();
+            moved = self.progress.transferred();
+            match (is_connected, is_silent) {
+                (false, _) => break,
+                (true, true) => self.cut_off(),
+                (true, false) => {}
+            }
+        }
+        let _ = self.cancelled_by.set(CancelledBy::ClientGone);
+        self.progress.give_up();
+        self.shut_down(Shutdown::Both);
+        self.cancelled.notify_one();
+    }
+
+    /// Ends the stream after the bytes that have arrived.
+    fn cut_off(&self) {
+        self.client.cut_off();
+        self.shut_down(Shutdown::Read);
+    }
+
+    /// Returns true if bytes wait in the data connection for the worker.
+    fn has_unread(&self) -> bool {
+        let socket = lock(&self.socket);
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        socket.as_ref().is_some_and(|socket| recv(socket.as_raw_fd(), &mut [0], flags).is_ok_and(|n| n > 0))
+    }
+
+    /// Returns once the client has left. One waiter at a time.
+    pub async fn departure(&self) {
+        if !self.client.has_left() {
+            self.departed.notified().await;
+        }
+    }
+
+    /// Notes that the data connection is open.
+    pub fn connected(&self) {
+        self.is_connected.store(true, Ordering::Release);
+    }
+
+    /// Returns once the activity is cancelled. One waiter at a time.
+    pub async fn cancellation(&self) {
+        if !self.is_cancelled() {
+            self.cancelled.notified().await;
+        }
+    }
+
+    /// Lets [`Self::cancel`] end this connection, even if it was called before.
+    pub fn attach(&self, socket: &Arc<TcpStream>) {
+        *lock(&self.socket) = Some(Arc::clone(socket));
+        if self.is_cancelled() {
+            let _ = socket.shutdown(Shutdown::Both);
+        } else if self.client.is_cut_off() {
+            let _ = socket.shutdown(Shutdown::Read);
+        }
+    }
+
+    /// Returns true while a worker uses the data connection.
+    pub fn is_attached(&self) -> bool {
+        lock(&self.socket).is_some()
+    }
+
+    /// Lets go of the connection. It closes when the worker has dropped it, too.
+    pub fn detach(&self) {
+        *lock(&self.socket) = None;
+    }
+}

@@ -1,0 +1,88 @@
+//! The presence of an upload's client: an upload goes on for a while after its control connection has ended,
+//! and the end of its data counts only if the control connection was open at that moment.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+/// Bytes that an upload still takes after its client has closed the control connection: as many as the
+/// largest usual buffers of both ends can hold (64 MiB each).
+pub const MAX_AFTER_LEAVING: u64 = 128 * 1024 * 1024;
+
+/// Shared by the worker that receives an upload and the control connection that watches it.
+#[derive(Debug, Default)]
+pub struct ClientPresence {
+    control: OnceLock<OwnedFd>,
+    /// The upload's byte count when the client left.
+    left_at: OnceLock<u64>,
+    is_cut_off: AtomicBool,
+    /// Set when the end of the data was seen: true if the control connection was open then.
+    was_present_at_end: OnceLock<bool>,
+}
+
+impl ClientPresence {
+    /// Sets the control connection of the upload. Called once, before the upload starts.
+    pub fn watch(&self, control: OwnedFd) {
+        let is_first = self.control.set(control).is_ok();
+        debug_assert!(is_first, "an upload has one control connection");
+    }
+
+    /// Returns true if the client has closed its side of the control connection, even if the node has not
+    /// read all commands before that end yet. Asks the kernel, because the task that reads the connection may
+    /// not have seen the end yet.
+    pub fn has_left(&self) -> bool {
+        self.left_at.get().is_some() || self.control.get().is_some_and(has_ended)
+    }
+
+    /// Notes that the client has closed the control connection, and the upload's byte count at that moment.
+    pub fn note_left(&self, transferred: u64) {
+        let _ = self.left_at.set(transferred);
+    }
+
+    /// Returns true if the upload has taken [`MAX_AFTER_LEAVING`] bytes since the client left.
+    pub fn has_sent_enough(&self, transferred: u64) -> bool {
+        self.left_at.get().is_some_and(|left_at| transferred - left_at >= MAX_AFTER_LEAVING)
+    }
+
+    /// The client has left and its data connection is silent: the worker must not take the end of file that
+    /// it sees from now on for the end of the data.
+    pub fn cut_off(&self) {
+        // Once the end of the data was seen, no further end follows.
+        if !self.has_seen_end() {
+            self.is_cut_off.store(true, Ordering::Release);
+        }
+    }
+
+    /// Returns true after [`Self::cut_off`].
+    pub fn is_cut_off(&self) -> bool {
+        self.is_cut_off.load(Ordering::Acquire)
+    }
+
+    /// Notes that the worker has seen the end of the data, and whether the control connection was open then.
+    /// Only the first call counts.
+    pub fn note_end(&self) {
+        self.was_present_at_end.get_or_init(|| !self.has_left());
+    }
+
+    /// Returns true after [`Self::note_end`].
+    pub fn has_seen_end(&self) -> bool {
+        self.was_present_at_end.get().is_some()
+    }
+
+    /// Returns true if the end of the data was seen while the control connection was open.
+    pub fn was_present_at_end(&self) -> bool {
+        self.was_present_at_end.get().copied().unwrap_or(false)
+    }
+}
+
+/// Returns true if the peer has closed its side of the connection, or the connection broke. Does not wait.
+pub fn has_ended(connection: &impl AsRawFd) -> bool {
+    let mut poll = libc::pollfd { fd: connection.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: the pointer and the count describe the one structure `poll`. A timeout of 0 does not wait.
+    let found = unsafe { libc::poll(&mut poll, 1, 0) };
+    found != 0
+}
