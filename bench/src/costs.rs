@@ -56,7 +56,9 @@ impl ControlGroup {
     pub fn cpu(&self) -> io::Result<f64> {
         let text = fs::read_to_string(self.path.join("cpu.stat"))?;
         let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<f64>().ok());
-        usage.map(|microseconds| microseconds / 1e6).ok_or_else(|| io::Error::other("no usage_usec"))
+        usage
+            .map(|microseconds| microseconds / 1e6)
+            .ok_or_else(|| io::Error::other("cpu.stat has no line usage_usec"))
     }
 
     /// Memory that the group's processes use now.

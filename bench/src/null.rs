@@ -107,7 +107,7 @@ impl NullSession {
     }
 
     fn transfer(&mut self, work: impl FnOnce(&TcpStream) -> io::Result<()>) -> io::Result<()> {
-        let listener = self.passive.take().ok_or_else(|| other("no EPSV before"))?;
+        let listener = self.passive.take().ok_or_else(|| other("no EPSV precedes the transfer"))?;
         let (data, _) = listener.accept()?;
         self.reply("150 here it comes")?;
         work(&data)?;

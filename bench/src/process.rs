@@ -71,7 +71,7 @@ impl ServerProcess {
             if self.child.try_wait()?.is_some() || Instant::now() > end {
                 let log = fs::read_to_string(&self.log).unwrap_or_default();
                 let last: Vec<&str> = log.lines().rev().take(5).collect();
-                return Err(other(format!("{error}; its log ends: {}", last.join(" | "))));
+                return Err(other(format!("{error}; the last lines of its log: {}", last.join(" | "))));
             }
             thread::sleep(Duration::from_millis(50));
         }

@@ -157,10 +157,10 @@ fn curl_lftp_and_python_encrypt_everything() {
     assert!(!refused.succeeded);
 }
 
-/// What FileZilla does: many connections at once, each with a session of its own, and data
-/// connections that resume the control connection's TLS session.
+/// Like FileZilla: many sessions at the same time, whose data
+/// connections resume the TLS session of their control connection.
 #[test]
-fn twenty_encrypted_sessions_at_once_each_resume_their_own() {
+fn twenty_simultaneous_sessions_each_resume_their_own_tls_session() {
     let authority = Authority::new();
     let cluster = encrypted(&authority).setting("tls_data_reuse", "required").start();
     std::thread::scope(|scope| {

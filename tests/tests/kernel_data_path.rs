@@ -174,7 +174,7 @@ impl TestNetwork {
         let name = format!("{direction}_{}", self.balancer.nodes[position].0);
         let text = self.balancer_host.run("nft", &["list", "counter", "inet", "ftp_data_path", &name]);
         let count = text.split("bytes ").nth(1).and_then(|rest| rest.split_whitespace().next());
-        count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no bytes in {text}"))
+        count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no byte count in: {text}"))
     }
 
     /// Number of ended data connections that nginx has carried.

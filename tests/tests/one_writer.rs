@@ -69,7 +69,7 @@ fn a_second_writer_on_any_node_gets_450_at_once_for_every_path_of_the_file() {
 }
 
 #[test]
-fn of_simultaneous_uploads_of_a_path_one_succeeds_and_the_others_get_450() {
+fn one_of_several_simultaneous_uploads_of_a_path_succeeds_and_the_others_get_450() {
     let cluster = Cluster::start();
     for round in 0..5 {
         let mut sessions: Vec<_> = (0..6).map(|number| cluster.login_through(number % 3)).collect();

@@ -25,7 +25,7 @@ pub struct Workload {
     pub unit: &'static str,
     /// Unit of `rate`.
     pub rate: &'static str,
-    /// Whether to encrypt: `false` for plain FTP, `true` for FTPS.
+    /// The modes that run: `false` is plain FTP, `true` is FTPS.
     pub modes: &'static [bool],
     /// The servers that run this workload.
     pub kinds: &'static [ServerKind],

@@ -22,7 +22,7 @@ const MATCH_LIMIT: Duration = Duration::from_secs(2);
 /// Property of glob patterns and listing lines. The input holds a pattern, a name, a link target and
 /// numbers, separated by NUL, which no name contains.
 ///
-/// * A match ends within [`MATCH_LIMIT`], and its result agrees with a simple implementation.
+/// * A match ends within 2 s, and its result agrees with a simple implementation.
 /// * A name matches itself as a pattern if all its bytes are escaped.
 /// * A listing line is one line with the complete name at its end.
 pub fn glob_and_listing(input: &[u8]) {

@@ -56,7 +56,7 @@ impl Lane {
             return session;
         }
         // Many sessions log in at the same time, so a node may refuse a login because authd is busy.
-        eventually("a login", || {
+        eventually("a login to succeed", || {
             let mut session = Dialogue::connect_with(&self.connector, self.nodes[writer.node]);
             session.command(&format!("USER {}", Self::user(self.number, writer.account)), 331);
             session.send("PASS secret");
