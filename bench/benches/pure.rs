@@ -1,5 +1,5 @@
-//! The pure parts of the node: what runs for every command, entry or byte without a system call.
-//! `cargo bench --package bench`; a word more is a filter.
+//! Benchmarks of the node's pure functions, which run for each command, entry or byte without a
+//! system call. Run them with `cargo bench --package bench [FILTER]`.
 
 use std::{hint::black_box, time::Duration};
 
@@ -76,7 +76,7 @@ fn replies(criterion: &mut Criterion) {
 }
 
 fn paths(criterion: &mut Criterion) {
-    let here = VirtualPath::root().join(b"reports/2026").expect("a path");
+    let here = VirtualPath::root().join(b"reports/2026").expect("the path is valid");
     criterion.bench_function("path/join", |bencher| {
         bencher.iter(|| here.join(black_box(b"../2025/./november.csv")));
     });
@@ -131,7 +131,7 @@ fn proxy_headers(criterion: &mut Criterion) {
 }
 
 fn text(criterion: &mut Criterion) {
-    let line = b"a line of a text file, as long as such lines are wont to be\n";
+    let line = b"a line of a text file that has sixty bytes, which is usual.\n";
     let file: Vec<u8> = line.iter().copied().cycle().take(256 << 10).collect();
     let mut wire = Vec::with_capacity(2 * file.len());
     ascii::Outgoing::default().convert(&file, &mut wire);

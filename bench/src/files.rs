@@ -1,4 +1,4 @@
-//! The files that workloads ask for, in every server's one home.
+//! The files that workloads use, in the home that all servers share.
 
 use std::{
     fs::{self, File},
@@ -10,24 +10,28 @@ use std::{
 use crate::client::pattern;
 
 pub const GIB: u64 = 1 << 30;
-/// What one stream moves.
+/// Name of a file of 1 GiB.
 pub const LARGE: &str = "large";
-/// What each of eight streams moves: a quarter of [`LARGE`].
+/// Name of a file of 256 MiB.
 pub const MEDIUM: &str = "medium";
+/// Number of small files.
 pub const SMALL_FILES: usize = 2000;
+/// Size of a small file in bytes.
 pub const SMALL: u64 = 4096;
+/// Entries of the directory `entries`.
 pub const ENTRIES: usize = 10_000;
+/// Entries of the directory `million`.
 pub const MILLION: usize = 1_000_000;
 
-/// Makes what every workload needs.
+/// Creates all files except the directory of a million entries.
 ///
 /// # Errors
-/// There is no room.
+/// A file cannot be written.
 pub fn make(home: &Path) -> io::Result<()> {
     for directory in ["small", "entries", "uploads"] {
         fs::create_dir_all(home.join(directory))?;
     }
-    // Servers that change to the user's identity write here too.
+    // Servers that change to the user's identity must be able to write here.
     fs::set_permissions(home.join("uploads"), fs::Permissions::from_mode(0o777))?;
     let block = pattern(1 << 20);
     for (name, mebibytes) in [(LARGE, 1024), (MEDIUM, 256)] {
@@ -51,10 +55,10 @@ pub fn small(number: usize) -> String {
     format!("small/file-{number:05}")
 }
 
-/// Makes a directory with a million entries, if there is none.
+/// Creates the directory of a million entries, unless it exists.
 ///
 /// # Errors
-/// There is no room.
+/// A file cannot be created.
 pub fn make_million(home: &Path) -> io::Result<()> {
     let directory = home.join("million");
     if fs::create_dir(&directory).is_ok() {
@@ -65,7 +69,7 @@ pub fn make_million(home: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what a failed round has left.
+/// Removes the files that a failed round has uploaded.
 ///
 /// # Errors
 /// A file cannot be removed.
@@ -73,20 +77,20 @@ pub fn clear_uploads(home: &Path) -> io::Result<()> {
     fs::read_dir(home.join("uploads"))?.try_for_each(|entry| fs::remove_file(entry?.path()))
 }
 
-/// Removes uploads and wants so many of them of that size.
+/// Removes the uploaded files, after checking that there are `count` files of `size` bytes each.
 ///
 /// # Errors
-/// There are others.
-pub fn take_uploads(home: &Path, count: usize, size: u64) -> io::Result<()> {
-    let (mut found, mut right) = (0, 0);
+/// The number or a size differs, or a file cannot be removed.
+pub fn check_and_remove_uploads(home: &Path, count: usize, size: u64) -> io::Result<()> {
+    let (mut found, mut complete) = (0, 0);
     for entry in fs::read_dir(home.join("uploads"))? {
         let entry = entry?;
         found += 1;
-        right += usize::from(entry.metadata()?.len() == size);
+        complete += usize::from(entry.metadata()?.len() == size);
         fs::remove_file(entry.path())?;
     }
-    if (found, right) == (count, count) {
+    if (found, complete) == (count, count) {
         return Ok(());
     }
-    Err(io::Error::other(format!("of {count} uploads there are {found}, {right} of them whole")))
+    Err(io::Error::other(format!("found {found} of {count} uploaded files; {complete} have the right size")))
 }

@@ -1,31 +1,33 @@
-//! What our node is to reach, and whether it did. Pure.
+//! Performance goals of our node. Pure.
 
-use crate::servers::Kind;
+use crate::servers::ServerKind;
 
-/// One goal: a figure of ours, and its bound.
+/// A goal: one figure of one of our servers, and the bound that it must keep.
 pub struct Goal {
     pub workload: &'static str,
     pub encrypted: bool,
-    /// Whose figure it is.
-    pub of: Kind,
+    /// The server whose figure is compared.
+    pub server: ServerKind,
     pub figure: &'static str,
     pub bound: Bound,
 }
 
+/// Bound of a figure, or of its ratio to the figure of another server in the same rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bound {
-    /// No more than this.
+    /// Upper bound of the figure.
     AtMost(f64),
-    /// No more than this many times the figure of another server in the same rounds.
-    Times(f64, Kind),
-    /// No less than that.
-    TimesAtLeast(f64, Kind),
+    /// Upper bound of the ratio to this server's figure.
+    Times(f64, ServerKind),
+    /// Lower bound of the ratio to this server's figure.
+    TimesAtLeast(f64, ServerKind),
+    /// Lower bound of the figure.
     AtLeast(f64),
 }
 
 impl Bound {
-    /// Whether a figure, or its ratio to the other server's, keeps the bound.
-    pub fn is_kept(self, value: f64) -> bool {
+    /// Returns true if `value`, a figure or a ratio according to the variant, keeps the bound.
+    pub fn is_met(self, value: f64) -> bool {
         match self {
             Self::AtMost(most) | Self::Times(most, _) => value <= most,
             Self::AtLeast(least) | Self::TimesAtLeast(least, _) => value >= least,
@@ -34,55 +36,58 @@ impl Bound {
 }
 
 const fn goal(workload: &'static str, encrypted: bool, figure: &'static str, bound: Bound) -> Goal {
-    Goal { workload, encrypted, of: Kind::Ftpd, figure, bound }
+    Goal { workload, encrypted, server: ServerKind::Ftpd, figure, bound }
 }
 
-const fn times(workload: &'static str, encrypted: bool, factor: f64, kind: Kind) -> Goal {
+/// A goal for the ratio of CPU time.
+const fn cpu_ratio(workload: &'static str, encrypted: bool, factor: f64, kind: ServerKind) -> Goal {
     goal(workload, encrypted, "cpu", Bound::Times(factor, kind))
 }
 
-const fn rate(workload: &'static str, encrypted: bool, factor: f64, kind: Kind) -> Goal {
+/// A goal for the ratio of rates.
+const fn rate_ratio(workload: &'static str, encrypted: bool, factor: f64, kind: ServerKind) -> Goal {
     goal(workload, encrypted, "rate", Bound::TimesAtLeast(factor, kind))
 }
 
-const fn behind(workload: &'static str) -> Goal {
-    let bound = Bound::Times(1.05, Kind::Ftpd);
-    Goal { workload, encrypted: false, of: Kind::Balancer, figure: "cpu", bound }
+/// A goal for the node's CPU time behind a balancer, compared with direct connections.
+const fn behind_balancer(workload: &'static str) -> Goal {
+    let bound = Bound::Times(1.05, ServerKind::Ftpd);
+    Goal { workload, encrypted: false, server: ServerKind::Balancer, figure: "cpu", bound }
 }
 
-/// What a change is held against.
+/// All goals. The report shows which of them a run meets.
 pub static GOALS: &[Goal] = &[
-    times("retr-1", false, 1.05, Kind::Null),
-    times("retr-8", false, 1.05, Kind::Null),
-    times("stor-1", false, 1.05, Kind::Null),
-    times("stor-8", false, 1.05, Kind::Null),
-    times("stor-1", false, 0.92, Kind::PureFtpd),
-    times("stor-8", false, 0.92, Kind::PureFtpd),
-    times("retr-1", true, 0.65, Kind::PureFtpd),
-    times("retr-8", true, 0.65, Kind::PureFtpd),
-    times("stor-1", true, 0.75, Kind::PureFtpd),
-    times("stor-8", true, 0.75, Kind::PureFtpd),
-    times("small-get", false, 0.85, Kind::PureFtpd),
-    times("small-put", false, 0.85, Kind::PureFtpd),
-    rate("small-get", false, 1.0, Kind::PureFtpd),
-    rate("small-put", false, 1.0, Kind::PureFtpd),
-    times("small-get", true, 0.9, Kind::Unftp),
-    times("small-put", true, 0.9, Kind::Unftp),
-    rate("small-get", true, 1.8, Kind::PureFtpd),
-    rate("small-put", true, 1.8, Kind::PureFtpd),
-    times("list", false, 0.85, Kind::PureFtpd),
-    times("list", true, 0.85, Kind::PureFtpd),
-    times("mlsd", false, 0.85, Kind::PureFtpd),
-    times("mlsd", true, 0.85, Kind::PureFtpd),
+    cpu_ratio("retr-1", false, 1.05, ServerKind::Null),
+    cpu_ratio("retr-8", false, 1.05, ServerKind::Null),
+    cpu_ratio("stor-1", false, 1.05, ServerKind::Null),
+    cpu_ratio("stor-8", false, 1.05, ServerKind::Null),
+    cpu_ratio("stor-1", false, 0.92, ServerKind::PureFtpd),
+    cpu_ratio("stor-8", false, 0.92, ServerKind::PureFtpd),
+    cpu_ratio("retr-1", true, 0.65, ServerKind::PureFtpd),
+    cpu_ratio("retr-8", true, 0.65, ServerKind::PureFtpd),
+    cpu_ratio("stor-1", true, 0.75, ServerKind::PureFtpd),
+    cpu_ratio("stor-8", true, 0.75, ServerKind::PureFtpd),
+    cpu_ratio("small-get", false, 0.85, ServerKind::PureFtpd),
+    cpu_ratio("small-put", false, 0.85, ServerKind::PureFtpd),
+    rate_ratio("small-get", false, 1.0, ServerKind::PureFtpd),
+    rate_ratio("small-put", false, 1.0, ServerKind::PureFtpd),
+    cpu_ratio("small-get", true, 0.9, ServerKind::Unftp),
+    cpu_ratio("small-put", true, 0.9, ServerKind::Unftp),
+    rate_ratio("small-get", true, 1.8, ServerKind::PureFtpd),
+    rate_ratio("small-put", true, 1.8, ServerKind::PureFtpd),
+    cpu_ratio("list", false, 0.85, ServerKind::PureFtpd),
+    cpu_ratio("list", true, 0.85, ServerKind::PureFtpd),
+    cpu_ratio("mlsd", false, 0.85, ServerKind::PureFtpd),
+    cpu_ratio("mlsd", true, 0.85, ServerKind::PureFtpd),
     goal("list", false, "first byte ms", Bound::AtMost(5.0)),
     goal("mlsd", false, "first byte ms", Bound::AtMost(5.0)),
     goal("million", false, "first byte ms", Bound::AtMost(5.0)),
     goal("million", false, "peak growth MiB", Bound::AtMost(1.0)),
-    times("login-16", false, 1.0, Kind::Unftp),
-    times("login-16", true, 1.0, Kind::Unftp),
-    behind("balancer-retr"),
-    behind("balancer-stor"),
-    behind("balancer-small"),
+    cpu_ratio("login-16", false, 1.0, ServerKind::Unftp),
+    cpu_ratio("login-16", true, 1.0, ServerKind::Unftp),
+    behind_balancer("balancer-retr"),
+    behind_balancer("balancer-stor"),
+    behind_balancer("balancer-small"),
     goal("idle", false, "PSS KiB", Bound::AtMost(4.0)),
     goal("idle", true, "PSS KiB", Bound::AtMost(16.0)),
     goal("idle", false, "idle CPU ms/s", Bound::AtMost(1.0)),
@@ -99,7 +104,7 @@ mod tests {
     use crate::workloads::WORKLOADS;
 
     #[test]
-    fn every_goal_is_of_a_workload_that_measures_both_servers() {
+    fn every_goal_names_a_workload_that_measures_all_of_its_servers() {
         for goal in GOALS {
             let workload = WORKLOADS.iter().find(|w| w.name == goal.workload).unwrap();
             assert!(workload.modes.contains(&goal.encrypted), "{}", goal.workload);
@@ -107,7 +112,7 @@ mod tests {
                 Bound::Times(_, kind) | Bound::TimesAtLeast(_, kind) => Some(kind),
                 Bound::AtMost(_) | Bound::AtLeast(_) => None,
             };
-            for kind in [Some(goal.of), reference].into_iter().flatten() {
+            for kind in [Some(goal.server), reference].into_iter().flatten() {
                 assert!(workload.kinds.contains(&kind), "{}", goal.workload);
                 assert!(kind.encrypts() || !goal.encrypted, "{}", goal.workload);
             }
@@ -115,9 +120,9 @@ mod tests {
     }
 
     #[test]
-    fn bounds_include_their_ends() {
-        assert!(Bound::Times(1.05, Kind::Null).is_kept(1.05));
-        assert!(!Bound::AtMost(5.0).is_kept(5.1) && Bound::AtLeast(0.99).is_kept(0.99));
-        assert!(!Bound::AtMost(5.0).is_kept(f64::NAN));
+    fn a_figure_equal_to_its_bound_meets_it_and_nan_does_not() {
+        assert!(Bound::Times(1.05, ServerKind::Null).is_met(1.05));
+        assert!(!Bound::AtMost(5.0).is_met(5.1) && Bound::AtLeast(0.99).is_met(0.99));
+        assert!(!Bound::AtMost(5.0).is_met(f64::NAN));
     }
 }

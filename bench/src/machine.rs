@@ -1,5 +1,5 @@
-//! The machine that is measured on: a network of its own where that is allowed, the CPUs that
-//! servers and client are bound to, and what the results must say of it.
+//! Prepares the machine for a run: network namespace, CPU pinning, and the description of both for
+//! the results.
 
 use std::{
     fs::{self, File},
@@ -19,46 +19,49 @@ use serde::Serialize;
 
 use crate::servers::PASSIVE_PORTS;
 
-/// Under what conditions figures came about.
+/// The conditions of a run, for the results.
 #[derive(Clone, Debug, Serialize)]
 pub struct Conditions {
     pub cpu: String,
     pub cpus: usize,
     pub memory_gib: u64,
     pub kernel: String,
-    /// How TCP was set, and in whose network.
+    /// Network namespace and TCP settings.
     pub network: String,
     pub pinning: String,
     pub files: String,
 }
 
-/// Where servers are started.
+/// The environment in which servers start.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
-    /// The CPU that is theirs, if there are two.
+pub struct Placement {
+    /// The CPU for all servers; `None` if there is only one CPU.
     pub cpu: Option<usize>,
-    /// Whether what is mounted from now on is seen by this process and its children alone.
+    /// New mounts are visible only to this process and its children.
     pub own_mounts: bool,
 }
 
-/// Takes this process, and all it starts, into a network of its own with Linux's defaults, and
-/// binds it to its CPU. Must come before any thread is started.
+/// Moves this process into a new network namespace with Linux's defaults, and pins it to a CPU.
+/// Processes that it starts inherit the namespace. The caller must not have started any thread yet.
 ///
 /// # Errors
-/// CPUs cannot be bound to.
-pub fn prepare(files: &Path) -> io::Result<(Conditions, Place)> {
-    let allowed = allow_cubic();
+/// The process cannot be pinned to a CPU, or the limit of open files cannot be read or set.
+pub fn prepare(files: &Path) -> io::Result<(Conditions, Placement)> {
+    let host_list = allow_cubic();
     let namespaces = own_namespaces();
     let own_mounts = namespaces.is_ok();
     let network = match namespaces.and_then(|()| own_network()) {
         Ok(()) => "own namespace, loopback only, CUBIC, Linux's default buffers".to_owned(),
         Err(error) => {
             let control = fs::read_to_string(CONTROL).unwrap_or_default();
-            format!("not as it should be ({error}), {}: not comparable with other machines", control.trim())
+            format!(
+                "no prepared namespace ({error}), congestion control {}: not comparable with other machines",
+                control.trim()
+            )
         }
     };
-    if let Some((list, before)) = allowed {
-        // Nothing else is allowed than before; this namespace keeps what it has.
+    if let Some((list, before)) = host_list {
+        // Restores the host's list. The new namespace keeps CUBIC.
         let _ = list.write_all_at(before.as_bytes(), 0);
     }
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -70,7 +73,7 @@ pub fn prepare(files: &Path) -> io::Result<(Conditions, Place)> {
             bind_to(client)?;
             (Some(servers), format!("servers on CPU {servers}, client on CPU {client}"))
         }
-        _ => (None, "none: one CPU for servers and client".to_owned()),
+        _ => (None, "no pinning: servers and client share one CPU".to_owned()),
     };
     let conditions = Conditions {
         cpu: field("/proc/cpuinfo", "model name").unwrap_or_default(),
@@ -83,13 +86,13 @@ pub fn prepare(files: &Path) -> io::Result<(Conditions, Place)> {
         pinning,
         files: file_system(files),
     };
-    Ok((conditions, Place { cpu, own_mounts }))
+    Ok((conditions, Placement { cpu, own_mounts }))
 }
 
-/// Binds the calling thread, and those that it starts, to one CPU.
+/// Pins the calling thread, and the threads that it starts, to one CPU.
 ///
 /// # Errors
-/// The CPU is not this process's to use.
+/// This process may not use the CPU.
 pub fn bind_to(cpu: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
@@ -100,8 +103,9 @@ const CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 
 const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 
-/// A namespace may use only what the host has on its list. Where CUBIC is missing there, the list
-/// is returned as it was, to be put back: opened now, since no other namespace may write it.
+/// Adds CUBIC to the host's list of allowed congestion controls, because a new namespace may use
+/// only these. Returns the open file and the former list if the list was changed. The file is opened
+/// here, because other namespaces cannot open it for writing.
 fn allow_cubic() -> Option<(File, String)> {
     let before = fs::read_to_string(ALLOWED).ok()?;
     if before.split_whitespace().any(|name| name == "cubic") {
@@ -113,19 +117,19 @@ fn allow_cubic() -> Option<(File, String)> {
 }
 
 fn own_namespaces() -> io::Result<()> {
-    // Also mounts of its own: vsftpd needs a file in /etc/pam.d that nobody else shall see.
+    // The mount namespace is for vsftpd: its file in /etc/pam.d must not be visible to the host.
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)?;
     Ok(mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?)
 }
 
 fn own_network() -> io::Result<()> {
-    // /proc/sys/net shows the network of whoever opens it, so it needs no new mount.
+    // /proc/sys/net shows the network namespace of the process that opens it. It needs no new mount.
     raise_loopback()?;
     let passive = format!("{}-{}", PASSIVE_PORTS.0, PASSIVE_PORTS.1);
     for (key, value) in [
         ("ipv4/tcp_congestion_control", "cubic"),
         ("ipv4/ip_local_port_range", "10240 65000"),
-        // A client's own port among them would keep nginx from listening there.
+        // Excludes passive ports: a client connection from such a port would keep nginx from binding it.
         ("ipv4/ip_local_reserved_ports", passive.as_str()),
         ("ipv4/tcp_rmem", "4096 131072 6291456"),
         ("ipv4/tcp_wmem", "4096 16384 4194304"),
@@ -139,7 +143,7 @@ fn own_network() -> io::Result<()> {
 
 fn raise_loopback() -> io::Result<()> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-    // SAFETY: a structure of numbers, for which zeros are values.
+    // SAFETY: `ifreq` consists of integers and raw pointers. All-zero bytes are valid values of them.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
         *to = *from as libc::c_char;
@@ -153,13 +157,14 @@ fn raise_loopback() -> io::Result<()> {
     }
 }
 
-/// The value of the first `name : value` in a file of /proc.
+/// Returns the value of the first line `name : value` of a file in /proc.
 fn field(path: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))?;
     Some(line.trim().to_owned())
 }
 
+/// Returns the type of the file system that holds `path`.
 fn file_system(path: &Path) -> String {
     let mut command = Command::new("stat");
     let output = command.args(["--file-system", "--format=%T"]).arg(path).output();

@@ -1,11 +1,11 @@
-//! Measures whole servers: ours, others and a reference, in interleaved rounds over loopback.
-//! `./dev bench` runs it; docs/performance.md has its method and last results.
+//! The benchmark program: measures complete FTP servers over loopback, in interleaved rounds.
+//! `./dev bench` runs it. docs/performance.md describes the method and has the last results.
 
-// A program for people at a terminal.
+// The program writes to the terminal of the person who runs it.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-mod account;
 mod client;
+mod costs;
 mod files;
 mod goals;
 mod machine;
@@ -30,11 +30,11 @@ use clap::{Args, Parser, Subcommand};
 use nix::sys::signal::{self, SigHandler, Signal};
 
 use report::{Results, Row};
-use servers::{Kind, Server, Site};
+use servers::{Server, ServerKind, Testbed};
 use workloads::Workload;
 
 #[derive(Parser)]
-#[command(about = "Measures FTP servers beside each other")]
+#[command(about = "Measures our FTP server and others under the same workloads")]
 struct Arguments {
     #[command(subcommand)]
     action: Action,
@@ -42,46 +42,46 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Action {
-    /// Runs workloads and prints tables
-    Run(Box<Run>),
-    /// Names the workloads
+    /// Runs workloads and prints tables of results
+    Run(Box<RunArguments>),
+    /// Lists the workloads
     Workloads,
-    /// Serves a folder as the reference server, on a loopback address
+    /// Runs the reference server: serves a directory on a loopback address
     Null { address: SocketAddrV4, root: PathBuf },
 }
 
 #[derive(Args)]
-struct Run {
-    /// Workloads by name, or beginnings of names; all, if none is given
+struct RunArguments {
+    /// Names of workloads, or prefixes of names [default: all workloads]
     workloads: Vec<String>,
-    /// Rounds of each workload; servers take turns in each
+    /// Rounds of each workload; each server runs once in each round
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Only these servers
+    /// Servers to measure, separated by commas [default: all servers]
     #[arg(long, value_delimiter = ',', value_enum)]
-    servers: Vec<Kind>,
-    /// Only without, or only with TLS
+    servers: Vec<ServerKind>,
+    /// Measure only FTPS (true) or only plain FTP (false) [default: both]
     #[arg(long, value_name = "BOOL")]
     tls: Option<bool>,
-    /// The folder with ftpd and authd; this program's own, if it is not given
+    /// Directory with the programs ftpd and authd [default: the directory of this program]
     #[arg(long)]
     daemons: Option<PathBuf>,
-    /// A folder with ftpd and authd of another build, measured beside
+    /// Directory with ftpd and authd of another build, to compare with
     #[arg(long)]
     before: Option<PathBuf>,
-    /// The folder with unpacked packages of other servers
+    /// Directory with the unpacked packages of other servers
     #[arg(long)]
     peers: PathBuf,
-    /// unftp, if it is installed
+    /// Path of the program unftp [default: unftp is not measured]
     #[arg(long)]
     unftp: Option<PathBuf>,
-    /// Where results.json and results.md go
+    /// Directory for results.json and results.md
     #[arg(long)]
     output: PathBuf,
-    /// What is measured, for the results
+    /// Revision of the measured source, shown in the results
     #[arg(long, default_value = "unknown")]
     revision: String,
-    /// Where the files are that are served: in memory, so that no disk is measured
+    /// Directory for the served files; a tmpfs keeps disk speed out of the results
     #[arg(long, default_value = "/dev/shm")]
     files: PathBuf,
 }
@@ -106,14 +106,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Set by the signals that end a run: what it started and made is cleaned up first.
+/// Set by the signals that end a run. The run then stops its servers and removes its files.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn interrupt(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-fn heed_signals() -> nix::Result<()> {
+fn install_signal_handlers() -> nix::Result<()> {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
         unsafe { signal::signal(signal, SigHandler::Handler(interrupt)) }?;
@@ -121,29 +121,29 @@ fn heed_signals() -> nix::Result<()> {
     Ok(())
 }
 
-impl Run {
+impl RunArguments {
     fn run(self) -> Result<(), Box<dyn Error>> {
         let workloads = workloads::select(&self.workloads)?;
-        let (conditions, place) = machine::prepare(&self.files)?;
+        let (conditions, placement) = machine::prepare(&self.files)?;
         let scratch = tempfile::Builder::new().prefix("ftp-bench-").tempdir_in(&self.files)?;
-        // Servers that give up root read it as somebody else.
+        // Servers that give up root read this directory as another user.
         fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755))?;
-        // Certificates too are gone after the run.
+        // The test certificates go to this directory too, so the run removes them at its end.
         tempfile::env::override_temp_dir(scratch.path()).map_err(|_| "the temporary directory is in use")?;
         let own = std::env::current_exe()?;
         let daemons = self.daemons.clone().or_else(|| own.parent().map(Path::to_owned)).unwrap_or_default();
-        // Some of their configurations want whole paths.
+        // Some servers accept only absolute paths in their configuration.
         let peers = fs::canonicalize(&self.peers)?;
-        let mut site = Site::new(daemons, peers.clone(), scratch.path().to_owned(), place);
-        site.unftp.clone_from(&self.unftp);
-        site.before.clone_from(&self.before);
-        heed_signals()?;
+        let mut testbed = Testbed::new(daemons, peers.clone(), scratch.path().to_owned(), placement);
+        testbed.unftp.clone_from(&self.unftp);
+        testbed.before.clone_from(&self.before);
+        install_signal_handlers()?;
         eprintln!("bench: making files in {}", scratch.path().display());
-        files::make(&site.home)?;
+        files::make(&testbed.home)?;
         fs::create_dir_all(&self.output)?;
 
         let kinds = self.kinds(workloads.iter().filter(|workload| !workload.fresh));
-        let mut servers = site.start(&kinds)?;
+        let mut servers = testbed.start(&kinds)?;
         let mut results = Results {
             revision: self.revision.clone(),
             date: date(),
@@ -153,7 +153,7 @@ impl Run {
         };
         for workload in workloads {
             if workload.fresh {
-                // Nobody else's memory or CPU beside.
+                // Other running servers would disturb the memory and CPU figures.
                 servers.clear();
             }
             for &encrypted in workload.modes {
@@ -161,8 +161,8 @@ impl Run {
                     continue;
                 }
                 let kinds = self.kinds([&workload]);
-                results.rows.extend(self.measure(&site, &servers, workload, encrypted, &kinds)?);
-                // What was measured stays, whatever becomes of the rest.
+                results.rows.extend(self.measure(&testbed, &servers, workload, encrypted, &kinds)?);
+                // Written after each workload, so that a later failure does not lose these results.
                 fs::write(self.output.join("results.json"), serde_json::to_vec_pretty(&results)?)?;
                 fs::write(self.output.join("results.md"), results.markdown())?;
             }
@@ -171,25 +171,26 @@ impl Run {
         Ok(())
     }
 
-    /// The servers that some workloads need, of those that were asked for.
-    fn kinds<'w>(&self, workloads: impl IntoIterator<Item = &'w &'static Workload>) -> Vec<Kind> {
-        let mut kinds: Vec<Kind> =
+    /// Returns the servers that these workloads need and that the command line selects.
+    fn kinds<'w>(&self, workloads: impl IntoIterator<Item = &'w &'static Workload>) -> Vec<ServerKind> {
+        let mut kinds: Vec<ServerKind> =
             workloads.into_iter().flat_map(|workload| workload.kinds).copied().collect();
         kinds.sort();
         kinds.dedup();
         kinds.retain(|kind| self.servers.is_empty() || self.servers.contains(kind));
-        kinds.retain(|kind| *kind != Kind::Before || self.before.is_some());
+        kinds.retain(|kind| *kind != ServerKind::Before || self.before.is_some());
         kinds
     }
 
-    /// All rounds of one workload: in each every server once, so that they share what disturbs it.
+    /// Runs all rounds of one workload. Each round runs every server once, so that a disturbance of
+    /// the machine affects all of them.
     fn measure(
         &self,
-        site: &Site,
+        testbed: &Testbed,
         servers: &[Server],
         workload: &Workload,
         encrypted: bool,
-        kinds: &[Kind],
+        kinds: &[ServerKind],
     ) -> io::Result<Vec<Row>> {
         let mut rows: Vec<Row> = kinds
             .iter()
@@ -211,19 +212,19 @@ impl Run {
                     return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted"));
                 }
                 let outcome = if workload.fresh {
-                    let fresh = site.start(&[row.server])?;
-                    fresh.iter().map(|server| (workload.run)(site, server, encrypted)).next()
+                    let fresh = testbed.start(&[row.server])?;
+                    fresh.iter().map(|server| (workload.run)(testbed, server, encrypted)).next()
                 } else {
                     let server = servers.iter().find(|server| server.kind == row.server);
-                    server.map(|server| (workload.run)(site, server, encrypted))
+                    server.map(|server| (workload.run)(testbed, server, encrypted))
                 };
-                match outcome.unwrap_or_else(|| Err(io::Error::other("it did not start"))) {
+                match outcome.unwrap_or_else(|| Err(io::Error::other("the server did not start"))) {
                     Ok(figures) => row.rounds.push(figures),
-                    // A server that fails has no more rounds: that is a result, too.
+                    // A failure is a result, too: it is reported, and the server gets no more rounds.
                     Err(error) => {
                         eprintln!("bench: {}: {error}", row.server.name());
                         row.error = Some(error.to_string());
-                        files::clear_uploads(&site.home)?;
+                        files::clear_uploads(&testbed.home)?;
                     }
                 }
             }

@@ -1,6 +1,7 @@
-//! The reference: the least FTP server that can serve the workloads. One thread a session, one
-//! `sendfile` for a download, `splice` through a large pipe for an upload, nothing checked and
-//! nothing logged. What a server costs above this is what it does besides moving bytes.
+//! The reference server `null`: the smallest FTP server that can run the workloads. It uses one
+//! thread for each session, one `sendfile` for a download and `splice` through a large pipe for an
+//! upload. It checks and logs nothing. The CPU time that another server uses beyond this is the cost
+//! of everything but moving bytes.
 
 use std::{
     fs::{self, File},
@@ -22,24 +23,24 @@ use crate::client::other;
 /// Serves `root` on a loopback address until the process ends.
 ///
 /// # Errors
-/// It cannot listen there.
+/// The address is not a loopback address, or the server cannot listen on it.
 pub fn serve(address: SocketAddrV4, root: &Path) -> io::Result<()> {
-    // It lets anybody do anything.
+    // This server has no access control.
     if !address.ip().is_loopback() {
-        return Err(other(format!("{address} is no loopback address")));
+        return Err(other(format!("{address} is not a loopback address")));
     }
     let listener = TcpListener::bind(address)?;
     listen(&listener, Backlog::new(4096)?)?;
     for connection in listener.incoming() {
         let (connection, root) = (connection?, root.to_owned());
         let session = thread::Builder::new().stack_size(64 << 10);
-        // A session that ends with an error has told its client by closing.
-        session.spawn(move || Session::new(connection, *address.ip(), root)?.run())?;
+        // Errors are ignored: the client sees a closed connection.
+        session.spawn(move || NullSession::new(connection, *address.ip(), root)?.run())?;
     }
     Ok(())
 }
 
-struct Session {
+struct NullSession {
     input: BufReader<TcpStream>,
     output: TcpStream,
     address: Ipv4Addr,
@@ -47,7 +48,7 @@ struct Session {
     passive: Option<TcpListener>,
 }
 
-impl Session {
+impl NullSession {
     fn new(connection: TcpStream, address: Ipv4Addr, directory: PathBuf) -> io::Result<Self> {
         connection.set_nodelay(true)?;
         let output = connection.try_clone()?;
@@ -106,7 +107,7 @@ impl Session {
     }
 
     fn transfer(&mut self, work: impl FnOnce(&TcpStream) -> io::Result<()>) -> io::Result<()> {
-        let listener = self.passive.take().ok_or_else(|| other("no EPSV before"))?;
+        let listener = self.passive.take().ok_or_else(|| other("no EPSV precedes the transfer"))?;
         let (data, _) = listener.accept()?;
         self.reply("150 here it comes")?;
         work(&data)?;

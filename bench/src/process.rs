@@ -1,4 +1,4 @@
-//! Servers as processes: born into their control group and onto their CPU, ended whatever happens.
+//! Processes of servers: each starts in its control group and on its CPU, and ends with the run.
 
 use std::{
     fs::{self, File},
@@ -18,30 +18,35 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{account::Group, client::other, machine};
+use crate::{client::other, costs::ControlGroup, machine};
 
 /// A running server.
-pub struct Process {
+pub struct ServerProcess {
     child: Child,
     log: PathBuf,
 }
 
-impl Process {
-    /// Starts a command with a log of its own. Must be called from the main thread: the kernel ends
-    /// the process when the *thread* that started it ends.
+impl ServerProcess {
+    /// Starts a command that writes its output to the file `log`. The caller must be the main thread,
+    /// because the kernel kills the process when the *thread* that started it ends (PR_SET_PDEATHSIG).
     ///
     /// # Errors
-    /// It cannot be started.
-    pub fn start(mut command: Command, group: &Group, cpu: Option<usize>, log: PathBuf) -> io::Result<Self> {
+    /// The process cannot be started.
+    pub fn start(
+        mut command: Command,
+        group: &ControlGroup,
+        cpu: Option<usize>,
+        log: PathBuf,
+    ) -> io::Result<Self> {
         let file = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
-        let entrance = File::options().write(true).open(group.entrance())?;
-        // SAFETY: between fork and exec only system calls on what was prepared before: neither
-        // `write` of a file nor prctl nor sched_setaffinity allocates or takes locks.
+        let procs_file = File::options().write(true).open(group.procs_file())?;
+        // SAFETY: between fork and exec the closure only makes system calls with prepared arguments.
+        // `write`, `prctl` and `sched_setaffinity` neither allocate memory nor take locks.
         unsafe {
             command.pre_exec(move || {
                 prctl::set_pdeathsig(Signal::SIGKILL)?;
-                io::Write::write_all(&mut &entrance, b"0")?;
+                io::Write::write_all(&mut &procs_file, b"0")?;
                 cpu.map_or(Ok(()), machine::bind_to)
             });
         }
@@ -52,10 +57,10 @@ impl Process {
         Ok(Self { child, log })
     }
 
-    /// Tries until `attempt` succeeds.
+    /// Repeats `attempt` until it succeeds.
     ///
     /// # Errors
-    /// The process has ended, or half a minute has passed: the end of its log.
+    /// The process has ended, or 30 s have passed. The error contains the last lines of the log.
     pub fn wait_until<T>(&mut self, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
@@ -66,16 +71,16 @@ impl Process {
             if self.child.try_wait()?.is_some() || Instant::now() > end {
                 let log = fs::read_to_string(&self.log).unwrap_or_default();
                 let last: Vec<&str> = log.lines().rev().take(5).collect();
-                return Err(other(format!("{error}; its log ends: {}", last.join(" | "))));
+                return Err(other(format!("{error}; the last lines of its log: {}", last.join(" | "))));
             }
             thread::sleep(Duration::from_millis(50));
         }
     }
 }
 
-impl Drop for Process {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // A child that was not waited for keeps its id, so nobody else can get the signal.
+        // The kernel does not reuse the process id before `wait`, so no other process gets the signal.
         let id = Pid::from_raw(self.child.id() as i32);
         let _ = kill(id, Signal::SIGTERM);
         let end = Instant::now() + Duration::from_secs(5);

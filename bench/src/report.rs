@@ -1,4 +1,4 @@
-//! Results as Markdown: the goals first, then a table a workload. Pure.
+//! Results as Markdown: first the goals, then a table for each workload. Pure.
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
@@ -7,37 +7,37 @@ use serde::{Serialize, Serializer};
 use crate::{
     goals::{Bound, GOALS, Goal},
     machine::Conditions,
-    servers::Kind,
+    servers::ServerKind,
     statistics::{Summary, ratio, summary},
     workloads::{Figures, WORKLOADS, Workload},
 };
 
-/// What a run measured, under which conditions.
+/// All results of a run, and its conditions.
 #[derive(Serialize)]
 pub struct Results {
-    /// Of the repository.
+    /// Revision of the repository.
     pub revision: String,
-    /// UTC.
+    /// Date and time in UTC.
     pub date: String,
     pub conditions: Conditions,
     pub versions: Vec<String>,
     pub rows: Vec<Row>,
 }
 
-/// One server in one workload.
+/// Results of one server in one workload.
 #[derive(Serialize)]
 pub struct Row {
     pub workload: &'static str,
     pub encrypted: bool,
     #[serde(serialize_with = "by_name")]
-    pub server: Kind,
-    /// In order; rounds of the same number ran after each other.
+    pub server: ServerKind,
+    /// Figures of each round. The same index means the same round for all servers.
     pub rounds: Vec<Figures>,
-    /// Why there are no more.
+    /// The error that ended the rounds early.
     pub error: Option<String>,
 }
 
-fn by_name<S: Serializer>(kind: &Kind, serializer: S) -> Result<S::Ok, S::Error> {
+fn by_name<S: Serializer>(kind: &ServerKind, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(kind.name())
 }
 
@@ -52,23 +52,23 @@ impl Row {
 }
 
 impl Results {
-    fn row(&self, workload: &str, encrypted: bool, server: Kind) -> Option<&Row> {
+    fn row(&self, workload: &str, encrypted: bool, server: ServerKind) -> Option<&Row> {
         let is = |row: &&Row| (row.workload, row.encrypted, row.server) == (workload, encrypted, server);
         self.rows.iter().find(is)
     }
 
-    /// All of it.
+    /// Returns the report.
     pub fn markdown(&self) -> String {
         let mut out = String::new();
         let Conditions { cpu, cpus, memory_gib, kernel, network, pinning, files } = &self.conditions;
-        // Writing to a String does not fail.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(
             out,
             "* Revision {}, {}\n* {cpu}, {cpus} CPUs, {memory_gib} GiB, Linux {kernel}, files on {files}\n\
-             * Network: {network}\n* CPUs: {pinning}\n* Beside it: {}",
+             * Network: {network}\n* CPUs: {pinning}\n* Other servers: {}",
             self.revision,
             self.date,
-            if self.versions.is_empty() { "nothing".to_owned() } else { self.versions.join(", ") },
+            if self.versions.is_empty() { "none".to_owned() } else { self.versions.join(", ") },
         );
         if let Some(noise) = self.noise() {
             let _ = writeln!(out, "* {noise}");
@@ -82,7 +82,7 @@ impl Results {
         out
     }
 
-    /// How much the machine did beside, and how far rounds differ.
+    /// Describes the machine's other work and the spread of the rounds.
     fn noise(&self) -> Option<String> {
         let other = summary(self.rows.iter().flat_map(|row| row.values("other cores")))?;
         let spread = |row: &Row| {
@@ -92,13 +92,13 @@ impl Results {
         let spread = summary(self.rows.iter().filter_map(spread));
         let spread = spread.map_or_else(String::new, |spread| {
             format!(
-                "; CPU figures range over {:.0} % of their median, in the median (at worst {:.0} %)",
+                "; CPU figures vary by {:.0} % of their median (median of all rows; at most {:.0} %)",
                 100.0 * spread.median,
                 100.0 * spread.most
             )
         });
         Some(format!(
-            "Noise: other work took {} cores in the median round (at most {}){spread}",
+            "Noise: other work used {} cores in the median round (at most {}){spread}",
             number(other.median),
             number(other.most)
         ))
@@ -110,14 +110,15 @@ impl Results {
             return;
         }
         out.push_str(
-            "\n## Goals\n\n| workload | ours | measured by | goal | is | |\n|---|---|---|---|---|---|\n",
+            "\n## Goals\n\n| workload | ours | compared with | goal | actual | |\n\
+             |---|---|---|---|---|---|\n",
         );
         out.extend(lines);
     }
 
-    /// One line; `None` if it was not measured.
+    /// Returns the table line of a goal; `None` if the run did not measure its servers.
     fn goal(&self, goal: &Goal) -> Option<String> {
-        let row = self.row(goal.workload, goal.encrypted, goal.of)?;
+        let row = self.row(goal.workload, goal.encrypted, goal.server)?;
         let workload = WORKLOADS.iter().find(|workload| workload.name == goal.workload)?;
         let ours = row.summary(goal.figure)?;
         let unit = match goal.figure {
@@ -125,33 +126,32 @@ impl Results {
             "rate" => workload.rate,
             figure => figure,
         };
-        let times = |kind: Kind| {
+        let compare = |kind: ServerKind| {
             let other = self.row(goal.workload, goal.encrypted, kind)?;
             let ratio = ratio(&row.values(goal.figure), &other.values(goal.figure))?;
             let measure = format!("{} {}", kind.name(), number(other.summary(goal.figure)?.median));
             Some((measure, (ratio, " ×")))
         };
-        let (measure, wanted, is) = match goal.bound {
+        let (measure, wanted, (actual, sign)) = match goal.bound {
             Bound::Times(most, kind) => {
-                let (measure, is) = times(kind)?;
-                (measure, format!("≤ {most} ×"), is)
+                let (measure, actual) = compare(kind)?;
+                (measure, format!("≤ {most} ×"), actual)
             }
             Bound::TimesAtLeast(least, kind) => {
-                let (measure, is) = times(kind)?;
-                (measure, format!("≥ {least} ×"), is)
+                let (measure, actual) = compare(kind)?;
+                (measure, format!("≥ {least} ×"), actual)
             }
             Bound::AtMost(most) => (String::new(), format!("≤ {most}"), (ours, "")),
             Bound::AtLeast(least) => (String::new(), format!("≥ {least}"), (ours, "")),
         };
-        let kept = if goal.bound.is_kept(is.0.median) { "met" } else { "**missed**" };
+        let outcome = if goal.bound.is_met(actual.median) { "met" } else { "**missed**" };
         Some(format!(
-            "| {} {} | {} {} {unit} | {measure} | {wanted} | {}{} | {kept} |\n",
+            "| {} {} | {} {} {unit} | {measure} | {wanted} | {}{sign} | {outcome} |\n",
             goal.workload,
             mode(goal.encrypted),
-            goal.of.name(),
+            goal.server.name(),
             number(ours.median),
-            range(&is.0),
-            is.1,
+            range(&actual),
         ))
     }
 
@@ -164,7 +164,7 @@ impl Results {
         let Some(first) = rows.first() else { return };
         let names: BTreeSet<&String> =
             rows.iter().flat_map(|row| &row.rounds).flat_map(|round| round.keys()).collect();
-        let beside: Vec<&String> =
+        let extra_columns: Vec<&String> =
             names.into_iter().filter(|name| !["cpu", "rate"].contains(&name.as_str())).collect();
         let _ = write!(
             out,
@@ -176,10 +176,10 @@ impl Results {
             first.server.name(),
             workload.rate
         );
-        for name in &beside {
+        for name in &extra_columns {
             let _ = write!(out, " {name} |");
         }
-        let _ = writeln!(out, "\n|---|{}", "---|".repeat(3 + beside.len()));
+        let _ = writeln!(out, "\n|---|{}", "---|".repeat(3 + extra_columns.len()));
         for row in &rows {
             let _ = write!(out, "| {} |", row.server.name());
             if let (None, Some(error)) = (row.rounds.first(), &row.error) {
@@ -190,7 +190,7 @@ impl Results {
             let times = ratio(&row.values("cpu"), &first.values("cpu"));
             let times = times.map_or_else(String::new, |times| number(times.median));
             let _ = write!(out, " {} | {times} | {} |", cell(row.summary("cpu")), cell(row.summary("rate")));
-            for name in &beside {
+            for name in &extra_columns {
                 let value = row.summary(name).map_or_else(String::new, |s| number(s.median));
                 let _ = write!(out, " {value} |");
             }
@@ -203,7 +203,7 @@ fn mode(encrypted: bool) -> &'static str {
     if encrypted { "FTPS" } else { "FTP" }
 }
 
-/// `median (least–most)`; the median alone if there is nothing else.
+/// Formats `median (least–most)`, or only the median if all values are equal.
 fn range(summary: &Summary) -> String {
     let Summary { median, least, most } = *summary;
     if least == most {
@@ -212,7 +212,7 @@ fn range(summary: &Summary) -> String {
     format!("{} ({}–{})", number(median), number(least), number(most))
 }
 
-/// With as many digits as mean something.
+/// Formats a number with about three significant digits.
 fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
@@ -226,7 +226,7 @@ fn number(value: f64) -> String {
 mod tests {
     use super::*;
 
-    fn row(workload: &'static str, server: Kind, figure: &str, values: &[f64]) -> Row {
+    fn row(workload: &'static str, server: ServerKind, figure: &str, values: &[f64]) -> Row {
         let rounds = values.iter().map(|value| Figures::from([(figure.to_owned(), *value)])).collect();
         Row { workload, encrypted: false, server, rounds, error: None }
     }
@@ -245,10 +245,10 @@ mod tests {
     }
 
     #[test]
-    fn a_goal_compares_rounds_with_each_other() {
+    fn a_goal_compares_two_servers_round_by_round() {
         let text = results(vec![
-            row("retr-1", Kind::Ftpd, "cpu", &[0.1, 0.2, 0.3]),
-            row("retr-1", Kind::Null, "cpu", &[0.1, 0.2, 0.2]),
+            row("retr-1", ServerKind::Ftpd, "cpu", &[0.1, 0.2, 0.3]),
+            row("retr-1", ServerKind::Null, "cpu", &[0.1, 0.2, 0.2]),
         ])
         .markdown();
         let met = "| retr-1 FTP | ftpd 0.200 s/GiB | null 0.200 | ≤ 1.05 × | 1.00 (1.00–1.50) × | met |";
@@ -257,8 +257,8 @@ mod tests {
     }
 
     #[test]
-    fn a_missed_goal_says_so_and_one_that_was_not_measured_says_nothing() {
-        let text = results(vec![row("list", Kind::Ftpd, "first byte ms", &[7.0])]).markdown();
+    fn a_missed_goal_is_marked_and_an_unmeasured_goal_is_left_out() {
+        let text = results(vec![row("list", ServerKind::Ftpd, "first byte ms", &[7.0])]).markdown();
         assert!(
             text.contains("| list FTP | ftpd 7.00 first byte ms |  | ≤ 5 | 7.00 | **missed** |"),
             "{text}"

@@ -1,8 +1,8 @@
-//! Middle and spread of a few rounds. Pure.
+//! Median, range and percentiles. Pure.
 
 use serde::Serialize;
 
-/// What a figure was over the rounds.
+/// Median and range of a figure over all rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Summary {
     pub median: f64,
@@ -10,7 +10,7 @@ pub struct Summary {
     pub most: f64,
 }
 
-/// The middle and the range of some values; `None` if there is none that is a number.
+/// Returns the median and the range of the finite values; `None` if no value is finite.
 pub fn summary(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
     let mut sorted: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -24,15 +24,16 @@ pub fn summary(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
     Some(Summary { median, least, most })
 }
 
-/// The middle and the range of `a / b`, round by round: what disturbed a round disturbed both.
+/// Returns the median and the range of `a / b` of each round. A disturbance in a round affects both
+/// servers, so it mostly cancels out.
 pub fn ratio(a: &[f64], b: &[f64]) -> Option<Summary> {
     summary(a.iter().zip(b).map(|(a, b)| a / b))
 }
 
-/// The value that `share` (0 to 1) of the values do not exceed. Sorts them.
+/// Returns the value that the fraction `share` (0 to 1) of the values do not exceed. Sorts `values`.
 pub fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    // A share of a length is an index.
+    // A fraction of the last index is a valid index.
     let index = (values.len().saturating_sub(1) as f64 * share).round() as usize;
     values.get(index).copied().unwrap_or(f64::NAN)
 }
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_middle_of_an_even_number_of_rounds_is_between_two() {
+    fn the_median_of_an_even_number_of_values_is_the_mean_of_the_middle_two() {
         assert_eq!(summary([4.0, 1.0, 3.0]), Some(Summary { median: 3.0, least: 1.0, most: 4.0 }));
         assert_eq!(summary([4.0, 1.0, 3.0, 2.0]).map(|s| s.median), Some(2.5));
         assert_eq!(summary([f64::NAN]), None);
@@ -50,7 +51,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_rounds() {
-        // The second round was disturbed: twice the cost for both.
+        // A disturbance doubled the cost of both servers in the second round.
         let ratio = ratio(&[1.0, 2.0, 1.0], &[2.0, 4.0, 2.0]).unwrap();
         assert_eq!((ratio.median, ratio.least, ratio.most), (0.5, 0.5, 0.5));
     }

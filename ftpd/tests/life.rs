@@ -23,7 +23,7 @@ use common::settings::Setting;
 use ftpd::settings::SCHEMA;
 use nix::sys::signal::Signal;
 
-/// Runs `ftpd`, which must exit by itself.
+/// Runs `ftpd` until it exits by itself.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(binaries::daemon("ftpd"));
     command.env_clear().envs(environment.iter().copied()).args(arguments);
@@ -274,7 +274,7 @@ fn a_wrong_setting_prevents_the_start_and_is_reported_with_its_value() {
         ("--redis-url=mysql://x", &["redis_url", "mysql://x"]),
     ] {
         refused_at_start(&standalone(setting), &[], expected);
-        // The remedy.
+        // The message names the remedy.
         refused_at_start(&standalone(setting), &[], &["--check", "--help"]);
     }
     refused_at_start(&["--check"], &[], &["authd_urls"]);
@@ -343,7 +343,7 @@ fn flags_override_variables_and_variables_override_the_file() {
 }
 
 #[test]
-fn the_variables_of_the_reference_system_work() {
+fn environment_variables_of_the_reference_system_work() {
     let builder = Node::standalone();
     let ports = builder.loopback().ports();
     let reached = builder.loopback().address(7);

@@ -177,7 +177,7 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
     assert_eq!(upload(&mut session, "STOR empty", b""), 226);
     step(&mut session, (100_000, 3));
     assert_eq!(session.probe("STOR none"), 150);
-    eventually("what was reserved to be given back", || (used(&mut session).1 == 3).then_some(()));
+    eventually("the quota reservations to be released", || (used(&mut session).1 == 3).then_some(()));
     step(&mut session, (100_000, 3));
     // Replace by a rename of another file, and rename to itself.
     session.command("RNFR a", 350);
@@ -338,7 +338,7 @@ fn reservation_of_a_dead_node_is_released() {
     site.nodes[0].daemon.kill();
     let _ = read_what_comes(&mut data);
     // The dead node's quota reservation is gone, and the data it wrote is counted.
-    eventually("the home to be right again", || (used(&mut session) == (10_000, 1)).then_some(()));
+    eventually("the usage to be correct again", || (used(&mut session) == (10_000, 1)).then_some(()));
     assert_eq!(upload(&mut session, "STOR b", &bytes(1, 290_000)), 226);
 }
 

@@ -1,3 +1,5 @@
+//! Fuzz target of the property `ftpd_properties::command`.
+
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| ftpd_properties::command(input));

@@ -1,4 +1,5 @@
-//! Atomic uploads: a name appears when its file is complete, and a broken one goes on elsewhere.
+//! Atomic uploads: a file appears under its name when it is complete, and an interrupted upload can be
+//! resumed through another node.
 
 use std::{
     io::{Read, Write},
@@ -36,7 +37,7 @@ fn names(session: &mut Dialogue) -> Vec<String> {
     names
 }
 
-/// How many bytes of the only file that is no visible name have reached the storage.
+/// Size of the only file that is not one of the `visible` names; 0 if there is no such file.
 fn hidden_bytes(cluster: &Cluster, visible: &[&str]) -> u64 {
     let entries = cluster.storage().join("ann").read_dir().unwrap().map(Result::unwrap);
     let hidden: Vec<_> =
@@ -46,12 +47,12 @@ fn hidden_bytes(cluster: &Cluster, visible: &[&str]) -> u64 {
 }
 
 #[test]
-fn a_reader_on_another_node_has_the_old_content_until_the_new_is_complete() {
+fn readers_on_other_nodes_get_the_old_content_until_the_new_content_is_complete() {
     let cluster = cluster();
     let (mut writer, mut reader) = (session(&cluster, 0), session(&cluster, 1));
     let (old, new) = (bytes(1, 300_000), bytes(2, 4 << 20));
     writer.store("file", &old);
-    // A reader that has begun keeps what it began with.
+    // A download that has begun gets the old content to its end.
     let mut slow = cluster.session_through(2, &Connector::new().buffers(16 << 10, 16 << 10), "ann");
     slow.command("TYPE I", 200);
 
@@ -112,7 +113,7 @@ fn an_upload_whose_node_was_killed_is_resumed_through_another_node() {
     assert_eq!(names(&mut writer), [""; 0]);
     let arrived = writer.size("large.bin") as usize;
     assert!((1 << 20..=8 << 20).contains(&arrived), "{arrived}");
-    let mut upload = eventually("the dead node's right to write to end", || {
+    let mut upload = eventually("the dead node's write lease to expire", || {
         writer.command(&format!("REST {arrived}"), 350);
         let address = writer.epsv();
         let data = writer.data_connection(address);
@@ -131,7 +132,7 @@ fn an_upload_whose_node_was_killed_is_resumed_through_another_node() {
 }
 
 #[test]
-fn what_a_killed_client_has_sent_is_never_taken_for_the_whole_file() {
+fn the_upload_of_a_killed_client_is_never_published() {
     let cluster = cluster();
     for round in 0..20 {
         let url = cluster.url("ann", &format!("/{round}.bin"));
@@ -144,12 +145,12 @@ fn what_a_killed_client_has_sent_is_never_taken_for_the_whole_file() {
             .unwrap();
         client.stdin.as_mut().unwrap().write_all(&bytes(round, 500_000)).unwrap();
         eventually("a part to be stored", || (hidden_bytes(&cluster, &[]) > 100_000).then_some(()));
-        // The kernel closes both connections for it, each with an ordinary end.
+        // The kernel closes both connections with FIN, as after a complete upload.
         client.kill().unwrap();
         client.wait().unwrap();
-        // The next writer comes when the node is done with the dead client's upload.
+        // The write lease is free when the node has ended the dead client's upload.
         let mut session = session(&cluster, 0);
-        eventually("the right to write to be free", || {
+        eventually("the write lease to be free", || {
             let code = session.probe(&format!("APPE {round}.bin"));
             assert!(matches!(code, 150 | 450), "{code}");
             (code == 150).then_some(())

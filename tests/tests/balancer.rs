@@ -1,6 +1,6 @@
-//! The balancer alone: nginx as configured, in front of nodes that are only sockets.
+//! The balancer: nginx with the repository's configuration in front of simulated nodes.
 
-// The rolling restart tells what it measured.
+// The test of the rolling restart prints counts of clients.
 #![allow(clippy::print_stderr)]
 
 use std::{
@@ -37,8 +37,9 @@ fn balancer(loopback: &Loopback) -> Balancer {
     }
 }
 
-/// Says "220 `address`" to everyone, and hands the connection on with the header that led it.
-/// Keeps its address, and so the reservation of it, to the end of the process.
+/// Starts a simulated node. It sends the greeting "220 `address`" on each connection, and passes the
+/// connection and its PROXY header to the returned channel. It keeps `loopback` reserved until the
+/// process ends.
 fn node(loopback: &Arc<Loopback>, address: SocketAddr) -> mpsc::Receiver<(String, TcpStream)> {
     let listener = TcpListener::bind(address).unwrap();
     let (sender, receiver) = mpsc::channel();
@@ -48,7 +49,7 @@ fn node(loopback: &Arc<Loopback>, address: SocketAddr) -> mpsc::Receiver<(String
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let mut header = Vec::new();
-            // Byte by byte: what follows the header is the receiver's to read.
+            // Reads single bytes, because the test reads what follows the header.
             while !header.ends_with(b"\r\n") {
                 let mut byte = [0];
                 if stream.read(&mut byte).unwrap() == 0 {
@@ -56,7 +57,7 @@ fn node(loopback: &Arc<Loopback>, address: SocketAddr) -> mpsc::Receiver<(String
                 }
                 header.push(byte[0]);
             }
-            // A client that has gone already wants no greeting; a test that ended no connection.
+            // The client may have disconnected, and the test may have ended.
             let _ = stream.write_all(format!("220 {address}\r\n").as_bytes());
             let _ = sender.send((String::from_utf8(header).unwrap(), stream));
         }
@@ -71,7 +72,7 @@ fn greeting(stream: &TcpStream) -> String {
 }
 
 #[test]
-fn a_client_that_finds_a_dead_node_is_passed_on_to_a_live_one() {
+fn if_a_node_refuses_connections_its_clients_go_to_another_node() {
     let loopback = Arc::new(Loopback::reserve());
     let live = loopback.socket(12, PORT);
     let _node = node(&loopback, live);
@@ -83,11 +84,11 @@ fn a_client_that_finds_a_dead_node_is_passed_on_to_a_live_one() {
 }
 
 #[test]
-fn a_node_that_does_not_answer_delays_a_client_by_the_connect_timeout_only() {
+fn a_node_that_does_not_answer_delays_a_client_only_by_the_connect_timeout() {
     let loopback = Arc::new(Loopback::reserve());
     let live = loopback.socket(13, PORT);
     let _node = node(&loopback, live);
-    // Two nodes whose machine is there but accepts nothing: their queues are full.
+    // Two nodes that accept no connections, because their listen queues are full.
     let _silent: Vec<_> = [11, 12].map(|host| silent(loopback.socket(host, PORT))).into();
     let _nginx = Nginx::start(&balancer(&loopback));
     for _ in 0..6 {
@@ -98,22 +99,22 @@ fn a_node_that_does_not_answer_delays_a_client_by_the_connect_timeout_only() {
     }
 }
 
-/// Nodes restart one after another, each down for 20 ms, while clients connect without a pause. Each node
-/// refuses some client within `fail_timeout`, so that nginx soon has every one of them down as failed.
+/// Nodes restart one after another, each down for 20 ms, while clients connect without a pause. Each
+/// node refuses some client within `fail_timeout`, so nginx soon considers all nodes failed.
 #[test]
-fn a_rolling_restart_of_any_speed_refuses_no_client() {
+fn a_fast_rolling_restart_refuses_no_client() {
     const CLIENTS: usize = 4;
     const RESTARTS: usize = 60;
     let loopback = Arc::new(Loopback::reserve());
     let mut nodes: Vec<_> = [11, 12, 13].map(|host| RestartedNode::start(loopback.socket(host, PORT))).into();
     let nginx = Nginx::start(&balancer(&loopback));
-    let over = Arc::new(AtomicBool::new(false));
+    let is_over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
-            let (over, loopback) = (Arc::clone(&over), Arc::clone(&loopback));
+            let (is_over, loopback) = (Arc::clone(&is_over), Arc::clone(&loopback));
             thread::spawn(move || {
                 let (mut served, mut ended) = (0, 0);
-                while !over.load(Ordering::Relaxed) {
+                while !is_over.load(Ordering::Relaxed) {
                     let client = Connector::new().connect(loopback.socket(1, PORT)).unwrap();
                     let mut line = String::new();
                     let _ = BufReader::new(client).read_line(&mut line);
@@ -129,23 +130,24 @@ fn a_rolling_restart_of_any_speed_refuses_no_client() {
         thread::sleep(Duration::from_millis(20));
         node.resume();
     }
-    over.store(true, Ordering::Relaxed);
+    is_over.store(true, Ordering::Relaxed);
     let counts: Vec<(u32, u32)> = clients.into_iter().map(|client| client.join().unwrap()).collect();
     let (served, ended) = counts.iter().fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
     eprintln!("{served} clients served, {ended} ended by a node, {} refused", nginx.refused());
     assert!(served > 100, "{served}");
     assert_eq!(nginx.refused(), 0);
-    // A node that stops may reset what its kernel has accepted at that instant, which no balancer can know.
+    // A node that stops may reset connections that its kernel has just accepted. nginx cannot prevent it.
     assert!(ended <= RESTARTS as u32, "{ended} of {served}");
 }
 
-/// The PROXY header is left unread beyond its first bytes: this is about who answers. A client may have gone.
+/// Reads the beginning of the PROXY header and sends a greeting. Errors are ignored, because the client may
+/// have disconnected.
 fn greet(mut stream: TcpStream) {
     let _ = stream.read(&mut [0; 256]);
     let _ = stream.write_all(b"220 ready\r\n");
 }
 
-/// Greets each client, and can stop and start again at its address.
+/// A simulated node that greets each client, and can be stopped and started again.
 struct RestartedNode {
     address: SocketAddr,
     running: Option<(Arc<AtomicBool>, thread::JoinHandle<()>)>,
@@ -166,7 +168,7 @@ impl RestartedNode {
             while !stopped.load(Ordering::Relaxed) {
                 greet(listener.accept().unwrap().0);
             }
-            // As ftpd does: what the kernel has accepted is served before the port closes.
+            // Like ftpd, the node serves connections that the kernel has accepted before it closes the port.
             listener.set_nonblocking(true).unwrap();
             while let Ok((stream, _)) = listener.accept() {
                 stream.set_nonblocking(false).unwrap();
@@ -177,9 +179,9 @@ impl RestartedNode {
     }
 
     fn stop(&mut self) {
-        let (stop, thread) = self.running.take().expect("a node that runs");
+        let (stop, thread) = self.running.take().expect("the node runs");
         stop.store(true, Ordering::Relaxed);
-        // Wakes the thread, unless a client has done so and it has closed the listener already.
+        // Wakes the thread. The connection fails if the thread has closed the listener already.
         drop(TcpStream::connect(self.address));
         thread.join().unwrap();
     }
@@ -193,9 +195,9 @@ impl Drop for RestartedNode {
     }
 }
 
-/// A machine that vanished delays one client in `fail_timeout`, not one in three.
+/// An unreachable machine delays one client in each `fail_timeout`, not every third client.
 #[test]
-fn a_vanished_machine_is_found_by_few_clients() {
+fn an_unreachable_machine_delays_few_clients() {
     let loopback = Arc::new(Loopback::reserve());
     let _nodes = [12, 13].map(|host| node(&loopback, loopback.socket(host, PORT)));
     let _silent = silent(loopback.socket(11, PORT));
@@ -208,11 +210,11 @@ fn a_vanished_machine_is_found_by_few_clients() {
         assert!(greeting(&client).starts_with("220 "));
         slow += u32::from(begin.elapsed() > Duration::from_millis(900));
     }
-    // One at the start, and one after each fail_timeout of 5 s; two workers may find it at once.
+    // One client at the start and one after each `fail_timeout` of 5 s, for each of two nginx workers.
     assert!(f64::from(slow) <= 2.0 + start.elapsed().as_secs_f64() / 5.0 * 2.0, "{slow} of 60");
 }
 
-/// A listener that drops every further SYN.
+/// Returns a listener with a full queue, which drops every further SYN, and the connections in its queue.
 fn silent(address: SocketAddr) -> (Socket, Vec<Socket>) {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     listener.set_reuse_address(true).unwrap();
@@ -230,7 +232,7 @@ fn silent(address: SocketAddr) -> (Socket, Vec<Socket>) {
 }
 
 #[test]
-fn control_connections_go_to_all_nodes_in_turn_with_the_clients_address() {
+fn control_connections_go_to_the_nodes_in_turn_with_the_client_address() {
     let loopback = Arc::new(Loopback::reserve());
     let nodes: Vec<_> = [11, 12, 13].map(|host| node(&loopback, loopback.socket(host, PORT))).into();
     let _nginx = Nginx::start(&balancer(&loopback));
@@ -242,7 +244,7 @@ fn control_connections_go_to_all_nodes_in_turn_with_the_clients_address() {
     assert_eq!(greetings.len(), 3, "{greetings:?}");
     for node in &nodes {
         let from_client = format!("PROXY TCP4 {} {} ", loopback.address(100), loopback.address(1));
-        // The harness itself has connected to see whether nginx listens.
+        // Other connections are from `Nginx::start`, which waits until nginx listens.
         assert!(node.iter().any(|(header, _)| header.starts_with(&from_client)));
     }
 }
@@ -273,7 +275,7 @@ fn a_data_connection_goes_to_the_node_whose_slice_holds_its_port() {
 }
 
 #[test]
-fn what_a_node_sends_after_the_clients_half_close_arrives() {
+fn data_that_a_node_sends_after_the_client_has_half_closed_arrives() {
     let loopback = Arc::new(Loopback::reserve());
     let balancer = balancer(&loopback);
     let nodes = node(&loopback, (balancer.nodes[0].1, 20000).into());
@@ -286,7 +288,7 @@ fn what_a_node_sends_after_the_clients_half_close_arrives() {
     server.read_to_string(&mut received).unwrap();
     assert_eq!(received, "the end");
     let content = cluster_tests::content::bytes(1, 8 << 20);
-    // More than the buffers on the way hold everywhere: it is sent while the client reads.
+    // More than all buffers on the way hold, so a thread sends it while the client reads.
     let sent = content.clone();
     let sender = thread::spawn(move || server.write_all(&sent).unwrap());
     let mut answer = Vec::new();

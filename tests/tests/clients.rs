@@ -1,4 +1,4 @@
-//! Clients that people use, against the whole cluster.
+//! Common FTP clients (curl, lftp, rclone, wget, ncftp, Python's ftplib) against a whole cluster.
 
 use cluster_tests::{
     clients::Clients,
@@ -6,8 +6,8 @@ use cluster_tests::{
     content::{bytes, sha256},
 };
 
-/// What each client sends and fetches: an empty file, a small and a large one, and one in a
-/// directory, with names that need care.
+/// Names and contents of the files that each client transfers: empty, small and large files, and names
+/// with spaces, umlauts and directories.
 fn files() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("empty", vec![]),
@@ -23,9 +23,9 @@ fn write_files(clients: &Clients, directory: &str) {
     }
 }
 
-fn assert_files(what: &str, read: impl Fn(&str) -> Vec<u8>) {
+fn assert_files(command: &str, read: impl Fn(&str) -> Vec<u8>) {
     for (name, content) in files() {
-        assert_eq!(sha256(read(name)), sha256(content), "{what}: {name}");
+        assert_eq!(sha256(read(name)), sha256(content), "{command}: {name}");
     }
 }
 
@@ -72,15 +72,15 @@ fn curl_uploads_resumes_lists_and_downloads() {
 }
 
 fn lftp(cluster: &Cluster, clients: &Clients, script: &str) -> String {
-    // nginx can overlook an ABOR that lftp sends with urgent data: nginx/README.md, Urgent data.
-    let settings = "set ftp:use-abor false; set net:max-retries 2; set net:reconnect-interval-base 1; set cmd:fail-exit true; \
-                    set ftp:ssl-allow false";
+    // No ABOR: lftp sends it with urgent data, which nginx may lose (nginx/README.md, "Urgent data").
+    let settings = "set ftp:use-abor false; set net:max-retries 2; set net:reconnect-interval-base 1; \
+                    set cmd:fail-exit true; set ftp:ssl-allow false";
     let open = format!("open {}", cluster.url("demo", "/"));
     clients.run("lftp", ["--norc", "-c", &format!("{settings}; {open}; {script}")]).text()
 }
 
 #[test]
-fn lftp_mirrors_both_ways_and_fetches_in_pieces() {
+fn lftp_mirrors_in_both_directions_and_downloads_in_pieces() {
     let (cluster, clients) = (Cluster::start(), Clients::with_home());
     write_files(&clients, "up");
     lftp(&cluster, &clients, "mirror -R --parallel=4 up there");
@@ -120,7 +120,7 @@ fn rclone_copies_checks_and_deletes_a_tree() {
 }
 
 #[test]
-fn wget_fetches_a_tree_and_goes_on_with_a_part() {
+fn wget_downloads_a_tree_and_resumes_a_partial_file() {
     let (cluster, clients) = (Cluster::start(), Clients::with_home());
     let mut session = cluster.login();
     for directory in ["there", "there/inner", "there/inner/deeper"] {
@@ -130,21 +130,19 @@ fn wget_fetches_a_tree_and_goes_on_with_a_part() {
         session.store(&format!("there/{name}"), &content);
     }
     let common = ["-nv", "--tries=1", "--timeout=30"];
-    let with = |more: &[&str]| {
-        let url = more.last().copied().unwrap_or_default();
-        let url = cluster.url("demo", url);
-        let options = &more[..more.len() - 1];
+    let wget = |options: &[&str], path: &str| {
+        let url = cluster.url("demo", path);
         clients.run("wget", [&common[..], options, &[&url]].concat())
     };
-    with(&["-r", "-nH", "/there/"]);
+    wget(&["-r", "-nH"], "/there/");
     assert_files("wget -r", |name| clients.read(&format!("there/{name}")));
     clients.write("large.bin", &bytes(1, 20 << 20)[..3_000_000]);
-    with(&["-c", "/there/inner/large.bin"]);
+    wget(&["-c"], "/there/inner/large.bin");
     assert_eq!(sha256(clients.read("large.bin")), sha256(bytes(1, 20 << 20)));
 }
 
 #[test]
-fn ncftp_puts_lists_and_gets() {
+fn ncftp_uploads_lists_and_downloads() {
     let (cluster, clients) = (Cluster::start(), Clients::with_home());
     write_files(&clients, "up");
     let (host, port) = (cluster.address().ip().to_string(), cluster.address().port().to_string());
@@ -161,7 +159,7 @@ fn ncftp_puts_lists_and_gets() {
 }
 
 #[test]
-fn pythons_ftplib_uses_every_kind_of_command() {
+fn python_ftplib_runs_all_commands_that_it_knows() {
     let (cluster, clients) = (Cluster::start(), Clients::with_home());
     let script = clients.write("client.py", include_str!("clients/ftplib_client.py"));
     let address = cluster.address();

@@ -1,26 +1,26 @@
-//! What stands in documents about the code is true of the code.
+//! Documents and configurations agree with the code: defaults, limits, names of tests, checksums.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// The default of a setting of `ftpd`, as `docs/settings.md` has it.
+/// Returns the default of a setting of `ftpd` from `docs/settings.md`.
 fn default_of(setting: &str) -> String {
     let page = fs::read_to_string(workspace().join("docs/settings.md")).unwrap();
     let row = page.lines().find(|line| line.starts_with(&format!("| `{setting}` |"))).unwrap();
     row.split(" | ").nth(2).unwrap().trim_matches('`').to_owned()
 }
 
-/// `300s`, `6m`, `4h`, in seconds.
+/// Converts a duration like `300s`, `6m` or `4h` to seconds.
 fn seconds(duration: &str) -> u64 {
     let (number, unit) = duration.split_at(duration.len() - 1);
     let unit = ["s", "m", "h"].iter().position(|known| *known == unit).expect(duration);
     number.parse::<u64>().expect(duration) * 60_u64.pow(unit as u32)
 }
 
-/// nginx ends a silent data connection with an ordinary end of file, and an upload would look complete: the
-/// node has to end it first, everywhere.
+/// nginx closes a silent data connection with FIN, so an interrupted upload would look complete. The node
+/// must therefore end the transfer first, with every balancer configuration of this repository.
 #[test]
 fn every_balancer_waits_longer_for_silent_data_connections_than_the_nodes() {
     let longest_silence = ["stall_timeout", "idle_timeout"].map(|setting| seconds(&default_of(setting)));
@@ -48,19 +48,19 @@ fn every_balancer_waits_longer_for_silent_data_connections_than_the_nodes() {
             }
         }
     }
-    assert!(found >= 4, "{found} limits of balancers");
+    assert!(found >= 4, "found only {found} limits of balancers");
 }
 
-/// nixos-modules/balancer.nix computes the balancer's limits with the defaults that the modules say.
+/// nixos-modules/balancer.nix computes the balancer's limits from the defaults in the NixOS modules.
 #[test]
-fn the_modules_have_the_defaults_of_the_daemon() {
+fn the_nixos_modules_have_the_defaults_of_the_daemon() {
     let options = fs::read_to_string(workspace().join("nixos-modules/options/settings.nix")).unwrap();
     for setting in ["stall_timeout", "idle_timeout", "drain_timeout", "max_sessions", "max_transfers"] {
         let (_, definition) = options.split_once(&format!(" {setting} =")).unwrap();
         let default = default_of(setting);
-        // `setting TYPE DEFAULT DESCRIPTION`, on one line or several.
-        let said = definition.split_whitespace().nth(2).unwrap().trim_matches('"');
-        assert_eq!(said, default, "{setting}");
+        // The definition is `setting TYPE DEFAULT DESCRIPTION`, on one or several lines.
+        let in_module = definition.split_whitespace().nth(2).unwrap().trim_matches('"');
+        assert_eq!(in_module, default, "{setting}");
     }
 }
 
@@ -86,17 +86,18 @@ fn sources() -> Vec<PathBuf> {
 #[test]
 fn every_test_that_security_md_names_exists() {
     let page = fs::read_to_string(workspace().join("SECURITY.md")).unwrap();
-    let table = page.split("| class, with cases | tests |").nth(1).expect("the table of classes");
+    let table =
+        page.split("| class, with cases | tests |").nth(1).expect("SECURITY.md has the table of classes");
     let sources = sources();
     let mut classes = 0;
     for row in table.lines().skip(2).take_while(|line| line.starts_with('|')) {
         classes += 1;
-        let tests = row.trim_matches('|').split(" | ").nth(1).expect("two columns");
+        let tests = row.trim_matches('|').split(" | ").nth(1).expect("the row has two columns");
         let named: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
         assert!(!named.is_empty() || tests.contains("no test: "), "{row}");
         for name in named {
             let (file, test) = name.split_once("::").expect("FILE::TEST");
-            // A test of properties has arguments.
+            // The parenthesis stays open, because a property test has arguments.
             let function = format!("fn {test}(");
             let is_test = |source: &&PathBuf| {
                 let text = fs::read_to_string(source).unwrap();
@@ -108,14 +109,13 @@ fn every_test_that_security_md_names_exists() {
             };
             let mut files =
                 sources.iter().filter(|source| source.file_stem().is_some_and(|stem| stem == file));
-            assert!(files.any(|source| is_test(&source)), "{name} is no test");
+            assert!(files.any(|source| is_test(&source)), "{name} is not a test");
         }
     }
-    // Those of the field, and the PROXY header.
-    assert!(classes >= 29, "{classes} classes");
+    assert!(classes >= 29, "found only {classes} classes");
 }
 
-/// Supply chain: CVE-2011-2523. What is built is what the lock file says, by its checksum.
+/// Supply chain attacks (CVE-2011-2523): the lock files pin each crate by its checksum.
 #[test]
 fn every_crate_comes_from_crates_io_with_a_checksum() {
     const CRATES_IO: &str = "\"registry+https://github.com/rust-lang/crates.io-index\"";
@@ -126,7 +126,7 @@ fn every_crate_comes_from_crates_io_with_a_checksum() {
                 |key: &str| package.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "));
             let name = value("name").unwrap();
             match value("source") {
-                // A part of this repository.
+                // A crate of this repository has no source.
                 None => assert!(OURS.iter().any(|our| name == format!("\"{our}\"")), "{name}"),
                 Some(source) => {
                     assert_eq!(source, CRATES_IO, "{name}");

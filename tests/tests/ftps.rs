@@ -1,5 +1,5 @@
-//! FTPS over the whole cluster: real clients through nginx, and TLS sessions that follow a client
-//! from node to node.
+//! FTPS on a whole cluster: real clients through nginx, and TLS sessions that clients resume on other
+//! nodes.
 
 use std::io::Write;
 
@@ -15,7 +15,7 @@ fn encrypted(authority: &Authority) -> ClusterBuilder {
     Cluster::builder().certificate(&authority.sign("localhost"))
 }
 
-/// A client's control connection straight to a node, as the balancer would make it.
+/// Opens a session directly on a node, from the balancer's address.
 fn session_on(cluster: &Cluster, node: usize, client: &cluster_tests::tls::TlsClient) -> SecureDialogue {
     let clear = Dialogue::connect_with(&cluster.as_balancer(), cluster.node(node).address);
     let mut session = SecureDialogue::upgrade(client, &cluster.as_balancer(), clear);
@@ -37,7 +37,7 @@ fn the_certificates_of_these_tests_pass_strict_verification() {
 }
 
 #[test]
-fn a_tls_session_of_one_node_is_resumed_on_every_other() {
+fn a_tls_session_of_one_node_can_be_resumed_on_every_other_node() {
     let authority = Authority::new();
     let cluster = encrypted(&authority).start();
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
@@ -54,7 +54,7 @@ fn a_tls_session_of_one_node_is_resumed_on_every_other() {
 }
 
 #[test]
-fn another_nodes_ticket_does_not_prove_a_session_here() {
+fn a_ticket_of_a_session_on_another_node_does_not_open_a_data_connection() {
     let authority = Authority::new();
     let cluster = encrypted(&authority).setting("tls_data_reuse", "required").start();
     let thief = authority.client();
@@ -71,7 +71,7 @@ fn another_nodes_ticket_does_not_prove_a_session_here() {
 }
 
 #[test]
-fn explicit_and_implicit_ftps_go_through_the_balancer() {
+fn explicit_and_implicit_ftps_work_through_the_balancer() {
     let authority = Authority::new();
     let cluster = encrypted(&authority).setting("tls_data_reuse", "required").start();
     let content = bytes(1, 3 << 20);
@@ -100,7 +100,7 @@ fn curl_lftp_and_python_encrypt_everything() {
 
     let (explicit, implicit) = (cluster.address(), cluster.implicit_address());
     for (scheme, address, name) in [("ftp", explicit, "curl-explicit"), ("ftps", implicit, "curl-implicit")] {
-        // The certificate is for localhost; the address is a test's own.
+        // The certificate is for localhost, but each test has its own loopback address.
         let connect = format!("localhost:{0}:{1}:{0}", address.port(), address.ip());
         let url = format!("{scheme}://demo:x@localhost:{}/{name}", address.port());
         let common = ["-sS", "--ssl-reqd", "--cacert", &ca, "--connect-to", &connect];
@@ -113,8 +113,8 @@ fn curl_lftp_and_python_encrypt_everything() {
     let lftp = |url: &str, name: &str| {
         let script = format!(
             "set ssl:ca-file {ca}; set ssl:check-hostname false; set ftp:ssl-force true; \
-             set ftp:ssl-protect-data true; set net:max-retries 2; set cmd:fail-exit true; set xfer:clobber true; \
-             open {url}; put file.bin -o {name}; get {name} -o back.bin; \
+             set ftp:ssl-protect-data true; set net:max-retries 2; set cmd:fail-exit true; \
+             set xfer:clobber true; open {url}; put file.bin -o {name}; get {name} -o back.bin; \
              mkdir tree-{name}; put -O tree-{name} file.bin; mirror tree-{name} tree-{name}"
         );
         clients.run("lftp", ["--norc", "-c", &script]);
@@ -124,7 +124,8 @@ fn curl_lftp_and_python_encrypt_everything() {
     };
     lftp(&format!("ftp://demo:x@{explicit}/"), "lftp-explicit");
     lftp(&format!("ftps://demo:x@{implicit}/"), "lftp-implicit");
-    // It tells TLS that it wants to speak with an address, which is not allowed, and everybody does.
+    // lftp sends an IP address as the TLS server name, which RFC 6066 section 3 forbids but many clients
+    // do. The nodes must not log it.
     for node in 0..cluster.size() {
         let lines = cluster.node(node).daemon.lines();
         assert!(!lines.iter().any(|line| line.contains("rustls")), "{lines:#?}");
@@ -147,8 +148,8 @@ fn curl_lftp_and_python_encrypt_everything() {
         explicit.ip().to_string(),
         explicit.port()
     );
-    let said = clients.run("python3", ["-c", &program]).text();
-    assert!(said.contains("226"), "{said}");
+    let output = clients.run("python3", ["-c", &program]).text();
+    assert!(output.contains("226"), "{output}");
     assert_eq!(sha256(stored("python")), sha256(&content));
     assert_eq!(sha256(clients.read("back.bin")), sha256(&content));
 
@@ -156,10 +157,10 @@ fn curl_lftp_and_python_encrypt_everything() {
     assert!(!refused.succeeded);
 }
 
-/// What FileZilla does: many connections at once, each with a session of its own, and data
-/// connections that resume the control connection's TLS session.
+/// Like FileZilla: many sessions at the same time, whose data
+/// connections resume the TLS session of their control connection.
 #[test]
-fn twenty_encrypted_sessions_at_once_each_resume_their_own() {
+fn twenty_simultaneous_sessions_each_resume_their_own_tls_session() {
     let authority = Authority::new();
     let cluster = encrypted(&authority).setting("tls_data_reuse", "required").start();
     std::thread::scope(|scope| {

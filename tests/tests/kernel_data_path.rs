@@ -1,5 +1,5 @@
-//! The data path in the balancer's kernel: clients, balancer and nodes as hosts on networks, with the
-//! real rules and routes, nginx and ftpd.
+//! The data path in the balancer's kernel: clients, balancer and nodes are hosts in network namespaces,
+//! with the real firewall rules, routes, nginx and ftpd.
 
 use std::{
     fs,
@@ -23,14 +23,15 @@ use common::node::PortRange;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-/// So wide that a client that asks for ports until it has found its node is not short of them.
+/// The passive range. A client needs many ports of it, because it opens sessions and asks for passive ports
+/// until nginx has chosen the wanted node.
 const RANGE: (u16, u16) = (50000, 50080);
 
-/// Two nodes behind a balancer. Clients know the balancer only; the nodes' ordinary gateway is a
-/// host that does not exist.
-struct World {
+/// Two nodes behind a balancer. Clients know only the balancer. The default gateway of the nodes does not
+/// exist.
+struct TestNetwork {
     balancer: Balancer,
-    lb: Host,
+    balancer_host: Host,
     client: Host,
     stranger: Host,
     nodes: Vec<(Host, Daemon)>,
@@ -39,8 +40,8 @@ struct World {
     directory: TempDir,
 }
 
-/// Where clients are, and where nodes are: `host` in either network.
-type Plan = fn(host: u8) -> (IpAddr, IpAddr);
+/// Returns the addresses of `host` in the public network of the clients and in the network of the nodes.
+type AddressPlan = fn(host: u8) -> (IpAddr, IpAddr);
 
 fn v4(host: u8) -> (IpAddr, IpAddr) {
     ([203, 0, 113, host].into(), [10, 0, 0, host].into())
@@ -51,7 +52,7 @@ fn v6(host: u8) -> (IpAddr, IpAddr) {
     (address(0x2001, 0xdb8), address(0xfd00, 0))
 }
 
-/// Clients' addresses are IPv6, the nodes have IPv4 only.
+/// Clients have IPv6 addresses, nodes have IPv4 addresses.
 fn mixed(host: u8) -> (IpAddr, IpAddr) {
     (v6(host).0, v4(host).1)
 }
@@ -60,16 +61,17 @@ fn prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 24 } else { 64 }
 }
 
-impl World {
-    fn start(plan: Plan) -> Self {
+impl TestNetwork {
+    fn start(plan: AddressPlan) -> Self {
         let (public, inside) = (Network::new("public"), Network::new("inside"));
         let at = |address: IpAddr| [(address, prefix(address))];
-        let (lb, client, stranger) = (Host::new("lb"), Host::new("client"), Host::new("stranger"));
-        lb.connect("public", &public, &at(plan(10).0));
-        lb.connect("inside", &inside, &at(plan(10).1));
+        let (balancer_host, client, stranger) = (Host::new("lb"), Host::new("client"), Host::new("stranger"));
+        balancer_host.connect("public", &public, &at(plan(10).0));
+        balancer_host.connect("inside", &inside, &at(plan(10).1));
         client.connect("eth0", &public, &at(plan(50).0));
         stranger.connect("eth0", &public, &at(plan(51).0));
-        lb.run("sysctl", &["-qw", "net.ipv4.conf.all.forwarding=1", "net.ipv6.conf.all.forwarding=1"]);
+        balancer_host
+            .run("sysctl", &["-qw", "net.ipv4.conf.all.forwarding=1", "net.ipv6.conf.all.forwarding=1"]);
 
         let range = PortRange::new(RANGE.0, RANGE.1).unwrap();
         let balancer = Balancer {
@@ -88,7 +90,7 @@ impl World {
             let family = if address.is_ipv4() { "-4" } else { "-6" };
             let nowhere = plan(254).1.to_string();
             host.run("ip", &[family, "route", "add", "default", "via", &nowhere]);
-            // The kernel's own check of return paths does not stand in the way.
+            // The data path must also work with the kernel's strict check of return paths.
             host.run("sysctl", &["-qw", "net.ipv4.conf.all.rp_filter=1"]);
             let mut command = Command::new(binaries::daemon("ftpd"));
             command.args(["--standalone", "true", "--user", "demo:secret", "--port", "21"]);
@@ -97,8 +99,8 @@ impl World {
             command.args(["--passive-port-min", &slice.from().to_string()]);
             command.args(["--passive-port-max", &slice.to().to_string()]);
             let trusted = plan(10).1;
-            let whole = if trusted.is_ipv4() { 32 } else { 128 };
-            command.args(["--trusted-balancers", &format!("{trusted}/{whole}")]);
+            let full_length = if trusted.is_ipv4() { 32 } else { 128 };
+            command.args(["--trusted-balancers", &format!("{trusted}/{full_length}")]);
             host.place(&mut command);
             (host, Daemon::start(name, command))
         });
@@ -112,22 +114,23 @@ impl World {
         fs::write(&configuration, balancer.configuration(directory.path())).unwrap();
         let mut nginx = Command::new("nginx");
         nginx.arg("-p").arg(directory.path()).arg("-c").arg(configuration);
-        // There is no other user here than root.
+        // root is the only user of this user namespace.
         nginx.args(["-e", "stderr", "-g", "daemon off; user root root;"]);
-        lb.place(&mut nginx);
+        balancer_host.place(&mut nginx);
         let nginx = Daemon::start_ending_with("nginx", nginx, Signal::SIGTERM);
-        let world = Self { balancer, lb, client, stranger, nodes, homes, _nginx: nginx, directory };
-        let control = SocketAddr::from((world.balancer.address, 21));
-        world.client.enter(|| eventually("nginx to listen", || TcpStream::connect(control).ok()));
-        world.nft(&world.balancer.urgent_data_rules());
-        world.load(&world.balancer, OtherForwarding::Drop);
+        let network =
+            Self { balancer, balancer_host, client, stranger, nodes, homes, _nginx: nginx, directory };
+        let control = SocketAddr::from((network.balancer.address, 21));
+        network.client.enter(|| eventually("nginx to listen", || TcpStream::connect(control).ok()));
+        network.nft(&network.balancer.urgent_data_rules());
+        network.load(&network.balancer, OtherForwarding::Drop);
         for position in 0..2 {
-            world.route_replies(position, "add");
+            network.route_replies(position, "add");
         }
-        world
+        network
     }
 
-    /// Loads the data path of a balancer, in place of the one that is there.
+    /// Replaces the firewall rules by those of `balancer`.
     fn load(&self, balancer: &Balancer, other: OtherForwarding) {
         self.nft(&balancer.data_path_rules(other));
     }
@@ -135,7 +138,7 @@ impl World {
     fn nft(&self, rules: &str) {
         let file = self.directory.path().join("rules.nft");
         fs::write(&file, rules).unwrap();
-        self.lb.run("nft", &["-f", file.to_str().unwrap()]);
+        self.balancer_host.run("nft", &["-f", file.to_str().unwrap()]);
     }
 
     fn replies(&self, position: usize, action: &str) -> Command {
@@ -156,7 +159,7 @@ impl World {
         (self.balancer.address, 21).into()
     }
 
-    /// A session through the node at `position`. Called on a client's host.
+    /// Opens a session on the node at `position`. Must be called on a client's host.
     fn session(&self, position: usize) -> Dialogue {
         let (_, _, slice) = &self.balancer.nodes[position];
         eventually("the balancer to choose the node", || {
@@ -166,22 +169,23 @@ impl World {
         })
     }
 
-    /// Bytes that the kernel has passed on to (`to`) or from (`from`) a node.
+    /// Bytes that the kernel has forwarded to a node (`to`) or from it (`from`).
     fn counted(&self, direction: &str, position: usize) -> u64 {
         let name = format!("{direction}_{}", self.balancer.nodes[position].0);
-        let text = self.lb.run("nft", &["list", "counter", "inet", "ftp_data_path", &name]);
+        let text = self.balancer_host.run("nft", &["list", "counter", "inet", "ftp_data_path", &name]);
         let count = text.split("bytes ").nth(1).and_then(|rest| rest.split_whitespace().next());
-        count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no bytes in {text}"))
+        count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no byte count in: {text}"))
     }
 
-    /// How many data connections nginx has carried, of those that have ended.
+    /// Number of ended data connections that nginx has carried.
     fn through_nginx(&self) -> usize {
         let log = fs::read_to_string(self.directory.path().join("access.log")).unwrap();
         log.lines().filter(|line| line.split_once(" -> ").unwrap().0.contains(":500")).count()
     }
 
-    /// A file comes back as it went, through every node; also with PASV, if that can name the address.
-    fn transfers_work(&self) {
+    /// Checks that an uploaded file comes back unchanged on every node, with EPSV, and with PASV if the
+    /// balancer has an IPv4 address.
+    fn check_transfers(&self) {
         let content = bytes(7, 3 << 20);
         for position in 0..2 {
             let mut session = self.session(position);
@@ -202,8 +206,9 @@ impl World {
         }
     }
 
-    fn kernel_carries(&self) {
-        self.client.enter(|| self.transfers_work());
+    /// Checks that transfers work and that the kernel forwards their data, without nginx.
+    fn check_that_kernel_carries_data(&self) {
+        self.client.enter(|| self.check_transfers());
         assert_eq!(self.through_nginx(), 0);
         for position in 0..2 {
             for direction in ["to", "from"] {
@@ -214,46 +219,47 @@ impl World {
     }
 }
 
-/// Whether a connection comes about soon.
+/// Returns true if a connection succeeds within 700 ms.
 fn reaches(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_millis(700)).is_ok()
 }
 
-/// Apart by name: builders that allow no namespaces (nix/package.nix) skip them.
+/// The module has its own name, because builders without namespaces (nix/package.nix) skip it.
 mod own_network {
     use super::*;
 
     #[test]
-    fn data_goes_through_the_kernel_and_the_node_sees_the_clients_address() {
+    fn data_goes_through_the_kernel_and_the_node_sees_the_client_address() {
         with_own_network(
-            "own_network::data_goes_through_the_kernel_and_the_node_sees_the_clients_address",
+            "own_network::data_goes_through_the_kernel_and_the_node_sees_the_client_address",
             || {
-                let world = World::start(v4);
-                // A node would close a connection from another address than the control connection's, which
-                // nginx tells it; and one of the balancer's without a PROXY header.
-                world.kernel_carries();
+                let network = TestNetwork::start(v4);
+                // The node sees the client's address: it would close a data connection from another address
+                // than the control connection's, and one from the balancer without a PROXY header.
+                network.check_that_kernel_carries_data();
 
-                // It is the route for its slice that brings the node's answers back.
+                // Without the route for its slice, the node's packets do not come back to the balancer.
                 for position in 0..2 {
-                    world.route_replies(position, "remove");
+                    network.route_replies(position, "remove");
                 }
-                let (_, _, slice) = &world.balancer.nodes[0];
+                let (_, _, slice) = &network.balancer.nodes[0];
                 let port = slice.from();
-                assert!(!world.client.enter(|| reaches((world.balancer.address, port).into())));
-                let left = world.nodes[0].0.run("ip", &["rule"])
-                    + &world.nodes[0].0.run("ip", &["route", "show", "table", "all"]);
+                assert!(!network.client.enter(|| reaches((network.balancer.address, port).into())));
+                let left = network.nodes[0].0.run("ip", &["rule"])
+                    + &network.nodes[0].0.run("ip", &["route", "show", "table", "all"]);
                 assert!(!left.contains("5021"), "{left}");
 
-                // Twice is as good as once, and an interface that goes down and comes back does not end it.
-                world.route_replies(0, "add");
-                world.route_replies(0, "add");
-                let host = &world.nodes[0].0;
+                // Adding a route twice has the same effect as adding it once. The `keep` action restores the
+                // route after the interface goes down and up.
+                network.route_replies(0, "add");
+                network.route_replies(0, "add");
+                let host = &network.nodes[0].0;
                 assert_eq!(host.run("ip", &["rule"]).matches("5021").count(), 2);
-                let keeper = Daemon::start("replies.sh", world.replies(0, "keep"));
+                let keeper = Daemon::start("replies.sh", network.replies(0, "keep"));
                 host.run("ip", &["link", "set", "eth0", "down"]);
                 host.run("ip", &["link", "set", "eth0", "up"]);
-                eventually("the way through the balancer", || {
-                    world.client.enter(|| reaches((world.balancer.address, port).into())).then_some(())
+                eventually("the route through the balancer", || {
+                    network.client.enter(|| reaches((network.balancer.address, port).into())).then_some(())
                 });
                 drop(keeper);
             },
@@ -263,44 +269,44 @@ mod own_network {
     #[test]
     fn ipv6_goes_through_the_kernel_like_ipv4() {
         with_own_network("own_network::ipv6_goes_through_the_kernel_like_ipv4", || {
-            World::start(v6).kernel_carries()
+            TestNetwork::start(v6).check_that_kernel_carries_data()
         });
     }
 
     #[test]
-    fn what_the_kernel_cannot_carry_is_carried_by_nginx() {
-        with_own_network("own_network::what_the_kernel_cannot_carry_is_carried_by_nginx", || {
-            // Addresses of two families: no rule can translate one into the other.
-            let world = World::start(mixed);
-            world.client.enter(|| world.transfers_work());
-            eventually("nginx to have logged it", || (world.through_nginx() >= 4).then_some(()));
+    fn nginx_carries_data_that_the_kernel_cannot_translate() {
+        with_own_network("own_network::nginx_carries_data_that_the_kernel_cannot_translate", || {
+            // The kernel cannot translate addresses between IPv6 and IPv4.
+            let network = TestNetwork::start(mixed);
+            network.client.enter(|| network.check_transfers());
+            eventually("nginx to log the connections", || (network.through_nginx() >= 4).then_some(()));
         });
     }
 
     #[test]
-    fn without_the_rules_nginx_carries_everything() {
-        with_own_network("own_network::without_the_rules_nginx_carries_everything", || {
-            let world = World::start(v4);
-            world.lb.run("nft", &["flush", "chain", "inet", "ftp_data_path", "slices"]);
-            world.client.enter(|| world.transfers_work());
-            world.lb.run("nft", &["delete", "table", "inet", "ftp_data_path"]);
-            world.client.enter(|| world.transfers_work());
-            eventually("nginx to have logged it", || (world.through_nginx() >= 12).then_some(()));
+    fn without_the_rules_nginx_carries_all_data() {
+        with_own_network("own_network::without_the_rules_nginx_carries_all_data", || {
+            let network = TestNetwork::start(v4);
+            network.balancer_host.run("nft", &["flush", "chain", "inet", "ftp_data_path", "slices"]);
+            network.client.enter(|| network.check_transfers());
+            network.balancer_host.run("nft", &["delete", "table", "inet", "ftp_data_path"]);
+            network.client.enter(|| network.check_transfers());
+            eventually("nginx to log the connections", || (network.through_nginx() >= 12).then_some(()));
         });
     }
 
     #[test]
     fn a_data_connection_from_another_address_gets_nothing() {
         with_own_network("own_network::a_data_connection_from_another_address_gets_nothing", || {
-            let world = World::start(v4);
+            let network = TestNetwork::start(v4);
             let content = bytes(8, 100_000);
-            let mut session = world.client.enter(|| {
-                let mut session = world.session(0);
+            let mut session = network.client.enter(|| {
+                let mut session = network.session(0);
                 session.store("file", &content);
                 session
             });
             let address = session.epsv();
-            let stolen = world.stranger.enter(|| {
+            let stolen = network.stranger.enter(|| {
                 let mut stolen = TcpStream::connect(address).unwrap();
                 stolen.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
                 let mut received = Vec::new();
@@ -311,8 +317,8 @@ mod own_network {
                 received
             });
             assert!(stolen.is_empty());
-            // And the client's own still comes through.
-            let received = world.client.enter(|| {
+            // The client's own connection still succeeds.
+            let received = network.client.enter(|| {
                 let mut data = session.data_connection(address);
                 session.command("RETR file", 150);
                 read_exactly(&mut data, content.len())
@@ -323,30 +329,30 @@ mod own_network {
     }
 
     #[test]
-    fn new_rules_do_not_touch_a_transfer_even_where_the_node_is_gone_from_them() {
+    fn new_rules_do_not_interrupt_a_transfer_even_if_they_omit_its_node() {
         with_own_network(
-            "own_network::new_rules_do_not_touch_a_transfer_even_where_the_node_is_gone_from_them",
+            "own_network::new_rules_do_not_interrupt_a_transfer_even_if_they_omit_its_node",
             || {
-                let world = World::start(v4);
+                let network = TestNetwork::start(v4);
                 let content = bytes(9, 16 << 20);
-                fs::write(world.homes[0].path().join("file"), &content).unwrap();
-                let (mut session, mut data) = world.client.enter(|| {
-                    let mut session = world.session(0);
+                fs::write(network.homes[0].path().join("file"), &content).unwrap();
+                let (mut session, mut data) = network.client.enter(|| {
+                    let mut session = network.session(0);
                     session.command("TYPE I", 200);
                     let data = session.begin("RETR file");
                     (session, data)
                 });
                 let mut received = read_exactly(&mut data, 1 << 20);
-                let mut smaller = world.balancer.clone();
+                let mut smaller = network.balancer.clone();
                 smaller.nodes.remove(0);
-                world.load(&smaller, OtherForwarding::Drop);
+                network.load(&smaller, OtherForwarding::Drop);
                 received.extend(read_exactly(&mut data, 15 << 20));
                 assert!(received == content);
                 session.expect(226);
-                // The next connection to that slice is nginx's.
-                let again = world.client.enter(|| session.retrieve("file"));
+                // nginx carries the next connection to that slice.
+                let again = network.client.enter(|| session.retrieve("file"));
                 assert!(again == content);
-                eventually("nginx to have logged it", || (world.through_nginx() == 1).then_some(()));
+                eventually("nginx to log the connections", || (network.through_nginx() == 1).then_some(()));
             },
         );
     }
@@ -354,41 +360,40 @@ mod own_network {
     #[test]
     fn the_balancer_forwards_data_connections_and_nothing_else() {
         with_own_network("own_network::the_balancer_forwards_data_connections_and_nothing_else", || {
-            let world = World::start(v4);
-            let (_, node, slice) = world.balancer.nodes[0].clone();
-            // A client that takes the balancer for a router, towards nodes that know the way back.
-            world.client.run("ip", &["route", "add", "10.0.0.0/24", "via", "203.0.113.10"]);
-            world.nodes[0].0.run("ip", &["route", "add", "203.0.113.0/24", "via", "10.0.0.10"]);
+            let network = TestNetwork::start(v4);
+            let (_, node, slice) = network.balancer.nodes[0].clone();
+            // A client uses the balancer as a router, and the node has a route back.
+            network.client.run("ip", &["route", "add", "10.0.0.0/24", "via", "203.0.113.10"]);
+            network.nodes[0].0.run("ip", &["route", "add", "203.0.113.0/24", "via", "10.0.0.10"]);
             let control = (node, 21).into();
             let data = (node, slice.from()).into();
-            assert!(!world.client.enter(|| reaches(control) || reaches(data)));
-            // Nor the other way, from a node's slice or any other port.
-            let listener = world.client.enter(|| std::net::TcpListener::bind("203.0.113.50:7000").unwrap());
+            assert!(!network.client.enter(|| reaches(control) || reaches(data)));
+            // The balancer does not forward connections from a node to the client either.
+            let listener = network.client.enter(|| std::net::TcpListener::bind("203.0.113.50:7000").unwrap());
             let outward = listener.local_addr().unwrap();
-            assert!(!world.nodes[0].0.enter(|| reaches(outward)));
+            assert!(!network.nodes[0].0.enter(|| reaches(outward)));
 
-            // A host that is a router remains one; but a node is not shown under its own address.
-            world.load(&world.balancer, OtherForwarding::Accept);
-            assert!(world.client.enter(|| reaches(control)));
-            assert!(world.nodes[0].0.enter(|| reaches(outward)));
-            assert!(!world.client.enter(|| reaches(data)));
-            world.client.enter(|| world.transfers_work());
+            // With `Accept` the balancer forwards other traffic, but not to passive ports of nodes.
+            network.load(&network.balancer, OtherForwarding::Accept);
+            assert!(network.client.enter(|| reaches(control)));
+            assert!(network.nodes[0].0.enter(|| reaches(outward)));
+            assert!(!network.client.enter(|| reaches(data)));
+            network.client.enter(|| network.check_transfers());
         });
     }
 
     #[test]
-    fn an_abor_with_urgent_data_is_heard_through_nginx() {
-        with_own_network("own_network::an_abor_with_urgent_data_is_heard_through_nginx", || {
-            let world = World::start(v4);
-            fs::write(world.homes[0].path().join("file"), bytes(10, 16 << 20)).unwrap();
-            world.client.enter(|| {
-                let mut session = world.session(0);
+    fn an_abor_with_urgent_data_arrives_through_nginx() {
+        with_own_network("own_network::an_abor_with_urgent_data_arrives_through_nginx", || {
+            let network = TestNetwork::start(v4);
+            fs::write(network.homes[0].path().join("file"), bytes(10, 16 << 20)).unwrap();
+            network.client.enter(|| {
+                let mut session = network.session(0);
                 session.command("TYPE I", 200);
                 let start = Instant::now();
                 for round in 0..40 {
                     let _data = session.begin("RETR file");
-                    // As lftp and BSD's clients do: IAC IP IAC, of which the last byte is urgent, then
-                    // DM and the command.
+                    // Like lftp and BSD clients: IAC IP IAC with the last byte urgent, then DM and ABOR.
                     session.send_urgent(b"\xff\xf4\xff");
                     session.control().write_all(b"\xf2ABOR\r\n").unwrap();
                     let reply = session.try_reply(Duration::from_secs(5));
@@ -398,7 +403,8 @@ mod own_network {
                 }
                 assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
             });
-            let rules = world.lb.run("nft", &["list", "chain", "inet", "ftp_urgent_data", "control"]);
+            let rules =
+                network.balancer_host.run("nft", &["list", "chain", "inet", "ftp_urgent_data", "control"]);
             assert!(!rules.contains("packets 0 "), "no packet was urgent: {rules}");
         });
     }

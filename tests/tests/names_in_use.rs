@@ -1,4 +1,5 @@
-//! Names of files that are uploaded: no session on any node renames, removes, joins or stamps them meanwhile.
+//! While a file is uploaded, no session of the cluster renames, removes, joins or re-dates it or its
+//! parent directories.
 
 use std::{fs, io::Write, net::Shutdown, path::Path, thread, time::Duration};
 
@@ -35,25 +36,29 @@ fn session(cluster: &Cluster, node: usize, user: &str) -> Dialogue {
     session
 }
 
-/// RNFR and RNTO, which answers `code` and, if that is 450, `text`.
+/// Sends RNFR and RNTO, expects `code` from RNTO, and returns the text of the reply.
 fn rename(session: &mut Dialogue, from: &str, to: &str, code: u16) -> String {
     session.command(&format!("RNFR {from}"), 350);
     session.command(&format!("RNTO {to}"), code).text()
 }
 
-fn refused(text: &str, below: bool) {
-    let wanted =
-        if below { "A file in this directory is being written" } else { "Another session writes this file" };
-    assert!(text.contains(wanted), "{text}");
+/// Checks the text of a refusal: the path is a file, or (`is_directory`) a parent directory of it.
+fn expect_refusal(text: &str, is_directory: bool) {
+    let expected = if is_directory {
+        "A file in this directory is being written"
+    } else {
+        "Another session writes this file"
+    };
+    assert!(text.contains(expected), "{text}");
 }
 
-/// All commands that change a name refuse `d/sub/file` and the directories above it.
-fn all_refuse(session: &mut Dialogue) {
-    refused(&rename(session, "d/sub/file", "d/sub/new", 450), false);
-    refused(&rename(session, "other", "d/sub/file", 450), false);
-    refused(&rename(session, "d", "e", 450), true);
-    refused(&rename(session, "d/sub", "moved", 450), true);
-    for (command, below) in [
+/// Checks that every command that changes names refuses `d/sub/file` and its parent directories.
+fn expect_all_refused(session: &mut Dialogue) {
+    expect_refusal(&rename(session, "d/sub/file", "d/sub/new", 450), false);
+    expect_refusal(&rename(session, "other", "d/sub/file", 450), false);
+    expect_refusal(&rename(session, "d", "e", 450), true);
+    expect_refusal(&rename(session, "d/sub", "moved", 450), true);
+    for (command, is_directory) in [
         ("DELE d/sub/file", false),
         ("RMD d/sub", true),
         ("RMDA d", true),
@@ -63,16 +68,16 @@ fn all_refuse(session: &mut Dialogue) {
         ("MDTM 20200101000000 d/sub/file", false),
         ("SITE UTIME 20200101000000 d/sub/file", false),
     ] {
-        refused(&session.command(command, 450).text(), below);
+        expect_refusal(&session.command(command, 450).text(), is_directory);
     }
     session.command("SIZE joined", 550);
-    // Names beside it are free.
+    // Other names in the directory may change.
     rename(session, "other", "d/other", 250);
     rename(session, "d/other", "other", 250);
 }
 
 #[test]
-fn no_command_changes_a_name_that_is_uploaded_and_the_upload_is_whole() {
+fn no_command_changes_the_name_of_a_running_upload_and_the_upload_is_complete() {
     let cluster = cluster();
     for user in ["direct", "atomic"] {
         let mut writer = session(&cluster, 0, user);
@@ -85,12 +90,12 @@ fn no_command_changes_a_name_that_is_uploaded_and_the_upload_is_whole() {
         let mut upload = writer.begin("STOR d/sub/file");
         upload.write_all(&content[..100_000]).unwrap();
         for node in [1, 0] {
-            all_refuse(&mut session(&cluster, node, user));
+            expect_all_refused(&mut session(&cluster, node, user));
         }
-        // Under another name of the home, too.
+        // Another user reaches the file by another virtual path.
         let mut team = session(&cluster, 2, "team");
-        refused(&rename(&mut team, user, "elsewhere", 450), true);
-        refused(&team.command(&format!("DELE {user}/d/sub/file"), 450).text(), false);
+        expect_refusal(&rename(&mut team, user, "elsewhere", 450), true);
+        expect_refusal(&team.command(&format!("DELE {user}/d/sub/file"), 450).text(), false);
         upload.write_all(&content[100_000..]).unwrap();
         upload.shutdown(Shutdown::Write).unwrap();
         writer.expect(226);
@@ -98,7 +103,7 @@ fn no_command_changes_a_name_that_is_uploaded_and_the_upload_is_whole() {
         assert_eq!(sha256(fs::read(home.join("d/sub/file")).unwrap()), sha256(&content));
         assert_eq!(fs::read(home.join("other")).unwrap(), b"other");
 
-        // As soon as 226 is said each of them works, on any node.
+        // After 226 each of these commands succeeds on any node.
         let mut other = session(&cluster, 1, user);
         other.command("MFMT 20200101000000 d/sub/file", 213);
         rename(&mut other, "d/sub/file", "d/sub/new", 250);
@@ -118,9 +123,9 @@ fn no_command_changes_a_name_that_is_uploaded_and_the_upload_is_whole() {
     }
 }
 
-/// A directory that seems empty may hold the hidden file of an atomic upload.
+/// A directory that looks empty may hold the partial file of an atomic upload.
 #[test]
-fn a_directory_into_which_a_new_file_is_uploaded_is_not_removed() {
+fn a_directory_with_a_running_upload_is_not_removed() {
     let cluster = cluster();
     for user in ["direct", "atomic"] {
         let mut writer = session(&cluster, 0, user);
@@ -128,7 +133,7 @@ fn a_directory_into_which_a_new_file_is_uploaded_is_not_removed() {
         let mut upload = writer.begin("STOR d/file");
         upload.write_all(b"content").unwrap();
         let mut other = session(&cluster, 1, user);
-        refused(&other.command("RMD d", 450).text(), true);
+        expect_refusal(&other.command("RMD d", 450).text(), true);
         upload.shutdown(Shutdown::Write).unwrap();
         writer.expect(226);
         assert_eq!(other.retrieve("d/file"), b"content");
@@ -136,11 +141,11 @@ fn a_directory_into_which_a_new_file_is_uploaded_is_not_removed() {
 }
 
 #[test]
-fn while_a_tree_is_removed_or_renamed_nothing_below_it_is_uploaded() {
+fn while_a_tree_is_removed_uploads_below_it_and_renames_of_it_get_450() {
     let cluster = cluster();
     let home = cluster.storage().join("team/direct");
     let (mut remover, mut writer) = (session(&cluster, 0, "direct"), session(&cluster, 1, "direct"));
-    // Twice as many files each time, until the node is stopped in the middle.
+    // Each round has twice as many files, until the node is stopped during the removal.
     for files in (0..4).map(|round| 10_000 << round) {
         let tree = home.join("tree");
         for directory in 0..10 {
@@ -176,17 +181,17 @@ fn while_a_tree_is_removed_or_renamed_nothing_below_it_is_uploaded() {
             return;
         }
     }
-    panic!("each tree was removed before the node was stopped");
+    panic!("the node removed each tree before it was stopped");
 }
 
-/// How many names there are directly below the ten directories of the tree.
+/// Number of files in the ten directories of the tree.
 fn count(tree: &Path) -> usize {
     let names = |directory: &Path| fs::read_dir(directory).map_or(0, Iterator::count);
     (0..10).map(|directory| names(&tree.join(directory.to_string()))).sum()
 }
 
 #[test]
-fn comb_joins_no_more_than_64_files_and_leases_nothing_before_it_has_found_them() {
+fn comb_joins_at_most_64_files_and_creates_nothing_if_one_is_missing() {
     let cluster = cluster();
     let mut session = session(&cluster, 0, "direct");
     let names: Vec<String> = (0..65).map(|number| format!("part{number}")).collect();
@@ -202,10 +207,10 @@ fn comb_joins_no_more_than_64_files_and_leases_nothing_before_it_has_found_them(
     assert_eq!(session.retrieve("part64"), b"part64");
 }
 
-/// Without Redis the lock on the file tells that it is written. A directory has none: its rename goes on, and the
-/// upload below is told that its name is gone.
+/// Without Redis, file locks show which files are being written. Directories have no locks: a rename of
+/// a directory succeeds, and an upload below it gets 450 because its path no longer exists.
 #[test]
-fn while_redis_is_away_locks_keep_names_of_uploads_and_no_upload_is_complete_under_a_name_that_is_gone() {
+fn while_redis_is_unreachable_file_locks_protect_names_and_uploads_below_a_renamed_directory_get_450() {
     for policy in ["admit", "refuse"] {
         let mut cluster = cluster_with(&[("registry_away", policy)]);
         let mut writers = [session(&cluster, 0, "direct"), session(&cluster, 0, "direct")];
@@ -224,19 +229,19 @@ fn while_redis_is_away_locks_keep_names_of_uploads_and_no_upload_is_complete_und
             })
             .collect();
         cluster.kill_redis();
-        refused(&rename(&mut other, "file", "new", 450), false);
-        refused(&rename(&mut other, "free", "file", 450), false);
-        refused(&other.command("DELE file", 450).text(), false);
-        refused(&other.command("MFMT 20200101000000 file", 450).text(), false);
+        expect_refusal(&rename(&mut other, "file", "new", 450), false);
+        expect_refusal(&rename(&mut other, "free", "file", 450), false);
+        expect_refusal(&other.command("DELE file", 450).text(), false);
+        expect_refusal(&other.command("MFMT 20200101000000 file", 450).text(), false);
         rename(&mut other, "free", "renamed", 250);
         other.command("DELE renamed", 250);
         rename(&mut other, "d", "e", 250);
         for upload in uploads {
             upload.shutdown(Shutdown::Write).unwrap();
         }
-        let [of_file, below] = &mut writers;
-        of_file.expect(226);
-        below.expect(450);
+        let [file_writer, directory_writer] = &mut writers;
+        file_writer.expect(226);
+        directory_writer.expect(450);
         let home = cluster.storage().join("team/direct");
         assert_eq!(fs::read(home.join("file")).unwrap(), b"content", "{policy}");
         assert!(!home.join("d").exists());
@@ -244,34 +249,34 @@ fn while_redis_is_away_locks_keep_names_of_uploads_and_no_upload_is_complete_und
 }
 
 #[test]
-fn without_locks_nothing_is_renamed_while_it_cannot_be_told_who_writes() {
+fn without_locks_renames_get_450_while_the_writers_of_a_path_are_unknown() {
     let mut cluster = cluster_with(&[("storage_locks", "off"), ("node_lease", "2s")]);
     let mut writer = session(&cluster, 0, "direct");
     let mut other = session(&cluster, 1, "direct");
     writer.store("other", b"other");
     let mut upload = writer.begin("STOR file");
     upload.write_all(b"content").unwrap();
-    let unsure = |other: &mut Dialogue| {
+    let expect_unknown_writer = |other: &mut Dialogue| {
         let text = rename(other, "other", "new", 450);
         assert!(text.contains("may be writing this file"), "{text}");
         let text = other.command("COMB joined other", 450).text();
         assert!(text.contains("may be writing this file"), "{text}");
     };
     cluster.redis().command("FLUSHALL").unwrap();
-    unsure(&mut other);
-    // The upload tells Redis of its lease again, and after a lease Redis knows all.
-    eventually("renames are possible again", || {
+    expect_unknown_writer(&mut other);
+    // Sessions register their leases again, so after the time of one lease Redis knows all writers.
+    eventually("renames to be possible again", || {
         other.command("RNFR other", 350);
         other.send("RNTO new");
         (other.reply().code == 250).then_some(())
     });
     rename(&mut other, "new", "other", 250);
-    refused(&rename(&mut other, "file", "new", 450), false);
+    expect_refusal(&rename(&mut other, "file", "new", 450), false);
     upload.shutdown(Shutdown::Write).unwrap();
     writer.expect(226);
 
     cluster.kill_redis();
-    unsure(&mut other);
+    expect_unknown_writer(&mut other);
     other.command("DELE other", 250);
     other.command("MFMT 20200101000000 file", 213);
 }

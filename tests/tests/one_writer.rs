@@ -1,4 +1,4 @@
-//! One writer for a path at a time, over all nodes.
+//! At any time, at most one session of the cluster writes a path.
 
 use std::{
     fs,
@@ -19,8 +19,8 @@ use cluster_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// The command is refused with 450, at once.
-fn busy(session: &mut Dialogue, command: &str) {
+/// Expects 450 as the reply to `command`, within 2 s.
+fn expect_busy(session: &mut Dialogue, command: &str) {
     session.epsv();
     let start = Instant::now();
     session.command(command, 450);
@@ -28,7 +28,7 @@ fn busy(session: &mut Dialogue, command: &str) {
 }
 
 #[test]
-fn a_second_writer_on_another_node_gets_450_at_once_under_every_name_of_the_file() {
+fn a_second_writer_on_any_node_gets_450_at_once_for_every_path_of_the_file() {
     let hash = hash_password("secret");
     let cluster = Cluster::builder()
         .users(&format!(
@@ -37,9 +37,9 @@ fn a_second_writer_on_another_node_gets_450_at_once_under_every_name_of_the_file
              [users.safe]\npassword_hash = \"{hash}\"\nhome = \"/team/ann\"\nuploads = \"atomic\"\n"
         ))
         .start();
-    let anyone = Connector::new();
+    let connector = Connector::new();
     let session = |node, user| {
-        let mut session = cluster.session_through(node, &anyone, user);
+        let mut session = cluster.session_through(node, &connector, user);
         session.command("TYPE I", 200);
         session
     };
@@ -51,17 +51,17 @@ fn a_second_writer_on_another_node_gets_450_at_once_under_every_name_of_the_file
     let mut upload = first.begin("STOR file");
     upload.write_all(&content[..1000]).unwrap();
     for command in ["STOR file", "STOR /file", "STOR ./file", "APPE file", "COMB file other"] {
-        busy(&mut second, command);
+        expect_busy(&mut second, command);
     }
-    busy(&mut same_node, "STOR file");
-    busy(&mut team, "STOR ann/file");
-    busy(&mut safe, "STOR file");
+    expect_busy(&mut same_node, "STOR file");
+    expect_busy(&mut team, "STOR ann/file");
+    expect_busy(&mut safe, "STOR file");
     upload.write_all(&content[1000..]).unwrap();
     upload.shutdown(Shutdown::Write).unwrap();
     first.expect(226);
     assert_eq!(sha256(second.retrieve("file")), sha256(&content));
 
-    // The next one may, on any node, as soon as 226 was said.
+    // After 226 other sessions may write the file, on any node.
     second.store("file", b"second");
     team.store("ann/file", b"third");
     safe.store("file", b"fourth");
@@ -69,7 +69,7 @@ fn a_second_writer_on_another_node_gets_450_at_once_under_every_name_of_the_file
 }
 
 #[test]
-fn of_many_who_begin_at_the_same_time_one_writes_and_its_content_is_whole() {
+fn one_of_several_simultaneous_uploads_of_a_path_succeeds_and_the_others_get_450() {
     let cluster = Cluster::start();
     for round in 0..5 {
         let mut sessions: Vec<_> = (0..6).map(|number| cluster.login_through(number % 3)).collect();
@@ -96,28 +96,28 @@ fn of_many_who_begin_at_the_same_time_one_writes_and_its_content_is_whole() {
     }
 }
 
-/// Where the storage has no locks that cross nodes, a node that Redis has not heard from for `node_lease` has
-/// lost its leases, and may learn of it only when its upload is over: 226 would be said of a file that two have
-/// written.
+/// Without file locks that work across nodes, a node may learn only at the end of an upload that its
+/// lease has expired (it did not reach Redis for `node_lease`). A reply 226 would then confirm a file
+/// that two sessions have written.
 #[test]
-fn without_locks_an_upload_that_lost_its_lease_on_the_way_gets_451_and_an_atomic_one_gets_no_name() {
+fn without_locks_an_upload_that_lost_its_lease_gets_451_and_an_atomic_upload_is_not_published() {
     let cluster = cluster(&[("storage_locks", "off")]);
     for user in ["direct", "atomic"] {
         let mut session = cluster.session_through(0, &Connector::new(), user);
         session.command("TYPE I", 200);
         let mut upload = session.begin("STOR file");
         upload.write_all(b"content").unwrap();
-        let lease = format!("ftp:write:team/{user}/file");
-        cluster.redis().command(&format!("SET {lease} another-node"));
+        let key = format!("ftp:write:team/{user}/file");
+        cluster.redis().command(&format!("SET {key} another-node"));
         upload.shutdown(Shutdown::Write).unwrap();
         let refusal = session.expect(451).text();
         assert!(refusal.contains("Another session writes this file"), "{refusal}");
         let name = cluster.storage().join("team").join(user).join("file");
         assert_eq!(name.exists(), user == "direct");
-        // The other's right is not taken from it.
-        assert_eq!(cluster.redis().command(&format!("GET {lease}")).as_deref(), Some("$12"));
-        busy(&mut session, "STOR file");
-        cluster.redis().command(&format!("DEL {lease}"));
+        // The other session still has its lease.
+        assert_eq!(cluster.redis().command(&format!("GET {key}")).as_deref(), Some("$12"));
+        expect_busy(&mut session, "STOR file");
+        cluster.redis().command(&format!("DEL {key}"));
         session.store("file", b"again");
         assert_eq!(session.retrieve("file"), b"again");
     }
@@ -125,7 +125,7 @@ fn without_locks_an_upload_that_lost_its_lease_on_the_way_gets_451_and_an_atomic
     assert_eq!(cluster.node(0).metric(lost), Some(2.0));
 }
 
-/// The users `direct` and `atomic`, each with a home of its own.
+/// Starts a cluster with the users `direct` and `atomic`, which have different homes.
 fn cluster(settings: &[(&str, &str)]) -> Cluster {
     let hash = hash_password("secret");
     let users = format!(
@@ -142,48 +142,48 @@ fn session(cluster: &Cluster, node: usize, user: &str) -> Dialogue {
     session
 }
 
-/// Where a file of `user` is on the storage.
+/// Path of a file of `user` on the storage.
 fn stored(cluster: &Cluster, user: &str, name: &str) -> PathBuf {
     cluster.storage().join("team").join(user).join(name)
 }
 
-/// The bytes that the storage has of the only file below the home of `user`, hidden or not.
-fn arrived(cluster: &Cluster, user: &str) -> u64 {
+/// Size of the largest file in the home of `user`, including partial files.
+fn stored_bytes(cluster: &Cluster, user: &str) -> u64 {
     let Ok(entries) = cluster.storage().join("team").join(user).read_dir() else { return 0 };
     let lengths = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()));
     lengths.max().unwrap_or(0)
 }
 
-/// An upload of which a part is on the storage.
-struct Begun {
+/// A running upload; a part of its content is already on the storage.
+struct RunningUpload {
     session: Dialogue,
     data: TcpStream,
     content: Vec<u8>,
 }
 
-/// More than a node holds back before it writes.
+/// Size of the first part in bytes: more than a node buffers before it writes.
 const PART: usize = 1 << 20;
 
-impl Begun {
+impl RunningUpload {
     fn new(cluster: &Cluster, node: usize, user: &str, name: &str) -> Self {
         let mut session = session(cluster, node, user);
         let content = bytes(1, 2 * PART + 12_345);
         let mut data = session.begin(&format!("STOR {name}"));
         data.write_all(&content[..PART]).unwrap();
-        eventually("a part to be stored", || (arrived(cluster, user) > 0).then_some(()));
+        eventually("a part to be stored", || (stored_bytes(cluster, user) > 0).then_some(()));
         Self { session, data, content }
     }
 
-    /// Sends the rest. The code of the last reply, and the content.
+    /// Sends the rest. Returns the code of the last reply, and the content.
     fn end(mut self) -> (u16, Vec<u8>) {
-        // A node that may not write any more closes the connection.
+        // A node that has lost its lease closes the connection, so these calls may fail.
         let _ = self.data.write_all(&self.content[PART..]);
         let _ = self.data.shutdown(Shutdown::Write);
         (self.session.reply().code, self.content)
     }
 }
 
-/// The reply to a whole upload: 226, or what refuses it.
+/// Uploads `content` and returns the code of the last reply: 226, or the code of the refusal.
 fn store(session: &mut Dialogue, name: &str, content: &[u8]) -> u16 {
     let address = session.epsv();
     let mut data = session.data_connection(address);
@@ -197,62 +197,63 @@ fn store(session: &mut Dialogue, name: &str, content: &[u8]) -> u16 {
     session.reply().code
 }
 
-/// How an upload is kept from renewing its lease.
+/// A fault that costs an upload its lease.
 #[derive(Clone, Copy)]
 enum Fault {
-    /// Its node is stopped until the lease has expired.
+    /// The upload's node is stopped (SIGSTOP) until the lease has expired.
     Stopped,
     /// Redis runs this command.
     Redis(&'static str),
 }
 
-/// An upload on one node, a fault, and another upload of the same path on another node before the first goes on.
-/// Returns the last reply of each. The file holds one of them, whole.
-fn interrupted(cluster: &Cluster, user: &str, fault: Fault) -> (u16, u16) {
-    let begun = Begun::new(cluster, 0, user, "file");
+/// Starts an upload on node 0, causes the fault, uploads to the same path on node 1, and then lets the
+/// first upload continue. Returns the last reply codes of both uploads, after checking that the file
+/// holds the complete content of a confirmed upload.
+fn upload_during_fault(cluster: &Cluster, user: &str, fault: Fault) -> (u16, u16) {
+    let running = RunningUpload::new(cluster, 0, user, "file");
     let mut other = session(cluster, 1, user);
     let second = bytes(2, 2 * PART);
-    let of_second = match fault {
+    let second_code = match fault {
         Fault::Stopped => {
             cluster.node(0).daemon.signal(Signal::SIGSTOP);
-            let of_second = eventually("the lease to expire", || {
+            let second_code = eventually("the lease to expire", || {
                 let refused = "ftp_operations_failed_total{verb=\"STOR\",reason=\"being_written\"}";
                 let code = store(&mut other, "file", &second);
-                let by_lock = cluster.node(1).metric(refused).is_some();
-                (code != 450 || by_lock).then_some(code)
+                let is_refused_by_lock = cluster.node(1).metric(refused).is_some();
+                (code != 450 || is_refused_by_lock).then_some(code)
             });
             cluster.node(0).daemon.signal(Signal::SIGCONT);
-            of_second
+            second_code
         }
         Fault::Redis(command) => {
             cluster.redis().command(command).expect("Redis answers");
             store(&mut other, "file", &second)
         }
     };
-    let (of_first, first) = begun.end();
-    let wanted = match (of_first, of_second) {
+    let (first_code, first) = running.end();
+    let expected = match (first_code, second_code) {
         (226, _) => &first,
         (_, 226) => &second,
-        codes => panic!("no upload was complete: {codes:?}"),
+        codes => panic!("no upload was confirmed: {codes:?}"),
     };
-    assert_eq!(sha256(fs::read(stored(cluster, user, "file")).unwrap()), sha256(wanted));
-    (of_first, of_second)
+    assert_eq!(sha256(fs::read(stored(cluster, user, "file")).unwrap()), sha256(expected));
+    (first_code, second_code)
 }
 
 #[test]
-fn while_a_node_is_stopped_a_second_writer_waits_for_a_direct_upload_and_takes_an_atomic_one_over() {
+fn while_a_node_is_stopped_a_second_writer_waits_for_a_direct_upload_and_replaces_an_atomic_upload() {
     for (user, codes) in [("direct", (226, 450)), ("atomic", (451, 226))] {
         let cluster = cluster(&[]);
-        assert_eq!(interrupted(&cluster, user, Fault::Stopped), codes, "{user}");
+        assert_eq!(upload_during_fault(&cluster, user, Fault::Stopped), codes, "{user}");
     }
 }
 
 #[test]
-fn after_a_loss_of_redis_data_two_writers_of_a_path_are_never_both_complete() {
+fn after_a_loss_of_redis_data_two_uploads_of_a_path_are_never_both_confirmed() {
     for user in ["direct", "atomic"] {
         for loss in ["FLUSHALL", "DEL ftp:write:team/direct/file ftp:write:team/atomic/file"] {
             let cluster = cluster(&[]);
-            let codes = interrupted(&cluster, user, Fault::Redis(loss));
+            let codes = upload_during_fault(&cluster, user, Fault::Redis(loss));
             match user {
                 "direct" => assert_eq!(codes, (226, 450), "{loss}"),
                 _ => assert!(matches!(codes, (451, 226) | (226, 450)), "{loss}: {codes:?}"),
@@ -262,29 +263,29 @@ fn after_a_loss_of_redis_data_two_writers_of_a_path_are_never_both_complete() {
 }
 
 #[test]
-fn while_redis_is_away_the_lock_on_the_storage_refuses_a_second_writer() {
+fn while_redis_is_unreachable_file_locks_refuse_a_second_writer() {
     for user in ["direct", "atomic"] {
         let mut cluster = cluster(&[]);
-        let begun = Begun::new(&cluster, 0, user, "file");
+        let running = RunningUpload::new(&cluster, 0, user, "file");
         let (mut other, mut free) = (session(&cluster, 1, user), session(&cluster, 1, user));
         cluster.kill_redis();
         assert_eq!(store(&mut other, "file", b"second"), 450, "{user}");
         assert_eq!(store(&mut free, "other", b"no other session writes this"), 226, "{user}");
-        let (code, content) = begun.end();
+        let (code, content) = running.end();
         assert_eq!(code, 226, "{user}");
         assert_eq!(sha256(fs::read(stored(&cluster, user, "file")).unwrap()), sha256(&content));
     }
 }
 
 #[test]
-fn an_upload_whose_file_was_renamed_gets_450_and_no_other_session_writes_the_file_before() {
+fn an_upload_whose_file_is_renamed_gets_450_and_excludes_other_writers_until_then() {
     let cluster = cluster(&[]);
-    let begun = Begun::new(&cluster, 0, "direct", "v");
+    let running = RunningUpload::new(&cluster, 0, "direct", "v");
     fs::rename(stored(&cluster, "direct", "v"), stored(&cluster, "direct", "w")).unwrap();
     let mut other = session(&cluster, 1, "direct");
-    busy(&mut other, "STOR w");
-    busy(&mut other, "APPE w");
-    let (code, content) = begun.end();
+    expect_busy(&mut other, "STOR w");
+    expect_busy(&mut other, "APPE w");
+    let (code, content) = running.end();
     assert_eq!(code, 450);
     assert_eq!(sha256(fs::read(stored(&cluster, "direct", "w")).unwrap()), sha256(&content));
     assert_eq!(store(&mut other, "w", b"other"), 226);
@@ -292,7 +293,7 @@ fn an_upload_whose_file_was_renamed_gets_450_and_no_other_session_writes_the_fil
 }
 
 #[test]
-fn an_upload_whose_directory_was_renamed_gets_450_and_an_atomic_one_no_name() {
+fn an_upload_into_a_renamed_directory_gets_450_and_an_atomic_upload_is_not_published() {
     for user in ["direct", "atomic"] {
         let cluster = cluster(&[]);
         session(&cluster, 0, user).command("MKD d1", 257);
@@ -308,7 +309,7 @@ fn an_upload_whose_directory_was_renamed_gets_450_and_an_atomic_one_no_name() {
         fs::rename(&directory, stored(&cluster, user, "d2")).unwrap();
         let mut other = session(&cluster, 1, user);
         let refused = store(&mut other, "d2/v", b"other");
-        // The hidden file of an atomic upload has another name there, so the other one is in no danger.
+        // The partial file's name depends on the path, so the two atomic uploads use different files.
         assert_eq!(refused, if user == "direct" { 450 } else { 226 });
         data.shutdown(Shutdown::Write).unwrap();
         first.expect(450);
@@ -324,27 +325,27 @@ fn one_file_with_two_names_has_one_writer() {
     let cluster = cluster(&[]);
     session(&cluster, 0, "direct").store("h1", b"old");
     fs::hard_link(stored(&cluster, "direct", "h1"), stored(&cluster, "direct", "h2")).unwrap();
-    let begun = Begun::new(&cluster, 0, "direct", "h1");
+    let running = RunningUpload::new(&cluster, 0, "direct", "h1");
     let mut other = session(&cluster, 1, "direct");
-    busy(&mut other, "STOR h2");
-    let (code, content) = begun.end();
+    expect_busy(&mut other, "STOR h2");
+    let (code, content) = running.end();
     assert_eq!(code, 226);
     assert_eq!(sha256(fs::read(stored(&cluster, "direct", "h2")).unwrap()), sha256(&content));
 }
 
 #[test]
-fn without_locks_an_upload_whose_lease_expired_writes_no_more_and_the_next_one_is_whole() {
+fn without_locks_an_upload_whose_lease_expired_stops_writing_and_the_next_upload_is_complete() {
     for user in ["direct", "atomic"] {
         let cluster = cluster(&[("storage_locks", "off")]);
-        assert_eq!(interrupted(&cluster, user, Fault::Stopped), (451, 226), "{user}");
+        assert_eq!(upload_during_fault(&cluster, user, Fault::Stopped), (451, 226), "{user}");
     }
 }
 
 #[test]
-fn without_locks_uploads_are_refused_while_redis_is_away_and_those_that_run_end_in_time() {
+fn without_locks_and_redis_new_uploads_are_refused_and_running_uploads_stop_writing_in_time() {
     for user in ["direct", "atomic"] {
         let mut cluster = cluster(&[("storage_locks", "off")]);
-        let begun = Begun::new(&cluster, 0, user, "file");
+        let running = RunningUpload::new(&cluster, 0, user, "file");
         let mut other = session(&cluster, 1, user);
         cluster.kill_redis();
         let refused = eventually("uploads to be refused", || {
@@ -352,9 +353,9 @@ fn without_locks_uploads_are_refused_while_redis_is_away_and_those_that_run_end_
             (code != 226).then_some(code)
         });
         assert_eq!(refused, 450, "{user}");
-        // No byte is written once the lease is too old, so a part is all that the storage ever has.
+        // The node stops writing when the lease has expired, so the storage has only the first part.
         thread::sleep(Duration::from_secs(2));
-        let (code, content) = begun.end();
+        let (code, content) = running.end();
         assert_eq!(code, 451, "{user}");
         let kept = fs::read(stored(&cluster, user, "file"));
         assert_eq!(kept.is_ok(), user == "direct");
@@ -363,11 +364,11 @@ fn without_locks_uploads_are_refused_while_redis_is_away_and_those_that_run_end_
 }
 
 #[test]
-fn the_log_says_whether_locks_keep_out_other_nodes() {
+fn the_log_says_whether_file_locks_work_across_nodes() {
     for (locks, message) in [
         ("off", "file locks do not keep out other nodes, so that uploads depend on Redis"),
         ("cluster", "file locks hold on all nodes"),
-        // As the file system of the temporary directory is.
+        // The result depends on the file system of the temporary directory.
         ("auto", "file locks"),
     ] {
         let cluster = cluster(&[("storage_locks", locks)]);

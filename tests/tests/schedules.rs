@@ -1,14 +1,14 @@
-//! Two or three writers of one path, in any order of their steps, with a fault of the cluster in between:
-//! whatever happens, a path holds the bytes of one upload, and no confirmed upload is lost.
+//! Random schedules of two or three writers of one path, with a fault of the cluster between their
+//! steps. A path always holds the bytes of one upload, and no confirmed upload is lost.
 //!
-//! Rounds of schedules run on a real cluster, each round with a fault that all its schedules meet. Each
-//! upload's bytes name the upload, so that the files on the storage tell who wrote them; the checker compares
-//! them with what the writers were told.
+//! A round runs 100 schedules at the same time on a real cluster, and causes one fault that affects all
+//! of them. The bytes of an upload contain its number, so the files on the storage show which uploads
+//! wrote them. The checker compares the files with the replies that the writers got.
 //!
-//! `SCHEDULES=20000` runs as many schedules instead of 2,400. `SCHEDULE_SEED=37` runs only round 37, and
-//! `SCHEDULE_SEED=37/12` only its schedule 12: a failure prints the seed of its schedule.
+//! `SCHEDULES=20000` sets the number of schedules (default 2,400). `SCHEDULE_SEED=37` runs only round
+//! 37, and `SCHEDULE_SEED=37/12` only schedule 12 of that round. A failure prints its seed.
 
-// Numbers of what was run belong beside the result.
+// The summary belongs to the test's output.
 #![allow(clippy::print_stderr)]
 
 #[path = "schedules/checker.rs"]
@@ -43,54 +43,55 @@ use cluster_tests::content::sha256;
 use generator::{Round, SCHEDULES_PER_ROUND};
 use ledger::Entry;
 use model::{ALL, Account, Fault};
-use runner::{Run, Slot};
+use runner::{Lane, Run};
 use summary::Summary;
 
-/// How many schedules run if the environment does not tell: each fault at least twice.
+/// Default number of schedules: enough for each fault to occur in two rounds.
 const SCHEDULES: usize = 2400;
-/// How many failures are printed in whole.
-const SHOWN: usize = 5;
+/// Number of failures that are printed with all details.
+const DETAILED_FAILURES: usize = 5;
 
-/// One cluster at a time has the machine.
+/// Locked while a cluster runs, because two clusters would slow each other down.
 static MACHINE: Mutex<()> = Mutex::new(());
 
 #[test]
-fn whatever_happens_a_path_holds_one_upload_and_no_confirmed_upload_is_lost() {
+fn under_any_fault_a_path_holds_one_upload_and_no_confirmed_upload_is_lost() {
     run(SCHEDULES, Shared::start(1, &[]), |_| true);
 }
 
-/// The lease is the fence then. Two faults are left out: a process that is stopped for longer than its lease
-/// may write one more piece, and a Redis that loses leases alone keeps no promise.
+/// Without storage locks only the lease keeps other writers out. Two faults are excluded: a process that
+/// is stopped for longer than its lease may write one more block, and nothing is promised if Redis loses
+/// only the leases.
 #[test]
-fn without_locks_of_the_storage_the_lease_alone_keeps_one_writer() {
+fn without_storage_locks_the_lease_alone_keeps_one_writer() {
     let is_promised = |fault| !matches!(fault, Fault::Pause(_) | Fault::Forget);
     run(SCHEDULES * 3 / 8, Shared::start(3, &[("storage_locks", "off")]), is_promised);
 }
 
-/// Runs rounds whose fault is `wanted` until there were `least` schedules, and more if the environment says so.
-fn run(least: usize, mut shared: Shared, wanted: impl Fn(Fault) -> bool) {
+/// Runs rounds whose fault is `wanted`, with `schedules` schedules unless the environment sets a number.
+fn run(schedules: usize, mut shared: Shared, wanted: impl Fn(Fault) -> bool) {
     let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut slots: Vec<Slot> = (0..SCHEDULES_PER_ROUND).map(|number| shared.slot(number)).collect();
-    let (first, count, only) = chosen(least);
+    let mut lanes: Vec<Lane> = (0..SCHEDULES_PER_ROUND).map(|number| shared.lane(number)).collect();
+    let (first, count, only) = selection(schedules);
     let rounds = (first..).map(|number| (number, generator::round(number)));
     let mut summary = Summary::default();
     for (number, round) in rounds.filter(|(_, round)| wanted(round.fault)).take(count) {
-        let runs = run_round(&mut shared, &mut slots, number, &round, only);
+        let runs = run_round(&mut shared, &mut lanes, number, &round, only);
         shared.wait_until_quiet();
         for (schedule, ran) in runs {
             let failure = match &ran {
                 Ok((directory, ledger)) => check(directory, ledger).err(),
-                Err(panic) => Some(format!("it did not run to its end: {panic}")),
+                Err(panic) => Some(format!("the schedule did not run to its end: {panic}")),
             };
             let ledger = ran.as_ref().map_or(&[][..], |(_, ledger)| ledger);
             summary.add(round.fault, ledger, failure.is_some());
             if let Ok((directory, _)) = &ran {
-                summary.add_hidden(round.fault, hidden(&slots[schedule], directory));
+                summary.add_hidden(round.fault, count_partial_files(&lanes[schedule], directory));
             }
             if let Some(failure) = failure {
                 let seed = format!("{number}/{schedule}");
                 eprintln!("SCHEDULE_SEED={seed} failed ({:?}): {failure}", round.fault);
-                if summary.failures() <= SHOWN {
+                if summary.failures() <= DETAILED_FAILURES {
                     eprintln!("{}", round.schedules[schedule]);
                     ledger.iter().for_each(|entry| eprintln!("    {entry}"));
                 }
@@ -104,10 +105,10 @@ fn run(least: usize, mut shared: Shared, wanted: impl Fn(Fault) -> bool) {
     }
 }
 
-/// The first round, how many rounds there are, and the only schedule of theirs, if it is only one.
-fn chosen(least: usize) -> (u64, usize, Option<usize>) {
-    let number = |text: &str, what: &str| {
-        text.parse::<usize>().unwrap_or_else(|error| panic!("{what} is '{text}': {error}"))
+/// Returns the first round, the number of rounds, and the schedule if the environment selects only one.
+fn selection(schedules: usize) -> (u64, usize, Option<usize>) {
+    let number = |text: &str, name: &str| {
+        text.parse::<usize>().unwrap_or_else(|error| panic!("{name} is '{text}': {error}"))
     };
     if let Ok(seed) = env::var("SCHEDULE_SEED") {
         let (round, schedule) =
@@ -115,25 +116,26 @@ fn chosen(least: usize) -> (u64, usize, Option<usize>) {
         let schedule = schedule.map(|text| number(text, "the schedule of SCHEDULE_SEED"));
         return (number(round, "the round of SCHEDULE_SEED") as u64, 1, schedule);
     }
-    let wanted = env::var("SCHEDULES").map_or(least, |text| number(&text, "SCHEDULES"));
-    (0, wanted.div_ceil(SCHEDULES_PER_ROUND), None)
+    let count = env::var("SCHEDULES").map_or(schedules, |text| number(&text, "SCHEDULES"));
+    (0, count.div_ceil(SCHEDULES_PER_ROUND), None)
 }
 
-type Ran = Result<(PathBuf, Vec<Entry>), String>;
+/// The directory and the ledger of a schedule, or the text of a panic.
+type Outcome = Result<(PathBuf, Vec<Entry>), String>;
 
-/// Runs the schedules of a round at the same time, with their fault in between.
+/// Runs the schedules of a round at the same time, and causes the fault between their phases.
 fn run_round(
     shared: &mut Shared,
-    slots: &mut [Slot],
+    lanes: &mut [Lane],
     number: u64,
     round: &Round,
     only: Option<usize>,
-) -> Vec<(usize, Ran)> {
+) -> Vec<(usize, Outcome)> {
     let frozen = match round.fault {
         Fault::Pause(node) => Some(node),
         _ => None,
     };
-    let chosen: Vec<_> = slots
+    let chosen: Vec<_> = lanes
         .iter_mut()
         .zip(&round.schedules)
         .enumerate()
@@ -143,14 +145,14 @@ fn run_round(
     thread::scope(|scope| {
         let threads: Vec<_> = chosen
             .into_iter()
-            .map(|(position, (slot, schedule))| {
+            .map(|(position, (lane, schedule))| {
                 let barrier = &barrier;
                 let thread = scope.spawn(move || {
-                    let mut run = guarded(|| Run::new(slot, schedule, number));
+                    let mut run = catch_panic(|| Run::new(lane, schedule, number));
                     for phase in 0..3 {
                         let frozen = if phase == 1 { frozen } else { None };
                         run = run.and_then(|mut run| {
-                            guarded(|| run.phase(phase, frozen))?;
+                            catch_panic(|| run.phase(phase, frozen))?;
                             Ok(run)
                         });
                         barrier.wait();
@@ -160,7 +162,7 @@ fn run_round(
                         }
                     }
                     let mut run = run?;
-                    guarded(|| run.finish(slot))?;
+                    catch_panic(|| run.finish(lane))?;
                     Ok((run.directory().to_owned(), run.ledger))
                 });
                 (position, thread)
@@ -173,7 +175,7 @@ fn run_round(
         shared.end(round);
         barrier.wait();
         barrier.wait();
-        let join = |(position, thread): (usize, thread::ScopedJoinHandle<'_, Ran>)| {
+        let join = |(position, thread): (usize, thread::ScopedJoinHandle<'_, Outcome>)| {
             (position, thread.join().unwrap_or_else(|panic| Err(text_of(&*panic))))
         };
         threads.into_iter().map(join).collect()
@@ -181,7 +183,7 @@ fn run_round(
 }
 
 /// Turns a panic into an error, so that the other schedules run to their end.
-fn guarded<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+fn catch_panic<T>(body: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(body)).map_err(|panic| text_of(&*panic))
 }
 
@@ -190,7 +192,7 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
     text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without text").to_owned()
 }
 
-/// Compares the files of a schedule with its ledger.
+/// Checks the files of a schedule against its ledger.
 fn check(directory: &Path, ledger: &[Entry]) -> Result<(), String> {
     let mut found = Files::new();
     for (name, bytes) in files(directory) {
@@ -202,11 +204,11 @@ fn check(directory: &Path, ledger: &[Entry]) -> Result<(), String> {
     explain(ledger, &found)
 }
 
-/// How many hidden files of broken atomic uploads are left, and how many of them no session can resume: their
-/// names do not follow from the user and a path, or the directory was renamed.
-fn hidden(slot: &Slot, directory: &Path) -> (usize, usize) {
-    let owner = Slot::user(slot.number, Account::Atomic);
-    let below = directory.strip_prefix(&slot.storage).expect("a schedule is on the storage");
+/// Returns the number of remaining partial files, and how many of them no session can resume. The name
+/// of a partial file contains a hash of the user and the path, so a rename of the directory orphans it.
+fn count_partial_files(lane: &Lane, directory: &Path) -> (usize, usize) {
+    let owner = Lane::user(lane.number, Account::Atomic);
+    let below = directory.strip_prefix(&lane.storage).expect("a schedule is on the storage");
     let resumable: Vec<String> = ALL
         .iter()
         .map(|name| {
@@ -220,12 +222,12 @@ fn hidden(slot: &Slot, directory: &Path) -> (usize, usize) {
     (left.len(), left.iter().filter(|(name, _)| !resumable.contains(name)).count())
 }
 
-/// All files below a directory and what they hold; hidden ones too.
+/// Returns all files below a directory and their contents, including hidden files.
 fn files(directory: &Path) -> impl Iterator<Item = (String, Vec<u8>)> {
     let mut found = Vec::new();
     let mut waiting = vec![(String::new(), directory.to_owned())];
     while let Some((prefix, directory)) = waiting.pop() {
-        // A directory or file may go while it is looked at.
+        // Sessions may remove files and directories at the same time.
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
             let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
             if entry.path().is_dir() {

@@ -1,5 +1,5 @@
-//! A blocking FTP client that costs little: one thread a session, no allocation while bytes move,
-//! downloads dropped in the kernel. What it costs is not what is measured.
+//! The load generator's FTP client: blocking, one thread for each session. It uses little CPU time,
+//! because it allocates nothing during transfers and discards downloads in the kernel.
 
 mod tls;
 mod transfer;
@@ -20,30 +20,30 @@ use socket2::{Domain, Socket, Type};
 
 pub use transfer::{SlowDownload, pattern};
 
-/// How long any read or write may take: a server that hangs ends the round, not the run.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Time limit of each read and write. A server that hangs fails its round; the run continues.
+const IO_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The account that every server under test has.
+/// Name of the user that every measured server knows.
 pub const USER: &str = "bench";
 pub const PASSWORD: &str = "bench";
 
-/// Where and how sessions are opened.
+/// Address of a server, and whether sessions use TLS.
 #[derive(Clone, Copy, Debug)]
-pub struct Target {
+pub struct Endpoint {
     pub address: SocketAddrV4,
-    /// AUTH TLS, and PROT P for data.
+    /// Use AUTH TLS, and PROT P for data connections.
     pub encrypted: bool,
 }
 
-/// A control connection.
+/// A session on a server.
 pub struct Session {
     control: Channel,
     server: Ipv4Addr,
-    /// Its data connections come from here too.
+    /// Client address of the control connection and of all data connections.
     source: Ipv4Addr,
-    /// With this session's own store of tickets.
+    /// Has a ticket store that only this session uses.
     tls: Option<Arc<ClientConfig>>,
-    /// What was read and is not yet a whole line.
+    /// Bytes that were received and do not yet form a complete line.
     unread: Vec<u8>,
 }
 
@@ -87,19 +87,19 @@ impl Write for Channel {
 }
 
 impl Session {
-    /// Connects, from the next of 250 addresses so that neither ports nor the limits of one client
-    /// run out, and reads the greeting; encrypted if the target is.
+    /// Connects, reads the greeting and starts TLS if the endpoint wants it. Sessions use 250 client
+    /// addresses in turn, so that neither ports nor limits per address run out.
     ///
     /// # Errors
-    /// No connection, or an unexpected reply.
-    pub fn connect(target: Target) -> io::Result<Self> {
+    /// The connection fails, or the server sends an unexpected reply.
+    pub fn connect(endpoint: Endpoint) -> io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let source = Ipv4Addr::new(127, 0, 1, 1 + (NEXT.fetch_add(1, Ordering::Relaxed) % 250) as u8);
-        let control = Channel::Plain(connect(source, target.address)?);
-        let server = *target.address.ip();
+        let control = Channel::Plain(connect(source, endpoint.address)?);
+        let server = *endpoint.address.ip();
         let mut session = Self { control, server, source, tls: None, unread: Vec::new() };
         session.expect(2)?;
-        if target.encrypted {
+        if endpoint.encrypted {
             session.command("AUTH TLS", 2)?;
             let configuration = tls::configuration();
             let socket = session.control.socket().try_clone()?;
@@ -109,31 +109,31 @@ impl Session {
         Ok(session)
     }
 
-    /// As [`Self::connect`], and logs in.
+    /// Connects and logs in.
     ///
     /// # Errors
-    /// No connection, or the login was refused.
-    pub fn login(target: Target) -> io::Result<Self> {
-        let mut session = Self::connect(target)?;
+    /// The connection fails, or the server refuses the login.
+    pub fn login(endpoint: Endpoint) -> io::Result<Self> {
+        let mut session = Self::connect(endpoint)?;
         session.command(&format!("USER {USER}"), 3)?;
         session.command(&format!("PASS {PASSWORD}"), 2)?;
         Ok(session)
     }
 
-    /// As [`Self::login`], and says what clients say before they transfer.
+    /// Connects, logs in and prepares for transfers.
     ///
     /// # Errors
-    /// No connection, or an unexpected reply.
-    pub fn ready(target: Target) -> io::Result<Self> {
-        let mut session = Self::login(target)?;
+    /// The connection fails, or the server sends an unexpected reply.
+    pub fn ready(endpoint: Endpoint) -> io::Result<Self> {
+        let mut session = Self::login(endpoint)?;
         session.prepare()?;
         Ok(session)
     }
 
-    /// What clients say before they transfer.
+    /// Sends the commands that clients send before their first transfer.
     ///
     /// # Errors
-    /// The connection is lost, or an unexpected reply.
+    /// The connection is lost, or the server sends an unexpected reply.
     pub fn prepare(&mut self) -> io::Result<()> {
         if self.tls.is_some() {
             self.command("PBSZ 0", 2)?;
@@ -142,18 +142,18 @@ impl Session {
         self.command("TYPE I", 2)
     }
 
-    /// Sends a command and wants a reply of this class: 2 for any 2yz.
+    /// Sends a command and expects a reply whose code begins with the digit `class`.
     ///
     /// # Errors
-    /// The connection is lost, or another reply.
+    /// The connection is lost, or the reply has another class.
     pub fn command(&mut self, line: &str, class: u8) -> io::Result<()> {
         self.send(line)?;
         self.expect(class).map_err(|error| io::Error::new(error.kind(), format!("{line}: {error}")))
     }
 
-    /// Says goodbye and waits for the answer.
+    /// Sends QUIT and waits for the reply.
     pub fn quit(mut self) {
-        // The server may have closed by itself.
+        // The server may have closed the connection already.
         let _ = self.command("QUIT", 2);
     }
 
@@ -167,10 +167,10 @@ impl Session {
         if reply.as_bytes().first() == Some(&(b'0' + class)) { Ok(()) } else { Err(other(reply)) }
     }
 
-    /// The last line of the next reply.
+    /// Reads the next reply and returns its last line.
     fn reply(&mut self) -> io::Result<String> {
         loop {
-            // Of a reply of several lines only the last has a space after the code, RFC 959 4.2.
+            // Only the last line of a reply has a space after the code (RFC 959 section 4.2).
             let line = self.line()?;
             let code = line.as_bytes().first_chunk::<4>();
             if code.is_some_and(|code| code[..3].iter().all(u8::is_ascii_digit) && code[3] == b' ') {
@@ -185,7 +185,7 @@ impl Session {
                 let line = String::from_utf8_lossy(&self.unread[..end]).trim_end().to_owned();
                 self.unread.drain(..=end);
                 if self.unread.is_empty() {
-                    // Sessions that idle by the thousand hold nothing.
+                    // Frees the buffer: thousands of sessions may be idle.
                     self.unread = Vec::new();
                 }
                 return Ok(line);
@@ -196,7 +196,7 @@ impl Session {
                 count => self.unread.extend_from_slice(&bytes[..count]),
             }
             if self.unread.len() > 64 << 10 {
-                return Err(other("a reply without an end"));
+                return Err(other("a line of a reply is longer than 64 KiB"));
             }
         }
     }
@@ -211,6 +211,7 @@ impl Session {
         connect(self.source, SocketAddrV4::new(self.server, port))
     }
 
+    /// Starts TLS on a data connection if the session uses TLS.
     fn protect(&self, socket: TcpStream) -> io::Result<Channel> {
         Ok(match &self.tls {
             None => Channel::Plain(socket),
@@ -220,22 +221,23 @@ impl Session {
 }
 
 fn connect(source: Ipv4Addr, server: SocketAddrV4) -> io::Result<TcpStream> {
-    // What floods a server is for one's own machine only.
+    // A load generator must not be used against machines of others.
     if !server.ip().is_loopback() {
-        return Err(other(format!("{server} is no loopback address")));
+        return Err(other(format!("{server} is not a loopback address")));
     }
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    // The port is chosen when connecting: only the whole pair of addresses must be unique.
+    // The kernel chooses the port at connect time. Then a port may be used for several servers,
+    // because only the pair of both addresses must be unique.
     setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
     socket.bind(&SocketAddrV4::new(source, 0).into())?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(IO_TIMEOUT))?;
+    socket.set_write_timeout(Some(IO_TIMEOUT))?;
     socket.connect(&server.into())?;
     Ok(socket.into())
 }
 
-/// An error that is only its text.
+/// An I/O error that consists of a text.
 pub fn other(text: impl Into<String>) -> io::Error {
     io::Error::other(text.into())
 }

@@ -1,4 +1,4 @@
-//! The client's side of FTPS. It believes any certificate: what is measured is the server.
+//! The load generator's side of TLS. It accepts every certificate.
 
 use std::{
     io,
@@ -16,15 +16,15 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-/// A configuration with a store of tickets of its own, for one session and its data connections.
+/// TLS configuration of one session and its data connections, with a new ticket store.
 pub fn configuration() -> Arc<ClientConfig> {
     static BASE: LazyLock<ClientConfig> = LazyLock::new(|| {
         ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
-            // The provider is rustls's own and has suites of both versions.
-            .expect("versions that the provider knows")
+            // The provider of rustls itself has cipher suites for both TLS versions.
+            .expect("the provider supports the default TLS versions")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_custom_certificate_verifier(Arc::new(AcceptAnyCertificate))
             .with_no_client_auth()
     });
     let mut configuration = BASE.clone();
@@ -32,7 +32,7 @@ pub fn configuration() -> Arc<ClientConfig> {
     Arc::new(configuration)
 }
 
-/// Encrypts a connection.
+/// Performs a TLS handshake as the client.
 ///
 /// # Errors
 /// The handshake fails.
@@ -42,7 +42,7 @@ pub fn handshake(
 ) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
     let host = ServerName::try_from("localhost").map_err(io::Error::other)?;
     let mut connection = ClientConnection::new(Arc::clone(configuration), host).map_err(io::Error::other)?;
-    // Uploads are written in blocks of 256 KiB.
+    // 1 MiB: larger than the 256 KiB blocks in which uploads are written.
     connection.set_buffer_limit(Some(1 << 20));
     while connection.is_handshaking() {
         connection.complete_io(&mut socket)?;
@@ -51,9 +51,9 @@ pub fn handshake(
 }
 
 #[derive(Debug)]
-struct Anyone;
+struct AcceptAnyCertificate;
 
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for AcceptAnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -1,4 +1,4 @@
-//! Transfers as the load generator makes them.
+//! Transfers of the load generator.
 
 use std::{
     io::{self, Read, Write},
@@ -16,39 +16,39 @@ use rustls::{ClientConnection, StreamOwned};
 
 use super::{Channel, Session, other};
 
-/// What came of a transfer that was read.
+/// Result of a download whose content was read.
 #[derive(Clone, Copy, Debug)]
 pub struct Received {
     pub bytes: u64,
-    /// From sending the command.
+    /// Time from the command to the first byte.
     pub first_byte: Duration,
 }
 
 impl Session {
-    /// Downloads `size` bytes and drops them in the kernel: MSG_TRUNC copies nothing. Encrypted
-    /// bytes are dropped as they are, after the handshake.
+    /// Downloads a file of `size` bytes and discards the bytes in the kernel (MSG_TRUNC copies
+    /// nothing). Encrypted bytes are discarded without decryption, after the handshake.
     ///
     /// # Errors
-    /// The connection is lost, an unexpected reply, or not that many bytes.
+    /// The connection is lost, the server sends an unexpected reply, or the number of bytes differs.
     pub fn download(&mut self, command: &str, size: u64) -> io::Result<()> {
         let socket = self.open_data()?;
         self.command(command, 1)?;
         let received = match self.protect(socket)? {
-            Channel::Plain(socket) => drop_bytes(&socket, u64::MAX)?,
-            Channel::Encrypted(mut stream) => drop_records(&mut stream, size)?,
+            Channel::Plain(socket) => discard_bytes(&socket, u64::MAX)?,
+            Channel::Encrypted(mut stream) => discard_records(&mut stream, size)?,
         };
-        // Records make encrypted files longer, by 22 bytes in 16 KiB or less if they are smaller.
+        // TLS adds 22 bytes to each record of up to 16 KiB, so smaller records add a larger share.
         let longest = if self.tls.is_some() { size + size / 50 + (64 << 10) } else { size };
         if !(size..=longest).contains(&received) {
-            return Err(other(format!("{command}: {received} bytes of {size}")));
+            return Err(other(format!("{command}: received {received} bytes instead of {size}")));
         }
         self.expect(2)
     }
 
-    /// Downloads to the end and hands the content to `sink`.
+    /// Downloads to the end and passes the content to `sink`.
     ///
     /// # Errors
-    /// The connection is lost, or an unexpected reply.
+    /// The connection is lost, or the server sends an unexpected reply.
     pub fn read(&mut self, command: &str, mut sink: impl FnMut(&[u8])) -> io::Result<Received> {
         let socket = self.open_data()?;
         let start = Instant::now();
@@ -66,21 +66,21 @@ impl Session {
                     bytes += count as u64;
                     sink(&buffer[..count]);
                 }
-                // Some servers close without close_notify.
+                // Some servers close the connection without close_notify.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
                 Err(error) => return Err(error),
             }
         }
-        say_goodbye(&mut channel);
+        send_close_notify(&mut channel);
         drop(channel);
         self.expect(2)?;
         Ok(Received { bytes, first_byte })
     }
 
-    /// Uploads `size` bytes, `block` again and again.
+    /// Uploads `size` bytes by repeating `block`.
     ///
     /// # Errors
-    /// The connection is lost, or an unexpected reply.
+    /// The connection is lost, or the server sends an unexpected reply.
     pub fn upload(&mut self, command: &str, block: &[u8], size: u64) -> io::Result<()> {
         let socket = self.open_data()?;
         self.command(command, 1)?;
@@ -88,25 +88,26 @@ impl Session {
         let mut left = size;
         while left > 0 {
             let count = left.min(block.len() as u64);
-            // No more than a block's length, which is a usize.
+            // At most the length of the block, which is a usize.
             channel.write_all(&block[..count as usize])?;
             left -= count;
         }
         channel.flush()?;
-        say_goodbye(&mut channel);
+        send_close_notify(&mut channel);
         channel.socket().shutdown(Shutdown::Write)?;
         if self.tls.is_some() {
-            // The server's alert must find the socket open: a reset could overtake the last records.
-            let _ = drop_bytes(channel.socket(), u64::MAX);
+            // Reads the server's close_notify. A closed socket would answer it with a reset, and the
+            // server would lose the last records.
+            let _ = discard_bytes(channel.socket(), u64::MAX);
         }
         drop(channel);
         self.expect(2)
     }
 
-    /// Begins a plain download that is read bit by bit.
+    /// Starts a plain download whose caller decides how fast it is read.
     ///
     /// # Errors
-    /// The connection is lost, or an unexpected reply.
+    /// The connection is lost, or the server sends an unexpected reply.
     pub fn begin_download(mut self, command: &str) -> io::Result<SlowDownload> {
         let socket = self.open_data()?;
         self.command(command, 1)?;
@@ -114,7 +115,7 @@ impl Session {
     }
 }
 
-/// A download by a client that takes only so much at a time.
+/// A download by a client that limits its own rate.
 pub struct SlowDownload {
     socket: TcpStream,
     pub received: u64,
@@ -122,11 +123,11 @@ pub struct SlowDownload {
 }
 
 impl SlowDownload {
-    /// Takes up to `most` of the bytes that are there, without waiting.
+    /// Discards up to `most` received bytes without waiting for more.
     ///
     /// # Errors
     /// The transfer has ended.
-    pub fn take(&mut self, most: usize) -> io::Result<()> {
+    pub fn discard(&mut self, most: usize) -> io::Result<()> {
         match receive(&self.socket, most, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => {
@@ -139,39 +140,40 @@ impl SlowDownload {
     }
 }
 
-/// Says that no more comes, where TLS wants that said.
-fn say_goodbye(channel: &mut Channel) {
+/// Sends close_notify if the connection uses TLS.
+fn send_close_notify(channel: &mut Channel) {
     if let Channel::Encrypted(stream) = channel {
         let StreamOwned { conn, sock } = &mut **stream;
         conn.send_close_notify();
-        // The server may have closed already.
+        // The server may have closed the connection already.
         while conn.wants_write() && conn.write_tls(sock).is_ok() {}
     }
 }
 
-/// Drops `size` bytes of encrypted content, and what follows up to the end.
-fn drop_records(stream: &mut StreamOwned<ClientConnection, TcpStream>, size: u64) -> io::Result<u64> {
+/// Discards at least `size` bytes of encrypted content, then everything up to the end of the
+/// connection. Returns the number of discarded bytes.
+fn discard_records(stream: &mut StreamOwned<ClientConnection, TcpStream>, size: u64) -> io::Result<u64> {
     let StreamOwned { conn, sock } = stream;
-    // What came with the end of the handshake was read already.
+    // rustls may have read the first records together with the end of the handshake.
     let state = conn.process_new_packets().map_err(io::Error::other)?;
     let early = state.plaintext_bytes_to_read() as u64;
-    let mut received = early + drop_bytes(sock, size.saturating_sub(early))?;
-    // Some servers wait for our close_notify before they close (vsftpd). It may be said once all
-    // bytes are here, and nothing more comes.
+    let mut received = early + discard_bytes(sock, size.saturating_sub(early))?;
+    // Some servers (vsftpd) wait for the client's close_notify before they close. The client sends it
+    // when all bytes have arrived and no more arrive for 5 ms.
     let mut has_ended = false;
     while !has_ended && poll(&mut [PollFd::new(sock.as_fd(), PollFlags::POLLIN)], PollTimeout::from(5u8))? > 0
     {
-        let count = drop_bytes(sock, 1)?;
+        let count = discard_bytes(sock, 1)?;
         received += count;
         has_ended = count == 0;
     }
     conn.send_close_notify();
     while conn.wants_write() && conn.write_tls(sock).is_ok() {}
-    Ok(received + drop_bytes(sock, u64::MAX).unwrap_or(0))
+    Ok(received + discard_bytes(sock, u64::MAX).unwrap_or(0))
 }
 
-/// Drops bytes in the kernel until `enough` are gone, or the connection ends.
-fn drop_bytes(socket: &TcpStream, enough: u64) -> io::Result<u64> {
+/// Discards bytes in the kernel until there were `enough`, or the connection ends.
+fn discard_bytes(socket: &TcpStream, enough: u64) -> io::Result<u64> {
     let mut total = 0;
     while total < enough {
         match receive(socket, MOST_AT_ONCE, MsgFlags::empty())? {
@@ -186,7 +188,7 @@ const MOST_AT_ONCE: usize = 4 << 20;
 
 fn receive(socket: &TcpStream, most: usize, flags: MsgFlags) -> Result<usize, Errno> {
     thread_local! {
-        // Never written to, so it takes no memory either.
+        // MSG_TRUNC never writes to this buffer, so the kernel never allocates its pages.
         static UNTOUCHED: std::cell::RefCell<Vec<u8>> = std::cell::RefCell::new(vec![0; MOST_AT_ONCE]);
     }
     UNTOUCHED.with_borrow_mut(|buffer| {
@@ -200,7 +202,7 @@ fn receive(socket: &TcpStream, most: usize, flags: MsgFlags) -> Result<usize, Er
     })
 }
 
-/// Bytes that do not compress and do not repeat within `length`.
+/// Returns `length` bytes that do not compress and do not repeat.
 pub fn pattern(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = std::iter::repeat_with(|| {

@@ -1,4 +1,4 @@
-//! Servers that are measured: how each is started, over the same files.
+//! The measured servers: starts each of them over the same files, and meters its CPU time.
 
 mod nodes;
 mod peers;
@@ -20,26 +20,26 @@ use clap::ValueEnum;
 use cluster_tests::tls::{Authority, CertificateFiles};
 
 use crate::{
-    account::{Group, machine_cpu, own_cpu},
-    client::{Session, Target},
-    machine::Place,
-    process::Process,
+    client::{Endpoint, Session},
+    costs::{ControlGroup, machine_cpu, own_cpu},
+    machine::Placement,
+    process::ServerProcess,
 };
 
-/// What is measured, and beside what.
+/// A server that can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Kind {
-    /// Our node as it is deployed, with authd and Redis; uploads without fsync, as the others.
+pub enum ServerKind {
+    /// Our node as deployed, with authd and Redis; without fsync, like the other servers
     Ftpd,
-    /// The same with `sync_uploads`, its default.
+    /// Our node with `sync_uploads`, which is its default
     FtpdSync,
-    /// As `Ftpd`, of another build.
+    /// Our node of the build given by --before
     Before,
-    /// Our node by itself: no authd, no Redis.
+    /// Our node in standalone mode: no authd, no Redis
     FtpdAlone,
-    /// `Ftpd` behind nginx with the repository's templates.
+    /// Our node behind nginx with the repository's templates
     Balancer,
-    /// The reference: bare sendfile and splice.
+    /// The reference server: only sendfile and splice
     Null,
     PureFtpd,
     Vsftpd,
@@ -47,7 +47,7 @@ pub enum Kind {
     Unftp,
 }
 
-impl Kind {
+impl ServerKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Ftpd => "ftpd",
@@ -63,53 +63,54 @@ impl Kind {
         }
     }
 
-    /// Whether it can encrypt. The reference cannot: its figures are for plain FTP.
+    /// Returns true if the server supports TLS. The reference server does not.
     pub fn encrypts(self) -> bool {
         self != Self::Null
     }
 
-    /// Whether it is ours, which decides for how much of itself it is measured.
+    /// Returns true if the server is a node of ours.
     pub fn is_ours(self) -> bool {
         matches!(self, Self::Ftpd | Self::FtpdSync | Self::Before | Self::FtpdAlone | Self::Balancer)
     }
 }
 
-/// What servers are started with.
-pub struct Site {
-    /// Where ftpd and authd are.
+/// The programs, files and addresses that all servers of a run start with.
+pub struct Testbed {
+    /// Directory of ftpd and authd.
     pub daemons: PathBuf,
-    /// Where those of another build are, to be compared with.
+    /// Directory of ftpd and authd of another build.
     pub before: Option<PathBuf>,
-    /// Where the packages of other servers are unpacked, each in a folder of its name.
+    /// Directory of the unpacked packages of other servers, each in a subdirectory of its name.
     pub peers: PathBuf,
-    /// Where unftp is, if it is installed.
+    /// Path of unftp; `None` if it is not installed.
     pub unftp: Option<PathBuf>,
-    /// For configurations and logs; removed after the run.
+    /// Directory for configurations and logs; removed after the run.
     pub scratch: PathBuf,
-    /// What every server shows as its user's home.
+    /// The home of the user on every server.
     pub home: PathBuf,
-    pub place: Place,
+    pub placement: Placement,
     certificate: CertificateFiles,
-    // Holds the certificate's files.
+    // Removes the certificate's files when it is dropped.
     _authority: Authority,
+    /// Number of processes started so far.
     started: Cell<u32>,
 }
 
-/// A running server. Everything it started ends with it.
+/// A running server. Dropping it ends its processes.
 pub struct Server {
-    pub kind: Kind,
+    pub kind: ServerKind,
     address: SocketAddrV4,
-    // Before the groups, which can be removed only when they are empty.
-    _processes: Vec<Process>,
-    /// What is measured.
-    pub group: Rc<Group>,
-    /// What serves it, and is shown apart.
-    beside: Vec<(&'static str, Rc<Group>)>,
+    // Dropped before the groups, which can be removed only when they are empty.
+    _processes: Vec<ServerProcess>,
+    /// Control group of the measured process.
+    pub group: Rc<ControlGroup>,
+    /// Names and groups of helper processes (authd, Redis, nginx), which are reported separately.
+    helpers: Vec<(&'static str, Rc<ControlGroup>)>,
 }
 
-impl Site {
-    /// `scratch` is for configurations, logs and files.
-    pub fn new(daemons: PathBuf, peers: PathBuf, scratch: PathBuf, place: Place) -> Self {
+impl Testbed {
+    /// Creates the certificate. `scratch` receives configurations, logs and the served files.
+    pub fn new(daemons: PathBuf, peers: PathBuf, scratch: PathBuf, placement: Placement) -> Self {
         let authority = Authority::new();
         Self {
             daemons,
@@ -118,33 +119,33 @@ impl Site {
             unftp: None,
             home: scratch.join("files/bench"),
             scratch,
-            place,
+            placement,
             certificate: authority.sign("localhost"),
             _authority: authority,
             started: Cell::new(0),
         }
     }
 
-    /// Starts servers and waits until a user can log in to each. A peer that is not there is left
-    /// out with a message; ours must start.
+    /// Starts servers and waits until a user can log in to each. Other servers that do not start are
+    /// skipped with a message.
     ///
     /// # Errors
-    /// One of ours does not start.
-    pub fn start(&self, kinds: &[Kind]) -> io::Result<Vec<Server>> {
+    /// Our node or the reference server does not start.
+    pub fn start(&self, kinds: &[ServerKind]) -> io::Result<Vec<Server>> {
         let mut servers: Vec<Server> = Vec::new();
         for &kind in kinds {
             let started = match kind {
-                Kind::Ftpd | Kind::FtpdSync | Kind::Before => nodes::cluster(self, kind),
-                Kind::FtpdAlone => nodes::standalone(self),
-                Kind::Balancer => match servers.iter().find(|server| server.kind == Kind::Ftpd) {
+                ServerKind::Ftpd | ServerKind::FtpdSync | ServerKind::Before => nodes::cluster(self, kind),
+                ServerKind::FtpdAlone => nodes::standalone(self),
+                ServerKind::Balancer => match servers.iter().find(|server| server.kind == ServerKind::Ftpd) {
                     Some(node) => nodes::balancer(self, node),
-                    None => Err(io::Error::other("it needs ftpd beside it")),
+                    None => Err(io::Error::other("the balancer needs the server ftpd in the same run")),
                 },
-                Kind::Null => peers::null(self),
-                Kind::PureFtpd => peers::pure_ftpd(self),
-                Kind::Vsftpd => peers::vsftpd(self),
-                Kind::Proftpd => peers::proftpd(self),
-                Kind::Unftp => peers::unftp(self),
+                ServerKind::Null => peers::null(self),
+                ServerKind::PureFtpd => peers::pure_ftpd(self),
+                ServerKind::Vsftpd => peers::vsftpd(self),
+                ServerKind::Proftpd => peers::proftpd(self),
+                ServerKind::Unftp => peers::unftp(self),
             };
             let logged_in = started.and_then(|mut server| {
                 server.wait_for_login()?;
@@ -152,16 +153,16 @@ impl Site {
             });
             match logged_in {
                 Ok(server) => servers.push(server),
-                Err(error) if kind.is_ours() || kind == Kind::Null => {
+                Err(error) if kind.is_ours() || kind == ServerKind::Null => {
                     return Err(io::Error::other(format!("{}: {error}", kind.name())));
                 }
-                Err(error) => eprintln!("bench: without {}: {error}", kind.name()),
+                Err(error) => eprintln!("bench: skipping {}: {error}", kind.name()),
             }
         }
         Ok(servers)
     }
 
-    /// Writes a file that only this user reads, and says where it is.
+    /// Writes a file of mode 0600 in the scratch directory and returns its path.
     fn file(&self, name: &str, content: &str) -> io::Result<PathBuf> {
         use std::os::unix::fs::PermissionsExt;
         let path = self.scratch.join(name);
@@ -170,106 +171,122 @@ impl Site {
         Ok(path)
     }
 
-    /// A folder of its own for a server.
-    fn folder(&self, name: &str) -> io::Result<PathBuf> {
+    /// Creates a directory in the scratch directory and returns its path.
+    fn directory(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.scratch.join(name);
         fs::create_dir_all(&path)?;
         Ok(path)
     }
 
-    /// Starts a process in a group of its own. What one start left is never met by the next.
-    fn process(&self, name: &str, command: Command) -> io::Result<(Process, Rc<Group>)> {
+    /// Starts a process in a new control group. The names of group and log have a running number, so
+    /// that two starts of the same server never share them.
+    fn process(&self, name: &str, command: Command) -> io::Result<(ServerProcess, Rc<ControlGroup>)> {
         let number = self.started.replace(self.started.get() + 1);
-        let group = Group::create(&format!("{number}-{name}"))?;
+        let group = ControlGroup::create(&format!("{number}-{name}"))?;
         let log = self.scratch.join(format!("{number}-{name}.log"));
-        let process = Process::start(command, &group, self.place.cpu, log)?;
+        let process = ServerProcess::start(command, &group, self.placement.cpu, log)?;
         Ok((process, Rc::new(group)))
     }
 
-    /// A server that is one command.
-    fn server(&self, kind: Kind, address: SocketAddrV4, name: &str, command: Command) -> io::Result<Server> {
+    /// Starts a server that consists of one process.
+    fn server(
+        &self,
+        kind: ServerKind,
+        address: SocketAddrV4,
+        name: &str,
+        command: Command,
+    ) -> io::Result<Server> {
         let (process, group) = self.process(name, command)?;
-        Ok(Server { kind, address, _processes: vec![process], group, beside: Vec::new() })
+        Ok(Server { kind, address, _processes: vec![process], group, helpers: Vec::new() })
     }
 }
 
 impl Server {
-    /// Where sessions are opened.
-    pub fn target(&self, encrypted: bool) -> Target {
-        Target { address: self.address, encrypted }
+    /// The address for sessions.
+    pub fn endpoint(&self, encrypted: bool) -> Endpoint {
+        Endpoint { address: self.address, encrypted }
     }
 
-    /// The node's own address, also behind a balancer.
+    /// Waits until a login succeeds. Uses TLS if the server supports it.
     fn wait_for_login(&mut self) -> io::Result<()> {
-        let target = self.target(self.kind.encrypts());
+        let endpoint = self.endpoint(self.kind.encrypts());
         let Some(process) = self._processes.last_mut() else { return Ok(()) };
-        process.wait_until(|| Session::ready(target).map(Session::quit))
+        process.wait_until(|| Session::ready(endpoint).map(Session::quit))
     }
 }
 
-/// The cost of what happened between two moments.
+/// Measures CPU time between two moments. The fields hold the values at the start.
 pub struct Meter<'s> {
     server: &'s Server,
     cpu: f64,
-    beside: Vec<f64>,
+    helpers: Vec<f64>,
     own: f64,
     machine: f64,
     start: Instant,
 }
 
-/// Seconds.
+/// Elapsed time and CPU time between the two moments, in seconds.
 #[derive(Clone, Debug)]
 pub struct Usage {
+    /// Elapsed time.
     pub wall: f64,
+    /// CPU time of the measured server.
     pub cpu: f64,
-    pub beside: Vec<(&'static str, f64)>,
+    /// CPU time of each helper process.
+    pub helpers: Vec<(&'static str, f64)>,
+    /// CPU time of the load generator.
     pub client: f64,
-    /// What else the machine did.
+    /// CPU time of all other processes on the machine.
     pub foreign: f64,
 }
 
-/// For what a server still does after an answer, and the machine after a start.
+/// Pause before each reading: a server still works for a moment after its last reply.
 const SETTLE: Duration = Duration::from_millis(30);
 
 impl<'s> Meter<'s> {
+    /// Starts measuring.
+    ///
     /// # Errors
-    /// The kernel does not tell.
+    /// A CPU time cannot be read.
     pub fn start(server: &'s Server) -> io::Result<Self> {
         thread::sleep(SETTLE);
-        let beside = server.beside.iter().map(|(_, group)| group.cpu()).collect::<io::Result<_>>()?;
+        let helpers = server.helpers.iter().map(|(_, group)| group.cpu()).collect::<io::Result<_>>()?;
         let (machine, own, cpu) = (machine_cpu(), own_cpu()?, server.group.cpu()?);
-        Ok(Self { server, cpu, beside, own, machine, start: Instant::now() })
+        Ok(Self { server, cpu, helpers, own, machine, start: Instant::now() })
     }
 
+    /// Ends measuring and returns the differences.
+    ///
     /// # Errors
-    /// The kernel does not tell.
+    /// A CPU time cannot be read.
     pub fn stop(self) -> io::Result<Usage> {
         let wall = self.start.elapsed().as_secs_f64();
         thread::sleep(SETTLE);
         let cpu = self.server.group.cpu()? - self.cpu;
-        let mut beside = Vec::new();
-        for ((name, group), before) in self.server.beside.iter().zip(&self.beside) {
-            beside.push((*name, group.cpu()? - before));
+        let mut helpers = Vec::new();
+        for ((name, group), before) in self.server.helpers.iter().zip(&self.helpers) {
+            helpers.push((*name, group.cpu()? - before));
         }
         let client = own_cpu()? - self.own;
-        let known = cpu + client + beside.iter().map(|(_, cpu)| cpu).sum::<f64>();
-        Ok(Usage { wall, cpu, beside, client, foreign: (machine_cpu() - self.machine - known).max(0.0) })
+        let known = cpu + client + helpers.iter().map(|(_, cpu)| cpu).sum::<f64>();
+        Ok(Usage { wall, cpu, helpers, client, foreign: (machine_cpu() - self.machine - known).max(0.0) })
     }
 }
 
-/// An address of the loopback network.
+/// Returns the address 127.0.0.`host`:`port`.
 fn address(host: u8, port: u16) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, host), port)
 }
 
+/// Returns `path` if it exists.
 fn require(path: PathBuf) -> io::Result<PathBuf> {
     match path.exists() {
         true => Ok(path),
-        false => Err(io::Error::new(io::ErrorKind::NotFound, format!("{} is not there", path.display()))),
+        false => Err(io::Error::new(io::ErrorKind::NotFound, format!("{} does not exist", path.display()))),
     }
 }
 
-/// The versions of the packages that were unpacked, from the names of their files.
+/// Returns the versions of the unpacked packages, taken from their file names.
 pub fn versions(peers: &Path) -> Vec<String> {
     let packages = [("pure-ftpd", "pure-ftpd"), ("vsftpd", "vsftpd"), ("proftpd", "proftpd-core")];
     let version = |(server, package): (&str, &str)| {

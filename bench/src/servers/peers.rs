@@ -1,38 +1,41 @@
-//! Other servers, each set up to serve the same files to the same user with cheap password checks,
-//! no logs and no delays: what they would do for a benchmark of their own.
+//! Starts the reference server and other FTP servers. Each serves the same files to the same user, in
+//! its fastest set-up: cheap password checks, no logs, no delays.
 
 use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use nix::mount::{MsFlags, mount};
 
-use super::{Kind, Server, Site, address, require};
+use super::{Server, ServerKind, Testbed, address, require};
 use crate::client::{PASSWORD, USER, other};
 
-/// MD5-crypt of the password (`openssl passwd -1 -salt bench bench`): the cheapest that all know.
+/// MD5-crypt hash of the password (`openssl passwd -1 -salt bench bench`): the cheapest hash that all
+/// of these servers support.
 const HASH: &str = "$1$bench$IDaFocGqo.f39hZ5dc3P7.";
-/// Debian's www-data.
+/// User and group id of Debian's `www-data`.
 const OWNER: u32 = 33;
 
-/// This program itself, as the reference.
+/// Starts the reference server, which is this program itself.
 ///
 /// # Errors
-/// It does not start.
-pub fn null(site: &Site) -> io::Result<Server> {
+/// The server does not start.
+pub fn null(testbed: &Testbed) -> io::Result<Server> {
     let address = address(50, 2121);
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("null").arg(address.to_string()).arg(&site.home);
-    site.server(Kind::Null, address, "null", command)
+    command.arg("null").arg(address.to_string()).arg(&testbed.home);
+    testbed.server(ServerKind::Null, address, "null", command)
 }
 
+/// Starts pure-ftpd.
+///
 /// # Errors
-/// It is not unpacked, or does not start.
-pub fn pure_ftpd(site: &Site) -> io::Result<Server> {
-    let package = require(site.peers.join("pure-ftpd"))?;
+/// Its package is not unpacked, or the server does not start.
+pub fn pure_ftpd(testbed: &Testbed) -> io::Result<Server> {
+    let package = require(testbed.peers.join("pure-ftpd"))?;
     let address = address(51, 2121);
-    let (folder, home) = (site.folder("pure-ftpd")?, site.home.display());
+    let (directory, home) = (testbed.directory("pure-ftpd")?, testbed.home.display());
     let users = format!("{USER}:{HASH}:{OWNER}:{OWNER}::{home}/./::::::::::::\n");
-    let users = site.file("pure-ftpd/users", &users)?;
-    let database = folder.join("users.pdb");
+    let users = testbed.file("pure-ftpd/users", &users)?;
+    let database = directory.join("users.pdb");
     let made = Command::new(package.join("usr/bin/pure-pw"))
         .arg("mkdb")
         .arg(&database)
@@ -42,37 +45,42 @@ pub fn pure_ftpd(site: &Site) -> io::Result<Server> {
     if !made.success() {
         return Err(other("pure-pw failed"));
     }
-    let pem = fs::read_to_string(&site.certificate.key)? + &fs::read_to_string(&site.certificate.chain)?;
-    let pem = site.file("pure-ftpd/both.pem", &pem)?;
+    let pem =
+        fs::read_to_string(&testbed.certificate.key)? + &fs::read_to_string(&testbed.certificate.chain)?;
+    let pem = testbed.file("pure-ftpd/both.pem", &pem)?;
     let mut command = command(&package, "usr/sbin/pure-ftpd")?;
     command.args(["-S", &format!("{},{}", address.ip(), address.port()), "-4"]);
     command.args(["-l", &format!("puredb:{}", database.display())]);
-    // Many clients, all of one address; no names of clients; dot files shown; an hour of idling;
-    // TLS offered; long listings; no system log.
+    // Limits of clients in all (-c) and per address (-C), lowest user id (-u), chroot for all users (-A),
+    // no anonymous users (-E), no DNS look-ups (-H), idle limit of 60 minutes (-I), optional TLS (-Y 1),
+    // listings of up to 2,000,000 entries (-L), no system log (-f), uploads until the disk is full (-k).
     command.args(["-c", "40000", "-C", "40000", "-u", "1", "-A", "-E", "-H", "-I", "60", "-Y", "1", "-2"]);
-    command.arg(pem).args(["-L", "2000000:20", "-f", "none", "-k", "100", "-g"]).arg(folder.join("pid"));
-    site.server(Kind::PureFtpd, address, "pure-ftpd", command)
+    command.arg(pem).args(["-L", "2000000:20", "-f", "none", "-k", "100", "-g"]).arg(directory.join("pid"));
+    testbed.server(ServerKind::PureFtpd, address, "pure-ftpd", command)
 }
 
+/// Starts vsftpd.
+///
 /// # Errors
-/// It is not unpacked, or does not start.
-pub fn vsftpd(site: &Site) -> io::Result<Server> {
-    let package = require(site.peers.join("vsftpd"))?;
+/// Its package is not unpacked, there is no mount namespace, or the server does not start.
+pub fn vsftpd(testbed: &Testbed) -> io::Result<Server> {
+    let package = require(testbed.peers.join("vsftpd"))?;
     let module = require(package.join("lib/x86_64-linux-gnu/security/pam_pwdfile.so"))?;
     let address = address(52, 2121);
-    let (folder, home) = (site.folder("vsftpd")?, site.home.display());
-    site.folder("vsftpd/empty")?;
-    let users = site.file("vsftpd/users", &format!("{USER}:{HASH}\n"))?;
-    if !site.place.own_mounts {
-        return Err(other("it needs a file in /etc/pam.d, and there is no namespace to keep it in"));
+    let (directory, home) = (testbed.directory("vsftpd")?, testbed.home.display());
+    testbed.directory("vsftpd/empty")?;
+    let users = testbed.file("vsftpd/users", &format!("{USER}:{HASH}\n"))?;
+    if !testbed.placement.own_mounts {
+        return Err(other("vsftpd needs a file in /etc/pam.d, and no mount namespace is available for it"));
     }
     pam_service(&format!(
         "auth required {} pwdfile={}\naccount required pam_permit.so\n",
         module.display(),
         users.display()
     ))?;
-    let pem = fs::read_to_string(&site.certificate.key)? + &fs::read_to_string(&site.certificate.chain)?;
-    let pem = site.file("vsftpd/both.pem", &pem)?;
+    let pem =
+        fs::read_to_string(&testbed.certificate.key)? + &fs::read_to_string(&testbed.certificate.chain)?;
+    let pem = testbed.file("vsftpd/both.pem", &pem)?;
     let configuration = format!(
         "listen=YES\nlisten_address={}\nlisten_port={}\nbackground=NO\nanonymous_enable=NO\n\
          local_enable=YES\nwrite_enable=YES\nguest_enable=YES\nguest_username=www-data\n\
@@ -84,56 +92,62 @@ pub fn vsftpd(site: &Site) -> io::Result<Server> {
          rsa_cert_file={pem}\nrsa_private_key_file={pem}\n",
         address.ip(),
         address.port(),
-        folder.display(),
+        directory.display(),
         pem = pem.display(),
     );
-    let configuration = site.file("vsftpd/vsftpd.conf", &configuration)?;
+    let configuration = testbed.file("vsftpd/vsftpd.conf", &configuration)?;
     let mut command = command(&package, "usr/sbin/vsftpd")?;
     command.arg(configuration);
-    site.server(Kind::Vsftpd, address, "vsftpd", command)
+    testbed.server(ServerKind::Vsftpd, address, "vsftpd", command)
 }
 
+/// Starts proftpd.
+///
 /// # Errors
-/// It is not unpacked, or does not start.
-pub fn proftpd(site: &Site) -> io::Result<Server> {
-    let package = require(site.peers.join("proftpd"))?;
+/// Its package is not unpacked, or the server does not start.
+pub fn proftpd(testbed: &Testbed) -> io::Result<Server> {
+    let package = require(testbed.peers.join("proftpd"))?;
     let address = address(53, 2121);
-    let (folder, home) = (site.folder("proftpd")?, site.home.display());
-    let users = site.file("proftpd/users", &format!("{USER}:{HASH}:{OWNER}:{OWNER}::{home}:/bin/false\n"))?;
+    let (directory, home) = (testbed.directory("proftpd")?, testbed.home.display());
+    let users =
+        testbed.file("proftpd/users", &format!("{USER}:{HASH}:{OWNER}:{OWNER}::{home}:/bin/false\n"))?;
     let configuration = format!(
         "ModulePath {}\nLoadModule mod_tls.c\nServerName bench\nServerType standalone\n\
          DefaultAddress {}\nSocketBindTight on\nUseIPv6 off\nPort {}\nUser www-data\nGroup www-data\n\
          MaxInstances none\nMaxClients none\nUseReverseDNS off\nAuthOrder mod_auth_file.c\n\
          AuthUserFile {}\nRequireValidShell off\nUseFtpUsers off\nWtmpLog off\nTransferLog none\n\
          SystemLog none\nDefaultRoot ~\nAllowOverwrite on\nTimeoutIdle 3600\nTimeoutNoTransfer 0\n\
-         ScoreboardFile {folder}/scoreboard\nPidFile {folder}/pid\nDelayEngine off\nTLSEngine on\n\
+         ScoreboardFile {directory}/scoreboard\nPidFile {directory}/pid\nDelayEngine off\nTLSEngine on\n\
          TLSRequired off\nTLSProtocol TLSv1.2 TLSv1.3\nTLSECCertificateFile {}\n\
          TLSECCertificateKeyFile {}\nTLSVerifyClient off\nTLSOptions NoSessionReuseRequired\n",
         package.join("usr/lib/proftpd").display(),
         address.ip(),
         address.port(),
         users.display(),
-        site.certificate.chain.display(),
-        site.certificate.key.display(),
-        folder = folder.display(),
+        testbed.certificate.chain.display(),
+        testbed.certificate.key.display(),
+        directory = directory.display(),
     );
-    let configuration = site.file("proftpd/proftpd.conf", &configuration)?;
+    let configuration = testbed.file("proftpd/proftpd.conf", &configuration)?;
     let mut command = command(&package, "usr/sbin/proftpd")?;
     command.args(["--nodaemon", "--quiet", "-c"]).arg(configuration);
-    site.server(Kind::Proftpd, address, "proftpd", command)
+    testbed.server(ServerKind::Proftpd, address, "proftpd", command)
 }
 
+/// Starts unftp.
+///
 /// # Errors
-/// It is not installed, or does not start.
-pub fn unftp(site: &Site) -> io::Result<Server> {
-    let program = site.unftp.clone().ok_or_else(|| other("it is not installed (cargo install unftp)"))?;
+/// unftp is not installed, or does not start.
+pub fn unftp(testbed: &Testbed) -> io::Result<Server> {
+    let program =
+        testbed.unftp.clone().ok_or_else(|| other("unftp is not installed (cargo install unftp)"))?;
     let address = address(54, 2121);
-    site.folder("unftp")?;
+    testbed.directory("unftp")?;
     let users = format!("[{{\"username\": \"{USER}\", \"password\": \"{PASSWORD}\"}}]");
-    let users = site.file("unftp/users.json", &users)?;
+    let users = testbed.file("unftp/users.json", &users)?;
     let mut command = Command::new(program);
     command.args(["--bind-address", &address.to_string(), "--bind-address-http"]);
-    command.arg(format!("{}:{}", address.ip(), 8080)).arg("--root-dir").arg(&site.home);
+    command.arg(format!("{}:{}", address.ip(), 8080)).arg("--root-dir").arg(&testbed.home);
     command.args(["--auth-type", "json", "--auth-json-path"]).arg(users);
     command.args([
         "--passive-ports",
@@ -143,19 +157,19 @@ pub fn unftp(site: &Site) -> io::Result<Server> {
         "--log-level",
         "error",
     ]);
-    command.arg("--ftps-certs-file").arg(&site.certificate.chain);
-    command.arg("--ftps-key-file").arg(&site.certificate.key);
-    site.server(Kind::Unftp, address, "unftp", command)
+    command.arg("--ftps-certs-file").arg(&testbed.certificate.chain);
+    command.arg("--ftps-key-file").arg(&testbed.certificate.key);
+    testbed.server(ServerKind::Unftp, address, "unftp", command)
 }
 
-/// A program of an unpacked package, with the libraries beside it.
+/// Returns the command for a program of an unpacked package, with the package's libraries.
 fn command(package: &Path, program: &str) -> io::Result<Command> {
     let mut command = Command::new(require(package.join(program))?);
     command.env("LD_LIBRARY_PATH", package.join("usr/lib/x86_64-linux-gnu"));
     Ok(command)
 }
 
-/// A PAM service called `bench`, in a /etc/pam.d that only this process and its children see.
+/// Creates the PAM service `bench` in a new /etc/pam.d that only this process and its children see.
 fn pam_service(content: &str) -> io::Result<()> {
     let directory = Path::new("/etc/pam.d");
     mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), Some("size=64k"))?;

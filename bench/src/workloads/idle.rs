@@ -1,4 +1,4 @@
-//! What a session costs that does nothing.
+//! The workload `idle`: memory and CPU time of sessions that do nothing.
 
 use std::{
     io, thread,
@@ -14,28 +14,29 @@ use crate::{
     statistics::percentile,
 };
 
-/// If so many descriptors are to be had.
+/// Number of sessions; fewer if the limit of open files does not allow so many.
 const MOST_SESSIONS: u64 = 15_000;
-/// Descriptors for what is no session: passive ports, threads' files, libraries.
+/// Descriptors for other purposes than sessions: passive ports, files of threads, libraries.
 const OTHER_DESCRIPTORS: u64 = 2_000;
 const THREADS: usize = 8;
 
-/// How long the sessions are watched.
-const WATCHED: Duration = Duration::from_secs(5);
+/// Time during which the CPU time of the idle sessions is measured.
+const WATCH_TIME: Duration = Duration::from_secs(5);
 
+/// Opens the sessions and measures the server's memory and CPU time while they are idle.
 pub fn sessions(server: &Server, encrypted: bool) -> io::Result<Figures> {
-    let target = server.target(encrypted);
+    let endpoint = server.endpoint(encrypted);
     let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let count = MOST_SESSIONS.min(descriptors.saturating_sub(OTHER_DESCRIPTORS));
-    // A multiple of the threads, and not none. No more than 15,000, so it fits.
+    // A multiple of `THREADS` above zero. The cast is lossless: the value is at most 15,000.
     let count = (count as usize).max(THREADS) / THREADS * THREADS;
-    // What the first session loads is no session's cost.
-    Session::login(target)?.quit();
+    // The first session loads code and tables that all sessions share.
+    Session::login(endpoint)?.quit();
     thread::sleep(Duration::from_secs(1));
     let before = server.group.memory()?;
     let meter = Meter::start(server)?;
     let mut sessions = thread::scope(|scope| {
-        let share = |_| scope.spawn(move || (0..count / THREADS).map(|_| Session::login(target)).collect());
+        let share = |_| scope.spawn(move || (0..count / THREADS).map(|_| Session::login(endpoint)).collect());
         let threads: Vec<_> = (0..THREADS).map(share).collect();
         let mut all = Vec::with_capacity(count);
         for thread in threads {
@@ -49,7 +50,7 @@ pub fn sessions(server: &Server, encrypted: bool) -> io::Result<Figures> {
     let memory = server.group.memory()?;
     let watch = Instant::now();
     let cpu = server.group.cpu()?;
-    thread::sleep(WATCHED);
+    thread::sleep(WATCH_TIME);
     let idle = (server.group.cpu()? - cpu) / watch.elapsed().as_secs_f64();
     let mut noops = Vec::new();
     for session in sessions.iter_mut().step_by(count.div_ceil(500)) {

@@ -1,4 +1,4 @@
-//! Logins: as many as go, and at a steady rate.
+//! Workloads that log in: as fast as possible, and at a steady rate.
 
 use std::{
     io, thread,
@@ -15,16 +15,16 @@ use crate::{
 const CLIENTS: usize = 16;
 const TIME: Duration = Duration::from_millis(1500);
 
-/// Each client logs in and leaves, again and again.
+/// Each client logs in and quits repeatedly, without a pause.
 pub fn login(server: &Server, encrypted: bool) -> io::Result<Figures> {
-    let target = server.target(encrypted);
+    let endpoint = server.endpoint(encrypted);
     let meter = Meter::start(server)?;
     let end = Instant::now() + TIME;
     let times = clients(|_| {
         let mut times = Vec::new();
         while Instant::now() < end {
             let start = Instant::now();
-            Session::login(target)?.quit();
+            Session::login(endpoint)?.quit();
             times.push(start.elapsed().as_secs_f64() * 1e3);
         }
         Ok(times)
@@ -33,12 +33,12 @@ pub fn login(server: &Server, encrypted: bool) -> io::Result<Figures> {
     Ok(with_latency(figures(&usage, 1e3, times.as_ref().map_or(0, Vec::len) as f64), times?))
 }
 
-/// 500 logins a second, each at its own time whether or not others are done. A latency begins when
-/// the login should have begun, so that a stall counts for all that it delayed.
+/// Starts 500 logins per second on a schedule, even if earlier logins are not finished. A latency
+/// counts from the planned start, so a stall counts for every login that it delays.
 pub fn at_rate(server: &Server, encrypted: bool) -> io::Result<Figures> {
     const RATE: usize = 500;
     const LOGINS: usize = 2 * RATE;
-    let target = server.target(encrypted);
+    let endpoint = server.endpoint(encrypted);
     let meter = Meter::start(server)?;
     let begin = Instant::now();
     let times = clients(|client| {
@@ -46,7 +46,7 @@ pub fn at_rate(server: &Server, encrypted: bool) -> io::Result<Figures> {
         for number in (client..LOGINS).step_by(CLIENTS) {
             let due = begin + Duration::from_secs_f64(number as f64 / RATE as f64);
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            let session = Session::login(target)?;
+            let session = Session::login(endpoint)?;
             times.push(due.elapsed().as_secs_f64() * 1e3);
             session.quit();
         }
@@ -63,7 +63,7 @@ fn with_latency(mut figures: Figures, mut times: Vec<f64>) -> Figures {
     figures
 }
 
-/// What all clients found, each in a thread.
+/// Runs `work` for each client in its own thread, and returns all results.
 fn clients(work: impl Fn(usize) -> io::Result<Vec<f64>> + Sync) -> io::Result<Vec<f64>> {
     thread::scope(|scope| {
         let work = &work;

@@ -1,5 +1,5 @@
-//! A thousand clients that each take a megabyte a second: whether all get theirs, what a transfer
-//! costs in memory, and what a session beside them notices.
+//! The workload `many`: 1,000 clients download at 1 MB/s each. It measures fairness, memory per
+//! transfer, and the latency of another session.
 
 use std::{
     io,
@@ -17,18 +17,19 @@ use crate::{
 };
 
 const DOWNLOADS: usize = 1000;
-/// Bytes a second of each.
+/// Rate of each download in bytes per second.
 const RATE: f64 = 1e6;
 const TIME: Duration = Duration::from_secs(10);
-/// How often a client takes what it may.
+/// Interval at which each client reads.
 const STEP: Duration = Duration::from_millis(50);
 const THREADS: usize = 4;
 
+/// Runs the downloads for [`TIME`].
 pub fn downloads(server: &Server) -> io::Result<Figures> {
-    let target = server.target(false);
-    let mut bystander = Session::ready(target)?;
+    let endpoint = server.endpoint(false);
+    let mut bystander = Session::ready(endpoint)?;
     let mut sessions: Vec<Session> =
-        (0..DOWNLOADS).map(|_| Session::ready(target)).collect::<io::Result<_>>()?;
+        (0..DOWNLOADS).map(|_| Session::ready(endpoint)).collect::<io::Result<_>>()?;
     thread::sleep(Duration::from_secs(1));
     let before = server.group.memory()?;
     let mut downloads: Vec<SlowDownload> = sessions
@@ -36,12 +37,13 @@ pub fn downloads(server: &Server) -> io::Result<Figures> {
         .map(|session| session.begin_download(&format!("RETR {LARGE}")))
         .collect::<io::Result<_>>()?;
     let meter = Meter::start(server)?;
-    // What fills the buffers before the clock starts is nobody's rate.
+    // The clock starts here. The node has filled the socket buffers before, which is not counted.
     let (begin, is_over) = (Instant::now(), AtomicBool::new(false));
     let (memory, mut noops) = thread::scope(|scope| {
         let is_over = &is_over;
         let parts = downloads.chunks_mut(DOWNLOADS / THREADS);
-        let threads: Vec<_> = parts.map(|part| scope.spawn(move || take(part, begin, is_over))).collect();
+        let threads: Vec<_> =
+            parts.map(|part| scope.spawn(move || discard_at_rate(part, begin, is_over))).collect();
         let mut noops = Vec::new();
         let mut watch = || {
             let mut memory = None;
@@ -54,12 +56,13 @@ pub fn downloads(server: &Server) -> io::Result<Figures> {
                 }
                 thread::sleep(Duration::from_millis(5));
             }
-            memory.ok_or_else(|| other("there was no time to look at memory"))
+            memory.ok_or_else(|| other("the measurement ended before memory was read"))
         };
-        // The threads that download share its CPU, and would be measured instead of the server.
-        go_first(true)?;
+        // The downloading threads share this thread's CPU. Without real-time priority their delays
+        // would be measured instead of the server's.
+        set_realtime_priority(true)?;
         let watched = watch();
-        go_first(false)?;
+        set_realtime_priority(false)?;
         is_over.store(true, Ordering::Relaxed);
         for thread in threads {
             thread.join().map_err(|_| other("a client panicked"))??;
@@ -70,7 +73,7 @@ pub fn downloads(server: &Server) -> io::Result<Figures> {
     let mut rates: Vec<f64> = downloads.iter().map(|d| d.received as f64 / usage.wall / RATE).collect();
     let total = downloads.iter().map(|download| download.received).sum::<u64>() as f64;
     let squares = rates.iter().map(|rate| rate * rate).sum::<f64>();
-    // Jain's index: 1 if all got the same.
+    // Jain's index: 1 if all downloads have the same rate.
     let fairness = rates.iter().sum::<f64>().powi(2) / (DOWNLOADS as f64 * squares);
     let mut figures = figures(&usage, 1.0, total / GIB as f64);
     figures.insert("fairness".to_owned(), fairness);
@@ -80,27 +83,27 @@ pub fn downloads(server: &Server) -> io::Result<Figures> {
     Ok(figures)
 }
 
-/// Whether this thread runs before all others as soon as it has something to do.
-fn go_first(first: bool) -> io::Result<()> {
-    let (policy, sched_priority) = if first { (libc::SCHED_FIFO, 1) } else { (libc::SCHED_OTHER, 0) };
+/// Gives this thread real-time priority, or takes it away. With it, the thread runs before all others.
+fn set_realtime_priority(enable: bool) -> io::Result<()> {
+    let (policy, sched_priority) = if enable { (libc::SCHED_FIFO, 1) } else { (libc::SCHED_OTHER, 0) };
     let parameters = libc::sched_param { sched_priority };
-    // SAFETY: `parameters` is one valid structure, which is only read; 0 is this thread.
+    // SAFETY: the kernel only reads `parameters`, which is a valid structure. 0 is the calling thread.
     match unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// Takes from each download what its rate allows by now.
-fn take(downloads: &mut [SlowDownload], begin: Instant, is_over: &AtomicBool) -> io::Result<()> {
+/// Discards received bytes of each download at [`RATE`] until `is_over`.
+fn discard_at_rate(downloads: &mut [SlowDownload], begin: Instant, is_over: &AtomicBool) -> io::Result<()> {
     while !is_over.load(Ordering::Relaxed) {
         let step = Instant::now();
         for download in downloads.iter_mut() {
             let due = (begin.elapsed().as_secs_f64() * RATE) as u64;
-            // Less than 16 seconds' bytes.
+            // The cast is lossless: the value is less than the bytes of 16 s.
             let most = due.saturating_sub(download.received) as usize;
             if most > 0 {
-                download.take(most)?;
+                download.discard(most)?;
             }
         }
         thread::sleep(STEP.saturating_sub(step.elapsed()));

@@ -1,4 +1,4 @@
-//! What servers are asked to do, and what a round of it tells.
+//! The workloads, and the figures that a round of a workload yields.
 
 mod idle;
 mod listing;
@@ -10,14 +10,14 @@ use std::{collections::BTreeMap, io, thread};
 
 use crate::{
     client::Session,
-    servers::{Kind, Server, Site, Usage},
+    servers::{Server, ServerKind, Testbed, Usage},
 };
 
-/// The figures of one round. `cpu` is what servers are compared by, `rate` what they managed; the
-/// others are shown beside.
+/// The figures of one round by name. `cpu` is the CPU time per unit of work, by which servers are
+/// compared; `rate` is the units of work per second. Other figures get columns of their own.
 pub type Figures = BTreeMap<String, f64>;
 
-/// One thing to measure.
+/// A workload.
 pub struct Workload {
     pub name: &'static str,
     pub about: &'static str,
@@ -25,52 +25,52 @@ pub struct Workload {
     pub unit: &'static str,
     /// Unit of `rate`.
     pub rate: &'static str,
-    /// Plain, FTPS or both.
+    /// The modes that run: `false` is plain FTP, `true` is FTPS.
     pub modes: &'static [bool],
-    pub kinds: &'static [Kind],
-    /// Each round has a server that did nothing before: its memory is what is measured.
+    /// The servers that run this workload.
+    pub kinds: &'static [ServerKind],
+    /// Each round starts a new server, because earlier work would change its memory use.
     pub fresh: bool,
-    /// No more rounds than this.
+    /// Upper limit of the number of rounds.
     pub rounds: usize,
-    pub run: fn(&Site, &Server, bool) -> io::Result<Figures>,
+    pub run: fn(&Testbed, &Server, bool) -> io::Result<Figures>,
 }
 
 const PLAIN: &[bool] = &[false];
 const BOTH: &[bool] = &[false, true];
-const ALL: &[Kind] = &[
-    Kind::Ftpd,
-    Kind::Before,
-    Kind::FtpdAlone,
-    Kind::Null,
-    Kind::PureFtpd,
-    Kind::Vsftpd,
-    Kind::Proftpd,
-    Kind::Unftp,
+const ALL: &[ServerKind] = &[
+    ServerKind::Ftpd,
+    ServerKind::Before,
+    ServerKind::FtpdAlone,
+    ServerKind::Null,
+    ServerKind::PureFtpd,
+    ServerKind::Vsftpd,
+    ServerKind::Proftpd,
+    ServerKind::Unftp,
 ];
-const STORING: &[Kind] = &[
-    Kind::Ftpd,
-    Kind::FtpdSync,
-    Kind::Before,
-    Kind::FtpdAlone,
-    Kind::Null,
-    Kind::PureFtpd,
-    Kind::Vsftpd,
-    Kind::Proftpd,
-    Kind::Unftp,
+const ALL_AND_SYNC: &[ServerKind] = &[
+    ServerKind::Ftpd,
+    ServerKind::FtpdSync,
+    ServerKind::Before,
+    ServerKind::FtpdAlone,
+    ServerKind::Null,
+    ServerKind::PureFtpd,
+    ServerKind::Vsftpd,
+    ServerKind::Proftpd,
+    ServerKind::Unftp,
 ];
-const BALANCED: &[Kind] = &[Kind::Ftpd, Kind::Balancer];
-const OURS: &[Kind] = &[Kind::Ftpd, Kind::Before];
-const MANY: usize = usize::MAX;
+const DIRECT_AND_BALANCED: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Balancer];
+const OURS: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Before];
 
 const fn workload(
     name: &'static str,
     about: &'static str,
     (unit, rate): (&'static str, &'static str),
     modes: &'static [bool],
-    kinds: &'static [Kind],
-    run: fn(&Site, &Server, bool) -> io::Result<Figures>,
+    kinds: &'static [ServerKind],
+    run: fn(&Testbed, &Server, bool) -> io::Result<Figures>,
 ) -> Workload {
-    Workload { name, about, unit, rate, modes, kinds, fresh: false, rounds: MANY, run }
+    Workload { name, about, unit, rate, modes, kinds, fresh: false, rounds: usize::MAX, run }
 }
 
 const VOLUME: (&str, &str) = ("s/GiB", "GiB/s");
@@ -82,27 +82,42 @@ const LOGINS: (&str, &str) = ("ms/login", "logins/s");
 pub static WORKLOADS: &[Workload] = &[
     workload("retr-1", "download of 1 GiB", VOLUME, BOTH, ALL, |_, s, e| transfer::retr(s, e, 1)),
     workload("retr-8", "8 downloads of 256 MiB", VOLUME, BOTH, ALL, |_, s, e| transfer::retr(s, e, 8)),
-    workload("stor-1", "upload of 1 GiB", VOLUME, BOTH, STORING, |site, s, e| transfer::stor(site, s, e, 1)),
-    workload("stor-8", "8 uploads of 256 MiB", VOLUME, BOTH, STORING, |site, s, e| {
-        transfer::stor(site, s, e, 8)
+    workload("stor-1", "upload of 1 GiB", VOLUME, BOTH, ALL_AND_SYNC, |testbed, s, e| {
+        transfer::stor(testbed, s, e, 1)
+    }),
+    workload("stor-8", "8 uploads of 256 MiB", VOLUME, BOTH, ALL_AND_SYNC, |testbed, s, e| {
+        transfer::stor(testbed, s, e, 8)
     }),
     workload("small-get", "4 KiB files, 8 sessions", FILES, BOTH, ALL, |_, s, e| transfer::small_get(s, e)),
-    workload("small-put", "4 KiB files, 8 sessions", FILES, BOTH, STORING, transfer::small_put),
+    workload("small-put", "4 KiB files, 8 sessions", FILES, BOTH, ALL_AND_SYNC, transfer::small_put),
     workload("list", "LIST of 10,000 entries", LISTS, BOTH, ALL, |_, s, e| listing::listing(s, e, "LIST")),
     workload("mlsd", "MLSD of 10,000 entries", LISTS, BOTH, ALL, |_, s, e| listing::listing(s, e, "MLSD")),
-    workload("login-16", "16 clients log in again and again", LOGINS, BOTH, ALL, |_, s, e| {
-        login::login(s, e)
-    }),
+    workload("login-16", "16 clients log in repeatedly", LOGINS, BOTH, ALL, |_, s, e| login::login(s, e)),
     workload("login-rate", "500 logins a second", LOGINS, BOTH, OURS, |_, s, e| login::at_rate(s, e)),
-    workload("balancer-retr", "retr-1 direct and behind nginx", VOLUME, PLAIN, BALANCED, |_, s, e| {
-        transfer::retr(s, e, 1)
-    }),
-    workload("balancer-stor", "stor-1 direct and behind nginx", VOLUME, PLAIN, BALANCED, |site, s, e| {
-        transfer::stor(site, s, e, 1)
-    }),
-    workload("balancer-small", "small-get direct and behind nginx", FILES, PLAIN, BALANCED, |_, s, e| {
-        transfer::small_get(s, e)
-    }),
+    workload(
+        "balancer-retr",
+        "retr-1 direct and behind nginx",
+        VOLUME,
+        PLAIN,
+        DIRECT_AND_BALANCED,
+        |_, s, e| transfer::retr(s, e, 1),
+    ),
+    workload(
+        "balancer-stor",
+        "stor-1 direct and behind nginx",
+        VOLUME,
+        PLAIN,
+        DIRECT_AND_BALANCED,
+        |testbed, s, e| transfer::stor(testbed, s, e, 1),
+    ),
+    workload(
+        "balancer-small",
+        "small-get direct and behind nginx",
+        FILES,
+        PLAIN,
+        DIRECT_AND_BALANCED,
+        |_, s, e| transfer::small_get(s, e),
+    ),
     Workload {
         fresh: true,
         rounds: 3,
@@ -122,20 +137,23 @@ pub static WORKLOADS: &[Workload] = &[
     },
 ];
 
-/// Workloads by their names or beginnings of them; all, if none is given.
+/// Returns the workloads whose names begin with one of `names`; all workloads if `names` is empty.
 ///
 /// # Errors
-/// No workload has such a name.
+/// No workload's name begins with one of them.
 pub fn select(names: &[String]) -> io::Result<Vec<&'static Workload>> {
     if let Some(unknown) = names.iter().find(|name| !WORKLOADS.iter().any(|w| w.name.starts_with(*name))) {
         let known: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
-        return Err(io::Error::other(format!("no workload is called \"{unknown}\": {}", known.join(" "))));
+        return Err(io::Error::other(format!(
+            "unknown workload \"{unknown}\"; the workloads are: {}",
+            known.join(" ")
+        )));
     }
     let chosen = |w: &&Workload| names.is_empty() || names.iter().any(|name| w.name.starts_with(name));
     Ok(WORKLOADS.iter().filter(chosen).collect())
 }
 
-/// Figures that every workload has, for so many units of work.
+/// Returns the figures that every workload has, for `units` units of work.
 fn figures(usage: &Usage, cpu_scale: f64, units: f64) -> Figures {
     let mut figures = Figures::from([
         ("cpu".to_owned(), cpu_scale * usage.cpu / units),
@@ -143,14 +161,14 @@ fn figures(usage: &Usage, cpu_scale: f64, units: f64) -> Figures {
         ("client cores".to_owned(), usage.client / usage.wall),
         ("other cores".to_owned(), usage.foreign / usage.wall),
     ]);
-    for (name, cpu) in &usage.beside {
+    for (name, cpu) in &usage.helpers {
         figures.insert((*name).to_owned(), cpu_scale * cpu / units);
     }
     figures
 }
 
-/// Runs `work` in a thread for each session at once.
-fn at_once<T: Send>(
+/// Runs `work` for all sessions at the same time, each in its own thread.
+fn run_in_parallel<T: Send>(
     sessions: &mut [Session],
     work: impl Fn(usize, &mut Session) -> io::Result<T> + Sync,
 ) -> io::Result<Vec<T>> {
@@ -168,9 +186,9 @@ fn at_once<T: Send>(
     })
 }
 
-/// So many sessions, ready to transfer.
+/// Opens `count` sessions and prepares them for transfers.
 fn sessions(server: &Server, encrypted: bool, count: usize) -> io::Result<Vec<Session>> {
-    (0..count).map(|_| Session::ready(server.target(encrypted))).collect()
+    (0..count).map(|_| Session::ready(server.endpoint(encrypted))).collect()
 }
 
 #[cfg(test)]
@@ -178,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn workloads_are_chosen_by_the_beginnings_of_their_names() {
+    fn workloads_are_selected_by_prefixes_of_their_names() {
         let names = |words: &[&str]| -> Vec<&str> {
             let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
             select(&words).unwrap().iter().map(|w| w.name).collect()

@@ -1,4 +1,4 @@
-//! What a transfer brings, from which offset and in which type, and what it may not do.
+//! Contents of transfers: types, offsets, ranges, announced sizes, and refused transfers.
 
 use std::{fs, io::Write};
 
@@ -13,7 +13,7 @@ use cluster_tests::{
 use crate::support::{at, finish, login, read_to_end, start, stored, wait_for_size};
 
 #[test]
-fn files_of_every_size_come_back_as_they_went() {
+fn files_of_every_size_come_back_unchanged() {
     let node = start();
     let mut session = login(&node);
     for size in [0, 1, 4095, 65_536, 1_048_577, 20 << 20] {
@@ -26,7 +26,7 @@ fn files_of_every_size_come_back_as_they_went() {
 }
 
 #[test]
-fn a_store_replaces_what_was_there() {
+fn stor_replaces_the_whole_file() {
     let node = start();
     let mut session = login(&node);
     session.store("file", &bytes(1, 100_000));
@@ -37,7 +37,7 @@ fn a_store_replaces_what_was_there() {
 }
 
 #[test]
-fn stou_invents_a_name_and_tells_it() {
+fn stou_chooses_a_new_name_and_sends_it_in_its_150_reply() {
     let node = start();
     let mut session = login(&node);
     let mut names = Vec::new();
@@ -58,7 +58,7 @@ fn stou_invents_a_name_and_tells_it() {
 }
 
 #[test]
-fn appe_adds_to_a_file_or_makes_it() {
+fn appe_appends_to_a_file_or_creates_it() {
     let node = start();
     let mut session = login(&node);
     session.transmit("APPE file", b"one ");
@@ -95,7 +95,7 @@ fn rest_lets_a_download_begin_anywhere_in_the_file() {
     for offset in [0, 1, 999_999, 1_000_000] {
         session.command(&format!("REST {offset}"), 350);
         assert_eq!(sha256(session.receive("RETR file")), sha256(&content[offset..]), "{offset}");
-        // It is used up.
+        // The offset applied only to the previous transfer.
         assert_eq!(session.receive("RETR file").len(), content.len());
     }
     session.epsv();
@@ -116,7 +116,7 @@ fn rest_lets_a_download_begin_anywhere_in_the_file() {
 }
 
 #[test]
-fn rang_picks_a_part_of_a_download() {
+fn rang_restricts_a_download_to_a_range() {
     let node = start();
     let mut session = login(&node);
     fs::write(at(&node, "file"), "0123456789").unwrap();
@@ -128,7 +128,7 @@ fn rang_picks_a_part_of_a_download() {
     session.epsv();
     session.command("RANG 11 20", 350);
     session.command("RETR file", 554);
-    // An upload of a part there is not: it would replace the whole file.
+    // An upload after RANG is refused: it would replace the whole file.
     for upload in ["STOR file", "APPE file", "STOU"] {
         session.epsv();
         session.command("RANG 2 4", 350);
@@ -138,7 +138,7 @@ fn rang_picks_a_part_of_a_download() {
 }
 
 #[test]
-fn rest_lets_an_upload_go_on_but_leaves_no_hole() {
+fn rest_resumes_an_upload_but_leaves_no_hole() {
     let node = start();
     let mut session = login(&node);
     session.store("file", b"0123456789");
@@ -153,7 +153,7 @@ fn rest_lets_an_upload_go_on_but_leaves_no_hole() {
     assert_eq!(stored(&node, "file"), b"0123abc");
     assert!(!at(&node, "missing").exists());
 
-    // APPE goes on at the end, wherever REST was; only there is an offset no contradiction.
+    // REST before APPE must be the size of the file.
     session.command("REST 7", 350);
     session.transmit("APPE file", b"def");
     assert_eq!(stored(&node, "file"), b"0123abcdef");
@@ -164,7 +164,7 @@ fn rest_lets_an_upload_go_on_but_leaves_no_hole() {
 }
 
 #[test]
-fn an_upload_that_broke_off_is_resumed() {
+fn an_interrupted_upload_can_be_resumed() {
     let node = start();
     let content = bytes(1, 3 << 20);
     let mut session = login(&node);
@@ -181,7 +181,7 @@ fn an_upload_that_broke_off_is_resumed() {
 }
 
 #[test]
-fn allo_is_refused_where_there_is_no_room_and_reserves_more_than_comes() {
+fn allo_larger_than_the_free_space_gets_452_and_a_shorter_upload_succeeds() {
     let node = start();
     let mut session = login(&node);
     session.command("ALLO 9223372036854775807", 452);
@@ -192,7 +192,7 @@ fn allo_is_refused_where_there_is_no_room_and_reserves_more_than_comes() {
     session.command("ALLO 10", 200);
     session.transmit("STOR file", b"12345");
     assert_eq!(stored(&node, "file"), b"12345");
-    // After REST some announce what is to come, others the whole.
+    // After REST some clients announce the size of the rest, others the size of the whole file.
     for announced in [5, 10] {
         session.command(&format!("ALLO {announced}"), 200);
         session.command("REST 5", 350);
@@ -201,9 +201,9 @@ fn allo_is_refused_where_there_is_no_room_and_reserves_more_than_comes() {
     }
 }
 
-/// A balancer may turn a client's reset into an orderly end.
+/// A balancer may turn a client's reset into FIN, so the node compares the size with ALLO.
 #[test]
-fn allo_is_held_against_what_comes_through_a_balancer() {
+fn through_a_balancer_an_upload_shorter_than_allo_gets_426() {
     let node = Node::standalone();
     let (client, balancer) = (node.loopback().address(20), node.loopback().address(21));
     let node = node.setting("trusted_balancers", format!("{balancer}/32")).start();
@@ -221,12 +221,12 @@ fn allo_is_held_against_what_comes_through_a_balancer() {
     session.command("REST 5", 350);
     session.transmit("STOR file", b"67890");
     assert_eq!(stored(&node, "file"), b"1234567890");
-    // It holds for one upload only.
+    // ALLO applies only to one upload.
     session.store("file", b"1");
 }
 
 #[test]
-fn without_a_data_connection_there_is_425_and_no_change() {
+fn without_a_data_connection_transfers_get_425_and_change_nothing() {
     let node = Node::standalone().setting("data_connect_timeout", "300ms").start();
     let mut session = login(&node);
     fs::write(at(&node, "old"), "content").unwrap();
@@ -260,7 +260,7 @@ fn the_opening_reply_comes_before_the_data_connection() {
 }
 
 #[test]
-fn what_is_no_file_is_not_transferred() {
+fn only_regular_files_are_transferred() {
     let node = start();
     let mut session = login(&node);
     fs::create_dir(at(&node, "directory")).unwrap();
@@ -287,7 +287,7 @@ fn what_is_no_file_is_not_transferred() {
 }
 
 #[test]
-fn one_session_writes_a_file_and_the_other_is_told_at_once() {
+fn a_second_writer_of_a_file_gets_450() {
     let node = start();
     let (mut first, mut second) = (login(&node), login(&node));
     second.store("other", b"no session writes this one");
@@ -303,7 +303,7 @@ fn one_session_writes_a_file_and_the_other_is_told_at_once() {
 }
 
 #[test]
-fn two_hundred_transfers_leave_nothing_behind() {
+fn two_hundred_transfers_leave_no_descriptors_or_ports_open() {
     let node = Node::standalone().setting("data_connect_timeout", "100ms").start();
     let mut session = login(&node);
     let mut round = |i: usize| {
@@ -338,7 +338,7 @@ fn two_hundred_transfers_leave_nothing_behind() {
     (0..4).for_each(&mut round);
     let before = node.daemon.descriptors();
     (0..50).for_each(round);
-    // Each thread that stores files keeps one pipe.
+    // Each worker that stores files keeps one pipe.
     eventually("descriptors to be closed", || (node.daemon.descriptors() <= before + 8).then_some(()));
     node.wait_for_metric("ftp_passive_ports_reserved", |reserved| reserved == 0.0);
     node.wait_for_metric("ftp_transfers", |running| running == 0.0);

@@ -1,5 +1,5 @@
-//! Clients that close the control connection during an upload, or right after its data: cameras and
-//! microcontrollers do so after every file, and whatever is killed does.
+//! Clients that close the control connection during an upload or right after its data. Cameras and
+//! microcontrollers do so after every file, and killed programs do.
 
 use std::{
     fs,
@@ -21,15 +21,16 @@ use serde_json::json;
 
 use crate::support::{at, login, start, stored, transfers, wait_for_size};
 
-/// A node with TLS, and the users `direct` and `atomic`, whose uploads are so. All have one home.
-struct Site {
+/// A node with TLS, and the users `direct` and `atomic`, named after their upload mode. Both users have
+/// the same home.
+struct UploadSite {
     node: Node,
     authority: Authority,
     _redis: Redis,
     _authd: StubAuthd,
 }
 
-impl Site {
+impl UploadSite {
     fn start() -> Self {
         let authd = StubAuthd::start(|request| {
             Answer::account(&json!({ "user": request["user"], "home": "/", "uploads": request["user"] }))
@@ -61,14 +62,14 @@ impl Site {
         session
     }
 
-    /// Sends `content` and closes both connections at once, the data connection first or second.
-    fn send_and_leave(&self, way: Way, name: &str, content: &[u8]) {
+    /// Sends `content` and closes both connections, in the order given by `departure`.
+    fn send_and_leave(&self, departure: Departure, name: &str, content: &[u8]) {
         let command = format!("STOR {name}");
-        if way.is_encrypted {
-            let mut session = self.encrypted(way.user);
+        if departure.is_encrypted {
+            let mut session = self.encrypted(departure.user);
             let mut data = session.begin(&command);
             data.write_all(content).unwrap();
-            if way.is_data_first {
+            if departure.is_data_first {
                 hang_up(data);
                 drop(session);
             } else {
@@ -76,10 +77,10 @@ impl Site {
                 hang_up(data);
             }
         } else {
-            let mut session = self.plain(way.user);
+            let mut session = self.plain(departure.user);
             let mut data = session.begin(&command);
             data.write_all(content).unwrap();
-            if way.is_data_first {
+            if departure.is_data_first {
                 drop(data);
                 drop(session);
             } else {
@@ -94,7 +95,7 @@ impl Site {
         self.node.wait_for_metric("ftp_connections", |count| count == 0.0);
     }
 
-    /// The hidden file of the only broken atomic upload.
+    /// The partial file of an interrupted atomic upload. There is at most one.
     fn partial(&self) -> Option<PathBuf> {
         let entries = fs::read_dir(self.node.root()).unwrap().map(|entry| entry.unwrap());
         let mut partials =
@@ -104,59 +105,60 @@ impl Site {
         partial
     }
 
-    /// Whether the upload that was just sent is where it has to be: under its name, or, atomic and in
-    /// doubt, in the hidden file while the name has what it had before.
-    fn check(&self, way: Way, name: &str, content: &[u8], old: Option<&[u8]>) {
+    /// Checks that the upload is stored under its name. An atomic upload whose completeness is uncertain
+    /// may instead be in its partial file, with the old content under its name.
+    fn check(&self, departure: Departure, name: &str, content: &[u8], old: Option<&[u8]>) {
         let now = fs::read(at(&self.node, name)).ok().map(sha256);
         if now == Some(sha256(content)) {
-            assert_eq!(self.partial(), None, "{way:?}");
+            assert_eq!(self.partial(), None, "{departure:?}");
             return;
         }
-        assert_eq!(way.user, "atomic", "{way:?}: what was sent is not stored");
-        assert_eq!(now, old.map(sha256), "{way:?}");
-        let partial = self.partial().unwrap_or_else(|| panic!("{way:?}: nothing was kept"));
-        assert_eq!(sha256(fs::read(&partial).unwrap()), sha256(content), "{way:?}");
+        assert_eq!(departure.user, "atomic", "{departure:?}: the content is not stored");
+        assert_eq!(now, old.map(sha256), "{departure:?}");
+        let partial = self.partial().unwrap_or_else(|| panic!("{departure:?}: there is no partial file"));
+        assert_eq!(sha256(fs::read(&partial).unwrap()), sha256(content), "{departure:?}");
         fs::remove_file(partial).unwrap();
     }
 }
 
+/// Variant of an upload whose client leaves at its end.
 #[derive(Clone, Copy, Debug)]
-struct Way {
+struct Departure {
     user: &'static str,
     is_encrypted: bool,
     is_data_first: bool,
 }
 
-fn ways() -> impl Iterator<Item = Way> {
+fn departures() -> impl Iterator<Item = Departure> {
     ["direct", "atomic"].into_iter().flat_map(|user| {
         [false, true].into_iter().flat_map(move |is_encrypted| {
-            [true, false].map(move |is_data_first| Way { user, is_encrypted, is_data_first })
+            [true, false].map(move |is_data_first| Departure { user, is_encrypted, is_data_first })
         })
     })
 }
 
-/// A camera: 2,000 bytes, close the data connection, close the control connection.
+/// Like a camera: send 2,000 bytes, close the data connection, close the control connection.
 #[test]
-fn whatever_a_client_sent_before_it_closed_both_connections_is_stored() {
+fn all_bytes_that_a_client_sent_before_it_closed_both_connections_are_stored() {
     const ROUNDS: usize = 12;
-    let site = Site::start();
+    let site = UploadSite::start();
     let old = bytes(1, 5000);
     let mut count = 0;
-    for way in ways() {
+    for departure in departures() {
         for round in 0..ROUNDS {
             for old in [None, Some(&old[..])] {
                 if let Some(old) = old {
                     fs::write(at(&site.node, "image"), old).unwrap();
                 }
                 let content = bytes(100 + round as u64, 2000);
-                site.send_and_leave(way, "image", &content);
-                site.check(way, "image", &content, old);
+                site.send_and_leave(departure, "image", &content);
+                site.check(departure, "image", &content, old);
                 let _ = fs::remove_file(at(&site.node, "image"));
                 count += 1;
             }
         }
     }
-    // Metrics and transfer log say the same of each.
+    // Metrics and transfer log agree.
     let complete = transfers(&site.node, "upload", "complete");
     let left = transfers(&site.node, "upload", "client_gone");
     assert_eq!(complete + left, f64::from(count), "{complete} complete, {left} left");
@@ -169,23 +171,23 @@ fn whatever_a_client_sent_before_it_closed_both_connections_is_stored() {
 }
 
 #[test]
-fn megabytes_that_are_on_their_way_when_the_client_leaves_are_stored() {
-    let site = Site::start();
-    for way in ways() {
+fn megabytes_in_flight_when_the_client_leaves_are_stored() {
+    let site = UploadSite::start();
+    for departure in departures() {
         for (name, size) in [("large", 5_000_001), ("larger", 20_000_000)] {
             let (content, old) = (bytes(7, size), bytes(8, 1000));
             fs::write(at(&site.node, name), &old).unwrap();
-            site.send_and_leave(way, name, &content);
-            site.check(way, name, &content, Some(&old));
+            site.send_and_leave(departure, name, &content);
+            site.check(departure, name, &content, Some(&old));
         }
     }
 }
 
 #[test]
-fn a_client_that_waits_for_no_reply_before_it_leaves_loses_nothing() {
-    let site = Site::start();
+fn an_upload_whose_client_leaves_without_waiting_for_replies_is_stored() {
+    let site = UploadSite::start();
     for (round, user) in ["direct", "atomic"].into_iter().cycle().take(24).enumerate() {
-        let way = Way { user, is_encrypted: false, is_data_first: true };
+        let departure = Departure { user, is_encrypted: false, is_data_first: true };
         let content = bytes(round as u64, 2000);
         let mut session = site.plain(user);
         let address = session.epsv();
@@ -195,13 +197,13 @@ fn a_client_that_waits_for_no_reply_before_it_leaves_loses_nothing() {
         session.send("STOR image");
         drop(session);
         site.wait_for_the_end();
-        site.check(way, "image", &content, None);
+        site.check(departure, "image", &content, None);
         let _ = fs::remove_file(at(&site.node, "image"));
     }
 }
 
 #[test]
-fn bytes_that_come_after_the_control_connection_has_ended_are_stored() {
+fn bytes_that_arrive_after_the_end_of_the_control_connection_are_stored() {
     let node = start();
     let content = bytes(3, 3_000_000);
     let mut session = login(&node);
@@ -215,15 +217,15 @@ fn bytes_that_come_after_the_control_connection_has_ended_are_stored() {
     drop(data);
     node.wait_for_metric("ftp_connections", |count| count == 0.0);
     assert_eq!(sha256(stored(&node, "file")), sha256(&content));
-    // It is whole, but whether it is cannot be known.
+    // The file is complete, but the node cannot know it.
     assert_eq!(transfers(&node, "upload", "client_gone"), 1.0);
     let line = node.daemon.wait_for_line(|line| line.contains("upload failed"));
     assert!(line.contains("the client closed the control connection"), "{line}");
 }
 
 #[test]
-fn a_file_is_not_touched_by_an_upload_of_which_no_byte_came_before_the_client_left() {
-    let site = Site::start();
+fn an_upload_without_a_byte_before_the_client_leaves_does_not_change_the_file() {
+    let site = UploadSite::start();
     for (name, user) in [("direct", "direct"), ("atomic", "atomic")] {
         fs::write(at(&site.node, name), b"content").unwrap();
         let mut session = site.plain(user);
@@ -233,7 +235,7 @@ fn a_file_is_not_touched_by_an_upload_of_which_no_byte_came_before_the_client_le
         site.wait_for_the_end();
         let mut session = site.plain(user);
         session.command("REST 0", 350);
-        // No data connection at all.
+        // The client leaves before it opens a data connection.
         session.epsv();
         session.command(&format!("STOR {name}"), 150);
         drop(session);
@@ -245,8 +247,8 @@ fn a_file_is_not_touched_by_an_upload_of_which_no_byte_came_before_the_client_le
 }
 
 #[test]
-fn exactly_what_allo_announced_is_complete_though_the_client_has_left() {
-    let site = Site::start();
+fn an_upload_of_the_size_in_allo_is_complete_even_if_the_client_has_left() {
+    let site = UploadSite::start();
     let content = bytes(5, 200_000);
     for user in ["direct", "atomic"] {
         fs::write(at(&site.node, user), b"old").unwrap();
@@ -265,14 +267,14 @@ fn exactly_what_allo_announced_is_complete_though_the_client_has_left() {
 }
 
 #[test]
-fn an_upload_whose_client_has_left_ends_when_nothing_more_comes() {
+fn an_upload_whose_client_has_left_ends_after_client_left_timeout() {
     let node = Node::standalone().setting("client_left_timeout", "300ms").start();
     let mut session = login(&node);
     let mut data = session.begin("STOR file");
     data.write_all(b"12345").unwrap();
     wait_for_size(&node, "file", 5);
     drop(session);
-    // A trickle keeps it only so long.
+    // Single bytes every 50 ms do not keep the upload alive.
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(20) && data.write_all(b".").is_ok() {
         std::thread::sleep(Duration::from_millis(50));
@@ -281,12 +283,12 @@ fn an_upload_whose_client_has_left_ends_when_nothing_more_comes() {
     node.wait_for_metric("ftp_connections", |count| count == 0.0);
     assert!(stored(&node, "file").starts_with(b"12345."));
     assert_eq!(transfers(&node, "upload", "client_gone"), 1.0);
-    // The name is free for the client's next session.
+    // The client's next session can write the file.
     login(&node).store("file", b"content");
 }
 
 #[test]
-fn a_node_that_stops_does_not_wait_for_an_upload_whose_client_has_left() {
+fn a_draining_node_ends_an_upload_whose_client_has_left_after_the_drain_timeout() {
     let mut node =
         Node::standalone().setting("client_left_timeout", "10m").setting("drain_timeout", "300ms").start();
     let mut session = login(&node);

@@ -1,4 +1,4 @@
-//! A storage that takes no more bytes: what arrived before stays, and nothing is lost for nothing.
+//! Uploads to a full storage: stored bytes stay, and no old file is emptied in vain.
 
 use std::{
     fs,
@@ -15,16 +15,16 @@ use cluster_tests::{
 
 use crate::support::{at, login, start, stored, transfers};
 
-/// Sends what the node takes, and ends the stream.
+/// Sends as much of `content` as the node accepts, and ends the upload.
 fn send(mut data: TcpStream, content: &[u8]) {
-    // The node closes the connection when the storage has failed.
+    // Errors are expected: the node closes the connection when the storage is full.
     let _ = data.write_all(content);
     let _ = data.shutdown(Shutdown::Write);
     let _ = data.read_to_end(&mut Vec::new());
 }
 
 #[test]
-fn what_arrived_before_the_storage_took_no_more_is_kept_and_resumed() {
+fn bytes_stored_before_the_storage_was_full_are_kept_and_the_upload_can_be_resumed() {
     const LARGEST: usize = 1_000_000;
     let node = Node::standalone().largest_file(LARGEST as u64).start();
     let content = bytes(1, 3_000_000);
@@ -36,7 +36,7 @@ fn what_arrived_before_the_storage_took_no_more_is_kept_and_resumed() {
         session.expect(552);
         assert_eq!(session.size(name), LARGEST as u64, "{name}");
         assert_eq!(sha256(stored(&node, name)), sha256(&content[..LARGEST]), "{name}");
-        // Nothing of a failed resumption spoils what was there.
+        // A resumed upload that fails leaves the file unchanged.
         session.command(&format!("REST {LARGEST}"), 350);
         let data = session.begin(&format!("STOR {name}"));
         send(data, &content[LARGEST..]);
@@ -49,12 +49,12 @@ fn what_arrived_before_the_storage_took_no_more_is_kept_and_resumed() {
         assert_eq!(sha256(stored(&node, name)), sha256(&content[..LARGEST]), "{name}");
     }
     assert_eq!(transfers(&node, "upload", "storage"), 4.0);
-    // The node serves on.
+    // The session still works.
     session.store("other", b"content");
 }
 
 #[test]
-fn a_file_is_emptied_only_by_the_first_byte_of_its_successor_or_by_a_complete_empty_upload() {
+fn a_file_is_emptied_only_by_the_first_byte_of_an_upload_or_by_a_complete_empty_upload() {
     let node = start();
     let mut session = login(&node);
     fs::write(at(&node, "file"), b"content").unwrap();
@@ -77,7 +77,7 @@ fn a_file_is_emptied_only_by_the_first_byte_of_its_successor_or_by_a_complete_em
     assert_eq!(stored(&node, "file"), b"");
 }
 
-/// A file system of its own; Nix's sandbox allows none, and leaves the tests of this module out by name.
+/// Tests that mount a file system. Nix's build sandbox does not allow it and skips this module by its name.
 mod own_network {
     use std::process::Command;
 
@@ -92,27 +92,28 @@ mod own_network {
         let builder = Node::standalone();
         let mut command = Command::new("mount");
         command.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(builder.root());
-        assert!(command.status().unwrap().success(), "root in a namespace may mount a tmpfs");
+        assert!(command.status().unwrap().success(), "root may mount a tmpfs in its namespace");
         builder.start()
     }
 
     #[test]
-    fn a_full_disk_keeps_what_arrived_or_the_old_content() {
-        with_own_network("full_disk::own_network::a_full_disk_keeps_what_arrived_or_the_old_content", || {
+    fn on_a_full_disk_a_file_keeps_the_stored_bytes_or_the_old_content() {
+        let test = "full_disk::own_network::on_a_full_disk_a_file_keeps_the_stored_bytes_or_the_old_content";
+        with_own_network(test, || {
             let node = node_with_small_disk();
             let content = bytes(3, 3 * SIZE);
             let mut session = login(&node);
-            // Half of the disk is in use, by the file that is overwritten.
+            // The file that is overwritten takes half of the disk.
             let old = bytes(4, SIZE / 2);
             fs::write(at(&node, "file"), &old).unwrap();
             let data = session.begin("STOR file");
             send(data, &content);
             session.expect(452);
             let kept = stored(&node, "file");
-            assert!(kept.len() > SIZE / 2, "{} bytes were kept of a disk of {SIZE}", kept.len());
+            assert!(kept.len() > SIZE / 2, "kept {} bytes on a disk of {SIZE}", kept.len());
             assert_eq!(sha256(&kept), sha256(&content[..kept.len()]));
 
-            // Now the disk is full: another file that would be overwritten stays as it is.
+            // On the full disk an upload to an existing file leaves the file unchanged.
             session.command("DELE file", 250);
             fs::write(at(&node, "precious"), &old).unwrap();
             fs::write(at(&node, "filler"), "").unwrap();
@@ -122,13 +123,13 @@ mod own_network {
             send(data, &content);
             session.expect(452);
             assert_eq!(sha256(stored(&node, "precious")), sha256(&old));
-            // A new file of which no byte was stored is not left behind.
+            // A new file is removed if no byte of it was stored.
             let data = session.begin("STOR new");
             send(data, &content);
             session.expect(452);
             assert!(!at(&node, "new").exists());
 
-            // With room again, the upload that broke off goes on where it did.
+            // When there is room again, the interrupted upload can be resumed.
             drop(filler);
             session.command("DELE filler", 250);
             let data = session.begin("STOR new");

@@ -1,4 +1,4 @@
-//! Transfers: what arrives, what stays when they break off, and what may happen meanwhile.
+//! Tests of transfers: contents, interruptions, full disks, commands during a transfer, line ends.
 
 mod contents;
 mod departures;

@@ -1,4 +1,4 @@
-//! What may happen while a transfer runs, and how it ends early.
+//! Commands during a transfer, and transfers that end early.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use cluster_tests::{
 use crate::support::{at, finish, login, read_to_end, start, stored, transfers, wait_for_size};
 
 #[test]
-fn pipelined_commands_are_answered_in_their_order() {
+fn pipelined_commands_get_their_replies_in_order() {
     let node = start();
     let mut session = login(&node);
     fs::write(at(&node, "file"), "content").unwrap();
@@ -75,7 +75,7 @@ fn quit_during_a_transfer_waits_for_its_end() {
 
 /// State during a transfer: CVE-2020-9273, CVE-2011-4130.
 #[test]
-fn abor_ends_whatever_runs_and_the_session_goes_on() {
+fn abor_cancels_any_transfer_and_the_session_continues() {
     let node = start();
     fs::write(at(&node, "large"), bytes(1, 30 << 20)).unwrap();
     fs::create_dir(at(&node, "many")).unwrap();
@@ -95,7 +95,7 @@ fn abor_ends_whatever_runs_and_the_session_goes_on() {
         session.expect(226);
         assert!(read_what_comes(&mut data).len() < 30 << 20);
     }
-    // Nothing came over the data connection yet, or it is not even there.
+    // ABOR before the first byte, and before the data connection exists.
     let _data = session.begin("STOR new");
     session.command("ABOR", 426);
     session.expect(226);
@@ -119,19 +119,19 @@ fn abor_ends_whatever_runs_and_the_session_goes_on() {
 }
 
 #[test]
-fn abor_is_understood_with_telnets_signals_and_as_urgent_data() {
+fn abor_works_with_telnet_signals_and_as_urgent_data() {
     let node = start();
     let mut session = login(&node);
     let ways: [fn(&mut Dialogue); 5] = [
         |session| session.send_bytes(b"\xff\xf4\xff\xf2ABOR\r\n"),
-        // IAC IP IAC, DM urgent: RFC 854's Synch, as most clients send it.
+        // IAC IP, then IAC DM as urgent data: the Synch signal of RFC 854, as most clients send it.
         |session| {
             session.send_bytes(b"\xff\xf4");
             session.send_urgent(b"\xff\xf2");
             session.send_bytes(b"ABOR\r\n");
         },
         |session| session.send_urgent(b"\xff\xf4\xff\xf2ABOR\r\n"),
-        // A balancer has dropped the urgent byte.
+        // A balancer may drop the urgent byte.
         |session| session.send_bytes(b"\xff\xf4\xffABOR\r\n"),
         |session| {
             session.send_urgent(b"\xf2");
@@ -151,7 +151,7 @@ fn abor_is_understood_with_telnets_signals_and_as_urgent_data() {
 
 /// State during a transfer: ProFTPD #2255, bugs 3487, 3492, 3131.
 #[test]
-fn each_of_several_abors_has_its_answer() {
+fn each_of_several_abors_gets_a_reply() {
     let node = start();
     let mut session = login(&node);
     let _data = session.begin("STOR file");
@@ -165,7 +165,7 @@ fn each_of_several_abors_has_its_answer() {
 #[test]
 fn an_upload_whose_control_connection_ends_is_not_complete() {
     let node = Node::standalone().setting("client_left_timeout", "200ms").start();
-    // By FIN and by RST; with all commands read, and with one that waits for the transfer's end.
+    // The connection ends by FIN or RST, with or without a command that waits for the transfer's end.
     for (round, (ends_by_reset, held)) in
         [(false, false), (true, false), (false, true), (true, true)].into_iter().enumerate()
     {
@@ -192,7 +192,7 @@ fn an_upload_whose_control_connection_ends_is_not_complete() {
 }
 
 #[test]
-fn a_client_that_dies_in_an_upload_has_not_completed_it() {
+fn the_upload_of_a_killed_client_does_not_count_as_complete() {
     let node = start();
     const CLIENTS: usize = 60;
     for i in 0..CLIENTS {
@@ -202,7 +202,7 @@ fn a_client_that_dies_in_an_upload_has_not_completed_it() {
         if i % 2 == 1 {
             session.send("PWD");
         }
-        // The kernel closes a process's sockets in the order of their making.
+        // The kernel closes the sockets of a killed process in the order of their creation.
         drop(session);
         drop(data);
         node.wait_for_metric("ftp_connections", |count| count == 0.0);
@@ -210,12 +210,12 @@ fn a_client_that_dies_in_an_upload_has_not_completed_it() {
     let ended =
         ["complete", "client_gone", "connection_lost"].map(|result| transfers(&node, "upload", result));
     assert_eq!(ended.iter().sum::<f64>(), CLIENTS as f64, "{ended:?}");
-    // On a busy machine the kernel delivers the two ends in the other order now and then.
+    // On a busy machine the two FINs sometimes arrive in the other order.
     assert!(ended[0] <= CLIENTS as f64 / 10.0, "{ended:?}");
 }
 
 #[test]
-fn transfers_that_stall_end_with_426_and_keep_what_came() {
+fn stalled_transfers_get_426_and_keep_the_stored_bytes() {
     let node = Node::standalone().setting("stall_timeout", "400ms").start();
     fs::write(at(&node, "large"), bytes(1, 30 << 20)).unwrap();
     let mut uploads = login(&node);
@@ -241,15 +241,15 @@ fn transfers_that_stall_end_with_426_and_keep_what_came() {
 }
 
 #[test]
-fn a_transfer_beyond_the_limit_waits_for_its_turn_or_is_told_to_come_back() {
-    for (patience, waits) in [("30s", true), ("300ms", false)] {
+fn a_transfer_beyond_max_transfers_waits_and_gets_450_after_data_connect_timeout() {
+    for (timeout, waits) in [("30s", true), ("300ms", false)] {
         let node =
-            Node::standalone().setting("max_transfers", 1).setting("data_connect_timeout", patience).start();
+            Node::standalone().setting("max_transfers", 1).setting("data_connect_timeout", timeout).start();
         let content = bytes(1, 100_000);
         fs::write(at(&node, "file"), &content).unwrap();
         let (mut first, mut second) = (login(&node), login(&node));
         let upload = first.begin("STOR new");
-        // It has its place once its first bytes are stored.
+        // The upload has its slot when its first byte is stored.
         (&upload).write_all(b"n").unwrap();
         wait_for_size(&node, "new", 1);
         let mut download = second.begin("RETR file");
@@ -267,7 +267,7 @@ fn a_transfer_beyond_the_limit_waits_for_its_turn_or_is_told_to_come_back() {
 }
 
 #[test]
-fn a_download_that_the_client_breaks_off_is_not_complete() {
+fn a_download_that_the_client_interrupts_does_not_count_as_complete() {
     let node = start();
     fs::write(at(&node, "large"), bytes(1, 30 << 20)).unwrap();
     let mut session = login(&node);
@@ -279,9 +279,9 @@ fn a_download_that_the_client_breaks_off_is_not_complete() {
     assert_eq!(session.retrieve("large").len(), 30 << 20);
 }
 
-/// Sessions get 450 for such a command; other programs do not ask.
+/// Another session would get 450 for such a command. Programs on the storage are not restricted.
 #[test]
-fn an_upload_whose_file_another_program_deletes_is_not_complete() {
+fn an_upload_whose_file_another_program_deletes_gets_450() {
     let node = start();
     let mut writer = login(&node);
     for is_replaced in [false, true] {
@@ -298,7 +298,7 @@ fn an_upload_whose_file_another_program_deletes_is_not_complete() {
         writer.expect(450);
     }
     assert_eq!(stored(&node, "file"), b"new");
-    // The session goes on, and so does the name.
+    // The session can write the file again.
     writer.store("file", b"again");
     assert_eq!(stored(&node, "file"), b"again");
     assert_eq!(transfers(&node, "upload", "storage"), 2.0);

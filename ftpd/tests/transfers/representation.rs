@@ -11,10 +11,10 @@ use cluster_tests::{
 
 use crate::support::{at, start, stored};
 
-/// The beginning of every PNG file, which TYPE A damages: CR LF, and a lone LF.
+/// Beginning of a PNG file. It contains CR LF and a lone LF, so that TYPE A damages it.
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR";
 
-/// What PASV and `command` bring.
+/// Downloads with PASV and `command`.
 fn passive_download(session: &mut Dialogue, command: &str) -> Vec<u8> {
     let address = session.pasv();
     let mut data = session.data_connection(address);
@@ -35,7 +35,7 @@ fn passive_upload(session: &mut Dialogue, command: &str, content: &[u8]) {
 
 /// .NET's and Mono's `FtpWebRequest` with the method `GetFileSize`, and then `GetDateTimestamp`.
 #[test]
-fn dotnets_get_file_size_is_answered_although_it_sends_no_type() {
+fn dotnet_get_file_size_works_although_it_sends_no_type() {
     let node = start();
     fs::write(at(&node, "img.png"), PNG).unwrap();
     for (method, answer) in [("SIZE img.png", "16"), ("MDTM img.png", "")] {
@@ -64,7 +64,7 @@ fn a_client_that_sends_no_type_stores_and_fetches_every_byte() {
     passive_upload(&mut session, "STOR img.png", &content[8..]);
     passive_upload(&mut session, "APPE img.png", PNG);
     assert_eq!(sha256(stored(&node, "img.png")), sha256([&content[..], PNG].concat()));
-    // A listing is text in every TYPE.
+    // Listings have CR LF in every TYPE.
     assert!(session.receive("LIST").ends_with(b" img.png\r\n"));
     assert_eq!(session.receive("NLST"), b"img.png\r\n");
 }
@@ -93,7 +93,7 @@ fn type_a_converts_until_type_i_or_rein() {
 }
 
 #[test]
-fn curl_gets_text_with_type_a_and_bytes_otherwise() {
+fn curl_transfers_text_with_type_a_and_bytes_otherwise() {
     let (node, clients) = (start(), Clients::with_home());
     fs::write(at(&node, "text"), b"a\nb\n").unwrap();
     let url = format!("ftp://demo:x@{}/text", node.address);
@@ -101,7 +101,7 @@ fn curl_gets_text_with_type_a_and_bytes_otherwise() {
     let moved = |direction: &str| {
         node.metric(&format!("ftp_transfer_bytes_total{{direction=\"{direction}\"}}")).unwrap_or_default()
     };
-    // curl takes the CRs out again: the bytes on the wire show that there were two.
+    // curl removes the CRs again. The node's byte count shows that it sent two of them.
     assert_eq!((curl(&format!("{url};type=a")), moved("download")), (b"a\nb\n".to_vec(), 6.0));
     assert_eq!((curl(&url), moved("download")), (b"a\nb\n".to_vec(), 6.0 + 4.0));
     clients.write("mine", "a\nb\n");
@@ -113,7 +113,7 @@ fn curl_gets_text_with_type_a_and_bytes_otherwise() {
 }
 
 #[test]
-fn ascii_conversion_on_converts_from_the_login_on() {
+fn ascii_conversion_on_converts_from_login_without_type_a() {
     let node = Node::standalone().setting("ascii_conversion", "on").start();
     let mut session = node.login("demo", "x");
     assert!(session.command("STAT", 211).text().contains("TYPE: ASCII (default)"));

@@ -1,4 +1,4 @@
-//! A node, a session in TYPE I, and what both see of a file.
+//! Helpers of the transfer tests: start a node, log in, read stored files and metrics.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ pub fn wait_for_size(node: &Node, name: &str, size: usize) {
     });
 }
 
-/// All that a client does at the end of an upload.
+/// Sends the rest of an upload and ends it.
 pub fn finish(mut data: TcpStream, content: &[u8]) {
     data.write_all(content).unwrap();
     data.shutdown(Shutdown::Write).unwrap();

@@ -1,8 +1,8 @@
-//! What must hold for any bytes that a peer sends. Each property takes any input and panics where
-//! it does not hold.
+//! Properties that must hold for any bytes that a peer sends. Each property is a function that takes
+//! an input and panics if the property does not hold.
 //!
-//! The fuzz targets (`./dev fuzz`) try inputs for as long as they are let; `tests/corpus.rs` tries
-//! the seeds in `fuzz/corpus` and changed ones on every test run.
+//! The fuzz targets (`./dev fuzz`) try inputs until they are stopped. `tests/corpus.rs` tries the
+//! seeds in `fuzz/corpus`, and random changes of them, on every test run.
 
 mod lines;
 mod names;
@@ -20,16 +20,16 @@ pub use self::{
     tls_records::tls_records,
 };
 
-/// A property by the name of its fuzz target and of its directory of seeds.
+/// A property, and the name of its fuzz target and of its directory of seeds.
 pub struct Target {
     pub name: &'static str,
     pub property: fn(&[u8]),
-    /// How many changed seeds a test run tries: a session takes a thousand times as long as a
-    /// line.
+    /// Number of changed seeds that a test run tries. A session takes a thousand times as long as a
+    /// line, so it gets fewer.
     pub cases: u32,
 }
 
-/// All of them.
+/// All properties.
 pub static TARGETS: [Target; 8] = [
     Target { name: "command", property: command, cases: 2000 },
     Target { name: "glob_and_listing", property: glob_and_listing, cases: 2000 },

@@ -1,4 +1,4 @@
-//! Command lines in, replies out.
+//! Properties of command lines and replies.
 
 use ftpd::protocol::{
     AnyTimeCommand, Code, Command, LoggedInCommand, ParseError, Reply,
@@ -8,38 +8,41 @@ use ftpd::protocol::{
     verbs,
 };
 
-/// Lines of a control connection. The first byte says how the rest is cut into reads.
+/// Property of the bytes of a control connection. The first byte of the input sets the length of the
+/// reads in which the other bytes arrive.
 ///
-/// However it is cut, the same lines come out; none is longer than [`MAX_LINE`]; no more is held
-/// than a line and what one read brought; and each line is a request, or has one reply of one line.
-/// After a verb a line keeps every byte, and one 255 of each two.
+/// * The lines do not depend on the lengths of the reads.
+/// * No line is longer than [`MAX_LINE`].
+/// * The buffer never holds more than one line and the bytes of one read.
+/// * Each line is a valid request, or gets one reply of one line.
+/// * A line keeps every byte after the verb. Two consecutive bytes 255 become one (Telnet IAC).
 pub fn command(input: &[u8]) {
     let (step, bytes) = match input.split_first() {
         Some((first, rest)) => (usize::from(*first) + 1, rest),
         None => (1, input),
     };
     let whole = lines(bytes, bytes.len().max(1));
-    assert_eq!(whole, lines(bytes, step), "cut into reads of {step} bytes");
-    assert_eq!(whole, lines(bytes, 1), "cut into single bytes");
+    assert_eq!(whole, lines(bytes, step), "reads of {step} bytes give other lines");
+    assert_eq!(whole, lines(bytes, 1), "reads of one byte give other lines");
     for line in &whole {
         match line {
-            Line::Command(line) => understood(line),
-            Line::TooLong => refused(ParseError::TooLong),
+            Line::Command(line) => check_line(line),
+            Line::TooLong => check_rejection(ParseError::TooLong),
         }
     }
     let argument: Vec<u8> = bytes.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
     let line = [b"STOR ", &argument[..argument.len().min(MAX_LINE - 5)]].concat();
     let whole = lines(&[&line[..], b"\r\n"].concat(), step);
-    assert_eq!(whole, [Line::Command(without_doubles(&line))], "a name has changed");
+    assert_eq!(whole, [Line::Command(without_doubled_iac(&line))], "the argument has changed");
     let mut buffer = LineBuffer::new();
     buffer.extend(bytes);
     buffer.clear();
     buffer.extend(b"PWD\r\n");
-    assert_eq!(buffer.next_line(), Some(Line::Command(b"PWD".to_vec())), "something outlived clear()");
+    assert_eq!(buffer.next_line(), Some(Line::Command(b"PWD".to_vec())), "clear() has left bytes");
 }
 
-/// `text` with one byte 255 for each two of them, from left to right.
-fn without_doubles(text: &[u8]) -> Vec<u8> {
+/// Returns `text` with each pair of bytes 255 replaced by one byte 255, from left to right.
+fn without_doubled_iac(text: &[u8]) -> Vec<u8> {
     let mut single = Vec::new();
     let mut rest = text;
     while let [byte, after @ ..] = rest {
@@ -49,14 +52,14 @@ fn without_doubles(text: &[u8]) -> Vec<u8> {
     single
 }
 
-/// The lines of `bytes` that come in reads of `step` bytes.
+/// Returns the lines of `bytes`, which arrive in reads of `step` bytes.
 pub(crate) fn lines(bytes: &[u8], step: usize) -> Vec<Line> {
     let mut buffer = LineBuffer::new();
     let mut lines = Vec::new();
     for read in bytes.chunks(step) {
         buffer.extend(read);
-        // An empty line takes two bytes for one.
-        assert!(buffer.len() <= MAX_LINE + 3 + 2 * read.len(), "{} bytes are held", buffer.len());
+        // The buffer stores two bytes for an empty line, which may arrive as one byte.
+        assert!(buffer.len() <= MAX_LINE + 3 + 2 * read.len(), "the buffer holds {} bytes", buffer.len());
         while let Some(line) = buffer.next_line() {
             if let Line::Command(line) = &line {
                 assert!(line.len() <= MAX_LINE && !line.contains(&b'\n'));
@@ -64,24 +67,25 @@ pub(crate) fn lines(bytes: &[u8], step: usize) -> Vec<Line> {
             lines.push(line);
         }
         assert!(!buffer.has_line());
-        // One for its state, and two CRs that may belong to its end.
-        assert!(buffer.len() <= MAX_LINE + 3, "{} bytes are held of an unfinished line", buffer.len());
+        // An unfinished line, one byte of state, and two CRs that may belong to the line's end.
+        assert!(buffer.len() <= MAX_LINE + 3, "the buffer holds {} bytes of one line", buffer.len());
     }
     lines
 }
 
-fn understood(line: &[u8]) {
+/// Checks that a line is a valid request, or is rejected properly.
+fn check_line(line: &[u8]) {
     let request = match parse(line) {
         Ok(request) => request,
-        Err(error) => return refused(error),
+        Err(error) => return check_rejection(error),
     };
     let argument = line.get(request.verb.name.len()..).unwrap_or_default();
-    assert!(!argument.iter().any(|b| matches!(b, 0 | b'\r' | b'\n')), "a name can hold what no name may");
-    // The verb's name and its older form are all of the first word.
+    assert!(!argument.iter().any(|b| matches!(b, 0 | b'\r' | b'\n')), "an argument holds NUL, CR or LF");
+    // The first word is the verb or an alias of the verb.
     let word = line.split(|b| *b == b' ').next().unwrap_or_default();
     assert_eq!(verbs::find(word), Some(request.verb));
     match &request.command {
-        // What is not shown cannot be logged.
+        // The debug format hides the password, so that no log can contain it.
         Command::AnyTime(AnyTimeCommand::Pass(_)) => {
             assert_eq!(format!("{:?}", request.command), "Pass([password])")
         }
@@ -95,7 +99,8 @@ fn understood(line: &[u8]) {
     }
 }
 
-fn refused(error: ParseError) {
+/// Checks that an invalid line gets one reply of one line with an error code.
+fn check_rejection(error: ParseError) {
     let Some(reply) = error.reply() else { return assert_eq!(error, ParseError::Foreign) };
     assert!(reply.code().is_rejection() || reply.code() == Code::UNSUPPORTED_FAMILY, "{reply:?}");
     let mut encoded = Vec::new();
@@ -103,8 +108,8 @@ fn refused(error: ParseError) {
     assert_eq!(encoded.iter().filter(|b| **b == b'\n').count(), 1);
 }
 
-/// Texts of a reply, with LF between them. Whatever they hold, the reply is one reply: as many
-/// lines as texts, of which the last alone has code and space.
+/// Property of replies: a reply made of any texts is one complete reply with one line for each text.
+/// LF separates the texts in the input.
 pub fn reply(input: &[u8]) {
     let mut texts: Vec<Vec<u8>> = input.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
     let quoted = Reply::quoted_path(input, "is the path");
@@ -113,7 +118,7 @@ pub fn reply(input: &[u8]) {
     let reply = match texts.pop() {
         None => Reply::new(Code::DONE, first),
         Some(last) => {
-            // Text has LF in it again, and CR: neither may end a line.
+            // The texts in the middle contain CR and LF again, which must not end a line.
             let middle =
                 texts.into_iter().map(|text| ReplyText::from([&text[..], b"\r\n"].concat())).collect();
             Reply::lines(Code::DONE, first, middle, last)
@@ -131,18 +136,19 @@ fn encoded(reply: &Reply) -> Vec<u8> {
     out
 }
 
-/// The codes of complete replies, RFC 959 section 4.2. Stricter than a client has to be: every
-/// line ends with CRLF and has no other CR and no NUL, and lines within a reply begin with a space.
+/// Returns the codes of complete replies (RFC 959 section 4.2). This is stricter than a client must
+/// be: every line ends with CRLF and has no other CR and no NUL, and lines within a reply begin with
+/// a space.
 ///
 /// # Errors
-/// What is wrong with the bytes.
+/// The bytes are not complete replies. The text describes the first fault.
 pub(crate) fn whole_replies(bytes: &[u8]) -> Result<Vec<u16>, String> {
     let mut codes = Vec::new();
     let mut open = None;
     let mut rest = bytes;
     while !rest.is_empty() {
-        let end = rest.iter().position(|b| *b == b'\n').ok_or("a line has no end")?;
-        let line = rest[..end].strip_suffix(b"\r").ok_or("a line ends with LF alone")?;
+        let end = rest.iter().position(|b| *b == b'\n').ok_or("the last line has no LF")?;
+        let line = rest[..end].strip_suffix(b"\r").ok_or("a line ends with LF without CR")?;
         rest = &rest[end + 1..];
         if line.iter().any(|byte| matches!(byte, b'\r' | 0)) {
             return Err(format!("CR or NUL in {}", line.escape_ascii()));
@@ -150,17 +156,17 @@ pub(crate) fn whole_replies(bytes: &[u8]) -> Result<Vec<u16>, String> {
         let code = || str::from_utf8(line.get(..3)?).ok()?.parse::<u16>().ok();
         match (open, line.get(3)) {
             (Some(_), _) if line.starts_with(b" ") => {}
-            (None, Some(b'-')) => open = Some(code().ok_or("no code before -")?),
-            (None, Some(b' ')) => codes.push(code().ok_or("no code")?),
+            (None, Some(b'-')) => open = Some(code().ok_or("the first line has no code")?),
+            (None, Some(b' ')) => codes.push(code().ok_or("a reply has no code")?),
             (Some(first), Some(b' ')) if code() == Some(first) => {
                 codes.push(first);
                 open = None;
             }
-            _ => return Err(format!("no line of a reply: {}", line.escape_ascii())),
+            _ => return Err(format!("not a line of a reply: {}", line.escape_ascii())),
         }
     }
     match open {
         None => Ok(codes),
-        Some(_) => Err("the last reply has no end".to_owned()),
+        Some(_) => Err("the last reply is incomplete".to_owned()),
     }
 }

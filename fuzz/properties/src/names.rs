@@ -1,4 +1,4 @@
-//! Names in the storage: patterns that choose them, listings that show them, and times.
+//! Properties of file names: glob patterns, listing lines and time values.
 
 use std::time::{Duration, Instant};
 
@@ -16,30 +16,32 @@ use ftpd::{
     },
 };
 
-/// The longest one match may take. It is counted in microseconds; the machine may be busy.
-const SOON: Duration = Duration::from_secs(2);
+/// Time limit of one match. A match takes microseconds; the margin is for busy machines.
+const MATCH_LIMIT: Duration = Duration::from_secs(2);
 
-/// Pattern, name, link target and numbers, with NUL between them (which no name has).
+/// Property of glob patterns and listing lines. The input holds a pattern, a name, a link target and
+/// numbers, separated by NUL, which no name contains.
 ///
-/// A match ends soon and is what the plain definition says; a name with its wildcards escaped
-/// matches itself; and a line of a listing is one line, with the name at its end, whatever it is.
+/// * A match ends within 2 s, and its result agrees with a simple implementation.
+/// * A name matches itself as a pattern if all its bytes are escaped.
+/// * A listing line is one line with the complete name at its end.
 pub fn glob_and_listing(input: &[u8]) {
     let mut parts = input.splitn(4, |b| *b == 0);
     let mut next = || parts.next().unwrap_or_default();
     let (pattern, name, target, numbers) = (next(), next(), next(), next());
-    matching(pattern, name);
-    listing(name, target, numbers);
-    // Any bytes choose facts.
+    check_match(pattern, name);
+    check_listing_lines(name, target, numbers);
+    // Any argument of OPTS MLST is accepted.
     assert!(Facts::parse(target).accepted().starts_with("MLST OPTS"));
 }
 
-fn matching(pattern: &[u8], name: &[u8]) {
+fn check_match(pattern: &[u8], name: &[u8]) {
     let started = Instant::now();
     let parsed = Pattern::parse(pattern);
     let matched = parsed.matches(name);
-    assert!(started.elapsed() < SOON, "took {:?}", started.elapsed());
+    assert!(started.elapsed() < MATCH_LIMIT, "the match took {:?}", started.elapsed());
     if pattern.len() * name.len() <= 1 << 16 {
-        assert_eq!(matched, defined(pattern, name));
+        assert_eq!(matched, matches_by_definition(pattern, name));
     }
     let escaped: Vec<u8> = name.iter().flat_map(|b| [b'\\', *b]).collect();
     assert!(Pattern::parse(&escaped).matches(name) && !has_wildcards(&escaped));
@@ -49,15 +51,17 @@ fn matching(pattern: &[u8], name: &[u8]) {
     }
 }
 
-/// What one element of a pattern takes.
+/// An element of a pattern.
 enum Element {
+    /// Matches any number of bytes.
     Any,
+    /// Matches one byte of a set.
     One(Box<[bool; 256]>),
 }
 
-/// Whether the pattern matches by the definition: which ends of the name each element can reach,
-/// without a shortcut.
-fn defined(mut pattern: &[u8], name: &[u8]) -> bool {
+/// Returns true if the pattern matches the name. This simple implementation computes, for each element
+/// of the pattern, all positions of the name that the elements so far can reach.
+fn matches_by_definition(mut pattern: &[u8], name: &[u8]) -> bool {
     let mut reached = vec![false; name.len() + 1];
     reached[0] = true;
     while !pattern.is_empty() {
@@ -80,6 +84,7 @@ fn defined(mut pattern: &[u8], name: &[u8]) -> bool {
     reached[name.len()]
 }
 
+/// Splits off the first element of a pattern.
 fn element(pattern: &[u8]) -> (Element, &[u8]) {
     let mut set = Box::new([false; 256]);
     let rest = match pattern {
@@ -95,7 +100,7 @@ fn element(pattern: &[u8]) -> (Element, &[u8]) {
         [b'[', inside @ ..] => {
             let negated = matches!(inside, [b'!' | b'^', ..]);
             let members = &inside[usize::from(negated)..];
-            // A `]` that comes first is a member.
+            // A `]` in the first position is a member of the set.
             match members.iter().skip(1).position(|b| *b == b']') {
                 Some(end) => {
                     fill(&members[..=end], &mut set);
@@ -119,6 +124,7 @@ fn element(pattern: &[u8]) -> (Element, &[u8]) {
     (Element::One(set), rest)
 }
 
+/// Adds the bytes and ranges of a bracket expression to `set`.
 fn fill(members: &[u8], set: &mut [bool; 256]) {
     let mut at = 0;
     while at < members.len() {
@@ -138,7 +144,7 @@ fn fill(members: &[u8], set: &mut [bool; 256]) {
     }
 }
 
-fn listing(name: &[u8], target: &[u8], numbers: &[u8]) {
+fn check_listing_lines(name: &[u8], target: &[u8], numbers: &[u8]) {
     let number = |at: usize| {
         let mut bytes = [0; 8];
         for (byte, given) in bytes.iter_mut().zip(numbers.iter().skip(8 * at)) {
@@ -170,27 +176,27 @@ fn listing(name: &[u8], target: &[u8], numbers: &[u8]) {
         let mut out = Vec::new();
         machine::line(Facts::default(), &entry, role, &Permissions::default(), &mut out);
         let line = one_line(&out);
-        // The name begins after the first space, RFC 3659 section 7.2, and is all there.
-        let space = line.iter().position(|b| *b == b' ').expect("a space before the name");
+        // The complete name follows the first space (RFC 3659 section 7.2).
+        let space = line.iter().position(|b| *b == b' ').expect("a space precedes the name");
         assert_eq!(line.len() - space - 1, name.len());
         assert!(line[..space].ends_with(b";"), "{}", line.escape_ascii());
     }
 }
 
-/// The only line of `out`, without its end.
+/// Returns the only line of `out`, without CRLF.
 fn one_line(out: &[u8]) -> &[u8] {
     let line = out.strip_suffix(b"\r\n").expect("a line ends with CRLF");
     assert!(!line.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)), "{}", line.escape_ascii());
     line
 }
 
-/// A time value of RFC 3659. What is read is written the same, and lies between 1970 and 9999.
+/// Property of time values (RFC 3659 section 2.3): formatting a parsed value gives the same text.
 pub fn timestamp(input: &[u8]) {
     let Some(seconds) = time::parse(input) else { return };
     let mut out = Vec::new();
     time::format(seconds, &mut out);
     assert_eq!(time::parse(&out), Some(seconds));
-    // A leap second is told as the one before it.
+    // A leap second is formatted as the second before it.
     if &input[12..14] != b"60" {
         assert_eq!(out, &input[..14]);
     }

@@ -1,8 +1,8 @@
-//! A whole session: a node in this process, over a TCP connection of the loopback network.
+//! Property of a complete session: a node in this process serves a client over loopback TCP.
 //!
-//! Not over a pipe in memory: a control connection is asked for its descriptor (a transfer looks
-//! there whether the client still stands), takes urgent data and is half closed; what is tested
-//! would not be what runs.
+//! An in-memory pipe would not test the code that runs in production: the node uses the socket's
+//! descriptor (a transfer checks there whether the client is still connected), urgent data and half
+//! close.
 
 use std::{
     collections::BTreeSet,
@@ -35,28 +35,31 @@ use tokio::{
 
 use crate::lines::{lines, whole_replies};
 
-/// What a session may take. Those here take milliseconds, and some tens of them for every data
-/// connection that does not come.
+/// Time limit of a session. These sessions take milliseconds, plus some 10 ms for each data connection
+/// that the client does not open.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Lets every input end: whatever state it leaves the line in, a line ends here.
+/// Sent after each input. It ends an unfinished line or Telnet sequence, and then the session.
 const TAIL: &[u8] = b"\r\n\r\n\r\nQUIT\r\n";
 
-/// Bytes from a client that connects to every passive port it is told. Bit 0 of the first byte:
-/// it has logged in before; bit 1: it never connects.
+/// Property of all bytes that a client sends on its control connection. The client opens a data
+/// connection to each passive port. Bit 0 of the first byte: the client logs in first. Bit 1: it opens
+/// no data connections.
 ///
-/// Every line has exactly one final reply up to the session's end, which is QUIT's 221, a 421, or
-/// silence for another protocol; what is sent is whole replies and nothing else; and nothing
-/// outside the home is read or changed.
+/// * Each line gets exactly one final reply until the session ends.
+/// * The session ends with 221 (QUIT) or 421, or without a reply if the client speaks another protocol.
+/// * The node sends only complete replies.
+/// * The session neither reads nor changes anything outside the home.
 pub fn session(input: &[u8]) {
-    let (kind, said) = input.split_first().map_or((0, input), |(kind, said)| (*kind, said));
-    let login: &[u8] = if kind & 1 == 1 { b"USER demo\r\nPASS x\r\n" } else { b"" };
-    let sent = [login, said, TAIL].concat();
-    // One session at a time: each has the home for itself.
+    let (flags, commands) = input.split_first().map_or((0, input), |(flags, rest)| (*flags, rest));
+    let login: &[u8] = if flags & 1 == 1 { b"USER demo\r\nPASS x\r\n" } else { b"" };
+    let sent = [login, commands, TAIL].concat();
+    // One session at a time, because all sessions use the same home.
     let world = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
     let received = world.runtime.block_on(async {
-        let talk = world.talk(&sent, kind & 2 == 0);
-        timeout(DEADLINE, talk).await.expect("the session has no end").expect("a loopback connection")
+        let exchange = world.exchange(&sent, flags & 2 == 0);
+        let result = timeout(DEADLINE, exchange).await.expect("the session ends in time");
+        result.expect("the loopback connection works")
     });
     world.home.check_and_restore(&received);
     drop(world);
@@ -75,33 +78,33 @@ fn check_replies(sent: &[u8], received: &[u8]) {
         })
         .collect();
     let is_quit = |request: &Result<Command, bool>| *request == Ok(Command::AnyTime(AnyTimeCommand::Quit));
-    let quit = requests.iter().position(is_quit).expect("QUIT is in the tail");
+    let quit = requests.iter().position(is_quit).expect("TAIL contains QUIT");
     let foreign = requests.iter().position(|request| *request == Err(true));
     let greeting = 1;
     match codes.last() {
         _ if is_foreign(sent) => assert_eq!(codes, [220], "{}", shown()),
         Some(221) => assert_eq!(finals, greeting + quit + 1, "{}", shown()),
-        // The reply to a line, or one more.
+        // 421 replies to a line, or comes in addition to the replies.
         Some(421) => assert!(finals <= greeting + quit + 1, "{}", shown()),
-        // What runs then is called off.
+        // A line of another protocol ends the session without a reply and cancels its activity.
         _ => assert!(foreign.is_some_and(|at| at < quit && finals <= greeting + at), "{}", shown()),
     }
 }
 
-/// The node and what it serves.
-struct World {
+/// A node, its listener and its storage.
+struct TestNode {
     runtime: Runtime,
     node: Arc<Node>,
     listener: TcpListener,
     home: Home,
 }
 
-static WORLD: LazyLock<Mutex<World>> = LazyLock::new(|| Mutex::new(World::new()));
+static WORLD: LazyLock<Mutex<TestNode>> = LazyLock::new(|| Mutex::new(TestNode::new()));
 
-impl World {
+impl TestNode {
     fn new() -> Self {
         let home = Home::new();
-        // An address of this process: ports on it are free.
+        // The loopback address depends on the process id, so no other process uses its ports.
         let [high, low] = (process::id() as u16).to_be_bytes();
         let address = IpAddr::from(Ipv4Addr::new(127, 63, high, low.clamp(1, 254)));
         let settings = [
@@ -121,8 +124,9 @@ impl World {
         let flags = settings.map(|(key, value)| format!("--{}={value}", key.replace('_', "-")));
         let flags = SCHEMA.command().get_matches_from([vec!["ftpd".to_owned()], flags.to_vec()].concat());
         let config = Values::collect(&SCHEMA, &flags, []).and_then(|values| Config::new(&values));
-        let config = config.expect("the settings are right");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let config = config.expect("the settings are valid");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("the runtime starts");
         let (node, listener) = runtime.block_on(async {
             let listener = TcpListener::bind((address, 0)).await.expect("a port is free");
             (Arc::new(node(config, address)), listener)
@@ -130,10 +134,10 @@ impl World {
         Self { runtime, node, listener, home }
     }
 
-    /// Sends it all and returns what came until the node closed the connection.
-    async fn talk(&self, sent: &[u8], connects: bool) -> io::Result<Vec<u8>> {
+    /// Sends all bytes, and returns what the node sent until it closed the connection.
+    async fn exchange(&self, sent: &[u8], opens_data_connections: bool) -> io::Result<Vec<u8>> {
         let client = TcpStream::connect(self.listener.local_addr()?).await?;
-        // Leaves no connection behind that waits for late packets: there are thousands.
+        // Avoids TIME_WAIT, because a run opens thousands of connections.
         socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
         let (stream, peer) = self.listener.accept().await?;
         stream.set_nodelay(true)?;
@@ -143,13 +147,13 @@ impl World {
         let served = tokio::spawn(connection.serve(false));
         let (mut read, mut write) = client.into_split();
         let all = sent.to_vec();
-        // The node may close before it has read it all.
+        // The write fails if the node closes the connection before it has read everything.
         let writer = tokio::spawn(async move {
             let _ = write.write_all(&all).await;
             write
         });
         let mut received = Vec::new();
-        let mut looked = 0;
+        let mut parsed = 0;
         loop {
             match read.read_buf(&mut received).await {
                 Ok(0) => break,
@@ -157,10 +161,10 @@ impl World {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => break,
                 Err(error) => return Err(error),
             }
-            while let Some(end) = received[looked..].iter().position(|b| *b == b'\n') {
-                let line = &received[looked..looked + end];
-                looked += end + 1;
-                if let Some(port) = passive_port(line).filter(|_| connects) {
+            while let Some(end) = received[parsed..].iter().position(|b| *b == b'\n') {
+                let line = &received[parsed..parsed + end];
+                parsed += end + 1;
+                if let Some(port) = passive_port(line).filter(|_| opens_data_connections) {
                     tokio::spawn(data_connection((peer.ip(), port).into()));
                 }
             }
@@ -173,7 +177,7 @@ impl World {
     }
 }
 
-/// Sends a little and takes what comes, whichever of both the transfer is for.
+/// Opens a data connection, sends three bytes and reads to the end. This suits uploads and downloads.
 async fn data_connection(address: SocketAddr) {
     let Ok(mut data) = TcpStream::connect(address).await else { return };
     let _ = data.write_all(b"a\r\n").await;
@@ -181,7 +185,7 @@ async fn data_connection(address: SocketAddr) {
     let _ = data.read_to_end(&mut Vec::new()).await;
 }
 
-/// Of `229 … (|||50000|)`, or `227 … (127,63,1,2,195,80).`.
+/// Returns the port of a reply `229 … (|||50000|)` or `227 … (127,63,1,2,195,80).`.
 fn passive_port(line: &[u8]) -> Option<u16> {
     let line = str::from_utf8(line).ok()?;
     let inside = line.split_once('(')?.1.split_once(')')?.0;
@@ -205,15 +209,15 @@ fn node(config: Config, address: IpAddr) -> Node {
     Node::new(config, NodeParts { trust, passive, registry, transfer_log, tls: None })
 }
 
-/// A home with links that lead out of it, and what they lead to.
+/// A home with symbolic links that lead out of it, and the directory that they lead to.
 ///
-/// Nothing tells a static when the process ends: each process removes what those before it left.
+/// Rust drops no statics, so each process removes the directories of earlier, ended processes.
 struct Home(PathBuf);
 
-/// Before the process's id, in the name of its directory.
+/// Prefix of the name of the temporary directory; the process id follows.
 const PREFIX: &str = "ftpd-properties.";
 
-/// Only outside.
+/// Content of the file outside the home.
 const SECRET: &str = "never-to-be-seen";
 
 impl Home {
@@ -222,15 +226,15 @@ impl Home {
         for name in names(&temporary) {
             let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
             if owner.is_some_and(|id| !Path::new("/proc").join(id).exists()) {
-                // Another process may be about to do the same.
+                // Fails if another process removes the directory at the same time.
                 let _ = fs::remove_dir_all(temporary.join(name));
             }
         }
         let home = Self(temporary.join(format!("{PREFIX}{}", process::id())));
-        fs::create_dir(&home.0).expect("the directory is this process's alone");
-        fs::create_dir(home.outside()).expect("a directory");
-        fs::write(home.outside().join("secret"), SECRET).expect("a file");
-        fs::create_dir(home.root()).expect("a directory");
+        fs::create_dir(&home.0).expect("only this process uses the name");
+        fs::create_dir(home.outside()).expect("the directory is new");
+        fs::write(home.outside().join("secret"), SECRET).expect("the file is writable");
+        fs::create_dir(home.root()).expect("the directory is new");
         home.fill();
         home
     }
@@ -245,24 +249,29 @@ impl Home {
 
     fn fill(&self) {
         let root = self.root();
-        fs::create_dir(root.join("d")).expect("a directory");
-        fs::write(root.join("d/f"), "in d").expect("a file");
-        fs::write(root.join("f"), "0123456789").expect("a file");
-        fs::write(root.join("x\r\n226 forged\x1b"), "").expect("a file");
-        symlink("../outside", root.join("out")).expect("a link");
-        symlink(self.outside().join("secret"), root.join("s")).expect("a link");
-        symlink("..", root.join("d/up")).expect("a link");
+        fs::create_dir(root.join("d")).expect("the directory is new");
+        for (name, content) in [("d/f", "in d"), ("f", "0123456789"), ("x\r\n226 forged\x1b", "")] {
+            fs::write(root.join(name), content).expect("the file is writable");
+        }
+        symlink("../outside", root.join("out")).expect("the link is new");
+        symlink(self.outside().join("secret"), root.join("s")).expect("the link is new");
+        symlink("..", root.join("d/up")).expect("the link is new");
     }
 
+    /// Checks that the files outside the home are unchanged and were not sent, and fills the home anew.
+    ///
     /// # Panics
-    /// Something outside has changed, or was sent.
+    /// A file outside the home was changed or sent.
     fn check_and_restore(&self, received: &[u8]) {
-        assert!(!received.windows(SECRET.len()).any(|part| part == SECRET.as_bytes()), "a secret was read");
+        assert!(
+            !received.windows(SECRET.len()).any(|part| part == SECRET.as_bytes()),
+            "the session has read a file outside the home"
+        );
         let names: BTreeSet<_> = names(&self.0).collect();
         assert_eq!(names, BTreeSet::from(["home".into(), "outside".into()]));
         assert_eq!(self::names(&self.outside()).collect::<Vec<_>>(), ["secret"]);
         let secret = self.outside().join("secret");
-        assert_eq!(fs::read(&secret).expect("the file is there"), SECRET.as_bytes());
+        assert_eq!(fs::read(&secret).expect("the file exists"), SECRET.as_bytes());
         let root = self.root();
         empty(&root);
         self.fill();
@@ -270,20 +279,21 @@ impl Home {
 }
 
 fn names(directory: &Path) -> impl Iterator<Item = std::ffi::OsString> {
-    let entries = fs::read_dir(directory).expect("a directory");
+    let entries = fs::read_dir(directory).expect("the directory is readable");
     entries.filter_map(|entry| Some(entry.ok()?.file_name()))
 }
 
-/// Removes all in a directory, also what SITE CHMOD has closed.
+/// Removes all entries of a directory, even if SITE CHMOD has removed its permissions.
 fn empty(directory: &Path) {
-    fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).expect("a directory of our own");
+    let owner_only = fs::Permissions::from_mode(0o700);
+    fs::set_permissions(directory, owner_only).expect("the directory belongs to this user");
     for name in names(directory) {
         let path = directory.join(name);
-        if path.symlink_metadata().expect("an entry").is_dir() {
+        if path.symlink_metadata().expect("the entry exists").is_dir() {
             empty(&path);
-            fs::remove_dir(path).expect("an empty directory");
+            fs::remove_dir(path).expect("the directory is empty");
         } else {
-            fs::remove_file(path).expect("a file");
+            fs::remove_file(path).expect("the file is removable");
         }
     }
 }

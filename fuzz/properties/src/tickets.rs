@@ -1,4 +1,4 @@
-//! TLS session tickets as clients give them back.
+//! Property of TLS session tickets that clients send to a node.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -9,31 +9,32 @@ use common::{registry::TicketKey, session::SessionId};
 use ftpd::tls::tickets::{ConnectionKind, SessionTickets, Tickets};
 use rustls::server::ProducesTickets;
 
-struct Sealed {
-    name: Vec<u8>,
+/// A node's ticket keys, and a valid ticket.
+struct ValidTicket {
+    /// Name of the key that encrypts the ticket.
+    key_name: Vec<u8>,
     tickets: Arc<Tickets>,
-    /// One that is right, to be changed.
     ticket: Vec<u8>,
 }
 
-/// Long enough for the test: tickets are opened within moments.
+/// Much longer than the time between encrypting and decrypting a ticket.
 const ROTATION: Duration = Duration::from_secs(3600);
 
-static SEALED: LazyLock<Sealed> = LazyLock::new(|| {
+static VALID: LazyLock<ValidTicket> = LazyLock::new(|| {
     let key = TicketKey::random(1);
     let tickets = Tickets::new(ROTATION, ROTATION);
     tickets.set_keys(&[TicketKey::random(2), key.clone()]);
     let old = Tickets::new(ROTATION, ROTATION);
     old.set_keys(std::slice::from_ref(&key));
     let session = SessionTickets::new(old, Some(SessionId::random()), ConnectionKind::Control, None);
-    let sealed = session.encrypt(b"state of a TLS session");
-    Sealed { name: key.name().to_vec(), tickets, ticket: sealed.expect("there is a key") }
+    let ticket = session.encrypt(b"state of a TLS session").expect("the tickets have a key");
+    ValidTicket { key_name: key.name().to_vec(), tickets, ticket }
 });
 
-/// A ticket that no node has made: as it is, behind the name of a key, and as a change to a ticket
-/// that is right. None is opened, and none says whose session it is.
+/// Property of forged tickets: a node decrypts no ticket that no node made, and takes no session from
+/// it. The input is used as a ticket, after the name of a real key, and as a change of a valid ticket.
 pub fn ticket(input: &[u8]) {
-    let Sealed { name, tickets, ticket } = &*SEALED;
+    let ValidTicket { key_name, tickets, ticket } = &*VALID;
     let opens = |ticket: &[u8]| {
         let session = SessionTickets::new(
             Arc::clone(tickets),
@@ -47,7 +48,7 @@ pub fn ticket(input: &[u8]) {
     };
     assert!(opens(ticket));
     assert!(!opens(input));
-    assert!(!opens(&[name, input].concat()));
+    assert!(!opens(&[key_name, input].concat()));
     let mut changed = ticket.clone();
     for (byte, change) in changed.iter_mut().zip(input) {
         *byte ^= change;

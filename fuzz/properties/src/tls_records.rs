@@ -1,12 +1,13 @@
-//! TLS records of data connections, as a client sends them.
+//! Property of the TLS records that a client sends on a data connection.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ftpd::tls::records::{KeySchedule, OpenResult, Records, SEALED_BATCH, Secrets, Version};
 use rustls::{ConnectionTrafficSecrets, crypto::cipher::Iv};
 
-/// The key of both directions, before and after KeyUpdates.
+/// The key of both directions. It stays the same after a KeyUpdate.
 const KEY: [u8; 32] = [7; 32];
 
+/// A key schedule that always returns [`KEY`].
 struct OneKey;
 
 fn secrets() -> Secrets {
@@ -25,12 +26,16 @@ impl KeySchedule for OneKey {
 }
 
 fn records(version: Version) -> Records {
-    Records::new(version, secrets(), &secrets(), Box::new(OneKey), Vec::new()).expect("a known suite")
+    Records::new(version, secrets(), &secrets(), Box::new(OneKey), Vec::new())
+        .expect("the cipher suite is supported")
 }
 
-/// Bytes as they are, and as the contents of records that are sealed right: two bytes say of which type
-/// and how long each is. However they are cut, the same comes out, at most what went in, and an end
-/// stays the end.
+/// Property of received records. The input is used as it is, and as the contents of correctly encrypted
+/// records: two bytes give the type and the length of each record.
+///
+/// * The result does not depend on how the bytes are divided into reads.
+/// * No more bytes come out than go in.
+/// * After an end or an error, the result stays the same.
 pub fn tls_records(input: &[u8]) {
     for version in [Version::Tls12, Version::Tls13] {
         check(version, input);
@@ -48,7 +53,8 @@ fn check(version: Version, wire: &[u8]) {
     assert_eq!(whole, open(version, wire, 1 + wire.len() / 7, 100));
 }
 
-/// What comes out, and how it ends.
+/// Decrypts `wire`, of which at most `arrives` bytes arrive at once, into a buffer of `wanted` bytes.
+/// Returns the data and a description of the end.
 fn open(version: Version, mut wire: &[u8], arrives: usize, wanted: usize) -> (Vec<u8>, String) {
     let mut records = records(version);
     let (mut data, mut opened) = (vec![0; wanted], Vec::new());
@@ -68,7 +74,7 @@ fn open(version: Version, mut wire: &[u8], arrives: usize, wanted: usize) -> (Ve
                 wire = &wire[length..];
             }
             Ok(end) => {
-                assert_eq!(records.open(&mut data).expect("nothing new came"), end);
+                assert_eq!(records.open(&mut data).expect("no new bytes arrived"), end);
                 break format!("{end:?} {}", records.is_within_record() && end == OpenResult::NeedsMore);
             }
             Err(fault) => {
@@ -78,16 +84,16 @@ fn open(version: Version, mut wire: &[u8], arrives: usize, wanted: usize) -> (Ve
             }
         }
         if records.owes_answer() {
-            assert!(records.seal(&[], &mut answer).expect("a key").length > 0);
+            assert!(records.seal(&[], &mut answer).expect("the record fits").length > 0);
             assert!(!records.owes_answer());
         }
     };
     (opened, end)
 }
 
-/// Records with the pieces of `input` as their contents (RFC 8446 section 5.2, RFC 5288 section 3).
+/// Encrypts the pieces of `input` as records (RFC 8446 section 5.2, RFC 5288 section 3).
 fn seal(version: Version, mut input: &[u8]) -> Vec<u8> {
-    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &KEY).expect("its length is right"));
+    let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &KEY).expect("the key has 32 bytes"));
     let (mut wire, mut sequence) = (Vec::new(), 0_u64);
     while let [kind, length, rest @ ..] = input {
         let content;
@@ -109,10 +115,11 @@ fn seal(version: Version, mut input: &[u8]) -> Vec<u8> {
             }
         };
         let nonce = Nonce::assume_unique_for_key(nonce);
-        key.seal_in_place_append_tag(nonce, Aad::from(associated), &mut sealed).expect("room for a tag");
+        key.seal_in_place_append_tag(nonce, Aad::from(associated), &mut sealed)
+            .expect("the record has a valid length");
         wire.extend_from_slice(&header);
         wire.extend_from_slice(&sealed);
-        // Where the opener accepts it, the next record is of the next key.
+        // An accepted KeyUpdate starts a new key, whose sequence numbers begin at 0.
         let is_update = version == Version::Tls13 && kind == 22 && matches!(content, [24, 0, 0, 1, 0 | 1]);
         sequence = if is_update { 0 } else { sequence + 1 };
     }
@@ -120,7 +127,7 @@ fn seal(version: Version, mut input: &[u8]) -> Vec<u8> {
 }
 
 fn header(kind: u8, length: usize) -> [u8; 5] {
-    // A piece of at most 255 bytes.
+    // A piece has at most 255 bytes, so the length fits.
     let [high, low] = (length as u16).to_be_bytes();
     [kind, 3, 3, high, low]
 }

@@ -1,4 +1,4 @@
-//! A bounded run of every fuzz target: its seeds, then seeds that were changed at random.
+//! Runs every property with its seeds, and then with a limited number of randomly changed seeds.
 
 use std::{fs, path::PathBuf};
 
@@ -8,7 +8,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-/// Longer inputs are what the fuzzer itself is for.
+/// Maximum length of a changed seed in bytes. Longer inputs are left to the fuzzer.
 const LONGEST: usize = 20_000;
 
 fn corpus() -> PathBuf {
@@ -25,28 +25,28 @@ fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     seeds
 }
 
-/// One change to an input: at `at`, `removed` bytes make way for others.
+/// A change of an input: replaces `removed` bytes at position `at`.
 #[derive(Clone, Debug)]
 struct Change {
     at: prop::sample::Index,
     removed: usize,
-    put: Put,
+    put: Replacement,
 }
 
 #[derive(Clone, Debug)]
-enum Put {
+enum Replacement {
     Bytes(Vec<u8>),
-    /// As much of another seed.
+    /// A part of another seed: its number, position and length.
     Seed(prop::sample::Index, prop::sample::Index, usize),
 }
 
 fn change() -> impl Strategy<Value = Change> {
     let interesting = prop::sample::select(&b"\0\r\n \xff\xf4\xf2/.*?[]-\"%,|09AZaz\x7f\x80"[..]);
     let put = prop_oneof![
-        prop::collection::vec(any::<u8>(), 0..4).prop_map(Put::Bytes),
-        prop::collection::vec(interesting, 0..8).prop_map(Put::Bytes),
+        prop::collection::vec(any::<u8>(), 0..4).prop_map(Replacement::Bytes),
+        prop::collection::vec(interesting, 0..8).prop_map(Replacement::Bytes),
         (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0..40usize)
-            .prop_map(|(seed, at, length)| Put::Seed(seed, at, length)),
+            .prop_map(|(seed, at, length)| Replacement::Seed(seed, at, length)),
     ];
     (any::<prop::sample::Index>(), 0..16usize, put).prop_map(|(at, removed, put)| Change { at, removed, put })
 }
@@ -56,7 +56,6 @@ fn run(name: &str) {
     let seeds = seeds(name);
     assert!(!seeds.is_empty());
     for (_, seed) in &seeds {
-        // A failure shows which: the harness prints what a failing test has printed.
         (target.property)(seed);
     }
     let config = Config { cases: target.cases, failure_persistence: None, ..Config::default() };
@@ -67,8 +66,8 @@ fn run(name: &str) {
                 let at = change.at.index(input.len() + 1);
                 let end = (at + change.removed).min(input.len());
                 let put = match change.put {
-                    Put::Bytes(bytes) => bytes,
-                    Put::Seed(seed, from, length) => {
+                    Replacement::Bytes(bytes) => bytes,
+                    Replacement::Seed(seed, from, length) => {
                         let other = seed.get(&seeds);
                         let from = from.index(other.len() + 1);
                         other[from..(from + length).min(other.len())].to_vec()

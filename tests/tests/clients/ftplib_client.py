@@ -1,4 +1,4 @@
-"""A session of Python's ftplib, with hashes of what it stores and fetches."""
+"""Runs Python's ftplib against a server in passive and active mode, and compares hashes of the files."""
 
 import ftplib
 import hashlib
@@ -32,7 +32,7 @@ for passive in (True, False):
     with ftplib.FTP(timeout=30, encoding="utf-8") as ftp:
         ftp.connect(host, port)
         ftp.login("demo", "anything")
-        # Active mode works where the node reaches the client: here both are on loopback.
+        # Active mode works because the node can connect to the client: both are on loopback.
         ftp.set_pasv(passive)
         expect_error(ftplib.error_perm, ftp.sendcmd, "PORT 192,0,2,1,200,10")
         assert ftp.pwd() == "/"
@@ -67,7 +67,7 @@ for passive in (True, False):
         ftp.rmd("größe und \"zeichen\"")
         expect_error(ftplib.error_perm, ftp.cwd, "größe und \"zeichen\"")
 
-        # An abandoned download leaves a session that works.
+        # The session still works after an aborted download.
         ftp.storbinary("STOR file.bin", io.BytesIO(content * 4))
         ftp.voidcmd("TYPE I")
         with ftp.transfercmd("RETR file.bin") as data:

@@ -1,15 +1,15 @@
-//! Decides from the bytes on the storage and the ledger whether one writer at a time wrote each name.
+//! Decides from the files on the storage and the ledger whether each path had one writer at a time.
 //!
-//! [`decode`] tells from the bytes alone whose they are; bytes of two uploads that are mixed, and holes, are
-//! not decoded. [`explain`] then looks for an order of the operations that leads to exactly these files: each
-//! operation takes effect at once, at some moment between its command and its reply, and has the effect that
-//! its reply tells (a linearizable register for each name).
+//! [`decode`] finds out which uploads wrote the bytes of a file. It rejects mixed bytes of two uploads,
+//! and holes. [`explain`] then looks for an order of the operations that leads to exactly these files.
+//! Each operation takes effect at one moment between its command and its reply, and has the effect that
+//! its reply states (a linearizable register for each name).
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::{
     ledger::{Entry, Operation, Upload},
-    model::{Account, How},
+    model::{Account, UploadCommand},
 };
 
 /// The first `length` bytes of an upload.
@@ -19,26 +19,26 @@ pub struct Segment {
     pub length: usize,
 }
 
-/// Whose bytes a file holds, from its beginning: an upload, and those that appended to it.
+/// Content of a file: the bytes of an upload, followed by those of the uploads that appended to it.
 pub type Content = Vec<Segment>;
 
 /// The files of a schedule, by name.
 pub type Files = BTreeMap<&'static str, Content>;
 
-/// Tells whose bytes these are.
+/// Splits the bytes of a file into segments of uploads.
 ///
 /// # Errors
-/// They are not beginnings of uploads, one after the other. The text says where.
+/// The bytes are not a sequence of beginnings of uploads. The text names the position.
 pub fn decode(bytes: &[u8], entries: &[Entry]) -> Result<Content, String> {
     let uploads: Vec<&Upload> = entries.iter().filter_map(Entry::upload).collect();
     let mut content = Content::new();
     let mut at = 0;
     while at < bytes.len() {
-        let Some(segment) = begins_at(&bytes[at..], &uploads, &content) else {
+        let Some(segment) = segment_at_start(&bytes[at..], &uploads, &content) else {
             let seen = bytes[at..bytes.len().min(at + 16)].escape_ascii();
             let length = bytes.len();
             return Err(format!(
-                "at byte {at} of {length} no upload begins: \"{seen}\"; before it {content:?}"
+                "no upload begins at byte {at} of {length}: \"{seen}\"; segments before: {content:?}"
             ));
         };
         at += segment.length;
@@ -47,9 +47,9 @@ pub fn decode(bytes: &[u8], entries: &[Entry]) -> Result<Content, String> {
     Ok(content)
 }
 
-/// The upload whose first bytes these are, and which is not in the file already. The first byte of a block is
-/// none that another upload's block has at another place, so that an upload's bytes end where the next begins.
-fn begins_at(bytes: &[u8], uploads: &[&Upload], before: &[Segment]) -> Option<Segment> {
+/// Returns the segment at the beginning of `bytes`, unless its upload is in the file already. Only the
+/// first byte of a block is above 127 and names the upload, so a segment ends where the next one begins.
+fn segment_at_start(bytes: &[u8], uploads: &[&Upload], before: &[Segment]) -> Option<Segment> {
     let upload = uploads.iter().find(|upload| upload.content.first() == bytes.first())?;
     let length = bytes.iter().zip(&upload.content).take_while(|(a, b)| a == b).count();
     let is_new = before.iter().all(|segment| segment.upload != upload.number);
@@ -57,19 +57,19 @@ fn begins_at(bytes: &[u8], uploads: &[&Upload], before: &[Segment]) -> Option<Se
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct State {
+struct StorageState {
     names: Files,
-    /// What broken atomic uploads left for REST, by name.
+    /// Partial files of interrupted atomic uploads, by the final name. REST resumes them.
     hidden: Files,
 }
 
-/// Looks for an order of the operations after which `files` are there.
+/// Looks for an order of the operations that leads to `files`.
 ///
 /// # Errors
 /// No order of the operations explains the files.
 pub fn explain(entries: &[Entry], files: &Files) -> Result<(), String> {
     let search = Search { entries, files, lengths: lengths(entries, files) };
-    let begin = State { names: Files::new(), hidden: Files::new() };
+    let begin = StorageState { names: Files::new(), hidden: Files::new() };
     if search.reaches(0, &begin, &mut HashSet::new()) {
         Ok(())
     } else {
@@ -77,8 +77,9 @@ pub fn explain(entries: &[Entry], files: &Files) -> Result<(), String> {
     }
 }
 
-/// How many bytes of each upload may have been stored before it broke off: what a step had sent, and what was
-/// found or kept by a later REST, if so much was sent.
+/// For each upload, the numbers of bytes that may have been stored before it was interrupted: the bytes
+/// sent by each step, and the sizes that are found in a file or used by a later REST, if at least as many
+/// bytes were sent.
 fn lengths(entries: &[Entry], files: &Files) -> BTreeMap<u8, BTreeSet<usize>> {
     let uploads = || entries.iter().filter_map(Entry::upload);
     let lengths_of = |upload: &Upload| {
@@ -96,28 +97,28 @@ struct Search<'s> {
 }
 
 impl Search<'_> {
-    /// Whether the operations that are not in `done`, a set of bits, lead from `state` to the files.
-    fn reaches(&self, done: u64, state: &State, seen: &mut HashSet<(u64, State)>) -> bool {
-        let waits = |number: &usize| done & (1 << number) == 0;
-        let left: Vec<usize> = (0..self.entries.len()).filter(waits).collect();
+    /// Returns true if the operations that are not in the bit set `done` lead from `state` to the files.
+    fn reaches(&self, done: u64, state: &StorageState, seen: &mut HashSet<(u64, StorageState)>) -> bool {
+        let is_left = |number: &usize| done & (1 << number) == 0;
+        let left: Vec<usize> = (0..self.entries.len()).filter(is_left).collect();
         if left.is_empty() {
             return state.names == *self.files;
         }
         if !seen.insert((done, state.clone())) {
             return false;
         }
-        // No operation comes before one that was answered when it was asked.
-        let answered = |number: &usize| self.entries[*number].answered.map_or(usize::MAX, |(when, _)| when);
-        let first_answer = left.iter().map(answered).min().unwrap_or(usize::MAX);
-        left.into_iter().filter(|number| self.entries[*number].asked < first_answer).any(|number| {
+        // An operation comes after all operations that had a reply when its command was sent.
+        let replied = |number: &usize| self.entries[*number].replied.map_or(usize::MAX, |(when, _)| when);
+        let first_answer = left.iter().map(replied).min().unwrap_or(usize::MAX);
+        left.into_iter().filter(|number| self.entries[*number].sent_at < first_answer).any(|number| {
             self.effects(&self.entries[number], state)
                 .iter()
                 .any(|after| self.reaches(done | 1 << number, after, seen))
         })
     }
 
-    /// What may be there after one operation. Nothing if its reply cannot be true.
-    fn effects(&self, entry: &Entry, state: &State) -> Vec<State> {
+    /// Returns the possible states after an operation; none if its reply cannot be true in `state`.
+    fn effects(&self, entry: &Entry, state: &StorageState) -> Vec<StorageState> {
         let is_done = entry.code().is_some_and(|code| (200..300).contains(&code));
         let mut after = state.clone();
         match &entry.operation {
@@ -128,7 +129,8 @@ impl Search<'_> {
                 }
                 let mut without = after.clone();
                 if entry.account == Account::Atomic {
-                    // What a broken upload left goes first, also where there is no file. It stays if it is written.
+                    // DELE removes the partial file first, even if there is no file of the name. A
+                    // partial file that is being written stays.
                     without.hidden.remove(name);
                 }
                 return vec![after, without];
@@ -185,20 +187,28 @@ impl Search<'_> {
         vec![state.clone(), after]
     }
 
-    fn effects_of_upload(&self, entry: &Entry, upload: &Upload, is_done: bool, state: &State) -> Vec<State> {
+    fn effects_of_upload(
+        &self,
+        entry: &Entry,
+        upload: &Upload,
+        is_done: bool,
+        state: &StorageState,
+    ) -> Vec<StorageState> {
         if !upload.has_begun {
             return vec![state.clone()];
         }
-        let is_hidden = entry.is_hidden(upload.how);
+        let is_hidden = entry.uses_partial_file(upload.how);
         let there = if is_hidden { &state.hidden } else { &state.names };
         let before = match (there.get(upload.name), upload.how, upload.offset) {
-            (_, How::Store, _) | (None, How::Append, _) | (_, How::Resume, 0) => Some(Content::new()),
-            (Some(content), How::Append, _) => Some(content.clone()),
-            (Some(content), How::Resume, offset) => first(content, offset),
-            (None, How::Resume, _) => None,
+            (_, UploadCommand::Store, _)
+            | (None, UploadCommand::Append, _)
+            | (_, UploadCommand::Resume, 0) => Some(Content::new()),
+            (Some(content), UploadCommand::Append, _) => Some(content.clone()),
+            (Some(content), UploadCommand::Resume, offset) => first(content, offset),
+            (None, UploadCommand::Resume, _) => None,
         };
         let Some(before) = before else {
-            // Its base is not there, so that it can have stored nothing.
+            // The content that the upload continues does not exist, so the upload can have stored nothing.
             return if is_done { vec![] } else { vec![state.clone()] };
         };
         let with = |length: usize| {
@@ -211,7 +221,7 @@ impl Search<'_> {
             whole.hidden.remove(upload.name);
         }
         if is_done {
-            // 226 for an upload that its client has not ended is false.
+            // 226 is wrong if the client has not ended the upload.
             return if upload.is_ended { vec![whole] } else { vec![] };
         }
         let mut after = vec![state.clone()];
@@ -233,7 +243,7 @@ impl Search<'_> {
     }
 }
 
-/// The first `length` bytes of a content, if it has as many.
+/// Returns the first `length` bytes of a content; `None` if the content is shorter.
 fn first(content: &Content, length: usize) -> Option<Content> {
     let mut left = length;
     let mut kept = Content::new();
@@ -252,7 +262,7 @@ fn is_below(directory: &str, name: &str) -> bool {
     name.split_once('/').is_some_and(|(above, _)| above == directory)
 }
 
-/// What a file in `d` is called when `d` is called `e`.
+/// Returns the new name of a file in `d` after `d` is renamed to `e`.
 fn renamed(name: &str) -> &'static str {
     if name == "d/a" { "e/a" } else { "e/b" }
 }

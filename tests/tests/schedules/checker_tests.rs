@@ -1,30 +1,30 @@
-//! The checker finds what it is there to find.
+//! Tests of the checker: it accepts correct histories and finds each kind of fault.
 
 use crate::{
     checker::{Files, Segment, decode, explain},
     ledger::{Entry, Operation, Upload},
-    model::{Account, How},
+    model::{Account, UploadCommand},
 };
 
-/// A ledger under construction: each operation is asked and answered after those before it, unless it says
-/// otherwise.
+/// A ledger under construction. Each operation begins after the reply to the previous one, except after
+/// [`Ledger::concurrent`].
 #[derive(Default)]
 struct Ledger(Vec<Entry>);
 
 impl Ledger {
     fn add(mut self, account: Account, operation: Operation, code: u16) -> Self {
-        let asked = 10 * self.0.len();
-        self.0.push(Entry { writer: 0, account, operation, asked, answered: Some((asked + 5, code)) });
+        let sent_at = 10 * self.0.len();
+        self.0.push(Entry { writer: 0, account, operation, sent_at, replied: Some((sent_at + 5, code)) });
         self
     }
 
-    /// An upload of 100 bytes, all sent and ended.
-    fn upload(self, account: Account, how: How, offset: usize, code: u16) -> Self {
+    /// Adds an upload of 100 bytes that the client has sent completely.
+    fn upload(self, account: Account, how: UploadCommand, offset: usize, code: u16) -> Self {
         self.part(account, how, offset, 100, code)
     }
 
-    /// An upload of 100 bytes, of which so many were sent.
-    fn part(self, account: Account, how: How, offset: usize, sent: usize, code: u16) -> Self {
+    /// Adds an upload of 100 bytes of which the client has sent the first `sent` bytes.
+    fn part(self, account: Account, how: UploadCommand, offset: usize, sent: usize, code: u16) -> Self {
         let mut upload = Upload::new(1, self.0.len() as u8 + 1, "a", how, 100);
         upload.sent.push(sent);
         upload.is_ended = sent == 100;
@@ -33,10 +33,10 @@ impl Ledger {
         self.add(account, Operation::Upload(upload), code)
     }
 
-    /// The last operation was asked before the one before it was answered.
+    /// Makes the last operation begin before the reply to the previous one.
     fn concurrent(mut self) -> Self {
         let last = self.0.len() - 1;
-        self.0[last].asked = self.0[last - 1].asked + 1;
+        self.0[last].sent_at = self.0[last - 1].sent_at + 1;
         self
     }
 
@@ -49,7 +49,7 @@ impl Ledger {
         Ok(content.into_iter().map(|Segment { upload, length }| (upload, length)).collect())
     }
 
-    /// Whether the ledger explains these files.
+    /// Returns true if the ledger explains these files.
     fn explains(&self, files: &[(&'static str, &[(u8, usize)])]) -> bool {
         let content = |parts: &[(u8, usize)]| {
             parts.iter().map(|(upload, length)| Segment { upload: *upload, length: *length }).collect()
@@ -60,10 +60,10 @@ impl Ledger {
 }
 
 use Account::{Atomic, Direct};
-use How::{Append, Resume, Store};
+use UploadCommand::{Append, Resume, Store};
 
 #[test]
-fn bytes_tell_whose_they_are() {
+fn decode_finds_the_upload_of_every_byte() {
     let ledger = Ledger::default().upload(Direct, Store, 0, 226).upload(Direct, Append, 0, 226);
     let (first, second) = (ledger.content(1), ledger.content(2));
     assert_eq!(ledger.decode(&[]), Ok(vec![]));
@@ -77,27 +77,27 @@ fn bytes_tell_whose_they_are() {
 }
 
 #[test]
-fn mixed_bytes_and_holes_are_found() {
+fn decode_rejects_mixed_bytes_and_holes() {
     let ledger = Ledger::default().upload(Direct, Store, 0, 226).upload(Direct, Store, 0, 226);
     let (first, second) = (ledger.content(1), ledger.content(2));
     for length in 1..100 {
-        // The end of one upload after the beginning of the other, at the same offset. Their last bytes are equal.
+        // The end of one upload follows the beginning of the other. The last bytes of both are equal.
         let is_mixed = ledger.decode(&[&first[..length], &second[length..]].concat()).is_err();
         assert!(is_mixed || length > 96, "{length}");
-        // A hole at the beginning, and one in the middle.
+        // Holes at the beginning and in the middle.
         assert!(ledger.decode(&[&vec![0; length], &first[length..]].concat()).is_err(), "{length}");
         let hole = [&first[..length], &[0; 16], &first[(length + 16).min(100)..]].concat();
         assert!(ledger.decode(&hole).is_err(), "{length}");
-        // Bytes that are left out, and bytes that are there twice.
+        // Missing bytes and repeated bytes.
         assert!(length > 96 || ledger.decode(&[&first[..length], &first[length + 1..]].concat()).is_err());
         assert!(ledger.decode(&[&first[..length], &first[length - 1..]].concat()).is_err(), "{length}");
     }
     assert!(ledger.decode(&[&first[..], &first[..]].concat()).is_err());
-    assert!(ledger.decode(&Upload::new(2, 1, "a", Store, 100).content).is_err(), "another schedule's");
+    assert!(ledger.decode(&Upload::new(2, 1, "a", Store, 100).content).is_err(), "another schedule");
 }
 
 #[test]
-fn the_last_confirmed_upload_is_there() {
+fn the_last_confirmed_upload_must_be_in_the_file() {
     let ledger = Ledger::default().upload(Direct, Store, 0, 226).upload(Atomic, Store, 0, 226);
     assert!(ledger.explains(&[("a", &[(2, 100)])]));
     for lost in [&[("a", &[(1, 100)][..])][..], &[("a", &[(2, 99)])], &[], &[("b", &[(2, 100)])]] {
@@ -106,7 +106,7 @@ fn the_last_confirmed_upload_is_there() {
 }
 
 #[test]
-fn of_two_uploads_at_the_same_time_either_may_be_the_last() {
+fn either_of_two_concurrent_uploads_may_be_the_last() {
     let ledger = Ledger::default().upload(Direct, Store, 0, 226).upload(Direct, Store, 0, 226).concurrent();
     assert!(ledger.explains(&[("a", &[(1, 100)])]));
     assert!(ledger.explains(&[("a", &[(2, 100)])]));
@@ -114,40 +114,40 @@ fn of_two_uploads_at_the_same_time_either_may_be_the_last() {
 }
 
 #[test]
-fn a_direct_upload_that_broke_off_leaves_a_beginning_of_its_own() {
+fn an_interrupted_direct_upload_leaves_the_old_content_or_its_own_beginning() {
     let ledger = Ledger::default().upload(Direct, Store, 0, 226).part(Direct, Store, 0, 50, 426);
     for content in [(1, 100), (2, 0), (2, 13), (2, 50)] {
         let content = if content.1 == 0 { vec![] } else { vec![content] };
         assert!(ledger.explains(&[("a", &content)]), "{content:?}");
     }
     assert!(!ledger.explains(&[("a", &[(1, 50), (2, 50)])]));
-    assert!(!ledger.explains(&[]), "the file that was there before is gone");
+    assert!(!ledger.explains(&[]), "the previous file is gone");
 }
 
 #[test]
-fn an_atomic_upload_that_broke_off_leaves_nothing_under_its_name() {
+fn an_interrupted_atomic_upload_leaves_nothing_under_its_name() {
     let ledger = Ledger::default().upload(Direct, Store, 0, 226).part(Atomic, Store, 0, 50, 426);
     assert!(ledger.explains(&[("a", &[(1, 100)])]));
     assert!(!ledger.explains(&[("a", &[(2, 50)])]));
-    // All of it was sent, and the reply is an error: its name may have been given.
+    // The client has sent everything and got an error. The node may have published the file before.
     let whole = Ledger::default().upload(Atomic, Store, 0, 451);
     assert!(whole.explains(&[]) && whole.explains(&[("a", &[(1, 100)])]));
 }
 
 #[test]
-fn a_resumed_upload_goes_on_where_the_first_broke_off() {
+fn a_resumed_upload_keeps_bytes_that_the_first_upload_sent() {
     for account in [Direct, Atomic] {
         let broken = || Ledger::default().part(account, Store, 0, 60, 426);
         let resumed = broken().upload(account, Resume, 40, 226);
         assert!(resumed.explains(&[("a", &[(1, 40), (2, 100)])]));
         assert!(!resumed.explains(&[("a", &[(1, 60), (2, 100)])]));
-        // More than was ever sent cannot be kept.
+        // A file cannot keep more bytes than were sent.
         assert!(!broken().upload(account, Resume, 61, 226).explains(&[("a", &[(1, 61), (2, 100)])]));
     }
 }
 
 #[test]
-fn an_append_follows_what_was_there() {
+fn an_append_adds_to_the_previous_content() {
     let ledger = Ledger::default().upload(Direct, Store, 0, 226).upload(Atomic, Append, 0, 226);
     assert!(ledger.explains(&[("a", &[(1, 100), (2, 100)])]));
     assert!(!ledger.explains(&[("a", &[(2, 100)])]));
@@ -157,15 +157,15 @@ fn an_append_follows_what_was_there() {
 }
 
 #[test]
-fn renames_and_removals_have_the_effect_that_they_were_told() {
+fn renames_and_removals_have_the_effect_that_their_replies_state() {
     let stored = || Ledger::default().upload(Direct, Store, 0, 226);
     let renamed = |code| stored().add(Direct, Operation::Rename("a", "b"), code);
     assert!(renamed(250).explains(&[("b", &[(1, 100)])]));
     assert!(!renamed(250).explains(&[("a", &[(1, 100)])]));
     assert!(!renamed(450).explains(&[("b", &[(1, 100)])]));
     let missing = Ledger::default().add(Direct, Operation::Rename("a", "b"), 250);
-    assert!(!missing.explains(&[]), "a name that was not there was renamed");
-    // The upload begins before the rename and ends after it: 226 tells that its name is there.
+    assert!(!missing.explains(&[]), "a missing name was renamed");
+    // The upload begins before the rename and ends after it. 226 confirms that its name exists.
     let concurrent = renamed(250).concurrent();
     assert!(concurrent.explains(&[("b", &[(1, 100)])]));
     assert!(!concurrent.explains(&[("a", &[(1, 100)])]));
@@ -176,7 +176,7 @@ fn renames_and_removals_have_the_effect_that_they_were_told() {
 }
 
 #[test]
-fn an_upload_that_its_client_has_not_ended_is_not_confirmed() {
+fn confirming_an_upload_that_its_client_has_not_ended_is_a_fault() {
     let ledger = Ledger::default().part(Direct, Store, 0, 50, 226);
     assert!(!ledger.explains(&[("a", &[(1, 50)])]));
     assert!(!ledger.explains(&[("a", &[(1, 100)])]));

@@ -1,4 +1,4 @@
-//! The cluster that all schedules run on, and its faults.
+//! The cluster on which all schedules run, and its faults.
 
 use std::{thread, time::Duration};
 
@@ -8,13 +8,13 @@ use nix::sys::signal::Signal;
 use crate::{
     generator::{NODES, Round, SCHEDULES_PER_ROUND},
     model::{Account, Fault},
-    runner::Slot,
+    runner::Lane,
 };
 
-/// `secret`, with parameters that cost little.
+/// Hash of the password `secret` with cheap parameters.
 const HASH: &str =
     "$argon2id$v=19$m=1024,t=1,p=1$8aCWlqnXu46nnFDSh+gFrQ$GgnIelifQhLr9gjFoOv3mDF7mfYHfmT+yUAxgr76a8U";
-/// Deletes all write leases, under whichever key.
+/// Redis command that deletes all keys of write leases.
 const FORGET: &str =
     r#"EVAL "for _, k in ipairs(redis.call('KEYS', '*write*')) do redis.call('DEL', k) end return 1" 0"#;
 
@@ -24,17 +24,16 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Three nodes that clients reach without a balancer, each with a way to Redis of its own, and two
-    /// accounts with one home for each schedule of a round. A busy machine keeps leases of so many `seconds`.
-    /// `settings` are those of the nodes beside the usual.
+    /// Starts three nodes without a balancer. Each node reaches Redis through its own wire, which can be
+    /// cut. Each schedule of a round has one home and two users. `seconds` is the node lease, and
+    /// `settings` are further settings of the nodes.
     pub fn start(seconds: u64, settings: &[(&str, &str)]) -> Self {
         let mut users = String::new();
         for number in 0..SCHEDULES_PER_ROUND {
             for (account, uploads) in [(Account::Direct, "direct"), (Account::Atomic, "atomic")] {
-                let (user, home) = (Slot::user(number, account), Slot::home(number));
-                users += &format!(
-                    "[users.{user}]\npassword_hash = \"{HASH}\"\nhome = \"/{home}\"\nuploads = \"{uploads}\"\n"
-                );
+                let (user, home) = (Lane::user(number, account), Lane::home(number));
+                users += &format!("[users.{user}]\npassword_hash = \"{HASH}\"\n");
+                users += &format!("home = \"/{home}\"\nuploads = \"{uploads}\"\n");
             }
         }
         let builder = Cluster::builder()
@@ -51,8 +50,8 @@ impl Shared {
         Self { cluster, lease: Duration::from_secs(seconds) }
     }
 
-    pub fn slot(&self, number: usize) -> Slot {
-        Slot {
+    pub fn lane(&self, number: usize) -> Lane {
+        Lane {
             number,
             connector: self.cluster.client(number as u8),
             nodes: (0..NODES).map(|node| self.cluster.node(node).address).collect(),
@@ -88,7 +87,7 @@ impl Shared {
             Fault::Hang => {
                 self.cluster.redis().daemon.signal(Signal::SIGSTOP);
                 if !round.is_early {
-                    // All leases have expired when Redis goes on.
+                    // All leases have expired when Redis continues.
                     thread::sleep(2 * self.lease);
                 }
                 None
@@ -118,7 +117,7 @@ impl Shared {
         }
     }
 
-    /// Waits until no transfer is going on, and the registry knows all nodes.
+    /// Waits until no transfer runs and the registry knows all nodes.
     pub fn wait_until_quiet(&self) {
         for node in 0..NODES {
             self.cluster.node(node).wait_for_metric("ftp_transfers", |transfers| transfers == 0.0);
@@ -130,7 +129,7 @@ impl Shared {
         eventually("the registry to know all nodes", || (self.nodes().len() == NODES).then_some(()));
     }
 
-    /// The names of the nodes that the registry takes for alive.
+    /// Names of the nodes that the registry considers alive.
     fn nodes(&self) -> Vec<String> {
         let answer = self.cluster.authd().administer("GET", "/v1/nodes", None);
         let Ok(json) = serde_json::from_str::<serde_json::Value>(&answer.body) else { return vec![] };

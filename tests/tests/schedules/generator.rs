@@ -1,27 +1,27 @@
-//! Makes schedules and faults from a seed.
+//! Generates schedules and faults from a seed.
 
 use cluster_tests::random::Random;
 
-use crate::model::{Account, Break, FLAT, Fault, How, NESTED, Schedule, Step, Turn, Writer};
+use crate::model::{Account, FLAT, Fault, Interruption, NESTED, Schedule, Step, Turn, UploadCommand, Writer};
 
-/// How many nodes the cluster has.
+/// Number of nodes of the cluster.
 pub const NODES: usize = 3;
-/// How many schedules run at the same time.
+/// Number of schedules that run at the same time.
 pub const SCHEDULES_PER_ROUND: usize = 100;
 
-/// Schedules that run at the same time, and the fault that all of them meet.
+/// Schedules that run at the same time, and the fault that affects all of them.
 pub struct Round {
     pub fault: Fault,
-    /// Whether writers go on before the rest of the cluster has noticed the fault.
+    /// Writers continue before the rest of the cluster has noticed the fault.
     pub is_early: bool,
-    /// Whether the cluster recovers before writers go on after the fault.
+    /// The cluster recovers from the fault before writers continue.
     pub recovers_first: bool,
-    /// Whether what was sent over a cut network arrives late. Otherwise it is lost.
+    /// Bytes sent over a cut connection arrive later. Otherwise they are lost.
     pub delivers_late: bool,
     pub schedules: Vec<Schedule>,
 }
 
-/// The round with this number. Half of the rounds have no fault.
+/// Returns the round with this number. Five of twelve rounds have no fault.
 pub fn round(number: u64) -> Round {
     let mut random = Random::new(number.wrapping_mul(0x5851_f42d_4c95_7f2d));
     let node = random.below(NODES);
@@ -41,9 +41,9 @@ pub fn round(number: u64) -> Round {
     Round { fault, is_early, recovers_first, delivers_late, schedules }
 }
 
-/// What the generator knows of a writer. An upload may have been refused; its later steps are left out then.
+/// The generator's view of a writer. The node may refuse the upload; the runner then skips its steps.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
+enum WriterState {
     Idle,
     Writing,
 }
@@ -55,7 +55,7 @@ fn schedule(random: &mut Random, fault: Fault) -> Schedule {
     };
     let other = (faulty + 1 + random.below(NODES - 1)) % NODES;
     let count = 2 + usize::from(random.chance(40));
-    // Mostly one account: the hidden files of different users are different.
+    // Mostly one account, because users do not share partial files.
     let mixed = random.chance(20);
     let account = random.choose(&[Account::Direct, Account::Atomic]);
     let writers = (0..count)
@@ -69,21 +69,21 @@ fn schedule(random: &mut Random, fault: Fault) -> Schedule {
         })
         .collect();
     let is_nested = random.chance(25);
-    let mut generator = Generator { random, is_nested, states: vec![State::Idle; count], latest: None };
+    let mut generator = Generator { random, is_nested, states: vec![WriterState::Idle; count], latest: None };
     let mut before = Vec::new();
     if generator.random.chance(30) {
-        // Content that was confirmed, for the others to replace, resume or lose.
+        // A confirmed file, which later steps may replace, append to or rename.
         let name = generator.name();
-        before.push(Turn(vec![(1, Step::Begin(How::Store, name))]));
+        before.push(Turn(vec![(1, Step::Begin(UploadCommand::Store, name))]));
         before.push(Turn(vec![(1, Step::End)]));
     }
     if generator.random.chance(85) {
-        // The upload that meets the fault.
+        // The upload that runs when the fault begins.
         let name = generator.name();
         generator.latest = Some(name);
         before.push(Turn(vec![(0, Step::Begin(generator.how(), name))]));
         before.push(Turn(vec![(0, Step::Part)]));
-        generator.states[0] = State::Writing;
+        generator.states[0] = WriterState::Writing;
     }
     before.extend(generator.turns(0, 2));
     let during = generator.turns(2, 6);
@@ -94,8 +94,8 @@ fn schedule(random: &mut Random, fault: Fault) -> Schedule {
 struct Generator<'r> {
     random: &'r mut Random,
     is_nested: bool,
-    states: Vec<State>,
-    /// The name that was written or renamed last.
+    states: Vec<WriterState>,
+    /// The name that was written last, or the target of the last rename.
     latest: Option<&'static str>,
 }
 
@@ -114,14 +114,14 @@ impl Generator<'_> {
 
     fn step(&mut self, writer: usize) -> Step {
         let step = match self.states[writer] {
-            State::Writing => self.random.weighted(&[
+            WriterState::Writing => self.random.weighted(&[
                 (4, Step::Part),
                 (5, Step::End),
-                (1, Step::Break(Break::Reset)),
-                (1, Step::Break(Break::Abort)),
-                (1, Step::Break(Break::Leave)),
+                (1, Step::Interrupt(Interruption::Reset)),
+                (1, Step::Interrupt(Interruption::Abort)),
+                (1, Step::Interrupt(Interruption::Leave)),
             ]),
-            State::Idle => {
+            WriterState::Idle => {
                 let name = self.name();
                 let begin = Step::Begin(self.how(), name);
                 let names: &[&str] = if self.is_nested { &NESTED } else { &FLAT };
@@ -139,22 +139,26 @@ impl Generator<'_> {
         };
         match step {
             Step::Begin(_, name) | Step::Rename(_, name) => self.latest = Some(name),
-            // Its files are there now, with whatever name is written in it.
+            // `d/a` is now `e/a`.
             Step::Move if self.latest == Some("d/a") => self.latest = Some("e/a"),
             _ => {}
         }
         self.states[writer] = match step {
-            Step::Begin(..) | Step::Part => State::Writing,
-            _ => State::Idle,
+            Step::Begin(..) | Step::Part => WriterState::Writing,
+            _ => WriterState::Idle,
         };
         step
     }
 
-    fn how(&mut self) -> How {
-        self.random.weighted(&[(5, How::Store), (3, How::Resume), (2, How::Append)])
+    fn how(&mut self) -> UploadCommand {
+        self.random.weighted(&[
+            (5, UploadCommand::Store),
+            (3, UploadCommand::Resume),
+            (2, UploadCommand::Append),
+        ])
     }
 
-    /// Mostly the name that was used last: only writers of the same file are of interest.
+    /// Chooses a name: mostly the latest one, because only writers of the same file can conflict.
     fn name(&mut self) -> &'static str {
         if let Some(latest) = self.latest
             && self.random.chance(60)

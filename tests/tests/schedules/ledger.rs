@@ -1,8 +1,8 @@
-//! What was asked and answered in one schedule, in the order in which it happened.
+//! The ledger of a schedule: its operations in the order of their commands, with their replies.
 
 use std::fmt;
 
-use crate::model::{Account, How, content};
+use crate::model::{Account, UploadCommand, content};
 
 /// One operation of a writer.
 #[derive(Clone, Debug)]
@@ -10,13 +10,13 @@ pub struct Entry {
     pub writer: usize,
     pub account: Account,
     pub operation: Operation,
-    /// When it was asked, counted in events of the schedule.
-    pub asked: usize,
-    /// When its last reply was read, and the reply's code. Nothing if the client had left.
-    pub answered: Option<(usize, u16)>,
+    /// Number of the event in which the command was sent.
+    pub sent_at: usize,
+    /// Number of the event in which the last reply was read, and its code. `None` if the client had left.
+    pub replied: Option<(usize, u16)>,
 }
 
-/// What was asked.
+/// The kind of an operation, with its names.
 #[derive(Clone, Debug)]
 pub enum Operation {
     Upload(Upload),
@@ -27,32 +27,32 @@ pub enum Operation {
     RemoveAll(&'static str),
 }
 
-/// An upload, as its client knows it.
+/// An upload from its client's view.
 #[derive(Clone, Debug)]
 pub struct Upload {
-    /// From 1 to 127, different for each upload of a schedule.
+    /// Number from 1 to 127, unique in the schedule.
     pub number: u8,
     pub name: &'static str,
-    pub how: How,
-    /// Where REST lets it begin.
+    pub how: UploadCommand,
+    /// Offset of REST; 0 without REST.
     pub offset: usize,
-    /// Whether the node said 150.
+    /// The node has replied 150.
     pub has_begun: bool,
     pub content: Vec<u8>,
-    /// How many bytes were sent after each step.
+    /// Total number of bytes sent after each step.
     pub sent: Vec<usize>,
-    /// The client has ended it in the regular way, after all its bytes.
+    /// The client has sent all bytes and closed the data connection in the regular way.
     pub is_ended: bool,
 }
 
 impl Upload {
-    /// An upload of which nothing is sent.
-    pub fn new(schedule: u32, number: u8, name: &'static str, how: How, length: usize) -> Self {
+    /// An upload before its first byte is sent.
+    pub fn new(schedule: u32, number: u8, name: &'static str, how: UploadCommand, length: usize) -> Self {
         let content = content(schedule, number, length);
         Self { number, name, how, offset: 0, has_begun: false, content, sent: vec![0], is_ended: false }
     }
 
-    /// How many bytes were sent.
+    /// Number of bytes sent so far.
     pub fn sent(&self) -> usize {
         self.sent.last().copied().unwrap_or(0)
     }
@@ -61,10 +61,10 @@ impl Upload {
 impl Entry {
     /// The code of the last reply.
     pub fn code(&self) -> Option<u16> {
-        self.answered.map(|(_, code)| code)
+        self.replied.map(|(_, code)| code)
     }
 
-    /// The upload, if it is one.
+    /// The upload, if the operation is an upload.
     pub fn upload(&self) -> Option<&Upload> {
         match &self.operation {
             Operation::Upload(upload) => Some(upload),
@@ -72,15 +72,15 @@ impl Entry {
         }
     }
 
-    /// Whether the data is hidden until the upload is complete. APPE changes the file itself.
-    pub fn is_hidden(&self, how: How) -> bool {
-        self.account == Account::Atomic && how != How::Append
+    /// Returns true if the upload writes to a partial file. APPE always writes to the file itself.
+    pub fn uses_partial_file(&self, how: UploadCommand) -> bool {
+        self.account == Account::Atomic && how != UploadCommand::Append
     }
 }
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>3} writer {} {:?}: ", self.asked, self.writer, self.account)?;
+        write!(f, "{:>3} writer {} {:?}: ", self.sent_at, self.writer, self.account)?;
         match &self.operation {
             Operation::Upload(upload) => {
                 let Upload { number, name, how, offset, sent, is_ended, content, .. } = upload;
@@ -90,7 +90,7 @@ impl fmt::Display for Entry {
             }
             other => write!(f, "{other:?}")?,
         }
-        match self.answered {
+        match self.replied {
             Some((when, code)) => write!(f, " -> {code} at {when}"),
             None => write!(f, " -> no reply"),
         }

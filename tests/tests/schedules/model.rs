@@ -2,59 +2,59 @@
 
 use std::fmt;
 
-/// The names of a schedule's files, below its own directory.
+/// Names of files in schedules without subdirectories.
 pub const FLAT: [&str; 2] = ["a", "b"];
-/// The names where the directory `d` is renamed to `e`, or removed.
+/// Names of files in schedules that rename the directory `d` to `e`, or remove it.
 pub const NESTED: [&str; 3] = ["d/a", "d/b", "e/a"];
 
-/// All names that a file can have in the end: with `d`, its files are renamed.
+/// All names that a file can have at the end, including names after a rename of `d`.
 pub const ALL: [&str; 6] = ["a", "b", "d/a", "d/b", "e/a", "e/b"];
 
-/// How an account's uploads are stored.
+/// Upload mode of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Account {
     Direct,
     Atomic,
 }
 
-/// A session: on one node, of one account.
+/// A writer: a session of an account on a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Writer {
     pub node: usize,
     pub account: Account,
 }
 
-/// How an upload begins.
+/// Command with which an upload begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
+pub enum UploadCommand {
     /// STOR.
     Store,
-    /// REST with the size that SIZE tells, and STOR. Without such a file, STOR alone.
+    /// REST with the size from SIZE, then STOR. Only STOR if the file does not exist.
     Resume,
     /// APPE.
     Append,
 }
 
-/// How a client breaks off an upload.
+/// Way in which a client interrupts an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Break {
-    /// It resets the data connection.
+pub enum Interruption {
+    /// The client resets the data connection.
     Reset,
-    /// It sends ABOR.
+    /// The client sends ABOR.
     Abort,
-    /// It resets the data connection and closes the control connection.
+    /// The client resets the data connection and closes the control connection.
     Leave,
 }
 
 /// One step of a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    Begin(How, &'static str),
-    /// Sends one of the upload's parts.
+    Begin(UploadCommand, &'static str),
+    /// Sends a part of the upload.
     Part,
-    /// Sends what is left of the upload and ends it.
+    /// Sends the rest of the upload and ends it.
     End,
-    Break(Break),
+    Interrupt(Interruption),
     Delete(&'static str),
     Rename(&'static str, &'static str),
     /// Renames the directory `d` to `e`.
@@ -65,26 +65,26 @@ pub enum Step {
     RemoveAll(&'static str),
 }
 
-/// Steps of different writers that are begun at the same time; the next turn begins after their replies.
+/// Steps of different writers that begin at the same time. The next turn begins after their replies.
 #[derive(Clone, Debug)]
 pub struct Turn(pub Vec<(usize, Step)>);
 
-/// What happens to the cluster in the middle of a round.
+/// Fault of the cluster in the middle of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// Nothing.
+    /// No fault.
     None,
-    /// A node is stopped (SIGSTOP), and goes on.
+    /// A node is stopped (SIGSTOP) and continues later.
     Pause(usize),
-    /// A node does not reach Redis. Afterwards it gets what was sent meanwhile, or new connections.
+    /// A node does not reach Redis. Afterwards the delayed bytes arrive, or the node connects anew.
     Partition(usize),
     /// Redis loses all its data.
     Flush,
     /// Redis loses the write leases.
     Forget,
-    /// Redis is killed, and starts again without data.
+    /// Redis is killed and starts again without data.
     Away,
-    /// Redis is stopped (SIGSTOP), and goes on with its data, in which the leases have expired.
+    /// Redis is stopped (SIGSTOP) and continues with its data, unless these have expired.
     Hang,
 }
 
@@ -95,7 +95,7 @@ pub struct Schedule {
     pub is_nested: bool,
     /// Before, during and after the fault.
     pub phases: [Vec<Turn>; 3],
-    /// Decides the lengths of uploads.
+    /// Seed of the lengths of uploads and their parts.
     pub seed: u64,
 }
 
@@ -114,15 +114,16 @@ impl fmt::Display for Schedule {
     }
 }
 
-/// The content of one upload. Each block of 16 bytes names the upload and the block's number in it, so that
-/// the bytes of a file tell whose they are. Only the first byte of a block is above 127.
+/// Returns the content of an upload. Each block of 16 bytes contains the number of the upload and the
+/// number of the block, so the bytes of a file show who wrote them. Only the first byte of a block is
+/// above 127.
 pub fn content(schedule: u32, upload: u8, length: usize) -> Vec<u8> {
     let mut content = Vec::with_capacity(length + 16);
     let mut number = 0_u32;
     while content.len() < length {
         content.push(0x80 | upload);
-        content.extend(sevens(number));
-        content.extend(sevens(schedule));
+        content.extend(seven_bit_bytes(number));
+        content.extend(seven_bit_bytes(schedule));
         content.extend(*b"block");
         number += 1;
     }
@@ -130,7 +131,7 @@ pub fn content(schedule: u32, upload: u8, length: usize) -> Vec<u8> {
     content
 }
 
-/// A number in bytes of seven bits, the lowest first: two blocks differ early.
-fn sevens(number: u32) -> [u8; 5] {
+/// Encodes a number in five bytes of seven bits, lowest bits first, so that blocks differ in an early byte.
+fn seven_bit_bytes(number: u32) -> [u8; 5] {
     [0, 7, 14, 21, 28].map(|shift| (number >> shift & 0x7f) as u8)
 }

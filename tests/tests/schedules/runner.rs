@@ -1,4 +1,4 @@
-//! Runs one schedule: its writers' sessions, step by step, and the ledger of what they were told.
+//! Runs one schedule step by step with its writers' sessions, and records their replies in a ledger.
 
 use std::{
     collections::BTreeMap,
@@ -19,17 +19,17 @@ use cluster_tests::{
 
 use crate::{
     ledger::{Entry, Operation, Upload},
-    model::{Account, Break, How, Schedule, Step, Turn, Writer},
+    model::{Account, Interruption, Schedule, Step, Turn, UploadCommand, Writer},
 };
 
-/// How long a part may take to the storage before the writer goes on all the same: it is not certain that
-/// it ever gets there.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Maximum wait for a part to reach the storage. The writer then continues, because the part may never
+/// get there.
+const PART_WAIT: Duration = Duration::from_millis(300);
 
-/// Where a schedule runs, and its sessions, which later schedules use again.
-pub struct Slot {
+/// The home and the sessions of the schedule with one number. The next round's schedule reuses them.
+pub struct Lane {
     pub number: usize,
-    /// Makes connections from an address of this slot's own.
+    /// Connects from a client address that only this lane uses.
     pub connector: Connector,
     pub nodes: Vec<SocketAddr>,
     /// The directory that holds the homes.
@@ -37,8 +37,8 @@ pub struct Slot {
     pub sessions: BTreeMap<Writer, Vec<Dialogue>>,
 }
 
-impl Slot {
-    /// The account's name.
+impl Lane {
+    /// Name of the user of an account.
     pub fn user(number: usize, account: Account) -> String {
         match account {
             Account::Direct => format!("direct{number}"),
@@ -55,8 +55,8 @@ impl Slot {
         if let Some(session) = self.sessions.entry(writer).or_default().pop() {
             return session;
         }
-        // All sessions log in at the same time: a busy authd may answer late.
-        eventually("a login", || {
+        // Many sessions log in at the same time, so a node may refuse a login because authd is busy.
+        eventually("a login to succeed", || {
             let mut session = Dialogue::connect_with(&self.connector, self.nodes[writer.node]);
             session.command(&format!("USER {}", Self::user(self.number, writer.account)), 331);
             session.send("PASS secret");
@@ -70,12 +70,12 @@ impl Slot {
     }
 }
 
-/// A schedule that is under way.
+/// A running schedule.
 pub struct Run<'s> {
     schedule: &'s Schedule,
-    /// Marks the bytes of its uploads.
+    /// Number of the schedule in the bytes of its uploads.
     tag: u32,
-    /// Its directory, as sessions and the storage name it.
+    /// Name of the schedule's directory.
     name: String,
     directory: PathBuf,
     actors: Vec<Actor>,
@@ -85,17 +85,17 @@ pub struct Run<'s> {
     pub ledger: Vec<Entry>,
 }
 
-/// A writer's session.
+/// A writer and its connections.
 struct Actor {
     writer: Writer,
     session: Option<Dialogue>,
     data: Option<TcpStream>,
-    /// The upload that has begun, in the ledger.
+    /// Position of the running upload in the ledger.
     upload: Option<usize>,
     pending: Option<Pending>,
 }
 
-/// The replies that a writer waits for, and the operation in the ledger.
+/// Replies that a writer waits for, with the position of the operation in the ledger.
 #[derive(Clone, Copy)]
 enum Pending {
     /// 150, or a refusal.
@@ -110,46 +110,46 @@ enum Pending {
 }
 
 impl<'s> Run<'s> {
-    /// Makes the directory of the schedule and its writers' sessions.
-    pub fn new(slot: &mut Slot, schedule: &'s Schedule, round: u64) -> Self {
+    /// Creates the schedule's directory and opens its writers' sessions.
+    pub fn new(lane: &mut Lane, schedule: &'s Schedule, round: u64) -> Self {
         let name = format!("{round}");
-        let directory = slot.storage.join(Slot::home(slot.number)).join(&name);
+        let directory = lane.storage.join(Lane::home(lane.number)).join(&name);
         let deepest = if schedule.is_nested { directory.join("d") } else { directory.clone() };
-        fs::create_dir_all(deepest).expect("the storage takes directories");
+        fs::create_dir_all(deepest).expect("the storage is writable");
         let actor = |writer: &Writer| Actor {
             writer: *writer,
-            session: Some(slot.session(*writer)),
+            session: Some(lane.session(*writer)),
             data: None,
             upload: None,
             pending: None,
         };
         let actors = schedule.writers.iter().map(actor).collect();
-        let tag = (round as u32) << 8 | slot.number as u32;
+        let tag = (round as u32) << 8 | lane.number as u32;
         let random = Random::new(schedule.seed);
         Self { schedule, tag, name, directory, actors, random, events: 0, uploads: 0, ledger: Vec::new() }
     }
 
-    /// Where its files are.
+    /// Directory of the schedule's files.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Runs one phase. The node `frozen` does not answer meanwhile: its writers send what they can, and
-    /// their replies come later.
+    /// Runs one phase. The node `frozen` does not reply during the phase: its writers send what they can
+    /// and read the replies later.
     pub fn phase(&mut self, number: usize, frozen: Option<usize>) {
         for Turn(steps) in &self.schedule.phases[number] {
             for (actor, step) in steps {
                 let is_frozen = frozen == Some(self.actors[*actor].writer.node);
                 if !is_frozen {
-                    self.settle(*actor);
+                    self.read_replies(*actor);
                 }
                 if self.actors[*actor].pending.is_none() {
-                    self.take(*actor, *step, is_frozen);
+                    self.start_step(*actor, *step, is_frozen);
                 }
             }
             for (actor, step) in steps {
                 if frozen != Some(self.actors[*actor].writer.node) {
-                    self.settle(*actor);
+                    self.read_replies(*actor);
                     if *step == Step::Part {
                         self.await_part(*actor);
                     }
@@ -159,14 +159,14 @@ impl<'s> Run<'s> {
     }
 
     /// Ends all uploads, reads all replies and gives the sessions back.
-    pub fn finish(&mut self, slot: &mut Slot) {
+    pub fn finish(&mut self, lane: &mut Lane) {
         for actor in 0..self.actors.len() {
-            self.settle(actor);
-            self.take(actor, Step::End, false);
-            self.settle(actor);
+            self.read_replies(actor);
+            self.start_step(actor, Step::End, false);
+            self.read_replies(actor);
             let actor = &mut self.actors[actor];
             if let Some(session) = actor.session.take() {
-                slot.sessions.entry(actor.writer).or_default().push(session);
+                lane.sessions.entry(actor.writer).or_default().push(session);
             }
         }
     }
@@ -176,9 +176,9 @@ impl<'s> Run<'s> {
         self.events
     }
 
-    fn note(&mut self, writer: usize, operation: Operation) -> usize {
-        let (account, asked) = (self.actors[writer].writer.account, self.event());
-        self.ledger.push(Entry { writer, account, operation, asked, answered: None });
+    fn record(&mut self, writer: usize, operation: Operation) -> usize {
+        let (account, sent_at) = (self.actors[writer].writer.account, self.event());
+        self.ledger.push(Entry { writer, account, operation, sent_at, replied: None });
         self.ledger.len() - 1
     }
 
@@ -189,15 +189,15 @@ impl<'s> Run<'s> {
         }
     }
 
-    /// Sends a step's command or data and does not wait for replies. Steps that do not fit what the writer
-    /// was told before are left out.
-    fn take(&mut self, number: usize, step: Step, is_frozen: bool) {
+    /// Sends the command or data of a step without waiting for replies. Skips a step that is impossible
+    /// after the previous replies.
+    fn start_step(&mut self, number: usize, step: Step, is_frozen: bool) {
         let is_writing = self.actors[number].upload.is_some();
         let pending = match step {
             Step::Part if is_writing => return self.send_part(number),
             Step::End if is_writing => self.end(number),
-            Step::Break(how) if is_writing => self.break_off(number, how),
-            Step::Part | Step::End | Step::Break(_) => None,
+            Step::Interrupt(how) if is_writing => self.interrupt(number, how),
+            Step::Part | Step::End | Step::Interrupt(_) => None,
             _ if is_writing || self.actors[number].session.is_none() => None,
             Step::Begin(..) if is_frozen => None,
             Step::Begin(how, name) => Some(self.begin(number, how, name)),
@@ -211,36 +211,36 @@ impl<'s> Run<'s> {
     }
 
     fn session(&mut self, number: usize) -> &mut Dialogue {
-        self.actors[number].session.as_mut().expect("a writer without a session takes no steps")
+        self.actors[number].session.as_mut().expect("a writer without a session skips all steps")
     }
 
     fn command(&mut self, number: usize, verb: &str, name: &str, operation: Operation) -> Pending {
-        let entry = self.note(number, operation);
+        let entry = self.record(number, operation);
         let line = format!("{verb} /{}/{name}", self.name);
         self.session(number).send(&line);
         Pending::Command(entry)
     }
 
     fn rename(&mut self, number: usize, from: &str, to: &str, operation: Operation) -> Pending {
-        let entry = self.note(number, operation);
+        let entry = self.record(number, operation);
         let directory = &self.name;
         let lines = format!("RNFR /{directory}/{from}\r\nRNTO /{directory}/{to}");
         self.session(number).send(&lines);
         Pending::Rename(entry)
     }
 
-    fn begin(&mut self, number: usize, how: How, name: &'static str) -> Pending {
+    fn begin(&mut self, number: usize, how: UploadCommand, name: &'static str) -> Pending {
         let most = if self.random.chance(10) { 4000 } else { 200 };
         let length = 16 * (1 + self.random.below(most));
         self.uploads += 1;
         let mut upload = Upload::new(self.tag, self.uploads, name, how, length);
         let path = format!("/{}/{name}", self.name);
         let session = self.session(number);
-        if how == How::Resume {
+        if how == UploadCommand::Resume {
             session.send(&format!("SIZE {path}"));
             let reply = session.reply();
             if reply.code == 213 {
-                upload.offset = reply.message().parse().expect("213 tells a size");
+                upload.offset = reply.message().parse().expect("a reply 213 contains the size");
             }
         }
         let data = session.epsv();
@@ -248,15 +248,15 @@ impl<'s> Run<'s> {
         if upload.offset > 0 {
             session.command(&format!("REST {}", upload.offset), 350);
         }
-        let verb = if how == How::Append { "APPE" } else { "STOR" };
+        let verb = if how == UploadCommand::Append { "APPE" } else { "STOR" };
         self.actors[number].data = Some(data);
-        let entry = self.note(number, Operation::Upload(upload));
+        let entry = self.record(number, Operation::Upload(upload));
         self.session(number).send(&format!("{verb} {path}"));
         Pending::Begin(entry)
     }
 
-    /// Sends bytes of the upload that has begun, up to `length` in all. A node that has ended the transfer
-    /// does not take them; its reply tells.
+    /// Sends bytes of the running upload until `length` bytes are sent in total. Errors are ignored: if
+    /// the node has ended the transfer, its reply shows it.
     fn send_up_to(&mut self, number: usize, length: usize) {
         let Actor { upload: Some(entry), data: Some(data), .. } = &mut self.actors[number] else { return };
         let Operation::Upload(upload) = &mut self.ledger[*entry].operation else { return };
@@ -268,7 +268,7 @@ impl<'s> Run<'s> {
         let Some(entry) = self.actors[number].upload else { return };
         let upload = self.upload(entry);
         let (sent, left) = (upload.sent(), upload.content.len() - upload.sent());
-        // At least one byte is kept for the end.
+        // At least one byte remains for the last step.
         let part = self.random.below(left.max(1));
         self.send_up_to(number, sent + part);
     }
@@ -279,23 +279,23 @@ impl<'s> Run<'s> {
         self.send_up_to(number, total);
         self.upload(entry).is_ended = true;
         let data = self.actors[number].data.take()?;
-        // The connection may have been closed by the node.
+        // The node may have closed the connection.
         let _ = data.shutdown(Shutdown::Write);
         Some(Pending::End(entry))
     }
 
-    fn break_off(&mut self, number: usize, how: Break) -> Option<Pending> {
+    fn interrupt(&mut self, number: usize, how: Interruption) -> Option<Pending> {
         let entry = self.actors[number].upload?;
         match how {
-            Break::Reset => {
+            Interruption::Reset => {
                 dialogue::reset(self.actors[number].data.take()?);
                 Some(Pending::End(entry))
             }
-            Break::Abort => {
+            Interruption::Abort => {
                 self.session(number).send("ABOR");
                 Some(Pending::Abort(entry))
             }
-            Break::Leave => {
+            Interruption::Leave => {
                 dialogue::reset(self.actors[number].data.take()?);
                 self.actors[number].session = None;
                 self.actors[number].upload = None;
@@ -305,7 +305,7 @@ impl<'s> Run<'s> {
     }
 
     /// Reads the replies that the writer waits for.
-    fn settle(&mut self, number: usize) {
+    fn read_replies(&mut self, number: usize) {
         let Some(pending) = self.actors[number].pending.take() else { return };
         let code = self.session(number).reply().code;
         let (entry, code) = match pending {
@@ -329,17 +329,17 @@ impl<'s> Run<'s> {
         };
         self.actors[number].upload = None;
         let when = self.event();
-        self.ledger[entry].answered = Some((when, code));
+        self.ledger[entry].replied = Some((when, code));
     }
 
-    /// Waits until the bytes that were sent are in a file. It need not come to that: the file may have been
-    /// removed, or the transfer have ended.
+    /// Waits until a file contains the bytes that were sent, for at most [`PART_WAIT`]: the file may have
+    /// been removed, or the transfer may have ended.
     fn await_part(&mut self, number: usize) {
         let Some(entry) = self.actors[number].upload else { return };
         let upload = self.upload(entry);
         let sent = &upload.content[..upload.sent()];
         let end = sent[sent.len().saturating_sub(16)..].to_vec();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PART_WAIT;
         while !end.is_empty() && Instant::now() < deadline {
             if crate::files(&self.directory).any(|(_, content)| content.ends_with(&end)) {
                 return;

@@ -1,4 +1,4 @@
-//! How many schedules ran, and what their uploads were told.
+//! Counts of schedules and of replies to their uploads, for each fault.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -13,11 +13,12 @@ struct Row {
     failures: usize,
     uploads: usize,
     confirmed: usize,
-    /// Uploads that were told this code.
+    /// Uploads by reply code, except 226.
     codes: BTreeMap<u16, usize>,
     without_reply: usize,
-    /// Files of broken atomic uploads, and those that no session can resume.
+    /// Remaining partial files.
     hidden: usize,
+    /// Partial files that no session can resume.
     orphans: usize,
 }
 
@@ -37,7 +38,7 @@ impl Summary {
         }
     }
 
-    /// Counts the hidden files that are left, and those that no session can resume.
+    /// Counts the remaining partial files, and those that no session can resume.
     pub fn add_hidden(&mut self, fault: Fault, (hidden, orphans): (usize, usize)) {
         let row = self.row(fault);
         row.hidden += hidden;
@@ -61,11 +62,12 @@ impl Summary {
         self.0.values().map(|row| row.failures).sum()
     }
 
-    /// A cluster that refuses everything loses nothing, and would prove nothing.
+    /// Checks that at least 5 % of the uploads were confirmed: a cluster that refuses all uploads loses
+    /// none and would prove nothing.
     pub fn assert_meaningful(&self) {
         let sum = |of: fn(&Row) -> usize| self.0.values().map(of).sum::<usize>();
         let (uploads, confirmed) = (sum(|row| row.uploads), sum(|row| row.confirmed));
-        assert!(confirmed * 20 > uploads, "{confirmed} of {uploads} uploads were stored");
+        assert!(confirmed * 20 > uploads, "only {confirmed} of {uploads} uploads were confirmed");
     }
 }
 
@@ -75,8 +77,9 @@ impl fmt::Display for Summary {
             let Row { schedules, failures, uploads, confirmed, codes, without_reply, hidden, orphans } = row;
             writeln!(
                 f,
-                "{name:>9}: {schedules} schedules, {failures} failed; {uploads} uploads, {confirmed} confirmed, \
-                 {without_reply} without a reply, others {codes:?}; {hidden} hidden files left, {orphans} orphans"
+                "{name:>9}: {schedules} schedules, {failures} failed; {uploads} uploads, \
+                 {confirmed} confirmed, {without_reply} without a reply, other codes {codes:?}; \
+                 {hidden} partial files, {orphans} of them orphans"
             )?;
         }
         Ok(())

@@ -1,5 +1,4 @@
-//! What processes cost: CPU time and memory of all that a server starts, those that have ended
-//! included.
+//! CPU time and memory of a server: of all processes that it starts, including ended ones.
 
 use std::{
     fs, io,
@@ -8,26 +7,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A control group (version 2, or its hierarchy beside version 1) that a server's processes are
-/// born into. The kernel counts in it what each of them ever used; sampling /proc would miss the
-/// processes that some servers start for every session.
-pub struct Group {
+/// A control group (version 2, or the unified hierarchy beside version 1) in which all processes of
+/// a server start. The kernel sums up their CPU time there. Sampling /proc would miss the
+/// short-lived processes that some servers start for each session.
+pub struct ControlGroup {
     path: PathBuf,
 }
 
-/// Memory of all processes of a group.
+/// Memory of all processes of a control group.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
-    /// KiB; what processes share is counted once.
+    /// Proportional set size in KiB: pages that processes share are counted once.
     pub pss: u64,
-    /// KiB; the most that any one process had in RAM since [`Group::forget_peak`].
+    /// The largest resident set of any single process since [`ControlGroup::reset_peak`], in KiB.
     pub peak: u64,
     pub processes: u64,
 }
 
-impl Group {
+impl ControlGroup {
+    /// Creates a control group with this name and the process id of the benchmark.
+    ///
     /// # Errors
-    /// There is no such hierarchy, or this user may not use it.
+    /// No cgroup2 file system is mounted, or the user may not create groups in it.
     pub fn create(name: &str) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let unified = mounts.lines().find_map(|line| {
@@ -43,27 +44,31 @@ impl Group {
         Ok(Self { path })
     }
 
-    /// Where a process writes `0` to become part of the group.
-    pub fn entrance(&self) -> PathBuf {
+    /// The file to which a process writes `0` to join the group.
+    pub fn procs_file(&self) -> PathBuf {
         self.path.join("cgroup.procs")
     }
 
-    /// CPU time so far, in seconds: user and kernel.
+    /// CPU time used so far, user and kernel, in seconds.
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// `cpu.stat` cannot be read.
     pub fn cpu(&self) -> io::Result<f64> {
         let text = fs::read_to_string(self.path.join("cpu.stat"))?;
         let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<f64>().ok());
-        usage.map(|microseconds| microseconds / 1e6).ok_or_else(|| io::Error::other("no usage_usec"))
+        usage
+            .map(|microseconds| microseconds / 1e6)
+            .ok_or_else(|| io::Error::other("cpu.stat has no line usage_usec"))
     }
 
+    /// Memory that the group's processes use now.
+    ///
     /// # Errors
-    /// The kernel does not tell.
+    /// The list of the group's processes cannot be read.
     pub fn memory(&self) -> io::Result<Memory> {
         let mut memory = Memory::default();
         for process in self.processes()? {
-            // One that has ended since has no memory.
+            // The process has ended since the list was read.
             let Ok(rollup) = fs::read_to_string(process.join("smaps_rollup")) else { continue };
             let status = fs::read_to_string(process.join("status")).unwrap_or_default();
             memory.pss += kib(&rollup, "Pss:");
@@ -73,23 +78,23 @@ impl Group {
         Ok(memory)
     }
 
-    /// From now on the peak is a new one.
+    /// Resets the peak memory of all processes to what they use now.
     ///
     /// # Errors
-    /// The kernel refuses.
-    pub fn forget_peak(&self) -> io::Result<()> {
+    /// The kernel does not allow it.
+    pub fn reset_peak(&self) -> io::Result<()> {
         self.processes()?.iter().try_for_each(|process| fs::write(process.join("clear_refs"), "5"))
     }
 
     fn processes(&self) -> io::Result<Vec<PathBuf>> {
-        let text = fs::read_to_string(self.entrance())?;
+        let text = fs::read_to_string(self.procs_file())?;
         Ok(text.lines().map(|id| Path::new("/proc").join(id)).collect())
     }
 }
 
-impl Drop for Group {
+impl Drop for ControlGroup {
     fn drop(&mut self) {
-        // Processes that were just killed leave within moments.
+        // The kernel needs a moment until killed processes leave the group.
         let end = Instant::now() + Duration::from_secs(5);
         while fs::remove_dir(&self.path).is_err() && Instant::now() < end {
             thread::sleep(Duration::from_millis(20));
@@ -103,7 +108,7 @@ fn kib(text: &str, name: &str) -> u64 {
     value.unwrap_or(0)
 }
 
-/// CPU seconds that the whole machine was busy so far.
+/// CPU seconds that the whole machine has been busy since it started.
 pub fn machine_cpu() -> f64 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let numbers: Vec<f64> =
@@ -113,10 +118,10 @@ pub fn machine_cpu() -> f64 {
     busy.map(|(_, n)| n).sum::<f64>() / 100.0
 }
 
-/// CPU seconds of this process so far.
+/// CPU seconds that this process has used so far.
 ///
 /// # Errors
-/// The kernel does not tell.
+/// `getrusage` fails.
 pub fn own_cpu() -> io::Result<f64> {
     use nix::sys::{
         resource::{UsageWho, getrusage},
