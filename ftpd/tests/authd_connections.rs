@@ -74,7 +74,7 @@ fn a_request_without_a_response_on_a_kept_connection_is_repeated_once_on_a_new_o
     refused_login(&node);
     assert_eq!((authd.requests().len(), authd.connections()), (5, 3));
     let line = node.daemon.wait_for_message("login failed", &[("user", "anna")]);
-    assert!(line.contains(&authd.url()) && line.contains("no answer: "), "{line}");
+    assert!(line.contains(&authd.url()) && line.contains("no response: "), "{line}");
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_large_response_is_accepted_and_an_endless_one_refused() {
     let (_redis, builder) = node(&authd.url());
     let node = builder.start();
     node.login("anna", "x");
-    for reason in ["larger than 1048576 bytes", "no answer: ", "larger than 1048576 bytes"] {
+    for reason in ["larger than 1048576 bytes", "no response: ", "larger than 1048576 bytes"] {
         let before = node.daemon.lines().len();
         refused_login(&node);
         let line = node.daemon.wait_for_line_after(before, |line| line.contains("login failed"));

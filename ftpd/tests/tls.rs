@@ -48,7 +48,7 @@ fn files_are_uploaded_and_downloaded_over_every_tls_version() {
         assert_eq!(fs::read(node.root().join("text")).unwrap(), b"a\nb\n");
         assert_eq!(session.receive("RETR text"), b"a\r\nb\r\n");
         let status = session.command("STAT", 211).text();
-        assert!(status.contains("TLSv1.") && status.contains("data connections private"), "{status}");
+        assert!(status.contains("TLSv1.") && status.contains("data connections encrypted"), "{status}");
     }
 }
 

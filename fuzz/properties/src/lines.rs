@@ -87,7 +87,7 @@ fn check_line(line: &[u8]) {
     match &request.command {
         // The debug format hides the password, so that no log can contain it.
         Command::AnyTime(AnyTimeCommand::Pass(_)) => {
-            assert_eq!(format!("{:?}", request.command), "Pass([password])")
+            assert_eq!(format!("{:?}", request.command), "AnyTime(Pass([password]))")
         }
         Command::LoggedIn(LoggedInCommand::Allo(n) | LoggedInCommand::Rest(n)) => {
             assert!(i64::try_from(*n).is_ok())
