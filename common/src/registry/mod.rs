@@ -113,6 +113,8 @@ impl Registry {
         let cluster = Arc::new(Cluster::new(&node, place, &options, work_sender));
         let core = Arc::new(Core::new(node, Some(Arc::clone(&cluster))));
         let mut claim = LateClaim::default();
+        // The connection on which the node joined; no connection has the number 0.
+        let mut connections = 0;
         let joined = match name_claim::at_start(&core, &cluster).await {
             Ok(PublishOutcome::SliceTaken(name, slice, _)) => {
                 return Err(JoinError::SliceTaken { ours: cluster.ours(), theirs: (name, slice) });
@@ -122,8 +124,14 @@ impl Registry {
                 return Err(JoinError::NameTaken { name, holder, lease });
             }
             // Sessions of an earlier process with this name must not count any more.
-            Ok(PublishOutcome::Joined(_) | PublishOutcome::NameFree) => {
+            Ok(joined @ (PublishOutcome::Joined(_) | PublishOutcome::NameFree)) => {
                 claim.mark_done();
+                // Read now: if the first refresh counted as another join, the first logins would be checked
+                // with authd a second time.
+                if let PublishOutcome::Joined(joined) = joined {
+                    core.revision.send_replace(Revision { number: joined.revision, joins: 1 });
+                    connections = cluster.link().connections();
+                }
                 refresh::remove_unknown_sessions(&core, &cluster).await
             }
             Err(error) => Err(error),
@@ -135,7 +143,7 @@ impl Registry {
             );
         }
         let mut task = JoinSet::new();
-        task.spawn(refresh::run(Arc::clone(&core), cluster, work, event_sender, claim));
+        task.spawn(refresh::run(Arc::clone(&core), cluster, work, event_sender, claim, connections));
         Ok((Self { core, _refresh: Arc::new(task) }, events))
     }
 

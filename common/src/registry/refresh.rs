@@ -34,13 +34,15 @@ const BATCH: usize = 500;
 /// Longest time to the next refresh while Redis is away or another node owns our ports.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Refreshes the node's entries in Redis until the node leaves or loses its name.
+/// Refreshes the node's entries in Redis until the node leaves or loses its name. `connections`:
+/// [`RedisLink::connections`](super::RedisLink::connections) when the node joined, 0 if it has not joined.
 pub(super) async fn run(
     core: Arc<Core>,
     cluster: Arc<Cluster>,
     work: mpsc::UnboundedReceiver<RegistryWork>,
     events: mpsc::Sender<ClusterEvent>,
     claim: LateClaim,
+    connections: u64,
 ) {
     let mut task = RefreshTask {
         core,
@@ -50,7 +52,7 @@ pub(super) async fn run(
         listener: JoinSet::new(),
         claim,
         reported_conflict: None,
-        connections: 0,
+        connections,
         round: Vec::new(),
         round_steps: 0,
     };
