@@ -17,7 +17,9 @@ use nix::{
 };
 use serde::Serialize;
 
-use crate::servers::PASSIVE_PORTS;
+/// The passive range of our nodes: enough ports for the largest workload. Each port costs a file
+/// descriptor.
+pub const PASSIVE_PORTS: (u16, u16) = (20000, 21499);
 
 /// The conditions of a run, for the results.
 #[derive(Clone, Debug, Serialize)]

@@ -3,8 +3,6 @@
 mod nodes;
 mod peers;
 
-pub use self::nodes::PASSIVE_PORTS;
-
 use std::{
     cell::Cell,
     fs, io,

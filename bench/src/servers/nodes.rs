@@ -12,11 +12,12 @@ use cluster_tests::nginx;
 use common::node::PortRange;
 
 use super::{Server, ServerKind, Testbed, address, require};
-use crate::client::{PASSWORD, USER, other};
+use crate::{
+    client::{PASSWORD, USER, other},
+    machine::PASSIVE_PORTS,
+};
 
 const CONTROL: u16 = 2121;
-/// The passive range: enough ports for the largest workload. Each port costs a file descriptor.
-pub const PASSIVE_PORTS: (u16, u16) = (20000, 21499);
 
 /// Starts a cluster of one node, Redis and authd.
 ///
