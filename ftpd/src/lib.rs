@@ -6,36 +6,36 @@
 //! [`activity`](work::activity): it runs on a worker (see [`work`]), over a connection from [`data`], while
 //! the control connection is still read.
 
-pub mod access;
+mod access;
 mod active_mode;
 pub mod auth;
 pub mod check;
 pub mod client_address;
-pub mod commands;
+mod commands;
 pub mod config;
 pub mod connection_log;
 pub mod connections;
 pub mod control;
 pub mod data;
-pub mod failure_log;
+mod failure_log;
 pub mod health;
-pub mod health_check;
+mod health_check;
 pub mod identity;
 pub mod jail;
 pub mod limits;
-pub mod listener;
+mod listener;
 pub mod listing;
-pub mod metrics;
+mod metrics;
 pub mod node;
 mod partial_sweeper;
 pub mod protocol;
 pub mod representation;
-pub mod revocation;
+mod revocation;
 pub mod server;
-pub mod session;
+mod session;
 pub mod settings;
 pub mod tls;
-pub mod transfer;
+mod transfer;
 pub mod transfer_log;
 pub mod virtual_path;
 pub mod work;

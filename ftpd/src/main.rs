@@ -21,7 +21,7 @@ use ftpd::{
 };
 
 /// Threads for name look-ups, the transfer log and certificates. File operations and transfers run on the
-/// threads of [`ftpd::workers`].
+/// threads of [`ftpd::work`].
 const RUNTIME_BLOCKING_THREADS: usize = 8;
 
 #[allow(clippy::print_stdout, clippy::print_stderr)] // The program's output, before the log starts.

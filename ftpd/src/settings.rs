@@ -111,8 +111,8 @@ static ESSENTIAL: Group = Group {
             "passive_port_min",
             PORT,
             "50000",
-            "The first port of the passive range. With `cluster_nodes` it is the range of the cluster, the same \
-             on all nodes; otherwise it is this node's own range.",
+            "The first port of the passive range. With `cluster_nodes` it is the range of the cluster, the \
+             same on all nodes; otherwise it is this node's own range.",
         )
         .alias("FtpPasvMinPort"),
         Setting::one(

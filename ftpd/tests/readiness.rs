@@ -10,7 +10,7 @@ use std::{
 
 use cluster_tests::{
     eventually,
-    http::{self, Answer as HttpAnswer},
+    http::{self, HttpAnswer},
     node::{Node, NodeBuilder},
     process::message_is,
     redis::Redis,

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::{
     binaries,
-    http::{self, Answer},
+    http::{self, HttpAnswer},
     node::clean_command,
     process::Daemon,
 };
@@ -98,7 +98,7 @@ impl Authd {
     ///
     /// # Panics
     /// There is no response.
-    pub fn administer(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    pub fn administer(&self, method: &str, path: &str, body: Option<&Value>) -> HttpAnswer {
         self.request(method, path, Some(ADMIN_TOKEN), body)
     }
 
@@ -106,7 +106,7 @@ impl Authd {
     ///
     /// # Panics
     /// There is no response.
-    pub fn request(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> Answer {
+    pub fn request(&self, method: &str, path: &str, token: Option<&str>, body: Option<&Value>) -> HttpAnswer {
         http::request(self.address, method, path, token, body)
             .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }

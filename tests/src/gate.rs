@@ -12,12 +12,12 @@ use crate::eventually;
 /// Relays connections to a server until it is dropped.
 pub struct Gate {
     pub address: SocketAddr,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<GateState>>,
     doorkeeper: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
-struct State {
+struct GateState {
     is_closed: bool,
     is_over: bool,
     /// A response with this text is not forwarded. The connection breaks instead, once.
@@ -32,7 +32,7 @@ impl Gate {
     /// The address is in use.
     pub fn start(address: SocketAddr, server: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).expect("the test's own address is free");
-        let state = Arc::<Mutex<State>>::default();
+        let state = Arc::<Mutex<GateState>>::default();
         let shared = Arc::clone(&state);
         let doorkeeper = thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -99,12 +99,12 @@ impl Drop for Gate {
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<GateState>) -> MutexGuard<'_, GateState> {
     // The state is valid after each statement, so a panic elsewhere does not matter.
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn breaks(state: &Mutex<State>, answer: &[u8]) -> bool {
+fn breaks(state: &Mutex<GateState>, answer: &[u8]) -> bool {
     let mut state = lock(state);
     let is_it = |text: &Vec<u8>| answer.windows(text.len()).any(|part| part == text);
     state.breaks_at.take_if(|text| is_it(text)).is_some()

@@ -23,11 +23,11 @@ use nix::{
 pub struct Hang {
     /// Path relative to the home.
     directory: String,
-    state: Mutex<State>,
+    state: Mutex<HangState>,
 }
 
 #[derive(Default)]
-struct State {
+struct HangState {
     listener: Option<Arc<OwnedFd>>,
     /// Hanging calls, by the kernel's number.
     held: Vec<u64>,
@@ -110,7 +110,7 @@ impl Hang {
         below.is_some_and(|below| below.is_empty() || below.starts_with(b"/"))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, HangState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

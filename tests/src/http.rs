@@ -11,14 +11,14 @@ use crate::DEADLINE;
 
 /// A response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct HttpAnswer {
     pub status: u16,
     /// The header lines, without the status line.
     pub head: String,
     pub body: String,
 }
 
-impl Answer {
+impl HttpAnswer {
     /// The value of a header, by its name in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head
@@ -44,7 +44,7 @@ pub fn request(
     path: &str,
     token: Option<&str>,
     body: Option<&Value>,
-) -> io::Result<Answer> {
+) -> io::Result<HttpAnswer> {
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     // HTTP/1.0: the response ends with the connection and is never chunked.
@@ -67,13 +67,13 @@ pub fn request(
 ///
 /// # Errors
 /// As [`request`].
-pub fn get(address: SocketAddr, path: &str) -> io::Result<Answer> {
+pub fn get(address: SocketAddr, path: &str) -> io::Result<HttpAnswer> {
     request(address, "GET", path, None, None)
 }
 
-fn parse(text: &str) -> Option<Answer> {
+fn parse(text: &str) -> Option<HttpAnswer> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let (first, head) = head.split_once("\r\n").unwrap_or((head, ""));
     let status = first.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
-    Some(Answer { status, head: head.to_owned(), body: body.to_owned() })
+    Some(HttpAnswer { status, head: head.to_owned(), body: body.to_owned() })
 }

@@ -25,12 +25,12 @@ pub struct Wire {
 
 #[derive(Default)]
 struct Shared {
-    state: Mutex<State>,
+    state: Mutex<WireState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct WireState {
     is_cut: bool,
     is_dropped: bool,
     /// Both ends of all connections so far.
@@ -85,7 +85,7 @@ impl Wire {
     }
 }
 
-impl State {
+impl WireState {
     fn close_all(&mut self) {
         for end in self.ends.drain(..) {
             // An end that is closed already needs no further action.
@@ -110,17 +110,17 @@ impl Drop for Wire {
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WireState> {
         // The state is valid after each statement, so a panic elsewhere does not matter.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_until_whole(&self) -> MutexGuard<'_, State> {
+    fn wait_until_whole(&self) -> MutexGuard<'_, WireState> {
         let state = self.state();
         self.changed.wait_while(state, |state| state.is_cut).unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn relay(self: &Arc<Self>, client: TcpStream, server: TcpStream, state: &mut State) {
+    fn relay(self: &Arc<Self>, client: TcpStream, server: TcpStream, state: &mut WireState) {
         for end in [&client, &server] {
             let _ = end.set_nodelay(true);
         }

@@ -62,8 +62,8 @@ mod pages {
     fn the_page_of_metrics_holds_the_tables_of_both_daemons_and_the_uses_of_each_metric() {
         let mut page = "\
             # Metrics\n\n\
-            Written by `./dev settings`. `ftpd` serves `/metrics` at `admin_listen`, `authd` at `listen`, for \
-            Prometheus. The last column names the alerts and dashboard panels of the NixOS modules that use \
+            Written by `./dev settings`. `ftpd` serves `/metrics` at `admin_listen`, `authd` at `listen`, \
+            for Prometheus. The last column names the alerts and dashboard panels of the NixOS modules that use \
             the metric: [rules.nix](../nixos-modules/monitoring/rules.nix), \
             [dashboard.nix](../nixos-modules/monitoring/dashboard.nix).\n\n\
             A histogram has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. A counter or histogram \

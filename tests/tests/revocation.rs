@@ -88,7 +88,7 @@ impl Parts {
         self.authd().daemon.wait_for_line_after(seen, |line| line.contains("users file loaded"));
     }
 
-    fn administer(&self, method: &str, path: &str, body: Option<Value>) -> cluster_tests::http::Answer {
+    fn administer(&self, method: &str, path: &str, body: Option<Value>) -> cluster_tests::http::HttpAnswer {
         self.authd().administer(method, path, body.as_ref())
     }
 

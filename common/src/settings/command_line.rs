@@ -118,8 +118,8 @@ impl Schema {
 
     fn sources(&self) -> String {
         format!(
-            "Each setting is a flag, a variable [env: NAME], or a key of the file with _ for -. A flag wins over \
-             a variable, a variable over the file. Manual pages: {program}(8), {program}.toml(5).",
+            "Each setting is a flag, a variable [env: NAME], or a key of the file with _ for -. A flag wins \
+             over a variable, a variable over the file. Manual pages: {program}(8), {program}.toml(5).",
             program = self.program
         )
     }
