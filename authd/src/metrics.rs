@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::clock::since_epoch;
 use metrics::{counter, gauge, histogram};
 
-pub use self::table::METRICS;
+pub(crate) use self::table::METRICS;
 
 const LOGINS: &str = "authd_logins_total";
 const VERIFICATION: &str = "authd_verification_seconds";
@@ -25,72 +25,72 @@ const FILE_LOADED: &str = "authd_users_file_loaded_timestamp_seconds";
 const FILE_CURRENT: &str = "authd_users_file_current";
 
 /// Describes each metric. Call it once, after the recorder is installed.
-pub fn describe() {
+pub(crate) fn describe() {
     common::metric::describe(METRICS);
 }
 
 /// A login was decided.
-pub fn login(result: &'static str) {
+pub(crate) fn login(result: &'static str) {
     counter!(LOGINS, "result" => result).increment(1);
 }
 
 /// An argon2 computation checked a password.
-pub fn verified(took: Duration) {
+pub(crate) fn verified(took: Duration) {
     histogram!(VERIFICATION).record(took.as_secs_f64());
 }
 
 /// The cache knew that a password is right.
-pub fn cache_hit() {
+pub(crate) fn cache_hit() {
     counter!(CACHE_HITS).increment(1);
 }
 
 /// A login was refused because of a ban. `kind` is `address` or `user`, here and below.
-pub fn throttled(kind: &'static str) {
+pub(crate) fn throttled(kind: &'static str) {
     counter!(THROTTLED, "by" => kind).increment(1);
 }
 
 /// A ban began.
-pub fn ban_began(kind: &'static str) {
+pub(crate) fn ban_began(kind: &'static str) {
     counter!(BANS, "by" => kind).increment(1);
 }
 
 /// An administrator lifted a ban.
-pub fn ban_lifted(kind: &'static str) {
+pub(crate) fn ban_lifted(kind: &'static str) {
     counter!(BANS_LIFTED, "by" => kind).increment(1);
 }
 
 /// A node was told to end the sessions of a past login.
-pub fn session_revoked(reason: &'static str) {
+pub(crate) fn session_revoked(reason: &'static str) {
     counter!(REVOKED, "reason" => reason).increment(1);
 }
 
 /// An HTTP connection was accepted.
-pub fn connected() {
+pub(crate) fn connected() {
     gauge!(CONNECTIONS).increment(1.0);
 }
 
 /// An HTTP connection ended.
-pub fn disconnected() {
+pub(crate) fn disconnected() {
     gauge!(CONNECTIONS).decrement(1.0);
 }
 
 /// An HTTP connection without a token was closed, to accept a newer one.
-pub fn displaced() {
+pub(crate) fn displaced() {
     counter!(DISPLACED).increment(1);
 }
 
 /// An HTTP request was answered.
-pub fn answered(route: &'static str, status: u16) {
+pub(crate) fn answered(route: &'static str, status: u16) {
     counter!(REQUESTS, "route" => route, "status" => status.to_string()).increment(1);
 }
 
 /// The state of a dependency is known.
-pub fn dependency(name: &'static str, is_up: bool) {
+pub(crate) fn dependency(name: &'static str, is_up: bool) {
     gauge!(DEPENDENCY_UP, "dependency" => name).set(u8::from(is_up));
 }
 
 /// The declared users were replaced.
-pub fn users_declared(count: usize, from_file: bool) {
+pub(crate) fn users_declared(count: usize, from_file: bool) {
     gauge!(USERS).set(count as f64);
     if from_file {
         gauge!(FILE_LOADED).set(since_epoch().as_secs_f64());
@@ -99,7 +99,7 @@ pub fn users_declared(count: usize, from_file: bool) {
 }
 
 /// The users file has an error. The users that it declared before stay.
-pub fn users_file_is_broken() {
+pub(crate) fn users_file_is_broken() {
     gauge!(FILE_CURRENT).set(0.0);
 }
 

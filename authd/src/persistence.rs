@@ -10,7 +10,7 @@ use redis::{InfoDict, cmd};
 /// Logs warnings about settings with which Redis loses users. Returns false if Redis could not be asked.
 ///
 /// Uses INFO, because many managed Redis services refuse or rename CONFIG.
-pub async fn check(link: &RedisLink) -> bool {
+pub(crate) async fn check(link: &RedisLink) -> bool {
     let persistence = link.query::<InfoDict>(cmd("INFO").arg("persistence")).await;
     let memory = link.query::<InfoDict>(cmd("INFO").arg("memory")).await;
     match (persistence, memory) {

@@ -12,14 +12,14 @@ use crate::{persistence, service::Service};
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Asks Redis for a sign of life and for the overrides of declared users.
-pub async fn refresh(service: &Service, link: &RedisLink) {
+pub(crate) async fn refresh(service: &Service, link: &RedisLink) {
     // The link itself records the result for the log, the metrics and the readiness.
     let _ = link.query::<String>(&redis::cmd("PING")).await;
     service.accounts.refresh_overrides().await;
 }
 
 /// Calls [`refresh`] once per second and reacts to new connections. Never returns.
-pub async fn run(service: Arc<Service>, link: RedisLink) {
+pub(crate) async fn run(service: Arc<Service>, link: RedisLink) {
     // Number of the connection whose Redis settings were checked, and of the last connection seen.
     let (mut checked, mut seen) = (0, 0);
     // The previous process may have ended between a change and the next revision.

@@ -8,7 +8,7 @@ use crate::{accounts::declared::ReloadedUsers, revocation::revoke_logins, servic
 
 /// Reads the users file again and clears the password cache. Revokes the logins of users who were removed or
 /// disabled, or have another password or other certificates. Without a users file it does nothing.
-pub async fn reload(service: Arc<Service>) {
+pub(crate) async fn reload(service: Arc<Service>) {
     let Some(path) = service.accounts.declared.path() else { return };
     let file = path.display().to_string();
     let reading = Arc::clone(&service);
@@ -34,7 +34,7 @@ pub async fn reload(service: Arc<Service>) {
 /// The file is polled rather than watched: polling works on NFS, through symbolic links and with editors
 /// that replace files. A changed file is read when two successive polls see the same state, because a
 /// partly written file could lack users, and their sessions would end.
-pub async fn watch(service: Arc<Service>, poll_interval: Duration) {
+pub(crate) async fn watch(service: Arc<Service>, poll_interval: Duration) {
     if service.accounts.declared.path().is_none() {
         return;
     }

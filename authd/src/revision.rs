@@ -29,7 +29,7 @@ const _: () = assert!(FIRST_PAUSE.as_millis() <= LONGEST_PAUSE.as_millis());
 
 /// Increments the revision on request, and retries until it succeeds.
 #[derive(Default)]
-pub struct RevisionAdvancer {
+pub(crate) struct RevisionAdvancer {
     requested: Notify,
     /// Users whose known addresses must still be removed from Redis.
     to_forget: Mutex<BTreeSet<UserName>>,
@@ -38,18 +38,18 @@ pub struct RevisionAdvancer {
 impl RevisionAdvancer {
     /// Requests an increment: soon, or when Redis can be reached again. Concurrent requests share one
     /// increment.
-    pub fn advance(&self) {
+    pub(crate) fn advance(&self) {
         self.requested.notify_one();
     }
 
     /// Requests that the user's known addresses are forgotten when Redis can be reached again.
-    pub fn forget_addresses_later(&self, user: &UserName) {
+    pub(crate) fn forget_addresses_later(&self, user: &UserName) {
         self.to_forget().insert(user.clone());
         self.advance();
     }
 
     /// Carries out the requests of the other methods. Never returns.
-    pub async fn run(&self, registry: &RegistryView, throttle: &Throttle) {
+    pub(crate) async fn run(&self, registry: &RegistryView, throttle: &Throttle) {
         loop {
             self.requested.notified().await;
             let mut pause = FIRST_PAUSE;

@@ -6,7 +6,7 @@ use crate::{accounts::name::UserName, service::Service};
 
 /// Ends the user's sessions and forgets the user's known addresses. Called after the account has changed.
 /// Failures are logged, and both happen later, when Redis can be reached.
-pub async fn revoke_logins(service: &Service, name: &UserName) {
+pub(crate) async fn revoke_logins(service: &Service, name: &UserName) {
     service.revision.advance();
     if let Err(error) = service.throttle.forget_addresses(name).await {
         log::warn!(

@@ -34,13 +34,13 @@ use crate::{
 };
 
 /// Maximum size of a request's body, in bytes.
-pub const MAX_BODY: usize = 16 * 1024;
+pub(crate) const MAX_BODY: usize = 16 * 1024;
 
 /// Maximum time for a body to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The OpenAPI description. A test compares it with the API.
-pub const OPENAPI: &str = include_str!("openapi.json");
+pub(crate) const OPENAPI: &str = include_str!("openapi.json");
 
 type ApiResult = Result<Response, ApiError>;
 type ApiRoute = BoxedFilter<(Response,)>;
@@ -72,7 +72,7 @@ fn operation<F: Future<Output = ApiResult> + Send + 'static>(
 }
 
 /// Everything that authd serves. `operational` are the routes that all daemons have.
-pub fn routes<R: Reply + 'static>(
+pub(crate) fn routes<R: Reply + 'static>(
     service: Arc<Service>,
     operational: impl Filter<Extract = (R,), Error = Rejection> + Clone + Send + Sync + 'static,
 ) -> ApiRoute {

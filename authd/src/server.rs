@@ -7,7 +7,7 @@ use warp::{filters::BoxedFilter, reply::Response};
 use crate::metrics;
 
 /// Serves until `stop` is sent or dropped, then until the requests in progress are answered.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     routes: BoxedFilter<(Response,)>,
     limits: ConnectionLimits,

@@ -8,7 +8,7 @@ use crate::{accounts::declared::DeclaredUsers, config::Config};
 const OTHER_DESCRIPTORS: u64 = 64;
 
 /// Raises the limit of open files. Lowers `max_connections` if the limit is still too low for it.
-pub fn fit_descriptors(config: &mut Config) {
+pub(crate) fn fit_descriptors(config: &mut Config) {
     let available = match descriptors::raise() {
         Ok(limit) => limit,
         Err(error) => {
@@ -28,7 +28,7 @@ pub fn fit_descriptors(config: &mut Config) {
 }
 
 /// Logs warnings about settings that are risky or disable a feature.
-pub fn warn_about(config: &Config) {
+pub(crate) fn warn_about(config: &Config) {
     if config.users == DeclaredUsers::Demo {
         log::warn!("DEMO: the users demo, admin and test log in with ANY password, and nodes need no token");
     } else if config.node_token.is_none() {

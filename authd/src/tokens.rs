@@ -17,7 +17,7 @@ use warp::http::{HeaderMap, header};
 use crate::error::ApiError;
 
 /// Requests that are accepted on some routes.
-pub enum TokenPolicy {
+pub(crate) enum TokenPolicy {
     /// None: no token is configured.
     RefuseAll,
     /// All: the nodes of a demo on a loopback address.
@@ -27,7 +27,7 @@ pub enum TokenPolicy {
 }
 
 /// Checks the tokens of requests.
-pub struct Tokens {
+pub(crate) struct Tokens {
     node: TokenCheck,
     admin: TokenCheck,
 }
@@ -67,20 +67,20 @@ const ADMINISTRATORS: Messages = Messages {
 
 impl Tokens {
     /// Checks requests of nodes and of administrators by these policies.
-    pub fn new(node: TokenPolicy, admin: TokenPolicy) -> Self {
+    pub(crate) fn new(node: TokenPolicy, admin: TokenPolicy) -> Self {
         let check = |policy, messages| TokenCheck { policy, messages, refusals: RefusalLog::default() };
         Self { node: check(node, &NODES), admin: check(admin, &ADMINISTRATORS) }
     }
 
     /// # Errors
     /// The request does not have the nodes' token.
-    pub fn node(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
+    pub(crate) fn node(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
         self.node.check(headers, peer)
     }
 
     /// # Errors
     /// The request does not have the administrators' token.
-    pub fn admin(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
+    pub(crate) fn admin(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
         self.admin.check(headers, peer)
     }
 }
@@ -103,7 +103,7 @@ impl TokenCheck {
 
 impl TokenPolicy {
     /// Accepts the token, or refuses all requests if there is none.
-    pub fn of(token: Option<&Secret>) -> Self {
+    pub(crate) fn of(token: Option<&Secret>) -> Self {
         token.map_or(Self::RefuseAll, |token| Self::Sha256(digest(token.expose().as_bytes())))
     }
 

@@ -10,13 +10,13 @@ use std::{
 /// A control group (version 2, or the unified hierarchy beside version 1) in which all processes of
 /// a server start. The kernel sums up their CPU time there. Sampling /proc would miss the
 /// short-lived processes that some servers start for each session.
-pub struct ControlGroup {
+pub(crate) struct ControlGroup {
     path: PathBuf,
 }
 
 /// Memory of all processes of a control group.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Proportional set size in KiB: pages that processes share are counted once.
     pub pss: u64,
     /// The largest resident set of any single process since [`ControlGroup::reset_peak`], in KiB.
@@ -29,7 +29,7 @@ impl ControlGroup {
     ///
     /// # Errors
     /// No cgroup2 file system is mounted, or the user may not create groups in it.
-    pub fn create(name: &str) -> io::Result<Self> {
+    pub(crate) fn create(name: &str) -> io::Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mounts")?;
         let unified = mounts.lines().find_map(|line| {
             let mut words = line.split(' ').skip(1);
@@ -45,7 +45,7 @@ impl ControlGroup {
     }
 
     /// The file to which a process writes `0` to join the group.
-    pub fn procs_file(&self) -> PathBuf {
+    pub(crate) fn procs_file(&self) -> PathBuf {
         self.path.join("cgroup.procs")
     }
 
@@ -53,7 +53,7 @@ impl ControlGroup {
     ///
     /// # Errors
     /// `cpu.stat` cannot be read.
-    pub fn cpu(&self) -> io::Result<f64> {
+    pub(crate) fn cpu(&self) -> io::Result<f64> {
         let text = fs::read_to_string(self.path.join("cpu.stat"))?;
         let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse::<f64>().ok());
         usage
@@ -65,7 +65,7 @@ impl ControlGroup {
     ///
     /// # Errors
     /// The list of the group's processes cannot be read.
-    pub fn memory(&self) -> io::Result<Memory> {
+    pub(crate) fn memory(&self) -> io::Result<Memory> {
         let mut memory = Memory::default();
         for process in self.processes()? {
             // The process has ended since the list was read.
@@ -82,7 +82,7 @@ impl ControlGroup {
     ///
     /// # Errors
     /// The kernel does not allow it.
-    pub fn reset_peak(&self) -> io::Result<()> {
+    pub(crate) fn reset_peak(&self) -> io::Result<()> {
         self.processes()?.iter().try_for_each(|process| fs::write(process.join("clear_refs"), "5"))
     }
 
@@ -109,7 +109,7 @@ fn kib(text: &str, name: &str) -> u64 {
 }
 
 /// CPU seconds that the whole machine has been busy since it started.
-pub fn machine_cpu() -> f64 {
+pub(crate) fn machine_cpu() -> f64 {
     let text = fs::read_to_string("/proc/stat").unwrap_or_default();
     let numbers: Vec<f64> =
         text.lines().next().unwrap_or_default().split_whitespace().filter_map(|n| n.parse().ok()).collect();
@@ -122,7 +122,7 @@ pub fn machine_cpu() -> f64 {
 ///
 /// # Errors
 /// `getrusage` fails.
-pub fn own_cpu() -> io::Result<f64> {
+pub(crate) fn own_cpu() -> io::Result<f64> {
     use nix::sys::{
         resource::{UsageWho, getrusage},
         time::TimeValLike,

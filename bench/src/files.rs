@@ -9,25 +9,25 @@ use std::{
 
 use crate::client::pattern;
 
-pub const GIB: u64 = 1 << 30;
+pub(crate) const GIB: u64 = 1 << 30;
 /// Name of a file of 1 GiB.
-pub const LARGE: &str = "large";
+pub(crate) const LARGE: &str = "large";
 /// Name of a file of 256 MiB.
-pub const MEDIUM: &str = "medium";
+pub(crate) const MEDIUM: &str = "medium";
 /// Number of small files.
-pub const SMALL_FILES: usize = 2000;
+pub(crate) const SMALL_FILES: usize = 2000;
 /// Size of a small file in bytes.
-pub const SMALL: u64 = 4096;
+pub(crate) const SMALL: u64 = 4096;
 /// Entries of the directory `entries`.
-pub const ENTRIES: usize = 10_000;
+pub(crate) const ENTRIES: usize = 10_000;
 /// Entries of the directory `million`.
-pub const MILLION: usize = 1_000_000;
+pub(crate) const MILLION: usize = 1_000_000;
 
 /// Creates all files except the directory of a million entries.
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn make(home: &Path) -> io::Result<()> {
+pub(crate) fn make(home: &Path) -> io::Result<()> {
     for directory in ["small", "entries", "uploads"] {
         fs::create_dir_all(home.join(directory))?;
     }
@@ -51,7 +51,7 @@ pub fn make(home: &Path) -> io::Result<()> {
 }
 
 /// The path of a small file.
-pub fn small(number: usize) -> String {
+pub(crate) fn small(number: usize) -> String {
     format!("small/file-{number:05}")
 }
 
@@ -59,7 +59,7 @@ pub fn small(number: usize) -> String {
 ///
 /// # Errors
 /// A file cannot be created.
-pub fn make_million(home: &Path) -> io::Result<()> {
+pub(crate) fn make_million(home: &Path) -> io::Result<()> {
     let directory = home.join("million");
     if fs::create_dir(&directory).is_ok() {
         for i in 0..MILLION {
@@ -73,7 +73,7 @@ pub fn make_million(home: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// A file cannot be removed.
-pub fn clear_uploads(home: &Path) -> io::Result<()> {
+pub(crate) fn clear_uploads(home: &Path) -> io::Result<()> {
     fs::read_dir(home.join("uploads"))?.try_for_each(|entry| fs::remove_file(entry?.path()))
 }
 
@@ -81,7 +81,7 @@ pub fn clear_uploads(home: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// The number or a size differs, or a file cannot be removed.
-pub fn check_and_remove_uploads(home: &Path, count: usize, size: u64) -> io::Result<()> {
+pub(crate) fn check_and_remove_uploads(home: &Path, count: usize, size: u64) -> io::Result<()> {
     let (mut found, mut complete) = (0, 0);
     for entry in fs::read_dir(home.join("uploads"))? {
         let entry = entry?;

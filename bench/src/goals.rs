@@ -3,7 +3,7 @@
 use crate::servers::ServerKind;
 
 /// A goal: one figure of one of our servers, and the bound that it must keep.
-pub struct Goal {
+pub(crate) struct Goal {
     pub workload: &'static str,
     pub encrypted: bool,
     /// The server whose figure is compared.
@@ -14,7 +14,7 @@ pub struct Goal {
 
 /// Bound of a figure, or of its ratio to the figure of another server in the same rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Bound {
+pub(crate) enum Bound {
     /// Upper bound of the figure.
     AtMost(f64),
     /// Upper bound of the ratio to this server's figure.
@@ -27,7 +27,7 @@ pub enum Bound {
 
 impl Bound {
     /// Returns true if `value`, a figure or a ratio according to the variant, keeps the bound.
-    pub fn is_met(self, value: f64) -> bool {
+    pub(crate) fn is_met(self, value: f64) -> bool {
         match self {
             Self::AtMost(most) | Self::Times(most, _) => value <= most,
             Self::AtLeast(least) | Self::TimesAtLeast(least, _) => value >= least,
@@ -56,7 +56,7 @@ const fn behind_balancer(workload: &'static str) -> Goal {
 }
 
 /// All goals. The report shows which of them a run meets.
-pub static GOALS: &[Goal] = &[
+pub(crate) static GOALS: &[Goal] = &[
     cpu_ratio("retr-1", false, 1.05, ServerKind::Null),
     cpu_ratio("retr-8", false, 1.05, ServerKind::Null),
     cpu_ratio("stor-1", false, 1.05, ServerKind::Null),

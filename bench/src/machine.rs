@@ -19,11 +19,11 @@ use serde::Serialize;
 
 /// The passive range of our nodes: enough ports for the largest workload. Each port costs a file
 /// descriptor.
-pub const PASSIVE_PORTS: (u16, u16) = (20000, 21499);
+pub(crate) const PASSIVE_PORTS: (u16, u16) = (20000, 21499);
 
 /// The conditions of a run, for the results.
 #[derive(Clone, Debug, Serialize)]
-pub struct Conditions {
+pub(crate) struct Conditions {
     pub cpu: String,
     pub cpus: usize,
     pub memory_gib: u64,
@@ -36,7 +36,7 @@ pub struct Conditions {
 
 /// The environment in which servers start.
 #[derive(Clone, Copy, Debug)]
-pub struct Placement {
+pub(crate) struct Placement {
     /// The CPU for all servers; `None` if there is only one CPU.
     pub cpu: Option<usize>,
     /// New mounts are visible only to this process and its children.
@@ -48,7 +48,7 @@ pub struct Placement {
 ///
 /// # Errors
 /// The process cannot be pinned to a CPU, or the limit of open files cannot be read or set.
-pub fn prepare(files: &Path) -> io::Result<(Conditions, Placement)> {
+pub(crate) fn prepare(files: &Path) -> io::Result<(Conditions, Placement)> {
     let host_list = allow_cubic();
     let namespaces = own_namespaces();
     let own_mounts = namespaces.is_ok();
@@ -95,7 +95,7 @@ pub fn prepare(files: &Path) -> io::Result<(Conditions, Placement)> {
 ///
 /// # Errors
 /// This process may not use the CPU.
-pub fn bind_to(cpu: usize) -> io::Result<()> {
+pub(crate) fn bind_to(cpu: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)

@@ -24,7 +24,7 @@ use crate::client::other;
 ///
 /// # Errors
 /// The address is not a loopback address, or the server cannot listen on it.
-pub fn serve(address: SocketAddrV4, root: &Path) -> io::Result<()> {
+pub(crate) fn serve(address: SocketAddrV4, root: &Path) -> io::Result<()> {
     // This server has no access control.
     if !address.ip().is_loopback() {
         return Err(other(format!("{address} is not a loopback address")));

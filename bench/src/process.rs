@@ -21,7 +21,7 @@ use nix::{
 use crate::{client::other, costs::ControlGroup, machine};
 
 /// A running server.
-pub struct ServerProcess {
+pub(crate) struct ServerProcess {
     child: Child,
     log: PathBuf,
 }
@@ -32,7 +32,7 @@ impl ServerProcess {
     ///
     /// # Errors
     /// The process cannot be started.
-    pub fn start(
+    pub(crate) fn start(
         mut command: Command,
         group: &ControlGroup,
         cpu: Option<usize>,
@@ -61,7 +61,7 @@ impl ServerProcess {
     ///
     /// # Errors
     /// The process has ended, or 30 s have passed. The error contains the last lines of the log.
-    pub fn wait_until<T>(&mut self, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    pub(crate) fn wait_until<T>(&mut self, mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let end = Instant::now() + Duration::from_secs(30);
         loop {
             let error = match attempt() {

@@ -14,7 +14,7 @@ use crate::{
 
 /// All results of a run, and its conditions.
 #[derive(Serialize)]
-pub struct Results {
+pub(crate) struct Results {
     /// Revision of the repository.
     pub revision: String,
     /// Date and time in UTC.
@@ -26,7 +26,7 @@ pub struct Results {
 
 /// Results of one server in one workload.
 #[derive(Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     pub workload: &'static str,
     pub encrypted: bool,
     #[serde(serialize_with = "by_name")]
@@ -58,7 +58,7 @@ impl Results {
     }
 
     /// Returns the report.
-    pub fn markdown(&self) -> String {
+    pub(crate) fn markdown(&self) -> String {
         let mut out = String::new();
         let Conditions { cpu, cpus, memory_gib, kernel, network, pinning, files } = &self.conditions;
         // Writing to a `String` cannot fail.

@@ -4,14 +4,14 @@ use serde::Serialize;
 
 /// Median and range of a figure over all rounds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     pub median: f64,
     pub least: f64,
     pub most: f64,
 }
 
 /// Returns the median and the range of the finite values; `None` if no value is finite.
-pub fn summary(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
+pub(crate) fn summary(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
     let mut sorted: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
     let (least, most) = (*sorted.first()?, *sorted.last()?);
@@ -26,12 +26,12 @@ pub fn summary(values: impl IntoIterator<Item = f64>) -> Option<Summary> {
 
 /// Returns the median and the range of `a / b` of each round. A disturbance in a round affects both
 /// servers, so it mostly cancels out.
-pub fn ratio(a: &[f64], b: &[f64]) -> Option<Summary> {
+pub(crate) fn ratio(a: &[f64], b: &[f64]) -> Option<Summary> {
     summary(a.iter().zip(b).map(|(a, b)| a / b))
 }
 
 /// Returns the value that the fraction `share` (0 to 1) of the values do not exceed. Sorts `values`.
-pub fn percentile(values: &mut [f64], share: f64) -> f64 {
+pub(crate) fn percentile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     // A fraction of the last index is a valid index.
     let index = (values.len().saturating_sub(1) as f64 * share).round() as usize;

@@ -31,7 +31,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// An operation that has ended.
 #[derive(Clone, Copy)]
-pub struct Operation<'a> {
+pub(crate) struct Operation<'a> {
     pub verb: &'static str,
     pub path: Option<&'a VirtualPath>,
     /// For operations that use a data connection.
@@ -42,7 +42,7 @@ pub struct Operation<'a> {
 
 /// The end of a transfer.
 #[derive(Clone, Copy)]
-pub struct TransferEnd {
+pub(crate) struct TransferEnd {
     /// `upload`, `download` or `listing`.
     pub direction: &'static str,
     pub bytes: u64,
@@ -52,7 +52,7 @@ pub struct TransferEnd {
 }
 
 /// Logs and counts the failures of one logged-in session.
-pub struct FailureLog {
+pub(crate) struct FailureLog {
     node: Arc<Node>,
     identity: Arc<SessionIdentity>,
     jail: Arc<Jail>,
@@ -74,7 +74,7 @@ struct FailureKind {
 }
 
 impl FailureLog {
-    pub fn new(node: &Arc<Node>, identity: &Arc<SessionIdentity>, jail: &Arc<Jail>) -> Self {
+    pub(crate) fn new(node: &Arc<Node>, identity: &Arc<SessionIdentity>, jail: &Arc<Jail>) -> Self {
         Self {
             node: Arc::clone(node),
             identity: Arc::clone(identity),
@@ -83,13 +83,13 @@ impl FailureLog {
         }
     }
 
-    pub fn identity(&self) -> &SessionIdentity {
+    pub(crate) fn identity(&self) -> &SessionIdentity {
         &self.identity
     }
 
     /// Counts and logs `reply` if it reports a failed operation. Replies to wrong or misplaced commands (500
     /// to 504, 530) do not count.
-    pub fn report(&self, operation: Operation<'_>, reply: &Reply) {
+    pub(crate) fn report(&self, operation: Operation<'_>, reply: &Reply) {
         let code = reply.code();
         if code.value() < 400 || code.is_rejection() {
             return;

@@ -23,7 +23,7 @@ use crate::{
 
 /// Greets the balancer and answers its commands for at most `login_timeout`. With `implicit_tls` the
 /// connection begins with a TLS handshake.
-pub async fn serve(stream: TcpStream, node: &Node, implicit_tls: bool) {
+pub(crate) async fn serve(stream: TcpStream, node: &Node, implicit_tls: bool) {
     let mut control = ControlStream::new(stream, node.timeouts.reply);
     // The connection ends in either case.
     let _ = timeout(node.timeouts.login, converse(&mut control, node, implicit_tls)).await;

@@ -20,12 +20,12 @@ const BACKLOG: i32 = 1024;
 ///
 /// # Errors
 /// Those of socket(2), bind(2) and listen(2).
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Bound::new(address)?.listen()
 }
 
 /// A socket that is bound to its address and does not listen yet. No other process listens on the address.
-pub struct Bound(Socket);
+pub(crate) struct Bound(Socket);
 
 impl Bound {
     /// Binds a socket. An IPv6 socket is for IPv6 only, so that `0.0.0.0` and `::` can both be bound. A port
@@ -33,7 +33,7 @@ impl Bound {
     ///
     /// # Errors
     /// Those of socket(2) and bind(2): EADDRINUSE if a process listens on the address.
-    pub fn new(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn new(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
@@ -54,7 +54,7 @@ impl Bound {
     ///
     /// # Errors
     /// Those of getsockname(2).
-    pub fn address(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         let address = self.0.local_addr()?;
         address.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))
     }
@@ -63,7 +63,7 @@ impl Bound {
     ///
     /// # Errors
     /// Those of listen(2).
-    pub fn listen(self) -> io::Result<TcpListener> {
+    pub(crate) fn listen(self) -> io::Result<TcpListener> {
         self.0.listen(BACKLOG)?;
         TcpListener::from_std(self.0.into())
     }
@@ -71,7 +71,7 @@ impl Bound {
 
 /// Accepts the next connection. Errors of single connections are skipped. If the process has no descriptors
 /// or memory left, it waits 100 ms before the next attempt.
-pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
@@ -84,14 +84,14 @@ pub async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 }
 
 /// A listener whose accepted connections are not registered with the runtime.
-pub struct UnwatchedListener(AsyncFd<net::TcpListener>);
+pub(crate) struct UnwatchedListener(AsyncFd<net::TcpListener>);
 
 impl UnwatchedListener {
     /// Must run within the runtime.
     ///
     /// # Errors
     /// The listener itself cannot be registered with the runtime.
-    pub fn new(listener: TcpListener) -> io::Result<Self> {
+    pub(crate) fn new(listener: TcpListener) -> io::Result<Self> {
         // SAFETY: a `TcpListener` owns its descriptor, which stays open and does not change until it is
         // dropped.
         let watched = unsafe { AsyncFd::register_with_interest(listener.into_std()?, Interest::READABLE) };
@@ -99,7 +99,7 @@ impl UnwatchedListener {
     }
 
     /// Like [`accept`], with a blocking connection.
-    pub async fn accept(&self) -> (net::TcpStream, SocketAddr) {
+    pub(crate) async fn accept(&self) -> (net::TcpStream, SocketAddr) {
         loop {
             match self.0.async_io(Interest::READABLE, net::TcpListener::accept).await {
                 Ok(connection) => {
@@ -116,7 +116,7 @@ impl UnwatchedListener {
 static SHORTAGE: AtomicI32 = AtomicI32::new(0);
 
 /// The reason why the process cannot accept connections at this time, if there is one.
-pub fn shortage() -> Option<String> {
+pub(crate) fn shortage() -> Option<String> {
     let number = SHORTAGE.load(Ordering::Relaxed);
     (number != 0).then(|| format!("cannot accept connections: {}", io::Error::from_raw_os_error(number)))
 }

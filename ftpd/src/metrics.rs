@@ -6,159 +6,159 @@ use std::time::Duration;
 
 use ::metrics::{counter, gauge, histogram};
 
-pub use self::table::METRICS;
+pub(crate) use self::table::METRICS;
 use crate::protocol::reply::Code;
 
 /// Tells the recorder what the metrics mean. Call it once, after the recorder is installed.
-pub fn describe() {
+pub(crate) fn describe() {
     common::metric::describe(METRICS);
 }
 
-pub fn limit(name: &'static str, value: u32) {
+pub(crate) fn limit(name: &'static str, value: u32) {
     gauge!("ftp_limit", "limit" => name).set(value);
 }
 
-pub fn limit_reached(name: &'static str) {
+pub(crate) fn limit_reached(name: &'static str) {
     counter!("ftp_limit_reached_total", "limit" => name).increment(1);
 }
 
-pub fn oldest_file_operation(age: Duration) {
+pub(crate) fn oldest_file_operation(age: Duration) {
     gauge!("ftp_oldest_file_operation_seconds").set(age.as_secs_f64());
 }
 
 /// `kind` is one of [`crate::work::KINDS`].
-pub fn slots_used(kind: &'static str, count: u32) {
+pub(crate) fn slots_used(kind: &'static str, count: u32) {
     gauge!("ftp_slots_used", "kind" => kind).set(count);
 }
 
-pub fn connection_opened() {
+pub(crate) fn connection_opened() {
     counter!("ftp_connections_total").increment(1);
     gauge!("ftp_connections").increment(1);
 }
 
-pub fn connection_closed() {
+pub(crate) fn connection_closed() {
     gauge!("ftp_connections").decrement(1);
 }
 
-pub fn connection_refused(reason: &'static str) {
+pub(crate) fn connection_refused(reason: &'static str) {
     counter!("ftp_connections_refused_total", "reason" => reason).increment(1);
 }
 
-pub fn login(result: &'static str) {
+pub(crate) fn login(result: &'static str) {
     counter!("ftp_logins_total", "result" => result).increment(1);
 }
 
-pub fn login_rejected(reason: &'static str) {
+pub(crate) fn login_rejected(reason: &'static str) {
     counter!("ftp_logins_rejected_total", "reason" => reason).increment(1);
 }
 
-pub fn dependency(name: &'static str, is_up: bool) {
+pub(crate) fn dependency(name: &'static str, is_up: bool) {
     gauge!("ftp_dependency_up", "dependency" => name).set(u8::from(is_up));
 }
 
-pub fn session_opened() {
+pub(crate) fn session_opened() {
     gauge!("ftp_sessions").increment(1);
 }
 
-pub fn session_closed() {
+pub(crate) fn session_closed() {
     gauge!("ftp_sessions").decrement(1);
 }
 
-pub fn session_ended(reason: &'static str) {
+pub(crate) fn session_ended(reason: &'static str) {
     counter!("ftp_sessions_ended_total", "reason" => reason).increment(1);
 }
 
-pub fn session_revoked(reason: &'static str) {
+pub(crate) fn session_revoked(reason: &'static str) {
     counter!("ftp_sessions_revoked_total", "reason" => reason).increment(1);
 }
 
 /// `result` is `answered`, `failed` or `unsupported`.
-pub fn reauthorization(result: &'static str) {
+pub(crate) fn reauthorization(result: &'static str) {
     counter!("ftp_reauthorizations_total", "result" => result).increment(1);
 }
 
-pub fn command(verb: &'static str, code: Code) {
+pub(crate) fn command(verb: &'static str, code: Code) {
     let class = ["1", "2", "3", "4", "5"].get(usize::from(code.value() / 100 % 10).wrapping_sub(1));
     counter!("ftp_commands_total", "verb" => verb, "class" => *class.unwrap_or(&"other")).increment(1);
 }
 
-pub fn transfers(count: u32) {
+pub(crate) fn transfers(count: u32) {
     gauge!("ftp_transfers").set(count);
 }
 
-pub fn transfer_ended(direction: &'static str, result: &'static str, bytes: u64, took: Duration) {
+pub(crate) fn transfer_ended(direction: &'static str, result: &'static str, bytes: u64, took: Duration) {
     counter!("ftp_transfers_total", "direction" => direction, "result" => result).increment(1);
     counter!("ftp_transfer_bytes_total", "direction" => direction).increment(bytes);
     histogram!("ftp_transfer_seconds", "direction" => direction).record(took);
 }
 
-pub fn upload_refused(reason: &'static str) {
+pub(crate) fn upload_refused(reason: &'static str) {
     counter!("ftp_uploads_refused_total", "reason" => reason).increment(1);
 }
 
 /// Both labels come from fixed sets: the table of verbs and [`crate::protocol::failure`].
-pub fn operation_failed(verb: &'static str, reason: &'static str) {
+pub(crate) fn operation_failed(verb: &'static str, reason: &'static str) {
     counter!("ftp_operations_failed_total", "verb" => verb, "reason" => reason).increment(1);
 }
 
-pub fn paced(direction: &'static str, waited: Duration) {
+pub(crate) fn paced(direction: &'static str, waited: Duration) {
     histogram!("ftp_paced_seconds", "direction" => direction).record(waited);
 }
 
-pub fn passive_ports_reserved(count: usize) {
+pub(crate) fn passive_ports_reserved(count: usize) {
     gauge!("ftp_passive_ports_reserved").set(count as f64);
 }
 
-pub fn passive_ports_exhausted() {
+pub(crate) fn passive_ports_exhausted() {
     counter!("ftp_passive_ports_exhausted_total").increment(1);
 }
 
 /// `reason` is `unused` or `share`.
-pub fn passive_port_given_up(reason: &'static str) {
+pub(crate) fn passive_port_given_up(reason: &'static str) {
     counter!("ftp_passive_ports_given_up_total", "reason" => reason).increment(1);
 }
 
-pub fn data_connection_refused(reason: &'static str) {
+pub(crate) fn data_connection_refused(reason: &'static str) {
     counter!("ftp_data_connections_refused_total", "reason" => reason).increment(1);
 }
 
-pub fn partial_removed(bytes: u64) {
+pub(crate) fn partial_removed(bytes: u64) {
     counter!("ftp_partials_removed_total").increment(1);
     counter!("ftp_partial_bytes_removed_total").increment(bytes);
 }
 
-pub fn authd_answered(result: &'static str, took: Duration) {
+pub(crate) fn authd_answered(result: &'static str, took: Duration) {
     histogram!("ftp_authd_seconds", "result" => result).record(took);
 }
 
-pub fn draining(is_draining: bool) {
+pub(crate) fn draining(is_draining: bool) {
     gauge!("ftp_draining").set(u8::from(is_draining));
 }
 
 /// `kind` is `control` or `data`; `result` is `full`, `resumed`, `failed` or `late`.
-pub fn tls_handshake(kind: &'static str, version: &'static str, result: &'static str) {
+pub(crate) fn tls_handshake(kind: &'static str, version: &'static str, result: &'static str) {
     counter!("ftp_tls_handshakes_total", "kind" => kind, "version" => version, "result" => result)
         .increment(1);
 }
 
-pub fn data_tls_session(is_proved: bool) {
+pub(crate) fn data_tls_session(is_proved: bool) {
     let resumed = if is_proved { "yes" } else { "no" };
     counter!("ftp_data_tls_sessions_total", "resumed" => resumed).increment(1);
 }
 
 /// `path` is `kernel` or `records`.
-pub fn tls_download(path: &'static str) {
+pub(crate) fn tls_download(path: &'static str) {
     counter!("ftp_tls_downloads_total", "path" => path).increment(1);
 }
 
 /// `expiry` is the Unix time in seconds at which the first revocation list expires; `None` without lists.
-pub fn tls_revocation_lists(expiry: Option<i64>) {
+pub(crate) fn tls_revocation_lists(expiry: Option<i64>) {
     if let Some(expiry) = expiry {
         gauge!("ftp_tls_crl_expiry_timestamp_seconds").set(expiry as f64);
     }
 }
 
-pub fn tls_reloaded(is_loaded: bool) {
+pub(crate) fn tls_reloaded(is_loaded: bool) {
     counter!("ftp_tls_reloads_total", "result" => if is_loaded { "loaded" } else { "failed" }).increment(1);
 }
 

@@ -31,7 +31,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const ASK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Starts the sweeper, unless `partial_lifetime` switches it off. It ends when the node drains.
-pub fn start(node: &Arc<Node>) {
+pub(crate) fn start(node: &Arc<Node>) {
     if let Some(lifetime) = node.storage.partial_lifetime {
         tokio::spawn(run(Arc::clone(node), lifetime));
     }

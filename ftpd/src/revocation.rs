@@ -21,7 +21,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Keeps asking authd until the node ends.
-pub async fn run(node: Arc<Node>) {
+pub(crate) async fn run(node: Arc<Node>) {
     let mut revision = node.registry.revision();
     let mut handled: Option<Revision> = None;
     let mut next = Instant::now() + node.timeouts.reauthorize;
@@ -57,7 +57,7 @@ pub async fn run(node: Arc<Node>) {
 ///
 /// # Errors
 /// authd gave no answer; the text is for the log.
-pub async fn still_authorized(node: &Node, login: &PastLogin) -> Result<Option<Verdict>, String> {
+pub(crate) async fn still_authorized(node: &Node, login: &PastLogin) -> Result<Option<Verdict>, String> {
     let verdicts = node.authenticator.authorized(std::slice::from_ref(login)).await?;
     Ok(verdicts.and_then(|verdicts| verdicts.first().copied()))
 }
@@ -92,7 +92,7 @@ async fn check_all(node: &Node) -> Result<bool, String> {
 }
 
 /// Logs and counts a revoked session.
-pub fn log_revocation(handle: &SessionHandle, login: &PastLogin, reason: EndReason) {
+pub(crate) fn log_revocation(handle: &SessionHandle, login: &PastLogin, reason: EndReason) {
     metrics::session_revoked(reason.as_str());
     log::warn!(
         session:% = handle.id, user = login.user.as_str(), address:% = login.address,
@@ -102,7 +102,7 @@ pub fn log_revocation(handle: &SessionHandle, login: &PastLogin, reason: EndReas
 }
 
 /// The text of the 421 reply to a revoked session.
-pub fn reply_text(reason: EndReason) -> &'static str {
+pub(crate) fn reply_text(reason: EndReason) -> &'static str {
     match reason {
         EndReason::Removed => "Session ended: the account was removed",
         EndReason::Disabled => "Session ended: the account is disabled",

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The session of one client, from the greeting to the end of its control connection.
-pub struct Session {
+pub(crate) struct Session {
     pub node: Arc<Node>,
     pub handle: Arc<SessionHandle>,
     pub ends: Ends,
@@ -40,7 +40,7 @@ pub struct Session {
 
 /// Protection of the control connection and the data connections.
 #[derive(Debug, Default)]
-pub struct Security {
+pub(crate) struct Security {
     /// The handshake of the control connection. `None`: plain text.
     pub handshake: Option<Box<Handshake>>,
     /// PBSZ was sent, which PROT requires.
@@ -50,13 +50,13 @@ pub struct Security {
 }
 
 impl Security {
-    pub fn is_encrypted(&self) -> bool {
+    pub(crate) fn is_encrypted(&self) -> bool {
         self.handshake.is_some()
     }
 }
 
 /// Progress of the login.
-pub enum LoginState {
+pub(crate) enum LoginState {
     Greeted,
     /// USER was sent; PASS must follow.
     Named(Vec<u8>),
@@ -64,7 +64,7 @@ pub enum LoginState {
 }
 
 /// The state of a logged-in session. A command handler that takes it cannot run before the login.
-pub struct LoggedIn {
+pub(crate) struct LoggedIn {
     pub node: Arc<Node>,
     pub identity: Arc<SessionIdentity>,
     pub failures: Arc<FailureLog>,
@@ -106,7 +106,7 @@ pub struct LoggedIn {
 }
 
 /// The result of a command, which tells the control connection how to continue.
-pub enum Outcome {
+pub(crate) enum Outcome {
     Reply(Reply),
     /// Send the reply, if any, and run the activity, which ends with its own reply.
     Start(Option<Reply>, Activity),
@@ -123,18 +123,18 @@ impl From<Reply> for Outcome {
 }
 
 /// The end of a session by the node: the last reply, and the reason for log and metrics.
-pub struct EndedByNode {
+pub(crate) struct EndedByNode {
     pub reply: Reply,
     pub reason: &'static str,
 }
 
 impl EndedByNode {
-    pub fn new(text: &'static str, reason: &'static str) -> Self {
+    pub(crate) fn new(text: &'static str, reason: &'static str) -> Self {
         Self { reply: Reply::new(Code::SERVICE_UNAVAILABLE, text), reason }
     }
 
     /// The end of a session that must not wait for its activity. `None` if no such end was requested.
-    pub fn at_once(handle: &SessionHandle) -> Option<Self> {
+    pub(crate) fn at_once(handle: &SessionHandle) -> Option<Self> {
         match (handle.end_request()?, handle.revocation()) {
             (EndRequest::Drain, _) => None,
             (EndRequest::MakeRoom, _) => Some(Self::new("Too many connections; log in sooner", "made_room")),
@@ -150,12 +150,12 @@ impl EndedByNode {
 }
 
 impl Session {
-    pub fn is_logged_in(&self) -> bool {
+    pub(crate) fn is_logged_in(&self) -> bool {
         matches!(self.state, LoginState::LoggedIn(_))
     }
 
     /// The state of the logged-in session. `None` before the login.
-    pub fn logged_in(&mut self) -> Option<&mut LoggedIn> {
+    pub(crate) fn logged_in(&mut self) -> Option<&mut LoggedIn> {
         match &mut self.state {
             LoginState::LoggedIn(logged_in) => Some(logged_in),
             LoginState::Greeted | LoginState::Named(_) => None,
@@ -168,7 +168,7 @@ impl LoggedIn {
     ///
     /// # Errors
     /// 501: the argument has a character or length that no path may have.
-    pub fn path(&self, argument: &[u8]) -> Result<VirtualPath, Reply> {
+    pub(crate) fn path(&self, argument: &[u8]) -> Result<VirtualPath, Reply> {
         self.cwd.join(argument).map_err(|InvalidPath| Reply::new(Code::BAD_ARGUMENTS, "Invalid path"))
     }
 
@@ -176,7 +176,7 @@ impl LoggedIn {
     ///
     /// # Errors
     /// 550, with the same text whether `path` exists or not.
-    pub fn allow(&self, permission: Permission, path: &VirtualPath) -> Result<(), Reply> {
+    pub(crate) fn allow(&self, permission: Permission, path: &VirtualPath) -> Result<(), Reply> {
         self.allow_any(&[permission], path)
     }
 
@@ -184,7 +184,7 @@ impl LoggedIn {
     ///
     /// # Errors
     /// As [`Self::allow`].
-    pub fn allow_any(&self, permissions: &[Permission], path: &VirtualPath) -> Result<(), Reply> {
+    pub(crate) fn allow_any(&self, permissions: &[Permission], path: &VirtualPath) -> Result<(), Reply> {
         if self.access.at(path).has_any(permissions) { Ok(()) } else { Err(Reply::permission_denied()) }
     }
 
@@ -192,7 +192,7 @@ impl LoggedIn {
     ///
     /// # Errors
     /// 553.
-    pub fn allow_name(&self, path: &VirtualPath) -> Result<(), Reply> {
+    pub(crate) fn allow_name(&self, path: &VirtualPath) -> Result<(), Reply> {
         if !path.split().is_some_and(|(_, name)| self.access.denies_name(name)) {
             return Ok(());
         }
@@ -203,12 +203,12 @@ impl LoggedIn {
     }
 
     /// The quota charged for changes at `path`, if any. Shared folders are not charged.
-    pub fn quota_of(&self, path: &VirtualPath) -> Option<&Arc<HomeQuota>> {
+    pub(crate) fn quota_of(&self, path: &VirtualPath) -> Option<&Arc<HomeQuota>> {
         self.quota.as_ref().filter(|quota| quota.counts(path))
     }
 
     /// The request for a worker slot for a file operation of the current command.
-    pub fn slot_request(&self) -> SlotRequest {
+    pub(crate) fn slot_request(&self) -> SlotRequest {
         let root;
         let path = match &self.task.path {
             Some(path) => path,
@@ -226,7 +226,7 @@ impl LoggedIn {
     }
 
     /// The request for a worker slot for a transfer.
-    pub fn transfer_slot_request(&self) -> SlotRequest {
+    pub(crate) fn transfer_slot_request(&self) -> SlotRequest {
         SlotRequest { per_user: self.account.limits.transfers, ..self.slot_request() }
     }
 
@@ -234,7 +234,7 @@ impl LoggedIn {
     ///
     /// # Errors
     /// 450: operations that do not end hold all worker slots of the user.
-    pub async fn operation<T: Send + 'static>(
+    pub(crate) async fn operation<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Reply> {
@@ -250,7 +250,7 @@ impl LoggedIn {
     ///
     /// # Errors
     /// The reply for the error of the storage, or as [`Self::operation`].
-    pub async fn in_home<T: Send + 'static>(
+    pub(crate) async fn in_home<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Jail) -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, Reply> {
@@ -265,7 +265,7 @@ impl LoggedIn {
     ///
     /// # Errors
     /// As [`Self::in_home`].
-    pub async fn remove_in_home(
+    pub(crate) async fn remove_in_home(
         &self,
         path: &VirtualPath,
         work: impl FnOnce(&Jail, &Changes) -> Result<(), FileError> + Send + 'static,
@@ -284,10 +284,10 @@ impl LoggedIn {
 }
 
 /// Counts a logged-in session in the metrics until it is dropped.
-pub struct SessionCount(());
+pub(crate) struct SessionCount(());
 
 impl SessionCount {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         metrics::session_opened();
         Self(())
     }

@@ -1,8 +1,8 @@
 //! The source files keep the rules of CONTRIBUTING.md that a program can check.
 
 mod sources {
-    pub mod files;
-    pub mod modules;
+    pub(crate) mod files;
+    pub(crate) mod modules;
 }
 
 use std::collections::BTreeMap;

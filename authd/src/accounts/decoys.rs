@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 const MAX_COSTS: usize = 16;
 
 /// One decoy hash for each cost in use.
-pub struct Decoys {
+pub(super) struct Decoys {
     key: [u8; 32],
     decoys: RwLock<Vec<Phc>>,
 }
@@ -26,7 +26,7 @@ pub struct Decoys {
 impl Decoys {
     /// `known` is a secret of the cluster. All authd instances that know it choose the same costs;
     /// without it, the choice is random for each process. `first` is a hash with the cost of new hashes.
-    pub fn new(known: Option<&Secret>, first: &Phc) -> Self {
+    pub(super) fn new(known: Option<&Secret>, first: &Phc) -> Self {
         let key = match known {
             Some(secret) => {
                 let mut digest = Sha256::new();
@@ -42,7 +42,7 @@ impl Decoys {
     }
 
     /// Notes the cost of a hash that is in use.
-    pub fn observe(&self, hash: &Phc) {
+    pub(super) fn observe(&self, hash: &Phc) {
         let is_known = |decoys: &[Phc]| decoys.iter().any(|decoy| decoy.has_cost_of(hash));
         if is_known(&read(&self.decoys)) {
             return;
@@ -61,7 +61,7 @@ impl Decoys {
     ///
     /// # Panics
     /// Never: `new` adds a decoy, and decoys are never removed.
-    pub fn of(&self, name: &str) -> Phc {
+    pub(super) fn of(&self, name: &str) -> Phc {
         let rank = |decoy: &&Phc| -> [u8; 32] {
             let mut digest = Sha256::new();
             digest.update(self.key);

@@ -18,12 +18,16 @@ use super::{
 
 /// The last known override of each user who has one.
 #[derive(Default)]
-pub struct OverrideCache(Mutex<BTreeMap<UserName, UserOverride>>);
+pub(super) struct OverrideCache(Mutex<BTreeMap<UserName, UserOverride>>);
 
 impl OverrideCache {
     /// Asks Redis for the current override of a declared user, or returns the last known one if Redis cannot
     /// be reached.
-    pub async fn fetch(&self, name: &UserName, stored: Option<&StoredAccounts>) -> Option<UserOverride> {
+    pub(super) async fn fetch(
+        &self,
+        name: &UserName,
+        stored: Option<&StoredAccounts>,
+    ) -> Option<UserOverride> {
         match stored?.override_of(name).await {
             Ok(found) => {
                 match found {
@@ -40,7 +44,7 @@ impl OverrideCache {
     }
 
     /// Asks Redis for all overrides.
-    pub async fn refresh(&self, stored: &StoredAccounts) {
+    pub(super) async fn refresh(&self, stored: &StoredAccounts) {
         match stored.overrides().await {
             Ok(all) => *self.known() = all,
             Err(error) => log_error(&error),
@@ -48,7 +52,7 @@ impl OverrideCache {
     }
 
     /// The override of a declared user as of the last [`refresh`](Self::refresh) or [`fetch`](Self::fetch).
-    pub fn last_known(&self, name: &UserName) -> Option<UserOverride> {
+    pub(super) fn last_known(&self, name: &UserName) -> Option<UserOverride> {
         self.known().get(name).copied()
     }
 

@@ -8,7 +8,7 @@ use super::{
 };
 
 /// Every metric of `authd`.
-pub const METRICS: &[Metric] = &[
+pub(crate) const METRICS: &[Metric] = &[
     Metric::counter(LOGINS, "logins", "Decided logins.").labels(&[(
         "result",
         "accepted, unknown_user, wrong_password, disabled, address_not_allowed, time_not_allowed, \

@@ -2,7 +2,7 @@
 
 use common::settings::{BYTES, BYTES_PER_SECOND, Form, Group, NUMBER, Setting};
 
-pub static ANONYMOUS: Group = Group {
+pub(super) static ANONYMOUS: Group = Group {
     name: "Anonymous",
     about: "Users anonymous and ftp, who log in with any password. They exist only if `anonymous_home` is \
             set.",

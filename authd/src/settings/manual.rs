@@ -2,7 +2,7 @@
 
 use common::settings::Manual;
 
-pub const MANUAL: Manual = Manual {
+pub(super) const MANUAL: Manual = Manual {
     synopsis: &[
         ("authd --config FILE", "the service"),
         ("authd --check [--deep] [OPTIONS]", "verify the settings and what they name"),
@@ -87,7 +87,7 @@ pub const MANUAL: Manual = Manual {
     see_also: &["ftpd(8)", "authd-hash-password(1)", "systemd.service(5)"],
 };
 
-pub const HASH_PASSWORD: Manual = Manual {
+pub(super) const HASH_PASSWORD: Manual = Manual {
     synopsis: &[("authd hash-password", ""), ("authd [--argon2-memory-kib KIB] hash-password", "")],
     description: &[
         "`authd hash-password` reads a password and prints its argon2id hash in PHC format, for \
@@ -115,7 +115,7 @@ pub const HASH_PASSWORD: Manual = Manual {
     see_also: &["authd(8)", "authd.toml(5)", "ftpd(8)"],
 };
 
-pub const EXAMPLE_FILE: &str = "\
+pub(super) const EXAMPLE_FILE: &str = "\
 listen = \"10.0.0.5:5160\"
 users_file = \"/etc/distributed-ftp/users.toml\"
 node_token_file = \"/run/secrets/node-token\"

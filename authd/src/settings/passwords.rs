@@ -2,7 +2,7 @@
 
 use common::settings::{DURATION, Form, Group, NUMBER, Setting};
 
-pub static PASSWORDS: Group = Group {
+pub(super) static PASSWORDS: Group = Group {
     name: "Passwords",
     about: "New passwords, and the cost of verifying passwords with argon2.",
     settings: &[

@@ -2,7 +2,7 @@
 
 use common::settings::{DURATION, Group, NETWORKS, NUMBER, Setting};
 
-pub static THROTTLE: Group = Group {
+pub(super) static THROTTLE: Group = Group {
     name: "Throttle",
     about: "Delays after failed logins, by user name and by client address. They slow down guessing of \
             passwords.",

@@ -18,7 +18,7 @@ use crate::accounts::name::UserName;
 
 /// The counters of this process.
 #[derive(Default)]
-pub struct LocalCounters {
+pub(super) struct LocalCounters {
     failures: HashMap<BanSubject, FailureCount>,
     /// Time of each user's last login from each known address.
     known: HashMap<(UserName, IpAddr), Instant>,
@@ -33,7 +33,7 @@ struct FailureCount {
 
 impl LocalCounters {
     /// Carries out a step. A ban in effect takes precedence; the step then counts nothing.
-    pub fn step(
+    pub(super) fn step(
         &mut self,
         step: ThrottleStep,
         attempt: LoginAttempt<'_>,
@@ -66,7 +66,7 @@ impl LocalCounters {
     }
 
     /// The bans in effect.
-    pub fn bans(&self, now: Instant) -> Vec<Ban> {
+    pub(super) fn bans(&self, now: Instant) -> Vec<Ban> {
         let clock = since_epoch();
         let ban = |(subject, count): (&BanSubject, &FailureCount)| {
             let left = count.banned_until.saturating_duration_since(now);
@@ -78,12 +78,12 @@ impl LocalCounters {
     }
 
     /// Forgets the failures of a subject. Returns true if a ban was in effect.
-    pub fn lift(&mut self, subject: &BanSubject, now: Instant) -> bool {
+    pub(super) fn lift(&mut self, subject: &BanSubject, now: Instant) -> bool {
         self.failures.remove(subject).is_some_and(|count| count.banned_until > now)
     }
 
     /// Forgets the user's known addresses.
-    pub fn forget_addresses(&mut self, user: &UserName) {
+    pub(super) fn forget_addresses(&mut self, user: &UserName) {
         self.known.retain(|(other, _), _| other != user);
     }
 

@@ -15,7 +15,7 @@ use super::{
 use crate::accounts::name::UserName;
 
 /// The counters of all authd instances together.
-pub struct SharedCounters {
+pub(super) struct SharedCounters {
     link: RedisLink,
     keys: Keys,
     step: Script,
@@ -25,7 +25,7 @@ pub struct SharedCounters {
 
 impl SharedCounters {
     /// Counters in the Redis behind `link`.
-    pub fn new(link: RedisLink, keys: Keys) -> Self {
+    pub(super) fn new(link: RedisLink, keys: Keys) -> Self {
         Self {
             link,
             keys,
@@ -36,7 +36,7 @@ impl SharedCounters {
     }
 
     /// Carries out a step. The attempt's address must be that of a [`BanSubject`].
-    pub async fn step(
+    pub(super) async fn step(
         &self,
         step: ThrottleStep,
         attempt: LoginAttempt<'_>,
@@ -68,7 +68,7 @@ impl SharedCounters {
     }
 
     /// The bans in effect. Malformed entries are skipped.
-    pub async fn bans(&self) -> Result<Vec<Ban>, LinkError> {
+    pub(super) async fn bans(&self) -> Result<Vec<Ban>, LinkError> {
         let mut call = self.bans.prepare_invoke();
         let found: Vec<(Vec<u8>, f64)> = self.link.script(call.key(self.keys.bans())).await?;
         let ban = |(member, until): (Vec<u8>, f64)| {
@@ -85,7 +85,7 @@ impl SharedCounters {
     }
 
     /// Forgets the failures of a subject. Returns true if a ban was in effect.
-    pub async fn lift(&self, subject: &BanSubject) -> Result<bool, LinkError> {
+    pub(super) async fn lift(&self, subject: &BanSubject) -> Result<bool, LinkError> {
         let (failures, member) = match subject {
             BanSubject::Address(address) => {
                 (self.keys.failures_of_address(*address), format!("address:{address}"))
@@ -98,7 +98,7 @@ impl SharedCounters {
     }
 
     /// Forgets the user's known addresses.
-    pub async fn forget_addresses(&self, user: &UserName) -> Result<(), LinkError> {
+    pub(super) async fn forget_addresses(&self, user: &UserName) -> Result<(), LinkError> {
         self.link.query(cmd("DEL").arg(self.keys.known_addresses(user.as_str()))).await
     }
 }

@@ -54,7 +54,7 @@ impl LoginAttempt<'_> {
 
 /// A step of a login attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum ThrottleStep {
+pub(super) enum ThrottleStep {
     /// Before the password is verified.
     Check,
     Failed,
@@ -63,7 +63,7 @@ pub enum ThrottleStep {
 
 impl ThrottleStep {
     /// The step as `step.lua` spells it.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Check => "check",
             Self::Failed => "failed",
@@ -74,7 +74,7 @@ impl ThrottleStep {
 
 /// Result of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StepOutcome {
+pub(super) struct StepOutcome {
     /// The ban that was in effect before the step. The step has then counted nothing.
     pub throttled: Option<Throttled>,
     /// Durations of the bans that began with this step: of the address, and of the user.

@@ -26,7 +26,13 @@ use serde_json::{Value, json};
 use crate::support::{ADMIN_TOKEN, Authd, NODE_TOKEN, Redis, authenticate, hash};
 
 /// Adds a live node with one session to the registry.
-pub fn put_node(connection: &mut redis::Connection, name: &str, session: &str, user: &str, address: &str) {
+pub(crate) fn put_node(
+    connection: &mut redis::Connection,
+    name: &str,
+    session: &str,
+    user: &str,
+    address: &str,
+) {
     let node = json!({
         "name": name, "incarnation": u64::MAX, "state": "ready", "slice": [50000, 50003],
         "control": "127.0.0.1:21", "version": "0.1.0", "since": 1, "sessions": 1, "transfers": 0,
@@ -38,7 +44,7 @@ pub fn put_node(connection: &mut redis::Connection, name: &str, session: &str, u
 }
 
 /// Reads and removes a node's orders in one transaction, so that none is lost in between.
-pub fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
+pub(crate) fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
     let key = format!("ftp:commands:{node}");
     let mut take = redis::pipe();
     take.atomic().lrange(&key, 0, -1).del(&key).ignore();

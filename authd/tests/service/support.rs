@@ -19,13 +19,13 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub const NODE_TOKEN: &str = "node-token-7f3a";
-pub const ADMIN_TOKEN: &str = "admin-token-91bc";
+pub(crate) const NODE_TOKEN: &str = "node-token-7f3a";
+pub(crate) const ADMIN_TOKEN: &str = "admin-token-91bc";
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits until `holds` returns true. `what` describes the condition for the failure message.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !holds().await {
         assert!(Instant::now() < deadline, "did not happen within {DEADLINE:?}: {what}");
@@ -34,20 +34,20 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 /// The cheapest hash of a password.
-pub fn hash(password: &str) -> String {
+pub(crate) fn hash(password: &str) -> String {
     let params = argon2::Params::new(64, 1, 1, None).unwrap();
     authd::accounts::password::hash(&params, &Secret::new(password)).unwrap().as_str().to_owned()
 }
 
 /// A running Redis, empty at its start.
-pub struct Redis {
+pub(crate) struct Redis {
     child: Child,
     pub port: u16,
     dir: TempDir,
 }
 
 impl Redis {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         for _ in 0..10 {
             // Another process may take the port in the meantime. Then the next one is tried.
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -83,16 +83,16 @@ impl Redis {
         None
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    pub fn connection(&self) -> redis::Connection {
+    pub(crate) fn connection(&self) -> redis::Connection {
         redis::Client::open(("127.0.0.1", self.port)).unwrap().get_connection().unwrap()
     }
 
     /// Stops it and keeps its data.
-    pub fn stop(mut self) -> StoppedRedis {
+    pub(crate) fn stop(mut self) -> StoppedRedis {
         stop(&mut self.child);
         StoppedRedis { port: self.port, dir: std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap()) }
     }
@@ -106,13 +106,13 @@ impl Drop for Redis {
 }
 
 /// A stopped Redis with its data.
-pub struct StoppedRedis {
+pub(crate) struct StoppedRedis {
     port: u16,
     dir: TempDir,
 }
 
 impl StoppedRedis {
-    pub fn start(self) -> Redis {
+    pub(crate) fn start(self) -> Redis {
         Redis::start_on(self.port, self.dir).expect("Redis starts again on its port")
     }
 }
@@ -132,7 +132,7 @@ fn signal(child: &Child, signal: Signal) {
 }
 
 /// A running authd.
-pub struct Authd {
+pub(crate) struct Authd {
     child: Child,
     pub url: String,
     log: Arc<Mutex<String>>,
@@ -141,25 +141,25 @@ pub struct Authd {
 }
 
 /// A response of authd.
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: u16,
     pub headers: reqwest::header::HeaderMap,
     pub text: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {:?}", self.text))
     }
 
     /// The status and the public code.
-    pub fn error(&self) -> (u16, String) {
+    pub(crate) fn error(&self) -> (u16, String) {
         (self.status, self.json()["error"].as_str().unwrap_or_default().to_owned())
     }
 }
 
 /// The authd command with cheap hashes and an empty environment.
-pub fn command(args: &[&str]) -> Command {
+pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_authd"));
     command.env_clear().env("AUTHD_ARGON2_MEMORY_KIB", "64").env("AUTHD_ARGON2_ITERATIONS", "1");
     // The tests use short passwords.
@@ -169,7 +169,7 @@ pub fn command(args: &[&str]) -> Command {
 
 impl Authd {
     /// Starts authd with both tokens.
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         let files = tempfile::tempdir().unwrap();
         let token = |name: &str, token: &str| -> PathBuf {
             let path = files.path().join(name);
@@ -183,7 +183,7 @@ impl Authd {
     }
 
     /// Starts authd with the tokens in `args`, if any.
-    pub fn start_bare(args: &[&str]) -> Self {
+    pub(crate) fn start_bare(args: &[&str]) -> Self {
         Self::spawn(args, tempfile::tempdir().unwrap())
     }
 
@@ -214,25 +214,25 @@ impl Authd {
     }
 
     /// The standard error so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    pub fn id(&self) -> Pid {
+    pub(crate) fn id(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
 
-    pub fn hangup(&self) {
+    pub(crate) fn hangup(&self) {
         signal(&self.child, Signal::SIGHUP);
     }
 
     /// Ends authd with SIGTERM and returns its exit code.
-    pub fn terminate(&mut self) -> Option<i32> {
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
         stop(&mut self.child);
         self.child.wait().unwrap().code()
     }
 
-    pub async fn call(
+    pub(crate) async fn call(
         &self,
         method: Method,
         path: &str,
@@ -254,40 +254,40 @@ impl Authd {
         }
     }
 
-    pub async fn admin(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
+    pub(crate) async fn admin(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {
         self.call(method, path, Some(ADMIN_TOKEN), body).await
     }
 
     /// Creates a user with a password.
-    pub async fn create(&self, name: &str, password: &str) {
+    pub(crate) async fn create(&self, name: &str, password: &str) {
         let body = json!({ "name": name, "password": password });
         let answer = self.admin(Method::POST, "/v1/users", Some(&body)).await;
         assert_eq!(answer.status, 201, "{}", answer.text);
     }
 
-    pub async fn login_from(&self, user: &str, password: &str, address: &str) -> Answer {
+    pub(crate) async fn login_from(&self, user: &str, password: &str, address: &str) -> Answer {
         let body = authenticate(user, password, address);
         self.call(Method::POST, "/v1/authenticate", Some(NODE_TOKEN), Some(&body)).await
     }
 
-    pub async fn login(&self, user: &str, password: &str) -> Answer {
+    pub(crate) async fn login(&self, user: &str, password: &str) -> Answer {
         self.login_from(user, password, "192.0.2.1").await
     }
 
     /// The value of a metric, or 0 if it is absent. `name` includes the labels as in the output.
-    pub async fn metric(&self, name: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.call(Method::GET, "/metrics", None, None).await.text;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    pub async fn verifications(&self) -> f64 {
+    pub(crate) async fn verifications(&self) -> f64 {
         self.metric("authd_verification_seconds_count").await
     }
 }
 
 /// The body of a login request.
-pub fn authenticate(user: &str, password: &str, address: &str) -> Value {
+pub(crate) fn authenticate(user: &str, password: &str, address: &str) -> Value {
     json!({
         "user": user, "password": password, "address": address,
         "node": "ftp-1", "session": "00112233445566aa", "tls": false,

@@ -18,25 +18,25 @@ use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, Socket, Type};
 
-pub use transfer::{SlowDownload, pattern};
+pub(crate) use transfer::{SlowDownload, pattern};
 
 /// Time limit of each read and write. A server that hangs fails its round; the run continues.
 const IO_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Name of the user that every measured server knows.
-pub const USER: &str = "bench";
-pub const PASSWORD: &str = "bench";
+pub(crate) const USER: &str = "bench";
+pub(crate) const PASSWORD: &str = "bench";
 
 /// Address of a server, and whether sessions use TLS.
 #[derive(Clone, Copy, Debug)]
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     pub address: SocketAddrV4,
     /// Use AUTH TLS, and PROT P for data connections.
     pub encrypted: bool,
 }
 
 /// A session on a server.
-pub struct Session {
+pub(crate) struct Session {
     control: Channel,
     server: Ipv4Addr,
     /// Client address of the control connection and of all data connections.
@@ -92,7 +92,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection fails, or the server sends an unexpected reply.
-    pub fn connect(endpoint: Endpoint) -> io::Result<Self> {
+    pub(crate) fn connect(endpoint: Endpoint) -> io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let source = Ipv4Addr::new(127, 0, 1, 1 + (NEXT.fetch_add(1, Ordering::Relaxed) % 250) as u8);
         let control = Channel::Plain(connect(source, endpoint.address)?);
@@ -113,7 +113,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection fails, or the server refuses the login.
-    pub fn login(endpoint: Endpoint) -> io::Result<Self> {
+    pub(crate) fn login(endpoint: Endpoint) -> io::Result<Self> {
         let mut session = Self::connect(endpoint)?;
         session.command(&format!("USER {USER}"), 3)?;
         session.command(&format!("PASS {PASSWORD}"), 2)?;
@@ -124,7 +124,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection fails, or the server sends an unexpected reply.
-    pub fn ready(endpoint: Endpoint) -> io::Result<Self> {
+    pub(crate) fn ready(endpoint: Endpoint) -> io::Result<Self> {
         let mut session = Self::login(endpoint)?;
         session.prepare()?;
         Ok(session)
@@ -134,7 +134,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection is lost, or the server sends an unexpected reply.
-    pub fn prepare(&mut self) -> io::Result<()> {
+    pub(crate) fn prepare(&mut self) -> io::Result<()> {
         if self.tls.is_some() {
             self.command("PBSZ 0", 2)?;
             self.command("PROT P", 2)?;
@@ -146,13 +146,13 @@ impl Session {
     ///
     /// # Errors
     /// The connection is lost, or the reply has another class.
-    pub fn command(&mut self, line: &str, class: u8) -> io::Result<()> {
+    pub(crate) fn command(&mut self, line: &str, class: u8) -> io::Result<()> {
         self.send(line)?;
         self.expect(class).map_err(|error| io::Error::new(error.kind(), format!("{line}: {error}")))
     }
 
     /// Sends QUIT and waits for the reply.
-    pub fn quit(mut self) {
+    pub(crate) fn quit(mut self) {
         // The server may have closed the connection already.
         let _ = self.command("QUIT", 2);
     }
@@ -238,6 +238,6 @@ fn connect(source: Ipv4Addr, server: SocketAddrV4) -> io::Result<TcpStream> {
 }
 
 /// An I/O error that consists of a text.
-pub fn other(text: impl Into<String>) -> io::Error {
+pub(crate) fn other(text: impl Into<String>) -> io::Error {
     io::Error::other(text.into())
 }

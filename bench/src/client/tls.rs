@@ -17,7 +17,7 @@ use rustls::{
 };
 
 /// TLS configuration of one session and its data connections, with a new ticket store.
-pub fn configuration() -> Arc<ClientConfig> {
+pub(super) fn configuration() -> Arc<ClientConfig> {
     static BASE: LazyLock<ClientConfig> = LazyLock::new(|| {
         ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
@@ -36,7 +36,7 @@ pub fn configuration() -> Arc<ClientConfig> {
 ///
 /// # Errors
 /// The handshake fails.
-pub fn handshake(
+pub(super) fn handshake(
     configuration: &Arc<ClientConfig>,
     mut socket: TcpStream,
 ) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {

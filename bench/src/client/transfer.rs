@@ -18,7 +18,7 @@ use super::{Channel, Session, other};
 
 /// Result of a download whose content was read.
 #[derive(Clone, Copy, Debug)]
-pub struct Received {
+pub(crate) struct Received {
     pub bytes: u64,
     /// Time from the command to the first byte.
     pub first_byte: Duration,
@@ -30,7 +30,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection is lost, the server sends an unexpected reply, or the number of bytes differs.
-    pub fn download(&mut self, command: &str, size: u64) -> io::Result<()> {
+    pub(crate) fn download(&mut self, command: &str, size: u64) -> io::Result<()> {
         let socket = self.open_data()?;
         self.command(command, 1)?;
         let received = match self.protect(socket)? {
@@ -49,7 +49,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection is lost, or the server sends an unexpected reply.
-    pub fn read(&mut self, command: &str, mut sink: impl FnMut(&[u8])) -> io::Result<Received> {
+    pub(crate) fn read(&mut self, command: &str, mut sink: impl FnMut(&[u8])) -> io::Result<Received> {
         let socket = self.open_data()?;
         let start = Instant::now();
         self.command(command, 1)?;
@@ -81,7 +81,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection is lost, or the server sends an unexpected reply.
-    pub fn upload(&mut self, command: &str, block: &[u8], size: u64) -> io::Result<()> {
+    pub(crate) fn upload(&mut self, command: &str, block: &[u8], size: u64) -> io::Result<()> {
         let socket = self.open_data()?;
         self.command(command, 1)?;
         let mut channel = self.protect(socket)?;
@@ -108,7 +108,7 @@ impl Session {
     ///
     /// # Errors
     /// The connection is lost, or the server sends an unexpected reply.
-    pub fn begin_download(mut self, command: &str) -> io::Result<SlowDownload> {
+    pub(crate) fn begin_download(mut self, command: &str) -> io::Result<SlowDownload> {
         let socket = self.open_data()?;
         self.command(command, 1)?;
         Ok(SlowDownload { socket, received: 0, _session: self })
@@ -116,7 +116,7 @@ impl Session {
 }
 
 /// A download by a client that limits its own rate.
-pub struct SlowDownload {
+pub(crate) struct SlowDownload {
     socket: TcpStream,
     pub received: u64,
     _session: Session,
@@ -127,7 +127,7 @@ impl SlowDownload {
     ///
     /// # Errors
     /// The transfer has ended.
-    pub fn discard(&mut self, most: usize) -> io::Result<()> {
+    pub(crate) fn discard(&mut self, most: usize) -> io::Result<()> {
         match receive(&self.socket, most, MsgFlags::MSG_DONTWAIT) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => {
@@ -203,7 +203,7 @@ fn receive(socket: &TcpStream, most: usize, flags: MsgFlags) -> Result<usize, Er
 }
 
 /// Returns `length` bytes that do not compress and do not repeat.
-pub fn pattern(length: usize) -> Vec<u8> {
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = std::iter::repeat_with(|| {
         // Marsaglia's xorshift

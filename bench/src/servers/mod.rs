@@ -26,7 +26,7 @@ use crate::{
 
 /// A server that can be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum ServerKind {
+pub(crate) enum ServerKind {
     /// Our node as deployed, with authd and Redis; without fsync, like the other servers
     Ftpd,
     /// Our node with `sync_uploads`, which is its default
@@ -46,7 +46,7 @@ pub enum ServerKind {
 }
 
 impl ServerKind {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ftpd => "ftpd",
             Self::FtpdSync => "ftpd, fsync",
@@ -62,18 +62,18 @@ impl ServerKind {
     }
 
     /// Returns true if the server supports TLS. The reference server does not.
-    pub fn encrypts(self) -> bool {
+    pub(crate) fn encrypts(self) -> bool {
         self != Self::Null
     }
 
     /// Returns true if the server is a node of ours.
-    pub fn is_ours(self) -> bool {
+    pub(crate) fn is_ours(self) -> bool {
         matches!(self, Self::Ftpd | Self::FtpdSync | Self::Before | Self::FtpdAlone | Self::Balancer)
     }
 }
 
 /// The programs, files and addresses that all servers of a run start with.
-pub struct Testbed {
+pub(crate) struct Testbed {
     /// Directory of ftpd and authd.
     pub daemons: PathBuf,
     /// Directory of ftpd and authd of another build.
@@ -95,7 +95,7 @@ pub struct Testbed {
 }
 
 /// A running server. Dropping it ends its processes.
-pub struct Server {
+pub(crate) struct Server {
     pub kind: ServerKind,
     address: SocketAddrV4,
     // Dropped before the groups, which can be removed only when they are empty.
@@ -108,7 +108,7 @@ pub struct Server {
 
 impl Testbed {
     /// Creates the certificate. `scratch` receives configurations, logs and the served files.
-    pub fn new(daemons: PathBuf, peers: PathBuf, scratch: PathBuf, placement: Placement) -> Self {
+    pub(crate) fn new(daemons: PathBuf, peers: PathBuf, scratch: PathBuf, placement: Placement) -> Self {
         let authority = Authority::new();
         Self {
             daemons,
@@ -129,7 +129,7 @@ impl Testbed {
     ///
     /// # Errors
     /// Our node or the reference server does not start.
-    pub fn start(&self, kinds: &[ServerKind]) -> io::Result<Vec<Server>> {
+    pub(crate) fn start(&self, kinds: &[ServerKind]) -> io::Result<Vec<Server>> {
         let mut servers: Vec<Server> = Vec::new();
         for &kind in kinds {
             let started = match kind {
@@ -201,7 +201,7 @@ impl Testbed {
 
 impl Server {
     /// The address for sessions.
-    pub fn endpoint(&self, encrypted: bool) -> Endpoint {
+    pub(crate) fn endpoint(&self, encrypted: bool) -> Endpoint {
         Endpoint { address: self.address, encrypted }
     }
 
@@ -214,7 +214,7 @@ impl Server {
 }
 
 /// Measures CPU time between two moments. The fields hold the values at the start.
-pub struct Meter<'s> {
+pub(crate) struct Meter<'s> {
     server: &'s Server,
     cpu: f64,
     helpers: Vec<f64>,
@@ -225,7 +225,7 @@ pub struct Meter<'s> {
 
 /// Elapsed time and CPU time between the two moments, in seconds.
 #[derive(Clone, Debug)]
-pub struct Usage {
+pub(crate) struct Usage {
     /// Elapsed time.
     pub wall: f64,
     /// CPU time of the measured server.
@@ -246,7 +246,7 @@ impl<'s> Meter<'s> {
     ///
     /// # Errors
     /// A CPU time cannot be read.
-    pub fn start(server: &'s Server) -> io::Result<Self> {
+    pub(crate) fn start(server: &'s Server) -> io::Result<Self> {
         thread::sleep(SETTLE);
         let helpers = server.helpers.iter().map(|(_, group)| group.cpu()).collect::<io::Result<_>>()?;
         let (machine, own, cpu) = (machine_cpu(), own_cpu()?, server.group.cpu()?);
@@ -257,7 +257,7 @@ impl<'s> Meter<'s> {
     ///
     /// # Errors
     /// A CPU time cannot be read.
-    pub fn stop(self) -> io::Result<Usage> {
+    pub(crate) fn stop(self) -> io::Result<Usage> {
         let wall = self.start.elapsed().as_secs_f64();
         thread::sleep(SETTLE);
         let cpu = self.server.group.cpu()? - self.cpu;
@@ -285,7 +285,7 @@ fn require(path: PathBuf) -> io::Result<PathBuf> {
 }
 
 /// Returns the versions of the unpacked packages, taken from their file names.
-pub fn versions(peers: &Path) -> Vec<String> {
+pub(crate) fn versions(peers: &Path) -> Vec<String> {
     let packages = [("pure-ftpd", "pure-ftpd"), ("vsftpd", "vsftpd"), ("proftpd", "proftpd-core")];
     let version = |(server, package): (&str, &str)| {
         let files = fs::read_dir(peers.join(format!("{server}.debs"))).ok()?;

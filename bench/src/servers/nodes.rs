@@ -23,7 +23,7 @@ const CONTROL: u16 = 2121;
 ///
 /// # Errors
 /// One of them does not start.
-pub fn cluster(testbed: &Testbed, kind: ServerKind) -> io::Result<Server> {
+pub(super) fn cluster(testbed: &Testbed, kind: ServerKind) -> io::Result<Server> {
     let (host, name) = match kind {
         ServerKind::FtpdSync => (30, "ftpd-sync"),
         ServerKind::Before => (60, "ftpd-before"),
@@ -74,7 +74,7 @@ pub fn cluster(testbed: &Testbed, kind: ServerKind) -> io::Result<Server> {
 ///
 /// # Errors
 /// The node does not start.
-pub fn standalone(testbed: &Testbed) -> io::Result<Server> {
+pub(super) fn standalone(testbed: &Testbed) -> io::Result<Server> {
     let host = 40;
     let mut command = node(testbed, &testbed.daemons, host)?;
     command.args(["--standalone", "--sync-uploads=false", &format!("--user={USER}:{PASSWORD}"), "--root"]);
@@ -113,7 +113,7 @@ fn node(testbed: &Testbed, daemons: &Path, host: u8) -> io::Result<Command> {
 ///
 /// # Errors
 /// nginx does not start.
-pub fn balancer(testbed: &Testbed, node: &Server) -> io::Result<Server> {
+pub(super) fn balancer(testbed: &Testbed, node: &Server) -> io::Result<Server> {
     let listen = address(1, CONTROL);
     let slice = PortRange::new(PASSIVE_PORTS.0, PASSIVE_PORTS.1).map_err(io::Error::other)?;
     let balancer = nginx::Balancer {

@@ -18,7 +18,7 @@ const OWNER: u32 = 33;
 ///
 /// # Errors
 /// The server does not start.
-pub fn null(testbed: &Testbed) -> io::Result<Server> {
+pub(super) fn null(testbed: &Testbed) -> io::Result<Server> {
     let address = address(50, 2121);
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("null").arg(address.to_string()).arg(&testbed.home);
@@ -29,7 +29,7 @@ pub fn null(testbed: &Testbed) -> io::Result<Server> {
 ///
 /// # Errors
 /// Its package is not unpacked, or the server does not start.
-pub fn pure_ftpd(testbed: &Testbed) -> io::Result<Server> {
+pub(super) fn pure_ftpd(testbed: &Testbed) -> io::Result<Server> {
     let package = require(testbed.peers.join("pure-ftpd"))?;
     let address = address(51, 2121);
     let (directory, home) = (testbed.directory("pure-ftpd")?, testbed.home.display());
@@ -63,7 +63,7 @@ pub fn pure_ftpd(testbed: &Testbed) -> io::Result<Server> {
 ///
 /// # Errors
 /// Its package is not unpacked, there is no mount namespace, or the server does not start.
-pub fn vsftpd(testbed: &Testbed) -> io::Result<Server> {
+pub(super) fn vsftpd(testbed: &Testbed) -> io::Result<Server> {
     let package = require(testbed.peers.join("vsftpd"))?;
     let module = require(package.join("lib/x86_64-linux-gnu/security/pam_pwdfile.so"))?;
     let address = address(52, 2121);
@@ -105,7 +105,7 @@ pub fn vsftpd(testbed: &Testbed) -> io::Result<Server> {
 ///
 /// # Errors
 /// Its package is not unpacked, or the server does not start.
-pub fn proftpd(testbed: &Testbed) -> io::Result<Server> {
+pub(super) fn proftpd(testbed: &Testbed) -> io::Result<Server> {
     let package = require(testbed.peers.join("proftpd"))?;
     let address = address(53, 2121);
     let (directory, home) = (testbed.directory("proftpd")?, testbed.home.display());
@@ -138,7 +138,7 @@ pub fn proftpd(testbed: &Testbed) -> io::Result<Server> {
 ///
 /// # Errors
 /// unftp is not installed, or does not start.
-pub fn unftp(testbed: &Testbed) -> io::Result<Server> {
+pub(super) fn unftp(testbed: &Testbed) -> io::Result<Server> {
     let program =
         testbed.unftp.clone().ok_or_else(|| other("unftp is not installed (cargo install unftp)"))?;
     let address = address(54, 2121);

@@ -24,7 +24,7 @@ const THREADS: usize = 8;
 const WATCH_TIME: Duration = Duration::from_secs(5);
 
 /// Opens the sessions and measures the server's memory and CPU time while they are idle.
-pub fn sessions(server: &Server, encrypted: bool) -> io::Result<Figures> {
+pub(super) fn sessions(server: &Server, encrypted: bool) -> io::Result<Figures> {
     let endpoint = server.endpoint(encrypted);
     let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let count = MOST_SESSIONS.min(descriptors.saturating_sub(OTHER_DESCRIPTORS));

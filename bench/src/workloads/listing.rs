@@ -14,7 +14,7 @@ use crate::{
 const LISTINGS: usize = 5;
 
 /// Lists the directory of 10,000 entries with `verb`.
-pub fn listing(server: &Server, encrypted: bool, verb: &str) -> io::Result<Figures> {
+pub(super) fn listing(server: &Server, encrypted: bool, verb: &str) -> io::Result<Figures> {
     let mut session = Session::ready(server.endpoint(encrypted))?;
     session.command("CWD entries", 2)?;
     let meter = Meter::start(server)?;
@@ -30,7 +30,7 @@ pub fn listing(server: &Server, encrypted: bool, verb: &str) -> io::Result<Figur
 }
 
 /// Compares the server's peak memory for a listing of 1,000,000 entries with that of 10,000 entries.
-pub fn million(testbed: &Testbed, server: &Server, encrypted: bool) -> io::Result<Figures> {
+pub(super) fn million(testbed: &Testbed, server: &Server, encrypted: bool) -> io::Result<Figures> {
     files::make_million(&testbed.home)?;
     let mut session = Session::ready(server.endpoint(encrypted))?;
     session.command("CWD entries", 2)?;

@@ -16,7 +16,7 @@ const CLIENTS: usize = 16;
 const TIME: Duration = Duration::from_millis(1500);
 
 /// Each client logs in and quits repeatedly, without a pause.
-pub fn login(server: &Server, encrypted: bool) -> io::Result<Figures> {
+pub(super) fn login(server: &Server, encrypted: bool) -> io::Result<Figures> {
     let endpoint = server.endpoint(encrypted);
     let meter = Meter::start(server)?;
     let end = Instant::now() + TIME;
@@ -35,7 +35,7 @@ pub fn login(server: &Server, encrypted: bool) -> io::Result<Figures> {
 
 /// Starts 500 logins per second on a schedule, even if earlier logins are not finished. A latency
 /// counts from the planned start, so a stall counts for every login that it delays.
-pub fn at_rate(server: &Server, encrypted: bool) -> io::Result<Figures> {
+pub(super) fn at_rate(server: &Server, encrypted: bool) -> io::Result<Figures> {
     const RATE: usize = 500;
     const LOGINS: usize = 2 * RATE;
     let endpoint = server.endpoint(encrypted);

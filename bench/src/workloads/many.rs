@@ -25,7 +25,7 @@ const STEP: Duration = Duration::from_millis(50);
 const THREADS: usize = 4;
 
 /// Runs the downloads for [`TIME`].
-pub fn downloads(server: &Server) -> io::Result<Figures> {
+pub(super) fn downloads(server: &Server) -> io::Result<Figures> {
     let endpoint = server.endpoint(false);
     let mut bystander = Session::ready(endpoint)?;
     let mut sessions: Vec<Session> =

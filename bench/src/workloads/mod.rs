@@ -15,10 +15,10 @@ use crate::{
 
 /// The figures of one round by name. `cpu` is the CPU time per unit of work, by which servers are
 /// compared; `rate` is the units of work per second. Other figures get columns of their own.
-pub type Figures = BTreeMap<String, f64>;
+pub(crate) type Figures = BTreeMap<String, f64>;
 
 /// A workload.
-pub struct Workload {
+pub(crate) struct Workload {
     pub name: &'static str,
     pub about: &'static str,
     /// Unit of `cpu`.
@@ -79,7 +79,7 @@ const LISTS: (&str, &str) = ("ms/listing", "listings/s");
 const LOGINS: (&str, &str) = ("ms/login", "logins/s");
 
 /// All workloads, in the order in which they run.
-pub static WORKLOADS: &[Workload] = &[
+pub(crate) static WORKLOADS: &[Workload] = &[
     workload("retr-1", "download of 1 GiB", VOLUME, BOTH, ALL, |_, s, e| transfer::retr(s, e, 1)),
     workload("retr-8", "8 downloads of 256 MiB", VOLUME, BOTH, ALL, |_, s, e| transfer::retr(s, e, 8)),
     workload("stor-1", "upload of 1 GiB", VOLUME, BOTH, ALL_AND_SYNC, |testbed, s, e| {
@@ -141,7 +141,7 @@ pub static WORKLOADS: &[Workload] = &[
 ///
 /// # Errors
 /// No workload's name begins with one of them.
-pub fn select(names: &[String]) -> io::Result<Vec<&'static Workload>> {
+pub(crate) fn select(names: &[String]) -> io::Result<Vec<&'static Workload>> {
     if let Some(unknown) = names.iter().find(|name| !WORKLOADS.iter().any(|w| w.name.starts_with(*name))) {
         let known: Vec<&str> = WORKLOADS.iter().map(|workload| workload.name).collect();
         return Err(io::Error::other(format!(

@@ -22,7 +22,7 @@ fn quit(sessions: Vec<Session>) {
 }
 
 /// Downloads a large file in each of `streams` sessions.
-pub fn retr(server: &Server, encrypted: bool, streams: usize) -> io::Result<Figures> {
+pub(super) fn retr(server: &Server, encrypted: bool, streams: usize) -> io::Result<Figures> {
     let (name, size) = file_for(streams);
     let mut sessions = sessions(server, encrypted, streams)?;
     let meter = Meter::start(server)?;
@@ -33,7 +33,12 @@ pub fn retr(server: &Server, encrypted: bool, streams: usize) -> io::Result<Figu
 }
 
 /// Uploads a large file in each of `streams` sessions.
-pub fn stor(testbed: &Testbed, server: &Server, encrypted: bool, streams: usize) -> io::Result<Figures> {
+pub(super) fn stor(
+    testbed: &Testbed,
+    server: &Server,
+    encrypted: bool,
+    streams: usize,
+) -> io::Result<Figures> {
     let (_, size) = file_for(streams);
     let block = pattern(256 << 10);
     let mut sessions = sessions(server, encrypted, streams)?;
@@ -48,7 +53,7 @@ pub fn stor(testbed: &Testbed, server: &Server, encrypted: bool, streams: usize)
 }
 
 /// Downloads all small files.
-pub fn small_get(server: &Server, encrypted: bool) -> io::Result<Figures> {
+pub(super) fn small_get(server: &Server, encrypted: bool) -> io::Result<Figures> {
     let mut sessions = sessions(server, encrypted, SESSIONS)?;
     let meter = Meter::start(server)?;
     run_in_parallel(&mut sessions, |i, session| {
@@ -63,7 +68,7 @@ pub fn small_get(server: &Server, encrypted: bool) -> io::Result<Figures> {
 }
 
 /// Uploads as many small files.
-pub fn small_put(testbed: &Testbed, server: &Server, encrypted: bool) -> io::Result<Figures> {
+pub(super) fn small_put(testbed: &Testbed, server: &Server, encrypted: bool) -> io::Result<Figures> {
     let block = pattern(SMALL as usize);
     let mut sessions = sessions(server, encrypted, SESSIONS)?;
     let meter = Meter::start(server)?;

@@ -15,20 +15,20 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 /// Time limit for each step of a test.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A short lease, so that tests can wait for dead nodes to expire.
-pub const LEASE: Duration = Duration::from_millis(600);
+pub(crate) const LEASE: Duration = Duration::from_millis(600);
 
 /// A redis-server on a free port, without persistence. Dropping this value ends it.
-pub struct RedisServer {
+pub(crate) struct RedisServer {
     directory: TempDir,
     port: u16,
     process: Child,
 }
 
 impl RedisServer {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -41,13 +41,13 @@ impl RedisServer {
         }
     }
 
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
     /// Starts the server again, without data.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let deadline = Instant::now() + PATIENCE;
         self.process = loop {
             if let Some(process) = run(&self.directory, self.port) {
@@ -58,18 +58,18 @@ impl RedisServer {
     }
 
     /// Makes the server hang (`STOP`) or continue (`CONT`).
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.process.id().to_string();
         let status = Command::new("kill").args(["-s", signal, &pid]).status().unwrap();
         assert!(status.success());
     }
 
-    pub fn options(&self) -> RedisOptions {
+    pub(crate) fn options(&self) -> RedisOptions {
         let url = format!("127.0.0.1:{}", self.port).parse().unwrap();
         RedisOptions { lease: LEASE, ..RedisOptions::new(url) }
     }
 
-    pub fn refusing(&self) -> RedisOptions {
+    pub(crate) fn refusing(&self) -> RedisOptions {
         RedisOptions { when_away: WhenAway::Refuse, ..self.options() }
     }
 }
@@ -105,7 +105,7 @@ fn run(directory: &TempDir, port: u16) -> Option<Child> {
 }
 
 /// The record of a node with this slice, ready to join.
-pub fn node(name: &str, slice: &str) -> NodeRecord {
+pub(crate) fn node(name: &str, slice: &str) -> NodeRecord {
     NodeRecord {
         control: "127.0.0.1:21".to_owned(),
         host: "host".to_owned(),
@@ -116,11 +116,11 @@ pub fn node(name: &str, slice: &str) -> NodeRecord {
 }
 
 /// The place of the nodes with this name in the tests.
-pub fn place(name: &str) -> Option<String> {
+pub(crate) fn place(name: &str) -> Option<String> {
     Some(format!("boot namespace {name}"))
 }
 
-pub async fn join(
+pub(crate) async fn join(
     name: &str,
     slice: &str,
     options: RedisOptions,
@@ -129,7 +129,7 @@ pub async fn join(
 }
 
 /// A session that has just logged in.
-pub fn session(node: &str, user: &str, address: [u8; 4]) -> SessionRecord {
+pub(crate) fn session(node: &str, user: &str, address: [u8; 4]) -> SessionRecord {
     SessionRecord {
         id: SessionId::random(),
         node: node.parse().unwrap(),
@@ -139,33 +139,33 @@ pub fn session(node: &str, user: &str, address: [u8; 4]) -> SessionRecord {
     }
 }
 
-pub const NO_LIMITS: SessionLimits =
+pub(crate) const NO_LIMITS: SessionLimits =
     SessionLimits { per_user: None, per_address: None, per_user_and_address: None };
 
-pub fn user_limit(limit: u32) -> SessionLimits {
+pub(crate) fn user_limit(limit: u32) -> SessionLimits {
     SessionLimits { per_user: Some(limit), ..NO_LIMITS }
 }
 
 /// Opens a session of `user` on `node`, without limits.
-pub async fn open(registry: &Registry, node: &str, user: &str) -> SessionEntry {
+pub(crate) async fn open(registry: &Registry, node: &str, user: &str) -> SessionEntry {
     registry.open_session(session(node, user, [192, 0, 2, 1]), NO_LIMITS).await.unwrap()
 }
 
 /// Returns true if the user has `limit` sessions or more.
-pub async fn is_full(registry: &Registry, node: &str, user: &str, limit: u32) -> bool {
+pub(crate) async fn is_full(registry: &Registry, node: &str, user: &str, limit: u32) -> bool {
     let record = session(node, user, [192, 0, 2, 1]);
     registry.open_session(record, user_limit(limit)).await.is_err()
 }
 
 /// All keys in Redis except those that nodes leave there to expire.
-pub async fn keys_left(link: &RedisLink) -> Vec<String> {
+pub(crate) async fn keys_left(link: &RedisLink) -> Vec<String> {
     let mut keys: Vec<String> = link.query(redis::cmd("KEYS").arg("*")).await.unwrap();
     keys.retain(|key| key != "ftp:lease-epoch");
     keys
 }
 
 /// Waits until `condition` returns a value.
-pub async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition().await {
@@ -176,6 +176,6 @@ pub async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Option<T>) -
     }
 }
 
-pub async fn next_event(events: &mut mpsc::Receiver<ClusterEvent>) -> ClusterEvent {
+pub(crate) async fn next_event(events: &mut mpsc::Receiver<ClusterEvent>) -> ClusterEvent {
     tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").unwrap()
 }

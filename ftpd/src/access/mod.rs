@@ -16,7 +16,7 @@ use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// An account's permissions by path, and the names that it must not give to files.
 #[derive(Debug)]
-pub struct AccessRules {
+pub(crate) struct AccessRules {
     general: Permissions,
     rules: Vec<PathRule>,
     denied_names: Vec<Pattern>,
@@ -29,7 +29,7 @@ struct PathRule {
 }
 
 impl AccessRules {
-    pub fn new(account: &Account) -> Self {
+    pub(crate) fn new(account: &Account) -> Self {
         let general = account.permissions;
         let rules = account.directories.iter().map(|rule| PathRule {
             pattern: PathPattern::parse(rule.path.as_str()),
@@ -44,12 +44,12 @@ impl AccessRules {
     }
 
     /// Returns true if permissions depend on the path.
-    pub fn has_rules(&self) -> bool {
+    pub(crate) fn has_rules(&self) -> bool {
         !self.rules.is_empty()
     }
 
     /// Returns the permissions of a file or directory.
-    pub fn at(&self, path: &VirtualPath) -> Permissions {
+    pub(crate) fn at(&self, path: &VirtualPath) -> Permissions {
         self.rules
             .iter()
             .find(|rule| rule.pattern.at(path) == MatchState::Matched)
@@ -57,23 +57,23 @@ impl AccessRules {
     }
 
     /// Returns the rules for the directory `path` and its entries.
-    pub fn directory(&self, path: &VirtualPath) -> DirectoryRules<'_> {
+    pub(crate) fn directory(&self, path: &VirtualPath) -> DirectoryRules<'_> {
         DirectoryRules { access: self, states: self.rules.iter().map(|rule| rule.pattern.at(path)).collect() }
     }
 
     /// Returns true if the directory is of use as a working directory: it, or a path below it, has at
     /// least one permission.
-    pub fn is_enterable(&self, path: &VirtualPath) -> bool {
+    pub(crate) fn is_enterable(&self, path: &VirtualPath) -> bool {
         self.directory(path).is_enterable()
     }
 
     /// Returns true if all of `permissions` are granted for `path` and for every possible path below it.
-    pub fn holds_in_all_of(&self, path: &VirtualPath, permissions: &[Permission]) -> bool {
+    pub(crate) fn holds_in_all_of(&self, path: &VirtualPath, permissions: &[Permission]) -> bool {
         self.directory(path).tree().all(|possible| possible.has_all(permissions))
     }
 
     /// Returns true if one of `permissions` is granted for any path.
-    pub fn holds_somewhere(&self, permissions: &[Permission]) -> bool {
+    pub(crate) fn holds_somewhere(&self, permissions: &[Permission]) -> bool {
         self.directory(&VirtualPath::root()).tree().any(|possible| possible.has_any(permissions))
     }
 
@@ -81,7 +81,7 @@ impl AccessRules {
     /// enough. Otherwise the user also needs the permissions to read and delete `from` and to store
     /// `to`, so that a rename allows no more than the other commands. For a directory, all of this must
     /// be granted for every possible path below it.
-    pub fn may_rename(&self, from: &VirtualPath, to: &VirtualPath, is_directory: bool) -> bool {
+    pub(crate) fn may_rename(&self, from: &VirtualPath, to: &VirtualPath, is_directory: bool) -> bool {
         let possible = |path| match is_directory {
             true => self.directory(path).tree().collect(),
             false => vec![self.at(path)],
@@ -101,7 +101,7 @@ impl AccessRules {
     /// Returns true if COMB may move the content of `from` to the end of `to`: this requires `upload`
     /// and `append` for `to`, `delete` for `from`, and, if the permissions differ, `download` for
     /// `from` as for a rename.
-    pub fn may_join(&self, from: &VirtualPath, to: &VirtualPath) -> bool {
+    pub(crate) fn may_join(&self, from: &VirtualPath, to: &VirtualPath) -> bool {
         let (from, to) = (self.at(from), self.at(to));
         to.has_all(&[Permission::Upload, Permission::Append])
             && from.has(Permission::Delete)
@@ -109,39 +109,39 @@ impl AccessRules {
     }
 
     /// Returns true if no file may get this name.
-    pub fn denies_name(&self, name: &[u8]) -> bool {
+    pub(crate) fn denies_name(&self, name: &[u8]) -> bool {
         self.denied_names.iter().any(|pattern| pattern.matches(name))
     }
 }
 
 /// A directory, with the match state of every rule.
 #[derive(Debug)]
-pub struct DirectoryRules<'a> {
+pub(crate) struct DirectoryRules<'a> {
     access: &'a AccessRules,
     states: Vec<MatchState>,
 }
 
 impl DirectoryRules<'_> {
     /// Returns the permissions of the entry `name` in the directory.
-    pub fn at(&self, name: &[u8]) -> Permissions {
+    pub(crate) fn at(&self, name: &[u8]) -> Permissions {
         self.rules()
             .find(|(rule, state)| rule.pattern.matches_below(state, name))
             .map_or(self.access.general, |(rule, _)| rule.permissions)
     }
 
     /// Returns the rules for the subdirectory `name`.
-    pub fn below(&self, name: &[u8]) -> Self {
+    pub(crate) fn below(&self, name: &[u8]) -> Self {
         let states = self.rules().map(|(rule, state)| rule.pattern.below(state, name)).collect();
         Self { access: self.access, states }
     }
 
-    pub fn is_enterable(&self) -> bool {
+    pub(crate) fn is_enterable(&self) -> bool {
         self.tree().any(|possible| possible != Permissions::NONE)
     }
 
     /// Returns the directory's own permissions, except `upload`, `mkdir` and `delete`, which are those
     /// of possible entries in it, as RFC 3659 section 7.5.5 defines them.
-    pub fn facts(&self) -> Permissions {
+    pub(crate) fn facts(&self) -> Permissions {
         let inside =
             |permission| self.possible(PathPattern::may_match_entry).any(|possible| possible.has(permission));
         [Permission::Upload, Permission::Mkdir, Permission::Delete]

@@ -8,7 +8,7 @@ use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// A compiled pattern. Names are compared byte by byte.
 #[derive(Clone, Debug)]
-pub struct PathPattern(Vec<PatternPart>);
+pub(super) struct PathPattern(Vec<PatternPart>);
 
 #[derive(Clone, Debug)]
 enum PatternPart {
@@ -19,7 +19,7 @@ enum PatternPart {
 
 /// State of a pattern at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MatchState {
+pub(super) enum MatchState {
     /// The pattern matches the path, and so everything below it.
     Matched,
     /// Indexes of the parts that an entry of the directory could match. Empty if nothing below can
@@ -29,7 +29,7 @@ pub enum MatchState {
 
 impl PathPattern {
     /// Compiles a pattern. Every text is valid; adjacent slashes count as one.
-    pub fn parse(pattern: &str) -> Self {
+    pub(super) fn parse(pattern: &str) -> Self {
         let mut parts = Vec::new();
         for part in pattern.split('/').filter(|part| !part.is_empty()) {
             match (part, parts.last()) {
@@ -43,7 +43,7 @@ impl PathPattern {
     }
 
     /// State at the root.
-    pub fn start(&self) -> MatchState {
+    pub(super) fn start(&self) -> MatchState {
         if self.ends_at(0) {
             return MatchState::Matched;
         }
@@ -53,12 +53,12 @@ impl PathPattern {
     }
 
     /// State at `path`.
-    pub fn at(&self, path: &VirtualPath) -> MatchState {
+    pub(super) fn at(&self, path: &VirtualPath) -> MatchState {
         path.names().fold(self.start(), |state, name| self.below(&state, name))
     }
 
     /// State at the entry `name` of the directory with the state `state`.
-    pub fn below(&self, state: &MatchState, name: &[u8]) -> MatchState {
+    pub(super) fn below(&self, state: &MatchState, name: &[u8]) -> MatchState {
         let MatchState::Pending(pending) = state else {
             return MatchState::Matched;
         };
@@ -81,7 +81,7 @@ impl PathPattern {
     }
 
     /// Returns true if [`PathPattern::below`] would return [`MatchState::Matched`]. Allocates nothing.
-    pub fn matches_below(&self, state: &MatchState, name: &[u8]) -> bool {
+    pub(super) fn matches_below(&self, state: &MatchState, name: &[u8]) -> bool {
         match state {
             MatchState::Matched => true,
             MatchState::Pending(pending) => pending.iter().any(|part| match &self.0[*part] {
@@ -92,7 +92,7 @@ impl PathPattern {
     }
 
     /// Returns true if the pattern can match an entry of the directory.
-    pub fn may_match_entry(&self, state: &MatchState) -> bool {
+    pub(super) fn may_match_entry(&self, state: &MatchState) -> bool {
         match state {
             MatchState::Matched => true,
             MatchState::Pending(pending) => pending

@@ -16,7 +16,7 @@ use crate::{
 /// # Errors
 /// 425: there is no data port. 521: the data connection would not be encrypted, but must be (RFC 4217 section
 /// 9).
-pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
+pub(super) fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
     let node_requires = session.node.tls.as_ref().is_some_and(|tls| tls.settings.data == TlsPolicy::Required);
     if !session.is_private && (node_requires || session.account.tls.data) {
         session.data_port = None;
@@ -33,14 +33,19 @@ pub fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
 }
 
 /// Starts a transfer. `opening` is sent to the client at once.
-pub fn start_transfer(session: &LoggedIn, port: DataPort, transfer: Transfer, opening: Reply) -> Outcome {
+pub(super) fn start_transfer(
+    session: &LoggedIn,
+    port: DataPort,
+    transfer: Transfer,
+    opening: Reply,
+) -> Outcome {
     let stored_at = session.jail.path_in_storage(&transfer.path);
     let parts = SessionParts { slot: session.transfer_slot_request(), ..parts(session) };
     Outcome::Start(Some(opening), transfer::start(parts, port, protection(session), transfer, stored_at))
 }
 
 /// Runs a long command; `work` returns its reply.
-pub fn run_in_background(
+pub(super) fn run_in_background(
     session: &LoggedIn,
     watch: Arc<ActivityHandle>,
     work: impl FnOnce() -> Reply + Send + 'static,

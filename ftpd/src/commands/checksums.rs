@@ -21,7 +21,11 @@ use crate::{
 };
 
 /// HASH: uses the algorithm of OPTS HASH and the range of RANG.
-pub async fn hash(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+pub(super) async fn hash(
+    session: &mut LoggedIn,
+    verb: &'static str,
+    argument: &[u8],
+) -> Result<Outcome, Reply> {
     let range = session.range.take().map(|range| range.start..range.end.saturating_add(1));
     let algorithm = session.hash;
     let name = argument.to_vec();
@@ -36,7 +40,11 @@ pub async fn hash(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
 }
 
 /// XCRC, XMD5, XSHA1, XSHA256, XSHA512: 250 with the checksum.
-pub async fn checksum(session: &LoggedIn, verb: &'static str, checksum: Checksum) -> Result<Outcome, Reply> {
+pub(super) async fn checksum(
+    session: &LoggedIn,
+    verb: &'static str,
+    checksum: Checksum,
+) -> Result<Outcome, Reply> {
     let range = checksum.start..checksum.end.unwrap_or(u64::MAX);
     compute(session, verb, &checksum.path, checksum.algorithm, Some(range), |_, sum| {
         Reply::new(Code::DONE, sum)

@@ -20,7 +20,7 @@ const MAX_SOURCES: usize = 64;
 
 /// COMB: appends files to the target, in order, and removes them. Clients that upload a file in parts send it
 /// last. All names are leased in one step while it runs.
-pub async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Result<Outcome, Reply> {
+pub(super) async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Result<Outcome, Reply> {
     let target = session.path(&comb.target)?;
     if comb.sources.len() > MAX_SOURCES {
         metrics::limit_reached("comb_sources");

@@ -21,7 +21,7 @@ use crate::{
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 
 /// PASV. Replaces the session's earlier reservation.
-pub async fn pasv(session: &mut LoggedIn) -> Result<Reply, Reply> {
+pub(super) async fn pasv(session: &mut LoggedIn) -> Result<Reply, Reply> {
     refuse_after_epsv_all(session)?;
     let announced = announced_address(&session.node.network, session.ends)
         .ok_or_else(|| Reply::new(Code::NO_DATA_CONNECTION, "PASV requires IPv4; use EPSV"))?;
@@ -33,7 +33,7 @@ pub async fn pasv(session: &mut LoggedIn) -> Result<Reply, Reply> {
 
 /// EPSV. The data connection goes to the address of the control connection, so it has the same address
 /// family.
-pub async fn epsv(session: &mut LoggedIn, argument: EpsvArgument) -> Result<Reply, Reply> {
+pub(super) async fn epsv(session: &mut LoggedIn, argument: EpsvArgument) -> Result<Reply, Reply> {
     match argument {
         EpsvArgument::All => {
             session.epsv_only = true;
@@ -59,7 +59,7 @@ pub async fn epsv(session: &mut LoggedIn, argument: EpsvArgument) -> Result<Repl
 /// PORT and EPRT. The address must be the client's own and the port above 1023, to prevent the FTP bounce
 /// attack (CVE-1999-0017, RFC 2577 section 3). Addresses of this host and of the cluster's services are
 /// refused: behind a proxy that replaces the client address by the host's own, every user could reach them.
-pub fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> Result<Reply, Reply> {
+pub(super) fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAddr) -> Result<Reply, Reply> {
     refuse_after_epsv_all(session)?;
     if !session.node.network.active_mode {
         return Err(Reply::new(Code::NOT_IMPLEMENTED, "Active mode is disabled; use PASV or EPSV"));

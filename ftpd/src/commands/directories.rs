@@ -17,13 +17,13 @@ use crate::{
 };
 
 /// PWD: 257 with the path. Quotes in it are doubled (RFC 959 appendix II).
-pub fn pwd(session: &LoggedIn) -> Reply {
+pub(super) fn pwd(session: &LoggedIn) -> Reply {
     Reply::quoted_path(session.cwd.as_bytes(), "is current directory")
 }
 
 /// CWD. Without a path it changes to the home, and with `~`, unless a directory has that name, as in ProFTPD
 /// and Pure-FTPd.
-pub async fn cwd(session: &mut LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
+pub(super) async fn cwd(session: &mut LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let Some(argument) = argument else { return enter(session, VirtualPath::root()).await };
     let path = session.path(argument)?;
     let refused = match enter(session, path).await {
@@ -40,7 +40,7 @@ pub async fn cwd(session: &mut LoggedIn, argument: Option<&[u8]>) -> Result<Repl
 }
 
 /// CDUP: changes to the parent directory.
-pub async fn cdup(session: &mut LoggedIn) -> Result<Reply, Reply> {
+pub(super) async fn cdup(session: &mut LoggedIn) -> Result<Reply, Reply> {
     let path = session.cwd.parent();
     enter(session, path).await
 }
@@ -65,7 +65,7 @@ async fn enter(session: &mut LoggedIn, path: VirtualPath) -> Result<Reply, Reply
 
 /// MKD: 257 with the absolute path, which the client can use in CWD. The quota counts the directory as a
 /// file.
-pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+pub(super) async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Mkdir, &path)?;
     let reservation = match session.quota_of(&path) {
@@ -90,7 +90,7 @@ pub async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 }
 
 /// RMD: removes an empty directory.
-pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+pub(super) async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Rmdir, &path)?;
     let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
@@ -104,7 +104,7 @@ pub async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 
 /// RMDA: removes a directory with everything below it, if no access rule could forbid a part of that. ABOR
 /// stops it; removed files stay removed. While it runs, no session can write below the directory.
-pub fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+pub(super) fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
     if !session.access.holds_in_all_of(&path, &[Permission::Rmdir, Permission::Delete]) {
         return Err(Reply::permission_denied());

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// DELE: a file, and the partial file of an unfinished upload of it.
-pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+pub(super) async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Delete, &path)?;
     let user = session.account.user.clone();
@@ -37,7 +37,7 @@ pub async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 
 /// RNFR: 350 if the path exists. A user without the permission to list gets 350 for every name, so that only
 /// a successful rename reveals that the path existed.
-pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+pub(super) async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Rename, &path)?;
     if session.access.at(&path).has(Permission::List) {
@@ -49,7 +49,7 @@ pub async fn rnfr(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Repl
 }
 
 /// RNTO. Only users with the permission to overwrite may replace an existing file.
-pub async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+pub(super) async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let from = session.rename_from.take();
     let to = session.path(argument)?;
     session.allow(Permission::Rename, &to)?;
@@ -90,7 +90,7 @@ async fn allow_rename(session: &LoggedIn, from: &VirtualPath, to: &VirtualPath) 
 /// SIZE: the number of bytes that RETR would send (RFC 3659 section 4). Refused in TYPE A: the size would be
 /// known only after reading the whole file. For an unfinished atomic upload the size so far, so that the
 /// client knows where to resume.
-pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+pub(super) async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::List, &path)?;
     if session.representation.converts() {
@@ -107,7 +107,7 @@ pub async fn size(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 }
 
 /// MDTM: the time of last change (RFC 3659 section 3).
-pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
+pub(super) async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::List, &path)?;
     let modified = session.in_home(move |jail| jail.open_read(&path).map(|file| file.modified)).await?;
@@ -115,7 +115,7 @@ pub async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
 }
 
 /// MFMT, MDTM with a time, SITE UTIME: sets the time of last change.
-pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
+pub(super) async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
     let path = session.path(&modified.path)?;
     session.allow(Permission::Attributes, &path)?;
     let (time, lease_taker) = (modified.time, LeaseTaker::of(session));
@@ -130,7 +130,7 @@ pub async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply
 }
 
 /// AVBL: the free space of the path's file system in bytes, at most the rest of the quota.
-pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
+pub(super) async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let path = session.path(argument.unwrap_or_default())?;
     session.allow(Permission::List, &path)?;
     let quota = session.quota_of(&path).cloned();
@@ -142,7 +142,7 @@ pub async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
 }
 
 /// SITE CHMOD, with an octal or symbolic mode.
-pub async fn chmod(session: &LoggedIn, mode: ModeChange, argument: &[u8]) -> Result<Reply, Reply> {
+pub(super) async fn chmod(session: &LoggedIn, mode: ModeChange, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Attributes, &path)?;
     let change = move |before, is_directory| mode.apply(before, is_directory);

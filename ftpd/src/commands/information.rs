@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// TYPE (RFC 959 section 3.1.1).
-pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Reply {
+pub(super) fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Reply {
     session.representation.select(transfer_type);
     Reply::new(
         Code::OK,
@@ -26,23 +26,23 @@ pub fn transfer_type(session: &mut LoggedIn, transfer_type: TransferType) -> Rep
 }
 
 /// STRU F.
-pub fn structure() -> Reply {
+pub(super) fn structure() -> Reply {
     Reply::new(Code::OK, "Structure is file")
 }
 
 /// MODE S.
-pub fn mode() -> Reply {
+pub(super) fn mode() -> Reply {
     Reply::new(Code::OK, "Mode is stream")
 }
 
 /// SYST.
-pub fn system_type() -> Reply {
+pub(crate) fn system_type() -> Reply {
     Reply::new(Code::SYSTEM_TYPE, "UNIX Type: L8")
 }
 
 /// FEAT (RFC 2389): the extensions of the verb table, with the facts and the algorithm that the session has
 /// selected.
-pub fn feat(session: &Session) -> Reply {
+pub(super) fn feat(session: &Session) -> Reply {
     let (facts, hash) = match &session.state {
         LoginState::LoggedIn(logged_in) => (logged_in.facts, logged_in.hash),
         LoginState::Greeted | LoginState::Named(_) => (Facts::default(), Algorithm::Sha256),
@@ -51,17 +51,17 @@ pub fn feat(session: &Session) -> Reply {
 }
 
 /// HELP.
-pub fn help(topic: Option<&[u8]>) -> Reply {
+pub(super) fn help(topic: Option<&[u8]>) -> Reply {
     verbs::help(topic)
 }
 
 /// SITE HELP.
-pub fn site_help() -> Reply {
+pub(super) fn site_help() -> Reply {
     verbs::site_help()
 }
 
 /// OPTS (RFC 2389). UTF8 is always on: file names are bytes that the node does not convert.
-pub fn opts(session: &mut Session, opts: Opts) -> Reply {
+pub(super) fn opts(session: &mut Session, opts: Opts) -> Reply {
     let logged_in = match (&mut session.state, &opts) {
         (_, Opts::Utf8(true)) => return Reply::new(Code::OK, "UTF8 is always on"),
         (_, Opts::Utf8(false)) => {
@@ -84,7 +84,7 @@ pub fn opts(session: &mut Session, opts: Opts) -> Reply {
 }
 
 /// STAT without an argument: the status of the session, and of the activity if one runs.
-pub fn session_status(session: &Session, running: Option<&ActivityHandle>) -> Reply {
+pub(crate) fn session_status(session: &Session, running: Option<&ActivityHandle>) -> Reply {
     let node = &session.node;
     let mut lines: Vec<ReplyText> = Vec::new();
     // Only after login: node names and versions help attackers.
@@ -119,7 +119,7 @@ pub fn session_status(session: &Session, running: Option<&ActivityHandle>) -> Re
 }
 
 /// SITE WHO: all sessions of the cluster for administrators, the user's own sessions for other users.
-pub async fn who(session: &LoggedIn) -> Reply {
+pub(super) async fn who(session: &LoggedIn) -> Reply {
     let registry = &session.node.registry;
     let mut sessions = if session.account.admin {
         registry.sessions().await
@@ -135,7 +135,7 @@ pub async fn who(session: &LoggedIn) -> Reply {
 }
 
 /// SITE QUOTA: usage and limit, one line for bytes and one for files. Directories count as files.
-pub async fn quota(session: &LoggedIn) -> Result<Reply, Reply> {
+pub(super) async fn quota(session: &LoggedIn) -> Result<Reply, Reply> {
     let Some(quota) = &session.quota else {
         return Ok(Reply::new(Code::SYSTEM_STATUS, "No quota"));
     };

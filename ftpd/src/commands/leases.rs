@@ -13,7 +13,7 @@ use common::{
 };
 
 /// Takes write leases for a session, on a worker.
-pub struct LeaseTaker {
+pub(super) struct LeaseTaker {
     registry: Registry,
     session: SessionId,
     bridge: RuntimeBridge,
@@ -21,7 +21,7 @@ pub struct LeaseTaker {
 
 impl LeaseTaker {
     /// Call it within the runtime.
-    pub fn of(session: &LoggedIn) -> Self {
+    pub(super) fn of(session: &LoggedIn) -> Self {
         Self {
             registry: session.node.registry.clone(),
             session: session.identity.session,
@@ -36,7 +36,7 @@ impl LeaseTaker {
     ///
     /// # Errors
     /// [`FileError::Leased`].
-    pub fn to_remove(&self, claims: Vec<LeasePath>) -> Result<WriteLease, FileError> {
+    pub(super) fn to_remove(&self, claims: Vec<LeasePath>) -> Result<WriteLease, FileError> {
         Ok(self.bridge.wait(self.registry.lease_names(claims, self.session))?)
     }
 
@@ -48,7 +48,7 @@ impl LeaseTaker {
     /// # Errors
     /// [`FileError::Leased`]; [`FileError::WriterUncertain`] if the lease is not certain and locks on the
     /// storage do not hold on all nodes.
-    pub fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
+    pub(super) fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
         // Also of files: one may become a directory meanwhile.
         let claim = |path: &&VirtualPath| Ok(LeasePath::tree(&jail.name_key(path)?));
         let claims = paths.iter().map(claim).collect::<Result<_, FileError>>()?;
@@ -62,7 +62,7 @@ impl LeaseTaker {
     /// # Errors
     /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`;
     /// [`FileError::WriterUncertain`] as for [`Self::to_rename`].
-    pub fn to_write(
+    pub(super) fn to_write(
         &self,
         jail: &Jail,
         paths: &[&VirtualPath],

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// LIST: a directory in the format of `ls -l`.
-pub async fn list(
+pub(super) async fn list(
     session: &mut LoggedIn,
     verb: &'static str,
     arguments: ListArguments,
@@ -39,7 +39,7 @@ pub async fn list(
 }
 
 /// NLST: the names in a directory; with `-l` like LIST.
-pub async fn nlst(
+pub(super) async fn nlst(
     session: &mut LoggedIn,
     verb: &'static str,
     arguments: ListArguments,
@@ -53,7 +53,7 @@ pub async fn nlst(
 }
 
 /// MLSD: the facts of all entries of a directory (RFC 3659 section 7.2.1).
-pub async fn mlsd(
+pub(super) async fn mlsd(
     session: &mut LoggedIn,
     verb: &'static str,
     argument: Option<&[u8]>,
@@ -73,7 +73,7 @@ pub async fn mlsd(
 }
 
 /// MLST: the facts of one path, over the control connection. For a symbolic link, those of the link itself.
-pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
+pub(super) async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let path = session.path(argument.unwrap_or_default())?;
     session.allow(Permission::List, &path)?;
     let (named, access) = (path.clone(), Arc::clone(&session.access));
@@ -90,7 +90,11 @@ pub async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<Reply, 
 
 /// STAT with a path: a listing over the control connection, of at most `max_stat_entries` lines. Runs as an
 /// activity, because a directory can have any number of entries: ABOR and the end of the session stop it.
-pub fn stat(session: &LoggedIn, verb: &'static str, arguments: ListArguments) -> Result<Outcome, Reply> {
+pub(super) fn stat(
+    session: &LoggedIn,
+    verb: &'static str,
+    arguments: ListArguments,
+) -> Result<Outcome, Reply> {
     let path = session.path(&arguments.path.unwrap_or_default())?;
     let options = ListOptions { recursive: false, ..arguments.options };
     let max_lines = session.node.storage.stat_entries;

@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// USER. The reply is the same whether the user exists or not.
-pub fn user(session: &mut Session, name: Vec<u8>) -> Reply {
+pub(super) fn user(session: &mut Session, name: Vec<u8>) -> Reply {
     if session.is_logged_in() {
         return Reply::new(Code::BAD_SEQUENCE, "Already logged in; send REIN to log out");
     }
@@ -53,19 +53,19 @@ fn encryption_required() -> Reply {
 }
 
 /// ACCT: users have no account in the sense of RFC 959.
-pub fn acct() -> Reply {
+pub(super) fn acct() -> Reply {
     Reply::new(Code::SUPERFLUOUS, "No account is needed")
 }
 
 /// REIN: returns to the state after the greeting.
-pub fn rein(session: &mut Session) -> Reply {
+pub(super) fn rein(session: &mut Session) -> Reply {
     session.state = LoginState::Greeted;
     session.handle.set_user(None);
     Reply::new(Code::READY, "Ready for a new user")
 }
 
 /// HOST: accepts every name, or only those in `host_names` (RFC 7151 section 3.2).
-pub fn host(session: &mut Session, name: &str) -> Reply {
+pub(super) fn host(session: &mut Session, name: &str) -> Reply {
     match session.state {
         LoginState::Greeted => {}
         LoginState::Named(_) => return Reply::new(Code::BAD_SEQUENCE, "Send HOST before USER"),
@@ -80,7 +80,7 @@ pub fn host(session: &mut Session, name: &str) -> Reply {
 }
 
 /// CLNT: only logs the name of the client program.
-pub fn client(session: &mut Session, name: &[u8]) -> Reply {
+pub(super) fn client(session: &mut Session, name: &[u8]) -> Reply {
     log::debug!(
         session:% = session.handle.id, address:% = session.ends.client.ip();
         "client program: {:?}", String::from_utf8_lossy(&name[..name.len().min(100)])
@@ -89,7 +89,7 @@ pub fn client(session: &mut Session, name: &[u8]) -> Reply {
 }
 
 /// PASS: authenticates the user, registers the session, opens the home.
-pub async fn pass(session: &mut Session, password: Password) -> Outcome {
+pub(super) async fn pass(session: &mut Session, password: Password) -> Outcome {
     let name = match std::mem::replace(&mut session.state, LoginState::Greeted) {
         LoginState::Named(name) => name,
         state => {

@@ -26,10 +26,10 @@ use crate::{
     work::Task,
 };
 
-pub use information::{session_status, system_type};
+pub(crate) use information::{session_status, system_type};
 
 /// Runs a command, or refuses it if it may not run now.
-pub async fn run(session: &mut Session, request: Request) -> Outcome {
+pub(crate) async fn run(session: &mut Session, request: Request) -> Outcome {
     let Request { verb, command } = request;
     if verb.needs_tls && session.node.tls.is_none() {
         return Reply::new(Code::NOT_IMPLEMENTED, "TLS is not available on this server").into();

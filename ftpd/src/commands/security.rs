@@ -8,7 +8,7 @@ use crate::{
 
 /// AUTH: the handshake follows the reply and resets the session. `private_data` has the effect of a later
 /// PROT P.
-pub fn auth(session: &mut Session, private_data: bool) -> Outcome {
+pub(super) fn auth(session: &mut Session, private_data: bool) -> Outcome {
     if session.security.is_encrypted() {
         return Reply::new(Code::BAD_SEQUENCE, "TLS is already active").into();
     }
@@ -20,7 +20,7 @@ pub fn auth(session: &mut Session, private_data: bool) -> Outcome {
 }
 
 /// PBSZ: the size is always 0 with TLS (RFC 4217 section 8).
-pub fn pbsz(session: &mut Session) -> Reply {
+pub(super) fn pbsz(session: &mut Session) -> Reply {
     if !session.security.is_encrypted() {
         return Reply::new(Code::BAD_SEQUENCE, "Send AUTH TLS first");
     }
@@ -29,7 +29,7 @@ pub fn pbsz(session: &mut Session) -> Reply {
 }
 
 /// PROT: plain or encrypted data connections (RFC 4217 section 9).
-pub fn prot(session: &mut Session, level: ProtectionLevel) -> Reply {
+pub(super) fn prot(session: &mut Session, level: ProtectionLevel) -> Reply {
     if !session.security.has_buffer_size {
         return Reply::new(Code::BAD_SEQUENCE, "Send PBSZ before PROT");
     }
@@ -60,12 +60,12 @@ pub fn prot(session: &mut Session, level: ProtectionLevel) -> Reply {
 }
 
 /// CCC: refused, so that passwords and file names stay encrypted.
-pub fn ccc() -> Reply {
+pub(super) fn ccc() -> Reply {
     Reply::new(Code::POLICY, "CCC is not allowed; the control connection stays encrypted")
 }
 
 /// Returns true if the client has to send AUTH TLS before it may log in.
-pub fn needs_encryption(session: &Session) -> bool {
+pub(super) fn needs_encryption(session: &Session) -> bool {
     let required = session.node.tls.as_ref().is_some_and(|tls| tls.settings.control == TlsPolicy::Required);
     required && !session.security.is_encrypted()
 }

@@ -14,13 +14,13 @@ use crate::{
 };
 
 /// REST: the offset at which the next transfer begins.
-pub fn rest(session: &mut LoggedIn, offset: u64) -> Reply {
+pub(super) fn rest(session: &mut LoggedIn, offset: u64) -> Reply {
     session.offset = offset;
     Reply::new(Code::PENDING, format!("Restarting at {offset}"))
 }
 
 /// RANG: the bytes that the next RETR or HASH reads.
-pub fn rang(session: &mut LoggedIn, range: Option<ByteRange>) -> Reply {
+pub(super) fn rang(session: &mut LoggedIn, range: Option<ByteRange>) -> Reply {
     session.range = range;
     match range {
         Some(ByteRange { start, end }) => {
@@ -34,7 +34,7 @@ pub fn rang(session: &mut LoggedIn, range: Option<ByteRange>) -> Reply {
 ///
 /// # Errors
 /// 554 if the coding does not keep bytes (TYPE A): an offset would count bytes that are not in the file.
-pub fn take_offset(session: &mut LoggedIn) -> Result<u64, Reply> {
+pub(super) fn take_offset(session: &mut LoggedIn) -> Result<u64, Reply> {
     match std::mem::take(&mut session.offset) {
         0 => Ok(0),
         _ if !session.representation.coding().keeps_bytes() => {
@@ -52,7 +52,11 @@ enum Source {
 }
 
 /// RETR.
-pub async fn retr(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+pub(super) async fn retr(
+    session: &mut LoggedIn,
+    verb: &'static str,
+    argument: &[u8],
+) -> Result<Outcome, Reply> {
     let range = session.range.take();
     let offset = take_offset(session)?;
     let port = take_port(session)?;

@@ -11,7 +11,7 @@ use crate::{
 
 /// The facts that are known at the end of an upload's data.
 #[derive(Clone, Copy, Debug)]
-pub struct Evidence {
+pub(super) struct Evidence {
     pub end: DataEnd,
     /// The control connection was open when the end of the data was seen; for a partial file, also after
     /// `settle_time`.
@@ -29,7 +29,7 @@ pub struct Evidence {
 impl Evidence {
     /// Returns true if exactly the announced size has arrived. After REST some clients announce the rest,
     /// others the whole file.
-    pub fn meets_announcement(&self) -> bool {
+    pub(super) fn meets_announcement(&self) -> bool {
         self.announced.is_some_and(|announced| announced == self.got || announced == self.start + self.got)
     }
 
@@ -45,7 +45,7 @@ impl Evidence {
     ///
     /// # Errors
     /// The upload is not complete: the reason.
-    pub fn check(&self) -> Result<(), TransferFailure> {
+    pub(super) fn check(&self) -> Result<(), TransferFailure> {
         if self.meets_announcement() {
             return Ok(());
         }

@@ -30,7 +30,7 @@ const UNIQUE_NAMES: u32 = 16;
 
 /// ALLO: refused if the storage or the quota has no room. The announced size is evidence of a complete
 /// upload: see [`Evidence::check`].
-pub async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
+pub(super) async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
     // The path of the upload is not known yet.
     if !session.access.holds_somewhere(&[Permission::Upload, Permission::Append]) {
         return Err(Reply::permission_denied());
@@ -63,7 +63,11 @@ fn refuse_range(session: &mut LoggedIn) -> Result<(), Reply> {
 }
 
 /// STOR. After REST it resumes an upload that broke off.
-pub async fn stor(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+pub(super) async fn stor(
+    session: &mut LoggedIn,
+    verb: &'static str,
+    argument: &[u8],
+) -> Result<Outcome, Reply> {
     refuse_range(session)?;
     let offset = take_offset(session)?;
     let path = session.path(argument)?;
@@ -109,7 +113,11 @@ async fn size_of(session: &LoggedIn, path: &VirtualPath) -> Result<Option<u64>, 
 }
 
 /// APPE. A preceding REST must equal the current file size; any other offset gets 554.
-pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
+pub(super) async fn appe(
+    session: &mut LoggedIn,
+    verb: &'static str,
+    argument: &[u8],
+) -> Result<Outcome, Reply> {
     refuse_range(session)?;
     let offset = take_offset(session)?;
     let path = session.path(argument)?;
@@ -125,7 +133,7 @@ pub async fn appe(session: &mut LoggedIn, verb: &'static str, argument: &[u8]) -
 
 /// STOU: stores a file under a new name. The opening reply shows the name in the form of RFC 1123 section
 /// 4.1.2.9.
-pub async fn stou(
+pub(super) async fn stou(
     session: &mut LoggedIn,
     verb: &'static str,
     argument: Option<&[u8]>,

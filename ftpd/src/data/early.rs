@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 /// Bytes that were read early, and the end of the stream if it came with them. Reading it gives both again.
 #[derive(Default)]
-pub struct Early {
+pub(crate) struct Early {
     bytes: Vec<u8>,
     read: usize,
     /// `None`: the stream goes on in the socket.
@@ -15,22 +15,22 @@ pub struct Early {
 
 impl Early {
     /// Returns true if nothing follows in the socket.
-    pub fn has_ended(&self) -> bool {
+    pub(super) fn has_ended(&self) -> bool {
         self.end.is_some()
     }
 
     /// The number of bytes that were not read again yet.
-    pub fn left(&self) -> usize {
+    pub(super) fn left(&self) -> usize {
         self.bytes.len() - self.read
     }
 
     /// The number of all bytes.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.bytes.len()
     }
 
     /// Adds the result of a read: bytes, the end of the stream (no bytes), or an error.
-    pub fn put(&mut self, read: io::Result<&[u8]>) {
+    pub(super) fn put(&mut self, read: io::Result<&[u8]>) {
         match read {
             Ok([]) => self.end = Some(Ok(())),
             Ok(bytes) => self.bytes.extend_from_slice(bytes),
@@ -41,7 +41,7 @@ impl Early {
 
     /// Waits for bytes of `stream` and adds those that are there, up to `most` or somewhat more. Returns true
     /// at the end of the stream. Cancel-safe.
-    pub async fn read_from(&mut self, stream: &TcpStream, most: usize) -> bool {
+    pub(super) async fn read_from(&mut self, stream: &TcpStream, most: usize) -> bool {
         let read = async {
             stream.readable().await?;
             // Only now, so that a connection that waits holds no memory.

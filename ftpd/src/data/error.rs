@@ -39,7 +39,7 @@ pub enum CopyError {
 /// record.
 #[derive(Debug, thiserror::Error)]
 #[error("no close_notify")]
-pub struct NoCloseNotify;
+pub(super) struct NoCloseNotify;
 
 impl CopyError {
     /// The error for a copy whose `progress` is cancelled.

@@ -49,7 +49,7 @@ pub enum DataEnd {
 
 impl DataStream {
     /// `by_balancer`: the connection came from a balancer, with a PROXY header.
-    pub fn plain(socket: TcpStream, early: Early, by_balancer: bool) -> Self {
+    pub(super) fn plain(socket: TcpStream, early: Early, by_balancer: bool) -> Self {
         Self { socket: Arc::new(socket), tls: None, early, by_balancer }
     }
 

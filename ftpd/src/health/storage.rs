@@ -12,7 +12,7 @@ type Result<T> = std::result::Result<T, String>;
 
 /// Probes the storage on its own thread. At most one probe runs at a time, so a storage that hangs
 /// blocks only this thread.
-pub struct StorageProbe {
+pub(super) struct StorageProbe {
     requests: mpsc::UnboundedSender<oneshot::Sender<io::Result<()>>>,
     /// The probe that has no result yet, and its start.
     pending: Option<(Instant, oneshot::Receiver<io::Result<()>>)>,
@@ -21,7 +21,7 @@ pub struct StorageProbe {
 impl StorageProbe {
     /// A probe that opens `root` and calls fstatvfs. A network file system asks its server for this and does
     /// not use a cache.
-    pub fn of(root: &Path) -> Self {
+    pub(super) fn of(root: &Path) -> Self {
         let root = root.to_owned();
         Self::new(move || {
             fstatvfs(File::open(&root)?)?;
@@ -46,7 +46,7 @@ impl StorageProbe {
     ///
     /// # Errors
     /// The storage cannot be used, or has not responded in time.
-    pub async fn ask(&mut self, patience: Duration) -> Result<()> {
+    pub(super) async fn ask(&mut self, patience: Duration) -> Result<()> {
         let (since, mut answer) = self.pending.take().unwrap_or_else(|| {
             let (sender, answer) = oneshot::channel();
             // If the thread has ended, this drops the sender, and the probe fails.

@@ -326,35 +326,35 @@ pub(super) struct DirectoryRecord<'n> {
 
 impl DirectoryRecord<'_> {
     /// Returns true for `.` and `..`.
-    pub fn is_self_or_parent(&self) -> bool {
+    pub(super) fn is_self_or_parent(&self) -> bool {
         matches!(self.name.to_bytes(), b"." | b"..")
     }
 
     /// Returns true if the name is a directory or the file system does not report its type.
-    pub fn may_be_directory(&self) -> bool {
+    pub(super) fn may_be_directory(&self) -> bool {
         matches!(self.file_type, libc::DT_DIR | libc::DT_UNKNOWN)
     }
 }
 
 impl DirectoryReader {
     /// `directory` must be open for reading.
-    pub fn new(directory: OwnedFd) -> Self {
+    pub(super) fn new(directory: OwnedFd) -> Self {
         Self { directory, buffer: vec![0; BUFFER].into(), pending: 0..0 }
     }
 
-    pub fn directory(&self) -> &OwnedFd {
+    pub(super) fn directory(&self) -> &OwnedFd {
         &self.directory
     }
 
     /// Starts again at the first name.
-    pub fn rewind(&mut self) -> Result<(), Errno> {
+    pub(super) fn rewind(&mut self) -> Result<(), Errno> {
         self.pending = 0..0;
         lseek(&self.directory, 0, Whence::SeekSet).map(drop)
     }
 
     /// Returns the next name, including `.` and `..`, or `None` at the end. Not an `Iterator`, because
     /// the names borrow the buffer.
-    pub fn next(&mut self) -> Option<Result<DirectoryRecord<'_>, Errno>> {
+    pub(super) fn next(&mut self) -> Option<Result<DirectoryRecord<'_>, Errno>> {
         if self.pending.is_empty() {
             match self.fill() {
                 Ok(0) => return None,

@@ -42,12 +42,12 @@ pub(super) struct EntryLocation<'p> {
 
 impl<'p> EntryLocation<'p> {
     /// Duplicates the handle `directory`.
-    pub fn new(directory: &OwnedFd, name: &'p [u8]) -> Result<Self, FileError> {
+    pub(super) fn new(directory: &OwnedFd, name: &'p [u8]) -> Result<Self, FileError> {
         Ok(Self { directory: directory.try_clone()?, name })
     }
 
     /// Status of the name itself: a symbolic link is not followed.
-    pub fn status(&self) -> Result<FileStat, Errno> {
+    pub(super) fn status(&self) -> Result<FileStat, Errno> {
         status(&self.directory, self.name)
     }
 }

@@ -35,7 +35,7 @@ pub(super) struct InodeLock(Vec<FileIdentity>);
 impl InodeLock {
     /// Waits until no other operation holds any of the files, then locks all of them in one step, so
     /// that two operations cannot deadlock. Blocks only for operations on the same files.
-    pub fn take(files: impl IntoIterator<Item = FileIdentity>) -> Self {
+    pub(super) fn take(files: impl IntoIterator<Item = FileIdentity>) -> Self {
         let mut wanted: Vec<FileIdentity> = files.into_iter().collect();
         wanted.sort_unstable();
         wanted.dedup();

@@ -14,7 +14,7 @@ pub(super) struct MountInfo {
 
 impl MountInfo {
     /// Returns the mount that an open file is on.
-    pub fn of(file: &impl AsRawFd) -> std::io::Result<Self> {
+    pub(super) fn of(file: &impl AsRawFd) -> std::io::Result<Self> {
         let absent = |what: &str| std::io::Error::new(std::io::ErrorKind::NotFound, what.to_owned());
         // The mount id, because btrfs reports other device numbers in mountinfo than in fstat.
         let status = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
@@ -40,7 +40,7 @@ impl MountInfo {
     ///
     /// # Errors
     /// The reason that it does not, and the mount option that would change it.
-    pub fn check_cross_nodes(&self) -> Result<(), String> {
+    pub(super) fn check_cross_nodes(&self) -> Result<(), String> {
         let has = |option: &str| self.options.iter().any(|found| found == option);
         let kind = &*self.kind;
         let local = |option: &str, instead: &str| {

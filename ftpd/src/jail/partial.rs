@@ -83,14 +83,14 @@ pub(super) struct ReplacedFile {
 
 impl HiddenNames {
     /// Adds a new random token to the hidden name `resumable`.
-    pub fn new(resumable: Box<[u8]>) -> Self {
+    pub(super) fn new(resumable: Box<[u8]>) -> Self {
         let token = format!("-{:0width$x}", rand::random::<u64>(), width = TOKEN_LENGTH);
         let unique = [&resumable, token.as_bytes()].concat().into();
         Self { resumable, unique }
     }
 
     /// Creates the file of an upload that begins at 0.
-    pub fn create(
+    pub(super) fn create(
         &self,
         directory: &OwnedFd,
         mode: u32,
@@ -112,7 +112,7 @@ impl HiddenNames {
     }
 
     /// Opens the file of an aborted upload to resume it.
-    pub fn resume(&self, directory: &OwnedFd, locks: LockMode) -> Result<UploadFile, FileError> {
+    pub(super) fn resume(&self, directory: &OwnedFd, locks: LockMode) -> Result<UploadFile, FileError> {
         let flags = handle::WRITE | OFlag::O_NOFOLLOW;
         for _ in 0..ATTEMPTS {
             let file = match openat(directory, &*self.resumable, flags, Mode::empty()) {
@@ -133,7 +133,7 @@ impl HiddenNames {
     }
 
     /// Renames `file` from its unique name to the resumable name.
-    pub fn replace_resumable(
+    pub(super) fn replace_resumable(
         &self,
         directory: &OwnedFd,
         file: &File,

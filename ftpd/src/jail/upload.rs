@@ -104,7 +104,7 @@ impl WriteGuard {
     ///
     /// # Errors
     /// [`FileError::WriteRightLost`] if it may not.
-    pub fn check(&self) -> Result<(), FileError> {
+    pub(super) fn check(&self) -> Result<(), FileError> {
         if self.0.as_ref().is_none_or(|may_write| may_write()) {
             Ok(())
         } else {

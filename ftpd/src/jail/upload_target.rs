@@ -17,7 +17,7 @@ use crate::virtual_path::VirtualPath;
 
 /// A path to upload to. It is looked up once, for both the write lease and the open.
 #[derive(Debug)]
-pub struct UploadTarget<'j> {
+pub(crate) struct UploadTarget<'j> {
     jail: &'j Jail,
     path: &'j VirtualPath,
     location: EntryLocation<'j>,
@@ -31,7 +31,7 @@ pub struct UploadTarget<'j> {
 impl UploadTarget<'_> {
     /// Requires that the file exists when it is opened. An earlier check is not enough, because another
     /// session may remove the file after it.
-    pub fn only_existing(self) -> Self {
+    pub(crate) fn only_existing(self) -> Self {
         Self { may_create: false, ..self }
     }
 
@@ -39,7 +39,7 @@ impl UploadTarget<'_> {
     ///
     /// # Errors
     /// Any error of the kernel.
-    pub fn key(&self) -> Result<Vec<u8>, FileError> {
+    pub(crate) fn key(&self) -> Result<Vec<u8>, FileError> {
         if self.found.is_ok_and(|status| kind(&status) == EntryKind::Symlink) {
             // Only for links: if the file is replaced at this moment, its real path is no longer its
             // name.
@@ -59,7 +59,7 @@ impl UploadTarget<'_> {
     /// [`FileError::BeingWritten`] if another upload has the lock, [`FileError::BadOffset`] if the file is
     /// shorter than the offset of `Resume`, [`FileError::AlreadyExists`] for `CreateNew`, or any error of the
     /// kernel.
-    pub fn open(self, mode: WriteMode, placement: UploadPlacement<'_>) -> Result<Upload, FileError> {
+    pub(crate) fn open(self, mode: WriteMode, placement: UploadPlacement<'_>) -> Result<Upload, FileError> {
         let (opened, publish) = match placement {
             UploadPlacement::Atomic { owner, rivals } if mode != WriteMode::Append => {
                 let (opened, publish) = self.open_partial(mode, owner, rivals)?;
@@ -209,7 +209,7 @@ impl Jail {
     ///
     /// # Errors
     /// [`FileError::NotFound`] if the directory of `path` does not exist; `path` itself need not exist.
-    pub fn upload_target<'j>(&'j self, path: &'j VirtualPath) -> Result<UploadTarget<'j>, FileError> {
+    pub(crate) fn upload_target<'j>(&'j self, path: &'j VirtualPath) -> Result<UploadTarget<'j>, FileError> {
         let location = self.entry_location(path)?;
         let found = location.status();
         let directory_path = handle::real_path(&location.directory)?;

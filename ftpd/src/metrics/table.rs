@@ -5,7 +5,7 @@ use common::metric::{Metric, REGISTRY_CONNECTED, REGISTRY_DEGRADED};
 const DIRECTIONS: (&str, &str) = ("direction", "download, upload, listing");
 
 /// Every metric of `ftpd`.
-pub const METRICS: &[Metric] = &[
+pub(crate) const METRICS: &[Metric] = &[
     Metric::gauge("ftp_connections", "connections", "Open control connections."),
     Metric::counter(
         "ftp_connections_total",

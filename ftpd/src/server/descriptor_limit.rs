@@ -32,7 +32,7 @@ pub struct TooFewDescriptors {
 
 /// The limits that decide how many descriptors the process needs.
 #[derive(Clone, Copy, Debug)]
-pub struct DescriptorNeeds {
+pub(super) struct DescriptorNeeds {
     pub sessions: u32,
     pub transfers: u32,
     pub file_operations: u32,
@@ -42,7 +42,7 @@ pub struct DescriptorNeeds {
 
 impl DescriptorNeeds {
     /// Descriptors that the process needs if every limit is reached.
-    pub fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         let sessions = u64::from(self.sessions);
         PER_SESSION * sessions
             + PER_TRANSFER * sessions.min(self.transfers.into())
@@ -55,7 +55,7 @@ impl DescriptorNeeds {
     ///
     /// # Errors
     /// The descriptors do not suffice for one session.
-    pub fn sessions_that_fit(&self, available: u64) -> Result<u32, TooFewDescriptors> {
+    pub(super) fn sessions_that_fit(&self, available: u64) -> Result<u32, TooFewDescriptors> {
         if self.total() <= available {
             return Ok(self.sessions);
         }

@@ -9,7 +9,7 @@ const LOCAL_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// Logs a warning if the passive range is not reserved on this host.
-pub fn warn(range: PortRange) {
+pub(super) fn warn(range: PortRange) {
     // Some containers do not have these files.
     let (Ok(local), Ok(reserved)) = (fs::read_to_string(LOCAL_RANGE), fs::read_to_string(RESERVED)) else {
         return;

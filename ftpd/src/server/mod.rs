@@ -1,6 +1,6 @@
 //! The life of the node: start, listeners, drain, stop.
 
-mod descriptor_limit;
+pub mod descriptor_limit;
 mod ephemeral_ports;
 mod listeners;
 mod process_identity;

@@ -6,7 +6,7 @@ use std::fs;
 /// control addresses, which this process has bound. The registry compares it to detect that an earlier
 /// process is gone. `boot_id` is used if the kernel's cannot be read. `None` if the boot id or the
 /// namespace is unknown.
-pub fn of_process(boot_id: Option<&str>, control: &str) -> Option<String> {
+pub(super) fn of_process(boot_id: Option<&str>, control: &str) -> Option<String> {
     let kernels = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
     // systemd writes the boot id without the kernel's hyphens.
     let boot_id = kernels.as_deref().or(boot_id)?.trim().replace('-', "");
@@ -16,6 +16,6 @@ pub fn of_process(boot_id: Option<&str>, control: &str) -> Option<String> {
 }
 
 /// The host's name, for display only. Empty if it is not UTF-8.
-pub fn host_name() -> String {
+pub(super) fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 
 use common::settings::{DURATION, FILE, Form, Group, Setting, TEXT};
 
-pub static CLUSTER: Group = Group {
+pub(super) static CLUSTER: Group = Group {
     name: "Cluster",
     about: "The registry in Redis, authd, and the readiness that a balancer goes by.",
     settings: &[

@@ -4,7 +4,7 @@ use common::settings::{BYTES, DURATION, DURATION_OR_OFF, Form, Group, NUMBER, Se
 
 use super::MODE;
 
-pub static FILES: Group = Group {
+pub(super) static FILES: Group = Group {
     name: "Files",
     about: "Homes, uploads, listings and the count of quotas.",
     settings: &[

@@ -2,7 +2,7 @@
 
 use common::settings::{BYTES_PER_SECOND, DURATION, Form, Group, NUMBER, Setting};
 
-pub static LIMITS: Group = Group {
+pub(super) static LIMITS: Group = Group {
     name: "Limits",
     about: "Shares of the node. docs/limits.md explains how they work together; `ftp_limit_reached_total` \
             counts how often each was reached.",

@@ -2,7 +2,7 @@
 
 use common::settings::Manual;
 
-pub const MANUAL: Manual = Manual {
+pub(super) const MANUAL: Manual = Manual {
     synopsis: &[
         ("ftpd --config FILE", "one node of a cluster"),
         ("ftpd --standalone [OPTIONS]", "one server, without authd and Redis"),
@@ -89,7 +89,7 @@ pub const MANUAL: Manual = Manual {
     see_also: &["authd(8)", "authd-hash-password(1)", "systemd.service(5)"],
 };
 
-pub const EXAMPLE_FILE: &str = "\
+pub(super) const EXAMPLE_FILE: &str = "\
 node_name = \"ftp2\"
 cluster_nodes = [\"ftp1\", \"ftp2\", \"ftp3\"]   # the same on every node
 passive_port_min = 50000

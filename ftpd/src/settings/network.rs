@@ -4,7 +4,7 @@ use common::settings::{DURATION, Form, Group, NETWORKS, NUMBER, Setting, TEXT};
 
 use super::PORT;
 
-pub static NETWORK: Group = Group {
+pub(super) static NETWORK: Group = Group {
     name: "Network",
     about: "Addresses, balancers, active mode and the admin port with /metrics, /healthz and /readyz.",
     settings: &[

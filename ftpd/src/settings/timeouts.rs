@@ -2,7 +2,7 @@
 
 use common::settings::{DURATION, DURATION_OR_OFF, Group, Setting};
 
-pub static TIMEOUTS: Group = Group {
+pub(super) static TIMEOUTS: Group = Group {
     name: "Timeouts",
     about: "Time limits of sessions, transfers and the end of the node.",
     settings: &[

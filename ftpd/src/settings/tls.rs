@@ -4,7 +4,7 @@ use common::settings::{DURATION, Form, Group, NUMBER, Setting};
 
 use super::{PEM_FILE, PEM_FILES};
 
-pub static TLS: Group = Group {
+pub(super) static TLS: Group = Group {
     name: "TLS",
     about: "FTPS. Certificates are read again when their files change, and on SIGHUP; sessions go on.",
     settings: &[

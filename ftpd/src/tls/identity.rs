@@ -21,7 +21,7 @@ const MAX_NAMES_BYTES: usize = 4096;
 
 /// The fields that certificate rules compare. `None` if this parser cannot read the certificate, although
 /// rustls verified it; then it cannot replace a password.
-pub fn describe(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
+pub(super) fn describe(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let subject = subject(parsed.subject()).filter(|subject| subject.to_string().len() <= MAX_SUBJECT);
     let key = KeyFingerprint(Sha256::digest(parsed.public_key().raw).into());
@@ -29,7 +29,7 @@ pub fn describe(certificate: &CertificateDer<'_>) -> Option<ClientCertificate> {
 }
 
 /// Expiry time of the certificate in Unix seconds.
-pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
+pub(super) fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(parsed.validity().not_after.timestamp())
 }

@@ -13,7 +13,7 @@ use crate::{
 
 /// The reason why a transfer did not end well.
 #[derive(Debug, thiserror::Error)]
-pub enum TransferFailure {
+pub(crate) enum TransferFailure {
     #[error(transparent)]
     NoConnection(#[from] NoDataConnection),
     #[error("no slot for a transfer became free within data_connect_timeout ({setting})")]

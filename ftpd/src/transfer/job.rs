@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The work of a transfer on its data connection.
-pub enum TransferWork {
+pub(crate) enum TransferWork {
     /// Runs on a worker, from the start to the end.
     OnWorker(OffRuntime<WorkerJob<()>>),
     /// Runs on a worker once the first bytes have arrived. If it returns a lease, the release of the lease
@@ -20,11 +20,12 @@ pub enum TransferWork {
 }
 
 /// A closure that moves the data of a transfer, on a worker.
-pub type WorkerJob<T> = Box<dyn FnOnce(&mut DataStream, CopyJob<'_>) -> Result<T, TransferFailure> + Send>;
+pub(crate) type WorkerJob<T> =
+    Box<dyn FnOnce(&mut DataStream, CopyJob<'_>) -> Result<T, TransferFailure> + Send>;
 
 impl TransferWork {
     /// [`TransferWork::OnWorker`].
-    pub fn on_worker(
+    pub(crate) fn on_worker(
         workers: &Workers,
         work: impl FnOnce(&mut DataStream, CopyJob<'_>) -> Result<(), TransferFailure> + Send + 'static,
     ) -> Self {
@@ -32,7 +33,7 @@ impl TransferWork {
     }
 
     /// [`TransferWork::Receive`].
-    pub fn receive(
+    pub(crate) fn receive(
         workers: &Workers,
         work: impl FnOnce(&mut DataStream, CopyJob<'_>) -> Result<Option<LeaseToRelease>, TransferFailure>
         + Send
@@ -43,7 +44,7 @@ impl TransferWork {
 }
 
 /// The write lease of an upload that has ended well. It is released before the reply.
-pub struct LeaseToRelease {
+pub(crate) struct LeaseToRelease {
     pub lease: WriteLease,
     /// True if the upload is complete only if the lease was held until now. False if a lock on the storage
     /// that holds on all nodes proves that no other session wrote the path.

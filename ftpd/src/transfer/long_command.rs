@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Runs a long command; `work` returns the command's reply.
-pub fn run_in_background(
+pub(crate) fn run_in_background(
     session: SessionParts,
     watch: Arc<ActivityHandle>,
     work: impl FnOnce() -> Reply + Send + 'static,

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-pub use self::{
+pub(crate) use self::{
     failure::TransferFailure,
     job::{LeaseToRelease, TransferWork, WorkerJob},
     long_command::run_in_background,
@@ -33,11 +33,11 @@ use crate::{
 /// Bytes of a file that RETR reads when it opens the file, and sends without a worker; and bytes of an upload
 /// that are read before a worker takes it. A thread hop costs more than moving this many bytes. The buffer
 /// lives until the data connection is open, or the rest has come.
-pub const SMALL: usize = 16 * 1024;
+pub(crate) const SMALL: usize = 16 * 1024;
 
 /// The kinds of transfers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransferKind {
+pub(crate) enum TransferKind {
     Download,
     Upload,
     Listing,
@@ -55,7 +55,7 @@ impl TransferKind {
 }
 
 /// A transfer that is about to start.
-pub struct Transfer {
+pub(crate) struct Transfer {
     pub verb: &'static str,
     pub kind: TransferKind,
     pub path: VirtualPath,
@@ -66,7 +66,7 @@ pub struct Transfer {
 }
 
 /// The parts of a session that its transfers and long commands need.
-pub struct SessionParts {
+pub(crate) struct SessionParts {
     pub node: Arc<Node>,
     pub failures: Arc<FailureLog>,
     pub slot: SlotRequest,
@@ -74,7 +74,7 @@ pub struct SessionParts {
 
 /// Starts a transfer. `protection`: how its data connection is encrypted; `None`: not at all. `stored_at`:
 /// the path from the root of the storage, for the transfer log.
-pub fn start(
+pub(crate) fn start(
     session: SessionParts,
     port: DataPort,
     protection: Option<Protection>,

@@ -23,7 +23,7 @@ const FORGET_FILESYSTEM: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// The last quarter of the slots is kept for users who hold none.
 #[derive(Clone, Copy, Debug)]
-pub struct SlotBounds {
+pub(crate) struct SlotBounds {
     pub all: u32,
     pub per_user: u32,
     /// Applies only while sessions use more than one file system.
@@ -33,7 +33,7 @@ pub struct SlotBounds {
 
 /// The names of the settings of these bounds, for metrics, replies and the log.
 #[derive(Clone, Copy, Debug)]
-pub struct SlotSettings {
+pub(crate) struct SlotSettings {
     pub all: &'static str,
     pub per_user: &'static str,
     pub per_filesystem: &'static str,
@@ -145,7 +145,7 @@ struct QueuedRequest {
 }
 
 /// Work that hangs, for the log.
-pub struct HangingWork {
+pub(crate) struct HangingWork {
     pub task: Option<Arc<Task>>,
     pub age: Duration,
 }
@@ -156,17 +156,17 @@ pub struct SlotInspection {
     /// The age of the oldest running work.
     pub oldest: Duration,
     /// Work that has run for longer than the limit, and was not reported before.
-    pub hanging: Vec<HangingWork>,
+    pub(crate) hanging: Vec<HangingWork>,
     /// Set if all slots are taken: the time since work last ended.
     pub stuck: Option<Duration>,
 }
 
 impl Slots {
-    pub fn new(bounds: SlotBounds) -> Arc<Self> {
+    pub(crate) fn new(bounds: SlotBounds) -> Arc<Self> {
         Arc::new(Self { bounds, inner: Mutex::default() })
     }
 
-    pub fn bounds(&self) -> SlotBounds {
+    pub(crate) fn bounds(&self) -> SlotBounds {
         self.bounds
     }
 

@@ -23,7 +23,7 @@ const KEEP: Duration = Duration::from_secs(10);
 
 /// A pool of threads that grows up to a maximum, and shrinks when threads are idle. Clones share the threads.
 #[derive(Clone)]
-pub struct Threads(Arc<Pool>);
+pub(super) struct Threads(Arc<Pool>);
 
 thread_local! {
     static IS_WORKER: Cell<bool> = const { Cell::new(false) };
@@ -54,14 +54,14 @@ struct IdleThread {
 
 impl Threads {
     /// Call it within the runtime that the jobs may use.
-    pub fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         let runtime = Handle::try_current().ok();
         Self(Arc::new(Pool { most, runtime, state: Mutex::default() }))
     }
 
     /// Runs `work` on a thread. If the caller is dropped meanwhile, the work still runs to its end, and a
     /// worker drops its result.
-    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(super) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = oneshot::channel();
         let mut result = UndeliveredResult { receiver, threads: self };
         self.submit(Box::new(move || {
@@ -78,13 +78,13 @@ impl Threads {
     }
 
     /// Returns true if the current thread is a worker.
-    pub fn is_worker() -> bool {
+    pub(super) fn is_worker() -> bool {
         IS_WORKER.get()
     }
 
     /// Drops `value` on a worker: at once on the current thread if it is one, otherwise as soon as one is
     /// free.
-    pub fn drop_on_worker<T: Send + 'static>(&self, value: T) {
+    pub(super) fn drop_on_worker<T: Send + 'static>(&self, value: T) {
         if Self::is_worker() {
             drop(value);
             return;

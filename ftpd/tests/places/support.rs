@@ -11,10 +11,10 @@ use cluster_tests::{
 use serde_json::Value;
 
 /// Name of the transfer log, in the root of the storage.
-pub const TRANSFER_LOG: &str = "transfers.log";
+pub(crate) const TRANSFER_LOG: &str = "transfers.log";
 
 /// The processes of a test.
-pub struct Site {
+pub(crate) struct Site {
     pub node: Node,
     _redis: Redis,
     _authd: StubAuthd,
@@ -22,7 +22,7 @@ pub struct Site {
 
 impl Site {
     /// `account` returns the account of a user name. Missing homes are created if `create_homes`.
-    pub fn new(create_homes: bool, account: impl Fn(&str) -> Value + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(create_homes: bool, account: impl Fn(&str) -> Value + Send + Sync + 'static) -> Self {
         let authd = StubAuthd::start(move |request| {
             let mut answer = account(request["user"].as_str().unwrap_or_default());
             answer["user"] = request["user"].clone();
@@ -37,24 +37,24 @@ impl Site {
     }
 
     /// The same account for all users.
-    pub fn of(account: Value) -> Self {
+    pub(crate) fn of(account: Value) -> Self {
         Self::new(true, move |_| account.clone())
     }
 
     /// Creates a file in the storage, with missing directories.
-    pub fn put(&self, path: &str, content: &str) {
+    pub(crate) fn put(&self, path: &str, content: &str) {
         let path = self.node.root().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
 
     /// Content of a file in the storage, if it exists.
-    pub fn content(&self, path: &str) -> Option<String> {
+    pub(crate) fn content(&self, path: &str) -> Option<String> {
         fs::read_to_string(self.node.root().join(path)).ok()
     }
 
     /// Logs in and sends TYPE I.
-    pub fn login(&self, user: &str) -> Dialogue {
+    pub(crate) fn login(&self, user: &str) -> Dialogue {
         let mut session = self.node.login(user, "x");
         session.command("TYPE I", 200);
         session
@@ -62,7 +62,7 @@ impl Site {
 }
 
 /// The sorted lines of an NLST.
-pub fn names(session: &mut Dialogue, argument: &str) -> Vec<String> {
+pub(crate) fn names(session: &mut Dialogue, argument: &str) -> Vec<String> {
     let listing = String::from_utf8(session.receive(&format!("NLST {argument}"))).unwrap();
     let mut names: Vec<_> = listing.lines().map(str::to_owned).collect();
     names.sort();
@@ -70,14 +70,14 @@ pub fn names(session: &mut Dialogue, argument: &str) -> Vec<String> {
 }
 
 /// The facts of the entry `name` in the MLSD of `path`.
-pub fn facts(session: &mut Dialogue, path: &str, name: &str) -> String {
+pub(crate) fn facts(session: &mut Dialogue, path: &str, name: &str) -> String {
     let listing = String::from_utf8(session.receive(&format!("MLSD {path}"))).unwrap();
     let line = listing.lines().find(|line| line.ends_with(&format!("; {name}")));
     line.unwrap_or_else(|| panic!("no {name} in {listing}")).to_owned()
 }
 
 /// Asserts that each command gets exactly this reply.
-pub fn all_get(session: &mut Dialogue, reply: &str, commands: &[&str]) {
+pub(crate) fn all_get(session: &mut Dialogue, reply: &str, commands: &[&str]) {
     for command in commands {
         session.epsv();
         session.send(command);

@@ -9,30 +9,30 @@ use std::{
 
 use cluster_tests::{dialogue::Dialogue, eventually, node::Node};
 
-pub fn start() -> Node {
+pub(crate) fn start() -> Node {
     Node::standalone().start()
 }
 
-pub fn login(node: &Node) -> Dialogue {
+pub(crate) fn login(node: &Node) -> Dialogue {
     let mut session = node.login("demo", "x");
     session.command("TYPE I", 200);
     session
 }
 
-pub fn at(node: &Node, name: &str) -> PathBuf {
+pub(crate) fn at(node: &Node, name: &str) -> PathBuf {
     node.root().join(name)
 }
 
-pub fn stored(node: &Node, name: &str) -> Vec<u8> {
+pub(crate) fn stored(node: &Node, name: &str) -> Vec<u8> {
     fs::read(at(node, name)).unwrap()
 }
 
-pub fn transfers(node: &Node, direction: &str, result: &str) -> f64 {
+pub(crate) fn transfers(node: &Node, direction: &str, result: &str) -> f64 {
     node.metric(&format!("ftp_transfers_total{{direction=\"{direction}\",result=\"{result}\"}}"))
         .unwrap_or(0.0)
 }
 
-pub fn wait_for_size(node: &Node, name: &str, size: usize) {
+pub(crate) fn wait_for_size(node: &Node, name: &str, size: usize) {
     eventually("bytes to be in the file", || {
         let length = fs::metadata(at(node, name)).ok()?.len();
         (length >= size as u64).then_some(())
@@ -40,12 +40,12 @@ pub fn wait_for_size(node: &Node, name: &str, size: usize) {
 }
 
 /// Sends the rest of an upload and ends it.
-pub fn finish(mut data: TcpStream, content: &[u8]) {
+pub(crate) fn finish(mut data: TcpStream, content: &[u8]) {
     data.write_all(content).unwrap();
     data.shutdown(Shutdown::Write).unwrap();
 }
 
-pub fn read_to_end(data: &mut TcpStream) -> Vec<u8> {
+pub(crate) fn read_to_end(data: &mut TcpStream) -> Vec<u8> {
     let mut content = Vec::new();
     data.read_to_end(&mut content).unwrap();
     content

@@ -14,22 +14,22 @@ use crate::{
 
 /// The first `length` bytes of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Segment {
+pub(crate) struct Segment {
     pub upload: u8,
     pub length: usize,
 }
 
 /// Content of a file: the bytes of an upload, followed by those of the uploads that appended to it.
-pub type Content = Vec<Segment>;
+pub(crate) type Content = Vec<Segment>;
 
 /// The files of a schedule, by name.
-pub type Files = BTreeMap<&'static str, Content>;
+pub(crate) type Files = BTreeMap<&'static str, Content>;
 
 /// Splits the bytes of a file into segments of uploads.
 ///
 /// # Errors
 /// The bytes are not a sequence of beginnings of uploads. The text names the position.
-pub fn decode(bytes: &[u8], entries: &[Entry]) -> Result<Content, String> {
+pub(crate) fn decode(bytes: &[u8], entries: &[Entry]) -> Result<Content, String> {
     let uploads: Vec<&Upload> = entries.iter().filter_map(Entry::upload).collect();
     let mut content = Content::new();
     let mut at = 0;
@@ -67,7 +67,7 @@ struct StorageState {
 ///
 /// # Errors
 /// No order of the operations explains the files.
-pub fn explain(entries: &[Entry], files: &Files) -> Result<(), String> {
+pub(crate) fn explain(entries: &[Entry], files: &Files) -> Result<(), String> {
     let search = Search { entries, files, lengths: lengths(entries, files) };
     let begin = StorageState { names: Files::new(), hidden: Files::new() };
     if search.reaches(0, &begin, &mut HashSet::new()) {

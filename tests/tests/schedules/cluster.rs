@@ -18,7 +18,7 @@ const HASH: &str =
 const FORGET: &str =
     r#"EVAL "for _, k in ipairs(redis.call('KEYS', '*write*')) do redis.call('DEL', k) end return 1" 0"#;
 
-pub struct Shared {
+pub(crate) struct Shared {
     cluster: Cluster,
     lease: Duration,
 }
@@ -27,7 +27,7 @@ impl Shared {
     /// Starts three nodes without a balancer. Each node reaches Redis through its own wire, which can be
     /// cut. Each schedule of a round has one home and two users. `seconds` is the node lease, and
     /// `settings` are further settings of the nodes.
-    pub fn start(seconds: u64, settings: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(seconds: u64, settings: &[(&str, &str)]) -> Self {
         let mut users = String::new();
         for number in 0..SCHEDULES_PER_ROUND {
             for (account, uploads) in [(Account::Direct, "direct"), (Account::Atomic, "atomic")] {
@@ -50,7 +50,7 @@ impl Shared {
         Self { cluster, lease: Duration::from_secs(seconds) }
     }
 
-    pub fn lane(&self, number: usize) -> Lane {
+    pub(crate) fn lane(&self, number: usize) -> Lane {
         Lane {
             number,
             connector: self.cluster.client(number as u8),
@@ -61,7 +61,7 @@ impl Shared {
     }
 
     /// Begins the fault of a round.
-    pub fn begin(&mut self, round: &Round) {
+    pub(crate) fn begin(&mut self, round: &Round) {
         let lost = match round.fault {
             Fault::None => return,
             Fault::Pause(node) => {
@@ -102,7 +102,7 @@ impl Shared {
     }
 
     /// Ends the fault of a round.
-    pub fn end(&mut self, round: &Round) {
+    pub(crate) fn end(&mut self, round: &Round) {
         match round.fault {
             Fault::None | Fault::Flush | Fault::Forget => {}
             Fault::Pause(node) => self.cluster.node(node).daemon.signal(Signal::SIGCONT),
@@ -118,7 +118,7 @@ impl Shared {
     }
 
     /// Waits until no transfer runs and the registry knows all nodes.
-    pub fn wait_until_quiet(&self) {
+    pub(crate) fn wait_until_quiet(&self) {
         for node in 0..NODES {
             self.cluster.node(node).wait_for_metric("ftp_transfers", |transfers| transfers == 0.0);
         }

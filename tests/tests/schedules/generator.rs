@@ -5,12 +5,12 @@ use cluster_tests::random::Random;
 use crate::model::{Account, FLAT, Fault, Interruption, NESTED, Schedule, Step, Turn, UploadCommand, Writer};
 
 /// Number of nodes of the cluster.
-pub const NODES: usize = 3;
+pub(crate) const NODES: usize = 3;
 /// Number of schedules that run at the same time.
-pub const SCHEDULES_PER_ROUND: usize = 100;
+pub(crate) const SCHEDULES_PER_ROUND: usize = 100;
 
 /// Schedules that run at the same time, and the fault that affects all of them.
-pub struct Round {
+pub(crate) struct Round {
     pub fault: Fault,
     /// Writers continue before the rest of the cluster has noticed the fault.
     pub is_early: bool,
@@ -22,7 +22,7 @@ pub struct Round {
 }
 
 /// Returns the round with this number. Five of twelve rounds have no fault.
-pub fn round(number: u64) -> Round {
+pub(crate) fn round(number: u64) -> Round {
     let mut random = Random::new(number.wrapping_mul(0x5851_f42d_4c95_7f2d));
     let node = random.below(NODES);
     let fault = match number % 12 {

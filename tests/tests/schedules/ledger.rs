@@ -6,7 +6,7 @@ use crate::model::{Account, UploadCommand, content};
 
 /// One operation of a writer.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub(crate) struct Entry {
     pub writer: usize,
     pub account: Account,
     pub operation: Operation,
@@ -18,7 +18,7 @@ pub struct Entry {
 
 /// The kind of an operation, with its names.
 #[derive(Clone, Debug)]
-pub enum Operation {
+pub(crate) enum Operation {
     Upload(Upload),
     Delete(&'static str),
     Rename(&'static str, &'static str),
@@ -29,7 +29,7 @@ pub enum Operation {
 
 /// An upload from its client's view.
 #[derive(Clone, Debug)]
-pub struct Upload {
+pub(crate) struct Upload {
     /// Number from 1 to 127, unique in the schedule.
     pub number: u8,
     pub name: &'static str,
@@ -47,25 +47,31 @@ pub struct Upload {
 
 impl Upload {
     /// An upload before its first byte is sent.
-    pub fn new(schedule: u32, number: u8, name: &'static str, how: UploadCommand, length: usize) -> Self {
+    pub(crate) fn new(
+        schedule: u32,
+        number: u8,
+        name: &'static str,
+        how: UploadCommand,
+        length: usize,
+    ) -> Self {
         let content = content(schedule, number, length);
         Self { number, name, how, offset: 0, has_begun: false, content, sent: vec![0], is_ended: false }
     }
 
     /// Number of bytes sent so far.
-    pub fn sent(&self) -> usize {
+    pub(crate) fn sent(&self) -> usize {
         self.sent.last().copied().unwrap_or(0)
     }
 }
 
 impl Entry {
     /// The code of the last reply.
-    pub fn code(&self) -> Option<u16> {
+    pub(crate) fn code(&self) -> Option<u16> {
         self.replied.map(|(_, code)| code)
     }
 
     /// The upload, if the operation is an upload.
-    pub fn upload(&self) -> Option<&Upload> {
+    pub(crate) fn upload(&self) -> Option<&Upload> {
         match &self.operation {
             Operation::Upload(upload) => Some(upload),
             _ => None,
@@ -73,7 +79,7 @@ impl Entry {
     }
 
     /// Returns true if the upload writes to a partial file. APPE always writes to the file itself.
-    pub fn uses_partial_file(&self, how: UploadCommand) -> bool {
+    pub(crate) fn uses_partial_file(&self, how: UploadCommand) -> bool {
         self.account == Account::Atomic && how != UploadCommand::Append
     }
 }

@@ -3,30 +3,30 @@
 use std::fmt;
 
 /// Names of files in schedules without subdirectories.
-pub const FLAT: [&str; 2] = ["a", "b"];
+pub(crate) const FLAT: [&str; 2] = ["a", "b"];
 /// Names of files in schedules that rename the directory `d` to `e`, or remove it.
-pub const NESTED: [&str; 3] = ["d/a", "d/b", "e/a"];
+pub(crate) const NESTED: [&str; 3] = ["d/a", "d/b", "e/a"];
 
 /// All names that a file can have at the end, including names after a rename of `d`.
-pub const ALL: [&str; 6] = ["a", "b", "d/a", "d/b", "e/a", "e/b"];
+pub(crate) const ALL: [&str; 6] = ["a", "b", "d/a", "d/b", "e/a", "e/b"];
 
 /// Upload mode of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Account {
+pub(crate) enum Account {
     Direct,
     Atomic,
 }
 
 /// A writer: a session of an account on a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Writer {
+pub(crate) struct Writer {
     pub node: usize,
     pub account: Account,
 }
 
 /// Command with which an upload begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UploadCommand {
+pub(crate) enum UploadCommand {
     /// STOR.
     Store,
     /// REST with the size from SIZE, then STOR. Only STOR if the file does not exist.
@@ -37,7 +37,7 @@ pub enum UploadCommand {
 
 /// Way in which a client interrupts an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interruption {
+pub(crate) enum Interruption {
     /// The client resets the data connection.
     Reset,
     /// The client sends ABOR.
@@ -48,7 +48,7 @@ pub enum Interruption {
 
 /// One step of a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     Begin(UploadCommand, &'static str),
     /// Sends a part of the upload.
     Part,
@@ -67,11 +67,11 @@ pub enum Step {
 
 /// Steps of different writers that begin at the same time. The next turn begins after their replies.
 #[derive(Clone, Debug)]
-pub struct Turn(pub Vec<(usize, Step)>);
+pub(crate) struct Turn(pub Vec<(usize, Step)>);
 
 /// Fault of the cluster in the middle of a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// No fault.
     None,
     /// A node is stopped (SIGSTOP) and continues later.
@@ -90,7 +90,7 @@ pub enum Fault {
 
 /// The three parts of a schedule.
 #[derive(Clone, Debug)]
-pub struct Schedule {
+pub(crate) struct Schedule {
     pub writers: Vec<Writer>,
     pub is_nested: bool,
     /// Before, during and after the fault.
@@ -117,7 +117,7 @@ impl fmt::Display for Schedule {
 /// Returns the content of an upload. Each block of 16 bytes contains the number of the upload and the
 /// number of the block, so the bytes of a file show who wrote them. Only the first byte of a block is
 /// above 127.
-pub fn content(schedule: u32, upload: u8, length: usize) -> Vec<u8> {
+pub(crate) fn content(schedule: u32, upload: u8, length: usize) -> Vec<u8> {
     let mut content = Vec::with_capacity(length + 16);
     let mut number = 0_u32;
     while content.len() < length {

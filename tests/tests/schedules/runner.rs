@@ -27,7 +27,7 @@ use crate::{
 const PART_WAIT: Duration = Duration::from_millis(300);
 
 /// The home and the sessions of the schedule with one number. The next round's schedule reuses them.
-pub struct Lane {
+pub(crate) struct Lane {
     pub number: usize,
     /// Connects from a client address that only this lane uses.
     pub connector: Connector,
@@ -39,7 +39,7 @@ pub struct Lane {
 
 impl Lane {
     /// Name of the user of an account.
-    pub fn user(number: usize, account: Account) -> String {
+    pub(crate) fn user(number: usize, account: Account) -> String {
         match account {
             Account::Direct => format!("direct{number}"),
             Account::Atomic => format!("atomic{number}"),
@@ -47,7 +47,7 @@ impl Lane {
     }
 
     /// The home of both accounts.
-    pub fn home(number: usize) -> String {
+    pub(crate) fn home(number: usize) -> String {
         format!("home{number}")
     }
 
@@ -71,7 +71,7 @@ impl Lane {
 }
 
 /// A running schedule.
-pub struct Run<'s> {
+pub(crate) struct Run<'s> {
     schedule: &'s Schedule,
     /// Number of the schedule in the bytes of its uploads.
     tag: u32,
@@ -111,7 +111,7 @@ enum Pending {
 
 impl<'s> Run<'s> {
     /// Creates the schedule's directory and opens its writers' sessions.
-    pub fn new(lane: &mut Lane, schedule: &'s Schedule, round: u64) -> Self {
+    pub(crate) fn new(lane: &mut Lane, schedule: &'s Schedule, round: u64) -> Self {
         let name = format!("{round}");
         let directory = lane.storage.join(Lane::home(lane.number)).join(&name);
         let deepest = if schedule.is_nested { directory.join("d") } else { directory.clone() };
@@ -130,13 +130,13 @@ impl<'s> Run<'s> {
     }
 
     /// Directory of the schedule's files.
-    pub fn directory(&self) -> &Path {
+    pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// Runs one phase. The node `frozen` does not reply during the phase: its writers send what they can
     /// and read the replies later.
-    pub fn phase(&mut self, number: usize, frozen: Option<usize>) {
+    pub(crate) fn phase(&mut self, number: usize, frozen: Option<usize>) {
         for Turn(steps) in &self.schedule.phases[number] {
             for (actor, step) in steps {
                 let is_frozen = frozen == Some(self.actors[*actor].writer.node);
@@ -159,7 +159,7 @@ impl<'s> Run<'s> {
     }
 
     /// Ends all uploads, reads all replies and gives the sessions back.
-    pub fn finish(&mut self, lane: &mut Lane) {
+    pub(crate) fn finish(&mut self, lane: &mut Lane) {
         for actor in 0..self.actors.len() {
             self.read_replies(actor);
             self.start_step(actor, Step::End, false);

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use crate::{ledger::Entry, model::Fault};
 
 #[derive(Default)]
-pub struct Summary(BTreeMap<&'static str, Row>);
+pub(crate) struct Summary(BTreeMap<&'static str, Row>);
 
 #[derive(Default)]
 struct Row {
@@ -24,7 +24,7 @@ struct Row {
 
 impl Summary {
     /// Counts one schedule.
-    pub fn add(&mut self, fault: Fault, ledger: &[Entry], has_failed: bool) {
+    pub(crate) fn add(&mut self, fault: Fault, ledger: &[Entry], has_failed: bool) {
         let row = self.row(fault);
         row.schedules += 1;
         row.failures += usize::from(has_failed);
@@ -39,7 +39,7 @@ impl Summary {
     }
 
     /// Counts the remaining partial files, and those that no session can resume.
-    pub fn add_hidden(&mut self, fault: Fault, (hidden, orphans): (usize, usize)) {
+    pub(crate) fn add_hidden(&mut self, fault: Fault, (hidden, orphans): (usize, usize)) {
         let row = self.row(fault);
         row.hidden += hidden;
         row.orphans += orphans;
@@ -58,13 +58,13 @@ impl Summary {
         self.0.entry(name).or_default()
     }
 
-    pub fn failures(&self) -> usize {
+    pub(crate) fn failures(&self) -> usize {
         self.0.values().map(|row| row.failures).sum()
     }
 
     /// Checks that at least 5 % of the uploads were confirmed: a cluster that refuses all uploads loses
     /// none and would prove nothing.
-    pub fn assert_meaningful(&self) {
+    pub(crate) fn assert_meaningful(&self) {
         let sum = |of: fn(&Row) -> usize| self.0.values().map(of).sum::<usize>();
         let (uploads, confirmed) = (sum(|row| row.uploads), sum(|row| row.confirmed));
         assert!(confirmed * 20 > uploads, "only {confirmed} of {uploads} uploads were confirmed");

@@ -22,7 +22,7 @@ const FOLDERS: [&str; 13] = [
     "vm-tests",
 ];
 
-pub struct SourceFile {
+pub(crate) struct SourceFile {
     /// Relative to the repository.
     pub path: String,
     /// Relative to the crate's `src`, where the file belongs to a crate's `src`.
@@ -31,7 +31,7 @@ pub struct SourceFile {
 }
 
 /// The files in the `src` folder of a crate, without its tests.
-pub fn of_crate(name: &str) -> Vec<SourceFile> {
+pub(crate) fn of_crate(name: &str) -> Vec<SourceFile> {
     let src = format!("{name}/src/");
     let files = read(&[name]).into_iter().filter_map(|file| {
         let module = file.path.strip_prefix(&src)?.to_owned();
@@ -44,7 +44,7 @@ pub fn of_crate(name: &str) -> Vec<SourceFile> {
 }
 
 /// All source files.
-pub fn all() -> Vec<SourceFile> {
+pub(crate) fn all() -> Vec<SourceFile> {
     read(&FOLDERS)
 }
 

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::files::SourceFile;
 
 /// Module → modules that it uses → files in which it does.
-pub type Graph = BTreeMap<String, BTreeMap<String, Vec<String>>>;
+pub(crate) type Graph = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 
 /// Reads paths that begin with `crate::`, or with as many `super::` as lead to the crate. The crate's root
 /// (`lib.rs`, `main.rs`) may use every module and is left out.
-pub fn dependencies(files: &[SourceFile]) -> Graph {
+pub(crate) fn dependencies(files: &[SourceFile]) -> Graph {
     let mut graph = Graph::new();
     for file in files {
         let module = file.module.split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
@@ -81,7 +81,7 @@ fn first_names(path: &str) -> Vec<String> {
 }
 
 /// The modules of one cycle, each using the next and the last one the first; `None` if there is no cycle.
-pub fn cycle(graph: &Graph) -> Option<Vec<String>> {
+pub(crate) fn cycle(graph: &Graph) -> Option<Vec<String>> {
     let mut done = BTreeSet::new();
     graph.keys().find_map(|module| visit(graph, module, &mut Vec::new(), &mut done))
 }
@@ -106,7 +106,7 @@ fn visit(
 }
 
 /// The names of structs, enums, traits and type aliases that stand at the beginning of a line.
-pub fn type_names(text: &str) -> Vec<String> {
+pub(crate) fn type_names(text: &str) -> Vec<String> {
     let names = text.lines().filter_map(|line| {
         let line = match line.strip_prefix("pub") {
             Some(rest) if rest.starts_with('(') => rest.split_once(") ")?.1,

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The format of a listing's lines.
-pub enum ListFormat {
+pub(super) enum ListFormat {
     /// The format of `ls -l`. `now` (Unix seconds) decides between the two date formats.
     Long {
         now: i64,
@@ -38,7 +38,7 @@ pub enum ListFormat {
 }
 
 /// The subject of a listing.
-pub enum ListTarget {
+pub(super) enum ListTarget {
     /// The entries of a directory.
     Directory(VirtualPath),
     /// One entry itself.
@@ -48,7 +48,7 @@ pub enum ListTarget {
 }
 
 /// The parameters of a listing.
-pub struct Listing {
+pub(super) struct Listing {
     pub format: ListFormat,
     pub options: ListOptions,
     /// Maximum depth of `LIST -R`, in directories.
@@ -62,7 +62,12 @@ pub struct Listing {
 
 /// The permissions that the fact `perm` of an entry shows: for the entry itself, and for a directory also
 /// those inside it. Asks the storage only about directories that lead to shared folders.
-pub fn permissions_of(access: &AccessRules, jail: &Jail, path: &VirtualPath, entry: &Entry) -> Permissions {
+pub(super) fn permissions_of(
+    access: &AccessRules,
+    jail: &Jail,
+    path: &VirtualPath,
+    entry: &Entry,
+) -> Permissions {
     if entry.kind == EntryKind::Directory {
         directory_permissions(&access.directory(path), jail, path)
     } else {
@@ -94,7 +99,7 @@ impl Listing {
     ///
     /// # Errors
     /// Those of `take` and of the storage, and the cancellation.
-    pub fn write(
+    pub(super) fn write(
         &self,
         jail: &Jail,
         target: &ListTarget,

@@ -10,17 +10,17 @@ use tokio::time::Instant;
 
 /// How long a released port is not reserved again for the same address: somewhat longer than a client takes
 /// to repeat a lost SYN (1 s, RFC 6298 section 2).
-pub const COOL_DOWN: Duration = Duration::from_secs(2);
+pub(super) const COOL_DOWN: Duration = Duration::from_secs(2);
 
 /// The most ports of one address that cool down at once. Beyond it the oldest is forgotten. The ports of
 /// other addresses are kept, so no client can make the node forget another's ports.
-pub const MOST_COOLING: usize = 1024;
+pub(super) const MOST_COOLING: usize = 1024;
 
 /// Reservations that were released before their connection arrived. Such a port is not reserved for the same
 /// address for [`COOL_DOWN`]: a late connection would be matched to the next STOR and stored as a complete,
 /// empty file.
 #[derive(Default)]
-pub struct Cooling {
+pub(super) struct Cooling {
     addresses: HashMap<IpAddr, Ports>,
     /// Addresses, in the order in which their ports have cooled down.
     ends: VecDeque<(Instant, IpAddr)>,
@@ -36,7 +36,7 @@ struct Ports {
 
 impl Cooling {
     /// Adds a port. It is not cooling down already, because it was reserved.
-    pub fn add(&mut self, port: u16, address: IpAddr, now: Instant) {
+    pub(super) fn add(&mut self, port: u16, address: IpAddr, now: Instant) {
         let end = now + COOL_DOWN;
         let ports = self.addresses.entry(address).or_default();
         if ports.ends.len() == MOST_COOLING {
@@ -48,19 +48,19 @@ impl Cooling {
     }
 
     /// Removes a port whose connection has come.
-    pub fn remove(&mut self, port: u16, address: IpAddr) {
+    pub(super) fn remove(&mut self, port: u16, address: IpAddr) {
         if let Some(ports) = self.addresses.get_mut(&address) {
             ports.until.remove(&port);
         }
     }
 
     /// The time at which `port` has cooled down; `None` if it is not cooling down.
-    pub fn until(&self, port: u16, address: IpAddr) -> Option<Instant> {
+    pub(super) fn until(&self, port: u16, address: IpAddr) -> Option<Instant> {
         self.addresses.get(&address)?.until.get(&port).copied()
     }
 
     /// Removes all ports that have cooled down by `now`.
-    pub fn forget_until(&mut self, now: Instant) {
+    pub(super) fn forget_until(&mut self, now: Instant) {
         while let Some((_, address)) = self.ends.pop_front_if(|(end, _)| *end <= now) {
             let Some(ports) = self.addresses.get_mut(&address) else { continue };
             while ports.ends.front().is_some_and(|(end, _)| *end <= now) {
@@ -74,13 +74,13 @@ impl Cooling {
 
     /// The number of ports that cool down.
     #[cfg(test)]
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.addresses.values().map(|ports| ports.until.len()).sum()
     }
 
     /// The lengths of both queues, of all addresses together and of the addresses.
     #[cfg(test)]
-    pub fn remembered(&self) -> (usize, usize) {
+    pub(super) fn remembered(&self) -> (usize, usize) {
         (self.addresses.values().map(|ports| ports.ends.len()).sum(), self.ends.len())
     }
 }

@@ -67,7 +67,7 @@ fn share(count: u32) -> usize {
 impl WaitingSessions {
     /// Returns true if the user holds its share of the address's `count` ports, and another user waits for
     /// one.
-    pub fn has_full_share(&self, identity: &SessionIdentity, count: u32) -> bool {
+    pub(super) fn has_full_share(&self, identity: &SessionIdentity, count: u32) -> bool {
         let others_wait = self
             .asking
             .get(&identity.address)
@@ -89,7 +89,7 @@ impl WaitingSessions {
     ///   given up in its first two seconds, in which most clients use it.
     ///
     /// These ports cool down like any released port.
-    pub fn give_up(
+    pub(super) fn give_up(
         &mut self,
         slice: PortRange,
         identity: &SessionIdentity,
@@ -154,7 +154,7 @@ impl WaitingSessions {
     }
 
     /// The sessions that wait at `port`.
-    pub fn at(&mut self, port: u16) -> impl Iterator<Item = (&PortAndAddress, &mut WaitingSession)> {
+    pub(super) fn at(&mut self, port: u16) -> impl Iterator<Item = (&PortAndAddress, &mut WaitingSession)> {
         let all = (port, IpAddr::from(Ipv4Addr::UNSPECIFIED))..=(port, IpAddr::from(LAST_ADDRESS));
         self.sessions.range_mut(all)
     }
@@ -162,7 +162,7 @@ impl WaitingSessions {
     /// A connection to `port` from an unexpected address was refused. If one session waits there, the
     /// connection most likely belongs to it, and the log says so. If several wait, it may belong to any of
     /// them: each logs it if its own connection does not come.
-    pub fn refuse_stranger(&mut self, port: u16, stranger: IpAddr) {
+    pub(super) fn refuse_stranger(&mut self, port: u16, stranger: IpAddr) {
         let mut waiters = self.at(port).map(|(_, waiter)| waiter);
         match (waiters.next(), waiters.next()) {
             (None, _) => {}

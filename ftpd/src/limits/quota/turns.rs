@@ -19,7 +19,7 @@ use common::sync::lock;
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The turns of all home counts of this node.
-pub struct CountTurns {
+pub(super) struct CountTurns {
     /// Counts that read at the same time.
     at_once: usize,
     /// How long a count may keep its turn while another waits.
@@ -43,10 +43,10 @@ struct ReadingCount {
 
 /// The wait for a turn was cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TurnCancelled;
+pub(super) struct TurnCancelled;
 
 /// One home count. Dropping it gives its turn to another count.
-pub struct CountTurn {
+pub(super) struct CountTurn {
     turns: Arc<CountTurns>,
     id: u64,
     /// The time of its earlier turns.
@@ -58,12 +58,12 @@ pub struct CountTurn {
 }
 
 impl CountTurns {
-    pub fn new(at_once: usize, slice: Duration) -> Self {
+    pub(super) fn new(at_once: usize, slice: Duration) -> Self {
         Self { at_once, slice, state: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Registers a count. It has no turn until [`CountTurn::step`].
-    pub fn enter(self: &Arc<Self>) -> CountTurn {
+    pub(super) fn enter(self: &Arc<Self>) -> CountTurn {
         let mut state = self.state();
         state.next_id += 1;
         CountTurn {
@@ -92,7 +92,7 @@ impl CountTurn {
     ///
     /// # Errors
     /// `is_cancelled`, which is asked about once a second, returned true.
-    pub fn step(&mut self, is_cancelled: impl Fn() -> bool) -> Result<(), TurnCancelled> {
+    pub(super) fn step(&mut self, is_cancelled: impl Fn() -> bool) -> Result<(), TurnCancelled> {
         if is_cancelled() {
             return Err(TurnCancelled);
         }

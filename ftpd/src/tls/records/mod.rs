@@ -46,9 +46,9 @@ const CLOSE_NOTIFY: u8 = 0;
 
 /// Content types allowed after the handshake (RFC 8446 section 5.1).
 mod content {
-    pub const ALERT: u8 = 21;
-    pub const HANDSHAKE: u8 = 22;
-    pub const DATA: u8 = 23;
+    pub(super) const ALERT: u8 = 21;
+    pub(super) const HANDSHAKE: u8 = 22;
+    pub(super) const DATA: u8 = 23;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
