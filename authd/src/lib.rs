@@ -7,7 +7,7 @@
 //!
 //! 1. `common::process::http` accepts the connection. Connections without a token get at most three
 //!    quarters of `max_connections`.
-//! 2. [`routes`] reads the body within its limits (16 KiB, 10 seconds), finds the operation for path and
+//! 2. `routes` reads the body within its limits (16 KiB, 10 seconds), finds the operation for path and
 //!    method, and checks the node's bearer token with `tokens`.
 //! 3. [`handlers::login`] asks [`throttle`] whether this user and this client address may try now. The
 //!    counts are in Redis, for all authd instances together.

@@ -1,8 +1,8 @@
 //! The FTP node.
 //!
 //! `main` → [`server::run`] → one task per client: [`control`] reads a line, [`protocol`] parses it,
-//! [`commands`] checks that the command may run now and calls its handler, which works on the [`session`]
-//! and in the user's [`jail`], within the user's [`access`] rules. A [`transfer`] is an
+//! `commands` checks that the command may run now and calls its handler, which works on the `session`
+//! and in the user's [`jail`], within the user's `access` rules. A `transfer` is an
 //! [`activity`](work::activity): it runs on a worker (see [`work`]), over a connection from [`data`], while
 //! the control connection is still read.
 
