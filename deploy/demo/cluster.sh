@@ -329,11 +329,16 @@ say_where() {
 # serve_requests: answers the other commands until a signal ends the cluster. A part that ends does not end
 # others.
 serve_requests() {
-  local word part answer
+  local begun='' line word part answer
   while [[ ! $ending ]]; do
-    if read -rt 0.2 -u 7 word part answer; then
+    if IFS= read -rt 0.2 -u 7 line; then
+      read -r word part answer <<<"$begun$line"
+      begun=
       # If the asking process is gone, the pipe is gone, too: writing to it would block this process.
       [[ -p $answer ]] && answer_request "$word" "$part" 1<>"$answer"
+    else
+      # On a busy machine the time may end in the middle of a line.
+      begun+=$line
     fi
     reap
   done
