@@ -73,7 +73,7 @@ transfers() {
 
 # start_part PART: starts the part with its settings.
 start_part() {
-  local place address
+  local index address
   case $1 in
     redis)
       start redis redis-server --bind "${REDIS%:*}" --port "$REDIS_PORT" --dir "$state" \
@@ -88,8 +88,8 @@ start_part() {
       start balancer nginx -p "$state" -c nginx.conf -e stderr -g 'daemon off;'
       ;;
     *)
-      place=$(position "$1")
-      address=${NODE_ADDRESSES[place]}
+      index=$(position "$1")
+      address=${NODE_ADDRESSES[index]}
       start "$1" "$daemons/ftpd" --node-name "$1" --cluster-nodes "$(IFS=,; echo "${NODES[*]}")" \
         --listen "$address" --port "$CONTROL_PORT" --admin-listen "$address:$ADMIN_PORT" \
         --passive-port-min "${PASSIVE_PORTS%-*}" --passive-port-max "${PASSIVE_PORTS#*-}" \
@@ -109,7 +109,7 @@ wait_until() {
   until "$@"; do
     if ! kill -0 "${pids[$part]}" 2>/dev/null; then
       tail -n 5 "$state/$part.log" >&2
-      fail "$part ended at once; the last lines of $state/$part.log stand above"
+      fail "$part ended at once; the last lines of $state/$part.log are above"
     fi
     ((SECONDS < deadline)) || fail "waited 30 s for $what; the logs are in $state"
     sleep 0.05
@@ -128,8 +128,8 @@ address_of() {
 
 # row PART PROCESS STATE: prints a row of the table.
 row() {
-  local place ports=
-  place=$(position "$1") && ports="passive ports $(slice "$place")"
+  local index ports=
+  index=$(position "$1") && ports="passive ports $(slice "$index")"
   printf '  %-10s %-18s %-9s %-13s %s\n' "$1" "$(address_of "$1")" "$2" "$3" "$ports"
 }
 
@@ -465,7 +465,7 @@ until_ready() {
   until is_ready "$1"; do
     if ! runs "$1"; then
       tail -n 5 "$state/$1.log" >&2
-      fail "$1 ended at once; the last lines of $state/$1.log stand above"
+      fail "$1 ended at once; the last lines of $state/$1.log are above"
     fi
     ((SECONDS < deadline)) || fail "$1 is not ready after 30 s; its log is $state/$1.log"
     sleep 0.05

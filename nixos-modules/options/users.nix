@@ -27,7 +27,7 @@ let
     };
   path = types.strMatching "/.*";
 
-  # As in common/src/auth_api.rs.
+  # As in common/src/policy/permission.rs.
   permissions = lib.mapAttrs (_: perhaps types.bool false) {
     list = "See names and sizes.";
     download = "Read files.";

@@ -54,7 +54,7 @@ pub(crate) const METRICS: &[Metric] = &[
         DIRECTIONS,
         (
             "result",
-            "complete, aborted, client_gone, stalled, connection_lost, no_connection, no_place, too_slow, \
+            "complete, aborted, client_gone, stalled, connection_lost, no_connection, no_slot, too_slow, \
              not_resumed, tls_failed, no_close_notify, short, shrunk, storage, quota, quota_unknown, \
              lease_lost",
         ),
