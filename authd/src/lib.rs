@@ -1,7 +1,7 @@
 //! `authd`, the central service of a cluster. It decides logins, keeps users and groups, and shows and ends
 //! sessions.
 //!
-//! # The way of a request
+//! # The path of a request
 //!
 //! A login (`POST /v1/authenticate`) passes through these modules:
 //!
@@ -27,9 +27,9 @@
 //!
 //! # Sessions of past logins
 //!
-//! After each change, `revision` increments the revision in Redis. Nodes that see a
-//! new revision ask `POST /v1/authorized` ([`handlers::authorized`]) which of their sessions may
-//! continue. This works even if an order to end sessions was lost.
+//! After each change, `revision` increments the revision in Redis. Nodes that see a new revision ask
+//! `POST /v1/authorized` ([`handlers::authorized`]) which of their sessions may continue. This works even
+//! if a command to end sessions was lost.
 //!
 //! # Background tasks
 //!

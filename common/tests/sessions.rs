@@ -159,7 +159,7 @@ async fn after_a_failover_to_a_lagging_replica_sessions_are_corrected() {
     let record = session("a", "ann", [192, 0, 2, 1]);
     let _ann = a.open_session(record.clone(), NO_LIMITS).await.unwrap();
     some_refreshes(link, 2).await;
-    // As on a replica that missed the end of one session and the begin of another.
+    // As on a replica that missed the end of one session and the start of another.
     let ended = session("a", "ben", [192, 0, 2, 1]);
     let key = keys.node_sessions(&"a".parse().unwrap());
     let field = (ended.id.to_string(), serde_json::to_string(&ended).unwrap());
