@@ -23,7 +23,7 @@
 //! A change through the API (`PATCH /v1/users/{name}`) takes steps 1 and 2 with the administrators'
 //! token. Then [`handlers::users`] reads the user's record from Redis ([`accounts::stored`]), applies the
 //! change, and writes the record back if it is unchanged in Redis; otherwise it starts again. If the
-//! change revokes logins, `revocation` orders the nodes to end the user's sessions.
+//! change revokes logins, `revocation` sends the nodes the command to end the user's sessions.
 //!
 //! # Sessions of past logins
 //!

@@ -183,10 +183,10 @@ async fn single_lost_keys_are_entered_again() {
     let (link, keys) = (view.link(), view.keys());
     // The key of the node's sessions: the next refresh notices the loss.
     some_refreshes(link, 2).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let () = link.query(cmd("DEL").arg(keys.node_sessions(&"a".parse().unwrap()))).await.unwrap();
     eventually("ann's session", async || (view.sessions().await.unwrap().len() == 1).then_some(())).await;
-    assert!(begun.elapsed() < LEASE * 3, "{:?}", begun.elapsed());
+    assert!(started.elapsed() < LEASE * 3, "{:?}", started.elapsed());
 
     // The key of a user's sessions: the session is renewed within 120 refreshes.
     let options = RedisOptions { lease: Duration::from_millis(100), ..redis.options() };

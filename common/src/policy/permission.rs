@@ -192,7 +192,7 @@ pub struct PermissionChanges {
 }
 
 impl PermissionChanges {
-    /// Asks `change` about each permission; `None` leaves it as it is.
+    /// Calls `change` for each permission. `None` leaves the permission as it is.
     pub fn from_fn(change: impl Fn(Permission) -> Option<bool>) -> Self {
         let changed_to = |value: bool| {
             Permission::ALL.into_iter().filter(|permission| change(*permission) == Some(value)).collect()
@@ -200,7 +200,7 @@ impl PermissionChanges {
         Self { granted: changed_to(true), denied: changed_to(false) }
     }
 
-    /// The change of `permission`; `None` leaves it as it is.
+    /// The change of `permission`; `None` if there is none.
     pub fn get(self, permission: Permission) -> Option<bool> {
         debug_assert!(self.granted.0 & self.denied.0 == 0);
         match (self.granted.has(permission), self.denied.has(permission)) {
