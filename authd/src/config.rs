@@ -32,7 +32,7 @@ pub struct Config {
     pub users: DeclaredUsers,
     /// `None`: there are no anonymous users.
     pub anonymous: Option<Anonymous>,
-    /// Interval of looks at the users file.
+    /// Interval at which the users file is checked for changes.
     pub poll: Duration,
     /// `None`: nodes are refused, unless `users` is `Demo`.
     pub node_token: Option<Secret>,
@@ -45,7 +45,7 @@ pub struct Config {
     pub throttle: ThrottleLimits,
     pub cache: CacheLimits,
     pub passwords: PasswordLimits,
-    /// Time limit of running requests after SIGTERM.
+    /// Time limit for requests in progress after SIGTERM.
     pub stop: Duration,
     pub log: LogSettings,
 }

@@ -1,7 +1,7 @@
 //! `authd`, the central service of a cluster. It decides logins, keeps users and groups, and shows and ends
 //! sessions.
 //!
-//! # The way of a request
+//! # The path of a request
 //!
 //! A login (`POST /v1/authenticate`) passes through these modules:
 //!
@@ -23,13 +23,13 @@
 //! A change through the API (`PATCH /v1/users/{name}`) takes steps 1 and 2 with the administrators'
 //! token. Then [`handlers::users`] reads the user's record from Redis ([`accounts::stored`]), applies the
 //! change, and writes the record back if it is unchanged in Redis; otherwise it starts again. If the
-//! change revokes logins, `revocation` orders the nodes to end the user's sessions.
+//! change revokes logins, `revocation` sends the nodes the command to end the user's sessions.
 //!
 //! # Sessions of past logins
 //!
-//! After each change, `revision` increments the revision in Redis. Nodes that see a
-//! new revision ask `POST /v1/authorized` ([`handlers::authorized`]) which of their sessions may
-//! continue. This works even if an order to end sessions was lost.
+//! After each change, `revision` increments the revision in Redis. Nodes that see a new revision ask
+//! `POST /v1/authorized` ([`handlers::authorized`]) which of their sessions may continue. This works even
+//! if a command to end sessions was lost.
 //!
 //! # Background tasks
 //!

@@ -18,8 +18,8 @@ pub(crate) async fn revoke_logins(service: &Service, name: &UserName) {
     end_sessions(service, name).await;
 }
 
-/// Orders all nodes to end the user's sessions. A node that does not get the order ends them when it sees
-/// the next revision of the accounts.
+/// Sends all nodes the command to end the user's sessions. A node that does not get the command ends them
+/// when it sees the next revision of the accounts.
 async fn end_sessions(service: &Service, name: &UserName) {
     const LATER: &str = "cannot end the user's sessions now; the nodes end them when Redis can be reached";
     let Some(registry) = &service.registry else { return };

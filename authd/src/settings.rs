@@ -114,7 +114,7 @@ static NETWORK: Group = Group {
 
 static CLUSTER: Group = Group {
     name: "Cluster",
-    about: "Redis, and the readiness that a balancer or service manager goes by.",
+    about: "Redis, and the readiness for balancers and service managers.",
     settings: &[
         Setting::one("redis_password_file", FILE, "", "A file that holds the password for Redis."),
         Setting::one(
@@ -142,8 +142,8 @@ static CLUSTER: Group = Group {
             "users_file_poll",
             DURATION,
             "1s",
-            "The interval at which authd looks for changes of `users_file` and of the hash files that it \
-             names. It reads them when two looks in a row see the same change, so that it never reads half \
+            "The interval at which authd checks for changes of `users_file` and of the hash files that it \
+             names. It reads them when two checks in a row find the same change, so that it never reads half \
              a file.",
         ),
     ],

@@ -55,7 +55,7 @@ pub(crate) fn prepare(files: &Path) -> io::Result<(Conditions, Placement)> {
     let network = match namespaces.and_then(|()| own_network()) {
         Ok(()) => "own namespace, loopback only, CUBIC, Linux's default buffers".to_owned(),
         Err(error) => {
-            let control = fs::read_to_string(CONTROL).unwrap_or_default();
+            let control = fs::read_to_string(CONGESTION_CONTROL).unwrap_or_default();
             format!(
                 "no prepared namespace ({error}), congestion control {}: not comparable with other machines",
                 control.trim()
@@ -101,19 +101,19 @@ pub(crate) fn bind_to(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
-const CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+const CONGESTION_CONTROL: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
 
-const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+const ALLOWED_CONGESTION_CONTROLS: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 
 /// Adds CUBIC to the host's list of allowed congestion controls, because a new namespace may use
 /// only these. Returns the open file and the former list if the list was changed. The file is opened
 /// here, because other namespaces cannot open it for writing.
 fn allow_cubic() -> Option<(File, String)> {
-    let before = fs::read_to_string(ALLOWED).ok()?;
+    let before = fs::read_to_string(ALLOWED_CONGESTION_CONTROLS).ok()?;
     if before.split_whitespace().any(|name| name == "cubic") {
         return None;
     }
-    let list = File::options().write(true).open(ALLOWED).ok()?;
+    let list = File::options().write(true).open(ALLOWED_CONGESTION_CONTROLS).ok()?;
     list.write_all_at(format!("{} cubic", before.trim()).as_bytes(), 0).ok()?;
     Some((list, before))
 }

@@ -1,7 +1,7 @@
 //! The reference server `null`: the smallest FTP server that can run the workloads. It uses one
 //! thread for each session, one `sendfile` for a download and `splice` through a large pipe for an
-//! upload. It checks and logs nothing. The CPU time that another server uses beyond this is the cost
-//! of everything but moving bytes.
+//! upload. It checks and logs nothing. The additional CPU time of another server is the cost of
+//! everything but moving bytes.
 
 use std::{
     fs::{self, File},

@@ -122,8 +122,8 @@ impl Results {
         let workload = WORKLOADS.iter().find(|workload| workload.name == goal.workload)?;
         let ours = row.summary(goal.figure)?;
         let unit = match goal.figure {
-            "cpu" => workload.unit,
-            "rate" => workload.rate,
+            "cpu" => workload.cpu_unit,
+            "rate" => workload.rate_unit,
             figure => figure,
         };
         let compare = |kind: ServerKind| {
@@ -172,9 +172,9 @@ impl Results {
             workload.name,
             mode(encrypted),
             workload.about,
-            workload.unit,
+            workload.cpu_unit,
             first.server.name(),
-            workload.rate
+            workload.rate_unit
         );
         for name in &extra_columns {
             let _ = write!(out, " {name} |");

@@ -52,7 +52,7 @@ pub struct DependencyFailure {
 pub struct Dependency {
     #[serde(rename = "state")]
     pub condition: Condition,
-    /// Begin of this condition.
+    /// Start of this condition.
     #[serde(serialize_with = "rfc3339")]
     pub since: SystemTime,
     /// The error of this condition, or the last one before it.
@@ -88,42 +88,42 @@ impl Dependency {
 pub struct DependencyMonitor {
     /// The setting with the dependency's address.
     setting: &'static str,
-    now: Mutex<Dependency>,
+    current: Mutex<Dependency>,
 }
 
 impl DependencyMonitor {
     pub fn new(setting: &'static str) -> Self {
-        Self { setting, now: Mutex::new(Dependency::new(setting)) }
+        Self { setting, current: Mutex::new(Dependency::new(setting)) }
     }
 
     /// Notes the result of a probe. Returns true if the condition has changed.
     pub fn note(&self, result: Result<(), DependencyFailure>) -> bool {
-        let mut now = self.now();
+        let mut current = self.current();
         let condition = match result {
             Ok(()) => {
-                now.setting = self.setting;
+                current.setting = self.setting;
                 Condition::Ok
             }
             Err(DependencyFailure { condition, error, setting }) => {
-                now.last_error = Some(LastError { message: error, at: SystemTime::now() });
-                now.setting = setting;
+                current.last_error = Some(LastError { message: error, at: SystemTime::now() });
+                current.setting = setting;
                 condition
             }
         };
-        let is_new = now.condition != condition;
-        if is_new {
-            now.condition = condition;
-            now.since = SystemTime::now();
+        let is_changed = current.condition != condition;
+        if is_changed {
+            current.condition = condition;
+            current.since = SystemTime::now();
         }
-        is_new
+        is_changed
     }
 
     pub fn dependency(&self) -> Dependency {
-        self.now().clone()
+        self.current().clone()
     }
 
-    fn now(&self) -> MutexGuard<'_, Dependency> {
-        lock(&self.now)
+    fn current(&self) -> MutexGuard<'_, Dependency> {
+        lock(&self.current)
     }
 }
 
@@ -271,9 +271,9 @@ mod tests {
         let since = monitor.dependency().since;
         assert!(!monitor.note(Ok(())));
         assert_eq!(monitor.dependency().since, since);
-        let trouble =
+        let failure =
             DependencyFailure { condition: Condition::Failed, error: "gone".to_owned(), setting: "other" };
-        assert!(monitor.note(Err(trouble)));
+        assert!(monitor.note(Err(failure)));
         let failed = monitor.dependency();
         assert!(failed.since >= since && failed.setting == "other");
         assert!(monitor.note(Ok(())));

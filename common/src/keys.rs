@@ -74,13 +74,14 @@ impl Keys {
     }
 
     /// Sorted set: the sessions of a client's network (see
-    /// [`network_of`](crate::client_network::network_of)), as
-    /// [`user_sessions`](Self::user_sessions).
+    /// [`network_of`](crate::client_network::network_of)), in the
+    /// form of [`user_sessions`](Self::user_sessions).
     pub fn address_sessions(&self, network: IpAddr) -> String {
         self.key(format_args!("address-sessions:{network}"))
     }
 
-    /// Sorted set: a user's sessions from one network, as [`user_sessions`](Self::user_sessions).
+    /// Sorted set: a user's sessions from one network, in the form of
+    /// [`user_sessions`](Self::user_sessions).
     pub fn user_address_sessions(&self, user: &str, network: IpAddr) -> String {
         self.key(format_args!("user-address-sessions:{network}:{user}"))
     }
@@ -108,8 +109,8 @@ impl Keys {
         self.key("leased-trees")
     }
 
-    /// Hash: the time since Redis last lost data. `epoch` is its random name, `created` its begin (Unix
-    /// ms), `server` the server process. `doubt` is 1 if nodes may hold leases from before. `number` is the
+    /// Hash: the epoch, which is the time since Redis last lost data. `epoch` is its random name, `created`
+    /// its start (Unix ms), `server` the server process. `doubt` is 1 if nodes may hold leases from before. `number` is the
     /// number of the last lease. Expires long after the last refresh of a node.
     pub fn lease_epoch(&self) -> String {
         self.key("lease-epoch")
@@ -157,12 +158,13 @@ impl Keys {
         self.key("users-generation")
     }
 
-    /// The failed logins of a user name. Expires.
+    /// Hash: the failed logins of a user name. `failures` is their number, `until` the end of the ban (Unix
+    /// ms). Expires.
     pub fn failures_of_user(&self, user: &str) -> String {
         self.key(format_args!("failures-of-user:{user}"))
     }
 
-    /// The failed logins from an address. Expires.
+    /// Hash: the failed logins from an address, as [`failures_of_user`](Self::failures_of_user).
     pub fn failures_of_address(&self, address: IpAddr) -> String {
         self.key(format_args!("failures-of-address:{address}"))
     }

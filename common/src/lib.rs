@@ -1,8 +1,9 @@
 //! Code and types that ftpd and authd share.
 //!
-//! A type belongs here if it crosses a process boundary (`auth_api`, `certificate`, `ids`,
+//! A type belongs here if it crosses a process boundary (`auth_api`, `certificate`, `health`, `ids`, `keys`,
 //! `login_conditions`, `node`, `policy`, `registry`, `session`). A function belongs here if both daemons
-//! call it (`clock`, `metric`, `password`, `process`, `secret`, `settings`, `sync`).
+//! call it (`client_network`, `clock`, `metric`, `password`, `process`, `secret`, `settings`, `sync`,
+//! `toml_lines`).
 
 pub mod auth_api;
 pub mod certificate;

@@ -47,13 +47,13 @@ const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 const DAY_MINUTES: u16 = 24 * 60;
 
 /// Hours of certain days, in UTC: `Mon-Fri 06:00-20:00`, `Sat 08:00-12:00`, `22:00-06:00`. The end is
-/// exclusive. If it is before the beginning, the hours extend into the next day.
+/// exclusive. If it is before the start, the hours extend into the next day.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Hours {
     /// First and last day, counted from Monday (0). The last may be before the first: `Sat-Mon`.
     days: (u8, u8),
-    /// Begin in minutes since midnight, below 24:00.
+    /// Start in minutes since midnight, below 24:00.
     from: u16,
     /// End in minutes since midnight, at most 24:00.
     to: u16,

@@ -114,7 +114,7 @@ pub enum NodeState {
 pub struct FailingDependency {
     pub dependency: String,
     pub error: String,
-    /// Begin of the failure, in seconds since the Unix epoch.
+    /// Start of the failure, in seconds since the Unix epoch.
     pub since: u64,
     /// True if the failure makes the node unready.
     pub required: bool,

@@ -2,7 +2,7 @@
 //!
 //! Each value stays text until a getter of [`Values`] parses it, so an error can name the setting, the
 //! value, its source and the expected form. Sources, the strongest first: flag, environment variable,
-//! the reference system's name of that variable, file, default. A key that is not in the table is an
+//! its alias (the variable of the system that this one replaces), file, default. A key that is not in the table is an
 //! error in every source.
 
 mod command_line;
@@ -65,7 +65,7 @@ pub struct Setting {
     /// The effect, the reason of the default, and when to change it, in short sentences. `-h` shows the
     /// first.
     pub help: &'static str,
-    /// The reference system's environment variable for the same setting.
+    /// The environment variable for the same setting in the system that this one replaces.
     pub alias: Option<&'static str>,
 }
 
@@ -83,7 +83,7 @@ impl Setting {
         Self { shape: Shape::Switch, ..Self::one(key, form, default, help) }
     }
 
-    /// The setting, also under the name of the reference system's environment variable.
+    /// The setting, also under the environment variable of the system that this one replaces.
     #[must_use]
     pub const fn alias(self, variable: &'static str) -> Self {
         Self { alias: Some(variable), ..self }

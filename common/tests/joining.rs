@@ -70,9 +70,9 @@ async fn a_second_process_with_the_name_of_a_live_node_is_refused_and_changes_no
     .await;
     let before = (view.nodes().await.unwrap(), view.sessions().await.unwrap());
     for place in [Some("another host".to_owned()), None] {
-        let begun = Instant::now();
+        let started = Instant::now();
         let error = Registry::join(node("a", "50005-50009"), place, redis.options()).await.err().unwrap();
-        assert!(begun.elapsed() >= LEASE, "{:?}", begun.elapsed());
+        assert!(started.elapsed() >= LEASE, "{:?}", started.elapsed());
         assert!(matches!(error, JoinError::NameTaken { .. }), "{error}");
         let text = error.to_string();
         for part in ["node name a", "on host host", "127.0.0.1:21", "2023-11-14T22:13:20Z", "node_name"] {
@@ -101,9 +101,9 @@ async fn a_node_key_without_an_expiry_time_holds_no_name() {
     let view = RegistryView::new(&redis.options());
     let key = view.keys().node(&"a".parse().unwrap());
     let _: () = view.link().query(cmd("HSET").arg(key).arg("incarnation").arg("1")).await.unwrap();
-    let begun = Instant::now();
+    let started = Instant::now();
     join("a", "50000-50004", redis.options()).await;
-    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
 }
 
 #[tokio::test]

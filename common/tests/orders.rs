@@ -160,7 +160,7 @@ async fn a_node_sees_each_revision_and_each_time_that_it_joins() {
     let () = view.link().query(cmd("DEL").arg(view.keys().node(&name))).await.unwrap();
     changed("a join").await;
 
-    // So may a node whose Redis lost its data. Numbers are not repeated.
+    // A node whose Redis lost its data may have missed a revision, too. Numbers are not repeated.
     redis.stop();
     eventually("the loss is seen", async || (!a.is_connected()).then_some(())).await;
     redis.restart();

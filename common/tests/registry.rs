@@ -160,7 +160,7 @@ async fn while_redis_is_away_the_policy_decides_without_delay() {
     let doubted = refuses.lease_write(b"/doubted", SessionId::random()).await.unwrap();
     redis.stop();
     for _ in 0..3 {
-        let begun = Instant::now();
+        let started = Instant::now();
         let record = || session("a", "ann", [192, 0, 2, 1]);
         let first = admits.open_session(record(), user_limit(1)).await.unwrap();
         let second = admits.open_session(record(), user_limit(1)).await.err();
@@ -178,7 +178,7 @@ async fn while_redis_is_away_the_policy_decides_without_delay() {
         assert_eq!(refusal, Some(LeaseRefused::RegistryAway));
         assert!(!doubted.is_held().await);
         assert_eq!(refuses.sessions().await, []);
-        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+        assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     }
     assert!(!admits.is_connected() && !refuses.is_connected());
 }
@@ -193,12 +193,12 @@ async fn a_hanging_redis_delays_one_login_by_the_timeout_and_the_next_one_not() 
     let (a, _) = join("a", "50000-50004", options).await;
     let _first = open(&a, "a", "ann").await;
     redis.signal("STOP");
-    let begun = Instant::now();
+    let started = Instant::now();
     let _second = open(&a, "a", "ann").await;
-    assert!(begun.elapsed() < timeout + AT_ONCE, "{:?}", begun.elapsed());
-    let begun = Instant::now();
+    assert!(started.elapsed() < timeout + AT_ONCE, "{:?}", started.elapsed());
+    let started = Instant::now();
     let _third = open(&a, "a", "ann").await;
-    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     redis.signal("CONT");
     let view = RegistryView::new(&redis.options());
     eventually("all three", async || (view.sessions().await.ok()?.len() == 3).then_some(())).await;
@@ -248,15 +248,15 @@ async fn one_session_writes_a_path_in_the_whole_cluster() {
     let holder = SessionId::random();
     let lease = a.lease_write(path, holder).await.unwrap();
     for registry in [&a, &b] {
-        let begun = Instant::now();
+        let started = Instant::now();
         let refused = registry.lease_write(path, SessionId::random()).await.err();
         let conflict = LeaseConflict::Same;
         assert_eq!(refused, Some(LeaseRefused::Busy { holder: Some(holder), conflict }));
-        assert!(begun.elapsed() < AT_ONCE);
+        assert!(started.elapsed() < AT_ONCE);
     }
     // Refreshes keep the lease beyond its first expiry.
-    let begun = Instant::now();
-    while begun.elapsed() < LEASE * 2 {
+    let started = Instant::now();
+    while started.elapsed() < LEASE * 2 {
         assert!(lease.is_held().await);
         assert!(b.lease_write(path, SessionId::random()).await.is_err());
         tokio::time::sleep(LEASE / 10).await;
@@ -302,14 +302,14 @@ async fn commands_reach_their_node_in_order_and_within_a_second() {
         .map(|_| NodeCommand::EndSession { session: SessionId::random() })
         .chain([NodeCommand::Drain])
         .collect();
-    let begun = Instant::now();
+    let started = Instant::now();
     for command in &sent {
         assert!(view.send(&name, command).await.unwrap());
     }
     for command in sent {
         assert_eq!(next_event(&mut events).await, ClusterEvent::Command(command));
     }
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     assert!(!view.send(&"nobody".parse().unwrap(), &NodeCommand::Drain).await.unwrap());
 }
 
@@ -381,8 +381,8 @@ async fn two_thousand_sessions_survive_their_first_expiry_and_a_flush() {
     }
     let entries = opening.join_all().await;
     let view = RegistryView::new(&options);
-    let begun = Instant::now();
-    while begun.elapsed() < options.lease + options.lease / 2 {
+    let started = Instant::now();
+    while started.elapsed() < options.lease + options.lease / 2 {
         assert_eq!(view.sessions().await.unwrap().len(), 2000);
         assert!(is_full(&a, "a", "user7", 40).await);
         tokio::time::sleep(LEASE / 5).await;

@@ -159,7 +159,7 @@ async fn after_a_failover_to_a_lagging_replica_sessions_are_corrected() {
     let record = session("a", "ann", [192, 0, 2, 1]);
     let _ann = a.open_session(record.clone(), NO_LIMITS).await.unwrap();
     some_refreshes(link, 2).await;
-    // As on a replica that missed the end of one session and the begin of another.
+    // As on a replica that missed the end of one session and the start of another.
     let ended = session("a", "ben", [192, 0, 2, 1]);
     let key = keys.node_sessions(&"a".parse().unwrap());
     let field = (ended.id.to_string(), serde_json::to_string(&ended).unwrap());
@@ -183,10 +183,10 @@ async fn single_lost_keys_are_entered_again() {
     let (link, keys) = (view.link(), view.keys());
     // The key of the node's sessions: the next refresh notices the loss.
     some_refreshes(link, 2).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let () = link.query(cmd("DEL").arg(keys.node_sessions(&"a".parse().unwrap()))).await.unwrap();
     eventually("ann's session", async || (view.sessions().await.unwrap().len() == 1).then_some(())).await;
-    assert!(begun.elapsed() < LEASE * 3, "{:?}", begun.elapsed());
+    assert!(started.elapsed() < LEASE * 3, "{:?}", started.elapsed());
 
     // The key of a user's sessions: the session is renewed within 120 refreshes.
     let options = RedisOptions { lease: Duration::from_millis(100), ..redis.options() };

@@ -121,8 +121,8 @@ async fn one_node_counts_at_a_time_and_another_takes_over_when_it_dies() {
     let first = at_a.begin_count().await.unwrap();
     assert!(at_a.begin_count().await.is_none() && at_b.begin_count().await.is_none());
     assert!(!status(&at_b).await.count_is_due);
-    let begun = Instant::now();
-    while begun.elapsed() < LEASE * 2 {
+    let started = Instant::now();
+    while started.elapsed() < LEASE * 2 {
         assert!(first.keep().await);
         tokio::time::sleep(LEASE / 4).await;
     }
@@ -196,14 +196,14 @@ async fn a_home_of_the_wrong_type_is_replaced() {
 /// Waits like a transfer for the duration `time`. Returns the number of bytes that would have moved.
 async fn transfer(registry: Registry, rate: NonZeroU64, time: Duration) -> u64 {
     let share = registry.share_bandwidth("ann", BandwidthDirection::Download, rate);
-    let (begun, mut moved) = (Instant::now(), 0);
+    let (started, mut moved) = (Instant::now(), 0);
     loop {
-        let slice = share.take(u64::MAX).await;
-        tokio::time::sleep(slice.wait).await;
-        if begun.elapsed() >= time {
+        let grant = share.take(u64::MAX).await;
+        tokio::time::sleep(grant.wait).await;
+        if started.elapsed() >= time {
             return moved;
         }
-        moved += slice.bytes;
+        moved += grant.bytes;
     }
 }
 
@@ -219,7 +219,7 @@ async fn transfers_of_a_user_on_two_nodes_share_one_rate() {
     }
     let moved = transfers.join_all().await;
     let all: u64 = moved.iter().sum();
-    // In addition to the rate: the savings, and one piece of each transfer.
+    // In addition to the rate: the burst, and one piece of each transfer.
     assert!(all <= 3_000_000 + 250_000 + 3 * 125_000, "{moved:?}");
     assert!(moved.iter().all(|moved| *moved > 0), "{moved:?}");
 }
@@ -237,15 +237,15 @@ async fn during_an_outage_a_node_keeps_its_part_of_the_rate() {
         }
     }
     redis.stop();
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut moved = 0;
     while moved < 1_000_000 {
-        let slice = shares[0].take(u64::MAX).await;
-        tokio::time::sleep(slice.wait).await;
-        moved += slice.bytes;
+        let grant = shares[0].take(u64::MAX).await;
+        tokio::time::sleep(grant.wait).await;
+        moved += grant.bytes;
     }
-    // Half the rate, minus the savings and the last piece.
-    assert!(begun.elapsed() >= Duration::from_millis(1500), "{:?}", begun.elapsed());
+    // Half the rate, minus the burst and the last piece.
+    assert!(started.elapsed() >= Duration::from_millis(1500), "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -93,7 +93,7 @@ fn a_check_summarises_the_settings_and_says_that_it_tested_nothing() {
     contains_all(
         &text,
         &[
-            "the settings are right",
+            "the settings are valid",
             "node ftp7",
             "port 2121",
             "passive ports 50000-50099",

@@ -47,8 +47,6 @@ struct CacheEntries {
 
 impl PasswordCache {
     /// An empty cache with a random key.
-    /// An empty cache with a random key.
-    /// An empty cache with a random key.
     pub fn new(limits: CacheLimits) -> Self {
         let key = Hmac::<Sha256>::new_from_slice(&rand::random::<[u8; 32]>());
         Self {
@@ -69,8 +67,6 @@ impl PasswordCache {
         mac.finalize().into_bytes().into()
     }
 
-    /// Returns true if the verification succeeded within the lifetime of an entry.
-    /// Returns true if the verification succeeded within the lifetime of an entry.
     /// Returns true if the verification succeeded within the lifetime of an entry.
     pub fn contains(&self, digest: &VerificationDigest) -> bool {
         self.contains_at(digest, Instant::now())

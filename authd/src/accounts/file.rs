@@ -135,7 +135,8 @@ impl FileFault {
         Self { keys: keys.iter().map(|&key| key.to_owned()).collect(), reason: reason.into() }
     }
 
-    /// The reason, with the line number in `text` if `text` is TOML. In JSON the keys in the reason must do.
+    /// The reason, with the line number in `text` if `text` is TOML. For JSON only the keys in the reason
+    /// name the place.
     fn describe(&self, text: &str) -> String {
         let keys: Vec<&str> = self.keys.iter().map(String::as_str).collect();
         let line = line_of(text, &keys).map(|line| format!("line {line}: ")).unwrap_or_default();

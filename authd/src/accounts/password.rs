@@ -28,6 +28,9 @@ pub struct PasswordLimits {
     pub patience: Duration,
 }
 
+/// Upper bound of `max_verifications`, far above the number of CPUs: the semaphores cannot count to any number.
+const MAX_AT_ONCE: usize = 1 << 16;
+
 /// The reason why a text cannot become a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnusablePassword {
@@ -37,8 +40,8 @@ pub enum UnusablePassword {
     TooLong,
     #[error("the password has fewer than {0} characters (setting min_password_length)")]
     TooShort(usize),
-    /// An FTP command ends at CR LF, and clients do not send PASS with other control characters. So nobody
-    /// could log in with such a password.
+    /// An FTP command ends at CR LF, and clients do not send PASS with other control characters. So no
+    /// client could log in with such a password.
     #[error("the password contains a control character")]
     Control,
 }
@@ -56,7 +59,7 @@ pub fn check_length(min_length: usize, password: &Secret) -> Result<(), Unusable
 /// Hashes a new password. Blocks while argon2 is computed, so it must not run on the runtime's threads.
 ///
 /// # Errors
-/// Nobody could log in with the password.
+/// No client could log in with the password.
 pub fn hash(params: &Params, password: &Secret) -> Result<Phc, UnusablePassword> {
     let text = password.expose();
     if text.is_empty() {
@@ -95,13 +98,14 @@ impl PasswordVerifier {
     /// Computes one hash, so it blocks. `known` is a secret of the cluster. It determines how long
     /// verifications for unknown names take.
     pub fn new(limits: &PasswordLimits, known: Option<&Secret>) -> Self {
-        let waiting = limits.waiting.min(Semaphore::MAX_PERMITS - limits.at_once.min(1 << 16));
+        let at_once = limits.at_once.min(MAX_AT_ONCE);
+        let waiting = limits.waiting.min(Semaphore::MAX_PERMITS - at_once);
         Self {
             decoys: Decoys::new(known, &Phc::compute(&limits.params, &rand::random::<[u8; 32]>())),
             params: limits.params.clone(),
             min_length: limits.min_length,
-            running: Arc::new(Semaphore::new(limits.at_once.min(1 << 16))),
-            admitted: Arc::new(Semaphore::new(limits.at_once.min(1 << 16) + waiting)),
+            running: Arc::new(Semaphore::new(at_once)),
+            admitted: Arc::new(Semaphore::new(at_once + waiting)),
             patience: limits.patience,
             memory: Arc::default(),
         }

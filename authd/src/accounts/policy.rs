@@ -122,7 +122,7 @@ impl AccountPolicy {
     pub fn effective(self) -> EffectivePolicy {
         let (tls, access) = (TlsRequirements::default(), self.access);
         EffectivePolicy {
-            permissions: self.permissions.of(Permissions::default()),
+            permissions: self.permissions.applied_to(Permissions::default()),
             directories: self.directories,
             denied_names: self.denied_names,
             folders: first_of_each_path(self.folders),

@@ -33,7 +33,7 @@ pub async fn authorized(service: &Service, request: AuthorizedRequest) -> Result
         return Err(ApiError::InvalidRequest(format!("logins: more than {MAX_AUTHORIZED}")));
     }
     let now = SystemTime::now();
-    // A malformed name is no user's.
+    // No user has a malformed name.
     let name = |login: &PastLogin| {
         login.user.parse().ok().map(|name| service.accounts.declared.canonical_name(name))
     };

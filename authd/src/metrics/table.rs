@@ -17,19 +17,18 @@ pub(crate) const METRICS: &[Metric] = &[
     Metric::histogram(
         VERIFICATION,
         "seconds",
-        "Duration of the argon2 computations that verified \
-                                                passwords.",
+        "Duration of the argon2 computations that verified passwords.",
     ),
     Metric::counter(
         CACHE_HITS,
         "logins",
         "Logins whose password was known to be correct from the last `cache_ttl`.",
     ),
-    Metric::counter(THROTTLED, "logins", "Logins that were delayed after failures.")
-        .labels(&[("by", "user or address: whose failures they were")]),
-    Metric::counter(BANS, "failures", "Failed logins after which a user name or an address is delayed.")
+    Metric::counter(THROTTLED, "logins", "Logins that were refused because of a ban.")
+        .labels(&[("by", "user, address: the kind of the ban")]),
+    Metric::counter(BANS, "failures", "Failed logins with which the ban of a user name or an address began.")
         .labels(&[("by", "user, address")]),
-    Metric::counter(BANS_LIFTED, "delays", "Delays that an administrator ended.")
+    Metric::counter(BANS_LIFTED, "bans", "Bans that an administrator lifted.")
         .labels(&[("by", "user, address")]),
     Metric::counter(
         REVOKED,

@@ -43,7 +43,7 @@ pub(crate) fn put_node(
     let _: () = connection.hset(format!("ftp:sessions:{name}"), session, record.to_string()).unwrap();
 }
 
-/// Reads and removes a node's orders in one transaction, so that none is lost in between.
+/// Reads and removes a node's commands in one transaction, so that none is lost in between.
 pub(crate) fn commands(connection: &mut redis::Connection, node: &str) -> Vec<Value> {
     let key = format!("ftp:commands:{node}");
     let mut take = redis::pipe();

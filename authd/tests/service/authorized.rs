@@ -1,12 +1,12 @@
 //! Decisions about past logins, and the revision that makes nodes ask for them.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use redis::Commands;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Authd, NODE_TOKEN, Redis, hash};
+use crate::support::{Answer, Authd, NODE_TOKEN, Redis, eventually, hash};
 
 async fn ask(authd: &Authd, logins: &[Value]) -> Answer {
     let body = json!({ "node": "ftp-1", "logins": logins });
@@ -23,14 +23,6 @@ async fn decisions(authd: &Authd, logins: &[Value]) -> Vec<String> {
         reason.as_str().unwrap().to_owned()
     };
     verdicts.iter().map(shown).collect()
-}
-
-async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let end = tokio::time::Instant::now() + Duration::from_secs(20);
-    while !condition().await {
-        assert!(tokio::time::Instant::now() < end, "did not happen within 20 s: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// The revision of the accounts. 0 before authd has set it and while Redis loads its data.

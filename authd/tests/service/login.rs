@@ -404,6 +404,13 @@ async fn refused_tokens_are_logged_with_the_setting_at_a_limited_rate() {
     }
 }
 
+/// How often Redis has carried out a command, by its `INFO commandstats`: `cmdstat_ping:calls=2,usec=…`.
+fn calls(stats: &redis::InfoDict, command: &str) -> u64 {
+    let line: Option<String> = stats.get(&format!("cmdstat_{command}"));
+    let calls = line.as_deref().and_then(|line| line.strip_prefix("calls=")?.split(',').next()?.parse().ok());
+    calls.unwrap_or(0)
+}
+
 #[tokio::test]
 async fn warnings_about_redis_persistence_are_repeated_after_each_connection() {
     let redis = Redis::start();
@@ -412,12 +419,17 @@ async fn warnings_about_redis_persistence_are_repeated_after_each_connection() {
         let _: () = redis::cmd("CONFIG").arg(&["SET", name, value]).query(&mut connection).unwrap();
     };
     let warned = |authd: &Authd| authd.log().matches("set `appendonly yes`").count();
+    let _: () = redis::cmd("CONFIG").arg("RESETSTAT").query(&mut redis.connection()).unwrap();
     let authd = Authd::start(&["--redis-url", &redis.url()]);
-    eventually("authd to have looked", async || {
+    let mut own_requests = 0;
+    eventually("authd checks the settings of Redis", async || {
         let stats: redis::InfoDict =
             redis::cmd("INFO").arg("commandstats").query(&mut redis.connection()).unwrap();
-        // Redis counts INFO requests in this section.
-        stats.get::<String>("cmdstat_info").is_some()
+        // authd sends INFO twice for its check, and PING before and after the check. So the second PING shows
+        // that a warning would be in the log.
+        let is_checked = calls(&stats, "info") == own_requests + 2 && calls(&stats, "ping") >= 2;
+        own_requests += 1;
+        is_checked
     })
     .await;
     assert!(!authd.log().contains(" WARN  authd::persistence"), "{}", authd.log());

@@ -52,7 +52,7 @@ async fn check_prints_the_meaning_of_the_settings_and_deep_check_asks_redis() {
     let settings = ["--users-file", users, "--redis-url", &url, "--check"];
     let (status, stdout, stderr) = run(&settings);
     assert_eq!(status, 0, "{stderr}");
-    for part in ["the settings are right", "1 users and 1 groups", "node_token_file not set", "--deep"] {
+    for part in ["the settings are valid", "1 users and 1 groups", "node_token_file not set", "--deep"] {
         assert!(stdout.contains(part), "{part}: {stdout}");
     }
     let (status, stdout, _) = run(&[&settings[..], &["--deep"]].concat());
@@ -94,7 +94,7 @@ fn wrong_settings_exit_with_78_and_a_message() {
         assert_eq!(stderr.matches(named).count(), 1, "{stderr}");
     }
     let (status, stdout, _) = run(&["--demo", "--check"]);
-    assert!(status == 0 && stdout.contains("the settings are right") && stdout.contains("DEMO"), "{stdout}");
+    assert!(status == 0 && stdout.contains("the settings are valid") && stdout.contains("DEMO"), "{stdout}");
     let (status, table, _) = run(&["--print-settings"]);
     assert!(status == 0 && table.contains("| `throttle_delay` |"));
 }
@@ -233,14 +233,14 @@ async fn sessions_of_users_removed_or_disabled_in_the_users_file_end() {
     let mut ended = async |users: &[&str]| {
         let end = |user: &&str| json!({ "command": "end_user", "user": user });
         let expected: Vec<_> = users.iter().map(end).collect();
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         eventually("the sessions end", async || {
-            // The list starts with the latest order.
-            told.extend(commands(&mut connection, "ftp-1").into_iter().rev());
-            told.len() >= expected.len()
+            // The list starts with the latest command.
+            received.extend(commands(&mut connection, "ftp-1").into_iter().rev());
+            received.len() >= expected.len()
         })
         .await;
-        assert_eq!(told, expected);
+        assert_eq!(received, expected);
     };
     write(&[("ann", &x, true), ("cyd", &x, false), ("dan", &y, true), ("eve", &x, false)]);
     ended(&["bob", "cyd", "dan"]).await;

@@ -99,7 +99,7 @@ pub(crate) struct Server {
     pub kind: ServerKind,
     address: SocketAddrV4,
     // Dropped before the groups, which can be removed only when they are empty.
-    _processes: Vec<ServerProcess>,
+    processes: Vec<ServerProcess>,
     /// Control group of the measured process.
     pub group: Rc<ControlGroup>,
     /// Names and groups of helper processes (authd, Redis, nginx), which are reported separately.
@@ -195,7 +195,7 @@ impl Testbed {
         command: Command,
     ) -> io::Result<Server> {
         let (process, group) = self.process(name, command)?;
-        Ok(Server { kind, address, _processes: vec![process], group, helpers: Vec::new() })
+        Ok(Server { kind, address, processes: vec![process], group, helpers: Vec::new() })
     }
 }
 
@@ -208,7 +208,7 @@ impl Server {
     /// Waits until a login succeeds. Uses TLS if the server supports it.
     fn wait_for_login(&mut self) -> io::Result<()> {
         let endpoint = self.endpoint(self.kind.encrypts());
-        let Some(process) = self._processes.last_mut() else { return Ok(()) };
+        let Some(process) = self.processes.last_mut() else { return Ok(()) };
         process.wait_until(|| Session::ready(endpoint).map(Session::quit))
     }
 }

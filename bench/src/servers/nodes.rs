@@ -17,7 +17,7 @@ use crate::{
     machine::PASSIVE_PORTS,
 };
 
-const CONTROL: u16 = 2121;
+const CONTROL_PORT: u16 = 2121;
 
 /// Starts a cluster of one node, Redis and authd.
 ///
@@ -63,8 +63,8 @@ pub(super) fn cluster(testbed: &Testbed, kind: ServerKind) -> io::Result<Server>
     let (process, group) = testbed.process(name, command)?;
     Ok(Server {
         kind,
-        address: address(host, CONTROL),
-        _processes: vec![redis_process, authd_process, process],
+        address: address(host, CONTROL_PORT),
+        processes: vec![redis_process, authd_process, process],
         group,
         helpers: vec![("authd", authd_group), ("redis", redis_group)],
     })
@@ -79,7 +79,7 @@ pub(super) fn standalone(testbed: &Testbed) -> io::Result<Server> {
     let mut command = node(testbed, &testbed.daemons, host)?;
     command.args(["--standalone", "--sync-uploads=false", &format!("--user={USER}:{PASSWORD}"), "--root"]);
     command.arg(&testbed.home);
-    testbed.server(ServerKind::FtpdAlone, address(host, CONTROL), "ftpd-alone", command)
+    testbed.server(ServerKind::FtpdAlone, address(host, CONTROL_PORT), "ftpd-alone", command)
 }
 
 /// Returns the command that starts a node, with the arguments that all nodes share. Limits have their
@@ -88,7 +88,7 @@ fn node(testbed: &Testbed, daemons: &Path, host: u8) -> io::Result<Command> {
     let mut command = Command::new(require(daemons.join("ftpd"))?);
     let (from, to) = PASSIVE_PORTS;
     command.env_clear();
-    command.args(["--listen", &address(host, 0).ip().to_string(), "--port", &CONTROL.to_string()]);
+    command.args(["--listen", &address(host, 0).ip().to_string(), "--port", &CONTROL_PORT.to_string()]);
     command.args(["--passive-port-min", &from.to_string(), "--passive-port-max", &to.to_string()]);
     command.args(["--admin-listen", &address(host, 9121).to_string()]);
     // No log lines for logins and transfers, as for the other servers: each line is one `write`.
@@ -114,7 +114,7 @@ fn node(testbed: &Testbed, daemons: &Path, host: u8) -> io::Result<Command> {
 /// # Errors
 /// nginx does not start.
 pub(super) fn balancer(testbed: &Testbed, node: &Server) -> io::Result<Server> {
-    let listen = address(1, CONTROL);
+    let listen = address(1, CONTROL_PORT);
     let slice = PortRange::new(PASSIVE_PORTS.0, PASSIVE_PORTS.1).map_err(io::Error::other)?;
     let balancer = nginx::Balancer {
         address: (*listen.ip()).into(),
@@ -139,7 +139,7 @@ pub(super) fn balancer(testbed: &Testbed, node: &Server) -> io::Result<Server> {
     let mut helpers = vec![("nginx", group)];
     helpers.extend(node.helpers.iter().map(|(name, group)| (*name, Rc::clone(group))));
     let group = Rc::clone(&node.group);
-    Ok(Server { kind: ServerKind::Balancer, address: listen, _processes: vec![process], group, helpers })
+    Ok(Server { kind: ServerKind::Balancer, address: listen, processes: vec![process], group, helpers })
 }
 
 /// Returns the hash of the password, made by `authd hash-password`.

@@ -40,11 +40,11 @@ pub(super) fn at_rate(server: &Server, encrypted: bool) -> io::Result<Figures> {
     const LOGINS: usize = 2 * RATE;
     let endpoint = server.endpoint(encrypted);
     let meter = Meter::start(server)?;
-    let begin = Instant::now();
+    let started = Instant::now();
     let times = clients(|client| {
         let mut times = Vec::new();
         for number in (client..LOGINS).step_by(CLIENTS) {
-            let due = begin + Duration::from_secs_f64(number as f64 / RATE as f64);
+            let due = started + Duration::from_secs_f64(number as f64 / RATE as f64);
             thread::sleep(due.saturating_duration_since(Instant::now()));
             let session = Session::login(endpoint)?;
             times.push(due.elapsed().as_secs_f64() * 1e3);

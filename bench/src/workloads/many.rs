@@ -38,20 +38,20 @@ pub(super) fn downloads(server: &Server) -> io::Result<Figures> {
         .collect::<io::Result<_>>()?;
     let meter = Meter::start(server)?;
     // The clock starts here. The node has filled the socket buffers before, which is not counted.
-    let (begin, is_over) = (Instant::now(), AtomicBool::new(false));
+    let (started, is_over) = (Instant::now(), AtomicBool::new(false));
     let (memory, mut noops) = thread::scope(|scope| {
         let is_over = &is_over;
         let parts = downloads.chunks_mut(DOWNLOADS / THREADS);
         let threads: Vec<_> =
-            parts.map(|part| scope.spawn(move || discard_at_rate(part, begin, is_over))).collect();
+            parts.map(|part| scope.spawn(move || discard_at_rate(part, started, is_over))).collect();
         let mut noops = Vec::new();
         let mut watch = || {
             let mut memory = None;
-            while begin.elapsed() < TIME {
+            while started.elapsed() < TIME {
                 let start = Instant::now();
                 bystander.command("NOOP", 2)?;
                 noops.push(start.elapsed().as_secs_f64() * 1e3);
-                if memory.is_none() && begin.elapsed() > TIME / 2 {
+                if memory.is_none() && started.elapsed() > TIME / 2 {
                     memory = Some(server.group.memory()?);
                 }
                 thread::sleep(Duration::from_millis(5));
@@ -95,11 +95,11 @@ fn set_realtime_priority(enable: bool) -> io::Result<()> {
 }
 
 /// Discards received bytes of each download at [`RATE`] until `is_over`.
-fn discard_at_rate(downloads: &mut [SlowDownload], begin: Instant, is_over: &AtomicBool) -> io::Result<()> {
+fn discard_at_rate(downloads: &mut [SlowDownload], started: Instant, is_over: &AtomicBool) -> io::Result<()> {
     while !is_over.load(Ordering::Relaxed) {
         let step = Instant::now();
         for download in downloads.iter_mut() {
-            let due = (begin.elapsed().as_secs_f64() * RATE) as u64;
+            let due = (started.elapsed().as_secs_f64() * RATE) as u64;
             // The cast is lossless: the value is less than the bytes of 16 s.
             let most = due.saturating_sub(download.received) as usize;
             if most > 0 {

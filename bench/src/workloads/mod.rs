@@ -14,17 +14,15 @@ use crate::{
 };
 
 /// The figures of one round by name. `cpu` is the CPU time per unit of work, by which servers are
-/// compared; `rate` is the units of work per second. Other figures get columns of their own.
+/// compared; `rate` is the number of units of work per second. Each other figure gets its own column.
 pub(crate) type Figures = BTreeMap<String, f64>;
 
 /// A workload.
 pub(crate) struct Workload {
     pub name: &'static str,
     pub about: &'static str,
-    /// Unit of `cpu`.
-    pub unit: &'static str,
-    /// Unit of `rate`.
-    pub rate: &'static str,
+    pub cpu_unit: &'static str,
+    pub rate_unit: &'static str,
     /// The modes that run: `false` is plain FTP, `true` is FTPS.
     pub modes: &'static [bool],
     /// The servers that run this workload.
@@ -65,12 +63,12 @@ const OURS: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Before];
 const fn workload(
     name: &'static str,
     about: &'static str,
-    (unit, rate): (&'static str, &'static str),
+    (cpu_unit, rate_unit): (&'static str, &'static str),
     modes: &'static [bool],
     kinds: &'static [ServerKind],
     run: fn(&Testbed, &Server, bool) -> io::Result<Figures>,
 ) -> Workload {
-    Workload { name, about, unit, rate, modes, kinds, fresh: false, rounds: usize::MAX, run }
+    Workload { name, about, cpu_unit, rate_unit, modes, kinds, fresh: false, rounds: usize::MAX, run }
 }
 
 const VOLUME: (&str, &str) = ("s/GiB", "GiB/s");

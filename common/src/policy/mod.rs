@@ -155,6 +155,6 @@ mod tests {
                 .unwrap();
         let general = Permissions::default().without(&[Permission::Upload, Permission::Delete]);
         let expected = Permissions::default().without(&[Permission::List, Permission::Delete]);
-        assert_eq!(rule.permissions.of(general), expected);
+        assert_eq!(rule.permissions.applied_to(general), expected);
     }
 }

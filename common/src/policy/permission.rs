@@ -8,8 +8,8 @@ use serde::{
     ser::SerializeMap,
 };
 
-/// One permission. A new one takes a variant, its place in [`Self::ALL`] and its name in [`Self::as_str`];
-/// then a command that asks for it, and a line in authd's `openapi.json`.
+/// One permission. A new permission needs a variant, its place in [`Self::ALL`], its name in
+/// [`Self::as_str`], a command that asks for it, and a line in authd's `openapi.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Permission {
     /// LIST, NLST, MLSD, MLST, STAT with a path, SIZE, MDTM.
@@ -192,7 +192,7 @@ pub struct PermissionChanges {
 }
 
 impl PermissionChanges {
-    /// Asks `change` about each permission; `None` leaves it as it is.
+    /// Calls `change` for each permission. `None` leaves the permission as it is.
     pub fn from_fn(change: impl Fn(Permission) -> Option<bool>) -> Self {
         let changed_to = |value: bool| {
             Permission::ALL.into_iter().filter(|permission| change(*permission) == Some(value)).collect()
@@ -200,7 +200,7 @@ impl PermissionChanges {
         Self { granted: changed_to(true), denied: changed_to(false) }
     }
 
-    /// The change of `permission`; `None` leaves it as it is.
+    /// The change of `permission`; `None` if there is none.
     pub fn get(self, permission: Permission) -> Option<bool> {
         debug_assert!(self.granted.0 & self.denied.0 == 0);
         match (self.granted.has(permission), self.denied.has(permission)) {
@@ -212,7 +212,7 @@ impl PermissionChanges {
 
     /// The permissions `general` with these changes.
     #[must_use]
-    pub fn of(self, general: Permissions) -> Permissions {
+    pub fn applied_to(self, general: Permissions) -> Permissions {
         Permissions((general.0 | self.granted.0) & !self.denied.0)
     }
 
@@ -324,7 +324,7 @@ mod tests {
         assert_eq!(both, changes(r#"{"list":true,"append":false,"mkdir":true}"#));
         assert_eq!(both.only_denials(), changes(r#"{"append":false}"#));
         let expected = Permissions::NONE.with(Permission::List, true).with(Permission::Mkdir, true);
-        assert_eq!(both.of(Permissions::NONE), expected);
+        assert_eq!(both.applied_to(Permissions::NONE), expected);
         assert!(expected.has_any(&[Permission::Append, Permission::List]));
         assert!(!expected.has_all(&[Permission::Append, Permission::List]));
     }

@@ -34,7 +34,7 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// CapabilitySets `no_new_privs` for this thread and those that it starts: programs that they execute get
+/// Sets `no_new_privs` for this thread and those that it starts: programs that they execute get
 /// no privileges from set-user-ID bits or file capabilities.
 ///
 /// # Errors

@@ -10,8 +10,8 @@ pub fn report(
     summary: &[String],
     checks: Option<&[(String, Result<(), String>)]>,
 ) -> bool {
-    // If the output is closed, the exit status still tells the result.
-    let _ = writeln!(out, "{program}: the settings are right");
+    // If the output is closed, the exit status still reports the result.
+    let _ = writeln!(out, "{program}: the settings are valid");
     for line in summary {
         let _ = writeln!(out, "  {line}");
     }

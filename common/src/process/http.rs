@@ -44,7 +44,7 @@ pub struct Peer(pub SocketAddr);
 pub struct ConnectionLimits {
     /// Maximum number of connections, at least 1. One more waits to be accepted.
     pub connections: usize,
-    /// Time limit for the head of a request, from the begin of the connection or the last response.
+    /// Time limit for the head of a request, from the start of the connection or the last response.
     pub header_timeout: Duration,
 }
 
@@ -61,7 +61,7 @@ pub enum HttpEvent {
 const MAX_HEAD: usize = 64 * 1024;
 
 /// Pause after a failed accept. Without file descriptors, accept fails again at once.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 task_local! {
     static CONNECTION: Arc<TrackedConnection>;
@@ -101,7 +101,7 @@ pub async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 log::warn!(error:%; "cannot accept an HTTP connection");
-                tokio::time::sleep(ACCEPT_REST).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
@@ -111,15 +111,15 @@ pub async fn serve(
             observe(HttpEvent::Displaced);
         }
         let routes = service.clone();
-        let asked = Arc::clone(&tracked);
+        let requested_on = Arc::clone(&tracked);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
-            let busy = RequestGuard::new(&asked);
-            let answered = CONNECTION.scope(Arc::clone(&asked), routes.call(request));
+            let in_progress = RequestGuard::new(&requested_on);
+            let response = CONNECTION.scope(Arc::clone(&requested_on), routes.call(request));
             async move {
-                let answer = answered.await;
-                drop(busy);
-                answer
+                let response = response.await;
+                drop(in_progress);
+                response
             }
         });
         let connection = open.watch(http.serve_connection(TokioIo::new(stream), service));
@@ -174,13 +174,13 @@ impl OpenConnections {
     /// not read its response cannot keep its connection for ever.
     fn make_room(&self) -> bool {
         let mut open = self.open();
-        let unknown = open.iter().filter(|(_, tracked)| !tracked.is_trusted.load(Ordering::Relaxed));
-        let unknown: Vec<_> = unknown.collect();
-        if unknown.len() <= (self.limits.connections * 3 / 4).max(1) {
+        let untrusted = open.iter().filter(|(_, tracked)| !tracked.is_trusted.load(Ordering::Relaxed));
+        let untrusted: Vec<_> = untrusted.collect();
+        if untrusted.len() <= (self.limits.connections * 3 / 4).max(1) {
             return false;
         }
         // The newest connection was just accepted and is not closed.
-        let others = &unknown[..unknown.len() - 1];
+        let others = &untrusted[..untrusted.len() - 1];
         let is_idle = |tracked: &TrackedConnection| tracked.requests.load(Ordering::Relaxed) == 0;
         let is_late = |tracked: &TrackedConnection| tracked.since.elapsed() > self.limits.header_timeout;
         let oldest = others.iter().find(|(_, tracked)| is_idle(tracked));

@@ -10,7 +10,7 @@ use redis::Script;
 
 use super::{
     LinkError, Registry,
-    bandwidth_meter::{BandwidthDirection, SAVED, UserBandwidth, piece_size},
+    bandwidth_meter::{BURST, BandwidthDirection, UserBandwidth, piece_size},
     cluster::Cluster,
     core::Core,
 };
@@ -98,7 +98,7 @@ impl Cluster {
     ) -> Result<(u64, u32), LinkError> {
         let mut call = TAKE.prepare_invoke();
         call.key(self.keys().bandwidth(direction.name(), user)).arg(rate.get()).arg(bytes);
-        call.arg(u64::try_from(SAVED.as_micros()).unwrap_or(u64::MAX));
+        call.arg(u64::try_from(BURST.as_micros()).unwrap_or(u64::MAX));
         call.arg(self.process().0.as_str()).arg(transfers);
         self.link().script(&call).await
     }

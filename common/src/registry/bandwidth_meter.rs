@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Time whose bytes an idle user saves up. It makes up for the duration of a request.
-pub(super) const SAVED: Duration = Duration::from_millis(250);
+/// Longest burst: an idle user accumulates the bytes of this time. They make up for the duration of a request.
+pub(super) const BURST: Duration = Duration::from_millis(250);
 
 /// Pieces per second that all transfers of a user take together.
 const PIECES_PER_SECOND: u64 = 8;
@@ -43,8 +43,8 @@ pub struct BandwidthMeter {
 impl BandwidthMeter {
     /// Takes `bytes`, and returns the time to wait before they move.
     pub fn take(&mut self, bytes: u64, rate: NonZeroU64, now: Instant) -> Duration {
-        let saved = now.checked_sub(SAVED).unwrap_or(now);
-        let from = self.free.map_or(saved, |free| free.max(saved));
+        let earliest = now.checked_sub(BURST).unwrap_or(now);
+        let from = self.free.map_or(earliest, |free| free.max(earliest));
         let took = Duration::try_from_secs_f64(bytes as f64 / rate.get() as f64).unwrap_or(Duration::MAX);
         // An `Instant` that cannot be represented is never reached: leave the time as it is.
         self.free = Some(from.checked_add(took).unwrap_or(from));
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_times_keep_the_rate_and_savings_are_bounded() {
+    fn waiting_times_keep_the_rate_and_bursts_are_bounded() {
         let rate = NonZeroU64::new(1000).unwrap();
         let (mut meter, now) = (BandwidthMeter::default(), Instant::now());
         assert_eq!(meter.take(250, rate, now), Duration::ZERO);

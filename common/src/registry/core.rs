@@ -19,8 +19,8 @@ use crate::{
     sync::lock,
 };
 
-/// The revision of the accounts that a node last read from Redis. The node asks authd which of its sessions
-/// may stay whenever the value differs from the one of its last question.
+/// The revision of the accounts that a node last read from Redis. Whenever this value changes, the
+/// node asks authd which of its sessions may stay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Revision {
     /// The number in Redis: see [`Keys::revision`](crate::keys::Keys::revision).

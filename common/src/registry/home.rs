@@ -163,8 +163,8 @@ impl HomeState {
         SentSums { done: self.done, acknowledged: self.acknowledged, reserved: self.reserved }
     }
 
-    /// Takes over Redis's reply to a request with the sums `sent`.
-    pub(super) fn learn(&mut self, sent: &SentSums, reply: SettleReply) -> UsageStatus {
+    /// Applies Redis's reply to a request with the sums `sent`.
+    pub(super) fn apply_reply(&mut self, sent: &SentSums, reply: SettleReply) -> UsageStatus {
         let (is_counted, is_due, bytes, files, other_bytes, other_files, granted_bytes, granted_files) =
             reply;
         let granted = Usage { bytes: granted_bytes, files: granted_files };
@@ -206,7 +206,7 @@ impl HomeState {
         self.used.map(|used| used.plus(self.reserved).plus(self.others))
     }
 
-    /// Takes over the result of a count, by the rules of `count_usage.lua`.
+    /// Applies the result of a count, by the rules of `count_usage.lua`.
     pub(super) fn counted(&mut self, counted: Usage) {
         let seen = self.scan.unwrap_or_default();
         let least = counted.less(seen.removed).less(self.reserved);

@@ -51,7 +51,7 @@ pub(super) enum TakeReply {
     Busy(Option<SessionId>, LeaseConflict),
 }
 
-/// The requests about leases of one node.
+/// One node's requests to Redis about leases.
 pub(super) struct LeaseCalls {
     view: RegistryView,
     /// Duration of a lease.
@@ -131,8 +131,8 @@ impl LeaseCalls {
         self.parse_keep(&self.call(&HOLD_WRITE, LeaseStep::Keep, lease).await?)
     }
 
-    /// Keeps leases. Returns `None` for each lost one. Also without leases the request is sent, so that the
-    /// node learns that Redis lost data and can report the epoch before, which makes new leases doubtful.
+    /// Keeps leases. Returns `None` for each lost lease. The request is sent even if there are no leases: the
+    /// node learns from it that Redis lost data, and the known epoch in it makes new leases doubtful.
     pub(super) async fn keep(
         &self,
         leases: &[LeaseRequest],
@@ -265,7 +265,7 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The form of an epoch in script arguments. 0, no epoch, is the empty text.
+/// The form of an epoch in script arguments. 0 means that there is no epoch, and becomes an empty text.
 fn hex(epoch: u64) -> String {
     if epoch == 0 { String::new() } else { format!("{epoch:016x}") }
 }

@@ -21,7 +21,7 @@ const MARGIN: u32 = 4;
 /// The reason why a lease is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LeaseRefused {
-    #[error("another session has a lease on this path, on one below or on a directory above it")]
+    #[error("another session has a lease on this path, on a path below it or on a directory above it")]
     Busy {
         /// The other session, on this node or another one, if it is known.
         holder: Option<SessionId>,
@@ -83,8 +83,8 @@ impl Registry {
         self.lease(vec![LeasePath::file(path)], holder).await
     }
 
-    /// Leases all of `paths` or none, in one step. [`LeaseRefused::Busy`] names `holder`
-    /// to other sessions.
+    /// Leases all of `paths` or none, in one step. Other sessions learn of `holder` from
+    /// [`LeaseRefused::Busy`].
     ///
     /// A lease that is not [certain](WriteLease::is_certain) needs, in addition, a lock on the storage that
     /// all nodes see.
@@ -220,8 +220,8 @@ impl WriteLease {
         }
     }
 
-    /// Releases the lease. Returns true if it was held until now, as [`Self::is_held`] does. One request
-    /// does both.
+    /// Releases the lease. Returns true if it was held until now: see [`Self::is_held`]. A single request
+    /// releases it and asks.
     pub async fn give_back(mut self) -> bool {
         let core = Arc::clone(&self.core);
         let Some(cluster) = &core.cluster else {

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Time after a failure in which requests fail at once, so that not each of them waits for the timeout.
-const REST: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A connection to Redis that many tasks share. Cheap to clone.
 #[derive(Clone)]
@@ -47,7 +47,7 @@ enum LinkConnection {
     Idle,
     Open(MultiplexedConnection),
     /// The last attempt failed. Requests before `until` fail at once.
-    Resting {
+    Paused {
         until: Instant,
         is_denied: bool,
     },
@@ -208,10 +208,10 @@ impl RedisLink {
         let state = self.state();
         match &state.connection {
             LinkConnection::Open(connection) => Some(Ok((state.number, connection.clone()))),
-            LinkConnection::Resting { until, is_denied } if Instant::now() < *until => {
+            LinkConnection::Paused { until, is_denied } if Instant::now() < *until => {
                 Some(Err(if *is_denied { LinkError::Denied } else { LinkError::Away }))
             }
-            LinkConnection::Resting { .. } | LinkConnection::Idle => None,
+            LinkConnection::Paused { .. } | LinkConnection::Idle => None,
         }
     }
 
@@ -261,7 +261,7 @@ impl RedisLink {
             return LinkError::Away;
         }
         let is_denied = denial.is_some();
-        state.connection = LinkConnection::Resting { until: Instant::now() + REST, is_denied };
+        state.connection = LinkConnection::Paused { until: Instant::now() + PAUSE, is_denied };
         let (condition, setting, status, result) = if is_denied {
             (Condition::Misconfigured, "redis_password_file", LoggedStatus::Denied, LinkError::Denied)
         } else {

@@ -63,8 +63,8 @@ pub(super) enum ClaimOutcome {
 }
 
 /// The claim of a process that started while Redis was away. The process serves clients before the claim is
-/// made. So may another process with its name that was in the registry before the outage; that process has
-/// precedence.
+/// made. Another process with the same name may serve clients too, if it was in the registry before the
+/// outage. That process has precedence.
 #[derive(Default)]
 pub(super) struct LateClaim {
     is_done: bool,

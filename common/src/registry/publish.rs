@@ -1,4 +1,5 @@
-//! Publishing a node: one script that enters or renews the node in Redis and reads what waits there for it.
+//! Publishing a node: one script that enters or renews the node in Redis, and reads the revision and its
+//! orders.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -12,7 +13,7 @@ static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str
 /// The result of publishing a node.
 pub(super) enum PublishOutcome {
     Joined(JoinedNode),
-    /// This live node owns some of our ports.
+    /// This live node owns some of this node's ports.
     SliceTaken(NodeName, PortRange, NodeInRedis),
     /// This other process holds the node's name. Its lease ends after the duration unless the process
     /// renews it.

@@ -31,7 +31,7 @@ use crate::{
 /// Maximum number of sessions or leases in one request, so that Redis serves other clients in between.
 const BATCH: usize = 500;
 
-/// Longest time to the next refresh while Redis is away or another node owns our ports.
+/// Longest time to the next refresh while Redis is away or another node owns some of this node's ports.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Refreshes the node's entries in Redis until the node leaves or loses its name. `connections`:
@@ -213,7 +213,7 @@ impl RefreshTask {
         });
     }
 
-    /// Passes orders to the node whose commands were lost. Returns whether there are new orders, whose
+    /// Passes the orders to the node whose commands were lost. Returns whether there are new orders, whose
     /// commands may still arrive, and the sessions with an order to end that have ended.
     fn take_orders(&self, orders: Vec<Order>) -> (bool, Vec<SessionId>) {
         let (open, ended) = {

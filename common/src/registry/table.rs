@@ -221,8 +221,7 @@ impl NodeTable {
     }
 
     /// Marks a lease as [`EntryState::Ending`]. Returns false if it is lost or released. Its paths stay
-    /// leased until
-    /// [`Self::release`].
+    /// leased until [`Self::release`].
     pub(super) fn end(&mut self, grant: LeaseGrant) -> bool {
         match self.leases.get_mut(&grant.number).filter(|lease| lease.entry != EntryState::Lost) {
             Some(lease) => {
@@ -234,8 +233,7 @@ impl NodeTable {
     }
 
     /// Marks a lease as [`EntryState::Lost`]. Returns false if it was released before. Its paths stay
-    /// leased until
-    /// [`Self::release`].
+    /// leased until [`Self::release`].
     pub(super) fn lose(&mut self, grant: LeaseGrant) -> bool {
         let Some(lease) = self.leases.get_mut(&grant.number) else {
             return false;

@@ -95,7 +95,7 @@ impl HomeUsage {
         let _requesting = self.home.requesting.lock().await;
         let sums = self.home.state().sums();
         match cluster.settle_usage(&self.home, &sums, &step).await {
-            Ok(reply) => Ok(self.home.state().learn(&sums, reply)),
+            Ok(reply) => Ok(self.home.state().apply_reply(&sums, reply)),
             Err(error) if cluster.may_go_on(&error) => {
                 Ok(self.home.state().reserve(&step, self.home.recount))
             }

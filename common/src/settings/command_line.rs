@@ -10,7 +10,7 @@ use crate::metric;
 /// Width of help texts on terminals that are wider.
 const HELP_COLUMNS: usize = 100;
 
-/// Heading of the flags that do something else than run the daemon.
+/// Heading of the flags with which the program prints something instead of running the daemon.
 const COMMANDS: &str = "Commands";
 
 impl Schema {
@@ -28,7 +28,7 @@ impl Schema {
             .override_usage(self.usage())
             .after_help(format!("{}\n\n{}", self.hint_at_long_help(), self.examples()))
             .after_long_help(format!("{}\n\n{}", self.sources(), self.examples()))
-            // Both are among the commands, with a heading.
+            // `command_flags` has both, under a heading.
             .disable_help_flag(true)
             .disable_version_flag(true)
             .subcommand_help_heading("Subcommands")
@@ -75,7 +75,8 @@ impl Schema {
     fn command_flags(&self) -> [Arg; 8] {
         let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
         [
-            flag("check").help("Verify the settings, print a summary, and exit: 0 if right, 78 if not"),
+            flag("check")
+                .help("Verify the settings, print a summary, and exit: 0 if they are valid, 78 if not"),
             flag("deep")
                 .requires("check")
                 .help("With --check: also try the files and servers of the settings"),
@@ -129,7 +130,8 @@ impl Schema {
         format!("Examples:\n{}", lines.collect::<Vec<_>>().join("\n"))
     }
 
-    /// The text that the flags ask for instead of running the daemon: tables, completions or a manual page.
+    /// The text that the program prints instead of running the daemon, if a flag requests it: tables,
+    /// completions or a manual page.
     pub fn printed(&'static self, flags: &ArgMatches) -> Option<Vec<u8>> {
         if flags.get_flag("print-settings") {
             return Some(self.markdown().into_bytes());

@@ -57,7 +57,7 @@ fn collect(args: &[&str], environment: &[(&str, &str)]) -> Result<Values, Settin
 }
 
 #[test]
-fn a_flag_wins_over_a_variable_over_its_old_name_over_the_file_over_the_default() {
+fn a_flag_wins_over_a_variable_over_its_alias_over_the_file_over_the_default() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.toml");
     fs::write(&file, "control_port = 1\ntrusted = [\"a\", \"b\"]\n").unwrap();
@@ -75,7 +75,7 @@ fn a_flag_wins_over_a_variable_over_its_old_name_over_the_file_over_the_default(
 }
 
 #[test]
-fn lists_and_switches() {
+fn lists_take_commas_and_repetition_and_a_switch_alone_means_true() {
     let values = collect(&["--trusted", "a, b", "--trusted", "c", "--standalone"], &[]).unwrap();
     assert_eq!(values.list::<String>("trusted").unwrap(), ["a", "b", "c"]);
     assert!(values.required::<bool>("standalone").unwrap());

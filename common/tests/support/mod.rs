@@ -171,7 +171,7 @@ pub(crate) async fn eventually<T>(what: &str, condition: impl AsyncFn() -> Optio
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(Instant::now() < deadline, "never came: {what}");
+        assert!(Instant::now() < deadline, "did not happen within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

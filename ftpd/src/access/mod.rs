@@ -33,7 +33,7 @@ impl AccessRules {
         let general = account.permissions;
         let rules = account.directories.iter().map(|rule| PathRule {
             pattern: PathPattern::parse(rule.path.as_str()),
-            permissions: rule.permissions.of(general),
+            permissions: rule.permissions.applied_to(general),
         });
         let denied = account.denied_names.iter();
         Self {

@@ -12,7 +12,7 @@ use ftpd::{
     protocol::{
         facts::Facts,
         glob::{Pattern, has_wildcards},
-        timestamp as time,
+        timestamp,
     },
 };
 
@@ -192,10 +192,10 @@ fn one_line(out: &[u8]) -> &[u8] {
 
 /// Property of time values (RFC 3659 section 2.3): formatting a parsed value gives the same text.
 pub fn timestamp(input: &[u8]) {
-    let Some(seconds) = time::parse(input) else { return };
+    let Some(seconds) = timestamp::parse(input) else { return };
     let mut out = Vec::new();
-    time::format(seconds, &mut out);
-    assert_eq!(time::parse(&out), Some(seconds));
+    timestamp::format(seconds, &mut out);
+    assert_eq!(timestamp::parse(&out), Some(seconds));
     // A leap second is formatted as the second before it.
     if &input[12..14] != b"60" {
         assert_eq!(out, &input[..14]);

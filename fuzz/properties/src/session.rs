@@ -55,14 +55,14 @@ pub fn session(input: &[u8]) {
     let login: &[u8] = if flags & 1 == 1 { b"USER demo\r\nPASS x\r\n" } else { b"" };
     let sent = [login, commands, TAIL].concat();
     // One session at a time, because all sessions use the same home.
-    let world = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
-    let received = world.runtime.block_on(async {
-        let exchange = world.exchange(&sent, flags & 2 == 0);
+    let test_node = TEST_NODE.lock().unwrap_or_else(PoisonError::into_inner);
+    let received = test_node.runtime.block_on(async {
+        let exchange = test_node.exchange(&sent, flags & 2 == 0);
         let result = timeout(DEADLINE, exchange).await.expect("the session ends in time");
         result.expect("the loopback connection works")
     });
-    world.home.check_and_restore(&received);
-    drop(world);
+    test_node.home.check_and_restore(&received);
+    drop(test_node);
     check_replies(&sent, &received);
 }
 
@@ -99,7 +99,7 @@ struct TestNode {
     home: Home,
 }
 
-static WORLD: LazyLock<Mutex<TestNode>> = LazyLock::new(|| Mutex::new(TestNode::new()));
+static TEST_NODE: LazyLock<Mutex<TestNode>> = LazyLock::new(|| Mutex::new(TestNode::new()));
 
 impl TestNode {
     fn new() -> Self {

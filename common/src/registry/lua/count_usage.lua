@@ -32,7 +32,7 @@ if ARGV[1] == 'keep' then
   return 1
 end
 
--- The count may have seen any part of the changes since its begin, and any part of the files that are being
+-- The count may have seen any part of the changes since it began, and any part of the files that are being
 -- written. So the true usage lies between two bounds.
 local changes, reserved = {}, {0, 0}
 for number in string.gmatch(fields[6] or '', '%-?%d+') do

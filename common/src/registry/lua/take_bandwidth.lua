@@ -1,8 +1,8 @@
 -- Takes bytes from a user's bandwidth. Returns {microseconds to wait before the bytes may move, number of
 -- the user's transfers in this direction on all nodes}.
 -- KEYS: the user's bandwidth in one direction (hash)
--- ARGV: bytes per second, bytes to take, time in microseconds whose bytes an idle user saves up, name of
---       the node, number of the user's transfers on that node
+-- ARGV: bytes per second, bytes to take, longest burst (time in microseconds whose bytes an idle user
+--       accumulates), name of the node, number of the user's transfers on that node
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then
