@@ -37,15 +37,16 @@ const TOKEN_LENGTH: usize = 16;
 /// Attempts to open a partial file while other sessions create, remove or replace it.
 const ATTEMPTS: usize = 3;
 
-/// Treatment of a competing upload by an atomic upload: another upload is still writing the file, or
-/// this one begins at 0 while another one is still writing the partial file of the same owner and path.
+/// What an atomic upload does if another upload of the same path is still running: another session
+/// writes the file itself, or a session of the same owner writes the partial file and this upload begins
+/// at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RivalPolicy {
-    /// Replaces the partial file, so that the other upload cannot publish. This upload has the write
-    /// lease, so the other upload has lost it.
+    /// This upload has the write lease, so the other upload has lost it. Replaces the partial file, so
+    /// that the other upload cannot publish.
     Replace,
-    /// Fails with [`FileError::BeingWritten`]. Without a certain write lease, only the other upload's
-    /// lock tells which session may write.
+    /// The write lease is not certain, so the other upload's lock decides: fails with
+    /// [`FileError::BeingWritten`].
     Respect,
 }
 
@@ -76,9 +77,9 @@ pub(super) struct ReplacedFile {
     /// Prevents another session from resuming the file. `None` if another upload is still writing it,
     /// or if there are no locks.
     _lock: Option<ChangeLock>,
-    /// Removing the file reduces the user's usage. False while another upload is still writing the file: that
-    /// upload accounts for its own bytes.
-    counts: bool,
+    /// The removed bytes are credited to the quota. False while another upload is still writing the file,
+    /// because that upload credits its own bytes.
+    is_credited: bool,
 }
 
 impl HiddenNames {
@@ -142,9 +143,10 @@ impl HiddenNames {
     ) -> Result<(), FileError> {
         let (from, to) =
             (EntryLocation::new(directory, &self.unique)?, EntryLocation::new(directory, &self.resumable)?);
-        let counts = replaced.counts && to.status().is_ok_and(|there| replaced.has_identity_of(&there));
+        let is_credited =
+            replaced.is_credited && to.status().is_ok_and(|there| replaced.has_identity_of(&there));
         match usage::replace(&from, &to) {
-            Ok(freed) if counts => changes.remove(freed),
+            Ok(freed) if is_credited => changes.remove(freed),
             Ok(_) => {}
             // An NFS server may have renamed the file and its first reply was lost.
             Err(Errno::ENOENT) if has_name(directory, &*self.resumable, file)? => {}
@@ -155,8 +157,8 @@ impl HiddenNames {
     }
 }
 
-/// Locks a file that this upload has just created. If another upload has the lock, it resumed the file
-/// in the meantime, and the file is left to it.
+/// Locks a file that this upload has just created. If another upload has already opened the file to
+/// resume it and holds the lock, the file is left to that upload.
 fn lock_created(
     file: File,
     locks: LockMode,
@@ -182,9 +184,9 @@ impl ReplacedFile {
             Err(errno) => return Err(errno.into()),
         };
         match locks.hold(&handle) {
-            Ok(lock) => Ok(Some(Self { handle, _lock: lock, counts: true })),
+            Ok(lock) => Ok(Some(Self { handle, _lock: lock, is_credited: true })),
             Err(FileError::BeingWritten) if rivals == RivalPolicy::Replace => {
-                Ok(Some(Self { handle, _lock: None, counts: false }))
+                Ok(Some(Self { handle, _lock: None, is_credited: false }))
             }
             Err(error) => Err(error),
         }
@@ -267,7 +269,7 @@ impl Jail {
             let found = found?;
             let name = found.name.to_bytes();
             if is_partial(name) {
-                // Check all partial files before removing the first.
+                // All partial files are checked before the first one is removed.
                 self.lock_unless_written(found.directory, found.name)?;
             } else if !found.is_self_or_parent() {
                 return Err(FileError::DirectoryNotEmpty);

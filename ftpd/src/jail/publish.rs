@@ -184,12 +184,13 @@ impl Upload {
         );
         match from.and_then(|from| rename_new(&from, &to?)) {
             Ok(()) => self.name = hidden.resumable.clone(),
-            // A new upload has begun, or the file was not renamed.
+            // A new upload has the resumable name, so this data cannot be resumed.
             Err(FileError::AlreadyExists) if self.guard.check().is_ok() => {
                 if let Err(error) = self.remove() {
                     self.warn("data of an aborted upload could not be removed", &error);
                 }
             }
+            // This node may no longer write, or another session has removed the file.
             Err(FileError::AlreadyExists | FileError::NotFound) => {}
             Err(error) => {
                 self.warn("the partial file of an upload could not be kept for resuming", &error);
@@ -200,16 +201,13 @@ impl Upload {
     /// The last step of an atomic upload, after [`Self::take_unique_name`].
     pub(super) fn rename_to_final_name(&self) -> Result<(), FileError> {
         let Some(PublishPlan { name, replace, hidden, .. }) = &self.publish else { return Ok(()) };
-        if !*replace {
-            return rename_new(
-                &EntryLocation::new(&self.directory, &hidden.unique)?,
-                &EntryLocation::new(&self.directory, name)?,
-            );
-        }
         let (from, to) = (
             EntryLocation::new(&self.directory, &hidden.unique)?,
             EntryLocation::new(&self.directory, name)?,
         );
+        if !*replace {
+            return rename_new(&from, &to);
+        }
         match usage::replace(&from, &to) {
             Ok(freed) => {
                 self.changes.remove(freed);

@@ -183,7 +183,7 @@ impl Upload {
                 if excess > 0 {
                     // Old content of a partial file has no readers, and its space may be needed.
                     if !self.is_hidden() {
-                        self.reserve(start + excess, length)?;
+                        self.check_room(start + excess, length)?;
                     }
                     usage::truncate(&self.file, start, &self.changes)?;
                 }
@@ -194,16 +194,16 @@ impl Upload {
         Ok(&self.file)
     }
 
-    /// Reserves room for `length` bytes beside the content that ends at `end`. Otherwise, on a full
-    /// disk, the old content would be truncated and no new content could replace it.
-    fn reserve(&self, end: u64, length: u64) -> Result<(), FileError> {
+    /// Checks that `length` bytes fit beside the content that ends at `end`, by allocating them.
+    /// Otherwise, on a full disk, the old content would be truncated and no new content could replace it.
+    fn check_room(&self, end: u64, length: u64) -> Result<(), FileError> {
         let (Ok(end), Ok(length @ 1..)) = (libc::off_t::try_from(end), libc::off_t::try_from(length)) else {
             return Ok(());
         };
         match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, end, length) {
             Err(errno @ (Errno::ENOSPC | Errno::EDQUOT)) => Err(errno.into()),
             // Some file systems do not support it (NFS before 4.2); then the write reports a full disk.
-            // The later truncation releases the reservation.
+            // The truncation that follows frees the allocated blocks.
             Ok(()) | Err(_) => Ok(()),
         }
     }
