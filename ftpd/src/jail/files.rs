@@ -174,8 +174,8 @@ impl Jail {
         Ok(usage::unlink(&location.directory, location.name, UnlinkatFlags::NoRemoveDir, None)?)
     }
 
-    /// Renames `from` to `to` (RNTO). Without `replace` an existing `to` is never replaced, even if another node
-    /// creates it at the same moment. Returns the usage of the file that was replaced.
+    /// Renames `from` to `to` (RNTO). Without `replace` an existing `to` is never replaced, even if
+    /// another node creates it at the same moment. Returns the usage of the file that was replaced.
     ///
     /// # Errors
     /// [`FileError::AlreadyExists`] without `replace`; [`FileError::CrossDevice`] if the paths are not
