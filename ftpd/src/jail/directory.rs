@@ -283,10 +283,11 @@ fn is_wanted(is_wanted: Option<&NameFilter<'_>>, name: &[u8]) -> bool {
 
 /// Returns true if no listing shows the name, or if a folder of that name is shown instead.
 fn is_omitted(folders: &[Vec<u8>], name: &[u8]) -> bool {
-    is_hidden(name) || folders.iter().any(|folder| folder == name)
+    is_internal(name) || folders.iter().any(|folder| folder == name)
 }
 
-fn is_hidden(name: &[u8]) -> bool {
+/// Returns true for `.`, `..`, removed files that NFS keeps, and partial files.
+fn is_internal(name: &[u8]) -> bool {
     matches!(name, b"." | b"..") || name.starts_with(b".nfs") || name.starts_with(PARTIAL_PREFIX)
 }
 

@@ -47,7 +47,7 @@ pub enum FileError {
     NameTooLong,
     /// The offset of REST cannot be used (RFC 3659 section 5): it exceeds the file size, so that writing
     /// there would leave a hole, or the upload must not truncate and the offset is less than the size.
-    #[error("the restart offset is beyond the end of the file")]
+    #[error("the restart offset does not fit the size of the file")]
     BadOffset,
     /// Another session or node has removed or replaced the file.
     #[error("the file is gone from the server (ESTALE)")]
@@ -210,7 +210,7 @@ impl FileError {
             Self::SameFile => (Code::BAD_NAME, "The same file is named twice"),
             Self::QuotaExceeded => (Code::QUOTA_EXCEEDED, "Quota exceeded"),
             Self::TooLarge => (Code::QUOTA_EXCEEDED, "File too large"),
-            Self::BadOffset => (Code::BAD_OFFSET, "Restart offset is beyond the end of the file"),
+            Self::BadOffset => (Code::BAD_OFFSET, "Restart offset does not fit the size of the file"),
             Self::NoSpace => (Code::NO_SPACE, "Insufficient storage space"),
             Self::Busy(_) => (Code::FILE_BUSY, "File busy, try again"),
             Self::Stale => (Code::FILE_BUSY, "File changed during the operation, try again"),

@@ -28,7 +28,7 @@ use super::{FileError, Jail, PARTIAL_PREFIX};
 use crate::listing::EntryKind;
 use crate::virtual_path::VirtualPath;
 
-/// Hexadecimal digits of the part of a hidden name that is computed from the owner and the path.
+/// Hexadecimal digits of the part of its name that is computed from the owner and the path.
 const HASH_LENGTH: usize = 32;
 
 /// Hexadecimal digits of the random token in unique names.
@@ -50,9 +50,9 @@ pub enum RivalPolicy {
     Respect,
 }
 
-/// The two hidden names of an atomic upload, in the directory of its file.
+/// The two names of a partial file, in the directory of its file.
 #[derive(Debug)]
-pub(super) struct HiddenNames {
+pub(super) struct PartialNames {
     /// Computed from owner and path: the owner finds the file under this name to resume.
     pub resumable: Box<[u8]>,
     /// The resumable name with a random token: only this upload uses it.
@@ -66,13 +66,13 @@ pub(super) struct UploadFile {
     pub lock: WriterLock,
     pub created: bool,
     /// File that this file replaces before its first byte is written. Until then this file has
-    /// [`HiddenNames::unique`].
-    pub replaces: Option<ReplacedFile>,
+    /// [`PartialNames::unique`].
+    pub replaced: Option<ReplacedPartial>,
 }
 
 /// The file that has the resumable name when an upload begins at 0.
 #[derive(Debug)]
-pub(super) struct ReplacedFile {
+pub(super) struct ReplacedPartial {
     handle: OwnedFd,
     /// Prevents another session from resuming the file. `None` if another upload is still writing it,
     /// or if there are no locks.
@@ -82,8 +82,8 @@ pub(super) struct ReplacedFile {
     is_credited: bool,
 }
 
-impl HiddenNames {
-    /// Adds a new random token to the hidden name `resumable`.
+impl PartialNames {
+    /// Adds a new random token to the name `resumable`.
     pub(super) fn new(resumable: Box<[u8]>) -> Self {
         let token = format!("-{:0width$x}", rand::random::<u64>(), width = TOKEN_LENGTH);
         let unique = [&resumable, token.as_bytes()].concat().into();
@@ -104,10 +104,10 @@ impl HiddenNames {
                 Err(FileError::AlreadyExists) => {}
                 Err(error) => return Err(error),
             }
-            let Some(replaces) = ReplacedFile::find(directory, &self.resumable, locks, rivals)? else {
+            let Some(replaced) = ReplacedPartial::find(directory, &self.resumable, locks, rivals)? else {
                 continue;
             };
-            return lock_created(handle::create_file(directory, &self.unique, mode)?, locks, Some(replaces));
+            return lock_created(handle::create_file(directory, &self.unique, mode)?, locks, Some(replaced));
         }
         Err(FileError::Stale)
     }
@@ -127,7 +127,7 @@ impl HiddenNames {
             };
             // Another session may have published or replaced the file before the lock was taken.
             if has_name(directory, &*self.resumable, &file)? {
-                return Ok(UploadFile { file, lock, created: false, replaces: None });
+                return Ok(UploadFile { file, lock, created: false, replaced: None });
             }
         }
         Err(FileError::Stale)
@@ -138,7 +138,7 @@ impl HiddenNames {
         &self,
         directory: &OwnedFd,
         file: &File,
-        replaced: ReplacedFile,
+        replaced: ReplacedPartial,
         changes: &Changes,
     ) -> Result<(), FileError> {
         let (from, to) =
@@ -162,16 +162,16 @@ impl HiddenNames {
 fn lock_created(
     file: File,
     locks: LockMode,
-    replaces: Option<ReplacedFile>,
+    replaced: Option<ReplacedPartial>,
 ) -> Result<UploadFile, FileError> {
     match locks.take(&file)? {
         WriterLock::HeldByAnother => Err(FileError::BeingWritten),
-        lock => Ok(UploadFile { file, lock, created: true, replaces }),
+        lock => Ok(UploadFile { file, lock, created: true, replaced }),
     }
 }
 
-impl ReplacedFile {
-    /// Finds the file with the hidden name `name`. Returns `None` if it no longer exists.
+impl ReplacedPartial {
+    /// Finds the partial file `name`. Returns `None` if it no longer exists.
     fn find(
         directory: &OwnedFd,
         name: &[u8],
@@ -316,7 +316,7 @@ impl Jail {
         }
     }
 
-    /// The resumable hidden name for `name` in the directory with the real path `directory`. It is the
+    /// The resumable name of the partial file for `name` in the directory with the real path `directory`. It is the
     /// same on every node. Clients can neither compute it for another user nor use it in a command.
     pub(super) fn partial_name(
         &self,

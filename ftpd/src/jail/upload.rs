@@ -19,7 +19,7 @@ use nix::sys::stat::fstat;
 
 use super::handle::size;
 use super::lock::WriterLock;
-use super::partial::{HiddenNames, ReplacedFile};
+use super::partial::{PartialNames, ReplacedPartial};
 use super::usage::{self, Changes};
 use super::{FileError, RivalPolicy};
 
@@ -73,10 +73,11 @@ pub struct Upload {
 #[derive(Debug)]
 pub(super) struct PublishPlan {
     pub name: Box<[u8]>,
-    pub replace: bool,
-    pub hidden: HiddenNames,
+    /// An existing file of this name may be replaced.
+    pub may_replace: bool,
+    pub names: PartialNames,
     /// File that has the resumable name until the first byte of this upload is written.
-    pub replaces: Option<ReplacedFile>,
+    pub replaced: Option<ReplacedPartial>,
 }
 
 /// A symbolic link that a file was opened through.
@@ -174,11 +175,11 @@ impl Upload {
             UploadState::Writing { .. } => return Ok(&self.file),
             UploadState::Begun { start, excess } => {
                 self.guard.check()?;
-                if let Some(PublishPlan { hidden, replaces, .. }) = &mut self.publish
-                    && let Some(replaced) = replaces.take()
+                if let Some(PublishPlan { names, replaced, .. }) = &mut self.publish
+                    && let Some(replaced) = replaced.take()
                 {
-                    hidden.replace_resumable(&self.directory, &self.file, replaced, &self.changes)?;
-                    self.name = hidden.resumable.clone();
+                    names.replace_resumable(&self.directory, &self.file, replaced, &self.changes)?;
+                    self.name = names.resumable.clone();
                 }
                 if excess > 0 {
                     // Old content of a partial file has no readers, and its space may be needed.

@@ -8,7 +8,7 @@ use nix::sys::stat::{FileStat, fstat};
 
 use super::handle::{self, EntryLocation, kind, size};
 use super::lock::WriterLock;
-use super::partial::{HiddenNames, UploadFile};
+use super::partial::{PartialNames, UploadFile};
 use super::upload::{FollowedLink, PublishPlan, Upload, UploadPlacement, UploadState, WriteGuard, WriteMode};
 use super::usage::Changes;
 use super::{FileError, Jail, RivalPolicy};
@@ -95,15 +95,15 @@ impl UploadTarget<'_> {
             drop(self.jail.lock_for_change(self.path)?);
         }
         let name = self.location.name;
-        let hidden = HiddenNames::new(self.jail.partial_name(&self.directory_path, name, owner)?);
+        let names = PartialNames::new(self.jail.partial_name(&self.directory_path, name, owner)?);
         let (directory, locks) = (&self.location.directory, self.jail.locks);
         let mut opened = match mode {
-            WriteMode::Resume { offset: 1.., .. } => hidden.resume(directory, locks)?,
-            _ => hidden.create(directory, self.jail.modes.file, locks, rivals)?,
+            WriteMode::Resume { offset: 1.., .. } => names.resume(directory, locks)?,
+            _ => names.create(directory, self.jail.modes.file, locks, rivals)?,
         };
-        let replaces = opened.replaces.take();
-        let replace = !matches!(mode, WriteMode::CreateNew | WriteMode::Resume { replace: false, .. });
-        Ok((opened, PublishPlan { name: name.into(), replace, hidden, replaces }))
+        let replaced = opened.replaced.take();
+        let may_replace = !matches!(mode, WriteMode::CreateNew | WriteMode::Resume { replace: false, .. });
+        Ok((opened, PublishPlan { name: name.into(), may_replace, names, replaced }))
     }
 
     /// The [`Upload`] of an opened file.
@@ -122,8 +122,8 @@ impl UploadTarget<'_> {
             _ => None,
         };
         let name = match &publish {
-            Some(PublishPlan { hidden, replaces: Some(_), .. }) => hidden.unique.clone(),
-            Some(PublishPlan { hidden, replaces: None, .. }) => hidden.resumable.clone(),
+            Some(PublishPlan { names, replaced: Some(_), .. }) => names.unique.clone(),
+            Some(PublishPlan { names, replaced: None, .. }) => names.resumable.clone(),
             None => self.location.name.into(),
         };
         let start = match mode {
@@ -172,7 +172,7 @@ impl UploadTarget<'_> {
             // This also happens if this node has just created the file: another session opened and
             // locked it first, so the file is left to that session.
             WriterLock::HeldByAnother => Err(FileError::BeingWritten),
-            lock => Ok(UploadFile { file, lock, created, replaces: None }),
+            lock => Ok(UploadFile { file, lock, created, replaced: None }),
         }
     }
 

@@ -127,9 +127,9 @@ fn remove_tree_removes_every_file_unless_cancelled() {
     for directory in 0..10 {
         let directory = site.home(&format!("tree/{directory}/x/y"));
         fs::create_dir_all(&directory).unwrap();
-        // More names than one read of the directory brings.
         (0..20).for_each(|file| fs::write(directory.join(format!("file {file}")), "").unwrap());
     }
+    // More names than one read of a directory returns.
     fs::create_dir(site.home("tree/many")).unwrap();
     (0..1000).for_each(|file| fs::write(site.home(&format!("tree/many/{file:040}")), "").unwrap());
     let progress = Progress::default();
