@@ -65,12 +65,12 @@ pub(super) struct UploadFile {
     pub file: File,
     pub lock: WriterLock,
     pub created: bool,
-    /// File that this file replaces before its first byte is written. Until then this file has
-    /// [`PartialNames::unique`].
+    /// The older partial file, which this file replaces before its first byte is written. Until then this
+    /// file has the name [`PartialNames::unique`].
     pub replaced: Option<ReplacedPartial>,
 }
 
-/// The file that has the resumable name when an upload begins at 0.
+/// An older partial file, which has the resumable name when an upload begins at 0.
 #[derive(Debug)]
 pub(super) struct ReplacedPartial {
     handle: OwnedFd,

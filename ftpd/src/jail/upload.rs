@@ -72,11 +72,13 @@ pub struct Upload {
 /// Names and options for publishing an atomic upload.
 #[derive(Debug)]
 pub(super) struct PublishPlan {
+    /// Final name of the file.
     pub name: Box<[u8]>,
     /// An existing file of this name may be replaced.
     pub may_replace: bool,
     pub names: PartialNames,
-    /// File that has the resumable name until the first byte of this upload is written.
+    /// The older partial file, which has the resumable name until the first byte of this upload is
+    /// written.
     pub replaced: Option<ReplacedPartial>,
 }
 
