@@ -100,7 +100,7 @@ fn storage(root: &Path, must_write: bool, locks: Option<LockMode>) -> Vec<CheckR
             )),
         }
         if let Some(locks) = locks {
-            let name = match locks.cross_nodes(root) {
+            let name = match locks.check_cross_nodes(root) {
                 Ok(why) => format!("file locks hold on all nodes: {why}"),
                 Err(why) => {
                     format!("file locks do not keep out other nodes, so that uploads depend on Redis: {why}")

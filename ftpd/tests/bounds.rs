@@ -180,7 +180,7 @@ fn log_lines_for_connections_without_login_are_limited() {
         client.expect_closed();
     }
     node.wait_for_metric("ftp_sessions_ended_total{reason=\"foreign_protocol\"}", |ended| ended == 20.0);
-    // A line that is logged after all of those.
+    // The line of this session comes after the lines of all other connections.
     node.login("demo", "x").quit();
     node.daemon.wait_for_message("session ended", &[("user", "demo")]);
     let lines = node.daemon.lines();

@@ -53,7 +53,8 @@ fn accept(listener: &TcpListener) -> TcpStream {
     accepted
 }
 
-fn was_dialled(listener: &TcpListener) -> bool {
+/// Returns true if the node has connected to `listener`.
+fn has_connection(listener: &TcpListener) -> bool {
     listener.set_nonblocking(true).unwrap();
     listener.accept().is_ok()
 }
@@ -204,7 +205,7 @@ fn active_mode_connects_only_to_the_clients_own_address() {
     ] {
         session.command(wrong, 501);
     }
-    assert!(!was_dialled(&victim));
+    assert!(!has_connection(&victim));
     assert_eq!(node.metric("ftp_data_connections_refused_total{reason=\"bounce\"}"), Some(9.0));
 }
 

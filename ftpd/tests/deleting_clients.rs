@@ -64,8 +64,8 @@ fn site_with_links() -> NodeBuilder {
     builder
 }
 
-/// Runs `delete`, which removes `site`, and asserts that nothing else is gone.
-fn assert_only_the_site_goes(what: &str, delete: impl FnOnce(&Node)) {
+/// Runs `delete`, which removes `site`, and asserts that everything else is unchanged.
+fn assert_only_the_site_is_removed(what: &str, delete: impl FnOnce(&Node)) {
     let node = site_with_links().start();
     let before = tree(node.root());
     delete(&node);
@@ -106,14 +106,16 @@ fn rclone(node: &Node, arguments: &[&str]) -> String {
 #[test]
 fn lftp_rm_r_keeps_targets_of_links() {
     for mlsd in ["yes", "no"] {
-        assert_only_the_site_goes(mlsd, |node| lftp(node, &format!("set ftp:use-mlsd {mlsd}; rm -r site")));
+        assert_only_the_site_is_removed(mlsd, |node| {
+            lftp(node, &format!("set ftp:use-mlsd {mlsd}; rm -r site"))
+        });
     }
 }
 
 #[test]
 fn rclone_purge_keeps_targets_of_links() {
     for mlsd in ["--ftp-disable-mlsd=false", "--ftp-disable-mlsd=true"] {
-        assert_only_the_site_goes(mlsd, |node| _ = rclone(node, &["purge", ":ftp:site", mlsd]));
+        assert_only_the_site_is_removed(mlsd, |node| _ = rclone(node, &["purge", ":ftp:site", mlsd]));
     }
 }
 
@@ -178,7 +180,7 @@ fn clear_working_directory(session: &mut Dialogue, command: &str) {
 #[test]
 fn basic_ftp_remove_dir_keeps_targets_of_links() {
     for command in ["MLSD", "LIST -a", "LIST"] {
-        assert_only_the_site_goes(command, |node| {
+        assert_only_the_site_is_removed(command, |node| {
             let mut session = node.login("demo", "x");
             session.command("PWD", 257);
             session.command("CWD site", 250);

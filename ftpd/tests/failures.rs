@@ -70,14 +70,14 @@ fn count(node: &Node, verb: &str, reason: &str) -> Option<f64> {
 }
 
 /// The only log line of this failure. Also checks that the metric counts it once.
-fn the_one(node: &Node, verb: &str, reason: &str) -> String {
+fn only_warning(node: &Node, verb: &str, reason: &str) -> String {
     let lines = warnings(node, verb, reason, 1);
     assert_eq!(lines.len(), 1, "{lines:?}");
     assert_eq!(count(node, verb, reason), Some(1.0), "{verb} {reason}");
     lines.into_iter().next().unwrap()
 }
 
-fn fields<'a>(line: &str, wanted: impl IntoIterator<Item = (&'a str, &'a str)>) {
+fn assert_fields<'a>(line: &str, wanted: impl IntoIterator<Item = (&'a str, &'a str)>) {
     for (key, value) in wanted {
         assert_eq!(field(line, key).as_deref(), Some(value), "{key} in {line}");
     }
@@ -130,17 +130,20 @@ fn every_failed_operation_has_one_log_line_and_one_count() {
         }
         session.command(command, code);
         let verb = command.split(' ').next().unwrap();
-        let line = the_one(&site.node, verb, reason);
-        fields(&line, [("path", path), ("user", "anna"), ("address", &address), ("node", "standalone")]);
+        let line = only_warning(&site.node, verb, reason);
+        assert_fields(
+            &line,
+            [("path", path), ("user", "anna"), ("address", &address), ("node", "standalone")],
+        );
         assert_eq!(field(&line, "errno").as_deref(), errno, "{line}");
         assert_eq!(field(&line, "code"), Some(code.to_string()), "{line}");
         assert_eq!(field(&line, "session").unwrap().len(), 16, "{line}");
     }
     session.command("RNFR file", 350);
     session.command("RNTO b.exe", 553);
-    fields(&the_one(&site.node, "RNTO", "denied_name"), [("path", "/b.exe")]);
+    assert_fields(&only_warning(&site.node, "RNTO", "denied_name"), [("path", "/b.exe")]);
     session.command("STOR file", 425);
-    the_one(&site.node, "STOR", "no_data_port");
+    only_warning(&site.node, "STOR", "no_data_port");
     // Malformed commands are not failed operations.
     let before = site.node.daemon.lines().len();
     session.command("RETR", 501);
@@ -160,7 +163,7 @@ fn the_log_line_of_a_refused_second_writer_names_the_writing_session() {
     data.write_all(b"x").unwrap();
     second.epsv();
     assert_eq!(second.command("STOR file", 450).message(), "Another session writes this file");
-    let line = the_one(&site.node, "STOR", "write_lease");
+    let line = only_warning(&site.node, "STOR", "write_lease");
     assert_eq!(field(&line, "holder"), holder, "{line}");
     assert_eq!(field(&line, "path").as_deref(), Some("/file"));
     drop(data);
@@ -174,9 +177,9 @@ fn the_log_line_of_an_exceeded_quota_has_usage_and_limit() {
     session.store("file", b"0123456789");
     session.epsv();
     session.command("STOR other", 552);
-    let line = the_one(&site.node, "STOR", "quota");
+    let line = only_warning(&site.node, "STOR", "quota");
     assert!(line.contains("it holds 10 of 10 bytes and 1 of 5 files"), "{line}");
-    fields(&line, [("path", "/other"), ("user", "anna")]);
+    assert_fields(&line, [("path", "/other"), ("user", "anna")]);
     // The quota is exceeded during an upload: same form.
     session.command("DELE file", 250);
     let mut data = session.begin("STOR third");
@@ -184,7 +187,7 @@ fn the_log_line_of_an_exceeded_quota_has_usage_and_limit() {
     drop(data);
     session.expect(552);
     let lines = warnings(&site.node, "STOR", "quota", 2);
-    fields(&lines[1], [("path", "/third"), ("result", "quota")]);
+    assert_fields(&lines[1], [("path", "/third"), ("result", "quota")]);
     assert_eq!(count(&site.node, "STOR", "quota"), Some(2.0));
 }
 
@@ -214,9 +217,9 @@ fn a_refusal_by_the_storage_is_distinct_from_a_missing_permission() {
             session.epsv();
         }
         assert_eq!(session.command(command, 550).message(), "The storage refuses access", "{command}");
-        let line = the_one(&node, command.split(' ').next().unwrap(), "storage_access");
+        let line = only_warning(&node, command.split(' ').next().unwrap(), "storage_access");
         let stored_at = node.root().join(stored_at).display().to_string();
-        fields(&line, [("path", path), ("errno", "EACCES"), ("stored_at", &stored_at)]);
+        assert_fields(&line, [("path", path), ("errno", "EACCES"), ("stored_at", &stored_at)]);
         for part in ["runs as uid ", "chown", "root_squash"] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
@@ -260,11 +263,11 @@ fn a_session_cannot_flood_the_log_and_suppressed_lines_are_counted() {
     }
     // Lines of other sessions are not suppressed.
     session.command("DELE no", 550);
-    the_one(&node, "DELE", "not_found");
+    only_warning(&node, "DELE", "not_found");
     assert_eq!(count(&node, "RETR", "not_found"), Some(10.0));
     session.quit();
     let line = node.daemon.wait_for_line(|line| field(line, "omitted").is_some());
-    fields(&line, [("verb", "RETR"), ("reason", "not_found"), ("omitted", "7"), ("user", "demo")]);
+    assert_fields(&line, [("verb", "RETR"), ("reason", "not_found"), ("omitted", "7"), ("user", "demo")]);
     assert!(line.contains("failure_log_limit = 3"), "{line}");
     assert_eq!(warnings(&node, "RETR", "not_found", 4).len(), 4);
 }
@@ -283,9 +286,9 @@ fn the_log_line_of_a_cancelled_transfer_names_the_cause() {
         (session, data)
     };
     let line = |reason: &str, path: &str, expected: &str, result: &str| {
-        let line = the_one(node, "STOR", reason);
+        let line = only_warning(node, "STOR", reason);
         assert!(line.contains(expected), "{expected} is not in {line}");
-        fields(&line, [("path", path), ("bytes", "5"), ("user", "anna"), ("result", result)]);
+        assert_fields(&line, [("path", path), ("bytes", "5"), ("user", "anna"), ("result", result)]);
     };
 
     let (mut session, data) = begin("aborted");
@@ -317,7 +320,7 @@ fn the_log_line_of_a_cancelled_transfer_names_the_cause() {
     // The admin address closes when the node ends.
     let line = warnings(node, "STOR", "node_stop", 1).remove(0);
     assert!(line.contains("drain_timeout"), "{line}");
-    fields(&line, [("path", "/drained"), ("bytes", "5")]);
+    assert_fields(&line, [("path", "/drained"), ("bytes", "5")]);
 }
 
 #[test]
@@ -327,7 +330,10 @@ fn failures_of_background_work_have_their_path_in_the_log() {
     session.command("TYPE I", 200);
     fs::write(node.root().join("large"), vec![0; 1 << 20]).unwrap();
     session.command("RMDA large", 550);
-    fields(&the_one(&node, "RMDA", "not_a_directory"), [("path", "/large"), ("errno", "ENOTDIR")]);
+    assert_fields(
+        &only_warning(&node, "RMDA", "not_a_directory"),
+        [("path", "/large"), ("errno", "ENOTDIR")],
+    );
     session.command("COMB large large", 553);
-    fields(&the_one(&node, "COMB", "same_file"), [("path", "/large")]);
+    assert_fields(&only_warning(&node, "COMB", "same_file"), [("path", "/large")]);
 }

@@ -1,5 +1,5 @@
-//! Data connections from another address than the control connection: which are accepted, and their log
-//! lines.
+//! Foreign data connections: they come from another address than the control connection. Which of them
+//! are accepted, and what the log says.
 
 use std::{
     fs,
@@ -42,7 +42,7 @@ fn is_closed(mut stream: TcpStream) -> bool {
 }
 
 #[test]
-fn without_tls_it_is_closed_and_one_log_line_names_both_addresses() {
+fn foreign_data_connection_without_tls_is_closed_and_logged_with_both_addresses() {
     let node = Node::standalone().setting("data_connect_timeout", "1s").start();
     let mut session = node.login("demo", "x");
     for _ in 0..2 {
@@ -62,7 +62,7 @@ fn without_tls_it_is_closed_and_one_log_line_names_both_addresses() {
 }
 
 #[test]
-fn with_a_resumed_tls_session_it_is_accepted_in_every_tls_version() {
+fn foreign_data_connection_with_a_resumed_tls_session_is_accepted_in_every_tls_version() {
     let authority = Authority::new();
     let node = node(&authority);
     let content = bytes(3, 300_001);
@@ -98,7 +98,7 @@ fn with_a_resumed_tls_session_it_is_accepted_in_every_tls_version() {
 
 /// The client's own connection, which arrives at the same time, is still accepted.
 #[test]
-fn without_a_ticket_of_the_session_it_is_closed() {
+fn foreign_data_connection_without_a_ticket_of_the_session_is_closed() {
     let authority = Authority::new();
     let node = node(&authority);
     let client = authority.client();
@@ -130,7 +130,7 @@ fn without_a_ticket_of_the_session_it_is_closed() {
 
 /// After PROT C, a resumed TLS session proves nothing for a transfer in the clear.
 #[test]
-fn after_prot_c_it_is_closed_even_with_a_resumed_tls_session() {
+fn foreign_data_connection_after_prot_c_is_closed_even_with_a_resumed_tls_session() {
     let authority = Authority::new();
     let node = node(&authority);
     let client = authority.client();

@@ -15,7 +15,8 @@ use cluster_tests::{
 };
 
 /// Headers of connections without a client (PROXY protocol specification section 2). The first is what
-/// HAProxy 2.6 sends for `check send-proxy-v2`; the second is the specification's for version 1.
+/// HAProxy 2.6 sends for `check send-proxy-v2`. The second is the form that the specification gives for
+/// version 1.
 const WITHOUT_CLIENT: [&[u8]; 6] = [
     b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
     b"PROXY UNKNOWN\r\n",

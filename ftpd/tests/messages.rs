@@ -30,7 +30,7 @@ fn check(arguments: &[String], deep: bool) -> (i32, String) {
     (output.status.code().unwrap(), String::from_utf8(text).unwrap())
 }
 
-fn contains_all(text: &str, parts: &[&str]) {
+fn assert_contains_all(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} is not in: {text}");
     }
@@ -76,13 +76,16 @@ fn a_wrong_setting_is_reported_with_value_file_line_and_valid_values() {
         fs::write(&path, format!("{standalone}\n# a comment\n{line}\n")).unwrap();
         let (status, text) = check(&[format!("--config={}", path.display())], false);
         assert_eq!(status, 78, "{line}: {text}");
-        contains_all(&text, expected);
-        contains_all(&text, &[&format!("{}:3", path.display()), "--check", "--help"]);
+        assert_contains_all(&text, expected);
+        assert_contains_all(&text, &[&format!("{}:3", path.display()), "--check", "--help"]);
         assert!(!text.contains("secret"), "{text}");
     }
     let (status, text) = check(&[], false);
     assert_eq!(status, 78);
-    contains_all(&text, &["authd_urls is not set", "FTPD_AUTHD_URLS", "--authd-urls", "http://HOST:PORT"]);
+    assert_contains_all(
+        &text,
+        &["authd_urls is not set", "FTPD_AUTHD_URLS", "--authd-urls", "http://HOST:PORT"],
+    );
 }
 
 #[test]
@@ -90,7 +93,7 @@ fn a_check_summarises_the_settings_and_says_that_it_tested_nothing() {
     let right = ["--standalone", "--root=/nowhere", "--node-name=ftp7", "--port=2121"].map(str::to_owned);
     let (status, text) = check(&right, false);
     assert_eq!(status, 0, "{text}");
-    contains_all(
+    assert_contains_all(
         &text,
         &[
             "the settings are valid",
@@ -146,7 +149,7 @@ fn a_deep_check_tests_storage_certificates_redis_and_authd_and_leaves_no_files()
     assert_eq!(status, 0, "{text}");
     let ok = |name: &str| format!("ok      {name}");
     let names = ["storage root", "a probe file", "certificates", "Redis at", "authd at"];
-    contains_all(&text, &names.map(ok).each_ref().map(String::as_str));
+    assert_contains_all(&text, &names.map(ok).each_ref().map(String::as_str));
     assert_eq!(fs::read_dir(&files_root).unwrap().count(), 0);
 }
 
@@ -164,8 +167,8 @@ fn a_deep_check_names_each_failure_and_its_remedy() {
     assert_eq!(check(&settings, false).0, 0);
     let (status, text) = check(&settings, true);
     assert_eq!(status, 1, "{text}");
-    contains_all(&text, &["FAILED  storage root", "mkdir -p", "FAILED  certificates", "/nowhere.pem"]);
-    contains_all(&text, &["FAILED  Redis at", "redis_url", "FAILED  authd at", "authd_urls"]);
+    assert_contains_all(&text, &["FAILED  storage root", "mkdir -p", "FAILED  certificates", "/nowhere.pem"]);
+    assert_contains_all(&text, &["FAILED  Redis at", "redis_url", "FAILED  authd at", "authd_urls"]);
 }
 
 #[test]
@@ -177,13 +180,13 @@ fn a_deep_check_distinguishes_a_wrong_credential_from_an_unreachable_server() {
     redis.command("CONFIG SET requirepass right");
     let (status, text) = check(&parts.settings(&redis.address.to_string(), parts.root.path()), true);
     assert_eq!(status, 1, "{text}");
-    contains_all(&text, &["FAILED  Redis at", "redis_password_file"]);
-    contains_all(&text, &["FAILED  authd at", "authd_token_file", "node_token_file"]);
+    assert_contains_all(&text, &["FAILED  Redis at", "redis_password_file"]);
+    assert_contains_all(&text, &["FAILED  authd at", "authd_token_file", "node_token_file"]);
     let mut settings = parts.settings(&redis.address.to_string(), parts.root.path());
     settings.push(format!("--redis-password-file={}", parts.token.display()));
-    contains_all(&check(&settings, true).1, &["ok      Redis at"]);
+    assert_contains_all(&check(&settings, true).1, &["ok      Redis at"]);
     fs::write(&parts.token, "wrong").unwrap();
-    contains_all(&check(&settings, true).1, &["FAILED  Redis at", "redis_password_file"]);
+    assert_contains_all(&check(&settings, true).1, &["FAILED  Redis at", "redis_password_file"]);
 }
 
 #[test]
@@ -206,5 +209,5 @@ fn a_deep_check_shows_the_nodes_uid_if_the_storage_refuses_access() {
     }
     let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
     let uid = format!("uid {user}");
-    contains_all(&text, &["FAILED  a probe file", &uid, "chown"]);
+    assert_contains_all(&text, &["FAILED  a probe file", &uid, "chown"]);
 }

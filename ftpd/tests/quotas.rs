@@ -144,7 +144,7 @@ fn converted_text_counts_with_its_size_on_disk() {
     assert_eq!(used(&mut session), on_disk(&site.home()));
 }
 
-fn everything_that_changes_files_is_counted(uploads: &str) {
+fn check_that_every_change_is_counted(uploads: &str) {
     let site = one_node(json!({ "quota": { "bytes": LIMIT, "files": 5 }, "uploads": uploads }));
     let mut session = site.login(0);
     let (mut other, home) = (site.login(0), site.home());
@@ -154,12 +154,12 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
     };
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 226);
     step(&mut session, (100_000, 1));
-    // Overwrite.
+    // STOR replaces a file.
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, 40_000)), 226);
     step(&mut session, (40_000, 1));
     assert_eq!(upload(&mut session, "APPE a", &bytes(1, 10_000)), 226);
     step(&mut session, (50_000, 1));
-    // Abort, then resume.
+    // An upload is aborted, then resumed.
     let mut data = session.begin("STOR b");
     data.write_all(&bytes(2, 30_000)).unwrap();
     eventually("the bytes to arrive", || {
@@ -173,13 +173,13 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
     session.command("REST 20000", 350);
     assert_eq!(upload(&mut session, "STOR b", &bytes(2, 30_000)), 226);
     step(&mut session, (100_000, 2));
-    // A data connection that sends nothing, and one that never arrives.
+    // One data connection sends nothing, another one never arrives.
     assert_eq!(upload(&mut session, "STOR empty", b""), 226);
     step(&mut session, (100_000, 3));
     assert_eq!(session.probe("STOR none"), 150);
     eventually("the quota reservations to be released", || (used(&mut session).1 == 3).then_some(()));
     step(&mut session, (100_000, 3));
-    // Replace by a rename of another file, and rename to itself.
+    // A rename replaces a file; a rename to the same name changes nothing.
     session.command("RNFR a", 350);
     session.command("RNTO b", 250);
     step(&mut session, (50_000, 2));
@@ -188,7 +188,6 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
     step(&mut session, (50_000, 2));
     assert_eq!(upload(&mut session, "STOU", &bytes(3, 1000)), 226);
     step(&mut session, (51_000, 3));
-    // COMB.
     session.command("COMB joined b empty", 250);
     step(&mut session, (51_000, 2));
     session.command("MKD dir", 257);
@@ -220,12 +219,12 @@ fn everything_that_changes_files_is_counted(uploads: &str) {
 
 #[test]
 fn every_change_of_files_is_counted_with_direct_uploads() {
-    everything_that_changes_files_is_counted("direct");
+    check_that_every_change_is_counted("direct");
 }
 
 #[test]
 fn every_change_of_files_is_counted_with_atomic_uploads() {
-    everything_that_changes_files_is_counted("atomic");
+    check_that_every_change_is_counted("atomic");
 }
 
 #[test]
@@ -319,7 +318,7 @@ fn existing_files_count_and_a_recount_includes_external_changes() {
     let counted = site.nodes[0].daemon.wait_for_line(|line| line.contains("counted a home"));
     assert_eq!(field(&counted, "home").as_deref(), Some("/home"));
     assert_eq!(upload(&mut session, "STOR a", &bytes(1, 100_000)), 552);
-    // Change the storage without the nodes.
+    // Another program changes the storage.
     fs::remove_file(site.home().join("below/before")).unwrap();
     fs::remove_dir(site.home().join("below")).unwrap();
     eventually("the home to be counted again", || (used(&mut session) == (50_000, 1)).then_some(()));
@@ -327,7 +326,7 @@ fn existing_files_count_and_a_recount_includes_external_changes() {
 }
 
 #[test]
-fn reservation_of_a_dead_node_is_released() {
+fn quota_reservation_of_a_dead_node_is_released() {
     let mut site = site(2, quota(), |node| node.setting("node_lease", "1s"));
     let mut doomed = site.login(0);
     let mut data = doomed.begin("STOR a");
@@ -358,8 +357,7 @@ fn upload_waits_for_the_first_count_no_longer_than_configured() {
     assert_eq!(content, b"x");
 }
 
-/// Previously each failed COMB left its copy and no COMB was refused, so a home could grow without
-/// limit.
+/// If a failed COMB left its copy in the target, a client could repeat it until the disk is full.
 #[test]
 fn comb_respects_the_quota_and_a_failed_comb_uses_none_of_it() {
     let site = one_node(quota());
@@ -474,8 +472,8 @@ fn expired_partial_files_are_removed_and_credited_to_the_quota() {
     assert!(line.contains("partial_lifetime") && line.contains("bytes=100000"), "{line}");
 }
 
-/// An anonymous user's drop box: aborted uploads left any number of partial files, which were not
-/// counted.
+/// An anonymous user's drop box. If the partial files of aborted uploads were not counted, they could fill
+/// the disk.
 #[test]
 fn directory_quota_counts_only_that_directory() {
     let nothing = json!({

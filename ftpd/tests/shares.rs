@@ -21,9 +21,9 @@ use cluster_tests::{
 };
 use serde_json::json;
 
-/// Far above the duration in an unaffected session on a busy machine, and below the time that starved
-/// sessions waited.
-const FAR: Duration = Duration::from_secs(10);
+/// Longest duration of an operation that other users do not delay. Far above what a busy machine needs,
+/// and below the time that starved sessions waited.
+const MAX_DELAY: Duration = Duration::from_secs(10);
 
 /// A standalone node with the users a to e; file operations in its directory `hung` hang.
 fn hanging() -> (Arc<Hang>, NodeBuilder) {
@@ -43,7 +43,7 @@ fn sessions(node: &Node, user: &str, count: usize) -> Vec<Dialogue> {
 fn soon<T>(what: &str, work: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let done = work();
-    assert!(begun.elapsed() < FAR, "{what} took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < MAX_DELAY, "{what} took {:?}", begun.elapsed());
     done
 }
 

@@ -27,7 +27,7 @@ fn refused_at_start(arguments: &[&str], environment: &[(&str, &str)], expected: 
 }
 
 #[test]
-fn settings_that_document_it_accept_zero_for_no_limit() {
+fn zero_is_accepted_by_every_setting_whose_help_says_that_zero_is_no_limit() {
     let says_so = |setting: &&Setting| {
         ["0: no", "0 is no", "0s: no"]
             .iter()

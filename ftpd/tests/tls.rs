@@ -179,8 +179,8 @@ fn with_required_reuse_a_data_connection_without_proof_of_its_session_is_refused
     assert_eq!(victim.receive("RETR secret"), b"secret");
 }
 
-/// The node treats the refused connection as one of the victim's session. A ticket from it would prove that
-/// session the next time.
+/// The refused connection arrived at the victim's port. A ticket sent on it would prove the victim's session
+/// on the next data connection.
 #[test]
 fn a_refused_data_connection_gets_no_ticket_that_proves_the_session() {
     let authority = Authority::new();

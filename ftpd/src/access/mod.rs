@@ -61,14 +61,14 @@ impl AccessRules {
         DirectoryRules { access: self, states: self.rules.iter().map(|rule| rule.pattern.at(path)).collect() }
     }
 
-    /// Returns true if the directory is of use as a working directory: it, or a path below it, has at
+    /// Returns true if the directory can be a working directory: it, or a possible path below it, has at
     /// least one permission.
     pub(crate) fn is_enterable(&self, path: &VirtualPath) -> bool {
         self.directory(path).is_enterable()
     }
 
     /// Returns true if all of `permissions` are granted for `path` and for every possible path below it.
-    pub(crate) fn holds_in_all_of(&self, path: &VirtualPath, permissions: &[Permission]) -> bool {
+    pub(crate) fn holds_in_tree(&self, path: &VirtualPath, permissions: &[Permission]) -> bool {
         self.directory(path).tree().all(|possible| possible.has_all(permissions))
     }
 
@@ -79,8 +79,8 @@ impl AccessRules {
 
     /// Returns true if `from` may be renamed to `to`. If all permissions of both are equal, `rename` is
     /// enough. Otherwise the user also needs the permissions to read and delete `from` and to store
-    /// `to`, so that a rename allows no more than the other commands. For a directory, all of this must
-    /// be granted for every possible path below it.
+    /// `to`, so that a rename allows no more than the other commands. For a directory, these permissions
+    /// must be granted for every possible path below it.
     pub(crate) fn may_rename(&self, from: &VirtualPath, to: &VirtualPath, is_directory: bool) -> bool {
         let possible = |path| match is_directory {
             true => self.directory(path).tree().collect(),
@@ -98,10 +98,10 @@ impl AccessRules {
             && (is_same || from.iter().all(may_take) && to.iter().all(may_put))
     }
 
-    /// Returns true if COMB may move the content of `from` to the end of `to`: this requires `upload`
-    /// and `append` for `to`, `delete` for `from`, and, if the permissions differ, `download` for
-    /// `from` as for a rename.
-    pub(crate) fn may_join(&self, from: &VirtualPath, to: &VirtualPath) -> bool {
+    /// Returns true if COMB may move the content of `from` to the end of `to`. This requires `upload`
+    /// and `append` for `to`, and `delete` for `from`. If the permissions of the two differ, it also
+    /// requires `download` for `from`, as a rename does.
+    pub(crate) fn may_combine(&self, from: &VirtualPath, to: &VirtualPath) -> bool {
         let (from, to) = (self.at(from), self.at(to));
         to.has_all(&[Permission::Upload, Permission::Append])
             && from.has(Permission::Delete)
@@ -135,20 +135,22 @@ impl DirectoryRules<'_> {
         Self { access: self.access, states }
     }
 
+    /// See [`AccessRules::is_enterable`].
     pub(crate) fn is_enterable(&self) -> bool {
         self.tree().any(|possible| possible != Permissions::NONE)
     }
 
-    /// Returns the directory's own permissions, except `upload`, `mkdir` and `delete`, which are those
-    /// of possible entries in it, as RFC 3659 section 7.5.5 defines them.
-    pub(crate) fn facts(&self) -> Permissions {
+    /// Returns the permissions for the fact `perm` of the directory (RFC 3659 section 7.5.5): its own,
+    /// but `upload`, `mkdir` and `delete` if a possible entry in it has them.
+    pub(crate) fn perm_fact(&self) -> Permissions {
         let inside =
             |permission| self.possible(PathPattern::may_match_entry).any(|possible| possible.has(permission));
         [Permission::Upload, Permission::Mkdir, Permission::Delete]
             .into_iter()
-            .fold(self.own(), |facts, permission| facts.with(permission, inside(permission)))
+            .fold(self.own(), |permissions, permission| permissions.with(permission, inside(permission)))
     }
 
+    /// The permissions of the directory itself.
     fn own(&self) -> Permissions {
         self.rules()
             .find(|(_, state)| **state == MatchState::Matched)
@@ -161,7 +163,7 @@ impl DirectoryRules<'_> {
     }
 
     /// The permissions of the rules that `may_match` accepts, up to the first rule that matches
-    /// everything.
+    /// everything in the directory. Without such a rule, the general permissions come last.
     fn possible(
         &self,
         may_match: impl Fn(&PathPattern, &MatchState) -> bool,
@@ -262,10 +264,10 @@ mod tests {
             let may = |is_directory| access.may_rename(&path(from), &path(to), is_directory);
             assert_eq!((may(false), may(true)), (file, directory), "{from} to {to}");
         }
-        assert!(access.may_join(&path("/drop/1"), &path("/drop/2")));
-        assert!(!access.may_join(&path("/drop/1"), &path("/2")));
-        assert!(!access.may_join(&path("/archive/1"), &path("/2")));
-        assert!(access.may_join(&path("/1"), &path("/archive/2")));
+        assert!(access.may_combine(&path("/drop/1"), &path("/drop/2")));
+        assert!(!access.may_combine(&path("/drop/1"), &path("/2")));
+        assert!(!access.may_combine(&path("/archive/1"), &path("/2")));
+        assert!(access.may_combine(&path("/1"), &path("/archive/2")));
     }
 
     #[test]
@@ -276,7 +278,7 @@ mod tests {
             { "path": "/a/b/c", "permissions": { "upload": true } },
             { "path": "/a", "permissions": { "upload": false } },
         ]}));
-        let may = |at, permission| access.directory(&path(at)).facts().has(permission);
+        let may = |at, permission| access.directory(&path(at)).perm_fact().has(permission);
         assert!(may("/in", Permission::Upload) && !may("/in", Permission::Mkdir));
         assert!(!may("/in/x", Permission::Upload));
         assert!(!may("/a", Permission::Upload) && may("/a/b", Permission::Upload));

@@ -28,7 +28,7 @@ pub(super) async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb)
         return Err(Reply::new(Code::BAD_ARGUMENTS, text));
     }
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
-    if !sources.iter().all(|source| session.access.may_join(source, &target)) {
+    if !sources.iter().all(|source| session.access.may_combine(source, &target)) {
         return Err(Reply::permission_denied());
     }
     session.allow_name(&target)?;

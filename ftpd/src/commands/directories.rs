@@ -106,7 +106,7 @@ pub(super) async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Re
 /// stops it; removed files stay removed. While it runs, no session can write below the directory.
 pub(super) fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
-    if !session.access.holds_in_all_of(&path, &[Permission::Rmdir, Permission::Delete]) {
+    if !session.access.holds_in_tree(&path, &[Permission::Rmdir, Permission::Delete]) {
         return Err(Reply::permission_denied());
     }
     let jail = Arc::clone(&session.jail);

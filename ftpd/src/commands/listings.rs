@@ -84,7 +84,7 @@ pub(super) async fn mlst(session: &LoggedIn, argument: Option<&[u8]>) -> Result<
     });
     let (entry, permissions) = shown.await?;
     let mut line = Vec::new();
-    machine::facts(session.facts, &entry, EntryRole::Member, path.as_bytes(), &permissions, &mut line);
+    machine::push_facts(session.facts, &entry, EntryRole::Member, path.as_bytes(), &permissions, &mut line);
     Ok(Reply::lines(Code::DONE, "Facts:", vec![line.into()], "End"))
 }
 

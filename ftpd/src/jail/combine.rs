@@ -28,13 +28,13 @@ pub struct CombineRequest<'p> {
 impl Jail {
     /// Appends `sources` in their order to `target`, which is created if it is missing, and then
     /// removes them. Returns the number of copied bytes. Sets `changes` to the changes of the user's
-    /// usage, even if it fails.
+    /// usage, even after an error.
     ///
-    /// Before anything is changed, `reserve` is called with the bytes and, if true, the new file that
-    /// exist in addition while both sources and target exist. Before the sources are removed, `is_ours`
-    /// is called to check that this session may still write all files. If it may not, all sources are
-    /// kept, and the target keeps its content, which may be another session's. The same applies once
-    /// `may_store`, which is called before each write, returns false.
+    /// * `reserve(bytes, is_new)` is called before anything is changed. It sets aside the quota for the
+    ///   copy, which exists beside the sources for a while. `is_new` is true if the target is created.
+    /// * `may_store` is called before each write, `is_ours` once before the sources are removed. Both
+    ///   return true as long as this session has the right to write all files. After that, all sources
+    ///   are kept, and the target stays as it is, because another session may be writing it.
     ///
     /// If copying fails or is cancelled, the target gets its old content back and all sources are kept.
     /// If a source cannot be removed, the target keeps only the content of the sources that have been
@@ -126,7 +126,7 @@ impl Jail {
                 if read == 0 && end == source_end {
                     break;
                 }
-                // The source has changed: room was reserved for its earlier size only.
+                // The source has changed, and quota was reserved for its earlier size only.
                 if read == 0 || read as u64 > source_end - end {
                     return Err(FileError::WriteRightLost);
                 }

@@ -25,9 +25,11 @@ pub(super) const MAX_WALK_DEPTH: usize = 512;
 
 impl Jail {
     /// Returns the entries of the directory `path` in the order of the file system, without `.` and
-    /// `..`, files that NFS keeps until they are closed (`.nfs*`), and partial files. Symbolic links
-    /// are shown as links, so that a client that removes a directory entry by entry does not enter
-    /// them. Shared folders come last.
+    /// `..`, removed files that NFS keeps until they are closed (`.nfs*`), and partial files. Shared
+    /// folders come last.
+    ///
+    /// Unless this jail [resolves](Jail::resolve_links) links, symbolic links are shown as links, so that
+    /// a client that removes a directory entry by entry does not enter them.
     ///
     /// # Errors
     /// From this method and from the iterator: any error of the kernel. Entries that are removed during
@@ -40,7 +42,7 @@ impl Jail {
             Err(error) => return Err(error),
         };
         let path = path.clone();
-        Ok(Entries { jail: self, path, reader, folders, shown: 0, is_wanted: None, progress: None })
+        Ok(Entries { jail: self, path, reader, folders, folders_done: 0, is_wanted: None, progress: None })
     }
 
     /// Returns the tree below `path` for `LIST -R`, in the order of `ls -R`: a directory, its entries,
@@ -75,8 +77,8 @@ pub struct Entries<'j> {
     /// Names in this directory that are folders or contain folders below them. They hide entries of the
     /// home with the same names.
     folders: Vec<Vec<u8>>,
-    /// Number of `folders` that have been returned.
-    shown: usize,
+    /// Number of `folders` that have been returned or skipped.
+    folders_done: usize,
     /// `None`: all entries are returned.
     is_wanted: Option<Box<NameFilter<'j>>>,
     /// Cancels the iteration. `None`: it cannot be cancelled.
@@ -216,14 +218,14 @@ impl Iterator for TreeWalk<'_> {
 
 impl<'j> Entries<'j> {
     fn rewind(&mut self) -> Result<(), Errno> {
-        self.shown = 0;
+        self.folders_done = 0;
         self.reader.as_mut().map_or(Ok(()), DirectoryReader::rewind)
     }
 
     fn next_folder(&mut self) -> Option<VirtualPath> {
         loop {
-            let name = self.folders.get(self.shown)?;
-            self.shown += 1;
+            let name = self.folders.get(self.folders_done)?;
+            self.folders_done += 1;
             // The name is a component of a folder's path, so it is valid.
             if let Ok(path) = self.path.join(name) {
                 return Some(path);
@@ -231,9 +233,9 @@ impl<'j> Entries<'j> {
         }
     }
 
-    /// Returns the next subdirectory that `enters` accepts and that can be opened. An error ends this
-    /// directory: if it persists, the listing of the same directory has already reported it. A
-    /// cancellation ends it as well.
+    /// Returns the next subdirectory that `enters` accepts and that can be opened, or `None` after the
+    /// last one, after an error and after a cancellation. An error that persists has already been
+    /// reported, when the entries of this directory were returned.
     fn next_directory(&mut self, enters: &dyn Fn(&VirtualPath) -> bool) -> Option<Self> {
         let progress = self.progress;
         let is_cancelled = || progress.is_some_and(Progress::is_cancelled);
@@ -244,7 +246,7 @@ impl<'j> Entries<'j> {
             if is_omitted(&self.folders, found.name.to_bytes()) || !found.may_be_directory() {
                 continue;
             }
-            // The name contains a line end, which no client can send, or the path is too long.
+            // Skipped: the name contains a line end, which no client can send, or the path is too long.
             let Ok(path) = self.path.join(found.name.to_bytes()) else {
                 continue;
             };
@@ -257,7 +259,7 @@ impl<'j> Entries<'j> {
                     path,
                     reader: Some(DirectoryReader::new(handle)),
                     folders: Vec::new(),
-                    shown: 0,
+                    folders_done: 0,
                     is_wanted: None,
                     progress,
                 });
@@ -279,14 +281,17 @@ fn is_wanted(is_wanted: Option<&NameFilter<'_>>, name: &[u8]) -> bool {
     is_wanted.is_none_or(|is_wanted| is_wanted(name))
 }
 
+/// Returns true if no listing shows the name, or if a folder of that name is shown instead.
 fn is_omitted(folders: &[Vec<u8>], name: &[u8]) -> bool {
-    is_hidden(name) || folders.iter().any(|folder| folder == name)
+    is_internal(name) || folders.iter().any(|folder| folder == name)
 }
 
-fn is_hidden(name: &[u8]) -> bool {
+/// Returns true for `.`, `..`, removed files that NFS keeps, and partial files.
+fn is_internal(name: &[u8]) -> bool {
     matches!(name, b"." | b"..") || name.starts_with(b".nfs") || name.starts_with(PARTIAL_PREFIX)
 }
 
+/// The entry of a name that [`DirectoryReader`] returned.
 fn entry_named(
     jail: &Jail,
     path: &VirtualPath,
@@ -379,6 +384,7 @@ impl DirectoryReader {
         Some(Ok(DirectoryRecord { directory: &self.directory, name, file_type }))
     }
 
+    /// Reads the next records into `buffer`. Returns their length in bytes; 0 at the end.
     fn fill(&mut self) -> Result<usize, Errno> {
         loop {
             // SAFETY: the buffer is writable, of the length given, and not otherwise borrowed

@@ -45,9 +45,9 @@ pub enum FileError {
     Fixed,
     #[error("the name is too long (ENAMETOOLONG)")]
     NameTooLong,
-    /// The offset of REST exceeds the file size (RFC 3659 section 5). Writing there would leave a hole
-    /// in the file.
-    #[error("the restart offset is beyond the end of the file")]
+    /// The offset of REST cannot be used (RFC 3659 section 5): it exceeds the file size, so that writing
+    /// there would leave a hole, or the upload must not truncate and the offset is less than the size.
+    #[error("the restart offset does not fit the size of the file")]
     BadOffset,
     /// Another session or node has removed or replaced the file.
     #[error("the file is gone from the server (ESTALE)")]
@@ -152,7 +152,7 @@ impl FileError {
         }
     }
 
-    /// The kernel's errno, if the error came from the kernel.
+    /// The errno that the error stands for, if there is one.
     fn errno(&self) -> Option<Errno> {
         Some(match self {
             Self::NotFound => Errno::ENOENT,
@@ -192,7 +192,7 @@ impl FileError {
     pub fn reply(&self) -> (Code, &'static str) {
         match self {
             Self::NotFound => (Code::FILE_UNAVAILABLE, "No such file or directory"),
-            // 550 is a permanent error: a retry fails, too, until an operator changes the file modes.
+            // A permanent error: every retry fails until an operator changes the file modes.
             Self::PermissionDenied(_) => (Code::FILE_UNAVAILABLE, "The storage refuses access"),
             Self::OutOfHome => (Code::FILE_UNAVAILABLE, "Permission denied"),
             Self::AlreadyExists => (Code::FILE_UNAVAILABLE, "File exists"),
@@ -210,7 +210,7 @@ impl FileError {
             Self::SameFile => (Code::BAD_NAME, "The same file is named twice"),
             Self::QuotaExceeded => (Code::QUOTA_EXCEEDED, "Quota exceeded"),
             Self::TooLarge => (Code::QUOTA_EXCEEDED, "File too large"),
-            Self::BadOffset => (Code::BAD_OFFSET, "Restart offset is beyond the end of the file"),
+            Self::BadOffset => (Code::BAD_OFFSET, "Restart offset does not fit the size of the file"),
             Self::NoSpace => (Code::NO_SPACE, "Insufficient storage space"),
             Self::Busy(_) => (Code::FILE_BUSY, "File busy, try again"),
             Self::Stale => (Code::FILE_BUSY, "File changed during the operation, try again"),

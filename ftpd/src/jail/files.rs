@@ -22,14 +22,16 @@ use crate::listing::{Entry, EntryKind};
 use crate::virtual_path::VirtualPath;
 
 impl OpenFile {
-    /// Reads the bytes of `range`. Returns `None` if the range is longer than `most` bytes or exceeds
-    /// the file.
+    /// Reads the bytes of `range`. Returns `None` if the range is longer than `max_length` bytes or
+    /// exceeds the file.
     ///
     /// # Errors
     /// Any error of the kernel.
-    pub fn content(&self, range: &Range<u64>, most: u64) -> Result<Option<Vec<u8>>, FileError> {
+    pub fn content(&self, range: &Range<u64>, max_length: u64) -> Result<Option<Vec<u8>>, FileError> {
         let length = range.end.saturating_sub(range.start);
-        let Some(length) = usize::try_from(length).ok().filter(|_| length <= most) else { return Ok(None) };
+        let Some(length) = usize::try_from(length).ok().filter(|_| length <= max_length) else {
+            return Ok(None);
+        };
         let mut content = vec![0; length];
         match self.file.read_exact_at(&mut content, range.start) {
             Ok(()) => Ok(Some(content)),
@@ -129,7 +131,7 @@ impl Jail {
         }
     }
 
-    /// MKD.
+    /// Creates a directory (MKD).
     ///
     /// # Errors
     /// [`FileError::AlreadyExists`], or any error of the kernel.
@@ -142,8 +144,8 @@ impl Jail {
         Ok(())
     }
 
-    /// RMD: removes an empty directory, together with partial files of aborted uploads in it, which
-    /// clients can neither see nor name. Removed files are recorded in `changes`, even if it fails.
+    /// Removes an empty directory (RMD), together with partial files of aborted uploads in it, which
+    /// clients can neither see nor name. Removed files are recorded in `changes`, even after an error.
     ///
     /// # Errors
     /// [`FileError::DirectoryNotEmpty`], even if it only contains removed files that NFS keeps until
@@ -163,7 +165,7 @@ impl Jail {
         Ok(())
     }
 
-    /// DELE: removes a file, or a symbolic link itself. Returns what that freed.
+    /// Removes a file, or a symbolic link itself (DELE). Returns what that freed.
     ///
     /// # Errors
     /// [`FileError::IsADirectory`], or any error of the kernel.
@@ -172,8 +174,8 @@ impl Jail {
         Ok(usage::unlink(&location.directory, location.name, UnlinkatFlags::NoRemoveDir, None)?)
     }
 
-    /// RNFR and RNTO. Without `replace` an existing `to` is never replaced, even if another node
-    /// creates it at the same moment. Returns the usage of the file that was replaced.
+    /// Renames `from` to `to` (RNTO). Without `replace` an existing `to` is never replaced, even if
+    /// another node creates it at the same moment. Returns the usage of the file that was replaced.
     ///
     /// # Errors
     /// [`FileError::AlreadyExists`] without `replace`; [`FileError::CrossDevice`] if the paths are not
@@ -198,7 +200,7 @@ impl Jail {
         }
     }
 
-    /// MFMT: sets the modification time, in Unix seconds.
+    /// Sets the modification time, in Unix seconds (MFMT).
     ///
     /// # Errors
     /// Any error of the kernel.
@@ -214,13 +216,12 @@ impl Jail {
         Ok(())
     }
 
-    /// SITE CHMOD: sets the nine permission bits. `change` gets the current mode and true for a
-    /// directory, and returns the new mode; its other bits are ignored.
+    /// Sets the nine permission bits (SITE CHMOD). `change(mode, is_directory)` gets the current mode
+    /// and returns the new one, of which only the nine bits are used.
     ///
     /// # Errors
-    /// [`FileError::Fixed`] for the home and for shared folders, under any name: without its
-    /// permissions no session could use the directory, and no client could restore them. Or any error
-    /// of the kernel.
+    /// [`FileError::Fixed`] for the home and for shared folders, under any name, because a client could
+    /// make such a directory unusable and then not restore its mode; or any error of the kernel.
     pub fn change_mode(
         &self,
         path: &VirtualPath,
@@ -241,7 +242,7 @@ impl Jail {
         Ok(())
     }
 
-    /// AVBL: returns the bytes that an unprivileged user can still write in the file system of `path`.
+    /// Returns the bytes that an unprivileged user can still write in the file system of `path` (AVBL).
     /// Does not reflect quotas of an NFS server.
     ///
     /// # Errors

@@ -65,6 +65,7 @@ impl Jail {
         Ok(())
     }
 
+    /// Finds the handle that `path` is resolved in.
     pub(super) fn rooted_path<'p>(&self, path: &'p VirtualPath) -> RootedPath<'_, 'p> {
         match self.folder_containing(path) {
             // `folder_containing` only returns folders that `path` is at or below.
@@ -83,11 +84,12 @@ impl Jail {
         above.max_by_key(|folder| folder.path.as_bytes().len())
     }
 
-    /// Returns true if `path` is at or below a folder that could not be opened.
+    /// Returns true if the deepest folder that contains `path` could not be opened.
     pub(super) fn is_in_unavailable_folder(&self, path: &VirtualPath) -> bool {
-        let there = self.folder_containing(path).map_or(0, |folder| folder.path.as_bytes().len());
+        let available = self.folder_containing(path).map_or(0, |folder| folder.path.as_bytes().len());
         let mut above = self.unavailable.iter().filter(|folder| path.below(folder).is_some());
-        above.any(|folder| folder.as_bytes().len() > there)
+        // The deepest folder contains the path.
+        above.any(|folder| folder.as_bytes().len() > available)
     }
 
     /// Returns true if `path` is in the home and not in a shared folder.

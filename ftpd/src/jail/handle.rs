@@ -21,16 +21,18 @@ pub(super) const READ_DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTOR
 /// Opens a file of any type only to get its status.
 pub(super) const STATUS: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 
+/// Flags of each open for reading or writing: the open does not wait, and a terminal does not become the
+/// process's controlling terminal.
 const SAFE: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
 
-/// Opens a file for reading. Does not wait for the writer of a FIFO.
+/// Opens a file for reading.
 pub(super) const READ: OFlag = OFlag::O_RDONLY.union(SAFE);
 
 /// Opens a file for writing. Never truncates it, because the data connection may not come.
 pub(super) const WRITE: OFlag = OFlag::O_WRONLY.union(SAFE);
 
 /// Attempts of one `openat2`. It fails with EAGAIN when a rename anywhere in the system races with the
-/// resolution of `..`. Attempts are independent, so this many failures in a row have another cause.
+/// resolution of `..`. So many failures in a row have another cause.
 const ATTEMPTS: usize = 64;
 
 /// A name in an open directory.

@@ -5,7 +5,7 @@
 //! when the descriptor is closed or the process ends. If the storage passes locks to its server (NFSv4,
 //! CephFS, …), the server excludes the writers of all other nodes as well.
 //!
-//! The mount options tell if it does: see [`LockMode::cross_nodes`].
+//! The mount options tell if the storage passes locks on: see [`LockMode::check_cross_nodes`].
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -54,7 +54,7 @@ impl WriterLock {
 /// Which file locks are taken, and if they exclude other nodes (setting `storage_locks`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LockMode {
-    /// Locks are taken. The mount tells if they exclude other nodes.
+    /// Locks are taken. The mount options tell if they exclude other nodes.
     #[default]
     Auto,
     /// Locks are taken. The operator asserts that they exclude other nodes.
@@ -100,11 +100,11 @@ impl LockMode {
     }
 
     /// Checks that a lock on a file in the directory `root` excludes writers on other nodes. Returns
-    /// the reason that it does. Blocks.
+    /// why it does. Blocks.
     ///
     /// # Errors
-    /// The reason that it does not, and the setting or mount option to change.
-    pub fn cross_nodes(self, root: &Path) -> Result<String, String> {
+    /// A text that says why it does not, and which setting or mount option to change.
+    pub fn check_cross_nodes(self, root: &Path) -> Result<String, String> {
         match self {
             Self::Off => Err("storage_locks is \"off\"".to_owned()),
             Self::Cluster => Ok("storage_locks is \"cluster\"".to_owned()),
@@ -159,7 +159,7 @@ impl LockMode {
     }
 }
 
-/// The caller sets `crosses_nodes` of the result.
+/// Takes the lock. The caller sets `crosses_nodes` of the result.
 fn lock(file: &impl AsFd, kind: LockKind) -> Result<WriterLock, FileError> {
     let kind = match kind {
         LockKind::Write => libc::F_WRLCK,
@@ -301,12 +301,12 @@ mod tests {
         assert!(!MountInfo::of(&handle).unwrap().kind.is_empty());
         assert!(
             LockMode::Auto
-                .cross_nodes(&directory.path().join("missing"))
+                .check_cross_nodes(&directory.path().join("missing"))
                 .unwrap_err()
                 .contains("No such file")
         );
-        assert!(LockMode::Off.cross_nodes(directory.path()).unwrap_err().contains("storage_locks"));
-        assert!(LockMode::Cluster.cross_nodes(directory.path()).is_ok());
+        assert!(LockMode::Off.check_cross_nodes(directory.path()).unwrap_err().contains("storage_locks"));
+        assert!(LockMode::Cluster.check_cross_nodes(directory.path()).is_ok());
     }
 
     #[test]

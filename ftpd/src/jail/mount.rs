@@ -39,7 +39,7 @@ impl MountInfo {
     /// Checks that a lock taken on one node excludes all other nodes.
     ///
     /// # Errors
-    /// The reason that it does not, and the mount option that would change it.
+    /// A text that says why it does not, and which mount option would change that.
     pub(super) fn check_cross_nodes(&self) -> Result<(), String> {
         let has = |option: &str| self.options.iter().any(|found| found == option);
         let kind = &*self.kind;

@@ -28,7 +28,7 @@ use super::{FileError, Jail, PARTIAL_PREFIX};
 use crate::listing::EntryKind;
 use crate::virtual_path::VirtualPath;
 
-/// Hexadecimal digits of the part of a hidden name that is computed from the owner and the path.
+/// Hexadecimal digits of the part of its name that is computed from the owner and the path.
 const HASH_LENGTH: usize = 32;
 
 /// Hexadecimal digits of the random token in unique names.
@@ -37,21 +37,22 @@ const TOKEN_LENGTH: usize = 16;
 /// Attempts to open a partial file while other sessions create, remove or replace it.
 const ATTEMPTS: usize = 3;
 
-/// Treatment of a competing upload by an atomic upload: another upload is still writing the file, or
-/// this one begins at 0 while another one is still writing the partial file of the same owner and path.
+/// What an atomic upload does if another upload of the same path is still running: another session
+/// writes the file itself, or a session of the same owner writes the partial file and this upload begins
+/// at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RivalPolicy {
-    /// Replaces the partial file, so that the other upload cannot publish. This upload has the write
-    /// lease, so the other upload has lost it.
+    /// This upload has the write lease, so the other upload has lost it. Replaces the partial file, so
+    /// that the other upload cannot publish.
     Replace,
-    /// Fails with [`FileError::BeingWritten`]. Without a certain write lease, only the other upload's
-    /// lock tells which session may write.
+    /// The write lease is not certain, so the other upload's lock decides: fails with
+    /// [`FileError::BeingWritten`].
     Respect,
 }
 
-/// The two hidden names of an atomic upload, in the directory of its file.
+/// The two names of a partial file, in the directory of its file.
 #[derive(Debug)]
-pub(super) struct HiddenNames {
+pub(super) struct PartialNames {
     /// Computed from owner and path: the owner finds the file under this name to resume.
     pub resumable: Box<[u8]>,
     /// The resumable name with a random token: only this upload uses it.
@@ -64,25 +65,25 @@ pub(super) struct UploadFile {
     pub file: File,
     pub lock: WriterLock,
     pub created: bool,
-    /// File that this file replaces before its first byte is written. Until then this file has
-    /// [`HiddenNames::unique`].
-    pub replaces: Option<ReplacedFile>,
+    /// The older partial file, which this file replaces before its first byte is written. Until then this
+    /// file has the name [`PartialNames::unique`].
+    pub replaced: Option<ReplacedPartial>,
 }
 
-/// The file that has the resumable name when an upload begins at 0.
+/// An older partial file, which has the resumable name when an upload begins at 0.
 #[derive(Debug)]
-pub(super) struct ReplacedFile {
+pub(super) struct ReplacedPartial {
     handle: OwnedFd,
     /// Prevents another session from resuming the file. `None` if another upload is still writing it,
     /// or if there are no locks.
     _lock: Option<ChangeLock>,
-    /// Removing the file reduces the user's usage. False while another upload is still writing the file: that
-    /// upload accounts for its own bytes.
-    counts: bool,
+    /// The removed bytes are credited to the quota. False while another upload is still writing the file,
+    /// because that upload credits its own bytes.
+    is_credited: bool,
 }
 
-impl HiddenNames {
-    /// Adds a new random token to the hidden name `resumable`.
+impl PartialNames {
+    /// Adds a new random token to the name `resumable`.
     pub(super) fn new(resumable: Box<[u8]>) -> Self {
         let token = format!("-{:0width$x}", rand::random::<u64>(), width = TOKEN_LENGTH);
         let unique = [&resumable, token.as_bytes()].concat().into();
@@ -103,10 +104,10 @@ impl HiddenNames {
                 Err(FileError::AlreadyExists) => {}
                 Err(error) => return Err(error),
             }
-            let Some(replaces) = ReplacedFile::find(directory, &self.resumable, locks, rivals)? else {
+            let Some(replaced) = ReplacedPartial::find(directory, &self.resumable, locks, rivals)? else {
                 continue;
             };
-            return lock_created(handle::create_file(directory, &self.unique, mode)?, locks, Some(replaces));
+            return lock_created(handle::create_file(directory, &self.unique, mode)?, locks, Some(replaced));
         }
         Err(FileError::Stale)
     }
@@ -126,7 +127,7 @@ impl HiddenNames {
             };
             // Another session may have published or replaced the file before the lock was taken.
             if has_name(directory, &*self.resumable, &file)? {
-                return Ok(UploadFile { file, lock, created: false, replaces: None });
+                return Ok(UploadFile { file, lock, created: false, replaced: None });
             }
         }
         Err(FileError::Stale)
@@ -137,14 +138,15 @@ impl HiddenNames {
         &self,
         directory: &OwnedFd,
         file: &File,
-        replaced: ReplacedFile,
+        replaced: ReplacedPartial,
         changes: &Changes,
     ) -> Result<(), FileError> {
         let (from, to) =
             (EntryLocation::new(directory, &self.unique)?, EntryLocation::new(directory, &self.resumable)?);
-        let counts = replaced.counts && to.status().is_ok_and(|there| replaced.has_identity_of(&there));
+        let is_credited =
+            replaced.is_credited && to.status().is_ok_and(|there| replaced.has_identity_of(&there));
         match usage::replace(&from, &to) {
-            Ok(freed) if counts => changes.remove(freed),
+            Ok(freed) if is_credited => changes.remove(freed),
             Ok(_) => {}
             // An NFS server may have renamed the file and its first reply was lost.
             Err(Errno::ENOENT) if has_name(directory, &*self.resumable, file)? => {}
@@ -155,21 +157,21 @@ impl HiddenNames {
     }
 }
 
-/// Locks a file that this upload has just created. If another upload has the lock, it resumed the file
-/// in the meantime, and the file is left to it.
+/// Locks a file that this upload has just created. If another upload has already opened the file to
+/// resume it and holds the lock, the file is left to that upload.
 fn lock_created(
     file: File,
     locks: LockMode,
-    replaces: Option<ReplacedFile>,
+    replaced: Option<ReplacedPartial>,
 ) -> Result<UploadFile, FileError> {
     match locks.take(&file)? {
         WriterLock::HeldByAnother => Err(FileError::BeingWritten),
-        lock => Ok(UploadFile { file, lock, created: true, replaces }),
+        lock => Ok(UploadFile { file, lock, created: true, replaced }),
     }
 }
 
-impl ReplacedFile {
-    /// Finds the file with the hidden name `name`. Returns `None` if it no longer exists.
+impl ReplacedPartial {
+    /// Finds the partial file `name`. Returns `None` if it no longer exists.
     fn find(
         directory: &OwnedFd,
         name: &[u8],
@@ -182,9 +184,9 @@ impl ReplacedFile {
             Err(errno) => return Err(errno.into()),
         };
         match locks.hold(&handle) {
-            Ok(lock) => Ok(Some(Self { handle, _lock: lock, counts: true })),
+            Ok(lock) => Ok(Some(Self { handle, _lock: lock, is_credited: true })),
             Err(FileError::BeingWritten) if rivals == RivalPolicy::Replace => {
-                Ok(Some(Self { handle, _lock: None, counts: false }))
+                Ok(Some(Self { handle, _lock: None, is_credited: false }))
             }
             Err(error) => Err(error),
         }
@@ -267,7 +269,7 @@ impl Jail {
             let found = found?;
             let name = found.name.to_bytes();
             if is_partial(name) {
-                // Check all partial files before removing the first.
+                // All partial files are checked before the first one is removed.
                 self.lock_unless_written(found.directory, found.name)?;
             } else if !found.is_self_or_parent() {
                 return Err(FileError::DirectoryNotEmpty);
@@ -314,7 +316,7 @@ impl Jail {
         }
     }
 
-    /// The resumable hidden name for `name` in the directory with the real path `directory`. It is the
+    /// The resumable name of the partial file for `name` in the directory with the real path `directory`. It is the
     /// same on every node. Clients can neither compute it for another user nor use it in a command.
     pub(super) fn partial_name(
         &self,

@@ -143,7 +143,7 @@ impl Upload {
             .and_then(|()| self.check_directory())
             .and_then(|()| self.rename_to_final_name());
         if named.is_err() {
-            self.restore_hidden_name();
+            self.restore_resumable_name();
         }
         named
     }
@@ -154,42 +154,43 @@ impl Upload {
     /// # Errors
     /// [`FileError::WriteRightLost`] if another upload has it, or any error of the kernel.
     pub(super) fn take_unique_name(&mut self) -> Result<(), FileError> {
-        let Some(PublishPlan { hidden, replaces, .. }) = &self.publish else { return Ok(()) };
-        debug_assert!(replaces.is_none(), "the file has its resumable name once it may be written");
-        if !has_name(&self.directory, &*hidden.resumable, &self.file)? {
+        let Some(PublishPlan { names, replaced, .. }) = &self.publish else { return Ok(()) };
+        debug_assert!(replaced.is_none(), "the file has its resumable name once it may be written");
+        if !has_name(&self.directory, &*names.resumable, &self.file)? {
             return Err(FileError::WriteRightLost);
         }
-        match renameat(&self.directory, &*hidden.resumable, &self.directory, &*hidden.unique) {
+        match renameat(&self.directory, &*names.resumable, &self.directory, &*names.unique) {
             // An NFS server may have renamed it and its first reply was lost: the check below tells.
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let is_ours = has_name(&self.directory, &*hidden.unique, &self.file)?;
-        self.name = hidden.unique.clone();
+        let is_ours = has_name(&self.directory, &*names.unique, &self.file)?;
+        self.name = names.unique.clone();
         if is_ours {
             return Ok(());
         }
         // Another upload took the resumable name between the check and the rename.
-        self.restore_hidden_name();
+        self.restore_resumable_name();
         Err(FileError::WriteRightLost)
     }
 
     /// Renames the file with the unique name back to the resumable name, unless the resumable name is
     /// taken.
-    fn restore_hidden_name(&mut self) {
-        let Some(PublishPlan { hidden, .. }) = &self.publish else { return };
+    fn restore_resumable_name(&mut self) {
+        let Some(PublishPlan { names, .. }) = &self.publish else { return };
         let (from, to) = (
-            EntryLocation::new(&self.directory, &hidden.unique),
-            EntryLocation::new(&self.directory, &hidden.resumable),
+            EntryLocation::new(&self.directory, &names.unique),
+            EntryLocation::new(&self.directory, &names.resumable),
         );
         match from.and_then(|from| rename_new(&from, &to?)) {
-            Ok(()) => self.name = hidden.resumable.clone(),
-            // A new upload has begun, or the file was not renamed.
+            Ok(()) => self.name = names.resumable.clone(),
+            // A new upload has the resumable name, so this data cannot be resumed.
             Err(FileError::AlreadyExists) if self.guard.check().is_ok() => {
                 if let Err(error) = self.remove() {
                     self.warn("data of an aborted upload could not be removed", &error);
                 }
             }
+            // This node may no longer write, or another session has removed the file.
             Err(FileError::AlreadyExists | FileError::NotFound) => {}
             Err(error) => {
                 self.warn("the partial file of an upload could not be kept for resuming", &error);
@@ -199,17 +200,12 @@ impl Upload {
 
     /// The last step of an atomic upload, after [`Self::take_unique_name`].
     pub(super) fn rename_to_final_name(&self) -> Result<(), FileError> {
-        let Some(PublishPlan { name, replace, hidden, .. }) = &self.publish else { return Ok(()) };
-        if !*replace {
-            return rename_new(
-                &EntryLocation::new(&self.directory, &hidden.unique)?,
-                &EntryLocation::new(&self.directory, name)?,
-            );
+        let Some(PublishPlan { name, may_replace, names, .. }) = &self.publish else { return Ok(()) };
+        let (from, to) =
+            (EntryLocation::new(&self.directory, &names.unique)?, EntryLocation::new(&self.directory, name)?);
+        if !*may_replace {
+            return rename_new(&from, &to);
         }
-        let (from, to) = (
-            EntryLocation::new(&self.directory, &hidden.unique)?,
-            EntryLocation::new(&self.directory, name)?,
-        );
         match usage::replace(&from, &to) {
             Ok(freed) => {
                 self.changes.remove(freed);

@@ -17,8 +17,8 @@ const MAX_DEPTH: usize = 128;
 
 impl Jail {
     /// Removes the directory `path` with everything in it, including hidden names. Symbolic links are
-    /// removed, not followed. If it is cancelled, everything removed so far stays removed. Removed
-    /// files and directories are recorded in `changes`, even if it fails.
+    /// removed, not followed. After a cancellation, everything removed so far stays removed. Removed
+    /// files and directories are recorded in `changes`, even after an error.
     ///
     /// # Errors
     /// [`FileError::TooDeep`] below 128 levels, [`FileError::Cancelled`], or any error of the kernel.
@@ -96,7 +96,7 @@ impl RemovalLevel {
             }
             Err(Errno::ENOENT | Errno::ESTALE) => Ok(Removal::Continue),
             // For a directory, Linux returns EISDIR and POSIX EPERM.
-            Err(errno @ (Errno::EISDIR | Errno::EPERM)) => {
+            Err(refused @ (Errno::EISDIR | Errno::EPERM)) => {
                 match open_subdirectory(found.directory, found.name) {
                     Ok(below) => Ok(Removal::Subdirectory(Self {
                         reader: DirectoryReader::new(below),
@@ -104,8 +104,8 @@ impl RemovalLevel {
                         removed: false,
                     })),
                     Err(Errno::ENOENT | Errno::ESTALE) => Ok(Removal::Continue),
-                    // Not a directory but a file that may not be removed: the first error is the reason.
-                    Err(Errno::ENOTDIR) => Err(errno),
+                    // Not a directory but a file, which the node may not remove.
+                    Err(Errno::ENOTDIR) => Err(refused),
                     Err(errno) => Err(errno),
                 }
             }

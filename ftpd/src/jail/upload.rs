@@ -19,7 +19,7 @@ use nix::sys::stat::fstat;
 
 use super::handle::size;
 use super::lock::WriterLock;
-use super::partial::{HiddenNames, ReplacedFile};
+use super::partial::{PartialNames, ReplacedPartial};
 use super::usage::{self, Changes};
 use super::{FileError, RivalPolicy};
 
@@ -72,11 +72,14 @@ pub struct Upload {
 /// Names and options for publishing an atomic upload.
 #[derive(Debug)]
 pub(super) struct PublishPlan {
+    /// Final name of the file.
     pub name: Box<[u8]>,
-    pub replace: bool,
-    pub hidden: HiddenNames,
-    /// File that has the resumable name until the first byte of this upload is written.
-    pub replaces: Option<ReplacedFile>,
+    /// An existing file of this name may be replaced.
+    pub may_replace: bool,
+    pub names: PartialNames,
+    /// The older partial file, which has the resumable name until the first byte of this upload is
+    /// written.
+    pub replaced: Option<ReplacedPartial>,
 }
 
 /// A symbolic link that a file was opened through.
@@ -174,16 +177,16 @@ impl Upload {
             UploadState::Writing { .. } => return Ok(&self.file),
             UploadState::Begun { start, excess } => {
                 self.guard.check()?;
-                if let Some(PublishPlan { hidden, replaces, .. }) = &mut self.publish
-                    && let Some(replaced) = replaces.take()
+                if let Some(PublishPlan { names, replaced, .. }) = &mut self.publish
+                    && let Some(replaced) = replaced.take()
                 {
-                    hidden.replace_resumable(&self.directory, &self.file, replaced, &self.changes)?;
-                    self.name = hidden.resumable.clone();
+                    names.replace_resumable(&self.directory, &self.file, replaced, &self.changes)?;
+                    self.name = names.resumable.clone();
                 }
                 if excess > 0 {
                     // Old content of a partial file has no readers, and its space may be needed.
                     if !self.is_hidden() {
-                        self.reserve(start + excess, length)?;
+                        self.check_room(start + excess, length)?;
                     }
                     usage::truncate(&self.file, start, &self.changes)?;
                 }
@@ -194,16 +197,16 @@ impl Upload {
         Ok(&self.file)
     }
 
-    /// Reserves room for `length` bytes beside the content that ends at `end`. Otherwise, on a full
-    /// disk, the old content would be truncated and no new content could replace it.
-    fn reserve(&self, end: u64, length: u64) -> Result<(), FileError> {
+    /// Checks that `length` bytes fit beside the content that ends at `end`, by allocating them.
+    /// Otherwise, on a full disk, the old content would be truncated and no new content could replace it.
+    fn check_room(&self, end: u64, length: u64) -> Result<(), FileError> {
         let (Ok(end), Ok(length @ 1..)) = (libc::off_t::try_from(end), libc::off_t::try_from(length)) else {
             return Ok(());
         };
         match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, end, length) {
             Err(errno @ (Errno::ENOSPC | Errno::EDQUOT)) => Err(errno.into()),
             // Some file systems do not support it (NFS before 4.2); then the write reports a full disk.
-            // The later truncation releases the reservation.
+            // The truncation that follows frees the allocated blocks.
             Ok(()) | Err(_) => Ok(()),
         }
     }

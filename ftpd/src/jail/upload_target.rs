@@ -8,7 +8,7 @@ use nix::sys::stat::{FileStat, fstat};
 
 use super::handle::{self, EntryLocation, kind, size};
 use super::lock::WriterLock;
-use super::partial::{HiddenNames, UploadFile};
+use super::partial::{PartialNames, UploadFile};
 use super::upload::{FollowedLink, PublishPlan, Upload, UploadPlacement, UploadState, WriteGuard, WriteMode};
 use super::usage::Changes;
 use super::{FileError, Jail, RivalPolicy};
@@ -41,8 +41,8 @@ impl UploadTarget<'_> {
     /// Any error of the kernel.
     pub(crate) fn key(&self) -> Result<Vec<u8>, FileError> {
         if self.found.is_ok_and(|status| kind(&status) == EntryKind::Symlink) {
-            // Only for links: if the file is replaced at this moment, its real path is no longer its
-            // name.
+            // Only links need the real path of their target. The real path of a regular file is no longer
+            // its name if the file is replaced at this moment.
             match self.jail.open_path(self.path, handle::STATUS) {
                 Ok(target) => return self.jail.key_of_handle(&target),
                 Err(FileError::NotFound | FileError::Loop) => {}
@@ -67,7 +67,7 @@ impl UploadTarget<'_> {
             }
             UploadPlacement::Direct | UploadPlacement::Atomic { .. } => (self.open_direct(mode)?, None),
         };
-        let upload = self.start(opened, publish, mode)?;
+        let upload = self.into_upload(opened, publish, mode)?;
         // From here on, dropping `upload` removes a created file.
         let status = fstat(&upload.file)?;
         if kind(&status) != EntryKind::File {
@@ -91,23 +91,23 @@ impl UploadTarget<'_> {
         debug_assert_ne!(mode, WriteMode::Append, "APPE changes the file itself");
         self.check_publishable(mode)?;
         if rivals == RivalPolicy::Respect {
-            // A direct upload that is still running would only notice at its end that its file was replaced.
+            // A direct upload that is still running would notice only at its end that its file was replaced.
             drop(self.jail.lock_for_change(self.path)?);
         }
         let name = self.location.name;
-        let hidden = HiddenNames::new(self.jail.partial_name(&self.directory_path, name, owner)?);
+        let names = PartialNames::new(self.jail.partial_name(&self.directory_path, name, owner)?);
         let (directory, locks) = (&self.location.directory, self.jail.locks);
         let mut opened = match mode {
-            WriteMode::Resume { offset: 1.., .. } => hidden.resume(directory, locks)?,
-            _ => hidden.create(directory, self.jail.modes.file, locks, rivals)?,
+            WriteMode::Resume { offset: 1.., .. } => names.resume(directory, locks)?,
+            _ => names.create(directory, self.jail.modes.file, locks, rivals)?,
         };
-        let replaces = opened.replaces.take();
-        let replace = !matches!(mode, WriteMode::CreateNew | WriteMode::Resume { replace: false, .. });
-        Ok((opened, PublishPlan { name: name.into(), replace, hidden, replaces }))
+        let replaced = opened.replaced.take();
+        let may_replace = !matches!(mode, WriteMode::CreateNew | WriteMode::Resume { replace: false, .. });
+        Ok((opened, PublishPlan { name: name.into(), may_replace, names, replaced }))
     }
 
-    /// Makes the [`Upload`] of an opened file.
-    fn start(
+    /// The [`Upload`] of an opened file.
+    fn into_upload(
         self,
         opened: UploadFile,
         publish: Option<PublishPlan>,
@@ -122,8 +122,8 @@ impl UploadTarget<'_> {
             _ => None,
         };
         let name = match &publish {
-            Some(PublishPlan { hidden, replaces: Some(_), .. }) => hidden.unique.clone(),
-            Some(PublishPlan { hidden, replaces: None, .. }) => hidden.resumable.clone(),
+            Some(PublishPlan { names, replaced: Some(_), .. }) => names.unique.clone(),
+            Some(PublishPlan { names, replaced: None, .. }) => names.resumable.clone(),
             None => self.location.name.into(),
         };
         let start = match mode {
@@ -172,7 +172,7 @@ impl UploadTarget<'_> {
             // This also happens if this node has just created the file: another session opened and
             // locked it first, so the file is left to that session.
             WriterLock::HeldByAnother => Err(FileError::BeingWritten),
-            lock => Ok(UploadFile { file, lock, created, replaces: None }),
+            lock => Ok(UploadFile { file, lock, created, replaced: None }),
         }
     }
 
@@ -185,8 +185,8 @@ impl UploadTarget<'_> {
         }
         let is_resumed = matches!(mode, WriteMode::Resume { offset: 1.., .. });
         let mut is_missing = self.found == Err(Errno::ENOENT);
-        // First as the look-up found it, then once more each way, in case another node creates or
-        // removes the file in between. A dangling symbolic link fails both ways.
+        // Another node may create or remove the file after the look-up. A dangling symbolic link can be
+        // neither created nor opened, so the number of attempts is limited.
         for _ in 0..3 {
             if is_missing && !is_resumed && self.may_create {
                 match create() {

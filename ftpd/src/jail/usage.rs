@@ -23,37 +23,44 @@ use super::{FileError, Jail};
 use crate::listing::EntryKind;
 use crate::virtual_path::VirtualPath;
 
-/// Attempts of an operation if its name changes between the check and the lock.
+/// Attempts of an operation while the file of its name keeps changing between the check and the lock.
 const ATTEMPTS: u32 = 16;
 
 /// Changes of a user's usage by an operation so far. Clones share the same counters: one belongs to the
 /// operation, another to the code that reports usage to the registry.
 #[derive(Clone, Debug, Default)]
-pub struct Changes(Arc<(AtomicI64, AtomicI64)>);
+pub struct Changes(Arc<UsageCounters>);
+
+#[derive(Debug, Default)]
+struct UsageCounters {
+    bytes: AtomicI64,
+    /// Files and directories.
+    files: AtomicI64,
+}
 
 impl Changes {
     /// Returns the change in bytes and in files. Negative if more was removed than added.
     pub fn so_far(&self) -> (i64, i64) {
-        (self.0.0.load(Relaxed), self.0.1.load(Relaxed))
+        (self.0.bytes.load(Relaxed), self.0.files.load(Relaxed))
     }
 
     pub(super) fn grow(&self, bytes: u64) {
-        self.0.0.fetch_add(signed(bytes), Relaxed);
+        self.0.bytes.fetch_add(signed(bytes), Relaxed);
     }
 
     pub(super) fn shrink(&self, bytes: u64) {
-        self.0.0.fetch_sub(signed(bytes), Relaxed);
+        self.0.bytes.fetch_sub(signed(bytes), Relaxed);
     }
 
     /// Records a created file or directory.
     pub fn create(&self) {
-        self.0.1.fetch_add(1, Relaxed);
+        self.0.files.fetch_add(1, Relaxed);
     }
 
     /// Records the removal or replacement of `usage`.
     pub fn remove(&self, usage: Usage) {
         self.shrink(usage.bytes);
-        self.0.1.fetch_sub(signed(usage.files), Relaxed);
+        self.0.files.fetch_sub(signed(usage.files), Relaxed);
     }
 }
 
@@ -97,7 +104,7 @@ impl Jail {
             if found.is_self_or_parent() || found.name.to_bytes().starts_with(b".nfs") {
                 continue;
             }
-            // Another session has removed the file.
+            // A file that another session has removed is not counted.
             let Ok(status) = handle::status(found.directory, found.name) else { continue };
             sum = sum.plus(usage_of(&status));
             if kind(&status) != EntryKind::Directory {

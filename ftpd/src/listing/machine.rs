@@ -21,12 +21,12 @@ pub enum EntryRole {
 }
 
 /// Appends the facts of `entry` that `facts` selects, a space and `name`, without a line end:
-/// `type=file;size=5;modify=19700101000000; name`. In MLSD the name is the entry's own, followed by
-/// CRLF. In MLST it is the path, inside a reply.
+/// `type=file;size=5;modify=19700101000000; name`. In MLSD `name` is the entry's own name, in MLST its
+/// path.
 ///
 /// The `perm` fact is computed from `permissions`: the user's permissions for this entry. For a
 /// directory, its permissions to upload, create and delete are those for entries in it.
-pub fn facts(
+pub fn push_facts(
     facts: Facts,
     entry: &Entry,
     role: EntryRole,
@@ -35,7 +35,7 @@ pub fn facts(
     out: &mut Vec<u8>,
 ) {
     for fact in facts.iter() {
-        // Only sizes of files mean something to a client, RFC 3659 section 7.5.7.
+        // The size of a directory means nothing to a client (RFC 3659 section 7.5.7).
         if fact == Fact::Size && entry.kind != EntryKind::File {
             continue;
         }
@@ -61,9 +61,9 @@ pub fn facts(
     push_line_safe(name, out);
 }
 
-/// Appends the line of MLSD for an entry, with its CRLF; see [`facts`].
+/// Appends the line of MLSD for an entry, with its CRLF; see [`push_facts`].
 pub fn line(selected: Facts, entry: &Entry, role: EntryRole, permissions: &Permissions, out: &mut Vec<u8>) {
-    facts(selected, entry, role, &entry.name, permissions, out);
+    push_facts(selected, entry, role, &entry.name, permissions, out);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -86,8 +86,8 @@ fn kind(entry: &Entry, role: EntryRole, out: &mut Vec<u8>) {
     out.extend_from_slice(target.unwrap_or_default());
 }
 
-/// Returns true if a text is allowed as the value of a fact: `;` ends a fact, and the first space ends
-/// all facts (RFC 3659 section 7.2). Bytes above 127 are allowed as in names.
+/// Returns true if a text is allowed as the value of a fact: `;` ends the fact, and the first space
+/// ends all facts (RFC 3659 section 7.2). Bytes above 127 are allowed as in names.
 fn fits_in_fact(text: &[u8]) -> bool {
     !text.iter().any(|byte| byte.is_ascii_control() || matches!(byte, b' ' | b';'))
 }

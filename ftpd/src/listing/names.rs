@@ -3,9 +3,9 @@
 use super::Entry;
 use crate::protocol::reply::push_line_safe;
 
-/// Appends the line of one entry, with its CRLF. `prefix` precedes the name. If it is the directory as
-/// the client wrote it, with a `/`, the line is a path for RETR. `classify` is `ls -F`: a character
-/// after the name shows directories, links and programs.
+/// Appends the line of one entry, with its CRLF. `prefix` precedes the name. It is empty or the directory
+/// as the client wrote it, with a `/`, so that the line is a path for RETR. `classify` is `ls -F`: a
+/// character after the name shows directories, links and programs.
 pub fn line(prefix: &[u8], entry: &Entry, classify: bool, out: &mut Vec<u8>) {
     push_line_safe(prefix, out);
     push_line_safe(&entry.name, out);

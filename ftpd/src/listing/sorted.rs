@@ -76,6 +76,7 @@ pub struct EntryBuffer {
     records: Vec<EntryRecord>,
 }
 
+/// An entry without the bytes of its name and link target.
 #[derive(Clone, Copy, Debug)]
 struct EntryRecord {
     size: u64,
@@ -89,16 +90,16 @@ struct EntryRecord {
     start: u32,
     /// Permission bits.
     mode: u16,
-    /// Bytes.
-    name: u16,
+    /// Length of the name in bytes.
+    name_length: u16,
     /// Length of the link's target in bytes; [`NO_TARGET`] if there is none.
-    target: u16,
+    target_length: u16,
     kind: EntryKind,
 }
 
 const _: () = assert!(size_of::<EntryRecord>() == 56);
 
-/// [`EntryRecord::target`] of an entry without a link target.
+/// [`EntryRecord::target_length`] of an entry without a link target.
 const NO_TARGET: u16 = u16::MAX;
 
 /// The fields of an entry that a sort order can compare.
@@ -131,7 +132,7 @@ impl EntryBuffer {
             // The kernel's limits for names and targets, 255 and 4095 bytes, are far below `u16::MAX`.
             Some(target) => u16::try_from(target.len()).ok().filter(|length| *length != NO_TARGET),
         });
-        let Some((name, target)) = lengths else { return Err(entry) };
+        let Some((name_length, target_length)) = lengths else { return Err(entry) };
         if !(self.reserve_name(length) && self.reserve_record()) {
             return Err(entry);
         }
@@ -150,8 +151,8 @@ impl EntryBuffer {
             // A block is at most 2 * 64 KiB long, so the offset fits.
             start: block.len() as u32,
             mode: (entry.mode & 0o7777) as u16,
-            name,
-            target,
+            name_length,
+            target_length,
             kind: entry.kind,
         });
         block.extend_from_slice(&entry.name);
@@ -233,12 +234,12 @@ impl EntryRecord {
 
     fn name<'n>(&self, blocks: &'n [Vec<u8>]) -> &'n [u8] {
         let start = self.start as usize;
-        &blocks[self.block as usize][start..start + usize::from(self.name)]
+        &blocks[self.block as usize][start..start + usize::from(self.name_length)]
     }
 
     fn link_target<'n>(&self, blocks: &'n [Vec<u8>]) -> Option<&'n [u8]> {
-        let start = self.start as usize + usize::from(self.name);
-        let length = (self.target != NO_TARGET).then_some(usize::from(self.target))?;
+        let start = self.start as usize + usize::from(self.name_length);
+        let length = (self.target_length != NO_TARGET).then_some(usize::from(self.target_length))?;
         Some(&blocks[self.block as usize][start..start + length])
     }
 }

@@ -3,28 +3,28 @@
 use super::{Entry, EntryKind, push_number};
 use crate::protocol::{reply::push_line_safe, timestamp};
 
-/// Half a year in seconds: half of 365.2425 days.
-const RECENT: i64 = 15_778_476;
+/// Half of 365.2425 days, in seconds.
+const HALF_A_YEAR: i64 = 15_778_476;
 
-/// Tolerance in seconds for a storage clock that is ahead of the node's clock: a file that was just
-/// written must not look like one of the future, which has no time of day.
-const SKEW: i64 = 3600;
+/// Tolerance in seconds for a storage clock that is ahead of the node's clock. A file that was just
+/// written must show its time of day, and not the year, as a file of the future does.
+const CLOCK_SKEW: i64 = 3600;
 
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
-/// Appends the line of one entry, with its CRLF: `drwxr-xr-x   2 ftp      ftp          4096 Nov 22
-/// 16:40 name`.
+/// Appends the line of one entry, with its CRLF:
+/// `drwxr-xr-x   2 ftp      ftp          4096 Nov 22 16:40 name`.
 ///
 /// Times are UTC. Times within half a year before `now` (Unix seconds) have a time of day, all others a
 /// year. Owner and group are always `ftp`, because the storage's user names mean nothing to a client.
-/// `classify` is `ls -F`: a character after the name shows directories and programs.
+/// `classify` is `ls -F`: a character after the name shows directories, links and programs.
 pub fn line(entry: &Entry, now: i64, classify: bool, out: &mut Vec<u8>) {
     out.push(match entry.kind {
         EntryKind::File => b'-',
         EntryKind::Directory => b'd',
         EntryKind::Symlink => b'l',
-        // A letter that clients know and do not try to download.
+        // Socket: a type that clients know and do not try to download.
         EntryKind::Other => b's',
     });
     permissions(entry.mode, out);
@@ -70,12 +70,12 @@ fn date(modified: i64, now: i64, out: &mut Vec<u8>) {
     out.push(b' ');
     push_number(at.day().into(), 2, out);
     out.push(b' ');
-    if (-SKEW..RECENT).contains(&age) {
+    if (-CLOCK_SKEW..HALF_A_YEAR).contains(&age) {
         timestamp::decimal::<2>(at.hour().into(), out);
         out.push(b':');
         timestamp::decimal::<2>(at.minute().into(), out);
     } else {
-        // 1970 to 9999
+        // `calendar` returns years from 1970 to 9999.
         push_number(at.year().unsigned_abs().into(), 5, out);
     }
 }
@@ -112,10 +112,10 @@ mod tests {
     fn times_older_than_half_a_year_or_in_the_future_show_the_year() {
         for (age, date) in [
             (0, "Nov 22 16:40"),
-            (-SKEW, "Nov 22 17:40"),
-            (-SKEW - 1, "Nov 22  2026"),
-            (RECENT - 1, "May 24 01:45"),
-            (RECENT, "May 24  2026"),
+            (-CLOCK_SKEW, "Nov 22 17:40"),
+            (-CLOCK_SKEW - 1, "Nov 22  2026"),
+            (HALF_A_YEAR - 1, "May 24 01:45"),
+            (HALF_A_YEAR, "May 24  2026"),
             (NOW, "Jan  1  1970"),
             (i64::MAX, "Jan  1  1970"),
             (NOW - i64::MAX, "Dec 31  9999"),

@@ -43,6 +43,7 @@ pub(super) fn optional_path(argument: &[u8]) -> Option<Vec<u8>> {
     (!argument.is_empty()).then(|| argument.to_vec())
 }
 
+/// PASS: the whole argument, which may be empty.
 pub(super) fn password(argument: &[u8]) -> AnyTimeCommand {
     AnyTimeCommand::Pass(Password::new(argument))
 }
@@ -124,6 +125,7 @@ pub(super) fn host(argument: &[u8]) -> Result<String, ArgumentError> {
     if is_name(name) || is_address(name) { Ok(name.to_owned()) } else { Err(ArgumentError::Syntax) }
 }
 
+/// EPSV (RFC 2428 section 3): nothing, a network protocol, or `ALL`.
 pub(super) fn epsv(argument: &[u8]) -> Result<EpsvArgument, ArgumentError> {
     if argument.is_empty() {
         Ok(EpsvArgument::Any)
@@ -209,8 +211,8 @@ pub(super) fn modified(argument: &[u8]) -> Result<Modified, ArgumentError> {
     Ok(Modified { time, path: path(rest)? })
 }
 
-/// LIST, NLST, STAT: `ls` options and a path. A word of `-` and letters or digits holds options; `--`
-/// ends them; any other word starts the path.
+/// LIST, NLST, STAT: `ls` options and a path. A word of `-` and letters or digits is a set of options.
+/// `--` ends the options. Any other word is the beginning of the path.
 pub(super) fn list(mut argument: &[u8]) -> ListArguments {
     let mut arguments = ListArguments::default();
     loop {
@@ -277,8 +279,8 @@ fn quotable(argument: &[u8]) -> Result<(Vec<u8>, &[u8]), ArgumentError> {
     }
 }
 
-/// XCRC and its siblings: a path, then zero, one or two offsets. A path with spaces needs quotes only if
-/// a number follows its first word.
+/// XCRC, XMD5, XSHA1, XSHA256, XSHA512: a path, then zero, one or two offsets. A path with spaces needs
+/// quotes only if a number follows its first word.
 pub(super) fn checksum(algorithm: Algorithm, argument: &[u8]) -> Result<LoggedInCommand, ArgumentError> {
     let bounds = |rest: &[u8]| {
         let mut words = words(rest);

@@ -21,8 +21,9 @@ pub struct Request {
 }
 
 impl Request {
-    /// Returns true if the command may run during an activity. STAT without an argument may: it reports on
-    /// the transfer (RFC 959 section 4.1.3). STAT with a path reads directories and may not.
+    /// Returns true if the command may run during an activity. STAT without an argument may, because it
+    /// reports on the transfer (RFC 959 section 4.1.3). STAT with a path may not, because it reads the
+    /// storage.
     pub fn during_transfer(&self) -> bool {
         self.verb.during_transfer && !matches!(self.command, Command::LoggedIn(LoggedInCommand::StatPath(_)))
     }
@@ -315,6 +316,7 @@ pub struct Comb {
     pub sources: Vec<Vec<u8>>,
 }
 
+/// Arguments of OPTS.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Opts {
     Utf8(bool),

@@ -27,13 +27,13 @@ impl Fact {
     }
 }
 
-/// The facts that a session is shown: all, until OPTS MLST selects some.
+/// The facts that MLSD and MLST show in a session. All, until OPTS MLST selects some.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Facts(u8);
 
 impl Facts {
-    /// The argument of OPTS MLST: names, each with a `;` after it. Unknown ones are skipped, RFC
-    /// 3659 section 7.9.
+    /// Parses the argument of OPTS MLST: names, each followed by `;`. Unknown names are skipped (RFC
+    /// 3659 section 7.9).
     pub fn parse(argument: &[u8]) -> Self {
         let known = |name: &[u8]| {
             Fact::ALL.into_iter().find(|fact| fact.name().as_bytes().eq_ignore_ascii_case(name))
@@ -51,7 +51,7 @@ impl Facts {
         Fact::ALL.into_iter().filter(move |fact| self.contains(*fact))
     }
 
-    /// The FEAT line: all facts, those selected with a star, RFC 3659 section 7.8.
+    /// The FEAT line: all facts. The selected ones have a star (RFC 3659 section 7.8).
     pub fn feature(self) -> String {
         let mut line = String::from("MLST ");
         for fact in Fact::ALL {
@@ -61,7 +61,7 @@ impl Facts {
         line
     }
 
-    /// The text of the 200 that answers OPTS MLST, RFC 3659 section 7.9.
+    /// The text of the reply 200 to OPTS MLST (RFC 3659 section 7.9).
     pub fn accepted(self) -> String {
         let mut line = String::from("MLST OPTS");
         for (i, fact) in self.iter().enumerate() {

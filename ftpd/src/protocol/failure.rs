@@ -10,10 +10,10 @@ use super::reply::Code;
 /// The storage refuses the node access: file modes, ownership, an ACL, or an NFS export's root_squash.
 pub const STORAGE_ACCESS: &str = "storage_access";
 pub const STORAGE_READ_ONLY: &str = "storage_read_only";
-/// The operation was ended early. The log replaces this by the cause, such as ABOR or the end of the node.
+/// The operation was cancelled. The log shows the cause instead, such as ABOR or the end of the node.
 pub const CANCELLED: &str = "cancelled";
 
-/// The reason of a failed operation, as far as its reply does not say it.
+/// The reason of a failed operation, and details that its reply does not contain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Failure {
     /// The label `reason` of `ftp_operations_failed_total`. Always a constant, so that the set of labels is
@@ -22,7 +22,7 @@ pub struct Failure {
     /// Text for the log only. `None`: the log shows the reply's text.
     pub detail: Option<Cow<'static, str>>,
     pub errno: Option<Errno>,
-    /// The session that holds what this session asked for.
+    /// The session that holds the write lease that this session asked for.
     pub holder: Option<SessionId>,
 }
 
@@ -38,7 +38,7 @@ impl Failure {
         Self { detail: Some(detail.into()), ..Self::from(reason) }
     }
 
-    /// The reason for a reply that was made without one: its code is enough to tell.
+    /// The reason for a reply that carries none, derived from its code.
     pub fn of_code(code: Code) -> Self {
         Self::from(match code {
             Code::NO_DATA_CONNECTION => "no_data_connection",

@@ -39,7 +39,7 @@ pub struct LineBuffer {
     /// Start, in `lines`, of the unfinished line, if there is one.
     unfinished: Option<usize>,
     telnet: TelnetState,
-    /// Only CR has arrived since the CR that ended an ABOR.
+    /// After the CR that ended an ABOR, nothing or only further CRs have arrived.
     after_abor: bool,
 }
 
@@ -53,7 +53,7 @@ enum TelnetState {
     Text,
     /// After IAC before a line.
     Command,
-    /// After IAC and WILL, WONT, DO or DONT: the option's number follows.
+    /// After IAC and one of WILL, WONT, DO and DONT. The number of the option follows.
     Option,
     /// After the byte 255 within a line, which was kept. A second 255 is dropped.
     Escape,
@@ -145,7 +145,7 @@ impl LineBuffer {
     fn push(&mut self, byte: u8) {
         let start = match self.unfinished {
             Some(start) => start,
-            // No verb begins with such a byte; see the doc comment of `LineBuffer`.
+            // A remainder of a Telnet command; no verb begins with such a byte.
             None if byte >= 0x80 => return,
             None => {
                 self.lines.push(COMMAND);

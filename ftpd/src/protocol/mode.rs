@@ -15,8 +15,8 @@ pub enum ModeChange {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ModeStep {
     operator: Operator,
-    /// Mask of the bits selected by `u`, `g` and `o`. Without these letters all nine bits, as with `a`:
-    /// no umask applies.
+    /// Mask of the bits that `u`, `g`, `o` and `a` select. Without a letter all nine bits: the umask, which
+    /// chmod(1) applies then, is not applied.
     who: u32,
     /// `r`, `w` and `x` as one octal digit.
     bits: u32,
@@ -35,6 +35,9 @@ enum Operator {
 
 /// Multiplying by this copies an octal digit to user, group and others.
 const EACH_DIGIT: u32 = 0o111;
+
+/// The `x` bits of user, group and others.
+const EXECUTE: u32 = 0o111;
 
 impl ModeChange {
     /// Parses an octal number, or symbolic clauses separated by commas (POSIX chmod).
@@ -68,7 +71,7 @@ impl ModeChange {
 impl ModeStep {
     fn apply(self, mode: u32, is_directory: bool) -> u32 {
         let mut digit = self.bits | self.copied.map_or(0, |shift| (mode >> shift) & 7);
-        if self.execute_if_any && (is_directory || mode & EACH_DIGIT != 0) {
+        if self.execute_if_any && (is_directory || mode & EXECUTE != 0) {
             digit |= 1;
         }
         let bits = (digit * EACH_DIGIT) & self.who;

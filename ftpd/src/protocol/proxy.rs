@@ -177,10 +177,10 @@ const V2_FIXED: usize = 16;
 const V2_IPV4: usize = 12;
 const V2_IPV6: usize = 36;
 
-/// Kind of addresses after the fixed part of version 2.
+/// The addresses after the fixed part of version 2.
 #[derive(Clone, Copy)]
 enum AddressBlock {
-    /// To be ignored.
+    /// No addresses, or addresses that the receiver must ignore.
     None,
     V4,
     V6,
@@ -199,7 +199,7 @@ fn version_2(bytes: &[u8]) -> Result<ParsedHeader, InvalidHeader> {
     };
     let addresses = match bytes.get(13) {
         None => return Ok(ParsedHeader::Incomplete),
-        // The family of a LOCAL connection is to be ignored.
+        // The receiver must ignore the family of a LOCAL connection.
         Some(_) if local => AddressBlock::None,
         Some(0x00) => AddressBlock::None,
         Some(0x11) => AddressBlock::V4,
@@ -212,7 +212,7 @@ fn version_2(bytes: &[u8]) -> Result<ParsedHeader, InvalidHeader> {
         AddressBlock::V4 => V2_IPV4,
         AddressBlock::V6 => V2_IPV6,
     };
-    // AddressBlock may be present even if the family is ignored.
+    // A header without an address family may contain addresses all the same; they are skipped.
     let most = MAX_TLVS + if least == 0 { V2_IPV6 } else { least };
     let length = match bytes[14..] {
         [] => return Ok(ParsedHeader::Incomplete),

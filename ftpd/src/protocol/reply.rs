@@ -65,8 +65,8 @@ impl Code {
         self.0 >= 400
     }
 
-    /// Returns true if the command was unknown, malformed or out of sequence, so that it was refused
-    /// without looking at the storage.
+    /// Returns true if the command was unknown, malformed, unsupported, out of sequence, or needed a
+    /// login. Such a command is refused without access to the storage.
     pub fn is_rejection(self) -> bool {
         matches!(self.0, 500..=504 | 530)
     }
@@ -158,7 +158,8 @@ impl Reply {
         Self::new(Code::NOT_LOGGED_IN, "Please log in with USER and PASS")
     }
 
-    /// The reply to a user without the permission. It does not reveal whether the path exists.
+    /// The reply to a command that the user has no permission for. It does not reveal whether the path
+    /// exists.
     pub fn permission_denied() -> Self {
         Self::new(Code::FILE_UNAVAILABLE, "Permission denied").because(Failure {
             detail: Some("the account or an access rule for this path does not permit it".into()),

@@ -114,22 +114,22 @@ impl Verb {
         Self::new(name, "", "", None)
     }
 
-    const fn or(mut self, alias: &'static str) -> Self {
+    const fn alias(mut self, alias: &'static str) -> Self {
         self.alias = Some(alias);
         self
     }
 
-    const fn in_transfer(mut self) -> Self {
+    const fn during_transfer(mut self) -> Self {
         self.during_transfer = true;
         self
     }
 
-    const fn words(mut self) -> Self {
+    const fn takes_words(mut self) -> Self {
         self.takes_words = true;
         self
     }
 
-    const fn tls(mut self) -> Self {
+    const fn needs_tls(mut self) -> Self {
         self.needs_tls = true;
         self
     }
@@ -180,41 +180,42 @@ static VERBS: &[Verb] = &[
         argument::path(a).map(AnyTimeCommand::Acct)
     }),
     Verb::any_time("REIN", "", "logs out", |_| Ok(AnyTimeCommand::Rein)),
-    Verb::any_time("QUIT", "", "ends the session", |_| Ok(AnyTimeCommand::Quit)).in_transfer(),
+    Verb::any_time("QUIT", "", "ends the session", |_| Ok(AnyTimeCommand::Quit)).during_transfer(),
     Verb::any_time("HOST", "<name>", "selects a virtual host", |a| {
         argument::host(a).map(AnyTimeCommand::Host)
     })
-    .words()
+    .takes_words()
     .feat("HOST"),
     Verb::any_time("CLNT", "<name>", "names the client program", |a| {
         argument::path(a).map(AnyTimeCommand::Clnt)
     })
-    .words()
+    .takes_words()
     .feat("CLNT"),
     // Security, RFC 2228 and RFC 4217
     Verb::any_time("AUTH", "TLS", "encrypts the control connection", argument::auth)
-        .words()
-        .tls()
+        .takes_words()
+        .needs_tls()
         .feat("AUTH TLS"),
-    Verb::any_time("PBSZ", "0", "must precede PROT", argument::pbsz).words().tls().feat("PBSZ"),
+    Verb::any_time("PBSZ", "0", "must precede PROT", argument::pbsz).takes_words().needs_tls().feat("PBSZ"),
     Verb::any_time("PROT", "C|P", "sends data in the clear (C) or encrypted (P)", argument::prot)
-        .words()
-        .tls()
+        .takes_words()
+        .needs_tls()
         .feat("PROT"),
-    Verb::any_time("CCC", "", "ends the encryption; always refused", |_| Ok(AnyTimeCommand::Ccc)).tls(),
+    Verb::any_time("CCC", "", "ends the encryption; always refused", |_| Ok(AnyTimeCommand::Ccc)).needs_tls(),
     // Directories and files
-    Verb::logged_in("PWD", "", "shows the current directory", |_| Ok(LoggedInCommand::Pwd)).or("XPWD"),
+    Verb::logged_in("PWD", "", "shows the current directory", |_| Ok(LoggedInCommand::Pwd)).alias("XPWD"),
     Verb::logged_in("CWD", "[<path>]", "changes the current directory", |a| {
         Ok(LoggedInCommand::Cwd(argument::optional_path(a)))
     })
-    .or("XCWD"),
-    Verb::logged_in("CDUP", "", "changes to the parent directory", |_| Ok(LoggedInCommand::Cdup)).or("XCUP"),
+    .alias("XCWD"),
+    Verb::logged_in("CDUP", "", "changes to the parent directory", |_| Ok(LoggedInCommand::Cdup))
+        .alias("XCUP"),
     Verb::logged_in("MKD", "<path>", "creates a directory", |a| argument::path(a).map(LoggedInCommand::Mkd))
-        .or("XMKD"),
+        .alias("XMKD"),
     Verb::logged_in("RMD", "<path>", "removes an empty directory", |a| {
         argument::path(a).map(LoggedInCommand::Rmd)
     })
-    .or("XRMD"),
+    .alias("XRMD"),
     Verb::logged_in("RMDA", "<path>", "removes a directory and its contents", |a| {
         argument::path(a).map(LoggedInCommand::Rmda)
     })
@@ -253,32 +254,34 @@ static VERBS: &[Verb] = &[
     Verb::logged_in("EPSV", "[1|2|ALL]", "makes the server listen for the data connection", |a| {
         argument::epsv(a).map(LoggedInCommand::Epsv)
     })
-    .words()
+    .takes_words()
     .feat("EPSV"),
     Verb::logged_in("PORT", "<h1,h2,h3,h4,p1,p2>", "makes the server open the data connection", |a| {
         super::address::parse_port(a).map(LoggedInCommand::Port)
     })
-    .words(),
+    .takes_words(),
     Verb::logged_in("EPRT", "|<1|2>|<address>|<port>|", "makes the server open the data connection", |a| {
         super::address::parse_eprt(a).map(LoggedInCommand::Eprt)
     })
-    .words()
+    .takes_words()
     .feat("EPRT"),
     // Transfers
     Verb::logged_in("TYPE", "A|I|L 8", "A converts line ends, I and L 8 transfer bytes unchanged", |a| {
         argument::transfer_type(a).map(LoggedInCommand::Type)
     })
-    .words(),
-    Verb::logged_in("STRU", "F", "selects file structure; only F is supported", argument::structure).words(),
-    Verb::logged_in("MODE", "S", "selects the transfer mode; only S is supported", argument::mode).words(),
+    .takes_words(),
+    Verb::logged_in("STRU", "F", "selects file structure; only F is supported", argument::structure)
+        .takes_words(),
+    Verb::logged_in("MODE", "S", "selects the transfer mode; only S is supported", argument::mode)
+        .takes_words(),
     Verb::logged_in("ALLO", "<bytes> [R <bytes>]", "announces the size of the next upload", |a| {
         argument::allo(a).map(LoggedInCommand::Allo)
     })
-    .words(),
+    .takes_words(),
     Verb::logged_in("REST", "<offset>", "sets the offset of the next transfer", |a| {
         argument::offset(a).map(LoggedInCommand::Rest)
     })
-    .words()
+    .takes_words()
     .feat("REST STREAM"),
     Verb::logged_in(
         "RANG",
@@ -286,7 +289,7 @@ static VERBS: &[Verb] = &[
         "sets the byte range of the next download; 1 0 clears it",
         |a| argument::rang(a).map(LoggedInCommand::Rang),
     )
-    .words()
+    .takes_words()
     .feat("RANG STREAM"),
     Verb::logged_in("RETR", "<path>", "sends a file to the client", |a| {
         argument::path(a).map(LoggedInCommand::Retr)
@@ -296,7 +299,7 @@ static VERBS: &[Verb] = &[
         Ok(LoggedInCommand::Stou(argument::optional_path(a)))
     }),
     Verb::logged_in("APPE", "<path>", "appends to a file", |a| argument::path(a).map(LoggedInCommand::Appe)),
-    Verb::logged_in("ABOR", "", "aborts the transfer", |_| Ok(LoggedInCommand::Abor)).in_transfer(),
+    Verb::logged_in("ABOR", "", "aborts the transfer", |_| Ok(LoggedInCommand::Abor)).during_transfer(),
     // Listings
     Verb::logged_in("LIST", "[-aAdFlRrSt] [<path>]", "lists a directory for people", |a| {
         Ok(LoggedInCommand::List(argument::list(a)))
@@ -317,7 +320,7 @@ static VERBS: &[Verb] = &[
         "shows the status of the session, or lists a path",
         argument::stat,
     )
-    .in_transfer(),
+    .during_transfer(),
     // Checksums
     Verb::logged_in("HASH", "<path>", "shows the checksum of a file; OPTS HASH selects the algorithm", |a| {
         argument::path(a).map(LoggedInCommand::Hash)
@@ -334,7 +337,7 @@ static VERBS: &[Verb] = &[
     Verb::logged_in("XSHA1", "<path> [<start> [<end>]]", "shows the SHA-1 of a file", |a| {
         argument::checksum(Algorithm::Sha1, a)
     })
-    .or("XSHA")
+    .alias("XSHA")
     .feat("XSHA1"),
     Verb::logged_in("XSHA256", "<path> [<start> [<end>]]", "shows the SHA-256 of a file", |a| {
         argument::checksum(Algorithm::Sha256, a)
@@ -354,12 +357,12 @@ static VERBS: &[Verb] = &[
     Verb::any_time("HELP", "[<command>]", "shows this help", |a| {
         Ok(AnyTimeCommand::Help(argument::optional_path(a)))
     })
-    .words(),
-    Verb::any_time("NOOP", "", "does nothing", |_| Ok(AnyTimeCommand::Noop)).in_transfer(),
+    .takes_words(),
+    Verb::any_time("NOOP", "", "does nothing", |_| Ok(AnyTimeCommand::Noop)).during_transfer(),
     Verb::any_time("OPTS", "UTF8|MLST|HASH [<options>]", "sets options of a command", |a| {
         argument::opts(a).map(AnyTimeCommand::Opts)
     })
-    .words(),
+    .takes_words(),
     Verb::logged_in(
         "SITE",
         "<command> [<arguments>]",

@@ -277,7 +277,7 @@ fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
 
 /// Logs whether file locks of the storage are seen by other nodes.
 fn log_lock_reach(locks: LockMode, root: &Path) {
-    match locks.cross_nodes(root) {
+    match locks.check_cross_nodes(root) {
         Ok(why) => {
             log::info!(root:% = root.display(); "file locks hold on all nodes: {why}")
         }

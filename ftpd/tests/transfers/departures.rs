@@ -88,15 +88,15 @@ impl UploadSite {
                 drop(data);
             }
         }
-        self.wait_for_the_end();
+        self.wait_for_disconnects();
     }
 
-    fn wait_for_the_end(&self) {
+    fn wait_for_disconnects(&self) {
         self.node.wait_for_metric("ftp_connections", |count| count == 0.0);
     }
 
     /// The partial file of an interrupted atomic upload. There is at most one.
-    fn partial(&self) -> Option<PathBuf> {
+    fn partial_file(&self) -> Option<PathBuf> {
         let entries = fs::read_dir(self.node.root()).unwrap().map(|entry| entry.unwrap());
         let mut partials =
             entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b".ftpd-"));
@@ -107,15 +107,16 @@ impl UploadSite {
 
     /// Checks that the upload is stored under its name. An atomic upload whose completeness is uncertain
     /// may instead be in its partial file, with the old content under its name.
-    fn check(&self, departure: Departure, name: &str, content: &[u8], old: Option<&[u8]>) {
+    fn check_stored(&self, departure: Departure, name: &str, content: &[u8], old: Option<&[u8]>) {
         let now = fs::read(at(&self.node, name)).ok().map(sha256);
         if now == Some(sha256(content)) {
-            assert_eq!(self.partial(), None, "{departure:?}");
+            assert_eq!(self.partial_file(), None, "{departure:?}");
             return;
         }
         assert_eq!(departure.user, "atomic", "{departure:?}: the content is not stored");
         assert_eq!(now, old.map(sha256), "{departure:?}");
-        let partial = self.partial().unwrap_or_else(|| panic!("{departure:?}: there is no partial file"));
+        let partial =
+            self.partial_file().unwrap_or_else(|| panic!("{departure:?}: there is no partial file"));
         assert_eq!(sha256(fs::read(&partial).unwrap()), sha256(content), "{departure:?}");
         fs::remove_file(partial).unwrap();
     }
@@ -152,7 +153,7 @@ fn all_bytes_that_a_client_sent_before_it_closed_both_connections_are_stored() {
                 }
                 let content = bytes(100 + round as u64, 2000);
                 site.send_and_leave(departure, "image", &content);
-                site.check(departure, "image", &content, old);
+                site.check_stored(departure, "image", &content, old);
                 let _ = fs::remove_file(at(&site.node, "image"));
                 count += 1;
             }
@@ -178,7 +179,7 @@ fn megabytes_in_flight_when_the_client_leaves_are_stored() {
             let (content, old) = (bytes(7, size), bytes(8, 1000));
             fs::write(at(&site.node, name), &old).unwrap();
             site.send_and_leave(departure, name, &content);
-            site.check(departure, name, &content, Some(&old));
+            site.check_stored(departure, name, &content, Some(&old));
         }
     }
 }
@@ -196,8 +197,8 @@ fn an_upload_whose_client_leaves_without_waiting_for_replies_is_stored() {
         drop(data);
         session.send("STOR image");
         drop(session);
-        site.wait_for_the_end();
-        site.check(departure, "image", &content, None);
+        site.wait_for_disconnects();
+        site.check_stored(departure, "image", &content, None);
         let _ = fs::remove_file(at(&site.node, "image"));
     }
 }
@@ -232,16 +233,16 @@ fn an_upload_without_a_byte_before_the_client_leaves_does_not_change_the_file() 
         let data = session.begin(&format!("STOR {name}"));
         drop(session);
         drop(data);
-        site.wait_for_the_end();
+        site.wait_for_disconnects();
         let mut session = site.plain(user);
         session.command("REST 0", 350);
         // The client leaves before it opens a data connection.
         session.epsv();
         session.command(&format!("STOR {name}"), 150);
         drop(session);
-        site.wait_for_the_end();
+        site.wait_for_disconnects();
         assert_eq!(stored(&site.node, name), b"content");
-        assert_eq!(site.partial(), None);
+        assert_eq!(site.partial_file(), None);
     }
     assert_eq!(transfers(&site.node, "upload", "client_gone"), 4.0);
 }
@@ -259,9 +260,9 @@ fn an_upload_of_the_size_in_allo_is_complete_even_if_the_client_has_left() {
         drop(session);
         data.write_all(&content[100_000..]).unwrap();
         drop(data);
-        site.wait_for_the_end();
+        site.wait_for_disconnects();
         assert_eq!(sha256(stored(&site.node, user)), sha256(&content), "{user}");
-        assert_eq!(site.partial(), None);
+        assert_eq!(site.partial_file(), None);
     }
     assert_eq!(transfers(&site.node, "upload", "complete"), 2.0);
 }

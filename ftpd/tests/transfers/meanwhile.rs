@@ -279,7 +279,8 @@ fn a_download_that_the_client_interrupts_does_not_count_as_complete() {
     assert_eq!(session.retrieve("large").len(), 30 << 20);
 }
 
-/// Another session would get 450 for such a command. Programs on the storage are not restricted.
+/// A session that deletes or replaces the file of a running upload gets 450. A program on the storage can
+/// do both.
 #[test]
 fn an_upload_whose_file_another_program_deletes_gets_450() {
     let node = start();

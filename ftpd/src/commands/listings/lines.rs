@@ -76,7 +76,7 @@ pub(super) fn permissions_of(
 }
 
 fn directory_permissions(directory: &DirectoryRules<'_>, jail: &Jail, path: &VirtualPath) -> Permissions {
-    let mut permissions = directory.facts();
+    let mut permissions = directory.perm_fact();
     if path.is_root() || jail.is_fixed(path) {
         permissions = permissions.without(&[Permission::Rename, Permission::Rmdir]);
     }
@@ -313,7 +313,7 @@ impl<'l> ListedDirectory<'l> {
         match self.path.join(&entry.name) {
             Ok(path) => directory_permissions(&directory, self.jail, &path),
             // A name that is not valid in a path cannot be a shared folder.
-            Err(InvalidPath) => directory.facts(),
+            Err(InvalidPath) => directory.perm_fact(),
         }
     }
 }

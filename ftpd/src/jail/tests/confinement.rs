@@ -122,7 +122,7 @@ fn directory_swapped_with_a_link_never_reaches_outside() {
         let end = Instant::now() + Duration::from_secs(180);
         // Both threads must have run often enough for an operation to hit the race window.
         while inside < 500 {
-            assert!(Instant::now() < end, "the operations do not get anywhere");
+            assert!(Instant::now() < end, "the operations make no progress");
             let (secret, new) = (path("/dir/secret"), path("/dir/new"));
             if let Ok(open) = site.jail.open_read(&secret) {
                 let mut content = String::new();

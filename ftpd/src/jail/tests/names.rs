@@ -127,9 +127,9 @@ fn remove_tree_removes_every_file_unless_cancelled() {
     for directory in 0..10 {
         let directory = site.home(&format!("tree/{directory}/x/y"));
         fs::create_dir_all(&directory).unwrap();
-        // More names than one read of the directory brings.
         (0..20).for_each(|file| fs::write(directory.join(format!("file {file}")), "").unwrap());
     }
+    // More names than one read of a directory returns.
     fs::create_dir(site.home("tree/many")).unwrap();
     (0..1000).for_each(|file| fs::write(site.home(&format!("tree/many/{file:040}")), "").unwrap());
     let progress = Progress::default();
@@ -230,7 +230,7 @@ fn combine_reserves_quota_before_it_changes_anything() {
     }
 }
 
-/// As if the directory were not writable or sticky, or the NFS server had the source open.
+/// A source cannot be removed, for example because its directory is not writable or has the sticky bit.
 #[test]
 fn combine_undoes_the_copy_of_sources_that_cannot_be_removed() {
     let site = Site::new();
@@ -260,8 +260,7 @@ fn combine_undoes_the_copy_of_sources_that_cannot_be_removed() {
             if !expected.is_empty() {
                 assert_eq!(site.read(target), expected);
             }
-            // The bytes of a removed source are in the target; the number of files is smaller by the
-            // source.
+            // The target contains the bytes of each removed source, so only the number of files changes.
             assert_eq!(changes.so_far(), (0, is_made - i64::from(kept == 1)));
             fs::remove_dir(site.home(stays)).unwrap();
             let _ = (fs::remove_file(site.home("away")), fs::remove_file(site.home("2")));

@@ -268,16 +268,26 @@ struct Writer {
 enum WriterState {
     Waiting,
     Opened(Upload),
-    Writing { upload: Upload, found: Vec<u8>, start: u64 },
-    Claimed { upload: Upload, found: Vec<u8>, start: u64 },
+    /// `found` is the content before `start` that the upload keeps.
+    Writing {
+        upload: Upload,
+        found: Vec<u8>,
+        start: u64,
+    },
+    /// The upload has taken its unique name.
+    Claimed {
+        upload: Upload,
+        found: Vec<u8>,
+        start: u64,
+    },
     Ended,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// Opens the upload, begins it, or writes a piece.
-    On,
-    /// Takes the next step towards 226.
+    Advance,
+    /// Opens or begins the upload, stops writing and takes the unique name, or publishes.
     End,
     Abandon,
     /// The node dies: its locks are released, and its files stay as they are.
@@ -289,8 +299,28 @@ fn byte(writer: usize) -> u8 {
     b'a' + writer as u8
 }
 
-fn is_prefix_of_one(content: &[u8]) -> bool {
+/// Returns true if all bytes come from one writer.
+fn has_one_writer(content: &[u8]) -> bool {
     content.iter().all(|byte| *byte == content[0])
+}
+
+/// Begins the upload and reads the content that it keeps.
+fn begin(mut upload: Upload) -> WriterState {
+    let start = match upload.begin() {
+        Ok(start) => start,
+        Err(FileError::BadOffset) => return WriterState::Ended,
+        Err(error) => panic!("{error:?}"),
+    };
+    match upload.prepare_write(2) {
+        Ok(file) => {
+            let mut found = vec![0; start as usize];
+            let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
+            again.read_exact_at(&mut found, 0).unwrap();
+            WriterState::Writing { upload, found, start }
+        }
+        Err(FileError::WriteRightLost) => WriterState::Ended,
+        Err(error) => panic!("{error:?}"),
+    }
 }
 
 impl Writer {
@@ -315,35 +345,16 @@ impl Writer {
                 WriterState::Opened(upload)
                 | WriterState::Writing { upload, .. }
                 | WriterState::Claimed { upload, .. },
-                Step::Crash,
+                Step::Abandon | Step::Crash,
             ) => {
-                upload.crash();
+                match step {
+                    Step::Abandon => upload.abandon(),
+                    _ => upload.crash(),
+                }
                 WriterState::Ended
             }
-            (
-                WriterState::Opened(upload)
-                | WriterState::Writing { upload, .. }
-                | WriterState::Claimed { upload, .. },
-                Step::Abandon,
-            ) => {
-                upload.abandon();
-                WriterState::Ended
-            }
-            (WriterState::Opened(mut upload), _) => match upload.begin() {
-                Ok(start) => match upload.prepare_write(2) {
-                    Ok(file) => {
-                        let mut found = vec![0; start as usize];
-                        let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
-                        again.read_exact_at(&mut found, 0).unwrap();
-                        WriterState::Writing { upload, found, start }
-                    }
-                    Err(FileError::WriteRightLost) => WriterState::Ended,
-                    Err(error) => panic!("{error:?}"),
-                },
-                Err(FileError::BadOffset) => WriterState::Ended,
-                Err(error) => panic!("{error:?}"),
-            },
-            (WriterState::Writing { upload, found, start }, Step::On) => {
+            (WriterState::Opened(upload), _) => begin(upload),
+            (WriterState::Writing { upload, found, start }, Step::Advance) => {
                 upload.file().write_all_at(&[byte(number); 2], start + self.written as u64).unwrap();
                 self.written += 2;
                 WriterState::Writing { upload, found, start }
@@ -354,7 +365,7 @@ impl Writer {
                 Err(FileError::WriteRightLost) => WriterState::Ended,
                 Err(error) => panic!("{error:?}"),
             },
-            (WriterState::Claimed { upload, found, start }, Step::On | Step::End) => {
+            (WriterState::Claimed { upload, found, start }, Step::Advance | Step::End) => {
                 let end = start + self.written as u64;
                 assert_eq!(
                     upload.file().metadata().unwrap().size(),
@@ -378,7 +389,7 @@ impl Writer {
 }
 
 fn steps() -> impl Strategy<Value = Step> {
-    prop_oneof![8 => Just(Step::On), 4 => Just(Step::End), 1 => Just(Step::Abandon), 1 => Just(Step::Crash)]
+    prop_oneof![8 => Just(Step::Advance), 4 => Just(Step::End), 1 => Just(Step::Abandon), 1 => Just(Step::Crash)]
 }
 
 fn modes() -> impl Strategy<Value = (WriteMode, UploadPlacement<'static>)> {
@@ -416,14 +427,14 @@ proptest! {
             let Some(writer) = writers.get_mut(number) else { continue };
             writer.step(number, step, &site);
             if only_from_zero && let Ok(content) = fs::read(site.home("file")) {
-                prop_assert!(is_prefix_of_one(&content), "{}", content.escape_ascii());
+                prop_assert!(has_one_writer(&content), "{}", content.escape_ascii());
             }
         }
         // Partial files also contain bytes of one writer only, because they may be resumed.
         if only_from_zero {
             for name in site.names() {
                 let content = fs::read(site.home(&name)).unwrap();
-                prop_assert!(is_prefix_of_one(&content), "{name}: {}", content.escape_ascii());
+                prop_assert!(has_one_writer(&content), "{name}: {}", content.escape_ascii());
             }
         }
     }
