@@ -6,9 +6,9 @@ use common::{auth_api::Account, policy::Permission, registry::SessionEntry};
 
 use crate::{
     access::AccessRules,
-    client_address::Ends,
+    client_address::Endpoints,
     connections::{EndRequest, SessionHandle},
-    data::{DataPort, Resumes},
+    data::{DataPort, Resumption},
     failure_log::FailureLog,
     identity::SessionIdentity,
     jail::{Changes, FileError, Jail},
@@ -31,7 +31,7 @@ use crate::{
 pub(crate) struct Session {
     pub node: Arc<Node>,
     pub handle: Arc<SessionHandle>,
-    pub ends: Ends,
+    pub endpoints: Endpoints,
     pub state: LoginState,
     pub security: Security,
     /// Number of failed logins on this connection.
@@ -68,7 +68,7 @@ pub(crate) struct LoggedIn {
     pub node: Arc<Node>,
     pub identity: Arc<SessionIdentity>,
     pub failures: Arc<FailureLog>,
-    pub ends: Ends,
+    pub endpoints: Endpoints,
     pub account: Account,
     /// The account's permissions by path.
     pub access: Arc<AccessRules>,
@@ -93,7 +93,7 @@ pub(crate) struct LoggedIn {
     /// Facts that MLSD and MLST show, selected by OPTS MLST.
     pub facts: Facts,
     /// Evidence that data connections come from this session's client: they resume its TLS session.
-    pub resumes: Arc<Resumes>,
+    pub resumption: Arc<Resumption>,
     /// Algorithm of HASH, selected by OPTS HASH.
     pub hash: Algorithm,
     /// The current command, or the last one.

@@ -95,7 +95,7 @@ pub(super) async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Re
     session.allow(Permission::Rmdir, &path)?;
     let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lease_taker.to_remove(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
+        let _lease = lease_taker.for_removal(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
         jail.remove_directory(&removed, changes)
     });
     removal.await?;
@@ -110,13 +110,13 @@ pub(super) fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> R
         return Err(Reply::permission_denied());
     }
     let jail = Arc::clone(&session.jail);
-    let watch = ActivityHandle::new(verb);
-    let progress = Arc::clone(&watch.progress);
+    let handle = ActivityHandle::new(verb);
+    let progress = Arc::clone(&handle.progress);
     let (quota, bridge) = (session.quota_of(&path).cloned(), RuntimeBridge::to_current());
     let lease_taker = LeaseTaker::of(session);
-    Ok(run_in_background(session, watch, move || {
+    Ok(run_in_background(session, handle, move || {
         let changes = Changes::default();
-        let lease = jail.name_key(&path).and_then(|key| lease_taker.to_remove(vec![LeasePath::tree(&key)]));
+        let lease = jail.name_key(&path).and_then(|key| lease_taker.for_removal(vec![LeasePath::tree(&key)]));
         let removed = lease.and_then(|_lease| jail.remove_tree(&path, &progress, &changes));
         if let Some(quota) = quota {
             bridge.wait(quota.report(changes.so_far()));

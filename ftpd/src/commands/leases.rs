@@ -36,7 +36,7 @@ impl LeaseTaker {
     ///
     /// # Errors
     /// [`FileError::Leased`].
-    pub(super) fn to_remove(&self, claims: Vec<LeasePath>) -> Result<WriteLease, FileError> {
+    pub(super) fn for_removal(&self, claims: Vec<LeasePath>) -> Result<WriteLease, FileError> {
         Ok(self.bridge.wait(self.registry.lease_names(claims, self.session))?)
     }
 
@@ -48,11 +48,11 @@ impl LeaseTaker {
     /// # Errors
     /// [`FileError::Leased`]; [`FileError::WriterUncertain`] if the lease is not certain and locks on the
     /// storage do not hold on all nodes.
-    pub(super) fn to_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
+    pub(super) fn for_rename(&self, jail: &Jail, paths: &[&VirtualPath]) -> Result<WriteLease, FileError> {
         // Also of files: one may become a directory meanwhile.
         let claim = |path: &&VirtualPath| Ok(LeasePath::tree(&jail.name_key(path)?));
         let claims = paths.iter().map(claim).collect::<Result<_, FileError>>()?;
-        let lease = self.to_remove(claims)?;
+        let lease = self.for_removal(claims)?;
         self.prove(&lease, jail, paths)?;
         Ok(lease)
     }
@@ -61,8 +61,8 @@ impl LeaseTaker {
     ///
     /// # Errors
     /// [`FileError::Leased`], also while Redis is away and `registry_away` is `refuse`;
-    /// [`FileError::WriterUncertain`] as for [`Self::to_rename`].
-    pub(super) fn to_write(
+    /// [`FileError::WriterUncertain`] as for [`Self::for_rename`].
+    pub(super) fn for_write(
         &self,
         jail: &Jail,
         paths: &[&VirtualPath],

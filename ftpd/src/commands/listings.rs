@@ -101,9 +101,9 @@ pub(super) fn stat(
     let candidates = ListCandidates::new(session, path)?;
     let listing = listing(session, ListFormat::Long { now: now() }, options);
     let jail = Arc::clone(&session.jail);
-    let watch = ActivityHandle::new(verb);
-    let progress = Arc::clone(&watch.progress);
-    Ok(run_in_background(session, watch, move || {
+    let handle = ActivityHandle::new(verb);
+    let progress = Arc::clone(&handle.progress);
+    Ok(run_in_background(session, handle, move || {
         let mut lines: Vec<ReplyText> = Vec::new();
         let mut is_full = false;
         let written = candidates.resolve(&jail, options).map_err(TransferFailure::from).and_then(|target| {

@@ -10,7 +10,7 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
-    early::Early,
+    early::EarlyBytes,
     stream::{self, DataStream},
 };
 use crate::{
@@ -90,7 +90,7 @@ pub struct Arrived {
 pub struct Connected {
     socket: Socket,
     encryption: Option<Box<Encryption>>,
-    early: Early,
+    early: EarlyBytes,
     by_balancer: bool,
 }
 
@@ -107,12 +107,12 @@ pub struct Encryption {
 impl Connected {
     pub fn plain(arrived: Arrived) -> Self {
         let Arrived { socket, by_balancer, .. } = arrived;
-        Self { socket, encryption: None, early: Early::default(), by_balancer }
+        Self { socket, encryption: None, early: EarlyBytes::default(), by_balancer }
     }
 
     pub fn encrypted(stream: TcpStream, encryption: Encryption, by_balancer: bool) -> Self {
         let socket = Socket::Watched(stream);
-        Self { socket, encryption: Some(Box::new(encryption)), early: Early::default(), by_balancer }
+        Self { socket, encryption: Some(Box::new(encryption)), early: EarlyBytes::default(), by_balancer }
     }
 
     /// Returns the connection for blocking use on a worker.
@@ -135,22 +135,22 @@ impl Connected {
         Ok(Self { socket: Socket::Watched(self.socket.watched()?), ..self })
     }
 
-    /// Waits for the first bytes and reads those that follow within `GATHERING`, up to `most` bytes or
+    /// Waits for the first bytes and reads those that follow within `GATHERING`, up to `max` bytes or
     /// somewhat more. So no worker waits for a client that sends nothing yet, and a small upload is complete
     /// before a worker takes it. The reader of the bytes gets errors. Cancel-safe.
     ///
     /// With TLS this does nothing: a worker decrypts, because it has the buffers.
-    pub async fn gather(&mut self, most: usize, stall_limit: Duration, client: &ClientPresence) {
+    pub async fn gather(&mut self, max: usize, stall_limit: Duration, client: &ClientPresence) {
         let (Socket::Watched(stream), None) = (&self.socket, &self.encryption) else { return };
         let early = &mut self.early;
         if stall_limit.is_zero() {
-            read(early, stream, most, client).await;
-        } else if let Err(late) = timeout(stall_limit, read(early, stream, most, client)).await {
+            read(early, stream, max, client).await;
+        } else if let Err(late) = timeout(stall_limit, read(early, stream, max, client)).await {
             early.put(Err(late.into()));
         }
         let rest = async {
-            while early.len() < most && !early.has_ended() {
-                read(early, stream, most, client).await;
+            while early.len() < max && !early.has_ended() {
+                read(early, stream, max, client).await;
             }
         };
         // The bytes that were read stay, also after the timeout.
@@ -174,8 +174,8 @@ impl Connected {
 }
 
 /// Reads bytes of an upload early, and notes the end of its data.
-async fn read(early: &mut Early, stream: &TcpStream, most: usize, client: &ClientPresence) {
-    if early.read_from(stream, most).await {
+async fn read(early: &mut EarlyBytes, stream: &TcpStream, max: usize, client: &ClientPresence) {
+    if early.read_from(stream, max).await {
         client.note_end();
     }
 }

@@ -20,7 +20,7 @@ use nix::{errno::Errno, sys::sendfile::sendfile};
 use super::{
     ascii::{Incoming, Outgoing},
     error::CopyError,
-    splice::{self, Moved},
+    splice::{self, Spliced},
 };
 use crate::work::{
     pieces::{PIECE, each_piece},
@@ -38,12 +38,12 @@ const LISTING_BUFFER: usize = 64 * 1024;
 
 /// Slows a copy down or ends it, for example to keep to a bandwidth or a quota.
 pub trait CopyPace: Send + Sync {
-    /// Returns how many of `most` bytes may move next, and may wait for that. Returns 0 only if `progress`
+    /// Returns how many of `max` bytes may move next, and may wait for that. Returns 0 only if `progress`
     /// was cancelled meanwhile.
     ///
     /// # Errors
     /// No further byte may move. The copy ends with [`CopyError::Refused`].
-    fn piece(&self, most: usize, progress: &Progress) -> Result<usize, Box<dyn Error + Send + Sync>>;
+    fn piece(&self, max: usize, progress: &Progress) -> Result<usize, Box<dyn Error + Send + Sync>>;
 
     /// Notes that bytes have moved over the connection.
     fn moved(&self, bytes: u64);
@@ -107,14 +107,14 @@ impl<'c> CopyJob<'c> {
         if self.progress.is_cancelled() { Err(CopyError::of_cancellation(self.progress)) } else { Ok(()) }
     }
 
-    /// Returns how many of `most` bytes the copy may move in its next step, at least one.
-    pub(super) fn piece(&self, most: usize) -> Result<usize, CopyError> {
+    /// Returns how many of `max` bytes the copy may move in its next step, at least one.
+    pub(super) fn piece(&self, max: usize) -> Result<usize, CopyError> {
         self.check_cancelled()?;
         if self.client.is_some_and(|client| client.has_sent_enough(self.progress.transferred())) {
             return Err(CopyError::ClientLeft);
         }
-        let Some(pace) = self.pace else { return Ok(most) };
-        match pace.piece(most, self.progress).map_err(CopyError::Refused)? {
+        let Some(pace) = self.pace else { return Ok(max) };
+        match pace.piece(max, self.progress).map_err(CopyError::Refused)? {
             0 => Err(CopyError::of_cancellation(self.progress)),
             piece => Ok(piece),
         }
@@ -247,8 +247,8 @@ pub fn receive_file(
     job: &CopyJob<'_>,
 ) -> Result<u64, CopyError> {
     match splice::receive(socket, file, offset, job)? {
-        Moved::All(bytes) => Ok(bytes),
-        Moved::Unable(bytes) => {
+        Spliced::All(bytes) => Ok(bytes),
+        Spliced::Unable(bytes) => {
             let mut socket = socket;
             Ok(bytes + receive_into(&mut socket, file, offset + bytes, job)?)
         }

@@ -6,14 +6,14 @@ use tokio::net::TcpStream;
 
 /// Bytes that were read early, and the end of the stream if it came with them. Reading it gives both again.
 #[derive(Default)]
-pub(crate) struct Early {
+pub(crate) struct EarlyBytes {
     bytes: Vec<u8>,
     read: usize,
     /// `None`: the stream goes on in the socket.
     end: Option<io::Result<()>>,
 }
 
-impl Early {
+impl EarlyBytes {
     /// Returns true if nothing follows in the socket.
     pub(super) fn has_ended(&self) -> bool {
         self.end.is_some()
@@ -39,13 +39,13 @@ impl Early {
         }
     }
 
-    /// Waits for bytes of `stream` and adds those that are there, up to `most` or somewhat more. Returns true
+    /// Waits for bytes of `stream` and adds those that are there, up to `max` or somewhat more. Returns true
     /// at the end of the stream. Cancel-safe.
-    pub(super) async fn read_from(&mut self, stream: &TcpStream, most: usize) -> bool {
+    pub(super) async fn read_from(&mut self, stream: &TcpStream, max: usize) -> bool {
         let read = async {
             stream.readable().await?;
             // Only now, so that a connection that waits holds no memory.
-            self.bytes.reserve(most);
+            self.bytes.reserve(max);
             stream.try_read_buf(&mut self.bytes)
         };
         match read.await {
@@ -62,7 +62,7 @@ impl Early {
     }
 }
 
-impl Read for Early {
+impl Read for EarlyBytes {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = &self.bytes[self.read..];
         if left.is_empty() {

@@ -16,7 +16,7 @@ use super::{
     coding::Coding,
     connected::Encryption,
     copy::{self, CopyJob},
-    early::Early,
+    early::EarlyBytes,
     encrypted::{Encrypted, EncryptedSocket},
     error::CopyError,
 };
@@ -29,7 +29,7 @@ pub struct DataStream {
     socket: Arc<TcpStream>,
     tls: Option<Box<Encrypted>>,
     /// Bytes that come before those in the socket. With TLS, those that [`Self::await_first`] has read.
-    early: Early,
+    early: EarlyBytes,
     by_balancer: bool,
 }
 
@@ -49,7 +49,7 @@ pub enum DataEnd {
 
 impl DataStream {
     /// `by_balancer`: the connection came from a balancer, with a PROXY header.
-    pub(super) fn plain(socket: TcpStream, early: Early, by_balancer: bool) -> Self {
+    pub(super) fn plain(socket: TcpStream, early: EarlyBytes, by_balancer: bool) -> Self {
         Self { socket: Arc::new(socket), tls: None, early, by_balancer }
     }
 
@@ -57,7 +57,7 @@ impl DataStream {
         Self {
             socket: Arc::new(socket),
             tls: Some(Box::new(Encrypted::new(encryption))),
-            early: Early::default(),
+            early: EarlyBytes::default(),
             by_balancer,
         }
     }

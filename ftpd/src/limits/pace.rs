@@ -100,9 +100,9 @@ struct PaceCancelled;
 
 impl CopyPace for Pace {
     /// Waits for the bandwidth and for the registry; a cancellation ends that at once.
-    fn piece(&self, most: usize, progress: &Progress) -> Result<usize, Box<dyn Error + Send + Sync>> {
-        match self.next_piece(most as u64, progress)? {
-            // No more than `most`, which is a usize.
+    fn piece(&self, max: usize, progress: &Progress) -> Result<usize, Box<dyn Error + Send + Sync>> {
+        match self.next_piece(max as u64, progress)? {
+            // No more than `max`, which is a usize.
             Ok(bytes) => Ok(bytes as usize),
             Err(PaceCancelled) => Ok(0),
         }
@@ -128,7 +128,7 @@ impl Pace {
 
     fn next_piece(
         &self,
-        mut most: u64,
+        mut max: u64,
         progress: &Progress,
     ) -> Result<Result<u64, PaceCancelled>, QuotaError> {
         if let Some(quota) = &self.quota {
@@ -139,7 +139,7 @@ impl Pace {
                 }
             }
             // With the quota used up, one byte may still come: it shows that the stream goes on.
-            most = most.min(quota.room().max(1));
+            max = max.min(quota.room().max(1));
         }
         if let Some(bandwidth) = &self.bandwidth {
             if bandwidth.allowance().bytes == 0
@@ -147,9 +147,9 @@ impl Pace {
             {
                 return Ok(Err(cancelled));
             }
-            most = most.min(bandwidth.allowance().bytes);
+            max = max.min(bandwidth.allowance().bytes);
         }
-        Ok(Ok(most))
+        Ok(Ok(max))
     }
 
     /// Waits until the bandwidth has an allowance again.
@@ -159,11 +159,11 @@ impl Pace {
         progress: &Progress,
     ) -> Result<(), PaceCancelled> {
         let begun = Instant::now();
-        let most = bandwidth.of_session.map_or(u64::MAX, |rate| piece_size(rate, 1));
+        let max = bandwidth.of_session.map_or(u64::MAX, |rate| piece_size(rate, 1));
         let granted = self.wait(progress, async {
             let mut grant = match &self.of_user {
-                Some(of_user) => of_user.take(most).await,
-                None => BandwidthGrant { bytes: most, wait: Duration::ZERO },
+                Some(of_user) => of_user.take(max).await,
+                None => BandwidthGrant { bytes: max, wait: Duration::ZERO },
             };
             if let Some(rate) = bandwidth.of_session {
                 let wait = bandwidth.allowance().meter.take(grant.bytes, rate, Instant::now());

@@ -29,7 +29,7 @@ impl TransferWork {
         workers: &Workers,
         work: impl FnOnce(&mut DataStream, CopyJob<'_>) -> Result<(), TransferFailure> + Send + 'static,
     ) -> Self {
-        Self::OnWorker(workers.keep(Box::new(work)))
+        Self::OnWorker(workers.off_runtime(Box::new(work)))
     }
 
     /// [`TransferWork::Receive`].
@@ -39,7 +39,7 @@ impl TransferWork {
         + Send
         + 'static,
     ) -> Self {
-        Self::Receive(workers.keep(Box::new(work)))
+        Self::Receive(workers.off_runtime(Box::new(work)))
     }
 }
 

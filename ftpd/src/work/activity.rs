@@ -25,12 +25,12 @@ const MAX_SILENCES: u32 = 10;
 
 /// A transfer or long command that runs.
 pub struct Activity {
-    pub watch: Arc<ActivityHandle>,
-    /// True for uploads: they ask [`ClientPresence::has_left`], and [`ActivityHandle::see_off`] follows the
+    pub handle: Arc<ActivityHandle>,
+    /// True for uploads: they ask [`ClientPresence::has_left`], and [`ActivityHandle::await_rest`] follows the
     /// end of the control connection.
-    pub asks_for_client: bool,
+    pub is_upload: bool,
     /// Runs the activity, and returns its last reply.
-    pub end: Pin<Box<dyn Future<Output = Reply> + Send>>,
+    pub run: Pin<Box<dyn Future<Output = Reply> + Send>>,
 }
 
 /// An activity as the control connection sees it, and the means to end it early.
@@ -49,7 +49,7 @@ pub struct ActivityHandle {
     is_connected: AtomicBool,
     cancelled: Notify,
     cancelled_by: OnceLock<CancelledBy>,
-    departed: Notify,
+    client_left: Notify,
 }
 
 /// The cause of an early end of an activity. `Display` is for the log.
@@ -109,7 +109,7 @@ impl ActivityHandle {
             is_connected: AtomicBool::new(false),
             cancelled: Notify::new(),
             cancelled_by: OnceLock::new(),
-            departed: Notify::new(),
+            client_left: Notify::new(),
         })
     }
 
@@ -146,9 +146,9 @@ impl ActivityHandle {
     /// The client has closed the control connection during an upload: bytes that are on their way are still
     /// stored. Returns, and ends the upload soon, once no byte came for the time `silence`, at the latest
     /// after `MAX_SILENCES` times as long. Cancel-safe.
-    pub async fn see_off(&self, silence: Duration) {
+    pub async fn await_rest(&self, silence: Duration) {
         self.client.note_left(self.progress.transferred());
-        self.departed.notify_one();
+        self.client_left.notify_one();
         let mut moved = self.progress.transferred();
         for _ in 0..MAX_SILENCES {
             sleep(silence).await;
@@ -181,14 +181,14 @@ impl ActivityHandle {
     }
 
     /// Returns once the client has left. One waiter at a time.
-    pub async fn departure(&self) {
+    pub async fn client_left(&self) {
         if !self.client.has_left() {
-            self.departed.notified().await;
+            self.client_left.notified().await;
         }
     }
 
     /// Notes that the data connection is open.
-    pub fn connected(&self) {
+    pub fn note_connected(&self) {
         self.is_connected.store(true, Ordering::Release);
     }
 

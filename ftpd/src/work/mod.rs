@@ -134,7 +134,7 @@ impl Workers {
     }
 
     /// Keeps `value` so that only workers drop it.
-    pub fn keep<T: Send + 'static>(&self, value: T) -> OffRuntime<T> {
+    pub fn off_runtime<T: Send + 'static>(&self, value: T) -> OffRuntime<T> {
         OffRuntime::new(value, self.threads.clone())
     }
 
@@ -147,7 +147,7 @@ impl Workers {
 
     /// Runs a short file operation of a command as soon as it gets a slot. If the caller is dropped
     /// meanwhile, the operation still ends, keeps its slot until then, and a worker drops its result. `work`
-    /// must pass a result whose `drop` does file I/O through [`Workers::keep`].
+    /// must pass a result whose `drop` does file I/O through [`Workers::off_runtime`].
     ///
     /// # Errors
     /// Operations that do not end hold all slots of the user, or of the file system.
@@ -156,7 +156,7 @@ impl Workers {
         request: SlotRequest,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, StuckWork> {
-        self.run_while_moving(&self.operations, request, work).await
+        self.run_unless_stuck(&self.operations, request, work).await
     }
 
     /// Runs the file operations of a login, as [`Self::operation_of`] does, in the slots for logins: a login
@@ -171,7 +171,7 @@ impl Workers {
     ) -> Result<T, StuckWork> {
         let user = task.identity.user.as_str().into();
         let request = SlotRequest { user, filesystem: NO_FILESYSTEM, per_user: None, task: Some(task) };
-        self.run_while_moving(&self.logins, request, work).await
+        self.run_unless_stuck(&self.logins, request, work).await
     }
 
     /// Notes that a session uses this file system.
@@ -179,7 +179,7 @@ impl Workers {
         self.operations.note_filesystem(filesystem);
     }
 
-    async fn run_while_moving<T: Send + 'static>(
+    async fn run_unless_stuck<T: Send + 'static>(
         &self,
         slots: &Arc<Slots>,
         request: SlotRequest,
@@ -191,7 +191,7 @@ impl Workers {
                 if let Some(setting) = slots.obstacle(&request) {
                     metrics::limit_reached(setting);
                 }
-                slots.take_while_moving(request, self.patience).await?
+                slots.take_unless_stuck(request, self.patience).await?
             }
         };
         Ok(self.run(slot, work).await)

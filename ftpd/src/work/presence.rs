@@ -26,7 +26,7 @@ pub struct ClientPresence {
 
 impl ClientPresence {
     /// Sets the control connection of the upload. Called once, before the upload starts.
-    pub fn watch(&self, control: OwnedFd) {
+    pub fn set_control(&self, control: OwnedFd) {
         let is_first = self.control.set(control).is_ok();
         debug_assert!(is_first, "an upload has one control connection");
     }

@@ -19,7 +19,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 type Job = Box<dyn FnOnce() + Send>;
 
 /// How long an idle thread waits for a job before it ends.
-const KEEP: Duration = Duration::from_secs(10);
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A pool of threads that grows up to a maximum, and shrinks when threads are idle. Clones share the threads.
 #[derive(Clone)]
@@ -30,7 +30,7 @@ thread_local! {
 }
 
 struct Pool {
-    most: usize,
+    max: usize,
     /// Entered by each thread, so that jobs can use the runtime.
     runtime: Option<Handle>,
     state: Mutex<PoolState>,
@@ -54,9 +54,9 @@ struct IdleThread {
 
 impl Threads {
     /// Call it within the runtime that the jobs may use.
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(max: usize) -> Self {
         let runtime = Handle::try_current().ok();
-        Self(Arc::new(Pool { most, runtime, state: Mutex::default() }))
+        Self(Arc::new(Pool { max, runtime, state: Mutex::default() }))
     }
 
     /// Runs `work` on a thread. If the caller is dropped meanwhile, the work still runs to its end, and a
@@ -105,7 +105,7 @@ impl Threads {
             return;
         }
         state.queue.push_back(job);
-        if state.count < shared.most {
+        if state.count < shared.max {
             state.count += 1;
             drop(state);
             let serving = Arc::clone(shared);
@@ -142,7 +142,7 @@ impl Pool {
         lock(&self.state)
     }
 
-    /// The next job; `None` if none came for [`KEEP`], so that the thread ends.
+    /// The next job; `None` if none came for [`IDLE_LIMIT`], so that the thread ends.
     fn next(&self, idle: &Arc<IdleThread>) -> Option<Job> {
         {
             let mut state = self.state();
@@ -151,7 +151,7 @@ impl Pool {
             }
             state.idle.push(Arc::clone(idle));
         }
-        let end = Instant::now() + KEEP;
+        let end = Instant::now() + IDLE_LIMIT;
         loop {
             if let Some(job) = idle.job().take() {
                 return Some(job);

@@ -192,13 +192,13 @@ impl HomeQuota {
 
     /// Does one step in the registry. Starts a home count if one is due.
     async fn settle(self: &Arc<Self>, step: UsageStep) -> Result<UsageStatus, RegistryAway> {
-        let standing = self.usage.settle(step).await;
-        if standing.is_ok_and(|standing| standing.count_is_due)
+        let status = self.usage.settle(step).await;
+        if status.is_ok_and(|status| status.count_is_due)
             && let Some(counting) = self.usage.begin_count().await
         {
             tokio::spawn(count::count(Arc::clone(self), counting));
         }
-        standing
+        status
     }
 }
 

@@ -104,11 +104,11 @@ impl CountTurn {
         let mut state = turns.state();
         // The time during which the storage hung counts, too.
         self.spent += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-        let place = (self.spent, self.id);
-        state.waiting.insert(place);
+        let rank = (self.spent, self.id);
+        state.waiting.insert(rank);
         loop {
             let mut pause = CHECK_INTERVAL;
-            if state.waiting.first() == Some(&place) {
+            if state.waiting.first() == Some(&rank) {
                 if state.reading.len() < turns.at_once {
                     break;
                 }
@@ -126,12 +126,12 @@ impl CountTurn {
             }
             state = turns.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
             if is_cancelled() {
-                state.waiting.remove(&place);
+                state.waiting.remove(&rank);
                 turns.changed.notify_all();
                 return Err(TurnCancelled);
             }
         }
-        state.waiting.remove(&place);
+        state.waiting.remove(&rank);
         self.is_taken.store(false, Ordering::Relaxed);
         let since = Instant::now();
         self.since = Some(since);
