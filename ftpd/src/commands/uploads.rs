@@ -1,8 +1,8 @@
 //! STOR, STOU, APPE and ALLO (RFC 959 section 4.1.3): uploads.
 //!
-//! A command checks permissions, then [`start_upload`] takes the write lease, reserves quota, opens the file and
-//! starts the transfer. [`receive`] is the part that runs on a worker; [`evidence`] decides whether the upload is
-//! complete.
+//! A command checks permissions, then [`start_upload`] takes the write lease, reserves quota, opens the file
+//! and starts the transfer. [`receive`] is the part that runs on a worker; [`evidence`] decides whether the
+//! upload is complete.
 
 mod evidence;
 mod receive;
@@ -59,8 +59,8 @@ pub(super) async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Re
     Ok(Reply::new(Code::OK, "ALLO ok"))
 }
 
-/// Refuses an upload after RANG. A range is for downloads; an upload that ignored it would replace the whole file
-/// although the client meant a part of it.
+/// Refuses an upload after RANG. A range is for downloads; an upload that ignored it would replace the whole
+/// file although the client meant a part of it.
 ///
 /// # Errors
 /// 503 after RANG. The range is cleared.
@@ -181,8 +181,8 @@ fn unique_name(base: &[u8], number: u32) -> Vec<u8> {
     [stem, format!(".{number:08x}").as_bytes(), extension].concat()
 }
 
-/// Takes the write lease, reserves quota, opens the file, and starts the transfer. `opening`: the text of the
-/// opening reply, before the name.
+/// Takes the write lease, reserves quota, opens the file, and starts the transfer. `opening` is the text
+/// before the name in the opening reply.
 async fn start_upload(
     session: &mut LoggedIn,
     verb: &'static str,
@@ -266,7 +266,7 @@ async fn open_upload(
     opened.await?.map_err(|error| error.refusal())
 }
 
-/// Checks that the quota has room for an upload, and reserves its file. Bytes are reserved while they arrive.
+/// Checks that the quota has room for an upload, and reserves its file. Bytes are reserved as they arrive.
 async fn reserve_quota(
     session: &LoggedIn,
     quota: &Arc<HomeQuota>,

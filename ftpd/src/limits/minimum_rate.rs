@@ -29,8 +29,9 @@ struct RateMark {
 
 impl MinimumRate {
     /// Cancels the transfer once it was slower than the minimum for a whole window. Measures only while a
-    /// worker moves data: neither the wait for the data connection or a slot, nor the end of an upload, when
-    /// its file is synced. With `gathers_first` (listings) it measures from the first byte on. Never returns.
+    /// worker moves data: not during the wait for the data connection or a slot, and not at the end of an
+    /// upload, when its file is synced. With `gathers_first` (listings), measures from the first byte on.
+    /// Never returns.
     pub async fn enforce(
         self,
         handle: &ActivityHandle,

@@ -1,5 +1,5 @@
-//! The pace of transfers: a transfer moves as fast as its user's bandwidth allows, and stores as much as the
-//! quota has room for.
+//! The pace of transfers: it holds a transfer to the bandwidth of its session and user, and an upload to the
+//! quota.
 
 use std::{
     error::Error,
@@ -41,7 +41,7 @@ struct DirectionBandwidth {
 #[derive(Default)]
 struct Allowance {
     meter: BandwidthMeter,
-    /// Bytes that may move without further waiting. The next transfer has the bytes that one leaves.
+    /// Bytes that may move without further waiting. The next transfer gets the bytes that a transfer leaves.
     bytes: u64,
 }
 
@@ -102,7 +102,7 @@ impl CopyPace for Pace {
     /// Waits for the bandwidth and for the registry; a cancellation ends that at once.
     fn piece(&self, max: usize, progress: &Progress) -> Result<usize, Box<dyn Error + Send + Sync>> {
         match self.next_piece(max as u64, progress)? {
-            // No more than `max`, which is a usize.
+            // At most `max`, so it fits into usize.
             Ok(bytes) => Ok(bytes as usize),
             Err(PaceCancelled) => Ok(0),
         }
@@ -138,7 +138,7 @@ impl Pace {
                     Err(cancelled) => return Ok(Err(cancelled)),
                 }
             }
-            // With the quota used up, one byte may still come: it shows that the stream goes on.
+            // If the quota is used up, one more byte may be read: it shows that the stream has not ended.
             max = max.min(quota.room().max(1));
         }
         if let Some(bandwidth) = &self.bandwidth {

@@ -38,7 +38,7 @@ use self::{
 };
 use crate::metrics;
 
-/// Workers for the node itself, which needs no slots: closing and removing files.
+/// Additional workers for work without a slot: closing and removing files.
 const SPARE: usize = 16;
 
 /// The numbers of slots of each kind.
@@ -67,7 +67,7 @@ impl SlotShares {
     }
 }
 
-/// The file system of a login: that of its home is unknown until the home is open.
+/// The file system in the slot request of a login. The home's file system is unknown until the home is open.
 const NO_FILESYSTEM: u64 = 0;
 
 /// The workers of the node, and their slots. Clones share both.
@@ -133,7 +133,7 @@ impl Workers {
         }
     }
 
-    /// Keeps `value` so that only workers drop it.
+    /// Wraps `value` so that only workers drop it.
     pub fn off_runtime<T: Send + 'static>(&self, value: T) -> OffRuntime<T> {
         OffRuntime::new(value, self.threads.clone())
     }

@@ -121,7 +121,7 @@ struct SlotsInner {
 #[derive(Clone, Copy)]
 struct ScopeUsage {
     running: u32,
-    /// The time at which work last began or ended.
+    /// The time at which the number last changed.
     changed: Instant,
 }
 
@@ -184,7 +184,7 @@ impl Slots {
         Some(Slot { slots: Arc::clone(self), id: inner.start(request.clone()) })
     }
 
-    /// Waits for a slot. Users with fewer slots come first. Cancel-safe; dropping the future loses the turn.
+    /// Waits for a slot. Users with fewer slots come first. Cancel-safe; dropping the future leaves the queue.
     pub async fn take(self: &Arc<Self>, request: SlotRequest) -> Slot {
         let mut waiting = match self.enter(request) {
             Ok(slot) => return slot,

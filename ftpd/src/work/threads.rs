@@ -1,6 +1,6 @@
 //! The threads of the workers.
 //!
-//! Each idle thread waits for itself, and the thread that became idle last gets the next job: its memory is
+//! Each idle thread waits on its own lock, and the thread that became idle last gets the next job: its memory is
 //! still in the CPU's cache, and threads that are not needed end. tokio's own pool wakes its threads through
 //! one contended lock, which for a small file doubles the number of futex calls.
 
@@ -46,7 +46,7 @@ struct PoolState {
     queue: VecDeque<Job>,
 }
 
-/// An idle thread. Its job is put here under the lock of the pool.
+/// An idle thread. The submitter puts a job here after it has taken the thread from the list of idle threads.
 struct IdleThread {
     thread: Thread,
     job: Mutex<Option<Job>>,
@@ -162,7 +162,7 @@ impl Pool {
                 continue;
             }
             let mut state = self.state();
-            // A thread that is no longer in the list has a job.
+            // A thread that is not in the list any more gets a job.
             if let Some(slot) = state.idle.iter().position(|other| Arc::ptr_eq(other, idle)) {
                 state.idle.remove(slot);
                 state.count -= 1;

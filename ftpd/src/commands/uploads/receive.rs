@@ -23,8 +23,8 @@ pub(super) struct OpenUpload {
     pub lease: WriteLease,
 }
 
-/// Returns a function that checks by the age of the lease whether the upload may still write. It protects files
-/// on storage whose locks do not hold on all nodes.
+/// Returns a function that checks by the age of the lease whether the upload may still write. It protects
+/// files on storage whose locks do not hold on all nodes.
 pub(super) fn lease_guard(lease: &WriteLease) -> impl Fn() -> bool + Send + Sync + 'static {
     let age = lease.age();
     move || !age.is_expired()
@@ -43,8 +43,8 @@ pub(super) struct UploadTerms {
 }
 
 impl OpenUpload {
-    /// Receives the upload, and publishes or keeps the file. Returns the lease of a direct upload: its release
-    /// tells whether it was held until now. The lease of an atomic upload is checked before the rename.
+    /// Receives the upload, and publishes or keeps the file. Returns the lease of a direct upload: its
+    /// release shows whether it was held until now. The lease of a partial file is checked before the rename.
     pub(super) fn receive(
         mut self,
         terms: &UploadTerms,

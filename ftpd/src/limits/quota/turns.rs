@@ -1,7 +1,7 @@
 //! The turns of home counts: only a few of them read the storage at the same time.
 //!
-//! If another count waits, a count loses its turn after a while to the waiting count that has read least. So
-//! the count of a small home does not wait until a large home is counted, and a count whose storage hangs
+//! While other counts wait, a count loses its turn after `home_count_turn` to the waiting count that has read
+//! least. So the count of a small home does not wait until a large home is counted, and a count whose storage hangs
 //! does not keep its turn.
 
 use std::{
