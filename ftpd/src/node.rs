@@ -56,7 +56,7 @@ pub struct NodeParts {
 }
 
 impl Node {
-    /// Call it within the runtime.
+    /// Must be called within the runtime.
     pub fn new(config: Config, parts: NodeParts) -> Self {
         let NodeParts { balancers, passive, registry, transfer_log, tls } = parts;
         let limits = &config.limits;

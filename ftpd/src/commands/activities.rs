@@ -32,7 +32,7 @@ pub(super) fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
     })
 }
 
-/// Starts a transfer. `opening` is sent to the client at once.
+/// Starts a transfer. `opening` is the reply that the client gets at once.
 pub(super) fn start_transfer(
     session: &LoggedIn,
     port: DataPort,

@@ -52,8 +52,8 @@ pub(super) async fn checksum(
     .await
 }
 
-/// Opens the file and computes the checksum in the background. `answer` makes the reply of the range and the
-/// sum.
+/// Opens the file and computes the checksum in the background. `answer` makes the reply from the range and
+/// the sum.
 async fn compute(
     session: &LoggedIn,
     verb: &'static str,

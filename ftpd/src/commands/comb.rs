@@ -15,11 +15,11 @@ use crate::{
     work::{RuntimeBridge, activity::ActivityHandle, progress::Progress},
 };
 
-/// The most files that COMB joins. Each is leased while COMB runs.
+/// Maximum number of files that COMB joins. Each is leased while COMB runs.
 const MAX_SOURCES: usize = 64;
 
-/// COMB: appends files to the target, in order, and removes them. Clients that upload a file in parts send it
-/// last. All names are leased in one step while it runs.
+/// COMB: appends files to the target, in order, and removes them. Clients send it after they have uploaded
+/// the parts of a file. All names are leased in one step while it runs.
 pub(super) async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Result<Outcome, Reply> {
     let target = session.path(&comb.target)?;
     if comb.sources.len() > MAX_SOURCES {
@@ -117,8 +117,8 @@ impl Join {
     }
 }
 
-/// The lease claims of COMB: the target, and each source as file and as name. Finds a source that is missing
-/// or named twice before anything is leased.
+/// The paths that COMB leases: the target, and of each source the file and the name. A source that is missing
+/// or named twice is an error.
 fn claims_of_join(
     jail: &Jail,
     target: &VirtualPath,

@@ -21,8 +21,8 @@ pub(super) fn pwd(session: &LoggedIn) -> Reply {
     Reply::quoted_path(session.cwd.as_bytes(), "is current directory")
 }
 
-/// CWD. Without a path it changes to the home, and with `~`, unless a directory has that name, as in ProFTPD
-/// and Pure-FTPd.
+/// CWD. Without a path, changes to the home. `~` also means the home, unless a directory has that name, as in
+/// ProFTPD and Pure-FTPd.
 pub(super) async fn cwd(session: &mut LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let Some(argument) = argument else { return enter(session, VirtualPath::root()).await };
     let path = session.path(argument)?;
@@ -102,8 +102,9 @@ pub(super) async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Re
     Ok(Reply::new(Code::DONE, "Directory removed"))
 }
 
-/// RMDA: removes a directory with everything below it, if no access rule could forbid a part of that. ABOR
-/// stops it; removed files stay removed. While it runs, no session can write below the directory.
+/// RMDA: removes a directory with everything below it. Refused if an access rule might forbid the removal of
+/// any part. ABOR stops it; removed files stay removed. While it runs, no session can write below the
+/// directory.
 pub(super) fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
     if !session.access.holds_in_all_of(&path, &[Permission::Rmdir, Permission::Delete]) {

@@ -11,7 +11,7 @@ use crate::{
     virtual_path::VirtualPath,
 };
 
-/// DELE: a file, and the partial file of an unfinished upload of it.
+/// DELE: removes a file, and the partial file of its unfinished upload.
 pub(super) async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Delete, &path)?;

@@ -1,4 +1,4 @@
-//! USER, PASS, REIN (RFC 959 section 4.1.1), HOST (RFC 7151), CLNT.
+//! USER, PASS, ACCT, REIN (RFC 959 section 4.1.1), HOST (RFC 7151), CLNT.
 
 use std::sync::Arc;
 
@@ -98,7 +98,7 @@ pub(super) async fn pass(session: &mut Session, password: Password) -> Outcome {
         }
     };
     let attempt = Attempt {
-        // All users' names are UTF-8: a name with U+FFFD is rejected like any other unknown name.
+        // Names of users are UTF-8. Any other name gets U+FFFD here, and is rejected as unknown.
         user: String::from_utf8_lossy(&name).into_owned(),
         password: password_text(password.expose()),
         address: session.endpoints.client.ip(),
@@ -134,8 +134,8 @@ pub(super) async fn pass(session: &mut Session, password: Password) -> Outcome {
     outcome
 }
 
-/// Longest user name in the log, in characters. No user has a longer one. Without a limit, failed logins
-/// could fill the log with lines of 8 KiB.
+/// Maximum length of a user name in the log, in characters. No user has a longer name. Without a limit,
+/// failed logins could fill the log with lines of 8 KiB.
 const LOGGED_NAME: usize = 64;
 
 /// The name in the log: at most [`LOGGED_NAME`] characters.

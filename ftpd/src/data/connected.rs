@@ -19,9 +19,9 @@ use crate::{
     work::{presence::ClientPresence, scratch::Scratch},
 };
 
-/// How long the first bytes of an upload wait for more. Short, so that a client that writes line by line soon
-/// sees its lines in the file.
-const GATHERING: Duration = Duration::from_millis(20);
+/// How long [`Connected::gather`] waits for more bytes after the first. Short, so that the lines of a client
+/// that writes line by line are in the file soon.
+const GATHER_TIME: Duration = Duration::from_millis(20);
 
 /// The socket of a data connection.
 pub enum Socket {
@@ -82,7 +82,8 @@ pub struct Arrived {
     pub socket: Socket,
     /// The connection came from a balancer, with a PROXY header.
     pub by_balancer: bool,
-    /// Set if the TLS handshake is over: it resumed the TLS of the session that gets the connection.
+    /// Set if the TLS handshake is complete. It resumed the TLS session of the session that gets the
+    /// connection.
     pub records: Option<Box<Records>>,
 }
 
@@ -135,9 +136,9 @@ impl Connected {
         Ok(Self { socket: Socket::Watched(self.socket.watched()?), ..self })
     }
 
-    /// Waits for the first bytes and reads those that follow within `GATHERING`, up to `max` bytes or
+    /// Waits for the first bytes and reads those that follow within `GATHER_TIME`, up to `max` bytes or
     /// somewhat more. So no worker waits for a client that sends nothing yet, and a small upload is complete
-    /// before a worker takes it. The reader of the bytes gets errors. Cancel-safe.
+    /// before a worker takes it. An error is kept for the worker that reads the bytes. Cancel-safe.
     ///
     /// With TLS this does nothing: a worker decrypts, because it has the buffers.
     pub async fn gather(&mut self, max: usize, stall_limit: Duration, client: &ClientPresence) {
@@ -153,11 +154,11 @@ impl Connected {
                 read(early, stream, max, client).await;
             }
         };
-        // The bytes that were read stay, also after the timeout.
-        let _ = timeout(GATHERING, rest).await;
+        // After the timeout, the bytes that were read are kept.
+        let _ = timeout(GATHER_TIME, rest).await;
     }
 
-    /// Sends `content` and ends the stream. Dropping the future breaks the transfer off.
+    /// Sends `content` and ends the stream. Dropping the future aborts the transfer.
     ///
     /// # Errors
     /// The peer is gone.

@@ -29,8 +29,8 @@ use crate::work::{
     scratch::Scratch,
 };
 
-/// Bytes in one `sendfile` call. Smaller calls cost more (64 KiB: half as much again); progress and
-/// cancellation are seen between two calls.
+/// Bytes in one `sendfile` call. Smaller calls cost more (64 KiB: 50 % more). Progress is counted and
+/// cancellation is checked between two calls.
 const SENDFILE: usize = 2 * 1024 * 1024;
 
 /// Bytes that a [`ListingWriter`] collects before it writes.
@@ -55,10 +55,10 @@ pub trait CopyPace: Send + Sync {
     fn arrived(&self, bytes: u64) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
-/// One copy: what counts it, slows it down and ends it.
+/// The parameters of one copy, and the number of bytes stored.
 pub struct CopyJob<'c> {
     pub progress: &'c Progress,
-    /// For uploads.
+    /// Set for uploads.
     pub client: Option<&'c ClientPresence>,
     pub pace: Option<&'c dyn CopyPace>,
     /// Asked directly before each write to the file of an upload. False: another session may write the file
@@ -68,7 +68,7 @@ pub struct CopyJob<'c> {
 }
 
 impl<'c> CopyJob<'c> {
-    /// A copy that only `progress` counts and ends.
+    /// A copy without a pace and without a guard.
     pub fn new(progress: &'c Progress) -> Self {
         Self { progress, client: None, pace: None, may_store: None, stored: Cell::new(0) }
     }
@@ -78,7 +78,7 @@ impl<'c> CopyJob<'c> {
         Self { may_store, ..self }
     }
 
-    /// Bytes of an upload that are in its file; fewer than arrived if the coding is not the file's.
+    /// The number of bytes in the file of an upload: in TYPE A fewer than arrived.
     pub fn stored(&self) -> u64 {
         self.stored.get()
     }
@@ -150,8 +150,7 @@ impl<'c> CopyJob<'c> {
     }
 }
 
-/// Makes `socket` blocking, and every wait for the peer end after `stall_limit`; zero waits for
-/// ever.
+/// Makes `socket` blocking, and limits every wait for the peer to `stall_limit`. Zero: no limit.
 ///
 /// # Errors
 /// The socket is unusable.
@@ -278,8 +277,8 @@ pub fn receive_into(
     }
 }
 
-/// [`receive_into`] of exactly `length` bytes that can be read at once, before the end of the stream. At most
-/// [`PIECE`].
+/// [`receive_into`] for the first `length` bytes, at most [`PIECE`], which can be read without waiting. More
+/// bytes may follow.
 ///
 /// # Errors
 /// See [`CopyError`].
@@ -398,7 +397,7 @@ fn write_all(writer: &mut impl Write, mut bytes: &[u8], job: &CopyJob<'_>) -> Re
 }
 
 /// Reads until the buffer is full, so that the file gets few large writes. Returns the bytes read, and the
-/// end of the stream if it came, well or not.
+/// end of the stream or an error, if one came.
 fn fill(
     reader: &mut impl Read,
     buffer: &mut [u8],

@@ -56,7 +56,7 @@ pub enum NoDataConnection {
     GivenUp,
     #[error("the TLS handshake of the data connection failed")]
     Handshake(#[source] io::Error),
-    /// The data connection resumed no TLS session, or another session's.
+    /// The data connection did not resume a TLS session, or resumed that of another session.
     #[error("the data connection does not resume the control connection's TLS session (tls_data_reuse)")]
     NotResumed,
 }
@@ -65,13 +65,13 @@ pub enum NoDataConnection {
 pub struct Protection {
     pub tls: Arc<Tls>,
     pub session: SessionId,
-    /// Tells whether the session's client is able to resume its TLS.
+    /// Whether the session's client can resume its TLS session.
     pub resumption: Arc<Resumption>,
     /// An upload that ends without close_notify counts as broken off.
     pub close_notify_required: bool,
 }
 
-/// The TLS resumption of a session's data connections.
+/// What the node knows about the client's ability to resume its TLS session on data connections.
 pub struct Resumption {
     /// True with TLS 1.2 on the control connection, whose tickets can be used repeatedly. With TLS 1.3,
     /// clients use a ticket once, and a client that does not read new tickets runs out of them.
@@ -84,8 +84,8 @@ impl Resumption {
         Self { keeps_ticket, has_resumed: AtomicBool::new(false) }
     }
 
-    /// Returns true if the client can certainly resume. `tls_data_reuse = preferred` then refuses data
-    /// connections that do not.
+    /// Returns true if the client can certainly resume. With `tls_data_reuse = preferred`, data connections
+    /// that do not resume are then refused.
     fn is_certain(&self) -> bool {
         self.keeps_ticket && self.has_resumed.load(Ordering::Relaxed)
     }

@@ -45,7 +45,7 @@ pub struct PassivePorts {
     table: Arc<ReservationTable>,
 }
 
-/// The most connections from unexpected addresses whose TLS handshakes run at once. Each lasts at most
+/// Maximum number of TLS handshakes of connections from unexpected addresses at once. Each lasts at most
 /// `tls_handshake_timeout`; a further connection is refused.
 const PROOFS_AT_ONCE: usize = 16;
 
@@ -232,7 +232,7 @@ impl ReservationTable {
         self.freed.notify_waiters();
         match (taken, tls) {
             (Some(waiter), _) => {
-                // If the session has ended at this moment, the connection is closed.
+                // If the session has ended meanwhile, the connection is closed.
                 let _ = waiter.connection.send(arrived);
             }
             (None, Some(tls)) => match Arc::clone(&self.proofs).try_acquire_owned() {

@@ -36,7 +36,7 @@ pub(super) fn receive(
     offset: u64,
     job: &CopyJob<'_>,
 ) -> Result<Spliced, CopyError> {
-    // After an error, the pipe is not kept but closed, with the bytes in it.
+    // After an error, the pipe is closed and not reused, because bytes may be left in it.
     let Some(pipe) = SPARE.take().or_else(|| Pipe::new().ok().flatten()) else {
         return Ok(Spliced::Unable(0));
     };

@@ -21,14 +21,15 @@ use super::{
     error::CopyError,
 };
 
-/// The most bytes that [`DataStream::await_first`] reads.
+/// Maximum bytes that [`DataStream::await_first`] reads.
 const FIRST: usize = 4096;
 
 /// A data connection on the worker that moves its data.
 pub struct DataStream {
     socket: Arc<TcpStream>,
     tls: Option<Box<Encrypted>>,
-    /// Bytes that come before those in the socket. With TLS, those that [`Self::await_first`] has read.
+    /// Bytes that come before those in the socket. With TLS, the decrypted bytes that [`Self::await_first`]
+    /// has read.
     early: EarlyBytes,
     by_balancer: bool,
 }
@@ -110,7 +111,7 @@ impl DataStream {
     }
 
     /// Waits for the first bytes of an upload, which [`Self::receive_file`] stores. Returns their number: 0
-    /// if the stream has ended, well or not.
+    /// after the end of the stream or an error.
     pub fn await_first(&mut self, job: &CopyJob<'_>) -> usize {
         let mut bytes = [0; FIRST];
         while self.early.left() == 0 && !self.early.has_ended() {
@@ -171,7 +172,7 @@ impl DataStream {
     /// Ends the stream after a complete upload. The client may have left already, which is no error.
     pub fn finish_receiving(&mut self) {
         if self.tls.is_none() && self.early.has_ended() {
-            // The client has ended its side; closing the socket ends the other.
+            // The client has ended its side; closing the socket ends the node's side.
             return;
         }
         if let Err(error) = self.close() {

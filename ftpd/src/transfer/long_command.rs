@@ -29,7 +29,7 @@ pub(crate) fn run_in_background(
         let reply = match slot_for_long_command(&node, &activity, slot).await {
             Ok(slot) => node.workers.run_long(slot, work).await,
             Err(reply) => {
-                // A worker closes the files that the work holds.
+                // `work` may hold open files, which a worker must close.
                 node.workers.operation(move || drop(work)).await;
                 reply
             }

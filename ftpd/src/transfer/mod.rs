@@ -30,9 +30,9 @@ use crate::{
     },
 };
 
-/// Bytes of a file that RETR reads when it opens the file, and sends without a worker; and bytes of an upload
-/// that are read before a worker takes it. A thread hop costs more than moving this many bytes. The buffer
-/// lives until the data connection is open, or the rest has come.
+/// Maximum size of a small transfer, in bytes. RETR reads a small file when it opens the file, and sends it
+/// without a worker. Of an upload, up to this many bytes are read before a worker takes it. A thread hop
+/// costs more than moving this many bytes.
 pub(crate) const SMALL: usize = 16 * 1024;
 
 /// The kinds of transfers.
@@ -60,7 +60,7 @@ pub(crate) struct Transfer {
     pub kind: TransferKind,
     pub path: VirtualPath,
     pub coding: Coding,
-    /// `None`: nothing limits it.
+    /// `None`: neither a bandwidth nor a quota limits the transfer.
     pub pace: Option<Arc<Pace>>,
     pub work: TransferWork,
 }
@@ -72,8 +72,8 @@ pub(crate) struct SessionParts {
     pub slot: SlotRequest,
 }
 
-/// Starts a transfer. `protection`: how its data connection is encrypted; `None`: not at all. `stored_at`:
-/// the path from the root of the storage, for the transfer log.
+/// Starts a transfer. Without `protection`, its data connection is plain. `stored_at` is the path from
+/// the root of the storage, for the transfer log.
 pub(crate) fn start(
     session: SessionParts,
     port: DataPort,
@@ -88,14 +88,14 @@ pub(crate) fn start(
     let run = async move {
         let result = running.run(kind, port, protection, slot, work).await;
         let RunningTransfer { node, handle, pace } = running;
-        // Before the reply: what is left of a quota reservation is released with it.
+        // Before the reply, because the pace holds the quota reservation of an upload.
         drop(pace);
         conclude(&node, &failures, &handle, EndedTransfer { kind, path, stored_at, coding, result })
     };
     Activity { handle, is_upload: kind == TransferKind::Upload, run: Box::pin(run) }
 }
 
-/// A transfer that runs.
+/// A running transfer.
 struct RunningTransfer {
     node: Arc<Node>,
     handle: Arc<ActivityHandle>,
@@ -103,7 +103,8 @@ struct RunningTransfer {
 }
 
 impl RunningTransfer {
-    /// Runs the transfer to its end. Counts it meanwhile, and ends it if it is slower than `minimum_rate`.
+    /// Runs the transfer to its end. Counts it in the metrics, and cancels it if it is slower than
+    /// `minimum_rate`.
     async fn run(
         &self,
         kind: TransferKind,
@@ -163,7 +164,7 @@ impl RunningTransfer {
             biased;
             () = self.handle.cancellation() => {}
             () = connected.gather(SMALL, self.node.timeouts.stall, &self.handle.client) => {}
-            // The worker takes the bytes that are there.
+            // The worker stores the bytes that have arrived.
             () = self.handle.client_left() => {}
         }
         Ok(connected)
@@ -194,7 +195,7 @@ impl RunningTransfer {
         let (mut stream, slot) = match stream.and_then(|stream| Ok((stream, slot?))) {
             Ok(both) => both,
             Err(failure) => {
-                // A worker closes the files and removes what was made in vain. The reply comes after that.
+                // A worker closes the files, and removes a file that the upload has created. Then the reply.
                 workers.operation(move || drop(work)).await;
                 return Err(failure);
             }
@@ -255,7 +256,7 @@ struct EndedTransfer {
     result: Result<(), TransferFailure>,
 }
 
-/// Turns the end of a transfer into its reply, its log line and metrics. Nothing else does.
+/// The one place that turns the end of a transfer into its reply, its log line and metrics.
 fn conclude(node: &Node, failures: &FailureLog, handle: &ActivityHandle, ended: EndedTransfer) -> Reply {
     let bytes = handle.progress.transferred();
     let took = handle.started.elapsed();

@@ -1,8 +1,8 @@
 //! The threads of the workers.
 //!
-//! Each idle thread waits on its own lock, and the thread that became idle last gets the next job: its memory is
-//! still in the CPU's cache, and threads that are not needed end. tokio's own pool wakes its threads through
-//! one contended lock, which for a small file doubles the number of futex calls.
+//! Each idle thread is parked on its own, and the thread that became idle last gets the next job: its memory
+//! is still in the CPU's cache, and threads that are not needed end. tokio's own pool wakes its threads
+//! through one contended lock, which for a small file doubles the number of futex calls.
 
 use std::{
     cell::Cell,
@@ -46,7 +46,7 @@ struct PoolState {
     queue: VecDeque<Job>,
 }
 
-/// An idle thread. The submitter puts a job here after it has taken the thread from the list of idle threads.
+/// An idle thread. Under one lock of the pool, the submitter takes it from the list and puts the job here.
 struct IdleThread {
     thread: Thread,
     job: Mutex<Option<Job>>,

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 /// to repeat a lost SYN (1 s, RFC 6298 section 2).
 pub(super) const COOL_DOWN: Duration = Duration::from_secs(2);
 
-/// The most ports of one address that cool down at once. Beyond it the oldest is forgotten. The ports of
-/// other addresses are kept, so no client can make the node forget another's ports.
+/// Maximum number of ports of one address that cool down at once. Beyond it the oldest is forgotten. Other
+/// addresses are not affected, so no client can make the node forget another client's ports.
 pub(super) const MAX_COOLING: usize = 1024;
 
 /// Reservations that were released before their connection arrived. Such a port is not reserved for the same
@@ -30,7 +30,7 @@ pub(super) struct Cooling {
 #[derive(Default)]
 struct Ports {
     until: HashMap<u16, Instant>,
-    /// The same in the order of time, and ports that were removed early.
+    /// The same entries in the order of time. Entries of ports that were removed early remain.
     ends: VecDeque<(Instant, u16)>,
 }
 
