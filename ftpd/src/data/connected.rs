@@ -27,9 +27,9 @@ const GATHER_TIME: Duration = Duration::from_millis(20);
 pub enum Socket {
     /// Blocking, not registered with tokio. Most transfers never need registration, which costs a small one
     /// about 10 %.
-    Plain(net::TcpStream),
+    Blocking(net::TcpStream),
     /// Registered with tokio.
-    Watched(TcpStream),
+    Registered(TcpStream),
 }
 
 impl Socket {
@@ -37,27 +37,27 @@ impl Socket {
     ///
     /// # Errors
     /// The socket is unusable.
-    pub fn watched(self) -> io::Result<TcpStream> {
+    pub fn register(self) -> io::Result<TcpStream> {
         match self {
-            Self::Watched(stream) => Ok(stream),
-            Self::Plain(socket) => {
+            Self::Registered(stream) => Ok(stream),
+            Self::Blocking(socket) => {
                 socket.set_nonblocking(true)?;
                 TcpStream::from_std(socket)
             }
         }
     }
 
-    fn blocking(self) -> io::Result<net::TcpStream> {
+    fn into_blocking(self) -> io::Result<net::TcpStream> {
         match self {
-            Self::Plain(socket) => Ok(socket),
+            Self::Blocking(socket) => Ok(socket),
             // `limit_stalls` makes it blocking.
-            Self::Watched(stream) => stream.into_std(),
+            Self::Registered(stream) => stream.into_std(),
         }
     }
 
     /// Sends `bytes` and ends the stream.
     async fn send(self, mut bytes: &[u8]) -> io::Result<()> {
-        if let Self::Plain(socket) = &self {
+        if let Self::Blocking(socket) = &self {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             while !bytes.is_empty() {
                 match send(socket.as_raw_fd(), bytes, flags) {
@@ -71,7 +71,7 @@ impl Socket {
                 return stream::end(SockRef::from(socket));
             }
         }
-        let stream = self.watched()?;
+        let stream = self.register()?;
         write_all(&stream, bytes).await?;
         stream::end(SockRef::from(&stream))
     }
@@ -112,7 +112,7 @@ impl Connected {
     }
 
     pub fn encrypted(stream: TcpStream, encryption: Encryption, by_balancer: bool) -> Self {
-        let socket = Socket::Watched(stream);
+        let socket = Socket::Registered(stream);
         Self { socket, encryption: Some(Box::new(encryption)), early: EarlyBytes::default(), by_balancer }
     }
 
@@ -120,8 +120,8 @@ impl Connected {
     ///
     /// # Errors
     /// The socket is unusable.
-    pub fn for_thread(self) -> io::Result<DataStream> {
-        let socket = self.socket.blocking()?;
+    pub fn into_stream(self) -> io::Result<DataStream> {
+        let socket = self.socket.into_blocking()?;
         Ok(match self.encryption {
             None => DataStream::plain(socket, self.early, self.by_balancer),
             Some(encryption) => DataStream::encrypted(socket, *encryption, self.by_balancer),
@@ -132,8 +132,8 @@ impl Connected {
     ///
     /// # Errors
     /// The socket is unusable.
-    pub fn watched(self) -> io::Result<Self> {
-        Ok(Self { socket: Socket::Watched(self.socket.watched()?), ..self })
+    pub fn register(self) -> io::Result<Self> {
+        Ok(Self { socket: Socket::Registered(self.socket.register()?), ..self })
     }
 
     /// Waits for the first bytes and reads those that follow within `GATHER_TIME`, up to `max` bytes or
@@ -142,7 +142,7 @@ impl Connected {
     ///
     /// With TLS this does nothing: a worker decrypts, because it has the buffers.
     pub async fn gather(&mut self, max: usize, stall_limit: Duration, client: &ClientPresence) {
-        let (Socket::Watched(stream), None) = (&self.socket, &self.encryption) else { return };
+        let (Socket::Registered(stream), None) = (&self.socket, &self.encryption) else { return };
         let early = &mut self.early;
         if stall_limit.is_zero() {
             read(early, stream, max, client).await;

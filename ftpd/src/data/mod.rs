@@ -111,7 +111,7 @@ impl DataPort {
                 timeout(limit, reservation.accept()).await?.ok_or(NoDataConnection::GivenUp)?
             }
             Self::Active(client) => {
-                let socket = Socket::Watched(timeout(limit, dial(client)).await??);
+                let socket = Socket::Registered(timeout(limit, dial(client)).await??);
                 Arrived { socket, by_balancer: false, records: None }
             }
         };
@@ -129,7 +129,7 @@ impl Protection {
     async fn encrypt(self, arrived: Arrived) -> Result<Connected, NoDataConnection> {
         let Self { tls, session, resumption, close_notify_required } = self;
         let Arrived { socket, by_balancer, records } = arrived;
-        let mut stream = socket.watched()?;
+        let mut stream = socket.register()?;
         let connected = |stream, records| {
             let encryption = Encryption { records, kernel_seals: tls.kernel_seals(), close_notify_required };
             Connected::encrypted(stream, encryption, by_balancer)

@@ -255,7 +255,7 @@ impl ReservationTable {
     async fn prove(&self, port: u16, stranger: IpAddr, arrived: Arrived, tls: &Tls) {
         let Arrived { socket, by_balancer, .. } = arrived;
         let proof = async {
-            let mut stream = socket.watched()?;
+            let mut stream = socket.register()?;
             let (records, handshake) = tls.accept_unclaimed_data(&mut stream).await?;
             Ok::<_, io::Error>((stream, records, handshake.resumed))
         };
@@ -275,7 +275,7 @@ impl ReservationTable {
         self.freed.notify_waiters();
         waiter.identity.log_foreign_data(port, stranger, true);
         let records = Some(Box::new(records));
-        let arrived = Arrived { socket: Socket::Watched(stream), by_balancer, records };
+        let arrived = Arrived { socket: Socket::Registered(stream), by_balancer, records };
         // As in `deliver`.
         let _ = waiter.connection.send(arrived);
     }
@@ -359,20 +359,20 @@ async fn accept(
     loop {
         let (socket, peer) = listener.accept().await;
         if !balancers.is_balancer(peer.ip()) {
-            let arrived = Arrived { socket: Socket::Plain(socket), by_balancer: false, records: None };
+            let arrived = Arrived { socket: Socket::Blocking(socket), by_balancer: false, records: None };
             table.deliver(port, peer.ip().to_canonical(), arrived);
             continue;
         }
         if let Some(endpoints) = client_address::endpoints_at_once(&socket) {
-            table.deliver_for(port, peer, endpoints.map(|endpoints| (endpoints, Socket::Plain(socket))));
+            table.deliver_for(port, peer, endpoints.map(|endpoints| (endpoints, Socket::Blocking(socket))));
             continue;
         }
         let (table, balancers) = (Arc::clone(&table), Arc::clone(&balancers));
         tokio::spawn(async move {
             let endpoints = async {
-                let mut stream = Socket::Plain(socket).watched()?;
+                let mut stream = Socket::Blocking(socket).register()?;
                 let endpoints = balancers.endpoints(&mut stream, peer).await?;
-                Ok((endpoints, Socket::Watched(stream)))
+                Ok((endpoints, Socket::Registered(stream)))
             };
             let endpoints = endpoints.await;
             table.deliver_for(port, peer, endpoints);

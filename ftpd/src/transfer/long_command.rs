@@ -30,7 +30,7 @@ pub(crate) fn run_in_background(
             Ok(slot) => node.workers.run_long(slot, work).await,
             Err(reply) => {
                 // `work` may hold open files, which a worker must close.
-                node.workers.operation(move || drop(work)).await;
+                node.workers.run_without_slot(move || drop(work)).await;
                 reply
             }
         };

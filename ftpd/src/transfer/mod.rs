@@ -159,7 +159,7 @@ impl RunningTransfer {
     /// Reads the first bytes of an upload, so that no worker waits for a client that sends nothing yet, and a
     /// small upload has arrived completely before a worker takes it.
     async fn gather(&self, connected: Connected) -> Result<Connected, TransferFailure> {
-        let mut connected = connected.watched().map_err(|error| self.connection_error(error))?;
+        let mut connected = connected.register().map_err(|error| self.connection_error(error))?;
         tokio::select! {
             biased;
             () = self.handle.cancellation() => {}
@@ -191,12 +191,12 @@ impl RunningTransfer {
         let workers = &self.node.workers;
         let slot = self.slot(request).await;
         let stream = connected
-            .and_then(|connected| connected.for_thread().map_err(|error| self.connection_error(error)));
+            .and_then(|connected| connected.into_stream().map_err(|error| self.connection_error(error)));
         let (mut stream, slot) = match stream.and_then(|stream| Ok((stream, slot?))) {
             Ok(both) => both,
             Err(failure) => {
                 // A worker closes the files, and removes a file that the upload has created. Then the reply.
-                workers.operation(move || drop(work)).await;
+                workers.run_without_slot(move || drop(work)).await;
                 return Err(failure);
             }
         };

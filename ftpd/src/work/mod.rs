@@ -141,7 +141,7 @@ impl Workers {
     /// Runs a file operation of the node itself, without a slot. The caller bounds the number of such
     /// operations. If the caller is dropped meanwhile, the operation still ends, and a worker drops its
     /// result.
-    pub async fn operation<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub async fn run_without_slot<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         self.threads.run(work).await
     }
 
