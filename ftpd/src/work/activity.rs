@@ -113,8 +113,8 @@ impl ActivityHandle {
         })
     }
 
-    /// Returns true if later commands, except ABOR, wait for this activity's reply. This holds for STAT with a
-    /// path: it is short, and clients that pipeline commands expect the replies in order.
+    /// Returns true if later commands, except ABOR, wait for this activity's reply. This holds for STAT with
+    /// a path: it is short, and clients that pipeline commands expect the replies in order.
     pub fn keeps_order(&self) -> bool {
         self.verb == "STAT"
     }

@@ -184,7 +184,8 @@ impl Slots {
         Some(Slot { slots: Arc::clone(self), id: inner.start(request.clone()) })
     }
 
-    /// Waits for a slot. Users with fewer slots come first. Cancel-safe; dropping the future leaves the queue.
+    /// Waits for a slot. Users with fewer slots come first. Cancel-safe; dropping the future leaves the
+    /// queue.
     pub async fn take(self: &Arc<Self>, request: SlotRequest) -> Slot {
         let mut waiting = match self.enter(request) {
             Ok(slot) => return slot,

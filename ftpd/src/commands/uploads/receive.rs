@@ -133,8 +133,8 @@ impl OpenUpload {
     /// released ([`LeaseToRelease`]).
     ///
     /// A client that is killed closes both connections, and a balancer may deliver the two ends in either
-    /// order. A partial file is published only if the control connection is still open `settle_time` after the
-    /// end of the data, unless ALLO proves that the upload is complete.
+    /// order. A partial file is published only if the control connection is still open `settle_time` after
+    /// the end of the data, unless ALLO proves that the upload is complete.
     fn check_end(
         &self,
         terms: &UploadTerms,

@@ -1,8 +1,8 @@
 //! The turns of home counts: only a few of them read the storage at the same time.
 //!
 //! While other counts wait, a count loses its turn after `home_count_turn` to the waiting count that has read
-//! least. So the count of a small home does not wait until a large home is counted, and a count whose storage hangs
-//! does not keep its turn.
+//! least. So the count of a small home does not wait until a large home is counted, and a count whose storage
+//! hangs does not keep its turn.
 
 use std::{
     collections::{BTreeSet, HashMap},
