@@ -22,7 +22,7 @@ const PEEK: usize = 256;
 
 /// The two ends of a connection, as the client sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ends {
+pub struct Endpoints {
     /// The client address.
     pub client: SocketAddr,
     /// The address that the client connected to: this node's or the balancer's.
@@ -48,16 +48,16 @@ pub enum NoClient {
 
 /// Trusted balancers, and the time limit for their PROXY header.
 #[derive(Clone, Debug)]
-pub struct Trust {
-    pub balancers: Vec<IpNet>,
+pub struct TrustedBalancers {
+    pub networks: Vec<IpNet>,
     pub header_timeout: Duration,
 }
 
-impl Trust {
+impl TrustedBalancers {
     /// Returns true if `peer` is a trusted balancer.
     pub fn is_balancer(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
-        self.balancers.iter().any(|network| network.contains(&peer))
+        self.networks.iter().any(|network| network.contains(&peer))
     }
 
     /// Determines the client address. A trusted balancer must send a PROXY header; exactly the header is
@@ -65,10 +65,10 @@ impl Trust {
     ///
     /// # Errors
     /// See [`NoClient`].
-    pub async fn ends(&self, stream: &mut TcpStream, peer: SocketAddr) -> Result<Ends, NoClient> {
+    pub async fn endpoints(&self, stream: &mut TcpStream, peer: SocketAddr) -> Result<Endpoints, NoClient> {
         let client = canonical(peer);
         if !self.is_balancer(client.ip()) {
-            return Ok(Ends { client, reached: canonical(stream.local_addr()?) });
+            return Ok(Endpoints { client, reached: canonical(stream.local_addr()?) });
         }
         of_header(timeout(self.header_timeout, read_header(stream)).await??)
     }
@@ -76,8 +76,8 @@ impl Trust {
 
 /// Reads the PROXY header of a balancer's connection if it has already arrived. It usually has when the
 /// connection is accepted, and then the socket need not be registered with tokio. `None`: nothing was
-/// read; use [`Trust::ends`].
-pub fn ends_at_once(socket: &net::TcpStream) -> Option<Result<Ends, NoClient>> {
+/// read; use [`TrustedBalancers::endpoints`].
+pub fn endpoints_at_once(socket: &net::TcpStream) -> Option<Result<Endpoints, NoClient>> {
     let socket = socket.as_raw_fd();
     let mut seen = [0; PEEK];
     let count = recv(socket, &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).ok()?;
@@ -91,10 +91,10 @@ pub fn ends_at_once(socket: &net::TcpStream) -> Option<Result<Ends, NoClient>> {
     })
 }
 
-fn of_header(header: ProxyHeader) -> Result<Ends, NoClient> {
+fn of_header(header: ProxyHeader) -> Result<Endpoints, NoClient> {
     match header {
         ProxyHeader::Proxied { source, destination } => {
-            Ok(Ends { client: canonical(source), reached: canonical(destination) })
+            Ok(Endpoints { client: canonical(source), reached: canonical(destination) })
         }
         ProxyHeader::Local => Err(NoClient::Balancer),
     }

@@ -20,14 +20,14 @@ use crate::{
     work::{BatchPriority, RuntimeBridge, progress::Progress},
 };
 
-/// The name of the work in Redis.
+/// The name of this task in the registry.
 const NAME: &str = "partials";
 
 /// The longest and the shortest time between two sweeps.
 const MAX_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often a node asks Redis whether a sweep is due.
+/// How often a node asks the registry whether a sweep is due.
 const ASK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Starts the sweeper, unless `partial_lifetime` switches it off. It ends when the node drains.
@@ -38,11 +38,11 @@ pub(crate) fn start(node: &Arc<Node>) {
 }
 
 async fn run(node: Arc<Node>, lifetime: Duration) {
-    // A partial file stays for at most a seventh of its lifetime longer, and at most a day.
-    let every = (lifetime / 7).clamp(MIN_INTERVAL, MAX_INTERVAL);
+    // A partial file stays at most a seventh of its lifetime too long, and at most a day.
+    let sweep_interval = (lifetime / 7).clamp(MIN_INTERVAL, MAX_INTERVAL);
     while !node.connections.is_draining() {
-        sleep(every.min(ASK_INTERVAL)).await;
-        if let Some(task) = node.registry.begin_cluster_task(NAME, every).await {
+        sleep(sweep_interval.min(ASK_INTERVAL)).await;
+        if let Some(task) = node.registry.begin_cluster_task(NAME, sweep_interval).await {
             sweep_once(&node, lifetime, task).await;
         }
     }
@@ -57,26 +57,27 @@ struct SweptTotal {
 async fn sweep_once(node: &Arc<Node>, lifetime: Duration, task: ClusterTask) {
     let progress = Arc::new(Progress::default());
     let (sender, mut ended) = oneshot::channel();
-    let (sweeper, watched, bridge) = (Arc::clone(node), Arc::clone(&progress), RuntimeBridge::to_current());
+    let (sweeper, shared_progress, bridge) =
+        (Arc::clone(node), Arc::clone(&progress), RuntimeBridge::to_current());
     let begun = Instant::now();
     let sweeping = move || {
         let _priority = BatchPriority::begin();
-        // This task ends before the sweep only if the process ends.
-        let _ = sender.send(sweep_all(&sweeper, lifetime, &watched, &bridge));
+        // The receiver is gone only if the process ends.
+        let _ = sender.send(sweep_all(&sweeper, lifetime, &shared_progress, &bridge));
     };
     if let Err(error) = thread::Builder::new().name("sweep".to_owned()).spawn(sweeping) {
         log::error!("cannot start the thread that removes old partial files: {error}");
         return;
     }
     let interval = task.interval().min(Duration::from_secs(1));
-    let mut kept = begun;
+    let mut last_kept = begun;
     let swept = loop {
         tokio::select! {
             swept = &mut ended => break swept.unwrap_or(Err(FileError::Cancelled)),
             () = sleep(interval) => {}
         }
-        let is_lost = kept.elapsed() >= task.interval() && {
-            kept = Instant::now();
+        let is_lost = last_kept.elapsed() >= task.interval() && {
+            last_kept = Instant::now();
             !task.keep().await
         };
         if is_lost || node.connections.is_draining() {
@@ -102,11 +103,11 @@ fn sweep_all(
     progress: &Progress,
     bridge: &RuntimeBridge,
 ) -> Result<SweptTotal, FileError> {
-    let mut sum = SweptTotal::default();
+    let mut total = SweptTotal::default();
     let step = || if progress.is_cancelled() { Err(FileError::Cancelled) } else { Ok(()) };
     let note = |SweptFile { directory, name, usage, age }: SweptFile| {
-        sum.files += usage.files;
-        sum.bytes += usage.bytes;
+        total.files += usage.files;
+        total.bytes += usage.bytes;
         metrics::partial_removed(usage.bytes);
         let path = format!("/{}/{}", directory.escape_ascii(), name.escape_ascii());
         log::info!(
@@ -116,5 +117,5 @@ fn sweep_all(
         bridge.wait(node.registry.removed_below(&directory, usage, node.home_counts.interval));
     };
     sweep(&node.storage.root, lifetime, node.storage.locks, step, note)?;
-    Ok(sum)
+    Ok(total)
 }

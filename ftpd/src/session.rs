@@ -6,9 +6,9 @@ use common::{auth_api::Account, policy::Permission, registry::SessionEntry};
 
 use crate::{
     access::AccessRules,
-    client_address::Ends,
+    client_address::Endpoints,
     connections::{EndRequest, SessionHandle},
-    data::{DataPort, Resumes},
+    data::{DataPort, Resumption},
     failure_log::FailureLog,
     identity::SessionIdentity,
     jail::{Changes, FileError, Jail},
@@ -31,7 +31,7 @@ use crate::{
 pub(crate) struct Session {
     pub node: Arc<Node>,
     pub handle: Arc<SessionHandle>,
-    pub ends: Ends,
+    pub endpoints: Endpoints,
     pub state: LoginState,
     pub security: Security,
     /// Number of failed logins on this connection.
@@ -68,7 +68,7 @@ pub(crate) struct LoggedIn {
     pub node: Arc<Node>,
     pub identity: Arc<SessionIdentity>,
     pub failures: Arc<FailureLog>,
-    pub ends: Ends,
+    pub endpoints: Endpoints,
     pub account: Account,
     /// The account's permissions by path.
     pub access: Arc<AccessRules>,
@@ -93,12 +93,12 @@ pub(crate) struct LoggedIn {
     /// Facts that MLSD and MLST show, selected by OPTS MLST.
     pub facts: Facts,
     /// Evidence that data connections come from this session's client: they resume its TLS session.
-    pub resumes: Arc<Resumes>,
+    pub resumption: Arc<Resumption>,
     /// Algorithm of HASH, selected by OPTS HASH.
     pub hash: Algorithm,
     /// The current command, or the last one.
     pub task: Arc<Task>,
-    /// The user's name, for the share of the workers.
+    /// The user's name, under which the workers count the user's slots.
     pub owner: Arc<str>,
     /// The session's entry in the registry, removed when the session ends.
     pub _entry: SessionEntry,
@@ -133,7 +133,7 @@ impl EndedByNode {
         Self { reply: Reply::new(Code::SERVICE_UNAVAILABLE, text), reason }
     }
 
-    /// The end of a session that must not wait for its activity. `None` if no such end was requested.
+    /// The end of the session, if one was requested that does not wait for the activity.
     pub(crate) fn at_once(handle: &SessionHandle) -> Option<Self> {
         match (handle.end_request()?, handle.revocation()) {
             (EndRequest::Drain, _) => None,
@@ -209,17 +209,13 @@ impl LoggedIn {
 
     /// The request for a worker slot for a file operation of the current command.
     pub(crate) fn slot_request(&self) -> SlotRequest {
-        let root;
-        let path = match &self.task.path {
-            Some(path) => path,
-            None => {
-                root = VirtualPath::root();
-                &root
-            }
+        let filesystem = match &self.task.path {
+            Some(path) => self.jail.filesystem_of(path),
+            None => self.jail.filesystem_of(&VirtualPath::root()),
         };
         SlotRequest {
             user: Arc::clone(&self.owner),
-            filesystem: self.jail.filesystem_of(path),
+            filesystem,
             per_user: None,
             task: Some(Arc::clone(&self.task)),
         }
@@ -260,8 +256,8 @@ impl LoggedIn {
     }
 
     /// [`Self::in_home`] for an operation that removes or replaces files at `path`. The operation notes the
-    /// freed space in the `Changes`, also if it fails after a part. The quota is updated on the worker, so
-    /// that a session that ends meanwhile does not lose the update.
+    /// freed space in the `Changes`, even if it fails halfway. The worker updates the quota, so the update is
+    /// not lost if the session ends meanwhile.
     ///
     /// # Errors
     /// As [`Self::in_home`].

@@ -32,7 +32,7 @@ pub(super) fn take_port(session: &mut LoggedIn) -> Result<DataPort, Reply> {
     })
 }
 
-/// Starts a transfer. `opening` is sent to the client at once.
+/// Starts a transfer. `opening` is the reply that the client gets at once.
 pub(super) fn start_transfer(
     session: &LoggedIn,
     port: DataPort,
@@ -47,10 +47,10 @@ pub(super) fn start_transfer(
 /// Runs a long command; `work` returns its reply.
 pub(super) fn run_in_background(
     session: &LoggedIn,
-    watch: Arc<ActivityHandle>,
+    handle: Arc<ActivityHandle>,
     work: impl FnOnce() -> Reply + Send + 'static,
 ) -> Outcome {
-    Outcome::Start(None, transfer::run_in_background(parts(session), watch, work))
+    Outcome::Start(None, transfer::run_in_background(parts(session), handle, work))
 }
 
 fn parts(session: &LoggedIn) -> SessionParts {
@@ -68,7 +68,7 @@ fn protection(session: &LoggedIn) -> Option<Protection> {
     Some(Protection {
         tls: Arc::clone(tls),
         session: session.identity.session,
-        resumes: Arc::clone(&session.resumes),
+        resumption: Arc::clone(&session.resumption),
         close_notify_required: of_account.unwrap_or(tls.settings.close_notify_required),
     })
 }

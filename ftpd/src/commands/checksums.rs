@@ -52,8 +52,8 @@ pub(super) async fn checksum(
     .await
 }
 
-/// Opens the file and computes the checksum in the background. `answer` makes the reply of the range and the
-/// sum.
+/// Opens the file and computes the checksum in the background. `answer` makes the reply from the range and
+/// the sum.
 async fn compute(
     session: &LoggedIn,
     verb: &'static str,
@@ -67,7 +67,7 @@ async fn compute(
     let node = Arc::clone(&session.node);
     let opened = session.in_home(move |jail| {
         let file = jail.open_read(&path)?;
-        Ok((file.size, node.workers.keep(file)))
+        Ok((file.size, node.workers.off_runtime(file)))
     });
     let (size, file) = opened.await?;
     let range = range.unwrap_or(0..size);
@@ -75,10 +75,10 @@ async fn compute(
         return Err(Reply::new(Code::BAD_ARGUMENTS, "Range starts beyond the end of the file"));
     }
     let range = range.start..range.end.min(size);
-    let watch = ActivityHandle::new(verb);
-    let progress = Arc::clone(&watch.progress);
+    let handle = ActivityHandle::new(verb);
+    let progress = Arc::clone(&handle.progress);
     let limit = session.node.timeouts.checksum;
-    let started = run_in_background(session, watch, move || {
+    let started = run_in_background(session, handle, move || {
         let file = file.into_inner();
         let deadline = Instant::now().checked_add(limit);
         match checksum::checksum(&file.file, algorithm, range.clone(), &progress, deadline) {
@@ -92,24 +92,24 @@ async fn compute(
 /// Makes the activity wait for the user's turn (`max_checksums_per_user`) before it requests a slot for long
 /// commands. Until then it holds only its open file.
 fn wait_for_turn(session: &LoggedIn, started: Outcome) -> Outcome {
-    let Outcome::Start(opening, Activity { watch, asks_for_client, end }) = started else { return started };
+    let Outcome::Start(opening, Activity { handle, is_upload, run }) = started else { return started };
     let (node, identity) = (Arc::clone(&session.node), Arc::clone(&session.identity));
-    let watched = Arc::clone(&watch);
-    let end_in_turn = async move {
+    let activity = Arc::clone(&handle);
+    let run_in_turn = async move {
         let _turn = match node.checksum_turns.try_take(&identity.user) {
             Some(turn) => Some(turn),
             None => {
                 metrics::limit_reached("max_checksums_per_user");
                 tokio::select! {
-                    // `end` notices the cancellation, too, and replies.
-                    () = watched.cancellation() => None,
+                    // `run` notices the cancellation, too, and replies.
+                    () = activity.cancellation() => None,
                     turn = node.checksum_turns.take(&identity.user) => Some(turn),
                 }
             }
         };
-        end.await
+        run.await
     };
-    Outcome::Start(opening, Activity { watch, asks_for_client, end: Box::pin(end_in_turn) })
+    Outcome::Start(opening, Activity { handle, is_upload, run: Box::pin(run_in_turn) })
 }
 
 fn refuse(error: &ChecksumError, limit: Duration) -> Reply {

@@ -15,11 +15,11 @@ use crate::{
     work::{RuntimeBridge, activity::ActivityHandle, progress::Progress},
 };
 
-/// The most files that COMB joins. Each is leased while COMB runs.
+/// Maximum number of files that COMB joins. Each is leased while COMB runs.
 const MAX_SOURCES: usize = 64;
 
-/// COMB: appends files to the target, in order, and removes them. Clients that upload a file in parts send it
-/// last. All names are leased in one step while it runs.
+/// COMB: appends files to the target, in order, and removes them. Clients send it after they have uploaded
+/// the parts of a file. All names are leased in one step while it runs.
 pub(super) async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb) -> Result<Outcome, Reply> {
     let target = session.path(&comb.target)?;
     if comb.sources.len() > MAX_SOURCES {
@@ -36,8 +36,8 @@ pub(super) async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb)
     if !sources.iter().all(|source| named.insert(source)) {
         return Err(FileError::SameFile.refusal());
     }
-    let watch = ActivityHandle::new(verb);
-    let progress = Arc::clone(&watch.progress);
+    let handle = ActivityHandle::new(verb);
+    let progress = Arc::clone(&handle.progress);
     let join = Join {
         jail: Arc::clone(&session.jail),
         quota: session.quota_of(&target).cloned(),
@@ -47,7 +47,7 @@ pub(super) async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb)
         sync: session.node.storage.sync_uploads,
         bridge: RuntimeBridge::to_current(),
     };
-    Ok(run_in_background(session, watch, move || join.run(&progress)))
+    Ok(run_in_background(session, handle, move || join.run(&progress)))
 }
 
 /// The work of COMB.
@@ -102,7 +102,7 @@ impl Join {
         let Self { jail, target, sources, .. } = self;
         let claims = claims_of_join(jail, target, sources)?;
         let paths: Vec<_> = [target].into_iter().chain(sources).collect();
-        let lease = self.lease_taker.to_write(jail, &paths, claims)?;
+        let lease = self.lease_taker.for_write(jail, &paths, claims)?;
         // The target is locked when it is opened.
         let _locks = jail.lock_all_for_change(&paths[1..])?;
         let is_fenced = jail.locks_cross_nodes(target)?;
@@ -117,8 +117,8 @@ impl Join {
     }
 }
 
-/// The lease claims of COMB: the target, and each source as file and as name. Finds a source that is missing
-/// or named twice before anything is leased.
+/// The paths that COMB leases: the target, and of each source the file and the name. A source that is missing
+/// or named twice is an error.
 fn claims_of_join(
     jail: &Jail,
     target: &VirtualPath,

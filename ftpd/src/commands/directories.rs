@@ -21,8 +21,8 @@ pub(super) fn pwd(session: &LoggedIn) -> Reply {
     Reply::quoted_path(session.cwd.as_bytes(), "is current directory")
 }
 
-/// CWD. Without a path it changes to the home, and with `~`, unless a directory has that name, as in ProFTPD
-/// and Pure-FTPd.
+/// CWD. Without a path, changes to the home. `~` also means the home, unless a directory has that name, as in
+/// ProFTPD and Pure-FTPd.
 pub(super) async fn cwd(session: &mut LoggedIn, argument: Option<&[u8]>) -> Result<Reply, Reply> {
     let Some(argument) = argument else { return enter(session, VirtualPath::root()).await };
     let path = session.path(argument)?;
@@ -95,28 +95,29 @@ pub(super) async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Re
     session.allow(Permission::Rmdir, &path)?;
     let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lease_taker.to_remove(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
+        let _lease = lease_taker.for_removal(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
         jail.remove_directory(&removed, changes)
     });
     removal.await?;
     Ok(Reply::new(Code::DONE, "Directory removed"))
 }
 
-/// RMDA: removes a directory with everything below it, if no access rule could forbid a part of that. ABOR
-/// stops it; removed files stay removed. While it runs, no session can write below the directory.
+/// RMDA: removes a directory with everything below it. Refused if an access rule might forbid the removal of
+/// any part. ABOR stops it; removed files stay removed. While it runs, no session can write below the
+/// directory.
 pub(super) fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> Result<Outcome, Reply> {
     let path = session.path(argument)?;
     if !session.access.holds_in_tree(&path, &[Permission::Rmdir, Permission::Delete]) {
         return Err(Reply::permission_denied());
     }
     let jail = Arc::clone(&session.jail);
-    let watch = ActivityHandle::new(verb);
-    let progress = Arc::clone(&watch.progress);
+    let handle = ActivityHandle::new(verb);
+    let progress = Arc::clone(&handle.progress);
     let (quota, bridge) = (session.quota_of(&path).cloned(), RuntimeBridge::to_current());
     let lease_taker = LeaseTaker::of(session);
-    Ok(run_in_background(session, watch, move || {
+    Ok(run_in_background(session, handle, move || {
         let changes = Changes::default();
-        let lease = jail.name_key(&path).and_then(|key| lease_taker.to_remove(vec![LeasePath::tree(&key)]));
+        let lease = jail.name_key(&path).and_then(|key| lease_taker.for_removal(vec![LeasePath::tree(&key)]));
         let removed = lease.and_then(|_lease| jail.remove_tree(&path, &progress, &changes));
         if let Some(quota) = quota {
             bridge.wait(quota.report(changes.so_far()));

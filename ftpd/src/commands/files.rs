@@ -11,14 +11,14 @@ use crate::{
     virtual_path::VirtualPath,
 };
 
-/// DELE: a file, and the partial file of an unfinished upload of it.
+/// DELE: removes a file, and the partial file of its unfinished upload.
 pub(super) async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Delete, &path)?;
     let user = session.account.user.clone();
     let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lease_taker.to_remove(vec![LeasePath::file(&jail.name_key(&removed)?)])?;
+        let _lease = lease_taker.for_removal(vec![LeasePath::file(&jail.name_key(&removed)?)])?;
         let _lock = jail.lock_for_change(&removed)?;
         let partial = jail.remove_partial(&removed, &user);
         if let Ok(Some(freed)) = partial {
@@ -59,7 +59,7 @@ pub(super) async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Repl
     let replace = session.access.at(&to).has(Permission::Overwrite);
     let (target, lease_taker) = (to.clone(), LeaseTaker::of(session));
     let renaming = session.remove_in_home(&target, move |jail, changes| {
-        let _lease = lease_taker.to_rename(jail, &[&from, &to])?;
+        let _lease = lease_taker.for_rename(jail, &[&from, &to])?;
         let _locks = jail.lock_all_for_change(&[&from, &to])?;
         changes.remove(jail.rename(&from, &to, replace)?);
         Ok(())
@@ -120,7 +120,7 @@ pub(super) async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply
     session.allow(Permission::Attributes, &path)?;
     let (time, lease_taker) = (modified.time, LeaseTaker::of(session));
     let stamping = session.in_home(move |jail| {
-        let _lease = lease_taker.to_remove(vec![LeasePath::file(&jail.canonical_key(&path)?)])?;
+        let _lease = lease_taker.for_removal(vec![LeasePath::file(&jail.canonical_key(&path)?)])?;
         let _lock = jail.lock_resolved_for_change(&path)?;
         jail.set_modified(&path, time)
     });

@@ -92,7 +92,7 @@ pub(crate) fn session_status(session: &Session, running: Option<&ActivityHandle>
         lines.push(format!("Node {}, version {}", node.name, env!("CARGO_PKG_VERSION")).into());
         lines.push(format!("Session {}", session.handle.id).into());
     }
-    lines.push(format!("Connected from {}", session.ends.client.ip()).into());
+    lines.push(format!("Connected from {}", session.endpoints.client.ip()).into());
     lines.push(match &session.security.handshake {
         Some(tls) if session.security.is_private => {
             format!("{} {}, data connections encrypted", tls.version, tls.cipher).into()
@@ -109,9 +109,9 @@ pub(crate) fn session_status(session: &Session, running: Option<&ActivityHandle>
         LoginState::Greeted | LoginState::Named(_) => lines.push("Not logged in".into()),
     }
     lines.push(match running {
-        Some(watch) => {
-            let (bytes, seconds) = (watch.progress.transferred(), watch.started.elapsed().as_secs());
-            format!("{}: {bytes} bytes in {seconds} seconds", watch.verb).into()
+        Some(handle) => {
+            let (bytes, seconds) = (handle.progress.transferred(), handle.started.elapsed().as_secs());
+            format!("{}: {bytes} bytes in {seconds} seconds", handle.verb).into()
         }
         None => "No transfer in progress".into(),
     });

@@ -101,9 +101,9 @@ pub(super) fn stat(
     let candidates = ListCandidates::new(session, path)?;
     let listing = listing(session, ListFormat::Long { now: now() }, options);
     let jail = Arc::clone(&session.jail);
-    let watch = ActivityHandle::new(verb);
-    let progress = Arc::clone(&watch.progress);
-    Ok(run_in_background(session, watch, move || {
+    let handle = ActivityHandle::new(verb);
+    let progress = Arc::clone(&handle.progress);
+    Ok(run_in_background(session, handle, move || {
         let mut lines: Vec<ReplyText> = Vec::new();
         let mut is_full = false;
         let written = candidates.resolve(&jail, options).map_err(TransferFailure::from).and_then(|target| {
@@ -119,7 +119,7 @@ pub(super) fn stat(
         match written {
             Err(TransferFailure::Storage(error)) => return error.refusal(),
             Err(_) if is_full => lines.push("(listing truncated; use LIST for all entries)".into()),
-            // The lines are in memory, so that only a cancellation is left.
+            // The lines go to memory, so the only other error is a cancellation.
             Err(_) => return FileError::Cancelled.refusal(),
             Ok(()) => {}
         }
@@ -166,7 +166,7 @@ fn send_listing(
     listing: Listing,
 ) -> Result<Outcome, Reply> {
     let port = take_port(session)?;
-    // An offset was meant for a file; after a listing it is void.
+    // REST does not apply to listings. The offset must not reach the next transfer.
     session.offset = 0;
     let jail = Arc::clone(&session.jail);
     let work = TransferWork::on_worker(&session.node.workers, move |stream, job| {
@@ -206,8 +206,8 @@ impl ListCandidates {
         }
     }
 
-    /// A symbolic link to a directory stands for the directory, as in vsftpd and Pure-FTPd. Any other link
-    /// stands for itself.
+    /// Decides what is listed. A symbolic link to a directory is listed as the directory, as in vsftpd and
+    /// Pure-FTPd. Any other link is listed as a link.
     fn resolve(self, jail: &Jail, options: ListOptions) -> Result<ListTarget, FileError> {
         let entry = self.path.as_ref().map_or(Err(FileError::NotFound), |path| jail.resolved_entry(path));
         let (entry, path) = match (entry, self.path, self.pattern) {

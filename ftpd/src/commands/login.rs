@@ -1,4 +1,4 @@
-//! USER, PASS, REIN (RFC 959 section 4.1.1), HOST (RFC 7151), CLNT.
+//! USER, PASS, ACCT, REIN (RFC 959 section 4.1.1), HOST (RFC 7151), CLNT.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use super::security;
 use crate::{
     access::AccessRules,
     auth::{Attempt, LoginError},
-    data::Resumes,
+    data::Resumption,
     failure_log::FailureLog,
     identity::{SessionIdentity, log_session},
     jail::{FileError, Jail},
@@ -82,7 +82,7 @@ pub(super) fn host(session: &mut Session, name: &str) -> Reply {
 /// CLNT: only logs the name of the client program.
 pub(super) fn client(session: &mut Session, name: &[u8]) -> Reply {
     log::debug!(
-        session:% = session.handle.id, address:% = session.ends.client.ip();
+        session:% = session.handle.id, address:% = session.endpoints.client.ip();
         "client program: {:?}", String::from_utf8_lossy(&name[..name.len().min(100)])
     );
     Reply::new(Code::OK, "Noted")
@@ -98,10 +98,10 @@ pub(super) async fn pass(session: &mut Session, password: Password) -> Outcome {
         }
     };
     let attempt = Attempt {
-        // All users' names are UTF-8: a name with U+FFFD is rejected like any other unknown name.
+        // Names of users are UTF-8. Any other name gets U+FFFD here, and is rejected as unknown.
         user: String::from_utf8_lossy(&name).into_owned(),
         password: password_text(password.expose()),
-        address: session.ends.client.ip(),
+        address: session.endpoints.client.ip(),
         session: session.handle.id,
         tls: session.security.is_encrypted(),
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate.clone()),
@@ -134,8 +134,8 @@ pub(super) async fn pass(session: &mut Session, password: Password) -> Outcome {
     outcome
 }
 
-/// Longest user name in the log, in characters. No user has a longer one. Without a limit, failed logins
-/// could fill the log with lines of 8 KiB.
+/// Maximum length of a user name in the log, in characters. No user has a longer name. Without a limit,
+/// failed logins could fill the log with lines of 8 KiB.
 const LOGGED_NAME: usize = 64;
 
 /// The name in the log: at most [`LOGGED_NAME`] characters.
@@ -246,7 +246,7 @@ async fn log_in(
         owner: account.user.as_str().into(),
         node,
         identity,
-        ends: session.ends,
+        endpoints: session.endpoints,
         bandwidth: SessionBandwidth::new(&account.bandwidth),
         account,
         access,
@@ -262,7 +262,7 @@ async fn log_in(
         range: None,
         announced_size: None,
         facts: Default::default(),
-        resumes: Arc::new(Resumes::new(keeps_ticket)),
+        resumption: Arc::new(Resumption::new(keeps_ticket)),
         hash: Algorithm::Sha256,
         _entry: entry,
         _count: SessionCount::start(),

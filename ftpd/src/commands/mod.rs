@@ -13,7 +13,6 @@ mod login;
 mod quota_errors;
 mod security;
 mod transfers;
-mod upload_end;
 mod uploads;
 
 use std::sync::Arc;
@@ -84,7 +83,7 @@ async fn run_and_report(session: &mut LoggedIn, verb: &'static str, command: Log
         Outcome::Start(_, activity) => {
             if let Some(path) = resolve(&session.cwd) {
                 // The activity has not been polled yet, and nothing else sets its path.
-                let _ = activity.watch.path.set(path);
+                let _ = activity.handle.path.set(path);
             }
         }
         Outcome::Reply(_) | Outcome::Encrypt(_) | Outcome::Close(_) => {}

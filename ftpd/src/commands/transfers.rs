@@ -77,7 +77,11 @@ pub(super) async fn retr(
                 None => offset..size,
             };
             let content = if may_be_sent_at_once { file.content(&bytes, SMALL as u64)? } else { None };
-            Ok((size, bytes, content.map_or_else(|| Source::File(node.workers.keep(file)), Source::Content)))
+            Ok((
+                size,
+                bytes,
+                content.map_or_else(|| Source::File(node.workers.off_runtime(file)), Source::Content),
+            ))
         })
         .await?;
     if bytes.start > size {

@@ -1,35 +1,44 @@
 //! STOR, STOU, APPE and ALLO (RFC 959 section 4.1.3): uploads.
+//!
+//! A command checks permissions, then [`start_upload`] takes the write lease, reserves quota, opens the file
+//! and starts the transfer. [`receive`] is the part that runs on a worker; [`evidence`] decides whether the
+//! upload is complete.
 
-use std::{sync::Arc, thread, time::Duration};
+mod evidence;
+mod receive;
+
+use std::sync::Arc;
 
 use common::{
     auth_api::UploadMode,
     policy::Permission,
-    registry::{self, WriteLease},
+    registry::{BandwidthDirection, WriteLease},
 };
 
+use self::receive::{OpenUpload, UploadTerms, lease_guard};
 use super::{
     activities::{start_transfer, take_port},
     transfers::take_offset,
-    upload_end::Evidence,
 };
 use crate::{
-    data::{Coding, CopyError, copy::CopyJob, stream::DataStream},
-    jail::{FileError, RivalPolicy, Upload, UploadPlacement, WriteMode},
+    jail::{FileError, RivalPolicy, UploadPlacement, WriteMode},
     limits::quota::{HomeQuota, NewFile, QuotaReservation},
     metrics,
     protocol::{Code, Reply},
     session::{LoggedIn, Outcome},
-    transfer::{LeaseToRelease, Transfer, TransferFailure, TransferKind, TransferWork},
+    transfer::{Transfer, TransferKind, TransferWork},
     virtual_path::VirtualPath,
-    work::{OffRuntime, RuntimeBridge, presence::ClientPresence},
+    work::{OffRuntime, RuntimeBridge},
 };
 
-/// The random names that STOU tries before it gives up.
+/// The start of the opening reply, before the argument of the command.
+const OPENING: &str = "Opening data connection for ";
+
+/// The number of random names that STOU tries.
 const UNIQUE_NAMES: u32 = 16;
 
 /// ALLO: refused if the storage or the quota has no room. The announced size is evidence of a complete
-/// upload: see [`Evidence::check`].
+/// upload: see [`evidence::Evidence::check`].
 pub(super) async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Reply> {
     // The path of the upload is not known yet.
     if !session.access.holds_somewhere(&[Permission::Upload, Permission::Append]) {
@@ -50,8 +59,8 @@ pub(super) async fn allo(session: &mut LoggedIn, bytes: u64) -> Result<Reply, Re
     Ok(Reply::new(Code::OK, "ALLO ok"))
 }
 
-/// Refuses an upload after RANG. A range selects bytes to read; an upload that ignored it would replace the
-/// whole file where the client meant a part.
+/// Refuses an upload after RANG. A range is for downloads; an upload that ignored it would replace the whole
+/// file although the client meant a part of it.
 ///
 /// # Errors
 /// 503 after RANG. The range is cleared.
@@ -75,7 +84,9 @@ pub(super) async fn stor(
     let mode = match offset {
         0 => {
             session.allow_any(&[Permission::Upload, Permission::Overwrite], &path)?;
-            needs_file_unless(may.has(Permission::Upload), session, &path).await?;
+            if !may.has(Permission::Upload) {
+                require_file(session, &path).await?;
+            }
             if may.has(Permission::Overwrite) { WriteMode::Replace } else { WriteMode::CreateNew }
         }
         offset => {
@@ -89,16 +100,15 @@ pub(super) async fn stor(
             WriteMode::Resume { offset, replace: may.has(Permission::Overwrite) }
         }
     };
-    store(session, verb, argument, mode, "").await
+    start_upload(session, verb, argument, mode, OPENING).await
 }
 
-/// Refuses to create a file for a user who may only write to existing files.
-async fn needs_file_unless(may_create: bool, session: &LoggedIn, path: &VirtualPath) -> Result<(), Reply> {
-    if may_create || size_of(session, path).await?.is_some() {
-        Ok(())
-    } else {
-        Err(Reply::permission_denied())
-    }
+/// For users who may write to existing files, but not create files.
+///
+/// # Errors
+/// 550: the file does not exist.
+async fn require_file(session: &LoggedIn, path: &VirtualPath) -> Result<(), Reply> {
+    if size_of(session, path).await?.is_some() { Ok(()) } else { Err(Reply::permission_denied()) }
 }
 
 /// The size of the file `path`; `None` if there is no such file.
@@ -126,9 +136,11 @@ pub(super) async fn appe(
         return Err(Reply::new(Code::BAD_OFFSET, "APPE begins at the end of the file"));
     }
     let may = session.access.at(&path);
-    needs_file_unless(may.has(Permission::Upload), session, &path).await?;
+    if !may.has(Permission::Upload) {
+        require_file(session, &path).await?;
+    }
     let mode = if may.has(Permission::Append) { WriteMode::Append } else { WriteMode::CreateNew };
-    store(session, verb, argument, mode, "").await
+    start_upload(session, verb, argument, mode, OPENING).await
 }
 
 /// STOU: stores a file under a new name. The opening reply shows the name in the form of RFC 1123 section
@@ -153,7 +165,7 @@ pub(super) async fn stou(
         if !taken.await? {
             // If another session makes the name at this moment, O_EXCL refuses it, and the client tries
             // again.
-            return store(session, verb, &name, WriteMode::CreateNew, "FILE: ").await;
+            return start_upload(session, verb, &name, WriteMode::CreateNew, "FILE: ").await;
         }
     }
     Err(Reply::new(Code::FILE_BUSY, "No unique name found"))
@@ -169,14 +181,14 @@ fn unique_name(base: &[u8], number: u32) -> Vec<u8> {
     [stem, format!(".{number:08x}").as_bytes(), extension].concat()
 }
 
-/// Stores a file: takes the write lease, opens the file, and starts the transfer. The opening reply shows the
-/// name after `label`, or after a sentence if `label` is empty.
-async fn store(
+/// Takes the write lease, reserves quota, opens the file, and starts the transfer. `opening` is the text
+/// before the name in the opening reply.
+async fn start_upload(
     session: &mut LoggedIn,
     verb: &'static str,
     argument: &[u8],
     mode: WriteMode,
-    label: &str,
+    opening: &str,
 ) -> Result<Outcome, Reply> {
     let announced = session.announced_size.take();
     let path = session.path(argument)?;
@@ -185,13 +197,15 @@ async fn store(
     let (lease, reservation) = match session.quota_of(&path) {
         None => (None, None),
         Some(quota) => {
-            let lease = lease(session, &path).await?;
-            (Some(lease), Some(admit(session, quota, &path, mode).await?))
+            // First the lease: while it is held, no other session changes the sizes that the quota depends
+            // on.
+            let lease = take_lease(session, &path).await?;
+            (Some(lease), Some(reserve_quota(session, quota, &path, mode).await?))
         }
     };
-    let opened = open(session, &path, mode, lease, reservation.clone()).await?;
+    let opened = open_upload(session, &path, mode, lease, reservation.clone()).await?;
     let (registry, user) = (&session.node.registry, &session.account.user);
-    let pace = session.bandwidth.pace(registry, user, registry::BandwidthDirection::Upload, reservation);
+    let pace = session.bandwidth.pace(registry, user, BandwidthDirection::Upload, reservation);
     let coding = session.representation.coding();
     let terms = UploadTerms {
         announced: announced.filter(|_| coding.keeps_bytes()),
@@ -203,24 +217,14 @@ async fn store(
     let work = TransferWork::receive(&session.node.workers, move |stream, job| {
         opened.into_inner().receive(&terms, stream, job)
     });
-    let label = if label.is_empty() { "Opening data connection for " } else { label };
-    let text = [label.as_bytes(), argument].concat();
+    let text = [opening.as_bytes(), argument].concat();
     let transfer = Transfer { verb, kind: TransferKind::Upload, path, coding, pace, work };
     Ok(start_transfer(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
 }
 
-/// A file that is open for an upload, until the upload is complete. The fields are dropped in this order.
-struct OpenUpload {
-    upload: Upload,
-    /// After the upload, which notes changes when it is dropped.
-    reservation: Option<Arc<QuotaReservation>>,
-    /// While the lease is held, no other session writes this path.
-    lease: WriteLease,
-}
-
 /// Takes the write lease if `lease` is `None`, then opens the file. Both are one operation, because a thread
 /// hop costs as much as storing a small upload. The worker waits for Redis at most `redis_timeout`.
-async fn open(
+async fn open_upload(
     session: &LoggedIn,
     path: &VirtualPath,
     mode: WriteMode,
@@ -231,7 +235,7 @@ async fn open(
     let (jail, path, bridge) = (Arc::clone(&session.jail), path.clone(), RuntimeBridge::to_current());
     let (registry, holder) = (session.node.registry.clone(), session.identity.session);
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
-    // `needs_file_unless` has seen the file, but another session may have removed it since.
+    // `require_file` has seen the file, but another session may have removed it since.
     let may_create =
         session.access.at(&path).has(Permission::Upload) || matches!(mode, WriteMode::Resume { .. });
     let opened = session.operation(move || {
@@ -251,27 +255,20 @@ async fn open(
         if upload.is_fenced() {
             lease.rely_on_storage();
         } else if lease.is_certain() {
-            upload.guard_by(guard(&lease));
+            upload.guard_by(lease_guard(&lease));
         } else {
             return Err(FileError::WriterUncertain(lease.certainty()));
         }
         if let Some(reservation) = &reservation {
             reservation.follow(upload.changes());
         }
-        Ok(node.workers.keep(OpenUpload { upload, reservation, lease }))
+        Ok(node.workers.off_runtime(OpenUpload { upload, reservation, lease }))
     });
     opened.await?.map_err(|error| error.refusal())
 }
 
-/// Returns a check whether an upload may still write, by its lease alone. It protects files on storage whose
-/// locks do not hold on all nodes.
-fn guard(lease: &WriteLease) -> impl Fn() -> bool + Send + Sync + 'static {
-    let age = lease.age();
-    move || !age.is_expired()
-}
-
-/// Reserves a part of the quota for an upload.
-async fn admit(
+/// Checks that the quota has room for an upload, and reserves its file. Bytes are reserved as they arrive.
+async fn reserve_quota(
     session: &LoggedIn,
     quota: &Arc<HomeQuota>,
     path: &VirtualPath,
@@ -300,147 +297,12 @@ async fn admit(
     Ok(Arc::new(quota.admit(new, frees).await?))
 }
 
-/// Takes the write lease of `path`, which one session of all nodes holds at a time.
-async fn lease(session: &LoggedIn, path: &VirtualPath) -> Result<WriteLease, Reply> {
+/// Takes the write lease of `path`.
+async fn take_lease(session: &LoggedIn, path: &VirtualPath) -> Result<WriteLease, Reply> {
     let named = path.clone();
     let key = session.in_home(move |jail| jail.canonical_key(&named)).await?;
     let lease = session.node.registry.lease_write(&key, session.identity.session).await;
     lease.map_err(|refused| FileError::from(refused).refusal())
-}
-
-/// The settings and conditions of one upload.
-struct UploadTerms {
-    /// The size that ALLO announced.
-    announced: Option<u64>,
-    coding: Coding,
-    sync: bool,
-    settle_time: Duration,
-    bridge: RuntimeBridge,
-}
-
-impl OpenUpload {
-    /// Receives the upload, and publishes or keeps the file. Returns the lease if its holder still has to
-    /// check that no other session wrote this path.
-    fn receive(
-        mut self,
-        terms: &UploadTerms,
-        stream: &mut DataStream,
-        job: CopyJob<'_>,
-    ) -> Result<Option<LeaseToRelease>, TransferFailure> {
-        let reservation = self.reservation.take();
-        let may_store = guard(&self.lease);
-        let is_guarded = !self.upload.is_fenced();
-        let job = job.guarded_by(is_guarded.then_some(&may_store as &dyn Fn() -> bool));
-        let result = self.receive_and_end(terms, stream, &job);
-        if let Some(reservation) = reservation {
-            reservation.settle();
-        }
-        result
-    }
-
-    fn receive_and_end(
-        mut self,
-        terms: &UploadTerms,
-        stream: &mut DataStream,
-        job: &CopyJob<'_>,
-    ) -> Result<Option<LeaseToRelease>, TransferFailure> {
-        let start = self.upload.begin()?;
-        let received = match self.store(terms, stream, start, job) {
-            // The stream ended without close_notify. ALLO may still prove that the upload is complete.
-            Err(TransferFailure::Copy(CopyError::NoCloseNotify)) => {
-                job.note_end();
-                Ok(job.progress.transferred())
-            }
-            received => received,
-        };
-        match received.and_then(|got| self.check_end(terms, stream, start, got, job)) {
-            Ok(()) => self.publish(terms, stream, start + job.stored()),
-            Err(failure) => {
-                match failure {
-                    TransferFailure::LeaseLost | TransferFailure::LeaseExpired => {
-                        self.upload.leave_untouched()
-                    }
-                    TransferFailure::Storage(_) => self.upload.keep_if_durable(),
-                    _ => self.upload.abandon(),
-                }
-                Err(failure)
-            }
-        }
-    }
-
-    /// Gives the complete file, which has `length` bytes, its final name.
-    fn publish(
-        self,
-        terms: &UploadTerms,
-        stream: &mut DataStream,
-        length: u64,
-    ) -> Result<Option<LeaseToRelease>, TransferFailure> {
-        let (is_hidden, is_fenced) = (self.upload.is_hidden(), self.upload.is_fenced());
-        self.upload.finish(terms.sync, length).map_err(|error| match error {
-            FileError::WriteRightLost => TransferFailure::LeaseLost,
-            error => error.into(),
-        })?;
-        stream.finish_receiving();
-        // A partial file has its final name now, by the right that was checked before.
-        Ok((!is_hidden).then_some(LeaseToRelease { lease: self.lease, must_be_held: !is_fenced }))
-    }
-
-    /// Stores the bytes that arrive. Changes the file only once the first bytes are here: bytes that replace
-    /// others have no room in the quota before.
-    fn store(
-        &mut self,
-        terms: &UploadTerms,
-        stream: &mut DataStream,
-        start: u64,
-        job: &CopyJob<'_>,
-    ) -> Result<u64, TransferFailure> {
-        let first = stream.await_first(job);
-        if first > 0 && !job.progress.is_cancelled() {
-            self.upload.prepare_write(first as u64).map_err(|error| match error {
-                FileError::WriteRightLost => TransferFailure::LeaseExpired,
-                error => error.into(),
-            })?;
-        }
-        Ok(stream.receive_file(self.upload.file(), start, terms.coding, job)?)
-    }
-
-    /// Checks that the upload is complete, and that this session still holds the lease where no lock on the
-    /// storage proves it: of a partial file here, before it gets its final name; of any other file after the
-    /// last byte was stored.
-    ///
-    /// A client that is killed closes both connections, and a balancer may deliver both ends in either order.
-    /// Where the order decides whether a partial file gets its final name, the end of the control connection
-    /// has `settle_time` to arrive.
-    fn check_end(
-        &self,
-        terms: &UploadTerms,
-        stream: &DataStream,
-        start: u64,
-        got: u64,
-        job: &CopyJob<'_>,
-    ) -> Result<(), TransferFailure> {
-        let is_hidden = self.upload.is_hidden();
-        let mut evidence = Evidence {
-            end: stream.data_end(),
-            client_is_present: job.client.is_some_and(ClientPresence::was_present_at_end),
-            close_notify_required: stream.close_notify_required(),
-            announced: terms.announced,
-            start,
-            got,
-        };
-        if is_hidden && evidence.client_is_present && !evidence.meets_announcement() {
-            thread::sleep(terms.settle_time);
-            evidence.client_is_present = !job.client.is_some_and(ClientPresence::has_left);
-        }
-        if job.progress.is_cancelled() {
-            return Err(CopyError::of_cancellation(job.progress).into());
-        }
-        evidence.check()?;
-        if is_hidden && !self.upload.is_fenced() && !terms.bridge.wait(self.lease.is_held()) {
-            return Err(TransferFailure::LeaseLost);
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::wire::{ControlStream, Received};
 use crate::{
-    client_address::Ends,
+    client_address::Endpoints,
     commands::{self, session_status},
     connections::{ConnectionEntry, EndRequest, SessionHandle},
     identity::log_session,
@@ -93,14 +93,14 @@ enum LoopEvent {
 }
 
 impl ControlConnection {
-    pub fn new(stream: TcpStream, node: Arc<Node>, ends: Ends, entry: ConnectionEntry) -> Self {
+    pub fn new(stream: TcpStream, node: Arc<Node>, endpoints: Endpoints, entry: ConnectionEntry) -> Self {
         Self {
             stream: ControlStream::new(stream, node.timeouts.reply),
             lines: LineBuffer::new(),
             session: Session {
                 handle: Arc::clone(entry.handle()),
                 node,
-                ends,
+                endpoints,
                 state: LoginState::Greeted,
                 security: Security::default(),
                 failed_logins: 0,
@@ -164,7 +164,7 @@ impl ControlConnection {
         let may_read = self.held.is_none() || self.lines.len() < READ_AHEAD;
         let activity_end = async {
             match &mut self.activity {
-                ActivityState::Running { activity, .. } => activity.end.as_mut().await,
+                ActivityState::Running { activity, .. } => activity.run.as_mut().await,
                 ActivityState::Idle => std::future::pending().await,
             }
         };
@@ -228,7 +228,7 @@ impl ControlConnection {
         let ActivityState::Running { activity, follow_up } = &self.activity else { return false };
         let may_run = |request: &Request| match request.command {
             Command::LoggedIn(LoggedInCommand::Abor) => true,
-            _ => request.during_transfer() && !activity.watch.keeps_order(),
+            _ => request.during_transfer() && !activity.handle.keeps_order(),
         };
         *follow_up != FollowUp::NextCommand || !line.as_ref().is_ok_and(may_run)
     }
@@ -272,7 +272,7 @@ impl ControlConnection {
         let ActivityState::Running { activity, follow_up } = &mut self.activity else { return None };
         let reply = match request.command {
             Command::LoggedIn(LoggedInCommand::Abor) => {
-                activity.watch.cancel(CancelledBy::Abor);
+                activity.handle.cancel(CancelledBy::Abor);
                 *follow_up = FollowUp::AbortReply;
                 return None;
             }
@@ -280,7 +280,7 @@ impl ControlConnection {
                 *follow_up = FollowUp::Goodbye;
                 return None;
             }
-            Command::AnyTime(AnyTimeCommand::Stat) => session_status(&self.session, Some(&activity.watch)),
+            Command::AnyTime(AnyTimeCommand::Stat) => session_status(&self.session, Some(&activity.handle)),
             _ => Reply::ok(),
         };
         self.answer(request.verb.name, &reply)
@@ -326,10 +326,10 @@ impl ControlConnection {
 
     /// Lets an activity run beside the control connection. `opening` is the reply that comes before its own.
     fn start(&mut self, activity: Activity, opening: Option<&Reply>) {
-        if activity.asks_for_client {
+        if activity.is_upload {
             match self.stream.descriptor() {
-                Ok(descriptor) => activity.watch.client.watch(descriptor),
-                Err(_) => activity.watch.cancel(CancelledBy::NoDescriptor),
+                Ok(descriptor) => activity.handle.client.set_control(descriptor),
+                Err(_) => activity.handle.cancel(CancelledBy::NoDescriptor),
             }
         }
         self.activity = ActivityState::Running { activity, follow_up: FollowUp::NextCommand };
@@ -380,7 +380,7 @@ impl ControlConnection {
             Err(error) => {
                 if self.may_log("tls_handshake") {
                     log::info!(
-                        session:% = id, address:% = self.session.ends.client.ip();
+                        session:% = id, address:% = self.session.endpoints.client.ip();
                         "TLS handshake failed: {error}"
                     );
                 }
@@ -393,7 +393,7 @@ impl ControlConnection {
     fn conclude_activity(&mut self, reply: &Reply) -> Option<ConnectionEnd> {
         let ended = std::mem::replace(&mut self.activity, ActivityState::Idle);
         let ActivityState::Running { activity, follow_up } = ended else { return None };
-        self.push_reply(activity.watch.verb, reply);
+        self.push_reply(activity.handle.verb, reply);
         self.last_used = Instant::now();
         match follow_up {
             FollowUp::NextCommand => {}
@@ -470,7 +470,7 @@ impl ControlConnection {
 
     /// Returns true if `failure_log_limit` permits a log line that any client can cause.
     fn may_log(&self, kind: &'static str) -> bool {
-        self.session.node.connection_log.may_log(kind, self.session.ends.client.ip())
+        self.session.node.connection_log.may_log(kind, self.session.endpoints.client.ip())
     }
 
     /// Ends the connection without a reply. The client speaks another protocol, or a page or mail makes a
@@ -479,7 +479,7 @@ impl ControlConnection {
         metrics::session_ended("foreign_protocol");
         if self.may_log("foreign_protocol") {
             log::warn!(
-                session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
+                session:% = self.session.handle.id, address:% = self.session.endpoints.client.ip();
                 "the client speaks another protocol"
             );
         }
@@ -498,7 +498,7 @@ impl ControlConnection {
             metrics::session_ended(reason);
             if self.session.is_logged_in() || self.may_log(reason) {
                 log::info!(
-                    session:% = self.session.handle.id, address:% = self.session.ends.client.ip(),
+                    session:% = self.session.handle.id, address:% = self.session.endpoints.client.ip(),
                     reason = *reason;
                     "session ended by the node"
                 );
@@ -519,23 +519,23 @@ impl ControlConnection {
     /// Waits for the end of the activity; its thread may still write, so lease and session last until then.
     /// All activities are cancelled, except an upload whose client has left.
     async fn end_activity(&mut self, activity: Activity, cancelled_by: CancelledBy) {
-        if cancelled_by == CancelledBy::ClientGone && activity.asks_for_client {
+        if cancelled_by == CancelledBy::ClientGone && activity.is_upload {
             let silence = self.session.node.timeouts.client_left;
             finish_upload_of_absent_client(&self.session.handle, activity, silence).await;
         } else {
-            activity.watch.cancel(cancelled_by);
+            activity.handle.cancel(cancelled_by);
             // Fails if the client has left already.
             let _ = self.stream.flush().await;
-            activity.end.await;
+            activity.run.await;
         }
     }
 }
 
 /// Lets an upload whose client has left store the bytes that are still in transit, for a bounded time: see
-/// [`crate::work::activity::ActivityHandle::see_off`]. A request to end the session or the node ends the
+/// [`crate::work::activity::ActivityHandle::await_rest`]. A request to end the session or the node ends the
 /// upload at once.
 async fn finish_upload_of_absent_client(handle: &SessionHandle, mut activity: Activity, silence: Duration) {
-    let watch = Arc::clone(&activity.watch);
+    let upload = Arc::clone(&activity.handle);
     let end_request = async {
         loop {
             match handle.end_request() {
@@ -548,15 +548,15 @@ async fn finish_upload_of_absent_client(handle: &SessionHandle, mut activity: Ac
     };
     let limits = async {
         tokio::select! {
-            () = watch.see_off(silence) => {}
-            by = end_request => watch.cancel(by),
+            () = upload.await_rest(silence) => {}
+            by = end_request => upload.cancel(by),
         }
         // The activity ends soon, and with it the `select!` below.
         std::future::pending::<()>().await;
     };
     tokio::select! {
         biased;
-        _ = activity.end.as_mut() => {}
+        _ = activity.run.as_mut() => {}
         () = limits => {}
     }
 }

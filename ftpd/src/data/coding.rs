@@ -12,8 +12,8 @@ pub enum Coding {
 }
 
 impl Coding {
-    /// Returns true if the wire carries exactly the bytes of the file. Then offsets (REST), lengths (ALLO,
-    /// SIZE) and the kernel's copying work.
+    /// Returns true if the wire carries exactly the bytes of the file. Only then do offsets (REST), lengths
+    /// (ALLO, SIZE) and copies inside the kernel work.
     pub fn keeps_bytes(self) -> bool {
         match self {
             Self::Image => true,

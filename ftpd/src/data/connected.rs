@@ -10,7 +10,7 @@ use socket2::SockRef;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
-    early::Early,
+    early::EarlyBytes,
     stream::{self, DataStream},
 };
 use crate::{
@@ -19,17 +19,17 @@ use crate::{
     work::{presence::ClientPresence, scratch::Scratch},
 };
 
-/// How long the first bytes of an upload wait for more. Short, so that a client that writes line by line soon
-/// sees its lines in the file.
-const GATHERING: Duration = Duration::from_millis(20);
+/// How long [`Connected::gather`] waits for more bytes after the first. Short, so that the lines of a client
+/// that writes line by line are in the file soon.
+const GATHER_TIME: Duration = Duration::from_millis(20);
 
 /// The socket of a data connection.
 pub enum Socket {
     /// Blocking, not registered with tokio. Most transfers never need registration, which costs a small one
     /// about 10 %.
-    Plain(net::TcpStream),
+    Blocking(net::TcpStream),
     /// Registered with tokio.
-    Watched(TcpStream),
+    Registered(TcpStream),
 }
 
 impl Socket {
@@ -37,27 +37,27 @@ impl Socket {
     ///
     /// # Errors
     /// The socket is unusable.
-    pub fn watched(self) -> io::Result<TcpStream> {
+    pub fn register(self) -> io::Result<TcpStream> {
         match self {
-            Self::Watched(stream) => Ok(stream),
-            Self::Plain(socket) => {
+            Self::Registered(stream) => Ok(stream),
+            Self::Blocking(socket) => {
                 socket.set_nonblocking(true)?;
                 TcpStream::from_std(socket)
             }
         }
     }
 
-    fn blocking(self) -> io::Result<net::TcpStream> {
+    fn into_blocking(self) -> io::Result<net::TcpStream> {
         match self {
-            Self::Plain(socket) => Ok(socket),
+            Self::Blocking(socket) => Ok(socket),
             // `limit_stalls` makes it blocking.
-            Self::Watched(stream) => stream.into_std(),
+            Self::Registered(stream) => stream.into_std(),
         }
     }
 
     /// Sends `bytes` and ends the stream.
     async fn send(self, mut bytes: &[u8]) -> io::Result<()> {
-        if let Self::Plain(socket) = &self {
+        if let Self::Blocking(socket) = &self {
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             while !bytes.is_empty() {
                 match send(socket.as_raw_fd(), bytes, flags) {
@@ -71,7 +71,7 @@ impl Socket {
                 return stream::end(SockRef::from(socket));
             }
         }
-        let stream = self.watched()?;
+        let stream = self.register()?;
         write_all(&stream, bytes).await?;
         stream::end(SockRef::from(&stream))
     }
@@ -82,7 +82,8 @@ pub struct Arrived {
     pub socket: Socket,
     /// The connection came from a balancer, with a PROXY header.
     pub by_balancer: bool,
-    /// Set if the TLS handshake is over: it resumed the TLS of the session that gets the connection.
+    /// Set if the TLS handshake is complete. It resumed the TLS session of the session that gets the
+    /// connection.
     pub records: Option<Box<Records>>,
 }
 
@@ -90,7 +91,7 @@ pub struct Arrived {
 pub struct Connected {
     socket: Socket,
     encryption: Option<Box<Encryption>>,
-    early: Early,
+    early: EarlyBytes,
     by_balancer: bool,
 }
 
@@ -107,20 +108,20 @@ pub struct Encryption {
 impl Connected {
     pub fn plain(arrived: Arrived) -> Self {
         let Arrived { socket, by_balancer, .. } = arrived;
-        Self { socket, encryption: None, early: Early::default(), by_balancer }
+        Self { socket, encryption: None, early: EarlyBytes::default(), by_balancer }
     }
 
     pub fn encrypted(stream: TcpStream, encryption: Encryption, by_balancer: bool) -> Self {
-        let socket = Socket::Watched(stream);
-        Self { socket, encryption: Some(Box::new(encryption)), early: Early::default(), by_balancer }
+        let socket = Socket::Registered(stream);
+        Self { socket, encryption: Some(Box::new(encryption)), early: EarlyBytes::default(), by_balancer }
     }
 
     /// Returns the connection for blocking use on a worker.
     ///
     /// # Errors
     /// The socket is unusable.
-    pub fn for_thread(self) -> io::Result<DataStream> {
-        let socket = self.socket.blocking()?;
+    pub fn into_stream(self) -> io::Result<DataStream> {
+        let socket = self.socket.into_blocking()?;
         Ok(match self.encryption {
             None => DataStream::plain(socket, self.early, self.by_balancer),
             Some(encryption) => DataStream::encrypted(socket, *encryption, self.by_balancer),
@@ -131,33 +132,33 @@ impl Connected {
     ///
     /// # Errors
     /// The socket is unusable.
-    pub fn watched(self) -> io::Result<Self> {
-        Ok(Self { socket: Socket::Watched(self.socket.watched()?), ..self })
+    pub fn register(self) -> io::Result<Self> {
+        Ok(Self { socket: Socket::Registered(self.socket.register()?), ..self })
     }
 
-    /// Waits for the first bytes and reads those that follow within `GATHERING`, up to `most` bytes or
+    /// Waits for the first bytes and reads those that follow within `GATHER_TIME`, up to `max` bytes or
     /// somewhat more. So no worker waits for a client that sends nothing yet, and a small upload is complete
-    /// before a worker takes it. The reader of the bytes gets errors. Cancel-safe.
+    /// before a worker takes it. An error is kept for the worker that reads the bytes. Cancel-safe.
     ///
     /// With TLS this does nothing: a worker decrypts, because it has the buffers.
-    pub async fn gather(&mut self, most: usize, stall_limit: Duration, client: &ClientPresence) {
-        let (Socket::Watched(stream), None) = (&self.socket, &self.encryption) else { return };
+    pub async fn gather(&mut self, max: usize, stall_limit: Duration, client: &ClientPresence) {
+        let (Socket::Registered(stream), None) = (&self.socket, &self.encryption) else { return };
         let early = &mut self.early;
         if stall_limit.is_zero() {
-            read(early, stream, most, client).await;
-        } else if let Err(late) = timeout(stall_limit, read(early, stream, most, client)).await {
+            read(early, stream, max, client).await;
+        } else if let Err(late) = timeout(stall_limit, read(early, stream, max, client)).await {
             early.put(Err(late.into()));
         }
         let rest = async {
-            while early.len() < most && !early.has_ended() {
-                read(early, stream, most, client).await;
+            while early.len() < max && !early.has_ended() {
+                read(early, stream, max, client).await;
             }
         };
-        // The bytes that were read stay, also after the timeout.
-        let _ = timeout(GATHERING, rest).await;
+        // After the timeout, the bytes that were read are kept.
+        let _ = timeout(GATHER_TIME, rest).await;
     }
 
-    /// Sends `content` and ends the stream. Dropping the future breaks the transfer off.
+    /// Sends `content` and ends the stream. Dropping the future aborts the transfer.
     ///
     /// # Errors
     /// The peer is gone.
@@ -174,8 +175,8 @@ impl Connected {
 }
 
 /// Reads bytes of an upload early, and notes the end of its data.
-async fn read(early: &mut Early, stream: &TcpStream, most: usize, client: &ClientPresence) {
-    if early.read_from(stream, most).await {
+async fn read(early: &mut EarlyBytes, stream: &TcpStream, max: usize, client: &ClientPresence) {
+    if early.read_from(stream, max).await {
         client.note_end();
     }
 }

@@ -20,7 +20,7 @@ use nix::{errno::Errno, sys::sendfile::sendfile};
 use super::{
     ascii::{Incoming, Outgoing},
     error::CopyError,
-    splice::{self, Moved},
+    splice::{self, Spliced},
 };
 use crate::work::{
     pieces::{PIECE, each_piece},
@@ -29,8 +29,8 @@ use crate::work::{
     scratch::Scratch,
 };
 
-/// Bytes in one `sendfile` call. Smaller calls cost more (64 KiB: half as much again); progress and
-/// cancellation are seen between two calls.
+/// Bytes in one `sendfile` call. Smaller calls cost more (64 KiB: 50 % more). Progress is counted and
+/// cancellation is checked between two calls.
 const SENDFILE: usize = 2 * 1024 * 1024;
 
 /// Bytes that a [`ListingWriter`] collects before it writes.
@@ -38,12 +38,12 @@ const LISTING_BUFFER: usize = 64 * 1024;
 
 /// Slows a copy down or ends it, for example to keep to a bandwidth or a quota.
 pub trait CopyPace: Send + Sync {
-    /// Returns how many of `most` bytes may move next, and may wait for that. Returns 0 only if `progress`
+    /// Returns how many of `max` bytes may move next, and may wait for that. Returns 0 only if `progress`
     /// was cancelled meanwhile.
     ///
     /// # Errors
     /// No further byte may move. The copy ends with [`CopyError::Refused`].
-    fn piece(&self, most: usize, progress: &Progress) -> Result<usize, Box<dyn Error + Send + Sync>>;
+    fn piece(&self, max: usize, progress: &Progress) -> Result<usize, Box<dyn Error + Send + Sync>>;
 
     /// Notes that bytes have moved over the connection.
     fn moved(&self, bytes: u64);
@@ -55,10 +55,10 @@ pub trait CopyPace: Send + Sync {
     fn arrived(&self, bytes: u64) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
-/// One copy: what counts it, slows it down and ends it.
+/// The parameters of one copy, and the number of bytes stored.
 pub struct CopyJob<'c> {
     pub progress: &'c Progress,
-    /// For uploads.
+    /// Set for uploads.
     pub client: Option<&'c ClientPresence>,
     pub pace: Option<&'c dyn CopyPace>,
     /// Asked directly before each write to the file of an upload. False: another session may write the file
@@ -68,7 +68,7 @@ pub struct CopyJob<'c> {
 }
 
 impl<'c> CopyJob<'c> {
-    /// A copy that only `progress` counts and ends.
+    /// A copy without a pace and without a guard.
     pub fn new(progress: &'c Progress) -> Self {
         Self { progress, client: None, pace: None, may_store: None, stored: Cell::new(0) }
     }
@@ -78,7 +78,7 @@ impl<'c> CopyJob<'c> {
         Self { may_store, ..self }
     }
 
-    /// Bytes of an upload that are in its file; fewer than arrived if the coding is not the file's.
+    /// The number of bytes in the file of an upload: in TYPE A fewer than arrived.
     pub fn stored(&self) -> u64 {
         self.stored.get()
     }
@@ -107,14 +107,14 @@ impl<'c> CopyJob<'c> {
         if self.progress.is_cancelled() { Err(CopyError::of_cancellation(self.progress)) } else { Ok(()) }
     }
 
-    /// Returns how many of `most` bytes the copy may move in its next step, at least one.
-    pub(super) fn piece(&self, most: usize) -> Result<usize, CopyError> {
+    /// Returns how many of `max` bytes the copy may move in its next step, at least one.
+    pub(super) fn piece(&self, max: usize) -> Result<usize, CopyError> {
         self.check_cancelled()?;
         if self.client.is_some_and(|client| client.has_sent_enough(self.progress.transferred())) {
             return Err(CopyError::ClientLeft);
         }
-        let Some(pace) = self.pace else { return Ok(most) };
-        match pace.piece(most, self.progress).map_err(CopyError::Refused)? {
+        let Some(pace) = self.pace else { return Ok(max) };
+        match pace.piece(max, self.progress).map_err(CopyError::Refused)? {
             0 => Err(CopyError::of_cancellation(self.progress)),
             piece => Ok(piece),
         }
@@ -150,8 +150,7 @@ impl<'c> CopyJob<'c> {
     }
 }
 
-/// Makes `socket` blocking, and every wait for the peer end after `stall_limit`; zero waits for
-/// ever.
+/// Makes `socket` blocking, and limits every wait for the peer to `stall_limit`. Zero: no limit.
 ///
 /// # Errors
 /// The socket is unusable.
@@ -247,8 +246,8 @@ pub fn receive_file(
     job: &CopyJob<'_>,
 ) -> Result<u64, CopyError> {
     match splice::receive(socket, file, offset, job)? {
-        Moved::All(bytes) => Ok(bytes),
-        Moved::Unable(bytes) => {
+        Spliced::All(bytes) => Ok(bytes),
+        Spliced::Unable(bytes) => {
             let mut socket = socket;
             Ok(bytes + receive_into(&mut socket, file, offset + bytes, job)?)
         }
@@ -278,8 +277,8 @@ pub fn receive_into(
     }
 }
 
-/// [`receive_into`] of exactly `length` bytes that can be read at once, before the end of the stream. At most
-/// [`PIECE`].
+/// [`receive_into`] for the first `length` bytes, at most [`PIECE`], which can be read without waiting. More
+/// bytes may follow.
 ///
 /// # Errors
 /// See [`CopyError`].
@@ -398,7 +397,7 @@ fn write_all(writer: &mut impl Write, mut bytes: &[u8], job: &CopyJob<'_>) -> Re
 }
 
 /// Reads until the buffer is full, so that the file gets few large writes. Returns the bytes read, and the
-/// end of the stream if it came, well or not.
+/// end of the stream or an error, if one came.
 fn fill(
     reader: &mut impl Read,
     buffer: &mut [u8],

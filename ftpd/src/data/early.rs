@@ -4,24 +4,25 @@ use std::io::{self, Read};
 
 use tokio::net::TcpStream;
 
-/// Bytes that were read early, and the end of the stream if it came with them. Reading it gives both again.
+/// Bytes that were read early, and the end of the stream if it came with them. Its reader gets both.
 #[derive(Default)]
-pub(crate) struct Early {
+pub(crate) struct EarlyBytes {
     bytes: Vec<u8>,
-    read: usize,
-    /// `None`: the stream goes on in the socket.
+    /// The number of bytes that the reader has taken.
+    taken: usize,
+    /// `None`: further bytes may be in the socket.
     end: Option<io::Result<()>>,
 }
 
-impl Early {
+impl EarlyBytes {
     /// Returns true if nothing follows in the socket.
     pub(super) fn has_ended(&self) -> bool {
         self.end.is_some()
     }
 
-    /// The number of bytes that were not read again yet.
+    /// The number of bytes that the reader has not taken.
     pub(super) fn left(&self) -> usize {
-        self.bytes.len() - self.read
+        self.bytes.len() - self.taken
     }
 
     /// The number of all bytes.
@@ -39,13 +40,13 @@ impl Early {
         }
     }
 
-    /// Waits for bytes of `stream` and adds those that are there, up to `most` or somewhat more. Returns true
+    /// Waits for bytes of `stream` and adds those that are there, up to `max` or somewhat more. Returns true
     /// at the end of the stream. Cancel-safe.
-    pub(super) async fn read_from(&mut self, stream: &TcpStream, most: usize) -> bool {
+    pub(super) async fn read_from(&mut self, stream: &TcpStream, max: usize) -> bool {
         let read = async {
             stream.readable().await?;
-            // Only now, so that a connection that waits holds no memory.
-            self.bytes.reserve(most);
+            // Only now, so that a waiting connection holds no memory.
+            self.bytes.reserve(max);
             stream.try_read_buf(&mut self.bytes)
         };
         match read.await {
@@ -62,9 +63,9 @@ impl Early {
     }
 }
 
-impl Read for Early {
+impl Read for EarlyBytes {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = &self.bytes[self.read..];
+        let left = &self.bytes[self.taken..];
         if left.is_empty() {
             return match self.end.take() {
                 Some(Err(error)) => {
@@ -79,7 +80,7 @@ impl Read for Early {
         }
         let length = left.len().min(buffer.len());
         buffer[..length].copy_from_slice(&left[..length]);
-        self.read += length;
+        self.taken += length;
         Ok(length)
     }
 }

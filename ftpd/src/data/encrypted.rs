@@ -39,7 +39,7 @@ pub(super) struct Encrypted {
     /// The end of the stream without close_notify is an error, because an attacker could have ended it.
     close_notify_required: bool,
     sealer: Sealer,
-    /// True while a peer that only receives may still send something.
+    /// True while a peer that only receives data may still send control records.
     listens: bool,
     /// The peer's close_notify has come.
     is_closed: bool,

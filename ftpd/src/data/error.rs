@@ -16,7 +16,7 @@ pub enum CopyError {
     ClientLeft,
     #[error("no data moved for as long as stall_timeout allows")]
     Stalled,
-    /// All that arrived was whole records, but an attacker or a broken network could have ended the stream.
+    /// Only whole records arrived, but an attacker or a broken network may have ended the stream.
     #[error(
         "the upload ended without TLS close_notify (.NET's FtpWebRequest never sends it: to accept such \
          uploads, set tls_close_notify, or tls.close_notify of the user, to false)"
@@ -26,8 +26,8 @@ pub enum CopyError {
     ConnectionLost(#[source] io::Error),
     #[error("storage failed")]
     Storage(#[source] io::Error),
-    /// A [`CopyPace`](super::copy::CopyPace) refused further bytes. The cause is of a type that its owner
-    /// knows.
+    /// A [`CopyPace`](super::copy::CopyPace) refused further bytes. The caller that set the pace knows the
+    /// type of the cause.
     #[error("a limit ended the transfer")]
     Refused(#[source] Box<dyn Error + Send + Sync>),
     /// The guard of [`CopyJob::guarded_by`](super::copy::CopyJob::guarded_by) forbids further writes.
@@ -47,7 +47,7 @@ impl CopyError {
         if progress.is_given_up() { Self::ClientLeft } else { Self::Cancelled }
     }
 
-    /// The meaning of an error of the data connection. After a cancellation, every error is taken for its
+    /// The meaning of an error of the data connection. After a cancellation, every error counts as its
     /// effect.
     pub fn of_connection(error: io::Error, progress: &Progress, client: Option<&ClientPresence>) -> Self {
         match error.kind() {

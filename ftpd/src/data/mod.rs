@@ -52,11 +52,11 @@ pub enum NoDataConnection {
     Late(#[from] Elapsed),
     #[error("the data connection cannot be opened")]
     Failed(#[from] io::Error),
-    #[error("the passive port was given up, because another user of the same address waited for one")]
-    Gone,
+    #[error("the passive port was given up, because another session of the same address waited for one")]
+    GivenUp,
     #[error("the TLS handshake of the data connection failed")]
     Handshake(#[source] io::Error),
-    /// The data connection resumed no TLS session, or another session's.
+    /// The data connection did not resume a TLS session, or resumed that of another session.
     #[error("the data connection does not resume the control connection's TLS session (tls_data_reuse)")]
     NotResumed,
 }
@@ -65,27 +65,27 @@ pub enum NoDataConnection {
 pub struct Protection {
     pub tls: Arc<Tls>,
     pub session: SessionId,
-    /// Tells whether the session's client is able to resume its TLS.
-    pub resumes: Arc<Resumes>,
+    /// Whether the session's client can resume its TLS session.
+    pub resumption: Arc<Resumption>,
     /// An upload that ends without close_notify counts as broken off.
     pub close_notify_required: bool,
 }
 
-/// The TLS resumption of a session's data connections.
-pub struct Resumes {
+/// What the node knows about the client's ability to resume its TLS session on data connections.
+pub struct Resumption {
     /// True with TLS 1.2 on the control connection, whose tickets can be used repeatedly. With TLS 1.3,
     /// clients use a ticket once, and a client that does not read new tickets runs out of them.
     pub keeps_ticket: bool,
     has_resumed: AtomicBool,
 }
 
-impl Resumes {
+impl Resumption {
     pub fn new(keeps_ticket: bool) -> Self {
         Self { keeps_ticket, has_resumed: AtomicBool::new(false) }
     }
 
-    /// Returns true if the client can certainly resume. `tls_data_reuse = preferred` then refuses data
-    /// connections that do not.
+    /// Returns true if the client can certainly resume. With `tls_data_reuse = preferred`, data connections
+    /// that do not resume are then refused.
     fn is_certain(&self) -> bool {
         self.keeps_ticket && self.has_resumed.load(Ordering::Relaxed)
     }
@@ -108,10 +108,10 @@ impl DataPort {
     ) -> Result<Connected, NoDataConnection> {
         let arrived = match self {
             Self::Passive(reservation) => {
-                timeout(limit, reservation.accept()).await?.ok_or(NoDataConnection::Gone)?
+                timeout(limit, reservation.accept()).await?.ok_or(NoDataConnection::GivenUp)?
             }
             Self::Active(client) => {
-                let socket = Socket::Watched(timeout(limit, dial(client)).await??);
+                let socket = Socket::Registered(timeout(limit, dial(client)).await??);
                 Arrived { socket, by_balancer: false, records: None }
             }
         };
@@ -127,15 +127,15 @@ impl DataPort {
 
 impl Protection {
     async fn encrypt(self, arrived: Arrived) -> Result<Connected, NoDataConnection> {
-        let Self { tls, session, resumes, close_notify_required } = self;
+        let Self { tls, session, resumption, close_notify_required } = self;
         let Arrived { socket, by_balancer, records } = arrived;
-        let mut stream = socket.watched()?;
+        let mut stream = socket.register()?;
         let connected = |stream, records| {
             let encryption = Encryption { records, kernel_seals: tls.kernel_seals(), close_notify_required };
             Connected::encrypted(stream, encryption, by_balancer)
         };
         if let Some(records) = records {
-            resumes.has_resumed.store(true, Ordering::Relaxed);
+            resumption.has_resumed.store(true, Ordering::Relaxed);
             metrics::data_tls_session(true);
             return Ok(connected(stream, *records));
         }
@@ -145,11 +145,11 @@ impl Protection {
         metrics::data_tls_session(is_proved);
         let must_prove = match tls.settings.reuse {
             SessionReuse::Required => true,
-            SessionReuse::Preferred => resumes.is_certain(),
+            SessionReuse::Preferred => resumption.is_certain(),
             SessionReuse::Off => false,
         };
         if is_proved {
-            resumes.has_resumed.store(true, Ordering::Relaxed);
+            resumption.has_resumed.store(true, Ordering::Relaxed);
         } else if must_prove {
             metrics::data_connection_refused("not_resumed");
             return Err(NoDataConnection::NotResumed);

@@ -30,7 +30,7 @@ use tokio::{
 use self::waiting::{NoFreePort, WaitingSession, WaitingSessions};
 use super::connected::{Arrived, Socket};
 use crate::{
-    client_address::{self, Ends, NoClient, Trust},
+    client_address::{self, Endpoints, NoClient, TrustedBalancers},
     identity::SessionIdentity,
     listener::{self, UnwatchedListener},
     metrics,
@@ -45,7 +45,7 @@ pub struct PassivePorts {
     table: Arc<ReservationTable>,
 }
 
-/// The most connections from unexpected addresses whose TLS handshakes run at once. Each lasts at most
+/// Maximum number of TLS handshakes of connections from unexpected addresses at once. Each lasts at most
 /// `tls_handshake_timeout`; a further connection is refused.
 const PROOFS_AT_ONCE: usize = 16;
 
@@ -85,7 +85,7 @@ impl PassivePorts {
     pub fn listen(
         slice: PortRange,
         addresses: &[IpAddr],
-        trust: &Arc<Trust>,
+        balancers: &Arc<TrustedBalancers>,
         unused_limit: Duration,
     ) -> Result<Self, (SocketAddr, io::Error)> {
         let table = Arc::new(ReservationTable::default());
@@ -94,7 +94,7 @@ impl PassivePorts {
                 let address = SocketAddr::new(*ip, port);
                 let bound = listener::bind(address).and_then(UnwatchedListener::new);
                 let listener = bound.map_err(|error| (address, error))?;
-                tokio::spawn(accept(listener, port, Arc::clone(&table), Arc::clone(trust)));
+                tokio::spawn(accept(listener, port, Arc::clone(&table), Arc::clone(balancers)));
             }
         }
         Ok(Self { slice, unused_limit, table })
@@ -232,7 +232,7 @@ impl ReservationTable {
         self.freed.notify_waiters();
         match (taken, tls) {
             (Some(waiter), _) => {
-                // If the session has ended at this moment, the connection is closed.
+                // If the session has ended meanwhile, the connection is closed.
                 let _ = waiter.connection.send(arrived);
             }
             (None, Some(tls)) => match Arc::clone(&self.proofs).try_acquire_owned() {
@@ -255,7 +255,7 @@ impl ReservationTable {
     async fn prove(&self, port: u16, stranger: IpAddr, arrived: Arrived, tls: &Tls) {
         let Arrived { socket, by_balancer, .. } = arrived;
         let proof = async {
-            let mut stream = socket.watched()?;
+            let mut stream = socket.register()?;
             let (records, handshake) = tls.accept_unclaimed_data(&mut stream).await?;
             Ok::<_, io::Error>((stream, records, handshake.resumed))
         };
@@ -275,7 +275,7 @@ impl ReservationTable {
         self.freed.notify_waiters();
         waiter.identity.log_foreign_data(port, stranger, true);
         let records = Some(Box::new(records));
-        let arrived = Arrived { socket: Socket::Watched(stream), by_balancer, records };
+        let arrived = Arrived { socket: Socket::Registered(stream), by_balancer, records };
         // As in `deliver`.
         let _ = waiter.connection.send(arrived);
     }
@@ -291,11 +291,15 @@ impl ReservationTable {
         self: &Arc<Self>,
         port: u16,
         balancer: SocketAddr,
-        ends: Result<(Ends, Socket), NoClient>,
+        endpoints: Result<(Endpoints, Socket), NoClient>,
     ) {
-        match ends {
-            Ok((ends, socket)) => {
-                self.deliver(port, ends.client.ip(), Arrived { socket, by_balancer: true, records: None });
+        match endpoints {
+            Ok((endpoints, socket)) => {
+                self.deliver(
+                    port,
+                    endpoints.client.ip(),
+                    Arrived { socket, by_balancer: true, records: None },
+                );
             }
             // A health check of the balancer has no session.
             Err(NoClient::Left | NoClient::Balancer) => {}
@@ -346,27 +350,32 @@ impl Drop for Reservation {
     }
 }
 
-async fn accept(listener: UnwatchedListener, port: u16, table: Arc<ReservationTable>, trust: Arc<Trust>) {
+async fn accept(
+    listener: UnwatchedListener,
+    port: u16,
+    table: Arc<ReservationTable>,
+    balancers: Arc<TrustedBalancers>,
+) {
     loop {
         let (socket, peer) = listener.accept().await;
-        if !trust.is_balancer(peer.ip()) {
-            let arrived = Arrived { socket: Socket::Plain(socket), by_balancer: false, records: None };
+        if !balancers.is_balancer(peer.ip()) {
+            let arrived = Arrived { socket: Socket::Blocking(socket), by_balancer: false, records: None };
             table.deliver(port, peer.ip().to_canonical(), arrived);
             continue;
         }
-        if let Some(ends) = client_address::ends_at_once(&socket) {
-            table.deliver_for(port, peer, ends.map(|ends| (ends, Socket::Plain(socket))));
+        if let Some(endpoints) = client_address::endpoints_at_once(&socket) {
+            table.deliver_for(port, peer, endpoints.map(|endpoints| (endpoints, Socket::Blocking(socket))));
             continue;
         }
-        let (table, trust) = (Arc::clone(&table), Arc::clone(&trust));
+        let (table, balancers) = (Arc::clone(&table), Arc::clone(&balancers));
         tokio::spawn(async move {
-            let ends = async {
-                let mut stream = Socket::Plain(socket).watched()?;
-                let ends = trust.ends(&mut stream, peer).await?;
-                Ok((ends, Socket::Watched(stream)))
+            let endpoints = async {
+                let mut stream = Socket::Blocking(socket).register()?;
+                let endpoints = balancers.endpoints(&mut stream, peer).await?;
+                Ok((endpoints, Socket::Registered(stream)))
             };
-            let ends = ends.await;
-            table.deliver_for(port, peer, ends);
+            let endpoints = endpoints.await;
+            table.deliver_for(port, peer, endpoints);
         });
     }
 }

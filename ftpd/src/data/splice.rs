@@ -22,7 +22,7 @@ const PIPE: usize = 1024 * 1024;
 const SMALLEST_PIPE: usize = 64 * 1024;
 
 /// The result of [`receive`].
-pub(super) enum Moved {
+pub(super) enum Spliced {
     /// All bytes up to the end of the stream.
     All(u64),
     /// The kernel cannot splice here; this many bytes are in the file.
@@ -35,10 +35,10 @@ pub(super) fn receive(
     file: &File,
     offset: u64,
     job: &CopyJob<'_>,
-) -> Result<Moved, CopyError> {
-    // After an error, the pipe is not kept but closed, with the bytes in it.
+) -> Result<Spliced, CopyError> {
+    // After an error, the pipe is closed and not reused, because bytes may be left in it.
     let Some(pipe) = SPARE.take().or_else(|| Pipe::new().ok().flatten()) else {
-        return Ok(Moved::Unable(0));
+        return Ok(Spliced::Unable(0));
     };
     let mut received = 0;
     loop {
@@ -51,7 +51,7 @@ pub(super) fn receive(
             }
             Ok(arrived) => arrived,
             Err(Errno::EINTR) => continue,
-            Err(Errno::EINVAL | Errno::ENOSYS) => return Ok(Moved::Unable(received)),
+            Err(Errno::EINVAL | Errno::ENOSYS) => return Ok(Spliced::Unable(received)),
             Err(errno) => return Err(job.socket_error(errno)),
         };
         job.arrived(arrived)?;
@@ -60,12 +60,12 @@ pub(super) fn receive(
         received += arrived as u64;
         job.note_stored(arrived);
         if !stored {
-            return Ok(Moved::Unable(received));
+            return Ok(Spliced::Unable(received));
         }
     }
     SPARE.set(Some(pipe));
     job.check_end()?;
-    Ok(Moved::All(received))
+    Ok(Spliced::All(received))
 }
 
 thread_local! {

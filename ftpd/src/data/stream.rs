@@ -16,20 +16,21 @@ use super::{
     coding::Coding,
     connected::Encryption,
     copy::{self, CopyJob},
-    early::Early,
+    early::EarlyBytes,
     encrypted::{Encrypted, EncryptedSocket},
     error::CopyError,
 };
 
-/// The most bytes that [`DataStream::await_first`] reads.
+/// Maximum bytes that [`DataStream::await_first`] reads.
 const FIRST: usize = 4096;
 
 /// A data connection on the worker that moves its data.
 pub struct DataStream {
     socket: Arc<TcpStream>,
     tls: Option<Box<Encrypted>>,
-    /// Bytes that come before those in the socket. With TLS, those that [`Self::await_first`] has read.
-    early: Early,
+    /// Bytes that come before those in the socket. With TLS, the decrypted bytes that [`Self::await_first`]
+    /// has read.
+    early: EarlyBytes,
     by_balancer: bool,
 }
 
@@ -49,7 +50,7 @@ pub enum DataEnd {
 
 impl DataStream {
     /// `by_balancer`: the connection came from a balancer, with a PROXY header.
-    pub(super) fn plain(socket: TcpStream, early: Early, by_balancer: bool) -> Self {
+    pub(super) fn plain(socket: TcpStream, early: EarlyBytes, by_balancer: bool) -> Self {
         Self { socket: Arc::new(socket), tls: None, early, by_balancer }
     }
 
@@ -57,7 +58,7 @@ impl DataStream {
         Self {
             socket: Arc::new(socket),
             tls: Some(Box::new(Encrypted::new(encryption))),
-            early: Early::default(),
+            early: EarlyBytes::default(),
             by_balancer,
         }
     }
@@ -110,7 +111,7 @@ impl DataStream {
     }
 
     /// Waits for the first bytes of an upload, which [`Self::receive_file`] stores. Returns their number: 0
-    /// if the stream has ended, well or not.
+    /// after the end of the stream or an error.
     pub fn await_first(&mut self, job: &CopyJob<'_>) -> usize {
         let mut bytes = [0; FIRST];
         while self.early.left() == 0 && !self.early.has_ended() {
@@ -171,7 +172,7 @@ impl DataStream {
     /// Ends the stream after a complete upload. The client may have left already, which is no error.
     pub fn finish_receiving(&mut self) {
         if self.tls.is_none() && self.early.has_ended() {
-            // The client has ended its side; closing the socket ends the other.
+            // The client has ended its side; closing the socket ends the node's side.
             return;
         }
         if let Err(error) = self.close() {

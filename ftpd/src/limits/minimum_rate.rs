@@ -29,11 +29,12 @@ struct RateMark {
 
 impl MinimumRate {
     /// Cancels the transfer once it was slower than the minimum for a whole window. Measures only while a
-    /// worker moves data: neither the wait for the data connection or a slot, nor the end of an upload, when
-    /// its file is synced. With `gathers_first` (listings) it measures from the first byte on. Never returns.
+    /// worker moves data: not during the wait for the data connection or a slot, and not at the end of an
+    /// upload, when its file is synced. With `gathers_first` (listings), measures from the first byte on.
+    /// Never returns.
     pub async fn enforce(
         self,
-        watch: &ActivityHandle,
+        handle: &ActivityHandle,
         pace: Option<&Pace>,
         gathers_first: bool,
     ) -> Infallible {
@@ -43,9 +44,9 @@ impl MinimumRate {
         let mut mark = None;
         loop {
             sleep(self.window / 4).await;
-            let progress = &watch.progress;
+            let progress = &handle.progress;
             let is_gathering = gathers_first && progress.transferred() == 0;
-            if !watch.is_attached() || watch.client.has_seen_end() || is_gathering {
+            if !handle.is_attached() || handle.client.has_seen_end() || is_gathering {
                 mark = None;
                 continue;
             }
@@ -63,7 +64,7 @@ impl MinimumRate {
             }
             if self.is_too_slow(from, &now) {
                 metrics::limit_reached("minimum_rate");
-                watch.cancel(CancelledBy::TooSlow);
+                handle.cancel(CancelledBy::TooSlow);
                 return pending().await;
             }
             mark = Some(now);
@@ -93,32 +94,32 @@ mod tests {
     fn attached() -> Arc<ActivityHandle> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = Arc::new(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
-        let watch = ActivityHandle::new("RETR");
-        watch.attach(&socket);
-        watch
+        let handle = ActivityHandle::new("RETR");
+        handle.attach(&socket);
+        handle
     }
 
     /// Returns true if a transfer that moves `bytes` a second is cancelled within ten minutes.
-    async fn is_cancelled(watch: &ActivityHandle, gathers_first: bool, bytes: u64) -> bool {
+    async fn is_cancelled(handle: &ActivityHandle, gathers_first: bool, bytes: u64) -> bool {
         let client = async {
             for _ in 0..600 {
                 sleep(Duration::from_secs(1)).await;
-                watch.progress.add(bytes);
+                handle.progress.add(bytes);
             }
         };
         tokio::select! {
-            never = MINIMUM.enforce(watch, None, gathers_first) => match never {},
+            never = MINIMUM.enforce(handle, None, gathers_first) => match never {},
             () = client => {}
         }
-        watch.is_cancelled()
+        handle.is_cancelled()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_transfer_below_the_minimum_is_cancelled_and_one_above_goes_on() {
         for (bytes, cancelled) in [(0, true), (1, true), (90, true), (110, false), (1_000_000, false)] {
-            let watch = attached();
-            assert_eq!(is_cancelled(&watch, false, bytes).await, cancelled, "{bytes}");
-            assert_eq!(watch.cancelled_by(), cancelled.then_some(CancelledBy::TooSlow));
+            let handle = attached();
+            assert_eq!(is_cancelled(&handle, false, bytes).await, cancelled, "{bytes}");
+            assert_eq!(handle.cancelled_by(), cancelled.then_some(CancelledBy::TooSlow));
         }
     }
 
@@ -129,9 +130,9 @@ mod tests {
         // A listing that is still being gathered.
         assert!(!is_cancelled(&attached(), true, 0).await);
         // An upload that is being synced.
-        let watch = attached();
-        watch.client.note_end();
-        assert!(!is_cancelled(&watch, false, 0).await);
+        let handle = attached();
+        handle.client.note_end();
+        assert!(!is_cancelled(&handle, false, 0).await);
     }
 
     #[test]

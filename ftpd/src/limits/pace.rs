@@ -1,5 +1,5 @@
-//! The pace of transfers: a transfer moves as fast as its user's bandwidth allows, and stores as much as the
-//! quota has room for.
+//! The pace of transfers: it holds a transfer to the bandwidth of its session and user, and an upload to the
+//! quota.
 
 use std::{
     error::Error,
@@ -41,7 +41,7 @@ struct DirectionBandwidth {
 #[derive(Default)]
 struct Allowance {
     meter: BandwidthMeter,
-    /// Bytes that may move without further waiting. The next transfer has the bytes that one leaves.
+    /// Bytes that may move without further waiting. The next transfer gets the bytes that a transfer leaves.
     bytes: u64,
 }
 
@@ -100,9 +100,9 @@ struct PaceCancelled;
 
 impl CopyPace for Pace {
     /// Waits for the bandwidth and for the registry; a cancellation ends that at once.
-    fn piece(&self, most: usize, progress: &Progress) -> Result<usize, Box<dyn Error + Send + Sync>> {
-        match self.next_piece(most as u64, progress)? {
-            // No more than `most`, which is a usize.
+    fn piece(&self, max: usize, progress: &Progress) -> Result<usize, Box<dyn Error + Send + Sync>> {
+        match self.next_piece(max as u64, progress)? {
+            // At most `max`, so it fits into usize.
             Ok(bytes) => Ok(bytes as usize),
             Err(PaceCancelled) => Ok(0),
         }
@@ -128,7 +128,7 @@ impl Pace {
 
     fn next_piece(
         &self,
-        mut most: u64,
+        mut max: u64,
         progress: &Progress,
     ) -> Result<Result<u64, PaceCancelled>, QuotaError> {
         if let Some(quota) = &self.quota {
@@ -138,8 +138,8 @@ impl Pace {
                     Err(cancelled) => return Ok(Err(cancelled)),
                 }
             }
-            // With the quota used up, one byte may still come: it shows that the stream goes on.
-            most = most.min(quota.room().max(1));
+            // If the quota is used up, one more byte may be read: it shows that the stream has not ended.
+            max = max.min(quota.room().max(1));
         }
         if let Some(bandwidth) = &self.bandwidth {
             if bandwidth.allowance().bytes == 0
@@ -147,9 +147,9 @@ impl Pace {
             {
                 return Ok(Err(cancelled));
             }
-            most = most.min(bandwidth.allowance().bytes);
+            max = max.min(bandwidth.allowance().bytes);
         }
-        Ok(Ok(most))
+        Ok(Ok(max))
     }
 
     /// Waits until the bandwidth has an allowance again.
@@ -159,11 +159,11 @@ impl Pace {
         progress: &Progress,
     ) -> Result<(), PaceCancelled> {
         let begun = Instant::now();
-        let most = bandwidth.of_session.map_or(u64::MAX, |rate| piece_size(rate, 1));
+        let max = bandwidth.of_session.map_or(u64::MAX, |rate| piece_size(rate, 1));
         let granted = self.wait(progress, async {
             let mut grant = match &self.of_user {
-                Some(of_user) => of_user.take(most).await,
-                None => BandwidthGrant { bytes: most, wait: Duration::ZERO },
+                Some(of_user) => of_user.take(max).await,
+                None => BandwidthGrant { bytes: max, wait: Duration::ZERO },
             };
             if let Some(rate) = bandwidth.of_session {
                 let wait = bandwidth.allowance().meter.take(grant.bytes, rate, Instant::now());

@@ -124,8 +124,8 @@ async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receive
 }
 
 async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implicit_tls: bool) {
-    let ends = match node.trust.ends(&mut stream, peer).await {
-        Ok(ends) => ends,
+    let endpoints = match node.balancers.endpoints(&mut stream, peer).await {
+        Ok(endpoints) => endpoints,
         Err(NoClient::Left) => return,
         Err(NoClient::Balancer) => return health_check::serve(stream, &node, implicit_tls).await,
         Err(error) => {
@@ -136,9 +136,9 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implici
             return;
         }
     };
-    match node.connections.admit(ends.client.ip()) {
-        Ok(entry) => ControlConnection::new(stream, node, ends, entry).serve(implicit_tls).await,
-        Err(refused) => refuse(&node, &stream, ends.client, refused),
+    match node.connections.admit(endpoints.client.ip()) {
+        Ok(entry) => ControlConnection::new(stream, node, endpoints, entry).serve(implicit_tls).await,
+        Err(refused) => refuse(&node, &stream, endpoints.client, refused),
     }
 }
 

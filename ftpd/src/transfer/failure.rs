@@ -11,7 +11,7 @@ use crate::{
     protocol::{Code, Failure, Reply, failure::CANCELLED},
 };
 
-/// The reason why a transfer did not end well.
+/// The reason why a transfer failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TransferFailure {
     #[error(transparent)]
@@ -20,8 +20,8 @@ pub(crate) enum TransferFailure {
     NoSlot { setting: &'static str },
     #[error("the transfer moved fewer than {minimum} bytes a second (minimum_rate, minimum_rate_time)")]
     TooSlow { minimum: u64 },
-    /// The data connection broke, or the transfer was ended early. Never one of the variants of [`CopyError`]
-    /// that have a variant here.
+    /// The data connection broke, or the transfer was ended early. Storage errors, quota errors and expired
+    /// leases have their own variants.
     #[error(transparent)]
     Copy(CopyError),
     #[error("storage failed")]
@@ -58,8 +58,8 @@ impl From<CopyError> for TransferFailure {
 }
 
 impl TransferFailure {
-    /// The last reply to the command, with its reason, and the label `result` of `ftp_transfers_total`.
-    /// `stall`: the limit that a stalled transfer met.
+    /// The final reply to the command, with its reason, and the label `result` of `ftp_transfers_total`.
+    /// `stall` is `stall_timeout`.
     pub(super) fn reply(&self, stall: Duration) -> (Reply, &'static str) {
         let aborted = Code::TRANSFER_ABORTED;
         let stalled = || format!("Transfer stalled: no data for {} s", stall.as_secs_f64());
@@ -102,7 +102,7 @@ impl TransferFailure {
             Self::Shrunk { .. } => {
                 (Reply::new(Code::LOCAL_ERROR, "The file became shorter while it was sent"), "shrunk")
             }
-            // `From<CopyError>` makes other variants of these.
+            // `From<CopyError>` turns these into variants of their own, except an unknown cause of `Refused`.
             Self::Copy(CopyError::Storage(_) | CopyError::Refused(_) | CopyError::MayNotStore) => {
                 (Reply::new(Code::LOCAL_ERROR, "Local error in processing"), "local_error")
             }

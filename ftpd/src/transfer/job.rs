@@ -10,7 +10,7 @@ use crate::{
 
 /// The work of a transfer on its data connection.
 pub(crate) enum TransferWork {
-    /// Runs on a worker, from the start to the end.
+    /// Runs on a worker once the data connection is open.
     OnWorker(OffRuntime<WorkerJob<()>>),
     /// Runs on a worker once the first bytes have arrived. If it returns a lease, the release of the lease
     /// ends the transfer.
@@ -29,7 +29,7 @@ impl TransferWork {
         workers: &Workers,
         work: impl FnOnce(&mut DataStream, CopyJob<'_>) -> Result<(), TransferFailure> + Send + 'static,
     ) -> Self {
-        Self::OnWorker(workers.keep(Box::new(work)))
+        Self::OnWorker(workers.off_runtime(Box::new(work)))
     }
 
     /// [`TransferWork::Receive`].
@@ -39,11 +39,11 @@ impl TransferWork {
         + Send
         + 'static,
     ) -> Self {
-        Self::Receive(workers.keep(Box::new(work)))
+        Self::Receive(workers.off_runtime(Box::new(work)))
     }
 }
 
-/// The write lease of an upload that has ended well. It is released before the reply.
+/// The write lease of a complete upload. It is released before the reply.
 pub(crate) struct LeaseToRelease {
     pub lease: WriteLease,
     /// True if the upload is complete only if the lease was held until now. False if a lock on the storage
@@ -55,7 +55,7 @@ impl LeaseToRelease {
     /// Releases the lease.
     ///
     /// # Errors
-    /// [`TransferFailure::LeaseLost`] if the lease decides, and was lost.
+    /// [`TransferFailure::LeaseLost`] if the lease must be held, and was lost.
     pub(super) async fn release(self) -> Result<(), TransferFailure> {
         let was_held = self.lease.give_back().await;
         if was_held || !self.must_be_held { Ok(()) } else { Err(TransferFailure::LeaseLost) }

@@ -20,25 +20,25 @@ use crate::{
 /// Runs a long command; `work` returns the command's reply.
 pub(crate) fn run_in_background(
     session: SessionParts,
-    watch: Arc<ActivityHandle>,
+    handle: Arc<ActivityHandle>,
     work: impl FnOnce() -> Reply + Send + 'static,
 ) -> Activity {
     let SessionParts { node, failures, slot } = session;
-    let watched = Arc::clone(&watch);
-    let end = async move {
-        let reply = match slot_for_long_command(&node, &watched, slot).await {
+    let activity = Arc::clone(&handle);
+    let run = async move {
+        let reply = match slot_for_long_command(&node, &activity, slot).await {
             Ok(slot) => node.workers.run_long(slot, work).await,
             Err(reply) => {
-                // A worker closes the files that the work holds.
-                node.workers.operation(move || drop(work)).await;
+                // `work` may hold open files, which a worker must close.
+                node.workers.run_without_slot(move || drop(work)).await;
                 reply
             }
         };
-        let (path, cancelled_by) = (watched.path.get(), watched.cancelled_by());
-        failures.report(Operation { verb: watched.verb, path, transfer: None, cancelled_by }, &reply);
+        let (path, cancelled_by) = (activity.path.get(), activity.cancelled_by());
+        failures.report(Operation { verb: activity.verb, path, transfer: None, cancelled_by }, &reply);
         reply
     };
-    Activity { watch, asks_for_client: false, end: Box::pin(end) }
+    Activity { handle, is_upload: false, run: Box::pin(run) }
 }
 
 /// A slot for a long command, after at most `long_operation_wait`.
@@ -47,7 +47,7 @@ pub(crate) fn run_in_background(
 /// The reply: the command was cancelled, or 450 because no slot became free.
 async fn slot_for_long_command(
     node: &Node,
-    watch: &ActivityHandle,
+    handle: &ActivityHandle,
     request: SlotRequest,
 ) -> Result<Slot, Reply> {
     let setting = match node.workers.try_long(&request) {
@@ -57,7 +57,7 @@ async fn slot_for_long_command(
     metrics::limit_reached(setting);
     let patience = node.timeouts.long_operation_wait;
     tokio::select! {
-        () = watch.cancellation() => Err(FileError::Cancelled.refusal()),
+        () = handle.cancellation() => Err(FileError::Cancelled.refusal()),
         slot = timeout(patience, node.workers.long(request)) => slot.map_err(|_| {
             let detail = format!(
                 "no slot for a long command became free within {} s ({setting}, long_operation_wait)",

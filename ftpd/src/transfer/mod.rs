@@ -30,9 +30,9 @@ use crate::{
     },
 };
 
-/// Bytes of a file that RETR reads when it opens the file, and sends without a worker; and bytes of an upload
-/// that are read before a worker takes it. A thread hop costs more than moving this many bytes. The buffer
-/// lives until the data connection is open, or the rest has come.
+/// Maximum size of a small transfer, in bytes. RETR reads a small file when it opens the file, and sends it
+/// without a worker. Of an upload, up to this many bytes are read before a worker takes it. A thread hop
+/// costs more than moving this many bytes.
 pub(crate) const SMALL: usize = 16 * 1024;
 
 /// The kinds of transfers.
@@ -60,7 +60,7 @@ pub(crate) struct Transfer {
     pub kind: TransferKind,
     pub path: VirtualPath,
     pub coding: Coding,
-    /// `None`: nothing limits it.
+    /// `None`: neither a bandwidth nor a quota limits the transfer.
     pub pace: Option<Arc<Pace>>,
     pub work: TransferWork,
 }
@@ -72,8 +72,8 @@ pub(crate) struct SessionParts {
     pub slot: SlotRequest,
 }
 
-/// Starts a transfer. `protection`: how its data connection is encrypted; `None`: not at all. `stored_at`:
-/// the path from the root of the storage, for the transfer log.
+/// Starts a transfer. Without `protection`, its data connection is plain. `stored_at` is the path from
+/// the root of the storage, for the transfer log.
 pub(crate) fn start(
     session: SessionParts,
     port: DataPort,
@@ -83,28 +83,29 @@ pub(crate) fn start(
 ) -> Activity {
     let SessionParts { node, failures, slot } = session;
     let Transfer { verb, kind, path, coding, pace, work } = transfer;
-    let watch = ActivityHandle::new(verb);
-    let running = Running { node, watch: Arc::clone(&watch), pace };
-    let end = async move {
-        let result = running.measured(kind, port, protection, slot, work).await;
-        let Running { node, watch, pace } = running;
-        // Before the reply: what is left of a quota reservation is released with it.
+    let handle = ActivityHandle::new(verb);
+    let running = RunningTransfer { node, handle: Arc::clone(&handle), pace };
+    let run = async move {
+        let result = running.run(kind, port, protection, slot, work).await;
+        let RunningTransfer { node, handle, pace } = running;
+        // Before the reply, because the pace holds the quota reservation of an upload.
         drop(pace);
-        conclude(&node, &failures, &watch, EndedTransfer { kind, path, stored_at, coding, result })
+        conclude(&node, &failures, &handle, EndedTransfer { kind, path, stored_at, coding, result })
     };
-    Activity { watch, asks_for_client: kind == TransferKind::Upload, end: Box::pin(end) }
+    Activity { handle, is_upload: kind == TransferKind::Upload, run: Box::pin(run) }
 }
 
-/// A transfer that runs.
-struct Running {
+/// A running transfer.
+struct RunningTransfer {
     node: Arc<Node>,
-    watch: Arc<ActivityHandle>,
+    handle: Arc<ActivityHandle>,
     pace: Option<Arc<Pace>>,
 }
 
-impl Running {
-    /// Runs the transfer to its end. Counts it meanwhile, and ends it if it is slower than `minimum_rate`.
-    async fn measured(
+impl RunningTransfer {
+    /// Runs the transfer to its end. Counts it in the metrics, and cancels it if it is slower than
+    /// `minimum_rate`.
+    async fn run(
         &self,
         kind: TransferKind,
         port: DataPort,
@@ -116,29 +117,29 @@ impl Running {
         let minimum = self.node.limits.minimum_rate;
         let connection = port.connect(self.node.timeouts.data_connect, protection);
         let result = tokio::select! {
-            result = self.run(slot, connection, work) => result,
-            never = minimum.enforce(&self.watch, self.pace.as_deref(), kind == TransferKind::Listing) => {
+            result = self.connect_and_move(slot, connection, work) => result,
+            never = minimum.enforce(&self.handle, self.pace.as_deref(), kind == TransferKind::Listing) => {
                 match never {}
             }
         };
-        result.map_err(|failure| match self.watch.cancelled_by() {
+        result.map_err(|failure| match self.handle.cancelled_by() {
             Some(CancelledBy::TooSlow) => TransferFailure::TooSlow { minimum: minimum.rate },
             _ => failure,
         })
     }
 
     /// Waits for the data connection, then moves the data.
-    async fn run(
+    async fn connect_and_move(
         &self,
         slot: SlotRequest,
         connection: impl Future<Output = Result<Connected, NoDataConnection>>,
         work: TransferWork,
     ) -> Result<(), TransferFailure> {
         let connected = tokio::select! {
-            () = self.watch.cancellation() => Err(self.cancelled()),
+            () = self.handle.cancellation() => Err(self.cancelled()),
             connected = connection => connected.map_err(Into::into),
         };
-        self.watch.connected();
+        self.handle.note_connected();
         match work {
             TransferWork::Send(content) => self.send(connected?, &content).await,
             TransferWork::OnWorker(work) => self.run_on_worker(slot, connected, work).await,
@@ -158,13 +159,13 @@ impl Running {
     /// Reads the first bytes of an upload, so that no worker waits for a client that sends nothing yet, and a
     /// small upload has arrived completely before a worker takes it.
     async fn gather(&self, connected: Connected) -> Result<Connected, TransferFailure> {
-        let mut connected = connected.watched().map_err(|error| self.connection_error(error))?;
+        let mut connected = connected.register().map_err(|error| self.connection_error(error))?;
         tokio::select! {
             biased;
-            () = self.watch.cancellation() => {}
-            () = connected.gather(SMALL, self.node.timeouts.stall, &self.watch.client) => {}
-            // The worker takes the bytes that are there.
-            () = self.watch.departure() => {}
+            () = self.handle.cancellation() => {}
+            () = connected.gather(SMALL, self.node.timeouts.stall, &self.handle.client) => {}
+            // The worker stores the bytes that have arrived.
+            () = self.handle.client_left() => {}
         }
         Ok(connected)
     }
@@ -172,12 +173,12 @@ impl Running {
     /// Sends `content` without a worker.
     async fn send(&self, connection: Connected, content: &[u8]) -> Result<(), TransferFailure> {
         let sent = tokio::select! {
-            () = self.watch.cancellation() => return Err(CopyError::Cancelled.into()),
+            () = self.handle.cancellation() => return Err(CopyError::Cancelled.into()),
             sent = connection.send(content) => sent,
             () = stall(self.node.timeouts.stall) => return Err(CopyError::Stalled.into()),
         };
         sent.map_err(|error| self.connection_error(error))?;
-        self.watch.progress.add(content.len() as u64);
+        self.handle.progress.add(content.len() as u64);
         Ok(())
     }
 
@@ -190,27 +191,28 @@ impl Running {
         let workers = &self.node.workers;
         let slot = self.slot(request).await;
         let stream = connected
-            .and_then(|connected| connected.for_thread().map_err(|error| self.connection_error(error)));
+            .and_then(|connected| connected.into_stream().map_err(|error| self.connection_error(error)));
         let (mut stream, slot) = match stream.and_then(|stream| Ok((stream, slot?))) {
             Ok(both) => both,
             Err(failure) => {
-                // A worker closes the files and removes what was made in vain. The reply comes after that.
-                workers.operation(move || drop(work)).await;
+                // A worker closes the files, and removes a file that the upload has created. Then the reply.
+                workers.run_without_slot(move || drop(work)).await;
                 return Err(failure);
             }
         };
-        self.watch.attach(stream.socket());
-        let (watch, pace, stall) = (Arc::clone(&self.watch), self.pace.clone(), self.node.timeouts.stall);
+        self.handle.attach(stream.socket());
+        let (handle, pace, stall) = (Arc::clone(&self.handle), self.pace.clone(), self.node.timeouts.stall);
         let moved = workers.run_long(slot, move || {
-            let mut job = CopyJob::new(&watch.progress);
-            job.client = Some(&watch.client);
+            let mut job = CopyJob::new(&handle.progress);
+            job.client = Some(&handle.client);
             job.pace = pace.as_deref().map(|pace| pace as _);
             let limited = stream.limit_stalls(stall);
-            limited.map_err(|error| CopyError::of_connection(error, &watch.progress, Some(&watch.client)))?;
+            limited
+                .map_err(|error| CopyError::of_connection(error, &handle.progress, Some(&handle.client)))?;
             work.into_inner()(&mut stream, job)
         });
         let result = moved.await;
-        self.watch.detach();
+        self.handle.detach();
         result
     }
 
@@ -223,7 +225,7 @@ impl Running {
         };
         metrics::limit_reached(setting);
         tokio::select! {
-            () = self.watch.cancellation() => Err(self.cancelled()),
+            () = self.handle.cancellation() => Err(self.cancelled()),
             slot = timeout(self.node.timeouts.data_connect, workers.transfer(request)) => {
                 slot.map_err(|_| TransferFailure::NoSlot { setting })
             }
@@ -231,11 +233,11 @@ impl Running {
     }
 
     fn cancelled(&self) -> TransferFailure {
-        CopyError::of_cancellation(&self.watch.progress).into()
+        CopyError::of_cancellation(&self.handle.progress).into()
     }
 
     fn connection_error(&self, error: std::io::Error) -> TransferFailure {
-        CopyError::of_connection(error, &self.watch.progress, Some(&self.watch.client)).into()
+        CopyError::of_connection(error, &self.handle.progress, Some(&self.handle.client)).into()
     }
 }
 
@@ -254,10 +256,10 @@ struct EndedTransfer {
     result: Result<(), TransferFailure>,
 }
 
-/// Turns the end of a transfer into its reply, its log line and metrics. Nothing else does.
-fn conclude(node: &Node, failures: &FailureLog, watch: &ActivityHandle, ended: EndedTransfer) -> Reply {
-    let bytes = watch.progress.transferred();
-    let took = watch.started.elapsed();
+/// The one place that turns the end of a transfer into its reply, its log line and metrics.
+fn conclude(node: &Node, failures: &FailureLog, handle: &ActivityHandle, ended: EndedTransfer) -> Reply {
+    let bytes = handle.progress.transferred();
+    let took = handle.started.elapsed();
     let (reply, result) = match &ended.result {
         Ok(()) if ended.kind == TransferKind::Listing => {
             (Reply::new(Code::TRANSFER_COMPLETE, "Directory listing completed"), "complete")
@@ -268,13 +270,13 @@ fn conclude(node: &Node, failures: &FailureLog, watch: &ActivityHandle, ended: E
     metrics::transfer_ended(ended.kind.name(), result, bytes, took);
     let end = TransferEnd { direction: ended.kind.name(), bytes, seconds: seconds(took), result };
     match &ended.result {
-        Ok(()) => log_success(failures, watch, &ended, end),
+        Ok(()) => log_success(failures, handle, &ended, end),
         Err(_) => {
             let operation = Operation {
-                verb: watch.verb,
+                verb: handle.verb,
                 path: Some(&ended.path),
                 transfer: Some(end),
-                cancelled_by: watch.cancelled_by(),
+                cancelled_by: handle.cancelled_by(),
             };
             failures.report(operation, &reply);
         }
@@ -295,11 +297,11 @@ fn conclude(node: &Node, failures: &FailureLog, watch: &ActivityHandle, ended: E
     reply
 }
 
-fn log_success(failures: &FailureLog, watch: &ActivityHandle, ended: &EndedTransfer, end: TransferEnd) {
+fn log_success(failures: &FailureLog, handle: &ActivityHandle, ended: &EndedTransfer, end: TransferEnd) {
     let level = if ended.kind == TransferKind::Listing { log::Level::Debug } else { log::Level::Info };
     let TransferEnd { direction, bytes, seconds, result } = end;
     log_session!(
-        level, failures.identity(), verb = watch.verb, path:% = ended.path, bytes, seconds, result;
+        level, failures.identity(), verb = handle.verb, path:% = ended.path, bytes, seconds, result;
         "{direction}"
     );
 }

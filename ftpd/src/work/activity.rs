@@ -20,26 +20,26 @@ use tokio::{sync::Notify, time::sleep};
 use super::{presence::ClientPresence, progress::Progress};
 use crate::{protocol::reply::Reply, virtual_path::VirtualPath};
 
-/// After the client has left, an upload ends at the latest after this many times the limit for silence.
+/// Maximum time for which an upload goes on after its client has left, as a multiple of `silence`.
 const MAX_SILENCES: u32 = 10;
 
-/// A transfer or long command that runs.
+/// A transfer or a long command.
 pub struct Activity {
-    pub watch: Arc<ActivityHandle>,
-    /// True for uploads: they ask [`ClientPresence::has_left`], and [`ActivityHandle::see_off`] follows the
-    /// end of the control connection.
-    pub asks_for_client: bool,
-    /// Runs the activity, and returns its last reply.
-    pub end: Pin<Box<dyn Future<Output = Reply> + Send>>,
+    pub handle: Arc<ActivityHandle>,
+    /// An upload asks [`ClientPresence::has_left`], and goes on for a while after the control connection has
+    /// ended: see [`ActivityHandle::await_rest`].
+    pub is_upload: bool,
+    /// Runs the activity, and returns its final reply.
+    pub run: Pin<Box<dyn Future<Output = Reply> + Send>>,
 }
 
-/// An activity as the control connection sees it, and the means to end it early.
+/// Shows the control connection the state of an activity, and cancels it.
 pub struct ActivityHandle {
     /// `RETR`, `LIST`, …
     pub verb: &'static str,
     pub started: Instant,
     pub progress: Arc<Progress>,
-    /// For uploads.
+    /// Used by uploads only.
     pub client: ClientPresence,
     /// The path that the command's argument names. Set before the activity runs.
     pub path: OnceLock<VirtualPath>,
@@ -49,7 +49,7 @@ pub struct ActivityHandle {
     is_connected: AtomicBool,
     cancelled: Notify,
     cancelled_by: OnceLock<CancelledBy>,
-    departed: Notify,
+    client_left: Notify,
 }
 
 /// The cause of an early end of an activity. `Display` is for the log.
@@ -109,13 +109,12 @@ impl ActivityHandle {
             is_connected: AtomicBool::new(false),
             cancelled: Notify::new(),
             cancelled_by: OnceLock::new(),
-            departed: Notify::new(),
+            client_left: Notify::new(),
         })
     }
 
-    /// Returns true if the replies to later commands wait for this activity's reply. STAT with a path is
-    /// short, so nothing needs an answer meanwhile, and clients may pipeline commands after it. Only ABOR
-    /// does not wait.
+    /// Returns true if later commands, except ABOR, wait for this activity's reply. This holds for STAT with
+    /// a path: it is short, and clients that pipeline commands expect the replies in order.
     pub fn keeps_order(&self) -> bool {
         self.verb == "STAT"
     }
@@ -128,7 +127,8 @@ impl ActivityHandle {
         self.cancelled_by.get().copied()
     }
 
-    /// Ends the activity soon: its worker sees the flag, or the end of its socket. The first cause stays.
+    /// Cancels the activity: its worker notices the flag or the end of its socket, and ends. Only the first
+    /// cause is kept.
     pub fn cancel(&self, by: CancelledBy) {
         let _ = self.cancelled_by.set(by);
         self.progress.cancel();
@@ -143,12 +143,12 @@ impl ActivityHandle {
         }
     }
 
-    /// The client has closed the control connection during an upload: bytes that are on their way are still
-    /// stored. Returns, and ends the upload soon, once no byte came for the time `silence`, at the latest
-    /// after `MAX_SILENCES` times as long. Cancel-safe.
-    pub async fn see_off(&self, silence: Duration) {
+    /// Lets an upload whose client has closed the control connection store the bytes that are still in
+    /// transit. Returns once no byte has arrived for the time `silence`, at the latest after `MAX_SILENCES`
+    /// times `silence`, and cancels the upload. Cancel-safe.
+    pub async fn await_rest(&self, silence: Duration) {
         self.client.note_left(self.progress.transferred());
-        self.departed.notify_one();
+        self.client_left.notify_one();
         let mut moved = self.progress.transferred();
         for _ in 0..MAX_SILENCES {
             sleep(silence).await;
@@ -167,7 +167,7 @@ impl ActivityHandle {
         self.cancelled.notify_one();
     }
 
-    /// Ends the stream after the bytes that have arrived.
+    /// Ends the stream of the data connection after the bytes that have arrived.
     fn cut_off(&self) {
         self.client.cut_off();
         self.shut_down(Shutdown::Read);
@@ -181,14 +181,14 @@ impl ActivityHandle {
     }
 
     /// Returns once the client has left. One waiter at a time.
-    pub async fn departure(&self) {
+    pub async fn client_left(&self) {
         if !self.client.has_left() {
-            self.departed.notified().await;
+            self.client_left.notified().await;
         }
     }
 
     /// Notes that the data connection is open.
-    pub fn connected(&self) {
+    pub fn note_connected(&self) {
         self.is_connected.store(true, Ordering::Release);
     }
 
@@ -199,7 +199,8 @@ impl ActivityHandle {
         }
     }
 
-    /// Lets [`Self::cancel`] end this connection, even if it was called before.
+    /// Sets the data connection that [`Self::cancel`] shuts down. If the activity is cancelled already, shuts
+    /// it down at once.
     pub fn attach(&self, socket: &Arc<TcpStream>) {
         *lock(&self.socket) = Some(Arc::clone(socket));
         if self.is_cancelled() {
@@ -214,7 +215,7 @@ impl ActivityHandle {
         lock(&self.socket).is_some()
     }
 
-    /// Lets go of the connection. It closes when the worker has dropped it, too.
+    /// Drops this reference to the connection. It closes when the worker has dropped its own.
     pub fn detach(&self) {
         *lock(&self.socket) = None;
     }

@@ -38,7 +38,7 @@ use self::{
 };
 use crate::metrics;
 
-/// Workers for the node itself, which needs no slots: closing and removing files.
+/// Additional workers for work without a slot: closing and removing files.
 const SPARE: usize = 16;
 
 /// The numbers of slots of each kind.
@@ -67,7 +67,7 @@ impl SlotShares {
     }
 }
 
-/// The file system of a login: that of its home is unknown until the home is open.
+/// The file system in the slot request of a login. The home's file system is unknown until the home is open.
 const NO_FILESYSTEM: u64 = 0;
 
 /// The workers of the node, and their slots. Clones share both.
@@ -133,21 +133,21 @@ impl Workers {
         }
     }
 
-    /// Keeps `value` so that only workers drop it.
-    pub fn keep<T: Send + 'static>(&self, value: T) -> OffRuntime<T> {
+    /// Wraps `value` so that only workers drop it.
+    pub fn off_runtime<T: Send + 'static>(&self, value: T) -> OffRuntime<T> {
         OffRuntime::new(value, self.threads.clone())
     }
 
     /// Runs a file operation of the node itself, without a slot. The caller bounds the number of such
     /// operations. If the caller is dropped meanwhile, the operation still ends, and a worker drops its
     /// result.
-    pub async fn operation<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub async fn run_without_slot<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         self.threads.run(work).await
     }
 
     /// Runs a short file operation of a command as soon as it gets a slot. If the caller is dropped
     /// meanwhile, the operation still ends, keeps its slot until then, and a worker drops its result. `work`
-    /// must pass a result whose `drop` does file I/O through [`Workers::keep`].
+    /// must pass a result whose `drop` does file I/O through [`Workers::off_runtime`].
     ///
     /// # Errors
     /// Operations that do not end hold all slots of the user, or of the file system.
@@ -156,7 +156,7 @@ impl Workers {
         request: SlotRequest,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, StuckWork> {
-        self.run_while_moving(&self.operations, request, work).await
+        self.run_unless_stuck(&self.operations, request, work).await
     }
 
     /// Runs the file operations of a login, as [`Self::operation_of`] does, in the slots for logins: a login
@@ -171,7 +171,7 @@ impl Workers {
     ) -> Result<T, StuckWork> {
         let user = task.identity.user.as_str().into();
         let request = SlotRequest { user, filesystem: NO_FILESYSTEM, per_user: None, task: Some(task) };
-        self.run_while_moving(&self.logins, request, work).await
+        self.run_unless_stuck(&self.logins, request, work).await
     }
 
     /// Notes that a session uses this file system.
@@ -179,7 +179,7 @@ impl Workers {
         self.operations.note_filesystem(filesystem);
     }
 
-    async fn run_while_moving<T: Send + 'static>(
+    async fn run_unless_stuck<T: Send + 'static>(
         &self,
         slots: &Arc<Slots>,
         request: SlotRequest,
@@ -191,7 +191,7 @@ impl Workers {
                 if let Some(setting) = slots.obstacle(&request) {
                     metrics::limit_reached(setting);
                 }
-                slots.take_while_moving(request, self.patience).await?
+                slots.take_unless_stuck(request, self.patience).await?
             }
         };
         Ok(self.run(slot, work).await)

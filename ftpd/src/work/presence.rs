@@ -1,5 +1,5 @@
-//! The presence of an upload's client: an upload goes on for a while after its control connection has ended,
-//! and the end of its data counts only if the control connection was open at that moment.
+//! The presence of an upload's client. An upload goes on for a while after its control connection has ended,
+//! and the end of its data proves a complete upload only if the control connection was open at that moment.
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
@@ -9,8 +9,8 @@ use std::{
     },
 };
 
-/// Bytes that an upload still takes after its client has closed the control connection: as many as the
-/// largest usual buffers of both ends can hold (64 MiB each).
+/// Maximum bytes that an upload accepts after its client has closed the control connection: the largest usual
+/// socket buffers of both sides (64 MiB each).
 pub const MAX_AFTER_LEAVING: u64 = 128 * 1024 * 1024;
 
 /// Shared by the worker that receives an upload and the control connection that watches it.
@@ -26,14 +26,13 @@ pub struct ClientPresence {
 
 impl ClientPresence {
     /// Sets the control connection of the upload. Called once, before the upload starts.
-    pub fn watch(&self, control: OwnedFd) {
+    pub fn set_control(&self, control: OwnedFd) {
         let is_first = self.control.set(control).is_ok();
         debug_assert!(is_first, "an upload has one control connection");
     }
 
-    /// Returns true if the client has closed its side of the control connection, even if the node has not
-    /// read all commands before that end yet. Asks the kernel, because the task that reads the connection may
-    /// not have seen the end yet.
+    /// Returns true if the client has closed its side of the control connection. Asks the kernel, because the
+    /// task that reads the connection may not have read all commands before the end yet.
     pub fn has_left(&self) -> bool {
         self.left_at.get().is_some() || self.control.get().is_some_and(has_ended)
     }
@@ -48,10 +47,10 @@ impl ClientPresence {
         self.left_at.get().is_some_and(|left_at| transferred - left_at >= MAX_AFTER_LEAVING)
     }
 
-    /// The client has left and its data connection is silent: the worker must not take the end of file that
-    /// it sees from now on for the end of the data.
+    /// Notes that the node shuts down the data connection of a client that has left. An end of file that the
+    /// worker reads from now on is not the end of the data.
     pub fn cut_off(&self) {
-        // Once the end of the data was seen, no further end follows.
+        // An end of the data that the worker has seen already came from the client.
         if !self.has_seen_end() {
             self.is_cut_off.store(true, Ordering::Release);
         }

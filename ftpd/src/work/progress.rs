@@ -42,8 +42,9 @@ impl Progress {
         self.transferred.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Asks the worker to end at its next step. A worker that waits in a socket is woken by `shutdown(Both)`
-    /// on that socket *after* this call: it then takes the end of file for the cancellation.
+    /// Asks the worker to end at its next step. To wake a worker that waits for a socket, shut the socket
+    /// down (`Shutdown::Both`) *after* this call: the worker reads an end of file and then checks the
+    /// cancellation.
     pub fn cancel(&self) {
         self.end_early(CANCELLED);
     }

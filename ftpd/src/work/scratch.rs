@@ -9,7 +9,7 @@ use std::{
 use super::pieces::PIECE;
 
 /// Buffers that a thread keeps: as many as the busiest transfer uses at once.
-const MOST_SPARE: usize = 3;
+const MAX_SPARE: usize = 3;
 
 thread_local! {
     /// Buffers for the next transfer. For a small file, fresh pages cost as much as copying its content.
@@ -37,7 +37,7 @@ impl Drop for Scratch {
         // At the end of the thread SPARE is gone already; then the buffer is freed.
         let _ = SPARE.try_with(|spare| {
             let mut spare = spare.borrow_mut();
-            if spare.len() < MOST_SPARE {
+            if spare.len() < MAX_SPARE {
                 spare.push(buffer);
             }
         });
@@ -69,8 +69,8 @@ mod tests {
             first[Scratch::SIZE - 1] = 7;
             drop(first);
             assert_eq!(Scratch::take()[Scratch::SIZE - 1], 7);
-            drop([(); 2 * MOST_SPARE].map(|()| Scratch::take()));
-            assert_eq!(SPARE.with_borrow(Vec::len), MOST_SPARE);
+            drop([(); 2 * MAX_SPARE].map(|()| Scratch::take()));
+            assert_eq!(SPARE.with_borrow(Vec::len), MAX_SPARE);
         })
         .join()
         .unwrap();

@@ -121,13 +121,13 @@ struct SlotsInner {
 #[derive(Clone, Copy)]
 struct ScopeUsage {
     running: u32,
-    /// The time at which work last began or ended.
-    moved: Instant,
+    /// The time at which the number last changed.
+    changed: Instant,
 }
 
 impl Default for ScopeUsage {
     fn default() -> Self {
-        Self { running: 0, moved: Instant::now() }
+        Self { running: 0, changed: Instant::now() }
     }
 }
 
@@ -184,7 +184,8 @@ impl Slots {
         Some(Slot { slots: Arc::clone(self), id: inner.start(request.clone()) })
     }
 
-    /// Waits for a slot. Users with fewer slots come first. Cancel-safe; dropping the future loses the turn.
+    /// Waits for a slot. Users with fewer slots come first. Cancel-safe; dropping the future leaves the
+    /// queue.
     pub async fn take(self: &Arc<Self>, request: SlotRequest) -> Slot {
         let mut waiting = match self.enter(request) {
             Ok(slot) => return slot,
@@ -201,7 +202,7 @@ impl Slots {
     ///
     /// # Errors
     /// Within a bound of the request, no work has begun or ended for the time `patience`.
-    pub async fn take_while_moving(
+    pub async fn take_unless_stuck(
         self: &Arc<Self>,
         request: SlotRequest,
         patience: Duration,
@@ -228,7 +229,7 @@ impl Slots {
     pub fn inspect(&self, limit: Duration) -> SlotInspection {
         let now = Instant::now();
         let mut inner = self.inner();
-        inner.filesystems.retain(|_, usage| usage.running > 0 || now - usage.moved < FORGET_FILESYSTEM);
+        inner.filesystems.retain(|_, usage| usage.running > 0 || now - usage.changed < FORGET_FILESYSTEM);
         let oldest = inner.running.values().next().map_or(Duration::ZERO, |running| now - running.since);
         let late = inner.running.values_mut().take_while(|running| now - running.since >= limit);
         let new = late.filter(|running| !running.is_reported);
@@ -238,7 +239,7 @@ impl Slots {
         });
         let hanging = hanging.collect();
         let is_full = inner.all.running >= self.bounds.all;
-        let quiet = now - inner.all.moved;
+        let quiet = now - inner.all.changed;
         SlotInspection {
             running: inner.all.running,
             oldest,
@@ -261,10 +262,10 @@ impl Slots {
             SlotScope::Filesystem => inner.filesystems.get(&request.filesystem).copied().unwrap_or_default(),
         };
         let full = inner.obstacles(&self.bounds, request).map(|scope| (scope, usage_in(scope)));
-        let Some((scope, usage)) = full.min_by_key(|(_, usage)| usage.moved) else {
+        let Some((scope, usage)) = full.min_by_key(|(_, usage)| usage.changed) else {
             return Ok(now + patience);
         };
-        let until = usage.moved + patience;
+        let until = usage.changed + patience;
         if until > now {
             return Ok(until);
         }
@@ -281,7 +282,7 @@ impl Slots {
             scope,
             setting,
             running: usage.running,
-            since: now - usage.moved,
+            since: now - usage.changed,
             oldest: oldest.map(|running| (running.request.task.clone(), now - running.since)),
         })
     }
@@ -385,7 +386,7 @@ impl SlotsInner {
         let filesystem = self.filesystems.entry(request.filesystem).or_default();
         for usage in [&mut self.all, user, filesystem] {
             usage.running += 1;
-            usage.moved = now;
+            usage.changed = now;
         }
         self.running.insert(id, RunningWork { request, since: now, is_reported: false });
         id
@@ -396,7 +397,7 @@ impl SlotsInner {
         let filesystem = self.filesystems.get_mut(&request.filesystem);
         for usage in [Some(&mut self.all), user, filesystem].into_iter().flatten() {
             usage.running = usage.running.saturating_sub(1);
-            usage.moved = now;
+            usage.changed = now;
         }
         if self.users.get(&request.user).is_some_and(|usage| usage.running == 0) {
             self.users.remove(&request.user);

@@ -1,8 +1,8 @@
 //! The threads of the workers.
 //!
-//! Each idle thread waits for itself, and the thread that became idle last gets the next job: its memory is
-//! still in the CPU's cache, and threads that are not needed end. tokio's own pool wakes its threads through
-//! one contended lock, which for a small file doubles the number of futex calls.
+//! Each idle thread is parked on its own, and the thread that became idle last gets the next job: its memory
+//! is still in the CPU's cache, and threads that are not needed end. tokio's own pool wakes its threads
+//! through one contended lock, which for a small file doubles the number of futex calls.
 
 use std::{
     cell::Cell,
@@ -19,7 +19,7 @@ use tokio::{runtime::Handle, sync::oneshot};
 type Job = Box<dyn FnOnce() + Send>;
 
 /// How long an idle thread waits for a job before it ends.
-const KEEP: Duration = Duration::from_secs(10);
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A pool of threads that grows up to a maximum, and shrinks when threads are idle. Clones share the threads.
 #[derive(Clone)]
@@ -30,7 +30,7 @@ thread_local! {
 }
 
 struct Pool {
-    most: usize,
+    max: usize,
     /// Entered by each thread, so that jobs can use the runtime.
     runtime: Option<Handle>,
     state: Mutex<PoolState>,
@@ -46,7 +46,7 @@ struct PoolState {
     queue: VecDeque<Job>,
 }
 
-/// An idle thread. Its job is put here under the lock of the pool.
+/// An idle thread. Under one lock of the pool, the submitter takes it from the list and puts the job here.
 struct IdleThread {
     thread: Thread,
     job: Mutex<Option<Job>>,
@@ -54,9 +54,9 @@ struct IdleThread {
 
 impl Threads {
     /// Call it within the runtime that the jobs may use.
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(max: usize) -> Self {
         let runtime = Handle::try_current().ok();
-        Self(Arc::new(Pool { most, runtime, state: Mutex::default() }))
+        Self(Arc::new(Pool { max, runtime, state: Mutex::default() }))
     }
 
     /// Runs `work` on a thread. If the caller is dropped meanwhile, the work still runs to its end, and a
@@ -105,7 +105,7 @@ impl Threads {
             return;
         }
         state.queue.push_back(job);
-        if state.count < shared.most {
+        if state.count < shared.max {
             state.count += 1;
             drop(state);
             let serving = Arc::clone(shared);
@@ -142,7 +142,7 @@ impl Pool {
         lock(&self.state)
     }
 
-    /// The next job; `None` if none came for [`KEEP`], so that the thread ends.
+    /// The next job; `None` if none came for [`IDLE_LIMIT`], so that the thread ends.
     fn next(&self, idle: &Arc<IdleThread>) -> Option<Job> {
         {
             let mut state = self.state();
@@ -151,7 +151,7 @@ impl Pool {
             }
             state.idle.push(Arc::clone(idle));
         }
-        let end = Instant::now() + KEEP;
+        let end = Instant::now() + IDLE_LIMIT;
         loop {
             if let Some(job) = idle.job().take() {
                 return Some(job);
@@ -162,7 +162,7 @@ impl Pool {
                 continue;
             }
             let mut state = self.state();
-            // A thread that is no longer in the list has a job.
+            // A thread that is not in the list any more gets a job.
             if let Some(slot) = state.idle.iter().position(|other| Arc::ptr_eq(other, idle)) {
                 state.idle.remove(slot);
                 state.count -= 1;

@@ -1,4 +1,4 @@
-//! Turns for work of which each user may have only a limited amount at once on this node.
+//! Turns: they limit how many tasks of one kind each user runs at the same time on this node.
 
 use std::{
     collections::HashMap,
@@ -8,10 +8,10 @@ use std::{
 use common::sync::lock;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The turns of all users. A user's work beyond the limit waits.
+/// The turns of all users. Tasks beyond a user's limit wait.
 #[derive(Debug)]
 pub struct UserTurns {
-    /// Turns of one user at once.
+    /// The number of turns of each user.
     each: usize,
     users: Mutex<HashMap<String, Weak<Semaphore>>>,
 }
@@ -37,7 +37,7 @@ impl UserTurns {
         if let Some(turns) = users.get(user).and_then(Weak::upgrade) {
             return turns;
         }
-        // Forgets users without a turn.
+        // Remove users without a turn.
         users.retain(|_, turns| turns.strong_count() > 0);
         let turns = Arc::new(Semaphore::new(self.each));
         users.insert(user.to_owned(), Arc::downgrade(&turns));

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 /// to repeat a lost SYN (1 s, RFC 6298 section 2).
 pub(super) const COOL_DOWN: Duration = Duration::from_secs(2);
 
-/// The most ports of one address that cool down at once. Beyond it the oldest is forgotten. The ports of
-/// other addresses are kept, so no client can make the node forget another's ports.
-pub(super) const MOST_COOLING: usize = 1024;
+/// Maximum number of ports of one address that cool down at once. Beyond it the oldest is forgotten. Other
+/// addresses are not affected, so no client can make the node forget another client's ports.
+pub(super) const MAX_COOLING: usize = 1024;
 
 /// Reservations that were released before their connection arrived. Such a port is not reserved for the same
 /// address for [`COOL_DOWN`]: a late connection would be matched to the next STOR and stored as a complete,
@@ -30,7 +30,7 @@ pub(super) struct Cooling {
 #[derive(Default)]
 struct Ports {
     until: HashMap<u16, Instant>,
-    /// The same in the order of time, and ports that were removed early.
+    /// The same entries in the order of time. Entries of ports that were removed early remain.
     ends: VecDeque<(Instant, u16)>,
 }
 
@@ -39,7 +39,7 @@ impl Cooling {
     pub(super) fn add(&mut self, port: u16, address: IpAddr, now: Instant) {
         let end = now + COOL_DOWN;
         let ports = self.addresses.entry(address).or_default();
-        if ports.ends.len() == MOST_COOLING {
+        if ports.ends.len() == MAX_COOLING {
             ports.forget_first();
         }
         ports.until.insert(port, end);

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use common::session::SessionId;
 
 use super::{
-    cooling::{COOL_DOWN, MOST_COOLING},
+    cooling::{COOL_DOWN, MAX_COOLING},
     *,
 };
 
@@ -81,11 +81,11 @@ async fn an_address_that_releases_many_ports_uses_bounded_memory_and_affects_no_
     let port = of_bert.port();
     drop(of_bert);
     let mut reservations = Vec::new();
-    for _ in 0..MOST_COOLING + 100 {
+    for _ in 0..MAX_COOLING + 100 {
         reservations.push(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());
     }
     drop(reservations);
-    assert_eq!(ports.table.waiting().cooling.count(), MOST_COOLING + 1);
+    assert_eq!(ports.table.waiting().cooling.count(), MAX_COOLING + 1);
     assert!(ports.table.waiting().cooling.until(port, BERT).is_some());
     tokio::time::advance(COOL_DOWN).await;
     drop(ports.reserve(&of(ANNA), None, SHORT).await.unwrap());

@@ -119,19 +119,11 @@ impl WaitingSessions {
             }
         }
         let asking: usize = self.asking.get(&address).map_or(0, |users| users.values().sum());
-        let has_too_many = |waiter: &WaitingSession| {
-            waiter.identity.user != identity.user
-                && held.get(waiter.identity.user.as_str()).is_some_and(|held| *held > share(slice.count()))
-        };
         let mut beyond_share = None;
         if cooling + unused.len() < asking {
-            let waiters = slice.iter().filter_map(|port| Some((port, self.sessions.get(&(port, address))?)));
-            let oldest = waiters
-                .filter(|(_, waiter)| has_too_many(waiter))
-                .min_by_key(|(_, waiter)| (waiter.is_claimed, waiter.since));
-            match oldest {
-                Some((port, waiter)) if waiter.since + COOL_DOWN <= now => beyond_share = Some(port),
-                Some((_, waiter)) => at(waiter.since + COOL_DOWN),
+            match self.oldest_beyond_share(slice, identity, &held) {
+                Some((port, since)) if since + COOL_DOWN <= now => beyond_share = Some(port),
+                Some((_, since)) => at(since + COOL_DOWN),
                 None => {}
             }
         }
@@ -151,6 +143,26 @@ impl WaitingSessions {
         }
         metrics::passive_ports_reserved(self.sessions.len());
         NoFreePort { look_again, has_given_up }
+    }
+
+    /// The oldest reservation of another user who holds more than the share of the address's ports, and its
+    /// start. Reservations without a transfer command come first. `held`: the number of ports of each user.
+    fn oldest_beyond_share(
+        &self,
+        slice: PortRange,
+        identity: &SessionIdentity,
+        held: &HashMap<&str, usize>,
+    ) -> Option<(u16, Instant)> {
+        let has_too_many = |waiter: &WaitingSession| {
+            waiter.identity.user != identity.user
+                && held.get(waiter.identity.user.as_str()).is_some_and(|held| *held > share(slice.count()))
+        };
+        let waiters =
+            slice.iter().filter_map(|port| Some((port, self.sessions.get(&(port, identity.address))?)));
+        waiters
+            .filter(|(_, waiter)| has_too_many(waiter))
+            .min_by_key(|(_, waiter)| (waiter.is_claimed, waiter.since))
+            .map(|(port, waiter)| (port, waiter.since))
     }
 
     /// The sessions that wait at `port`.

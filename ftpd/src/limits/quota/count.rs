@@ -74,7 +74,7 @@ impl HomeCounts {
         let turn = self.turns.enter();
         let (sender, counted) = oneshot::channel();
         let work = move || {
-            // Without a receiver the count was given up, and no task needs the result.
+            // If the receiver is gone, no task needs the result.
             let _ = sender.send(walk(&quota, &progress, turn, permit));
         };
         thread::Builder::new().name("count".to_owned()).spawn(work)?;
@@ -102,14 +102,14 @@ pub(super) async fn count(quota: Arc<HomeQuota>, counting: HomeCount) {
     tokio::pin!(walk);
     let begun = Instant::now();
     let interval = counting.interval().min(Duration::from_secs(1));
-    let mut kept = begun;
+    let mut last_kept = begun;
     let counted = loop {
         tokio::select! {
             counted = &mut walk => break counted,
             () = sleep(interval) => {}
         }
-        let is_lost = kept.elapsed() >= counting.interval() && {
-            kept = Instant::now();
+        let is_lost = last_kept.elapsed() >= counting.interval() && {
+            last_kept = Instant::now();
             !counting.keep().await
         };
         if is_lost || (counts.is_draining)() {

@@ -1,4 +1,4 @@
-//! Quotas of homes: what sessions report of their changes, what uploads reserve, and the home counts.
+//! Quotas of homes: reports of changes, quota reservations of uploads, and home counts.
 
 mod count;
 #[cfg(test)]
@@ -89,7 +89,7 @@ impl HomeQuota {
             false => format!("{}{}", account.home.trim_end_matches('/'), directory.as_bytes().escape_ascii()),
         };
         let quota = Arc::new(Self { counts, jail, directory, usage, limit, home });
-        // Commands that need the answer ask again.
+        // An error does not matter here: commands that need the usage ask again.
         let _ = quota.settle(UsageStep::default()).await;
         quota
     }
@@ -192,13 +192,13 @@ impl HomeQuota {
 
     /// Does one step in the registry. Starts a home count if one is due.
     async fn settle(self: &Arc<Self>, step: UsageStep) -> Result<UsageStatus, RegistryAway> {
-        let standing = self.usage.settle(step).await;
-        if standing.is_ok_and(|standing| standing.count_is_due)
+        let status = self.usage.settle(step).await;
+        if status.is_ok_and(|status| status.count_is_due)
             && let Some(counting) = self.usage.begin_count().await
         {
             tokio::spawn(count::count(Arc::clone(self), counting));
         }
-        standing
+        status
     }
 }
 
@@ -210,11 +210,11 @@ fn change(bytes: i64, files: i64) -> UsageChange {
     }
 }
 
-/// The file that an upload makes, beside the bytes that it writes.
+/// Whether an upload creates a file, in addition to the bytes that it writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewFile {
     No,
-    /// A file that counts to the limit of files.
+    /// A file that counts towards the limit of files.
     Yes,
     /// A hidden partial file beside the file that it will replace. It is charged for as long as both exist,
     /// but never refused.
@@ -239,7 +239,7 @@ struct Ledger {
     arrived: i64,
     /// Bytes and files of this operation that were reported to the registry.
     reported: (i64, i64),
-    /// A request's answer has not been seen: the registry may have reserved something.
+    /// A request to the registry is under way, or was dropped: the registry may have reserved something.
     is_asking: bool,
 }
 

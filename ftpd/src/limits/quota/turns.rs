@@ -1,8 +1,8 @@
 //! The turns of home counts: only a few of them read the storage at the same time.
 //!
-//! If another count waits, a count loses its turn after a while to the waiting count that has read least. So
-//! the count of a small home does not wait until a large home is counted, and a count whose storage hangs
-//! does not keep its turn.
+//! While other counts wait, a count loses its turn after `home_count_turn` to the waiting count that has read
+//! least. So the count of a small home does not wait until a large home is counted, and a count whose storage
+//! hangs does not keep its turn.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -104,11 +104,11 @@ impl CountTurn {
         let mut state = turns.state();
         // The time during which the storage hung counts, too.
         self.spent += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
-        let place = (self.spent, self.id);
-        state.waiting.insert(place);
+        let rank = (self.spent, self.id);
+        state.waiting.insert(rank);
         loop {
             let mut pause = CHECK_INTERVAL;
-            if state.waiting.first() == Some(&place) {
+            if state.waiting.first() == Some(&rank) {
                 if state.reading.len() < turns.at_once {
                     break;
                 }
@@ -126,12 +126,12 @@ impl CountTurn {
             }
             state = turns.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0;
             if is_cancelled() {
-                state.waiting.remove(&place);
+                state.waiting.remove(&rank);
                 turns.changed.notify_all();
                 return Err(TurnCancelled);
             }
         }
-        state.waiting.remove(&place);
+        state.waiting.remove(&rank);
         self.is_taken.store(false, Ordering::Relaxed);
         let since = Instant::now();
         self.since = Some(since);

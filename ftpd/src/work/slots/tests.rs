@@ -126,7 +126,7 @@ async fn a_burst_of_short_operations_waits_and_none_is_refused() {
     let tasks = (0..500).map(|_| {
         let slots = Arc::clone(&slots);
         tokio::spawn(async move {
-            let slot = slots.take_while_moving(request("a", 1), PATIENCE).await;
+            let slot = slots.take_unless_stuck(request("a", 1), PATIENCE).await;
             // In all, the operations take 250 times as long as one: much longer than the patience.
             tokio::time::sleep(Duration::from_millis(100)).await;
             slot.map(drop).map_err(|stuck| stuck.to_string())
@@ -144,18 +144,18 @@ async fn a_share_full_of_hanging_operations_refuses_new_ones_at_once_and_other_u
     let slots = slots(8, 2, u32::MAX);
     let mut hanging = fill(&slots, "a", 1);
     let begun = Instant::now();
-    let refused = slots.take_while_moving(request("a", 1), PATIENCE).await.err().unwrap();
+    let refused = slots.take_unless_stuck(request("a", 1), PATIENCE).await.err().unwrap();
     assert_eq!((refused.scope, refused.setting, refused.running), (SlotScope::User, "per_user", 2));
     assert_eq!(begun.elapsed(), PATIENCE);
     advance(Duration::from_secs(60)).await;
     let begun = Instant::now();
-    let refused = slots.take_while_moving(request("a", 1), PATIENCE).await.err().unwrap();
+    let refused = slots.take_unless_stuck(request("a", 1), PATIENCE).await.err().unwrap();
     assert_eq!(begun.elapsed(), Duration::ZERO);
     let text = refused.to_string();
     assert!(text.contains("2 file operations of this user run") && text.contains("runs for 62 s"), "{text}");
-    assert!(slots.take_while_moving(request("b", 1), PATIENCE).await.is_ok());
+    assert!(slots.take_unless_stuck(request("b", 1), PATIENCE).await.is_ok());
     hanging.pop();
-    assert!(slots.take_while_moving(request("a", 1), PATIENCE).await.is_ok());
+    assert!(slots.take_unless_stuck(request("a", 1), PATIENCE).await.is_ok());
     assert!(slots.inner().queues.is_empty());
 }
 
@@ -175,12 +175,12 @@ async fn a_request_waits_while_other_work_ends_and_is_refused_once_none_does() {
     };
     tokio::task::yield_now().await;
     for _ in 0..3 {
-        assert!(slots.take_while_moving(request("a", 1), PATIENCE).await.is_ok());
+        assert!(slots.take_unless_stuck(request("a", 1), PATIENCE).await.is_ok());
     }
     moving.await.unwrap();
     let hangs = slots.try_take(&request("a", 1)).unwrap();
     advance(PATIENCE).await;
-    assert!(slots.take_while_moving(request("a", 1), PATIENCE).await.is_err());
+    assert!(slots.take_unless_stuck(request("a", 1), PATIENCE).await.is_err());
     drop(hangs);
 }
 

@@ -1,4 +1,4 @@
-//! The decision whether an upload is complete, from evidence alone.
+//! The decision whether an upload is complete.
 //!
 //! The end of a TCP stream proves little: a client that is killed closes both its connections in the same
 //! orderly way as a client that has sent everything, and nginx turns a reset into an orderly end. In doubt,
@@ -22,7 +22,7 @@ pub(super) struct Evidence {
     pub announced: Option<u64>,
     /// The offset in the file at which the upload began.
     pub start: u64,
-    /// Bytes that arrived.
+    /// The number of bytes that arrived.
     pub got: u64,
 }
 
@@ -35,13 +35,16 @@ impl Evidence {
 
     /// Decides whether the upload is complete.
     ///
-    /// * If exactly the size that ALLO announced has arrived, the upload is complete, whatever else is known.
-    ///   With TLS, ALLO came over the encrypted control connection, so only the client can have announced it.
-    /// * Without a required close_notify, the network may have ended the stream: not complete.
+    /// The first rule that applies decides:
+    ///
+    /// * If exactly the size that ALLO announced has arrived, the upload is complete. With TLS, ALLO came
+    ///   over the encrypted control connection, so only the client can have announced it.
+    /// * If a required close_notify is missing: not complete, because the network may have ended the stream.
     /// * If the client has left: not complete, not even after close_notify. A client that gives up (curl
     ///   after `--max-time`) sends close_notify, too, and then closes the control connection.
-    /// * ALLO reserves room and need not announce the exact length (RFC 959 section 4.1.3). Fewer bytes than
-    ///   announced show a broken upload only if the end of the data proves nothing.
+    /// * If fewer bytes than announced have arrived: not complete, but only if the end of the data proves
+    ///   nothing. ALLO reserves room and need not announce the exact length (RFC 959 section 4.1.3).
+    /// * Otherwise the upload is complete.
     ///
     /// # Errors
     /// The upload is not complete: the reason.
