@@ -6,7 +6,7 @@ use common::{node::NodeName, registry::Registry};
 
 use crate::{
     auth::Authenticator,
-    client_address::Trust,
+    client_address::TrustedBalancers,
     config::{Config, Limits, Network, Storage, Timeouts},
     connection_log::ConnectionLog,
     connections::Connections,
@@ -29,7 +29,7 @@ pub struct Node {
     pub timeouts: Timeouts,
     pub greeting: String,
     pub ascii_conversion: AsciiConversion,
-    pub trust: Arc<Trust>,
+    pub trusted_balancers: Arc<TrustedBalancers>,
     pub passive: PassivePorts,
     pub registry: Registry,
     pub authenticator: Authenticator,
@@ -48,7 +48,7 @@ pub struct Node {
 
 /// The parts of a node that are open or connected before the node exists.
 pub struct NodeParts {
-    pub trust: Arc<Trust>,
+    pub trusted_balancers: Arc<TrustedBalancers>,
     pub passive: PassivePorts,
     pub registry: Registry,
     pub transfer_log: TransferLog,
@@ -58,7 +58,7 @@ pub struct NodeParts {
 impl Node {
     /// Call it within the runtime.
     pub fn new(config: Config, parts: NodeParts) -> Self {
-        let NodeParts { trust, passive, registry, transfer_log, tls } = parts;
+        let NodeParts { trusted_balancers, passive, registry, transfer_log, tls } = parts;
         let limits = &config.limits;
         let connections = Arc::new(Connections::new(limits.sessions, limits.sessions_per_address));
         let counts = HomeCountSettings {
@@ -84,7 +84,7 @@ impl Node {
             timeouts: config.timeouts,
             greeting: config.greeting,
             ascii_conversion: config.ascii_conversion,
-            trust,
+            trusted_balancers,
             passive,
             registry,
             transfer_log,

@@ -6,7 +6,7 @@ use common::{auth_api::Account, policy::Permission, registry::SessionEntry};
 
 use crate::{
     access::AccessRules,
-    client_address::Ends,
+    client_address::ConnectionAddresses,
     connections::{EndRequest, SessionHandle},
     data::{DataPort, Resumes},
     failure_log::FailureLog,
@@ -31,7 +31,7 @@ use crate::{
 pub(crate) struct Session {
     pub node: Arc<Node>,
     pub handle: Arc<SessionHandle>,
-    pub ends: Ends,
+    pub addresses: ConnectionAddresses,
     pub state: LoginState,
     pub security: Security,
     /// Number of failed logins on this connection.
@@ -68,7 +68,7 @@ pub(crate) struct LoggedIn {
     pub node: Arc<Node>,
     pub identity: Arc<SessionIdentity>,
     pub failures: Arc<FailureLog>,
-    pub ends: Ends,
+    pub addresses: ConnectionAddresses,
     pub account: Account,
     /// The account's permissions by path.
     pub access: Arc<AccessRules>,

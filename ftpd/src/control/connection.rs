@@ -12,7 +12,7 @@ use tokio::{
 
 use super::wire::{ControlStream, Received};
 use crate::{
-    client_address::Ends,
+    client_address::ConnectionAddresses,
     commands::{self, session_status},
     connections::{ConnectionEntry, EndRequest, SessionHandle},
     identity::log_session,
@@ -93,14 +93,19 @@ enum LoopEvent {
 }
 
 impl ControlConnection {
-    pub fn new(stream: TcpStream, node: Arc<Node>, ends: Ends, entry: ConnectionEntry) -> Self {
+    pub fn new(
+        stream: TcpStream,
+        node: Arc<Node>,
+        addresses: ConnectionAddresses,
+        entry: ConnectionEntry,
+    ) -> Self {
         Self {
             stream: ControlStream::new(stream, node.timeouts.reply),
             lines: LineBuffer::new(),
             session: Session {
                 handle: Arc::clone(entry.handle()),
                 node,
-                ends,
+                addresses,
                 state: LoginState::Greeted,
                 security: Security::default(),
                 failed_logins: 0,
@@ -380,7 +385,7 @@ impl ControlConnection {
             Err(error) => {
                 if self.may_log("tls_handshake") {
                     log::info!(
-                        session:% = id, address:% = self.session.ends.client.ip();
+                        session:% = id, address:% = self.session.addresses.client.ip();
                         "TLS handshake failed: {error}"
                     );
                 }
@@ -470,7 +475,7 @@ impl ControlConnection {
 
     /// Returns true if `failure_log_limit` permits a log line that any client can cause.
     fn may_log(&self, kind: &'static str) -> bool {
-        self.session.node.connection_log.may_log(kind, self.session.ends.client.ip())
+        self.session.node.connection_log.may_log(kind, self.session.addresses.client.ip())
     }
 
     /// Ends the connection without a reply. The client speaks another protocol, or a page or mail makes a
@@ -479,7 +484,7 @@ impl ControlConnection {
         metrics::session_ended("foreign_protocol");
         if self.may_log("foreign_protocol") {
             log::warn!(
-                session:% = self.session.handle.id, address:% = self.session.ends.client.ip();
+                session:% = self.session.handle.id, address:% = self.session.addresses.client.ip();
                 "the client speaks another protocol"
             );
         }
@@ -498,7 +503,7 @@ impl ControlConnection {
             metrics::session_ended(reason);
             if self.session.is_logged_in() || self.may_log(reason) {
                 log::info!(
-                    session:% = self.session.handle.id, address:% = self.session.ends.client.ip(),
+                    session:% = self.session.handle.id, address:% = self.session.addresses.client.ip(),
                     reason = *reason;
                     "session ended by the node"
                 );

@@ -30,7 +30,7 @@ use tokio::{
 use self::waiting::{NoFreePort, WaitingSession, WaitingSessions};
 use super::connected::{Arrived, Socket};
 use crate::{
-    client_address::{self, Ends, NoClient, Trust},
+    client_address::{self, ConnectionAddresses, NoClientAddress, TrustedBalancers},
     identity::SessionIdentity,
     listener::{self, UnwatchedListener},
     metrics,
@@ -85,7 +85,7 @@ impl PassivePorts {
     pub fn listen(
         slice: PortRange,
         addresses: &[IpAddr],
-        trust: &Arc<Trust>,
+        balancers: &Arc<TrustedBalancers>,
         unused_limit: Duration,
     ) -> Result<Self, (SocketAddr, io::Error)> {
         let table = Arc::new(ReservationTable::default());
@@ -94,7 +94,7 @@ impl PassivePorts {
                 let address = SocketAddr::new(*ip, port);
                 let bound = listener::bind(address).and_then(UnwatchedListener::new);
                 let listener = bound.map_err(|error| (address, error))?;
-                tokio::spawn(accept(listener, port, Arc::clone(&table), Arc::clone(trust)));
+                tokio::spawn(accept(listener, port, Arc::clone(&table), Arc::clone(balancers)));
             }
         }
         Ok(Self { slice, unused_limit, table })
@@ -291,14 +291,18 @@ impl ReservationTable {
         self: &Arc<Self>,
         port: u16,
         balancer: SocketAddr,
-        ends: Result<(Ends, Socket), NoClient>,
+        addresses: Result<(ConnectionAddresses, Socket), NoClientAddress>,
     ) {
-        match ends {
-            Ok((ends, socket)) => {
-                self.deliver(port, ends.client.ip(), Arrived { socket, by_balancer: true, records: None });
+        match addresses {
+            Ok((addresses, socket)) => {
+                self.deliver(
+                    port,
+                    addresses.client.ip(),
+                    Arrived { socket, by_balancer: true, records: None },
+                );
             }
             // A health check of the balancer has no session.
-            Err(NoClient::Left | NoClient::Balancer) => {}
+            Err(NoClientAddress::ClosedByPeer | NoClientAddress::BalancersOwn) => {}
             Err(error) => {
                 metrics::data_connection_refused("proxy_header");
                 log::warn!(port, peer:% = balancer; "data connection refused: {error}");
@@ -346,27 +350,32 @@ impl Drop for Reservation {
     }
 }
 
-async fn accept(listener: UnwatchedListener, port: u16, table: Arc<ReservationTable>, trust: Arc<Trust>) {
+async fn accept(
+    listener: UnwatchedListener,
+    port: u16,
+    table: Arc<ReservationTable>,
+    balancers: Arc<TrustedBalancers>,
+) {
     loop {
         let (socket, peer) = listener.accept().await;
-        if !trust.is_balancer(peer.ip()) {
+        if !balancers.is_balancer(peer.ip()) {
             let arrived = Arrived { socket: Socket::Plain(socket), by_balancer: false, records: None };
             table.deliver(port, peer.ip().to_canonical(), arrived);
             continue;
         }
-        if let Some(ends) = client_address::ends_at_once(&socket) {
-            table.deliver_for(port, peer, ends.map(|ends| (ends, Socket::Plain(socket))));
+        if let Some(addresses) = client_address::addresses_from_arrived_header(&socket) {
+            table.deliver_for(port, peer, addresses.map(|addresses| (addresses, Socket::Plain(socket))));
             continue;
         }
-        let (table, trust) = (Arc::clone(&table), Arc::clone(&trust));
+        let (table, balancers) = (Arc::clone(&table), Arc::clone(&balancers));
         tokio::spawn(async move {
-            let ends = async {
+            let addresses = async {
                 let mut stream = Socket::Plain(socket).watched()?;
-                let ends = trust.ends(&mut stream, peer).await?;
-                Ok((ends, Socket::Watched(stream)))
+                let addresses = balancers.addresses_of(&mut stream, peer).await?;
+                Ok((addresses, Socket::Watched(stream)))
             };
-            let ends = ends.await;
-            table.deliver_for(port, peer, ends);
+            let addresses = addresses.await;
+            table.deliver_for(port, peer, addresses);
         });
     }
 }

@@ -42,7 +42,7 @@ use self::{
 };
 use crate::{
     auth::{Authentication, probe::AuthdProbe},
-    client_address::Trust,
+    client_address::TrustedBalancers,
     config::Config,
     connections::EndRequest,
     data::passive::PassivePorts,
@@ -316,15 +316,16 @@ async fn start(
 ) -> Result<(Arc<Node>, mpsc::Receiver<ClusterEvent>), RunError> {
     let addresses: Vec<SocketAddr> = control.iter().filter_map(|socket| socket.address().ok()).collect();
     let control = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
-    let trust = Arc::new(Trust {
-        balancers: config.network.trusted_balancers.clone(),
+    let trusted_balancers = Arc::new(TrustedBalancers {
+        networks: config.network.trusted_balancers.clone(),
         header_timeout: config.timeouts.proxy_header,
     });
     let ips: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
     // Before the node claims its name: an earlier process with the name, which still finishes its transfers,
     // holds these ports, and keeps both.
-    let passive = PassivePorts::listen(config.network.slice, &ips, &trust, config.timeouts.data_connect)
-        .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
+    let passive =
+        PassivePorts::listen(config.network.slice, &ips, &trusted_balancers, config.timeouts.data_connect)
+            .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
     // The last socket is bound. Connections to clients use any free local port.
     capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;
     let transfer_log = match &config.log.transfer_log {
@@ -349,7 +350,8 @@ async fn start(
         tls.share_ticket_keys(registry.clone()).await;
         tls.watch_files();
     }
-    let node = Arc::new(Node::new(config, NodeParts { trust, passive, registry, transfer_log, tls }));
+    let node =
+        Arc::new(Node::new(config, NodeParts { trusted_balancers, passive, registry, transfer_log, tls }));
     Ok((node, events))
 }
 
