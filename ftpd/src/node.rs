@@ -9,7 +9,7 @@ use crate::{
     client_address::TrustedBalancers,
     config::{Config, Limits, Network, Storage, Timeouts},
     connection_log::ConnectionLog,
-    connections::Connections,
+    connection_table::ConnectionTable,
     data::passive::PassivePorts,
     jail::SharedDirectories,
     limits::quota::{HomeCountSettings, HomeCounts},
@@ -40,7 +40,7 @@ pub struct Node {
     pub listing_memory: ListingMemory,
     pub directories: SharedDirectories,
     pub home_counts: HomeCounts,
-    pub connections: Arc<Connections>,
+    pub connections: Arc<ConnectionTable>,
     pub connection_log: ConnectionLog,
     pub transfer_log: TransferLog,
     pub tls: Option<Arc<Tls>>,
@@ -60,7 +60,7 @@ impl Node {
     pub fn new(config: Config, parts: NodeParts) -> Self {
         let NodeParts { trusted_balancers, passive, registry, transfer_log, tls } = parts;
         let limits = &config.limits;
-        let connections = Arc::new(Connections::new(limits.sessions, limits.sessions_per_address));
+        let connections = Arc::new(ConnectionTable::new(limits.sessions, limits.sessions_per_address));
         let counts = HomeCountSettings {
             at_once: limits.home_counts as usize,
             turn: config.timeouts.home_count_turn,

@@ -7,7 +7,7 @@ use common::{auth_api::Account, policy::Permission, registry::SessionEntry};
 use crate::{
     access::AccessRules,
     client_address::ConnectionAddresses,
-    connections::{EndRequest, SessionHandle},
+    connection_table::{EndRequest, SessionHandle},
     data::{DataPort, Resumes},
     failure_log::FailureLog,
     identity::SessionIdentity,

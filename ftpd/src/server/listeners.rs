@@ -12,7 +12,7 @@ use super::RunError;
 use crate::{
     client_address::NoClientAddress,
     config::Network,
-    connections::AdmissionError,
+    connection_table::AdmissionError,
     control::ControlConnection,
     health_check,
     listener::{self, Bound},

@@ -44,7 +44,7 @@ use crate::{
     auth::{Authentication, probe::AuthdProbe},
     client_address::TrustedBalancers,
     config::Config,
-    connections::EndRequest,
+    connection_table::EndRequest,
     data::passive::PassivePorts,
     health::{self, Health},
     jail::LockMode,
