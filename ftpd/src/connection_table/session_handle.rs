@@ -101,9 +101,8 @@ impl SessionHandle {
         *self.user() = user.map_or(SessionUser::Unknown, |name| SessionUser::Claimed(name.into()));
     }
 
-    /// Notes an accepted login, so that [`ConnectionTable::logins`](super::ConnectionTable::logins)
-    /// has it from now on. Returns true if all
-    /// sessions of the user were ended while the login was being decided.
+    /// Notes an accepted login: from now on it is among the table's `logins`. Returns true if all sessions of
+    /// the user were ended while the login was being decided.
     pub fn log_in(&self, login: PastLogin) -> bool {
         *self.user() = SessionUser::LoggedIn(Box::new(login));
         self.must_confirm.swap(false, Ordering::AcqRel)
