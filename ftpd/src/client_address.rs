@@ -20,9 +20,9 @@ use crate::protocol::proxy::{self, ParsedHeader, ProxyHeader};
 /// Bytes peeked at once: longer than the header of any known balancer.
 const PEEK: usize = 256;
 
-/// The two ends of a connection, as the client sees them.
+/// The two addresses of a connection, as the client sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoints {
+pub struct ConnectionAddresses {
     /// The client address.
     pub client: SocketAddr,
     /// The address that the client connected to: this node's or the balancer's.
@@ -31,13 +31,13 @@ pub struct Endpoints {
 
 /// Reason why a connection has no client address.
 #[derive(Debug, thiserror::Error)]
-pub enum NoClient {
+pub enum NoClientAddress {
     /// The peer closed the connection without sending anything, as a balancer's health check does.
     #[error("closed without a PROXY header, as a health check does")]
-    Left,
+    ClosedByPeer,
     /// The header says that the balancer connected for itself, or does not know the client.
     #[error("the PROXY header does not contain a client address")]
-    Balancer,
+    BalancersOwn,
     #[error("the trusted balancer did not send a valid PROXY header")]
     InvalidHeader,
     #[error("the PROXY header did not arrive in time")]
@@ -60,43 +60,49 @@ impl TrustedBalancers {
         self.networks.iter().any(|network| network.contains(&peer))
     }
 
-    /// Determines the client address. A trusted balancer must send a PROXY header; exactly the header is
-    /// read. From other peers nothing is read.
+    /// The addresses of a connection from `peer`. A trusted balancer must send a PROXY header: exactly the
+    /// header is read from the stream. From other peers nothing is read.
     ///
     /// # Errors
-    /// See [`NoClient`].
-    pub async fn endpoints(&self, stream: &mut TcpStream, peer: SocketAddr) -> Result<Endpoints, NoClient> {
+    /// See [`NoClientAddress`].
+    pub async fn addresses_of(
+        &self,
+        stream: &mut TcpStream,
+        peer: SocketAddr,
+    ) -> Result<ConnectionAddresses, NoClientAddress> {
         let client = canonical(peer);
         if !self.is_balancer(client.ip()) {
-            return Ok(Endpoints { client, reached: canonical(stream.local_addr()?) });
+            return Ok(ConnectionAddresses { client, reached: canonical(stream.local_addr()?) });
         }
-        of_header(timeout(self.header_timeout, read_header(stream)).await??)
+        addresses_in(timeout(self.header_timeout, read_header(stream)).await??)
     }
 }
 
-/// Reads the PROXY header of a balancer's connection if it has already arrived. It usually has when the
-/// connection is accepted, and then the socket need not be registered with tokio. `None`: nothing was
-/// read; use [`TrustedBalancers::endpoints`].
-pub fn endpoints_at_once(socket: &net::TcpStream) -> Option<Result<Endpoints, NoClient>> {
+/// The addresses in the PROXY header of a balancer's connection, if the complete header has already arrived.
+/// It usually has when the connection is accepted, and then the socket need not be registered with tokio.
+/// `None`: nothing was read; use [`TrustedBalancers::addresses_of`].
+pub fn addresses_from_arrived_header(
+    socket: &net::TcpStream,
+) -> Option<Result<ConnectionAddresses, NoClientAddress>> {
     let socket = socket.as_raw_fd();
     let mut seen = [0; PEEK];
     let count = recv(socket, &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).ok()?;
     let Ok(ParsedHeader::Complete { header, length }) = proxy::parse(&seen[..count]) else { return None };
-    // The bytes seen by MSG_PEEK are still in the socket's buffer.
+    // MSG_PEEK has left the bytes in the socket's buffer.
     let taken = recv(socket, &mut seen[..length], MsgFlags::MSG_DONTWAIT);
     Some(match taken {
-        Ok(count) if count == length => of_header(header),
-        Ok(_) => Err(NoClient::InvalidHeader),
-        Err(errno) => Err(NoClient::Broken(errno.into())),
+        Ok(count) if count == length => addresses_in(header),
+        Ok(_) => Err(NoClientAddress::InvalidHeader),
+        Err(errno) => Err(NoClientAddress::Broken(errno.into())),
     })
 }
 
-fn of_header(header: ProxyHeader) -> Result<Endpoints, NoClient> {
+fn addresses_in(header: ProxyHeader) -> Result<ConnectionAddresses, NoClientAddress> {
     match header {
         ProxyHeader::Proxied { source, destination } => {
-            Ok(Endpoints { client: canonical(source), reached: canonical(destination) })
+            Ok(ConnectionAddresses { client: canonical(source), reached: canonical(destination) })
         }
-        ProxyHeader::Local => Err(NoClient::Balancer),
+        ProxyHeader::Local => Err(NoClientAddress::BalancersOwn),
     }
 }
 
@@ -105,17 +111,21 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// Reads exactly the header: the bytes after it belong to the client.
-async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, NoClient> {
+async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, NoClientAddress> {
     let mut header = Vec::new();
     loop {
         let mut seen = [0; PEEK];
         let count = stream.peek(&mut seen).await?;
         if count == 0 {
-            return Err(if header.is_empty() { NoClient::Left } else { NoClient::InvalidHeader });
+            return Err(if header.is_empty() {
+                NoClientAddress::ClosedByPeer
+            } else {
+                NoClientAddress::InvalidHeader
+            });
         }
         let before = header.len();
         header.extend_from_slice(&seen[..count]);
-        match proxy::parse(&header).map_err(|_| NoClient::InvalidHeader)? {
+        match proxy::parse(&header).map_err(|_| NoClientAddress::InvalidHeader)? {
             // All peeked bytes belong to the header.
             ParsedHeader::Incomplete => _ = stream.read_exact(&mut seen[..count]).await?,
             ParsedHeader::Complete { header, length } => {

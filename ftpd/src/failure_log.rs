@@ -66,7 +66,7 @@ struct FailureWindow {
     kinds: Vec<FailureKind>,
 }
 
-/// FailureLog with the same verb and reason.
+/// Failures with the same verb and reason.
 struct FailureKind {
     verb: &'static str,
     reason: &'static str,

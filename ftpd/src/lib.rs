@@ -14,7 +14,7 @@ pub mod client_address;
 mod commands;
 pub mod config;
 pub mod connection_log;
-pub mod connections;
+pub mod connection_table;
 pub mod control;
 pub mod data;
 mod failure_log;

@@ -9,7 +9,7 @@ use crate::{
     client_address::TrustedBalancers,
     config::{Config, Limits, Network, Storage, Timeouts},
     connection_log::ConnectionLog,
-    connections::Connections,
+    connection_table::ConnectionTable,
     data::passive::PassivePorts,
     jail::SharedDirectories,
     limits::quota::{HomeCountSettings, HomeCounts},
@@ -29,7 +29,7 @@ pub struct Node {
     pub timeouts: Timeouts,
     pub greeting: String,
     pub ascii_conversion: AsciiConversion,
-    pub balancers: Arc<TrustedBalancers>,
+    pub trusted_balancers: Arc<TrustedBalancers>,
     pub passive: PassivePorts,
     pub registry: Registry,
     pub authenticator: Authenticator,
@@ -40,7 +40,7 @@ pub struct Node {
     pub listing_memory: ListingMemory,
     pub directories: SharedDirectories,
     pub home_counts: HomeCounts,
-    pub connections: Arc<Connections>,
+    pub connections: Arc<ConnectionTable>,
     pub connection_log: ConnectionLog,
     pub transfer_log: TransferLog,
     pub tls: Option<Arc<Tls>>,
@@ -48,7 +48,7 @@ pub struct Node {
 
 /// The parts of a node that are open or connected before the node exists.
 pub struct NodeParts {
-    pub balancers: Arc<TrustedBalancers>,
+    pub trusted_balancers: Arc<TrustedBalancers>,
     pub passive: PassivePorts,
     pub registry: Registry,
     pub transfer_log: TransferLog,
@@ -58,9 +58,9 @@ pub struct NodeParts {
 impl Node {
     /// Must be called within the runtime.
     pub fn new(config: Config, parts: NodeParts) -> Self {
-        let NodeParts { balancers, passive, registry, transfer_log, tls } = parts;
+        let NodeParts { trusted_balancers, passive, registry, transfer_log, tls } = parts;
         let limits = &config.limits;
-        let connections = Arc::new(Connections::new(limits.sessions, limits.sessions_per_address));
+        let connections = Arc::new(ConnectionTable::new(limits.sessions, limits.sessions_per_address));
         let counts = HomeCountSettings {
             at_once: limits.home_counts as usize,
             turn: config.timeouts.home_count_turn,
@@ -84,7 +84,7 @@ impl Node {
             timeouts: config.timeouts,
             greeting: config.greeting,
             ascii_conversion: config.ascii_conversion,
-            balancers,
+            trusted_balancers,
             passive,
             registry,
             transfer_log,

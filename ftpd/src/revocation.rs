@@ -14,7 +14,7 @@ use common::{
 };
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::{connections::SessionHandle, metrics, node::Node};
+use crate::{connection_table::SessionHandle, metrics, node::Node};
 
 /// The first and the longest pause between attempts while authd does not answer.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);

@@ -6,8 +6,8 @@ use common::{auth_api::Account, policy::Permission, registry::SessionEntry};
 
 use crate::{
     access::AccessRules,
-    client_address::Endpoints,
-    connections::{EndRequest, SessionHandle},
+    client_address::ConnectionAddresses,
+    connection_table::{EndRequest, SessionHandle},
     data::{DataPort, Resumption},
     failure_log::FailureLog,
     identity::SessionIdentity,
@@ -31,7 +31,7 @@ use crate::{
 pub(crate) struct Session {
     pub node: Arc<Node>,
     pub handle: Arc<SessionHandle>,
-    pub endpoints: Endpoints,
+    pub addresses: ConnectionAddresses,
     pub state: LoginState,
     pub security: Security,
     /// Number of failed logins on this connection.
@@ -68,7 +68,7 @@ pub(crate) struct LoggedIn {
     pub node: Arc<Node>,
     pub identity: Arc<SessionIdentity>,
     pub failures: Arc<FailureLog>,
-    pub endpoints: Endpoints,
+    pub addresses: ConnectionAddresses,
     pub account: Account,
     /// The account's permissions by path.
     pub access: Arc<AccessRules>,

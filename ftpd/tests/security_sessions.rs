@@ -329,7 +329,7 @@ fn only_these_files_read_the_wall_clock() {
         "ftpd/src/commands/login.rs",
         // Age of a file by its modification time, which the storage set.
         "ftpd/src/jail/sweep.rs",
-        "ftpd/src/server/mod.rs",
+        "ftpd/src/server/start.rs",
         // Expiry of certificates and revocation lists, and age of tickets.
         "ftpd/src/tls/certificates.rs",
         "ftpd/src/tls/mod.rs",

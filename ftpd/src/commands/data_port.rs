@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use crate::{
-    client_address::Endpoints,
+    client_address::ConnectionAddresses,
     config::Network,
     data::{DataPort, passive::Reservation},
     identity::log_session,
@@ -23,7 +23,7 @@ const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
 /// PASV. Replaces the session's earlier reservation.
 pub(super) async fn pasv(session: &mut LoggedIn) -> Result<Reply, Reply> {
     refuse_after_epsv_all(session)?;
-    let announced = announced_address(&session.node.network, session.endpoints)
+    let announced = announced_address(&session.node.network, session.addresses)
         .ok_or_else(|| Reply::new(Code::NO_DATA_CONNECTION, "PASV requires IPv4; use EPSV"))?;
     let reservation = reserve(session).await?;
     let reply = address::passive(SocketAddrV4::new(announced, reservation.port()));
@@ -64,7 +64,7 @@ pub(super) fn port(session: &mut LoggedIn, verb: &'static str, address: SocketAd
     if !session.node.network.active_mode {
         return Err(Reply::new(Code::NOT_IMPLEMENTED, "Active mode is disabled; use PASV or EPSV"));
     }
-    if address.ip() != session.endpoints.client.ip() || address.port() < FIRST_UNPRIVILEGED_PORT {
+    if address.ip() != session.addresses.client.ip() || address.port() < FIRST_UNPRIVILEGED_PORT {
         metrics::data_connection_refused("bounce");
         log_session!(log::Level::Warn, session.identity;
             "{verb} to {address} refused: not the client address, or a port below 1024"
@@ -98,7 +98,7 @@ fn refuse_after_epsv_all(session: &LoggedIn) -> Result<(), Reply> {
 }
 
 fn own_family(session: &LoggedIn) -> AddressFamily {
-    if session.endpoints.client.is_ipv4() { AddressFamily::V4 } else { AddressFamily::V6 }
+    if session.addresses.client.is_ipv4() { AddressFamily::V4 } else { AddressFamily::V6 }
 }
 
 async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
@@ -120,10 +120,10 @@ async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
 
 /// The address in the reply to PASV: `external_address`. Without that setting, and for clients in
 /// `internal_networks`, the address at which the client reached the node or the balancer.
-fn announced_address(network: &Network, endpoints: Endpoints) -> Option<Ipv4Addr> {
-    let client = endpoints.client.ip();
+fn announced_address(network: &Network, addresses: ConnectionAddresses) -> Option<Ipv4Addr> {
+    let client = addresses.client.ip();
     let is_internal = network.internal_networks.iter().any(|internal| internal.contains(&client));
-    match (network.external_address, endpoints.reached.ip()) {
+    match (network.external_address, addresses.reached.ip()) {
         (Some(IpAddr::V4(external)), _) if !is_internal => Some(external),
         (_, IpAddr::V4(reached)) => Some(reached),
         (_, IpAddr::V6(_)) => None,
@@ -181,11 +181,11 @@ mod tests {
     #[test]
     fn pasv_announces_the_external_address_or_the_address_that_the_client_reached() {
         let announced = |external: Option<&str>, client: &str, reached: &str| {
-            let endpoints = Endpoints {
+            let addresses = ConnectionAddresses {
                 client: SocketAddr::new(client.parse().unwrap(), 1),
                 reached: SocketAddr::new(reached.parse().unwrap(), 21),
             };
-            announced_address(&network(external), endpoints).map(|ip| ip.to_string())
+            announced_address(&network(external), addresses).map(|ip| ip.to_string())
         };
         let external = Some("203.0.113.10");
         assert_eq!(announced(None, "198.51.100.1", "192.0.2.1").as_deref(), Some("192.0.2.1"));

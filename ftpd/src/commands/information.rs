@@ -92,7 +92,7 @@ pub(crate) fn session_status(session: &Session, running: Option<&ActivityHandle>
         lines.push(format!("Node {}, version {}", node.name, env!("CARGO_PKG_VERSION")).into());
         lines.push(format!("Session {}", session.handle.id).into());
     }
-    lines.push(format!("Connected from {}", session.endpoints.client.ip()).into());
+    lines.push(format!("Connected from {}", session.addresses.client.ip()).into());
     lines.push(match &session.security.handshake {
         Some(tls) if session.security.is_private => {
             format!("{} {}, data connections encrypted", tls.version, tls.cipher).into()

@@ -82,7 +82,7 @@ pub(super) fn host(session: &mut Session, name: &str) -> Reply {
 /// CLNT: only logs the name of the client program.
 pub(super) fn client(session: &mut Session, name: &[u8]) -> Reply {
     log::debug!(
-        session:% = session.handle.id, address:% = session.endpoints.client.ip();
+        session:% = session.handle.id, address:% = session.addresses.client.ip();
         "client program: {:?}", String::from_utf8_lossy(&name[..name.len().min(100)])
     );
     Reply::new(Code::OK, "Noted")
@@ -101,7 +101,7 @@ pub(super) async fn pass(session: &mut Session, password: Password) -> Outcome {
         // Names of users are UTF-8. Any other name gets U+FFFD here, and is rejected as unknown.
         user: String::from_utf8_lossy(&name).into_owned(),
         password: password_text(password.expose()),
-        address: session.endpoints.client.ip(),
+        address: session.addresses.client.ip(),
         session: session.handle.id,
         tls: session.security.is_encrypted(),
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate.clone()),
@@ -246,7 +246,7 @@ async fn log_in(
         owner: account.user.as_str().into(),
         node,
         identity,
-        endpoints: session.endpoints,
+        addresses: session.addresses,
         bandwidth: SessionBandwidth::new(&account.bandwidth),
         account,
         access,

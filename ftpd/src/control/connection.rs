@@ -3,19 +3,21 @@
 //! The loop reads on during an activity, so that ABOR, STAT, NOOP and QUIT are answered meanwhile. Every
 //! other command waits for the end of the activity.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+mod end;
+
+use std::{pin::Pin, sync::Arc};
 
 use tokio::{
     net::TcpStream,
     time::{Instant, Sleep, sleep_until},
 };
 
+use self::end::ConnectionEnd;
 use super::wire::{ControlStream, Received};
 use crate::{
-    client_address::Endpoints,
+    client_address::ConnectionAddresses,
     commands::{self, session_status},
-    connections::{ConnectionEntry, EndRequest, SessionHandle},
-    identity::log_session,
+    connection_table::ConnectionEntry,
     metrics,
     node::Node,
     protocol::{
@@ -69,21 +71,6 @@ enum FollowUp {
     Goodbye,
 }
 
-/// Why a connection ends.
-enum ConnectionEnd {
-    /// The last reply has been sent, or the client gets none.
-    Silent,
-    /// The node ends the connection, with a reply.
-    ByNode(EndedByNode),
-    ClientGone,
-}
-
-impl ConnectionEnd {
-    fn by_node(text: &'static str, reason: &'static str) -> Self {
-        Self::ByNode(EndedByNode::new(text, reason))
-    }
-}
-
 /// An event that the loop waits for.
 enum LoopEvent {
     Received(Received),
@@ -93,14 +80,19 @@ enum LoopEvent {
 }
 
 impl ControlConnection {
-    pub fn new(stream: TcpStream, node: Arc<Node>, endpoints: Endpoints, entry: ConnectionEntry) -> Self {
+    pub fn new(
+        stream: TcpStream,
+        node: Arc<Node>,
+        addresses: ConnectionAddresses,
+        entry: ConnectionEntry,
+    ) -> Self {
         Self {
             stream: ControlStream::new(stream, node.timeouts.reply),
             lines: LineBuffer::new(),
             session: Session {
                 handle: Arc::clone(entry.handle()),
                 node,
-                endpoints,
+                addresses,
                 state: LoginState::Greeted,
                 security: Security::default(),
                 failed_logins: 0,
@@ -380,7 +372,7 @@ impl ControlConnection {
             Err(error) => {
                 if self.may_log("tls_handshake") {
                     log::info!(
-                        session:% = id, address:% = self.session.endpoints.client.ip();
+                        session:% = id, address:% = self.session.addresses.client.ip();
                         "TLS handshake failed: {error}"
                     );
                 }
@@ -408,155 +400,8 @@ impl ControlConnection {
         self.requested_end().or_else(|| self.reached_max_age())
     }
 
-    /// The end of a session that has reached `session_max_age`, unless an activity runs.
-    fn reached_max_age(&self) -> Option<ConnectionEnd> {
-        let is_over =
-            matches!(self.activity, ActivityState::Idle) && Instant::now() >= self.max_age_time()?;
-        is_over.then(|| {
-            ConnectionEnd::by_node(
-                "Session reached its maximum age (session_max_age); log in again",
-                "max_age",
-            )
-        })
-    }
-
-    /// The time at which the session reaches `session_max_age`. `None` without the limit, or without a login.
-    fn max_age_time(&self) -> Option<Instant> {
-        let age = self.session.node.timeouts.session_age?;
-        self.session.is_logged_in().then(|| self.login_changed + age)
-    }
-
-    /// The end of the session if it was requested: at once, or when no activity runs.
-    fn requested_end(&self) -> Option<ConnectionEnd> {
-        match self.session.handle.end_request()? {
-            EndRequest::Drain if matches!(self.activity, ActivityState::Running { .. }) => None,
-            EndRequest::Drain => Some(ConnectionEnd::by_node(
-                "Server is shutting down for maintenance; please reconnect",
-                "drain",
-            )),
-            EndRequest::MakeRoom | EndRequest::EndSession | EndRequest::StopNode => {
-                EndedByNode::at_once(&self.session.handle).map(ConnectionEnd::ByNode)
-            }
-        }
-    }
-
-    /// The time at which the timer has to fire.
-    fn deadline(&self) -> Instant {
-        let timeouts = &self.session.node.timeouts;
-        match (&self.activity, self.session.is_logged_in()) {
-            // An activity has limits of its own. The idle time starts at its end.
-            (ActivityState::Running { .. }, _) => Instant::now() + timeouts.idle,
-            (ActivityState::Idle, true) => {
-                let idle = self.last_used + timeouts.idle;
-                self.max_age_time().map_or(idle, |max_age| max_age.min(idle))
-            }
-            (ActivityState::Idle, false) => self.login_changed + timeouts.login,
-        }
-    }
-
-    /// The end of the session if its deadline has passed.
-    fn expired(&self) -> Option<ConnectionEnd> {
-        if self.deadline() > Instant::now() {
-            return None;
-        }
-        Some(if let Some(end) = self.reached_max_age() {
-            end
-        } else if self.session.is_logged_in() {
-            ConnectionEnd::by_node("Idle timeout", "idle_timeout")
-        } else {
-            ConnectionEnd::by_node("Login timeout", "login_timeout")
-        })
-    }
-
     /// Returns true if `failure_log_limit` permits a log line that any client can cause.
     fn may_log(&self, kind: &'static str) -> bool {
-        self.session.node.connection_log.may_log(kind, self.session.endpoints.client.ip())
-    }
-
-    /// Ends the connection without a reply. The client speaks another protocol, or a page or mail makes a
-    /// victim's client send such lines (ALPACA, CVE-2021-3618).
-    fn end_foreign_protocol(&self) -> ConnectionEnd {
-        metrics::session_ended("foreign_protocol");
-        if self.may_log("foreign_protocol") {
-            log::warn!(
-                session:% = self.session.handle.id, address:% = self.session.endpoints.client.ip();
-                "the client speaks another protocol"
-            );
-        }
-        ConnectionEnd::Silent
-    }
-
-    /// Ends the session: its last reply, its activity, its log line, its connection.
-    async fn finish(mut self, end: ConnectionEnd) {
-        let cancelled_by = match (&end, self.session.handle.end_request()) {
-            (ConnectionEnd::ClientGone, _) => CancelledBy::ClientGone,
-            (_, Some(EndRequest::EndSession)) => CancelledBy::Administrator,
-            (_, Some(EndRequest::StopNode)) => CancelledBy::NodeStop,
-            (_, Some(EndRequest::Drain | EndRequest::MakeRoom) | None) => CancelledBy::SessionEnd,
-        };
-        if let ConnectionEnd::ByNode(EndedByNode { reply, reason }) = &end {
-            metrics::session_ended(reason);
-            if self.session.is_logged_in() || self.may_log(reason) {
-                log::info!(
-                    session:% = self.session.handle.id, address:% = self.session.endpoints.client.ip(),
-                    reason = *reason;
-                    "session ended by the node"
-                );
-            }
-            self.stream.push(reply);
-        }
-        if let ActivityState::Running { activity, .. } =
-            std::mem::replace(&mut self.activity, ActivityState::Idle)
-        {
-            self.end_activity(activity, cancelled_by).await;
-        }
-        if let LoginState::LoggedIn(logged_in) = &self.session.state {
-            log_session!(log::Level::Info, logged_in.identity; "session ended");
-        }
-        self.stream.close().await;
-    }
-
-    /// Waits for the end of the activity; its thread may still write, so lease and session last until then.
-    /// All activities are cancelled, except an upload whose client has left.
-    async fn end_activity(&mut self, activity: Activity, cancelled_by: CancelledBy) {
-        if cancelled_by == CancelledBy::ClientGone && activity.is_upload {
-            let silence = self.session.node.timeouts.client_left;
-            finish_upload_of_absent_client(&self.session.handle, activity, silence).await;
-        } else {
-            activity.handle.cancel(cancelled_by);
-            // Fails if the client has left already.
-            let _ = self.stream.flush().await;
-            activity.run.await;
-        }
-    }
-}
-
-/// Lets an upload whose client has left store the bytes that are still in transit, for a bounded time: see
-/// [`crate::work::activity::ActivityHandle::await_rest`]. A request to end the session or the node ends the
-/// upload at once.
-async fn finish_upload_of_absent_client(handle: &SessionHandle, mut activity: Activity, silence: Duration) {
-    let upload = Arc::clone(&activity.handle);
-    let end_request = async {
-        loop {
-            match handle.end_request() {
-                Some(EndRequest::EndSession) => return CancelledBy::Administrator,
-                Some(EndRequest::StopNode) => return CancelledBy::NodeStop,
-                // Sessions that have logged in are not asked to make room.
-                Some(EndRequest::Drain | EndRequest::MakeRoom) | None => handle.end_requested().await,
-            }
-        }
-    };
-    let limits = async {
-        tokio::select! {
-            () = upload.await_rest(silence) => {}
-            by = end_request => upload.cancel(by),
-        }
-        // The activity ends soon, and with it the `select!` below.
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        biased;
-        _ = activity.run.as_mut() => {}
-        () = limits => {}
+        self.session.node.connection_log.may_log(kind, self.session.addresses.client.ip())
     }
 }

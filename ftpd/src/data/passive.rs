@@ -30,7 +30,7 @@ use tokio::{
 use self::waiting::{NoFreePort, WaitingSession, WaitingSessions};
 use super::connected::{Arrived, Socket};
 use crate::{
-    client_address::{self, Endpoints, NoClient, TrustedBalancers},
+    client_address::{self, ConnectionAddresses, NoClientAddress, TrustedBalancers},
     identity::SessionIdentity,
     listener::{self, UnwatchedListener},
     metrics,
@@ -291,18 +291,18 @@ impl ReservationTable {
         self: &Arc<Self>,
         port: u16,
         balancer: SocketAddr,
-        endpoints: Result<(Endpoints, Socket), NoClient>,
+        addresses: Result<(ConnectionAddresses, Socket), NoClientAddress>,
     ) {
-        match endpoints {
-            Ok((endpoints, socket)) => {
+        match addresses {
+            Ok((addresses, socket)) => {
                 self.deliver(
                     port,
-                    endpoints.client.ip(),
+                    addresses.client.ip(),
                     Arrived { socket, by_balancer: true, records: None },
                 );
             }
             // A health check of the balancer has no session.
-            Err(NoClient::Left | NoClient::Balancer) => {}
+            Err(NoClientAddress::ClosedByPeer | NoClientAddress::BalancersOwn) => {}
             Err(error) => {
                 metrics::data_connection_refused("proxy_header");
                 log::warn!(port, peer:% = balancer; "data connection refused: {error}");
@@ -363,19 +363,19 @@ async fn accept(
             table.deliver(port, peer.ip().to_canonical(), arrived);
             continue;
         }
-        if let Some(endpoints) = client_address::endpoints_at_once(&socket) {
-            table.deliver_for(port, peer, endpoints.map(|endpoints| (endpoints, Socket::Blocking(socket))));
+        if let Some(addresses) = client_address::addresses_from_arrived_header(&socket) {
+            table.deliver_for(port, peer, addresses.map(|addresses| (addresses, Socket::Blocking(socket))));
             continue;
         }
         let (table, balancers) = (Arc::clone(&table), Arc::clone(&balancers));
         tokio::spawn(async move {
-            let endpoints = async {
+            let addresses = async {
                 let mut stream = Socket::Blocking(socket).register()?;
-                let endpoints = balancers.endpoints(&mut stream, peer).await?;
-                Ok((endpoints, Socket::Registered(stream)))
+                let addresses = balancers.addresses_of(&mut stream, peer).await?;
+                Ok((addresses, Socket::Registered(stream)))
             };
-            let endpoints = endpoints.await;
-            table.deliver_for(port, peer, endpoints);
+            let addresses = addresses.await;
+            table.deliver_for(port, peer, addresses);
         });
     }
 }

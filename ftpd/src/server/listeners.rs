@@ -10,9 +10,9 @@ use tokio::{
 
 use super::RunError;
 use crate::{
-    client_address::NoClient,
+    client_address::NoClientAddress,
     config::Network,
-    connections::AdmissionError,
+    connection_table::AdmissionError,
     control::ControlConnection,
     health_check,
     listener::{self, Bound},
@@ -124,10 +124,10 @@ async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receive
 }
 
 async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implicit_tls: bool) {
-    let endpoints = match node.balancers.endpoints(&mut stream, peer).await {
-        Ok(endpoints) => endpoints,
-        Err(NoClient::Left) => return,
-        Err(NoClient::Balancer) => return health_check::serve(stream, &node, implicit_tls).await,
+    let addresses = match node.trusted_balancers.addresses_of(&mut stream, peer).await {
+        Ok(addresses) => addresses,
+        Err(NoClientAddress::ClosedByPeer) => return,
+        Err(NoClientAddress::BalancersOwn) => return health_check::serve(stream, &node, implicit_tls).await,
         Err(error) => {
             metrics::connection_refused("proxy_header");
             if node.connection_log.may_log("proxy_header", peer.ip()) {
@@ -136,9 +136,9 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implici
             return;
         }
     };
-    match node.connections.admit(endpoints.client.ip()) {
-        Ok(entry) => ControlConnection::new(stream, node, endpoints, entry).serve(implicit_tls).await,
-        Err(refused) => refuse(&node, &stream, endpoints.client, refused),
+    match node.connections.admit(addresses.client.ip()) {
+        Ok(entry) => ControlConnection::new(stream, node, addresses, entry).serve(implicit_tls).await,
+        Err(refused) => refuse(&node, &stream, addresses.client, refused),
     }
 }
 

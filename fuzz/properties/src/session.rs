@@ -17,7 +17,7 @@ use std::{
 
 use common::{node::NodeRecord, registry::Registry, settings::Values};
 use ftpd::{
-    client_address::{Endpoints, TrustedBalancers},
+    client_address::{ConnectionAddresses, TrustedBalancers},
     config::Config,
     control::ControlConnection,
     data::passive::PassivePorts,
@@ -141,9 +141,9 @@ impl TestNode {
         socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO))?;
         let (stream, peer) = self.listener.accept().await?;
         stream.set_nodelay(true)?;
-        let endpoints = Endpoints { client: peer, reached: stream.local_addr()? };
+        let addresses = ConnectionAddresses { client: peer, reached: stream.local_addr()? };
         let entry = self.node.connections.admit(peer.ip()).map_err(|_| io::ErrorKind::QuotaExceeded)?;
-        let connection = ControlConnection::new(stream, Arc::clone(&self.node), endpoints, entry);
+        let connection = ControlConnection::new(stream, Arc::clone(&self.node), addresses, entry);
         let served = tokio::spawn(connection.serve(false));
         let (mut read, mut write) = client.into_split();
         let all = sent.to_vec();
@@ -201,13 +201,17 @@ fn passive_port(line: &[u8]) -> Option<u16> {
 
 fn node(config: Config, address: IpAddr) -> Node {
     let record = NodeRecord::new(config.node_name.clone(), 1, config.network.slice);
-    let balancers =
+    let trusted_balancers =
         Arc::new(TrustedBalancers { networks: Vec::new(), header_timeout: config.timeouts.proxy_header });
-    let passive =
-        PassivePorts::listen(config.network.slice, &[address], &balancers, config.timeouts.data_connect)
-            .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}"));
+    let passive = PassivePorts::listen(
+        config.network.slice,
+        &[address],
+        &trusted_balancers,
+        config.timeouts.data_connect,
+    )
+    .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}"));
     let (registry, transfer_log) = (Registry::local(record), TransferLog::default());
-    Node::new(config, NodeParts { balancers, passive, registry, transfer_log, tls: None })
+    Node::new(config, NodeParts { trusted_balancers, passive, registry, transfer_log, tls: None })
 }
 
 /// A home with symbolic links that lead out of it, and the directory that they lead to.

@@ -1,36 +1,32 @@
 //! The table of the node's control connections: limits on their number, and requests to end them.
 
+mod session_handle;
+
 use std::{
     collections::{HashMap, VecDeque},
     net::IpAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicBool, AtomicU8, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
-use common::{
-    auth_api::{EndReason, PastLogin},
-    client_network::network_of,
-    session::SessionId,
-    sync,
-};
+use common::{auth_api::PastLogin, client_network::network_of, session::SessionId, sync};
 use tokio::{sync::Notify, time::Instant};
 
+use self::session_handle::SessionUser;
+pub use self::session_handle::{EndRequest, SessionHandle};
 use crate::metrics;
 
 /// All control connections of the node.
-pub struct Connections {
+pub struct ConnectionTable {
     max_connections: u32,
     max_per_network: u32,
-    inner: Mutex<ConnectionsInner>,
+    inner: Mutex<ConnectionTableInner>,
     /// Notified when a connection ends.
     ended: Notify,
 }
 
 #[derive(Default)]
-struct ConnectionsInner {
+struct ConnectionTableInner {
     handles: HashMap<SessionId, Arc<SessionHandle>>,
     per_network: HashMap<IpAddr, u32>,
     /// Connections in the order of their arrival. Connections that have ended or logged in are removed when
@@ -54,46 +50,6 @@ const KNOWN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// remembered until older ones expire.
 const MAX_KNOWN_NETWORKS: usize = 50_000;
 
-/// One control connection, as the rest of the node sees it.
-pub struct SessionHandle {
-    pub id: SessionId,
-    pub address: IpAddr,
-    user: Mutex<SessionUser>,
-    end_request: AtomicU8,
-    end_requested: Notify,
-    since: Instant,
-    has_logged_in: AtomicBool,
-    has_ended: AtomicBool,
-    /// All sessions of the user were ended while this login was being decided.
-    must_confirm: AtomicBool,
-    /// The reason why authd would no longer accept the session's login.
-    revocation: OnceLock<EndReason>,
-}
-
-/// The user of a connection.
-#[derive(Default)]
-enum SessionUser {
-    #[default]
-    Unknown,
-    /// A login with this name is being decided. authd may know the user by another spelling of the name.
-    Claimed(Box<str>),
-    LoggedIn(Box<PastLogin>),
-}
-
-/// A request to end a connection. A later request counts only if it is more urgent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum EndRequest {
-    /// The node drains: end when no activity runs.
-    Drain = 1,
-    /// End now: the client has not logged in, and another connection needs its place.
-    MakeRoom = 2,
-    /// End now: an administrator or authd ends the session.
-    EndSession = 3,
-    /// End now: the node stops.
-    StopNode = 4,
-}
-
 /// Why a connection gets 421 instead of a greeting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdmissionError {
@@ -104,16 +60,16 @@ pub enum AdmissionError {
 
 /// The entry of a connection in the table. Dropping it removes the connection.
 pub struct ConnectionEntry {
-    connections: Arc<Connections>,
+    connections: Arc<ConnectionTable>,
     handle: Arc<SessionHandle>,
 }
 
-impl Connections {
+impl ConnectionTable {
     pub fn new(max_connections: u32, max_per_network: u32) -> Self {
         Self { max_connections, max_per_network, inner: Mutex::default(), ended: Notify::new() }
     }
 
-    fn inner(&self) -> MutexGuard<'_, ConnectionsInner> {
+    fn inner(&self) -> MutexGuard<'_, ConnectionTableInner> {
         sync::lock(&self.inner)
     }
 
@@ -219,7 +175,7 @@ impl Connections {
     }
 }
 
-impl ConnectionsInner {
+impl ConnectionTableInner {
     fn is_known(&self, network: IpAddr, now: Instant) -> bool {
         self.known_networks.get(&network).is_some_and(|login| now.duration_since(*login) < KNOWN_FOR)
     }
@@ -264,79 +220,6 @@ impl ConnectionsInner {
     }
 }
 
-impl SessionHandle {
-    fn new(address: IpAddr, now: Instant) -> Self {
-        Self {
-            id: SessionId::random(),
-            address,
-            user: Mutex::default(),
-            end_request: AtomicU8::new(0),
-            end_requested: Notify::new(),
-            since: now,
-            has_logged_in: AtomicBool::new(false),
-            has_ended: AtomicBool::new(false),
-            must_confirm: AtomicBool::new(false),
-            revocation: OnceLock::new(),
-        }
-    }
-
-    fn is_waiting_for_login(&self) -> bool {
-        !self.has_logged_in.load(Ordering::Acquire) && !self.has_ended.load(Ordering::Acquire)
-    }
-
-    fn request_end(&self, request: EndRequest) {
-        self.end_request.fetch_max(request as u8, Ordering::AcqRel);
-        self.end_requested.notify_one();
-    }
-
-    /// The most urgent request so far.
-    pub fn end_request(&self) -> Option<EndRequest> {
-        match self.end_request.load(Ordering::Acquire) {
-            0 => None,
-            1 => Some(EndRequest::Drain),
-            2 => Some(EndRequest::MakeRoom),
-            3 => Some(EndRequest::EndSession),
-            _ => Some(EndRequest::StopNode),
-        }
-    }
-
-    /// Returns when an end was requested since the last call. Cancel-safe.
-    pub async fn end_requested(&self) {
-        self.end_requested.notified().await;
-    }
-
-    /// Notes the name of a login that is being decided. `None`: no user is logged in.
-    pub fn set_user(&self, user: Option<&str>) {
-        *self.user() = user.map_or(SessionUser::Unknown, |name| SessionUser::Claimed(name.into()));
-    }
-
-    /// Notes an accepted login, so that [`Connections::logins`] has it from now on. Returns true if all
-    /// sessions of the user were ended while the login was being decided.
-    pub fn log_in(&self, login: PastLogin) -> bool {
-        *self.user() = SessionUser::LoggedIn(Box::new(login));
-        self.must_confirm.swap(false, Ordering::AcqRel)
-    }
-
-    /// Ends the session, if `login` is its current login. Returns true for the first call that does so.
-    pub fn revoke(&self, login: &PastLogin, reason: EndReason) -> bool {
-        let is_current = matches!(&*self.user(), SessionUser::LoggedIn(current) if **current == *login);
-        let is_first = is_current && self.revocation.set(reason).is_ok();
-        if is_first {
-            self.request_end(EndRequest::EndSession);
-        }
-        is_first
-    }
-
-    /// The reason why authd would no longer accept the session's login, if the session ends for that reason.
-    pub fn revocation(&self) -> Option<EndReason> {
-        self.revocation.get().copied()
-    }
-
-    fn user(&self) -> MutexGuard<'_, SessionUser> {
-        sync::lock(&self.user)
-    }
-}
-
 impl ConnectionEntry {
     pub fn handle(&self) -> &Arc<SessionHandle> {
         &self.handle
@@ -366,11 +249,13 @@ impl Drop for ConnectionEntry {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use common::auth_api::EndReason;
+
     use super::*;
 
     #[test]
     fn ended_connections_no_longer_count_to_the_limits() {
-        let connections = Arc::new(Connections::new(3, 2));
+        let connections = Arc::new(ConnectionTable::new(3, 2));
         let [anna, bert] = [1, 2].map(|i| IpAddr::V4(Ipv4Addr::new(192, 0, 2, i)));
         let first = connections.admit(anna).ok().unwrap();
         let _second = connections.admit(anna).ok().unwrap();
@@ -383,7 +268,7 @@ mod tests {
 
     #[test]
     fn all_addresses_of_an_ipv6_64_network_share_one_limit() {
-        let connections = Arc::new(Connections::new(100, 2));
+        let connections = Arc::new(ConnectionTable::new(100, 2));
         let admit = |address: &str| connections.admit(address.parse().unwrap());
         let first = admit("2001:db8:1:2::1").ok().unwrap();
         let _second = admit("2001:db8:1:2:3:4:5:6").ok().unwrap();
@@ -395,7 +280,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn on_a_nearly_full_node_the_oldest_connection_without_login_makes_room() {
-        let connections = Arc::new(Connections::new(10, 10));
+        let connections = Arc::new(ConnectionTable::new(10, 10));
         let stranger = |i: u8| IpAddr::V4(Ipv4Addr::new(198, 51, 100, i));
         let entries: Vec<_> = (0..9).map(|i| connections.admit(stranger(i)).ok().unwrap()).collect();
         assert_eq!(
@@ -416,7 +301,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_network_with_a_recent_login_is_admitted_during_a_flood() {
-        let connections = Arc::new(Connections::new(10, 10));
+        let connections = Arc::new(ConnectionTable::new(10, 10));
         let client = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
         let first = connections.admit(client).ok().unwrap();
         connections.note_login(first.handle());
@@ -432,7 +317,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_end_request_reaches_its_session_and_the_most_urgent_one_counts() {
-        let connections = Arc::new(Connections::new(9, 9));
+        let connections = Arc::new(ConnectionTable::new(9, 9));
         let entry = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
         entry.handle().log_in(login("anna"));
         connections.end_user("bert");
@@ -452,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_login_must_be_confirmed_if_the_users_sessions_are_ended_meanwhile() {
-        let connections = Arc::new(Connections::new(9, 9));
+        let connections = Arc::new(ConnectionTable::new(9, 9));
         let entry = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
         entry.handle().set_user(Some("anna"));
         assert!(connections.logins().is_empty());
@@ -466,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_session_is_revoked_once_and_only_for_its_current_login() {
-        let connections = Arc::new(Connections::new(9, 9));
+        let connections = Arc::new(ConnectionTable::new(9, 9));
         let entry = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
         let login = |version: &str| PastLogin {
             user: "anna".to_owned(),

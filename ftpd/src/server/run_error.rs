@@ -1,0 +1,59 @@
+//! Why the node cannot start, or ends early.
+
+use std::{io, net::SocketAddr};
+
+use common::registry::{JoinError, NameHolder};
+
+use super::descriptor_limit::TooFewDescriptors;
+use crate::tls::TlsError;
+
+/// Why the node cannot start, or ends early.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("cannot listen on {0}{hint}", hint = listen_advice(.0, .1))]
+    Listen(SocketAddr, #[source] io::Error),
+    #[error(
+        "cannot listen on the passive port {0} (if an outgoing connection of this host uses it: reserve the \
+         passive ports with the sysctl net.ipv4.ip_local_reserved_ports)"
+    )]
+    ListenPassive(SocketAddr, #[source] io::Error),
+    #[error("cannot open the transfer log {0}")]
+    TransferLog(String, #[source] io::Error),
+    #[error("the storage root {0} is not a directory, or cannot be opened")]
+    Storage(String, #[source] io::Error),
+    #[error("cannot set up TLS")]
+    Tls(#[from] TlsError),
+    #[error("cannot set up the metrics: {0}")]
+    Metrics(String),
+    #[error(transparent)]
+    OpenFiles(#[from] TooFewDescriptors),
+    #[error("cannot give up capabilities")]
+    Capabilities(#[source] io::Error),
+    #[error("cannot wait for signals")]
+    Signals(#[source] io::Error),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error(
+        "this node lost its name: {0} has it now. A node loses its name if it cannot renew its lease in \
+         Redis for node_lease. If both nodes are meant to run, give one of them another node_name"
+    )]
+    NameLost(NameHolder),
+    #[error("the passive ports overlap with those of another live node: {0}")]
+    SliceConflict(String),
+}
+
+/// Advice for an address on which the node cannot listen.
+fn listen_advice(address: &SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!(" (`ss -ltnp 'sport = :{}'` shows the process that listens there)", address.port())
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            " (this host does not have this address: see the settings listen and admin_listen)".to_owned()
+        }
+        _ if (1..1024).contains(&address.port()) => {
+            " (ports below 1024 need CAP_NET_BIND_SERVICE; --port selects another port)".to_owned()
+        }
+        _ => String::new(),
+    }
+}
