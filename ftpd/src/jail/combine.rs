@@ -33,8 +33,8 @@ impl Jail {
     /// * `reserve(bytes, is_new)` is called before anything is changed. It sets aside the quota for the
     ///   copy, which exists beside the sources for a while. `is_new` is true if the target is created.
     /// * `may_store` is called before each write, `is_ours` once before the sources are removed. Both
-    ///   return true as long as this session has the right to write all files. After that, all sources
-    ///   are kept, and the target stays as it is, because another session may be writing it.
+    ///   return true as long as this session has the right to write all files. Once one returns false, all
+    ///   sources are kept, and the target stays as it is, because another session may be writing it.
     ///
     /// If copying fails or is cancelled, the target gets its old content back and all sources are kept.
     /// If a source cannot be removed, the target keeps only the content of the sources that have been

@@ -28,10 +28,10 @@ use super::{FileError, Jail, PARTIAL_PREFIX};
 use crate::listing::EntryKind;
 use crate::virtual_path::VirtualPath;
 
-/// Hexadecimal digits of the part of its name that is computed from the owner and the path.
+/// Number of hexadecimal digits in the name of a partial file that are computed from its owner and path.
 const HASH_LENGTH: usize = 32;
 
-/// Hexadecimal digits of the random token in unique names.
+/// Number of hexadecimal digits of the random token in unique names.
 const TOKEN_LENGTH: usize = 16;
 
 /// Attempts to open a partial file while other sessions create, remove or replace it.
@@ -316,8 +316,9 @@ impl Jail {
         }
     }
 
-    /// The resumable name of the partial file for `name` in the directory with the real path `directory`. It is the
-    /// same on every node. Clients can neither compute it for another user nor use it in a command.
+    /// The resumable name of the partial file for `name` in the directory with the real path
+    /// `directory`. It is the same on every node. Clients can neither compute it for another user nor use
+    /// it in a command.
     pub(super) fn partial_name(
         &self,
         directory: &[u8],

@@ -389,7 +389,12 @@ impl Writer {
 }
 
 fn steps() -> impl Strategy<Value = Step> {
-    prop_oneof![8 => Just(Step::Advance), 4 => Just(Step::End), 1 => Just(Step::Abandon), 1 => Just(Step::Crash)]
+    prop_oneof![
+        8 => Just(Step::Advance),
+        4 => Just(Step::End),
+        1 => Just(Step::Abandon),
+        1 => Just(Step::Crash),
+    ]
 }
 
 fn modes() -> impl Strategy<Value = (WriteMode, UploadPlacement<'static>)> {
