@@ -110,8 +110,8 @@ impl Keys {
     }
 
     /// Hash: the epoch, which is the time since Redis last lost data. `epoch` is its random name, `created`
-    /// its start (Unix ms), `server` the server process. `doubt` is 1 if nodes may hold leases from before. `number` is the
-    /// number of the last lease. Expires long after the last refresh of a node.
+    /// its start (Unix ms), `server` the server process. `doubt` is 1 if nodes may hold leases from
+    /// before. `number` is the number of the last lease. Expires long after the last refresh of a node.
     pub fn lease_epoch(&self) -> String {
         self.key("lease-epoch")
     }

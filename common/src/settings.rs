@@ -2,8 +2,8 @@
 //!
 //! Each value stays text until a getter of [`Values`] parses it, so an error can name the setting, the
 //! value, its source and the expected form. Sources, the strongest first: flag, environment variable,
-//! its alias (the variable of the system that this one replaces), file, default. A key that is not in the table is an
-//! error in every source.
+//! its alias (the variable of the system that this one replaces), file, default. A key that is not in the
+//! table is an error in every source.
 
 mod command_line;
 mod manual;

@@ -28,7 +28,8 @@ pub struct PasswordLimits {
     pub patience: Duration,
 }
 
-/// Upper bound of `max_verifications`, far above the number of CPUs: the semaphores cannot count to any number.
+/// Upper bound of `max_verifications`, far above the number of CPUs. The semaphores cannot count higher than
+/// `MAX_PERMITS`.
 const MAX_AT_ONCE: usize = 1 << 16;
 
 /// The reason why a text cannot become a password.

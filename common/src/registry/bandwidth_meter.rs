@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longest burst: an idle user accumulates the bytes of this time. They make up for the duration of a request.
+/// Longest burst: an idle user accumulates the bytes of this time. They make up for the duration of a
+/// request.
 pub(super) const BURST: Duration = Duration::from_millis(250);
 
 /// Pieces per second that all transfers of a user take together.
