@@ -73,7 +73,7 @@ pub async fn deep(config: Config) -> Vec<CheckResult> {
             let answer = probe.ask(timeout).await;
             results.push((
                 name,
-                answer.map_err(|trouble| format!("{}; see {}", trouble.error, trouble.setting)),
+                answer.map_err(|failure| format!("{}; see {}", failure.error, failure.setting)),
             ));
         }
     }
@@ -84,9 +84,8 @@ fn load(tls: crate::tls::TlsSettings) -> Result<(), String> {
     Tls::load(tls).map(drop).map_err(|error| chain(&error))
 }
 
-/// Opens the root, writes a probe file, and shows whether file locks exclude other nodes (`locks` is
-/// `None` on a node without cluster). It is not a failure if they do not: the write leases in Redis
-/// exclude other nodes.
+/// Opens the root, writes a probe file, and shows whether file locks exclude other nodes. If they do not, that is
+/// no failure, because the write leases in Redis do. `locks` is `None` without Redis.
 fn storage(root: &Path, must_write: bool, locks: Option<LockMode>) -> Vec<CheckResult> {
     let opened = fs::read_dir(root).map(drop).map_err(|error| refused(root, &error));
     let is_open = opened.is_ok();

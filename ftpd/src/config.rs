@@ -77,7 +77,8 @@ pub struct Network {
     pub trusted_balancers: Vec<IpNet>,
     /// True if PORT and EPRT are offered.
     pub active_mode: bool,
-    /// Redis, authd and this node's admin port, if the settings give their IP addresses.
+    /// Redis, authd and this node's admin port, as far as the settings give their IP addresses. Active mode
+    /// must not connect to them.
     pub services: Vec<SocketAddr>,
     /// Names that HOST accepts. Empty: every name.
     pub host_names: Vec<String>,
@@ -194,8 +195,7 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
     if demo && !listen.iter().all(IpAddr::is_loopback) {
         return Err(values.invalid(
             "listen",
-            "without `user` or `user_file` every password is accepted, so the \
-                                      node may listen on loopback only",
+            "without `user` or `user_file` every password is accepted, so the node may listen on loopback only",
         ));
     }
     let passive_ports = passive_ports(values)?;

@@ -37,11 +37,11 @@ struct ConnectionTableInner {
     draining: bool,
 }
 
-/// Part of `max_sessions` that is reserved for known networks: one tenth.
-const RESERVED: u32 = 10;
+/// One connection in this many of `max_sessions` is reserved for known networks.
+const RESERVED_ONE_IN: u32 = 10;
 
-/// On a full node, a connection that has not logged in for this long is ended in favor of a new one.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(10);
+/// On a full node, a connection that has not logged in for this long is ended to make room for a new one.
+const LOGIN_GRACE: Duration = Duration::from_secs(10);
 
 /// Time after a login for which its network is known.
 const KNOWN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
@@ -73,6 +73,8 @@ impl ConnectionTable {
         sync::lock(&self.inner)
     }
 
+    /// Adds a connection from the client address `address`.
+    ///
     /// # Errors
     /// A limit is reached, or the node drains.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<ConnectionEntry, AdmissionError> {
@@ -86,9 +88,9 @@ impl ConnectionTable {
             return Err(AdmissionError::TooManyFromAddress);
         }
         let now = Instant::now();
-        let reserved = if inner.is_known(network, now) { 0 } else { self.max_connections / RESERVED };
-        // A connection that makes room counts until it has ended, a moment later. Until then there may be a
-        // few more connections than `max_sessions`.
+        let reserved = if inner.is_known(network, now) { 0 } else { self.max_connections / RESERVED_ONE_IN };
+        // A connection that makes room ends a moment later. Until then there may be a few more connections
+        // than `max_sessions`.
         if inner.handles.len() >= (self.max_connections - reserved) as usize && !inner.make_room(now) {
             metrics::limit_reached("max_sessions");
             return Err(AdmissionError::TooMany);
@@ -113,11 +115,11 @@ impl ConnectionTable {
         handle.inspect(|handle| handle.request_end(EndRequest::EndSession)).is_some()
     }
 
-    /// Ends all sessions of a user. A login that is being decided must be confirmed by authd: it may have
-    /// been made after the change that ends the sessions, for example with the new password.
+    /// Ends all sessions of a user. A login that is still being decided is not ended but must be confirmed
+    /// by authd: the client may already use the new password, for example.
     pub fn end_user(&self, user: &str) {
         for handle in self.inner().handles.values() {
-            // The flag is set under the lock of the user, so that `log_in` sees it if it comes later.
+            // Set while the user is locked, so that a later `log_in` sees the flag.
             match &*handle.user() {
                 SessionUser::LoggedIn(login) if login.user == user => {
                     handle.request_end(EndRequest::EndSession);
@@ -191,12 +193,12 @@ impl ConnectionTableInner {
         known.insert(network, now);
     }
 
-    /// Ends the oldest connection that has not logged in for [`LOGIN_PATIENCE`]. Returns false if there is
+    /// Ends the oldest connection that has not logged in for [`LOGIN_GRACE`]. Returns false if there is
     /// none.
     fn make_room(&mut self, now: Instant) -> bool {
         while let Some(oldest) = self.not_logged_in.front() {
             let is_waiting = oldest.is_waiting_for_login();
-            if is_waiting && now.duration_since(oldest.since) < LOGIN_PATIENCE {
+            if is_waiting && now.duration_since(oldest.since) < LOGIN_GRACE {
                 return false;
             }
             let Some(oldest) = self.not_logged_in.pop_front() else { return false };
@@ -208,7 +210,7 @@ impl ConnectionTableInner {
         false
     }
 
-    /// Removes the connections from `not_logged_in` that have ended or logged in.
+    /// Removes connections that have ended or logged in from `not_logged_in`.
     fn prune_not_logged_in(&mut self) {
         while self.not_logged_in.front().is_some_and(|oldest| !oldest.is_waiting_for_login()) {
             self.not_logged_in.pop_front();
@@ -289,7 +291,7 @@ mod tests {
             "one tenth is reserved for known networks"
         );
         connections.note_login(entries[0].handle());
-        tokio::time::advance(LOGIN_PATIENCE).await;
+        tokio::time::advance(LOGIN_GRACE).await;
         let newcomer = connections.admit(stranger(9)).ok().unwrap();
         assert_eq!(entries[0].handle().end_request(), None, "it has logged in");
         assert_eq!(entries[1].handle().end_request(), Some(EndRequest::MakeRoom));

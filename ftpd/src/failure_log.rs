@@ -106,14 +106,14 @@ impl FailureLog {
         let mut detail = failure.detail.clone().unwrap_or_else(|| reply.text().into());
         let mut reason = failure.reason;
         if reason == CANCELLED {
-            // No order of the node: the worker has found the control connection closed.
+            // If the node did not cancel it, the worker found the control connection closed.
             let by = cancelled_by.unwrap_or(CancelledBy::ClientGone);
             reason = by.reason();
             detail = by.to_string().into();
         }
         metrics::operation_failed(verb, reason);
         let level = level(verb, reason);
-        if !log::log_enabled!(level) || level == Level::Warn && !self.has_room(verb, reason) {
+        if !log::log_enabled!(level) || level == Level::Warn && !self.may_log(verb, reason) {
             return;
         }
         let stored_at = path.filter(|_| matches!(reason, STORAGE_ACCESS | STORAGE_READ_ONLY)).map(|path| {
@@ -133,7 +133,7 @@ impl FailureLog {
         );
     }
 
-    /// The path of `path` on this host.
+    /// Where the file of the virtual path `path` is on this host.
     fn stored_at(&self, path: &VirtualPath) -> String {
         let within = PathBuf::from(std::ffi::OsString::from_vec(self.jail.path_in_storage(path)));
         let within = within.strip_prefix("/").unwrap_or(&within);
@@ -142,11 +142,11 @@ impl FailureLog {
 
     /// Returns true if `failure_log_limit` allows a further line. The first failure after the window, or the
     /// end of the session, logs how many lines were left out.
-    fn has_room(&self, verb: &'static str, reason: &'static str) -> bool {
+    fn may_log(&self, verb: &'static str, reason: &'static str) -> bool {
         let limit = self.node.limits.failure_lines;
         let mut window = lock(&self.window);
         if window.begun.is_none_or(|begun| begun.elapsed() >= WINDOW) {
-            self.sum_up(&window);
+            self.log_summary(&window);
             *window = FailureWindow { begun: Some(Instant::now()), kinds: Vec::new() };
         }
         let known = window.kinds.iter_mut().find(|kind| kind.verb == verb && kind.reason == reason);
@@ -163,7 +163,7 @@ impl FailureLog {
         limit == 0 || count <= limit
     }
 
-    fn sum_up(&self, window: &FailureWindow) {
+    fn log_summary(&self, window: &FailureWindow) {
         let limit = self.node.limits.failure_lines;
         for FailureKind { verb, reason, count } in &window.kinds {
             let omitted = if limit == 0 { 0 } else { count.saturating_sub(limit) };
@@ -179,7 +179,7 @@ impl FailureLog {
 
 impl Drop for FailureLog {
     fn drop(&mut self) {
-        self.sum_up(&lock(&self.window));
+        self.log_summary(&lock(&self.window));
     }
 }
 

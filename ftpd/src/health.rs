@@ -57,7 +57,7 @@ impl Health {
             life: RwLock::new(LifeStage::Starting),
             storage: DependencyMonitor::new("root"),
             listeners: DependencyMonitor::new("listen"),
-            operations: operations::watched(),
+            operations: operations::monitor(),
             authd: asks_authd.then(|| DependencyMonitor::new("authd_urls")),
             registry: OnceLock::new(),
             was_ready: AtomicBool::new(true),
@@ -97,8 +97,8 @@ impl Health {
         tokio::spawn(async move {
             loop {
                 let due = Instant::now() + health.settings.interval;
-                tokio::join!(health.ask_storage(&mut storage), health.ask_authd(authd.as_ref()));
-                health.look_at_listeners();
+                tokio::join!(health.probe_storage(&mut storage), health.probe_authd(authd.as_ref()));
+                health.check_listeners();
                 if let Some(first) = first.take() {
                     // Fails if the caller has stopped waiting.
                     let _ = first.send(());
@@ -111,11 +111,11 @@ impl Health {
         let _ = tokio::time::timeout(Duration::from_secs(1), done).await;
     }
 
-    async fn ask_storage(&self, probe: &mut StorageProbe) {
+    async fn probe_storage(&self, probe: &mut StorageProbe) {
         let result = probe.ask(self.settings.timeout).await;
-        let trouble =
+        let failure =
             |error: String| DependencyFailure { condition: Condition::Failed, error, setting: "root" };
-        let is_new = self.storage.note(result.clone().map_err(trouble));
+        let is_new = self.storage.note(result.clone().map_err(failure));
         match result {
             Err(error) if is_new => log::error!(error, setting = "root"; "the storage does not respond"),
             Ok(()) if is_new && self.storage.dependency().last_error.is_some() => {
@@ -125,27 +125,27 @@ impl Health {
         }
     }
 
-    async fn ask_authd(&self, probe: Option<&AuthdProbe>) {
-        let (Some(watched), Some(probe)) = (&self.authd, probe) else { return };
+    async fn probe_authd(&self, probe: Option<&AuthdProbe>) {
+        let (Some(monitor), Some(probe)) = (&self.authd, probe) else { return };
         let mut result = probe.ask(self.settings.timeout).await;
-        if result.is_err() && watched.dependency().condition == Condition::Ok {
+        if result.is_err() && monitor.dependency().condition == Condition::Ok {
             // A restart of authd takes less than a second.
             sleep(Duration::from_secs(1)).await;
             result = probe.ask(self.settings.timeout).await;
         }
-        let is_new = watched.note(result.clone());
+        let is_new = monitor.note(result.clone());
         match result {
             Err(DependencyFailure { error, setting, .. }) if is_new => {
                 log::error!(error, setting; "no authd is able to decide logins");
             }
-            Ok(()) if is_new && watched.dependency().last_error.is_some() => {
+            Ok(()) if is_new && monitor.dependency().last_error.is_some() => {
                 log::info!("authd is able to decide logins again");
             }
             _ => {}
         }
     }
 
-    fn look_at_listeners(&self) {
+    fn check_listeners(&self) {
         // The listener logged the shortage when it happened.
         self.listeners.note(match listener::shortage() {
             None => Ok(()),

@@ -21,15 +21,15 @@ const BACKLOG: i32 = 1024;
 /// # Errors
 /// Those of socket(2), bind(2) and listen(2).
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    Bound::new(address)?.listen()
+    BoundSocket::new(address)?.listen()
 }
 
 /// A socket that is bound to its address and does not listen yet. No other process listens on the address.
-pub(crate) struct Bound(Socket);
+pub(crate) struct BoundSocket(Socket);
 
-impl Bound {
-    /// Binds a socket. An IPv6 socket is for IPv6 only, so that `0.0.0.0` and `::` can both be bound. A port
-    /// with connections in the state TIME_WAIT can be bound.
+impl BoundSocket {
+    /// Binds a socket to `address`, even if the port has connections in the state TIME_WAIT. An IPv6 socket is
+    /// for IPv6 only, so that `0.0.0.0` and `::` can both be bound.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2): EADDRINUSE if a process listens on the address.
@@ -42,8 +42,8 @@ impl Bound {
         // Accepted connections inherit this option and the next. Replies and the last bytes of a transfer are
         // small writes: Nagle's algorithm and the peer's delayed ACK would delay each of them by 40 ms.
         socket.set_tcp_nodelay(true)?;
-        // ABOR may come with Telnet's Synch as urgent data (RFC 959 section 4.1.3). Inline, the urgent byte
-        // is an ordinary part of the line.
+        // Clients may send ABOR with a Telnet Synch, which is urgent data (RFC 959 section 4.1.3). With this
+        // option the urgent byte is an ordinary byte of the stream.
         socket.set_out_of_band_inline(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
@@ -83,7 +83,7 @@ pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
-/// A listener whose accepted connections are not registered with the runtime.
+/// A listener whose accepted connections are blocking and not registered with the runtime.
 pub(crate) struct UnwatchedListener(AsyncFd<net::TcpListener>);
 
 impl UnwatchedListener {
@@ -98,7 +98,7 @@ impl UnwatchedListener {
         Ok(Self(watched?))
     }
 
-    /// Like [`accept`], with a blocking connection.
+    /// [`accept`], for such a connection.
     pub(crate) async fn accept(&self) -> (net::TcpStream, SocketAddr) {
         loop {
             match self.0.async_io(Interest::READABLE, net::TcpListener::accept).await {
@@ -112,7 +112,8 @@ impl UnwatchedListener {
     }
 }
 
-/// The error number of the last failed accept for lack of descriptors or memory; 0 after the next success.
+/// The error number of the last accept(2) that failed for lack of descriptors or memory; 0 after the next
+/// success.
 static SHORTAGE: AtomicI32 = AtomicI32::new(0);
 
 /// The reason why the process cannot accept connections at this time, if there is one.
@@ -122,7 +123,7 @@ pub(crate) fn shortage() -> Option<String> {
 }
 
 fn clear_shortage() {
-    // Reading first avoids that all threads write to the same cache line.
+    // Read first: a write by every thread for each connection would contend for the cache line.
     if SHORTAGE.load(Ordering::Relaxed) != 0 {
         SHORTAGE.store(0, Ordering::Relaxed);
     }

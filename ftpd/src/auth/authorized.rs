@@ -7,8 +7,7 @@ use common::{
     process::logging::chain,
 };
 use hyper::StatusCode;
-use std::sync::atomic::Ordering;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use super::{Authd, http::AuthdInstance, refused_token};
 
@@ -41,15 +40,9 @@ impl Authd {
 
     async fn authorized_batch(&self, logins: &[PastLogin]) -> Result<Option<Vec<Verdict>>, String> {
         let request = AuthorizedRequest { node: self.node.clone(), logins: logins.to_vec() };
-        let deadline = Instant::now() + self.timeout;
-        let first = self.preferred.load(Ordering::Relaxed);
         let mut failures = Vec::new();
-        for i in 0..self.instances.len() {
-            let instance = &self.instances[(first + i) % self.instances.len()];
-            // The remaining time is divided among the remaining instances, so that each is asked.
-            let left = deadline.saturating_duration_since(Instant::now());
-            let share = Instant::now() + left / (self.instances.len() - i) as u32;
-            match timeout_at(share, ask(instance, &request)).await {
+        for (_, instance, deadline) in self.in_turn() {
+            match timeout_at(deadline, ask(instance, &request)).await {
                 Ok(Ok(VerdictsResponse::Verdicts(verdicts))) => return Ok(Some(verdicts)),
                 Ok(Ok(VerdictsResponse::NotSupported)) => {}
                 Ok(Err(reason)) => failures.push(format!("{}: {reason}", instance.url)),

@@ -32,18 +32,18 @@ use tokio::{
 
 /// Largest response body in bytes. An account may have thousands of folders and rules; most take 100 bytes,
 /// a folder with the longest paths 2 KiB.
-const MAX_ANSWER: usize = 1024 * 1024;
+const MAX_BODY: usize = 1024 * 1024;
 
 /// Largest response head in bytes; the same as authd's limit for requests.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// Most idle connections kept for each instance: the number of concurrent logins on a busy node. A
+/// Most idle connections of an instance: the number of concurrent logins on a busy node. A
 /// burst opens additional connections.
-const KEPT: usize = 64;
+const MAX_IDLE: usize = 64;
 
 /// Time for which an idle connection is kept. Must be less than authd's `header_timeout`, after which authd
 /// closes it.
-const KEEP: Duration = Duration::from_secs(90);
+const IDLE_TIME: Duration = Duration::from_secs(90);
 
 /// URL of an authd instance: `http://HOST[:PORT][/PREFIX]`.
 #[derive(Clone, Debug)]
@@ -53,9 +53,9 @@ pub struct AuthdUrl {
     host: String,
     port: u16,
     authority: HeaderValue,
-    /// Target of [`AuthdInstance::post`].
-    target: Uri,
-    /// Target of [`AuthdInstance::post_authorized`].
+    /// The request target of `/v1/authenticate`.
+    authenticate: Uri,
+    /// The request target of `/v1/authorized`.
     authorized: Uri,
 }
 
@@ -111,7 +111,7 @@ impl FromStr for AuthdUrl {
             host: host.to_owned(),
             port,
             authority: HeaderValue::from_str(authority.as_str()).map_err(|_| InvalidUrl::Syntax)?,
-            target: route("authenticate")?,
+            authenticate: route("authenticate")?,
             authorized: route("authorized")?,
         })
     }
@@ -133,14 +133,14 @@ pub fn authorization(token: &Secret) -> Option<HeaderValue> {
 
 /// Reason why a request has no response.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub enum RequestError {
     #[error("cannot connect")]
     Connect(#[source] io::Error),
     #[error("no response")]
     Unanswered(#[source] hyper::Error),
     #[error("the response is incomplete")]
-    Cut(#[source] hyper::Error),
-    #[error("the response is larger than {MAX_ANSWER} bytes")]
+    Incomplete(#[source] hyper::Error),
+    #[error("the response is larger than {MAX_BODY} bytes")]
     TooLarge,
 }
 
@@ -158,7 +158,7 @@ pub struct AuthdInstance {
     headers: HeaderMap,
     connect_timeout: Duration,
     /// Idle connections and the time since when they are idle; the most recently used is last.
-    kept: Mutex<VecDeque<(Instant, Box<AuthdConnection>)>>,
+    idle: Mutex<VecDeque<(Instant, Box<AuthdConnection>)>>,
 }
 
 /// A connection to authd.
@@ -181,27 +181,27 @@ impl AuthdInstance {
         if let Some(authorization) = authorization {
             headers.insert(AUTHORIZATION, authorization);
         }
-        Self { url, headers, connect_timeout, kept: Mutex::default() }
+        Self { url, headers, connect_timeout, idle: Mutex::default() }
     }
 
     /// Posts the JSON that `body` creates to `/v1/authenticate`.
     ///
-    /// A kept connection may close just when it is used, for example when authd restarts. The request
-    /// is then repeated once over a new connection. So authd may decide the login twice, as it also may
-    /// when the next instance is asked: a wrong password may count twice in the throttle; a right one
+    /// authd may close an idle connection just when it is used, for example at a restart. The request is
+    /// then repeated once over a new connection, so authd may decide the login twice. That may also happen
+    /// when the next instance is asked. A wrong password may then count twice in the throttle; a correct one
     /// has no further effect.
     ///
     /// # Errors
-    /// There is no complete response. authd may have decided all the same.
-    pub async fn post(&self, body: impl Fn() -> String) -> Result<HttpResponse, AskError> {
-        self.request(Method::POST, &self.url.target, body).await
+    /// There is no complete response. authd may have decided the login nevertheless.
+    pub async fn post_authenticate(&self, body: impl Fn() -> String) -> Result<HttpResponse, RequestError> {
+        self.request(Method::POST, &self.url.authenticate, body).await
     }
 
     /// Posts the JSON that `body` creates to `/v1/authorized`, which changes nothing in authd.
     ///
     /// # Errors
     /// There is no complete response.
-    pub async fn post_authorized(&self, body: impl Fn() -> String) -> Result<HttpResponse, AskError> {
+    pub async fn post_authorized(&self, body: impl Fn() -> String) -> Result<HttpResponse, RequestError> {
         self.request(Method::POST, &self.url.authorized, body).await
     }
 
@@ -209,8 +209,8 @@ impl AuthdInstance {
     ///
     /// # Errors
     /// There is no complete response.
-    pub async fn get(&self) -> Result<HttpResponse, AskError> {
-        self.request(Method::GET, &self.url.target, String::new).await
+    pub async fn get_authenticate(&self) -> Result<HttpResponse, RequestError> {
+        self.request(Method::GET, &self.url.authenticate, String::new).await
     }
 
     async fn request(
@@ -218,46 +218,46 @@ impl AuthdInstance {
         method: Method,
         target: &Uri,
         body: impl Fn() -> String,
-    ) -> Result<HttpResponse, AskError> {
-        if let Some(connection) = self.take().await {
-            match self.ask(connection, method.clone(), target, body()).await {
-                Err(AskError::Unanswered(error)) if !error.is_parse() => {}
+    ) -> Result<HttpResponse, RequestError> {
+        if let Some(connection) = self.take_idle().await {
+            match self.send(connection, method.clone(), target, body()).await {
+                Err(RequestError::Unanswered(error)) if !error.is_parse() => {}
                 result => return result,
             }
         }
-        self.ask(self.connect().await?, method, target, body()).await
+        self.send(self.connect().await?, method, target, body()).await
     }
 
-    async fn ask(
+    async fn send(
         &self,
         mut connection: Box<AuthdConnection>,
         method: Method,
         target: &Uri,
         body: String,
-    ) -> Result<HttpResponse, AskError> {
+    ) -> Result<HttpResponse, RequestError> {
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = target.clone();
         *request.headers_mut() = self.headers.clone();
         let AuthdConnection { sender, driver } = &mut *connection;
-        let response = drive(driver, sender.send_request(request)).await.map_err(AskError::Unanswered)?;
+        let response = drive(driver, sender.send_request(request)).await.map_err(RequestError::Unanswered)?;
         let (head, body) = response.into_parts();
         let body = read(driver, body).await?;
-        self.keep(connection);
+        self.put_back(connection);
         Ok(HttpResponse { status: head.status, headers: head.headers, body })
     }
 
-    async fn connect(&self) -> Result<Box<AuthdConnection>, AskError> {
+    async fn connect(&self) -> Result<Box<AuthdConnection>, RequestError> {
         let deadline = Instant::now() + self.connect_timeout;
         // Unless the host is an address, tokio resolves it on a thread that may block.
         let addresses = match timeout_at(deadline, lookup_host((self.url.host.as_str(), self.url.port))).await
         {
-            Ok(found) => found.map_err(AskError::Connect)?.collect(),
+            Ok(found) => found.map_err(RequestError::Connect)?.collect(),
             Err(_) => Vec::new(),
         };
         let mut failure = io::Error::from(io::ErrorKind::TimedOut);
         for (i, address) in addresses.iter().enumerate() {
-            // The remaining time is divided among the remaining addresses, as one may not respond.
+            // The remaining time is divided among the remaining addresses, because one may not respond.
             let share = deadline.saturating_duration_since(Instant::now()) / (addresses.len() - i) as u32;
             match timeout(share, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => return AuthdConnection::new(stream).await,
@@ -265,18 +265,18 @@ impl AuthdInstance {
                 Err(elapsed) => failure = elapsed.into(),
             }
         }
-        Err(AskError::Connect(failure))
+        Err(RequestError::Connect(failure))
     }
 
     /// Takes an idle connection that authd has not closed.
-    async fn take(&self) -> Option<Box<AuthdConnection>> {
+    async fn take_idle(&self) -> Option<Box<AuthdConnection>> {
         loop {
             let mut connection = {
-                let mut kept = self.kept();
-                let (since, connection) = kept.pop_back()?;
-                if since.elapsed() >= KEEP {
-                    // The others have been idle for longer.
-                    kept.clear();
+                let mut idle = self.idle();
+                let (since, connection) = idle.pop_back()?;
+                if since.elapsed() >= IDLE_TIME {
+                    // The others have been idle even longer.
+                    idle.clear();
                     return None;
                 }
                 connection
@@ -287,28 +287,28 @@ impl AuthdInstance {
         }
     }
 
-    fn keep(&self, connection: Box<AuthdConnection>) {
-        let mut kept = self.kept();
-        kept.push_back((Instant::now(), connection));
-        if kept.len() > KEPT {
-            kept.pop_front();
+    fn put_back(&self, connection: Box<AuthdConnection>) {
+        let mut idle = self.idle();
+        idle.push_back((Instant::now(), connection));
+        if idle.len() > MAX_IDLE {
+            idle.pop_front();
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, VecDeque<(Instant, Box<AuthdConnection>)>> {
-        sync::lock(&self.kept)
+    fn idle(&self) -> MutexGuard<'_, VecDeque<(Instant, Box<AuthdConnection>)>> {
+        sync::lock(&self.idle)
     }
 }
 
 impl AuthdConnection {
-    async fn new(stream: TcpStream) -> Result<Box<Self>, AskError> {
-        stream.set_nodelay(true).map_err(AskError::Connect)?;
+    async fn new(stream: TcpStream) -> Result<Box<Self>, RequestError> {
+        stream.set_nodelay(true).map_err(RequestError::Connect)?;
         let mut http = http1::Builder::new();
         let (sender, driver) = http
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(AskError::Unanswered)?;
+            .map_err(RequestError::Unanswered)?;
         Ok(Box::new(Self { sender, driver: Some(driver) }))
     }
 
@@ -323,7 +323,7 @@ impl AuthdConnection {
 async fn drive<T>(driver: &mut Option<ConnectionDriver>, wanted: impl Future<Output = T>) -> T {
     let mut wanted = pin!(wanted);
     std::future::poll_fn(|context| {
-        // Polled first, because it gives the driver its work.
+        // Polled first, because it hands the request to the driver.
         if let Poll::Ready(result) = wanted.as_mut().poll(context) {
             return Poll::Ready(result);
         }
@@ -338,15 +338,15 @@ async fn drive<T>(driver: &mut Option<ConnectionDriver>, wanted: impl Future<Out
     .await
 }
 
-async fn read(driver: &mut Option<ConnectionDriver>, mut body: Incoming) -> Result<Vec<u8>, AskError> {
+async fn read(driver: &mut Option<ConnectionDriver>, mut body: Incoming) -> Result<Vec<u8>, RequestError> {
     let mut bytes = Vec::new();
     loop {
         let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context));
         let Some(frame) = drive(driver, frame).await else { return Ok(bytes) };
         // Trailers are ignored.
-        let Ok(data) = frame.map_err(AskError::Cut)?.into_data() else { continue };
-        if bytes.len() + data.len() > MAX_ANSWER {
-            return Err(AskError::TooLarge);
+        let Ok(data) = frame.map_err(RequestError::Incomplete)?.into_data() else { continue };
+        if bytes.len() + data.len() > MAX_BODY {
+            return Err(RequestError::TooLarge);
         }
         bytes.extend_from_slice(&data);
     }
@@ -369,7 +369,11 @@ mod tests {
         for (text, host, port, authority, target) in table {
             let url: AuthdUrl = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!((url.host.as_str(), url.port), (host, port), "{text}");
-            assert_eq!((url.authority.to_str().unwrap(), url.target.path()), (authority, target), "{text}");
+            assert_eq!(
+                (url.authority.to_str().unwrap(), url.authenticate.path()),
+                (authority, target),
+                "{text}"
+            );
             assert_eq!(url.to_string(), text.trim_end_matches('/'));
         }
     }

@@ -8,7 +8,7 @@ pub mod probe;
 use std::{
     net::IpAddr,
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use common::{
@@ -23,7 +23,7 @@ use hyper::{
     StatusCode,
     header::{HeaderValue, RETRY_AFTER},
 };
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use self::{
     http::{AuthdInstance, AuthdUrl},
@@ -135,7 +135,7 @@ impl Authenticator {
         }
     }
 
-    /// Returns true if authd decides. It may decide differently later, whereas a standalone node reads its
+    /// Returns true if authd decides the logins. Its decision may change later; a standalone node reads its
     /// users only once.
     pub fn asks_authd(&self) -> bool {
         matches!(self, Self::Authd(_))
@@ -172,16 +172,9 @@ impl Authd {
             client_certificate: attempt.certificate,
         };
         let started = Instant::now();
-        let deadline = tokio::time::Instant::now() + self.timeout;
-        let first = self.preferred.load(Ordering::Relaxed);
         let mut failures = Vec::new();
-        for i in 0..self.instances.len() {
-            let number = (first + i) % self.instances.len();
-            let instance = &self.instances[number];
-            // The remaining time is divided among the remaining instances, so that each is asked.
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            let share = tokio::time::Instant::now() + left / (self.instances.len() - i) as u32;
-            match timeout_at(share, ask(instance, &request)).await {
+        for (number, instance, deadline) in self.in_turn() {
+            match timeout_at(deadline, ask(instance, &request)).await {
                 Ok(Ok(answer)) => {
                     self.preferred.store(number, Ordering::Relaxed);
                     metrics::authd_answered("answered", started.elapsed());
@@ -193,6 +186,20 @@ impl Authd {
         }
         metrics::authd_answered("unavailable", started.elapsed());
         Err(LoginError::Unavailable(failures.join("; ")))
+    }
+
+    /// The instances in the order in which one request asks them, each with its index and the deadline of its
+    /// answer. The remaining part of `timeout` is divided among the remaining instances, so that each is
+    /// asked.
+    fn in_turn(&self) -> impl Iterator<Item = (usize, &AuthdInstance, Instant)> {
+        let end = Instant::now() + self.timeout;
+        let (first, count) = (self.preferred.load(Ordering::Relaxed), self.instances.len());
+        (0..count).map(move |i| {
+            let number = (first + i) % count;
+            let now = Instant::now();
+            let left = end.saturating_duration_since(now);
+            (number, &self.instances[number], now + left / (count - i) as u32)
+        })
     }
 }
 
@@ -228,7 +235,7 @@ async fn post(instance: &AuthdInstance, request: &AuthenticateRequest) -> Result
     // `to_string` fails only for maps with keys that are not strings and for failing `Serialize`
     // implementations; the request has neither.
     let body = || serde_json::to_string(request).expect("a request is plain data");
-    instance.post(body).await.map_err(|error| chain(&error))
+    instance.post_authenticate(body).await.map_err(|error| chain(&error))
 }
 
 /// A field that older versions of authd do not know.

@@ -32,40 +32,40 @@ impl AuthdProbe {
     /// Asks all instances at once and returns when one would decide a login.
     ///
     /// # Errors
-    /// No instance would decide a login within `patience`. Contains the failure of each.
-    pub async fn ask(&self, patience: Duration) -> Result<(), DependencyFailure> {
+    /// No instance would decide a login within `time_limit`. Contains the failure of each.
+    pub async fn ask(&self, time_limit: Duration) -> Result<(), DependencyFailure> {
         let mut asked = JoinSet::new();
         for instance in &self.instances {
             let instance = Arc::clone(instance);
             asked.spawn(async move {
-                let answer = timeout(patience, ask(&instance)).await;
+                let answer = timeout(time_limit, ask(&instance)).await;
                 let answer =
                     answer.unwrap_or_else(|_| Err((Condition::Failed, "no answer in time".to_owned())));
                 answer.map_err(|(condition, error)| (condition, format!("{}: {error}", instance.url)))
             });
         }
-        let mut troubles = Vec::new();
+        let mut failures = Vec::new();
         while let Some(answer) = asked.join_next().await {
             match answer {
                 Ok(Ok(())) => return Ok(()),
-                Ok(Err(trouble)) => troubles.push(trouble),
-                Err(error) => troubles.push((Condition::Failed, error.to_string())),
+                Ok(Err(failure)) => failures.push(failure),
+                Err(error) => failures.push((Condition::Failed, error.to_string())),
             }
         }
-        troubles.sort_by(|(_, a), (_, b)| a.cmp(b));
-        let is_refused = troubles.iter().any(|(condition, _)| *condition == Condition::Misconfigured);
+        failures.sort_by(|(_, a), (_, b)| a.cmp(b));
+        let is_refused = failures.iter().any(|(condition, _)| *condition == Condition::Misconfigured);
         let (condition, setting) = if is_refused {
             (Condition::Misconfigured, "authd_token_file")
         } else {
             (Condition::Failed, "authd_urls")
         };
-        let errors: Vec<String> = troubles.into_iter().map(|(_, error)| error).collect();
+        let errors: Vec<String> = failures.into_iter().map(|(_, error)| error).collect();
         Err(DependencyFailure { condition, error: errors.join("; "), setting })
     }
 }
 
 async fn ask(instance: &AuthdInstance) -> Result<(), (Condition, String)> {
-    let answer = instance.get().await.map_err(|error| (Condition::Failed, chain(&error)))?;
+    let answer = instance.get_authenticate().await.map_err(|error| (Condition::Failed, chain(&error)))?;
     match answer.status {
         status if status.is_success() => Ok(()),
         // An older version without this request.

@@ -67,7 +67,7 @@ impl Limits {
     }
 }
 
-/// Time limits. None is zero.
+/// Time limits, all greater than zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
     /// From the connection to the login.

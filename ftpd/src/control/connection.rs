@@ -46,10 +46,10 @@ pub struct ControlConnection {
     last_used: Instant,
     /// Time of the last login or REIN; before the first login, when the connection began.
     login_changed: Instant,
-    /// Command lines since then, as long as no user is logged in.
+    /// Command lines since `login_changed`. Counted only while no user is logged in.
     commands_without_login: u32,
-    /// Rejected commands in a row. A missing file is no rejection: clients ask for hundreds of files before
-    /// they upload a tree.
+    /// Rejected commands in a row. A reply such as 550 for a missing file does not count as a rejection:
+    /// before they upload a tree, clients ask for hundreds of files.
     rejected_commands: u32,
     /// Keeps the connection in the node's table.
     _entry: ConnectionEntry,
@@ -61,7 +61,7 @@ enum ActivityState {
     Running { activity: Activity, follow_up: FollowUp },
 }
 
-/// The continuation after the reply of the activity.
+/// The step that follows the reply of the activity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FollowUp {
     NextCommand,
@@ -151,8 +151,8 @@ impl ControlConnection {
     }
 
     async fn next_event(&mut self, timer: Pin<&mut Sleep>) -> LoopEvent {
-        // No command runs while another is held. Bytes are still read, up to a limit, to notice the end of
-        // the connection behind them.
+        // While a line is held, no other command runs. Bytes are still read, up to a limit, because the end
+        // of the connection is noticed only behind them.
         let may_read = self.held.is_none() || self.lines.len() < READ_AHEAD;
         let activity_end = async {
             match &mut self.activity {
@@ -178,7 +178,7 @@ impl ControlConnection {
         }
     }
 
-    /// Runs the complete lines, until there are no more or one has to wait for the activity.
+    /// Runs the complete lines that have arrived, up to the first line that has to wait for the activity.
     async fn run_lines(&mut self, mut timer: Pin<&mut Sleep>) -> Option<ConnectionEnd> {
         loop {
             let line = match self.held.take() {
@@ -214,8 +214,8 @@ impl ControlConnection {
         }
     }
 
-    /// Returns true if the line has to wait for the end of the activity. After ABOR or QUIT every line does,
-    /// so that the number of replies that the client still expects is bounded.
+    /// Returns true if the line has to wait for the end of the activity. After ABOR or QUIT every line has to
+    /// wait, which bounds the number of replies that the client still expects.
     fn must_wait(&self, line: &ParsedLine) -> bool {
         let ActivityState::Running { activity, follow_up } = &self.activity else { return false };
         let may_run = |request: &Request| match request.command {
@@ -316,7 +316,8 @@ impl ControlConnection {
         }
     }
 
-    /// Lets an activity run beside the control connection. `opening` is the reply that comes before its own.
+    /// Runs an activity beside the control connection. `opening` is the first reply, such as 150; the
+    /// activity's own reply follows at its end.
     fn start(&mut self, activity: Activity, opening: Option<&Reply>) {
         if activity.is_upload {
             match self.stream.descriptor() {
@@ -348,7 +349,7 @@ impl ControlConnection {
         self.stream.push(reply);
     }
 
-    /// Answers the TLS handshake. State from before it is discarded: pipelined lines (CVE-2011-1575) and a
+    /// Performs the TLS handshake. Discards the state from before it: pipelined lines (CVE-2011-1575) and a
     /// login.
     async fn encrypt(&mut self) -> Result<(), ConnectionEnd> {
         let id = self.session.handle.id;
@@ -363,7 +364,7 @@ impl ControlConnection {
                 self.lines.clear();
                 self.session.handle.set_user(None);
                 self.session.state = LoginState::Greeted;
-                // True after AUTH TLS-P only: PROT is refused before TLS.
+                // Set only by AUTH TLS-P, because PROT is refused before TLS.
                 let is_private = self.session.security.is_private;
                 self.session.security =
                     Security { handshake: Some(Box::new(handshake)), is_private, ..Security::default() };
@@ -381,7 +382,7 @@ impl ControlConnection {
         }
     }
 
-    /// Sends the reply of the ended activity and what follows it.
+    /// Sends the reply of the ended activity, then its follow-up.
     fn conclude_activity(&mut self, reply: &Reply) -> Option<ConnectionEnd> {
         let ended = std::mem::replace(&mut self.activity, ActivityState::Idle);
         let ActivityState::Running { activity, follow_up } = ended else { return None };

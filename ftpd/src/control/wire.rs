@@ -30,8 +30,8 @@ const READ_SIZE: usize = 4096;
 /// Replies to pipelined commands are sent together, once they have this many bytes.
 const FLUSH_SIZE: usize = 4096;
 
-/// Time between two questions of [`ControlStream::closed_by_client`] to the kernel.
-const END_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which [`ControlStream::closed_by_client`] asks the kernel.
+const CLOSED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The result of a read from a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,9 +98,9 @@ impl ControlStream {
     }
 
     /// Returns once the client has closed its side of the connection, or the connection was lost, even if
-    /// bytes before the end are still unread. For a caller that does not read meanwhile. Cancel-safe.
+    /// unread bytes precede the end. For a caller that does not read meanwhile. Cancel-safe.
     ///
-    /// Asks the kernel once a second: the runtime reports the end only together with new bytes.
+    /// Asks the kernel once a second, because the runtime reports the end only together with new bytes.
     pub async fn closed_by_client(&self) {
         let stream = match &self.stream {
             Transport::Plain(stream) => stream,
@@ -108,7 +108,7 @@ impl ControlStream {
             Transport::Gone => return,
         };
         while !has_ended(stream) {
-            sleep(END_INTERVAL).await;
+            sleep(CLOSED_INTERVAL).await;
         }
     }
 
@@ -123,7 +123,7 @@ impl ControlStream {
             }));
             Poll::Ready(match read.filled() {
                 [] => Received::End,
-                // Before Telnet's bytes are removed: TLS records contain such bytes.
+                // Checked before `lines` removes Telnet commands: TLS records contain bytes that look like them.
                 bytes if !self.has_received && is_foreign(bytes) => Received::ForeignProtocol,
                 bytes => {
                     self.has_received = true;
@@ -135,8 +135,7 @@ impl ControlStream {
         .await
     }
 
-    /// Answers the client's TLS handshake. Unread plain text, such as pipelined commands, is not a handshake
-    /// and makes it fail.
+    /// Performs the TLS handshake. It fails if unread plain text, such as pipelined commands, precedes it.
     ///
     /// # Errors
     /// The handshake failed; the connection is gone.

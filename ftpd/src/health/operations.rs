@@ -34,11 +34,11 @@ pub async fn watch(health: Arc<Health>, workers: Workers, alarm: Duration) {
     }
 }
 
-/// The initial state: no operation runs, so none hangs.
-pub fn watched() -> DependencyMonitor {
-    let watched = DependencyMonitor::new("max_file_operations");
-    watched.note(Ok(()));
-    watched
+/// A monitor of the file operations. Their initial state is good: no operation runs, so none hangs.
+pub fn monitor() -> DependencyMonitor {
+    let monitor = DependencyMonitor::new("max_file_operations");
+    monitor.note(Ok(()));
+    monitor
 }
 
 impl Health {

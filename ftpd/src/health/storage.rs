@@ -42,18 +42,18 @@ impl StorageProbe {
         Self { requests, pending: None }
     }
 
-    /// Waits up to `patience` for the pending probe, or for a new one if none is pending.
+    /// Waits up to `time_limit` for the pending probe, or for a new one if none is pending.
     ///
     /// # Errors
     /// The storage cannot be used, or has not responded in time.
-    pub(super) async fn ask(&mut self, patience: Duration) -> Result<()> {
+    pub(super) async fn ask(&mut self, time_limit: Duration) -> Result<()> {
         let (since, mut answer) = self.pending.take().unwrap_or_else(|| {
             let (sender, answer) = oneshot::channel();
             // If the thread has ended, this drops the sender, and the probe fails.
             let _ = self.requests.send(sender);
             (Instant::now(), answer)
         });
-        match timeout(patience, &mut answer).await {
+        match timeout(time_limit, &mut answer).await {
             Ok(Ok(result)) => result.map_err(|error| error.to_string()),
             Ok(Err(_)) => Err("the thread that probes the storage has ended".to_owned()),
             Err(_) => {
@@ -90,9 +90,9 @@ mod tests {
         assert_eq!(asked.load(Ordering::SeqCst), 1);
         release.send(()).unwrap();
         release.send(()).unwrap();
-        let patience = Duration::from_secs(20);
-        assert_eq!(probe.ask(patience).await, Ok(()));
-        assert_eq!(probe.ask(patience).await, Ok(()));
+        let time_limit = Duration::from_secs(20);
+        assert_eq!(probe.ask(time_limit).await, Ok(()));
+        assert_eq!(probe.ask(time_limit).await, Ok(()));
         assert_eq!(asked.load(Ordering::SeqCst), 2);
     }
 
@@ -101,9 +101,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("root");
         let mut probe = StorageProbe::of(&root);
-        let patience = Duration::from_secs(20);
-        assert!(probe.ask(patience).await.unwrap_err().contains("os error 2"));
+        let time_limit = Duration::from_secs(20);
+        assert!(probe.ask(time_limit).await.unwrap_err().contains("os error 2"));
         std::fs::create_dir(&root).unwrap();
-        assert_eq!(probe.ask(patience).await, Ok(()));
+        assert_eq!(probe.ask(time_limit).await, Ok(()));
     }
 }

@@ -96,8 +96,7 @@ pub(crate) const METRICS: &[Metric] = &[
     Metric::counter(
         "ftp_data_connections_refused_total",
         "connections",
-        "Data connections that were \
-                                                                          refused.",
+        "Data connections that were refused.",
     )
     .labels(&[(
         "reason",
@@ -122,7 +121,7 @@ pub(crate) const METRICS: &[Metric] = &[
         "Expiry of the `tls_client_crls` list that expires first. From then on its authority's client \
          certificates are refused. Missing without lists.",
     ),
-    Metric::counter("ftp_tls_reloads_total", "reloads", "Certificates that were read again.")
+    Metric::counter("ftp_tls_reloads_total", "reloads", "Reloads of the certificates.")
         .labels(&[("result", "loaded, failed")]),
     Metric::counter(
         "ftp_partials_removed_total",
@@ -142,8 +141,7 @@ pub(crate) const METRICS: &[Metric] = &[
     Metric::gauge("ftp_draining", "1 or 0", "1 while the node drains. Missing before."),
     Metric::gauge("ftp_limit", "as the setting", "Configured limits.").labels(&[(
         "limit",
-        "max_sessions and other settings; passive_ports is the size of the node's \
-                             slice",
+        "max_sessions and other settings; passive_ports is the size of the node's slice",
     )]),
     Metric::counter(
         "ftp_limit_reached_total",

@@ -1,7 +1,7 @@
-//! Lowers the number of sessions to fit the limit of open files (RLIMIT_NOFILE).
+//! The number of sessions that the limit of open files (RLIMIT_NOFILE) allows.
 //!
-//! Otherwise a flood of silent connections could take the last descriptor, and logged-in sessions could not
-//! open files and data connections.
+//! With more sessions, a flood of silent connections could take the last descriptor, and logged-in sessions
+//! could not open files and data connections.
 
 /// Descriptors of a session: the control connection and the home, and during a transfer the data connection,
 /// the file and its directory.
@@ -10,11 +10,11 @@ const PER_SESSION: u64 = 5;
 /// Descriptors of a transfer: both ends of the pipe through which a transfer thread moves data.
 const PER_TRANSFER: u64 = 2;
 
-/// Directories on the way to a file that a file operation has open at once.
+/// Descriptors of a file operation: the directories on the path to its file.
 const PER_OPERATION: u64 = 6;
 
-/// Descriptors for Redis, authd, metrics, logs, certificates, and the home count of a quota.
-const OTHERS: u64 = 256;
+/// Descriptors of the process itself: for Redis, authd, metrics, logs, certificates, and the home count of a quota.
+const PROCESS: u64 = 256;
 
 /// Most descriptors that one session can use at a time.
 const PER_BUSY_SESSION: u64 = 8;
@@ -48,7 +48,7 @@ impl DescriptorNeeds {
             + PER_TRANSFER * sessions.min(self.transfers.into())
             + PER_OPERATION * sessions.min(self.file_operations.into())
             + u64::from(self.listening)
-            + OTHERS
+            + PROCESS
     }
 
     /// The number of sessions for which `available` descriptors suffice, at most `sessions`.
@@ -59,11 +59,11 @@ impl DescriptorNeeds {
         if self.total() <= available {
             return Ok(self.sessions);
         }
-        let for_sessions = available.saturating_sub(u64::from(self.listening) + OTHERS);
+        let for_sessions = available.saturating_sub(u64::from(self.listening) + PROCESS);
         match u32::try_from(for_sessions / PER_BUSY_SESSION).unwrap_or(u32::MAX).min(self.sessions) {
             0 => Err(TooFewDescriptors {
                 available,
-                needed: u64::from(self.listening) + OTHERS + PER_BUSY_SESSION,
+                needed: u64::from(self.listening) + PROCESS + PER_BUSY_SESSION,
             }),
             sessions => Ok(sessions),
         }
@@ -86,7 +86,7 @@ mod tests {
             [(1_048_576, 1000, 10_000), (20_000, 1000, 2_343), (1_024, 40, 91), (305, 40, 1)]
         {
             assert_eq!(needs(listening).sessions_that_fit(available), Ok(sessions), "{available}");
-            let busy = PER_BUSY_SESSION * u64::from(sessions) + u64::from(listening) + OTHERS;
+            let busy = PER_BUSY_SESSION * u64::from(sessions) + u64::from(listening) + PROCESS;
             assert!(busy <= available, "{available}");
         }
         assert!(needs(40).sessions_that_fit(300).is_err());

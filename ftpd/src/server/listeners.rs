@@ -15,7 +15,7 @@ use crate::{
     connection_table::AdmissionError,
     control::ControlConnection,
     health_check,
-    listener::{self, Bound},
+    listener::{self, BoundSocket},
     metrics,
     node::Node,
     protocol::{Code, Reply},
@@ -35,12 +35,12 @@ impl Default for Listeners {
 }
 
 impl Listeners {
-    /// Starts to listen on the bound sockets, and to accept connections.
+    /// Listens on the bound sockets, and accepts connections from now on.
     pub(super) fn open(
         &mut self,
         node: &Arc<Node>,
-        control: Vec<Bound>,
-        implicit_tls: Vec<Bound>,
+        control: Vec<BoundSocket>,
+        implicit_tls: Vec<BoundSocket>,
     ) -> Result<(), RunError> {
         let (control, implicit_tls) = (listen(control)?, listen(implicit_tls)?);
         self.accept_all("control", control, node, false);
@@ -55,14 +55,14 @@ impl Listeners {
         }
     }
 
-    /// Stops to listen.
+    /// Stops listening.
     pub(super) async fn close(self) {
         drop(self.open);
         self.tasks.join_all().await;
     }
 }
 
-/// Binds `address`, and listens on it.
+/// Listens on `address`.
 pub(super) fn bind(address: SocketAddr) -> Result<TcpListener, RunError> {
     listener::bind(address).map_err(|error| RunError::Listen(address, error))
 }
@@ -72,12 +72,12 @@ pub(super) fn local(listener: &TcpListener) -> String {
     listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
 }
 
-/// Binds the sockets for one port on all addresses of `listen`.
-pub(super) fn bind_all(network: &Network, port: u16) -> Result<Vec<Bound>, RunError> {
+/// Binds a socket for `port` on each address of the setting `listen`.
+pub(super) fn bind_all(network: &Network, port: u16) -> Result<Vec<BoundSocket>, RunError> {
     let mut sockets = Vec::new();
     for ip in &network.listen {
         let address = SocketAddr::new(*ip, port);
-        match Bound::new(address) {
+        match BoundSocket::new(address) {
             Ok(socket) => sockets.push(socket),
             Err(error) if network.listen_is_default && is_missing_family(&error) => {
                 log::info!("not listening on {address}: {error}");
@@ -88,8 +88,8 @@ pub(super) fn bind_all(network: &Network, port: u16) -> Result<Vec<Bound>, RunEr
     Ok(sockets)
 }
 
-fn listen(sockets: Vec<Bound>) -> Result<Vec<TcpListener>, RunError> {
-    let listen = |socket: Bound| {
+fn listen(sockets: Vec<BoundSocket>) -> Result<Vec<TcpListener>, RunError> {
+    let listen = |socket: BoundSocket| {
         // A bound socket always has an address.
         let address = socket.address().unwrap_or_else(|_| SocketAddr::from(([0; 4], 0)));
         socket.listen().map_err(|error| RunError::Listen(address, error))
@@ -97,7 +97,7 @@ fn listen(sockets: Vec<Bound>) -> Result<Vec<TcpListener>, RunError> {
     sockets.into_iter().map(listen).collect()
 }
 
-/// Returns true if the host has no IPv6, or no IPv4.
+/// Returns true if the host does not support the address family (IPv4 or IPv6).
 fn is_missing_family(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }

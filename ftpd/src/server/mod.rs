@@ -48,7 +48,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     let rendered = admin::install_metrics().map_err(|error| RunError::Metrics(error.to_string()))?;
     metrics::describe();
     if capabilities::is_root() {
-        log::warn!("the node runs as root, which it does not need: a user of its own is safer");
+        log::warn!("the node runs as root, which it does not need; a dedicated user is safer");
     }
     start::fit_descriptors(&mut config)?;
     start::export_limits(&config);
@@ -56,8 +56,8 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     ephemeral_ports::warn(config.network.passive_ports);
     storage_root::check(&config).await?;
     let tls = start::load_tls(&config)?;
-    // The sockets are bound now and listen last. A balancer passes clients on to a node that refuses
-    // connections; for a node that does not answer yet it would wait.
+    // Bind now, listen last: a balancer whose connection is refused tries another node at once. If the node
+    // listened already, the balancer would wait for the greeting.
     let control = bind_all(&config.network, config.network.port)?;
     let implicit_tls = match config.network.implicit_tls_port {
         Some(port) => bind_all(&config.network, port)?,
@@ -77,7 +77,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         serve_admin(listener, routes.map(warp::Reply::into_response).boxed(), config.admin_limits);
     }
     let (node, mut events) = tokio::select! {
-        started = start::start(config, &control, tls) => started?,
+        started = start::create_node(config, &control, tls) => started?,
         // The start may have to wait for the node's name.
         () = stop::terminated(&mut signals) => return Ok(()),
     };
@@ -93,7 +93,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
 
     let ended = stop::wait_for_end(&node, &mut signals, &mut events).await;
-    // First of all, so that the balancer passes clients that were just asked to reconnect on to another node.
+    // Stop admitting first: clients that are asked to reconnect must reach another node.
     node.connections.stop_admitting();
     health.set_life(LifeStage::Draining);
     listeners.close().await;

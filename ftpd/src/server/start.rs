@@ -15,7 +15,7 @@ use crate::{
     client_address::TrustedBalancers,
     config::Config,
     data::passive::PassivePorts,
-    listener::Bound,
+    listener::BoundSocket,
     metrics,
     node::{Node, NodeParts},
     tls::Tls,
@@ -52,6 +52,7 @@ pub(super) fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Shows the configured limits in the metrics.
 pub(super) fn export_limits(config: &Config) {
     let limits = &config.limits;
     metrics::limit("max_sessions", limits.sessions);
@@ -73,7 +74,7 @@ pub(super) fn export_limits(config: &Config) {
     metrics::limit("passive_ports", config.network.slice.count());
 }
 
-/// Reads the certificates on this thread, which serves no client yet.
+/// Loads the certificates. Blocks, which is harmless: the node serves no client yet.
 pub(super) fn load_tls(config: &Config) -> Result<Option<Arc<Tls>>, RunError> {
     let tls = config.tls.clone().map(|settings| Tls::load(settings).map(Arc::new)).transpose()?;
     if let Some(tls) = &tls {
@@ -83,9 +84,11 @@ pub(super) fn load_tls(config: &Config) -> Result<Option<Arc<Tls>>, RunError> {
     Ok(tls)
 }
 
-pub(super) async fn start(
+/// Listens on the passive ports, gives up the capabilities for ports below 1024, joins the registry, and
+/// creates the node. `control`: the bound control ports. Returns the registry's events for the node, too.
+pub(super) async fn create_node(
     mut config: Config,
-    control: &[Bound],
+    control: &[BoundSocket],
     tls: Option<Arc<Tls>>,
 ) -> Result<(Arc<Node>, mpsc::Receiver<ClusterEvent>), RunError> {
     let addresses: Vec<SocketAddr> = control.iter().filter_map(|socket| socket.address().ok()).collect();
@@ -95,12 +98,12 @@ pub(super) async fn start(
         header_timeout: config.timeouts.proxy_header,
     });
     let ips: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
-    // Before the node claims its name: an earlier process with the name, which still finishes its transfers,
-    // holds these ports, and keeps both.
+    // Before the node claims its name. If an earlier process of this node still finishes its transfers, it
+    // has these ports: this process then fails here, and the earlier one keeps its name.
     let passive =
         PassivePorts::listen(config.network.slice, &ips, &trusted_balancers, config.timeouts.data_connect)
             .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
-    // The last socket is bound. Connections to clients use any free local port.
+    // All sockets are bound. Connections to clients in active mode use any free local port.
     capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;
     let transfer_log = match &config.log.transfer_log {
         Some(path) => TransferLog::open(path)

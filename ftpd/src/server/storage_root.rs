@@ -10,7 +10,7 @@ use std::{
 use super::RunError;
 use crate::{config::Config, jail::LockMode};
 
-/// Checks the storage root, on a blocking thread.
+/// Checks that the storage root can be used, and logs how far its file locks reach.
 pub(super) async fn check(config: &Config) -> Result<(), RunError> {
     let (root, create) = (config.storage.root.clone(), config.storage.create_root);
     let locks = config.redis.is_some().then_some(config.storage.locks);
@@ -37,7 +37,7 @@ fn open(root: &Path, create: bool) -> io::Result<()> {
     fs::read_dir(root).map(drop)
 }
 
-/// Logs whether file locks of the storage are seen by other nodes.
+/// Logs whether a file lock of this node excludes other nodes.
 fn log_lock_reach(locks: LockMode, root: &Path) {
     match locks.check_cross_nodes(root) {
         Ok(why) => {

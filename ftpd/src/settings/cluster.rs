@@ -4,7 +4,7 @@ use common::settings::{DURATION, FILE, Form, Group, Setting, TEXT};
 
 pub(super) static CLUSTER: Group = Group {
     name: "Cluster",
-    about: "The registry in Redis, authd, and the readiness that a balancer goes by.",
+    about: "The registry in Redis, authd, and the readiness that a balancer checks.",
     settings: &[
         Setting::one("redis_password_file", FILE, "", "A file that holds the password for Redis."),
         Setting::one(
@@ -55,8 +55,8 @@ pub(super) static CLUSTER: Group = Group {
             "15s",
             "The time without a sign of life after which the registry drops a node and its sessions, and \
              frees its name. A node that finds its name held by another process waits this long, and ends \
-             if that process renews its lease. A shorter lease finds dead nodes sooner; a longer one bears \
-             longer pauses of Redis.",
+             if that process renews its lease. A shorter lease finds dead nodes sooner; a longer one \
+             tolerates longer outages of Redis.",
         ),
         Setting::one(
             "boot_id",
@@ -72,7 +72,7 @@ pub(super) static CLUSTER: Group = Group {
             "storage,authd,credentials",
             "The dependencies without which /readyz answers 503. `credentials` fails if Redis or authd \
              refuses this node's password or token, which waiting does not repair. With `registry_away = \
-             \"refuse\"` the default has `registry`, too.",
+             \"refuse\"` the default also includes `registry`.",
         ),
         Setting::one(
             "readiness_interval",

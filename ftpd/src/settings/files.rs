@@ -54,23 +54,22 @@ pub(super) static FILES: Group = Group {
             DURATION,
             "50ms",
             "The time that a complete atomic upload waits before it gets its name. The end of a data \
-             connection does not show whether the client finished or died; the news that it died may \
-             arrive a little later.",
+             connection does not show whether the client finished or died; the end of the \
+             control connection, which shows that it died, may arrive a little later.",
         ),
         Setting::one(
             "partial_lifetime",
             DURATION_OR_OFF,
             "7d",
             "The age, since its last change, at which the node removes the hidden file of an unfinished \
-             atomic upload. Until then the client can resume the upload. 0s: no limit, files stay for \
-             ever.",
+             atomic upload. Until then the client can resume the upload. 0s: never.",
         ),
         Setting::switch(
             "resolve_links",
             "false",
             "Show symbolic links in listings as the files and directories that they lead to. Danger: a \
              client that deletes a directory tree then also deletes what links in it lead to, and a \
-             recursive download does not end at a link to a directory above.",
+             recursive download of a link to a parent directory never ends.",
         ),
         Setting::one(
             "list_depth",

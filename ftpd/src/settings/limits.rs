@@ -59,15 +59,15 @@ pub(super) static LIMITS: Group = Group {
             "max_file_operations_per_user",
             NUMBER,
             "",
-            "Short file operations of one user at once, those of ended sessions included. If not set, a \
+            "Short file operations of one user at once, including those of ended sessions. If not set, a \
              quarter of `max_file_operations`.",
         ),
         Setting::one(
             "max_file_operations_per_filesystem",
             NUMBER,
             "",
-            "Short file operations in one file system at once, while sessions use several file systems. A \
-             file system that hangs so leaves room for the others. If not set, half of \
+            "Short file operations in one file system at once, while sessions use several file systems. \
+             So a file system that hangs leaves room for the others. If not set, half of \
              `max_file_operations`.",
         ),
         Setting::one(
@@ -132,7 +132,7 @@ pub(super) static LIMITS: Group = Group {
             Form::new("NUMBER", "number"),
             "",
             "Threads that serve connections. They never wait for files. If not set, one for two \
-             processors: with more, the threads wake each other more than they help.",
+             processors: more threads cost more wake-ups than they save.",
         ),
         Setting::one(
             "max_login_failures",

@@ -47,8 +47,8 @@ pub(super) const MANUAL: Manual = Manual {
         (
             "port, FtpPasvMinPort, FtpPasvMaxPort, FtpExternalIP, FtpBehindProxy, RedisConnectionString, \
              authservice",
-            "Names of some settings in the system that this one replaces. They are weaker than the \
-             variables above.",
+            "Names of some settings in the system that this one replaces. The variables above \
+             take precedence.",
         ),
         (
             "NOTIFY_SOCKET, WATCHDOG_USEC",

@@ -61,8 +61,7 @@ pub(super) static NETWORK: Group = Group {
             "greeting",
             TEXT,
             "Distributed FTP ready",
-            "The text of the 220 reply to a new \
-                                                                 connection.",
+            "The text of the 220 reply to a new connection.",
         ),
         Setting::one(
             "admin_listen",

@@ -13,14 +13,14 @@ pub(super) static TLS: Group = Group {
             PEM_FILES,
             "",
             "The private keys of `tls_certificates`, in the same order. If not set, each certificate file \
-             holds its key, too.",
+             must also hold its key.",
         ),
         Setting::one(
             "tls",
             Form::new("off|optional|required", "off, optional or required"),
             "optional",
             "Encryption of control connections. Without `tls_certificates` there is none. required: no \
-             login without TLS; choose it where all clients can.",
+             login without TLS; choose it where all clients support TLS.",
         ),
         Setting::one(
             "tls_data",

@@ -29,7 +29,7 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// Reason why a certificate cannot be used. Each names the file.
+/// Reason why a certificate cannot be used. Every message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     #[error("{path}: {error}", path = .0.display(), error = .1)]

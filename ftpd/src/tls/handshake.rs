@@ -32,7 +32,7 @@ enum HandshakeStep {
 ///
 /// In TLS 1.3 the server sends session tickets after the handshake. They are not sent here but left to
 /// [`Records`], because a client that uploads may never read. If such a client closes with unread tickets, or
-/// before they arrive, its kernel resets the connection and loses data that it has not sent yet.
+/// before they arrive, its kernel resets the connection, and data that it has not sent yet is lost.
 ///
 /// # Errors
 /// The handshake failed and the client got an alert, or the connection ended.
@@ -74,6 +74,7 @@ pub(super) async fn accept<T>(
                 stream.write_all(&answer).await?;
                 answer.clear();
             }
+            // TLS 1.3 tickets. They stay in `answer`.
             HandshakeStep::Send => {}
             HandshakeStep::Receive => {
                 while record_length(&received[shown..]).is_none() {
@@ -92,8 +93,8 @@ pub(super) async fn accept<T>(
     Ok((records(connection, received, tickets).map_err(invalid)?, result))
 }
 
-/// Length of the record at the front of `bytes`, or `None` if it is incomplete. For bytes that cannot be a
-/// record, all of them, so that rustls refuses them.
+/// Length of the record at the front of `bytes`; `None` if it is incomplete. If `bytes` cannot be a record,
+/// their whole length, so that rustls sees and refuses them.
 fn record_length(bytes: &[u8]) -> Option<usize> {
     let [kind, _, _, high, low] = *bytes.first_chunk::<HEADER>()?;
     let body = usize::from(u16::from_be_bytes([high, low]));

@@ -40,7 +40,8 @@ impl std::str::FromStr for KernelTls {
 /// Returns true if the running kernel supports kTLS. If kTLS is a module that is not loaded, the result is
 /// false: a server without root cannot load it.
 pub fn is_available() -> bool {
-    /// On an unconnected socket, a kernel with kTLS fails with ENOTCONN, one without it with ENOENT.
+    /// The test uses an unconnected socket: a kernel with kTLS fails with ENOTCONN, a kernel without it with
+    /// ENOENT.
     static AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
         let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None);
         matches!(
@@ -54,7 +55,7 @@ pub fn is_available() -> bool {
 /// Makes the kernel encrypt everything that is written to `socket` from now on.
 ///
 /// # Errors
-/// The kernel cannot; the socket is unchanged.
+/// The kernel does not support it; the socket is unchanged.
 pub fn seal(socket: &TcpStream, version: Version, secrets: &Secrets) -> Result<(), Errno> {
     let keys = crypto_info(version, secrets).ok_or(Errno::EOPNOTSUPP)?;
     setsockopt(socket, TcpUlp::default(), b"tls")?;
@@ -98,8 +99,8 @@ fn crypto_info(version: Version, secrets: &Secrets) -> Option<TlsCryptoInfo> {
 }
 
 /// The two parts of the nonce: salt and explicit part. With TLS 1.2 the kernel increments the explicit part
-/// for each record; rustls XORed the sequence number into its low bits for the handshake records. Flipping
-/// the highest bit keeps the two sequences distinct, because a repeated nonce reveals the key.
+/// for each record. For the records of the handshake, rustls has XORed the sequence number into its low bits.
+/// Flipping the highest bit keeps the two sequences distinct: a repeated nonce would reveal the key.
 fn aes_gcm_nonce(version: Version, iv: &[u8]) -> Option<([u8; 4], [u8; 8])> {
     let (salt, explicit) = iv.split_first_chunk::<4>()?;
     let mut explicit: [u8; 8] = explicit.try_into().ok()?;

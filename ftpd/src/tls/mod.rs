@@ -53,6 +53,13 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(10);
 /// Interval between requests for ticket keys. A node may learn of a new key this late.
 const TICKET_KEY_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Tickets sent on a data connection: one replaces the ticket it used, one is spare. They go out with the
+/// node's first record. In an upload that record is close_notify, which the client may never read.
+const DATA_CONNECTION_TICKETS: usize = 2;
+
+/// Largest number of tickets that a client can request (RFC 9149).
+const MAX_REQUESTED_TICKETS: usize = 32;
+
 /// Policy for the encryption of a kind of connection: forbidden, allowed or required.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TlsPolicy {
@@ -208,7 +215,7 @@ impl Tls {
             let handshake = Handshake::of(stream.get_ref().1, &tickets);
             Ok((stream, handshake))
         };
-        self.counted(ConnectionKind::Control, accepted).await
+        self.time_and_count(ConnectionKind::Control, accepted).await
     }
 
     /// Performs the handshake of a data connection of `session`.
@@ -247,7 +254,7 @@ impl Tls {
             let is_proved = session.is_some() && handshake.resumed == session;
             (handshake, is_proved)
         });
-        self.counted(ConnectionKind::Data, accepted).await
+        self.time_and_count(ConnectionKind::Data, accepted).await
     }
 
     /// Returns true if the kernel encrypts downloads.
@@ -274,7 +281,8 @@ impl Tls {
         Ok((Arc::new(config), tickets))
     }
 
-    async fn counted<T>(
+    /// Runs a handshake within `handshake_timeout`, and counts its result in the metrics.
+    async fn time_and_count<T>(
         &self,
         kind: ConnectionKind,
         accepted: impl Future<Output = io::Result<(T, Handshake)>>,
@@ -375,11 +383,11 @@ fn configs(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Con
     control.alpn_protocols = vec![ALPN_FTP.to_vec()];
     // A TLS 1.3 client uses a ticket only once, and each data connection needs one.
     control.send_tls13_tickets = settings.tickets;
-    control.max_tls13_tickets = settings.tickets.max(MOST_REQUESTED_TICKETS);
+    control.max_tls13_tickets = settings.tickets.max(MAX_REQUESTED_TICKETS);
     // No session cache: TLS 1.2 sessions in it would be resumed without the checks that tickets get.
     control.session_storage = Arc::new(NoServerSessionStorage {});
     let mut data = control.clone();
-    data.send_tls13_tickets = settings.tickets.min(TICKETS_OF_DATA_CONNECTIONS);
+    data.send_tls13_tickets = settings.tickets.min(DATA_CONNECTION_TICKETS);
     // `records` encrypts data connections and needs the keys.
     data.enable_secret_extraction = true;
     Ok(Configs { control: Arc::new(control), data: Arc::new(data), trust })
@@ -415,13 +423,6 @@ fn unix_seconds() -> i64 {
     i64::try_from(clock::unix_seconds()).unwrap_or(i64::MAX)
 }
 
-/// Tickets sent on a data connection: one replaces the ticket it used, one is spare. They go out with
-/// the node's first record. For an upload that is close_notify, which the client may never read.
-const TICKETS_OF_DATA_CONNECTIONS: usize = 2;
-
-/// Largest number of tickets that a client can request (RFC 9149).
-const MOST_REQUESTED_TICKETS: usize = 32;
-
 impl Handshake {
     /// The result of the finished handshake of `connection`.
     fn of(connection: &CommonState, tickets: &SessionTickets) -> Self {
@@ -436,7 +437,7 @@ impl Handshake {
         Self {
             version,
             cipher,
-            // rustls may open a ticket and then decide against a resumption.
+            // Not always if a ticket was opened: rustls may still decide against a resumption.
             resumed: match connection.handshake_kind() {
                 Some(HandshakeKind::Resumed) => tickets.opened(),
                 _ => None,

@@ -85,8 +85,8 @@ pub enum ConnectionKind {
 /// many FTP clients use TLS 1.2.
 pub struct SessionTickets {
     tickets: Arc<Tickets>,
-    /// `None` if the session of the connection is not proved; it then gets no tickets. The id from an
-    /// opened ticket would not do: rustls opens a ticket before it decides to resume, and TLS 1.2 sends
+    /// `None` if the session of the connection is not known; the client then gets no tickets. The id in an
+    /// opened ticket is no proof: rustls opens a ticket before it decides to resume, and TLS 1.2 sends
     /// tickets in the clear. A stranger could present an overheard ticket and get a new one with that
     /// session's id and the stranger's own secret.
     session: Option<SessionId>,
@@ -184,12 +184,12 @@ impl TlsSessionOrigin {
             bytes.push(0);
             return Some(bytes);
         };
-        if verified.chain.iter().map(|one| one.len()).sum::<usize>() > MAX_CHAIN {
+        if verified.chain.iter().map(|certificate| certificate.len()).sum::<usize>() > MAX_CHAIN {
             return None;
         }
         bytes.push(u8::try_from(verified.chain.len()).ok()?);
-        bytes.extend(verified.by);
-        bytes.extend(verified.until.to_be_bytes());
+        bytes.extend(verified.trust_hash);
+        bytes.extend(verified.expires.to_be_bytes());
         for certificate in &verified.chain {
             bytes.extend(u16::try_from(certificate.len()).ok()?.to_be_bytes());
             bytes.extend_from_slice(certificate);
@@ -206,9 +206,9 @@ impl TlsSessionOrigin {
         if count == 0 {
             return Some((Self { session, began, verified: None }, bytes));
         }
-        let (by, until);
-        (by, bytes) = bytes.split_first_chunk()?;
-        (until, bytes) = bytes.split_first_chunk()?;
+        let (trust_hash, expires);
+        (trust_hash, bytes) = bytes.split_first_chunk()?;
+        (expires, bytes) = bytes.split_first_chunk()?;
         let mut chain = Vec::new();
         for _ in 0..count {
             let (length, rest) = bytes.split_first_chunk()?;
@@ -216,13 +216,14 @@ impl TlsSessionOrigin {
             chain.push(CertificateDer::from(certificate.to_vec()));
             bytes = rest;
         }
-        let verified = VerifiedChain { by: *by, until: i64::from_be_bytes(*until), chain };
+        let verified =
+            VerifiedChain { trust_hash: *trust_hash, expires: i64::from_be_bytes(*expires), chain };
         Some((Self { session, began, verified: Some(verified) }, bytes))
     }
 }
 
-/// SHA-256 of the part of the rustls state that does not change in a TLS 1.2 resumption; `None` for TLS 1.3.
-/// The state begins with the requested server name (0; or 1, its length and the name), the version, the
+/// SHA-256 of the part of the rustls state that a TLS 1.2 resumption does not change; `None` for TLS 1.3.
+/// The state begins with the requested server name (a 0; or a 1, its length and the name), the version, the
 /// cipher suite (two bytes), the length of the master secret, and the master secret.
 fn tls12_secret(state: &[u8]) -> Option<[u8; 32]> {
     let version_at = match state {
@@ -404,7 +405,7 @@ mod tests {
     #[test]
     fn an_encoded_origin_decodes_and_a_truncated_one_does_not() {
         let verified =
-            VerifiedChain { by: [7; 32], until: 5, chain: vec![vec![1, 2].into(), vec![3].into()] };
+            VerifiedChain { trust_hash: [7; 32], expires: 5, chain: vec![vec![1, 2].into(), vec![3].into()] };
         for verified in [None, Some(verified)] {
             let origin = TlsSessionOrigin { session: SessionId::random(), began: 3, verified };
             let bytes = origin.encode().unwrap();
@@ -416,7 +417,8 @@ mod tests {
 
     #[test]
     fn a_too_long_certificate_chain_gets_no_ticket() {
-        let verified = VerifiedChain { by: [7; 32], until: 5, chain: vec![vec![0; MAX_CHAIN + 1].into()] };
+        let verified =
+            VerifiedChain { trust_hash: [7; 32], expires: 5, chain: vec![vec![0; MAX_CHAIN + 1].into()] };
         let origin = TlsSessionOrigin { session: SessionId::random(), began: 3, verified: Some(verified) };
         assert_eq!(origin.encode(), None);
     }

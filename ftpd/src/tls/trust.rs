@@ -39,16 +39,16 @@ pub struct ClientTrust {
     /// SHA-256 of all authorities and lists. Equal on nodes with the same files.
     hash: [u8; 32],
     /// Time at which the first revocation list expires, in Unix seconds.
-    lists_until: i64,
+    lists_expire: i64,
 }
 
 /// A client certificate chain that a full handshake verified. The tickets of the TLS session carry it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedChain {
     /// `ClientTrust::hash` at the time of the verification.
-    pub by: [u8; 32],
+    pub trust_hash: [u8; 32],
     /// Expiry time of the certificate in Unix seconds.
-    pub until: i64,
+    pub expires: i64,
     /// The certificate, followed by the intermediate certificates that the client sent.
     pub chain: Vec<CertificateDer<'static>>,
 }
@@ -75,8 +75,8 @@ impl ClientTrust {
         }
         // If an authority has two lists, the verifier uses the first.
         lists.sort_by_key(|list| std::cmp::Reverse(list.issued));
-        let lists_until = lists.iter().map(|list| list.until).min().unwrap_or(i64::MAX);
-        metrics::tls_revocation_lists(lists.iter().map(|list| list.until).min());
+        let lists_expire = lists.iter().map(|list| list.expires).min().unwrap_or(i64::MAX);
+        metrics::tls_revocation_lists(lists.iter().map(|list| list.expires).min());
         parts.extend(lists.iter().map(|list| list.der.to_vec()));
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
             .allow_unauthenticated()
@@ -84,15 +84,15 @@ impl ClientTrust {
             .enforce_revocation_expiration()
             .build()
             .map_err(|error| failed(&error))?;
-        Ok(Arc::new(Self { verifier, hash: hash(parts), lists_until }))
+        Ok(Arc::new(Self { verifier, hash: hash(parts), lists_expire }))
     }
 
-    /// Returns true if a certificate that this or another node verified earlier would be accepted now.
+    /// Returns true if a certificate that this or another node has verified would still be accepted now.
     pub fn still_accepts(&self, verified: &VerifiedChain, now: i64) -> bool {
-        if now > verified.until {
+        if now > verified.expires {
             return false;
         }
-        if verified.by == self.hash && now <= self.lists_until {
+        if verified.trust_hash == self.hash && now <= self.lists_expire {
             return true;
         }
         let Some((end_entity, intermediates)) = verified.chain.split_first() else { return false };
@@ -104,8 +104,8 @@ struct RevocationList {
     der: CertificateRevocationListDer<'static>,
     /// Unix seconds.
     issued: i64,
-    /// Expiry in Unix seconds.
-    until: i64,
+    /// Unix seconds.
+    expires: i64,
 }
 
 fn read_lists(path: &Path) -> Result<Vec<RevocationList>, TlsError> {
@@ -114,13 +114,13 @@ fn read_lists(path: &Path) -> Result<Vec<RevocationList>, TlsError> {
     for der in CertificateRevocationListDer::pem_file_iter(path).map_err(|error| failed(&error))? {
         let der = der.map_err(|error| failed(&error))?;
         let (_, parsed) = CertificateRevocationList::from_der(&der).map_err(|error| failed(&error))?;
-        let Some(until) = parsed.next_update().map(|time| time.timestamp()) else {
+        let Some(expires) = parsed.next_update().map(|time| time.timestamp()) else {
             return Err(failed(&"the revocation list has no expiry time (nextUpdate)"));
         };
         let issued = parsed.last_update().timestamp();
         let issuer = parsed.issuer().to_string();
-        lists.push(RevocationList { der: der.clone(), issued, until });
-        warn_of_expiry(path, &issuer, until - unix_seconds());
+        lists.push(RevocationList { der: der.clone(), issued, expires });
+        warn_of_expiry(path, &issuer, expires - unix_seconds());
     }
     if lists.is_empty() { Err(failed(&"the file contains no revocation list")) } else { Ok(lists) }
 }
@@ -198,10 +198,12 @@ impl ClientCertVerifier for RecordingVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self.trust.verifier.verify_client_cert(end_entity, intermediates, now)?;
-        let chain = [end_entity].into_iter().chain(intermediates).map(|one| one.clone().into_owned());
-        // Without a known expiry time, 0 prevents a resumption.
-        let until = identity::not_after(end_entity).unwrap_or(0);
-        *lock(&self.verified) = Some(VerifiedChain { by: self.trust.hash, until, chain: chain.collect() });
+        let chain =
+            [end_entity].into_iter().chain(intermediates).map(|certificate| certificate.clone().into_owned());
+        // If the expiry time is unknown, 0 prevents a resumption.
+        let expires = identity::not_after(end_entity).unwrap_or(0);
+        *lock(&self.verified) =
+            Some(VerifiedChain { trust_hash: self.trust.hash, expires, chain: chain.collect() });
         Ok(verified)
     }
 

@@ -15,9 +15,9 @@ use crate::{
 
 /// Why a connection ends.
 pub(super) enum ConnectionEnd {
-    /// The last reply has been sent, or the client gets none.
+    /// Without a further reply.
     Silent,
-    /// The node ends the connection, with a reply.
+    /// The node ends the connection, with this reply.
     ByNode(EndedByNode),
     ClientGone,
 }
@@ -89,8 +89,8 @@ impl ControlConnection {
         })
     }
 
-    /// Ends the connection without a reply. The client speaks another protocol, or a page or mail makes a
-    /// victim's client send such lines (ALPACA, CVE-2021-3618).
+    /// The end, without a reply, of a connection with lines of another protocol. The client is no FTP client,
+    /// or an attacker's page or mail makes a victim's client send such lines (ALPACA, CVE-2021-3618).
     pub(super) fn end_foreign_protocol(&self) -> ConnectionEnd {
         metrics::session_ended("foreign_protocol");
         if self.may_log("foreign_protocol") {
@@ -102,7 +102,7 @@ impl ControlConnection {
         ConnectionEnd::Silent
     }
 
-    /// Ends the session: its last reply, its activity, its log line, its connection.
+    /// Ends the session: sends the last reply, ends the activity, logs the end, and closes the connection.
     pub(super) async fn finish(mut self, end: ConnectionEnd) {
         let cancelled_by = match (&end, self.session.handle.end_request()) {
             (ConnectionEnd::ClientGone, _) => CancelledBy::ClientGone,
@@ -132,8 +132,8 @@ impl ControlConnection {
         self.stream.close().await;
     }
 
-    /// Waits for the end of the activity; its thread may still write, so lease and session last until then.
-    /// All activities are cancelled, except an upload whose client has left.
+    /// Cancels the activity and waits for its end. Its thread may still write until then, so the write lease
+    /// and the session must last as long. An upload whose client has left is not cancelled.
     async fn end_activity(&mut self, activity: Activity, cancelled_by: CancelledBy) {
         if cancelled_by == CancelledBy::ClientGone && activity.is_upload {
             let silence = self.session.node.timeouts.client_left;
@@ -157,7 +157,7 @@ async fn finish_upload_of_absent_client(session: &SessionHandle, mut activity: A
             match session.end_request() {
                 Some(EndRequest::EndSession) => return CancelledBy::Administrator,
                 Some(EndRequest::StopNode) => return CancelledBy::NodeStop,
-                // Sessions that have logged in are not asked to make room.
+                // A drain lets activities finish. MakeRoom ends only connections without a login.
                 Some(EndRequest::Drain | EndRequest::MakeRoom) | None => session.end_requested().await,
             }
         }
@@ -167,7 +167,7 @@ async fn finish_upload_of_absent_client(session: &SessionHandle, mut activity: A
             () = upload.await_rest(silence) => {}
             by = end_request => upload.cancel(by),
         }
-        // The activity ends soon, and with it the `select!` below.
+        // The activity ends soon. Its end completes the `select!` below.
         std::future::pending::<()>().await;
     };
     tokio::select! {
