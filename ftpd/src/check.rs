@@ -84,8 +84,8 @@ fn load(tls: crate::tls::TlsSettings) -> Result<(), String> {
     Tls::load(tls).map(drop).map_err(|error| chain(&error))
 }
 
-/// Opens the root, writes a probe file, and shows whether file locks exclude other nodes. If they do not, that is
-/// no failure, because the write leases in Redis do. `locks` is `None` without Redis.
+/// Opens the root, writes a probe file, and shows whether file locks exclude other nodes. If they do not, the
+/// check still succeeds, because the write leases in Redis do. `locks` is `None` without Redis.
 fn storage(root: &Path, must_write: bool, locks: Option<LockMode>) -> Vec<CheckResult> {
     let opened = fs::read_dir(root).map(drop).map_err(|error| refused(root, &error));
     let is_open = opened.is_ok();

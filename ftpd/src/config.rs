@@ -195,7 +195,8 @@ fn network(values: &Values, authentication: &Authentication) -> Result<Network, 
     if demo && !listen.iter().all(IpAddr::is_loopback) {
         return Err(values.invalid(
             "listen",
-            "without `user` or `user_file` every password is accepted, so the node may listen on loopback only",
+            "without `user` or `user_file` every password is accepted, so the node may listen on loopback \
+             only",
         ));
     }
     let passive_ports = passive_ports(values)?;

@@ -28,8 +28,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub(crate) struct BoundSocket(Socket);
 
 impl BoundSocket {
-    /// Binds a socket to `address`, even if the port has connections in the state TIME_WAIT. An IPv6 socket is
-    /// for IPv6 only, so that `0.0.0.0` and `::` can both be bound.
+    /// Binds a socket to `address`, even if the port has connections in the state TIME_WAIT. An IPv6 socket
+    /// is for IPv6 only, so that `0.0.0.0` and `::` can both be bound.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2): EADDRINUSE if a process listens on the address.

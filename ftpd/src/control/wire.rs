@@ -123,7 +123,8 @@ impl ControlStream {
             }));
             Poll::Ready(match read.filled() {
                 [] => Received::End,
-                // Checked before `lines` removes Telnet commands: TLS records contain bytes that look like them.
+                // Checked before `lines` removes Telnet commands: TLS records contain bytes that look like
+                // them.
                 bytes if !self.has_received && is_foreign(bytes) => Received::ForeignProtocol,
                 bytes => {
                     self.has_received = true;

@@ -13,7 +13,8 @@ const PER_TRANSFER: u64 = 2;
 /// Descriptors of a file operation: the directories on the path to its file.
 const PER_OPERATION: u64 = 6;
 
-/// Descriptors of the process itself: for Redis, authd, metrics, logs, certificates, and the home count of a quota.
+/// Descriptors of the process itself: for Redis, authd, metrics, logs, certificates, and the home count of a
+/// quota.
 const PROCESS: u64 = 256;
 
 /// Most descriptors that one session can use at a time.
