@@ -35,6 +35,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
         (lib.fileset.unions [
           ../Cargo.toml
           ../Cargo.lock
+          ../ARCHITECTURE.md
           ../rustfmt.toml
           ../authd
           ../bench

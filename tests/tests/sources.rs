@@ -35,6 +35,34 @@ fn top_level_modules_form_no_cycle() {
     }
 }
 
+/// ARCHITECTURE.md draws the modules of `ftpd` in lines: a module uses only modules on lines below its own.
+#[test]
+fn the_layers_in_architecture_md_are_those_of_the_code() {
+    let graph = modules::dependencies(&files::of_crate("ftpd"));
+    let layers = layers(&files::read_text("ARCHITECTURE.md"));
+    // `main` is not in the graph; three modules that use nothing are named in the text below the lines.
+    let drawn = |module: &str| layers.iter().position(|line| line.iter().any(|drawn| drawn == module));
+    let mut wrong = Vec::new();
+    for (module, used) in &graph {
+        let Some(line) = drawn(module) else { continue };
+        let is_above = |used: &&String| drawn(used).is_some_and(|used| used <= line);
+        wrong.extend(used.keys().filter(is_above).map(|used| format!("{module} uses {used}")));
+    }
+    assert!(wrong.is_empty(), "ARCHITECTURE.md draws these the other way round: {wrong:#?}");
+    let unknown: Vec<_> = layers.iter().flatten().filter(|module| !graph.contains_key(*module)).collect();
+    assert_eq!(unknown, ["main"], "ARCHITECTURE.md draws modules that do not exist");
+    let missing: Vec<_> = graph.keys().filter(|module| drawn(module).is_none()).collect();
+    assert_eq!(missing, ["active_mode", "connection_log", "transfer_log"], "ARCHITECTURE.md lacks modules");
+}
+
+/// The names in each line of the drawing: the words before its explanation.
+fn layers(text: &str) -> Vec<Vec<String>> {
+    let section = text.split("## Module layers of `ftpd`").nth(1).expect("the section of layers");
+    let drawing = section.split("```").nth(1).expect("the drawing");
+    let names = |line: &str| line.split("   ").next().unwrap_or_default().to_owned();
+    drawing.trim().lines().map(|line| names(line).split_whitespace().map(str::to_owned).collect()).collect()
+}
+
 #[test]
 fn a_type_name_means_one_type_in_its_crate() {
     for name in CRATES {

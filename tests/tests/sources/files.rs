@@ -48,8 +48,17 @@ pub(crate) fn all() -> Vec<SourceFile> {
     read(&FOLDERS)
 }
 
+/// The text of one file, by its path in the repository.
+pub(crate) fn read_text(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
 fn read(folders: &[&str]) -> Vec<SourceFile> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let mut left: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
     left.push(root.join("dev"));
     let mut files = Vec::new();
