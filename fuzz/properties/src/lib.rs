@@ -4,6 +4,7 @@
 //! The fuzz targets (`./dev fuzz`) try inputs until they are stopped. `tests/corpus.rs` tries the
 //! seeds in `fuzz/corpus`, and random changes of them, on every test run.
 
+mod copies;
 mod lines;
 mod names;
 mod proxy;
@@ -12,6 +13,7 @@ mod tickets;
 mod tls_records;
 
 pub use self::{
+    copies::copy,
     lines::{command, reply},
     names::{glob_and_listing, timestamp},
     proxy::proxy_header,
@@ -30,8 +32,9 @@ pub struct Target {
 }
 
 /// All properties.
-pub static TARGETS: [Target; 8] = [
+pub static TARGETS: [Target; 9] = [
     Target { name: "command", property: command, cases: 2000 },
+    Target { name: "copy", property: copy, cases: 1000 },
     Target { name: "glob_and_listing", property: glob_and_listing, cases: 2000 },
     Target { name: "proxy_header", property: proxy_header, cases: 2000 },
     Target { name: "reply", property: reply, cases: 2000 },

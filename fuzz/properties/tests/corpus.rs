@@ -105,6 +105,11 @@ fn command() {
 }
 
 #[test]
+fn copy() {
+    run("copy");
+}
+
+#[test]
 fn glob_and_listing() {
     run("glob_and_listing");
 }
