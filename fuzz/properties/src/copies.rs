@@ -102,7 +102,7 @@ impl<'s, D> Pieces<'s, D> {
         self.calls += 1;
         // Not interrupted for ever if the whole schedule is 0.
         match usize::from(self.schedule[self.calls % self.schedule.len()]) {
-            0 if self.calls % 3 == 0 => Err(io::ErrorKind::Interrupted.into()),
+            0 if self.calls.is_multiple_of(3) => Err(io::ErrorKind::Interrupted.into()),
             piece => Ok(piece.max(1)),
         }
     }
