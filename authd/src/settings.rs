@@ -6,7 +6,8 @@ mod passwords;
 mod throttle;
 
 use common::settings::{
-    DURATION, FILE, Form, Group, LOG_FORMAT, LOG_LEVEL, NUMBER, REDIS_URL, Schema, Setting, Subcommand, TEXT,
+    DURATION, FILE, Form, Group, LOG_FORMAT, LOG_LEVEL, NUMBER, REDIS_PASSWORD_FILE, REDIS_PREFIX,
+    REDIS_TIMEOUT, REDIS_URL, Schema, Setting, Subcommand,
 };
 
 use crate::metrics;
@@ -116,20 +117,9 @@ static CLUSTER: Group = Group {
     name: "Cluster",
     about: "Redis, and the readiness for balancers and service managers.",
     settings: &[
-        Setting::one("redis_password_file", FILE, "", "A file that holds the password for Redis."),
-        Setting::one(
-            "redis_prefix",
-            TEXT,
-            "ftp",
-            "The first part of every key in Redis. The same on all nodes and authd instances; clusters \
-             that share a Redis need different ones.",
-        ),
-        Setting::one(
-            "redis_timeout",
-            DURATION,
-            "1s",
-            "The time limit of a request to Redis. After it Redis counts as away.",
-        ),
+        REDIS_PASSWORD_FILE,
+        REDIS_PREFIX,
+        REDIS_TIMEOUT,
         Setting::many(
             "readiness_requires",
             Form::new("NAMES", "names of registry, credentials"),

@@ -48,6 +48,24 @@ pub const FILE: Form = Form::new("FILE", "path of a file");
 pub const NETWORKS: Form = Form::new("CIDR", "CIDR list (10.0.0.0/24, 2001:db8::/64)");
 /// Redis's address.
 pub const REDIS_URL: Form = Form::new("HOST:PORT", "HOST:PORT or redis://…");
+/// `redis_password_file`, in both daemons.
+pub const REDIS_PASSWORD_FILE: Setting =
+    Setting::one("redis_password_file", FILE, "", "A file that holds the password for Redis.");
+/// `redis_prefix`, in both daemons.
+pub const REDIS_PREFIX: Setting = Setting::one(
+    "redis_prefix",
+    TEXT,
+    "ftp",
+    "The first part of every key in Redis. The same on all nodes and authd instances; clusters that share a \
+     Redis need different ones.",
+);
+/// `redis_timeout`, in both daemons.
+pub const REDIS_TIMEOUT: Setting = Setting::one(
+    "redis_timeout",
+    DURATION,
+    "1s",
+    "The time limit of a request to Redis. After it Redis counts as away.",
+);
 /// `log_level`, in both daemons.
 pub const LOG_LEVEL: Form = Form::new("LEVEL", "error, warn, info, debug or trace");
 /// `log_format`, in both daemons.
@@ -60,7 +78,7 @@ pub struct Setting {
     pub key: &'static str,
     pub shape: Shape,
     pub form: Form,
-    /// The default as text; empty if there is none.
+    /// The default as text; empty for a setting without a default.
     pub default: &'static str,
     /// The effect, the reason of the default, and when to change it, in short sentences. `-h` shows the
     /// first.

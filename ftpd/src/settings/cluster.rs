@@ -1,25 +1,16 @@
 //! Settings of the registry, authd and readiness.
 
-use common::settings::{DURATION, FILE, Form, Group, Setting, TEXT};
+use common::settings::{
+    DURATION, FILE, Form, Group, REDIS_PASSWORD_FILE, REDIS_PREFIX, REDIS_TIMEOUT, Setting, TEXT,
+};
 
 pub(super) static CLUSTER: Group = Group {
     name: "Cluster",
     about: "The registry in Redis, authd, and the readiness that a balancer checks.",
     settings: &[
-        Setting::one("redis_password_file", FILE, "", "A file that holds the password for Redis."),
-        Setting::one(
-            "redis_prefix",
-            TEXT,
-            "ftp",
-            "The first part of every key in Redis. The same on all nodes and authd instances; clusters \
-             that share a Redis need different ones.",
-        ),
-        Setting::one(
-            "redis_timeout",
-            DURATION,
-            "1s",
-            "The time limit of a request to Redis. After it Redis counts as away.",
-        ),
+        REDIS_PASSWORD_FILE,
+        REDIS_PREFIX,
+        REDIS_TIMEOUT,
         Setting::one(
             "authd_token_file",
             FILE,
