@@ -14,8 +14,8 @@ pub(crate) fn describe() {
     common::metric::describe(METRICS);
 }
 
-pub(crate) fn limit(name: &'static str, value: u32) {
-    gauge!("ftp_limit", "limit" => name).set(value);
+pub(crate) fn limit(name: &'static str, value: impl Into<u64>) {
+    gauge!("ftp_limit", "limit" => name).set(value.into() as f64);
 }
 
 pub(crate) fn limit_reached(name: &'static str) {

@@ -173,6 +173,22 @@ fn the_admin_address_serves_health_readiness_and_metrics() {
 }
 
 #[test]
+fn every_max_setting_has_its_value_in_ftp_limit() {
+    let node = Node::standalone().setting("max_transfers_per_user", "7").start();
+    let settings = Command::new(binaries::daemon("ftpd")).arg("--print-settings").output().unwrap();
+    let settings = String::from_utf8(settings.stdout).unwrap();
+    let keys = settings.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next());
+    let limits: Vec<_> =
+        keys.filter(|key| key.starts_with("max_") || *key == "admin_max_connections").collect();
+    assert!(limits.len() > 10, "{limits:?}");
+    for limit in limits {
+        assert!(node.metric(&format!("ftp_limit{{limit=\"{limit}\"}}")).is_some(), "{limit} has no metric");
+    }
+    assert_eq!(node.metric("ftp_limit{limit=\"max_transfers_per_user\"}"), Some(7.0));
+    assert_eq!(node.metric("ftp_limit{limit=\"max_listing_memory\"}"), Some(67_108_864.0));
+}
+
+#[test]
 fn incomplete_requests_at_the_admin_address_are_closed_and_do_not_delay_others() {
     let node = Node::standalone().user("u", "p").setting("admin_header_timeout", "2s").start();
     let half = |_| {

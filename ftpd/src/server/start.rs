@@ -67,11 +67,15 @@ pub(super) fn export_limits(config: &Config) {
     metrics::limit("max_login_operations", limits.login_operations);
     metrics::limit("max_long_operations", limits.long_operations);
     metrics::limit("max_long_operations_per_user", limits.long_operations_per_user);
-    metrics::limit("serving_threads", u32::try_from(limits.serving_threads).unwrap_or(u32::MAX));
+    metrics::limit("serving_threads", limits.serving_threads as u64);
     metrics::limit("max_login_failures", limits.login_failures);
     metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
     metrics::limit("max_errors", limits.errors);
     metrics::limit("passive_ports", config.network.slice.count());
+    metrics::limit("max_sorted_entries", config.storage.sorted_entries as u64);
+    metrics::limit("max_stat_entries", config.storage.stat_entries as u64);
+    metrics::limit("max_listing_memory", config.storage.listing_memory);
+    metrics::limit("admin_max_connections", config.admin_limits.connections as u64);
 }
 
 /// Loads the certificates. Blocks, which is harmless: the node serves no client yet.
