@@ -22,8 +22,10 @@ pub(super) async fn check(config: &Config) -> Result<(), RunError> {
         Ok(())
     });
     match opened.await {
+        Ok(Ok(())) => Ok(()),
         Ok(Err((root, error))) => Err(RunError::Storage(root.display().to_string(), error)),
-        Ok(Ok(())) | Err(_) => Ok(()),
+        // The check panicked.
+        Err(error) => Err(RunError::Storage(config.storage.root.display().to_string(), error.into())),
     }
 }
 
