@@ -59,13 +59,6 @@ fn has_connection(listener: &TcpListener) -> bool {
     listener.accept().is_ok()
 }
 
-fn download(session: &mut Dialogue, mut data: TcpStream) -> Vec<u8> {
-    let mut content = Vec::new();
-    data.read_to_end(&mut content).unwrap();
-    session.expect(226);
-    content
-}
-
 /// Predictable ports: GHSA-gh7c-cg3x-pmcr.
 #[test]
 fn pasv_and_epsv_announce_ports_of_the_range() {
@@ -104,7 +97,7 @@ fn a_session_has_one_reservation_and_a_new_one_replaces_it() {
     let mut late = session.data_connection(first);
     assert_eq!(read_what_comes(&mut late), b"");
     session.command("RETR file", 150);
-    assert_eq!(download(&mut session, accept(&listener)), b"content");
+    assert_eq!(session.finish_download(accept(&listener)), b"content");
     session.quit();
     assert_eq!(node.wait_for_metric("ftp_passive_ports_reserved", |n| n == 1.0), 1.0);
 }
@@ -157,7 +150,7 @@ fn active_mode_connects_to_the_client() {
         session.expect(226);
         session.command(&arrangement, 200);
         session.command("RETR file", 150);
-        let received = download(&mut session, accept(&listener));
+        let received = session.finish_download(accept(&listener));
         assert_eq!(sha256(received), sha256(&content));
         // The port is valid for one transfer only.
         session.command("RETR file", 425);
@@ -229,7 +222,7 @@ fn active_mode_does_not_connect_to_services_of_the_cluster() {
     session.command(&format!("PORT {}", port_argument(listener.local_addr().unwrap())), 200);
     session.send("RETR file");
     session.expect(150);
-    assert_eq!(download(&mut session, accept(&listener)), b"content");
+    assert_eq!(session.finish_download(accept(&listener)), b"content");
 }
 
 #[test]
@@ -263,7 +256,7 @@ fn a_strangers_connection_is_closed_and_the_client_is_still_served() {
         if !command_first {
             session.command("RETR file", 150);
         }
-        assert_eq!(download(&mut session, data), b"content");
+        assert_eq!(session.finish_download(data), b"content");
     }
     assert_eq!(node.metric("ftp_data_connections_refused_total{reason=\"unexpected\"}"), Some(8.0));
 }
@@ -281,7 +274,7 @@ fn passive_and_active_mode_work_over_ipv6() {
     let port = listener.local_addr().unwrap().port();
     session.command(&format!("EPRT |2|::1|{port}|"), 200);
     session.command("RETR file", 150);
-    assert_eq!(download(&mut session, accept(&listener)), b"content");
+    assert_eq!(session.finish_download(accept(&listener)), b"content");
     session.command(&format!("EPRT |1|127.0.0.1|{port}|"), 504);
     session.command("PORT 127,0,0,1,200,1", 504);
     node.daemon.wait_for_message("logged in", &[("address", "::1")]);
@@ -351,7 +344,7 @@ fn a_data_connection_of_another_client_through_the_same_balancer_is_closed() {
     // A silent connection does not delay others.
     let _silent = balancer.connect(address).unwrap();
     let data = session.data_connection(address);
-    assert_eq!(download(&mut session, data), b"content");
+    assert_eq!(session.finish_download(data), b"content");
 }
 
 #[test]

@@ -1,11 +1,6 @@
 //! Passive ports and their sharing among sessions of one address.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::{fs, io::Write, net::SocketAddr, time::Duration};
 
 use cluster_tests::{
     content::{bytes, sha256},
@@ -18,13 +13,6 @@ fn with_ports(count: u16) -> NodeBuilder {
     let builder = Node::standalone();
     let first = builder.loopback().ports().start() + 1;
     builder.setting("passive_port_max", first + count - 1)
-}
-
-fn download(session: &mut Dialogue, mut data: TcpStream) -> Vec<u8> {
-    let mut content = Vec::new();
-    data.read_to_end(&mut content).unwrap();
-    session.expect(226);
-    content
 }
 
 #[test]
@@ -149,6 +137,6 @@ fn clients_of_two_addresses_use_the_same_port_at_once() {
     // In reverse order of the commands.
     let data: Vec<_> = [1, 0].map(|i| (i, sessions[i].data_connection(ports[i]))).into();
     for (i, data) in data {
-        assert_eq!(sha256(download(&mut sessions[i], data)), sha256(&contents[i]));
+        assert_eq!(sha256(sessions[i].finish_download(data)), sha256(&contents[i]));
     }
 }

@@ -254,7 +254,15 @@ impl Dialogue {
     /// # Panics
     /// A step fails.
     pub fn receive(&mut self, command: &str) -> Vec<u8> {
-        let mut data = self.begin(command);
+        let data = self.begin(command);
+        self.finish_download(data)
+    }
+
+    /// Reads the data connection of a download that has begun, and waits for 226. Returns the data.
+    ///
+    /// # Panics
+    /// A step fails.
+    pub fn finish_download(&mut self, mut data: impl Read) -> Vec<u8> {
         let mut content = Vec::new();
         if let Err(error) = data.read_to_end(&mut content) {
             self.fail(format_args!("after {} bytes: {error}", content.len()));

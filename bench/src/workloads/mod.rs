@@ -36,19 +36,8 @@ pub(crate) struct Workload {
 
 const PLAIN: &[bool] = &[false];
 const BOTH: &[bool] = &[false, true];
-const ALL: &[ServerKind] = &[
-    ServerKind::Ftpd,
-    ServerKind::Before,
-    ServerKind::FtpdAlone,
-    ServerKind::Null,
-    ServerKind::PureFtpd,
-    ServerKind::Vsftpd,
-    ServerKind::Proftpd,
-    ServerKind::Unftp,
-];
 const ALL_AND_SYNC: &[ServerKind] = &[
     ServerKind::Ftpd,
-    ServerKind::FtpdSync,
     ServerKind::Before,
     ServerKind::FtpdAlone,
     ServerKind::Null,
@@ -56,7 +45,10 @@ const ALL_AND_SYNC: &[ServerKind] = &[
     ServerKind::Vsftpd,
     ServerKind::Proftpd,
     ServerKind::Unftp,
+    ServerKind::FtpdSync,
 ];
+/// Without `FtpdSync`, which differs only in uploads.
+const ALL: &[ServerKind] = ALL_AND_SYNC.split_at(ALL_AND_SYNC.len() - 1).0;
 const DIRECT_AND_BALANCED: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Balancer];
 const OURS: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Before];
 
