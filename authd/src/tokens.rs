@@ -102,7 +102,7 @@ impl TokenCheck {
 }
 
 impl TokenPolicy {
-    /// Accepts the token, or refuses all requests if there is none.
+    /// Accepts requests with `token`. Without a token it refuses all requests.
     pub(crate) fn of(token: Option<&Secret>) -> Self {
         token.map_or(Self::RefuseAll, |token| Self::Sha256(digest(token.expose().as_bytes())))
     }

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::unix_seconds_at;
 
-/// Conditions of a user's logins in addition to the password. By default there are none. authd's API and
-/// users file call them `access`.
+/// Conditions of a user's logins in addition to the password. The default accepts every address at every
+/// time. authd's API and users file call the conditions `access`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LoginConditions {

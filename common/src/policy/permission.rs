@@ -200,7 +200,7 @@ impl PermissionChanges {
         Self { granted: changed_to(true), denied: changed_to(false) }
     }
 
-    /// The change of `permission`; `None` if there is none.
+    /// The change of `permission`. `None`: it stays as it is.
     pub fn get(self, permission: Permission) -> Option<bool> {
         debug_assert!(self.granted.0 & self.denied.0 == 0);
         match (self.granted.has(permission), self.denied.has(permission)) {

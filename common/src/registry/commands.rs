@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{cluster::Cluster, core::Core, events::ClusterEvent, view::parse};
 
-/// Time for which Redis holds one request for commands while there is none.
+/// Time for which Redis holds a request for commands before it answers that no command has come.
 const COMMAND_WAIT: Duration = Duration::from_secs(5);
 
 /// Receives commands on a connection of its own, until the receiver of the events is dropped.

@@ -63,11 +63,11 @@ impl fmt::Display for LeaseGrant {
 #[derive(Debug, Default)]
 pub(super) struct LeaseState {
     /// Time at which the last successful request to take or keep the lease was sent, in ms of
-    /// CLOCK_BOOTTIME. 0 if there was none, or the lease is lost.
+    /// CLOCK_BOOTTIME. 0 before the first such request, and after the lease is lost.
     sent: AtomicU64,
-    /// Epoch of Redis's data at that request; 0 if there was none.
+    /// Epoch of Redis's data at that request; 0 before the first one.
     epoch: AtomicU64,
-    /// Number of the lease in Redis; 0 if there is none.
+    /// Number of the lease in Redis; 0 if Redis has not granted the lease.
     number: AtomicU64,
     on_storage: AtomicBool,
 }

@@ -92,7 +92,7 @@ struct EntryRecord {
     mode: u16,
     /// Length of the name in bytes.
     name_length: u16,
-    /// Length of the link's target in bytes; [`NO_TARGET`] if there is none.
+    /// Length of the link's target in bytes; [`NO_TARGET`] for other entries.
     target_length: u16,
     kind: EntryKind,
 }

@@ -19,7 +19,7 @@ pub(super) static TLS: Group = Group {
             "tls",
             Form::new("off|optional|required", "off, optional or required"),
             "optional",
-            "Encryption of control connections. Without `tls_certificates` there is none. required: no \
+            "Encryption of control connections. Needs `tls_certificates`. required: no \
              login without TLS; choose it where all clients support TLS.",
         ),
         Setting::one(

@@ -105,8 +105,8 @@ fn warn_of_expiry(path: &Path, expires: i64) {
 }
 
 impl ResolvesServerCert for Certificates {
-    /// The first certificate for the requested name whose key type the client supports. If there is none, the
-    /// first certificate whose key type the client supports.
+    /// The first certificate for the requested name whose key type the client supports. If no
+    /// certificate is for that name, the first one whose key type the client supports.
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
         let usable = || {

@@ -64,7 +64,7 @@ end
 local is_young = math.abs(now - created) < lease_ms
 local is_uncertain = is_doubtful and is_young
 
--- Returns the lease at a key; nil if there is none.
+-- Returns the lease at a key; nil if the path is not leased.
 local function read(key)
   local value = redis.pcall('GET', key)
   if type(value) ~= 'string' then

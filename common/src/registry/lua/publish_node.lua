@@ -5,7 +5,7 @@
 --   {'free'}: no other process holds the name (only after 'look').
 -- SESSIONS: number of sessions that Redis has of the node. ALIVE: 1 if the node's entry had not expired,
 -- otherwise 0. LEFT: remaining time of the other process's lease in ms. REVISION: that of the accounts; 0
--- if authd has set none. ORDER: the name of an order to this process, 'drain' or 'end:ID'.
+-- before authd has set it. ORDER: the name of an order to this process, 'drain' or 'end:ID'.
 -- KEYS: names of nodes (set), this node (hash; the key ends with the name), its commands (list), its
 --       sessions (hash), the revision of the accounts (string), the node's orders (hash)
 -- ARGV: name; incarnation; place (see Registry::join; may be empty); 'keep', 'start', 'late' or 'look'
