@@ -1,4 +1,4 @@
-//! COMB: joins files, such as the parts of one upload.
+//! COMB: combines files, such as the parts of one upload.
 
 use std::{collections::HashSet, os::unix::fs::MetadataExt, sync::Arc};
 
@@ -15,7 +15,7 @@ use crate::{
     work::{RuntimeBridge, activity::ActivityHandle, progress::Progress},
 };
 
-/// Maximum number of files that COMB joins. Each is leased while COMB runs.
+/// Maximum number of files that COMB combines. Each is leased while COMB runs.
 const MAX_SOURCES: usize = 64;
 
 /// COMB: appends files to the target, in order, and removes them. Clients send it after they have uploaded
@@ -38,7 +38,7 @@ pub(super) async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb)
     }
     let handle = ActivityHandle::new(verb);
     let progress = Arc::clone(&handle.progress);
-    let join = Join {
+    let combination = Combination {
         jail: Arc::clone(&session.jail),
         quota: session.quota_of(&target).cloned(),
         target,
@@ -47,11 +47,11 @@ pub(super) async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb)
         sync: session.node.storage.sync_uploads,
         bridge: RuntimeBridge::to_current(),
     };
-    Ok(run_in_background(session, handle, move || join.run(&progress)))
+    Ok(run_in_background(session, handle, move || combination.run(&progress)))
 }
 
 /// The work of COMB.
-struct Join {
+struct Combination {
     jail: Arc<Jail>,
     quota: Option<Arc<HomeQuota>>,
     target: VirtualPath,
@@ -61,7 +61,7 @@ struct Join {
     bridge: RuntimeBridge,
 }
 
-impl Join {
+impl Combination {
     /// Joins the files and returns the reply. Blocks.
     fn run(self, progress: &Progress) -> Reply {
         let mut changes = Changes::default();
@@ -92,7 +92,7 @@ impl Join {
         }
     }
 
-    /// Leases and locks all names, then joins the files. Returns the bytes added.
+    /// Leases and locks all names, then combines the files. Returns the bytes added.
     fn combine(
         &self,
         progress: &Progress,
@@ -100,7 +100,7 @@ impl Join {
         reserve: impl FnOnce(u64, bool) -> Result<(), FileError>,
     ) -> Result<u64, FileError> {
         let Self { jail, target, sources, .. } = self;
-        let claims = claims_of_join(jail, target, sources)?;
+        let claims = claims_of_combination(jail, target, sources)?;
         let paths: Vec<_> = [target].into_iter().chain(sources).collect();
         let lease = self.lease_taker.for_write(jail, &paths, claims)?;
         // The target is locked when it is opened.
@@ -112,14 +112,14 @@ impl Join {
         let age = lease.age();
         let may_store = || is_fenced || !age.is_expired();
         let is_held = || self.bridge.wait(lease.is_held());
-        let joining = CombineRequest { target, sources, sync: self.sync };
-        jail.combine(joining, progress, changes, reserve, may_store, is_held)
+        let request = CombineRequest { target, sources, sync: self.sync };
+        jail.combine(request, progress, changes, reserve, may_store, is_held)
     }
 }
 
 /// The paths that COMB leases: the target, and of each source the file and the name. A source that is missing
 /// or named twice is an error.
-fn claims_of_join(
+fn claims_of_combination(
     jail: &Jail,
     target: &VirtualPath,
     sources: &[VirtualPath],

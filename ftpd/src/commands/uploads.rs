@@ -197,8 +197,8 @@ async fn start_upload(
     let (lease, reservation) = match session.quota_of(&path) {
         None => (None, None),
         Some(quota) => {
-            // First the lease: while it is held, no other session changes the sizes that the quota depends
-            // on.
+            // First the lease: while it is held, no other upload changes the size of this file, which counts
+            // in the quota.
             let lease = take_lease(session, &path).await?;
             (Some(lease), Some(reserve_quota(session, quota, &path, mode).await?))
         }

@@ -133,7 +133,7 @@ impl Upload {
         if size(&fstat(&self.file)?) != end {
             return Err(FileError::Stale);
         }
-        if !self.is_hidden() {
+        if !self.is_atomic() {
             return Ok(());
         }
         self.take_unique_name()?;

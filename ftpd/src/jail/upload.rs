@@ -185,7 +185,7 @@ impl Upload {
                 }
                 if excess > 0 {
                     // Old content of a partial file has no readers, and its space may be needed.
-                    if !self.is_hidden() {
+                    if !self.is_atomic() {
                         self.check_room(start + excess, length)?;
                     }
                     usage::truncate(&self.file, start, &self.changes)?;
@@ -217,7 +217,7 @@ impl Upload {
     }
 
     /// Returns true if the data is in a partial file until [`Upload::finish`] publishes it.
-    pub fn is_hidden(&self) -> bool {
+    pub fn is_atomic(&self) -> bool {
         self.publish.is_some()
     }
 

@@ -99,14 +99,14 @@ impl OpenUpload {
         stream: &mut DataStream,
         length: u64,
     ) -> Result<Option<LeaseToRelease>, TransferFailure> {
-        let (is_hidden, is_fenced) = (self.upload.is_hidden(), self.upload.is_fenced());
+        let (is_atomic, is_fenced) = (self.upload.is_atomic(), self.upload.is_fenced());
         self.upload.finish(terms.sync, length).map_err(|error| match error {
             FileError::WriteRightLost => TransferFailure::LeaseLost,
             error => error.into(),
         })?;
         stream.finish_receiving();
         // `check_end` has checked the lease of a partial file.
-        Ok((!is_hidden).then_some(LeaseToRelease { lease: self.lease, must_be_held: !is_fenced }))
+        Ok((!is_atomic).then_some(LeaseToRelease { lease: self.lease, must_be_held: !is_fenced }))
     }
 
     /// Stores the bytes that arrive, and returns their number. Truncates the file only once the first bytes
@@ -143,7 +143,7 @@ impl OpenUpload {
         got: u64,
         job: &CopyJob<'_>,
     ) -> Result<(), TransferFailure> {
-        let is_hidden = self.upload.is_hidden();
+        let is_atomic = self.upload.is_atomic();
         let mut evidence = Evidence {
             end: stream.data_end(),
             client_is_present: job.client.is_some_and(ClientPresence::was_present_at_end),
@@ -152,7 +152,7 @@ impl OpenUpload {
             start,
             got,
         };
-        if is_hidden && evidence.client_is_present && !evidence.meets_announcement() {
+        if is_atomic && evidence.client_is_present && !evidence.meets_announcement() {
             thread::sleep(terms.settle_time);
             evidence.client_is_present = !job.client.is_some_and(ClientPresence::has_left);
         }
@@ -160,7 +160,7 @@ impl OpenUpload {
             return Err(CopyError::of_cancellation(job.progress).into());
         }
         evidence.check()?;
-        if is_hidden && !self.upload.is_fenced() && !terms.bridge.wait(self.lease.is_held()) {
+        if is_atomic && !self.upload.is_fenced() && !terms.bridge.wait(self.lease.is_held()) {
             return Err(TransferFailure::LeaseLost);
         }
         Ok(())
