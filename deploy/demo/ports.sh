@@ -32,7 +32,8 @@ error_log stderr notice;
 events { worker_connections 4096; }
 stream { server { $listen return ''; } }
 END
-  rm -f "$state/probe.pid"
+  # The log too: the loop below may read it before the new process has emptied it.
+  rm -f "$state/probe.pid" "$log"
   nginx -p "$state" -c probe.conf -e stderr >"$log" 2>&1 7>&- 9>&- &
   probe=$!
   # nginx writes its process id when it has all ports. Otherwise it logs the busy ones and waits.
