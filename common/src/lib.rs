@@ -15,6 +15,7 @@ pub mod keys;
 pub mod login_conditions;
 pub mod metric;
 pub mod node;
+pub mod passive;
 pub mod password;
 pub mod policy;
 pub mod process;

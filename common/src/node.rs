@@ -1,6 +1,6 @@
 //! Records of nodes in the registry, commands to nodes, and the slices of the passive port range.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,10 @@ impl PortRange {
 
     pub fn iter(self) -> impl Iterator<Item = u16> {
         self.from..=self.to
+    }
+
+    pub fn contains(self, port: u16) -> bool {
+        self.from <= port && port <= self.to
     }
 
     pub fn overlaps(self, other: Self) -> bool {
@@ -127,7 +131,20 @@ pub struct NodeRecord {
     /// Random number of this process. It distinguishes the process from earlier ones of the same node.
     pub incarnation: u64,
     pub state: NodeState,
+    /// With leased blocks: the first block, for readers of older versions.
     pub slice: PortRange,
+    /// The leased blocks. Empty for a node with a slice, and in records of older versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<PortRange>,
+    /// The address at which other nodes and relays reach this node. `None` in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The control port; 0 in records of older versions.
+    #[serde(default)]
+    pub port: u16,
+    /// The control port of implicit FTPS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub implicit_port: Option<u16>,
     /// Listening address of the control port, for people to read.
     pub control: String,
     /// Host name, for people to read. Empty in records of older versions.
@@ -151,6 +168,10 @@ impl NodeRecord {
             incarnation,
             state: NodeState::Ready,
             slice,
+            blocks: Vec::new(),
+            address: None,
+            port: 0,
+            implicit_port: None,
             control: String::new(),
             host: String::new(),
             version: String::new(),

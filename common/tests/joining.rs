@@ -20,7 +20,10 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 async fn overlapping_slices_are_refused_with_the_names_of_both_nodes() {
     let redis = RedisServer::start();
     let (_a, _) = join("a", "50000-50004", redis.options()).await;
-    let error = Registry::join(node("b", "50004-50009"), place("b"), redis.options()).await.err().unwrap();
+    let error = Registry::join(node("b", "50004-50009"), fixed("50004-50009"), place("b"), redis.options())
+        .await
+        .err()
+        .unwrap();
     let JoinError::SliceTaken { ours, theirs } = error.clone() else { panic!("{error}") };
     assert_eq!((ours.0.as_str(), ours.1.to_string().as_str()), ("b", "50004-50009"));
     assert_eq!((theirs.0.as_str(), theirs.1.to_string().as_str()), ("a", "50000-50004"));
@@ -71,7 +74,10 @@ async fn a_second_process_with_the_name_of_a_live_node_is_refused_and_changes_no
     let before = (view.nodes().await.unwrap(), view.sessions().await.unwrap());
     for place in [Some("another host".to_owned()), None] {
         let started = Instant::now();
-        let error = Registry::join(node("a", "50005-50009"), place, redis.options()).await.err().unwrap();
+        let error = Registry::join(node("a", "50005-50009"), fixed("50005-50009"), place, redis.options())
+            .await
+            .err()
+            .unwrap();
         assert!(started.elapsed() >= LEASE, "{:?}", started.elapsed());
         assert!(matches!(error, JoinError::NameTaken { .. }), "{error}");
         let text = error.to_string();
@@ -90,7 +96,8 @@ async fn a_name_is_free_after_its_lease_expired() {
     let _session = open(&crashed, "a", "ann").await;
     drop(crashed);
     let elsewhere = Some("another host".to_owned());
-    let joined = Registry::join(node("a", "50000-50004"), elsewhere, redis.options()).await;
+    let joined =
+        Registry::join(node("a", "50000-50004"), fixed("50000-50004"), elsewhere, redis.options()).await;
     let (next, _) = joined.unwrap();
     assert!(!is_full(&next, "a", "ann", 1).await);
 }
@@ -114,7 +121,8 @@ async fn a_process_that_started_while_redis_was_away_yields_to_the_earlier_holde
     redis.stop();
     eventually("the loss is seen", async || (!first.is_connected()).then_some(())).await;
     let elsewhere = Some("another host".to_owned());
-    let second = Registry::join(node("a", "50000-50004"), elsewhere, redis.options()).await;
+    let second =
+        Registry::join(node("a", "50000-50004"), fixed("50000-50004"), elsewhere, redis.options()).await;
     let (_second, mut second_events) = second.unwrap();
     redis.restart();
     let lost = next_event(&mut second_events).await;

@@ -115,7 +115,9 @@ async fn a_dead_node_and_its_sessions_and_leases_expire() {
     let view = RegistryView::new(&redis.options());
     eventually("one node", async || (view.nodes().await.unwrap().len() == 1).then_some(())).await;
     // The dead node's ports are free for another node.
-    Registry::join(node("c", "50000-50004"), place("c"), redis.options()).await.unwrap();
+    Registry::join(node("c", "50000-50004"), fixed("50000-50004"), place("c"), redis.options())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -74,6 +74,7 @@ impl From<NodeRecord> for NodeView {
             sessions,
             transfers,
             failing,
+            ..
         } = record;
         let is_degraded = state == NodeState::Ready && failing.iter().any(|failing| failing.required);
         Self {

@@ -17,8 +17,8 @@ use super::{
     lease_calls::{LeaseCalls, LeaseRequest, RELEASE_WRITE},
     link::pipeline_with,
     orders::{ORDER_LIFE, Order},
+    shared_keys::{KEPT_KEYS, SharedKey},
     table::SessionRefused,
-    tickets::{KEPT_KEYS, TicketKey},
     view::{parse, to_json},
     work::RegistryWork,
 };
@@ -32,7 +32,7 @@ use crate::{
 
 static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/put_session.lua")));
 static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave_node.lua")));
-static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/ticket_keys.lua")));
+static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/shared_keys.lua")));
 
 /// Lower bound: with a shorter lease, one slow refresh would end it.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
@@ -188,10 +188,10 @@ impl Cluster {
     }
 
     /// The cluster's ticket keys, newest first. Redis adds a key if the newest is older than `rotation`.
-    pub(super) async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<TicketKey>, LinkError> {
+    pub(super) async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<SharedKey>, LinkError> {
         let mut call = TICKET_KEYS.prepare_invoke();
         call.key(self.keys().ticket_keys())
-            .arg(TicketKey::random(0).text().as_str())
+            .arg(SharedKey::random(0).text().as_str())
             .arg(u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX))
             .arg(KEPT_KEYS);
         let keys: Vec<Zeroizing<String>> =

@@ -12,10 +12,11 @@ use tokio::sync::watch;
 
 use super::{
     bandwidth_meter::BandwidthShares, cluster::Cluster, home::CountedHome, orders::LocalOrders,
-    table::NodeTable, tickets::LocalTicketKeys, work::RegistryWork,
+    port_map::PortMap, shared_keys::LocalSharedKeys, table::NodeTable, work::RegistryWork,
 };
 use crate::{
     node::{FailingDependency, NodeRecord, NodeState},
+    passive::{BlockState, OwnBlock, PassiveAssignment},
     sync::lock,
 };
 
@@ -36,18 +37,33 @@ pub(super) struct Core {
     pub failing: Mutex<Vec<FailingDependency>>,
     pub transfers: AtomicU32,
     table: Mutex<NodeTable>,
-    ticket_keys: Mutex<LocalTicketKeys>,
+    ticket_keys: Mutex<LocalSharedKeys>,
     pub homes: Mutex<HashMap<Box<[u8]>, Arc<CountedHome>>>,
     pub bandwidth_shares: BandwidthShares,
     pub revision: watch::Sender<Revision>,
     orders: Mutex<LocalOrders>,
+    /// The passive ports that this node owns.
+    pub blocks: watch::Sender<Arc<[OwnBlock]>>,
+    pub port_map: PortMap,
     /// `None` for a node without Redis.
     pub cluster: Option<Arc<Cluster>>,
 }
 
 impl Core {
-    pub(super) fn new(node: NodeRecord, cluster: Option<Arc<Cluster>>) -> Self {
+    pub(super) fn new(
+        node: NodeRecord,
+        assignment: PassiveAssignment,
+        cluster: Option<Arc<Cluster>>,
+    ) -> Self {
+        let blocks = match assignment {
+            PassiveAssignment::Slice(ports) => {
+                Arc::from([OwnBlock { ports, generation: 0, state: BlockState::Leased }])
+            }
+            PassiveAssignment::Leased(_) => Arc::default(),
+        };
         Self {
+            blocks: watch::Sender::new(blocks),
+            port_map: PortMap::empty(),
             state: Mutex::new(node.state),
             failing: Mutex::default(),
             transfers: AtomicU32::new(node.transfers),
@@ -70,7 +86,7 @@ impl Core {
         lock(&self.orders)
     }
 
-    pub(super) fn ticket_keys(&self) -> MutexGuard<'_, LocalTicketKeys> {
+    pub(super) fn ticket_keys(&self) -> MutexGuard<'_, LocalSharedKeys> {
         lock(&self.ticket_keys)
     }
 

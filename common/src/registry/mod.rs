@@ -27,11 +27,12 @@ mod link;
 mod name_claim;
 mod options;
 mod orders;
+mod port_map;
 mod probe;
 mod publish;
 mod refresh;
+mod shared_keys;
 mod table;
-mod tickets;
 mod usage;
 mod view;
 mod work;
@@ -58,9 +59,10 @@ pub use self::{
     link::{LinkError, RedisLink},
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
     orders::NodeOrders,
+    port_map::{BlockOwner, MapContent, MapNode, PortMap},
     probe::{ProbeError, probe},
+    shared_keys::{InvalidSharedKey, SharedKey},
     table::SessionRefused,
-    tickets::{InvalidTicketKey, TicketKey},
     usage::{HomeCount, HomeUsage, RegistryAway},
     view::RegistryView,
 };
@@ -70,7 +72,8 @@ use self::{
 };
 use crate::{
     health::Dependency,
-    node::{FailingDependency, NodeRecord, NodeState},
+    node::{FailingDependency, NodeRecord, NodeState, PortRange},
+    passive::{OwnBlock, PassiveAssignment},
     process::logging::chain,
     session::{SessionId, SessionLimits, SessionRecord},
     sync::lock,
@@ -88,7 +91,8 @@ pub struct Registry {
 impl Registry {
     /// The registry of a single node, which needs no Redis.
     pub fn local(node: NodeRecord) -> Self {
-        Self { core: Arc::new(Core::new(node, None)), _refresh: Arc::default() }
+        let assignment = PassiveAssignment::Slice(node.slice);
+        Self { core: Arc::new(Core::new(node, assignment, None)), _refresh: Arc::default() }
     }
 
     /// Joins the cluster whose registry is in Redis. If Redis is away, the node starts without it and joins
@@ -105,13 +109,14 @@ impl Registry {
     /// this node's slice.
     pub async fn join(
         node: NodeRecord,
+        assignment: PassiveAssignment,
         place: Option<String>,
         options: RedisOptions,
     ) -> Result<(Self, mpsc::Receiver<ClusterEvent>), JoinError> {
         let (work_sender, work) = mpsc::unbounded_channel();
         let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
         let cluster = Arc::new(Cluster::new(&node, place, &options, work_sender));
-        let core = Arc::new(Core::new(node, Some(Arc::clone(&cluster))));
+        let core = Arc::new(Core::new(node, assignment, Some(Arc::clone(&cluster))));
         let mut claim = LateClaim::default();
         // The connection on which the node joined; no connection has the number 0.
         let mut connections = 0;
@@ -205,7 +210,7 @@ impl Registry {
 
     /// The keys that encrypt TLS session tickets, newest first. A new key is added if the newest is older
     /// than `rotation`. While Redis is away the node uses the keys that it read last.
-    pub async fn ticket_keys(&self, rotation: Duration) -> Vec<TicketKey> {
+    pub async fn ticket_keys(&self, rotation: Duration) -> Vec<SharedKey> {
         if let Some(cluster) = &self.core.cluster {
             match cluster.ticket_keys(rotation).await {
                 Ok(keys) if !keys.is_empty() => {
@@ -219,6 +224,27 @@ impl Registry {
             }
         }
         self.core.ticket_keys().rotated(rotation)
+    }
+
+    /// The passive ports that this node owns, and their changes.
+    pub fn blocks(&self) -> watch::Receiver<Arc<[OwnBlock]>> {
+        self.core.blocks.subscribe()
+    }
+
+    /// Hands a block over that the node has to give up: no reservation is outstanding on it.
+    pub fn release_block(&self, ports: PortRange) {
+        let _ = ports;
+    }
+
+    /// Returns false if other nodes may own this node's blocks by now, because it has not reached Redis for longer
+    /// than `node_lease`, and the policy is [`WhenAway::Refuse`]. Then the node reserves no port.
+    pub fn may_reserve(&self) -> bool {
+        true
+    }
+
+    /// The map of all nodes' passive ports.
+    pub fn port_map(&self) -> PortMap {
+        self.core.port_map.clone()
     }
 
     /// The revision of the accounts at the last refresh, and its changes. It never changes on a single node.

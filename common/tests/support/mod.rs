@@ -8,6 +8,7 @@ use std::{
 
 use common::{
     node::NodeRecord,
+    passive::PassiveAssignment,
     registry::{ClusterEvent, RedisLink, RedisOptions, Registry, SessionEntry, WhenAway},
     session::{SessionId, SessionLimits, SessionRecord},
 };
@@ -115,6 +116,11 @@ pub(crate) fn node(name: &str, slice: &str) -> NodeRecord {
     }
 }
 
+/// The assignment of a node with this slice.
+pub(crate) fn fixed(slice: &str) -> PassiveAssignment {
+    PassiveAssignment::Slice(slice.parse().unwrap())
+}
+
 /// The place of the nodes with this name in the tests.
 pub(crate) fn place(name: &str) -> Option<String> {
     Some(format!("boot namespace {name}"))
@@ -125,7 +131,7 @@ pub(crate) async fn join(
     slice: &str,
     options: RedisOptions,
 ) -> (Registry, mpsc::Receiver<ClusterEvent>) {
-    Registry::join(node(name, slice), place(name), options).await.unwrap()
+    Registry::join(node(name, slice), fixed(slice), place(name), options).await.unwrap()
 }
 
 /// A session that has just logged in.

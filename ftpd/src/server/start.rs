@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use common::{
     clock::unix_seconds,
     node::NodeRecord,
+    passive::PassiveAssignment,
     process::{capabilities, descriptors as open_files},
     registry::{ClusterEvent, Registry},
 };
@@ -123,7 +124,9 @@ pub(super) async fn create_node(
         ..NodeRecord::new(config.node_name.clone(), rand::random(), config.network.slice)
     };
     let (registry, events) = match config.redis.take() {
-        Some(options) => Registry::join(record, place, options).await?,
+        Some(options) => {
+            Registry::join(record, PassiveAssignment::Slice(config.network.slice), place, options).await?
+        }
         // Without Redis there are no events.
         None => (Registry::local(record), mpsc::channel(1).1),
     };

@@ -11,7 +11,7 @@ use std::{
 };
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
-use common::{registry::TicketKey, session::SessionId, sync};
+use common::{registry::SharedKey, session::SessionId, sync};
 use rustls::{pki_types::CertificateDer, server::ProducesTickets};
 use sha2::{Digest, Sha256};
 
@@ -32,7 +32,7 @@ pub struct Tickets {
 }
 
 struct NamedKey {
-    name: [u8; TicketKey::NAME],
+    name: [u8; SharedKey::NAME],
     aead: RandomizedNonceKey,
 }
 
@@ -53,7 +53,7 @@ impl Tickets {
     }
 
     /// Replaces the keys by the cluster's, the newest first.
-    pub fn set_keys(&self, keys: &[TicketKey]) {
+    pub fn set_keys(&self, keys: &[SharedKey]) {
         let keys = keys.iter().filter_map(|key| {
             // Never fails: the type of the secret has the length that AES-256-GCM needs.
             let aead = RandomizedNonceKey::new(&AES_256_GCM, key.secret()).ok()?;
@@ -284,7 +284,7 @@ impl Tickets {
     }
 
     fn open(&self, ticket: &[u8]) -> Option<Vec<u8>> {
-        let (name, rest) = ticket.split_at_checked(TicketKey::NAME)?;
+        let (name, rest) = ticket.split_at_checked(SharedKey::NAME)?;
         let (nonce, sealed) = rest.split_at_checked(NONCE_LEN)?;
         let keys = self.keys.read().ok()?;
         let key = keys.iter().find(|key| key.name == name)?;
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn only_nodes_with_the_same_keys_can_open_a_ticket() {
         let [ours, theirs, strangers] = [(); 3].map(|()| Tickets::new(Duration::from_secs(60), DAY));
-        let (old, new) = (TicketKey::random(1), TicketKey::random(2));
+        let (old, new) = (SharedKey::random(1), SharedKey::random(2));
         ours.set_keys(std::slice::from_ref(&old));
         theirs.set_keys(&[new.clone(), old]);
         strangers.set_keys(&[new]);
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn an_opened_ticket_identifies_its_session() {
         let tickets = Tickets::new(Duration::from_secs(60), DAY);
-        tickets.set_keys(&[TicketKey::random(1)]);
+        tickets.set_keys(&[SharedKey::random(1)]);
         let [anna, bert] = [(); 2].map(|()| SessionId::random());
         let ticket = control(&tickets, Some(anna)).encrypt(STATE).unwrap();
         let berts = control(&tickets, Some(bert));
@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn a_connection_without_proof_gets_no_ticket_even_after_presenting_one() {
         let tickets = Tickets::new(Duration::from_secs(60), DAY);
-        tickets.set_keys(&[TicketKey::random(1)]);
+        tickets.set_keys(&[SharedKey::random(1)]);
         let anna = SessionId::random();
         let overheard = control(&tickets, Some(anna)).encrypt(STATE).unwrap();
         let unproved = control(&tickets, None);
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn a_tls_1_2_data_connection_gets_a_ticket_only_with_the_secret_of_its_sessions_ticket() {
         let tickets = Tickets::new(Duration::from_secs(60), DAY);
-        tickets.set_keys(&[TicketKey::random(1)]);
+        tickets.set_keys(&[SharedKey::random(1)]);
         let [anna, bert] = [(); 2].map(|()| SessionId::random());
         let (state, named) = (&b"\0\x03\x03cs\x06secret and more"[..], b"\x01\x02ab\x03\x03cs\x06secret");
         let ticket = control(&tickets, Some(anna)).encrypt(state).unwrap();
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn control_connections_cannot_resume_for_longer_than_the_maximum_age() {
         let tickets = Tickets::new(Duration::from_secs(60), DAY);
-        tickets.set_keys(&[TicketKey::random(1)]);
+        tickets.set_keys(&[SharedKey::random(1)]);
         let session = SessionId::random();
         let began = unix_seconds() - 24 * 3600;
         let ticket = |began: i64| {

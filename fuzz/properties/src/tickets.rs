@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use common::{registry::TicketKey, session::SessionId};
+use common::{registry::SharedKey, session::SessionId};
 use ftpd::tls::tickets::{ConnectionKind, SessionTickets, Tickets};
 use rustls::server::ProducesTickets;
 
@@ -21,9 +21,9 @@ struct ValidTicket {
 const ROTATION: Duration = Duration::from_secs(3600);
 
 static VALID: LazyLock<ValidTicket> = LazyLock::new(|| {
-    let key = TicketKey::random(1);
+    let key = SharedKey::random(1);
     let tickets = Tickets::new(ROTATION, ROTATION);
-    tickets.set_keys(&[TicketKey::random(2), key.clone()]);
+    tickets.set_keys(&[SharedKey::random(2), key.clone()]);
     let old = Tickets::new(ROTATION, ROTATION);
     old.set_keys(std::slice::from_ref(&key));
     let session = SessionTickets::new(old, Some(SessionId::random()), ConnectionKind::Control, None);

@@ -8,14 +8,14 @@ use crate::clock::since_epoch;
 
 /// One ticket key. Only [`Self::secret`] and the form in Redis show the secret; `Debug` does not.
 #[derive(Clone, PartialEq, Eq)]
-pub struct TicketKey {
+pub struct SharedKey {
     name: [u8; Self::NAME],
     secret: Zeroizing<[u8; Self::SECRET]>,
     /// Time of creation in ms since the Unix epoch, by Redis's clock if there is a Redis.
     made: u64,
 }
 
-impl TicketKey {
+impl SharedKey {
     /// Length of a key's public name in bytes.
     pub const NAME: usize = 16;
     /// Length of the secret in bytes, that of an AES-256 key.
@@ -40,27 +40,27 @@ impl TicketKey {
     }
 }
 
-impl fmt::Debug for TicketKey {
+impl fmt::Debug for SharedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TicketKey({})", hex::encode(self.name))
+        write!(f, "SharedKey({})", hex::encode(self.name))
     }
 }
 
 /// The text is not a ticket key.
 #[derive(Debug, thiserror::Error)]
 #[error("not MILLISECONDS:NAME:SECRET in hexadecimal digits")]
-pub struct InvalidTicketKey;
+pub struct InvalidSharedKey;
 
-impl FromStr for TicketKey {
-    type Err = InvalidTicketKey;
+impl FromStr for SharedKey {
+    type Err = InvalidSharedKey;
 
-    fn from_str(text: &str) -> Result<Self, InvalidTicketKey> {
-        let (made, rest) = text.split_once(':').ok_or(InvalidTicketKey)?;
-        let (name, secret) = rest.split_once(':').ok_or(InvalidTicketKey)?;
+    fn from_str(text: &str) -> Result<Self, InvalidSharedKey> {
+        let (made, rest) = text.split_once(':').ok_or(InvalidSharedKey)?;
+        let (name, secret) = rest.split_once(':').ok_or(InvalidSharedKey)?;
         let mut key = Self { name: [0; _], secret: Zeroizing::new([0; _]), made: 0 };
-        key.made = made.parse().map_err(|_| InvalidTicketKey)?;
-        hex::decode_to_slice(name, &mut key.name).map_err(|_| InvalidTicketKey)?;
-        hex::decode_to_slice(secret, &mut *key.secret).map_err(|_| InvalidTicketKey)?;
+        key.made = made.parse().map_err(|_| InvalidSharedKey)?;
+        hex::decode_to_slice(name, &mut key.name).map_err(|_| InvalidSharedKey)?;
+        hex::decode_to_slice(secret, &mut *key.secret).map_err(|_| InvalidSharedKey)?;
         Ok(key)
     }
 }
@@ -70,22 +70,22 @@ pub(super) const KEPT_KEYS: usize = 3;
 
 /// The keys of a node without Redis, or while Redis is away.
 #[derive(Default)]
-pub(super) struct LocalTicketKeys(Vec<TicketKey>);
+pub(super) struct LocalSharedKeys(Vec<SharedKey>);
 
-impl LocalTicketKeys {
+impl LocalSharedKeys {
     /// The keys, newest first. Adds a key if the newest is older than `rotation`.
-    pub(super) fn rotated(&mut self, rotation: Duration) -> Vec<TicketKey> {
+    pub(super) fn rotated(&mut self, rotation: Duration) -> Vec<SharedKey> {
         let now = u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX);
         let rotation = u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX);
         if self.0.first().is_none_or(|newest| newest.made.saturating_add(rotation) <= now) {
-            self.0.insert(0, TicketKey::random(now));
+            self.0.insert(0, SharedKey::random(now));
             self.0.truncate(KEPT_KEYS);
         }
         self.0.clone()
     }
 
     /// Replaces all keys by those of Redis.
-    pub(super) fn replace(&mut self, keys: &[TicketKey]) {
+    pub(super) fn replace(&mut self, keys: &[SharedKey]) {
         self.0 = keys.to_vec();
     }
 }
@@ -96,18 +96,18 @@ mod tests {
 
     #[test]
     fn a_key_survives_its_form_in_redis_and_debug_hides_the_secret() {
-        let key = TicketKey::random(7);
+        let key = SharedKey::random(7);
         let text = format!("7:{}", *key.text());
-        assert_eq!(text.parse::<TicketKey>().unwrap(), key);
+        assert_eq!(text.parse::<SharedKey>().unwrap(), key);
         assert!(!format!("{key:?}").contains(&hex::encode(key.secret())));
         for text in ["", "7", "7:aa:bb", "x:00:11"] {
-            assert!(text.parse::<TicketKey>().is_err(), "{text}");
+            assert!(text.parse::<SharedKey>().is_err(), "{text}");
         }
     }
 
     #[test]
     fn new_keys_are_added_and_the_last_three_are_kept() {
-        let mut keys = LocalTicketKeys::default();
+        let mut keys = LocalSharedKeys::default();
         let first = keys.rotated(Duration::from_secs(3600));
         assert_eq!(keys.rotated(Duration::from_secs(3600)), first);
         for _ in 0..KEPT_KEYS {
