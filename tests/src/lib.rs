@@ -12,6 +12,7 @@ pub mod binaries;
 pub mod clients;
 pub mod cluster;
 pub mod content;
+pub mod cut_uploads;
 pub mod dialogue;
 pub mod gate;
 pub mod hang;
