@@ -15,6 +15,7 @@
   rclone,
   wget,
   ncftp,
+  haproxy,
   python3,
   util-linux,
   doCheck ? true,
@@ -83,6 +84,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     rclone
     wget
     ncftp
+    haproxy
     python3
     util-linux
   ];

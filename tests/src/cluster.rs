@@ -21,6 +21,7 @@ use crate::{
     node::{Node, NodeBuilder},
     proxy::Connector,
     redis::Redis,
+    relay::{Relay, RelayBuilder},
     tls::CertificateFiles,
     wire::Wire,
 };
@@ -75,7 +76,7 @@ impl Cluster {
             users: None,
             reference_variables: false,
             encrypted: false,
-            doors: DoorKind::Nginx,
+            doors: DoorKind::NginxAndRelay,
             is_leased: false,
             spare_nodes: 0,
             wires: false,
@@ -121,6 +122,19 @@ impl Cluster {
     /// The cluster has no nginx.
     pub fn nginx(&self) -> &Nginx {
         self.doors.nginx.as_ref().expect("the cluster was started with nginx")
+    }
+
+    /// # Panics
+    /// The cluster has no relay.
+    pub fn relay(&self) -> &Relay {
+        self.doors.relay.as_ref().expect("the cluster was started with a relay")
+    }
+
+    /// A further relay of the cluster, at `loopback.address(host)`.
+    pub fn relay_builder(&self, host: u8) -> RelayBuilder {
+        let relay = Relay::builder(&self.loopback, host, self.loopback.socket(REDIS, 6379));
+        // At least three times in each node lease of the tests.
+        relay.passive_ports(self.passive.from(), self.passive.to()).setting("map_refresh", "500ms")
     }
 
     /// The shared storage.
@@ -425,7 +439,8 @@ impl ClusterBuilder {
         }
         cluster.nodes.resize_with(size, || None);
         // The balancer starts last: nginx avoids a node for a while after a failed connection.
-        cluster.doors = Doors::start(cluster.configuration.doors, &balancer, passive);
+        let relay = cluster.relay_builder(BALANCER);
+        cluster.doors = Doors::start(cluster.configuration.doors, &balancer, passive, relay);
         cluster
     }
 

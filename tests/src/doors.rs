@@ -7,12 +7,15 @@ use common::node::PortRange;
 use crate::{
     haproxy::{HaProxy, HaProxyBuilder},
     nginx::{Balancer, Nginx},
+    relay::{Relay, RelayBuilder},
 };
 
 /// The kinds of doors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DoorKind {
-    /// nginx carries control and data connections.
+    /// nginx carries control connections, `ftp-relay` data connections.
+    NginxAndRelay,
+    /// nginx carries control and data connections. It makes a client's reset an orderly end.
     Nginx,
     /// HAProxy carries control and data connections, each to the next node in turn. The nodes see HAProxy's address
     /// as that of every client.
@@ -28,14 +31,16 @@ pub enum DoorKind {
 pub struct Doors {
     pub nginx: Option<Nginx>,
     pub haproxy: Option<HaProxy>,
+    pub relay: Option<Relay>,
 }
 
 impl Doors {
-    /// Starts the doors at the address of `balancer`, which knows the nodes, and waits until they listen.
+    /// Starts the doors at the address of `balancer`, which knows the nodes, and waits until they listen. `relay`
+    /// has the same address.
     ///
     /// # Panics
     /// A part is not installed or does not start.
-    pub fn start(kind: DoorKind, balancer: &Balancer, passive: PortRange) -> Self {
+    pub fn start(kind: DoorKind, balancer: &Balancer, passive: PortRange, relay: RelayBuilder) -> Self {
         let haproxy = |sends_header| {
             let nodes: Vec<IpAddr> = balancer.nodes.iter().map(|(_, address, _)| *address).collect();
             let control = [balancer.control_port].into_iter().chain(balancer.implicit_port);
@@ -49,6 +54,10 @@ impl Doors {
             Self { haproxy: Some(builder.start()), ..Self::default() }
         };
         match kind {
+            DoorKind::NginxAndRelay => {
+                let relay = Some(relay.start());
+                Self { nginx: Some(Nginx::start_for_control(balancer)), relay, ..Self::default() }
+            }
             DoorKind::Nginx => Self { nginx: Some(Nginx::start(balancer)), ..Self::default() },
             DoorKind::HaProxy => haproxy(false),
             DoorKind::HaProxyWithHeader => haproxy(true),

@@ -26,6 +26,8 @@ use crate::{
 pub struct LoadBuilder {
     pub control: SocketAddr,
     pub sessions: usize,
+    /// Number of the first session. Each number has a directory.
+    pub first: usize,
     /// Waiting time of each session between two operations.
     pub pause: Duration,
 }
@@ -81,7 +83,7 @@ impl LoadBuilder {
     /// Starts the sessions: those with an odd number use FTP, the others FTPS with certificates of `authority`.
     pub fn start(&self, authority: &Arc<Authority>) -> Load {
         let (stop, operations) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
-        let sessions = (0..self.sessions).map(|number| {
+        let sessions = (self.first..self.first + self.sessions).map(|number| {
             let mut worker = Worker {
                 number,
                 authority: (number % 2 == 0).then(|| Arc::clone(authority)),

@@ -46,14 +46,26 @@ pub struct Access {
 }
 
 impl Nginx {
-    /// Starts nginx and waits until it listens.
+    /// Starts nginx for control and data connections, and waits until it listens.
     ///
     /// # Panics
     /// nginx is not installed, or rejects the configuration.
     pub fn start(balancer: &Balancer) -> Self {
+        Self::start_with(balancer, true)
+    }
+
+    /// Starts nginx for control connections only.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_for_control(balancer: &Balancer) -> Self {
+        Self::start_with(balancer, false)
+    }
+
+    fn start_with(balancer: &Balancer, carries_data: bool) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let configuration = directory.path().join("nginx.conf");
-        fs::write(&configuration, balancer.configuration(directory.path()))
+        fs::write(&configuration, balancer.fill(directory.path(), carries_data))
             .expect("a temporary directory takes files");
         let mut command = Command::new("nginx");
         command.arg("-p").arg(directory.path()).arg("-c").arg(configuration);
@@ -110,6 +122,10 @@ fn stream_module(build: &str) -> String {
 impl Balancer {
     /// The templates of `nginx/`, filled in as described in their README.
     pub fn configuration(&self, directory: &Path) -> String {
+        self.fill(directory, true)
+    }
+
+    fn fill(&self, directory: &Path, carries_data: bool) -> String {
         let timeouts = [("control_timeout", "4h"), ("data_timeout", DATA_TIMEOUT)];
         let listen =
             |ports: &str| fill("listen.conf", &[("address", &bracketed(self.address)), ("ports", ports)]);
@@ -132,7 +148,8 @@ impl Balancer {
             let values = [("implicit_upstream_servers", servers.as_str()), ("implicit_listen", &listen)];
             fill("implicit-control.conf", &[&values[..], &timeouts].concat())
         });
-        let data_servers: String = self.nodes.iter().map(data).collect();
+        let data_nodes = if carries_data { &self.nodes[..] } else { &[] };
+        let data_servers: String = data_nodes.iter().map(data).collect();
         let values = [
             ("access_log", access_log.as_str()),
             ("upstream_servers", &upstream_servers),
