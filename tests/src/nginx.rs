@@ -123,20 +123,24 @@ impl Balancer {
             fill("data-server.conf", &[&values[..], &timeouts].concat())
         };
         let access_log = directory.join("access.log").display().to_string();
-        let control_listen = listen(&self.control_port.to_string());
-        let upstreams =
-            |port| -> String { self.nodes.iter().map(|(_, address, _)| upstream(*address, port)).collect() };
-        let upstream_servers = upstreams(self.node_port);
-        let implicit_control = self.implicit_port.map_or_else(String::new, |port| {
-            let (servers, listen) = (upstreams(port), listen(&port.to_string()));
-            let values = [("implicit_upstream_servers", servers.as_str()), ("implicit_listen", &listen)];
-            fill("implicit-control.conf", &[&values[..], &timeouts].concat())
-        });
+        let control = |port: u16, node_port: u16| {
+            let servers: String =
+                self.nodes.iter().map(|(_, address, _)| upstream(*address, node_port)).collect();
+            let (listen, node_port) = (listen(&port.to_string()), node_port.to_string());
+            let values = [
+                ("port", node_port.as_str()),
+                ("control_listen", &listen),
+                ("upstream_servers", &servers),
+            ];
+            fill("control.conf", &[&values[..], &timeouts].concat())
+        };
+        let implicit_control =
+            self.implicit_port.map_or_else(String::new, |port| control(port, port));
+        let control = control(self.control_port, self.node_port);
         let data_servers: String = self.nodes.iter().map(data).collect();
         let values = [
             ("access_log", access_log.as_str()),
-            ("upstream_servers", &upstream_servers),
-            ("control_listen", &control_listen),
+            ("control", &control),
             ("implicit_control", &implicit_control),
             ("data_servers", &data_servers),
         ];
