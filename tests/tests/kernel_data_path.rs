@@ -133,7 +133,7 @@ impl TestNetwork {
 
     /// Replaces the firewall rules by those of `balancer`.
     fn load(&self, balancer: &Balancer, other: OtherForwarding) {
-        self.nft(&balancer.data_path_rules(other));
+        self.nft(&balancer.data_path_rules(&format!("{}-{}", RANGE.0, RANGE.1), other));
     }
 
     fn nft(&self, rules: &str) {
@@ -288,7 +288,7 @@ mod own_network {
     fn without_the_rules_nginx_carries_all_data() {
         with_own_network("own_network::without_the_rules_nginx_carries_all_data", || {
             let network = TestNetwork::start(v4);
-            network.balancer_host.run("nft", &["flush", "chain", "inet", "ftp_data_path", "slices"]);
+            network.balancer_host.run("nft", &["flush", "chain", "inet", "ftp_data_path", "to_owner"]);
             network.client.enter(|| network.check_transfers());
             network.balancer_host.run("nft", &["delete", "table", "inet", "ftp_data_path"]);
             network.client.enter(|| network.check_transfers());
