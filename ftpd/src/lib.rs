@@ -29,6 +29,7 @@ mod metrics;
 pub mod node;
 mod partial_sweeper;
 pub mod protocol;
+pub mod relay;
 pub mod representation;
 mod revocation;
 pub mod server;

@@ -102,6 +102,35 @@ pub(crate) const METRICS: &[Metric] = &[
         "reason",
         "unexpected (no session waits for it), proxy_header, not_resumed, bounce, own_address",
     )]),
+    Metric::counter(
+        "ftp_relayed_total",
+        "connections",
+        "Data connections that were carried to the owner of their port.",
+    )
+    .labels(&[("to", "name of the node that owns the port")]),
+    Metric::gauge("ftp_relayed", "connections", "Data connections that are being carried to other nodes."),
+    Metric::counter("ftp_relay_bytes_total", "bytes", "Bytes of relayed data connections.")
+        .labels(&[("direction", "to_node, to_client")]),
+    Metric::histogram(
+        "ftp_relay_seconds",
+        "seconds",
+        "Time to connect to the owner of the port of a relayed data connection.",
+    ),
+    Metric::counter("ftp_relay_ended_total", "connections", "Ended relayed data connections.").labels(&[(
+        "end",
+        "orderly, reset_after_end (one side ended its stream, then reset: usual with TLS), client_reset, \
+         node_reset, stalled, cancelled",
+    )]),
+    Metric::counter(
+        "ftp_relay_refused_total",
+        "connections",
+        "Data connections that were not relayed, and relayed connections that the owner refused.",
+    )
+    .labels(&[(
+        "reason",
+        "limit, no_owner, unreachable, no_key, client (its socket is unusable); at the owner: twice (the port \
+         is not its own), wrong_mac, expired, unknown_key, malformed",
+    )]),
     Metric::histogram("ftp_authd_seconds", "seconds", "Time that authd took to decide a login.")
         .labels(&[("result", "answered, unavailable")]),
     Metric::counter("ftp_tls_handshakes_total", "handshakes", "TLS handshakes.").labels(&[
