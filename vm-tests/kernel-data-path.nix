@@ -22,8 +22,9 @@
 
     def through_kernel() -> int:
         """Bytes that the kernel has forwarded to and from all nodes."""
-        counters = json.loads(balancer.succeed("nft -j list counters table inet ftp_data_path"))["nftables"]
-        return sum(entry["counter"]["bytes"] for entry in counters if "counter" in entry)
+        table = json.loads(balancer.succeed("nft -j list table inet ftp_data_path"))["nftables"]
+        counted = [item for entry in table for item in entry.get("set", {}).get("elem", [])]
+        return sum(item["elem"]["counter"]["bytes"] for item in counted)
 
 
     def through_nginx() -> int:

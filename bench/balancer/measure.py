@@ -117,12 +117,11 @@ def rules() -> str:
         "kernel/data-path.nft",
         family="ip",
         protocol="ipv4",
-        counters="counter to_node { }\ncounter from_node { }",
-        to_nodes=f'{SLICE} : "to_node"',
-        from_nodes=f'{SLICE} : "from_node"',
-        slices=fill("kernel/slice.nft", destination="", ports=SLICE, family="ip", node=NODE, name="node"),
+        owners=f"elements = {{ {SLICE} : {NODE} }}",
+        redirect=fill("kernel/redirect.nft", destination="", ports=SLICE, family="ip"),
         other_forwarding="drop",
-        sources=f"{NODE} . {SLICE}",
+        nodes=NODE,
+        ports=SLICE,
     )
 
 

@@ -27,8 +27,17 @@ in
 
   dataPath =
     {
-      # [ { name; address; slice = { from; to; }; } ], addresses of one IP version.
+      # [ { name; address; slice = { from; to; }; } ], addresses of one IP version. With filledByRelay the
+      # slices are not needed.
       nodes,
+      # The passive range of the cluster: { from; to; }.
+      passivePorts ? {
+        from = lib.foldl' lib.min 65535 (map (node: node.slice.from) nodes);
+        to = lib.foldl' lib.max 1 (map (node: node.slice.to) nodes);
+      },
+      # True if ftp-relay fills the map `owners` (its setting nft_map = "inet ftp_data_path owners"), so that
+      # nodes lease their ports. Otherwise the slices of the nodes fill it.
+      filledByRelay ? false,
       # Addresses that clients connect to, of either IP version, or all (0.0.0.0, ::).
       listenAddresses,
       # True if the host also forwards other traffic. Otherwise the rules drop all other forwarded packets.
@@ -41,28 +50,18 @@ in
       destination = lib.optionalString (
         !(lib.elem (if v6 then "::" else "0.0.0.0") ofFamily)
       ) "${family} daddr { ${list ofFamily} } ";
-      counters =
-        direction: list (map (node: ''${range node.slice} : "${direction}_${node.name}"'') nodes);
+      ports = range passivePorts;
+      slices = map (node: "${range node.slice} : ${node.address}") nodes;
     in
     fill "data-path.nft" {
-      inherit family;
+      inherit family ports;
       protocol = if v6 then "ipv6" else "ipv4";
-      counters = lib.concatMapStringsSep "\n" (
-        node: "    counter to_${node.name} { }\n    counter from_${node.name} { }"
-      ) nodes;
-      to_nodes = counters "to";
-      from_nodes = counters "from";
-      # nginx carries connections to addresses of the other IP version.
-      slices = lib.concatMapStrings (
-        node:
-        fill "slice.nft" {
-          inherit (node) name;
-          inherit family destination;
-          ports = range node.slice;
-          node = node.address;
-        }
-      ) (lib.optionals (ofFamily != [ ]) nodes);
+      owners = lib.optionalString (!filledByRelay) "elements = { ${list slices} }";
+      # The process that listens on the ports carries connections to addresses of the other IP version.
+      redirect = lib.optionalString (ofFamily != [ ]) (
+        fill "redirect.nft" { inherit family destination ports; }
+      );
       other_forwarding = if isRouter then "accept" else "drop";
-      sources = list (map (node: "${node.address} . ${range node.slice}") nodes);
+      nodes = list (map (node: node.address) nodes);
     };
 }

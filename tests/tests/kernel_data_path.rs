@@ -171,9 +171,12 @@ impl TestNetwork {
 
     /// Bytes that the kernel has forwarded to a node (`to`) or from it (`from`).
     fn counted(&self, direction: &str, position: usize) -> u64 {
-        let name = format!("{direction}_{}", self.balancer.nodes[position].0);
-        let text = self.balancer_host.run("nft", &["list", "counter", "inet", "ftp_data_path", &name]);
-        let count = text.split("bytes ").nth(1).and_then(|rest| rest.split_whitespace().next());
+        let set = format!("{direction}_nodes");
+        let text = self.balancer_host.run("nft", &["list", "set", "inet", "ftp_data_path", &set]);
+        let address = self.balancer.nodes[position].1.to_string();
+        let element = text.split_once(&format!("{address} counter")).map(|(_, rest)| rest);
+        let count = element.and_then(|rest| rest.split("bytes ").nth(1)?.split_whitespace().next());
+        let count = count.map(|count| count.trim_matches(','));
         count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("no byte count in: {text}"))
     }
 
