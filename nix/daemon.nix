@@ -1,4 +1,4 @@
-# One daemon out of the package with both, without another build.
+# One daemon out of the package with all, without another build.
 {
   lib,
   runCommand,

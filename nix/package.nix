@@ -1,4 +1,4 @@
-# Both daemons, built and tested once.
+# All daemons, built and tested once.
 {
   lib,
   stdenv,
@@ -73,7 +73,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
   # In the release profile, link-time optimisation of the test programs takes ten times as long as the
   # tests.
   checkType = "debug";
-  # The tests start both daemons, nginx and Redis, and use real FTP clients.
+  # The tests start all daemons, nginx and Redis, and use real FTP clients.
   nativeCheckInputs = [
     nginxStable
     openssl
@@ -93,11 +93,18 @@ rustPlatform.buildRustPackage (finalAttrs: {
   nativeBuildInputs = [ installShellFiles ];
   # The programs print their manuals and completions; a cross build cannot run them.
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
-    for page in ftpd.8 ftpd.toml.5 authd.8 authd.toml.5 authd-hash-password.1; do
-      "$out/bin/''${page%%[.-]*}" --print-manual "''${page%.*}" >"$page"
-      installManPage "$page"
-    done
-    for program in ftpd authd; do
+    pages() {
+      program=$1
+      shift
+      for page; do
+        "$out/bin/$program" --print-manual "''${page%.*}" >"$page"
+        installManPage "$page"
+      done
+    }
+    pages ftpd ftpd.8 ftpd.toml.5
+    pages ftp-relay ftp-relay.8 ftp-relay.toml.5
+    pages authd authd.8 authd.toml.5 authd-hash-password.1
+    for program in ftpd ftp-relay authd; do
       for shell in bash fish zsh; do
         "$out/bin/$program" --print-completions "$shell" >"$program.$shell"
       done
@@ -105,12 +112,16 @@ rustPlatform.buildRustPackage (finalAttrs: {
     done
   '';
 
-  # The installed ftpd prints its version; passthru.tests checks authd.
+  # The installed ftpd prints its version; passthru.tests checks the others.
   doInstallCheck = versionCheckHook != null;
   nativeInstallCheckInputs = lib.optional (versionCheckHook != null) versionCheckHook;
 
   passthru.tests = {
     version-ftpd = testers.testVersion { package = finalAttrs.finalPackage; };
+    version-ftp-relay = testers.testVersion {
+      package = finalAttrs.finalPackage;
+      command = "ftp-relay --version";
+    };
     version-authd = testers.testVersion {
       package = finalAttrs.finalPackage;
       command = "authd --version";
