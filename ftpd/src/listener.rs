@@ -1,5 +1,6 @@
 //! Listening sockets: their options, and accepting connections in spite of errors.
 
+pub(crate) mod ephemeral_ports;
 mod set;
 
 use std::{
