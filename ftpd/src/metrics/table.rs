@@ -1,6 +1,6 @@
 //! The table of the node's metrics: type, unit, labels and meaning.
 
-use common::metric::{Metric, REGISTRY_CONNECTED, REGISTRY_DEGRADED};
+use common::metric::{BLOCK_HANDOVERS, Metric, REGISTRY_CONNECTED, REGISTRY_DEGRADED};
 
 const DIRECTIONS: (&str, &str) = ("direction", "download, upload, listing");
 
@@ -183,4 +183,5 @@ pub(crate) const METRICS: &[Metric] = &[
     .labels(&[("limit", "the setting that was reached; also quota_bytes, quota_files, comb_sources")]),
     REGISTRY_CONNECTED,
     REGISTRY_DEGRADED,
+    BLOCK_HANDOVERS,
 ];
