@@ -127,15 +127,11 @@ impl Balancer {
             let servers: String =
                 self.nodes.iter().map(|(_, address, _)| upstream(*address, node_port)).collect();
             let (listen, node_port) = (listen(&port.to_string()), node_port.to_string());
-            let values = [
-                ("port", node_port.as_str()),
-                ("control_listen", &listen),
-                ("upstream_servers", &servers),
-            ];
+            let values =
+                [("port", node_port.as_str()), ("control_listen", &listen), ("upstream_servers", &servers)];
             fill("control.conf", &[&values[..], &timeouts].concat())
         };
-        let implicit_control =
-            self.implicit_port.map_or_else(String::new, |port| control(port, port));
+        let implicit_control = self.implicit_port.map_or_else(String::new, |port| control(port, port));
         let control = control(self.control_port, self.node_port);
         let data_servers: String = self.nodes.iter().map(data).collect();
         let values = [
