@@ -30,6 +30,7 @@ pub mod node;
 mod partial_sweeper;
 pub mod protocol;
 pub mod relay;
+pub mod relay_role;
 pub mod representation;
 mod revocation;
 pub mod server;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ::metrics::{counter, gauge, histogram};
 use common::node::NodeName;
 
-pub(crate) use self::table::METRICS;
+pub(crate) use self::table::{METRICS, row};
 use crate::protocol::reply::Code;
 
 /// Tells the recorder what the metrics mean. Call it once, after the recorder is installed.

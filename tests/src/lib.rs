@@ -25,6 +25,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod redis;
+pub mod relay;
 pub mod reply;
 pub mod stub_authd;
 pub mod tls;

@@ -1,12 +1,25 @@
-//! The keys that encrypt TLS session tickets. All nodes share them, and replace them at intervals.
+//! Keys that the nodes share and replace at intervals: those that encrypt TLS session tickets, and those that
+//! authenticate relayed connections.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::LazyLock, time::Duration};
 
+use redis::{Cmd, Script, cmd};
 use zeroize::Zeroizing;
 
 use crate::clock::since_epoch;
 
-/// One ticket key. Only [`Self::secret`] and the form in Redis show the secret; `Debug` does not.
+pub(super) static SHARED_KEYS: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/shared_keys.lua")));
+
+/// The call of `shared_keys.lua` for the list at `key`. Redis adds a key if the newest is older than `rotation`.
+pub(super) fn call(key: &str, rotation: Duration) -> Cmd {
+    let mut call = cmd("EVALSHA");
+    call.arg(SHARED_KEYS.get_hash()).arg(1).arg(key).arg(SharedKey::random(0).text().as_str());
+    call.arg(u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX)).arg(KEPT_KEYS);
+    call
+}
+
+/// One shared key. Only [`Self::secret`] and the form in Redis show the secret; `Debug` does not.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SharedKey {
     name: [u8; Self::NAME],
@@ -46,7 +59,7 @@ impl fmt::Debug for SharedKey {
     }
 }
 
-/// The text is not a ticket key.
+/// The text is not a shared key.
 #[derive(Debug, thiserror::Error)]
 #[error("not MILLISECONDS:NAME:SECRET in hexadecimal digits")]
 pub struct InvalidSharedKey;
@@ -65,8 +78,8 @@ impl FromStr for SharedKey {
     }
 }
 
-/// Number of keys that are kept. The newest encrypts tickets, all of them decrypt tickets.
-pub(super) const KEPT_KEYS: usize = 3;
+/// Number of keys that are kept. The newest makes tickets and headers, all of them check tickets and headers.
+const KEPT_KEYS: usize = 3;
 
 /// The keys of a node without Redis, or while Redis is away.
 #[derive(Default)]

@@ -32,7 +32,7 @@ use super::connected::{Arrived, Socket};
 use crate::{
     client_address::{self, ConnectionAddresses, NoClientAddress, TrustedBalancers},
     identity::SessionIdentity,
-    listener::{self, UnwatchedListener},
+    listener::{AcceptedConnection, BoundSocket, ListenerSet},
     metrics,
     tls::Tls,
 };
@@ -89,14 +89,10 @@ impl PassivePorts {
         unused_limit: Duration,
     ) -> Result<Self, (SocketAddr, io::Error)> {
         let table = Arc::new(ReservationTable::default());
-        for port in slice.iter() {
-            for ip in addresses {
-                let address = SocketAddr::new(*ip, port);
-                let bound = listener::bind(address).and_then(UnwatchedListener::new);
-                let listener = bound.map_err(|error| (address, error))?;
-                tokio::spawn(accept(listener, port, Arc::clone(&table), Arc::clone(balancers)));
-            }
-        }
+        let all = slice.iter().flat_map(|port| addresses.iter().map(move |ip| SocketAddr::new(*ip, port)));
+        let bind = |address| BoundSocket::new(address).map_err(|error| (address, error));
+        let listeners = ListenerSet::listen(all.map(bind).collect::<Result<Vec<_>, _>>()?)?;
+        tokio::spawn(accept(listeners, Arc::clone(&table), Arc::clone(balancers)));
         Ok(Self { slice, unused_limit, table })
     }
 
@@ -350,14 +346,9 @@ impl Drop for Reservation {
     }
 }
 
-async fn accept(
-    listener: UnwatchedListener,
-    port: u16,
-    table: Arc<ReservationTable>,
-    balancers: Arc<TrustedBalancers>,
-) {
+async fn accept(mut listeners: ListenerSet, table: Arc<ReservationTable>, balancers: Arc<TrustedBalancers>) {
     loop {
-        let (socket, peer) = listener.accept().await;
+        let AcceptedConnection { socket, peer, port } = listeners.accept().await;
         if !balancers.is_balancer(peer.ip()) {
             let arrived = Arrived { socket: Socket::Blocking(socket), by_balancer: false, records: None };
             table.deliver(port, peer.ip().to_canonical(), arrived);

@@ -1,7 +1,6 @@
 //! The life of the node: start, listeners, drain, stop.
 
 pub mod descriptor_limit;
-mod ephemeral_ports;
 mod listeners;
 mod process_identity;
 mod run_error;
@@ -16,13 +15,11 @@ use common::{
     process::{
         admin,
         capabilities::{self, Kept},
-        http::{self, HttpEvent},
+        http::HttpEvent,
         service,
         signals::Signals,
     },
 };
-use tokio::{net::TcpListener, sync::oneshot};
-use warp::{Filter, filters::BoxedFilter};
 
 use self::listeners::{Listeners, bind, bind_all, local};
 pub use self::run_error::RunError;
@@ -30,6 +27,7 @@ use crate::{
     auth::{Authentication, probe::AuthdProbe},
     config::Config,
     health::{self, Health},
+    listener::ephemeral_ports,
     metrics,
     node::Node,
     partial_sweeper, revocation,
@@ -73,8 +71,13 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     let health = Arc::new(Health::new(config.readiness.clone(), probe.is_some()));
     if let Some(listener) = admin_listener {
         let reported = Arc::clone(&health);
-        let routes = admin::routes(rendered, move || reported.report());
-        serve_admin(listener, routes.map(warp::Reply::into_response).boxed(), config.admin_limits);
+        log::info!(part = "admin", address:% = local(&listener); "listening");
+        let observe = |event| {
+            if event == HttpEvent::Displaced {
+                metrics::limit_reached("admin_max_connections");
+            }
+        };
+        admin::serve(listener, rendered, config.admin_limits, observe, move || reported.report());
     }
     let (node, mut events) = tokio::select! {
         started = start::create_node(config, &control, tls) => started?,
@@ -99,25 +102,6 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     listeners.close().await;
     stop::drain(&node, &mut signals, &mut events).await;
     ended
-}
-
-/// Serves the metrics and health checks over HTTP until the process ends.
-fn serve_admin(
-    listener: TcpListener,
-    routes: BoxedFilter<(warp::reply::Response,)>,
-    limits: http::ConnectionLimits,
-) {
-    log::info!(part = "admin", address:% = local(&listener); "listening");
-    let observe = |event| {
-        if event == HttpEvent::Displaced {
-            metrics::limit_reached("admin_max_connections");
-        }
-    };
-    tokio::spawn(async move {
-        // Never used: the server runs until the process ends.
-        let (_stop, stopped) = oneshot::channel();
-        http::serve(listener, routes, limits, observe, stopped).await;
-    });
 }
 
 async fn start_background_tasks(node: &Arc<Node>, health: &Arc<Health>, probe: Option<AuthdProbe>) {

@@ -104,7 +104,8 @@ fn end_sessions(node: &Node, command: &NodeCommand) {
             }
         }
         NodeCommand::EndUser { user } => node.connections.end_user(user),
-        NodeCommand::Drain => {}
+        // The caller drains the node. The registry refreshes.
+        NodeCommand::Drain | NodeCommand::Refresh => {}
     }
 }
 

@@ -1,5 +1,6 @@
--- Returns the ticket keys, newest first. First adds the proposed key if the newest is too old.
--- KEYS: the ticket keys (list of MILLISECONDS:NAME:SECRET)
+-- Returns the shared keys of one kind (ticket keys or relay keys), newest first. First adds the proposed key if
+-- the newest is too old.
+-- KEYS: the keys (list of MILLISECONDS:NAME:SECRET)
 -- ARGV: the proposed NAME:SECRET, maximum age of the newest key in ms, number of keys to keep
 if redis.call('TYPE', KEYS[1]).ok ~= 'list' then
   redis.call('DEL', KEYS[1]) -- not written by this script
