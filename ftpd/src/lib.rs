@@ -27,6 +27,7 @@ mod listener;
 pub mod listing;
 mod metrics;
 pub mod node;
+mod node_address;
 mod partial_sweeper;
 pub mod protocol;
 pub mod relay;

@@ -136,6 +136,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Makes the node, which [`Node::standalone`] built, the only node of a cluster. It has all passive ports
+    /// as its slice, and need not wait for leased blocks.
+    pub fn in_cluster(self) -> Self {
+        let name = self.name.clone();
+        self.without("standalone").setting("cluster_nodes", name)
+    }
+
     /// Removes a setting.
     pub fn without(mut self, key: &str) -> Self {
         self.settings.retain(|(known, _)| known != key);
