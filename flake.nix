@@ -52,11 +52,9 @@
         {
           default = pkgs.callPackage ./nix/package.nix { };
           ftpd = daemon own.default "ftpd";
-          ftp-relay = daemon own.default "ftp-relay";
           authd = daemon own.default "authd";
           ftp-relay = daemon own.default "ftp-relay";
           ftpd-static = daemon static "ftpd";
-          ftp-relay-static = daemon static "ftp-relay";
           authd-static = daemon static "authd";
           ftp-relay-static = daemon static "ftp-relay";
           image-ftpd = image own.ftpd;
@@ -76,7 +74,6 @@
           cluster = app "A whole cluster on this machine's loopback network" own.demo "distributed-ftp-demo";
           default = cluster;
           ftpd = app "An FTP node" own.default "ftpd";
-          ftp-relay = app "Carries FTP connections to the nodes" own.default "ftp-relay";
           authd = app "The service for users and sessions" own.default "authd";
           ftp-relay = app "The relay of data connections" own.default "ftp-relay";
         }

@@ -133,7 +133,7 @@ impl TestNetwork {
 
     /// Replaces the firewall rules by those of `balancer`.
     fn load(&self, balancer: &Balancer, other: OtherForwarding) {
-        self.nft(&balancer.data_path_rules(&format!("{}-{}", RANGE.0, RANGE.1), other));
+        self.nft(&balancer.data_path_rules(other));
     }
 
     fn nft(&self, rules: &str) {
