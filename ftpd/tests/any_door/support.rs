@@ -114,7 +114,7 @@ impl Site {
     pub(crate) fn relay_key(&self) -> SharedKey {
         let mut stream = TcpStream::connect(self.redis.address).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.write_all(b"LINDEX ftp:relay_keys 0\r\nQUIT\r\n").unwrap();
+        stream.write_all(b"LINDEX ftp:relay-keys 0\r\nQUIT\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer.lines().nth(1).and_then(|key| key.parse().ok()).unwrap_or_else(|| panic!("{answer:?}"))
