@@ -21,6 +21,7 @@ pub struct RelayBuilder {
     _loopback: Option<Arc<Loopback>>,
     listen: IpAddr,
     settings: Vec<(String, String)>,
+    environment: Vec<(String, String)>,
 }
 
 /// A running `ftp-relay`. Dropping it ends the process.
@@ -71,8 +72,9 @@ impl Relay {
 impl RelayBuilder {
     /// A relay on this address.
     pub fn new(listen: IpAddr, redis: SocketAddr) -> Self {
-        let builder = Self { _loopback: None, listen, settings: Vec::new() };
+        let builder = Self { _loopback: None, listen, settings: Vec::new(), environment: Vec::new() };
         builder
+            .setting("listen", listen)
             .setting("redis_url", redis)
             .setting("source_address", listen)
             .setting("admin_listen", SocketAddr::from((listen, 9122)))
@@ -86,6 +88,12 @@ impl RelayBuilder {
         self
     }
 
+    /// Sets an environment variable.
+    pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.push((name.to_owned(), value.to_string()));
+        self
+    }
+
     /// Sets the passive range.
     pub fn passive_ports(self, from: u16, to: u16) -> Self {
         self.setting("passive_port_min", from).setting("passive_port_max", to)
@@ -94,7 +102,7 @@ impl RelayBuilder {
     /// The command that starts the relay.
     pub fn command(&self) -> Command {
         let mut command = clean_command(binaries::daemon("ftp-relay"));
-        command.arg("--listen").arg(self.listen.to_string());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         for (key, value) in &self.settings {
             command.arg(format!("--{}={value}", key.replace('_', "-")));
         }

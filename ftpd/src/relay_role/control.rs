@@ -39,6 +39,9 @@ const GREETED: Duration = Duration::from_secs(5);
 /// The header of a connection that the relay makes for itself (PROXY protocol section 2.2, LOCAL).
 const LOCAL_HEADER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
+/// Time limit for a reply of the relay itself.
+const REPLY: Duration = Duration::from_secs(1);
+
 /// The reply to a client that no node serves.
 const NO_NODE: &str = "No server is available at this time; try again later";
 
@@ -257,6 +260,6 @@ async fn reply(mut client: TcpStream, code: Code, text: &'static str) {
     let mut bytes = Vec::new();
     Reply::new(code, text).encode(&mut bytes);
     // The send buffer of a new connection is empty and takes one line. Otherwise the client has left.
-    let _ = client.try_write(&bytes);
+    let _ = timeout(REPLY, client.write_all(&bytes)).await;
     let _ = client.shutdown().await;
 }
