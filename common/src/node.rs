@@ -193,7 +193,8 @@ pub enum NodeCommand {
     EndUser { user: String },
     /// Drains the node, as SIGTERM does: no new sessions, transfers finish, the process ends.
     Drain,
-    /// Refreshes the registry at once: a node that joined needs blocks of passive ports. The registry handles it.
+    /// Refreshes the registry at once: a node that joined needs blocks of passive ports. The registry handles
+    /// it.
     Refresh,
 }
 

@@ -214,12 +214,13 @@ fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, Sett
         url = url.with_password(&password);
     }
     Ok(Some(RedisOptions {
+        url,
         prefix: values.required("redis_prefix")?,
         timeout: values.duration("redis_timeout")?,
         lease: values.duration("node_lease")?,
         when_away: values.required("registry_away")?,
         data_connect_timeout: values.duration("data_connect_timeout")?,
-        ..RedisOptions::new(url)
+        relay_key_rotation: values.duration("relay_key_rotation")?,
     }))
 }
 

@@ -16,12 +16,13 @@ use crate::{DEADLINE, eventually, process::Daemon};
 /// the client connected.
 #[derive(Clone)]
 pub struct HaProxyBuilder {
-    /// Address for clients, and source address of the connections to the nodes.
+    /// Address for clients.
     pub address: IpAddr,
     pub control_ports: Vec<u16>,
     pub passive: PortRange,
     pub nodes: Vec<IpAddr>,
-    /// Sends a PROXY header of version 2. Otherwise the nodes see [`Self::address`] as that of every client.
+    /// Sends a PROXY header of version 2. Otherwise HAProxy connects to the nodes from [`Self::address`], which
+    /// they take for the address of every client.
     pub sends_header: bool,
 }
 
@@ -57,7 +58,10 @@ impl HaProxyBuilder {
         let control = self.control_ports.iter().map(u16::to_string);
         for ports in control.chain([self.passive.to_string()]) {
             let address = self.address;
-            let _ = write!(text, "listen ports-{ports}\n bind {address}:{ports}\n source {address}\n");
+            let _ = writeln!(text, "listen ports-{ports}\n bind {address}:{ports}");
+            if !self.sends_header {
+                let _ = writeln!(text, " source {address}");
+            }
             for (i, node) in self.nodes.iter().enumerate() {
                 let header = if self.sends_header { " send-proxy-v2" } else { "" };
                 let _ = writeln!(text, " server node{i} {node}{header}");

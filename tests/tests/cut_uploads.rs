@@ -97,14 +97,6 @@ fn from_node_to_node_no_reset_upload_gets_226() {
     assert!(relayed >= RESETS as f64, "{relayed}");
 }
 
-#[test]
-fn through_haproxy_no_reset_upload_gets_226() {
-    for doors in [DoorKind::HaProxy, DoorKind::HaProxyWithHeader] {
-        let cluster = Cluster::builder().doors(doors).start();
-        expect_none_confirmed(&uploads(&cluster, RESETS / 2, &|| cluster.login(), &|address| address));
-    }
-}
-
 /// The way in which a relay ends in the middle of uploads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {

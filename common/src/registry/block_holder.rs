@@ -1,5 +1,5 @@
-//! The blocks that one node leases: its decisions between two answers of Redis. Pure: it knows no clock and no
-//! connection. `lua/block_step.lua` is the other half of the protocol.
+//! The blocks that one node leases: its decisions between two answers of Redis. Pure: it knows no clock and
+//! no connection. `lua/block_step.lua` is the other half of the protocol.
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
@@ -29,8 +29,8 @@ impl BlockTimes {
         self.reservation + Duration::from_secs(1)
     }
 
-    /// Time for which a taken block is not used. Until then every live node and relay has refreshed its map, and
-    /// every live node has entered its blocks again if Redis lost them.
+    /// Time for which a taken block is not used. Until then every live node and relay has refreshed its map,
+    /// and every live node has entered its blocks again if Redis lost them.
     pub fn settle(self) -> Duration {
         self.lease / 3 + Duration::from_secs(1)
     }

@@ -1,4 +1,5 @@
-//! The blocks of passive ports of a node in the registry: what changes is published to the node, logged and counted.
+//! The blocks of passive ports of a node in the registry: what changes is published to the node, logged and
+//! counted.
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
@@ -32,8 +33,8 @@ impl Cluster {
         if let Some((ports, block_ports)) = self.note_shortage(has_none) {
             log::error!(
                 node = self.process().0.as_str(), ports:% = ports, passive_block_ports = block_ports;
-                "this node gets no passive ports, because there are more nodes than blocks: widen passive_port_min \
-                 to passive_port_max, or lower passive_block_ports"
+                "this node gets no passive ports, because there are more nodes than blocks: lower \
+                 passive_block_ports, or widen the range from passive_port_min to passive_port_max"
             );
         }
         if changes.refresh_now {
@@ -101,8 +102,8 @@ impl Cluster {
             let owner = owner.as_ref().map_or("none", |owner| owner.as_str());
             log::warn!(
                 node, ports:% = ports, owner;
-                "lost passive ports, because this node did not reach Redis for longer than node_lease, or a node \
-                 has them as its slice; sessions go on"
+                "lost passive ports, because this node did not reach Redis for longer than node_lease, or a \
+                 node has them as its slice; sessions go on"
             );
         }
     }

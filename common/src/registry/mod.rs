@@ -110,8 +110,8 @@ impl Registry {
     /// process may have crashed.
     ///
     /// # Errors
-    /// Another process renews its lease of this node's name; a live node of another name has a slice with ports of
-    /// this node's slice; or a live node leases blocks of another range or size.
+    /// Another process renews its lease of this node's name; a live node of another name has a slice with
+    /// ports of this node's slice; or a live node leases blocks of another range or size.
     pub async fn join(
         node: NodeRecord,
         assignment: PassiveAssignment,
@@ -245,8 +245,8 @@ impl Registry {
         self.core.blocks.subscribe()
     }
 
-    /// Hands a block over that the node has given up: no reservation is outstanding on it. Does nothing if the node
-    /// has not given up the block, or has lost it.
+    /// Hands a block over that the node has given up: no reservation is outstanding on it. Does nothing if
+    /// the node has not given up the block, or has lost it.
     pub fn release_block(&self, ports: PortRange) {
         if let Some(cluster) = &self.core.cluster
             && cluster.release_block(&self.core, ports)
@@ -255,12 +255,12 @@ impl Registry {
         }
     }
 
-    /// Returns false if other nodes may own this node's ports by now, because it has not reached Redis for longer
-    /// than `node_lease`, and the policy is [`WhenAway::Refuse`]. Then the node reserves no port.
+    /// Returns false if other nodes may own this node's ports by now, because it has not reached Redis for
+    /// longer than `node_lease`, and the policy is [`WhenAway::Refuse`]. Then the node reserves no port.
     ///
-    /// With [`WhenAway::Admit`] it is always true. A node that alone is cut off from Redis for longer than its lease
-    /// and the rest of its blocks together may then reserve ports that another node has taken. Relays and other
-    /// nodes no longer send it connections to these ports.
+    /// With [`WhenAway::Admit`] it is always true. A node that alone is cut off from Redis for longer than
+    /// its lease and the rest of its blocks together may then reserve ports that another node has taken.
+    /// Relays and other nodes no longer send it connections to these ports.
     pub fn may_reserve(&self) -> bool {
         self.core.cluster.as_ref().is_none_or(|cluster| cluster.may_reserve(&self.core))
     }

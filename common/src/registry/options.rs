@@ -20,16 +20,16 @@ pub struct RedisOptions {
     /// cluster have the same value, from 100 ms to 24 h.
     pub lease: Duration,
     pub when_away: WhenAway,
-    /// Longest time for which a node holds a reservation of a passive port after its block is lost. All nodes of a
-    /// cluster have the same value.
+    /// Longest time for which a node holds a reservation of a passive port after its block is lost. All nodes
+    /// of a cluster have the same value.
     pub data_connect_timeout: Duration,
     /// Age at which the newest key that authenticates relayed connections gets a successor.
     pub relay_key_rotation: Duration,
 }
 
 impl RedisOptions {
-    /// The defaults: prefix `ftp`, time limit 1 s, leases of 30 s, [`WhenAway::Admit`], reservations of 30 s, a new
-    /// relay key each day.
+    /// The defaults: prefix `ftp`, time limit 1 s, leases of 30 s, [`WhenAway::Admit`], reservations of 30 s,
+    /// a new relay key each day.
     pub fn new(url: RedisUrl) -> Self {
         Self {
             url,

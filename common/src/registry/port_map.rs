@@ -1,5 +1,5 @@
-//! The map of the passive ports: which node owns a port, and where the node can be reached. It is read with each
-//! refresh and kept while Redis is away.
+//! The map of the passive ports: which node owns a port, and where the node can be reached. It is read with
+//! each refresh and kept while Redis is away.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -100,9 +100,9 @@ impl PortMap {
         }))
     }
 
-    /// The map for a process that is not a node. The caller runs the returned task, which reads the map at each
-    /// `interval`, or more often if the nodes' `node_lease` requires it, and adds a relay key if the newest is
-    /// older than `key_rotation`. It never ends.
+    /// The map for a process that is not a node. The caller runs the returned task, which reads the map at
+    /// each `interval`, or more often if the nodes' `node_lease` requires it, and adds a relay key if the
+    /// newest is older than `key_rotation`. It never ends.
     pub fn read(
         options: &RedisOptions,
         interval: Duration,
@@ -172,8 +172,8 @@ impl PortMap {
         map.blocks.iter().find(|block| block.ports.contains(port)).cloned()
     }
 
-    /// The owner of a port. If the map has none, asks Redis, at most once a second for all ports. Does not ask
-    /// while Redis is away.
+    /// The owner of a port. If the map has none, asks Redis, at most once a second for all ports. Does not
+    /// ask while Redis is away.
     pub async fn find(&self, port: u16) -> Option<BlockOwner> {
         if let Some(owner) = self.owner(port) {
             return Some(owner);
@@ -225,8 +225,8 @@ impl PortMap {
         Arc::clone(&lock(&self.0.state).keys)
     }
 
-    /// The registry's clock, in ms since the Unix epoch: Redis's time at its last answer, and the time that has
-    /// passed since. Before the first answer, this host's clock.
+    /// The registry's clock, in ms since the Unix epoch: Redis's time at its last answer, and the time that
+    /// has passed since. Before the first answer, this host's clock.
     pub fn now(&self) -> u64 {
         match lock(&self.0.state).clock {
             Some((time, at)) => time.saturating_add(millis(since_boot().saturating_sub(at))),

@@ -11,7 +11,8 @@ use crate::clock::since_epoch;
 pub(super) static SHARED_KEYS: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("lua/shared_keys.lua")));
 
-/// The call of `shared_keys.lua` for the list at `key`. Redis adds a key if the newest is older than `rotation`.
+/// The call of `shared_keys.lua` for the list at `key`. Redis adds a key if the newest is older than
+/// `rotation`.
 /// `known`: the keys that this process has, newest first, for a Redis that has lost its keys.
 pub(super) fn call(key: &str, rotation: Duration, known: &[SharedKey]) -> Cmd {
     let mut call = cmd("EVALSHA");

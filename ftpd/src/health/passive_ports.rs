@@ -32,9 +32,8 @@ impl Health {
             let setting = "passive_block_ports";
             Err(DependencyFailure { condition: Condition::Failed, error: NONE.to_owned(), setting })
         });
-        if is_new && !is_leased {
-            log::error!(setting = "passive_block_ports"; "{NONE}");
-        } else if is_new && monitor.dependency().last_error.is_some() {
+        // The registry logs why the node has none.
+        if is_new && monitor.dependency().last_error.is_some() {
             log::info!("this node owns passive ports again");
         }
     }

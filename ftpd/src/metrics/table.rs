@@ -131,8 +131,8 @@ pub(crate) const METRICS: &[Metric] = &[
     )
     .labels(&[(
         "reason",
-        "limit, no_owner, unreachable, no_key, client (its socket is unusable); at the owner: twice (the port \
-         is not its own), wrong_mac, expired, unknown_key, malformed",
+        "limit, no_owner, unreachable, no_key, client (its socket is unusable); at the owner: twice (the \
+         port is not its own), wrong_mac, expired, unknown_key, malformed",
     )]),
     Metric::histogram("ftp_authd_seconds", "seconds", "Time that authd took to decide a login.")
         .labels(&[("result", "answered, unavailable")]),

@@ -34,7 +34,8 @@ const MAC: usize = 32;
 /// Length of the TLV's value in bytes.
 const VALUE: usize = 1 + SharedKey::NAME + 8 + 2 + MAC;
 
-/// Largest difference between the time in the TLV and the owner's clock, in ms. Both are the registry's clock.
+/// Largest difference between the time in the TLV and the owner's clock, in ms. Both are the registry's
+/// clock.
 const VALIDITY: u64 = 10_000;
 
 /// What the HMAC is for, so that it means nothing in another place.
@@ -76,8 +77,8 @@ impl RelayRefused {
     }
 }
 
-/// The header of a connection that is carried to the node `owner`. `now`: the registry's clock in ms since the
-/// Unix epoch.
+/// The header of a connection that is carried to the node `owner`. `now`: the registry's clock in ms since
+/// the Unix epoch.
 pub fn seal(relayed: &Relayed, owner: &NodeName, key: &SharedKey, now: u64) -> Vec<u8> {
     let mut value = [0; VALUE];
     value[0] = VERSION;

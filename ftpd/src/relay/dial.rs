@@ -29,7 +29,8 @@ pub(super) async fn dial(
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         ends::prepare(&socket)?;
         if let Some(source) = source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
-            // The kernel chooses the port when it connects, so each node's port has all local ports to itself.
+            // The kernel chooses the port when it connects, so each node's port has all local ports to
+            // itself.
             setsockopt(&socket, IpBindAddressNoPort, &true)?;
             socket.bind(SocketAddr::new(source, 0))?;
         }

@@ -13,7 +13,8 @@ use socket2::{SockRef, TcpKeepalive};
 /// TCP_CLOSE_WAIT of the kernel's `tcp_states.h`: the peer has sent FIN, and this side has not.
 const CLOSE_WAIT: u8 = 8;
 
-/// The same times as nginx's for the control connections: a peer that has vanished is noticed after 3 minutes.
+/// The same times as nginx's for the control connections: a peer that has vanished is noticed after 3
+/// minutes.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(120))
     .with_interval(Duration::from_secs(15))

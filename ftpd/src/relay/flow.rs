@@ -16,7 +16,7 @@ use tokio::{io::Interest, net::TcpStream};
 
 use super::{
     ends::{StreamEnd, stream_end},
-    pipes::{self, Pipe},
+    pipes::{self, RelayPipe},
 };
 
 /// Bytes copied at once while few arrive. Up to this length copying costs no more than a pipe.
@@ -39,7 +39,7 @@ thread_local! {
 pub(super) struct Flow {
     state: FlowState,
     /// Holds bytes that the destination has not taken yet, or is about to.
-    pipe: Option<Pipe>,
+    pipe: Option<RelayPipe>,
     may_splice: bool,
     /// The last read got many bytes.
     is_bulk: bool,
@@ -141,7 +141,7 @@ impl Flow {
         if !self.is_bulk {
             self.pipe = None;
         } else if self.pipe.is_none() && self.may_splice {
-            self.pipe = Pipe::take();
+            self.pipe = RelayPipe::take();
         }
         let Some(pipe) = &mut self.pipe else { return self.copy(from, to, is_end_certain) };
         match from.try_io(Interest::READABLE, || Ok(pipe.fill(from)?)) {

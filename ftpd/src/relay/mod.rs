@@ -1,9 +1,9 @@
 //! The relay: carries a data connection that arrived at the wrong node, or at a balancer's host, to the node
 //! that owns its port.
 //!
-//! [`Relay::carry`] finds the owner in the map of passive ports, connects to it, sends the authenticated header
-//! of [`protocol::relayed`](crate::protocol::relayed), and [`pump()`] moves the bytes. The engine keeps the
-//! meaning of each end: a connection that was cut on one side is reset on the other.
+//! [`Relay::carry`] finds the owner in the map of passive ports, connects to it, sends the authenticated
+//! header of [`protocol::relayed`](crate::protocol::relayed), and [`pump()`] moves the bytes. The engine
+//! keeps the meaning of each end: a connection that was cut on one side is reset on the other.
 
 mod dial;
 mod ends;
@@ -48,8 +48,8 @@ pub struct RelaySettings {
     pub max_relayed: u32,
     /// `relay_connect_timeout`.
     pub connect_timeout: Duration,
-    /// A connection is reset when no byte has moved in either direction for this time. `None`: no limit. It must
-    /// be longer than the node's own limit, so that the node answers its client first.
+    /// A connection is reset when no byte has moved in either direction for this time. `None`: no limit. It
+    /// must be longer than the node's own limit, so that the node answers its client first.
     pub stall_limit: Option<Duration>,
     /// The address from which the relay connects to nodes. `None`: the kernel chooses.
     pub source: Option<IpAddr>,

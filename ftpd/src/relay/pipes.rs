@@ -44,13 +44,13 @@ struct PipeEnds {
 }
 
 /// A pipe in use. When it is dropped with bytes in it, it is closed.
-pub(super) struct Pipe {
+pub(super) struct RelayPipe {
     /// `None` only while it is dropped.
     ends: Option<PipeEnds>,
     filled: usize,
 }
 
-impl Pipe {
+impl RelayPipe {
     /// An empty pipe. `None` if there are too many, or the kernel gives none of a useful size.
     pub(super) fn take() -> Option<Self> {
         if UNABLE.load(Ordering::Relaxed) {
@@ -84,8 +84,8 @@ impl Pipe {
         Ok(moved)
     }
 
-    /// Moves bytes from the pipe to a non-blocking socket. EAGAIN: the socket is full, because the pipe is not
-    /// empty when this is called.
+    /// Moves bytes from the pipe to a non-blocking socket. EAGAIN: the socket is full, because the pipe is
+    /// not empty when this is called.
     pub(super) fn empty(&mut self, socket: impl AsFd) -> Result<usize, Errno> {
         debug_assert_ne!(self.filled, 0, "an empty pipe gives EAGAIN, too");
         let Some(ends) = &self.ends else { return Err(Errno::EBADF) };
@@ -126,7 +126,7 @@ impl PipeEnds {
     }
 }
 
-impl Drop for Pipe {
+impl Drop for RelayPipe {
     fn drop(&mut self) {
         let Some(ends) = self.ends.take() else { return };
         if self.filled == 0 {

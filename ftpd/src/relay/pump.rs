@@ -1,8 +1,8 @@
 //! Moves bytes between a client and a server, and keeps the meaning of each end.
 //!
-//! An orderly end of one side's stream reaches the other side as an orderly end, after all bytes; the opposite
-//! direction goes on. Everything else reaches it as a reset: a reset, an error, a stall, the drop of the
-//! future, the death of the process. An upload that was cut must never look complete.
+//! An orderly end of one side's stream reaches the other side as an orderly end, after all bytes; the
+//! opposite direction goes on. Everything else reaches it as a reset: a reset, an error, a stall, the drop of
+//! the future, the death of the process. An upload that was cut must never look complete.
 
 use std::{io, time::Duration};
 
@@ -74,8 +74,8 @@ impl PumpEnd {
     }
 }
 
-/// Moves bytes in both directions until both have ended, or the connection breaks. Returns after it has closed
-/// both sockets: in an orderly way only if both directions ended in an orderly way.
+/// Moves bytes in both directions until both have ended, or the connection breaks. Returns after it has
+/// closed both sockets: in an orderly way only if both directions ended in an orderly way.
 ///
 /// Both sockets must already reset their connection when they are closed, see [`ends::reset_on_close`].
 /// Dropping the future therefore resets both.

@@ -32,9 +32,9 @@ impl StallWatch {
         self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline))).as_mut().await;
     }
 
-    /// Decides after [`Self::timer`]. If bytes have moved meanwhile, the timer starts again for the rest of the
-    /// limit. The kernel may also be sending bytes that it took earlier to a slow peer: while `unacknowledged`
-    /// changes, the connection has not stalled.
+    /// Decides after [`Self::timer`]. If bytes have moved meanwhile, the timer starts again for the rest of
+    /// the limit. The kernel may also be sending bytes that it took earlier to a slow peer: while
+    /// `unacknowledged` changes, the connection has not stalled.
     pub(super) fn is_stalled(&mut self, unacknowledged: impl FnOnce() -> usize) -> bool {
         let (Some(limit), Some(timer)) = (self.limit, &mut self.timer) else { return false };
         let now = Instant::now();

@@ -234,6 +234,10 @@ pub(super) async fn await_blocks(node: &Node, limit: Duration) {
             "waiting for blocks of passive ports; a new block is used when all nodes know its owner"
         );
     }
-    // After the time limit the node goes on without; the health of the passive ports logs it.
-    let _ = timeout(limit, blocks.wait_for(is_usable)).await;
+    if timeout(limit, blocks.wait_for(is_usable)).await.is_err() {
+        log::error!(
+            node = node.name.as_str(), range:% = layout.range();
+            "starting without passive ports: until this node gets a block, it is not ready, and PASV gets 425"
+        );
+    }
 }

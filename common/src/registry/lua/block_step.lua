@@ -10,14 +10,16 @@
 --   table: `CREATED DOUBT`. DOUBT is 1 if a node had blocks before this table was created.
 --   @NAME: `INCARNATION PLACE` of the last process of a node.
 
--- Takes a step. `node`: name, incarnation, place, before (incarnation of an earlier process of the node that is
--- dead; may be nil), from, to and size (the layout), is_draining, is_strict (registry_away is refuse), has_lapsed (the node's lease may have ended, by its own clock), is_late (the
--- request was under way for so long that its claims may be outdated), claims and released (generation by
--- field). `others`: the other live nodes, each with name, incarnation, from and to (a static slice),
--- is_leased, is_draining. `times`: now, rest, settle, lease, kept (all ms).
+-- Takes a step. `node`: name, incarnation, place, before (incarnation of an earlier process of the node that
+-- is dead; may be nil), from, to and size (the layout), is_draining, is_strict (registry_away is refuse),
+-- has_lapsed (the node's lease may have ended, by its own clock), is_late (the request was under way for so
+-- long that its claims may be outdated), claims and released (generation by field). `others`: the other live
+-- nodes, each with name, incarnation, from and to (a static slice), is_leased, is_draining. `times`: now, rest,
+-- settle, lease, kept (all ms).
 -- Returns the words of the reply, and the names of the leased nodes that own more than their share.
---   Words: the node's share (`late` if is_late); then its blocks `FROM-TO:GENERATION:WAIT` (WAIT: ms until the node may use it);
---   blocks that the node claimed and does not own: `FROM-TO:GENERATION:-OWNER` (OWNER empty: none).
+--   Words: the node's share (`late` if is_late); then its blocks `FROM-TO:GENERATION:WAIT` (WAIT: ms until
+--   the node may use it); then blocks that the node claimed and does not own: `FROM-TO:GENERATION:-OWNER`
+--   (OWNER empty: none).
 local function block_step(key, node, others, times)
   local now = times.now
   local self = node.name .. '/' .. node.incarnation
@@ -139,7 +141,9 @@ local function block_step(key, node, others, times)
   end
 
   local lost = {}
-  if not node.is_late then
+  if node.is_late then
+    is_doubtful = is_doubtful or next(node.claims) ~= nil
+  else
     -- Blocks on which the node could reserve ports until now.
     for field, generation in pairs(node.has_lapsed and {} or node.claims) do
       local block = by_field[field]
@@ -155,8 +159,8 @@ local function block_step(key, node, others, times)
       elseif block.last == self then
         own(block, next_generation(block), self, now) -- no other node has used it yet
       elseif block.last == '*' or generation > block.generation then
-        own(block, generation, self, now)
         is_doubtful = is_doubtful or block.last == '*'
+        own(block, generation, self, now)
       else
         lost[#lost + 1] = field
       end
@@ -168,18 +172,11 @@ local function block_step(key, node, others, times)
         end
       end
     end
-    for _, block in ipairs(blocks) do
-      if is_own(block) then
-        local released = node.released[block.field]
-        if is_settling(block) then
-          if released and block.generation <= released then
-            free(block, block.last, block.time)
-          end
-        elseif released and block.generation <= released
-          or not node.has_lapsed and not node.claims[block.field]
-        then
-          free(block, self, 0)
-        end
+    -- The request may be carried out twice: a block that the node has taken again since stays.
+    for field, generation in pairs(node.released) do
+      local block = by_field[field]
+      if block and block.is_known and is_own(block) and block.generation <= generation then
+        free(block, block.last, is_settling(block) and block.time or 0)
       end
     end
   end

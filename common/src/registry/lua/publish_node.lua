@@ -2,18 +2,18 @@
 --   {'joined', SESSIONS, ALIVE, REVISION, BLOCKS, ORDER...}
 --   {'named', record, LEFT}: another process holds the node's name
 --   {'taken', SESSIONS, ALIVE, name, from, to}: a live node of another name owns some of the node's ports
---   {'layout', SESSIONS, ALIVE, name, from, to, number of ports of a block}: a live node leases blocks of another
---     range or size
+--   {'layout', SESSIONS, ALIVE, name, from, to, number of ports of a block}: a live node leases blocks of
+--     another range or size
 --   {'free'}: no other process holds the name (only after 'look').
 -- SESSIONS: number of sessions that Redis has of the node. ALIVE: 1 if the node's entry had not expired,
 -- otherwise 0. LEFT: remaining time of the other process's lease in ms. REVISION: that of the accounts; 0
 -- before authd has set it. BLOCKS: Redis's time (Unix ms), and of a node that leases blocks, the words of
 -- block_step.lua. ORDER: the name of an order to this process, 'drain' or 'end:ID'.
--- KEYS: names of nodes (set), this node (hash; the key ends with the name), its commands (list; the key ends
---       with the name), its sessions (hash), the revision of the accounts (string), the node's orders (hash),
---       the blocks (hash)
--- ARGV: 1 name; 2 incarnation; 3 place (see Registry::join; may be empty); 4 'keep', 'start', 'late' or 'look'
---       (changes nothing); 5, 6 first and last port of the slice, or of the range whose blocks are leased;
+-- KEYS: names of nodes (set), this node (hash; the key ends with the name), its commands (list; the key
+--       ends with the name), its sessions (hash), the revision of the accounts (string), the node's orders
+--       (hash), the blocks (hash)
+-- ARGV: 1 name; 2 incarnation; 3 place (see Registry::join; may be empty); 4 'keep', 'start', 'late' or
+--       'look' (changes nothing); 5, 6 first and last port of the slice, or of the range whose blocks are leased;
 --       7 record; 8 lease in ms; 9 time in ms for which the sessions are kept; 10 '1' if the node drains;
 --       11 number of ports of a block ('0': the node has a slice). A node that leases blocks adds:
 --       12 rest and 13 settle in ms; 14 '1' if registry_away is refuse; 15 '1' if its lease has ended by its
@@ -35,6 +35,14 @@ if entry[1] and entry[1] ~= incarnation then
   local left = redis.call('PTTL', KEYS[2])
   local is_same_place = step ~= 'keep' and place ~= '' and entry[2] == place
   if left >= 0 and not is_same_place then
+    if step == 'keep' and is_leased and ARGV[17] ~= '' then
+      -- This process had blocks. If Redis has lost its data since, there may be others.
+      local blocks = redis.pcall('HGET', KEYS[7], 'table')
+      local created = type(blocks) == 'string' and string.match(blocks, '^%d+')
+      if created then
+        redis.call('HSET', KEYS[7], 'table', created .. ' 1')
+      end
+    end
     return {'named', entry[3] or '', tostring(left)}
   end
   before = is_same_place and entry[1] or nil
@@ -75,8 +83,8 @@ local prefix = string.sub(KEYS[2], 1, -#name - 1)
 local others, conflict = {}, nil
 for _, other in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if other ~= name then
-    local found = redis.pcall('HMGET', prefix .. other, 'from', 'to', 'incarnation', 'block_ports', 'draining',
-      'range_from', 'range_to')
+    local found = redis.pcall('HMGET', prefix .. other, 'from', 'to', 'incarnation', 'block_ports',
+      'draining', 'range_from', 'range_to')
     local first, last, ports = port(found[1]), port(found[2]), tonumber(found[4] or '') or 0
     if not first or not last or first > last or #other > 64 or string.find(other, '[^%w%._-]') then
       redis.call('SREM', KEYS[1], other) -- expired, or not written by a node
@@ -127,7 +135,7 @@ if is_leased then
     name = name, incarnation = incarnation, place = place, before = before, from = from, to = to,
     size = block_ports, is_draining = is_draining, is_strict = ARGV[14] == '1', has_lapsed = ARGV[15] == '1',
     -- Another node may use a block that this process has released `settle` after the release.
-    is_late = asked_at and now - asked_at > settle - 500 or false,
+    is_late = asked_at and now - asked_at > math.min(settle, rest) - 500 or false,
     claims = by_field(ARGV[17]), released = by_field(ARGV[18]),
   }, others, {
     now = now, rest = rest, settle = settle, lease = tonumber(ARGV[8]),

@@ -1,6 +1,6 @@
 -- Reads the map of the passive ports. Returns {Redis's time (Unix ms), nodes, blocks}.
---   nodes: for each live node its name, incarnation, record, first and last port of its slice, number of ports
---     of a block ('0': the node has a slice), lease in ms ('': a previous version)
+--   nodes: for each live node its name, incarnation, record, first and last port of its slice, number of
+--     ports of a block ('0': the node has a slice), lease in ms ('': a previous version)
 --   blocks: fields and values of the table of blocks (see block_step.lua)
 -- KEYS: names of nodes (set), the blocks (hash)
 -- ARGV: first part of the keys of nodes
@@ -8,10 +8,12 @@ local time = redis.call('TIME')
 local names = redis.pcall('SMEMBERS', KEYS[1])
 local nodes = {}
 for _, name in ipairs(names.err and {} or names) do
-  local found = redis.pcall('HMGET', ARGV[1] .. name, 'incarnation', 'record', 'from', 'to', 'block_ports', 'lease')
+  local found = redis.pcall('HMGET', ARGV[1] .. name, 'incarnation', 'record', 'from', 'to', 'block_ports',
+    'lease')
   if not found.err and found[1] and found[2] then
-    for i, value in ipairs({name, found[1], found[2], found[3] or '', found[4] or '', found[5] or '0', found[6] or ''}) do
-      nodes[#nodes + 1] = value
+    nodes[#nodes + 1] = name
+    for i, missing in ipairs({'', '', '', '', '0', ''}) do
+      nodes[#nodes + 1] = found[i] or missing
     end
   end
 end

@@ -32,8 +32,9 @@ use crate::{
     relay::Relay,
 };
 
-/// How long a connection from a node's address waits for a PROXY header if a session on this node expects a
-/// client with that address. A relay sends the header at once.
+/// How long a connection from a node's address waits for a PROXY header if it may also come from a client on
+/// that node's host: a session here expects such a client, or the port belongs to another node. A relay sends
+/// the header at once.
 const NODE_HEADER_WAIT: Duration = Duration::from_millis(200);
 
 /// Maximum number of connections from unknown addresses that wait for their first bytes at once, and of those
@@ -104,7 +105,7 @@ impl Arrivals {
             FirstBytes::Header => self.spawn_with_header(port, peer, Socket::Blocking(socket)),
             FirstBytes::Other => self.place_direct(port, peer, Socket::Blocking(socket)),
             FirstBytes::NotYet => {
-                let wait = if is_expected {
+                let wait = if is_node && (is_expected || !self.is_own(port)) {
                     Some((NODE_HEADER_WAIT, None))
                 } else if is_node {
                     Some((self.balancers.header_timeout, None))

@@ -40,7 +40,8 @@ async fn a_reset_at_a_random_moment_never_arrives_as_an_end() {
         let (sender, receiver) = if of_client { (client, server) } else { (server, client) };
         let (writes, slow, late) = (random(20_000), random(2_000), random(3_000));
         thread::scope(|scope| {
-            // The other direction is busy, too: the pump's writes to the reset socket may get its error first.
+            // The other direction is busy, too: the pump's writes to the reset socket may get its error
+            // first.
             let opposite = both.then(|| {
                 let mut opposite = receiver.try_clone().unwrap();
                 scope.spawn(move || {
@@ -112,8 +113,8 @@ async fn a_reset_of_an_idle_or_half_closed_connection_arrives_as_a_reset() {
     }
 }
 
-/// A side that has sent everything and its end, and then resets because of what the other side sends late: what
-/// it sent arrives with its end. Then the other side is reset.
+/// A side that has sent everything and its end, and then resets because of what the other side sends late:
+/// what it sent arrives with its end. Then the other side is reset.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_ended_before_a_reset_arrives_whole_with_its_end() {
     for splice in [true, false] {
@@ -141,8 +142,8 @@ async fn a_stream_that_ended_before_a_reset_arrives_whole_with_its_end() {
     }
 }
 
-/// splice(2) to a reset socket may return a number of bytes and drop the error. Afterwards the socket reads as
-/// if the peer had ended its stream.
+/// splice(2) to a reset socket may return a number of bytes and drop the error. Afterwards the socket reads
+/// as if the peer had ended its stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_error_that_another_call_has_consumed_is_not_taken_for_an_end() {
     use super::super::ends::{StreamEnd, stream_end};
@@ -204,8 +205,8 @@ async fn a_stalled_connection_is_reset_and_a_slow_one_is_not() {
     assert_eq!(pump.await.unwrap().end, PumpEnd::Stalled);
 }
 
-/// The address to which nothing answers is not needed: the sockets of a pump are closed with the process. Here
-/// they are closed by the runtime's end, which drops all tasks.
+/// The address to which nothing answers is not needed: the sockets of a pump are closed with the process.
+/// Here they are closed by the runtime's end, which drops all tasks.
 #[test]
 fn the_end_of_the_runtime_resets_both_sides() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
