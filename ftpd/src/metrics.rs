@@ -5,8 +5,9 @@ mod table;
 use std::time::Duration;
 
 use ::metrics::{counter, gauge, histogram};
+use common::node::NodeName;
 
-pub(crate) use self::table::METRICS;
+pub(crate) use self::table::{METRICS, row};
 use crate::protocol::reply::Code;
 
 /// Tells the recorder what the metrics mean. Call it once, after the recorder is installed.
@@ -113,13 +114,44 @@ pub(crate) fn passive_ports_exhausted() {
     counter!("ftp_passive_ports_exhausted_total").increment(1);
 }
 
-/// `reason` is `unused` or `share`.
+/// `reason` is `unused`, `share` or `handed_over`.
 pub(crate) fn passive_port_given_up(reason: &'static str) {
     counter!("ftp_passive_ports_given_up_total", "reason" => reason).increment(1);
 }
 
+/// `state` is `leased` or `given_up`.
+pub(crate) fn blocks(state: &'static str, count: usize) {
+    gauge!("ftp_blocks", "state" => state).set(count as f64);
+}
+
 pub(crate) fn data_connection_refused(reason: &'static str) {
     counter!("ftp_data_connections_refused_total", "reason" => reason).increment(1);
+}
+
+/// A data connection is carried to the owner of its port.
+pub(crate) fn relayed(owner: &NodeName) {
+    counter!("ftp_relayed_total", "to" => owner.as_str().to_owned()).increment(1);
+}
+
+pub(crate) fn relayed_now(change: i8) {
+    gauge!("ftp_relayed").increment(change);
+}
+
+/// `direction` is `to_node` or `to_client`.
+pub(crate) fn relay_bytes(direction: &'static str, bytes: u64) {
+    counter!("ftp_relay_bytes_total", "direction" => direction).increment(bytes);
+}
+
+pub(crate) fn relay_connected(took: Duration) {
+    histogram!("ftp_relay_seconds").record(took);
+}
+
+pub(crate) fn relay_ended(end: &'static str) {
+    counter!("ftp_relay_ended_total", "end" => end).increment(1);
+}
+
+pub(crate) fn relay_refused(reason: &'static str) {
+    counter!("ftp_relay_refused_total", "reason" => reason).increment(1);
 }
 
 pub(crate) fn partial_removed(bytes: u64) {

@@ -210,7 +210,7 @@ impl Cluster {
 
     /// The cluster's ticket keys, newest first. Redis adds a key if the newest is older than `rotation`.
     pub(super) async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<SharedKey>, LinkError> {
-        let call = shared_keys::call(&self.keys().ticket_keys(), rotation);
+        let call = shared_keys::call(&self.keys().ticket_keys(), rotation, &[]);
         let keys: Vec<String> = self.link().call(&SHARED_KEYS, &call).await?;
         let keys: Vec<Zeroizing<String>> = keys.into_iter().map(Zeroizing::new).collect();
         // A malformed key is skipped; the script drops it when newer keys push it out of the list.

@@ -62,12 +62,13 @@ impl MapReader {
         self.view.link().dependency()
     }
 
-    pub(super) async fn read(&self) -> Result<MapAnswer, LinkError> {
+    /// `known`: the relay keys that this process has, newest first.
+    pub(super) async fn read(&self, known: &[SharedKey]) -> Result<MapAnswer, LinkError> {
         let keys = self.view.keys();
         let mut pipe = pipeline_with(&READ_MAP);
         pipe.load_script(&SHARED_KEYS).ignore();
         pipe.add_command(self.read_map());
-        pipe.add_command(shared_keys::call(&keys.relay_keys(), self.key_rotation));
+        pipe.add_command(shared_keys::call(&keys.relay_keys(), self.key_rotation, known));
         let ((time, nodes, blocks), keys): (ScriptAnswer, Vec<String>) = self.view.link().pipe(&pipe).await?;
         let keys: Vec<Zeroizing<String>> = keys.into_iter().map(Zeroizing::new).collect();
         let nodes: Vec<LiveNode> = nodes.chunks_exact(NODE_VALUES).filter_map(LiveNode::parse).collect();

@@ -99,6 +99,14 @@ impl RedisUrl {
         }
     }
 
+    /// The server's host name or IP address, and its port; `None` for a Unix socket.
+    pub fn host(&self) -> Option<(&str, u16)> {
+        match self.0.addr() {
+            ConnectionAddr::Tcp(host, port) => Some((host, *port)),
+            _ => None,
+        }
+    }
+
     pub(super) fn client(&self) -> redis::Client {
         redis::Client::open(self.0.clone())
             // `open` does not connect. It only converts its argument to a `ConnectionInfo`.

@@ -12,6 +12,7 @@ use tokio::{sync::watch, time::sleep};
 use super::{
     LinkError, RedisOptions, RegistryView, SharedKey,
     map_reader::{MapAnswer, MapReader},
+    shared_keys::KEPT_KEYS,
 };
 use crate::{
     clock::{since_boot, since_epoch},
@@ -133,7 +134,7 @@ impl PortMap {
     /// Reads the map from Redis.
     pub(super) async fn refresh(&self) -> Result<(), LinkError> {
         let Some(reader) = &self.0.reader else { return Ok(()) };
-        self.take_in(reader.read().await?, since_boot());
+        self.take_in(reader.read(&self.relay_keys()).await?, since_boot());
         Ok(())
     }
 
@@ -142,7 +143,7 @@ impl PortMap {
         let mut state = lock(&self.0.state);
         state.clock = Some((time, now));
         if !keys.is_empty() {
-            state.keys = keys.into();
+            state.keys = with_known(keys, &state.keys).into();
         }
         (state.lease, state.has_leased) = (Some(lease), has_leased);
         // Redis may have lost its data: what it had is kept for a lease, unless another node has the ports.
@@ -209,6 +210,16 @@ impl PortMap {
         self.0.current.subscribe()
     }
 
+    /// The key that authenticates the relayed connections of this process: the newest that every live node
+    /// has read by now. `None` before the first answer of Redis.
+    pub fn relay_key(&self) -> Option<SharedKey> {
+        // A node that has not read the keys for a lease does not live any more.
+        let settle = lock(&self.0.state).lease.unwrap_or_default();
+        let latest = self.now().saturating_sub(millis(settle));
+        let keys = self.relay_keys();
+        keys.iter().find(|key| key.made() <= latest).or(keys.last()).cloned()
+    }
+
     /// The keys that authenticate relayed connections, newest first. Empty before the first answer of Redis.
     pub fn relay_keys(&self) -> Arc<[SharedKey]> {
         Arc::clone(&lock(&self.0.state).keys)
@@ -237,6 +248,15 @@ impl PortMap {
     pub(super) fn has_leased(&self) -> bool {
         lock(&self.0.state).has_leased
     }
+}
+
+/// The keys of Redis, and behind them those that were known before. If Redis has lost its keys, other nodes and
+/// relays go on with the old ones until they have read the new ones.
+fn with_known(mut keys: Vec<SharedKey>, known: &[SharedKey]) -> Vec<SharedKey> {
+    let older: Vec<_> = known.iter().filter(|known| !keys.contains(known)).cloned().collect();
+    keys.extend(older);
+    keys.truncate(2 * KEPT_KEYS);
+    keys
 }
 
 fn millis(time: Duration) -> u64 {
@@ -273,6 +293,28 @@ mod tests {
         map.take_in(answer(&[("55-59", "c")]), at(130));
         assert_eq!((owner(&map, 54), owner(&map, 55).as_deref()), (None, Some("c")));
         assert_eq!(map.content().borrow().blocks.len(), 1);
+    }
+
+    #[test]
+    fn a_key_is_used_when_every_node_has_read_it_and_known_keys_stay_valid() {
+        let map = PortMap::empty();
+        assert_eq!(map.relay_key(), None);
+        let take_in = |keys: &[&SharedKey]| {
+            let keys = keys.iter().map(|key| (*key).clone()).collect();
+            map.take_in(MapAnswer { keys, ..answer(&[]) }, since_boot());
+        };
+        // The answer's time is 1,000 s, and its lease 30 s.
+        let [first, second, other] = [500_000, 990_000, 995_000].map(SharedKey::random);
+        take_in(&[&second]);
+        assert_eq!(map.relay_key().as_ref(), Some(&second), "there is no other key");
+        take_in(&[&second, &first]);
+        assert_eq!(map.relay_key().as_ref(), Some(&first), "the newest is 10 s old");
+        // Redis was emptied, and a new process has made a key.
+        take_in(&[&other]);
+        assert_eq!(*map.relay_keys(), [other, second, first.clone()]);
+        assert_eq!(map.relay_key().as_ref(), Some(&first));
+        (0..9).for_each(|made| take_in(&[&SharedKey::random(made)]));
+        assert_eq!(map.relay_keys().len(), 2 * KEPT_KEYS);
     }
 
     #[test]

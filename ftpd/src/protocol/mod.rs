@@ -9,6 +9,7 @@ pub mod glob;
 pub mod line;
 pub mod mode;
 pub mod proxy;
+pub mod relayed;
 pub mod reply;
 pub mod site;
 pub mod timestamp;

@@ -2,9 +2,15 @@
 //! connected to.
 //!
 //! Follows haproxy's `doc/proxy-protocol.txt`. It accepts partial input and refuses it at the first byte
-//! that cannot belong to a header, so that the caller need not wait for more.
+//! that cannot belong to a header, so that the caller need not wait for more. [`tlvs`] reads what follows the
+//! addresses of version 2, and [`write`] makes a header.
+
+mod tlv;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+pub(super) use self::tlv::mapped;
+pub use self::tlv::{CutTlv, Tlv, tlvs, write};
 
 /// Longest accepted header in bytes: version 2 with IPv6 addresses and `MAX_TLVS`.
 pub const MAX_HEADER: usize = V2_FIXED + V2_IPV6 + MAX_TLVS;
