@@ -53,10 +53,13 @@
           default = pkgs.callPackage ./nix/package.nix { };
           ftpd = daemon own.default "ftpd";
           authd = daemon own.default "authd";
+          ftp-relay = daemon own.default "ftp-relay";
           ftpd-static = daemon static "ftpd";
           authd-static = daemon static "authd";
+          ftp-relay-static = daemon static "ftp-relay";
           image-ftpd = image own.ftpd;
           image-authd = image own.authd;
+          image-ftp-relay = image own.ftp-relay;
           demo = pkgs.callPackage ./nix/demo.nix { distributed-ftp = own.default; };
           # docs/options.md is a copy of this; a check compares them.
           options = import ./nix/options.nix {
@@ -72,6 +75,7 @@
           default = cluster;
           ftpd = app "An FTP node" own.default "ftpd";
           authd = app "The service for users and sessions" own.default "authd";
+          ftp-relay = app "The relay of data connections" own.default "ftp-relay";
         }
       );
 

@@ -7,7 +7,7 @@
   errorLog ? "stderr",
   # Directive that loads the stream module, for an nginx with the module in a separate file.
   loadModule ? "",
-  # Simultaneous client connections, control and data, to all nodes together.
+  # Simultaneous client connections to all nodes together.
   clients,
   # Limit of open files. More than needed, so that it need not change with the size of the cluster: only a
   # restart changes a process's limit.
@@ -17,9 +17,13 @@
 }:
 let
   fill = import ./fill.nix { inherit lib; };
-  portsOf = node: lib.max 0 (node.slice.to - node.slice.from + 1);
-  listeners =
-    lib.length stream.listenAddresses * (2 + lib.foldl' (sum: node: sum + portsOf node) 0 stream.nodes);
+  dataPorts = node: lib.max 0 (node.slice.to - node.slice.from + 1);
+  ports =
+    if stream.carriesData or false then
+      lib.foldl' (sum: node: sum + dataPorts node) 2 stream.nodes
+    else
+      2;
+  listeners = lib.length stream.listenAddresses * ports;
 
   text = fill "nginx.conf" {
     load_module = loadModule;

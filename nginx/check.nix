@@ -20,23 +20,39 @@ let
     }
   );
   # Checking nftables rules needs a kernel: the VM test loads them.
-  rules =
-    addresses: listenAddresses:
+  rulesOf =
+    nodes: listenAddresses:
     (import ./kernel/rules.nix { inherit lib; }).dataPath {
-      nodes = nodes addresses;
-      inherit listenAddresses;
+      inherit nodes listenAddresses;
+      passivePorts = {
+        from = 50000;
+        to = 50010;
+      };
     };
+  rules = addresses: rulesOf (nodes addresses);
   ipv4 = [
     "10.0.0.11"
     "10.0.0.12"
     "10.0.0.13"
   ];
   says = lib.hasInfix;
-  # Also with more clients than one worker can serve.
+  byName = {
+    controlName = "ftp-nodes.test";
+    resolvers = [
+      "127.0.0.1"
+      "::1"
+    ];
+    resolvesUpstreams = lib.versionAtLeast (lib.getVersion nginxStable) "1.27.3";
+  };
+  # Control connections only; data connections too, and more clients than one worker can serve; nodes by their
+  # name in DNS, for both versions of nginx.
   configurations =
     map
       (
-        clients:
+        {
+          clients ? 3000,
+          ...
+        }@change:
         writeText "nginx.conf" (
           import ./balancer.nix { inherit lib; } {
             pid = "nginx.pid";
@@ -55,13 +71,19 @@ let
               accessLog = "/dev/null";
               controlTimeout = "4h";
               dataTimeout = "6m";
-            };
+            }
+            // removeAttrs change [ "clients" ];
           }
         )
       )
       [
-        3000
-        3000000
+        { }
+        {
+          clients = 3000000;
+          carriesData = true;
+        }
+        byName
+        (byName // { resolvesUpstreams = false; })
       ];
 in
 # The same slices as the nodes compute (common/src/node.rs, eleven_ports_over_three_nodes).
@@ -84,20 +106,30 @@ assert
       to = 50010;
     }
   ];
-assert says "        tcp dport 50003-50006 counter dnat ip to 10.0.0.12" (
+assert says
+  "add element inet ftp_data_path owners { 50000-50002 : 10.0.0.11, 50003-50006 : 10.0.0.12, 50007-50010 : 10.0.0.13 }"
+  (rules ipv4 [ "0.0.0.0" ]);
+assert says "        tcp dport 50000-50010 counter dnat ip to tcp dport map @owners" (
   rules ipv4 [
     "0.0.0.0"
     "::"
   ]
 );
-assert says "ip daddr { 203.0.113.10 } tcp dport 50000-50002 counter dnat ip to 10.0.0.11" (
+assert says "ip daddr { 203.0.113.10 } tcp dport 50000-50010 counter dnat ip to" (
   rules ipv4 [
     "203.0.113.10"
     "2001:db8::10"
   ]
 );
-assert says "tcp dport 50000-50002 counter dnat ip6 to fd00::11" (rules [ "fd00::11" ] [ "::" ]);
-# Clients use only the other IP version: nginx carries all data.
+assert says "50000-50002 : fd00::11" (rules [ "fd00::11" ] [ "::" ]);
+# Leased blocks: ftp-relay writes the owners, and new rules keep them.
+assert
+  !(says "owners {" (
+    lib.replaceStrings [ "map owners {" ] [ "" ] (
+      rulesOf (map (node: node // { slice = null; }) (nodes ipv4)) [ "0.0.0.0" ]
+    )
+  ));
+# Clients use only the other IP version: ftp-relay carries all data.
 assert !(says "counter dnat" (rules ipv4 [ "::" ]));
 runCommand "nginx-configuration"
   {

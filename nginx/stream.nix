@@ -1,8 +1,16 @@
 # Nodes and ports → the contents of nginx's stream { }, from the text templates of this folder.
 { lib }:
 {
-  # [ { name; address; slice = { from; to; }; } ]
+  # [ { name; address; slice = { from; to; }; } ]; `slice` only with `carriesData`.
   nodes,
+  # Name in DNS whose addresses are the nodes', or null: then `nodes` are.
+  controlName ? null,
+  # Addresses of the DNS servers that know the name.
+  resolvers ? [ ],
+  # Whether this nginx is 1.27.3 or later, where upstream servers can have names.
+  resolvesUpstreams ? true,
+  # Whether the data connections pass nginx.
+  carriesData ? false,
   # Addresses that clients connect to; IPv6 without brackets.
   listenAddresses,
   # The control port of the balancer and the one of the nodes.
@@ -13,11 +21,12 @@
   accessLog,
   # nginx durations; README.md says which limits of the nodes they must exceed.
   controlTimeout,
-  dataTimeout,
+  dataTimeout ? null,
 }:
 let
   fill = import ./fill.nix { inherit lib; };
-  bracketed = address: if lib.hasInfix ":" address then "[${address}]" else address;
+  isV6 = lib.hasInfix ":";
+  bracketed = address: if isV6 address then "[${address}]" else address;
   lines = lib.concatMapStringsSep "\n";
 
   listen =
@@ -30,12 +39,38 @@ let
       }
     ) listenAddresses;
 
-  upstreamServer =
-    port: node:
-    fill "upstream-server.conf" {
-      node = bracketed node.address;
-      port = toString port;
-    };
+  byName = {
+    name = controlName;
+    resolvers = lib.concatMapStringsSep " " bracketed resolvers;
+    # Do not ask for addresses that no node has.
+    resolver_options = lib.optionalString (
+      !(lib.any isV6 (map (node: node.address) nodes))
+    ) " ipv6=off";
+  };
+  control =
+    port: nodePort:
+    let
+      values = {
+        port = toString nodePort;
+        control_listen = listen (toString port);
+        control_timeout = controlTimeout;
+      };
+      servers =
+        if controlName == null then
+          lines (
+            node:
+            fill "upstream-server.conf" {
+              node = bracketed node.address;
+              port = toString nodePort;
+            }
+          ) nodes
+        else
+          fill "upstream-name.conf" (byName // { port = toString nodePort; });
+    in
+    if controlName != null && !resolvesUpstreams then
+      fill "control-by-name.conf" (byName // values)
+    else
+      fill "control.conf" (values // { upstream_servers = servers; });
 
   dataServer =
     node:
@@ -48,17 +83,9 @@ let
 
   text = fill "stream.conf" {
     access_log = accessLog;
-    control_listen = listen (toString controlPort);
-    control_timeout = controlTimeout;
-    upstream_servers = lines (upstreamServer nodePort) nodes;
-    data_servers = lines dataServer nodes;
-    implicit_control = lib.optionalString (implicitPort != null) (
-      fill "implicit-control.conf" {
-        control_timeout = controlTimeout;
-        implicit_listen = listen (toString implicitPort);
-        implicit_upstream_servers = lines (upstreamServer implicitPort) nodes;
-      }
-    );
+    control = control controlPort nodePort;
+    implicit_control = lib.optionalString (implicitPort != null) (control implicitPort implicitPort);
+    data_servers = lib.optionalString carriesData (lines dataServer nodes);
   };
 in
 # As in the tests of ./dev's balancer: an unfilled placeholder is a bug in this file.

@@ -127,7 +127,11 @@ in
   # An alert or panel with a metric that no daemon has would stay silent.
   metric-names =
     let
-      sources = builtins.readFile ../ftpd/src/metrics.rs + builtins.readFile ../authd/src/metrics.rs;
+      sources = lib.concatMapStrings builtins.readFile [
+        ../ftpd/src/metrics.rs
+        ../ftpd/src/relay_role/metrics.rs
+        ../authd/src/metrics.rs
+      ];
       named = import ../nixos-modules/monitoring/names.nix { inherit lib; };
     in
     passes "metric-names" (

@@ -1,4 +1,4 @@
-# One daemon out of the package with both, without another build.
+# One program out of the package with all of them, without another build.
 {
   lib,
   runCommand,

@@ -1,4 +1,4 @@
-# An OCI image of one daemon: `nix build .#image-ftpd && ./result | podman load`.
+# An OCI image of one program: `nix build .#image-ftpd && ./result | podman load`.
 {
   lib,
   dockerTools,
@@ -37,6 +37,8 @@ dockerTools.streamLayeredImage {
       ExposedPorts."2121/tcp" = { };
       Volumes."/srv/ftp" = { };
     };
+    # The operator names Redis and chooses the passive ports.
+    ftp-relay.Env = [ "FTP_RELAY_ADMIN_LISTEN=0.0.0.0:9122" ];
     authd = {
       Env = [ "AUTHD_LISTEN=0.0.0.0:5160" ];
       ExposedPorts."5160/tcp" = { };

@@ -41,7 +41,44 @@ let
     }
     {
       says = "has fewer ports than there are nodes (3)";
-      change = cluster { passivePorts = range 50000 50001; };
+      change = cluster {
+        passivePorts = range 50000 50001;
+        dataPath = "nginx";
+      };
+    }
+    {
+      says = "has fewer blocks of 5 ports than there are nodes (3)";
+      change = cluster { passivePorts = range 50000 50009; };
+    }
+    {
+      says = "relay.settings.nft_map is set by";
+      change.relay.settings.nft_map = "inet t m";
+    }
+    {
+      says = "ftp-relay can carry the data connections too";
+      change = cluster {
+        controlPath = "relay";
+        dataPath = "nginx";
+      };
+    }
+    {
+      says = "cluster.nodesDns.name is for nginx";
+      change = cluster { nodesDns.name = "ftp-nodes.test"; };
+    }
+    {
+      says = "which ftp-relay on lb1 cannot reach";
+      change =
+        cluster {
+          redis.address = "127.0.0.1";
+          redis.host = "backend1";
+        }
+        // {
+          hostName = "lb1";
+        };
+    }
+    {
+      says = "overlap port 50007 of ftp-relay's metrics";
+      change = cluster { monitoring.relayMetricsPort = 50007; };
     }
     {
       says = "cluster.passivePorts is 50099-50000, in reverse order";
@@ -263,6 +300,31 @@ let
     );
 in
 lib.concatMap (hostName: problemsOfHost { inherit hostName; }) sample.hosts
-++ problemsOfHost (kernelPath { } // { hostName = "lb1"; })
+++
+  lib.concatMap
+    (
+      change:
+      lib.concatMap (hostName: problemsOfHost (cluster change // { inherit hostName; })) [
+        "ftp1"
+        "lb1"
+        "monitor1"
+      ]
+    )
+    [
+      { dataPath = "kernel"; }
+      { dataPath = "nginx"; }
+      { controlPath = "relay"; }
+      {
+        controlPath = "relay";
+        dataPath = "kernel";
+      }
+      {
+        nodesDns = {
+          name = "ftp-nodes.test";
+          resolvers = [ "10.0.0.1" ];
+        };
+      }
+    ]
+++ problemsOfHost (cluster { balancers.lb1.isExternal = true; } // { hostName = "ftp1"; })
 ++ wrongUrls
 ++ lib.concatMap problemOf broken

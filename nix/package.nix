@@ -1,4 +1,4 @@
-# Both daemons, built and tested once.
+# All programs, built and tested once.
 {
   lib,
   stdenv,
@@ -15,6 +15,7 @@
   rclone,
   wget,
   ncftp,
+  haproxy,
   python3,
   util-linux,
   doCheck ? true,
@@ -83,6 +84,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     rclone
     wget
     ncftp
+    haproxy
     python3
     util-linux
   ];
@@ -93,11 +95,14 @@ rustPlatform.buildRustPackage (finalAttrs: {
   nativeBuildInputs = [ installShellFiles ];
   # The programs print their manuals and completions; a cross build cannot run them.
   postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
-    for page in ftpd.8 ftpd.toml.5 authd.8 authd.toml.5 authd-hash-password.1; do
-      "$out/bin/''${page%%[.-]*}" --print-manual "''${page%.*}" >"$page"
+    for page in ftpd:8 ftpd:toml.5 ftp-relay:8 ftp-relay:toml.5 authd:8 authd:toml.5; do
+      program=''${page%:*} page=''${page/:/.}
+      "$out/bin/$program" --print-manual "''${page%.*}" >"$page"
       installManPage "$page"
     done
-    for program in ftpd authd; do
+    "$out/bin/authd" --print-manual authd-hash-password >authd-hash-password.1
+    installManPage authd-hash-password.1
+    for program in ftpd ftp-relay authd; do
       for shell in bash fish zsh; do
         "$out/bin/$program" --print-completions "$shell" >"$program.$shell"
       done
@@ -105,7 +110,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     done
   '';
 
-  # The installed ftpd prints its version; passthru.tests checks authd.
+  # The installed ftpd prints its version; passthru.tests checks the others.
   doInstallCheck = versionCheckHook != null;
   nativeInstallCheckInputs = lib.optional (versionCheckHook != null) versionCheckHook;
 
@@ -114,6 +119,10 @@ rustPlatform.buildRustPackage (finalAttrs: {
     version-authd = testers.testVersion {
       package = finalAttrs.finalPackage;
       command = "authd --version";
+    };
+    version-ftp-relay = testers.testVersion {
+      package = finalAttrs.finalPackage;
+      command = "ftp-relay --version";
     };
   }
   // import ../vm-tests {

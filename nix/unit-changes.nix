@@ -6,19 +6,24 @@ let
     inherit from;
     to = from + 9;
   };
-  # Slices set by hand, so that a new node does not move the others.
-  nodes = count: {
+  # The nodes ftp1, ftp2 and so on, with further options of each.
+  nodesWith = options: count: {
     cluster.nodes = lib.genAttrs (map (n: "ftp${toString n}") (lib.range 1 count)) (
       name:
       let
         number = lib.toInt (lib.removePrefix "ftp" name);
       in
-      {
-        address = "10.0.0.${toString (10 + number)}";
-        passivePorts = slices (50000 + 10 * number);
-      }
+      { address = "10.0.0.${toString (10 + number)}"; } // options number
     );
   };
+  nodes = nodesWith (_: { });
+  # Slices set by hand, so that a new node does not move the others.
+  nodesWithSlices =
+    count:
+    lib.recursiveUpdate (nodesWith (number: { passivePorts = slices (50000 + 10 * number); }) count) {
+      cluster.dataPath = "nginx";
+    };
+  onKernelPath = count: lib.recursiveUpdate (nodes count) { cluster.dataPath = "kernel"; };
   folders = count: {
     users.demo.folders = map (n: {
       path = "/team${toString n}";
@@ -39,7 +44,10 @@ let
       after = nodes 4;
       keeps = {
         ftp1 = [ "ftpd" ];
-        lb1 = [ "ftp-balancer" ];
+        lb1 = [
+          "ftp-balancer"
+          "ftp-relay"
+        ];
         backend1 = [
           "authd"
           "redis-ftp"
@@ -51,6 +59,29 @@ let
         lb1 = [ "ftp-balancer" ];
         backend1 = [ "distributed-ftp-exports" ];
       };
+    }
+    {
+      what = "one more node, with the kernel's data path";
+      before = onKernelPath 3;
+      after = onKernelPath 4;
+      keeps = {
+        ftp1 = [
+          "ftpd"
+          "ftp-node-replies"
+        ];
+        lb1 = [ "ftp-relay" ];
+      };
+      reloads.ftp1 = [ "ftp-node-replies" ];
+    }
+    {
+      what = "one more node, with nginx as the data path";
+      before = nodesWithSlices 3;
+      after = nodesWithSlices 4;
+      keeps = {
+        ftp1 = [ "ftpd" ];
+        lb1 = [ "ftp-balancer" ];
+      };
+      reloads.lb1 = [ "ftp-balancer" ];
     }
     {
       what = "other limits of the nodes";

@@ -15,6 +15,9 @@ let
   option = name: "services.distributedFtp.${name}";
   range = ports: "${toString ports.from}-${toString ports.to}";
   count = passivePorts.to - passivePorts.from + 1;
+  blockPorts = cluster.limits.passive_block_ports;
+  blocks = (count + blockPorts - 1) / blockPorts;
+  nodeCount = lib.length cluster.nodeNames;
 
   withoutAddress = members: filter (name: members.${name}.address == null) (attrNames members);
   needsAddress =
@@ -53,6 +56,10 @@ let
     ++ lib.optional (description.nodes ? ${name} && description.monitoring.address != null) {
       what = "the metrics";
       port = description.monitoring.metricsPort;
+    }
+    ++ lib.optional (cluster.usesRelay && cluster.ownBalancers ? ${name}) {
+      what = "ftp-relay's metrics";
+      port = description.monitoring.relayMetricsPort;
     };
   isPassive = port: passivePorts.from <= port && port <= passivePorts.to;
   clashes =
@@ -79,11 +86,24 @@ let
     in
     if set == null then 432000 else lib.toInt (toString set);
 
-  decided = [
-    "cluster_nodes"
-    "node_name"
+  decidedForRelay = [
+    "listen"
     "passive_port_min"
     "passive_port_max"
+    "redis_url"
+    "admin_listen"
+    "nft_map"
+    "control_port"
+    "implicit_tls_port"
+  ];
+  decided = [
+    "cluster_nodes"
+    "cluster_size"
+    "node_name"
+    "passive_slice"
+    "passive_port_min"
+    "passive_port_max"
+    "nginx_data_path"
     "port"
     "external_address"
     "trusted_balancers"
@@ -156,6 +176,10 @@ in
       assertion = !(cfg.ftpd.settings ? ${key});
       message = "${option "ftpd.settings.${key}"} is set by ${option "cluster"}: set it there.";
     }) decided
+    ++ map (key: {
+      assertion = !(cfg.relay.settings ? ${key});
+      message = "${option "relay.settings.${key}"} is set by ${option "cluster"}: set it there.";
+    }) decidedForRelay
     ++ [
       {
         assertion = !cfg.openFirewall || config.networking.firewall.backend != "firewalld";
@@ -175,8 +199,12 @@ in
       }
       {
         assertion =
-          explicit != [ ] || passivePorts.from > passivePorts.to || count >= lib.length cluster.nodeNames;
-        message = "${option "cluster.passivePorts"}, ${range passivePorts}, has fewer ports than there are nodes (${toString (lib.length cluster.nodeNames)}): widen it, each node needs at least one.";
+          explicit != [ ] || cluster.isLeased || passivePorts.from > passivePorts.to || count >= nodeCount;
+        message = "${option "cluster.passivePorts"}, ${range passivePorts}, has fewer ports than there are nodes (${toString nodeCount}): widen it, each node needs at least one.";
+      }
+      {
+        assertion = !cluster.isLeased || passivePorts.from > passivePorts.to || blocks >= nodeCount;
+        message = "${option "cluster.passivePorts"}, ${range passivePorts}, has fewer blocks of ${toString blockPorts} ports than there are nodes (${toString nodeCount}), and each node needs at least one block: widen the range, or lower ${option "ftpd.settings.passive_block_ports"}.";
       }
       {
         assertion = explicit == [ ] || lib.length explicit == lib.length cluster.nodeNames;
@@ -187,6 +215,23 @@ in
         message = "${option "cluster"}: a control port, ${
           lib.concatMapStringsSep " or " toString cluster.controlPorts
         }, lies within ${option "cluster.passivePorts"}, ${range passivePorts}: move one of them.";
+      }
+      {
+        assertion = !(description.controlPath == "relay" && description.dataPath == "nginx");
+        message = "${option "cluster.controlPath"} is \"relay\" and ${option "cluster.dataPath"} is \"nginx\": ftp-relay can carry the data connections too, and keeps what nginx breaks. Set dataPath to \"relay\" or \"kernel\".";
+      }
+      {
+        assertion =
+          description.nodesDns.name == null
+          || (description.nodesDns.resolvers != [ ] && description.controlPath == "nginx");
+        message = "${option "cluster.nodesDns.name"} is for nginx, which needs ${option "cluster.nodesDns.resolvers"} and ${option "cluster.controlPath"} = \"nginx\": set both, or remove the name.";
+      }
+      {
+        assertion =
+          !(cluster.isRelay && redis.host != cluster.hostName)
+          || redis.address == null
+          || !(cluster.isLoopback redis.address);
+        message = "${option "cluster.redis.address"} is ${toString redis.address}, which ftp-relay on ${cluster.hostName} cannot reach: set an address that the balancers reach.";
       }
       {
         assertion = !cluster.isKernelPath || description.balancers != { };

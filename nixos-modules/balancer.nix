@@ -1,5 +1,5 @@
-# The balancer role: nginx's stream proxy with the configuration from ../nginx. It is a separate process
-# from services.nginx, so that a change of one never restarts the other.
+# The balancer role: nginx's stream proxy with the configuration from ../nginx, and ftp-relay (relay.nix). This
+# nginx is a separate process from services.nginx, so that a change of one never restarts the other.
 {
   config,
   lib,
@@ -14,6 +14,7 @@ let
   description = cfg.cluster;
   own = description.balancers.${cluster.hostName};
   nodes = lib.filter (node: node.address != null) cluster.nodes;
+  carriesData = description.dataPath == "nginx";
 
   nginx = lib.getExe' cfg.nginxPackage "nginx";
   # Below /etc, at a fixed path: nginx starts its successor with the path that it was started with.
@@ -65,11 +66,14 @@ let
     inherit files;
     pid = pidFile;
     loadModule = lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) "include ${loadModule};";
-    # Each transfer has a control connection and a data connection.
-    clients = lib.length nodes * (limits.max_sessions + limits.max_transfers);
+    clients =
+      lib.length nodes * (limits.max_sessions + (if carriesData then limits.max_transfers else 0));
     shutdownTimeout = "${toString limits.drain}s";
     stream = {
-      inherit nodes;
+      inherit nodes carriesData;
+      controlName = description.nodesDns.name;
+      inherit (description.nodesDns) resolvers;
+      resolvesUpstreams = lib.versionAtLeast (lib.getVersion cfg.nginxPackage) "1.27.3";
       inherit (own) listenAddresses;
       inherit (description) controlPort;
       inherit (description.tls) implicitPort;
@@ -80,13 +84,16 @@ let
   };
 
   hasPrivilegedPort = lib.any (port: port < 1024) (
-    cluster.controlPorts ++ [ description.passivePorts.from ]
+    cluster.controlPorts ++ lib.optional carriesData description.passivePorts.from
   );
 in
 {
-  imports = [ ./common.nix ];
+  imports = [
+    ./common.nix
+    ./relay.nix
+  ];
 
-  config = lib.mkIf cluster.isBalancer {
+  config = lib.mkIf (cluster.isBalancer && cluster.usesNginx) {
     users.users.ftp-balancer = {
       isSystemUser = true;
       description = "Balancer of Distributed FTP";

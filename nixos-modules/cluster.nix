@@ -32,12 +32,19 @@ rec {
   hostName = cfg.hostName;
   hasExplicitSlices = lib.any (node: node.passivePorts != null) (attrValues cluster.nodes);
 
+  # True if the nodes lease blocks of the passive range in the registry. nginx needs to know the ports of each
+  # node in advance.
+  isLeased = !hasExplicitSlices && cluster.dataPath != "nginx";
+
   # [ { name; address; slice; } ], in the order that assigns the slices. The order is the same on every host.
+  # `slice` is null if the nodes lease their blocks.
   nodes = lib.imap0 (position: name: {
     inherit name;
     inherit (cluster.nodes.${name}) address;
     slice =
-      if cluster.nodes.${name}.passivePorts != null then
+      if isLeased then
+        null
+      else if cluster.nodes.${name}.passivePorts != null then
         cluster.nodes.${name}.passivePorts
       else
         partition position (lib.length nodeNames);
@@ -46,10 +53,18 @@ rec {
   nodeAddresses = addressesOf cluster.nodes;
   balancerAddresses = addressesOf cluster.balancers;
   authAddresses = addressesOf cluster.auth;
+  relayAddresses = lib.optionals usesRelay (addressesOf ownBalancers);
   monitoringAddresses = lib.optional (cluster.monitoring.address != null) cluster.monitoring.address;
 
   # True if the balancer's kernel forwards data connections.
   isKernelPath = cluster.dataPath == "kernel";
+  # True if nginx carries control or data connections on the balancers.
+  usesNginx = cluster.controlPath == "nginx" || cluster.dataPath == "nginx";
+  # True if ftp-relay runs on the balancers. With the kernel's data path it tells the kernel the owners of the
+  # ports, and carries what the kernel does not.
+  usesRelay = cluster.controlPath == "relay" || cluster.dataPath != "nginx";
+  # The balancers that these modules set up.
+  ownBalancers = filterAttrs (_: balancer: !balancer.isExternal) cluster.balancers;
 
   isV6 = lib.hasInfix ":";
   isLoopback = address: lib.hasPrefix "127." address || address == "::1";
@@ -63,7 +78,8 @@ rec {
     ++ lib.optional (lib.any isLoopback nodeAddresses && cluster.balancers != { }) "127.0.0.0/8";
 
   isNode = cfg.enable && cluster.nodes ? ${hostName};
-  isBalancer = cfg.enable && cluster.balancers ? ${hostName};
+  isBalancer = cfg.enable && ownBalancers ? ${hostName};
+  isRelay = isBalancer && usesRelay;
   isAuth = cfg.enable && cluster.auth ? ${hostName};
   isRedis = cfg.enable && cluster.redis.host == hostName;
   isStorage = cfg.enable && cluster.storage.type == "nfs" && cluster.storage.host == hostName;
@@ -105,7 +121,13 @@ rec {
     nodeToken = lib.unique (nodeNames ++ attrNames cluster.auth);
     adminToken = attrNames cluster.auth;
     redisPassword = lib.unique (
-      nodeNames ++ attrNames cluster.auth ++ lib.optional (cluster.redis.host != null) cluster.redis.host
+      nodeNames
+      ++ attrNames cluster.auth
+      ++ lib.optional (cluster.redis.host != null) cluster.redis.host
+      # A Redis on loopback is only for its own host.
+      ++ lib.optionals (usesRelay && !isLoopback (toString cluster.redis.address)) (
+        attrNames ownBalancers
+      )
     );
   };
   isGenerated =
@@ -128,6 +150,8 @@ rec {
       max_transfers
       max_file_operations
       max_listing_memory
+      max_relayed
+      passive_block_ports
       ;
     drain = seconds cfg.ftpd.settings.drain_timeout;
     stall = seconds cfg.ftpd.settings.stall_timeout;

@@ -1,5 +1,6 @@
 # The kernel data path: the balancer's rules, and the nodes' routes back through the balancer. The rules
-# and scripts themselves are in ../nginx/kernel.
+# and scripts themselves are in ../nginx/kernel. Where nodes lease their blocks, relay.nix keeps the owners of the
+# ports current in the rules.
 {
   config,
   lib,
@@ -37,8 +38,11 @@ let
   dataPath = pkgs.writeText "ftp-data-path.nft" (
     rules.dataPath {
       inherit (ownBalancer) listenAddresses isRouter;
+      inherit (description) passivePorts;
       # Assertions reject the others.
-      nodes = lib.filter (node: node.address != null && node.slice.from <= node.slice.to) cluster.nodes;
+      nodes = lib.filter (
+        node: node.address != null && (node.slice == null || node.slice.from <= node.slice.to)
+      ) cluster.nodes;
     }
   );
   nft = lib.getExe' pkgs.nftables "nft";
@@ -77,16 +81,14 @@ let
 
   ownNode = lib.findFirst (node: node.name == cluster.hostName) null cluster.nodes;
   replies = "${pkgs.runtimeShell} ${../nginx/kernel/replies.sh}";
-  ways = toString (
-    [
-      ownNode.address
-      "${toString ownNode.slice.from}-${toString ownNode.slice.to}"
-      description.dataGateway
-    ]
-    ++ lib.filter (
-      address: cluster.isV6 address == cluster.isV6 ownNode.address
-    ) cluster.balancerAddresses
-  );
+  # Below /etc, at a fixed path, so that a new node does not restart the unit.
+  peers = "distributed-ftp/peers";
+  ways = toString [
+    ownNode.address
+    "${toString description.passivePorts.from}-${toString description.passivePorts.to}"
+    description.dataGateway
+    "/etc/${peers}"
+  ];
 in
 {
   imports = [ ./common.nix ];
@@ -147,11 +149,13 @@ in
         stopIfChanged = false;
         # Waits for the network.
         startLimitIntervalSec = 0;
+        reloadTriggers = [ config.environment.etc.${peers}.source ];
         path = [ pkgs.iproute2 ];
         serviceConfig = sandbox // {
           Type = "exec";
           ExecStartPre = "${replies} add ${ways}";
           ExecStart = "${replies} keep ${ways}";
+          ExecReload = "${replies} add ${ways}";
           ExecStopPost = "${replies} remove ${ownNode.address}";
           Restart = "always";
           RestartSec = 2;
@@ -162,11 +166,14 @@ in
       # interface would drop packets that come through the balancer.
       networking.firewall.checkReversePath = lib.mkDefault "loose";
       # systemd-networkd removes foreign rules and routes when it starts.
-      environment.etc."systemd/networkd.conf.d/distributed-ftp.conf".text = ''
-        [Network]
-        ManageForeignRoutingPolicyRules=no
-        ManageForeignRoutes=no
-      '';
+      environment.etc = {
+        "systemd/networkd.conf.d/distributed-ftp.conf".text = ''
+          [Network]
+          ManageForeignRoutingPolicyRules=no
+          ManageForeignRoutes=no
+        '';
+        ${peers}.text = lib.concatLines (cluster.balancerAddresses ++ cluster.nodeAddresses);
+      };
     })
   ];
 }

@@ -4,7 +4,7 @@ let
   cfg = config.services.distributedFtp;
   cluster = import ./cluster.nix { inherit lib config; };
   description = cfg.cluster;
-  own = lib.findFirst (node: node.name == cluster.hostName) null cluster.nodes;
+  hasBalancers = description.balancers != { };
 
   # A rule opens TCP ports and ranges ("50000-50099") for some addresses, or for all (null).
   rule = from: ports: { inherit from ports; };
@@ -15,12 +15,21 @@ let
     lib.optional cluster.isBalancer (
       rule null (map toString cluster.controlPorts ++ [ (range description.passivePorts) ])
     )
+    ++ lib.optional cluster.isRelay (
+      rule cluster.monitoringAddresses [ (toString description.monitoring.relayMetricsPort) ]
+    )
     ++ lib.optionals cluster.isNode [
-      (rule (if description.balancers == { } then null else cluster.balancerAddresses) (
-        map toString cluster.controlPorts ++ [ (range own.slice) ]
+      (rule (if hasBalancers then cluster.balancerAddresses else null) (
+        map toString cluster.controlPorts
       ))
-      # The balancer's kernel keeps the clients' addresses.
-      (rule (if cluster.isKernelPath then null else [ ]) [ (range own.slice) ])
+      # A node listens on the whole range: the other nodes carry connections to it. The balancer's kernel keeps
+      # the clients' addresses.
+      (rule (
+        if hasBalancers && !cluster.isKernelPath then
+          cluster.balancerAddresses ++ cluster.nodeAddresses
+        else
+          null
+      ) [ (range description.passivePorts) ])
       (rule cluster.monitoringAddresses [ (toString description.monitoring.metricsPort) ])
     ]
     ++ lib.optional cluster.isAuth (
@@ -29,7 +38,9 @@ let
       ]
     )
     ++ lib.optional cluster.isRedis (
-      rule (cluster.nodeAddresses ++ cluster.authAddresses) [ (toString description.redis.port) ]
+      rule (cluster.nodeAddresses ++ cluster.authAddresses ++ cluster.relayAddresses) [
+        (toString description.redis.port)
+      ]
     )
     # NFS 4 needs this port only.
     ++ lib.optional cluster.isStorage (rule cluster.nodeAddresses [ "2049" ]);

@@ -44,6 +44,12 @@ in
           static_configs = targets cfg.cluster.nodes (_: monitoring.metricsPort);
         }
         {
+          job_name = "ftp-relay";
+          static_configs = targets (lib.optionalAttrs cluster.usesRelay cluster.ownBalancers) (
+            _: monitoring.relayMetricsPort
+          );
+        }
+        {
           job_name = "authd";
           static_configs = targets auth (member: member.port);
         }

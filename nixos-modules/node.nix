@@ -22,6 +22,8 @@ let
     node_name = own.name;
     listen = [ own.address ];
     port = description.controlPort;
+    passive_port_min = description.passivePorts.from;
+    passive_port_max = description.passivePorts.to;
     external_address = description.externalAddress;
     trusted_balancers = cluster.trustedBalancers;
     root = cluster.root;
@@ -46,19 +48,15 @@ let
     tls_certificates = [ "${acmeDirectory}/fullchain.pem" ];
     tls_keys = [ "${acmeDirectory}/key.pem" ];
   }
-  // (
-    if cluster.hasExplicitSlices then
-      {
-        passive_port_min = own.slice.from;
-        passive_port_max = own.slice.to;
-      }
-    else
-      {
-        cluster_nodes = cluster.nodeNames;
-        passive_port_min = description.passivePorts.from;
-        passive_port_max = description.passivePorts.to;
-      }
-  );
+  # Without a slice the node leases blocks of the range.
+  // lib.optionalAttrs cluster.hasExplicitSlices {
+    passive_slice = "${toString own.slice.from}-${toString own.slice.to}";
+  }
+  // lib.optionalAttrs (!cluster.isLeased && !cluster.hasExplicitSlices) {
+    cluster_nodes = cluster.nodeNames;
+  }
+  # The node warns of what nginx breaks.
+  // lib.optionalAttrs (description.dataPath == "nginx" && hasBalancers) { nginx_data_path = true; };
 
   configFile = (pkgs.formats.toml { }).generate "ftpd.toml" (
     lib.filterAttrs (_: value: value != null) (derived // cfg.ftpd.settings)
@@ -103,6 +101,7 @@ let
   # * a session: TLS state, 16 KiB of commands, the kernel's buffers of its connection;
   # * a transfer: three buffers of 264 KiB, its thread, and the kernel's buffers of a data connection (by
   #   default at most 6 MiB to receive or 4 MiB to send);
+  # * a connection that the node relays to another node: the kernel's buffers of two sockets, and a pipe;
   # * a file operation: its thread and a few buffers of 32 KiB;
   # * listings: their limit twice, because memory may count twice while it is freed;
   # * the rest: the program, its tables, and trees that are removed or counted for quotas, with 32 KiB for
@@ -115,6 +114,7 @@ let
     atLeast (2048 * mebibyte) (
       limits.max_sessions * 128 * kibibyte
       + limits.max_transfers * 8 * mebibyte
+      + limits.max_relayed * 8 * mebibyte
       + limits.max_file_operations * mebibyte
       + 2 * limits.max_listing_memory
       + 1024 * mebibyte
@@ -219,13 +219,14 @@ in
 
         # Open files: a session has its control connection, home and folders; a waiting or running transfer
         # also its data connection, file and directory; a worker both ends of a pipe; a file operation a
-        # few directories. The rest: passive ports, the depth of a home that is counted for its quota,
-        # Redis, authd, metrics.
+        # few directories; a relayed connection two sockets and two pipes. The rest: passive ports, the depth
+        # of a home that is counted for its quota, Redis, authd, metrics.
         LimitNOFILE = atLeast (1024 * 1024) (
           (5 + foldersOfSession) * limits.max_sessions
           + 2 * (limits.max_transfers + limits.max_file_operations)
           + 4 * limits.max_file_operations
-          + (own.slice.to - own.slice.from + 1)
+          + 6 * limits.max_relayed
+          + (description.passivePorts.to - description.passivePorts.from + 1)
           + 1024
         );
         # A thread for each transfer and file operation, and one for each core.

@@ -6,19 +6,22 @@ let
   isNode = cluster.nodes ? ${hostName};
   isAuth = cluster.auth ? ${hostName};
   isRedis = cluster.redis.host == hostName;
+  # ftp-relay reads from Redis which node owns a passive port.
+  isBalancer = cluster.balancers ? ${hostName};
 
   # systemd passes a unit its secrets when the unit starts. After a change these units restart; a node drains
   # first.
   usedBy = units: { restartUnits = units; };
 in
 {
-  sops = lib.mkIf (isNode || isAuth || isRedis) {
+  sops = lib.mkIf (isNode || isAuth || isRedis || isBalancer) {
     defaultSopsFile = ./secrets.yaml;
     secrets = {
       ftp-redis-password = usedBy (
         lib.optional isRedis "redis-ftp.service"
         ++ lib.optional isAuth "authd.service"
         ++ lib.optional isNode "ftpd.service"
+        ++ lib.optional isBalancer "ftp-relay.service"
       );
     }
     // lib.optionalAttrs (isNode || isAuth) {

@@ -13,7 +13,7 @@ in
   script = ''
     wait_for_cluster()
 
-    first, last = slices["ftp1"]
+    first, last = 50000, 50029
     # A listener on all addresses that no rule allows.
     for exposed in (ftp1, balancer, auth):
         exposed.succeed("systemd-run --unit=stray python3 -m http.server 8080")
@@ -24,16 +24,17 @@ in
     expected = [
         ("lb", 21, everybody),
         ("lb", first, everybody),
-        ("lb", 50029, everybody),
+        ("lb", last, everybody),
         ("lb", 50030, set()),
         ("lb", 8080, set()),
+        ("lb", 9122, set()),
         ("ftp1", 21, {"lb"}),
-        ("ftp1", first, {"lb"}),
-        ("ftp1", last, {"lb"}),
+        ("ftp1", first, {"lb", "ftp2"}),
+        ("ftp1", last, {"lb", "ftp2"}),
         ("ftp1", 9121, set()),
         ("ftp1", 8080, set()),
         ("backend", 5160, {"ftp1", "ftp2"}),
-        ("backend", 6379, {"ftp1", "ftp2"}),
+        ("backend", 6379, {"ftp1", "ftp2", "lb"}),
         ("backend", 2049, {"ftp1", "ftp2"}),
         ("backend", 111, set()),
         ("backend", 8080, set()),

@@ -31,7 +31,7 @@
     def start(mark: str, node: Any, user: str, name: str, writer: str) -> str:
         """Begins an upload on a node. Returns whether it has begun or was refused."""
         mark = f"/tmp/{mark}"
-        command = ftptest("write", mark, *slices[node.name], user, name, writer, count)
+        command = ftptest("write", mark, ports_of(node), user, name, writer, count)
         in_background(mark.removeprefix("/tmp/"), command)
         client.wait_until_succeeds(f"test -s {mark}.begun", timeout=120)
         return client.succeed(f"cat {mark}.begun")

@@ -5,7 +5,7 @@
 
 A client, a balancer and a node, each in a separate network namespace; nginx with the settings of nginx/,
 the rules and routes of nginx/kernel/. Both data paths take turns within each round, with the same
-processes: the chain `slices` is flushed for nginx and loaded for the kernel.
+processes: the chain `to_owner` is flushed for nginx and loaded for the kernel.
 
 The CPU time is that of ftpd, nginx and the client (user and system). Between namespaces of one machine
 the kernel handles packets within the system call that sends them, so these figures include forwarding.
@@ -93,9 +93,13 @@ def nginx_configuration(directory: pathlib.Path) -> str:
     stream = fill(
         "stream.conf",
         access_log=directory / "access.log",
-        upstream_servers=fill("upstream-server.conf", node=NODE, port=21),
-        control_listen=listen(21),
-        control_timeout="4h",
+        control=fill(
+            "control.conf",
+            port=21,
+            upstream_servers=fill("upstream-server.conf", node=NODE, port=21),
+            control_listen=listen(21),
+            control_timeout="4h",
+        ),
         implicit_control="",
         data_servers=fill("data-server.conf", name="node", node=NODE, data_listen=listen(SLICE), data_timeout="6m"),
     )
@@ -117,12 +121,15 @@ def rules() -> str:
         "kernel/data-path.nft",
         family="ip",
         protocol="ipv4",
+        address_type="ipv4_addr",
+        passive_ports=SLICE,
+        owners=fill("kernel/owners.nft", elements=f"{SLICE} : {NODE}"),
         counters="counter to_node { }\ncounter from_node { }",
-        to_nodes=f'{SLICE} : "to_node"',
-        from_nodes=f'{SLICE} : "from_node"',
-        slices=fill("kernel/slice.nft", destination="", ports=SLICE, family="ip", node=NODE, name="node"),
+        to_nodes=f'{NODE} : "to_node"',
+        from_nodes=f'{NODE} : "from_node"',
+        redirect=fill("kernel/redirect.nft", destination="", passive_ports=SLICE, family="ip"),
         other_forwarding="drop",
-        sources=f"{NODE} . {SLICE}",
+        nodes=NODE,
     )
 
 
@@ -253,7 +260,7 @@ def main() -> None:
             run(*inside("client", sys.executable, __file__, "--wait-for-login"))
             parts = {"ftpd": children(processes[0].pid), "nginx": children(processes[1].pid), "ksoftirqd": softirq_threads()}
             ways = {
-                "nginx": ["nft", "flush", "chain", "inet", "ftp_data_path", "slices"],
+                "nginx": ["nft", "flush", "chain", "inet", "ftp_data_path", "to_owner"],
                 "kernel": ["nft", "-f", directory / "rules.nft"],
             }
             results: dict[tuple[str, str], list[dict[str, float]]] = {}

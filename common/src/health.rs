@@ -22,6 +22,9 @@ pub const AUTHD: &str = "authd";
 /// The daemon's own listening sockets.
 pub const LISTENERS: &str = "listeners";
 
+/// The passive ports that a node leases in the registry. They fail while the node has none.
+pub const PASSIVE_PORTS: &str = "passive_ports";
+
 /// The daemon's slots for file operations. They fail while operations that do not end occupy all of them.
 pub const FILE_OPERATIONS: &str = "file_operations";
 
@@ -193,15 +196,16 @@ pub struct ReportedDependency {
 
 impl ReadinessReport {
     /// A dependency is required if `requirements` name it, or if it is misconfigured and they contain
-    /// [`Requirement::Credentials`]. The listeners and the file operations are always required.
+    /// [`Requirement::Credentials`]. The listeners, the file operations and the passive ports are always
+    /// required.
     pub fn new(
         state: LifeStage,
         dependencies: impl IntoIterator<Item = (&'static str, Dependency)>,
         requirements: &[Requirement],
     ) -> Self {
         let shown = |(name, dependency): (&'static str, Dependency)| {
-            let always = name == LISTENERS || name == FILE_OPERATIONS;
-            let is_named = always || requirements.contains(&Requirement::Dependency(name));
+            let is_named = [LISTENERS, FILE_OPERATIONS, PASSIVE_PORTS].contains(&name)
+                || requirements.contains(&Requirement::Dependency(name));
             let is_misconfigured = dependency.condition == Condition::Misconfigured;
             let required = is_named || is_misconfigured && requirements.contains(&Requirement::Credentials);
             (name, ReportedDependency { required, dependency })

@@ -29,11 +29,24 @@ impl Keys {
         self.key("nodes")
     }
 
-    /// Hash: a live node. `record` is its `NodeRecord` as JSON. Scripts compare `incarnation`, `place`
-    /// (where the process runs), `from` and `to` (the slice). Expires unless the node renews it; until then
-    /// the process holds the name. The key ends with the name.
+    /// Hash: a live node. `record` is its `NodeRecord` as JSON. Scripts compare `incarnation`, `place` (where
+    /// the process runs), `from` and `to` (the slice; port 1 if the node leases blocks), `block_ports` (ports
+    /// of a block; 0: the node has a slice), `range_from` and `range_to` (the range whose blocks it leases)
+    /// and `draining`. `lease` is the node's lease in ms. Expires unless the node renews it; until then the
+    /// process holds the name. The key ends with the name.
     pub fn node(&self, name: &NodeName) -> String {
         self.key(format_args!("node:{name}"))
+    }
+
+    /// First part of the keys of all nodes.
+    pub fn node_prefix(&self) -> String {
+        self.key("node:")
+    }
+
+    /// Hash: the leases of blocks of passive ports, from `FROM-TO` to the owner. `block_step.lua` describes
+    /// the form. Expires long after the last refresh of a node that leases blocks.
+    pub fn blocks(&self) -> String {
+        self.key("blocks")
     }
 
     /// Hash: the sessions of a node, from session id to `SessionRecord` as JSON. They count as long as the
@@ -135,6 +148,11 @@ impl Keys {
     /// List: the keys that encrypt TLS session tickets, newest first. Expires.
     pub fn ticket_keys(&self) -> String {
         self.key("ticket-keys")
+    }
+
+    /// List: the keys that authenticate relayed connections, newest first. Expires.
+    pub fn relay_keys(&self) -> String {
+        self.key("relay-keys")
     }
 
     /// Hash: the users that were created through authd's API, from name to JSON. Never expires.

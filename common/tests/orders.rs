@@ -26,7 +26,7 @@ async fn send_and_lose(view: &RegistryView, command: &NodeCommand) {
     call.arg(match command {
         NodeCommand::Drain => "drain".to_owned(),
         NodeCommand::EndSession { session } => format!("end:{session}"),
-        NodeCommand::EndUser { .. } => panic!("has no order"),
+        NodeCommand::EndUser { .. } | NodeCommand::Refresh => panic!("has no order"),
     });
     let () = view.link().script(&call).await.unwrap();
 }

@@ -5,11 +5,13 @@
 # distribution's Redis does not listen.
 REDIS=127.0.0.10:$REDIS_PORT
 AUTHD=127.0.0.1:$AUTHD_PORT
-# Each name has its slice of the passive ports from the start, so that `./dev add` does not move other slices.
+# The nodes lease their passive ports in the registry, and ftp-relay finds the node that owns a port there.
 NODES=(ftp1 ftp2 ftp3 ftp4 ftp5 ftp6)
 NODE_ADDRESSES=(127.0.0.11 127.0.0.12 127.0.0.13 127.0.0.14 127.0.0.15 127.0.0.16)
 FIRST_NODES=3
 CLIENT_ADDRESSES=(127.0.0.1)
+# A short lease: a node waits for a third of it and a second before it uses ports that it has taken.
+NODE_LEASE=6s
 # Values that the other commands need. They may run with other DEV_… variables than `./dev up` did.
 KEPT=(CONTROL_PORT IMPLICIT_PORT PASSIVE_PORTS AUTHD_PORT REDIS_PORT ADMIN_PORT STORAGE DRAIN_TIMEOUT
   REDIS AUTHD CLIENT_ADDRESSES)
@@ -46,7 +48,11 @@ position() {
 
 # admin PART: prints the address of the part's /readyz and /metrics.
 admin() {
-  if [[ $1 == authd ]]; then echo "$AUTHD"; else echo "${NODE_ADDRESSES[$(position "$1")]}:$ADMIN_PORT"; fi
+  case $1 in
+    authd) echo "$AUTHD" ;;
+    relay) echo "127.0.0.1:$ADMIN_PORT" ;;
+    *) echo "${NODE_ADDRESSES[$(position "$1")]}:$ADMIN_PORT" ;;
+  esac
 }
 
 # is_ready PART
@@ -73,7 +79,7 @@ transfers() {
 
 # start_part PART: starts the part with its settings.
 start_part() {
-  local index address
+  local index address listen
   case $1 in
     redis)
       start redis redis-server --bind "${REDIS%:*}" --port "$REDIS_PORT" --dir "$state" \
@@ -87,12 +93,20 @@ start_part() {
       balancer_configuration >"$state/nginx.conf"
       start balancer nginx -p "$state" -c nginx.conf -e stderr -g 'daemon off;'
       ;;
+    relay)
+      # Addresses without the brackets of nginx.
+      listen=${CLIENT_ADDRESSES[*]//[][]/}
+      start relay "$daemons/ftp-relay" --listen "${listen// /,}" --admin-listen "$(admin relay)" \
+        --passive-port-min "${PASSIVE_PORTS%-*}" --passive-port-max "${PASSIVE_PORTS#*-}" \
+        --drain-timeout "${DRAIN_TIMEOUT}s" --map-refresh 1s --redis-url "$REDIS"
+      ;;
     *)
       index=$(position "$1")
       address=${NODE_ADDRESSES[index]}
-      start "$1" "$daemons/ftpd" --node-name "$1" --cluster-nodes "$(IFS=,; echo "${NODES[*]}")" \
+      start "$1" "$daemons/ftpd" --node-name "$1" --node-lease "$NODE_LEASE" \
         --listen "$address" --port "$CONTROL_PORT" --admin-listen "$address:$ADMIN_PORT" \
         --passive-port-min "${PASSIVE_PORTS%-*}" --passive-port-max "${PASSIVE_PORTS#*-}" \
+        --passive-block-ports "$(block_ports)" \
         --external-address 127.0.0.1 --trusted-balancers 127.0.0.1/32 \
         --root "$STORAGE" --create-homes true --drain-timeout "${DRAIN_TIMEOUT}s" \
         --tls-certificates "$state/tls/localhost.pem" --tls-keys "$state/tls/localhost.key" \
@@ -122,14 +136,26 @@ address_of() {
     redis) echo "$REDIS" ;;
     authd) echo "$AUTHD" ;;
     balancer) echo "127.0.0.1:$CONTROL_PORT" ;;
+    relay) echo "127.0.0.1" ;;
     *) echo "${NODE_ADDRESSES[$(position "$1")]}:$CONTROL_PORT" ;;
   esac
 }
 
+# blocks NODE: prints the passive ports that the node owns now, as authd knows them.
+blocks() {
+  http GET "$AUTHD" /v1/nodes "Authorization: Bearer $(<"$state/admin-token")" | tr '{' '\n' |
+    sed -nE "/\"name\":\"$1\"/s/.*\"passive_ports\":\[(\[[^]]*\](,\[[^]]*\])*)\].*/\1/p" |
+    sed 's/\],\[/ /g; s/[][]//g; s/,/-/g'
+}
+
 # row PART PROCESS STATE: prints a row of the table.
 row() {
-  local index ports=
-  index=$(position "$1") && ports="passive ports $(slice "$index")"
+  local ports=
+  case $1 in
+    relay) ports="passive ports $PASSIVE_PORTS" ;;
+    redis | authd | balancer) ;;
+    *) [[ $2 == - ]] || ports="passive ports $(blocks "$1")" ;;
+  esac
   printf '  %-10s %-18s %-9s %-13s %s\n' "$1" "$(address_of "$1")" "$2" "$3" "$ports"
 }
 
@@ -184,34 +210,26 @@ fill() {
   printf '%s\n' "$text"
 }
 
-# balancer_configuration: prints nginx's configuration, according to nginx/README.md. nginx listens on all
-# slices, so that a reload that adds a node needs no new port. Control connections go to the started nodes
-# only.
-balancer_configuration() {
-  local i address listen upstream='' data='' control='' implicit='' implicit_upstream=''
-  local stream listeners connections
+# control_server PORT: prints nginx's configuration for the control connections at a port.
+control_server() {
+  local i address listen='' servers=''
   for address in "${CLIENT_ADDRESSES[@]}"; do
-    control+=$(fill listen.conf address="$address" ports="$CONTROL_PORT")$'\n'
-    implicit+=$(fill listen.conf address="$address" ports="$IMPLICIT_PORT")$'\n'
+    listen+=$(fill listen.conf address="$address" ports="$1")$'\n'
   done
-  for i in "${!NODES[@]}"; do
-    listen=
-    for address in "${CLIENT_ADDRESSES[@]}"; do
-      listen+=$(fill listen.conf address="$address" ports="$(slice "$i")")$'\n'
-    done
-    data+=$(fill data-server.conf name="${NODES[i]}" node="${NODE_ADDRESSES[i]}" data_listen="$listen" \
-      data_timeout=6m)$'\n'
-    ((i < members)) || continue
-    upstream+=$(fill upstream-server.conf node="${NODE_ADDRESSES[i]}" port="$CONTROL_PORT")$'\n'
-    implicit_upstream+=$(fill upstream-server.conf node="${NODE_ADDRESSES[i]}" port="$IMPLICIT_PORT")$'\n'
+  for ((i = 0; i < members; i++)); do
+    servers+=$(fill upstream-server.conf node="${NODE_ADDRESSES[i]}" port="$1")$'\n'
   done
-  implicit=$(fill implicit-control.conf control_timeout=4h implicit_listen="$implicit" \
-    implicit_upstream_servers="$implicit_upstream")
-  stream=$(fill stream.conf access_log="$state/balancer.log" control_timeout=4h implicit_control="$implicit" \
-    upstream_servers="$upstream" control_listen="$control" data_servers="$data")
-  # For 500 control and 500 data connections at once.
-  listeners=$((${#CLIENT_ADDRESSES[@]} * (${PASSIVE_PORTS#*-} - ${PASSIVE_PORTS%-*} + 3)))
-  connections=$((2 * (500 + 500) + listeners + 64))
+  fill control.conf port="$1" control_timeout=4h control_listen="$listen" upstream_servers="$servers"
+}
+
+# balancer_configuration: prints nginx's configuration, according to nginx/README.md: the control connections, to
+# the started nodes. ftp-relay carries the data connections.
+balancer_configuration() {
+  local stream connections
+  stream=$(fill stream.conf access_log="$state/balancer.log" control="$(control_server "$CONTROL_PORT")" \
+    implicit_control="$(control_server "$IMPLICIT_PORT")" data_servers=)
+  # For 1,000 control connections at once.
+  connections=$((2 * 1000 + 2 * ${#CLIENT_ADDRESSES[@]} + 64))
   fill nginx.conf load_module="$(load_stream_module)" pid="$state/nginx.pid" error_log=stderr \
     worker_processes=auto \
     worker_connections=$connections worker_rlimit_nofile=$((2 * connections)) \
@@ -230,7 +248,7 @@ find_state() {
 }
 
 up() {
-  local part from to pid
+  local part group from to pid
   if [[ $PASSIVE_PORTS ]]; then
     [[ $PASSIVE_PORTS =~ ^([0-9]+)-([0-9]+)$ ]] || fail "DEV_PASSIVE_PORTS=$PASSIVE_PORTS: expected FROM-TO"
     from=${BASH_REMATCH[1]} to=${BASH_REMATCH[2]}
@@ -272,21 +290,24 @@ up() {
 
   members=$FIRST_NODES
   printf '  %-10s %-18s %s\n' part address process
-  # Redis and authd start before the nodes, which must answer a login as soon as they listen.
-  for part in redis authd "${NODES[@]:0:members}" balancer; do
-    start_part "$part"
-    case $part in
-      balancer) wait_until "a login through the balancer" balancer can_log_in ;;
-      *) wait_until "$part to be ready" "$part" is_ready "$part" ;;
-    esac
-    row "$part" "${pids[$part]}" ready
+  # Redis and authd start before the nodes, which must answer a login as soon as they listen. The nodes start at
+  # the same time, and share the passive ports. nginx starts last, when there are nodes.
+  for group in redis authd "${NODES[*]:0:members}" relay balancer; do
+    for part in $group; do start_part "$part"; done
+    for part in $group; do
+      case $part in
+        balancer) wait_until "a login through the balancer" balancer can_log_in ;;
+        *) wait_until "$part to be ready" "$part" is_ready "$part" ;;
+      esac
+    done
+    for part in $group; do row "$part" "${pids[$part]}" ready; done
   done
   # -g: also global when a function sources the file.
   declare -p "${KEPT[@]}" | sed 's/^declare /declare -g /' >"$state/cluster"
   # The first signal lets transfers finish, a second one does not.
   trap 'ending=1' INT TERM HUP
   describe
-  for part in redis authd "${NODES[@]:0:members}" balancer; do follow "$part"; done
+  for part in redis authd "${NODES[@]:0:members}" relay balancer; do follow "$part"; done
   serve_requests
 }
 
@@ -360,7 +381,7 @@ answer_request() {
       ;;
     add)
       if ((members == ${#NODES[@]})); then
-        echo "error there are $members nodes already, and no slice for another one"
+        echo "error there are $members nodes already, the most that this demonstration starts"
         return
       fi
       find_added_busy
@@ -384,7 +405,7 @@ answer_request() {
 find_added_busy() {
   local address=${NODE_ADDRESSES[members]} ports
   mapfile -t ports < <(node_ports "$address")
-  find_busy "${ports[@]}" "$address:$(slice "$members")"
+  find_busy "${ports[@]}" "$address:$PASSIVE_PORTS"
 }
 
 # end_cluster: ends the nodes first, so that transfers can finish while balancer, authd and Redis still run.
@@ -395,7 +416,7 @@ end_cluster() {
   ending=1
   rm -f "$state/cluster"
   for part in "${NODES[@]}"; do [[ ! ${pids[$part]-} ]] || nodes+=("$part"); done
-  for part in balancer authd redis; do [[ ! ${pids[$part]-} ]] || others+=("$part"); done
+  for part in balancer relay authd redis; do [[ ! ${pids[$part]-} ]] || others+=("$part"); done
   if ((${#nodes[@]})); then
     running=$(transfers)
     if ((running)); then
@@ -515,7 +536,7 @@ add_node() {
 show_status() {
   local part process condition
   printf '  %-10s %-18s %-9s %s\n' part address process state
-  for part in redis authd "${NODES[@]}" balancer; do
+  for part in redis authd "${NODES[@]}" relay balancer; do
     [[ -e $state/parts/$part ]] || continue
     process=$(<"$state/parts/$part") condition='not running'
     if [[ $process ]]; then

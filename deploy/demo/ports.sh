@@ -106,9 +106,9 @@ remedy() {
   fi
 }
 
-# Arguments for find_busy: the ports of Redis and authd, of the balancer, and of a node without its passive
-# ports.
-backend_ports() { printf '%s\n' "$REDIS" "$AUTHD"; }
+# Arguments for find_busy: the ports of Redis, authd and the relay's health, of nginx, and of a node without its
+# passive ports.
+backend_ports() { printf '%s\n' "$REDIS" "$AUTHD" "127.0.0.1:$ADMIN_PORT"; }
 balancer_ports() {
   local address
   for address in "${CLIENT_ADDRESSES[@]}"; do
@@ -117,11 +117,10 @@ balancer_ports() {
 }
 node_ports() { printf '%s\n' "$1:$CONTROL_PORT" "$1:$IMPLICIT_PORT" "$1:$ADMIN_PORT"; }
 
-# passive_ports NODES: the range on the balancer's addresses, and the slices of that many nodes on theirs.
+# passive_ports NODES: the range on the relay's addresses, and on those of that many nodes.
 passive_ports() {
-  local i
-  printf '%s\n' "${CLIENT_ADDRESSES[@]/%/:$PASSIVE_PORTS}"
-  for ((i = 0; i < $1; i++)); do echo "${NODE_ADDRESSES[i]}:$(slice "$i")"; done
+  printf '%s\n' "${CLIENT_ADDRESSES[@]/%/:$PASSIVE_PORTS}" "${NODE_ADDRESSES[@]:0:$1}" |
+    sed "/:/!s/$/:$PASSIVE_PORTS/"
 }
 
 # choose_ports: checks the fixed ports, and finds a free passive range if DEV_PASSIVE_PORTS is not set.
@@ -152,9 +151,9 @@ choose_ports() {
   refuse_busy
 }
 
-# slice POSITION: prints the passive ports of that node (the formula of nginx/README.md).
-slice() {
-  local from=${PASSIVE_PORTS%-*} to=${PASSIVE_PORTS#*-} count
-  count=$((to - from + 1))
-  echo "$((from + $1 * count / ${#NODES[@]}))-$((from + ($1 + 1) * count / ${#NODES[@]} - 1))"
+# block_ports: prints the number of ports of a block: five, or fewer if each node would not get a block.
+block_ports() {
+  local from=${PASSIVE_PORTS%-*} to=${PASSIVE_PORTS#*-} ports
+  ports=$(((to - from + 1) / ${#NODES[@]}))
+  echo $((ports < 5 ? ports : 5))
 }

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use common::{process::logging::chain, registry};
+use common::{passive::PassiveAssignment, process::logging::chain, registry};
 use nix::unistd::{Gid, Uid};
 
 use crate::{
@@ -38,11 +38,15 @@ pub fn summary(config: &Config) -> Vec<String> {
         Some(tls) => format!("TLS with {} certificates", tls.certificates.len()),
         None => "no TLS".to_owned(),
     };
+    let passive = match network.assignment {
+        PassiveAssignment::Leased(layout) => {
+            format!("blocks of {} of the passive ports {}", layout.block_ports(), network.passive_ports)
+        }
+        PassiveAssignment::Slice(slice) if slice == network.passive_ports => format!("passive ports {slice}"),
+        PassiveAssignment::Slice(slice) => format!("passive ports {slice} of {}", network.passive_ports),
+    };
     vec![
-        format!(
-            "node {}, on {listen}, port {}, passive ports {}",
-            config.node_name, network.port, network.slice
-        ),
+        format!("node {}, on {listen}, port {}, {passive}", config.node_name, network.port),
         format!("files in {}", config.storage.root.display()),
         users,
         redis,

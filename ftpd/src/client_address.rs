@@ -8,7 +8,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use nix::sys::socket::{MsgFlags, recv};
+use nix::{
+    errno::Errno,
+    sys::socket::{MsgFlags, recv},
+};
 use tokio::{
     io::AsyncReadExt,
     net::TcpStream,
@@ -40,6 +43,8 @@ pub enum NoClientAddress {
     BalancersOwn,
     #[error("the trusted balancer did not send a valid PROXY header")]
     InvalidHeader,
+    #[error("a PROXY header from an address that is not in trusted_balancers")]
+    NotTrusted,
     #[error("the PROXY header did not arrive in time")]
     Late(#[from] Elapsed),
     #[error("the connection broke")]
@@ -74,27 +79,82 @@ impl TrustedBalancers {
         if !self.is_balancer(client.ip()) {
             return Ok(ConnectionAddresses { client, reached: canonical(stream.local_addr()?) });
         }
-        addresses_in(timeout(self.header_timeout, read_header(stream)).await??)
+        self.read_header(stream).await?.addresses()
+    }
+
+    /// Reads exactly the PROXY header of a connection: the bytes after it belong to the client.
+    ///
+    /// # Errors
+    /// The header is not valid, or did not arrive in time.
+    pub async fn read_header(&self, stream: &mut TcpStream) -> Result<HeaderBytes, NoClientAddress> {
+        timeout(self.header_timeout, read_header(stream)).await?
     }
 }
 
-/// The addresses in the PROXY header of a balancer's connection, if the complete header has already arrived.
-/// It usually has when the connection is accepted, and then the socket need not be registered with tokio.
-/// `None`: nothing was read; use [`TrustedBalancers::addresses_of`].
-pub fn addresses_from_arrived_header(
-    socket: &net::TcpStream,
-) -> Option<Result<ConnectionAddresses, NoClientAddress>> {
+/// A PROXY header that was read from a connection.
+#[derive(Debug)]
+pub struct HeaderBytes {
+    /// The header, as it arrived.
+    pub bytes: Vec<u8>,
+    content: ProxyHeader,
+}
+
+impl HeaderBytes {
+    /// # Errors
+    /// The header has no client address.
+    pub fn addresses(&self) -> Result<ConnectionAddresses, NoClientAddress> {
+        addresses_in(self.content)
+    }
+}
+
+/// Reads the PROXY header of a connection, if the complete header has already arrived. It usually has when the
+/// connection is accepted, and then the socket need not be registered with tokio. `None`: nothing was read; use
+/// [`TrustedBalancers::read_header`].
+pub fn take_arrived_header(socket: &net::TcpStream) -> Option<Result<HeaderBytes, NoClientAddress>> {
     let socket = socket.as_raw_fd();
     let mut seen = [0; PEEK];
     let count = recv(socket, &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).ok()?;
-    let Ok(ParsedHeader::Complete { header, length }) = proxy::parse(&seen[..count]) else { return None };
+    let Ok(ParsedHeader::Complete { header: content, length }) = proxy::parse(&seen[..count]) else {
+        return None;
+    };
     // MSG_PEEK has left the bytes in the socket's buffer.
     let taken = recv(socket, &mut seen[..length], MsgFlags::MSG_DONTWAIT);
     Some(match taken {
-        Ok(count) if count == length => addresses_in(header),
+        Ok(count) if count == length => Ok(HeaderBytes { bytes: seen[..length].to_vec(), content }),
         Ok(_) => Err(NoClientAddress::InvalidHeader),
         Err(errno) => Err(NoClientAddress::Broken(errno.into())),
     })
+}
+
+/// The bytes at the start of a connection from a peer that may be a relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstBytes {
+    NotYet,
+    /// They are, or begin, a PROXY header of version 2, the one that relays send.
+    Header,
+    /// Bytes of a client, or the end of the connection.
+    Other,
+}
+
+/// Looks at the bytes that have arrived and leaves them in the socket.
+pub fn first_bytes(socket: &impl AsRawFd) -> FirstBytes {
+    let mut seen = [0; PEEK];
+    match recv(socket.as_raw_fd(), &mut seen, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+        Ok(count) => match &seen[..count] {
+            // Version 1 is text, as an upload may be.
+            [] | [b'P', ..] => FirstBytes::Other,
+            bytes if proxy::parse(bytes).is_ok() => FirstBytes::Header,
+            _ => FirstBytes::Other,
+        },
+        Err(Errno::EAGAIN | Errno::EINTR) => FirstBytes::NotYet,
+        Err(_) => FirstBytes::Other,
+    }
+}
+
+/// Waits for the first bytes for at most `limit`, and leaves them in the socket.
+pub async fn await_first_bytes(stream: &TcpStream, limit: Duration) -> FirstBytes {
+    let arrived = timeout(limit, stream.readable()).await;
+    if arrived.is_err() { FirstBytes::NotYet } else { first_bytes(stream) }
 }
 
 fn addresses_in(header: ProxyHeader) -> Result<ConnectionAddresses, NoClientAddress> {
@@ -106,12 +166,12 @@ fn addresses_in(header: ProxyHeader) -> Result<ConnectionAddresses, NoClientAddr
     }
 }
 
-fn canonical(address: SocketAddr) -> SocketAddr {
+/// The address, with an IPv4-mapped IPv6 address as IPv4.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// Reads exactly the header: the bytes after it belong to the client.
-async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, NoClientAddress> {
+async fn read_header(stream: &mut TcpStream) -> Result<HeaderBytes, NoClientAddress> {
     let mut header = Vec::new();
     loop {
         let mut seen = [0; PEEK];
@@ -128,9 +188,10 @@ async fn read_header(stream: &mut TcpStream) -> Result<ProxyHeader, NoClientAddr
         match proxy::parse(&header).map_err(|_| NoClientAddress::InvalidHeader)? {
             // All peeked bytes belong to the header.
             ParsedHeader::Incomplete => _ = stream.read_exact(&mut seen[..count]).await?,
-            ParsedHeader::Complete { header, length } => {
+            ParsedHeader::Complete { header: content, length } => {
                 stream.read_exact(&mut seen[..length - before]).await?;
-                return Ok(header);
+                header.truncate(length);
+                return Ok(HeaderBytes { bytes: header, content });
             }
         }
     }

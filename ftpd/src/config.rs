@@ -1,23 +1,22 @@
 //! `Config`: the settings of [`crate::settings`], parsed and checked. No other code reads settings.
 
 mod limits;
+mod network;
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use common::{
     health::{REGISTRY, Requirement},
-    node::{NodeName, PortRange},
+    node::NodeName,
     process::{http::ConnectionLimits, logging::LogFormat},
     registry::{RedisOptions, RedisUrl, WhenAway},
     settings::{SettingsError, Values},
 };
-use ipnet::IpNet;
 
-pub use self::limits::{Limits, Timeouts};
+pub use self::{
+    limits::{Limits, Timeouts},
+    network::Network,
+};
 use crate::{
     auth::{
         Authentication,
@@ -53,35 +52,6 @@ pub struct Config {
     pub admin_limits: ConnectionLimits,
     pub readiness: Readiness,
     pub log: LogSettings,
-}
-
-#[derive(Debug)]
-pub struct Network {
-    /// Addresses of the control port and the passive ports.
-    pub listen: Vec<IpAddr>,
-    /// True if `listen` is the default. Only then an address family that the host lacks is left out.
-    pub listen_is_default: bool,
-    /// The control port; 0 takes a free one.
-    pub port: u16,
-    /// The control port of implicit FTPS. `None`: not offered.
-    pub implicit_tls_port: Option<u16>,
-    /// The passive port range of the cluster.
-    pub passive_ports: PortRange,
-    /// This node's part of `passive_ports`.
-    pub slice: PortRange,
-    /// The address that PASV announces. `None`: the address that the client reached.
-    pub external_address: Option<IpAddr>,
-    /// Networks of clients to which PASV does not announce `external_address`.
-    pub internal_networks: Vec<IpNet>,
-    /// Networks of the balancers, which must send a PROXY header.
-    pub trusted_balancers: Vec<IpNet>,
-    /// True if PORT and EPRT are offered.
-    pub active_mode: bool,
-    /// Redis, authd and this node's admin port, as far as the settings give their IP addresses. Active mode
-    /// must not connect to them.
-    pub services: Vec<SocketAddr>,
-    /// Names that HOST accepts. Empty: every name.
-    pub host_names: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -130,9 +100,10 @@ impl Config {
     pub fn new(values: &Values) -> Result<Self, SettingsError> {
         let standalone = values.required("standalone")?;
         let authentication = authentication(values, standalone)?;
-        let network = network(values, &authentication)?;
+        let node_name = node_name(values)?;
+        let network = network::network(values, &authentication, &node_name)?;
         Ok(Self {
-            node_name: node_name(values)?,
+            node_name,
             boot_id: values.optional("boot_id")?,
             storage: Storage {
                 root: values.required("root")?,
@@ -180,105 +151,6 @@ fn node_name(values: &Values) -> Result<NodeName, SettingsError> {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     host.and_then(|name| name.parse().ok())
         .ok_or_else(|| values.missing("node_name", "the host name is not a valid name of a node"))
-}
-
-fn network(values: &Values, authentication: &Authentication) -> Result<Network, SettingsError> {
-    let demo = matches!(authentication, Authentication::Demo);
-    let listen: Vec<IpAddr> = if demo && !values.is_given("listen") {
-        vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
-    } else {
-        values.list("listen")?
-    };
-    if listen.is_empty() {
-        return Err(values.missing("listen", "a node needs an address to listen on"));
-    }
-    if demo && !listen.iter().all(IpAddr::is_loopback) {
-        return Err(values.invalid(
-            "listen",
-            "without `user` or `user_file` every password is accepted, so the node may listen on loopback \
-             only",
-        ));
-    }
-    let passive_ports = passive_ports(values)?;
-    let slice = slice(values, passive_ports)?;
-    let (port, implicit_tls_port) = (values.required("port")?, values.optional("implicit_tls_port")?);
-    let is_passive = |port: u16| port != 0 && slice.from() <= port && port <= slice.to();
-    for (key, port) in [("port", Some(port)), ("implicit_tls_port", implicit_tls_port)] {
-        if port.is_some_and(is_passive) {
-            let reason = format_args!(
-                "it is one of this node's passive ports, {slice}: choose another port, or other passive \
-                 ports (passive_port_min, passive_port_max)"
-            );
-            return Err(values.invalid(key, reason));
-        }
-    }
-    if implicit_tls_port == Some(port) {
-        return Err(values.invalid(
-            "implicit_tls_port",
-            "it is the same as `port`: explicit and implicit FTPS need a port each",
-        ));
-    }
-    Ok(Network {
-        listen_is_default: !values.is_given("listen"),
-        listen,
-        port,
-        implicit_tls_port,
-        passive_ports,
-        slice,
-        external_address: values.optional("external_address")?,
-        internal_networks: values.list("internal_networks")?,
-        trusted_balancers: trusted_balancers(values)?,
-        active_mode: values.required("active_mode")?,
-        services: services(values, authentication)?,
-        host_names: values.list("host_names")?,
-    })
-}
-
-fn passive_ports(values: &Values) -> Result<PortRange, SettingsError> {
-    PortRange::new(values.required("passive_port_min")?, values.required("passive_port_max")?).map_err(
-        |error| {
-            // The error names the setting that the operator gave.
-            let key =
-                if values.is_given("passive_port_max") { "passive_port_max" } else { "passive_port_min" };
-            values.invalid(key, error)
-        },
-    )
-}
-
-fn slice(values: &Values, range: PortRange) -> Result<PortRange, SettingsError> {
-    let nodes: Vec<NodeName> = values.list("cluster_nodes")?;
-    if nodes.is_empty() {
-        return Ok(range);
-    }
-    if let Some(twice) = nodes.iter().enumerate().find(|(i, name)| nodes[..*i].contains(name)) {
-        return Err(values.invalid("cluster_nodes", format_args!("{} is listed twice", twice.1)));
-    }
-    let own = node_name(values)?;
-    let position = nodes.iter().position(|name| *name == own).ok_or_else(|| {
-        values.invalid("cluster_nodes", format_args!("this node's name, {own}, is not in the list"))
-    })?;
-    range.slice(position, nodes.len()).ok_or_else(|| {
-        values.invalid(
-            "cluster_nodes",
-            format_args!("{} nodes cannot share {} passive ports", nodes.len(), range.count()),
-        )
-    })
-}
-
-fn trusted_balancers(values: &Values) -> Result<Vec<IpNet>, SettingsError> {
-    let trusted: Vec<IpNet> = values.list("trusted_balancers")?;
-    let behind_proxy: bool = values.required("behind_proxy")?;
-    if !behind_proxy && values.is_given("behind_proxy") && !trusted.is_empty() {
-        return Err(values.invalid("behind_proxy", "it is false, but trusted_balancers is set"));
-    }
-    if behind_proxy && trusted.is_empty() {
-        // The reference system trusts any balancer in a private network.
-        const PRIVATE: [&str; 6] =
-            ["127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7"];
-        // Each literal above parses.
-        return Ok(PRIVATE.iter().filter_map(|network| network.parse().ok()).collect());
-    }
-    Ok(trusted)
 }
 
 fn authentication(values: &Values, standalone: bool) -> Result<Authentication, SettingsError> {
@@ -330,17 +202,6 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
     })
 }
 
-/// Addresses of the cluster's services, which active mode must not reach. Host names are not resolved: their
-/// addresses may change, and most clusters' settings have IP addresses.
-fn services(values: &Values, authentication: &Authentication) -> Result<Vec<SocketAddr>, SettingsError> {
-    let mut services: Vec<SocketAddr> = values.optional("admin_listen")?.into_iter().collect();
-    services.extend(values.optional::<RedisUrl>("redis_url")?.and_then(|url| url.address()));
-    if let Authentication::Authd { urls, .. } = authentication {
-        services.extend(urls.iter().filter_map(AuthdUrl::address));
-    }
-    Ok(services)
-}
-
 fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, SettingsError> {
     let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else {
         return if standalone {
@@ -358,6 +219,8 @@ fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, Sett
         timeout: values.duration("redis_timeout")?,
         lease: values.duration("node_lease")?,
         when_away: values.required("registry_away")?,
+        data_connect_timeout: values.duration("data_connect_timeout")?,
+        relay_key_rotation: values.duration("relay_key_rotation")?,
     }))
 }
 

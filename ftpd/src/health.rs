@@ -1,6 +1,7 @@
 //! Readiness of the node for new clients, and the state of its dependencies.
 
 pub mod operations;
+pub mod passive_ports;
 mod storage;
 
 use std::{
@@ -15,8 +16,9 @@ use std::{
 use common::{
     health::{
         AUTHD, Condition, DependencyFailure, DependencyMonitor, FILE_OPERATIONS, LISTENERS, LifeStage,
-        REGISTRY, ReadinessReport, Requirement, STORAGE,
+        PASSIVE_PORTS, REGISTRY, ReadinessReport, Requirement, STORAGE,
     },
+    passive::PassiveAssignment,
     process::service,
     registry::Registry,
     sync,
@@ -45,13 +47,15 @@ pub struct Health {
     listeners: DependencyMonitor,
     operations: DependencyMonitor,
     authd: Option<DependencyMonitor>,
+    /// `None` for a node with a fixed slice.
+    passive_ports: Option<DependencyMonitor>,
     registry: OnceLock<Registry>,
     was_ready: AtomicBool,
 }
 
 impl Health {
     /// `asks_authd`: authd decides the node's logins.
-    pub fn new(settings: Readiness, asks_authd: bool) -> Self {
+    pub fn new(settings: Readiness, asks_authd: bool, assignment: PassiveAssignment) -> Self {
         Self {
             settings,
             life: RwLock::new(LifeStage::Starting),
@@ -59,6 +63,7 @@ impl Health {
             listeners: DependencyMonitor::new("listen"),
             operations: operations::monitor(),
             authd: asks_authd.then(|| DependencyMonitor::new("authd_urls")),
+            passive_ports: passive_ports::monitor(assignment),
             registry: OnceLock::new(),
             was_ready: AtomicBool::new(true),
         }
@@ -77,10 +82,11 @@ impl Health {
             (FILE_OPERATIONS, self.operations.dependency()),
         ];
         let authd = self.authd.as_ref().map(|authd| (AUTHD, authd.dependency()));
+        let passive_ports = self.passive_ports.as_ref().map(|ports| (PASSIVE_PORTS, ports.dependency()));
         let registry = self.registry.get().and_then(Registry::dependency).map(|redis| (REGISTRY, redis));
         ReadinessReport::new(
             life,
-            always.into_iter().chain(authd).chain(registry),
+            always.into_iter().chain(authd).chain(passive_ports).chain(registry),
             &self.settings.requirements,
         )
     }
@@ -94,17 +100,27 @@ impl Health {
         let (first, done) = tokio::sync::oneshot::channel();
         let mut first = Some(first);
         let (health, registry) = (Arc::clone(self), registry.clone());
+        let mut blocks = registry.blocks();
         tokio::spawn(async move {
             loop {
                 let due = Instant::now() + health.settings.interval;
                 tokio::join!(health.probe_storage(&mut storage), health.probe_authd(authd.as_ref()));
                 health.check_listeners();
+                health.check_passive_ports(&registry);
                 if let Some(first) = first.take() {
                     // Fails if the caller has stopped waiting.
                     let _ = first.send(());
                 }
                 health.publish(&registry);
-                sleep_until(due).await;
+                loop {
+                    tokio::select! {
+                        () = sleep_until(due) => break,
+                        Ok(()) = blocks.changed() => {
+                            health.check_passive_ports(&registry);
+                            health.publish(&registry);
+                        }
+                    }
+                }
             }
         });
         // A dependency that hangs does not keep the node from starting; the node is then not ready.

@@ -1,5 +1,8 @@
 //! Listening sockets: their options, and accepting connections in spite of errors.
 
+pub(crate) mod ephemeral_ports;
+mod set;
+
 use std::{
     io,
     net::{self, SocketAddr},
@@ -8,10 +11,9 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::{
-    io::{Interest, unix::AsyncFd},
-    net::{TcpListener, TcpStream},
-};
+use tokio::net::{TcpListener, TcpStream};
+
+pub(crate) use self::set::{AcceptedConnection, ListenerSet};
 
 /// Length of the kernel's queue of connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -64,8 +66,13 @@ impl BoundSocket {
     /// # Errors
     /// Those of listen(2).
     pub(crate) fn listen(self) -> io::Result<TcpListener> {
+        TcpListener::from_std(self.listen_unwatched()?)
+    }
+
+    /// Starts to listen. The runtime does not watch the listener, which is non-blocking.
+    fn listen_unwatched(self) -> io::Result<net::TcpListener> {
         self.0.listen(BACKLOG)?;
-        TcpListener::from_std(self.0.into())
+        Ok(self.0.into())
     }
 }
 
@@ -79,35 +86,6 @@ pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 return connection;
             }
             Err(error) => handle_accept_error(&error).await,
-        }
-    }
-}
-
-/// A listener whose accepted connections are blocking and not registered with the runtime.
-pub(crate) struct UnwatchedListener(AsyncFd<net::TcpListener>);
-
-impl UnwatchedListener {
-    /// Must run within the runtime.
-    ///
-    /// # Errors
-    /// The listener itself cannot be registered with the runtime.
-    pub(crate) fn new(listener: TcpListener) -> io::Result<Self> {
-        // SAFETY: a `TcpListener` owns its descriptor, which stays open and does not change until it is
-        // dropped.
-        let watched = unsafe { AsyncFd::register_with_interest(listener.into_std()?, Interest::READABLE) };
-        Ok(Self(watched?))
-    }
-
-    /// [`accept`], for such a connection.
-    pub(crate) async fn accept(&self) -> (net::TcpStream, SocketAddr) {
-        loop {
-            match self.0.async_io(Interest::READABLE, net::TcpListener::accept).await {
-                Ok(connection) => {
-                    clear_shortage();
-                    return connection;
-                }
-                Err(error) => handle_accept_error(&error).await,
-            }
         }
     }
 }

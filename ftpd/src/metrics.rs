@@ -7,7 +7,7 @@ use std::time::Duration;
 use ::metrics::{counter, gauge, histogram};
 use common::node::NodeName;
 
-pub(crate) use self::table::METRICS;
+pub(crate) use self::table::{METRICS, row};
 use crate::protocol::reply::Code;
 
 /// Tells the recorder what the metrics mean. Call it once, after the recorder is installed.
@@ -114,9 +114,14 @@ pub(crate) fn passive_ports_exhausted() {
     counter!("ftp_passive_ports_exhausted_total").increment(1);
 }
 
-/// `reason` is `unused` or `share`.
+/// `reason` is `unused`, `share` or `handed_over`.
 pub(crate) fn passive_port_given_up(reason: &'static str) {
     counter!("ftp_passive_ports_given_up_total", "reason" => reason).increment(1);
+}
+
+/// `state` is `leased` or `given_up`.
+pub(crate) fn blocks(state: &'static str, count: usize) {
+    gauge!("ftp_blocks", "state" => state).set(count as f64);
 }
 
 pub(crate) fn data_connection_refused(reason: &'static str) {

@@ -14,6 +14,7 @@ use crate::{
     jail::SharedDirectories,
     limits::quota::{HomeCountSettings, HomeCounts},
     listing::sorted::ListingMemory,
+    relay::Relay,
     representation::AsciiConversion,
     tls::Tls,
     transfer_log::TransferLog,
@@ -31,6 +32,8 @@ pub struct Node {
     pub ascii_conversion: AsciiConversion,
     pub trusted_balancers: Arc<TrustedBalancers>,
     pub passive: PassivePorts,
+    /// Carries data connections to other nodes. `None`: there are no other nodes.
+    pub relay: Option<Arc<Relay>>,
     pub registry: Registry,
     pub authenticator: Authenticator,
     pub workers: Workers,
@@ -50,7 +53,9 @@ pub struct Node {
 pub struct NodeParts {
     pub trusted_balancers: Arc<TrustedBalancers>,
     pub passive: PassivePorts,
+    pub relay: Option<Arc<Relay>>,
     pub registry: Registry,
+    pub connection_log: ConnectionLog,
     pub transfer_log: TransferLog,
     pub tls: Option<Arc<Tls>>,
 }
@@ -58,7 +63,8 @@ pub struct NodeParts {
 impl Node {
     /// Must be called within the runtime.
     pub fn new(config: Config, parts: NodeParts) -> Self {
-        let NodeParts { trusted_balancers, passive, registry, transfer_log, tls } = parts;
+        let NodeParts { trusted_balancers, passive, relay, registry, connection_log, transfer_log, tls } =
+            parts;
         let limits = &config.limits;
         let connections = Arc::new(ConnectionTable::new(limits.sessions, limits.sessions_per_address));
         let counts = HomeCountSettings {
@@ -77,7 +83,7 @@ impl Node {
             directories: SharedDirectories::default(),
             home_counts: HomeCounts::new(counts, move || counted_for.is_draining()),
             connections,
-            connection_log: ConnectionLog::new(config.limits.failure_lines),
+            connection_log,
             network: config.network,
             storage: config.storage,
             limits: config.limits,
@@ -86,6 +92,7 @@ impl Node {
             ascii_conversion: config.ascii_conversion,
             trusted_balancers,
             passive,
+            relay,
             registry,
             transfer_log,
             tls,

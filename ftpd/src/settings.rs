@@ -99,20 +99,12 @@ static ESSENTIAL: Group = Group {
             "",
             "This node's name in the cluster. If not set, the host name.",
         ),
-        Setting::many(
-            "cluster_nodes",
-            Form::new("NAMES", "names of nodes (ftp1,ftp2,ftp3)"),
-            "",
-            "The names of all nodes, in the same order on every node. The position of `node_name` in the \
-             list selects this node's slice of the passive ports. If not set, the node uses the whole \
-             range.",
-        ),
         Setting::one(
             "passive_port_min",
             PORT,
             "50000",
-            "The first port of the passive range. With `cluster_nodes` it is the range of the cluster, the \
-             same on all nodes; otherwise it is this node's own range.",
+            "The first port of the passive range. In a cluster it is the range of the cluster, the same on all \
+             nodes: every node listens on the whole range.",
         )
         .alias("FtpPasvMinPort"),
         Setting::one(

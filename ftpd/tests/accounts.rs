@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 /// A cluster of one node with its Redis, which asks the authd instances `authds`. Homes are below its root.
 fn node(authds: &str) -> (Redis, NodeBuilder) {
-    let builder = Node::standalone().without("standalone");
+    let builder = Node::standalone().in_cluster();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let builder = builder
         .setting("authd_urls", authds)

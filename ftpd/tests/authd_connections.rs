@@ -17,7 +17,7 @@ const THEN_CLOSED: Answer =
     Answer::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 26\r\n\r\n{\"user\":\"anna\",\"home\":\"/\"}");
 
 fn node(authds: &str) -> (Redis, NodeBuilder) {
-    let builder = Node::standalone().without("standalone");
+    let builder = Node::standalone().in_cluster();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let builder = builder.setting("authd_urls", authds).setting("redis_url", redis.address);
     (redis, builder)

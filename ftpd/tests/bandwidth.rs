@@ -28,7 +28,7 @@ fn site(bandwidth: Value) -> Site {
     let authd = StubAuthd::start(move |request| {
         Answer::account(&json!({ "user": request["user"], "home": "/", "bandwidth": bandwidth }))
     });
-    let builder = Node::standalone().without("standalone");
+    let builder = Node::standalone().in_cluster();
     fs::write(builder.root().join("file"), bytes(1, 2_000_000)).unwrap();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let builder = builder

@@ -48,7 +48,7 @@ impl Setup {
             Value::Null => Answer::refusal("403 Forbidden", "invalid_credentials"),
             _ => Answer::account(&json!({ "user": request["user"], "home": "/" })),
         });
-        let builder = Node::standalone().without("standalone");
+        let builder = Node::standalone().in_cluster();
         let redis = Redis::start(builder.loopback().socket(1, 6379));
         let builder = builder
             .setting("authd_urls", authd.url())

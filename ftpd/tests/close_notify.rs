@@ -27,7 +27,7 @@ fn start(account: Value) -> Tested {
         account["home"] = json!("/");
         Answer::account(&account)
     });
-    let builder = Node::standalone().without("standalone");
+    let builder = Node::standalone().in_cluster();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let node = builder
         .setting("authd_urls", authd.url())

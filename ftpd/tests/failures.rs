@@ -33,7 +33,7 @@ fn site(account: Value, set: impl Fn(NodeBuilder) -> NodeBuilder) -> Site {
         account["home"] = json!("/home");
         Answer::account(&account)
     });
-    let builder = Node::standalone().without("standalone");
+    let builder = Node::standalone().in_cluster();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let builder = builder
         .setting("authd_urls", authd.url())

@@ -19,7 +19,7 @@ use serde_json::json;
 /// A cluster of one node with its Redis, and a stub authd that accepts every login.
 fn node() -> (Redis, StubAuthd, NodeBuilder) {
     let authd = StubAuthd::start(|request| Answer::account(&json!({ "user": request["user"], "home": "/" })));
-    let builder = Node::standalone().without("standalone");
+    let builder = Node::standalone().in_cluster();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let builder = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address);
     (redis, authd, builder)

@@ -36,7 +36,7 @@ fn site(count: u8, account: Value, set: impl Fn(NodeBuilder) -> NodeBuilder) -> 
         account["home"] = json!("/home");
         Answer::account(&account)
     });
-    let builder = Node::standalone().without("standalone");
+    let builder = Node::standalone().in_cluster();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let names: Vec<_> = (1..=count).map(|number| format!("node{number}")).collect();
     let builder = builder

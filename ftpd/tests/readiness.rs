@@ -24,7 +24,7 @@ fn account(request: &Value) -> Answer {
 
 /// A cluster of one node that probes its dependencies at short intervals.
 fn node(authd: &str) -> (Redis, NodeBuilder) {
-    let builder = Node::standalone().without("standalone");
+    let builder = Node::standalone().in_cluster();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let builder = builder
         .setting("authd_urls", authd)

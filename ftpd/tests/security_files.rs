@@ -31,7 +31,7 @@ fn with_accounts(account: impl Fn(&str) -> Value + Send + Sync + 'static) -> (Re
         answer["user"] = user.into();
         Answer::account(&answer)
     });
-    let builder = quiet().without("standalone");
+    let builder = quiet().in_cluster();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let builder = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address);
     let node = builder.setting("create_homes", "true").start();

@@ -144,7 +144,7 @@ fn logins_to_a_hanging_home_do_not_block_other_logins() {
         Answer::account(&json!({ "user": user, "home": home }))
     });
     let hang = Hang::below("hung");
-    let builder = Node::standalone().without("standalone").hanging(&hang);
+    let builder = Node::standalone().in_cluster().hanging(&hang);
     fs::create_dir(builder.root().join("hung")).unwrap();
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let node = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
@@ -258,7 +258,7 @@ fn account_can_have_its_own_limit_of_transfers() {
     let authd = StubAuthd::start(|request| {
         Answer::account(&json!({ "user": request["user"], "home": "/", "limits": { "transfers": 2 } }))
     });
-    let builder = Node::standalone().without("standalone").setting("data_connect_timeout", "500ms");
+    let builder = Node::standalone().in_cluster().setting("data_connect_timeout", "500ms");
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let node = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
     File::create(node.root().join("large")).unwrap().set_len(64 << 20).unwrap();

@@ -27,8 +27,11 @@ in
 
   dataPath =
     {
-      # [ { name; address; slice = { from; to; }; } ], addresses of one IP version.
+      # [ { name; address; slice; } ], addresses of one IP version. `slice` is { from; to; }, or null if the node
+      # leases its blocks.
       nodes,
+      # The cluster's passive range, { from; to; }.
+      passivePorts,
       # Addresses that clients connect to, of either IP version, or all (0.0.0.0, ::).
       listenAddresses,
       # True if the host also forwards other traffic. Otherwise the rules drop all other forwarded packets.
@@ -41,28 +44,32 @@ in
       destination = lib.optionalString (
         !(lib.elem (if v6 then "::" else "0.0.0.0") ofFamily)
       ) "${family} daddr { ${list ofFamily} } ";
-      counters =
-        direction: list (map (node: ''${range node.slice} : "${direction}_${node.name}"'') nodes);
+      counters = direction: list (map (node: ''${node.address} : "${direction}_${node.name}"'') nodes);
+      static = lib.filter (node: node.slice != null) nodes;
     in
     fill "data-path.nft" {
       inherit family;
       protocol = if v6 then "ipv6" else "ipv4";
+      address_type = if v6 then "ipv6_addr" else "ipv4_addr";
+      passive_ports = range passivePorts;
+      owners = lib.optionalString (static != [ ]) (
+        fill "owners.nft" {
+          elements = list (map (node: "${range node.slice} : ${node.address}") static);
+        }
+      );
       counters = lib.concatMapStringsSep "\n" (
         node: "    counter to_${node.name} { }\n    counter from_${node.name} { }"
       ) nodes;
       to_nodes = counters "to";
       from_nodes = counters "from";
-      # nginx carries connections to addresses of the other IP version.
-      slices = lib.concatMapStrings (
-        node:
-        fill "slice.nft" {
-          inherit (node) name;
+      # ftp-relay carries connections to addresses of the other IP version.
+      redirect = lib.optionalString (ofFamily != [ ]) (
+        fill "redirect.nft" {
           inherit family destination;
-          ports = range node.slice;
-          node = node.address;
+          passive_ports = range passivePorts;
         }
-      ) (lib.optionals (ofFamily != [ ]) nodes);
+      );
       other_forwarding = if isRouter then "accept" else "drop";
-      sources = list (map (node: "${node.address} . ${range node.slice}") nodes);
+      nodes = list (map (node: node.address) nodes);
     };
 }

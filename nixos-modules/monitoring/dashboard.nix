@@ -76,6 +76,22 @@ let
       legend = "{{instance}}";
     }
     {
+      title = "Data connections relayed now";
+      expr = "ftp_relayed";
+      legend = "{{instance}}";
+    }
+    {
+      title = "Data relayed";
+      expr = "sum by (instance, direction) (rate(ftp_relay_bytes_total[1m]))";
+      legend = "{{instance}} {{direction}}";
+      unit = "Bps";
+    }
+    {
+      title = "Blocks of passive ports";
+      expr = "ftp_blocks";
+      legend = "{{instance}} {{state}}";
+    }
+    {
       title = "Limits reached";
       expr = "sum by (instance, limit) (rate(ftp_limit_reached_total[5m]))";
       legend = "{{instance}} {{limit}}";

@@ -42,6 +42,30 @@ in
           "warning"
           [ "{{ $labels.instance }} has more than 90 % of the connections that max_sessions allows." ]
         )
+        (alert "FtpRelayDown" ''up{job="ftp-relay"} == 0'' 1 "critical" [
+          "ftp-relay on {{ $labels.instance }} does not answer:"
+          "data connections through this balancer fail, unless its kernel forwards them."
+        ])
+        # The balancer knows the owners, so nodes should have next to nothing to pass on.
+        (alert "FtpNodesRelay"
+          (
+            "sum(rate(ftp_relayed_total{job=\"ftpd\"}[5m])) > 0.1 * sum(rate(ftp_transfers_total[5m]))"
+            + " and on () sum(up{job=\"ftp-relay\"}) > 0"
+          )
+          15
+          "warning"
+          [
+            "More than a tenth of the data connections arrive at another node than the owner of their port."
+            "Look at the log of ftp-relay: its map of the owners is old, or clients reach the nodes another way."
+          ]
+        )
+        (alert "FtpRelayRefuses" "sum by (instance, reason) (rate(ftp_relay_refused_total[5m])) > 0.1" 5
+          "warning"
+          [
+            "{{ $labels.instance }} refuses to relay data connections ({{ $labels.reason }})."
+            "docs/troubleshooting.md lists the reasons."
+          ]
+        )
         (alert "FtpPassivePortsExhausted" "rate(ftp_passive_ports_exhausted_total[5m]) > 0" 5 "warning" [
           "Clients of {{ $labels.instance }} get 425: a client address uses all passive ports of the node."
           "Widen the range (passive_port_min, passive_port_max)."

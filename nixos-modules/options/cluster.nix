@@ -26,9 +26,11 @@ let
           to = 50099;
         };
         description = ''
-          The node's slice of the cluster's passive ports. Set it for all nodes or for none. Without it
-          the nodes get equal slices in the order of their names, and a new node moves the slices of the
-          others. With it the others keep their slices and need no restart.
+          A fixed slice of the cluster's passive ports for this node. Set it for all nodes or for none. By
+          default it is not needed: the nodes lease blocks of the range in the registry, each its fair share,
+          and share them anew when a node joins or leaves. With `dataPath = "nginx"` the nodes have slices in
+          any case: without this option equal ones, in the order of the nodes' names, and a new node moves
+          those of the others.
         '';
       };
     };
@@ -43,6 +45,15 @@ let
         defaultText = lib.literalMD "all addresses";
         example = [ "203.0.113.10" ];
         description = "Addresses that clients connect to.";
+      };
+      isExternal = mkOption {
+        type = types.bool;
+        default = false;
+        example = true;
+        description = ''
+          Whether this is a balancer that these modules do not set up: another program, a device or a service.
+          It may send each connection to any node, if it sends a PROXY protocol header.
+        '';
       };
       isRouter = mkOption {
         type = types.bool;
@@ -115,17 +126,58 @@ in
 
     dataPath = mkOption {
       type = types.enum [
-        "nginx"
+        "relay"
         "kernel"
+        "nginx"
       ];
-      default = "nginx";
+      default = "relay";
       example = "kernel";
       description = ''
-        How data connections pass the balancer: through nginx, as control connections do, or through
-        the kernel (nftables), at a fraction of the CPU time. `kernel` needs nodes on separate hosts in the
-        same network as the balancer, which becomes their gateway for the passive ports:
-        [how it works and what it needs](../nginx/kernel/README.md).
+        How data connections pass the balancer:
+
+        * `relay`: ftp-relay carries each connection to the node that owns its port, as the registry says. Nodes
+          come and go without any change on the balancer.
+        * `kernel`: the kernel forwards them (nftables), at a fraction of the CPU time. It needs nodes on separate
+          hosts in the same network as the balancer, which becomes their gateway for the passive ports: [how it
+          works and what it needs](../nginx/kernel/README.md). ftp-relay tells the kernel which node owns a port.
+        * `nginx`: nginx carries them. **This breaks a promise:** nginx turns a reset of a client's connection into
+          an orderly end, so an unencrypted upload that was cut short is confirmed with 226 as if it were
+          complete. Only uploads with FTPS (`tls.required`) or with ALLO are safe. The nodes have fixed slices of
+          the passive range, and log a warning at their start.
       '';
+    };
+
+    controlPath = mkOption {
+      type = types.enum [
+        "nginx"
+        "relay"
+      ];
+      default = "nginx";
+      example = "relay";
+      description = ''
+        How control connections pass the balancer. `nginx` gives them to the nodes in turn, and passes over a node
+        that refuses connections. `relay`: ftp-relay chooses the ready node with the fewest sessions, and takes
+        another one if a node does not greet; then no nginx runs on the balancers.
+      '';
+    };
+
+    nodesDns = {
+      name = mkOption {
+        type = types.nullOr (types.strMatching "[a-zA-Z0-9.-]+");
+        default = null;
+        example = "ftp-nodes.internal.example.org";
+        description = ''
+          With `controlPath = "nginx"`: a name whose addresses in DNS are those of all nodes. nginx then asks DNS
+          for the nodes every 5 s, and uses a new node without a new configuration. Without a name, nginx knows
+          `nodes`, and a new node is a reload.
+        '';
+      };
+      resolvers = mkOption {
+        type = types.listOf address;
+        default = [ ];
+        example = [ "10.0.0.1" ];
+        description = "Addresses of the DNS servers that nginx asks for `nodesDns.name`.";
+      };
     };
 
     dataGateway = mkOption {
@@ -145,13 +197,12 @@ in
     };
 
     nodes =
-      hosts node
-        "Hosts that run an FTP node, by name. Their order by name decides the slices of the passive ports."
+      hosts node "Hosts that run an FTP node, by name."
         ''{ ftp1.address = "10.0.0.11"; ftp2.address = "10.0.0.12"; }'';
 
     balancers =
       hosts balancer
-        "Hosts that run a balancer, by name. Name hosts with a balancer other than nginx here too: the nodes accept PROXY headers only from these hosts."
+        "Hosts that run a balancer, by name. Name a balancer here too that these modules do not set up (`isExternal`): the nodes accept PROXY headers only from these hosts."
         ''{ lb1.address = "10.0.0.10"; }'';
 
     auth =
@@ -197,14 +248,20 @@ in
         description = "Name of the host that runs Prometheus with targets and alert rules for the cluster.";
       };
       address = addressOption ''
-        Address from which Prometheus connects, on `monitoring.host` or elsewhere. If set, the nodes serve
-        their metrics on their own address, otherwise on loopback.
+        Address from which Prometheus connects, on `monitoring.host` or elsewhere. If set, the nodes and
+        balancers serve their metrics on their own address, otherwise on loopback.
       '';
       metricsPort = mkOption {
         type = types.port;
         default = 9121;
         example = 9121;
         description = "Port of a node's /metrics, /healthz and /readyz.";
+      };
+      relayMetricsPort = mkOption {
+        type = types.port;
+        default = 9122;
+        example = 9122;
+        description = "Port of the /metrics, /healthz and /readyz of ftp-relay, on the balancers.";
       };
       grafana = mkOption {
         type = types.bool;

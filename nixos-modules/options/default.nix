@@ -38,7 +38,7 @@ in
       default = pkgs.distributed-ftp;
       defaultText = lib.literalMD "the package of the flake that the module comes from";
       example = lib.literalExpression "pkgs.distributed-ftp";
-      description = "Package that holds ftpd and authd.";
+      description = "Package that holds ftpd, authd and ftp-relay.";
     };
 
     nginxPackage = mkOption {
@@ -64,8 +64,9 @@ in
       description = ''
         Open the ports that this host's roles need, only for the hosts that use them. Balancers (or the
         nodes, if there are no balancers): control port and passive range, for all addresses. Nodes: their
-        ports, for the balancers. authd, Redis and NFS: for the hosts that use them. Works with NixOS'
-        firewalls (iptables, nftables), not with firewalld.
+        control port, for the balancers; the passive range, for the balancers and the other nodes. authd, Redis
+        and NFS: for the hosts that use them. Works with NixOS' firewalls (iptables, nftables), not with
+        firewalld.
       '';
     };
 
@@ -79,7 +80,8 @@ in
         /var/lib/distributed-ftp-secrets/adminToken if there is one authd.
       '';
       redisPasswordFile = secret "redis-password" ''
-        The password of Redis. Generated at the first boot if Redis, authd and the node run on one host.
+        The password of Redis, on the hosts of Redis, authd, the nodes and ftp-relay (the balancers). Generated
+        at the first boot if one host has them all.
       '';
     };
   };

@@ -1,4 +1,4 @@
-# services.distributedFtp.{ftpd,authd}.settings: settings of the daemons. Those that the modules compute with
+# services.distributedFtp.{ftpd,authd,relay}.settings: settings of the daemons. Those that the modules compute with
 # have a type here. All others pass through, and the daemon checks them when the system is built.
 { lib, pkgs, ... }:
 let
@@ -22,6 +22,12 @@ in
           max_sessions = setting types.ints.positive 10000 "Control connections of a node at once.";
           max_transfers = setting types.ints.positive 1000 "Transfers of a node at once.";
           max_file_operations = setting types.ints.positive 128 "Short file operations of a node at once.";
+          max_relayed =
+            setting types.ints.unsigned 2000
+              "Data connections that a node carries to other nodes at once.";
+          passive_block_ports =
+            setting (types.ints.between 1 65535) 5
+              "Ports of a block: the nodes lease the passive range in blocks of this size. The same on all nodes.";
           max_listing_memory =
             setting types.ints.unsigned 67108864
               "Memory in bytes of all sorted listings of a node together.";
@@ -58,6 +64,31 @@ in
       description = ''
         Settings of ftpd, with the keys of ftpd.toml(5); docs/settings.md lists them all. Settings that follow
         from `services.distributedFtp.cluster` cannot be set here.
+      '';
+    };
+
+    relay.settings = mkOption {
+      type = types.submodule {
+        freeformType = toml.type;
+        options = {
+          max_relayed = setting types.ints.positive 10000 "Data connections that a balancer carries at once.";
+          max_control_connections =
+            setting types.ints.positive 10000
+              "With `controlPath = \"relay\"`: control connections that a balancer carries at once.";
+          drain_timeout = setting duration "10s" ''
+            Time that data connections may go on when ftp-relay stops or restarts. The default is shorter than
+            ftp-relay's: until then this balancer accepts no data connection. What is cut is never confirmed, and
+            clients resume it.
+          '';
+        };
+      };
+      default = { };
+      example = {
+        map_refresh = "2s";
+      };
+      description = ''
+        Settings of ftp-relay, with the keys of ftp-relay.toml(5); docs/settings.md lists them all. Settings that
+        follow from `services.distributedFtp.cluster` cannot be set here.
       '';
     };
 

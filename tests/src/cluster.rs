@@ -1,4 +1,4 @@
-//! A whole cluster of real processes: nginx, nodes, authd and Redis, with a shared storage.
+//! A whole cluster of real processes: balancer, nodes, authd and Redis, with a shared storage.
 
 use std::{
     fs,
@@ -13,12 +13,14 @@ use tempfile::TempDir;
 use crate::{
     authd::{Authd, AuthdBuilder, NODE_TOKEN},
     dialogue::Dialogue,
+    doors::{DoorKind, Doors},
     eventually,
     loopback::Loopback,
     nginx::{Balancer, Nginx},
     node::{Node, NodeBuilder},
     proxy::Connector,
     redis::Redis,
+    relay::{Relay, RelayBuilder},
     tls::CertificateFiles,
     wire::Wire,
 };
@@ -41,14 +43,16 @@ pub struct ClusterBuilder {
     users: Option<String>,
     reference_variables: bool,
     encrypted: bool,
-    balancer: bool,
+    doors: DoorKind,
+    is_leased: bool,
+    spare_nodes: usize,
     wires: bool,
 }
 
 /// A running cluster. Dropping it ends all processes.
 pub struct Cluster {
     // Dropped in this order: processes before the addresses and files that they use.
-    nginx: Option<Nginx>,
+    doors: Doors,
     nodes: Vec<Option<Node>>,
     wires: Vec<Wire>,
     authd: Option<Authd>,
@@ -71,7 +75,9 @@ impl Cluster {
             users: None,
             reference_variables: false,
             encrypted: false,
-            balancer: true,
+            doors: DoorKind::NginxAndRelay,
+            is_leased: false,
+            spare_nodes: 0,
             wires: false,
         }
     }
@@ -111,9 +117,23 @@ impl Cluster {
         Connector::new().proxy_v1(self.client_address(1), self.address().ip())
     }
 
-    /// The balancer.
+    /// # Panics
+    /// The cluster has no nginx.
     pub fn nginx(&self) -> &Nginx {
-        self.nginx.as_ref().expect("a started cluster has a balancer")
+        self.doors.nginx.as_ref().expect("the cluster was started with nginx")
+    }
+
+    /// # Panics
+    /// The cluster has no relay.
+    pub fn relay(&self) -> &Relay {
+        self.doors.relay.as_ref().expect("the cluster was started with a relay")
+    }
+
+    /// A further relay of the cluster, at `loopback.address(host)`.
+    pub fn relay_builder(&self, host: u8) -> RelayBuilder {
+        let relay = Relay::builder(&self.loopback, host, self.loopback.socket(REDIS, 6379));
+        // At least three times in each node lease of the tests.
+        relay.passive_ports(self.passive.from(), self.passive.to()).setting("map_refresh", "500ms")
     }
 
     /// The shared storage.
@@ -138,7 +158,7 @@ impl Cluster {
         self.nodes.len()
     }
 
-    /// Starts a killed or stopped node again.
+    /// Starts a spare node, or a killed or stopped node again.
     pub fn restart_node(&mut self, position: usize) {
         self.nodes[position] = None;
         self.nodes[position] = Some(self.node_builder(position).start());
@@ -184,16 +204,38 @@ impl Cluster {
         &self.wires[position]
     }
 
-    /// Position of the node whose slice contains a passive port.
+    /// Position of the node that owns a passive port.
     ///
     /// # Panics
-    /// The port does not belong to the cluster.
+    /// The port does not belong to a node of the cluster.
     pub fn node_of(&self, data: SocketAddr) -> usize {
-        let holds = |position: &usize| {
-            let slice = self.passive.slice(*position, self.size()).expect("there are ports for all nodes");
-            slice.from() <= data.port() && data.port() <= slice.to()
+        let has_port = |ports: &PortRange| ports.contains(data.port());
+        let owns = |position: &usize| {
+            if self.configuration.is_leased {
+                self.blocks_of(*position).iter().any(has_port)
+            } else {
+                has_port(&self.passive.slice(*position, self.size()).expect("there are ports for all nodes"))
+            }
         };
-        (0..self.size()).find(holds).unwrap_or_else(|| panic!("{data} is no passive port of the cluster"))
+        let owner = (0..self.size()).find(owns);
+        owner.unwrap_or_else(|| panic!("{data} is no passive port of a node of the cluster"))
+    }
+
+    /// The passive ports that the node at `position` has leased and may use.
+    pub fn blocks_of(&self, position: usize) -> Vec<PortRange> {
+        let name = node_name(position);
+        let is_usable = |record: &str| {
+            let words: Vec<&str> = record.split(' ').collect();
+            words.len() == 5 && words[0] == name && words[4] == format!("{name}/{}", words[1])
+        };
+        let blocks = self.redis().hash("ftp:blocks").into_iter().filter(|(_, record)| is_usable(record));
+        blocks.filter_map(|(ports, _)| ports.parse().ok()).collect()
+    }
+
+    /// Number of passive ports of each running node; a node that owns none counts as 0.
+    pub fn shares(&self) -> Vec<u32> {
+        let running = (0..self.size()).filter(|position| self.nodes[*position].is_some());
+        running.map(|position| self.blocks_of(position).iter().map(|block| block.count()).sum()).collect()
     }
 
     /// A session of `demo` on a node that the balancer chooses.
@@ -235,13 +277,18 @@ impl Cluster {
         let authd = format!("http://{}", self.loopback.socket(AUTHD, 5160));
         let external = self.loopback.address(BALANCER);
         let (from, to) = (self.passive.from(), self.passive.to());
-        let names: Vec<String> = (0..configuration.nodes).map(node_name).collect();
         let mut node = NodeBuilder::new(Arc::clone(&self.loopback), Arc::clone(&self.storage), &name, host)
-            .setting("cluster_nodes", names.join(","))
             .setting("create_homes", true)
             // All nodes are on this host, so file locks hold on all of them, on every file system.
             .setting("storage_locks", "cluster")
             .setting("authd_token_file", self.token.path().join("node-token").display());
+        node = if configuration.is_leased {
+            // The greeting tells tests on which node a session is.
+            node.setting("node_address", self.loopback.address(host)).setting("greeting", &name)
+        } else {
+            let names: Vec<String> = (0..configuration.nodes).map(node_name).collect();
+            node.setting("cluster_nodes", names.join(","))
+        };
         node = if configuration.reference_variables {
             node.variable("FtpExternalIP", external)
                 .variable("FtpBehindProxy", true)
@@ -313,9 +360,26 @@ impl ClusterBuilder {
             .setting("implicit_tls_port", IMPLICIT_PORT)
     }
 
-    /// Leaves out nginx: clients connect to the nodes.
-    pub fn without_balancer(mut self) -> Self {
-        self.balancer = false;
+    /// Chooses the parts to which clients connect.
+    pub fn doors(mut self, kind: DoorKind) -> Self {
+        self.doors = kind;
+        self
+    }
+
+    /// Leaves out the balancer: clients connect to the nodes.
+    pub fn without_balancer(self) -> Self {
+        self.doors(DoorKind::Nodes)
+    }
+
+    /// The nodes lease blocks of passive ports. Without this, they have slices by their place in a list.
+    pub fn leased(mut self) -> Self {
+        self.is_leased = true;
+        self
+    }
+
+    /// Adds nodes that the balancer knows and that do not run at first, to a cluster of [`Self::leased`]; see [`Cluster::restart_node`].
+    pub fn spare_nodes(mut self, nodes: usize) -> Self {
+        self.spare_nodes = nodes;
         self
     }
 
@@ -331,13 +395,14 @@ impl ClusterBuilder {
     /// A part does not serve in time.
     pub fn start(self) -> Cluster {
         let loopback = Arc::new(Loopback::reserve());
+        let size = self.nodes + self.spare_nodes;
         let passive = PortRange::new(20000, 20000 + self.passive_ports - 1).expect("a range of ports");
         let balancer = Balancer {
             address: loopback.address(BALANCER),
             control_port: CONTROL_PORT,
-            nodes: (0..self.nodes)
+            nodes: (0..size)
                 .map(|position| {
-                    let slice = passive.slice(position, self.nodes).expect("there are ports for all nodes");
+                    let slice = passive.slice(position, size).expect("there are ports for all nodes");
                     (node_name(position), loopback.address(FIRST_NODE + position as u8), slice)
                 })
                 .collect(),
@@ -349,7 +414,7 @@ impl ClusterBuilder {
         let token = tempfile::tempdir().expect("a temporary directory");
         fs::write(token.path().join("node-token"), NODE_TOKEN).expect("a temporary directory takes files");
         let mut cluster = Cluster {
-            nginx: None,
+            doors: Doors::default(),
             nodes: Vec::new(),
             wires: Vec::new(),
             authd: Some(authd),
@@ -363,16 +428,17 @@ impl ClusterBuilder {
         if cluster.configuration.wires {
             let redis = cluster.loopback.socket(REDIS, 6379);
             let wire = |position| cluster.loopback.socket(FIRST_WIRE + position as u8, 6379);
-            cluster.wires = (0..cluster.configuration.nodes).map(|i| Wire::start(wire(i), redis)).collect();
+            cluster.wires = (0..size).map(|i| Wire::start(wire(i), redis)).collect();
         }
-        let starting =
-            (0..cluster.configuration.nodes).map(|i| Some(cluster.node_builder(i).spawn())).collect();
-        cluster.nodes = starting;
-        for position in 0..cluster.size() {
+        let running = cluster.configuration.nodes;
+        cluster.nodes = (0..running).map(|i| Some(cluster.node_builder(i).spawn())).collect();
+        for position in 0..running {
             cluster.node(position).daemon.wait_for_message("ready", &[]);
         }
-        // nginx starts last: it avoids a node for a while after a failed connection.
-        cluster.nginx = cluster.configuration.balancer.then(|| Nginx::start(&balancer));
+        cluster.nodes.resize_with(size, || None);
+        // The balancer starts last: nginx avoids a node for a while after a failed connection.
+        let relay = cluster.relay_builder(BALANCER);
+        cluster.doors = Doors::start(cluster.configuration.doors, &balancer, passive, relay);
         cluster
     }
 

@@ -36,24 +36,27 @@ pub struct Nginx {
     directory: TempDir,
 }
 
-/// One line of the access log.
-#[derive(Clone, Debug)]
-pub struct Access {
-    /// Port to which the client connected.
-    pub port: u16,
-    /// The node of the connection: the last one, if others did not accept it.
-    pub upstream: SocketAddr,
-}
-
 impl Nginx {
-    /// Starts nginx and waits until it listens.
+    /// Starts nginx for control and data connections, and waits until it listens.
     ///
     /// # Panics
     /// nginx is not installed, or rejects the configuration.
     pub fn start(balancer: &Balancer) -> Self {
+        Self::start_with(balancer, true)
+    }
+
+    /// Starts nginx for control connections only.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    pub fn start_for_control(balancer: &Balancer) -> Self {
+        Self::start_with(balancer, false)
+    }
+
+    fn start_with(balancer: &Balancer, carries_data: bool) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let configuration = directory.path().join("nginx.conf");
-        fs::write(&configuration, balancer.configuration(directory.path()))
+        fs::write(&configuration, balancer.fill(directory.path(), carries_data))
             .expect("a temporary directory takes files");
         let mut command = Command::new("nginx");
         command.arg("-p").arg(directory.path()).arg("-c").arg(configuration);
@@ -64,12 +67,6 @@ impl Nginx {
         let control = SocketAddr::from((balancer.address, balancer.control_port));
         eventually("nginx to listen", || std::net::TcpStream::connect_timeout(&control, DEADLINE).ok());
         nginx
-    }
-
-    /// Ended connections, in the order of their ends.
-    pub fn accesses(&self) -> Vec<Access> {
-        let log = fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
-        log.lines().filter_map(access).collect()
     }
 
     /// Number of ended connections that no node has accepted.
@@ -110,6 +107,10 @@ fn stream_module(build: &str) -> String {
 impl Balancer {
     /// The templates of `nginx/`, filled in as described in their README.
     pub fn configuration(&self, directory: &Path) -> String {
+        self.fill(directory, true)
+    }
+
+    fn fill(&self, directory: &Path, carries_data: bool) -> String {
         let timeouts = [("control_timeout", "4h"), ("data_timeout", DATA_TIMEOUT)];
         let listen =
             |ports: &str| fill("listen.conf", &[("address", &bracketed(self.address)), ("ports", ports)]);
@@ -123,20 +124,21 @@ impl Balancer {
             fill("data-server.conf", &[&values[..], &timeouts].concat())
         };
         let access_log = directory.join("access.log").display().to_string();
-        let control_listen = listen(&self.control_port.to_string());
-        let upstreams =
-            |port| -> String { self.nodes.iter().map(|(_, address, _)| upstream(*address, port)).collect() };
-        let upstream_servers = upstreams(self.node_port);
-        let implicit_control = self.implicit_port.map_or_else(String::new, |port| {
-            let (servers, listen) = (upstreams(port), listen(&port.to_string()));
-            let values = [("implicit_upstream_servers", servers.as_str()), ("implicit_listen", &listen)];
-            fill("implicit-control.conf", &[&values[..], &timeouts].concat())
-        });
-        let data_servers: String = self.nodes.iter().map(data).collect();
+        let control = |port: u16, node_port: u16| {
+            let servers: String =
+                self.nodes.iter().map(|(_, address, _)| upstream(*address, node_port)).collect();
+            let (listen, node_port) = (listen(&port.to_string()), node_port.to_string());
+            let values =
+                [("port", node_port.as_str()), ("control_listen", &listen), ("upstream_servers", &servers)];
+            fill("control.conf", &[&values[..], &timeouts].concat())
+        };
+        let implicit_control = self.implicit_port.map_or_else(String::new, |port| control(port, port));
+        let control = control(self.control_port, self.node_port);
+        let data_nodes = if carries_data { &self.nodes[..] } else { &[] };
+        let data_servers: String = data_nodes.iter().map(data).collect();
         let values = [
             ("access_log", access_log.as_str()),
-            ("upstream_servers", &upstream_servers),
-            ("control_listen", &control_listen),
+            ("control", &control),
             ("implicit_control", &implicit_control),
             ("data_servers", &data_servers),
         ];
@@ -171,14 +173,6 @@ fn bracketed(address: IpAddr) -> String {
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),
     }
-}
-
-/// Parses a line in stream.conf's `log_format`.
-fn access(line: &str) -> Option<Access> {
-    let (client, upstream) = line.split_once(" -> ")?;
-    let port = client.rsplit_once(':')?.1.parse().ok()?;
-    let upstream = upstream.split_once(" status=")?.0.rsplit(", ").next()?.parse().ok()?;
-    Some(Access { port, upstream })
 }
 
 #[cfg(test)]
@@ -216,13 +210,5 @@ mod tests {
         for built_in in ["--modules-path=/m --with-stream --with-stream_ssl_module\n", "--with-stream\n"] {
             assert_eq!(stream_module(built_in), "");
         }
-    }
-
-    #[test]
-    fn the_upstream_of_a_connection_is_the_one_that_accepted_it() {
-        let line = "2026-11-22T17:00:00+00:00 127.0.0.1:4000 127.0.0.1:21 -> \
-                    127.0.0.11:21, 127.0.0.12:21 status=200 received=0";
-        let access = access(line).unwrap();
-        assert_eq!((access.port, access.upstream), (21, "127.0.0.12:21".parse().unwrap()));
     }
 }

@@ -136,6 +136,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Makes the node, which [`Node::standalone`] built, the only node of a cluster. It has all passive ports
+    /// as its slice, and need not wait for leased blocks.
+    pub fn in_cluster(self) -> Self {
+        let name = self.name.clone();
+        self.without("standalone").setting("cluster_nodes", name)
+    }
+
     /// Removes a setting.
     pub fn without(mut self, key: &str) -> Self {
         self.settings.retain(|(known, _)| known != key);
@@ -267,11 +274,31 @@ pub fn metric(text: &str, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
+/// The sum of a metric over all its labels, from the daemon with this admin address. 0 if it does not exist yet.
+///
+/// # Panics
+/// The admin address does not respond.
+pub fn metric_sum(admin: SocketAddr, name: &str) -> f64 {
+    sum(&http::get(admin, "/metrics").expect("the admin address answers").body, name)
+}
+
+/// The same in Prometheus's text format.
+fn sum(text: &str, name: &str) -> f64 {
+    let value = |line: &str| {
+        let rest = line.strip_prefix(name)?;
+        let is_whole_name = rest.starts_with([' ', '{']);
+        if is_whole_name { rest.rsplit(' ').next()?.parse::<f64>().ok() } else { None }
+    };
+    text.lines().filter_map(value).sum()
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn metrics_are_found_by_name_and_labels() {
         let text = "# TYPE a gauge\na 3\nab 4\na{b=\"c\"} 5.5\n";
+        assert_eq!(super::sum(text, "a"), 8.5);
+        assert_eq!(super::sum(text, "none"), 0.0);
         assert_eq!(super::metric(text, "a"), Some(3.0));
         assert_eq!(super::metric(text, "a{b=\"c\"}"), Some(5.5));
         assert_eq!(super::metric(text, "b"), None);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use cluster_tests::{authd::AuthdBuilder, loopback::Loopback, node::Node, process::Daemon};
+use cluster_tests::{authd::AuthdBuilder, cluster::Cluster, loopback::Loopback, node::Node, process::Daemon};
 use nix::unistd::geteuid;
 
 /// Capabilities that a daemon keeps if it runs as root; numbers from linux/capability.h.
@@ -32,6 +32,14 @@ fn all_threads_of_a_serving_authd_have_dropped_their_capabilities() {
     let port = if geteuid().is_root() { 80 } else { 5160 };
     let authd = AuthdBuilder::new(loopback.socket(1, port)).users("").start();
     has_only(&authd.daemon, DAC_READ_SEARCH);
+}
+
+#[test]
+fn all_threads_of_a_serving_relay_have_dropped_their_capabilities() {
+    let cluster = Cluster::builder().nodes(1).without_balancer().start();
+    let port = if geteuid().is_root() { 21 } else { 2121 };
+    let relay = cluster.relay_builder(1).setting("control_port", port).start();
+    has_only(&relay.daemon, 0);
 }
 
 /// # Panics

@@ -179,13 +179,18 @@ fn other_nodes_serve_when_one_is_stopped_killed_or_drained() {
         demo.run(&words);
         works(&format!("step-{number}"));
     }
-    // Only ftp4 is left.
-    let status = demo.run(&["status"]);
+    // Only ftp4 is left, and owns all passive ports.
+    let status = eventually("ftp4 to own the passive ports of the nodes that have ended", || {
+        let status = demo.run(&["status"]);
+        let line = status.lines().find(|line| line.contains("ftp4"))?;
+        let blocks = line.split_once("passive ports ")?.1.split_whitespace().count();
+        (blocks == 6).then_some(status)
+    });
     let line = |part: &str| status.lines().find(|line| line.contains(part)).unwrap();
     for node in ["ftp1", "ftp2", "ftp3"] {
         assert!(line(node).contains("not running"), "{status}");
     }
-    for part in ["ftp4", "authd", "redis", "balancer"] {
+    for part in ["ftp4", "authd", "redis", "relay", "balancer"] {
         assert!(line(part).contains("ready") && !line(part).contains("not "), "{status}");
     }
     over.store(true, Ordering::Relaxed);
@@ -319,10 +324,11 @@ fn start_prints_one_line_per_part_and_a_second_start_names_the_first() {
     let lines = up.lines();
     let table = lines.iter().position(|line| line.contains("process")).unwrap();
     assert_eq!(table, 0, "{lines:?}");
-    for (line, part) in lines[1..7].iter().zip(["redis", "authd", "ftp1", "ftp2", "ftp3", "balancer"]) {
+    let parts = ["redis", "authd", "ftp1", "ftp2", "ftp3", "relay", "balancer"];
+    for (line, part) in lines[1..8].iter().zip(parts) {
         assert!(line.trim_start().starts_with(part) && line.contains("ready"), "{line}");
     }
-    assert_eq!(lines[7], "");
+    assert_eq!(lines[8], "");
     assert!(lines.iter().any(|line| line.contains(&demo.passive_ports())), "{lines:?}");
 
     let message = demo.refused(&["up"]);

@@ -11,7 +11,7 @@ use std::{
 
 use cluster_tests::binaries;
 
-const DAEMONS: [&str; 2] = ["ftpd", "authd"];
+const DAEMONS: [&str; 3] = ["ftpd", "ftp-relay", "authd"];
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -45,10 +45,10 @@ mod pages {
     }
 
     #[test]
-    fn the_page_of_settings_holds_the_tables_of_both_daemons() {
+    fn the_page_of_settings_holds_the_tables_of_all_daemons() {
         let mut page =
             "# Settings\n\nWritten by `./dev settings`. [How to set them](../README.md#settings). \
-                        The manual pages ftpd.toml(5) and authd.toml(5) list them, too.\n"
+                        The manual pages ftpd.toml(5), ftp-relay.toml(5) and authd.toml(5) list them, too.\n"
                 .to_owned();
         for daemon in DAEMONS {
             let tables = printed(daemon, &["--print-settings"]);
@@ -59,11 +59,11 @@ mod pages {
     }
 
     #[test]
-    fn the_page_of_metrics_holds_the_tables_of_both_daemons_and_the_uses_of_each_metric() {
+    fn the_page_of_metrics_holds_the_tables_of_all_daemons_and_the_uses_of_each_metric() {
         let mut page = "\
             # Metrics\n\n\
-            Written by `./dev settings`. `ftpd` serves `/metrics` at `admin_listen`, `authd` at `listen`, \
-            for Prometheus. The last column names the alerts and dashboard panels of the NixOS modules that \
+            Written by `./dev settings`. `ftpd` and `ftp-relay` serve `/metrics` at `admin_listen`, `authd` \
+            at `listen`, for Prometheus. The last column names the alerts and dashboard panels of the NixOS modules that \
             use the metric: [rules.nix](../nixos-modules/monitoring/rules.nix), \
             [dashboard.nix](../nixos-modules/monitoring/dashboard.nix).\n\n\
             A histogram has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. A counter or histogram \
@@ -136,9 +136,11 @@ fn every_metric_of_the_alerts_and_the_dashboard_exists() {
     }
 }
 
-const PAGES: [(&str, &str, &str); 5] = [
+const PAGES: [(&str, &str, &str); 7] = [
     ("ftpd", "ftpd", "8"),
     ("ftpd", "ftpd.toml", "5"),
+    ("ftp-relay", "ftp-relay", "8"),
+    ("ftp-relay", "ftp-relay.toml", "5"),
     ("authd", "authd", "8"),
     ("authd", "authd.toml", "5"),
     ("authd", "authd-hash-password", "1"),

@@ -12,6 +12,7 @@ use std::{
 use cluster_tests::{
     binaries,
     content::bytes,
+    cut_uploads::CutUploads,
     dialogue::{Dialogue, read_exactly},
     eventually,
     kernel_path::{OtherForwarding, replies_script},
@@ -287,11 +288,34 @@ mod own_network {
     fn without_the_rules_nginx_carries_all_data() {
         with_own_network("own_network::without_the_rules_nginx_carries_all_data", || {
             let network = TestNetwork::start(v4);
-            network.balancer_host.run("nft", &["flush", "chain", "inet", "ftp_data_path", "slices"]);
+            network.balancer_host.run("nft", &["flush", "chain", "inet", "ftp_data_path", "to_owner"]);
             network.client.enter(|| network.check_transfers());
             network.balancer_host.run("nft", &["delete", "table", "inet", "ftp_data_path"]);
             network.client.enter(|| network.check_transfers());
             eventually("nginx to log the connections", || (network.through_nginx() >= 12).then_some(()));
+        });
+    }
+
+    #[test]
+    fn no_reset_upload_gets_226() {
+        with_own_network("own_network::no_reset_upload_gets_226", || {
+            let network = TestNetwork::start(v4);
+            let session = || {
+                let mut session = Dialogue::connect(network.control());
+                session.login("demo", "secret");
+                session
+            };
+            let uploads = CutUploads {
+                session: &session,
+                door: &|address| address,
+                homes: network.homes.iter().map(|home| home.path().to_owned()).collect(),
+                sessions: 20,
+                resets: 1000,
+            };
+            let replies = network.client.enter(|| uploads.run());
+            assert_eq!(replies.resets, 1000);
+            assert!(replies.confirmed.is_empty(), "{:#?}", replies.confirmed);
+            assert_eq!(network.through_nginx(), 0);
         });
     }
 

@@ -57,11 +57,12 @@ impl Parts {
             let host = FIRST_NODE + position;
             let gate = Gate::start(loopback.socket(host + NODES_REDIS, 6379), redis.address);
             let name = format!("ftp{}", position + 1);
-            let ports = 20000 + 10 * u16::from(position);
+            let first = 20000 + 10 * u16::from(position);
             let builder = NodeBuilder::new(Arc::clone(&loopback), Arc::clone(&storage), &name, host)
                 .setting("port", 2121)
-                .setting("passive_port_min", ports)
-                .setting("passive_port_max", ports + 9)
+                .setting("passive_port_min", 20000)
+                .setting("passive_port_max", 20019)
+                .setting("passive_slice", format!("{first}-{}", first + 9))
                 .setting("create_homes", true)
                 .setting("node_lease", "1s")
                 .setting("authd_urls", format!("http://{}", authd.address))
@@ -328,7 +329,7 @@ fn session_is_shown_as_ending_until_it_has_ended() {
 
 /// The only node of a cluster, with a stub in place of authd.
 fn node_with(authd: &StubAuthd) -> (Redis, Node) {
-    let builder = Node::standalone().without("standalone").setting("node_lease", "600ms");
+    let builder = Node::standalone().in_cluster().setting("node_lease", "600ms");
     let redis = Redis::start(builder.loopback().socket(1, 6379));
     let node = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address).start();
     (redis, node)

@@ -148,30 +148,12 @@ testers.runNixOSTest {
   testScript =
     { nodes, ... }:
     let
-      slices =
-        import ../../nginx/ports.nix
-          nodes.${balancer}.services.distributedFtp.cluster.passivePorts;
-      explicit = node: nodes.${node}.services.distributedFtp.cluster.nodes.${node}.passivePorts;
-      sliceOf =
-        position: node:
-        if explicit node != null then explicit node else slices position (lib.length ftpNodes);
       list = lib.concatStringsSep ", ";
     in
     lib.concatStringsSep "\n" [
       ''
         # Values that the script needs from the configuration.
         ftp_nodes = [${list ftpNodes}]
-        slices = {${
-          list (
-            lib.imap0 (
-              position: node:
-              let
-                slice = sliceOf position node;
-              in
-              ''"${node}": (${toString slice.from}, ${toString slice.to})''
-            ) ftpNodes
-          )
-        }}
         balancer, auth, redis, storage = ${balancer}, ${auth}, ${redis}, ${storage}
         auth_address = "${nodes.${auth}.networking.primaryIPAddress}"
         curl_flags = "${curl}"
@@ -183,6 +165,7 @@ testers.runNixOSTest {
               if nodes.${storage}.services.nfs.server.enable then "nfs-server.service" else "multi-user.target"
             }"),
             (balancer, "ftp-balancer.service"),
+            (balancer, "ftp-relay.service"),
         ] + [(node, "ftpd.service") for node in ftp_nodes]
       ''
       (lib.readFile ./helpers.py)

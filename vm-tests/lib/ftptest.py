@@ -61,9 +61,9 @@ def spread(count: int) -> list[int]:
     return ports
 
 
-def digest_through(first: int, last: int, name: str) -> str:
+def digest_through(ports: str, name: str) -> str:
     """The hash of a file, read through the node with these ports."""
-    ftp = login_through(first, last, USER)
+    ftp = login_through(ports, USER)
     try:
         return digest(retrieve(ftp, name))
     finally:
@@ -108,14 +108,16 @@ def chat(name: str) -> dict[str, object]:
     return {"answers": answers, "slowest": slowest}
 
 
-def login_through(first: int, last: int, user: str) -> ftplib.FTP:
-    """A session on the node with these ports."""
+def login_through(ports: str, user: str) -> ftplib.FTP:
+    """A session on the node with these ports, such as 50000-50004,50015-50019."""
+    ranges = [range(int(first), int(last) + 1) for first, last in (part.split("-") for part in ports.split(","))]
     for _ in range(50):
         ftp = login(user)
-        if first <= passive_port(ftp) <= last:
+        port = passive_port(ftp)
+        if any(port in each for each in ranges):
             return ftp
         ftp.close()
-    raise SystemExit(f"no session got to the node with the ports {first}-{last}")
+    raise SystemExit(f"no session got to the node with the ports {ports}")
 
 
 def blocks(writer: str, count: int) -> bytes:
@@ -123,11 +125,11 @@ def blocks(writer: str, count: int) -> bytes:
     return b"".join(f"{writer:>4} {number:010}\n".encode() for number in range(count))
 
 
-def write(mark: str, first: int, last: int, user: str, name: str, writer: str, count: int) -> dict[str, object]:
+def write(mark: str, ports: str, user: str, name: str, writer: str, count: int) -> dict[str, object]:
     """An upload in two halves. The second goes out when the file MARK.go is there; MARK.begun tells that the
     first has gone out, or that the upload was refused. MARK.content is the whole. Returns the last reply's code;
     it is empty if none comes."""
-    ftp = login_through(first, last, user)
+    ftp = login_through(ports, user)
     content = blocks(writer, count)
     pathlib.Path(f"{mark}.content").write_bytes(content)
     half = len(content) // 2
@@ -261,12 +263,12 @@ def main(command: str, *arguments: str) -> object:
         case "spread":
             return spread(int(arguments[0]))
         case "digest-through":
-            return digest_through(int(arguments[0]), int(arguments[1]), arguments[2])
+            return digest_through(arguments[0], arguments[1])
         case "hold":
             return hold(arguments[0])
         case "write":
-            mark, first, last, user, name, writer, count = arguments
-            return write(mark, int(first), int(last), user, name, writer, int(count))
+            mark, ports, user, name, writer, count = arguments
+            return write(mark, ports, user, name, writer, int(count))
         case "chat":
             return chat(arguments[0])
         case "load":

@@ -81,13 +81,42 @@ def start_session(name: str, command: str) -> Any:
     return node_of(int(client.succeed(f"cat /tmp/{name}.port")))
 
 
+def passive_ports() -> dict[str, list[list[int]]]:
+    """First and last port of each block or slice of each live node, as they are now."""
+    return {node["name"]: node["passive_ports"] for node in api("/v1/nodes")}
+
+
+def port_counts() -> dict[str, int]:
+    """The number of passive ports of each live node."""
+    return {name: sum(last - first + 1 for first, last in ports) for name, ports in passive_ports().items()}
+
+
+def ports_of(node: Any) -> str:
+    """The node's passive ports, as a test client takes them: 50000-50004,50015-50019. Waits until it has some."""
+    found: list[str] = []
+
+    def look(_last: bool) -> bool:
+        found[:] = [f"{first}-{last}" for first, last in passive_ports().get(node.name, [])]
+        return found != []
+
+    retry(look, timeout_seconds=120)
+    return ",".join(found)
+
+
 def node_of(port: int) -> Any:
-    return next(node for node in ftp_nodes if slices[node.name][0] <= port <= slices[node.name][1])
+    """The node that owns the port now."""
+    owners = passive_ports()
+    return next(node for node in ftp_nodes if any(a <= port <= b for a, b in owners.get(node.name, [])))
 
 
-def metric(node: Any, name: str) -> float:
-    lines = node.succeed("curl -sf http://127.0.0.1:9121/metrics").splitlines()
+def metric(node: Any, name: str, port: int = 9121) -> float:
+    lines = node.succeed(f"curl -sf http://127.0.0.1:{port}/metrics").splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith((name + " ", name + "{")))
+
+
+def relayed() -> float:
+    """Data connections that ftp-relay on the balancer has carried."""
+    return metric(balancer, "ftp_relayed_total", 9122)
 
 
 def node_with_transfer() -> Any:

@@ -1,10 +1,12 @@
-//! The routes `/metrics`, `/healthz` and `/readyz` of both daemons.
+//! The routes `/metrics`, `/healthz` and `/readyz` of all daemons.
 
 use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use tokio::{net::TcpListener, sync::oneshot};
 use warp::{Filter, Rejection, Reply, http::StatusCode, reply};
 
+use super::http::{self, ConnectionLimits, HttpEvent};
 use crate::health::ReadinessReport;
 
 /// Upper bounds of the buckets of all histograms, in seconds.
@@ -50,4 +52,20 @@ pub fn routes(
     });
     // The server omits the body of a response to HEAD.
     warp::get().or(warp::head()).unify().and(metrics.or(health).unify().or(ready).unify())
+}
+
+/// Serves [`routes`] until the process ends. `observe` is told of the connections.
+pub fn serve(
+    listener: TcpListener,
+    metrics: PrometheusHandle,
+    limits: ConnectionLimits,
+    observe: fn(HttpEvent),
+    readiness: impl Fn() -> ReadinessReport + Send + Sync + 'static,
+) {
+    let routes = routes(metrics, readiness).map(Reply::into_response).boxed();
+    tokio::spawn(async move {
+        // Never used: the server runs until the process ends.
+        let (_stop, stopped) = oneshot::channel();
+        http::serve(listener, routes, limits, observe, stopped).await;
+    });
 }

@@ -1,7 +1,8 @@
 //! Giving up capabilities that are not needed after the start.
 //!
 //! On Linux each thread has its own capabilities (capabilities(7)), so each thread gives up its own:
-//! threads of the runtime when they start, the thread of `main` when the sockets are bound.
+//! threads of the runtime when they start, the thread of `main` when the sockets are bound. `ftp-relay` may
+//! have one thread that keeps CAP_NET_ADMIN, to run `nft`.
 
 use std::io;
 
@@ -13,6 +14,8 @@ pub enum Kept {
     Files,
     /// Reading files of other users: CAP_DAC_READ_SEARCH.
     ReadFiles,
+    /// No capability.
+    Nothing,
 }
 
 impl Kept {
@@ -24,11 +27,12 @@ impl Kept {
         match self {
             Self::Files => DAC_OVERRIDE | DAC_READ_SEARCH | FOWNER,
             Self::ReadFiles => DAC_READ_SEARCH,
+            Self::Nothing => 0,
         }
     }
 }
 
-/// Returns true if the process runs as root, which neither daemon needs.
+/// Returns true if the process runs as root, which no daemon needs.
 pub fn is_root() -> bool {
     // SAFETY: geteuid(2) takes no arguments and cannot fail.
     unsafe { libc::geteuid() == 0 }
@@ -53,6 +57,41 @@ pub fn forbid_new() -> io::Result<()> {
 /// # Errors
 /// The kernel refuses. It never does if capabilities are only given up.
 pub fn give_up(kept_by_root: Kept) -> io::Result<()> {
+    let kept = if is_root() { kept_by_root.bits() } else { 0 };
+    change(|set, half| {
+        let kept = (kept >> (32 * half)) as u32;
+        set.permitted &= kept;
+        set.effective &= kept;
+        // The kernel reduces the ambient set to this set.
+        set.inheritable = 0;
+    })
+}
+
+/// Gives up all capabilities of this thread except CAP_NET_ADMIN. Programs that the thread executes inherit
+/// it.
+///
+/// # Errors
+/// EPERM: the thread does not have CAP_NET_ADMIN.
+pub fn keep_network_administration() -> io::Result<()> {
+    /// Of linux/capability.h. It is in the lower half of the sets.
+    const NET_ADMIN: u32 = 12;
+    change(|set, half| {
+        let kept = if half == 0 { 1 << NET_ADMIN } else { 0 };
+        set.permitted &= kept;
+        set.effective = set.permitted;
+        set.inheritable = set.permitted;
+    })?;
+    let (number, unused): (libc::c_ulong, libc::c_ulong) = (NET_ADMIN.into(), 0);
+    let raise = libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong;
+    // SAFETY: this option takes integers only (PR_CAP_AMBIENT(2const)).
+    match unsafe { libc::prctl(libc::PR_CAP_AMBIENT, raise, number, unused, unused) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Changes the capability sets of this thread. Each set has two halves of 32 bits.
+fn change(new: impl Fn(&mut CapabilitySets, usize)) -> io::Result<()> {
     let mut header = CapabilityHeader { version: VERSION_3, thread: 0 };
     let mut sets = [CapabilitySets::default(); 2];
     // SAFETY: version 3 reads a header and writes two elements (capget(2)). Both have C's layout and live
@@ -60,13 +99,7 @@ pub fn give_up(kept_by_root: Kept) -> io::Result<()> {
     if unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    let kept = if is_root() { kept_by_root.bits() } else { 0 };
-    for (set, kept) in sets.iter_mut().zip([kept as u32, (kept >> 32) as u32]) {
-        set.permitted &= kept;
-        set.effective &= kept;
-        // The kernel reduces the ambient set to this set.
-        set.inheritable = 0;
-    }
+    sets.iter_mut().enumerate().for_each(|(half, set)| new(set, half));
     // SAFETY: as above, but the kernel reads both.
     if unsafe { libc::syscall(libc::SYS_capset, &raw mut header, sets.as_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
@@ -105,6 +138,14 @@ struct CapabilitySets {
 mod tests {
     use super::*;
 
+    fn field<'s>(status: &'s str, name: &str) -> &'s str {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim()
+    }
+
+    fn set(status: &str, name: &str) -> u64 {
+        u64::from_str_radix(field(status, name), 16).unwrap()
+    }
+
     #[test]
     fn a_thread_has_no_capabilities_but_those_that_root_keeps() {
         let status = std::thread::spawn(|| {
@@ -115,11 +156,22 @@ mod tests {
             std::fs::read_to_string("/proc/thread-self/status").unwrap()
         });
         let status = status.join().unwrap();
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
-        let set = |name| u64::from_str_radix(field(name), 16).unwrap();
         let most = if is_root() { Kept::ReadFiles.bits() } else { 0 };
-        assert_eq!((set("CapEff:") & !most, set("CapPrm:") & !most), (0, 0), "{status}");
-        assert_eq!((set("CapInh:"), set("CapAmb:")), (0, 0), "{status}");
-        assert_eq!(field("NoNewPrivs:"), "1");
+        assert_eq!((set(&status, "CapEff:") & !most, set(&status, "CapPrm:") & !most), (0, 0), "{status}");
+        assert_eq!((set(&status, "CapInh:"), set(&status, "CapAmb:")), (0, 0), "{status}");
+        assert_eq!(field(&status, "NoNewPrivs:"), "1");
+    }
+
+    #[test]
+    fn a_program_of_the_network_thread_has_net_admin_if_the_thread_had_it_and_nothing_else() {
+        let status = std::thread::spawn(|| {
+            forbid_new().unwrap();
+            let has = set(&std::fs::read_to_string("/proc/thread-self/status").unwrap(), "CapPrm:") >> 12 & 1;
+            assert_eq!(keep_network_administration().is_ok(), has == 1);
+            let output = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap();
+            (has << 12, String::from_utf8(output.stdout).unwrap())
+        });
+        let (wanted, status) = status.join().unwrap();
+        assert_eq!((set(&status, "CapEff:"), set(&status, "CapPrm:")), (wanted, wanted), "{status}");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        LazyLock,
+        LazyLock, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -13,11 +13,13 @@ use tokio::sync::{RwLock, mpsc};
 use zeroize::Zeroizing;
 
 use super::{
-    LinkError, RedisLink, RedisOptions, RegistryView, WhenAway,
+    LinkError, PortMap, RedisLink, RedisOptions, RegistryView, WhenAway,
+    block_holder::{BlockHolder, BlockTimes},
     lease_calls::{LeaseCalls, LeaseRequest, RELEASE_WRITE},
     link::pipeline_with,
+    map_reader::MapReader,
     orders::{ORDER_LIFE, Order},
-    shared_keys::{KEPT_KEYS, SharedKey},
+    shared_keys::{self, SHARED_KEYS, SharedKey},
     table::SessionRefused,
     view::{parse, to_json},
     work::RegistryWork,
@@ -26,13 +28,13 @@ use crate::{
     client_network::network_of,
     keys::Keys,
     node::{NodeName, NodeRecord, PortRange},
+    passive::PassiveAssignment,
     process::logging::chain,
     session::{SessionId, SessionLimits, SessionRecord},
 };
 
 static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/put_session.lua")));
 static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave_node.lua")));
-static TICKET_KEYS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/shared_keys.lua")));
 
 /// Lower bound: with a shorter lease, one slow refresh would end it.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
@@ -65,7 +67,11 @@ pub(super) struct Cluster {
     incarnation: u64,
     /// This process as session entries in Redis name it: `NAME INCARNATION`.
     process: String,
-    slice: PortRange,
+    pub assignment: PassiveAssignment,
+    /// The leased blocks; without blocks if the node has a slice.
+    pub blocks: Mutex<BlockHolder>,
+    /// True if the log says that the node gets no blocks.
+    pub lacks_blocks: AtomicBool,
     /// See [`Registry::join`](super::Registry::join). Empty if it is not known.
     place: String,
     when_away: WhenAway,
@@ -78,6 +84,7 @@ pub(super) struct Cluster {
 impl Cluster {
     pub(super) fn new(
         node: &NodeRecord,
+        assignment: PassiveAssignment,
         place: Option<String>,
         options: &RedisOptions,
         work: mpsc::UnboundedSender<RegistryWork>,
@@ -93,8 +100,13 @@ impl Cluster {
             name: node.name.clone(),
             incarnation: node.incarnation,
             process: format!("{} {}", node.name, node.incarnation),
-            slice: node.slice,
+            assignment,
+            blocks: Mutex::new(BlockHolder::new(
+                BlockTimes { lease, reservation: options.data_connect_timeout },
+                options.when_away == WhenAway::Refuse,
+            )),
             place: place.unwrap_or_default(),
+            lacks_blocks: AtomicBool::new(false),
             when_away: options.when_away,
             degraded: AtomicBool::new(false),
             in_doubt: AtomicBool::new(false),
@@ -109,9 +121,18 @@ impl Cluster {
         self.view.keys()
     }
 
-    /// This node's name and slice.
+    /// This node's name and slice; with leased blocks the range.
     pub(super) fn ours(&self) -> (NodeName, PortRange) {
-        (self.name.clone(), self.slice)
+        let ports = match self.assignment {
+            PassiveAssignment::Slice(ports) => ports,
+            PassiveAssignment::Leased(layout) => layout.range(),
+        };
+        (self.name.clone(), ports)
+    }
+
+    /// An empty map of the passive ports that this node reads.
+    pub(super) fn port_map(&self, key_rotation: Duration) -> PortMap {
+        PortMap::new(Some(MapReader::new(self.view.clone(), key_rotation, self.lease)))
     }
 
     /// This node's name and the incarnation of this process.
@@ -189,13 +210,9 @@ impl Cluster {
 
     /// The cluster's ticket keys, newest first. Redis adds a key if the newest is older than `rotation`.
     pub(super) async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<SharedKey>, LinkError> {
-        let mut call = TICKET_KEYS.prepare_invoke();
-        call.key(self.keys().ticket_keys())
-            .arg(SharedKey::random(0).text().as_str())
-            .arg(u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX))
-            .arg(KEPT_KEYS);
-        let keys: Vec<Zeroizing<String>> =
-            self.link().script::<Vec<String>>(&call).await?.into_iter().map(Zeroizing::new).collect();
+        let call = shared_keys::call(&self.keys().ticket_keys(), rotation, &[]);
+        let keys: Vec<String> = self.link().call(&SHARED_KEYS, &call).await?;
+        let keys: Vec<Zeroizing<String>> = keys.into_iter().map(Zeroizing::new).collect();
         // A malformed key is skipped; the script drops it when newer keys push it out of the list.
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
     }
@@ -228,6 +245,7 @@ impl Cluster {
             .key(self.keys().node_sessions(&self.name))
             .key(self.keys().node_commands(&self.name))
             .key(self.keys().node_orders(&self.name))
+            .key(self.keys().blocks())
             .arg(self.name.as_str())
             .arg(self.incarnation)
             .arg(ORDER_LIFE);

@@ -8,7 +8,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{cluster::Cluster, core::Core, events::ClusterEvent, view::parse};
+use super::{cluster::Cluster, core::Core, events::ClusterEvent, view::parse, work::RegistryWork};
+use crate::node::NodeCommand;
 
 /// Time for which Redis holds a request for commands before it answers that no command has come.
 const COMMAND_WAIT: Duration = Duration::from_secs(5);
@@ -27,6 +28,10 @@ pub(super) async fn listen(core: Arc<Core>, cluster: Arc<Cluster>, events: mpsc:
                 let Some(command) = parse(&command, &key) else {
                     continue;
                 };
+                if command == NodeCommand::Refresh {
+                    core.work(|_| RegistryWork::Refresh);
+                    continue;
+                }
                 core.orders().note(&command);
                 if events.send(ClusterEvent::Command(command)).await.is_err() {
                     return;

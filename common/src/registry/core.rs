@@ -15,7 +15,7 @@ use super::{
     port_map::PortMap, shared_keys::LocalSharedKeys, table::NodeTable, work::RegistryWork,
 };
 use crate::{
-    node::{FailingDependency, NodeRecord, NodeState},
+    node::{FailingDependency, NodeRecord, NodeState, PortRange},
     passive::{BlockState, OwnBlock, PassiveAssignment},
     sync::lock,
 };
@@ -53,6 +53,7 @@ impl Core {
     pub(super) fn new(
         node: NodeRecord,
         assignment: PassiveAssignment,
+        port_map: PortMap,
         cluster: Option<Arc<Cluster>>,
     ) -> Self {
         let blocks = match assignment {
@@ -63,7 +64,7 @@ impl Core {
         };
         Self {
             blocks: watch::Sender::new(blocks),
-            port_map: PortMap::empty(),
+            port_map,
             state: Mutex::new(node.state),
             failing: Mutex::default(),
             transfers: AtomicU32::new(node.transfers),
@@ -92,7 +93,15 @@ impl Core {
 
     /// The current record of the node.
     pub(super) fn record(&self) -> NodeRecord {
+        let is_leased = self.cluster.as_ref().is_some_and(|cluster| cluster.is_leased());
+        let blocks: Vec<PortRange> = match is_leased {
+            true => self.blocks.borrow().iter().map(|block| block.ports).collect(),
+            false => Vec::new(),
+        };
         NodeRecord {
+            slice: blocks.first().copied().unwrap_or(self.node.slice),
+            is_leased,
+            blocks,
             state: *lock(&self.state),
             sessions: u32::try_from(self.table().session_count()).unwrap_or(u32::MAX),
             transfers: self.transfers.load(Ordering::Relaxed),

@@ -4,7 +4,10 @@ use std::{fmt, time::Duration};
 
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::node::{NodeCommand, NodeName, NodeRecord, PortRange};
+use crate::{
+    node::{NodeCommand, NodeName, NodeRecord, PortRange},
+    passive::PassiveLayout,
+};
 
 /// Capacity of a node's queue of events.
 pub(super) const EVENT_CAPACITY: usize = 64;
@@ -17,6 +20,13 @@ pub enum JoinError {
         ours.1, ours.0, theirs.1, theirs.0
     )]
     SliceTaken { ours: (NodeName, PortRange), theirs: (NodeName, PortRange) },
+    #[error(
+        "node {} leases passive ports in blocks of {} from {}, and node {}, which is live, in blocks of {} \
+         from {}: give all nodes the same passive_port_min, passive_port_max and passive_block_ports (nodes with \
+         cluster_nodes, cluster_size or passive_slice do not lease)",
+        ours.0, ours.1.block_ports(), ours.1.range(), theirs.0, theirs.1.block_ports(), theirs.1.range()
+    )]
+    LayoutDiffers { ours: (NodeName, PassiveLayout), theirs: (NodeName, PassiveLayout) },
     #[error(
         "the node name {name} is in use by {holder}, which renews its lease in Redis: give this node \
          another node_name, or end that process (a process that crashed frees the name after {lease:?}, \

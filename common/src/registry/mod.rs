@@ -14,6 +14,8 @@
 
 mod bandwidth;
 mod bandwidth_meter;
+mod block_holder;
+mod blocks;
 mod cluster;
 mod cluster_task;
 mod commands;
@@ -24,6 +26,7 @@ mod lease_calls;
 mod lease_state;
 mod leases;
 mod link;
+mod map_reader;
 mod name_claim;
 mod options;
 mod orders;
@@ -50,6 +53,7 @@ use tokio::{
 pub use self::{
     bandwidth::{BandwidthGrant, BandwidthShare},
     bandwidth_meter::{BandwidthDirection, BandwidthMeter, piece_size},
+    block_holder::{BlockChanges, BlockHolder, BlockReply, BlockRequest, BlockTimes},
     cluster_task::ClusterTask,
     core::Revision,
     events::{ClusterEvent, JoinError, NameHolder},
@@ -73,7 +77,7 @@ use self::{
 use crate::{
     health::Dependency,
     node::{FailingDependency, NodeRecord, NodeState, PortRange},
-    passive::{OwnBlock, PassiveAssignment},
+    passive::{OwnBlock, PassiveAssignment, PassiveLayout},
     process::logging::chain,
     session::{SessionId, SessionLimits, SessionRecord},
     sync::lock,
@@ -92,7 +96,8 @@ impl Registry {
     /// The registry of a single node, which needs no Redis.
     pub fn local(node: NodeRecord) -> Self {
         let assignment = PassiveAssignment::Slice(node.slice);
-        Self { core: Arc::new(Core::new(node, assignment, None)), _refresh: Arc::default() }
+        let core = Core::new(node, assignment, PortMap::empty(), None);
+        Self { core: Arc::new(core), _refresh: Arc::default() }
     }
 
     /// Joins the cluster whose registry is in Redis. If Redis is away, the node starts without it and joins
@@ -105,8 +110,8 @@ impl Registry {
     /// process may have crashed.
     ///
     /// # Errors
-    /// Another process renews its lease of this node's name, or a live node of another name owns ports of
-    /// this node's slice.
+    /// Another process renews its lease of this node's name; a live node of another name has a slice with
+    /// ports of this node's slice; or a live node leases blocks of another range or size.
     pub async fn join(
         node: NodeRecord,
         assignment: PassiveAssignment,
@@ -115,14 +120,23 @@ impl Registry {
     ) -> Result<(Self, mpsc::Receiver<ClusterEvent>), JoinError> {
         let (work_sender, work) = mpsc::unbounded_channel();
         let (event_sender, events) = mpsc::channel(EVENT_CAPACITY);
-        let cluster = Arc::new(Cluster::new(&node, place, &options, work_sender));
-        let core = Arc::new(Core::new(node, assignment, Some(Arc::clone(&cluster))));
+        let cluster = Arc::new(Cluster::new(&node, assignment, place, &options, work_sender));
+        let port_map = cluster.port_map(options.relay_key_rotation);
+        let core = Arc::new(Core::new(node, assignment, port_map, Some(Arc::clone(&cluster))));
         let mut claim = LateClaim::default();
         // The connection on which the node joined; no connection has the number 0.
         let mut connections = 0;
         let joined = match name_claim::at_start(&core, &cluster).await {
             Ok(PublishOutcome::SliceTaken(name, slice, _)) => {
                 return Err(JoinError::SliceTaken { ours: cluster.ours(), theirs: (name, slice) });
+            }
+            Ok(PublishOutcome::LayoutDiffers(name, theirs, _)) => {
+                let ours = match assignment {
+                    PassiveAssignment::Leased(layout) => layout,
+                    PassiveAssignment::Slice(ports) => PassiveLayout::new(ports, u16::MAX),
+                };
+                let ours = (core.node.name.clone(), ours);
+                return Err(JoinError::LayoutDiffers { ours, theirs: (name, theirs) });
             }
             Ok(PublishOutcome::NameTaken(holder, _)) => {
                 let (name, lease) = (core.node.name.clone(), cluster.lease);
@@ -231,15 +245,24 @@ impl Registry {
         self.core.blocks.subscribe()
     }
 
-    /// Hands a block over that the node has to give up: no reservation is outstanding on it.
+    /// Hands a block over that the node has given up: no reservation is outstanding on it. Does nothing if
+    /// the node has not given up the block, or has lost it.
     pub fn release_block(&self, ports: PortRange) {
-        let _ = ports;
+        if let Some(cluster) = &self.core.cluster
+            && cluster.release_block(&self.core, ports)
+        {
+            self.core.work(|_| RegistryWork::Refresh);
+        }
     }
 
-    /// Returns false if other nodes may own this node's blocks by now, because it has not reached Redis for longer
-    /// than `node_lease`, and the policy is [`WhenAway::Refuse`]. Then the node reserves no port.
+    /// Returns false if other nodes may own this node's ports by now, because it has not reached Redis for
+    /// longer than `node_lease`, and the policy is [`WhenAway::Refuse`]. Then the node reserves no port.
+    ///
+    /// With [`WhenAway::Admit`] it is always true. A node that alone is cut off from Redis for longer than
+    /// its lease and the rest of its blocks together may then reserve ports that another node has taken.
+    /// Relays and other nodes no longer send it connections to these ports.
     pub fn may_reserve(&self) -> bool {
-        true
+        self.core.cluster.as_ref().is_none_or(|cluster| cluster.may_reserve(&self.core))
     }
 
     /// The map of all nodes' passive ports.

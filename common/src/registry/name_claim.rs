@@ -32,7 +32,7 @@ pub(super) async fn at_start(core: &Core, cluster: &Cluster) -> Result<PublishOu
     let deadline = Instant::now() + cluster.lease + SLACK;
     let mut is_logged = false;
     loop {
-        let published = cluster.publish(&core.record(), PublishReason::Start).await?;
+        let published = cluster.publish(core, PublishReason::Start).await?;
         let PublishOutcome::NameTaken(holder, left) = &published else { return Ok(published) };
         let now = Instant::now();
         if now >= deadline {
@@ -85,7 +85,7 @@ impl LateClaim {
             return Ok(ClaimOutcome::Done);
         }
         let now = Instant::now();
-        let looked = cluster.publish(&core.record(), PublishReason::Look).await?;
+        let looked = cluster.publish(core, PublishReason::Look).await?;
         if let PublishOutcome::NameTaken(..) = looked {
             self.free_since = None;
             let since = *self.taken_since.get_or_insert(now);
@@ -97,7 +97,7 @@ impl LateClaim {
         if now.duration_since(since) < cluster.lease.min(LATE_WAIT) {
             return Ok(ClaimOutcome::Wait);
         }
-        Ok(match cluster.publish(&core.record(), PublishReason::Late).await? {
+        Ok(match cluster.publish(core, PublishReason::Late).await? {
             // Another process was faster.
             PublishOutcome::NameTaken(..) | PublishOutcome::NameFree => ClaimOutcome::Wait,
             published => {

@@ -20,10 +20,16 @@ pub struct RedisOptions {
     /// cluster have the same value, from 100 ms to 24 h.
     pub lease: Duration,
     pub when_away: WhenAway,
+    /// Longest time for which a node holds a reservation of a passive port after its block is lost. All nodes
+    /// of a cluster have the same value.
+    pub data_connect_timeout: Duration,
+    /// Age at which the newest key that authenticates relayed connections gets a successor.
+    pub relay_key_rotation: Duration,
 }
 
 impl RedisOptions {
-    /// The defaults: prefix `ftp`, time limit 1 s, leases of 30 s, [`WhenAway::Admit`].
+    /// The defaults: prefix `ftp`, time limit 1 s, leases of 30 s, [`WhenAway::Admit`], reservations of 30 s,
+    /// a new relay key each day.
     pub fn new(url: RedisUrl) -> Self {
         Self {
             url,
@@ -31,6 +37,8 @@ impl RedisOptions {
             timeout: Duration::from_secs(1),
             lease: Duration::from_secs(30),
             when_away: WhenAway::Admit,
+            data_connect_timeout: Duration::from_secs(30),
+            relay_key_rotation: Duration::from_secs(24 * 3600),
         }
     }
 }
@@ -87,6 +95,14 @@ impl RedisUrl {
     pub fn address(&self) -> Option<SocketAddr> {
         match self.0.addr() {
             ConnectionAddr::Tcp(host, port) => Some(SocketAddr::new(host.parse().ok()?, *port)),
+            _ => None,
+        }
+    }
+
+    /// The server's host name or IP address, and its port; `None` for a Unix socket.
+    pub fn host(&self) -> Option<(&str, u16)> {
+        match self.0.addr() {
+            ConnectionAddr::Tcp(host, port) => Some((host, *port)),
             _ => None,
         }
     }

@@ -25,12 +25,13 @@ pub(super) enum Order {
 
 impl Order {
     /// The order for `command`, if it has one. [`NodeCommand::EndUser`] has none: if it is lost, the new
-    /// revision of the accounts ends the sessions.
+    /// revision of the accounts ends the sessions. [`NodeCommand::Refresh`] has none: a node refreshes
+    /// anyway.
     pub(super) fn of(command: &NodeCommand) -> Option<Self> {
         match command {
             NodeCommand::Drain => Some(Self::Drain),
             NodeCommand::EndSession { session } => Some(Self::End(*session)),
-            NodeCommand::EndUser { .. } => None,
+            NodeCommand::EndUser { .. } | NodeCommand::Refresh => None,
         }
     }
 

@@ -5,16 +5,28 @@ use std::{sync::LazyLock, time::Duration};
 
 use redis::{ErrorKind, RedisError, Script};
 
-use super::{LinkError, cluster::Cluster, events::NameHolder, orders::Order, view::to_json};
-use crate::node::{NodeName, NodeRecord, PortRange};
+use super::{
+    LinkError, block_holder::BlockReply, cluster::Cluster, core::Core, events::NameHolder, orders::Order,
+    view::to_json,
+};
+use crate::{
+    clock::since_boot,
+    node::{NodeName, NodeState, PortRange},
+    passive::{PassiveAssignment, PassiveLayout},
+    sync::lock,
+};
 
-static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/publish_node.lua")));
+static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(include_str!("lua/block_step.lua"), include_str!("lua/publish_node.lua")))
+});
 
 /// The result of publishing a node.
 pub(super) enum PublishOutcome {
     Joined(JoinedNode),
     /// This live node owns some of this node's ports.
     SliceTaken(NodeName, PortRange, NodeInRedis),
+    /// This live node leases blocks of another layout.
+    LayoutDiffers(NodeName, PassiveLayout, NodeInRedis),
     /// This other process holds the node's name. Its lease ends after the duration unless the process
     /// renews it.
     NameTaken(NameHolder, Duration),
@@ -51,17 +63,20 @@ pub(super) struct JoinedNode {
     pub revision: u64,
     /// The orders for this process.
     pub orders: Vec<Order>,
+    blocks: BlockReply,
 }
 
 impl Cluster {
-    /// Enters or renews the node.
+    /// Enters or renews the node and its blocks.
     pub(super) async fn publish(
         &self,
-        record: &NodeRecord,
+        core: &Core,
         reason: PublishReason,
     ) -> Result<PublishOutcome, LinkError> {
         let (name, incarnation) = self.process();
-        let (_, slice) = self.ours();
+        let (_, ports) = self.ours();
+        let record = core.record();
+        let request = lock(&self.blocks).request(since_boot());
         let mut call = PUBLISH_NODE.prepare_invoke();
         call.key(self.keys().nodes())
             .key(self.keys().node(name))
@@ -69,6 +84,7 @@ impl Cluster {
             .key(self.keys().node_sessions(name))
             .key(self.keys().revision())
             .key(self.keys().node_orders(name))
+            .key(self.keys().blocks())
             .arg(name.as_str())
             .arg(incarnation)
             .arg(self.place())
@@ -78,27 +94,41 @@ impl Cluster {
                 PublishReason::Keep => "keep",
                 PublishReason::Look => "look",
             })
-            .arg(slice.from())
-            .arg(slice.to())
-            .arg(to_json(record))
+            .arg(ports.from())
+            .arg(ports.to())
+            .arg(to_json(&record))
             .arg(self.lease_ms())
-            .arg(self.retention_ms());
+            .arg(self.retention_ms())
+            .arg(u8::from(record.state == NodeState::Draining));
+        match self.assignment {
+            PassiveAssignment::Slice(_) => call.arg(0),
+            PassiveAssignment::Leased(layout) => {
+                call.arg(layout.block_ports()).arg(&request.arguments(&lock(&self.blocks)))
+            }
+        };
         let reply: Vec<Vec<u8>> = self.link().script(&call).await?;
         let reply: Vec<_> = reply.iter().map(|field| String::from_utf8_lossy(field)).collect();
         let fields: Vec<&str> = reply.iter().map(|field| &**field).collect();
-        parse_reply(&fields).ok_or_else(|| {
+        let outcome = parse_reply(&fields).ok_or_else(|| {
             LinkError::Reply(RedisError::from((ErrorKind::UnexpectedReturnType, "publish_node.lua")))
-        })
+        })?;
+        if let PublishOutcome::Joined(joined) = &outcome {
+            self.note_blocks(core, &request, &joined.blocks);
+        }
+        Ok(outcome)
     }
 }
 
 fn parse_reply(fields: &[&str]) -> Option<PublishOutcome> {
     Some(match *fields {
-        ["joined", sessions, alive, revision, ref orders @ ..] => PublishOutcome::Joined(JoinedNode {
-            before: NodeInRedis::parse(sessions, alive)?,
-            revision: revision.parse().unwrap_or(0),
-            orders: orders.iter().filter_map(|order| order.parse().ok()).collect(),
-        }),
+        ["joined", sessions, alive, revision, blocks, ref orders @ ..] => {
+            PublishOutcome::Joined(JoinedNode {
+                blocks: BlockReply::parse(blocks)?,
+                before: NodeInRedis::parse(sessions, alive)?,
+                revision: revision.parse().unwrap_or(0),
+                orders: orders.iter().filter_map(|order| order.parse().ok()).collect(),
+            })
+        }
         ["named", record, left] => {
             let holder = NameHolder(serde_json::from_str(record).ok().map(Box::new));
             PublishOutcome::NameTaken(holder, Duration::from_millis(left.parse().ok()?))
@@ -107,6 +137,11 @@ fn parse_reply(fields: &[&str]) -> Option<PublishOutcome> {
         ["taken", sessions, alive, name, from, to] => {
             let slice = PortRange::new(from.parse().ok()?, to.parse().ok()?).ok()?;
             PublishOutcome::SliceTaken(name.parse().ok()?, slice, NodeInRedis::parse(sessions, alive)?)
+        }
+        ["layout", sessions, alive, name, from, to, block_ports] => {
+            let range = PortRange::new(from.parse().ok()?, to.parse().ok()?).ok()?;
+            let layout = PassiveLayout::new(range, block_ports.parse().ok()?);
+            PublishOutcome::LayoutDiffers(name.parse().ok()?, layout, NodeInRedis::parse(sessions, alive)?)
         }
         _ => return None,
     })

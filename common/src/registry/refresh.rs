@@ -13,7 +13,7 @@ use super::{
     cluster::{Cluster, ROUND},
     commands::listen,
     core::Core,
-    events::ClusterEvent,
+    events::{ClusterEvent, JoinError},
     lease_calls::LeaseRequest,
     name_claim::{ClaimOutcome, LateClaim},
     orders::Order,
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     clock,
     node::{NodeName, PortRange},
+    passive::{PassiveAssignment, PassiveLayout},
     process::logging::chain,
     session::SessionId,
 };
@@ -66,8 +67,8 @@ pub(super) async fn run(
                 AfterWork::End => return,
             },
             () = sleep_until(due), if has_name => {
-                let usual = task.cluster.lease / 3;
                 let refreshed = task.refresh().await;
+                let usual = task.cluster.next_refresh();
                 has_name = !matches!(refreshed, Ok(Ownership::NameLost));
                 due = Instant::now() + match refreshed {
                     Ok(Ownership::Ours { has_new_orders: false } | Ownership::NameLost) => usual,
@@ -110,7 +111,7 @@ struct RefreshTask {
     /// The task that receives commands, once the node has joined.
     listener: JoinSet<()>,
     claim: LateClaim,
-    /// The last reported conflict of ports.
+    /// The last reported conflict of ports or layouts.
     reported_conflict: Option<(NodeName, PortRange)>,
     /// [`RedisLink::connections`](super::RedisLink::connections) at the previous refresh.
     connections: u64,
@@ -150,16 +151,23 @@ impl RefreshTask {
     }
 
     async fn refresh(&mut self) -> Result<Ownership, LinkError> {
+        self.cluster.release_overdue(&self.core);
         let granted = self.core.table().granted_count();
         let published = match self.claim.step(&self.core, &self.cluster).await? {
             ClaimOutcome::Wait => return Ok(Ownership::Contested),
             ClaimOutcome::Published(published) => published,
-            ClaimOutcome::Done => self.cluster.publish(&self.core.record(), PublishReason::Keep).await?,
+            ClaimOutcome::Done => self.cluster.publish(&self.core, PublishReason::Keep).await?,
         };
         let (ownership, before) = match published {
             PublishOutcome::Joined(joined) => {
                 let before = joined.before;
-                (self.joined(joined).await, before)
+                let ownership = self.joined(joined).await;
+                log_refusal(refused_only(self.core.port_map.refresh().await)?);
+                (ownership, before)
+            }
+            PublishOutcome::LayoutDiffers(name, layout, before) => {
+                self.report_layout(name, layout);
+                (Ownership::Contested, before)
             }
             PublishOutcome::SliceTaken(name, slice, before) => {
                 self.report_conflict((name, slice));
@@ -184,7 +192,7 @@ impl RefreshTask {
         Ok(ownership)
     }
 
-    async fn joined(&mut self, JoinedNode { before, revision, orders }: JoinedNode) -> Ownership {
+    async fn joined(&mut self, JoinedNode { before, revision, orders, .. }: JoinedNode) -> Ownership {
         self.reported_conflict = None;
         if self.listener.is_empty() {
             self.listener.spawn(listen(
@@ -266,6 +274,17 @@ impl RefreshTask {
         // If the queue of events is full, the next refresh sends the event.
         if self.events.try_send(ClusterEvent::SliceConflict { ours, theirs: theirs.clone() }).is_ok() {
             self.reported_conflict = Some(theirs);
+        }
+    }
+
+    fn report_layout(&mut self, other: NodeName, theirs: PassiveLayout) {
+        let PassiveAssignment::Leased(ours) = self.cluster.assignment else { return };
+        let conflict = Some((other.clone(), theirs.range()));
+        if self.reported_conflict != conflict {
+            self.reported_conflict = conflict;
+            let node = self.core.node.name.clone();
+            let error = JoinError::LayoutDiffers { ours: (node, ours), theirs: (other, theirs) };
+            log::error!(node = self.core.node.name.as_str(); "this node leases no passive ports: {error}");
         }
     }
 

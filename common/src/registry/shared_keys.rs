@@ -1,12 +1,30 @@
-//! The keys that encrypt TLS session tickets. All nodes share them, and replace them at intervals.
+//! Keys that the nodes share and replace at intervals: those that encrypt TLS session tickets, and those that
+//! authenticate relayed connections.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, str::FromStr, sync::LazyLock, time::Duration};
 
+use redis::{Cmd, Script, cmd};
 use zeroize::Zeroizing;
 
 use crate::clock::since_epoch;
 
-/// One ticket key. Only [`Self::secret`] and the form in Redis show the secret; `Debug` does not.
+pub(super) static SHARED_KEYS: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("lua/shared_keys.lua")));
+
+/// The call of `shared_keys.lua` for the list at `key`. Redis adds a key if the newest is older than
+/// `rotation`.
+/// `known`: the keys that this process has, newest first, for a Redis that has lost its keys.
+pub(super) fn call(key: &str, rotation: Duration, known: &[SharedKey]) -> Cmd {
+    let mut call = cmd("EVALSHA");
+    call.arg(SHARED_KEYS.get_hash()).arg(1).arg(key).arg(SharedKey::random(0).text().as_str());
+    call.arg(u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX)).arg(KEPT_KEYS);
+    for known in known.iter().take(KEPT_KEYS) {
+        call.arg(known.entry().as_str());
+    }
+    call
+}
+
+/// One shared key. Only [`Self::secret`] and the form in Redis show the secret; `Debug` does not.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SharedKey {
     name: [u8; Self::NAME],
@@ -34,6 +52,16 @@ impl SharedKey {
         &self.secret
     }
 
+    /// Time of creation in ms since the Unix epoch, by Redis's clock if there is a Redis.
+    pub(super) fn made(&self) -> u64 {
+        self.made
+    }
+
+    /// The form in Redis.
+    fn entry(&self) -> Zeroizing<String> {
+        Zeroizing::new(format!("{}:{}", self.made, *self.text()))
+    }
+
     /// Name and secret in the form of Redis. The script adds the time of creation in front.
     pub(super) fn text(&self) -> Zeroizing<String> {
         Zeroizing::new(format!("{}:{}", hex::encode(self.name), hex::encode(*self.secret)))
@@ -46,7 +74,7 @@ impl fmt::Debug for SharedKey {
     }
 }
 
-/// The text is not a ticket key.
+/// The text is not a shared key.
 #[derive(Debug, thiserror::Error)]
 #[error("not MILLISECONDS:NAME:SECRET in hexadecimal digits")]
 pub struct InvalidSharedKey;
@@ -65,7 +93,7 @@ impl FromStr for SharedKey {
     }
 }
 
-/// Number of keys that are kept. The newest encrypts tickets, all of them decrypt tickets.
+/// Number of keys that are kept. The newest makes tickets and headers, all of them check tickets and headers.
 pub(super) const KEPT_KEYS: usize = 3;
 
 /// The keys of a node without Redis, or while Redis is away.
@@ -97,8 +125,7 @@ mod tests {
     #[test]
     fn a_key_survives_its_form_in_redis_and_debug_hides_the_secret() {
         let key = SharedKey::random(7);
-        let text = format!("7:{}", *key.text());
-        assert_eq!(text.parse::<SharedKey>().unwrap(), key);
+        assert_eq!(key.entry().parse::<SharedKey>().unwrap(), key);
         assert!(!format!("{key:?}").contains(&hex::encode(key.secret())));
         for text in ["", "7", "7:aa:bb", "x:00:11"] {
             assert!(text.parse::<SharedKey>().is_err(), "{text}");

@@ -108,12 +108,8 @@ async fn reserve(session: &mut LoggedIn) -> Result<Reservation, Reply> {
     let tls = node.tls.as_ref().filter(|_| session.is_private);
     let reservation = node.passive.reserve(&session.identity, tls, node.timeouts.passive_wait).await;
     reservation.ok_or_else(|| {
-        let detail = format!(
-            "no passive port became free for this client address within passive_wait: this node has the \
-             ports {}; give it more (passive_port_min, passive_port_max)",
-            node.network.slice
-        );
-        let failure = Failure { detail: Some(detail.into()), ..Failure::from("no_passive_port") };
+        let failure =
+            Failure { detail: Some(node.passive.shortage().into()), ..Failure::from("no_passive_port") };
         Reply::new(Code::NO_DATA_CONNECTION, "No passive port available; try again").because(failure)
     })
 }
@@ -132,6 +128,8 @@ fn announced_address(network: &Network, addresses: ConnectionAddresses) -> Optio
 
 #[cfg(test)]
 mod tests {
+    use common::passive::PassiveAssignment;
+
     use super::*;
 
     fn network(external: Option<&str>) -> Network {
@@ -141,7 +139,10 @@ mod tests {
             port: 21,
             implicit_tls_port: None,
             passive_ports: common::node::PortRange::new(1, 1).unwrap(),
-            slice: common::node::PortRange::new(1, 1).unwrap(),
+            assignment: PassiveAssignment::Slice(common::node::PortRange::new(1, 1).unwrap()),
+            is_in_cluster: false,
+            node_address: None,
+            nginx_data_path: false,
             external_address: external.map(|ip| ip.parse().unwrap()),
             internal_networks: vec!["10.0.0.0/8".parse().unwrap()],
             trusted_balancers: vec![],

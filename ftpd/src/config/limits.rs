@@ -36,6 +36,8 @@ pub struct Limits {
     pub long_operations: u32,
     /// Running long commands of one user.
     pub long_operations_per_user: u32,
+    /// Data connections that this node carries to other nodes.
+    pub relayed: u32,
     pub minimum_rate: MinimumRate,
     /// Threads of the runtime.
     pub serving_threads: usize,
@@ -92,6 +94,8 @@ pub struct Timeouts {
     pub home_count_turn: Duration,
     /// For a balancer to send the PROXY header.
     pub proxy_header: Duration,
+    /// For a connection to another node, to carry a data connection there.
+    pub relay_connect: Duration,
     /// For transfers to end after the node was told to drain.
     pub drain: Duration,
     /// For a file operation to wait for a slot, while no other operation begins or ends.
@@ -137,6 +141,7 @@ pub(super) fn limits(values: &Values) -> Result<Limits, SettingsError> {
         login_operations: count(values, "max_login_operations")?,
         long_operations,
         long_operations_per_user: count(values, "max_long_operations_per_user")?,
+        relayed: count(values, "max_relayed")?,
         minimum_rate: MinimumRate {
             rate: values.required("minimum_rate")?,
             window: values.duration("minimum_rate_time")?,
@@ -162,6 +167,7 @@ pub(super) fn timeouts(values: &Values) -> Result<Timeouts, SettingsError> {
         quota_wait: values.duration("quota_wait")?,
         home_count_turn: values.duration("home_count_turn")?,
         proxy_header: values.duration("proxy_header_timeout")?,
+        relay_connect: values.duration("relay_connect_timeout")?,
         drain: values.duration("drain_timeout")?,
         file_operation_wait: values.duration("file_operation_wait")?,
         file_operation_alarm: values.duration("file_operation_alarm")?,

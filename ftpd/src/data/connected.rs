@@ -1,6 +1,11 @@
 //! An open data connection, before a worker takes it. Small downloads are sent from here, without a worker.
 
-use std::{io, net, os::fd::AsRawFd, time::Duration};
+use std::{
+    io,
+    net::{self, SocketAddr},
+    os::fd::AsRawFd,
+    time::Duration,
+};
 
 use nix::{
     errno::Errno,
@@ -44,6 +49,17 @@ impl Socket {
                 socket.set_nonblocking(true)?;
                 TcpStream::from_std(socket)
             }
+        }
+    }
+
+    /// The address of this end.
+    ///
+    /// # Errors
+    /// The socket is unusable.
+    pub(super) fn local_address(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Blocking(socket) => socket.local_addr(),
+            Self::Registered(stream) => stream.local_addr(),
         }
     }
 

@@ -1,14 +1,18 @@
-//! The passive ports of this node's slice, and their reservations.
+//! The passive ports of this node, and their reservations.
 //!
-//! The node listens on each port for as long as it runs. A session reserves a port for its client address; a
+//! A node of a cluster listens on the whole passive range, for as long as it runs, and owns some of its ports:
+//! blocks that it leases, or a fixed slice. A session reserves one of these ports for its client address; a
 //! connection is matched by its port and its client address. So one port serves many clients at once. A
 //! connection from another address is closed, unless its TLS session proves to which session it belongs.
+//! `arrivals` decides which connections belong to other nodes.
 //!
 //! If the ports run out for a client address, the node gives up reservations that no transfer command has
 //! followed for long, and reservations of a user who holds more than half of the ports while another user
 //! waits: see `WaitingSessions::give_up`.
 
+mod arrivals;
 mod cooling;
+mod own_ports;
 mod waiting;
 
 use std::{
@@ -21,29 +25,40 @@ use std::{
     time::Duration,
 };
 
-use common::{node::PortRange, sync::lock};
+use common::{node::PortRange, registry::Registry, sync::lock};
 use tokio::{
     sync::{Notify, Semaphore, oneshot},
+    task::AbortHandle,
     time::{Instant, timeout_at},
 };
 
-use self::waiting::{NoFreePort, WaitingSession, WaitingSessions};
+use self::{
+    arrivals::Arrivals,
+    own_ports::OwnPorts,
+    waiting::{NoFreePort, WaitingSession, WaitingSessions},
+};
+pub use self::{arrivals::Door, own_ports::describe};
 use super::connected::{Arrived, Socket};
 use crate::{
-    client_address::{self, ConnectionAddresses, NoClientAddress, TrustedBalancers},
+    client_address::TrustedBalancers,
     identity::SessionIdentity,
-    listener::{self, UnwatchedListener},
+    listener::{BoundSocket, ListenerSet},
     metrics,
     tls::Tls,
 };
 
 /// The passive ports of this node.
 pub struct PassivePorts {
-    slice: PortRange,
+    own: OwnPorts,
+    /// The task that accepts connections.
+    accepting: Mutex<Option<AbortHandle>>,
     /// How long a reservation may wait for the transfer command while ports are short.
     unused_limit: Duration,
     table: Arc<ReservationTable>,
 }
+
+/// How long a session waits before it looks again whether the node may reserve ports.
+const MAY_RESERVE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Maximum number of TLS handshakes of connections from unexpected addresses at once. Each lasts at most
 /// `tls_handshake_timeout`; a further connection is refused.
@@ -76,28 +91,81 @@ pub struct Reservation {
     table: Arc<ReservationTable>,
 }
 
+/// The sockets of the passive ports, bound before the node listens.
+pub struct PassiveSockets(Vec<BoundSocket>);
+
+impl PassiveSockets {
+    /// Binds every port of `range` at each of `addresses`.
+    ///
+    /// # Errors
+    /// The address that cannot be bound, and the reason.
+    pub fn bind(range: PortRange, addresses: &[IpAddr]) -> Result<Self, (SocketAddr, io::Error)> {
+        let all = range.iter().flat_map(|port| addresses.iter().map(move |ip| SocketAddr::new(*ip, port)));
+        let bind = |address| BoundSocket::new(address).map_err(|error| (address, error));
+        Ok(Self(all.map(bind).collect::<Result<_, _>>()?))
+    }
+}
+
 impl PassivePorts {
-    /// Listens on every port of the slice at each of `addresses`, until the process ends. `unused_limit`: how
-    /// long a reservation may wait for the transfer command while ports are short.
+    /// The ports that this node owns by the registry. `unused_limit`: how long a reservation may wait for the
+    /// transfer command while ports are short, and how long it may delay the hand-over of its block. Must be
+    /// called within the runtime.
+    pub fn new(registry: &Registry, unused_limit: Duration) -> Self {
+        Self::of(OwnPorts::new(registry), unused_limit)
+    }
+
+    fn of(own: OwnPorts, unused_limit: Duration) -> Self {
+        let table = Arc::<ReservationTable>::default();
+        tokio::spawn(own_ports::keep(own.clone(), Arc::clone(&table), unused_limit));
+        Self { own, accepting: Mutex::default(), unused_limit, table }
+    }
+
+    /// Listens on the sockets until [`Self::stop_listening`]. `door`: the other nodes of the cluster.
     ///
     /// # Errors
     /// The address on which the node cannot listen, and the reason.
-    pub fn listen(
-        slice: PortRange,
-        addresses: &[IpAddr],
+    pub fn serve(
+        &self,
+        sockets: PassiveSockets,
         balancers: &Arc<TrustedBalancers>,
-        unused_limit: Duration,
-    ) -> Result<Self, (SocketAddr, io::Error)> {
-        let table = Arc::new(ReservationTable::default());
-        for port in slice.iter() {
-            for ip in addresses {
-                let address = SocketAddr::new(*ip, port);
-                let bound = listener::bind(address).and_then(UnwatchedListener::new);
-                let listener = bound.map_err(|error| (address, error))?;
-                tokio::spawn(accept(listener, port, Arc::clone(&table), Arc::clone(balancers)));
-            }
+        door: Option<Door>,
+    ) -> Result<(), (SocketAddr, io::Error)> {
+        let listeners = ListenerSet::listen(sockets.0)?;
+        let arrivals = Arrivals {
+            table: Arc::clone(&self.table),
+            own: self.own.clone(),
+            balancers: Arc::clone(balancers),
+            door,
+            waits: Arc::default(),
+        };
+        let task = tokio::spawn(Arc::new(arrivals).accept(listeners));
+        *lock(&self.accepting) = Some(task.abort_handle());
+        Ok(())
+    }
+
+    /// Closes the listeners. Connections that have arrived are served to their end.
+    pub fn stop_listening(&self) {
+        if let Some(task) = lock(&self.accepting).take() {
+            task.abort();
         }
-        Ok(Self { slice, unused_limit, table })
+    }
+
+    /// The reason why a session got no port, for the log.
+    pub fn shortage(&self) -> String {
+        if self.own.reservable().is_none() {
+            return "this node cannot renew its lease of passive ports in Redis (registry_away = refuse)"
+                .to_owned();
+        }
+        let ports = self.own.describe();
+        if ports.is_empty() {
+            return "this node owns no passive ports: it has not reached Redis, or the passive range has fewer \
+                    blocks than there are nodes (passive_block_ports, passive_port_min, passive_port_max)"
+                .to_owned();
+        }
+        format!(
+            "no passive port became free for this client address within passive_wait: this node has the ports \
+             {ports}; give it more (passive_port_min, passive_port_max)"
+        )
     }
 
     /// Reserves a random port, which an attacker cannot guess, for the next data connection of the session.
@@ -142,21 +210,21 @@ impl PassivePorts {
         tls: Option<&Arc<Tls>>,
     ) -> Result<Reservation, NoFreePort> {
         let client = identity.address;
-        let count = self.slice.count();
-        let first = rand::random_range(0..count);
-        // first + i < 2 * 65535, and the remainder is less than the length of the slice.
-        let mut ports = (0..count).map(|i| self.slice.from() + ((first + i) % count) as u16);
         let now = Instant::now();
         let mut waiting = self.table.waiting();
+        let Some(ports) = self.own.reservable() else {
+            let look_again = Some(now + MAY_RESERVE_INTERVAL);
+            return Err(NoFreePort { look_again, has_given_up: false });
+        };
         waiting.cooling.forget_until(now);
-        if waiting.has_full_share(identity, count) {
+        if waiting.has_full_share(identity, ports.count()) {
             return Err(NoFreePort { look_again: None, has_given_up: false });
         }
         let is_free = |port: &u16| {
             waiting.cooling.until(*port, client).is_none() && !waiting.sessions.contains_key(&(*port, client))
         };
-        let Some(port) = ports.find(is_free) else {
-            return Err(waiting.give_up(self.slice, identity, self.unused_limit, now));
+        let Some(port) = ports.from_random().find(is_free) else {
+            return Err(waiting.give_up(&ports, identity, self.unused_limit, now));
         };
         let (connection, arrival) = oneshot::channel();
         waiting.last_number += 1;
@@ -212,6 +280,11 @@ impl Drop for PortRequest<'_> {
 impl ReservationTable {
     fn waiting(&self) -> MutexGuard<'_, WaitingSessions> {
         lock(&self.waiting)
+    }
+
+    /// Returns true if a session waits at this port for a client with this address.
+    fn is_reserved(&self, port: u16, client: IpAddr) -> bool {
+        self.waiting().sessions.contains_key(&(port, client))
     }
 
     /// Hands a connection to the session that waits for it. A connection from an unexpected address may still
@@ -285,30 +358,6 @@ impl ReservationTable {
         metrics::data_connection_refused("unexpected");
         log::debug!(port, address:% = stranger; "refused a data connection that no session expects");
     }
-
-    /// [`Self::deliver`] for a connection that came from a balancer.
-    fn deliver_for(
-        self: &Arc<Self>,
-        port: u16,
-        balancer: SocketAddr,
-        addresses: Result<(ConnectionAddresses, Socket), NoClientAddress>,
-    ) {
-        match addresses {
-            Ok((addresses, socket)) => {
-                self.deliver(
-                    port,
-                    addresses.client.ip(),
-                    Arrived { socket, by_balancer: true, records: None },
-                );
-            }
-            // A health check of the balancer has no session.
-            Err(NoClientAddress::ClosedByPeer | NoClientAddress::BalancersOwn) => {}
-            Err(error) => {
-                metrics::data_connection_refused("proxy_header");
-                log::warn!(port, peer:% = balancer; "data connection refused: {error}");
-            }
-        }
-    }
 }
 
 impl Reservation {
@@ -347,36 +396,6 @@ impl Drop for Reservation {
         if let Some(WaitingSession { identity, stranger: Some(stranger), .. }) = waiter {
             identity.log_foreign_data(self.port, stranger, false);
         }
-    }
-}
-
-async fn accept(
-    listener: UnwatchedListener,
-    port: u16,
-    table: Arc<ReservationTable>,
-    balancers: Arc<TrustedBalancers>,
-) {
-    loop {
-        let (socket, peer) = listener.accept().await;
-        if !balancers.is_balancer(peer.ip()) {
-            let arrived = Arrived { socket: Socket::Blocking(socket), by_balancer: false, records: None };
-            table.deliver(port, peer.ip().to_canonical(), arrived);
-            continue;
-        }
-        if let Some(addresses) = client_address::addresses_from_arrived_header(&socket) {
-            table.deliver_for(port, peer, addresses.map(|addresses| (addresses, Socket::Blocking(socket))));
-            continue;
-        }
-        let (table, balancers) = (Arc::clone(&table), Arc::clone(&balancers));
-        tokio::spawn(async move {
-            let addresses = async {
-                let mut stream = Socket::Blocking(socket).register()?;
-                let addresses = balancers.addresses_of(&mut stream, peer).await?;
-                Ok((addresses, Socket::Registered(stream)))
-            };
-            let addresses = addresses.await;
-            table.deliver_for(port, peer, addresses);
-        });
     }
 }
 

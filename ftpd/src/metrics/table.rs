@@ -1,6 +1,6 @@
 //! The table of the node's metrics: type, unit, labels and meaning.
 
-use common::metric::{Metric, REGISTRY_CONNECTED, REGISTRY_DEGRADED};
+use common::metric::{BLOCK_HANDOVERS, Metric, REGISTRY_CONNECTED, REGISTRY_DEGRADED};
 
 const DIRECTIONS: (&str, &str) = ("direction", "download, upload, listing");
 
@@ -28,7 +28,7 @@ pub(crate) const METRICS: &[Metric] = &[
         "unknown_user, wrong_password, disabled, address_not_allowed, time_not_allowed, unknown",
     )]),
     Metric::gauge("ftp_dependency_up", "1 or 0", "1 if the dependency works, 0 if not.")
-        .labels(&[("dependency", "storage, listeners, file_operations, registry, authd, as in /readyz")]),
+        .labels(&[("dependency", "storage, listeners, file_operations, passive_ports, registry, authd, as in /readyz")]),
     Metric::gauge("ftp_sessions", "sessions", "Logged-in sessions."),
     Metric::counter("ftp_sessions_ended_total", "connections", "Control connections that the node ended.")
         .labels(&[(
@@ -86,13 +86,16 @@ pub(crate) const METRICS: &[Metric] = &[
     Metric::counter(
         "ftp_passive_ports_given_up_total",
         "reservations",
-        "Reservations that ended because another session of the address waited for a port.",
+        "Reservations that ended because another session of the address waited for a port, or another node \
+         gets the port.",
     )
     .labels(&[(
         "reason",
         "unused (no transfer command within `data_connect_timeout`), share (the user had more than half of \
-         the ports)",
+         the ports), handed_over (the port's block goes to another node)",
     )]),
+    Metric::gauge("ftp_blocks", "blocks", "Blocks of passive ports that this node owns. A fixed slice is one.")
+        .labels(&[("state", "leased, given_up (another node gets it when no reservation is outstanding)")]),
     Metric::counter(
         "ftp_data_connections_refused_total",
         "connections",
@@ -170,7 +173,7 @@ pub(crate) const METRICS: &[Metric] = &[
     Metric::gauge("ftp_draining", "1 or 0", "1 while the node drains. Missing before."),
     Metric::gauge("ftp_limit", "as the setting", "Configured limits.").labels(&[(
         "limit",
-        "max_sessions and other settings; passive_ports is the size of the node's slice",
+        "max_sessions and other settings; passive_ports is the number of ports that the node may reserve",
     )]),
     Metric::counter(
         "ftp_limit_reached_total",
@@ -180,4 +183,25 @@ pub(crate) const METRICS: &[Metric] = &[
     .labels(&[("limit", "the setting that was reached; also quota_bytes, quota_files, comb_sources")]),
     REGISTRY_CONNECTED,
     REGISTRY_DEGRADED,
+    BLOCK_HANDOVERS,
 ];
+
+/// The row of a metric that `ftp-relay` has, too. Evaluated by the compiler: a wrong name does not compile.
+pub(crate) const fn row(name: &str) -> Metric {
+    let mut at = 0;
+    while at < METRICS.len() {
+        if is_same(METRICS[at].name.as_bytes(), name.as_bytes()) {
+            return METRICS[at];
+        }
+        at += 1;
+    }
+    panic!("the table has no metric of this name")
+}
+
+const fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let mut at = 0;
+    while at < a.len() && at < b.len() && a[at] == b[at] {
+        at += 1;
+    }
+    at == a.len() && at == b.len()
+}

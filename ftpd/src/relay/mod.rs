@@ -117,9 +117,8 @@ impl Relay {
     }
 
     async fn connect(&self, owner: &BlockOwner, relayed: &Relayed) -> Result<TcpStream, NotRelayed> {
-        let keys = self.map.relay_keys();
-        let key = keys.first().ok_or(NotRelayed::NoKey)?;
-        let header = relayed::seal(relayed, &owner.node, key, self.map.now());
+        let key = self.map.relay_key().ok_or(NotRelayed::NoKey)?;
+        let header = relayed::seal(relayed, &owner.node, &key, self.map.now());
         let address = SocketAddr::new(owner.address, relayed.port);
         let begin = Instant::now();
         let dialled = dial::dial(address, self.settings.source, &header, self.settings.connect_timeout).await;

@@ -13,6 +13,12 @@ const PER_TRANSFER: u64 = 2;
 /// Descriptors of a file operation: the directories on the path to its file.
 const PER_OPERATION: u64 = 6;
 
+/// Descriptors of a relayed connection: its two sockets, and both ends of a pipe while bytes move.
+const PER_RELAYED: u64 = 4;
+
+/// The part of the available descriptors that relayed connections may use at most.
+const RELAYED_PART: u64 = 4;
+
 /// Descriptors of the process itself: for Redis, authd, metrics, logs, certificates, and the home count of a
 /// quota.
 const PROCESS: u64 = 256;
@@ -39,6 +45,8 @@ pub(super) struct DescriptorNeeds {
     pub file_operations: u32,
     /// Listening sockets. A passive port has one for each address of the node.
     pub listening: u32,
+    /// Data connections that this node carries to other nodes.
+    pub relayed: u32,
 }
 
 impl DescriptorNeeds {
@@ -48,8 +56,21 @@ impl DescriptorNeeds {
         PER_SESSION * sessions
             + PER_TRANSFER * sessions.min(self.transfers.into())
             + PER_OPERATION * sessions.min(self.file_operations.into())
-            + u64::from(self.listening)
-            + PROCESS
+            + self.fixed()
+    }
+
+    /// Descriptors that do not depend on the number of sessions.
+    fn fixed(&self) -> u64 {
+        u64::from(self.listening) + PER_RELAYED * u64::from(self.relayed) + PROCESS
+    }
+
+    /// The number of relayed connections for which `available` descriptors suffice, at most `relayed`.
+    pub(super) fn relayed_that_fit(&self, available: u64) -> u32 {
+        if self.total() <= available {
+            return self.relayed;
+        }
+        let fit = available / RELAYED_PART / PER_RELAYED;
+        u32::try_from(fit).unwrap_or(u32::MAX).min(self.relayed)
     }
 
     /// The number of sessions for which `available` descriptors suffice, at most `sessions`.
@@ -60,12 +81,9 @@ impl DescriptorNeeds {
         if self.total() <= available {
             return Ok(self.sessions);
         }
-        let for_sessions = available.saturating_sub(u64::from(self.listening) + PROCESS);
+        let for_sessions = available.saturating_sub(self.fixed());
         match u32::try_from(for_sessions / PER_BUSY_SESSION).unwrap_or(u32::MAX).min(self.sessions) {
-            0 => Err(TooFewDescriptors {
-                available,
-                needed: u64::from(self.listening) + PROCESS + PER_BUSY_SESSION,
-            }),
+            0 => Err(TooFewDescriptors { available, needed: self.fixed() + PER_BUSY_SESSION }),
             sessions => Ok(sessions),
         }
     }
@@ -82,6 +100,7 @@ mod tests {
             transfers: 1000,
             file_operations: 128,
             listening,
+            relayed: 0,
         };
         for (available, listening, sessions) in
             [(1_048_576, 1000, 10_000), (20_000, 1000, 2_343), (1_024, 40, 91), (305, 40, 1)]
@@ -91,6 +110,11 @@ mod tests {
             assert!(busy <= available, "{available}");
         }
         assert!(needs(40).sessions_that_fit(300).is_err());
+        let with_relay = DescriptorNeeds { relayed: 2000, ..needs(200) };
+        assert_eq!(with_relay.relayed_that_fit(1_048_576), 2000);
+        assert_eq!(with_relay.relayed_that_fit(20_000), 1250);
+        let lowered = DescriptorNeeds { relayed: 1250, ..with_relay };
+        assert_eq!(lowered.sessions_that_fit(20_000), Ok(1_818));
         assert_eq!(DescriptorNeeds { sessions: 10, ..needs(40) }.sessions_that_fit(1_024), Ok(10));
     }
 }

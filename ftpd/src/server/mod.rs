@@ -1,7 +1,6 @@
 //! The life of the node: start, listeners, drain, stop.
 
 pub mod descriptor_limit;
-mod ephemeral_ports;
 mod listeners;
 mod process_identity;
 mod run_error;
@@ -9,27 +8,27 @@ mod start;
 mod stop;
 mod storage_root;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use common::{
     health::LifeStage,
     process::{
         admin,
         capabilities::{self, Kept},
-        http::{self, HttpEvent},
+        http::HttpEvent,
         service,
         signals::Signals,
     },
 };
-use tokio::{net::TcpListener, sync::oneshot};
-use warp::{Filter, filters::BoxedFilter};
 
 use self::listeners::{Listeners, bind, bind_all, local};
 pub use self::run_error::RunError;
 use crate::{
     auth::{Authentication, probe::AuthdProbe},
     config::Config,
+    data::passive,
     health::{self, Health},
+    listener::ephemeral_ports,
     metrics,
     node::Node,
     partial_sweeper, revocation,
@@ -37,6 +36,9 @@ use crate::{
 
 /// Capabilities of a node that runs as root: those for files of all users, and no others.
 pub const KEPT_BY_ROOT: Kept = Kept::Files;
+
+/// How much longer than `node_lease` the node waits for its first block of passive ports.
+const BLOCKS_WAIT: Duration = Duration::from_secs(5);
 
 /// Runs the node until it has drained. Call it on the thread of `main`, which has the capabilities for ports
 /// below 1024: the function binds all ports, then gives up these capabilities.
@@ -54,6 +56,13 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     start::export_limits(&config);
     service::start_watchdog();
     ephemeral_ports::warn(config.network.passive_ports);
+    if config.network.nginx_data_path {
+        log::warn!(
+            "nginx_data_path: nginx turns the reset of a client's data connection into an orderly end, so a \
+             plain upload that was cut short may get 226; uploads over FTPS and after ALLO are safe, and so \
+             are all uploads through ftp-relay or the kernel"
+        );
+    }
     storage_root::check(&config).await?;
     let tls = start::load_tls(&config)?;
     // Bind now, listen last: a balancer whose connection is refused tries another node at once. If the node
@@ -70,17 +79,32 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         }
         Authentication::Users(_) | Authentication::Demo => None,
     };
-    let health = Arc::new(Health::new(config.readiness.clone(), probe.is_some()));
+    let health = Arc::new(Health::new(config.readiness.clone(), probe.is_some(), config.network.assignment));
     if let Some(listener) = admin_listener {
         let reported = Arc::clone(&health);
-        let routes = admin::routes(rendered, move || reported.report());
-        serve_admin(listener, routes.map(warp::Reply::into_response).boxed(), config.admin_limits);
+        log::info!(part = "admin", address:% = local(&listener); "listening");
+        let observe = |event| {
+            if event == HttpEvent::Displaced {
+                metrics::limit_reached("admin_max_connections");
+            }
+        };
+        admin::serve(listener, rendered, config.admin_limits, observe, move || reported.report());
     }
+    let lease = config.redis.as_ref().map(|redis| redis.lease);
     let (node, mut events) = tokio::select! {
-        started = start::create_node(config, &control, tls) => started?,
+        started = start::create_node(config, &control, &implicit_tls, tls) => started?,
         // The start may have to wait for the node's name.
         () = stop::terminated(&mut signals) => return Ok(()),
     };
+    if let Some(lease) = lease {
+        tokio::select! {
+            () = start::await_blocks(&node, lease + BLOCKS_WAIT) => {}
+            () = stop::terminated(&mut signals) => {
+                node.registry.leave().await;
+                return Ok(());
+            }
+        }
+    }
     start_background_tasks(&node, &health, probe).await;
     let mut listeners = Listeners::default();
     if let Err(error) = listeners.open(&node, control, implicit_tls) {
@@ -90,7 +114,8 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     health.set_life(LifeStage::Ready);
     health.publish(&node.registry);
     service::ready();
-    log::info!(node = node.name.as_str(), slice:% = node.network.slice; "ready");
+    let ports = passive::describe(&node.registry.blocks().borrow());
+    log::info!(node = node.name.as_str(), passive_ports = ports.as_str(); "ready");
 
     let ended = stop::wait_for_end(&node, &mut signals, &mut events).await;
     // Stop admitting first: clients that are asked to reconnect must reach another node.
@@ -99,25 +124,6 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     listeners.close().await;
     stop::drain(&node, &mut signals, &mut events).await;
     ended
-}
-
-/// Serves the metrics and health checks over HTTP until the process ends.
-fn serve_admin(
-    listener: TcpListener,
-    routes: BoxedFilter<(warp::reply::Response,)>,
-    limits: http::ConnectionLimits,
-) {
-    log::info!(part = "admin", address:% = local(&listener); "listening");
-    let observe = |event| {
-        if event == HttpEvent::Displaced {
-            metrics::limit_reached("admin_max_connections");
-        }
-    };
-    tokio::spawn(async move {
-        // Never used: the server runs until the process ends.
-        let (_stop, stopped) = oneshot::channel();
-        http::serve(listener, routes, limits, observe, stopped).await;
-    });
 }
 
 async fn start_background_tasks(node: &Arc<Node>, health: &Arc<Health>, probe: Option<AuthdProbe>) {

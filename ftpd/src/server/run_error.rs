@@ -38,7 +38,10 @@ pub enum RunError {
          Redis for node_lease. If both nodes are meant to run, give one of them another node_name"
     )]
     NameLost(NameHolder),
-    #[error("the passive ports overlap with those of another live node: {0}")]
+    #[error(
+        "the fixed slice of passive ports (cluster_nodes, cluster_size, passive_slice) overlaps with that of \
+         another live node: {0}"
+    )]
     SliceConflict(String),
 }
 

@@ -1,29 +1,40 @@
 //! The start of the node: its limits, certificates, passive ports, logs, and its claim in the registry.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use common::{
     clock::unix_seconds,
-    node::NodeRecord,
-    passive::PassiveAssignment,
+    node::{NodeRecord, PortRange},
+    passive::{BlockState, OwnBlock, PassiveAssignment},
     process::{capabilities, descriptors as open_files},
-    registry::{ClusterEvent, Registry},
+    registry::{ClusterEvent, RedisOptions, Registry},
 };
-use tokio::sync::mpsc;
+use tokio::{net::lookup_host, sync::mpsc, time::timeout};
 
 use super::{KEPT_BY_ROOT, RunError, descriptor_limit::DescriptorNeeds, process_identity};
 use crate::{
     client_address::TrustedBalancers,
     config::Config,
-    data::passive::PassivePorts,
+    connection_log::ConnectionLog,
+    data::passive::{Door, PassivePorts, PassiveSockets},
     listener::BoundSocket,
     metrics,
     node::{Node, NodeParts},
+    node_address,
+    relay::{Relay, RelaySettings},
     tls::Tls,
     transfer_log::TransferLog,
 };
 
-/// Lowers `max_sessions` to the number that the limit of open files allows.
+/// How much longer a relayed connection may be silent than a transfer, so that the node with the session ends
+/// it first and tells the client why.
+const RELAY_STALL_MARGIN: Duration = Duration::from_secs(60);
+
+/// Lowers `max_relayed` and `max_sessions` to the numbers that the limit of open files allows.
 pub(super) fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
     let available = match open_files::raise() {
         Ok(limit) => limit,
@@ -34,12 +45,23 @@ pub(super) fn fit_descriptors(config: &mut Config) -> Result<(), RunError> {
     };
     let (limits, network) = (&mut config.limits, &config.network);
     let addresses = u32::try_from(network.listen.len()).unwrap_or(u32::MAX);
-    let needs = DescriptorNeeds {
+    let mut needs = DescriptorNeeds {
         sessions: limits.sessions,
         transfers: limits.transfers,
         file_operations: limits.file_operations,
-        listening: network.slice.count().saturating_mul(addresses),
+        listening: network.passive_ports.count().saturating_mul(addresses),
+        relayed: if network.is_in_cluster { limits.relayed } else { 0 },
     };
+    let relayed = needs.relayed_that_fit(available);
+    if relayed < needs.relayed {
+        log::warn!(
+            max_relayed = limits.relayed, lowered_to = relayed, open_files = available,
+            needed = needs.total();
+            "max_relayed is lowered, because the limit of open files is too low: raise RLIMIT_NOFILE \
+             (LimitNOFILE= of the service), or lower max_relayed or max_sessions"
+        );
+        (limits.relayed, needs.relayed) = (relayed, relayed);
+    }
     let sessions = needs.sessions_that_fit(available)?;
     if sessions < limits.sessions {
         log::warn!(
@@ -72,7 +94,7 @@ pub(super) fn export_limits(config: &Config) {
     metrics::limit("max_login_failures", limits.login_failures);
     metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
     metrics::limit("max_errors", limits.errors);
-    metrics::limit("passive_ports", config.network.slice.count());
+    metrics::limit("max_relayed", limits.relayed);
     metrics::limit("max_sorted_entries", config.storage.sorted_entries as u64);
     metrics::limit("max_stat_entries", config.storage.stat_entries as u64);
     metrics::limit("max_listing_memory", config.storage.listing_memory);
@@ -89,25 +111,21 @@ pub(super) fn load_tls(config: &Config) -> Result<Option<Arc<Tls>>, RunError> {
     Ok(tls)
 }
 
-/// Listens on the passive ports, gives up the capabilities for ports below 1024, joins the registry, and
-/// creates the node. `control`: the bound control ports. Returns the registry's events for the node, too.
+/// Binds the passive ports, gives up the capabilities for ports below 1024, joins the registry, creates the
+/// node, and listens on the passive ports. `control`: the bound control ports. Returns the registry's events
+/// for the node, too.
 pub(super) async fn create_node(
     mut config: Config,
     control: &[BoundSocket],
+    implicit_tls: &[BoundSocket],
     tls: Option<Arc<Tls>>,
 ) -> Result<(Arc<Node>, mpsc::Receiver<ClusterEvent>), RunError> {
     let addresses: Vec<SocketAddr> = control.iter().filter_map(|socket| socket.address().ok()).collect();
-    let control = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
-    let trusted_balancers = Arc::new(TrustedBalancers {
-        networks: config.network.trusted_balancers.clone(),
-        header_timeout: config.timeouts.proxy_header,
-    });
     let ips: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
     // Before the node claims its name. If an earlier process of this node still finishes its transfers, it
     // has these ports: this process then fails here, and the earlier one keeps its name.
-    let passive =
-        PassivePorts::listen(config.network.slice, &ips, &trusted_balancers, config.timeouts.data_connect)
-            .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
+    let sockets = PassiveSockets::bind(config.network.passive_ports, &ips)
+        .map_err(|(address, error)| RunError::ListenPassive(address, error))?;
     // All sockets are bound. Connections to clients in active mode use any free local port.
     capabilities::give_up(KEPT_BY_ROOT).map_err(RunError::Capabilities)?;
     let transfer_log = match &config.log.transfer_log {
@@ -115,18 +133,26 @@ pub(super) async fn create_node(
             .map_err(|error| RunError::TransferLog(path.display().to_string(), error))?,
         None => TransferLog::default(),
     };
+    let redis = config.redis.take();
+    let node_address = match (config.network.node_address, &redis) {
+        (Some(address), _) => address,
+        (None, redis) => node_address::detect(&ips, &addresses_of(redis.as_ref()).await),
+    };
+    let control = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
+    let port_of = |sockets: &[BoundSocket]| Some(sockets.first()?.address().ok()?.port());
     let place = process_identity::of_process(config.boot_id.as_deref(), &control);
     let record = NodeRecord {
         control,
+        address: Some(node_address),
+        port: addresses.first().map_or(0, SocketAddr::port),
+        implicit_port: port_of(implicit_tls),
         host: process_identity::host_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         since: unix_seconds(),
-        ..NodeRecord::new(config.node_name.clone(), rand::random(), config.network.slice)
+        ..NodeRecord::new(config.node_name.clone(), rand::random(), first_ports(config.network.assignment))
     };
-    let (registry, events) = match config.redis.take() {
-        Some(options) => {
-            Registry::join(record, PassiveAssignment::Slice(config.network.slice), place, options).await?
-        }
+    let (registry, events) = match redis {
+        Some(options) => Registry::join(record, config.network.assignment, place, options).await?,
         // Without Redis there are no events.
         None => (Registry::local(record), mpsc::channel(1).1),
     };
@@ -134,7 +160,84 @@ pub(super) async fn create_node(
         tls.share_ticket_keys(registry.clone()).await;
         tls.watch_files();
     }
-    let node =
-        Arc::new(Node::new(config, NodeParts { trusted_balancers, passive, registry, transfer_log, tls }));
+    let node = Arc::new(new_node(config, registry, node_address, transfer_log, tls));
+    let door = node.relay.as_ref().map(|relay| Door {
+        name: node.name.clone(),
+        map: node.registry.port_map(),
+        relay: Arc::clone(relay),
+        log: node.connection_log.clone(),
+    });
+    if let Err((address, error)) = node.passive.serve(sockets, &node.trusted_balancers, door) {
+        node.registry.leave().await;
+        return Err(RunError::ListenPassive(address, error));
+    }
     Ok((node, events))
+}
+
+fn new_node(
+    config: Config,
+    registry: Registry,
+    node_address: IpAddr,
+    transfer_log: TransferLog,
+    tls: Option<Arc<Tls>>,
+) -> Node {
+    let trusted_balancers = Arc::new(TrustedBalancers {
+        networks: config.network.trusted_balancers.clone(),
+        header_timeout: config.timeouts.proxy_header,
+    });
+    let connection_log = ConnectionLog::new(config.limits.failure_lines);
+    let settings = RelaySettings {
+        own: Some(config.node_name.clone()),
+        max_relayed: config.limits.relayed,
+        connect_timeout: config.timeouts.relay_connect,
+        stall_limit: Some(config.timeouts.stall + RELAY_STALL_MARGIN),
+        // So that other nodes recognise this one. An address that the node does not listen on itself may be
+        // one that it cannot send from.
+        source: (config.network.listen == [node_address]).then_some(node_address),
+        log: connection_log.clone(),
+    };
+    let relay = config.network.is_in_cluster.then(|| Relay::new(registry.port_map(), settings));
+    let passive = PassivePorts::new(&registry, config.timeouts.data_connect);
+    Node::new(
+        config,
+        NodeParts { trusted_balancers, passive, relay, registry, connection_log, transfer_log, tls },
+    )
+}
+
+/// The first ports that the node may own, for older readers of its record.
+fn first_ports(assignment: PassiveAssignment) -> PortRange {
+    match assignment {
+        PassiveAssignment::Slice(slice) => slice,
+        PassiveAssignment::Leased(layout) => layout.blocks().next().unwrap_or(layout.range()),
+    }
+}
+
+/// The addresses of Redis. Empty if its name does not resolve within `redis_timeout`.
+async fn addresses_of(redis: Option<&RedisOptions>) -> Vec<SocketAddr> {
+    let Some(options) = redis else { return Vec::new() };
+    let Some(host) = options.url.host() else { return Vec::new() };
+    match timeout(options.timeout, lookup_host(host)).await {
+        Ok(Ok(addresses)) => addresses.collect(),
+        Ok(Err(_)) | Err(_) => Vec::new(),
+    }
+}
+
+/// Waits until a node that leases blocks may use one. If that takes longer than `limit`, the node serves
+/// without passive ports, and is not ready.
+pub(super) async fn await_blocks(node: &Node, limit: Duration) {
+    let PassiveAssignment::Leased(layout) = node.network.assignment else { return };
+    let mut blocks = node.registry.blocks();
+    let is_usable = |blocks: &Arc<[OwnBlock]>| blocks.iter().any(|block| block.state == BlockState::Leased);
+    if blocks.borrow_and_update().is_empty() {
+        log::info!(
+            node = node.name.as_str(), range:% = layout.range();
+            "waiting for blocks of passive ports; a new block is used when all nodes know its owner"
+        );
+    }
+    if timeout(limit, blocks.wait_for(is_usable)).await.is_err() {
+        log::error!(
+            node = node.name.as_str(), range:% = layout.range();
+            "starting without passive ports: until this node gets a block, it is not ready, and PASV gets 425"
+        );
+    }
 }

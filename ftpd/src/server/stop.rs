@@ -12,7 +12,7 @@ use common::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 
 use super::RunError;
@@ -20,6 +20,9 @@ use crate::{connection_table::EndRequest, metrics, node::Node};
 
 /// Time for sessions to send their last reply when the node stops.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+
+/// Interval at which a node that drains counts the connections that it carries.
+const RELAY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Returns when the node has to end: on a signal, on an administrator's order, or because another node has
 /// its name or ports.
@@ -85,6 +88,7 @@ pub(super) async fn drain(
         }
         break;
     }
+    stop_carrying(node, signals, deadline).await;
     if node.connections.count() > 0 {
         log::warn!(connections = node.connections.count(); "ending the remaining sessions");
         node.connections.end_all(EndRequest::StopNode);
@@ -93,6 +97,36 @@ pub(super) async fn drain(
     }
     node.registry.leave().await;
     log::info!("stopped");
+}
+
+/// Stops listening on the passive ports when the node has no session left, so that a balancer sends data
+/// connections to other nodes, and lets those finish that this node carries to other nodes.
+async fn stop_carrying(node: &Node, signals: &mut Signals, deadline: Instant) {
+    if node.connections.count() > 0 {
+        return; // The time is over.
+    }
+    node.passive.stop_listening();
+    let Some(relay) = &node.relay else { return };
+    let begin = relay.count();
+    if begin == 0 {
+        return;
+    }
+    log::info!(relayed = begin; "waiting for the data connections that this node carries to other nodes");
+    let all_ended = async {
+        while relay.count() > 0 {
+            sleep(RELAY_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        () = all_ended => {}
+        () = sleep_until(deadline) => {
+            log::warn!(relayed = relay.count(); "drain_timeout is over; relayed data connections are reset");
+        }
+        () = terminated(signals) => {
+            log::warn!(relayed = relay.count(); "received a second signal to stop; relayed data connections are \
+                                                 reset");
+        }
+    }
 }
 
 /// Carries out an order to end sessions.
@@ -104,7 +138,8 @@ fn end_sessions(node: &Node, command: &NodeCommand) {
             }
         }
         NodeCommand::EndUser { user } => node.connections.end_user(user),
-        NodeCommand::Drain => {}
+        // The caller drains the node. The registry refreshes.
+        NodeCommand::Drain | NodeCommand::Refresh => {}
     }
 }
 

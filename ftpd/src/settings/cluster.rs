@@ -1,12 +1,15 @@
 //! Settings of the registry, authd and readiness.
 
 use common::settings::{
-    DURATION, FILE, Form, Group, REDIS_PASSWORD_FILE, REDIS_PREFIX, REDIS_TIMEOUT, Setting, TEXT,
+    DURATION, FILE, Form, Group, NUMBER, REDIS_PASSWORD_FILE, REDIS_PREFIX, REDIS_TIMEOUT, Setting, TEXT,
 };
+
+use super::IP_ADDRESS;
 
 pub(super) static CLUSTER: Group = Group {
     name: "Cluster",
-    about: "The registry in Redis, authd, and the readiness that a balancer checks.",
+    about: "The registry in Redis, the passive ports of each node, authd, and the readiness that a balancer \
+            checks.",
     settings: &[
         REDIS_PASSWORD_FILE,
         REDIS_PREFIX,
@@ -48,6 +51,52 @@ pub(super) static CLUSTER: Group = Group {
              frees its name. A node that finds its name held by another process waits this long, and ends \
              if that process renews its lease. A shorter lease finds dead nodes sooner; a longer one \
              tolerates longer outages of Redis.",
+        ),
+        Setting::one(
+            "passive_block_ports",
+            NUMBER,
+            "5",
+            "The ports of a block, the same on all nodes. The nodes lease blocks of the passive range in the \
+             registry, each its fair share. A cluster can have as many nodes as the range has blocks; with \
+             larger blocks, fewer blocks change hands when a node joins or leaves.",
+        ),
+        Setting::many(
+            "cluster_nodes",
+            Form::new("NAMES", "names of nodes (ftp1,ftp2,ftp3)"),
+            "",
+            "The names of all nodes, in the same order on every node. The position of `node_name` in the \
+             list selects this node's fixed slice of the passive range, in place of leased blocks. Only nginx \
+             as data path and a kernel data path without ftp-relay need fixed slices.",
+        ),
+        Setting::one(
+            "cluster_size",
+            NUMBER,
+            "",
+            "The number of nodes, in place of `cluster_nodes` where names end in numbers from 0 on (a \
+             StatefulSet's ftp-0, ftp-1, ftp-2). The number in `node_name` selects this node's fixed slice.",
+        ),
+        Setting::one(
+            "passive_slice",
+            Form::new("FROM-TO", "range of ports (50000-50049)"),
+            "",
+            "This node's fixed slice of the passive range, in place of leased blocks. No other node may have \
+             any of these ports.",
+        ),
+        Setting::one(
+            "node_address",
+            IP_ADDRESS,
+            "",
+            "The address at which the other nodes and ftp-relay reach this node. If not set: the address in \
+             `listen`, if it is one specific address; otherwise the address from which this host reaches \
+             Redis; if that is a loopback address, the one with which it reaches other networks. Set it where \
+             the nodes see each other at another address, such as behind NAT.",
+        ),
+        Setting::one(
+            "relay_key_rotation",
+            DURATION,
+            "1d",
+            "The age at which the nodes replace the key that authenticates relayed connections. They share \
+             the key through Redis and accept the three newest keys.",
         ),
         Setting::one(
             "boot_id",

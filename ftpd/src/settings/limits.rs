@@ -39,6 +39,14 @@ pub(super) static LIMITS: Group = Group {
              precedence. If not set, a quarter of `max_transfers`, and at least 10.",
         ),
         Setting::one(
+            "max_relayed",
+            NUMBER,
+            "2000",
+            "Data connections at once that this node carries to other nodes, because a balancer sent them to \
+             this one. A further one is closed. The transfer that waits for it gets 425. ftpd lowers the \
+             number at its start if the limit of open files is too low for it.",
+        ),
+        Setting::one(
             "minimum_rate",
             BYTES_PER_SECOND,
             "0",

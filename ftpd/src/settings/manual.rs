@@ -91,7 +91,6 @@ pub(super) const MANUAL: Manual = Manual {
 
 pub(super) const EXAMPLE_FILE: &str = "\
 node_name = \"ftp2\"
-cluster_nodes = [\"ftp1\", \"ftp2\", \"ftp3\"]   # the same on every node
 passive_port_min = 50000
 passive_port_max = 50099
 external_address = \"203.0.113.5\"

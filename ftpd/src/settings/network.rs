@@ -38,6 +38,14 @@ pub(super) static NETWORK: Group = Group {
              system.",
         )
         .alias("FtpBehindProxy"),
+        Setting::switch(
+            "nginx_data_path",
+            "false",
+            "nginx carries the data connections. nginx turns the reset of a client's data connection into an \
+             orderly end, so a plain upload that was cut short may get 226. Uploads over FTPS and uploads \
+             after ALLO are safe. The node warns about this at its start; the switch changes nothing else. \
+             Prefer ftp-relay or the kernel for data connections.",
+        ),
         Setting::many(
             "internal_networks",
             NETWORKS,

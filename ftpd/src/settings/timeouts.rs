@@ -82,6 +82,13 @@ pub(super) static TIMEOUTS: Group = Group {
             "The time in which a balancer must send the PROXY header. After it the connection is closed.",
         ),
         Setting::one(
+            "relay_connect_timeout",
+            DURATION,
+            "2s",
+            "The time in which the node must reach another node to carry a data connection there. After it the \
+             connection is closed.",
+        ),
+        Setting::one(
             "drain_timeout",
             DURATION,
             "5m",

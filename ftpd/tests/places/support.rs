@@ -28,7 +28,7 @@ impl Site {
             answer["user"] = request["user"].clone();
             Answer::account(&answer)
         });
-        let builder = Node::standalone().without("standalone").setting("create_homes", create_homes);
+        let builder = Node::standalone().in_cluster().setting("create_homes", create_homes);
         let redis = Redis::start(builder.loopback().socket(1, 6379));
         let builder = builder.setting("authd_urls", authd.url()).setting("redis_url", redis.address);
         let log = builder.root().join(TRANSFER_LOG);

@@ -35,7 +35,7 @@ impl UploadSite {
         let authd = StubAuthd::start(|request| {
             Answer::account(&json!({ "user": request["user"], "home": "/", "uploads": request["user"] }))
         });
-        let builder = Node::standalone().without("standalone");
+        let builder = Node::standalone().in_cluster();
         let redis = Redis::start(builder.loopback().socket(1, 6379));
         let authority = Authority::new();
         let certificate = authority.sign("localhost");

@@ -19,8 +19,9 @@ use common::{node::NodeRecord, registry::Registry, settings::Values};
 use ftpd::{
     client_address::{ConnectionAddresses, TrustedBalancers},
     config::Config,
+    connection_log::ConnectionLog,
     control::ControlConnection,
-    data::passive::PassivePorts,
+    data::passive::{PassivePorts, PassiveSockets},
     node::{Node, NodeParts},
     protocol::{AnyTimeCommand, Command, command::is_foreign, line::Line, parse},
     settings::SCHEMA,
@@ -200,18 +201,25 @@ fn passive_port(line: &[u8]) -> Option<u16> {
 }
 
 fn node(config: Config, address: IpAddr) -> Node {
-    let record = NodeRecord::new(config.node_name.clone(), 1, config.network.slice);
+    let record = NodeRecord::new(config.node_name.clone(), 1, config.network.passive_ports);
     let trusted_balancers =
         Arc::new(TrustedBalancers { networks: Vec::new(), header_timeout: config.timeouts.proxy_header });
-    let passive = PassivePorts::listen(
-        config.network.slice,
-        &[address],
-        &trusted_balancers,
-        config.timeouts.data_connect,
-    )
-    .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}"));
     let (registry, transfer_log) = (Registry::local(record), TransferLog::default());
-    Node::new(config, NodeParts { trusted_balancers, passive, registry, transfer_log, tls: None })
+    let passive = PassivePorts::new(&registry, config.timeouts.data_connect);
+    PassiveSockets::bind(config.network.passive_ports, &[address])
+        .and_then(|sockets| passive.serve(sockets, &trusted_balancers, None))
+        .unwrap_or_else(|(address, error)| panic!("cannot listen on {address}: {error}"));
+    let connection_log = ConnectionLog::new(config.limits.failure_lines);
+    let parts = NodeParts {
+        trusted_balancers,
+        passive,
+        relay: None,
+        registry,
+        connection_log,
+        transfer_log,
+        tls: None,
+    };
+    Node::new(config, parts)
 }
 
 /// A home with symbolic links that lead out of it, and the directory that they lead to.

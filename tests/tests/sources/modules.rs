@@ -8,12 +8,12 @@ use super::files::SourceFile;
 pub(crate) type Graph = BTreeMap<String, BTreeMap<String, Vec<String>>>;
 
 /// Reads paths that begin with `crate::`, or with as many `super::` as lead to the crate. The crate's root
-/// (`lib.rs`, `main.rs`) may use every module and is left out.
+/// (`lib.rs`, `main.rs`) and further programs (`bin/`) may use every module and are left out.
 pub(crate) fn dependencies(files: &[SourceFile]) -> Graph {
     let mut graph = Graph::new();
     for file in files {
         let module = file.module.split('/').next().unwrap_or_default().trim_end_matches(".rs").to_owned();
-        if ["lib", "main"].contains(&module.as_str()) {
+        if ["lib", "main", "bin"].contains(&module.as_str()) {
             continue;
         }
         let used = graph.entry(module.clone()).or_default();

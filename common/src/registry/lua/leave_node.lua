@@ -1,5 +1,7 @@
--- Removes a node, unless a later process has its name. Marks an order to drain as carried out.
--- KEYS: names of nodes (set), this node (hash), its sessions (hash), its commands (list), its orders (hash)
+-- Removes a node, unless a later process has its name. Frees its blocks. Marks an order to drain as carried
+-- out.
+-- KEYS: names of nodes (set), this node (hash), its sessions (hash), its commands (list), its orders (hash),
+--       the blocks (hash, see block_step.lua)
 -- ARGV: name, incarnation, seconds for which the note that the node has drained is kept
 local holder = redis.call('HGET', KEYS[2], 'incarnation')
 -- If Redis was away for long, the node's key has expired, but the key of its sessions has not.
@@ -13,5 +15,17 @@ if not holder or holder == ARGV[2] then
     redis.call('EXPIRE', KEYS[5], ARGV[3])
   elseif orders.err or not orders[1] or orders[1] == ARGV[2] then
     redis.call('DEL', KEYS[5])
+  end
+
+  -- No session is left, so no port is reserved: the blocks need no rest.
+  local blocks = redis.pcall('HGETALL', KEYS[6])
+  local this = ARGV[1] .. '/' .. ARGV[2]
+  for i = 1, #blocks, 2 do
+    local owner, incarnation, generation, time, last =
+      string.match(blocks[i + 1], '^(%S+) (%S+) (%d+) (%d+) (%S+)$')
+    if owner == ARGV[1] and incarnation == ARGV[2] then
+      local rest_until = last == this and '0' or time
+      redis.call('HSET', KEYS[6], blocks[i], '* * ' .. generation .. ' ' .. rest_until .. ' ' .. last)
+    end
   end
 end

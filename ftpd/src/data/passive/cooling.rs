@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use common::node::PortRange;
 use tokio::time::Instant;
 
 /// How long a released port is not reserved again for the same address: somewhat longer than a client takes
@@ -57,6 +58,11 @@ impl Cooling {
     /// The time at which `port` has cooled down; `None` if it is not cooling down.
     pub(super) fn until(&self, port: u16, address: IpAddr) -> Option<Instant> {
         self.addresses.get(&address)?.until.get(&port).copied()
+    }
+
+    /// Returns true if one of these ports is cooling down for any address.
+    pub(super) fn any_of(&self, range: PortRange) -> bool {
+        self.addresses.values().any(|ports| ports.until.keys().any(|port| range.contains(*port)))
     }
 
     /// Removes all ports that have cooled down by `now`.

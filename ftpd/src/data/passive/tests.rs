@@ -2,10 +2,16 @@
 
 use std::net::Ipv4Addr;
 
-use common::session::SessionId;
+use common::{
+    node::NodeRecord,
+    passive::{BlockState, OwnBlock},
+    session::SessionId,
+};
+use tokio::sync::watch;
 
 use super::{
     cooling::{COOL_DOWN, MAX_COOLING},
+    own_ports::{hand_over, still_given_up},
     *,
 };
 
@@ -25,9 +31,22 @@ fn user(name: &str) -> Arc<SessionIdentity> {
     Arc::new(SessionIdentity::new(SessionId::random(), name.to_owned(), ANNA))
 }
 
+fn registry(from: u16, to: u16) -> Registry {
+    Registry::local(NodeRecord::new("a".parse().unwrap(), 1, PortRange::new(from, to).unwrap()))
+}
+
 fn ports(from: u16, to: u16) -> PassivePorts {
-    let slice = PortRange::new(from, to).unwrap();
-    PassivePorts { slice, unused_limit: UNUSED, table: Arc::default() }
+    PassivePorts::new(&registry(from, to), UNUSED)
+}
+
+fn block(from: u16, to: u16, state: BlockState) -> OwnBlock {
+    OwnBlock { ports: PortRange::new(from, to).unwrap(), generation: 1, state }
+}
+
+/// The ports of a node with these blocks, and a handle that changes the blocks.
+fn with_blocks(blocks: &[OwnBlock]) -> (PassivePorts, watch::Sender<Arc<[OwnBlock]>>) {
+    let (sender, blocks) = watch::channel(Arc::from(blocks));
+    (PassivePorts::of(OwnPorts { blocks, registry: registry(1, 1) }, UNUSED), sender)
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,4 +185,65 @@ async fn an_old_reservation_does_not_release_the_port_of_its_successor() {
     assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
     drop(new);
     assert!(ports.reserve(&of(ANNA), None, LONG).await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_that_is_given_up_gets_no_reservation() {
+    let (ports, blocks) =
+        with_blocks(&[block(50000, 50000, BlockState::Leased), block(50005, 50009, BlockState::GivenUp)]);
+    for _ in 0..20 {
+        let reservation = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+        assert_eq!(reservation.port(), 50000);
+        ports.table.waiting().sessions.clear();
+    }
+    let _only = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+    assert!(ports.reserve(&of(ANNA), None, SHORT).await.is_none());
+    blocks.send_replace(Arc::default());
+    assert!(ports.reserve(&of(BERT), None, SHORT).await.is_none());
+    assert!(ports.shortage().contains("passive_block_ports"), "{}", ports.shortage());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_session_gets_a_port_of_a_new_block() {
+    let (ports, blocks) = with_blocks(&[]);
+    let ports = Arc::new(ports);
+    let waiting = tokio::spawn({
+        let ports = Arc::clone(&ports);
+        async move { ports.reserve(&of(ANNA), None, LONG).await.map(|r| r.port()) }
+    });
+    tokio::task::yield_now().await;
+    let begin = Instant::now();
+    blocks.send_replace(Arc::from([block(50005, 50005, BlockState::Leased)]));
+    assert_eq!(waiting.await.unwrap(), Some(50005));
+    assert!(begin.elapsed() < SHORT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_block_is_handed_over_when_its_reservations_have_ended_and_cooled_down() {
+    let (ports, blocks) = with_blocks(&[block(50000, 50000, BlockState::Leased)]);
+    let reservation = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+    let given_up = [block(50000, 50000, BlockState::GivenUp)];
+    blocks.send_replace(Arc::from(given_up));
+    let mut list = still_given_up(&given_up, Vec::new(), Instant::now());
+    let is_released = |given_up: &mut Vec<_>| {
+        hand_over(given_up, &ports.own.registry, &ports.table, UNUSED);
+        given_up[0].is_released
+    };
+    assert!(!is_released(&mut list), "a session waits at the port");
+    drop(reservation);
+    assert!(!is_released(&mut list), "the connection may still arrive");
+    tokio::time::advance(COOL_DOWN).await;
+    assert!(is_released(&mut list));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reservations_end_when_their_block_was_given_up_for_longer_than_the_limit() {
+    let (ports, blocks) = with_blocks(&[block(50000, 50004, BlockState::Leased)]);
+    let reservation = ports.reserve(&of(ANNA), None, SHORT).await.unwrap();
+    blocks.send_replace(Arc::from([block(50000, 50004, BlockState::GivenUp)]));
+    tokio::time::sleep(UNUSED - SHORT).await;
+    assert!(!reservation.is_given_up());
+    tokio::time::sleep(COOL_DOWN).await;
+    assert!(reservation.is_given_up());
+    assert!(reservation.accept().await.is_none());
 }

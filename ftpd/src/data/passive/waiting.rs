@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +15,10 @@ use std::{
 use common::node::PortRange;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::cooling::{COOL_DOWN, Cooling};
+use super::{
+    cooling::{COOL_DOWN, Cooling},
+    own_ports::ReservablePorts,
+};
 use crate::{
     data::connected::Arrived,
     identity::{SessionIdentity, log_session},
@@ -91,7 +95,7 @@ impl WaitingSessions {
     /// These ports cool down like any released port.
     pub(super) fn give_up(
         &mut self,
-        slice: PortRange,
+        ports: &ReservablePorts,
         identity: &SessionIdentity,
         unused_limit: Duration,
         now: Instant,
@@ -102,7 +106,7 @@ impl WaitingSessions {
         let mut held = HashMap::<&str, usize>::new();
         let mut unused = Vec::new();
         let mut cooling = 0;
-        for port in slice.iter() {
+        for port in ports.iter() {
             if let Some(end) = self.cooling.until(port, address) {
                 cooling += 1;
                 at(end);
@@ -121,7 +125,7 @@ impl WaitingSessions {
         let asking: usize = self.asking.get(&address).map_or(0, |users| users.values().sum());
         let mut beyond_share = None;
         if cooling + unused.len() < asking {
-            match self.oldest_beyond_share(slice, identity, &held) {
+            match self.oldest_beyond_share(ports, identity, &held) {
                 Some((port, since)) if since + COOL_DOWN <= now => beyond_share = Some(port),
                 Some((_, since)) => at(since + COOL_DOWN),
                 None => {}
@@ -149,26 +153,52 @@ impl WaitingSessions {
     /// start. Reservations without a transfer command come first. `held`: the number of ports of each user.
     fn oldest_beyond_share(
         &self,
-        slice: PortRange,
+        ports: &ReservablePorts,
         identity: &SessionIdentity,
         held: &HashMap<&str, usize>,
     ) -> Option<(u16, Instant)> {
+        let limit = share(ports.count());
         let has_too_many = |waiter: &WaitingSession| {
             waiter.identity.user != identity.user
-                && held.get(waiter.identity.user.as_str()).is_some_and(|held| *held > share(slice.count()))
+                && held.get(waiter.identity.user.as_str()).is_some_and(|held| *held > limit)
         };
         let waiters =
-            slice.iter().filter_map(|port| Some((port, self.sessions.get(&(port, identity.address))?)));
+            ports.iter().filter_map(|port| Some((port, self.sessions.get(&(port, identity.address))?)));
         waiters
             .filter(|(_, waiter)| has_too_many(waiter))
             .min_by_key(|(_, waiter)| (waiter.is_claimed, waiter.since))
             .map(|(port, waiter)| (port, waiter.since))
     }
 
+    /// Returns true if no session waits at these ports, and no late connection may still come for one that has
+    /// waited there.
+    pub(super) fn is_free(&mut self, ports: PortRange, now: Instant) -> bool {
+        self.cooling.forget_until(now);
+        self.sessions.range(keys_at(ports.from(), ports.to())).next().is_none() && !self.cooling.any_of(ports)
+    }
+
+    /// Ends all reservations at these ports, because another node gets the ports. Returns true if there were
+    /// any.
+    pub(super) fn end_all(&mut self, ports: PortRange, now: Instant) -> bool {
+        let keys: Vec<_> =
+            self.sessions.range(keys_at(ports.from(), ports.to())).map(|(key, _)| *key).collect();
+        for (port, address) in &keys {
+            let Some(waiter) = self.sessions.remove(&(*port, *address)) else { continue };
+            waiter.is_given_up.store(true, Ordering::Release);
+            metrics::passive_port_given_up("handed_over");
+            log_session!(
+                log::Level::Debug, waiter.identity, port;
+                "gave up the reservation of a passive port, because another node gets the port"
+            );
+            self.cooling.add(*port, *address, now);
+        }
+        metrics::passive_ports_reserved(self.sessions.len());
+        !keys.is_empty()
+    }
+
     /// The sessions that wait at `port`.
     pub(super) fn at(&mut self, port: u16) -> impl Iterator<Item = (&PortAndAddress, &mut WaitingSession)> {
-        let all = (port, IpAddr::from(Ipv4Addr::UNSPECIFIED))..=(port, IpAddr::from(LAST_ADDRESS));
-        self.sessions.range_mut(all)
+        self.sessions.range_mut(keys_at(port, port))
     }
 
     /// A connection to `port` from an unexpected address was refused. If one session waits there, the
@@ -186,6 +216,11 @@ impl WaitingSessions {
             }
         }
     }
+}
+
+/// The keys of the sessions at the ports from `first` to `last`.
+fn keys_at(first: u16, last: u16) -> RangeInclusive<PortAndAddress> {
+    (first, IpAddr::from(Ipv4Addr::UNSPECIFIED))..=(last, IpAddr::from(LAST_ADDRESS))
 }
 
 /// The last address in the order of [`IpAddr`].

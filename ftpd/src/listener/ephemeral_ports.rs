@@ -1,5 +1,5 @@
 //! Warns if the kernel may use ports of the passive range for outgoing connections. Such a connection,
-//! even in TIME_WAIT, prevents the node from listening on the port when it starts.
+//! even in TIME_WAIT, prevents a node or relay from listening on the port when it starts.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ const LOCAL_RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
 /// Logs a warning if the passive range is not reserved on this host.
-pub(super) fn warn(range: PortRange) {
+pub(crate) fn warn(range: PortRange) {
     // Some containers do not have these files.
     let (Ok(local), Ok(reserved)) = (fs::read_to_string(LOCAL_RANGE), fs::read_to_string(RESERVED)) else {
         return;
@@ -36,7 +36,7 @@ fn advice(range: PortRange, local: &str, reserved: &str) -> Option<String> {
     // sysctl replaces the whole list, so the ports that are already reserved must be repeated.
     let line = if reserved.is_empty() { range.to_string() } else { format!("{reserved},{range}") };
     Some(format!(
-        "the kernel may use passive ports ({range}) for outgoing connections ({local}), and then this node \
+        "the kernel may use passive ports ({range}) for outgoing connections ({local}), and then this process \
          cannot start; reserve them: sysctl -w net.ipv4.ip_local_reserved_ports={line}"
     ))
 }
