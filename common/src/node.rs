@@ -133,6 +133,9 @@ pub struct NodeRecord {
     pub state: NodeState,
     /// With leased blocks: the first block, for readers of older versions.
     pub slice: PortRange,
+    /// True if the node leases blocks, false if it has a slice.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_leased: bool,
     /// The leased blocks. Empty for a node with a slice, and in records of older versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blocks: Vec<PortRange>,
@@ -161,6 +164,11 @@ pub struct NodeRecord {
 }
 
 impl NodeRecord {
+    /// The passive ports that the node owns: its leased blocks, or its slice.
+    pub fn passive_ports(&self) -> Vec<PortRange> {
+        if self.is_leased { self.blocks.clone() } else { vec![self.slice] }
+    }
+
     /// The record of a ready node without sessions. `control`, `host`, `version` and `since` are empty.
     pub fn new(name: NodeName, incarnation: u64, slice: PortRange) -> Self {
         Self {
@@ -168,6 +176,7 @@ impl NodeRecord {
             incarnation,
             state: NodeState::Ready,
             slice,
+            is_leased: false,
             blocks: Vec::new(),
             address: None,
             port: 0,

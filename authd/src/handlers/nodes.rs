@@ -1,5 +1,7 @@
 //! `/v1/nodes`: lists the live nodes, drains a node.
 
+use std::net::IpAddr;
+
 use common::{
     clock::rfc3339,
     node::{FailingDependency, NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
@@ -18,7 +20,12 @@ pub struct NodeView {
     /// Hexadecimal digits: JavaScript and jq would round the 64-bit number.
     incarnation: String,
     state: NodeState,
+    /// The first passive ports, for readers of the previous version.
     slice: PortRange,
+    /// The blocks that the node leases, or its slice.
+    passive_ports: Vec<PortRange>,
+    /// The address at which other nodes and relays reach the node. `None`: the node is of the previous version.
+    address: Option<IpAddr>,
     control: String,
     host: String,
     version: String,
@@ -62,11 +69,13 @@ pub struct FailingView {
 
 impl From<NodeRecord> for NodeView {
     fn from(record: NodeRecord) -> Self {
+        let passive_ports = record.passive_ports();
         let NodeRecord {
             name,
             incarnation,
             state,
             slice,
+            address,
             control,
             host,
             version,
@@ -82,6 +91,8 @@ impl From<NodeRecord> for NodeView {
             incarnation: format!("{incarnation:016x}"),
             state: if is_degraded { NodeState::Degraded } else { state },
             slice,
+            passive_ports,
+            address,
             control,
             host,
             version,
@@ -150,4 +161,29 @@ pub async fn drain(service: &Service, name: &str, peer: Option<Peer>) -> Result<
     }
     log::info!(node:% = name, by = address(peer); "an administrator ordered a node to drain");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json, to_value};
+
+    use super::*;
+
+    fn passive_ports(fields: Value) -> Value {
+        let mut record = json!({
+            "name": "a", "incarnation": 1, "state": "ready", "slice": [50000, 50004], "control": "", "version": "",
+            "since": 1, "sessions": 1, "transfers": 0,
+        });
+        record.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let record: NodeRecord = serde_json::from_value(record).unwrap();
+        to_value(NodeView::from(record)).unwrap()["passive_ports"].take()
+    }
+
+    #[test]
+    fn a_node_shows_its_blocks_or_its_slice() {
+        assert_eq!(passive_ports(json!({})), json!([[50000, 50004]]));
+        assert_eq!(passive_ports(json!({ "is_leased": true })), json!([]));
+        let blocks = json!([[50000, 50004], [50010, 50014]]);
+        assert_eq!(passive_ports(json!({ "is_leased": true, "blocks": blocks })), blocks);
+    }
 }

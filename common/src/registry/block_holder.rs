@@ -312,6 +312,11 @@ impl BlockReply {
         }
         Some(Self { now, step: Some(step) })
     }
+
+    /// Returns true if the request was under way for so long that Redis ignored its claims.
+    pub fn is_late(&self) -> bool {
+        self.step.as_ref().is_some_and(|step| step.share.is_none())
+    }
 }
 
 fn millis(time: Duration) -> u64 {

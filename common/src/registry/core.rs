@@ -100,6 +100,7 @@ impl Core {
         };
         NodeRecord {
             slice: blocks.first().copied().unwrap_or(self.node.slice),
+            is_leased,
             blocks,
             state: *lock(&self.state),
             sessions: u32::try_from(self.table().session_count()).unwrap_or(u32::MAX),

@@ -96,7 +96,7 @@ struct Process {
     cut_until: u64,
     /// No message is lost until then, and the process lives.
     reliable_until: u64,
-    /// The last request that Redis carried out and has not forgotten.
+    /// The last request that Redis carried out in time and has not forgotten.
     executed: Option<u64>,
     /// With `admit`: the time until which a request must be carried out.
     deadline: u64,
@@ -346,7 +346,7 @@ impl<'a> World<'a> {
         let now = EPOCH + self.now;
         let answer = self.redis.publish(now, &sender.identity, step, settings, (&sender.holder, request));
         self.show(|| format!("{} {process} {step} {request:?}: {answer:?}", sender.identity.name));
-        if matches!(answer, PublishAnswer::Joined(_)) {
+        if matches!(&answer, PublishAnswer::Joined(reply) if !reply.is_late()) {
             let deadline = self.now + self.lease + self.rest();
             let sender = &mut self.processes[process];
             (sender.executed, sender.deadline) = (Some(self.now), deadline);

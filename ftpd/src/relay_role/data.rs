@@ -9,7 +9,7 @@ use crate::{
     connection_log::ConnectionLog,
     metrics,
     protocol::relayed::Relayed,
-    relay::Relay,
+    relay::{self, Relay},
 };
 
 /// What all data connections share.
@@ -22,6 +22,11 @@ pub(super) struct DataDoor {
 impl DataDoor {
     /// Carries one connection to the owner of the passive port until it ends.
     pub(super) async fn serve(&self, mut client: TcpStream, peer: SocketAddr, port: u16) {
+        // From now on a client whose connection is dropped sees a reset, never an end of file.
+        if let Err(error) = relay::reset_on_close(&client) {
+            log::debug!(peer:% = peer, port; "data connection lost: {error}");
+            return;
+        }
         match self.balancers.addresses_of(&mut client, peer).await {
             Ok(ConnectionAddresses { client: source, reached }) => {
                 self.relay.carry(client, Relayed { client: source, reached, port }).await;

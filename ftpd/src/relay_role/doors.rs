@@ -176,6 +176,8 @@ async fn serve_all<F: Future<Output = ()> + Send + 'static>(
         tokio::select! {
             _ = state.changed() => break,
             accepted = listeners.accept() => {
+                // Connections that have ended do not count.
+                while connections.try_join_next().is_some() {}
                 if connections.len() >= limit {
                     refuse(accepted);
                     continue;

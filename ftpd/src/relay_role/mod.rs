@@ -13,12 +13,13 @@ mod data;
 mod doors;
 mod health;
 mod known_nodes;
+mod map_follower;
 mod metrics;
 pub mod nft;
 mod role_error;
 pub mod settings;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use common::{
     health::LifeStage,
@@ -33,10 +34,7 @@ use common::{
     },
     registry::{MapContent, PortMap},
 };
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::Instant};
 
 pub use self::role_error::RoleError;
 use self::{
@@ -46,6 +44,7 @@ use self::{
     doors::{BoundDoors, OpenDoors},
     health::RoleHealth,
     known_nodes::KnownNodes,
+    map_follower::MapFollower,
     nft::NftWriter,
 };
 use crate::{
@@ -99,7 +98,15 @@ pub async fn run(mut config: RoleConfig) -> Result<(), RoleError> {
         () = terminated(&mut signals) => return Ok(()),
     }
     let nodes = Arc::new(KnownNodes::new(map.clone()));
-    tokio::spawn(follow(content, Arc::clone(&nodes), Arc::clone(&health), nft, config.map_refresh));
+    let follower = MapFollower {
+        content,
+        nodes: Arc::clone(&nodes),
+        health: Arc::clone(&health),
+        nft,
+        passive_ports: config.passive_ports,
+        interval: config.map_refresh,
+    };
+    tokio::spawn(follower.run());
     let mut doors = open(&config, bound, map, nodes)?;
     health.set_life(LifeStage::Ready);
     service::status("ready");
@@ -160,28 +167,6 @@ async fn wait_for_nodes(content: &mut watch::Receiver<Arc<MapContent>>, health: 
     }
     // The sender is in the `PortMap`, which the caller has.
     let _ = content.wait_for(|map| !is_empty(map)).await;
-}
-
-/// Passes each new map on to the readiness report and to nftables, until the process ends.
-async fn follow(
-    mut content: watch::Receiver<Arc<MapContent>>,
-    nodes: Arc<KnownNodes>,
-    health: Arc<RoleHealth>,
-    nft: Option<NftWriter>,
-    interval: Duration,
-) {
-    loop {
-        let map = Arc::clone(&content.borrow_and_update());
-        health.check(&nodes.content());
-        if let Some(nft) = &nft {
-            nft.set(map);
-        }
-        // The listeners may have failed or recovered meanwhile.
-        tokio::select! {
-            changed = content.changed() => if changed.is_err() { return },
-            () = sleep(interval) => {}
-        }
-    }
 }
 
 /// Lowers the limits of connections to what the limit of open files allows.
