@@ -264,8 +264,8 @@ impl PortMap {
     }
 }
 
-/// The keys of Redis, and behind them those that were known before. If Redis has lost its keys, other nodes and
-/// relays go on with the old ones until they have read the new ones.
+/// The keys of Redis, and behind them those that were known before. If Redis has lost its keys, other nodes
+/// and relays go on with the old ones until they have read the new ones.
 fn with_known(mut keys: Vec<SharedKey>, known: &[SharedKey]) -> Vec<SharedKey> {
     let older: Vec<_> = known.iter().filter(|known| !keys.contains(known)).cloned().collect();
     keys.extend(older);
