@@ -147,8 +147,8 @@ impl PortMap {
         }
         (state.lease, state.has_leased) = (Some(lease), has_leased);
         let mut seen = std::mem::take(&mut state.seen);
-        // A node that does not reach Redis still uses its blocks, although another node has taken them: the previous
-        // owner stays in the map until the new one may use the block.
+        // A node that does not reach Redis still uses its blocks, although another node has taken them: the
+        // previous owner stays in the map until the new one may use the block.
         let is_settling = |ports: PortRange| settling.iter().any(|block| block.overlaps(ports));
         // Redis may have lost its data: what it had is kept for a lease, unless another node has the ports.
         seen.retain_mut(|(block, seen)| {

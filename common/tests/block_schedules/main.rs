@@ -60,8 +60,8 @@ fn the_schedules_find_a_rule_that_is_missing() {
         ("local time = now + times.rest", "local time = now"),
         // A taken block does not settle.
         ("math.max(block.time or 0, now + times.settle)", "math.max(block.time or 0, now)"),
-        // With `refuse`, blocks that Redis has forgotten are taken like free ones.
-        ("(node.is_strict or is_doubtful) and created", "is_doubtful and created"),
+        // Blocks that Redis has forgotten are taken like free ones.
+        ("(node.is_strict or is_doubtful) and created", "false and created"),
         // A node that was cut off loses its blocks to a node that does not use them yet.
         ("elseif block.last == self then", "elseif false then"),
     ] {

@@ -1,5 +1,5 @@
-//! The faults of a schedule: processes that crash, leave, drain or are cut off, and a Redis that is away or loses its
-//! data.
+//! The faults of a schedule: processes that crash, leave, drain or are cut off, and a Redis that is away or
+//! loses its data.
 
 use super::{Event, FAULTS, Phase, Process, World, name_of};
 use crate::redis::Identity;

@@ -1,4 +1,5 @@
-//! The check of the reservations: when a process may reserve ports on a block, no other process may hold one there.
+//! The check of the reservations: when a process may reserve ports on a block, no other process may hold one
+//! there.
 
 use common::passive::{BlockState, OwnBlock};
 
