@@ -147,8 +147,8 @@ impl PortMap {
         }
         (state.lease, state.has_leased) = (Some(lease), has_leased);
         let mut seen = std::mem::take(&mut state.seen);
-        // A node that does not reach Redis still uses its blocks, although another node has taken them: the previous
-        // owner stays in the map until the new one may use the block.
+        // A node that does not reach Redis still uses its blocks, although another node has taken them: the
+        // previous owner stays in the map until the new one may use the block.
         let is_settling = |ports: PortRange| settling.iter().any(|block| block.overlaps(ports));
         // Redis may have lost its data: what it had is kept for a lease, unless another node has the ports.
         seen.retain_mut(|(block, seen)| {
@@ -264,8 +264,8 @@ impl PortMap {
     }
 }
 
-/// The keys of Redis, and behind them those that were known before. If Redis has lost its keys, other nodes and
-/// relays go on with the old ones until they have read the new ones.
+/// The keys of Redis, and behind them those that were known before. If Redis has lost its keys, other nodes
+/// and relays go on with the old ones until they have read the new ones.
 fn with_known(mut keys: Vec<SharedKey>, known: &[SharedKey]) -> Vec<SharedKey> {
     let older: Vec<_> = known.iter().filter(|known| !keys.contains(known)).cloned().collect();
     keys.extend(older);

@@ -7,15 +7,16 @@
 --     USABLE_AT: the owner reserves no port on the block before. REST_UNTIL: no other node does.
 --     LAST: `NAME/INCARNATION` of the last process that could reserve ports on the block; `*`: this table
 --     does not know any; `!`: two nodes with static slices.
---   table: `CREATED DOUBT`. DOUBT is 1 if a node had blocks before this table was created.
+--   table: `CREATED DOUBT`. DOUBT is 1 if some process may have had blocks before the table was created.
 --   @NAME: `INCARNATION PLACE` of the last process of a node.
 
 -- Takes a step. `node`: name, incarnation, place, before (incarnation of an earlier process of the node that
--- is dead; may be nil), from, to and size (the layout), is_draining, is_strict (registry_away is refuse),
--- has_lapsed (the node's lease may have ended, by its own clock), is_late (the request was under way for so
--- long that its claims may be outdated), claims and released (generation by field). `others`: the other live
--- nodes, each with name, incarnation, from and to (a static slice), is_leased, is_draining. `times`: now, rest,
--- settle, lease, kept (all ms).
+-- is dead; may be nil), from, to and size (the layout), is_forgotten (the process had joined before, and
+-- Redis does not know it), is_draining, is_strict (registry_away is refuse), has_lapsed (the node's lease may
+-- have ended, by its own clock), is_late (the request was under way for so long that its claims may be
+-- outdated), claims and released (generation by field). `others`: the other live nodes, each with name,
+-- incarnation, from and to (a static slice), is_leased, is_draining. `times`: now, rest, settle, lease, kept
+-- (all ms).
 -- Returns the words of the reply, and the names of the leased nodes that own more than their share.
 --   Words: the node's share (`late` if is_late); then its blocks `FROM-TO:GENERATION:WAIT` (WAIT: ms until
 --   the node may use it); then blocks that the node claimed and does not own: `FROM-TO:GENERATION:-OWNER`
@@ -66,6 +67,9 @@ local function block_step(key, node, others, times)
   end
   local table_before = created and whole(created) .. (is_doubtful and ' 1' or ' 0')
   created = math.min(created or now, now)
+  -- The time until which a node that was cut off when this table was created may use blocks that the table
+  -- does not know. With `admit`, the first nodes of a cluster do not wait for it: the table becomes doubtful
+  -- when some process proves that it had joined before.
   local function unknown_until()
     return (node.is_strict or is_doubtful) and created + times.lease + times.rest or 0
   end
@@ -141,9 +145,8 @@ local function block_step(key, node, others, times)
   end
 
   local lost = {}
-  if node.is_late then
-    is_doubtful = is_doubtful or next(node.claims) ~= nil
-  else
+  is_doubtful = is_doubtful or node.is_forgotten
+  if not node.is_late then
     -- Blocks on which the node could reserve ports until now.
     for field, generation in pairs(node.has_lapsed and {} or node.claims) do
       local block = by_field[field]

@@ -13,9 +13,9 @@
 --       ends with the name), its sessions (hash), the revision of the accounts (string), the node's orders
 --       (hash), the blocks (hash)
 -- ARGV: 1 name; 2 incarnation; 3 place (see Registry::join; may be empty); 4 'keep', 'start', 'late' or
---       'look' (changes nothing); 5, 6 first and last port of the slice, or of the range whose blocks are leased;
---       7 record; 8 lease in ms; 9 time in ms for which the sessions are kept; 10 '1' if the node drains;
---       11 number of ports of a block ('0': the node has a slice). A node that leases blocks adds:
+--       'look' (changes nothing); 5, 6 first and last port of the slice, or of the range whose blocks are
+--       leased; 7 record; 8 lease in ms; 9 time in ms for which the sessions are kept; 10 '1' if the node
+--       drains; 11 number of ports of a block ('0': the node has a slice). A node that leases blocks adds:
 --       12 rest and 13 settle in ms; 14 '1' if registry_away is refuse; 15 '1' if its lease has ended by its
 --       own clock; 16 Redis's time when it sent the request, as far as it knows (may be empty); 17 claimed
 --       and 18 released blocks, each `FROM-TO:GENERATION`, separated by spaces.
@@ -35,8 +35,8 @@ if entry[1] and entry[1] ~= incarnation then
   local left = redis.call('PTTL', KEYS[2])
   local is_same_place = step ~= 'keep' and place ~= '' and entry[2] == place
   if left >= 0 and not is_same_place then
-    if step == 'keep' and is_leased and ARGV[17] ~= '' then
-      -- This process had blocks. If Redis has lost its data since, there may be others.
+    if step == 'keep' and is_leased then
+      -- This process had joined before. If Redis has lost its data since, some process may use blocks.
       local blocks = redis.pcall('HGET', KEYS[7], 'table')
       local created = type(blocks) == 'string' and string.match(blocks, '^%d+')
       if created then
@@ -133,7 +133,7 @@ if is_leased then
   local rest, settle, asked_at = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[16])
   local words, rich = block_step(KEYS[7], {
     name = name, incarnation = incarnation, place = place, before = before, from = from, to = to,
-    size = block_ports, is_draining = is_draining, is_strict = ARGV[14] == '1', has_lapsed = ARGV[15] == '1',
+    size = block_ports, is_forgotten = step == 'keep' and alive == 0, is_draining = is_draining, is_strict = ARGV[14] == '1', has_lapsed = ARGV[15] == '1',
     -- Another node may use a block that this process has released `settle` after the release.
     is_late = asked_at and now - asked_at > math.min(settle, rest) - 500 or false,
     claims = by_field(ARGV[17]), released = by_field(ARGV[18]),
