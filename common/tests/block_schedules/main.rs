@@ -48,3 +48,22 @@ fn two_nodes_never_reserve_the_same_port_for_the_same_address() {
     let seeds = number("BLOCK_SEEDS").unwrap_or(SEEDS);
     assert!(reservations > 20 * seeds && handovers > seeds && losses > seeds / 10);
 }
+
+/// The check must be able to fail.
+#[test]
+fn the_schedules_find_a_rule_that_is_missing() {
+    for (rule, replacement) in [
+        // The blocks of a dead node do not rest.
+        ("local time = now + times.rest", "local time = now"),
+        // A taken block does not settle.
+        ("math.max(block.time or 0, now + times.settle)", "math.max(block.time or 0, now)"),
+        // With `refuse`, blocks that Redis has forgotten are taken like free ones.
+        ("(node.is_strict or is_doubtful) and created", "is_doubtful and created"),
+        // A node that was cut off loses its blocks to a node that does not use them yet.
+        ("elseif block.last == self then", "elseif false then"),
+    ] {
+        let redis = SimulatedRedis::without(rule, replacement);
+        let finds = |seed| World::new(seed, &redis, false).run().is_err();
+        assert!((0..1000).any(finds), "{rule}");
+    }
+}

@@ -66,6 +66,9 @@ local function block_step(key, node, others, times)
   end
   local table_before = created and whole(created) .. (is_doubtful and ' 1' or ' 0')
   created = math.min(created or now, now)
+  -- The time until which a node that was cut off when this table was created may use blocks that the table
+  -- does not know. With `admit`, the first nodes of a cluster do not wait for it: the table becomes doubtful
+  -- when some process proves that it had blocks before.
   local function unknown_until()
     return (node.is_strict or is_doubtful) and created + times.lease + times.rest or 0
   end
