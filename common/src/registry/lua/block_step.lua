@@ -14,8 +14,8 @@
 -- is dead; may be nil), from, to and size (the layout), is_draining, is_strict (registry_away is refuse),
 -- has_lapsed (the node's lease may have ended, by its own clock), is_late (the request was under way for so
 -- long that its claims may be outdated), claims and released (generation by field). `others`: the other live
--- nodes, each with name, incarnation, from and to (a static slice), is_leased, is_draining. `times`: now, rest,
--- settle, lease, kept (all ms).
+-- nodes, each with name, incarnation, from and to (a static slice), is_leased, is_draining. `times`: now,
+-- rest, settle, lease, kept (all ms).
 -- Returns the words of the reply, and the names of the leased nodes that own more than their share.
 --   Words: the node's share (`late` if is_late); then its blocks `FROM-TO:GENERATION:WAIT` (WAIT: ms until
 --   the node may use it); then blocks that the node claimed and does not own: `FROM-TO:GENERATION:-OWNER`
