@@ -144,7 +144,7 @@ impl Flow {
             self.pipe = RelayPipe::take();
         }
         let Some(pipe) = &mut self.pipe else { return self.copy(from, to, is_end_certain) };
-        match from.try_io(Interest::READABLE, || Ok(pipe.fill(from)?)) {
+        match from.try_io(Interest::READABLE, || fill(pipe, from)) {
             Ok(0) => self.end(from, is_end_certain),
             Ok(filled) => {
                 self.is_bulk = filled > FEW;
@@ -217,6 +217,27 @@ impl Drop for Flow {
     fn drop(&mut self) {
         self.report();
     }
+}
+
+/// Moves bytes from the socket into the empty pipe. The error is EINVAL if only copying can go on.
+///
+/// splice(2) does not get past urgent data: before it, splice fails with EAGAIN as if there were no bytes, and
+/// after FIN it even returns 0 as if there were no more. recv(2) can tell.
+fn fill(pipe: &mut RelayPipe, from: &TcpStream) -> io::Result<usize> {
+    let has_bytes = || {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
+        recv(from.as_raw_fd(), &mut [0], flags).is_ok_and(|seen| seen > 0)
+    };
+    let is_none = |filled: &Result<usize, Errno>| matches!(filled, Ok(0) | Err(Errno::EAGAIN));
+    let mut filled = pipe.fill(from);
+    if is_none(&filled) && has_bytes() {
+        // The bytes may have arrived after the first attempt.
+        filled = pipe.fill(from);
+        if is_none(&filled) {
+            return Err(Errno::EINVAL.into());
+        }
+    }
+    Ok(filled?)
 }
 
 /// Takes `count` bytes that were peeked out of the socket. The kernel copies nothing (tcp(7), MSG_TRUNC).

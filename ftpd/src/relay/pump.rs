@@ -218,16 +218,19 @@ impl Pump {
     /// Moves what can move. The error is that of one side's socket.
     fn step(&mut self) -> Result<(Want, Want), (Side, io::Error)> {
         // After this side has shut down sending to a peer, a read of 0 bytes from it is certainly its end.
-        let (client_is_shut, server_is_shut) = (self.down.has_ended(), self.up.has_ended());
-        let up = self.up.step(&self.client, &self.server, client_is_shut).map_err(|broken| match broken {
+        // `up` may end in its own step, so the state is read before each step.
+        let is_end_certain = self.down.has_ended();
+        let up = self.up.step(&self.client, &self.server, is_end_certain);
+        let up = up.map_err(|broken| match broken {
             Broken::Source(error) => (Side::Client, error),
             Broken::Destination(error) => (Side::Server, error),
         })?;
-        let down =
-            self.down.step(&self.server, &self.client, server_is_shut).map_err(|broken| match broken {
-                Broken::Source(error) => (Side::Server, error),
-                Broken::Destination(error) => (Side::Client, error),
-            })?;
+        let is_end_certain = self.up.has_ended();
+        let down = self.down.step(&self.server, &self.client, is_end_certain);
+        let down = down.map_err(|broken| match broken {
+            Broken::Source(error) => (Side::Server, error),
+            Broken::Destination(error) => (Side::Client, error),
+        })?;
         Ok((up, down))
     }
 

@@ -80,16 +80,29 @@ async fn writes_of_any_length_with_pauses_arrive_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn urgent_data_is_an_ordinary_byte_of_a_control_connection() {
-    let Pumped { client, server, pump } = Pumped::start(limits(false));
-    (&client).write_all(b"\xff\xf4").unwrap();
-    SockRef::from(&client).send_out_of_band(b"\xff\xf2").unwrap();
-    (&client).write_all(b"ABOR\r\n").unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(receive(&server), b"\xff\xf4\xff\xf2ABOR\r\n");
-    drop(server);
-    assert_eq!(receive(&client), b"");
-    assert_eq!(pump.await.unwrap().end, super::super::PumpEnd::Orderly);
+async fn urgent_data_is_an_ordinary_byte_of_the_stream() {
+    for splice in [true, false] {
+        let Pumped { client, server, pump } = Pumped::start(limits(splice));
+        // Many bytes first, which wait for the server: so a pipe is in use when the urgent byte comes.
+        let many = vec![7; 20_000_000];
+        let sent = [&many[..], b"\xff\xf4\xff\xf2ABOR\r\n"].concat();
+        let received = thread::scope(|scope| {
+            let received = scope.spawn(|| {
+                thread::sleep(Duration::from_millis(200));
+                receive(&server)
+            });
+            (&client).write_all(&many).unwrap();
+            (&client).write_all(b"\xff\xf4").unwrap();
+            SockRef::from(&client).send_out_of_band(b"\xff\xf2").unwrap();
+            (&client).write_all(b"ABOR\r\n").unwrap();
+            client.shutdown(Shutdown::Write).unwrap();
+            received.join().unwrap()
+        });
+        assert!(received == sent, "splice: {splice}, {} of {} bytes", received.len(), sent.len());
+        drop(server);
+        assert_eq!(receive(&client), b"");
+        assert_eq!(pump.await.unwrap().end, super::super::PumpEnd::Orderly);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
