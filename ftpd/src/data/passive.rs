@@ -223,7 +223,7 @@ impl PassivePorts {
         let is_free = |port: &u16| {
             waiting.cooling.until(*port, client).is_none() && !waiting.sessions.contains_key(&(*port, client))
         };
-        let Some(port) = ports.from_random().find(is_free) else {
+        let Some(port) = ports.each_once().find(is_free) else {
             return Err(waiting.give_up(&ports, identity, self.unused_limit, now));
         };
         let (connection, arrival) = oneshot::channel();

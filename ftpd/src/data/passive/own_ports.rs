@@ -68,7 +68,7 @@ impl ReservablePorts {
     }
 
     /// Each port once, from a random one on.
-    pub(super) fn from_random(&self) -> impl Iterator<Item = u16> {
+    pub(super) fn each_once(&self) -> impl Iterator<Item = u16> {
         let count = self.count() as usize;
         // The range must not be empty.
         let first = rand::random_range(0..count.max(1));
