@@ -27,8 +27,10 @@ pub(crate) const METRICS: &[Metric] = &[
         "reason",
         "unknown_user, wrong_password, disabled, address_not_allowed, time_not_allowed, unknown",
     )]),
-    Metric::gauge("ftp_dependency_up", "1 or 0", "1 if the dependency works, 0 if not.")
-        .labels(&[("dependency", "storage, listeners, file_operations, passive_ports, registry, authd, as in /readyz")]),
+    Metric::gauge("ftp_dependency_up", "1 or 0", "1 if the dependency works, 0 if not.").labels(&[(
+        "dependency",
+        "storage, listeners, file_operations, passive_ports, registry, authd, as in /readyz",
+    )]),
     Metric::gauge("ftp_sessions", "sessions", "Logged-in sessions."),
     Metric::counter("ftp_sessions_ended_total", "connections", "Control connections that the node ended.")
         .labels(&[(
@@ -94,8 +96,12 @@ pub(crate) const METRICS: &[Metric] = &[
         "unused (no transfer command within `data_connect_timeout`), share (the user had more than half of \
          the ports), handed_over (the port's block goes to another node)",
     )]),
-    Metric::gauge("ftp_blocks", "blocks", "Blocks of passive ports that this node owns. A fixed slice is one.")
-        .labels(&[("state", "leased, given_up (another node gets it when no reservation is outstanding)")]),
+    Metric::gauge(
+        "ftp_blocks",
+        "blocks",
+        "Blocks of passive ports that this node owns. A fixed slice is one.",
+    )
+    .labels(&[("state", "leased, given_up (another node gets it when no reservation is outstanding)")]),
     Metric::counter(
         "ftp_data_connections_refused_total",
         "connections",
@@ -122,7 +128,7 @@ pub(crate) const METRICS: &[Metric] = &[
     Metric::counter("ftp_relay_ended_total", "connections", "Ended relayed data connections.").labels(&[(
         "end",
         "orderly, reset_after_end (one side ended its stream, then reset: usual with TLS), client_reset, \
-         node_reset, stalled, cancelled",
+         node_reset, stalled, cancelled, unusable (a socket refuses its options)",
     )]),
     Metric::counter(
         "ftp_relay_refused_total",
