@@ -1,7 +1,7 @@
 //! Keeps a named map of nftables equal to the owners of the passive ports, for the kernel's data path.
 //!
 //! `nft -f -` applies a whole map in one transaction: no packet sees an empty or a half map. The relay writes
-//! the map after each change, and every [`REPEAT`] without one: another program may have loaded the table
+//! the map after each change, and every 5 seconds without one: another program may have loaded the table
 //! again. A thread of its own runs `nft`, because it is the only one that keeps CAP_NET_ADMIN.
 
 use std::{

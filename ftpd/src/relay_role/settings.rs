@@ -68,7 +68,8 @@ static ESSENTIAL: Group = Group {
             "",
             "A named map of nftables that the relay keeps equal to the owners of the passive ports, for the \
              kernel's data path. Its type is `inet_service : ipv4_addr` (or `ipv6_addr`), its flag \
-             `interval`. The relay runs `nft` and needs CAP_NET_ADMIN. If not set, the relay does not use nftables.",
+             `interval`. The relay runs `nft` and needs CAP_NET_ADMIN. If not set, the relay does not \
+             use nftables.",
         ),
     ],
 };
