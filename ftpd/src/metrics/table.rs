@@ -128,7 +128,7 @@ pub(crate) const METRICS: &[Metric] = &[
     Metric::counter("ftp_relay_ended_total", "connections", "Ended relayed data connections.").labels(&[(
         "end",
         "orderly, reset_after_end (one side ended its stream, then reset: usual with TLS), client_reset, \
-         node_reset, stalled, cancelled",
+         node_reset, stalled, cancelled, unusable (a socket refuses its options)",
     )]),
     Metric::counter(
         "ftp_relay_refused_total",

@@ -27,7 +27,7 @@ pub(super) async fn dial(
 ) -> io::Result<TcpStream> {
     let connect = async {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        ends::prepare(&socket)?;
+        ends::reset_on_close(&socket)?;
         if let Some(source) = source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
             // The kernel chooses the port when it connects, so each node's port has all local ports to
             // itself.

@@ -47,8 +47,7 @@ pub(super) fn end_on_close(socket: &impl AsFd) -> io::Result<()> {
 }
 
 /// The options of both sockets of a relayed connection.
-pub(super) fn prepare(socket: &impl AsFd) -> io::Result<()> {
-    reset_on_close(socket)?;
+pub(super) fn set_options(socket: &impl AsFd) -> io::Result<()> {
     let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(&KEEPALIVE)?;

@@ -221,23 +221,28 @@ impl Drop for Flow {
 
 /// Moves bytes from the socket into the empty pipe. The error is EINVAL if only copying can go on.
 ///
-/// splice(2) does not get past urgent data: before it, splice fails with EAGAIN as if there were no bytes, and
-/// after FIN it even returns 0 as if there were no more. recv(2) can tell.
+/// splice(2) does not get past urgent data: before it, splice fails with EAGAIN as if no bytes had arrived,
+/// and after FIN it even returns 0 as if all bytes were read. recv(2) can tell.
 fn fill(pipe: &mut RelayPipe, from: &TcpStream) -> io::Result<usize> {
-    let has_bytes = || {
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK;
-        recv(from.as_raw_fd(), &mut [0], flags).is_ok_and(|seen| seen > 0)
-    };
-    let is_none = |filled: &Result<usize, Errno>| matches!(filled, Ok(0) | Err(Errno::EAGAIN));
+    let got_nothing = |filled: &Result<usize, Errno>| matches!(filled, Ok(0) | Err(Errno::EAGAIN));
     let mut filled = pipe.fill(from);
-    if is_none(&filled) && has_bytes() {
+    if got_nothing(&filled) && has_bytes(from)? {
         // The bytes may have arrived after the first attempt.
         filled = pipe.fill(from);
-        if is_none(&filled) {
+        if got_nothing(&filled) {
             return Err(Errno::EINVAL.into());
         }
     }
     Ok(filled?)
+}
+
+/// An error of the connection must not be dropped here, because the kernel reports it once.
+fn has_bytes(from: &TcpStream) -> Result<bool, Errno> {
+    match recv(from.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK) {
+        Ok(seen) => Ok(seen > 0),
+        Err(Errno::EAGAIN) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Takes `count` bytes that were peeked out of the socket. The kernel copies nothing (tcp(7), MSG_TRUNC).

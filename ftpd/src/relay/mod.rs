@@ -89,7 +89,7 @@ impl Relay {
     }
 
     async fn try_carry(&self, socket: TcpStream, relayed: &Relayed) -> Result<(), NotRelayed> {
-        ends::prepare(&socket).map_err(NotRelayed::Client)?;
+        reset_on_close(&socket).map_err(NotRelayed::Client)?;
         let _slot = RelaySlot::take(self)?;
         let owner = self.map.find(relayed.port).await.ok_or(NotRelayed::NoOwner)?;
         if self.settings.own.as_ref() == Some(&owner.node) {

@@ -58,6 +58,8 @@ pub enum PumpEnd {
     Stalled,
     /// The program ends.
     Cancelled,
+    /// A socket refuses its options.
+    Unusable,
 }
 
 impl PumpEnd {
@@ -70,6 +72,7 @@ impl PumpEnd {
             Self::ServerReset => "node_reset",
             Self::Stalled => "stalled",
             Self::Cancelled => "cancelled",
+            Self::Unusable => "unusable",
         }
     }
 }
@@ -80,6 +83,10 @@ impl PumpEnd {
 /// Both sockets must already reset their connection when they are closed, see [`ends::reset_on_close`].
 /// Dropping the future therefore resets both.
 pub async fn pump(client: TcpStream, server: TcpStream, limits: PumpLimits) -> PumpResult {
+    let options = ends::set_options(&client).and_then(|()| ends::set_options(&server));
+    if let Err(error) = options {
+        return PumpResult { to_server: 0, to_client: 0, end: PumpEnd::Unusable, error: Some(error) };
+    }
     let mut pump = Pump {
         up: Flow::new(limits.splice, limits.to_server),
         down: Flow::new(limits.splice, limits.to_client),
@@ -91,7 +98,7 @@ pub async fn pump(client: TcpStream, server: TcpStream, limits: PumpLimits) -> P
     if end == PumpEnd::Orderly
         && let Err(error) = ends::end_on_close(&pump.client).and_then(|()| ends::end_on_close(&pump.server))
     {
-        (end, pump.error) = (PumpEnd::Cancelled, Some(error));
+        (end, pump.error) = (PumpEnd::Unusable, Some(error));
     }
     PumpResult { to_server: pump.up.moved(), to_client: pump.down.moved(), end, error: pump.error }
 }

@@ -14,7 +14,7 @@ use std::{
 use socket2::SockRef;
 use tokio::task::JoinHandle;
 
-use super::{PumpLimits, PumpResult, ends::prepare, pump};
+use super::{PumpLimits, PumpResult, pump, reset_on_close};
 
 /// Longest wait for anything that must happen.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -44,7 +44,7 @@ fn pair() -> (TcpStream, TcpStream) {
 
 fn register(socket: TcpStream) -> tokio::net::TcpStream {
     socket.set_nonblocking(true).unwrap();
-    prepare(&socket).unwrap();
+    reset_on_close(&socket).unwrap();
     tokio::net::TcpStream::from_std(socket).unwrap()
 }
 
