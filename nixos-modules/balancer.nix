@@ -1,5 +1,5 @@
-# The balancer role: nginx's stream proxy with the configuration from ../nginx, and ftp-relay (relay.nix). This
-# nginx is a separate process from services.nginx, so that a change of one never restarts the other.
+# The balancer role: nginx's stream proxy with the configuration from ../nginx, and ftp-relay (relay.nix).
+# This nginx is a separate process from services.nginx, so that a change of one never restarts the other.
 {
   config,
   lib,

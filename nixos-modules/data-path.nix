@@ -1,6 +1,6 @@
 # The kernel data path: the balancer's rules, and the nodes' routes back through the balancer. The rules
-# and scripts themselves are in ../nginx/kernel. Where nodes lease their blocks, relay.nix keeps the owners of the
-# ports current in the rules.
+# and scripts themselves are in ../nginx/kernel. Where nodes lease their blocks, relay.nix keeps the owners of
+# the ports current in the rules.
 {
   config,
   lib,

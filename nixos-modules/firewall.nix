@@ -22,8 +22,8 @@ let
       (rule (if hasBalancers then cluster.balancerAddresses else null) (
         map toString cluster.controlPorts
       ))
-      # A node listens on the whole range: the other nodes carry connections to it. The balancer's kernel keeps
-      # the clients' addresses.
+      # A node listens on the whole range: the other nodes carry connections to it. The balancer's kernel
+      # keeps the clients' addresses.
       (rule (
         if hasBalancers && !cluster.isKernelPath then
           cluster.balancerAddresses ++ cluster.nodeAddresses

@@ -1,5 +1,5 @@
-# The relay on a balancer: ftp-relay carries each data connection to the node that owns its port. With the kernel's
-# data path it also tells the kernel the owners.
+# The relay on a balancer: ftp-relay carries each data connection to the node that owns its port. With the
+# kernel's data path it also tells the kernel the owners.
 {
   config,
   lib,
@@ -107,7 +107,8 @@ in
           TimeoutStopSec = cluster.seconds cfg.relay.settings.drain_timeout + 30;
 
           # Open files: two sockets and two pipes for each data connection, two sockets for each control
-          # connection, the passive ports on each address, Redis, metrics. It is the kernel's maximum (fs.nr_open).
+          # connection, the passive ports on each address, Redis, metrics. It is the kernel's maximum
+          # (fs.nr_open).
           LimitNOFILE = 1024 * 1024;
           TasksMax = 1024;
 

@@ -24,5 +24,6 @@ lib.mapAttrs' (name: file: lib.nameValuePair "vm-${name}" (test ({ inherit name;
     firewall = ./firewall.nix;
     kernel-data-path = ./kernel-data-path.nix;
     scale-out = ./scale-out.nix;
+    elastic = ./elastic.nix;
     reload = ./reload.nix;
   }

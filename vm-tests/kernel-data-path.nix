@@ -1,6 +1,6 @@
 # Kernel data path: no process of the balancer touches the data, the nodes see the clients' addresses, and the
-# balancer forwards nothing else. ftp-relay tells the kernel which node owns a port. All machines share one network,
-# where the shorter way would be wrong.
+# balancer forwards nothing else. ftp-relay tells the kernel which node owns a port. All machines share one
+# network, where the shorter way would be wrong.
 {
   cluster = {
     imports = [ ./lib/certificate.nix ];

@@ -1,4 +1,5 @@
-# A node is cut off from the network: its sessions end, the other node takes its passive ports, and it returns.
+# A node is cut off from the network: its sessions end, the other node takes its passive ports, and it
+# returns.
 {
   script = ''
     wait_for_cluster()

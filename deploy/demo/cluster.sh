@@ -222,8 +222,8 @@ control_server() {
   fill control.conf port="$1" control_timeout=4h control_listen="$listen" upstream_servers="$servers"
 }
 
-# balancer_configuration: prints nginx's configuration, according to nginx/README.md: the control connections, to
-# the started nodes. ftp-relay carries the data connections.
+# balancer_configuration: prints nginx's configuration, according to nginx/README.md: the control connections,
+# to the started nodes. ftp-relay carries the data connections.
 balancer_configuration() {
   local stream connections
   stream=$(fill stream.conf access_log="$state/balancer.log" control="$(control_server "$CONTROL_PORT")" \
@@ -290,8 +290,8 @@ up() {
 
   members=$FIRST_NODES
   printf '  %-10s %-18s %s\n' part address process
-  # Redis and authd start before the nodes, which must answer a login as soon as they listen. The nodes start at
-  # the same time, and share the passive ports. nginx starts last, when there are nodes.
+  # Redis and authd start before the nodes, which must answer a login as soon as they listen. The nodes start
+  # at the same time, and share the passive ports. nginx starts last, when there are nodes.
   for group in redis authd "${NODES[*]:0:members}" relay balancer; do
     for part in $group; do start_part "$part"; done
     for part in $group; do

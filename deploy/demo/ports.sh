@@ -106,8 +106,8 @@ remedy() {
   fi
 }
 
-# Arguments for find_busy: the ports of Redis, authd and the relay's health, of nginx, and of a node without its
-# passive ports.
+# Arguments for find_busy: the ports of Redis, authd and the relay's health, of nginx, and of a node without
+# its passive ports.
 backend_ports() { printf '%s\n' "$REDIS" "$AUTHD" "127.0.0.1:$ADMIN_PORT"; }
 balancer_ports() {
   local address

@@ -1,15 +1,16 @@
 #!/bin/sh
-# The node's part of the kernel data path: packets from the passive ports go through the balancer, which restores
-# the address that the client connected to. All other packets keep their routes.
+# The node's part of the kernel data path: packets from the passive ports go through the balancer, which
+# restores the address that the client connected to. All other packets keep their routes.
 #
 #   replies.sh add ADDRESS FROM-TO GATEWAY [PEER...]   adds the rules; they may exist
 #   replies.sh keep ADDRESS FROM-TO GATEWAY [PEER...]  adds them again whenever they vanish
 #   replies.sh remove ADDRESS
 #
-# ADDRESS is the node's address, FROM-TO the ports on which it listens for data connections, GATEWAY the balancer,
-# in the same network. Replies to a PEER keep their normal route: the peers are the addresses of the balancers and
-# of the other nodes, which carry data connections to this node. A PEER with a slash is a file of such addresses,
-# one a line, which is read again each time. For each IP version there is one rule and one routing table:
+# ADDRESS is the node's address, FROM-TO the ports on which it listens for data connections, GATEWAY the
+# balancer, in the same network. Replies to a PEER keep their normal route: the peers are the addresses of the
+# balancers and of the other nodes, which carry data connections to this node. A PEER with a slash is a file
+# of such addresses, one a line, which is read again each time. For each IP version there is one rule and one
+# routing table:
 number=5021
 
 set -eu

@@ -27,8 +27,8 @@ in
 
   dataPath =
     {
-      # [ { name; address; slice; } ], addresses of one IP version. `slice` is { from; to; }, or null if the node
-      # leases its blocks.
+      # [ { name; address; slice; } ], addresses of one IP version. `slice` is { from; to; }, or null if the
+      # node leases its blocks.
       nodes,
       # The cluster's passive range, { from; to; }.
       passivePorts,

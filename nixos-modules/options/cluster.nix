@@ -135,15 +135,16 @@ in
       description = ''
         How data connections pass the balancer:
 
-        * `relay`: ftp-relay carries each connection to the node that owns its port, as the registry says. Nodes
-          come and go without any change on the balancer.
-        * `kernel`: the kernel forwards them (nftables), at a fraction of the CPU time. It needs nodes on separate
-          hosts in the same network as the balancer, which becomes their gateway for the passive ports: [how it
-          works and what it needs](../nginx/kernel/README.md). ftp-relay tells the kernel which node owns a port.
-        * `nginx`: nginx carries them. **This breaks a promise:** nginx turns a reset of a client's connection into
-          an orderly end, so an unencrypted upload that was cut short is confirmed with 226 as if it were
-          complete. Only uploads with FTPS (`tls.required`) or with ALLO are safe. The nodes have fixed slices of
-          the passive range, and log a warning at their start.
+        * `relay`: ftp-relay carries each connection to the node that owns its port, as the registry says.
+          Nodes come and go without any change on the balancer.
+        * `kernel`: the kernel forwards them (nftables), at a fraction of the CPU time. It needs nodes on
+          separate hosts in the same network as the balancer, which becomes their gateway for the passive
+          ports: [how it works and what it needs](../nginx/kernel/README.md). ftp-relay tells the kernel which
+          node owns a port.
+        * `nginx`: nginx carries them. **This breaks a promise:** nginx turns a reset of a client's connection
+          into an orderly end, so an unencrypted upload that was cut short is confirmed with 226 as if it were
+          complete. Only uploads with FTPS (`tls.required`) or with ALLO are safe. The nodes have fixed slices
+          of the passive range, and log a warning at their start.
       '';
     };
 
@@ -155,9 +156,9 @@ in
       default = "nginx";
       example = "relay";
       description = ''
-        How control connections pass the balancer. `nginx` gives them to the nodes in turn, and passes over a node
-        that refuses connections. `relay`: ftp-relay chooses the ready node with the fewest sessions, and takes
-        another one if a node does not greet; then no nginx runs on the balancers.
+        How control connections pass the balancer. `nginx` gives them to the nodes in turn, and passes over a
+        node that refuses connections. `relay`: ftp-relay chooses the ready node with the fewest sessions, and
+        takes another one if a node does not greet; then no nginx runs on the balancers.
       '';
     };
 
@@ -168,8 +169,8 @@ in
         example = "ftp-nodes.internal.example.org";
         description = ''
           With `controlPath = "nginx"`: a name whose addresses in DNS are those of all nodes. nginx then asks DNS
-          for the nodes every 5 s, and uses a new node without a new configuration. Without a name, nginx knows
-          `nodes`, and a new node is a reload.
+          for the nodes every 5 s, and uses a new node without a new configuration. Without a name, nginx
+          knows `nodes`, and a new node is a reload.
         '';
       };
       resolvers = mkOption {

@@ -64,8 +64,8 @@ in
       description = ''
         Open the ports that this host's roles need, only for the hosts that use them. Balancers (or the
         nodes, if there are no balancers): control port and passive range, for all addresses. Nodes: their
-        control port, for the balancers; the passive range, for the balancers and the other nodes. authd, Redis
-        and NFS: for the hosts that use them. Works with NixOS' firewalls (iptables, nftables), not with
+        control port, for the balancers; the passive range, for the balancers and the other nodes. authd,
+        Redis and NFS: for the hosts that use them. Works with NixOS' firewalls (iptables, nftables), not with
         firewalld.
       '';
     };
@@ -80,8 +80,8 @@ in
         /var/lib/distributed-ftp-secrets/adminToken if there is one authd.
       '';
       redisPasswordFile = secret "redis-password" ''
-        The password of Redis, on the hosts of Redis, authd, the nodes and ftp-relay (the balancers). Generated
-        at the first boot if one host has them all.
+        The password of Redis, on the hosts of Redis, authd, the nodes and ftp-relay (the balancers).
+        Generated at the first boot if one host has them all.
       '';
     };
   };

@@ -1,5 +1,5 @@
-# services.distributedFtp.{ftpd,authd,relay}.settings: settings of the daemons. Those that the modules compute with
-# have a type here. All others pass through, and the daemon checks them when the system is built.
+# services.distributedFtp.{ftpd,authd,relay}.settings: settings of the daemons. Those that the modules compute
+# with have a type here. All others pass through, and the daemon checks them when the system is built.
 { lib, pkgs, ... }:
 let
   inherit (lib) mkOption types;
@@ -77,8 +77,8 @@ in
               "With `controlPath = \"relay\"`: control connections that a balancer carries at once.";
           drain_timeout = setting duration "10s" ''
             Time that data connections may go on when ftp-relay stops or restarts. The default is shorter than
-            ftp-relay's: until then this balancer accepts no data connection. What is cut is never confirmed, and
-            clients resume it.
+            ftp-relay's: until then this balancer accepts no data connection. What is cut is never confirmed,
+            and clients resume it.
           '';
         };
       };
@@ -87,8 +87,8 @@ in
         map_refresh = "2s";
       };
       description = ''
-        Settings of ftp-relay, with the keys of ftp-relay.toml(5); docs/settings.md lists them all. Settings that
-        follow from `services.distributedFtp.cluster` cannot be set here.
+        Settings of ftp-relay, with the keys of ftp-relay.toml(5); docs/settings.md lists them all. Settings
+        that follow from `services.distributedFtp.cluster` cannot be set here.
       '';
     };
 
