@@ -55,6 +55,11 @@ const fn behind_balancer(workload: &'static str) -> Goal {
     Goal { workload, encrypted: false, server: ServerKind::Balancer, figure: "cpu", bound }
 }
 
+/// A goal for a figure of the node behind ftp-relay, or of the relay.
+const fn relay(workload: &'static str, figure: &'static str, bound: Bound) -> Goal {
+    Goal { workload, encrypted: false, server: ServerKind::Relay, figure, bound }
+}
+
 /// All goals. The report shows which of them a run meets.
 pub(crate) static GOALS: &[Goal] = &[
     cpu_ratio("retr-1", false, 1.05, ServerKind::Null),
@@ -88,6 +93,14 @@ pub(crate) static GOALS: &[Goal] = &[
     behind_balancer("balancer-retr"),
     behind_balancer("balancer-stor"),
     behind_balancer("balancer-small"),
+    relay("balancer-retr", "balancer", Bound::Times(0.6, ServerKind::Balancer)),
+    relay("balancer-retr", "balancer", Bound::AtMost(0.25)),
+    relay("balancer-stor", "balancer", Bound::Times(0.6, ServerKind::Balancer)),
+    relay("balancer-stor", "balancer", Bound::AtMost(0.25)),
+    relay("balancer-small", "cpu", Bound::Times(1.1, ServerKind::Ftpd)),
+    relay("relay-idle", "PSS KiB", Bound::AtMost(8.0)),
+    relay("relay-idle", "idle CPU ms/s", Bound::AtMost(1.0)),
+    relay("relay-busy", "PSS KiB", Bound::AtMost(8.0)),
     goal("idle", false, "PSS KiB", Bound::AtMost(4.0)),
     goal("idle", true, "PSS KiB", Bound::AtMost(16.0)),
     goal("idle", false, "idle CPU ms/s", Bound::AtMost(1.0)),

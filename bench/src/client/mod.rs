@@ -18,7 +18,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, Socket, Type};
 
-pub(crate) use transfer::{SlowDownload, pattern};
+pub(crate) use transfer::{OpenTransfer, SlowDownload, pattern};
 
 /// Time limit of each read and write. A server that hangs fails its round; the run continues.
 const IO_TIMEOUT: Duration = Duration::from_secs(60);
@@ -31,6 +31,8 @@ pub(crate) const PASSWORD: &str = "bench";
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Endpoint {
     pub address: SocketAddrV4,
+    /// Address of data connections, if it differs.
+    pub data: Option<Ipv4Addr>,
     /// Use AUTH TLS, and PROT P for data connections.
     pub encrypted: bool,
 }
@@ -38,7 +40,8 @@ pub(crate) struct Endpoint {
 /// A session on a server.
 pub(crate) struct Session {
     control: Channel,
-    server: Ipv4Addr,
+    /// Address of data connections.
+    data: Ipv4Addr,
     /// Client address of the control connection and of all data connections.
     source: Ipv4Addr,
     /// Has a ticket store that only this session uses.
@@ -96,8 +99,8 @@ impl Session {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let source = Ipv4Addr::new(127, 0, 1, 1 + (NEXT.fetch_add(1, Ordering::Relaxed) % 250) as u8);
         let control = Channel::Plain(connect(source, endpoint.address)?);
-        let server = *endpoint.address.ip();
-        let mut session = Self { control, server, source, tls: None, unread: Vec::new() };
+        let data = endpoint.data.unwrap_or(*endpoint.address.ip());
+        let mut session = Self { control, data, source, tls: None, unread: Vec::new() };
         session.expect(2)?;
         if endpoint.encrypted {
             session.command("AUTH TLS", 2)?;
@@ -208,7 +211,7 @@ impl Session {
         // 229 Entering Extended Passive Mode (|||6446|)
         let port = reply.strip_prefix("229").and_then(|text| text.split('|').nth(3));
         let port = port.and_then(|port| port.parse().ok()).ok_or_else(|| other(reply.as_str()))?;
-        connect(self.source, SocketAddrV4::new(self.server, port))
+        connect(self.source, SocketAddrV4::new(self.data, port))
     }
 
     /// Starts TLS on a data connection if the session uses TLS.

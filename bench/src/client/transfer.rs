@@ -108,11 +108,26 @@ impl Session {
     ///
     /// # Errors
     /// The connection is lost, or the server sends an unexpected reply.
-    pub(crate) fn begin_download(mut self, command: &str) -> io::Result<SlowDownload> {
+    pub(crate) fn begin_download(self, command: &str) -> io::Result<SlowDownload> {
+        let OpenTransfer { socket, _session } = self.begin(command)?;
+        Ok(SlowDownload { socket, received: 0, _session })
+    }
+
+    /// Starts a plain transfer that moves no bytes.
+    ///
+    /// # Errors
+    /// The connection is lost, or the server sends an unexpected reply.
+    pub(crate) fn begin(mut self, command: &str) -> io::Result<OpenTransfer> {
         let socket = self.open_data()?;
         self.command(command, 1)?;
-        Ok(SlowDownload { socket, received: 0, _session: self })
+        Ok(OpenTransfer { socket, _session: self })
     }
+}
+
+/// A transfer whose data connection is open.
+pub(crate) struct OpenTransfer {
+    socket: TcpStream,
+    _session: Session,
 }
 
 /// A download by a client that limits its own rate.

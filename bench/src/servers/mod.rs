@@ -37,6 +37,8 @@ pub(crate) enum ServerKind {
     FtpdAlone,
     /// Our node behind nginx with the repository's templates
     Balancer,
+    /// Our node, with data connections through ftp-relay
+    Relay,
     /// The reference server: only sendfile and splice
     Null,
     PureFtpd,
@@ -53,6 +55,7 @@ impl ServerKind {
             Self::Before => "ftpd before",
             Self::FtpdAlone => "ftpd alone",
             Self::Balancer => "ftpd behind nginx",
+            Self::Relay => "ftpd behind ftp-relay",
             Self::Null => "null",
             Self::PureFtpd => "pure-ftpd",
             Self::Vsftpd => "vsftpd",
@@ -68,7 +71,10 @@ impl ServerKind {
 
     /// Returns true if the server is a node of ours.
     pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Ftpd | Self::FtpdSync | Self::Before | Self::FtpdAlone | Self::Balancer)
+        matches!(
+            self,
+            Self::Ftpd | Self::FtpdSync | Self::Before | Self::FtpdAlone | Self::Balancer | Self::Relay
+        )
     }
 }
 
@@ -98,11 +104,13 @@ pub(crate) struct Testbed {
 pub(crate) struct Server {
     pub kind: ServerKind,
     address: SocketAddrV4,
+    /// Address of data connections, if it differs.
+    data: Option<Ipv4Addr>,
     // Dropped before the groups, which can be removed only when they are empty.
     processes: Vec<ServerProcess>,
     /// Control group of the measured process.
     pub group: Rc<ControlGroup>,
-    /// Names and groups of helper processes (authd, Redis, nginx), which are reported separately.
+    /// Names and groups of helper processes (authd, Redis, balancer), which are reported separately.
     helpers: Vec<(&'static str, Rc<ControlGroup>)>,
 }
 
@@ -135,10 +143,17 @@ impl Testbed {
             let started = match kind {
                 ServerKind::Ftpd | ServerKind::FtpdSync | ServerKind::Before => nodes::cluster(self, kind),
                 ServerKind::FtpdAlone => nodes::standalone(self),
-                ServerKind::Balancer => match servers.iter().find(|server| server.kind == ServerKind::Ftpd) {
-                    Some(node) => nodes::balancer(self, node),
-                    None => Err(io::Error::other("the balancer needs the server ftpd in the same run")),
-                },
+                ServerKind::Balancer | ServerKind::Relay => {
+                    match servers.iter().find(|server| server.kind == ServerKind::Ftpd) {
+                        Some(node) => nodes::balancer(self, kind, node),
+                        None => nodes::cluster(self, ServerKind::Ftpd).and_then(|mut node| {
+                            node.wait_for_login()?;
+                            let mut balancer = nodes::balancer(self, kind, &node)?;
+                            balancer.processes.extend(node.processes);
+                            Ok(balancer)
+                        }),
+                    }
+                }
                 ServerKind::Null => peers::null(self),
                 ServerKind::PureFtpd => peers::pure_ftpd(self),
                 ServerKind::Vsftpd => peers::vsftpd(self),
@@ -195,20 +210,32 @@ impl Testbed {
         command: Command,
     ) -> io::Result<Server> {
         let (process, group) = self.process(name, command)?;
-        Ok(Server { kind, address, processes: vec![process], group, helpers: Vec::new() })
+        Ok(Server { kind, address, data: None, processes: vec![process], group, helpers: Vec::new() })
     }
 }
 
 impl Server {
     /// The address for sessions.
     pub(crate) fn endpoint(&self, encrypted: bool) -> Endpoint {
-        Endpoint { address: self.address, encrypted }
+        Endpoint { address: self.address, data: self.data, encrypted }
+    }
+
+    /// The control group of a helper process.
+    ///
+    /// # Errors
+    /// The server has no such helper.
+    pub(crate) fn helper(&self, name: &str) -> io::Result<&ControlGroup> {
+        let group = self.helpers.iter().find_map(|(helper, group)| (*helper == name).then_some(&**group));
+        group.ok_or_else(|| io::Error::other(format!("{} has no {name}", self.kind.name())))
     }
 
     /// Waits until a login succeeds. Uses TLS if the server supports it.
     fn wait_for_login(&mut self) -> io::Result<()> {
         let endpoint = self.endpoint(self.kind.encrypts());
-        let Some(process) = self.processes.last_mut() else { return Ok(()) };
+        // The process that accepts the connections is the first, or it started after its helpers.
+        let first = matches!(self.kind, ServerKind::Balancer | ServerKind::Relay);
+        let process = if first { self.processes.first_mut() } else { self.processes.last_mut() };
+        let Some(process) = process else { return Ok(()) };
         process.wait_until(|| Session::ready(endpoint).map(Session::quit))
     }
 }

@@ -1,8 +1,8 @@
-//! Starts our node with authd and Redis, standalone, or behind nginx.
+//! Starts our node with authd and Redis, standalone, or behind nginx or ftp-relay.
 
 use std::{
     io,
-    net::TcpStream,
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
     path::Path,
     process::{Command, Stdio},
     rc::Rc,
@@ -34,7 +34,7 @@ pub(super) fn cluster(testbed: &Testbed, kind: ServerKind) -> io::Result<Server>
         _ => &testbed.daemons,
     };
     let directory = testbed.directory(name)?;
-    let (redis, authd) = (address(host + 1, 6379), address(host + 2, 5160));
+    let (redis, authd) = (redis_of(host), address(host + 2, 5160));
     let token = testbed.file(&format!("{name}/token"), "token-of-the-benchmark")?;
 
     let mut command = Command::new("redis-server");
@@ -64,6 +64,7 @@ pub(super) fn cluster(testbed: &Testbed, kind: ServerKind) -> io::Result<Server>
     Ok(Server {
         kind,
         address: address(host, CONTROL_PORT),
+        data: None,
         processes: vec![redis_process, authd_process, process],
         group,
         helpers: vec![("authd", authd_group), ("redis", redis_group)],
@@ -97,9 +98,9 @@ fn node(testbed: &Testbed, daemons: &Path, host: u8) -> io::Result<Command> {
         "--max-sessions",
         "16000",
         "--max-transfers",
-        "1200",
+        "6000",
         "--max-transfers-per-user",
-        "1200",
+        "6000",
         "--idle-timeout",
         "1h",
     ]);
@@ -108,13 +109,30 @@ fn node(testbed: &Testbed, daemons: &Path, host: u8) -> io::Result<Command> {
     Ok(command)
 }
 
-/// Starts nginx, with the repository's templates, in front of a node that already runs. The node is
-/// the measured process; nginx is reported separately.
+/// Starts nginx, with the repository's templates, or ftp-relay in front of a node that already runs. The node
+/// is the measured process; the helper "balancer" is reported separately.
+///
+/// nginx carries both connections of a session. ftp-relay carries the data connections; the control
+/// connections go to the node.
 ///
 /// # Errors
-/// nginx does not start.
-pub(super) fn balancer(testbed: &Testbed, node: &Server) -> io::Result<Server> {
-    let listen = address(1, CONTROL_PORT);
+/// The balancer does not start.
+pub(super) fn balancer(testbed: &Testbed, kind: ServerKind, node: &Server) -> io::Result<Server> {
+    let (address, data, name, command) = if kind == ServerKind::Relay {
+        let listen = *address(2, 0).ip();
+        (node.address, Some(listen), "ftp-relay", relay(testbed, listen, node)?)
+    } else {
+        let listen = address(1, CONTROL_PORT);
+        (listen, None, "nginx", nginx(testbed, listen, node)?)
+    };
+    let (process, group) = testbed.process(name, command)?;
+    let mut helpers = vec![("balancer", group)];
+    helpers.extend(node.helpers.iter().map(|(name, group)| (*name, Rc::clone(group))));
+    let group = Rc::clone(&node.group);
+    Ok(Server { kind, address, data, processes: vec![process], group, helpers })
+}
+
+fn nginx(testbed: &Testbed, listen: SocketAddrV4, node: &Server) -> io::Result<Command> {
     let slice = PortRange::new(PASSIVE_PORTS.0, PASSIVE_PORTS.1).map_err(io::Error::other)?;
     let balancer = nginx::Balancer {
         address: (*listen.ip()).into(),
@@ -129,17 +147,26 @@ pub(super) fn balancer(testbed: &Testbed, node: &Server) -> io::Result<Server> {
         balancer.configuration(&directory).replace("worker_processes 2;", "worker_processes 1;");
     let configuration = testbed.file("nginx/nginx.conf", &configuration)?;
     let mut command = Command::new("nginx");
-    command.arg("-p").arg(&directory).arg("-c").arg(configuration).args([
-        "-e",
-        "stderr",
-        "-g",
-        "daemon off;",
-    ]);
-    let (process, group) = testbed.process("nginx", command)?;
-    let mut helpers = vec![("nginx", group)];
-    helpers.extend(node.helpers.iter().map(|(name, group)| (*name, Rc::clone(group))));
-    let group = Rc::clone(&node.group);
-    Ok(Server { kind: ServerKind::Balancer, address: listen, processes: vec![process], group, helpers })
+    command.arg("-p").arg(&directory).arg("-c").arg(configuration);
+    command.args(["-e", "stderr", "-g", "daemon off;"]);
+    Ok(command)
+}
+
+/// The relay reads the registry of the node's cluster.
+fn relay(testbed: &Testbed, listen: Ipv4Addr, node: &Server) -> io::Result<Command> {
+    let [.., host] = node.address.ip().octets();
+    let (from, to) = PASSIVE_PORTS;
+    let mut command = Command::new(require(testbed.daemons.join("ftp-relay"))?);
+    command.env_clear().args(["--listen", &listen.to_string()]);
+    command.args(["--passive-port-min", &from.to_string(), "--passive-port-max", &to.to_string()]);
+    command.args(["--redis-url", &redis_of(host).to_string(), "--log-level", "warn"]);
+    command.args(["--admin-listen", &SocketAddrV4::new(listen, 9122).to_string()]);
+    Ok(command)
+}
+
+/// The address of the Redis of the node at 127.0.0.`host`.
+fn redis_of(host: u8) -> SocketAddrV4 {
+    address(host + 1, 6379)
 }
 
 /// Returns the hash of the password, made by `authd hash-password`.

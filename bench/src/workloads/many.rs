@@ -43,7 +43,7 @@ pub(super) fn downloads(server: &Server) -> io::Result<Figures> {
         let is_over = &is_over;
         let parts = downloads.chunks_mut(DOWNLOADS / THREADS);
         let threads: Vec<_> =
-            parts.map(|part| scope.spawn(move || discard_at_rate(part, started, is_over))).collect();
+            parts.map(|part| scope.spawn(move || discard_at_rate(part, RATE, started, is_over))).collect();
         let mut noops = Vec::new();
         let mut watch = || {
             let mut memory = None;
@@ -94,12 +94,17 @@ fn set_realtime_priority(enable: bool) -> io::Result<()> {
     }
 }
 
-/// Discards received bytes of each download at [`RATE`] until `is_over`.
-fn discard_at_rate(downloads: &mut [SlowDownload], started: Instant, is_over: &AtomicBool) -> io::Result<()> {
+/// Discards received bytes of each download at `rate` bytes per second until `is_over`.
+pub(super) fn discard_at_rate(
+    downloads: &mut [SlowDownload],
+    rate: f64,
+    started: Instant,
+    is_over: &AtomicBool,
+) -> io::Result<()> {
     while !is_over.load(Ordering::Relaxed) {
         let step = Instant::now();
         for download in downloads.iter_mut() {
-            let due = (started.elapsed().as_secs_f64() * RATE) as u64;
+            let due = (started.elapsed().as_secs_f64() * rate) as u64;
             // The cast is lossless: the value is less than the bytes of 16 s.
             let most = due.saturating_sub(download.received) as usize;
             if most > 0 {

@@ -4,6 +4,7 @@ mod idle;
 mod listing;
 mod login;
 mod many;
+mod relayed;
 mod transfer;
 
 use std::{collections::BTreeMap, io, thread};
@@ -49,7 +50,8 @@ const ALL_AND_SYNC: &[ServerKind] = &[
 ];
 /// Without `FtpdSync`, which differs only in uploads.
 const ALL: &[ServerKind] = ALL_AND_SYNC.split_at(ALL_AND_SYNC.len() - 1).0;
-const DIRECT_AND_BALANCED: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Balancer];
+const DIRECT_AND_BALANCED: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Balancer, ServerKind::Relay];
+const RELAYED: &[ServerKind] = &[ServerKind::Relay];
 const OURS: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Before];
 
 const fn workload(
@@ -86,7 +88,7 @@ pub(crate) static WORKLOADS: &[Workload] = &[
     workload("login-rate", "500 logins a second", LOGINS, BOTH, OURS, |_, s, e| login::at_rate(s, e)),
     workload(
         "balancer-retr",
-        "retr-1 direct and behind nginx",
+        "retr-1 direct, behind nginx, behind ftp-relay",
         VOLUME,
         PLAIN,
         DIRECT_AND_BALANCED,
@@ -94,7 +96,7 @@ pub(crate) static WORKLOADS: &[Workload] = &[
     ),
     workload(
         "balancer-stor",
-        "stor-1 direct and behind nginx",
+        "stor-1 direct, behind nginx, behind ftp-relay",
         VOLUME,
         PLAIN,
         DIRECT_AND_BALANCED,
@@ -102,12 +104,31 @@ pub(crate) static WORKLOADS: &[Workload] = &[
     ),
     workload(
         "balancer-small",
-        "small-get direct and behind nginx",
+        "small-get direct, behind nginx, behind ftp-relay",
         FILES,
         PLAIN,
         DIRECT_AND_BALANCED,
         |_, s, e| transfer::small_get(s, e),
     ),
+    Workload {
+        fresh: true,
+        rounds: 1,
+        ..workload(
+            "relay-idle",
+            "5,000 relayed uploads without a byte",
+            LOGINS,
+            PLAIN,
+            RELAYED,
+            |testbed, s, _| relayed::idle(testbed, s),
+        )
+    },
+    Workload {
+        fresh: true,
+        rounds: 1,
+        ..workload("relay-busy", "5,000 relayed downloads at 20 kB/s", VOLUME, PLAIN, RELAYED, |_, s, _| {
+            relayed::busy(s)
+        })
+    },
     Workload {
         fresh: true,
         rounds: 3,

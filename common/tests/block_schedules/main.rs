@@ -49,7 +49,7 @@ fn two_nodes_never_reserve_the_same_port_for_the_same_address() {
         all.lost += world.counts.lost;
     }
     // The schedules do something.
-    assert!(all.taken > 5 * seeds && all.given > seeds && all.lost > seeds / 20, "{all:?}");
+    assert!(all.taken > 3 * seeds && all.given > seeds && all.lost > seeds / 20, "{all:?}");
 }
 
 /// The check must be able to fail.

@@ -133,7 +133,8 @@ if is_leased then
   local rest, settle, asked_at = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[16])
   local words, rich = block_step(KEYS[7], {
     name = name, incarnation = incarnation, place = place, before = before, from = from, to = to,
-    size = block_ports, is_forgotten = step == 'keep' and alive == 0, is_draining = is_draining, is_strict = ARGV[14] == '1', has_lapsed = ARGV[15] == '1',
+    size = block_ports, is_forgotten = step == 'keep' and alive == 0, is_draining = is_draining,
+    is_strict = ARGV[14] == '1', has_lapsed = ARGV[15] == '1',
     -- Another node may use a block that this process has released `settle` after the release.
     is_late = asked_at and now - asked_at > math.min(settle, rest) - 500 or false,
     claims = by_field(ARGV[17]), released = by_field(ARGV[18]),

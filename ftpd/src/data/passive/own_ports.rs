@@ -90,9 +90,10 @@ pub(super) struct GivenUpBlock {
     pub(super) is_released: bool,
 }
 
-/// Watches the blocks: shows them in the metrics, wakes sessions that wait for a port when there are new ones,
-/// and hands blocks over that the node gives up. A block is handed over when no reservation is outstanding on
-/// it. Reservations that are left after `limit` end. Runs until the node has left the registry.
+/// Watches the blocks: shows them in the metrics, wakes sessions that wait for a port when there are new
+/// ones, and hands blocks over that the node gives up. A block is handed over when no reservation is
+/// outstanding on it. Reservations that are left after `limit` end. Runs until the node has left the
+/// registry.
 pub(super) async fn keep(mut own: OwnPorts, table: Arc<ReservationTable>, limit: Duration) {
     let mut given_up = Vec::new();
     loop {
