@@ -8,6 +8,7 @@ use std::{
 };
 
 use common::node::PortRange;
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
@@ -221,15 +222,17 @@ impl Cluster {
         owner.unwrap_or_else(|| panic!("{data} is no passive port of a node of the cluster"))
     }
 
-    /// The passive ports that the node at `position` has leased and may use.
+    /// The passive ports that the node at `position` has leased and may use, as authd lists them. Empty if it does
+    /// not list the node.
     pub fn blocks_of(&self, position: usize) -> Vec<PortRange> {
+        let answer = self.authd().administer("GET", "/v1/nodes", None);
+        let nodes: Vec<Value> = serde_json::from_str(&answer.body).unwrap_or_default();
         let name = node_name(position);
-        let is_usable = |record: &str| {
-            let words: Vec<&str> = record.split(' ').collect();
-            words.len() == 5 && words[0] == name && words[4] == format!("{name}/{}", words[1])
-        };
-        let blocks = self.redis().hash("ftp:blocks").into_iter().filter(|(_, record)| is_usable(record));
-        blocks.filter_map(|(ports, _)| ports.parse().ok()).collect()
+        let node = nodes.iter().find(|node| node["name"] == name.as_str());
+        let port = |value: &Value| u16::try_from(value.as_u64()?).ok();
+        let range = |pair: &Value| PortRange::new(port(&pair[0])?, port(&pair[1])?).ok();
+        let blocks = node.and_then(|node| node["passive_ports"].as_array());
+        blocks.map(|blocks| blocks.iter().filter_map(range).collect()).unwrap_or_default()
     }
 
     /// Number of passive ports of each running node; a node that owns none counts as 0.

@@ -36,23 +36,11 @@ impl Redis {
 
     /// Sends a command, whose arguments must not contain spaces, and returns the first line of the response.
     pub fn command(&self, line: &str) -> Option<String> {
-        self.answer(line)?.lines().next().map(str::to_owned)
-    }
-
-    /// The fields and values of a hash. Empty if Redis does not respond.
-    pub fn hash(&self, key: &str) -> Vec<(String, String)> {
-        let answer = self.answer(&format!("HGETALL {key}")).unwrap_or_default();
-        // *COUNT, then for each text its length and the text, then the answer to QUIT.
-        let texts: Vec<&str> = answer.lines().skip(1).filter(|line| !line.starts_with('$')).collect();
-        texts.chunks_exact(2).map(|pair| (pair[0].to_owned(), pair[1].to_owned())).collect()
-    }
-
-    fn answer(&self, line: &str) -> Option<String> {
         let mut stream = TcpStream::connect_timeout(&self.address, DEADLINE).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
         stream.write_all(format!("{line}\r\nQUIT\r\n").as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
-        Some(answer)
+        answer.lines().next().map(str::to_owned)
     }
 }
