@@ -222,8 +222,8 @@ impl Cluster {
         owner.unwrap_or_else(|| panic!("{data} is no passive port of a node of the cluster"))
     }
 
-    /// The passive ports that the node at `position` has leased and may use, as authd lists them. Empty if it does
-    /// not list the node.
+    /// The passive ports that the node at `position` has leased and may use, as authd lists them. Empty if
+    /// it does not list the node.
     pub fn blocks_of(&self, position: usize) -> Vec<PortRange> {
         let answer = self.authd().administer("GET", "/v1/nodes", None);
         let nodes: Vec<Value> = serde_json::from_str(&answer.body).unwrap_or_default();
@@ -380,7 +380,8 @@ impl ClusterBuilder {
         self
     }
 
-    /// Adds nodes that the balancer knows and that do not run at first, to a cluster of [`Self::leased`]; see [`Cluster::restart_node`].
+    /// Adds nodes that the balancer knows and that do not run at first, to a cluster of [`Self::leased`];
+    /// see [`Cluster::restart_node`].
     pub fn spare_nodes(mut self, nodes: usize) -> Self {
         self.spare_nodes = nodes;
         self

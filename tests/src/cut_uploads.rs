@@ -1,4 +1,5 @@
-//! Plain uploads that end by a reset at a random moment, beside some that end in order: only the latter may get 226.
+//! Plain uploads that end by a reset at a random moment, beside some that end in order: only the latter may
+//! get 226.
 
 use std::{
     fs,
@@ -186,12 +187,12 @@ fn send(data: &mut TcpStream, content: &[u8], random: &mut Random) -> io::Result
     Ok(())
 }
 
-/// Sends a file slowly over the data connection of an upload that has begun, ends it in order, and waits for the
-/// reply. Returns true if the reply is 226. Any part between client and node may end meanwhile.
+/// Sends a file slowly over the data connection of an upload that has begun, ends it in order, and waits
+/// for the reply. Returns true if the reply is 226. Any part between client and node may end meanwhile.
 ///
 /// # Panics
-/// The reply is 226 although the client could not send everything and end in order, or although the stored file
-/// is not the content; or the reply is neither 226 nor 426.
+/// The reply is 226 although the client could not send everything and end in order, or although the stored
+/// file is not the content; or the reply is neither 226 nor 426.
 pub fn upload_slowly(session: &mut Dialogue, mut data: TcpStream, stored: &Path, content: &[u8]) -> bool {
     let mut sending = || {
         for piece in content.chunks(8 << 10) {

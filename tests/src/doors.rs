@@ -17,8 +17,8 @@ pub enum DoorKind {
     NginxAndRelay,
     /// nginx carries control and data connections. It makes a client's reset an orderly end.
     Nginx,
-    /// HAProxy carries control and data connections, each to the next node in turn. The nodes see HAProxy's address
-    /// as that of every client.
+    /// HAProxy carries control and data connections, each to the next node in turn. The nodes see HAProxy's
+    /// address as that of every client.
     HaProxy,
     /// The same with a PROXY header of version 2.
     HaProxyWithHeader,
@@ -35,8 +35,8 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Starts the doors at the address of `balancer`, which knows the nodes, and waits until they listen. `relay`
-    /// has the same address.
+    /// Starts the doors at the address of `balancer`, which knows the nodes, and waits until they listen.
+    /// `relay` has the same address.
     ///
     /// # Panics
     /// A part is not installed or does not start.

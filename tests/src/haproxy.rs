@@ -12,8 +12,8 @@ use tempfile::TempDir;
 
 use crate::{DEADLINE, eventually, process::Daemon};
 
-/// The cluster as HAProxy knows it. HAProxy sends each connection to the next node in turn, at the port to which
-/// the client connected.
+/// The cluster as HAProxy knows it. HAProxy sends each connection to the next node in turn, at the port to
+/// which the client connected.
 #[derive(Clone)]
 pub struct HaProxyBuilder {
     /// Address for clients.
@@ -21,8 +21,8 @@ pub struct HaProxyBuilder {
     pub control_ports: Vec<u16>,
     pub passive: PortRange,
     pub nodes: Vec<IpAddr>,
-    /// Sends a PROXY header of version 2. Otherwise HAProxy connects to the nodes from [`Self::address`], which
-    /// they take for the address of every client.
+    /// Sends a PROXY header of version 2. Otherwise HAProxy connects to the nodes from [`Self::address`],
+    /// which they take for the address of every client.
     pub sends_header: bool,
 }
 

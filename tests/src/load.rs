@@ -1,5 +1,5 @@
-//! Many sessions at once, half of them with TLS, that transfer, list and rename without a pause, and compare every
-//! byte.
+//! Many sessions at once, half of them with TLS, that transfer, list and rename without a pause, and
+//! compare every byte.
 
 use std::{
     fs,
@@ -80,7 +80,8 @@ struct Worker {
 }
 
 impl LoadBuilder {
-    /// Starts the sessions: those with an odd number use FTP, the others FTPS with certificates of `authority`.
+    /// Starts the sessions: those with an odd number use FTP, the others FTPS with certificates of
+    /// `authority`.
     pub fn start(&self, authority: &Arc<Authority>) -> Load {
         let (stop, operations) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let sessions = (self.first..self.first + self.sessions).map(|number| {

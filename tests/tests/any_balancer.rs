@@ -1,4 +1,5 @@
-//! Fifty sessions that transfer without a pause, behind balancers that know the nodes and nothing of passive ports.
+//! Fifty sessions that transfer without a pause, behind balancers that know the nodes and nothing of
+//! passive ports.
 
 // The tests print how much the sessions have done.
 #![allow(clippy::print_stderr)]
@@ -21,8 +22,9 @@ const SESSIONS: usize = 50;
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_secs(10);
 
-/// Three nodes that require resumed TLS sessions on data connections. Behind HAProxy all clients have one address,
-/// so each data port serves one session at a time: each node needs as many ports as it has sessions.
+/// Three nodes that require resumed TLS sessions on data connections. Behind HAProxy all clients have one
+/// address, so each data port serves one session at a time: each node needs as many ports as it has
+/// sessions.
 fn cluster(authority: &Authority) -> ClusterBuilder {
     Cluster::builder()
         .passive_ports(300)

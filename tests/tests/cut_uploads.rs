@@ -31,7 +31,7 @@ fn behind_nginx_a_reset_plain_upload_gets_226_unless_allo_or_tls_shows_that_it_i
     let reply = session.reply();
     assert_eq!(
         reply.code, 226,
-        "this nginx passes a reset on; nginx/README.md and docs/uploads.md say that none does ({sent} bytes sent)"
+        "this nginx passes a reset on; nginx/README.md says that none does ({sent} bytes sent)"
     );
 
     session.command("ALLO 1000000000", 200);
@@ -105,8 +105,8 @@ enum End {
     Drain,
 }
 
-/// Begins uploads of `sessions` over `door`, ends the relay behind it with `end`, and waits for the replies. Returns
-/// the number of complete uploads. Checks that a 226 means a complete upload.
+/// Begins uploads of `sessions` over `door`, ends the relay behind it with `end`, and waits for the
+/// replies. Returns the number of complete uploads. Checks that a 226 means a complete upload.
 fn upload_while(
     sessions: &mut [Dialogue],
     home: &Path,
@@ -142,8 +142,8 @@ fn upload_while(
     })
 }
 
-/// Four relays with three uploads at a time each. A relay that is stopped gives its connections a short time, one
-/// that drains gives them enough.
+/// Four relays with three uploads at a time each. A relay that is stopped gives its connections a short
+/// time, one that drains gives them enough.
 #[test]
 fn a_relay_that_is_killed_stopped_or_restarted_in_the_middle_of_uploads_confirms_none_that_is_cut() {
     const ROUNDS: usize = 25;

@@ -1,4 +1,5 @@
-//! Nodes join, leave, die and come back while fifty sessions transfer. No file, balancer or other process is touched.
+//! Nodes join, leave, die and come back while fifty sessions transfer. No file, balancer or other process
+//! is touched.
 
 // The tests print how much the sessions have done.
 #![allow(clippy::print_stderr)]
@@ -33,8 +34,8 @@ fn expect_none(failures: &[&LoadFailure], what: &str) {
     assert!(failures.is_empty(), "{what}: {failures:#?}");
 }
 
-/// Two nodes join, one leaves by SIGTERM, one is killed and comes back. Returns the failures of the sessions and the
-/// time of the kill.
+/// Two nodes join, one leaves by SIGTERM, one is killed and comes back. Returns the failures of the
+/// sessions and the time of the kill.
 fn change_nodes(doors: DoorKind) -> (Vec<LoadFailure>, Instant) {
     const PORTS: u16 = 300;
     let authority = Arc::new(Authority::new());
