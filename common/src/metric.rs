@@ -77,10 +77,10 @@ pub const REGISTRY_DEGRADED: Metric = Metric::counter(
 pub const BLOCK_HANDOVERS: Metric = Metric::counter(
     "ftp_block_handovers_total",
     "blocks",
-    "Blocks of passive ports that the node leased, handed over to another node, or lost because it did not reach \
-     Redis or a node has them as its slice.",
+    "Blocks of passive ports that the node leased, handed over to another node, or lost because it did not \
+     reach Redis or a node has them as its slice.",
 )
-.labels(&[("direction", "`taken`, `given`, `lost`")]);
+.labels(&[("direction", "taken, given (handed over), lost")]);
 
 /// Tells the recorder what the metrics mean. Call it once, after the recorder is installed.
 pub fn describe(metrics: &[Metric]) {

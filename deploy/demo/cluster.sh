@@ -154,7 +154,7 @@ row() {
   case $1 in
     relay) ports="passive ports $PASSIVE_PORTS" ;;
     redis | authd | balancer) ;;
-    *) [[ $2 == - ]] || ports="passive ports $(blocks "$1")" ;;
+    *) [[ $2 == - ]] || ports=$(blocks "$1") ports=${ports:+passive ports $ports} ;;
   esac
   printf '  %-10s %-18s %-9s %-13s %s\n' "$1" "$(address_of "$1")" "$2" "$3" "$ports"
 }

@@ -66,6 +66,16 @@ in
             "docs/troubleshooting.md lists the reasons."
           ]
         )
+        (alert "FtpNodeAvoided" "increase(ftp_relay_nodes_avoided_total[10m]) > 0" 10 "warning" [
+          "Node {{ $labels.node }} serves no new clients ({{ $labels.reason }}), says {{ $labels.instance }}."
+          "Its kernel may still accept connections: look at the node itself."
+        ])
+        (alert "FtpKernelMapFails" ''rate(ftp_relay_nft_writes_total{result="failed"}[5m]) > 0'' 5 "warning"
+          [
+            "ftp-relay on {{ $labels.instance }} cannot tell the kernel the owners of the passive ports."
+            "The kernel goes on with the old ones. The log of ftp-relay has the reason."
+          ]
+        )
         (alert "FtpPassivePortsExhausted" "rate(ftp_passive_ports_exhausted_total[5m]) > 0" 5 "warning" [
           "Clients of {{ $labels.instance }} get 425: a client address uses all passive ports of the node."
           "Widen the range (passive_port_min, passive_port_max)."

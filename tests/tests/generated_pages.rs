@@ -63,8 +63,8 @@ mod pages {
         let mut page = "\
             # Metrics\n\n\
             Written by `./dev settings`. `ftpd` and `ftp-relay` serve `/metrics` at `admin_listen`, `authd` \
-            at `listen`, for Prometheus. The last column names the alerts and dashboard panels of the NixOS modules that \
-            use the metric: [rules.nix](../nixos-modules/monitoring/rules.nix), \
+            at `listen`, for Prometheus. The last column names the alerts and dashboard panels of the NixOS \
+            modules that use the metric: [rules.nix](../nixos-modules/monitoring/rules.nix), \
             [dashboard.nix](../nixos-modules/monitoring/dashboard.nix).\n\n\
             A histogram has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. A counter or histogram \
             appears with the first event that it counts.\n"

@@ -224,7 +224,8 @@ impl BlockHolder {
         let overdue =
             |block: &&HeldBlock| matches!(block.state, HeldState::GivenUp(since) if now >= since + rest);
         let overdue: Vec<PortRange> = self.held.values().filter(overdue).map(|block| block.ports).collect();
-        overdue.into_iter().fold(false, |released, ports| self.release(ports) || released)
+        let released = overdue.into_iter().filter(|ports| self.release(*ports)).count();
+        released > 0
     }
 
     /// The blocks that the node may use, in the order of their ports.

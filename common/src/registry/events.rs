@@ -22,8 +22,8 @@ pub enum JoinError {
     SliceTaken { ours: (NodeName, PortRange), theirs: (NodeName, PortRange) },
     #[error(
         "node {} leases passive ports in blocks of {} from {}, and node {}, which is live, in blocks of {} \
-         from {}: give all nodes the same passive_port_min, passive_port_max and passive_block_ports (nodes with \
-         cluster_nodes, cluster_size or passive_slice do not lease)",
+         from {}: give all nodes the same passive_port_min, passive_port_max and passive_block_ports \
+         (nodes with cluster_nodes, cluster_size or passive_slice do not lease)",
         ours.0, ours.1.block_ports(), ours.1.range(), theirs.0, theirs.1.block_ports(), theirs.1.range()
     )]
     LayoutDiffers { ours: (NodeName, PassiveLayout), theirs: (NodeName, PassiveLayout) },

@@ -39,6 +39,8 @@ pub(super) struct MapAnswer {
     /// Redis's time, in ms since the Unix epoch.
     pub time: u64,
     pub content: MapContent,
+    /// Blocks whose owner may not use them for longer than until the next answer.
+    pub settling: Vec<PortRange>,
     /// The relay keys, newest first.
     pub keys: Vec<SharedKey>,
     /// The shortest `node_lease` of the live nodes.
@@ -73,8 +75,10 @@ impl MapReader {
         let keys: Vec<Zeroizing<String>> = keys.into_iter().map(Zeroizing::new).collect();
         let nodes: Vec<LiveNode> = nodes.chunks_exact(NODE_VALUES).filter_map(LiveNode::parse).collect();
         let lease = nodes.iter().filter_map(|node| node.lease).min().unwrap_or(self.lease);
+        let time = time.parse().unwrap_or(0);
         Ok(MapAnswer {
-            time: time.parse().unwrap_or(0),
+            time,
+            settling: settling(&blocks, time, lease / 3 + Duration::from_secs(1)),
             has_leased: nodes.iter().any(|node| node.is_leased),
             content: content(&nodes, &blocks),
             keys: keys.iter().filter_map(|key| key.parse().ok()).collect(),
@@ -174,9 +178,43 @@ fn content(nodes: &[LiveNode], blocks: &[Vec<u8>]) -> MapContent {
     MapContent { blocks: owners, nodes }
 }
 
+/// The blocks whose owner may use them only after `margin` from now (`time`, Unix ms of Redis's clock).
+fn settling(blocks: &[Vec<u8>], time: u64, margin: Duration) -> Vec<PortRange> {
+    let margin = u64::try_from(margin.as_millis()).unwrap_or(u64::MAX);
+    let is_settling = |value: &str| {
+        let words: Vec<&str> = value.split(' ').collect();
+        let [owner, incarnation, _, usable_at, last] = words[..] else { return false };
+        let usable_at: u64 = usable_at.parse().unwrap_or(0);
+        owner != "*" && last != format!("{owner}/{incarnation}") && usable_at > time.saturating_add(margin)
+    };
+    let pairs = blocks.iter().zip(blocks.iter().skip(1)).step_by(2);
+    let ports = pairs.filter_map(|(field, value)| {
+        let (field, value) = (str::from_utf8(field).ok()?, str::from_utf8(value).ok()?);
+        if is_settling(value) { field.parse().ok() } else { None }
+    });
+    ports.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_settles_until_its_owner_may_use_it_within_the_margin() {
+        let fields = [
+            ("50-54", "a 7 3 5000 b/6"),
+            ("55-59", "a 7 3 3000 b/6"),
+            ("60-64", "a 7 3 5000 a/7"),
+            ("65-69", "* * 3 5000 b/6"),
+            ("table", "0 0"),
+        ];
+        let fields: Vec<Vec<u8>> = fields
+            .iter()
+            .flat_map(|(field, value)| [field.as_bytes().to_vec(), value.as_bytes().to_vec()])
+            .collect();
+        let settling = settling(&fields, 1000, Duration::from_secs(2));
+        assert_eq!(settling, ["50-54".parse().unwrap()]);
+    }
 
     fn live(name: &str, address: Option<[u8; 4]>, control: &str, from: u16, block_ports: &str) -> LiveNode {
         let mut record = NodeRecord::new(name.parse().unwrap(), 7, "50-54".parse().unwrap());

@@ -139,20 +139,34 @@ impl PortMap {
     }
 
     fn take_in(&self, answer: MapAnswer, now: Duration) {
-        let MapAnswer { time, content, keys, lease, has_leased } = answer;
+        let MapAnswer { time, content, settling, keys, lease, has_leased } = answer;
         let mut state = lock(&self.0.state);
         state.clock = Some((time, now));
         if !keys.is_empty() {
             state.keys = with_known(keys, &state.keys).into();
         }
         (state.lease, state.has_leased) = (Some(lease), has_leased);
-        // Redis may have lost its data: what it had is kept for a lease, unless another node has the ports.
-        let is_kept = |(block, seen): &(BlockOwner, Duration)| {
-            now < *seen + lease && !content.blocks.iter().any(|new| new.ports.overlaps(block.ports))
-        };
         let mut seen = std::mem::take(&mut state.seen);
-        seen.retain(is_kept);
-        seen.extend(content.blocks.into_iter().map(|block| (block, now)));
+        // A node that does not reach Redis still uses its blocks, although another node has taken them: the previous
+        // owner stays in the map until the new one may use the block.
+        let is_settling = |ports: PortRange| settling.iter().any(|block| block.overlaps(ports));
+        // Redis may have lost its data: what it had is kept for a lease, unless another node has the ports.
+        seen.retain_mut(|(block, seen)| {
+            let new = content.blocks.iter().find(|new| new.ports.overlaps(block.ports));
+            let is_kept = match new {
+                None => now < *seen + lease,
+                Some(new) => is_settling(new.ports) && new.node != block.node,
+            };
+            if is_kept && new.is_some() {
+                *seen = now;
+            }
+            is_kept
+        });
+        let new = content.blocks.into_iter().filter(|new| {
+            !is_settling(new.ports) || !seen.iter().any(|(block, _)| block.ports.overlaps(new.ports))
+        });
+        let new: Vec<_> = new.map(|block| (block, now)).collect();
+        seen.extend(new);
         seen.sort_by_key(|(block, _)| block.ports.from());
         let blocks = seen.iter().map(|(block, _)| block.clone()).collect();
         state.seen = seen;
@@ -250,8 +264,8 @@ impl PortMap {
     }
 }
 
-/// The keys of Redis, and behind them those that were known before. If Redis has lost its keys, other nodes and
-/// relays go on with the old ones until they have read the new ones.
+/// The keys of Redis, and behind them those that were known before. If Redis has lost its keys, other nodes
+/// and relays go on with the old ones until they have read the new ones.
 fn with_known(mut keys: Vec<SharedKey>, known: &[SharedKey]) -> Vec<SharedKey> {
     let older: Vec<_> = known.iter().filter(|known| !keys.contains(known)).cloned().collect();
     keys.extend(older);
@@ -276,7 +290,8 @@ mod tests {
         };
         let content = MapContent { blocks: blocks.iter().map(block).collect(), nodes: Vec::new() };
         let lease = Duration::from_secs(30);
-        MapAnswer { time: 1_000_000, content, keys: Vec::new(), lease, has_leased: true }
+        let (settling, keys) = (Vec::new(), Vec::new());
+        MapAnswer { time: 1_000_000, content, settling, keys, lease, has_leased: true }
     }
 
     fn owner(map: &PortMap, port: u16) -> Option<String> {
@@ -315,6 +330,28 @@ mod tests {
         assert_eq!(map.relay_key().as_ref(), Some(&first));
         (0..9).for_each(|made| take_in(&[&SharedKey::random(made)]));
         assert_eq!(map.relay_keys().len(), 2 * KEPT_KEYS);
+    }
+
+    #[test]
+    fn the_previous_owner_stays_until_the_new_one_may_use_the_block() {
+        let map = PortMap::empty();
+        let at = Duration::from_secs;
+        let settling = |settles: bool| {
+            let settling = if settles { vec!["50-54".parse().unwrap()] } else { Vec::new() };
+            MapAnswer { settling, ..answer(&[("50-54", "b"), ("55-59", "b")]) }
+        };
+        map.take_in(answer(&[("50-54", "a"), ("55-59", "b")]), at(100));
+        for time in [110, 150, 190] {
+            map.take_in(settling(true), at(time));
+            assert_eq!((owner(&map, 50).as_deref(), owner(&map, 55).as_deref()), (Some("a"), Some("b")));
+        }
+        map.take_in(settling(false), at(200));
+        assert_eq!(owner(&map, 50).as_deref(), Some("b"));
+        assert_eq!(map.content().borrow().blocks.len(), 2);
+        // A process that does not know the previous owner.
+        let map = PortMap::empty();
+        map.take_in(settling(true), at(100));
+        assert_eq!(owner(&map, 50).as_deref(), Some("b"));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use common::{
 };
 use mlua::{Function, Lua, Table};
 
+const STEP: &str = include_str!("../../src/registry/lua/block_step.lua");
+
 /// First part of all keys.
 const PREFIX: &str = "ftp";
 
@@ -41,7 +43,16 @@ pub(crate) enum PublishAnswer {
 
 impl SimulatedRedis {
     pub(crate) fn new() -> Self {
-        const STEP: &str = include_str!("../../src/registry/lua/block_step.lua");
+        Self::with_step(STEP)
+    }
+
+    /// A Redis with another text of `block_step.lua`, in which `rule` is replaced.
+    pub(crate) fn without(rule: &str, replacement: &str) -> Self {
+        assert_eq!(STEP.matches(rule).count(), 1, "{rule}");
+        Self::with_step(&STEP.replace(rule, replacement))
+    }
+
+    fn with_step(step: &str) -> Self {
         const PUBLISH: &str = include_str!("../../src/registry/lua/publish_node.lua");
         const LEAVE: &str = include_str!("../../src/registry/lua/leave_node.lua");
         let lua = Lua::new();
@@ -49,7 +60,7 @@ impl SimulatedRedis {
         lua.load(include_str!("redis.lua")).set_name("redis.lua").exec().unwrap();
         let simulation: Table = lua.globals().get("simulation").unwrap();
         Self {
-            publish: function("publish_node.lua", &format!("{STEP}{PUBLISH}")),
+            publish: function("publish_node.lua", &format!("{step}{PUBLISH}")),
             leave: function("leave_node.lua", LEAVE),
             run: simulation.get("run").unwrap(),
             take: simulation.get("take").unwrap(),

@@ -1,4 +1,4 @@
-//! `ftp-relay`: parses the command line and settings, starts the log, runs the relay, and sets the exit status.
+//! `ftp-relay`: parses the command line and settings, starts the log, runs the relay, sets the exit status.
 
 use std::{
     io::{self, Write},

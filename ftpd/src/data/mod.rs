@@ -52,7 +52,10 @@ pub enum NoDataConnection {
     Late(#[from] Elapsed),
     #[error("the data connection cannot be opened")]
     Failed(#[from] io::Error),
-    #[error("the passive port was given up, because another session of the same address waited for one")]
+    #[error(
+        "the passive port was given up, because another session of the same address waited for one, or another \
+         node gets the port"
+    )]
     GivenUp,
     #[error("the TLS handshake of the data connection failed")]
     Handshake(#[source] io::Error),

@@ -36,8 +36,8 @@ fn advice(range: PortRange, local: &str, reserved: &str) -> Option<String> {
     // sysctl replaces the whole list, so the ports that are already reserved must be repeated.
     let line = if reserved.is_empty() { range.to_string() } else { format!("{reserved},{range}") };
     Some(format!(
-        "the kernel may use passive ports ({range}) for outgoing connections ({local}), and then this process \
-         cannot start; reserve them: sysctl -w net.ipv4.ip_local_reserved_ports={line}"
+        "the kernel may use passive ports ({range}) for outgoing connections ({local}), and then this \
+         process cannot start; reserve them: sysctl -w net.ipv4.ip_local_reserved_ports={line}"
     ))
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Follows haproxy's `doc/proxy-protocol.txt`. It accepts partial input and refuses it at the first byte
 //! that cannot belong to a header, so that the caller need not wait for more. [`tlvs`] reads what follows the
-//! addresses of version 2, and [`write`] makes a header.
+//! addresses of version 2, and [`write()`] makes a header.
 
 mod tlv;
 

@@ -1,4 +1,4 @@
-//! The choice of a node for a control connection: ready, with the fewest sessions, and not silent a moment ago.
+//! The choice of a node for a control connection: ready, with the fewest sessions, not silent a moment ago.
 
 use std::{
     collections::HashMap,

@@ -171,7 +171,7 @@ impl ControlDoor {
                         metrics::node_avoided(chosen.name.as_str(), failure.label());
                         log::warn!(
                             node = chosen.name.as_str(), node_address:% = chosen.address;
-                            "the node serves no control connection, new ones go to others: {}", chain(&failure)
+                            "the node does not serve, new control connections avoid it: {}", chain(&failure)
                         );
                     }
                     tried.push(chosen.name.clone());

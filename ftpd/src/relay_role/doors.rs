@@ -51,8 +51,8 @@ impl BoundDoors {
     }
 }
 
-/// Binds a socket for each port on each address. `families_may_lack`: an address family that the host does not
-/// have is left out.
+/// Binds a socket for each port on each address. `families_may_lack`: an address family that the host does
+/// not have is left out.
 fn bind_all(
     addresses: &[IpAddr],
     families_may_lack: bool,

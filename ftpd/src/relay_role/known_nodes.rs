@@ -11,8 +11,8 @@ use common::{
 };
 use tokio::time::Instant;
 
-/// Time for which the last known nodes are used after the map has lost all of them. If Redis lost its data, each
-/// node enters itself again within a third of `node_lease` (5 s by default).
+/// Time for which the last known nodes are used after the map has lost all of them. If Redis lost its data,
+/// each node enters itself again within a third of `node_lease` (5 s by default).
 const KEPT: Duration = Duration::from_secs(30);
 
 /// The map of the passive ports, and its last content with nodes.

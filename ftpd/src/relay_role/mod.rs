@@ -156,8 +156,8 @@ fn open(
     OpenDoors::open(bound, data, control, config.limits.relayed as usize)
 }
 
-/// Waits until the registry has shown a node. Until then a client could not be served, and a balancer in front
-/// of several relays is told so best by a refused connection.
+/// Waits until the registry has shown a node. Until then a client could not be served, and a refused
+/// connection says so best to a balancer in front of several relays.
 async fn wait_for_nodes(content: &mut watch::Receiver<Arc<MapContent>>, health: &RoleHealth) {
     let is_empty = |map: &MapContent| map.nodes.is_empty() && map.blocks.is_empty();
     if is_empty(&content.borrow()) {

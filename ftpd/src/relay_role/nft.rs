@@ -1,7 +1,7 @@
 //! Keeps a named map of nftables equal to the owners of the passive ports, for the kernel's data path.
 //!
 //! `nft -f -` applies a whole map in one transaction: no packet sees an empty or a half map. The relay writes
-//! the map after each change, and every [`REPEAT`] without one: another program may have loaded the table
+//! the map after each change, and every 5 seconds without one: another program may have loaded the table
 //! again. A thread of its own runs `nft`, because it is the only one that keeps CAP_NET_ADMIN.
 
 use std::{
@@ -72,7 +72,7 @@ pub enum NftError {
 
 /// The family of the addresses in a map. Nodes of the other family are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AddressFamily {
+pub enum NftFamily {
     V4,
     V6,
 }
@@ -82,12 +82,12 @@ impl NftMap {
     ///
     /// # Errors
     /// The map does not exist or has another type, `nft` is not installed, or the process may not read rules.
-    pub fn family_of_addresses(&self) -> Result<AddressFamily, NftError> {
+    pub fn family_of_addresses(&self) -> Result<NftFamily, NftError> {
         let listed = run(&["--stateless", "list", "map"], self.0.split(' '), "")?;
         let mut types = listed.lines().filter_map(|line| line.trim().strip_prefix("type inet_service : "));
         match types.next() {
-            Some("ipv4_addr") => Ok(AddressFamily::V4),
-            Some("ipv6_addr") => Ok(AddressFamily::V6),
+            Some("ipv4_addr") => Ok(NftFamily::V4),
+            Some("ipv6_addr") => Ok(NftFamily::V6),
             _ => Err(NftError::WrongType),
         }
     }
@@ -98,7 +98,7 @@ impl NftMap {
         run(&["-f", "-"], [], &self.script(blocks, family)).map(drop)
     }
 
-    fn script(&self, blocks: &[BlockOwner], family: AddressFamily) -> String {
+    fn script(&self, blocks: &[BlockOwner], family: NftFamily) -> String {
         let mut script = format!("flush map {self}\n");
         let elements = elements(blocks, family);
         if !elements.is_empty() {
@@ -110,11 +110,11 @@ impl NftMap {
 
 /// `PORTS : ADDRESS` for each range of ports whose owner has the same address. Of blocks that overlap the
 /// first counts, as in [`common::registry::PortMap::owner`]; nft refuses elements that overlap.
-fn elements(blocks: &[BlockOwner], family: AddressFamily) -> Vec<String> {
+fn elements(blocks: &[BlockOwner], family: NftFamily) -> Vec<String> {
     let mut owners = BTreeMap::new();
     for block in blocks {
         let address = block.address.to_canonical();
-        if address.is_ipv4() == (family == AddressFamily::V4) {
+        if address.is_ipv4() == (family == NftFamily::V4) {
             block.ports.iter().for_each(|port| _ = owners.entry(port).or_insert(address));
         }
     }
@@ -248,14 +248,14 @@ mod tests {
             block("50021-50024", "fd00::1"),
         ];
         assert_eq!(
-            map.script(&blocks, AddressFamily::V4),
+            map.script(&blocks, NftFamily::V4),
             "flush map inet t m\nadd element inet t m { 50000-50009 : 10.0.0.1, 50010-50014 : 10.0.0.2, \
              50020 : 10.0.0.3 }\n"
         );
         assert_eq!(
-            map.script(&blocks, AddressFamily::V6),
+            map.script(&blocks, NftFamily::V6),
             "flush map inet t m\nadd element inet t m { 50021-50024 : fd00::1 }\n"
         );
-        assert_eq!(map.script(&[], AddressFamily::V4), "flush map inet t m\n");
+        assert_eq!(map.script(&[], NftFamily::V4), "flush map inet t m\n");
     }
 }

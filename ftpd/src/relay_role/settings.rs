@@ -52,9 +52,9 @@ static ESSENTIAL: Group = Group {
             "control_port",
             Form::new(PORT.value_name, "port from 1 to 65535 (21)"),
             "",
-            "The port for control connections. The relay sends each of them to the ready node with the fewest \
-             sessions, and to another one if the node does not greet. The nodes need the relay's address in \
-             `trusted_balancers`. If not set, another balancer carries the control connections.",
+            "The port for control connections. The relay sends each of them to the ready node with the \
+             fewest sessions, and to another one if the node does not greet. The nodes need the relay's \
+             address in `trusted_balancers`. If not set, another balancer carries the control connections.",
         ),
         Setting::one(
             "implicit_tls_port",
@@ -66,9 +66,10 @@ static ESSENTIAL: Group = Group {
             "nft_map",
             Form::new("FAMILY TABLE MAP", "family, table and map of nftables (inet ftp_data_path owners)"),
             "",
-            "A named map of nftables, `type inet_service : ipv4_addr` (or `ipv6_addr`) with `flags interval`, \
-             that the relay keeps equal to the owners of the passive ports, for the kernel's data path. It \
-             runs `nft` and needs CAP_NET_ADMIN. If not set, the relay does not use nftables.",
+            "A named map of nftables that the relay keeps equal to the owners of the passive ports, for the \
+             kernel's data path. Its type is `inet_service : ipv4_addr` (or `ipv6_addr`), its flag \
+             `interval`. The relay runs `nft` and needs CAP_NET_ADMIN. If not set, the relay does not \
+             use nftables.",
         ),
     ],
 };

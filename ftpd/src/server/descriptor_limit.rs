@@ -3,6 +3,8 @@
 //! With more sessions, a flood of silent connections could take the last descriptor, and logged-in sessions
 //! could not open files and data connections.
 
+use crate::relay::PIPE_DESCRIPTORS;
+
 /// Descriptors of a session: the control connection and the home, and during a transfer the data connection,
 /// the file and its directory.
 const PER_SESSION: u64 = 5;
@@ -13,8 +15,12 @@ const PER_TRANSFER: u64 = 2;
 /// Descriptors of a file operation: the directories on the path to its file.
 const PER_OPERATION: u64 = 6;
 
-/// Descriptors of a relayed connection: its two sockets, and both ends of a pipe while bytes move.
-const PER_RELAYED: u64 = 4;
+/// Descriptors of a relayed connection: its two sockets.
+const PER_RELAYED: u64 = 2;
+
+/// Descriptors of the pipes of a relayed connection, one for each direction while bytes move there. All pipes
+/// together take at most [`PIPE_DESCRIPTORS`].
+const PIPES_PER_RELAYED: u64 = 4;
 
 /// The part of the available descriptors that relayed connections may use at most.
 const RELAYED_PART: u64 = 4;
@@ -61,7 +67,9 @@ impl DescriptorNeeds {
 
     /// Descriptors that do not depend on the number of sessions.
     fn fixed(&self) -> u64 {
-        u64::from(self.listening) + PER_RELAYED * u64::from(self.relayed) + PROCESS
+        let relayed = u64::from(self.relayed);
+        let pipes = (PIPES_PER_RELAYED * relayed).min(PIPE_DESCRIPTORS as u64);
+        u64::from(self.listening) + PER_RELAYED * relayed + pipes + PROCESS
     }
 
     /// The number of relayed connections for which `available` descriptors suffice, at most `relayed`.
@@ -69,7 +77,7 @@ impl DescriptorNeeds {
         if self.total() <= available {
             return self.relayed;
         }
-        let fit = available / RELAYED_PART / PER_RELAYED;
+        let fit = available / RELAYED_PART / (PER_RELAYED + PIPES_PER_RELAYED);
         u32::try_from(fit).unwrap_or(u32::MAX).min(self.relayed)
     }
 
@@ -112,9 +120,9 @@ mod tests {
         assert!(needs(40).sessions_that_fit(300).is_err());
         let with_relay = DescriptorNeeds { relayed: 2000, ..needs(200) };
         assert_eq!(with_relay.relayed_that_fit(1_048_576), 2000);
-        assert_eq!(with_relay.relayed_that_fit(20_000), 1250);
-        let lowered = DescriptorNeeds { relayed: 1250, ..with_relay };
-        assert_eq!(lowered.sessions_that_fit(20_000), Ok(1_818));
+        assert_eq!(with_relay.relayed_that_fit(20_000), 833);
+        let lowered = DescriptorNeeds { relayed: 833, ..with_relay };
+        assert_eq!(lowered.sessions_that_fit(20_000), Ok(2_170));
         assert_eq!(DescriptorNeeds { sessions: 10, ..needs(40) }.sessions_that_fit(1_024), Ok(10));
     }
 }

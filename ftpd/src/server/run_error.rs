@@ -14,7 +14,8 @@ pub enum RunError {
     Listen(SocketAddr, #[source] io::Error),
     #[error(
         "cannot listen on the passive port {0} (if an outgoing connection of this host uses it: reserve the \
-         passive ports with the sysctl net.ipv4.ip_local_reserved_ports)"
+         passive ports with the sysctl net.ipv4.ip_local_reserved_ports; if another node runs on this host: \
+         each node listens on all passive ports, so give each an address of its own with listen)"
     )]
     ListenPassive(SocketAddr, #[source] io::Error),
     #[error("cannot open the transfer log {0}")]

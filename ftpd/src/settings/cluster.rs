@@ -41,7 +41,8 @@ pub(super) static CLUSTER: Group = Group {
             "admit",
             "New logins and uploads while Redis is away. admit: they go on, and limits and leases hold on \
              this node only. refuse: logins get 421, uploads 450; choose it where limits for the whole \
-             cluster matter more than availability.",
+             cluster matter more than availability. With refuse, a cluster that starts with an empty Redis \
+             leases passive ports after `node_lease` and `data_connect_timeout` together.",
         ),
         Setting::one(
             "node_lease",

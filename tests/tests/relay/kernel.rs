@@ -1,4 +1,4 @@
-//! The relay that fills the kernel's map of owners: clients, balancer and nodes are hosts in network namespaces.
+//! The relay that fills the kernel's map of owners. Clients, balancer and nodes are network namespaces.
 
 use std::{
     env, fs,
@@ -31,8 +31,8 @@ fn inside(host: u8) -> IpAddr {
     [10, 0, 0, host].into()
 }
 
-/// Two nodes and a balancer with Redis, the relay and the kernel's data path. The nodes have slices of their own,
-/// so that they need no authd.
+/// Two nodes and a balancer with Redis, the relay and the kernel's data path. The nodes have slices of their
+/// own, so that they need no authd.
 struct ElasticPath {
     balancer: Host,
     client: Host,

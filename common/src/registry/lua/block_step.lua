@@ -14,8 +14,8 @@
 -- is dead; may be nil), from, to and size (the layout), is_draining, is_strict (registry_away is refuse),
 -- has_lapsed (the node's lease may have ended, by its own clock), is_late (the request was under way for so
 -- long that its claims may be outdated), claims and released (generation by field). `others`: the other live
--- nodes, each with name, incarnation, from and to (a static slice), is_leased, is_draining. `times`: now, rest,
--- settle, lease, kept (all ms).
+-- nodes, each with name, incarnation, from and to (a static slice), is_leased, is_draining. `times`: now,
+-- rest, settle, lease, kept (all ms).
 -- Returns the words of the reply, and the names of the leased nodes that own more than their share.
 --   Words: the node's share (`late` if is_late); then its blocks `FROM-TO:GENERATION:WAIT` (WAIT: ms until
 --   the node may use it); then blocks that the node claimed and does not own: `FROM-TO:GENERATION:-OWNER`
@@ -66,6 +66,9 @@ local function block_step(key, node, others, times)
   end
   local table_before = created and whole(created) .. (is_doubtful and ' 1' or ' 0')
   created = math.min(created or now, now)
+  -- The time until which a node that was cut off when this table was created may use blocks that the table
+  -- does not know. With `admit`, the first nodes of a cluster do not wait for it: the table becomes doubtful
+  -- when some process proves that it had blocks before.
   local function unknown_until()
     return (node.is_strict or is_doubtful) and created + times.lease + times.rest or 0
   end

@@ -13,9 +13,9 @@
 --       ends with the name), its sessions (hash), the revision of the accounts (string), the node's orders
 --       (hash), the blocks (hash)
 -- ARGV: 1 name; 2 incarnation; 3 place (see Registry::join; may be empty); 4 'keep', 'start', 'late' or
---       'look' (changes nothing); 5, 6 first and last port of the slice, or of the range whose blocks are leased;
---       7 record; 8 lease in ms; 9 time in ms for which the sessions are kept; 10 '1' if the node drains;
---       11 number of ports of a block ('0': the node has a slice). A node that leases blocks adds:
+--       'look' (changes nothing); 5, 6 first and last port of the slice, or of the range whose blocks are
+--       leased; 7 record; 8 lease in ms; 9 time in ms for which the sessions are kept; 10 '1' if the node
+--       drains; 11 number of ports of a block ('0': the node has a slice). A node that leases blocks adds:
 --       12 rest and 13 settle in ms; 14 '1' if registry_away is refuse; 15 '1' if its lease has ended by its
 --       own clock; 16 Redis's time when it sent the request, as far as it knows (may be empty); 17 claimed
 --       and 18 released blocks, each `FROM-TO:GENERATION`, separated by spaces.

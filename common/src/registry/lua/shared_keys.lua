@@ -1,8 +1,8 @@
 -- Returns the shared keys of one kind (ticket keys or relay keys), newest first. First adds the proposed key
 -- if the newest is too old.
 -- KEYS: the keys (list of MILLISECONDS:NAME:SECRET)
--- ARGV: the proposed NAME:SECRET, maximum age of the newest key in ms, number of keys to keep; then the keys that
--- the caller knows, as in the list. They are entered again if Redis has lost all keys.
+-- ARGV: the proposed NAME:SECRET, maximum age of the newest key in ms, number of keys to keep; then the keys
+-- that the caller knows, as in the list. They are entered again if Redis has lost all keys.
 if redis.call('TYPE', KEYS[1]).ok ~= 'list' then
   redis.call('DEL', KEYS[1]) -- not written by this script
 end
