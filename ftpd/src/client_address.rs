@@ -107,9 +107,9 @@ impl HeaderBytes {
     }
 }
 
-/// Reads the PROXY header of a connection, if the complete header has already arrived. It usually has when the
-/// connection is accepted, and then the socket need not be registered with tokio. `None`: nothing was read; use
-/// [`TrustedBalancers::read_header`].
+/// Reads the PROXY header of a connection, if the complete header has already arrived. It usually has when
+/// the connection is accepted, and then the socket need not be registered with tokio. `None`: nothing was
+/// read; use [`TrustedBalancers::read_header`].
 pub fn take_arrived_header(socket: &net::TcpStream) -> Option<Result<HeaderBytes, NoClientAddress>> {
     let socket = socket.as_raw_fd();
     let mut seen = [0; PEEK];

@@ -103,8 +103,8 @@ static ESSENTIAL: Group = Group {
             "passive_port_min",
             PORT,
             "50000",
-            "The first port of the passive range. In a cluster it is the range of the cluster, the same on all \
-             nodes: every node listens on the whole range.",
+            "The first port of the passive range. In a cluster it is the range of the cluster, the same on \
+             all nodes: every node listens on the whole range.",
         )
         .alias("FtpPasvMinPort"),
         Setting::one(

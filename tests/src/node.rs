@@ -274,7 +274,8 @@ pub fn metric(text: &str, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-/// The sum of a metric over all its labels, from the daemon with this admin address. 0 if it does not exist yet.
+/// The sum of a metric over all its labels, from the daemon with this admin address. 0 if it does not exist
+/// yet.
 ///
 /// # Panics
 /// The admin address does not respond.

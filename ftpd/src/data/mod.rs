@@ -53,8 +53,8 @@ pub enum NoDataConnection {
     #[error("the data connection cannot be opened")]
     Failed(#[from] io::Error),
     #[error(
-        "the passive port was given up, because another session of the same address waited for one, or another \
-         node gets the port"
+        "the passive port was given up, because another session of the same address waited for one, or \
+         another node gets the port"
     )]
     GivenUp,
     #[error("the TLS handshake of the data connection failed")]

@@ -1,10 +1,10 @@
 //! The passive ports of this node, and their reservations.
 //!
-//! A node of a cluster listens on the whole passive range, for as long as it runs, and owns some of its ports:
-//! blocks that it leases, or a fixed slice. A session reserves one of these ports for its client address; a
-//! connection is matched by its port and its client address. So one port serves many clients at once. A
-//! connection from another address is closed, unless its TLS session proves to which session it belongs.
-//! `arrivals` decides which connections belong to other nodes.
+//! A node of a cluster listens on the whole passive range, for as long as it runs, and owns some of its
+//! ports: blocks that it leases, or a fixed slice. A session reserves one of these ports for its client
+//! address; a connection is matched by its port and its client address. So one port serves many clients at
+//! once. A connection from another address is closed, unless its TLS session proves to which session it
+//! belongs. `arrivals` decides which connections belong to other nodes.
 //!
 //! If the ports run out for a client address, the node gives up reservations that no transfer command has
 //! followed for long, and reservations of a user who holds more than half of the ports while another user
@@ -158,13 +158,14 @@ impl PassivePorts {
         }
         let ports = self.own.describe();
         if ports.is_empty() {
-            return "this node owns no passive ports: it has not reached Redis, or the passive range has fewer \
-                    blocks than there are nodes (passive_block_ports, passive_port_min, passive_port_max)"
+            return "this node owns no passive ports: it has not reached Redis, or the passive range has \
+                    fewer blocks than there are nodes (passive_block_ports, passive_port_min, \
+                    passive_port_max)"
                 .to_owned();
         }
         format!(
-            "no passive port became free for this client address within passive_wait: this node has the ports \
-             {ports}; give it more (passive_port_min, passive_port_max)"
+            "no passive port became free for this client address within passive_wait: this node has the \
+             ports {ports}; give it more (passive_port_min, passive_port_max)"
         )
     }
 
@@ -223,7 +224,7 @@ impl PassivePorts {
         let is_free = |port: &u16| {
             waiting.cooling.until(*port, client).is_none() && !waiting.sessions.contains_key(&(*port, client))
         };
-        let Some(port) = ports.from_random().find(is_free) else {
+        let Some(port) = ports.each_once().find(is_free) else {
             return Err(waiting.give_up(&ports, identity, self.unused_limit, now));
         };
         let (connection, arrival) = oneshot::channel();

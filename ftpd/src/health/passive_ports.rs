@@ -10,8 +10,8 @@ use super::Health;
 
 /// The failure of a node without a block that it may use.
 const NONE: &str = "this node owns no passive ports. If it has reached Redis, the passive range has fewer \
-                        blocks than there are nodes: widen it (passive_port_min, passive_port_max), or make the \
-                        blocks smaller (passive_block_ports)";
+                        blocks than there are nodes: widen it (passive_port_min, passive_port_max), or make \
+                        the blocks smaller (passive_block_ports)";
 
 /// The monitor of a node that leases blocks; `None` for a fixed slice, which cannot be lost.
 pub(super) fn monitor(assignment: PassiveAssignment) -> Option<DependencyMonitor> {

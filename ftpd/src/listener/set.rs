@@ -67,7 +67,8 @@ impl ListenerSet {
             epoll.add(&listener, event).map_err(|errno| (address, errno.into()))?;
             listeners.push(PortListener { listener, port: address.port() });
         }
-        // SAFETY: `WatchedEpoll` owns its descriptor, which stays open and does not change until it is dropped.
+        // SAFETY: `WatchedEpoll` owns its descriptor, which stays open and does not change until it is
+        // dropped.
         let epoll = unsafe { AsyncFd::register_with_interest(WatchedEpoll(epoll), Interest::READABLE) };
         let epoll = epoll.map_err(|error| (unspecified, error.into()))?;
         Ok(Self { epoll, listeners, ready: Vec::with_capacity(EVENTS) })

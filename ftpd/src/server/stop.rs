@@ -123,8 +123,8 @@ async fn stop_carrying(node: &Node, signals: &mut Signals, deadline: Instant) {
             log::warn!(relayed = relay.count(); "drain_timeout is over; relayed data connections are reset");
         }
         () = terminated(signals) => {
-            log::warn!(relayed = relay.count(); "received a second signal to stop; relayed data connections are \
-                                                 reset");
+            log::warn!(relayed = relay.count(); "received a second signal to stop; relayed data connections \
+                                                 are reset");
         }
     }
 }

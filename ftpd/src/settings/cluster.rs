@@ -66,8 +66,8 @@ pub(super) static CLUSTER: Group = Group {
             Form::new("NAMES", "names of nodes (ftp1,ftp2,ftp3)"),
             "",
             "The names of all nodes, in the same order on every node. The position of `node_name` in the \
-             list selects this node's fixed slice of the passive range, in place of leased blocks. Only nginx \
-             as data path and a kernel data path without ftp-relay need fixed slices.",
+             list selects this node's fixed slice of the passive range, in place of leased blocks. Only \
+             nginx as data path and a kernel data path without ftp-relay need fixed slices.",
         ),
         Setting::one(
             "cluster_size",
@@ -89,8 +89,8 @@ pub(super) static CLUSTER: Group = Group {
             "",
             "The address at which the other nodes and ftp-relay reach this node. If not set: the address in \
              `listen`, if it is one specific address; otherwise the address from which this host reaches \
-             Redis; if that is a loopback address, the one with which it reaches other networks. Set it where \
-             the nodes see each other at another address, such as behind NAT.",
+             Redis; if that is a loopback address, the one with which it reaches other networks. Set it \
+             where the nodes see each other at another address, such as behind NAT.",
         ),
         Setting::one(
             "relay_key_rotation",

@@ -85,8 +85,8 @@ pub(super) static TIMEOUTS: Group = Group {
             "relay_connect_timeout",
             DURATION,
             "2s",
-            "The time in which the node must reach another node to carry a data connection there. After it the \
-             connection is closed.",
+            "The time in which the node must reach another node to carry a data connection there. After it \
+             the connection is closed.",
         ),
         Setting::one(
             "drain_timeout",

@@ -39,7 +39,8 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// Starts this many nodes that lease blocks of the passive range, and waits until each has its fair share.
+    /// Starts this many nodes that lease blocks of the passive range, and waits until each has its fair
+    /// share.
     pub(crate) fn leased(count: u8) -> Self {
         let site = Self::start(count, &[]);
         site.wait_for_shares(&(0..count.into()).collect::<Vec<_>>());
@@ -80,8 +81,8 @@ impl Site {
         self.settings.iter().fold(builder, |builder, (key, value)| builder.setting(key, value))
     }
 
-    /// Waits until the nodes at these positions lease the same number of blocks, or numbers that differ by one,
-    /// and have no block to give up.
+    /// Waits until the nodes at these positions lease the same number of blocks, or numbers that differ by
+    /// one, and have no block to give up.
     pub(crate) fn wait_for_shares(&self, positions: &[usize]) {
         let nodes = positions.len();
         let (least, most) = (BLOCKS / nodes, BLOCKS.div_ceil(nodes));

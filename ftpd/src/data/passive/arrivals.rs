@@ -1,7 +1,7 @@
 //! Where an arriving data connection belongs: to a session of this node, or to the node that owns its port.
 //!
-//! Every node of a cluster listens on all passive ports, so a balancer need not know which node owns a port. A
-//! connection is one of these:
+//! Every node of a cluster listens on all passive ports, so a balancer need not know which node owns a port.
+//! A connection is one of these:
 //!
 //! * from a trusted balancer: it begins with a PROXY header, which names the client;
 //! * from another node or a relay, which has carried it here: it begins with a PROXY header, too, with a TLV

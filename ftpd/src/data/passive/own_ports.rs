@@ -68,7 +68,7 @@ impl ReservablePorts {
     }
 
     /// Each port once, from a random one on.
-    pub(super) fn from_random(&self) -> impl Iterator<Item = u16> {
+    pub(super) fn each_once(&self) -> impl Iterator<Item = u16> {
         let count = self.count() as usize;
         // The range must not be empty.
         let first = rand::random_range(0..count.max(1));
@@ -90,9 +90,10 @@ pub(super) struct GivenUpBlock {
     pub(super) is_released: bool,
 }
 
-/// Watches the blocks: shows them in the metrics, wakes sessions that wait for a port when there are new ones,
-/// and hands blocks over that the node gives up. A block is handed over when no reservation is outstanding on
-/// it. Reservations that are left after `limit` end. Runs until the node has left the registry.
+/// Watches the blocks: shows them in the metrics, wakes sessions that wait for a port when there are new
+/// ones, and hands blocks over that the node gives up. A block is handed over when no reservation is
+/// outstanding on it. Reservations that are left after `limit` end. Runs until the node has left the
+/// registry.
 pub(super) async fn keep(mut own: OwnPorts, table: Arc<ReservationTable>, limit: Duration) {
     let mut given_up = Vec::new();
     loop {

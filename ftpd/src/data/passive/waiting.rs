@@ -170,8 +170,8 @@ impl WaitingSessions {
             .map(|(port, waiter)| (port, waiter.since))
     }
 
-    /// Returns true if no session waits at these ports, and no late connection may still come for one that has
-    /// waited there.
+    /// Returns true if no session waits at these ports, and no late connection may still come for one that
+    /// has waited there.
     pub(super) fn is_free(&mut self, ports: PortRange, now: Instant) -> bool {
         self.cooling.forget_until(now);
         self.sessions.range(keys_at(ports.from(), ports.to())).next().is_none() && !self.cooling.any_of(ports)
