@@ -1,4 +1,5 @@
-//! The passive port range of a cluster, and the part of it that a node owns: leased blocks, or a slice.
+//! The passive port range of a cluster, and the part of it that a node owns: blocks that it leases, or a
+//! slice.
 
 use crate::node::PortRange;
 

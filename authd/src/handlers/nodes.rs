@@ -24,7 +24,8 @@ pub struct NodeView {
     slice: PortRange,
     /// The blocks that the node leases, or its slice.
     passive_ports: Vec<PortRange>,
-    /// The address at which other nodes and relays reach the node. `None`: it is of the previous version.
+    /// The address at which other nodes and relays reach the node. `None`: the node is of the previous
+    /// version.
     address: Option<IpAddr>,
     control: String,
     host: String,
@@ -172,7 +173,8 @@ mod tests {
     fn passive_ports(fields: Value) -> Value {
         let mut record = json!({
             "name": "a", "incarnation": 1, "state": "ready", "slice": [50000, 50004], "control": "",
-            "version": "", "since": 1, "sessions": 1, "transfers": 0,
+            "version": "",
+            "since": 1, "sessions": 1, "transfers": 0,
         });
         record.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let record: NodeRecord = serde_json::from_value(record).unwrap();

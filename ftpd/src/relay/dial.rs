@@ -7,6 +7,7 @@ use std::{
 };
 
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use socket2::SockRef;
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
@@ -34,6 +35,9 @@ pub(super) async fn dial(
             setsockopt(&socket, IpBindAddressNoPort, &true)?;
             socket.bind(SocketAddr::new(source, 0))?;
         }
+        // The ACK that completes the handshake waits for the header and leaves with it. So the node has the
+        // header when it accepts the connection, and need not wait for it.
+        SockRef::from(&socket).set_tcp_quickack(false)?;
         let stream = socket.connect(address).await?;
         write_all(&stream, header).await?;
         Ok(stream)
