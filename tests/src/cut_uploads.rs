@@ -192,7 +192,7 @@ fn send(data: &mut TcpStream, content: &[u8], random: &mut Random) -> io::Result
 ///
 /// # Panics
 /// The reply is 226 although the client could not send everything and end in order, or although the stored
-/// file is not the content; or the reply is neither 226 nor 426.
+/// file is not the content; or the reply is not 226, 425 or 426.
 pub fn upload_slowly(session: &mut Dialogue, mut data: TcpStream, stored: &Path, content: &[u8]) -> bool {
     let mut sending = || {
         for piece in content.chunks(8 << 10) {
@@ -210,7 +210,8 @@ pub fn upload_slowly(session: &mut Dialogue, mut data: TcpStream, stored: &Path,
             assert!(stored == content, "{} bytes are stored of {}: {reply:?}", stored.len(), content.len());
             true
         }
-        426 => false,
+        // 425: the connection has not reached the node.
+        425 | 426 => false,
         _ => panic!("{}: {reply:?}", stored.display()),
     }
 }
