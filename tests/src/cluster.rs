@@ -124,6 +124,11 @@ impl Cluster {
         self.doors.nginx.as_ref().expect("the cluster was started with nginx")
     }
 
+    /// Returns true if HAProxy carries the connections.
+    pub fn has_haproxy(&self) -> bool {
+        self.doors.haproxy.is_some()
+    }
+
     /// # Panics
     /// The cluster has no relay.
     pub fn relay(&self) -> &Relay {

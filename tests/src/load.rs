@@ -28,6 +28,9 @@ pub struct LoadBuilder {
     pub sessions: usize,
     /// Number of the first session. Each number has a directory.
     pub first: usize,
+    /// Uploads no empty file. HAProxy 2.6 resets some connections whose clients end them before it has
+    /// connected to the node, if they carry no byte: 7 of 1,000.
+    pub without_empty_files: bool,
     /// Waiting time of each session between two operations.
     pub pause: Duration,
 }
@@ -213,7 +216,9 @@ impl Worker {
     fn new_file(&mut self) -> KnownFile {
         self.created += 1;
         let largest = self.random.weighted(&[(1, 1), (10, 4 << 10), (6, 100 << 10), (2, 1500 << 10)]);
-        let content = bytes(self.random.number(), self.random.below(largest));
+        // Two bytes, so that neither part of an upload in two parts is empty.
+        let smallest = if self.builder.without_empty_files { 2 } else { 0 };
+        let content = bytes(self.random.number(), smallest + self.random.below(largest));
         KnownFile { name: format!("file-{}", self.created), content: Arc::new(content) }
     }
 

@@ -36,7 +36,8 @@ fn cluster(authority: &Authority) -> ClusterBuilder {
 
 fn load(cluster: &Cluster, authority: &Arc<Authority>) -> Load {
     let pause = Duration::from_millis(100);
-    LoadBuilder { control: cluster.address(), sessions: SESSIONS, first: 0, pause }.start(authority)
+    let (control, without_empty_files) = (cluster.address(), cluster.has_haproxy());
+    LoadBuilder { control, sessions: SESSIONS, first: 0, without_empty_files, pause }.start(authority)
 }
 
 /// Lets the load run for this long.

@@ -52,7 +52,8 @@ fn change_nodes(doors: DoorKind) -> (Vec<LoadFailure>, Instant) {
         .start();
     let home = cluster.storage().join("demo");
     let (control, pause) = (cluster.address(), Duration::from_millis(100));
-    let load = |first, sessions| LoadBuilder { control, sessions, first, pause };
+    let without_empty_files = cluster.has_haproxy();
+    let load = |first, sessions| LoadBuilder { control, sessions, first, without_empty_files, pause };
     let (first, second) = (load(0, 50), load(50, 20));
     let first = first.start(&authority);
     wait_for_fair_shares(&cluster, 3, PORTS.into());
