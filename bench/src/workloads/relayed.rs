@@ -1,4 +1,4 @@
-//! The workloads `relay-idle` and `relay-busy`: memory and CPU time of ftp-relay with up to 5,000 connections.
+//! The workloads `relay-idle` and `relay-busy`: memory and CPU time of ftp-relay with many connections.
 
 use std::{
     io,
