@@ -37,7 +37,7 @@ pub(crate) enum ServerKind {
     FtpdAlone,
     /// Our node behind nginx with the repository's templates
     Balancer,
-    /// Our node, with data connections through ftp-relay
+    /// Our node behind ftp-relay
     Relay,
     /// The reference server: only sendfile and splice
     Null,
@@ -104,8 +104,8 @@ pub(crate) struct Testbed {
 pub(crate) struct Server {
     pub kind: ServerKind,
     address: SocketAddrV4,
-    /// Address of data connections, if it differs.
-    data: Option<Ipv4Addr>,
+    /// Address of the node behind a balancer.
+    node: Option<SocketAddrV4>,
     // Dropped before the groups, which can be removed only when they are empty.
     processes: Vec<ServerProcess>,
     /// Control group of the measured process.
@@ -210,14 +210,23 @@ impl Testbed {
         command: Command,
     ) -> io::Result<Server> {
         let (process, group) = self.process(name, command)?;
-        Ok(Server { kind, address, data: None, processes: vec![process], group, helpers: Vec::new() })
+        Ok(Server { kind, address, node: None, processes: vec![process], group, helpers: Vec::new() })
     }
 }
 
 impl Server {
     /// The address for sessions.
     pub(crate) fn endpoint(&self, encrypted: bool) -> Endpoint {
-        Endpoint { address: self.address, data: self.data, encrypted }
+        Endpoint { address: self.address, data: None, encrypted }
+    }
+
+    /// For sessions whose control connection goes to the node, and only data connections to the balancer.
+    ///
+    /// # Errors
+    /// The server is not behind a balancer.
+    pub(crate) fn endpoint_of_data(&self) -> io::Result<Endpoint> {
+        let address = self.node.ok_or_else(|| io::Error::other("the server has no balancer"))?;
+        Ok(Endpoint { address, data: Some(*self.address.ip()), encrypted: false })
     }
 
     /// The control group of a helper process.

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    net::{SocketAddrV4, TcpStream},
     path::Path,
     process::{Command, Stdio},
     rc::Rc,
@@ -64,7 +64,7 @@ pub(super) fn cluster(testbed: &Testbed, kind: ServerKind) -> io::Result<Server>
     Ok(Server {
         kind,
         address: address(host, CONTROL_PORT),
-        data: None,
+        node: None,
         processes: vec![redis_process, authd_process, process],
         group,
         helpers: vec![("authd", authd_group), ("redis", redis_group)],
@@ -112,24 +112,22 @@ fn node(testbed: &Testbed, daemons: &Path, host: u8) -> io::Result<Command> {
 /// Starts nginx, with the repository's templates, or ftp-relay in front of a node that already runs. The node
 /// is the measured process; the helper "balancer" is reported separately.
 ///
-/// nginx carries both connections of a session. ftp-relay carries the data connections; the control
-/// connections go to the node.
-///
 /// # Errors
 /// The balancer does not start.
 pub(super) fn balancer(testbed: &Testbed, kind: ServerKind, node: &Server) -> io::Result<Server> {
-    let (address, data, name, command) = if kind == ServerKind::Relay {
-        let listen = *address(2, 0).ip();
-        (node.address, Some(listen), "ftp-relay", relay(testbed, listen, node)?)
+    let host = if kind == ServerKind::Relay { 2 } else { 1 };
+    let address = address(host, CONTROL_PORT);
+    let (name, command) = if kind == ServerKind::Relay {
+        ("ftp-relay", relay(testbed, address, node)?)
     } else {
-        let listen = address(1, CONTROL_PORT);
-        (listen, None, "nginx", nginx(testbed, listen, node)?)
+        ("nginx", nginx(testbed, address, node)?)
     };
     let (process, group) = testbed.process(name, command)?;
     let mut helpers = vec![("balancer", group)];
     helpers.extend(node.helpers.iter().map(|(name, group)| (*name, Rc::clone(group))));
     let group = Rc::clone(&node.group);
-    Ok(Server { kind, address, data, processes: vec![process], group, helpers })
+    let node = Some(node.address);
+    Ok(Server { kind, address, node, processes: vec![process], group, helpers })
 }
 
 fn nginx(testbed: &Testbed, listen: SocketAddrV4, node: &Server) -> io::Result<Command> {
@@ -153,14 +151,15 @@ fn nginx(testbed: &Testbed, listen: SocketAddrV4, node: &Server) -> io::Result<C
 }
 
 /// The relay reads the registry of the node's cluster.
-fn relay(testbed: &Testbed, listen: Ipv4Addr, node: &Server) -> io::Result<Command> {
+fn relay(testbed: &Testbed, listen: SocketAddrV4, node: &Server) -> io::Result<Command> {
     let [.., host] = node.address.ip().octets();
     let (from, to) = PASSIVE_PORTS;
     let mut command = Command::new(require(testbed.daemons.join("ftp-relay"))?);
-    command.env_clear().args(["--listen", &listen.to_string()]);
+    command.env_clear().args(["--listen", &listen.ip().to_string()]);
+    command.args(["--control-port", &listen.port().to_string()]);
     command.args(["--passive-port-min", &from.to_string(), "--passive-port-max", &to.to_string()]);
     command.args(["--redis-url", &redis_of(host).to_string(), "--log-level", "warn"]);
-    command.args(["--admin-listen", &SocketAddrV4::new(listen, 9122).to_string()]);
+    command.args(["--admin-listen", &SocketAddrV4::new(*listen.ip(), 9122).to_string()]);
     Ok(command)
 }
 

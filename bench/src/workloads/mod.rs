@@ -115,7 +115,7 @@ pub(crate) static WORKLOADS: &[Workload] = &[
         rounds: 1,
         ..workload(
             "relay-idle",
-            "5,000 relayed uploads without a byte",
+            "up to 5,000 relayed uploads without a byte",
             LOGINS,
             PLAIN,
             RELAYED,
@@ -125,9 +125,14 @@ pub(crate) static WORKLOADS: &[Workload] = &[
     Workload {
         fresh: true,
         rounds: 1,
-        ..workload("relay-busy", "5,000 relayed downloads at 20 kB/s", VOLUME, PLAIN, RELAYED, |_, s, _| {
-            relayed::busy(s)
-        })
+        ..workload(
+            "relay-busy",
+            "up to 5,000 relayed downloads at 20 kB/s",
+            VOLUME,
+            PLAIN,
+            RELAYED,
+            |_, s, _| relayed::busy(s),
+        )
     },
     Workload {
         fresh: true,
