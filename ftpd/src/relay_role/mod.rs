@@ -160,8 +160,8 @@ fn open(
 /// connection says so best to a balancer in front of several relays.
 async fn wait_for_nodes(content: &mut watch::Receiver<Arc<MapContent>>, health: &RoleHealth) {
     let is_empty = |map: &MapContent| map.nodes.is_empty() && map.blocks.is_empty();
-    // Not borrowed while the health is checked, which locks the map: the task that reads the map locks both in
-    // the other order.
+    // Not borrowed while the health is checked, which locks the map: the task that reads the map locks
+    // both in the other order.
     let known = Arc::clone(&content.borrow());
     if is_empty(&known) {
         health.check(&known);
