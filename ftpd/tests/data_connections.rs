@@ -3,7 +3,8 @@
 use std::{
     fs,
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
 };
 
 use cluster_tests::{
@@ -13,6 +14,7 @@ use cluster_tests::{
     node::{Node, NodeBuilder},
     proxy::{Connector, header_v1, header_v2},
 };
+use nix::sys::socket::{MsgFlags, send};
 
 const CLIENT: &str = "192.0.2.7";
 const OTHER: &str = "192.0.2.8";
@@ -332,7 +334,7 @@ fn a_data_connection_of_another_client_through_the_same_balancer_is_closed() {
         let mut other = balancer.connect(address).unwrap();
         other.write_all(&header).unwrap();
         if header.is_empty() {
-            other.shutdown(std::net::Shutdown::Write).unwrap();
+            other.shutdown(Shutdown::Write).unwrap();
         }
         assert_eq!(read_what_comes(&mut other), b"");
     }
@@ -477,4 +479,24 @@ fn a_download_is_complete_even_if_the_client_sends_data_on_its_data_connection()
         data.read_to_end(&mut received).unwrap();
         assert_eq!(sha256(received), sha256(&content));
     }
+}
+
+#[test]
+fn an_upload_with_urgent_data_is_stored_to_its_end() {
+    let node = Node::standalone().start();
+    let mut session = node.login("demo", "x");
+    session.command("TYPE I", 200);
+    let content = bytes(7, 1 << 20);
+    let mut data = session.begin("STOR file");
+    let (before, after) = content.split_at(600_000);
+    data.write_all(before).unwrap();
+    // The last byte is urgent, which RFC 959 does not use on data connections.
+    let mut urgent = 600_000;
+    while urgent < 600_100 {
+        urgent += send(data.as_raw_fd(), &content[urgent..600_100], MsgFlags::MSG_OOB).unwrap();
+    }
+    data.write_all(&after[100..]).unwrap();
+    data.shutdown(Shutdown::Write).unwrap();
+    session.expect(226);
+    assert_eq!(sha256(fs::read(node.root().join("file")).unwrap()), sha256(&content));
 }

@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::TcpStream;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::pipe2;
 
 use super::copy::CopyJob;
@@ -45,10 +46,14 @@ pub(super) fn receive(
         let wanted = job.piece(pipe.size)?;
         let flags = SpliceFFlags::SPLICE_F_MOVE;
         let arrived = match nix::fcntl::splice(socket, None, &pipe.write, None, wanted, flags) {
-            Ok(0) => {
-                job.note_end();
-                break;
-            }
+            Ok(0) => match has_unread_bytes(socket) {
+                Ok(true) => return Ok(Spliced::Unable(received)),
+                Ok(false) => {
+                    job.note_end();
+                    break;
+                }
+                Err(errno) => return Err(job.socket_error(errno)),
+            },
             Ok(arrived) => arrived,
             Err(Errno::EINTR) => continue,
             Err(Errno::EINVAL | Errno::ENOSYS) => return Ok(Spliced::Unable(received)),
@@ -66,6 +71,16 @@ pub(super) fn receive(
     SPARE.set(Some(pipe));
     job.check_end()?;
     Ok(Spliced::All(received))
+}
+
+/// After splice(2) has returned 0: returns true if this is not the end of the stream. splice passes no urgent
+/// data: in front of an urgent byte it returns 0 as soon as the peer has ended its stream. A read passes it.
+fn has_unread_bytes(socket: &TcpStream) -> Result<bool, Errno> {
+    match recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 thread_local! {
