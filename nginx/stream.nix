@@ -7,9 +7,9 @@
   controlName ? null,
   # Addresses of the DNS servers that know the name.
   resolvers ? [ ],
-  # Whether this nginx is 1.27.3 or later, where upstream servers can have names.
+  # True if this nginx is 1.27.3 or later, where upstream servers can have names.
   resolvesUpstreams ? true,
-  # Whether the data connections pass nginx.
+  # True if the data connections pass nginx.
   carriesData ? false,
   # Addresses that clients connect to; IPv6 without brackets.
   listenAddresses,

@@ -1,6 +1,6 @@
 # A third node joins under load, loses power, returns, and drains. Its host is in the description from the
-# start, so that no other host changes: nobody assigns passive ports, and no file, process or balancer is
-# touched.
+# start, so that no other host changes: passive ports are not assigned by hand, and no file, process or
+# balancer is touched.
 let
   third =
     { nodes, ... }:

@@ -1,5 +1,5 @@
-# A third node joins under load, and leaves again. Nobody assigns passive ports, and the balancer's data path
-# is not touched: it gets no other configuration. No unit of the cluster restarts, and no session or transfer
+# A third node joins under load, and leaves again. Passive ports are not assigned by hand, and the balancer's
+# data path keeps its configuration. No unit of the cluster restarts, and no session or transfer
 # ends.
 let
   third =

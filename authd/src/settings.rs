@@ -150,11 +150,6 @@ static LOGGING: Group = Group {
             "The least severe level that is logged, or a filter of env_logger \
              (`info,authd::throttle=debug`).",
         ),
-        Setting::one(
-            "log_format",
-            LOG_FORMAT,
-            "text",
-            "The format of a log line. Choose json for a log collector.",
-        ),
+        LOG_FORMAT,
     ],
 };

@@ -48,10 +48,10 @@ pub const FILE: Form = Form::new("FILE", "path of a file");
 pub const NETWORKS: Form = Form::new("CIDR", "CIDR list (10.0.0.0/24, 2001:db8::/64)");
 /// Redis's address.
 pub const REDIS_URL: Form = Form::new("HOST:PORT", "HOST:PORT or redis://…");
-/// `redis_password_file`, in both daemons.
+/// `redis_password_file`, in all programs.
 pub const REDIS_PASSWORD_FILE: Setting =
     Setting::one("redis_password_file", FILE, "", "A file that holds the password for Redis.");
-/// `redis_prefix`, in both daemons.
+/// `redis_prefix`, in all programs.
 pub const REDIS_PREFIX: Setting = Setting::one(
     "redis_prefix",
     TEXT,
@@ -59,17 +59,38 @@ pub const REDIS_PREFIX: Setting = Setting::one(
     "The first part of every key in Redis. The same on all nodes and authd instances; clusters that share a \
      Redis need different ones.",
 );
-/// `redis_timeout`, in both daemons.
+/// `redis_timeout`, in all programs.
 pub const REDIS_TIMEOUT: Setting = Setting::one(
     "redis_timeout",
     DURATION,
     "1s",
     "The time limit of a request to Redis. After it Redis counts as away.",
 );
-/// `log_level`, in both daemons.
+/// `log_level`, in all programs.
 pub const LOG_LEVEL: Form = Form::new("LEVEL", "error, warn, info, debug or trace");
-/// `log_format`, in both daemons.
-pub const LOG_FORMAT: Form = Form::new("text|json", "text or json");
+/// `log_format`, in all programs.
+pub const LOG_FORMAT: Setting = Setting::one(
+    "log_format",
+    Form::new("text|json", "text or json"),
+    "text",
+    "The format of a log line. Choose json for a log collector.",
+);
+/// `admin_max_connections`, in ftpd and ftp-relay.
+pub const ADMIN_MAX_CONNECTIONS: Setting = Setting::one(
+    "admin_max_connections",
+    NUMBER,
+    "16",
+    "Connections to `admin_listen` at once. When three quarters of them are in use, a new connection closes \
+     the oldest silent one.",
+);
+/// `admin_header_timeout`, in ftpd and ftp-relay.
+pub const ADMIN_HEADER_TIMEOUT: Setting = Setting::one(
+    "admin_header_timeout",
+    DURATION,
+    "5s",
+    "The time within which a connection to `admin_listen` must send a complete request header. After it the \
+     connection is closed.",
+);
 
 /// One row of a daemon's table of settings.
 pub struct Setting {

@@ -1,5 +1,6 @@
 //! Listening sockets: their options, and accepting connections in spite of errors.
 
+mod advice;
 pub(crate) mod ephemeral_ports;
 mod set;
 
@@ -13,7 +14,10 @@ use std::{
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
-pub(crate) use self::set::{AcceptedConnection, ListenerSet};
+pub(crate) use self::{
+    advice::advice,
+    set::{AcceptedConnection, ListenerSet},
+};
 
 /// Length of the kernel's queue of connections that wait to be accepted.
 const BACKLOG: i32 = 1024;

@@ -153,12 +153,7 @@ static LOGGING: Group = Group {
              info the log has one line for each login and transfer. rustls stays at error unless the \
              filter names it (`info,rustls=warn`), because its messages name no session.",
         ),
-        Setting::one(
-            "log_format",
-            LOG_FORMAT,
-            "text",
-            "The format of a log line. Choose json for a log collector.",
-        ),
+        LOG_FORMAT,
         Setting::one(
             "failure_log_limit",
             NUMBER,

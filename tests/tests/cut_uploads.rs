@@ -17,7 +17,7 @@ use cluster_tests::{
 /// Number of resets on each path.
 const RESETS: usize = 1000;
 
-/// What follows a reset behind nginx; see "Resets become orderly ends" in `nginx/README.md`.
+/// The consequence of a reset behind nginx; see "Data connections" in `nginx/README.md`.
 #[test]
 fn behind_nginx_a_reset_plain_upload_gets_226_unless_allo_or_tls_shows_that_it_is_cut() {
     let authority = Authority::new();

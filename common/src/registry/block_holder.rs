@@ -36,7 +36,7 @@ impl BlockTimes {
     }
 }
 
-/// What a node tells the script about its blocks.
+/// A node's request about its blocks, for the script.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockRequest {
     /// Time of the request, by this node's clock.

@@ -53,7 +53,7 @@ impl Cluster {
     }
 
     pub(super) fn may_reserve(&self, core: &Core) -> bool {
-        // Nobody takes the ports of a slice where all nodes have slices.
+        // Where all nodes have slices, no node takes the ports of another one's slice.
         let is_safe = !self.is_leased() && !core.port_map.has_leased();
         is_safe || lock(&self.blocks).may_reserve(since_boot())
     }

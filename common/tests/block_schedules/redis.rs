@@ -24,7 +24,7 @@ pub(crate) struct SimulatedRedis {
     keys: Keys,
 }
 
-/// What a process tells about itself.
+/// The arguments of a process that describe itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) name: NodeName,

@@ -57,7 +57,7 @@ pub struct PassivePorts {
     table: Arc<ReservationTable>,
 }
 
-/// How long a session waits before it looks again whether the node may reserve ports.
+/// Interval at which a waiting session looks again whether the node may reserve ports.
 const MAY_RESERVE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Maximum number of TLS handshakes of connections from unexpected addresses at once. Each lasts at most

@@ -1,4 +1,4 @@
-//! Whether a node that leases its passive ports owns any.
+//! The dependency `passive_ports`: it fails while a node that leases its passive ports owns none.
 
 use common::{
     health::{Condition, DependencyFailure, DependencyMonitor},

@@ -38,7 +38,7 @@ const VALUE: usize = 1 + SharedKey::NAME + 8 + 2 + MAC;
 /// clock.
 const VALIDITY: u64 = 10_000;
 
-/// What the HMAC is for, so that it means nothing in another place.
+/// The purpose of the HMAC. An HMAC for another purpose under the same key differs.
 const LABEL: &[u8] = b"distributed-ftp relayed data connection 1\0";
 
 /// A data connection that another node or a relay carries to the owner of its port.

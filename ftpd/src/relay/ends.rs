@@ -1,4 +1,4 @@
-//! How a TCP connection ended: by the peer's FIN, or by a reset; and how the relay ends one.
+//! The ends of TCP connections: telling the peer's FIN from a reset, and ending a connection in either way.
 
 use std::{
     io,
@@ -66,7 +66,7 @@ pub(super) fn set_options(socket: &impl AsFd) -> io::Result<()> {
 ///   after it only reads can consume an error, which they return. So the read of 0 bytes is FIN. (The state
 ///   may be any from LAST_ACK to CLOSE, which is also that of a reset connection.)
 /// * Otherwise the connection was reset. The error is EPIPE if FIN came before the reset (`tcp_reset` in the
-///   kernel). If the error is gone, nobody knows, and the end counts as a reset.
+///   kernel). If the error is gone, the two cases look the same, and the end counts as a reset.
 pub(super) fn stream_end(socket: &impl AsFd, is_shut: bool) -> StreamEnd {
     if is_shut || matches!(tcp_state(socket), Ok(CLOSE_WAIT)) {
         return StreamEnd::Orderly;

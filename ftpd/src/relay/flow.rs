@@ -57,7 +57,7 @@ enum FlowState {
     Ended,
 }
 
-/// What a flow waits for.
+/// The event that a flow waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Want {
     /// The source has no bytes.

@@ -45,7 +45,7 @@ pub struct PumpResult {
     pub error: Option<io::Error>,
 }
 
-/// How a relayed connection ended.
+/// The end of a relayed connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PumpEnd {
     /// Both sides ended their streams.

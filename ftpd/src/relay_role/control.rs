@@ -45,7 +45,7 @@ const REPLY: Duration = Duration::from_secs(1);
 /// The reply to a client that no node serves.
 const NO_NODE: &str = "No server is available at this time; try again later";
 
-/// What all control connections share.
+/// The state that all control connections share.
 pub(super) struct ControlDoor {
     nodes: Arc<KnownNodes>,
     choice: Arc<NodeChoice>,

@@ -12,7 +12,7 @@ use crate::{
     relay::{self, Relay},
 };
 
-/// What all data connections share.
+/// The state that all data connections share.
 pub(super) struct DataDoor {
     pub(super) relay: Arc<Relay>,
     pub(super) balancers: Arc<TrustedBalancers>,

@@ -79,7 +79,7 @@ fn is_missing_family(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// What the tasks of the doors have to do.
+/// The order to the tasks of the doors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
 enum DoorState {
     Open,

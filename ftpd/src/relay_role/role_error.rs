@@ -2,6 +2,8 @@
 
 use std::{io, net::SocketAddr};
 
+use crate::listener::advice;
+
 /// Why the relay cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum RoleError {
@@ -30,21 +32,5 @@ pub enum RoleError {
 impl From<(SocketAddr, io::Error)> for RoleError {
     fn from((address, error): (SocketAddr, io::Error)) -> Self {
         Self::Listen(address, error)
-    }
-}
-
-/// Advice for an address on which the relay cannot listen.
-fn advice(address: &SocketAddr, error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!(" (`ss -ltnp 'sport = :{}'` shows the process that listens there)", address.port())
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            " (this host does not have this address: see the settings listen and admin_listen)".to_owned()
-        }
-        _ if (1..1024).contains(&address.port()) => {
-            " (ports below 1024 need CAP_NET_BIND_SERVICE)".to_owned()
-        }
-        _ => String::new(),
     }
 }

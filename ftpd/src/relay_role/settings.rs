@@ -4,8 +4,8 @@ mod limits;
 mod manual;
 
 use common::settings::{
-    DURATION, Form, Group, LOG_FORMAT, LOG_LEVEL, NETWORKS, NUMBER, REDIS_PASSWORD_FILE, REDIS_PREFIX,
-    REDIS_TIMEOUT, REDIS_URL, Schema, Setting,
+    ADMIN_HEADER_TIMEOUT, ADMIN_MAX_CONNECTIONS, DURATION, Form, Group, LOG_FORMAT, LOG_LEVEL, NETWORKS,
+    NUMBER, REDIS_PASSWORD_FILE, REDIS_PREFIX, REDIS_TIMEOUT, REDIS_URL, Schema, Setting,
 };
 
 use super::metrics;
@@ -109,20 +109,8 @@ static NETWORK: Group = Group {
              loopback; Prometheus on another host needs an address of the internal network. Empty: not \
              served.",
         ),
-        Setting::one(
-            "admin_max_connections",
-            NUMBER,
-            "16",
-            "Connections to `admin_listen` at once. When three quarters of them are in use, a new \
-             connection closes the oldest silent one.",
-        ),
-        Setting::one(
-            "admin_header_timeout",
-            DURATION,
-            "5s",
-            "The time within which a connection to `admin_listen` must send a complete request header. \
-             After it the connection is closed.",
-        ),
+        ADMIN_MAX_CONNECTIONS,
+        ADMIN_HEADER_TIMEOUT,
     ],
 };
 
@@ -161,12 +149,7 @@ static LOGGING: Group = Group {
             "The least severe level that is logged, or a filter of env_logger (`info,ftpd::relay=debug`). At \
              debug the log has one line for each relayed connection.",
         ),
-        Setting::one(
-            "log_format",
-            LOG_FORMAT,
-            "text",
-            "The format of a log line. Choose json for a log collector.",
-        ),
+        LOG_FORMAT,
         Setting::one(
             "failure_log_limit",
             NUMBER,

@@ -37,7 +37,7 @@ use crate::{
 /// Capabilities of a node that runs as root: those for files of all users, and no others.
 pub const KEPT_BY_ROOT: Kept = Kept::Files;
 
-/// How much longer than `node_lease` the node waits for its first block of passive ports.
+/// Added to `node_lease`: the time for which a starting node waits for its first block of passive ports.
 const BLOCKS_WAIT: Duration = Duration::from_secs(5);
 
 /// Runs the node until it has drained. Call it on the thread of `main`, which has the capabilities for ports

@@ -5,12 +5,12 @@ use std::{io, net::SocketAddr};
 use common::registry::{JoinError, NameHolder};
 
 use super::descriptor_limit::TooFewDescriptors;
-use crate::tls::TlsError;
+use crate::{listener::advice, tls::TlsError};
 
 /// Why the node cannot start, or ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    #[error("cannot listen on {0}{hint}", hint = listen_advice(.0, .1))]
+    #[error("cannot listen on {0}{hint}", hint = advice(.0, .1))]
     Listen(SocketAddr, #[source] io::Error),
     #[error(
         "cannot listen on the passive port {0} (if an outgoing connection of this host uses it: reserve the \
@@ -44,20 +44,4 @@ pub enum RunError {
          another live node: {0}"
     )]
     SliceConflict(String),
-}
-
-/// Advice for an address on which the node cannot listen.
-fn listen_advice(address: &SocketAddr, error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!(" (`ss -ltnp 'sport = :{}'` shows the process that listens there)", address.port())
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            " (this host does not have this address: see the settings listen and admin_listen)".to_owned()
-        }
-        _ if (1..1024).contains(&address.port()) => {
-            " (ports below 1024 need CAP_NET_BIND_SERVICE; --port selects another port)".to_owned()
-        }
-        _ => String::new(),
-    }
 }

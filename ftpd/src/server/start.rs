@@ -30,8 +30,8 @@ use crate::{
     transfer_log::TransferLog,
 };
 
-/// How much longer a relayed connection may be silent than a transfer, so that the node with the session ends
-/// it first and tells the client why.
+/// Added to `stall_timeout` for relayed connections, so that the node with the session ends a silent transfer
+/// first and tells the client why.
 const RELAY_STALL_MARGIN: Duration = Duration::from_secs(60);
 
 /// Lowers `max_relayed` and `max_sessions` to the numbers that the limit of open files allows.

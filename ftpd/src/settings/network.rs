@@ -1,6 +1,6 @@
 //! Settings of addresses, ports, balancers and the admin port.
 
-use common::settings::{DURATION, Form, Group, NETWORKS, NUMBER, Setting, TEXT};
+use common::settings::{ADMIN_HEADER_TIMEOUT, ADMIN_MAX_CONNECTIONS, Form, Group, NETWORKS, Setting, TEXT};
 
 use super::PORT;
 
@@ -79,19 +79,7 @@ pub(super) static NETWORK: Group = Group {
              loopback; Prometheus on another host needs an address of the internal network. Empty: not \
              served.",
         ),
-        Setting::one(
-            "admin_max_connections",
-            NUMBER,
-            "16",
-            "Connections to `admin_listen` at once. When three quarters of them are in use, a new \
-             connection closes the oldest silent one.",
-        ),
-        Setting::one(
-            "admin_header_timeout",
-            DURATION,
-            "5s",
-            "The time within which a connection to `admin_listen` must send a complete request header. \
-             After it the connection is closed.",
-        ),
+        ADMIN_MAX_CONNECTIONS,
+        ADMIN_HEADER_TIMEOUT,
     ],
 };

@@ -15,7 +15,7 @@ use ftpd::protocol::relayed::{Relayed, seal};
 
 use crate::support::Site;
 
-/// Where a test's connections come from: not a node, not a balancer, and not the client.
+/// The address from which a test connects: that of no node, balancer or client.
 const NEIGHBOUR: u8 = 77;
 
 fn now() -> u64 {

@@ -32,10 +32,10 @@ use crate::{
     relay::Relay,
 };
 
-/// How long a connection from a node's address waits for a PROXY header if it may also come from a client on
-/// that node's host: a session here expects such a client, or the port belongs to another node. A relay sends
-/// the header at once; TCP repeats it twice within this time if it is lost. A header that came later would be
-/// taken for data of that client.
+/// Time for which a connection from a node's address waits for a PROXY header if it may also come from a
+/// client on that node's host: a session here expects such a client, or the port belongs to another node. A
+/// relay sends the header at once; TCP repeats it twice within this time if it is lost. A header that came
+/// later would be taken for data of that client.
 const NODE_HEADER_WAIT: Duration = Duration::from_secs(1);
 
 /// Maximum number of connections from unknown addresses that wait for their first bytes at once, and of those
