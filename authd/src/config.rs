@@ -1,9 +1,10 @@
 //! `Config`: the settings of [`crate::settings`], parsed and checked. No other code reads settings.
 
-use std::{net::SocketAddr, num::NonZeroU64, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use argon2::Params;
 use common::{
+    audit::AuditOptions,
     auth_api::AccountLimits,
     health::{REGISTRY, Requirement},
     policy::{Bandwidth, Quota},
@@ -36,8 +37,12 @@ pub struct Config {
     pub poll: Duration,
     /// `None`: nodes are refused, unless `users` is `Demo`.
     pub node_token: Option<Secret>,
-    /// `None`: administrators are refused.
+    /// `None`: only the administrators of `administrators_file` are known.
     pub admin_token: Option<Secret>,
+    /// The file with the named administrators.
+    pub administrators: Option<PathBuf>,
+    /// The longest session of the page. `None`: there is no page.
+    pub page: Option<Duration>,
     /// The dependencies without which `/readyz` answers 503.
     pub requirements: Vec<Requirement>,
     /// `None`: there are no sessions, nodes and API users, and the throttle counts in memory.
@@ -45,9 +50,12 @@ pub struct Config {
     pub throttle: ThrottleLimits,
     pub cache: CacheLimits,
     pub passwords: PasswordLimits,
+    /// Maximum number of listeners of `GET /v1/live`.
+    pub live_listeners: usize,
     /// Time limit for requests in progress after SIGTERM.
     pub stop: Duration,
     pub log: LogSettings,
+    pub audit: AuditOptions,
 }
 
 #[derive(Debug)]
@@ -88,6 +96,8 @@ impl Config {
             poll: values.duration("users_file_poll")?,
             node_token: values.secret("node_token_file")?,
             admin_token: admin_token(values)?,
+            administrators: values.optional("administrators_file")?,
+            page: page(values)?,
             requirements: requirements(values)?,
             redis: redis(values)?,
             throttle: throttle(values)?,
@@ -103,8 +113,10 @@ impl Config {
                 waiting: values.required("max_waiting_verifications")?,
                 patience: values.duration("verification_wait")?,
             },
+            live_listeners: count(values, "max_live_listeners")?,
             stop: values.duration("stop_timeout")?,
             log: LogSettings { level: values.log_level()?, format: values.required("log_format")? },
+            audit: AuditOptions::new(values)?,
         })
     }
 }
@@ -134,6 +146,15 @@ fn admin_token(values: &Values) -> Result<Option<Secret>, SettingsError> {
         return Err(values.invalid("admin_token_file", reason));
     }
     Ok(admin)
+}
+
+fn page(values: &Values) -> Result<Option<Duration>, SettingsError> {
+    let lifetime = values.duration("console_session")?;
+    if lifetime.as_secs() == 0 {
+        return Err(values.invalid("console_session", "shorter than a second"));
+    }
+    let is_on: bool = values.required("console")?;
+    Ok(is_on.then_some(lifetime))
 }
 
 /// Settings that have an effect only with a drop box.
@@ -257,7 +278,9 @@ mod tests {
             (&["--anonymous-home", "/pub", "--anonymous-quota-bytes", "1"], "anonymous_quota_bytes"),
             (&["--max-verifications", "0"], "max_verifications"),
             (&["--cache-size", "0"], "cache_size"),
+            (&["--console-session", "10ms"], "console_session"),
             (&["--max-connections", "0"], "max_connections"),
+            (&["--max-live-listeners", "0"], "max_live_listeners"),
             (&["--trusted-networks", "10.0.0.1"], "trusted_networks"),
             (&["--anonymous-home", "pub"], "anonymous_home"),
             (&["--anonymous-home", "/pub", "--anonymous-drop-box", "/"], "anonymous_drop_box"),

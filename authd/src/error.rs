@@ -28,6 +28,18 @@ pub enum ApiError {
     /// The login is wrong. The message is the same for all reasons; the reason is for the node's log.
     #[error("the user or the password is wrong")]
     InvalidCredentials(Rejection),
+    /// Holds the name of the administrator.
+    #[error("the role of {0:?} is viewer, who may change nothing and see no password hashes")]
+    ReadOnly(String),
+    /// A login to the page. The message does not tell which of both is wrong.
+    #[error("the name or the token is wrong")]
+    WrongToken,
+    /// The request has the cookie of no session of the page.
+    #[error("the session of the page is over; log in again")]
+    NoSession,
+    /// The request has the page's cookie, but nothing shows that the page sent it.
+    #[error("the request lacks the token of the page's session (x-csrf-token), or comes from another site")]
+    ForeignRequest,
     #[error("too many failed logins; try again later")]
     Throttled { wait: Duration },
     /// Holds a message for the caller.
@@ -54,6 +66,9 @@ pub enum ApiError {
     /// Holds the number of users in the group, and one of them.
     #[error("the group has {0} members, for example {1:?}; remove them from the group first")]
     InUse(usize, String),
+    /// Holds the reason why a node cannot end its drain.
+    #[error("{0}")]
+    CannotUndrain(&'static str),
     #[error("the body is larger than {0} bytes")]
     TooLarge(usize),
     #[error("Redis cannot be reached")]
@@ -67,11 +82,23 @@ pub enum ApiError {
     NoLogins,
     #[error("authd runs without Redis (setting redis_url)")]
     NoRedis,
+    #[error("no node delivers events: no node has events_file, or the storage does not answer")]
+    NoDeliverer,
     #[error("too many logins at once; try again")]
     Busy,
+    /// Holds the value of the setting.
+    #[error("there are {0} listeners already (setting max_live_listeners), or authd stops")]
+    TooManyListeners(usize),
     /// The record in Redis changed each time before this change could be written.
     #[error("other requests keep changing the same object; try again")]
     Contended,
+    /// Holds the number of these users and groups, and the names of the first ones.
+    #[error("{number} users or groups exist with other properties: {names}; replace=true replaces them")]
+    RestoreConflicts { number: usize, names: String },
+    #[error("Redis lost a part of the document before it was in place; nothing has changed; try again")]
+    RestoreIncomplete,
+    #[error("a record in Redis is no JSON, so a backup would not be complete; see authd's log")]
+    UnreadableRecord,
     /// The record of the user or of one of the user's groups in Redis is malformed, or a group is missing.
     #[error("the user's account cannot be read; see authd's log")]
     UnreadableAccount,
@@ -80,27 +107,44 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// The public code, for the log of actions: messages may quote a part of the request.
+    pub(crate) fn code(&self) -> String {
+        let code = serde_json::to_value(self.status_and_code().1).unwrap_or_default();
+        code.as_str().unwrap_or_default().to_owned()
+    }
+
     fn status_and_code(&self) -> (StatusCode, ErrorCode) {
         match self {
             Self::Unauthorized(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
             Self::InvalidCredentials(_) => (StatusCode::FORBIDDEN, ErrorCode::InvalidCredentials),
+            Self::WrongToken => (StatusCode::FORBIDDEN, ErrorCode::InvalidCredentials),
+            Self::NoSession => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+            Self::ForeignRequest => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
+            Self::ReadOnly(_) => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
             Self::Throttled { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
             Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::InvalidRequest),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::MethodNotAllowed),
-            Self::AlreadyExists(_) => (StatusCode::CONFLICT, ErrorCode::AlreadyExists),
+            Self::AlreadyExists(_) | Self::RestoreConflicts { .. } => {
+                (StatusCode::CONFLICT, ErrorCode::AlreadyExists)
+            }
             Self::Declarative(_) | Self::OnlyEnabled(_) | Self::DisabledInFile(_) => {
                 (StatusCode::CONFLICT, ErrorCode::Declarative)
             }
             Self::InUse(..) => (StatusCode::CONFLICT, ErrorCode::InUse),
+            Self::CannotUndrain(_) => (StatusCode::CONFLICT, ErrorCode::Stopping),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge),
             Self::RedisAway
             | Self::RedisDenied
             | Self::Undecided(_)
             | Self::NoLogins
             | Self::NoRedis
+            | Self::NoDeliverer
             | Self::Busy
+            | Self::TooManyListeners(_)
             | Self::Contended
+            | Self::RestoreIncomplete
+            | Self::UnreadableRecord
             | Self::UnreadableAccount => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
         }
@@ -123,7 +167,9 @@ impl Reply for ApiError {
                 let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
                 (header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
             }
-            Self::Unauthorized(_) => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Self::Unauthorized(_) | Self::NoSession => {
+                (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+            }
             Self::MethodNotAllowed(methods) => {
                 (header::ALLOW, HeaderValue::try_from(methods).expect("method names are valid in a header"))
             }

@@ -25,6 +25,12 @@
 //! change, and writes the record back if it is unchanged in Redis; otherwise it starts again. If the
 //! change revokes logins, `revocation` sends the nodes the command to end the user's sessions.
 //!
+//! # The page
+//!
+//! `page` holds the page's files and the sessions of its users. A browser shows the session's cookie instead
+//! of a bearer token; [`handlers::page`] finds the administrator of the cookie. Everything else is the same
+//! API.
+//!
 //! # Sessions of past logins
 //!
 //! After each change, `revision` increments the revision in Redis. Nodes that see a new revision ask
@@ -36,21 +42,35 @@
 //! - `reload` reads the users file again after SIGHUP and when it changes.
 //! - `redis_monitor` keeps what authd knows of Redis current, for `/readyz` and for the time when Redis
 //!   is away.
+//! - `instances` publishes this authd in Redis.
+//! - `history` takes a point of the cluster's state every 10 seconds.
+//! - `feed_source` computes the events of `GET /v1/live` while there are listeners.
 //! - `revision` increments the revision, and retries while Redis cannot be reached.
 //!
 //! # Dependencies between modules
 //!
-//! From bottom to top: `metrics`; `accounts`, `settings`; `throttle`; `error`, `tokens`, `revision`;
-//! `config`; `service` (the state that requests share); `revocation`, `reload`, `redis_monitor`;
-//! `handlers`; `routes`; this module. No module depends on a higher one.
+//! From bottom to top: `metrics`; `accounts`, `administrators`, `audit_window`, `backup`, `feed`, `history`,
+//! `instances`, `login_blocks`, `path_glob`, `settings`; `page`, `throttle`; `error`, `tokens`, `revision`;
+//! `config`; `service` (the state that requests share); `revocation`, `reload`, `redis_monitor`; `handlers`;
+//! `admin_audit`, `feed_source`; `routes`; this module. No module depends on a higher one.
 
 pub mod accounts;
+mod admin_audit;
+pub mod administrators;
+mod audit_window;
+mod backup;
 pub mod config;
 pub mod error;
+mod feed;
+mod feed_source;
 pub mod handlers;
+mod history;
+mod instances;
+mod login_blocks;
 mod metrics;
+mod page;
+mod path_glob;
 mod persistence;
-pub mod prompt;
 mod redis_monitor;
 mod reload;
 mod revision;
@@ -63,27 +83,37 @@ mod startup;
 pub mod throttle;
 mod tokens;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
-use common::process::{
-    admin,
-    capabilities::{self, Kept},
-    service as systemd,
-    signals::{SignalRequest, Signals},
+use common::{
+    admin_api::AuthdView,
+    process::{
+        admin,
+        capabilities::{self, Kept},
+        service as systemd,
+        signals::{SignalRequest, Signals},
+    },
+    settings::SettingsReloader,
 };
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
-use crate::{accounts::file::UsersFileError, config::Config, service::Service};
+use crate::{
+    config::Config,
+    service::{Service, ServiceError},
+};
 
 /// The one privilege that authd keeps when it runs as root: reading all files, for users files of other
 /// owners.
 pub const KEPT_BY_ROOT: Kept = Kept::ReadFiles;
 
+/// Time for the last records of the audit trail when authd stops.
+const AUDIT_GRACE: Duration = Duration::from_secs(3);
+
 /// The reason why authd cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("users_file")]
-    Users(#[from] UsersFileError),
+    #[error(transparent)]
+    Files(#[from] ServiceError),
     #[error("cannot listen on {address}")]
     Listen {
         address: std::net::SocketAddr,
@@ -102,10 +132,11 @@ pub enum StartError {
 ///
 /// # Errors
 /// The users file cannot be used, or the address cannot be bound.
-pub async fn run(mut config: Config) -> Result<(), StartError> {
+pub async fn run(mut config: Config, reloader: SettingsReloader<Config>) -> Result<(), StartError> {
     let mut signals = Signals::new().map_err(StartError::Signals)?;
-    let prometheus = admin::install_metrics().map_err(|error| StartError::Metrics(error.to_string()))?;
-    metrics::describe();
+    reloader.start().map_err(StartError::Signals)?;
+    let prometheus =
+        admin::install_metrics(metrics::METRICS).map_err(|error| StartError::Metrics(error.to_string()))?;
     startup::fit_descriptors(&mut config);
     let service = Arc::new(Service::new(&config)?);
     startup::warn_about(&config);
@@ -115,7 +146,8 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
     // Binding was the last step that may need a capability. The runtime's threads dropped theirs at their
     // start.
     capabilities::give_up(KEPT_BY_ROOT).map_err(StartError::Capabilities)?;
-    start_redis_tasks(&service).await;
+    let this = instances::this(address);
+    start_redis_tasks(&service, this.clone()).await;
     service.learn_hash_costs().await;
 
     let readiness = Arc::clone(&service);
@@ -129,23 +161,34 @@ pub async fn run(mut config: Config) -> Result<(), StartError> {
     tokio::spawn(reload::watch(Arc::clone(&service), config.poll));
 
     while signals.next().await == SignalRequest::Reload {
-        tokio::spawn(reload::reload(Arc::clone(&service)));
+        tokio::spawn(reload::reload_all(Arc::clone(&service)));
     }
     log::info!("stopping");
     systemd::stopping();
     drop(stop);
+    // Their requests would not end by themselves.
+    service.feed.close();
+    let audit = service.audit.clone();
+    if let Some(registry) = &service.registry {
+        instances::leave(registry, &this.id).await;
+    }
     match timeout(config.stop, server).await {
         Ok(_) => log::info!("stopped"),
         Err(_) => log::warn!("stopped before all requests were answered (stop_timeout)"),
     }
+    audit.finish(AUDIT_GRACE).await;
     Ok(())
 }
 
 /// Starts the background tasks that need Redis, if Redis is configured.
-async fn start_redis_tasks(service: &Arc<Service>) {
+async fn start_redis_tasks(service: &Arc<Service>, this: AuthdView) {
     let Some(registry) = service.registry.clone() else { return };
     // Before the first response, so that `/readyz` is correct from the start.
     redis_monitor::refresh(service, registry.link()).await;
+    service.audit.share(registry.clone());
+    tokio::spawn(history::run(Arc::clone(&service.history), registry.clone()));
+    tokio::spawn(feed_source::run(Arc::clone(service)));
+    tokio::spawn(instances::run(registry.clone(), this));
     tokio::spawn(redis_monitor::run(Arc::clone(service), registry.link().clone()));
     let service = Arc::clone(service);
     tokio::spawn(async move { service.revision.run(&registry, &service.throttle).await });

@@ -13,16 +13,17 @@ use authd::{
         file::UsersFile,
         password,
     },
+    administrators::{Administrators, token_line},
     config::{self, Config},
-    prompt,
-    settings::SCHEMA,
+    service::ServiceError,
+    settings::{HASH_TOKEN, SCHEMA},
 };
 use clap::ArgMatches;
 use common::{
-    process::{EXIT_CONFIG, capabilities, check::report, logging},
+    process::{EXIT_CONFIG, capabilities, check::report, logging, prompt},
     registry,
     secret::Secret,
-    settings::Values,
+    settings::{SettingsReloader, Values},
 };
 
 fn main() -> ExitCode {
@@ -33,16 +34,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     match flags.subcommand_name() {
-        // The only subcommand is hash-password.
+        Some(HASH_TOKEN) => hash_token(),
         Some(_) => hash(&flags),
         None => serve(&flags),
     }
 }
 
 fn serve(flags: &ArgMatches) -> ExitCode {
-    let config = Values::collect(&SCHEMA, flags, env::vars_os()).and_then(|values| Config::new(&values));
-    let config = match config {
-        Ok(config) => config,
+    let (config, reloader) = match SettingsReloader::load(&SCHEMA, flags, Config::new) {
+        Ok(loaded) => loaded,
         Err(error) => return complain(&error, EXIT_CONFIG),
     };
     if flags.get_flag("check") {
@@ -60,12 +60,12 @@ fn serve(flags: &ArgMatches) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error, 1),
     };
-    let result = runtime.block_on(authd::run(config));
+    let result = runtime.block_on(authd::run(config, reloader));
     // Do not wait for threads with a file or computation that hangs.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ authd::StartError::Users(_)) => complain(&error, EXIT_CONFIG),
+        Err(error @ authd::StartError::Files(_)) => complain(&error, EXIT_CONFIG),
         Err(error) => complain(&error, 1),
     }
 }
@@ -78,11 +78,14 @@ fn check(config: &Config, deep: bool) -> ExitCode {
                 let (users, groups) = (file.declared.users.len(), file.declared.groups.len());
                 format!("{users} users and {groups} groups in {}", path.display())
             }
-            Err((error, _)) => return complain(&authd::StartError::Users(error), EXIT_CONFIG),
+            Err((error, _)) => return complain(&ServiceError::from(error), EXIT_CONFIG),
         },
         DeclaredUsers::Demo => "DEMO users with any password".to_owned(),
         DeclaredUsers::None => "no declared users".to_owned(),
     };
+    if let Err(error) = Administrators::new(config.administrators.clone(), None) {
+        return complain(&ServiceError::from(error), EXIT_CONFIG);
+    }
     let redis = match &config.redis {
         Some(options) => {
             format!("registry and API users in Redis at {}, keys {}:*", options.url, options.prefix)
@@ -116,6 +119,13 @@ fn check(config: &Config, deep: bool) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+fn hash_token() -> ExitCode {
+    match prompt::password() {
+        Ok(token) => print(&format!("{}\n", token_line(token.expose().trim().as_bytes()))),
+        Err(error) => complain(&error, 1),
     }
 }
 

@@ -19,15 +19,13 @@ const REVOKED: &str = "authd_sessions_revoked_total";
 const CONNECTIONS: &str = "authd_http_connections";
 const DISPLACED: &str = "authd_http_connections_displaced_total";
 const REQUESTS: &str = "authd_http_requests_total";
+const REQUEST_SECONDS: &str = "authd_request_seconds";
+const LIVE_LISTENERS: &str = "authd_live_listeners";
 const DEPENDENCY_UP: &str = "authd_dependency_up";
+const AUDIT_LOST: &str = "authd_audit_records_lost_total";
 const USERS: &str = "authd_users_declared";
 const FILE_LOADED: &str = "authd_users_file_loaded_timestamp_seconds";
 const FILE_CURRENT: &str = "authd_users_file_current";
-
-/// Describes each metric. Call it once, after the recorder is installed.
-pub(crate) fn describe() {
-    common::metric::describe(METRICS);
-}
 
 /// A login was decided.
 pub(crate) fn login(result: &'static str) {
@@ -84,6 +82,26 @@ pub(crate) fn answered(route: &'static str, status: u16) {
     counter!(REQUESTS, "route" => route, "status" => status.to_string()).increment(1);
 }
 
+/// An operation of the API ended after this time.
+pub(crate) fn request_took(route: &'static str, took: Duration) {
+    histogram!(REQUEST_SECONDS, "route" => route).record(took);
+}
+
+/// A client began to listen to `GET /v1/live`.
+pub(crate) fn live_listener_began() {
+    gauge!(LIVE_LISTENERS).increment(1.0);
+}
+
+/// A client listens no more.
+pub(crate) fn live_listener_ended() {
+    gauge!(LIVE_LISTENERS).decrement(1.0);
+}
+
+/// Records of the audit trail did not reach `sink`: `file`, `stderr`, `journald` or `redis`.
+pub(crate) fn audit_records_lost(sink: &'static str, count: u64) {
+    counter!(AUDIT_LOST, "sink" => sink).increment(count);
+}
+
 /// The state of a dependency is known.
 pub(crate) fn dependency(name: &'static str, is_up: bool) {
     gauge!(DEPENDENCY_UP, "dependency" => name).set(u8::from(is_up));
@@ -116,7 +134,8 @@ mod tests {
             count += 1;
             assert_eq!(METRICS.iter().filter(|metric| metric.name == name).count(), 1, "{name}");
         }
-        let of_common = METRICS.iter().filter(|metric| metric.name.starts_with("ftp_registry_")).count();
+        // Those of `common`.
+        let of_common = METRICS.iter().filter(|metric| metric.name.starts_with("ftp_")).count();
         assert_eq!(METRICS.len(), count + of_common, "a metric of the table is never set");
     }
 }

@@ -6,6 +6,23 @@ use tokio::task::spawn_blocking;
 
 use crate::{accounts::declared::ReloadedUsers, revocation::revoke_logins, service::Service};
 
+/// Reads the administrators' file and the users file again, and opens the audit log again, after SIGHUP.
+pub(crate) async fn reload_all(service: Arc<Service>) {
+    service.audit.reopen();
+    let reading = Arc::clone(&service);
+    // A panic ends only this attempt; the process and later attempts go on.
+    match spawn_blocking(move || reading.tokens.administrators().reload()).await {
+        Ok(Ok(Some(administrators))) => log::info!(administrators; "administrators_file loaded"),
+        Ok(Ok(None)) | Err(_) => {}
+        Ok(Err(error)) => log::error!(
+            error:%; "administrators_file is invalid; the previous administrators remain in effect"
+        ),
+    }
+    // Their administrators may have gone.
+    service.feed.end_streams();
+    reload(service).await;
+}
+
 /// Reads the users file again and clears the password cache. Revokes the logins of users who were removed or
 /// disabled, or have another password or other certificates. Without a users file it does nothing.
 pub(crate) async fn reload(service: Arc<Service>) {

@@ -23,7 +23,7 @@ pub(crate) async fn revoke_logins(service: &Service, name: &UserName) {
 async fn end_sessions(service: &Service, name: &UserName) {
     const LATER: &str = "cannot end the user's sessions now; the nodes end them when Redis can be reached";
     let Some(registry) = &service.registry else { return };
-    let command = NodeCommand::EndUser { user: name.to_string() };
+    let command = NodeCommand::EndUser { user: name.to_string(), reason: None };
     let nodes = match registry.nodes().await {
         Ok(nodes) => nodes,
         Err(error) => return log::warn!(user:% = name, error:%; "{LATER}"),

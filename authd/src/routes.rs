@@ -4,72 +4,47 @@
 //! it does not support the method. So the response of one route is never replaced by that of another, and
 //! 404 is left for unknown paths.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+mod operation;
+mod request;
 
-use common::process::http::Peer;
-use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::timeout;
+use std::sync::Arc;
+
+use common::{
+    admin_api::{AdminRole, BlockSubject, NEXT_CURSOR, WhoamiView},
+    process::http::Peer,
+};
+use serde_json::Map;
 use warp::{
-    Buf, Filter, Rejection, Reply, Stream,
-    filters::BoxedFilter,
-    http::{HeaderMap, Method, StatusCode, header},
+    Filter, Rejection, Reply,
+    http::{Method, StatusCode, header},
     path::FullPath,
-    reply::{self, Response},
+    reply,
 };
 
+use self::{
+    operation::{
+        ApiResult, ApiRoute, Operation, RequiredToken, changing, json, no_content, operation, reading,
+        respond, route,
+    },
+    request::{ApiRequest, BodyLimits, parse},
+};
 use crate::{
+    admin_audit::AdminAction,
+    administrators::{Actor, Administrator},
     error::ApiError,
     handlers::{
-        authorized, bans, groups, login, nodes,
-        sessions::{self, SessionEnd, SessionFilter},
-        users,
+        audit, authorized, backup, bans, blocks, events, explain, feed, groups, live, login, nodes, page,
+        sessions::{self, SessionEnd},
+        status, usage, users,
     },
-    metrics,
+    page as page_files,
     service::Service,
 };
-
-/// Maximum size of a request's body, in bytes.
-pub(crate) const MAX_BODY: usize = 16 * 1024;
-
-/// Maximum time for a body to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The OpenAPI description. A test compares it with the API.
 pub(crate) const OPENAPI: &str = include_str!("openapi.json");
 
-type ApiResult = Result<Response, ApiError>;
-type ApiRoute = BoxedFilter<(Response,)>;
-type ApiFuture = Pin<Box<dyn Future<Output = ApiResult> + Send>>;
-
 const OK: StatusCode = StatusCode::OK;
-
-/// The token that an operation needs.
-#[derive(Clone, Copy)]
-enum RequiredToken {
-    None,
-    Node,
-    Admin,
-}
-
-/// One method of a path.
-struct Operation {
-    method: Method,
-    token: RequiredToken,
-    handle: Box<dyn Fn(Arc<Service>, ApiRequest) -> ApiFuture + Send + Sync>,
-}
-
-fn operation<F: Future<Output = ApiResult> + Send + 'static>(
-    method: Method,
-    token: RequiredToken,
-    handle: impl Fn(Arc<Service>, ApiRequest) -> F + Send + Sync + 'static,
-) -> Operation {
-    Operation { method, token, handle: Box::new(move |service, request| Box::pin(handle(service, request))) }
-}
 
 /// Everything that authd serves. `operational` are the routes that all daemons have.
 pub(crate) fn routes<R: Reply + 'static>(
@@ -77,8 +52,16 @@ pub(crate) fn routes<R: Reply + 'static>(
     operational: impl Filter<Extract = (R,), Error = Rejection> + Clone + Send + Sync + 'static,
 ) -> ApiRoute {
     let unknown = warp::any().map(|| respond("unknown", Err(ApiError::NotFound("path"))));
-    let all = [login_routes(&service), account_routes(&service), registry_routes(&service)].concat();
-    let all = all.into_iter().chain([description_route(&service), operational_routes(operational)]);
+    let all = [
+        login_routes(&service),
+        account_routes(&service),
+        backup_routes(&service),
+        registry_routes(&service),
+        page_routes(&service),
+    ];
+    let all = all.concat().into_iter();
+    let all =
+        all.chain([identity_route(&service), description_route(&service), operational_routes(operational)]);
     let all = all.reduce(|routes, route| routes.or(route).unify().boxed());
     all.expect("the list of routes is not empty").or(unknown).unify().boxed()
 }
@@ -113,15 +96,44 @@ fn login_routes(service: &Arc<Service>) -> Vec<ApiRoute> {
             "/v1/bans",
             service,
             v1.and(warp::path!("bans")).map(String::new),
-            vec![operation(Method::GET, RequiredToken::Admin, |service, _| async move {
-                json(OK, &bans::list(&service).await?)
+            vec![reading(|service, _| async move { json(OK, &bans::list(&service).await?) })],
+        ),
+        route(
+            "/v1/blocks",
+            service,
+            v1.and(warp::path!("blocks")).map(String::new),
+            vec![
+                reading(|service, _| async move { json(OK, &blocks::list(&service).await?) }),
+                changing(Method::POST, "block.create", |service, mut request| async move {
+                    let body = std::mem::replace(&mut request.body, Ok(Vec::new()));
+                    let block = blocks::create(&service, parse(body)?, request.by()?).await?;
+                    json(StatusCode::CREATED, &block)
+                }),
+            ],
+        ),
+        route(
+            "/v1/blocks/user/{name}",
+            service,
+            v1.and(warp::path!("blocks" / "user" / String)),
+            vec![changing(Method::DELETE, "block.remove_user", |service, request| async move {
+                blocks::remove(&service, BlockSubject::User, &request.parameter?).await?;
+                no_content()
+            })],
+        ),
+        route(
+            "/v1/blocks/address/{address}",
+            service,
+            v1.and(warp::path!("blocks" / "address" / String)),
+            vec![changing(Method::DELETE, "block.remove_address", |service, request| async move {
+                blocks::remove(&service, BlockSubject::Address, &request.parameter?).await?;
+                no_content()
             })],
         ),
         route(
             "/v1/bans/user/{name}",
             service,
             v1.and(warp::path!("bans" / "user" / String)),
-            vec![operation(Method::DELETE, RequiredToken::Admin, |service, request| async move {
+            vec![changing(Method::DELETE, "ban.lift_user", |service, request| async move {
                 bans::lift_user(&service, &request.parameter?).await?;
                 no_content()
             })],
@@ -130,7 +142,7 @@ fn login_routes(service: &Arc<Service>) -> Vec<ApiRoute> {
             "/v1/bans/address/{address}",
             service,
             v1.and(warp::path!("bans" / "address" / String)),
-            vec![operation(Method::DELETE, RequiredToken::Admin, |service, request| async move {
+            vec![changing(Method::DELETE, "ban.lift_address", |service, request| async move {
                 bans::lift_address(&service, &request.parameter?).await?;
                 no_content()
             })],
@@ -147,10 +159,8 @@ fn account_routes(service: &Arc<Service>) -> Vec<ApiRoute> {
             service,
             v1.and(warp::path!("users")).map(String::new),
             vec![
-                operation(Method::GET, RequiredToken::Admin, |service, _| async move {
-                    json(OK, &users::list(&service).await?)
-                }),
-                operation(Method::POST, RequiredToken::Admin, |service, request| async move {
+                reading(|service, _| async move { json(OK, &users::list(&service).await?) }),
+                changing(Method::POST, "user.create", |service, request| async move {
                     json(StatusCode::CREATED, &users::create(&service, parse(request.body)?).await?)
                 }),
             ],
@@ -160,28 +170,51 @@ fn account_routes(service: &Arc<Service>) -> Vec<ApiRoute> {
             service,
             v1.and(warp::path!("users" / String)),
             vec![
-                operation(Method::GET, RequiredToken::Admin, |service, request| async move {
+                reading(|service, request| async move {
                     json(OK, &users::show(&service, &request.parameter?).await?)
                 }),
-                operation(Method::PATCH, RequiredToken::Admin, |service, request| async move {
+                changing(Method::PATCH, "user.update", |service, request| async move {
                     let ApiRequest { parameter, body, peer, .. } = request;
                     json(OK, &users::update(&service, &parameter?, parse(body)?, peer).await?)
                 }),
-                operation(Method::DELETE, RequiredToken::Admin, |service, request| async move {
+                changing(Method::DELETE, "user.remove", |service, request| async move {
                     users::remove(&service, &request.parameter?).await?;
                     no_content()
                 }),
             ],
         ),
         route(
+            "/v1/users/{name}/usage",
+            service,
+            v1.and(warp::path!("users" / String / "usage")),
+            vec![reading(|service, request| async move {
+                json(OK, &usage::show(&service, &request.parameter?).await?)
+            })],
+        ),
+        route(
+            "/v1/users/{name}/explain",
+            service,
+            v1.and(warp::path!("users" / String / "explain")),
+            vec![reading(|service, request| async move {
+                let query = request.query()?;
+                json(OK, &explain::explain(&service, &request.parameter?, query).await?)
+            })],
+        ),
+        route(
+            "/v1/usage",
+            service,
+            v1.and(warp::path!("usage")).map(String::new),
+            vec![reading(|service, request| async move {
+                json(OK, &usage::list(&service, request.query()?).await?)
+            })],
+        ),
+        route(
             "/v1/groups",
             service,
             v1.and(warp::path!("groups")).map(String::new),
             vec![
-                operation(Method::GET, RequiredToken::Admin, |service, _| async move {
-                    json(OK, &groups::list(&service).await?)
-                }),
-                operation(Method::POST, RequiredToken::Admin, |service, request| async move {
+                reading(|service, _| async move { json(OK, &groups::list(&service).await?) }),
+                changing(Method::POST, "group.create", |service, request| async move {
                     json(StatusCode::CREATED, &groups::create(&service, parse(request.body)?).await?)
                 }),
             ],
@@ -191,17 +224,43 @@ fn account_routes(service: &Arc<Service>) -> Vec<ApiRoute> {
             service,
             v1.and(warp::path!("groups" / String)),
             vec![
-                operation(Method::GET, RequiredToken::Admin, |service, request| async move {
+                reading(|service, request| async move {
                     json(OK, &groups::show(&service, &request.parameter?).await?)
                 }),
-                operation(Method::PATCH, RequiredToken::Admin, |service, request| async move {
+                changing(Method::PATCH, "group.update", |service, request| async move {
                     json(OK, &groups::update(&service, &request.parameter?, parse(request.body)?).await?)
                 }),
-                operation(Method::DELETE, RequiredToken::Admin, |service, request| async move {
+                changing(Method::DELETE, "group.remove", |service, request| async move {
                     groups::remove(&service, &request.parameter?).await?;
                     no_content()
                 }),
             ],
+        ),
+    ]
+}
+
+/// Backups of users, groups and blocks, for administrators.
+fn backup_routes(service: &Arc<Service>) -> Vec<ApiRoute> {
+    let v1 = warp::path("v1");
+    let restore = changing(Method::POST, "backup.restore", |service, request| async move {
+        let query = request.query()?;
+        json(OK, &backup::restore(&service, query, parse(request.body)?).await?)
+    });
+    vec![
+        route(
+            "/v1/backup",
+            service,
+            v1.and(warp::path!("backup")).map(String::new),
+            // It shows password hashes.
+            vec![changing(Method::GET, "backup.create", |service, _| async move {
+                json(OK, &backup::show(&service).await?)
+            })],
+        ),
+        route(
+            "/v1/restore",
+            service,
+            v1.and(warp::path!("restore")).map(String::new),
+            vec![Operation { body: BodyLimits::DOCUMENT, ..restore }],
         ),
     ]
 }
@@ -214,20 +273,32 @@ fn registry_routes(service: &Arc<Service>) -> Vec<ApiRoute> {
             "/v1/sessions",
             service,
             v1.and(warp::path!("sessions")).map(String::new),
-            vec![operation(Method::GET, RequiredToken::Admin, |service, request| async move {
-                json(OK, &sessions::list(&service, request.filter?).await?)
-            })],
+            vec![
+                reading(|service, request| async move {
+                    let (sessions, next) = sessions::list(&service, request.query()?).await?;
+                    let mut response = json(OK, &sessions)?;
+                    if let Some(next) = next.and_then(|next| next.parse().ok()) {
+                        response.headers_mut().insert(NEXT_CURSOR, next);
+                    }
+                    Ok(response)
+                }),
+                changing(Method::DELETE, "session.end_user", |service, request| async move {
+                    json(OK, &sessions::end_user(&service, request.query()?, request.by()?).await?)
+                }),
+            ],
         ),
         route(
             "/v1/sessions/{id}",
             service,
             v1.and(warp::path!("sessions" / String)),
             vec![
-                operation(Method::GET, RequiredToken::Admin, |service, request| async move {
+                reading(|service, request| async move {
                     json(OK, &sessions::show(&service, &request.parameter?).await?)
                 }),
-                operation(Method::DELETE, RequiredToken::Admin, |service, request| async move {
-                    match sessions::end(&service, &request.parameter?, request.peer).await? {
+                changing(Method::DELETE, "session.end", |service, request| async move {
+                    let query = request.query()?;
+                    let id = request.parameter?;
+                    match sessions::end(&service, &id, query).await? {
                         SessionEnd::Gone => no_content(),
                         SessionEnd::Asked(session) => json(StatusCode::ACCEPTED, &session),
                     }
@@ -235,28 +306,184 @@ fn registry_routes(service: &Arc<Service>) -> Vec<ApiRoute> {
             ],
         ),
         route(
+            "/v1/sessions/{id}/dialogue",
+            service,
+            v1.and(warp::path!("sessions" / String / "dialogue")),
+            vec![reading(|service, request| async move {
+                json(OK, &live::dialogue(&service, &request.parameter?).await?)
+            })],
+        ),
+        route(
+            "/v1/sessions/{id}/explain",
+            service,
+            v1.and(warp::path!("sessions" / String / "explain")),
+            vec![reading(|service, request| async move {
+                json(OK, &live::explain(&service, &request.parameter?).await?)
+            })],
+        ),
+        route(
+            "/v1/live",
+            service,
+            v1.and(warp::path!("live")).map(String::new),
+            vec![reading(|service, request| async move {
+                feed::listen(&service, request.query()?, &request.headers).await
+            })],
+        ),
+        route(
+            "/v1/status",
+            service,
+            v1.and(warp::path!("status")).map(String::new),
+            vec![reading(|service, _| async move { json(OK, &status::status(&service).await?) })],
+        ),
+        route(
+            "/v1/history",
+            service,
+            v1.and(warp::path!("history")).map(String::new),
+            vec![reading(|service, _| async move { json(OK, &service.history.view()) })],
+        ),
+        route(
+            "/v1/problems",
+            service,
+            v1.and(warp::path!("problems")).map(String::new),
+            vec![reading(|service, request| async move {
+                json(OK, &status::problems(&service, request.query()?).await?)
+            })],
+        ),
+        route(
+            "/v1/audit",
+            service,
+            v1.and(warp::path!("audit")).map(String::new),
+            vec![reading(|service, request| async move {
+                json(OK, &audit::page(&service, request.query()?).await?)
+            })],
+        ),
+        route(
+            "/v1/events",
+            service,
+            v1.and(warp::path!("events")).map(String::new),
+            vec![reading(|service, _| async move { json(OK, &events::show(&service).await?) })],
+        ),
+        route(
+            "/v1/events/replay",
+            service,
+            v1.and(warp::path!("events" / "replay")).map(String::new),
+            vec![changing(Method::POST, "event.replay", |service, request| async move {
+                json(StatusCode::ACCEPTED, &events::replay(&service, parse(request.body)?).await?)
+            })],
+        ),
+        route(
             "/v1/nodes",
             service,
             v1.and(warp::path!("nodes")).map(String::new),
-            vec![operation(Method::GET, RequiredToken::Admin, |service, _| async move {
-                json(OK, &nodes::list(&service).await?)
-            })],
+            vec![reading(|service, _| async move { json(OK, &nodes::list(&service).await?) })],
         ),
         route(
             "/v1/nodes/{name}/drain",
             service,
             v1.and(warp::path!("nodes" / String / "drain")),
             vec![
-                operation(Method::GET, RequiredToken::Admin, |service, request| async move {
+                reading(|service, request| async move {
                     json(OK, &nodes::drain_state(&service, &request.parameter?).await?)
                 }),
-                operation(Method::POST, RequiredToken::Admin, |service, request| async move {
-                    nodes::drain(&service, &request.parameter?, request.peer).await?;
-                    Ok(StatusCode::ACCEPTED.into_response())
+                changing(Method::POST, "node.drain", |service, request| async move {
+                    let drain = nodes::drain(&service, &request.parameter?).await?;
+                    json(StatusCode::ACCEPTED, &drain)
                 }),
             ],
         ),
+        route(
+            "/v1/nodes/{name}/undrain",
+            service,
+            v1.and(warp::path!("nodes" / String / "undrain")),
+            vec![changing(Method::POST, "node.undrain", |service, request| async move {
+                let drain = nodes::undrain(&service, &request.parameter?).await?;
+                json(StatusCode::ACCEPTED, &drain)
+            })],
+        ),
     ]
+}
+
+/// The administrator to whom the token belongs.
+fn identity_route(service: &Arc<Service>) -> ApiRoute {
+    route(
+        "/v1/whoami",
+        service,
+        warp::path!("v1" / "whoami").map(String::new),
+        vec![reading(|_, request| async move {
+            let Actor { administrator, .. } = request.by()?;
+            json(OK, &WhoamiView { name: administrator.name.clone(), role: administrator.role })
+        })],
+    )
+}
+
+/// The page, its files, and the sessions of its users.
+fn page_routes(service: &Arc<Service>) -> Vec<ApiRoute> {
+    let file = |service: &Service, name: &str| {
+        let file = service.page.as_ref().and_then(|_| page_files::file(name));
+        file.ok_or(ApiError::NotFound("path"))
+    };
+    let show = move || {
+        operation(Method::GET, RequiredToken::None, move |service, request: ApiRequest| {
+            std::future::ready(request.parameter.and_then(|name| file(&service, &name)))
+        })
+    };
+    vec![
+        route("/", service, warp::path::end().map(String::new), vec![show()]),
+        route(
+            "/page/session",
+            service,
+            warp::path!("page" / "session").map(String::new),
+            vec![
+                operation(Method::GET, RequiredToken::None, |service, request| async move {
+                    json(OK, &page::session(&service, &request.headers)?)
+                }),
+                operation(Method::POST, RequiredToken::None, |service, request| async move {
+                    log_in(&service, request).await
+                }),
+                operation(Method::DELETE, RequiredToken::None, |service, request| async move {
+                    let address = request.peer.map(|Peer(peer)| peer.ip());
+                    let (ended, cookie) = page::log_out(&service, &request.headers)?;
+                    if let Some(administrator) = ended {
+                        let by = Actor { administrator, address };
+                        record(&service, "console.logout", &by, None).await;
+                    }
+                    let mut response = no_content()?;
+                    response.headers_mut().insert(header::SET_COOKIE, cookie);
+                    Ok(response)
+                }),
+            ],
+        ),
+        route("/page/{file}", service, warp::path!("page" / String), vec![show()]),
+    ]
+}
+
+/// Begins a session of the page, and records who did or tried.
+async fn log_in(service: &Service, request: ApiRequest) -> ApiResult {
+    let ApiRequest { peer, headers, body, .. } = request;
+    let address = peer.map(|Peer(peer)| peer.ip());
+    let login = parse(body)?;
+    let result = page::log_in(service, &headers, address, &login);
+    let role = AdminRole::Viewer;
+    let by = Actor { administrator: Administrator { name: page::claimed(&login), role }, address };
+    match result {
+        // Refused attempts of a banned address are not recorded: they cost their sender nothing.
+        Err(error @ ApiError::Throttled { .. }) => Err(error),
+        Err(error) => {
+            record(service, "console.login", &by, Some(&error)).await;
+            Err(error)
+        }
+        Ok((view, cookie)) => {
+            record(service, "console.login", &by, None).await;
+            let mut response = json(OK, &view)?;
+            response.headers_mut().insert(header::SET_COOKIE, cookie);
+            Ok(response)
+        }
+    }
+}
+
+async fn record(service: &Service, action: &'static str, by: &Actor, failure: Option<&ApiError>) {
+    let name = &by.administrator.name;
+    AdminAction::begin(service, action, name, Map::new()).await.end(&service.audit, by, failure);
 }
 
 /// The OpenAPI description, for everyone.
@@ -270,63 +497,6 @@ fn description_route(service: &Arc<Service>) -> ApiRoute {
             Ok(response.into_response())
         })],
     )
-}
-
-/// The parts of a request that a handler may need.
-struct ApiRequest {
-    peer: Option<Peer>,
-    /// The variable part of the path, decoded.
-    parameter: Result<String, ApiError>,
-    filter: Result<SessionFilter, ApiError>,
-    body: Result<Vec<u8>, ApiError>,
-}
-
-/// Serves the operations of one path. `path` extracts its variable part, or an empty text.
-fn route(
-    name: &'static str,
-    service: &Arc<Service>,
-    path: impl Filter<Extract = (String,), Error = Rejection> + Clone + Send + Sync + 'static,
-    operations: Vec<Operation>,
-) -> ApiRoute {
-    let (service, operations) = (Arc::clone(service), Arc::<[Operation]>::from(operations));
-    let body = warp::header::headers_cloned().and(warp::body::stream()).then(async |headers, body| {
-        let body = read(&headers, body).await;
-        (headers, body)
-    });
-    let filter = warp::query::<SessionFilter>().map(Ok).or_else(async |_| {
-        let message = "the query supports only `user`, `node` and `address`".to_owned();
-        Ok::<_, Rejection>((Err(ApiError::InvalidRequest(message)),))
-    });
-    path.and(warp::method())
-        .and(filter)
-        .and(warp::ext::optional::<Peer>())
-        .and(body)
-        .then(move |parameter: String, method, filter, peer, (headers, body)| {
-            let request = ApiRequest { peer, parameter: decoded(&parameter), filter, body };
-            let handled = dispatch(Arc::clone(&service), Arc::clone(&operations), method, headers, request);
-            async move { respond(name, handled.await) }
-        })
-        .boxed()
-}
-
-/// Finds the operation for the method, checks the token, and calls the handler.
-async fn dispatch(
-    service: Arc<Service>,
-    operations: Arc<[Operation]>,
-    method: Method,
-    headers: HeaderMap,
-    request: ApiRequest,
-) -> ApiResult {
-    let Some(operation) = operations.iter().find(|operation| operation.method == method) else {
-        let methods: Vec<&str> = operations.iter().map(|operation| operation.method.as_str()).collect();
-        return Err(ApiError::MethodNotAllowed(methods.join(", ")));
-    };
-    match operation.token {
-        RequiredToken::None => {}
-        RequiredToken::Node => service.tokens.node(&headers, request.peer)?,
-        RequiredToken::Admin => service.tokens.admin(&headers, request.peer)?,
-    }
-    (operation.handle)(Arc::clone(&service), request).await
 }
 
 /// The operational routes. They support GET and HEAD.
@@ -343,91 +513,4 @@ fn operational_routes<R: Reply + 'static>(
             respond(name.unwrap_or("/readyz"), result)
         })
         .boxed()
-}
-
-/// Turns the result into a response and counts it.
-fn respond(route: &'static str, result: ApiResult) -> Response {
-    let response = result.unwrap_or_else(Reply::into_response);
-    metrics::answered(route, response.status().as_u16());
-    response
-}
-
-fn json(status: StatusCode, body: &impl Serialize) -> ApiResult {
-    Ok(reply::with_status(reply::json(body), status).into_response())
-}
-
-fn no_content() -> ApiResult {
-    Ok(StatusCode::NO_CONTENT.into_response())
-}
-
-/// Reads a body within the limits of size and time.
-async fn read<B: Buf>(
-    headers: &HeaderMap,
-    body: impl Stream<Item = Result<B, warp::Error>>,
-) -> Result<Vec<u8>, ApiError> {
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|length: u64| length > MAX_BODY as u64) {
-        return Err(ApiError::TooLarge(MAX_BODY));
-    }
-    let whole = async {
-        let mut body = pin!(body);
-        let mut bytes = Vec::new();
-        while let Some(part) = poll_fn(|context| body.as_mut().poll_next(context)).await {
-            let mut part = part.map_err(|_| ApiError::InvalidRequest("the body is incomplete".to_owned()))?;
-            if bytes.len() + part.remaining() > MAX_BODY {
-                return Err(ApiError::TooLarge(MAX_BODY));
-            }
-            while part.has_remaining() {
-                let chunk = part.chunk();
-                bytes.extend_from_slice(chunk);
-                let length = chunk.len();
-                part.advance(length);
-            }
-        }
-        Ok(bytes)
-    };
-    let late = |_| ApiError::InvalidRequest("the body did not arrive in time".to_owned());
-    timeout(BODY_TIMEOUT, whole).await.map_err(late)?
-}
-
-/// Parses a JSON body. The message names fields and positions. It quotes a value only if its type is wrong.
-fn parse<T: DeserializeOwned>(body: Result<Vec<u8>, ApiError>) -> Result<T, ApiError> {
-    serde_json::from_slice(&body?).map_err(|error| ApiError::InvalidRequest(error.to_string()))
-}
-
-/// Decodes the percent-encoding of a part of a path (RFC 3986 section 2.1).
-fn decoded(part: &str) -> Result<String, ApiError> {
-    let invalid = || ApiError::InvalidRequest("the path is not percent-encoded UTF-8".to_owned());
-    let mut bytes = Vec::with_capacity(part.len());
-    let mut rest = part.as_bytes();
-    while let Some((byte, after)) = rest.split_first() {
-        rest = after;
-        if *byte == b'%' {
-            let (digits, after) = rest.split_first_chunk::<2>().ok_or_else(invalid)?;
-            let digit = |digit: u8| char::from(digit).to_digit(16).ok_or_else(invalid);
-            // Two hexadecimal digits fit a byte.
-            bytes.push((digit(digits[0])? * 16 + digit(digits[1])?) as u8);
-            rest = after;
-        } else {
-            bytes.push(*byte);
-        }
-    }
-    String::from_utf8(bytes).map_err(|_| invalid())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percent_encoding_is_decoded_and_malformed_encoding_refused() {
-        for (part, text) in
-            [("demo", "demo"), ("Ann%20Smith", "Ann Smith"), ("m%C3%bcller", "müller"), ("%2F", "/")]
-        {
-            assert_eq!(decoded(part).unwrap(), text);
-        }
-        for part in ["%", "%2", "%zz", "%ff", "%+1"] {
-            assert!(decoded(part).is_err(), "{part}");
-        }
-    }
 }

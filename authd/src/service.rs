@@ -1,7 +1,13 @@
 //! The state that all requests share, and authd's readiness.
 
+use std::{
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
 use common::{
-    health::{Condition, LifeStage, REGISTRY, ReadinessReport, Requirement},
+    audit::{AuditLogError, AuditTrail},
+    health::{AUDIT, Condition, LifeStage, REGISTRY, ReadinessReport, Requirement},
     registry::RegistryView,
 };
 
@@ -15,12 +21,29 @@ use crate::{
         stored::StoredAccounts,
         user::{Credential, User},
     },
+    administrators::{Administrators, AdministratorsError},
+    audit_window::AuditWindow,
     config::Config,
+    feed::Feed,
+    history::History,
+    login_blocks::LoginBlocks,
     metrics,
+    page::Page,
     revision::RevisionAdvancer,
     throttle::Throttle,
     tokens::{TokenPolicy, Tokens},
 };
+
+/// A file that the settings name cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    #[error("users_file")]
+    Users(#[from] UsersFileError),
+    #[error("administrators_file")]
+    Administrators(#[from] AdministratorsError),
+    #[error(transparent)]
+    AuditLog(#[from] AuditLogError),
+}
 
 /// The state that all requests share.
 pub struct Service {
@@ -28,20 +51,29 @@ pub struct Service {
     pub(crate) passwords: PasswordVerifier,
     pub(crate) cache: PasswordCache,
     pub(crate) throttle: Throttle,
+    pub(crate) blocks: LoginBlocks,
+    pub(crate) history: Arc<History>,
+    pub(crate) feed: Feed,
+    pub(crate) failures: AuditWindow,
+    /// When nodes were last told to publish what their sessions do.
+    pub(crate) watched: Mutex<Option<Instant>>,
     pub(crate) tokens: Tokens,
+    pub(crate) audit: AuditTrail,
     /// Sessions and nodes in Redis. `None`: no Redis is configured.
     pub(crate) registry: Option<RegistryView>,
     pub(crate) revision: RevisionAdvancer,
+    /// `None`: the page is switched off.
+    pub(crate) page: Option<Page>,
     /// Conditions for `/readyz` to answer 200.
     requirements: Vec<Requirement>,
 }
 
 impl Service {
-    /// Reads the users file and computes one argon2 hash. Blocks.
+    /// Reads the users file, computes one argon2 hash, and opens the audit trail. Blocks.
     ///
     /// # Errors
-    /// The users file cannot be used.
-    pub fn new(config: &Config) -> Result<Self, UsersFileError> {
+    /// The users file or the administrators' file cannot be used, or the audit trail cannot be opened.
+    pub fn new(config: &Config) -> Result<Self, ServiceError> {
         let registry = config.redis.as_ref().map(RegistryView::new);
         let link_and_keys = || registry.as_ref().map(|view| (view.link().clone(), view.keys().clone()));
         let is_demo = config.users == DeclaredUsers::Demo;
@@ -52,16 +84,32 @@ impl Service {
             ),
             passwords: PasswordVerifier::new(&config.passwords, config.node_token.as_ref()),
             cache: PasswordCache::new(config.cache),
+            watched: Mutex::default(),
+            history: Arc::default(),
+            feed: Feed::new(config.live_listeners),
+            failures: AuditWindow::default(),
+            blocks: LoginBlocks::new(link_and_keys()),
             throttle: Throttle::new(config.throttle.clone(), link_and_keys()),
             tokens: Tokens::new(
                 match &config.node_token {
                     None if is_demo => TokenPolicy::AcceptAll,
                     token => TokenPolicy::of(token.as_ref()),
                 },
-                TokenPolicy::of(config.admin_token.as_ref()),
+                Administrators::new(
+                    config.administrators.clone(),
+                    config.admin_token.as_ref().map(|token| token.expose().as_bytes()),
+                )?,
             ),
+            audit: AuditTrail::open(
+                &config.audit,
+                "authd",
+                "authd",
+                config.redis.is_some(),
+                metrics::audit_records_lost,
+            )?,
             registry,
             revision: RevisionAdvancer::default(),
+            page: config.page.map(Page::new),
             requirements: config.requirements.clone(),
         })
     }
@@ -74,10 +122,11 @@ impl Service {
             requirements.push(Requirement::Dependency(REGISTRY));
         }
         let redis = self.registry.as_ref().map(|registry| (REGISTRY, registry.link().dependency()));
-        if let Some((name, dependency)) = &redis {
+        let audit = self.audit.dependency().map(|audit| (AUDIT, audit));
+        for (name, dependency) in redis.iter().chain(&audit) {
             metrics::dependency(name, dependency.condition == Condition::Ok);
         }
-        ReadinessReport::new(LifeStage::Ready, redis, &requirements)
+        ReadinessReport::new(LifeStage::Ready, redis.into_iter().chain(audit), &requirements)
     }
 
     /// Notes the cost of each user's hash, so that a login with an unknown name takes as long as one with

@@ -2,15 +2,20 @@
 
 mod accounts;
 mod manual;
+mod page;
 mod passwords;
 mod throttle;
 
+use common::audit::{AUDIT_LOG, AUDIT_RECORDS};
 use common::settings::{
     DURATION, FILE, Form, Group, LOG_FORMAT, LOG_LEVEL, NUMBER, REDIS_PASSWORD_FILE, REDIS_PREFIX,
     REDIS_TIMEOUT, REDIS_URL, Schema, Setting, Subcommand,
 };
 
 use crate::metrics;
+
+/// The subcommand that hashes an administrator's token.
+pub const HASH_TOKEN: &str = "hash-token";
 
 /// Every setting of `authd`.
 pub static SCHEMA: Schema = Schema {
@@ -22,16 +27,25 @@ pub static SCHEMA: Schema = Schema {
         &ESSENTIAL,
         &NETWORK,
         &CLUSTER,
+        &page::PAGE,
         &accounts::ANONYMOUS,
         &throttle::THROTTLE,
         &passwords::PASSWORDS,
         &LOGGING,
     ],
-    subcommands: &[Subcommand {
-        name: "hash-password",
-        about: "read a password from the terminal or standard input, and print its argon2id hash",
-        manual: manual::HASH_PASSWORD,
-    }],
+    subcommands: &[
+        Subcommand {
+            name: "hash-password",
+            about: "read a password from the terminal or standard input, and print its argon2id hash",
+            manual: manual::HASH_PASSWORD,
+        },
+        Subcommand {
+            name: HASH_TOKEN,
+            about: "read a token from the terminal or standard input, and print its line for \
+                    administrators_file",
+            manual: manual::HASH_TOKEN,
+        },
+    ],
     metrics: metrics::METRICS,
     manual: manual::MANUAL,
     example_file: manual::EXAMPLE_FILE,
@@ -70,6 +84,14 @@ static ESSENTIAL: Group = Group {
              and nodes answers 401. It must differ from the nodes' token.",
         ),
         Setting::one(
+            "administrators_file",
+            FILE,
+            "",
+            "A TOML file with named administrators: `[NAME]`, `role` (`administrator`, or `viewer`, who may \
+             only read), and `token_sha256` (`authd hash-token` prints it). It is read again \
+             on SIGHUP. The token of `admin_token_file` belongs to the administrator `admin`.",
+        ),
+        Setting::one(
             "redis_url",
             REDIS_URL,
             "",
@@ -103,6 +125,13 @@ static NETWORK: Group = Group {
             "2m",
             "The time in which a connection must send a complete request header. The default is longer \
              than the 90 s for which nodes keep idle connections.",
+        ),
+        Setting::one(
+            "max_live_listeners",
+            NUMBER,
+            "64",
+            "Listeners of `GET /v1/live` at once, such as open pages. Each is one of `max_connections`; a \
+             further one gets 503.",
         ),
         Setting::one(
             "stop_timeout",
@@ -148,8 +177,10 @@ static LOGGING: Group = Group {
             LOG_LEVEL,
             "info",
             "The least severe level that is logged, or a filter of env_logger \
-             (`info,authd::throttle=debug`).",
+             (`info,authd::throttle=debug`). SIGHUP applies a change.",
         ),
         LOG_FORMAT,
+        AUDIT_LOG,
+        AUDIT_RECORDS,
     ],
 };

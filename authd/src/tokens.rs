@@ -1,4 +1,4 @@
-//! The two bearer tokens: one for nodes, one for administrators.
+//! Bearer tokens: one for nodes, and those of administrators.
 
 use std::{
     sync::Mutex,
@@ -14,7 +14,10 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use warp::http::{HeaderMap, header};
 
-use crate::error::ApiError;
+use crate::{
+    administrators::{Administrator, Administrators},
+    error::ApiError,
+};
 
 /// Requests that are accepted on some routes.
 pub(crate) enum TokenPolicy {
@@ -29,17 +32,18 @@ pub(crate) enum TokenPolicy {
 /// Checks the tokens of requests.
 pub(crate) struct Tokens {
     node: TokenCheck,
-    admin: TokenCheck,
+    administrators: Administrators,
+    refusals: RefusalLog,
 }
 
-/// Checks one of the two tokens.
+/// Checks the token of nodes.
 struct TokenCheck {
     policy: TokenPolicy,
     messages: &'static Messages,
     refusals: RefusalLog,
 }
 
-/// Texts about one of the two tokens.
+/// Texts about the tokens of nodes or of administrators.
 struct Messages {
     /// The owner and the settings of the token, for the 401 response.
     owner: &'static str,
@@ -59,17 +63,24 @@ const NODES: Messages = Messages {
 };
 
 const ADMINISTRATORS: Messages = Messages {
-    owner: "administrators: authd's admin_token_file",
-    not_configured: "an administrator's request was refused (401): admin_token_file is not set",
+    owner: "administrators: authd's admin_token_file or administrators_file",
+    not_configured: "an administrator's request was refused (401): neither admin_token_file nor \
+                     administrators_file is set",
     missing: "an administrator's request was refused (401): it has no token",
-    differs: "an administrator's request was refused (401): its token differs from admin_token_file",
+    differs: "an administrator's request was refused (401): its token differs from admin_token_file and \
+              administrators_file",
 };
 
 impl Tokens {
-    /// Checks requests of nodes and of administrators by these policies.
-    pub(crate) fn new(node: TokenPolicy, admin: TokenPolicy) -> Self {
-        let check = |policy, messages| TokenCheck { policy, messages, refusals: RefusalLog::default() };
-        Self { node: check(node, &NODES), admin: check(admin, &ADMINISTRATORS) }
+    /// Checks requests of nodes by this policy, and requests of these administrators.
+    pub(crate) fn new(node: TokenPolicy, administrators: Administrators) -> Self {
+        let node = TokenCheck { policy: node, messages: &NODES, refusals: RefusalLog::default() };
+        Self { node, administrators, refusals: RefusalLog::default() }
+    }
+
+    /// The administrators that the settings name.
+    pub(crate) fn administrators(&self) -> &Administrators {
+        &self.administrators
     }
 
     /// # Errors
@@ -78,10 +89,27 @@ impl Tokens {
         self.node.check(headers, peer)
     }
 
+    /// The administrator to whom the request's token belongs.
+    pub(crate) fn who(&self, headers: &HeaderMap) -> Option<Administrator> {
+        self.administrators.with_token(bearer(headers)?)
+    }
+
+    /// The administrator of the request.
+    ///
     /// # Errors
-    /// The request does not have the administrators' token.
-    pub(crate) fn admin(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<(), ApiError> {
-        self.admin.check(headers, peer)
+    /// The request does not have an administrator's token.
+    pub(crate) fn admin(&self, headers: &HeaderMap, peer: Option<Peer>) -> Result<Administrator, ApiError> {
+        if let Some(administrator) = self.who(headers) {
+            http::trust_connection();
+            return Ok(administrator);
+        }
+        let message = match bearer(headers) {
+            _ if self.administrators.is_empty() => ADMINISTRATORS.not_configured,
+            None => ADMINISTRATORS.missing,
+            Some(_) => ADMINISTRATORS.differs,
+        };
+        self.refusals.log(message, peer);
+        Err(ApiError::Unauthorized(ADMINISTRATORS.owner))
     }
 }
 

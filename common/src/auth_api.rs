@@ -37,6 +37,9 @@ pub struct AuthenticateRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
     pub user: String,
+    /// The user's groups, for records and filters. Empty from an older authd.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
     /// Absolute path within the storage: `/demo`.
     pub home: String,
     #[serde(default)]
@@ -128,6 +131,8 @@ pub enum EndReason {
     CredentialChanged,
     AddressNotAllowed,
     TimeNotAllowed,
+    /// An administrator blocked the user or the address.
+    Blocked,
     /// A reason of a newer authd that this version does not know.
     #[default]
     #[serde(other)]
@@ -143,6 +148,7 @@ impl EndReason {
             Self::CredentialChanged => "credential_changed",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::TimeNotAllowed => "time_not_allowed",
+            Self::Blocked => "blocked",
             Self::Unknown => "unknown",
         }
     }
@@ -206,6 +212,8 @@ pub enum Rejection {
     Disabled,
     AddressNotAllowed,
     TimeNotAllowed,
+    /// An administrator blocked the user or the address.
+    Blocked,
     /// authd gives no reason, or a reason that this version does not know.
     #[default]
     #[serde(other)]
@@ -221,6 +229,7 @@ impl Rejection {
             Self::Disabled => "disabled",
             Self::AddressNotAllowed => "address_not_allowed",
             Self::TimeNotAllowed => "time_not_allowed",
+            Self::Blocked => "blocked",
             Self::Unknown => "unknown",
         }
     }
@@ -236,6 +245,7 @@ impl fmt::Display for Rejection {
                 "the user may not log in from this address (access.allow_from, deny_from)"
             }
             Self::TimeNotAllowed => "the user may not log in at this time (access.hours)",
+            Self::Blocked => "an administrator blocked the user or the address",
             Self::Unknown => "authd refused the login; its log has the reason",
         })
     }
@@ -250,6 +260,8 @@ pub enum ErrorCode {
     /// 403: unknown user, wrong password, disabled user, or login conditions not met. The code does not
     /// tell which.
     InvalidCredentials,
+    /// 403: the administrator's role does not allow this.
+    Forbidden,
     /// 429, with `Retry-After` in seconds: too many failed logins of this user or from this address.
     Throttled,
     /// 400: the body or a parameter is malformed.
@@ -264,6 +276,8 @@ pub enum ErrorCode {
     Declarative,
     /// 409: the group has members.
     InUse,
+    /// 409: the node stops, which cannot be undone.
+    Stopping,
     /// 413
     TooLarge,
     /// 503: Redis is away and the answer needs it.

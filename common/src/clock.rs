@@ -28,6 +28,23 @@ pub fn rfc3339(seconds: u64) -> String {
     time.format(&Rfc3339).unwrap_or_default()
 }
 
+/// The time of a text in the form of RFC 3339, with any offset from UTC.
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok().map(SystemTime::from)
+}
+
+/// A time since the Unix epoch as RFC 3339 in UTC, with milliseconds: `2026-11-27T03:02:11.250Z`.
+pub fn rfc3339_millis(time: Duration) -> String {
+    let seconds = rfc3339(time.as_secs());
+    format!("{}.{:03}Z", seconds.trim_end_matches('Z'), time.subsec_millis())
+}
+
+/// A time since the Unix epoch as RFC 3339 in UTC, with microseconds: `2026-11-27T03:02:11.250000Z`.
+pub fn rfc3339_micros(time: Duration) -> String {
+    let seconds = rfc3339(time.as_secs());
+    format!("{}.{:06}Z", seconds.trim_end_matches('Z'), time.subsec_micros())
+}
+
 /// The time since the boot of the host (CLOCK_BOOTTIME). It includes suspended time, in which leases age too.
 pub fn since_boot() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -40,13 +57,15 @@ pub fn since_boot() -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{rfc3339, since_boot};
+    use std::time::Duration;
+
+    use super::{rfc3339, rfc3339_micros, rfc3339_millis, since_boot};
 
     #[test]
     fn the_time_since_boot_increases() {
         let before = since_boot();
         assert!(!before.is_zero());
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
         assert!(since_boot() > before);
     }
 
@@ -54,6 +73,9 @@ mod tests {
     fn seconds_are_formatted_as_rfc_3339() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(1_795_748_531), "2026-11-27T03:02:11Z");
+        let time = Duration::from_millis(1_795_748_531_025);
+        assert_eq!(rfc3339_millis(time), "2026-11-27T03:02:11.025Z");
+        assert_eq!(rfc3339_micros(time), "2026-11-27T03:02:11.025000Z");
         assert_eq!(rfc3339(u64::MAX), "9999-12-31T23:59:59Z");
     }
 }

@@ -28,6 +28,9 @@ pub const PASSIVE_PORTS: &str = "passive_ports";
 /// The daemon's slots for file operations. They fail while operations that do not end occupy all of them.
 pub const FILE_OPERATIONS: &str = "file_operations";
 
+/// The audit trail. It fails for a while after a record was lost.
+pub const AUDIT: &str = "audit";
+
 /// The condition of a dependency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use crate::ids::NodeName;
+use crate::ids::{NodeName, SessionId};
 
 /// Builds the keys of one cluster.
 #[derive(Clone, Debug)]
@@ -63,11 +63,41 @@ impl Keys {
     }
 
     /// Hash: the orders to one process of a node. `incarnation` names the process. `drain` and `end:ID`
-    /// hold the times (Unix s) of the orders. The node removes `end:ID` when the session has ended.
-    /// `drained` is the time at which the node left after an order to drain. Expires a day after the last
-    /// change.
+    /// hold the times (Unix s) of the orders; `why:ID` is the reason of `end:ID`, if it has one. The node
+    /// removes `end:ID` and `why:ID` when the session has ended. `drained` is the time at which the node left
+    /// after an order to drain. Expires a day after the last change.
     pub fn node_orders(&self, name: &NodeName) -> String {
         self.key(format_args!("orders:{name}"))
+    }
+
+    /// Hash: the details of a node's sessions, from session id to `SessionDetails` as JSON. `published` is
+    /// the time (Unix ms). The node writes it once a second while an administrator watches. Expires after
+    /// 5 s.
+    pub fn live(&self, name: &NodeName) -> String {
+        self.key(format_args!("live:{name}"))
+    }
+
+    /// The next content of [`live`](Self::live), while the node writes it.
+    pub fn next_live(&self, name: &NodeName) -> String {
+        self.key(format_args!("next-live:{name}"))
+    }
+
+    /// String: the last part of a session's dialogue, an array of `DialogueLine` as JSON. The node writes it
+    /// on an administrator's request. Expires after 30 s.
+    pub fn dialogue(&self, session: SessionId) -> String {
+        self.key(format_args!("dialogue:{session}"))
+    }
+
+    /// String: the state of the events, `EventsView` as JSON. The node that delivers them writes it. Expires
+    /// after 30 s.
+    pub fn events_state(&self) -> String {
+        self.key("events-state")
+    }
+
+    /// Stream: the newest events, if `events_file` has a stream. An entry has the fields `id` and `event`,
+    /// which is the event as JSON. Never expires; each new entry removes the oldest beyond `entries`.
+    pub fn events(&self) -> String {
+        self.key("events")
     }
 
     /// String: the revision of the accounts, a number that rises with each change that may end a session.
@@ -155,6 +185,28 @@ impl Keys {
         self.key("relay-keys")
     }
 
+    /// Stream: the newest records of the audit trail. The field `record` of an entry is an `AuditRecord` as
+    /// JSON. Never expires; each new entry removes the oldest beyond `audit_records`.
+    pub fn audit(&self) -> String {
+        self.key("audit")
+    }
+
+    /// Set: the ids of authds that run or ran.
+    pub fn authds(&self) -> String {
+        self.key("authds")
+    }
+
+    /// String: a running authd as JSON. Expires soon after its process has ended.
+    pub fn authd(&self, id: &str) -> String {
+        self.key(format_args!("authd:{id}"))
+    }
+
+    /// A part of the backup that is being restored: hashes in the form of those that they replace, and the
+    /// string `state`. `id` is the random name of the restore. Expires.
+    pub fn restore(&self, id: u64, part: &str) -> String {
+        self.key(format_args!("restore:{id:016x}:{part}"))
+    }
+
     /// Hash: the users that were created through authd's API, from name to JSON. Never expires.
     pub fn users(&self) -> String {
         self.key("users")
@@ -163,6 +215,12 @@ impl Keys {
     /// Hash: the groups that were created through authd's API, from name to JSON. Never expires.
     pub fn groups(&self) -> String {
         self.key("groups")
+    }
+
+    /// Hash: the logins that administrators forbid, from `user:NAME` or `address:NETWORK` to JSON. authd
+    /// removes those whose time is over.
+    pub fn login_blocks(&self) -> String {
+        self.key("login-blocks")
     }
 
     /// Hash: the overrides of declared users, from name to JSON. Never expires.

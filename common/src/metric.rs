@@ -15,7 +15,12 @@ pub struct Metric {
     pub labels: &'static [(&'static str, &'static str)],
     /// One or two sentences.
     pub meaning: &'static str,
+    /// Upper bounds of a histogram's buckets, in seconds. `None`: the usual ones.
+    pub buckets: Option<&'static [f64]>,
 }
+
+/// Few buckets, for a histogram with many series.
+pub const FEW_BUCKETS: &[f64] = &[0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0];
 
 /// The type of a metric, as Prometheus names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +45,7 @@ impl MetricKind {
 
 impl Metric {
     pub const fn counter(name: &'static str, unit: &'static str, meaning: &'static str) -> Self {
-        Self { name, kind: MetricKind::Counter, unit, labels: &[], meaning }
+        Self { name, kind: MetricKind::Counter, unit, labels: &[], meaning, buckets: None }
     }
 
     pub const fn gauge(name: &'static str, unit: &'static str, meaning: &'static str) -> Self {
@@ -49,6 +54,11 @@ impl Metric {
 
     pub const fn histogram(name: &'static str, unit: &'static str, meaning: &'static str) -> Self {
         Self { kind: MetricKind::Histogram, ..Self::counter(name, unit, meaning) }
+    }
+
+    /// A histogram with [`FEW_BUCKETS`].
+    pub const fn coarse_histogram(name: &'static str, meaning: &'static str) -> Self {
+        Self { buckets: Some(FEW_BUCKETS), ..Self::histogram(name, "seconds", meaning) }
     }
 
     #[must_use]
@@ -64,6 +74,13 @@ pub const REGISTRY_CONNECTED: Metric = Metric::gauge(
     "1 while the process is connected to Redis, 0 after a request failed. Missing without `redis_url`, and \
      until the first connection or failure.",
 );
+
+/// `ftp_redis_seconds`, which every process with a connection to Redis has.
+pub const REDIS_SECONDS: Metric = Metric::coarse_histogram(
+    "ftp_redis_seconds",
+    "Time until Redis's answer. A request that gets none is not counted.",
+)
+.labels(&[("call", "command, pipeline (several commands at once), script")]);
 
 /// `ftp_registry_degraded_total`, which the nodes of a cluster have.
 pub const REGISTRY_DEGRADED: Metric = Metric::counter(
@@ -83,7 +100,7 @@ pub const BLOCK_HANDOVERS: Metric = Metric::counter(
 .labels(&[("direction", "taken, given (handed over), lost")]);
 
 /// Tells the recorder what the metrics mean. Call it once, after the recorder is installed.
-pub fn describe(metrics: &[Metric]) {
+pub(crate) fn describe(metrics: &[Metric]) {
     for metric in metrics {
         let (name, meaning) = (metric.name, metric.meaning);
         match metric.kind {
@@ -98,7 +115,7 @@ pub fn describe(metrics: &[Metric]) {
 pub fn markdown(metrics: &[Metric]) -> String {
     let mut text =
         String::from("| name | type | unit | labels | meaning |\n| --- | --- | --- | --- | --- |\n");
-    for Metric { name, kind, unit, labels, meaning } in metrics {
+    for Metric { name, kind, unit, labels, meaning, .. } in metrics {
         let labels: Vec<_> = labels.iter().map(|(label, values)| format!("`{label}`: {values}")).collect();
         let labels = if labels.is_empty() { "–".to_owned() } else { labels.join("; ") };
         // Writing to memory does not fail.

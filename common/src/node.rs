@@ -4,8 +4,8 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::SessionId;
 pub use crate::ids::{InvalidNodeName, NodeName};
+use crate::{ids::SessionId, live::NodeActivity};
 
 /// A range of TCP ports, both ends included: the cluster's passive ports, or one node's slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,7 +125,7 @@ pub struct FailingDependency {
 }
 
 /// The registry's record of a live node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeRecord {
     pub name: NodeName,
     /// Random number of this process. It distinguishes the process from earlier ones of the same node.
@@ -161,6 +161,13 @@ pub struct NodeRecord {
     /// Empty in records of older versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failing: Vec<FailingDependency>,
+    /// The time at which a drain ends at the latest, in seconds since the Unix epoch. `None`: the node does
+    /// not drain, or has an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain_until: Option<u64>,
+    /// `None` in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity: Option<NodeActivity>,
 }
 
 impl NodeRecord {
@@ -188,6 +195,8 @@ impl NodeRecord {
             sessions: 0,
             transfers: 0,
             failing: Vec::new(),
+            drain_until: None,
+            activity: None,
         }
     }
 }
@@ -196,12 +205,38 @@ impl NodeRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum NodeCommand {
-    /// Ends one session with 421, also during a transfer.
-    EndSession { session: SessionId },
+    /// Ends one session with 421, also during a transfer. The reason is in the reply and the log.
+    /// Nodes of older versions end the session without it.
+    EndSession {
+        session: SessionId,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Ends all sessions of a user, for example after the user was removed.
-    EndUser { user: String },
+    EndUser {
+        user: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
     /// Drains the node, as SIGTERM does: no new sessions, transfers finish, the process ends.
     Drain,
+    /// Ends a drain that [`Self::Drain`] began: the node serves again. Nodes of older versions skip it.
+    Undrain,
+    /// Publishes the details of the node's sessions once a second, for this many seconds:
+    /// [`RegistryView::live`](crate::registry::RegistryView::live). Nodes of older versions skip this command
+    /// and the next.
+    Watch { seconds: u32 },
+    /// Publishes the last part of a session's dialogue:
+    /// [`RegistryView::dialogue`](crate::registry::RegistryView::dialogue).
+    Report { session: SessionId },
+    /// Delivers dead letters of events again: those of this receiver, and that of the event with this id;
+    /// without both, all. The node that delivers the events obeys.
+    ReplayEvents {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        receiver: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
+    },
     /// Refreshes the registry at once: a node that joined needs blocks of passive ports. The registry handles
     /// it.
     Refresh,

@@ -8,11 +8,12 @@
 mod command_line;
 mod manual;
 mod markdown;
+mod reload;
 #[cfg(test)]
 mod tests;
 mod values;
 
-pub use self::{manual::Manual, values::Values};
+pub use self::{manual::Manual, reload::SettingsReloader, values::Values};
 use crate::metric::Metric;
 
 /// The form of a value, with its unit.
@@ -73,7 +74,7 @@ pub const LOG_FORMAT: Setting = Setting::one(
     "log_format",
     Form::new("text|json", "text or json"),
     "text",
-    "The format of a log line. Choose json for a log collector.",
+    "The format of a log line. Choose json for a log collector. SIGHUP applies a change.",
 );
 /// `admin_max_connections`, in ftpd and ftp-relay.
 pub const ADMIN_MAX_CONNECTIONS: Setting = Setting::one(

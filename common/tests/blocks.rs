@@ -10,7 +10,7 @@ use std::{
 };
 
 use common::{
-    node::{NodeRecord, NodeState, PortRange},
+    node::{NodeRecord, PortRange},
     passive::{BlockState, OwnBlock, PassiveAssignment, PassiveLayout},
     registry::{ClusterEvent, JoinError, PortMap, RedisOptions, Registry, RegistryView},
 };
@@ -265,7 +265,7 @@ async fn a_draining_node_keeps_its_blocks_and_takes_none() {
     let redis = RedisServer::start();
     let (a, b) = (lease("a", &redis).await, lease("b", &redis).await);
     share(&[&a, &b], &[10, 10]).await;
-    a.set_state(NodeState::Draining);
+    a.set_draining(u64::MAX);
     let c = lease("c", &redis).await;
     share(&[&a, &b, &c], &[10, 5, 5]).await;
     b.leave().await;
@@ -341,6 +341,26 @@ async fn a_relay_reads_the_map_and_the_keys_that_the_nodes_have() {
         assert_eq!(map.find(49999).await, None);
     }
     assert_eq!(calls().await - before, 1);
+}
+
+#[tokio::test]
+async fn a_map_that_was_not_read_for_a_while_is_read_before_it_names_an_owner() {
+    let redis = RedisServer::start();
+    let (map, task) = PortMap::read(&options(&redis), Duration::from_secs(5), Duration::from_secs(3600));
+    let task = tokio::spawn(task);
+    let a = lease("a", &redis).await;
+    share(&[&a], &[20]).await;
+    eventually("the map has a", async || map.owner(50099)).await;
+    assert!(!map.is_stale());
+    // As in a process that is stopped.
+    task.abort();
+    let b = lease("b", &redis).await;
+    share(&[&a, &b], &[10, 10]).await;
+    let moved = owned(&b)[0].ports.from();
+    eventually("the map is stale", async || map.is_stale().then_some(())).await;
+    assert_eq!(map.owner(moved).unwrap().node.as_str(), "a");
+    assert_eq!(map.find(moved).await.unwrap().node.as_str(), "b");
+    assert!(!map.is_stale());
 }
 
 /// A node of the version that had no leased blocks.

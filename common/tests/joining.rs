@@ -6,7 +6,6 @@ mod support;
 use std::time::{Duration, Instant};
 
 use common::{
-    node::NodeState,
     registry::{ClusterEvent, JoinError, RedisOptions, Registry, RegistryView},
     session::SessionId,
 };
@@ -48,7 +47,7 @@ async fn a_restarted_node_takes_over_its_name_and_the_earlier_process_gets_an_ev
     assert!(!lease.is_held().await);
     assert!(new_lease.is_held().await);
 
-    old.set_state(NodeState::Draining); // Causes a refresh at once.
+    old.set_draining(u64::MAX); // Causes a refresh at once.
     let lost = next_event(&mut old_events).await;
     assert!(matches!(lost, ClusterEvent::NameTaken(_)), "{lost:?}");
     // The earlier process ends, and removes no entry of the new one.

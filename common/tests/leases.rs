@@ -140,6 +140,8 @@ async fn a_certain_lease_from_an_empty_redis_is_not_lost_to_an_earlier_holder() 
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", long(&redis)).await;
     let view = RegistryView::new(&redis.options());
+    // A later one would enter the leases of `a` again.
+    first_refresh(&view).await;
     let [held, released] = [take(&a, "held").await.unwrap(), take(&a, "released").await.unwrap()];
     flush(&view).await;
     let (b, _) = join("b", "50005-50009", long(&redis)).await;
@@ -168,14 +170,19 @@ async fn takes_are_certain_again_one_lease_after_the_loss_of_data() {
             .await;
 }
 
+/// Waits for the first refresh of a node that has no leases yet.
+async fn first_refresh(view: &RegistryView) {
+    let epoch = cmd("EXISTS").arg(view.keys().lease_epoch()).to_owned();
+    let is_there = async || view.link().query::<bool>(&epoch).await.unwrap().then_some(());
+    eventually("the first refresh", is_there).await;
+}
+
 #[tokio::test]
 async fn a_node_without_leases_reports_the_loss_of_data_too() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
-    let epoch = cmd("EXISTS").arg(view.keys().lease_epoch()).to_owned();
-    let is_there = async || view.link().query::<bool>(&epoch).await.unwrap().then_some(());
-    eventually("the refresh of a", is_there).await;
+    first_refresh(&view).await;
     flush(&view).await;
     assert!(!take(&a, "file").await.unwrap().is_certain());
 }

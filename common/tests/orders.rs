@@ -13,6 +13,10 @@ use common::{
 use redis::cmd;
 use support::*;
 
+fn end_of(session: SessionId) -> NodeCommand {
+    NodeCommand::EndSession { session, reason: None }
+}
+
 /// Enters the order of a command without its entry in the list, as if the command was lost after Redis had
 /// sent it.
 async fn send_and_lose(view: &RegistryView, command: &NodeCommand) {
@@ -25,8 +29,13 @@ async fn send_and_lose(view: &RegistryView, command: &NodeCommand) {
     call.key(view.keys().node_orders(&name)).key(view.keys().node(&name));
     call.arg(match command {
         NodeCommand::Drain => "drain".to_owned(),
-        NodeCommand::EndSession { session } => format!("end:{session}"),
-        NodeCommand::EndUser { .. } | NodeCommand::Refresh => panic!("has no order"),
+        NodeCommand::Undrain => "undrain".to_owned(),
+        NodeCommand::EndSession { session, .. } => format!("end:{session}"),
+        NodeCommand::EndUser { .. }
+        | NodeCommand::Refresh
+        | NodeCommand::Watch { .. }
+        | NodeCommand::Report { .. }
+        | NodeCommand::ReplayEvents { .. } => panic!("has no order"),
     });
     let () = view.link().script(&call).await.unwrap();
 }
@@ -39,11 +48,11 @@ async fn a_lost_command_reaches_the_node_and_its_order_stays_until_it_is_carried
     let record = session("a", "ann", [192, 0, 2, 1]);
     let entry = a.open_session(record.clone(), NO_LIMITS).await.unwrap();
     let name = "a".parse().unwrap();
-    for command in [NodeCommand::EndSession { session: record.id }, NodeCommand::Drain] {
+    for command in [end_of(record.id), NodeCommand::Drain] {
         send_and_lose(&view, &command).await;
         assert_eq!(next_event(&mut events).await, ClusterEvent::Command(command));
     }
-    let orders = NodeOrders { drain: Some(7), drained: None, ends: [(record.id, 7)].into() };
+    let orders = NodeOrders { drain: Some(7), ends: [(record.id, 7)].into(), ..NodeOrders::default() };
     assert_eq!(view.orders(&name).await.unwrap(), orders);
     // The end of the session removes its order, and no other one.
     drop(entry);
@@ -61,13 +70,48 @@ async fn a_lost_command_reaches_the_node_and_its_order_stays_until_it_is_carried
 }
 
 #[tokio::test]
+async fn an_order_to_end_a_drain_revokes_the_drain_and_stays_until_the_node_is_ready() {
+    let redis = RedisServer::start();
+    let (a, mut events) = join("a", "50000-50004", redis.options()).await;
+    let view = RegistryView::new(&redis.options());
+    let name = "a".parse().unwrap();
+    for _ in 0..2 {
+        assert!(view.send(&name, &NodeCommand::Drain).await.unwrap());
+        assert_eq!(next_event(&mut events).await, ClusterEvent::Command(NodeCommand::Drain));
+        a.set_draining(u64::MAX);
+        assert!(view.send(&name, &NodeCommand::Undrain).await.unwrap());
+        assert_eq!(next_event(&mut events).await, ClusterEvent::Command(NodeCommand::Undrain));
+        let orders = view.orders(&name).await.unwrap();
+        assert!(orders.drain.is_none() && orders.undrain.is_some(), "{orders:?}");
+        // The node still drains at the next refreshes: the order stays.
+        tokio::time::sleep(LEASE).await;
+        assert!(view.orders(&name).await.unwrap().undrain.is_some());
+        a.end_drain();
+        eventually("the order is removed", async || {
+            (view.orders(&name).await.unwrap() == NodeOrders::default()).then_some(())
+        })
+        .await;
+        let node = view.nodes().await.unwrap().remove(0);
+        assert_eq!((node.state, node.drain_until), (NodeState::Ready, None));
+    }
+    // The order's command was lost, and the node drains.
+    a.set_draining(u64::MAX);
+    send_and_lose(&view, &NodeCommand::Undrain).await;
+    assert_eq!(next_event(&mut events).await, ClusterEvent::Command(NodeCommand::Undrain));
+    assert!(events.try_recv().is_err(), "each command arrives once");
+    // The node ends all the same.
+    a.leave().await;
+    assert!(view.orders(&name).await.unwrap().drained.is_some());
+}
+
+#[tokio::test]
 async fn a_command_that_arrived_is_not_repeated_by_its_order() {
     let redis = RedisServer::start();
     let (a, mut events) = join("a", "50000-50004", redis.options()).await;
     let view = RegistryView::new(&redis.options());
     let record = session("a", "ann", [192, 0, 2, 1]);
     let _entry = a.open_session(record.clone(), NO_LIMITS).await.unwrap();
-    let command = NodeCommand::EndSession { session: record.id };
+    let command = end_of(record.id);
     let name = "a".parse().unwrap();
     for _ in 0..2 {
         assert!(view.send(&name, &command).await.unwrap());
@@ -114,7 +158,7 @@ async fn orders_survive_the_expiry_of_the_node_and_a_value_of_the_wrong_type_is_
     })
     .await;
     let () = link.query(cmd("SET").arg(&key).arg("x")).await.unwrap();
-    let lost = NodeCommand::EndSession { session: SessionId::random() };
+    let lost = end_of(SessionId::random());
     assert!(view.send(&name, &lost).await.unwrap());
     assert_eq!(next_event(&mut events).await, ClusterEvent::Command(lost));
     a.leave().await;
@@ -123,16 +167,16 @@ async fn orders_survive_the_expiry_of_the_node_and_a_value_of_the_wrong_type_is_
 #[tokio::test]
 async fn the_first_refresh_is_not_another_join() {
     let redis = RedisServer::start();
-    // A long lease, so that refreshes happen only when the state changes.
+    // A long lease, so that refreshes happen only when the drain changes.
     let options = || RedisOptions { lease: Duration::from_secs(600), ..redis.options() };
     let (a, _events) = join("a", "50000-50004", options()).await;
     let revision = a.revision();
     let view = RegistryView::new(&options());
-    // Redis shows a new state when the refresh before that one is complete.
-    for state in [NodeState::Draining, NodeState::Ready, NodeState::Draining] {
-        a.set_state(state);
-        let is_shown = async || (view.nodes().await.unwrap()[0].state == state).then_some(());
-        eventually("the state in Redis", is_shown).await;
+    // Redis shows a new end of the drain when the refresh before that one is complete.
+    for until in 1..=3 {
+        a.set_draining(until);
+        let is_shown = async || (view.nodes().await.unwrap()[0].drain_until == Some(until)).then_some(());
+        eventually("the drain in Redis", is_shown).await;
     }
     assert!(!revision.has_changed().unwrap());
 }

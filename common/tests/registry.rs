@@ -80,7 +80,7 @@ async fn all_nodes_see_all_sessions_and_nodes() {
     assert_eq!(view.find_session(SessionId::random()).await.unwrap(), None);
 
     a.transfers().store(3, std::sync::atomic::Ordering::Relaxed);
-    a.set_state(NodeState::Draining);
+    a.set_draining(u64::MAX);
     eventually("the node's record", async || {
         let nodes = view.nodes().await.unwrap();
         let a = nodes.iter().find(|node| node.name.as_str() == "a").unwrap();
@@ -148,7 +148,7 @@ async fn nodes_enter_everything_again_after_redis_lost_its_data() {
     let taken = b.lease_write(b"/file", SessionId::random()).await.err();
     assert!(matches!(taken, Some(LeaseRefused::Busy { .. })));
     // Commands arrive again.
-    let command = NodeCommand::EndUser { user: "ben".to_owned() };
+    let command = NodeCommand::EndUser { user: "ben".to_owned(), reason: None };
     assert!(view.send(&"a".parse().unwrap(), &command).await.unwrap());
     assert_eq!(next_event(&mut events).await, ClusterEvent::Command(command));
 }
@@ -301,7 +301,7 @@ async fn commands_reach_their_node_in_order_and_within_a_second() {
     let view = RegistryView::new(&redis.options());
     let name = "a".parse().unwrap();
     let sent: Vec<_> = (0..5)
-        .map(|_| NodeCommand::EndSession { session: SessionId::random() })
+        .map(|_| NodeCommand::EndSession { session: SessionId::random(), reason: None })
         .chain([NodeCommand::Drain])
         .collect();
     let started = Instant::now();

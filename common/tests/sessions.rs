@@ -103,7 +103,9 @@ async fn sessions_count_again_after_their_node_was_cut_off_for_longer_than_a_lea
     user("off").await;
     let _: u64 = view.link().query(cmd("CLIENT").arg("KILL").arg("USER").arg("a")).await.unwrap();
     eventually("room for ann", async || (!is_full(&b, "b", "ann", 1).await).then_some(())).await;
-    assert_eq!(view.sessions().await.unwrap(), []);
+    // The session with which `is_full` tried on `b` may be there for a moment.
+    let of_a = view.sessions().await.unwrap().into_iter().filter(|session| session.node.as_str() == "a");
+    assert_eq!(of_a.count(), 0);
     // Meanwhile one session ends and one begins.
     entries.pop();
     entries.push(open(&a, "a", "ben").await);

@@ -3,9 +3,10 @@
 mod limits;
 mod network;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use common::{
+    audit::AuditOptions,
     health::{REGISTRY, Requirement},
     node::NodeName,
     process::{http::ConnectionLimits, logging::LogFormat},
@@ -52,6 +53,8 @@ pub struct Config {
     pub admin_limits: ConnectionLimits,
     pub readiness: Readiness,
     pub log: LogSettings,
+    /// `None`: no events.
+    pub events_file: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -67,8 +70,10 @@ pub struct Storage {
     /// True if an upload is flushed to the disk before its 226.
     pub sync_uploads: bool,
     pub locks: LockMode,
+    pub self_test: SelfTestMode,
     /// Time that a complete atomic upload waits before it is published.
     pub settle_time: Duration,
+    pub upload_digest: UploadDigest,
     /// True if listings show links as the files that they lead to.
     pub resolve_links: bool,
     /// Levels of directories that LIST -R shows.
@@ -85,6 +90,58 @@ pub struct Storage {
     pub partial_lifetime: Option<Duration>,
 }
 
+/// What follows from the test of the storage at the start (setting `storage_self_test`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelfTestMode {
+    /// The node does not start where uploads in atomic mode would not keep their promise.
+    Require,
+    /// It logs an error and starts.
+    Warn,
+    /// There is no test.
+    Off,
+}
+
+/// The text is not a [`SelfTestMode`].
+#[derive(Debug, thiserror::Error)]
+#[error("must be 'require', 'warn' or 'off'")]
+pub struct InvalidSelfTestMode;
+
+impl FromStr for SelfTestMode {
+    type Err = InvalidSelfTestMode;
+
+    fn from_str(text: &str) -> Result<Self, InvalidSelfTestMode> {
+        match text {
+            "require" => Ok(Self::Require),
+            "warn" => Ok(Self::Warn),
+            "off" => Ok(Self::Off),
+            _ => Err(InvalidSelfTestMode),
+        }
+    }
+}
+
+/// The hash of complete uploads (`upload_digest`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UploadDigest {
+    Off,
+    /// SHA-256 for the audit trail and for events.
+    Recorded,
+    /// The client is told, too.
+    InReply,
+}
+
+impl FromStr for UploadDigest {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "sha256" => Ok(Self::Recorded),
+            "sha256_in_reply" => Ok(Self::InReply),
+            _ => Err("must be 'off', 'sha256' or 'sha256_in_reply'"),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct LogSettings {
     /// A filter of env_logger.
@@ -92,6 +149,7 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// `None`: no transfer log.
     pub transfer_log: Option<PathBuf>,
+    pub audit: AuditOptions,
 }
 
 impl Config {
@@ -112,7 +170,9 @@ impl Config {
                 modes: Modes { file: mode(values, "file_mode")?, directory: mode(values, "directory_mode")? },
                 sync_uploads: values.required("sync_uploads")?,
                 locks: values.required("storage_locks")?,
+                self_test: values.required("storage_self_test")?,
                 settle_time: values.duration("settle_time")?,
+                upload_digest: values.required("upload_digest")?,
                 resolve_links: values.required("resolve_links")?,
                 list_depth: values.required("list_depth")?,
                 sorted_entries: values.required("max_sorted_entries")?,
@@ -137,7 +197,9 @@ impl Config {
                 level: values.log_level()?,
                 format: values.required("log_format")?,
                 transfer_log: values.optional("transfer_log")?,
+                audit: AuditOptions::new(values)?,
             },
+            events_file: values.optional("events_file")?,
             authentication,
             network,
         })

@@ -9,17 +9,28 @@ use std::{
     time::Duration,
 };
 
-use common::{auth_api::PastLogin, client_network::network_of, session::SessionId, sync};
+use common::{
+    auth_api::PastLogin,
+    client_network::network_of,
+    live::{DialogueLine, SessionDetails},
+    session::SessionId,
+    sync,
+};
 use tokio::{sync::Notify, time::Instant};
 
 use self::session_handle::SessionUser;
 pub use self::session_handle::{EndRequest, SessionHandle};
-use crate::metrics;
+use crate::{
+    dialogue::{Dialogue, DialogueMemory},
+    live::Traffic,
+    metrics,
+};
 
 /// All control connections of the node.
 pub struct ConnectionTable {
     max_connections: u32,
     max_per_network: u32,
+    dialogues: Arc<DialogueMemory>,
     inner: Mutex<ConnectionTableInner>,
     /// Notified when a connection ends.
     ended: Notify,
@@ -35,6 +46,8 @@ struct ConnectionTableInner {
     /// Networks from which a user has logged in, with the time of the last login.
     known_networks: HashMap<IpAddr, Instant>,
     draining: bool,
+    /// Bytes of the sessions that have ended.
+    past: Traffic,
 }
 
 /// One connection in this many of `max_sessions` is reserved for known networks.
@@ -65,8 +78,8 @@ pub struct ConnectionEntry {
 }
 
 impl ConnectionTable {
-    pub fn new(max_connections: u32, max_per_network: u32) -> Self {
-        Self { max_connections, max_per_network, inner: Mutex::default(), ended: Notify::new() }
+    pub fn new(max_connections: u32, max_per_network: u32, dialogues: Arc<DialogueMemory>) -> Self {
+        Self { max_connections, max_per_network, dialogues, inner: Mutex::default(), ended: Notify::new() }
     }
 
     fn inner(&self) -> MutexGuard<'_, ConnectionTableInner> {
@@ -96,7 +109,7 @@ impl ConnectionTable {
             return Err(AdmissionError::TooMany);
         }
         *inner.per_network.entry(network).or_insert(0) += 1;
-        let handle = Arc::new(SessionHandle::new(address, now));
+        let handle = Arc::new(SessionHandle::new(address, now, Dialogue::new(Arc::clone(&self.dialogues))));
         inner.handles.insert(handle.id, Arc::clone(&handle));
         inner.not_logged_in.push_back(Arc::clone(&handle));
         metrics::connection_opened();
@@ -109,20 +122,39 @@ impl ConnectionTable {
         self.inner().remember_network(network_of(handle.address), Instant::now());
     }
 
-    /// Ends one session. Returns false if this node has no such session.
-    pub fn end_session(&self, id: SessionId) -> bool {
+    /// Ends one session, with the administrator's reason. Returns false if this node has no such session.
+    pub fn end_session(&self, id: SessionId, reason: Option<&str>) -> bool {
         let handle = self.inner().handles.get(&id).cloned();
-        handle.inspect(|handle| handle.request_end(EndRequest::EndSession)).is_some()
+        handle.inspect(|handle| handle.end_for(reason)).is_some()
+    }
+
+    /// The bytes of all sessions since the node's start.
+    pub fn traffic(&self) -> Traffic {
+        let inner = self.inner();
+        inner.handles.values().fold(inner.past, |sum, handle| sum.plus(handle.activity.traffic()))
+    }
+
+    /// The dialogue of a session. `None`: this node has no such session, or keeps no dialogues.
+    pub fn dialogue(&self, id: SessionId) -> Option<Vec<DialogueLine>> {
+        let handle = self.inner().handles.get(&id).cloned()?;
+        handle.dialogue.is_kept().then(|| handle.dialogue.lines())
+    }
+
+    /// The details of all sessions whose user has logged in.
+    pub fn details(&self) -> Vec<SessionDetails> {
+        let handles: Vec<_> = self.inner().handles.values().cloned().collect();
+        let is_logged_in = |handle: &&Arc<SessionHandle>| handle.has_logged_in.load(Ordering::Acquire);
+        handles.iter().filter(is_logged_in).map(|handle| handle.activity.details(handle.id)).collect()
     }
 
     /// Ends all sessions of a user. A login that is still being decided is not ended but must be confirmed
     /// by authd: the client may already use the new password, for example.
-    pub fn end_user(&self, user: &str) {
+    pub fn end_user(&self, user: &str, reason: Option<&str>) {
         for handle in self.inner().handles.values() {
             // Set while the user is locked, so that a later `log_in` sees the flag.
             match &*handle.user() {
                 SessionUser::LoggedIn(login) if login.user == user => {
-                    handle.request_end(EndRequest::EndSession);
+                    handle.end_for(reason);
                 }
                 SessionUser::Claimed(name) if **name == *user => {
                     handle.must_confirm.store(true, Ordering::Release);
@@ -153,6 +185,15 @@ impl ConnectionTable {
         self.stop_admitting();
         for handle in self.inner().handles.values() {
             handle.request_end(request);
+        }
+    }
+
+    /// Ends a drain: admits connections again, and lets those go on that would have ended.
+    pub fn resume(&self) {
+        let mut inner = self.inner();
+        inner.draining = false;
+        for handle in inner.handles.values() {
+            handle.withdraw_drain();
         }
     }
 
@@ -232,6 +273,7 @@ impl Drop for ConnectionEntry {
     fn drop(&mut self) {
         let mut inner = self.connections.inner();
         inner.handles.remove(&self.handle.id);
+        inner.past = inner.past.plus(self.handle.activity.traffic());
         self.handle.has_ended.store(true, Ordering::Release);
         let network = network_of(self.handle.address);
         if let Some(count) = inner.per_network.get_mut(&network) {
@@ -257,7 +299,7 @@ mod tests {
 
     #[test]
     fn ended_connections_no_longer_count_to_the_limits() {
-        let connections = Arc::new(ConnectionTable::new(3, 2));
+        let connections = Arc::new(ConnectionTable::new(3, 2, DialogueMemory::new(0, 0)));
         let [anna, bert] = [1, 2].map(|i| IpAddr::V4(Ipv4Addr::new(192, 0, 2, i)));
         let first = connections.admit(anna).ok().unwrap();
         let _second = connections.admit(anna).ok().unwrap();
@@ -270,7 +312,7 @@ mod tests {
 
     #[test]
     fn all_addresses_of_an_ipv6_64_network_share_one_limit() {
-        let connections = Arc::new(ConnectionTable::new(100, 2));
+        let connections = Arc::new(ConnectionTable::new(100, 2, DialogueMemory::new(0, 0)));
         let admit = |address: &str| connections.admit(address.parse().unwrap());
         let first = admit("2001:db8:1:2::1").ok().unwrap();
         let _second = admit("2001:db8:1:2:3:4:5:6").ok().unwrap();
@@ -282,7 +324,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn on_a_nearly_full_node_the_oldest_connection_without_login_makes_room() {
-        let connections = Arc::new(ConnectionTable::new(10, 10));
+        let connections = Arc::new(ConnectionTable::new(10, 10, DialogueMemory::new(0, 0)));
         let stranger = |i: u8| IpAddr::V4(Ipv4Addr::new(198, 51, 100, i));
         let entries: Vec<_> = (0..9).map(|i| connections.admit(stranger(i)).ok().unwrap()).collect();
         assert_eq!(
@@ -303,7 +345,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_network_with_a_recent_login_is_admitted_during_a_flood() {
-        let connections = Arc::new(ConnectionTable::new(10, 10));
+        let connections = Arc::new(ConnectionTable::new(10, 10, DialogueMemory::new(0, 0)));
         let client = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
         let first = connections.admit(client).ok().unwrap();
         connections.note_login(first.handle());
@@ -319,12 +361,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_end_request_reaches_its_session_and_the_most_urgent_one_counts() {
-        let connections = Arc::new(ConnectionTable::new(9, 9));
+        let connections = Arc::new(ConnectionTable::new(9, 9, DialogueMemory::new(0, 0)));
         let entry = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
         entry.handle().log_in(login("anna"));
-        connections.end_user("bert");
+        connections.end_user("bert", None);
         assert_eq!(entry.handle().end_request(), None);
-        connections.end_user("anna");
+        connections.end_user("anna", None);
         connections.end_all(EndRequest::Drain);
         entry.handle().end_requested().await;
         assert_eq!(entry.handle().end_request(), Some(EndRequest::EndSession));
@@ -333,18 +375,32 @@ mod tests {
         connections.all_ended().await;
     }
 
+    #[tokio::test]
+    async fn after_a_drain_that_was_undone_connections_are_admitted_and_sessions_go_on() {
+        let connections = Arc::new(ConnectionTable::new(9, 9, DialogueMemory::new(0, 0)));
+        let [stays, ends] =
+            [1, 2].map(|i| connections.admit(Ipv4Addr::new(192, 0, 2, i).into()).ok().unwrap());
+        ends.handle().log_in(login("anna"));
+        connections.end_all(EndRequest::Drain);
+        connections.end_user("anna", None);
+        connections.resume();
+        assert_eq!(stays.handle().end_request(), None);
+        assert_eq!(ends.handle().end_request(), Some(EndRequest::EndSession), "an administrator ends it");
+        assert!(connections.admit(Ipv4Addr::LOCALHOST.into()).is_ok());
+    }
+
     fn login(user: &str) -> PastLogin {
         PastLogin { user: user.to_owned(), version: None, address: Ipv4Addr::LOCALHOST.into() }
     }
 
     #[test]
     fn a_login_must_be_confirmed_if_the_users_sessions_are_ended_meanwhile() {
-        let connections = Arc::new(ConnectionTable::new(9, 9));
+        let connections = Arc::new(ConnectionTable::new(9, 9, DialogueMemory::new(0, 0)));
         let entry = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
         entry.handle().set_user(Some("anna"));
         assert!(connections.logins().is_empty());
-        connections.end_user("bert");
-        connections.end_user("anna");
+        connections.end_user("bert", None);
+        connections.end_user("anna", None);
         assert_eq!(entry.handle().end_request(), None);
         assert!(entry.handle().log_in(login("anna")));
         // The next login on this connection need not be confirmed.
@@ -353,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_session_is_revoked_once_and_only_for_its_current_login() {
-        let connections = Arc::new(ConnectionTable::new(9, 9));
+        let connections = Arc::new(ConnectionTable::new(9, 9, DialogueMemory::new(0, 0)));
         let entry = connections.admit(Ipv4Addr::LOCALHOST.into()).ok().unwrap();
         let login = |version: &str| PastLogin {
             user: "anna".to_owned(),

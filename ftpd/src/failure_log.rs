@@ -1,6 +1,7 @@
-//! The log of failed operations: each is counted by verb and reason, and gets one line.
+//! The end of operations: each failure is counted by verb and reason, and gets one line in the log. Failures,
+//! transfers and changes get a record in the audit trail.
 //!
-//! Replies carry their [`Failure`]. Where a command's last reply is known, [`FailureLog::report`] logs it.
+//! Replies carry their [`Failure`]. Where a command's last reply is known, [`FailureLog::report`] gets it.
 
 use std::{
     os::unix::ffi::OsStringExt,
@@ -14,12 +15,13 @@ use log::Level;
 use nix::unistd::{Gid, Uid};
 
 use crate::{
+    audit::{AuditedCommand, AuditedEnd, AuditedFailure, MovedBytes, SessionAudit},
     identity::{SessionIdentity, log_session},
     jail::Jail,
     metrics,
     node::Node,
     protocol::{
-        Failure, Reply,
+        Code, Failure, Reply,
         failure::{CANCELLED, STORAGE_ACCESS, STORAGE_READ_ONLY},
     },
     virtual_path::VirtualPath,
@@ -33,6 +35,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 #[derive(Clone, Copy)]
 pub(crate) struct Operation<'a> {
     pub verb: &'static str,
+    pub audited: &'a AuditedCommand,
     pub path: Option<&'a VirtualPath>,
     /// For operations that use a data connection.
     pub transfer: Option<TransferEnd>,
@@ -45,16 +48,16 @@ pub(crate) struct Operation<'a> {
 pub(crate) struct TransferEnd {
     /// `upload`, `download` or `listing`.
     pub direction: &'static str,
-    pub bytes: u64,
-    pub seconds: f64,
+    pub moved: MovedBytes,
     /// The label of `ftp_transfers_total`.
     pub result: &'static str,
 }
 
-/// Logs and counts the failures of one logged-in session.
+/// Logs and counts the failures of one logged-in session, and records its operations in the audit trail.
 pub(crate) struct FailureLog {
     node: Arc<Node>,
     identity: Arc<SessionIdentity>,
+    audit: Arc<SessionAudit>,
     jail: Arc<Jail>,
     window: Mutex<FailureWindow>,
 }
@@ -74,10 +77,16 @@ struct FailureKind {
 }
 
 impl FailureLog {
-    pub(crate) fn new(node: &Arc<Node>, identity: &Arc<SessionIdentity>, jail: &Arc<Jail>) -> Self {
+    pub(crate) fn new(
+        node: &Arc<Node>,
+        identity: &Arc<SessionIdentity>,
+        audit: &Arc<SessionAudit>,
+        jail: &Arc<Jail>,
+    ) -> Self {
         Self {
             node: Arc::clone(node),
             identity: Arc::clone(identity),
+            audit: Arc::clone(audit),
             jail: Arc::clone(jail),
             window: Mutex::default(),
         }
@@ -87,11 +96,20 @@ impl FailureLog {
         &self.identity
     }
 
-    /// Counts and logs `reply` if it reports a failed operation. Replies to wrong or misplaced commands (500
-    /// to 504, 530) do not count.
+    /// Takes the last reply of an operation. Counts and logs a failure. Records a failure, and the success of
+    /// a transfer or a change, in the audit trail. Replies to wrong or misplaced commands (500 to 504, 530)
+    /// do not count.
     pub(crate) fn report(&self, operation: Operation<'_>, reply: &Reply) {
         let code = reply.code();
-        if code.value() < 400 || code.is_rejection() {
+        if code.is_rejection() {
+            return;
+        }
+        let Operation { verb, audited, path, transfer, cancelled_by } = operation;
+        let moved = transfer.map(|end| end.moved);
+        if !code.is_failure() {
+            if audited.records_success() {
+                self.audit.operation(AuditedEnd { command: audited, path, code, moved, failure: None });
+            }
             return;
         }
         let fallback;
@@ -102,7 +120,6 @@ impl FailureLog {
                 &fallback
             }
         };
-        let Operation { verb, path, transfer, cancelled_by } = operation;
         let mut detail = failure.detail.clone().unwrap_or_else(|| reply.text().into());
         let mut reason = failure.reason;
         if reason == CANCELLED {
@@ -112,25 +129,51 @@ impl FailureLog {
             detail = by.to_string().into();
         }
         metrics::operation_failed(verb, reason);
+        if let Some(errno) = failure.errno {
+            metrics::storage_error(format!("{errno:?}"));
+        }
         let level = level(verb, reason);
+        let errno = failure.errno.map(|errno| format!("{errno:?}"));
+        let is_refused = matches!(reason, STORAGE_ACCESS | STORAGE_READ_ONLY);
+        let stored_at = path.filter(|_| is_refused).map(|path| self.stored_at(path));
+        // That a name does not exist is an answer rather than a refusal.
+        if self.audit.is_on() && !(level == Level::Debug && audited.only_asks()) {
+            let (errno, stored_at) = (errno.clone(), stored_at.clone());
+            let failure =
+                AuditedFailure { reason, detail: &detail, errno, stored_at, holder: failure.holder };
+            let failure = Some(failure);
+            self.audit.operation(AuditedEnd { command: audited, path, code, moved, failure });
+        }
         if !log::log_enabled!(level) || level == Level::Warn && !self.may_log(verb, reason) {
             return;
         }
-        let stored_at = path.filter(|_| matches!(reason, STORAGE_ACCESS | STORAGE_READ_ONLY)).map(|path| {
-            let stored_at = self.stored_at(path);
+        if stored_at.is_some() {
             detail = format!("{detail}{}", remedy(reason)).into();
-            stored_at
-        });
+        }
         log_session!(
             level, self.identity,
             verb, path = path.map(ToString::to_string).as_deref(), reason,
-            errno = failure.errno.map(|errno| format!("{errno:?}")).as_deref(), code = code.value(),
+            errno = errno.as_deref(), code = code.value(),
             stored_at = stored_at.as_deref(),
             holder = failure.holder.map(|holder| holder.to_string()).as_deref(),
-            bytes = transfer.map(|end| end.bytes), seconds = transfer.map(|end| end.seconds),
+            bytes = moved.map(|moved| moved.bytes), seconds = moved.map(|moved| moved.seconds),
             result = transfer.map(|end| end.result);
             "{} failed: {detail}", transfer.map_or(verb, |end| end.direction)
         );
+    }
+
+    /// Returns true if there is an audit trail.
+    pub(crate) fn records(&self) -> bool {
+        self.audit.is_on()
+    }
+
+    /// Records that the session ended while the command ran.
+    pub(crate) fn record_interruption(&self, command: &AuditedCommand, path: Option<&VirtualPath>) {
+        let detail = "the session ended while the command ran; it may have taken effect";
+        let (errno, stored_at, holder) = (None, None, None);
+        let failure = AuditedFailure { reason: "interrupted", detail, errno, stored_at, holder };
+        let (code, failure) = (Code::SERVICE_UNAVAILABLE, Some(failure));
+        self.audit.operation(AuditedEnd { command, path, code, moved: None, failure });
     }
 
     /// Where the file of the virtual path `path` is on this host.

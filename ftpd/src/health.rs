@@ -14,8 +14,9 @@ use std::{
 };
 
 use common::{
+    audit::AuditTrail,
     health::{
-        AUTHD, Condition, DependencyFailure, DependencyMonitor, FILE_OPERATIONS, LISTENERS, LifeStage,
+        AUDIT, AUTHD, Condition, DependencyFailure, DependencyMonitor, FILE_OPERATIONS, LISTENERS, LifeStage,
         PASSIVE_PORTS, REGISTRY, ReadinessReport, Requirement, STORAGE,
     },
     passive::PassiveAssignment,
@@ -50,12 +51,18 @@ pub struct Health {
     /// `None` for a node with a fixed slice.
     passive_ports: Option<DependencyMonitor>,
     registry: OnceLock<Registry>,
+    audit: AuditTrail,
     was_ready: AtomicBool,
 }
 
 impl Health {
     /// `asks_authd`: authd decides the node's logins.
-    pub fn new(settings: Readiness, asks_authd: bool, assignment: PassiveAssignment) -> Self {
+    pub fn new(
+        settings: Readiness,
+        asks_authd: bool,
+        assignment: PassiveAssignment,
+        audit: AuditTrail,
+    ) -> Self {
         Self {
             settings,
             life: RwLock::new(LifeStage::Starting),
@@ -65,6 +72,7 @@ impl Health {
             authd: asks_authd.then(|| DependencyMonitor::new("authd_urls")),
             passive_ports: passive_ports::monitor(assignment),
             registry: OnceLock::new(),
+            audit,
             was_ready: AtomicBool::new(true),
         }
     }
@@ -84,9 +92,10 @@ impl Health {
         let authd = self.authd.as_ref().map(|authd| (AUTHD, authd.dependency()));
         let passive_ports = self.passive_ports.as_ref().map(|ports| (PASSIVE_PORTS, ports.dependency()));
         let registry = self.registry.get().and_then(Registry::dependency).map(|redis| (REGISTRY, redis));
+        let audit = self.audit.dependency().map(|audit| (AUDIT, audit));
         ReadinessReport::new(
             life,
-            always.into_iter().chain(authd).chain(passive_ports).chain(registry),
+            always.into_iter().chain(authd).chain(passive_ports).chain(registry).chain(audit),
             &self.settings.requirements,
         )
     }

@@ -8,7 +8,9 @@
 
 mod access;
 mod active_mode;
+mod audit;
 pub mod auth;
+pub mod balancers;
 pub mod check;
 pub mod client_address;
 mod commands;
@@ -17,6 +19,8 @@ pub mod connection_log;
 pub mod connection_table;
 pub mod control;
 pub mod data;
+pub mod dialogue;
+pub mod events;
 mod failure_log;
 pub mod health;
 mod health_check;
@@ -25,6 +29,7 @@ pub mod jail;
 pub mod limits;
 mod listener;
 pub mod listing;
+pub mod live;
 mod metrics;
 pub mod node;
 mod node_address;

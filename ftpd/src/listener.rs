@@ -1,6 +1,7 @@
 //! Listening sockets: their options, and accepting connections in spite of errors.
 
 mod advice;
+mod closing;
 pub(crate) mod ephemeral_ports;
 mod set;
 
@@ -12,8 +13,12 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, timeout_at},
+};
 
+use self::closing::{LAST_HANDSHAKES, refuse_new};
 pub(crate) use self::{
     advice::advice,
     set::{AcceptedConnection, ListenerSet},
@@ -90,6 +95,27 @@ pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 return connection;
             }
             Err(error) => handle_accept_error(&error).await,
+        }
+    }
+}
+
+/// Refuses new connections, and passes those to `serve` whose handshake has begun. Then the listener closes:
+/// see [`closing`].
+pub(crate) async fn close(listener: TcpListener, serve: impl Fn(TcpStream, SocketAddr)) {
+    if let Err(error) = refuse_new(&listener) {
+        log::warn!("connections that arrive while a listener closes may be reset: {error}");
+    }
+    let end = Instant::now() + LAST_HANDSHAKES;
+    while let Ok((stream, peer)) = timeout_at(end, accept(&listener)).await {
+        serve(stream, peer);
+    }
+    // If the process was not scheduled in time, connections still wait.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, peer)) = listener.accept() {
+        if stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = TcpStream::from_std(stream)
+        {
+            serve(stream, peer);
         }
     }
 }

@@ -10,7 +10,7 @@ use common::{
         EXIT_CONFIG, capabilities, check as report,
         logging::{self, chain},
     },
-    settings::{SettingsError, Values},
+    settings::SettingsReloader,
 };
 use ftpd::{
     check,
@@ -32,8 +32,8 @@ fn main() -> ExitCode {
         let _ = io::stdout().write_all(&page);
         return ExitCode::SUCCESS;
     }
-    let config = match settings(&flags) {
-        Ok(config) => config,
+    let (config, reloader) = match SettingsReloader::load(&SCHEMA, &flags, Config::new) {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("ftpd: {error}\nftpd: verify a correction with --check; see --help for all settings");
             return ExitCode::from(EXIT_CONFIG);
@@ -70,14 +70,14 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(server::run(config));
+    let result = runtime.block_on(server::run(config, reloader));
     // Do not wait for threads whose storage hangs.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{}", chain(&error));
-            ExitCode::FAILURE
+            if error.needs_other_settings() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -96,8 +96,4 @@ fn check(config: Config, deep: bool) -> ExitCode {
     };
     let works = report::report(&mut io::stdout(), "ftpd", &summary, tried.as_deref());
     if works { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn settings(flags: &clap::ArgMatches) -> Result<Config, SettingsError> {
-    Config::new(&Values::collect(&SCHEMA, flags, std::env::vars_os())?)
 }

@@ -2,18 +2,19 @@
 
 mod table;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use ::metrics::{counter, gauge, histogram};
+use ::metrics::{Histogram, counter, gauge, histogram};
 use common::node::NodeName;
 
 pub(crate) use self::table::{METRICS, row};
-use crate::protocol::reply::Code;
-
-/// Tells the recorder what the metrics mean. Call it once, after the recorder is installed.
-pub(crate) fn describe() {
-    common::metric::describe(METRICS);
-}
+use crate::protocol::{VerbGroup, reply::Code};
 
 pub(crate) fn limit(name: &'static str, value: impl Into<u64>) {
     gauge!("ftp_limit", "limit" => name).set(value.into() as f64);
@@ -25,6 +26,27 @@ pub(crate) fn limit_reached(name: &'static str) {
 
 pub(crate) fn oldest_file_operation(age: Duration) {
     gauge!("ftp_oldest_file_operation_seconds").set(age.as_secs_f64());
+}
+
+/// `operation` is a name of [`crate::work::StorageCall`].
+pub(crate) fn storage_call(operation: &'static str, took: Duration) {
+    histogram!("ftp_storage_seconds", "operation" => operation).record(took);
+}
+
+/// `errno` is a symbol of the kernel's table: `ENOSPC`.
+pub(crate) fn storage_error(errno: String) {
+    counter!("ftp_storage_errors_total", "errno" => errno).increment(1);
+}
+
+pub(crate) fn build_info() {
+    gauge!("ftp_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1);
+}
+
+/// `expiry` is the Unix time in seconds at which the first of the node's certificates expires.
+pub(crate) fn tls_certificates(expiry: Option<i64>) {
+    if let Some(expiry) = expiry {
+        gauge!("ftp_tls_certificate_expiry_timestamp_seconds").set(expiry as f64);
+    }
 }
 
 /// `kind` is one of [`crate::work::KINDS`].
@@ -45,7 +67,22 @@ pub(crate) fn connection_refused(reason: &'static str) {
     counter!("ftp_connections_refused_total", "reason" => reason).increment(1);
 }
 
+/// Accepted and refused logins since the start.
+static LOGINS: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// The numbers of accepted and refused logins since the start.
+pub(crate) fn login_counts() -> (u64, u64) {
+    let [accepted, refused] = &LOGINS;
+    (accepted.load(Ordering::Relaxed), refused.load(Ordering::Relaxed))
+}
+
+/// The largest share of a limit in use, from 0 to 1.
+pub(crate) fn load(load: f64) {
+    gauge!("ftp_load").set(load);
+}
+
 pub(crate) fn login(result: &'static str) {
+    LOGINS[usize::from(result != "accepted")].fetch_add(1, Ordering::Relaxed);
     counter!("ftp_logins_total", "result" => result).increment(1);
 }
 
@@ -83,6 +120,20 @@ pub(crate) fn command(verb: &'static str, code: Code) {
     counter!("ftp_commands_total", "verb" => verb, "class" => *class.unwrap_or(&"other")).increment(1);
 }
 
+/// A command of this verb was answered, or its transfer began, after this time.
+pub(crate) fn command_took(verb: &'static str, took: Duration) {
+    // Looked up once: a look-up by name and labels costs more than the rest.
+    static GROUPS: LazyLock<[Histogram; VerbGroup::ALL.len()]> = LazyLock::new(|| {
+        VerbGroup::ALL.map(|group| histogram!("ftp_command_seconds", "group" => group.as_str()))
+    });
+    GROUPS[VerbGroup::of(verb) as usize].record(took);
+}
+
+/// `step` is `password`, `registry`, `home` or `total`.
+pub(crate) fn login_step(step: &'static str, took: Duration) {
+    histogram!("ftp_login_seconds", "step" => step).record(took);
+}
+
 pub(crate) fn transfers(count: u32) {
     gauge!("ftp_transfers").set(count);
 }
@@ -100,6 +151,11 @@ pub(crate) fn upload_refused(reason: &'static str) {
 /// Both labels come from fixed sets: the table of verbs and [`crate::protocol::failure`].
 pub(crate) fn operation_failed(verb: &'static str, reason: &'static str) {
     counter!("ftp_operations_failed_total", "verb" => verb, "reason" => reason).increment(1);
+}
+
+/// `sink` is `file`, `stderr`, `journald` or `redis`.
+pub(crate) fn audit_records_lost(sink: &'static str, count: u64) {
+    counter!("ftp_audit_records_lost_total", "sink" => sink).increment(count);
 }
 
 pub(crate) fn paced(direction: &'static str, waited: Duration) {
@@ -154,12 +210,50 @@ pub(crate) fn relay_refused(reason: &'static str) {
     counter!("ftp_relay_refused_total", "reason" => reason).increment(1);
 }
 
+pub(crate) fn event_recorded() {
+    counter!("ftp_events_recorded_total").increment(1);
+}
+
+/// `result` is `delivered`, `refused` or `unavailable`.
+pub(crate) fn event_attempt(receiver: &str, result: &'static str, took: Duration) {
+    let receiver = receiver.to_owned();
+    counter!("ftp_event_attempts_total", "receiver" => receiver.clone(), "result" => result).increment(1);
+    histogram!("ftp_event_attempt_seconds", "receiver" => receiver).record(took);
+}
+
+/// `age` is the time since the event, in ms.
+pub(crate) fn event_delivered(age: u64) {
+    histogram!("ftp_event_delivery_seconds").record(Duration::from_millis(age));
+}
+
+/// The events that wait, the age of the oldest, and the number of dead letters.
+pub(crate) fn events(pending: usize, oldest: Duration, dead: usize) {
+    gauge!("ftp_events_pending").set(pending as f64);
+    gauge!("ftp_events_oldest_seconds").set(oldest);
+    gauge!("ftp_events_dead").set(dead as f64);
+}
+
+/// Another node delivers the events, and shows their numbers.
+pub(crate) fn events_not_here() {
+    events(0, Duration::ZERO, 0);
+}
+
 pub(crate) fn partial_removed(bytes: u64) {
     counter!("ftp_partials_removed_total").increment(1);
     counter!("ftp_partial_bytes_removed_total").increment(bytes);
 }
 
+/// The time of authd's last answer, in µs. `u64::MAX`: none yet.
+static LAST_AUTHD_ANSWER: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// The time that authd took for its last answer. `None`: it was not asked yet.
+pub(crate) fn last_authd_answer() -> Option<Duration> {
+    let micros = LAST_AUTHD_ANSWER.load(Ordering::Relaxed);
+    (micros != u64::MAX).then(|| Duration::from_micros(micros))
+}
+
 pub(crate) fn authd_answered(result: &'static str, took: Duration) {
+    LAST_AUTHD_ANSWER.store(took.as_micros().try_into().unwrap_or(u64::MAX - 1), Ordering::Relaxed);
     histogram!("ftp_authd_seconds", "result" => result).record(took);
 }
 
@@ -206,8 +300,11 @@ mod tests {
         for name in &of_file {
             assert_eq!(names.iter().filter(|known| known == &name).count(), 1, "{name}");
         }
-        let is_of_common =
-            |name: &str| name.starts_with("ftp_registry_") || name == "ftp_block_handovers_total";
+        let is_of_common = |name: &str| {
+            name.starts_with("ftp_registry_")
+                || name == "ftp_redis_seconds"
+                || name == "ftp_block_handovers_total"
+        };
         for name in names {
             assert!(of_file.contains(&name) || is_of_common(name), "{name} is never set");
         }

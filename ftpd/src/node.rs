@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use common::{node::NodeName, registry::Registry};
+use common::{audit::AuditTrail, node::NodeName, registry::Registry};
 
 use crate::{
     auth::Authenticator,
+    balancers::KnownBalancers,
     client_address::TrustedBalancers,
     config::{Config, Limits, Network, Storage, Timeouts},
     connection_log::ConnectionLog,
     connection_table::ConnectionTable,
     data::passive::PassivePorts,
+    dialogue::DialogueMemory,
+    events::Events,
     jail::SharedDirectories,
     limits::quota::{HomeCountSettings, HomeCounts},
     listing::sorted::ListingMemory,
@@ -31,6 +34,7 @@ pub struct Node {
     pub greeting: String,
     pub ascii_conversion: AsciiConversion,
     pub trusted_balancers: Arc<TrustedBalancers>,
+    pub balancers: KnownBalancers,
     pub passive: PassivePorts,
     /// Carries data connections to other nodes. `None`: there are no other nodes.
     pub relay: Option<Arc<Relay>>,
@@ -46,6 +50,8 @@ pub struct Node {
     pub connections: Arc<ConnectionTable>,
     pub connection_log: ConnectionLog,
     pub transfer_log: TransferLog,
+    pub events: Events,
+    pub audit: AuditTrail,
     pub tls: Option<Arc<Tls>>,
 }
 
@@ -57,16 +63,29 @@ pub struct NodeParts {
     pub registry: Registry,
     pub connection_log: ConnectionLog,
     pub transfer_log: TransferLog,
+    pub events: Events,
+    pub audit: AuditTrail,
     pub tls: Option<Arc<Tls>>,
 }
 
 impl Node {
     /// Must be called within the runtime.
     pub fn new(config: Config, parts: NodeParts) -> Self {
-        let NodeParts { trusted_balancers, passive, relay, registry, connection_log, transfer_log, tls } =
-            parts;
+        let NodeParts {
+            trusted_balancers,
+            passive,
+            relay,
+            registry,
+            connection_log,
+            transfer_log,
+            events,
+            audit,
+            tls,
+        } = parts;
         let limits = &config.limits;
-        let connections = Arc::new(ConnectionTable::new(limits.sessions, limits.sessions_per_address));
+        let dialogues = DialogueMemory::new(limits.dialogue_size, limits.dialogue_memory);
+        let connections =
+            Arc::new(ConnectionTable::new(limits.sessions, limits.sessions_per_address, dialogues));
         let counts = HomeCountSettings {
             at_once: limits.home_counts as usize,
             turn: config.timeouts.home_count_turn,
@@ -91,10 +110,13 @@ impl Node {
             greeting: config.greeting,
             ascii_conversion: config.ascii_conversion,
             trusted_balancers,
+            balancers: KnownBalancers::default(),
             passive,
             relay,
             registry,
             transfer_log,
+            events,
+            audit,
             tls,
         }
     }

@@ -30,7 +30,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a node asks the registry whether a sweep is due.
 const ASK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Starts the sweeper, unless `partial_lifetime` switches it off. It ends when the node drains.
+/// Starts the sweeper, unless `partial_lifetime` switches it off. It pauses while the node drains.
 pub(crate) fn start(node: &Arc<Node>) {
     if let Some(lifetime) = node.storage.partial_lifetime {
         tokio::spawn(run(Arc::clone(node), lifetime));
@@ -40,8 +40,11 @@ pub(crate) fn start(node: &Arc<Node>) {
 async fn run(node: Arc<Node>, lifetime: Duration) {
     // A partial file stays at most a seventh of its lifetime too long, and at most a day.
     let sweep_interval = (lifetime / 7).clamp(MIN_INTERVAL, MAX_INTERVAL);
-    while !node.connections.is_draining() {
+    loop {
         sleep(sweep_interval.min(ASK_INTERVAL)).await;
+        if node.connections.is_draining() {
+            continue;
+        }
         if let Some(task) = node.registry.begin_cluster_task(NAME, sweep_interval).await {
             sweep_once(&node, lifetime, task).await;
         }

@@ -111,6 +111,7 @@ pub(crate) fn reply_text(reason: EndReason) -> &'static str {
         }
         EndReason::AddressNotAllowed => "Session ended: the account may not be used from your address",
         EndReason::TimeNotAllowed => "Session ended: the account may not be used at this time",
+        EndReason::Blocked => "Session ended: an administrator has blocked this login",
         EndReason::Unknown => "Session ended: the login is no longer accepted",
     }
 }

@@ -6,6 +6,7 @@ use common::{auth_api::Account, policy::Permission, registry::SessionEntry};
 
 use crate::{
     access::AccessRules,
+    audit::{AuditedCommand, SessionEnd},
     client_address::ConnectionAddresses,
     connection_table::{EndRequest, SessionHandle},
     data::{DataPort, Resumption},
@@ -19,6 +20,7 @@ use crate::{
         Code, Failure, Reply,
         command::{Algorithm, ByteRange},
         facts::Facts,
+        reply::ReplyText,
     },
     representation::Representation,
     revocation,
@@ -98,11 +100,15 @@ pub(crate) struct LoggedIn {
     pub hash: Algorithm,
     /// The current command, or the last one.
     pub task: Arc<Task>,
+    /// The same for the audit trail.
+    pub audited: AuditedCommand,
     /// The user's name, under which the workers count the user's slots.
     pub owner: Arc<str>,
     /// The session's entry in the registry, removed when the session ends.
     pub _entry: SessionEntry,
     pub _count: SessionCount,
+    /// Records the end of the login.
+    pub end: SessionEnd,
 }
 
 /// The result of a command, which tells the control connection how to continue.
@@ -129,7 +135,7 @@ pub(crate) struct EndedByNode {
 }
 
 impl EndedByNode {
-    pub(crate) fn new(text: &'static str, reason: &'static str) -> Self {
+    pub(crate) fn new(text: impl Into<ReplyText>, reason: &'static str) -> Self {
         Self { reply: Reply::new(Code::SERVICE_UNAVAILABLE, text), reason }
     }
 
@@ -142,16 +148,35 @@ impl EndedByNode {
                 Some(Self::new(revocation::reply_text(reason), "revoked"))
             }
             (EndRequest::EndSession, None) => {
-                Some(Self::new("Session terminated by the administrator", "ended"))
+                const TEXT: &str = "Session terminated by the administrator";
+                Some(match handle.end_reason() {
+                    Some(reason) => Self::new(format!("{TEXT}: {}", printable(reason)).into_bytes(), "ended"),
+                    None => Self::new(TEXT, "ended"),
+                })
             }
             (EndRequest::StopNode, _) => Some(Self::new("Server is shutting down; please reconnect", "stop")),
         }
     }
 }
 
+/// The printable characters of an administrator's reason, at most [`REASON_LENGTH`].
+fn printable(reason: &str) -> String {
+    reason.chars().filter(|c| !c.is_control()).take(REASON_LENGTH).collect()
+}
+
+/// Maximum number of characters of an administrator's reason in the reply.
+const REASON_LENGTH: usize = 64;
+
 impl Session {
     pub(crate) fn is_logged_in(&self) -> bool {
         matches!(self.state, LoginState::LoggedIn(_))
+    }
+
+    /// Notes for the audit trail why the login ends, if there is one. Only the first reason counts.
+    pub(crate) fn note_end(&self, reason: &'static str) {
+        if let LoginState::LoggedIn(logged_in) = &self.state {
+            logged_in.end.note(reason);
+        }
     }
 
     /// The state of the logged-in session. `None` before the login.

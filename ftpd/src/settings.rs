@@ -8,6 +8,7 @@ mod network;
 mod timeouts;
 mod tls;
 
+use common::audit::{AUDIT_LOG, AUDIT_RECORDS};
 use common::settings::{FILE, Form, Group, LOG_FORMAT, LOG_LEVEL, NUMBER, REDIS_URL, Schema, Setting, Shape};
 
 use crate::metrics;
@@ -151,7 +152,8 @@ static LOGGING: Group = Group {
             "info",
             "The least severe level that is logged, or a filter of env_logger (`info,ftpd::tls=debug`). At \
              info the log has one line for each login and transfer. rustls stays at error unless the \
-             filter names it (`info,rustls=warn`), because its messages name no session.",
+             filter names it (`info,rustls=warn`), because its messages name no session. SIGHUP applies a \
+             change.",
         ),
         LOG_FORMAT,
         Setting::one(
@@ -170,5 +172,7 @@ static LOGGING: Group = Group {
             "A file in xferlog's format with one line for each upload and download, beside the log. SIGHUP \
              opens it again, for logrotate. If not set, no transfer log is written.",
         ),
+        AUDIT_LOG,
+        AUDIT_RECORDS,
     ],
 };

@@ -10,7 +10,7 @@ pub const MAX_PATH: usize = 4095;
 ///
 /// This type only does bookkeeping (the reply to PWD, the meaning of CDUP). It is not a security
 /// boundary: the kernel confines paths to the home, see [`crate::jail`].
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VirtualPath(Box<[u8]>);
 
 /// The argument is not a path: it contains a NUL or a line end, or the path is too long.

@@ -1,8 +1,12 @@
 //! The node's HTTP connections to authd, and the responses that it accepts.
 
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
 };
 
 use cluster_tests::{
@@ -141,4 +145,20 @@ fn the_log_shows_the_failure_of_each_authd() {
     ] {
         assert!(line.contains(&part), "{line}");
     }
+}
+
+#[test]
+fn two_slow_authds_are_asked_beside_each_other_and_the_first_answer_counts() {
+    // Each needs more than its half of `authd_timeout`.
+    let slow = || {
+        StubAuthd::start(|_| {
+            thread::sleep(Duration::from_secs(3));
+            kept()
+        })
+    };
+    let (first, second) = (slow(), slow());
+    let (_redis, builder) = node(&format!("{},{}", first.url(), second.url()));
+    let node = builder.setting("authd_timeout", "5s").start();
+    node.login("anna", "x");
+    assert_eq!(first.requests().len(), 1);
 }

@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cluster_tests::{content::bytes, node::Node};
+use cluster_tests::{content::bytes, failing_calls::FailingCall, node::Node};
 
 fn start() -> Node {
     Node::standalone().start()
@@ -474,4 +474,59 @@ fn site_chmod_of_the_home_is_refused() {
     }
     assert_eq!(fs::metadata(node.root()).unwrap().permissions(), before);
     session.command("SITE CHMOD 700 below", 200);
+}
+
+/// Number of directories that the node has written to stable storage.
+fn synced_directories(node: &Node) -> f64 {
+    node.metric("ftp_storage_seconds_count{operation=\"fsync_directory\"}").unwrap_or(0.0)
+}
+
+#[test]
+fn changed_names_are_on_stable_storage_before_the_reply_unless_sync_uploads_is_off() {
+    for syncs in [true, false] {
+        let node = Node::standalone().setting("sync_uploads", syncs).start();
+        let mut session = node.login("demo", "x");
+        for name in ["part-1", "part-2"] {
+            session.store(name, b"content");
+        }
+        for (command, code, directories) in [
+            ("MKD a", 257, 1.0),
+            ("MKD a/b", 257, 1.0),
+            ("MKD empty", 257, 1.0),
+            ("RMD empty", 250, 1.0),
+            ("COMB joined part-1 part-2", 250, 2.0),
+            ("DELE joined", 250, 1.0),
+            ("RMDA a", 250, 1.0),
+        ] {
+            let before = synced_directories(&node);
+            session.command(command, code);
+            let expected = if syncs { directories } else { 0.0 };
+            assert_eq!(synced_directories(&node) - before, expected, "{command}, sync_uploads = {syncs}");
+        }
+        session.command("MKD a", 257);
+        for (from, to, directories) in [("from", "to", 1.0), ("from", "a/to", 2.0)] {
+            session.store(from, b"content");
+            let before = synced_directories(&node);
+            session.command(&format!("RNFR {from}"), 350);
+            session.command(&format!("RNTO {to}"), 250);
+            let expected = if syncs { directories } else { 0.0 };
+            assert_eq!(synced_directories(&node) - before, expected, "RNTO {to}, sync_uploads = {syncs}");
+        }
+    }
+}
+
+#[test]
+fn a_name_that_the_storage_cannot_keep_is_changed_and_not_confirmed() {
+    let node = Node::standalone().failing_call(FailingCall::full_disk()).start();
+    let mut session = node.login("demo", "x");
+    fs::write(at(&node, "file"), b"content").unwrap();
+    session.command("MKD directory", 452);
+    assert!(at(&node, "directory").is_dir());
+    session.command("RNFR file", 350);
+    session.command("RNTO renamed", 452);
+    assert!(!at(&node, "file").exists());
+    session.command("DELE renamed", 452);
+    assert!(!at(&node, "renamed").exists());
+    session.command("RMD directory", 452);
+    assert!(!at(&node, "directory").exists());
 }

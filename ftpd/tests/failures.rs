@@ -307,7 +307,7 @@ fn the_log_line_of_a_cancelled_transfer_names_the_cause() {
     runtime.block_on(async {
         let view = RegistryView::new(&RedisOptions::new(site.redis.address.to_string().parse().unwrap()));
         let records = view.sessions().await.unwrap();
-        let command = NodeCommand::EndSession { session: records[0].id };
+        let command = NodeCommand::EndSession { session: records[0].id, reason: None };
         assert!(view.send(&"standalone".parse().unwrap(), &command).await.unwrap());
     });
     session.expect(421);

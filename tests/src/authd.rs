@@ -53,6 +53,12 @@ impl AuthdBuilder {
         self
     }
 
+    /// Removes a setting.
+    pub fn without(mut self, key: &str) -> Self {
+        self.settings.retain(|(known, _)| known != key);
+        self
+    }
+
     /// Sets an environment variable.
     pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
         self.environment.push((name.to_owned(), value.to_string()));

@@ -16,6 +16,7 @@ use crate::{
     dialogue::Dialogue,
     doors::{DoorKind, Doors},
     eventually,
+    hang::Hang,
     loopback::Loopback,
     nginx::{Balancer, Nginx},
     node::{Node, NodeBuilder},
@@ -48,6 +49,7 @@ pub struct ClusterBuilder {
     is_leased: bool,
     spare_nodes: usize,
     wires: bool,
+    hang: Option<(usize, Arc<Hang>)>,
 }
 
 /// A running cluster. Dropping it ends all processes.
@@ -80,6 +82,7 @@ impl Cluster {
             is_leased: false,
             spare_nodes: 0,
             wires: false,
+            hang: None,
         }
     }
 
@@ -166,8 +169,13 @@ impl Cluster {
 
     /// Starts a spare node, or a killed or stopped node again.
     pub fn restart_node(&mut self, position: usize) {
+        self.restart_node_with(position, |builder| builder);
+    }
+
+    /// As [`Self::restart_node`], with changed settings.
+    pub fn restart_node_with(&mut self, position: usize, change: impl FnOnce(NodeBuilder) -> NodeBuilder) {
         self.nodes[position] = None;
-        self.nodes[position] = Some(self.node_builder(position).start());
+        self.nodes[position] = Some(change(self.node_builder(position)).start());
     }
 
     /// # Panics
@@ -315,6 +323,9 @@ impl Cluster {
                 .setting("redis_url", redis)
                 .setting("authd_urls", authd)
         };
+        if let Some((_, hang)) = configuration.hang.as_ref().filter(|(hanging, _)| *hanging == position) {
+            node = node.hanging(hang);
+        }
         configuration.settings.iter().fold(node, |node, (key, value)| node.setting(key, value))
     }
 }
@@ -395,6 +406,12 @@ impl ClusterBuilder {
     /// Gives each node a separate [`Wire`] to Redis, which a test can cut.
     pub fn wires(mut self) -> Self {
         self.wires = true;
+        self
+    }
+
+    /// Makes a directory hang for the node at `position`.
+    pub fn hanging(mut self, position: usize, hang: &Arc<Hang>) -> Self {
+        self.hang = Some((position, Arc::clone(hang)));
         self
     }
 

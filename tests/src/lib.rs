@@ -9,12 +9,15 @@
 
 pub mod authd;
 pub mod binaries;
+pub mod browser;
 pub mod clients;
 pub mod cluster;
 pub mod content;
 pub mod cut_uploads;
 pub mod dialogue;
+pub mod doctor;
 pub mod doors;
+pub mod failing_calls;
 pub mod gate;
 pub mod hang;
 pub mod haproxy;
@@ -34,6 +37,7 @@ pub mod relay;
 pub mod reply;
 pub mod stub_authd;
 pub mod tls;
+pub mod webhook_receiver;
 pub mod wire;
 
 use std::{

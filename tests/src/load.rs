@@ -76,6 +76,10 @@ struct Worker {
     builder: LoadBuilder,
     random: Random,
     files: Vec<KnownFile>,
+    /// The files of sessions that were lost. They are compared at the end, and not used again: the lease of
+    /// the last rename is released after its reply, and if the node is killed between, the lease lasts for a
+    /// `node_lease`.
+    files_of_lost_sessions: Vec<KnownFile>,
     /// Number of files that the client has created.
     created: usize,
     operations: Arc<AtomicUsize>,
@@ -94,6 +98,7 @@ impl LoadBuilder {
                 builder: self.clone(),
                 random: Random::new(number as u64),
                 files: Vec::new(),
+                files_of_lost_sessions: Vec::new(),
                 created: 0,
                 operations: Arc::clone(&operations),
                 failures: Vec::new(),
@@ -157,6 +162,7 @@ impl Worker {
             let result = result.and_then(|()| session.quit());
             if let Err(error) = result {
                 self.fail(&session.node, error);
+                self.files_of_lost_sessions.append(&mut self.files);
             }
         }
     }
@@ -309,7 +315,7 @@ impl Worker {
 
     fn check_files(&self, home: &Path) {
         let directory: PathBuf = home.join(self.directory());
-        for file in &self.files {
+        for file in self.files.iter().chain(&self.files_of_lost_sessions) {
             let path = directory.join(&file.name);
             let stored = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             let (count, length) = (stored.len(), file.content.len());

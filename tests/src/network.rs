@@ -56,6 +56,11 @@ pub fn with_own_network(test: &str, body: impl FnOnce()) {
     assert!(directory.path().join("done").exists(), "there is no test {test}");
 }
 
+/// True in a process that [`with_own_network`] started.
+pub(crate) fn is_own() -> bool {
+    env::var_os(MARK).is_some()
+}
+
 /// A host in the test's networks.
 pub struct Host {
     name: &'static str,

@@ -12,7 +12,7 @@ use common::node::PortRange;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{DEADLINE, eventually, process::Daemon};
+use crate::{DEADLINE, eventually, network, process::Daemon};
 
 /// Longer than the nodes' `stall_timeout` and `idle_timeout`.
 const DATA_TIMEOUT: &str = "6m";
@@ -60,7 +60,9 @@ impl Nginx {
             .expect("a temporary directory takes files");
         let mut command = Command::new("nginx");
         command.arg("-p").arg(directory.path()).arg("-c").arg(configuration);
-        command.args(["-e", "stderr", "-g", "daemon off;"]);
+        // In a user namespace of the test, root is the only user.
+        let user = if network::is_own() { " user root root;" } else { "" };
+        command.args(["-e", "stderr", "-g", &format!("daemon off;{user}")]);
         // SIGKILL would leave the workers behind.
         let daemon = Daemon::start_ending_with("nginx", command, Signal::SIGTERM);
         let nginx = Self { daemon, directory };

@@ -12,7 +12,14 @@ use nix::sys::resource::{Resource, setrlimit};
 use tempfile::TempDir;
 
 use crate::{
-    binaries, dialogue::Dialogue, eventually, hang::Hang, http, loopback::Loopback, process::Daemon,
+    binaries,
+    dialogue::Dialogue,
+    eventually,
+    failing_calls::{self, FailingCall},
+    hang::Hang,
+    http,
+    loopback::Loopback,
+    process::Daemon,
 };
 
 /// Settings and environment of a node that is about to start.
@@ -28,6 +35,7 @@ pub struct NodeBuilder {
     largest_file: Option<u64>,
     open_files: Option<(u64, u64)>,
     hang: Option<Arc<Hang>>,
+    failing_calls: Vec<FailingCall>,
 }
 
 /// A running `ftpd`. Dropping it ends the process.
@@ -121,6 +129,7 @@ impl NodeBuilder {
             largest_file: None,
             open_files: None,
             hang: None,
+            failing_calls: Vec::new(),
         };
         builder
             .setting("node_name", name)
@@ -181,9 +190,21 @@ impl NodeBuilder {
         self
     }
 
+    /// Uses another storage.
+    pub fn storage(mut self, storage: TempDir) -> Self {
+        self.storage = Arc::new(storage);
+        self
+    }
+
     /// Makes a directory of the storage hang.
     pub fn hanging(mut self, hang: &Arc<Hang>) -> Self {
         self.hang = Some(Arc::clone(hang));
+        self
+    }
+
+    /// Makes this system call fail in the node, whatever its arguments.
+    pub fn failing_call(mut self, call: FailingCall) -> Self {
+        self.failing_calls.push(call);
         self
     }
 
@@ -251,6 +272,9 @@ impl NodeBuilder {
             unsafe {
                 command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?));
             }
+        }
+        if !self.failing_calls.is_empty() {
+            failing_calls::install(&mut command, &self.failing_calls);
         }
         for (key, value) in &self.settings {
             command.arg(format!("--{}={value}", key.replace('_', "-")));

@@ -7,7 +7,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -16,6 +16,9 @@ use nix::{
 };
 
 use crate::{DEADLINE, eventually};
+
+/// Time for the last lines of a process that has ended. Workers of a killed nginx hold its log open longer.
+const LOG_END: Duration = Duration::from_secs(2);
 
 /// A running process. Its log is its standard output and standard error.
 pub struct Daemon {
@@ -56,6 +59,13 @@ impl Log {
             log.state().ended += 1;
             log.changed.notify_all();
         });
+    }
+
+    /// Waits until both streams have ended, at most for [`LOG_END`].
+    fn wait_for_end(&self) {
+        let is_open = |state: &mut LogState| state.ended < 2;
+        let waited = self.changed.wait_timeout_while(self.state(), LOG_END, is_open);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -188,14 +198,30 @@ impl Daemon {
         })
     }
 
-    /// Sends a signal.
+    /// Sends a signal. Waits until SIGSTOP has stopped every thread: on a busy machine the others go on until
+    /// the thread that received the signal runs.
     ///
     /// # Panics
     /// The process has ended and was waited for.
     pub fn signal(&self, signal: Signal) {
         assert!(self.status.is_none(), "{} has ended already", self.name);
         // The process keeps its id until it is waited for, so the signal cannot hit another process.
-        let _ = kill(Pid::from_raw(self.child.id() as i32), signal);
+        let sent = kill(Pid::from_raw(self.child.id() as i32), signal);
+        if signal == Signal::SIGSTOP && sent.is_ok() {
+            eventually(&format!("{} to stop", self.name), || self.is_stopped().then_some(()));
+        }
+    }
+
+    /// Returns true if no thread of the process runs: each is stopped or has ended.
+    fn is_stopped(&self) -> bool {
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return true };
+        // The state follows the name in parentheses (proc(5)).
+        let is_stopped = |stat: &str| {
+            stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['T', 't', 'Z', 'X']))
+        };
+        threads.flatten().all(|thread| {
+            fs::read_to_string(thread.path().join("stat")).map_or(true, |stat| is_stopped(&stat))
+        })
     }
 
     /// Sends SIGTERM and does not wait.
@@ -217,13 +243,16 @@ impl Daemon {
         self.status.is_none()
     }
 
-    /// Waits for the end of the process and returns its status.
+    /// Waits for the end of the process and returns its status. The log is complete then, unless a child of
+    /// the process survives it and holds the log open.
     ///
     /// # Panics
     /// The process has not ended within [`DEADLINE`].
     pub fn wait(&mut self) -> ExitStatus {
         let what = format!("the end of {}", self.name);
-        eventually(&what, || if self.is_running() { None } else { self.status })
+        let status = eventually(&what, || if self.is_running() { None } else { self.status });
+        self.log.wait_for_end();
+        status
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -246,7 +275,7 @@ impl Drop for Daemon {
             self.signal(Signal::SIGCONT);
             let end = Instant::now() + DEADLINE;
             while self.is_running() && Instant::now() < end {
-                thread::sleep(std::time::Duration::from_millis(2));
+                thread::sleep(Duration::from_millis(2));
             }
         }
         if thread::panicking() {

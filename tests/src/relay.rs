@@ -88,6 +88,12 @@ impl RelayBuilder {
         self
     }
 
+    /// Removes a setting.
+    pub fn without(mut self, key: &str) -> Self {
+        self.settings.retain(|(known, _)| known != key);
+        self
+    }
+
     /// Sets an environment variable.
     pub fn variable(mut self, name: &str, value: impl ToString) -> Self {
         self.environment.push((name.to_owned(), value.to_string()));

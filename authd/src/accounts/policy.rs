@@ -163,6 +163,7 @@ impl EffectivePolicy {
     pub fn account(self, user: String, home: String, admin: bool) -> Account {
         Account {
             user,
+            groups: Vec::new(),
             home,
             permissions: self.permissions,
             directories: self.directories,

@@ -52,8 +52,12 @@ pub async fn authorized(service: &Service, request: AuthorizedRequest) -> Result
         }
     }
     let users: HashMap<&UserName, _> = names.iter().zip(&found).collect();
+    let blocks = service.blocks.current().await;
     let decide = |login: &PastLogin| {
-        let verdict = match name(login).and_then(|name| users.get(&name).copied()) {
+        let canonical = name(login);
+        let is_blocked = blocks.forbids(canonical.as_ref().map(UserName::as_str), login.address);
+        let verdict = match canonical.and_then(|name| users.get(&name).copied()) {
+            _ if is_blocked => Verdict::End { reason: EndReason::Blocked },
             None => judge(None, login, now),
             Some(Ok(user)) => judge(user.as_ref(), login, now),
             Some(Err(_)) => Verdict::Undecided,

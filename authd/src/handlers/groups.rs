@@ -78,7 +78,6 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<G
     let group = parse_group(body)?;
     match stored.write_group(&name, None, &group).await? {
         WriteOutcome::Done => {
-            log::info!(group:% = name; "group created");
             let users = service.accounts.users().await?;
             Ok(GroupView::new(&name, AccountSource::Registry, group, &users))
         }
@@ -98,7 +97,6 @@ pub async fn update(service: &Service, name: &str, body: Map<String, Value>) -> 
         let group = parse_group(with_changes(&read.value, body.clone()).map_err(invalid)?)?;
         match stored.write_group(&name, Some(&read), &group).await? {
             WriteOutcome::Done => {
-                log::info!(group:% = name; "group changed");
                 // The new login conditions may forbid the members' addresses or the current time.
                 service.revision.advance();
                 let users = service.accounts.users().await?;
@@ -130,7 +128,6 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
         }
         match stored.remove_group(&name, &read, generation).await? {
             WriteOutcome::Done => {
-                log::info!(group:% = name; "group removed");
                 return Ok(());
             }
             WriteOutcome::Missing => return Err(ApiError::NotFound("group")),

@@ -151,6 +151,11 @@ async fn decide(service: &Service, request: &AuthenticateRequest) -> Result<Acce
     let counted = name.as_ref().filter(|name| !declared.is_anonymous(name));
     let attempt = LoginAttempt { user: counted, address: request.address };
     service.throttle.check(attempt).await?;
+    let blocks = service.blocks.current().await;
+    if blocks.forbids(name.as_ref().map(UserName::as_str), request.address) {
+        // It is no failed guess, so the throttle does not count it.
+        return Err(LoginRefusal::Rejected(Rejection::Blocked));
+    }
     let user = match &name {
         None => None,
         Some(name) => find_user(service, name).await?.map(|user| (name, user)),
@@ -222,6 +227,7 @@ async fn verify<'a>(
         LoginProof::Password(_) => None,
     };
     let account = Account {
+        groups: user.groups.iter().map(ToString::to_string).collect(),
         version: Some(version(user, rule)),
         quota_directory: service.accounts.declared.quota_directory(name),
         ..effective.account(name.to_string(), user.home.as_str().to_owned(), user.admin)

@@ -1,11 +1,22 @@
 //! The handlers: one per operation, with a typed request in and a typed response or an `ApiError` out.
 
+pub mod audit;
 pub mod authorized;
+pub mod backup;
 pub mod bans;
+pub mod blocks;
+pub mod events;
+pub mod explain;
+mod failures;
+pub mod feed;
 pub mod groups;
+pub mod live;
 pub mod login;
 pub mod nodes;
+pub mod page;
 pub mod sessions;
+pub mod status;
+pub mod usage;
 pub mod users;
 
 use std::{fmt::Display, str::FromStr};
@@ -33,7 +44,7 @@ fn existing<N: FromStr>(text: &str, kind: &'static str) -> Result<N, ApiError> {
     text.parse().map_err(|_| ApiError::NotFound(kind))
 }
 
-/// The address of an administrator's request, for the log. All administrators have the same token.
+/// The address of an administrator's request, for the log.
 fn address(peer: Option<Peer>) -> String {
     peer.map(|Peer(peer)| peer.ip().to_string()).unwrap_or_default()
 }

@@ -1,123 +1,48 @@
-//! `/v1/nodes`: lists the live nodes, drains a node.
-
-use std::net::IpAddr;
+//! `/v1/nodes`: lists the live nodes, drains a node, ends a drain.
 
 use common::{
+    admin_api::{DrainStage, DrainView, FailingView, NodeView},
     clock::rfc3339,
-    node::{FailingDependency, NodeCommand, NodeName, NodeRecord, NodeState, PortRange},
-    process::http::Peer,
+    node::{FailingDependency, NodeCommand, NodeName, NodeRecord, NodeState},
     registry::NodeOrders,
 };
-use serde::Serialize;
 
-use super::{address, existing, registry};
+use super::{existing, registry};
 use crate::{error::ApiError, service::Service};
 
-/// A node in the response to `GET /v1/nodes`.
-#[derive(Debug, Serialize)]
-pub struct NodeView {
-    name: NodeName,
-    /// Hexadecimal digits: JavaScript and jq would round the 64-bit number.
-    incarnation: String,
-    state: NodeState,
-    /// The first passive ports, for readers of the previous version.
-    slice: PortRange,
-    /// The blocks that the node leases, or its slice.
-    passive_ports: Vec<PortRange>,
-    /// The address at which other nodes and relays reach the node. `None`: the node is of the previous
-    /// version.
-    address: Option<IpAddr>,
-    control: String,
-    host: String,
-    version: String,
-    /// Start of the process; RFC 3339.
-    since: String,
-    sessions: u32,
-    transfers: u32,
-    failing: Vec<FailingView>,
-    drain: DrainStage,
-}
-
-/// Progress of a node's drain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DrainStage {
-    None,
-    /// An administrator has requested the drain, and the node has not begun yet.
-    Asked,
-    Draining,
-    /// The node has drained and left the cluster.
-    Drained,
-}
-
-/// Body of the response to `GET /v1/nodes/{name}/drain`.
-#[derive(Debug, Serialize)]
-pub struct DrainView {
-    drain: DrainStage,
-    /// Time of the administrator's request; RFC 3339. `None`: there was no request.
-    asked: Option<String>,
-}
-
-/// A failing dependency of a node.
-#[derive(Debug, Serialize)]
-pub struct FailingView {
-    dependency: String,
-    error: String,
-    /// RFC 3339.
-    since: String,
-    required: bool,
-}
-
-impl From<NodeRecord> for NodeView {
-    fn from(record: NodeRecord) -> Self {
-        let passive_ports = record.passive_ports();
-        let NodeRecord {
-            name,
-            incarnation,
-            state,
-            slice,
-            address,
-            control,
-            host,
-            version,
-            since,
-            sessions,
-            transfers,
-            failing,
-            ..
-        } = record;
-        let is_degraded = state == NodeState::Ready && failing.iter().any(|failing| failing.required);
-        Self {
-            name,
-            incarnation: format!("{incarnation:016x}"),
-            state: if is_degraded { NodeState::Degraded } else { state },
-            slice,
-            passive_ports,
-            address,
-            control,
-            host,
-            version,
-            since: rfc3339(since),
-            sessions,
-            transfers,
-            failing: failing.into_iter().map(FailingView::from).collect(),
-            drain: if state == NodeState::Draining { DrainStage::Draining } else { DrainStage::None },
-        }
+/// The view of a node with the orders to it.
+pub(super) fn view(record: NodeRecord, orders: &NodeOrders) -> NodeView {
+    let passive_ports = record.passive_ports();
+    let is_degraded =
+        record.state == NodeState::Ready && record.failing.iter().any(|failing| failing.required);
+    let drain = match (record.state, orders.drain) {
+        (NodeState::Draining, _) => DrainStage::Draining,
+        (_, Some(_)) => DrainStage::Asked,
+        (_, None) => DrainStage::None,
+    };
+    NodeView {
+        name: record.name,
+        incarnation: format!("{:016x}", record.incarnation),
+        state: if is_degraded { NodeState::Degraded } else { record.state },
+        slice: record.slice,
+        passive_ports,
+        address: record.address,
+        control: record.control,
+        host: record.host,
+        version: record.version,
+        since: rfc3339(record.since),
+        sessions: record.sessions,
+        transfers: record.transfers,
+        failing: record.failing.into_iter().map(failing_view).collect(),
+        drain,
+        drain_until: record.drain_until.map(rfc3339),
+        activity: record.activity,
     }
 }
 
-impl NodeView {
-    fn with(self, orders: &NodeOrders) -> Self {
-        let is_asked = self.drain == DrainStage::None && orders.drain.is_some();
-        Self { drain: if is_asked { DrainStage::Asked } else { self.drain }, ..self }
-    }
-}
-
-impl From<FailingDependency> for FailingView {
-    fn from(failing: FailingDependency) -> Self {
-        let FailingDependency { dependency, error, since, required } = failing;
-        Self { dependency, error, since: rfc3339(since), required }
-    }
+fn failing_view(failing: FailingDependency) -> FailingView {
+    let FailingDependency { dependency, error, since, required } = failing;
+    FailingView { dependency, error, since: rfc3339(since), required }
 }
 
 /// The live nodes, by name.
@@ -129,7 +54,7 @@ pub async fn list(service: &Service) -> Result<Vec<NodeView>, ApiError> {
     let mut views = Vec::new();
     for node in registry.nodes().await? {
         let orders = registry.orders(&node.name).await?;
-        views.push(NodeView::from(node).with(&orders));
+        views.push(view(node, &orders));
     }
     Ok(views)
 }
@@ -144,24 +69,58 @@ pub async fn drain_state(service: &Service, name: &str) -> Result<DrainView, Api
     let node = registry.nodes().await?.into_iter().find(|node| node.name == name);
     let orders = registry.orders(&name).await?;
     let asked = orders.drain.map(rfc3339);
+    let status = format!("/v1/nodes/{name}/drain");
     match node {
-        Some(node) => Ok(DrainView { drain: NodeView::from(node).with(&orders).drain, asked }),
-        None if orders.drained.is_some() => Ok(DrainView { drain: DrainStage::Drained, asked }),
+        Some(node) => {
+            let NodeView { drain, drain_until, sessions, transfers, .. } = view(node, &orders);
+            Ok(DrainView { drain, asked, until: drain_until, sessions, transfers, status })
+        }
+        None if orders.drained.is_some() => {
+            let drain = DrainStage::Drained;
+            Ok(DrainView { drain, asked, until: None, sessions: 0, transfers: 0, status })
+        }
         None => Err(ApiError::NotFound("node")),
     }
 }
 
-/// Orders a node to drain. `peer` is for the log.
+/// Orders a node to drain, and returns the progress.
 ///
 /// # Errors
 /// No live node has this name, or Redis cannot be reached.
-pub async fn drain(service: &Service, name: &str, peer: Option<Peer>) -> Result<(), ApiError> {
-    let name: NodeName = existing(name, "node")?;
-    if !registry(service)?.send(&name, &NodeCommand::Drain).await? {
+pub async fn drain(service: &Service, name: &str) -> Result<DrainView, ApiError> {
+    let node: NodeName = existing(name, "node")?;
+    if !registry(service)?.send(&node, &NodeCommand::Drain).await? {
         return Err(ApiError::NotFound("node"));
     }
-    log::info!(node:% = name, by = address(peer); "an administrator ordered a node to drain");
-    Ok(())
+    drain_state(service, name).await
+}
+
+/// Orders a node that an administrator drains to serve again, and returns the progress.
+///
+/// # Errors
+/// No live node has this name, the node stops for good, or Redis cannot be reached.
+pub async fn undrain(service: &Service, name: &str) -> Result<DrainView, ApiError> {
+    let node: NodeName = existing(name, "node")?;
+    let registry = registry(service)?;
+    let orders = registry.orders(&node).await?;
+    let Some(record) = registry.nodes().await?.into_iter().find(|record| record.name == node) else {
+        return Err(match orders.drained {
+            Some(_) => {
+                ApiError::CannotUndrain("the node has drained and its process has ended; start it again")
+            }
+            None => ApiError::NotFound("node"),
+        });
+    };
+    let is_ordered = orders.drain.is_some() || orders.undrain.is_some();
+    if record.state == NodeState::Draining && !is_ordered {
+        let text = "the node drains because it was told to stop on its host, which cannot be undone; start \
+                    it again when it has ended";
+        return Err(ApiError::CannotUndrain(text));
+    }
+    if is_ordered && !registry.send(&node, &NodeCommand::Undrain).await? {
+        return Err(ApiError::NotFound("node"));
+    }
+    drain_state(service, name).await
 }
 
 #[cfg(test)]
@@ -178,7 +137,7 @@ mod tests {
         });
         record.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let record: NodeRecord = serde_json::from_value(record).unwrap();
-        to_value(NodeView::from(record)).unwrap()["passive_ports"].take()
+        to_value(view(record, &NodeOrders::default())).unwrap()["passive_ports"].take()
     }
 
     #[test]

@@ -60,10 +60,7 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<U
     let user = User::from_fields(&name, body).map_err(invalid)?;
     let groups = service.accounts.undeclared_groups(&user.groups);
     match stored.write_user(&name, None, &user, &groups).await? {
-        WriteOutcome::Done => {
-            log::info!(user:% = name; "user created");
-            Ok(user.view(&name, AccountSource::Registry, effective(service, &user).await))
-        }
+        WriteOutcome::Done => Ok(user.view(&name, AccountSource::Registry, effective(service, &user).await)),
         WriteOutcome::NoGroup(index) => Err(no_group(&groups, index)),
         WriteOutcome::Differs | WriteOutcome::Missing => Err(ApiError::AlreadyExists("user")),
     }
@@ -98,7 +95,6 @@ pub async fn update(
         let groups = if names_groups { service.accounts.undeclared_groups(&user.groups) } else { Vec::new() };
         match stored.write_user(&name, Some(&read), &user, &groups).await? {
             WriteOutcome::Done => {
-                log::info!(user:% = name; "user changed");
                 service.revision.advance();
                 if !user.enabled || user.credential != read.value.credential {
                     revoke_logins(service, &name).await;
@@ -159,7 +155,6 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
         let read = read(stored, &name).await?;
         match stored.remove_user(&name, &read).await? {
             WriteOutcome::Done => {
-                log::info!(user:% = name; "user removed");
                 revoke_logins(service, &name).await;
                 return Ok(());
             }

@@ -1,10 +1,10 @@
 //! The table of authd's metrics: type, unit, labels and meaning.
 
-use common::metric::{Metric, REGISTRY_CONNECTED};
+use common::metric::{Metric, REDIS_SECONDS, REGISTRY_CONNECTED};
 
 use super::{
-    BANS, BANS_LIFTED, CACHE_HITS, CONNECTIONS, DEPENDENCY_UP, DISPLACED, FILE_CURRENT, FILE_LOADED, LOGINS,
-    REQUESTS, REVOKED, THROTTLED, USERS, VERIFICATION,
+    AUDIT_LOST, BANS, BANS_LIFTED, CACHE_HITS, CONNECTIONS, DEPENDENCY_UP, DISPLACED, FILE_CURRENT,
+    FILE_LOADED, LIVE_LISTENERS, LOGINS, REQUEST_SECONDS, REQUESTS, REVOKED, THROTTLED, USERS, VERIFICATION,
 };
 
 /// Every metric of `authd`.
@@ -12,7 +12,7 @@ pub(crate) const METRICS: &[Metric] = &[
     Metric::counter(LOGINS, "logins", "Decided logins.").labels(&[(
         "result",
         "accepted, unknown_user, wrong_password, disabled, address_not_allowed, time_not_allowed, \
-         throttled, busy, unavailable",
+         blocked, throttled, busy, unavailable",
     )]),
     Metric::histogram(
         VERIFICATION,
@@ -37,7 +37,7 @@ pub(crate) const METRICS: &[Metric] = &[
     )
     .labels(&[(
         "reason",
-        "removed, disabled, credential_changed, address_not_allowed, time_not_allowed, unknown",
+        "removed, disabled, credential_changed, address_not_allowed, time_not_allowed, blocked, unknown",
     )]),
     Metric::gauge(CONNECTIONS, "connections", "Open HTTP connections."),
     Metric::counter(
@@ -47,8 +47,21 @@ pub(crate) const METRICS: &[Metric] = &[
     ),
     Metric::counter(REQUESTS, "requests", "Answered HTTP requests.")
         .labels(&[("route", "a path of the API, names left out"), ("status", "200, 401 and so on")]),
+    Metric::coarse_histogram(
+        REQUEST_SECONDS,
+        "Time from a complete request of the API to the begin of its answer.",
+    )
+    .labels(&[("route", "a path of the API, names left out")]),
+    Metric::gauge(LIVE_LISTENERS, "connections", "Listeners of `GET /v1/live`."),
     Metric::gauge(DEPENDENCY_UP, "1 or 0", "1 if the dependency works, 0 if not.")
-        .labels(&[("dependency", "registry, as in /readyz")]),
+        .labels(&[("dependency", "registry, audit, as in /readyz")]),
+    Metric::counter(
+        AUDIT_LOST,
+        "records",
+        "Records of the audit trail that could not be written. /readyz shows the loss as `audit` for five \
+         minutes.",
+    )
+    .labels(&[("sink", "file, stderr, journald, redis")]),
     Metric::gauge(USERS, "users", "Declared users."),
     Metric::gauge(
         FILE_LOADED,
@@ -61,4 +74,5 @@ pub(crate) const METRICS: &[Metric] = &[
         "1 if the users file is in use as it is now; 0 if it has an error and the users before it stay.",
     ),
     REGISTRY_CONNECTED,
+    REDIS_SECONDS,
 ];

@@ -7,6 +7,7 @@ pub(super) const MANUAL: Manual = Manual {
         ("authd --config FILE", "the service"),
         ("authd --check [--deep] [OPTIONS]", "verify the settings and what they name"),
         ("authd hash-password", "make a hash for a users file"),
+        ("authd hash-token", "make a line for administrators_file"),
     ],
     description: &[
         "`authd` decides the logins of a distributed FTP cluster. The nodes, `ftpd`(8), send it names and \
@@ -67,7 +68,12 @@ pub(super) const MANUAL: Manual = Manual {
             "SIGTERM, SIGINT",
             "Accept no more requests, finish the running ones for at most `stop_timeout`, and exit with 0.",
         ),
-        ("SIGHUP", "Read the users file again. Other settings need a restart."),
+        (
+            "SIGHUP",
+            "Read the users file, the administrators' file and the configuration file again. A change of \
+             `log_level` or `log_format` applies at once; the log names every other changed setting, which \
+             needs a restart.",
+        ),
     ],
     exit_status: &[
         ("0", "authd ended as asked: by a signal, or after `--check`, `--print-…` or `hash-password`."),
@@ -113,6 +119,24 @@ pub(super) const HASH_PASSWORD: Manual = Manual {
         ("78", "A setting is wrong."),
     ],
     see_also: &["authd(8)", "authd.toml(5)", "ftpd(8)"],
+};
+
+pub(super) const HASH_TOKEN: Manual = Manual {
+    synopsis: &[("authd hash-token", "")],
+    description: &[
+        "`authd hash-token` reads an administrator's token and prints the line `token_sha256 = …` for \
+         `administrators_file` of `authd`(8). The token should be random; at least 24 characters.",
+        "On a terminal it asks for the token twice, and does not show it. Otherwise it reads one line of \
+         standard input.",
+    ],
+    examples: &[("A random token, and its line:", {
+        "openssl rand -base64 24 | tee ann.token | authd hash-token"
+    })],
+    files: &[],
+    environment: &[],
+    signals: &[],
+    exit_status: &[("0", "The line was printed."), ("1", "There was no token.")],
+    see_also: &["authd(8)", "authd.toml(5)"],
 };
 
 pub(super) const EXAMPLE_FILE: &str = "\

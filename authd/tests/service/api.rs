@@ -9,15 +9,13 @@ use std::{
 
 use authd::{
     accounts::user::UserView,
-    handlers::{bans::BanView, groups::GroupView, nodes::NodeView, sessions::SessionView},
+    handlers::{bans::BanView, groups::GroupView},
 };
 use common::{
     auth_api::{
         Account, AuthenticateRequest, AuthorizedAnswer, AuthorizedRequest, EndReason, ErrorCode, Verdict,
     },
-    node::NodeRecord,
     policy::Permissions,
-    session::SessionRecord,
 };
 use redis::Commands;
 use reqwest::Method;
@@ -40,6 +38,10 @@ pub(crate) fn put_node(
     let record = json!({ "id": session, "node": name, "user": user, "address": address, "since": 7 });
     let _: () = connection.sadd("ftp:nodes", name).unwrap();
     let _: () = connection.hset(format!("ftp:node:{name}"), "record", node.to_string()).unwrap();
+    let incarnation = u64::MAX.to_string();
+    let _: () = connection.hset(format!("ftp:node:{name}"), "incarnation", &incarnation).unwrap();
+    let entry = format!("{session} {name} {incarnation}");
+    let _: () = connection.zadd(format!("ftp:user-sessions:{user}"), entry, u64::MAX >> 12).unwrap();
     let _: () = connection.hset(format!("ftp:sessions:{name}"), session, record.to_string()).unwrap();
 }
 
@@ -106,9 +108,17 @@ async fn openapi_describes_exactly_the_routes_that_exist_and_their_tokens() {
         assert_eq!(other.error(), (405, "method_not_allowed".to_owned()), "{path}");
         assert!(other.headers["allow"].to_str().unwrap().contains(method.as_str()), "{path}");
     }
-    for path in
-        ["/", "/v1", "/v1/user", "/v1/users/a/b", "/v1/nodes/x", "/v2/users", "/metrics/x", "/openapi"]
-    {
+    for path in [
+        "/page",
+        "/page/x",
+        "/v1",
+        "/v1/user",
+        "/v1/users/a/b",
+        "/v1/nodes/x",
+        "/v2/users",
+        "/metrics/x",
+        "/openapi",
+    ] {
         let answer = authd.admin(Method::GET, path, None).await;
         assert_eq!(answer.error(), (404, "not_found".to_owned()), "{path}");
     }
@@ -190,7 +200,8 @@ async fn openapi_describes_exactly_the_fields_of_the_types() {
     account.as_object_mut().unwrap().remove("access");
     let account: Account = serde_json::from_value(account).unwrap();
     let quota_directory = Some("/in".to_owned().try_into().unwrap());
-    let account = Account { version: Some("1".to_owned()), quota_directory, ..account };
+    let groups = vec!["staff".to_owned()];
+    let account = Account { groups, version: Some("1".to_owned()), quota_directory, ..account };
     assert_eq!(described("Account"), of(serde_json::to_value(&account).unwrap()));
     let login = json!({ "user": "a", "version": "1", "address": "::1" });
     let request: AuthorizedRequest =
@@ -206,20 +217,9 @@ async fn openapi_describes_exactly_the_fields_of_the_types() {
         serde_json::from_value(json!({ "by": "user", "name": "a", "until": "1970-01-01T00:00:01Z" }))
             .unwrap();
     assert_eq!(described("Ban"), of(serde_json::to_value(&ban).unwrap()));
-    let session: SessionRecord = serde_json::from_value(json!({
-        "id": "00112233445566aa", "node": "a", "user": "a", "address": "::1", "since": 1,
-    }))
-    .unwrap();
-    assert_eq!(described("Session"), of(serde_json::to_value(SessionView::from(session)).unwrap()));
-    let node: NodeRecord = serde_json::from_value(json!({
-        "name": "a", "incarnation": 1, "state": "ready", "slice": [1, 2], "control": "", "version": "",
-        "since": 1, "sessions": 1, "transfers": 0,
-        "failing": [{ "dependency": "storage", "error": "gone", "since": 1, "required": true }],
-    }))
-    .unwrap();
-    let node = serde_json::to_value(NodeView::from(node)).unwrap();
-    assert_eq!(described("Failing"), keys(&node["failing"][0]));
-    assert_eq!(described("Node"), of(node));
+    for (schema, keys) in crate::administrators::types() {
+        assert_eq!(described(schema), keys, "{schema}");
+    }
     let readiness = authd.call(Method::GET, "/readyz", None, None).await.json();
     assert_eq!(described("Readiness"), of(readiness));
 
@@ -391,10 +391,10 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
     }
 
     // A node that does not carry out the order.
-    let end = json!({ "command": "end_session", "session": "00112233445566aa" });
+    let end = json!({ "command": "end_session", "session": "00112233445566aa", "reason": "too slow" });
     let shown = authd.admin(Method::GET, "/v1/sessions/00112233445566aa", None).await.json();
     assert_eq!((&shown["user"], &shown["ending"]), (&json!("ann"), &json!(false)));
-    let asked = authd.admin(Method::DELETE, "/v1/sessions/00112233445566aa", None).await;
+    let asked = authd.admin(Method::DELETE, "/v1/sessions/00112233445566aa?reason=too%20slow", None).await;
     assert_eq!((asked.status, &asked.json()["ending"]), (202, &json!(true)));
     let shown = authd.admin(Method::GET, "/v1/sessions/00112233445566aa", None).await.json();
     assert!(shown["ending"] == true && shown["ending_since"].is_string(), "{shown}");
@@ -417,10 +417,25 @@ async fn sessions_and_nodes_are_shown_ended_and_drained() {
     let stage =
         async || authd.admin(Method::GET, "/v1/nodes/ftp-1/drain", None).await.json()["drain"].clone();
     assert_eq!(stage().await, "none");
-    assert_eq!(authd.admin(Method::POST, "/v1/nodes/ftp-1/drain", None).await.status, 202);
+    let drain = authd.admin(Method::POST, "/v1/nodes/ftp-1/drain", None).await;
+    assert_eq!((drain.status, &drain.json()["drain"]), (202, &json!("asked")));
     assert_eq!(stage().await, "asked");
     assert_eq!(commands(&mut connection, "ftp-1"), [json!({ "command": "drain" })]);
-    assert_eq!(authd.admin(Method::POST, "/v1/nodes/ftp-9/drain", None).await.error().0, 404);
+    for order in ["drain", "undrain"] {
+        assert_eq!(authd.admin(Method::POST, &format!("/v1/nodes/ftp-9/{order}"), None).await.error().0, 404);
+    }
+    // The order is revoked, and the node learns of it.
+    let undrain = async || authd.admin(Method::POST, "/v1/nodes/ftp-1/undrain", None).await;
+    let answer = undrain().await;
+    assert_eq!((answer.status, &answer.json()["drain"]), (202, &json!("none")));
+    assert_eq!(commands(&mut connection, "ftp-1"), [json!({ "command": "undrain" })]);
+    // A node that drains without an administrator's order has got a signal.
+    let _: () = connection.del("ftp:orders:ftp-1").unwrap();
+    let record: String = connection.hget("ftp:node:ftp-1", "record").unwrap();
+    let mut record: Value = serde_json::from_str(&record).unwrap();
+    record["state"] = json!("draining");
+    let _: () = connection.hset("ftp:node:ftp-1", "record", record.to_string()).unwrap();
+    assert_eq!(undrain().await.error(), (409, "stopping".to_owned()));
 }
 
 #[tokio::test]

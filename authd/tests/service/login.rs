@@ -399,7 +399,7 @@ async fn refused_tokens_are_logged_with_the_setting_at_a_limited_rate() {
     }
     let log = authd.log();
     let node = "its authd_token_file differs from node_token_file address=127.0.0.1 suppressed=0";
-    for line in [node, "its token differs from admin_token_file address=127.0.0.1"] {
+    for line in [node, "its token differs from admin_token_file and administrators_file address=127.0.0.1"] {
         assert_eq!(log.matches(line).count(), 1, "{line:?}: {log}");
     }
 }

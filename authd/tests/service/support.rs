@@ -158,6 +158,36 @@ impl Answer {
     }
 }
 
+/// Reads server-sent events.
+pub(crate) struct EventReader {
+    answer: reqwest::Response,
+    text: String,
+}
+
+impl EventReader {
+    pub(crate) fn new(answer: reqwest::Response) -> Self {
+        Self { answer, text: String::new() }
+    }
+
+    /// The name and the data of the next event. `None`: the stream has ended in order.
+    pub(crate) async fn next(&mut self) -> Option<(String, Value)> {
+        loop {
+            while let Some((event, rest)) = self.text.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.text = rest;
+                let field =
+                    |name: &str| event.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+                if let (Some(name), Some(data)) = (field("event"), field("data")) {
+                    return Some((name.to_owned(), serde_json::from_str(data).unwrap()));
+                }
+            }
+            let part = tokio::time::timeout(DEADLINE, self.answer.chunk()).await;
+            let part = part.expect("no event in time").unwrap()?;
+            self.text += std::str::from_utf8(&part).unwrap();
+        }
+    }
+}
+
 /// The authd command with cheap hashes and an empty environment.
 pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_authd"));
@@ -209,7 +239,8 @@ impl Authd {
             let _ = child.wait();
             panic!("authd does not listen:\n{}", log.lock().unwrap());
         };
-        let client = reqwest::Client::builder().timeout(DEADLINE).build().unwrap();
+        // The host may have no files of the usual authorities, as in Nix's sandbox.
+        let client = reqwest::Client::builder().timeout(DEADLINE).tls_certs_only([]).build().unwrap();
         Self { child, url: format!("http://{address}"), log, client, _files: files }
     }
 
@@ -247,11 +278,18 @@ impl Authd {
             request = request.json(body);
         }
         let response = request.send().await.unwrap();
-        Answer {
-            status: response.status().as_u16(),
-            headers: response.headers().clone(),
-            text: response.text().await.unwrap(),
-        }
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        // A stream of events has no end.
+        let is_stream = headers.get("content-type").is_some_and(|kind| kind == "text/event-stream");
+        let text = if is_stream { String::new() } else { response.text().await.unwrap() };
+        Answer { status, headers, text }
+    }
+
+    /// The head of an answer whose body is read later.
+    pub(crate) async fn listen(&self, path: &str, token: &str) -> reqwest::Response {
+        // Without the time limit of `client`, which includes the body.
+        let request = reqwest::Client::new().get(format!("{}{path}", self.url)).bearer_auth(token);
+        tokio::time::timeout(DEADLINE, request.send()).await.expect("no answer in time").unwrap()
     }
 
     pub(crate) async fn admin(&self, method: Method, path: &str, body: Option<&Value>) -> Answer {

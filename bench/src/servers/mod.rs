@@ -31,6 +31,10 @@ pub(crate) enum ServerKind {
     Ftpd,
     /// Our node with `sync_uploads`, which is its default
     FtpdSync,
+    /// Our node without any audit trail (`audit_records = 0`)
+    FtpdNoAudit,
+    /// Our node with an audit trail in a file (`audit_log`), beside that in Redis
+    FtpdAudit,
     /// Our node of the build given by --before
     Before,
     /// Our node in standalone mode: no authd, no Redis
@@ -52,6 +56,8 @@ impl ServerKind {
         match self {
             Self::Ftpd => "ftpd",
             Self::FtpdSync => "ftpd, fsync",
+            Self::FtpdNoAudit => "ftpd, no audit trail",
+            Self::FtpdAudit => "ftpd, audit file",
             Self::Before => "ftpd before",
             Self::FtpdAlone => "ftpd alone",
             Self::Balancer => "ftpd behind nginx",
@@ -73,7 +79,14 @@ impl ServerKind {
     pub(crate) fn is_ours(self) -> bool {
         matches!(
             self,
-            Self::Ftpd | Self::FtpdSync | Self::Before | Self::FtpdAlone | Self::Balancer | Self::Relay
+            Self::Ftpd
+                | Self::FtpdSync
+                | Self::FtpdNoAudit
+                | Self::FtpdAudit
+                | Self::Before
+                | Self::FtpdAlone
+                | Self::Balancer
+                | Self::Relay
         )
     }
 }
@@ -141,7 +154,11 @@ impl Testbed {
         let mut servers: Vec<Server> = Vec::new();
         for &kind in kinds {
             let started = match kind {
-                ServerKind::Ftpd | ServerKind::FtpdSync | ServerKind::Before => nodes::cluster(self, kind),
+                ServerKind::Ftpd
+                | ServerKind::FtpdSync
+                | ServerKind::FtpdNoAudit
+                | ServerKind::FtpdAudit
+                | ServerKind::Before => nodes::cluster(self, kind),
                 ServerKind::FtpdAlone => nodes::standalone(self),
                 ServerKind::Balancer | ServerKind::Relay => {
                     match servers.iter().find(|server| server.kind == ServerKind::Ftpd) {

@@ -26,6 +26,8 @@ const CONTROL_PORT: u16 = 2121;
 pub(super) fn cluster(testbed: &Testbed, kind: ServerKind) -> io::Result<Server> {
     let (host, name) = match kind {
         ServerKind::FtpdSync => (30, "ftpd-sync"),
+        ServerKind::FtpdNoAudit => (70, "ftpd-no-audit"),
+        ServerKind::FtpdAudit => (80, "ftpd-audit"),
         ServerKind::Before => (60, "ftpd-before"),
         _ => (20, "ftpd"),
     };
@@ -60,6 +62,11 @@ pub(super) fn cluster(testbed: &Testbed, kind: ServerKind) -> io::Result<Server>
     command.args(["--trusted-balancers", "127.0.0.1/32"]);
     command.arg("--root").arg(testbed.scratch.join("files"));
     command.arg(format!("--sync-uploads={}", kind == ServerKind::FtpdSync));
+    match kind {
+        ServerKind::FtpdNoAudit => drop(command.arg("--audit-records=0")),
+        ServerKind::FtpdAudit => drop(command.arg("--audit-log").arg(directory.join("audit.log"))),
+        _ => {}
+    }
     let (process, group) = testbed.process(name, command)?;
     Ok(Server {
         kind,

@@ -51,6 +51,7 @@ const ALL_AND_SYNC: &[ServerKind] = &[
 /// Without `FtpdSync`, which differs only in uploads.
 const ALL: &[ServerKind] = ALL_AND_SYNC.split_at(ALL_AND_SYNC.len() - 1).0;
 const DIRECT_AND_BALANCED: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Balancer, ServerKind::Relay];
+const AUDITED: &[ServerKind] = &[ServerKind::FtpdNoAudit, ServerKind::Ftpd, ServerKind::FtpdAudit];
 const RELAYED: &[ServerKind] = &[ServerKind::Relay];
 const OURS: &[ServerKind] = &[ServerKind::Ftpd, ServerKind::Before];
 
@@ -82,6 +83,17 @@ pub(crate) static WORKLOADS: &[Workload] = &[
     }),
     workload("small-get", "4 KiB files, 8 sessions", FILES, BOTH, ALL, |_, s, e| transfer::small_get(s, e)),
     workload("small-put", "4 KiB files, 8 sessions", FILES, BOTH, ALL_AND_SYNC, transfer::small_put),
+    workload("audit-get", "small-get with and without an audit trail", FILES, PLAIN, AUDITED, |_, s, e| {
+        transfer::small_get(s, e)
+    }),
+    workload(
+        "audit-put",
+        "small-put with and without an audit trail",
+        FILES,
+        PLAIN,
+        AUDITED,
+        transfer::small_put,
+    ),
     workload("list", "LIST of 10,000 entries", LISTS, BOTH, ALL, |_, s, e| listing::listing(s, e, "LIST")),
     workload("mlsd", "MLSD of 10,000 entries", LISTS, BOTH, ALL, |_, s, e| listing::listing(s, e, "MLSD")),
     workload("login-16", "16 clients log in repeatedly", LOGINS, BOTH, ALL, |_, s, e| login::login(s, e)),

@@ -2,23 +2,32 @@
 
 use std::{sync::Arc, time::Duration};
 
-use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::{net::TcpListener, sync::oneshot};
 use warp::{Filter, Rejection, Reply, http::StatusCode, reply};
 
 use super::http::{self, ConnectionLimits, HttpEvent};
-use crate::health::ReadinessReport;
+use crate::{
+    health::ReadinessReport,
+    metric::{self, Metric},
+};
 
-/// Upper bounds of the buckets of all histograms, in seconds.
+/// Upper bounds of the buckets of histograms that name none, in seconds.
 const SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0];
 
-/// Starts recording metrics for [`routes`]. Call it once, within a runtime, before the first metric.
+/// Starts recording the daemon's metrics for [`routes`]. Call it once, within a runtime, before the first
+/// metric.
 ///
 /// # Errors
 /// There is already a recorder.
-pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
-    let handle = PrometheusBuilder::new().set_buckets(&SECONDS)?.install_recorder()?;
+pub fn install_metrics(metrics: &[Metric]) -> Result<PrometheusHandle, BuildError> {
+    let mut builder = PrometheusBuilder::new().set_buckets(&SECONDS)?;
+    for (name, buckets) in metrics.iter().filter_map(|metric| Some((metric.name, metric.buckets?))) {
+        builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)?;
+    }
+    let handle = builder.install_recorder()?;
+    metric::describe(metrics);
     let upkeep = handle.clone();
     // Histograms collect samples until they are rendered or drained here.
     tokio::spawn(async move {

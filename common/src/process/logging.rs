@@ -4,14 +4,17 @@ use std::{
     fmt::Write as _,
     io::{self, Write},
     str::FromStr,
+    sync::{Arc, OnceLock, RwLock},
 };
 
 use env_logger::fmt::Formatter;
 use log::{
-    LevelFilter, Record,
+    LevelFilter, Log, Metadata, Record,
     kv::{self, Key, Value, VisitSource, VisitValue},
 };
 use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
+
+use crate::sync::{read, write};
 
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,34 @@ impl FromStr for LogFormat {
 /// The largest number that every JSON reader keeps exactly: JavaScript and jq use doubles.
 const LARGEST_NUMBER: u64 = 1 << 53;
 
+/// The process's logger. `None` before [`init`].
+static LOGGER: OnceLock<ChangeableLogger> = OnceLock::new();
+
+/// A logger whose filter and format can change.
+struct ChangeableLogger {
+    node: Option<Arc<str>>,
+    current: RwLock<Arc<env_logger::Logger>>,
+}
+
+impl ChangeableLogger {
+    /// The logger in use. The lock is not held while a line is written, which may block.
+    fn current(&self) -> Arc<env_logger::Logger> {
+        Arc::clone(&read(&self.current))
+    }
+}
+
+impl Log for ChangeableLogger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.current().enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.current().log(record);
+    }
+
+    fn flush(&self) {}
+}
+
 /// Sends log lines to standard error. `filter` has the form of env_logger: `info`, `warn,ftpd=debug`.
 /// `node` is a field of every line, so that lines of several nodes can be collected in one place. Call it
 /// once, before anything else.
@@ -44,11 +75,31 @@ const LARGEST_NUMBER: u64 = 1 << 53;
 /// Warnings of rustls are shown only if the filter names rustls: clients can cause any number of them, and
 /// they do not name the client.
 pub fn init(format: LogFormat, filter: &str, node: Option<String>) {
+    let node = node.map(Arc::from);
+    let first = logger(format, filter, node.clone());
+    let level = first.filter();
+    let logger = LOGGER.get_or_init(|| ChangeableLogger { node, current: RwLock::new(Arc::new(first)) });
+    // It fails only if there is a logger already, which stays.
+    if log::set_logger(logger).is_ok() {
+        log::set_max_level(level);
+    }
+}
+
+/// Changes the format and the filter that [`init`] set.
+pub fn change(format: LogFormat, filter: &str) {
+    let Some(changeable) = LOGGER.get() else { return };
+    let next = logger(format, filter, changeable.node.clone());
+    let level = next.filter();
+    *write(&changeable.current) = Arc::new(next);
+    log::set_max_level(level);
+}
+
+fn logger(format: LogFormat, filter: &str, node: Option<Arc<str>>) -> env_logger::Logger {
     env_logger::Builder::new()
         .filter_module("rustls", LevelFilter::Error)
         .parse_filters(filter)
         .format(move |out, record| write_line(out, format, record, node.as_deref()))
-        .init();
+        .build()
 }
 
 /// Checks a filter for [`init`]. env_logger would take a misspelt level for the name of a module, and log
@@ -204,13 +255,18 @@ fn json_line(record: &Record<'_>, node: Option<&str>, now: OffsetDateTime) -> St
         fields.0.entry(NODE).or_insert_with(|| node.into());
     }
     let mut line = String::new();
-    for c in serde_json::Value::Object(fields.0).to_string().chars() {
-        // `to_string` escapes only characters below U+0020. The other active characters are within strings
-        // and not above U+FFFF, so one escape is enough. Writing to a `String` does not fail.
-        let _ = if is_active(c) { write!(line, "\\u{:04x}", u32::from(c)) } else { line.write_char(c) };
-    }
+    escape_json(&mut line, &serde_json::Value::Object(fields.0).to_string());
     line.push('\n');
     line
+}
+
+/// Appends JSON in which active characters are escaped. serde_json escapes only characters below U+0020.
+pub(crate) fn escape_json(line: &mut String, json: &str) {
+    for c in json.chars() {
+        // The other active characters are within strings and not above U+FFFF, so one escape is enough.
+        // Writing to a `String` does not fail.
+        let _ = if is_active(c) { write!(line, "\\u{:04x}", u32::from(c)) } else { line.write_char(c) };
+    }
 }
 
 #[cfg(test)]

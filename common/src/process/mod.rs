@@ -1,4 +1,4 @@
-//! Parts of a process that both daemons use: logging, metrics, HTTP, signals, the service manager.
+//! Parts of a process that several programs use: logging, metrics, HTTP, signals, the service manager.
 
 pub mod admin;
 pub mod capabilities;
@@ -6,6 +6,7 @@ pub mod check;
 pub mod descriptors;
 pub mod http;
 pub mod logging;
+pub mod prompt;
 pub mod service;
 pub mod signals;
 

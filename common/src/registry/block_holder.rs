@@ -29,16 +29,21 @@ impl BlockTimes {
         self.reservation + Duration::from_secs(1)
     }
 
-    /// Time for which a taken block is not used. Until then every live node and relay has refreshed its map,
-    /// and every live node has entered its blocks again if Redis lost them.
+    /// Time for which a taken block is not used.
     pub fn settle(self) -> Duration {
-        self.lease / 3 + Duration::from_secs(1)
+        settle(self.lease)
     }
+}
+
+/// Time for which a taken block is not used, for this `node_lease`. Until then every live node and relay has
+/// refreshed its map, and every live node has entered its blocks again if Redis lost them.
+pub(super) fn settle(lease: Duration) -> Duration {
+    lease / 3 + Duration::from_secs(1)
 }
 
 /// A node's request about its blocks, for the script.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BlockRequest {
+pub struct BlockStepRequest {
     /// Time of the request, by this node's clock.
     pub sent: Duration,
     /// Redis's time of the request, as far as this node knows it.
@@ -127,9 +132,9 @@ impl BlockHolder {
     }
 
     /// The next request to Redis. `now`: time since the boot of the host.
-    pub fn request(&self, now: Duration) -> BlockRequest {
+    pub fn request(&self, now: Duration) -> BlockStepRequest {
         let used = self.held.values().filter(|block| block.state != HeldState::Settling);
-        BlockRequest {
+        BlockStepRequest {
             sent: now,
             // Not later than Redis's clock: the answer took some time to arrive.
             asked_at: self.clock.map(|(redis, at)| redis.saturating_add(millis(now.saturating_sub(at)))),
@@ -140,7 +145,7 @@ impl BlockHolder {
     }
 
     /// Takes in the answer to `request`, which arrived at `now`.
-    pub fn answer(&mut self, request: &BlockRequest, reply: &BlockReply, now: Duration) -> BlockChanges {
+    pub fn answer(&mut self, request: &BlockStepRequest, reply: &BlockReply, now: Duration) -> BlockChanges {
         let mut changes = BlockChanges::default();
         self.clock = Some((reply.now, now));
         let Some(step) = &reply.step else {
@@ -270,7 +275,7 @@ impl BlockHolder {
     }
 }
 
-impl BlockRequest {
+impl BlockStepRequest {
     /// The last arguments of `publish_node.lua`, from the rest to the released blocks.
     pub fn arguments(&self, holder: &BlockHolder) -> [String; 7] {
         let flag = |flag: bool| u8::from(flag).to_string();

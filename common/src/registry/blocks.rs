@@ -4,7 +4,7 @@
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use super::{
-    block_holder::{BlockChanges, BlockHolder, BlockReply, BlockRequest},
+    block_holder::{BlockChanges, BlockHolder, BlockReply, BlockStepRequest},
     cluster::Cluster,
     core::Core,
     work::RegistryWork,
@@ -23,7 +23,7 @@ impl Cluster {
     }
 
     /// Takes in Redis's answer about the node's blocks.
-    pub(super) fn note_blocks(&self, core: &Core, request: &BlockRequest, reply: &BlockReply) {
+    pub(super) fn note_blocks(&self, core: &Core, request: &BlockStepRequest, reply: &BlockReply) {
         let (changes, has_none) = self.change_blocks(core, |holder| {
             let changes = holder.answer(request, reply, since_boot());
             (changes, holder.share() == 0 && holder.usable().is_empty())

@@ -18,7 +18,7 @@ use super::{
     lease_calls::{LeaseCalls, LeaseRequest, RELEASE_WRITE},
     link::pipeline_with,
     map_reader::MapReader,
-    orders::{ORDER_LIFE, Order},
+    orders::{ORDER_LIFE, Order, reason_field},
     shared_keys::{self, SHARED_KEYS, SharedKey},
     table::SessionRefused,
     view::{parse, to_json},
@@ -252,12 +252,15 @@ impl Cluster {
         self.link().script::<Value>(&call).await.map(drop)
     }
 
-    /// Removes the orders to end these sessions, which have ended.
-    pub(super) async fn orders_done(&self, ended: &[SessionId]) -> Result<(), LinkError> {
+    /// Removes these orders, which are carried out.
+    pub(super) async fn orders_done(&self, done: &[Order]) -> Result<(), LinkError> {
         let mut hdel = cmd("HDEL");
         hdel.arg(self.keys().node_orders(&self.name));
-        for id in ended {
-            hdel.arg(Order::End(*id).to_string());
+        for order in done {
+            hdel.arg(order.to_string());
+            if let Order::End(session) = order {
+                hdel.arg(reason_field(*session));
+            }
         }
         self.link().query(&hdel).await
     }

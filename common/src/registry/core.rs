@@ -15,6 +15,8 @@ use super::{
     port_map::PortMap, shared_keys::LocalSharedKeys, table::NodeTable, work::RegistryWork,
 };
 use crate::{
+    clock::since_epoch,
+    live::NodeActivity,
     node::{FailingDependency, NodeRecord, NodeState, PortRange},
     passive::{BlockState, OwnBlock, PassiveAssignment},
     sync::lock,
@@ -36,6 +38,9 @@ pub(super) struct Core {
     pub state: Mutex<NodeState>,
     pub failing: Mutex<Vec<FailingDependency>>,
     pub transfers: AtomicU32,
+    /// The end of the drain at the latest; Unix time in seconds.
+    pub drain_until: Mutex<Option<u64>>,
+    pub activity: Mutex<Option<NodeActivity>>,
     table: Mutex<NodeTable>,
     ticket_keys: Mutex<LocalSharedKeys>,
     pub homes: Mutex<HashMap<Box<[u8]>, Arc<CountedHome>>>,
@@ -68,6 +73,8 @@ impl Core {
             state: Mutex::new(node.state),
             failing: Mutex::default(),
             transfers: AtomicU32::new(node.transfers),
+            activity: Mutex::default(),
+            drain_until: Mutex::default(),
             table: Mutex::default(),
             ticket_keys: Mutex::default(),
             homes: Mutex::default(),
@@ -106,6 +113,12 @@ impl Core {
             sessions: u32::try_from(self.table().session_count()).unwrap_or(u32::MAX),
             transfers: self.transfers.load(Ordering::Relaxed),
             failing: lock(&self.failing).clone(),
+            activity: lock(&self.activity).clone().map(|activity| NodeActivity {
+                // The time of the refresh, not of the measurement: administrators compare it with theirs.
+                clock: u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX),
+                ..activity
+            }),
+            drain_until: *lock(&self.drain_until),
             ..self.node.clone()
         }
     }

@@ -13,7 +13,7 @@ use crate::{
 pub(super) const EVENT_CAPACITY: usize = 64;
 
 /// The reason why a node may not join its cluster.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum JoinError {
     #[error(
         "the passive ports {} of node {} overlap the ports {} of node {}, which is live",
@@ -36,7 +36,7 @@ pub enum JoinError {
 }
 
 /// An event of the cluster that a node must react to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum ClusterEvent {
     Command(NodeCommand),
     /// A live node of another name owns some of this node's passive ports: one of the two nodes must end. The
@@ -51,7 +51,7 @@ pub enum ClusterEvent {
 }
 
 /// The process that holds a node's name. `None` if Redis has no readable record of that process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct NameHolder(pub(super) Option<Box<NodeRecord>>);
 
 impl fmt::Display for NameHolder {

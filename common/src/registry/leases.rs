@@ -60,6 +60,12 @@ impl LeaseAge {
     pub fn is_expired(&self) -> bool {
         self.limit.is_some_and(|limit| !self.state.is_within(limit))
     }
+
+    /// The epoch of Redis's data and the number of the lease in it. Within an epoch, a later lease has a
+    /// greater number. Both are 0 if Redis never granted the lease.
+    pub fn granted(&self) -> (u64, u64) {
+        self.state.granted()
+    }
 }
 
 /// The right to write paths. Dropping it releases the lease.

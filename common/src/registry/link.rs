@@ -1,7 +1,10 @@
 //! The connection to Redis that a whole process shares, with a time limit for each request.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -32,6 +35,8 @@ struct LinkInner {
     /// Held by the task that connects.
     connecting: tokio::sync::Mutex<()>,
     monitor: DependencyMonitor,
+    /// Duration of the last answer in µs, plus 1. 0: there was none.
+    last_answer: AtomicU64,
 }
 
 struct LinkState {
@@ -85,6 +90,7 @@ impl RedisLink {
             state: Mutex::new(state),
             connecting: tokio::sync::Mutex::new(()),
             monitor: DependencyMonitor::new("redis_url"),
+            last_answer: AtomicU64::new(0),
         }))
     }
 
@@ -98,7 +104,8 @@ impl RedisLink {
         R: Fn(MultiplexedConnection) -> F,
         F: Future<Output = RedisResult<T>>,
     {
-        let deadline = Instant::now() + self.0.timeout;
+        let begun = Instant::now();
+        let deadline = begun + self.0.timeout;
         let mut second = false;
         loop {
             let mut used = None;
@@ -109,7 +116,11 @@ impl RedisLink {
             };
             let error = match timeout_at(deadline, attempt).await {
                 Ok(answer) => match answer? {
-                    Ok(value) => return Ok(value),
+                    Ok(value) => {
+                        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                        self.0.last_answer.store(micros.saturating_add(1), Ordering::Relaxed);
+                        return Ok(value);
+                    }
                     Err(error) => error,
                 },
                 Err(_) => return Err(self.fail(used, "no answer in time".to_owned(), None)),
@@ -130,7 +141,8 @@ impl RedisLink {
     /// # Errors
     /// As [`run`](Self::run).
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, LinkError> {
-        self.run(|mut connection| async move { command.query_async(&mut connection).await }).await
+        let answer = self.run(|mut connection| async move { command.query_async(&mut connection).await });
+        measured("command", answer).await
     }
 
     /// Sends commands in one request. Commands of other clients may run between them.
@@ -138,7 +150,8 @@ impl RedisLink {
     /// # Errors
     /// As [`run`](Self::run). If Redis refuses one command, it still carries out the others.
     pub async fn pipe<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, LinkError> {
-        self.run(|mut connection| async move { commands.query_async(&mut connection).await }).await
+        let answer = self.run(|mut connection| async move { commands.query_async(&mut connection).await });
+        measured("pipeline", answer).await
     }
 
     /// Runs a script. Loads it first if Redis does not know it.
@@ -146,7 +159,8 @@ impl RedisLink {
     /// # Errors
     /// As [`run`](Self::run).
     pub async fn script<T: FromRedisValue>(&self, script: &ScriptInvocation<'_>) -> Result<T, LinkError> {
-        self.run(|mut connection| async move { script.invoke_async(&mut connection).await }).await
+        let answer = self.run(|mut connection| async move { script.invoke_async(&mut connection).await });
+        measured("script", answer).await
     }
 
     /// Sends `call`, an EVALSHA of `script`. Loads the script first if Redis does not know it.
@@ -154,7 +168,7 @@ impl RedisLink {
     /// # Errors
     /// As [`run`](Self::run).
     pub(super) async fn call<T: FromRedisValue>(&self, script: &Script, call: &Cmd) -> Result<T, LinkError> {
-        self.run(|mut connection| async move {
+        let answer = self.run(|mut connection| async move {
             match call.query_async(&mut connection).await {
                 Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                     script.load_async(&mut connection).await?;
@@ -162,13 +176,18 @@ impl RedisLink {
                 }
                 answer => answer,
             }
-        })
-        .await
+        });
+        measured("script", answer).await
     }
 
     /// The condition of Redis at the last request.
     pub fn dependency(&self) -> Dependency {
         self.0.monitor.dependency()
+    }
+
+    /// Duration of the last answer. `None`: there was none.
+    pub fn last_answer(&self) -> Option<Duration> {
+        self.0.last_answer.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_micros)
     }
 
     /// Number of connections so far. A changed number means a new connection, perhaps to another Redis.
@@ -283,6 +302,19 @@ impl RedisLink {
     fn state(&self) -> MutexGuard<'_, LinkState> {
         lock(&self.0.state)
     }
+}
+
+/// Measures the time until Redis's answer.
+async fn measured<T>(
+    call: &'static str,
+    answer: impl Future<Output = Result<T, LinkError>>,
+) -> Result<T, LinkError> {
+    let begun = Instant::now();
+    let answer = answer.await;
+    if let Ok(_) | Err(LinkError::Reply(_)) = answer {
+        metrics::histogram!("ftp_redis_seconds", "call" => call).record(begun.elapsed());
+    }
+    answer
 }
 
 /// A pipeline that first loads `script`, so that its commands can call the script by its hash. Redis

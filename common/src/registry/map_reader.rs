@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{
     LinkError, RegistryView, SharedKey,
+    block_holder::settle,
     link::pipeline_with,
     port_map::{BlockOwner, MapContent, MapNode},
     shared_keys::{self, SHARED_KEYS},
@@ -78,7 +79,7 @@ impl MapReader {
         let time = time.parse().unwrap_or(0);
         Ok(MapAnswer {
             time,
-            settling: settling(&blocks, time, lease / 3 + Duration::from_secs(1)),
+            settling: settling(&blocks, time, settle(lease)),
             has_leased: nodes.iter().any(|node| node.is_leased),
             content: content(&nodes, &blocks),
             keys: keys.iter().filter_map(|key| key.parse().ok()).collect(),

@@ -21,11 +21,13 @@ mod cluster_task;
 mod commands;
 mod core;
 mod events;
+mod events_state;
 mod home;
 mod lease_calls;
 mod lease_state;
 mod leases;
 mod link;
+mod live;
 mod map_reader;
 mod name_claim;
 mod options;
@@ -53,7 +55,7 @@ use tokio::{
 pub use self::{
     bandwidth::{BandwidthGrant, BandwidthShare},
     bandwidth_meter::{BandwidthDirection, BandwidthMeter, piece_size},
-    block_holder::{BlockChanges, BlockHolder, BlockReply, BlockRequest, BlockTimes},
+    block_holder::{BlockChanges, BlockHolder, BlockReply, BlockStepRequest, BlockTimes},
     cluster_task::ClusterTask,
     core::Revision,
     events::{ClusterEvent, JoinError, NameHolder},
@@ -275,9 +277,17 @@ impl Registry {
         self.core.revision.subscribe()
     }
 
-    /// Publishes a new state of this node.
-    pub fn set_state(&self, state: NodeState) {
-        *lock(&self.core.state) = state;
+    /// Publishes that this node drains. `until`: the end at the latest, in seconds since the Unix epoch.
+    pub fn set_draining(&self, until: u64) {
+        *lock(&self.core.drain_until) = Some(until);
+        *lock(&self.core.state) = NodeState::Draining;
+        self.core.work(|_| RegistryWork::Refresh);
+    }
+
+    /// Publishes that this node does not drain any more.
+    pub fn end_drain(&self) {
+        *lock(&self.core.drain_until) = None;
+        *lock(&self.core.state) = NodeState::Ready;
         self.core.work(|_| RegistryWork::Refresh);
     }
 
@@ -314,6 +324,11 @@ impl Registry {
         self.core.work(|_| RegistryWork::Leave(done));
         // An error means that the task has ended: the node has left already.
         let _ = wait.await;
+    }
+
+    /// The shared registry in Redis; `None` on a single node.
+    pub fn view(&self) -> Option<RegistryView> {
+        self.core.cluster.as_ref().map(|cluster| cluster.view.clone())
     }
 
     /// Returns true if limits and leases currently hold for the whole cluster: Redis answers, or there is

@@ -11,6 +11,7 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{
     LinkError, RedisOptions, RegistryView, SharedKey,
+    block_holder::settle,
     map_reader::{MapAnswer, MapReader},
     shared_keys::KEPT_KEYS,
 };
@@ -47,6 +48,8 @@ struct MapState {
     clock: Option<(u64, Duration)>,
     /// The entries of the map with the time of the last answer that had them.
     seen: Vec<(BlockOwner, Duration)>,
+    /// The first answer after the last time without answers.
+    returned: Duration,
     /// The last request because of a missing port.
     asked: Option<Duration>,
     /// The shortest `node_lease` of the live nodes; `None` before the first answer.
@@ -141,6 +144,9 @@ impl PortMap {
     fn take_in(&self, answer: MapAnswer, now: Duration) {
         let MapAnswer { time, content, settling, keys, lease, has_leased } = answer;
         let mut state = lock(&self.0.state);
+        if state.clock.is_some_and(|(_, last)| now.saturating_sub(last) > settle(lease)) {
+            state.returned = now;
+        }
         state.clock = Some((time, now));
         if !keys.is_empty() {
             state.keys = with_known(keys, &state.keys).into();
@@ -151,10 +157,12 @@ impl PortMap {
         // previous owner stays in the map until the new one may use the block.
         let is_settling = |ports: PortRange| settling.iter().any(|block| block.overlaps(ports));
         // Redis may have lost its data: what it had is kept for a lease, unless another node has the ports.
+        // After an outage the lease begins with the first answer. The nodes enter their blocks again then.
+        let returned = state.returned;
         seen.retain_mut(|(block, seen)| {
             let new = content.blocks.iter().find(|new| new.ports.overlaps(block.ports));
             let is_kept = match new {
-                None => now < *seen + lease,
+                None => now < returned.max(*seen) + lease,
                 Some(new) => is_settling(new.ports) && new.node != block.node,
             };
             if is_kept && new.is_some() {
@@ -186,27 +194,35 @@ impl PortMap {
         map.blocks.iter().find(|block| block.ports.contains(port)).cloned()
     }
 
-    /// The owner of a port. If the map has none, asks Redis, at most once a second for all ports. Does not
-    /// ask while Redis is away.
+    /// The owner of a port. If the map has none, or [is stale](Self::is_stale), asks Redis, at most once a
+    /// second for all ports. Does not ask while Redis is away.
     pub async fn find(&self, port: u16) -> Option<BlockOwner> {
-        if let Some(owner) = self.owner(port) {
+        let known = || self.owner(port).filter(|_| !self.is_stale());
+        if let Some(owner) = known() {
             return Some(owner);
         }
-        let reader = self.0.reader.as_ref()?;
-        if self.was_asked() || !reader.is_connected() {
-            return None;
-        }
-        let _asking = self.0.asking.lock().await;
-        // Another task may have asked while this one waited.
-        if let Some(owner) = self.owner(port) {
-            return Some(owner);
-        }
-        if !self.was_asked() {
-            lock(&self.0.state).asked = Some(since_boot());
-            // The link logs an error.
-            let _ = self.refresh().await;
+        if self.0.reader.as_ref().is_some_and(MapReader::is_connected) {
+            // A request that runs already answers this one, too.
+            let _asking = self.0.asking.lock().await;
+            if let Some(owner) = known() {
+                return Some(owner);
+            }
+            if !self.was_asked() {
+                lock(&self.0.state).asked = Some(since_boot());
+                // The link logs an error.
+                let _ = self.refresh().await;
+            }
         }
         self.owner(port)
+    }
+
+    /// Returns true if a block may have a new owner that uses it already: if the map is older than the time
+    /// for which a taken block is not used. So it is in a process that was stopped for a while, or reaches
+    /// Redis only now and then.
+    pub fn is_stale(&self) -> bool {
+        let state = lock(&self.0.state);
+        let (Some((_, read)), Some(lease)) = (state.clock, state.lease) else { return true };
+        state.has_leased && since_boot().saturating_sub(read) > settle(lease)
     }
 
     fn was_asked(&self) -> bool {
@@ -303,11 +319,26 @@ mod tests {
         let map = PortMap::empty();
         let at = Duration::from_secs;
         map.take_in(answer(&[("50-54", "a"), ("55-59", "b")]), at(100));
-        map.take_in(answer(&[("55-59", "c")]), at(129));
+        for second in [110, 120, 129] {
+            map.take_in(answer(&[("55-59", "c")]), at(second));
+        }
         assert_eq!((owner(&map, 54).as_deref(), owner(&map, 55).as_deref()), (Some("a"), Some("c")));
         map.take_in(answer(&[("55-59", "c")]), at(130));
         assert_eq!((owner(&map, 54), owner(&map, 55).as_deref()), (None, Some("c")));
         assert_eq!(map.content().borrow().blocks.len(), 1);
+    }
+
+    #[test]
+    fn a_redis_that_comes_back_empty_after_an_outage_leaves_the_nodes_a_lease_to_enter_their_blocks() {
+        let map = PortMap::empty();
+        let at = Duration::from_secs;
+        map.take_in(answer(&[("50-54", "a")]), at(100));
+        for second in [200, 210, 220, 229] {
+            map.take_in(answer(&[]), at(second));
+            assert_eq!(owner(&map, 54).as_deref(), Some("a"), "at {second} s");
+        }
+        map.take_in(answer(&[]), at(230));
+        assert_eq!(owner(&map, 54), None);
     }
 
     #[test]

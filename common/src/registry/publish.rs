@@ -6,8 +6,8 @@ use std::{sync::LazyLock, time::Duration};
 use redis::{ErrorKind, RedisError, Script};
 
 use super::{
-    LinkError, block_holder::BlockReply, cluster::Cluster, core::Core, events::NameHolder, orders::Order,
-    view::to_json,
+    LinkError, block_holder::BlockReply, cluster::Cluster, core::Core, events::NameHolder,
+    orders::OrdersInRedis, view::to_json,
 };
 use crate::{
     clock::since_boot,
@@ -62,7 +62,7 @@ pub(super) struct JoinedNode {
     /// The revision of the accounts.
     pub revision: u64,
     /// The orders for this process.
-    pub orders: Vec<Order>,
+    pub orders: OrdersInRedis,
     blocks: BlockReply,
 }
 
@@ -126,7 +126,7 @@ fn parse_reply(fields: &[&str]) -> Option<PublishOutcome> {
                 blocks: BlockReply::parse(blocks)?,
                 before: NodeInRedis::parse(sessions, alive)?,
                 revision: revision.parse().unwrap_or(0),
-                orders: orders.iter().filter_map(|order| order.parse().ok()).collect(),
+                orders: OrdersInRedis::parse(orders),
             })
         }
         ["named", record, left] => {

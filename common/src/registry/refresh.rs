@@ -16,17 +16,18 @@ use super::{
     events::{ClusterEvent, JoinError},
     lease_calls::LeaseRequest,
     name_claim::{ClaimOutcome, LateClaim},
-    orders::Order,
+    orders::{Order, OrdersInRedis},
     publish::{JoinedNode, NodeInRedis, PublishOutcome, PublishReason},
     table::GrantedLease,
     work::RegistryWork,
 };
 use crate::{
     clock,
-    node::{NodeName, PortRange},
+    node::{NodeName, NodeState, PortRange},
     passive::{PassiveAssignment, PassiveLayout},
     process::logging::chain,
     session::SessionId,
+    sync::lock,
 };
 
 /// Maximum number of sessions or leases in one request, so that Redis serves other clients in between.
@@ -202,9 +203,9 @@ impl RefreshTask {
             ));
         }
         self.note_revision(revision, before);
-        let (has_new_orders, ended) = self.take_orders(orders);
-        if !ended.is_empty() {
-            log_refusal(self.cluster.orders_done(&ended).await);
+        let (has_new_orders, done) = self.take_orders(orders);
+        if !done.is_empty() {
+            log_refusal(self.cluster.orders_done(&done).await);
         }
         Ownership::Ours { has_new_orders }
     }
@@ -222,27 +223,33 @@ impl RefreshTask {
     }
 
     /// Passes the orders to the node whose commands were lost. Returns whether there are new orders, whose
-    /// commands may still arrive, and the sessions with an order to end that have ended.
-    fn take_orders(&self, orders: Vec<Order>) -> (bool, Vec<SessionId>) {
-        let (open, ended) = {
-            let table = self.core.table();
-            let is_done =
-                |order: &Order| matches!(order, Order::End(session) if !table.has_session(*session));
+    /// commands may still arrive, and the orders that are carried out.
+    fn take_orders(&self, in_redis: OrdersInRedis) -> (bool, Vec<Order>) {
+        let OrdersInRedis { orders, mut reasons } = in_redis;
+        let (open, done) = {
+            let (table, passed_on) = (self.core.table(), self.core.orders());
+            let is_draining = *lock(&self.core.state) == NodeState::Draining;
+            let is_done = |order: &Order| match order {
+                Order::Drain => false,
+                Order::Undrain => !is_draining && passed_on.is_passed_on(order),
+                Order::End(session) => !table.has_session(*session),
+            };
             orders.into_iter().partition::<Vec<_>, _>(|order| !is_done(order))
         };
         let (late, has_new) = self.core.orders().refresh(open);
-        for command in late.into_iter().map(Order::command) {
+        for order in late {
+            let reason = match order {
+                Order::End(session) => reasons.remove(&session),
+                Order::Drain | Order::Undrain => None,
+            };
+            let command = order.command(reason);
             log::info!(command:?; "carrying out an order whose command did not arrive");
             // If the queue of events is full, the next refresh sends the event.
             if self.events.try_send(ClusterEvent::Command(command.clone())).is_ok() {
                 self.core.orders().note(&command);
             }
         }
-        let session = |order| match order {
-            Order::End(session) => Some(session),
-            Order::Drain => None,
-        };
-        (has_new, ended.into_iter().filter_map(session).collect())
+        (has_new, done)
     }
 
     /// Returns true if Redis had exactly the sessions of this node, as far as their number tells. `granted`

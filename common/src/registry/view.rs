@@ -7,7 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     LinkError, RedisLink, RedisOptions,
-    orders::{NodeOrders, ORDER_LIFE, Order},
+    orders::{NodeOrders, ORDER_LIFE, Order, reason_field},
 };
 use crate::{
     keys::Keys,
@@ -152,7 +152,16 @@ impl RegistryView {
         let mut call = script.prepare_invoke();
         call.key(self.keys.node(node)).key(self.keys.node_commands(node)).key(self.keys.node_orders(node));
         call.arg(to_json(command)).arg(COMMAND_LIFE).arg(COMMANDS_WAITING);
-        call.arg(Order::of(command).map(|order| order.to_string()).unwrap_or_default()).arg(ORDER_LIFE);
+        let order = Order::of(command);
+        call.arg(order.map(|order| order.to_string()).unwrap_or_default()).arg(ORDER_LIFE);
+        match command {
+            NodeCommand::EndSession { session, reason: Some(reason) } => {
+                call.arg(reason_field(*session)).arg(reason);
+            }
+            _ => {
+                call.arg("").arg("");
+            }
+        }
         self.link.script(&call).await
     }
 
@@ -208,7 +217,7 @@ fn is_in_place(record: &SessionRecord, id: &[u8], node: &NodeName) -> bool {
 }
 
 /// Replaces a value of the wrong type by the default, and logs it.
-fn or_skip<T: Default>(answer: Result<T, LinkError>, key: &str) -> Result<T, LinkError> {
+pub(super) fn or_skip<T: Default>(answer: Result<T, LinkError>, key: &str) -> Result<T, LinkError> {
     match answer {
         Err(LinkError::Reply(error)) if error.code() == Some("WRONGTYPE") => {
             log::warn!(key, error:% = error; "skipped a value in Redis of the wrong type");

@@ -1,6 +1,8 @@
 //! Values of a daemon's settings: collected from their sources as text, parsed by the getters.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt, fs, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap, ffi::OsString, fmt, fs, path::PathBuf, str::FromStr, sync::Mutex, time::Duration,
+};
 
 use clap::{ArgMatches, parser::ValueSource};
 
@@ -8,6 +10,7 @@ use super::{Schema, Setting, SettingsError, Shape};
 use crate::{
     process::logging,
     secret::Secret,
+    sync::lock,
     toml_lines::{line_at, line_of},
 };
 
@@ -22,6 +25,7 @@ enum Source {
 }
 
 /// The texts of one setting. All come from one source: a stronger source replaces them.
+#[derive(Clone)]
 struct SettingValue {
     texts: Vec<String>,
     source: Source,
@@ -31,6 +35,8 @@ struct SettingValue {
 pub struct Values {
     schema: &'static Schema,
     by_key: BTreeMap<&'static str, SettingValue>,
+    /// The contents of files that settings name and that only the start of the daemon reads.
+    contents: Mutex<BTreeMap<&'static str, Secret>>,
 }
 
 impl Values {
@@ -44,7 +50,7 @@ impl Values {
         flags: &ArgMatches,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, SettingsError> {
-        let mut values = Self { schema, by_key: BTreeMap::new() };
+        let mut values = Self { schema, by_key: BTreeMap::new(), contents: Mutex::default() };
         for setting in schema.settings() {
             let defaults = match (setting.default, setting.shape) {
                 ("", _) => vec![],
@@ -226,7 +232,29 @@ impl Values {
     /// The file cannot be read.
     pub fn secret(&self, key: &str) -> Result<Option<Secret>, SettingsError> {
         let Some(path) = self.optional::<PathBuf>(key)? else { return Ok(None) };
-        Secret::read(&path).map(Some).map_err(|error| self.invalid(key, error))
+        let secret = Secret::read(&path).map_err(|error| self.invalid(key, error))?;
+        self.note_content(key, secret.clone());
+        Ok(Some(secret))
+    }
+
+    /// Notes the content of the file that the setting names, if only the start of the daemon reads it. Then
+    /// another content counts as a changed setting.
+    pub fn note_content(&self, key: &str, content: Secret) {
+        lock(&self.contents).insert(self.row(key).0.key, content);
+    }
+
+    /// The settings that have another value in `other`, or name a file with another content.
+    pub(super) fn differing(&self, other: &Self) -> Vec<&'static str> {
+        let (contents, others) = (lock(&self.contents), lock(&other.contents));
+        let differs = |key: &&'static str| {
+            self.by_key[key].texts != other.by_key[key].texts || contents.get(key) != others.get(key)
+        };
+        self.schema.settings().map(|setting| setting.key).filter(differs).collect()
+    }
+
+    /// Takes over one setting.
+    pub(super) fn take(&mut self, key: &'static str, from: &Self) {
+        self.by_key.insert(key, from.by_key[key].clone());
     }
 
     /// `log_level`, a setting of both daemons.

@@ -4,7 +4,7 @@ use common::{
     keys::Keys,
     node::NodeName,
     passive::PassiveLayout,
-    registry::{BlockHolder, BlockReply, BlockRequest},
+    registry::{BlockHolder, BlockReply, BlockStepRequest},
 };
 use mlua::{Function, Lua, Table};
 
@@ -82,7 +82,7 @@ impl SimulatedRedis {
         identity: &Identity,
         step: &str,
         (layout, lease, is_draining): (PassiveLayout, u64, bool),
-        (holder, request): (&BlockHolder, &BlockRequest),
+        (holder, request): (&BlockHolder, &BlockStepRequest),
     ) -> PublishAnswer {
         let (keys, name) = (&self.keys, &identity.name);
         let keys = [

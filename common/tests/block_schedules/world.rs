@@ -16,7 +16,7 @@ use std::{
 use common::{
     node::PortRange,
     passive::{BlockState, PassiveLayout},
-    registry::{BlockHolder, BlockRequest, BlockTimes},
+    registry::{BlockHolder, BlockStepRequest, BlockTimes},
 };
 
 use crate::{
@@ -111,7 +111,7 @@ struct Request {
     process: usize,
     step: &'static str,
     is_draining: bool,
-    request: BlockRequest,
+    request: BlockStepRequest,
 }
 
 /// The blocks that nodes could begin to use, handed over, and lost.

@@ -11,7 +11,7 @@ use common::{
     policy::{Permission, Permissions},
 };
 
-use self::path_pattern::{MatchState, PathPattern};
+pub(crate) use self::path_pattern::{MatchState, PathPattern};
 use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// An account's permissions by path, and the names that it must not give to files.

@@ -8,7 +8,7 @@ use crate::{protocol::glob::Pattern, virtual_path::VirtualPath};
 
 /// A compiled pattern. Names are compared byte by byte.
 #[derive(Clone, Debug)]
-pub(super) struct PathPattern(Vec<PatternPart>);
+pub(crate) struct PathPattern(Vec<PatternPart>);
 
 #[derive(Clone, Debug)]
 enum PatternPart {
@@ -19,7 +19,7 @@ enum PatternPart {
 
 /// State of a pattern at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum MatchState {
+pub(crate) enum MatchState {
     /// The pattern matches the path, and so everything below it.
     Matched,
     /// Indexes of the parts that an entry of the directory could match. Empty if nothing below can
@@ -29,7 +29,7 @@ pub(super) enum MatchState {
 
 impl PathPattern {
     /// Compiles a pattern. Every text is valid; adjacent slashes count as one.
-    pub(super) fn parse(pattern: &str) -> Self {
+    pub(crate) fn parse(pattern: &str) -> Self {
         let mut parts = Vec::new();
         for part in pattern.split('/').filter(|part| !part.is_empty()) {
             match (part, parts.last()) {
@@ -53,7 +53,7 @@ impl PathPattern {
     }
 
     /// State at `path`.
-    pub(super) fn at(&self, path: &VirtualPath) -> MatchState {
+    pub(crate) fn at(&self, path: &VirtualPath) -> MatchState {
         path.names().fold(self.start(), |state, name| self.below(&state, name))
     }
 

@@ -7,18 +7,19 @@ use common::{
     process::logging::chain,
 };
 use hyper::StatusCode;
-use tokio::time::timeout_at;
 
-use super::{Authd, http::AuthdInstance, refused_token};
+use super::{Authd, http::AuthdInstance, refused_token, texts};
 
 /// Bytes of logins in one request. authd accepts bodies of up to 16 KiB.
 const BATCH: usize = 15 * 1024;
 
-/// The response of one instance.
-enum VerdictsResponse {
-    Verdicts(Vec<Verdict>),
-    /// The instance is an older version without this route.
+/// The reason why an instance gave no verdicts.
+#[derive(Debug, thiserror::Error)]
+enum NoVerdicts {
+    #[error("it is an older version without this request")]
     NotSupported,
+    #[error("{0}")]
+    Failed(String),
 }
 
 impl Authd {
@@ -40,40 +41,37 @@ impl Authd {
 
     async fn authorized_batch(&self, logins: &[PastLogin]) -> Result<Option<Vec<Verdict>>, String> {
         let request = AuthorizedRequest { node: self.node.clone(), logins: logins.to_vec() };
-        let mut failures = Vec::new();
-        for (_, instance, deadline) in self.in_turn() {
-            match timeout_at(deadline, ask(instance, &request)).await {
-                Ok(Ok(VerdictsResponse::Verdicts(verdicts))) => return Ok(Some(verdicts)),
-                Ok(Ok(VerdictsResponse::NotSupported)) => {}
-                Ok(Err(reason)) => failures.push(format!("{}: {reason}", instance.url)),
-                Err(_) => failures.push(format!("{}: no answer in time", instance.url)),
+        match self.first_answer(|instance| ask(instance, &request)).await {
+            Ok((_, verdicts)) => Ok(Some(verdicts)),
+            Err(mut failures) => {
+                failures.retain(|failure| !matches!(failure.reason, Some(NoVerdicts::NotSupported)));
+                if failures.is_empty() { Ok(None) } else { Err(texts(&failures)) }
             }
         }
-        if failures.is_empty() { Ok(None) } else { Err(failures.join("; ")) }
     }
 }
 
-/// Asks one instance. The error is the reason why it gave no verdicts.
-async fn ask(instance: &AuthdInstance, request: &AuthorizedRequest) -> Result<VerdictsResponse, String> {
+/// Asks one instance.
+async fn ask(instance: &AuthdInstance, request: &AuthorizedRequest) -> Result<Vec<Verdict>, NoVerdicts> {
     // `to_string` fails only for maps with keys that are not strings and for failing `Serialize`
     // implementations; the request has neither.
     let body = || serde_json::to_string(request).expect("a request is plain data");
-    let answer = instance.post_authorized(body).await.map_err(|error| chain(&error))?;
+    let answer = instance.post_authorized(body).await.map_err(|error| NoVerdicts::Failed(chain(&error)))?;
     if answer.status == StatusCode::OK {
         let AuthorizedAnswer { verdicts } = serde_json::from_slice(&answer.body)
-            .map_err(|error| format!("its response has no verdicts: {error}"))?;
-        return match verdicts.len() == request.logins.len() {
-            true => Ok(VerdictsResponse::Verdicts(verdicts)),
-            false => Err(format!("it gave {} verdicts for {} logins", verdicts.len(), request.logins.len())),
+            .map_err(|error| NoVerdicts::Failed(format!("its response has no verdicts: {error}")))?;
+        let (given, asked) = (verdicts.len(), request.logins.len());
+        return match given == asked {
+            true => Ok(verdicts),
+            false => Err(NoVerdicts::Failed(format!("it gave {given} verdicts for {asked} logins"))),
         };
     }
-    let error: Option<ErrorBody> = serde_json::from_slice(&answer.body).ok();
-    match error {
-        Some(ErrorBody { error: ErrorCode::NotFound, .. }) => Ok(VerdictsResponse::NotSupported),
-        Some(ErrorBody { error: ErrorCode::Unauthorized, .. }) => Err(refused_token()),
-        Some(ErrorBody { message, .. }) => Err(format!("answered {}: {message}", answer.status)),
-        None => Err(format!("answered {}", answer.status)),
-    }
+    Err(match serde_json::from_slice(&answer.body) {
+        Ok(ErrorBody { error: ErrorCode::NotFound, .. }) => NoVerdicts::NotSupported,
+        Ok(ErrorBody { error: ErrorCode::Unauthorized, .. }) => NoVerdicts::Failed(refused_token()),
+        Ok(ErrorBody { message, .. }) => NoVerdicts::Failed(format!("answered {}: {message}", answer.status)),
+        Err(_) => NoVerdicts::Failed(format!("answered {}", answer.status)),
+    })
 }
 
 /// Splits logins into batches that fit into one request each.

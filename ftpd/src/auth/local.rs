@@ -55,12 +55,14 @@ impl LocalUsers {
             );
         }
         if let Some(path) = values.optional::<PathBuf>("user_file")? {
-            users.read_file(&path).map_err(|reason| values.invalid("user_file", reason))?;
+            let text = users.read_file(&path).map_err(|reason| values.invalid("user_file", reason))?;
+            values.note_content("user_file", text);
         }
         Ok(users)
     }
 
-    fn read_file(&mut self, path: &Path) -> Result<(), String> {
+    /// Adds the users of a file, and returns its text.
+    fn read_file(&mut self, path: &Path) -> Result<Secret, String> {
         let failed = |error: io::Error| error.to_string();
         let mode = fs::metadata(path).map_err(failed)?.permissions().mode() & 0o777;
         if mode & 0o007 != 0 {
@@ -86,7 +88,7 @@ impl LocalUsers {
         if self.users.len() == before {
             return Err("the file contains no user".to_owned());
         }
-        Ok(())
+        Ok(Secret::new(text))
     }
 
     fn add(&mut self, name: &str, credential: Credential) -> Result<(), String> {

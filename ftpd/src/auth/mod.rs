@@ -6,6 +6,7 @@ pub mod local;
 pub mod probe;
 
 use std::{
+    fmt,
     net::IpAddr,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -19,6 +20,7 @@ use common::{
     secret::Secret,
     session::SessionId,
 };
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use hyper::{
     StatusCode,
     header::{HeaderValue, RETRY_AFTER},
@@ -172,35 +174,76 @@ impl Authd {
             client_certificate: attempt.certificate,
         };
         let started = Instant::now();
-        let mut failures = Vec::new();
-        for (number, instance, deadline) in self.in_turn() {
-            match timeout_at(deadline, ask(instance, &request)).await {
-                Ok(Ok(answer)) => {
-                    self.preferred.store(number, Ordering::Relaxed);
-                    metrics::authd_answered("answered", started.elapsed());
-                    return answer;
-                }
-                Ok(Err(reason)) => failures.push(format!("{}: {reason}", instance.url)),
-                Err(_) => failures.push(format!("{}: no answer in time", instance.url)),
+        match self.first_answer(|instance| ask(instance, &request)).await {
+            Ok((number, answer)) => {
+                self.preferred.store(number, Ordering::Relaxed);
+                metrics::authd_answered("answered", started.elapsed());
+                answer
+            }
+            Err(failures) => {
+                metrics::authd_answered("unavailable", started.elapsed());
+                Err(LoginError::Unavailable(texts(&failures)))
             }
         }
-        metrics::authd_answered("unavailable", started.elapsed());
-        Err(LoginError::Unavailable(failures.join("; ")))
     }
 
-    /// The instances in the order in which one request asks them, each with its index and the deadline of its
-    /// answer. The remaining part of `timeout` is divided among the remaining instances, so that each is
-    /// asked.
-    fn in_turn(&self) -> impl Iterator<Item = (usize, &AuthdInstance, Instant)> {
+    /// The first answer of an instance, with its index. Asks the preferred instance first, and the next one
+    /// when one has failed, or has not answered within its share of `timeout`. An instance that is slow is
+    /// not given up: its answer may still be the first.
+    ///
+    /// # Errors
+    /// No instance has answered within `timeout`: the failure of each.
+    async fn first_answer<'a, T, E, F: Future<Output = Result<T, E>>>(
+        &'a self,
+        ask: impl Fn(&'a AuthdInstance) -> F,
+    ) -> Result<(usize, T), Vec<InstanceFailure<'a, E>>> {
         let end = Instant::now() + self.timeout;
         let (first, count) = (self.preferred.load(Ordering::Relaxed), self.instances.len());
-        (0..count).map(move |i| {
-            let number = (first + i) % count;
+        let mut failed = Vec::new();
+        let mut running = FuturesUnordered::new();
+        for asked in 1..=count {
+            let number = (first + asked - 1) % count;
+            let answer = ask(&self.instances[number]);
+            running.push(async move { (number, answer.await) });
             let now = Instant::now();
-            let left = end.saturating_duration_since(now);
-            (number, &self.instances[number], now + left / (count - i) as u32)
-        })
+            let others = (count - asked) as u32;
+            let share = end.saturating_duration_since(now) / (others + 1);
+            let until = if others == 0 { end } else { now + share };
+            // `None`: each that was asked has failed.
+            while let Ok(Some((number, result))) = timeout_at(until, running.next()).await {
+                match result {
+                    Ok(answer) => return Ok((number, answer)),
+                    Err(reason) => failed.push((number, reason)),
+                }
+            }
+        }
+        let failures = self.instances.iter().enumerate().map(|(number, instance)| {
+            let position = failed.iter().position(|(failed, _)| *failed == number);
+            InstanceFailure { instance, reason: position.map(|at| failed.swap_remove(at).1) }
+        });
+        Err(failures.collect())
     }
+}
+
+/// An instance of authd that has not answered.
+struct InstanceFailure<'a, E> {
+    instance: &'a AuthdInstance,
+    /// `None`: the time was over.
+    reason: Option<E>,
+}
+
+impl<E: fmt::Display> fmt::Display for InstanceFailure<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            Some(reason) => write!(f, "{}: {reason}", self.instance.url),
+            None => write!(f, "{}: no answer in time", self.instance.url),
+        }
+    }
+}
+
+/// The failures as one text, for the log.
+fn texts<E: fmt::Display>(failures: &[InstanceFailure<'_, E>]) -> String {
+    failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// Asks one instance. The outer error is the reason why the instance did not decide.

@@ -10,7 +10,7 @@ use common::{
         EXIT_CONFIG, capabilities, check as report,
         logging::{self, chain},
     },
-    settings::Values,
+    settings::SettingsReloader,
 };
 use ftpd::relay_role::{self, KEPT_BY_ROOT, check, config::RoleConfig, settings::SCHEMA};
 use tokio::runtime::{Builder, Runtime};
@@ -23,9 +23,8 @@ fn main() -> ExitCode {
         let _ = io::stdout().write_all(&page);
         return ExitCode::SUCCESS;
     }
-    let values = Values::collect(&SCHEMA, &flags, std::env::vars_os());
-    let config = match values.and_then(|values| RoleConfig::new(&values)) {
-        Ok(config) => config,
+    let (config, reloader) = match SettingsReloader::load(&SCHEMA, &flags, RoleConfig::new) {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!(
                 "ftp-relay: {error}\nftp-relay: verify a correction with --check; see --help for all settings"
@@ -52,7 +51,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let result = runtime.block_on(relay_role::run(config));
+    let result = runtime.block_on(relay_role::run(config, reloader));
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -58,6 +58,7 @@ fn parts(session: &LoggedIn) -> SessionParts {
         node: Arc::clone(&session.node),
         failures: Arc::clone(&session.failures),
         slot: session.slot_request(),
+        audited: session.audited.clone(),
     }
 }
 

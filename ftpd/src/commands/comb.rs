@@ -28,6 +28,7 @@ pub(super) async fn comb(session: &mut LoggedIn, verb: &'static str, comb: Comb)
         return Err(Reply::new(Code::BAD_ARGUMENTS, text));
     }
     let sources = comb.sources.iter().map(|name| session.path(name)).collect::<Result<Vec<_>, _>>()?;
+    session.audited.sources.clone_from(&sources);
     if !sources.iter().all(|source| session.access.may_combine(source, &target)) {
         return Err(Reply::permission_denied());
     }
@@ -113,7 +114,9 @@ impl Combination {
         let may_store = || is_fenced || !age.is_expired();
         let is_held = || self.bridge.wait(lease.is_held());
         let request = CombineRequest { target, sources, sync: self.sync };
-        jail.combine(request, progress, changes, reserve, may_store, is_held)
+        let bytes = jail.combine(request, progress, changes, reserve, may_store, is_held)?;
+        jail.sync_parents(&paths[1..])?;
+        Ok(bytes)
     }
 }
 

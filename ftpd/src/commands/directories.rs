@@ -72,10 +72,10 @@ pub(super) async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Re
         Some(quota) => Some(quota.admit_whole(Usage { bytes: 0, files: 1 }).await?),
         None => None,
     };
-    let made = path.clone();
+    let directory = path.clone();
     let making = session.in_home(move |jail| {
         let changes = Changes::default();
-        let made = jail.create_directory(&made);
+        let made = jail.create_directory(&directory);
         if made.is_ok() {
             changes.create();
         }
@@ -83,7 +83,7 @@ pub(super) async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Re
             reservation.follow(changes);
             reservation.settle();
         }
-        made
+        made.and_then(|()| jail.sync_parents(&[&directory]))
     });
     making.await?;
     Ok(Reply::quoted_path(path.as_bytes(), "created"))
@@ -96,7 +96,8 @@ pub(super) async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Re
     let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
     let removal = session.remove_in_home(&path, move |jail, changes| {
         let _lease = lease_taker.for_removal(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
-        jail.remove_directory(&removed, changes)
+        jail.remove_directory(&removed, changes)?;
+        jail.sync_parents(&[&removed])
     });
     removal.await?;
     Ok(Reply::new(Code::DONE, "Directory removed"))
@@ -118,7 +119,10 @@ pub(super) fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> R
     Ok(run_in_background(session, handle, move || {
         let changes = Changes::default();
         let lease = jail.name_key(&path).and_then(|key| lease_taker.for_removal(vec![LeasePath::tree(&key)]));
-        let removed = lease.and_then(|_lease| jail.remove_tree(&path, &progress, &changes));
+        let removed = lease.and_then(|_lease| {
+            jail.remove_tree(&path, &progress, &changes)?;
+            jail.sync_parents(&[&path])
+        });
         if let Some(quota) = quota {
             bridge.wait(quota.report(changes.so_far()));
         }

@@ -1,6 +1,6 @@
 //! DELE, RNFR, RNTO (RFC 959 section 4.1.3), SIZE, MDTM (RFC 3659), MFMT, AVBL, SITE CHMOD.
 
-use common::{policy::Permission, registry::LeasePath};
+use common::{clock::rfc3339, policy::Permission, registry::LeasePath};
 
 use super::leases::LeaseTaker;
 use crate::{
@@ -29,7 +29,7 @@ pub(super) async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, R
             Err(FileError::NotFound) if partial?.is_some() => {}
             Err(error) => return Err(error),
         }
-        Ok(())
+        jail.sync_parents(&[&removed])
     });
     removal.await?;
     Ok(Reply::new(Code::DONE, "File deleted"))
@@ -62,7 +62,7 @@ pub(super) async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Repl
         let _lease = lease_taker.for_rename(jail, &[&from, &to])?;
         let _locks = jail.lock_all_for_change(&[&from, &to])?;
         changes.remove(jail.rename(&from, &to, replace)?);
-        Ok(())
+        jail.sync_parents(&[&from, &to])
     });
     renaming.await?;
     Ok(Reply::new(Code::DONE, "Rename successful"))
@@ -115,7 +115,7 @@ pub(super) async fn mdtm(session: &LoggedIn, argument: &[u8]) -> Result<Reply, R
 }
 
 /// MFMT, MDTM with a time, SITE UTIME: sets the time of last change.
-pub(super) async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply, Reply> {
+pub(super) async fn mfmt(session: &mut LoggedIn, modified: Modified) -> Result<Reply, Reply> {
     let path = session.path(&modified.path)?;
     session.allow(Permission::Attributes, &path)?;
     let (time, lease_taker) = (modified.time, LeaseTaker::of(session));
@@ -125,6 +125,7 @@ pub(super) async fn mfmt(session: &LoggedIn, modified: Modified) -> Result<Reply
         jail.set_modified(&path, time)
     });
     stamping.await?;
+    session.audited.value = u64::try_from(time).ok().map(rfc3339);
     let text = [b"Modify=", &time_text(time)[..], b"; ", &modified.path].concat();
     Ok(Reply::new(Code::FILE_STATUS, text))
 }
@@ -142,11 +143,12 @@ pub(super) async fn avbl(session: &LoggedIn, argument: Option<&[u8]>) -> Result<
 }
 
 /// SITE CHMOD, with an octal or symbolic mode.
-pub(super) async fn chmod(session: &LoggedIn, mode: ModeChange, argument: &[u8]) -> Result<Reply, Reply> {
+pub(super) async fn chmod(session: &mut LoggedIn, mode: ModeChange, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Attributes, &path)?;
     let change = move |before, is_directory| mode.apply(before, is_directory);
-    session.in_home(move |jail| jail.change_mode(&path, change)).await?;
+    let mode = session.in_home(move |jail| jail.change_mode(&path, change)).await?;
+    session.audited.value = Some(format!("{mode:04o}"));
     Ok(Reply::new(Code::OK, "SITE CHMOD command successful"))
 }
 

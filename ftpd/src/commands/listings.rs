@@ -176,7 +176,8 @@ fn send_listing(
         Ok(stream.finish(&job)?)
     });
     let coding = session.representation.coding();
-    let transfer = Transfer { verb, kind: TransferKind::Listing, path, coding, pace: None, work };
+    let kind = TransferKind::Listing;
+    let transfer = Transfer { verb, kind, path, coding, offset: 0, size: None, pace: None, work };
     let opening = Reply::new(Code::OPENING_DATA_CONNECTION, "Opening data connection for directory list");
     Ok(start_transfer(session, port, transfer, opening))
 }

@@ -1,6 +1,6 @@
 //! USER, PASS, ACCT, REIN (RFC 959 section 4.1.1), HOST (RFC 7151), CLNT.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use common::{
     auth_api::{Account, PastLogin, Rejection, Verdict},
@@ -16,6 +16,7 @@ use common::{
 use super::security;
 use crate::{
     access::AccessRules,
+    audit::{AuditedCommand, SessionAudit, SessionEnd},
     auth::{Attempt, LoginError},
     data::Resumption,
     failure_log::FailureLog,
@@ -25,7 +26,7 @@ use crate::{
     metrics,
     node::Node,
     protocol::{
-        Code, Reply,
+        Code, LoggedInCommand, Reply,
         command::{Algorithm, Password},
         reply::ReplyText,
     },
@@ -59,6 +60,7 @@ pub(super) fn acct() -> Reply {
 
 /// REIN: returns to the state after the greeting.
 pub(super) fn rein(session: &mut Session) -> Reply {
+    session.note_end("rein");
     session.state = LoginState::Greeted;
     session.handle.set_user(None);
     Reply::new(Code::READY, "Ready for a new user")
@@ -85,6 +87,7 @@ pub(super) fn client(session: &mut Session, name: &[u8]) -> Reply {
         session:% = session.handle.id, address:% = session.addresses.client.ip();
         "client program: {:?}", String::from_utf8_lossy(&name[..name.len().min(100)])
     );
+    session.handle.activity.note_client(name);
     Reply::new(Code::OK, "Noted")
 }
 
@@ -107,31 +110,67 @@ pub(super) async fn pass(session: &mut Session, password: Password) -> Outcome {
         certificate: session.security.handshake.as_ref().and_then(|tls| tls.certificate.clone()),
     };
     let identity = SessionIdentity::new(session.handle.id, logged_name(&attempt.user), attempt.address);
+    let identity = Arc::new(identity);
+    match decide(session, &identity, attempt).await {
+        Ok(reply) => Outcome::Reply(reply),
+        Err(LoginRefusal { reply, closes, reason, detail }) => {
+            session.handle.set_user(None);
+            let tls = session.security.handshake.as_deref();
+            let audit = SessionAudit::new(&session.node.audit, &session.node.name, &identity, &[], tls);
+            audit.login(reply.code(), Some((reason, detail)));
+            if closes { Outcome::Close(reply) } else { Outcome::Reply(reply) }
+        }
+    }
+}
+
+/// A login that was refused.
+struct LoginRefusal {
+    reply: Reply,
+    /// The connection ends.
+    closes: bool,
+    /// The reason in the audit trail, and a text for people.
+    reason: &'static str,
+    detail: String,
+}
+
+impl LoginRefusal {
+    /// A refusal after which the connection ends.
+    fn closing(reply: Reply, reason: &'static str, detail: impl Into<String>) -> Self {
+        Self { reply, closes: true, reason, detail: detail.into() }
+    }
+}
+
+/// Decides the login, and logs the user in.
+async fn decide(
+    session: &mut Session,
+    identity: &Arc<SessionIdentity>,
+    attempt: Attempt,
+) -> Result<Reply, LoginRefusal> {
     if let Some(rejection) = reject_too_long(&attempt) {
-        return reject(session, &identity, &LoginError::Rejected(rejection));
+        return Err(reject(session, identity, &LoginError::Rejected(rejection)));
     }
     let node = Arc::clone(&session.node);
     // Before authd is asked, so that orders to end the user's sessions reach this login from now on.
     session.handle.set_user(Some(&attempt.user));
     let revision = *node.registry.revision().borrow();
-    let outcome = match node.authenticator.authenticate(attempt).await {
+    let began = Instant::now();
+    let decision = node.authenticator.authenticate(attempt).await;
+    metrics::login_step("password", began.elapsed());
+    match decision {
         Ok(account) if account.tls.control && !session.security.is_encrypted() => {
-            log_session!(log::Level::Warn, identity;
-                "login refused: the account requires TLS"
-            );
+            let detail = "the account requires TLS";
+            log_session!(log::Level::Warn, identity; "login refused: {detail}");
             metrics::login("not_encrypted");
-            encryption_required().into()
+            let (reply, detail) = (encryption_required(), detail.to_owned());
+            Err(LoginRefusal { reply, closes: false, reason: "not_encrypted", detail })
         }
-        Ok(account) => match log_in(session, identity, account, revision).await {
-            Ok(reply) => Outcome::Reply(reply),
-            Err(reply) => Outcome::Close(reply),
-        },
-        Err(error) => reject(session, &identity, &error),
-    };
-    if !session.is_logged_in() {
-        session.handle.set_user(None);
+        Ok(account) => {
+            let accepted = log_in(session, identity, account, revision).await?;
+            metrics::login_step("total", began.elapsed());
+            Ok(accepted)
+        }
+        Err(error) => Err(reject(session, identity, &error)),
     }
-    outcome
 }
 
 /// Maximum length of a user name in the log, in characters. No user has a longer name. Without a limit,
@@ -164,7 +203,7 @@ fn password_text(password: &[u8]) -> Secret {
 }
 
 /// Logs and counts a failed login, and replies to it.
-fn reject(session: &mut Session, identity: &SessionIdentity, error: &LoginError) -> Outcome {
+fn reject(session: &mut Session, identity: &SessionIdentity, error: &LoginError) -> LoginRefusal {
     let reason = match error {
         LoginError::Rejected(rejection) => rejection.as_str(),
         LoginError::Throttled(_) => "throttled",
@@ -173,26 +212,28 @@ fn reject(session: &mut Session, identity: &SessionIdentity, error: &LoginError)
     log_session!(log::Level::Warn, identity, reason;
         "login failed: {error}"
     );
-    match error {
+    let (reply, closes) = match error {
         LoginError::Rejected(rejection) => {
             metrics::login("rejected");
             metrics::login_rejected(rejection.as_str());
             session.failed_logins += 1;
             if session.failed_logins >= session.node.limits.login_failures {
                 metrics::limit_reached("max_login_failures");
-                return Outcome::Close(unavailable("Too many failed logins"));
+                (unavailable("Too many failed logins"), true)
+            } else {
+                (Reply::new(Code::NOT_LOGGED_IN, "Login incorrect"), false)
             }
-            Reply::new(Code::NOT_LOGGED_IN, "Login incorrect").into()
         }
         LoginError::Throttled(seconds) => {
             metrics::login("throttled");
-            Outcome::Close(unavailable(format!("Too many failed logins; try again in {seconds} s")))
+            (unavailable(format!("Too many failed logins; try again in {seconds} s")), true)
         }
         LoginError::Unavailable(_) => {
             metrics::login("unavailable");
-            Outcome::Close(login_unavailable())
+            (login_unavailable(), true)
         }
-    }
+    };
+    LoginRefusal { reply, closes, reason, detail: error.to_string() }
 }
 
 fn unavailable(text: impl Into<ReplyText>) -> Reply {
@@ -207,16 +248,19 @@ fn login_unavailable() -> Reply {
 /// asked.
 ///
 /// # Errors
-/// The reply; the connection ends after it.
+/// The refusal; the connection ends after it.
 async fn log_in(
     session: &mut Session,
-    identity: SessionIdentity,
+    identity: &Arc<SessionIdentity>,
     account: Account,
     revision: Revision,
-) -> Result<Reply, Reply> {
+) -> Result<Reply, LoginRefusal> {
     let node = Arc::clone(&session.node);
-    let identity = Arc::new(identity);
+    let identity = Arc::clone(identity);
+    let began = Instant::now();
     let entry = register(&node, &identity, &account).await?;
+    let registered = Instant::now();
+    metrics::login_step("registry", registered - began);
     let access = Arc::new(AccessRules::new(&account));
     let home = open_home(&node, &identity, &account, access.has_rules()).await;
     let OpenedHome { jail, quota_directory } = home.map_err(|reason| {
@@ -225,7 +269,7 @@ async fn log_in(
             log::Level::Error, identity, home = account.home.as_str();
             "login refused: the home cannot be used: {reason}"
         );
-        unavailable("Home directory is not available")
+        LoginRefusal::closing(unavailable("Home directory is not available"), "no_home", reason)
     })?;
     let jail = Arc::new(jail);
     let quota = match quota_directory {
@@ -234,14 +278,21 @@ async fn log_in(
         }
         None => None,
     };
+    metrics::login_step("home", registered.elapsed());
     confirm_if_changed(session, &identity, &account, revision).await?;
+    let handshake = session.security.handshake.as_deref();
+    let audit = SessionAudit::new(&node.audit, &node.name, &identity, &account.groups, handshake);
+    let audit = Arc::new(audit);
+    audit.login(Code::LOGGED_IN, None);
     node.connections.note_login(&session.handle);
     metrics::login("accepted");
     log_session!(log::Level::Info, identity; "logged in");
     let representation = Representation::new(node.ascii_conversion);
     let keeps_ticket = session.security.handshake.as_ref().is_some_and(|tls| tls.version == "TLSv1.2");
     session.state = LoginState::LoggedIn(Box::new(LoggedIn {
-        failures: Arc::new(FailureLog::new(&node, &identity, &jail)),
+        failures: Arc::new(FailureLog::new(&node, &identity, &audit, &jail)),
+        end: SessionEnd::new(&audit, &session.handle),
+        audited: AuditedCommand::new("PASS", &LoggedInCommand::Pwd),
         task: Arc::new(Task { identity: Arc::clone(&identity), verb: "PASS", path: None }),
         owner: account.user.as_str().into(),
         node,
@@ -271,7 +322,11 @@ async fn log_in(
 }
 
 /// Registers the session in the registry, which enforces the limits on sessions.
-async fn register(node: &Node, identity: &SessionIdentity, account: &Account) -> Result<SessionEntry, Reply> {
+async fn register(
+    node: &Node,
+    identity: &SessionIdentity,
+    account: &Account,
+) -> Result<SessionEntry, LoginRefusal> {
     let record = SessionRecord {
         id: identity.session,
         node: node.name.clone(),
@@ -287,13 +342,14 @@ async fn register(node: &Node, identity: &SessionIdentity, account: &Account) ->
     node.registry.open_session(record, limits).await.map_err(|refusal| {
         metrics::login("limited");
         log_session!(log::Level::Warn, identity; "login refused: {refusal}");
-        match refusal {
+        let reply = match refusal {
             SessionRefused::UserLimit(_) => unavailable("Too many sessions of this user"),
             SessionRefused::AddressLimit(_) | SessionRefused::UserAddressLimit(_) => {
                 unavailable("Too many sessions from your address")
             }
             SessionRefused::RegistryAway => login_unavailable(),
-        }
+        };
+        LoginRefusal::closing(reply, "limited", refusal.to_string())
     })
 }
 
@@ -304,7 +360,7 @@ async fn confirm_if_changed(
     identity: &SessionIdentity,
     account: &Account,
     revision: Revision,
-) -> Result<(), Reply> {
+) -> Result<(), LoginRefusal> {
     let login =
         PastLogin { user: account.user.clone(), version: account.version.clone(), address: identity.address };
     let must_confirm = session.handle.log_in(login.clone());
@@ -317,18 +373,16 @@ async fn confirm_if_changed(
         Some(EndedByNode { reply, reason }) => {
             metrics::session_ended(reason);
             metrics::login("revoked");
-            log_session!(
-                log::Level::Warn, identity;
-                "login refused: the end of the session was requested before the login was complete"
-            );
-            Err(reply)
+            let detail = "the end of the session was requested before the login was complete";
+            log_session!(log::Level::Warn, identity; "login refused: {detail}");
+            Err(LoginRefusal::closing(reply, "revoked", detail))
         }
     }
 }
 
 /// Asks authd again about a login, and revokes it if authd no longer accepts it. With `needs_answer` a login
 /// without authd's answer is refused: all sessions of the user were ended meanwhile.
-async fn confirm(session: &Session, login: &PastLogin, needs_answer: bool) -> Result<(), Reply> {
+async fn confirm(session: &Session, login: &PastLogin, needs_answer: bool) -> Result<(), LoginRefusal> {
     let verdict = revocation::still_authorized(&session.node, login).await;
     let error = match verdict {
         Ok(Some(Verdict::Stay)) => return Ok(()),
@@ -349,7 +403,7 @@ async fn confirm(session: &Session, login: &PastLogin, needs_answer: bool) -> Re
         session:% = session.handle.id, user = login.user.as_str(), address:% = login.address;
         "login failed: accounts have changed meanwhile, and authd did not confirm the login: {error}"
     );
-    Err(login_unavailable())
+    Err(LoginRefusal::closing(login_unavailable(), "unavailable", error))
 }
 
 /// A user's home, opened for a session.
@@ -388,6 +442,9 @@ async fn open_home(
             let storage = &shared.storage;
             let mut jail = Jail::open(&storage.root, &home, storage.create_homes, storage.modes)?;
             jail.set_locks(storage.locks);
+            if storage.sync_uploads {
+                jail.sync_names();
+            }
             if has_rules {
                 jail.refuse_links();
             }

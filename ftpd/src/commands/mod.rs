@@ -18,7 +18,9 @@ mod uploads;
 use std::sync::Arc;
 
 use crate::{
-    failure_log::Operation,
+    audit::AuditedCommand,
+    connection_table::SessionHandle,
+    failure_log::{FailureLog, Operation},
     protocol::{AnyTimeCommand, Code, Command, LoggedInCommand, Reply, Request, site::Site},
     session::{LoggedIn, Outcome, Session},
     virtual_path::VirtualPath,
@@ -33,10 +35,11 @@ pub(crate) async fn run(session: &mut Session, request: Request) -> Outcome {
     if verb.needs_tls && session.node.tls.is_none() {
         return Reply::new(Code::NOT_IMPLEMENTED, "TLS is not available on this server").into();
     }
+    let handle = Arc::clone(&session.handle);
     match command {
         Command::AnyTime(command) => run_any_time(session, command).await,
         Command::LoggedIn(command) => match session.logged_in() {
-            Some(logged_in) => run_and_report(logged_in, verb.name, command).await,
+            Some(logged_in) => run_and_report(logged_in, &handle, verb.name, command).await,
             None => Reply::please_log_in().into(),
         },
     }
@@ -65,19 +68,32 @@ async fn run_any_time(session: &mut Session, command: AnyTimeCommand) -> Outcome
     }
 }
 
-/// Runs a command of a logged-in session, and reports its failure. An activity reports its own failure at its
-/// end.
-async fn run_and_report(session: &mut LoggedIn, verb: &'static str, command: LoggedInCommand) -> Outcome {
+/// Runs a command of a logged-in session, and reports its failure, and its success if it changes something.
+/// An activity reports its own end.
+async fn run_and_report(
+    session: &mut LoggedIn,
+    handle: &SessionHandle,
+    verb: &'static str,
+    command: LoggedInCommand,
+) -> Outcome {
     let argument = command.path().map(<[u8]>::to_vec);
     let resolve = |cwd: &VirtualPath| argument.as_deref().and_then(|argument| cwd.join(argument).ok());
     session.task =
         Arc::new(Task { identity: Arc::clone(&session.identity), verb, path: resolve(&session.cwd) });
+    handle.activity.note_path(session.task.path.as_ref());
+    session.audited = AuditedCommand::new(verb, &command);
+    if matches!(command, LoggedInCommand::Rnto(_)) {
+        session.audited.from.clone_from(&session.rename_from);
+    }
+    let interruption = Interruption::watch(session);
     let outcome = run_logged_in(session, verb, command).await.unwrap_or_else(Outcome::Reply);
+    interruption.forget();
     match &outcome {
-        Outcome::Reply(reply) if reply.code().is_failure() => {
+        Outcome::Reply(reply) if reply.code().is_failure() || session.audited.records_success() => {
             // Only a successful CWD changes the directory that the argument is relative to.
             let path = resolve(&session.cwd);
-            let operation = Operation { verb, path: path.as_ref(), transfer: None, cancelled_by: None };
+            let (audited, path) = (&session.audited, path.as_ref());
+            let operation = Operation { verb, audited, path, transfer: None, cancelled_by: None };
             session.failures.report(operation, reply);
         }
         Outcome::Start(_, activity) => {
@@ -89,6 +105,34 @@ async fn run_and_report(session: &mut LoggedIn, verb: &'static str, command: Log
         Outcome::Reply(_) | Outcome::Encrypt(_) | Outcome::Close(_) => {}
     }
     outcome
+}
+
+/// Records in the audit trail that a command was dropped while it ran: the session ends at once, and a worker
+/// may still finish the file operation.
+struct Interruption(Option<(Arc<FailureLog>, AuditedCommand, Arc<Task>)>);
+
+impl Interruption {
+    /// Watches the current command, if its success is recorded.
+    fn watch(session: &LoggedIn) -> Self {
+        let is_recorded = session.audited.records_success() && session.failures.records();
+        Self(
+            is_recorded
+                .then(|| (Arc::clone(&session.failures), session.audited.clone(), Arc::clone(&session.task))),
+        )
+    }
+
+    /// The command has ended by itself.
+    fn forget(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Interruption {
+    fn drop(&mut self) {
+        if let Some((failures, audited, task)) = &self.0 {
+            failures.record_interruption(audited, task.path.as_ref());
+        }
+    }
 }
 
 /// # Errors

@@ -87,7 +87,7 @@ pub(super) async fn retr(
     if bytes.start > size {
         return Err(Reply::new(Code::BAD_OFFSET, "Restart offset is beyond the end of the file"));
     }
-    let wanted = bytes.end.saturating_sub(bytes.start);
+    let (start, wanted) = (bytes.start, bytes.end.saturating_sub(bytes.start));
     let mut text = b"Opening data connection for ".to_vec();
     text.extend_from_slice(argument);
     if coding.keeps_bytes() {
@@ -104,6 +104,8 @@ pub(super) async fn retr(
             Ok(stream.finish(&job)?)
         }),
     };
-    let transfer = Transfer { verb, kind: TransferKind::Download, path, coding, pace, work };
+    let size = coding.keeps_bytes().then_some(wanted);
+    let kind = TransferKind::Download;
+    let transfer = Transfer { verb, kind, path, coding, offset: start, size, pace, work };
     Ok(start_transfer(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
 }

@@ -21,6 +21,8 @@ use super::{
     transfers::take_offset,
 };
 use crate::{
+    config::UploadDigest,
+    events::{EventKind, FilteredEvent, RecordedUpload},
     jail::{FileError, RivalPolicy, UploadPlacement, WriteMode},
     limits::quota::{HomeQuota, NewFile, QuotaReservation},
     metrics,
@@ -203,22 +205,27 @@ async fn start_upload(
             (Some(lease), Some(reserve_quota(session, quota, &path, mode).await?))
         }
     };
-    let opened = open_upload(session, &path, mode, lease, reservation.clone()).await?;
+    let opened = open_upload(session, verb, &path, mode, lease, reservation.clone()).await?;
     let (registry, user) = (&session.node.registry, &session.account.user);
     let pace = session.bandwidth.pace(registry, user, BandwidthDirection::Upload, reservation);
     let coding = session.representation.coding();
     let terms = UploadTerms {
         announced: announced.filter(|_| coding.keeps_bytes()),
         coding,
+        digest: session.node.storage.upload_digest != UploadDigest::Off
+            && matches!(mode, WriteMode::Replace | WriteMode::CreateNew),
         sync: session.node.storage.sync_uploads,
         settle_time: session.node.storage.settle_time,
         bridge: RuntimeBridge::to_current(),
+        node: Arc::clone(&session.node),
     };
     let work = TransferWork::receive(&session.node.workers, move |stream, job| {
         opened.into_inner().receive(&terms, stream, job)
     });
     let text = [opening.as_bytes(), argument].concat();
-    let transfer = Transfer { verb, kind: TransferKind::Upload, path, coding, pace, work };
+    let offset = if let WriteMode::Resume { offset, .. } = mode { offset } else { 0 };
+    let kind = TransferKind::Upload;
+    let transfer = Transfer { verb, kind, path, coding, offset, size: announced, pace, work };
     Ok(start_transfer(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
 }
 
@@ -226,6 +233,7 @@ async fn start_upload(
 /// hop costs as much as storing a small upload. The worker waits for Redis at most `redis_timeout`.
 async fn open_upload(
     session: &LoggedIn,
+    verb: &'static str,
     path: &VirtualPath,
     mode: WriteMode,
     lease: Option<WriteLease>,
@@ -234,6 +242,8 @@ async fn open_upload(
     let node = Arc::clone(&session.node);
     let (jail, path, bridge) = (Arc::clone(&session.jail), path.clone(), RuntimeBridge::to_current());
     let (registry, holder) = (session.node.registry.clone(), session.identity.session);
+    let (identity, groups) = (Arc::clone(&session.identity), session.account.groups.clone());
+    let kind = if verb == "APPE" { EventKind::Append } else { EventKind::Upload };
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
     // `require_file` has seen the file, but another session may have removed it since.
     let may_create =
@@ -261,6 +271,19 @@ async fn open_upload(
         }
         if let Some(reservation) = &reservation {
             reservation.follow(upload.changes());
+        }
+        let event = FilteredEvent { kind, user: &identity.user, groups: &groups, path: &path };
+        let recorder = node.events.recorder(&event, || RecordedUpload {
+            kind,
+            session: identity.session,
+            user: identity.user.clone(),
+            groups: groups.clone(),
+            address: identity.address,
+            path: path.clone(),
+            lease: lease.age(),
+        });
+        if let Some(recorder) = recorder {
+            upload.record_by(recorder);
         }
         Ok(node.workers.off_runtime(OpenUpload { upload, reservation, lease }))
     });

@@ -49,6 +49,10 @@ pub struct Limits {
     pub errors: u32,
     /// Log lines a minute of one kind in one session. 0: no limit.
     pub failure_lines: u32,
+    /// Bytes of one session's dialogue. 0: none is kept.
+    pub dialogue_size: u64,
+    /// Bytes of the dialogues of all sessions.
+    pub dialogue_memory: u64,
 }
 
 impl Limits {
@@ -151,6 +155,8 @@ pub(super) fn limits(values: &Values) -> Result<Limits, SettingsError> {
         unauthenticated_commands: count(values, "max_unauthenticated_commands")?,
         errors: count(values, "max_errors")?,
         failure_lines: values.required("failure_log_limit")?,
+        dialogue_size: values.required("dialogue_size")?,
+        dialogue_memory: values.required("dialogue_memory")?,
     })
 }
 

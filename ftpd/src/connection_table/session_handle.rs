@@ -15,6 +15,8 @@ use common::{
 };
 use tokio::{sync::Notify, time::Instant};
 
+use crate::{dialogue::Dialogue, live::SessionActivity};
+
 /// One control connection, as the rest of the node sees it.
 pub struct SessionHandle {
     pub id: SessionId,
@@ -29,6 +31,10 @@ pub struct SessionHandle {
     pub(super) must_confirm: AtomicBool,
     /// The reason why authd would no longer accept the session's login.
     revocation: OnceLock<EndReason>,
+    /// The reason that an administrator gave for the end of the session.
+    end_reason: OnceLock<Box<str>>,
+    pub activity: SessionActivity,
+    pub dialogue: Dialogue,
 }
 
 /// The user of a connection.
@@ -56,7 +62,7 @@ pub enum EndRequest {
 }
 
 impl SessionHandle {
-    pub(super) fn new(address: IpAddr, now: Instant) -> Self {
+    pub(super) fn new(address: IpAddr, now: Instant, dialogue: Dialogue) -> Self {
         Self {
             id: SessionId::random(),
             address,
@@ -68,6 +74,9 @@ impl SessionHandle {
             has_ended: AtomicBool::new(false),
             must_confirm: AtomicBool::new(false),
             revocation: OnceLock::new(),
+            end_reason: OnceLock::new(),
+            activity: SessionActivity::default(),
+            dialogue,
         }
     }
 
@@ -78,6 +87,26 @@ impl SessionHandle {
     pub(super) fn request_end(&self, request: EndRequest) {
         self.end_request.fetch_max(request as u8, Ordering::AcqRel);
         self.end_requested.notify_one();
+    }
+
+    /// Withdraws the request of a drain. A more urgent request stays.
+    pub(super) fn withdraw_drain(&self) {
+        let drain = EndRequest::Drain as u8;
+        // An error means that another request stands, or none.
+        let _ = self.end_request.compare_exchange(drain, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Ends the session for an administrator. Only the first reason is kept.
+    pub(super) fn end_for(&self, reason: Option<&str>) {
+        if let Some(reason) = reason {
+            let _ = self.end_reason.set(reason.into());
+        }
+        self.request_end(EndRequest::EndSession);
+    }
+
+    /// The reason that an administrator gave for the end of the session.
+    pub fn end_reason(&self) -> Option<&str> {
+        self.end_reason.get().map(|reason| &**reason)
     }
 
     /// The most urgent request so far.

@@ -117,7 +117,7 @@ impl ControlConnection {
             self.session.security.has_buffer_size = true;
             self.session.security.is_private = true;
         }
-        self.stream.push(&Reply::new(Code::READY, self.session.node.greeting.clone()));
+        self.push(&Reply::new(Code::READY, self.session.node.greeting.clone()));
         let end = self.converse().await;
         self.finish(end).await;
     }
@@ -185,7 +185,12 @@ impl ControlConnection {
                 Some(held) => held,
                 None => match self.lines.next_line()? {
                     Line::TooLong => Err(ParseError::TooLong),
-                    Line::Command(line) => protocol::parse(&line),
+                    Line::Command(line) => {
+                        let parsed = protocol::parse(&line);
+                        let verb = parsed.as_ref().ok().map(|request| request.verb.name);
+                        self.session.handle.dialogue.note_command(&line, verb);
+                        parsed
+                    }
                 },
             };
             if self.must_wait(&line) {
@@ -280,7 +285,11 @@ impl ControlConnection {
 
     async fn run_command(&mut self, request: Request) -> Option<ConnectionEnd> {
         let verb = request.verb.name;
-        match self.execute(request).await {
+        self.session.handle.activity.note_command(verb);
+        let outcome = self.execute(request).await;
+        // `last_used` is the time at which the command began.
+        metrics::command_took(verb, self.last_used.elapsed());
+        match outcome {
             Err(end) => Some(ConnectionEnd::ByNode(end)),
             Ok(Outcome::Reply(reply)) => self.answer(verb, &reply),
             Ok(Outcome::Start(opening, activity)) => {
@@ -293,7 +302,7 @@ impl ControlConnection {
             }
             Ok(Outcome::Close(reply)) => {
                 metrics::command(verb, reply.code());
-                self.stream.push(&reply);
+                self.push(&reply);
                 Some(ConnectionEnd::Silent)
             }
         }
@@ -325,10 +334,11 @@ impl ControlConnection {
                 Err(_) => activity.handle.cancel(CancelledBy::NoDescriptor),
             }
         }
+        self.session.handle.activity.start_transfer(&activity.handle);
         self.activity = ActivityState::Running { activity, follow_up: FollowUp::NextCommand };
         self.rejected_commands = 0;
         if let Some(opening) = opening {
-            self.stream.push(opening);
+            self.push(opening);
         }
     }
 
@@ -346,6 +356,17 @@ impl ControlConnection {
         metrics::command(verb, reply.code());
         log::debug!(session:% = self.session.handle.id, verb, code = reply.code().value(); "command");
         self.rejected_commands = if reply.code().is_rejection() { self.rejected_commands + 1 } else { 0 };
+        self.push(reply);
+    }
+
+    /// Sends a reply, and notes it in the dialogue.
+    fn push(&mut self, reply: &Reply) {
+        let dialogue = &self.session.handle.dialogue;
+        if dialogue.is_kept() {
+            let mut encoded = Vec::new();
+            reply.encode(&mut encoded);
+            dialogue.note_reply(&encoded);
+        }
         self.stream.push(reply);
     }
 
@@ -362,7 +383,9 @@ impl ControlConnection {
                     "TLS handshake completed"
                 );
                 self.lines.clear();
+                self.session.handle.activity.note_tls(handshake.version);
                 self.session.handle.set_user(None);
+                self.session.note_end("auth_tls");
                 self.session.state = LoginState::Greeted;
                 // Set only by AUTH TLS-P, because PROT is refused before TLS.
                 let is_private = self.session.security.is_private;
@@ -386,6 +409,7 @@ impl ControlConnection {
     fn conclude_activity(&mut self, reply: &Reply) -> Option<ConnectionEnd> {
         let ended = std::mem::replace(&mut self.activity, ActivityState::Idle);
         let ActivityState::Running { activity, follow_up } = ended else { return None };
+        self.session.handle.activity.end_activity();
         self.push_reply(activity.handle.verb, reply);
         self.last_used = Instant::now();
         match follow_up {

@@ -5,7 +5,7 @@
 //! programs ignore.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     error::Error,
     fs::File,
     io::{self, Read, Write},
@@ -16,6 +16,7 @@ use std::{
 };
 
 use nix::{errno::Errno, sys::sendfile::sendfile};
+use sha2::{Digest, Sha256};
 
 use super::{
     ascii::{Incoming, Outgoing},
@@ -65,17 +66,34 @@ pub struct CopyJob<'c> {
     /// by now.
     may_store: Option<&'c dyn Fn() -> bool>,
     stored: Cell<u64>,
+    /// The hash of the bytes that were stored.
+    digest: Option<RefCell<Sha256>>,
 }
 
 impl<'c> CopyJob<'c> {
     /// A copy without a pace and without a guard.
     pub fn new(progress: &'c Progress) -> Self {
-        Self { progress, client: None, pace: None, may_store: None, stored: Cell::new(0) }
+        let stored = Cell::new(0);
+        Self { progress, client: None, pace: None, may_store: None, stored, digest: None }
     }
 
     /// The same copy, which asks `may_store` before each write.
     pub fn guarded_by(self, may_store: Option<&'c dyn Fn() -> bool>) -> Self {
         Self { may_store, ..self }
+    }
+
+    /// The same copy, which computes SHA-256 of the bytes that it stores. They then pass through memory.
+    pub fn with_digest(self) -> Self {
+        Self { digest: Some(RefCell::default()), ..self }
+    }
+
+    pub(super) fn computes_digest(&self) -> bool {
+        self.digest.is_some()
+    }
+
+    /// SHA-256 of the bytes that were stored. `None` without [`Self::with_digest`].
+    pub fn digest(&self) -> Option<[u8; 32]> {
+        self.digest.as_ref().map(|digest| digest.borrow().clone().finalize().into())
     }
 
     /// The number of bytes in the file of an upload: in TYPE A fewer than arrived.
@@ -332,6 +350,9 @@ pub fn receive_ascii(
 fn write(file: &File, bytes: &[u8], offset: u64, job: &CopyJob<'_>) -> Result<(), CopyError> {
     job.check_store()?;
     file.write_all_at(bytes, offset).map_err(CopyError::Storage)?;
+    if let Some(digest) = &job.digest {
+        digest.borrow_mut().update(bytes);
+    }
     job.note_stored(bytes.len());
     Ok(())
 }

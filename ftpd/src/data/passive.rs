@@ -27,8 +27,8 @@ use std::{
 
 use common::{node::PortRange, registry::Registry, sync::lock};
 use tokio::{
-    sync::{Notify, Semaphore, oneshot},
-    task::AbortHandle,
+    sync::{Notify, Semaphore, oneshot, watch},
+    task::JoinHandle,
     time::{Instant, timeout_at},
 };
 
@@ -50,11 +50,17 @@ use crate::{
 /// The passive ports of this node.
 pub struct PassivePorts {
     own: OwnPorts,
-    /// The task that accepts connections.
-    accepting: Mutex<Option<AbortHandle>>,
+    accepting: Mutex<Option<Accepting>>,
     /// How long a reservation may wait for the transfer command while ports are short.
     unused_limit: Duration,
     table: Arc<ReservationTable>,
+}
+
+/// The task that accepts connections.
+struct Accepting {
+    /// Dropped to end the task.
+    open: watch::Sender<()>,
+    task: JoinHandle<()>,
 }
 
 /// Interval at which a waiting session looks again whether the node may reserve ports.
@@ -138,15 +144,19 @@ impl PassivePorts {
             door,
             waits: Arc::default(),
         };
-        let task = tokio::spawn(Arc::new(arrivals).accept(listeners));
-        *lock(&self.accepting) = Some(task.abort_handle());
+        let (open, is_open) = watch::channel(());
+        let task = tokio::spawn(Arc::new(arrivals).accept(listeners, is_open));
+        *lock(&self.accepting) = Some(Accepting { open, task });
         Ok(())
     }
 
     /// Closes the listeners. Connections that have arrived are served to their end.
-    pub fn stop_listening(&self) {
-        if let Some(task) = lock(&self.accepting).take() {
-            task.abort();
+    pub async fn stop_listening(&self) {
+        let accepting = lock(&self.accepting).take();
+        if let Some(Accepting { open, task }) = accepting {
+            drop(open);
+            // An error would be a panic, which the log shows.
+            let _ = task.await;
         }
     }
 

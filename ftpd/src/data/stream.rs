@@ -140,6 +140,7 @@ impl DataStream {
         job: &CopyJob<'_>,
     ) -> Result<u64, CopyError> {
         match (coding, &self.tls) {
+            (Coding::Image, None) if job.computes_digest() => copy::receive_into(self, file, offset, job),
             (Coding::Image, None) if self.early.has_ended() => {
                 copy::receive_into(&mut self.early, file, offset, job)
             }

@@ -23,7 +23,9 @@ pub async fn watch(health: Arc<Health>, workers: Workers, alarm: Duration) {
     loop {
         ticks.tick().await;
         let [operations, logins] = workers.inspect_operations(alarm);
-        metrics::oldest_file_operation(operations.oldest.max(logins.oldest));
+        metrics::oldest_file_operation(
+            workers.oldest_operation().map_or(Duration::ZERO, |oldest| oldest.age),
+        );
         workers.record_usage();
         for hanging in operations.hanging.iter().chain(&logins.hanging) {
             if let Some(task) = &hanging.task {

@@ -13,6 +13,7 @@ use super::inode_lock::FileIdentity;
 use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile, UploadPlacement, WriteMode};
 use crate::virtual_path::VirtualPath;
+use crate::work::StorageCall;
 use crate::work::pieces::PIECE;
 use crate::work::progress::Progress;
 
@@ -216,7 +217,7 @@ impl CombinedTarget<'_> {
         }
         usage::truncate(&self.file, end, self.changes)?;
         if self.sync {
-            self.file.sync_all()?;
+            StorageCall::Fsync.measure(|| self.file.sync_all())?;
         }
         Ok(())
     }

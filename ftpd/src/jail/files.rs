@@ -1,5 +1,6 @@
 //! Operations on single names: status, open for reading, create, remove, rename, change attributes.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -20,6 +21,7 @@ use super::usage::{self, Changes};
 use super::{FileError, Jail, OpenFile};
 use crate::listing::{Entry, EntryKind};
 use crate::virtual_path::VirtualPath;
+use crate::work::StorageCall;
 
 impl OpenFile {
     /// Reads the bytes of `range`. Returns `None` if the range is longer than `max_length` bytes or
@@ -226,20 +228,20 @@ impl Jail {
         &self,
         path: &VirtualPath,
         change: impl FnOnce(u32, bool) -> u32,
-    ) -> Result<(), FileError> {
+    ) -> Result<u32, FileError> {
         let handle = self.open_to_change(path)?;
         let status = fstat(&handle)?;
         if self.is_home_or_folder(&status)? {
             return Err(FileError::Fixed);
         }
-        let mode = change(status.st_mode & 0o777, kind(&status) == EntryKind::Directory);
+        let mode = change(status.st_mode & 0o777, kind(&status) == EntryKind::Directory) & 0o777;
         fchmodat(
             AT_FDCWD,
             handle::proc_path(&handle).as_c_str(),
-            Mode::from_bits_truncate(mode & 0o777),
+            Mode::from_bits_truncate(mode),
             FchmodatFlags::FollowSymlink,
         )?;
-        Ok(())
+        Ok(mode)
     }
 
     /// Returns the bytes that an unprivileged user can still write in the file system of `path` (AVBL).
@@ -253,6 +255,27 @@ impl Jail {
             opened => fstatvfs(opened?)?,
         };
         Ok(status.blocks_available().saturating_mul(status.fragment_size()))
+    }
+
+    /// Writes the names in the directories of `paths` to stable storage after they have changed, each
+    /// directory once; nothing without [`Self::sync_names`]. A directory that is gone has no names.
+    ///
+    /// # Errors
+    /// Any error of the kernel. The change is done, and a crash of the storage may undo it.
+    pub fn sync_parents(&self, paths: &[&VirtualPath]) -> Result<(), FileError> {
+        if !self.syncs_names {
+            return Ok(());
+        }
+        let parents: BTreeSet<VirtualPath> =
+            paths.iter().filter_map(|path| path.split()).map(|(parent, _)| parent).collect();
+        for parent in parents {
+            match self.open_inside(&parent, b"", handle::DIRECTORY) {
+                Ok(directory) => sync_directory(&directory)?,
+                Err(FileError::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Opens `path` to change its attributes.
@@ -284,7 +307,7 @@ pub(super) fn sync_directory(directory: &OwnedFd) -> Result<(), FileError> {
         Err(Errno::EACCES) => return Ok(()),
         Err(errno) => return Err(errno.into()),
     };
-    match readable.sync_all() {
+    match StorageCall::FsyncDirectory.measure(|| readable.sync_all()) {
         // The file system does not support fsync of directories.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         synced => Ok(synced?),

@@ -22,9 +22,11 @@ mod keys;
 pub mod lock;
 mod mount;
 mod partial;
+mod publication;
 mod publish;
 mod remove_tree;
 mod rename_new;
+mod self_test;
 mod shared;
 pub mod sweep;
 mod upload;
@@ -46,6 +48,8 @@ use self::folders::{RootedPath, SharedFolder};
 use self::handle::LinkPolicy;
 pub use self::lock::{ChangeLock, LockMode};
 pub use self::partial::RivalPolicy;
+pub use self::publication::{FileToPublish, PublicationRecorder};
+pub use self::self_test::{StorageFinding, StorageSelfTest, StorageSeverity, is_no_right};
 pub use self::shared::SharedDirectories;
 pub use self::upload::{Upload, UploadPlacement, WriteMode};
 pub use self::usage::Changes;
@@ -54,6 +58,15 @@ use crate::virtual_path::VirtualPath;
 /// Prefix of the names of partial files (the data of unfinished atomic uploads). Listings omit these
 /// names, and clients cannot use them.
 pub const PARTIAL_PREFIX: &[u8] = b".ftpd-partial-";
+
+/// The directory in the storage's root that holds the journals of events. It has the prefix of partial files,
+/// so that nodes of earlier versions hide it, too. All names in it begin with the prefix.
+pub const EVENTS_DIRECTORY: &[u8] = b".ftpd-partial-events";
+
+/// Returns true if a component of `path` is a name that the server reserves.
+fn is_reserved(path: &VirtualPath) -> bool {
+    path.names().any(|name| name.starts_with(PARTIAL_PREFIX))
+}
 
 /// Permission bits of the files and directories that a session creates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +92,8 @@ pub struct Jail {
     /// Listings show the target of a symbolic link instead of the link.
     resolves_links: bool,
     locks: LockMode,
+    /// [`Self::sync_parents`] has an effect.
+    syncs_names: bool,
     /// Real path of the storage root. [`Jail::canonical_key`] strips it.
     storage: Box<[u8]>,
     modes: Modes,
@@ -117,6 +132,7 @@ impl Jail {
             link_policy: LinkPolicy::Follow,
             resolves_links: false,
             locks: LockMode::Auto,
+            syncs_names: false,
             storage: handle::real_path(&root)?.into(),
             modes,
         })
@@ -135,6 +151,11 @@ impl Jail {
     /// Sets which locks uploads take.
     pub fn set_locks(&mut self, locks: LockMode) {
         self.locks = locks;
+    }
+
+    /// Makes [`Self::sync_parents`] write to stable storage.
+    pub fn sync_names(&mut self) {
+        self.syncs_names = true;
     }
 
     /// Returns the directory that contains `path` and the name in it, for an operation that changes the
@@ -165,14 +186,14 @@ impl Jail {
     /// [`FileError::IsADirectory`] if `path` is a synthetic directory that only contains shared
     /// folders.
     fn open_path(&self, path: &VirtualPath, flags: OFlag) -> Result<OwnedFd, FileError> {
-        if path.split().is_some_and(|(_, name)| name.starts_with(PARTIAL_PREFIX)) {
-            return Err(FileError::NameNotAllowed);
-        }
         self.open_inside(path, b"", flags)
     }
 
     /// Opens the relative path `below` in the directory `path`, or `path` itself if `below` is empty.
     fn open_inside(&self, path: &VirtualPath, below: &[u8], flags: OFlag) -> Result<OwnedFd, FileError> {
+        if is_reserved(path) {
+            return Err(FileError::NameNotAllowed);
+        }
         if self.is_in_unavailable_folder(path) {
             return Err(FileError::NotFound);
         }
@@ -219,6 +240,9 @@ fn open_directory(
     create: bool,
     modes: Modes,
 ) -> Result<OwnedFd, FileError> {
+    if is_reserved(path) {
+        return Err(FileError::NameNotAllowed);
+    }
     match handle::open_in(root, path.relative(), handle::DIRECTORY, LinkPolicy::Follow) {
         Err(FileError::NotFound) if create => create_all(root, path, modes.directory),
         found => found,
@@ -236,8 +260,10 @@ fn create_all(root: &OwnedFd, home: &VirtualPath, mode: u32) -> Result<OwnedFd, 
         directory = match handle::open_in(root, prefix.relative(), handle::DIRECTORY, LinkPolicy::Follow) {
             Err(FileError::NotFound) => {
                 match mkdirat(&directory, name, Mode::from_bits_truncate(mode)) {
+                    // A file in the home is as durable as the name of the home.
+                    Ok(()) => files::sync_directory(&directory)?,
                     // Another node has created the directory.
-                    Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+                    Err(nix::errno::Errno::EEXIST) => {}
                     Err(errno) => return Err(errno.into()),
                 }
                 handle::open_in(root, prefix.relative(), handle::DIRECTORY, LinkPolicy::Follow)?

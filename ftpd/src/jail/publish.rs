@@ -9,7 +9,8 @@
 //!    file. Otherwise another upload has taken the resumable name between these steps; it gets the name
 //!    back.
 //! 3. Check that the node may still write and that the directory still has its path.
-//! 4. Rename the file to its final name.
+//! 4. If an event tells of the upload, note in the journal what is about to be published.
+//! 5. Rename the file to its final name.
 
 use std::os::fd::OwnedFd;
 
@@ -25,8 +26,8 @@ use super::handle::{self, EntryLocation, identity, size};
 use super::partial::has_name;
 use super::rename_new::rename_new;
 use super::upload::{FollowedLink, PublishPlan, Upload, UploadState};
-use super::{FileError, usage};
-use crate::work::blocking;
+use super::{FileError, FileToPublish, PublicationRecorder, usage};
+use crate::work::{StorageCall, blocking};
 
 impl Upload {
     /// Completes the upload after all data has arrived; the file must end at `end`. With `sync`, data
@@ -41,7 +42,10 @@ impl Upload {
     /// its directory was changed, renamed, removed or replaced during the upload, and
     /// [`FileError::WriteRightLost`] if another upload has taken the partial file or this node may no
     /// longer write.
-    pub fn finish(mut self, sync: bool, end: u64) -> Result<(), FileError> {
+    ///
+    /// Returns the recorder of a direct upload that is complete only if its lease is still held. The caller
+    /// tells the recorder.
+    pub fn finish(mut self, sync: bool, end: u64) -> Result<Option<Box<dyn PublicationRecorder>>, FileError> {
         if matches!(self.state, UploadState::Opened { .. }) {
             self.begin()?;
         }
@@ -63,10 +67,55 @@ impl Upload {
         }
         self.state = UploadState::Ended;
         published?;
+        let named = self.keep_name(sync);
+        self.record_end(named)
+    }
+
+    /// After the publication: brings the name to stable storage, and checks it.
+    fn keep_name(&self, sync: bool) -> Result<(), FileError> {
         if sync && (self.created || self.publish.is_some()) {
             sync_directory(&self.directory)?;
         }
         self.check_still_named()
+    }
+
+    /// Tells the recorder how the upload ended, or returns it if the lease decides.
+    fn record_end(
+        &mut self,
+        named: Result<(), FileError>,
+    ) -> Result<Option<Box<dyn PublicationRecorder>>, FileError> {
+        let Some(mut recorder) = self.recorder.take() else { return named.map(|()| None) };
+        if self.is_atomic() {
+            match &named {
+                Ok(()) => recorder.complete(),
+                Err(_) => recorder.fail(),
+            }
+            return named.map(|()| None);
+        }
+        named?;
+        recorder.begin(&self.file_to_publish()?)?;
+        if !self.is_fenced() {
+            return Ok(Some(recorder));
+        }
+        recorder.complete();
+        Ok(None)
+    }
+
+    fn file_to_publish(&self) -> Result<FileToPublish<'_>, FileError> {
+        let status = fstat(&self.file)?;
+        let (name, hidden) = match &self.publish {
+            Some(PublishPlan { name, names, .. }) => (name, Some([&*names.unique, &*names.resumable])),
+            None => (&self.name, None),
+        };
+        Ok(FileToPublish {
+            directory: &self.directory_path,
+            name,
+            hidden,
+            inode: status.st_ino,
+            size: size(&status),
+            changed: i128::from(status.st_ctime) * 1_000_000_000 + i128::from(status.st_ctime_nsec),
+            is_proven: self.is_atomic() || self.is_fenced(),
+        })
     }
 
     /// Ends the upload without changing anything, because this node has lost the right to write the
@@ -112,7 +161,7 @@ impl Upload {
 
     fn flush_to_storage(&self, sync: bool) -> Result<(), FileError> {
         if sync {
-            self.file.sync_all()?;
+            StorageCall::Fsync.measure(|| self.file.sync_all())?;
         }
         self.flush()
     }
@@ -120,7 +169,8 @@ impl Upload {
     /// Gets the error that `close` would return while the file stays open: NFS writes data back at
     /// every close of a descriptor, and reports ENOSPC and EDQUOT only then.
     fn flush(&self) -> Result<(), FileError> {
-        match close(OwnedFd::from(self.file.try_clone()?)) {
+        let copy = OwnedFd::from(self.file.try_clone()?);
+        match StorageCall::Close.measure(|| close(copy)) {
             // Linux has closed the descriptor anyway (close(2)).
             Ok(()) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -141,11 +191,23 @@ impl Upload {
             .guard
             .check()
             .and_then(|()| self.check_directory())
+            .and_then(|()| self.record_begin())
             .and_then(|()| self.rename_to_final_name());
         if named.is_err() {
+            if let Some(mut recorder) = self.recorder.take() {
+                recorder.fail();
+            }
             self.restore_resumable_name();
         }
         named
+    }
+
+    fn record_begin(&mut self) -> Result<(), FileError> {
+        let Some(mut recorder) = self.recorder.take() else { return Ok(()) };
+        let begun = self.file_to_publish().and_then(|file| recorder.begin(&file));
+        self.recorder = Some(recorder);
+        // Bringing the note to stable storage may have taken long.
+        begun.and_then(|()| self.guard.check())
     }
 
     /// Renames the partial file from its resumable name to its unique name, so that only this upload
@@ -204,9 +266,9 @@ impl Upload {
         let (from, to) =
             (EntryLocation::new(&self.directory, &names.unique)?, EntryLocation::new(&self.directory, name)?);
         if !*may_replace {
-            return rename_new(&from, &to);
+            return StorageCall::Rename.measure(|| rename_new(&from, &to));
         }
-        match usage::replace(&from, &to) {
+        match StorageCall::Rename.measure(|| usage::replace(&from, &to)) {
             Ok(freed) => {
                 self.changes.remove(freed);
                 Ok(())

@@ -15,7 +15,7 @@ use super::directory::{DirectoryReader, MAX_WALK_DEPTH};
 use super::handle::{self, READ_DIRECTORY, identity, kind, real_path};
 use super::lock::{LockMode, WriterLock};
 use super::partial::is_partial_name;
-use super::{FileError, open_storage, usage};
+use super::{EVENTS_DIRECTORY, FileError, open_storage, usage};
 use crate::listing::EntryKind;
 
 /// A removed partial file.
@@ -57,6 +57,9 @@ pub fn sweep(
             if let Some(file) = remove_or_warn(found.directory, found.name, &storage, lifetime, locks) {
                 swept(file);
             }
+            continue;
+        }
+        if name == EVENTS_DIRECTORY {
             continue;
         }
         let is_directory = || handle::status(found.directory, found.name).map(|found| kind(&found));

@@ -21,7 +21,7 @@ use super::handle::size;
 use super::lock::WriterLock;
 use super::partial::{PartialNames, ReplacedPartial};
 use super::usage::{self, Changes};
-use super::{FileError, RivalPolicy};
+use super::{FileError, PublicationRecorder, RivalPolicy};
 
 /// Treatment of an existing file by an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,8 @@ pub struct Upload {
     pub(super) created: bool,
     pub(super) state: UploadState,
     pub(super) changes: Changes,
+    /// `None`: no event tells of this upload.
+    pub(super) recorder: Option<Box<dyn PublicationRecorder>>,
 }
 
 /// Names and options for publishing an atomic upload.
@@ -143,6 +145,18 @@ impl Upload {
     /// it returns false, the upload changes nothing more.
     pub fn guard_by(&mut self, may_write: impl Fn() -> bool + Send + 'static) {
         self.guard = WriteGuard(Some(Box::new(may_write)));
+    }
+
+    /// Makes the upload tell `recorder` of its publication.
+    pub fn record_by(&mut self, recorder: Box<dyn PublicationRecorder>) {
+        self.recorder = Some(recorder);
+    }
+
+    /// Tells the recorder SHA-256 of the complete file, before [`finish`](Self::finish).
+    pub fn set_digest(&mut self, sha256: [u8; 32]) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.set_digest(sha256);
+        }
     }
 
     /// Called when the data connection has arrived: returns the offset to write at. Changes nothing

@@ -150,6 +150,7 @@ impl UploadTarget<'_> {
             created,
             state: UploadState::Opened { start, may_truncate },
             changes,
+            recorder: None,
         })
     }
 

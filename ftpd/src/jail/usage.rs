@@ -19,7 +19,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use super::directory::{DirectoryReader, MAX_WALK_DEPTH};
 use super::handle::{self, EntryLocation, READ_DIRECTORY, identity, kind, size};
 use super::inode_lock::{FileIdentity, InodeLock};
-use super::{FileError, Jail};
+use super::{EVENTS_DIRECTORY, FileError, Jail};
 use crate::listing::EntryKind;
 use crate::virtual_path::VirtualPath;
 
@@ -101,7 +101,8 @@ impl Jail {
             };
             // `.nfs*` files are removed files that a client still has open. Their removal has already
             // been recorded.
-            if found.is_self_or_parent() || found.name.to_bytes().starts_with(b".nfs") {
+            let name = found.name.to_bytes();
+            if found.is_self_or_parent() || name.starts_with(b".nfs") || name == EVENTS_DIRECTORY {
                 continue;
             }
             // A file that another session has removed is not counted.

@@ -7,9 +7,16 @@ use std::{
 };
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Instant, timeout_at},
+};
 
-use super::{BoundSocket, clear_shortage, handle_accept_error};
+use super::{
+    BoundSocket, clear_shortage,
+    closing::{LAST_HANDSHAKES, refuse_new},
+    handle_accept_error,
+};
 
 /// Number of listeners with waiting connections that one call of epoll_wait(2) returns.
 const EVENTS: usize = 64;
@@ -74,6 +81,28 @@ impl ListenerSet {
         Ok(Self { epoll, listeners, ready: Vec::with_capacity(EVENTS) })
     }
 
+    /// Refuses new connections, and passes those to `serve` whose handshake has begun. Then the listeners
+    /// close: see [`super::closing`].
+    pub(crate) async fn close(mut self, mut serve: impl FnMut(AcceptedConnection)) {
+        let mut refused = Ok(());
+        for port in &self.listeners {
+            refused = refused.and(refuse_new(&port.listener));
+        }
+        if let Err(error) = refused {
+            log::warn!("data connections that arrive while the listeners close may be reset: {error}");
+        }
+        let end = Instant::now() + LAST_HANDSHAKES;
+        while let Ok(connection) = timeout_at(end, self.accept()).await {
+            serve(connection);
+        }
+        // If the process was not scheduled in time, connections still wait.
+        for PortListener { listener, port } in &self.listeners {
+            while let Ok((socket, peer)) = listener.accept() {
+                serve(AcceptedConnection { socket, peer, port: *port });
+            }
+        }
+    }
+
     /// Accepts the next connection. Errors of single connections are skipped. If the process has no
     /// descriptors or memory left, it waits 100 ms before the next attempt. Cancel-safe.
     pub(crate) async fn accept(&mut self) -> AcceptedConnection {
@@ -110,8 +139,9 @@ impl ListenerSet {
 mod tests {
     use std::{
         collections::BTreeSet,
-        io::Read,
+        io::{Read, Write},
         net::{Ipv4Addr, TcpStream},
+        thread,
         time::Duration,
     };
 
@@ -143,6 +173,38 @@ mod tests {
                 assert!(wanted.remove(&(accepted.peer, accepted.port)), "{}", accepted.peer);
             }
             assert!(timeout(Duration::from_millis(20), set.accept()).await.is_err(), "no further connection");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_set_that_closes_serves_or_refuses_every_connection() {
+        let address = |socket: &BoundSocket| socket.address().unwrap();
+        for round in 0..3 {
+            let sockets = bound(20);
+            let addresses: Vec<_> = sockets.iter().map(address).collect();
+            let set = ListenerSet::listen(sockets).unwrap();
+            let clients = addresses.into_iter().map(|address| {
+                thread::spawn(move || {
+                    let (mut served, mut attempts) = (0, 0);
+                    while let Ok(mut client) = TcpStream::connect(address) {
+                        attempts += 1;
+                        client.set_read_timeout(Some(LIMIT)).unwrap();
+                        served += client.read(&mut [0]).expect("served, not reset");
+                    }
+                    assert_eq!(served, attempts);
+                    served
+                })
+            });
+            let clients: Vec<_> = clients.collect();
+            let mut set = set;
+            let serve = |accepted: AcceptedConnection| (&accepted.socket).write_all(b".").unwrap();
+            for _ in 0..500 + round {
+                serve(set.accept().await);
+            }
+            set.close(serve).await;
+            for client in clients {
+                assert!(client.join().unwrap() > 0);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! The table of the node's metrics: type, unit, labels and meaning.
 
-use common::metric::{BLOCK_HANDOVERS, Metric, REGISTRY_CONNECTED, REGISTRY_DEGRADED};
+use common::metric::{BLOCK_HANDOVERS, Metric, REDIS_SECONDS, REGISTRY_CONNECTED, REGISTRY_DEGRADED};
 
 const DIRECTIONS: (&str, &str) = ("direction", "download, upload, listing");
 
@@ -25,11 +25,11 @@ pub(crate) const METRICS: &[Metric] = &[
     )]),
     Metric::counter("ftp_logins_rejected_total", "logins", "Logins with the result rejected.").labels(&[(
         "reason",
-        "unknown_user, wrong_password, disabled, address_not_allowed, time_not_allowed, unknown",
+        "unknown_user, wrong_password, disabled, address_not_allowed, time_not_allowed, blocked, unknown",
     )]),
     Metric::gauge("ftp_dependency_up", "1 or 0", "1 if the dependency works, 0 if not.").labels(&[(
         "dependency",
-        "storage, listeners, file_operations, passive_ports, registry, authd, as in /readyz",
+        "storage, listeners, file_operations, passive_ports, registry, authd, audit, as in /readyz",
     )]),
     Metric::gauge("ftp_sessions", "sessions", "Logged-in sessions."),
     Metric::counter("ftp_sessions_ended_total", "connections", "Control connections that the node ended.")
@@ -45,12 +45,27 @@ pub(crate) const METRICS: &[Metric] = &[
     )
     .labels(&[(
         "reason",
-        "removed, disabled, credential_changed, address_not_allowed, time_not_allowed, unknown",
+        "removed, disabled, credential_changed, address_not_allowed, time_not_allowed, blocked, unknown",
     )]),
     Metric::counter("ftp_reauthorizations_total", "checks", "Checks of all sessions with authd.")
         .labels(&[("result", "answered, failed, unsupported (by an older authd)")]),
     Metric::counter("ftp_commands_total", "commands", "Executed commands.")
         .labels(&[("verb", "RETR, STOR and so on"), ("class", "1 to 5, the first digit of the reply")]),
+    Metric::coarse_histogram(
+        "ftp_command_seconds",
+        "Time from a command to its first reply. The data of a transfer is not part of it: \
+         `ftp_transfer_seconds` has that.",
+    )
+    .labels(&[(
+        "group",
+        "login (PASS), data_port (PASV and so on), download, upload, listing, change (DELE, MKD, RNTO and so \
+         on), query (CWD, SIZE and so on), checksum, other (waits for no other part)",
+    )]),
+    Metric::coarse_histogram("ftp_login_seconds", "Time that the steps of logins took.").labels(&[(
+        "step",
+        "password (authd's decision), registry (the session's entry and its limits), home (opening it), \
+         total (of accepted logins)",
+    )]),
     Metric::gauge("ftp_transfers", "transfers", "Transfers in progress, listings included."),
     Metric::counter("ftp_transfers_total", "transfers", "Ended transfers, listings included.").labels(&[
         DIRECTIONS,
@@ -63,6 +78,13 @@ pub(crate) const METRICS: &[Metric] = &[
     ]),
     Metric::counter("ftp_operations_failed_total", "operations", "Failed file operations and transfers.")
         .labels(&[("verb", "RETR, STOR and so on"), ("reason", "see [logs](logs.md#failed-operations)")]),
+    Metric::counter(
+        "ftp_audit_records_lost_total",
+        "records",
+        "Records of the audit trail that could not be written. /readyz shows the loss as `audit` for five \
+         minutes.",
+    )
+    .labels(&[("sink", "file, stderr, journald, redis")]),
     Metric::counter("ftp_uploads_refused_total", "commands", "Refused uploads and renames.")
         .labels(&[("reason", "denied_name")]),
     Metric::counter("ftp_transfer_bytes_total", "bytes", "Bytes over data connections.")
@@ -167,15 +189,73 @@ pub(crate) const METRICS: &[Metric] = &[
         "Hidden files of unfinished atomic uploads that were removed at the age of `partial_lifetime`.",
     ),
     Metric::counter("ftp_partial_bytes_removed_total", "bytes", "Size of those files."),
+    Metric::counter(
+        "ftp_events_recorded_total",
+        "events",
+        "Events that this node wrote to its journal, those of uploads that failed at the last step included.",
+    ),
+    Metric::counter(
+        "ftp_event_attempts_total",
+        "attempts",
+        "Attempts to deliver an event. Only the node that delivers the events of the cluster makes them.",
+    )
+    .labels(&[("receiver", "its name in `events_file`"), ("result", "delivered, refused, unavailable")]),
+    Metric::histogram("ftp_event_attempt_seconds", "seconds", "Duration of these attempts.")
+        .labels(&[("receiver", "its name in `events_file`")]),
+    Metric::histogram(
+        "ftp_event_delivery_seconds",
+        "seconds",
+        "Time from the end of an upload until a receiver had its event.",
+    ),
+    Metric::gauge(
+        "ftp_events_pending",
+        "events",
+        "Events that wait for a receiver, on the node that delivers them; each receiver counts.",
+    ),
+    Metric::gauge("ftp_events_oldest_seconds", "seconds", "Age of the oldest of these events."),
+    Metric::gauge(
+        "ftp_events_dead",
+        "events",
+        "Dead letters: events that a receiver did not accept for `retry_for`.",
+    ),
     Metric::gauge(
         "ftp_oldest_file_operation_seconds",
         "seconds",
-        "Running time of the oldest file operation of commands and logins. 0 if none runs.",
+        "Running time of the oldest file operation of commands and logins, and of the calls that \
+         `ftp_storage_seconds` measures. 0 if none runs.",
+    ),
+    Metric::histogram(
+        "ftp_storage_seconds",
+        "seconds",
+        "Duration of the system calls that wait for the storage while an upload is completed.",
+    )
+    .labels(&[(
+        "operation",
+        "fsync, fsync_directory, close (of a written file), rename (publishes an upload)",
+    )]),
+    Metric::counter(
+        "ftp_storage_errors_total",
+        "errors",
+        "Errors of the kernel with which file operations and transfers failed.",
+    )
+    .labels(&[("errno", "ENOSPC, EIO and so on")]),
+    Metric::gauge("ftp_build_info", "1", "Always 1. Its label names the version.")
+        .labels(&[("version", "version of the program")]),
+    Metric::gauge(
+        "ftp_tls_certificate_expiry_timestamp_seconds",
+        "Unix time in seconds",
+        "Expiry of the node's certificate that expires first. Missing without TLS.",
     ),
     Metric::gauge("ftp_slots_used", "slots", "Slots for work on files in use.").labels(&[(
         "kind",
         "file_operations, login_operations, long_operations, transfers: see [limits](limits.md#shares)",
     )]),
+    Metric::gauge(
+        "ftp_load",
+        "share",
+        "The largest share of a limit in use, from 0 to 1: sessions of `max_sessions`, transfers of \
+         `max_transfers`. Measured every 2 s.",
+    ),
     Metric::gauge("ftp_draining", "1 or 0", "1 while the node drains. Missing before."),
     Metric::gauge("ftp_limit", "as the setting", "Configured limits.").labels(&[(
         "limit",
@@ -188,6 +268,7 @@ pub(crate) const METRICS: &[Metric] = &[
     )
     .labels(&[("limit", "the setting that was reached; also quota_bytes, quota_files, comb_sources")]),
     REGISTRY_CONNECTED,
+    REDIS_SECONDS,
     REGISTRY_DEGRADED,
     BLOCK_HANDOVERS,
 ];

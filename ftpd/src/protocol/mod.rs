@@ -13,8 +13,10 @@ pub mod relayed;
 pub mod reply;
 pub mod site;
 pub mod timestamp;
+pub mod verb_group;
 pub mod verbs;
 
 pub use command::{AnyTimeCommand, Command, LoggedInCommand, ParseError, Request, parse};
 pub use failure::Failure;
 pub use reply::{Code, Reply};
+pub use verb_group::VerbGroup;

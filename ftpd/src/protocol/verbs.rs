@@ -172,7 +172,7 @@ impl fmt::Debug for Verb {
     }
 }
 
-static VERBS: &[Verb] = &[
+pub(super) static VERBS: &[Verb] = &[
     // Login
     Verb::any_time("USER", "<name>", "starts a login", |a| argument::path(a).map(AnyTimeCommand::User)),
     Verb::any_time("PASS", "<password>", "completes a login", |a| Ok(argument::password(a))),

@@ -172,25 +172,25 @@ async fn serve_all<F: Future<Output = ()> + Send + 'static>(
     serve: impl Fn(NewConnection) -> F,
 ) {
     let mut connections = JoinSet::new();
+    let begin = |connections: &mut JoinSet<()>, accepted| {
+        // Connections that have ended do not count.
+        while connections.try_join_next().is_some() {}
+        if connections.len() >= limit {
+            return refuse(accepted);
+        }
+        match watched(accepted) {
+            Ok(connection) => _ = connections.spawn(serve(connection)),
+            Err(error) => log::debug!("connection lost: {error}"),
+        }
+    };
     loop {
         tokio::select! {
             _ = state.changed() => break,
-            accepted = listeners.accept() => {
-                // Connections that have ended do not count.
-                while connections.try_join_next().is_some() {}
-                if connections.len() >= limit {
-                    refuse(accepted);
-                    continue;
-                }
-                match watched(accepted) {
-                    Ok(connection) => _ = connections.spawn(serve(connection)),
-                    Err(error) => log::debug!("connection lost: {error}"),
-                }
-            }
+            accepted = listeners.accept() => begin(&mut connections, accepted),
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
     }
-    drop(listeners);
+    listeners.close(|accepted| begin(&mut connections, accepted)).await;
     tokio::select! {
         () = async { while connections.join_next().await.is_some() {} } => {}
         // Dropping a connection's task resets both of its sockets.

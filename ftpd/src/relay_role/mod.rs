@@ -23,7 +23,6 @@ use std::sync::Arc;
 
 use common::{
     health::LifeStage,
-    metric,
     process::{
         admin,
         capabilities::{self, Kept},
@@ -33,6 +32,7 @@ use common::{
         signals::{SignalRequest, Signals},
     },
     registry::{MapContent, PortMap},
+    settings::SettingsReloader,
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -63,10 +63,11 @@ pub const KEPT_BY_ROOT: Kept = Kept::Nothing;
 ///
 /// # Errors
 /// The relay cannot start.
-pub async fn run(mut config: RoleConfig) -> Result<(), RoleError> {
+pub async fn run(mut config: RoleConfig, reloader: SettingsReloader<RoleConfig>) -> Result<(), RoleError> {
     let mut signals = Signals::new().map_err(RoleError::Signals)?;
-    let rendered = admin::install_metrics().map_err(|error| RoleError::Metrics(error.to_string()))?;
-    metric::describe(metrics::METRICS);
+    reloader.start().map_err(RoleError::Signals)?;
+    let rendered =
+        admin::install_metrics(metrics::METRICS).map_err(|error| RoleError::Metrics(error.to_string()))?;
     service::start_watchdog();
     ephemeral_ports::warn(config.passive_ports);
     let bound = BoundDoors::bind(&config)?;

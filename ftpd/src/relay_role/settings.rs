@@ -147,7 +147,7 @@ static LOGGING: Group = Group {
             LOG_LEVEL,
             "info",
             "The least severe level that is logged, or a filter of env_logger (`info,ftpd::relay=debug`). At \
-             debug the log has one line for each relayed connection.",
+             debug the log has one line for each relayed connection. SIGHUP applies a change.",
         ),
         LOG_FORMAT,
         Setting::one(

@@ -1,4 +1,9 @@
 //! The listeners of control connections: binding, accepting, and refusing connections beyond a limit.
+//!
+//! A drain closes the listeners, so that a balancer tries another node at once. If an administrator ends the
+//! drain, the node needs sockets on the same ports, and by then it may lack the privilege to bind a port
+//! below 1024. So it binds spare sockets at its start. They do not listen, so they keep no later process
+//! from listening on the port.
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -21,44 +26,86 @@ use crate::{
     protocol::{Code, Reply},
 };
 
-/// The tasks that accept control connections.
+/// Number of spare sockets of each control port: a process that may not bind the port again can end so many
+/// drains.
+const SPARES: usize = 4;
+
+/// The control ports, and the tasks that accept connections there.
 pub(super) struct Listeners {
+    ports: Vec<ControlPort>,
     tasks: JoinSet<()>,
-    /// Dropped to end the tasks.
+    /// Replaced to end the tasks.
     open: watch::Sender<()>,
 }
 
-impl Default for Listeners {
-    fn default() -> Self {
-        Self { tasks: JoinSet::new(), open: watch::Sender::new(()) }
-    }
+/// One address of a control port.
+struct ControlPort {
+    address: SocketAddr,
+    implicit_tls: bool,
+    /// Bound sockets that do not listen yet.
+    sockets: Vec<BoundSocket>,
 }
 
 impl Listeners {
-    /// Listens on the bound sockets, and accepts connections from now on.
-    pub(super) fn open(
-        &mut self,
-        node: &Arc<Node>,
-        control: Vec<BoundSocket>,
-        implicit_tls: Vec<BoundSocket>,
-    ) -> Result<(), RunError> {
-        let (control, implicit_tls) = (listen(control)?, listen(implicit_tls)?);
-        self.accept_all("control", control, node, false);
-        self.accept_all("implicit_tls", implicit_tls, node, true);
-        Ok(())
+    /// Binds the control ports on each address of the setting `listen`.
+    pub(super) fn bind(network: &Network) -> Result<Self, RunError> {
+        let mut ports = bind_all(network, network.port, false)?;
+        if let Some(port) = network.implicit_tls_port {
+            ports.extend(bind_all(network, port, true)?);
+        }
+        Ok(Self { ports, tasks: JoinSet::new(), open: watch::Sender::new(()) })
     }
 
-    fn accept_all(&mut self, part: &str, listeners: Vec<TcpListener>, node: &Arc<Node>, implicit_tls: bool) {
-        for listener in listeners {
+    /// The addresses of the control port, or of the one for implicit TLS.
+    pub(super) fn addresses(&self, implicit_tls: bool) -> Vec<SocketAddr> {
+        let ports = self.ports.iter().filter(|port| port.implicit_tls == implicit_tls);
+        ports.map(|port| port.address).collect()
+    }
+
+    /// Listens on all control ports, and accepts connections from now on.
+    pub(super) fn open(&mut self, node: &Arc<Node>) -> Result<(), RunError> {
+        let mut listeners = Vec::new();
+        for port in &mut self.ports {
+            listeners.push((port.listen()?, port.implicit_tls));
+        }
+        for (listener, implicit_tls) in listeners {
+            let part = if implicit_tls { "implicit_tls" } else { "control" };
             log::info!(part, address:% = local(&listener); "listening");
             self.tasks.spawn(accept(listener, Arc::clone(node), self.open.subscribe(), implicit_tls));
         }
+        Ok(())
     }
 
-    /// Stops listening.
-    pub(super) async fn close(self) {
-        drop(self.open);
-        self.tasks.join_all().await;
+    /// Stops listening. The ports can be opened again.
+    pub(super) async fn close(&mut self) {
+        self.open = watch::Sender::new(());
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+impl ControlPort {
+    fn bind(address: SocketAddr, implicit_tls: bool) -> io::Result<Self> {
+        let first = BoundSocket::new(address)?;
+        let address = first.address()?;
+        let mut sockets = vec![first];
+        for _ in 0..SPARES {
+            sockets.push(BoundSocket::new(address)?);
+        }
+        Ok(Self { address, implicit_tls, sockets })
+    }
+
+    fn listen(&mut self) -> Result<TcpListener, RunError> {
+        // Fails for a port below 1024 after the start. Then there is one spare socket less.
+        if self.sockets.len() <= SPARES
+            && let Ok(socket) = BoundSocket::new(self.address)
+        {
+            self.sockets.push(socket);
+        }
+        let listening = match self.sockets.pop() {
+            Some(socket) => socket.listen(),
+            None => Err(io::Error::new(io::ErrorKind::PermissionDenied, "no spare socket is left")),
+        };
+        listening.map_err(|error| RunError::Listen(self.address, error))
     }
 }
 
@@ -72,29 +119,20 @@ pub(super) fn local(listener: &TcpListener) -> String {
     listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string())
 }
 
-/// Binds a socket for `port` on each address of the setting `listen`.
-pub(super) fn bind_all(network: &Network, port: u16) -> Result<Vec<BoundSocket>, RunError> {
-    let mut sockets = Vec::new();
+/// Binds `port` on each address of the setting `listen`.
+fn bind_all(network: &Network, port: u16, implicit_tls: bool) -> Result<Vec<ControlPort>, RunError> {
+    let mut ports = Vec::new();
     for ip in &network.listen {
         let address = SocketAddr::new(*ip, port);
-        match BoundSocket::new(address) {
-            Ok(socket) => sockets.push(socket),
+        match ControlPort::bind(address, implicit_tls) {
+            Ok(port) => ports.push(port),
             Err(error) if network.listen_is_default && is_missing_family(&error) => {
                 log::info!("not listening on {address}: {error}");
             }
             Err(error) => return Err(RunError::Listen(address, error)),
         }
     }
-    Ok(sockets)
-}
-
-fn listen(sockets: Vec<BoundSocket>) -> Result<Vec<TcpListener>, RunError> {
-    let listen = |socket: BoundSocket| {
-        // A bound socket always has an address.
-        let address = socket.address().unwrap_or_else(|_| SocketAddr::from(([0; 4], 0)));
-        socket.listen().map_err(|error| RunError::Listen(address, error))
-    };
-    sockets.into_iter().map(listen).collect()
+    Ok(ports)
 }
 
 /// Returns true if the host does not support the address family (IPv4 or IPv6).
@@ -102,7 +140,7 @@ fn is_missing_family(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
-/// Accepts connections until the sender of `open` is dropped, then stops listening.
+/// Accepts connections until the sender of `open` is replaced, then stops listening.
 async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receiver<()>, implicit_tls: bool) {
     loop {
         let (stream, peer) = tokio::select! {
@@ -112,18 +150,16 @@ async fn accept(listener: TcpListener, node: Arc<Node>, mut open: watch::Receive
         };
         tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit_tls));
     }
-    // Connections that wait in the kernel's queue get a 421 instead of a reset.
-    let Ok(listener) = listener.into_std() else { return };
-    while let Ok((stream, peer)) = listener.accept() {
-        if stream.set_nonblocking(true).is_ok()
-            && let Ok(stream) = TcpStream::from_std(stream)
-        {
-            tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit_tls));
-        }
-    }
+    // The last connections get a 421 instead of a reset.
+    listener::close(listener, |stream, peer| {
+        tokio::spawn(serve(stream, peer, Arc::clone(&node), implicit_tls));
+    })
+    .await;
 }
 
 async fn serve(mut stream: TcpStream, peer: SocketAddr, node: Arc<Node>, implicit_tls: bool) {
+    let is_balancer = node.trusted_balancers.is_balancer(peer.ip());
+    let _counted = is_balancer.then(|| node.balancers.connected(peer.ip()));
     let addresses = match node.trusted_balancers.addresses_of(&mut stream, peer).await {
         Ok(addresses) => addresses,
         Err(NoClientAddress::ClosedByPeer) => return,

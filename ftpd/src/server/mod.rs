@@ -1,7 +1,9 @@
 //! The life of the node: start, listeners, drain, stop.
 
+mod activity;
 pub mod descriptor_limit;
 mod listeners;
+mod live;
 mod process_identity;
 mod run_error;
 mod start;
@@ -19,10 +21,15 @@ use common::{
         service,
         signals::Signals,
     },
+    settings::SettingsReloader,
 };
 
-use self::listeners::{Listeners, bind, bind_all, local};
 pub use self::run_error::RunError;
+use self::{
+    listeners::{Listeners, bind, local},
+    live::LivePublisher,
+    stop::{DrainEnd, StopCause},
+};
 use crate::{
     auth::{Authentication, probe::AuthdProbe},
     config::Config,
@@ -45,10 +52,12 @@ const BLOCKS_WAIT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The node cannot start, or has to end without a request to do so.
-pub async fn run(mut config: Config) -> Result<(), RunError> {
+pub async fn run(mut config: Config, reloader: SettingsReloader<Config>) -> Result<(), RunError> {
     let mut signals = Signals::new().map_err(RunError::Signals)?;
-    let rendered = admin::install_metrics().map_err(|error| RunError::Metrics(error.to_string()))?;
-    metrics::describe();
+    reloader.start().map_err(RunError::Signals)?;
+    let rendered =
+        admin::install_metrics(metrics::METRICS).map_err(|error| RunError::Metrics(error.to_string()))?;
+    metrics::build_info();
     if capabilities::is_root() {
         log::warn!("the node runs as root, which it does not need; a dedicated user is safer");
     }
@@ -67,11 +76,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     let tls = start::load_tls(&config)?;
     // Bind now, listen last: a balancer whose connection is refused tries another node at once. If the node
     // listened already, the balancer would wait for the greeting.
-    let control = bind_all(&config.network, config.network.port)?;
-    let implicit_tls = match config.network.implicit_tls_port {
-        Some(port) => bind_all(&config.network, port)?,
-        None => Vec::new(),
-    };
+    let mut listeners = Listeners::bind(&config.network)?;
     let admin_listener = config.admin_listen.map(bind).transpose()?;
     let probe = match &config.authentication {
         Authentication::Authd { urls, authorization, .. } => {
@@ -79,7 +84,10 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         }
         Authentication::Users(_) | Authentication::Demo => None,
     };
-    let health = Arc::new(Health::new(config.readiness.clone(), probe.is_some(), config.network.assignment));
+    let audit = start::open_audit(&config)?;
+    let health =
+        Health::new(config.readiness.clone(), probe.is_some(), config.network.assignment, audit.clone());
+    let health = Arc::new(health);
     if let Some(listener) = admin_listener {
         let reported = Arc::clone(&health);
         log::info!(part = "admin", address:% = local(&listener); "listening");
@@ -92,7 +100,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     }
     let lease = config.redis.as_ref().map(|redis| redis.lease);
     let (node, mut events) = tokio::select! {
-        started = start::create_node(config, &control, &implicit_tls, tls) => started?,
+        started = start::create_node(config, &listeners, tls, audit) => started?,
         // The start may have to wait for the node's name.
         () = stop::terminated(&mut signals) => return Ok(()),
     };
@@ -106,8 +114,7 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
         }
     }
     start_background_tasks(&node, &health, probe).await;
-    let mut listeners = Listeners::default();
-    if let Err(error) = listeners.open(&node, control, implicit_tls) {
+    if let Err(error) = listeners.open(&node) {
         node.registry.leave().await;
         return Err(error);
     }
@@ -117,13 +124,20 @@ pub async fn run(mut config: Config) -> Result<(), RunError> {
     let ports = passive::describe(&node.registry.blocks().borrow());
     log::info!(node = node.name.as_str(), passive_ports = ports.as_str(); "ready");
 
-    let ended = stop::wait_for_end(&node, &mut signals, &mut events).await;
-    // Stop admitting first: clients that are asked to reconnect must reach another node.
-    node.connections.stop_admitting();
-    health.set_life(LifeStage::Draining);
-    listeners.close().await;
-    stop::drain(&node, &mut signals, &mut events).await;
-    ended
+    let mut live = LivePublisher::default();
+    loop {
+        let cause = stop::wait_for_end(&node, &mut signals, &mut events, &mut live).await;
+        // Stop admitting first: clients that are asked to reconnect must reach another node.
+        node.connections.stop_admitting();
+        health.set_life(LifeStage::Draining);
+        listeners.close().await;
+        let may_resume = matches!(cause, Ok(StopCause::Order));
+        let listeners = may_resume.then_some(&mut listeners);
+        match stop::drain(&node, &mut signals, &mut events, &mut live, listeners).await {
+            DrainEnd::Stopped => return cause.map(drop),
+            DrainEnd::Undone => health.set_life(LifeStage::Ready),
+        }
+    }
 }
 
 async fn start_background_tasks(node: &Arc<Node>, health: &Arc<Health>, probe: Option<AuthdProbe>) {
@@ -136,5 +150,6 @@ async fn start_background_tasks(node: &Arc<Node>, health: &Arc<Health>, probe: O
         tokio::spawn(revocation::run(Arc::clone(node)));
     }
     health.watch(&node.storage.root, probe, &node.registry).await;
+    tokio::spawn(activity::measure(Arc::clone(node)));
     partial_sweeper::start(node);
 }

@@ -2,10 +2,13 @@
 
 use std::{io, net::SocketAddr};
 
-use common::registry::{JoinError, NameHolder};
+use common::{
+    audit::AuditLogError,
+    registry::{JoinError, NameHolder},
+};
 
 use super::descriptor_limit::TooFewDescriptors;
-use crate::{listener::advice, tls::TlsError};
+use crate::{events::EventsError, listener::advice, tls::TlsError};
 
 /// Why the node cannot start, or ends early.
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +23,18 @@ pub enum RunError {
     ListenPassive(SocketAddr, #[source] io::Error),
     #[error("cannot open the transfer log {0}")]
     TransferLog(String, #[source] io::Error),
+    #[error(transparent)]
+    Events(#[from] EventsError),
+    #[error(transparent)]
+    AuditLog(#[from] AuditLogError),
     #[error("the storage root {0} is not a directory, or cannot be opened")]
     Storage(String, #[source] io::Error),
+    #[error(
+        "the storage root {root} ({file_system}) does not keep what uploads in atomic mode promise: \
+         {reason}. Use a storage that does, or set storage_self_test = \"warn\" if all accounts upload in \
+         direct mode"
+    )]
+    StorageSelfTest { root: String, file_system: String, reason: String },
     #[error("cannot set up TLS")]
     Tls(#[from] TlsError),
     #[error("cannot set up the metrics: {0}")]
@@ -44,4 +57,11 @@ pub enum RunError {
          another live node: {0}"
     )]
     SliceConflict(String),
+}
+
+impl RunError {
+    /// True if starting again cannot help: the settings must change.
+    pub fn needs_other_settings(&self) -> bool {
+        matches!(self, Self::StorageSelfTest { .. })
+    }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use common::{
+    audit::{AuditLogError, AuditTrail},
     clock::unix_seconds,
     node::{NodeRecord, PortRange},
     passive::{BlockState, OwnBlock, PassiveAssignment},
@@ -15,13 +16,15 @@ use common::{
 };
 use tokio::{net::lookup_host, sync::mpsc, time::timeout};
 
-use super::{KEPT_BY_ROOT, RunError, descriptor_limit::DescriptorNeeds, process_identity};
+use super::{
+    KEPT_BY_ROOT, RunError, descriptor_limit::DescriptorNeeds, listeners::Listeners, process_identity,
+};
 use crate::{
     client_address::TrustedBalancers,
     config::Config,
     connection_log::ConnectionLog,
     data::passive::{Door, PassivePorts, PassiveSockets},
-    listener::BoundSocket,
+    events::{EventSettings, Events, EventsError},
     metrics,
     node::{Node, NodeParts},
     node_address,
@@ -94,11 +97,19 @@ pub(super) fn export_limits(config: &Config) {
     metrics::limit("max_login_failures", limits.login_failures);
     metrics::limit("max_unauthenticated_commands", limits.unauthenticated_commands);
     metrics::limit("max_errors", limits.errors);
+    metrics::limit("dialogue_size", limits.dialogue_size);
+    metrics::limit("dialogue_memory", limits.dialogue_memory);
     metrics::limit("max_relayed", limits.relayed);
     metrics::limit("max_sorted_entries", config.storage.sorted_entries as u64);
     metrics::limit("max_stat_entries", config.storage.stat_entries as u64);
     metrics::limit("max_listing_memory", config.storage.listing_memory);
     metrics::limit("admin_max_connections", config.admin_limits.connections as u64);
+}
+
+/// Opens the audit trail. Blocks, which is harmless: the node serves no client yet.
+pub(super) fn open_audit(config: &Config) -> Result<AuditTrail, AuditLogError> {
+    let name = config.node_name.as_str();
+    AuditTrail::open(&config.log.audit, "ftpd", name, config.redis.is_some(), metrics::audit_records_lost)
 }
 
 /// Loads the certificates. Blocks, which is harmless: the node serves no client yet.
@@ -112,15 +123,15 @@ pub(super) fn load_tls(config: &Config) -> Result<Option<Arc<Tls>>, RunError> {
 }
 
 /// Binds the passive ports, gives up the capabilities for ports below 1024, joins the registry, creates the
-/// node, and listens on the passive ports. `control`: the bound control ports. Returns the registry's events
-/// for the node, too.
+/// node, and listens on the passive ports. `listeners`: the bound control ports. Returns the registry's
+/// events for the node, too.
 pub(super) async fn create_node(
     mut config: Config,
-    control: &[BoundSocket],
-    implicit_tls: &[BoundSocket],
+    listeners: &Listeners,
     tls: Option<Arc<Tls>>,
+    audit: AuditTrail,
 ) -> Result<(Arc<Node>, mpsc::Receiver<ClusterEvent>), RunError> {
-    let addresses: Vec<SocketAddr> = control.iter().filter_map(|socket| socket.address().ok()).collect();
+    let addresses = listeners.addresses(false);
     let ips: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
     // Before the node claims its name. If an earlier process of this node still finishes its transfers, it
     // has these ports: this process then fails here, and the earlier one keeps its name.
@@ -134,18 +145,18 @@ pub(super) async fn create_node(
         None => TransferLog::default(),
     };
     let redis = config.redis.take();
+    let redis_lease = redis.as_ref().map(|redis| redis.lease);
     let node_address = match (config.network.node_address, &redis) {
         (Some(address), _) => address,
         (None, redis) => node_address::detect(&ips, &addresses_of(redis.as_ref()).await),
     };
     let control = addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
-    let port_of = |sockets: &[BoundSocket]| Some(sockets.first()?.address().ok()?.port());
     let place = process_identity::of_process(config.boot_id.as_deref(), &control);
     let record = NodeRecord {
         control,
         address: Some(node_address),
         port: addresses.first().map_or(0, SocketAddr::port),
-        implicit_port: port_of(implicit_tls),
+        implicit_port: listeners.addresses(true).first().map(SocketAddr::port),
         host: process_identity::host_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         since: unix_seconds(),
@@ -156,11 +167,23 @@ pub(super) async fn create_node(
         // Without Redis there are no events.
         None => (Registry::local(record), mpsc::channel(1).1),
     };
+    if let Some(view) = registry.view() {
+        audit.share(view);
+    }
     if let Some(tls) = &tls {
         tls.share_ticket_keys(registry.clone()).await;
         tls.watch_files();
     }
-    let node = Arc::new(new_node(config, registry, node_address, transfer_log, tls));
+    let file_events = match open_events(&config, redis_lease.is_some()).await {
+        Ok(opened) => opened,
+        Err(error) => {
+            registry.leave().await;
+            return Err(error);
+        }
+    };
+    file_events.start(&registry, config.storage.locks, &config.storage.root, redis_lease);
+    let records = NodeRecords { transfer_log, audit, events: file_events };
+    let node = Arc::new(new_node(config, registry, node_address, records, tls));
     let door = node.relay.as_ref().map(|relay| Door {
         name: node.name.clone(),
         map: node.registry.port_map(),
@@ -174,11 +197,32 @@ pub(super) async fn create_node(
     Ok((node, events))
 }
 
+/// Opens the journal of events, if `events_file` is set. The node has its name in the registry by now.
+async fn open_events(config: &Config, has_redis: bool) -> Result<Events, RunError> {
+    let Some(file) = config.events_file.clone() else { return Ok(Events::default()) };
+    let (node, root, locks) = (config.node_name.clone(), config.storage.root.clone(), config.storage.locks);
+    let opened = tokio::task::spawn_blocking(move || {
+        Events::open(EventSettings { file, node, root: &root, locks, has_redis })
+    });
+    match opened.await {
+        Ok(opened) => Ok(opened?),
+        // The function panicked.
+        Err(error) => Err(RunError::Events(EventsError::Journal(error.into()))),
+    }
+}
+
+/// Where the node writes what clients have done.
+struct NodeRecords {
+    transfer_log: TransferLog,
+    audit: AuditTrail,
+    events: Events,
+}
+
 fn new_node(
     config: Config,
     registry: Registry,
     node_address: IpAddr,
-    transfer_log: TransferLog,
+    NodeRecords { transfer_log, audit, events }: NodeRecords,
     tls: Option<Arc<Tls>>,
 ) -> Node {
     let trusted_balancers = Arc::new(TrustedBalancers {
@@ -200,7 +244,17 @@ fn new_node(
     let passive = PassivePorts::new(&registry, config.timeouts.data_connect);
     Node::new(
         config,
-        NodeParts { trusted_balancers, passive, relay, registry, connection_log, transfer_log, tls },
+        NodeParts {
+            trusted_balancers,
+            passive,
+            relay,
+            registry,
+            connection_log,
+            transfer_log,
+            audit,
+            events,
+            tls,
+        },
     )
 }
 

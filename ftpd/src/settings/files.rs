@@ -1,6 +1,6 @@
 //! Settings of homes, uploads, listings and quotas.
 
-use common::settings::{BYTES, DURATION, DURATION_OR_OFF, Form, Group, NUMBER, Setting};
+use common::settings::{BYTES, DURATION, DURATION_OR_OFF, FILE, Form, Group, NUMBER, Setting};
 
 use super::MODE;
 
@@ -36,8 +36,9 @@ pub(super) static FILES: Group = Group {
         Setting::switch(
             "sync_uploads",
             "true",
-            "Flush an upload to the disk (fsync) before the 226 reply. If off, uploads end sooner, and a \
-             crash of the storage can lose uploads that were confirmed.",
+            "Flush an upload to the disk (fsync) before the 226 reply, and the directory of a name that is \
+             made, changed or removed (MKD, RNTO, DELE, RMD, RMDA, COMB) before that reply. If off, replies \
+             come sooner, and a crash of the storage can undo what was confirmed.",
         ),
         Setting::one(
             "storage_locks",
@@ -50,6 +51,15 @@ pub(super) static FILES: Group = Group {
              on all nodes, uploads depend on Redis: see docs/one-writer.md.",
         ),
         Setting::one(
+            "storage_self_test",
+            Form::new("require|warn|off", "require, warn or off"),
+            "require",
+            "The test of the storage when the node starts, with hidden files in the root: O_EXCL, rename \
+             over an open file, rename to a new name, fsync, file locks. require: the node exits with 78 \
+             where uploads in atomic mode would not keep their promise. warn: it logs an error and starts; \
+             choose it only if all accounts upload in direct mode. off: no test.",
+        ),
+        Setting::one(
             "settle_time",
             DURATION,
             "50ms",
@@ -58,11 +68,28 @@ pub(super) static FILES: Group = Group {
              control connection, which shows that it died, may arrive a little later.",
         ),
         Setting::one(
+            "upload_digest",
+            Form::new("off|sha256|sha256_in_reply", "off, sha256 or sha256_in_reply"),
+            "off",
+            "sha256: compute SHA-256 of each upload while it arrives, for its record in the audit trail and \
+             its event. Resumed uploads and APPE have none. The bytes of plain uploads then pass through the \
+             node's memory, instead of going from the connection to the file within the kernel. \
+             sha256_in_reply: also tell the client, as the last word of the reply 226.",
+        ),
+        Setting::one(
             "partial_lifetime",
             DURATION_OR_OFF,
             "7d",
             "The age, since its last change, at which the node removes the hidden file of an unfinished \
              atomic upload. Until then the client can resume the upload. 0s: never.",
+        ),
+        Setting::one(
+            "events_file",
+            FILE,
+            "",
+            "A TOML file with the receivers that are told when an upload is complete: see docs/events.md. \
+             All nodes need the same. SIGHUP reads it again. If not set, there are no events, and nothing is \
+             written for them.",
         ),
         Setting::switch(
             "resolve_links",

@@ -1,6 +1,6 @@
 //! Settings of numbers that one client, user or node may not exceed.
 
-use common::settings::{BYTES_PER_SECOND, DURATION, Form, Group, NUMBER, Setting};
+use common::settings::{BYTES, BYTES_PER_SECOND, DURATION, Form, Group, NUMBER, Setting};
 
 pub(super) static LIMITS: Group = Group {
     name: "Limits",
@@ -45,6 +45,21 @@ pub(super) static LIMITS: Group = Group {
             "Data connections at once that this node carries to other nodes, because a balancer sent them to \
              this one. A further one is closed. The transfer that waits for it gets 425. ftpd lowers the \
              number at its start if the limit of open files is too low for it.",
+        ),
+        Setting::one(
+            "dialogue_size",
+            BYTES,
+            "32768",
+            "The memory in bytes for the last commands and replies of each session, which administrators can \
+             read while the session lasts. The arguments of PASS, ACCT and AUTH are not kept. The memory \
+             grows with the dialogue. 0: no dialogue is kept.",
+        ),
+        Setting::one(
+            "dialogue_memory",
+            BYTES,
+            "67108864",
+            "The memory in bytes for the dialogues of all sessions of the node together. Beyond it, new \
+             lines of a session replace its oldest ones, and a session without lines keeps none.",
         ),
         Setting::one(
             "minimum_rate",

@@ -64,8 +64,9 @@ pub(super) const MANUAL: Manual = Manual {
         ),
         (
             "SIGHUP",
-            "Read certificates and revocation lists again, and open the transfer log again. Other settings \
-             need a restart.",
+            "Read certificates and revocation lists again, open the transfer log again, and read the \
+             configuration file again. A change of `log_level` or `log_format` applies at once; the log \
+             names every other changed setting, which needs a restart.",
         ),
     ],
     exit_status: &[

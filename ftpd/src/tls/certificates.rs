@@ -51,6 +51,8 @@ pub struct Certificates(Vec<Certificate>);
 
 struct Certificate {
     key: Arc<CertifiedKey>,
+    /// Unix time in seconds.
+    expires: i64,
 }
 
 impl fmt::Debug for Certificates {
@@ -68,6 +70,11 @@ impl Certificates {
     pub fn load(files: &[CertificateFiles], provider: &CryptoProvider) -> Result<Self, CertificateError> {
         files.iter().map(|files| load(files, provider)).collect::<Result<_, _>>().map(Self)
     }
+
+    /// The Unix time in seconds at which the first certificate expires; `None` without certificates.
+    pub fn first_expiry(&self) -> Option<i64> {
+        self.0.iter().map(|certificate| certificate.expires).min()
+    }
 }
 
 fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certificate, CertificateError> {
@@ -83,10 +90,11 @@ fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<Certifica
         CertificateError::Unusable(path.to_owned(), error.to_string())
     };
     let (_, parsed) = X509Certificate::from_der(first).map_err(|error| unusable(&files.chain, &error))?;
-    warn_of_expiry(&files.chain, parsed.validity().not_after.timestamp());
+    let expires = parsed.validity().not_after.timestamp();
+    warn_of_expiry(&files.chain, expires);
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(unreadable(&files.key))?;
     match CertifiedKey::from_der(chain, key, provider) {
-        Ok(key) => Ok(Certificate { key: Arc::new(key) }),
+        Ok(key) => Ok(Certificate { key: Arc::new(key), expires }),
         Err(rustls::Error::InconsistentKeys(_)) => Err(CertificateError::KeyMismatch(files.clone())),
         Err(error) => Err(unusable(&files.key, &error)),
     }

@@ -143,6 +143,8 @@ struct Configs {
     data: Arc<ServerConfig>,
     /// `None`: no client certificates are requested.
     trust: Option<Arc<ClientTrust>>,
+    /// The Unix time in seconds at which the first certificate of the node expires.
+    expiry: Option<i64>,
 }
 
 impl ConnectionKind {
@@ -198,6 +200,11 @@ impl Tls {
         let configs = configs(&self.settings, &self.provider)?;
         self.configs.store(Arc::new(configs));
         Ok(())
+    }
+
+    /// The Unix time in seconds at which the first certificate of the node expires.
+    pub fn certificate_expiry(&self) -> Option<i64> {
+        self.configs.load().expiry
     }
 
     /// Performs the handshake of a control connection of `session`. The tickets carry the session's id,
@@ -375,6 +382,8 @@ impl Configs {
 
 fn configs(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Configs, TlsError> {
     let certificates = Certificates::load(&settings.certificates, provider)?;
+    let expiry = certificates.first_expiry();
+    metrics::tls_certificates(expiry);
     let trust = settings.client_trust.as_ref().map(|files| ClientTrust::load(files, provider)).transpose()?;
     let mut control = ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_protocol_versions(versions(settings))?
@@ -390,7 +399,7 @@ fn configs(settings: &TlsSettings, provider: &Arc<CryptoProvider>) -> Result<Con
     data.send_tls13_tickets = settings.tickets.min(DATA_CONNECTION_TICKETS);
     // `records` encrypts data connections and needs the keys.
     data.enable_secret_extraction = true;
-    Ok(Configs { control: Arc::new(control), data: Arc::new(data), trust })
+    Ok(Configs { control: Arc::new(control), data: Arc::new(data), trust, expiry })
 }
 
 fn versions(settings: &TlsSettings) -> &'static [&'static SupportedProtocolVersion] {

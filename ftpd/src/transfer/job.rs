@@ -5,6 +5,7 @@ use common::registry::WriteLease;
 use super::TransferFailure;
 use crate::{
     data::{copy::CopyJob, stream::DataStream},
+    jail::PublicationRecorder,
     work::{OffRuntime, Workers},
 };
 
@@ -49,6 +50,8 @@ pub(crate) struct LeaseToRelease {
     /// True if the upload is complete only if the lease was held until now. False if a lock on the storage
     /// that holds on all nodes proves that no other session wrote the path.
     pub must_be_held: bool,
+    /// Is told whether the upload is complete. `None`: it knows, or there is no event.
+    pub recorder: Option<OffRuntime<Box<dyn PublicationRecorder>>>,
 }
 
 impl LeaseToRelease {
@@ -56,8 +59,16 @@ impl LeaseToRelease {
     ///
     /// # Errors
     /// [`TransferFailure::LeaseLost`] if the lease must be held, and was lost.
-    pub(super) async fn release(self) -> Result<(), TransferFailure> {
+    pub(super) async fn release(self, workers: &Workers) -> Result<(), TransferFailure> {
         let was_held = self.lease.give_back().await;
-        if was_held || !self.must_be_held { Ok(()) } else { Err(TransferFailure::LeaseLost) }
+        let is_complete = was_held || !self.must_be_held;
+        if let Some(recorder) = self.recorder {
+            let record = move || {
+                let mut recorder = recorder.into_inner();
+                if is_complete { recorder.complete() } else { recorder.fail() }
+            };
+            workers.run_without_slot(record).await;
+        }
+        if is_complete { Ok(()) } else { Err(TransferFailure::LeaseLost) }
     }
 }

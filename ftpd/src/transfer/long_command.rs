@@ -23,7 +23,7 @@ pub(crate) fn run_in_background(
     handle: Arc<ActivityHandle>,
     work: impl FnOnce() -> Reply + Send + 'static,
 ) -> Activity {
-    let SessionParts { node, failures, slot } = session;
+    let SessionParts { node, failures, slot, audited } = session;
     let activity = Arc::clone(&handle);
     let run = async move {
         let reply = match slot_for_long_command(&node, &activity, slot).await {
@@ -34,8 +34,9 @@ pub(crate) fn run_in_background(
                 reply
             }
         };
-        let (path, cancelled_by) = (activity.path.get(), activity.cancelled_by());
-        failures.report(Operation { verb: activity.verb, path, transfer: None, cancelled_by }, &reply);
+        let (verb, path, cancelled_by) = (activity.verb, activity.path.get(), activity.cancelled_by());
+        let operation = Operation { verb, audited: &audited, path, transfer: None, cancelled_by };
+        failures.report(operation, &reply);
         reply
     };
     Activity { handle, is_upload: false, run: Box::pin(run) }

@@ -15,13 +15,15 @@ pub(crate) use self::{
     long_command::run_in_background,
 };
 use crate::{
+    audit::{AuditedCommand, MovedBytes},
+    config::UploadDigest,
     data::{Coding, CopyError, DataPort, NoDataConnection, Protection, connected::Connected, copy::CopyJob},
     failure_log::{FailureLog, Operation, TransferEnd},
     identity::log_session,
     limits::pace::Pace,
     metrics,
     node::Node,
-    protocol::{Code, Reply},
+    protocol::{Code, Reply, reply::ReplyText},
     transfer_log,
     virtual_path::VirtualPath,
     work::{
@@ -60,6 +62,10 @@ pub(crate) struct Transfer {
     pub kind: TransferKind,
     pub path: VirtualPath,
     pub coding: Coding,
+    /// Where in the file the transfer begins. An upload notes the place when it begins, too.
+    pub offset: u64,
+    /// The bytes at which the transfer ends, where they are known.
+    pub size: Option<u64>,
     /// `None`: neither a bandwidth nor a quota limits the transfer.
     pub pace: Option<Arc<Pace>>,
     pub work: TransferWork,
@@ -70,6 +76,7 @@ pub(crate) struct SessionParts {
     pub node: Arc<Node>,
     pub failures: Arc<FailureLog>,
     pub slot: SlotRequest,
+    pub audited: AuditedCommand,
 }
 
 /// Starts a transfer. Without `protection`, its data connection is plain. `stored_at` is the path from
@@ -81,16 +88,18 @@ pub(crate) fn start(
     transfer: Transfer,
     stored_at: Vec<u8>,
 ) -> Activity {
-    let SessionParts { node, failures, slot } = session;
-    let Transfer { verb, kind, path, coding, pace, work } = transfer;
-    let handle = ActivityHandle::new(verb);
+    let SessionParts { node, failures, slot, audited } = session;
+    let Transfer { verb, kind, path, coding, offset, size, pace, work } = transfer;
+    let handle = ActivityHandle::of_size(verb, size);
+    handle.progress.set_start(offset);
     let running = RunningTransfer { node, handle: Arc::clone(&handle), pace };
     let run = async move {
         let result = running.run(kind, port, protection, slot, work).await;
         let RunningTransfer { node, handle, pace } = running;
         // Before the reply, because the pace holds the quota reservation of an upload.
         drop(pace);
-        conclude(&node, &failures, &handle, EndedTransfer { kind, path, stored_at, coding, result })
+        let ended = EndedTransfer { kind, path, stored_at, coding, audited, result };
+        conclude(&node, &failures, &handle, ended)
     };
     Activity { handle, is_upload: kind == TransferKind::Upload, run: Box::pin(run) }
 }
@@ -149,7 +158,7 @@ impl RunningTransfer {
                     Err(failure) => Err(failure),
                 };
                 match self.run_on_worker(slot, connected, work).await? {
-                    Some(lease) => lease.release().await,
+                    Some(lease) => lease.release(&self.node.workers).await,
                     None => Ok(()),
                 }
             }
@@ -253,7 +262,18 @@ struct EndedTransfer {
     /// The path from the root of the storage.
     stored_at: Vec<u8>,
     coding: Coding,
+    audited: AuditedCommand,
     result: Result<(), TransferFailure>,
+}
+
+/// The text of the reply to a complete transfer of a file.
+fn receipt(node: &Node, handle: &ActivityHandle) -> ReplyText {
+    match handle.progress.digest() {
+        Some(digest) if node.storage.upload_digest == UploadDigest::InReply => {
+            format!("Transfer complete; SHA-256 {}", hex::encode(digest)).into()
+        }
+        _ => "Transfer complete".into(),
+    }
 }
 
 /// The one place that turns the end of a transfer into its reply, its log line and metrics.
@@ -264,23 +284,29 @@ fn conclude(node: &Node, failures: &FailureLog, handle: &ActivityHandle, ended: 
         Ok(()) if ended.kind == TransferKind::Listing => {
             (Reply::new(Code::TRANSFER_COMPLETE, "Directory listing completed"), "complete")
         }
-        Ok(()) => (Reply::new(Code::TRANSFER_COMPLETE, "Transfer complete"), "complete"),
+        Ok(()) => (Reply::new(Code::TRANSFER_COMPLETE, receipt(node, handle)), "complete"),
         Err(failure) => failure.reply(node.timeouts.stall),
     };
     metrics::transfer_ended(ended.kind.name(), result, bytes, took);
-    let end = TransferEnd { direction: ended.kind.name(), bytes, seconds: seconds(took), result };
-    match &ended.result {
-        Ok(()) => log_success(failures, handle, &ended, end),
-        Err(_) => {
-            let operation = Operation {
-                verb: handle.verb,
-                path: Some(&ended.path),
-                transfer: Some(end),
-                cancelled_by: handle.cancelled_by(),
-            };
-            failures.report(operation, &reply);
-        }
+    let moved = MovedBytes {
+        offset: handle.progress.start(),
+        bytes,
+        seconds: seconds(took),
+        ascii: ended.coding == Coding::Ascii,
+        sha256: handle.progress.digest(),
+    };
+    let end = TransferEnd { direction: ended.kind.name(), moved, result };
+    if ended.result.is_ok() {
+        log_success(failures, handle, &ended, end);
     }
+    let operation = Operation {
+        verb: handle.verb,
+        audited: &ended.audited,
+        path: Some(&ended.path),
+        transfer: Some(end),
+        cancelled_by: handle.cancelled_by(),
+    };
+    failures.report(operation, &reply);
     if ended.kind != TransferKind::Listing {
         let identity = failures.identity();
         node.transfer_log.record(&transfer_log::LoggedTransfer {
@@ -299,7 +325,7 @@ fn conclude(node: &Node, failures: &FailureLog, handle: &ActivityHandle, ended: 
 
 fn log_success(failures: &FailureLog, handle: &ActivityHandle, ended: &EndedTransfer, end: TransferEnd) {
     let level = if ended.kind == TransferKind::Listing { log::Level::Debug } else { log::Level::Info };
-    let TransferEnd { direction, bytes, seconds, result } = end;
+    let TransferEnd { direction, moved: MovedBytes { bytes, seconds, .. }, result } = end;
     log_session!(
         level, failures.identity(), verb = handle.verb, path:% = ended.path, bytes, seconds, result;
         "{direction}"

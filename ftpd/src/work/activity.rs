@@ -39,6 +39,8 @@ pub struct ActivityHandle {
     pub verb: &'static str,
     pub started: Instant,
     pub progress: Arc<Progress>,
+    /// The bytes at which a transfer ends, where they are known.
+    pub size: Option<u64>,
     /// Used by uploads only.
     pub client: ClientPresence,
     /// The path that the command's argument names. Set before the activity runs.
@@ -99,8 +101,14 @@ impl fmt::Display for CancelledBy {
 
 impl ActivityHandle {
     pub fn new(verb: &'static str) -> Arc<Self> {
+        Self::of_size(verb, None)
+    }
+
+    /// The handle of a transfer that ends at `size` bytes, where that is known.
+    pub fn of_size(verb: &'static str, size: Option<u64>) -> Arc<Self> {
         Arc::new(Self {
             verb,
+            size,
             started: Instant::now(),
             progress: Arc::default(),
             client: ClientPresence::default(),

@@ -19,6 +19,7 @@ pub mod presence;
 pub mod progress;
 pub mod scratch;
 mod slots;
+pub mod storage_call;
 mod task;
 mod threads;
 pub mod turns;
@@ -30,6 +31,7 @@ pub use self::{
     bridge::RuntimeBridge,
     off_runtime::OffRuntime,
     slots::{Slot, SlotInspection, SlotRequest, SlotScope, Slots, StuckWork},
+    storage_call::{RunningOperation, StorageCall, take_longest_fsync},
     task::Task,
 };
 use self::{
@@ -238,8 +240,9 @@ impl Workers {
 
     async fn run<T: Send + 'static>(&self, slot: Slot, work: impl FnOnce() -> T + Send + 'static) -> T {
         let work = move || {
+            let task = slot.task();
             let _slot = slot;
-            work()
+            storage_call::within(task, work)
         };
         self.threads.run(work).await
     }
@@ -248,6 +251,13 @@ impl Workers {
     /// than `limit` is reported once.
     pub fn inspect_operations(&self, limit: Duration) -> [SlotInspection; 2] {
         [&self.operations, &self.logins].map(|slots| slots.inspect(limit))
+    }
+
+    /// The work on the storage that has run for the longest time: a file operation of a command or a login,
+    /// or a measured system call of any work, such as the fsync of an upload.
+    pub fn oldest_operation(&self) -> Option<RunningOperation> {
+        let slots = [&self.operations, &self.logins].into_iter().filter_map(|slots| slots.oldest());
+        slots.chain(storage_call::oldest_call()).max_by_key(|operation| operation.age)
     }
 
     /// Sets the metric of the slots in use, for each kind.

@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU8, AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU8, AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::Notify;
@@ -10,7 +13,11 @@ use tokio::sync::Notify;
 /// Shared by the worker that does the work and the control connection that watches it.
 #[derive(Default)]
 pub struct Progress {
+    /// Where in its file a transfer begins.
+    start: AtomicU64,
     transferred: AtomicU64,
+    /// SHA-256 of the file of a complete upload.
+    digest: OnceLock<[u8; 32]>,
     /// One of [`RUNNING`], [`CANCELLED`] and [`GIVEN_UP`].
     state: AtomicU8,
     cancellation: Notify,
@@ -35,6 +42,25 @@ impl Progress {
     /// Bytes so far: on the wire for transfers, of the files for checksums and COMB.
     pub fn transferred(&self) -> u64 {
         self.transferred.load(Ordering::Relaxed)
+    }
+
+    /// Where in its file a transfer begins, as far as it is known.
+    pub fn start(&self) -> u64 {
+        self.start.load(Ordering::Relaxed)
+    }
+
+    pub fn set_start(&self, start: u64) {
+        self.start.store(start, Ordering::Relaxed);
+    }
+
+    /// SHA-256 of the file of a complete upload, if it was computed (`upload_digest`).
+    pub fn digest(&self) -> Option<[u8; 32]> {
+        self.digest.get().copied()
+    }
+
+    pub fn set_digest(&self, digest: [u8; 32]) {
+        // An upload ends once.
+        let _ = self.digest.set(digest);
     }
 
     /// Counts further bytes.

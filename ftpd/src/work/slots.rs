@@ -14,7 +14,7 @@ use std::{
 use common::sync::lock;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::task::Task;
+use super::{storage_call::RunningOperation, task::Task};
 
 /// A file system without work for this long no longer counts as in use.
 const FORGET_FILESYSTEM: Duration = Duration::from_secs(24 * 60 * 60);
@@ -181,7 +181,7 @@ impl Slots {
         if !inner.may_start(&self.bounds, request) {
             return None;
         }
-        Some(Slot { slots: Arc::clone(self), id: inner.start(request.clone()) })
+        Some(Slot { slots: Arc::clone(self), task: request.task.clone(), id: inner.start(request.clone()) })
     }
 
     /// Waits for a slot. Users with fewer slots come first. Cancel-safe; dropping the future leaves the
@@ -223,6 +223,13 @@ impl Slots {
     /// Notes that sessions use this file system.
     pub fn note_filesystem(&self, filesystem: u64) {
         self.inner().filesystems.entry(filesystem).or_default();
+    }
+
+    /// The running work that began first.
+    pub(super) fn oldest(&self) -> Option<RunningOperation> {
+        let inner = self.inner();
+        let RunningWork { request, since, .. } = inner.running.values().next()?;
+        Some(RunningOperation { age: since.elapsed(), call: None, task: request.task.clone() })
     }
 
     /// Inspects the running work. Work that has run for longer than `limit` is reported once.
@@ -301,7 +308,8 @@ impl Slots {
     fn enter(self: &Arc<Self>, request: SlotRequest) -> Result<Slot, SlotWait> {
         let mut inner = self.inner();
         if inner.may_start(&self.bounds, &request) {
-            return Ok(Slot { slots: Arc::clone(self), id: inner.start(request) });
+            let task = request.task.clone();
+            return Ok(Slot { slots: Arc::clone(self), id: inner.start(request), task });
         }
         let (sender, receiver) = oneshot::channel();
         let id = inner.next_id();
@@ -340,8 +348,9 @@ impl Slots {
             if waiter.sender.is_closed() {
                 continue;
             }
+            let task = waiter.request.task.clone();
             let id = inner.start(waiter.request);
-            granted.push((waiter.sender, Slot { slots: Arc::clone(self), id }));
+            granted.push((waiter.sender, Slot { slots: Arc::clone(self), id, task }));
         }
         granted
     }
@@ -457,6 +466,14 @@ impl Drop for SlotWait {
 pub struct Slot {
     slots: Arc<Slots>,
     id: u64,
+    task: Option<Arc<Task>>,
+}
+
+impl Slot {
+    /// The command that has the slot.
+    pub(super) fn task(&self) -> Option<Arc<Task>> {
+        self.task.clone()
+    }
 }
 
 impl Drop for Slot {

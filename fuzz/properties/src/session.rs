@@ -15,13 +15,14 @@ use std::{
     time::Duration,
 };
 
-use common::{node::NodeRecord, registry::Registry, settings::Values};
+use common::{audit::AuditTrail, node::NodeRecord, registry::Registry, settings::Values};
 use ftpd::{
     client_address::{ConnectionAddresses, TrustedBalancers},
     config::Config,
     connection_log::ConnectionLog,
     control::ControlConnection,
     data::passive::{PassivePorts, PassiveSockets},
+    events::Events,
     node::{Node, NodeParts},
     protocol::{AnyTimeCommand, Command, command::is_foreign, line::Line, parse},
     settings::SCHEMA,
@@ -217,6 +218,8 @@ fn node(config: Config, address: IpAddr) -> Node {
         registry,
         connection_log,
         transfer_log,
+        audit: AuditTrail::default(),
+        events: Events::default(),
         tls: None,
     };
     Node::new(config, parts)

@@ -8,10 +8,12 @@ local holder = redis.call('HGET', KEYS[2], 'incarnation')
 if not holder or holder == ARGV[2] then
   redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
   redis.call('SREM', KEYS[1], ARGV[1])
-  local orders = redis.pcall('HMGET', KEYS[5], 'incarnation', 'drain')
-  if orders[1] == ARGV[2] and orders[2] then
+  local orders = redis.pcall('HMGET', KEYS[5], 'incarnation', 'drain', 'undrain')
+  -- An order to end the drain that came too late: the node has drained all the same.
+  local ordered = orders[2] or orders[3]
+  if orders[1] == ARGV[2] and ordered then
     redis.call('DEL', KEYS[5])
-    redis.call('HSET', KEYS[5], 'incarnation', ARGV[2], 'drain', orders[2], 'drained', redis.call('TIME')[1])
+    redis.call('HSET', KEYS[5], 'incarnation', ARGV[2], 'drain', ordered, 'drained', redis.call('TIME')[1])
     redis.call('EXPIRE', KEYS[5], ARGV[3])
   elseif orders.err or not orders[1] or orders[1] == ARGV[2] then
     redis.call('DEL', KEYS[5])

@@ -8,7 +8,8 @@
 -- SESSIONS: number of sessions that Redis has of the node. ALIVE: 1 if the node's entry had not expired,
 -- otherwise 0. LEFT: remaining time of the other process's lease in ms. REVISION: that of the accounts; 0
 -- before authd has set it. BLOCKS: Redis's time (Unix ms), and of a node that leases blocks, the words of
--- block_step.lua. ORDER: the name of an order to this process, 'drain' or 'end:ID'.
+-- block_step.lua. ORDER: the name of an order to this process, 'drain', 'undrain' or 'end:ID', or
+-- 'why:ID REASON'.
 -- KEYS: names of nodes (set), this node (hash; the key ends with the name), its commands (list; the key
 --       ends with the name), its sessions (hash), the revision of the accounts (string), the node's orders
 --       (hash), the blocks (hash)
@@ -166,9 +167,11 @@ if orders.err or next(mine) and mine.incarnation ~= incarnation then
   redis.call('DEL', KEYS[6]) -- no hash, or orders for an earlier process
   mine = {}
 end
-for order in pairs(mine) do
-  if order == 'drain' or string.sub(order, 1, 4) == 'end:' then
+for order, value in pairs(mine) do
+  if order == 'drain' or order == 'undrain' or string.sub(order, 1, 4) == 'end:' then
     reply[#reply + 1] = order
+  elseif string.sub(order, 1, 4) == 'why:' then
+    reply[#reply + 1] = order .. ' ' .. value
   end
 end
 return reply

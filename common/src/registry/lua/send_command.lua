@@ -1,7 +1,9 @@
--- Adds a command to a node's list, and its order. Returns 1, or 0 if there is no live node of this name.
+-- Adds a command to a node's list, and its order. An order to drain revokes one to end a drain, and the
+-- reverse. Returns 1, or 0 if there is no live node of this name.
 -- KEYS: the node (hash), its commands (list), its orders (hash)
 -- ARGV: the command; lifetime of the list in seconds; maximum length of the list; the order that belongs to
---       the command ('': none); lifetime of an order in seconds
+--       the command ('': none); lifetime of an order in seconds; the field for its reason, and the
+--       reason ('': none)
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
@@ -12,7 +14,14 @@ if ARGV[4] ~= '' then
     redis.call('DEL', KEYS[3]) -- no hash, or orders for an earlier process
   end
   redis.call('HSET', KEYS[3], 'incarnation', incarnation)
+  local opposite = {drain = 'undrain', undrain = 'drain'}
+  if opposite[ARGV[4]] then
+    redis.call('HDEL', KEYS[3], opposite[ARGV[4]])
+  end
   redis.call('HSETNX', KEYS[3], ARGV[4], redis.call('TIME')[1])
+  if ARGV[6] ~= '' then
+    redis.call('HSETNX', KEYS[3], ARGV[6], ARGV[7])
+  end
   redis.call('EXPIRE', KEYS[3], ARGV[5])
 end
 if redis.call('TYPE', KEYS[2]).ok ~= 'list' then

@@ -10,6 +10,7 @@ use crate::{
     data::{Coding, CopyError, copy::CopyJob, stream::DataStream},
     jail::{FileError, Upload},
     limits::quota::QuotaReservation,
+    node::Node,
     transfer::{LeaseToRelease, TransferFailure},
     work::{RuntimeBridge, presence::ClientPresence},
 };
@@ -35,11 +36,14 @@ pub(super) struct UploadTerms {
     /// The size that ALLO announced. `None` in TYPE A.
     pub announced: Option<u64>,
     pub coding: Coding,
+    /// Compute SHA-256 of the file, which this upload writes from its beginning.
+    pub digest: bool,
     /// `sync_uploads`.
     pub sync: bool,
     /// `settle_time`.
     pub settle_time: Duration,
     pub bridge: RuntimeBridge,
+    pub node: Arc<Node>,
 }
 
 impl OpenUpload {
@@ -55,6 +59,7 @@ impl OpenUpload {
         let may_store = lease_guard(&self.lease);
         let is_guarded = !self.upload.is_fenced();
         let job = job.guarded_by(is_guarded.then_some(&may_store as &dyn Fn() -> bool));
+        let job = if terms.digest { job.with_digest() } else { job };
         let result = self.receive_and_end(terms, stream, &job);
         if let Some(reservation) = reservation {
             reservation.settle();
@@ -69,6 +74,7 @@ impl OpenUpload {
         job: &CopyJob<'_>,
     ) -> Result<Option<LeaseToRelease>, TransferFailure> {
         let start = self.upload.begin()?;
+        job.progress.set_start(start);
         let received = match self.receive_data(terms, stream, start, job) {
             // The stream ended without close_notify. ALLO may still prove that the upload is complete.
             Err(TransferFailure::Copy(CopyError::NoCloseNotify)) => {
@@ -78,7 +84,13 @@ impl OpenUpload {
             received => received,
         };
         match received.and_then(|got| self.check_end(terms, stream, start, got, job)) {
-            Ok(()) => self.publish(terms, stream, start + job.stored()),
+            Ok(()) => {
+                if let Some(digest) = job.digest() {
+                    job.progress.set_digest(digest);
+                    self.upload.set_digest(digest);
+                }
+                self.publish(terms, stream, start + job.stored())
+            }
             Err(failure) => {
                 match failure {
                     TransferFailure::LeaseLost | TransferFailure::LeaseExpired => {
@@ -100,13 +112,17 @@ impl OpenUpload {
         length: u64,
     ) -> Result<Option<LeaseToRelease>, TransferFailure> {
         let (is_atomic, is_fenced) = (self.upload.is_atomic(), self.upload.is_fenced());
-        self.upload.finish(terms.sync, length).map_err(|error| match error {
+        let recorder = self.upload.finish(terms.sync, length).map_err(|error| match error {
             FileError::WriteRightLost => TransferFailure::LeaseLost,
             error => error.into(),
         })?;
         stream.finish_receiving();
         // `check_end` has checked the lease of a partial file.
-        Ok((!is_atomic).then_some(LeaseToRelease { lease: self.lease, must_be_held: !is_fenced }))
+        Ok((!is_atomic).then_some(LeaseToRelease {
+            lease: self.lease,
+            must_be_held: !is_fenced,
+            recorder: recorder.map(|recorder| terms.node.workers.off_runtime(recorder)),
+        }))
     }
 
     /// Stores the bytes that arrive, and returns their number. Truncates the file only once the first bytes

@@ -93,6 +93,7 @@ impl ControlConnection {
     /// or an attacker's page or mail makes a victim's client send such lines (ALPACA, CVE-2021-3618).
     pub(super) fn end_foreign_protocol(&self) -> ConnectionEnd {
         metrics::session_ended("foreign_protocol");
+        self.session.note_end("foreign_protocol");
         if self.may_log("foreign_protocol") {
             log::warn!(
                 session:% = self.session.handle.id, address:% = self.session.addresses.client.ip();
@@ -115,17 +116,23 @@ impl ControlConnection {
             if self.session.is_logged_in() || self.may_log(reason) {
                 log::info!(
                     session:% = self.session.handle.id, address:% = self.session.addresses.client.ip(),
-                    reason = *reason;
+                    reason = *reason, given = self.session.handle.end_reason();
                     "session ended by the node"
                 );
             }
-            self.stream.push(reply);
+            self.push(reply);
         }
         if let ActivityState::Running { activity, .. } =
             std::mem::replace(&mut self.activity, ActivityState::Idle)
         {
             self.end_activity(activity, cancelled_by).await;
+            self.session.handle.activity.end_activity();
         }
+        self.session.note_end(match &end {
+            ConnectionEnd::ByNode(EndedByNode { reason, .. }) => reason,
+            ConnectionEnd::Silent => "quit",
+            ConnectionEnd::ClientGone => "client_gone",
+        });
         if let LoginState::LoggedIn(logged_in) = &self.session.state {
             log_session!(log::Level::Info, logged_in.identity; "session ended");
         }

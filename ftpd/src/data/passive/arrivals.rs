@@ -19,7 +19,7 @@ use std::{
 };
 
 use common::{client_network::network_of, node::NodeName, registry::PortMap, sync::lock};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 
 use super::{ReservationTable, own_ports::OwnPorts};
 use crate::{
@@ -75,12 +75,15 @@ struct KnownConnection {
 }
 
 impl Arrivals {
-    /// Accepts connections and places them. Runs until it is aborted.
-    pub(super) async fn accept(self: Arc<Self>, mut listeners: ListenerSet) {
+    /// Accepts connections and places them until the sender of `open` is dropped, then stops listening.
+    pub(super) async fn accept(self: Arc<Self>, mut listeners: ListenerSet, mut open: watch::Receiver<()>) {
         loop {
-            let connection = listeners.accept().await;
-            self.place(connection);
+            tokio::select! {
+                connection = listeners.accept() => self.place(connection),
+                _ = open.changed() => break,
+            }
         }
+        listeners.close(|connection| self.place(connection)).await;
     }
 
     fn place(self: &Arc<Self>, connection: AcceptedConnection) {
@@ -211,11 +214,34 @@ impl Arrivals {
 
     /// Hands a connection to its session, or carries it to the owner of its port.
     fn place_known(self: &Arc<Self>, connection: KnownConnection) {
+        let is_expected = self.table.is_reserved(connection.port, connection.addresses.client.ip());
+        match &self.door {
+            Some(door) if !is_expected && door.map.is_stale() => {
+                // The block may belong to another node by now, also one that this node takes for its own.
+                let (arrivals, map) = (Arc::clone(self), door.map.clone());
+                tokio::spawn(async move {
+                    let owner = map.find(connection.port).await;
+                    let is_here = match owner {
+                        Some(owner) if !map.is_stale() => {
+                            arrivals.door.as_ref().is_some_and(|door| door.name == owner.node)
+                        }
+                        _ => arrivals.is_own(connection.port),
+                    };
+                    arrivals.place_by_owner(connection, is_here);
+                });
+            }
+            _ => {
+                let is_here = is_expected || self.is_own(connection.port);
+                self.place_by_owner(connection, is_here);
+            }
+        }
+    }
+
+    /// `is_here`: a session here expects the connection, or this node owns its port.
+    fn place_by_owner(self: &Arc<Self>, connection: KnownConnection, is_here: bool) {
         let KnownConnection { port, addresses, socket, has_header, was_relayed } = connection;
         let client = addresses.client;
-        let door = self.door.as_ref();
-        let Some(door) = door.filter(|_| !self.is_own(port) && !self.table.is_reserved(port, client.ip()))
-        else {
+        let Some(door) = self.door.as_ref().filter(|_| !is_here) else {
             let arrived = Arrived { socket, by_balancer: has_header, records: None };
             return self.table.deliver(port, client.ip(), arrived);
         };

@@ -39,7 +39,7 @@ fn reserved_names_and_the_root_cannot_be_changed() {
     refused(site.jail.rename(&hidden, &path("/b"), true).map(drop));
     refused(site.jail.rename(&a, &hidden, true).map(drop));
     refused(site.jail.create_directory(&hidden));
-    refused(site.jail.change_mode(&hidden, |_, _| 0o777));
+    refused(site.jail.change_mode(&hidden, |_, _| 0o777).map(drop));
     refused(site.jail.set_modified(&hidden, 0));
     refused(site.jail.open_write(&hidden, WriteMode::Append, UploadPlacement::Direct).map(drop));
     refused(site.jail.remove_directory(&VirtualPath::root(), &Changes::default()));

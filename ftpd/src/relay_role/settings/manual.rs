@@ -60,7 +60,11 @@ pub(super) const MANUAL: Manual = Manual {
             "Drain: new connections are refused, relayed connections go on for at most `drain_timeout`, then \
              ftp-relay exits with 0. A second one resets the remaining connections at once.",
         ),
-        ("SIGHUP", "Ignored. The relay has nothing to reload; settings need a restart."),
+        (
+            "SIGHUP",
+            "Read the configuration file again. A change of `log_level` or `log_format` applies at once; the \
+             log names every other changed setting, which needs a restart.",
+        ),
     ],
     exit_status: &[
         ("0", "ftp-relay ended as asked: by a signal, or after `--check` or `--print-…`."),

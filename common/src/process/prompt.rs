@@ -1,13 +1,13 @@
-//! Reads a password for `authd hash-password`: twice without echo from a terminal, otherwise one line of
-//! standard input.
+//! Reads a password for `authd hash-password` and `ftpctl users`: twice without echo from a terminal,
+//! otherwise one line of standard input.
 
+use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
 use std::{
     io::{self, BufRead, IsTerminal, Read, Write},
     os::fd::BorrowedFd,
 };
 
-use common::secret::Secret;
-use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use crate::secret::Secret;
 
 /// Maximum number of bytes to read. Larger than the maximum length of a password, so that a longer one is
 /// refused instead of truncated.
