@@ -19,7 +19,7 @@ use cluster_tests::{
     clients::Clients,
     content::{bytes, sha256},
     dialogue::Dialogue,
-    eventually,
+    eventually, http,
     loopback::Loopback,
     process::Daemon,
 };
@@ -27,6 +27,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::json;
 use tempfile::TempDir;
 
 /// The variables `DEV_…_PORT`, in the order of their ports.
@@ -330,6 +331,14 @@ fn start_prints_one_line_per_part_and_a_second_start_names_the_first() {
     }
     assert_eq!(lines[8], "");
     assert!(lines.iter().any(|line| line.contains(&demo.passive_ports())), "{lines:?}");
+    // The page and its login.
+    let authd = SocketAddr::from((LOCALHOST, demo.port(2)));
+    let line = lines.iter().find(|line| line.contains(&format!("http://{authd}/ "))).unwrap();
+    let token = line.rsplit(' ').next().unwrap();
+    let body = json!({ "name": "admin", "token": token });
+    let login = http::request(authd, "POST", "/page/session", None, Some(&body)).unwrap();
+    assert_eq!(login.status, 200, "{login:?}");
+    assert!(http::get(authd, "/").unwrap().body.contains("/page/app.js"));
 
     let message = demo.refused(&["up"]);
     let state = demo.state().display().to_string();

@@ -137,4 +137,5 @@ fn every_crate_comes_from_crates_io_with_a_checksum() {
     }
 }
 
-const OURS: [&str; 7] = ["authd", "bench", "cluster-tests", "common", "ftpd", "ftpd-fuzz", "ftpd-properties"];
+const OURS: [&str; 8] =
+    ["authd", "bench", "cluster-tests", "common", "ftpctl", "ftpd", "ftpd-fuzz", "ftpd-properties"];

@@ -1,14 +1,18 @@
-//! Drain: after SIGTERM, a node finishes its transfers before it ends.
+//! Drain: a node finishes its transfers before it ends; an administrator can end the drain before.
 
-use std::{io::Read, io::Write, net::Shutdown};
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpStream},
+};
 
 use cluster_tests::{
     cluster::Cluster,
     content::{bytes, sha256},
     dialogue::read_exactly,
-    http,
+    eventually, http,
     proxy::Connector,
 };
+use serde_json::Value;
 
 const LARGE: usize = 64 << 20;
 
@@ -77,4 +81,78 @@ fn administrator_drains_a_node_through_authd() {
     let status = cluster.node_mut(2).daemon.wait();
     assert!(status.success(), "{status}");
     cluster.login().quit();
+}
+
+/// Orders a drain of the third node through authd, and waits until the node refuses connections.
+fn drain_third_node(cluster: &Cluster) {
+    let answer = cluster.authd().administer("POST", "/v1/nodes/ftp3/drain", None);
+    assert_eq!(answer.status, 202, "{answer:?}");
+    let control = cluster.node(2).address;
+    eventually("the node refuses connections", || TcpStream::connect(control).is_err().then_some(()));
+    eventually("the node drains", || (stage(cluster) == "draining").then_some(()));
+}
+
+fn undrain_third_node(cluster: &Cluster) {
+    let answer = cluster.authd().administer("POST", "/v1/nodes/ftp3/undrain", None);
+    assert_eq!(answer.status, 202, "{answer:?}");
+    eventually("the node serves", || (stage(cluster) == "none").then_some(()));
+    eventually("the node is ready", || {
+        http::get(cluster.node(2).admin, "/readyz").ok().filter(|readiness| readiness.status == 200)
+    });
+}
+
+fn stage(cluster: &Cluster) -> String {
+    let answer = cluster.authd().administer("GET", "/v1/nodes/ftp3/drain", None);
+    let body: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    body["drain"].as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn node_serves_new_sessions_and_transfers_after_its_drain_was_undone() {
+    let mut cluster = Cluster::start();
+    let content = bytes(2, 1 << 20);
+    for round in 0..2 {
+        let mut session = cluster.login_through(2);
+        session.command("TYPE I", 200);
+        let mut upload = session.begin("STOR kept.bin");
+        upload.write_all(&content[..1000]).unwrap();
+        let blocks = cluster.blocks_of(2);
+        drain_third_node(&cluster);
+        assert_eq!(cluster.blocks_of(2), blocks, "round {round}");
+        undrain_third_node(&cluster);
+        assert_eq!(cluster.blocks_of(2), blocks, "round {round}");
+        // The session goes on after its transfer.
+        upload.write_all(&content[1000..]).unwrap();
+        drop(upload);
+        session.expect(226);
+        assert_eq!(sha256(session.retrieve("kept.bin")), sha256(&content), "round {round}");
+        // nginx tries the node again some seconds after a refused connection.
+        let mut new = cluster.login_through(2);
+        new.store("new.bin", &content);
+        assert_eq!(sha256(new.retrieve("new.bin")), sha256(&content), "round {round}");
+        new.quit();
+        session.quit();
+    }
+    let answer = cluster.authd().administer("POST", "/v1/nodes/ftp3/drain", None);
+    assert_eq!(answer.status, 202, "{answer:?}");
+    assert!(cluster.node_mut(2).daemon.wait().success(), "the next drain ends the process");
+}
+
+#[test]
+fn sigterm_during_an_administrators_drain_makes_it_final_and_cuts_nothing() {
+    let mut cluster = Cluster::start();
+    let mut session = cluster.login_through(2);
+    session.command("TYPE I", 200);
+    let mut upload = session.begin("STOR kept.bin");
+    drain_third_node(&cluster);
+    cluster.node(2).daemon.terminate();
+    cluster.node(2).daemon.wait_for_message("received a signal to stop", &[]);
+    let answer = cluster.authd().administer("POST", "/v1/nodes/ftp3/undrain", None);
+    assert_eq!(answer.status, 202, "{answer:?}");
+    cluster.node(2).daemon.wait_for_message("ignored an order to end a drain", &[]);
+    upload.write_all(b"whole").unwrap();
+    drop(upload);
+    session.expect(226);
+    assert!(cluster.node_mut(2).daemon.wait().success());
+    assert_eq!(cluster.login().retrieve("kept.bin"), b"whole");
 }

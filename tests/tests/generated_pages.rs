@@ -10,6 +10,7 @@ use std::{
 };
 
 use cluster_tests::binaries;
+use serde_json::Value;
 
 const DAEMONS: [&str; 3] = ["ftpd", "ftp-relay", "authd"];
 
@@ -63,9 +64,9 @@ mod pages {
         let mut page = "\
             # Metrics\n\n\
             Written by `./dev settings`. `ftpd` and `ftp-relay` serve `/metrics` at `admin_listen`, `authd` \
-            at `listen`, for Prometheus. The last column names the alerts and dashboard panels of the NixOS \
-            modules that use the metric: [rules.nix](../nixos-modules/monitoring/rules.nix), \
-            [dashboard.nix](../nixos-modules/monitoring/dashboard.nix).\n\n\
+            at `listen`, for Prometheus. The last column names the shipped alerts and dashboard panels that \
+            use the metric: [rules.yaml](../deploy/monitoring/rules.yaml), \
+            [dashboard.json](../deploy/monitoring/dashboard.json).\n\n\
             A histogram has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. A counter or histogram \
             appears with the first event that it counts.\n"
             .to_owned();
@@ -92,18 +93,18 @@ struct Uses(Vec<(String, String)>);
 
 impl Uses {
     fn read() -> Self {
-        let mut uses = Vec::new();
-        for (file, separator, kind) in
-            [("rules.nix", "(alert \"", "alert"), ("dashboard.nix", "title = \"", "panel")]
-        {
-            let text = fs::read_to_string(workspace().join("nixos-modules/monitoring").join(file)).unwrap();
-            let before = uses.len();
-            for part in text.split(separator).skip(1) {
-                let (name, rest) = part.split_once('"').expect("a name in quotes");
-                uses.push((format!("{kind} “{name}”"), rest.to_owned()));
-            }
-            assert!(uses.len() > before + 10, "{file} has names after {separator:?}");
-        }
+        let read = |file| fs::read_to_string(workspace().join("deploy/monitoring").join(file)).unwrap();
+        let rules = read("rules.yaml");
+        let alerts = rules.split("- alert: ").skip(1).map(|rule| {
+            let (name, rest) = rule.split_once('\n').expect("a rule has lines");
+            (format!("alert “{name}”"), rest.to_owned())
+        });
+        let dashboard: Value = serde_json::from_str(&read("dashboard.json")).unwrap();
+        let panels = dashboard["panels"].as_array().unwrap().iter().map(|panel| {
+            (format!("panel “{}”", panel["title"].as_str().unwrap()), panel["targets"].to_string())
+        });
+        let uses: Vec<_> = alerts.chain(panels).collect();
+        assert!(uses.len() > 30, "{uses:?}");
         Self(uses)
     }
 

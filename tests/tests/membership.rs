@@ -5,6 +5,7 @@
 #![allow(clippy::print_stderr)]
 
 use std::{
+    ops::Range,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -12,6 +13,7 @@ use std::{
 
 use cluster_tests::{
     cluster::Cluster,
+    doors::DoorKind,
     eventually,
     load::{LoadBuilder, LoadFailure},
     tls::Authority,
@@ -33,14 +35,16 @@ fn expect_none(failures: &[&LoadFailure], what: &str) {
     assert!(failures.is_empty(), "{what}: {failures:#?}");
 }
 
-/// Two nodes join, one leaves by SIGTERM, one is killed and comes back. Returns the failures of the sessions.
-fn change_nodes() -> Vec<LoadFailure> {
+/// Two nodes join, one leaves by SIGTERM, one is killed and comes back. Returns the failures of the sessions,
+/// and the time from the kill until the node has come back.
+fn change_nodes(doors: DoorKind) -> (Vec<LoadFailure>, Range<Instant>) {
     const PORTS: u16 = 300;
     let authority = Arc::new(Authority::new());
     let mut cluster = Cluster::builder()
         .leased()
         .spare_nodes(2)
         .passive_ports(PORTS)
+        .doors(doors)
         .certificate(&authority.sign("localhost"))
         .setting("tls_data_reuse", "required")
         .setting("node_lease", "3s")
@@ -67,10 +71,12 @@ fn change_nodes() -> Vec<LoadFailure> {
     assert!(status.success(), "{status}");
     let left = wait_for_fair_shares(&cluster, 4, PORTS.into());
 
+    let killed_at = Instant::now();
     cluster.node_mut(2).daemon.kill();
     let killed = wait_for_fair_shares(&cluster, 3, PORTS.into());
     cluster.restart_node(2);
     let returned = wait_for_fair_shares(&cluster, 4, PORTS.into());
+    let away = killed_at..Instant::now();
     thread::sleep(Duration::from_secs(2));
 
     eprintln!("fair shares: joined {joined:?}, left {left:?}, killed {killed:?}, returned {returned:?}");
@@ -85,7 +91,7 @@ fn change_nodes() -> Vec<LoadFailure> {
         assert!(report.operations > 200, "{}", report.operations);
         failures.extend(report.failures);
     }
-    failures
+    (failures, away)
 }
 
 /// The failures of sessions on nodes that stay.
@@ -103,7 +109,21 @@ fn expect_orderly_leaving(failures: &[LoadFailure]) {
 
 #[test]
 fn behind_nginx_and_the_relay_no_operation_of_a_staying_node_fails() {
-    let failures = change_nodes();
+    let (failures, _) = change_nodes(DoorKind::NginxAndRelay);
     expect_none(&of_staying_nodes(&failures), "operations of nodes that stay");
     expect_orderly_leaving(&failures);
+}
+
+/// HAProxy also leads data connections through the node that is killed, until it has noticed that the node is
+/// away, and again while the node starts. Those transfers fail, and their sessions go on.
+#[test]
+fn behind_haproxy_only_transfers_through_the_killed_node_fail() {
+    let (failures, away) = change_nodes(DoorKind::HaProxy);
+    let staying = of_staying_nodes(&failures);
+    let lost: Vec<_> = staying.iter().copied().filter(|failure| failure.is_lost).collect();
+    expect_none(&lost, "sessions of nodes that stay");
+    // The node answers 425 when `data_connect_timeout` (3 s) has passed.
+    let affected = away.start..away.end + Duration::from_secs(5);
+    let other: Vec<_> = staying.into_iter().filter(|failure| !affected.contains(&failure.time)).collect();
+    expect_none(&other, "operations while no node was away");
 }

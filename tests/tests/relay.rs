@@ -245,10 +245,12 @@ fn connections_beyond_a_limit_are_refused_and_counted() {
     refused.expect(421);
     let data = session.begin("STOR file");
     let address = SocketAddr::new(relayed.cluster.address().ip(), data.peer_addr().unwrap().port());
-    let mut further = TcpStream::connect(address).unwrap();
-    further.set_read_timeout(Some(DEADLINE)).unwrap();
-    // The reset may arrive before or after the first read.
-    let error = further.write_all(b"x").and_then(|()| further.read(&mut [0])).unwrap_err();
+    // The reset may arrive before connect() returns, and before or after the first read.
+    let ended = Connector::new().connect(address).and_then(|mut further| {
+        further.write_all(b"x")?;
+        further.read(&mut [0])
+    });
+    let error = ended.unwrap_err();
     assert!(is_closed(&error), "{error}");
     drop(data);
     session.expect(226);
