@@ -22,6 +22,35 @@ let
       change.ftpd.settings.root = "/elsewhere";
     }
     {
+      says = "authd.settings.console is set by";
+      change.authd.settings.console = false;
+    }
+    {
+      says = "ftpd.settings.audit_log is set by";
+      change.ftpd.settings.audit_log = "stderr";
+    }
+    {
+      says = "administrators.admin is the administrator of";
+      change.administrators.admin.tokenSha256 = builtins.hashString "sha256" "token";
+    }
+    {
+      says = "ftpd.settings.events_file is set by";
+      change = {
+        ftpd.settings.events_file = "/etc/events.toml";
+        events.stream = { };
+      };
+    }
+    {
+      says = "events.webhooks.imports has the name of another receiver";
+      change.events = {
+        webhooks.imports = {
+          url = "https://imports.example.com/";
+          secretFile = "/run/secrets/imports";
+        };
+        commands.imports.program = "/bin/sh";
+      };
+    }
+    {
       says = "gives no role to this host, ftp9";
       change.hostName = "ftp9";
     }

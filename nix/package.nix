@@ -44,11 +44,15 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../deploy/demo
           ../dev
           ../SECURITY.md
+          ../docs/audit.schema.json
+          ../docs/doctor.md
           ../docs/metrics.md
           ../docs/settings.md
+          ../ftpctl
           ../ftpd
           ../fuzz
-          ../nixos-modules/monitoring
+          ../deploy/monitoring
+          ../docs/troubleshooting.md
           ../nixos-modules/options/settings.nix
           ../tests
           ../nginx/check.nix
@@ -68,6 +72,8 @@ rustPlatform.buildRustPackage (finalAttrs: {
     "ftpd"
     "--package"
     "authd"
+    "--package"
+    "ftpctl"
   ];
 
   inherit doCheck;
@@ -102,12 +108,18 @@ rustPlatform.buildRustPackage (finalAttrs: {
     done
     "$out/bin/authd" --print-manual authd-hash-password >authd-hash-password.1
     installManPage authd-hash-password.1
+    "$out/bin/ftpctl" manual >ftpctl.1
+    installManPage ftpctl.1
     for program in ftpd ftp-relay authd; do
       for shell in bash fish zsh; do
         "$out/bin/$program" --print-completions "$shell" >"$program.$shell"
       done
       installShellCompletion --cmd "$program" --bash "$program.bash" --fish "$program.fish" --zsh "$program.zsh"
     done
+    for shell in bash fish zsh; do
+      "$out/bin/ftpctl" completions "$shell" >"ftpctl.$shell"
+    done
+    installShellCompletion --cmd ftpctl --bash ftpctl.bash --fish ftpctl.fish --zsh ftpctl.zsh
   '';
 
   # The installed ftpd prints its version; passthru.tests checks the others.
@@ -119,6 +131,10 @@ rustPlatform.buildRustPackage (finalAttrs: {
     version-authd = testers.testVersion {
       package = finalAttrs.finalPackage;
       command = "authd --version";
+    };
+    version-ftpctl = testers.testVersion {
+      package = finalAttrs.finalPackage;
+      command = "ftpctl --version";
     };
     version-ftp-relay = testers.testVersion {
       package = finalAttrs.finalPackage;

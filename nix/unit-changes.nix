@@ -30,6 +30,20 @@ let
       target = "/teams/${toString n}";
     }) (lib.range 1 count);
   };
+  administrators = names: {
+    administrators = lib.genAttrs names (name: {
+      tokenSha256 = builtins.hashString "sha256" name;
+    });
+  };
+  webhooks = names: {
+    events = {
+      stream = { };
+      webhooks = lib.genAttrs names (name: {
+        url = "https://${name}.example.com/";
+        secretFile = "/run/secrets/${name}";
+      });
+    };
+  };
   certificate = name: {
     cluster.tls = {
       certificateFile = "/run/secrets/${name}.pem";
@@ -96,6 +110,46 @@ let
         backend1 = [ "authd" ];
       };
       reloads.lb1 = [ "ftp-balancer" ];
+    }
+    {
+      what = "one more administrator";
+      before = administrators [ "ann" ];
+      after = administrators [
+        "ann"
+        "bob"
+      ];
+      keeps = {
+        ftp1 = [ "ftpd" ];
+        backend1 = [ "authd" ];
+      };
+      reloads.backend1 = [ "authd" ];
+    }
+    {
+      what = "the first webhook beside a stream, and one more";
+      before = webhooks [ ];
+      after = webhooks [
+        "imports"
+        "archive"
+      ];
+      keeps.ftp1 = [ "ftpd" ];
+      reloads.ftp1 = [ "ftpd" ];
+    }
+    {
+      what = "another log level";
+      before = { };
+      after = lib.genAttrs [ "ftpd" "authd" "relay" ] (_: {
+        settings.log_level = "debug";
+      });
+      keeps = {
+        ftp1 = [ "ftpd" ];
+        lb1 = [ "ftp-relay" ];
+        backend1 = [ "authd" ];
+      };
+      reloads = {
+        ftp1 = [ "ftpd" ];
+        lb1 = [ "ftp-relay" ];
+        backend1 = [ "authd" ];
+      };
     }
     {
       what = "one more user, with a ninth folder";

@@ -96,6 +96,13 @@ let
     "control_port"
     "implicit_tls_port"
   ];
+  decidedForAuthd = [
+    "administrators_file"
+    "audit_log"
+    "audit_records"
+    "console"
+    "console_session"
+  ];
   decided = [
     "cluster_nodes"
     "cluster_size"
@@ -180,7 +187,31 @@ in
       assertion = !(cfg.relay.settings ? ${key});
       message = "${option "relay.settings.${key}"} is set by ${option "cluster"}: set it there.";
     }) decidedForRelay
+    ++ map (key: {
+      assertion = !(cfg.authd.settings ? ${key});
+      message = "${option "authd.settings.${key}"} is set by ${option "administrators"}, ${option "audit"} or ${option "console"}: set it there.";
+    }) decidedForAuthd
+    ++ map (key: {
+      assertion = !(cfg.ftpd.settings ? ${key});
+      message = "${option "ftpd.settings.${key}"} is set by ${option "audit"}: set it there.";
+    }) (attrNames (cluster.auditSettings ""))
+    ++ map (name: {
+      assertion = !(cfg.events.commands ? ${name}) && !(name == "stream" && cfg.events.stream != null);
+      message = "${option "events.webhooks.${name}"} has the name of another receiver of events: choose another name.";
+    }) (attrNames cfg.events.webhooks)
+    ++ map (name: {
+      assertion = name != "admin";
+      message = "${option "administrators.admin"} is the administrator of ${option "secrets.adminTokenFile"}: choose another name.";
+    }) (attrNames cfg.administrators)
     ++ [
+      {
+        assertion = !(cluster.hasEvents && cfg.ftpd.settings ? events_file);
+        message = "${option "ftpd.settings.events_file"} is set by ${option "events"}: set it there.";
+      }
+      {
+        assertion = !(cfg.events.commands ? stream && cfg.events.stream != null);
+        message = "${option "events.commands.stream"} has the name of another receiver of events: choose another name.";
+      }
       {
         assertion = !cfg.openFirewall || config.networking.firewall.backend != "firewalld";
         message = "${option "openFirewall"} does not support firewalld, the firewall of this host, so the ports between the hosts of the cluster would stay closed: turn it off and open the ports in a zone of firewalld, or set networking.firewall.backend to \"nftables\" or \"iptables\".";

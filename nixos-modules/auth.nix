@@ -14,7 +14,19 @@ let
   derived = {
     listen = "${cluster.bracketed own.address}:${toString own.port}";
     redis_url = if cluster.hasRedis then cluster.redisUrl else null;
-  };
+    administrators_file = if cfg.administrators == { } then null else "/etc/${administratorsEtc}";
+    console = cfg.console.enable;
+    console_session = cfg.console.session;
+  }
+  // cluster.auditSettings logsDirectory;
+  logsDirectory = "/var/log/authd";
+  administratorsEtc = "distributed-ftp/administrators.toml";
+  administratorsFile = (pkgs.formats.toml { }).generate "administrators.toml" (
+    lib.mapAttrs (_: administrator: {
+      inherit (administrator) role;
+      token_sha256 = administrator.tokenSha256;
+    }) cfg.administrators
+  );
   settings = lib.filterAttrs (_: value: value != null) (derived // cfg.authd.settings);
 
   # A user name may contain characters that a file name must not.
@@ -70,8 +82,10 @@ let
       groups = lib.mapAttrs (_: policy) cfg.groups;
       users = lib.mapAttrs (declared password) users;
     };
-  configWith =
-    name: users_file: (pkgs.formats.toml { }).generate name (settings // { inherit users_file; });
+  configFrom =
+    name: settings: users_file:
+    (pkgs.formats.toml { }).generate name (settings // { inherit users_file; });
+  configWith = name: configFrom name settings;
 
   # The users file and the password hashes that it names. The hashes are written first.
   userFiles = import ./run-files.nix { inherit lib pkgs; } {
@@ -95,6 +109,9 @@ let
       password_hash_file = hashFileOf name;
     });
     ${userFiles.etc}.text = userFiles.list;
+  }
+  // lib.optionalAttrs (cfg.administrators != { }) {
+    ${administratorsEtc}.source = administratorsFile;
   };
   sourceOf = name: config.environment.etc.${name}.source;
 
@@ -106,11 +123,17 @@ let
   secretFlags = path: lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets;
 
   # The build runs the daemon's own check of settings and users, with placeholder secrets.
-  checkedConfig = configWith "authd-checked.toml" (
-    usersFile "users-checked.json" (_: {
-      password_hash = "$argon2id$v=19$m=64,t=1,p=1$bm90IGEgc2FsdA$W/yWtQMsvmDUfhlr0m6Bb8wXAqHFR0R7R3PpHFI8uEs";
-    })
-  );
+  checkedConfig =
+    configFrom "authd-checked.toml"
+      (
+        settings
+        // lib.optionalAttrs (cfg.administrators != { }) { administrators_file = administratorsFile; }
+      )
+      (
+        usersFile "users-checked.json" (_: {
+          password_hash = "$argon2id$v=19$m=64,t=1,p=1$bm90IGEgc2FsdA$W/yWtQMsvmDUfhlr0m6Bb8wXAqHFR0R7R3PpHFI8uEs";
+        })
+      );
   checkedSettings = pkgs.runCommand "authd-settings" { } ''
     for secret in ${toString (lib.attrNames secrets)}; do echo "not the $secret" > "$secret"; done
     ${lib.getExe' cfg.package "authd"} --check --config ${checkedConfig} ${
@@ -138,12 +161,18 @@ in
       ];
       # Keeps the interruption short.
       stopIfChanged = false;
-      # SIGHUP makes authd read users and groups again; settings need a restart.
-      restartTriggers = [ (sourceOf "distributed-ftp/authd.toml") ];
+      # SIGHUP makes authd apply the settings of the log, and read users, groups and administrators again.
+      restartTriggers = [
+        (configFrom "authd-restart.toml" (cluster.needingRestart settings)
+          "${userFiles.directory}/users.json"
+        )
+      ];
       reloadTriggers = [
+        (sourceOf "distributed-ftp/authd.toml")
         (sourceOf "distributed-ftp/users.json")
         (sourceOf userFiles.etc)
-      ];
+      ]
+      ++ lib.optional (cfg.administrators != { }) administratorsFile;
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig = import ./hardening.nix // {
         Type = "notify";
@@ -157,8 +186,9 @@ in
           "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
         ];
         LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") secrets;
-        # authd writes no files.
         DynamicUser = true;
+        # For the audit trail; authd writes no other files.
+        LogsDirectory = lib.mkIf (cfg.audit.log == "file") "authd";
         SupplementaryGroups = "authd-files";
 
         Restart = "on-failure";
@@ -177,6 +207,14 @@ in
         # Needed for a port below 1024.
         CapabilityBoundingSet = if own.port < 1024 then "CAP_NET_BIND_SERVICE" else "";
         PrivateUsers = own.port >= 1024;
+      };
+    };
+
+    services.logrotate.settings = lib.mkIf (cfg.audit.log == "file") {
+      authd = cluster.logRotation // {
+        files = "${logsDirectory}/*.log";
+        # SIGHUP makes authd reopen the file.
+        postrotate = "${lib.getExe' pkgs.systemd "systemctl"} reload authd.service";
       };
     };
   };

@@ -157,14 +157,8 @@ in
       };
     };
 
-    services.logrotate.settings.ftp-balancer = {
+    services.logrotate.settings.ftp-balancer = cluster.logRotation // {
       files = "${logs}/*.log";
-      frequency = "weekly";
-      rotate = 26;
-      compress = true;
-      delaycompress = true;
-      missingok = true;
-      notifempty = true;
       su = "ftp-balancer ftp-balancer";
       # SIGUSR1 makes nginx open the file again. It goes to all processes, because there may be two masters.
       postrotate = "${lib.getExe' pkgs.systemd "systemctl"} kill --signal=USR1 ftp-balancer.service";

@@ -29,6 +29,30 @@ in
 rec {
   inherit seconds nodeNames;
 
+  # The settings of the audit trail, which is below this directory if it is a file.
+  auditSettings = directory: {
+    audit_log = if cfg.audit.log == "file" then "${directory}/audit.log" else cfg.audit.log;
+    audit_records = cfg.audit.records;
+  };
+
+  # How the log files of each unit are rotated.
+  logRotation = {
+    frequency = "weekly";
+    rotate = 26;
+    compress = true;
+    delaycompress = true;
+    missingok = true;
+    notifempty = true;
+  };
+
+  # The settings of a daemon without those that it applies on SIGHUP.
+  needingRestart =
+    settings:
+    removeAttrs settings [
+      "log_level"
+      "log_format"
+    ];
+
   hostName = cfg.hostName;
   hasExplicitSlices = lib.any (node: node.passivePorts != null) (attrValues cluster.nodes);
 
@@ -106,6 +130,9 @@ rec {
       ""
     else
       "${bracketed cluster.redis.address}:${toString cluster.redis.port}";
+  # Events have a receiver.
+  hasEvents = cfg.events.webhooks != { } || cfg.events.stream != null || cfg.events.commands != { };
+
   hasRedis = cluster.redis.url != null || cluster.redis.address != null;
 
   authUrls = lib.mapAttrsToList (_: auth: "http://${bracketed auth.address}:${toString auth.port}") (

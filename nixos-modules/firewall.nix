@@ -33,7 +33,7 @@ let
       (rule cluster.monitoringAddresses [ (toString description.monitoring.metricsPort) ])
     ]
     ++ lib.optional cluster.isAuth (
-      rule (cluster.nodeAddresses ++ cluster.monitoringAddresses) [
+      rule (cluster.nodeAddresses ++ cluster.monitoringAddresses ++ cfg.console.allowFrom) [
         (toString description.auth.${cluster.hostName}.port)
       ]
     )

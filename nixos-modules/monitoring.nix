@@ -18,7 +18,7 @@ let
     }
   ];
   dashboards = pkgs.writeTextDir "distributed-ftp.json" (
-    builtins.toJSON (import ./monitoring/dashboard.nix { inherit lib; })
+    builtins.readFile ../deploy/monitoring/dashboard.json
   );
 in
 {
@@ -54,8 +54,7 @@ in
           static_configs = targets auth (member: member.port);
         }
       ];
-      # Every JSON document is a YAML document.
-      rules = [ (builtins.toJSON (import ./monitoring/rules.nix)) ];
+      ruleFiles = [ ../deploy/monitoring/rules.yaml ];
     };
 
     systemd.services.grafana = lib.mkIf monitoring.grafana {

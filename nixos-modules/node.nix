@@ -41,13 +41,15 @@ let
     implicit_tls_port = tls.implicitPort;
   }
   // lib.optionalAttrs hasCertificateFiles {
-    tls_certificates = [ "${certificates.directory}/certificate.pem" ];
-    tls_keys = [ "${certificates.directory}/key.pem" ];
+    tls_certificates = [ "${runFiles.directory}/certificate.pem" ];
+    tls_keys = [ "${runFiles.directory}/key.pem" ];
   }
   // lib.optionalAttrs (tls.acmeHost != null) {
     tls_certificates = [ "${acmeDirectory}/fullchain.pem" ];
     tls_keys = [ "${acmeDirectory}/key.pem" ];
   }
+  // cluster.auditSettings logsDirectory
+  // lib.optionalAttrs cluster.hasEvents { events_file = "/etc/${eventsEtc}"; }
   # Without a slice the node leases blocks of the range.
   // lib.optionalAttrs cluster.hasExplicitSlices {
     passive_slice = "${toString own.slice.from}-${toString own.slice.to}";
@@ -58,9 +60,9 @@ let
   # The node warns of what nginx breaks.
   // lib.optionalAttrs (description.dataPath == "nginx" && hasBalancers) { nginx_data_path = true; };
 
-  configFile = (pkgs.formats.toml { }).generate "ftpd.toml" (
-    lib.filterAttrs (_: value: value != null) (derived // cfg.ftpd.settings)
-  );
+  settings = lib.filterAttrs (_: value: value != null) (derived // cfg.ftpd.settings);
+  toml = pkgs.formats.toml { };
+  configFile = toml.generate "ftpd.toml" settings;
 
   secrets = lib.filterAttrs (_: file: file != null) {
     authd-token = cluster.secretFile "nodeToken";
@@ -70,19 +72,68 @@ let
   secretFlags = path: lib.mapAttrsToList (name: _: "--${name}-file ${path name}") secrets;
 
   hasCertificateFiles = tls.certificateFile != null && tls.keyFile != null;
-  certificates = import ./run-files.nix { inherit lib pkgs; } {
+  # What ftpd reads again on SIGHUP.
+  runFiles = import ./run-files.nix { inherit lib pkgs; } {
     name = "ftpd";
     group = "distributed-ftp";
-    files = [
-      {
-        name = "certificate.pem";
-        path = tls.certificateFile;
+    files =
+      lib.optionals hasCertificateFiles [
+        {
+          name = "certificate.pem";
+          path = tls.certificateFile;
+        }
+        {
+          name = "key.pem";
+          path = tls.keyFile;
+        }
+      ]
+      ++ lib.mapAttrsToList (name: webhook: {
+        name = eventSecretOf name;
+        path = webhook.secretFile;
+      }) cfg.events.webhooks;
+  };
+  # With any receiver of events, so that the first webhook needs no restart.
+  hasRunFiles = hasCertificateFiles || cluster.hasEvents;
+
+  # The receivers of events. Their names may contain characters that a file name must not.
+  eventSecretOf = name: "event-${lib.substring 0 16 (builtins.hashString "sha256" name)}";
+  eventFilter = name: receiver: {
+    inherit name;
+    inherit (receiver)
+      events
+      users
+      groups
+      paths
+      ;
+    retry_for = receiver.retryFor;
+  };
+  eventsEtc = "distributed-ftp/events.toml";
+  eventsFile = toml.generate "events.toml" {
+    webhook = lib.mapAttrsToList (
+      name: webhook:
+      eventFilter name webhook
+      // {
+        inherit (webhook) url timeout concurrency;
+        allow_http = webhook.allowHttp;
+        secret_file = "${runFiles.directory}/${eventSecretOf name}";
       }
-      {
-        name = "key.pem";
-        path = tls.keyFile;
+      // lib.optionalAttrs (webhook.caFile != null) { ca_file = webhook.caFile; }
+    ) cfg.events.webhooks;
+    stream = lib.optional (cfg.events.stream != null) (
+      eventFilter "stream" cfg.events.stream // { inherit (cfg.events.stream) entries; }
+    );
+    command = lib.mapAttrsToList (
+      name: command:
+      eventFilter name command
+      // {
+        inherit (command)
+          program
+          arguments
+          timeout
+          concurrency
+          ;
       }
-    ];
+    ) cfg.events.commands;
   };
 
   # The build runs the daemon's own check of its settings; the secrets do not exist there.
@@ -132,7 +183,7 @@ let
 
   hasPrivilegedPort = lib.any (port: port < 1024) cluster.controlPorts;
   logsDirectory = "/var/log/distributed-ftp";
-  writesTransferLog = cfg.ftpd.settings.transfer_log != null;
+  writesLogs = cfg.ftpd.settings.transfer_log != null || cfg.audit.log == "file";
 in
 {
   imports = [ ./common.nix ];
@@ -156,7 +207,8 @@ in
     environment.etc = {
       "distributed-ftp/ftpd.toml".source = configFile;
     }
-    // lib.optionalAttrs hasCertificateFiles { ${certificates.etc}.text = certificates.list; };
+    // lib.optionalAttrs cluster.hasEvents { ${eventsEtc}.source = eventsFile; }
+    // lib.optionalAttrs hasRunFiles { ${runFiles.etc}.text = runFiles.list; };
 
     systemd.services.ftpd = {
       description = "FTP node ${own.name}";
@@ -174,9 +226,14 @@ in
       ++ lib.optional (tls.acmeHost != null) "acme-${tls.acmeHost}.service";
       # The node drains while the old system still runs, which keeps the interruption short.
       stopIfChanged = false;
-      # SIGHUP makes ftpd read certificates again and reopen the transfer log; settings need a restart.
-      restartTriggers = [ configFile ];
-      reloadTriggers = lib.optional hasCertificateFiles config.environment.etc.${certificates.etc}.source;
+      # SIGHUP makes ftpd apply the settings of the log, read certificates and events_file again, and reopen
+      # its files.
+      restartTriggers = [ (toml.generate "ftpd-restart.toml" (cluster.needingRestart settings)) ];
+      reloadTriggers = [
+        configFile
+      ]
+      ++ lib.optional cluster.hasEvents eventsFile
+      ++ lib.optional hasRunFiles config.environment.etc.${runFiles.etc}.source;
       unitConfig = {
         # Before the mount, ftpd would write into the directory below the mount point.
         RequiresMountsFor = cluster.root;
@@ -193,8 +250,8 @@ in
           ]
           ++ secretFlags (name: "%d/${name}")
         );
-        ExecStartPre = lib.mkIf hasCertificateFiles certificates.command;
-        ExecReload = lib.optional hasCertificateFiles certificates.command ++ [
+        ExecStartPre = lib.mkIf hasRunFiles runFiles.command;
+        ExecReload = lib.optional hasRunFiles runFiles.command ++ [
           "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID"
         ];
         LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") secrets;
@@ -253,7 +310,7 @@ in
         # client's path with it. The storage is mounted nosuid.
         RestrictSUIDSGID = false;
         ReadWritePaths = [ cluster.root ];
-        LogsDirectory = lib.mkIf writesTransferLog "distributed-ftp";
+        LogsDirectory = lib.mkIf writesLogs "distributed-ftp";
       };
     };
 
@@ -261,17 +318,11 @@ in
       ${tls.acmeHost}.reloadServices = [ "ftpd.service" ];
     };
 
-    services.logrotate.settings = lib.mkIf writesTransferLog {
-      distributed-ftp = {
+    services.logrotate.settings = lib.mkIf writesLogs {
+      distributed-ftp = cluster.logRotation // {
         files = "${logsDirectory}/*.log";
-        frequency = "weekly";
-        rotate = 26;
-        compress = true;
-        delaycompress = true;
-        missingok = true;
-        notifempty = true;
         su = "distributed-ftp distributed-ftp";
-        # SIGHUP makes ftpd reopen the file.
+        # SIGHUP makes ftpd reopen the files.
         postrotate = "${lib.getExe' pkgs.systemd "systemctl"} reload ftpd.service";
       };
     };

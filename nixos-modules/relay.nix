@@ -38,9 +38,9 @@ let
     control_timeout = "${toString (lib.max (4 * 3600) (2 * limits.idle))}s";
   };
 
-  configFile = (pkgs.formats.toml { }).generate "ftp-relay.toml" (
-    lib.filterAttrs (_: value: value != null) (derived // cfg.relay.settings)
-  );
+  settings = lib.filterAttrs (_: value: value != null) (derived // cfg.relay.settings);
+  toml = pkgs.formats.toml { };
+  configFile = toml.generate "ftp-relay.toml" settings;
 
   secrets = lib.filterAttrs (_: file: file != null) {
     redis-password = cluster.secretFile "redisPassword";
@@ -82,7 +82,9 @@ in
       ++ lib.optional (secrets != { }) "distributed-ftp-secrets.service";
       # Keeps the interruption short.
       stopIfChanged = false;
-      restartTriggers = [ configFile ];
+      # SIGHUP makes ftp-relay apply the settings of the log.
+      restartTriggers = [ (toml.generate "ftp-relay-restart.toml" (cluster.needingRestart settings)) ];
+      reloadTriggers = [ configFile ];
       path = lib.optional cluster.isKernelPath pkgs.nftables;
       unitConfig.StartLimitIntervalSec = 0;
       serviceConfig =
@@ -92,6 +94,7 @@ in
           ExecStart = toString (
             [ "${program} --config /etc/distributed-ftp/ftp-relay.toml" ] ++ secretFlags (name: "%d/${name}")
           );
+          ExecReload = "${lib.getExe' pkgs.coreutils "kill"} -HUP $MAINPID";
           LoadCredential = lib.mapAttrsToList (name: file: "${name}:${file}") secrets;
           # ftp-relay writes no files.
           DynamicUser = true;

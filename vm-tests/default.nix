@@ -26,4 +26,5 @@ lib.mapAttrs' (name: file: lib.nameValuePair "vm-${name}" (test ({ inherit name;
     scale-out = ./scale-out.nix;
     elastic = ./elastic.nix;
     reload = ./reload.nix;
+    console = ./console.nix;
   }

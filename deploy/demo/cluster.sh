@@ -317,6 +317,8 @@ describe() {
   ftp://demo:anything@127.0.0.1:$CONTROL_PORT/     in the clear, or with AUTH TLS
   ftps://demo:anything@127.0.0.1:$IMPLICIT_PORT/    TLS from the first byte
 
+The page for operators: http://$AUTHD/   log in as admin with the token $(<"$state/admin-token")
+
 Users demo, admin and test, any password. Files are in $STORAGE, logs in $state.
 Data connections use ports $PASSIVE_PORTS. For example:
   curl -T README.md ftp://demo:x@127.0.0.1:$CONTROL_PORT/
@@ -338,6 +340,7 @@ say_where() {
       . "$state/cluster"
       printf '  clients: %s  %s\n' "ftp://demo:anything@127.0.0.1:$CONTROL_PORT/" \
         "ftps://demo:anything@127.0.0.1:$IMPLICIT_PORT/"
+      echo "  page: http://$AUTHD/  as admin with the token in $state/admin-token"
       echo "  files: $STORAGE"
     ) >&2
   fi

@@ -28,6 +28,8 @@ in
     ./tls.nix
     ./users.nix
     ./settings.nix
+    ./console.nix
+    ./events.nix
   ];
 
   options.services.distributedFtp = {
@@ -65,8 +67,8 @@ in
         Open the ports that this host's roles need, only for the hosts that use them. Balancers (or the
         nodes, if there are no balancers): control port and passive range, for all addresses. Nodes: their
         control port, for the balancers; the passive range, for the balancers and the other nodes. authd,
-        Redis and NFS: for the hosts that use them. Works with NixOS' firewalls (iptables, nftables), not with
-        firewalld.
+        Redis and NFS: for the hosts that use them, and authd also for `console.allowFrom`. Works with
+        NixOS' firewalls (iptables, nftables), not with firewalld.
       '';
     };
 

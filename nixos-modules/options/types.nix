@@ -9,6 +9,11 @@ in
     description = "IP address";
   };
 
+  # The firewall takes addresses and networks alike.
+  network = types.strMatching "[0-9a-fA-F.:]+(/[0-9]+)?" // {
+    description = "IP address or network in CIDR form";
+  };
+
   # As in common/src/registry/options.rs, but without a password, because the store is world-readable.
   redisUrl =
     let
