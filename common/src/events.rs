@@ -47,14 +47,16 @@ pub struct DeadLetterView {
     /// The id of the event.
     pub id: String,
     pub receiver: String,
-    /// `upload` or `append`.
+    /// `upload`, `append`, `rename`, `delete`, `download` or `login`.
     pub event: String,
-    /// When the upload was complete: RFC 3339.
+    /// When it happened: RFC 3339.
     pub time: String,
     pub user: String,
     /// The path below the root of the storage.
     pub path: String,
-    pub size: u64,
+    /// Bytes; missing where the event has no size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
     /// When it was given up: RFC 3339.
     pub since: String,
     pub attempts: u32,

@@ -10,6 +10,7 @@ use crate::{
     client_address::ConnectionAddresses,
     connection_table::{EndRequest, SessionHandle},
     data::{DataPort, Resumption},
+    events::{EventActor, SessionEvents},
     failure_log::FailureLog,
     identity::SessionIdentity,
     jail::{Changes, FileError, Jail},
@@ -249,6 +250,16 @@ impl LoggedIn {
     /// The request for a worker slot for a transfer.
     pub(crate) fn transfer_slot_request(&self) -> SlotRequest {
         SlotRequest { per_user: self.account.limits.transfers, ..self.slot_request() }
+    }
+
+    /// Notes the events of this session.
+    pub(crate) fn events(&self) -> SessionEvents {
+        self.node.events.of_session(|| EventActor {
+            session: self.identity.session,
+            user: self.identity.user.clone(),
+            groups: self.account.groups.clone(),
+            address: self.identity.address,
+        })
     }
 
     /// Runs a short file operation of the current command on a worker.

@@ -7,6 +7,10 @@ let
   kind = types.enum [
     "upload"
     "append"
+    "rename"
+    "delete"
+    "download"
+    "login"
   ];
   texts =
     example: description:
@@ -25,7 +29,10 @@ let
         "upload"
         "append"
       ];
-      description = "The kinds of events.";
+      description = ''
+        The kinds of events: `upload` (STOR, STOU), `append` (APPE), `rename` (RNTO), `delete` (DELE, RMD,
+        RMDA), `download` (RETR), `login`.
+      '';
     };
     users = texts [ "partner-*" ] "Patterns of login names. Empty: all users.";
     groups = texts [

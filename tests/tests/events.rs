@@ -2,6 +2,8 @@
 
 #[path = "events/command.rs"]
 mod command;
+#[path = "events/kinds.rs"]
+mod kinds;
 #[path = "events/stream.rs"]
 mod stream;
 

@@ -113,7 +113,7 @@ mod tests {
             time: since.to_owned(),
             user: "acme".to_owned(),
             path: "/a".to_owned(),
-            size: 1,
+            size: Some(1),
             since: since.to_owned(),
             attempts: 1,
             error: String::new(),

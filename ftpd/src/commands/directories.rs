@@ -93,11 +93,12 @@ pub(super) async fn mkd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Re
 pub(super) async fn rmd(session: &LoggedIn, argument: &[u8]) -> Result<Reply, Reply> {
     let path = session.path(argument)?;
     session.allow(Permission::Rmdir, &path)?;
-    let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
+    let (removed, lease_taker, events) = (path.clone(), LeaseTaker::of(session), session.events());
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lease_taker.for_removal(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
+        let lease = lease_taker.for_removal(vec![LeasePath::tree(&jail.name_key(&removed)?)])?;
+        let event = events.begin_removal(jail, &removed, &lease)?;
         jail.remove_directory(&removed, changes)?;
-        jail.sync_parents(&[&removed])
+        event.end(jail.sync_parents(&[&removed]))
     });
     removal.await?;
     Ok(Reply::new(Code::DONE, "Directory removed"))
@@ -115,13 +116,14 @@ pub(super) fn rmda(session: &LoggedIn, verb: &'static str, argument: &[u8]) -> R
     let handle = ActivityHandle::new(verb);
     let progress = Arc::clone(&handle.progress);
     let (quota, bridge) = (session.quota_of(&path).cloned(), RuntimeBridge::to_current());
-    let lease_taker = LeaseTaker::of(session);
+    let (lease_taker, events) = (LeaseTaker::of(session), session.events());
     Ok(run_in_background(session, handle, move || {
         let changes = Changes::default();
         let lease = jail.name_key(&path).and_then(|key| lease_taker.for_removal(vec![LeasePath::tree(&key)]));
-        let removed = lease.and_then(|_lease| {
+        let removed = lease.and_then(|lease| {
+            let event = events.begin_removal(&jail, &path, &lease)?;
             jail.remove_tree(&path, &progress, &changes)?;
-            jail.sync_parents(&[&path])
+            event.end(jail.sync_parents(&[&path]))
         });
         if let Some(quota) = quota {
             bridge.wait(quota.report(changes.so_far()));

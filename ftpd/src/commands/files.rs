@@ -16,10 +16,11 @@ pub(super) async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, R
     let path = session.path(argument)?;
     session.allow(Permission::Delete, &path)?;
     let user = session.account.user.clone();
-    let (removed, lease_taker) = (path.clone(), LeaseTaker::of(session));
+    let (removed, lease_taker, events) = (path.clone(), LeaseTaker::of(session), session.events());
     let removal = session.remove_in_home(&path, move |jail, changes| {
-        let _lease = lease_taker.for_removal(vec![LeasePath::file(&jail.name_key(&removed)?)])?;
+        let lease = lease_taker.for_removal(vec![LeasePath::file(&jail.name_key(&removed)?)])?;
         let _lock = jail.lock_for_change(&removed)?;
+        let event = events.begin_removal(jail, &removed, &lease)?;
         let partial = jail.remove_partial(&removed, &user);
         if let Ok(Some(freed)) = partial {
             changes.remove(freed);
@@ -29,7 +30,7 @@ pub(super) async fn dele(session: &LoggedIn, argument: &[u8]) -> Result<Reply, R
             Err(FileError::NotFound) if partial?.is_some() => {}
             Err(error) => return Err(error),
         }
-        jail.sync_parents(&[&removed])
+        event.end(jail.sync_parents(&[&removed]))
     });
     removal.await?;
     Ok(Reply::new(Code::DONE, "File deleted"))
@@ -57,12 +58,13 @@ pub(super) async fn rnto(session: &mut LoggedIn, argument: &[u8]) -> Result<Repl
     allow_rename(session, &from, &to).await?;
     session.allow_name(&to)?;
     let replace = session.access.at(&to).has(Permission::Overwrite);
-    let (target, lease_taker) = (to.clone(), LeaseTaker::of(session));
+    let (target, lease_taker, events) = (to.clone(), LeaseTaker::of(session), session.events());
     let renaming = session.remove_in_home(&target, move |jail, changes| {
-        let _lease = lease_taker.for_rename(jail, &[&from, &to])?;
+        let lease = lease_taker.for_rename(jail, &[&from, &to])?;
         let _locks = jail.lock_all_for_change(&[&from, &to])?;
+        let event = events.begin_rename(jail, &from, &to, &lease)?;
         changes.remove(jail.rename(&from, &to, replace)?);
-        jail.sync_parents(&[&from, &to])
+        event.end(jail.sync_parents(&[&from, &to]))
     });
     renaming.await?;
     Ok(Reply::new(Code::DONE, "Rename successful"))

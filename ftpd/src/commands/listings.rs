@@ -177,7 +177,8 @@ fn send_listing(
     });
     let coding = session.representation.coding();
     let kind = TransferKind::Listing;
-    let transfer = Transfer { verb, kind, path, coding, offset: 0, size: None, pace: None, work };
+    let transfer =
+        Transfer { verb, kind, path, coding, offset: 0, size: None, pace: None, events: None, work };
     let opening = Reply::new(Code::OPENING_DATA_CONNECTION, "Opening data connection for directory list");
     Ok(start_transfer(session, port, transfer, opening))
 }

@@ -19,6 +19,7 @@ use crate::{
     audit::{AuditedCommand, SessionAudit, SessionEnd},
     auth::{Attempt, LoginError},
     data::Resumption,
+    events::EventActor,
     failure_log::FailureLog,
     identity::{SessionIdentity, log_session},
     jail::{FileError, Jail},
@@ -280,6 +281,7 @@ async fn log_in(
     };
     metrics::login_step("home", registered.elapsed());
     confirm_if_changed(session, &identity, &account, revision).await?;
+    note_event(&node, &identity, &account, &jail).await?;
     let handshake = session.security.handshake.as_deref();
     let audit = SessionAudit::new(&node.audit, &node.name, &identity, &account.groups, handshake);
     let audit = Arc::new(audit);
@@ -319,6 +321,37 @@ async fn log_in(
         _count: SessionCount::start(),
     }));
     Ok(Reply::new(Code::LOGGED_IN, "Login successful"))
+}
+
+/// Notes the event of a login, if a receiver wants it, before the client is told.
+async fn note_event(
+    node: &Arc<Node>,
+    identity: &Arc<SessionIdentity>,
+    account: &Account,
+    jail: &Jail,
+) -> Result<(), LoginRefusal> {
+    let events = node.events.of_session(|| EventActor {
+        session: identity.session,
+        user: account.user.clone(),
+        groups: account.groups.clone(),
+        address: identity.address,
+    });
+    if !events.want_login() {
+        return Ok(());
+    }
+    let home = jail.path_in_storage(&VirtualPath::root());
+    let task = Task { identity: Arc::clone(identity), verb: "PASS", path: None };
+    let noted = node.workers.login(Arc::new(task), move || events.note_login(&home)).await;
+    let noted =
+        noted.map_err(|stuck| stuck.to_string()).and_then(|noted| noted.map_err(|error| chain(&error)));
+    noted.map_err(|reason| {
+        metrics::login("unavailable");
+        log_session!(
+            log::Level::Error, identity, setting = "events_file";
+            "login refused: its event cannot be noted on the storage: {reason}"
+        );
+        LoginRefusal::closing(login_unavailable(), "unavailable", reason)
+    })
 }
 
 /// Registers the session in the registry, which enforces the limits on sessions.

@@ -106,6 +106,7 @@ pub(super) async fn retr(
     };
     let size = coding.keeps_bytes().then_some(wanted);
     let kind = TransferKind::Download;
-    let transfer = Transfer { verb, kind, path, coding, offset: start, size, pace, work };
+    let events = Some(session.events()).filter(|events| events.want_download(&path));
+    let transfer = Transfer { verb, kind, path, coding, offset: start, size, pace, events, work };
     Ok(start_transfer(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
 }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     config::UploadDigest,
-    events::{EventKind, FilteredEvent, RecordedUpload},
+    events::EventKind,
     jail::{FileError, RivalPolicy, UploadPlacement, WriteMode},
     limits::quota::{HomeQuota, NewFile, QuotaReservation},
     metrics,
@@ -225,7 +225,7 @@ async fn start_upload(
     let text = [opening.as_bytes(), argument].concat();
     let offset = if let WriteMode::Resume { offset, .. } = mode { offset } else { 0 };
     let kind = TransferKind::Upload;
-    let transfer = Transfer { verb, kind, path, coding, offset, size: announced, pace, work };
+    let transfer = Transfer { verb, kind, path, coding, offset, size: announced, pace, events: None, work };
     Ok(start_transfer(session, port, transfer, Reply::new(Code::OPENING_DATA_CONNECTION, text)))
 }
 
@@ -242,7 +242,7 @@ async fn open_upload(
     let node = Arc::clone(&session.node);
     let (jail, path, bridge) = (Arc::clone(&session.jail), path.clone(), RuntimeBridge::to_current());
     let (registry, holder) = (session.node.registry.clone(), session.identity.session);
-    let (identity, groups) = (Arc::clone(&session.identity), session.account.groups.clone());
+    let events = session.events();
     let kind = if verb == "APPE" { EventKind::Append } else { EventKind::Upload };
     let owner = (session.account.uploads == UploadMode::Atomic).then(|| session.account.user.clone());
     // `require_file` has seen the file, but another session may have removed it since.
@@ -272,16 +272,7 @@ async fn open_upload(
         if let Some(reservation) = &reservation {
             reservation.follow(upload.changes());
         }
-        let event = FilteredEvent { kind, user: &identity.user, groups: &groups, path: &path };
-        let recorder = node.events.recorder(&event, || RecordedUpload {
-            kind,
-            session: identity.session,
-            user: identity.user.clone(),
-            groups: groups.clone(),
-            address: identity.address,
-            path: path.clone(),
-            lease: lease.age(),
-        });
+        let recorder = events.upload_recorder(kind, &path, lease.age());
         if let Some(recorder) = recorder {
             upload.record_by(recorder);
         }

@@ -189,8 +189,12 @@ impl CommandSettings {
             ("FTP_PATH", OsString::from_vec(event.path_bytes())),
             ("FTP_STORAGE_PATH", OsString::from_vec(storage_path)),
             ("FTP_FILE", file.into_os_string()),
-            ("FTP_SIZE", text(&event.size)),
         ];
+        variables.extend(event.old_path_bytes().map(|old| ("FTP_OLD_PATH", OsString::from_vec(old))));
+        let old = event.old_storage_bytes();
+        variables.extend(old.map(|old| ("FTP_OLD_STORAGE_PATH", OsString::from_vec(old))));
+        variables.extend(event.size.map(|size| ("FTP_SIZE", text(&size))));
+        variables.extend(event.offset.map(|offset| ("FTP_OFFSET", text(&offset))));
         variables.extend(event.sha256.as_ref().map(|hash| ("FTP_SHA256", text(hash))));
         variables
     }

@@ -12,14 +12,14 @@ use super::{
     delivery_log::{DeadLetter, DeliveryLog},
     fault,
     filter::FilteredEvent,
-    journals::{Journals, path_key},
+    journals::Journals,
     liveness::Liveness,
     programs::Programs,
-    queue::{Queued, ReceiverQueue},
+    queue::{QueuePlace, Queued, ReceiverQueue},
     record::{Event, now},
     settings_file::{EventReceiver, EventReceivers},
     target::{DeliveryAttempt, DeliveryContext, DeliveryTarget},
-    tracker::{EventKey, IntentPlace, ReleasedEvent},
+    tracker::{EventKey, IntentPlace, PathKeys, ReleasedEvent},
 };
 use crate::{metrics, virtual_path::VirtualPath};
 use common::{
@@ -73,7 +73,7 @@ struct Receiver {
 /// The result of an attempt.
 pub(super) struct AttemptResult {
     receiver: String,
-    path: u64,
+    place: QueuePlace,
     attempt: DeliveryAttempt,
     took: Duration,
 }
@@ -144,7 +144,7 @@ impl Deliverer {
     }
 
     fn queue(&mut self, released: ReleasedEvent) -> io::Result<()> {
-        let ReleasedEvent { key, place, path, time } = released;
+        let ReleasedEvent { key, place, paths, time } = released;
         let log = &self.log;
         if self.receivers.iter().all(|receiver| log.has(key, &receiver.name)) {
             self.journals.finish(&place.segment);
@@ -159,7 +159,7 @@ impl Deliverer {
             });
         let mut number = 0;
         for (_, receiver) in wanting {
-            receiver.queue.push(path, PendingEvent::Journal { key, place: place.clone() }, time);
+            receiver.queue.push(paths, PendingEvent::Journal { key, place: place.clone() }, time);
             number += 1;
         }
         if number == 0 {
@@ -177,12 +177,12 @@ impl Deliverer {
         }
         let now = Instant::now();
         for receiver in &mut self.receivers {
-            while let Some((path, queued)) = receiver.queue.start(now) {
+            while let Some((place, queued)) = receiver.queue.start(now) {
                 let event = match load(&self.journals, &self.log, &receiver.name, &queued.item) {
                     Ok(event) => event,
                     Err(error) => {
                         log::error!("cannot read an event from its journal: {error}");
-                        receiver.queue.unavailable(path, now);
+                        receiver.queue.unavailable(place, now);
                         break;
                     }
                 };
@@ -191,7 +191,7 @@ impl Deliverer {
                 let begun = Instant::now();
                 receiver.target.begin(&self.context, event, move |attempt| {
                     let took = begun.elapsed();
-                    let result = AttemptResult { receiver: name, path, attempt, took };
+                    let result = AttemptResult { receiver: name, place, attempt, took };
                     // The deliverer is gone only if the process ends.
                     let _ = results.send(EventMessage::Attempt(result));
                 });
@@ -201,7 +201,7 @@ impl Deliverer {
 
     /// Notes the result of an attempt.
     pub(super) fn note(&mut self, result: AttemptResult) -> io::Result<()> {
-        let AttemptResult { receiver: name, path, attempt, took } = result;
+        let AttemptResult { receiver: name, place, attempt, took } = result;
         let Some(receiver) = self.receivers.iter_mut().find(|receiver| receiver.name == name) else {
             return Ok(());
         };
@@ -215,7 +215,7 @@ impl Deliverer {
                 if receiver.error.take().is_some() {
                     log::info!(receiver = name.as_str(); "events are delivered again");
                 }
-                if let Some(queued) = receiver.queue.delivered(path) {
+                if let Some(queued) = receiver.queue.delivered(place) {
                     metrics::event_delivered(unix_millis().saturating_sub(queued.time));
                     let id = queued.item.id();
                     receiver.replayed.remove(&id);
@@ -227,17 +227,17 @@ impl Deliverer {
             DeliveryAttempt::Refused(error) => {
                 metrics::event_attempt(&name, "refused", took);
                 note_failure(receiver, "refuses an event", &error);
-                let is_late = receiver.queue.first_time(path).is_some_and(|time| time < expiry);
-                if let Some(queued) = receiver.queue.refused(path, now, is_late) {
-                    self.bury(&name, path, queued, &error)?;
+                let is_late = receiver.queue.time_of(place).is_some_and(|time| time < expiry);
+                if let Some(queued) = receiver.queue.refused(place, now, is_late) {
+                    self.bury(&name, queued, &error)?;
                 }
             }
             DeliveryAttempt::Unavailable(error) => {
                 metrics::event_attempt(&name, "unavailable", took);
                 note_failure(receiver, "does not accept events", &error);
-                receiver.queue.unavailable(path, now);
-                for (path, queued) in receiver.queue.take_older(expiry) {
-                    self.bury(&name, path, queued, &error)?;
+                receiver.queue.unavailable(place, now);
+                for queued in receiver.queue.take_older(expiry) {
+                    self.bury(&name, queued, &error)?;
                 }
             }
         }
@@ -245,13 +245,7 @@ impl Deliverer {
     }
 
     /// Makes a dead letter of an event. If it cannot be kept, the event stays in the queue.
-    fn bury(
-        &mut self,
-        receiver: &str,
-        path: u64,
-        queued: Queued<PendingEvent>,
-        error: &str,
-    ) -> io::Result<()> {
+    fn bury(&mut self, receiver: &str, queued: Queued<PendingEvent>, error: &str) -> io::Result<()> {
         let buried = load(&self.journals, &self.log, receiver, &queued.item).and_then(|event| {
             log::error!(
                 receiver, event = event.id.as_str(), path = event.storage_path.as_str();
@@ -275,7 +269,7 @@ impl Deliverer {
             }
             Err(error) => {
                 if let Some(found) = found {
-                    found.queue.push(path, queued.item, queued.time);
+                    found.queue.push(queued.paths, queued.item, queued.time);
                 }
                 return Err(error);
             }
@@ -326,9 +320,8 @@ impl Deliverer {
             if let Some(found) = found.filter(|_| is_wanted)
                 && found.replayed.insert(letter.event.id.clone())
             {
-                let path = path_key(&letter.event.storage_bytes());
                 let item = PendingEvent::Letter { id: letter.event.id.clone() };
-                found.queue.push(path, item, unix_millis());
+                found.queue.push(PathKeys::of(&letter.event), item, unix_millis());
                 number += 1;
             }
         }
@@ -405,12 +398,14 @@ fn receivers(settings: &EventReceivers) -> Vec<Receiver> {
 }
 
 fn accepts(receiver: &EventReceiver, event: &Event) -> bool {
-    let path = VirtualPath::root().join(&event.path_bytes()).unwrap_or_else(|_| VirtualPath::root());
+    let path_of = |bytes: &[u8]| VirtualPath::root().join(bytes).unwrap_or_else(|_| VirtualPath::root());
+    let (path, old) = (path_of(&event.path_bytes()), event.old_path_bytes().map(|old| path_of(&old)));
     receiver.filter.accepts(&FilteredEvent {
         kind: event.event,
         user: &event.user,
         groups: &event.groups,
         path: &path,
+        old_path: old.as_ref(),
     })
 }
 

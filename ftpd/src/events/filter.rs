@@ -26,6 +26,8 @@ pub(crate) struct FilteredEvent<'e> {
     pub user: &'e str,
     pub groups: &'e [String],
     pub path: &'e VirtualPath,
+    /// Of a rename: the previous path.
+    pub old_path: Option<&'e VirtualPath>,
 }
 
 impl EventFilter {
@@ -50,7 +52,10 @@ impl EventFilter {
 
     pub(super) fn accepts(&self, event: &FilteredEvent<'_>) -> bool {
         let accepts_user = || self.users.iter().any(|pattern| pattern.matches(event.user.as_bytes()));
-        let accepts_path = || self.paths.iter().any(|pattern| pattern.at(event.path) == MatchState::Matched);
+        let accepts_path = || {
+            let mut paths = [event.path].into_iter().chain(event.old_path);
+            paths.any(|path| self.paths.iter().any(|pattern| pattern.at(path) == MatchState::Matched))
+        };
         self.events.contains(&event.kind)
             && (self.users.is_empty() || accepts_user())
             && (self.groups.is_empty() || self.groups.iter().any(|group| event.groups.contains(group)))
@@ -78,7 +83,8 @@ mod tests {
         .unwrap();
         let wants = |kind, user, path: &str| {
             let path = VirtualPath::root().join(path.as_bytes()).unwrap();
-            filter.accepts(&FilteredEvent { kind, user, groups: &["staff".to_owned()], path: &path })
+            let groups = &["staff".to_owned()];
+            filter.accepts(&FilteredEvent { kind, user, groups, path: &path, old_path: None })
         };
         assert!(wants(EventKind::Upload, "alice", "/in/a.csv"));
         assert!(wants(EventKind::Upload, "bob", "/in/a.csv"));
@@ -93,9 +99,24 @@ mod tests {
         let filter = EventFilter::new(vec![EventKind::Upload], &[], texts(&["staff"]), &[]).unwrap();
         let wants = |groups: &[String]| {
             let path = VirtualPath::root();
-            filter.accepts(&FilteredEvent { kind: EventKind::Upload, user: "a", groups, path: &path })
+            let kind = EventKind::Upload;
+            filter.accepts(&FilteredEvent { kind, user: "a", groups, path: &path, old_path: None })
         };
         assert!(wants(&["other".to_owned(), "staff".to_owned()]));
         assert!(!wants(&["other".to_owned()]) && !wants(&[]));
+    }
+
+    #[test]
+    fn a_rename_is_wanted_by_those_who_look_at_either_path() {
+        let filter =
+            EventFilter::new(vec![EventKind::Rename], &[], Vec::new(), &texts(&["/in/*.csv"])).unwrap();
+        let path = |path: &str| VirtualPath::root().join(path.as_bytes()).unwrap();
+        let wants = |from: &str, to: &str| {
+            let (from, to) = (path(from), path(to));
+            let kind = EventKind::Rename;
+            filter.accepts(&FilteredEvent { kind, user: "a", groups: &[], path: &to, old_path: Some(&from) })
+        };
+        assert!(wants("/in/a.tmp", "/in/a.csv") && wants("/in/a.csv", "/done/a.csv"));
+        assert!(!wants("/in/a.tmp", "/in/b.tmp"));
     }
 }

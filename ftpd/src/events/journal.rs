@@ -13,6 +13,7 @@ use std::{
 };
 
 use common::{ids::NodeName, process::logging::chain, sync::lock};
+use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{
     directory::{EventsDirectory, ProcessId, SegmentName},
@@ -212,6 +213,15 @@ impl Journal {
     }
 }
 
+/// Reserves the room of a whole segment, where the storage can: while it is full, clients must still be able
+/// to remove files, and removals may have events.
+fn reserve_room(file: &File) {
+    let flags = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    if let Err(error) = fallocate(file, flags, 0, SEGMENT_SIZE.cast_signed()) {
+        log::debug!("no room is reserved for the journal of events: {error}");
+    }
+}
+
 /// Creates a segment and locks it. Its name is on stable storage.
 fn new_segment(
     directory: &EventsDirectory,
@@ -232,6 +242,7 @@ fn new_segment(
             }
             Err(error) => return Err(error),
         };
+        reserve_room(&file);
         let held = locks.take(&file).map_err(io::Error::other)?;
         // A deliverer that found the file without a lock removes it while it holds the lock.
         let is_named = directory
@@ -303,6 +314,18 @@ mod tests {
             .filter_map(|entry| if let JournalEntry::Commit(n) = entry { Some(n) } else { None })
             .collect();
         assert_eq!(committed, expected);
+    }
+
+    #[test]
+    fn a_segment_has_its_room_before_it_is_written() {
+        let root = tempfile::tempdir().unwrap();
+        let journal = journal(root.path());
+        let status = lock(&journal.state).segment.file.metadata().unwrap();
+        assert_eq!(status.len(), 0);
+        let probe = File::create(root.path().join("probe")).unwrap();
+        if fallocate(&probe, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, 4096).is_ok() {
+            assert!(status.blocks() * 512 >= SEGMENT_SIZE, "{status:?}");
+        }
     }
 
     #[test]

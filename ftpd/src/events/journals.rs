@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs::File,
-    hash::{DefaultHasher, Hash, Hasher},
     io,
     os::unix::fs::FileExt,
     time::{Duration, Instant},
@@ -17,7 +16,7 @@ use super::{
     liveness::Liveness,
     record::{Intent, JournalEntry, parse_line},
     recovery,
-    tracker::{EventKey, IntentPlace, ReleasedEvent, Tracker},
+    tracker::{EventKey, IntentPlace, PathKeys, ReleasedEvent, Tracker},
 };
 
 /// Interval at which dead processes are looked for: each time costs a request to an NFS server for each node.
@@ -161,11 +160,13 @@ impl Journals {
                     None => {
                         let intent = self.intent(&place)?;
                         let happened = recovery::decide(self.directory.root(), &intent)?;
-                        log.note_decision(&intent.event.id, happened)?;
+                        let event = &intent.event;
+                        log.note_decision(&event.id, happened)?;
                         log::info!(
-                            event = intent.event.id.as_str(), path = intent.event.storage_path.as_str();
-                            "a node died during an upload: the file {} complete at its name",
-                            if happened { "is" } else { "is not" }
+                            event = event.id.as_str(), kind = event.event.name(),
+                            path = event.storage_path.as_str();
+                            "a node died while it made a change: the change is {}",
+                            if happened { "complete" } else { "not made" }
                         );
                         happened
                     }
@@ -243,13 +244,6 @@ impl Journals {
     }
 }
 
-/// The key under which events of a path keep their order.
-pub(super) fn path_key(path: &[u8]) -> u64 {
-    let mut key = DefaultHasher::new();
-    path.hash(&mut key);
-    key.finish()
-}
-
 /// Returns the segment of an intent that did not happen.
 fn note(
     tracker: &mut Tracker,
@@ -263,7 +257,7 @@ fn note(
             let key: EventKey = (process, intent.n);
             state.numbers.push(intent.n);
             state.unfinished += 1;
-            tracker.intent(key, place, path_key(&intent.event.storage_bytes()), intent.order);
+            tracker.intent(key, place, PathKeys::of(&intent.event), intent.order);
         }
         JournalEntry::Commit(n) => tracker.commit((process, n)),
         JournalEntry::Abort(n) => return tracker.abort((process, n)),

@@ -1,14 +1,16 @@
-//! Events: other programs are told that an upload is complete.
+//! Events: other programs are told that an upload is complete, and of other commands if they want.
 //!
 //! An upload leaves an intent in the journal of its node, on the shared storage, before its file gets its
-//! name, and a commit after it (`journal`, `recorder`). One node at a time reads the journals of all
-//! nodes (`journals`, `tracker`), decides on the uploads of nodes that died (`liveness`,
-//! `recovery`), and sends the events to their receivers (`deliverer`, `queue`, `target`). What was
-//! delivered is on the storage, too (`delivery_log`). So an event exists if and only if its upload was
-//! complete, and no event is lost with Redis.
+//! name, and a commit after it (`journal`, `recorder`); renames and the rest do likewise (`session_events`).
+//! One node at a time reads the journals of all nodes (`journals`, `tracker`), decides on the changes of
+//! nodes that died (`liveness`, `recovery`), and sends the events to their receivers (`deliverer`, `queue`,
+//! `target`). What was delivered is on the storage, too (`delivery_log`). So an event exists if and only if
+//! its command was successful, and no event is lost with Redis.
 //!
 //! Without `events_file` there is neither a journal nor a thread.
 
+mod actor;
+mod begun;
 mod command;
 mod deliverer;
 mod delivery_log;
@@ -23,6 +25,7 @@ mod queue;
 mod record;
 mod recorder;
 mod recovery;
+mod session_events;
 mod settings_file;
 mod stream;
 mod target;
@@ -45,16 +48,12 @@ use arc_swap::ArcSwap;
 use common::{ids::NodeName, process::logging::chain, registry::Registry, sync::lock};
 
 pub use self::settings_file::{EventReceivers, EventsFileError};
+pub(crate) use self::{actor::EventActor, record::EventKind, session_events::SessionEvents};
 use self::{
-    deliverer::AttemptResult,
-    directory::EventsDirectory,
-    journal::Journal,
-    recorder::{RecorderState, UploadRecorder},
-    settings_file::ReceiverContext,
+    deliverer::AttemptResult, directory::EventsDirectory, journal::Journal, settings_file::ReceiverContext,
     worker::Worker,
 };
-pub(crate) use self::{filter::FilteredEvent, record::EventKind, recorder::RecordedUpload};
-use crate::jail::{LockMode, PublicationRecorder};
+use crate::jail::LockMode;
 
 /// Time for the thread to end when the node stops.
 const STOP_TIME: Duration = Duration::from_secs(3);
@@ -155,22 +154,9 @@ impl Events {
         }
     }
 
-    /// The recorder of an upload; `None` if no receiver wants its event. `upload` makes the description.
-    pub(crate) fn recorder(
-        &self,
-        event: &FilteredEvent<'_>,
-        upload: impl FnOnce() -> RecordedUpload,
-    ) -> Option<Box<dyn PublicationRecorder>> {
-        let events = self.0.as_ref()?;
-        if !events.receivers.load().want(event) {
-            return None;
-        }
-        Some(Box::new(UploadRecorder {
-            events: Arc::clone(events),
-            upload: upload(),
-            digest: None,
-            state: RecorderState::Idle,
-        }))
+    /// The events of a session. `actor` describes it.
+    pub(crate) fn of_session(&self, actor: impl FnOnce() -> EventActor) -> SessionEvents {
+        SessionEvents(self.0.as_ref().map(|events| (Arc::clone(events), actor())))
     }
 
     /// Reads `events_file` again. After an error the previous receivers stay. Blocks.

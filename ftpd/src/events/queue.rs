@@ -2,9 +2,11 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeMap, BinaryHeap, HashMap, VecDeque},
     time::{Duration, Instant},
 };
+
+use super::tracker::PathKeys;
 
 /// The first delay after a failure; it doubles with each further one.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
@@ -12,29 +14,31 @@ const FIRST_DELAY: Duration = Duration::from_secs(1);
 /// The longest delay of an event that its receiver refuses.
 const LONGEST_REFUSAL_DELAY: Duration = Duration::from_secs(300);
 
+/// The place of an event in a queue. Later events have greater places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct QueuePlace(u64);
+
 /// An event in a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Queued<T> {
     pub item: T,
+    pub paths: PathKeys,
     /// When it happened, in Unix ms.
     pub time: u64,
     pub attempts: u32,
 }
 
-/// The events of one path. The first is the one that is delivered next.
-#[derive(Debug)]
-struct PathLine<T> {
-    events: VecDeque<Queued<T>>,
-}
-
 /// The queue of one receiver.
 #[derive(Debug)]
 pub(super) struct ReceiverQueue<T> {
-    lines: HashMap<u64, PathLine<T>>,
-    /// Paths whose first event may be sent.
-    ready: VecDeque<u64>,
-    /// Paths whose first event is sent again later.
-    delayed: BinaryHeap<Reverse<(Instant, u64)>>,
+    events: BTreeMap<QueuePlace, Queued<T>>,
+    /// The events of each path. An event is delivered when it is the first one of its paths.
+    lines: HashMap<u64, VecDeque<QueuePlace>>,
+    next: u64,
+    /// Events that may be sent.
+    ready: VecDeque<QueuePlace>,
+    /// Events that are sent again later.
+    delayed: BinaryHeap<Reverse<(Instant, QueuePlace)>>,
     in_flight: u32,
     concurrency: u32,
     /// Failures of the receiver in a row, and the time until which it gets nothing.
@@ -42,7 +46,6 @@ pub(super) struct ReceiverQueue<T> {
     paused: Option<Instant>,
     /// The longest of these times.
     longest_pause: Duration,
-    length: usize,
 }
 
 fn delay(failures: u32, longest: Duration) -> Duration {
@@ -53,7 +56,9 @@ fn delay(failures: u32, longest: Duration) -> Duration {
 impl<T> ReceiverQueue<T> {
     pub(super) fn new(concurrency: u32, longest_pause: Duration) -> Self {
         Self {
+            events: BTreeMap::new(),
             lines: HashMap::new(),
+            next: 0,
             ready: VecDeque::new(),
             delayed: BinaryHeap::new(),
             in_flight: 0,
@@ -61,13 +66,12 @@ impl<T> ReceiverQueue<T> {
             failures: 0,
             paused: None,
             longest_pause,
-            length: 0,
         }
     }
 
     /// Events that wait or are being sent.
     pub(super) fn len(&self) -> usize {
-        self.length
+        self.events.len()
     }
 
     pub(super) fn in_flight(&self) -> u32 {
@@ -76,21 +80,30 @@ impl<T> ReceiverQueue<T> {
 
     /// The time of the oldest event, in Unix ms.
     pub(super) fn oldest(&self) -> Option<u64> {
-        self.lines.values().filter_map(|line| line.events.front()).map(|event| event.time).min()
+        let first = |line: &VecDeque<QueuePlace>| Some(self.events.get(line.front()?)?.time);
+        self.lines.values().filter_map(first).min()
     }
 
-    /// When the first event of the path happened, in Unix ms.
-    pub(super) fn first_time(&self, path: u64) -> Option<u64> {
-        Some(self.lines.get(&path)?.events.front()?.time)
+    /// When the event happened, in Unix ms.
+    pub(super) fn time_of(&self, place: QueuePlace) -> Option<u64> {
+        Some(self.events.get(&place)?.time)
     }
 
-    pub(super) fn push(&mut self, path: u64, item: T, time: u64) {
-        let line = self.lines.entry(path).or_insert_with(|| PathLine { events: VecDeque::new() });
-        if line.events.is_empty() {
-            self.ready.push_back(path);
+    pub(super) fn push(&mut self, paths: PathKeys, item: T, time: u64) {
+        let place = QueuePlace(self.next);
+        self.next += 1;
+        for path in paths.iter() {
+            self.lines.entry(path).or_default().push_back(place);
         }
-        line.events.push_back(Queued { item, time, attempts: 0 });
-        self.length += 1;
+        self.events.insert(place, Queued { item, paths, time, attempts: 0 });
+        if self.is_first(place) {
+            self.ready.push_back(place);
+        }
+    }
+
+    fn is_first(&self, place: QueuePlace) -> bool {
+        let is_first_of = |path| self.lines.get(&path).and_then(VecDeque::front) == Some(&place);
+        self.events.get(&place).is_some_and(|event| event.paths.iter().all(is_first_of))
     }
 
     fn is_full(&self) -> bool {
@@ -98,72 +111,72 @@ impl<T> ReceiverQueue<T> {
         self.in_flight >= if self.failures > 0 { 1 } else { self.concurrency }
     }
 
-    /// The next event to send, with its path. The caller then reports how that ended.
-    pub(super) fn start(&mut self, now: Instant) -> Option<(u64, &Queued<T>)> {
+    /// The next event to send. The caller then reports how that ended.
+    pub(super) fn start(&mut self, now: Instant) -> Option<(QueuePlace, &Queued<T>)> {
         if self.is_full() || self.paused.is_some_and(|until| now < until) {
             return None;
         }
-        while let Some(Reverse((time, path))) = self.delayed.peek().copied() {
+        while let Some(Reverse((time, place))) = self.delayed.peek().copied() {
             if time > now {
                 break;
             }
             self.delayed.pop();
-            self.ready.push_back(path);
+            self.ready.push_back(place);
         }
-        let path = self.ready.pop_front()?;
+        let place = self.ready.pop_front()?;
         self.in_flight += 1;
-        let event = self.lines.get_mut(&path)?.events.front_mut()?;
+        let event = self.events.get_mut(&place)?;
         event.attempts += 1;
-        Some((path, event))
+        Some((place, event))
     }
 
-    /// The receiver has the first event of the path.
-    pub(super) fn delivered(&mut self, path: u64) -> Option<Queued<T>> {
+    /// The receiver has the event.
+    pub(super) fn delivered(&mut self, place: QueuePlace) -> Option<Queued<T>> {
         self.in_flight = self.in_flight.saturating_sub(1);
         (self.failures, self.paused) = (0, None);
-        self.remove_first(path)
+        self.remove(place)
     }
 
-    /// The receiver refuses the first event of the path, which is tried again later, or given up if
-    /// `gives_up`.
-    pub(super) fn refused(&mut self, path: u64, now: Instant, gives_up: bool) -> Option<Queued<T>> {
+    /// The receiver refuses the event, which is tried again later, or given up if `gives_up`.
+    pub(super) fn refused(&mut self, place: QueuePlace, now: Instant, gives_up: bool) -> Option<Queued<T>> {
         self.in_flight = self.in_flight.saturating_sub(1);
         (self.failures, self.paused) = (0, None);
         if gives_up {
-            return self.remove_first(path);
+            return self.remove(place);
         }
-        let attempts = self.lines.get(&path)?.events.front()?.attempts;
-        self.delayed.push(Reverse((now + delay(attempts, LONGEST_REFUSAL_DELAY), path)));
+        let attempts = self.events.get(&place)?.attempts;
+        self.delayed.push(Reverse((now + delay(attempts, LONGEST_REFUSAL_DELAY), place)));
         None
     }
 
     /// The receiver does not answer: it gets nothing for a while.
-    pub(super) fn unavailable(&mut self, path: u64, now: Instant) {
+    pub(super) fn unavailable(&mut self, place: QueuePlace, now: Instant) {
         self.in_flight = self.in_flight.saturating_sub(1);
         // Requests that were on their way together count once.
         if self.paused.is_none_or(|until| until <= now) {
             self.failures += 1;
             self.paused = Some(now + delay(self.failures, self.longest_pause));
         }
-        self.ready.push_front(path);
+        self.ready.push_front(place);
     }
 
-    /// Takes out the waiting events that happened before `time` (Unix ms). Those being sent stay.
-    pub(super) fn take_older(&mut self, time: u64) -> Vec<(u64, Queued<T>)> {
+    /// Takes out the waiting events that happened before `time` (Unix ms), unless an earlier event of their
+    /// paths stays. Those being sent stay.
+    pub(super) fn take_older(&mut self, time: u64) -> Vec<Queued<T>> {
         if self.in_flight > 0 {
             return Vec::new();
         }
+        let old: Vec<_> =
+            self.events.iter().filter(|(_, event)| event.time < time).map(|(place, _)| *place).collect();
         let mut taken = Vec::new();
-        self.lines.retain(|path, line| {
-            while line.events.front().is_some_and(|event| event.time < time) {
-                taken.extend(line.events.pop_front().map(|event| (*path, event)));
+        for place in old {
+            if self.is_first(place) {
+                taken.extend(self.remove(place));
             }
-            !line.events.is_empty()
-        });
-        let lines = &self.lines;
-        self.ready.retain(|path| lines.contains_key(path));
-        self.delayed.retain(|Reverse((_, path))| lines.contains_key(path));
-        self.length -= taken.len();
+        }
+        let events = &self.events;
+        self.ready.retain(|place| events.contains_key(place));
+        self.delayed.retain(|Reverse((_, place))| events.contains_key(place));
         taken
     }
 
@@ -180,16 +193,30 @@ impl<T> ReceiverQueue<T> {
         Some(self.paused.map_or(first, |until| first.max(until)))
     }
 
-    fn remove_first(&mut self, path: u64) -> Option<Queued<T>> {
-        let line = self.lines.get_mut(&path)?;
-        let first = line.events.pop_front()?;
-        self.length -= 1;
-        if line.events.is_empty() {
-            self.lines.remove(&path);
-        } else {
-            self.ready.push_back(path);
+    /// Removes an event that is the first one of its paths.
+    fn remove(&mut self, place: QueuePlace) -> Option<Queued<T>> {
+        let event = self.events.remove(&place)?;
+        for path in event.paths.iter() {
+            if let Some(line) = self.lines.get_mut(&path) {
+                line.pop_front();
+                if line.is_empty() {
+                    self.lines.remove(&path);
+                }
+            }
         }
-        Some(first)
+        let mut previous = None;
+        for path in event.paths.iter() {
+            let next = self.lines.get(&path).and_then(VecDeque::front).copied();
+            // Of two renames between the same paths, the second one is next in both lines.
+            if next != previous
+                && let Some(next) = next
+                && self.is_first(next)
+            {
+                self.ready.push_back(next);
+            }
+            previous = next;
+        }
+        Some(event)
     }
 }
 
@@ -199,86 +226,107 @@ mod tests {
 
     const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-    fn start<T: Copy>(queue: &mut ReceiverQueue<T>, now: Instant) -> Option<(u64, T)> {
-        queue.start(now).map(|(path, queued)| (path, queued.item))
+    /// Pushes events of the paths in order, whose names are their places.
+    fn queue(concurrency: u32, events: &[(u64, u64)]) -> ReceiverQueue<()> {
+        let mut queue = ReceiverQueue::new(concurrency, LONGEST_PAUSE);
+        for (path, time) in events {
+            queue.push(PathKeys::new(*path, None), (), *time);
+        }
+        queue
+    }
+
+    fn start(queue: &mut ReceiverQueue<()>, now: Instant) -> Option<u64> {
+        queue.start(now).map(|(place, _)| place.0)
+    }
+
+    fn delivered(queue: &mut ReceiverQueue<()>, place: u64) {
+        queue.delivered(QueuePlace(place)).unwrap();
     }
 
     #[test]
     fn events_of_a_path_are_sent_one_after_the_other_and_other_paths_meanwhile() {
         let now = Instant::now();
-        let mut queue = ReceiverQueue::new(2, LONGEST_PAUSE);
-        for (path, item) in [(1, "a"), (1, "b"), (2, "c"), (3, "d")] {
-            queue.push(path, item, 0);
-        }
-        assert_eq!(start(&mut queue, now), Some((1, "a")));
-        assert_eq!(start(&mut queue, now), Some((2, "c")));
+        let mut queue = queue(2, &[(1, 0), (1, 0), (2, 0), (3, 0)]);
+        assert_eq!(start(&mut queue, now), Some(0));
+        assert_eq!(start(&mut queue, now), Some(2));
         assert_eq!(start(&mut queue, now), None, "concurrency");
-        assert_eq!(queue.delivered(1).unwrap().item, "a");
-        assert_eq!(start(&mut queue, now), Some((3, "d")));
-        queue.delivered(2);
-        assert_eq!(start(&mut queue, now), Some((1, "b")));
-        queue.delivered(3);
-        queue.delivered(1);
-        assert_eq!((queue.len(), queue.in_flight()), (0, 0));
+        delivered(&mut queue, 0);
+        assert_eq!(start(&mut queue, now), Some(3));
+        delivered(&mut queue, 2);
+        assert_eq!(start(&mut queue, now), Some(1));
+        delivered(&mut queue, 3);
+        delivered(&mut queue, 1);
+        assert_eq!((queue.len(), queue.in_flight(), queue.lines.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_rename_waits_for_the_events_of_both_paths_and_holds_up_later_ones() {
+        let now = Instant::now();
+        let mut queue = queue(9, &[(1, 0), (2, 0)]);
+        queue.push(PathKeys::new(2, Some(1)), (), 0);
+        queue.push(PathKeys::new(2, Some(1)), (), 0);
+        queue.push(PathKeys::new(1, None), (), 0);
+        assert_eq!([start(&mut queue, now), start(&mut queue, now)], [Some(0), Some(1)]);
+        delivered(&mut queue, 1);
+        assert_eq!(start(&mut queue, now), None, "an event of the old path is being sent");
+        delivered(&mut queue, 0);
+        for place in 2..5 {
+            assert_eq!([start(&mut queue, now), start(&mut queue, now)], [Some(place), None]);
+            delivered(&mut queue, place);
+        }
+        assert_eq!((queue.len(), queue.lines.len()), (0, 0));
     }
 
     #[test]
     fn a_refused_event_delays_its_path_only() {
         let now = Instant::now();
-        let mut queue = ReceiverQueue::new(4, LONGEST_PAUSE);
-        for (path, item) in [(1, "a"), (1, "b"), (2, "c")] {
-            queue.push(path, item, 0);
-        }
+        let mut queue = queue(4, &[(1, 0), (1, 0), (2, 0)]);
         start(&mut queue, now);
-        assert_eq!(queue.refused(1, now, false), None);
-        assert_eq!(start(&mut queue, now), Some((2, "c")));
+        assert_eq!(queue.refused(QueuePlace(0), now, false), None);
+        assert_eq!(start(&mut queue, now), Some(2));
         assert_eq!(start(&mut queue, now), None);
         assert_eq!(queue.next_time(), Some(now + FIRST_DELAY));
         let later = now + FIRST_DELAY;
-        assert_eq!(start(&mut queue, later), Some((1, "a")));
-        assert_eq!(queue.refused(1, later, true).unwrap().attempts, 2);
-        assert_eq!(start(&mut queue, later), Some((1, "b")));
+        assert_eq!(start(&mut queue, later), Some(0));
+        assert_eq!(queue.refused(QueuePlace(0), later, true).unwrap().attempts, 2);
+        assert_eq!(start(&mut queue, later), Some(1));
     }
 
     #[test]
     fn an_unavailable_receiver_gets_one_request_at_a_time_with_growing_delays() {
         let mut now = Instant::now();
-        let mut queue = ReceiverQueue::new(4, LONGEST_PAUSE);
-        for path in 1..=3 {
-            queue.push(path, path, 0);
+        let mut queue = queue(4, &[(1, 0), (2, 0), (3, 0)]);
+        for place in 0..3 {
+            assert_eq!(start(&mut queue, now), Some(place));
         }
-        for path in 1..=3 {
-            assert!(start(&mut queue, now).is_some_and(|(next, _)| next == path));
-        }
-        for path in 1..=3 {
-            queue.unavailable(path, now);
+        for place in 0..3 {
+            queue.unavailable(QueuePlace(place), now);
         }
         for pause in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
             assert!(start(&mut queue, now).is_none());
             assert_eq!(queue.next_time(), Some(now + Duration::from_secs(pause)));
             now += Duration::from_secs(pause);
-            let (path, _) = start(&mut queue, now).unwrap();
+            let place = start(&mut queue, now).unwrap();
             assert!(start(&mut queue, now).is_none());
-            queue.unavailable(path, now);
+            queue.unavailable(QueuePlace(place), now);
         }
         now += LONGEST_PAUSE;
-        let (path, _) = start(&mut queue, now).unwrap();
-        queue.delivered(path);
+        let place = start(&mut queue, now).unwrap();
+        delivered(&mut queue, place);
         assert!(start(&mut queue, now).is_some() && start(&mut queue, now).is_some());
     }
 
     #[test]
     fn old_events_are_taken_out_in_the_order_of_their_path() {
         let now = Instant::now();
-        let mut queue = ReceiverQueue::new(4, LONGEST_PAUSE);
-        for (path, item, time) in [(1, "a", 10), (1, "b", 20), (1, "c", 30), (2, "d", 40)] {
-            queue.push(path, item, time);
-        }
+        let mut queue = queue(4, &[(1, 10), (1, 20), (1, 30), (2, 40)]);
+        // An old rename that waits for a younger event of its old path.
+        queue.push(PathKeys::new(5, Some(2)), (), 15);
         assert_eq!(queue.oldest(), Some(10));
-        let taken: Vec<_> = queue.take_older(25).into_iter().map(|(_, queued)| queued.item).collect();
-        assert_eq!(taken, ["a", "b"]);
-        assert_eq!(queue.len(), 2);
-        assert!(start(&mut queue, now).is_some() && start(&mut queue, now).is_some());
+        let taken: Vec<_> = queue.take_older(25).into_iter().map(|event| event.time).collect();
+        assert_eq!(taken, [10, 20]);
+        assert_eq!(queue.len(), 3);
+        assert_eq!([start(&mut queue, now), start(&mut queue, now)], [Some(3), Some(2)]);
         assert!(queue.take_older(100).is_empty());
     }
 }

@@ -23,6 +23,14 @@ pub(crate) enum EventKind {
     Upload,
     /// APPE: the file has grown.
     Append,
+    /// RNTO: a file or directory has another name.
+    Rename,
+    /// DELE, RMD and RMDA: a file or directory is gone.
+    Delete,
+    /// RETR: the client has the bytes that it asked for.
+    Download,
+    /// PASS: a user is logged in.
+    Login,
 }
 
 impl EventKind {
@@ -31,6 +39,19 @@ impl EventKind {
         match self {
             Self::Upload => "upload",
             Self::Append => "append",
+            Self::Rename => "rename",
+            Self::Delete => "delete",
+            Self::Download => "download",
+            Self::Login => "login",
+        }
+    }
+
+    /// Returns true if events of this kind keep their order among those of their path. A download and a login
+    /// change nothing, so they hold no write lease that would give them a place.
+    pub(super) fn has_order(self) -> bool {
+        match self {
+            Self::Upload | Self::Append | Self::Rename | Self::Delete => true,
+            Self::Download | Self::Login => false,
         }
     }
 }
@@ -61,8 +82,21 @@ pub(super) struct Event {
     pub storage_path: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_path_hex: Option<String>,
-    /// Size of the file in bytes.
-    pub size: u64,
+    /// Of a rename: the previous path, in the form of `path`, and so on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_path_hex: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_storage_path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_storage_path_hex: Option<String>,
+    /// Size of the file in bytes; of a download, the bytes that were sent. A login and a directory have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Of a download that did not begin at the start of the file: where it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
     /// SHA-256 of the file in hexadecimal, if the node computes it (`upload_digest`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
@@ -74,17 +108,30 @@ pub(super) fn path_fields(path: &[u8]) -> (String, Option<String>) {
     (String::from_utf8_lossy(path).into_owned(), (!is_text).then(|| hex::encode(path)))
 }
 
+/// The bytes of a path from the fields that [`path_fields`] made.
+fn bytes_of(text: &str, hex: Option<&str>) -> Vec<u8> {
+    hex.and_then(|hex| hex::decode(hex).ok()).unwrap_or_else(|| text.as_bytes().to_vec())
+}
+
 impl Event {
     /// The bytes of [`Self::path`].
     pub(super) fn path_bytes(&self) -> Vec<u8> {
-        let bytes = self.path_hex.as_deref().and_then(|text| hex::decode(text).ok());
-        bytes.unwrap_or_else(|| self.path.clone().into_bytes())
+        bytes_of(&self.path, self.path_hex.as_deref())
     }
 
     /// The bytes of [`Self::storage_path`].
     pub(super) fn storage_bytes(&self) -> Vec<u8> {
-        let bytes = self.storage_path_hex.as_deref().and_then(|text| hex::decode(text).ok());
-        bytes.unwrap_or_else(|| self.storage_path.clone().into_bytes())
+        bytes_of(&self.storage_path, self.storage_path_hex.as_deref())
+    }
+
+    /// The bytes of [`Self::old_path`].
+    pub(super) fn old_path_bytes(&self) -> Option<Vec<u8>> {
+        Some(bytes_of(self.old_path.as_deref()?, self.old_path_hex.as_deref()))
+    }
+
+    /// The bytes of [`Self::old_storage_path`].
+    pub(super) fn old_storage_bytes(&self) -> Option<Vec<u8>> {
+        Some(bytes_of(self.old_storage_path.as_deref()?, self.old_storage_path_hex.as_deref()))
     }
 }
 
@@ -125,17 +172,39 @@ pub(super) struct Intent {
     /// Number of the event in its process.
     pub n: u64,
     pub event: Event,
-    /// The directory, relative to the root of the storage; empty for the root itself.
-    pub directory: NameBytes,
-    pub name: NameBytes,
-    /// The names of the partial file, see [`crate::jail::FileToPublish::hidden`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub hidden: Option<[NameBytes; 2]>,
-    pub inode: u64,
     #[serde(flatten)]
     pub order: EventOrder,
-    /// See [`crate::jail::FileToPublish::is_proven`].
-    pub proven: bool,
+    pub evidence: Evidence,
+}
+
+/// How the storage shows whether a node that died made a change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Evidence {
+    /// A file gets its name, or is complete at it.
+    Publication {
+        /// The directory, relative to the root of the storage; empty for the root itself.
+        directory: NameBytes,
+        name: NameBytes,
+        /// The names of the partial file, see [`crate::jail::FileToPublish::hidden`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hidden: Option<[NameBytes; 2]>,
+        inode: u64,
+        /// See [`crate::jail::FileToPublish::is_proven`].
+        proven: bool,
+    },
+    /// A file or directory goes from the event's old path to its path.
+    Rename { inode: u64 },
+    /// The file or directory at the event's path is removed.
+    Removal {
+        inode: u64,
+        /// When it was created, in ns since 1970, if the storage knows. A new file may get the number of the
+        /// removed one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        born: Option<u64>,
+    },
+    /// The storage does not show it: a download or a login. The node was about to tell the client.
+    Nothing,
 }
 
 /// The position of an event among those of its path.
@@ -144,7 +213,8 @@ pub(super) struct EventOrder {
     /// Epoch of Redis's data and number of the write lease in it; both 0 if Redis granted no lease.
     pub epoch: u64,
     pub lease: u64,
-    /// Time of the last change of the file, in ns, by the storage's clock.
+    /// Time of the last change of the file, in ns, by the storage's clock; of an event that changes no file,
+    /// by the node's clock.
     pub changed: u64,
 }
 
@@ -194,39 +264,45 @@ pub(super) mod tests {
     use super::*;
 
     pub(crate) fn intent(n: u64, name: &str, order: EventOrder) -> Intent {
-        Intent {
-            n,
-            event: Event {
-                v: EVENT_VERSION,
-                id: format!("node-{n}"),
-                event: EventKind::Upload,
-                time: now(),
-                node: "node".parse().unwrap(),
-                session: SessionId::random(),
-                user: "alice".into(),
-                groups: Vec::new(),
-                address: "192.0.2.1".parse().unwrap(),
-                path: format!("/{name}"),
-                path_hex: None,
-                storage_path: format!("/alice/{name}"),
-                storage_path_hex: None,
-                size: 3,
-                sha256: None,
-            },
+        let event = Event {
+            v: EVENT_VERSION,
+            id: format!("node-{n}"),
+            event: EventKind::Upload,
+            time: now(),
+            node: "node".parse().unwrap(),
+            session: SessionId::random(),
+            user: "alice".into(),
+            groups: Vec::new(),
+            address: "192.0.2.1".parse().unwrap(),
+            path: format!("/{name}"),
+            path_hex: None,
+            storage_path: format!("/alice/{name}"),
+            storage_path_hex: None,
+            old_path: None,
+            old_path_hex: None,
+            old_storage_path: None,
+            old_storage_path_hex: None,
+            size: Some(3),
+            offset: None,
+            sha256: None,
+        };
+        let evidence = Evidence::Publication {
             directory: b"alice"[..].into(),
             name: name.as_bytes().into(),
             hidden: None,
             inode: 7,
-            order,
             proven: true,
-        }
+        };
+        Intent { n, event, order, evidence }
     }
 
     #[test]
     fn a_damaged_line_is_recognised() {
         let order = EventOrder { epoch: 1, lease: 2, changed: 3 };
         let mut entry = intent(1, "a", order);
-        entry.name = b"\xff\n"[..].into();
+        let name = b"\xff\n"[..].into();
+        entry.evidence =
+            Evidence::Publication { directory: b""[..].into(), name, hidden: None, inode: 7, proven: false };
         let entry = JournalEntry::Intent(Box::new(entry));
         let line = line_of(&entry);
         let text = line.strip_suffix(b"\n").unwrap();

@@ -1,12 +1,14 @@
 //! Notes an upload in the journal: an intent before the file is complete at its name, and the end after it.
 
-use std::{net::IpAddr, os::unix::ffi::OsStrExt, sync::Arc};
+use std::{os::unix::ffi::OsStrExt, sync::Arc};
 
-use common::{registry::LeaseAge, session::SessionId};
+use common::registry::LeaseAge;
 
 use super::{
-    EventsInner, fault,
-    record::{EVENT_VERSION, Event, EventKind, EventOrder, Intent, JournalEntry, now, path_fields},
+    EventsInner,
+    actor::EventActor,
+    begun::BegunEvent,
+    record::{EventKind, EventOrder, Evidence},
 };
 use crate::{
     jail::{FileError, FileToPublish, PublicationRecorder},
@@ -16,10 +18,7 @@ use crate::{
 /// An upload, as its event tells of it.
 pub(crate) struct RecordedUpload {
     pub kind: EventKind,
-    pub session: SessionId,
-    pub user: String,
-    pub groups: Vec<String>,
-    pub address: IpAddr,
+    pub actor: EventActor,
     pub path: VirtualPath,
     /// The upload's write lease.
     pub lease: LeaseAge,
@@ -31,20 +30,12 @@ pub(super) struct UploadRecorder {
     pub upload: RecordedUpload,
     /// SHA-256 of the file, if the node computes it.
     pub digest: Option<[u8; 32]>,
-    pub state: RecorderState,
-}
-
-/// Progress of the event.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum RecorderState {
-    Idle,
-    /// The event with this number is in the journal, and its end is not.
-    Begun(u64),
-    Ended,
+    /// The event, once it is in the journal.
+    pub begun: Option<BegunEvent>,
 }
 
 impl UploadRecorder {
-    fn intent(&self, n: u64, file: &FileToPublish<'_>) -> Intent {
+    fn begun(&self, file: &FileToPublish<'_>) -> Result<BegunEvent, FileError> {
         let root = self.events.directory.root().as_os_str().as_bytes();
         let below = file.directory.strip_prefix(root).unwrap_or(file.directory);
         let directory = below.strip_prefix(b"/").unwrap_or(below);
@@ -53,54 +44,26 @@ impl UploadRecorder {
             stored_at.push(b'/');
             stored_at.extend_from_slice(name);
         }
-        let (path, path_hex) = path_fields(self.upload.path.as_bytes());
-        let (storage_path, storage_path_hex) = path_fields(&stored_at);
-        let (epoch, lease) = self.upload.lease.granted();
-        Intent {
-            n,
-            event: Event {
-                v: EVENT_VERSION,
-                id: self.events.journal.event_id(n),
-                event: self.upload.kind,
-                time: now(),
-                node: self.events.node.clone(),
-                session: self.upload.session,
-                user: self.upload.user.clone(),
-                groups: self.upload.groups.clone(),
-                address: self.upload.address,
-                path,
-                path_hex,
-                storage_path,
-                storage_path_hex,
-                size: file.size,
-                sha256: self.digest.map(hex::encode),
-            },
+        let RecordedUpload { kind, actor, path, lease } = &self.upload;
+        let mut event = actor.event(&self.events, *kind, path, &stored_at);
+        event.size = Some(file.size);
+        event.sha256 = self.digest.map(hex::encode);
+        let (epoch, lease) = lease.granted();
+        let order = EventOrder { epoch, lease, changed: u64::try_from(file.changed).unwrap_or(0) };
+        let evidence = Evidence::Publication {
             directory: directory.into(),
             name: file.name.into(),
             hidden: file.hidden.map(|names| names.map(Into::into)),
             inode: file.inode,
-            order: EventOrder { epoch, lease, changed: u64::try_from(file.changed).unwrap_or(0) },
             proven: file.is_proven,
-        }
-    }
-
-    fn end(&mut self, entry: impl FnOnce(u64) -> JournalEntry) {
-        if let RecorderState::Begun(n) = self.state {
-            self.state = RecorderState::Ended;
-            self.events.journal.settle(entry(n));
-            self.events.wake();
-        }
+        };
+        BegunEvent::begin(&self.events, event, order, evidence)
     }
 }
 
 impl PublicationRecorder for UploadRecorder {
     fn begin(&mut self, file: &FileToPublish<'_>) -> Result<(), FileError> {
-        fault::pass("before_intent");
-        let n = self.events.journal.next_number();
-        // Even if this fails, the line may be in the journal.
-        self.state = RecorderState::Begun(n);
-        self.events.journal.begin(self.intent(n, file))?;
-        fault::pass("after_intent");
+        self.begun = Some(self.begun(file)?);
         Ok(())
     }
 
@@ -109,18 +72,13 @@ impl PublicationRecorder for UploadRecorder {
     }
 
     fn complete(&mut self) {
-        fault::pass("before_commit");
-        self.end(JournalEntry::Commit);
-        fault::pass("after_commit");
+        if let Some(begun) = self.begun.take() {
+            begun.commit();
+        }
     }
 
     fn fail(&mut self) {
-        self.end(JournalEntry::Abort);
-    }
-}
-
-impl Drop for UploadRecorder {
-    fn drop(&mut self) {
-        self.end(JournalEntry::Abort);
+        // Dropping it notes that nothing happened.
+        self.begun = None;
     }
 }

@@ -1,14 +1,48 @@
-//! Which events may be delivered: they have happened, and no earlier event of their path is undecided.
+//! Which events may be delivered: they have happened, and no earlier event of their paths is undecided.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
+};
 
 use super::{
     directory::{ProcessId, SegmentName},
-    record::EventOrder,
+    record::{Event, EventOrder},
 };
 
 /// An event: its process, and its number there.
 pub(super) type EventKey = (ProcessId, u64);
+
+/// The lines that an event stands in: hashes of its path and, of a rename, of the old path. Paths with the
+/// same hash wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PathKeys(u64, Option<u64>);
+
+impl PathKeys {
+    pub(super) fn of(event: &Event) -> Self {
+        if !event.event.has_order() {
+            // A line of its own.
+            return Self(key_of(event.id.as_bytes()), None);
+        }
+        let (path, old) = (event.storage_bytes(), event.old_storage_bytes());
+        Self::new(key_of(&path), old.map(|old| key_of(&old)))
+    }
+
+    /// Each key once.
+    pub(super) fn new(path: u64, old: Option<u64>) -> Self {
+        Self(path, old.filter(|old| *old != path))
+    }
+
+    pub(super) fn iter(self) -> impl Iterator<Item = u64> {
+        [self.0].into_iter().chain(self.1)
+    }
+}
+
+fn key_of(path: &[u8]) -> u64 {
+    let mut key = DefaultHasher::new();
+    path.hash(&mut key);
+    key.finish()
+}
 
 /// The place of an event's intent in a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +56,7 @@ pub(super) struct IntentPlace {
 #[derive(Debug)]
 struct TrackedEvent {
     place: IntentPlace,
-    path: u64,
+    paths: PathKeys,
     order: EventOrder,
     /// The round in which the commit was read.
     committed: Option<u64>,
@@ -33,7 +67,7 @@ struct TrackedEvent {
 pub(super) struct ReleasedEvent {
     pub key: EventKey,
     pub place: IntentPlace,
-    pub path: u64,
+    pub paths: PathKeys,
     /// When it happened: Unix ms by the storage's clock.
     pub time: u64,
 }
@@ -56,14 +90,16 @@ pub(super) struct Tracker {
 }
 
 impl Tracker {
-    pub(super) fn intent(&mut self, key: EventKey, place: IntentPlace, path: u64, order: EventOrder) {
+    pub(super) fn intent(&mut self, key: EventKey, place: IntentPlace, paths: PathKeys, order: EventOrder) {
         let events = &self.events;
-        let line = self.paths.entry(path).or_default();
-        let later = line
-            .iter()
-            .position(|other| events.get(other).is_some_and(|other| order.is_before(&other.order)));
-        line.insert(later.unwrap_or(line.len()), key);
-        self.events.insert(key, TrackedEvent { place, path, order, committed: None });
+        for path in paths.iter() {
+            let line = self.paths.entry(path).or_default();
+            let later = line
+                .iter()
+                .position(|other| events.get(other).is_some_and(|other| order.is_before(&other.order)));
+            line.insert(later.unwrap_or(line.len()), key);
+        }
+        self.events.insert(key, TrackedEvent { place, paths, order, committed: None });
     }
 
     pub(super) fn commit(&mut self, key: EventKey) {
@@ -85,10 +121,12 @@ impl Tracker {
 
     fn remove(&mut self, key: EventKey) -> Option<TrackedEvent> {
         let event = self.events.remove(&key)?;
-        if let Some(line) = self.paths.get_mut(&event.path) {
-            line.retain(|other| *other != key);
-            if line.is_empty() {
-                self.paths.remove(&event.path);
+        for path in event.paths.iter() {
+            if let Some(line) = self.paths.get_mut(&path) {
+                line.retain(|other| *other != key);
+                if line.is_empty() {
+                    self.paths.remove(&path);
+                }
             }
         }
         Some(event)
@@ -123,24 +161,47 @@ impl Tracker {
         if self.committed == 0 {
             return released;
         }
-        let (events, round) = (&mut self.events, self.round);
-        self.paths.retain(|path, line| {
-            let ready = line
-                .iter()
-                .take_while(|key| {
-                    events.get(key).and_then(|event| event.committed).is_some_and(|read| read < round)
-                })
-                .count();
-            for key in line.drain(..ready) {
-                if let Some(event) = events.remove(&key) {
-                    let time = event.order.changed / 1_000_000;
-                    released.push(ReleasedEvent { key, place: event.place, path: *path, time });
-                }
+        let mut lines: Vec<u64> = self.paths.keys().copied().collect();
+        while let Some(path) = lines.pop() {
+            while let Some(key) = self.releasable(path)
+                && let Some(event) = self.remove(key)
+            {
+                // A rename may have held up the line of its other path.
+                lines.extend(event.paths.iter().filter(|other| *other != path));
+                let TrackedEvent { place, paths, order, .. } = event;
+                released.push(ReleasedEvent { key, place, paths, time: order.changed / 1_000_000 });
             }
-            !line.is_empty()
-        });
+        }
         self.committed -= released.len();
         released
+    }
+
+    fn first(&self, path: u64) -> Option<EventKey> {
+        self.paths.get(&path)?.first().copied()
+    }
+
+    /// The first event of the line, if it may be delivered now: it is also the first one of its other line.
+    ///
+    /// Only when Redis was away meanwhile can two lines disagree on the order of their events, because the
+    /// clocks of nodes are compared then. Renames that wait for each other in a circle do not wait.
+    fn releasable(&self, path: u64) -> Option<EventKey> {
+        let first = self.first(path)?;
+        let mut seen = HashSet::new();
+        let mut next = first;
+        loop {
+            let event = self.events.get(&next)?;
+            event.committed.filter(|read| *read < self.round)?;
+            let Some(earlier) =
+                event.paths.iter().filter_map(|path| self.first(path)).find(|key| *key != next)
+            else {
+                // `next` can be released, and `first` after it.
+                return (next == first).then_some(first);
+            };
+            if !seen.insert(next) {
+                return (next == first).then_some(first);
+            }
+            next = earlier;
+        }
     }
 }
 
@@ -156,6 +217,14 @@ mod tests {
         IntentPlace { segment, offset: 0, length: 1 }
     }
 
+    fn path(key: u64) -> PathKeys {
+        PathKeys::new(key, None)
+    }
+
+    fn rename(from: u64, to: u64) -> PathKeys {
+        PathKeys::new(to, Some(from))
+    }
+
     fn order(lease: u64) -> EventOrder {
         EventOrder { epoch: 1, lease, changed: 0 }
     }
@@ -169,7 +238,7 @@ mod tests {
     fn an_event_is_released_a_round_after_its_commit_was_read() {
         let mut tracker = Tracker::default();
         tracker.begin_round();
-        tracker.intent((ONE, 1), place(ONE), 7, order(1));
+        tracker.intent((ONE, 1), place(ONE), path(7), order(1));
         tracker.commit((ONE, 1));
         assert_eq!(tracker.release(), []);
         assert!(tracker.has_committed());
@@ -185,14 +254,14 @@ mod tests {
         for happened in [true, false] {
             let mut tracker = Tracker::default();
             tracker.begin_round();
-            tracker.intent((OTHER, 1), place(OTHER), 7, order(2));
+            tracker.intent((OTHER, 1), place(OTHER), path(7), order(2));
             tracker.commit((OTHER, 1));
             // Of another path.
-            tracker.intent((OTHER, 2), place(OTHER), 8, order(4));
+            tracker.intent((OTHER, 2), place(OTHER), path(8), order(4));
             tracker.commit((OTHER, 2));
             // The journal with the earlier event is read later in the round.
-            tracker.intent((ONE, 1), place(ONE), 7, order(1));
-            tracker.intent((ONE, 2), place(ONE), 7, order(3));
+            tracker.intent((ONE, 1), place(ONE), path(7), order(1));
+            tracker.intent((ONE, 2), place(ONE), path(7), order(3));
             assert_eq!(keys(&mut tracker), [(OTHER, 2)]);
             assert_eq!(keys(&mut tracker), []);
             assert_eq!(tracker.open_of(ONE).len(), 2);
@@ -205,5 +274,48 @@ mod tests {
             }
             assert_eq!(tracker.open_of(ONE).len(), 1);
         }
+    }
+
+    #[test]
+    fn a_rename_keeps_its_place_among_the_events_of_both_paths() {
+        let mut tracker = Tracker::default();
+        tracker.begin_round();
+        for (n, paths) in [(5, path(8)), (4, path(7)), (3, rename(7, 8)), (2, path(7)), (1, path(8))] {
+            tracker.intent((ONE, n), place(ONE), paths, order(n));
+        }
+        for n in [2, 3, 4, 5] {
+            tracker.commit((ONE, n));
+        }
+        assert_eq!(keys(&mut tracker), [(ONE, 2)], "an earlier event of the new path is undecided");
+        tracker.commit((ONE, 1));
+        let released = keys(&mut tracker);
+        let position = |n| released.iter().position(|key| *key == (ONE, n)).unwrap();
+        assert_eq!(released.len(), 4);
+        assert!(position(1) < position(3) && position(3) < position(4) && position(3) < position(5));
+        assert!(tracker.paths.is_empty() && tracker.events.is_empty());
+    }
+
+    #[test]
+    fn renames_that_wait_for_each_other_in_a_circle_are_released() {
+        let mut tracker = Tracker::default();
+        tracker.begin_round();
+        // A line of three whose order is no order: 1 before 2 by lease, 2 before 3 and 3 before 1 by clock.
+        let orders = [
+            EventOrder { epoch: 1, lease: 1, changed: 9 },
+            EventOrder { epoch: 1, lease: 2, changed: 1 },
+            EventOrder { epoch: 2, lease: 1, changed: 5 },
+        ];
+        let paths = [rename(1, 2), rename(2, 3), rename(3, 1)];
+        for (n, (order, paths)) in (1..).zip(orders.into_iter().zip(paths)) {
+            tracker.intent((ONE, n), place(ONE), paths, order);
+        }
+        for n in [1, 3] {
+            tracker.commit((ONE, n));
+        }
+        assert_eq!(keys(&mut tracker), [], "one of the circle is undecided");
+        tracker.commit((ONE, 2));
+        let mut released = keys(&mut tracker);
+        released.sort();
+        assert_eq!(released, [(ONE, 1), (ONE, 2), (ONE, 3)]);
     }
 }

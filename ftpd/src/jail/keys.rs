@@ -1,10 +1,37 @@
 //! Keys of files for leases and quotas: paths in the storage that are the same on every node.
 
-use std::os::fd::OwnedFd;
+use std::{
+    ffi::OsStr,
+    fs::{self, Metadata},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::Path,
+    time::UNIX_EPOCH,
+};
 
-use super::handle::real_path;
+use super::handle::{proc_path, real_path};
 use super::{FileError, Jail};
 use crate::virtual_path::VirtualPath;
+
+/// A name in the storage, and what it names.
+#[derive(Debug)]
+pub struct NamedEntry {
+    /// As [`Jail::name_key`].
+    pub key: Vec<u8>,
+    pub inode: u64,
+    /// See [`birth`].
+    pub born: Option<u64>,
+    /// Size in bytes; `None` for a directory.
+    pub size: Option<u64>,
+}
+
+/// When a file or directory was created, in ns since 1970, if its file system knows that.
+pub fn birth(status: &Metadata) -> Option<u64> {
+    let age = status.created().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(age.as_nanos()).ok()
+}
 
 impl Jail {
     /// Returns a key of the file that is the same through every home, folder, symbolic link and node:
@@ -26,6 +53,20 @@ impl Jail {
     pub fn name_key(&self, path: &VirtualPath) -> Result<Vec<u8>, FileError> {
         let location = self.entry_location(path)?;
         self.key_in(&real_path(&location.directory)?, location.name)
+    }
+
+    /// Returns what the name `path` names: a symbolic link as the last component is not resolved.
+    ///
+    /// # Errors
+    /// The errors of [`Jail::name_key`], and [`FileError::NotFound`] if there is nothing at the name.
+    pub fn named_entry(&self, path: &VirtualPath) -> Result<NamedEntry, FileError> {
+        let location = self.entry_location(path)?;
+        let key = self.key_in(&real_path(&location.directory)?, location.name)?;
+        let directory = proc_path(&location.directory);
+        let place = Path::new(OsStr::from_bytes(directory.to_bytes())).join(OsStr::from_bytes(location.name));
+        let status = fs::symlink_metadata(place)?;
+        let size = (!status.is_dir()).then_some(status.len());
+        Ok(NamedEntry { key, inode: status.ino(), born: birth(&status), size })
     }
 
     /// Returns a key of the home, or of a directory in it, whose files a quota counts. The key is the

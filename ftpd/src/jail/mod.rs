@@ -48,11 +48,14 @@ use self::folders::{RootedPath, SharedFolder};
 use self::handle::LinkPolicy;
 pub use self::lock::{ChangeLock, LockMode};
 pub use self::partial::RivalPolicy;
-pub use self::publication::{FileToPublish, PublicationRecorder};
 pub use self::self_test::{StorageFinding, StorageSelfTest, StorageSeverity, is_no_right};
 pub use self::shared::SharedDirectories;
 pub use self::upload::{Upload, UploadPlacement, WriteMode};
 pub use self::usage::Changes;
+pub use self::{
+    keys::{NamedEntry, birth},
+    publication::{FileToPublish, PublicationRecorder},
+};
 use crate::virtual_path::VirtualPath;
 
 /// Prefix of the names of partial files (the data of unfinished atomic uploads). Listings omit these

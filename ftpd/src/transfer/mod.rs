@@ -18,6 +18,7 @@ use crate::{
     audit::{AuditedCommand, MovedBytes},
     config::UploadDigest,
     data::{Coding, CopyError, DataPort, NoDataConnection, Protection, connected::Connected, copy::CopyJob},
+    events::SessionEvents,
     failure_log::{FailureLog, Operation, TransferEnd},
     identity::log_session,
     limits::pace::Pace,
@@ -68,6 +69,8 @@ pub(crate) struct Transfer {
     pub size: Option<u64>,
     /// `None`: neither a bandwidth nor a quota limits the transfer.
     pub pace: Option<Arc<Pace>>,
+    /// Notes the event of a download.
+    pub events: Option<SessionEvents>,
     pub work: TransferWork,
 }
 
@@ -89,7 +92,7 @@ pub(crate) fn start(
     stored_at: Vec<u8>,
 ) -> Activity {
     let SessionParts { node, failures, slot, audited } = session;
-    let Transfer { verb, kind, path, coding, offset, size, pace, work } = transfer;
+    let Transfer { verb, kind, path, coding, offset, size, pace, events, work } = transfer;
     let handle = ActivityHandle::of_size(verb, size);
     handle.progress.set_start(offset);
     let running = RunningTransfer { node, handle: Arc::clone(&handle), pace };
@@ -98,10 +101,28 @@ pub(crate) fn start(
         let RunningTransfer { node, handle, pace } = running;
         // Before the reply, because the pace holds the quota reservation of an upload.
         drop(pace);
+        let result = match (result, events) {
+            (Ok(()), Some(events)) => note_download(&node, events, &handle, &path, &stored_at).await,
+            (result, _) => result,
+        };
         let ended = EndedTransfer { kind, path, stored_at, coding, audited, result };
         conclude(&node, &failures, &handle, ended)
     };
     Activity { handle, is_upload: kind == TransferKind::Upload, run: Box::pin(run) }
+}
+
+/// Notes the event of a complete download, before the client is told.
+async fn note_download(
+    node: &Node,
+    events: SessionEvents,
+    handle: &ActivityHandle,
+    path: &VirtualPath,
+    stored_at: &[u8],
+) -> Result<(), TransferFailure> {
+    let (offset, bytes) = (handle.progress.start(), handle.progress.transferred());
+    let (path, stored_at) = (path.clone(), stored_at.to_vec());
+    let note = move || events.note_download(&path, &stored_at, offset, bytes);
+    Ok(node.workers.run_without_slot(note).await?)
 }
 
 /// A running transfer.
