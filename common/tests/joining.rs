@@ -6,6 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use common::{
+    node::NodeRecord,
     registry::{ClusterEvent, JoinError, RedisOptions, Registry, RegistryView},
     session::SessionId,
 };
@@ -149,4 +150,32 @@ async fn nodes_that_start_without_redis_join_when_it_is_back() {
     assert_ne!(ours.0, theirs.0);
     assert!(ours.1.overlaps(theirs.1));
     eventually("ann counts", async || is_full(&b, "b", "ann", 1).await.then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_process_with_ports_of_another_node_that_comes_first_after_a_loss_of_redis_leaves() {
+    // Which of them publishes first is chance.
+    for _ in 0..6 {
+        let mut redis = RedisServer::start();
+        let (established, mut events) = join("b", "50000-50004", redis.options()).await;
+        let _session = open(&established, "b", "ann").await;
+        redis.stop();
+        eventually("the loss is seen", async || (!established.is_connected()).then_some(())).await;
+        let later = node("a", "50004-50009");
+        let later = NodeRecord { since: later.since + 60, ..later };
+        let joined = Registry::join(later, fixed("50004-50009"), place("a"), redis.options()).await;
+        let (newcomer, mut its_events) = joined.unwrap();
+        redis.restart();
+        let event = next_event(&mut its_events).await;
+        let ClusterEvent::SliceConflict { ours, theirs } = event else { panic!("{event:?}") };
+        assert_eq!((ours.0.as_str(), theirs.0.as_str()), ("a", "b"));
+        newcomer.leave().await;
+        let view = RegistryView::new(&redis.options());
+        eventually("the established node is alone", async || {
+            let nodes = view.nodes().await.ok()?;
+            (nodes.len() == 1 && nodes[0].name.as_str() == "b").then_some(())
+        })
+        .await;
+        assert!(events.try_recv().is_err(), "the established node was told to leave");
+    }
 }

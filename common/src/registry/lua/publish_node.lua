@@ -77,6 +77,19 @@ local function port(text)
   end
 end
 
+-- When the process of a record started, in Unix seconds.
+local function since(record)
+  local is_json, node = pcall(cjson.decode, record)
+  return is_json and type(node) == 'table' and tonumber(node.since) or math.huge
+end
+
+-- Returns true if this process serves clients already and `other` started later: it came first only because
+-- Redis was away or has lost its data. It learns at its own next refresh that it must leave.
+local function is_newcomer(other, record)
+  local ours, theirs = since(ARGV[7]), since(record)
+  return step ~= 'start' and (theirs > ours or theirs == ours and other > name)
+end
+
 if redis.call('TYPE', KEYS[1]).ok ~= 'set' then
   redis.call('DEL', KEYS[1])
 end
@@ -85,7 +98,7 @@ local others, conflict = {}, nil
 for _, other in ipairs(redis.call('SMEMBERS', KEYS[1])) do
   if other ~= name then
     local found = redis.pcall('HMGET', prefix .. other, 'from', 'to', 'incarnation', 'block_ports',
-      'draining', 'range_from', 'range_to')
+      'draining', 'range_from', 'range_to', 'record')
     local first, last, ports = port(found[1]), port(found[2]), tonumber(found[4] or '') or 0
     if not first or not last or first > last or #other > 64 or string.find(other, '[^%w%._-]') then
       redis.call('SREM', KEYS[1], other) -- expired, or not written by a node
@@ -94,7 +107,9 @@ for _, other in ipairs(redis.call('SMEMBERS', KEYS[1])) do
         name = other, incarnation = found[3] or '', from = first, to = last,
         is_leased = ports > 0, is_draining = found[5] == '1',
       }
-      if ports == 0 and not is_leased and first <= to and from <= last then
+      if ports == 0 and not is_leased and first <= to and from <= last
+        and not is_newcomer(other, found[8])
+      then
         conflict = conflict or {'taken', other, tostring(first), tostring(last)}
       elseif ports > 0 and is_leased
         and (ports ~= block_ports or tonumber(found[6]) ~= from or tonumber(found[7]) ~= to)
