@@ -272,7 +272,11 @@ def every_setting_exists(manifest: Manifest) -> Iterator[str]:
         for entry in container(pod).get("env", []):
             if not entry["name"].startswith(prefix):
                 yield f"{component}: {entry['name']} is not a variable of {daemon}"
-            given.append(entry["name"].removeprefix(prefix).lower())
+            key = entry["name"].removeprefix(prefix).lower()
+            given.append(key)
+            in_file = manifest.settings(component).get(key)
+            if "value" in entry and entry["value"] != in_file:
+                yield f"{component}: {entry['name']} is {entry['value']}, and {in_file} in the file"
         for key in given:
             if key not in known[daemon]:
                 yield f"{component}: docs/settings.md has no setting {key} of {daemon}"

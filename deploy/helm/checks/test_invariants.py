@@ -1,8 +1,11 @@
 """Each invariant can fail: a rendering with one fault breaks it, and the message names the fault."""
 
 import copy
+import pathlib
+import tempfile
 import unittest
 
+import invariants
 from check import violations
 from invariants import INVARIANTS
 from manifests import Manifest, container, renderings
@@ -207,14 +210,20 @@ FAULTS = [
     (
         "every_setting_exists",
         "cloud",
-        lambda m: container(pod(m, "authd"))["env"][0].update(name="AUTHD_REDIS"),
+        lambda m: container(pod(m, "authd"))["env"][1].update(name="AUTHD_REDIS"),
         "setting redis of authd",
     ),
     (
         "every_setting_exists",
         "cloud",
-        lambda m: container(pod(m, "authd"))["env"][0].update(name="FTPD_REDIS_URL"),
+        lambda m: container(pod(m, "authd"))["env"][1].update(name="FTPD_REDIS_URL"),
         "not a variable",
+    ),
+    (
+        "every_setting_exists",
+        "relay",
+        lambda m: container(pod(m, "relay"))["env"][0].update(value="127.0.0.1:9122"),
+        "in the file",
     ),
     (
         "daemons_agree",
@@ -366,8 +375,6 @@ class Invariants(unittest.TestCase):
     def test_a_copy_of_the_rules_that_is_old_is_found(self):
         check = next(check for check in INVARIANTS if check.__name__ == "copies_in_the_chart_are_current")
         # The real files stay as they are: the check reads from a chart whose files are empty.
-        import invariants, pathlib, tempfile
-
         with tempfile.TemporaryDirectory() as folder:
             chart = pathlib.Path(folder)
             (chart / "files").mkdir()

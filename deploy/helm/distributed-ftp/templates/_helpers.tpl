@@ -39,11 +39,12 @@ labels:
   {{- include "ftp.labels" (list $root (index . 1)) | nindent 2 }}
 {{- end }}
 
-{{/* An image of ours: (list $ "name"). */}}
+{{/* An image of ours: (list $ "ftpd"). */}}
 {{- define "ftp.image" -}}
 {{- $images := (index . 0).Values.images -}}
-{{- with $images.registry }}{{ trimSuffix "/" . }}/{{ end }}{{ index . 1 }}:
-{{- default (index . 0).Chart.AppVersion $images.tag -}}
+{{- $part := index . 1 -}}
+{{- with $images.registry }}{{ trimSuffix "/" . }}/{{ end }}{{ get $images $part }}:
+{{- coalesce (get $images.tags $part) $images.tag (index . 0).Chart.AppVersion -}}
 {{- end }}
 
 {{/* A duration of a setting (500ms, 30s, 5m, 7d) in whole seconds, rounded up: (list "setting" "5m"). */}}
