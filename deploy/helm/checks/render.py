@@ -29,7 +29,7 @@ PLAIN_HEADER = """\
 
 # Values that are refused, and a part of the message.
 REFUSED = [
-    ({"ftpd": {"replica": 2}}, "'replica' not allowed"),
+    ({"ftpd": {"replica": 2}}, "not allowed"),
     ({"ftpd": {"replicas": 16}}, "15 blocks"),
     ({"ftpd": {"settings": {"port": 21}}}, "ftpd.settings.port: the chart computes this setting"),
     ({"ftpd": {"settings": {"drain_timeout": "5 minutes"}}}, "drain_timeout"),

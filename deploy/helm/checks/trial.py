@@ -403,4 +403,7 @@ def run_all(images: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Failed as failed:
+        sys.exit(f"pods: FAILED: {failed}")
