@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from live import keeps_what_exists
 from manifests import CHART, NAMESPACE, PLAIN, rendering_of
 
 # The oldest version of Kubernetes that Chart.yaml admits, and the newest that is known.
@@ -143,6 +144,14 @@ def refuses(program: str) -> int:
     return failures
 
 
+def keeps(program: str) -> int:
+    """An upgrade keeps the tokens of the cluster, and the number of nodes that an autoscaler chose."""
+    faults = keeps_what_exists(program)
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    return len(faults)
+
+
 def merged(base: dict, over: dict) -> dict:
     result = dict(base)
     for key, value in over.items():
@@ -183,7 +192,9 @@ def validate() -> int:
 
 def main(arguments: list[str]) -> int:
     program, write = arguments[0], "--write" in arguments
-    failures = lint(program) + compare_or_write(program, write) + refuses(program) + validate()
+    failures = (
+        lint(program) + compare_or_write(program, write) + refuses(program) + keeps(program) + validate()
+    )
     print(f"helm: {'renderings written, ' if write else ''}{len(REFUSED)} faulty values, {failures} failures")
     return 1 if failures else 0
 
