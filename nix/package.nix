@@ -42,6 +42,8 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../bench
           ../common
           ../deploy/demo
+          ../deploy/helm
+          ../deploy/kubernetes
           ../dev
           ../SECURITY.md
           ../docs/audit.schema.json
@@ -91,7 +93,7 @@ rustPlatform.buildRustPackage (finalAttrs: {
     wget
     ncftp
     haproxy
-    python3
+    (python3.withPackages (packages: [ packages.pyyaml ]))
     util-linux
   ];
 
