@@ -36,7 +36,7 @@ pub struct Config {
     /// Interval at which the users file is checked for changes.
     pub poll: Duration,
     /// `None`: nodes are refused, unless `users` is `Demo`.
-    pub node_token: Option<Secret>,
+    pub node_tokens: Vec<Secret>,
     /// `None`: only the administrators of `administrators_file` are known.
     pub admin_token: Option<Secret>,
     /// The file with the named administrators.
@@ -94,7 +94,7 @@ impl Config {
             users,
             anonymous: anonymous(values)?,
             poll: values.duration("users_file_poll")?,
-            node_token: values.secret("node_token_file")?,
+            node_tokens: node_tokens(values)?,
             admin_token: admin_token(values)?,
             administrators: values.optional("administrators_file")?,
             page: page(values)?,
@@ -139,9 +139,20 @@ pub fn password_params(values: &Values) -> Result<Params, SettingsError> {
     Params::new(memory, iterations, 1, None).map_err(|error| values.invalid("argon2_memory_kib", error))
 }
 
+/// The tokens of nodes: a line for each. Two are enough to replace one while all nodes are served.
+fn node_tokens(values: &Values) -> Result<Vec<Secret>, SettingsError> {
+    let Some(lines) = values.secret("node_token_file")? else { return Ok(Vec::new()) };
+    let tokens: Vec<Secret> = lines.expose().lines().map(Secret::new).collect();
+    if tokens.len() > 2 || tokens.iter().any(|token| token.expose().is_empty()) {
+        let reason = "expected one line with the token, or two lines while it is replaced";
+        return Err(values.invalid("node_token_file", reason));
+    }
+    Ok(tokens)
+}
+
 fn admin_token(values: &Values) -> Result<Option<Secret>, SettingsError> {
     let admin = values.secret("admin_token_file")?;
-    if admin.is_some() && admin == values.secret("node_token_file")? {
+    if admin.as_ref().is_some_and(|admin| node_tokens(values).is_ok_and(|tokens| tokens.contains(admin))) {
         let reason = "it is the nodes' token, with which every node would be an administrator";
         return Err(values.invalid("admin_token_file", reason));
     }
@@ -260,7 +271,7 @@ mod tests {
         let config = config(&[]).unwrap();
         assert_eq!(config.listen, "127.0.0.1:5160".parse().unwrap());
         assert_eq!(config.users, DeclaredUsers::None);
-        assert!(config.redis.is_none() && config.node_token.is_none());
+        assert!(config.redis.is_none() && config.node_tokens.is_empty());
         assert!(config.passwords.at_once >= 1);
         assert_eq!(config.passwords.min_length, 12);
     }

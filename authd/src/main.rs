@@ -100,7 +100,7 @@ fn check(config: &Config, deep: bool) -> ExitCode {
         format!("HTTP on {}", config.listen),
         users,
         redis,
-        token("node_token_file", config.node_token.is_some()),
+        token("node_token_file", !config.node_tokens.is_empty()),
         token("admin_token_file", config.admin_token.is_some()),
     ];
     let tried = match (&config.redis, deep) {

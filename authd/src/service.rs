@@ -82,7 +82,7 @@ impl Service {
                 DeclaredAccounts::new(&config.users, config.anonymous.clone())?,
                 link_and_keys().map(|(link, keys)| StoredAccounts::new(link, keys)),
             ),
-            passwords: PasswordVerifier::new(&config.passwords, config.node_token.as_ref()),
+            passwords: PasswordVerifier::new(&config.passwords, config.node_tokens.last()),
             cache: PasswordCache::new(config.cache),
             watched: Mutex::default(),
             history: Arc::default(),
@@ -91,9 +91,9 @@ impl Service {
             blocks: LoginBlocks::new(link_and_keys()),
             throttle: Throttle::new(config.throttle.clone(), link_and_keys()),
             tokens: Tokens::new(
-                match &config.node_token {
-                    None if is_demo => TokenPolicy::AcceptAll,
-                    token => TokenPolicy::of(token.as_ref()),
+                match &config.node_tokens[..] {
+                    [] if is_demo => TokenPolicy::AcceptAll,
+                    tokens => TokenPolicy::of(tokens),
                 },
                 Administrators::new(
                     config.administrators.clone(),

@@ -73,15 +73,16 @@ static ESSENTIAL: Group = Group {
             "node_token_file",
             FILE,
             "",
-            "A file that holds the bearer token of the nodes (their `authd_token_file`). Without it every \
-             login gets 401.",
+            "A file that holds the bearer token of the nodes (their `authd_token_file`). While the token is \
+             replaced, the file has two lines, the old token and the new one, and both are accepted. Without \
+             the file every login gets 401.",
         ),
         Setting::one(
             "admin_token_file",
             FILE,
             "",
             "A file that holds the bearer token of administrators. Without it the API for users, sessions \
-             and nodes answers 401. It must differ from the nodes' token.",
+             and nodes answers 401. It must differ from the nodes' tokens.",
         ),
         Setting::one(
             "administrators_file",

@@ -31,7 +31,7 @@ pub(crate) fn fit_descriptors(config: &mut Config) {
 pub(crate) fn warn_about(config: &Config) {
     if config.users == DeclaredUsers::Demo {
         log::warn!("DEMO: the users demo, admin and test log in with ANY password, and nodes need no token");
-    } else if config.node_token.is_none() {
+    } else if config.node_tokens.is_empty() {
         log::warn!("no node_token_file: every login is refused with 401");
     }
     if let Some(anonymous) = &config.anonymous {

@@ -21,12 +21,10 @@ use crate::{
 
 /// Requests that are accepted on some routes.
 pub(crate) enum TokenPolicy {
-    /// None: no token is configured.
-    RefuseAll,
     /// All: the nodes of a demo on a loopback address.
     AcceptAll,
-    /// Requests with the token that has this SHA-256.
-    Sha256([u8; 32]),
+    /// Requests with a token that has one of these SHA-256; none, if no token is configured.
+    Sha256(Vec<[u8; 32]>),
 }
 
 /// Checks the tokens of requests.
@@ -120,7 +118,7 @@ impl TokenCheck {
             return Ok(());
         }
         let message = match (&self.policy, bearer(headers)) {
-            (TokenPolicy::RefuseAll, _) => self.messages.not_configured,
+            (TokenPolicy::Sha256(tokens), _) if tokens.is_empty() => self.messages.not_configured,
             (_, None) => self.messages.missing,
             (_, Some(_)) => self.messages.differs,
         };
@@ -130,20 +128,20 @@ impl TokenCheck {
 }
 
 impl TokenPolicy {
-    /// Accepts requests with `token`. Without a token it refuses all requests.
-    pub(crate) fn of(token: Option<&Secret>) -> Self {
-        token.map_or(Self::RefuseAll, |token| Self::Sha256(digest(token.expose().as_bytes())))
+    /// Accepts requests with one of `tokens`. Without tokens it refuses all requests.
+    pub(crate) fn of(tokens: &[Secret]) -> Self {
+        Self::Sha256(tokens.iter().map(|token| digest(token.expose().as_bytes())).collect())
     }
 
-    /// Returns true if the request's token is accepted. Compares digests in constant time, so that the
-    /// duration reveals neither the token nor its length.
+    /// Returns true if the request's token is accepted. Compares all digests in constant time, so that the
+    /// duration reveals neither the token nor its length, nor which of two it is.
     fn accepts(&self, headers: &HeaderMap) -> bool {
         match self {
-            Self::RefuseAll => false,
             Self::AcceptAll => true,
-            Self::Sha256(expected) => {
-                bearer(headers).is_some_and(|token| digest(token).ct_eq(expected).into())
-            }
+            Self::Sha256(expected) => bearer(headers).is_some_and(|token| {
+                let shown = digest(token);
+                expected.iter().fold(false, |found, expected| found | bool::from(shown.ct_eq(expected)))
+            }),
         }
     }
 }
@@ -201,7 +199,7 @@ mod tests {
 
     #[test]
     fn only_one_header_with_the_exact_token_is_accepted() {
-        let policy = TokenPolicy::of(Some(&Secret::new("sesame")));
+        let policy = TokenPolicy::of(&[Secret::new("sesame")]);
         for right in ["Bearer sesame", "bearer sesame", "Bearer  sesame"] {
             assert!(policy.accepts(&with(&[right])), "{right}");
         }
@@ -219,8 +217,8 @@ mod tests {
         for wrong in wrong {
             assert!(!policy.accepts(&with(wrong)), "{wrong:?}");
         }
-        assert!(!TokenPolicy::of(None).accepts(&with(&["Bearer sesame"])));
-        assert!(!TokenPolicy::of(None).accepts(&with(&["Bearer "])));
+        assert!(!TokenPolicy::of(&[]).accepts(&with(&["Bearer sesame"])));
+        assert!(!TokenPolicy::of(&[]).accepts(&with(&["Bearer "])));
         assert!(TokenPolicy::AcceptAll.accepts(&with(&[])));
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use reqwest::Method;
 use serde_json::json;
 
-use crate::support::{Authd, NODE_TOKEN, Redis, authenticate, eventually, hash};
+use crate::support::{Authd, NODE_TOKEN, Redis, authenticate, command, eventually, hash};
 
 fn users_file(dir: &tempfile::TempDir) -> String {
     let path = dir.path().join("users.toml");
@@ -401,6 +401,28 @@ async fn refused_tokens_are_logged_with_the_setting_at_a_limited_rate() {
     let node = "its authd_token_file differs from node_token_file address=127.0.0.1 suppressed=0";
     for line in [node, "its token differs from admin_token_file and administrators_file address=127.0.0.1"] {
         assert_eq!(log.matches(line).count(), 1, "{line:?}: {log}");
+    }
+}
+
+#[tokio::test]
+async fn while_the_nodes_token_is_replaced_both_are_accepted_and_no_third() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("node");
+    fs::write(&file, "old\nnew\n").unwrap();
+    let users = users_file(&dir);
+    let authd = Authd::start_bare(&["--node-token-file", file.to_str().unwrap(), "--users-file", &users]);
+    let body = authenticate("ann", "hunter2", "192.0.2.1");
+    for (token, status) in [("old", 200), ("new", 200), ("old\nnew", 401), ("other", 401)] {
+        let token = token.replace('\n', " ");
+        let answer = authd.call(Method::POST, "/v1/authenticate", Some(&token), Some(&body)).await;
+        assert_eq!(answer.status, status, "{token}: {}", answer.text);
+    }
+    for content in ["one\ntwo\nthree\n", "one\n\ntwo\n"] {
+        fs::write(&file, content).unwrap();
+        let refused = command(&["--check", "--node-token-file", file.to_str().unwrap()]).output().unwrap();
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && text.contains("node_token_file"), "{text}");
+        assert!(!text.contains("two\n") && !text.contains("three"), "{text}");
     }
 }
 
