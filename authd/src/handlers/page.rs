@@ -110,6 +110,8 @@ pub fn log_out(
     {
         check_csrf(headers, &session)?;
         ended = page.end(secret);
+        // The page that has logged out must not be told any more.
+        service.feed.end_streams();
     }
     Ok((ended, cookie(headers, "", 0)))
 }

@@ -7,7 +7,7 @@ use reqwest::{Client, Method, RequestBuilder};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{ADMIN_TOKEN, Answer, Authd, Redis, eventually};
+use crate::support::{ADMIN_TOKEN, Answer, Authd, EventReader, Redis, eventually};
 
 /// A browser that is logged in.
 struct Browser {
@@ -135,8 +135,13 @@ async fn login_gives_a_strict_cookie_that_replaces_the_bearer_token_until_the_lo
 
     let second = Browser::log_in(&authd, "admin", ADMIN_TOKEN).await;
     assert_ne!((&second.cookie, &second.csrf), (&browser.cookie, &browser.csrf));
+    let stream = request(&authd, Method::GET, "/v1/live").header("cookie", &browser.cookie);
+    let mut stream = EventReader::new(stream.send().await.unwrap());
+    assert!(stream.next().await.is_some());
     let logout = browser.change(Method::DELETE, "/page/session", &json!({})).await;
     assert_eq!(logout.status, 204);
+    // It ends with the logout, long before the time limit of the request.
+    while stream.next().await.is_some() {}
     assert!(logout.headers["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
     assert_eq!(browser.get("/v1/users").await.error(), (401, "unauthorized".to_owned()));
     assert_eq!(second.get("/v1/users").await.status, 200);

@@ -205,7 +205,7 @@ pub(crate) const METRICS: &[Metric] = &[
     Metric::histogram(
         "ftp_event_delivery_seconds",
         "seconds",
-        "Time from the end of an upload until a receiver had its event.",
+        "Time from what an event tells until a receiver had it.",
     ),
     Metric::gauge(
         "ftp_events_pending",
