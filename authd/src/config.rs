@@ -9,7 +9,7 @@ use common::{
     health::{REGISTRY, Requirement},
     policy::{Bandwidth, Quota},
     process::{http::ConnectionLimits, logging::LogFormat},
-    registry::{RedisOptions, RedisUrl},
+    registry::{RedisOptions, RedisServers},
     secret::Secret,
     settings::{SettingsError, Values},
 };
@@ -206,14 +206,12 @@ fn requirements(values: &Values) -> Result<Vec<Requirement>, SettingsError> {
 }
 
 fn redis(values: &Values) -> Result<Option<RedisOptions>, SettingsError> {
-    let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else { return Ok(None) };
-    if let Some(password) = values.secret("redis_password_file")? {
-        url = url.with_password(&password);
-    }
+    let Some(servers) = RedisServers::read(values)? else { return Ok(None) };
     Ok(Some(RedisOptions {
         prefix: values.required("redis_prefix")?,
         timeout: values.duration("redis_timeout")?,
-        ..RedisOptions::new(url)
+        replicas: values.required("redis_replicas")?,
+        ..RedisOptions::new(servers)
     }))
 }
 

@@ -8,19 +8,20 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, Script, cmd};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, cmd};
 
 use super::{
-    LinkError, RegistryView,
+    EssentialScript, LinkError, RegistryView,
     lease_state::{LeaseConflict, LeaseGrant, LeasePath, LeaseScope, LeaseState},
     link::pipeline_with,
 };
 use crate::{node::NodeRecord, session::SessionId};
 
-static HOLD_WRITE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/hold_write.lua"))));
-pub(super) static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/release_write.lua")))
+static HOLD_WRITE: LazyLock<EssentialScript> = LazyLock::new(|| {
+    EssentialScript::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/hold_write.lua")))
+});
+pub(super) static RELEASE_WRITE: LazyLock<EssentialScript> = LazyLock::new(|| {
+    EssentialScript::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/release_write.lua")))
 });
 
 /// Maximum number of calls for one take. A call looks at up to 200 paths below a tree, and removes those
@@ -138,7 +139,7 @@ impl LeaseCalls {
         leases: &[LeaseRequest],
     ) -> Result<Vec<Option<LeaseConfirmation>>, LinkError> {
         let (connection, compare) = self.comparison();
-        let mut pipe = pipeline_with(&HOLD_WRITE);
+        let mut pipe = pipeline_with(HOLD_WRITE.on(self.view.link()));
         let nothing = LeaseRequest { paths: Arc::new([]), token: self.holder.clone(), state: Arc::default() };
         pipe.add_command(self.command(&HOLD_WRITE, LeaseStep::Look, &nothing, compare));
         for lease in leases {
@@ -168,20 +169,20 @@ impl LeaseCalls {
     /// Sends a request to a server that is compared with that of the epoch, and returns the answer.
     async fn call(
         &self,
-        script: &Script,
+        script: &EssentialScript,
         step: LeaseStep,
         lease: &LeaseRequest,
     ) -> Result<Vec<String>, LinkError> {
         let link = self.view.link();
         let (connection, compare) = self.comparison();
-        let reply = link.call(script, &self.command(script, step, lease, compare)).await?;
+        let reply = link.call(script.on(link), &self.command(script, step, lease, compare)).await?;
         if compare || link.connections() == connection {
             self.note_compared(connection);
             return Ok(reply);
         }
         // The answer came from a new connection, perhaps to another server: send the request again, with the
         // comparison. It may be repeated.
-        link.call(script, &self.command(script, step, lease, true)).await
+        link.call(script.on(link), &self.command(script, step, lease, true)).await
     }
 
     /// The number of the current connection, and whether its server must still be compared with that of the
@@ -198,12 +199,12 @@ impl LeaseCalls {
         }
     }
 
-    fn command(&self, script: &Script, step: LeaseStep, lease: &LeaseRequest, compare: bool) -> Cmd {
+    fn command(&self, script: &EssentialScript, step: LeaseStep, lease: &LeaseRequest, compare: bool) -> Cmd {
         let keys = self.view.keys();
         let known_epoch = self.epoch.load(Ordering::Relaxed);
         let (epoch, number) = lease.state.granted();
         let mut call = cmd("EVALSHA");
-        call.arg(script.get_hash()).arg(3 + lease.paths.len());
+        call.arg(script.on(self.view.link()).get_hash()).arg(3 + lease.paths.len());
         call.arg(keys.lease_epoch()).arg(keys.leased_paths()).arg(keys.leased_trees());
         for path in lease.paths.iter() {
             call.arg(keys.write_lease(&path.path));

@@ -5,7 +5,7 @@ mod manual;
 
 use common::settings::{
     ADMIN_HEADER_TIMEOUT, ADMIN_MAX_CONNECTIONS, DURATION, Form, Group, LOG_FORMAT, LOG_LEVEL, NETWORKS,
-    NUMBER, REDIS_PASSWORD_FILE, REDIS_PREFIX, REDIS_TIMEOUT, REDIS_URL, Schema, Setting,
+    NUMBER, REDIS, REDIS_URL, Schema, Setting,
 };
 
 use super::metrics;
@@ -16,7 +16,7 @@ pub static SCHEMA: Schema = Schema {
     about: "carries the connections of FTP clients to the nodes of a distributed FTP cluster",
     version: env!("CARGO_PKG_VERSION"),
     prefix: "FTP_RELAY_",
-    groups: &[&ESSENTIAL, &NETWORK, &REGISTRY, &limits::LIMITS, &limits::TIMEOUTS, &LOGGING],
+    groups: &[&ESSENTIAL, &NETWORK, &REGISTRY, &REDIS, &limits::LIMITS, &limits::TIMEOUTS, &LOGGING],
     subcommands: &[],
     metrics: metrics::METRICS,
     manual: manual::MANUAL,
@@ -118,9 +118,6 @@ static REGISTRY: Group = Group {
     name: "Registry",
     about: "The registry in Redis: the map of the passive ports and the keys of relayed connections.",
     settings: &[
-        REDIS_PASSWORD_FILE,
-        REDIS_PREFIX,
-        REDIS_TIMEOUT,
         Setting::one(
             "map_refresh",
             DURATION,
