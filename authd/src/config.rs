@@ -284,6 +284,15 @@ mod tests {
             (&["--anonymous-home", "/pub", "--anonymous-drop-box", "/"], "anonymous_drop_box"),
             (&["--anonymous-drop-box", "/in"], "anonymous_drop_box"),
             (&["--redis-url", "ftp://x"], "redis_url"),
+            (&["--redis-url", "a", "--redis-sentinels", "b"], "redis_sentinels"),
+            (&["--redis-sentinels", "a"], "redis_sentinel_master"),
+            (&["--redis-sentinel-master", "ftp"], "redis_sentinel_master"),
+            (&["--redis-sentinels", "rediss://a,b", "--redis-sentinel-master", "ftp"], "redis_sentinels"),
+            (&["--redis-sentinels", "unix:///a", "--redis-sentinel-master", "ftp"], "redis_sentinels"),
+            (&["--redis-url", "a", "--redis-user", "node"], "redis_password_file"),
+            (&["--redis-url", "a", "--redis-ca-file", "ca.pem"], "redis_ca_file"),
+            (&["--redis-url", "rediss://a", "--redis-ca-file", "/nonexistent"], "redis_ca_file"),
+            (&["--redis-url", "rediss://a", "--redis-client-key", "key"], "redis_client_certificate"),
             (&["--node-token-file", "/nonexistent"], "node_token_file"),
         ] {
             let error = config(args).unwrap_err().to_string();

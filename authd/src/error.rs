@@ -74,8 +74,8 @@ pub enum ApiError {
     #[error("Redis cannot be reached")]
     RedisAway,
     #[error(
-        "the change is stored in Redis, but {} of {} replicas (redis_replicas) confirmed it in time: it is lost \
-         if Redis fails before they have it",
+        "the change is stored in Redis, but {} of {} replicas (redis_replicas) confirmed it in time: it is \
+         lost if Redis fails before they have it",
         .0.confirmed, .0.wanted
     )]
     Unreplicated(Confirmation),

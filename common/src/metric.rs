@@ -79,8 +79,8 @@ pub const REGISTRY_CONNECTED: Metric = Metric::gauge(
 pub const REGISTRY_WRITABLE: Metric = Metric::gauge(
     "ftp_registry_writable",
     "1 or 0",
-    "1 while Redis accepts writes, 0 from a refusal (out of memory, too few replicas, cannot save) until none \
-     was refused for 10 seconds. Missing without `redis_url`, and until the first write.",
+    "1 while Redis accepts writes, 0 from a refusal (out of memory, too few replicas, cannot save) until 10 \
+     seconds passed without one. Missing without `redis_url`, and until the first write.",
 );
 
 /// `ftp_redis_seconds`, which every process with a connection to Redis has.

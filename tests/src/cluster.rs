@@ -146,12 +146,8 @@ impl Cluster {
         // At least three times in each node lease of the tests.
         let relay =
             relay.passive_ports(self.passive.from(), self.passive.to()).setting("map_refresh", "500ms");
-        match &self.configuration.registry {
-            Some(registry) => registry
-                .iter()
-                .fold(relay.without("redis_url"), |relay, (key, value)| relay.setting(key, value)),
-            None => relay,
-        }
+        let Some(registry) = &self.configuration.registry else { return relay };
+        registry.iter().fold(relay.without("redis_url"), |relay, (key, value)| relay.setting(key, value))
     }
 
     /// The shared storage.
@@ -329,16 +325,13 @@ impl Cluster {
                 .setting("port", CONTROL_PORT)
                 .setting("passive_port_min", from)
                 .setting("passive_port_max", to)
-                .setting("redis_url", redis)
                 .setting("authd_urls", authd)
         };
         if let Some((_, hang)) = configuration.hang.as_ref().filter(|(hanging, _)| *hanging == position) {
             node = node.hanging(hang);
         }
-        if let Some(registry) = &configuration.registry {
-            node = registry
-                .iter()
-                .fold(node.without("redis_url"), |node, (key, value)| node.setting(key, value));
+        if configuration.registry.is_none() && !configuration.reference_variables {
+            node = node.setting("redis_url", redis);
         }
         configuration.settings.iter().fold(node, |node, (key, value)| node.setting(key, value))
     }
@@ -423,8 +416,10 @@ impl ClusterBuilder {
         self
     }
 
-    /// Uses a Redis that the test has started. `settings` are the settings of all parts that lead to it.
+    /// Uses a Redis that the test has started: the settings of all parts that lead to it.
     pub fn registry(mut self, settings: Vec<(String, String)>) -> Self {
+        self.settings.extend(settings.clone());
+        self.authd_settings.extend(settings.clone());
         self.registry = Some(settings);
         self
     }
@@ -497,13 +492,9 @@ impl ClusterBuilder {
         let redis = loopback.socket(REDIS, 6379);
         authd = match self.reference_variables {
             true => authd.variable("RedisConnectionString", redis),
+            false if self.registry.is_some() => authd,
             false => authd.setting("redis_url", redis),
         };
-        if let Some(registry) = &self.registry {
-            authd = registry
-                .iter()
-                .fold(authd.without("redis_url"), |authd, (key, value)| authd.setting(key, value));
-        }
         self.authd_settings.iter().fold(authd, |authd, (key, value)| authd.setting(key, value))
     }
 }

@@ -105,7 +105,9 @@ impl RedisGroup {
         let announced = if self.authority.is_some() { SENTINEL_TLS_PORT } else { SENTINEL_PORT };
         let mut text = format!(
             "port {SENTINEL_PORT}\nbind {ip}\ndir {directory}\nsentinel monitor {MASTER} {server} {port} 2\n\
-             sentinel announce-ip {ip}\nsentinel announce-port {announced}\nsentinel down-after-milliseconds {MASTER} 1000\nsentinel failover-timeout {MASTER} 4000\n"
+             sentinel announce-ip {ip}\nsentinel announce-port {announced}\n\
+             sentinel down-after-milliseconds {MASTER} 1000\n\
+             sentinel failover-timeout {MASTER} 4000\n"
         );
         if let Some(files) = self.certificate(host) {
             for line in Redis::tls_arguments(SENTINEL_TLS_PORT, &files, &self.authority_file()).chunks(2) {

@@ -109,3 +109,25 @@ fn out_of_memory_a_user_can_still_be_removed_and_loses_the_session() {
     let gone = cluster.authd().administer("GET", "/v1/users/leaver", None);
     assert_eq!(gone.status, 404, "{}", gone.body);
 }
+
+#[test]
+fn a_master_without_its_replicas_refuses_writes_and_sessions_go_on() {
+    let cluster = Cluster::builder().nodes(1).setting("node_lease", "2s").start();
+    let mut session = cluster.login();
+    let answer = cluster.redis().command("CONFIG SET min-replicas-to-write 1");
+    assert_eq!(answer.as_deref(), Some("+OK"));
+    let node = cluster.node(0);
+    for admin in [node.admin, cluster.authd().address] {
+        let failed = eventually("the state to be shown", || {
+            Some(writes(admin)).filter(|(state, ..)| state == "failed")
+        });
+        assert!(failed.1.contains("NOREPLICAS"), "{failed:?}");
+    }
+    // As if Redis were away: the locks of the storage protect the upload.
+    session.store("file", b"whole");
+    assert_eq!(session.retrieve("file"), b"whole");
+    let answer = cluster.redis().command("CONFIG SET min-replicas-to-write 0");
+    assert_eq!(answer.as_deref(), Some("+OK"));
+    eventually("the node to be in the registry again", || (since(&cluster).len() == 1).then_some(()));
+    eventually("writes to be accepted again", || (writes(node.admin).0 == "ok").then_some(()));
+}

@@ -40,8 +40,8 @@ pub enum LeaseCertainty {
     /// No proof: Redis lost data less than a `node_lease` ago. Another session may hold a lease that its
     /// node has not entered again yet.
     RedisLostData,
-    /// No proof: too few replicas of Redis have confirmed the lease (`redis_replicas`). After a failover, Redis
-    /// may not know it.
+    /// No proof: too few replicas of Redis have confirmed the lease (`redis_replicas`). After a failover,
+    /// Redis may not know it.
     Unreplicated,
     /// No proof: Redis is away, and the policy is [`WhenAway::Admit`](super::WhenAway::Admit). Only this
     /// node's own leases were compared.

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::{
     RedisServers, RedisTls, RedisUrl,
     connect::{connect, is_handshake_failure},
+    link_error::{LinkError, denial, means_away},
     sentinel::{MasterAddress, Sentinels, require_master},
     servers::RedisPlace,
     writes::WriteMonitor,
@@ -91,23 +92,6 @@ enum LoggedStatus {
     Connected,
     Away,
     Denied,
-}
-
-/// The reason why a request to Redis has no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// Redis cannot be reached, does not answer in time, or says that it cannot serve now.
-    #[error("Redis is away")]
-    Away,
-    /// Redis refuses this daemon's password or requires one. Callers treat this as if Redis were away.
-    #[error("Redis refuses this daemon's password (redis_password_file)")]
-    Denied,
-    /// Redis answers, but refuses to write: it is out of memory, or lacks replicas or a disk.
-    #[error("Redis refuses writes")]
-    Unwritable(#[source] RedisError),
-    /// Redis refused this request.
-    #[error("Redis answered with an error")]
-    Reply(#[source] RedisError),
 }
 
 impl RedisLink {
@@ -485,33 +469,4 @@ pub(super) fn pipeline_with(script: &Script) -> Pipeline {
     let mut pipe = Pipeline::new();
     pipe.load_script(script).ignore();
     pipe
-}
-
-/// The fault of the password, if Redis reports one. Only a change of the settings repairs it.
-fn denial(error: &RedisError) -> Option<&'static str> {
-    match error.code() {
-        Some("NOAUTH") => Some("Redis wants a password: set redis_password_file"),
-        Some("WRONGPASS") => Some(WRONG_PASSWORD),
-        _ => (error.kind() == ErrorKind::AuthenticationFailed).then_some(WRONG_PASSWORD),
-    }
-}
-
-const WRONG_PASSWORD: &str = "Redis refuses the password: the one in redis_password_file (or redis_url) is \
-                              not that of Redis, or Redis has none";
-
-/// Returns true if the error is about the state of Redis or the connection, false if it is about the request.
-fn means_away(error: &RedisError) -> bool {
-    match error.kind() {
-        ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed => true,
-        ErrorKind::Server(
-            ServerErrorKind::BusyLoading
-            | ServerErrorKind::MasterDown
-            | ServerErrorKind::ReadOnly
-            | ServerErrorKind::ClusterDown,
-        ) => true,
-        // The driver has no name for some of them.
-        _ if denial(error).is_some() => true,
-        // The driver's task for the connection has ended.
-        _ => error.is_unrecoverable_error(),
-    }
 }

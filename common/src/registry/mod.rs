@@ -9,8 +9,8 @@
 //! session costs no request. The node enters all its sessions again only if the number in Redis differs
 //! from its own.
 //!
-//! Redis is one server, or the master that sentinels name. The Lua scripts access several keys in one step. In
-//! a Redis Cluster they must therefore be in one slot, which a prefix with a hash tag makes sure of.
+//! Redis is one server, or the master that sentinels name. The Lua scripts access several keys in one step.
+//! In a Redis Cluster these must therefore be in one slot, which a prefix with a hash tag makes sure of.
 
 mod bandwidth;
 mod bandwidth_meter;
@@ -29,6 +29,7 @@ mod lease_calls;
 mod lease_state;
 mod leases;
 mod link;
+mod link_error;
 mod live;
 mod map_reader;
 mod name_claim;
@@ -70,7 +71,8 @@ pub use self::{
     home::{Usage, UsageChange, UsageStatus, UsageStep},
     lease_state::{LeaseConflict, LeasePath, LeaseScope},
     leases::{LeaseAge, LeaseCertainty, LeaseRefused, WriteLease},
-    link::{LinkError, RedisLink},
+    link::RedisLink,
+    link_error::LinkError,
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
     orders::NodeOrders,
     port_map::{BlockOwner, MapContent, MapNode, PortMap},

@@ -34,9 +34,9 @@ impl RedisOptions {
     /// The defaults: prefix `ftp`, time limit 1 s, leases of 30 s, [`WhenAway::Admit`], no
     /// confirmations, reservations of 30 s,
     /// a new relay key each day.
-    pub fn new(servers: impl Into<RedisServers>) -> Self {
+    pub fn new(servers: RedisServers) -> Self {
         Self {
-            servers: servers.into(),
+            servers,
             prefix: "ftp".to_owned(),
             timeout: Duration::from_secs(1),
             lease: Duration::from_secs(30),

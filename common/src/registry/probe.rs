@@ -11,14 +11,12 @@ pub enum ProbeError {
     #[error("it refuses the password: correct redis_user and redis_password_file, or redis_url ({0})")]
     Credentials(RedisError),
     #[error(
-        "{0}; see redis_ca_file, the names in the certificate of Redis, and whether Redis has TLS at this port"
+        "{0}; see redis_ca_file, the names in the certificate of Redis, and whether it has TLS at this port"
     )]
     Encryption(RedisError),
     #[error("{0}; see redis_url or redis_sentinels, and whether Redis runs and listens there")]
     Away(RedisError),
-    #[error(
-        "no answer within redis_timeout; see redis_url or redis_sentinels, and firewalls between here and there"
-    )]
+    #[error("no answer within redis_timeout; see redis_url or redis_sentinels, and the firewalls between")]
     Silent,
 }
 

@@ -387,8 +387,8 @@ fn log_refusal(result: Result<(), LinkError>) {
     }
 }
 
-/// Returns the outer error if Redis is away or refuses all writes, so that the caller stops, and the inner one if Redis refused
-/// the request.
+/// Returns the outer error if Redis is away or refuses all writes, so that the caller stops, and the inner
+/// one if Redis refused the request.
 fn refused_only(result: Result<(), LinkError>) -> Result<Result<(), LinkError>, LinkError> {
     match result {
         Err(error @ (LinkError::Away | LinkError::Denied | LinkError::Unwritable(_))) => Err(error),

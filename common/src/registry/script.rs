@@ -1,8 +1,8 @@
 //! Lua scripts that Redis runs even if its memory is used up.
 //!
 //! A script that renews, counts or releases must not stop at `maxmemory`: a write lease that is not renewed
-//! lets a second writer in, and a release would free memory. Since version 7.0, the first line of a script can
-//! exempt it. Older servers do not understand that line, so they get the script without it.
+//! lets a second writer in, and a release would free memory. Since version 7.0, the first line of a script
+//! can exempt it. Older servers do not understand that line, so they get the script without it.
 
 use redis::Script;
 

@@ -38,7 +38,7 @@ pub(super) struct MasterAddress {
 }
 
 /// The sentinels' verdict.
-pub(super) struct Verdict {
+pub(super) struct MasterVerdict {
     pub address: MasterAddress,
     /// True if a majority of the sentinels has answered.
     pub is_by_majority: bool,
@@ -64,7 +64,7 @@ impl Sentinels {
 
     /// Asks all sentinels for the master. Waits for the answers of a majority, and at most `limit`. Once a
     /// third of `limit` is over, fewer answers are enough.
-    pub(super) async fn verdict(&self, limit: Duration) -> RedisResult<Verdict> {
+    pub(super) async fn verdict(&self, limit: Duration) -> RedisResult<MasterVerdict> {
         let number = self.options.sentinels.len();
         let mut asked: FuturesUnordered<_> = (0..number).map(|position| self.ask(position, limit)).collect();
         let mut patience = std::pin::pin!(sleep(limit / 3));
@@ -97,7 +97,7 @@ impl Sentinels {
             }
         }
         match (best, failure) {
-            (Some((_, address)), _) => Ok(Verdict { address, is_by_majority: 2 * answers > number }),
+            (Some((_, address)), _) => Ok(MasterVerdict { address, is_by_majority: 2 * answers > number }),
             (None, Some(error)) => Err(error),
             (None, None) => Err((ErrorKind::MasterNameNotFoundBySentinel, "no sentinel answers").into()),
         }

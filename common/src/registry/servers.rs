@@ -1,10 +1,10 @@
 //! `RedisServers`: where Redis is (one server, or the master that sentinels name), the login there, and TLS.
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
 use super::{
     connect::{RedisTls, RedisTlsFiles},
-    options::RedisUrl,
+    options::{InvalidRedisUrl, RedisUrl},
     sentinel::{SENTINEL_PORT, SentinelOptions},
 };
 use crate::settings::{SettingsError, Values};
@@ -94,6 +94,16 @@ impl From<RedisUrl> for RedisServers {
     /// One server, without TLS.
     fn from(url: RedisUrl) -> Self {
         Self { place: RedisPlace::Server(url), tls: None }
+    }
+}
+
+impl FromStr for RedisServers {
+    type Err = InvalidRedisUrl;
+
+    /// One server, without TLS.
+    fn from_str(text: &str) -> Result<Self, InvalidRedisUrl> {
+        let url: RedisUrl = text.parse()?;
+        if url.is_encrypted() { Err(InvalidRedisUrl) } else { Ok(url.into()) }
     }
 }
 

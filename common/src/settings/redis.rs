@@ -76,8 +76,8 @@ pub static REDIS: Group = Group {
             TEXT,
             "ftp",
             "The first part of every key in Redis. The same on all nodes, relays and authd instances; \
-             clusters that share a Redis need different ones. A Redis Cluster needs one with a hash tag, such \
-             as {ftp}.",
+             clusters that share a Redis need different ones. A Redis Cluster needs one with a hash tag, \
+             such as {ftp}.",
         ),
         Setting::one(
             "redis_timeout",

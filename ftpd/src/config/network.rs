@@ -40,8 +40,8 @@ pub struct Network {
     pub trusted_balancers: Vec<IpNet>,
     /// True if PORT and EPRT are offered.
     pub active_mode: bool,
-    /// Redis or its sentinels, authd and this node's admin port, as far as the settings give their IP addresses. Active mode
-    /// must not connect to them.
+    /// Redis or its sentinels, authd and this node's admin port, as far as the settings give their IP
+    /// addresses. Active mode must not connect to them.
     pub services: Vec<SocketAddr>,
     /// Names that HOST accepts. Empty: every name.
     pub host_names: Vec<String>,

@@ -31,7 +31,8 @@ pub(crate) const METRICS: &[Metric] = &[
     )]),
     Metric::gauge("ftp_dependency_up", "1 or 0", "1 if the dependency works, 0 if not.").labels(&[(
         "dependency",
-        "storage, listeners, file_operations, passive_ports, registry, registry_writes, authd, audit, as in /readyz",
+        "storage, listeners, file_operations, passive_ports, registry, registry_writes, authd, audit, as in \
+         /readyz",
     )]),
     Metric::gauge("ftp_sessions", "sessions", "Logged-in sessions."),
     Metric::counter("ftp_sessions_ended_total", "connections", "Control connections that the node ended.")

@@ -1,5 +1,5 @@
--- Writes something, so that a WAIT that follows covers every write before it. Returns 1 if this server granted
--- the leases of the epoch, otherwise 0: after a failover the connection may lead to another server.
+-- Writes something, so that a WAIT that follows covers every write before it. Returns 1 if this server
+-- granted the leases of the epoch, otherwise 0: after a failover the connection may lead to another server.
 -- KEYS: the epoch of leases (hash, see lease.lua), a key to write
 -- ARGV: the name of the epoch
 local state = redis.call('HMGET', KEYS[1], 'epoch', 'server')
