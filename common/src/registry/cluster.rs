@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, Pipeline, RedisWrite, Value, cmd};
+use redis::{Cmd, Pipeline, RedisWrite, Script, Value, cmd};
 use tokio::sync::{RwLock, mpsc};
 use zeroize::Zeroizing;
 
@@ -152,7 +152,8 @@ impl Cluster {
         record: &SessionRecord,
         limits: SessionLimits,
     ) -> Result<Result<(), SessionRefused>, LinkError> {
-        Ok(match self.link().call(PUT_SESSION.on(self.link()), &self.put(record, limits)).await? {
+        let script = PUT_SESSION.on(self.link());
+        Ok(match self.link().call(script, &self.put(script, record, limits)).await? {
             1 => Err(SessionRefused::UserLimit(limits.per_user.unwrap_or(0))),
             2 => Err(SessionRefused::AddressLimit(limits.per_address.unwrap_or(0))),
             3 => Err(SessionRefused::UserAddressLimit(limits.per_user_and_address.unwrap_or(0))),
@@ -163,18 +164,19 @@ impl Cluster {
     /// Renews sessions, or enters them again after Redis lost them. Limits are not compared, because these
     /// sessions were admitted before.
     pub(super) async fn renew_sessions(&self, records: &[SessionRecord]) -> Result<(), LinkError> {
-        let mut pipe = pipeline_with(PUT_SESSION.on(self.link()));
+        let script = PUT_SESSION.on(self.link());
+        let mut pipe = pipeline_with(script);
         for record in records {
-            pipe.add_command(self.put(record, SessionLimits::default())).ignore();
+            pipe.add_command(self.put(script, record, SessionLimits::default())).ignore();
         }
         self.link().pipe(&pipe).await
     }
 
     /// The call of `put_session.lua`.
-    fn put(&self, record: &SessionRecord, limits: SessionLimits) -> Cmd {
+    fn put(&self, script: &Script, record: &SessionRecord, limits: SessionLimits) -> Cmd {
         // Enough for a call with names of usual length.
         let mut call = Cmd::with_capacity(15, 640);
-        call.arg("EVALSHA").arg(PUT_SESSION.on(self.link()).get_hash()).arg(5);
+        call.arg("EVALSHA").arg(script.get_hash()).arg(5);
         call.arg(&self.counting_keys(record)).arg(self.keys().node_sessions(&self.name));
         call.arg(self.keys().node(&self.name));
         call.write_arg_fmt(record.id);
@@ -194,8 +196,8 @@ impl Cluster {
         if sessions.is_empty() && leases.is_empty() {
             return Ok(()); // Redis refuses an empty pipeline.
         }
-        let mut pipe =
-            if leases.is_empty() { Pipeline::new() } else { pipeline_with(RELEASE_WRITE.on(self.link())) };
+        let release = RELEASE_WRITE.on(self.link());
+        let mut pipe = if leases.is_empty() { Pipeline::new() } else { pipeline_with(release) };
         let of_node = self.keys().node_sessions(&self.name);
         for record in sessions {
             for key in self.counting_keys(record) {
@@ -206,15 +208,16 @@ impl Cluster {
             pipe.add_command(hdel).ignore();
         }
         for lease in leases {
-            self.leases.add_release(&mut pipe, lease);
+            self.leases.add_release(&mut pipe, release, lease);
         }
         self.link().pipe(&pipe).await
     }
 
     /// The cluster's ticket keys, newest first. Redis adds a key if the newest is older than `rotation`.
     pub(super) async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<SharedKey>, LinkError> {
-        let call = shared_keys::call(self.link(), &self.keys().ticket_keys(), rotation, &[]);
-        let keys: Vec<String> = self.link().call(SHARED_KEYS.on(self.link()), &call).await?;
+        let script = SHARED_KEYS.on(self.link());
+        let call = shared_keys::call(script, &self.keys().ticket_keys(), rotation, &[]);
+        let keys: Vec<String> = self.link().call(script, &call).await?;
         let keys: Vec<Zeroizing<String>> = keys.into_iter().map(Zeroizing::new).collect();
         // A malformed key is skipped; the script drops it when newer keys push it out of the list.
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())

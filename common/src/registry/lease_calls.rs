@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{Cmd, ErrorKind, Pipeline, RedisError, cmd};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, Script, cmd};
 
 use super::{
     EssentialScript, LinkError, RegistryView,
@@ -139,11 +139,12 @@ impl LeaseCalls {
         leases: &[LeaseRequest],
     ) -> Result<Vec<Option<LeaseConfirmation>>, LinkError> {
         let (connection, compare) = self.comparison();
-        let mut pipe = pipeline_with(HOLD_WRITE.on(self.view.link()));
+        let script = HOLD_WRITE.on(self.view.link());
+        let mut pipe = pipeline_with(script);
         let nothing = LeaseRequest { paths: Arc::new([]), token: self.holder.clone(), state: Arc::default() };
-        pipe.add_command(self.command(&HOLD_WRITE, LeaseStep::Look, &nothing, compare));
+        pipe.add_command(self.command(script, LeaseStep::Look, &nothing, compare));
         for lease in leases {
-            pipe.add_command(self.command(&HOLD_WRITE, LeaseStep::Keep, lease, false));
+            pipe.add_command(self.command(script, LeaseStep::Keep, lease, false));
         }
         let replies: Vec<Vec<String>> = self.view.link().pipe(&pipe).await?;
         self.note_compared(connection);
@@ -161,9 +162,9 @@ impl LeaseCalls {
         }
     }
 
-    /// Adds the release of a lease to `pipe`, which has loaded [`RELEASE_WRITE`].
-    pub(super) fn add_release(&self, pipe: &mut Pipeline, lease: &LeaseRequest) {
-        pipe.add_command(self.command(&RELEASE_WRITE, LeaseStep::Drop, lease, false)).ignore();
+    /// Adds the release of a lease to `pipe`, which has loaded `script`, a form of [`RELEASE_WRITE`].
+    pub(super) fn add_release(&self, pipe: &mut Pipeline, script: &Script, lease: &LeaseRequest) {
+        pipe.add_command(self.command(script, LeaseStep::Drop, lease, false)).ignore();
     }
 
     /// Sends a request to a server that is compared with that of the epoch, and returns the answer.
@@ -174,15 +175,16 @@ impl LeaseCalls {
         lease: &LeaseRequest,
     ) -> Result<Vec<String>, LinkError> {
         let link = self.view.link();
+        let script = script.on(link);
         let (connection, compare) = self.comparison();
-        let reply = link.call(script.on(link), &self.command(script, step, lease, compare)).await?;
+        let reply = link.call(script, &self.command(script, step, lease, compare)).await?;
         if compare || link.connections() == connection {
             self.note_compared(connection);
             return Ok(reply);
         }
         // The answer came from a new connection, perhaps to another server: send the request again, with the
         // comparison. It may be repeated.
-        link.call(script.on(link), &self.command(script, step, lease, true)).await
+        link.call(script, &self.command(script, step, lease, true)).await
     }
 
     /// The number of the current connection, and whether its server must still be compared with that of the
@@ -199,12 +201,12 @@ impl LeaseCalls {
         }
     }
 
-    fn command(&self, script: &EssentialScript, step: LeaseStep, lease: &LeaseRequest, compare: bool) -> Cmd {
+    fn command(&self, script: &Script, step: LeaseStep, lease: &LeaseRequest, compare: bool) -> Cmd {
         let keys = self.view.keys();
         let known_epoch = self.epoch.load(Ordering::Relaxed);
         let (epoch, number) = lease.state.granted();
         let mut call = cmd("EVALSHA");
-        call.arg(script.on(self.view.link()).get_hash()).arg(3 + lease.paths.len());
+        call.arg(script.get_hash()).arg(3 + lease.paths.len());
         call.arg(keys.lease_epoch()).arg(keys.leased_paths()).arg(keys.leased_trees());
         for path in lease.paths.iter() {
             call.arg(keys.write_lease(&path.path));

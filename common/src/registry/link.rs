@@ -262,7 +262,7 @@ impl RedisLink {
 
     /// A separate connection for commands that block. Its requests have no time limit.
     pub(super) async fn dedicated(&self) -> RedisResult<MultiplexedConnection> {
-        match timeout(self.0.timeout, self.connect()).await {
+        match timeout(self.0.timeout, self.connect(&mut None)).await {
             Ok(connection) => connection,
             Err(elapsed) => Err(io::Error::from(elapsed).into()),
         }
@@ -277,7 +277,10 @@ impl RedisLink {
         if let Some(current) = self.current() {
             return current;
         }
-        match self.connect().await {
+        let mut tried = None;
+        let connected = self.connect(&mut tried).await;
+        self.state().master = tried;
+        match connected {
             Ok(connection) => Ok((self.connected(connection.clone()), connection)),
             Err(error) => Err(self.refused(None, &error)),
         }
@@ -294,14 +297,15 @@ impl RedisLink {
         }
     }
 
-    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
+    /// `tried` becomes the server that the sentinels name.
+    async fn connect(&self, tried: &mut Option<MasterAddress>) -> RedisResult<MultiplexedConnection> {
         let tls = self.0.servers.tls.as_ref();
         match &self.0.target {
             LinkTarget::Server(url) => self.ready(connect_server(url, tls).await?).await,
             LinkTarget::Sentinels(sentinels) => {
                 self.follow();
                 let verdict = sentinels.verdict(self.0.timeout).await?;
-                self.state().master = Some(verdict.address.clone());
+                *tried = Some(verdict.address.clone());
                 let mut connection = connect_server(&sentinels.server(&verdict.address), tls).await?;
                 require_master(&mut connection).await?;
                 self.ready(connection).await
@@ -338,8 +342,10 @@ impl RedisLink {
         }
         let is_open = matches!(state.connection, LinkConnection::Open(_));
         if is_open || matches!(state.connection, LinkConnection::Paused { is_denied: false, .. }) {
-            let MasterAddress { host, port } = &verdict.address;
-            log::warn!(host = host.as_str(), port; "the sentinels name another Redis as the master");
+            if state.master.is_some() {
+                let MasterAddress { host, port } = &verdict.address;
+                log::warn!(host = host.as_str(), port; "the sentinels name another Redis as the master");
+            }
             state.connection = LinkConnection::Idle;
         }
         state.master = Some(verdict.address);

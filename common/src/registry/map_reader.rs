@@ -74,9 +74,10 @@ impl MapReader {
     pub(super) async fn read(&self, known: &[SharedKey]) -> Result<MapAnswer, LinkError> {
         let keys = self.view.keys();
         let mut pipe = pipeline_with(&READ_MAP);
-        pipe.load_script(SHARED_KEYS.on(self.view.link())).ignore();
+        let shared_keys = SHARED_KEYS.on(self.view.link());
+        pipe.load_script(shared_keys).ignore();
         pipe.add_command(self.read_map());
-        pipe.add_command(shared_keys::call(self.view.link(), &keys.relay_keys(), self.key_rotation, known));
+        pipe.add_command(shared_keys::call(shared_keys, &keys.relay_keys(), self.key_rotation, known));
         let ((time, nodes, blocks), keys): (ScriptAnswer, Vec<String>) = self.view.link().pipe(&pipe).await?;
         self.view.link().probe_writes(&self.view.keys().write_probe()).await;
         let keys: Vec<Zeroizing<String>> = keys.into_iter().map(Zeroizing::new).collect();
