@@ -191,7 +191,7 @@ impl Keys {
         self.key("audit")
     }
 
-    /// String: written to see whether Redis accepts writes. Expires.
+    /// String: written to see whether Redis accepts writes. Expires at once.
     pub fn write_probe(&self) -> String {
         self.key("write-probe")
     }

@@ -131,7 +131,8 @@ static ESSENTIAL: Group = Group {
             "redis_url",
             REDIS_URL,
             "",
-            "The Redis that holds the registry: sessions, nodes and leases. Required in a cluster.",
+            "The Redis that holds the registry: sessions, nodes and leases; rediss:// for TLS. Required in a \
+             cluster, unless `redis_sentinels` is set.",
         )
         .alias("RedisConnectionString"),
         Setting::many(

@@ -31,8 +31,8 @@ use crate::{
 /// Time after a failure in which requests fail at once, so that not each of them waits for the timeout.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Lifetime of the key that a probe writes.
-const PROBE_LIFE: Duration = Duration::from_secs(60);
+/// Lifetime of the key that a probe writes: nothing reads it.
+const PROBE_LIFE: Duration = Duration::from_millis(1);
 
 /// Interval at which the sentinels are asked whether there was a failover.
 const SENTINEL_INTERVAL: Duration = Duration::from_millis(400);

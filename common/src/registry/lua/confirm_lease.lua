@@ -5,5 +5,5 @@
 local state = redis.call('HMGET', KEYS[1], 'epoch', 'server')
 local info = redis.pcall('INFO', 'server')
 local server = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
-redis.call('SET', KEYS[2], 1, 'PX', 60000)
+redis.call('SET', KEYS[2], 1, 'PX', 1)
 return state[1] == ARGV[1] and (state[2] or '') == server and 1 or 0
