@@ -1,5 +1,8 @@
 //! Failover: sentinels make a replica the master, and the nodes, authd and the relay follow.
 
+// A test tells the measured time.
+#![allow(clippy::print_stderr)]
+
 use std::{
     fs,
     sync::Arc,
@@ -73,6 +76,7 @@ fn survives(mut group: RedisGroup, authority: &Arc<Authority>, fail: impl FnOnce
     fail(&mut group);
     group.wait_for_master(1);
     let time = followed(&cluster, &group, 1, Instant::now());
+    eprintln!("all parts used the new master {time:?} after the sentinels' verdict");
     assert!(time < BUSY, "{time:?} from the sentinels' verdict until all parts used the new master");
     eventually("all nodes to be in the registry", || (listed_nodes(&cluster) == NODES).then_some(()));
     login_is_registered(&cluster);

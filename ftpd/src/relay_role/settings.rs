@@ -27,8 +27,8 @@ const PORT: Form = Form::new("PORT", "port from 1 to 65535");
 
 static ESSENTIAL: Group = Group {
     name: "Essential",
-    about: "The settings to begin with. A relay needs `redis_url` or `redis_sentinels`; the passive range is that \
-            of the nodes.",
+    about: "The settings to begin with. A relay needs `redis_url` or `redis_sentinels`; the passive range is \
+            that of the nodes.",
     settings: &[
         Setting::one(
             "redis_url",
