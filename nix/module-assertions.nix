@@ -250,6 +250,20 @@ let
       change = cluster { auth = lib.mkForce { }; };
     }
     {
+      says = "cluster.redis.sentinels tell where Redis is";
+      change = cluster {
+        redis.sentinels = [ "10.0.0.21" ];
+        redis.sentinelMaster = "ftp";
+      };
+    }
+    {
+      says = "cluster.redis.sentinelMaster belong together";
+      change = cluster {
+        redis.address = null;
+        redis.sentinels = [ "10.0.0.21" ];
+      };
+    }
+    {
       says = "cluster.redis.address is not set";
       change = cluster { redis.address = null; };
     }
@@ -282,6 +296,7 @@ let
         "redis:6380"
         "10.0.0.1:6379"
         "redis://cache.example/3"
+        "rediss://cache.example"
         "redis://ftp@cache.example:6380"
         "redis://[fd00::1]:6379/2"
         "unix:///run/redis.sock"
@@ -291,7 +306,8 @@ let
     ++ map (url: "cluster.redis.url accepts ${url}") (
       lib.filter redisUrl [
         ""
-        "rediss://x"
+        "rediss://x#insecure"
+        "rediss://ftp:secret@cache.example"
         "http://x"
         "a@b"
         "redis://"

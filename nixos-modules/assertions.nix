@@ -91,6 +91,8 @@ let
     "passive_port_min"
     "passive_port_max"
     "redis_url"
+    "redis_sentinels"
+    "redis_sentinel_master"
     "admin_listen"
     "nft_map"
     "control_port"
@@ -116,6 +118,8 @@ let
     "trusted_balancers"
     "root"
     "redis_url"
+    "redis_sentinels"
+    "redis_sentinel_master"
     "authd_urls"
     "standalone"
     "tls"
@@ -300,6 +304,14 @@ in
       {
         assertion = cluster.hasRedis;
         message = "${option "cluster.redis.address"} is not set: name the host that runs Redis, or an existing one with ${option "cluster.redis.url"}.";
+      }
+      {
+        assertion = redis.sentinels == [ ] || (redis.address == null && redis.url == null);
+        message = "${option "cluster.redis.sentinels"} tell where Redis is: remove ${option "cluster.redis.address"} and ${option "cluster.redis.url"}, or the sentinels.";
+      }
+      {
+        assertion = (redis.sentinels == [ ]) == (redis.sentinelMaster == null);
+        message = "${option "cluster.redis.sentinels"} and ${option "cluster.redis.sentinelMaster"} belong together: set both, or neither.";
       }
       {
         assertion = !(cluster.isNode || cluster.isAuth) || cluster.secretFile "nodeToken" != null;

@@ -13,11 +13,11 @@ let
 
   derived = {
     listen = "${cluster.bracketed own.address}:${toString own.port}";
-    redis_url = if cluster.hasRedis then cluster.redisUrl else null;
     administrators_file = if cfg.administrators == { } then null else "/etc/${administratorsEtc}";
     console = cfg.console.enable;
     console_session = cfg.console.session;
   }
+  // cluster.redisSettings
   // cluster.auditSettings logsDirectory;
   logsDirectory = "/var/log/authd";
   administratorsEtc = "distributed-ftp/administrators.toml";

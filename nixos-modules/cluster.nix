@@ -130,10 +130,22 @@ rec {
       ""
     else
       "${bracketed cluster.redis.address}:${toString cluster.redis.port}";
+  # The settings by which each program finds Redis.
+  redisSettings =
+    if cluster.redis.sentinels != [ ] then
+      {
+        redis_sentinels = cluster.redis.sentinels;
+        redis_sentinel_master = toString cluster.redis.sentinelMaster;
+      }
+    else if redisUrl == "" then
+      { }
+    else
+      { redis_url = redisUrl; };
   # Events have a receiver.
   hasEvents = cfg.events.webhooks != { } || cfg.events.stream != null || cfg.events.commands != { };
 
-  hasRedis = cluster.redis.url != null || cluster.redis.address != null;
+  hasRedis =
+    cluster.redis.url != null || cluster.redis.address != null || cluster.redis.sentinels != [ ];
 
   authUrls = lib.mapAttrsToList (_: auth: "http://${bracketed auth.address}:${toString auth.port}") (
     filterAttrs (_: auth: auth.address != null) cluster.auth

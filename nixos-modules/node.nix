@@ -27,7 +27,6 @@ let
     external_address = description.externalAddress;
     trusted_balancers = cluster.trustedBalancers;
     root = cluster.root;
-    redis_url = cluster.redisUrl;
     authd_urls = cluster.authUrls;
     admin_listen =
       if cluster.monitoringAddresses == [ ] then
@@ -48,6 +47,7 @@ let
     tls_certificates = [ "${acmeDirectory}/fullchain.pem" ];
     tls_keys = [ "${acmeDirectory}/key.pem" ];
   }
+  // cluster.redisSettings
   // cluster.auditSettings logsDirectory
   // lib.optionalAttrs cluster.hasEvents { events_file = "/etc/${eventsEtc}"; }
   # Without a slice the node leases blocks of the range.

@@ -22,7 +22,6 @@ let
     listen = own.listenAddresses;
     passive_port_min = passivePorts.from;
     passive_port_max = passivePorts.to;
-    redis_url = cluster.redisUrl;
     admin_listen =
       if cluster.monitoringAddresses == [ ] then
         "127.0.0.1:${toString monitoring.relayMetricsPort}"
@@ -32,6 +31,7 @@ let
     stall_timeout = "${toString (lib.max limits.stall limits.idle + 60)}s";
     nft_map = if cluster.isKernelPath then "inet ftp_data_path owners" else null;
   }
+  // cluster.redisSettings
   // lib.optionalAttrs carriesControl {
     control_port = description.controlPort;
     implicit_tls_port = description.tls.implicitPort;

@@ -9,7 +9,7 @@ use common::{
     health::{REGISTRY, Requirement},
     policy::{Bandwidth, Quota},
     process::{http::ConnectionLimits, logging::LogFormat},
-    registry::{RedisOptions, RedisUrl},
+    registry::{RedisOptions, RedisServers},
     secret::Secret,
     settings::{SettingsError, Values},
 };
@@ -217,14 +217,12 @@ fn requirements(values: &Values) -> Result<Vec<Requirement>, SettingsError> {
 }
 
 fn redis(values: &Values) -> Result<Option<RedisOptions>, SettingsError> {
-    let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else { return Ok(None) };
-    if let Some(password) = values.secret("redis_password_file")? {
-        url = url.with_password(&password);
-    }
+    let Some(servers) = RedisServers::read(values)? else { return Ok(None) };
     Ok(Some(RedisOptions {
         prefix: values.required("redis_prefix")?,
         timeout: values.duration("redis_timeout")?,
-        ..RedisOptions::new(url)
+        replicas: values.required("redis_replicas")?,
+        ..RedisOptions::new(servers)
     }))
 }
 
@@ -297,6 +295,15 @@ mod tests {
             (&["--anonymous-home", "/pub", "--anonymous-drop-box", "/"], "anonymous_drop_box"),
             (&["--anonymous-drop-box", "/in"], "anonymous_drop_box"),
             (&["--redis-url", "ftp://x"], "redis_url"),
+            (&["--redis-url", "a", "--redis-sentinels", "b"], "redis_sentinels"),
+            (&["--redis-sentinels", "a"], "redis_sentinel_master"),
+            (&["--redis-sentinel-master", "ftp"], "redis_sentinel_master"),
+            (&["--redis-sentinels", "rediss://a,b", "--redis-sentinel-master", "ftp"], "redis_sentinels"),
+            (&["--redis-sentinels", "unix:///a", "--redis-sentinel-master", "ftp"], "redis_sentinels"),
+            (&["--redis-url", "a", "--redis-user", "node"], "redis_password_file"),
+            (&["--redis-url", "a", "--redis-ca-file", "ca.pem"], "redis_ca_file"),
+            (&["--redis-url", "rediss://a", "--redis-ca-file", "/nonexistent"], "redis_ca_file"),
+            (&["--redis-url", "rediss://a", "--redis-client-key", "key"], "redis_client_certificate"),
             (&["--node-token-file", "/nonexistent"], "node_token_file"),
         ] {
             let error = config(args).unwrap_err().to_string();

@@ -6,7 +6,7 @@ use std::{error::Error, time::Duration};
 use common::{
     auth_api::{ErrorBody, ErrorCode, Rejection},
     process::logging::chain,
-    registry::LinkError,
+    registry::{Confirmation, LinkError},
 };
 use warp::{
     Reply,
@@ -73,6 +73,14 @@ pub enum ApiError {
     TooLarge(usize),
     #[error("Redis cannot be reached")]
     RedisAway,
+    #[error(
+        "the change is stored in Redis, but {} of {} replicas (redis_replicas) confirmed it in time: it is \
+         lost if Redis fails before they have it",
+        .0.confirmed, .0.wanted
+    )]
+    Unreplicated(Confirmation),
+    #[error("Redis refuses writes, so nothing has changed; authd's log and /readyz have the reason")]
+    RedisUnwritable,
     #[error("Redis refuses authd's password (redis_password_file)")]
     RedisDenied,
     /// The user may exist in Redis, but Redis cannot be asked. Holds the reason.
@@ -136,6 +144,8 @@ impl ApiError {
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::TooLarge),
             Self::RedisAway
             | Self::RedisDenied
+            | Self::RedisUnwritable
+            | Self::Unreplicated(_)
             | Self::Undecided(_)
             | Self::NoLogins
             | Self::NoRedis
@@ -185,6 +195,7 @@ impl From<LinkError> for ApiError {
         match error {
             LinkError::Away => Self::RedisAway,
             LinkError::Denied => Self::RedisDenied,
+            LinkError::Unwritable(_) => Self::RedisUnwritable,
             LinkError::Reply(_) => Self::Internal(error.into()),
         }
     }

@@ -184,12 +184,12 @@ pub async fn run(mut config: Config, reloader: SettingsReloader<Config>) -> Resu
 async fn start_redis_tasks(service: &Arc<Service>, this: AuthdView) {
     let Some(registry) = service.registry.clone() else { return };
     // Before the first response, so that `/readyz` is correct from the start.
-    redis_monitor::refresh(service, registry.link()).await;
+    redis_monitor::refresh(service, &registry).await;
     service.audit.share(registry.clone());
     tokio::spawn(history::run(Arc::clone(&service.history), registry.clone()));
     tokio::spawn(feed_source::run(Arc::clone(service)));
     tokio::spawn(instances::run(registry.clone(), this));
-    tokio::spawn(redis_monitor::run(Arc::clone(service), registry.link().clone()));
+    tokio::spawn(redis_monitor::run(Arc::clone(service), registry.clone()));
     let service = Arc::clone(service);
     tokio::spawn(async move { service.revision.run(&registry, &service.throttle).await });
 }

@@ -88,7 +88,7 @@ fn check(config: &Config, deep: bool) -> ExitCode {
     }
     let redis = match &config.redis {
         Some(options) => {
-            format!("registry and API users in Redis at {}, keys {}:*", options.url, options.prefix)
+            format!("registry and API users in Redis at {}, keys {}:*", options.servers, options.prefix)
         }
         None => "no Redis: no API users, sessions or nodes".to_owned(),
     };
@@ -112,7 +112,7 @@ fn check(config: &Config, deep: bool) -> ExitCode {
                 Ok(runtime) => runtime.block_on(registry::probe(options)).map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
-            Some(vec![(format!("Redis at {}", options.url), answer)])
+            Some(vec![(format!("Redis at {}", options.servers), answer)])
         }
     };
     if report(&mut io::stdout(), "authd", &summary, tried.as_deref()) {

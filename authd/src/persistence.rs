@@ -23,7 +23,7 @@ pub(crate) async fn check(link: &RedisLink) -> bool {
         (Err(LinkError::Away | LinkError::Denied), _) | (_, Err(LinkError::Away | LinkError::Denied)) => {
             false
         }
-        (Err(error @ LinkError::Reply(_)), _) | (_, Err(error @ LinkError::Reply(_))) => {
+        (Err(error), _) | (_, Err(error)) => {
             let error = chain(&error);
             log::warn!(
                 error;

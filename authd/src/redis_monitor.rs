@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use common::registry::RedisLink;
+use common::registry::RegistryView;
 use tokio::time::sleep;
 
 use crate::{persistence, service::Service};
@@ -12,14 +12,16 @@ use crate::{persistence, service::Service};
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Asks Redis for a sign of life and for the overrides of declared users.
-pub(crate) async fn refresh(service: &Service, link: &RedisLink) {
-    // The link itself records the result for the log, the metrics and the readiness.
-    let _ = link.query::<String>(&redis::cmd("PING")).await;
+pub(crate) async fn refresh(service: &Service, registry: &RegistryView) {
+    // The link itself records the results for the log, the metrics and the readiness.
+    let _ = registry.link().query::<String>(&redis::cmd("PING")).await;
+    registry.link().probe_writes(&registry.keys().write_probe()).await;
     service.accounts.refresh_overrides().await;
 }
 
 /// Calls [`refresh`] once per second and reacts to new connections. Never returns.
-pub(crate) async fn run(service: Arc<Service>, link: RedisLink) {
+pub(crate) async fn run(service: Arc<Service>, registry: RegistryView) {
+    let link = registry.link();
     // Number of the connection whose Redis settings were checked, and of the last connection seen.
     let (mut checked, mut seen) = (0, 0);
     // The previous process may have ended between a change and the next revision.
@@ -31,12 +33,12 @@ pub(crate) async fn run(service: Arc<Service>, link: RedisLink) {
             service.revision.advance();
             service.learn_hash_costs().await;
         }
-        if checked != connections && persistence::check(&link).await {
+        if checked != connections && persistence::check(link).await {
             checked = connections;
         }
         // The report is not needed here, but the metrics that this call updates are.
         service.readiness();
         sleep(INTERVAL).await;
-        refresh(&service, &link).await;
+        refresh(&service, &registry).await;
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use common::{
     audit::{AuditLogError, AuditTrail},
-    health::{AUDIT, Condition, LifeStage, REGISTRY, ReadinessReport, Requirement},
+    health::{AUDIT, Condition, LifeStage, REGISTRY, REGISTRY_WRITES, ReadinessReport, Requirement},
     registry::RegistryView,
 };
 
@@ -80,7 +80,7 @@ impl Service {
         Ok(Self {
             accounts: Accounts::new(
                 DeclaredAccounts::new(&config.users, config.anonymous.clone())?,
-                link_and_keys().map(|(link, keys)| StoredAccounts::new(link, keys)),
+                registry.as_ref().map(StoredAccounts::new),
             ),
             passwords: PasswordVerifier::new(&config.passwords, config.node_tokens.last()),
             cache: PasswordCache::new(config.cache),
@@ -122,11 +122,13 @@ impl Service {
             requirements.push(Requirement::Dependency(REGISTRY));
         }
         let redis = self.registry.as_ref().map(|registry| (REGISTRY, registry.link().dependency()));
+        let writes = self.registry.as_ref().and_then(|registry| registry.link().writes());
+        let writes = writes.map(|writes| (REGISTRY_WRITES, writes));
         let audit = self.audit.dependency().map(|audit| (AUDIT, audit));
-        for (name, dependency) in redis.iter().chain(&audit) {
+        for (name, dependency) in redis.iter().chain(&writes).chain(&audit) {
             metrics::dependency(name, dependency.condition == Condition::Ok);
         }
-        ReadinessReport::new(LifeStage::Ready, redis.into_iter().chain(audit), &requirements)
+        ReadinessReport::new(LifeStage::Ready, redis.into_iter().chain(writes).chain(audit), &requirements)
     }
 
     /// Notes the cost of each user's hash, so that a login with an unknown name takes as long as one with

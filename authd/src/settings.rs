@@ -8,8 +8,8 @@ mod throttle;
 
 use common::audit::{AUDIT_LOG, AUDIT_RECORDS};
 use common::settings::{
-    DURATION, FILE, Form, Group, LOG_FORMAT, LOG_LEVEL, NUMBER, REDIS_PASSWORD_FILE, REDIS_PREFIX,
-    REDIS_TIMEOUT, REDIS_URL, Schema, Setting, Subcommand,
+    DURATION, FILE, Form, Group, LOG_FORMAT, LOG_LEVEL, NUMBER, REDIS, REDIS_REPLICAS, REDIS_URL, Schema,
+    Setting, Subcommand,
 };
 
 use crate::metrics;
@@ -27,6 +27,7 @@ pub static SCHEMA: Schema = Schema {
         &ESSENTIAL,
         &NETWORK,
         &CLUSTER,
+        &REDIS,
         &page::PAGE,
         &accounts::ANONYMOUS,
         &throttle::THROTTLE,
@@ -145,11 +146,9 @@ static NETWORK: Group = Group {
 
 static CLUSTER: Group = Group {
     name: "Cluster",
-    about: "Redis, and the readiness for balancers and service managers.",
+    about: "The readiness for balancers and service managers.",
     settings: &[
-        REDIS_PASSWORD_FILE,
-        REDIS_PREFIX,
-        REDIS_TIMEOUT,
+        REDIS_REPLICAS,
         Setting::many(
             "readiness_requires",
             Form::new("NAMES", "names of registry, credentials"),

@@ -17,6 +17,8 @@ use crate::{clock::unix_seconds_at, node::FailingDependency, sync::lock};
 pub const STORAGE: &str = "storage";
 /// Redis.
 pub const REGISTRY: &str = "registry";
+/// Redis's acceptance of writes, apart from its reachability.
+pub const REGISTRY_WRITES: &str = "registry_writes";
 /// The service that checks logins.
 pub const AUTHD: &str = "authd";
 /// The daemon's own listening sockets.

@@ -191,6 +191,11 @@ impl Keys {
         self.key("audit")
     }
 
+    /// String: written to see whether Redis accepts writes. Expires at once.
+    pub fn write_probe(&self) -> String {
+        self.key("write-probe")
+    }
+
     /// Set: the ids of authds that run or ran.
     pub fn authds(&self) -> String {
         self.key("authds")

@@ -75,6 +75,14 @@ pub const REGISTRY_CONNECTED: Metric = Metric::gauge(
      until the first connection or failure.",
 );
 
+/// `ftp_registry_writable`, which every process with a connection to Redis has.
+pub const REGISTRY_WRITABLE: Metric = Metric::gauge(
+    "ftp_registry_writable",
+    "1 or 0",
+    "1 while Redis accepts writes, 0 from a refusal (out of memory, too few replicas, cannot save) until 10 \
+     seconds passed without one. Missing without `redis_url`, and until the first write.",
+);
+
 /// `ftp_redis_seconds`, which every process with a connection to Redis has.
 pub const REDIS_SECONDS: Metric = Metric::coarse_histogram(
     "ftp_redis_seconds",

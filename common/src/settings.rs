@@ -8,12 +8,18 @@
 mod command_line;
 mod manual;
 mod markdown;
+mod redis;
 mod reload;
 #[cfg(test)]
 mod tests;
 mod values;
 
-pub use self::{manual::Manual, reload::SettingsReloader, values::Values};
+pub use self::{
+    manual::Manual,
+    redis::{REDIS, REDIS_REPLICAS, REDIS_URL},
+    reload::SettingsReloader,
+    values::Values,
+};
 use crate::metric::Metric;
 
 /// The form of a value, with its unit.
@@ -47,26 +53,6 @@ pub const TEXT: Form = Form::new("TEXT", "text");
 pub const FILE: Form = Form::new("FILE", "path of a file");
 /// The networks of [`Values::list`].
 pub const NETWORKS: Form = Form::new("CIDR", "CIDR list (10.0.0.0/24, 2001:db8::/64)");
-/// Redis's address.
-pub const REDIS_URL: Form = Form::new("HOST:PORT", "HOST:PORT or redis://…");
-/// `redis_password_file`, in all programs.
-pub const REDIS_PASSWORD_FILE: Setting =
-    Setting::one("redis_password_file", FILE, "", "A file that holds the password for Redis.");
-/// `redis_prefix`, in all programs.
-pub const REDIS_PREFIX: Setting = Setting::one(
-    "redis_prefix",
-    TEXT,
-    "ftp",
-    "The first part of every key in Redis. The same on all nodes and authd instances; clusters that share a \
-     Redis need different ones.",
-);
-/// `redis_timeout`, in all programs.
-pub const REDIS_TIMEOUT: Setting = Setting::one(
-    "redis_timeout",
-    DURATION,
-    "1s",
-    "The time limit of a request to Redis. After it Redis counts as away.",
-);
 /// `log_level`, in all programs.
 pub const LOG_LEVEL: Form = Form::new("LEVEL", "error, warn, info, debug or trace");
 /// `log_format`, in all programs.

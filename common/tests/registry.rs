@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use common::{
     node::{NodeCommand, NodeState},
     registry::{
-        ClusterEvent, LeaseConflict, LeaseRefused, RedisOptions, Registry, RegistryView, SessionRefused,
+        ClusterEvent, LeaseConflict, LeaseRefused, RedisOptions, RedisUrl, Registry, RegistryView,
+        SessionRefused,
     },
     secret::Secret,
     session::{SessionId, SessionLimits},
@@ -228,8 +229,9 @@ async fn a_cancelled_login_leaves_no_session() {
 async fn a_redis_that_requires_a_password_is_away_for_nodes_without_it() {
     let redis = RedisServer::start();
     let password = Secret::new("sesame");
-    let with_password = redis.options().url.with_password(&password);
-    let with_password = RedisOptions { url: with_password, ..redis.options() };
+    let url: RedisUrl = redis.options().servers.to_string().parse().unwrap();
+    let with_password = url.with_password(&password);
+    let with_password = RedisOptions { servers: with_password.into(), ..redis.options() };
     let view = RegistryView::new(&redis.options());
     let () = view.link().query(cmd("CONFIG").arg("SET").arg("requirepass").arg("sesame")).await.unwrap();
     let (without, _) = join("a", "50000-50004", redis.refusing()).await;

@@ -91,9 +91,9 @@ async fn sessions_count_again_after_their_node_was_cut_off_for_longer_than_a_lea
     for word in ["on", ">sesame", "~*", "+@all"] {
         user(word).await;
     }
-    let address = redis.options().url.to_string();
+    let address = redis.options().servers.to_string();
     let url = address.replace("redis://", "redis://a:sesame@").parse().unwrap();
-    let (a, _) = join("a", "50000-50004", RedisOptions { url, ..redis.options() }).await;
+    let (a, _) = join("a", "50000-50004", RedisOptions { servers: url, ..redis.options() }).await;
     let mut entries = Vec::new();
     for _ in 0..3 {
         entries.push(open(&a, "a", "ann").await);

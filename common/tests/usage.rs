@@ -184,7 +184,7 @@ async fn with_the_policy_to_refuse_nothing_is_reserved_during_an_outage() {
 async fn a_home_of_the_wrong_type_is_replaced() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
-    let link = RedisLink::new(&redis.options().url, PATIENCE);
+    let link = RedisLink::new(&redis.options().servers, PATIENCE);
     let _: () = link.query(cmd("SET").arg("ftp:home-usage:ann").arg("x")).await.unwrap();
     counted(&a, bytes(7)).await;
     let _: () = link.query(cmd("SET").arg("ftp:bandwidth:upload:ann").arg("x")).await.unwrap();
@@ -252,7 +252,7 @@ async fn during_an_outage_a_node_keeps_its_part_of_the_rate() {
 async fn a_rate_of_one_byte_per_second_is_kept_and_a_clock_that_was_set_back_causes_no_wait() {
     let redis = RedisServer::start();
     let (a, _) = join("a", "50000-50004", redis.options()).await;
-    let link = RedisLink::new(&redis.options().url, PATIENCE);
+    let link = RedisLink::new(&redis.options().servers, PATIENCE);
     let share = a.share_bandwidth("ann", BandwidthDirection::Upload, NonZeroU64::MIN);
     assert_eq!(share.take(u64::MAX).await.wait, Duration::ZERO);
     for pieces in 1..4 {
@@ -285,7 +285,7 @@ async fn sums_that_lua_cannot_count_exactly_get_an_answer() {
     assert!(granted.unwrap().granted.bytes > 0);
     let more = home.settle(wanted(Usage { bytes: 1, files: 1 })).await.unwrap().granted;
     assert_eq!(more, Usage { bytes: 0, files: 1 });
-    let link = RedisLink::new(&redis.options().url, PATIENCE);
+    let link = RedisLink::new(&redis.options().servers, PATIENCE);
     let (stored, counted): (String, u64) =
         link.query(cmd("HMGET").arg("ftp:home-usage:ann").arg("bytes").arg("counted")).await.unwrap();
     assert!(stored.parse::<u64>().unwrap() <= 1 << 60 && counted > 0, "{stored}");

@@ -31,7 +31,7 @@ pub fn summary(config: &Config) -> Vec<String> {
         }
     };
     let redis = match &config.redis {
-        Some(options) => format!("registry in Redis at {}, keys {}:*", options.url, options.prefix),
+        Some(options) => format!("registry in Redis at {}, keys {}:*", options.servers, options.prefix),
         None => "registry in memory: a single node, without Redis".to_owned(),
     };
     let tls = match &config.tls {
@@ -68,7 +68,7 @@ pub async fn deep(config: Config) -> Vec<CheckResult> {
     }
     if let Some(options) = &config.redis {
         let answer = registry::probe(options).await.map_err(|error| error.to_string());
-        results.push((format!("Redis at {}", options.url), answer));
+        results.push((format!("Redis at {}", options.servers), answer));
     }
     if let Authentication::Authd { urls, authorization, timeout } = config.authentication {
         for url in urls {

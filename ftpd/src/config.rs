@@ -10,7 +10,7 @@ use common::{
     health::{REGISTRY, Requirement},
     node::NodeName,
     process::{http::ConnectionLimits, logging::LogFormat},
-    registry::{RedisOptions, RedisUrl, WhenAway},
+    registry::{RedisOptions, RedisServers, WhenAway},
     settings::{SettingsError, Values},
 };
 
@@ -159,7 +159,8 @@ impl Config {
         let standalone = values.required("standalone")?;
         let authentication = authentication(values, standalone)?;
         let node_name = node_name(values)?;
-        let network = network::network(values, &authentication, &node_name)?;
+        let redis = redis(values, standalone)?;
+        let network = network::network(values, &authentication, &node_name, redis.as_ref())?;
         Ok(Self {
             node_name,
             boot_id: values.optional("boot_id")?,
@@ -181,7 +182,7 @@ impl Config {
                 quota_rescan: values.duration("quota_rescan")?,
                 partial_lifetime: values.duration_or_off("partial_lifetime")?,
             },
-            redis: redis(values, standalone)?,
+            redis,
             tls: tls(values)?,
             limits: limits::limits(values)?,
             timeouts: limits::timeouts(values)?,
@@ -265,22 +266,20 @@ fn authentication(values: &Values, standalone: bool) -> Result<Authentication, S
 }
 
 fn redis(values: &Values, standalone: bool) -> Result<Option<RedisOptions>, SettingsError> {
-    let Some(mut url) = values.optional::<RedisUrl>("redis_url")? else {
+    let Some(servers) = RedisServers::read(values)? else {
         return if standalone {
             Ok(None)
         } else {
-            Err(values.missing("redis_url", "the registry of a cluster is in Redis"))
+            Err(values.missing("redis_url", "the registry of a cluster is in Redis (or redis_sentinels)"))
         };
     };
-    if let Some(password) = values.secret("redis_password_file")? {
-        url = url.with_password(&password);
-    }
     Ok(Some(RedisOptions {
-        url,
+        servers,
         prefix: values.required("redis_prefix")?,
         timeout: values.duration("redis_timeout")?,
         lease: values.duration("node_lease")?,
         when_away: values.required("registry_away")?,
+        replicas: values.required("redis_replicas")?,
         data_connect_timeout: values.duration("data_connect_timeout")?,
         relay_key_rotation: values.duration("relay_key_rotation")?,
     }))

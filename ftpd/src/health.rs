@@ -17,7 +17,7 @@ use common::{
     audit::AuditTrail,
     health::{
         AUDIT, AUTHD, Condition, DependencyFailure, DependencyMonitor, FILE_OPERATIONS, LISTENERS, LifeStage,
-        PASSIVE_PORTS, REGISTRY, ReadinessReport, Requirement, STORAGE,
+        PASSIVE_PORTS, REGISTRY, REGISTRY_WRITES, ReadinessReport, Requirement, STORAGE,
     },
     passive::PassiveAssignment,
     process::service,
@@ -92,10 +92,11 @@ impl Health {
         let authd = self.authd.as_ref().map(|authd| (AUTHD, authd.dependency()));
         let passive_ports = self.passive_ports.as_ref().map(|ports| (PASSIVE_PORTS, ports.dependency()));
         let registry = self.registry.get().and_then(Registry::dependency).map(|redis| (REGISTRY, redis));
+        let writes = self.registry.get().and_then(Registry::writes).map(|writes| (REGISTRY_WRITES, writes));
         let audit = self.audit.dependency().map(|audit| (AUDIT, audit));
         ReadinessReport::new(
             life,
-            always.into_iter().chain(authd).chain(passive_ports).chain(registry).chain(audit),
+            always.into_iter().chain(authd).chain(passive_ports).chain(registry).chain(writes).chain(audit),
             &self.settings.requirements,
         )
     }

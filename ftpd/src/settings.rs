@@ -9,7 +9,9 @@ mod timeouts;
 mod tls;
 
 use common::audit::{AUDIT_LOG, AUDIT_RECORDS};
-use common::settings::{FILE, Form, Group, LOG_FORMAT, LOG_LEVEL, NUMBER, REDIS_URL, Schema, Setting, Shape};
+use common::settings::{
+    FILE, Form, Group, LOG_FORMAT, LOG_LEVEL, NUMBER, REDIS, REDIS_URL, Schema, Setting, Shape,
+};
 
 use crate::metrics;
 
@@ -24,6 +26,7 @@ pub static SCHEMA: Schema = Schema {
         &network::NETWORK,
         &tls::TLS,
         &cluster::CLUSTER,
+        &REDIS,
         &files::FILES,
         &limits::LIMITS,
         &timeouts::TIMEOUTS,
@@ -128,7 +131,8 @@ static ESSENTIAL: Group = Group {
             "redis_url",
             REDIS_URL,
             "",
-            "The Redis that holds the registry: sessions, nodes and leases. Required in a cluster.",
+            "The Redis that holds the registry: sessions, nodes and leases; rediss:// for TLS. Required in a \
+             cluster, unless `redis_sentinels` is set.",
         )
         .alias("RedisConnectionString"),
         Setting::many(

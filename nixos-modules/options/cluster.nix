@@ -2,7 +2,12 @@
 { config, lib, ... }:
 let
   inherit (lib) mkOption types;
-  inherit (import ./types.nix { inherit lib; }) address portRange redisUrl;
+  inherit (import ./types.nix { inherit lib; })
+    address
+    portRange
+    redisUrl
+    sentinel
+    ;
   cfg = config.services.distributedFtp.cluster;
   cluster = import ../cluster.nix { inherit lib config; };
 
@@ -231,6 +236,26 @@ in
           URL of an existing Redis, instead of `address` and `port`. The password goes into
           `secrets.redisPasswordFile`. With `unix:///PATH` each host uses its own socket at that path.
         '';
+      };
+      sentinels = mkOption {
+        type = types.listOf sentinel;
+        default = [ ];
+        example = [
+          "10.0.0.21"
+          "10.0.0.22"
+          "10.0.0.23"
+        ];
+        description = ''
+          Sentinels that watch an existing Redis, instead of `address` and `url`: `HOST[:PORT]`, with
+          `rediss://` before each of them for TLS. They tell which server is the master. Other settings of
+          the connection, such as `redis_ca_file`, go into the `settings` of each program.
+        '';
+      };
+      sentinelMaster = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "ftp";
+        description = "Name that the sentinels have for the master.";
       };
       host = mkOption {
         type = types.nullOr types.str;

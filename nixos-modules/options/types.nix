@@ -19,10 +19,15 @@ in
     let
       host = "([^]@:/?#[]+|\\[[0-9a-fA-F:.]+])(:[0-9]+)?";
     in
-    types.strMatching "${host}|redis://([^@:/?#]+@)?${host}(/[0-9]*)?|unix:///[^@?#]+(\\?db=[0-9]+)?"
+    types.strMatching "${host}|rediss?://([^@:/?#]+@)?${host}(/[0-9]*)?|unix:///[^@?#]+(\\?db=[0-9]+)?"
     // {
-      description = "HOST[:PORT], redis://[USER@]HOST[:PORT][/DB] or unix:///PATH";
+      description = "HOST[:PORT], redis://[USER@]HOST[:PORT][/DB], the same with rediss:// for TLS, or unix:///PATH";
     };
+
+  # As `redis_sentinels` of the daemons, without user and password.
+  sentinel = types.strMatching "(rediss://)?([^]@:/?#[]+|\\[[0-9a-fA-F:.]+])(:[0-9]+)?" // {
+    description = "HOST[:PORT] or rediss://HOST[:PORT]";
+  };
 
   # The subset of the daemons' durations that the modules can compute with.
   duration = types.strMatching "[0-9]+(ms|s|m|h|d)" // {

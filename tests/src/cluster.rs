@@ -50,6 +50,7 @@ pub struct ClusterBuilder {
     spare_nodes: usize,
     wires: bool,
     hang: Option<(usize, Arc<Hang>)>,
+    registry: Option<Vec<(String, String)>>,
 }
 
 /// A running cluster. Dropping it ends all processes.
@@ -83,6 +84,7 @@ impl Cluster {
             spare_nodes: 0,
             wires: false,
             hang: None,
+            registry: None,
         }
     }
 
@@ -142,7 +144,10 @@ impl Cluster {
     pub fn relay_builder(&self, host: u8) -> RelayBuilder {
         let relay = Relay::builder(&self.loopback, host, self.loopback.socket(REDIS, 6379));
         // At least three times in each node lease of the tests.
-        relay.passive_ports(self.passive.from(), self.passive.to()).setting("map_refresh", "500ms")
+        let relay =
+            relay.passive_ports(self.passive.from(), self.passive.to()).setting("map_refresh", "500ms");
+        let Some(registry) = &self.configuration.registry else { return relay };
+        registry.iter().fold(relay.without("redis_url"), |relay, (key, value)| relay.setting(key, value))
     }
 
     /// The shared storage.
@@ -320,11 +325,13 @@ impl Cluster {
                 .setting("port", CONTROL_PORT)
                 .setting("passive_port_min", from)
                 .setting("passive_port_max", to)
-                .setting("redis_url", redis)
                 .setting("authd_urls", authd)
         };
         if let Some((_, hang)) = configuration.hang.as_ref().filter(|(hanging, _)| *hanging == position) {
             node = node.hanging(hang);
+        }
+        if configuration.registry.is_none() && !configuration.reference_variables {
+            node = node.setting("redis_url", redis);
         }
         configuration.settings.iter().fold(node, |node, (key, value)| node.setting(key, value))
     }
@@ -409,6 +416,14 @@ impl ClusterBuilder {
         self
     }
 
+    /// Uses a Redis that the test has started: the settings of all parts that lead to it.
+    pub fn registry(mut self, settings: Vec<(String, String)>) -> Self {
+        self.settings.extend(settings.clone());
+        self.authd_settings.extend(settings.clone());
+        self.registry = Some(settings);
+        self
+    }
+
     /// Makes a directory hang for the node at `position`.
     pub fn hanging(mut self, position: usize, hang: &Arc<Hang>) -> Self {
         self.hang = Some((position, Arc::clone(hang)));
@@ -435,7 +450,7 @@ impl ClusterBuilder {
             node_port: CONTROL_PORT,
             implicit_port: self.encrypted.then_some(IMPLICIT_PORT),
         };
-        let redis = Redis::start(loopback.socket(REDIS, 6379));
+        let redis = self.registry.is_none().then(|| Redis::start(loopback.socket(REDIS, 6379)));
         let authd = self.authd(&loopback).start();
         let token = tempfile::tempdir().expect("a temporary directory");
         fs::write(token.path().join("node-token"), NODE_TOKEN).expect("a temporary directory takes files");
@@ -444,7 +459,7 @@ impl ClusterBuilder {
             nodes: Vec::new(),
             wires: Vec::new(),
             authd: Some(authd),
-            redis: Some(redis),
+            redis,
             passive,
             token,
             storage: Arc::new(tempfile::tempdir().expect("a temporary directory")),
@@ -477,6 +492,7 @@ impl ClusterBuilder {
         let redis = loopback.socket(REDIS, 6379);
         authd = match self.reference_variables {
             true => authd.variable("RedisConnectionString", redis),
+            false if self.registry.is_some() => authd,
             false => authd.setting("redis_url", redis),
         };
         self.authd_settings.iter().fold(authd, |authd, (key, value)| authd.setting(key, value))

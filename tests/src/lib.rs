@@ -33,6 +33,7 @@ pub mod process;
 pub mod proxy;
 pub mod random;
 pub mod redis;
+pub mod redis_group;
 pub mod relay;
 pub mod reply;
 pub mod stub_authd;

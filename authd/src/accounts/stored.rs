@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, str::FromStr};
 use common::{
     keys::Keys,
     process::logging::chain,
-    registry::{LinkError, RedisLink},
+    registry::{Confirmation, ConfirmedLink, LinkError, RedisLink, RegistryView},
 };
 use redis::{Script, cmd, pipe};
 use serde::Serialize;
@@ -24,6 +24,7 @@ use super::{
 #[derive(Clone)]
 pub struct StoredAccounts {
     link: RedisLink,
+    confirmed: ConfirmedLink,
     keys: Keys,
 }
 
@@ -55,7 +56,8 @@ impl StoredError {
 /// Result of an attempt to change a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteOutcome {
-    Done,
+    /// Done, and confirmed by some replicas of Redis.
+    Done(Confirmation),
     /// The record to create exists, or the record to change has changed since it was read.
     Differs,
     /// The record to change does not exist.
@@ -87,9 +89,13 @@ struct RecordChange<'a> {
 }
 
 impl StoredAccounts {
-    /// Accounts in the Redis behind `link`.
-    pub fn new(link: RedisLink, keys: Keys) -> Self {
-        Self { link, keys }
+    /// Accounts in the Redis behind `registry`.
+    pub fn new(registry: &RegistryView) -> Self {
+        Self {
+            link: registry.link().clone(),
+            confirmed: registry.confirmed().clone(),
+            keys: registry.keys().clone(),
+        }
     }
 
     /// Returns true if Redis answered the last request.
@@ -333,8 +339,9 @@ impl StoredAccounts {
         for group in groups {
             call.arg(group.as_str());
         }
-        Ok(match self.link.script::<i64>(&call).await? {
-            1 => WriteOutcome::Done,
+        let (outcome, confirmation) = self.confirmed.script::<i64>(&call).await?;
+        Ok(match outcome {
+            1 => WriteOutcome::Done(confirmation),
             0 => WriteOutcome::Differs,
             -1 => WriteOutcome::Missing,
             // -2 stands for the first group, -3 for the second, and so on.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{WRITE_ATTEMPTS, existing, invalid, stored, take_name};
+use super::{WRITE_ATTEMPTS, existing, invalid, require, stored, take_name};
 use crate::{
     accounts::{
         FoundUser,
@@ -77,7 +77,8 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<G
     let stored = changeable(service, &name)?;
     let group = parse_group(body)?;
     match stored.write_group(&name, None, &group).await? {
-        WriteOutcome::Done => {
+        WriteOutcome::Done(confirmation) => {
+            require(confirmation)?;
             let users = service.accounts.users().await?;
             Ok(GroupView::new(&name, AccountSource::Registry, group, &users))
         }
@@ -96,9 +97,10 @@ pub async fn update(service: &Service, name: &str, body: Map<String, Value>) -> 
         let (read, _) = read(stored, &name).await?;
         let group = parse_group(with_changes(&read.value, body.clone()).map_err(invalid)?)?;
         match stored.write_group(&name, Some(&read), &group).await? {
-            WriteOutcome::Done => {
+            WriteOutcome::Done(confirmation) => {
                 // The new login conditions may forbid the members' addresses or the current time.
                 service.revision.advance();
+                require(confirmation)?;
                 let users = service.accounts.users().await?;
                 return Ok(GroupView::new(&name, AccountSource::Registry, group, &users));
             }
@@ -127,9 +129,7 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
             return Err(ApiError::InUse(members.count() + 1, first.to_string()));
         }
         match stored.remove_group(&name, &read, generation).await? {
-            WriteOutcome::Done => {
-                return Ok(());
-            }
+            WriteOutcome::Done(confirmation) => return require(confirmation),
             WriteOutcome::Missing => return Err(ApiError::NotFound("group")),
             WriteOutcome::Differs | WriteOutcome::NoGroup(_) => {}
         }

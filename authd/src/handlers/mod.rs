@@ -21,7 +21,10 @@ pub mod users;
 
 use std::{fmt::Display, str::FromStr};
 
-use common::{process::http::Peer, registry::RegistryView};
+use common::{
+    process::http::Peer,
+    registry::{Confirmation, RegistryView},
+};
 use serde_json::{Map, Value};
 
 use crate::{accounts::stored::StoredAccounts, error::ApiError, service::Service};
@@ -52,6 +55,14 @@ fn address(peer: Option<Peer>) -> String {
 /// The first 64 characters of a login's user name, for the log. A name that no user can have may be long.
 fn shortened(user: &str) -> String {
     user.chars().take(64).collect()
+}
+
+/// Checks that enough replicas of Redis have a change, after everything that follows from it was done.
+///
+/// # Errors
+/// Fewer than `redis_replicas` confirmed it.
+fn require(confirmation: Confirmation) -> Result<(), ApiError> {
+    if confirmation.is_complete() { Ok(()) } else { Err(ApiError::Unreplicated(confirmation)) }
 }
 
 /// Removes `name` from the body of a request that creates an object.

@@ -3,7 +3,7 @@
 use common::{clock::unix_seconds, process::http::Peer, secret::Secret};
 use serde_json::{Map, Value};
 
-use super::{WRITE_ATTEMPTS, address, invalid, stored, take_name};
+use super::{WRITE_ATTEMPTS, address, invalid, require, stored, take_name};
 use crate::{
     accounts::{
         FoundUser,
@@ -60,7 +60,10 @@ pub async fn create(service: &Service, mut body: Map<String, Value>) -> Result<U
     let user = User::from_fields(&name, body).map_err(invalid)?;
     let groups = service.accounts.undeclared_groups(&user.groups);
     match stored.write_user(&name, None, &user, &groups).await? {
-        WriteOutcome::Done => Ok(user.view(&name, AccountSource::Registry, effective(service, &user).await)),
+        WriteOutcome::Done(confirmation) => {
+            require(confirmation)?;
+            Ok(user.view(&name, AccountSource::Registry, effective(service, &user).await))
+        }
         WriteOutcome::NoGroup(index) => Err(no_group(&groups, index)),
         WriteOutcome::Differs | WriteOutcome::Missing => Err(ApiError::AlreadyExists("user")),
     }
@@ -94,11 +97,12 @@ pub async fn update(
         let names_groups = body.contains_key("groups");
         let groups = if names_groups { service.accounts.undeclared_groups(&user.groups) } else { Vec::new() };
         match stored.write_user(&name, Some(&read), &user, &groups).await? {
-            WriteOutcome::Done => {
+            WriteOutcome::Done(confirmation) => {
                 service.revision.advance();
                 if !user.enabled || user.credential != read.value.credential {
                     revoke_logins(service, &name).await;
                 }
+                require(confirmation)?;
                 return Ok(user.view(&name, AccountSource::Registry, effective(service, &user).await));
             }
             WriteOutcome::NoGroup(index) => return Err(no_group(&groups, index)),
@@ -154,9 +158,9 @@ pub async fn remove(service: &Service, name: &str) -> Result<(), ApiError> {
     for _ in 0..WRITE_ATTEMPTS {
         let read = read(stored, &name).await?;
         match stored.remove_user(&name, &read).await? {
-            WriteOutcome::Done => {
+            WriteOutcome::Done(confirmation) => {
                 revoke_logins(service, &name).await;
-                return Ok(());
+                return require(confirmation);
             }
             WriteOutcome::Missing => return Err(ApiError::NotFound("user")),
             WriteOutcome::Differs | WriteOutcome::NoGroup(_) => {}

@@ -1,6 +1,6 @@
 //! The table of authd's metrics: type, unit, labels and meaning.
 
-use common::metric::{Metric, REDIS_SECONDS, REGISTRY_CONNECTED};
+use common::metric::{Metric, REDIS_SECONDS, REGISTRY_CONNECTED, REGISTRY_WRITABLE};
 
 use super::{
     AUDIT_LOST, BANS, BANS_LIFTED, CACHE_HITS, CONNECTIONS, DEPENDENCY_UP, DISPLACED, FILE_CURRENT,
@@ -54,7 +54,7 @@ pub(crate) const METRICS: &[Metric] = &[
     .labels(&[("route", "a path of the API, names left out")]),
     Metric::gauge(LIVE_LISTENERS, "connections", "Listeners of `GET /v1/live`."),
     Metric::gauge(DEPENDENCY_UP, "1 or 0", "1 if the dependency works, 0 if not.")
-        .labels(&[("dependency", "registry, audit, as in /readyz")]),
+        .labels(&[("dependency", "registry, registry_writes, audit, as in /readyz")]),
     Metric::counter(
         AUDIT_LOST,
         "records",
@@ -74,5 +74,6 @@ pub(crate) const METRICS: &[Metric] = &[
         "1 if the users file is in use as it is now; 0 if it has an error and the users before it stay.",
     ),
     REGISTRY_CONNECTED,
+    REGISTRY_WRITABLE,
     REDIS_SECONDS,
 ];

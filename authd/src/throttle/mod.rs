@@ -146,7 +146,7 @@ impl Throttle {
         match self.shared.as_ref()?.step(step, attempt, &self.limits).await {
             Ok(outcome) => Some(outcome),
             // The Redis link logs this itself.
-            Err(LinkError::Away | LinkError::Denied) => None,
+            Err(LinkError::Away | LinkError::Denied | LinkError::Unwritable(_)) => None,
             Err(error @ LinkError::Reply(_)) => {
                 log::error!(
                     error:? = error; "cannot count a login in Redis; this process counts it for itself"

@@ -148,8 +148,8 @@ pub(super) async fn send(view: RegistryView, buffer: Weak<StreamBuffer>) {
                 strong.losses.note(REDIS, batch.len() as u64, &error.to_string());
                 INTERVAL
             }
-            // The link logs that Redis is away.
-            Err(LinkError::Away | LinkError::Denied) => {
+            // The link logs the reason.
+            Err(LinkError::Away | LinkError::Denied | LinkError::Unwritable(_)) => {
                 strong.put_back(batch);
                 RETRY
             }

@@ -6,17 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::Script;
-
 use super::{
-    LinkError, Registry,
+    EssentialScript, LinkError, Registry,
     bandwidth_meter::{BURST, BandwidthDirection, UserBandwidth, piece_size},
     cluster::Cluster,
     core::Core,
 };
 use crate::sync::lock;
 
-static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/take_bandwidth.lua")));
+static TAKE: LazyLock<EssentialScript> =
+    LazyLock::new(|| EssentialScript::new(include_str!("lua/take_bandwidth.lua")));
 
 /// A number of bytes, and the time to wait before they may move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +95,7 @@ impl Cluster {
         bytes: u64,
         transfers: u32,
     ) -> Result<(u64, u32), LinkError> {
-        let mut call = TAKE.prepare_invoke();
+        let mut call = TAKE.on(self.link()).prepare_invoke();
         call.key(self.keys().bandwidth(direction.name(), user)).arg(rate.get()).arg(bytes);
         call.arg(u64::try_from(BURST.as_micros()).unwrap_or(u64::MAX));
         call.arg(self.process().0.as_str()).arg(transfers);

@@ -13,7 +13,7 @@ use tokio::sync::{RwLock, mpsc};
 use zeroize::Zeroizing;
 
 use super::{
-    LinkError, PortMap, RedisLink, RedisOptions, RegistryView, WhenAway,
+    EssentialScript, LinkError, PortMap, RedisLink, RedisOptions, RegistryView, WhenAway,
     block_holder::{BlockHolder, BlockTimes},
     lease_calls::{LeaseCalls, LeaseRequest, RELEASE_WRITE},
     link::pipeline_with,
@@ -33,8 +33,10 @@ use crate::{
     session::{SessionId, SessionLimits, SessionRecord},
 };
 
-static PUT_SESSION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/put_session.lua")));
-static LEAVE_NODE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/leave_node.lua")));
+static PUT_SESSION: LazyLock<EssentialScript> =
+    LazyLock::new(|| EssentialScript::new(include_str!("lua/put_session.lua")));
+static LEAVE_NODE: LazyLock<EssentialScript> =
+    LazyLock::new(|| EssentialScript::new(include_str!("lua/leave_node.lua")));
 
 /// Lower bound: with a shorter lease, one slow refresh would end it.
 const SHORTEST_LEASE: Duration = Duration::from_millis(100);
@@ -150,7 +152,8 @@ impl Cluster {
         record: &SessionRecord,
         limits: SessionLimits,
     ) -> Result<Result<(), SessionRefused>, LinkError> {
-        Ok(match self.link().call(&PUT_SESSION, &self.put(record, limits)).await? {
+        let script = PUT_SESSION.on(self.link());
+        Ok(match self.link().call(script, &self.put(script, record, limits)).await? {
             1 => Err(SessionRefused::UserLimit(limits.per_user.unwrap_or(0))),
             2 => Err(SessionRefused::AddressLimit(limits.per_address.unwrap_or(0))),
             3 => Err(SessionRefused::UserAddressLimit(limits.per_user_and_address.unwrap_or(0))),
@@ -161,18 +164,19 @@ impl Cluster {
     /// Renews sessions, or enters them again after Redis lost them. Limits are not compared, because these
     /// sessions were admitted before.
     pub(super) async fn renew_sessions(&self, records: &[SessionRecord]) -> Result<(), LinkError> {
-        let mut pipe = pipeline_with(&PUT_SESSION);
+        let script = PUT_SESSION.on(self.link());
+        let mut pipe = pipeline_with(script);
         for record in records {
-            pipe.add_command(self.put(record, SessionLimits::default())).ignore();
+            pipe.add_command(self.put(script, record, SessionLimits::default())).ignore();
         }
         self.link().pipe(&pipe).await
     }
 
     /// The call of `put_session.lua`.
-    fn put(&self, record: &SessionRecord, limits: SessionLimits) -> Cmd {
+    fn put(&self, script: &Script, record: &SessionRecord, limits: SessionLimits) -> Cmd {
         // Enough for a call with names of usual length.
         let mut call = Cmd::with_capacity(15, 640);
-        call.arg("EVALSHA").arg(PUT_SESSION.get_hash()).arg(5);
+        call.arg("EVALSHA").arg(script.get_hash()).arg(5);
         call.arg(&self.counting_keys(record)).arg(self.keys().node_sessions(&self.name));
         call.arg(self.keys().node(&self.name));
         call.write_arg_fmt(record.id);
@@ -192,7 +196,8 @@ impl Cluster {
         if sessions.is_empty() && leases.is_empty() {
             return Ok(()); // Redis refuses an empty pipeline.
         }
-        let mut pipe = if leases.is_empty() { Pipeline::new() } else { pipeline_with(&RELEASE_WRITE) };
+        let release = RELEASE_WRITE.on(self.link());
+        let mut pipe = if leases.is_empty() { Pipeline::new() } else { pipeline_with(release) };
         let of_node = self.keys().node_sessions(&self.name);
         for record in sessions {
             for key in self.counting_keys(record) {
@@ -203,15 +208,16 @@ impl Cluster {
             pipe.add_command(hdel).ignore();
         }
         for lease in leases {
-            self.leases.add_release(&mut pipe, lease);
+            self.leases.add_release(&mut pipe, release, lease);
         }
         self.link().pipe(&pipe).await
     }
 
     /// The cluster's ticket keys, newest first. Redis adds a key if the newest is older than `rotation`.
     pub(super) async fn ticket_keys(&self, rotation: Duration) -> Result<Vec<SharedKey>, LinkError> {
-        let call = shared_keys::call(&self.keys().ticket_keys(), rotation, &[]);
-        let keys: Vec<String> = self.link().call(&SHARED_KEYS, &call).await?;
+        let script = SHARED_KEYS.on(self.link());
+        let call = shared_keys::call(script, &self.keys().ticket_keys(), rotation, &[]);
+        let keys: Vec<String> = self.link().call(script, &call).await?;
         let keys: Vec<Zeroizing<String>> = keys.into_iter().map(Zeroizing::new).collect();
         // A malformed key is skipped; the script drops it when newer keys push it out of the list.
         Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
@@ -239,7 +245,7 @@ impl Cluster {
 
     /// Removes the node's own entry.
     pub(super) async fn leave(&self) -> Result<(), LinkError> {
-        let mut call = LEAVE_NODE.prepare_invoke();
+        let mut call = LEAVE_NODE.on(self.link()).prepare_invoke();
         call.key(self.keys().nodes())
             .key(self.keys().node(&self.name))
             .key(self.keys().node_sessions(&self.name))

@@ -20,8 +20,13 @@ pub(super) async fn listen(core: Arc<Core>, cluster: Arc<Cluster>, events: mpsc:
     const LONGEST_PAUSE: Duration = Duration::from_secs(2);
     let mut pause = FIRST_PAUSE;
     loop {
+        // After a failover the commands come from another server.
+        let server = cluster.link().connections();
         if let Ok(mut connection) = cluster.link().dedicated().await {
             while let Ok(command) = next_command(&cluster, &mut connection).await {
+                if command.is_none() && cluster.link().connections() != server {
+                    break;
+                }
                 pause = FIRST_PAUSE;
                 let Some(command) = command else { continue };
                 let key = cluster.commands_key();

@@ -11,16 +11,17 @@ use std::{
 use redis::{Cmd, ErrorKind, Pipeline, RedisError, Script, cmd};
 
 use super::{
-    LinkError, RegistryView,
+    EssentialScript, LinkError, RegistryView,
     lease_state::{LeaseConflict, LeaseGrant, LeasePath, LeaseScope, LeaseState},
     link::pipeline_with,
 };
 use crate::{node::NodeRecord, session::SessionId};
 
-static HOLD_WRITE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/hold_write.lua"))));
-pub(super) static RELEASE_WRITE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/release_write.lua")))
+static HOLD_WRITE: LazyLock<EssentialScript> = LazyLock::new(|| {
+    EssentialScript::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/hold_write.lua")))
+});
+pub(super) static RELEASE_WRITE: LazyLock<EssentialScript> = LazyLock::new(|| {
+    EssentialScript::new(concat!(include_str!("lua/lease.lua"), include_str!("lua/release_write.lua")))
 });
 
 /// Maximum number of calls for one take. A call looks at up to 200 paths below a tree, and removes those
@@ -138,11 +139,12 @@ impl LeaseCalls {
         leases: &[LeaseRequest],
     ) -> Result<Vec<Option<LeaseConfirmation>>, LinkError> {
         let (connection, compare) = self.comparison();
-        let mut pipe = pipeline_with(&HOLD_WRITE);
+        let script = HOLD_WRITE.on(self.view.link());
+        let mut pipe = pipeline_with(script);
         let nothing = LeaseRequest { paths: Arc::new([]), token: self.holder.clone(), state: Arc::default() };
-        pipe.add_command(self.command(&HOLD_WRITE, LeaseStep::Look, &nothing, compare));
+        pipe.add_command(self.command(script, LeaseStep::Look, &nothing, compare));
         for lease in leases {
-            pipe.add_command(self.command(&HOLD_WRITE, LeaseStep::Keep, lease, false));
+            pipe.add_command(self.command(script, LeaseStep::Keep, lease, false));
         }
         let replies: Vec<Vec<String>> = self.view.link().pipe(&pipe).await?;
         self.note_compared(connection);
@@ -160,19 +162,20 @@ impl LeaseCalls {
         }
     }
 
-    /// Adds the release of a lease to `pipe`, which has loaded [`RELEASE_WRITE`].
-    pub(super) fn add_release(&self, pipe: &mut Pipeline, lease: &LeaseRequest) {
-        pipe.add_command(self.command(&RELEASE_WRITE, LeaseStep::Drop, lease, false)).ignore();
+    /// Adds the release of a lease to `pipe`, which has loaded `script`, a form of [`RELEASE_WRITE`].
+    pub(super) fn add_release(&self, pipe: &mut Pipeline, script: &Script, lease: &LeaseRequest) {
+        pipe.add_command(self.command(script, LeaseStep::Drop, lease, false)).ignore();
     }
 
     /// Sends a request to a server that is compared with that of the epoch, and returns the answer.
     async fn call(
         &self,
-        script: &Script,
+        script: &EssentialScript,
         step: LeaseStep,
         lease: &LeaseRequest,
     ) -> Result<Vec<String>, LinkError> {
         let link = self.view.link();
+        let script = script.on(link);
         let (connection, compare) = self.comparison();
         let reply = link.call(script, &self.command(script, step, lease, compare)).await?;
         if compare || link.connections() == connection {

@@ -40,6 +40,9 @@ pub enum LeaseCertainty {
     /// No proof: Redis lost data less than a `node_lease` ago. Another session may hold a lease that its
     /// node has not entered again yet.
     RedisLostData,
+    /// No proof: too few replicas of Redis have confirmed the lease (`redis_replicas`). After a failover,
+    /// Redis may not know it.
+    Unreplicated,
     /// No proof: Redis is away, and the policy is [`WhenAway::Admit`](super::WhenAway::Admit). Only this
     /// node's own leases were compared.
     RedisAway,
@@ -147,6 +150,8 @@ impl Registry {
                     lease.state.confirm(sent, confirmed.epoch, confirmed.number);
                     if confirmed.is_doubtful {
                         lease.certainty = LeaseCertainty::RedisLostData;
+                    } else if !cluster.view.confirmed().has_lease(confirmed.epoch).await {
+                        lease.certainty = LeaseCertainty::Unreplicated;
                     }
                 }
                 Ok(TakeReply::Busy(holder, conflict)) => {

@@ -1,20 +1,28 @@
 //! The connection to Redis that a whole process shares, with a time limit for each request.
 
 use std::{
+    io,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use redis::{
-    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, Script,
-    ScriptInvocation, ServerErrorKind, aio::MultiplexedConnection,
+    Cmd, ErrorKind, FromRedisValue, InfoDict, Pipeline, RedisError, RedisResult, Script, ScriptInvocation,
+    ServerErrorKind, aio::MultiplexedConnection,
 };
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::RedisUrl;
+use super::{
+    RedisServers, RedisTls, RedisUrl,
+    connect::{connect, is_handshake_failure},
+    link_error::{LinkError, denial, means_away},
+    sentinel::{MasterAddress, Sentinels, require_master},
+    servers::RedisPlace,
+    writes::WriteMonitor,
+};
 use crate::{
     health::{Condition, Dependency, DependencyFailure, DependencyMonitor},
     sync::lock,
@@ -23,20 +31,33 @@ use crate::{
 /// Time after a failure in which requests fail at once, so that not each of them waits for the timeout.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Lifetime of the key that a probe writes: nothing reads it.
+const PROBE_LIFE: Duration = Duration::from_millis(1);
+
+/// Interval at which the sentinels are asked whether there was a failover.
+const SENTINEL_INTERVAL: Duration = Duration::from_millis(400);
+
 /// A connection to Redis that many tasks share. Cheap to clone.
 #[derive(Clone)]
 pub struct RedisLink(Arc<LinkInner>);
 
 struct LinkInner {
-    url: RedisUrl,
-    client: redis::Client,
+    servers: RedisServers,
+    target: LinkTarget,
     timeout: Duration,
     state: Mutex<LinkState>,
     /// Held by the task that connects.
     connecting: tokio::sync::Mutex<()>,
     monitor: DependencyMonitor,
+    writes: WriteMonitor,
     /// Duration of the last answer in µs, plus 1. 0: there was none.
     last_answer: AtomicU64,
+}
+
+/// The way to the server.
+enum LinkTarget {
+    Server(RedisUrl),
+    Sentinels(Sentinels),
 }
 
 struct LinkState {
@@ -45,6 +66,14 @@ struct LinkState {
     number: u64,
     /// The status that was last logged.
     logged: Option<LoggedStatus>,
+    /// The server that the sentinels named at the last attempt to connect.
+    master: Option<MasterAddress>,
+    /// The server of the last line about a connection.
+    logged_master: Option<MasterAddress>,
+    /// True if the server knows flags of scripts.
+    has_script_flags: bool,
+    /// True if a task compares `master` with what the sentinels say now.
+    is_followed: bool,
 }
 
 enum LinkConnection {
@@ -65,31 +94,33 @@ enum LoggedStatus {
     Denied,
 }
 
-/// The reason why a request to Redis has no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// Redis cannot be reached, does not answer in time, or says that it cannot serve now.
-    #[error("Redis is away")]
-    Away,
-    /// Redis refuses this daemon's password or requires one. Callers treat this as if Redis were away.
-    #[error("Redis refuses this daemon's password (redis_password_file)")]
-    Denied,
-    /// Redis refused this request.
-    #[error("Redis answered with an error")]
-    Reply(#[source] RedisError),
-}
-
 impl RedisLink {
     /// A link that connects at its first use. `timeout` limits each request, including the time to connect.
-    pub fn new(url: &RedisUrl, timeout: Duration) -> Self {
-        let state = LinkState { connection: LinkConnection::Idle, number: 0, logged: None };
+    pub fn new(servers: &RedisServers, timeout: Duration) -> Self {
+        let state = LinkState {
+            connection: LinkConnection::Idle,
+            number: 0,
+            logged: None,
+            master: None,
+            logged_master: None,
+            has_script_flags: false,
+            is_followed: false,
+        };
+        let (target, setting) = match &servers.place {
+            RedisPlace::Server(url) => (LinkTarget::Server(url.clone()), "redis_url"),
+            RedisPlace::Sentinels(options) => {
+                let sentinels = Sentinels::new(options.clone(), servers.tls.clone());
+                (LinkTarget::Sentinels(sentinels), "redis_sentinels")
+            }
+        };
         Self(Arc::new(LinkInner {
-            client: url.client(),
-            url: url.clone(),
+            servers: servers.clone(),
+            target,
             timeout,
             state: Mutex::new(state),
             connecting: tokio::sync::Mutex::new(()),
-            monitor: DependencyMonitor::new("redis_url"),
+            monitor: DependencyMonitor::new(setting),
+            writes: WriteMonitor::new(),
             last_answer: AtomicU64::new(0),
         }))
     }
@@ -123,12 +154,21 @@ impl RedisLink {
                     }
                     Err(error) => error,
                 },
-                Err(_) => return Err(self.fail(used, "no answer in time".to_owned(), None)),
+                Err(_) => {
+                    let late = io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+                    return Err(self.refused(used, &late.into()));
+                }
             };
+            if self.0.writes.is_refusal(&error) {
+                return Err(LinkError::Unwritable(error));
+            }
             if !means_away(&error) {
                 return Err(LinkError::Reply(error));
             }
-            if second || !error.is_io_error() {
+            // A master that a failover made a replica: the sentinels know its successor.
+            let is_demoted = error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+                && matches!(self.0.target, LinkTarget::Sentinels(_));
+            if second || !(error.is_io_error() || is_demoted) {
                 return Err(self.refused(used, &error));
             }
             second = true;
@@ -185,6 +225,26 @@ impl RedisLink {
         self.0.monitor.dependency()
     }
 
+    /// Writes a key of the cluster, `key`, to see whether Redis accepts writes. Scripts that Redis exempts
+    /// from its limit of memory do not show it. Failures are logged and shown by [`Self::writes`].
+    pub async fn probe_writes(&self, key: &str) {
+        let mut set = Cmd::new();
+        set.arg("SET").arg(key).arg(1).arg("PX").arg(PROBE_LIFE.as_millis() as u64);
+        if self.query::<()>(&set).await.is_ok() {
+            self.0.writes.note_success();
+        }
+    }
+
+    /// Tells whether Redis accepts writes. `None`: it was not asked yet.
+    pub fn writes(&self) -> Option<Dependency> {
+        Some(self.0.writes.dependency()).filter(|writes| writes.condition != Condition::Unknown)
+    }
+
+    /// Returns true if the server at the last connection knows flags of scripts (Redis 7.0).
+    pub(super) fn has_script_flags(&self) -> bool {
+        self.state().has_script_flags
+    }
+
     /// Duration of the last answer. `None`: there was none.
     pub fn last_answer(&self) -> Option<Duration> {
         self.0.last_answer.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_micros)
@@ -202,9 +262,9 @@ impl RedisLink {
 
     /// A separate connection for commands that block. Its requests have no time limit.
     pub(super) async fn dedicated(&self) -> RedisResult<MultiplexedConnection> {
-        match timeout(self.0.timeout, self.connect()).await {
+        match timeout(self.0.timeout, self.connect(&mut None)).await {
             Ok(connection) => connection,
-            Err(elapsed) => Err(std::io::Error::from(elapsed).into()),
+            Err(elapsed) => Err(io::Error::from(elapsed).into()),
         }
     }
 
@@ -217,7 +277,10 @@ impl RedisLink {
         if let Some(current) = self.current() {
             return current;
         }
-        match self.connect().await {
+        let mut tried = None;
+        let connected = self.connect(&mut tried).await;
+        self.state().master = tried;
+        match connected {
             Ok(connection) => Ok((self.connected(connection.clone()), connection)),
             Err(error) => Err(self.refused(None, &error)),
         }
@@ -234,15 +297,66 @@ impl RedisLink {
         }
     }
 
-    async fn connect(&self) -> RedisResult<MultiplexedConnection> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.0.timeout))
-            .set_response_timeout(None);
-        let mut connection = self.0.client.get_multiplexed_async_connection_with_config(&config).await?;
-        // A Redis that requires a password or still loads its data says so here. (PING would also fail on a
-        // read-only Redis, which can still be read.)
-        redis::cmd("ECHO").arg("").exec_async(&mut connection).await?;
+    /// `tried` becomes the server that the sentinels name.
+    async fn connect(&self, tried: &mut Option<MasterAddress>) -> RedisResult<MultiplexedConnection> {
+        let tls = self.0.servers.tls.as_ref();
+        match &self.0.target {
+            LinkTarget::Server(url) => self.ready(connect_server(url, tls).await?).await,
+            LinkTarget::Sentinels(sentinels) => {
+                self.follow();
+                let verdict = sentinels.verdict(self.0.timeout).await?;
+                *tried = Some(verdict.address.clone());
+                let mut connection = connect_server(&sentinels.server(&verdict.address), tls).await?;
+                require_master(&mut connection).await?;
+                self.ready(connection).await
+            }
+        }
+    }
+
+    /// Learns what the server is able to do.
+    async fn ready(&self, mut connection: MultiplexedConnection) -> RedisResult<MultiplexedConnection> {
+        // A user without the permission gets scripts that every version understands.
+        let info = redis::cmd("INFO").arg("server").query_async::<InfoDict>(&mut connection).await;
+        let version = info.ok().and_then(|info| info.get::<String>("redis_version")).unwrap_or_default();
+        let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        self.state().has_script_flags = major.is_some_and(|major| major >= 7);
         Ok(connection)
+    }
+
+    /// Starts the task that notices a failover, unless it runs.
+    fn follow(&self) {
+        if !std::mem::replace(&mut self.state().is_followed, true) {
+            tokio::spawn(follow_sentinels(Arc::downgrade(&self.0)));
+        }
+    }
+
+    /// Drops the connection, or ends the pause after a failure, if the sentinels name another master than at
+    /// the last attempt to connect. The next request then connects to the new one.
+    async fn compare_master(&self) {
+        let LinkTarget::Sentinels(sentinels) = &self.0.target else { return };
+        // A failed request reports that no sentinel answers.
+        let Ok(verdict) = sentinels.verdict(self.0.timeout).await else { return };
+        let mut state = self.state();
+        if !verdict.is_by_majority || state.master.as_ref() == Some(&verdict.address) {
+            return;
+        }
+        let is_open = matches!(state.connection, LinkConnection::Open(_));
+        if is_open || matches!(state.connection, LinkConnection::Paused { is_denied: false, .. }) {
+            if state.master.is_some() {
+                let MasterAddress { host, port } = &verdict.address;
+                log::warn!(host = host.as_str(), port; "the sentinels name another Redis as the master");
+            }
+            state.connection = LinkConnection::Idle;
+        }
+        state.master = Some(verdict.address);
+    }
+
+    /// The address to show: that of the master, if sentinels name it.
+    fn shown(&self, state: &LinkState) -> String {
+        match (&self.0.target, &state.master) {
+            (LinkTarget::Sentinels(sentinels), Some(master)) => sentinels.server(master).to_string(),
+            _ => self.0.servers.to_string(),
+        }
     }
 
     fn connected(&self, connection: MultiplexedConnection) -> u64 {
@@ -250,10 +364,12 @@ impl RedisLink {
         state.connection = LinkConnection::Open(connection);
         state.number += 1;
         self.0.monitor.note(Ok(()));
-        if state.logged != Some(LoggedStatus::Connected) {
+        let is_another = state.logged_master != state.master;
+        if state.logged != Some(LoggedStatus::Connected) || is_another {
+            state.logged_master = state.master.clone();
             state.logged = Some(LoggedStatus::Connected);
             metrics::gauge!("ftp_registry_connected").set(1.0);
-            log::info!(redis:% = self.0.url; "connected to Redis");
+            log::info!(redis = self.shown(&state).as_str(); "connected to Redis");
         }
         state.number
     }
@@ -267,12 +383,25 @@ impl RedisLink {
     }
 
     fn refused(&self, used: Option<u64>, error: &RedisError) -> LinkError {
-        self.fail(used, error.to_string(), denial(error))
+        let denial = denial(error);
+        let setting = match (denial, &self.0.target) {
+            (Some(_), _) => "redis_password_file",
+            (None, _) if is_handshake_failure(error) => "redis_ca_file",
+            (None, LinkTarget::Server(_)) => "redis_url",
+            (None, LinkTarget::Sentinels(_)) => "redis_sentinels",
+        };
+        self.fail(used, error.to_string(), setting, denial)
     }
 
-    /// Notes a failure on connection number `used`, or while connecting. `denial` is the fault of the
-    /// password, if that is the cause.
-    fn fail(&self, used: Option<u64>, error: String, denial: Option<&'static str>) -> LinkError {
+    /// Notes a failure on connection number `used`, or while connecting. `setting` is the one to check,
+    /// `denial` the fault of the password, if that is the cause.
+    fn fail(
+        &self,
+        used: Option<u64>,
+        error: String,
+        setting: &'static str,
+        denial: Option<&'static str>,
+    ) -> LinkError {
         let mut state = self.state();
         let is_open = matches!(state.connection, LinkConnection::Open(_));
         if is_open && used != Some(state.number) {
@@ -281,17 +410,22 @@ impl RedisLink {
         }
         let is_denied = denial.is_some();
         state.connection = LinkConnection::Paused { until: Instant::now() + PAUSE, is_denied };
-        let (condition, setting, status, result) = if is_denied {
-            (Condition::Misconfigured, "redis_password_file", LoggedStatus::Denied, LinkError::Denied)
+        let (condition, status, result) = if is_denied {
+            (Condition::Misconfigured, LoggedStatus::Denied, LinkError::Denied)
         } else {
-            (Condition::Failed, "redis_url", LoggedStatus::Away, LinkError::Away)
+            (Condition::Failed, LoggedStatus::Away, LinkError::Away)
         };
+        let shown = self.shown(&state);
         if state.logged != Some(status) {
             state.logged = Some(status);
             metrics::gauge!("ftp_registry_connected").set(0.0);
             match denial {
-                Some(fault) => log::error!(redis:% = self.0.url, error = error.as_str(), setting; "{fault}"),
-                None => log::warn!(redis:% = self.0.url, error = error.as_str(); "Redis is away"),
+                Some(fault) => {
+                    log::error!(redis = shown.as_str(), error = error.as_str(), setting; "{fault}")
+                }
+                None => {
+                    log::warn!(redis = shown.as_str(), error = error.as_str(), setting; "Redis is away");
+                }
             }
         }
         let error = denial.map_or(error, str::to_owned);
@@ -301,6 +435,24 @@ impl RedisLink {
 
     fn state(&self) -> MutexGuard<'_, LinkState> {
         lock(&self.0.state)
+    }
+}
+
+/// Connects to a server that is ready to answer requests.
+async fn connect_server(url: &RedisUrl, tls: Option<&RedisTls>) -> RedisResult<MultiplexedConnection> {
+    let mut connection = connect(url, tls).await?;
+    // A Redis that requires a password or still loads its data says so here. (PING would also fail on a
+    // read-only Redis, which can still be read.)
+    redis::cmd("ECHO").arg("").exec_async(&mut connection).await?;
+    Ok(connection)
+}
+
+/// Compares the master of a link with what the sentinels say, until the link is dropped.
+async fn follow_sentinels(link: Weak<LinkInner>) {
+    loop {
+        sleep(SENTINEL_INTERVAL).await;
+        let Some(inner) = link.upgrade() else { return };
+        RedisLink(inner).compare_master().await;
     }
 }
 
@@ -323,33 +475,4 @@ pub(super) fn pipeline_with(script: &Script) -> Pipeline {
     let mut pipe = Pipeline::new();
     pipe.load_script(script).ignore();
     pipe
-}
-
-/// The fault of the password, if Redis reports one. Only a change of the settings repairs it.
-fn denial(error: &RedisError) -> Option<&'static str> {
-    match error.code() {
-        Some("NOAUTH") => Some("Redis wants a password: set redis_password_file"),
-        Some("WRONGPASS") => Some(WRONG_PASSWORD),
-        _ => (error.kind() == ErrorKind::AuthenticationFailed).then_some(WRONG_PASSWORD),
-    }
-}
-
-const WRONG_PASSWORD: &str = "Redis refuses the password: the one in redis_password_file (or redis_url) is \
-                              not that of Redis, or Redis has none";
-
-/// Returns true if the error is about the state of Redis or the connection, false if it is about the request.
-fn means_away(error: &RedisError) -> bool {
-    match error.kind() {
-        ErrorKind::Io | ErrorKind::Parse | ErrorKind::AuthenticationFailed => true,
-        ErrorKind::Server(
-            ServerErrorKind::BusyLoading
-            | ServerErrorKind::MasterDown
-            | ServerErrorKind::ReadOnly
-            | ServerErrorKind::ClusterDown,
-        ) => true,
-        // The driver has no name for some of them.
-        _ if denial(error).is_some() => true,
-        // The driver's task for the connection has ended.
-        _ => error.is_unrecoverable_error(),
-    }
 }

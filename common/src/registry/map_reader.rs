@@ -65,14 +65,21 @@ impl MapReader {
         self.view.link().dependency()
     }
 
+    /// See [`RedisLink::writes`](super::RedisLink::writes).
+    pub(super) fn writes(&self) -> Option<Dependency> {
+        self.view.link().writes()
+    }
+
     /// `known`: the relay keys that this process has, newest first.
     pub(super) async fn read(&self, known: &[SharedKey]) -> Result<MapAnswer, LinkError> {
         let keys = self.view.keys();
         let mut pipe = pipeline_with(&READ_MAP);
-        pipe.load_script(&SHARED_KEYS).ignore();
+        let shared_keys = SHARED_KEYS.on(self.view.link());
+        pipe.load_script(shared_keys).ignore();
         pipe.add_command(self.read_map());
-        pipe.add_command(shared_keys::call(&keys.relay_keys(), self.key_rotation, known));
+        pipe.add_command(shared_keys::call(shared_keys, &keys.relay_keys(), self.key_rotation, known));
         let ((time, nodes, blocks), keys): (ScriptAnswer, Vec<String>) = self.view.link().pipe(&pipe).await?;
+        self.view.link().probe_writes(&self.view.keys().write_probe()).await;
         let keys: Vec<Zeroizing<String>> = keys.into_iter().map(Zeroizing::new).collect();
         let nodes: Vec<LiveNode> = nodes.chunks_exact(NODE_VALUES).filter_map(LiveNode::parse).collect();
         let lease = nodes.iter().filter_map(|node| node.lease).min().unwrap_or(self.lease);

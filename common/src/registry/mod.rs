@@ -9,8 +9,8 @@
 //! session costs no request. The node enters all its sessions again only if the number in Redis differs
 //! from its own.
 //!
-//! Redis is one server, possibly with replicas. Redis Cluster, which spreads keys over servers, cannot be
-//! used: the Lua scripts access several keys in one step.
+//! Redis is one server, or the master that sentinels name. The Lua scripts access several keys in one step.
+//! In a Redis Cluster these must therefore be in one slot, which a prefix with a hash tag makes sure of.
 
 mod bandwidth;
 mod bandwidth_meter;
@@ -19,6 +19,8 @@ mod blocks;
 mod cluster;
 mod cluster_task;
 mod commands;
+mod confirm;
+mod connect;
 mod core;
 mod events;
 mod events_state;
@@ -27,6 +29,7 @@ mod lease_calls;
 mod lease_state;
 mod leases;
 mod link;
+mod link_error;
 mod live;
 mod map_reader;
 mod name_claim;
@@ -36,11 +39,15 @@ mod port_map;
 mod probe;
 mod publish;
 mod refresh;
+mod script;
+mod sentinel;
+mod servers;
 mod shared_keys;
 mod table;
 mod usage;
 mod view;
 mod work;
+mod writes;
 
 use std::{
     sync::{Arc, atomic::AtomicU32},
@@ -57,16 +64,21 @@ pub use self::{
     bandwidth_meter::{BandwidthDirection, BandwidthMeter, piece_size},
     block_holder::{BlockChanges, BlockHolder, BlockReply, BlockStepRequest, BlockTimes},
     cluster_task::ClusterTask,
+    confirm::{Confirmation, ConfirmedLink},
+    connect::{RedisTls, RedisTlsError, RedisTlsFiles},
     core::Revision,
     events::{ClusterEvent, JoinError, NameHolder},
     home::{Usage, UsageChange, UsageStatus, UsageStep},
     lease_state::{LeaseConflict, LeasePath, LeaseScope},
     leases::{LeaseAge, LeaseCertainty, LeaseRefused, WriteLease},
-    link::{LinkError, RedisLink},
+    link::RedisLink,
+    link_error::LinkError,
     options::{InvalidRedisUrl, InvalidWhenAway, RedisOptions, RedisUrl, WhenAway},
     orders::NodeOrders,
     port_map::{BlockOwner, MapContent, MapNode, PortMap},
     probe::{ProbeError, probe},
+    script::EssentialScript,
+    servers::RedisServers,
     shared_keys::{InvalidSharedKey, SharedKey},
     table::SessionRefused,
     usage::{HomeCount, HomeUsage, RegistryAway},
@@ -309,6 +321,11 @@ impl Registry {
     /// The condition of Redis; `None` on a single node.
     pub fn dependency(&self) -> Option<Dependency> {
         self.core.cluster.as_ref().map(|cluster| cluster.link().dependency())
+    }
+
+    /// Whether Redis accepts writes; `None` on a single node, and until Redis was asked.
+    pub fn writes(&self) -> Option<Dependency> {
+        self.core.cluster.as_ref()?.link().writes()
     }
 
     /// The number of this node's transfers in progress. The node counts them, the registry publishes the

@@ -121,7 +121,9 @@ impl PortMap {
                         // Taken blocks are used a third of a lease and a second after they were taken.
                         Ok(()) => lock(&map.0.state).lease.map_or(interval, |lease| interval.min(lease / 3)),
                         // The link has logged the reason.
-                        Err(LinkError::Away | LinkError::Denied) => interval.min(ASK_INTERVAL),
+                        Err(LinkError::Away | LinkError::Denied | LinkError::Unwritable(_)) => {
+                            interval.min(ASK_INTERVAL)
+                        }
                         Err(error) => {
                             log::warn!("cannot read the map of passive ports from Redis: {error}");
                             interval.min(ASK_INTERVAL)
@@ -272,6 +274,11 @@ impl PortMap {
     /// The condition of Redis; `None` on a single node.
     pub fn dependency(&self) -> Option<Dependency> {
         self.0.reader.as_ref().map(MapReader::dependency)
+    }
+
+    /// Whether Redis accepts writes; `None` on a single node, and until Redis was asked.
+    pub fn writes(&self) -> Option<Dependency> {
+        self.0.reader.as_ref()?.writes()
     }
 
     /// Returns true if some node leased blocks at the last answer.

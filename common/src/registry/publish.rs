@@ -3,10 +3,10 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use redis::{ErrorKind, RedisError, Script};
+use redis::{ErrorKind, RedisError};
 
 use super::{
-    LinkError, block_holder::BlockReply, cluster::Cluster, core::Core, events::NameHolder,
+    EssentialScript, LinkError, block_holder::BlockReply, cluster::Cluster, core::Core, events::NameHolder,
     orders::OrdersInRedis, view::to_json,
 };
 use crate::{
@@ -16,8 +16,8 @@ use crate::{
     sync::lock,
 };
 
-static PUBLISH_NODE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(concat!(include_str!("lua/block_step.lua"), include_str!("lua/publish_node.lua")))
+static PUBLISH_NODE: LazyLock<EssentialScript> = LazyLock::new(|| {
+    EssentialScript::new(concat!(include_str!("lua/block_step.lua"), include_str!("lua/publish_node.lua")))
 });
 
 /// The result of publishing a node.
@@ -77,7 +77,7 @@ impl Cluster {
         let (_, ports) = self.ours();
         let record = core.record();
         let request = lock(&self.blocks).request(since_boot());
-        let mut call = PUBLISH_NODE.prepare_invoke();
+        let mut call = PUBLISH_NODE.on(self.link()).prepare_invoke();
         call.key(self.keys().nodes())
             .key(self.keys().node(name))
             .key(self.keys().node_commands(name))

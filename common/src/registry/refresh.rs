@@ -74,7 +74,7 @@ pub(super) async fn run(
                 due = Instant::now() + match refreshed {
                     Ok(Ownership::Ours { has_new_orders: false } | Ownership::NameLost) => usual,
                     Ok(Ownership::Ours { has_new_orders: true } | Ownership::Contested)
-                    | Err(LinkError::Away | LinkError::Denied) => usual.min(RETRY),
+                    | Err(LinkError::Away | LinkError::Denied | LinkError::Unwritable(_)) => usual.min(RETRY),
                     Err(error) => {
                         log::error!(error = chain(&error).as_str(); "the registry's refresh failed");
                         usual.min(RETRY)
@@ -387,11 +387,11 @@ fn log_refusal(result: Result<(), LinkError>) {
     }
 }
 
-/// Returns the outer error if Redis is away, so that the caller stops, and the inner one if Redis refused
-/// the request.
+/// Returns the outer error if Redis is away or refuses all writes, so that the caller stops, and the inner
+/// one if Redis refused the request.
 fn refused_only(result: Result<(), LinkError>) -> Result<Result<(), LinkError>, LinkError> {
     match result {
-        Err(error @ (LinkError::Away | LinkError::Denied)) => Err(error),
+        Err(error @ (LinkError::Away | LinkError::Denied | LinkError::Unwritable(_))) => Err(error),
         result => Ok(result),
     }
 }

@@ -6,17 +6,18 @@ use std::{fmt, str::FromStr, sync::LazyLock, time::Duration};
 use redis::{Cmd, Script, cmd};
 use zeroize::Zeroizing;
 
+use super::EssentialScript;
 use crate::clock::since_epoch;
 
-pub(super) static SHARED_KEYS: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("lua/shared_keys.lua")));
+pub(super) static SHARED_KEYS: LazyLock<EssentialScript> =
+    LazyLock::new(|| EssentialScript::new(include_str!("lua/shared_keys.lua")));
 
-/// The call of `shared_keys.lua` for the list at `key`. Redis adds a key if the newest is older than
-/// `rotation`.
+/// The call of `script`, a form of [`SHARED_KEYS`], for the list at `key`. Redis adds a key if the newest is
+/// older than `rotation`.
 /// `known`: the keys that this process has, newest first, for a Redis that has lost its keys.
-pub(super) fn call(key: &str, rotation: Duration, known: &[SharedKey]) -> Cmd {
+pub(super) fn call(script: &Script, key: &str, rotation: Duration, known: &[SharedKey]) -> Cmd {
     let mut call = cmd("EVALSHA");
-    call.arg(SHARED_KEYS.get_hash()).arg(1).arg(key).arg(SharedKey::random(0).text().as_str());
+    call.arg(script.get_hash()).arg(1).arg(key).arg(SharedKey::random(0).text().as_str());
     call.arg(u64::try_from(rotation.as_millis()).unwrap_or(u64::MAX)).arg(KEPT_KEYS);
     for known in known.iter().take(KEPT_KEYS) {
         call.arg(known.entry().as_str());

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use redis::{Script, cmd};
+use redis::cmd;
 
 use super::{
-    LinkError, Registry,
+    EssentialScript, LinkError, Registry,
     cluster::Cluster,
     core::Core,
     home::{
@@ -22,8 +22,10 @@ use super::{
 };
 use crate::sync::lock;
 
-static SETTLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/settle_usage.lua")));
-static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lua/count_usage.lua")));
+static SETTLE: LazyLock<EssentialScript> =
+    LazyLock::new(|| EssentialScript::new(include_str!("lua/settle_usage.lua")));
+static COUNT: LazyLock<EssentialScript> =
+    LazyLock::new(|| EssentialScript::new(include_str!("lua/count_usage.lua")));
 
 /// Redis is away, and the policy is [`WhenAway::Refuse`](super::WhenAway::Refuse).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -163,7 +165,7 @@ impl Cluster {
         let bounded = |number: u64| number.min(LARGEST);
         let limit = |limit: Option<u64>| limit.map_or(-1, |limit| bounded(limit).cast_signed());
         let (name, incarnation) = self.process();
-        let mut call = SETTLE.prepare_invoke();
+        let mut call = SETTLE.on(self.link()).prepare_invoke();
         call.key(self.keys().home_usage(&home.path)).key(self.keys().node(name));
         call.arg(name.as_str()).arg(incarnation).arg(millis(home.recount)).arg(home.retention_ms());
         for UsageChange { added, removed } in [sums.done, sums.acknowledged] {
@@ -184,7 +186,7 @@ impl Cluster {
         token: &str,
         counted: Usage,
     ) -> Result<bool, LinkError> {
-        let mut call = COUNT.prepare_invoke();
+        let mut call = COUNT.on(self.link()).prepare_invoke();
         call.key(self.keys().home_usage(&home.path)).arg(step).arg(token).arg(millis(self.lease));
         call.arg(millis(home.recount)).arg(home.retention_ms());
         call.arg(&[counted.bytes, counted.files].map(|number| number.min(LARGEST)));

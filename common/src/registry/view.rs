@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use redis::{Script, cmd};
+use redis::cmd;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    LinkError, RedisLink, RedisOptions,
+    ConfirmedLink, EssentialScript, LinkError, RedisLink, RedisOptions,
     orders::{NodeOrders, ORDER_LIFE, Order, reason_field},
 };
 use crate::{
@@ -30,17 +30,25 @@ const COMMANDS_WAITING: u32 = 1000;
 pub struct RegistryView {
     link: RedisLink,
     keys: Keys,
+    confirmed: ConfirmedLink,
 }
 
 impl RegistryView {
     /// A view that connects at its first use.
     pub fn new(options: &RedisOptions) -> Self {
-        Self { link: RedisLink::new(&options.url, options.timeout), keys: Keys::new(&options.prefix) }
+        let link = RedisLink::new(&options.servers, options.timeout);
+        let confirmed = ConfirmedLink::new(options, &link);
+        Self { link, keys: Keys::new(&options.prefix), confirmed }
     }
 
     /// The connection, for other data of the daemon in Redis.
     pub fn link(&self) -> &RedisLink {
         &self.link
+    }
+
+    /// The connection for writes that replicas must confirm.
+    pub fn confirmed(&self) -> &ConfirmedLink {
+        &self.confirmed
     }
 
     /// The names of the cluster's keys.
@@ -148,8 +156,8 @@ impl RegistryView {
     /// # Errors
     /// Redis is away, or refuses the request.
     pub async fn send(&self, node: &NodeName, command: &NodeCommand) -> Result<bool, LinkError> {
-        let script = Script::new(include_str!("lua/send_command.lua"));
-        let mut call = script.prepare_invoke();
+        let script = EssentialScript::new(include_str!("lua/send_command.lua"));
+        let mut call = script.on(&self.link).prepare_invoke();
         call.key(self.keys.node(node)).key(self.keys.node_commands(node)).key(self.keys.node_orders(node));
         call.arg(to_json(command)).arg(COMMAND_LIFE).arg(COMMANDS_WAITING);
         let order = Order::of(command);
@@ -180,7 +188,8 @@ impl RegistryView {
     /// # Errors
     /// Redis is away, or refuses the request.
     pub async fn advance_revision(&self) -> Result<u64, LinkError> {
-        let script = Script::new(include_str!("lua/advance_revision.lua"));
+        let script = EssentialScript::new(include_str!("lua/advance_revision.lua"));
+        let script = script.on(&self.link);
         let revision: String = self.link.script(script.prepare_invoke().key(self.keys.revision())).await?;
         // The script returns a decimal number.
         Ok(revision.parse().unwrap_or(0))

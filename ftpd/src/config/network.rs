@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use common::{
     node::{NodeName, PortRange},
     passive::{PassiveAssignment, PassiveLayout},
-    registry::RedisUrl,
+    registry::RedisOptions,
     settings::{SettingsError, Values},
 };
 use ipnet::IpNet;
@@ -40,8 +40,8 @@ pub struct Network {
     pub trusted_balancers: Vec<IpNet>,
     /// True if PORT and EPRT are offered.
     pub active_mode: bool,
-    /// Redis, authd and this node's admin port, as far as the settings give their IP addresses. Active mode
-    /// must not connect to them.
+    /// Redis or its sentinels, authd and this node's admin port, as far as the settings give their IP
+    /// addresses. Active mode must not connect to them.
     pub services: Vec<SocketAddr>,
     /// Names that HOST accepts. Empty: every name.
     pub host_names: Vec<String>,
@@ -51,6 +51,7 @@ pub(super) fn network(
     values: &Values,
     authentication: &Authentication,
     name: &NodeName,
+    redis: Option<&RedisOptions>,
 ) -> Result<Network, SettingsError> {
     let demo = matches!(authentication, Authentication::Demo);
     let listen: Vec<IpAddr> = if demo && !values.is_given("listen") {
@@ -106,7 +107,7 @@ pub(super) fn network(
         internal_networks: values.list("internal_networks")?,
         trusted_balancers: trusted_balancers(values)?,
         active_mode: values.required("active_mode")?,
-        services: services(values, authentication)?,
+        services: services(values, authentication, redis)?,
         host_names: values.list("host_names")?,
     })
 }
@@ -245,9 +246,13 @@ fn trusted_balancers(values: &Values) -> Result<Vec<IpNet>, SettingsError> {
 
 /// Addresses of the cluster's services, which active mode must not reach. Host names are not resolved: their
 /// addresses may change, and most clusters' settings have IP addresses.
-fn services(values: &Values, authentication: &Authentication) -> Result<Vec<SocketAddr>, SettingsError> {
+fn services(
+    values: &Values,
+    authentication: &Authentication,
+    redis: Option<&RedisOptions>,
+) -> Result<Vec<SocketAddr>, SettingsError> {
     let mut services: Vec<SocketAddr> = values.optional("admin_listen")?.into_iter().collect();
-    services.extend(values.optional::<RedisUrl>("redis_url")?.and_then(|url| url.address()));
+    services.extend(redis.into_iter().flat_map(|redis| redis.servers.addresses()));
     if let Authentication::Authd { urls, .. } = authentication {
         services.extend(urls.iter().filter_map(AuthdUrl::address));
     }

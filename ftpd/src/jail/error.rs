@@ -105,10 +105,10 @@ impl FileError {
                 (Some("Redis is unavailable, and registry_away = \"refuse\"".into()), None)
             }
             Self::WriterUncertain(certainty) => {
-                let why = if *certainty == LeaseCertainty::RedisLostData {
-                    "Redis lost its data less than node_lease ago"
-                } else {
-                    "Redis is unavailable"
+                let why = match certainty {
+                    LeaseCertainty::RedisLostData => "Redis lost its data less than node_lease ago",
+                    LeaseCertainty::Unreplicated => "fewer replicas of Redis answer than redis_replicas asks",
+                    LeaseCertainty::RedisAway | LeaseCertainty::Certain => "Redis is unavailable",
                 };
                 let what = "file locks on this storage do not exclude other nodes (storage_locks)";
                 (Some(format!("{why}, and {what}").into()), None)

@@ -1,6 +1,8 @@
 //! The table of the node's metrics: type, unit, labels and meaning.
 
-use common::metric::{BLOCK_HANDOVERS, Metric, REDIS_SECONDS, REGISTRY_CONNECTED, REGISTRY_DEGRADED};
+use common::metric::{
+    BLOCK_HANDOVERS, Metric, REDIS_SECONDS, REGISTRY_CONNECTED, REGISTRY_DEGRADED, REGISTRY_WRITABLE,
+};
 
 const DIRECTIONS: (&str, &str) = ("direction", "download, upload, listing");
 
@@ -29,7 +31,8 @@ pub(crate) const METRICS: &[Metric] = &[
     )]),
     Metric::gauge("ftp_dependency_up", "1 or 0", "1 if the dependency works, 0 if not.").labels(&[(
         "dependency",
-        "storage, listeners, file_operations, passive_ports, registry, authd, audit, as in /readyz",
+        "storage, listeners, file_operations, passive_ports, registry, registry_writes, authd, audit, as in \
+         /readyz",
     )]),
     Metric::gauge("ftp_sessions", "sessions", "Logged-in sessions."),
     Metric::counter("ftp_sessions_ended_total", "connections", "Control connections that the node ended.")
@@ -268,6 +271,7 @@ pub(crate) const METRICS: &[Metric] = &[
     )
     .labels(&[("limit", "the setting that was reached; also quota_bytes, quota_files, comb_sources")]),
     REGISTRY_CONNECTED,
+    REGISTRY_WRITABLE,
     REDIS_SECONDS,
     REGISTRY_DEGRADED,
     BLOCK_HANDOVERS,

@@ -26,7 +26,7 @@ pub fn summary(config: &RoleConfig) -> Vec<String> {
         kernel,
         format!(
             "map of the passive ports from Redis at {}, keys {}:*",
-            config.redis.url, config.redis.prefix
+            config.redis.servers, config.redis.prefix
         ),
     ]
 }
@@ -34,7 +34,7 @@ pub fn summary(config: &RoleConfig) -> Vec<String> {
 /// Tests Redis and the nftables map. Changes nothing.
 pub async fn deep(config: RoleConfig) -> Vec<CheckResult> {
     let answer = registry::probe(&config.redis).await.map_err(|error| error.to_string());
-    let mut results = vec![(format!("Redis at {}", config.redis.url), answer)];
+    let mut results = vec![(format!("Redis at {}", config.redis.servers), answer)];
     if let Some(map) = config.nft_map {
         let name = format!("the nftables map {map}");
         let found = tokio::task::spawn_blocking(move || map.family_of_addresses()).await;

@@ -10,7 +10,7 @@ use std::{
 use common::{
     node::PortRange,
     process::{http::ConnectionLimits, logging::LogFormat},
-    registry::{RedisOptions, RedisUrl},
+    registry::{RedisOptions, RedisServers},
     settings::{SettingsError, Values},
 };
 use ipnet::IpNet;
@@ -163,16 +163,13 @@ fn control_ports(values: &Values, passive: PortRange) -> Result<(Option<u16>, Op
 }
 
 fn redis(values: &Values) -> Result<RedisOptions, SettingsError> {
-    let url = values.optional::<RedisUrl>("redis_url")?;
-    let mut url = url.ok_or_else(|| {
-        values.missing("redis_url", "the relay reads there which node owns which passive ports")
+    let servers = RedisServers::read(values)?.ok_or_else(|| {
+        let reason = "the relay reads there which node owns which passive ports (or redis_sentinels)";
+        values.missing("redis_url", reason)
     })?;
-    if let Some(password) = values.secret("redis_password_file")? {
-        url = url.with_password(&password);
-    }
     Ok(RedisOptions {
         prefix: values.required("redis_prefix")?,
         timeout: values.duration("redis_timeout")?,
-        ..RedisOptions::new(url)
+        ..RedisOptions::new(servers)
     })
 }

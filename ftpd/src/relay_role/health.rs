@@ -7,8 +7,8 @@ use std::sync::{
 
 use common::{
     health::{
-        Condition, DependencyFailure, DependencyMonitor, LISTENERS, LifeStage, REGISTRY, ReadinessReport,
-        Requirement,
+        Condition, DependencyFailure, DependencyMonitor, LISTENERS, LifeStage, REGISTRY, REGISTRY_WRITES,
+        ReadinessReport, Requirement,
     },
     process::service,
     registry::{MapContent, PortMap},
@@ -49,8 +49,13 @@ impl RoleHealth {
     pub(super) fn report(&self) -> ReadinessReport {
         let own = [(PORT_MAP, self.nodes.dependency()), (LISTENERS, self.listeners.dependency())];
         let registry = self.map.dependency().map(|redis| (REGISTRY, redis));
+        let writes = self.map.writes().map(|writes| (REGISTRY_WRITES, writes));
         let requirements = [Requirement::Dependency(PORT_MAP)];
-        ReadinessReport::new(*sync::read(&self.life), own.into_iter().chain(registry), &requirements)
+        ReadinessReport::new(
+            *sync::read(&self.life),
+            own.into_iter().chain(registry).chain(writes),
+            &requirements,
+        )
     }
 
     /// Looks at the map and the listeners, and publishes the report to the metrics, the log and the service

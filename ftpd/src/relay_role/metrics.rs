@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ::metrics::{counter, gauge};
-use common::metric::{Metric, REDIS_SECONDS, REGISTRY_CONNECTED};
+use common::metric::{Metric, REDIS_SECONDS, REGISTRY_CONNECTED, REGISTRY_WRITABLE};
 
 use crate::metrics::row;
 
@@ -72,6 +72,7 @@ pub(super) const METRICS: &[Metric] = &[
     )
     .labels(&[("limit", "the setting that was reached")]),
     REGISTRY_CONNECTED,
+    REGISTRY_WRITABLE,
     REDIS_SECONDS,
 ];
 

@@ -5,7 +5,7 @@ mod manual;
 
 use common::settings::{
     ADMIN_HEADER_TIMEOUT, ADMIN_MAX_CONNECTIONS, DURATION, Form, Group, LOG_FORMAT, LOG_LEVEL, NETWORKS,
-    NUMBER, REDIS_PASSWORD_FILE, REDIS_PREFIX, REDIS_TIMEOUT, REDIS_URL, Schema, Setting,
+    NUMBER, REDIS, REDIS_URL, Schema, Setting,
 };
 
 use super::metrics;
@@ -16,7 +16,7 @@ pub static SCHEMA: Schema = Schema {
     about: "carries the connections of FTP clients to the nodes of a distributed FTP cluster",
     version: env!("CARGO_PKG_VERSION"),
     prefix: "FTP_RELAY_",
-    groups: &[&ESSENTIAL, &NETWORK, &REGISTRY, &limits::LIMITS, &limits::TIMEOUTS, &LOGGING],
+    groups: &[&ESSENTIAL, &NETWORK, &REGISTRY, &REDIS, &limits::LIMITS, &limits::TIMEOUTS, &LOGGING],
     subcommands: &[],
     metrics: metrics::METRICS,
     manual: manual::MANUAL,
@@ -27,7 +27,8 @@ const PORT: Form = Form::new("PORT", "port from 1 to 65535");
 
 static ESSENTIAL: Group = Group {
     name: "Essential",
-    about: "The settings to begin with. A relay needs `redis_url`; the passive range is that of the nodes.",
+    about: "The settings to begin with. A relay needs `redis_url` or `redis_sentinels`; the passive range is \
+            that of the nodes.",
     settings: &[
         Setting::one(
             "redis_url",
@@ -118,9 +119,6 @@ static REGISTRY: Group = Group {
     name: "Registry",
     about: "The registry in Redis: the map of the passive ports and the keys of relayed connections.",
     settings: &[
-        REDIS_PASSWORD_FILE,
-        REDIS_PREFIX,
-        REDIS_TIMEOUT,
         Setting::one(
             "map_refresh",
             DURATION,

@@ -266,14 +266,17 @@ fn first_ports(assignment: PassiveAssignment) -> PortRange {
     }
 }
 
-/// The addresses of Redis. Empty if its name does not resolve within `redis_timeout`.
+/// The addresses of Redis or of a sentinel. Empty if no name resolves within `redis_timeout`.
 async fn addresses_of(redis: Option<&RedisOptions>) -> Vec<SocketAddr> {
     let Some(options) = redis else { return Vec::new() };
-    let Some(host) = options.url.host() else { return Vec::new() };
-    match timeout(options.timeout, lookup_host(host)).await {
-        Ok(Ok(addresses)) => addresses.collect(),
-        Ok(Err(_)) | Err(_) => Vec::new(),
+    let mut found = Vec::new();
+    for host in options.servers.hosts() {
+        if let Ok(Ok(addresses)) = timeout(options.timeout, lookup_host(host)).await {
+            found.extend(addresses);
+            break;
+        }
     }
+    found
 }
 
 /// Waits until a node that leases blocks may use one. If that takes longer than `limit`, the node serves

@@ -1,8 +1,6 @@
 //! Settings of the registry, authd and readiness.
 
-use common::settings::{
-    DURATION, FILE, Form, Group, NUMBER, REDIS_PASSWORD_FILE, REDIS_PREFIX, REDIS_TIMEOUT, Setting, TEXT,
-};
+use common::settings::{DURATION, FILE, Form, Group, NUMBER, REDIS_REPLICAS, Setting, TEXT};
 
 use super::IP_ADDRESS;
 
@@ -11,9 +9,6 @@ pub(super) static CLUSTER: Group = Group {
     about: "The registry in Redis, the passive ports of each node, authd, and the readiness that a balancer \
             checks.",
     settings: &[
-        REDIS_PASSWORD_FILE,
-        REDIS_PREFIX,
-        REDIS_TIMEOUT,
         Setting::one(
             "authd_token_file",
             FILE,
@@ -44,6 +39,7 @@ pub(super) static CLUSTER: Group = Group {
              cluster matter more than availability. With refuse, a cluster that starts with an empty Redis \
              leases passive ports after `node_lease` and `data_connect_timeout` together.",
         ),
+        REDIS_REPLICAS,
         Setting::one(
             "node_lease",
             DURATION,
