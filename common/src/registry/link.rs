@@ -313,8 +313,15 @@ impl RedisLink {
         }
     }
 
-    /// Learns what the server is able to do.
+    /// Checks that the server serves, and learns what it is able to do.
     async fn ready(&self, mut connection: MultiplexedConnection) -> RedisResult<MultiplexedConnection> {
+        // A Redis that requires a password or still loads its data says so here. (PING would also fail on a
+        // read-only Redis, which can still be read.)
+        match redis::cmd("ECHO").arg("").exec_async(&mut connection).await {
+            Err(error) if means_away(&error) => return Err(error),
+            // An ACL user may have no permission for it.
+            _ => {}
+        }
         // A user without the permission gets scripts that every version understands.
         let info = redis::cmd("INFO").arg("server").query_async::<InfoDict>(&mut connection).await;
         let version = info.ok().and_then(|info| info.get::<String>("redis_version")).unwrap_or_default();
