@@ -20,7 +20,12 @@ use authd::{
 };
 use clap::ArgMatches;
 use common::{
-    process::{EXIT_CONFIG, capabilities, check::report, logging, prompt},
+    process::{
+        EXIT_CONFIG, capabilities,
+        check::report,
+        health_command::{self, HEALTH},
+        logging, prompt,
+    },
     registry,
     secret::Secret,
     settings::{SettingsReloader, Values},
@@ -35,6 +40,7 @@ fn main() -> ExitCode {
     }
     match flags.subcommand_name() {
         Some(HASH_TOKEN) => hash_token(),
+        Some(HEALTH) => health_command::run(&SCHEMA, &flags, "listen"),
         Some(_) => hash(&flags),
         None => serve(&flags),
     }
