@@ -41,7 +41,12 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../authd
           ../bench
           ../common
+          ../deploy/compose
+          ../deploy/containers
           ../deploy/demo
+          ../deploy/images.sh
+          ../deploy/sbom
+          ../LICENSE
           ../dev
           ../SECURITY.md
           ../docs/audit.schema.json

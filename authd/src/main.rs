@@ -20,12 +20,8 @@ use authd::{
 };
 use clap::ArgMatches;
 use common::{
-    process::{
-        EXIT_CONFIG, capabilities,
-        check::report,
-        health_command::{self, HEALTH},
-        logging, prompt,
-    },
+    health_command::{self, HEALTH},
+    process::{EXIT_CONFIG, capabilities, check::report, logging, prompt},
     registry,
     secret::Secret,
     settings::{SettingsReloader, Values},

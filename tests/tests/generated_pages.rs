@@ -1,4 +1,4 @@
-//! docs/settings.md, docs/metrics.md and the manual pages, which the daemons print.
+//! docs/settings.md, docs/metrics.md and the manual pages, which the daemons print; the balancer of Compose.
 //!
 //! With the variable WRITE_PAGES the tests of `pages` write the documents instead of comparing them:
 //! `./dev settings`.
@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use cluster_tests::binaries;
+use cluster_tests::{binaries, nginx::fill};
 use serde_json::Value;
 
 const DAEMONS: [&str; 3] = ["ftpd", "ftp-relay", "authd"];
@@ -57,6 +57,52 @@ mod pages {
             page += &format!("\n## `{daemon}`\n\n{tables}");
         }
         compare_or_write("docs/settings.md", &page);
+    }
+
+    /// The names of the nodes and of the ports are those of deploy/compose/compose.yaml.
+    #[test]
+    fn the_balancer_of_compose_is_filled_in_from_the_templates() {
+        let control = |port: &str| {
+            let listen = fill("listen.conf", &[("address", "0.0.0.0"), ("ports", port)]);
+            let values = [
+                ("port", port),
+                ("name", "ftpd"),
+                ("control_listen", &listen),
+                ("control_timeout", "4h"),
+                ("resolver_options", " ipv6=off"),
+            ];
+            fill("control-by-name.conf", &values)
+        };
+        let (explicit, implicit) = (control("2121"), control("2990"));
+        let stream = fill(
+            "stream.conf",
+            &[
+                ("access_log", "/dev/stdout"),
+                ("control", &explicit),
+                ("implicit_control", &implicit),
+                ("data_servers", ""),
+            ],
+        );
+        // 4,000 clients at once.
+        let connections = 2 * 4000 + 2 + 64;
+        let text = fill(
+            "nginx.conf",
+            &[
+                ("load_module", ""),
+                ("pid", "/tmp/nginx.pid"),
+                ("error_log", "stderr"),
+                ("worker_processes", "auto"),
+                ("worker_connections", &connections.to_string()),
+                ("worker_rlimit_nofile", &(2 * connections).to_string()),
+                ("worker_shutdown_timeout", "5m"),
+                ("stream", &stream),
+            ],
+        );
+        let note =
+            "# Written by `./dev settings` from nginx/. compose.yaml replaces the address of the resolver.\n";
+        // The container fills in this one.
+        assert_eq!(text.matches('@').count(), text.matches("@resolvers@").count() * 2, "{text}");
+        compare_or_write("deploy/compose/nginx.conf", &format!("{note}{text}"));
     }
 
     #[test]
@@ -137,7 +183,7 @@ fn every_metric_of_the_alerts_and_the_dashboard_exists() {
     }
 }
 
-const PAGES: [(&str, &str, &str); 7] = [
+const PAGES: [(&str, &str, &str); 10] = [
     ("ftpd", "ftpd", "8"),
     ("ftpd", "ftpd.toml", "5"),
     ("ftp-relay", "ftp-relay", "8"),
@@ -145,6 +191,9 @@ const PAGES: [(&str, &str, &str); 7] = [
     ("authd", "authd", "8"),
     ("authd", "authd.toml", "5"),
     ("authd", "authd-hash-password", "1"),
+    ("authd", "authd-health", "1"),
+    ("ftpd", "ftpd-health", "1"),
+    ("ftp-relay", "ftp-relay-health", "1"),
 ];
 
 #[test]

@@ -1,7 +1,7 @@
 //! Texts of the manual pages authd(8), authd.toml(5) and authd-hash-password(1), and of the help.
 
 use common::{
-    process::health_command,
+    health_command,
     settings::{Manual, Subcommand},
 };
 

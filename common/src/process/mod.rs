@@ -4,7 +4,6 @@ pub mod admin;
 pub mod capabilities;
 pub mod check;
 pub mod descriptors;
-pub mod health_command;
 pub mod http;
 pub mod logging;
 pub mod prompt;

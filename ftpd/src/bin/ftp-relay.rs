@@ -6,9 +6,9 @@ use std::{
 };
 
 use common::{
+    health_command::{self, HEALTH},
     process::{
         EXIT_CONFIG, capabilities, check as report,
-        health_command::{self, HEALTH},
         logging::{self, chain},
     },
     settings::SettingsReloader,

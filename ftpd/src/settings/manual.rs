@@ -1,7 +1,7 @@
 //! Texts of the manual pages ftpd(8) and ftpd.toml(5), and of the help.
 
 use common::{
-    process::health_command,
+    health_command,
     settings::{Manual, Subcommand},
 };
 

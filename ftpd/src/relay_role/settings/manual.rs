@@ -1,7 +1,7 @@
 //! Texts of the manual pages ftp-relay(8) and ftp-relay.toml(5), and of the help.
 
 use common::{
-    process::health_command,
+    health_command,
     settings::{Manual, Subcommand},
 };
 

@@ -16,8 +16,10 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::logging::chain;
-use crate::settings::{Manual, Schema, Subcommand, Values};
+use crate::{
+    process::logging::chain,
+    settings::{Manual, Schema, Subcommand, Values},
+};
 
 /// Name of the subcommand.
 pub const HEALTH: &str = "health";
@@ -38,9 +40,9 @@ pub const fn subcommand(synopsis: Lines, examples: Lines, see_also: &'static [&'
         manual: Manual {
             synopsis,
             description: &[
-                "Asks `/readyz` of the daemon that runs with the same settings, and prints one line: that the \
-                 daemon is ready, or why not. It is the health check of the container images, which hold no \
-                 other program.",
+                "Asks `/readyz` of the daemon that runs with the same settings, and prints one line: that \
+                 the daemon is ready, or why not. It is the health check of the container images, which \
+                 hold no other program.",
                 "Give it the settings of the daemon: the same variables, or the same `--config`. It needs \
                  only the address, so it reads no secret. Flags stand before the subcommand. An address such \
                  as 0.0.0.0 is asked through loopback. The time limit is 3 seconds.",
