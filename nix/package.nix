@@ -43,11 +43,15 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../common
           ../deploy/compose
           ../deploy/containers
+          ../deploy/debian
           ../deploy/demo
           ../deploy/images.sh
+          ../deploy/packages.sh
           ../deploy/sbom
+          ../deploy/systemd
           ../LICENSE
           ../dev
+          ../CHANGELOG.md
           ../SECURITY.md
           ../docs/audit.schema.json
           ../docs/doctor.md
@@ -58,7 +62,11 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../fuzz
           ../deploy/monitoring
           ../docs/troubleshooting.md
+          ../nixos-modules/auth.nix
+          ../nixos-modules/hardening.nix
+          ../nixos-modules/node.nix
           ../nixos-modules/options/settings.nix
+          ../nixos-modules/relay.nix
           ../tests
           ../nginx/check.nix
           (lib.fileset.fileFilter (file: !file.hasExt "nix") ../nginx)
@@ -111,8 +119,10 @@ rustPlatform.buildRustPackage (finalAttrs: {
       "$out/bin/$program" --print-manual "''${page%.*}" >"$page"
       installManPage "$page"
     done
-    "$out/bin/authd" --print-manual authd-hash-password >authd-hash-password.1
-    installManPage authd-hash-password.1
+    for page in authd-hash-password authd-hash-token authd-health ftpd-health ftp-relay-health; do
+      "$out/bin/''${page%%-h*}" --print-manual "$page" >"$page.1"
+      installManPage "$page.1"
+    done
     "$out/bin/ftpctl" manual >ftpctl.1
     installManPage ftpctl.1
     for program in ftpd ftp-relay authd; do

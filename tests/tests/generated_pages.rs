@@ -59,6 +59,36 @@ mod pages {
         compare_or_write("docs/settings.md", &page);
     }
 
+    /// nginx.conf with these control connections, from the templates.
+    fn balancer(
+        control: [&str; 2],
+        listeners: u32,
+        access_log: &str,
+        pid: &str,
+        load_module: &str,
+    ) -> String {
+        let stream = [
+            ("access_log", access_log),
+            ("control", control[0]),
+            ("implicit_control", control[1]),
+            ("data_servers", ""),
+        ];
+        let stream = fill("stream.conf", &stream);
+        // 4,000 clients at once.
+        let connections = 2 * 4000 + listeners + 64;
+        let values = [
+            ("load_module", load_module),
+            ("pid", pid),
+            ("error_log", "stderr"),
+            ("worker_processes", "auto"),
+            ("worker_connections", &connections.to_string()),
+            ("worker_rlimit_nofile", &(2 * connections).to_string()),
+            ("worker_shutdown_timeout", "5m"),
+            ("stream", &stream),
+        ];
+        fill("nginx.conf", &values)
+    }
+
     /// The names of the nodes and of the ports are those of deploy/compose/compose.yaml.
     #[test]
     fn the_balancer_of_compose_is_filled_in_from_the_templates() {
@@ -73,36 +103,37 @@ mod pages {
             ];
             fill("control-by-name.conf", &values)
         };
-        let (explicit, implicit) = (control("2121"), control("2990"));
-        let stream = fill(
-            "stream.conf",
-            &[
-                ("access_log", "/dev/stdout"),
-                ("control", &explicit),
-                ("implicit_control", &implicit),
-                ("data_servers", ""),
-            ],
-        );
-        // 4,000 clients at once.
-        let connections = 2 * 4000 + 2 + 64;
-        let text = fill(
-            "nginx.conf",
-            &[
-                ("load_module", ""),
-                ("pid", "/tmp/nginx.pid"),
-                ("error_log", "stderr"),
-                ("worker_processes", "auto"),
-                ("worker_connections", &connections.to_string()),
-                ("worker_rlimit_nofile", &(2 * connections).to_string()),
-                ("worker_shutdown_timeout", "5m"),
-                ("stream", &stream),
-            ],
-        );
-        let note =
-            "# Written by `./dev settings` from nginx/. compose.yaml replaces the address of the resolver.\n";
+        let control = [&control("2121")[..], &control("2990")];
+        let text = balancer(control, 2, "/dev/stdout", "/tmp/nginx.pid", "");
         // The container fills in this one.
         assert_eq!(text.matches('@').count(), text.matches("@resolvers@").count() * 2, "{text}");
+        let note =
+            "# Written by `./dev settings` from nginx/. compose.yaml replaces the resolver's address.\n";
         compare_or_write("deploy/compose/nginx.conf", &format!("{note}{text}"));
+    }
+
+    /// The addresses are those of docs/deployment-linux.md.
+    #[test]
+    fn the_balancer_of_the_debian_example_is_filled_in_from_the_templates() {
+        let control = |port: &str| {
+            let listen = fill("listen.conf", &[("address", "0.0.0.0"), ("ports", port)]);
+            let server = |node: &str| {
+                fill("upstream-server.conf", &[("node", &format!("10.0.0.{node}")), ("port", port)])
+            };
+            let values = [
+                ("port", port),
+                ("control_listen", &listen),
+                ("upstream_servers", &["11", "12", "13"].map(server).concat()),
+                ("control_timeout", "4h"),
+            ];
+            fill("control.conf", &values)
+        };
+        let module = "load_module /usr/lib/nginx/modules/ngx_stream_module.so;";
+        let control = [&control("21")[..], &control("990")];
+        let text = balancer(control, 2, "/var/log/nginx/ftp.log", "/run/nginx.pid", module);
+        assert!(!text.contains('@'), "{text}");
+        let note = "# Written by `./dev settings` from nginx/: three nodes, 10.0.0.11 to 13. Needs libnginx-mod-stream.\n";
+        compare_or_write("deploy/debian/examples/nginx.conf", &format!("{note}{text}"));
     }
 
     #[test]
