@@ -49,6 +49,7 @@ fn run(arguments: Arguments) -> Result<u8, ConsoleError> {
     match &command {
         ConsoleCommand::Completions { shell } => return completions::script(*shell),
         ConsoleCommand::Manual => return pages::manual(),
+        ConsoleCommand::Init(arguments) => return setup::init::run(arguments),
         ConsoleCommand::Secrets(arguments) => return setup::secrets::run(arguments),
         _ => {}
     }

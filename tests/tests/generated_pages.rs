@@ -132,7 +132,8 @@ mod pages {
         let control = [&control("21")[..], &control("990")];
         let text = balancer(control, 2, "/var/log/nginx/ftp.log", "/run/nginx.pid", module);
         assert!(!text.contains('@'), "{text}");
-        let note = "# Written by `./dev settings` from nginx/: three nodes, 10.0.0.11 to 13. Needs libnginx-mod-stream.\n";
+        let note =
+            "# Written by `./dev settings` from nginx/ for 10.0.0.11 to 13. Needs libnginx-mod-stream.\n";
         compare_or_write("deploy/debian/examples/nginx.conf", &format!("{note}{text}"));
     }
 
