@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use cluster_tests::{binaries, content::sha256};
+use cluster_tests::{binaries, content::sha256, packaging::can_list_parts};
 use tempfile::TempDir;
 
 const PROGRAMS: [&str; 4] = ["ftpd", "authd", "ftp-relay", "ftpctl"];
@@ -38,10 +38,9 @@ fn run(command: &mut Command) -> Result<String, String> {
 
 /// The packages of this build, without compression. `None` where they cannot be built.
 fn packages() -> Option<TempDir> {
-    let mut parts = Command::new(repository().join("deploy/sbom"));
-    let parts = run(parts.arg("ftpctl").env("CARGO_NET_OFFLINE", "true"));
-    if let Err(error) = parts.and_then(|_| run(Command::new("dpkg-deb").arg("--version"))) {
-        // An ordinary user may have no cargo, or no way to the sources of the crates.
+    if let Err(error) =
+        can_list_parts().and_then(|()| run(Command::new("dpkg-deb").arg("--version")).map(drop))
+    {
         eprintln!("skipped: packages cannot be built here: {error}");
         return None;
     }
