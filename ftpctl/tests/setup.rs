@@ -98,8 +98,8 @@ impl Described {
         self.folder.path().join("cluster").join(name)
     }
 
-    /// Settings of a daemon as they are on its host, with the paths and ports of this test: systemd copies the
-    /// secrets, and ports below 1024 need root.
+    /// Settings of a daemon as they are on its host, with the paths and ports of this test: systemd copies
+    /// the secrets, and ports below 1024 need root.
     fn settings(&self, host: &str, program: &str) -> PathBuf {
         let etc = self.host(host).join("etc/distributed-ftp");
         let storage = self.folder.path().join("storage");

@@ -123,11 +123,11 @@ fn compose_program() -> Option<PathBuf> {
     let version = run(Command::new(&program).arg("--version")).unwrap_or_else(|error| error);
     let number = version.split("version ").nth(1).and_then(|rest| rest.split_whitespace().next());
     let mut parts = number.unwrap_or("0").split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-    if (parts.next(), parts.next()) >= (Some(1), Some(3)) {
+    if (parts.next(), parts.next()) >= (Some(1), Some(6)) {
         return Some(program);
     }
     eprintln!(
-        "skipped: podman-compose 1.3 or later is needed (pip install podman-compose; PODMAN_COMPOSE=PATH), \
+        "skipped: podman-compose 1.6 or later is needed (pip install podman-compose; PODMAN_COMPOSE=PATH), \
          found: {version}"
     );
     None

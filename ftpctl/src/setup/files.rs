@@ -37,6 +37,7 @@ fn backend(cluster: &InitArguments, secrets: &Secrets) -> Host {
         "maxmemory-policy noeviction".to_owned(),
     ];
     let clients = cluster.nodes.iter().map(|(_, node)| format!(" {node}(rw,sync,no_subtree_check)"));
+    let exports = format!("/srv/ftp{}\n", clients.collect::<String>());
     let nodes = node_addresses(cluster);
     let registry = format!("{}, {nodes}", cluster.balancer);
     let rules = firewall(
@@ -53,11 +54,10 @@ fn backend(cluster: &InitArguments, secrets: &Secrets) -> Host {
             ("etc/distributed-ftp/admin/admin-token", Kind::Secret, secrets.admin_token.clone()),
             ("etc/distributed-ftp/redis.conf", Kind::Secret, lines(&redis)),
             ("etc/distributed-ftp/firewall.nft", Kind::Public, rules),
-            ("etc/exports.d/distributed-ftp.exports", Kind::Public, format!("/srv/ftp{}\n", clients.collect::<String>())),
+            ("etc/exports.d/distributed-ftp.exports", Kind::Public, exports),
         ],
         commands: vec![
-            "apt install redis-server nfs-kernel-server ./distributed-ftp-authd_*.deb ./distributed-ftp-ftpctl_*.deb"
-                .to_owned(),
+            "apt install redis-server nfs-kernel-server ./distributed-ftp-{authd,ftpctl}_*.deb".to_owned(),
             COPY.to_owned(),
             "install -o redis -g redis -m 600 /etc/distributed-ftp/redis.conf /etc/redis/distributed-ftp.conf"
                 .to_owned(),
@@ -94,17 +94,20 @@ fn node(cluster: &InitArguments, secrets: &Secrets, index: usize) -> Host {
     ];
     // Why these options: docs/deployment-linux.md.
     let mount = format!(
-        "[Unit]\nDescription=Files of Distributed FTP\nWants=network-online.target\nAfter=network-online.target\n\n\
+        "[Unit]\nDescription=Files of Distributed FTP\nWants=network-online.target\n\
+         After=network-online.target\n\n\
          [Mount]\nWhat={backend}:/srv/ftp\nWhere=/srv/ftp\nType=nfs4\n\
-         Options=vers=4.2,hard,nodev,nosuid,noexec,noatime,lookupcache=positive,acregmin=1,acdirmin=1,acregmax=5,\
-         acdirmax=5\n\n[Install]\nWantedBy=remote-fs.target\n"
+         Options=vers=4.2,hard,nodev,nosuid,noexec,noatime,lookupcache=positive,acregmin=1,acdirmin=1,\
+         acregmax=5,acdirmax=5\n\n[Install]\nWantedBy=remote-fs.target\n"
     );
     // authd and Redis may come up later; only the storage is needed before the start.
     let drop_in = "[Unit]\nRequires=srv-ftp.mount\nAfter=srv-ftp.mount\n";
     let (balancer, peers) = (cluster.balancer.to_string(), node_addresses(cluster));
     let data = format!("{from}-{to}");
     let doors = format!("{balancer}, {peers}");
-    let rules = firewall(*address, &[(Some(&balancer), "21, 990"), (Some(&doors), &data)]);
+    let backend = cluster.backend.to_string();
+    let open = [(Some(&balancer[..]), "21, 990"), (Some(&doors), &data), (Some(&backend), "9121")];
+    let rules = firewall(*address, &open);
     Host {
         name: name.to_string(),
         files: vec![
@@ -145,16 +148,14 @@ fn balancer(cluster: &InitArguments, secrets: &Secrets) -> Host {
         "drain_timeout = \"10s\"".to_owned(),
     ];
     let data = format!("{from}-{to}");
+    let backend = cluster.backend.to_string();
+    let open = [(None, "21, 990"), (None, &data[..]), (Some(&backend[..]), "9122")];
     Host {
         name: "balancer".to_owned(),
         files: vec![
             ("etc/distributed-ftp/ftp-relay.toml", Kind::Public, lines(&relay)),
             ("etc/distributed-ftp/secrets/redis-password", Kind::Secret, secrets.redis_password.clone()),
-            (
-                "etc/distributed-ftp/firewall.nft",
-                Kind::Public,
-                firewall(cluster.balancer, &[(None, "21, 990"), (None, &data)]),
-            ),
+            ("etc/distributed-ftp/firewall.nft", Kind::Public, firewall(cluster.balancer, &open)),
             (SYSCTL, Kind::Public, reserved(cluster)),
         ],
         commands: vec![
@@ -192,7 +193,8 @@ fn firewall(own: IpAddr, open: &[(Option<&str>, &str)]) -> String {
         ports.push(*to);
     }
     format!(
-        "# Closes the ports of Distributed FTP to other hosts. Metrics (9121, 9122, 5160) need a rule of your own.\n\
+        "# Closes the ports of Distributed FTP to other hosts. Add Prometheus (5160, 9121, 9122) and\n\
+         # administrators (5160) where they are not on the backend's host.\n\
          table inet distributed_ftp\ndelete table inet distributed_ftp\n\n\
          table inet distributed_ftp {{\n    chain input {{\n\
          \x20       type filter hook input priority filter; policy accept;\n\

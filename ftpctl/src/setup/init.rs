@@ -19,9 +19,9 @@ use crate::error::ConsoleError;
 
 /// Writes the settings, secrets and firewall rules of a new cluster, one folder for each host.
 ///
-/// The nodes mount the storage of the backend's host over NFS. authd and Redis run on the backend's host, ftp-relay
-/// on the balancer's, for control and data connections. The hosts need the packages distributed-ftp-ftpd, -authd,
-/// -ftp-relay and -ftpctl. The commands for each host are printed, and in its file COMMANDS.
+/// The nodes mount the storage of the backend's host over NFS. authd and Redis run on the backend's host,
+/// ftp-relay on the balancer's, for control and data connections. The hosts need the packages that `./dev
+/// package` makes. The commands for each host are printed, and in its file COMMANDS.
 #[derive(Args, Debug)]
 pub(crate) struct InitArguments {
     /// Name and internal address of each node: ftp1=10.0.0.11,ftp2=10.0.0.12.

@@ -27,7 +27,7 @@ pub(crate) struct SecretsArguments {
     #[arg(long, value_name = "FOLDER")]
     pub(crate) out: PathBuf,
     /// A host name or address of the certificate; may be repeated.
-    #[arg(long = "name", value_name = "NAME", default_values_t = ["localhost".to_owned(), "127.0.0.1".to_owned()])]
+    #[arg(long = "name", value_name = "NAME", default_values = ["localhost", "127.0.0.1"])]
     pub(crate) names: Vec<String>,
 }
 
