@@ -18,6 +18,8 @@ let
     fileset = lib.fileset.unions [
       ../dev
       ../deploy/demo
+      ../deploy/images.sh
+      ../deploy/packages.sh
       ../nginx
     ];
   };

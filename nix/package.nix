@@ -41,10 +41,19 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../authd
           ../bench
           ../common
+          ../deploy/compose
+          ../deploy/containers
+          ../deploy/debian
           ../deploy/demo
           ../deploy/helm
           ../deploy/kubernetes
+          ../deploy/images.sh
+          ../deploy/packages.sh
+          ../deploy/sbom
+          ../deploy/systemd
+          ../LICENSE
           ../dev
+          ../CHANGELOG.md
           ../SECURITY.md
           ../docs/audit.schema.json
           ../docs/doctor.md
@@ -55,7 +64,11 @@ rustPlatform.buildRustPackage (finalAttrs: {
           ../fuzz
           ../deploy/monitoring
           ../docs/troubleshooting.md
+          ../nixos-modules/auth.nix
+          ../nixos-modules/hardening.nix
+          ../nixos-modules/node.nix
           ../nixos-modules/options/settings.nix
+          ../nixos-modules/relay.nix
           ../tests
           ../nginx/check.nix
           (lib.fileset.fileFilter (file: !file.hasExt "nix") ../nginx)
@@ -108,8 +121,10 @@ rustPlatform.buildRustPackage (finalAttrs: {
       "$out/bin/$program" --print-manual "''${page%.*}" >"$page"
       installManPage "$page"
     done
-    "$out/bin/authd" --print-manual authd-hash-password >authd-hash-password.1
-    installManPage authd-hash-password.1
+    for page in authd-hash-password authd-hash-token authd-health ftpd-health ftp-relay-health; do
+      "$out/bin/''${page%%-h*}" --print-manual "$page" >"$page.1"
+      installManPage "$page.1"
+    done
     "$out/bin/ftpctl" manual >ftpctl.1
     installManPage ftpctl.1
     for program in ftpd ftp-relay authd; do

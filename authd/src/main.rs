@@ -20,6 +20,7 @@ use authd::{
 };
 use clap::ArgMatches;
 use common::{
+    health_command::{self, HEALTH},
     process::{EXIT_CONFIG, capabilities, check::report, logging, prompt},
     registry,
     secret::Secret,
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     }
     match flags.subcommand_name() {
         Some(HASH_TOKEN) => hash_token(),
+        Some(HEALTH) => health_command::run(&SCHEMA, &flags, "listen"),
         Some(_) => hash(&flags),
         None => serve(&flags),
     }

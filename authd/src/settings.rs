@@ -46,6 +46,7 @@ pub static SCHEMA: Schema = Schema {
                     administrators_file",
             manual: manual::HASH_TOKEN,
         },
+        manual::HEALTH,
     ],
     metrics: metrics::METRICS,
     manual: manual::MANUAL,

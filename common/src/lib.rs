@@ -13,6 +13,7 @@ pub mod client_network;
 pub mod clock;
 pub mod events;
 pub mod health;
+pub mod health_command;
 pub mod ids;
 pub mod keys;
 pub mod live;

@@ -6,7 +6,12 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use common::session::SessionId;
 
-use crate::{config::ConnectionArguments, doctor::DoctorArguments, names};
+use crate::{
+    config::ConnectionArguments,
+    doctor::DoctorArguments,
+    names,
+    setup::{init::InitArguments, secrets::SecretsArguments},
+};
 
 const AFTER: &str = "\
 Settings: flags, then FTPCTL_URL, FTPCTL_TOKEN_FILE, FTPCTL_CA_FILE, FTPCTL_PROFILE, then the first file that \
@@ -118,6 +123,8 @@ pub(crate) enum ConsoleCommand {
         replace: bool,
     },
     Doctor(DoctorArguments),
+    Init(InitArguments),
+    Secrets(SecretsArguments),
     /// Prints the completions for a shell. They ask authd for names of users, nodes and sessions.
     Completions {
         shell: Shell,

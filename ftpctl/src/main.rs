@@ -11,6 +11,7 @@ mod error;
 mod names;
 mod pages;
 mod render;
+mod setup;
 
 use std::{
     io::{self, Write},
@@ -48,6 +49,8 @@ fn run(arguments: Arguments) -> Result<u8, ConsoleError> {
     match &command {
         ConsoleCommand::Completions { shell } => return completions::script(*shell),
         ConsoleCommand::Manual => return pages::manual(),
+        ConsoleCommand::Init(arguments) => return setup::init::run(arguments),
+        ConsoleCommand::Secrets(arguments) => return setup::secrets::run(arguments),
         _ => {}
     }
     let connection = Connection::new(&connection)?;

@@ -6,6 +6,7 @@ use std::{
 };
 
 use common::{
+    health_command::{self, HEALTH},
     process::{
         EXIT_CONFIG, capabilities, check as report,
         logging::{self, chain},
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
         // The reader may close the pipe early.
         let _ = io::stdout().write_all(&page);
         return ExitCode::SUCCESS;
+    }
+    if flags.subcommand_name() == Some(HEALTH) {
+        return health_command::run(&SCHEMA, &flags, "admin_listen");
     }
     let (config, reloader) = match SettingsReloader::load(&SCHEMA, &flags, Config::new) {
         Ok(loaded) => loaded,

@@ -32,7 +32,7 @@ pub static SCHEMA: Schema = Schema {
         &timeouts::TIMEOUTS,
         &LOGGING,
     ],
-    subcommands: &[],
+    subcommands: &[manual::HEALTH],
     metrics: metrics::METRICS,
     manual: manual::MANUAL,
     example_file: manual::EXAMPLE_FILE,

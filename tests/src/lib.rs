@@ -29,6 +29,7 @@ pub mod loopback;
 pub mod network;
 pub mod nginx;
 pub mod node;
+pub mod packaging;
 pub mod process;
 pub mod proxy;
 pub mod random;

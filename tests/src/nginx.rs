@@ -164,7 +164,10 @@ impl Balancer {
 }
 
 /// Fills in one template of `nginx/`.
-pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
+///
+/// # Panics
+/// There is no such template.
+pub fn fill(template: &str, values: &[(&str, &str)]) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../nginx").join(template);
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     values.iter().fold(text, |text, (name, value)| text.replace(&format!("@{name}@"), value))

@@ -1,4 +1,4 @@
-//! docs/settings.md, docs/metrics.md and the manual pages, which the daemons print.
+//! docs/settings.md, docs/metrics.md and the manual pages, which the daemons print; the balancer of Compose.
 //!
 //! With the variable WRITE_PAGES the tests of `pages` write the documents instead of comparing them:
 //! `./dev settings`.
@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use cluster_tests::binaries;
+use cluster_tests::{binaries, nginx::fill};
 use serde_json::Value;
 
 const DAEMONS: [&str; 3] = ["ftpd", "ftp-relay", "authd"];
@@ -57,6 +57,84 @@ mod pages {
             page += &format!("\n## `{daemon}`\n\n{tables}");
         }
         compare_or_write("docs/settings.md", &page);
+    }
+
+    /// nginx.conf with these control connections, from the templates.
+    fn balancer(
+        control: [&str; 2],
+        listeners: u32,
+        access_log: &str,
+        pid: &str,
+        load_module: &str,
+    ) -> String {
+        let stream = [
+            ("access_log", access_log),
+            ("control", control[0]),
+            ("implicit_control", control[1]),
+            ("data_servers", ""),
+        ];
+        let stream = fill("stream.conf", &stream);
+        // 4,000 clients at once.
+        let connections = 2 * 4000 + listeners + 64;
+        let values = [
+            ("load_module", load_module),
+            ("pid", pid),
+            ("error_log", "stderr"),
+            ("worker_processes", "auto"),
+            ("worker_connections", &connections.to_string()),
+            ("worker_rlimit_nofile", &(2 * connections).to_string()),
+            ("worker_shutdown_timeout", "5m"),
+            ("stream", &stream),
+        ];
+        fill("nginx.conf", &values)
+    }
+
+    /// The names of the nodes and of the ports are those of deploy/compose/compose.yaml.
+    #[test]
+    fn the_balancer_of_compose_is_filled_in_from_the_templates() {
+        let control = |port: &str| {
+            let listen = fill("listen.conf", &[("address", "0.0.0.0"), ("ports", port)]);
+            let values = [
+                ("port", port),
+                ("name", "ftpd"),
+                ("control_listen", &listen),
+                ("control_timeout", "4h"),
+                ("resolver_options", " ipv6=off"),
+            ];
+            fill("control-by-name.conf", &values)
+        };
+        let control = [&control("2121")[..], &control("2990")];
+        let text = balancer(control, 2, "/dev/stdout", "/tmp/nginx.pid", "");
+        // The container fills in this one.
+        assert_eq!(text.matches('@').count(), text.matches("@resolvers@").count() * 2, "{text}");
+        let note =
+            "# Written by `./dev settings` from nginx/. compose.yaml replaces the resolver's address.\n";
+        compare_or_write("deploy/compose/nginx.conf", &format!("{note}{text}"));
+    }
+
+    /// The addresses are those of docs/deployment-linux.md.
+    #[test]
+    fn the_balancer_of_the_debian_example_is_filled_in_from_the_templates() {
+        let control = |port: &str| {
+            let listen = fill("listen.conf", &[("address", "0.0.0.0"), ("ports", port)]);
+            let server = |node: &str| {
+                fill("upstream-server.conf", &[("node", &format!("10.0.0.{node}")), ("port", port)])
+            };
+            let values = [
+                ("port", port),
+                ("control_listen", &listen),
+                ("upstream_servers", &["11", "12", "13"].map(server).concat()),
+                ("control_timeout", "4h"),
+            ];
+            fill("control.conf", &values)
+        };
+        let module = "load_module /usr/lib/nginx/modules/ngx_stream_module.so;";
+        let control = [&control("21")[..], &control("990")];
+        let text = balancer(control, 2, "/var/log/nginx/ftp.log", "/run/nginx.pid", module);
+        assert!(!text.contains('@'), "{text}");
+        let note =
+            "# Written by `./dev settings` from nginx/ for 10.0.0.11 to 13. Needs libnginx-mod-stream.\n";
+        compare_or_write("deploy/debian/examples/nginx.conf", &format!("{note}{text}"));
     }
 
     #[test]
@@ -137,7 +215,7 @@ fn every_metric_of_the_alerts_and_the_dashboard_exists() {
     }
 }
 
-const PAGES: [(&str, &str, &str); 7] = [
+const PAGES: [(&str, &str, &str); 10] = [
     ("ftpd", "ftpd", "8"),
     ("ftpd", "ftpd.toml", "5"),
     ("ftp-relay", "ftp-relay", "8"),
@@ -145,6 +223,9 @@ const PAGES: [(&str, &str, &str); 7] = [
     ("authd", "authd", "8"),
     ("authd", "authd.toml", "5"),
     ("authd", "authd-hash-password", "1"),
+    ("authd", "authd-health", "1"),
+    ("ftpd", "ftpd-health", "1"),
+    ("ftp-relay", "ftp-relay-health", "1"),
 ];
 
 #[test]

@@ -1,6 +1,9 @@
 //! Texts of the manual pages authd(8), authd.toml(5) and authd-hash-password(1), and of the help.
 
-use common::settings::Manual;
+use common::{
+    health_command,
+    settings::{Manual, Subcommand},
+};
 
 pub(super) const MANUAL: Manual = Manual {
     synopsis: &[
@@ -8,6 +11,7 @@ pub(super) const MANUAL: Manual = Manual {
         ("authd --check [--deep] [OPTIONS]", "verify the settings and what they name"),
         ("authd hash-password", "make a hash for a users file"),
         ("authd hash-token", "make a line for administrators_file"),
+        ("authd [OPTIONS] health", "ask the running authd whether it is ready"),
     ],
     description: &[
         "`authd` decides the logins of a distributed FTP cluster. The nodes, `ftpd`(8), send it names and \
@@ -138,6 +142,15 @@ pub(super) const HASH_TOKEN: Manual = Manual {
     exit_status: &[("0", "The line was printed."), ("1", "There was no token.")],
     see_also: &["authd(8)", "authd.toml(5)"],
 };
+
+pub(super) const HEALTH: Subcommand = health_command::subcommand(
+    &[("authd [--config FILE] [--listen IP:PORT] health", "")],
+    &[
+        ("In a container, whose variables are those of the daemon:", "podman exec authd authd health"),
+        ("Beside a service:", "authd --config /etc/distributed-ftp/authd.toml health"),
+    ],
+    &["authd(8)", "authd.toml(5)"],
+);
 
 pub(super) const EXAMPLE_FILE: &str = "\
 listen = \"10.0.0.5:5160\"

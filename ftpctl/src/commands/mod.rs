@@ -39,6 +39,10 @@ pub(crate) async fn run(console: &Console, command: ConsoleCommand) -> Result<u8
         ConsoleCommand::Audit(arguments) => trail::audit(console, &arguments).await,
         ConsoleCommand::Events(command) => events::events(console, command).await,
         // `main` runs these, which work without authd.
-        ConsoleCommand::Doctor(_) | ConsoleCommand::Completions { .. } | ConsoleCommand::Manual => Ok(0),
+        ConsoleCommand::Doctor(_)
+        | ConsoleCommand::Init(_)
+        | ConsoleCommand::Secrets(_)
+        | ConsoleCommand::Completions { .. }
+        | ConsoleCommand::Manual => Ok(0),
     }
 }

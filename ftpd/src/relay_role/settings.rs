@@ -17,7 +17,7 @@ pub static SCHEMA: Schema = Schema {
     version: env!("CARGO_PKG_VERSION"),
     prefix: "FTP_RELAY_",
     groups: &[&ESSENTIAL, &NETWORK, &REGISTRY, &REDIS, &limits::LIMITS, &limits::TIMEOUTS, &LOGGING],
-    subcommands: &[],
+    subcommands: &[manual::HEALTH],
     metrics: metrics::METRICS,
     manual: manual::MANUAL,
     example_file: manual::EXAMPLE_FILE,

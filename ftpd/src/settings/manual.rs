@@ -1,12 +1,16 @@
 //! Texts of the manual pages ftpd(8) and ftpd.toml(5), and of the help.
 
-use common::settings::Manual;
+use common::{
+    health_command,
+    settings::{Manual, Subcommand},
+};
 
 pub(super) const MANUAL: Manual = Manual {
     synopsis: &[
         ("ftpd --config FILE", "one node of a cluster"),
         ("ftpd --standalone [OPTIONS]", "one server, without authd and Redis"),
         ("ftpd --check [--deep] [OPTIONS]", "verify the settings and what they name"),
+        ("ftpd [OPTIONS] health", "ask the running node whether it is ready"),
     ],
     description: &[
         "`ftpd` serves files over FTP and FTPS. Several nodes form a cluster that clients see as one \
@@ -89,6 +93,15 @@ pub(super) const MANUAL: Manual = Manual {
     ],
     see_also: &["authd(8)", "authd-hash-password(1)", "systemd.service(5)"],
 };
+
+pub(super) const HEALTH: Subcommand = health_command::subcommand(
+    &[("ftpd [--config FILE] [--admin-listen IP:PORT] health", "")],
+    &[
+        ("In a container, whose variables are those of the daemon:", "podman exec ftp1 ftpd health"),
+        ("Beside a service:", "ftpd --config /etc/distributed-ftp/ftpd.toml health"),
+    ],
+    &["ftpd(8)", "ftpd.toml(5)"],
+);
 
 pub(super) const EXAMPLE_FILE: &str = "\
 node_name = \"ftp2\"

@@ -1,12 +1,16 @@
 //! Texts of the manual pages ftp-relay(8) and ftp-relay.toml(5), and of the help.
 
-use common::settings::Manual;
+use common::{
+    health_command,
+    settings::{Manual, Subcommand},
+};
 
 pub(super) const MANUAL: Manual = Manual {
     synopsis: &[
         ("ftp-relay --redis-url HOST:PORT [OPTIONS]", "data connections, on the balancer's host"),
         ("ftp-relay --config FILE", "the same, with settings from a file"),
         ("ftp-relay --check [--deep] [OPTIONS]", "verify the settings and what they name"),
+        ("ftp-relay [OPTIONS] health", "ask the running relay whether it is ready"),
     ],
     description: &[
         "`ftp-relay` listens on the passive range of a cluster of `ftpd`(8) nodes and carries each data \
@@ -82,6 +86,15 @@ pub(super) const MANUAL: Manual = Manual {
     ],
     see_also: &["ftpd(8)", "nft(8)", "systemd.service(5)"],
 };
+
+pub(super) const HEALTH: Subcommand = health_command::subcommand(
+    &[("ftp-relay [--config FILE] [--admin-listen IP:PORT] health", "")],
+    &[
+        ("In a container, whose variables are those of the daemon:", "podman exec relay ftp-relay health"),
+        ("Beside a service:", "ftp-relay --config /etc/distributed-ftp/ftp-relay.toml health"),
+    ],
+    &["ftp-relay(8)", "ftp-relay.toml(5)"],
+);
 
 pub(super) const EXAMPLE_FILE: &str = "\
 redis_url = \"10.0.0.5:6379\"
